@@ -1,0 +1,1 @@
+"""The plant that runs the paper: parameters, DVC stages, the Prefect flow and the command line."""

@@ -1,0 +1,24 @@
+"""Errors that are the user's to mend: one line that says where, what and how to go on, and an exit code."""
+
+from enum import IntEnum
+
+
+class Exit(IntEnum):
+    """Exit codes of vdmctl."""
+
+    DONE = 0
+    BUG = 1
+    USAGE = 2
+    NOT_PROMOTED = 3
+    INVALID_DATA = 4
+    MISSING = 5
+    BUSY = 6
+    RESUMABLE = 75
+
+
+class UserError(Exception):
+    """Something the user can mend; `str(error)` is one line."""
+
+    def __init__(self, message: str, code: Exit) -> None:
+        super().__init__(" ".join(message.split()))
+        self.code = code

@@ -1,0 +1,166 @@
+"""params.yaml, the only source of numbers: read as DVC reads it, parsed strictly into typed sections."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from ruamel.yaml import YAML, YAMLError
+
+from flows.errors import Exit, UserError
+
+Positive = Annotated[int, Field(ge=1)]
+NonNegative = Annotated[int, Field(ge=0)]
+# YAML writes 2 for 2.0; nothing else is converted.
+Real = Annotated[float, Field(strict=False, allow_inf_nan=False)]
+Device = Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?|mps)$")]
+
+
+class Section(BaseModel):
+    """A section in which an unknown, missing or mistyped key is an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class Data(Section):
+    """Which images."""
+
+    name: Literal["digits", "mnist", "fashion_mnist", "cifar10"]
+    source: str | None
+    test_fraction: Annotated[Real, Field(gt=0, lt=1)]
+    split_seed: NonNegative
+
+
+class Model(Section):
+    """The noise schedule and the noise predictor; see `vdm.model.VDM`."""
+
+    schedule: Literal["fixed_linear", "learned_linear"]
+    gamma_0: Real
+    gamma_1: Real
+    width: Annotated[int, Field(ge=4, multiple_of=2)]
+    blocks: Positive
+    attention_everywhere: bool
+    fourier_exponents: list[int]
+    norm_groups: Positive
+    norm_eps: Annotated[Real, Field(gt=0)]
+    dropout: Annotated[Real, Field(ge=0, lt=1)]
+    augmentation_input: bool
+
+    @model_validator(mode="after")
+    def consistent(self) -> Self:
+        if self.gamma_0 >= self.gamma_1:
+            raise ValueError(f"gamma_0 must lie below gamma_1, got {self.gamma_0} and {self.gamma_1}")
+        if self.width % self.norm_groups:
+            raise ValueError(f"width must be a multiple of norm_groups, got {self.width} and {self.norm_groups}")
+        return self
+
+
+class Train(Section):
+    """Optimisation; see `vdm.training.train`."""
+
+    seed: NonNegative
+    device: Device
+    precision: Literal["float32", "bfloat16"]
+    steps: Positive
+    batch_size: Positive
+    learning_rate: Annotated[Real, Field(gt=0)]
+    warmup_steps: NonNegative
+    learning_rate_decay: Literal["none", "linear", "cosine"]
+    betas: Annotated[list[Annotated[Real, Field(ge=0, lt=1)]], Field(min_length=2, max_length=2)]
+    weight_decay: Annotated[Real, Field(ge=0)]
+    max_gradient_norm: Annotated[Real, Field(gt=0)] | None
+    ema_decay: Annotated[Real, Field(ge=0, lt=1)]
+    log_every: Positive
+
+
+class Evaluate(Section):
+    """The likelihood; see `vdm.evaluation.evaluate`."""
+
+    seed: NonNegative
+    device: Device
+    times_per_image: Positive
+    num_timesteps: Positive | None
+    batch_size: Positive
+
+
+class Sample(Section):
+    """The grid of samples; see `vdm.sampling.sample`."""
+
+    seed: NonNegative
+    device: Device
+    num_images: Positive
+    num_timesteps: Positive
+    clip: bool
+
+
+class Params(Section):
+    """The whole file."""
+
+    data: Data
+    model: Model
+    train: Train
+    evaluate: Evaluate
+    sample: Sample
+
+
+def read_params(path: Path) -> Params:
+    """Parse the file.  Raises UserError (exit 2) naming file, line and key."""
+    try:
+        # The YAML 1.2 reader, as in DVC: YAML 1.1 readers take 2e-4 for a string.
+        document = YAML(typ="rt").load(path)
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}; `vdmctl preset digits` writes one", Exit.USAGE) from error
+    except YAMLError as error:
+        raise UserError(f"{path}: not YAML: {error}", Exit.USAGE) from error
+    try:
+        return Params.model_validate(plain(document))
+    except ValidationError as error:
+        first = error.errors()[0]
+        line = line_of(document, first["loc"])
+        key = ".".join(str(part) for part in first["loc"])
+        raise UserError(f"{path}:{line}: {key}{explain(first)}", Exit.USAGE) from error
+
+
+def explain(error: Mapping[str, Any]) -> str:
+    """What is wrong with a key and what would be right, to follow the key's name."""
+    got = "" if isinstance(error["input"], dict) else f", got {error['input']!r}"
+    match error["type"]:
+        case "missing":
+            return " is missing"
+        case "extra_forbidden":
+            return " is not a known parameter"
+        case "value_error":
+            return f": {error['ctx']['error']}"
+        case _:
+            return f": {error['msg'][0].lower()}{error['msg'][1:]}{got}"
+
+
+def line_of(document: Any, location: tuple[Any, ...]) -> int:
+    """The 1-based line of the deepest part of `location` that the document holds."""
+    line = 1
+    for part in location:
+        try:
+            line = document.lc.item(part)[0] + 1 if isinstance(part, int) else document.lc.key(part)[0] + 1
+            document = document[part]
+        except (AttributeError, KeyError, IndexError, TypeError):
+            break
+    return int(line)
+
+
+def plain(node: Any) -> Any:
+    """The document as plain dicts, lists and scalars, without the reader's own types."""
+    match node:
+        case Mapping():
+            return {key: plain(value) for key, value in node.items()}
+        case list():
+            return [plain(value) for value in node]
+        case bool():
+            return node
+        case int():
+            return int(node)
+        case float():
+            return float(node)
+        case str():
+            return str(node)
+        case _:
+            return node

@@ -1,0 +1,89 @@
+"""register: freeze a trained model as a release: weights, configuration and model card in one folder."""
+
+import csv
+import json
+import logging
+import shutil
+import subprocess
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vdm.checkpoint import CONFIG, WEIGHTS, load_model, model_sha256, write_whole
+from vdm.images import data_sha256, load_images
+
+if TYPE_CHECKING:
+    from flows.params import Data, Model, Train
+
+log = logging.getLogger(__name__)
+
+CARD = """\
+# Variational diffusion model of {title}
+
+A VDM (Kingma et al. 2021, arXiv 2107.00630) over images of {shape} with {num_levels} levels, {num_parameters:,}
+parameters. The weights are the moving average at the end of training.
+
+| | |
+|---|---|
+| data | {name} ({homepage}), licence: {licence} |
+| images | {num_train} for training, {num_test} held out |
+| data sha256 | `{data_sha256}` |
+| model sha256 | `{model_sha256}` |
+| commit | `{commit}` |
+| last training loss | {bpd:.4f} bits/dim at step {step} |
+
+## Load it
+
+```python
+from pathlib import Path
+from vdm.checkpoint import load_model
+
+model = load_model(Path("{out}"))  # a vdm.model.VDM in evaluation mode
+```
+
+Its likelihood on the held-out images: `vdmctl evaluate {out} --json`.
+
+## Parameters
+
+```json
+{parameters}
+```
+"""
+
+
+def register(
+    data: "Data", model: "Model", train: "Train", *, trained: Path, curves: Path, images: Path, out: Path
+) -> None:
+    """Copy the model in `trained` to `out` and add the card, `README.md`.
+
+    Raises CheckpointError when the trained model does not load, ImageSetError when the images are gone.
+    """
+    vdm = load_model(trained)
+    out.mkdir(parents=True, exist_ok=True)
+    for name in (WEIGHTS, CONFIG):
+        shutil.copyfile(trained / name, out / name)
+    with curves.open(newline="") as file:
+        *_, last = csv.DictReader(file)
+    parameters = {section: part.model_dump() for section, part in (("data", data), ("model", model), ("train", train))}
+    card = CARD.format(
+        **load_images(images).description,
+        shape="x".join(map(str, vdm.image_shape)),
+        num_parameters=sum(p.numel() for p in vdm.parameters()),
+        data_sha256=data_sha256(images),
+        model_sha256=model_sha256(out),
+        commit=current_commit(),
+        bpd=float(last["bpd"]),
+        step=last["step"],
+        out=out,
+        parameters=json.dumps(parameters, indent=2),
+    )
+    write_whole(out / "README.md", card.encode())
+    log.info("registered %s", out)
+
+
+def current_commit() -> str:
+    """The commit that is checked out, marked when tracked files differ from it."""
+    command = ["git", "describe", "--always", "--abbrev=40", "--dirty=, with uncommitted changes", "--exclude=*"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown (not a git checkout)"

@@ -1,0 +1,38 @@
+"""sample: a grid of images drawn from the model, as a picture."""
+
+import logging
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torchvision.utils import make_grid, save_image
+
+from flows.device import find_device
+from flows.progress import bar
+from vdm import sampling
+from vdm.checkpoint import load_model
+
+if TYPE_CHECKING:
+    from flows.params import Sample
+
+log = logging.getLogger(__name__)
+
+
+def sample(sample: "Sample", *, model: Path, out: Path) -> None:
+    """Write a PNG with `num_images` samples in a square grid.  Raises CheckpointError, and UserError (exit 2)."""
+    vdm = load_model(model, find_device(sample.device))
+    pixels = sampling.sample(
+        vdm,
+        sample.num_images,
+        num_timesteps=sample.num_timesteps,
+        clip=sample.clip,
+        generator=torch.Generator().manual_seed(sample.seed),
+        progress=bar("sampling"),
+    )
+    # Small images are enlarged by whole pixels, so that a grid can be looked at.
+    scale = max(1, 32 // max(vdm.image_shape[1:]))
+    shown = (pixels.float() / (vdm.num_levels - 1)).repeat_interleave(scale, 2).repeat_interleave(scale, 3)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    save_image(make_grid(shown, nrow=math.ceil(math.sqrt(len(shown))), padding=2, pad_value=0.5), out)
+    log.info("%d samples in %s", len(shown), out)

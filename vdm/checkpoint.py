@@ -1,0 +1,82 @@
+"""A model on disk: a folder with `weights.safetensors` and `config.json`, the arguments of `vdm.model.VDM`.
+
+`config.json` carries the sha256 of the weights, so that a damaged file is refused and never loaded.
+"""
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+
+from vdm.model import VDM
+
+WEIGHTS, CONFIG = "weights.safetensors", "config.json"
+
+
+class CheckpointError(ValueError):
+    """A model folder is missing, damaged, or not what it claims to be."""
+
+
+def save_model(folder: Path, model: VDM, config: dict[str, Any]) -> None:
+    """Write the model and the arguments it was built from; each file appears whole or not at all."""
+    folder.mkdir(parents=True, exist_ok=True)
+    weights = save({name: tensor.contiguous().cpu() for name, tensor in model.state_dict().items()})
+    description = {"model": config, "weights_sha256": hashlib.sha256(weights).hexdigest()}
+    write_whole(folder / WEIGHTS, weights)
+    write_whole(folder / CONFIG, (json.dumps(description, indent=2) + "\n").encode())
+
+
+def load_model(folder: Path, device: torch.device | str = "cpu") -> VDM:
+    """The model in `folder`, in evaluation mode on `device`.  Raises CheckpointError; runs no code from the files."""
+    config, weights = read_description(folder), read_bytes(folder / WEIGHTS)
+    if hashlib.sha256(weights).hexdigest() != config["weights_sha256"]:
+        raise CheckpointError(f"{folder / WEIGHTS}: sha256 differs from the one in {CONFIG}; restore the file")
+    try:
+        model = VDM(**config["model"])
+        model.load_state_dict(load(weights))
+    except (SafetensorError, TypeError, ValueError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise CheckpointError(f"{folder}: weights and {CONFIG} do not describe one model: {reason}") from error
+    return model.eval().to(device)
+
+
+def model_sha256(folder: Path) -> str:
+    """One digest for the whole model: of config.json, which carries the digest of the weights."""
+    return hashlib.sha256(read_bytes(folder / CONFIG)).hexdigest()
+
+
+def read_description(folder: Path) -> dict[str, Any]:
+    """config.json, checked to be an object with `model` and `weights_sha256`.  Raises CheckpointError."""
+    try:
+        description = json.loads(read_bytes(folder / CONFIG))
+    except ValueError as error:
+        raise CheckpointError(f"{folder / CONFIG}: not JSON: {error}") from error
+    if not isinstance(description, dict) or not {"model", "weights_sha256"} <= description.keys():
+        raise CheckpointError(f"{folder / CONFIG}: must hold an object with `model` and `weights_sha256`")
+    return description
+
+
+def read_bytes(path: Path) -> bytes:
+    """The file's bytes; CheckpointError where it cannot be read."""
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise CheckpointError(f"{path}: {error.strerror}; is this a model folder?") from error
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file so that a reader, or a crash, sees the old content or the new, never a part."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,105 @@
+"""The bound over a whole set of images, with its standard error (section 6).
+
+Every image is evaluated at `times_per_image` stratified times.  Times and noise depend on the seed and on the
+image's index alone: not on batch size, device, model, or on which other images are evaluated.  So two models, or
+two machines, meet the same times and the same noise.
+"""
+
+import math
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vdm.model import VDM
+from vdm.vlb import bits_per_dim, grid_times
+
+GOLDEN_RATIO = (1 + math.sqrt(5)) / 2
+
+
+class Evaluation(NamedTuple):
+    """Per-image terms in bits/dim, (N,) float64 each; `diffusion_variance` is the Monte Carlo variance of diffusion."""
+
+    prior: np.ndarray
+    reconstruction: np.ndarray
+    diffusion: np.ndarray
+    diffusion_variance: np.ndarray
+
+    @property
+    def bpd(self) -> np.ndarray:
+        """-VLB per image, (N,) bits/dim."""
+        return self.prior + self.reconstruction + self.diffusion
+
+    @property
+    def standard_error(self) -> float:
+        """Standard error of the mean over images, Monte Carlo noise included, bits/dim; NaN for one image."""
+        return float(self.bpd.std(ddof=1) / math.sqrt(len(self.bpd))) if len(self.bpd) > 1 else math.nan
+
+    @property
+    def monte_carlo_standard_error(self) -> float:
+        """The part of the standard error that more times per image would remove, bits/dim; NaN for one time each."""
+        return float(np.sqrt(self.diffusion_variance.sum()) / len(self.bpd))
+
+
+@torch.inference_mode()
+def evaluate(
+    model: VDM,
+    pixels: np.ndarray,
+    *,
+    times_per_image: int,
+    num_timesteps: int | None,
+    batch_size: int,
+    seed: int,
+    progress: Callable[[range], Iterable[int]] = iter,
+) -> Evaluation:
+    """The bound of every image in `pixels` (N,C,H,W), on the model's device.
+
+    `num_timesteps` None is the continuous-time bound (eq. 17), T the bound of a T-step model (section 4).
+    `batch_size` counts network evaluations.
+    """
+    device = next(model.parameters()).device
+    num_images = len(pixels)
+    images_per_batch = max(1, batch_size // times_per_image)
+    parts = []
+    for first in progress(range(0, num_images, images_per_batch)):
+        indices = range(first, min(first + images_per_batch, num_images))
+        batch = torch.from_numpy(np.array(pixels[first : indices.stop])).to(device)
+        t = torch.from_numpy(stratified_times(seed, indices, times_per_image)).to(device).flatten()
+        if num_timesteps is not None:
+            t = grid_times(t, num_timesteps)
+        eps = torch.from_numpy(image_noise(seed, indices, times_per_image, model.image_shape)).to(device)
+        terms = model(batch.repeat_interleave(times_per_image, 0), eps, t.float(), num_timesteps=num_timesteps)
+        parts.append(torch.stack([bits_per_dim(term.double(), model.num_dims) for term in terms]).cpu())
+    prior, reconstruction, diffusion = torch.cat(parts, dim=1).unflatten(1, (num_images, times_per_image)).numpy()
+    return Evaluation(prior[:, 0], reconstruction[:, 0], diffusion.mean(1), stratified_variance(diffusion))
+
+
+def stratified_times(seed: int, indices: range, times_per_image: int) -> np.ndarray:
+    """One uniform time in each of `times_per_image` equal strata of [0, 1): (N, times_per_image) float64, rising.
+
+    The place inside the stratum follows a golden-ratio sequence over the images, which spreads evenly over any
+    stretch of indices, from a start that the seed draws.
+    """
+    start = np.random.Generator(np.random.Philox(seed)).random()
+    place = (start + np.arange(indices.start, indices.stop) * GOLDEN_RATIO) % 1
+    return (np.arange(times_per_image) + place[:, None]) / times_per_image
+
+
+def image_noise(seed: int, indices: range, times_per_image: int, shape: tuple[int, int, int]) -> np.ndarray:
+    """Standard normal noise from one counter-based stream per image: (N * times_per_image, C, H, W) float32."""
+    size = (times_per_image, *shape)
+    streams = (np.random.Generator(np.random.Philox(key=[seed, index])) for index in indices)
+    return np.concatenate([stream.standard_normal(size, dtype=np.float32) for stream in streams])
+
+
+def stratified_variance(draws: np.ndarray) -> np.ndarray:
+    """Variance of the mean of each row of draws (N,K) at rising stratified times: (N,), NaN when K is 1.
+
+    From successive differences, which see the noise but little of the trend over time that stratification removes.
+    """
+    num_draws = draws.shape[1]
+    if num_draws == 1:
+        return np.full(len(draws), math.nan)
+    return np.square(np.diff(draws, axis=1)).mean(axis=1) / 2 / num_draws  # type: ignore[no-any-return]

@@ -1,0 +1,74 @@
+"""An image set on disk: `train.npy` and `test.npy`, (N,C,H,W) uint8 levels, and `dataset.json` that describes them.
+
+The arrays are mapped into memory, not read, and never unpickled.
+"""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+SPLITS = ("train", "test")
+DESCRIPTION = "dataset.json"
+
+
+class ImageSetError(ValueError):
+    """A file of the image set is missing or damaged."""
+
+
+class ImageSet(NamedTuple):
+    """The mapped arrays with what `dataset.json` says of them."""
+
+    description: dict[str, Any]
+    train: np.ndarray
+    test: np.ndarray
+
+    @property
+    def num_levels(self) -> int:
+        """K: pixels are 0..K-1."""
+        return int(self.description["num_levels"])
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(C, H, W)."""
+        channels, height, width = self.description["image_shape"]
+        return channels, height, width
+
+
+def save_images(folder: Path, splits: dict[str, np.ndarray], description: dict[str, Any]) -> None:
+    """Write both splits (N,C,H,W) and the description, which comes last: without it there is no set."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for split in SPLITS:
+        np.save(folder / f"{split}.npy", splits[split], allow_pickle=False)
+    (folder / DESCRIPTION).write_text(json.dumps(description, indent=2, sort_keys=True) + "\n")
+
+
+def load_images(folder: Path) -> ImageSet:
+    """The image set in `folder`.  Raises ImageSetError."""
+    try:
+        description = json.loads((folder / DESCRIPTION).read_bytes())
+    except (OSError, ValueError) as error:
+        raise ImageSetError(f"{folder / DESCRIPTION}: missing or damaged: {error}") from error
+    return ImageSet(description, *(load_array(folder / f"{split}.npy") for split in SPLITS))
+
+
+def load_array(path: Path) -> np.ndarray:
+    """The array at `path`, mapped read-only.  Raises ImageSetError."""
+    try:
+        return np.load(path, mmap_mode="r", allow_pickle=False)  # type: ignore[no-any-return]
+    except (OSError, ValueError) as error:
+        raise ImageSetError(f"{path}: missing or damaged: {error}") from error
+
+
+def data_sha256(folder: Path) -> str:
+    """One digest for what a likelihood depends on: the bytes of both arrays and the number of levels.
+
+    Raises ImageSetError.
+    """
+    digest = hashlib.sha256(f"num_levels={load_images(folder).num_levels}\n".encode())
+    for split in SPLITS:
+        with (folder / f"{split}.npy").open("rb") as file:
+            digest.update(f"{split} {hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
+    return digest.hexdigest()

@@ -1,0 +1,102 @@
+"""The variational diffusion model: a noise schedule and a noise predictor, joined by the bound."""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from vdm.discretization import pixels_to_x
+from vdm.network import NoisePredictor
+from vdm.schedule import LinearSchedule
+from vdm.vlb import Terms, diffusion_loss, finite_diffusion_loss, prior_loss, reconstruction_loss
+
+ScheduleKind = Literal["fixed_linear", "learned_linear"]
+
+
+def build_schedule(kind: ScheduleKind, gamma_0: float, gamma_1: float) -> LinearSchedule:
+    """The noise schedule of that kind between the (initial) end points gamma_0 < gamma_1."""
+    match kind:
+        case "fixed_linear":
+            return LinearSchedule(gamma_0, gamma_1, learned=False)
+        case "learned_linear":
+            return LinearSchedule(gamma_0, gamma_1, learned=True)
+    raise ValueError(f"unknown schedule {kind!r}: fixed_linear or learned_linear")
+
+
+class VDM(nn.Module):
+    """A VDM over images of `image_shape` (C,H,W) with pixel levels 0..num_levels-1.
+
+    The arguments are the configuration that `register` writes beside the weights; see `NoisePredictor` for the
+    network's.  `gamma_0`, `gamma_1` also scale its time embedding.
+    """
+
+    def __init__(
+        self,
+        *,
+        image_shape: Sequence[int],
+        num_levels: int,
+        schedule: ScheduleKind,
+        gamma_0: float,
+        gamma_1: float,
+        width: int,
+        blocks: int,
+        attention_everywhere: bool,
+        fourier_exponents: Sequence[int],
+        norm_groups: int,
+        norm_eps: float,
+        dropout: float,
+        augmentation_input: bool,
+    ) -> None:
+        super().__init__()
+        self.image_shape = (image_shape[0], image_shape[1], image_shape[2])
+        self.num_levels = num_levels
+        self.schedule = build_schedule(schedule, gamma_0, gamma_1)
+        self.network = NoisePredictor(
+            channels=self.image_shape[0],
+            width=width,
+            blocks=blocks,
+            attention_everywhere=attention_everywhere,
+            fourier_exponents=fourier_exponents,
+            norm_groups=norm_groups,
+            norm_eps=norm_eps,
+            dropout=dropout,
+            gamma_min=gamma_0,
+            gamma_max=gamma_1,
+            augmentation_input=augmentation_input,
+        )
+
+    @property
+    def num_dims(self) -> int:
+        """Dimensions of one image, C H W."""
+        channels, height, width = self.image_shape
+        return channels * height * width
+
+    def forward(
+        self,
+        pixels: Tensor,
+        eps: Tensor,
+        t: Tensor,
+        *,
+        num_timesteps: int | None = None,
+        augmented: Tensor | None = None,
+    ) -> Terms:
+        """One draw of the bound's terms, each (B,) nats per image (eq. 11).
+
+        pixels (B,C,H,W) of an integer type; eps (B,C,H,W) standard normal; t (B,) in [0, 1) for continuous time, or
+        multiples of 1 / num_timesteps (see `vdm.vlb.grid_times`) for a model of that many steps.
+        """
+        x = pixels_to_x(pixels, self.num_levels, eps.dtype)
+        predict_noise = partial(self.network, augmented=augmented)
+        if num_timesteps is None:
+            diffusion = diffusion_loss(x, eps, t, schedule=self.schedule, predict_noise=predict_noise)
+        else:
+            diffusion = finite_diffusion_loss(
+                x, eps, t, num_timesteps, schedule=self.schedule, predict_noise=predict_noise
+            )
+        return Terms(
+            prior=prior_loss(x, self.schedule.gamma_1),
+            reconstruction=reconstruction_loss(pixels, self.schedule.gamma_0, self.num_levels),
+            diffusion=diffusion,
+        )

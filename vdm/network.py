@@ -1,0 +1,152 @@
+"""The noise predictor eps_hat(z_t, gamma_t) (section 3.4, appendix B): a U-Net that never changes resolution.
+
+    z_t + Fourier features -> conv -> `blocks` residual blocks, their outputs kept -> block, attention, block
+        -> `blocks` + 1 residual blocks, each also fed a kept output -> norm, conv -> + z_t
+
+The last layer of every branch starts at zero, so that the network starts as eps_hat = z_t.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention, silu
+
+Layer = TypeVar("Layer", nn.Conv2d, nn.Linear)
+
+
+class NoisePredictor(nn.Module):
+    """eps_hat (B,C,H,W) from z_t (B,C,H,W) and gamma_t (B,); any number of channels, any image size.
+
+    `fourier_exponents` n add sin and cos of 2 pi 2^n z to the input.  `gamma_min`, `gamma_max` only scale the time
+    embedding: they are constants, also where the schedule's end points are learned.  `augmentation_input` adds one
+    number per image that says "this image was augmented" to the conditioning.
+
+    Raises ValueError when `width` is odd, below 4, or not a multiple of `norm_groups`.
+    """
+
+    def __init__(
+        self,
+        *,
+        channels: int,
+        width: int,
+        blocks: int,
+        attention_everywhere: bool,
+        fourier_exponents: Sequence[int],
+        norm_groups: int,
+        norm_eps: float,
+        dropout: float,
+        gamma_min: float,
+        gamma_max: float,
+        augmentation_input: bool,
+    ) -> None:
+        super().__init__()
+        if width < 4 or width % 2 or width % norm_groups:
+            raise ValueError(f"width {width} must be even, at least 4 and a multiple of norm_groups {norm_groups}")
+        self.width, self.gamma_min, self.gamma_max = width, gamma_min, gamma_max
+        self.fourier_exponents = tuple(fourier_exponents)
+        self.augmentation_input = augmentation_input
+
+        def block(inputs: int) -> ResidualBlock:
+            return ResidualBlock(inputs, width, 4 * width, norm_groups, norm_eps, dropout)
+
+        def attention() -> AttentionBlock:
+            return AttentionBlock(width, norm_groups, norm_eps)
+
+        def attentions(count: int) -> nn.ModuleList:
+            return nn.ModuleList(attention() if attention_everywhere else nn.Identity() for _ in range(count))
+
+        self.condition_1 = nn.Linear(width + augmentation_input, 4 * width)
+        self.condition_2 = nn.Linear(4 * width, 4 * width)
+        self.conv_in = nn.Conv2d(channels * (1 + 2 * len(self.fourier_exponents)), width, 3, padding=1)
+        self.down = nn.ModuleList(block(width) for _ in range(blocks))
+        self.down_attention = attentions(blocks)
+        self.middle_1, self.middle_attention, self.middle_2 = block(width), attention(), block(width)
+        self.up = nn.ModuleList(block(2 * width) for _ in range(blocks + 1))
+        self.up_attention = attentions(blocks + 1)
+        self.norm_out = nn.GroupNorm(norm_groups, width, norm_eps)
+        self.conv_out = zeroed(nn.Conv2d(width, channels, 3, padding=1))
+
+    def forward(self, z_t: Tensor, gamma_t: Tensor, augmented: Tensor | None = None) -> Tensor:
+        """eps_hat (B,C,H,W).  gamma_t (B,); `augmented` (B,) is 0 or 1, and 0 throughout when left out."""
+        condition = self.condition(gamma_t, augmented)
+        h = self.conv_in(torch.cat([z_t, fourier_features(z_t, self.fourier_exponents)], dim=1))
+        kept = [h]
+        for block, attention in zip(self.down, self.down_attention, strict=True):
+            h = attention(block(h, condition))
+            kept.append(h)
+        h = self.middle_2(self.middle_attention(self.middle_1(h, condition)), condition)
+        for block, attention in zip(self.up, self.up_attention, strict=True):
+            h = attention(block(torch.cat([h, kept.pop()], dim=1), condition))
+        return z_t + self.conv_out(silu(self.norm_out(h)))  # type: ignore[no-any-return]
+
+    def condition(self, gamma_t: Tensor, augmented: Tensor | None) -> Tensor:
+        """The conditioning vector (B, 4 width) that every residual block receives."""
+        embedding = time_embedding(gamma_t, self.width, self.gamma_min, self.gamma_max)
+        if self.augmentation_input:
+            flag = torch.zeros_like(gamma_t) if augmented is None else augmented.to(gamma_t)
+            embedding = torch.cat([embedding, flag[:, None]], dim=1)
+        return silu(self.condition_2(silu(self.condition_1(embedding))))
+
+
+class ResidualBlock(nn.Module):
+    """x + conv(dropout(silu(norm(conv(silu(norm(x))) + projected condition)))), (B,inputs,H,W) -> (B,width,H,W)."""
+
+    def __init__(self, inputs: int, width: int, condition: int, norm_groups: int, norm_eps: float, dropout: float):
+        super().__init__()
+        self.norm_1 = nn.GroupNorm(norm_groups, inputs, norm_eps)
+        self.conv_1 = nn.Conv2d(inputs, width, 3, padding=1)
+        self.project = zeroed(nn.Linear(condition, width, bias=False))
+        self.norm_2 = nn.GroupNorm(norm_groups, width, norm_eps)
+        self.dropout = nn.Dropout(dropout)
+        self.conv_2 = zeroed(nn.Conv2d(width, width, 3, padding=1))
+        self.shortcut = nn.Conv2d(inputs, width, 1) if inputs != width else nn.Identity()
+
+    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
+        h = self.conv_1(silu(self.norm_1(x))) + self.project(condition)[:, :, None, None]
+        return self.shortcut(x) + self.conv_2(self.dropout(silu(self.norm_2(h))))  # type: ignore[no-any-return]
+
+
+class AttentionBlock(nn.Module):
+    """x + single-head self-attention over all pixels of the normalised x, (B,C,H,W) -> (B,C,H,W)."""
+
+    def __init__(self, width: int, norm_groups: int, norm_eps: float) -> None:
+        super().__init__()
+        self.norm = nn.GroupNorm(norm_groups, width, norm_eps)
+        self.query_key_value = nn.Linear(width, 3 * width)
+        self.project = zeroed(nn.Linear(width, width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        pixels = self.norm(x).flatten(2).transpose(1, 2)
+        query, key, value = self.query_key_value(pixels).unsqueeze(1).chunk(3, dim=-1)
+        h = self.project(scaled_dot_product_attention(query, key, value).squeeze(1))
+        return x + h.transpose(1, 2).reshape(x.shape)  # type: ignore[no-any-return]
+
+
+def fourier_features(z: Tensor, exponents: Sequence[int]) -> Tensor:
+    """sin and cos of 2 pi 2^n z for every n in `exponents` (appendix C): (B,C,H,W) -> (B, 2 len(exponents) C, H, W).
+
+    Sines before cosines, each channel-major.  Never below float32, since the argument reaches 800 rad.
+    """
+    z = z if z.dtype == torch.float64 else z.float()
+    frequencies = 2 * math.pi * 2.0 ** torch.tensor(exponents, device=z.device, dtype=z.dtype)
+    angles = (z.unsqueeze(2) * frequencies[:, None, None]).flatten(1, 2)
+    return torch.cat([angles.sin(), angles.cos()], dim=1)
+
+
+def time_embedding(gamma_t: Tensor, width: int, gamma_min: float, gamma_max: float) -> Tensor:
+    """Sines and cosines of 1000 (gamma_t - gamma_min) / (gamma_max - gamma_min): (B,) -> (B, width), width even."""
+    half = width // 2
+    time = 1000 * (gamma_t - gamma_min) / (gamma_max - gamma_min)
+    exponents = torch.arange(half, device=time.device, dtype=time.dtype) / (half - 1)
+    angles = time[:, None] * 10_000**-exponents
+    return torch.cat([angles.sin(), angles.cos()], dim=1)
+
+
+def zeroed(layer: Layer) -> Layer:
+    """The same layer with weights and bias set to zero."""
+    for parameter in layer.parameters():
+        nn.init.zeros_(parameter)
+    return layer

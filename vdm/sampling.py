@@ -1,0 +1,41 @@
+"""Ancestral sampling (section 3.3, appendix A.4): from z_1 ~ N(0, I) down to z_0, then to pixels."""
+
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import Tensor
+
+from vdm.diffusion import reverse_step
+from vdm.discretization import nearest_pixels
+from vdm.model import VDM
+
+
+@torch.inference_mode()
+def sample(
+    model: VDM,
+    num_images: int,
+    *,
+    num_timesteps: int,
+    clip: bool,
+    generator: torch.Generator,
+    progress: Callable[[range], Iterable[int]] = iter,
+) -> Tensor:
+    """Draw `num_images` images in `num_timesteps` steps: (num_images,C,H,W) integer pixels on the model's device.
+
+    Noise comes from `generator`, on the generator's device.  `clip` keeps every x_hat inside [-1, 1].  The last step
+    takes the mode of p(x | z_0) rather than a draw, whose difference at the usual gamma_0 is below one level.
+    """
+    device = next(model.parameters()).device
+
+    def noise() -> Tensor:
+        shape = (num_images, *model.image_shape)
+        return torch.randn(shape, generator=generator, device=generator.device).to(device)
+
+    # Integers divided once: t and s of neighbouring steps are the same number.
+    times = torch.arange(num_timesteps, -1, -1, device=device) / num_timesteps
+    gammas = model.schedule(times)
+    z = noise()
+    for i in progress(range(num_timesteps)):
+        gamma_t, gamma_s = gammas[i].expand(num_images), gammas[i + 1].expand(num_images)
+        z = reverse_step(z, model.network(z, gamma_t), noise(), gamma_s, gamma_t, clip=clip)
+    return nearest_pixels(z, model.schedule.gamma_0, model.num_levels)

@@ -1,0 +1,94 @@
+"""The variational lower bound (section 3.5, eq. 11): -VLB(x) = prior + reconstruction + diffusion, in nats per image.
+
+    prior           KL(q(z_1 | x) || N(0, I)), closed form
+    reconstruction  E over q(z_0 | x) of -log p(x | z_0), exact by quadrature
+    diffusion       continuous time (eq. 17):  1/2 E over t, eps of gamma'(t) |eps - eps_hat|^2
+                    T steps (section 4):       T/2 E over i, eps of expm1(gamma_t - gamma_s) |eps - eps_hat|^2
+
+Noise and times are arguments; drawing them is the caller's job.
+"""
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import logsigmoid
+
+from vdm.diffusion import diffuse
+from vdm.discretization import reconstruction_table
+from vdm.schedule import alpha, gamma_and_slope
+
+PredictNoise = Callable[[Tensor, Tensor], Tensor]
+"""eps_hat (B,C,H,W) from z_t (B,C,H,W) and gamma_t (B,)."""
+
+
+class Terms(NamedTuple):
+    """The three terms of -VLB, each (B,) nats per image (eq. 11)."""
+
+    prior: Tensor
+    reconstruction: Tensor
+    diffusion: Tensor
+
+    @property
+    def total(self) -> Tensor:
+        """-VLB, (B,) nats per image."""
+        return self.prior + self.reconstruction + self.diffusion
+
+
+def bits_per_dim(nats: Tensor, num_dims: int) -> Tensor:
+    """Bits per dimension from nats per image: nats / (num_dims ln 2)."""
+    return nats / (num_dims * math.log(2))
+
+
+def prior_loss(x: Tensor, gamma_1: Tensor) -> Tensor:
+    """KL(q(z_1 | x) || N(0, I)) = 1/2 sum [sigma_1^2 + alpha_1^2 x^2 - 1 - log sigma_1^2], (B,) nats (eq. 11)."""
+    # sigma^2 - 1 = -alpha^2; written so, nothing cancels when sigma_1 is close to 1.
+    kl = 0.5 * (alpha(gamma_1).square() * (x.square() - 1) - logsigmoid(gamma_1))
+    return kl.flatten(1).sum(1)
+
+
+def reconstruction_loss(pixels: Tensor, gamma_0: Tensor, num_levels: int) -> Tensor:
+    """E over q(z_0 | x) of -log p(x | z_0), exact, (B,) nats (eq. 11).  pixels (B,C,H,W) of an integer type."""
+    table = reconstruction_table(gamma_0, num_levels).to(gamma_0.dtype)
+    return table[pixels.long()].flatten(1).sum(1)
+
+
+def squared_error(x: Tensor, eps: Tensor, gamma_t: Tensor, predict_noise: PredictNoise) -> Tensor:
+    """|eps - eps_hat(z_t)|^2 per image, (B,)."""
+    eps_hat = predict_noise(diffuse(x, gamma_t, eps), gamma_t)
+    return (eps - eps_hat).square().flatten(1).sum(1)
+
+
+def diffusion_loss(
+    x: Tensor, eps: Tensor, t: Tensor, *, schedule: nn.Module, predict_noise: PredictNoise
+) -> Tensor:
+    """1/2 gamma'(t) |eps - eps_hat|^2, one draw of the continuous-time loss (eq. 17), (B,) nats; t (B,) in [0, 1)."""
+    gamma_t, dgamma_dt = gamma_and_slope(schedule, t)
+    return 0.5 * dgamma_dt * squared_error(x, eps, gamma_t, predict_noise)
+
+
+def finite_diffusion_loss(
+    x: Tensor, eps: Tensor, t: Tensor, num_timesteps: int, *, schedule: nn.Module, predict_noise: PredictNoise
+) -> Tensor:
+    """T/2 expm1(gamma_t - gamma_s) |eps - eps_hat|^2, one draw of the T-step loss (section 4), (B,) nats.
+
+    t (B,) holds multiples i/T, i = 1..T (see `grid_times`); s = t - 1/T.
+    """
+    gamma_t, gamma_s = schedule(t), schedule(t - 1 / num_timesteps)
+    weight = num_timesteps / 2 * torch.expm1(gamma_t - gamma_s)
+    return weight * squared_error(x, eps, gamma_t, predict_noise)
+
+
+def low_discrepancy_times(offset: Tensor, num_times: int) -> Tensor:
+    """t_i = (offset + i / num_times) mod 1: one uniform offset, evenly spread times (appendix I.1), (num_times,)."""
+    # arange over integers: a float step 1/n yields n + 1 values for some n.
+    grid = torch.arange(num_times, device=offset.device, dtype=offset.dtype) / num_times
+    # In float32 the remainder of a value just below 1 can round to 1 itself, which is not in [0, 1).
+    return torch.remainder(offset + grid, 1).clamp(max=1 - torch.finfo(offset.dtype).eps)
+
+
+def grid_times(t: Tensor, num_timesteps: int) -> Tensor:
+    """Uniform t in [0, 1) to the grid of T steps: i/T with i uniform over 1..T."""
+    return (torch.floor(t * num_timesteps) + 1) / num_timesteps
