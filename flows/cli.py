@@ -7,6 +7,7 @@ import json
 import logging
 import shutil
 import sys
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -27,6 +28,14 @@ EVALUATION = Path("reports/evaluation")
 SAMPLES = Path("reports/samples/samples.png")
 PARAMS = Path("params.yaml")
 PRESETS = Path("presets")
+
+
+class ImportFormat(StrEnum):
+    """Whose checkpoint."""
+
+    GOOGLE = "google-vdm"
+    ADDTT = "addtt"
+
 
 app = typer.Typer(
     help="Train, evaluate and ship a Variational Diffusion Model.\n\n"
@@ -111,6 +120,26 @@ def sample() -> None:
     from flows.stages.sample import sample
 
     sample(read.sample, model=REGISTERED, out=SAMPLES)
+
+
+@app.command("import-checkpoint")
+def import_checkpoint(
+    file: Annotated[Path, typer.Argument(help="The other implementation's checkpoint.")],
+    file_format: Annotated[
+        ImportFormat, typer.Option("--format", help="google-vdm: flax msgpack; addtt: model.pt beside config.yaml.")
+    ],
+    out: Annotated[Path, typer.Option(help="The model folder to write.")],
+    image_size: Annotated[tuple[int, int], typer.Option(help="Height and width, which weights do not tell.")] = (
+        32,
+        32,
+    ),
+    num_levels: Annotated[int, typer.Option(help="Levels of a pixel.", min=2)] = 256,
+    averaged: Annotated[bool, typer.Option(help="Take the moving average of the weights.")] = True,
+) -> None:
+    """Turn another implementation's checkpoint into a model folder for `vdmctl evaluate`."""
+    from flows.importing import import_checkpoint
+
+    import_checkpoint(file, file_format.value, out=out, image_size=image_size, num_levels=num_levels, averaged=averaged)
 
 
 @app.command()

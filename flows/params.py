@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
-from ruamel.yaml import YAML, YAMLError
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
 
 from flows.errors import Exit, UserError
 
@@ -34,7 +35,7 @@ class Data(Section):
 class Model(Section):
     """The noise schedule and the noise predictor; see `vdm.model.VDM`."""
 
-    schedule: Literal["fixed_linear", "learned_linear"]
+    schedule: Literal["fixed_linear", "learned_linear", "learned_monotone"]
     gamma_0: Real
     gamma_1: Real
     width: Annotated[int, Field(ge=4, multiple_of=2)]

@@ -37,7 +37,7 @@ def stages() -> list[str]:
 
 @task(cache_policy=NO_CACHE)
 def reproduce(stage: str) -> None:
-    """`dvc repro --single-item STAGE`, its output streamed into the log.  Raises RuntimeError with the stage's reason."""
+    """`dvc repro --single-item STAGE`, its output streamed into the log.  Raises RuntimeError with the reason."""
     logger = get_run_logger()
     reason = "see the log"
     with process_group([sys.executable, "-m", "dvc", "repro", "--single-item", stage]) as process:

@@ -1,7 +1,7 @@
 """The forward process q(z_t | x) and the generative step p(z_s | z_t), s < t (sections 3.1 and 3.3, appendix A).
 
-    q(z_t | x)   = N(alpha_t x, sigma_t^2 I)
-    p(z_s | z_t) = q(z_s | z_t, x = x_hat(z_t))      x_hat = (z_t - sigma_t eps_hat) / alpha_t
+q(z_t | x)   = N(alpha_t x, sigma_t^2 I)
+p(z_s | z_t) = q(z_s | z_t, x = x_hat(z_t))      x_hat = (z_t - sigma_t eps_hat) / alpha_t
 """
 
 import torch

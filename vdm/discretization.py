@@ -1,7 +1,7 @@
 """Discrete pixels and the continuous x (section 3.3): level k of K sits at the centre 2 (k + 0.5) / K - 1.
 
-    p(x | z_0) is proportional to q(z_0 | x), pixel by pixel, normalised over the K levels:
-    log p(level k | z_0) = l_k - logsumexp_j l_j,    l_j = -1/2 ((z_0 - alpha_0 x_j) / sigma_0)^2
+p(x | z_0) is proportional to q(z_0 | x), pixel by pixel, normalised over the K levels:
+log p(level k | z_0) = l_k - logsumexp_j l_j,    l_j = -1/2 ((z_0 - alpha_0 x_j) / sigma_0)^2
 """
 
 import math

@@ -11,10 +11,9 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from vdm.model import VDM
-from vdm.vlb import bits_per_dim, grid_times
+from vdm.vlb import bits_per_dim
 
 GOLDEN_RATIO = (1 + math.sqrt(5)) / 2
 
@@ -30,7 +29,7 @@ class Evaluation(NamedTuple):
     @property
     def bpd(self) -> np.ndarray:
         """-VLB per image, (N,) bits/dim."""
-        return self.prior + self.reconstruction + self.diffusion
+        return np.asarray(self.prior + self.reconstruction + self.diffusion)
 
     @property
     def standard_error(self) -> float:
@@ -67,12 +66,10 @@ def evaluate(
         indices = range(first, min(first + images_per_batch, num_images))
         batch = torch.from_numpy(np.array(pixels[first : indices.stop])).to(device)
         t = torch.from_numpy(stratified_times(seed, indices, times_per_image)).to(device).flatten()
-        if num_timesteps is not None:
-            t = grid_times(t, num_timesteps)
         eps = torch.from_numpy(image_noise(seed, indices, times_per_image, model.image_shape)).to(device)
         terms = model(batch.repeat_interleave(times_per_image, 0), eps, t.float(), num_timesteps=num_timesteps)
         parts.append(torch.stack([bits_per_dim(term.double(), model.num_dims) for term in terms]).cpu())
-    prior, reconstruction, diffusion = torch.cat(parts, dim=1).unflatten(1, (num_images, times_per_image)).numpy()
+    prior, reconstruction, diffusion = torch.cat(parts, dim=1).reshape(3, num_images, times_per_image).numpy()
     return Evaluation(prior[:, 0], reconstruction[:, 0], diffusion.mean(1), stratified_variance(diffusion))
 
 

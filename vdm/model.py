@@ -2,17 +2,23 @@
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Literal
+from typing import Literal, get_args
 
-import torch
 from torch import Tensor, nn
 
 from vdm.discretization import pixels_to_x
 from vdm.network import NoisePredictor
-from vdm.schedule import LinearSchedule
-from vdm.vlb import Terms, diffusion_loss, finite_diffusion_loss, prior_loss, reconstruction_loss
+from vdm.schedule import LinearSchedule, MonotoneSchedule, gamma_and_slope
+from vdm.vlb import (
+    Terms,
+    diffusion_loss,
+    finite_diffusion_loss,
+    grid_times,
+    prior_loss,
+    reconstruction_loss,
+)
 
-ScheduleKind = Literal["fixed_linear", "learned_linear"]
+ScheduleKind = Literal["fixed_linear", "learned_linear", "learned_monotone"]
 
 
 def build_schedule(kind: ScheduleKind, gamma_0: float, gamma_1: float) -> LinearSchedule:
@@ -22,7 +28,9 @@ def build_schedule(kind: ScheduleKind, gamma_0: float, gamma_1: float) -> Linear
             return LinearSchedule(gamma_0, gamma_1, learned=False)
         case "learned_linear":
             return LinearSchedule(gamma_0, gamma_1, learned=True)
-    raise ValueError(f"unknown schedule {kind!r}: fixed_linear or learned_linear")
+        case "learned_monotone":
+            return MonotoneSchedule(gamma_0, gamma_1)
+    raise ValueError(f"unknown schedule {kind!r}: {', '.join(get_args(ScheduleKind))}")
 
 
 class VDM(nn.Module):
@@ -73,30 +81,28 @@ class VDM(nn.Module):
         channels, height, width = self.image_shape
         return channels * height * width
 
-    def forward(
-        self,
-        pixels: Tensor,
-        eps: Tensor,
-        t: Tensor,
-        *,
-        num_timesteps: int | None = None,
-        augmented: Tensor | None = None,
-    ) -> Terms:
+    def forward(self, pixels: Tensor, eps: Tensor, t: Tensor, *, num_timesteps: int | None = None) -> Terms:
         """One draw of the bound's terms, each (B,) nats per image (eq. 11).
 
-        pixels (B,C,H,W) of an integer type; eps (B,C,H,W) standard normal; t (B,) in [0, 1) for continuous time, or
-        multiples of 1 / num_timesteps (see `vdm.vlb.grid_times`) for a model of that many steps.
+        pixels (B,C,H,W) of an integer type; eps (B,C,H,W) standard normal; t (B,) in [0, 1), for a model of
+        `num_timesteps` steps rounded up to its grid.
         """
-        x = pixels_to_x(pixels, self.num_levels, eps.dtype)
-        predict_noise = partial(self.network, augmented=augmented)
         if num_timesteps is None:
-            diffusion = diffusion_loss(x, eps, t, schedule=self.schedule, predict_noise=predict_noise)
-        else:
-            diffusion = finite_diffusion_loss(
-                x, eps, t, num_timesteps, schedule=self.schedule, predict_noise=predict_noise
-            )
-        return Terms(
-            prior=prior_loss(x, self.schedule.gamma_1),
-            reconstruction=reconstruction_loss(pixels, self.schedule.gamma_0, self.num_levels),
-            diffusion=diffusion,
-        )
+            return self.terms(pixels, eps, *gamma_and_slope(self.schedule, t))
+        t = grid_times(t, num_timesteps)
+        gamma_s, gamma_t = self.schedule(t - 1 / num_timesteps), self.schedule(t)
+        x = pixels_to_x(pixels, self.num_levels, eps.dtype)
+        diffusion = finite_diffusion_loss(x, eps, gamma_s, gamma_t, num_timesteps, self.network)
+        return Terms(prior_loss(x, self.schedule.gamma_1), self.reconstruction_loss(pixels), diffusion)
+
+    def terms(
+        self, pixels: Tensor, eps: Tensor, gamma_t: Tensor, dgamma_dt: Tensor, augmented: Tensor | None = None
+    ) -> Terms:
+        """The terms in continuous time, (B,) nats each, at gamma_t with slope dgamma_dt (B,) (eq. 11, 17)."""
+        x = pixels_to_x(pixels, self.num_levels, eps.dtype)
+        diffusion = diffusion_loss(x, eps, gamma_t, dgamma_dt, partial(self.network, augmented=augmented))
+        return Terms(prior_loss(x, self.schedule.gamma_1), self.reconstruction_loss(pixels), diffusion)
+
+    def reconstruction_loss(self, pixels: Tensor) -> Tensor:
+        """The exact reconstruction term, (B,) nats (eq. 11)."""
+        return reconstruction_loss(pixels, self.schedule.gamma_0, self.num_levels)

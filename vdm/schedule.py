@@ -31,8 +31,8 @@ def snr(gamma: Tensor) -> Tensor:
 class LinearSchedule(nn.Module):
     """gamma(t) = gamma_0 + (gamma_1 - gamma_0) t, with fixed or learned end points (appendix H).
 
-    gamma_1 must lie above gamma_0.  Learning cannot turn the schedule round, because what is learned is
-    gamma_0 and a span that enters through its absolute value.
+    Learning cannot turn the schedule round: what is learned is gamma_0 and a span that enters by its absolute value.
+    Raises ValueError unless gamma_0 < gamma_1.
     """
 
     def __init__(self, gamma_0: float, gamma_1: float, *, learned: bool) -> None:
@@ -52,11 +52,57 @@ class LinearSchedule(nn.Module):
         """gamma(1), a scalar."""
         return self.start + self.span.abs()
 
+    def end_points(self) -> list[nn.Parameter]:
+        """The parameters that the bound trains, empty when they are fixed."""
+        return [p for p in (self.start, self.span) if p.requires_grad]
+
+    def shape_parameters(self) -> list[nn.Parameter]:
+        """The parameters that the variance of the bound's estimate trains; a straight line has none."""
+        return []
+
+    def shape(self, t: Tensor) -> Tensor:
+        """The way from gamma_0 to gamma_1 covered at t: increasing, 0 at 0 and 1 at 1."""
+        return t
+
     def forward(self, t: Tensor) -> Tensor:
-        """gamma at times t in [0, 1]; any shape in, the same shape out."""
-        return self.start + self.span.abs() * t
+        """gamma at times t (B,) in [0, 1]: (B,)."""
+        return self.start + self.span.abs() * self.shape(t)
+
+
+class MonotoneSchedule(LinearSchedule):
+    """gamma_eta(t), a monotone network between learned end points (appendix H).
+
+    Three layers of positive weights, the second through a sigmoid, on the input 2 t - 1 beside a linear path in t:
+
+        raw(t) = |a| t + mean_j |c_j| (2 sigmoid(|b_j| (2 t - 1) + bias_j) - 1)
+        shape(t) = (raw(t) - raw(0)) / (raw(1) - raw(0))
+
+    so that gamma(0) and gamma(1) are the learned end points whatever the weights are.
+    """
+
+    def __init__(self, gamma_0: float, gamma_1: float, *, num_features: int = 1024) -> None:
+        super().__init__(gamma_0, gamma_1, learned=True)
+        self.linear = nn.Parameter(torch.ones(()))
+        self.inner = nn.Parameter(torch.randn(num_features))
+        self.bias = nn.Parameter(torch.randn(num_features))
+        self.outer = nn.Parameter(0.01 * torch.randn(num_features))
+
+    def shape_parameters(self) -> list[nn.Parameter]:
+        return [self.linear, self.inner, self.bias, self.outer]
+
+    def shape(self, t: Tensor) -> Tensor:
+        # One evaluation for t and both ends: then shape(0) is 0 and shape(1) is 1 to the bit.
+        raw = self.raw(torch.cat([t, t.new_tensor([0.0, 1.0])]))
+        t_part, raw_0, raw_1 = raw[:-2], raw[-2], raw[-1]
+        return (t_part - raw_0) / (raw_1 - raw_0)
+
+    def raw(self, t: Tensor) -> Tensor:
+        """The monotone network before its ends are fixed: (B,) to (B,)."""
+        hidden = torch.sigmoid(self.inner.abs() * (2 * t[:, None] - 1) + self.bias)
+        return self.linear.abs() * t + (self.outer.abs() * (2 * hidden - 1)).mean(dim=1)
 
 
 def gamma_and_slope(schedule: nn.Module, t: Tensor) -> tuple[Tensor, Tensor]:
     """gamma(t) and gamma'(t) of the schedule in use, both (B,); differentiable in the schedule's parameters."""
-    return torch.func.jvp(schedule, (t,), (torch.ones_like(t),))  # type: ignore[no-any-return]
+    gamma_t, dgamma_dt, *_ = torch.func.jvp(schedule, (t,), (torch.ones_like(t),))
+    return gamma_t, dgamma_dt

@@ -13,12 +13,12 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from vdm.diffusion import diffuse
 from vdm.discretization import reconstruction_table
-from vdm.schedule import alpha, gamma_and_slope
+from vdm.schedule import alpha
 
 PredictNoise = Callable[[Tensor, Tensor], Tensor]
 """eps_hat (B,C,H,W) from z_t (B,C,H,W) and gamma_t (B,)."""
@@ -61,24 +61,22 @@ def squared_error(x: Tensor, eps: Tensor, gamma_t: Tensor, predict_noise: Predic
     return (eps - eps_hat).square().flatten(1).sum(1)
 
 
-def diffusion_loss(
-    x: Tensor, eps: Tensor, t: Tensor, *, schedule: nn.Module, predict_noise: PredictNoise
-) -> Tensor:
-    """1/2 gamma'(t) |eps - eps_hat|^2, one draw of the continuous-time loss (eq. 17), (B,) nats; t (B,) in [0, 1)."""
-    gamma_t, dgamma_dt = gamma_and_slope(schedule, t)
+def diffusion_loss(x: Tensor, eps: Tensor, gamma_t: Tensor, dgamma_dt: Tensor, predict_noise: PredictNoise) -> Tensor:
+    """1/2 gamma'(t) |eps - eps_hat|^2, one draw of the continuous-time loss at t ~ U[0, 1) (eq. 17), (B,) nats.
+
+    gamma_t and its derivative dgamma_dt (B,) are those of the schedule in use: see `vdm.schedule.gamma_and_slope`.
+    """
     return 0.5 * dgamma_dt * squared_error(x, eps, gamma_t, predict_noise)
 
 
 def finite_diffusion_loss(
-    x: Tensor, eps: Tensor, t: Tensor, num_timesteps: int, *, schedule: nn.Module, predict_noise: PredictNoise
+    x: Tensor, eps: Tensor, gamma_s: Tensor, gamma_t: Tensor, num_timesteps: int, predict_noise: PredictNoise
 ) -> Tensor:
     """T/2 expm1(gamma_t - gamma_s) |eps - eps_hat|^2, one draw of the T-step loss (section 4), (B,) nats.
 
-    t (B,) holds multiples i/T, i = 1..T (see `grid_times`); s = t - 1/T.
+    t = i/T with i uniform over 1..T (see `grid_times`), s = t - 1/T.
     """
-    gamma_t, gamma_s = schedule(t), schedule(t - 1 / num_timesteps)
-    weight = num_timesteps / 2 * torch.expm1(gamma_t - gamma_s)
-    return weight * squared_error(x, eps, gamma_t, predict_noise)
+    return num_timesteps / 2 * torch.expm1(gamma_t - gamma_s) * squared_error(x, eps, gamma_t, predict_noise)
 
 
 def low_discrepancy_times(offset: Tensor, num_times: int) -> Tensor:

@@ -97,9 +97,7 @@ def image_expectations(image_set: ImageSet) -> list[Any]:
         gxe.ExpectColumnValuesToBeInSet(column="dtype", value_set=["uint8"], **meaning("pixels are uint8 integers")),
         gxe.ExpectColumnValuesToBeInSet(column="num_nan", value_set=[0], **meaning("no pixel is NaN")),
         gxe.ExpectColumnValuesToBeBetween(column="lowest", min_value=0, **meaning("no level below 0")),
-        gxe.ExpectColumnValuesToBeBetween(
-            column="highest", max_value=highest, **meaning(f"no level above {highest}")
-        ),
+        gxe.ExpectColumnValuesToBeBetween(column="highest", max_value=highest, **meaning(f"no level above {highest}")),
         gxe.ExpectColumnValuesToBeInSet(
             column="also_in_train", value_set=[False], **meaning("no test image is a training image too")
         ),
