@@ -191,18 +191,26 @@ def summary(metrics: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    """Run vdmctl: a user's error is one line and an exit code, a bug keeps its traceback."""
+    """The console script."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: list[str]) -> int:
+    """Run vdmctl and return its exit code: a user's error is one line on stderr, a bug keeps its traceback."""
     logging.basicConfig(format="%(message)s", stream=sys.stderr)
     logging.getLogger("flows").setLevel(logging.INFO)
     try:
-        app()
+        app(arguments)
+    except SystemExit as finished:
+        return int(finished.code or 0)
     except UserError as error:
-        fail(str(error), error.code)
+        return fail(str(error), error.code)
     except Exception as error:
         code = exit_code(error)
         if code is None:
             raise
-        fail(str(error), code)
+        return fail(str(error), code)
+    return Exit.DONE
 
 
 def exit_code(error: Exception) -> Exit | None:
@@ -218,10 +226,10 @@ def exit_code(error: Exception) -> Exit | None:
     return codes.get((type(error).__module__, type(error).__name__))
 
 
-def fail(message: str, code: Exit) -> None:
-    """Say why in one line on stderr, and leave."""
+def fail(message: str, code: Exit) -> Exit:
+    """Say why in one line on stderr; returns the code."""
     print(f"vdmctl: {' '.join(message.split())}", file=sys.stderr)
-    sys.exit(code)
+    return code
 
 
 if __name__ == "__main__":

@@ -1,0 +1,166 @@
+"""Checkpoints of the official JAX code and of the PyTorch peer, imported through the command line and compared."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from flows.cli import run
+from vdm.checkpoint import load_model
+from vdm.diffusion import reverse_step
+from vdm.discretization import nearest_pixels, reconstruction_draw
+from vdm.model import VDM
+from vdm.schedule import gamma_and_slope
+from vdm.vlb import bits_per_dim
+
+ORACLES = Path(__file__).parent / "oracles"
+GOOGLE = ["google_scalar_T0", "google_nnet_T0_attn"]
+
+
+def oracle(path: Path) -> dict[str, Tensor]:
+    """The recorded numbers, images as (B,C,H,W)."""
+    with np.load(path) as arrays:
+        tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
+    channels_last = [name for name, tensor in tensors.items() if tensor.ndim == 4 and tensor.shape[-1] == 3]
+    return tensors | {name: tensors[name].permute(0, 3, 1, 2) for name in channels_last}
+
+
+@pytest.fixture(params=GOOGLE)
+def google(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[VDM, dict[str, Tensor]]:
+    file = ORACLES / f"{request.param}.flax"
+    command = ["import-checkpoint", str(file), "--format", "google-vdm", "--image-size", "8", "8"]
+    assert run([*command, "--out", str(tmp_path / "model")]) == 0
+    return load_model(tmp_path / "model"), oracle(ORACLES / f"{request.param}.npz")
+
+
+def close(actual: Tensor, expected: Tensor) -> None:
+    torch.testing.assert_close(actual.double(), expected.double(), rtol=1e-4, atol=1e-4 * expected.abs().max().item())
+
+
+def test_the_schedule(google: tuple[VDM, dict[str, Tensor]]) -> None:
+    model, expected = google
+    gamma, slope = gamma_and_slope(model.schedule, expected["tt"])
+    close(gamma, expected["gamma"])
+    close(slope, expected["dgamma"])
+    close(torch.sigmoid(model.schedule.gamma_0).reshape(1), expected["var_0"])
+    close(torch.sigmoid(model.schedule.gamma_1).reshape(1), expected["var_1"])
+
+
+def test_the_network(google: tuple[VDM, dict[str, Tensor]]) -> None:
+    model, expected = google
+    close(model.network(expected["z"], expected["g_t"]), expected["eps_hat"])
+
+
+def test_the_terms(google: tuple[VDM, dict[str, Tensor]]) -> None:
+    model, expected = google
+    terms = model(expected["x"], expected["eps"], expected["t"])
+    close(bits_per_dim(terms.prior, model.num_dims), expected["bpd_latent"])
+    close(bits_per_dim(terms.diffusion, model.num_dims), expected["bpd_diff"])
+    draw = reconstruction_draw(expected["x"], expected["eps0"], model.schedule.gamma_0, 256)
+    close(bits_per_dim(draw, model.num_dims), expected["bpd_recon"])
+
+
+def test_the_reverse_step_and_decoding(google: tuple[VDM, dict[str, Tensor]]) -> None:
+    model, expected = google
+    i, steps = int(expected["i"]), int(expected["T"])
+    gamma_s, gamma_t = model.schedule(torch.tensor([(steps - i - 1) / steps, (steps - i) / steps]))
+    gamma_s, gamma_t = gamma_s.expand(4), gamma_t.expand(4)
+    eps_hat = model.network(expected["z"], gamma_t)
+    close(reverse_step(expected["z"], eps_hat, expected["nz"], gamma_s, gamma_t), expected["zs"])
+    assert torch.equal(nearest_pixels(expected["z"], model.schedule.gamma_0, 256).int(), expected["x_dec"])
+
+
+def test_float64_agrees_with_float32(google: tuple[VDM, dict[str, Tensor]]) -> None:
+    model, expected = google
+    single = model(expected["x"], expected["eps"], expected["t"])
+    double = model.double()(expected["x"], expected["eps"].double(), expected["t"].double())
+    for one, other in zip(single, double, strict=True):
+        assert other.dtype == torch.float64
+        close(one, other)
+
+
+def test_the_pytorch_peer(tmp_path: Path) -> None:
+    file = ORACLES / "addtt_learned" / "model.pt"
+    assert run(["import-checkpoint", str(file), "--format", "addtt", "--out", str(tmp_path / "model")]) == 0
+    model, expected = load_model(tmp_path / "model"), oracle(ORACLES / "addtt_learned" / "oracle.npz")
+    close(model.schedule(expected["t"]), expected["gamma"])
+    close(model.network(expected["z"], expected["gamma"]), expected["eps_hat"])
+    terms = model(expected["pixels"], expected["eps"], expected["t"])
+    close(bits_per_dim(terms.diffusion, model.num_dims).mean(), expected["diffusion_bpd_mean"])
+    close(bits_per_dim(terms.prior, model.num_dims).mean(), expected["prior_bpd_mean"])
+    assert model.schedule.gamma_0.item() == pytest.approx(expected["gamma_0"].item())
+    assert model.schedule.gamma_1.item() == pytest.approx(expected["gamma_1"].item())
+
+
+def test_the_last_weights_on_request(tmp_path: Path) -> None:
+    command = ["import-checkpoint", str(ORACLES / f"{GOOGLE[0]}.flax"), "--format", "google-vdm"]
+    assert run([*command, "--out", str(tmp_path / "averaged")]) == 0
+    assert run([*command, "--no-averaged", "--out", str(tmp_path / "last")]) == 0
+    weights = [load_model(tmp_path / name).network.conv_in.weight for name in ("averaged", "last")]
+    assert weights[0].shape == weights[1].shape
+
+
+class Hostile:
+    """Unpickled, it would leave a file behind."""
+
+    def __init__(self, trace: Path) -> None:
+        self.trace = trace
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (Path.touch, (self.trace,))
+
+
+def damaged(kind: str, folder: Path) -> tuple[Path, str]:
+    """A damaged copy of an oracle's checkpoint and its format."""
+    google = (ORACLES / f"{GOOGLE[0]}.flax").read_bytes()
+    peer = (ORACLES / "addtt_learned" / "model.pt").read_bytes()
+    shutil.copyfile(ORACLES / "addtt_learned" / "config.yaml", folder / "config.yaml")
+    file = folder / "checkpoint"
+    match kind:
+        case "truncated flax":
+            file.write_bytes(google[: len(google) // 2])
+        case "empty flax":
+            file.write_bytes(b"")
+        case "flax without weights":
+            file.write_bytes(google.replace(b"conv_out", b"conv_uot"))
+        case "not a file":
+            return folder / "nothing", "google-vdm"
+        case "truncated torch":
+            file.write_bytes(peer[: len(peer) // 2])
+            return file, "addtt"
+        case "flipped torch":
+            content = bytearray(peer)
+            content[len(content) // 2] ^= 0xFF
+            file.write_bytes(content)
+            return file, "addtt"
+        case "hostile torch":
+            torch.save({"ema": Hostile(folder / "trace"), "model": {}}, file)
+            return file, "addtt"
+    return file, "google-vdm"
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "truncated flax",
+        "empty flax",
+        "flax without weights",
+        "not a file",
+        "truncated torch",
+        "flipped torch",
+        "hostile torch",
+    ],
+)
+def test_a_damaged_checkpoint_is_refused_in_one_line(
+    kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file, file_format = damaged(kind, tmp_path)
+    assert run(["import-checkpoint", str(file), "--format", file_format, "--out", str(tmp_path / "out")]) == 5
+    captured = capsys.readouterr()
+    assert captured.err.count("\n") == 1
+    assert str(file) in captured.err
+    assert not (tmp_path / "out").exists()
+    assert not (tmp_path / "trace").exists()
