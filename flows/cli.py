@@ -122,6 +122,23 @@ def sample() -> None:
     sample(read.sample, model=REGISTERED, out=SAMPLES)
 
 
+@app.command()
+def report() -> None:
+    """Print the metrics of the last `dvc repro` and where its pictures are."""
+    try:
+        metrics = json.loads((EVALUATION / "metrics.json").read_bytes())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{EVALUATION / 'metrics.json'}: {error}; run `dvc repro`", Exit.MISSING) from error
+    print(summary(metrics))
+    for title, path in (
+        ("samples", SAMPLES),
+        ("model card", REGISTERED / "README.md"),
+        ("validation", DATA_DOCS / "index.html"),
+    ):
+        print(f"{title}: {path}")
+    print("curves: dvc plots show")
+
+
 @app.command("import-checkpoint")
 def import_checkpoint(
     file: Annotated[Path, typer.Argument(help="The other implementation's checkpoint.")],

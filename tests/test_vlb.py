@@ -130,7 +130,7 @@ def test_terms_add_up() -> None:
 def test_low_discrepancy_times_are_one_per_stratum(num_times: int, offset: float) -> None:
     t = low_discrepancy_times(torch.tensor(offset), num_times)
     assert t.shape == (num_times,)
-    assert 0 <= t.min()
+    assert t.min() >= 0
     assert t.max() < 1
     # Sorted they are num_times points a step apart: rounding moves them by float32's epsilon at most.
     spacing = t.double().sort().values.diff()

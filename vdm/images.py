@@ -12,6 +12,7 @@ import numpy as np
 
 SPLITS = ("train", "test")
 DESCRIPTION = "dataset.json"
+REQUIRED = {"name", "num_levels", "image_shape", "num_train", "num_test"}
 
 
 class ImageSetError(ValueError):
@@ -51,15 +52,20 @@ def load_images(folder: Path) -> ImageSet:
         description = json.loads((folder / DESCRIPTION).read_bytes())
     except (OSError, ValueError) as error:
         raise ImageSetError(f"{folder / DESCRIPTION}: missing or damaged: {error}") from error
+    if not isinstance(description, dict) or not description.keys() >= REQUIRED:
+        raise ImageSetError(f"{folder / DESCRIPTION}: must be an object with {', '.join(sorted(REQUIRED))}")
     return ImageSet(description, *(load_array(folder / f"{split}.npy") for split in SPLITS))
 
 
 def load_array(path: Path) -> np.ndarray:
     """The array at `path`, mapped read-only.  Raises ImageSetError."""
     try:
-        return np.load(path, mmap_mode="r", allow_pickle=False)  # type: ignore[no-any-return]
-    except (OSError, ValueError) as error:
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (EOFError, OSError, ValueError) as error:
         raise ImageSetError(f"{path}: missing or damaged: {error}") from error
+    if array.ndim == 0:
+        raise ImageSetError(f"{path}: holds a single number, not images")
+    return np.asanyarray(array)
 
 
 def data_sha256(folder: Path) -> str:

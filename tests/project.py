@@ -1,0 +1,77 @@
+"""A copy of this project in a temporary folder, for tests that run its commands as a user does."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+TINY_PARAMS = {
+    "width: 32": "width: 8",
+    "blocks: 6": "blocks: 1",
+    "norm_groups: 8": "norm_groups: 4",
+    "steps: 2200": "steps: 20",
+    "log_every: 50": "log_every: 5",
+    "times_per_image: 32": "times_per_image: 2",
+    "num_timesteps: 250": "num_timesteps: 5",
+    "num_images: 64": "num_images: 4",
+}
+
+
+class Project:
+    """A git repository with this project's files and parameters that train in a second."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        listed = subprocess.run(
+            ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        for name in listed.stdout.splitlines():
+            if (ROOT / name).is_file() and name != "dvc.lock" and not name.startswith(("tests/", "reports/")):
+                (folder / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(ROOT / name, folder / name)
+        shutil.copyfile(ROOT / "presets" / "digits.yaml", folder / "params.yaml")
+        self.edit("params.yaml", **TINY_PARAMS)
+        self.git("init", "--quiet", "--initial-branch=main")
+        self.git("add", "--all")
+        self.git("commit", "--quiet", "--message=Start")
+
+    def edit(self, name: str, **replacements: str) -> None:
+        """Replace texts in a file; each must be there."""
+        text = (self.folder / name).read_text()
+        for old, new in replacements.items():
+            assert old in text, f"{name} has no {old!r}"
+            text = text.replace(old, new)
+        (self.folder / name).write_text(text)
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """The environment of this interpreter first on PATH, as `make` sets it, and a git identity."""
+        git = {f"GIT_{role}_{key}": value for role in ("AUTHOR", "COMMITTER") for key, value in IDENTITY.items()}
+        return os.environ | git | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+
+    def run(self, *command: str) -> subprocess.CompletedProcess[str]:
+        """Run a command in the project's folder."""
+        return subprocess.run(command, cwd=self.folder, env=self.environment, capture_output=True, text=True)
+
+    def git(self, *arguments: str) -> str:
+        """Run git, which must succeed."""
+        result = self.run("git", *arguments)
+        assert result.returncode == 0, result.stderr
+        return result.stdout
+
+    def dvc(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """Run DVC."""
+        return self.run(sys.executable, "-m", "dvc", *arguments)
+
+    def vdmctl(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """Run vdmctl from this folder's code."""
+        return self.run(sys.executable, "-m", "flows.cli", *arguments)
+
+
+IDENTITY = {"NAME": "Test", "EMAIL": "test@example.org"}

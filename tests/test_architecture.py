@@ -1,0 +1,174 @@
+"""The architecture, checked by machine."""
+
+import ast
+import re
+import subprocess
+import sys
+import typing
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+from ruamel.yaml import YAML
+
+ROOT = Path(__file__).parents[1]
+DVC = YAML(typ="safe").load(ROOT / "dvc.yaml")
+STAGES = list(DVC["stages"])
+
+# Each layer may import those before it.
+LAYERS = [
+    {"schedule"},
+    {"diffusion"},
+    {"discretization", "network"},
+    {"vlb"},
+    {"model"},
+    {"training", "evaluation", "sampling", "checkpoint", "images"},
+]
+
+
+def imported(path: Path, *, type_checking: bool = False) -> set[str]:
+    """Names of the modules that a file imports, anywhere in it; not those under `if TYPE_CHECKING`."""
+    names: set[str] = set()
+
+    class Visitor(ast.NodeVisitor):
+        def visit_If(self, node: ast.If) -> None:
+            if type_checking or ast.unparse(node.test) != "TYPE_CHECKING":
+                self.generic_visit(node)
+
+        def visit_Import(self, node: ast.Import) -> None:
+            names.update(alias.name for alias in node.names)
+
+        def visit_ImportFrom(self, node: ast.ImportFrom) -> None:
+            assert node.level == 0, "imports are absolute"
+            assert node.module
+            names.add(node.module)
+            names.update(f"{node.module}.{alias.name}" for alias in node.names)
+
+    Visitor().visit(ast.parse(path.read_text()))
+    return names
+
+
+def file_of(module: str) -> Path | None:
+    """The file of a module of ours, relative to the root; None for a package or what is not a module of ours."""
+    path = Path(*module.split(".")).with_suffix(".py")
+    return path if module.startswith(("vdm.", "flows.")) and (ROOT / path).is_file() else None
+
+
+def closure(path: Path) -> set[Path]:
+    """A file and all of ours that it reaches by imports."""
+    reached, pending = set(), [path]
+    while pending:
+        current = pending.pop()
+        if current not in reached:
+            reached.add(current)
+            pending += [file for name in imported(ROOT / current) if (file := file_of(name))]
+    return reached
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "vdm").glob("*.py")), ids=lambda path: path.stem)
+def test_the_paper_imports_nothing_of_the_plant(path: Path) -> None:
+    allowed = {"torch", "torchvision", "numpy", "safetensors", "vdm", *sys.stdlib_module_names}
+    assert {name.split(".")[0] for name in imported(path, type_checking=True)} <= allowed
+
+
+def test_dependencies_point_one_way() -> None:
+    assert set.union(*LAYERS) | {"__init__"} == {path.stem for path in (ROOT / "vdm").glob("*.py")}
+    below: set[str] = set()
+    for layer in LAYERS:
+        for module in layer:
+            ours = {name.split(".")[1] for name in imported(ROOT / "vdm" / f"{module}.py") if name.startswith("vdm.")}
+            assert ours <= below, f"vdm/{module}.py imports {ours - below}"
+        below |= layer
+
+
+def test_stages_know_neither_dvc_nor_prefect_nor_the_command_line() -> None:
+    for stage in STAGES:
+        for path in closure(Path("flows/stages", f"{stage}.py")):
+            foreign = {name.split(".")[0] for name in imported(ROOT / path)} & {"dvc", "prefect", "typer", "ruamel"}
+            assert not foreign, f"{path} imports {foreign}"
+            assert "flows.cli" not in imported(ROOT / path)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_stage_depends_on_the_code_that_it_reaches(stage: str) -> None:
+    declared = {Path(dep) for dep in DVC["stages"][stage]["deps"] if dep.endswith(".py")}
+    assert declared == closure(Path("flows/stages", f"{stage}.py"))
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_stage_depends_on_the_sections_that_it_takes(stage: str) -> None:
+    module = import_module(f"flows.stages.{stage}")
+    taken = parameter_sections(module, stage)
+    assert taken == DVC["stages"][stage].get("params", [])
+    assert DVC["stages"][stage]["cmd"] == f"python -m flows.cli {stage}"
+
+
+def parameter_sections(module: ModuleType, function: str) -> list[str]:
+    """The sections of params.yaml among a stage's arguments, by their types."""
+    from flows import params
+
+    namespace = {**vars(params), **vars(module)}
+    hints = typing.get_type_hints(getattr(module, function), globalns=namespace)
+    sections = {field.annotation: name for name, field in params.Params.model_fields.items()}
+    return [sections[hint] for hint in hints.values() if hint in sections]
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_the_flow_runs_the_graph_of_dvc() -> None:
+    from flows.train_vdm import stages
+
+    order = stages()
+    assert sorted(order) == sorted(STAGES)
+    producers = {out: name for name in STAGES for out in outputs(name)}
+    for position, name in enumerate(order):
+        needed = {producers[dep] for dep in DVC["stages"][name].get("deps", []) if dep in producers}
+        assert needed <= set(order[:position])
+
+
+def outputs(stage: str) -> list[str]:
+    entries = DVC["stages"][stage].get("outs", []) + DVC["stages"][stage].get("metrics", [])
+    return [entry if isinstance(entry, str) else next(iter(entry)) for entry in entries]
+
+
+def test_help_loads_nothing_heavy() -> None:
+    program = (
+        "import sys; from flows.cli import run; code = run(['--help']);"
+        "print(sorted({'torch', 'prefect', 'great_expectations', 'dvc', 'numpy', 'pandas'} & set(sys.modules)), code)"
+    )
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert result.stdout.splitlines()[-1] == "[] 0"
+
+
+def test_every_command_in_the_documents_exists() -> None:
+    help_text = subprocess.run(
+        [sys.executable, "-m", "flows.cli", "--help"], capture_output=True, text=True, check=True, cwd=ROOT
+    ).stdout
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    for document in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")]:
+        text = document.read_text()
+        for command in re.findall(r"vdmctl ([a-z][a-z-]+)", text):
+            assert re.search(rf"│ {command} ", help_text), f"{document.name}: vdmctl {command}"
+        for target in re.findall(r"`?make ([a-z]+)`?(?=[ `\n])", text):
+            assert target in targets, f"{document.name}: make {target}"
+
+
+def test_the_annotated_tree_names_every_module() -> None:
+    readme = (ROOT / "README.md").read_text()
+    for path in [*(ROOT / "vdm").glob("*.py"), *(ROOT / "flows").glob("*.py")]:
+        if path.stem != "__init__":
+            assert f"{path.name} " in readme, f"README.md does not mention {path.name}"
+
+
+@pytest.mark.parametrize("path", sorted([*ROOT.glob("vdm/**/*.py"), *ROOT.glob("flows/**/*.py")]), ids=lambda p: p.name)
+def test_files_and_functions_stay_small(path: Path) -> None:
+    text = path.read_text()
+    assert text.count("\n") <= 300
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef):
+            docstring = ast.get_docstring(node, clean=False) or ""
+            last_argument = max(
+                (arg.end_lineno or 0 for arg in ast.walk(node.args) if isinstance(arg, ast.arg)), default=0
+            )
+            body = (node.end_lineno or 0) - max(node.lineno, last_argument) - docstring.count("\n") - 1
+            assert body <= 40, f"{path.name}: {node.name} has {body} lines"

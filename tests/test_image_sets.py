@@ -1,0 +1,181 @@
+"""Publishers' files: read for what they are, refused for what they should not be."""
+
+import gzip
+import hashlib
+import io
+import pickle
+import struct
+import tarfile
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torchvision
+
+from flows.errors import Exit, UserError
+from flows.image_sets import CIFAR10, FASHION_MNIST, PublishedSet, read_digits, read_published
+
+DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
+
+
+def images(count: int, *shape: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (count, *shape), dtype=np.uint8)
+
+
+def idx(array: np.ndarray) -> bytes:
+    """MNIST's file format."""
+    return struct.pack(f">HBB{array.ndim}I", 0, 8, array.ndim, *array.shape) + array.tobytes()
+
+
+def sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+@pytest.fixture
+def small_mnist(tmp_path: Path) -> tuple[PublishedSet, Path]:
+    """Fashion-MNIST's entry with the checksums of a few random images, and the folder that holds them."""
+    contents = {
+        "train-images-idx3-ubyte": idx(images(5, 28, 28)),
+        "train-labels-idx1-ubyte": idx(images(5)),
+        "t10k-images-idx3-ubyte": idx(images(3, 28, 28, seed=1)),
+        "t10k-labels-idx1-ubyte": idx(images(3)),
+    }
+    source = tmp_path / "source"
+    source.mkdir()
+    for name, content in contents.items():
+        (source / f"{name}.gz").write_bytes(gzip.compress(content))
+    return replace(FASHION_MNIST, files={name: sha256(content) for name, content in contents.items()}), source
+
+
+@pytest.fixture
+def small_cifar(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[PublishedSet, Path]:
+    """CIFAR-10's entry with the checksums of a few random images, and the folder that holds its archive."""
+    contents = {
+        name: pickle.dumps({"data": images(2, 3072, seed=i), "labels": [0, 1]})
+        for i, name in enumerate([f"data_batch_{i}" for i in range(1, 6)] + ["test_batch"])
+    }
+    contents["batches.meta"] = pickle.dumps({"label_names": list("0123456789")})
+    # torchvision checks digests of its own.
+    reader = torchvision.datasets.CIFAR10
+    md5 = {name: hashlib.md5(content).hexdigest() for name, content in contents.items()}
+    monkeypatch.setattr(reader, "train_list", [[name, md5[name]] for name, _ in reader.train_list])
+    monkeypatch.setattr(reader, "test_list", [[name, md5[name]] for name, _ in reader.test_list])
+    monkeypatch.setattr(reader, "meta", reader.meta | {"md5": md5["batches.meta"]})
+    source = tmp_path / "source"
+    source.mkdir()
+    with tarfile.open(source / "cifar-10-python.tar.gz", "w:gz") as tar:
+        for name, content in contents.items():
+            info = tarfile.TarInfo(f"cifar-10-batches-py/{name}")
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+    return replace(CIFAR10, files={name: sha256(content) for name, content in contents.items()}), source
+
+
+def scratch(tmp_path: Path) -> Path:
+    (tmp_path / "scratch").mkdir(exist_ok=True)
+    return tmp_path / "scratch"
+
+
+def test_reads_idx_files_compressed_or_not(small_mnist: tuple[PublishedSet, Path], tmp_path: Path) -> None:
+    published, source = small_mnist
+    packed = source / "train-images-idx3-ubyte.gz"
+    (source / "train-images-idx3-ubyte").write_bytes(gzip.decompress(packed.read_bytes()))
+    packed.unlink()
+    splits = read_published(published, source, scratch(tmp_path))
+    assert np.array_equal(splits.train, images(5, 28, 28)[:, None])
+    assert np.array_equal(splits.test, images(3, 28, 28, seed=1)[:, None])
+
+
+@pytest.mark.parametrize("unpacked", [False, True])
+def test_reads_cifar_batches_packed_or_not(
+    unpacked: bool, small_cifar: tuple[PublishedSet, Path], tmp_path: Path
+) -> None:
+    published, source = small_cifar
+    if unpacked:
+        with tarfile.open(source / "cifar-10-python.tar.gz") as tar:
+            tar.extractall(source, filter="data")
+        (source / "cifar-10-python.tar.gz").unlink()
+    splits = read_published(published, source, scratch(tmp_path))
+    assert splits.train.shape == (10, 3, 32, 32)
+    assert np.array_equal(splits.test, images(2, 3072, seed=5).reshape(2, 3, 32, 32))
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-20])
+
+
+def other_content(path: Path) -> None:
+    path.write_bytes(gzip.compress(idx(images(5, 28, 28, seed=9))))
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (Path.unlink, "holds no train-images-idx3-ubyte or train-images-idx3-ubyte.gz"),
+        (cut, "truncated or damaged"),
+        (lambda path: path.write_bytes(b""), "sha256|truncated"),
+        (lambda path: path.write_text("<!DOCTYPE html><title>404</title>"), "truncated or damaged"),
+        (other_content, "train-images-idx3-ubyte: sha256 of the uncompressed bytes"),
+    ],
+    ids=["missing", "truncated", "empty", "an error page", "other images"],
+)
+def test_a_bad_file_is_named(
+    damage: Callable[[Path], object], message: str, small_mnist: tuple[PublishedSet, Path], tmp_path: Path
+) -> None:
+    published, source = small_mnist
+    damage(source / "train-images-idx3-ubyte.gz")
+    with pytest.raises(UserError, match=message) as error:
+        read_published(published, source, scratch(tmp_path))
+    assert error.value.code == Exit.MISSING
+    assert str(source) in str(error.value)
+
+
+def test_a_hostile_pickle_is_refused_before_it_is_read(small_cifar: tuple[PublishedSet, Path], tmp_path: Path) -> None:
+    published, source = small_cifar
+
+    class Hostile:
+        def __reduce__(self) -> tuple[object, ...]:
+            return (Path.touch, (tmp_path / "trace",))
+
+    (source / "data_batch_1").write_bytes(pickle.dumps(Hostile()))
+    with pytest.raises(UserError, match="data_batch_1: sha256"):
+        read_published(published, source, scratch(tmp_path))
+    assert not (tmp_path / "trace").exists()
+
+
+def test_a_truncated_archive_is_named(small_cifar: tuple[PublishedSet, Path], tmp_path: Path) -> None:
+    published, source = small_cifar
+    cut(source / "cifar-10-python.tar.gz")
+    (source / "cifar-10-python.tar.gz").write_bytes((source / "cifar-10-python.tar.gz").read_bytes()[:5000])
+    with pytest.raises(UserError, match="truncated or damaged"):
+        read_published(published, source, scratch(tmp_path))
+
+
+def test_a_source_that_is_no_folder(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"data\.source: .*nowhere is not a folder"):
+        read_published(FASHION_MNIST, tmp_path / "nowhere", scratch(tmp_path))
+
+
+def test_an_address_that_does_not_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torchvision.datasets.FashionMNIST, "mirrors", ["http://127.0.0.1:9/"])
+    with pytest.raises(UserError, match=r"could not be downloaded.*data\.source") as error:
+        read_published(FASHION_MNIST, None, scratch(tmp_path))
+    assert error.value.code == Exit.MISSING
+
+
+def test_digits_are_split_by_the_seed() -> None:
+    first, again, other = read_digits(0.2, 0), read_digits(0.2, 0), read_digits(0.2, 1)
+    assert (len(first.train), len(first.test)) == (1438, 359)
+    assert np.array_equal(first.test, again.test)
+    assert not np.array_equal(first.test, other.test)
+    both = np.concatenate([first.train, first.test])
+    assert len(np.unique(both.reshape(1797, -1), axis=0)) == 1797
+
+
+@pytest.mark.skipif(not DEBIAN_FASHION_MNIST.is_dir(), reason="Debian's dataset-fashion-mnist is not installed")
+def test_debians_recompressed_fashion_mnist_has_the_published_bytes(tmp_path: Path) -> None:
+    splits = read_published(FASHION_MNIST, DEBIAN_FASHION_MNIST, scratch(tmp_path))
+    assert splits.train.shape == (60_000, 1, 28, 28)
+    assert splits.test.shape == (10_000, 1, 28, 28)

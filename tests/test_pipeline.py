@@ -1,0 +1,208 @@
+"""The whole pipeline under real DVC and real git, on real images."""
+
+import csv
+import json
+import re
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from project import Project
+
+
+@pytest.fixture(scope="module")
+def reproduced(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """A project after `dvc repro`.  Tests that share it leave it as they found it."""
+    project = Project(tmp_path_factory.mktemp("project"))
+    result = project.dvc("repro")
+    assert result.returncode == 0, result.stdout + result.stderr
+    project.git("add", "--all")
+    project.git("commit", "--quiet", "--message=Reproduce")
+    return project
+
+
+def ran(output: str) -> list[str]:
+    return re.findall(r"Running stage '(\w+)'", output)
+
+
+def test_every_stage_leaves_its_outputs(reproduced: Project) -> None:
+    folder = reproduced.folder
+    metrics = json.loads((folder / "reports/evaluation/metrics.json").read_text())
+    assert 0 < metrics["bpd"] < 8
+    with (folder / "reports/evaluation/per_image.csv").open() as file:
+        bpd = [float(row["bpd"]) for row in csv.DictReader(file)]
+    assert len(bpd) == metrics["num_images"] == 359
+    assert np.mean(bpd) == pytest.approx(metrics["bpd"], abs=1e-5)
+    with (folder / "reports/training/curves.csv").open() as file:
+        assert [row["step"] for row in csv.DictReader(file)] == ["5", "10", "15", "20"]
+    with Image.open(folder / "reports/samples/samples.png") as picture:
+        assert picture.size == (2 * (32 + 2) + 2, 2 * (32 + 2) + 2)
+
+
+def test_the_card_tells_where_the_model_comes_from(reproduced: Project) -> None:
+    card = (reproduced.folder / "models/vdm/README.md").read_text()
+    report = json.loads((reproduced.folder / "reports/validation/validation.json").read_text())
+    first_commit = reproduced.git("rev-list", "--max-parents=0", "HEAD").strip()
+    assert report["data_sha256"] in card
+    assert first_commit in card
+    assert '"batch_size": 64' in card
+    program = re.search(r"```python\n(.*?)```", card, re.DOTALL)
+    assert program
+    loaded = reproduced.run("python", "-c", program[1] + "print(model.image_shape, model.training)")
+    assert loaded.stdout == "(1, 8, 8) False\n"
+
+
+def test_a_second_repro_does_nothing_and_says_so(reproduced: Project) -> None:
+    started = time.monotonic()
+    result = reproduced.dvc("repro")
+    assert ran(result.stdout) == []
+    assert "up to date" in result.stdout
+    # Typically 0.6 s; the bound leaves room for a busy machine.
+    assert time.monotonic() - started < 10
+    assert reproduced.git("status", "--porcelain") == ""
+
+
+def test_changed_evaluation_parameters_rerun_the_evaluation_alone(reproduced: Project) -> None:
+    before = json.loads((reproduced.folder / "reports/evaluation/metrics.json").read_text())
+    reproduced.edit("params.yaml", **{"times_per_image: 2": "times_per_image: 3"})
+    assert ran(reproduced.dvc("repro").stdout) == ["evaluate"]
+    after = json.loads((reproduced.folder / "reports/evaluation/metrics.json").read_text())
+    assert after["times_per_image"] == 3
+    assert after["model_sha256"] == before["model_sha256"]
+    reproduced.git("checkout", "--quiet", ".")
+    assert ran(reproduced.dvc("repro").stdout) == []  # the run-cache has it
+
+
+def test_dvc_shows_metrics_plots_and_the_artifact(reproduced: Project) -> None:
+    metrics = json.loads(reproduced.dvc("metrics", "show", "--json").stdout)
+    assert metrics[""]["data"]["reports/evaluation/metrics.json"]["data"]["bpd"] > 0
+    plots = reproduced.dvc("plots", "show", "--out", "plots")
+    assert plots.returncode == 0, plots.stderr
+    page = (reproduced.folder / "plots" / "index.html").read_text()
+    assert "Training loss" in page
+    assert "Noise schedule" in page
+    reproduced.run("rm", "-r", "plots")
+    program = "from dvc.repo import Repo; print(Repo().artifacts.read()['dvc.yaml']['vdm'].path)"
+    assert reproduced.run("python", "-c", program).stdout == "models/vdm\n"
+
+
+def test_evaluate_prints_one_json_object(reproduced: Project) -> None:
+    result = reproduced.vdmctl("evaluate", "models/vdm", "--json", "--num-timesteps", "10", "--seed", "7")
+    metrics = json.loads(result.stdout)
+    assert set(metrics) >= {
+        "bpd",
+        "bpd_standard_error",
+        "prior_bpd",
+        "reconstruction_bpd",
+        "diffusion_bpd",
+        "num_images",
+        "times_per_image",
+        "num_timesteps",
+        "seed",
+        "model_sha256",
+        "data_sha256",
+    }
+    assert (metrics["num_timesteps"], metrics["seed"]) == (10, 7)
+    parts = metrics["prior_bpd"] + metrics["reconstruction_bpd"] + metrics["diffusion_bpd"]
+    assert metrics["bpd"] == pytest.approx(parts)
+    assert reproduced.git("status", "--porcelain") == ""
+
+
+def test_evaluate_writes_where_it_is_told(reproduced: Project, tmp_path: Path) -> None:
+    assert reproduced.vdmctl("evaluate", "models/vdm", "--out", str(tmp_path / "out")).returncode == 0
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["metrics.json", "per_image.csv"]
+
+
+def one_line(result: "object") -> str:
+    """The only line on stderr."""
+    lines = result.stderr.splitlines()  # type: ignore[attr-defined]
+    assert len(lines) == 1, result.stderr  # type: ignore[attr-defined]
+    return str(lines[0])
+
+
+def test_a_model_of_other_images_is_refused(reproduced: Project) -> None:
+    config = reproduced.folder / "other" / "config.json"
+    reproduced.run("cp", "-r", "models/vdm", "other")
+    content = json.loads(config.read_text())
+    content["model"]["num_levels"] = 256
+    config.write_text(json.dumps(content))
+    result = reproduced.vdmctl("evaluate", "other")
+    reproduced.run("rm", "-r", "other")
+    assert result.returncode == 2
+    assert "other is a model of images of 1x8x8 with 256 levels; data/images holds 1x8x8 with 17" in one_line(result)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["evaluate", "nowhere"], 5, "nowhere/config.json"),
+        (["evaluate", "models/vdm", "--images", "nowhere"], 5, "nowhere/dataset.json"),
+        (["evaluate", "models/vdm", "--device", "cuda:99"], 2, "device cuda:99"),
+        (["evaluate", "models/vdm", "--device", "abacus"], 2, "--device"),
+        (["preset", "nonsense"], 2, "no preset 'nonsense': cifar10"),
+        (["preset", "digits"], 2, "--force"),
+    ],
+)
+def test_bad_arguments_get_one_line_and_their_code(
+    arguments: list[str], code: int, message: str, reproduced: Project
+) -> None:
+    result = reproduced.vdmctl(*arguments)
+    assert (result.returncode, result.stdout) == (code, "")
+    assert message in one_line(result)
+
+
+def test_a_failed_stage_leaves_what_dvc_can_restore(reproduced: Project) -> None:
+    """Data with a level too many: validation fails, training never starts, and checkout brings everything back."""
+    images = reproduced.folder / "data" / "images" / "train.npy"
+    pixels = np.load(images)
+    pixels[0, 0, 0, 0] = 200
+    images.unlink()
+    np.save(images, pixels)
+    failed = reproduced.dvc("repro", "--single-item", "validate")
+    assert failed.returncode == 255
+    assert "no level above 16: 1 of 1797 rows, such as 200" in failed.stdout + failed.stderr
+    refused = reproduced.vdmctl("train")
+    assert refused.returncode == 4
+    assert "vdmctl validate" in one_line(refused)
+    assert reproduced.dvc("checkout", "--force").returncode == 0
+    reproduced.git("checkout", "--quiet", ".")
+    assert ran(reproduced.dvc("repro").stdout) == []
+
+
+def test_a_wrong_source_fails_before_anything_is_trained(reproduced: Project) -> None:
+    reproduced.edit("params.yaml", **{"name: digits": "name: fashion_mnist", "source: null": "source: /nowhere"})
+    result = reproduced.dvc("repro")
+    assert result.returncode == 255
+    assert ran(result.stdout) == ["download"]
+    assert "data.source: /nowhere is not a folder" in result.stdout + result.stderr
+    reproduced.git("checkout", "--quiet", ".")
+    assert reproduced.dvc("checkout", "--force").returncode == 0
+    assert ran(reproduced.dvc("repro").stdout) == []
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("device: auto", "device: cuda", "device cuda: torch finds no CUDA device"),
+        ("steps: 20", "steps: 0", "train.steps: input should be greater than or equal to 1, got 0"),
+    ],
+)
+def test_a_bad_parameter_stops_training_with_one_line(old: str, new: str, message: str, reproduced: Project) -> None:
+    import torch
+
+    if new == "device: cuda" and torch.cuda.is_available():
+        pytest.skip("this machine has a CUDA device")
+    reproduced.edit("params.yaml", **{old: new})
+    result = reproduced.vdmctl("train")
+    reproduced.git("checkout", "--quiet", ".")
+    assert result.returncode == 2
+    assert message in one_line(result)
+
+
+def test_the_summary_names_the_bound_and_the_pictures(reproduced: Project) -> None:
+    result = reproduced.vdmctl("report")
+    assert result.returncode == 0
+    assert re.search(r"\d\.\d{4} \+- \d\.\d{4} bits/dim", result.stdout)
+    assert "reports/samples/samples.png" in result.stdout

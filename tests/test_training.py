@@ -1,0 +1,193 @@
+"""Training: the gradients, the data order, the averages, and that it learns."""
+
+import math
+from collections.abc import Callable
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from vdm.model import VDM
+from vdm.schedule import gamma_and_slope
+from vdm.training import TrainingDiverged, TrainingRecord, adamw, backward, batches, learning_rate_factor, train
+from vdm.vlb import bits_per_dim, low_discrepancy_times
+
+SETTINGS: dict[str, Any] = {
+    "steps": 30,
+    "batch_size": 16,
+    "learning_rate": 1e-3,
+    "warmup_steps": 5,
+    "learning_rate_decay": "none",
+    "betas": (0.9, 0.99),
+    "weight_decay": 0.01,
+    "max_gradient_norm": 1.0,
+    "ema_decay": 0.9,
+    "precision": "float32",
+    "seed": 0,
+    "log_every": 10,
+}
+
+
+def draw(model: VDM, digits: np.ndarray, size: int = 6) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.from_numpy(digits[:size])
+    eps = torch.randn(pixels.shape, dtype=torch.float64, generator=generator)
+    return pixels, eps, low_discrepancy_times(torch.tensor(0.03, dtype=torch.float64), size)
+
+
+@pytest.fixture
+def bent_model(tiny_model: Callable[..., VDM]) -> VDM:
+    """A float64 model with a learned schedule that is no straight line."""
+    model = tiny_model(schedule="learned_monotone").double()
+    torch.nn.init.normal_(model.schedule.outer, std=3.0)
+    return model
+
+
+def central_difference(objective: Callable[[], float], parameter: torch.Tensor, index: int, step: float) -> float:
+    values = []
+    for sign in (1, -1):
+        with torch.no_grad():
+            parameter.view(-1)[index] += sign * step
+            values.append(objective())
+            parameter.view(-1)[index] -= sign * step
+    return (values[0] - values[1]) / (2 * step)
+
+
+def test_end_points_descend_on_the_bound(bent_model: VDM, digits: np.ndarray) -> None:
+    pixels, eps, t = draw(bent_model, digits)
+    backward(bent_model, pixels, eps, t, "float32")
+
+    def bound() -> float:
+        return bits_per_dim(bent_model(pixels, eps, t).total.mean(), bent_model.num_dims).item()
+
+    for parameter in bent_model.schedule.end_points():
+        assert parameter.grad is not None
+        expected = central_difference(bound, parameter, 0, 1e-5)
+        assert parameter.grad.item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_shape_descends_on_the_squared_loss(bent_model: VDM, digits: np.ndarray) -> None:
+    pixels, eps, t = draw(bent_model, digits)
+    backward(bent_model, pixels, eps, t, "float32")
+
+    def squared_loss() -> float:
+        loss = bits_per_dim(bent_model(pixels, eps, t).diffusion, bent_model.num_dims)
+        return loss.square().mean().item()
+
+    for parameter in bent_model.schedule.shape_parameters():
+        assert parameter.grad is not None
+        for index in (0, parameter.numel() // 2):
+            expected = central_difference(squared_loss, parameter, index, 1e-5)
+            assert parameter.grad.reshape(-1)[index].item() == pytest.approx(expected, rel=1e-4, abs=1e-9)
+
+
+def test_the_network_descends_on_the_bound(bent_model: VDM, digits: np.ndarray) -> None:
+    pixels, eps, t = draw(bent_model, digits)
+    backward(bent_model, pixels, eps, t, "float32")
+    ours = [p.grad.clone() for p in bent_model.network.parameters() if p.grad is not None]
+    bent_model.zero_grad()
+    bits_per_dim(bent_model(pixels, eps, t).total.mean(), bent_model.num_dims).backward()
+    plain = [p.grad for p in bent_model.network.parameters() if p.grad is not None]
+    torch.testing.assert_close(ours, plain)
+
+
+def test_a_fixed_schedule_stays_where_it_is(tiny_model: Callable[..., VDM], digits: np.ndarray) -> None:
+    model = tiny_model(schedule="fixed_linear")
+    train(model, torch.from_numpy(digits[:64]), on_log=lambda record: None, **SETTINGS)
+    assert (model.schedule.gamma_0.item(), model.schedule.gamma_1.item()) == (-7.0, 5.0)
+
+
+@pytest.mark.parametrize("schedule", ["learned_linear", "learned_monotone"])
+@pytest.mark.parametrize("learning_rate", [1e-3, 0.3])
+def test_a_learned_schedule_moves_and_stays_monotone(
+    schedule: str, learning_rate: float, tiny_model: Callable[..., VDM], digits: np.ndarray
+) -> None:
+    """Also at a rate that is far too high."""
+    model = tiny_model(schedule=schedule)
+    before = model.schedule(torch.linspace(0, 1, 101))
+    settings = SETTINGS | {"learning_rate": learning_rate}
+    averaged = train(model, torch.from_numpy(digits[:64]), on_log=lambda record: None, **settings)
+    gamma, slope = gamma_and_slope(averaged.schedule, torch.linspace(0, 1, 101))
+    assert gamma.isfinite().all()
+    assert (slope >= 0).all()
+    assert not torch.equal(gamma, before)
+
+
+def test_training_lowers_the_bound(tiny_model: Callable[..., VDM], digits: np.ndarray) -> None:
+    records: list[TrainingRecord] = []
+    torch.manual_seed(0)
+    settings = SETTINGS | {"steps": 150, "log_every": 50, "learning_rate": 5e-3}
+    train(tiny_model(), torch.from_numpy(digits), on_log=records.append, **settings)
+    assert [record.step for record in records] == [50, 100, 150]
+    assert records[-1].bpd < 0.85 * records[0].bpd
+    assert records[-1].bpd == pytest.approx(
+        records[-1].prior_bpd + records[-1].reconstruction_bpd + records[-1].diffusion_bpd
+    )
+
+
+def test_the_same_seed_gives_the_same_weights(tiny_model: Callable[..., VDM], digits: np.ndarray) -> None:
+    pixels = torch.from_numpy(digits[:64])
+    runs = [train(tiny_model(), pixels, on_log=lambda record: None, **SETTINGS).state_dict() for _ in range(2)]
+    other = train(tiny_model(), pixels, on_log=lambda record: None, **SETTINGS | {"seed": 1}).state_dict()
+    assert all(torch.equal(runs[0][name], runs[1][name]) for name in runs[0])
+    assert not torch.equal(runs[0]["network.conv_in.weight"], other["network.conv_in.weight"])
+
+
+def test_bfloat16_follows_the_float32_loss(tiny_model: Callable[..., VDM], digits: np.ndarray) -> None:
+    losses = {}
+    for precision in ("float32", "bfloat16"):
+        records: list[TrainingRecord] = []
+        train(tiny_model(), torch.from_numpy(digits), on_log=records.append, **SETTINGS | {"precision": precision})
+        losses[precision] = records[0].bpd
+    # bfloat16 has 8 bits of mantissa; the loss is a mean over 10 steps.
+    assert losses["bfloat16"] == pytest.approx(losses["float32"], rel=0.01)
+    assert losses["bfloat16"] != losses["float32"]
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(tiny_model: Callable[..., VDM], digits: np.ndarray) -> None:
+    model = tiny_model()
+    with torch.no_grad():
+        model.network.conv_out.weight.fill_(math.inf)
+    with pytest.raises(TrainingDiverged, match="before step 10"):
+        train(model, torch.from_numpy(digits[:64]), on_log=lambda record: None, **SETTINGS)
+
+
+def test_the_average_is_exponential(tiny_model: Callable[..., VDM], digits: np.ndarray) -> None:
+    """After two steps: decay * first + (1 - decay) * second, the first being taken whole."""
+    pixels, weights = torch.from_numpy(digits[:64]), []
+    for steps in (1, 2):
+        model = tiny_model()
+        averaged = train(model, pixels, on_log=lambda record: None, **SETTINGS | {"steps": steps, "warmup_steps": 0})
+        weights.append(model.network.conv_in.weight.detach())
+    expected = 0.9 * weights[0] + 0.1 * weights[1]
+    torch.testing.assert_close(averaged.network.conv_in.weight.detach(), expected)
+
+
+def test_every_image_is_seen_once_an_epoch() -> None:
+    order = torch.cat(list(islice(batches(10, 4, torch.Generator().manual_seed(0)), 5)))
+    assert sorted(order[:10].tolist()) == list(range(10))
+    assert sorted(order[10:].tolist()) == list(range(10))
+    assert order[:10].tolist() != order[10:].tolist()
+
+
+def test_biases_norms_and_the_schedule_are_not_decayed(tiny_model: Callable[..., VDM]) -> None:
+    model = tiny_model(schedule="learned_monotone")
+    optimizer = adamw(model, learning_rate=1e-3, betas=(0.9, 0.99), weight_decay=0.5)
+    decayed = {id(p) for group in optimizer.param_groups if group["weight_decay"] for p in group["params"]}
+    names = {name for name, p in model.named_parameters() if id(p) in decayed}
+    assert names
+    assert all(name.endswith("weight") and "norm" not in name and "schedule" not in name for name in names)
+    every = [p for group in optimizer.param_groups for p in group["params"]]
+    assert len(every) == len(list(model.parameters()))
+
+
+def test_the_learning_rate_warms_up_and_decays() -> None:
+    def factors(decay: Any) -> list[float]:
+        return [learning_rate_factor(step, 10, 4, decay) for step in range(11)]
+
+    assert factors("none") == [0.25, 0.5, 0.75, 1.0] + [1.0] * 7
+    assert factors("linear")[4:] == pytest.approx([1, 5 / 6, 4 / 6, 3 / 6, 2 / 6, 1 / 6, 0])
+    assert factors("cosine")[7] == pytest.approx(0.5)
+    assert factors("cosine")[10] == pytest.approx(0)
