@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from flows.errors import Exit, UserError
+from flows.summary import summary
 
 if TYPE_CHECKING:
     from flows.params import Params
@@ -28,6 +29,13 @@ EVALUATION = Path("reports/evaluation")
 SAMPLES = Path("reports/samples/samples.png")
 PARAMS = Path("params.yaml")
 PRESETS = Path("presets")
+
+
+class Protocol(StrEnum):
+    """How a likelihood is computed."""
+
+    VLB = "vlb"
+    ODE = "ode"
 
 
 class ImportFormat(StrEnum):
@@ -90,27 +98,66 @@ def evaluate(
         typer.Argument(help="A folder with weights.safetensors and config.json.", show_default="models/vdm"),
     ] = None,
     images: Annotated[Path, typer.Option(help="The image set; its test images are evaluated.")] = IMAGES,
-    times_per_image: Annotated[int | None, typer.Option(help="Noise levels per image, stratified.", min=1)] = None,
+    protocol: Annotated[
+        Protocol, typer.Option(help="vlb: the variational bound; ode: the probability-flow ODE, with `ode:`.")
+    ] = Protocol.VLB,
+    times_per_image: Annotated[int | None, typer.Option(help="vlb: noise levels per image, stratified.")] = None,
     num_timesteps: Annotated[
-        int | None, typer.Option(help="Evaluate the T-step model; 0 is continuous time.", min=0)
+        str | None, typer.Option(help="vlb: steps T, or `continuous`; several, with commas, are a sweep.")
     ] = None,
-    seed: Annotated[int | None, typer.Option(help="Seed of times and noise.", min=0)] = None,
+    num_images: Annotated[int | None, typer.Option(help="ode: so many of the test images.")] = None,
+    num_draws: Annotated[int | None, typer.Option(help="ode: dequantisation draws per image.")] = None,
+    num_probes: Annotated[int | None, typer.Option(help="ode: probes of the divergence; 0 is exact.")] = None,
+    dequantisation: Annotated[str | None, typer.Option(help="ode: uniform or truncated_normal.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of times and noise.")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder for metrics.json and per_image.csv.")] = None,
+    out: Annotated[Path | None, typer.Option(help="vlb: folder for metrics.json and per_image.csv.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")] = False,
 ) -> None:
     """Bits/dim of every test image, with `evaluate:` -> reports/evaluation.
 
-    With MODEL nothing is written unless --out names a folder. Options take the place of parameters.
+    With MODEL nothing is written unless --out names a folder. Options take the place of parameters; one that the
+    protocol does not have is an error.
     """
     read = params()
+    given: dict[str, Any] = {"times_per_image": times_per_image, "num_images": num_images, "num_draws": num_draws}
+    given |= {"num_probes": num_probes, "dequantisation": dequantisation, "seed": seed, "device": device}
+    given = {key: value for key, value in given.items() if value is not None}
+    if protocol is Protocol.ODE:
+        if num_timesteps or out:
+            raise UserError("--num-timesteps and --out belong to --protocol vlb", Exit.USAGE)
+        from flows.protocols import ode
+
+        show(ode(override(read.ode, given), model=model or REGISTERED, images=images), as_json)
+        return
+    steps = timesteps(num_timesteps) if num_timesteps else [read.evaluate.num_timesteps]
+    if len(steps) > 1 and (out or model is None):
+        raise UserError("a sweep of --num-timesteps needs MODEL, and has no --out", Exit.USAGE)
+    settings = [override(read.evaluate, given | {"num_timesteps": step}) for step in steps]
     from flows.stages.evaluate import evaluate
 
-    given = {"times_per_image": times_per_image, "num_timesteps": num_timesteps, "seed": seed, "device": device}
-    settings = override(read.evaluate, **{key: value for key, value in given.items() if value is not None})
     default_out = EVALUATION if model is None else None
-    metrics = evaluate(settings, model=model or REGISTERED, images=images, out=out or default_out)
-    print(json.dumps(metrics, indent=2) if as_json else summary(metrics))
+    results = [
+        evaluate(setting, model=model or REGISTERED, images=images, out=out or default_out) for setting in settings
+    ]
+    show(results[0] if len(results) == 1 else {"protocol": "vlb", "sweep": results}, as_json)
+
+
+@app.command()
+def compare(
+    first: Annotated[Path, typer.Argument(help="A model folder.")],
+    second: Annotated[Path, typer.Argument(help="Another.")],
+    images: Annotated[Path, typer.Option(help="The image set; its test images are evaluated.")] = IMAGES,
+    confidence: Annotated[float, typer.Option(help="Of the interval, between 0 and 1.")] = 0.95,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")] = False,
+) -> None:
+    """The difference SECOND - FIRST in bits/dim, image by image under the same times and noise, with `evaluate:`."""
+    if not 0 < confidence < 1:
+        raise UserError(f"--confidence must lie between 0 and 1, got {confidence}", Exit.USAGE)
+    settings = params().evaluate
+    from flows.protocols import compare
+
+    show(compare(settings, first=first, second=second, images=images, confidence=confidence), as_json)
 
 
 @app.command()
@@ -181,30 +228,30 @@ def params() -> "Params":
     return read_params(PARAMS)
 
 
-def override(section: Any, **values: Any) -> Any:
+def override(section: Any, values: dict[str, Any]) -> Any:
     """The section with values from the command line, checked as in params.yaml."""
     from pydantic import ValidationError
 
-    if values.get("num_timesteps") == 0:
-        values["num_timesteps"] = None
     try:
         return type(section).model_validate(section.model_dump() | values)
     except ValidationError as error:
         first = error.errors()[0]
         option = "--" + str(first["loc"][0]).replace("_", "-")
+        if first["type"] == "extra_forbidden":
+            raise UserError(f"{option} does not belong to this protocol", Exit.USAGE) from error
         raise UserError(f"{option}: {first['msg']}, got {first['input']!r}", Exit.USAGE) from error
 
 
-def summary(metrics: dict[str, Any]) -> str:
-    """The metrics for people."""
-    error = metrics["bpd_standard_error"]
-    steps = "continuous time" if metrics["num_timesteps"] is None else f"{metrics['num_timesteps']} steps"
-    return (
-        f"{metrics['bpd']:.4f}{'' if error is None else f' +- {error:.4f}'} bits/dim"
-        f" = {metrics['prior_bpd']:.4f} prior + {metrics['reconstruction_bpd']:.4f} reconstruction"
-        f" + {metrics['diffusion_bpd']:.4f} diffusion\n"
-        f"{metrics['num_images']} images, {metrics['times_per_image']} times each, {steps}"
-    )
+def timesteps(text: str) -> list[int | None]:
+    """`10,100,continuous` as numbers of steps, None for continuous time."""
+    try:
+        return [None if part == "continuous" else int(part) for part in text.split(",")]
+    except ValueError as error:
+        raise UserError(f"--num-timesteps: {text!r} is not like 10,100,continuous", Exit.USAGE) from error
+
+
+def show(result: dict[str, Any], as_json: bool) -> None:
+    print(json.dumps(result, indent=2) if as_json else summary(result))
 
 
 def main() -> None:

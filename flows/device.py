@@ -1,4 +1,6 @@
-"""Which device the parameters mean."""
+"""Which device and precision the parameters mean."""
+
+from typing import Literal
 
 import torch
 
@@ -21,3 +23,19 @@ def find_device(name: str) -> torch.device:
         case "mps" if not torch.backends.mps.is_available():
             raise UserError("device mps: torch finds none; set device to auto or cpu", Exit.USAGE)
     return device
+
+
+def find_precision(
+    name: Literal["auto", "float32", "bfloat16"], device: torch.device
+) -> Literal["float32", "bfloat16"]:
+    """The precision of matrix products; `auto` is bfloat16 where the hardware multiplies it, else float32."""
+    match name, device.type:
+        case "auto", "cuda":
+            return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
+        case "auto", "cpu":
+            # Emulated, bfloat16 is slower than float32.
+            native = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)()
+            return "bfloat16" if native else "float32"
+        case "auto", _:
+            return "float32"
+    return "bfloat16" if name == "bfloat16" else "float32"

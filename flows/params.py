@@ -61,7 +61,7 @@ class Train(Section):
 
     seed: NonNegative
     device: Device
-    precision: Literal["float32", "bfloat16"]
+    precision: Literal["auto", "float32", "bfloat16"]
     steps: Positive
     batch_size: Positive
     learning_rate: Annotated[Real, Field(gt=0)]
@@ -84,6 +84,19 @@ class Evaluate(Section):
     batch_size: Positive
 
 
+class Ode(Section):
+    """The ODE likelihood of `vdmctl evaluate --protocol ode`; see `flows.likelihood.evaluate_ode`."""
+
+    seed: NonNegative
+    device: Device
+    num_images: Positive | None
+    num_draws: Positive
+    num_probes: NonNegative
+    dequantisation: Literal["uniform", "truncated_normal"]
+    tolerance: Annotated[Real, Field(gt=0, lt=1)]
+    batch_size: Positive
+
+
 class Sample(Section):
     """The grid of samples; see `vdm.sampling.sample`."""
 
@@ -101,6 +114,7 @@ class Params(Section):
     model: Model
     train: Train
     evaluate: Evaluate
+    ode: Ode
     sample: Sample
 
 

@@ -23,7 +23,7 @@ LAYERS = [
     {"discretization", "network"},
     {"vlb"},
     {"model"},
-    {"training", "evaluation", "sampling", "checkpoint", "images"},
+    {"training", "evaluation", "sampling", "ode", "checkpoint", "images"},
 ]
 
 

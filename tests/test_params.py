@@ -38,7 +38,7 @@ def test_numbers_are_read_as_dvc_reads_them(tmp_path: Path) -> None:
         ("name: digits", "name: digit", "data.name: input should be 'digits', 'mnist', 'fashion_mnist' or 'cifar10'"),
         ("betas: [0.9, 0.99]", "betas: [0.9]", "train.betas: list should have at least 2 items"),
         ("betas: [0.9, 0.99]", "betas: [0.9, 1.5]", "train.betas.1: input should be less than 1, got 1.5"),
-        ("norm_groups: 8", "norm_groups: 7", "model: width must be a multiple of norm_groups, got 32 and 7"),
+        ("norm_groups: 8", "norm_groups: 7", "model: width must be a multiple of norm_groups, got 48 and 7"),
     ],
 )
 def test_an_error_names_file_line_and_key(old: str, new: str, message: str, tmp_path: Path) -> None:

@@ -110,6 +110,27 @@ def test_evaluate_prints_one_json_object(reproduced: Project) -> None:
     assert reproduced.git("status", "--porcelain") == ""
 
 
+def test_a_sweep_over_steps_comes_down_to_continuous_time(reproduced: Project) -> None:
+    result = reproduced.vdmctl("evaluate", "models/vdm", "--json", "--num-timesteps", "10,1000,continuous")
+    sweep = json.loads(result.stdout)["sweep"]
+    assert [part["num_timesteps"] for part in sweep] == [10, 1000, None]
+    assert sweep[0]["bpd"] > sweep[1]["bpd"]
+
+
+def test_the_ode_protocol_names_itself(reproduced: Project) -> None:
+    result = reproduced.vdmctl("evaluate", "models/vdm", "--json", "--protocol", "ode", "--num-images", "3")
+    metrics = json.loads(result.stdout)
+    assert (metrics["protocol"], metrics["num_images"], metrics["num_draws"]) == ("ode", 3, 1)
+    assert metrics["bpd"] > 0
+
+
+def test_compare_is_paired(reproduced: Project) -> None:
+    same = json.loads(reproduced.vdmctl("compare", "models/vdm", "models/trained", "--json").stdout)
+    assert same["difference_bpd"] == 0
+    assert same["confidence_interval"] == [0, 0]
+    assert same["models"][0]["model_sha256"] == same["models"][1]["model_sha256"]
+
+
 def test_evaluate_writes_where_it_is_told(reproduced: Project, tmp_path: Path) -> None:
     assert reproduced.vdmctl("evaluate", "models/vdm", "--out", str(tmp_path / "out")).returncode == 0
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["metrics.json", "per_image.csv"]
@@ -141,6 +162,10 @@ def test_a_model_of_other_images_is_refused(reproduced: Project) -> None:
         (["evaluate", "models/vdm", "--images", "nowhere"], 5, "nowhere/dataset.json"),
         (["evaluate", "models/vdm", "--device", "cuda:99"], 2, "device cuda:99"),
         (["evaluate", "models/vdm", "--device", "abacus"], 2, "--device"),
+        (["evaluate", "models/vdm", "--num-timesteps", "ten"], 2, "10,100,continuous"),
+        (["evaluate", "models/vdm", "--num-timesteps", "0"], 2, "--num-timesteps"),
+        (["evaluate", "models/vdm", "--num-draws", "3"], 2, "--num-draws does not belong"),
+        (["compare", "models/vdm", "nowhere"], 5, "nowhere/config.json"),
         (["preset", "nonsense"], 2, "no preset 'nonsense': cifar10"),
         (["preset", "digits"], 2, "--force"),
     ],

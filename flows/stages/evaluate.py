@@ -6,6 +6,8 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from flows.device import find_device
 from flows.errors import Exit, UserError
 from flows.progress import bar
@@ -23,34 +25,44 @@ def evaluate(evaluate: "Evaluate", *, model: Path, images: Path, out: Path | Non
 
     Raises CheckpointError, ImageSetError, and UserError (exit 2) when model and images do not fit each other.
     """
-    vdm = load_model(model, find_device(evaluate.device))
-    image_set = load_images(images)
-    require_fit(vdm, image_set, model, images)
-    result = evaluation.evaluate(
-        vdm, image_set.test, progress=bar("evaluating"), **evaluate.model_dump(exclude={"device"})
-    )
+    vdm, image_set = load_fitting(model, images, find_device(evaluate.device))
+    arguments = evaluate.model_dump(exclude={"device"})
+    result = evaluation.evaluate(vdm, image_set.test, progress=bar("evaluating"), **arguments)
     metrics = {
-        "bpd": result.bpd.mean(),
-        "bpd_standard_error": result.standard_error,
-        "bpd_monte_carlo_standard_error": result.monte_carlo_standard_error,
-        "prior_bpd": result.prior.mean(),
-        "reconstruction_bpd": result.reconstruction.mean(),
-        "diffusion_bpd": result.diffusion.mean(),
+        "protocol": "vlb",
+        "bpd": number(result.bpd.mean()),
+        "bpd_standard_error": number(result.standard_error),
+        "bpd_monte_carlo_standard_error": number(result.monte_carlo_standard_error),
+        "prior_bpd": number(result.prior.mean()),
+        "reconstruction_bpd": number(result.reconstruction.mean()),
+        "diffusion_bpd": number(result.diffusion.mean()),
+        "num_images": len(result.bpd),
+        **evaluate.model_dump(include={"seed", "times_per_image", "num_timesteps"}),
+        **digests(model, images),
     }
-    metrics = {key: None if math.isnan(value) else float(value) for key, value in metrics.items()}
-    metrics |= {"num_images": len(result.bpd), **evaluate.model_dump(exclude={"device", "batch_size"})}
-    metrics |= {"model_sha256": model_sha256(model), "data_sha256": data_sha256(images)}
     if out is not None:
         write(out, metrics, result)
     return metrics
 
 
-def require_fit(vdm: VDM, image_set: ImageSet, model: Path, images: Path) -> None:
-    """UserError (exit 2) unless the model is one of images of this shape and number of levels."""
+def load_fitting(model: Path, images: Path, device: torch.device) -> tuple[VDM, ImageSet]:
+    """The model and the images; UserError (exit 2) unless shape and number of levels agree."""
+    vdm, image_set = load_model(model, device), load_images(images)
     ours, theirs = (vdm.image_shape, vdm.num_levels), (image_set.image_shape, image_set.num_levels)
     if ours != theirs:
         shown = ["x".join(map(str, shape)) + f" with {num_levels} levels" for shape, num_levels in (ours, theirs)]
         raise UserError(f"{model} is a model of images of {shown[0]}; {images} holds {shown[1]}", Exit.USAGE)
+    return vdm, image_set
+
+
+def digests(model: Path, images: Path) -> dict[str, str]:
+    """What was evaluated on what."""
+    return {"model_sha256": model_sha256(model), "data_sha256": data_sha256(images)}
+
+
+def number(value: float) -> float | None:
+    """A float for JSON, which has no NaN: None where there is nothing to tell."""
+    return None if math.isnan(value) else float(value)
 
 
 def write(out: Path, metrics: dict[str, Any], result: evaluation.Evaluation) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from flows.device import find_device
+from flows.device import find_device, find_precision
 from flows.errors import Exit, UserError
 from flows.progress import bar
 from vdm import training
@@ -37,8 +37,11 @@ def train(model: "Model", train: "Train", *, images: Path, validation: Path, out
     torch.manual_seed(train.seed)
     vdm = VDM(**config).to(device)
     pixels = torch.from_numpy(np.array(image_set.train)).to(device)
-    log.info("%d parameters, %d images, on %s", sum(p.numel() for p in vdm.parameters()), len(pixels), device)
+    precision = find_precision(train.precision, device)
+    num_parameters = sum(p.numel() for p in vdm.parameters())
+    log.info("%d parameters, %d images, on %s in %s", num_parameters, len(pixels), device, precision)
 
+    arguments = train.model_dump(exclude={"device", "precision"})
     curves.parent.mkdir(parents=True, exist_ok=True)
     with curves.open("w", newline="") as file:
         writer = csv.writer(file)
@@ -50,7 +53,7 @@ def train(model: "Model", train: "Train", *, images: Path, validation: Path, out
             log.info("step %d: %.4f bits/dim, %.0f images/s", record.step, record.bpd, record.images_per_second)
 
         averaged = training.train(
-            vdm, pixels, on_log=on_log, progress=bar("training"), **train.model_dump(exclude={"device"})
+            vdm, pixels, on_log=on_log, progress=bar("training"), precision=precision, **arguments
         )
     save_model(out, averaged, config)
 

@@ -1,0 +1,65 @@
+"""Small models for the benchmarks, trained on the spot."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from flows.image_sets import FASHION_MNIST, read_digits, read_published
+from vdm.model import VDM, ScheduleKind
+from vdm.training import TrainingRecord, train
+
+
+def digits() -> tuple[np.ndarray, np.ndarray]:
+    """Training and held-out digits, (N,1,8,8) uint8."""
+    return tuple(read_digits(0.2, 0))  # type: ignore[return-value]
+
+
+def fashion_mnist(source: Path, scratch: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Fashion-MNIST from a folder with the publisher's files, (N,1,28,28) uint8."""
+    return tuple(read_published(FASHION_MNIST, source, scratch))  # type: ignore[return-value]
+
+
+def trained(
+    pixels: np.ndarray, num_levels: int, *, schedule: ScheduleKind, gamma_0: float, width: int, steps: int
+) -> VDM:
+    """A two-block model after `steps` steps of batch 64."""
+    torch.manual_seed(0)
+    model = VDM(
+        image_shape=pixels.shape[1:],
+        num_levels=num_levels,
+        schedule=schedule,
+        gamma_0=gamma_0,
+        gamma_1=5.0,
+        width=width,
+        blocks=2,
+        attention_everywhere=False,
+        fourier_exponents=[2, 3] if num_levels < 256 else [6, 7],
+        norm_groups=8,
+        norm_eps=1e-6,
+        dropout=0.0,
+        augmentation_input=False,
+    )
+    return train(
+        model,
+        torch.from_numpy(pixels),
+        steps=steps,
+        batch_size=64,
+        learning_rate=2e-3,
+        warmup_steps=50,
+        learning_rate_decay="linear",
+        betas=(0.9, 0.99),
+        weight_decay=0.01,
+        max_gradient_norm=1.0,
+        ema_decay=0.99,
+        precision="float32",
+        seed=0,
+        log_every=max(1, steps // 5),
+        on_log=report,
+    )
+
+
+def report(record: TrainingRecord) -> None:
+    """One line of progress on stderr."""
+    print(f"step {record.step}: {record.bpd:.3f} bits/dim", file=sys.stderr)

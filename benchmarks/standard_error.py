@@ -1,0 +1,97 @@
+"""The Monte Carlo error of our continuous bound against the plain estimator, at equal network evaluations.
+
+Plain: independent uniform times and one draw of z_0 per evaluation.  Ours: stratified times, spread over the images
+too, and the exact reconstruction term.  Each estimates the mean bits/dim of one set of images with one small model,
+again and again with other seeds; the figure is the standard deviation over the repeats.
+
+    python -m benchmarks.standard_error [--fashion-mnist FOLDER] [--json]
+"""
+
+import argparse
+import json
+import math
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from benchmarks.machine import describe
+from benchmarks.small_models import digits, fashion_mnist, trained
+from vdm.discretization import reconstruction_draw
+from vdm.evaluation import evaluate
+from vdm.model import VDM
+from vdm.vlb import bits_per_dim
+
+BATCH = 512
+
+
+def ours(model: VDM, pixels: np.ndarray, times_per_image: int, seed: int) -> float:
+    """The mean bits/dim by `vdm.evaluation`."""
+    result = evaluate(model, pixels, times_per_image=times_per_image, num_timesteps=None, batch_size=BATCH, seed=seed)
+    return float(result.bpd.mean())
+
+
+@torch.inference_mode()
+def plain(model: VDM, pixels: np.ndarray, times_per_image: int, seed: int) -> float:
+    """The mean bits/dim with nothing done about the variance."""
+    generator = torch.Generator().manual_seed(seed)
+    total = 0.0
+    for batch in torch.from_numpy(pixels).repeat_interleave(times_per_image, 0).split(BATCH):
+        t = torch.rand(len(batch), generator=generator)
+        eps_0, eps = torch.randn(2, *batch.shape, generator=generator)
+        terms = model(batch, eps, t)
+        reconstruction = reconstruction_draw(batch, eps_0, model.schedule.gamma_0, model.num_levels)
+        total += bits_per_dim((terms.prior + reconstruction + terms.diffusion).double().sum(), model.num_dims).item()
+    return total / (len(pixels) * times_per_image)
+
+
+def measure(name: str, model: VDM, pixels: np.ndarray, times_per_image: int, repeats: int) -> dict[str, object]:
+    """Spread of both estimators over the repeats, and their ratio with its own error."""
+    values = np.array(
+        [[estimator(model, pixels, times_per_image, seed) for seed in range(repeats)] for estimator in (ours, plain)]
+    )
+    spread = values.std(axis=1, ddof=1)
+    ratio = float(spread[0] / spread[1])
+    return {
+        "set": name,
+        "images": len(pixels),
+        "times_per_image": times_per_image,
+        "ours_bpd": float(values[0].mean()),
+        "plain_bpd": float(values[1].mean()),
+        "ours_standard_error": float(spread[0]),
+        "plain_standard_error": float(spread[1]),
+        "ratio": ratio,
+        "ratio_error": ratio / math.sqrt(repeats - 1),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--fashion-mnist", type=Path, help="folder with the publisher's files: 1,000 images of it too")
+    parser.add_argument("--repeats", type=int, default=30)
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    arguments = parser.parse_args()
+    train_pixels, test_pixels = digits()
+    model = trained(train_pixels, 17, schedule="learned_linear", gamma_0=-7.0, width=32, steps=1000)
+    rows = [measure("digits", model, test_pixels, times, arguments.repeats) for times in (1, 4)]
+    if arguments.fashion_mnist:
+        with tempfile.TemporaryDirectory() as scratch:
+            train_pixels, test_pixels = fashion_mnist(arguments.fashion_mnist, Path(scratch))
+        model = trained(train_pixels, 256, schedule="learned_linear", gamma_0=-13.3, width=16, steps=300)
+        rows += [measure("fashion_mnist", model, test_pixels[:1000], 1, arguments.repeats)]
+    if arguments.json:
+        print(json.dumps({**describe(), "rows": rows}, indent=2))
+        return
+    print(*(f"{key}: {value}" for key, value in describe().items()), sep="\n")
+    for row in rows:
+        print(
+            f"{row['set']}, {row['images']} images, {row['times_per_image']} times each: "
+            f"{row['ours_bpd']:.4f} +- {row['ours_standard_error']:.5f} ours, "
+            f"{row['plain_bpd']:.4f} +- {row['plain_standard_error']:.5f} plain, "
+            f"ratio {row['ratio']:.3f} +- {row['ratio_error']:.3f}"
+        )
+
+
+if __name__ == "__main__":
+    main()
