@@ -1,4 +1,4 @@
-"""The variance of the bound's estimate under four noise schedules with the same end points (paper, section 6, appendix H).
+"""The variance of the bound's estimate under four noise schedules with the same end points (paper, section 6).
 
 One model is trained on the digits with the learned monotone schedule, whose shape descends on that variance.  Then the
 diffusion loss of the held-out digits is estimated at random times under each schedule.  On CIFAR-10 the paper reports

@@ -20,7 +20,7 @@ def test_every_preset_is_valid(preset: Path) -> None:
 def test_numbers_are_read_as_dvc_reads_them(tmp_path: Path) -> None:
     """2e-4 is a number in YAML 1.2 and a string in YAML 1.1."""
     path = tmp_path / "params.yaml"
-    path.write_text(DIGITS.replace("learning_rate: 2e-3", "learning_rate: 2e-4"))
+    path.write_text(DIGITS.replace("learning_rate: 3e-3", "learning_rate: 2e-4"))
     assert read_params(path).train.learning_rate == 2e-4
 
 
