@@ -119,6 +119,8 @@ def evaluate(
     With MODEL nothing is written unless --out names a folder. Options take the place of parameters; one that the
     protocol does not have is an error.
     """
+    from flows.params import override
+
     read = params()
     given: dict[str, Any] = {"times_per_image": times_per_image, "num_images": num_images, "num_draws": num_draws}
     given |= {"num_probes": num_probes, "dequantisation": dequantisation, "seed": seed, "device": device}
@@ -199,11 +201,19 @@ def import_checkpoint(
     ),
     num_levels: Annotated[int, typer.Option(help="Levels of a pixel.", min=2)] = 256,
     averaged: Annotated[bool, typer.Option(help="Take the moving average of the weights.")] = True,
+    sha256: Annotated[str | None, typer.Option(help="What the file must be; flax has no checksum of its own.")] = None,
 ) -> None:
     """Turn another implementation's checkpoint into a model folder for `vdmctl evaluate`."""
     from flows.importing import import_checkpoint
 
-    import_checkpoint(file, file_format.value, out=out, image_size=image_size, num_levels=num_levels, averaged=averaged)
+    options: dict[str, Any] = {
+        "out": out,
+        "image_size": image_size,
+        "num_levels": num_levels,
+        "averaged": averaged,
+        "sha256": sha256,
+    }
+    import_checkpoint(file, file_format.value, **options)
 
 
 @app.command()
@@ -226,20 +236,6 @@ def params() -> "Params":
     from flows.params import read_params
 
     return read_params(PARAMS)
-
-
-def override(section: Any, values: dict[str, Any]) -> Any:
-    """The section with values from the command line, checked as in params.yaml."""
-    from pydantic import ValidationError
-
-    try:
-        return type(section).model_validate(section.model_dump() | values)
-    except ValidationError as error:
-        first = error.errors()[0]
-        option = "--" + str(first["loc"][0]).replace("_", "-")
-        if first["type"] == "extra_forbidden":
-            raise UserError(f"{option} does not belong to this protocol", Exit.USAGE) from error
-        raise UserError(f"{option}: {first['msg']}, got {first['input']!r}", Exit.USAGE) from error
 
 
 def timesteps(text: str) -> list[int | None]:

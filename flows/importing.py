@@ -3,6 +3,7 @@
 Nothing is unpickled: flax writes msgpack, and torch is asked for weights only.
 """
 
+import hashlib
 import pickle
 import re
 import zipfile
@@ -62,14 +63,23 @@ ADDTT_NAMES = [
 
 
 def import_checkpoint(
-    file: Path, file_format: Format, *, out: Path, image_size: tuple[int, int], num_levels: int, averaged: bool
+    file: Path,
+    file_format: Format,
+    *,
+    out: Path,
+    image_size: tuple[int, int],
+    num_levels: int,
+    averaged: bool,
+    sha256: str | None = None,
 ) -> None:
     """Write the model in `file` to the folder `out`: the averaged weights, or else the last ones.
 
     Raises CheckpointError, with nothing written, for a file that is missing, truncated, damaged, of another shape,
-    or that holds anything but weights.
+    of another digest than `sha256`, or that holds anything but weights.
     """
     try:
+        if sha256 and hashlib.sha256(file.read_bytes()).hexdigest() != sha256.lower():
+            raise ValueError(f"its sha256 is not {sha256}")
         match file_format:
             case "google-vdm":
                 config, weights = read_google(file, averaged)

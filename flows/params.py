@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from ruamel.yaml import YAML
@@ -21,6 +21,9 @@ class Section(BaseModel):
     """A section in which an unknown, missing or mistyped key is an error."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+SectionType = TypeVar("SectionType", bound=Section)
 
 
 class Data(Section):
@@ -134,6 +137,18 @@ def read_params(path: Path) -> Params:
         line = line_of(document, first["loc"])
         key = ".".join(str(part) for part in first["loc"])
         raise UserError(f"{path}:{line}: {key}{explain(first)}", Exit.USAGE) from error
+
+
+def override(section: SectionType, values: Mapping[str, Any]) -> SectionType:
+    """The section with values of the command line, checked as in the file.  Raises UserError (exit 2)."""
+    try:
+        return type(section).model_validate({**section.model_dump(), **values})
+    except ValidationError as error:
+        first = error.errors()[0]
+        option = "--" + str(first["loc"][0]).replace("_", "-")
+        if first["type"] == "extra_forbidden":
+            raise UserError(f"{option} does not belong to this protocol", Exit.USAGE) from error
+        raise UserError(f"{option}: {first['msg']}, got {first['input']!r}", Exit.USAGE) from error
 
 
 def explain(error: Mapping[str, Any]) -> str:

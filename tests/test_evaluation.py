@@ -21,6 +21,18 @@ def test_the_result_does_not_depend_on_the_batch_size(tiny_model: Callable[..., 
         np.testing.assert_allclose(result, results[0], rtol=1e-5)
 
 
+def test_float64_leaves_no_trace_of_batches_or_of_the_path(tiny_model: Callable[..., VDM], digits: np.ndarray) -> None:
+    """To 1e-8: in batches of one, in one batch, and by the model itself at the same times and noise."""
+    model = tiny_model(schedule="learned_monotone").double()
+    one, all_at_once = (evaluate(model, digits[:9], **SETTINGS | {"batch_size": size}) for size in (1, 1000))
+    np.testing.assert_allclose(one.bpd, all_at_once.bpd, rtol=1e-8)
+    t = torch.from_numpy(stratified_times(3, range(9), 4)).flatten()
+    eps = torch.from_numpy(image_noise(3, range(9), 4, (1, 8, 8))).double()
+    pixels = torch.from_numpy(digits[:9]).repeat_interleave(4, 0)
+    direct = bits_per_dim(model(pixels, eps, t).total, model.num_dims).reshape(9, 4).mean(1)
+    np.testing.assert_allclose(one.bpd, direct.detach().numpy(), rtol=1e-8)
+
+
 def test_every_image_is_evaluated_once_and_alone(tiny_model: Callable[..., VDM], digits: np.ndarray) -> None:
     """The first ten images get the same numbers with and without the others."""
     model = tiny_model()

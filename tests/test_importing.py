@@ -1,8 +1,11 @@
 """Checkpoints of the official JAX code and of the PyTorch peer, imported through the command line and compared."""
 
+import hashlib
+import json
 import shutil
 from pathlib import Path
 
+import msgpack
 import numpy as np
 import pytest
 import torch
@@ -12,6 +15,7 @@ from flows.cli import run
 from vdm.checkpoint import load_model
 from vdm.diffusion import reverse_step
 from vdm.discretization import nearest_pixels, reconstruction_draw
+from vdm.images import save_images
 from vdm.model import VDM
 from vdm.schedule import gamma_and_slope
 from vdm.vlb import bits_per_dim
@@ -101,6 +105,49 @@ def test_the_last_weights_on_request(tmp_path: Path) -> None:
     assert run([*command, "--no-averaged", "--out", str(tmp_path / "last")]) == 0
     weights = [load_model(tmp_path / name).network.conv_in.weight for name in ("averaged", "last")]
     assert weights[0].shape == weights[1].shape
+
+
+def test_a_fixed_schedule_has_no_weights(tmp_path: Path) -> None:
+    content = msgpack.unpackb((ORACLES / f"{GOOGLE[0]}.flax").read_bytes(), strict_map_key=False)
+    del content["ema_params"]["gamma"]
+    (tmp_path / "fixed.flax").write_bytes(msgpack.packb(content))
+    command = ["import-checkpoint", str(tmp_path / "fixed.flax"), "--format", "google-vdm"]
+    assert run([*command, "--out", str(tmp_path / "model")]) == 0
+    model = load_model(tmp_path / "model")
+    torch.testing.assert_close(model.schedule(torch.tensor([0.0, 0.5, 1.0])), torch.tensor([-13.3, -4.15, 5.0]))
+    assert model.schedule.end_points() == []
+
+
+def test_an_imported_model_is_evaluated_by_the_command_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pixels = oracle(ORACLES / f"{GOOGLE[0]}.npz")["x"].contiguous().numpy()
+    description = {"name": "oracle", "num_levels": 256, "image_shape": [3, 8, 8], "num_train": 4, "num_test": 4}
+    save_images(tmp_path / "images", {"train": pixels, "test": pixels}, description)
+    shutil.copyfile(Path(__file__).parents[1] / "presets" / "cifar10.yaml", tmp_path / "params.yaml")
+    monkeypatch.chdir(tmp_path)
+    imported = ["import-checkpoint", str(ORACLES / f"{GOOGLE[0]}.flax"), "--format", "google-vdm", "--out", "model"]
+    assert run([*imported, "--image-size", "8", "8"]) == 0
+    capsys.readouterr()
+    assert run(["evaluate", "model", "--images", "images", "--device", "cpu", "--json"]) == 0
+    metrics = json.loads(capsys.readouterr().out)
+    assert metrics["num_images"] == 4
+    # The oracle's own mean over its four times, which these are not: random weights, 10 to 20 bits/dim.
+    assert 3 < metrics["bpd"] < 30
+    assert run([*imported, "--image-size", "16", "16"]) == 0
+    assert run(["evaluate", "model", "--images", "images", "--device", "cpu"]) == 2
+    assert "model is a model of images of 3x16x16" in capsys.readouterr().err
+
+
+def test_a_file_of_another_digest_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    content = bytearray((ORACLES / f"{GOOGLE[0]}.flax").read_bytes())
+    digest = hashlib.sha256(content).hexdigest()
+    content[len(content) // 2] ^= 1  # a weight's lowest bits: nothing in the format tells
+    (tmp_path / "flipped.flax").write_bytes(content)
+    command = ["import-checkpoint", str(tmp_path / "flipped.flax"), "--format", "google-vdm"]
+    assert run([*command, "--sha256", digest, "--out", str(tmp_path / "model")]) == 5
+    assert "sha256" in capsys.readouterr().err
+    assert not (tmp_path / "model").exists()
 
 
 class Hostile:

@@ -56,18 +56,18 @@ def evaluate(
     """The bound of every image in `pixels` (N,C,H,W), on the model's device.
 
     `num_timesteps` None is the continuous-time bound (eq. 17), T the bound of a T-step model (section 4).
-    `batch_size` counts network evaluations.
+    `batch_size` counts network evaluations.  A float64 model is evaluated in float64.
     """
-    device = next(model.parameters()).device
+    place = next(model.parameters())  # its device and dtype are those of the computation
     num_images = len(pixels)
     images_per_batch = max(1, batch_size // times_per_image)
     parts = []
     for first in progress(range(0, num_images, images_per_batch)):
         indices = range(first, min(first + images_per_batch, num_images))
-        batch = torch.from_numpy(np.array(pixels[first : indices.stop])).to(device)
-        t = torch.from_numpy(stratified_times(seed, indices, times_per_image)).to(device).flatten()
-        eps = torch.from_numpy(image_noise(seed, indices, times_per_image, model.image_shape)).to(device)
-        terms = model(batch.repeat_interleave(times_per_image, 0), eps, t.float(), num_timesteps=num_timesteps)
+        batch = torch.from_numpy(np.array(pixels[first : indices.stop])).to(place.device)
+        t = torch.from_numpy(stratified_times(seed, indices, times_per_image)).to(place).flatten()
+        eps = torch.from_numpy(image_noise(seed, indices, times_per_image, model.image_shape)).to(place)
+        terms = model(batch.repeat_interleave(times_per_image, 0), eps, t, num_timesteps=num_timesteps)
         parts.append(torch.stack([bits_per_dim(term.double(), model.num_dims) for term in terms]).cpu())
     prior, reconstruction, diffusion = torch.cat(parts, dim=1).reshape(3, num_images, times_per_image).numpy()
     return Evaluation(prior[:, 0], reconstruction[:, 0], diffusion.mean(1), stratified_variance(diffusion))
