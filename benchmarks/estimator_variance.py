@@ -60,6 +60,7 @@ def estimate(model: VDM, schedule: Schedule, pixels: np.ndarray, times_per_image
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=3000, help="training steps of the model")
+    parser.add_argument("--images", type=int, default=128, help="held-out digits, at 256 times each")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     arguments = parser.parse_args()
     train_pixels, test_pixels = digits()
@@ -71,7 +72,9 @@ def main() -> None:
         "beta-linear": beta_linear(*ends),
         "alpha-cosine": alpha_cosine(*ends),
     }
-    rows = {name: estimate(model, schedule, test_pixels[:128], 256) for name, schedule in schedules.items()}
+    rows = {
+        name: estimate(model, schedule, test_pixels[: arguments.images], 256) for name, schedule in schedules.items()
+    }
     if arguments.json:
         result = {name: {"diffusion_bpd": mean, "variance": variance} for name, (mean, variance) in rows.items()}
         print(json.dumps({**describe(), "steps": arguments.steps, "schedules": result}, indent=2))

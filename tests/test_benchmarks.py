@@ -1,0 +1,38 @@
+"""The benchmarks run; what they measure is not asserted here, since seconds are too few for it."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["benchmarks.estimator_variance", "--steps", "20", "--images", "4"],
+        ["benchmarks.standard_error", "--steps", "20", "--repeats", "2"],
+    ],
+    ids=lambda command: command[0],
+)
+def test_a_benchmark_prints_its_figures_and_the_machine(command: list[str]) -> None:
+    result = subprocess.run(
+        [sys.executable, "-m", *command, "--json"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0, result.stderr
+    figures = json.loads(result.stdout)
+    assert {"device", "threads", "torch", "python", "commit"} < figures.keys()
+
+
+def test_the_continuous_bound_does_not_depend_on_the_schedule_between_its_ends() -> None:
+    """The four schedules of the variance table differ in variance alone (section 5.1)."""
+    command = [sys.executable, "-m", "benchmarks.estimator_variance", "--steps", "60", "--images", "16", "--json"]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    schedules = json.loads(result.stdout)["schedules"].values()
+    means = [row["diffusion_bpd"] for row in schedules]
+    # 16 images at 256 times: the standard error is sqrt(variance / 4096), low-discrepancy times make it smaller.
+    errors = [(row["variance"] / (16 * 256)) ** 0.5 for row in schedules]
+    assert max(means) - min(means) < 4 * 2**0.5 * max(errors)
