@@ -51,7 +51,7 @@ def estimate(model: VDM, schedule: Schedule, pixels: np.ndarray, times_per_image
         batch = pixels_to_x(image.expand(times_per_image, -1, -1, -1), model.num_levels)
         t = low_discrepancy_times(torch.rand((), generator=generator), times_per_image)
         eps = torch.randn(batch.shape, generator=generator)
-        loss = diffusion_loss(batch, eps, *gamma_and_slope(schedule, t), model.network)  # type: ignore[arg-type]
+        loss = diffusion_loss(batch, eps, *gamma_and_slope(schedule, t), model.network)
         losses.append(bits_per_dim(loss, model.num_dims))
     table = torch.stack(losses).double()
     return table.mean().item(), table.var(dim=1).mean().item()

@@ -8,9 +8,9 @@ import torch
 
 
 def describe() -> dict[str, str | int]:
-    """Card or CPU, threads, versions and commit."""
+    """CPU, threads, versions and commit: these benchmarks do not use a GPU."""
     return {
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else cpu_name(),
+        "device": cpu_name(),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "python": platform.python_version(),

@@ -8,7 +8,7 @@ import torch
 
 from flows.image_sets import FASHION_MNIST, read_digits, read_published
 from vdm.model import VDM, ScheduleKind
-from vdm.training import TrainingRecord, train
+from vdm.training import Trainer
 
 
 def digits() -> tuple[np.ndarray, np.ndarray]:
@@ -41,7 +41,7 @@ def trained(
         dropout=0.0,
         augmentation_input=False,
     )
-    return train(
+    trainer = Trainer(
         model,
         torch.from_numpy(pixels),
         steps=steps,
@@ -56,10 +56,8 @@ def trained(
         precision="float32",
         seed=0,
         log_every=max(1, steps // 5),
-        on_log=report,
     )
-
-
-def report(record: TrainingRecord) -> None:
-    """One line of progress on stderr."""
-    print(f"step {record.step}: {record.bpd:.3f} bits/dim", file=sys.stderr)
+    for _ in range(steps):
+        if record := trainer.step():
+            print(f"step {record.step}: {record.bpd:.3f} bits/dim", file=sys.stderr)
+    return trainer.averaged

@@ -27,6 +27,7 @@ CURVES = Path("reports/training/curves.csv")
 REGISTERED = Path("models/vdm")
 EVALUATION = Path("reports/evaluation")
 SAMPLES = Path("reports/samples/samples.png")
+RUNS = Path(".vdm/runs")
 PARAMS = Path("params.yaml")
 PRESETS = Path("presets")
 
@@ -49,7 +50,8 @@ app = typer.Typer(
     help="Train, evaluate and ship a Variational Diffusion Model.\n\n"
     "Parameters come from params.yaml in the current folder; `vdmctl preset NAME` writes one. "
     "`dvc repro` runs the stages below in order, and only those whose inputs changed.\n\n"
-    "Exit codes: 0 done, 1 a bug, 2 usage or parameters, 4 invalid data, 5 a missing or damaged file.",
+    "Exit codes: 0 done, 1 a bug, 2 usage or parameters, 4 invalid data, 5 a missing or damaged file, "
+    "6 the device is busy, 75 stopped early and resumable.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -79,7 +81,7 @@ def train() -> None:
     read = params()
     from flows.stages.train import train
 
-    train(read.model, read.train, images=IMAGES, validation=VALIDATION, out=TRAINED, curves=CURVES)
+    train(read.model, read.train, images=IMAGES, validation=VALIDATION, out=TRAINED, curves=CURVES, runs=RUNS)
 
 
 @app.command()
@@ -110,7 +112,7 @@ def evaluate(
     num_probes: Annotated[int | None, typer.Option(help="ode: probes of the divergence; 0 is exact.")] = None,
     dequantisation: Annotated[str | None, typer.Option(help="ode: uniform or truncated_normal.")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of times and noise.")] = None,
-    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N.")] = None,
     out: Annotated[Path | None, typer.Option(help="vlb: folder for metrics.json and per_image.csv.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")] = False,
 ) -> None:
@@ -175,10 +177,9 @@ def sample() -> None:
 def report() -> None:
     """Print the metrics of the last `dvc repro` and where its pictures are."""
     try:
-        metrics = json.loads((EVALUATION / "metrics.json").read_bytes())
-    except (OSError, ValueError) as error:
-        raise UserError(f"{EVALUATION / 'metrics.json'}: {error}; run `dvc repro`", Exit.MISSING) from error
-    print(summary(metrics))
+        print(summary(json.loads((EVALUATION / "metrics.json").read_bytes())))
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise UserError(f"{EVALUATION / 'metrics.json'}: missing or damaged; run `dvc repro`", Exit.MISSING) from error
     for title, path in (
         ("samples", SAMPLES),
         ("model card", REGISTERED / "README.md"),
@@ -199,7 +200,7 @@ def import_checkpoint(
         32,
         32,
     ),
-    num_levels: Annotated[int, typer.Option(help="Levels of a pixel.", min=2)] = 256,
+    num_levels: Annotated[int, typer.Option(help="Levels of a pixel.", min=2, max=65536)] = 256,
     averaged: Annotated[bool, typer.Option(help="Take the moving average of the weights.")] = True,
     sha256: Annotated[str | None, typer.Option(help="What the file must be; flax has no checksum of its own.")] = None,
 ) -> None:
@@ -265,6 +266,8 @@ def run(arguments: list[str]) -> int:
         return int(finished.code or 0)
     except UserError as error:
         return fail(str(error), error.code)
+    except OSError as error:
+        return fail(f"{error.filename or 'a file'}: {error.strerror or error}", Exit.MISSING)
     except Exception as error:
         code = exit_code(error)
         if code is None:

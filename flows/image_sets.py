@@ -1,6 +1,6 @@
 """The published image sets: where they come from, what their bytes must be, and how to read them.
 
-Files are checked against the sha256 of their uncompressed bytes before anything reads them, wherever they came from.
+Files are checked against the sha256 of their uncompressed bytes before anything parses them, wherever they came from.
 """
 
 import gzip
@@ -8,14 +8,14 @@ import hashlib
 import shutil
 import tarfile
 import zlib
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from urllib.error import URLError
 
 import numpy as np
 import torchvision
+from torchvision.datasets.utils import download_and_extract_archive
 
 from flows.errors import Exit, UserError
 
@@ -37,7 +37,8 @@ class PublishedSet:
     num_levels: int
     num_train: int
     num_test: int
-    reader: Callable[..., torchvision.datasets.VisionDataset]
+    reader: Any
+    """torchvision's class for the set."""
     folder: str
     """Where the reader expects the files, below its root."""
     files: dict[str, str]
@@ -114,9 +115,13 @@ def read_published(published: PublishedSet, source: Path | None, scratch: Path) 
 
 
 def fetch(published: PublishedSet, scratch: Path) -> None:
-    """Download through torchvision, which knows the publisher's addresses and unpacks the files."""
+    """Download through torchvision, which knows the publisher's addresses, and unpack; nothing is unpickled yet."""
     try:
-        published.reader(scratch, train=True, download=True)
+        if published.archive:
+            address, md5 = published.reader.url, published.reader.tgz_md5
+            download_and_extract_archive(address, str(scratch), filename=published.archive, md5=md5)
+        else:
+            published.reader(scratch, train=True, download=True)
     except (URLError, OSError, RuntimeError) as error:
         raise UserError(
             f"{published.title} could not be downloaded: {error}; try again, or set data.source in params.yaml to a "

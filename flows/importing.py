@@ -7,6 +7,7 @@ import hashlib
 import pickle
 import re
 import zipfile
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -15,6 +16,7 @@ import msgpack
 import numpy as np
 import torch
 from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
 from torch import Tensor
 
 from vdm.checkpoint import CheckpointError, save_model
@@ -23,6 +25,12 @@ from vdm.model import VDM
 Format = Literal["google-vdm", "addtt"]
 Weights = dict[str, Tensor]
 Config = dict[str, Any]
+
+DAMAGE = (
+    *(ArithmeticError, AttributeError, EOFError, LookupError, MemoryError, RuntimeError, TypeError, ValueError),
+    *(pickle.PickleError, zipfile.BadZipFile, zlib.error, YAMLError),
+)
+"""What readers raise on bytes that are not what they should be."""
 
 GOOGLE_NAMES = [
     (r"^dense0/", "condition_1/"),
@@ -47,12 +55,12 @@ ADDTT_NAMES = [
     (r"^conv_out\.0\.", "norm_out."),
     (r"^conv_out\.2\.", "conv_out."),
     (r"^(down|up)_blocks\.(\d+)\.resnet_block\.", r"\1.\2."),
+    (r"\.layers\.0\.", ".layers.norm."),
+    (r"\.layers\.1\.", ".layers.query_key_value."),
+    (r"\.layers\.3\.", ".layers.project."),
     (r"^(down|up)_blocks\.(\d+)\.attention_block\.layers\.", r"\1_attention.\2."),
     (r"^mid_resnet_block_(\d)\.", r"middle_\1."),
     (r"^mid_attn_block\.layers\.", "middle_attention."),
-    (r"(attention.*)\.0\.", r"\1.norm."),
-    (r"(attention.*)\.1\.", r"\1.query_key_value."),
-    (r"(attention.*)\.3\.", r"\1.project."),
     (r"\.net1\.0\.", ".norm_1."),
     (r"\.net1\.2\.", ".conv_1."),
     (r"\.cond_proj\.", ".project."),
@@ -89,8 +97,8 @@ def import_checkpoint(
         model = VDM(**config)
         model.load_state_dict(weights)
     except OSError as error:
-        raise CheckpointError(f"{file}: {error.strerror or error}") from error
-    except (ArithmeticError, EOFError, LookupError, RuntimeError, TypeError, ValueError, pickle.PickleError) as error:
+        raise CheckpointError(f"{error.filename or file}: {error.strerror or error}") from error
+    except DAMAGE as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         raise CheckpointError(f"{file}: not a whole {file_format} checkpoint: {reason}") from error
     if not all(weight.isfinite().all() for weight in weights.values()):
@@ -161,6 +169,8 @@ def read_addtt(file: Path, averaged: bool) -> tuple[Config, Weights]:
     network |= {name: t.flatten(1) for name, t in network.items() if "attention" in name and t.ndim == 4}
     network["conv_in.weight"] = channel_major(network["conv_in.weight"], network["conv_out.weight"].shape[0])
     settings = YAML(typ="safe").load(file.with_name("config.yaml"))
+    if settings["n_attention_heads"] != 1:
+        raise ValueError(f"n_attention_heads is {settings['n_attention_heads']}; only 1 can be imported")
     gamma_0, gamma_1 = float(settings["gamma_min"]), float(settings["gamma_max"])
     schedule = {
         "start": weights.get("gamma.b", torch.tensor(gamma_0)),

@@ -30,9 +30,10 @@ def evaluate_ode(
 ) -> np.ndarray:
     """-log P(pixels) under the probability-flow ODE for every image (N,C,H,W): (N,) bits/dim, an upper bound.
 
-    The mean over `num_draws` is inside the logarithm.  `num_probes` 0 takes the exact divergence; with Rademacher
-    probes the estimate inside the logarithm is noisy, so that more than one draw then errs to the low side.
-    Draws depend on the seed and the image's index alone.  `batch_size` counts images times draws.
+    The mean over `num_draws` is inside the logarithm.  `num_probes` 0 takes the exact divergence.  Rademacher probes
+    are shared by an image's draws, so that their common error leaves the logarithm; what differs between draws stays
+    inside, and makes many draws with few probes err a little to the low side.  Draws and probes depend on the seed
+    and the image's index alone.  `batch_size` counts images times draws.
     """
     device, dtype = next(model.parameters()).device, next(model.parameters()).dtype
     images_per_batch = max(1, batch_size // num_draws)
@@ -60,11 +61,15 @@ def evaluate_ode(
 def dequantisation_draws(
     seed: int, indices: range, num_draws: int, num_probes: int, shape: tuple[int, int, int]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Uniform places in (0, 1), (N num_draws,C,H,W), and Rademacher probes (num_probes, N num_draws,C,H,W), float64."""
+    """Uniform places in (0, 1), (N num_draws,C,H,W), and Rademacher probes (num_probes, N num_draws,C,H,W), float64.
+
+    An image's draws share its probes.
+    """
     streams = [np.random.Generator(np.random.Philox(key=[seed, index])) for index in indices]
     places = np.concatenate([1 - stream.random((num_draws, *shape)) for stream in streams])
-    signs = [stream.integers(0, 2, (num_probes, num_draws, *shape)) for stream in streams]
-    return places.clip(max=1 - 1e-12), 2.0 * np.concatenate(signs, axis=1) - 1
+    signs = [stream.integers(0, 2, (num_probes, 1, *shape)) for stream in streams]
+    probes = np.repeat(2.0 * np.concatenate(signs, axis=1) - 1, num_draws, axis=1)
+    return places.clip(max=1 - 1e-12), probes
 
 
 def dopri5(tolerance: float) -> Solve:
@@ -80,12 +85,14 @@ def dopri5(tolerance: float) -> Solve:
 def paired_difference(first: Evaluation, second: Evaluation, *, confidence: float) -> dict[str, Any]:
     """Mean of second - first in bits/dim over the same images, times and noise, with its confidence interval."""
     difference = second.bpd - first.bpd
-    mean, error = float(difference.mean()), float(difference.std(ddof=1) / math.sqrt(len(difference)))
+    mean = float(difference.mean())
+    error = float(difference.std(ddof=1) / math.sqrt(len(difference))) if len(difference) > 1 else math.nan
     half_width = NormalDist().inv_cdf((1 + confidence) / 2) * error
+    interval = [mean - half_width, mean + half_width]
     return {
         "difference_bpd": mean,
-        "difference_standard_error": error,
+        "difference_standard_error": None if math.isnan(error) else error,
         "confidence": confidence,
-        "confidence_interval": [mean - half_width, mean + half_width],
+        "confidence_interval": [None, None] if math.isnan(error) else interval,
         "num_images": len(difference),
     }

@@ -10,11 +10,14 @@ from ruamel.yaml.error import YAMLError
 
 from flows.errors import Exit, UserError
 
-Positive = Annotated[int, Field(ge=1)]
-NonNegative = Annotated[int, Field(ge=0)]
-# YAML writes 2 for 2.0; nothing else is converted.
-Real = Annotated[float, Field(strict=False, allow_inf_nan=False)]
-Device = Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?|mps)$")]
+Positive = Annotated[int, Field(ge=1, le=10**12)]
+NonNegative = Annotated[int, Field(ge=0, le=10**12)]
+BatchSize = Annotated[int, Field(ge=1, le=10**6)]
+# More steps than this and float32 no longer tells two neighbouring noise levels well apart.
+Timesteps = Annotated[int, Field(ge=1, le=100_000)]
+Real = Annotated[float, Field(allow_inf_nan=False)]
+Gamma = Annotated[Real, Field(ge=-60, le=60)]
+Device = Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d{1,3})?)$")]
 
 
 class Section(BaseModel):
@@ -39,12 +42,12 @@ class Model(Section):
     """The noise schedule and the noise predictor; see `vdm.model.VDM`."""
 
     schedule: Literal["fixed_linear", "learned_linear", "learned_monotone"]
-    gamma_0: Real
-    gamma_1: Real
+    gamma_0: Gamma
+    gamma_1: Gamma
     width: Annotated[int, Field(ge=4, multiple_of=2)]
     blocks: Positive
     attention_everywhere: bool
-    fourier_exponents: list[int]
+    fourier_exponents: list[Annotated[int, Field(ge=-8, le=16)]]
     norm_groups: Positive
     norm_eps: Annotated[Real, Field(gt=0)]
     dropout: Annotated[Real, Field(ge=0, lt=1)]
@@ -66,7 +69,7 @@ class Train(Section):
     device: Device
     precision: Literal["auto", "float32", "bfloat16"]
     steps: Positive
-    batch_size: Positive
+    batch_size: BatchSize
     learning_rate: Annotated[Real, Field(gt=0)]
     warmup_steps: NonNegative
     learning_rate_decay: Literal["none", "linear", "cosine"]
@@ -75,6 +78,9 @@ class Train(Section):
     max_gradient_norm: Annotated[Real, Field(gt=0)] | None
     ema_decay: Annotated[Real, Field(ge=0, lt=1)]
     log_every: Positive
+    checkpoint_every_steps: Positive
+    checkpoint_every_minutes: Annotated[Real, Field(gt=0)]
+    keep_checkpoints: Positive
 
 
 class Evaluate(Section):
@@ -83,8 +89,8 @@ class Evaluate(Section):
     seed: NonNegative
     device: Device
     times_per_image: Positive
-    num_timesteps: Positive | None
-    batch_size: Positive
+    num_timesteps: Timesteps | None
+    batch_size: BatchSize
 
 
 class Ode(Section):
@@ -97,7 +103,7 @@ class Ode(Section):
     num_probes: NonNegative
     dequantisation: Literal["uniform", "truncated_normal"]
     tolerance: Annotated[Real, Field(gt=0, lt=1)]
-    batch_size: Positive
+    batch_size: BatchSize
 
 
 class Sample(Section):
@@ -106,7 +112,7 @@ class Sample(Section):
     seed: NonNegative
     device: Device
     num_images: Positive
-    num_timesteps: Positive
+    num_timesteps: Timesteps
     clip: bool
 
 
@@ -128,8 +134,10 @@ def read_params(path: Path) -> Params:
         document = YAML(typ="rt").load(path)
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}; `vdmctl preset digits` writes one", Exit.USAGE) from error
-    except YAMLError as error:
+    except (YAMLError, ValueError, RecursionError) as error:
         raise UserError(f"{path}: not YAML: {error}", Exit.USAGE) from error
+    if not isinstance(document, Mapping):
+        raise UserError(f"{path}:1: must hold sections such as `data:`; see presets/", Exit.USAGE)
     try:
         return Params.model_validate(plain(document))
     except ValidationError as error:

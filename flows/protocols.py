@@ -27,11 +27,11 @@ def ode(settings: "Ode", *, model: Path, images: Path) -> dict[str, Any]:
 
 def compare(settings: "Evaluate", *, first: Path, second: Path, images: Path, confidence: float) -> dict[str, Any]:
     """The paired difference second - first over the same images, times and noise, bits/dim."""
-    results = []
-    for model in (first, second):
-        vdm, image_set = load_fitting(model, images, find_device(settings.device))
-        arguments = settings.model_dump(exclude={"device"})
-        results.append(evaluation.evaluate(vdm, image_set.test, progress=bar(str(model)), **arguments))
+    device, arguments = find_device(settings.device), settings.model_dump(exclude={"device"})
+    loaded = [load_fitting(model, images, device) for model in (first, second)]
+    results = [
+        evaluation.evaluate(vdm, image_set.test, progress=bar("evaluating"), **arguments) for vdm, image_set in loaded
+    ]
     models = [
         {
             "model": str(model),

@@ -10,7 +10,9 @@ def summary(result: dict[str, Any]) -> str:
     if "difference_bpd" in result:
         low, high = result["confidence_interval"]
         lines = [f"{model['model']}: {bits(model)}" for model in result["models"]]
-        interval = f"{100 * result['confidence']:g}% interval [{low:+.4f}, {high:+.4f}]"
+        interval = "one image tells no interval"
+        if low is not None:
+            interval = f"{100 * result['confidence']:g}% interval [{low:+.4f}, {high:+.4f}]"
         return "\n".join([*lines, f"difference: {result['difference_bpd']:+.4f} bits/dim, {interval}"])
     if result["protocol"] == "ode":
         return (

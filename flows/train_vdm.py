@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -73,15 +74,18 @@ def process_group(command: list[str]) -> Iterator[subprocess.Popen[str]]:
 
 
 def stop(process: subprocess.Popen[str], number: signal.Signals) -> bool:
-    """Signal the group and give it time; whether the process is still there."""
+    """Signal the group and give it time; whether any process of it is still there."""
+    deadline = time.monotonic() + STOP_SECONDS
     try:
         os.killpg(process.pid, number)
-        process.wait(STOP_SECONDS)
+        while time.monotonic() < deadline:
+            process.poll()
+            os.killpg(process.pid, 0)
+            time.sleep(0.05)
     except ProcessLookupError:
         process.wait()
-    except subprocess.TimeoutExpired:
-        return True
-    return False
+        return False
+    return True
 
 
 if __name__ == "__main__":

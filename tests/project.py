@@ -53,7 +53,8 @@ class Project:
     def environment(self) -> dict[str, str]:
         """The environment of this interpreter first on PATH, as `make` sets it, and a git identity."""
         git = {f"GIT_{role}_{key}": value for role in ("AUTHOR", "COMMITTER") for key, value in IDENTITY.items()}
-        return os.environ | git | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+        locks = {"VDM_LOCK_DIR": str(self.folder / ".vdm")}
+        return os.environ | git | locks | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
 
     def run(self, *command: str) -> subprocess.CompletedProcess[str]:
         """Run a command in the project's folder."""

@@ -8,7 +8,16 @@ import pytest
 import torch
 from conftest import TINY
 
-from vdm.checkpoint import CheckpointError, load_model, model_sha256, save_model, write_whole
+from vdm.checkpoint import (
+    CheckpointError,
+    config_sha256,
+    load_model,
+    load_state,
+    model_sha256,
+    save_model,
+    save_state,
+    write_whole,
+)
 from vdm.model import VDM
 
 
@@ -40,7 +49,13 @@ def test_the_digest_covers_weights_and_configuration(folder: Path, tiny_model: C
 def edit_config(folder: Path, edit: Callable[[dict[str, object]], object]) -> None:
     description = json.loads((folder / "config.json").read_text())
     edit(description)
+    description["model_sha256"] = config_sha256(description["model"])
     (folder / "config.json").write_text(json.dumps(description))
+
+
+def change(path: Path, old: str, new: str) -> None:
+    assert old in path.read_text()
+    path.write_text(path.read_text().replace(old, new))
 
 
 def flip_a_byte(path: Path) -> None:
@@ -58,6 +73,9 @@ def flip_a_byte(path: Path) -> None:
         (lambda f: (f / "config.json").write_text("[]"), "must hold an object"),
         (lambda f: flip_a_byte(f / "weights.safetensors"), "sha256 differs"),
         (lambda f: (f / "weights.safetensors").write_bytes(b""), "sha256 differs"),
+        (lambda f: change(f / "config.json", '"gamma_0": -7.0', '"gamma_0": -9.0'), "differs from its sha256"),
+        (lambda f: edit_config(f, lambda d: d["model"].update(image_shape=[])), "do not describe one model"),
+        (lambda f: edit_config(f, lambda d: d["model"].update(norm_groups=0)), "do not describe one model"),
         (lambda f: edit_config(f, lambda d: d["model"].update(width=16)), "do not describe one model"),
         (lambda f: edit_config(f, lambda d: d["model"].pop("width")), "do not describe one model"),
         (lambda f: edit_config(f, lambda d: d["model"].update(depth=3)), "do not describe one model"),
@@ -82,3 +100,13 @@ def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path: Path, monkeyp
         write_whole(path, b"new")
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("damage", [lambda content: content[:-1], lambda content: content[:20], lambda content: b""])
+def test_a_damaged_state_is_refused(damage: Callable[[bytes], bytes], tmp_path: Path) -> None:
+    path = tmp_path / "state"
+    save_state(path, {"done": 3, "weights": torch.arange(5)})
+    assert load_state(path)["done"] == 3
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(CheckpointError, match="truncated or damaged"):
+        load_state(path)

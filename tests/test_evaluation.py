@@ -98,9 +98,12 @@ def test_standard_errors() -> None:
     assert math.isnan(Evaluation(np.zeros(1), np.zeros(1), np.ones(1), np.zeros(1)).standard_error)
 
 
-def test_the_monte_carlo_error_matches_repeated_evaluations(digits: np.ndarray, tiny_model: Callable[..., VDM]) -> None:
-    model = tiny_model()
-    runs = [evaluate(model, digits[:16], **SETTINGS | {"times_per_image": 16, "seed": seed}) for seed in range(40)]
+@pytest.mark.parametrize("times_per_image", [2, 4, 16])
+def test_the_monte_carlo_error_matches_repeated_evaluations(
+    times_per_image: int, digits: np.ndarray, tiny_model: Callable[..., VDM]
+) -> None:
+    model, settings = tiny_model(), SETTINGS | {"times_per_image": times_per_image}
+    runs = [evaluate(model, digits[:32], **settings | {"seed": seed}) for seed in range(40)]
     spread = np.std([run.bpd.mean() for run in runs], ddof=1)
     claimed = np.mean([run.monte_carlo_standard_error for run in runs])
     # Forty repeats know their spread to 11%; the estimate may err on the safe side, as strata are finer than it sees.

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -97,6 +98,56 @@ def test_the_pytorch_peer(tmp_path: Path) -> None:
     close(bits_per_dim(terms.prior, model.num_dims).mean(), expected["prior_bpd_mean"])
     assert model.schedule.gamma_0.item() == pytest.approx(expected["gamma_0"].item())
     assert model.schedule.gamma_1.item() == pytest.approx(expected["gamma_1"].item())
+
+
+def peer_checkpoint(folder: Path, **settings: object) -> Path:
+    """The peer's checkpoint with the middle attention copied into every block, and settings of its own."""
+    state = torch.load(ORACLES / "addtt_learned" / "model.pt", weights_only=True)
+    for weights, prefix in ((state["ema"], "ema_model.model."), (state["model"], "model.")):
+        layers = {name.split("mid_attn_block.")[1]: w for name, w in weights.items() if "mid_attn_block." in name}
+        for block in ("down_blocks.0", "down_blocks.1", "up_blocks.0", "up_blocks.1", "up_blocks.2"):
+            weights.update({f"{prefix}{block}.attention_block.{name}": w for name, w in layers.items()})
+    torch.save(state, folder / "model.pt")
+    config = (ORACLES / "addtt_learned" / "config.yaml").read_text()
+    for name, value in settings.items():
+        config = re.sub(f"^{name}: .*$", f"{name}: {value}", config, flags=re.MULTILINE)
+    (folder / "config.yaml").write_text(config)
+    return folder / "model.pt"
+
+
+def test_the_peers_attention_in_every_block(tmp_path: Path) -> None:
+    file = peer_checkpoint(tmp_path, attention_everywhere="true")
+    assert run(["import-checkpoint", str(file), "--format", "addtt", "--out", str(tmp_path / "model")]) == 0
+    network = load_model(tmp_path / "model").network
+    middle = network.middle_attention.state_dict()
+    for block in [*network.down_attention, *network.up_attention]:
+        assert all(torch.equal(block.state_dict()[name], middle[name]) for name in middle)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [({"n_attention_heads": 4}, "only 1 can be imported"), ({"gamma_min": "["}, "not a whole addtt checkpoint")],
+)
+def test_what_the_peer_can_do_and_we_cannot(
+    settings: dict[str, object], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = peer_checkpoint(tmp_path, **settings)
+    assert run(["import-checkpoint", str(file), "--format", "addtt", "--out", str(tmp_path / "model")]) == 5
+    assert message in capsys.readouterr().err
+    (tmp_path / "config.yaml").unlink()
+    assert run(["import-checkpoint", str(file), "--format", "addtt", "--out", str(tmp_path / "model")]) == 5
+    assert "config.yaml: No such file" in capsys.readouterr().err
+
+
+def test_no_flipped_bit_of_the_peers_file_ends_in_a_traceback(tmp_path: Path) -> None:
+    peer = (ORACLES / "addtt_learned" / "model.pt").read_bytes()
+    shutil.copyfile(ORACLES / "addtt_learned" / "config.yaml", tmp_path / "config.yaml")
+    for position in np.random.default_rng(0).integers(len(peer) - 3000, len(peer), 40):
+        content = bytearray(peer)
+        content[position] ^= 1 << int(position) % 8
+        (tmp_path / "model.pt").write_bytes(content)
+        command = ["import-checkpoint", str(tmp_path / "model.pt"), "--format", "addtt"]
+        assert run([*command, "--out", str(tmp_path / "model")]) in (0, 5)
 
 
 def test_the_last_weights_on_request(tmp_path: Path) -> None:

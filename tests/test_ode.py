@@ -141,9 +141,7 @@ def test_images_do_not_depend_on_their_company(tiny_model: Callable[..., VDM], d
 
 
 def test_the_flow_of_a_trained_model_lies_at_or_below_the_bound(digits: np.ndarray) -> None:
-    from test_training import SETTINGS
-
-    from vdm.training import train
+    from test_training import SETTINGS, fit
 
     torch.manual_seed(0)
     model = VDM(
@@ -163,15 +161,15 @@ def test_the_flow_of_a_trained_model_lies_at_or_below_the_bound(digits: np.ndarr
     )
     settings = SETTINGS | {"steps": 400, "batch_size": 64, "learning_rate": 3e-3, "log_every": 200}
     settings |= {"learning_rate_decay": "linear", "ema_decay": 0.95}
-    averaged = train(model, torch.from_numpy(digits[:1437]), on_log=lambda record: None, **settings)
+    averaged = fit(model, digits[:1437], **settings).averaged
     test = digits[1437:1461]
     bound = evaluate(averaged, test, times_per_image=64, num_timesteps=None, batch_size=512, seed=0)
     flow = evaluate_ode(
         averaged,
         test,
         seed=0,
-        num_draws=4,
-        num_probes=2,
+        num_draws=1,
+        num_probes=4,
         dequantisation="truncated_normal",
         tolerance=1e-3,
         batch_size=96,

@@ -36,6 +36,8 @@ def test_numbers_are_read_as_dvc_reads_them(tmp_path: Path) -> None:
         ("gamma_0: -7.0", "gamma_0: .nan", "model.gamma_0: input should be a finite number, got nan"),
         ("clip: true", "clip: yes", "sample.clip: input should be a valid boolean, got 'yes'"),
         ("name: digits", "name: digit", "data.name: input should be 'digits', 'mnist', 'fashion_mnist' or 'cifar10'"),
+        ("learning_rate: 3e-3", "learning_rate: true", "train.learning_rate: input should be a valid number, got True"),
+        ("learning_rate: 3e-3", "learning_rate: '3e-3'", "train.learning_rate: input should be a valid number"),
         ("betas: [0.9, 0.99]", "betas: [0.9]", "train.betas: list should have at least 2 items"),
         ("betas: [0.9, 0.99]", "betas: [0.9, 1.5]", "train.betas.1: input should be less than 1, got 1.5"),
         ("norm_groups: 8", "norm_groups: 7", "model: width must be a multiple of norm_groups, got 48 and 7"),
@@ -55,7 +57,10 @@ def test_an_error_names_file_line_and_key(old: str, new: str, message: str, tmp_
     assert new.strip().splitlines()[0].split(":")[0] in shown or shown.rstrip(":") in message
 
 
-@pytest.mark.parametrize(("content", "message"), [(None, "vdmctl preset"), ("a: [", "not YAML"), ("", "params.yaml:1")])
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(None, "vdmctl preset"), ("a: [", "not YAML"), ("", "params.yaml:1"), ("- a", "params.yaml:1")],
+)
 def test_a_file_that_cannot_be_read_is_said_to_be_so(content: str | None, message: str, tmp_path: Path) -> None:
     path = tmp_path / "params.yaml"
     if content is not None:

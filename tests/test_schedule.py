@@ -58,6 +58,21 @@ def test_a_monotone_schedule_never_decreases_whatever_its_weights() -> None:
         assert schedule.gamma_0 <= schedule.gamma_1
 
 
+@pytest.mark.parametrize(
+    ("linear", "inner", "bias", "outer"), [(0, 0, 0, 0), (0, 1, 0, 0), (1e-9, 1, 40, 3), (1, 1e6, -1e6, 1e6)]
+)
+def test_vanished_and_saturated_weights_leave_a_schedule(
+    linear: float, inner: float, bias: float, outer: float
+) -> None:
+    schedule = MonotoneSchedule(-7.0, 5.0, num_features=8)
+    for name, value in {"linear": linear, "inner": inner, "bias": bias, "outer": outer}.items():
+        torch.nn.init.constant_(getattr(schedule, name), value)
+    gamma = schedule(torch.linspace(0, 1, 11))
+    assert gamma.isfinite().all()
+    assert (gamma.diff() >= 0).all()
+    assert (gamma[0], gamma[-1]) == (schedule.gamma_0, schedule.gamma_1)
+
+
 def test_learning_cannot_turn_a_schedule_round() -> None:
     schedule = LinearSchedule(-1.0, 1.0, learned=True)
     with torch.no_grad():

@@ -2,16 +2,17 @@
 
 import math
 from collections.abc import Callable
-from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from vdm.checkpoint import load_state, save_state
 from vdm.model import VDM
 from vdm.schedule import gamma_and_slope
-from vdm.training import TrainingDiverged, TrainingRecord, adamw, backward, batches, learning_rate_factor, train
+from vdm.training import Trainer, TrainingDiverged, adamw, backward, batch_indices, learning_rate_factor
 from vdm.vlb import bits_per_dim, low_discrepancy_times
 
 SETTINGS: dict[str, Any] = {
@@ -28,6 +29,14 @@ SETTINGS: dict[str, Any] = {
     "seed": 0,
     "log_every": 10,
 }
+
+
+def fit(model: VDM, pixels: np.ndarray, **settings: Any) -> Trainer:
+    """A run from its first step to its last."""
+    trainer = Trainer(model, torch.from_numpy(pixels), **settings)
+    for _ in range(trainer.steps):
+        trainer.step()
+    return trainer
 
 
 def draw(model: VDM, digits: np.ndarray, size: int = 6) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -94,9 +103,8 @@ def test_the_network_descends_on_the_bound(bent_model: VDM, digits: np.ndarray) 
 
 
 def test_a_fixed_schedule_stays_where_it_is(tiny_model: Callable[..., VDM], digits: np.ndarray) -> None:
-    model = tiny_model(schedule="fixed_linear")
-    train(model, torch.from_numpy(digits[:64]), on_log=lambda record: None, **SETTINGS)
-    assert (model.schedule.gamma_0.item(), model.schedule.gamma_1.item()) == (-7.0, 5.0)
+    schedule = fit(tiny_model(schedule="fixed_linear"), digits[:64], **SETTINGS).averaged.schedule
+    assert (schedule.gamma_0.item(), schedule.gamma_1.item()) == (-7.0, 5.0)
 
 
 @pytest.mark.parametrize("schedule", ["learned_linear", "learned_monotone"])
@@ -107,8 +115,7 @@ def test_a_learned_schedule_moves_and_stays_monotone(
     """Also at a rate that is far too high."""
     model = tiny_model(schedule=schedule)
     before = model.schedule(torch.linspace(0, 1, 101))
-    settings = SETTINGS | {"learning_rate": learning_rate}
-    averaged = train(model, torch.from_numpy(digits[:64]), on_log=lambda record: None, **settings)
+    averaged = fit(model, digits[:64], **SETTINGS | {"learning_rate": learning_rate}).averaged
     gamma, slope = gamma_and_slope(averaged.schedule, torch.linspace(0, 1, 101))
     assert gamma.isfinite().all()
     assert (slope >= 0).all()
@@ -116,10 +123,8 @@ def test_a_learned_schedule_moves_and_stays_monotone(
 
 
 def test_training_lowers_the_bound(tiny_model: Callable[..., VDM], digits: np.ndarray) -> None:
-    records: list[TrainingRecord] = []
-    torch.manual_seed(0)
     settings = SETTINGS | {"steps": 150, "log_every": 50, "learning_rate": 5e-3}
-    train(tiny_model(), torch.from_numpy(digits), on_log=records.append, **settings)
+    records = fit(tiny_model(), digits, **settings).records
     assert [record.step for record in records] == [50, 100, 150]
     assert records[-1].bpd < 0.85 * records[0].bpd
     assert records[-1].bpd == pytest.approx(
@@ -127,20 +132,45 @@ def test_training_lowers_the_bound(tiny_model: Callable[..., VDM], digits: np.nd
     )
 
 
+def same_bits(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
 def test_the_same_seed_gives_the_same_weights(tiny_model: Callable[..., VDM], digits: np.ndarray) -> None:
-    pixels = torch.from_numpy(digits[:64])
-    runs = [train(tiny_model(), pixels, on_log=lambda record: None, **SETTINGS).state_dict() for _ in range(2)]
-    other = train(tiny_model(), pixels, on_log=lambda record: None, **SETTINGS | {"seed": 1}).state_dict()
-    assert all(torch.equal(runs[0][name], runs[1][name]) for name in runs[0])
-    assert not torch.equal(runs[0]["network.conv_in.weight"], other["network.conv_in.weight"])
+    runs = [fit(tiny_model(), digits[:64], **SETTINGS).averaged.state_dict() for _ in range(2)]
+    other = fit(tiny_model(), digits[:64], **SETTINGS | {"seed": 1}).averaged.state_dict()
+    assert same_bits(*runs)
+    assert not same_bits(runs[0], other)
+
+
+@pytest.mark.parametrize("schedule", ["learned_linear", "learned_monotone"])
+@pytest.mark.parametrize("step", [1, 9, 10, 17, 29])
+def test_a_run_continued_from_any_step_ends_with_the_same_bits(
+    schedule: str, step: int, tiny_model: Callable[..., VDM], digits: np.ndarray, tmp_path: Path
+) -> None:
+    """With dropout, across an epoch's end, and through the file; the log goes on without gap or duplicate."""
+    changes = {"schedule": schedule, "dropout": 0.3}
+    whole = fit(tiny_model(**changes), digits[:50], **SETTINGS)
+    first = Trainer(tiny_model(**changes), torch.from_numpy(digits[:50]), **SETTINGS)
+    for _ in range(step):
+        first.step()
+    save_state(tmp_path / "state", first.state())
+
+    torch.manual_seed(999)
+    second = Trainer(tiny_model(**changes), torch.from_numpy(digits[:50]), **SETTINGS)
+    second.load_state(load_state(tmp_path / "state"))
+    while second.done < second.steps:
+        second.step()
+    assert same_bits(second.averaged.state_dict(), whole.averaged.state_dict())
+    assert same_bits(second.model.state_dict(), whole.model.state_dict())
+    assert [record[:-1] for record in second.records] == [record[:-1] for record in whole.records]
 
 
 def test_bfloat16_follows_the_float32_loss(tiny_model: Callable[..., VDM], digits: np.ndarray) -> None:
-    losses = {}
-    for precision in ("float32", "bfloat16"):
-        records: list[TrainingRecord] = []
-        train(tiny_model(), torch.from_numpy(digits), on_log=records.append, **SETTINGS | {"precision": precision})
-        losses[precision] = records[0].bpd
+    losses = {
+        precision: fit(tiny_model(), digits, **SETTINGS | {"precision": precision}).records[0].bpd
+        for precision in ("float32", "bfloat16")
+    }
     # bfloat16 has 8 bits of mantissa; the loss is a mean over 10 steps.
     assert losses["bfloat16"] == pytest.approx(losses["float32"], rel=0.01)
     assert losses["bfloat16"] != losses["float32"]
@@ -151,25 +181,31 @@ def test_a_loss_that_is_not_finite_stops_the_run(tiny_model: Callable[..., VDM],
     with torch.no_grad():
         model.network.conv_out.weight.fill_(math.inf)
     with pytest.raises(TrainingDiverged, match="before step 10"):
-        train(model, torch.from_numpy(digits[:64]), on_log=lambda record: None, **SETTINGS)
+        fit(model, digits[:64], **SETTINGS)
 
 
 def test_the_average_is_exponential(tiny_model: Callable[..., VDM], digits: np.ndarray) -> None:
     """After two steps: decay * first + (1 - decay) * second, the first being taken whole."""
-    pixels, weights = torch.from_numpy(digits[:64]), []
-    for steps in (1, 2):
-        model = tiny_model()
-        averaged = train(model, pixels, on_log=lambda record: None, **SETTINGS | {"steps": steps, "warmup_steps": 0})
-        weights.append(model.network.conv_in.weight.detach())
-    expected = 0.9 * weights[0] + 0.1 * weights[1]
-    torch.testing.assert_close(averaged.network.conv_in.weight.detach(), expected)
+    runs = [fit(tiny_model(), digits[:64], **SETTINGS | {"steps": n, "warmup_steps": 0}) for n in (1, 2)]
+    first, second = (run.model.network.conv_in.weight.detach() for run in runs)
+    torch.testing.assert_close(runs[1].averaged.network.conv_in.weight.detach(), 0.9 * first + 0.1 * second)
 
 
 def test_every_image_is_seen_once_an_epoch() -> None:
-    order = torch.cat(list(islice(batches(10, 4, torch.Generator().manual_seed(0)), 5)))
-    assert sorted(order[:10].tolist()) == list(range(10))
-    assert sorted(order[10:].tolist()) == list(range(10))
-    assert order[:10].tolist() != order[10:].tolist()
+    order = torch.cat([batch_indices(10, 4, step, 0) for step in range(5)]).tolist()
+    assert sorted(order[:10]) == list(range(10))
+    assert sorted(order[10:]) == list(range(10))
+    assert order[:10] != order[10:]
+    assert batch_indices(3, 8, 1, 0).shape == (8,)
+
+
+def test_every_step_draws_anew(tiny_model: Callable[..., VDM], digits: np.ndarray) -> None:
+    trainer = Trainer(tiny_model(), torch.from_numpy(digits[:64]), **SETTINGS)
+    first = trainer.draw()
+    trainer.step()
+    second = trainer.draw()
+    assert all(not torch.equal(one, other) for one, other in zip(first, second, strict=True))
+    assert first[2].mean().abs() < 4 / math.sqrt(first[2].numel())
 
 
 def test_biases_norms_and_the_schedule_are_not_decayed(tiny_model: Callable[..., VDM]) -> None:

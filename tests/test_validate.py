@@ -106,14 +106,17 @@ def test_a_wrong_number_of_images_is_named(image_set: Path) -> None:
         lambda folder: (folder / "test.npy").write_bytes(b""),
         lambda folder: (folder / "dataset.json").write_text("{"),
         lambda folder: (folder / "dataset.json").write_text("{}"),
+        lambda folder: write_set(folder, *load_images(folder)[1:], num_levels="many"),
+        lambda folder: write_set(folder, *load_images(folder)[1:], image_shape=[8, 8]),
+        lambda folder: np.save(folder / "test.npy", np.array(["a"])),
         lambda folder: np.save(folder / "test.npy", np.array(3)),
         lambda folder: np.save(folder / "test.npy", np.array([{}], dtype=object), allow_pickle=True),
     ],
-    ids=["missing", "truncated", "empty", "description", "keys", "number", "pickle"],
+    ids=["missing", "truncated", "empty", "description", "keys", "levels", "size", "text", "number", "pickle"],
 )
 def test_a_damaged_file_is_named(damage: Callable[[Path], object], image_set: Path) -> None:
     damage(image_set)
-    with pytest.raises(ImageSetError, match=r"missing or damaged|must be an object|single number"):
+    with pytest.raises(ImageSetError, match=r"missing or damaged|must be|not images"):
         run(image_set)
 
 

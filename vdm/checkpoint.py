@@ -1,9 +1,10 @@
 """A model on disk: a folder with `weights.safetensors` and `config.json`, the arguments of `vdm.model.VDM`.
 
-`config.json` carries the sha256 of the weights, so that a damaged file is refused and never loaded.
+`config.json` carries the sha256 of the weights and of the arguments: a damaged file is refused and never loaded.
 """
 
 import hashlib
+import io
 import json
 import os
 from pathlib import Path
@@ -26,7 +27,11 @@ def save_model(folder: Path, model: VDM, config: dict[str, Any]) -> None:
     """Write the model and the arguments it was built from; each file appears whole or not at all."""
     folder.mkdir(parents=True, exist_ok=True)
     weights = save({name: tensor.contiguous().cpu() for name, tensor in model.state_dict().items()})
-    description = {"model": config, "weights_sha256": hashlib.sha256(weights).hexdigest()}
+    description = {
+        "model": config,
+        "model_sha256": config_sha256(config),
+        "weights_sha256": hashlib.sha256(weights).hexdigest(),
+    }
     write_whole(folder / WEIGHTS, weights)
     write_whole(folder / CONFIG, (json.dumps(description, indent=2) + "\n").encode())
 
@@ -39,10 +44,26 @@ def load_model(folder: Path, device: torch.device | str = "cpu") -> VDM:
     try:
         model = VDM(**config["model"])
         model.load_state_dict(load(weights))
-    except (SafetensorError, TypeError, ValueError, RuntimeError) as error:
+    except (SafetensorError, ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise CheckpointError(f"{folder}: weights and {CONFIG} do not describe one model: {reason}") from error
     return model.eval().to(device)
+
+
+def save_state(path: Path, state: dict[str, Any]) -> None:
+    """Write a training state behind its digest; the file appears whole or not at all."""
+    content = io.BytesIO()
+    torch.save(state, content)
+    write_whole(path, hashlib.sha256(content.getbuffer()).digest() + content.getbuffer())
+
+
+def load_state(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
+    """The training state in `path`.  Raises CheckpointError unless every byte is as it was written."""
+    content = read_bytes(path)
+    digest, payload = content[:32], content[32:]
+    if hashlib.sha256(payload).digest() != digest:
+        raise CheckpointError(f"{path}: truncated or damaged")
+    return torch.load(io.BytesIO(payload), map_location=device, weights_only=True)  # type: ignore[no-any-return]
 
 
 def model_sha256(folder: Path) -> str:
@@ -51,14 +72,22 @@ def model_sha256(folder: Path) -> str:
 
 
 def read_description(folder: Path) -> dict[str, Any]:
-    """config.json, checked to be an object with `model` and `weights_sha256`.  Raises CheckpointError."""
+    """config.json, checked for its keys and its digest.  Raises CheckpointError."""
     try:
         description = json.loads(read_bytes(folder / CONFIG))
     except ValueError as error:
         raise CheckpointError(f"{folder / CONFIG}: not JSON: {error}") from error
-    if not isinstance(description, dict) or not {"model", "weights_sha256"} <= description.keys():
-        raise CheckpointError(f"{folder / CONFIG}: must hold an object with `model` and `weights_sha256`")
+    keys = {"model", "model_sha256", "weights_sha256"}
+    if not isinstance(description, dict) or not keys <= description.keys():
+        raise CheckpointError(f"{folder / CONFIG}: must hold an object with {', '.join(sorted(keys))}")
+    if config_sha256(description["model"]) != description["model_sha256"]:
+        raise CheckpointError(f"{folder / CONFIG}: `model` differs from its sha256; restore the file")
     return description
+
+
+def config_sha256(config: Any) -> str:
+    """The digest of a model's arguments, whatever the layout of the file."""
+    return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()
 
 
 def read_bytes(path: Path) -> bytes:

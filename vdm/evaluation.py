@@ -56,7 +56,8 @@ def evaluate(
     """The bound of every image in `pixels` (N,C,H,W), on the model's device.
 
     `num_timesteps` None is the continuous-time bound (eq. 17), T the bound of a T-step model (section 4).
-    `batch_size` counts network evaluations.  A float64 model is evaluated in float64.
+    `batch_size` counts network evaluations, with at least one image to a batch.  A float64 model is evaluated in
+    float64.
     """
     place = next(model.parameters())  # its device and dtype are those of the computation
     num_images = len(pixels)
@@ -66,6 +67,7 @@ def evaluate(
         indices = range(first, min(first + images_per_batch, num_images))
         batch = torch.from_numpy(np.array(pixels[first : indices.stop])).to(place.device)
         t = torch.from_numpy(stratified_times(seed, indices, times_per_image)).to(place).flatten()
+        t = t.clamp(max=1 - torch.finfo(t.dtype).eps)  # below 1 in float64 may round to it
         eps = torch.from_numpy(image_noise(seed, indices, times_per_image, model.image_shape)).to(place)
         terms = model(batch.repeat_interleave(times_per_image, 0), eps, t, num_timesteps=num_timesteps)
         parts.append(torch.stack([bits_per_dim(term.double(), model.num_dims) for term in terms]).cpu())
@@ -94,9 +96,12 @@ def image_noise(seed: int, indices: range, times_per_image: int, shape: tuple[in
 def stratified_variance(draws: np.ndarray) -> np.ndarray:
     """Variance of the mean of each row of draws (N,K) at rising stratified times: (N,), NaN when K is 1.
 
-    From successive differences, which see the noise but little of the trend over time that stratification removes.
+    From successive differences, which see the noise but little of the trend over time that stratification removes;
+    first the trend that the rows have in common is taken away, which matters when K is small.
     """
-    num_draws = draws.shape[1]
+    num_rows, num_draws = draws.shape
     if num_draws == 1:
-        return np.full(len(draws), math.nan)
+        return np.full(num_rows, math.nan)
+    if num_rows > 1:
+        draws = (draws - draws.mean(axis=0)) * math.sqrt(num_rows / (num_rows - 1))
     return np.square(np.diff(draws, axis=1)).mean(axis=1) / 2 / num_draws  # type: ignore[no-any-return]

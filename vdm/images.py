@@ -54,7 +54,17 @@ def load_images(folder: Path) -> ImageSet:
         raise ImageSetError(f"{folder / DESCRIPTION}: missing or damaged: {error}") from error
     if not isinstance(description, dict) or not description.keys() >= REQUIRED:
         raise ImageSetError(f"{folder / DESCRIPTION}: must be an object with {', '.join(sorted(REQUIRED))}")
+    shape = description["image_shape"]
+    sizes = [*shape, description["num_levels"]] if isinstance(shape, list) else []
+    counts = [description["num_train"], description["num_test"]]
+    if len(sizes) != 4 or not all(map(is_count, [*sizes, *counts])) or 0 in sizes:
+        raise ImageSetError(f"{folder / DESCRIPTION}: image_shape must be [C, H, W], and levels and counts integers")
     return ImageSet(description, *(load_array(folder / f"{split}.npy") for split in SPLITS))
+
+
+def is_count(value: Any) -> bool:
+    """Whether it is an integer from 0 to 2^32."""
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= 2**32
 
 
 def load_array(path: Path) -> np.ndarray:
@@ -63,8 +73,8 @@ def load_array(path: Path) -> np.ndarray:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
     except (EOFError, OSError, ValueError) as error:
         raise ImageSetError(f"{path}: missing or damaged: {error}") from error
-    if array.ndim == 0:
-        raise ImageSetError(f"{path}: holds a single number, not images")
+    if array.ndim == 0 or array.dtype.kind not in "buif":
+        raise ImageSetError(f"{path}: holds {array.dtype} of {array.ndim} dimensions, not images")
     return np.asanyarray(array)
 
 

@@ -1,7 +1,6 @@
 """The variational diffusion model: a noise schedule and a noise predictor, joined by the bound."""
 
 from collections.abc import Sequence
-from functools import partial
 from typing import Literal, get_args
 
 from torch import Tensor, nn
@@ -95,12 +94,10 @@ class VDM(nn.Module):
         diffusion = finite_diffusion_loss(x, eps, gamma_s, gamma_t, num_timesteps, self.network)
         return Terms(prior_loss(x, self.schedule.gamma_1), self.reconstruction_loss(pixels), diffusion)
 
-    def terms(
-        self, pixels: Tensor, eps: Tensor, gamma_t: Tensor, dgamma_dt: Tensor, augmented: Tensor | None = None
-    ) -> Terms:
+    def terms(self, pixels: Tensor, eps: Tensor, gamma_t: Tensor, dgamma_dt: Tensor) -> Terms:
         """The terms in continuous time, (B,) nats each, at gamma_t with slope dgamma_dt (B,) (eq. 11, 17)."""
         x = pixels_to_x(pixels, self.num_levels, eps.dtype)
-        diffusion = diffusion_loss(x, eps, gamma_t, dgamma_dt, partial(self.network, augmented=augmented))
+        diffusion = diffusion_loss(x, eps, gamma_t, dgamma_dt, self.network)
         return Terms(prior_loss(x, self.schedule.gamma_1), self.reconstruction_loss(pixels), diffusion)
 
     def reconstruction_loss(self, pixels: Tensor) -> Tensor:

@@ -45,8 +45,10 @@ def log_density(
         noise_scale = sigma(gamma)
         with torch.enable_grad():
             eps_hat = predict_noise(z, gamma.expand(len(z)))
-            products = [torch.autograd.grad(eps_hat, z, probe, retain_graph=True)[0] * probe for probe in probes]
-        divergence = torch.stack(products).mean(0).flatten(1).sum(1)
+            divergence = torch.zeros_like(state[1])
+            for probe in probes:
+                gradient = torch.autograd.grad(eps_hat, z, probe, retain_graph=True)[0]
+                divergence += (gradient * probe).flatten(1).sum(1) / len(probes)
         num_dims = z[0].numel()
         velocity = 0.5 * noise_scale * (eps_hat - noise_scale * z)
         return velocity.detach(), 0.5 * noise_scale * (divergence - noise_scale * num_dims)

@@ -8,6 +8,8 @@ In continuous time the bound depends on gamma through its end points gamma_0 = g
 gamma_1 = gamma(1) alone (section 5.1); the shape between them only moves the variance of its estimate.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -74,10 +76,11 @@ class MonotoneSchedule(LinearSchedule):
 
     Three layers of positive weights, the second through a sigmoid, on the input 2 t - 1 beside a linear path in t:
 
-        raw(t) = |a| t + mean_j |c_j| (2 sigmoid(|b_j| (2 t - 1) + bias_j) - 1)
-        shape(t) = (raw(t) - raw(0)) / (raw(1) - raw(0))
+        rise(t) = |a| t + mean_j 2 |c_j| (h_j(t) - h_j(0)),    h_j(t) = sigmoid(|b_j| (2 t - 1) + bias_j)
+        shape(t) = rise(t) / rise(1)
 
-    so that gamma(0) and gamma(1) are the learned end points whatever the weights are.
+    so that gamma(0) and gamma(1) are the learned end points whatever the weights are.  |a| stays above 1e-6, without
+    which saturated or vanished weights would leave 0/0.
     """
 
     def __init__(self, gamma_0: float, gamma_1: float, *, num_features: int = 1024) -> None:
@@ -92,17 +95,14 @@ class MonotoneSchedule(LinearSchedule):
 
     def shape(self, t: Tensor) -> Tensor:
         # One evaluation for t and both ends: then shape(0) is 0 and shape(1) is 1 to the bit.
-        raw = self.raw(torch.cat([t, t.new_tensor([0.0, 1.0])]))
-        t_part, raw_0, raw_1 = raw[:-2], raw[-2], raw[-1]
-        return (t_part - raw_0) / (raw_1 - raw_0)
-
-    def raw(self, t: Tensor) -> Tensor:
-        """The monotone network before its ends are fixed: (B,) to (B,)."""
-        hidden = torch.sigmoid(self.inner.abs() * (2 * t[:, None] - 1) + self.bias)
-        return self.linear.abs() * t + (self.outer.abs() * (2 * hidden - 1)).mean(dim=1)
+        times = torch.cat([t, t.new_tensor([0.0, 1.0])])
+        hidden = torch.sigmoid(self.inner.abs() * (2 * times[:, None] - 1) + self.bias)
+        curved = (2 * self.outer.abs() * (hidden - hidden[-2])).mean(dim=1)
+        rise = self.linear.abs().clamp(min=1e-6) * times + curved
+        return rise[:-2] / rise[-1]
 
 
-def gamma_and_slope(schedule: nn.Module, t: Tensor) -> tuple[Tensor, Tensor]:
+def gamma_and_slope(schedule: Callable[[Tensor], Tensor], t: Tensor) -> tuple[Tensor, Tensor]:
     """gamma(t) and gamma'(t) of the schedule in use, both (B,); differentiable in the schedule's parameters."""
     gamma_t, dgamma_dt, *_ = torch.func.jvp(schedule, (t,), (torch.ones_like(t),))
     return gamma_t, dgamma_dt

@@ -44,7 +44,7 @@ def bits_per_dim(nats: Tensor, num_dims: int) -> Tensor:
 
 def prior_loss(x: Tensor, gamma_1: Tensor) -> Tensor:
     """KL(q(z_1 | x) || N(0, I)) = 1/2 sum [sigma_1^2 + alpha_1^2 x^2 - 1 - log sigma_1^2], (B,) nats (eq. 11)."""
-    # sigma^2 - 1 = -alpha^2; written so, nothing cancels when sigma_1 is close to 1.
+    # sigma^2 - 1 = -alpha^2: a difference of numbers near 1 would lose the digits of a small KL.
     kl = 0.5 * (alpha(gamma_1).square() * (x.square() - 1) - logsigmoid(gamma_1))
     return kl.flatten(1).sum(1)
 

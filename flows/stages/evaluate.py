@@ -6,6 +6,7 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
 from flows.device import find_device
@@ -26,6 +27,8 @@ def evaluate(evaluate: "Evaluate", *, model: Path, images: Path, out: Path | Non
     Raises CheckpointError, ImageSetError, and UserError (exit 2) when model and images do not fit each other.
     """
     vdm, image_set = load_fitting(model, images, find_device(evaluate.device))
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)  # before the work, not after it
     arguments = evaluate.model_dump(exclude={"device"})
     result = evaluation.evaluate(vdm, image_set.test, progress=bar("evaluating"), **arguments)
     metrics = {
@@ -46,12 +49,18 @@ def evaluate(evaluate: "Evaluate", *, model: Path, images: Path, out: Path | Non
 
 
 def load_fitting(model: Path, images: Path, device: torch.device) -> tuple[VDM, ImageSet]:
-    """The model and the images; UserError (exit 2) unless shape and number of levels agree."""
+    """The model and the images; UserError unless they fit each other (exit 2) and hold pixels (exit 4)."""
     vdm, image_set = load_model(model, device), load_images(images)
     ours, theirs = (vdm.image_shape, vdm.num_levels), (image_set.image_shape, image_set.num_levels)
     if ours != theirs:
         shown = ["x".join(map(str, shape)) + f" with {num_levels} levels" for shape, num_levels in (ours, theirs)]
         raise UserError(f"{model} is a model of images of {shown[0]}; {images} holds {shown[1]}", Exit.USAGE)
+    test = image_set.test
+    if test.dtype != np.uint8 or test.shape[1:] != image_set.image_shape or not len(test) > 0:
+        found = f"{len(test)} images of {test.dtype} and shape {test.shape[1:]}"
+        raise UserError(f"{images}: test.npy holds {found}; run `vdmctl validate`", Exit.INVALID_DATA)
+    if (highest := int(test.max())) >= image_set.num_levels:
+        raise UserError(f"{images}: test.npy holds level {highest}; run `vdmctl validate`", Exit.INVALID_DATA)
     return vdm, image_set
 
 
@@ -67,7 +76,6 @@ def number(value: float) -> float | None:
 
 def write(out: Path, metrics: dict[str, Any], result: evaluation.Evaluation) -> None:
     """`metrics.json`, and `per_image.csv` with the terms of every image in bits/dim."""
-    out.mkdir(parents=True, exist_ok=True)
     with (out / "per_image.csv").open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["image", "bpd", "prior_bpd", "reconstruction_bpd", "diffusion_bpd"])

@@ -8,6 +8,7 @@ import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from flows.errors import Exit, UserError
 from vdm.checkpoint import CONFIG, WEIGHTS, load_model, model_sha256, write_whole
 from vdm.images import data_sha256, load_images
 
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
     from flows.params import Data, Model, Train
 
 log = logging.getLogger(__name__)
+
+DESCRIBED = ("title", "name", "homepage", "licence", "num_levels", "num_train", "num_test")
 
 CARD = """\
 # Variational diffusion model of {title}
@@ -35,6 +38,7 @@ parameters. The weights are the moving average at the end of training.
 
 ```python
 from pathlib import Path
+from flows.errors import Exit, UserError
 from vdm.checkpoint import load_model
 
 model = load_model(Path("{out}"))  # a vdm.model.VDM in evaluation mode
@@ -55,24 +59,25 @@ def register(
 ) -> None:
     """Copy the model in `trained` to `out` and add the card, `README.md`.
 
-    Raises CheckpointError when the trained model does not load, ImageSetError when the images are gone.
+    Raises CheckpointError when the trained model does not load, ImageSetError when the images are gone, UserError
+    (exit 5) when the training log is.
     """
     vdm = load_model(trained)
     out.mkdir(parents=True, exist_ok=True)
     for name in (WEIGHTS, CONFIG):
         shutil.copyfile(trained / name, out / name)
-    with curves.open(newline="") as file:
-        *_, last = csv.DictReader(file)
+    step, bpd = last_loss(curves)
+    description = load_images(images).description
     parameters = {section: part.model_dump() for section, part in (("data", data), ("model", model), ("train", train))}
     card = CARD.format(
-        **load_images(images).description,
+        **{key: description.get(key, "not stated") for key in DESCRIBED},
         shape="x".join(map(str, vdm.image_shape)),
         num_parameters=sum(p.numel() for p in vdm.parameters()),
         data_sha256=data_sha256(images),
         model_sha256=model_sha256(out),
         commit=current_commit(),
-        bpd=float(last["bpd"]),
-        step=last["step"],
+        bpd=bpd,
+        step=step,
         out=out,
         parameters=json.dumps(parameters, indent=2),
     )
@@ -80,10 +85,24 @@ def register(
     log.info("registered %s", out)
 
 
-def current_commit() -> str:
-    """The commit that is checked out, marked when tracked files differ from it."""
-    command = ["git", "describe", "--always", "--abbrev=40", "--dirty=, with uncommitted changes", "--exclude=*"]
+def last_loss(curves: Path) -> tuple[int, float]:
+    """Step and bits/dim of the last line of the training log.  Raises UserError (exit 5)."""
     try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+        with curves.open(newline="") as file:
+            *_, last = csv.DictReader(file)
+        return int(last["step"]), float(last["bpd"])
+    except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
+        raise UserError(f"{curves}: missing or damaged; run `vdmctl train`", Exit.MISSING) from error
+
+
+def current_commit() -> str:
+    """The commit that is checked out, marked when tracked files other than the pipeline's results differ from it."""
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(["git", *arguments], capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        changes = git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!dvc.lock", ":!reports")
+        return git("rev-parse", "HEAD") + (", with uncommitted changes" if changes else "")
     except (OSError, subprocess.CalledProcessError):
         return "unknown (not a git checkout)"
