@@ -3,7 +3,9 @@
 import csv
 import json
 import re
+import shutil
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -154,6 +156,28 @@ def test_a_model_of_other_images_is_refused(reproduced: Project) -> None:
     reproduced.run("rm", "-r", "other")
     assert result.returncode == 2
     assert "other is a model of images of 1x8x8 with 256 levels; data/images holds 1x8x8 with 17" in one_line(result)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda pixels: pixels.astype(np.int64) - 1, "359 images of int64"),
+        (lambda pixels: pixels + np.uint8(10), "holds level 26"),
+        (lambda pixels: pixels[:0], "0 images"),
+        (lambda pixels: pixels[:, :, :7], "shape (1, 7, 8)"),
+    ],
+    ids=["negative", "level", "empty", "shape"],
+)
+def test_pixels_that_are_none_are_not_evaluated(
+    change: Callable[[np.ndarray], np.ndarray], message: str, reproduced: Project, tmp_path: Path
+) -> None:
+    shutil.copytree(reproduced.folder / "data" / "images", tmp_path / "images")
+    pixels = np.load(tmp_path / "images" / "test.npy")
+    (tmp_path / "images" / "test.npy").unlink()
+    np.save(tmp_path / "images" / "test.npy", change(pixels))
+    result = reproduced.vdmctl("evaluate", "models/vdm", "--images", str(tmp_path / "images"))
+    assert result.returncode == 4
+    assert message in one_line(result)
 
 
 @pytest.mark.parametrize(

@@ -74,8 +74,9 @@ def with_value(value: float, dtype: str) -> Callable[[np.ndarray, np.ndarray], t
         (lambda train, test: (train, np.concatenate([test, train[3:5]])), "is a training image too: 2 of 72 rows"),
         (lambda train, test: (train, train.copy()), "is a training image too: 50 of 100 rows"),
         (lambda train, test: (train, test[:, :, :7]), "shape of every image: 20 of 70 rows, such as 1x7x8"),
+        (lambda train, test: (train, test[:, :, :0]), "shape of every image: 20 of 70 rows, such as 1x0x8"),
     ],
-    ids=["level", "negative", "nan", "float", "no test", "nothing", "leak", "same", "shape"],
+    ids=["level", "negative", "nan", "float", "no test", "nothing", "leak", "same", "shape", "no pixels"],
 )
 def test_a_broken_contract_is_named(
     break_it: Callable[..., tuple[np.ndarray, np.ndarray]], reason: str, image_set: Path

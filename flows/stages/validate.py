@@ -134,6 +134,8 @@ def image_rows(image_set: ImageSet) -> "pd.DataFrame":
     for split in SPLITS:
         for chunk in chunks(getattr(image_set, split)):
             flat = chunk.reshape(len(chunk), -1)
+            # Images of no pixels have no extremes; their shape is what breaks the contract.
+            lowest, highest = (flat.min(axis=1), flat.max(axis=1)) if flat.size else np.zeros((2, len(flat)))
             digests = [hashlib.sha256(image).digest() for image in np.ascontiguousarray(flat)]
             tables.append(
                 pd.DataFrame(
@@ -142,8 +144,8 @@ def image_rows(image_set: ImageSet) -> "pd.DataFrame":
                         "shape": "x".join(map(str, chunk.shape[1:])),
                         "dtype": str(chunk.dtype),
                         "num_nan": np.isnan(flat).sum(axis=1),
-                        "lowest": flat.min(axis=1).astype(float),
-                        "highest": flat.max(axis=1).astype(float),
+                        "lowest": lowest.astype(float),
+                        "highest": highest.astype(float),
                         "also_in_train": [split == "test" and digest in in_train for digest in digests],
                     }
                 )
