@@ -202,6 +202,7 @@ def test_every_image_is_seen_once_an_epoch() -> None:
 def test_every_step_draws_anew(tiny_model: Callable[..., VDM], digits: np.ndarray) -> None:
     trainer = Trainer(tiny_model(), torch.from_numpy(digits[:64]), **SETTINGS)
     first = trainer.draw()
+    assert torch.rand(()) != first[1][0]  # dropout's stream is not that of the times and the noise
     trainer.step()
     second = trainer.draw()
     assert all(not torch.equal(one, other) for one, other in zip(first, second, strict=True))

@@ -110,9 +110,10 @@ class Trainer:
     def draw(self) -> tuple[Tensor, Tensor, Tensor]:
         """Indices (B,), times (B,) and noise (B,C,H,W) of the next step; seeds dropout too."""
         device = self.pixels.device
-        seed = int(np.random.SeedSequence([self.seed, self.done]).generate_state(1)[0])
-        torch.manual_seed(seed)
-        generator = torch.Generator(device).manual_seed(seed)
+        # Two seeds: from one, the dropout masks would be the very numbers that the noise is made of.
+        noise_seed, dropout_seed = np.random.SeedSequence([self.seed, self.done]).generate_state(2).tolist()
+        torch.manual_seed(dropout_seed)
+        generator = torch.Generator(device).manual_seed(noise_seed)
         t = low_discrepancy_times(torch.rand((), generator=generator, device=device), self.batch_size)
         eps = torch.randn((self.batch_size, *self.pixels.shape[1:]), generator=generator, device=device)
         return batch_indices(len(self.pixels), self.batch_size, self.done, self.seed).to(device), t, eps
