@@ -4,6 +4,7 @@ import csv
 import json
 import re
 import shutil
+import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -141,11 +142,11 @@ def test_evaluate_writes_where_it_is_told(reproduced: Project, tmp_path: Path) -
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["metrics.json", "per_image.csv"]
 
 
-def one_line(result: "object") -> str:
+def one_line(result: subprocess.CompletedProcess[str]) -> str:
     """The only line on stderr."""
-    lines = result.stderr.splitlines()  # type: ignore[attr-defined]
-    assert len(lines) == 1, result.stderr  # type: ignore[attr-defined]
-    return str(lines[0])
+    lines = result.stderr.splitlines()
+    assert len(lines) == 1, result.stderr
+    return lines[0]
 
 
 def test_a_model_of_other_images_is_refused(reproduced: Project) -> None:
