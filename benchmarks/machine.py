@@ -7,10 +7,11 @@ from pathlib import Path
 import torch
 
 
-def describe() -> dict[str, str | int]:
-    """CPU, threads, versions and commit: these benchmarks do not use a GPU."""
+def describe(device: torch.device | None = None) -> dict[str, str | int]:
+    """The card or, without a device, the CPU; threads, versions and commit."""
+    on_card = device is not None and device.type == "cuda"
     return {
-        "device": cpu_name(),
+        "device": torch.cuda.get_device_name(device) if on_card else cpu_name(),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "python": platform.python_version(),

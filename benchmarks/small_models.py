@@ -46,6 +46,8 @@ def trained(
         torch.from_numpy(pixels),
         steps=steps,
         batch_size=64,
+        accumulation=1,
+        augmentation=[],
         learning_rate=2e-3,
         warmup_steps=50,
         learning_rate_decay="linear",
@@ -54,6 +56,8 @@ def trained(
         max_gradient_norm=1.0,
         ema_decay=0.99,
         precision="float32",
+        compile=False,
+        activation_checkpointing=False,
         seed=0,
         log_every=max(1, steps // 5),
     )

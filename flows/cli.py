@@ -284,7 +284,7 @@ def exit_code(error: Exception) -> Exit | None:
     codes = {
         ("vdm.images", "ImageSetError"): Exit.MISSING,
         ("vdm.checkpoint", "CheckpointError"): Exit.MISSING,
-        ("vdm.training", "TrainingDiverged"): Exit.USAGE,
+        ("vdm.training_log", "TrainingDiverged"): Exit.USAGE,
     }
     return codes.get((type(error).__module__, type(error).__name__))
 

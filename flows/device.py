@@ -1,5 +1,6 @@
 """Which device and precision the parameters mean."""
 
+from importlib.util import find_spec
 from typing import Literal
 
 import torch
@@ -25,6 +26,19 @@ def find_device(name: str) -> torch.device:
     return device
 
 
+def find_devices(name: str, count: int) -> list[torch.device]:
+    """The devices of `count` processes of this machine: the one called `name`, or the first `count` of its kind.
+
+    Raises UserError (exit 2) when the machine does not have them.
+    """
+    device = find_device(name)
+    if count == 1 or device.type == "cpu":
+        return [device] * count
+    if count > torch.cuda.device_count():
+        raise UserError(f"num_devices {count}: this machine has {torch.cuda.device_count()} CUDA devices", Exit.USAGE)
+    return [torch.device(device.type, index) for index in range(count)]
+
+
 def find_precision(
     name: Literal["auto", "float32", "bfloat16"], device: torch.device
 ) -> Literal["float32", "bfloat16"]:
@@ -39,3 +53,8 @@ def find_precision(
         case "auto", _:
             return "float32"
     return "bfloat16" if name == "bfloat16" else "float32"
+
+
+def find_compile(compile: Literal["auto"] | bool, device: torch.device) -> bool:
+    """Whether to compile the network; `auto` is on CUDA only: on CPUs the compiler's minute never came back."""
+    return compile if isinstance(compile, bool) else device.type == "cuda" and find_spec("triton") is not None

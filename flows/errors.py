@@ -22,3 +22,6 @@ class UserError(Exception):
     def __init__(self, message: str, code: Exit) -> None:
         super().__init__(" ".join(message.split()))
         self.code = code
+
+    def __reduce__(self) -> tuple[type["UserError"], tuple[str, Exit]]:
+        return UserError, (str(self), self.code)

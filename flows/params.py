@@ -67,9 +67,15 @@ class Train(Section):
 
     seed: NonNegative
     device: Device
+    num_devices: Annotated[int, Field(ge=1, le=4096)]
+    max_restarts: NonNegative
     precision: Literal["auto", "float32", "bfloat16"]
+    compile: Literal["auto"] | bool
+    activation_checkpointing: bool
     steps: Positive
     batch_size: BatchSize
+    accumulation: Positive
+    augmentation: list[Literal["flip", "rotate", "swap_channels"]]
     learning_rate: Annotated[Real, Field(gt=0)]
     warmup_steps: NonNegative
     learning_rate_decay: Literal["none", "linear", "cosine"]
@@ -81,6 +87,17 @@ class Train(Section):
     checkpoint_every_steps: Positive
     checkpoint_every_minutes: Annotated[Real, Field(gt=0)]
     keep_checkpoints: Positive
+
+    @model_validator(mode="after")
+    def consistent(self) -> Self:
+        parts = self.num_devices * self.accumulation
+        if self.batch_size % parts:
+            raise ValueError(
+                f"batch_size must be a multiple of num_devices x accumulation = {parts}, got {self.batch_size}"
+            )
+        if self.num_devices > 1 and ":" in self.device:
+            raise ValueError(f"device {self.device} is one device, but num_devices is {self.num_devices}")
+        return self
 
 
 class Evaluate(Section):
@@ -126,6 +143,12 @@ class Params(Section):
     ode: Ode
     sample: Sample
 
+    @model_validator(mode="after")
+    def consistent(self) -> Self:
+        if self.train.augmentation and not self.model.augmentation_input:
+            raise ValueError("train.augmentation needs model.augmentation_input: true, which tells the model of it")
+        return self
+
 
 def read_params(path: Path) -> Params:
     """Parse the file.  Raises UserError (exit 2) naming file, line and key."""
@@ -144,7 +167,7 @@ def read_params(path: Path) -> Params:
         first = error.errors()[0]
         line = line_of(document, first["loc"])
         key = ".".join(str(part) for part in first["loc"])
-        raise UserError(f"{path}:{line}: {key}{explain(first)}", Exit.USAGE) from error
+        raise UserError(f"{path}:{line}: {(key + explain(first)).removeprefix(': ')}", Exit.USAGE) from error
 
 
 def override(section: SectionType, values: Mapping[str, Any]) -> SectionType:

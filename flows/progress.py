@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterable
 from tqdm import tqdm
 
 
-def bar(description: str) -> Callable[[range], Iterable[int]]:
+def bar(description: str, *, shown: bool = True) -> Callable[[range], Iterable[int]]:
     """Wraps a range in a progress bar on stderr when that is a terminal."""
 
     def wrap(steps: range) -> Iterable[int]:
-        return tqdm(steps, desc=description, disable=not sys.stderr.isatty(), leave=False)  # type: ignore[no-any-return]
+        return tqdm(steps, desc=description, disable=not (shown and sys.stderr.isatty()), leave=False)  # type: ignore[no-any-return]
 
     return wrap

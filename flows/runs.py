@@ -55,11 +55,11 @@ class Run:
         for path in self.states()[: -self.keep]:
             path.unlink()
 
-    def newest(self, device: torch.device) -> dict[str, Any] | None:
+    def newest(self) -> dict[str, Any] | None:
         """The newest state that is whole, None when there is none; damaged ones are said to be so."""
         for path in reversed(self.states()):
             try:
-                return load_state(path, device)
+                return load_state(path)
             except CheckpointError as error:
                 log.warning("%s; falling back to the state before", error)
         return None

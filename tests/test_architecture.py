@@ -22,7 +22,7 @@ LAYERS = [
     {"diffusion"},
     {"discretization", "network"},
     {"vlb"},
-    {"model"},
+    {"model", "batches", "training_log"},
     {"training", "evaluation", "sampling", "ode", "checkpoint", "images"},
 ]
 

@@ -15,6 +15,9 @@ ROOT = Path(__file__).parents[1]
     [
         ["benchmarks.estimator_variance", "--steps", "20", "--images", "4"],
         ["benchmarks.standard_error", "--steps", "20", "--repeats", "2"],
+        ["benchmarks.train_step", "--seconds", "0", "--blocks", "1"],
+        ["benchmarks.evaluate", "--seconds", "0", "--blocks", "1"],
+        ["benchmarks.sample", "--seconds", "0", "--blocks", "1", "--num-timesteps", "3"],
     ],
     ids=lambda command: command[0],
 )

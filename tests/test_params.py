@@ -40,6 +40,10 @@ def test_numbers_are_read_as_dvc_reads_them(tmp_path: Path) -> None:
         ("learning_rate: 3e-3", "learning_rate: '3e-3'", "train.learning_rate: input should be a valid number"),
         ("betas: [0.9, 0.99]", "betas: [0.9]", "train.betas: list should have at least 2 items"),
         ("betas: [0.9, 0.99]", "betas: [0.9, 1.5]", "train.betas.1: input should be less than 1, got 1.5"),
+        ("num_devices: 1", "num_devices: 3", "train: batch_size must be a multiple of num_devices x accumulation = 3"),
+        ("device: auto\n  num", "device: cuda:1\n  num", "train: device cuda:1 is one device, but num_devices is 2"),
+        ("compile: auto", "compile: yes", "train.compile"),
+        ("augmentation: []", "augmentation: [turn]", "train.augmentation.0: input should be 'flip', 'rotate' or"),
         ("norm_groups: 8", "norm_groups: 7", "model: width must be a multiple of norm_groups, got 48 and 7"),
     ],
 )

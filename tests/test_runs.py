@@ -137,6 +137,18 @@ def test_other_parameters_start_afresh(project: Project, undisturbed: tuple[str,
     assert digests(project) == undisturbed
 
 
+def test_a_step_that_does_not_fit_says_what_to_change(project: Project) -> None:
+    project.edit("params.yaml", **{"batch_size: 64\n": "batch_size: 300000\n"})
+    command = f"ulimit -v 4000000; exec {sys.executable} -m flows.cli train"
+    result = project.run("bash", "-c", command)
+    project.edit("params.yaml", **{"batch_size: 300000\n": "batch_size: 64\n"})
+    assert result.returncode == Exit.USAGE, result.stderr
+    assert result.stderr.splitlines()[-1] == (
+        "vdmctl: out of memory with 300000 images of train.batch_size at a time; "
+        "set train.accumulation: 2 or train.activation_checkpointing: true"
+    )
+
+
 @pytest.fixture
 def full_disk(tmp_path: Path) -> Iterator[Path]:
     """A folder on a file system of 256 KiB."""
@@ -158,7 +170,7 @@ def test_a_full_disk_keeps_the_state_before(full_disk: Path) -> None:
         run.save(2, {"done": 2, "weights": torch.zeros(100_000)})
     assert error.value.code == Exit.BUG
     assert [path.name for path in run.folder.iterdir()] == ["step-000000001.state"]
-    newest = run.newest(torch.device("cpu"))
+    newest = run.newest()
     assert newest is not None
     assert newest["done"] == 1
 
@@ -169,4 +181,4 @@ def test_the_last_states_are_kept(tmp_path: Path) -> None:
         run.save(step, {"done": step})
     assert [path.name for path in run.states()] == ["step-000000010.state", "step-000000015.state"]
     run.remove()
-    assert run.newest(torch.device("cpu")) is None
+    assert run.newest() is None

@@ -9,6 +9,7 @@ from vdm.discretization import pixels_to_x
 from vdm.network import NoisePredictor
 from vdm.schedule import LinearSchedule, MonotoneSchedule, gamma_and_slope
 from vdm.vlb import (
+    PredictNoise,
     Terms,
     diffusion_loss,
     finite_diffusion_loss,
@@ -94,10 +95,20 @@ class VDM(nn.Module):
         diffusion = finite_diffusion_loss(x, eps, gamma_s, gamma_t, num_timesteps, self.network)
         return Terms(prior_loss(x, self.schedule.gamma_1), self.reconstruction_loss(pixels), diffusion)
 
-    def terms(self, pixels: Tensor, eps: Tensor, gamma_t: Tensor, dgamma_dt: Tensor) -> Terms:
-        """The terms in continuous time, (B,) nats each, at gamma_t with slope dgamma_dt (B,) (eq. 11, 17)."""
+    def terms(
+        self,
+        pixels: Tensor,
+        eps: Tensor,
+        gamma_t: Tensor,
+        dgamma_dt: Tensor,
+        predict_noise: PredictNoise | None = None,
+    ) -> Terms:
+        """The terms in continuous time, (B,) nats each, at gamma_t with slope dgamma_dt (B,) (eq. 11, 17).
+
+        `predict_noise` takes the place of the network, of which it is another form.
+        """
         x = pixels_to_x(pixels, self.num_levels, eps.dtype)
-        diffusion = diffusion_loss(x, eps, gamma_t, dgamma_dt, self.network)
+        diffusion = diffusion_loss(x, eps, gamma_t, dgamma_dt, predict_noise or self.network)
         return Terms(prior_loss(x, self.schedule.gamma_1), self.reconstruction_loss(pixels), diffusion)
 
     def reconstruction_loss(self, pixels: Tensor) -> Tensor:

@@ -3,59 +3,52 @@
 The data set lies on the device as integers; a step gathers a batch, draws evenly spread times (appendix I.1) and
 noise, and descends on the mean -VLB in bits per dimension.  What a step draws follows from the seed and the step's
 number alone, so that a run continued from any step is the run that was never interrupted.
+
+Several processes, one per device, share out every batch when torch.distributed is initialised; so do micro-batches,
+one after the other.  The batch, and with it the loss, stays what it is with one of each.
 """
 
 import math
-import time
 from collections.abc import Sequence
-from functools import lru_cache
-from typing import Any, Literal, NamedTuple, cast
+from contextlib import nullcontext
+from functools import partial
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, distributed
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.utils.checkpoint import checkpoint
 
+from vdm.batches import Batch, Transform, augment, draw_batch
 from vdm.model import VDM
+from vdm.network import AttentionBlock, ResidualBlock
 from vdm.schedule import gamma_and_slope
-from vdm.vlb import Terms, bits_per_dim, low_discrepancy_times
+from vdm.training_log import TrainingLog, TrainingRecord
+from vdm.vlb import PredictNoise, Terms, bits_per_dim
 
 Precision = Literal["float32", "bfloat16"]
 LearningRateDecay = Literal["none", "linear", "cosine"]
 
 
-class TrainingDiverged(ArithmeticError):
-    """The loss is no longer a finite number."""
-
-
-class TrainingRecord(NamedTuple):
-    """One line of the training log; losses are means since the line before, in bits/dim."""
-
-    step: int
-    bpd: float
-    prior_bpd: float
-    reconstruction_bpd: float
-    diffusion_bpd: float
-    gamma_0: float
-    gamma_1: float
-    gradient_norm: float
-    learning_rate: float
-    images_per_second: float
-
-
 class Trainer:
     """One run of training: `step` moves it on, `state` is what a checkpoint must hold.
 
-    `model` is trained in place on `pixels` (N,C,H,W), both on one device; `averaged` is the model of averaged weights.
+    `model` is trained in place on `images` (N,C,H,W), both on one device; `averaged` is the model of averaged weights.
+    `batch_size` counts the images of a step, over all processes and all `accumulation` micro-batches of each.
+    Raises ValueError unless they divide it, or when the images do not allow a transform of `augmentation`.
     """
 
     def __init__(
         self,
         model: VDM,
-        pixels: Tensor,
+        images: Tensor,
         *,
         steps: int,
         batch_size: int,
+        accumulation: int,
+        augmentation: Sequence[Transform],
         learning_rate: float,
         warmup_steps: int,
         learning_rate_decay: LearningRateDecay,
@@ -64,19 +57,32 @@ class Trainer:
         max_gradient_norm: float | None,
         ema_decay: float,
         precision: Precision,
+        compile: bool,
+        activation_checkpointing: bool,
         seed: int,
         log_every: int,
     ) -> None:
-        self.model, self.pixels, self.steps, self.batch_size = model.train(), pixels, steps, batch_size
+        augment(images[:1], augmentation, torch.Generator(images.device))
+        self.rank, self.processes = process()
+        if batch_size % (self.processes * accumulation):
+            raise ValueError(
+                f"batch_size {batch_size} is not a multiple of {self.processes} processes x accumulation {accumulation}"
+            )
+        self.model, self.images, self.steps, self.batch_size = model.train(), images, steps, batch_size
+        self.accumulation, self.augmentation = accumulation, augmentation
         self.learning_rate, self.warmup_steps, self.decay = learning_rate, warmup_steps, learning_rate_decay
         self.max_gradient_norm, self.precision = max_gradient_norm, precision
         self.seed, self.log_every = seed, log_every
+        if images.is_cuda:
+            # The layout of tensor cores; on CPUs it made convolutions half as fast.
+            model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.optimizer = adamw(model, learning_rate=learning_rate, betas=betas, weight_decay=weight_decay)
         self.average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(ema_decay))
+        self.network = prepare(model, compile=compile, activation_checkpointing=activation_checkpointing)
         self.on_bound = [*model.network.parameters(), *model.schedule.end_points()]
         self.done = 0
         self.records: list[TrainingRecord] = []
-        self.log = TrainingLog(pixels.device)
+        self.log = TrainingLog()
 
     @property
     def averaged(self) -> VDM:
@@ -86,19 +92,27 @@ class Trainer:
     def step(self) -> TrainingRecord | None:
         """Take the next step; the log's new line at the end of an interval.
 
-        Raises TrainingDiverged, with the line, once the loss is not finite.
+        Raises TrainingDiverged once the loss or its gradient is not finite: at that step, on CUDA one step later.
         """
-        indices, t, eps = self.draw()
+        batch = self.draw()
         factor = learning_rate_factor(self.done, self.steps, self.warmup_steps, self.decay)
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate * factor
-        terms = backward(self.model, self.pixels[indices], eps, t, self.precision)
+        losses = torch.zeros(3, device=self.images.device)
+        for number in range(self.accumulation):
+            part = batch.part(self.rank * self.accumulation + number, self.processes * self.accumulation)
+            waits = number + 1 < self.accumulation and isinstance(self.network, DistributedDataParallel)
+            with self.network.no_sync() if waits else nullcontext():  # type: ignore[operator]
+                predict_noise = partial(self.network, augmented=part.augmented)
+                terms = backward(self.model, part, self.precision, predict_noise, share=1 / self.accumulation)
+            losses += torch.stack([term.detach().mean() for term in terms]) / self.accumulation
+        self.average_over_processes(losses)
         gradient_norm = torch.nn.utils.clip_grad_norm_(self.on_bound, self.max_gradient_norm or math.inf)
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.average.update_parameters(self.model)
         self.done += 1
-        self.log.add(terms, gradient_norm, self.model.num_dims)
+        self.log.add(self.done, torch.cat([bits_per_dim(losses, self.model.num_dims), gradient_norm[None]]))
         if self.done % self.log_every and self.done < self.steps:
             return None
         schedule = self.model.schedule
@@ -107,25 +121,43 @@ class Trainer:
         self.records.append(record)
         return record
 
-    def draw(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Indices (B,), times (B,) and noise (B,C,H,W) of the next step; seeds dropout too."""
-        device = self.pixels.device
-        # Two seeds: from one, the dropout masks would be the very numbers that the noise is made of.
-        noise_seed, dropout_seed = np.random.SeedSequence([self.seed, self.done]).generate_state(2).tolist()
-        torch.manual_seed(dropout_seed)
-        generator = torch.Generator(device).manual_seed(noise_seed)
-        t = low_discrepancy_times(torch.rand((), generator=generator, device=device), self.batch_size)
-        eps = torch.randn((self.batch_size, *self.pixels.shape[1:]), generator=generator, device=device)
-        return batch_indices(len(self.pixels), self.batch_size, self.done, self.seed).to(device), t, eps
+    def draw(self) -> Batch:
+        """The whole batch of the next step; seeds dropout too, for this process."""
+        # Seeds apart: from one, the dropout masks would be the very numbers that the noise is made of.
+        seeds = np.random.SeedSequence([self.seed, self.done]).generate_state(1 + self.processes).tolist()
+        torch.manual_seed(seeds[1 + self.rank])
+        generator = torch.Generator(self.images.device).manual_seed(seeds[0])
+        return draw_batch(
+            self.images,
+            self.batch_size,
+            step=self.done,
+            generator=generator,
+            seed=self.seed,
+            transforms=self.augmentation,
+        )
+
+    def average_over_processes(self, losses: Tensor) -> None:
+        """Average the losses (3,) and the schedule's gradients, which DistributedDataParallel does not see."""
+        if self.processes == 1:
+            return
+        gradients = [p.grad for p in self.model.schedule.parameters() if p.grad is not None]
+        values = torch.cat([value.flatten() for value in (losses, *gradients)])
+        distributed.all_reduce(values)
+        sizes = [value.numel() for value in (losses, *gradients)]
+        for value, mean in zip((losses, *gradients), (values / self.processes).split(sizes), strict=True):
+            value.copy_(mean.view_as(value))
 
     def state(self) -> dict[str, Any]:
-        """Everything that the next step depends on, as tensors and plain values."""
+        """Everything that the next step depends on, as tensors and plain values.
+
+        Raises TrainingDiverged rather than hand out a state that is not finite.
+        """
         return {
+            "log": self.log.state(),
             "done": self.done,
             "model": self.model.state_dict(),
             "average": self.average.state_dict(),
             "optimizer": self.optimizer.state_dict(),
-            "log": self.log.state(),
             "records": [list(record) for record in self.records],
         }
 
@@ -139,20 +171,38 @@ class Trainer:
         self.done = state["done"]
 
 
-def backward(model: VDM, pixels: Tensor, eps: Tensor, t: Tensor, precision: Precision) -> Terms:
-    """Add to the gradients those of the mean -VLB in bits/dim, and return its terms, (B,) nats each.
+def process() -> tuple[int, int]:
+    """The rank of this process and the number of all."""
+    return (distributed.get_rank(), distributed.get_world_size()) if distributed.is_initialized() else (0, 1)
+
+
+def prepare(model: VDM, *, compile: bool, activation_checkpointing: bool) -> torch.nn.Module:
+    """The model's network in the form that training calls; its parameters stay the model's."""
+    network = model.network
+    if activation_checkpointing:
+        # A block's activations are computed once more in the backward pass, instead of kept until then.
+        for block in network.modules():
+            if isinstance(block, (ResidualBlock, AttentionBlock)):
+                block.forward = partial(checkpoint, block.forward, use_reentrant=False)  # type: ignore[method-assign]
+    if compile:
+        network.compile()
+    return DistributedDataParallel(network, gradient_as_bucket_view=True) if distributed.is_initialized() else network
+
+
+def backward(model: VDM, batch: Batch, precision: Precision, predict_noise: PredictNoise, *, share: float) -> Terms:
+    """Add to the gradients `share` times those of the mean -VLB in bits/dim; returns its terms, (B,) nats each.
 
     The schedule's shape leaves the bound unchanged, so it descends on the variance of the bound's estimate instead:
     on E[loss^2] of the per-image diffusion loss (appendix I.2).  Both gradients pass through gamma(t) and gamma'(t),
     where that of loss^2 is 2 loss times that of the loss: one backward pass through the network serves both.
     """
-    schedule = model.schedule
+    schedule, pixels = model.schedule, batch.pixels
     end_points, shape = schedule.end_points(), schedule.shape_parameters()
-    gamma = gamma_and_slope(schedule, t)
+    gamma = gamma_and_slope(schedule, batch.t)
     gamma_t, dgamma_dt = (value.detach().requires_grad_(bool(end_points)) for value in gamma)
     with torch.autocast(pixels.device.type, torch.bfloat16, enabled=precision == "bfloat16"):
-        terms = model.terms(pixels, eps, gamma_t, dgamma_dt)
-    bits_per_dim(terms.total.mean(), model.num_dims).backward()
+        terms = model.terms(pixels, batch.eps, gamma_t, dgamma_dt, predict_noise)
+    (share * bits_per_dim(terms.total.mean(), model.num_dims)).backward()
     if gamma_t.grad is None or dgamma_dt.grad is None:
         return terms
     torch.autograd.backward(gamma, (gamma_t.grad, dgamma_dt.grad), inputs=end_points, retain_graph=bool(shape))
@@ -160,20 +210,6 @@ def backward(model: VDM, pixels: Tensor, eps: Tensor, t: Tensor, precision: Prec
         twice_loss = 2 * bits_per_dim(terms.diffusion.detach(), model.num_dims)
         torch.autograd.backward(gamma, (twice_loss * gamma_t.grad, twice_loss * dgamma_dt.grad), inputs=shape)
     return terms
-
-
-def batch_indices(num_images: int, batch_size: int, step: int, seed: int) -> Tensor:
-    """Indices (batch_size,) of the batch at 0-based `step`: every image once an epoch, no batch cut short."""
-    position = np.arange(step * batch_size, (step + 1) * batch_size)
-    epochs, places = position // num_images, position % num_images
-    orders = [epoch_order(num_images, int(epoch), seed)[places[epochs == epoch]] for epoch in np.unique(epochs)]
-    return torch.from_numpy(np.concatenate(orders))
-
-
-@lru_cache(maxsize=2)
-def epoch_order(num_images: int, epoch: int, seed: int) -> np.ndarray:
-    """A permutation of the images for one epoch."""
-    return np.random.default_rng([seed, epoch]).permutation(num_images)
 
 
 def adamw(model: VDM, *, learning_rate: float, betas: Sequence[float], weight_decay: float) -> torch.optim.AdamW:
@@ -198,40 +234,3 @@ def learning_rate_factor(step: int, steps: int, warmup_steps: int, decay: Learni
             return 1.0 - done
         case "cosine":
             return 0.5 * (1 + math.cos(math.pi * done))
-
-
-class TrainingLog:
-    """Sums of a step's figures, kept on the device so that only a log line waits for it."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.sums, self.count = torch.zeros(4, device=device), 0
-        self.started, self.timed = time.perf_counter(), 0
-
-    def add(self, terms: Terms, gradient_norm: Tensor, num_dims: int) -> None:
-        """Take in one step: `terms` (B,) nats each, the gradient's norm a scalar."""
-        means = [bits_per_dim(term.detach().mean(), num_dims) for term in terms]
-        self.sums += torch.stack([*means, gradient_norm.detach()])
-        self.count += 1
-        self.timed += 1
-
-    def line(self, step: int, ends: tuple[float, float], learning_rate: float, batch_size: int) -> TrainingRecord:
-        """The record of the steps since the last one.  Raises TrainingDiverged if a loss was not finite."""
-        prior, reconstruction, diffusion, gradient_norm = (self.sums / self.count).tolist()
-        bpd = prior + reconstruction + diffusion
-        if not math.isfinite(bpd + gradient_norm):
-            raise TrainingDiverged(f"the loss became {bpd} before step {step}; lower train.learning_rate")
-        rate = self.timed * batch_size / (time.perf_counter() - self.started)
-        self.sums.zero_()
-        self.count = self.timed = 0
-        self.started = time.perf_counter()
-        return TrainingRecord(step, bpd, prior, reconstruction, diffusion, *ends, gradient_norm, learning_rate, rate)
-
-    def state(self) -> dict[str, Any]:
-        """The sums so far; the clock is not part of it."""
-        return {"sums": self.sums.clone(), "count": self.count}
-
-    def load_state(self, state: dict[str, Any]) -> None:
-        """Continue from `state`; the rate of the current interval counts from now."""
-        self.sums.copy_(state["sums"])
-        self.count = state["count"]
-        self.started, self.timed = time.perf_counter(), 0

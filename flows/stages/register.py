@@ -38,7 +38,6 @@ parameters. The weights are the moving average at the end of training.
 
 ```python
 from pathlib import Path
-from flows.errors import Exit, UserError
 from vdm.checkpoint import load_model
 
 model = load_model(Path("{out}"))  # a vdm.model.VDM in evaluation mode

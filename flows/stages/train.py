@@ -3,29 +3,35 @@
 import csv
 import json
 import logging
+import os
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
-from flows.device import find_device, find_precision
+from flows.device import find_compile, find_devices, find_precision
+from flows.distributed import agreement, any_process, from_first, gather, is_first, launch, local_rank, process_group
 from flows.errors import Exit, UserError
 from flows.progress import bar
 from flows.runs import Run, claim, fingerprint, stop_signals
 from vdm.checkpoint import save_model
 from vdm.images import data_sha256, load_images
 from vdm.model import VDM
-from vdm.training import Trainer, TrainingRecord
+from vdm.training import Trainer, process
+from vdm.training_log import TrainingRecord
 
 if TYPE_CHECKING:
     from flows.params import Model, Train
 
 log = logging.getLogger(__name__)
 
-CHECKPOINTS = ("checkpoint_every_steps", "checkpoint_every_minutes", "keep_checkpoints")
+# Parameters that no bit of the result depends on.
+CONDUCT = ("device", "max_restarts", "checkpoint_every_steps", "checkpoint_every_minutes", "keep_checkpoints")
 
 
 def train(
@@ -34,56 +40,115 @@ def train(
     """Write the model of averaged weights to `out` and one line per log interval to `curves` (CSV).
 
     States go to a folder in `runs` as the run proceeds; a run that was stopped or killed continues from the newest.
-    Raises UserError when `validation` is missing (exit 5) or does not vouch for `images` (4), the device is missing
-    (2) or busy (6), or the run was asked to stop (75); ImageSetError for unreadable images; TrainingDiverged.
+    With `num_devices` above 1 as many processes train together; so do those that torchrun started.
+    Raises UserError when `validation` is missing (exit 5) or does not vouch for `images` (4), a device is missing
+    (2) or busy (6), memory does not suffice (2), or the run was asked to stop (75); ImageSetError for unreadable
+    images; TrainingDiverged.
     """
     require_validated(images, validation)
-    device = find_device(train.device)
-    precision = find_precision(train.precision, device)
-    image_set = load_images(images)
-    config = {"image_shape": image_set.image_shape, "num_levels": image_set.num_levels, **model.model_dump()}
-    settings = train.model_dump(exclude=set(CHECKPOINTS)) | {"precision": precision, "device": device.type}
-    digest = fingerprint(model=config, train=settings, data=data_sha256(images))
-    run = Run(runs / digest, keep=train.keep_checkpoints)
-    with claim(device), stop_signals() as asked_to_stop:
-        torch.manual_seed(train.seed)
-        vdm = VDM(**config).to(device)
-        pixels = torch.from_numpy(np.array(image_set.train)).to(device)
-        num_parameters = sum(p.numel() for p in vdm.parameters())
-        log.info("%d parameters, %d images, on %s in %s", num_parameters, len(pixels), device, precision)
-        arguments = train.model_dump(exclude={"device", "precision", *CHECKPOINTS})
-        trainer = Trainer(vdm, pixels, precision=precision, **arguments)
-        if state := run.newest(device):
+    find_devices(train.device, train.num_devices)  # now rather than in every process
+    launched = torch.distributed.is_torchelastic_launched()
+    if launched and (started := int(os.environ["LOCAL_WORLD_SIZE"])) != train.num_devices:
+        raise UserError(f"torchrun started {started} processes, train.num_devices is {train.num_devices}", Exit.USAGE)
+    job = partial(train_here, model, train, images=images, out=out, curves=curves, runs=runs)
+    try:
+        if train.num_devices > 1 and not launched:
+            launch(job, num_processes=train.num_devices, max_restarts=train.max_restarts)
+        else:
+            job()
+    except (RuntimeError, UserError) as error:
+        if out_of_memory(error):
+            raise UserError(advice_on_memory(train), Exit.USAGE) from error
+        raise
+
+
+def train_here(model: "Model", train: "Train", *, images: Path, out: Path, curves: Path, runs: Path) -> None:
+    """This process's part in the training; the first process writes the files."""
+    device = find_devices(train.device, train.num_devices)[local_rank()]
+    with process_group(device), ExitStack() as stack:
+        with agreement():
+            if device.type == "cuda" or local_rank() == 0:  # on a CPU one claim is for all processes of the machine
+                stack.enter_context(claim(device))
+            image_set = load_images(images)
+            config = {"image_shape": image_set.image_shape, "num_levels": image_set.num_levels, **model.model_dump()}
+            arguments = resolve(train, device)
+            conditions = {"device": device.type, "processes": process()[1]}
+            digest = fingerprint(model=config, train=arguments | conditions, data=data_sha256(images))
+            run = Run(runs / digest, keep=train.keep_checkpoints)
+            if is_first():
+                for folder in (out, curves.parent, run.folder):  # before the work, not after it
+                    folder.mkdir(parents=True, exist_ok=True)
+        if len(set(gather(digest))) > 1:
+            raise UserError("the machines differ in parameters, data or code; make them the same", Exit.USAGE)
+        trainer = build(config, arguments, torch.from_numpy(np.array(image_set.train)).to(device))
+        if state := from_first(run.newest() if is_first() else None):
             trainer.load_state(state)
             log.info("continuing from step %d of %d", trainer.done, trainer.steps)
-        fit(trainer, run, curves, train, asked_to_stop)
-        save_model(out, trainer.averaged, config)
-    run.remove()
+        fit(trainer, run, curves, train, stack.enter_context(stop_signals()))
+        with agreement():
+            if is_first():
+                save_model(out, trainer.averaged, config)
+                run.remove()
+
+
+def resolve(train: "Train", device: torch.device) -> dict[str, Any]:
+    """The arguments of the Trainer, with `auto` replaced by what it means on the device."""
+    arguments = train.model_dump(exclude={*CONDUCT, "num_devices"})
+    arguments["precision"] = find_precision(train.precision, device)
+    arguments["compile"] = find_compile(train.compile, device)
+    return arguments
+
+
+def build(config: dict[str, Any], arguments: dict[str, Any], images: torch.Tensor) -> Trainer:
+    """The run at its first step.  UserError (exit 2) when images and parameters do not fit each other."""
+    torch.manual_seed(arguments["seed"])
+    try:
+        trainer = Trainer(VDM(**config).to(images.device), images, **arguments)
+    except ValueError as error:
+        raise UserError(f"train: {error}", Exit.USAGE) from error
+    num_parameters = sum(p.numel() for p in trainer.model.parameters())
+    where = f"{trainer.processes} x {images.device.type} in {trainer.precision}"
+    log.info("%d parameters, %d images, on %s", num_parameters, len(images), where)
+    return trainer
 
 
 def fit(trainer: Trainer, run: Run, curves: Path, train: "Train", asked_to_stop: Callable[[], bool]) -> None:
     """Take the steps that are left, saving states and log lines on the way.  UserError (exit 75) when asked to stop."""
-    curves.parent.mkdir(parents=True, exist_ok=True)
     saved_at, saved_time = trainer.done, time.monotonic()
-    with curves.open("w", newline="") as file:
+    with (curves if is_first() else Path(os.devnull)).open("w", newline="") as file:
         writer = csv.writer(file)
         # Without the last field, the images per second: the same run leaves the same bytes.
         writer.writerow(TrainingRecord._fields[:-1])
         writer.writerows(record[:-1] for record in trainer.records)
-        for _ in bar("training")(range(trainer.done, trainer.steps)):
+        for _ in bar("training", shown=is_first())(range(trainer.done, trainer.steps)):
             if record := trainer.step():
                 writer.writerow(record[:-1])
                 file.flush()
                 log.info("step %d: %.4f bits/dim, %.0f images/s", record.step, record.bpd, record.images_per_second)
-            by_steps = trainer.done - saved_at >= train.checkpoint_every_steps
             by_time = time.monotonic() - saved_time >= 60 * train.checkpoint_every_minutes
-            stop = asked_to_stop() and trainer.done < trainer.steps
-            if by_steps or by_time or stop:
-                run.save(trainer.done, trainer.state())
+            stop, by_time = any_process(asked_to_stop() and trainer.done < trainer.steps, by_time and is_first())
+            if stop or by_time or trainer.done - saved_at >= train.checkpoint_every_steps:
+                with agreement():
+                    if is_first():
+                        run.save(trainer.done, trainer.state())
                 saved_at, saved_time = trainer.done, time.monotonic()
             if stop:
                 reason = f"stopped at step {trainer.done} of {trainer.steps}; run again to continue"
                 raise UserError(reason, Exit.RESUMABLE)
+
+
+def out_of_memory(error: Exception) -> bool:
+    """Whether memory ran out: CUDA has an exception of its own for that, the CPU only words."""
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
+def advice_on_memory(train: "Train") -> str:
+    """What to change when a step does not fit."""
+    part = train.batch_size // train.num_devices // train.accumulation
+    advice = f"train.accumulation: {2 * train.accumulation}" if part > 1 else "a smaller model"
+    if not train.activation_checkpointing:
+        advice += " or train.activation_checkpointing: true"
+    return f"out of memory with {part} images of train.batch_size at a time; set {advice}"
 
 
 def require_validated(images: Path, validation: Path) -> None:

@@ -1,0 +1,50 @@
+"""Speed and memory of evaluating the bound: images per second at one network evaluation for each, on random images.
+
+With --peer FOLDER, a checkout of addtt/variational-diffusion-models, its evaluation is measured in turns with ours;
+see benchmarks.train_step for what it needs.
+"""
+
+from pathlib import Path
+
+from benchmarks.speed import against_peer, clock, parser, peak_memory, read_problem, report
+from flows.device import find_device
+from vdm.evaluation import evaluate
+from vdm.model import VDM
+
+
+def main() -> None:
+    options = parser(__doc__)
+    options.add_argument("--peer", type=Path, help="a checkout of the PyTorch peer to compare with")
+    options.add_argument("--rounds", type=int, default=3, help="of the comparison")
+    chosen = options.parse_args()
+    problem, device = read_problem(chosen), find_device(chosen.device)
+    size = chosen.batch_size or problem.params.evaluate.batch_size
+    if chosen.peer:
+        common = ["--preset", chosen.preset, "--width", str(problem.model["width"])]
+        common += ["--blocks", str(problem.model["blocks"]), "--batch-size", str(size)]
+        common += ["--device", chosen.device, "--seconds", str(chosen.seconds)]
+        peer = ["benchmarks.peer", "evaluate", str(chosen.peer), *common]
+        figures = against_peer(["benchmarks.evaluate", *common], peer, chosen.rounds)
+        report(figures, device, as_json=chosen.json)
+        return
+    model = VDM(**problem.model).to(device).eval()
+    images = problem.images[:size].numpy()
+    times = clock(
+        lambda: evaluate(model, images, times_per_image=1, num_timesteps=None, batch_size=size, seed=0),
+        device,
+        chosen.seconds,
+    )
+    figures = {
+        "preset": chosen.preset,
+        "width": problem.model["width"],
+        "blocks": problem.model["blocks"],
+        "batch_size": size,
+        "images_per_second": len(images) / times["step_s"],
+        "time_to_first_step_s": times["first_step_s"],
+        "peak_memory_mib": peak_memory(device),
+    }
+    report(figures, device, as_json=chosen.json)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,99 @@
+"""A training step or an evaluation of addtt/variational-diffusion-models, as its own scripts take them.
+
+Run by the comparisons of benchmarks.train_step and benchmarks.evaluate.
+"""
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from benchmarks.speed import clock, parser, peak_memory, read_problem, report
+from flows.device import find_device
+
+
+def main() -> None:
+    options = parser(__doc__)
+    options.add_argument("what", choices=["train_step", "evaluate"])
+    options.add_argument("folder", help="a checkout of the peer")
+    chosen = options.parse_args()
+    sys.path.insert(0, chosen.folder)
+    problem, device = read_problem(chosen), find_device(chosen.device)
+    size = chosen.batch_size
+    # As its data loader would hand it over.
+    batch = (problem.images[:size].float() / (problem.model["num_levels"] - 1)).to(device)
+    step = {"train_step": training_step, "evaluate": evaluation}[chosen.what](build(problem.model, size, device), batch)
+    times = clock(step, device, chosen.seconds)
+    figures = {"images_per_second": size / times["step_s"], "peak_memory_mib": peak_memory(device)}
+    report(figures, device, as_json=chosen.json)
+
+
+def build(model: dict[str, Any], batch_size: int, device: torch.device) -> Any:
+    """Its model with our sizes and its own settings otherwise."""
+    from utils import TrainConfig  # type: ignore[import-not-found]
+    from vdm_unet import UNetVDM  # type: ignore[import-not-found]
+
+    config = TrainConfig(
+        embedding_dim=model["width"],
+        n_blocks=model["blocks"],
+        n_attention_heads=1,
+        dropout_prob=model["dropout"],
+        norm_groups=model["norm_groups"],
+        input_channels=model["image_shape"][0],
+        use_fourier_features=True,
+        attention_everywhere=model["attention_everywhere"],
+        batch_size=batch_size,
+        noise_schedule="learned_linear",
+        gamma_min=model["gamma_0"],
+        gamma_max=model["gamma_1"],
+        antithetic_time_sampling=True,
+        lr=2e-4,
+        weight_decay=0.01,
+        clip_grad_norm=True,
+    )
+    network = UNetVDM(config)
+    # Its module is called like our package: load it by its path.
+    from importlib.util import module_from_spec, spec_from_file_location
+
+    spec = spec_from_file_location("peer_vdm", f"{sys.path[0]}/vdm.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.VDM(network, config, image_shape=model["image_shape"]).to(device)
+
+
+def training_step(diffusion: Any, batch: torch.Tensor) -> Callable[[], None]:
+    """Forward, backward, clipping, AdamW and averaging, with the loss shown after every step."""
+    from ema_pytorch import EMA  # type: ignore[import-not-found]
+
+    average = EMA(diffusion, beta=0.9999, update_every=1, power=0.75)
+    optimizer = torch.optim.AdamW(diffusion.parameters(), 2e-4, betas=(0.9, 0.99), weight_decay=0.01)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        loss, _ = diffusion(batch)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(diffusion.parameters(), 1.0)
+        optimizer.step()
+        loss.item()
+        average.update()
+
+    return step
+
+
+def evaluation(diffusion: Any, batch: torch.Tensor) -> Callable[[], None]:
+    """The bound of a batch, without gradients."""
+    diffusion.eval()
+
+    @torch.no_grad()
+    def step() -> None:
+        _, metrics = diffusion(batch)
+        metrics["bpd"].item()
+
+    return step
+
+
+if __name__ == "__main__":
+    main()

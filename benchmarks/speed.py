@@ -1,0 +1,133 @@
+"""What the benchmarks of speed share: the problem, the clock, memory, and alternating runs against the peer."""
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks.machine import describe
+from flows.params import Params, read_params
+
+PRESETS = Path(__file__).parents[1] / "presets"
+SHAPES = {
+    "digits": (1, 8, 8, 17),
+    "mnist": (1, 28, 28, 256),
+    "fashion_mnist": (1, 28, 28, 256),
+    "cifar10": (3, 32, 32, 256),
+}
+
+
+class Problem(NamedTuple):
+    """A preset, the arguments of its model, and random images of its shape."""
+
+    params: Params
+    model: dict[str, Any]
+    images: torch.Tensor
+
+
+def parser(description: str | None) -> argparse.ArgumentParser:
+    """The options that every benchmark of speed takes."""
+    options = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--preset", default="digits", choices=sorted(path.stem for path in PRESETS.glob("*.yaml")))
+    options.add_argument("--width", type=int, help="of the network, in place of the preset's")
+    options.add_argument("--blocks", type=int, help="of the network, in place of the preset's")
+    options.add_argument("--batch-size", type=int, help="images of a training step, in place of the preset's")
+    options.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    options.add_argument("--seconds", type=float, default=20.0, help="to measure, after the first steps")
+    options.add_argument("--json", action="store_true", help="print one JSON object")
+    return options
+
+
+def read_problem(options: argparse.Namespace) -> Problem:
+    """The problem that the options describe."""
+    params = read_params(PRESETS / f"{options.preset}.yaml")
+    *shape, num_levels = SHAPES[params.data.name]
+    model = {"image_shape": tuple(shape), "num_levels": num_levels, **params.model.model_dump()}
+    model |= {name: value for name in ("width", "blocks") if (value := getattr(options, name))}
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(num_levels, (2048, *shape), generator=generator, dtype=torch.uint8)
+    return Problem(params, model, images)
+
+
+def clock(step: Callable[[], object], device: torch.device, seconds: float) -> dict[str, float]:
+    """Seconds to the end of the first step, and per step after two more, over at least three."""
+
+    def finished() -> float:
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        return time.perf_counter()
+
+    begin = finished()
+    step()
+    first = finished() - begin
+    step()
+    step()
+    begin, count = finished(), 0
+    while count < 3 or finished() - begin < seconds:
+        step()
+        count += 1
+    return {"first_step_s": first, "step_s": (finished() - begin) / count, "steps": count}
+
+
+def peak_memory(device: torch.device) -> float:
+    """MiB: of the card's memory what torch allocated, on the CPU what the whole process occupied."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+
+
+def count_flop(step: Callable[[], object]) -> int:
+    """Floating-point operations of the matrix products and convolutions of one step."""
+    with FlopCounterMode(display=False) as counter:
+        step()
+    return counter.get_total_flops()  # type: ignore[no-any-return]
+
+
+def matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
+    """FLOP/s of a large matrix product, the best of ten."""
+    size = 8192 if device.type == "cuda" else 2048
+    first, second = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
+    best = min(clock(lambda: first @ second, device, 0.0)["step_s"] for _ in range(10))
+    return 2 * size**3 / best
+
+
+def against_peer(ours: list[str], peer: list[str], rounds: int) -> dict[str, Any]:
+    """Run the two commands in turns; ratios ours/peer of images per second, theirs/ours of memory, by round."""
+    pairs = [(run(ours), run(peer)) for _ in range(rounds)]
+    speed = [mine["images_per_second"] / other["images_per_second"] for mine, other in pairs]
+    memory = [mine["peak_memory_mib"] / other["peak_memory_mib"] for mine, other in pairs]
+    return {
+        "ours": [mine for mine, _ in pairs],
+        "peer": [other for _, other in pairs],
+        "speed_ratio": sum(speed) / rounds,
+        "speed_ratio_range": [min(speed), max(speed)],
+        "memory_ratio": sum(memory) / rounds,
+        "memory_ratio_range": [min(memory), max(memory)],
+    }
+
+
+def run(module: list[str]) -> dict[str, Any]:
+    """The figures that a benchmark prints in a process of its own."""
+    command = [sys.executable, "-m", *module, "--json"]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    return json.loads(done.stdout)  # type: ignore[no-any-return]
+
+
+def report(figures: dict[str, Any], device: torch.device, *, as_json: bool) -> None:
+    """Print the figures with the machine they were measured on."""
+    figures = {**figures, **describe(device)}
+    if as_json:
+        print(json.dumps(figures, indent=2))
+    else:
+        print(
+            *(f"{key}: {round(value, 4) if isinstance(value, float) else value}" for key, value in figures.items()),
+            sep="\n",
+        )

@@ -1,0 +1,221 @@
+"""One run in several processes: real ones, which torch's agent starts, and which are killed and stopped."""
+
+import csv
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from project import Project
+
+from flows.errors import Exit
+
+PARAMS = {
+    "num_devices: 1": "num_devices: 2",
+    "precision: auto": "precision: float32",
+    "checkpoint_every_steps: 500": "checkpoint_every_steps: 5",
+    "log_every: 5": "log_every: 1",
+    "steps: 20\n": "steps: 30\n",
+}
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """A project with validated images, of which two processes train a model."""
+    project = Project(tmp_path_factory.mktemp("project"))
+    project.edit("params.yaml", **PARAMS)
+    for stage in ("download", "validate"):
+        assert project.vdmctl(stage).returncode == 0
+    return project
+
+
+def curves(project: Project) -> list[dict[str, float]]:
+    with (project.folder / "reports/training/curves.csv").open() as file:
+        return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(project: Project) -> bytes:
+    """The weights of a run that nothing interrupts."""
+    result = project.vdmctl("train")
+    assert result.returncode == 0, result.stderr
+    assert "on 2 x cpu in float32" in result.stderr
+    assert result.stderr.count("step 30:") == 1  # one process speaks
+    assert list((project.folder / ".vdm" / "runs").iterdir()) == []
+    return weights(project)
+
+
+def weights(project: Project) -> bytes:
+    return (project.folder / "models/trained/weights.safetensors").read_bytes()
+
+
+def start(project: Project, *arguments: str) -> subprocess.Popen[str]:
+    command = [sys.executable, *(arguments or ("-m", "flows.cli", "train"))]
+    return subprocess.Popen(
+        command, cwd=project.folder, env=project.environment, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+
+
+def wait_for_state(project: Project, process: subprocess.Popen[str], step: int) -> None:
+    runs = project.folder / ".vdm" / "runs"
+    while not any(int(path.stem.removeprefix("step-")) >= step for path in runs.glob("*/step-*.state")):
+        assert process.poll() is None, process.stderr and process.stderr.read()
+        time.sleep(0.005)
+
+
+def workers(process: subprocess.Popen[str]) -> list[int]:
+    """The training processes in the order of their start, which is that of their ranks."""
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    return sorted(int(pid) for pid in children if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes())
+
+
+def test_two_processes_follow_the_losses_of_one(project: Project, undisturbed: bytes) -> None:
+    """The whole batch in one process, in two, and in four micro-batches: the same up to rounding."""
+    two = curves(project)
+    for change in ({}, {"accumulation: 1": "accumulation: 4"}):
+        changes = {"num_devices: 2": "num_devices: 1", **change}
+        project.edit("params.yaml", **changes)
+        assert project.vdmctl("train").returncode == 0
+        project.edit("params.yaml", **{new: old for old, new in changes.items()})
+        assert len(curves(project)) == len(two)
+        for row, expected in zip(curves(project), two, strict=True):
+            # Rounding, which 30 steps amplify; another draw of times or noise would show in the second digit.
+            assert row == pytest.approx(expected, rel=2e-4)
+    assert weights(project) != undisturbed  # rounded differently, so it was another computation
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_dead_process_restarts_the_group_from_the_last_state(
+    victim: int, project: Project, undisturbed: bytes
+) -> None:
+    process = start(project)
+    wait_for_state(project, process, 10)
+    os.kill(workers(process)[victim], signal.SIGKILL)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, errors
+    assert "continuing from step" in errors
+    assert weights(project) == undisturbed
+    assert [row["step"] for row in curves(project)] == list(range(1, 31))
+
+
+def test_restarts_are_bounded(project: Project, undisturbed: bytes) -> None:
+    project.edit("params.yaml", **{"max_restarts: 3": "max_restarts: 0"})
+    process = start(project)
+    wait_for_state(project, process, 10)
+    os.kill(workers(process)[1], signal.SIGKILL)
+    _, errors = process.communicate(timeout=120)
+    project.edit("params.yaml", **{"max_restarts: 0": "max_restarts: 3"})
+    assert process.returncode == Exit.BUG
+    (line,) = [line for line in errors.splitlines() if line.startswith("vdmctl:")]
+    assert line.startswith("vdmctl: process 1 of 2 failed 1 times: Signal 9 (SIGKILL)")
+    assert line.endswith("run again to continue from the last saved state")
+    result = project.vdmctl("train")
+    assert "continuing from step" in result.stderr
+    assert weights(project) == undisturbed
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_group_asked_to_stop_saves_and_exits_75(number: signal.Signals, project: Project, undisturbed: bytes) -> None:
+    """SIGINT as from a terminal, to every process; SIGTERM to the first alone."""
+    process = start(project)
+    wait_for_state(project, process, 5)
+    (os.killpg if number == signal.SIGINT else os.kill)(process.pid, number)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == Exit.RESUMABLE, errors
+    assert "\nvdmctl: stopped; run again to continue" in errors
+    assert "forcefully exiting" not in errors
+    assert project.vdmctl("train").returncode == 0
+    assert weights(project) == undisturbed
+
+
+def test_processes_do_not_outlive_the_one_that_started_them(project: Project, undisturbed: bytes) -> None:
+    process = start(project)
+    wait_for_state(project, process, 5)
+    orphans = workers(process)
+    process.kill()
+    process.communicate()
+    deadline = time.monotonic() + 30
+    while any(Path(f"/proc/{pid}").exists() for pid in orphans):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    result = project.vdmctl("train")
+    assert result.returncode == 0, result.stderr
+    assert "continuing from step" in result.stderr
+    assert weights(project) == undisturbed
+
+
+def test_an_error_of_the_first_process_is_one_line(project: Project, undisturbed: bytes) -> None:
+    """A folder that cannot be made: found before the work, told once, and not tried again."""
+    runs = project.folder / ".vdm" / "runs"
+    runs.rmdir()
+    runs.write_text("in the way")
+    result = project.vdmctl("train")
+    runs.unlink()
+    assert result.returncode == Exit.MISSING
+    (line,) = [line for line in result.stderr.splitlines() if line.startswith("vdmctl:")]
+    assert line.endswith(("File exists", "Not a directory"))
+    assert "Traceback" not in result.stderr
+
+
+def test_torchrun_starts_the_same_run(project: Project, undisturbed: bytes) -> None:
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "flows.cli", "train"]
+    process = start(project, *torchrun)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, errors
+    assert weights(project) == undisturbed
+
+
+@pytest.fixture
+def hosts() -> Iterator[dict[str, str]]:
+    """Two network namespaces joined by a cable: names and addresses."""
+    addresses = {f"vdm{os.getpid()}a": "10.77.0.1", f"vdm{os.getpid()}b": "10.77.0.2"}
+    first, second = addresses
+    commands = [f"netns add {host}" for host in addresses]
+    commands += [f"link add eth0 netns {first} type veth peer name eth0 netns {second}"]
+    for host, address in addresses.items():
+        commands += [f"-n {host} address add {address}/24 dev eth0"]
+        commands += [f"-n {host} link set {device} up" for device in ("lo", "eth0")]
+    try:
+        for command in commands:
+            made = subprocess.run(["ip", *command.split()], capture_output=True, text=True, check=False)
+            if made.returncode != 0:
+                pytest.skip(f"network namespaces cannot be made here: {made.stderr.strip()}")
+        yield addresses
+    finally:
+        for host in addresses:
+            subprocess.run(["ip", "netns", "delete", host], capture_output=True, check=False)
+
+
+@pytest.mark.skipif(shutil.which("ip") is None, reason="needs ip of iproute2")
+def test_two_machines_train_one_model(
+    hosts: dict[str, str], project: Project, undisturbed: bytes, tmp_path: Path
+) -> None:
+    """Each with its own files, as in the README; one of them speaks, and writes the result."""
+    outputs = []
+    folders = [tmp_path / host for host in hosts]
+    started = []
+    for folder, (host, address) in zip(folders, hosts.items(), strict=True):
+        shutil.copytree(project.folder, folder)
+        params = (folder / "params.yaml").read_text().replace("num_devices: 2", "num_devices: 1")
+        (folder / "params.yaml").write_text(params)
+        torchrun = f"-m torch.distributed.run --nnodes=2 --nproc-per-node=1 --rdzv-backend=c10d --local-addr={address}"
+        torchrun += f" --rdzv-endpoint=10.77.0.1:29400 --rdzv-conf=is_host={int(not started)} -m flows.cli train"
+        environment = project.environment | {"VDM_LOCK_DIR": str(folder), "GLOO_SOCKET_IFNAME": "eth0"}
+        command = ["ip", "netns", "exec", host, sys.executable, *torchrun.split()]
+        shutil.rmtree(folder / "models", ignore_errors=True)
+        started.append(subprocess.Popen(command, cwd=folder, env=environment, stderr=subprocess.PIPE, text=True))
+    for process in started:
+        outputs.append(process.communicate(timeout=120)[1])
+        assert process.returncode == 0, outputs[-1]
+    for folder, output in zip(folders, outputs, strict=True):
+        written = folder / "models/trained/weights.safetensors"
+        if "step 30:" in output:
+            assert written.read_bytes() == undisturbed
+        else:
+            assert not written.exists()
+    assert "".join(outputs).count("step 30:") == 1

@@ -1,0 +1,89 @@
+"""The log of a training run: what its steps cost, averaged over intervals."""
+
+import math
+import time
+from collections import deque
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class TrainingDiverged(ArithmeticError):
+    """The loss is no longer a finite number."""
+
+
+class TrainingRecord(NamedTuple):
+    """One line of the training log; losses are means since the line before, in bits/dim."""
+
+    step: int
+    bpd: float
+    prior_bpd: float
+    reconstruction_bpd: float
+    diffusion_bpd: float
+    gamma_0: float
+    gamma_1: float
+    gradient_norm: float
+    learning_rate: float
+    images_per_second: float
+
+
+class TrainingLog:
+    """Sums of the steps' figures since the last line: the three losses in bits/dim and the gradient's norm.
+
+    On CUDA the figures of a step are looked at when the next step is on its way, so that no step waits for them.
+    """
+
+    def __init__(self) -> None:
+        self.pending: deque[tuple[int, Tensor, torch.Event | None]] = deque()
+        self.restart([0.0] * 4, 0)
+
+    def restart(self, sums: list[float], count: int) -> None:
+        """Begin an interval from the sums over `count` steps of it; its rate counts from now."""
+        self.sums, self.count = sums, count
+        self.started, self.timed = time.perf_counter(), 0
+
+    def add(self, step: int, figures: Tensor) -> None:
+        """Take in the figures (4,) of a step.  Raises TrainingDiverged if those that have arrived are not finite."""
+        arrival = None
+        if figures.is_cuda:
+            figures = figures.to("cpu", non_blocking=True)
+            arrival = torch.Event("cuda")
+            arrival.record()
+        self.pending.append((step, figures, arrival))
+        self.timed += 1
+        self.take(all_but=0 if arrival is None else 1)
+
+    def take(self, all_but: int) -> None:
+        """Wait for the pending figures but the newest so many, and add them up."""
+        while len(self.pending) > all_but:
+            step, figures, arrival = self.pending.popleft()
+            if arrival is not None:
+                arrival.synchronize()
+            values = figures.tolist()
+            if not all(map(math.isfinite, values)):
+                raise TrainingDiverged(
+                    f"step {step}: the loss is {sum(values[:3])} bits/dim and its gradient's norm {values[3]}; "
+                    f"lower train.learning_rate or set train.max_gradient_norm"
+                )
+            self.sums = [total + value for total, value in zip(self.sums, values, strict=True)]
+            self.count += 1
+
+    def line(self, step: int, ends: tuple[float, float], learning_rate: float, batch_size: int) -> TrainingRecord:
+        """The record of the steps since the last one.  Raises TrainingDiverged if one was not finite."""
+        self.take(all_but=0)
+        prior, reconstruction, diffusion, norm = (total / self.count for total in self.sums)
+        rate = self.timed * batch_size / (time.perf_counter() - self.started)
+        self.restart([0.0] * 4, 0)
+        bpd = prior + reconstruction + diffusion
+        return TrainingRecord(step, bpd, prior, reconstruction, diffusion, *ends, norm, learning_rate, rate)
+
+    def state(self) -> dict[str, Any]:
+        """The sums so far; the clock is not part of it.  Raises TrainingDiverged if a step was not finite."""
+        self.take(all_but=0)
+        return {"sums": self.sums, "count": self.count}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Continue from `state`."""
+        self.pending.clear()
+        self.restart(state["sums"], state["count"])
