@@ -60,3 +60,15 @@ def processes_in(folder: Path) -> list[int]:
         except OSError:
             continue
     return found
+
+
+def stop_children(process: subprocess.Popen[str], seconds: float) -> None:
+    """Send SIGTERM to the process's children, which may lead groups of their own, and give them time to end."""
+    children = [
+        int(pid) for path in Path(f"/proc/{process.pid}/task").glob("*/children") for pid in path.read_text().split()
+    ]
+    for pid in children:
+        os.kill(pid, signal.SIGTERM)
+    deadline = time.monotonic() + seconds
+    while any(Path(f"/proc/{pid}/cwd").exists() for pid in children) and time.monotonic() < deadline:
+        time.sleep(0.05)

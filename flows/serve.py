@@ -16,6 +16,7 @@ from typing import Annotated
 import typer
 
 from flows.errors import Exit, UserError
+from flows.processes import stop_children, stop_group
 
 POOL = "vdm"
 START_SECONDS = 90
@@ -57,6 +58,8 @@ def serve(
 
             install()
             worker = start(stack, "worker", "start", "--pool", POOL)
+            # Its runs first: told to end, they stop their trainer, which saves its state.
+            stack.callback(stop_children, worker, STOP_SECONDS)
             print(
                 f"serving at {url.removesuffix('/api')}; `prefect deployment run train-vdm` starts a run",
                 file=sys.stderr,
@@ -74,8 +77,6 @@ def prefect(*arguments: str) -> list[str]:
 
 def start(stack: ExitStack, *arguments: str) -> subprocess.Popen[str]:
     """Start it in a process group of its own, which the stack stops."""
-    from flows.processes import stop_group
-
     process = subprocess.Popen(prefect(*arguments), start_new_session=True, text=True)
     signals = (signal.SIGINT, signal.SIGTERM, signal.SIGKILL)
     stack.callback(stop_group, process, *signals, seconds=STOP_SECONDS)

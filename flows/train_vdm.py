@@ -44,9 +44,9 @@ def train_vdm(
     try:
         message = retrain(root, preset, overrides or {}, force=force)
         if publish:
-            publish_versions(root)
+            publish_versions(root, return_state=True).result()
     except UserError as error:
-        return Failed(message=str(error), data=error.code)
+        return Failed(message=str(error), data=error)
     return Completed(message=message)
 
 
@@ -63,12 +63,13 @@ def retrain(root: Path, preset: str | None, overrides: Mapping[str, Any], *, for
         logger.info("run %s of commit %s in %s", place.folder.name, place.base[:12], place.folder)
         for stage in stages(place.folder):
             # Called, not submitted: a submitted task would never see that the run was cancelled.
-            reproduce.with_options(
+            state = reproduce.with_options(
                 name=stage,
                 task_run_name=stage,
                 timeout_seconds=3600 * TIMEOUT_HOURS[stage] if stage in TIMEOUT_HOURS else None,
                 retries=2 if stage == "download" else 0,
-            )(stage, place.folder, force)
+            )(stage, place.folder, force, return_state=True)
+            state.result()
         artifacts.show_results(place.folder)
         return record(place)
 
@@ -127,11 +128,15 @@ def reproduce(stage: str, folder: Path, force: bool) -> State[None] | None:
     return Failed(message=str(error), data=error)
 
 
-@task(name="publish", cache_policy=NO_CACHE, retries=2, retry_condition_fn=is_network, retry_delay_seconds=[10, 60])
-def publish_versions(root: Path) -> None:
+@task(name="publish", cache_policy=NO_CACHE, retries=2, retry_condition_fn=is_network, retry_delay_seconds=[2, 30])
+def publish_versions(root: Path) -> State[None] | None:
     """Push what the remotes lack: bytes, branches, tags."""
-    for tag in publishing.publish(root):
-        get_run_logger().info("published %s", tag)
+    try:
+        for tag in publishing.publish(root):
+            get_run_logger().info("published %s", tag)
+    except UserError as error:
+        return Failed(message=str(error), data=error)
+    return None
 
 
 def record(place: Workspace) -> str:
@@ -150,7 +155,8 @@ def record(place: Workspace) -> str:
 def main() -> int:
     """Run the flow here and now, without a deployment; vdmctl's exit codes."""
     state = train_vdm(return_state=True)
-    return int(state.data) if state.is_failed() and isinstance(state.data, Exit) else int(not state.is_completed())
+    error = state.result(raise_on_failure=False)
+    return error.code if isinstance(error, UserError) else int(not state.is_completed())
 
 
 if __name__ == "__main__":
