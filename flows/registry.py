@@ -62,6 +62,8 @@ def resolve(root: Path, reference: str) -> Version:
         for version in known:
             if CHAMPION in version.stages:
                 return version
+        if tag := champion_tag(root):
+            raise UserError(f"{tag.name}: its version's tag is gone", Exit.MISSING)
         raise UserError("no version is the champion; `vdmctl promote` makes the first", Exit.MISSING)
     name = reference if "@" in reference else f"{MODEL}@{reference}"
     for version in known:
