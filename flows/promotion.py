@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flows.errors import Exit, UserError
-from flows.git import locked
+from flows.git import identity, locked
 from flows.lineage import IMAGES
 from flows.protocols import compare
 from flows.registry import CHAMPION, Version, champion_tag, make_champion, previous_champion, resolve
@@ -34,8 +34,10 @@ def challenge(root: Path, challenger: Version, *, settings: "Evaluate", rule: "P
     """The evidence on which the challenger is promoted or refused, to be handed to `promote`: an object for JSON.
 
     `decision` is "promote" or "refuse", and `reason` says why in a line.  Figures are in bits/dim.  Raises UserError:
-    exit 5 when a digest of the challenger does not verify or the champion's bytes cannot be had.
+    exit 5 when a digest of the challenger does not verify or the champion's bytes cannot be had, 2 for want of
+    a git identity, which a promotion needs.
     """
+    identity(root)  # before the work, not after it
     require_sound(root, challenger)
     tag = champion_tag(root)
     champion = resolve(root, CHAMPION) if tag else None

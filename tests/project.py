@@ -41,6 +41,13 @@ class Project:
         self.git("add", "--all")
         self.git("commit", "--quiet", "--message=Start")
 
+    def copy(self, folder: Path) -> "Project":
+        """The same repository with its cache in another folder, to be changed at will."""
+        shutil.copytree(self.folder, folder, symlinks=True)
+        copied = object.__new__(Project)
+        copied.folder = folder
+        return copied
+
     def edit(self, name: str, **replacements: str) -> None:
         """Replace texts in a file; each must be there."""
         text = (self.folder / name).read_text()
