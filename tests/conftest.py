@@ -1,6 +1,7 @@
 """Models and data that many tests share: real ones, small."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -71,3 +72,9 @@ def registry(tmp_path_factory: pytest.TempPathFactory) -> Project:
         assert project.dvc("push").returncode == 0
         add_version(project.folder, "HEAD", "Retrained")
     return project
+
+
+@pytest.fixture
+def copied(registry: Project, tmp_path: Path) -> Project:
+    """That project in a folder of the test's own."""
+    return registry.copy(tmp_path / "project")

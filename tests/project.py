@@ -1,10 +1,13 @@
 """A copy of this project in a temporary folder, for tests that run its commands as a user does."""
 
+import json
 import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+
+from ruamel.yaml import YAML
 
 ROOT = Path(__file__).parents[1]
 TINY_PARAMS = {
@@ -80,6 +83,23 @@ class Project:
     def vdmctl(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """Run vdmctl from this folder's code."""
         return self.run(sys.executable, "-m", "flows.cli", *arguments)
+
+
+def one_line(result: subprocess.CompletedProcess[str]) -> str:
+    """The only line on stderr."""
+    lines = result.stderr.splitlines()
+    assert len(lines) == 1, result.stderr
+    return lines[0]
+
+
+def cached(project: Project, output: str, place: str, version: str) -> Path:
+    """Where the cache keeps a file of an output, found without the code under test."""
+    lock = YAML(typ="safe").load(project.git("show", f"vdm@{version}:dvc.lock"))
+    outs = [out for stage in lock["stages"].values() for out in stage["outs"] if out["path"] == output]
+    folder = project.folder / ".dvc" / "cache" / "files" / "md5"
+    listing = json.loads((folder / outs[0]["md5"][:2] / outs[0]["md5"][2:]).read_text())
+    (md5,) = [entry["md5"] for entry in listing if entry["relpath"] == place]
+    return folder / md5[:2] / md5[2:]
 
 
 IDENTITY = {"NAME": "Test", "EMAIL": "test@example.org"}

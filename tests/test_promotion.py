@@ -13,8 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from project import Project
-from test_registry import cached, copied, one_line  # noqa: F401
+from project import Project, cached, one_line
 
 from flows.errors import Exit, UserError
 from flows.git import annotated_tags, locked
@@ -58,7 +57,7 @@ def per_image(project: Project, reference: str, folder: Path) -> np.ndarray:
         return np.array([float(row["bpd"]) for row in csv.DictReader(file)])
 
 
-def test_first_better_worse_and_other_data(copied: Project, tmp_path: Path) -> None:  # noqa: F811
+def test_first_better_worse_and_other_data(copied: Project, tmp_path: Path) -> None:
     """The whole life of a champion on the command line."""
     first = copied.vdmctl("promote", "v1.0.0", "--json")
     assert first.returncode == 0, first.stderr
@@ -97,7 +96,7 @@ def test_first_better_worse_and_other_data(copied: Project, tmp_path: Path) -> N
     assert copied.git("status", "--porcelain") == ""
 
 
-def test_the_evidence_is_the_paired_difference_on_the_challengers_images(copied: Project, tmp_path: Path) -> None:  # noqa: F811
+def test_the_evidence_is_the_paired_difference_on_the_challengers_images(copied: Project, tmp_path: Path) -> None:
     """The working tree holds other images than the challenger's: its own are fetched, from the remote."""
     crown(copied, "v1.0.0")
     shutil.rmtree(copied.folder / ".dvc" / "cache")
@@ -117,7 +116,7 @@ def test_the_evidence_is_the_paired_difference_on_the_challengers_images(copied:
     assert evidence["challenger_bpd"] == resolve(copied.folder, "v1.1.0").metrics["bpd"]
 
 
-def test_a_stricter_rule_refuses_what_a_laxer_one_promotes(copied: Project) -> None:  # noqa: F811
+def test_a_stricter_rule_refuses_what_a_laxer_one_promotes(copied: Project) -> None:
     crown(copied, "v1.0.0")
     settings = read_params(copied.folder / "params.yaml").evaluate
     version = resolve(copied.folder, "v1.1.0")
@@ -196,7 +195,7 @@ def test_figures_that_are_not_finite_become_null_in_the_evidence() -> None:
     assert json.loads(json.dumps(evidence, allow_nan=False)) == evidence
 
 
-def test_rolling_back_goes_back_one_champion_at_a_time(copied: Project) -> None:  # noqa: F811
+def test_rolling_back_goes_back_one_champion_at_a_time(copied: Project) -> None:
     crown(copied, "v1.0.0", "v1.1.0", "v1.2.0")
     once = copied.vdmctl("rollback")
     assert once.returncode == 0, once.stderr
@@ -212,7 +211,7 @@ def test_rolling_back_goes_back_one_champion_at_a_time(copied: Project) -> None:
     assert rollback(copied.folder)["champion"] == "vdm@v1.0.0"
 
 
-def test_rolling_back_to_bytes_that_are_gone_leaves_the_champion(copied: Project) -> None:  # noqa: F811
+def test_rolling_back_to_bytes_that_are_gone_leaves_the_champion(copied: Project) -> None:
     crown(copied, "v1.0.0", "v1.1.0")
     cached(copied, "models/vdm", "weights.safetensors", "v1.0.0").unlink()
     copied.dvc("remote", "remove", "store")
@@ -222,7 +221,7 @@ def test_rolling_back_to_bytes_that_are_gone_leaves_the_champion(copied: Project
     assert champion(copied) == "vdm@v1.1.0"
 
 
-def test_a_champion_that_gto_removes_is_none(copied: Project) -> None:  # noqa: F811
+def test_a_champion_that_gto_removes_is_none(copied: Project) -> None:
     crown(copied, "v1.0.0", "v1.1.0")
     assert copied.run("gto", "deprecate", "vdm", "v1.1.0", "champion").returncode == 0
     assert champion(copied) == "vdm@v1.0.0"
@@ -230,7 +229,7 @@ def test_a_champion_that_gto_removes_is_none(copied: Project) -> None:  # noqa: 
     assert champion(copied) == "vdm@v1.2.0"
 
 
-def test_a_damaged_challenger_is_not_promoted(copied: Project) -> None:  # noqa: F811
+def test_a_damaged_challenger_is_not_promoted(copied: Project) -> None:
     weights = cached(copied, "models/vdm", "weights.safetensors", "v1.0.0")
     weights.chmod(0o644)
     weights.write_bytes(weights.read_bytes()[:-1] + b"x")
@@ -241,7 +240,7 @@ def test_a_damaged_challenger_is_not_promoted(copied: Project) -> None:  # noqa:
     assert history(copied) == []
 
 
-def test_a_champion_without_bytes_stops_the_challenge(copied: Project) -> None:  # noqa: F811
+def test_a_champion_without_bytes_stops_the_challenge(copied: Project) -> None:
     crown(copied, "v1.0.0")
     cached(copied, "models/vdm", "weights.safetensors", "v1.0.0").unlink()
     copied.dvc("remote", "remove", "store")
@@ -251,7 +250,7 @@ def test_a_champion_without_bytes_stops_the_challenge(copied: Project) -> None: 
     assert history(copied) == ["vdm@v1.0.0"]
 
 
-def test_of_two_promotions_at_once_one_wins(copied: Project, tmp_path: Path) -> None:  # noqa: F811
+def test_of_two_promotions_at_once_one_wins(copied: Project, tmp_path: Path) -> None:
     """Two processes, one of them in a linked worktree, both held at the registry's lock until both stand there."""
     crown(copied, "v1.0.0")
     copied.git("worktree", "add", "--quiet", str(tmp_path / "run"))

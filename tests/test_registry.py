@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from project import ROOT, Project
+from project import ROOT, Project, cached, one_line
 from ruamel.yaml import YAML
 
 from flows import registry as of
@@ -20,18 +20,6 @@ from flows.verification import verify
 
 # The versions are trained when the first test asks for them.
 pytestmark = pytest.mark.timeout(900)
-
-
-@pytest.fixture
-def copied(registry: Project, tmp_path: Path) -> Project:
-    return registry.copy(tmp_path / "project")
-
-
-def one_line(result: subprocess.CompletedProcess[str]) -> str:
-    """The only line on stderr."""
-    lines = result.stderr.splitlines()
-    assert len(lines) == 1, result.stderr
-    return lines[0]
 
 
 def metrics_at(project: Project, commit: str) -> dict[str, float]:
@@ -141,16 +129,6 @@ def test_one_missing_file_of_a_folder_is_fetched_alone(copied: Project) -> None:
     weights.unlink()
     assert (fetch(copied.folder, version) / "weights.safetensors").read_bytes() == content
     assert weights.read_bytes() == content
-
-
-def cached(project: Project, output: str, place: str, version: str) -> Path:
-    """Where the cache keeps a file of an output, found without the code under test."""
-    lock = YAML(typ="safe").load(project.git("show", f"vdm@{version}:dvc.lock"))
-    outs = [out for stage in lock["stages"].values() for out in stage["outs"] if out["path"] == output]
-    folder = project.folder / ".dvc" / "cache" / "files" / "md5"
-    listing = json.loads((folder / outs[0]["md5"][:2] / outs[0]["md5"][2:]).read_text())
-    (md5,) = [entry["md5"] for entry in listing if entry["relpath"] == place]
-    return folder / md5[:2] / md5[2:]
 
 
 def test_lineage_goes_from_the_tag_to_every_digest(registry: Project) -> None:
