@@ -123,6 +123,13 @@ class Ode(Section):
     batch_size: BatchSize
 
 
+class Promote(Section):
+    """What a version must show to become the champion; see `flows.promotion`."""
+
+    min_improvement_bpd: Annotated[Real, Field(ge=0)]
+    confidence: Annotated[Real, Field(gt=0, lt=1)]
+
+
 class Sample(Section):
     """The grid of samples; see `vdm.sampling.sample`."""
 
@@ -142,6 +149,7 @@ class Params(Section):
     evaluate: Evaluate
     ode: Ode
     sample: Sample
+    promote: Promote
 
     @model_validator(mode="after")
     def consistent(self) -> Self:
@@ -180,6 +188,14 @@ def override(section: SectionType, values: Mapping[str, Any]) -> SectionType:
         if first["type"] == "extra_forbidden":
             raise UserError(f"{option} does not belong to this protocol", Exit.USAGE) from error
         raise UserError(f"{option}: {first['msg']}, got {first['input']!r}", Exit.USAGE) from error
+
+
+def timesteps(text: str) -> list[int | None]:
+    """`10,100,continuous` as numbers of steps, None for continuous time.  Raises UserError (exit 2)."""
+    try:
+        return [None if part == "continuous" else int(part) for part in text.split(",")]
+    except ValueError as error:
+        raise UserError(f"--num-timesteps: {text!r} is not like 10,100,continuous", Exit.USAGE) from error
 
 
 def explain(error: Mapping[str, Any]) -> str:
