@@ -1,7 +1,6 @@
 """What an operator sees of a run in Prefect: progress, metrics, samples, and links to the card and the Data Docs."""
 
 import base64
-import json
 import re
 import time
 from pathlib import Path
@@ -46,9 +45,8 @@ def show_results(folder: Path) -> None:
         create_link_artifact((folder / path).as_uri(), key=key, link_text=path)
 
 
-def show_metrics(models: dict[str, Path]) -> None:
-    """A table of the metrics.json files in `models`, a column each."""
-    columns = {name: json.loads(path.read_bytes()) for name, path in models.items()}
-    rows = [key for key in next(iter(columns.values())) if key.endswith("bpd") or key.endswith("error")]
-    table = [{"bits/dim": key, **{name: column.get(key) for name, column in columns.items()}} for key in rows]
-    create_table_artifact(table, key="metrics", description="Metrics in bits/dim")
+def show_metrics(models: dict[str, dict[str, Any]], evidence: dict[str, Any]) -> None:
+    """A table of the models' metrics in bits/dim, a column each, with the decision about the champion."""
+    rows = [key for key in next(iter(models.values())) if key.endswith(("bpd", "error"))]
+    table = [{"bits/dim": key, **{name: metrics.get(key) for name, metrics in models.items()}} for key in rows]
+    create_table_artifact(table, key="metrics", description=f"{evidence['decision']}: {evidence['reason']}")

@@ -6,9 +6,9 @@ DVC decides what must run and caches it; Prefect decides when, retries, and show
 import json
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import networkx
 from dvc.repo import Repo
@@ -16,10 +16,10 @@ from prefect import State, flow, get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 from prefect.states import Completed, Failed
 
-from flows import artifacts, publishing
+from flows import artifacts, publishing, registry
 from flows.errors import Exit, NetworkError, UserError
 from flows.processes import process_group
-from flows.workspace import Workspace, commit, compose_params, git, nothing_to_do, prune, workspace
+from flows.workspace import Workspace, commit, compose_params, finished, git, pending, prune, workspace
 
 # Training ends when it ends; what takes longer than this elsewhere hangs.
 TIMEOUT_HOURS = {"download": 6.0, "validate": 2.0, "register": 0.5, "evaluate": 48.0, "sample": 12.0}
@@ -58,8 +58,10 @@ def retrain(root: Path, preset: str | None, overrides: Mapping[str, Any], *, for
     for name in prune(root):
         logger.info("removed the worktree of run %s, which ended early", name)
     with workspace(root, params) as place:
-        if not force and nothing_to_do(place):
-            return f"nothing to do: commit {place.base[:12]} with these parameters has its results already"
+        if not force and (ready := finished(place)):
+            if pending(place, ready):
+                return release(place, ready)  # a run that was killed between its commit and its tag
+            return f"nothing to do: commit {ready[:12]} has the results of these parameters already"
         logger.info("run %s of commit %s in %s", place.folder.name, place.base[:12], place.folder)
         for stage in stages(place.folder):
             # Called, not submitted: a submitted task would never see that the run was cancelled.
@@ -102,33 +104,55 @@ def is_network(task: Any, run: Any, state: State[Any]) -> bool:
 
 @task(cache_policy=NO_CACHE, retry_condition_fn=is_network, retry_delay_seconds=[10, 60])
 def reproduce(stage: str, folder: Path, force: bool) -> State[None] | None:
-    """`dvc repro --single-item STAGE` in the folder, its output streamed into the log.
+    """`dvc repro --single-item STAGE` in the folder; a failure carries UserError with the stage's reason and code."""
+    command = ["dvc", "repro", "--single-item", stage, *(["--force"] if force else [])]
+    read = artifacts.Progress(folder).read if stage == "train" else None
+    try:
+        stream(command, folder, read)
+    except UserError as error:
+        # Returned, not raised: a traceback would tell the operator nothing.
+        told = type(error)(f"stage {stage} failed: {error}", error.code)
+        return Failed(message=str(told), data=told)
+    return None
 
-    A failure carries UserError with the stage's own reason and exit code.
+
+@task(name="promote", cache_policy=NO_CACHE)
+def promote(version: str, folder: Path) -> State[dict[str, Any]] | dict[str, Any]:
+    """`vdmctl promote VERSION` by the code of the run; the evidence, a failure carries UserError."""
+    lines: list[str] = []
+    try:
+        stream(["flows.cli", "promote", version, "--json"], folder, lines.append)
+    except UserError as error:
+        if error.code is not Exit.NOT_PROMOTED:
+            return Failed(message=str(error), data=error)
+    text = "".join(lines)
+    evidence: dict[str, Any] = json.JSONDecoder().raw_decode(text[text.index("{\n") :])[0]
+    return evidence
+
+
+def stream(module: list[str], folder: Path, read: Callable[[str], None] | None = None) -> None:
+    """Run a Python module in the folder, its output in the log as it comes, and line by line to `read`.
+
+    Raises UserError with the reason and the exit code that vdmctl left in a file: DVC hands on neither.
     """
     logger = get_run_logger()
     reason = folder / ".vdm" / "reason.json"
     reason.unlink(missing_ok=True)
     os.environ["VDM_REASON"] = str(reason)
-    command = [sys.executable, "-m", "dvc", "repro", "--single-item", stage, *(["--force"] if force else [])]
-    progress = artifacts.Progress(folder) if stage == "train" else None
-    with process_group(command, folder) as process:
+    with process_group([sys.executable, "-m", *module], folder) as process:
         assert process.stdout is not None
         for line in process.stdout:
             logger.info(line.rstrip())
-            if progress:
-                progress.read(line)
-    if process.returncode == 0:
-        return None
-    unknown = {"message": "see the log", "code": Exit.BUG, "network": False}
-    told: dict[str, Any] = json.loads(reason.read_text()) if reason.exists() else unknown
-    kind = NetworkError if told["network"] else UserError
-    error = kind(f"stage {stage} failed: {told['message']}", Exit(told["code"]))
-    # Returned, not raised: a traceback would tell the operator nothing.
-    return Failed(message=str(error), data=error)
+            if read:
+                read(line)
+    if process.returncode != 0:
+        unknown = {"message": "see the log", "code": Exit.BUG, "network": False}
+        told: dict[str, Any] = json.loads(reason.read_text()) if reason.exists() else unknown
+        kind = NetworkError if told["network"] else UserError
+        raise kind(told["message"], Exit(told["code"]))
 
 
-@task(name="publish", cache_policy=NO_CACHE, retries=2, retry_condition_fn=is_network, retry_delay_seconds=[2, 30])
+@task(name="publish", cache_policy=NO_CACHE, retries=2, retry_condition_fn=is_network, retry_delay_seconds=[2, 10])
 def publish_versions(root: Path) -> State[None] | None:
     """Push what the remotes lack: bytes, branches, tags."""
     try:
@@ -140,16 +164,29 @@ def publish_versions(root: Path) -> State[None] | None:
 
 
 def record(place: Workspace) -> str:
-    """Commit the results on the run's branch; what came of it in a line."""
-    metrics = json.loads((place.folder / "reports/evaluation/metrics.json").read_bytes())
-    result = f"{metrics['bpd']:.4f} +- {metrics['bpd_standard_error']:.4f} bits/dim"
+    """Commit the results on the run's branch, and let the model meet the champion; what came of it in a line."""
     card = (place.folder / "models/vdm/README.md").read_bytes()
     (place.folder / "reports/card.md").write_bytes(card)  # the model's own is DVC's, not git's
+    metrics = json.loads((place.folder / "reports/evaluation/metrics.json").read_bytes())
+    result = f"{metrics['bpd']:.4f} +- {metrics['bpd_standard_error']:.4f} bits/dim"
     made = commit(place, f"Retrain: {result}")
     if made is None:
         return f"nothing new: {result}, as in commit {place.base[:12]}"
     get_run_logger().info("%s is commit %s on branch %s", result, made[:12], place.branch)
-    return f"{result}, commit {made[:12]} on branch {place.branch}"
+    return release(place, made)
+
+
+def release(place: Workspace, made: str) -> str:
+    """Make a commit with results a version, and the champion if it is better; what came of it in a line."""
+    champion = registry.champion_tag(place.root)
+    before = registry.resolve(place.root, registry.CHAMPION) if champion else None
+    version = registry.add_version(place.root, made, git(place.root, "log", "-1", "--format=%s", made))
+    evidence = cast(dict[str, Any], promote(version.name, place.folder, return_state=True).result())
+    artifacts.show_metrics(
+        {version.name: version.metrics} | ({before.name: before.metrics} if before else {}), evidence
+    )
+    done = f"promoted as {evidence['tag']}" if "tag" in evidence else "not promoted"
+    return f"{version.name}, commit {made[:12]} on branch {place.branch}, {done}: {evidence['reason']}"
 
 
 def main() -> int:

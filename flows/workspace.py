@@ -142,16 +142,16 @@ def compose_params(root: Path, preset: str | None, overrides: Mapping[str, Any])
     return stream.getvalue()
 
 
-def nothing_to_do(place: Workspace) -> bool:
-    """Whether the commit it starts from, or a recent run, already has the results of its parameters.
+def finished(place: Workspace) -> str | None:
+    """The commit that has the results of the workspace's parameters already: the one it starts from, or a recent run's.
 
-    Then dvc.lock in the workspace is theirs.
+    Those results are then in the workspace.
     """
     recent = git(place.root, "for-each-ref", "--sort=-creatordate", "--count=3", "--format=%(refname)", *RESULTS)
-    for commit in [place.base, *recent.split()]:
+    for name in [place.base, *recent.split()]:
         try:
             # With the reports: what of them DVC does not cache is in git.
-            git(place.folder, "checkout", "--quiet", commit, "--", "dvc.lock", "reports")
+            git(place.folder, "checkout", "--quiet", name, "--", "dvc.lock", "reports")
         except UserError:
             continue
         with Repo(str(place.folder)) as repo:
@@ -160,8 +160,14 @@ def nothing_to_do(place: Workspace) -> bool:
             except DvcException:  # something is not in the cache
                 continue
             if not repo.status():
-                return True
-    return False
+                return git(place.root, "rev-parse", f"{name}^{{commit}}")
+    return None
+
+
+def pending(place: Workspace, made: str) -> bool:
+    """Whether the commit is a run's that has no version yet."""
+    run = git(place.root, "log", "-1", "--format=%(trailers:key=Run,valueonly)", made)
+    return bool(run) and not git(place.root, "tag", "--list", "vdm@*", "--points-at", made)
 
 
 def commit(place: Workspace, message: str) -> str | None:
