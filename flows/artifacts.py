@@ -2,6 +2,7 @@
 
 import base64
 import re
+import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -37,12 +38,19 @@ class Progress:
             self.shown = time.monotonic()
 
 
-def show_results(folder: Path) -> None:
-    """The samples as an image, and links to the model card and the Data Docs of the run in `folder`."""
-    picture = base64.b64encode((folder / "reports/samples/samples.png").read_bytes()).decode()
-    create_image_artifact(f"data:image/png;base64,{picture}", key="samples", description="Samples of the model")
-    for key, path in (("model-card", "models/vdm/README.md"), ("data-docs", "reports/validation/data_docs/index.html")):
-        create_link_artifact((folder / path).as_uri(), key=key, link_text=path)
+def show_results(folder: Path, kept: Path) -> None:
+    """The samples as an image, and links to the model card and the Data Docs of the run in `folder`.
+
+    Both are copied to `kept`, since the run's folder goes when it ends.
+    """
+    samples, card, docs = kept / "samples.png", kept / "card.md", kept / "data_docs"
+    shutil.copytree(folder / "reports/validation/data_docs", docs, dirs_exist_ok=True)
+    shutil.copyfile(folder / "models/vdm/README.md", card)
+    shutil.copyfile(folder / "reports/samples/samples.png", samples)
+    picture = base64.b64encode(samples.read_bytes()).decode()
+    create_image_artifact(f"data:image/png;base64,{picture}", key="samples", description=f"Samples: {samples}")
+    create_link_artifact(card.as_uri(), key="model-card", link_text="model card")
+    create_link_artifact((docs / "index.html").as_uri(), key="data-docs", link_text="Data Docs")
 
 
 def show_metrics(models: dict[str, dict[str, Any]], evidence: dict[str, Any]) -> None:

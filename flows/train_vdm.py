@@ -72,7 +72,7 @@ def retrain(root: Path, preset: str | None, overrides: Mapping[str, Any], *, for
                 retries=2 if stage == "download" else 0,
             )(stage, place.folder, force, return_state=True)
             state.result()
-        artifacts.show_results(place.folder)
+        artifacts.show_results(place.folder, root / ".vdm" / "reports" / place.folder.name)
         return record(place)
 
 

@@ -1,6 +1,7 @@
 """The retraining loop under a real Prefect server and worker, with a git remote and a DVC remote."""
 
 import os
+import re
 import shutil
 import signal
 import socket
@@ -76,6 +77,10 @@ def test_a_run_leaves_a_commit_on_its_branch_and_the_checkout_alone(plant: Plant
     assert plant.worktrees() == []
     kinds = {each["type"] for each in plant.api("artifacts/filter", sort="CREATED_DESC", limit=50)}
     assert {"progress", "image", "markdown", "table"} <= kinds
+
+    for link in plant.api("artifacts/filter", artifacts={"key": {"any_": ["model-card", "data-docs"]}}):
+        (address,) = re.findall(r"\((file:[^)]+)\)", link["data"])
+        assert Path(address.removeprefix("file://")).is_file()  # also now that the worktree is gone
 
     begin = time.monotonic()
     state, message = plant.finish(plant.retrain("train-vdm/train-vdm"))
