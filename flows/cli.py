@@ -5,6 +5,7 @@ Nothing heavy is imported before a command needs it.
 
 import json
 import logging
+import os
 import shutil
 import sys
 from enum import StrEnum
@@ -13,8 +14,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from flows.errors import Exit, UserError
+from flows.errors import Exit, NetworkError, UserError
 from flows.registry_commands import commands, model_folder
+from flows.serve import serve
 from flows.summary import show, summary
 
 if TYPE_CHECKING:
@@ -233,6 +235,9 @@ def preset(
     shutil.copyfile(presets[name], PARAMS)
 
 
+app.command()(serve)
+
+
 def params() -> "Params":
     """params.yaml of the current folder."""
     from flows.params import read_params
@@ -254,7 +259,7 @@ def run(arguments: list[str]) -> int:
     except SystemExit as finished:
         return int(finished.code or 0)
     except UserError as error:
-        return fail(str(error), error.code)
+        return fail(str(error), error.code, network=isinstance(error, NetworkError))
     except OSError as error:
         return fail(f"{error.filename or 'a file'}: {error.strerror or error}", Exit.MISSING)
     except Exception as error:
@@ -278,9 +283,11 @@ def exit_code(error: Exception) -> Exit | None:
     return codes.get((type(error).__module__, type(error).__name__))
 
 
-def fail(message: str, code: Exit) -> Exit:
-    """Say why in one line on stderr; returns the code."""
+def fail(message: str, code: Exit, *, network: bool = False) -> Exit:
+    """Say why in one line on stderr, and in the file that the flow names, since DVC keeps no exit code."""
     print(f"vdmctl: {' '.join(message.split())}", file=sys.stderr)
+    if reason := os.environ.get("VDM_REASON"):
+        Path(reason).write_text(json.dumps({"message": message, "code": code, "network": network}))
     return code
 
 

@@ -11,10 +11,13 @@ from ruamel.yaml import YAML
 
 ROOT = Path(__file__).parents[1]
 TINY_PARAMS = {
-    "width: 48": "width: 8",
+    "width: 32": "width: 8",
     "blocks: 4": "blocks: 1",
+    "schedule: learned_monotone": "schedule: learned_linear",
+    "dropout: 0.05": "dropout: 0.0",
+    "num_devices: 2": "num_devices: 1",
     "norm_groups: 8": "norm_groups: 4",
-    "steps: 2400": "steps: 20",
+    "steps: 3000": "steps: 20",
     "log_every: 50": "log_every: 5",
     "times_per_image: 32": "times_per_image: 2",
     "num_timesteps: 250": "num_timesteps: 5",
