@@ -10,7 +10,18 @@ from typing import NamedTuple
 
 from flows.errors import Exit, UserError
 
-FIELDS = "%(refname:short)%00%(objecttype)%00%(*objectname)%00%(taggerdate:iso-strict)%00%(contents)%00"
+# Subject and body, since the whole of the contents would hold a signature, too.
+FIELDS = "".join(
+    f"%({field})%00"
+    for field in (
+        "refname:strip=2",
+        "objecttype",
+        "*objectname",
+        "taggerdate:iso-strict",
+        "contents:subject",
+        "contents:body",
+    )
+)
 
 
 class Tag(NamedTuple):
@@ -44,12 +55,12 @@ def git(root: Path, *arguments: str, stdin: bytes | None = None) -> bytes:
 def annotated_tags(root: Path, prefix: str) -> list[Tag]:
     """The annotated tags whose names start with the prefix.  Lightweight tags are left out, as GTO does."""
     output = git(root, "for-each-ref", f"--format={FIELDS}", f"refs/tags/{prefix}*").decode(errors="replace")
-    # A message has lines of its own, so records end after the fifth field, not at the end of a line.
-    fields = output.removesuffix("\n").split("\0")[:-1]
-    records = [fields[start : start + 5] for start in range(0, len(fields), 5)]
+    # A message has lines of its own, so records end after the sixth field, not at the end of a line.
+    fields = output.split("\0")[:-1]
+    records = [fields[start : start + 6] for start in range(0, len(fields), 6)]
     return [
-        Tag(name.lstrip("\n"), commit, created, message.strip())
-        for name, kind, commit, created, message in records
+        Tag(name.lstrip("\n"), commit, created, f"{subject}\n\n{body}".strip())
+        for name, kind, commit, created, subject, body in records
         if kind == "tag"
     ]
 

@@ -25,11 +25,13 @@ commands = typer.Typer()
 @commands.command()
 def models(as_json: AsJson = False) -> None:
     """The registry's versions: stage, bits/dim with its standard error, data, commit."""
-    from flows.registry import versions
+    from flows.registry import MODEL, versions
 
     rows = [row_of(version) for version in versions(ROOT)]
     if as_json:
         print(json.dumps({"versions": rows}, indent=2))
+    elif not rows:
+        print(f"no versions of {MODEL} yet")
     else:
         print(table(("version", "stage", "bits/dim", "data", "commit", "created"), [shown(row) for row in rows]))
 

@@ -20,7 +20,7 @@ from dvc.exceptions import DvcException
 from dvc.repo import Repo
 from dvc_data.hashfile.hash_info import HashInfo
 
-from flows.errors import Exit, UserError
+from flows.errors import Exit, NetworkError, UserError
 from flows.lineage import model_path, read_lock
 from flows.registry import Version, resolve
 
@@ -131,7 +131,10 @@ def check(path: Path, file: Stored, subject: str) -> None:
 
 
 def pull(repo: Any, digests: set[str], subject: str) -> None:
-    """Bring objects from the default remote into the cache, as far as it has them.  Raises UserError (exit 5)."""
+    """Bring objects from the default remote into the cache, as far as it has them.
+
+    Raises UserError (exit 5) without a remote, NetworkError (exit 5) when it does not answer.
+    """
     if not digests:
         return
     try:
@@ -143,7 +146,7 @@ def pull(repo: Any, digests: set[str], subject: str) -> None:
         raise UserError(f"{subject}not in the cache, and DVC has no default remote", Exit.MISSING) from error
     except Exception as error:  # every kind of remote has errors of its own
         reason = str(error) or type(error).__name__
-        raise UserError(f"{subject}not in the cache, and the remote does not answer: {reason}", Exit.MISSING) from error
+        raise NetworkError(f"{subject}not in the cache, and the remote does not answer: {reason}") from error
 
 
 @contextmanager

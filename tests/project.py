@@ -48,8 +48,8 @@ class Project:
         self.git("commit", "--quiet", "--message=Start")
 
     def copy(self, folder: Path) -> "Project":
-        """The same repository with its cache in another folder, to be changed at will."""
-        shutil.copytree(self.folder, folder, symlinks=True)
+        """The same repository with its cache in another folder, to be changed at will, and nothing fetched yet."""
+        shutil.copytree(self.folder, folder, symlinks=True, ignore=shutil.ignore_patterns(".vdm"))
         copied = object.__new__(Project)
         copied.folder = folder
         return copied
