@@ -52,6 +52,11 @@ def git(root: Path, *arguments: str, stdin: bytes | None = None) -> bytes:
     return result.stdout
 
 
+def git_text(root: Path, *arguments: str) -> str:
+    """What a git command prints, as text without the space around it."""
+    return git(root, *arguments).decode(errors="replace").strip()
+
+
 def annotated_tags(root: Path, prefix: str) -> list[Tag]:
     """The annotated tags whose names start with the prefix.  Lightweight tags are left out, as GTO does."""
     output = git(root, "for-each-ref", f"--format={FIELDS}", f"refs/tags/{prefix}*").decode(errors="replace")
@@ -101,7 +106,7 @@ def identity(root: Path) -> Identity:
         line = git(root, "-c", "user.useConfigOnly=true", "var", "GIT_COMMITTER_IDENT").decode()
     except UserError as error:
         raise UserError(
-            "a tag needs a git identity: `git config user.name NAME` and `git config user.email ADDRESS`", Exit.USAGE
+            "a commit needs a git identity: `git config user.name NAME` and `git config user.email ADDRESS`", Exit.USAGE
         ) from error
     name, _, rest = line.rpartition("<")
     return Identity(name.strip(), rest.partition(">")[0])

@@ -10,7 +10,8 @@ from dvc.exceptions import DvcException
 from dvc.repo import Repo
 
 from flows.errors import Exit, NetworkError, UserError
-from flows.workspace import PREFIX, git
+from flows.git import git_text
+from flows.workspace import PREFIX
 
 TAGS = ("vdm@", "vdm#")
 
@@ -20,10 +21,10 @@ def publish(root: Path, remote: str = "origin") -> list[str]:
 
     Raises UserError (exit 2) without remotes, NetworkError (exit 5) when one does not answer.
     """
-    if remote not in git(root, "remote").split():
+    if remote not in git_text(root, "remote").split():
         raise UserError(f"publish: no git remote {remote}; `git remote add {remote} URL`", Exit.USAGE)
     missing = unpublished(root, remote)
-    commits = sorted({git(root, "rev-list", "-n1", tag) for tag in missing})
+    commits = sorted({git_text(root, "rev-list", "-n1", tag) for tag in missing})
     try:
         with Repo(str(root)) as repo:
             if commits:
@@ -41,16 +42,16 @@ def publish(root: Path, remote: str = "origin") -> list[str]:
 def unpublished(root: Path, remote: str) -> list[str]:
     """The model tags that the remote lacks, oldest first."""
     try:
-        listed = git(root, "ls-remote", "--tags", "--refs", remote)
+        listed = git_text(root, "ls-remote", "--tags", "--refs", remote)
     except UserError as error:
         raise NetworkError(f"publish: {error}; the next run publishes again") from error
     there = {line.split("refs/tags/", 1)[1] for line in listed.splitlines()}
-    tags = git(root, "for-each-ref", "--sort=creatordate", "--format=%(refname:strip=2)", "refs/tags").splitlines()
+    tags = git_text(root, "for-each-ref", "--sort=creatordate", "--format=%(refname:strip=2)", "refs/tags").splitlines()
     return [tag for tag in tags if tag.startswith(TAGS) and tag not in there]
 
 
 def push(root: Path, remote: str, refspec: str) -> None:
     try:
-        git(root, "push", "--quiet", remote, refspec)
+        git_text(root, "push", "--quiet", remote, refspec)
     except UserError as error:
         raise NetworkError(f"publish: {error}; the next run publishes again") from error

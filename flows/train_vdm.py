@@ -18,8 +18,9 @@ from prefect.states import Completed, Failed
 
 from flows import artifacts, publishing, registry
 from flows.errors import Exit, NetworkError, UserError
+from flows.git import git_text, identity
 from flows.processes import process_group
-from flows.workspace import Workspace, commit, compose_params, finished, git, pending, prune, workspace
+from flows.workspace import Workspace, commit, compose_params, finished, pending, prune, workspace
 
 # Training ends when it ends; what takes longer than this elsewhere hangs.
 TIMEOUT_HOURS = {"download": 6.0, "validate": 2.0, "register": 0.5, "evaluate": 48.0, "sample": 12.0}
@@ -40,7 +41,7 @@ def train_vdm(
         force: Run every stage, also those whose inputs did not change.
         publish: Push data, branch and tags to the remotes.
     """
-    root = Path(git(Path.cwd(), "rev-parse", "--show-toplevel"))
+    root = Path(git_text(Path.cwd(), "rev-parse", "--show-toplevel"))
     try:
         message = retrain(root, preset, overrides or {}, force=force)
         if publish:
@@ -79,13 +80,10 @@ def retrain(root: Path, preset: str | None, overrides: Mapping[str, Any], *, for
 def check_repository(root: Path) -> None:
     """Say what of the checkout is no part of the run.  UserError (exit 2) when git cannot commit."""
     logger = get_run_logger()
-    try:
-        git(root, "var", "GIT_COMMITTER_IDENT")
-    except UserError as error:
-        raise UserError("git does not know who commits: set user.name and user.email", Exit.USAGE) from error
-    if git(root, "status", "--porcelain", "--untracked-files=no"):
+    identity(root)
+    if git_text(root, "status", "--porcelain", "--untracked-files=no"):
         logger.warning("%s has uncommitted changes, which are no part of this run", root)
-    if git(root, "rev-parse", "--abbrev-ref", "HEAD") == "HEAD":
+    if git_text(root, "rev-parse", "--abbrev-ref", "HEAD") == "HEAD":
         logger.warning("%s has no branch checked out; the run starts from its commit", root)
 
 
@@ -180,7 +178,7 @@ def release(place: Workspace, made: str) -> str:
     """Make a commit with results a version, and the champion if it is better; what came of it in a line."""
     champion = registry.champion_tag(place.root)
     before = registry.resolve(place.root, registry.CHAMPION) if champion else None
-    version = registry.add_version(place.root, made, git(place.root, "log", "-1", "--format=%s", made))
+    version = registry.add_version(place.root, made, git_text(place.root, "log", "-1", "--format=%s", made))
     evidence = cast(dict[str, Any], promote(version.name, place.folder, return_state=True).result())
     artifacts.show_metrics(
         {version.name: version.metrics} | ({before.name: before.metrics} if before else {}), evidence

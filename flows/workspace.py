@@ -23,6 +23,7 @@ from dvc.repo import Repo
 from ruamel.yaml import YAML
 
 from flows.errors import Exit, UserError
+from flows.git import git, git_text
 from flows.params import read_params
 from flows.processes import processes_in
 
@@ -43,13 +44,13 @@ class Workspace(NamedTuple):
 def workspace(root: Path, params: str) -> Iterator[Workspace]:
     """A worktree of the commit that is checked out at `root`, with `params` as its params.yaml.
 
-    Raises UserError (exit 2) where git cannot make one.
+    Raises UserError (exit 5) where git cannot make one.
     """
     name = f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
-    place = Workspace(root / ".vdm" / "worktrees" / name, PREFIX + name, root, git(root, "rev-parse", "HEAD"))
+    place = Workspace(root / ".vdm" / "worktrees" / name, PREFIX + name, root, git_text(root, "rev-parse", "HEAD"))
     place.folder.parent.mkdir(parents=True, exist_ok=True)
     with claimed(place.folder):
-        git(root, "worktree", "add", "--quiet", "-b", place.branch, str(place.folder), place.base)
+        git_text(root, "worktree", "add", "--quiet", "-b", place.branch, str(place.folder), place.base)
         (place.folder / ".vdm").mkdir()
         (root / ".vdm" / "runs").mkdir(exist_ok=True)
         (place.folder / ".vdm" / "runs").symlink_to(root / ".vdm" / "runs")
@@ -79,7 +80,7 @@ def prune(root: Path) -> list[str]:
             if free and not processes_in(folder):
                 remove(root, folder)
                 gone.append(folder.name)
-    git(root, "worktree", "prune")
+    git_text(root, "worktree", "prune")
     return gone
 
 
@@ -87,14 +88,14 @@ def remove(root: Path, folder: Path) -> None:
     """Remove a worktree, and its branch unless that holds a commit of the run."""
     subprocess.run(["git", "worktree", "remove", "--force", "--force", folder], cwd=root, capture_output=True)
     shutil.rmtree(folder, ignore_errors=True)
-    git(root, "worktree", "prune")
+    git_text(root, "worktree", "prune")
     folder.with_suffix(".lock").unlink(missing_ok=True)
     branch = PREFIX + folder.name
     subjects = subprocess.run(
         ["git", "log", "--format=%(trailers:key=Run,valueonly)", "-1", branch], cwd=root, capture_output=True, text=True
     )
     if subjects.returncode == 0 and folder.name not in subjects.stdout:
-        git(root, "branch", "--quiet", "-D", branch)
+        git_text(root, "branch", "--quiet", "-D", branch)
 
 
 def share_cache(root: Path, folder: Path) -> None:
@@ -116,9 +117,9 @@ def compose_params(root: Path, preset: str | None, overrides: Mapping[str, Any])
     """
     name = f"presets/{preset}.yaml" if preset else "params.yaml"
     try:
-        text = git(root, "show", f"HEAD:{name}", strip=False)
+        text = git(root, "show", f"HEAD:{name}").decode()
     except UserError as error:
-        listed = git(root, "ls-tree", "--name-only", "HEAD", "presets/").split()
+        listed = git_text(root, "ls-tree", "--name-only", "HEAD", "presets/").split()
         known = ", ".join(sorted(Path(path).stem for path in listed))
         raise UserError(f"no preset {preset!r} in the commit that is checked out: {known}", Exit.USAGE) from error
     yaml = YAML(typ="rt")
@@ -147,11 +148,11 @@ def finished(place: Workspace) -> str | None:
 
     Those results are then in the workspace.
     """
-    recent = git(place.root, "for-each-ref", "--sort=-creatordate", "--count=3", "--format=%(refname)", *RESULTS)
+    recent = git_text(place.root, "for-each-ref", "--sort=-creatordate", "--count=3", "--format=%(refname)", *RESULTS)
     for name in [place.base, *recent.split()]:
         try:
             # With the reports: what of them DVC does not cache is in git.
-            git(place.folder, "checkout", "--quiet", name, "--", "dvc.lock", "reports")
+            git_text(place.folder, "checkout", "--quiet", name, "--", "dvc.lock", "reports")
         except UserError:
             continue
         with Repo(str(place.folder)) as repo:
@@ -160,30 +161,21 @@ def finished(place: Workspace) -> str | None:
             except DvcException:  # something is not in the cache
                 continue
             if not repo.status():
-                return git(place.root, "rev-parse", f"{name}^{{commit}}")
+                return git_text(place.root, "rev-parse", f"{name}^{{commit}}")
     return None
 
 
 def pending(place: Workspace, made: str) -> bool:
     """Whether the commit is a run's that has no version yet."""
-    run = git(place.root, "log", "-1", "--format=%(trailers:key=Run,valueonly)", made)
-    return bool(run) and not git(place.root, "tag", "--list", "vdm@*", "--points-at", made)
+    run = git_text(place.root, "log", "-1", "--format=%(trailers:key=Run,valueonly)", made)
+    return bool(run) and not git_text(place.root, "tag", "--list", "vdm@*", "--points-at", made)
 
 
 def commit(place: Workspace, message: str) -> str | None:
     """Commit what the run changed; the commit, None when nothing that git tracks did."""
-    git(place.folder, "add", "--all")
-    if not git(place.folder, "status", "--porcelain"):
+    git_text(place.folder, "add", "--all")
+    if not git_text(place.folder, "status", "--porcelain"):
         return None
     name = place.folder.name
-    git(place.folder, "commit", "--quiet", "--no-verify", f"--message={message}\n\nRun: {name}")
-    return git(place.folder, "rev-parse", "HEAD")
-
-
-def git(folder: Path, *arguments: str, strip: bool = True) -> str:
-    """What git prints.  UserError (exit 2) with its last line when it fails."""
-    done = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
-        raise UserError(f"git {arguments[0]}: {reason}", Exit.USAGE)
-    return done.stdout.strip() if strip else done.stdout
+    git_text(place.folder, "commit", "--quiet", "--no-verify", f"--message={message}\n\nRun: {name}")
+    return git_text(place.folder, "rev-parse", "HEAD")

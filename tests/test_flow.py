@@ -240,7 +240,7 @@ def test_a_run_without_a_git_identity_says_so(plant: Plant) -> None:
         text=True,
     )
     assert result.returncode == Exit.USAGE, result.stderr
-    assert "git does not know who commits: set user.name and user.email" in result.stderr
+    assert "a commit needs a git identity: `git config user.name NAME`" in result.stderr
 
 
 @pytest.fixture

@@ -272,13 +272,13 @@ def test_without_a_git_identity_nothing_is_tagged(copied: Project, monkeypatch: 
         monkeypatch.delenv(name)
     monkeypatch.setenv("GIT_CONFIG_GLOBAL", os.devnull)
     monkeypatch.setenv("GIT_CONFIG_SYSTEM", os.devnull)
-    with pytest.raises(UserError, match="a tag needs a git identity") as raised:
+    with pytest.raises(UserError, match="a commit needs a git identity") as raised:
         of.add_version(copied.folder, "HEAD", "Retrained")
     assert raised.value.code == Exit.USAGE
     command = [sys.executable, "-m", "flows.cli", "promote"]
     result = subprocess.run(command, cwd=copied.folder, capture_output=True, text=True)
     assert result.returncode == 2
-    assert "a tag needs a git identity" in one_line(result)
+    assert "a commit needs a git identity" in one_line(result)
     assert "vdm#" not in copied.git("tag")
 
 
