@@ -28,6 +28,7 @@ REGISTERED = Path("models/vdm")
 EVALUATION = Path("reports/evaluation")
 SAMPLES = Path("reports/samples/samples.png")
 RUNS = Path(".vdm/runs")
+DOWNLOADS = Path(".vdm/downloads")
 PARAMS = Path("params.yaml")
 PRESETS = Path("presets")
 
@@ -64,7 +65,7 @@ def download() -> None:
     """Fetch or read the image set of `data:` and check its checksums -> data/images."""
     from flows.stages.download import download
 
-    download(params().data, out=IMAGES)
+    download(params().data, out=IMAGES, downloads=DOWNLOADS)
 
 
 @app.command()

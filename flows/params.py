@@ -30,12 +30,33 @@ SectionType = TypeVar("SectionType", bound=Section)
 
 
 class Data(Section):
-    """Which images."""
+    """Which images, and what is done to them; see data/README.md."""
 
-    name: Literal["digits", "mnist", "fashion_mnist", "cifar10"]
+    name: Literal[
+        "digits",
+        "mnist",
+        "fashion_mnist",
+        "cifar10",
+        "svhn",
+        "imagenet32",
+        "imagenet64",
+        "imagenet32_2016",
+        "imagenet64_2016",
+        "image_folder",
+    ]
     source: str | None
     test_fraction: Annotated[Real, Field(gt=0, lt=1)]
     split_seed: NonNegative
+    grayscale: bool
+    resize: Annotated[list[Annotated[int, Field(ge=1, le=4096)]], Field(min_length=2, max_length=2)] | None
+    pad: Annotated[int, Field(ge=0, le=1024)]
+    num_bits: Annotated[int, Field(ge=1, le=8)]
+
+    @model_validator(mode="after")
+    def consistent(self) -> Self:
+        if self.name == "image_folder" and self.source is None:
+            raise ValueError("image_folder needs source: the folder of images")
+        return self
 
 
 class Model(Section):
