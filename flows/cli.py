@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from flows.errors import Exit, UserError
+from flows.errors import Exit, UserError, exit_code
 from flows.summary import summary
 
 if TYPE_CHECKING:
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 IMAGES = Path("data/images")
 VALIDATION = Path("reports/validation/validation.json")
 DATA_DOCS = Path("reports/validation/data_docs")
+PICTURE = Path("reports/validation/validation.png")
 TRAINED = Path("models/trained")
 CURVES = Path("reports/training/curves.csv")
 REGISTERED = Path("models/vdm")
@@ -69,11 +70,31 @@ def download() -> None:
 
 
 @app.command()
-def validate() -> None:
-    """Check that the images are what a likelihood needs -> reports/validation."""
-    from flows.stages.validate import validate
+def validate(
+    path: Annotated[Path | None, typer.Argument(help="Other images: a set or a folder.")] = None,
+    reference: Annotated[Path | None, typer.Option(help="Images or a validation.json to compare with.")] = None,
+    out: Annotated[Path | None, typer.Option(help="With PATH: folder for the report.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")] = False,
+) -> None:
+    """Check that the images are what a likelihood needs, with `contract:` -> reports/validation.
 
-    validate(images=IMAGES, out=VALIDATION, data_docs=DATA_DOCS)
+    With PATH, read with the transforms of `data:`, nothing is written unless --out names a folder.
+    """
+    read = params()
+    from flows.stages.validate import require_success, validate
+
+    if path is None:
+        if out or as_json:
+            raise UserError("--out and --json need PATH", Exit.USAGE)
+        outs = {"out": VALIDATION, "data_docs": DATA_DOCS, "picture": PICTURE}
+        validate(read.contract, images=IMAGES, reference=reference, **outs)
+        return
+    from flows.inspecting import inspect_path
+
+    report = inspect_path(read.data, read.contract, path=path, out=out, reference=reference)
+    if as_json:
+        print(json.dumps(report, indent=2))
+    require_success(report, path, out / "data_docs" if out else None)
 
 
 @app.command()
@@ -122,7 +143,7 @@ def evaluate(
     With MODEL nothing is written unless --out names a folder. Options take the place of parameters; one that the
     protocol does not have is an error.
     """
-    from flows.params import override
+    from flows.params import override, timesteps
 
     read = params()
     given: dict[str, Any] = {"times_per_image": times_per_image, "num_images": num_images, "num_draws": num_draws}
@@ -240,14 +261,6 @@ def params() -> "Params":
     return read_params(PARAMS)
 
 
-def timesteps(text: str) -> list[int | None]:
-    """`10,100,continuous` as numbers of steps, None for continuous time."""
-    try:
-        return [None if part == "continuous" else int(part) for part in text.split(",")]
-    except ValueError as error:
-        raise UserError(f"--num-timesteps: {text!r} is not like 10,100,continuous", Exit.USAGE) from error
-
-
 def show(result: dict[str, Any], as_json: bool) -> None:
     print(json.dumps(result, indent=2) if as_json else summary(result))
 
@@ -275,19 +288,6 @@ def run(arguments: list[str]) -> int:
             raise
         return fail(str(error), code)
     return Exit.DONE
-
-
-def exit_code(error: Exception) -> Exit | None:
-    """The exit code of an error that `vdm` raises; None for a bug.
-
-    Looked up in the modules that are loaded: an error of a module that is not cannot have been raised.
-    """
-    codes = {
-        ("vdm.images", "ImageSetError"): Exit.MISSING,
-        ("vdm.checkpoint", "CheckpointError"): Exit.MISSING,
-        ("vdm.training_log", "TrainingDiverged"): Exit.USAGE,
-    }
-    return codes.get((type(error).__module__, type(error).__name__))
 
 
 def fail(message: str, code: Exit) -> Exit:

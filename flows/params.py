@@ -16,6 +16,7 @@ BatchSize = Annotated[int, Field(ge=1, le=10**6)]
 # More steps than this and float32 no longer tells two neighbouring noise levels well apart.
 Timesteps = Annotated[int, Field(ge=1, le=100_000)]
 Real = Annotated[float, Field(allow_inf_nan=False)]
+Share = Annotated[Real, Field(ge=0, le=1)]
 Gamma = Annotated[Real, Field(ge=-60, le=60)]
 Device = Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d{1,3})?)$")]
 
@@ -57,6 +58,21 @@ class Data(Section):
         if self.name == "image_folder" and self.source is None:
             raise ValueError("image_folder needs source: the folder of images")
         return self
+
+
+class Contract(Section):
+    """What the validation of images puts up with; see `flows.contract`."""
+
+    max_leaked: Share
+    max_duplicates: Share
+    near_duplicate_distance: Share
+    max_constant: Share
+    max_label_ratio: Annotated[Real, Field(ge=1)]
+    max_gaps: Share
+    max_peaks: Share
+    max_skipped: Share
+    max_drift: Share
+    on_drift: Literal["warn", "fail"]
 
 
 class Model(Section):
@@ -158,6 +174,7 @@ class Params(Section):
     """The whole file."""
 
     data: Data
+    contract: Contract
     model: Model
     train: Train
     evaluate: Evaluate
@@ -201,6 +218,14 @@ def override(section: SectionType, values: Mapping[str, Any]) -> SectionType:
         if first["type"] == "extra_forbidden":
             raise UserError(f"{option} does not belong to this protocol", Exit.USAGE) from error
         raise UserError(f"{option}: {first['msg']}, got {first['input']!r}", Exit.USAGE) from error
+
+
+def timesteps(text: str) -> list[int | None]:
+    """`10,100,continuous` as numbers of steps, None for continuous time."""
+    try:
+        return [None if part == "continuous" else int(part) for part in text.split(",")]
+    except ValueError as error:
+        raise UserError(f"--num-timesteps: {text!r} is not like 10,100,continuous", Exit.USAGE) from error
 
 
 def explain(error: Mapping[str, Any]) -> str:

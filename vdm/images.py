@@ -64,11 +64,15 @@ def save_images(
 
 
 def write_array(path: Path, chunks: Iterable[np.ndarray]) -> tuple[int, ...]:
-    """Write chunks (n,...) one after the other as one .npy file, and return its shape.  Raises ValueError."""
+    """Write chunks (n,...) one after the other as one .npy file, and return its shape.  Raises ValueError.
+
+    The file takes the place of an older one when it is whole: to cut that short would end a process that maps it.
+    """
     shape: tuple[int, ...] = ()
     dtype = np.dtype(np.uint8)
+    partial = path.with_name(f"{path.name}.partial")
     # Not through a memory map: on a full disk that ends the process with SIGBUS, where a write raises OSError.
-    with path.open("wb") as file:
+    with partial.open("wb") as file:
         for chunk in chunks:
             if not shape:
                 shape, dtype = (0, *chunk.shape[1:]), chunk.dtype
@@ -81,6 +85,7 @@ def write_array(path: Path, chunks: Iterable[np.ndarray]) -> tuple[int, ...]:
             raise ValueError("no images")
         file.seek(0)
         write_header(file, shape, dtype)
+    partial.replace(path)
     return shape
 
 
