@@ -10,8 +10,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-# A level is judged where chance cannot explain it: with 200 expected pixels, 1.5 times as many are seven sigmas off.
-FEWEST_EXPECTED = 200
+# A level is judged where chance cannot explain it: 200 expected pixels and 1.5 times as many are seven sigmas apart,
+# 40 and a tenth of that nearly six.
+FEWEST_FOR_PEAK = 200
+FEWEST_FOR_GAP = 40
+# Mean pixels per level from which on a level that none has was skipped.
+FEWEST_PER_LEVEL = 100
 # With fewer, neighbouring levels differ too much for a smooth histogram; only skipped levels are judged.
 FEWEST_LEVELS = 32
 GAP = 0.1
@@ -33,7 +37,7 @@ def comb(histogram: np.ndarray) -> Comb:
     """Judge the (K,) counts of the levels."""
     num_levels, used = len(histogram), np.flatnonzero(histogram)
     inner = between(used, num_levels)
-    many = histogram.sum() >= 5 * FEWEST_EXPECTED * num_levels
+    many = histogram.sum() >= FEWEST_PER_LEVEL * num_levels
     if num_levels < FEWEST_LEVELS:
         none = np.zeros(num_levels, dtype=bool)
         return Comb(none, none, inner & (histogram == 0) & many)
@@ -41,8 +45,8 @@ def comb(histogram: np.ndarray) -> Comb:
     expected = np.nanmean(neighbours(histogram, reach=max(4, num_levels // 16)), axis=1)
     typical = np.nanmedian(neighbours(histogram, reach=4), axis=1)
     return Comb(
-        gaps=inner & (expected >= FEWEST_EXPECTED) & (histogram < GAP * expected),
-        peaks=inner & (typical >= FEWEST_EXPECTED) & (histogram > PEAK * typical),
+        gaps=inner & (expected >= FEWEST_FOR_GAP) & (histogram < GAP * expected),
+        peaks=inner & (typical >= FEWEST_FOR_PEAK) & (histogram > PEAK * typical),
         skipped=between(used, num_levels) & (histogram == 0) & many,
     )
 

@@ -1,11 +1,12 @@
 """One pass over the images of a split: what the contract needs to know of each, in 44 bytes, and the histogram."""
 
 import hashlib
-from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
 import torch
+
+from vdm.images import chunks
 
 ROWS = 2000
 
@@ -41,7 +42,7 @@ def measure(images: np.ndarray, num_levels: int) -> Facts:
         sketch=np.zeros(count, dtype=np.uint64),
         histogram=np.zeros(num_levels, dtype=np.int64),
     )
-    for first, chunk in chunks(images):
+    for first, chunk in chunks(images, ROWS):
         rows = slice(first, first + len(chunk))
         flat = chunk.reshape(len(chunk), -1)
         digests = b"".join(hashlib.blake2b(row.data, digest_size=16).digest() for row in flat)
@@ -54,22 +55,6 @@ def measure(images: np.ndarray, num_levels: int) -> Facts:
             facts.sketch[rows] = sketches(values.reshape(chunk.shape))
             facts.histogram[:] += count_levels(flat, num_levels)
     return facts
-
-
-def chunks(images: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
-    """Some images at a time, contiguous, with the number of the first.
-
-    A mapped array is mapped anew for each, so that pages that were read do not add up in this process.
-    """
-    mapped = isinstance(images, np.memmap) and images.flags.c_contiguous and images.size > 0
-    for first in range(0, len(images), ROWS):
-        count = min(ROWS, len(images) - first)
-        if mapped:
-            offset = images.offset + first * images[0].nbytes  # type: ignore[attr-defined]
-            name, shape = images.filename, (count, *images.shape[1:])  # type: ignore[attr-defined]
-            yield first, np.array(np.memmap(name, images.dtype, "r", offset, shape))
-        else:
-            yield first, np.ascontiguousarray(images[first : first + count])
 
 
 def count_levels(pixels: np.ndarray, num_levels: int) -> np.ndarray:

@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from flows.errors import Exit
+from vdm.images import chunks
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".npy"})
 FORMATS = ["PNG", "JPEG", "WEBP", "TIFF"]
@@ -64,8 +65,8 @@ def read(path: Path) -> Iterator[np.ndarray]:
     """The images of a file, (n,C,H,W) uint8 or, of more than 8 bits, uint16.  Raises BadImageError."""
     if path.suffix.lower() == ".npy":
         images, num_bits = open_array(path)
-        for first in range(0, len(images), ROWS):
-            yield checked(images[first : first + ROWS], num_bits)
+        for _, chunk in chunks(images, ROWS):
+            yield checked(chunk, num_bits)
         return
     with open_image(path) as image:
         num_bits, turned = NARROW.get(raw_mode(image), 8), orientation(image)

@@ -187,3 +187,70 @@ def test_debians_recompressed_fashion_mnist_has_the_published_bytes(tmp_path: Pa
     train, test = arrays(read_published(FASHION_MNIST, DEBIAN_FASHION_MNIST, tmp_path / "downloads", scratch(tmp_path)))
     assert train.shape == (60_000, 1, 28, 28)
     assert test.shape == (10_000, 1, 28, 28)
+
+
+def test_nothing_is_fetched_when_a_source_is_given(
+    small_mnist: tuple[PublishedSet, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*arguments: object) -> None:
+        raise AssertionError("a network call")
+
+    monkeypatch.setattr("socket.socket.connect", refuse)
+    published, source = small_mnist
+    assert len(arrays(read_published(published, source, tmp_path / "downloads", scratch(tmp_path)))[0]) == 5
+    (source / "t10k-images-idx3-ubyte.gz").unlink()
+    with pytest.raises(UserError, match="holds no t10k-images-idx3-ubyte"):
+        read_published(published, source, tmp_path / "downloads", scratch(tmp_path))
+
+
+def test_a_page_that_the_server_sends_for_a_file_is_called_one_and_not_kept(
+    small_mnist: tuple[PublishedSet, Path], tmp_path: Path
+) -> None:
+    published, source = small_mnist
+    downloads = tmp_path / "downloads"
+    downloads.mkdir()
+    for path in source.iterdir():
+        (downloads / path.name).write_text("<!DOCTYPE html><title>Too many requests</title>")
+    with pytest.raises(UserError, match=r"train-images-idx3-ubyte.gz is a web page"):
+        read_published(published, None, downloads, scratch(tmp_path))
+    assert not downloads.exists()
+
+
+def test_a_bomb_is_not_unpacked(
+    small_mnist: tuple[PublishedSet, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("flows.publishers.MOST_BYTES", 10_000)
+    published, source = small_mnist
+    (source / "t10k-labels-idx1-ubyte.gz").write_bytes(gzip.compress(bytes(5_000_000)))
+    with pytest.raises(UserError, match="t10k-labels-idx1-ubyte is truncated or damaged: unpacks to more than 10000"):
+        read_published(published, source, tmp_path / "downloads", scratch(tmp_path))
+    assert sum(path.stat().st_size for path in scratch(tmp_path).rglob("*") if path.is_file()) < 20_000
+
+
+def test_paths_and_links_out_of_an_archive_are_not_followed(
+    small_cifar: tuple[PublishedSet, Path], tmp_path: Path
+) -> None:
+    published, source = small_cifar
+    archive = source / "cifar-10-python.tar.gz"
+    with tarfile.open(archive) as tar:
+        tar.extractall(tmp_path / "unpacked", filter="data")
+    (tmp_path / "secret").write_text("secret")
+
+    def packed(*, linked: bool) -> None:
+        with tarfile.open(archive, "w:gz") as tar:
+            outside = tarfile.TarInfo("../trace")
+            outside.size = 4
+            tar.addfile(outside, io.BytesIO(b"evil"))
+            tar.add(tmp_path / "unpacked" / "cifar-10-batches-py", "cifar-10-batches-py")
+            if linked:
+                link = tarfile.TarInfo("cifar-10-batches-py/test_batch")
+                link.type, link.linkname = tarfile.SYMTYPE, str(tmp_path / "secret")
+                tar.addfile(link)
+
+    packed(linked=False)
+    train, _ = arrays(read_published(published, source, tmp_path / "downloads", scratch(tmp_path)))
+    assert len(train) == 10
+    packed(linked=True)
+    with pytest.raises(UserError, match="test_batch is truncated or damaged"):
+        read_published(published, source, tmp_path / "downloads", scratch(tmp_path))
+    assert not list(tmp_path.rglob("trace"))

@@ -6,7 +6,7 @@ The arrays are mapped into memory, not read, and never unpickled.
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -125,6 +125,22 @@ def load_array(path: Path) -> np.ndarray:
     if array.ndim == 0 or array.dtype.kind not in "buif":
         raise ImageSetError(f"{path}: holds {array.dtype} of {array.ndim} dimensions, not images")
     return np.asanyarray(array)
+
+
+def chunks(images: np.ndarray, size: int) -> Iterator[tuple[int, np.ndarray]]:
+    """`size` images at a time, contiguous, with the number of the first, of a whole array.
+
+    A mapped array is mapped anew for each, so that pages that were read do not add up in this process.
+    """
+    mapped = isinstance(images, np.memmap) and images.flags.c_contiguous and images.size > 0
+    for first in range(0, len(images), size):
+        count = min(size, len(images) - first)
+        if mapped:
+            offset = images.offset + first * images[0].nbytes  # type: ignore[attr-defined]
+            name, shape = images.filename, (count, *images.shape[1:])  # type: ignore[attr-defined]
+            yield first, np.array(np.memmap(name, images.dtype, "r", offset, shape))
+        else:
+            yield first, np.ascontiguousarray(images[first : first + count])
 
 
 def load_labels(folder: Path, split: str) -> np.ndarray | None:
