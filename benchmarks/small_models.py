@@ -6,19 +6,26 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from flows.image_sets import FASHION_MNIST, read_digits, read_published
+from flows.image_sets import FASHION_MNIST
+from flows.publishers import Splits, read_digits, read_published
 from vdm.model import VDM, ScheduleKind
 from vdm.training import Trainer
 
 
 def digits() -> tuple[np.ndarray, np.ndarray]:
     """Training and held-out digits, (N,1,8,8) uint8."""
-    return tuple(read_digits(0.2, 0))  # type: ignore[return-value]
+    return arrays(read_digits(0.2, 0))
 
 
 def fashion_mnist(source: Path, scratch: Path) -> tuple[np.ndarray, np.ndarray]:
     """Fashion-MNIST from a folder with the publisher's files, (N,1,28,28) uint8."""
-    return tuple(read_published(FASHION_MNIST, source, scratch))  # type: ignore[return-value]
+    return arrays(read_published(FASHION_MNIST, source, scratch, scratch))
+
+
+def arrays(splits: Splits) -> tuple[np.ndarray, np.ndarray]:
+    """Both splits, whole."""
+    train, test = (np.concatenate([chunk.images for chunk in chunks]) for chunks in splits)
+    return train, test
 
 
 def trained(

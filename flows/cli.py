@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from flows.errors import Exit, NetworkError, UserError
+from flows.errors import Exit, NetworkError, UserError, exit_code
 from flows.registry_commands import commands, model_folder
 from flows.serve import serve
 from flows.summary import show, summary
@@ -25,12 +25,14 @@ if TYPE_CHECKING:
 IMAGES = Path("data/images")
 VALIDATION = Path("reports/validation/validation.json")
 DATA_DOCS = Path("reports/validation/data_docs")
+PICTURE = Path("reports/validation/validation.png")
 TRAINED = Path("models/trained")
 CURVES = Path("reports/training/curves.csv")
 REGISTERED = Path("models/vdm")
 EVALUATION = Path("reports/evaluation")
 SAMPLES = Path("reports/samples/samples.png")
 RUNS = Path(".vdm/runs")
+DOWNLOADS = Path(".vdm/downloads")
 PARAMS = Path("params.yaml")
 PRESETS = Path("presets")
 
@@ -68,15 +70,35 @@ def download() -> None:
     """Fetch or read the image set of `data:` and check its checksums -> data/images."""
     from flows.stages.download import download
 
-    download(params().data, out=IMAGES)
+    download(params().data, out=IMAGES, downloads=DOWNLOADS)
 
 
 @app.command()
-def validate() -> None:
-    """Check that the images are what a likelihood needs -> reports/validation."""
-    from flows.stages.validate import validate
+def validate(
+    path: Annotated[Path | None, typer.Argument(help="Other images: a set or a folder.")] = None,
+    reference: Annotated[Path | None, typer.Option(help="Images or a validation.json to compare with.")] = None,
+    out: Annotated[Path | None, typer.Option(help="With PATH: folder for the report.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")] = False,
+) -> None:
+    """Check that the images are what a likelihood needs, with `contract:` -> reports/validation.
 
-    validate(images=IMAGES, out=VALIDATION, data_docs=DATA_DOCS)
+    With PATH, read with the transforms of `data:`, nothing is written unless --out names a folder.
+    """
+    read = params()
+    from flows.stages.validate import require_success, validate
+
+    if path is None:
+        if out or as_json:
+            raise UserError("--out and --json need PATH", Exit.USAGE)
+        outs = {"out": VALIDATION, "data_docs": DATA_DOCS, "picture": PICTURE}
+        validate(read.contract, images=IMAGES, reference=reference, **outs)
+        return
+    from flows.inspecting import inspect_path
+
+    report = inspect_path(read.data, read.contract, path=path, out=out, reference=reference)
+    if as_json:
+        print(json.dumps(report, indent=2))
+    require_success(report, path, out / "data_docs" if out else None)
 
 
 @app.command()
@@ -210,13 +232,8 @@ def import_checkpoint(
     """Turn another implementation's checkpoint into a model folder for `vdmctl evaluate`."""
     from flows.importing import import_checkpoint
 
-    options: dict[str, Any] = {
-        "out": out,
-        "image_size": image_size,
-        "num_levels": num_levels,
-        "averaged": averaged,
-        "sha256": sha256,
-    }
+    options: dict[str, Any] = {"out": out, "image_size": image_size, "num_levels": num_levels}
+    options |= {"averaged": averaged, "sha256": sha256}
     import_checkpoint(file, file_format.value, **options)
 
 
@@ -268,19 +285,6 @@ def run(arguments: list[str]) -> int:
             raise
         return fail(str(error), code)
     return Exit.DONE
-
-
-def exit_code(error: Exception) -> Exit | None:
-    """The exit code of an error that `vdm` raises; None for a bug.
-
-    Looked up in the modules that are loaded: an error of a module that is not cannot have been raised.
-    """
-    codes = {
-        ("vdm.images", "ImageSetError"): Exit.MISSING,
-        ("vdm.checkpoint", "CheckpointError"): Exit.MISSING,
-        ("vdm.training_log", "TrainingDiverged"): Exit.USAGE,
-    }
-    return codes.get((type(error).__module__, type(error).__name__))
 
 
 def fail(message: str, code: Exit, *, network: bool = False) -> Exit:

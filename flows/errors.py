@@ -32,3 +32,16 @@ class NetworkError(UserError):
 
     def __init__(self, message: str, code: Exit = Exit.MISSING) -> None:
         super().__init__(message, code)
+
+
+def exit_code(error: Exception) -> Exit | None:
+    """The exit code of an error that `vdm` raises; None for a bug.
+
+    Looked up in the modules that are loaded: an error of a module that is not cannot have been raised.
+    """
+    codes = {
+        ("vdm.images", "ImageSetError"): Exit.MISSING,
+        ("vdm.checkpoint", "CheckpointError"): Exit.MISSING,
+        ("vdm.training_log", "TrainingDiverged"): Exit.USAGE,
+    }
+    return codes.get((type(error).__module__, type(error).__name__))

@@ -16,6 +16,7 @@ BatchSize = Annotated[int, Field(ge=1, le=10**6)]
 # More steps than this and float32 no longer tells two neighbouring noise levels well apart.
 Timesteps = Annotated[int, Field(ge=1, le=100_000)]
 Real = Annotated[float, Field(allow_inf_nan=False)]
+Share = Annotated[Real, Field(ge=0, le=1)]
 Gamma = Annotated[Real, Field(ge=-60, le=60)]
 Device = Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d{1,3})?)$")]
 
@@ -30,12 +31,48 @@ SectionType = TypeVar("SectionType", bound=Section)
 
 
 class Data(Section):
-    """Which images."""
+    """Which images, and what is done to them; see data/README.md."""
 
-    name: Literal["digits", "mnist", "fashion_mnist", "cifar10"]
+    name: Literal[
+        "digits",
+        "mnist",
+        "fashion_mnist",
+        "cifar10",
+        "svhn",
+        "imagenet32",
+        "imagenet64",
+        "imagenet32_2016",
+        "imagenet64_2016",
+        "image_folder",
+    ]
     source: str | None
     test_fraction: Annotated[Real, Field(gt=0, lt=1)]
     split_seed: NonNegative
+    grayscale: bool
+    resize: Annotated[list[Annotated[int, Field(ge=1, le=4096)]], Field(min_length=2, max_length=2)] | None
+    pad: Annotated[int, Field(ge=0, le=1024)]
+    num_bits: Annotated[int, Field(ge=1, le=8)]
+
+    @model_validator(mode="after")
+    def consistent(self) -> Self:
+        if self.name == "image_folder" and self.source is None:
+            raise ValueError("image_folder needs source: the folder of images")
+        return self
+
+
+class Contract(Section):
+    """What the validation of images puts up with; see `flows.contract`."""
+
+    max_leaked: Share
+    max_duplicates: Share
+    near_duplicate_distance: Share
+    max_constant: Share
+    max_label_ratio: Annotated[Real, Field(ge=1)]
+    max_gaps: Share
+    max_peaks: Share
+    max_skipped: Share
+    max_drift: Share
+    on_drift: Literal["warn", "fail"]
 
 
 class Model(Section):
@@ -144,6 +181,7 @@ class Params(Section):
     """The whole file."""
 
     data: Data
+    contract: Contract
     model: Model
     train: Train
     evaluate: Evaluate

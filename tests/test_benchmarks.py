@@ -17,6 +17,7 @@ ROOT = Path(__file__).parents[1]
         ["benchmarks.standard_error", "--steps", "20", "--repeats", "2"],
         ["benchmarks.train_step", "--seconds", "0", "--blocks", "1"],
         ["benchmarks.evaluate", "--seconds", "0", "--blocks", "1"],
+        ["benchmarks.validate", "--images", "1000"],
         ["benchmarks.sample", "--seconds", "0", "--blocks", "1", "--num-timesteps", "3"],
     ],
     ids=lambda command: command[0],

@@ -15,7 +15,8 @@ import pytest
 import torchvision
 
 from flows.errors import Exit, UserError
-from flows.image_sets import CIFAR10, FASHION_MNIST, PublishedSet, read_digits, read_published
+from flows.image_sets import CIFAR10, FASHION_MNIST, PublishedSet
+from flows.publishers import Splits, read_digits, read_published
 
 DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
 
@@ -73,6 +74,12 @@ def small_cifar(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Publis
     return replace(CIFAR10, files={name: sha256(content) for name, content in contents.items()}), source
 
 
+def arrays(splits: Splits) -> tuple[np.ndarray, np.ndarray]:
+    """Both splits, whole."""
+    train, test = (np.concatenate([chunk.images for chunk in chunks]) for chunks in splits)
+    return train, test
+
+
 def scratch(tmp_path: Path) -> Path:
     (tmp_path / "scratch").mkdir(exist_ok=True)
     return tmp_path / "scratch"
@@ -83,9 +90,9 @@ def test_reads_idx_files_compressed_or_not(small_mnist: tuple[PublishedSet, Path
     packed = source / "train-images-idx3-ubyte.gz"
     (source / "train-images-idx3-ubyte").write_bytes(gzip.decompress(packed.read_bytes()))
     packed.unlink()
-    splits = read_published(published, source, scratch(tmp_path))
-    assert np.array_equal(splits.train, images(5, 28, 28)[:, None])
-    assert np.array_equal(splits.test, images(3, 28, 28, seed=1)[:, None])
+    train, test = arrays(read_published(published, source, tmp_path / "downloads", scratch(tmp_path)))
+    assert np.array_equal(train, images(5, 28, 28)[:, None])
+    assert np.array_equal(test, images(3, 28, 28, seed=1)[:, None])
 
 
 @pytest.mark.parametrize("unpacked", [False, True])
@@ -97,9 +104,9 @@ def test_reads_cifar_batches_packed_or_not(
         with tarfile.open(source / "cifar-10-python.tar.gz") as tar:
             tar.extractall(source, filter="data")
         (source / "cifar-10-python.tar.gz").unlink()
-    splits = read_published(published, source, scratch(tmp_path))
-    assert splits.train.shape == (10, 3, 32, 32)
-    assert np.array_equal(splits.test, images(2, 3072, seed=5).reshape(2, 3, 32, 32))
+    train, test = arrays(read_published(published, source, tmp_path / "downloads", scratch(tmp_path)))
+    assert train.shape == (10, 3, 32, 32)
+    assert np.array_equal(test, images(2, 3072, seed=5).reshape(2, 3, 32, 32))
 
 
 def cut(path: Path) -> None:
@@ -127,7 +134,7 @@ def test_a_bad_file_is_named(
     published, source = small_mnist
     damage(source / "train-images-idx3-ubyte.gz")
     with pytest.raises(UserError, match=message) as error:
-        read_published(published, source, scratch(tmp_path))
+        read_published(published, source, tmp_path / "downloads", scratch(tmp_path))
     assert error.value.code == Exit.MISSING
     assert str(source) in str(error.value)
 
@@ -141,7 +148,7 @@ def test_a_hostile_pickle_is_refused_before_it_is_read(small_cifar: tuple[Publis
 
     (source / "data_batch_1").write_bytes(pickle.dumps(Hostile()))
     with pytest.raises(UserError, match="data_batch_1: sha256"):
-        read_published(published, source, scratch(tmp_path))
+        read_published(published, source, tmp_path / "downloads", scratch(tmp_path))
     assert not (tmp_path / "trace").exists()
 
 
@@ -150,32 +157,100 @@ def test_a_truncated_archive_is_named(small_cifar: tuple[PublishedSet, Path], tm
     cut(source / "cifar-10-python.tar.gz")
     (source / "cifar-10-python.tar.gz").write_bytes((source / "cifar-10-python.tar.gz").read_bytes()[:5000])
     with pytest.raises(UserError, match="truncated or damaged"):
-        read_published(published, source, scratch(tmp_path))
+        read_published(published, source, tmp_path / "downloads", scratch(tmp_path))
 
 
 def test_a_source_that_is_no_folder(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"data\.source: .*nowhere is not a folder"):
-        read_published(FASHION_MNIST, tmp_path / "nowhere", scratch(tmp_path))
+        read_published(FASHION_MNIST, tmp_path / "nowhere", tmp_path / "downloads", scratch(tmp_path))
 
 
 def test_an_address_that_does_not_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torchvision.datasets.FashionMNIST, "mirrors", ["http://127.0.0.1:9/"])
+    monkeypatch.setattr("flows.fetching.PAUSES", ())
+    unreachable = replace(FASHION_MNIST, addresses={"a.gz": ["http://127.0.0.1:9/a.gz"]})
     with pytest.raises(UserError, match=r"could not be downloaded.*data\.source") as error:
-        read_published(FASHION_MNIST, None, scratch(tmp_path))
+        read_published(unreachable, None, tmp_path / "downloads", scratch(tmp_path))
     assert error.value.code == Exit.MISSING
 
 
 def test_digits_are_split_by_the_seed() -> None:
-    first, again, other = read_digits(0.2, 0), read_digits(0.2, 0), read_digits(0.2, 1)
-    assert (len(first.train), len(first.test)) == (1438, 359)
-    assert np.array_equal(first.test, again.test)
-    assert not np.array_equal(first.test, other.test)
-    both = np.concatenate([first.train, first.test])
+    (train, test), again, other = (arrays(read_digits(0.2, seed)) for seed in (0, 0, 1))
+    assert (len(train), len(test)) == (1438, 359)
+    assert np.array_equal(test, again[1])
+    assert not np.array_equal(test, other[1])
+    both = np.concatenate([train, test])
     assert len(np.unique(both.reshape(1797, -1), axis=0)) == 1797
 
 
 @pytest.mark.skipif(not DEBIAN_FASHION_MNIST.is_dir(), reason="Debian's dataset-fashion-mnist is not installed")
 def test_debians_recompressed_fashion_mnist_has_the_published_bytes(tmp_path: Path) -> None:
-    splits = read_published(FASHION_MNIST, DEBIAN_FASHION_MNIST, scratch(tmp_path))
-    assert splits.train.shape == (60_000, 1, 28, 28)
-    assert splits.test.shape == (10_000, 1, 28, 28)
+    train, test = arrays(read_published(FASHION_MNIST, DEBIAN_FASHION_MNIST, tmp_path / "downloads", scratch(tmp_path)))
+    assert train.shape == (60_000, 1, 28, 28)
+    assert test.shape == (10_000, 1, 28, 28)
+
+
+def test_nothing_is_fetched_when_a_source_is_given(
+    small_mnist: tuple[PublishedSet, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*arguments: object) -> None:
+        raise AssertionError("a network call")
+
+    monkeypatch.setattr("socket.socket.connect", refuse)
+    published, source = small_mnist
+    assert len(arrays(read_published(published, source, tmp_path / "downloads", scratch(tmp_path)))[0]) == 5
+    (source / "t10k-images-idx3-ubyte.gz").unlink()
+    with pytest.raises(UserError, match="holds no t10k-images-idx3-ubyte"):
+        read_published(published, source, tmp_path / "downloads", scratch(tmp_path))
+
+
+def test_a_page_that_the_server_sends_for_a_file_is_called_one_and_not_kept(
+    small_mnist: tuple[PublishedSet, Path], tmp_path: Path
+) -> None:
+    published, source = small_mnist
+    downloads = tmp_path / "downloads"
+    downloads.mkdir()
+    for path in source.iterdir():
+        (downloads / path.name).write_text("<!DOCTYPE html><title>Too many requests</title>")
+    with pytest.raises(UserError, match=r"train-images-idx3-ubyte.gz is a web page"):
+        read_published(published, None, downloads, scratch(tmp_path))
+    assert not downloads.exists()
+
+
+def test_a_bomb_is_not_unpacked(
+    small_mnist: tuple[PublishedSet, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("flows.publishers.MOST_BYTES", 10_000)
+    published, source = small_mnist
+    (source / "t10k-labels-idx1-ubyte.gz").write_bytes(gzip.compress(bytes(5_000_000)))
+    with pytest.raises(UserError, match="t10k-labels-idx1-ubyte is truncated or damaged: unpacks to more than 10000"):
+        read_published(published, source, tmp_path / "downloads", scratch(tmp_path))
+    assert sum(path.stat().st_size for path in scratch(tmp_path).rglob("*") if path.is_file()) < 20_000
+
+
+def test_paths_and_links_out_of_an_archive_are_not_followed(
+    small_cifar: tuple[PublishedSet, Path], tmp_path: Path
+) -> None:
+    published, source = small_cifar
+    archive = source / "cifar-10-python.tar.gz"
+    with tarfile.open(archive) as tar:
+        tar.extractall(tmp_path / "unpacked", filter="data")
+    (tmp_path / "secret").write_text("secret")
+
+    def packed(*, linked: bool) -> None:
+        with tarfile.open(archive, "w:gz") as tar:
+            outside = tarfile.TarInfo("../trace")
+            outside.size = 4
+            tar.addfile(outside, io.BytesIO(b"evil"))
+            tar.add(tmp_path / "unpacked" / "cifar-10-batches-py", "cifar-10-batches-py")
+            if linked:
+                link = tarfile.TarInfo("cifar-10-batches-py/test_batch")
+                link.type, link.linkname = tarfile.SYMTYPE, str(tmp_path / "secret")
+                tar.addfile(link)
+
+    packed(linked=False)
+    train, _ = arrays(read_published(published, source, tmp_path / "downloads", scratch(tmp_path)))
+    assert len(train) == 10
+    packed(linked=True)
+    with pytest.raises(UserError, match="test_batch is truncated or damaged"):
+        read_published(published, source, tmp_path / "downloads", scratch(tmp_path))
+    assert not list(tmp_path.rglob("trace"))

@@ -35,7 +35,7 @@ def test_numbers_are_read_as_dvc_reads_them(tmp_path: Path) -> None:
         ("gamma_0: -9.0", "gamma_0: 7.0", "model: gamma_0 must lie below gamma_1, got 7.0 and 5.0"),
         ("gamma_0: -9.0", "gamma_0: .nan", "model.gamma_0: input should be a finite number, got nan"),
         ("clip: true", "clip: yes", "sample.clip: input should be a valid boolean, got 'yes'"),
-        ("name: digits", "name: digit", "data.name: input should be 'digits', 'mnist', 'fashion_mnist' or 'cifar10'"),
+        ("name: digits", "name: digit", "data.name: input should be 'digits', 'mnist',"),
         ("learning_rate: 3e-3", "learning_rate: true", "train.learning_rate: input should be a valid number, got True"),
         ("learning_rate: 3e-3", "learning_rate: '3e-3'", "train.learning_rate: input should be a valid number"),
         ("betas: [0.9, 0.99]", "betas: [0.9]", "train.betas: list should have at least 2 items"),

@@ -1,19 +1,27 @@
 """The discretization contract: each way to break it is found, named, and refused."""
 
 import json
+import re
+import shutil
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from flows.errors import Exit, UserError
+from flows.params import read_params
 from flows.stages.validate import validate
 from vdm.images import ImageSetError, data_sha256, load_images, save_images
 
 # Great Expectations warns about itself and about pandas.
 pytestmark = pytest.mark.filterwarnings("ignore")
+
+
+CONTRACT = read_params(Path(__file__).parents[1] / "presets" / "digits.yaml").contract
 
 
 @pytest.fixture
@@ -28,10 +36,11 @@ def write_set(folder: Path, train: np.ndarray, test: np.ndarray, **description: 
     save_images(folder, {"train": train, "test": test}, stated | counts | description)
 
 
-def run(images: Path) -> dict[str, Any]:
-    report = images.parent / "report" / "validation.json"
-    validate(images=images, out=report, data_docs=images.parent / "report" / "data_docs")
-    return json.loads(report.read_text())  # type: ignore[no-any-return]
+def run(images: Path, reference: Path | None = None, **changes: Any) -> dict[str, Any]:
+    report = images.parent / "report"
+    outs = {"out": report / "validation.json", "data_docs": report / "data_docs", "picture": report / "validation.png"}
+    validate(CONTRACT.model_copy(update=changes), images=images, reference=reference, **outs)
+    return json.loads(outs["out"].read_text())  # type: ignore[no-any-return]
 
 
 def test_good_images_pass_and_the_report_vouches_for_them(image_set: Path) -> None:
@@ -42,7 +51,7 @@ def test_good_images_pass_and_the_report_vouches_for_them(image_set: Path) -> No
     site = image_set.parent / "report" / "data_docs"
     assert (site / "index.html").is_file()
     pages = [page.read_text() for page in (site / "validations").rglob("*.html")]
-    assert len(pages) == 2
+    assert len(pages) == 4  # training images, test images, splits, levels
 
 
 def test_the_report_is_canonical(image_set: Path) -> None:
@@ -131,3 +140,133 @@ def test_the_digest_covers_pixels_and_levels(image_set: Path) -> None:
     train[0, 0, 0, 0] ^= 1
     write_set(image_set, train, test)
     assert data_sha256(image_set) != first
+
+
+def digits_of(image_set: Path) -> tuple[np.ndarray, np.ndarray]:
+    loaded = load_images(image_set)
+    return np.array(loaded.train), np.array(loaded.test)
+
+
+@pytest.mark.parametrize(
+    ("describe", "labels", "reason"),
+    [
+        ({"published_train": 60_000}, None, "as many images as were published: 1 of 2 rows, such as -59950 (train)"),
+        ({}, np.arange(49), "a label for every image, or none for any: 1 of 2 rows, such as -1 (train)"),
+    ],
+)
+def test_counts_and_labels(describe: dict[str, int], labels: np.ndarray | None, reason: str, image_set: Path) -> None:
+    write_set(image_set, *digits_of(image_set), **describe)
+    if labels is not None:
+        np.save(image_set / "train_labels.npy", labels)
+    with pytest.raises(UserError) as error:
+        run(image_set)
+    assert reason in str(error.value)
+
+
+def test_repeated_and_constant_images_are_put_up_with_up_to_a_share(image_set: Path) -> None:
+    train, test = digits_of(image_set)
+    train[7], train[9] = train[3], 5
+    write_set(image_set, train, test)
+    with pytest.raises(UserError) as error:
+        run(image_set)
+    assert "no image is twice in a split: 1 of 70 rows (train 7)" in str(error.value)
+    assert "no image is of one level: 1 of 70 rows (train 9)" in str(error.value)
+    assert run(image_set, max_duplicates=0.02, max_constant=0.02)["success"]
+
+
+def test_leakage_is_put_up_with_up_to_a_share_of_the_test(image_set: Path) -> None:
+    train, test = digits_of(image_set)
+    test[3] = train[5]
+    write_set(image_set, train, test)
+    assert run(image_set, max_leaked=1 / 20)["success"]
+    with pytest.raises(UserError, match=r"training image too: 1 of 70 rows \(test 3\)"):
+        run(image_set, max_leaked=0.99 / 20)
+
+
+def test_doubts_are_warnings(image_set: Path, caplog: pytest.LogCaptureFixture) -> None:
+    train, test = digits_of(image_set)
+    near = train[5].astype(int)
+    near[0, 4, 4] += 1 if near[0, 4, 4] < 8 else -1
+    test[2] = near
+    write_set(image_set, np.minimum(train, 15), np.minimum(test, 15))
+    np.save(image_set / "train_labels.npy", np.repeat([0, 1], [49, 1]))
+    assert run(image_set)["success"]
+    assert "no test image looks like a training image: 1 of 70 rows (test 2)" in caplog.text
+    assert "every level is used: 2 of 34 rows (train 16, test 16)" in caplog.text
+    assert "per image of the least frequent: 1 of 2 rows, such as 49.0 (train)" in caplog.text
+
+
+def test_more_images_than_one_table_holds_add_up(image_set: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    train, test = digits_of(image_set)
+    test[3] = train[5]
+    test[19] = train[6]
+    write_set(image_set, train, test)
+    whole = run(image_set, max_leaked=0.1)
+    monkeypatch.setattr("flows.tables.ROWS", 8)
+    monkeypatch.setattr("flows.image_facts.ROWS", 7)
+    assert run(image_set, max_leaked=0.1) == whole
+    with pytest.raises(UserError, match=r"training image too: 2 of 70 rows \(test 3, test 19\)"):
+        run(image_set)
+
+
+def test_drift_from_a_reference(image_set: Path, caplog: pytest.LogCaptureFixture) -> None:
+    train, test = digits_of(image_set)
+    run(image_set)
+    reference = image_set.parent / "reference.json"
+    (image_set.parent / "report" / "validation.json").rename(reference)
+    assert run(image_set, reference=reference, on_drift="fail")["success"]
+    write_set(image_set.parent / "same", train, test)
+    write_set(image_set, 16 - train, 16 - test)
+    assert run(image_set, reference=reference)["success"]
+    assert "distance of the pixels from the reference's" in caplog.text
+    with pytest.raises(UserError, match=r"reference's: 2 of 3 rows.*\(pixel histogram, image mean\)"):
+        run(image_set, reference=image_set.parent / "same", on_drift="fail", max_drift=0.01)
+    write_set(image_set, train, test, num_levels=18)
+    with pytest.raises(UserError, match=r"reference's: 1 of 1 rows, such as 1.0 \(number of levels\)"):
+        run(image_set, reference=reference, on_drift="fail")
+    reference.write_text("{}")
+    with pytest.raises(UserError, match=r"reference.json: holds no profile") as error:
+        run(image_set, reference=reference)
+    assert error.value.code == Exit.MISSING
+
+
+def test_the_picture_shows_histograms_and_offenders(image_set: Path) -> None:
+    run(image_set)
+    path = image_set.parent / "report" / "validation.png"
+    with Image.open(path) as picture:
+        height = picture.height
+    first = path.read_bytes()
+    run(image_set)
+    assert path.read_bytes() == first
+    train, test = digits_of(image_set)
+    test[3] = train[5]
+    write_set(image_set, train, test)
+    with pytest.raises(UserError):
+        run(image_set)
+    with Image.open(path) as picture:
+        assert picture.height > height
+
+
+@pytest.mark.skipif(not shutil.which("chromium"), reason="chromium is not installed")
+def test_the_site_opens_in_a_browser_and_names_what_failed(image_set: Path, tmp_path: Path) -> None:
+    train, test = digits_of(image_set)
+    write_set(image_set, train, np.concatenate([test, train[3:5]]))
+    with pytest.raises(UserError, match=r"see .*index\.html"):
+        run(image_set)
+    site = image_set.parent / "report" / "data_docs"
+    index = opened(site / "index.html", tmp_path / "profile")
+    pages = {page: page.read_text() for page in site.glob("validations/images/**/*.html")}
+    (failed,) = [page for page, text in pages.items() if "fa-times text-danger" in text]
+    assert str(failed.relative_to(site)) in index
+    shown = re.sub(r"\s+", " ", re.sub(r"<[^>]*>", " ", opened(failed, tmp_path / "profile")))
+    assert "Status: Failed" in shown
+    assert "no test image is a training image too" in shown
+    assert "2 unexpected values found" in shown
+
+
+def opened(page: Path, profile: Path) -> str:
+    """The document as it is after its scripts have run."""
+    quiet = ["--disable-background-networking", "--disable-component-update", "--disable-sync", "--disable-quic"]
+    command = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", *quiet]
+    command += [f"--user-data-dir={profile}", "--virtual-time-budget=5000", "--dump-dom", page.absolute().as_uri()]
+    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=120).stdout

@@ -1,12 +1,14 @@
 """An image set on disk: `train.npy` and `test.npy`, (N,C,H,W) uint8 levels, and `dataset.json` that describes them.
 
+Sets with labels have `train_labels.npy` and `test_labels.npy`, (N,) integers, too; no likelihood depends on them.
 The arrays are mapped into memory, not read, and never unpickled.
 """
 
 import hashlib
 import json
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
@@ -37,13 +39,60 @@ class ImageSet(NamedTuple):
         channels, height, width = self.description["image_shape"]
         return channels, height, width
 
+    @property
+    def transforms(self) -> str:
+        """What was done to the source's pixels, in words; `none` for pixels as they were published."""
+        return str(self.description.get("transforms", "none"))
 
-def save_images(folder: Path, splits: dict[str, np.ndarray], description: dict[str, Any]) -> None:
-    """Write both splits (N,C,H,W) and the description, which comes last: without it there is no set."""
+
+def save_images(
+    folder: Path, splits: Mapping[str, np.ndarray | Iterable[np.ndarray]], description: dict[str, Any]
+) -> None:
+    """Write both splits and the description, which comes last: without it there is no set.
+
+    A split is an (N,C,H,W) array, or chunks of one that are written as they come.  Shape and counts are added to the
+    description unless it states them.  Raises ValueError for chunks of different shapes or types, or none at all.
+    """
     folder.mkdir(parents=True, exist_ok=True)
+    measured: dict[str, Any] = {}
     for split in SPLITS:
-        np.save(folder / f"{split}.npy", splits[split], allow_pickle=False)
-    (folder / DESCRIPTION).write_text(json.dumps(description, indent=2, sort_keys=True) + "\n")
+        images = splits[split]
+        chunks = [images] if isinstance(images, np.ndarray) else images
+        measured[f"num_{split}"], *shape = write_array(folder / f"{split}.npy", chunks)
+        measured.setdefault("image_shape", shape)
+    (folder / DESCRIPTION).write_text(json.dumps(measured | description, indent=2, sort_keys=True) + "\n")
+
+
+def write_array(path: Path, chunks: Iterable[np.ndarray]) -> tuple[int, ...]:
+    """Write chunks (n,...) one after the other as one .npy file, and return its shape.  Raises ValueError.
+
+    The file takes the place of an older one when it is whole: to cut that short would end a process that maps it.
+    """
+    shape: tuple[int, ...] = ()
+    dtype = np.dtype(np.uint8)
+    partial = path.with_name(f"{path.name}.partial")
+    # Not through a memory map: on a full disk that ends the process with SIGBUS, where a write raises OSError.
+    with partial.open("wb") as file:
+        for chunk in chunks:
+            if not shape:
+                shape, dtype = (0, *chunk.shape[1:]), chunk.dtype
+                write_header(file, shape, dtype)
+            if (chunk.shape[1:], chunk.dtype) != (shape[1:], dtype):
+                raise ValueError(f"images of {chunk.shape[1:]} {chunk.dtype} after images of {shape[1:]} {dtype}")
+            file.write(np.ascontiguousarray(chunk).data)
+            shape = (shape[0] + len(chunk), *shape[1:])
+        if not shape:
+            raise ValueError("no images")
+        file.seek(0)
+        write_header(file, shape, dtype)
+    partial.replace(path)
+    return shape
+
+
+def write_header(file: BinaryIO, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
+    """The header of a .npy file.  NumPy leaves room in it for any first dimension, so that it can be written anew."""
+    described = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(file, described)
 
 
 def load_images(folder: Path) -> ImageSet:
@@ -70,7 +119,8 @@ def is_count(value: Any) -> bool:
 def load_array(path: Path) -> np.ndarray:
     """The array at `path`, mapped read-only.  Raises ImageSetError."""
     try:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
+        # Copy-on-write: the file cannot be changed through it, and torch takes it without a copy of its own.
+        array = np.load(path, mmap_mode="c", allow_pickle=False)
     except (EOFError, OSError, ValueError) as error:
         raise ImageSetError(f"{path}: missing or damaged: {error}") from error
     if array.ndim == 0 or array.dtype.kind not in "buif":
@@ -78,12 +128,37 @@ def load_array(path: Path) -> np.ndarray:
     return np.asanyarray(array)
 
 
+def chunks(images: np.ndarray, size: int) -> Iterator[tuple[int, np.ndarray]]:
+    """`size` images at a time, contiguous, with the number of the first, of a whole array.
+
+    A mapped array is mapped anew for each, so that pages that were read do not add up in this process.
+    """
+    mapped = isinstance(images, np.memmap) and images.flags.c_contiguous and images.size > 0
+    for first in range(0, len(images), size):
+        count = min(size, len(images) - first)
+        if mapped:
+            offset = images.offset + first * images[0].nbytes  # type: ignore[attr-defined]
+            name, shape = images.filename, (count, *images.shape[1:])  # type: ignore[attr-defined]
+            yield first, np.array(np.memmap(name, images.dtype, "r", offset, shape))
+        else:
+            yield first, np.ascontiguousarray(images[first : first + count])
+
+
+def load_labels(folder: Path, split: str) -> np.ndarray | None:
+    """The (N,) labels of a split; None for a set without.  Raises ImageSetError."""
+    path = folder / f"{split}_labels.npy"
+    return load_array(path) if path.is_file() else None
+
+
 def data_sha256(folder: Path) -> str:
-    """One digest for what a likelihood depends on: the bytes of both arrays and the number of levels.
+    """One digest for what a likelihood depends on: the bytes of both arrays, the levels, and what was done to pixels.
 
     Raises ImageSetError.
     """
-    digest = hashlib.sha256(f"num_levels={load_images(folder).num_levels}\n".encode())
+    image_set = load_images(folder)
+    digest = hashlib.sha256(f"num_levels={image_set.num_levels}\n".encode())
+    if image_set.transforms != "none":
+        digest.update(f"transforms={image_set.transforms}\n".encode())
     for split in SPLITS:
         with (folder / f"{split}.npy").open("rb") as file:
             digest.update(f"{split} {hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())

@@ -1,54 +1,176 @@
 """download: an image set, checked against its published checksums, as arrays on disk."""
 
+import errno
 import logging
+import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from flows.image_sets import CIFAR10, FASHION_MNIST, MNIST, PublishedSet, Splits, read_digits, read_published
-from vdm.images import save_images
+import numpy as np
+
+from flows.errors import Exit, UserError
+from flows.image_folder import read_folder
+from flows.image_sets import (
+    CIFAR10,
+    FASHION_MNIST,
+    IMAGENET32,
+    IMAGENET32_2016,
+    IMAGENET64,
+    IMAGENET64_2016,
+    MNIST,
+    SVHN,
+    DownsampledImageNet,
+    PublishedSet,
+)
+from flows.imagenet import read_imagenet
+from flows.publishers import Chunk, Splits, read_digits, read_published
+from flows.transforms import describe, levels_left, transform
+from vdm.images import SPLITS, save_images
 
 if TYPE_CHECKING:
     from flows.params import Data
 
 log = logging.getLogger(__name__)
 
+DIGITS = {
+    "title": "Optical recognition of handwritten digits (scikit-learn's copy of the test part)",
+    "homepage": "https://archive.ics.uci.edu/dataset/80",
+    "licence": "CC BY 4.0",
+    "num_levels": 17,
+}
 
-def download(data: "Data", *, out: Path) -> None:
-    """Write `train.npy`, `test.npy` and `dataset.json` into `out`.
 
-    Raises UserError (exit 5) for a missing, damaged or unexpected file.
+def download(data: "Data", *, out: Path, downloads: Path) -> None:
+    """Write `train.npy`, `test.npy`, their labels and `dataset.json` into `out`, whole or not at all.
+
+    What the publisher's address sends is kept in `downloads` until all is well, so that a later run goes on from it.
+    Raises UserError: exit 5 for a missing, damaged or unexpected file and a full disk, 4 for images that are no
+    levels of one shape.
     """
-    origin: dict[str, str | int]
+    with tempfile.TemporaryDirectory() as scratch, replacing(out) as folder:
+        splits, origin = read(data, downloads, Path(scratch))
+        labels: dict[str, list[np.ndarray]] = {split: [] for split in SPLITS}
+        images = {split: kept(getattr(splits, split), labels[split]) for split in SPLITS}
+        save_images(folder, images, origin | {"name": data.name})
+        for split in SPLITS:
+            if labels[split]:
+                np.save(folder / f"{split}_labels.npy", np.concatenate(labels[split]).astype(np.int64))
+    shutil.rmtree(downloads, ignore_errors=True)
+    log.info("%s: %s, transforms: %s -> %s", data.name, origin["title"], origin["transforms"], out)
+
+
+def read(data: "Data", downloads: Path, scratch: Path) -> tuple[Splits, dict[str, Any]]:
+    """Transformed images, and what `dataset.json` says of them."""
+    source = Path(data.source).expanduser() if data.source else None
     match data.name:
         case "digits":
-            splits = read_digits(data.test_fraction, data.split_seed)
-            origin = {
-                "title": "Optical recognition of handwritten digits (scikit-learn's copy of the test part)",
-                "homepage": "https://archive.ics.uci.edu/dataset/80",
-                "licence": "CC BY 4.0",
-                "num_levels": 17,
-            }
+            return transformed(data, read_digits(data.test_fraction, data.split_seed), DIGITS | {"split": split(data)})
         case "mnist":
-            splits, origin = published_splits(MNIST, data.source)
+            return published(data, MNIST, source, downloads, scratch)
         case "fashion_mnist":
-            splits, origin = published_splits(FASHION_MNIST, data.source)
+            return published(data, FASHION_MNIST, source, downloads, scratch)
         case "cifar10":
-            splits, origin = published_splits(CIFAR10, data.source)
-    description = {
-        **origin,
-        "name": data.name,
-        "image_shape": list(splits.train.shape[1:]),
-        "num_train": len(splits.train),
-        "num_test": len(splits.test),
+            return published(data, CIFAR10, source, downloads, scratch)
+        case "svhn":
+            return published(data, SVHN, source, downloads, scratch)
+        case "imagenet32":
+            return published(data, IMAGENET32, source, downloads, scratch)
+        case "imagenet64":
+            return published(data, IMAGENET64, source, downloads, scratch)
+        case "imagenet32_2016":
+            return published(data, IMAGENET32_2016, source, downloads, scratch)
+        case "imagenet64_2016":
+            return published(data, IMAGENET64_2016, source, downloads, scratch)
+        case "image_folder":
+            assert source  # checked with the parameters
+            return folder_of_images(data, source)
+
+
+def published(
+    data: "Data", entry: PublishedSet | DownsampledImageNet, source: Path | None, downloads: Path, scratch: Path
+) -> tuple[Splits, dict[str, Any]]:
+    """The splits of a published set, and what its entry says."""
+    if isinstance(entry, PublishedSet):
+        splits = read_published(entry, source, downloads, scratch)
+    else:
+        splits = read_imagenet(entry, source, downloads)
+    origin = {key: getattr(entry, key) for key in ("title", "homepage", "licence", "num_levels")}
+    counts = {"published_train": entry.num_train, "published_test": entry.num_test}
+    return transformed(data, splits, origin | counts | {"split": "as published"})
+
+
+def folder_of_images(data: "Data", source: Path) -> tuple[Splits, dict[str, Any]]:
+    """The splits of a folder, and what can be said of it."""
+    found = read_folder(
+        source,
+        test_fraction=data.test_fraction,
+        split_seed=data.split_seed,
+        resized=data.resize is not None,
+        transform=lambda images, num_levels: transform(images, num_levels, **steps(data)),
+    )
+    origin = {
+        "title": source.name,
+        "homepage": "a folder",
+        "licence": "not stated",
+        "formats": found.formats,
+        "split": found.split or split(data),
+        "num_levels": levels_left(found.num_levels, data.num_bits),
+        "transforms": describe(found.num_levels, **steps(data)),
     }
-    save_images(out, splits._asdict(), description)
-    log.info("%s: %d training and %d test images in %s", data.name, len(splits.train), len(splits.test), out)
+    return found.splits, origin
 
 
-def published_splits(published: PublishedSet, source: str | None) -> tuple[Splits, dict[str, str | int]]:
-    """The splits of a published set and what is said of it in `dataset.json`."""
-    with tempfile.TemporaryDirectory() as scratch:
-        splits = read_published(published, Path(source).expanduser() if source else None, Path(scratch))
-    origin = {key: getattr(published, key) for key in ("title", "homepage", "licence", "num_levels")}
-    return splits, origin
+def transformed(data: "Data", splits: Splits, origin: dict[str, Any]) -> tuple[Splits, dict[str, Any]]:
+    """Splits and origin with the transforms of `data`."""
+    num_levels = origin["num_levels"]
+
+    def stream(chunks: Any) -> Iterator[Chunk]:
+        for images, labels in chunks:
+            yield Chunk(transform(images, num_levels, **steps(data)), labels)
+
+    done = {"num_levels": levels_left(num_levels, data.num_bits), "transforms": describe(num_levels, **steps(data))}
+    return Splits(*map(stream, splits)), origin | done
+
+
+def steps(data: "Data") -> dict[str, Any]:
+    """The transforms that the parameters declare."""
+    return {"grayscale": data.grayscale, "resize": data.resize, "pad": data.pad, "num_bits": data.num_bits}
+
+
+def split(data: "Data") -> str:
+    """A seeded split in words."""
+    return f"{data.test_fraction:g} held out with seed {data.split_seed}"
+
+
+def kept(chunks: Iterator[Chunk], labels: list[np.ndarray]) -> Iterator[np.ndarray]:
+    """The images; their labels go to `labels`.  UserError (exit 4) when there are not as many."""
+    for images, chunk_labels in chunks:
+        if chunk_labels is not None:
+            if len(chunk_labels) != len(images):
+                raise UserError(f"{len(chunk_labels)} labels for {len(images)} images", Exit.INVALID_DATA)
+            labels.append(chunk_labels)
+        yield images
+
+
+@contextmanager
+def replacing(out: Path) -> Iterator[Path]:
+    """An empty folder that takes the place of `out` when all went well, and vanishes when not.
+
+    Raises UserError (exit 5) when the disk is full.
+    """
+    partial = out.with_name(f".{out.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+        shutil.rmtree(out, ignore_errors=True)
+        partial.rename(out)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        raise UserError(f"{out}: {error.strerror}; make room and run again", Exit.MISSING) from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)

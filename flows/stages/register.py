@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-DESCRIBED = ("title", "name", "homepage", "licence", "num_levels", "num_train", "num_test")
+DESCRIBED = ("title", "name", "homepage", "licence", "num_levels", "num_train", "num_test", "split", "transforms")
 
 CARD = """\
 # Variational diffusion model of {title}
@@ -28,7 +28,8 @@ parameters. The weights are the moving average at the end of training.
 | | |
 |---|---|
 | data | {name} ({homepage}), licence: {licence} |
-| images | {num_train} for training, {num_test} held out |
+| images | {num_train} for training, {num_test} held out; split: {split} |
+| transforms | {transforms} |
 | data sha256 | `{data_sha256}` |
 | model sha256 | `{model_sha256}` |
 | commit | `{commit}` |

@@ -1,0 +1,81 @@
+"""Seconds and memory of reading and of validating images: python -m benchmarks.validate --images 60000 1000000
+
+The images are noise; they are written to a temporary folder, 3 GB for a million, and read from there as a folder of
+images by a process of its own, then validated by another.
+"""
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.machine import describe
+from flows.params import read_params
+
+PRESET = Path(__file__).parents[1] / "presets" / "cifar10.yaml"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--images", type=int, nargs="+", default=[60_000])
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--folder", type=Path, help="run this step in this process")
+    parser.add_argument("--step", choices=["download", "validate"])
+    arguments = parser.parse_args()
+    if arguments.folder:
+        print(json.dumps(run_step(arguments.step, arguments.folder)))
+        return
+    figures = {**describe(), "runs": [measure(count) for count in arguments.images]}
+    print(json.dumps(figures, indent=2) if arguments.json else "\n".join(map(str, figures.items())))
+
+
+def measure(count: int) -> dict[str, float]:
+    """Both steps on `count` images of 32x32x3, each in a new process: imports and all."""
+    from vdm.images import write_array
+
+    with tempfile.TemporaryDirectory() as scratch:
+        (Path(scratch) / "source").mkdir()
+        for seed, (split, share) in enumerate((("train", 0.9), ("test", 0.1))):
+            write_array(Path(scratch, "source", f"{split}.npy"), noise(round(share * count), seed))
+        figures: dict[str, float] = {"images": count}
+        for step in ("download", "validate"):
+            command = [sys.executable, "-m", "benchmarks.validate", "--folder", scratch, "--step", step]
+            begin = time.perf_counter()
+            done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+            figures[f"{step}_s"] = time.perf_counter() - begin
+            figures[f"{step}_peak_memory_mib"] = json.loads(done.stdout)
+        return figures
+
+
+def noise(count: int, seed: int) -> Iterator[np.ndarray]:
+    """Random images, (n,3,32,32) at a time."""
+    generator = np.random.default_rng(seed)
+    for first in range(0, count, 1000):
+        yield generator.integers(0, 256, (min(1000, count - first), 3, 32, 32), dtype=np.uint8)
+
+
+def run_step(step: str, folder: Path) -> float:
+    """One stage on what lies in the folder; MiB that the process occupied at most."""
+    params = read_params(PRESET)
+    if step == "download":
+        from flows.stages.download import download
+
+        data = params.data.model_copy(update={"name": "image_folder", "source": str(folder / "source")})
+        download(data, out=folder / "images", downloads=folder / "downloads")
+    else:
+        from flows.stages.validate import validate
+
+        outs = {"out": folder / "v.json", "data_docs": folder / "site", "picture": folder / "v.png"}
+        validate(params.contract, images=folder / "images", **outs)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,117 @@
+"""Great Expectations: tables against expectations, results without times or ids, and the Data Docs site of them."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+MOST_SHOWN = 20
+
+
+class Checker:
+    """Runs suites one after the other; `results` are those of all."""
+
+    def __init__(self, data_docs: Path) -> None:
+        """`data_docs`: the folder of the site."""
+        import great_expectations as gx
+        from great_expectations.data_context.types.base import (
+            DataContextConfig,
+            InMemoryStoreBackendDefaults,
+            ProgressBarsConfig,
+        )
+
+        self.context = gx.get_context(
+            mode="ephemeral",
+            project_config=DataContextConfig(
+                store_backend_defaults=InMemoryStoreBackendDefaults(init_temp_docs_sites=False),
+                data_docs_sites={"site": site_config(data_docs)},
+                progress_bars=ProgressBarsConfig(globally=False),
+                analytics_enabled=False,
+            ),
+        )
+        self.source = self.context.data_sources.add_pandas("pandas")
+        self.results: list[dict[str, Any]] = []
+
+    def check(self, name: str, tables: "Iterable[pd.DataFrame]", expectations: list[Any], index: list[str]) -> None:
+        """Hold the rows of some tables of the same columns against the expectations.
+
+        Each table has a page of its own in the site; the results add up over all of them.  `index` are the columns
+        that say which row it is.
+        """
+        import great_expectations as gx
+
+        asset = self.source.add_dataframe_asset(name)
+        batch = asset.add_batch_definition_whole_dataframe("whole")
+        suite = self.context.suites.add(gx.ExpectationSuite(name=name, expectations=expectations))
+        wanted = {"result_format": "SUMMARY", "partial_unexpected_count": MOST_SHOWN}
+        entries: list[list[dict[str, Any]]] = []
+        for number, table in enumerate(tables):
+            title = name if number == 0 else f"{name} {number + 1}"
+            definition = gx.ValidationDefinition(name=title, data=batch, suite=suite)
+            checkpoint = gx.Checkpoint(
+                name=title,
+                validation_definitions=[self.context.validation_definitions.add(definition)],
+                result_format=wanted | {"unexpected_index_column_names": index},
+            )
+            run = self.context.checkpoints.add(checkpoint).run(batch_parameters={"dataframe": table})
+            (result,) = run.run_results.values()
+            entries.append(result.to_json_dict()["results"])
+        self.results += [canonical(name, index, list(parts)) for parts in zip(*entries, strict=True)]
+
+    def build_site(self) -> None:
+        self.context.build_data_docs()
+
+
+def site_config(folder: Path) -> dict[str, Any]:
+    """A Data Docs site in `folder`."""
+    return {
+        "class_name": "SiteBuilder",
+        "site_index_builder": {"class_name": "DefaultSiteIndexBuilder"},
+        "store_backend": {"class_name": "TupleFilesystemStoreBackend", "base_directory": str(folder.absolute())},
+    }
+
+
+def canonical(table: str, index: list[str], parts: list[dict[str, Any]]) -> dict[str, Any]:
+    """One expectation's result, over all tables, without times, ids or paths: the same data give the same bytes."""
+    for part in parts:
+        if part["exception_info"].get("raised_exception"):
+            message = part["exception_info"]["exception_message"]
+            raise RuntimeError(f"{part['expectation_config']['type']} could not be checked: {message}")
+    config, results = parts[0]["expectation_config"], [part["result"] for part in parts]
+    success = all(part["success"] for part in parts)
+    allowed = 1 - config["kwargs"].get("mostly", 1.0)
+    if len(parts) > 1 and "unexpected_count" in results[0]:
+        success = total(results, "unexpected_count") <= allowed * total(results, "element_count")
+    return {
+        "table": table,
+        "expectation": config["type"],
+        "arguments": {key: value for key, value in config["kwargs"].items() if key != "batch_id"},
+        "meaning": config["meta"]["meaning"],
+        "severity": config.get("severity", "critical"),
+        "success": success,
+        "observed": observed(results),
+        "rows": [
+            {column: row[column] for column in index}
+            for result in results
+            for row in result.get("partial_unexpected_index_list") or []
+        ][:MOST_SHOWN],
+    }
+
+
+def observed(results: list[dict[str, Any]]) -> Any:
+    """What was found: a value, or how many rows broke the expectation, with examples."""
+    if results[0].get("observed_value") is not None:
+        return results[0]["observed_value"]
+    if not total(results, "unexpected_count"):
+        return "as expected"
+    values = [value for result in results for value in result["partial_unexpected_list"]]
+    found = f"{total(results, 'unexpected_count')} of {total(results, 'element_count')} rows"
+    if all(value is True for value in values):  # a flag: there is no other example
+        return found
+    return f"{found}, such as {', '.join(sorted({str(value) for value in values})[:5])}"
+
+
+def total(results: list[dict[str, Any]], key: str) -> int:
+    return int(sum(result.get(key) or 0 for result in results))

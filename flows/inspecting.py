@@ -1,0 +1,35 @@
+"""`vdmctl validate PATH`: images outside the pipeline, as the pipeline would read them."""
+
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from flows.stages.download import download
+from flows.stages.validate import inspect_images
+from vdm.images import DESCRIPTION
+
+if TYPE_CHECKING:
+    from flows.params import Contract, Data
+
+
+def inspect_path(
+    data: "Data", contract: "Contract", *, path: Path, out: Path | None, reference: Path | None
+) -> dict[str, Any]:
+    """The report on an image set, or on a folder of images with the transforms and the split of `data`.
+
+    `out` is a folder for the report, its site and its picture.  Raises what reading and `inspect_images` raise.
+    """
+    with tempfile.TemporaryDirectory() as scratch:
+        images, report = path, out or Path(scratch, "report")
+        if not (path / DESCRIPTION).is_file():
+            images = Path(scratch, "images")
+            folder = data.model_copy(update={"name": "image_folder", "source": str(path)})
+            download(folder, out=images, downloads=Path(scratch, "downloads"))
+        return inspect_images(
+            contract,
+            images=images,
+            out=report / "validation.json",
+            data_docs=report / "data_docs",
+            picture=report / "validation.png",
+            reference=reference,
+        )

@@ -1,0 +1,167 @@
+"""One file of images: what it holds, and its levels, exactly as they are stored, or why that cannot be had."""
+
+import struct
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from flows.errors import Exit
+from vdm.images import chunks
+
+SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".npy"})
+FORMATS = ["PNG", "JPEG", "WEBP", "TIFF"]
+ROWS = 1000
+
+# Pillow widens these to 0..255 by a factor, which is undone.
+NARROW = {"1": 1, "1;I": 1, "L;2": 2, "L;4": 4}
+MODES = {"1": (1, 1), "L": (1, 8), "RGB": (3, 8), "I;16": (1, 16), "I;16B": (1, 16), "I;16L": (1, 16), "I;16N": (1, 16)}
+
+
+class BadImageError(Exception):
+    """A file that cannot be used; `code` tells damage from data that are no levels."""
+
+    def __init__(self, reason: str, code: Exit = Exit.INVALID_DATA) -> None:
+        super().__init__(reason)
+        self.code = code
+
+
+class Kind(NamedTuple):
+    """What must be the same for all images of a set."""
+
+    shape: tuple[int, int, int]
+    """(C, H, W)."""
+    num_bits: int
+
+
+class Head(NamedTuple):
+    """What a file says of itself."""
+
+    kind: Kind
+    num_images: int
+    """Images in the file."""
+    format: str
+    turned: bool
+    """Whether it asks to be rotated or mirrored (EXIF)."""
+
+
+def inspect(path: Path) -> Head:
+    """The head of a file; pixels are not read.  Raises BadImageError."""
+    if path.suffix.lower() == ".npy":
+        images, num_bits = open_array(path)
+        return Head(Kind(images.shape[1:], num_bits), len(images), "NPY", False)
+    with open_image(path) as image:
+        num_channels, num_bits = MODES[image.mode]
+        turned = orientation(image)
+        width, height = image.size if turned < 5 else image.size[::-1]
+        num_bits = NARROW.get(raw_mode(image), num_bits)
+        return Head(Kind((num_channels, height, width), num_bits), 1, str(image.format), turned != 1)
+
+
+def read(path: Path) -> Iterator[np.ndarray]:
+    """The images of a file, (n,C,H,W) uint8 or, of more than 8 bits, uint16.  Raises BadImageError."""
+    if path.suffix.lower() == ".npy":
+        images, num_bits = open_array(path)
+        for _, chunk in chunks(images, ROWS):
+            yield checked(chunk, num_bits)
+        return
+    with open_image(path) as image:
+        num_bits, turned = NARROW.get(raw_mode(image), 8), orientation(image)
+        try:
+            image.load()
+        except (OSError, ValueError, SyntaxError, struct.error) as error:
+            raise BadImageError(f"damaged: {error}", Exit.MISSING) from error
+        upright = ImageOps.exif_transpose(image) if turned != 1 else image
+        pixels = np.asarray(upright.convert("L") if image.mode == "1" else upright)
+    pixels = pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
+    if pixels.dtype != np.uint8:
+        pixels = pixels.astype(np.uint16)
+    yield pixels[None] // pixels.dtype.type(255 // (2**num_bits - 1))
+
+
+def open_image(path: Path) -> Image.Image:
+    """The opened file, of a mode whose pixels are levels.  Raises BadImageError."""
+    if not path.is_file() or path.stat().st_size == 0:
+        raise BadImageError("empty" if path.is_file() else "not a file", Exit.MISSING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            image = Image.open(path, formats=FORMATS)
+    except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
+        raise BadImageError(f"too large: {error}") from error
+    except (OSError, ValueError, SyntaxError, struct.error) as error:
+        raise BadImageError(f"damaged, or not {', '.join(FORMATS)}", Exit.MISSING) from error
+    reason = unusable(image)
+    if reason:
+        image.close()
+        raise BadImageError(reason)
+    return image
+
+
+def unusable(image: Image.Image) -> str | None:
+    """Why the pixels of an intact file are not levels of channels; None when they are."""
+    if getattr(image, "n_frames", 1) > 1:
+        return f"{image.n_frames} frames; save each as a file"  # type: ignore[attr-defined]
+    if image.mode not in MODES:
+        return f"mode {image.mode}; convert it to gray levels or RGB"
+    if "transparency" in image.info:
+        return "a transparent colour; flatten it"
+    if image.mode == "RGB" and "16" in raw_mode(image):
+        return "16 bits per channel, of which 8 would be read; save it as .npy, (3,H,W) uint16"
+    return None
+
+
+def orientation(image: Image.Image) -> int:
+    """EXIF's orientation, 1 for upright.  Of a PNG file only when it precedes the pixels: asking would decode them."""
+    asked = image.format != "PNG" or "exif" in image.info
+    return int(image.getexif().get(0x0112, 1)) if asked else 1
+
+
+def raw_mode(image: Image.Image) -> str:
+    """How the file stores the pixels, in the decoder's words: `L;4` is 4-bit gray."""
+    tile: Any = getattr(image, "tile", None)
+    arguments = tile[0][3] if tile else ""
+    return str(arguments[0] if isinstance(arguments, tuple) and arguments else arguments)
+
+
+def open_array(path: Path) -> tuple[np.ndarray, int]:
+    """A mapped array as (N,C,H,W), and its bits per level.  Raises BadImageError."""
+    try:
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (EOFError, OSError, ValueError) as error:
+        raise BadImageError(f"damaged, or not an array: {error}", Exit.MISSING) from error
+    if not isinstance(array, np.ndarray) or not 2 <= array.ndim <= 4 or 0 in array.shape:
+        raise BadImageError(f"an array of {getattr(array, 'shape', '?')}; wanted (H,W), (C,H,W) or (N,C,H,W)")
+    if array.ndim > 2 and array.shape[-1] in (1, 3, 4) and array.shape[-3] > 4:
+        raise BadImageError(f"an array of {array.shape}, channels last; transpose it to (N,C,H,W)")
+    array = array.reshape((1,) * (4 - array.ndim) + array.shape) if array.ndim < 4 else array
+    if array.dtype.kind == "f":
+        raise BadImageError(floats(array[:ROWS]))
+    match array.dtype.name:
+        case "bool":
+            return array, 1
+        case "uint16":
+            return array, 16
+        case _ if array.dtype.kind in "iu":
+            return array, 8
+        case name:
+            raise BadImageError(f"an array of {name}, not levels")
+
+
+def floats(array: np.ndarray) -> str:
+    """What is wrong with floats in place of levels."""
+    if np.isnan(array).any():
+        return f"{array.dtype} with NaN, not levels"
+    lowest, highest = array.min(), array.max()
+    return f"{array.dtype} from {lowest:g} to {highest:g}, not levels; save the integers that it was made of"
+
+
+def checked(images: np.ndarray, num_bits: int) -> np.ndarray:
+    """Integers of any type as uint8 or uint16.  Raises BadImageError for a level out of range."""
+    for level in (int(images.min()), int(images.max())):
+        if not 0 <= level < 2**num_bits:
+            raise BadImageError(f"level {level} of {images.dtype}, outside 0..{2**num_bits - 1}")
+    return images.astype(np.uint16 if num_bits > 8 else np.uint8)

@@ -1,0 +1,69 @@
+"""What may be done to pixels before a model sees them.  Each changes the bits/dim, so each is declared and recorded.
+
+In this order: more than 8 bits down to 8, grayscale, resize, pad, down to `num_bits`.
+"""
+
+import numpy as np
+import torch
+from torchvision.transforms.v2 import functional
+
+from flows.errors import Exit, UserError
+
+
+def transform(
+    images: np.ndarray, num_levels: int, *, grayscale: bool, resize: list[int] | None, pad: int, num_bits: int
+) -> np.ndarray:
+    """(N,C,H,W) levels 0..num_levels-1, uint8 or uint16, to uint8 levels 0..levels_left(...)-1.
+
+    Raises UserError (exit 2) for gray levels of images that have neither 1 nor 3 channels.
+    """
+    if images.shape[1] not in (1, 3) and grayscale:
+        raise UserError(f"data.grayscale: of 1 or 3 channels, but images have {images.shape[1]}", Exit.USAGE)
+    images, num_levels = shifted(images, num_levels, 8).astype(np.uint8, copy=False), levels_left(num_levels, 8)
+    if grayscale and images.shape[1] == 3:
+        images = functional.rgb_to_grayscale(writable(images)).numpy()
+    if resize and list(images.shape[2:]) != resize:
+        images = resized(images, resize, num_levels)
+    if pad:
+        images = np.pad(images, ((0, 0), (0, 0), (pad, pad), (pad, pad)))
+    return shifted(images, num_levels, num_bits)
+
+
+def resized(images: np.ndarray, size: list[int], num_levels: int) -> np.ndarray:
+    """Bicubic with antialiasing, whatever the ratio of the sides.  The overshoot at edges is clipped to the levels."""
+    bicubic = functional.InterpolationMode.BICUBIC
+    result = functional.resize(writable(images), size, interpolation=bicubic, antialias=True).numpy()
+    return np.asarray(np.minimum(result, np.uint8(num_levels - 1)))
+
+
+def writable(images: np.ndarray) -> torch.Tensor:
+    """A tensor of a copy: torch warns of arrays that are mapped read-only."""
+    return torch.from_numpy(np.array(images))
+
+
+def shifted(images: np.ndarray, num_levels: int, num_bits: int) -> np.ndarray:
+    """Levels without the bits below the upper `num_bits`."""
+    shift = lost_bits(num_levels, num_bits)
+    return images >> images.dtype.type(shift) if shift else images
+
+
+def lost_bits(num_levels: int, num_bits: int) -> int:
+    """How many low bits must go for levels 0..num_levels-1 to fit into `num_bits`."""
+    return max(0, (num_levels - 1).bit_length() - num_bits)
+
+
+def levels_left(num_levels: int, num_bits: int) -> int:
+    """The number of levels after the shift."""
+    return ((num_levels - 1) >> lost_bits(num_levels, num_bits)) + 1
+
+
+def describe(num_levels: int, *, grayscale: bool, resize: list[int] | None, pad: int, num_bits: int) -> str:
+    """The transforms in words, as `dataset.json`, the digest and the model card state them; `none` without any."""
+    bits = (num_levels - 1).bit_length()
+    steps = [
+        "grayscale (ITU-R 601)" if grayscale else "",
+        f"resized to {resize[0]}x{resize[1]} (bicubic, antialiased)" if resize else "",
+        f"padded by {pad}" if pad else "",
+        f"{bits} bits shifted to {num_bits}" if bits > num_bits else "",
+    ]
+    return ", ".join(step for step in steps if step) or "none"

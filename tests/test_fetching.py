@@ -1,0 +1,102 @@
+"""Downloads against a server that breaks off, lies about ranges, and is away."""
+
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+import pytest
+
+from flows.errors import Exit, UserError
+from flows.fetching import fetch_file
+
+CONTENT = np.random.default_rng(0).bytes(1_000_000)
+
+
+class Handler(BaseHTTPRequestHandler):
+    """Serves CONTENT as `behaviour` tells: bytes to send of each answer, in order; the last holds on."""
+
+    behaviour: ClassVar[list[int | str]] = []
+    asked: ClassVar[list[str | None]] = []
+
+    def do_GET(self) -> None:
+        self.asked.append(self.headers["Range"])
+        step = self.behaviour.pop(0) if len(self.behaviour) > 1 else self.behaviour[0]
+        first = int((self.headers["Range"] or "bytes=0-")[6:-1])
+        if step == "away":
+            self.send_error(503)
+        elif step == "no ranges":
+            self.answer(200, CONTENT, len(CONTENT))
+        elif first >= len(CONTENT):
+            self.send_error(416)
+        else:
+            assert isinstance(step, int)
+            self.answer(206, CONTENT[first:], step)
+
+    def answer(self, code: int, content: bytes, sent: int) -> None:
+        self.send_response(code)
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content[:sent])
+        self.close_connection = True
+
+    def log_message(self, *arguments: object) -> None:
+        pass
+
+
+@pytest.fixture
+def address(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    monkeypatch.setattr("flows.fetching.PAUSES", (0.01, 0.01, 0.01))
+    for name in ("http_proxy", "HTTP_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(Handler, "asked", [])
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}/file.bin"
+        server.shutdown()
+
+
+def serve(monkeypatch: pytest.MonkeyPatch, *behaviour: int | str) -> None:
+    monkeypatch.setattr(Handler, "behaviour", list(behaviour))
+
+
+def test_goes_on_where_the_connection_broke(address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    serve(monkeypatch, 300_000, "away", 300_000, len(CONTENT))
+    fetch_file([address], tmp_path / "file.bin")
+    assert (tmp_path / "file.bin").read_bytes() == CONTENT
+    assert Handler.asked == ["bytes=0-", "bytes=300000-", "bytes=300000-", "bytes=600000-"]
+    fetch_file([address], tmp_path / "file.bin")  # is there already
+    assert len(Handler.asked) == 4
+    assert [path.name for path in tmp_path.iterdir()] == ["file.bin"]
+
+
+def test_a_later_run_goes_on_too(address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    serve(monkeypatch, 100_000, "away")
+    with pytest.raises(UserError, match=r"503.*what has arrived is kept.*data\.source") as error:
+        fetch_file([address], tmp_path / "file.bin")
+    assert error.value.code == Exit.MISSING
+    serve(monkeypatch, len(CONTENT))
+    fetch_file([address], tmp_path / "file.bin")
+    assert (tmp_path / "file.bin").read_bytes() == CONTENT
+    assert Handler.asked[-1] == "bytes=100000-"
+
+
+def test_a_server_without_ranges_starts_over(address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    serve(monkeypatch, 400_000, "no ranges")
+    fetch_file([address], tmp_path / "file.bin")
+    assert (tmp_path / "file.bin").read_bytes() == CONTENT
+
+
+def test_a_part_longer_than_the_file_is_dropped(address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file.bin.part").write_bytes(b"x" * (len(CONTENT) + 1))
+    serve(monkeypatch, len(CONTENT))
+    fetch_file([address], tmp_path / "file.bin")
+    assert (tmp_path / "file.bin").read_bytes() == CONTENT
+
+
+def test_a_mirror_takes_over(address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    serve(monkeypatch, len(CONTENT))
+    fetch_file(["http://127.0.0.1:9/file.bin", address], tmp_path / "file.bin")
+    assert (tmp_path / "file.bin").read_bytes() == CONTENT

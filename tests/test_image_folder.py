@@ -1,0 +1,333 @@
+"""Folders of images: read exactly, or refused with the files named."""
+
+import os
+import struct
+import subprocess
+import sys
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from flows.errors import Exit, UserError
+from flows.params import Data
+from flows.stages.download import download
+from vdm.images import ImageSet, load_images, load_labels
+
+
+def settings(source: Path, **changes: Any) -> Data:
+    defaults = {"name": "image_folder", "source": str(source), "test_fraction": 0.25, "split_seed": 0}
+    transforms = {"grayscale": False, "resize": None, "pad": 0, "num_bits": 8}
+    return Data(**(defaults | transforms | changes))
+
+
+def load(source: Path, **changes: Any) -> ImageSet:
+    out = source.parent / "images"
+    download(settings(source, **changes), out=out, downloads=source.parent / "downloads")
+    return load_images(out)
+
+
+def noise(*shape: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Eight gray PNG images of 6x5 pixels; number i is of noise with seed i."""
+    (tmp_path / "folder").mkdir()
+    for i in range(8):
+        Image.fromarray(noise(6, 5, seed=i)).save(tmp_path / "folder" / f"{i}.png")
+    return tmp_path / "folder"
+
+
+def test_a_seeded_share_is_held_out(folder: Path) -> None:
+    first = load(folder)
+    assert (first.train.shape, first.test.shape, first.num_levels) == ((6, 1, 6, 5), (2, 1, 6, 5), 256)
+    both = np.concatenate([first.train, first.test])
+    assert {image.tobytes() for image in both} == {noise(6, 5, seed=i).tobytes() for i in range(8)}
+    assert first.description["split"] == "0.25 held out with seed 0"
+    test = np.array(first.test)
+    assert np.array_equal(load(folder).test, test)
+    assert not np.array_equal(load(folder, split_seed=1).test, test)
+
+
+@pytest.mark.parametrize("test_name", ["test", "val"])
+def test_splits_and_classes_of_the_folder_are_kept(test_name: str, tmp_path: Path) -> None:
+    for split, count in (("train", 3), (test_name, 1)):
+        for label, kind in enumerate(("cat", "dög")):
+            (tmp_path / "set" / split / kind).mkdir(parents=True)
+            for i in range(count):
+                pixels = np.full((4, 4, 3), 10 * label + i, dtype=np.uint8)
+                Image.fromarray(pixels).save(tmp_path / "set" / split / kind / f"{i}.png")
+    images = load(tmp_path / "set")
+    assert np.array(images.train)[:, 0, 0, 0].tolist() == [0, 1, 2, 10, 11, 12]
+    assert images.image_shape == (3, 4, 4)
+    labels = load_labels(tmp_path / "images", "train")
+    assert labels is not None
+    assert labels.tolist() == [0, 0, 0, 1, 1, 1]
+
+
+@pytest.mark.parametrize("suffix", ["png", "webp", "tif", "npy"])
+def test_lossless_formats_give_the_same_bytes(suffix: str, tmp_path: Path) -> None:
+    (tmp_path / "set").mkdir()
+    for i in range(2):
+        path = tmp_path / "set" / f"{i}.{suffix}"
+        pixels = noise(8, 7, 3, seed=i)
+        if suffix == "npy":
+            np.save(path, pixels.transpose(2, 0, 1))
+        else:
+            Image.fromarray(pixels).save(path, lossless=True)
+    images = load(tmp_path / "set", test_fraction=0.5)
+    both = {image.tobytes() for image in np.concatenate([images.train, images.test])}
+    assert both == {noise(8, 7, 3, seed=i).transpose(2, 0, 1).tobytes() for i in range(2)}
+
+
+def test_arrays_of_many_images_and_any_channels(tmp_path: Path) -> None:
+    (tmp_path / "set").mkdir()
+    np.save(tmp_path / "set" / "train.npy", noise(2500, 5, 4, 6))
+    np.save(tmp_path / "set" / "test.npy", noise(10, 5, 4, 6, seed=1))
+    images = load(tmp_path / "set")
+    assert np.array_equal(images.train, noise(2500, 5, 4, 6))
+    assert np.array_equal(images.test, noise(10, 5, 4, 6, seed=1))
+    alone = load(tmp_path / "set" / "train.npy")
+    assert (len(alone.train), len(alone.test)) == (1875, 625)
+
+
+@pytest.mark.parametrize(("bits", "levels"), [(1, 2), (2, 4), (4, 16)])
+def test_narrow_pixels_are_not_widened(bits: int, levels: int, tmp_path: Path) -> None:
+    (tmp_path / "set").mkdir()
+    pixels = noise(9, 8) % levels
+    for i in range(2):
+        (tmp_path / "set" / f"{i}.png").write_bytes(png(np.roll(pixels, i), bits))
+    images = load(tmp_path / "set", test_fraction=0.5)
+    assert images.num_levels == levels
+    assert {image.tobytes() for image in (images.train[0], images.test[0])} == {
+        np.roll(pixels, i).tobytes() for i in range(2)
+    }
+
+
+def png(pixels: np.ndarray, bits: int, colour: int = 0, size: tuple[int, int] | None = None) -> bytes:
+    """A PNG file of `bits` per sample; gray (colour 0) or RGB (2); its head may claim another size."""
+    rows = pixels.reshape(len(pixels), -1)
+    if bits < 8:
+        wide = np.unpackbits(rows[..., None].astype(np.uint8), axis=-1)[..., 8 - bits :]
+        packed = np.packbits(wide.reshape(len(rows), -1), axis=1)
+    else:
+        packed = rows.astype(">u2").view(np.uint8) if bits == 16 else rows
+    raw = b"".join(b"\0" + row.tobytes() for row in packed)
+
+    def part(name: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+
+    height, width = size or pixels.shape
+    head = struct.pack(">IIBBBBB", width, height, bits, colour, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + part(b"IHDR", head) + part(b"IDAT", zlib.compress(raw)) + part(b"IEND", b"")
+
+
+def test_sixteen_bits_are_shifted_and_recorded(tmp_path: Path) -> None:
+    (tmp_path / "set").mkdir()
+    deep = np.random.default_rng(0).integers(0, 2**16, (4, 5)).astype(np.uint16)
+    for i in range(2):
+        (tmp_path / "set" / f"{i}.png").write_bytes(png(deep, 16))
+    images = load(tmp_path / "set", test_fraction=0.5)
+    assert np.array_equal(images.test[0, 0], deep >> 8)
+    assert images.transforms == "16 bits shifted to 8"
+    assert load(tmp_path / "set", test_fraction=0.5, num_bits=5).num_levels == 32
+
+
+def turned(path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(noise(5, 6)).save(path, exif=exif)
+
+
+def test_exif_rotation_is_applied_and_told(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    turned(folder / "8.png")
+    images = load(folder)
+    assert "1 images turned as their EXIF tags say" in caplog.text
+    upright = np.rot90(noise(5, 6), -1)
+    assert any(np.array_equal(image[0], upright) for image in np.concatenate([images.train, images.test]))
+
+
+def test_jpeg_and_other_files_are_told_of(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for i in range(8):
+        Image.open(folder / f"{i}.png").save(folder / f"{i}.jpg")
+        (folder / f"{i}.png").unlink()
+    (folder / "notes\n.txt").write_text("not an image")
+    images = load(folder)
+    assert "8 JPEG files: their bits/dim are those of decoded JPEG" in caplog.text
+    assert r'1 files are no images, such as "notes\n.txt"' in caplog.text
+    assert images.description["formats"] == "8 JPEG"
+
+
+def test_classes_without_images_are_told_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for kind in ("full", "empty"):
+        (tmp_path / "set" / kind).mkdir(parents=True)
+    for i in range(4):
+        Image.fromarray(noise(4, 4, seed=i)).save(tmp_path / "set" / "full" / f"{i}.png")
+    load(tmp_path / "set")
+    assert 'classes without images: "empty"' in caplog.text
+
+
+def small_bomb(path: Path) -> None:
+    path.write_bytes(png(np.zeros((1, 1), dtype=np.uint8), 8, size=(2**16, 2**16)))
+
+
+def animated(path: Path) -> None:
+    frames = [Image.fromarray(noise(6, 5, seed=i)) for i in range(2)]
+    frames[0].save(path.with_suffix(".webp"), save_all=True, append_images=frames[1:])
+
+
+def out_of_the_folder(path: Path) -> None:
+    target = path.parents[1] / "elsewhere.png"
+    Image.fromarray(noise(6, 5)).save(target)
+    path.symlink_to(target)
+
+
+def array(content: np.ndarray) -> Callable[[Path], None]:
+    return lambda path: np.save(path.with_suffix(".npy"), content)
+
+
+def mode(name: str, suffix: str = ".png") -> Callable[[Path], None]:
+    return lambda path: Image.fromarray(noise(6, 5, 3)).convert(name).save(path.with_suffix(suffix))
+
+
+@pytest.mark.parametrize(
+    ("add", "code", "message"),
+    [
+        (lambda path: path.write_bytes(b""), Exit.MISSING, '"bad.png": empty'),
+        (lambda path: path.write_text("<!DOCTYPE html>"), Exit.MISSING, '"bad.png": damaged, or not PNG'),
+        (lambda path: path.write_bytes(png(noise(6, 5), 8)[:60]), Exit.MISSING, '"bad.png": damaged'),
+        (lambda path: path.symlink_to("nowhere.png"), Exit.MISSING, '"bad.png": not a file'),
+        (out_of_the_folder, Exit.INVALID_DATA, 'links lead out of the folder: "bad.png"'),
+        (small_bomb, Exit.INVALID_DATA, '"bad.png": too large'),
+        (mode("RGBA"), Exit.INVALID_DATA, '"bad.png": mode RGBA'),
+        (mode("P"), Exit.INVALID_DATA, '"bad.png": mode P'),
+        (mode("CMYK", ".jpg"), Exit.INVALID_DATA, '"bad.jpg": mode CMYK'),
+        (animated, Exit.INVALID_DATA, '"bad.webp": 2 frames'),
+        (
+            lambda path: path.write_bytes(png(noise(6, 15), 16, 2, size=(6, 5))),
+            Exit.INVALID_DATA,
+            "16 bits per channel",
+        ),
+        (mode("RGB"), Exit.INVALID_DATA, '"0.png" is 1x6x5 of 8 bits, "bad.png" is 3x6x5 of 8 bits, "1.png" is'),
+        (array(np.full((6, 5), np.nan)), Exit.INVALID_DATA, "float64 with NaN, not levels"),
+        (array(np.float32([[0, 1]])), Exit.INVALID_DATA, "float32 from 0 to 1, not levels"),
+        (array(np.array([[0, 256]])), Exit.INVALID_DATA, "level 256 of int64, outside 0..255"),
+        (array(np.array([[0, -1]])), Exit.INVALID_DATA, "level -1 of int64"),
+        (array(noise(6, 5, 3)), Exit.INVALID_DATA, "channels last"),
+        (array(np.array("text")), Exit.INVALID_DATA, "wanted (H,W), (C,H,W) or (N,C,H,W)"),
+        (array(np.zeros((0, 1, 6, 5), np.uint8)), Exit.INVALID_DATA, "an array of (0, 1, 6, 5)"),
+    ],
+    ids=lambda value: None if isinstance(value, (Exit, str)) else "",
+)
+def test_a_bad_file_is_named(add: Callable[[Path], None], code: Exit, message: str, folder: Path) -> None:
+    images = load(folder)  # a good set is there already
+    before = images.description
+    add(folder / "bad.png")
+    if "256" in message or "-1" in message:  # of the others' size, or the size is what is complained of
+        for path in folder.glob("*.png"):
+            path.unlink()
+        np.save(folder / "good.npy", np.zeros((3, 1, 1, 2), dtype=np.uint8))
+    with pytest.raises(UserError) as error:
+        load(folder)
+    assert error.value.code == code
+    assert message in str(error.value)
+    assert load_images(folder.parent / "images").description == before
+    assert sorted(path.name for path in folder.parent.iterdir() if "elsewhere" not in path.name) == ["folder", "images"]
+
+
+def test_mixed_sizes_need_a_size(folder: Path) -> None:
+    Image.fromarray(noise(7, 5)).save(folder / "tall.png")
+    with pytest.raises(UserError, match=r'"tall.png" is 1x7x5 .*data\.resize') as error:
+        load(folder)
+    assert error.value.code == Exit.INVALID_DATA
+    images = load(folder, resize=[3, 3])
+    assert images.image_shape == (1, 3, 3)
+    assert images.transforms == "resized to 3x3 (bicubic, antialiased)"
+
+
+def test_every_damaged_file_is_listed_once(tmp_path: Path) -> None:
+    (tmp_path / "set").mkdir()
+    good = png(noise(4, 4), 8)
+    for i in range(10_000):
+        (tmp_path / "set" / f"{i:05}.png").write_bytes(good)
+    cut = ["00000.png", "05000.png", "09999.png"]
+    for name in cut:
+        (tmp_path / "set" / name).write_bytes(good[:50])
+    (tmp_path / "set" / "00077.png").write_bytes(b"")
+    with pytest.raises(UserError, match=r"4 of 10000 files cannot be used") as error:
+        load(tmp_path / "set")
+    assert error.value.code == Exit.MISSING
+    assert [str(error.value).count(f'"{name}"') for name in [*cut, "00077.png"]] == [1, 1, 1, 1]
+    (tmp_path / "set" / "00077.png").write_bytes(good)  # now all heads are good
+    with pytest.raises(UserError, match=r"3 of 10000 files cannot be used") as error:
+        load(tmp_path / "set")
+    assert [str(error.value).count(f'"{name}"') for name in cut] == [1, 1, 1]
+
+
+def test_all_files_damaged(folder: Path) -> None:
+    for path in folder.iterdir():
+        path.write_bytes(path.read_bytes()[:50])
+    with pytest.raises(UserError, match=r"8 of 8 files cannot be used"):
+        load(folder)
+
+
+def test_strange_names_are_read_and_shown(tmp_path: Path) -> None:
+    (tmp_path / "set").mkdir()
+    for i, name in enumerate(["line\nend.png", "käse 猫.png", os.fsdecode(b"\xff.png"), "plain.png"]):
+        Image.fromarray(noise(4, 4, seed=i)).save(tmp_path / "set" / name)
+    assert len(load(tmp_path / "set").train) == 3
+    for path in (tmp_path / "set").iterdir():
+        path.write_bytes(b"")
+    with pytest.raises(UserError) as error:
+        load(tmp_path / "set")
+    assert r'"line\nend.png": empty' in str(error.value)
+    assert '"käse 猫.png": empty' in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("names", "code", "message"),
+    [
+        ([], Exit.MISSING, "holds no .jpeg, "),
+        (["one.png"], Exit.INVALID_DATA, "0 of 1 images would be held out"),
+        (["train/1.png"], Exit.INVALID_DATA, "0 of 1 images would be held out"),
+        (["train/1.png", "train/2.png"], Exit.INVALID_DATA, "there is nothing"),
+        (["train/1.png", "test/1.png", "val/1.png"], Exit.INVALID_DATA, "there is test, val"),
+    ],
+)
+def test_sets_that_are_none(names: list[str], code: Exit, message: str, tmp_path: Path) -> None:
+    (tmp_path / "set").mkdir()
+    for name in names:
+        (tmp_path / "set" / name).parent.mkdir(exist_ok=True)
+        Image.fromarray(noise(4, 4)).save(tmp_path / "set" / name)
+    with pytest.raises(UserError) as error:
+        load(tmp_path / "set")
+    assert error.value.code == code
+    assert message in str(error.value)
+
+
+def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="nowhere is not a folder of images"):
+        load(tmp_path / "nowhere")
+
+
+def test_a_full_disk_leaves_the_previous_set(tmp_path: Path) -> None:
+    """A limit on the size of files stands in for the disk: the write fails half-way, with all but the same error."""
+    np.save(tmp_path / "train.npy", noise(300, 3, 32, 32))
+    program = (
+        "import resource, signal; from pathlib import Path; from test_image_folder import settings;"
+        "from flows.stages.download import download;"
+        f"job = lambda: download(settings(Path({str(tmp_path)!r}, 'train.npy')), out=Path({str(tmp_path)!r}, 'images'),"
+        f" downloads=Path({str(tmp_path)!r}, 'downloads')); job();"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000)); job()"
+    )
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment)
+    assert "images: File too large; make room and run again" in done.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["images", "train.npy"]
+    assert len(load_images(tmp_path / "images").train) == 225
