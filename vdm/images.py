@@ -117,7 +117,7 @@ def is_count(value: Any) -> bool:
 
 
 def load_array(path: Path) -> np.ndarray:
-    """The array at `path`, mapped read-only.  Raises ImageSetError."""
+    """The array at `path`, mapped into memory.  Raises ImageSetError."""
     try:
         # Copy-on-write: the file cannot be changed through it, and torch takes it without a copy of its own.
         array = np.load(path, mmap_mode="c", allow_pickle=False)
