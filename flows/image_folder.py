@@ -8,7 +8,7 @@ import json
 import logging
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -68,17 +68,17 @@ def read_folder(
     labels = class_labels(root, names)
     problems: dict[str, BadImageError] = {}
 
-    def stream(wanted: Sequence[np.ndarray], *, last: bool) -> Iterator[Chunk]:
+    def stream(wanted: np.ndarray, *, last: bool) -> Iterator[Chunk]:
         empty = True
-        for images, label in batched(pixels(root, names, wanted, labels, problems)):
+        for images, chunk_labels, files in batched(pixels(root, names, survey.counts, wanted, labels, problems)):
             empty = False
-            yield Chunk(transform(images, num_levels), label)
+            yield Chunk(transform(images, num_levels), chunk_labels, files)
         if empty and not last:  # there will be no other split to read
             problems.update(all_problems(root, names, problems))
         if empty or last:
             complain(root, problems, len(names))
 
-    splits = Splits(stream([~mask for mask in chosen], last=False), stream(chosen, last=True))
+    splits = Splits(stream(~chosen, last=False), stream(chosen, last=True))
     given = f"by its {' and '.join(sorted({split_of(name) for name in names}))}" if has_splits(names) else None
     return ImageFolder(splits, num_levels, remark(root, survey), given)
 
@@ -157,11 +157,11 @@ def agree(root: Path, survey: Survey, resized: bool) -> int:
     raise UserError(f"{root}: images of {len(survey.examples)} kinds: {shown}; {advice}", Exit.INVALID_DATA)
 
 
-def choose(root: Path, names: list[str], counts: list[int], test_fraction: float, split_seed: int) -> list[np.ndarray]:
-    """Which images of each file are test images: by the folder's train and test parts, or a seeded share."""
+def choose(root: Path, names: list[str], counts: list[int], test_fraction: float, split_seed: int) -> np.ndarray:
+    """(N,) which images, file by file, are test images: by the folder's train and test parts, or a seeded share."""
     parts = {split_of(name) for name in names}
     if has_splits(names):
-        return [np.full(count, split_of(name) != "train") for name, count in zip(names, counts, strict=True)]
+        return np.repeat([split_of(name) != "train" for name in names], counts)
     if "train" in parts and len(names) > 1:
         found = ", ".join(sorted(parts - {"train"})) or "nothing"
         raise UserError(
@@ -177,7 +177,7 @@ def choose(root: Path, names: list[str], counts: list[int], test_fraction: float
             f"training and test images are needed",
             Exit.INVALID_DATA,
         )
-    return np.split(test, np.cumsum(counts)[:-1])
+    return test
 
 
 def has_splits(names: list[str]) -> bool:
@@ -210,39 +210,45 @@ def class_labels(root: Path, names: list[str]) -> list[int] | None:
 def pixels(
     root: Path,
     names: list[str],
-    wanted: Sequence[np.ndarray],
+    counts: list[int],
+    wanted: np.ndarray,
     labels: list[int] | None,
     problems: dict[str, BadImageError],
-) -> Iterator[tuple[np.ndarray, int | None]]:
-    """The wanted images of each file, (n,C,H,W), and its label; files that cannot be read go to `problems`."""
-    for number, (name, mask) in enumerate(zip(names, wanted, strict=True)):
-        if name in problems or not mask.any():
+) -> Iterator[tuple[np.ndarray, int | None, str]]:
+    """The wanted images, (N,) bool, file by file, with label and name; files that cannot be read go to `problems`."""
+    first = 0
+    for number, (name, count) in enumerate(zip(names, counts, strict=True)):
+        place, first = first, first + count
+        if name in problems or not wanted[place:first].any():
             continue
-        first = 0
         try:
             for images in read(root / name):
-                part = images[mask[first : first + len(images)]]
-                first += len(images)
+                part = images[wanted[place : place + len(images)]]
+                place += len(images)
                 if len(part):
-                    yield part, labels[number] if labels else None
+                    yield part, labels[number] if labels else None, name
         except BadImageError as error:
             problems[name] = error
 
 
-def batched(parts: Iterator[tuple[np.ndarray, int | None]]) -> Iterator[tuple[np.ndarray, np.ndarray | None]]:
-    """Consecutive images of one shape together, about a thousand at a time, with their labels."""
+def batched(
+    parts: Iterator[tuple[np.ndarray, int | None, str]],
+) -> Iterator[tuple[np.ndarray, np.ndarray | None, list[str]]]:
+    """Consecutive images of one shape together, about a thousand at a time, with their labels and files."""
     waiting: list[np.ndarray] = []
     labels: list[int | None] = []
+    files: list[str] = []
 
-    def together() -> tuple[np.ndarray, np.ndarray | None]:
-        return np.concatenate(waiting), None if None in labels else np.array(labels)
+    def together() -> tuple[np.ndarray, np.ndarray | None, list[str]]:
+        return np.concatenate(waiting), None if None in labels else np.array(labels), files
 
-    for images, label in parts:
+    for images, label, name in parts:
         if waiting and (len(labels) >= ROWS or images.shape[1:] != waiting[0].shape[1:]):
             yield together()
-            waiting, labels = [], []
+            waiting, labels, files = [], [], []
         waiting.append(images)
         labels += [label] * len(images)
+        files += [name] * len(images)
     if waiting:
         yield together()
 

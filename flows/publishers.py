@@ -20,10 +20,11 @@ MOST_BYTES = 2**29
 
 
 class Chunk(NamedTuple):
-    """Some images (n,C,H,W), and their labels (n,) where the set has labels."""
+    """Some images (n,C,H,W), their labels (n,) where the set has labels, and the n files of a set of files."""
 
     images: np.ndarray
     labels: np.ndarray | None
+    files: list[str] | None = None
 
 
 class Splits(NamedTuple):

@@ -1,5 +1,6 @@
 """The tables that the contract is held against: images, splits, levels, statistics."""
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,7 +10,7 @@ import numpy as np
 from flows.comb import comb
 from flows.duplicates import leaked, lookalikes, repeats
 from flows.image_facts import Facts
-from vdm.images import SPLITS, ImageSet, load_labels
+from vdm.images import SPLITS, ImageSet, files_of, load_labels
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -91,3 +92,16 @@ def drift_rows(distances: dict[str, float]) -> "pd.DataFrame":
     import pandas as pd
 
     return pd.DataFrame({"statistic": list(distances), "distance": list(distances.values())})
+
+
+def with_files(rows: list[dict[str, Any]], folder: Path) -> list[dict[str, Any]]:
+    """Rows about images, with the names of their files where the set was made of files."""
+    named = [dict(row) for row in rows]
+    for split in SPLITS:
+        wanted = {row["image"]: row for row in named if "image" in row and row["split"] == split}
+        if wanted and files_of(folder, split).is_file():
+            with files_of(folder, split).open(encoding="ascii") as lines:
+                for number, line in enumerate(lines):
+                    if number in wanted:
+                        wanted[number]["file"] = json.loads(line)
+    return named

@@ -1,5 +1,6 @@
 """Folders of images: read exactly, or refused with the files named."""
 
+import json
 import os
 import struct
 import subprocess
@@ -16,7 +17,7 @@ from PIL import Image
 from flows.errors import Exit, UserError
 from flows.params import Data
 from flows.stages.download import download
-from vdm.images import ImageSet, load_images, load_labels
+from vdm.images import ImageSet, files_of, load_images, load_labels
 
 
 def settings(source: Path, **changes: Any) -> Data:
@@ -69,6 +70,8 @@ def test_splits_and_classes_of_the_folder_are_kept(test_name: str, tmp_path: Pat
     labels = load_labels(tmp_path / "images", "train")
     assert labels is not None
     assert labels.tolist() == [0, 0, 0, 1, 1, 1]
+    files = [json.loads(line) for line in files_of(tmp_path / "images", "train").read_text().splitlines()]
+    assert files[1:4] == ["train/cat/1.png", "train/cat/2.png", "train/dög/0.png"]
 
 
 @pytest.mark.parametrize("suffix", ["png", "webp", "tif", "npy"])

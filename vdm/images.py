@@ -1,7 +1,8 @@
 """An image set on disk: `train.npy` and `test.npy`, (N,C,H,W) uint8 levels, and `dataset.json` that describes them.
 
-Sets with labels have `train_labels.npy` and `test_labels.npy`, (N,) integers, too; no likelihood depends on them.
-The arrays are mapped into memory, not read, and never unpickled.
+Sets with labels have `train_labels.npy` and `test_labels.npy`, (N,) integers, too; those made of files have
+`train_files.txt` and `test_files.txt`.  No likelihood depends on these.  The arrays are mapped into memory, not read,
+and never unpickled.
 """
 
 import hashlib
@@ -148,6 +149,11 @@ def load_labels(folder: Path, split: str) -> np.ndarray | None:
     """The (N,) labels of a split; None for a set without.  Raises ImageSetError."""
     path = folder / f"{split}_labels.npy"
     return load_array(path) if path.is_file() else None
+
+
+def files_of(folder: Path, split: str) -> Path:
+    """Of a set that was made of files: the text file whose line i is the name of the file of image i, as JSON."""
+    return folder / f"{split}_files.txt"
 
 
 def data_sha256(folder: Path) -> str:

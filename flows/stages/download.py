@@ -1,10 +1,11 @@
 """download: an image set, checked against its published checksums, as arrays on disk."""
 
 import errno
+import json
 import logging
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,7 +29,7 @@ from flows.image_sets import (
 from flows.imagenet import read_imagenet
 from flows.publishers import Chunk, Splits, read_digits, read_published
 from flows.transforms import describe, levels_left, transform
-from vdm.images import SPLITS, save_images
+from vdm.images import SPLITS, files_of, save_images
 
 if TYPE_CHECKING:
     from flows.params import Data
@@ -53,7 +54,7 @@ def download(data: "Data", *, out: Path, downloads: Path) -> None:
     with tempfile.TemporaryDirectory() as scratch, replacing(out) as folder:
         splits, origin = read(data, downloads, Path(scratch))
         labels: dict[str, list[np.ndarray]] = {split: [] for split in SPLITS}
-        images = {split: kept(getattr(splits, split), labels[split]) for split in SPLITS}
+        images = {split: kept(getattr(splits, split), labels[split], files_of(folder, split)) for split in SPLITS}
         save_images(folder, images, origin | {"name": data.name})
         for split in SPLITS:
             if labels[split]:
@@ -128,8 +129,8 @@ def transformed(data: "Data", splits: Splits, origin: dict[str, Any]) -> tuple[S
     num_levels = origin["num_levels"]
 
     def stream(chunks: Any) -> Iterator[Chunk]:
-        for images, labels in chunks:
-            yield Chunk(transform(images, num_levels, **steps(data)), labels)
+        for chunk in chunks:
+            yield chunk._replace(images=transform(chunk.images, num_levels, **steps(data)))
 
     done = {"num_levels": levels_left(num_levels, data.num_bits), "transforms": describe(num_levels, **steps(data))}
     return Splits(*map(stream, splits)), origin | done
@@ -145,14 +146,20 @@ def split(data: "Data") -> str:
     return f"{data.test_fraction:g} held out with seed {data.split_seed}"
 
 
-def kept(chunks: Iterator[Chunk], labels: list[np.ndarray]) -> Iterator[np.ndarray]:
-    """The images; their labels go to `labels`.  UserError (exit 4) when there are not as many."""
-    for images, chunk_labels in chunks:
-        if chunk_labels is not None:
-            if len(chunk_labels) != len(images):
-                raise UserError(f"{len(chunk_labels)} labels for {len(images)} images", Exit.INVALID_DATA)
-            labels.append(chunk_labels)
-        yield images
+def kept(chunks: Iterable[Chunk], labels: list[np.ndarray], files: Path) -> Iterator[np.ndarray]:
+    """The images; their labels go to `labels`, the names of their files to the lines of `files`, in quotes.
+
+    Raises UserError (exit 4) when there are not as many labels as images.
+    """
+    for chunk in chunks:
+        if chunk.labels is not None:
+            if len(chunk.labels) != len(chunk.images):
+                raise UserError(f"{len(chunk.labels)} labels for {len(chunk.images)} images", Exit.INVALID_DATA)
+            labels.append(chunk.labels)
+        if chunk.files is not None:
+            with files.open("a", encoding="ascii") as lines:
+                lines.writelines(f"{json.dumps(name)}\n" for name in chunk.files)
+        yield chunk.images
 
 
 @contextmanager
@@ -161,13 +168,16 @@ def replacing(out: Path) -> Iterator[Path]:
 
     Raises UserError (exit 5) when the disk is full.
     """
-    partial = out.with_name(f".{out.name}.partial")
+    partial, previous = (out.with_name(f".{out.name}.{state}") for state in ("partial", "previous"))
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
         yield partial
-        shutil.rmtree(out, ignore_errors=True)
+        if out.exists():
+            shutil.rmtree(previous, ignore_errors=True)
+            out.rename(previous)
         partial.rename(out)
+        shutil.rmtree(previous, ignore_errors=True)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise

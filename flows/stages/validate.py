@@ -10,7 +10,7 @@ from flows.drift import distances, profile, read_reference
 from flows.errors import Exit, UserError
 from flows.expectations import Checker
 from flows.image_facts import measure
-from flows.tables import drift_rows, histogram_rows, image_rows, split_rows
+from flows.tables import drift_rows, histogram_rows, image_rows, split_rows, with_files
 from flows.validation_picture import save_picture
 from vdm.images import SPLITS, data_sha256, load_images
 
@@ -53,6 +53,8 @@ def inspect_images(
         table = drift_rows(distances(described, expected))
         checker.check("drift", [table], drift_expectations(contract), ["statistic"])
     checker.build_site()
+    for result in checker.results:
+        result["rows"] = with_files(result["rows"], images)
     report = {
         "success": all(result["success"] or result["severity"] == "warning" for result in checker.results),
         "data_sha256": data_sha256(images),
@@ -83,6 +85,9 @@ def require_success(report: dict[str, Any], images: Path, data_docs: Path | None
 
 
 def places(rows: list[dict[str, Any]]) -> str:
-    """The first few rows that broke an expectation, such as ` (test 5, test 9)`."""
-    named = [" ".join(map(str, row.values())) for row in rows[:3]]
+    """The first few rows that broke an expectation, such as ` (test 5, test 9)`, with names of files in quotes."""
+    named = [
+        " ".join(json.dumps(value, ensure_ascii=False) if key == "file" else str(value) for key, value in row.items())
+        for row in rows[:3]
+    ]
     return f" ({', '.join(named)})" if named else ""
