@@ -37,6 +37,8 @@ def launch(function: Callable[[], None], *, num_processes: int, max_restarts: in
     threads = max(1, len(os.sched_getaffinity(0)) // num_processes)
     os.environ.setdefault("OMP_NUM_THREADS", str(threads))
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    # The agent would keep one store for all starts, where a new start finds the addresses of the dead and hangs.
+    os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
     with tempfile.TemporaryDirectory() as folder:
         config = LaunchConfig(
             min_nodes=1,

@@ -16,6 +16,7 @@ TINY_PARAMS = {
     "schedule: learned_monotone": "schedule: learned_linear",
     "dropout: 0.05": "dropout: 0.0",
     "num_devices: 2": "num_devices: 1",
+    "gamma_0: -9.0": "gamma_0: -7.0",
     "norm_groups: 8": "norm_groups: 4",
     "steps: 2600": "steps: 20",
     "log_every: 50": "log_every: 5",

@@ -34,6 +34,9 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
     return project
 
 
+SEPARATE_STORES = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
+
+
 def curves(project: Project) -> list[dict[str, float]]:
     with (project.folder / "reports/training/curves.csv").open() as file:
         return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
@@ -205,7 +208,9 @@ def test_two_machines_train_one_model(
         (folder / "params.yaml").write_text(params)
         torchrun = f"-m torch.distributed.run --nnodes=2 --nproc-per-node=1 --rdzv-backend=c10d --local-addr={address}"
         torchrun += f" --rdzv-endpoint=10.77.0.1:29400 --rdzv-conf=is_host={int(not started)} -m flows.cli train"
-        environment = project.environment | {"VDM_LOCK_DIR": str(folder), "GLOO_SOCKET_IFNAME": "eth0"}
+        environment = (
+            project.environment | {"VDM_LOCK_DIR": str(folder), "GLOO_SOCKET_IFNAME": "eth0"} | SEPARATE_STORES
+        )
         command = ["ip", "netns", "exec", host, sys.executable, *torchrun.split()]
         shutil.rmtree(folder / "models", ignore_errors=True)
         started.append(subprocess.Popen(command, cwd=folder, env=environment, stderr=subprocess.PIPE, text=True))

@@ -238,7 +238,7 @@ def test_a_wrong_source_fails_before_anything_is_trained(reproduced: Project) ->
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ("device: auto", "device: cuda", "device cuda: torch finds no CUDA device"),
+        ("device: cpu ", "device: cuda ", "device cuda: torch finds no CUDA device"),
         ("steps: 20", "steps: 0", "train.steps: input should be greater than or equal to 1, got 0"),
     ],
 )
