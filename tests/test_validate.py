@@ -188,10 +188,11 @@ def test_doubts_are_warnings(image_set: Path, caplog: pytest.LogCaptureFixture) 
     near = train[5].astype(int)
     near[0, 4, 4] += 1 if near[0, 4, 4] < 8 else -1
     test[2] = near
-    write_set(image_set, np.minimum(train, 15), np.minimum(test, 15))
+    write_set(image_set, np.minimum(train, 15), np.minimum(test, 15), formats="70 JPEG")
     np.save(image_set / "train_labels.npy", np.repeat([0, 1], [49, 1]))
     assert run(image_set)["success"]
     assert "no test image looks like a training image: 1 of 70 rows (test 2)" in caplog.text
+    assert "no image comes from a JPEG file, whose pixels are the decoder's: 2 of 2 rows (train, test)" in caplog.text
     assert "every level is used: 2 of 34 rows (train 16, test 16)" in caplog.text
     assert "per image of the least frequent: 1 of 2 rows, such as 49.0 (train)" in caplog.text
 
