@@ -14,7 +14,7 @@ test: .venv/installed-test
 	ruff check .
 	ruff format --check .
 	mypy
-	pytest
+	OMP_NUM_THREADS=1 pytest --numprocesses=2 --dist=loadfile
 
 check: .venv/installed-test
 	ruff check --fix .

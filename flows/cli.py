@@ -5,6 +5,7 @@ Nothing heavy is imported before a command needs it.
 
 import json
 import logging
+import os
 import shutil
 import sys
 from enum import StrEnum
@@ -13,8 +14,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from flows.errors import Exit, UserError, exit_code
-from flows.summary import summary
+from flows.errors import Exit, NetworkError, UserError, exit_code
+from flows.registry_commands import commands, model_folder
+from flows.serve import serve
+from flows.summary import show, summary
 
 if TYPE_CHECKING:
     from flows.params import Params
@@ -52,13 +55,14 @@ app = typer.Typer(
     help="Train, evaluate and ship a Variational Diffusion Model.\n\n"
     "Parameters come from params.yaml in the current folder; `vdmctl preset NAME` writes one. "
     "`dvc repro` runs the stages below in order, and only those whose inputs changed.\n\n"
-    "Exit codes: 0 done, 1 a bug, 2 usage or parameters, 4 invalid data, 5 a missing or damaged file, "
-    "6 the device is busy, 75 stopped early and resumable.",
+    "Exit codes: 0 done, 1 a bug, 2 usage or parameters, 3 the challenger was not promoted, 4 invalid data, "
+    "5 a missing or damaged file, model or version, 6 busy, 75 stopped early and resumable.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+app.add_typer(commands)
 
 
 @app.command()
@@ -118,8 +122,8 @@ def register() -> None:
 @app.command()
 def evaluate(
     model: Annotated[
-        Path | None,
-        typer.Argument(help="A folder with weights.safetensors and config.json.", show_default="models/vdm"),
+        str | None,
+        typer.Argument(help="A model folder, a version (vdm@v1.2.0) or `champion`.", show_default="models/vdm"),
     ] = None,
     images: Annotated[Path, typer.Option(help="The image set; its test images are evaluated.")] = IMAGES,
     protocol: Annotated[
@@ -145,7 +149,7 @@ def evaluate(
     """
     from flows.params import override, timesteps
 
-    read = params()
+    read, folder = params(), model_folder(model) if model else REGISTERED
     given: dict[str, Any] = {"times_per_image": times_per_image, "num_images": num_images, "num_draws": num_draws}
     given |= {"num_probes": num_probes, "dequantisation": dequantisation, "seed": seed, "device": device}
     given = {key: value for key, value in given.items() if value is not None}
@@ -154,7 +158,7 @@ def evaluate(
             raise UserError("--num-timesteps and --out belong to --protocol vlb", Exit.USAGE)
         from flows.protocols import ode
 
-        show(ode(override(read.ode, given), model=model or REGISTERED, images=images), as_json)
+        show(ode(override(read.ode, given), model=folder, images=images), as_json)
         return
     steps = timesteps(num_timesteps) if num_timesteps else [read.evaluate.num_timesteps]
     if len(steps) > 1 and (out or model is None):
@@ -163,16 +167,14 @@ def evaluate(
     from flows.stages.evaluate import evaluate
 
     default_out = EVALUATION if model is None else None
-    results = [
-        evaluate(setting, model=model or REGISTERED, images=images, out=out or default_out) for setting in settings
-    ]
+    results = [evaluate(setting, model=folder, images=images, out=out or default_out) for setting in settings]
     show(results[0] if len(results) == 1 else {"protocol": "vlb", "sweep": results}, as_json)
 
 
 @app.command()
 def compare(
-    first: Annotated[Path, typer.Argument(help="A model folder.")],
-    second: Annotated[Path, typer.Argument(help="Another.")],
+    first: Annotated[str, typer.Argument(help="A model folder, a version (vdm@v1.2.0) or `champion`.")],
+    second: Annotated[str, typer.Argument(help="Another.")],
     images: Annotated[Path, typer.Option(help="The image set; its test images are evaluated.")] = IMAGES,
     confidence: Annotated[float, typer.Option(help="Of the interval, between 0 and 1.")] = 0.95,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")] = False,
@@ -183,7 +185,8 @@ def compare(
     settings = params().evaluate
     from flows.protocols import compare
 
-    show(compare(settings, first=first, second=second, images=images, confidence=confidence), as_json)
+    folders = {"first": model_folder(first), "second": model_folder(second)}
+    show(compare(settings, **folders, images=images, confidence=confidence), as_json)
 
 
 @app.command()
@@ -229,13 +232,8 @@ def import_checkpoint(
     """Turn another implementation's checkpoint into a model folder for `vdmctl evaluate`."""
     from flows.importing import import_checkpoint
 
-    options: dict[str, Any] = {
-        "out": out,
-        "image_size": image_size,
-        "num_levels": num_levels,
-        "averaged": averaged,
-        "sha256": sha256,
-    }
+    options: dict[str, Any] = {"out": out, "image_size": image_size, "num_levels": num_levels}
+    options |= {"averaged": averaged, "sha256": sha256}
     import_checkpoint(file, file_format.value, **options)
 
 
@@ -254,15 +252,14 @@ def preset(
     shutil.copyfile(presets[name], PARAMS)
 
 
+app.command()(serve)
+
+
 def params() -> "Params":
     """params.yaml of the current folder."""
     from flows.params import read_params
 
     return read_params(PARAMS)
-
-
-def show(result: dict[str, Any], as_json: bool) -> None:
-    print(json.dumps(result, indent=2) if as_json else summary(result))
 
 
 def main() -> None:
@@ -279,7 +276,7 @@ def run(arguments: list[str]) -> int:
     except SystemExit as finished:
         return int(finished.code or 0)
     except UserError as error:
-        return fail(str(error), error.code)
+        return fail(str(error), error.code, network=isinstance(error, NetworkError))
     except OSError as error:
         return fail(f"{error.filename or 'a file'}: {error.strerror or error}", Exit.MISSING)
     except Exception as error:
@@ -290,9 +287,11 @@ def run(arguments: list[str]) -> int:
     return Exit.DONE
 
 
-def fail(message: str, code: Exit) -> Exit:
-    """Say why in one line on stderr; returns the code."""
+def fail(message: str, code: Exit, *, network: bool = False) -> Exit:
+    """Say why in one line on stderr, and in the file that the flow names, since DVC keeps no exit code."""
     print(f"vdmctl: {' '.join(message.split())}", file=sys.stderr)
+    if reason := os.environ.get("VDM_REASON"):
+        Path(reason).write_text(json.dumps({"message": message, "code": code, "network": network}))
     return code
 
 

@@ -24,7 +24,14 @@ class UserError(Exception):
         self.code = code
 
     def __reduce__(self) -> tuple[type["UserError"], tuple[str, Exit]]:
-        return UserError, (str(self), self.code)
+        return type(self), (str(self), self.code)
+
+
+class NetworkError(UserError):
+    """The network or a remote machine failed: trying again may help."""
+
+    def __init__(self, message: str, code: Exit = Exit.MISSING) -> None:
+        super().__init__(message, code)
 
 
 def exit_code(error: Exception) -> Exit | None:

@@ -12,7 +12,7 @@ from urllib.request import Request, urlopen
 
 from tqdm import tqdm
 
-from flows.errors import Exit, UserError
+from flows.errors import NetworkError
 
 log = logging.getLogger(__name__)
 
@@ -24,7 +24,7 @@ PAUSES = (1.0, 4.0, 15.0, 60.0)  # seconds before the second to the fifth attemp
 def fetch_file(addresses: Sequence[str], path: Path) -> None:
     """Download to `path` from the first address that serves the file; nothing is done when it is there already.
 
-    What has arrived lies in `path` + `.part` and is continued from, in a later run too.  Raises UserError (exit 5)
+    What has arrived lies in `path` + `.part` and is continued from, in a later run too.  Raises NetworkError (exit 5)
     when every address has failed after every pause; OSError when `path` cannot be written.
     """
     part = path.with_name(path.name + ".part")
@@ -42,10 +42,9 @@ def fetch_file(addresses: Sequence[str], path: Path) -> None:
             except (URLError, http.client.HTTPException, ConnectionError, TimeoutError) as error:
                 failure = f"{address}: {error}"
                 log.info("%s", failure)
-    raise UserError(
+    raise NetworkError(
         f"{path.name} could not be downloaded: {failure}; try again (what has arrived is kept), or set data.source in "
-        f"params.yaml to a folder that holds the publisher's files",
-        Exit.MISSING,
+        f"params.yaml to a folder that holds the publisher's files"
     )
 
 

@@ -160,6 +160,13 @@ class Ode(Section):
     batch_size: BatchSize
 
 
+class Promote(Section):
+    """What a version must show to become the champion; see `flows.promotion`."""
+
+    min_improvement_bpd: Annotated[Real, Field(ge=0)]
+    confidence: Annotated[Real, Field(gt=0, lt=1)]
+
+
 class Sample(Section):
     """The grid of samples; see `vdm.sampling.sample`."""
 
@@ -180,6 +187,7 @@ class Params(Section):
     evaluate: Evaluate
     ode: Ode
     sample: Sample
+    promote: Promote
 
     @model_validator(mode="after")
     def consistent(self) -> Self:
@@ -221,7 +229,7 @@ def override(section: SectionType, values: Mapping[str, Any]) -> SectionType:
 
 
 def timesteps(text: str) -> list[int | None]:
-    """`10,100,continuous` as numbers of steps, None for continuous time."""
+    """`10,100,continuous` as numbers of steps, None for continuous time.  Raises UserError (exit 2)."""
     try:
         return [None if part == "continuous" else int(part) for part in text.split(",")]
     except ValueError as error:

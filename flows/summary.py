@@ -1,6 +1,12 @@
 """Results for people: a few lines of text, from the same dictionaries that `--json` prints."""
 
+import json
 from typing import Any
+
+
+def show(result: dict[str, Any], as_json: bool) -> None:
+    """Print a result, as one JSON object or for people."""
+    print(json.dumps(result, indent=2) if as_json else summary(result))
 
 
 def summary(result: dict[str, Any]) -> str:

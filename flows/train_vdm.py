@@ -1,92 +1,198 @@
-"""The Prefect flow `train-vdm`: the graph of dvc.yaml, one task per stage.
+"""The Prefect flow `train-vdm`: the graph of dvc.yaml, one task per stage, in a worktree of the run's own.
 
-DVC decides what must run and caches it; Prefect decides when, and shows it.  No data passes between tasks.
+DVC decides what must run and caches it; Prefect decides when, retries, and shows it.  No data passes between tasks.
 """
 
+import json
 import os
-import signal
-import subprocess
 import sys
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any, cast
 
 import networkx
 from dvc.repo import Repo
-from prefect import flow, get_run_logger, task
+from prefect import State, flow, get_run_logger, task
 from prefect.cache_policies import NO_CACHE
+from prefect.states import Completed, Failed
 
-STOP_SECONDS = 8.0
+from flows import artifacts, publishing, registry
+from flows.errors import Exit, NetworkError, UserError
+from flows.git import git_text, identity
+from flows.processes import process_group
+from flows.workspace import Workspace, commit, compose_params, finished, pending, prune, workspace
+
+# Training ends when it ends; what takes longer than this elsewhere hangs.
+TIMEOUT_HOURS = {"download": 6.0, "validate": 2.0, "register": 0.5, "evaluate": 48.0, "sample": 12.0}
 
 
 @flow(name="train-vdm")
-def train_vdm() -> None:
-    """Reproduce every stage of dvc.yaml in the current folder, in order; a stage that is up to date is skipped."""
-    for stage in stages():
-        # Called, not submitted: a submitted task would never see that the run was cancelled.
-        reproduce.with_options(name=stage, task_run_name=stage)(stage)
+def train_vdm(
+    preset: str | None = None,
+    overrides: dict[str, Any] | None = None,
+    force: bool = False,
+    publish: bool = False,
+) -> State[None]:
+    """Train, evaluate and register a model of the commit that is checked out, and promote it if it is better.
+
+    Args:
+        preset: A file of presets/ to take in place of params.yaml.
+        overrides: Parameters by dotted key, such as {"train.steps": 5000}.
+        force: Run every stage, also those whose inputs did not change.
+        publish: Push data, branch and tags to the remotes.
+    """
+    root = Path(git_text(Path.cwd(), "rev-parse", "--show-toplevel"))
+    try:
+        message = retrain(root, preset, overrides or {}, force=force)
+        if publish:
+            publish_versions(root, return_state=True).result()
+    except UserError as error:
+        return Failed(message=str(error), data=error)
+    return Completed(message=message)
 
 
-def stages() -> list[str]:
+def retrain(root: Path, preset: str | None, overrides: Mapping[str, Any], *, force: bool) -> str:
+    """One run; what came of it in a line.  Raises UserError."""
+    logger = get_run_logger()
+    check_repository(root)
+    params = compose_params(root, preset, overrides)
+    for name in prune(root):
+        logger.info("removed the worktree of run %s, which ended early", name)
+    with workspace(root, params) as place:
+        if not force and (ready := finished(place)):
+            if pending(place, ready):
+                return release(place, ready)  # a run that was killed between its commit and its tag
+            return f"nothing to do: commit {ready[:12]} has the results of these parameters already"
+        logger.info("run %s of commit %s in %s", place.folder.name, place.base[:12], place.folder)
+        for stage in stages(place.folder):
+            # Called, not submitted: a submitted task would never see that the run was cancelled.
+            state = reproduce.with_options(
+                name=stage,
+                task_run_name=stage,
+                timeout_seconds=3600 * TIMEOUT_HOURS[stage] if stage in TIMEOUT_HOURS else None,
+                retries=2 if stage == "download" else 0,
+            )(stage, place.folder, force, return_state=True)
+            state.result()
+        artifacts.show_results(place.folder, root / ".vdm" / "reports" / place.folder.name)
+        return record(place)
+
+
+def check_repository(root: Path) -> None:
+    """Say what of the checkout is no part of the run.  UserError (exit 2) when git cannot commit."""
+    logger = get_run_logger()
+    identity(root)
+    if git_text(root, "status", "--porcelain", "--untracked-files=no"):
+        logger.warning("%s has uncommitted changes, which are no part of this run", root)
+    if git_text(root, "rev-parse", "--abbrev-ref", "HEAD") == "HEAD":
+        logger.warning("%s has no branch checked out; the run starts from its commit", root)
+
+
+def stages(folder: Path) -> list[str]:
     """The names of the stages in the order of their dependencies."""
-    with Repo() as repo:
+    with Repo(str(folder)) as repo:
         # DVC's edges point from a stage to what it needs.
         graph = networkx.reverse_view(repo.index.graph)
-        return [stage.addressing for stage in networkx.lexicographical_topological_sort(graph, key=str)]
+        return [stage.name for stage in networkx.lexicographical_topological_sort(graph, key=str)]
 
 
-@task(cache_policy=NO_CACHE)
-def reproduce(stage: str) -> None:
-    """`dvc repro --single-item STAGE`, its output streamed into the log.  Raises RuntimeError with the reason."""
+def is_network(task: Any, run: Any, state: State[Any]) -> bool:
+    """Whether another try may help: the network failed, not the user's parameters or data."""
+    return isinstance(state.result(raise_on_failure=False), NetworkError)
+
+
+@task(cache_policy=NO_CACHE, retry_condition_fn=is_network, retry_delay_seconds=[10, 60])
+def reproduce(stage: str, folder: Path, force: bool) -> State[None] | None:
+    """`dvc repro --single-item STAGE` in the folder; a failure carries UserError with the stage's reason and code."""
+    command = ["dvc", "repro", "--single-item", stage, *(["--force"] if force else [])]
+    read = artifacts.Progress(folder).read if stage == "train" else None
+    try:
+        stream(command, folder, read)
+    except UserError as error:
+        # Returned, not raised: a traceback would tell the operator nothing.
+        told = type(error)(f"stage {stage} failed: {error}", error.code)
+        return Failed(message=str(told), data=told)
+    return None
+
+
+@task(name="promote", cache_policy=NO_CACHE)
+def promote(version: str, folder: Path) -> State[dict[str, Any]] | dict[str, Any]:
+    """`vdmctl promote VERSION` by the code of the run; the evidence, a failure carries UserError."""
+    lines: list[str] = []
+    try:
+        stream(["flows.cli", "promote", version, "--json"], folder, lines.append)
+    except UserError as error:
+        if error.code is not Exit.NOT_PROMOTED:
+            return Failed(message=str(error), data=error)
+    text = "".join(lines)
+    evidence: dict[str, Any] = json.JSONDecoder().raw_decode(text[text.index("{\n") :])[0]
+    return evidence
+
+
+def stream(module: list[str], folder: Path, read: Callable[[str], None] | None = None) -> None:
+    """Run a Python module in the folder, its output in the log as it comes, and line by line to `read`.
+
+    Raises UserError with the reason and the exit code that vdmctl left in a file: DVC hands on neither.
+    """
     logger = get_run_logger()
-    reason = "see the log"
-    with process_group([sys.executable, "-m", "dvc", "repro", "--single-item", stage]) as process:
+    reason = folder / ".vdm" / "reason.json"
+    reason.unlink(missing_ok=True)
+    os.environ["VDM_REASON"] = str(reason)
+    with process_group([sys.executable, "-m", *module], folder) as process:
         assert process.stdout is not None
         for line in process.stdout:
             logger.info(line.rstrip())
-            if line.startswith("vdmctl: "):
-                reason = line.removeprefix("vdmctl: ").strip()
+            if read:
+                read(line)
     if process.returncode != 0:
-        raise RuntimeError(f"stage {stage} failed: {reason}")
+        unknown = {"message": "see the log", "code": Exit.BUG, "network": False}
+        told: dict[str, Any] = json.loads(reason.read_text()) if reason.exists() else unknown
+        kind = NetworkError if told["network"] else UserError
+        raise kind(told["message"], Exit(told["code"]))
 
 
-@contextmanager
-def process_group(command: list[str]) -> Iterator[subprocess.Popen[str]]:
-    """Run the command in a process group of its own, which is gone when the block is left, however it is left."""
-    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
-    process = subprocess.Popen(
-        command,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-        env=environment,
+@task(name="publish", cache_policy=NO_CACHE, retries=2, retry_condition_fn=is_network, retry_delay_seconds=[2, 10])
+def publish_versions(root: Path) -> State[None] | None:
+    """Push what the remotes lack: bytes, branches, tags."""
+    try:
+        for tag in publishing.publish(root):
+            get_run_logger().info("published %s", tag)
+    except UserError as error:
+        return Failed(message=str(error), data=error)
+    return None
+
+
+def record(place: Workspace) -> str:
+    """Commit the results on the run's branch, and let the model meet the champion; what came of it in a line."""
+    card = (place.folder / "models/vdm/README.md").read_bytes()
+    (place.folder / "reports/card.md").write_bytes(card)  # the model's own is DVC's, not git's
+    metrics = json.loads((place.folder / "reports/evaluation/metrics.json").read_bytes())
+    result = f"{metrics['bpd']:.4f} +- {metrics['bpd_standard_error']:.4f} bits/dim"
+    made = commit(place, f"Retrain: {result}")
+    if made is None:
+        return f"nothing new: {result}, as in commit {place.base[:12]}"
+    get_run_logger().info("%s is commit %s on branch %s", result, made[:12], place.branch)
+    return release(place, made)
+
+
+def release(place: Workspace, made: str) -> str:
+    """Make a commit with results a version, and the champion if it is better; what came of it in a line."""
+    champion = registry.champion_tag(place.root)
+    before = registry.resolve(place.root, registry.CHAMPION) if champion else None
+    version = registry.add_version(place.root, made, git_text(place.root, "log", "-1", "--format=%s", made))
+    evidence = cast(dict[str, Any], promote(version.name, place.folder, return_state=True).result())
+    artifacts.show_metrics(
+        {version.name: version.metrics} | ({before.name: before.metrics} if before else {}), evidence
     )
-    try:
-        yield process
-        process.wait()
-    finally:
-        # DVC ignores SIGINT while its stage runs and waits for it; SIGTERM would kill DVC alone and orphan the stage.
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL):
-            if not stop(process, number):
-                break
+    done = f"promoted as {evidence['tag']}" if "tag" in evidence else "not promoted"
+    return f"{version.name}, commit {made[:12]} on branch {place.branch}, {done}: {evidence['reason']}"
 
 
-def stop(process: subprocess.Popen[str], number: signal.Signals) -> bool:
-    """Signal the group and give it time; whether any process of it is still there."""
-    deadline = time.monotonic() + STOP_SECONDS
-    try:
-        os.killpg(process.pid, number)
-        while time.monotonic() < deadline:
-            process.poll()
-            os.killpg(process.pid, 0)
-            time.sleep(0.05)
-    except ProcessLookupError:
-        process.wait()
-        return False
-    return True
+def main() -> int:
+    """Run the flow here and now, without a deployment; vdmctl's exit codes."""
+    state = train_vdm(return_state=True)
+    error = state.result(raise_on_failure=False)
+    return error.code if isinstance(error, UserError) else int(not state.is_completed())
 
 
 if __name__ == "__main__":
-    train_vdm()
+    sys.exit(main())

@@ -1,12 +1,15 @@
 """Models and data that many tests share: real ones, small."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from project import IDENTITY, Project
 
+from flows.registry import add_version
 from vdm.model import VDM
 
 TINY = {
@@ -46,3 +49,32 @@ def digits() -> np.ndarray:
     from sklearn.datasets import load_digits
 
     return load_digits().images.astype(np.uint8)[:, None]
+
+
+@pytest.fixture(scope="session")
+def registry(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """A project with three versions and a remote that has them all.  Tests that change it work on a copy.
+
+    v1.0.0 has seen little training, v1.1.0 more, v1.2.0 most, and that on another split of the data.
+    """
+    project = Project(tmp_path_factory.mktemp("registry") / "project")
+    for key, value in IDENTITY.items():
+        project.git("config", f"user.{key.lower()}", value)
+    remote = tmp_path_factory.mktemp("remote")
+    assert project.dvc("remote", "add", "--default", "store", str(remote)).returncode == 0
+    changes = [{}, {"steps: 20": "steps: 80"}, {"steps: 80": "steps: 160", "split_seed: 0": "split_seed: 1"}]
+    for change in changes:
+        project.edit("params.yaml", **change)
+        result = project.dvc("repro")
+        assert result.returncode == 0, result.stdout + result.stderr
+        project.git("add", "--all")
+        project.git("commit", "--quiet", "--message=Reproduce")
+        assert project.dvc("push").returncode == 0
+        add_version(project.folder, "HEAD", "Retrained")
+    return project
+
+
+@pytest.fixture
+def copied(registry: Project, tmp_path: Path) -> Project:
+    """That project in a folder of the test's own."""
+    return registry.copy(tmp_path / "project")

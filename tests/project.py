@@ -1,17 +1,23 @@
 """A copy of this project in a temporary folder, for tests that run its commands as a user does."""
 
+import json
 import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+from ruamel.yaml import YAML
+
 ROOT = Path(__file__).parents[1]
 TINY_PARAMS = {
-    "width: 48": "width: 8",
+    "width: 32": "width: 8",
     "blocks: 4": "blocks: 1",
+    "schedule: learned_monotone": "schedule: learned_linear",
+    "dropout: 0.05": "dropout: 0.0",
+    "num_devices: 2": "num_devices: 1",
     "norm_groups: 8": "norm_groups: 4",
-    "steps: 2400": "steps: 20",
+    "steps: 2600": "steps: 20",
     "log_every: 50": "log_every: 5",
     "times_per_image: 32": "times_per_image: 2",
     "num_timesteps: 250": "num_timesteps: 5",
@@ -40,6 +46,13 @@ class Project:
         self.git("init", "--quiet", "--initial-branch=main")
         self.git("add", "--all")
         self.git("commit", "--quiet", "--message=Start")
+
+    def copy(self, folder: Path) -> "Project":
+        """The same repository with its cache in another folder, to be changed at will, and nothing fetched yet."""
+        shutil.copytree(self.folder, folder, symlinks=True, ignore=shutil.ignore_patterns(".vdm"))
+        copied = object.__new__(Project)
+        copied.folder = folder
+        return copied
 
     def edit(self, name: str, **replacements: str) -> None:
         """Replace texts in a file; each must be there."""
@@ -73,6 +86,23 @@ class Project:
     def vdmctl(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """Run vdmctl from this folder's code."""
         return self.run(sys.executable, "-m", "flows.cli", *arguments)
+
+
+def one_line(result: subprocess.CompletedProcess[str]) -> str:
+    """The only line on stderr."""
+    lines = result.stderr.splitlines()
+    assert len(lines) == 1, result.stderr
+    return lines[0]
+
+
+def cached(project: Project, output: str, place: str, version: str) -> Path:
+    """Where the cache keeps a file of an output, found without the code under test."""
+    lock = YAML(typ="safe").load(project.git("show", f"vdm@{version}:dvc.lock"))
+    outs = [out for stage in lock["stages"].values() for out in stage["outs"] if out["path"] == output]
+    folder = project.folder / ".dvc" / "cache" / "files" / "md5"
+    listing = json.loads((folder / outs[0]["md5"][:2] / outs[0]["md5"][2:]).read_text())
+    (md5,) = [entry["md5"] for entry in listing if entry["relpath"] == place]
+    return folder / md5[:2] / md5[2:]
 
 
 IDENTITY = {"NAME": "Test", "EMAIL": "test@example.org"}

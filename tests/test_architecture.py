@@ -118,7 +118,7 @@ def parameter_sections(module: ModuleType, function: str) -> list[str]:
 def test_the_flow_runs_the_graph_of_dvc() -> None:
     from flows.train_vdm import stages
 
-    order = stages()
+    order = stages(ROOT)
     assert sorted(order) == sorted(STAGES)
     producers = {out: name for name in STAGES for out in outputs(name)}
     for position, name in enumerate(order):

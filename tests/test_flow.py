@@ -1,100 +1,25 @@
-"""The flow under a real Prefect server and a real process worker, on a loopback port."""
+"""The retraining loop under a real Prefect server and worker, with a git remote and a DVC remote."""
 
-import json
 import os
+import re
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
-import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from project import Project
+from plant import Plant, trainers, wait_until
 
+from flows.errors import Exit
 
-class Plant:
-    """A project with a Prefect server, and with a worker that runs its deployment."""
-
-    def __init__(self, folder: Path) -> None:
-        self.project = Project(folder / "project")
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
-        self.environment = self.project.environment | {
-            "PREFECT_HOME": str(folder / "prefect"),
-            "PREFECT_API_URL": f"http://127.0.0.1:{port}/api",
-            "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-            "PREFECT_CLI_PROMPT": "false",
-        }
-        self.log = (folder / "log").open("w+")
-        self.processes = [self.start("server", "start", "--host", "127.0.0.1", "--port", str(port))]
-        wait_until(lambda: answers(f"http://127.0.0.1:{port}/api/health"), 60)
-
-    def command(self, *arguments: str) -> list[str]:
-        return [sys.executable, "-m", "prefect", *arguments]
-
-    def start(self, *arguments: str) -> subprocess.Popen[str]:
-        return subprocess.Popen(
-            self.command(*arguments),
-            cwd=self.project.folder,
-            env=self.environment,
-            stdout=self.log,
-            stderr=subprocess.STDOUT,
-            text=True,
-            start_new_session=True,
-        )
-
-    def prefect(self, *arguments: str) -> str:
-        """Run a command of Prefect's that must succeed."""
-        result = subprocess.run(
-            self.command(*arguments),
-            cwd=self.project.folder,
-            env=self.environment,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert result.returncode == 0, result.stdout + result.stderr
-        return result.stdout
-
-    def api(self, path: str, **body: object) -> list[dict[str, object]]:
-        """Post to the server's API."""
-        request = urllib.request.Request(
-            f"{self.environment['PREFECT_API_URL']}/{path}",
-            data=json.dumps(body).encode(),
-            headers={"Content-Type": "application/json"},
-        )
-        with urllib.request.urlopen(request) as response:
-            return json.load(response)  # type: ignore[no-any-return]
-
-    def stop(self) -> None:
-        for process in reversed(self.processes):
-            os.killpg(process.pid, signal.SIGINT)
-        for process in self.processes:
-            try:
-                process.wait(20)
-            except subprocess.TimeoutExpired:
-                os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
-        self.log.close()
-
-
-def answers(url: str) -> bool:
-    try:
-        with urllib.request.urlopen(url, timeout=2):
-            return True
-    except OSError:
-        return False
-
-
-def wait_until(condition: Callable[[], bool], seconds: float) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "waited too long"
-        time.sleep(0.2)
+STAGES = ["download", "validate", "train", "register", "evaluate", "sample"]
+# A run that is long enough to be stopped, and that is soon over when it is continued.
+LONG = {"train.steps": 800, "train.checkpoint_every_steps": 50, "train.log_every": 100}
 
 
 @pytest.fixture(scope="module")
@@ -103,91 +28,267 @@ def plant(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Plant]:
     (folder / "project").mkdir()
     plant = Plant(folder)
     try:
-        plant.prefect("work-pool", "create", "vdm", "--type", "process")
-        plant.prefect("deploy", "--all")
-        plant.processes.append(plant.start("worker", "start", "--pool", "vdm"))
         yield plant
     finally:
         plant.stop()
 
 
-def run_deployment(plant: Plant) -> tuple[dict[str, object], list[dict[str, object]], str]:
-    """The flow run, its task runs in order, and the text of its log."""
-    result = subprocess.run(
-        plant.command("deployment", "run", "train-vdm/train-vdm", "--watch"),
-        cwd=plant.project.folder,
-        env=plant.environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    runs = plant.api("flow_runs/filter", sort="START_TIME_DESC", limit=1)
-    assert runs, result.stdout + result.stderr
-    chosen = {"flow_runs": {"id": {"any_": [runs[0]["id"]]}}}
-    tasks = plant.api("task_runs/filter", sort="EXPECTED_START_TIME_ASC", **chosen)
-    logs: list[dict[str, object]] = []
-
-    def read_logs() -> bool:
-        # Log lines are sent in batches; the last one may come after the run has ended.
-        logs[:] = plant.api("logs/filter", logs={"flow_run_id": {"any_": [runs[0]["id"]]}}, limit=200)
-        return any("Finished in state" in str(line["message"]) for line in logs)
-
-    wait_until(read_logs, 30)
-    return runs[0], tasks, "\n".join(str(line["message"]) for line in logs)
+def tasks(plant: Plant, run: str) -> dict[str, str]:
+    chosen = {"flow_runs": {"id": {"any_": [run]}}}
+    listed = plant.api("task_runs/filter", sort="EXPECTED_START_TIME_ASC", **chosen)
+    return {task["name"]: task["state_type"] for task in listed}
 
 
-def test_the_deployment_runs_every_stage_then_nothing_then_says_why_it_failed(plant: Plant) -> None:
-    run, tasks, log = run_deployment(plant)
-    assert run["state_type"] == "COMPLETED"
-    names = ["download", "validate", "train", "register", "evaluate", "sample"]
-    assert [task["name"] for task in tasks] == names
-    assert {task["state_type"] for task in tasks} == {"COMPLETED"}
-    assert (plant.project.folder / "models" / "vdm" / "weights.safetensors").is_file()
-    assert "Running stage 'train'" in log
-    assert "step 20:" in log
+def wait_for_state(plant: Plant, step: int) -> None:
+    """Until the trainer has saved a state at or after that step."""
+    states = plant.project.folder / ".vdm" / "runs"
 
-    run, tasks, log = run_deployment(plant)
-    assert run["state_type"] == "COMPLETED"
-    assert log.count("didn't change, skipping") == len(names)
+    def saved() -> bool:
+        return any(int(path.stem.removeprefix("step-")) >= step for path in states.glob("*/step-*.state"))
 
-    plant.project.edit("params.yaml", **{"steps: 20": "steps: 0"})
-    run, tasks, log = run_deployment(plant)
-    assert run["state_type"] == "FAILED"
-    assert [task["state_type"] for task in tasks] == ["COMPLETED", "COMPLETED", "FAILED"]
-    assert "stage train failed: params.yaml:" in log
-    assert "train.steps: input should be greater than or equal to 1, got 0" in log
+    wait_until(saved, 60, plant.log)
 
 
-def test_a_flow_that_is_stopped_leaves_no_trainer(plant: Plant) -> None:
+def test_a_run_leaves_a_commit_on_its_branch_and_the_checkout_alone(plant: Plant) -> None:
     project = plant.project
-    project.git("checkout", "--quiet", "params.yaml")
-    project.edit("params.yaml", **{"steps: 20": "steps: 100000"})
-    process = subprocess.Popen(
-        [sys.executable, "-m", "flows.train_vdm"],
-        cwd=project.folder,
-        env=plant.environment,
-        stdout=plant.log,
-        stderr=subprocess.STDOUT,
-        start_new_session=True,
+    (project.folder / "README.md").write_text("work in progress")
+    project.git("add", "README.md")
+    (project.folder / "README.md").write_text("and more of it")
+    before = project.git("status", "--porcelain"), project.git("rev-parse", "HEAD"), project.git("write-tree")
+
+    run = plant.retrain("train-vdm")
+    state, message = plant.finish(run)
+    assert state == "COMPLETED", message
+    assert "vdm@v1.0.0" in message
+    assert "promoted as vdm#champion#1" in message
+    assert list(tasks(plant, run))[:6] == STAGES
+    assert set(tasks(plant, run).values()) == {"COMPLETED"}
+    log = plant.logged(run)
+    assert "has uncommitted changes, which are no part of this run" in log
+    assert "step 20:" in log
+    assert before == (project.git("status", "--porcelain"), project.git("rev-parse", "HEAD"), project.git("write-tree"))
+    assert not (project.folder / "models" / "vdm").exists()
+
+    (branch,) = plant.branches()
+    changed = project.git("diff", "--name-only", f"main...{branch}").split()
+    assert {"dvc.lock", "reports/evaluation/metrics.json", "reports/card.md"} <= set(changed)
+    assert "README.md" not in changed
+    assert project.git("rev-list", "--count", f"main..{branch}").strip() == "1"
+    assert plant.worktrees() == []
+    kinds = {each["type"] for each in plant.api("artifacts/filter", sort="CREATED_DESC", limit=50)}
+    assert {"progress", "image", "markdown", "table"} <= kinds
+
+    for link in plant.api("artifacts/filter", artifacts={"key": {"any_": ["model-card", "data-docs"]}}):
+        (address,) = re.findall(r"\((file:[^)]+)\)", link["data"])
+        assert Path(address.removeprefix("file://")).is_file()  # also now that the worktree is gone
+
+    begin = time.monotonic()
+    state, message = plant.finish(plant.retrain("train-vdm/train-vdm"))
+    assert (state, message[:13]) == ("COMPLETED", "nothing to do")
+    assert time.monotonic() - begin < 60
+    assert plant.branches() == [branch]
+    project.git("checkout", "--quiet", "--force", "main", "--", "README.md")
+
+
+@pytest.mark.parametrize(
+    ("parameters", "message"),
+    [
+        ({"preset": "digit"}, "no preset 'digit' in the commit that is checked out: cifar10, cifar10_aug, digits"),
+        ({"overrides": {"train.stepz": 5}}, "override train.stepz is not a known parameter"),
+        ({"overrides": {"train.steps": 0}}, "train.steps: input should be greater than or equal to 1, got 0"),
+    ],
+)
+def test_wrong_parameters_fail_before_anything_starts(
+    plant: Plant, parameters: dict[str, object], message: str
+) -> None:
+    state, told = plant.finish(plant.retrain(**parameters))
+    assert state == "FAILED"
+    assert message in told
+    assert "\n" not in told
+    assert plant.worktrees() == []
+
+
+def test_the_code_that_runs_is_that_of_the_commit(plant: Plant) -> None:
+    """Neither the uncommitted code of the checkout nor the installed package."""
+    project = plant.project
+    project.edit("flows/stages/sample.py", **{'log.info("%d samples in': 'log.info("COMMITTED %d samples in'})
+    project.git("commit", "--quiet", "--all", "--message=Other code")
+    project.edit("flows/stages/sample.py", **{"COMMITTED": "UNCOMMITTED"})
+    project.git("checkout", "--quiet", "--detach")
+    run = plant.retrain()
+    assert plant.finish(run)[0] == "COMPLETED"
+    project.git("checkout", "--quiet", "main")
+    log = plant.logged(run)
+    assert "has no branch checked out; the run starts from its commit" in log
+    assert "COMMITTED 4 samples" in log
+    assert "UNCOMMITTED" not in log
+    project.git("checkout", "--quiet", "flows/stages/sample.py")
+
+
+def test_a_cancelled_run_is_continued_by_the_next(plant: Plant) -> None:
+    run = plant.retrain(overrides=LONG)
+    wait_for_state(plant, 100)
+    assert len(trainers(plant.project.folder)) == 1
+    second = plant.retrain(overrides=LONG)
+    assert plant.finish(second)[0] == "CANCELLED"  # one at a time: the newcomer gives way
+    assert plant.run("flow-run", "cancel", run).returncode == 0
+    assert plant.finish(run)[0] == "CANCELLED"
+    wait_until(lambda: trainers(plant.project.folder) == [], 30)
+
+    third = plant.retrain(overrides=LONG)
+    state, message = plant.finish(third)
+    assert state == "COMPLETED"
+    assert "promoted as vdm#champion#2: " in message  # it learned longer than the first
+    assert "continuing from step" in plant.logged(third)
+    assert plant.worktrees() == []
+
+
+def test_a_killed_engine_leaves_no_second_trainer_and_its_result_is_taken_over(plant: Plant) -> None:
+    overrides = LONG | {"train.seed": 1}
+    command = [sys.executable, "-c", f"from flows.train_vdm import train_vdm; train_vdm(overrides={overrides})"]
+    engine = subprocess.Popen(
+        command, cwd=plant.project.folder, env=plant.environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
-    curves = project.folder / "reports" / "training" / "curves.csv"
-    curves.unlink(missing_ok=True)
-    wait_until(lambda: curves.is_file() and curves.stat().st_size > 100, 60)
-    assert trainers(project.folder)
-    process.send_signal(signal.SIGINT)
-    process.wait(60)
-    assert trainers(project.folder) == []
-    project.git("checkout", "--quiet", "params.yaml")
+    wait_for_state(plant, 100)
+    engine.kill()
+    engine.wait()
+    (orphan,) = trainers(plant.project.folder)
+    os.kill(orphan, signal.SIGSTOP)
+    met = plant.retrain(overrides=overrides)
+    state, message = plant.finish(met)
+    os.kill(orphan, signal.SIGCONT)
+    assert state == "FAILED"
+    assert f"stage train failed: cpu is busy: process {orphan} in" in message
+    wait_until(lambda: trainers(plant.project.folder) == [], 120)
+    wait_until(lambda: not orphans(plant), 60)
+
+    after = plant.retrain(overrides=overrides)
+    assert plant.finish(after)[0] == "COMPLETED"
+    log = plant.logged(after)
+    assert "Stage 'train' is cached - skipping run" in log or "continuing from step" in log
+    assert plant.worktrees() == []
 
 
-def trainers(folder: Path) -> list[int]:
-    """Processes that train in that folder."""
+def orphans(plant: Plant) -> list[Path]:
+    """The processes that still work in a run's worktree."""
+    folder = plant.project.folder / ".vdm" / "worktrees"
     found = []
-    for entry in Path("/proc").iterdir():
+    for entry in Path("/proc").glob("[0-9]*"):
         try:
-            command = (entry / "cmdline").read_bytes().split(b"\0")
-            if b"flows.cli" in command and (entry / "cwd").resolve() == folder.resolve():
-                found.append(int(entry.name))
-        except (OSError, ValueError):
+            if (entry / "cwd").resolve().is_relative_to(folder):
+                found.append(entry)
+        except OSError:
             continue
     return found
+
+
+def test_an_interrupted_publication_is_completed_by_the_next_run(plant: Plant) -> None:
+    hook = plant.remote / "hooks" / "update"
+    hook.write_text('#!/bin/sh\ncase "$1" in refs/tags/*) echo no tags today >&2; exit 1;; esac\n')
+    hook.chmod(0o755)
+    run = plant.retrain(overrides={"train.seed": 2}, publish=True)
+    state, message = plant.finish(run, 300)
+    assert "does not surely improve by more than" in plant.logged(run)  # 20 steps against 800
+    assert state == "FAILED"
+    assert "the next run publishes again" in message
+    assert plant.project.git("ls-remote", "--tags", "origin") == ""  # bytes and commits first
+    hook.unlink()
+    state, message = plant.finish(plant.retrain(overrides={"train.seed": 2}, publish=True))
+    assert (state, message[:13]) == ("COMPLETED", "nothing to do")
+    there = plant.project.git("ls-remote", "--tags", "--refs", "origin").split()[1::2]
+    assert sorted(there) == sorted(f"refs/tags/{tag}" for tag in plant.project.git("tag").split())
+    assert any((plant.remote.parent / "storage").rglob("*"))
+
+
+def test_the_schedule_starts_runs_when_it_is_switched_on(plant: Plant) -> None:
+    name = "train-vdm/weekly"
+    assert plant.run("deployment", "schedule", "create", name, "--interval", "5").returncode == 0
+    deployment = plant.api("deployments/name/" + name)
+    assert [each["active"] for each in deployment["schedules"]].count(True) == 1  # the weekly one is off
+
+    def scheduled() -> bool:
+        chosen = {"deployment_id": {"any_": [deployment["id"]]}, "state": {"type": {"any_": ["COMPLETED"]}}}
+        return bool(plant.api("flow_runs/filter", flow_runs=chosen))
+
+    wait_until(scheduled, 90, plant.log)
+    assert plant.run("deployment", "schedule", "clear", name, "--accept-yes").returncode == 0
+
+
+def test_an_unknown_or_ambiguous_bare_name_is_one_line(plant: Plant) -> None:
+    result = plant.run("deployment", "run", "train-vdn")
+    assert result.returncode == 1
+    assert result.stderr.strip() == "no single deployment is called 'train-vdn'; `prefect deployment ls` lists them"
+    other = "from prefect import flow\n\n\n@flow\ndef other():\n    pass\n"
+    (plant.project.folder / "other.py").write_text(other)
+    deployed = plant.run("--no-prompt", "deploy", "other.py:other", "--name", "train-vdm", "--pool", "vdm")
+    assert deployed.returncode == 0, deployed.stdout + deployed.stderr
+    result = plant.run("deployment", "run", "train-vdm")
+    assert result.returncode == 1
+    assert "2 deployments have it: other/train-vdm, train-vdm/train-vdm" in result.stderr
+    assert plant.run("deployment", "delete", "other/train-vdm").returncode == 0
+    (plant.project.folder / "other.py").unlink()
+
+
+def test_a_run_without_a_git_identity_says_so(plant: Plant) -> None:
+    nobody = {key: value for key, value in plant.environment.items() if not key.startswith("GIT_")}
+    nobody |= {"GIT_CONFIG_GLOBAL": "/dev/null", "GIT_CONFIG_SYSTEM": "/dev/null", "EMAIL": ""}
+    result = subprocess.run(
+        [sys.executable, "-m", "flows.train_vdm"],
+        cwd=plant.project.folder,
+        env=nobody,
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == Exit.USAGE, result.stderr
+    assert "a commit needs a git identity: `git config user.name NAME`" in result.stderr
+
+
+@pytest.fixture
+def database(tmp_path: Path) -> Iterator[str]:
+    """A PostgreSQL server of Debian's package on a loopback port: its address for Prefect."""
+    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/pg_ctl"))
+    if not found or os.getuid() != 0:
+        pytest.skip("needs Debian's postgresql, and root to run it as its own user")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    folder = Path(tempfile.mkdtemp(prefix="vdm-postgresql-"))
+    shutil.chown(folder, "postgres", "postgres")
+
+    def control(*arguments: str) -> None:
+        command = ["runuser", "-u", "postgres", "--", str(found[-1]), "--pgdata", str(folder / "data"), *arguments]
+        subprocess.run(command, check=True, cwd=folder, stdout=subprocess.DEVNULL)
+
+    control("init", "--options=--auth=trust")
+    control("start", "--wait", f"--log={folder}/log", f"--options=-p {port} -c listen_addresses=127.0.0.1 -k {folder}")
+    try:
+        yield f"postgresql+asyncpg://postgres@127.0.0.1:{port}/postgres"
+    finally:
+        control("stop", "--mode=immediate")
+        shutil.rmtree(folder)
+
+
+def test_the_loop_runs_on_postgresql(database: str, tmp_path: Path) -> None:
+    (tmp_path / "project").mkdir()
+    plant = Plant(tmp_path, PREFECT_SERVER_DATABASE_CONNECTION_URL=database)
+    try:
+        state, message = plant.finish(plant.retrain())
+        assert state == "COMPLETED", message
+        assert not (tmp_path / "prefect" / "prefect.db").exists()
+    finally:
+        plant.stop()
+
+
+def test_ctrl_c_stops_everything_and_leaves_nothing_behind(plant: Plant) -> None:
+    """While a run trains; its state is saved.  Last in the file: it ends the plant."""
+    run = plant.retrain(overrides=LONG | {"train.steps": 100_000})
+    wait_for_state(plant, 100)
+    assert plant.read(run)["state"]["type"] == "RUNNING"
+    output = plant.stop()
+    assert plant.process.returncode == 0
+    assert output.rstrip().splitlines()[-1]
+    assert trainers(plant.project.folder) == []
+    assert orphans(plant) == []
+    left = subprocess.run(["pgrep", "--full", str(plant.port)], capture_output=True, text=True)
+    assert left.stdout == ""
+    assert any((plant.project.folder / ".vdm" / "runs").glob("*/step-*.state"))

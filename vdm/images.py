@@ -118,9 +118,10 @@ def is_count(value: Any) -> bool:
 
 
 def load_array(path: Path) -> np.ndarray:
-    """The array at `path`, mapped read-only.  Raises ImageSetError."""
+    """The array at `path`, mapped into memory.  Raises ImageSetError."""
     try:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
+        # Copy-on-write: the file cannot be changed through it, and torch takes it without a copy of its own.
+        array = np.load(path, mmap_mode="c", allow_pickle=False)
     except (EOFError, OSError, ValueError) as error:
         raise ImageSetError(f"{path}: missing or damaged: {error}") from error
     if array.ndim == 0 or array.dtype.kind not in "buif":

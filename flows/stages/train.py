@@ -11,7 +11,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 
 from flows.device import find_compile, find_devices, find_precision
@@ -80,7 +79,7 @@ def train_here(model: "Model", train: "Train", *, images: Path, out: Path, curve
                     folder.mkdir(parents=True, exist_ok=True)
         if len(set(gather(digest))) > 1:
             raise UserError("the machines differ in parameters, data or code; make them the same", Exit.USAGE)
-        trainer = build(config, arguments, torch.from_numpy(np.array(image_set.train)).to(device))
+        trainer = build(config, arguments, torch.from_numpy(image_set.train).to(device))
         if state := from_first(run.newest() if is_first() else None):
             trainer.load_state(state)
             log.info("continuing from step %d of %d", trainer.done, trainer.steps)

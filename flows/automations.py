@@ -1,0 +1,45 @@
+"""What Prefect does by itself about runs that crashed or hang."""
+
+from datetime import timedelta
+
+from prefect.automations import Automation
+from prefect.client.schemas.objects import StateType
+from prefect.events.actions import ChangeFlowRunState
+from prefect.events.schemas.automations import EventTrigger, Posture
+
+TERMINAL = {f"prefect.flow-run.{state}" for state in ("Completed", "Failed", "Cancelled", "Crashed")}
+
+
+def silent_runs() -> Automation:
+    """A run whose process no longer gives a heartbeat is marked as crashed, which makes room for the next one."""
+    return Automation(
+        name="vdm: crashed or stuck runs",
+        description="A run of train-vdm without a heartbeat for two minutes is marked as crashed.",
+        trigger=EventTrigger(
+            after={"prefect.flow-run.heartbeat"},
+            expect={"prefect.flow-run.heartbeat", *TERMINAL},
+            match={"prefect.resource.id": ["prefect.flow-run.*"]},
+            match_related={"prefect.resource.role": "flow", "prefect.resource.name": "train-vdm"},
+            for_each={"prefect.resource.id"},
+            posture=Posture.Proactive,
+            threshold=1,
+            within=timedelta(minutes=2),
+        ),
+        actions=[
+            ChangeFlowRunState(
+                name=None,
+                state=StateType.CRASHED,
+                force=True,
+                message="No heartbeat for two minutes; the next run continues from the last saved state.",
+            )
+        ],
+    )
+
+
+def install() -> None:
+    """Create the automations that the server does not have yet."""
+    wanted = silent_runs()
+    try:
+        Automation.read(name=wanted.name)  # type: ignore[unused-coroutine]  # not one outside an event loop
+    except ValueError:
+        wanted.create()

@@ -1,0 +1,127 @@
+"""git, asked in as few processes as possible: a listing of a hundred versions starts two."""
+
+import fcntl
+import os
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+from flows.errors import Exit, UserError
+
+# Subject and body, since the whole of the contents would hold a signature, too.
+FIELDS = "".join(
+    f"%({field})%00"
+    for field in (
+        "refname:strip=2",
+        "objecttype",
+        "*objectname",
+        "taggerdate:iso-strict",
+        "contents:subject",
+        "contents:body",
+    )
+)
+
+
+class Tag(NamedTuple):
+    """An annotated tag: its name, its commit, when it was made (ISO 8601), its message."""
+
+    name: str
+    commit: str
+    created: str
+    message: str
+
+
+class Identity(NamedTuple):
+    """Who makes a tag."""
+
+    name: str
+    email: str
+
+
+def git(root: Path, *arguments: str, stdin: bytes | None = None) -> bytes:
+    """What a git command prints.  Raises UserError (exit 5) with git's own reason."""
+    try:
+        result = subprocess.run(["git", *arguments], cwd=root, input=stdin, capture_output=True)
+    except FileNotFoundError as error:
+        raise UserError(f"git in {root}: {error.strerror}", Exit.MISSING) from error
+    if result.returncode != 0:
+        reason = result.stderr.decode(errors="replace").strip().splitlines() or ["it gives no reason"]
+        raise UserError(f"git {arguments[0]} in {root.absolute()}: {reason[-1]}", Exit.MISSING)
+    return result.stdout
+
+
+def git_text(root: Path, *arguments: str) -> str:
+    """What a git command prints, as text without the space around it."""
+    return git(root, *arguments).decode(errors="replace").strip()
+
+
+def annotated_tags(root: Path, prefix: str) -> list[Tag]:
+    """The annotated tags whose names start with the prefix.  Lightweight tags are left out, as GTO does."""
+    output = git(root, "for-each-ref", f"--format={FIELDS}", f"refs/tags/{prefix}*").decode(errors="replace")
+    # A message has lines of its own, so records end after the sixth field, not at the end of a line.
+    fields = output.split("\0")[:-1]
+    records = [fields[start : start + 6] for start in range(0, len(fields), 6)]
+    return [
+        Tag(name.lstrip("\n"), commit, created, f"{subject}\n\n{body}".strip())
+        for name, kind, commit, created, subject, body in records
+        if kind == "tag"
+    ]
+
+
+def tag_exists(root: Path, name: str) -> bool:
+    """Whether there is a tag of that name, of either kind."""
+    return bool(git(root, "for-each-ref", f"refs/tags/{name}"))
+
+
+def commit_of(root: Path, revision: str) -> str:
+    """The full name of a commit.  Raises UserError (exit 5)."""
+    try:
+        return git(root, "rev-parse", "--verify", "--quiet", f"{revision}^{{commit}}").decode().strip()
+    except UserError as error:
+        raise UserError(f"{revision}: git knows no such commit", Exit.MISSING) from error
+
+
+def contents(root: Path, names: list[str]) -> dict[str, bytes | None]:
+    """The files named `COMMIT:PATH`, None for one that is not there; one process for all of them."""
+    output = git(root, "cat-file", "--batch", stdin="".join(f"{name}\n" for name in names).encode())
+    found: dict[str, bytes | None] = {}
+    position = 0
+    for name in names:
+        end = output.index(b"\n", position)
+        header, position = output[position:end].split(), end + 1
+        if header[-1].isdigit():
+            size = int(header[-1])
+            found[name] = output[position : position + size]
+            position += size + 1
+        else:
+            found[name] = None
+    return found
+
+
+def identity(root: Path) -> Identity:
+    """The committer.  Raises UserError (exit 2) when git has been told none; a guessed one is none."""
+    try:
+        line = git(root, "-c", "user.useConfigOnly=true", "var", "GIT_COMMITTER_IDENT").decode()
+    except UserError as error:
+        raise UserError(
+            "a commit needs a git identity: `git config user.name NAME` and `git config user.email ADDRESS`", Exit.USAGE
+        ) from error
+    name, _, rest = line.rpartition("<")
+    return Identity(name.strip(), rest.partition(">")[0])
+
+
+@contextmanager
+def locked(root: Path) -> Iterator[None]:
+    """Hold the registry, waiting until nobody else does.
+
+    One lock for all worktrees, which share their tags; the kernel's, so that it goes when its process goes.
+    """
+    folder = git(root, "rev-parse", "--path-format=absolute", "--git-common-dir").decode().rstrip("\n")
+    descriptor = os.open(Path(folder) / "vdm-registry.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,120 @@
+"""Where a version comes from: tag -> commit -> dvc.lock at that commit -> data, parameters, code, outputs.
+
+Everything is read from git; the bytes that the digests describe are `flows.storage`'s business.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from flows.errors import Exit, UserError
+from flows.git import annotated_tags, contents
+from flows.params import plain
+from flows.registry import CHAMPION_TAG, MODEL, Version, evidence_of
+
+LOCK, GRAPH = "dvc.lock", "dvc.yaml"
+IMAGES, VALIDATION = "data/images", "reports/validation/validation.json"
+
+
+class Lock(NamedTuple):
+    """A dvc.lock: md5 digests by path, `.dir` at the end of a folder's, and parameters by section."""
+
+    outputs: dict[str, str]
+    dependencies: dict[str, set[str]]
+    parameters: dict[str, Any]
+    repeated: set[str]
+
+    @property
+    def code(self) -> dict[str, str]:
+        """The dependencies that no stage makes."""
+        return {path: min(digests) for path, digests in self.dependencies.items() if path not in self.outputs}
+
+    @property
+    def contradictions(self) -> list[str]:
+        """Paths and sections for which two stages saw different things, or that were made with another content."""
+        seen = {path: digests | {self.outputs.get(path, min(digests))} for path, digests in self.dependencies.items()}
+        return sorted({path for path, digests in seen.items() if len(digests) > 1} | self.repeated)
+
+
+def read_lock(root: Path, version: Version) -> Lock:
+    """The dvc.lock of a version's commit.  Raises UserError (exit 5)."""
+    name = f"{version.commit}:{LOCK}"
+    content = contents(root, [name])[name]
+    if content is None:
+        raise UserError(f"{version.name}: commit {version.commit[:12]} has no {LOCK}", Exit.MISSING)
+    lock = Lock({}, {}, {}, set())
+    try:
+        for stage in parse(content)["stages"].values():
+            lock.outputs.update({out["path"]: str(out["md5"]) for out in stage.get("outs", [])})
+            for dependency in stage.get("deps", []):
+                lock.dependencies.setdefault(dependency["path"], set()).add(str(dependency["md5"]))
+            for section, values in stage.get("params", {}).get("params.yaml", {}).items():
+                if lock.parameters.setdefault(section, values) != values:
+                    lock.repeated.add(section)
+    except (YAMLError, LookupError, TypeError, AttributeError, ValueError) as error:
+        raise UserError(f"{version.name}: {LOCK} at {version.commit[:12]} is damaged", Exit.MISSING) from error
+    return lock
+
+
+def model_path(root: Path, version: Version) -> str:
+    """The folder that dvc.yaml at the version's commit declares as the artifact.  Raises UserError (exit 5)."""
+    name = f"{version.commit}:{GRAPH}"
+    try:
+        return str(parse(contents(root, [name])[name] or b"")["artifacts"][MODEL]["path"])
+    except (YAMLError, LookupError, TypeError) as error:
+        raise UserError(f"{version.name}: its {GRAPH} declares no artifact {MODEL}", Exit.MISSING) from error
+
+
+def parse(content: bytes) -> Any:
+    """YAML as DVC reads it, in plain values."""
+    return plain(YAML(typ="rt").load(content))
+
+
+def lineage(root: Path, version: Version) -> dict[str, Any]:
+    """The chain from the tag to every digest, for `--json`.  Raises UserError (exit 5)."""
+    lock = read_lock(root, version)
+    promotions = [
+        {"tag": tag.name, "created": tag.created, "evidence": evidence_of(tag.message)}
+        for tag in annotated_tags(root, f"{MODEL}#")
+        if tag.commit == version.commit and CHAMPION_TAG.fullmatch(tag.name)
+    ]
+    return {
+        "version": version.name,
+        "created": version.created,
+        "message": version.message,
+        "stages": list(version.stages),
+        "commit": version.commit,
+        "parameters": lock.parameters,
+        "data": {
+            "path": IMAGES,
+            "md5": lock.outputs.get(IMAGES),
+            "sha256": version.metrics.get("data_sha256"),
+        },
+        "validation": {"path": VALIDATION, "md5": lock.outputs.get(VALIDATION)},
+        "code": lock.code,
+        "outputs": lock.outputs,
+        "metrics": version.metrics,
+        "promotions": promotions,
+    }
+
+
+def describe(chain: Mapping[str, Any]) -> str:
+    """A lineage for people: one line a link, indented under what it belongs to."""
+    lines = [f"tag         {chain['version']} {chain['created']} {' '.join(chain['stages'])}".rstrip()]
+    lines += [f"commit      {chain['commit']}", "parameters"]
+    for section, values in chain["parameters"].items():
+        shown = ", ".join(f"{key} {'null' if value is None else value}" for key, value in values.items())
+        lines.append(f"  {section}: {shown}")
+    data, validation = chain["data"], chain["validation"]
+    lines += [f"data        {data['path']} md5 {data['md5']}", f"            sha256 {data['sha256']}"]
+    lines += [f"validation  {validation['path']} md5 {validation['md5']}"]
+    for title in ("code", "outputs"):
+        width = max(map(len, chain[title]), default=0)
+        lines += [title, *(f"  {path:{width}}  {md5}" for path, md5 in sorted(chain[title].items()))]
+    for promotion in chain["promotions"]:
+        reason = promotion["evidence"].get("reason", "made by hand")
+        lines.append(f"champion    {promotion['tag']} {promotion['created']}: {reason}")
+    return "\n".join(lines)

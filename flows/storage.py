@@ -1,0 +1,176 @@
+"""The bytes of a version: from DVC's cache or, where they are not in it, from its remote.
+
+A folder in DVC is a listing, an object of its own whose digest ends in `.dir`, and the objects that it lists.  The
+objects of a version are asked for by the digests of dvc.lock at its commit, with the remote and cache configured now:
+what was configured at the time of an old commit may be gone.
+"""
+
+import hashlib
+import json
+import logging
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from dvc.config import NoRemoteError
+from dvc.exceptions import DvcException
+from dvc.repo import Repo
+from dvc_data.hashfile.hash_info import HashInfo
+
+from flows.errors import Exit, NetworkError, UserError
+from flows.lineage import model_path, read_lock
+from flows.registry import Version, resolve
+
+FETCHED = Path(".vdm/models")
+
+
+class Stored(NamedTuple):
+    """A file in DVC's cache: its place in the output ('' for an output that is a file), the cache's file, its md5."""
+
+    place: str
+    cached: Path
+    md5: str
+
+
+def locate(root: Path, reference: str) -> Path:
+    """The folder of the version that the reference means, fetched.  Raises UserError."""
+    return fetch(root, resolve(root, reference))
+
+
+def fetch(root: Path, version: Version, path: str | None = None) -> Path:
+    """The version's model, or another folder among its outputs, in `.vdm/models/<md5>`: whole or not there.
+
+    Raises UserError (exit 5) when bytes are neither in the cache nor in the remote, or are damaged.
+    """
+    model = model_path(root, version)
+    path = path or model
+    digest = read_lock(root, version).outputs.get(path)
+    if digest is None or not digest.endswith(".dir"):
+        raise UserError(f"{version.name}: its dvc.lock has no folder {path}", Exit.MISSING)
+    folder = root / FETCHED / digest.removesuffix(".dir")
+    if not folder.is_dir():
+        copy(root, version, path, digest, folder)
+    if path == model and sha256_of_config(folder) != version.metrics.get("model_sha256"):
+        raise UserError(f"{folder} is not the model of {version.name}; delete it to fetch it again", Exit.MISSING)
+    return folder
+
+
+def copy(root: Path, version: Version, path: str, digest: str, folder: Path) -> None:
+    """Copy an output's files from the cache to `folder`, which appears when it is whole.  Raises UserError (exit 5)."""
+    with opened(root) as repo:
+        stored = obtain(repo, {path: digest}, f"{version.name}: ")[path]
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".") as temporary:
+        whole = Path(temporary) / "whole"
+        for file in stored:
+            (whole / file.place).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file.cached, whole / file.place)
+            check(whole / file.place, file, f"{version.name}: {path}: ")
+        try:
+            whole.rename(folder)
+        except OSError:
+            # Somebody else fetched the same bytes meanwhile.
+            if not folder.is_dir():
+                raise
+
+
+def sha256_of_config(folder: Path) -> str | None:
+    """`vdm.checkpoint.model_sha256` without torch, which would take a second; None where there is no config.json."""
+    try:
+        return hashlib.sha256((folder / "config.json").read_bytes()).hexdigest()
+    except FileNotFoundError:
+        return None
+
+
+def obtain(repo: Any, outputs: dict[str, str], subject: str = "") -> dict[str, list[Stored]]:
+    """The files of every output (path -> md5) in the cache, brought from the remote where they are missing.
+
+    Raises UserError (exit 5) naming what neither has.  The bytes are not read: see `check`.
+    """
+    place = cached_at(repo)
+    pull(repo, {digest for digest in outputs.values() if not place(digest).is_file()}, subject)
+    for path, digest in outputs.items():
+        require(repo, place(digest), f"{subject}{path}")
+    found = {path: list(files(digest, place)) for path, digest in outputs.items()}
+    # DVC takes a listing that is in the cache for a folder that is in the cache.
+    pull(repo, {file.md5 for stored in found.values() for file in stored if not file.cached.is_file()}, subject)
+    for path, stored in found.items():
+        for file in stored:
+            require(repo, file.cached, f"{subject}{path}/{file.place}".rstrip("/"))
+    return found
+
+
+def require(repo: Any, cached: Path, name: str) -> None:
+    """Raises UserError (exit 5) unless the file is in the cache after all that the remote gave."""
+    if not cached.is_file():
+        # Some kinds of remote say "not there" when they do not answer.
+        remote = repo.config["core"].get("remote")
+        raise UserError(f"{name} is not in the cache, and the remote `{remote}` does not give it", Exit.MISSING)
+
+
+def files(digest: str, place: Callable[[str], Path]) -> Iterable[Stored]:
+    """The files of an output whose listing, if it is a folder, is in the cache.  Raises UserError (exit 5)."""
+    if not digest.endswith(".dir"):
+        yield Stored("", place(digest), digest)
+        return
+    listing = place(digest)
+    check(listing, Stored("", listing, digest.removesuffix(".dir")), "")
+    for entry in json.loads(listing.read_bytes()):
+        yield Stored(entry["relpath"], place(entry["md5"]), entry["md5"])
+
+
+def check(path: Path, file: Stored, subject: str) -> None:
+    """Compare a file's bytes with the digest of what it is or was copied from.  Raises UserError (exit 5)."""
+    with path.open("rb") as content:
+        if hashlib.file_digest(content, "md5").hexdigest() != file.md5:
+            name = f"{subject}{file.place or 'the listing'}"
+            raise UserError(f"{name} is damaged in the cache; delete {file.cached} to fetch it again", Exit.MISSING)
+
+
+def pull(repo: Any, digests: set[str], subject: str) -> None:
+    """Bring objects from the default remote into the cache, as far as it has them.
+
+    Raises UserError (exit 5) without a remote, NetworkError (exit 5) when it does not answer.
+    """
+    if not digests:
+        return
+    try:
+        with quiet("dvc", "dvc_data", "dvc_objects"):
+            repo.cloud.pull([HashInfo("md5", digest) for digest in sorted(digests)])
+    except FileNotFoundError:
+        return
+    except NoRemoteError as error:
+        raise UserError(f"{subject}not in the cache, and DVC has no default remote", Exit.MISSING) from error
+    except Exception as error:  # every kind of remote has errors of its own
+        reason = str(error) or type(error).__name__
+        raise NetworkError(f"{subject}not in the cache, and the remote does not answer: {reason}") from error
+
+
+@contextmanager
+def quiet(*names: str) -> Iterator[None]:
+    """Keep loggers silent: what DVC warns of, the caller says in one line and by name."""
+    loggers = [logging.getLogger(name) for name in names]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL + 1)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+def opened(root: Path) -> Any:
+    """DVC's repository at `root`, a context manager.  Raises UserError (exit 5)."""
+    try:
+        return Repo(str(root))
+    except DvcException as error:
+        raise UserError(f"{root}: {error}", Exit.MISSING) from error
+
+
+def cached_at(repo: Any) -> Callable[[str], Path]:
+    """Where the cache keeps the object with a digest."""
+    return lambda digest: Path(repo.cache.local.oid_to_path(digest))

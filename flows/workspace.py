@@ -1,0 +1,181 @@
+"""A run's own folder: a git worktree and a branch, with DVC's cache and the saved training states in common.
+
+Nobody's checkout, index or uncommitted work is touched: a run takes the commit that is checked out in the repository,
+and leaves a commit of its own on `runs/NAME`.  The worktree goes when the run ends well; one that a failed or killed
+run left behind goes when the next run starts, if no process works in it any more.
+"""
+
+import fcntl
+import secrets
+import shutil
+import subprocess
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from io import StringIO
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, NamedTuple
+
+from dvc.config import Config
+from dvc.exceptions import DvcException
+from dvc.repo import Repo
+from ruamel.yaml import YAML
+
+from flows.errors import Exit, UserError
+from flows.git import git, git_text
+from flows.params import read_params
+from flows.processes import processes_in
+
+PREFIX = "runs/"
+RESULTS = (f"refs/heads/{PREFIX}", "refs/tags/vdm@*")
+
+
+class Workspace(NamedTuple):
+    """Where a run works: its folder, its branch, the repository it belongs to and the commit it starts from."""
+
+    folder: Path
+    branch: str
+    root: Path
+    base: str
+
+
+@contextmanager
+def workspace(root: Path, params: str) -> Iterator[Workspace]:
+    """A worktree of the commit that is checked out at `root`, with `params` as its params.yaml.
+
+    Raises UserError (exit 5) where git cannot make one.
+    """
+    name = f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
+    place = Workspace(root / ".vdm" / "worktrees" / name, PREFIX + name, root, git_text(root, "rev-parse", "HEAD"))
+    place.folder.parent.mkdir(parents=True, exist_ok=True)
+    with claimed(place.folder):
+        git_text(root, "worktree", "add", "--quiet", "-b", place.branch, str(place.folder), place.base)
+        (place.folder / ".vdm").mkdir()
+        (root / ".vdm" / "runs").mkdir(exist_ok=True)
+        (place.folder / ".vdm" / "runs").symlink_to(root / ".vdm" / "runs")
+        share_cache(root, place.folder)
+        (place.folder / "params.yaml").write_text(params)
+        yield place
+        remove(root, place.folder)
+
+
+@contextmanager
+def claimed(folder: Path) -> Iterator[bool]:
+    """Hold the folder's lock; whether it was free."""
+    with folder.with_suffix(".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+            return
+        yield True
+
+
+def prune(root: Path) -> list[str]:
+    """Remove the worktrees in which nothing works any more; returns their names."""
+    gone = []
+    for folder in sorted((root / ".vdm" / "worktrees").glob("*/")):
+        with claimed(folder) as free:
+            if free and not processes_in(folder):
+                remove(root, folder)
+                gone.append(folder.name)
+    git_text(root, "worktree", "prune")
+    return gone
+
+
+def remove(root: Path, folder: Path) -> None:
+    """Remove a worktree, and its branch unless that holds a commit of the run."""
+    subprocess.run(["git", "worktree", "remove", "--force", "--force", folder], cwd=root, capture_output=True)
+    shutil.rmtree(folder, ignore_errors=True)
+    git_text(root, "worktree", "prune")
+    folder.with_suffix(".lock").unlink(missing_ok=True)
+    branch = PREFIX + folder.name
+    subjects = subprocess.run(
+        ["git", "log", "--format=%(trailers:key=Run,valueonly)", "-1", branch], cwd=root, capture_output=True, text=True
+    )
+    if subjects.returncode == 0 and folder.name not in subjects.stdout:
+        git_text(root, "branch", "--quiet", "-D", branch)
+
+
+def share_cache(root: Path, folder: Path) -> None:
+    """Let DVC in `folder` use the cache and the remotes of the repository at `root`."""
+    ours, theirs = Config(str(root / ".dvc")), Config(str(folder / ".dvc"))
+    with theirs.edit("local") as config:
+        for section in ("remote", "core"):
+            # With paths made absolute: a remote beside the repository is not beside the worktree.
+            config[section] = dict(ours.get(section, {}))
+        with Repo(str(root)) as repo:
+            config["core"]["autostage"] = True
+            config["cache"] = {**ours.get("cache", {}), "dir": repo.cache.local.path}
+
+
+def compose_params(root: Path, preset: str | None, overrides: Mapping[str, Any]) -> str:
+    """params.yaml of a run: the committed one or a committed preset, with dotted keys replaced, checked.
+
+    Raises UserError (exit 2) for an unknown preset or key, or a value that the key does not take.
+    """
+    name = f"presets/{preset}.yaml" if preset else "params.yaml"
+    try:
+        text = git(root, "show", f"HEAD:{name}").decode()
+    except UserError as error:
+        listed = git_text(root, "ls-tree", "--name-only", "HEAD", "presets/").split()
+        known = ", ".join(sorted(Path(path).stem for path in listed))
+        raise UserError(f"no preset {preset!r} in the commit that is checked out: {known}", Exit.USAGE) from error
+    yaml = YAML(typ="rt")
+    document = yaml.load(text)
+    for key, value in overrides.items():
+        *sections, last = key.split(".")
+        node = document
+        for section in sections:
+            node = node.get(section) if isinstance(node, Mapping) else None
+        if not isinstance(node, Mapping) or last not in node:
+            raise UserError(f"override {key} is not a known parameter", Exit.USAGE)
+        node[last] = value  # type: ignore[index]
+    if not overrides:
+        return text
+    stream = StringIO()
+    yaml.dump(document, stream)
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "params.yaml"
+        path.write_text(stream.getvalue())
+        read_params(path)
+    return stream.getvalue()
+
+
+def finished(place: Workspace) -> str | None:
+    """The commit that has the results of the workspace's parameters already: the one it starts from, or a recent run's.
+
+    Those results are then in the workspace.
+    """
+    recent = git_text(place.root, "for-each-ref", "--sort=-creatordate", "--count=3", "--format=%(refname)", *RESULTS)
+    for name in [place.base, *recent.split()]:
+        try:
+            # With the reports: what of them DVC does not cache is in git.
+            git_text(place.folder, "checkout", "--quiet", name, "--", "dvc.lock", "reports")
+        except UserError:
+            continue
+        with Repo(str(place.folder)) as repo:
+            try:
+                repo.checkout(force=True)
+            except DvcException:  # something is not in the cache
+                continue
+            if not repo.status():
+                return git_text(place.root, "rev-parse", f"{name}^{{commit}}")
+    return None
+
+
+def pending(place: Workspace, made: str) -> bool:
+    """Whether the commit is a run's that has no version yet."""
+    run = git_text(place.root, "log", "-1", "--format=%(trailers:key=Run,valueonly)", made)
+    return bool(run) and not git_text(place.root, "tag", "--list", "vdm@*", "--points-at", made)
+
+
+def commit(place: Workspace, message: str) -> str | None:
+    """Commit what the run changed; the commit, None when nothing that git tracks did."""
+    git_text(place.folder, "add", "--all")
+    if not git_text(place.folder, "status", "--porcelain"):
+        return None
+    name = place.folder.name
+    git_text(place.folder, "commit", "--quiet", "--no-verify", f"--message={message}\n\nRun: {name}")
+    return git_text(place.folder, "rev-parse", "HEAD")

@@ -1,0 +1,127 @@
+"""The whole retraining loop as `vdmctl serve` runs it: a real Prefect server and worker on a loopback port."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from project import Project
+
+
+class Plant:
+    """A project with a bare git remote and a DVC remote, served by `vdmctl serve`."""
+
+    def __init__(self, folder: Path, **environment: str) -> None:
+        self.project = Project(folder / "project")
+        self.remote = folder / "remote.git"
+        self.project.git("init", "--quiet", "--bare", str(self.remote))
+        self.project.git("remote", "add", "origin", str(self.remote))
+        assert self.project.dvc("remote", "add", "--default", "storage", str(folder / "storage")).returncode == 0
+        self.project.git("commit", "--quiet", "--all", "--message=Remote")
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = probe.getsockname()[1]
+        home = {"PREFECT_HOME": str(folder / "prefect"), "OMP_NUM_THREADS": "1"}
+        self.environment = self.project.environment | home | environment
+        self.log = folder / "log"
+        with self.log.open("w") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "flows.cli", "serve", "--port", str(self.port)],
+                cwd=self.project.folder,
+                env=self.environment,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        self.environment["PREFECT_API_URL"] = f"http://127.0.0.1:{self.port}/api"
+        wait_until(lambda: "serving at" in self.log.read_text() or self.process.poll() is not None, 90)
+        assert self.process.poll() is None, self.log.read_text()
+
+    def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """A command of Prefect's, by its console script, in the project's folder."""
+        script = str(Path(sys.executable).with_name("prefect"))
+        return subprocess.run(
+            [script, *arguments], cwd=self.project.folder, env=self.environment, capture_output=True, text=True
+        )
+
+    def retrain(self, name: str = "train-vdm", *arguments: str, **parameters: object) -> str:
+        """Start a run of the deployment; its id."""
+        given = [f"--param={key}={json.dumps(value)}" for key, value in parameters.items()]
+        started = self.run("deployment", "run", name, *given, *arguments)
+        assert started.returncode == 0, started.stdout + started.stderr
+        return next(line.split()[-1] for line in started.stdout.splitlines() if "UUID" in line)
+
+    def finish(self, run: str, seconds: float = 120) -> tuple[str, str]:
+        """State and message of a run, once it has ended."""
+        ends = ("COMPLETED", "FAILED", "CANCELLED", "CRASHED")
+        wait_until(lambda: self.read(run)["state"]["type"] in ends, seconds, self.log)
+        state = self.read(run)["state"]
+        return state["type"], state["message"]
+
+    def read(self, run: str) -> dict[str, Any]:
+        return self.api(f"flow_runs/{run}")  # type: ignore[no-any-return]
+
+    def logged(self, run: str) -> str:
+        """The run's log, once its last line has arrived: lines are sent in batches."""
+        lines: list[str] = []
+
+        def complete() -> bool:
+            chosen = {"flow_run_id": {"any_": [run]}}
+            lines[:] = [
+                line["message"] for line in self.api("logs/filter", logs=chosen, limit=200, sort="TIMESTAMP_ASC")
+            ]
+            return any("Finished in state" in line and not line.endswith("()") for line in lines)  # a task says no more
+
+        wait_until(complete, 30)
+        return "\n".join(lines)
+
+    def api(self, path: str, **body: object) -> Any:
+        """Ask the server: a GET, or with a body a POST."""
+        request = urllib.request.Request(
+            f"{self.environment['PREFECT_API_URL']}/{path}",
+            data=json.dumps(body).encode() if body else None,
+            headers={"Content-Type": "application/json"},
+        )
+        with urllib.request.urlopen(request) as response:
+            return json.load(response)
+
+    def stop(self) -> str:
+        """Ctrl-C; the output of `vdmctl serve`."""
+        if self.process.poll() is None:
+            os.killpg(self.process.pid, signal.SIGINT)
+            self.process.wait(90)
+        return self.log.read_text()
+
+    def branches(self) -> list[str]:
+        return self.project.git("branch", "--list", "runs/*", "--format=%(refname:short)").split()
+
+    def worktrees(self) -> list[Path]:
+        return list((self.project.folder / ".vdm" / "worktrees").glob("*/"))
+
+
+def wait_until(condition: Callable[[], bool], seconds: float, log: Path | None = None) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"waited too long; {log.read_text()[-3000:] if log else ''}"
+        time.sleep(0.2)
+
+
+def trainers(folder: Path) -> list[int]:
+    """Processes that train in that folder or below it."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            command = (entry / "cmdline").read_bytes().split(b"\0")
+            inside = (entry / "cwd").resolve().is_relative_to(folder.resolve())
+            if b"flows.cli" in command and b"train" in command and inside:
+                found.append(int(entry.name))
+        except OSError:
+            continue
+    return found
