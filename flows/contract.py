@@ -47,6 +47,7 @@ def split_expectations(image_set: ImageSet, settings: "Contract") -> list[Any]:
         gxe.ExpectColumnValuesToBeInSet(
             column="labels_without_images", value_set=[0], **meaning("a label for every image, or none for any")
         ),
+        never("jpeg", 0.0, "no image comes from a JPEG file, whose pixels are the decoder's", "warning"),
         gxe.ExpectColumnValuesToBeBetween(
             column="label_ratio",
             max_value=settings.max_label_ratio,

@@ -1,13 +1,13 @@
 """One file of images: what it holds, and its levels, exactly as they are stored, or why that cannot be had."""
 
-import struct
 import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from flows.errors import Exit
 from vdm.images import chunks
@@ -53,7 +53,7 @@ def inspect(path: Path) -> Head:
     if path.suffix.lower() == ".npy":
         images, num_bits = open_array(path)
         return Head(Kind(images.shape[1:], num_bits), len(images), "NPY", False)
-    with open_image(path) as image:
+    with damage_named(), open_image(path) as image:
         num_channels, num_bits = MODES[image.mode]
         turned = orientation(image)
         width, height = image.size if turned < 5 else image.size[::-1]
@@ -68,12 +68,9 @@ def read(path: Path) -> Iterator[np.ndarray]:
         for _, chunk in chunks(images, ROWS):
             yield checked(chunk, num_bits)
         return
-    with open_image(path) as image:
+    with damage_named(), open_image(path) as image:
         num_bits, turned = NARROW.get(raw_mode(image), 8), orientation(image)
-        try:
-            image.load()
-        except (OSError, ValueError, SyntaxError, struct.error) as error:
-            raise BadImageError(f"damaged: {error}", Exit.MISSING) from error
+        image.load()
         upright = ImageOps.exif_transpose(image) if turned != 1 else image
         pixels = np.asarray(upright.convert("L") if image.mode == "1" else upright)
     pixels = pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
@@ -82,23 +79,33 @@ def read(path: Path) -> Iterator[np.ndarray]:
     yield pixels[None] // pixels.dtype.type(255 // (2**num_bits - 1))
 
 
-def open_image(path: Path) -> Image.Image:
-    """The opened file, of a mode whose pixels are levels.  Raises BadImageError."""
-    if not path.is_file() or path.stat().st_size == 0:
-        raise BadImageError("empty" if path.is_file() else "not a file", Exit.MISSING)
+@contextmanager
+def damage_named() -> Iterator[None]:
+    """BadImageError for what Pillow and NumPy raise, or warn of, when they read a file that is damaged or too large."""
     try:
         with warnings.catch_warnings():
+            warnings.simplefilter("error", UserWarning)
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            image = Image.open(path, formats=FORMATS)
+            yield
+    except BadImageError:
+        raise
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
         raise BadImageError(f"too large: {error}") from error
-    except (OSError, ValueError, SyntaxError, struct.error) as error:
+    except UnidentifiedImageError as error:
         raise BadImageError(f"damaged, or not {', '.join(FORMATS)}", Exit.MISSING) from error
-    reason = unusable(image)
-    if reason:
-        image.close()
-        raise BadImageError(reason)
-    return image
+    except Exception as error:  # damaged bytes make these parsers raise almost anything, tokenize.TokenError even
+        raise BadImageError(f"damaged: {error}", Exit.MISSING) from error
+
+
+@contextmanager
+def open_image(path: Path) -> Iterator[Image.Image]:
+    """The opened file, of a mode whose pixels are levels.  Raises BadImageError, and what Pillow does."""
+    if not path.is_file() or path.stat().st_size == 0:
+        raise BadImageError("empty" if path.is_file() else "not a file", Exit.MISSING)
+    with Image.open(path, formats=FORMATS) as image:
+        if reason := unusable(image):
+            raise BadImageError(reason)
+        yield image
 
 
 def unusable(image: Image.Image) -> str | None:
@@ -129,10 +136,8 @@ def raw_mode(image: Image.Image) -> str:
 
 def open_array(path: Path) -> tuple[np.ndarray, int]:
     """A mapped array as (N,C,H,W), and its bits per level.  Raises BadImageError."""
-    try:
+    with damage_named():
         array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (EOFError, OSError, ValueError) as error:
-        raise BadImageError(f"damaged, or not an array: {error}", Exit.MISSING) from error
     if not isinstance(array, np.ndarray) or not 2 <= array.ndim <= 4 or 0 in array.shape:
         raise BadImageError(f"an array of {getattr(array, 'shape', '?')}; wanted (H,W), (C,H,W) or (N,C,H,W)")
     if array.ndim > 2 and array.shape[-1] in (1, 3, 4) and array.shape[-3] > 4:

@@ -49,7 +49,7 @@ def image_rows(image_set: ImageSet, facts: dict[str, Facts], distance: float) ->
 
 
 def split_rows(image_set: ImageSet, folder: Path) -> "pd.DataFrame":
-    """One row per split: images, how many more than published, labels, how unequal they are."""
+    """One row per split: images, how many more than published, labels, JPEG files."""
     import pandas as pd
 
     return pd.DataFrame([split_row(image_set, folder, split) for split in SPLITS])
@@ -64,6 +64,7 @@ def split_row(image_set: ImageSet, folder: Path, split: str) -> dict[str, Any]:
         "num_images": num_images,
         "more_than_published": num_images - image_set.description.get(f"published_{split}", num_images),
         "labels_without_images": 0 if labels is None else len(labels) - num_images,
+        "jpeg": "JPEG" in image_set.description.get("formats", ""),
         "label_ratio": float(frequencies.max() / frequencies.min()),
     }
 

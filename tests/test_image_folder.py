@@ -16,6 +16,7 @@ from PIL import Image
 
 from flows.errors import Exit, UserError
 from flows.params import Data
+from flows.picture_files import BadImageError, inspect, read
 from flows.stages.download import download
 from vdm.images import ImageSet, files_of, load_images, load_labels
 
@@ -312,6 +313,29 @@ def test_sets_that_are_none(names: list[str], code: Exit, message: str, tmp_path
         load(tmp_path / "set")
     assert error.value.code == code
     assert message in str(error.value)
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "tif", "npy"])
+def test_no_damage_raises_anything_else(suffix: str, tmp_path: Path) -> None:
+    path, generator = tmp_path / f"a.{suffix}", np.random.default_rng(0)
+    if suffix == "npy":
+        np.save(path, noise(3, 20, 17))
+    else:
+        exif = Image.Exif()
+        exif[0x0112] = 6
+        Image.fromarray(noise(20, 17, 3)).save(path, exif=exif)
+    good, num_bad = path.read_bytes(), 0
+    for _ in range(300):
+        content = bytearray(good)
+        for place in generator.integers(0, min(len(good), 400), 3):
+            content[place] = generator.integers(256)
+        path.write_bytes(content[: generator.integers(1, len(good))] if generator.random() < 0.3 else content)
+        try:
+            inspect(path)
+            list(read(path))
+        except BadImageError:
+            num_bad += 1
+    assert num_bad > 30
 
 
 def test_a_folder_that_is_not_there(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from PIL import Image
 
 from flows.errors import Exit, UserError
 from flows.params import read_params
+from flows.stages.download import download
 from flows.stages.validate import validate
 from vdm.images import ImageSetError, data_sha256, load_images, save_images
 
@@ -21,6 +22,7 @@ from vdm.images import ImageSetError, data_sha256, load_images, save_images
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 
+DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
 CONTRACT = read_params(Path(__file__).parents[1] / "presets" / "digits.yaml").contract
 
 
@@ -188,10 +190,11 @@ def test_doubts_are_warnings(image_set: Path, caplog: pytest.LogCaptureFixture) 
     near = train[5].astype(int)
     near[0, 4, 4] += 1 if near[0, 4, 4] < 8 else -1
     test[2] = near
-    write_set(image_set, np.minimum(train, 15), np.minimum(test, 15))
+    write_set(image_set, np.minimum(train, 15), np.minimum(test, 15), formats="70 JPEG")
     np.save(image_set / "train_labels.npy", np.repeat([0, 1], [49, 1]))
     assert run(image_set)["success"]
     assert "no test image looks like a training image: 1 of 70 rows (test 2)" in caplog.text
+    assert "no image comes from a JPEG file, whose pixels are the decoder's: 2 of 2 rows (train, test)" in caplog.text
     assert "every level is used: 2 of 34 rows (train 16, test 16)" in caplog.text
     assert "per image of the least frequent: 1 of 2 rows, such as 49.0 (train)" in caplog.text
 
@@ -270,3 +273,15 @@ def opened(page: Path, profile: Path) -> str:
     command = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", *quiet]
     command += [f"--user-data-dir={profile}", "--virtual-time-budget=5000", "--dump-dom", page.absolute().as_uri()]
     return subprocess.run(command, capture_output=True, text=True, check=True, timeout=120).stdout
+
+
+@pytest.mark.skipif(not DEBIAN_FASHION_MNIST.is_dir(), reason="Debian's dataset-fashion-mnist is not installed")
+def test_fashion_mnist_downloads_and_holds(tmp_path: Path) -> None:
+    data = read_params(Path(__file__).parents[1] / "presets" / "fashion_mnist.yaml").data
+    source = {"source": str(DEBIAN_FASHION_MNIST)}
+    download(data.model_copy(update=source), out=tmp_path / "images", downloads=tmp_path / "downloads")
+    report = run(tmp_path / "images")
+    assert report["success"]
+    broken = [entry["meaning"] for entry in report["expectations"] if not entry["success"]]
+    assert broken == ["no test image looks like a training image"]
+    assert load_images(tmp_path / "images").description["published_train"] == 60_000
