@@ -47,9 +47,16 @@ def git(root: Path, *arguments: str, stdin: bytes | None = None) -> bytes:
     except FileNotFoundError as error:
         raise UserError(f"git in {root}: {error.strerror}", Exit.MISSING) from error
     if result.returncode != 0:
-        reason = result.stderr.decode(errors="replace").strip().splitlines() or ["it gives no reason"]
-        raise UserError(f"git {arguments[0]} in {root.absolute()}: {reason[-1]}", Exit.MISSING)
+        reason = reason_in(result.stderr.decode(errors="replace"))
+        raise UserError(f"git {arguments[0]} in {root.absolute()}: {reason}", Exit.MISSING)
     return result.stdout
+
+
+def reason_in(stderr: str) -> str:
+    """The line of git's errors that says why: the first that is marked as one, else the last."""
+    lines = [line.strip() for line in stderr.splitlines() if "failed to push some refs" not in line and line.strip()]
+    marked = [line for line in lines if line.startswith(("fatal: ", "error: ", "! "))]
+    return (marked or lines[-1:] or ["it gives no reason"])[0]
 
 
 def git_text(root: Path, *arguments: str) -> str:

@@ -11,7 +11,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from flows.errors import Exit, UserError
-from flows.git import annotated_tags, contents
+from flows.git import Tag, annotated_tags, contents
 from flows.params import plain
 from flows.registry import CHAMPION_TAG, MODEL, Version, evidence_of
 
@@ -39,8 +39,8 @@ class Lock(NamedTuple):
         return sorted({path for path, digests in seen.items() if len(digests) > 1} | self.repeated)
 
 
-def read_lock(root: Path, version: Version) -> Lock:
-    """The dvc.lock of a version's commit.  Raises UserError (exit 5)."""
+def read_lock(root: Path, version: Version | Tag) -> Lock:
+    """The dvc.lock of a version's or tag's commit.  Raises UserError (exit 5)."""
     name = f"{version.commit}:{LOCK}"
     content = contents(root, [name])[name]
     if content is None:

@@ -4,54 +4,93 @@ Everything that is missing at the remotes is published, so that a run completes 
 """
 
 from pathlib import Path
+from typing import Any
 
 from dvc.config import NoRemoteError
-from dvc.exceptions import DvcException
-from dvc.repo import Repo
+from dvc_data.hashfile.hash_info import HashInfo
 
 from flows.errors import Exit, NetworkError, UserError
-from flows.git import git_text
+from flows.git import Tag, annotated_tags, git_text
+from flows.lineage import read_lock
+from flows.registry import METRICS, MODEL
+from flows.storage import obtain, opened, quiet
 from flows.workspace import PREFIX
 
-TAGS = ("vdm@", "vdm#")
+AGAIN = "the next run publishes again"
 
 
 def publish(root: Path, remote: str = "origin") -> list[str]:
-    """Push every model tag that the git remote lacks, with its branch and its bytes; the tags pushed, oldest first.
+    """Push every model tag that the git remote lacks, with its branch and its bytes; the names of the tags pushed.
 
-    Raises UserError (exit 2) without remotes, NetworkError (exit 5) when one does not answer.
+    Raises UserError (exit 2 without remotes; exit 5 for a tag whose bytes are lost, when all others are pushed),
+    NetworkError (exit 5) when a remote does not answer.
     """
     if remote not in git_text(root, "remote").split():
         raise UserError(f"publish: no git remote {remote}; `git remote add {remote} URL`", Exit.USAGE)
-    missing = unpublished(root, remote)
-    commits = sorted({git_text(root, "rev-list", "-n1", tag) for tag in missing})
+    tags = unpublished(root, remote)
+    lost = push_bytes(root, tags)
+    if git_text(root, "for-each-ref", f"refs/heads/{PREFIX}"):
+        push(root, remote, f"refs/heads/{PREFIX}*:refs/heads/{PREFIX}*")
+    whole = [tag.name for tag in tags if tag.name not in lost]
+    for name in whole:
+        push(root, remote, f"refs/tags/{name}")
+    for name, reason in lost.items():
+        raise UserError(f"publish: {name} stays here: {reason}", Exit.MISSING)
+    return whole
+
+
+def push_bytes(root: Path, tags: list[Tag]) -> dict[str, str]:
+    """Push what DVC caches of the tags' commits; the tags whose bytes nobody has, with the reason.
+
+    Raises UserError (exit 2) without a DVC remote, NetworkError (exit 5) when it does not answer.
+    """
+    lost = {}
+    with opened(root) as repo, quiet("dvc", "dvc_data", "dvc_objects"):
+        try:
+            repo.cloud.get_remote()
+        except NoRemoteError as error:
+            raise UserError("publish: no DVC remote; `dvc remote add --default NAME URL`", Exit.USAGE) from error
+        for tag in tags:
+            try:
+                upload(repo, bytes_of(repo, root, tag))
+            except NetworkError:
+                raise
+            except UserError as error:
+                lost[tag.name] = str(error)
+    return lost
+
+
+def bytes_of(repo: Any, root: Path, tag: Tag) -> set[str]:
+    """The digests of all objects of a tag's commit, which are in the cache then.  Raises UserError (exit 5)."""
+    outputs = {path: digest for path, digest in read_lock(root, tag).outputs.items() if path != METRICS}
+    stored = obtain(repo, outputs)
+    return {*outputs.values(), *(file.md5 for files in stored.values() for file in files)}
+
+
+def upload(repo: Any, digests: set[str]) -> None:
+    """Raises NetworkError (exit 5)."""
     try:
-        with Repo(str(root)) as repo:
-            if commits:
-                repo.push(revs=commits, workspace=False)
-    except NoRemoteError as error:
-        raise UserError("publish: no DVC remote; `dvc remote add --default NAME URL`", Exit.USAGE) from error
-    except (DvcException, OSError) as error:
-        raise NetworkError(f"publish: the DVC remote failed: {error}; the next run publishes again") from error
-    push(root, remote, f"refs/heads/{PREFIX}*:refs/heads/{PREFIX}*")
-    for tag in missing:
-        push(root, remote, f"refs/tags/{tag}")
-    return missing
+        result = repo.cloud.push([HashInfo("md5", digest) for digest in sorted(digests)])
+    except Exception as error:  # every kind of remote has errors of its own
+        reason = str(error) or type(error).__name__
+        raise NetworkError(f"publish: the DVC remote failed: {reason}; {AGAIN}") from error
+    if result.failed:
+        raise NetworkError(f"publish: the DVC remote did not take {len(result.failed)} files; {AGAIN}")
 
 
-def unpublished(root: Path, remote: str) -> list[str]:
-    """The model tags that the remote lacks, oldest first."""
+def unpublished(root: Path, remote: str) -> list[Tag]:
+    """The model tags that the remote lacks, versions before champions."""
     try:
         listed = git_text(root, "ls-remote", "--tags", "--refs", remote)
     except UserError as error:
-        raise NetworkError(f"publish: {error}; the next run publishes again") from error
+        raise NetworkError(f"publish: {error}; {AGAIN}") from error
     there = {line.split("refs/tags/", 1)[1] for line in listed.splitlines()}
-    tags = git_text(root, "for-each-ref", "--sort=creatordate", "--format=%(refname:strip=2)", "refs/tags").splitlines()
-    return [tag for tag in tags if tag.startswith(TAGS) and tag not in there]
+    tags = [*annotated_tags(root, f"{MODEL}@"), *annotated_tags(root, f"{MODEL}#")]
+    return [tag for tag in tags if tag.name not in there]
 
 
 def push(root: Path, remote: str, refspec: str) -> None:
     try:
         git_text(root, "push", "--quiet", remote, refspec)
     except UserError as error:
-        raise NetworkError(f"publish: {error}; the next run publishes again") from error
+        raise NetworkError(f"publish: {error}; {AGAIN}") from error

@@ -17,6 +17,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.states import Completed, Failed
 
 from flows import artifacts, publishing, registry
+from flows.drifting import champion_report
 from flows.errors import Exit, NetworkError, UserError
 from flows.git import git_text, identity
 from flows.processes import process_group
@@ -73,6 +74,8 @@ def retrain(root: Path, preset: str | None, overrides: Mapping[str, Any], *, for
                 retries=2 if stage == "download" else 0,
             )(stage, place.folder, force, return_state=True)
             state.result()
+            if stage == "validate":
+                drift(root, place.folder, return_state=True).result()
         artifacts.show_results(place.folder, root / ".vdm" / "reports" / place.folder.name)
         return record(place)
 
@@ -111,6 +114,19 @@ def reproduce(stage: str, folder: Path, force: bool) -> State[None] | None:
         # Returned, not raised: a traceback would tell the operator nothing.
         told = type(error)(f"stage {stage} failed: {error}", error.code)
         return Failed(message=str(told), data=told)
+    return None
+
+
+@task(name="drift", cache_policy=NO_CACHE)
+def drift(root: Path, folder: Path) -> State[None] | None:
+    """Compare the run's images with the champion's, with `contract:`; a failure carries UserError (exit 4)."""
+    try:
+        if reference := champion_report(root, folder):
+            stream(["flows.cli", "validate", "data/images", "--reference", str(reference)], folder)
+    except ValueError as error:
+        get_run_logger().warning("drift is not checked: %s", error)
+    except UserError as error:
+        return Failed(message=str(error), data=error)
     return None
 
 

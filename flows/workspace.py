@@ -107,7 +107,7 @@ def share_cache(root: Path, folder: Path) -> None:
             config[section] = dict(ours.get(section, {}))
         with Repo(str(root)) as repo:
             config["core"]["autostage"] = True
-            config["cache"] = {**ours.get("cache", {}), "dir": repo.cache.local.path}
+            config["cache"] = {**ours.get("cache", {}), "dir": repo.cache.local_cache_dir}
 
 
 def compose_params(root: Path, preset: str | None, overrides: Mapping[str, Any]) -> str:

@@ -97,12 +97,14 @@ def one_line(result: subprocess.CompletedProcess[str]) -> str:
 
 
 def cached(project: Project, output: str, place: str, version: str) -> Path:
-    """Where the cache keeps a file of an output, found without the code under test."""
+    """Where the cache keeps a file of an output ('': the listing), found without the code under test."""
     lock = YAML(typ="safe").load(project.git("show", f"vdm@{version}:dvc.lock"))
     outs = [out for stage in lock["stages"].values() for out in stage["outs"] if out["path"] == output]
     folder = project.folder / ".dvc" / "cache" / "files" / "md5"
-    listing = json.loads((folder / outs[0]["md5"][:2] / outs[0]["md5"][2:]).read_text())
-    (md5,) = [entry["md5"] for entry in listing if entry["relpath"] == place]
+    listing = folder / outs[0]["md5"][:2] / outs[0]["md5"][2:]
+    if not place:
+        return listing
+    (md5,) = [entry["md5"] for entry in json.loads(listing.read_text()) if entry["relpath"] == place]
     return folder / md5[:2] / md5[2:]
 
 

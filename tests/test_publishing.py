@@ -1,0 +1,83 @@
+"""Publishing to a bare git remote and a DVC remote in a folder; interrupted by a run in test_flow.py."""
+
+from pathlib import Path
+
+import pytest
+from project import Project, cached
+
+from flows.errors import Exit, NetworkError, UserError
+from flows.publishing import publish
+
+# The versions are trained when the first test asks for them.
+pytestmark = pytest.mark.timeout(900)
+
+
+@pytest.fixture
+def project(copied: Project, tmp_path: Path) -> Project:
+    """Three versions of which neither remote has anything."""
+    copied.git("init", "--quiet", "--bare", str(tmp_path / "remote.git"))
+    copied.git("remote", "add", "origin", str(tmp_path / "remote.git"))
+    assert copied.dvc("remote", "modify", "store", "url", str(tmp_path / "store")).returncode == 0
+    return copied
+
+
+def published(project: Project) -> list[str]:
+    return project.git("ls-remote", "--tags", "--refs", "origin").split()[1::2]
+
+
+def test_a_clone_of_what_was_published_verifies(project: Project, tmp_path: Path) -> None:
+    assert publish(project.folder) == ["vdm@v1.0.0", "vdm@v1.1.0", "vdm@v1.2.0"]
+    assert publish(project.folder) == []
+    project.git("commit", "--quiet", "--all", "--message=Remote")
+    project.git("push", "--quiet", "origin", "main")
+    project.git("clone", "--quiet", "--branch=main", str(tmp_path / "remote.git"), str(tmp_path / "clone"))
+    clone = object.__new__(Project)
+    clone.folder = tmp_path / "clone"
+    result = clone.vdmctl("verify", "v1.1.0")
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+@pytest.mark.parametrize("place", ["weights.safetensors", ""])
+def test_a_version_whose_bytes_are_lost_stays_and_the_others_go(place: str, project: Project) -> None:
+    """A file of a folder, then the folder's listing."""
+    lost = cached(project, "models/vdm", place, "v1.1.0")
+    content = lost.read_bytes()
+    lost.unlink()
+    for _ in range(2):
+        with pytest.raises(UserError, match=r"vdm@v1.1.0 stays here: models/.* is not in the cache") as raised:
+            publish(project.folder)
+        assert raised.value.code is Exit.MISSING
+        assert published(project) == ["refs/tags/vdm@v1.0.0", "refs/tags/vdm@v1.2.0"]
+    lost.write_bytes(content)
+    assert publish(project.folder) == ["vdm@v1.1.0"]
+
+
+def test_a_git_remote_that_refuses_is_quoted(project: Project, tmp_path: Path) -> None:
+    hook = tmp_path / "remote.git" / "hooks" / "update"
+    hook.write_text("#!/bin/sh\nexit 1\n")
+    hook.chmod(0o755)
+    with pytest.raises(NetworkError, match=r"! \[remote rejected\] vdm@v1.0.0 .*\(hook declined\); the next"):
+        publish(project.folder)
+    project.git("remote", "set-url", "origin", str(tmp_path / "gone"))
+    with pytest.raises(NetworkError, match="gone' does not appear to be a git repository"):
+        publish(project.folder)
+
+
+def test_a_dvc_remote_that_fails_publishes_nothing(project: Project, tmp_path: Path) -> None:
+    (tmp_path / "store").write_text("a file where the folder should be")
+    with pytest.raises(NetworkError, match=r"the DVC remote failed: .*; the next run publishes again") as raised:
+        publish(project.folder)
+    assert raised.value.code is Exit.MISSING
+    assert published(project) == []
+
+
+def test_without_remotes(project: Project) -> None:
+    assert project.dvc("remote", "remove", "store").returncode == 0
+    with pytest.raises(UserError, match="no DVC remote; `dvc remote add --default NAME URL`") as raised:
+        publish(project.folder)
+    assert raised.value.code is Exit.USAGE
+    assert published(project) == []
+    project.git("remote", "remove", "origin")
+    with pytest.raises(UserError, match="no git remote origin; `git remote add origin URL`") as raised:
+        publish(project.folder)
+    assert raised.value.code is Exit.USAGE
