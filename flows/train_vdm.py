@@ -17,10 +17,11 @@ from prefect.cache_policies import NO_CACHE
 from prefect.states import Completed, Failed
 
 from flows import artifacts, publishing, registry
-from flows.drifting import champion_report
 from flows.errors import Exit, NetworkError, UserError
 from flows.git import git_text, identity
+from flows.lineage import VALIDATION, read_lock
 from flows.processes import process_group
+from flows.storage import obtain, opened
 from flows.workspace import Workspace, commit, compose_params, finished, pending, prune, workspace
 
 # Training ends when it ends; what takes longer than this elsewhere hangs.
@@ -121,13 +122,32 @@ def reproduce(stage: str, folder: Path, force: bool) -> State[None] | None:
 def drift(root: Path, folder: Path) -> State[None] | None:
     """Compare the run's images with the champion's, with `contract:`; a failure carries UserError (exit 4)."""
     try:
-        if reference := champion_report(root, folder):
+        reference = champion_report(root, folder)
+    except UserError as error:
+        get_run_logger().warning("drift from the champion's images is not checked: %s", error)
+        return None
+    try:
+        if reference:
             stream(["flows.cli", "validate", "data/images", "--reference", str(reference)], folder)
-    except ValueError as error:
-        get_run_logger().warning("drift is not checked: %s", error)
     except UserError as error:
         return Failed(message=str(error), data=error)
     return None
+
+
+def champion_report(root: Path, folder: Path) -> Path | None:
+    """The validation report of the champion's images, in the cache; None when the images in `folder` are the same.
+
+    None without a champion, too.  Raises UserError (exit 5) when it cannot be had.
+    """
+    if registry.champion_tag(root) is None:
+        return None
+    champion = registry.resolve(root, registry.CHAMPION)
+    if champion.metrics.get("data_sha256") == json.loads((folder / VALIDATION).read_bytes())["data_sha256"]:
+        return None
+    report = {path: digest for path, digest in read_lock(root, champion).outputs.items() if path == VALIDATION}
+    with opened(root) as repo:
+        (stored,) = obtain(repo, report, f"{champion.name}: ").get(VALIDATION, [None])
+    return stored.cached if stored else None
 
 
 @task(name="promote", cache_policy=NO_CACHE)

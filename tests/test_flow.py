@@ -1,5 +1,6 @@
 """The retraining loop under a real Prefect server and worker, with a git remote and a DVC remote."""
 
+import logging
 import os
 import re
 import shutil
@@ -14,7 +15,9 @@ from pathlib import Path
 
 import pytest
 from plant import Plant, trainers, wait_until
+from prefect.plugins import HookContext
 
+from flows import prefect_plugin
 from flows.errors import Exit
 
 STAGES = ["download", "validate", "train", "register", "evaluate", "sample"]
@@ -226,6 +229,17 @@ def test_the_schedule_starts_runs_when_it_is_switched_on(plant: Plant) -> None:
 
     wait_until(scheduled, 90, plant.log)
     assert plant.run("deployment", "schedule", "clear", name, "--accept-yes").returncode == 0
+
+
+def test_without_a_configured_server_the_one_that_serves_is_meant(
+    plant: Plant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(prefect_plugin, "SERVED", plant.environment["PREFECT_API_URL"])
+    monkeypatch.setattr(sys, "argv", ["prefect", "deployment", "run", "train-vdm"])
+    result = prefect_plugin.setup_environment(ctx=HookContext("3", None, logging.getLogger))
+    assert result is not None
+    assert result.env == {"PREFECT_API_URL": plant.environment["PREFECT_API_URL"]}
+    assert sys.argv[3] == "train-vdm/train-vdm"
 
 
 def test_an_unknown_or_ambiguous_bare_name_is_one_line(plant: Plant) -> None:
