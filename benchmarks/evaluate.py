@@ -4,8 +4,6 @@ With --peer FOLDER, a checkout of addtt/variational-diffusion-models, its evalua
 see benchmarks.train_step for what it needs.
 """
 
-from pathlib import Path
-
 from benchmarks.speed import against_peer, clock, parser, peak_memory, read_problem, report
 from flows.device import find_device
 from vdm.evaluation import evaluate
@@ -13,19 +11,11 @@ from vdm.model import VDM
 
 
 def main() -> None:
-    options = parser(__doc__)
-    options.add_argument("--peer", type=Path, help="a checkout of the PyTorch peer to compare with")
-    options.add_argument("--rounds", type=int, default=3, help="of the comparison")
-    chosen = options.parse_args()
+    chosen = parser(__doc__, peer=True).parse_args()
     problem, device = read_problem(chosen), find_device(chosen.device)
     size = chosen.batch_size or problem.params.evaluate.batch_size
     if chosen.peer:
-        common = ["--preset", chosen.preset, "--width", str(problem.model["width"])]
-        common += ["--blocks", str(problem.model["blocks"]), "--batch-size", str(size)]
-        common += ["--device", chosen.device, "--seconds", str(chosen.seconds)]
-        peer = ["benchmarks.peer", "evaluate", str(chosen.peer), *common]
-        figures = against_peer(["benchmarks.evaluate", *common], peer, chosen.rounds)
-        report(figures, device, as_json=chosen.json)
+        report(against_peer("evaluate", chosen, problem, size), device, as_json=chosen.json)
         return
     model = VDM(**problem.model).to(device).eval()
     images = problem.images[:size].numpy()

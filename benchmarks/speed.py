@@ -22,6 +22,8 @@ SHAPES = {
     "mnist": (1, 28, 28, 256),
     "fashion_mnist": (1, 28, 28, 256),
     "cifar10": (3, 32, 32, 256),
+    "imagenet32": (3, 32, 32, 256),
+    "imagenet64": (3, 64, 64, 256),
 }
 
 
@@ -33,8 +35,8 @@ class Problem(NamedTuple):
     images: torch.Tensor
 
 
-def parser(description: str | None) -> argparse.ArgumentParser:
-    """The options that every benchmark of speed takes."""
+def parser(description: str | None, *, peer: bool = False) -> argparse.ArgumentParser:
+    """The options that every benchmark of speed takes, and those of a comparison with the peer."""
     options = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--preset", default="digits", choices=sorted(path.stem for path in PRESETS.glob("*.yaml")))
     options.add_argument("--width", type=int, help="of the network, in place of the preset's")
@@ -43,6 +45,9 @@ def parser(description: str | None) -> argparse.ArgumentParser:
     options.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     options.add_argument("--seconds", type=float, default=20.0, help="to measure, after the first steps")
     options.add_argument("--json", action="store_true", help="print one JSON object")
+    if peer:
+        options.add_argument("--peer", type=Path, help="a checkout of the PyTorch peer to compare with")
+        options.add_argument("--rounds", type=int, default=3, help="of the comparison")
     return options
 
 
@@ -99,17 +104,24 @@ def matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
     return 2 * size**3 / best
 
 
-def against_peer(ours: list[str], peer: list[str], rounds: int) -> dict[str, Any]:
-    """Run the two commands in turns; ratios ours/peer of images per second, theirs/ours of memory, by round."""
-    pairs = [(run(ours), run(peer)) for _ in range(rounds)]
+def against_peer(name: str, chosen: argparse.Namespace, problem: Problem, size: int, *extra: str) -> dict[str, Any]:
+    """Run the benchmark `name` of ours, with `extra` options, and the peer's in turns, at the same size.
+
+    Ratios are ours/peer of images per second, ours/peer of memory, by round.
+    """
+    common = ["--preset", chosen.preset, "--width", str(problem.model["width"])]
+    common += ["--blocks", str(problem.model["blocks"]), "--batch-size", str(size)]
+    common += ["--device", chosen.device, "--seconds", str(chosen.seconds)]
+    ours, peer = [f"benchmarks.{name}", *common, *extra], ["benchmarks.peer", name, str(chosen.peer), *common]
+    pairs = [(run(ours), run(peer)) for _ in range(chosen.rounds)]
     speed = [mine["images_per_second"] / other["images_per_second"] for mine, other in pairs]
     memory = [mine["peak_memory_mib"] / other["peak_memory_mib"] for mine, other in pairs]
     return {
         "ours": [mine for mine, _ in pairs],
         "peer": [other for _, other in pairs],
-        "speed_ratio": sum(speed) / rounds,
+        "speed_ratio": sum(speed) / len(speed),
         "speed_ratio_range": [min(speed), max(speed)],
-        "memory_ratio": sum(memory) / rounds,
+        "memory_ratio": sum(memory) / len(memory),
         "memory_ratio_range": [min(memory), max(memory)],
     }
 

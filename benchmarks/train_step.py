@@ -47,22 +47,17 @@ def saving_time(trainer: Trainer) -> float:
 
 
 def main() -> None:
-    options = parser(__doc__)
+    options = parser(__doc__, peer=True)
     options.add_argument("--precision", default="auto", choices=["auto", "float32", "bfloat16"])
     options.add_argument("--compile", default="auto", choices=["auto", "true", "false"])
     options.add_argument("--activation-checkpointing", action="store_true")
     options.add_argument("--accumulation", type=int)
-    options.add_argument("--peer", type=Path, help="a checkout of the PyTorch peer to compare with")
-    options.add_argument("--rounds", type=int, default=3, help="of the comparison")
     chosen = options.parse_args()
     problem, device = read_problem(chosen), find_device(chosen.device)
     size = chosen.batch_size or problem.params.train.batch_size
     if chosen.peer:
-        common = ["--preset", chosen.preset, "--width", str(problem.model["width"])]
-        common += ["--blocks", str(problem.model["blocks"]), "--batch-size", str(size)]
-        common += ["--device", chosen.device, "--seconds", str(chosen.seconds)]
-        ours = ["benchmarks.train_step", *common, "--precision", chosen.precision, "--compile", chosen.compile]
-        figures = against_peer(ours, ["benchmarks.peer", "train_step", str(chosen.peer), *common], chosen.rounds)
+        extra = ["--precision", chosen.precision, "--compile", chosen.compile]
+        figures = against_peer("train_step", chosen, problem, size, *extra)
         report(figures, device, as_json=chosen.json)
         return
     precision = find_precision(chosen.precision, device)

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.speed import PRESETS, parser, read_problem
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -29,6 +31,12 @@ def test_a_benchmark_prints_its_figures_and_the_machine(command: list[str]) -> N
     assert result.returncode == 0, result.stderr
     figures = json.loads(result.stdout)
     assert {"device", "threads", "torch", "python", "commit"} < figures.keys()
+
+
+@pytest.mark.parametrize("preset", sorted(path.stem for path in PRESETS.glob("*.yaml")))
+def test_every_preset_is_a_problem_of_speed(preset: str) -> None:
+    problem = read_problem(parser(None).parse_args(["--preset", preset]))
+    assert problem.images.shape[1:] == problem.model["image_shape"]
 
 
 def test_the_continuous_bound_does_not_depend_on_the_schedule_between_its_ends() -> None:
