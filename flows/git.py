@@ -40,12 +40,18 @@ class Identity(NamedTuple):
     email: str
 
 
-def git(root: Path, *arguments: str, stdin: bytes | None = None) -> bytes:
-    """What a git command prints.  Raises UserError (exit 5) with git's own reason."""
+def git(root: Path, *arguments: str, stdin: bytes | None = None, seconds: float | None = None) -> bytes:
+    """What a git command prints.  Raises UserError (exit 5) with git's own reason, or when it takes too long."""
+    environment = os.environ | {"GIT_TERMINAL_PROMPT": "0"}  # nobody is there to give a password
     try:
-        result = subprocess.run(["git", *arguments], cwd=root, input=stdin, capture_output=True)
+        result = subprocess.run(
+            ["git", *arguments], cwd=root, env=environment, input=stdin, capture_output=True, timeout=seconds
+        )
     except FileNotFoundError as error:
         raise UserError(f"git in {root}: {error.strerror}", Exit.MISSING) from error
+    except subprocess.TimeoutExpired as error:
+        told = f"git {arguments[0]} in {root.absolute()}: no answer in {seconds:g} s"
+        raise UserError(told, Exit.MISSING) from error
     if result.returncode != 0:
         reason = reason_in(result.stderr.decode(errors="replace"))
         raise UserError(f"git {arguments[0]} in {root.absolute()}: {reason}", Exit.MISSING)
@@ -59,9 +65,9 @@ def reason_in(stderr: str) -> str:
     return (marked or lines[-1:] or ["it gives no reason"])[0]
 
 
-def git_text(root: Path, *arguments: str) -> str:
+def git_text(root: Path, *arguments: str, seconds: float | None = None) -> str:
     """What a git command prints, as text without the space around it."""
-    return git(root, *arguments).decode(errors="replace").strip()
+    return git(root, *arguments, seconds=seconds).decode(errors="replace").strip()
 
 
 def annotated_tags(root: Path, prefix: str) -> list[Tag]:

@@ -17,23 +17,31 @@ from flows.storage import obtain, opened, quiet
 from flows.workspace import PREFIX
 
 AGAIN = "the next run publishes again"
+# A remote that takes the connection and then says nothing would hold the run for ever.
+LIST_SECONDS, PUSH_SECONDS = 60, 900
 
 
 def publish(root: Path, remote: str = "origin") -> list[str]:
     """Push every model tag that the git remote lacks, with its branch and its bytes; the names of the tags pushed.
 
-    Raises UserError (exit 2 without remotes; exit 5 for a tag whose bytes are lost, when all others are pushed),
-    NetworkError (exit 5) when a remote does not answer.
+    Raises UserError (exit 2 without remotes; when all others are pushed, exit 2 for a tag whose name the remote has
+    for another commit and exit 5 for one whose bytes are lost), NetworkError (exit 5) when a remote does not answer.
     """
     if remote not in git_text(root, "remote").split():
         raise UserError(f"publish: no git remote {remote}; `git remote add {remote} URL`", Exit.USAGE)
-    tags = unpublished(root, remote)
+    here = [*annotated_tags(root, f"{MODEL}@"), *annotated_tags(root, f"{MODEL}#")]  # versions before champions
+    there = remote_tags(root, remote)
+    taken = {tag.name: tag.commit for tag in here if there.get(tag.name, tag.commit) != tag.commit}
+    tags = [tag for tag in here if tag.name not in there and tag.commit not in taken.values()]
     lost = push_bytes(root, tags)
     if git_text(root, "for-each-ref", f"refs/heads/{PREFIX}"):
         push(root, remote, f"refs/heads/{PREFIX}*:refs/heads/{PREFIX}*")
     whole = [tag.name for tag in tags if tag.name not in lost]
     for name in whole:
         push(root, remote, f"refs/tags/{name}")
+    for name in taken:
+        renumber = f"`git tag -d {name} && git fetch --tags {remote}`, and the next run numbers it anew"
+        raise UserError(f"publish: {name} stays here: {remote} has another commit by that name; {renumber}", Exit.USAGE)
     for name, reason in lost.items():
         raise UserError(f"publish: {name} stays here: {reason}", Exit.MISSING)
     return whole
@@ -78,19 +86,19 @@ def upload(repo: Any, digests: set[str]) -> None:
         raise NetworkError(f"publish: the DVC remote did not take {len(result.failed)} files; {AGAIN}")
 
 
-def unpublished(root: Path, remote: str) -> list[Tag]:
-    """The model tags that the remote lacks, versions before champions."""
+def remote_tags(root: Path, remote: str) -> dict[str, str]:
+    """The remote's tags and their commits.  Raises NetworkError (exit 5)."""
     try:
-        listed = git_text(root, "ls-remote", "--tags", "--refs", remote)
+        listed = git_text(root, "ls-remote", "--tags", remote, seconds=LIST_SECONDS)
     except UserError as error:
         raise NetworkError(f"publish: {error}; {AGAIN}") from error
-    there = {line.split("refs/tags/", 1)[1] for line in listed.splitlines()}
-    tags = [*annotated_tags(root, f"{MODEL}@"), *annotated_tags(root, f"{MODEL}#")]
-    return [tag for tag in tags if tag.name not in there]
+    pairs = [line.split("\trefs/tags/", 1) for line in listed.splitlines()]
+    # The commit of an annotated tag is in a second line, after the tag's own.
+    return {name.removesuffix("^{}"): digest for digest, name in pairs}
 
 
 def push(root: Path, remote: str, refspec: str) -> None:
     try:
-        git_text(root, "push", "--quiet", remote, refspec)
+        git_text(root, "push", "--quiet", remote, refspec, seconds=PUSH_SECONDS)
     except UserError as error:
         raise NetworkError(f"publish: {error}; {AGAIN}") from error

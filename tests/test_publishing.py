@@ -1,10 +1,12 @@
 """Publishing to a bare git remote and a DVC remote in a folder; interrupted by a run in test_flow.py."""
 
+import socket
 from pathlib import Path
 
 import pytest
 from project import Project, cached
 
+from flows import publishing
 from flows.errors import Exit, NetworkError, UserError
 from flows.publishing import publish
 
@@ -50,6 +52,28 @@ def test_a_version_whose_bytes_are_lost_stays_and_the_others_go(place: str, proj
         assert published(project) == ["refs/tags/vdm@v1.0.0", "refs/tags/vdm@v1.2.0"]
     lost.write_bytes(content)
     assert publish(project.folder) == ["vdm@v1.1.0"]
+
+
+def test_a_number_that_another_machine_took_first_stays_and_the_others_go(project: Project) -> None:
+    """And so does the champion's tag on its commit, which there would be another version's."""
+    project.git("tag", "--annotate", "--message=Promote", "vdm#champion#1", "vdm@v1.1.0^{commit}")
+    project.git("push", "--quiet", "origin", "vdm@v1.0.0^{commit}:refs/tags/vdm@v1.1.0")
+    with pytest.raises(UserError, match=r"vdm@v1.1.0 stays here: origin has another commit by that name; ") as raised:
+        publish(project.folder)
+    assert raised.value.code is Exit.USAGE
+    assert published(project) == [f"refs/tags/vdm@v1.{minor}.0" for minor in range(3)]
+    project.git("tag", "--delete", "vdm@v1.1.0")
+    assert publish(project.folder) == ["vdm#champion#1"]
+
+
+def test_a_git_remote_that_never_answers(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(publishing, "LIST_SECONDS", 1)
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        project.git("remote", "set-url", "origin", f"git://127.0.0.1:{silent.getsockname()[1]}/models.git")
+        with pytest.raises(NetworkError, match=r"git ls-remote in .*: no answer in 1 s; the next run publishes again"):
+            publish(project.folder)
 
 
 def test_a_git_remote_that_refuses_is_quoted(project: Project, tmp_path: Path) -> None:
