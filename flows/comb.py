@@ -2,16 +2,17 @@
 
 Pixels that were quantised to fewer levels and spread out again, or stretched in contrast, leave gaps in the histogram;
 pixels that were squeezed after quantisation pile up where two levels fell on one.  Both come at regular distances and
-in great number, where the histogram of untouched pixels is smooth.  The two end levels are left out: saturated pixels
-gather there in untouched images too.
+in great number, where the histogram of untouched pixels is smooth: it may be steep, as around a plain background, but
+no level is almost empty right beside a full one.  The two end levels are left out: saturated pixels gather there in
+untouched images too.
 """
 
 from typing import NamedTuple
 
 import numpy as np
 
-# A level is judged where chance cannot explain it: 200 expected pixels and 1.5 times as many are seven sigmas apart,
-# 40 and a tenth of that nearly six.
+# A level is judged where chance cannot explain it: 200 expected pixels and 1.4 times as many are nearly four sigmas
+# apart, 40 and a tenth of that nearly six.
 FEWEST_FOR_PEAK = 200
 FEWEST_FOR_GAP = 40
 # Mean pixels per level from which on a level that none has was skipped.
@@ -19,48 +20,51 @@ FEWEST_PER_LEVEL = 100
 # With fewer, neighbouring levels differ too much for a smooth histogram; only skipped levels are judged.
 FEWEST_LEVELS = 32
 GAP = 0.1
-PEAK = 1.5
+PEAK = 1.4
 
 
 class Comb(NamedTuple):
     """For every level, whether it is a tooth of a comb (K,) bool."""
 
     gaps: np.ndarray
-    """Almost empty between full neighbours."""
+    """Almost empty between full neighbours, with a sharp edge on both sides."""
     peaks: np.ndarray
-    """Much fuller than its neighbours."""
+    """Much fuller than the levels beside it."""
     skipped: np.ndarray
-    """Empty between the lowest and the highest level in use, in a set with pixels enough for every level."""
+    """Empty, the next levels in use on both sides full, in a set with pixels enough for every level."""
 
 
 def comb(histogram: np.ndarray) -> Comb:
     """Judge the (K,) counts of the levels."""
-    num_levels, used = len(histogram), np.flatnonzero(histogram)
-    inner = between(used, num_levels)
+    num_levels = len(histogram)
     many = histogram.sum() >= FEWEST_PER_LEVEL * num_levels
+    skipped = (histogram == 0) & (enclosing(histogram) >= FEWEST_FOR_GAP) & many
     if num_levels < FEWEST_LEVELS:
         none = np.zeros(num_levels, dtype=bool)
-        return Comb(none, none, inner & (histogram == 0) & many)
-    inner[[0, -1]] = False
-    expected = np.nanmean(neighbours(histogram, reach=max(4, num_levels // 16)), axis=1)
-    typical = np.nanmedian(neighbours(histogram, reach=4), axis=1)
+        return Comb(none, none, skipped)
+    counts, reach = histogram.astype(float), max(4, num_levels // 16)
+    counts[[0, -1]] = np.nan
+    padded = np.pad(counts, reach, constant_values=np.nan)
+    windows = np.lib.stride_tricks.sliding_window_view(padded, 2 * reach + 1)
+    expected = np.nanmean(np.delete(windows, reach, axis=1), axis=1)
+    edges = falls(windows[:, : reach + 1]) & falls(windows[:, : reach - 1 : -1])
+    beside = np.fmax(windows[:, reach - 1], windows[:, reach + 1])
     return Comb(
-        gaps=inner & (expected >= FEWEST_FOR_GAP) & (histogram < GAP * expected),
-        peaks=inner & (typical >= FEWEST_FOR_PEAK) & (histogram > PEAK * typical),
-        skipped=between(used, num_levels) & (histogram == 0) & many,
+        gaps=(expected >= FEWEST_FOR_GAP) & (counts < GAP * expected) & edges,
+        peaks=(beside >= FEWEST_FOR_PEAK) & (counts > PEAK * beside),
+        skipped=skipped,
     )
 
 
-def neighbours(histogram: np.ndarray, reach: int) -> np.ndarray:
-    """(K, 2 reach) counts of the levels around each, NaN beyond the inner levels."""
-    inner = histogram.astype(float)
-    inner[[0, -1]] = np.nan
-    padded = np.pad(inner, reach, constant_values=np.nan)
-    windows = np.lib.stride_tricks.sliding_window_view(padded, 2 * reach + 1)
-    return np.delete(windows, reach, axis=1)
+def enclosing(histogram: np.ndarray) -> np.ndarray:
+    """(K,) of the nearest levels in use below and above an empty one, the smaller count; 0 beyond the outermost."""
+    used = np.flatnonzero(histogram)
+    counts = np.concatenate([[0], histogram[used], [0]])
+    place = np.searchsorted(used, np.arange(len(histogram)))
+    return np.minimum(counts[place], counts[place + 1])
 
 
-def between(used: np.ndarray, num_levels: int) -> np.ndarray:
-    """(K,) the levels from the lowest to the highest in use."""
-    levels = np.arange(num_levels)
-    return (levels >= used[0]) & (levels <= used[-1]) if len(used) else np.zeros(num_levels, dtype=bool)
+def falls(counts: np.ndarray) -> np.ndarray:
+    """(K,) whether a full level comes right before an almost empty one in (K, n) counts."""
+    before, after = counts[:, :-1], counts[:, 1:]
+    return np.any((before >= FEWEST_FOR_GAP) & (after < GAP * before), axis=1)

@@ -43,6 +43,30 @@ def test_photographs_pass(photograph: np.ndarray) -> None:
     assert not broken(shares(photograph[::2, ::2]))
 
 
+def bells(*bells: tuple[float, float], count: int = 400_000) -> np.ndarray:
+    """Normally distributed pixels, `count` around each (mean, standard deviation)."""
+    generator = np.random.default_rng(0)
+    pixels = np.concatenate([generator.normal(*bell, count) for bell in bells])
+    return np.clip(np.rint(pixels), 0, 255)
+
+
+@pytest.mark.parametrize(
+    "pixels",
+    [
+        pytest.param(bells((128, 8)), id="low contrast"),
+        pytest.param(bells((140, 5)), id="lower contrast"),
+        pytest.param(bells((10, 2), (128, 40)), id="dark background"),
+        pytest.param(bells((230, 1.5), (128, 40)), id="bright background"),
+        pytest.param(np.append(bells((5, 4)), np.linspace(0, 255, 8000).round()), id="stars"),
+        pytest.param(bells((60, 6), (120, 6)), id="valley"),
+        pytest.param(bells((60, 3), (200, 3)), id="ink and paper"),
+        pytest.param(bells((30, 2), (80, 2), (130, 2), (180, 2), (230, 2)), id="five tones"),
+    ],
+)
+def test_steep_but_smooth_histograms_pass(pixels: np.ndarray) -> None:
+    assert max(shares(pixels)) <= 0.004
+
+
 def stretched(factor: float) -> Callable[[np.ndarray], np.ndarray]:
     return lambda pixels: np.clip(np.rint(pixels * factor), 0, 255)
 
