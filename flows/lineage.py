@@ -13,7 +13,7 @@ from ruamel.yaml.error import YAMLError
 from flows.errors import Exit, UserError
 from flows.git import Tag, annotated_tags, contents
 from flows.params import plain
-from flows.registry import CHAMPION_TAG, MODEL, Version, evidence_of
+from flows.registry import CHAMPION_TAG, MODEL, Version, evidence_of, refusal
 
 LOCK, GRAPH = "dvc.lock", "dvc.yaml"
 IMAGES, VALIDATION = "data/images", "reports/validation/validation.json"
@@ -98,6 +98,7 @@ def lineage(root: Path, version: Version) -> dict[str, Any]:
         "outputs": lock.outputs,
         "metrics": version.metrics,
         "promotions": promotions,
+        "refusal": refusal(root, version.commit) or None,
     }
 
 
@@ -117,4 +118,6 @@ def describe(chain: Mapping[str, Any]) -> str:
     for promotion in chain["promotions"]:
         reason = promotion["evidence"].get("reason", "made by hand")
         lines.append(f"champion    {promotion['tag']} {promotion['created']}: {reason}")
+    if chain["refusal"]:
+        lines.append(f"refused     {chain['refusal']['reason']}")
     return "\n".join(lines)

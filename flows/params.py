@@ -199,21 +199,28 @@ class Params(Section):
 def read_params(path: Path) -> Params:
     """Parse the file.  Raises UserError (exit 2) naming file, line and key."""
     try:
-        # The YAML 1.2 reader, as in DVC: YAML 1.1 readers take 2e-4 for a string.
-        document = YAML(typ="rt").load(path)
+        content = path.read_bytes()
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}; `vdmctl preset digits` writes one", Exit.USAGE) from error
+    return parse_params(content, str(path))
+
+
+def parse_params(content: bytes | str, name: str) -> Params:
+    """Parse a file's content.  Raises UserError (exit 2) with the name, line and key."""
+    try:
+        # The YAML 1.2 reader, as in DVC: YAML 1.1 readers take 2e-4 for a string.
+        document = YAML(typ="rt").load(content)
     except (YAMLError, ValueError, RecursionError) as error:
-        raise UserError(f"{path}: not YAML: {error}", Exit.USAGE) from error
+        raise UserError(f"{name}: not YAML: {error}", Exit.USAGE) from error
     if not isinstance(document, Mapping):
-        raise UserError(f"{path}:1: must hold sections such as `data:`; see presets/", Exit.USAGE)
+        raise UserError(f"{name}:1: must hold sections such as `data:`; see presets/", Exit.USAGE)
     try:
         return Params.model_validate(plain(document))
     except ValidationError as error:
         first = error.errors()[0]
         line = line_of(document, first["loc"])
         key = ".".join(str(part) for part in first["loc"])
-        raise UserError(f"{path}:{line}: {(key + explain(first)).removeprefix(': ')}", Exit.USAGE) from error
+        raise UserError(f"{name}:{line}: {(key + explain(first)).removeprefix(': ')}", Exit.USAGE) from error
 
 
 def override(section: SectionType, values: Mapping[str, Any]) -> SectionType:

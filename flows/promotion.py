@@ -17,7 +17,15 @@ from flows.errors import Exit, UserError
 from flows.git import identity, locked
 from flows.lineage import IMAGES
 from flows.protocols import compare
-from flows.registry import CHAMPION, Version, champion_tag, make_champion, previous_champion, resolve
+from flows.registry import (
+    CHAMPION,
+    Version,
+    champion_tag,
+    make_champion,
+    previous_champion,
+    record_refusal,
+    resolve,
+)
 from flows.stages.evaluate import evaluate
 from flows.storage import fetch
 from flows.verification import require_sound
@@ -98,6 +106,8 @@ def promote(root: Path, challenger: Version, evidence: dict[str, Any]) -> str:
     if evidence["challenger_commit"] != challenger.commit:
         raise UserError(f"the evidence is of {evidence['challenger']}, not of {challenger.name}", Exit.USAGE)
     if evidence["decision"] != PROMOTE:
+        if challenger.name != evidence["champion"]:
+            record_refusal(root, challenger, message(f"Refuse {challenger.name}", evidence))
         raise UserError(f"not promoted: {evidence['reason']}", Exit.NOT_PROMOTED)
     with locked(root):
         tag = champion_tag(root)

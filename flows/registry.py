@@ -4,7 +4,8 @@
 only ever added, so they are the champion's history.  Both are annotated, and a champion's tag carries as JSON, below
 its first line, the evidence on which it was made.  The evidence is not in the model card, which is among the bytes
 that were evaluated: to write it there would change their digest.  Nor is it a file beside it, which would need a
-commit of its own: the version would then be another commit than the one that was compared.
+commit of its own: the version would then be another commit than the one that was compared.  A version that was
+refused has its evidence in a git note on its commit.
 """
 
 import json
@@ -13,10 +14,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from flows.errors import Exit, UserError
-from flows.git import Tag, annotated_tags, commit_of, contents, identity, locked, tag_exists
+from flows.git import Tag, annotated_tags, commit_of, contents, git, identity, locked, tag_exists
 
 MODEL = "vdm"
 CHAMPION = "champion"
+REFUSALS = f"{MODEL}-refusals"
 METRICS = "reports/evaluation/metrics.json"
 VERSION_TAG = re.compile(rf"{MODEL}@v(\d+)\.(\d+)\.(\d+)")
 CHAMPION_TAG = re.compile(rf"{MODEL}#{CHAMPION}(!?)#(\d+)")
@@ -63,7 +65,8 @@ def resolve(root: Path, reference: str) -> Version:
             if CHAMPION in version.stages:
                 return version
         if tag := champion_tag(root):
-            raise UserError(f"{tag.name}: its version's tag is gone", Exit.MISSING)
+            mend = f"`git fetch --tags`, or `gto assign {MODEL} --version vX.Y.Z --stage {CHAMPION}` another"
+            raise UserError(f"{tag.name}: its version's tag is gone; {mend}", Exit.MISSING)
         raise UserError("no version is the champion; `vdmctl promote` makes the first", Exit.MISSING)
     name = reference if "@" in reference else f"{MODEL}@{reference}"
     for version in known:
@@ -131,6 +134,30 @@ def create_tag(root: Path, message: str, *, version: str, commit: str | None = N
             gto.api.assign(str(root), MODEL, stage, version=version, force=True, **author)
     except (GTOException, SCMError, OSError) as error:
         raise UserError(f"git tag for {MODEL}@{version}: {error}", Exit.USAGE) from error
+
+
+def record_refusal(root: Path, version: Version, message: str) -> None:
+    """Say on the version's commit why it did not become the champion.  Raises UserError."""
+    git(root, "notes", f"--ref={REFUSALS}", "add", "--force", "--file=-", version.commit, stdin=message.encode())
+
+
+def refusal(root: Path, commit: str) -> dict[str, Any]:
+    """The evidence on which a commit's version was last refused; {} if it never was."""
+    if commit not in git(root, "notes", f"--ref={REFUSALS}", "list").decode().split():
+        return {}
+    return evidence_of(git(root, "notes", f"--ref={REFUSALS}", "show", commit).decode())
+
+
+def champion(root: Path) -> Version | None:
+    """The champion, None before the first.  Raises UserError (exit 5) when its version's tag is gone."""
+    return resolve(root, CHAMPION) if champion_tag(root) else None
+
+
+def is_decided(root: Path, commit: str) -> bool:
+    """Whether the commit has a version that has met the champion: it became the champion, or was refused."""
+    tags = [tag for tag in annotated_tags(root, MODEL) if tag.commit == commit]
+    crowned = any(CHAMPION_TAG.fullmatch(tag.name) for tag in tags)
+    return any(numbers_of(tag.name) for tag in tags) and (crowned or bool(refusal(root, commit)))
 
 
 def champion_tag(root: Path) -> Tag | None:

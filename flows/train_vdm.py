@@ -65,6 +65,7 @@ def retrain(root: Path, preset: str | None, overrides: Mapping[str, Any], *, for
             if pending(place, ready):
                 return release(place, ready)  # a run that was killed between its commit and its tag
             return f"nothing to do: commit {ready[:12]} has the results of these parameters already"
+        registry.champion(root)  # one that cannot be met is told before the work, not after it
         logger.info("run %s of commit %s in %s", place.folder.name, place.base[:12], place.folder)
         for stage in stages(place.folder):
             # Called, not submitted: a submitted task would never see that the run was cancelled.
@@ -72,7 +73,6 @@ def retrain(root: Path, preset: str | None, overrides: Mapping[str, Any], *, for
                 name=stage,
                 task_run_name=stage,
                 timeout_seconds=3600 * TIMEOUT_HOURS[stage] if stage in TIMEOUT_HOURS else None,
-                retries=2 if stage == "download" else 0,
             )(stage, place.folder, force, return_state=True)
             state.result()
             if stage == "validate":
@@ -104,12 +104,15 @@ def is_network(task: Any, run: Any, state: State[Any]) -> bool:
     return isinstance(state.result(raise_on_failure=False), NetworkError)
 
 
-@task(cache_policy=NO_CACHE, retry_condition_fn=is_network, retry_delay_seconds=[10, 60])
+RETRY: dict[str, Any] = {"retries": 2, "retry_condition_fn": is_network}
+
+
+@task(cache_policy=NO_CACHE, **RETRY, retry_delay_seconds=[10, 60])
 def reproduce(stage: str, folder: Path, force: bool) -> State[None] | None:
     """`dvc repro --single-item STAGE` in the folder; a failure carries UserError with the stage's reason and code."""
     command = ["dvc", "repro", "--single-item", stage, *(["--force"] if force else [])]
-    read = artifacts.Progress(folder).read if stage == "train" else None
     try:
+        read = artifacts.Progress(folder).read if stage == "train" else None
         stream(command, folder, read)
     except UserError as error:
         # Returned, not raised: a traceback would tell the operator nothing.
@@ -118,7 +121,7 @@ def reproduce(stage: str, folder: Path, force: bool) -> State[None] | None:
     return None
 
 
-@task(name="drift", cache_policy=NO_CACHE)
+@task(name="drift", cache_policy=NO_CACHE, timeout_seconds=3600 * 2)
 def drift(root: Path, folder: Path) -> State[None] | None:
     """Compare the run's images with the champion's, with `contract:`; a failure carries UserError (exit 4)."""
     try:
@@ -139,10 +142,9 @@ def champion_report(root: Path, folder: Path) -> Path | None:
 
     None without a champion, too.  Raises UserError (exit 5) when it cannot be had.
     """
-    if registry.champion_tag(root) is None:
-        return None
-    champion = registry.resolve(root, registry.CHAMPION)
-    if champion.metrics.get("data_sha256") == json.loads((folder / VALIDATION).read_bytes())["data_sha256"]:
+    images = json.loads((folder / VALIDATION).read_bytes())["data_sha256"]
+    champion = registry.champion(root)
+    if champion is None or champion.metrics.get("data_sha256") == images:
         return None
     report = {path: digest for path, digest in read_lock(root, champion).outputs.items() if path == VALIDATION}
     with opened(root) as repo:
@@ -150,7 +152,7 @@ def champion_report(root: Path, folder: Path) -> Path | None:
     return stored.cached if stored else None
 
 
-@task(name="promote", cache_policy=NO_CACHE)
+@task(name="promote", cache_policy=NO_CACHE, timeout_seconds=3600 * 48, **RETRY, retry_delay_seconds=[10, 60])
 def promote(version: str, folder: Path) -> State[dict[str, Any]] | dict[str, Any]:
     """`vdmctl promote VERSION` by the code of the run; the evidence, a failure carries UserError."""
     lines: list[str] = []
@@ -158,7 +160,8 @@ def promote(version: str, folder: Path) -> State[dict[str, Any]] | dict[str, Any
         stream(["flows.cli", "promote", version, "--json"], folder, lines.append)
     except UserError as error:
         if error.code is not Exit.NOT_PROMOTED:
-            return Failed(message=str(error), data=error)
+            told = f"{version} is registered, but has not met the champion: {error}; the next run tries again"
+            return Failed(message=told, data=type(error)(told, error.code))
     text = "".join(lines)
     evidence: dict[str, Any] = json.JSONDecoder().raw_decode(text[text.index("{\n") :])[0]
     return evidence
@@ -186,7 +189,7 @@ def stream(module: list[str], folder: Path, read: Callable[[str], None] | None =
         raise kind(told["message"], Exit(told["code"]))
 
 
-@task(name="publish", cache_policy=NO_CACHE, retries=2, retry_condition_fn=is_network, retry_delay_seconds=[2, 10])
+@task(name="publish", cache_policy=NO_CACHE, timeout_seconds=3600 * 6, **RETRY, retry_delay_seconds=[2, 10])
 def publish_versions(root: Path) -> State[None] | None:
     """Push what the remotes lack: bytes, branches, tags."""
     try:
@@ -212,9 +215,10 @@ def record(place: Workspace) -> str:
 
 def release(place: Workspace, made: str) -> str:
     """Make a commit with results a version, and the champion if it is better; what came of it in a line."""
-    champion = registry.champion_tag(place.root)
-    before = registry.resolve(place.root, registry.CHAMPION) if champion else None
-    version = registry.add_version(place.root, made, git_text(place.root, "log", "-1", "--format=%s", made))
+    known = [version for version in registry.versions(place.root) if version.commit == made]
+    subject = git_text(place.root, "log", "-1", "--format=%s", made)
+    version = known[-1] if known else registry.add_version(place.root, made, subject)
+    before = registry.champion(place.root)
     evidence = cast(dict[str, Any], promote(version.name, place.folder, return_state=True).result())
     artifacts.show_metrics(
         {version.name: version.metrics} | ({before.name: before.metrics} if before else {}), evidence

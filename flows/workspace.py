@@ -14,7 +14,6 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from io import StringIO
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 from dvc.config import Config
@@ -23,9 +22,10 @@ from dvc.repo import Repo
 from ruamel.yaml import YAML
 
 from flows.errors import Exit, UserError
-from flows.git import git, git_text
-from flows.params import read_params
+from flows.git import contents, git_text
+from flows.params import parse_params
 from flows.processes import processes_in
+from flows.registry import is_decided
 
 PREFIX = "runs/"
 RESULTS = (f"refs/heads/{PREFIX}", "refs/tags/vdm@*")
@@ -113,33 +113,32 @@ def share_cache(root: Path, folder: Path) -> None:
 def compose_params(root: Path, preset: str | None, overrides: Mapping[str, Any]) -> str:
     """params.yaml of a run: the committed one or a committed preset, with dotted keys replaced, checked.
 
-    Raises UserError (exit 2) for an unknown preset or key, or a value that the key does not take.
+    Raises UserError (exit 2) for a file that is not valid, an unknown preset or key, a value that the key does not
+    take.
     """
     name = f"presets/{preset}.yaml" if preset else "params.yaml"
-    try:
-        text = git(root, "show", f"HEAD:{name}").decode()
-    except UserError as error:
+    content = contents(root, [f"HEAD:{name}"])[f"HEAD:{name}"]
+    if content is None:
         listed = git_text(root, "ls-tree", "--name-only", "HEAD", "presets/").split()
         known = ", ".join(sorted(Path(path).stem for path in listed))
-        raise UserError(f"no preset {preset!r} in the commit that is checked out: {known}", Exit.USAGE) from error
+        missing = f"preset {preset!r}" if preset else name
+        raise UserError(f"no {missing} in the commit that is checked out; presets: {known}", Exit.USAGE)
+    parse_params(content, f"{name} of the commit that is checked out")
+    if not overrides:
+        return content.decode()
     yaml = YAML(typ="rt")
-    document = yaml.load(text)
+    document = yaml.load(content)
     for key, value in overrides.items():
         *sections, last = key.split(".")
         node = document
         for section in sections:
             node = node.get(section) if isinstance(node, Mapping) else None
-        if not isinstance(node, Mapping) or last not in node:
+        if not isinstance(node, Mapping) or isinstance(node.get(last, node), Mapping):
             raise UserError(f"override {key} is not a known parameter", Exit.USAGE)
         node[last] = value  # type: ignore[index]
-    if not overrides:
-        return text
     stream = StringIO()
     yaml.dump(document, stream)
-    with TemporaryDirectory() as folder:
-        path = Path(folder) / "params.yaml"
-        path.write_text(stream.getvalue())
-        read_params(path)
+    parse_params(stream.getvalue(), f"{name} with the overrides")
     return stream.getvalue()
 
 
@@ -148,11 +147,10 @@ def finished(place: Workspace) -> str | None:
 
     Those results are then in the workspace.
     """
-    recent = git_text(place.root, "for-each-ref", "--sort=-creatordate", "--count=3", "--format=%(refname)", *RESULTS)
-    for name in [place.base, *recent.split()]:
+    for made in [place.base, *alike(place)[:3]]:
         try:
             # With the reports: what of them DVC does not cache is in git.
-            git_text(place.folder, "checkout", "--quiet", name, "--", "dvc.lock", "reports")
+            git_text(place.folder, "checkout", "--quiet", made, "--", "dvc.lock", "reports")
         except UserError:
             continue
         with Repo(str(place.folder)) as repo:
@@ -161,14 +159,27 @@ def finished(place: Workspace) -> str | None:
             except DvcException:  # something is not in the cache
                 continue
             if not repo.status():
-                return git_text(place.root, "rev-parse", f"{name}^{{commit}}")
+                return made
+    git_text(place.folder, "restore", f"--source={place.base}", "--staged", "--worktree", ".", ":!params.yaml")
     return None
 
 
+def alike(place: Workspace) -> list[str]:
+    """The commits of runs and versions that have the workspace's parameters, the newest first."""
+    # A tag's second object is its commit; a branch has only the one.
+    listed = git_text(
+        place.root, "for-each-ref", "--sort=-creatordate", "--format=%(*objectname) %(objectname)", *RESULTS
+    )
+    commits = dict.fromkeys(line.split()[0] for line in listed.splitlines())
+    files = contents(place.root, [f"{commit}:params.yaml" for commit in commits])
+    wanted = (place.folder / "params.yaml").read_bytes()
+    return [commit for commit in commits if files[f"{commit}:params.yaml"] == wanted]
+
+
 def pending(place: Workspace, made: str) -> bool:
-    """Whether the commit is a run's that has no version yet."""
+    """Whether the commit is a run's whose model is no version yet, or has not met the champion."""
     run = git_text(place.root, "log", "-1", "--format=%(trailers:key=Run,valueonly)", made)
-    return bool(run) and not git_text(place.root, "tag", "--list", "vdm@*", "--points-at", made)
+    return bool(run) and not is_decided(place.root, made)
 
 
 def commit(place: Workspace, message: str) -> str | None:

@@ -97,7 +97,10 @@ def test_a_run_leaves_a_commit_on_its_branch_and_the_checkout_alone(plant: Plant
 @pytest.mark.parametrize(
     ("parameters", "message"),
     [
-        ({"preset": "digit"}, "no preset 'digit' in the commit that is checked out: cifar10, cifar10_aug, digits"),
+        (
+            {"preset": "digit"},
+            "no preset 'digit' in the commit that is checked out; presets: cifar10, cifar10_aug",
+        ),
         ({"overrides": {"train.stepz": 5}}, "override train.stepz is not a known parameter"),
         ({"overrides": {"train.steps": 0}}, "train.steps: input should be greater than or equal to 1, got 0"),
     ],
@@ -207,6 +210,13 @@ def test_an_interrupted_publication_is_completed_by_the_next_run(plant: Plant) -
     assert "the next run publishes again" in message
     assert plant.project.git("ls-remote", "--tags", "origin") == ""  # bytes and commits first
     hook.unlink()
+    # As if the run had been killed between its version and the comparison.
+    newest = plant.project.git("tag", "--list", "vdm@*", "--sort=-version:refname").split()[0]
+    plant.project.git("notes", "--ref=vdm-refusals", "remove", f"{newest}^{{commit}}")
+    state, message = plant.finish(plant.retrain(overrides={"train.seed": 2}, publish=True))
+    assert state == "COMPLETED"
+    assert message.startswith(f"{newest}, commit ")
+    assert ", not promoted: " in message
     state, message = plant.finish(plant.retrain(overrides={"train.seed": 2}, publish=True))
     assert (state, message[:13]) == ("COMPLETED", "nothing to do")
     there = plant.project.git("ls-remote", "--tags", "--refs", "origin").split()[1::2]

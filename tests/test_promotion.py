@@ -19,7 +19,7 @@ from flows.errors import Exit, UserError
 from flows.git import annotated_tags, locked
 from flows.params import Evaluate, Promote, read_params
 from flows.promotion import challenge, decide, fits, paired, promote, rollback
-from flows.registry import champion_tag, evidence_of, make_champion, resolve
+from flows.registry import champion_tag, evidence_of, is_decided, make_champion, resolve
 from vdm.images import save_images
 
 # The versions are trained when the first test asks for them.
@@ -72,10 +72,16 @@ def test_first_better_worse_and_other_data(copied: Project, tmp_path: Path) -> N
     assert worse.returncode == 3
     assert one_line(worse).startswith("vdmctl: not promoted: vdm@v1.0.0 does not surely improve by more than 0.001")
     assert json.loads(worse.stdout)["decision"] == "refuse"
+    told = json.loads(copied.vdmctl("lineage", "v1.0.0", "--json").stdout)["refusal"]
+    assert told == json.loads(worse.stdout)
+    assert "refused     vdm@v1.0.0 does not surely improve" in copied.vdmctl("lineage", "v1.0.0").stdout
     again = copied.vdmctl("promote", "v1.1.0")
     assert again.returncode == 3
     assert "is the champion already" in one_line(again)
     assert history(copied) == ["vdm@v1.0.0", "vdm@v1.1.0"]
+    assert json.loads(copied.vdmctl("lineage", "v1.1.0", "--json").stdout)["refusal"] is None
+    assert is_decided(copied.folder, resolve(copied.folder, "v1.1.0").commit)
+    assert not is_decided(copied.folder, resolve(copied.folder, "v1.2.0").commit)
 
     newest = copied.vdmctl("promote", "--json")  # v1.2.0, on another split
     assert newest.returncode == 0, newest.stderr
