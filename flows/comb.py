@@ -61,10 +61,10 @@ def enclosing(histogram: np.ndarray) -> np.ndarray:
     used = np.flatnonzero(histogram)
     counts = np.concatenate([[0], histogram[used], [0]])
     place = np.searchsorted(used, np.arange(len(histogram)))
-    return np.minimum(counts[place], counts[place + 1])
+    return np.asarray(np.minimum(counts[place], counts[place + 1]))
 
 
 def falls(counts: np.ndarray) -> np.ndarray:
     """(K,) whether a full level comes right before an almost empty one in (K, n) counts."""
     before, after = counts[:, :-1], counts[:, 1:]
-    return np.any((before >= FEWEST_FOR_GAP) & (after < GAP * before), axis=1)
+    return np.asarray(np.any((before >= FEWEST_FOR_GAP) & (after < GAP * before), axis=1))

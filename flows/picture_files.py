@@ -16,8 +16,8 @@ SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".npy"}
 FORMATS = ["PNG", "JPEG", "WEBP", "TIFF"]
 ROWS = 1000
 
-# Pillow widens these to 0..255 by a factor, which is undone.
-NARROW = {"1": 1, "1;I": 1, "L;2": 2, "L;4": 4}
+# Bits per level in the file where they are not those of the mode.  Pillow widens 1, 2 and 4 to 0..255 by a factor.
+STORED = {"L;2": 2, "L;4": 4, "I;12": 12}
 MODES = {"1": (1, 1), "L": (1, 8), "RGB": (3, 8), "I;16": (1, 16), "I;16B": (1, 16), "I;16L": (1, 16), "I;16N": (1, 16)}
 
 
@@ -54,11 +54,11 @@ def inspect(path: Path) -> Head:
         images, num_bits = open_array(path)
         return Head(Kind(images.shape[1:], num_bits), len(images), "NPY", False)
     with damage_named(), open_image(path) as image:
-        num_channels, num_bits = MODES[image.mode]
         turned = orientation(image)
-        width, height = image.size if turned < 5 else image.size[::-1]
-        num_bits = NARROW.get(raw_mode(image), num_bits)
-        return Head(Kind((num_channels, height, width), num_bits), 1, str(image.format), turned != 1)
+        # Of a TIFF file Pillow has turned the size already.
+        width, height = image.size[::-1] if turned >= 5 and image.format != "TIFF" else image.size
+        kind = Kind((MODES[image.mode][0], height, width), stored_bits(image))
+        return Head(kind, 1, str(image.format), turned != 1)
 
 
 def read(path: Path) -> Iterator[np.ndarray]:
@@ -69,14 +69,14 @@ def read(path: Path) -> Iterator[np.ndarray]:
             yield checked(chunk, num_bits)
         return
     with damage_named(), open_image(path) as image:
-        num_bits, turned = NARROW.get(raw_mode(image), 8), orientation(image)
+        num_bits, turned = stored_bits(image), orientation(image)
         image.load()
         upright = ImageOps.exif_transpose(image) if turned != 1 else image
         pixels = np.asarray(upright.convert("L") if image.mode == "1" else upright)
     pixels = pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
     if pixels.dtype != np.uint8:
         pixels = pixels.astype(np.uint16)
-    yield pixels[None] // pixels.dtype.type(255 // (2**num_bits - 1))
+    yield pixels[None] // pixels.dtype.type(max(1, 255 // (2**num_bits - 1)))
 
 
 @contextmanager
@@ -102,7 +102,8 @@ def open_image(path: Path) -> Iterator[Image.Image]:
     """The opened file, of a mode whose pixels are levels.  Raises BadImageError, and what Pillow does."""
     if not path.is_file() or path.stat().st_size == 0:
         raise BadImageError("empty" if path.is_file() else "not a file", Exit.MISSING)
-    with Image.open(path, formats=FORMATS) as image:
+    # By its name Pillow would map a TIFF file that is to be turned, and misread it.
+    with path.open("rb") as file, Image.open(file, formats=FORMATS) as image:
         if reason := unusable(image):
             raise BadImageError(reason)
         yield image
@@ -122,9 +123,18 @@ def unusable(image: Image.Image) -> str | None:
 
 
 def orientation(image: Image.Image) -> int:
-    """EXIF's orientation, 1 for upright.  Of a PNG file only when it precedes the pixels: asking would decode them."""
+    """EXIF's orientation, 1 for upright and for what is none of 1 to 8.
+
+    Of a PNG file only when it precedes the pixels: asking would decode them.
+    """
     asked = image.format != "PNG" or "exif" in image.info
-    return int(image.getexif().get(0x0112, 1)) if asked else 1
+    stated = image.getexif().get(0x0112, 1) if asked else 1
+    return int(stated) if stated in range(2, 9) else 1
+
+
+def stored_bits(image: Image.Image) -> int:
+    """Bits per level in the file.  Ends of I and R tell TIFF's inverted levels and reversed bits: `L;4IR`."""
+    return STORED.get(raw_mode(image).rstrip("IR"), MODES[image.mode][1])
 
 
 def raw_mode(image: Image.Image) -> str:
@@ -142,6 +152,10 @@ def open_array(path: Path) -> tuple[np.ndarray, int]:
         raise BadImageError(f"an array of {getattr(array, 'shape', '?')}; wanted (H,W), (C,H,W) or (N,C,H,W)")
     if array.ndim > 2 and array.shape[-1] in (1, 3, 4) and array.shape[-3] > 4:
         raise BadImageError(f"an array of {array.shape}, channels last; transpose it to (N,C,H,W)")
+    if array.ndim == 3 and len(array) > 4:
+        count, height, width = array.shape
+        gray, one = f"({count},1,{height},{width})", f"(1,{count},{height},{width})"
+        raise BadImageError(f"an array of {array.shape}; gray images must be {gray}, one of {count} channels {one}")
     array = array.reshape((1,) * (4 - array.ndim) + array.shape) if array.ndim < 4 else array
     if array.dtype.kind == "f":
         raise BadImageError(floats(array[:ROWS]))

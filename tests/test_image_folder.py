@@ -1,5 +1,6 @@
 """Folders of images: read exactly, or refused with the files named."""
 
+import itertools
 import json
 import os
 import struct
@@ -114,6 +115,33 @@ def test_narrow_pixels_are_not_widened(bits: int, levels: int, tmp_path: Path) -
     }
 
 
+@pytest.mark.parametrize(
+    ("bits", "white_is_zero", "fill_order"),
+    [*itertools.product((1, 2, 4), (False, True), (1, 2)), (12, False, 1)],
+)
+def test_levels_of_tiff_files_are_those_stored(bits: int, white_is_zero: bool, fill_order: int, tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 2**bits, (9, 8)).astype(np.uint16)
+    stored = 2**bits - 1 - pixels if white_is_zero else pixels
+    (tmp_path / "a.tif").write_bytes(tiff(stored, bits, white_is_zero, fill_order))
+    head = inspect(tmp_path / "a.tif")
+    assert (head.kind.shape, head.kind.num_bits) == ((1, 9, 8), bits)
+    (images,) = read(tmp_path / "a.tif")
+    assert np.array_equal(images[0, 0], pixels)
+
+
+def tiff(pixels: np.ndarray, bits: int, white_is_zero: bool, fill_order: int) -> bytes:
+    """An uncompressed gray TIFF file of `bits` per pixel; of fill order 2 the first pixel is in the lowest bits."""
+    wide = np.unpackbits(pixels.astype(">u2")[..., None].view(np.uint8), axis=-1)[..., 16 - bits :]
+    order: Any = {1: "big", 2: "little"}[fill_order]
+    packed = np.packbits(wide.reshape(len(pixels), -1), axis=1, bitorder=order).tobytes()
+    height, width = pixels.shape
+    tags = {256: width, 257: height, 258: bits, 259: 1, 262: int(not white_is_zero), 266: fill_order}
+    tags |= {273: 8, 277: 1, 278: height, 279: len(packed)}
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in sorted(tags.items()))
+    head = struct.pack("<2sHI", b"II", 42, 8 + len(packed))
+    return head + packed + struct.pack("<H", len(tags)) + entries + bytes(4)
+
+
 def png(pixels: np.ndarray, bits: int, colour: int = 0, size: tuple[int, int] | None = None) -> bytes:
     """A PNG file of `bits` per sample; gray (colour 0) or RGB (2); its head may claim another size."""
     rows = pixels.reshape(len(pixels), -1)
@@ -143,18 +171,27 @@ def test_sixteen_bits_are_shifted_and_recorded(tmp_path: Path) -> None:
     assert load(tmp_path / "set", test_fraction=0.5, num_bits=5).num_levels == 32
 
 
-def turned(path: Path) -> None:
+def turned(path: Path, orientation: int) -> None:
     exif = Image.Exif()
-    exif[0x0112] = 6
+    exif[0x0112] = orientation
     Image.fromarray(noise(5, 6)).save(path, exif=exif)
 
 
-def test_exif_rotation_is_applied_and_told(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
-    turned(folder / "8.png")
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+def test_exif_rotation_is_applied_and_told(suffix: str, folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    turned(folder / f"8.{suffix}", 6)
     images = load(folder)
     assert "1 images turned as their EXIF tags say" in caplog.text
     upright = np.rot90(noise(5, 6), -1)
     assert any(np.array_equal(image[0], upright) for image in np.concatenate([images.train, images.test]))
+
+
+@pytest.mark.parametrize("orientation", [0, 1, 9])
+def test_an_orientation_that_is_none_is_upright(orientation: int, tmp_path: Path) -> None:
+    turned(tmp_path / "a.png", orientation)
+    head = inspect(tmp_path / "a.png")
+    assert (head.kind.shape, head.turned) == ((1, 5, 6), False)
+    assert np.array_equal(next(read(tmp_path / "a.png"))[0, 0], noise(5, 6))
 
 
 def test_jpeg_and_other_files_are_told_of(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -225,6 +262,7 @@ def mode(name: str, suffix: str = ".png") -> Callable[[Path], None]:
         (array(np.array([[0, -1]])), Exit.INVALID_DATA, "level -1 of int64"),
         (array(noise(6, 5, 3)), Exit.INVALID_DATA, "channels last"),
         (array(np.array("text")), Exit.INVALID_DATA, "wanted (H,W), (C,H,W) or (N,C,H,W)"),
+        (array(noise(100, 8, 8)), Exit.INVALID_DATA, "an array of (100, 8, 8); gray images must be (100,1,8,8)"),
         (array(np.zeros((0, 1, 6, 5), np.uint8)), Exit.INVALID_DATA, "an array of (0, 1, 6, 5)"),
     ],
     ids=lambda value: None if isinstance(value, (Exit, str)) else "",
