@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.machine import describe
+from benchmarks.options import positive
 from benchmarks.small_models import digits, trained
 from vdm.discretization import pixels_to_x
 from vdm.model import VDM
@@ -59,8 +60,8 @@ def estimate(model: VDM, schedule: Schedule, pixels: np.ndarray, times_per_image
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=3000, help="training steps of the model")
-    parser.add_argument("--images", type=int, default=128, help="held-out digits, at 256 times each")
+    parser.add_argument("--steps", type=positive, default=3000, help="training steps of the model")
+    parser.add_argument("--images", type=positive, default=128, help="held-out digits, at 256 times each")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     arguments = parser.parse_args()
     train_pixels, test_pixels = digits()

@@ -4,6 +4,7 @@ With --peer FOLDER, a checkout of addtt/variational-diffusion-models, its evalua
 see benchmarks.train_step for what it needs.
 """
 
+from benchmarks.options import explained
 from benchmarks.speed import against_peer, clock, parser, peak_memory, read_problem, report
 from flows.device import find_device
 from vdm.evaluation import evaluate
@@ -11,8 +12,10 @@ from vdm.model import VDM
 
 
 def main() -> None:
-    chosen = parser(__doc__, peer=True).parse_args()
-    problem, device = read_problem(chosen), find_device(chosen.device)
+    options = parser(__doc__, peer=True)
+    chosen = options.parse_args()
+    with explained(options):
+        problem, device = read_problem(chosen), find_device(chosen.device)
     size = chosen.batch_size or problem.params.evaluate.batch_size
     if chosen.peer:
         report(against_peer("evaluate", chosen, problem, size), device, as_json=chosen.json)

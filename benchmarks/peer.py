@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.options import explained
 from benchmarks.speed import clock, parser, peak_memory, read_problem, report
 from flows.device import find_device
 
@@ -19,7 +20,8 @@ def main() -> None:
     options.add_argument("folder", help="a checkout of the peer")
     chosen = options.parse_args()
     sys.path.insert(0, chosen.folder)
-    problem, device = read_problem(chosen), find_device(chosen.device)
+    with explained(options):
+        problem, device = read_problem(chosen), find_device(chosen.device)
     size = chosen.batch_size
     # As its data loader would hand it over.
     batch = (problem.images[:size].float() / (problem.model["num_levels"] - 1)).to(device)

@@ -2,6 +2,7 @@
 
 import torch
 
+from benchmarks.options import explained, positive
 from benchmarks.speed import clock, parser, peak_memory, read_problem, report
 from flows.device import find_device
 from vdm.model import VDM
@@ -10,9 +11,10 @@ from vdm.sampling import sample
 
 def main() -> None:
     options = parser(__doc__)
-    options.add_argument("--num-timesteps", type=int, help="steps, in place of the preset's")
+    options.add_argument("--num-timesteps", type=positive, help="steps, in place of the preset's")
     chosen = options.parse_args()
-    problem, device = read_problem(chosen), find_device(chosen.device)
+    with explained(options):
+        problem, device = read_problem(chosen), find_device(chosen.device)
     settings = problem.params.sample
     size, steps = chosen.batch_size or settings.num_images, chosen.num_timesteps or settings.num_timesteps
     model = VDM(**problem.model).to(device).eval()

@@ -14,7 +14,9 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.machine import describe
-from flows.params import Params, read_params
+from benchmarks.options import duration, positive
+from flows.params import Params, device_name, read_params
+from vdm.model import VDM
 
 PRESETS = Path(__file__).parents[1] / "presets"
 SHAPES = {
@@ -39,24 +41,26 @@ def parser(description: str | None, *, peer: bool = False) -> argparse.ArgumentP
     """The options that every benchmark of speed takes, and those of a comparison with the peer."""
     options = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--preset", default="digits", choices=sorted(path.stem for path in PRESETS.glob("*.yaml")))
-    options.add_argument("--width", type=int, help="of the network, in place of the preset's")
-    options.add_argument("--blocks", type=int, help="of the network, in place of the preset's")
-    options.add_argument("--batch-size", type=int, help="images of a training step, in place of the preset's")
-    options.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
-    options.add_argument("--seconds", type=float, default=20.0, help="to measure, after the first steps")
+    options.add_argument("--width", type=positive, help="of the network, in place of the preset's")
+    options.add_argument("--blocks", type=positive, help="of the network, in place of the preset's")
+    options.add_argument("--batch-size", type=positive, help="images of a training step, in place of the preset's")
+    options.add_argument("--device", type=device_name, default="auto", help="auto, cpu, cuda or cuda:N")
+    options.add_argument("--seconds", type=duration, default=20.0, help="to measure, after the first steps")
     options.add_argument("--json", action="store_true", help="print one JSON object")
     if peer:
         options.add_argument("--peer", type=Path, help="a checkout of the PyTorch peer to compare with")
-        options.add_argument("--rounds", type=int, default=3, help="of the comparison")
+        options.add_argument("--rounds", type=positive, default=3, help="of the comparison")
     return options
 
 
 def read_problem(options: argparse.Namespace) -> Problem:
-    """The problem that the options describe."""
+    """The problem that the options describe.  Raises ValueError unless they make a model."""
     params = read_params(PRESETS / f"{options.preset}.yaml")
     *shape, num_levels = SHAPES[params.data.name]
     model = {"image_shape": tuple(shape), "num_levels": num_levels, **params.model.model_dump()}
     model |= {name: value for name in ("width", "blocks") if (value := getattr(options, name))}
+    with torch.device("meta"):
+        VDM(**model)
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(num_levels, (2048, *shape), generator=generator, dtype=torch.uint8)
     return Problem(params, model, images)

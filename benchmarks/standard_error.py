@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from benchmarks.machine import describe
+from benchmarks.options import positive
 from benchmarks.small_models import digits, fashion_mnist, trained
 from vdm.discretization import reconstruction_draw
 from vdm.evaluation import evaluate
@@ -69,9 +70,11 @@ def measure(name: str, model: VDM, pixels: np.ndarray, times_per_image: int, rep
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--fashion-mnist", type=Path, help="folder with the publisher's files: 1,000 images of it too")
-    parser.add_argument("--steps", type=int, default=1500, help="training steps; a fifth of them for Fashion-MNIST")
     parser.add_argument(
-        "--repeats", type=int, default=150, help="with other seeds; a seventh of them for Fashion-MNIST"
+        "--steps", type=positive, default=1500, help="training steps; a fifth of them for Fashion-MNIST"
+    )
+    parser.add_argument(
+        "--repeats", type=positive, default=150, help="with other seeds; a seventh of them for Fashion-MNIST"
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     arguments = parser.parse_args()

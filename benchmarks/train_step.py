@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.options import explained, positive
 from benchmarks.speed import (
     Problem,
     against_peer,
@@ -51,9 +52,10 @@ def main() -> None:
     options.add_argument("--precision", default="auto", choices=["auto", "float32", "bfloat16"])
     options.add_argument("--compile", default="auto", choices=["auto", "true", "false"])
     options.add_argument("--activation-checkpointing", action="store_true")
-    options.add_argument("--accumulation", type=int)
+    options.add_argument("--accumulation", type=positive)
     chosen = options.parse_args()
-    problem, device = read_problem(chosen), find_device(chosen.device)
+    with explained(options):
+        problem, device = read_problem(chosen), find_device(chosen.device)
     size = chosen.batch_size or problem.params.train.batch_size
     if chosen.peer:
         extra = ["--precision", chosen.precision, "--compile", chosen.compile]
@@ -65,7 +67,8 @@ def main() -> None:
     changes = {"batch_size": size, "activation_checkpointing": chosen.activation_checkpointing}
     if chosen.accumulation:
         changes["accumulation"] = chosen.accumulation
-    trainer = build(problem, device, precision, compile, **changes)
+    with explained(options):
+        trainer = build(problem, device, precision, compile, **changes)
     times = clock(trainer.step, device, chosen.seconds)
     memory = peak_memory(device)
     saving = saving_time(trainer)

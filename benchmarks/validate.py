@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.machine import describe
+from benchmarks.options import positive
 from flows.params import read_params
 
 PRESET = Path(__file__).parents[1] / "presets" / "cifar10.yaml"
@@ -24,7 +25,7 @@ PRESET = Path(__file__).parents[1] / "presets" / "cifar10.yaml"
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--images", type=int, nargs="+", default=[60_000])
+    parser.add_argument("--images", type=positive, nargs="+", default=[60_000])
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--folder", type=Path, help="run this step in this process")
     parser.add_argument("--step", choices=["download", "validate"])

@@ -1,14 +1,24 @@
 """params.yaml, the only source of numbers: read as DVC reads it, parsed strictly into typed sections."""
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import PydanticCustomError
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from flows.errors import Exit, UserError
+
+
+def device_name(name: str) -> str:
+    """The name itself; whether the machine has the device is found when it is needed."""
+    if not re.fullmatch(r"auto|cpu|cuda(:[0-9]{1,3})?", name):
+        raise PydanticCustomError("device", "Input should be auto, cpu, cuda or cuda:N")
+    return name
+
 
 Positive = Annotated[int, Field(ge=1, le=10**12)]
 NonNegative = Annotated[int, Field(ge=0, le=10**12)]
@@ -18,7 +28,7 @@ Timesteps = Annotated[int, Field(ge=1, le=100_000)]
 Real = Annotated[float, Field(allow_inf_nan=False)]
 Share = Annotated[Real, Field(ge=0, le=1)]
 Gamma = Annotated[Real, Field(ge=-60, le=60)]
-Device = Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d{1,3})?)$")]
+Device = Annotated[str, AfterValidator(device_name)]
 
 
 class Section(BaseModel):
@@ -218,7 +228,8 @@ def parse_params(content: bytes | str, name: str) -> Params:
         return Params.model_validate(plain(document))
     except ValidationError as error:
         first = error.errors()[0]
-        line = line_of(document, first["loc"])
+        # The one check across sections is about train.augmentation.
+        line = line_of(document, first["loc"] or ("train", "augmentation"))
         key = ".".join(str(part) for part in first["loc"])
         raise UserError(f"{name}:{line}: {(key + explain(first)).removeprefix(': ')}", Exit.USAGE) from error
 

@@ -3,10 +3,12 @@
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from benchmarks import sample, train_step
 from benchmarks.speed import PRESETS, parser, read_problem
 
 ROOT = Path(__file__).parents[1]
@@ -37,6 +39,32 @@ def test_a_benchmark_prints_its_figures_and_the_machine(command: list[str]) -> N
 def test_every_preset_is_a_problem_of_speed(preset: str) -> None:
     problem = read_problem(parser(None).parse_args(["--preset", preset]))
     assert problem.images.shape[1:] == problem.model["image_shape"]
+
+
+@pytest.mark.parametrize(
+    ("main", "arguments", "message"),
+    [
+        (sample.main, ["--batch-size", "0"], "argument --batch-size: must be at least 1, got 0"),
+        (sample.main, ["--num-timesteps", "-3"], "argument --num-timesteps: must be at least 1, got -3"),
+        (sample.main, ["--seconds", "-1"], "argument --seconds: must be a number of seconds from 0, got -1"),
+        (sample.main, ["--seconds", "nan"], "argument --seconds: must be a number of seconds from 0, got nan"),
+        (sample.main, ["--width", "9"], "error: width 9 must be even, at least 4 and a multiple of norm_groups 8"),
+        (sample.main, ["--device", "abacus"], "argument --device: invalid"),
+        (sample.main, ["--device", "cuda:99"], "error: device cuda:99: "),
+        (train_step.main, ["--accumulation", "7"], "error: batch_size 64 is not a multiple of 1 processes x accum"),
+    ],
+)
+def test_a_wrong_option_is_told(
+    main: Callable[[], None],
+    arguments: list[str],
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["benchmark", *arguments])
+    with pytest.raises(SystemExit, match="2"):
+        main()
+    assert message in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_the_continuous_bound_does_not_depend_on_the_schedule_between_its_ends() -> None:

@@ -48,6 +48,8 @@ def test_numbers_are_read_as_dvc_reads_them(tmp_path: Path) -> None:
         ("device: cpu ", "device: cuda:1 ", "train: device cuda:1 is one device, but num_devices is 2"),
         ("compile: auto", "compile: yes", "train.compile"),
         ("augmentation: []", "augmentation: [turn]", "train.augmentation.0: input should be 'flip', 'rotate' or"),
+        ("augmentation: []", "augmentation: [flip]", "train.augmentation needs model.augmentation_input: true"),
+        ("device: cpu ", "device: gpu ", "train.device: input should be auto, cpu, cuda or cuda:N, got 'gpu'"),
         ("norm_groups: 8", "norm_groups: 7", "model: width must be a multiple of norm_groups, got 32 and 7"),
     ],
 )
