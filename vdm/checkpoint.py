@@ -4,11 +4,14 @@
 """
 
 import hashlib
+import inspect
 import io
 import json
 import os
+import sys
+from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args, get_origin
 
 import torch
 from safetensors import SafetensorError
@@ -45,8 +48,11 @@ def load_model(folder: Path, device: torch.device | str = "cpu") -> VDM:
         model = VDM(**config["model"])
         model.load_state_dict(load(weights))
     except (SafetensorError, ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
-        reason = str(error).splitlines()[0]
+        reason = str(error).partition("\n")[0]
         raise CheckpointError(f"{folder}: weights and {CONFIG} do not describe one model: {reason}") from error
+    for name, tensor in model.state_dict().items():
+        if not tensor.isfinite().all():
+            raise CheckpointError(f"{folder / WEIGHTS}: {name} is not finite; restore the file or train again")
     return model.eval().to(device)
 
 
@@ -57,13 +63,24 @@ def save_state(path: Path, state: dict[str, Any]) -> None:
     write_whole(path, hashlib.sha256(content.getbuffer()).digest() + content.getbuffer())
 
 
-def load_state(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
-    """The training state in `path`.  Raises CheckpointError unless every byte is as it was written."""
+def load_state(path: Path, *, keys: Collection[str] = ()) -> dict[str, Any]:
+    """The training state in `path`, on the CPU.
+
+    Raises CheckpointError unless every byte is as it was written, this version of torch reads them, and `keys` are
+    among the state's.
+    """
     content = read_bytes(path)
     digest, payload = content[:32], content[32:]
     if hashlib.sha256(payload).digest() != digest:
         raise CheckpointError(f"{path}: truncated or damaged")
-    return torch.load(io.BytesIO(payload), map_location=device, weights_only=True)  # type: ignore[no-any-return]
+    try:
+        state = torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
+    except Exception as error:  # what torch raises over another version's file is nowhere listed
+        reason = str(error).partition("\n")[0]
+        raise CheckpointError(f"{path}: not a state of torch {torch.__version__}: {reason}") from error
+    if not isinstance(state, dict) or not set(keys) <= state.keys():
+        raise CheckpointError(f"{path}: must hold {', '.join(sorted(keys))}")
+    return state
 
 
 def model_sha256(folder: Path) -> str:
@@ -72,17 +89,39 @@ def model_sha256(folder: Path) -> str:
 
 
 def read_description(folder: Path) -> dict[str, Any]:
-    """config.json, checked for its keys and its digest.  Raises CheckpointError."""
+    """config.json, checked for its keys, its types and its digest.  Raises CheckpointError."""
+    content = read_bytes(folder / CONFIG)
     try:
-        description = json.loads(read_bytes(folder / CONFIG))
-    except ValueError as error:
+        description = json.loads(content)
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{folder / CONFIG}: not JSON: {error}") from error
     keys = {"model", "model_sha256", "weights_sha256"}
     if not isinstance(description, dict) or not keys <= description.keys():
         raise CheckpointError(f"{folder / CONFIG}: must hold an object with {', '.join(sorted(keys))}")
+    if (wrong := mistyped(description["model"])) is not None:
+        raise CheckpointError(f"{folder / CONFIG}: {wrong} is not what vdm.model.VDM takes; restore the file")
     if config_sha256(description["model"]) != description["model_sha256"]:
         raise CheckpointError(f"{folder / CONFIG}: `model` differs from its sha256; restore the file")
     return description
+
+
+def mistyped(config: Any) -> str | None:
+    """The first of a model's arguments that VDM does not take, or not of that type; None where all are right."""
+    if not isinstance(config, dict):
+        return "`model`"
+    types = inspect.get_annotations(VDM.__init__)
+    return next((f"`model.{name}`" for name, value in config.items() if not is_a(value, types.get(name))), None)
+
+
+def is_a(value: Any, annotation: Any) -> bool:
+    """Whether a value read from JSON is of the annotated type.  An int is a float; a bool is no int."""
+    if get_origin(annotation) is Sequence:
+        return isinstance(value, list) and all(is_a(item, get_args(annotation)[0]) for item in value)
+    if get_origin(annotation) is Literal:
+        return value in get_args(annotation)
+    if annotation is float:
+        return type(value) in (int, float) and abs(value) <= sys.float_info.max
+    return type(value) is annotation
 
 
 def config_sha256(config: Any) -> str:

@@ -37,7 +37,7 @@ class VDM(nn.Module):
     """A VDM over images of `image_shape` (C,H,W) with pixel levels 0..num_levels-1.
 
     The arguments are the configuration that `register` writes beside the weights; see `NoisePredictor` for the
-    network's.  `gamma_0`, `gamma_1` also scale its time embedding.
+    network's.  `gamma_0`, `gamma_1` also scale its time embedding.  Raises ValueError.
     """
 
     def __init__(
@@ -58,6 +58,8 @@ class VDM(nn.Module):
         augmentation_input: bool,
     ) -> None:
         super().__init__()
+        if len(image_shape) != 3 or min(image_shape) < 1 or num_levels < 2:
+            raise ValueError(f"no images have shape {image_shape} and {num_levels} levels")
         self.image_shape = (image_shape[0], image_shape[1], image_shape[2])
         self.num_levels = num_levels
         self.schedule = build_schedule(schedule, gamma_0, gamma_1)
