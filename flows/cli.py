@@ -5,7 +5,6 @@ Nothing heavy is imported before a command needs it.
 
 import json
 import logging
-import os
 import shutil
 import sys
 from enum import StrEnum
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from flows.ending import fail, on_stop, stop_at_once
 from flows.errors import Exit, NetworkError, UserError, exit_code
 from flows.registry_commands import commands, model_folder
 from flows.serve import serve
@@ -55,7 +55,8 @@ app = typer.Typer(
     help="Train, evaluate and ship a Variational Diffusion Model.\n\n"
     "Parameters come from params.yaml in the current folder; `vdmctl preset NAME` writes one. "
     "`dvc repro` runs the stages below in order, and only those whose inputs changed.\n\n"
-    "Exit codes: 0 done, 1 a bug, 2 usage or parameters, 3 the challenger was not promoted, 4 invalid data, "
+    "Exit codes: 0 done, 1 a bug, or training that cannot go on (a full disk, a process that keeps dying), "
+    "2 usage or parameters, 3 the challenger was not promoted, 4 invalid data, "
     "5 a missing or damaged file, model or version, 6 busy, 75 stopped early and resumable.",
     no_args_is_help=True,
     add_completion=False,
@@ -104,10 +105,11 @@ def validate(
 @app.command()
 def train() -> None:
     """Train a model with `model:` and `train:` -> models/trained, reports/training."""
-    read = params()
-    from flows.stages.train import train
+    with on_stop(stop_at_once):
+        read = params()
+        from flows.stages.train import train
 
-    train(read.model, read.train, images=IMAGES, validation=VALIDATION, out=TRAINED, curves=CURVES, runs=RUNS)
+        train(read.model, read.train, images=IMAGES, validation=VALIDATION, out=TRAINED, curves=CURVES, runs=RUNS)
 
 
 @app.command()
@@ -150,6 +152,8 @@ def evaluate(
     from flows.params import override, timesteps
 
     read, folder = params(), model_folder(model) if model else REGISTERED
+    if model is None and not folder.is_dir():
+        raise UserError(f"{folder}: no model yet; `dvc repro` trains one", Exit.MISSING)
     given: dict[str, Any] = {"times_per_image": times_per_image, "num_images": num_images, "num_draws": num_draws}
     given |= {"num_probes": num_probes, "dequantisation": dequantisation, "seed": seed, "device": device}
     given = {key: value for key, value in given.items() if value is not None}
@@ -285,14 +289,6 @@ def run(arguments: list[str]) -> int:
             raise
         return fail(str(error), code)
     return Exit.DONE
-
-
-def fail(message: str, code: Exit, *, network: bool = False) -> Exit:
-    """Say why in one line on stderr, and in the file that the flow names, since DVC keeps no exit code."""
-    print(f"vdmctl: {' '.join(message.split())}", file=sys.stderr)
-    if reason := os.environ.get("VDM_REASON"):
-        Path(reason).write_text(json.dumps({"message": message, "code": code, "network": network}))
-    return code
 
 
 if __name__ == "__main__":

@@ -7,11 +7,15 @@ that one of them meets is raised by all.
 
 import logging
 import os
+import signal
 import sys
 import tempfile
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from multiprocessing import active_children
+from multiprocessing.resource_tracker import ensure_running
+from threading import Event, Thread
 from typing import Any, TypeVar
 
 import torch
@@ -20,6 +24,7 @@ from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalEx
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, record
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
+from flows.ending import on_stop
 from flows.errors import Exit, UserError
 from vdm.checkpoint import CheckpointError
 from vdm.images import ImageSetError
@@ -39,6 +44,8 @@ def launch(function: Callable[[], None], *, num_processes: int, max_restarts: in
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     # The agent would keep one store for all starts, where a new start finds the addresses of the dead and hangs.
     os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
+    for name in ("agent.server.api", "multiprocessing.api"):  # they warn of every stop
+        logging.getLogger(f"torch.distributed.elastic.{name}").setLevel(logging.ERROR)
     with tempfile.TemporaryDirectory() as folder:
         config = LaunchConfig(
             min_nodes=1,
@@ -52,8 +59,11 @@ def launch(function: Callable[[], None], *, num_processes: int, max_restarts: in
             logs_specs=DefaultLogsSpecs(log_dir=folder),
         )
         try:
-            errors = elastic_launch(config, worker)(function)
+            with held_back(signal.SIGINT):
+                errors = elastic_launch(config, worker)(function)
         except SignalException as signalled:
+            for process in active_children():  # of a start that was cut short, unknown to the agent
+                process.kill()
             raise UserError("stopped; run again to continue from the last saved state", Exit.RESUMABLE) from signalled
         except ChildFailedError as failed:
             rank, failure = failed.get_first_failure()
@@ -61,6 +71,23 @@ def launch(function: Callable[[], None], *, num_processes: int, max_restarts: in
             raise UserError(f"{reason}; run again to continue from the last saved state", Exit.BUG) from failed
     if error := errors[0]:
         raise error
+
+
+@contextmanager
+def held_back(number: signal.Signals) -> Iterator[None]:
+    """Processes that start in the block keep the signal for `worker`; while they import, they would die of it loudly.
+
+    They inherit that from the main thread.  This process hears the signal all the same, through another thread.
+    """
+    ensure_running()  # multiprocessing's tracker of resources, at whose start Python 3.11 lets SIGINT through again
+    done = Event()
+    Thread(target=done.wait, daemon=True).start()
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {number})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        done.set()
 
 
 @record
@@ -72,7 +99,9 @@ def worker(function: Callable[[], None]) -> Exception | None:
     logging.basicConfig(format="%(message)s")
     logging.getLogger("flows").setLevel(logging.INFO)
     try:
-        function()
+        with on_stop(lambda *_: os._exit(Exit.RESUMABLE)):
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+            function()
     except (OSError, UserError, TrainingDiverged, ImageSetError, CheckpointError) as error:
         if isinstance(error, UserError) and error.code is Exit.RESUMABLE:
             sys.exit(error.code)

@@ -10,17 +10,17 @@ import json
 import logging
 import os
 import shutil
-import signal
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from flows.ending import on_stop
 from flows.errors import Exit, UserError
 from vdm.checkpoint import CheckpointError, load_state, save_state
 
@@ -55,11 +55,11 @@ class Run:
         for path in self.states()[: -self.keep]:
             path.unlink()
 
-    def newest(self) -> dict[str, Any] | None:
-        """The newest state that is whole, None when there is none; damaged ones are said to be so."""
+    def newest(self, keys: Collection[str] = ()) -> dict[str, Any] | None:
+        """The newest state that is whole and has the keys, None when there is none; damaged ones are said to be so."""
         for path in reversed(self.states()):
             try:
-                return load_state(path)
+                return load_state(path, keys=keys)
             except CheckpointError as error:
                 log.warning("%s; falling back to the state before", error)
         return None
@@ -93,7 +93,9 @@ def claim(device: torch.device) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             file.seek(0)
-            raise UserError(f"{device} is busy: {file.read().strip()} trains on it", Exit.BUSY) from error
+            raise UserError(
+                f"{device} is busy: {file.read().strip()} trains on it; wait for it or stop it", Exit.BUSY
+            ) from error
         file.truncate(0)
         file.write(f"process {os.getpid()} in {Path.cwd()}\n")
         file.flush()
@@ -104,10 +106,5 @@ def claim(device: torch.device) -> Iterator[None]:
 def stop_signals() -> Iterator[Callable[[], bool]]:
     """Turns SIGINT and SIGTERM into an answer to "was this run asked to stop?"."""
     received: list[int] = []
-    numbers = (signal.SIGINT, signal.SIGTERM)
-    before = [signal.signal(number, lambda got, frame: received.append(got)) for number in numbers]
-    try:
+    with on_stop(lambda number, frame: received.append(number)):
         yield lambda: bool(received)
-    finally:
-        for number, handler in zip(numbers, before, strict=True):
-            signal.signal(number, handler)

@@ -6,15 +6,18 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
-from project import Project
+from project import ROOT, Project
 
 from flows.errors import Exit, UserError
+from flows.params import read_params
 from flows.runs import Run
+from flows.stages.train import build, resolve
+from vdm.checkpoint import save_state
 
 
 @pytest.fixture(scope="module")
@@ -97,6 +100,17 @@ def test_a_run_asked_to_stop_saves_and_exits_75(
     assert digests(project) == undisturbed
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_run_stopped_while_it_starts_exits_75_too(number: signal.Signals, project: Project) -> None:
+    process = start(project)
+    while "libtorch" not in Path(f"/proc/{process.pid}/maps").read_text():  # the import has another second to go
+        assert process.poll() is None
+        time.sleep(0.005)
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=60)
+    assert (process.returncode, errors) == (75, "vdmctl: stopped before the first step; run again\n")
+
+
 def test_a_second_trainer_is_told_who_holds_the_device(project: Project, undisturbed: tuple[str, str]) -> None:
     process = start(project)
     wait_for_step(project, process, 4)
@@ -106,19 +120,32 @@ def test_a_second_trainer_is_told_who_holds_the_device(project: Project, undistu
     process.kill()
     process.communicate()
     assert second.returncode == Exit.BUSY
-    assert f"cpu is busy: process {process.pid} in {project.folder}" in second.stderr.splitlines()[-1]
+    busy = f"cpu is busy: process {process.pid} in {project.folder} trains on it; wait for it or stop it"
+    assert busy in second.stderr.splitlines()[-1]
     assert project.vdmctl("train").returncode == 0  # the lock went with its process
 
 
-def test_a_damaged_newest_state_is_passed_over(project: Project, undisturbed: tuple[str, str]) -> None:
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [(truncate, "truncated or damaged"), (lambda path: save_state(path, {"done": 12}), "must hold average, done, ")],
+    ids=["truncated", "keys"],
+)
+def test_a_damaged_newest_state_is_passed_over(
+    damage: Callable[[Path], None], reason: str, project: Project, undisturbed: tuple[str, str]
+) -> None:
     process = start(project)
     wait_for_step(project, process, 12)
     process.kill()
     process.communicate()
     newest = states(project)[-1]
-    newest.write_bytes(newest.read_bytes()[:-100])
+    damage(newest)
     result = project.vdmctl("train")
-    assert f"{newest.name}: truncated or damaged; falling back" in result.stderr
+    assert f"{newest.name}: {reason}" in result.stderr
+    assert "falling back to the state before" in result.stderr
     assert digests(project) == undisturbed
 
 
@@ -135,6 +162,17 @@ def test_other_parameters_start_afresh(project: Project, undisturbed: tuple[str,
     assert digests(project) != undisturbed
     assert project.vdmctl("train").returncode == 0
     assert digests(project) == undisturbed
+
+
+def test_a_warmup_longer_than_the_run_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    params = read_params(ROOT / "presets" / "digits.yaml")
+    config = {"image_shape": (1, 8, 8), "num_levels": 17, **params.model.model_dump()}
+    arguments = resolve(params.train, torch.device("cpu"))
+    images = torch.zeros(64, 1, 8, 8, dtype=torch.uint8)
+    build(config, arguments | {"steps": 100}, images)
+    assert "warmup_steps" not in caplog.text
+    build(config, arguments | {"steps": 99}, images)
+    assert "train.warmup_steps 100 is above train.steps 99" in caplog.text
 
 
 def test_a_step_that_does_not_fit_says_what_to_change(project: Project) -> None:

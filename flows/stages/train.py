@@ -80,7 +80,7 @@ def train_here(model: "Model", train: "Train", *, images: Path, out: Path, curve
         if len(set(gather(digest))) > 1:
             raise UserError("the machines differ in parameters, data or code; make them the same", Exit.USAGE)
         trainer = build(config, arguments, torch.from_numpy(image_set.train).to(device))
-        if state := from_first(run.newest() if is_first() else None):
+        if state := from_first(run.newest(trainer.state().keys()) if is_first() else None):
             trainer.load_state(state)
             log.info("continuing from step %d of %d", trainer.done, trainer.steps)
         fit(trainer, run, curves, train, stack.enter_context(stop_signals()))
@@ -105,6 +105,9 @@ def build(config: dict[str, Any], arguments: dict[str, Any], images: torch.Tenso
         trainer = Trainer(VDM(**config).to(images.device), images, **arguments)
     except ValueError as error:
         raise UserError(f"train: {error}", Exit.USAGE) from error
+    if trainer.warmup_steps > trainer.steps:
+        warmup = "train.warmup_steps %d is above train.steps %d: the learning rate ends before it has risen"
+        log.warning(warmup, trainer.warmup_steps, trainer.steps)
     num_parameters = sum(p.numel() for p in trainer.model.parameters())
     where = f"{trainer.processes} x {images.device.type} in {trainer.precision}"
     log.info("%d parameters, %d images, on %s", num_parameters, len(images), where)
