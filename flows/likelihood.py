@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torchdiffeq import odeint
 
+from flows.errors import Exit, UserError
+from flows.stages.evaluate import number
 from vdm.evaluation import Evaluation
 from vdm.model import VDM
 from vdm.ode import Dequantisation, Solve, State, basis_probes, importance_weighted, log_weight
@@ -73,10 +75,17 @@ def dequantisation_draws(
 
 
 def dopri5(tolerance: float) -> Solve:
-    """torchdiffeq's adaptive Runge-Kutta 5(4) at that absolute and relative tolerance."""
+    """torchdiffeq's adaptive Runge-Kutta 5(4) at that absolute and relative tolerance.
+
+    Solving raises UserError (exit 2) when no step is short enough for it.
+    """
 
     def solve(derivative: Callable[[Tensor, State], State], start: State, times: Tensor) -> State:
-        z, change = odeint(derivative, start, times, rtol=tolerance, atol=tolerance, method="dopri5")
+        try:
+            z, change = odeint(derivative, start, times, rtol=tolerance, atol=tolerance, method="dopri5")
+        except AssertionError as error:
+            reason = f"no step of the ODE reaches ode.tolerance {tolerance:g} ({error}); set a larger one"
+            raise UserError(f"{reason}, or see whether the model's bound is finite", Exit.USAGE) from error
         return z[-1], change[-1]
 
     return solve
@@ -88,11 +97,10 @@ def paired_difference(first: Evaluation, second: Evaluation, *, confidence: floa
     mean = float(difference.mean())
     error = float(difference.std(ddof=1) / math.sqrt(len(difference))) if len(difference) > 1 else math.nan
     half_width = NormalDist().inv_cdf((1 + confidence) / 2) * error
-    interval = [mean - half_width, mean + half_width]
     return {
-        "difference_bpd": mean,
-        "difference_standard_error": None if math.isnan(error) else error,
+        "difference_bpd": number(mean),
+        "difference_standard_error": number(error),
         "confidence": confidence,
-        "confidence_interval": [None, None] if math.isnan(error) else interval,
+        "confidence_interval": [number(mean - half_width), number(mean + half_width)],
         "num_images": len(difference),
     }

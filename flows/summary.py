@@ -6,7 +6,7 @@ from typing import Any
 
 def show(result: dict[str, Any], as_json: bool) -> None:
     """Print a result, as one JSON object or for people."""
-    print(json.dumps(result, indent=2) if as_json else summary(result))
+    print(json.dumps(result, indent=2, allow_nan=False) if as_json else summary(result))
 
 
 def summary(result: dict[str, Any]) -> str:
@@ -16,10 +16,10 @@ def summary(result: dict[str, Any]) -> str:
     if "difference_bpd" in result:
         low, high = result["confidence_interval"]
         lines = [f"{model['model']}: {bits(model)}" for model in result["models"]]
-        interval = "one image tells no interval"
+        interval = "no interval"
         if low is not None:
             interval = f"{100 * result['confidence']:g}% interval [{low:+.4f}, {high:+.4f}]"
-        return "\n".join([*lines, f"difference: {result['difference_bpd']:+.4f} bits/dim, {interval}"])
+        return "\n".join([*lines, f"difference: {figure(result['difference_bpd'], '+.4f')} bits/dim, {interval}"])
     if result["protocol"] == "ode":
         return (
             f"{bits(result)} under the probability-flow ODE, {result['num_images']} images,"
@@ -27,8 +27,8 @@ def summary(result: dict[str, Any]) -> str:
         )
     steps = "continuous time" if result["num_timesteps"] is None else f"{result['num_timesteps']} steps"
     return (
-        f"{bits(result)} = {result['prior_bpd']:.4f} prior + {result['reconstruction_bpd']:.4f} reconstruction"
-        f" + {result['diffusion_bpd']:.4f} diffusion\n"
+        f"{bits(result)} = {figure(result['prior_bpd'])} prior + {figure(result['reconstruction_bpd'])} reconstruction"
+        f" + {figure(result['diffusion_bpd'])} diffusion\n"
         f"{result['num_images']} images, {result['times_per_image']} times each, {steps}"
     )
 
@@ -36,4 +36,9 @@ def summary(result: dict[str, Any]) -> str:
 def bits(result: dict[str, Any]) -> str:
     """The mean with its standard error, where there is one."""
     error = result["bpd_standard_error"]
-    return f"{result['bpd']:.4f}{'' if error is None else f' +- {error:.4f}'} bits/dim"
+    return f"{figure(result['bpd'])}{'' if error is None else f' +- {error:.4f}'} bits/dim"
+
+
+def figure(value: float | None, form: str = ".4f") -> str:
+    """A number in that format; JSON has null where it was not finite."""
+    return "not finite" if value is None else format(value, form)

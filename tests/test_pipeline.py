@@ -2,19 +2,22 @@
 
 import csv
 import json
+import math
 import re
 import shutil
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from project import Project
 
-from vdm.checkpoint import save_model
+from vdm.checkpoint import load_model, save_model
 from vdm.model import VDM
 
 
@@ -159,6 +162,50 @@ def test_a_model_of_other_images_is_refused(reproduced: Project) -> None:
     assert "other is a model of images of 1x8x8 with 256 levels; data/images holds 1x8x8 with 17" in one_line(result)
 
 
+def test_weights_that_are_not_finite_are_refused(reproduced: Project) -> None:
+    with scaled_model(reproduced, math.nan) as name:
+        for command in (["evaluate", name], ["evaluate", name, "--protocol", "ode"], ["compare", "models/vdm", name]):
+            result = reproduced.vdmctl(*command, "--json")
+            assert (result.returncode, result.stdout) == (5, "")
+            assert "scaled/weights.safetensors: network." in one_line(result)
+
+
+def test_figures_that_are_not_finite_are_null(reproduced: Project) -> None:
+    """Finite weights of which the computation overflows."""
+    with scaled_model(reproduced, 1e30) as name:
+        evaluated = reproduced.vdmctl("evaluate", name, "--json")
+        assert json.loads(evaluated.stdout, parse_constant=pytest.fail)["bpd"] is None
+        assert "not finite bits/dim = " in reproduced.vdmctl("evaluate", name).stdout
+        compared = reproduced.vdmctl("compare", "models/vdm", name, "--json")
+        assert json.loads(compared.stdout, parse_constant=pytest.fail)["difference_bpd"] is None
+        assert "difference: not finite bits/dim, no interval" in reproduced.vdmctl("compare", name, name).stdout
+        solved = reproduced.vdmctl("evaluate", name, "--protocol", "ode")
+        assert solved.returncode == 2
+        assert "ode.tolerance" in one_line(solved)
+
+
+@contextmanager
+def scaled_model(project: Project, factor: float) -> Iterator[str]:
+    """A model folder whose network's every parameter is `factor` times the registered model's."""
+    model = load_model(project.folder / "models" / "vdm")
+    with torch.no_grad():
+        for parameter in model.network.parameters():
+            parameter.mul_(factor)
+    config = json.loads((project.folder / "models/vdm/config.json").read_text())["model"]
+    save_model(project.folder / "scaled", model, config)
+    yield "scaled"
+    shutil.rmtree(project.folder / "scaled")
+
+
+def test_a_model_that_is_not_there_yet_is_to_be_trained(reproduced: Project) -> None:
+    models = reproduced.folder / "models" / "vdm"
+    models.rename(models.with_name("aside"))
+    result = reproduced.vdmctl("evaluate")
+    models.with_name("aside").rename(models)
+    assert result.returncode == 5
+    assert one_line(result) == "vdmctl: models/vdm: no model yet; `dvc repro` trains one"
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -243,8 +290,6 @@ def test_a_wrong_source_fails_before_anything_is_trained(reproduced: Project) ->
     ],
 )
 def test_a_bad_parameter_stops_training_with_one_line(old: str, new: str, message: str, reproduced: Project) -> None:
-    import torch
-
     if new == "device: cuda" and torch.cuda.is_available():
         pytest.skip("this machine has a CUDA device")
     reproduced.edit("params.yaml", **{old: new})

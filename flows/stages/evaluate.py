@@ -70,8 +70,8 @@ def digests(model: Path, images: Path) -> dict[str, str]:
 
 
 def number(value: float) -> float | None:
-    """A float for JSON, which has no NaN: None where there is nothing to tell."""
-    return None if math.isnan(value) else float(value)
+    """A float for JSON, which has neither NaN nor infinity: None in their place."""
+    return float(value) if math.isfinite(value) else None
 
 
 def write(out: Path, metrics: dict[str, Any], result: evaluation.Evaluation) -> None:
@@ -81,4 +81,4 @@ def write(out: Path, metrics: dict[str, Any], result: evaluation.Evaluation) -> 
         writer.writerow(["image", "bpd", "prior_bpd", "reconstruction_bpd", "diffusion_bpd"])
         columns = (result.bpd, result.prior, result.reconstruction, result.diffusion)
         writer.writerows((i, *(f"{value:.6f}" for value in row)) for i, row in enumerate(zip(*columns, strict=True)))
-    (out / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
+    (out / "metrics.json").write_text(json.dumps(metrics, indent=2, allow_nan=False) + "\n")
