@@ -15,13 +15,14 @@ from typing import NamedTuple
 import numpy as np
 
 from flows.errors import Exit, UserError
-from flows.picture_files import ROWS, SUFFIXES, BadImageError, Kind, inspect, read
+from flows.picture_files import ROWS, SUFFIXES, BadImageError, Kind, advice, inspect, read
 from flows.publishers import Chunk, Splits, held_out
 
 log = logging.getLogger(__name__)
 
 MOST_NAMED = 1000
-TEST_NAMES = ("test", "val", "valid", "validation")
+TRAIN_NAMES = ("train", "training")
+TEST_NAMES = ("test", "testing", "val", "valid", "validation", "dev", "eval")
 
 
 class ImageFolder(NamedTuple):
@@ -51,19 +52,19 @@ def read_folder(
     *,
     test_fraction: float,
     split_seed: int,
+    grayscale: bool,
     resized: bool,
     transform: Callable[[np.ndarray, int], np.ndarray],
 ) -> ImageFolder:
     """The images in `source`, a folder or one .npy file, each transformed, in the order of their names.
 
-    Without train and test parts a seeded share is held out.  Images of several sizes need `resized`.  Raises
-    UserError that lists every file that cannot be used (exit 5 when one is damaged or none is there, else 4); the
-    splits raise it as they are read.
+    Without train and test parts a seeded share is held out.  Gray and RGB images together need `grayscale`,
+    several sizes `resized`.  Raises UserError that lists every file that cannot be used (exit 5 when one is damaged or
+    none is there, else 4); the splits raise it as they are read.
     """
-    root = source.parent if source.is_file() else source
-    names = [source.name] if source.is_file() else find_images(root)
+    root, names = find_images(source)
     survey = look_at_all(root, names)
-    num_levels = agree(root, survey, resized)
+    num_levels = agree(root, survey, grayscale=grayscale, resized=resized)
     chosen = choose(root, names, survey.counts, test_fraction, split_seed)
     labels = class_labels(root, names)
     problems: dict[str, BadImageError] = {}
@@ -79,25 +80,31 @@ def read_folder(
             complain(root, problems, len(names))
 
     splits = Splits(stream(~chosen, last=False), stream(chosen, last=True))
-    given = f"by its {' and '.join(sorted({split_of(name) for name in names}))}" if has_splits(names) else None
+    given = f"by its {' and '.join(sorted({part_of(name) for name in names}))}" if has_splits(names) else None
     return ImageFolder(splits, num_levels, remark(root, survey), given)
 
 
-def find_images(root: Path) -> list[str]:
-    """Names of the image files below `root`, sorted.  Raises UserError: exit 5 without any, 4 for links out of it."""
+def find_images(source: Path) -> tuple[Path, list[str]]:
+    """The folder, and the names of the image files there, sorted.  Raises UserError, exit 5 for what cannot be read."""
+    try:
+        return (source.parent, [source.name]) if source.is_file() else (source, images_below(source))
+    except OSError as error:
+        raise UserError(f"{error.filename}: {error.strerror}; make it readable", Exit.MISSING) from error
+
+
+def images_below(root: Path) -> list[str]:
+    """Names of the image files, sorted.  Raises UserError, exit 5 without any, 4 for links out of `root`; OSError."""
     if not root.is_dir():
         raise UserError(f"{root} is not a folder of images", Exit.MISSING)
     names, ignored, outside = [], [], []
-    for folder, folders, files in os.walk(root):
-        for name in files + [name for name in folders if (Path(folder) / name).is_symlink()]:
-            path = Path(folder, name)
-            relative = str(path.relative_to(root))
-            if path.is_symlink() and not path.resolve().is_relative_to(root.resolve()):
-                outside.append(relative)
-            elif path.suffix.lower() in SUFFIXES:
-                names.append(relative)
-            else:
-                ignored.append(relative)
+    for path in files_below(root):
+        relative = str(path.relative_to(root))
+        if path.is_symlink() and not path.resolve().is_relative_to(root.resolve()):
+            outside.append(relative)
+        elif path.suffix.lower() in SUFFIXES:
+            names.append(relative)
+        else:
+            ignored.append(relative)
     if outside:
         raise UserError(f"{root}: links lead out of the folder: {listed(outside)}; copy the files", Exit.INVALID_DATA)
     if not names:
@@ -105,6 +112,17 @@ def find_images(root: Path) -> list[str]:
     if ignored:
         log.warning("%s: %d files are no images, such as %s", root, len(ignored), listed(sorted(ignored)[:3]))
     return sorted(names)
+
+
+def files_below(root: Path) -> Iterator[Path]:
+    """Files, and links to folders, in all folders.  Raises OSError where `os.walk` would go on without a folder."""
+
+    def refuse(error: OSError) -> None:
+        raise error
+
+    for folder, folders, files in os.walk(root, onerror=refuse):
+        yield from (Path(folder, name) for name in files)
+        yield from (path for name in folders if (path := Path(folder, name)).is_symlink())
 
 
 def look_at_all(root: Path, names: list[str]) -> Survey:
@@ -141,9 +159,9 @@ def all_problems(root: Path, names: list[str], known: dict[str, BadImageError]) 
     return problems
 
 
-def agree(root: Path, survey: Survey, resized: bool) -> int:
-    """The number of levels, when all images are of one kind, but for sizes where these are `resized`.  UserError."""
-    kinds = {kind if not resized else kind._replace(shape=(kind.shape[0], 0, 0)) for kind in survey.examples}
+def agree(root: Path, survey: Survey, *, grayscale: bool, resized: bool) -> int:
+    """The number of levels, when all images are of one kind once the transforms are done.  Raises UserError."""
+    kinds = {kind.after(grayscale=grayscale, resized=resized) for kind in survey.examples}
     if len(kinds) == 1:
         return int(2 ** kinds.pop().num_bits)
     # One of each kind, then more, up to three files.
@@ -153,19 +171,18 @@ def agree(root: Path, survey: Survey, resized: bool) -> int:
     shown = ", ".join(
         f"{listed([name])} is {'x'.join(map(str, kind.shape))} of {kind.num_bits} bits" for _, name, kind in ranked[:3]
     )
-    advice = "set data.resize to [height, width]" if len({kind.num_bits for kind in kinds}) == 1 else "convert them"
-    raise UserError(f"{root}: images of {len(survey.examples)} kinds: {shown}; {advice}", Exit.INVALID_DATA)
+    raise UserError(f"{root}: images of {len(survey.examples)} kinds: {shown}; {advice(kinds)}", Exit.INVALID_DATA)
 
 
 def choose(root: Path, names: list[str], counts: list[int], test_fraction: float, split_seed: int) -> np.ndarray:
     """(N,) which images, file by file, are test images: by the folder's train and test parts, or a seeded share."""
-    parts = {split_of(name) for name in names}
     if has_splits(names):
-        return np.repeat([split_of(name) != "train" for name in names], counts)
-    if "train" in parts and len(names) > 1:
-        found = ", ".join(sorted(parts - {"train"})) or "nothing"
+        return np.repeat([part_of(name) in TEST_NAMES for name in names], counts)
+    found = sorted({Path(name).parts[0] for name in names}, key=lambda first: (not is_split(first), first))
+    if is_split(found[0]) and len(names) > 1:
         raise UserError(
-            f"{root}: beside train there must be one of {', '.join(TEST_NAMES)} and nothing else; there is {found}",
+            f"{root}: a split is one of {', '.join(TRAIN_NAMES)}, one of {', '.join(TEST_NAMES)} and nothing else; "
+            f"there is {listed(found[:5])}; rename or remove what is not meant so",
             Exit.INVALID_DATA,
         )
     total = sum(counts)
@@ -181,22 +198,25 @@ def choose(root: Path, names: list[str], counts: list[int], test_fraction: float
 
 
 def has_splits(names: list[str]) -> bool:
-    """Whether there is a train part and one test part, and nothing else."""
-    parts = {split_of(name) for name in names}
-    return "train" in parts and len(parts) == 2 and bool(parts & {*TEST_NAMES})
+    """Whether there is one part for training and one for tests, and nothing else."""
+    parts = {part_of(name) for name in names}
+    return len(parts) == 2 and len(parts & {*TRAIN_NAMES}) == len(parts & {*TEST_NAMES}) == 1
 
 
-def split_of(name: str) -> str:
-    """The first part of a name, without a suffix: `train` of train/cat/1.png and of train.npy."""
-    return Path(Path(name).parts[0]).stem
+def is_split(name: str) -> bool:
+    """Whether a name is of a part for training or for tests."""
+    return part_of(name) in (*TRAIN_NAMES, *TEST_NAMES)
+
+
+def part_of(name: str) -> str:
+    """The first part of a name, in lower case: `train` of Train/cat/1.png and of train.npy."""
+    return Path(name).parts[0].lower().removesuffix(".npy")
 
 
 def class_labels(root: Path, names: list[str]) -> list[int] | None:
     """A number per file for the folder that it lies in, below the split; None unless every file lies in one."""
-    folders = []
-    for name in names:
-        parts = Path(name).parts[:-1]
-        folders.append("/".join(parts[1:] if parts and split_of(name) in ("train", *TEST_NAMES) else parts))
+    first = 1 if has_splits(names) else 0
+    folders = ["/".join(Path(name).parts[first:-1]) for name in names]
     classes = sorted(set(folders))
     if "" in classes:
         return None

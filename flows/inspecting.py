@@ -1,15 +1,19 @@
 """`vdmctl validate PATH`: images outside the pipeline, as the pipeline would read them."""
 
+import logging
+import os
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flows.stages.download import download
+from flows.stages.download import write_images
 from flows.stages.validate import inspect_images
 from vdm.images import DESCRIPTION
 
 if TYPE_CHECKING:
     from flows.params import Contract, Data
+
+log = logging.getLogger(__name__)
 
 
 def inspect_path(
@@ -21,10 +25,12 @@ def inspect_path(
     """
     with tempfile.TemporaryDirectory() as scratch:
         images, report = path, out or Path(scratch, "report")
-        if not (path / DESCRIPTION).is_file():
+        # Path.is_file raises where a folder must not be entered; reading the images names the folder.
+        if not os.access(path / DESCRIPTION, os.F_OK):
             images = Path(scratch, "images")
             folder = data.model_copy(update={"name": "image_folder", "source": str(path)})
-            download(folder, out=images, downloads=Path(scratch, "downloads"))
+            origin = write_images(folder, out=images, downloads=Path(scratch, "downloads"))
+            log.info("%s: transforms: %s", path, origin["transforms"])
         return inspect_images(
             contract,
             images=images,

@@ -36,6 +36,12 @@ class Kind(NamedTuple):
     """(C, H, W)."""
     num_bits: int
 
+    def after(self, *, grayscale: bool, resized: bool) -> "Kind":
+        """The kind without what these transforms make the same."""
+        num_channels, *size = self.shape
+        height, width = (0, 0) if resized else size
+        return self._replace(shape=(1 if grayscale and num_channels == 3 else num_channels, height, width))
+
 
 class Head(NamedTuple):
     """What a file says of itself."""
@@ -77,6 +83,16 @@ def read(path: Path) -> Iterator[np.ndarray]:
     if pixels.dtype != np.uint8:
         pixels = pixels.astype(np.uint16)
     yield pixels[None] // pixels.dtype.type(max(1, 255 // (2**num_bits - 1)))
+
+
+def advice(kinds: set[Kind]) -> str:
+    """How to make one kind of several."""
+    channels = {kind.shape[0] for kind in kinds}
+    if len({kind.num_bits for kind in kinds}) > 1 or not (len(channels) == 1 or channels == {1, 3}):
+        return "convert them to one mode"
+    gray = "data.grayscale to true" if len(channels) > 1 else ""
+    size = "data.resize to [height, width]" if len({kind.shape[1:] for kind in kinds}) > 1 else ""
+    return f"set {' and '.join(filter(None, (gray, size)))}{', or convert them to one mode' if gray else ''}"
 
 
 @contextmanager

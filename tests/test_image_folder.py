@@ -7,7 +7,8 @@ import struct
 import subprocess
 import sys
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,8 @@ import pytest
 from PIL import Image
 
 from flows.errors import Exit, UserError
-from flows.params import Data
+from flows.inspecting import inspect_path
+from flows.params import Data, read_params
 from flows.picture_files import BadImageError, inspect, read
 from flows.stages.download import download
 from vdm.images import ImageSet, files_of, load_images, load_labels
@@ -58,9 +60,11 @@ def test_a_seeded_share_is_held_out(folder: Path) -> None:
     assert not np.array_equal(load(folder, split_seed=1).test, test)
 
 
-@pytest.mark.parametrize("test_name", ["test", "val"])
-def test_splits_and_classes_of_the_folder_are_kept(test_name: str, tmp_path: Path) -> None:
-    for split, count in (("train", 3), (test_name, 1)):
+@pytest.mark.parametrize(
+    ("train_name", "test_name"), [("train", "test"), ("train", "val"), ("training", "testing"), ("Train", "Eval")]
+)
+def test_splits_and_classes_of_the_folder_are_kept(train_name: str, test_name: str, tmp_path: Path) -> None:
+    for split, count in ((train_name, 3), (test_name, 1)):
         for label, kind in enumerate(("cat", "dög")):
             (tmp_path / "set" / split / kind).mkdir(parents=True)
             for i in range(count):
@@ -69,11 +73,12 @@ def test_splits_and_classes_of_the_folder_are_kept(test_name: str, tmp_path: Pat
     images = load(tmp_path / "set")
     assert np.array(images.train)[:, 0, 0, 0].tolist() == [0, 1, 2, 10, 11, 12]
     assert images.image_shape == (3, 4, 4)
+    assert images.description["split"] == f"by its {' and '.join(sorted((train_name.lower(), test_name.lower())))}"
     labels = load_labels(tmp_path / "images", "train")
     assert labels is not None
     assert labels.tolist() == [0, 0, 0, 1, 1, 1]
     files = [json.loads(line) for line in files_of(tmp_path / "images", "train").read_text().splitlines()]
-    assert files[1:4] == ["train/cat/1.png", "train/cat/2.png", "train/dög/0.png"]
+    assert files[1:4] == [f"{train_name}/{name}.png" for name in ("cat/1", "cat/2", "dög/0")]
 
 
 @pytest.mark.parametrize("suffix", ["png", "webp", "tif", "npy"])
@@ -283,6 +288,27 @@ def test_a_bad_file_is_named(add: Callable[[Path], None], code: Exit, message: s
     assert sorted(path.name for path in folder.parent.iterdir() if "elsewhere" not in path.name) == ["folder", "images"]
 
 
+def test_mixed_channels_need_one_mode(folder: Path) -> None:
+    Image.fromarray(noise(6, 5, 3)).save(folder / "colour.png")
+    with pytest.raises(UserError, match=r"; set data\.grayscale to true, or convert them to one mode$"):
+        load(folder)
+    with pytest.raises(UserError, match=r"; set data\.grayscale to true, or convert them to one mode$"):
+        load(folder, resize=[3, 3])
+    images = load(folder, grayscale=True)
+    assert images.image_shape == (1, 6, 5)
+    assert images.transforms == "grayscale (ITU-R 601)"
+    both = {image.tobytes() for image in np.concatenate([images.train, images.test])}
+    assert {noise(6, 5, seed=i).tobytes() for i in range(8)} < both
+    Image.fromarray(noise(7, 5, 3)).save(folder / "tall.png")
+    with pytest.raises(UserError, match=r"; set data\.resize to \[height, width\]$"):
+        load(folder, grayscale=True)
+    with pytest.raises(UserError, match=r"; set data\.grayscale to true and data\.resize to \[height, width\], or"):
+        load(folder)
+    (folder / "deep.png").write_bytes(png(noise(6, 5), 16))
+    with pytest.raises(UserError, match=r"; convert them to one mode$"):
+        load(folder, grayscale=True, resize=[3, 3])
+
+
 def test_mixed_sizes_need_a_size(folder: Path) -> None:
     Image.fromarray(noise(7, 5)).save(folder / "tall.png")
     with pytest.raises(UserError, match=r'"tall.png" is 1x7x5 .*data\.resize') as error:
@@ -338,8 +364,10 @@ def test_strange_names_are_read_and_shown(tmp_path: Path) -> None:
         ([], Exit.MISSING, "holds no .jpeg, "),
         (["one.png"], Exit.INVALID_DATA, "0 of 1 images would be held out"),
         (["train/1.png"], Exit.INVALID_DATA, "0 of 1 images would be held out"),
-        (["train/1.png", "train/2.png"], Exit.INVALID_DATA, "there is nothing"),
-        (["train/1.png", "test/1.png", "val/1.png"], Exit.INVALID_DATA, "there is test, val"),
+        (["train/1.png", "train/2.png"], Exit.INVALID_DATA, 'there is "train"; rename'),
+        (["train/1.png", "test/1.png", "val/1.png"], Exit.INVALID_DATA, 'there is "test", "train", "val"; rename'),
+        (["Training/1.png", "a/1.png", "b/1.png"], Exit.INVALID_DATA, 'there is "Training", "a", "b"; rename'),
+        (["learn/1.png", "TEST/1.png"], Exit.INVALID_DATA, 'there is "TEST", "learn"; rename'),
     ],
 )
 def test_sets_that_are_none(names: list[str], code: Exit, message: str, tmp_path: Path) -> None:
@@ -374,6 +402,35 @@ def test_no_damage_raises_anything_else(suffix: str, tmp_path: Path) -> None:
         except BadImageError:
             num_bad += 1
     assert num_bad > 30
+
+
+@contextmanager
+def unprivileged() -> Iterator[None]:
+    """Root may read whatever the mode: the rights of another user."""
+    own = os.geteuid()
+    if own == 0:
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(own)
+
+
+@pytest.mark.parametrize(
+    ("source", "mode"),
+    [("folder", 0), ("folder", 0o444), ("folder/locked", 0), ("folder/locked/deep", 0o444)],
+)
+def test_a_folder_that_cannot_be_read_is_named(
+    source: str, mode: int, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (folder / "locked" / "deep").mkdir(parents=True)
+    (folder / "locked").chmod(mode)
+    folder.parent.chmod(0o755)
+    monkeypatch.chdir(folder.parent)  # whose own parents other users may not enter
+    params = read_params(Path(__file__).parents[1] / "presets" / "digits.yaml")
+    with unprivileged(), pytest.raises(UserError, match=r"^folder/locked\S*: Permission denied; make it") as error:
+        inspect_path(params.data, params.contract, path=Path(source), out=None, reference=None)
+    assert error.value.code == Exit.MISSING
 
 
 def test_a_folder_that_is_not_there(tmp_path: Path) -> None:

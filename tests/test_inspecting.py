@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -43,6 +44,8 @@ def test_a_folder_outside_the_pipeline(folder: Path) -> None:
         "levels are not spread: almost empty between full ones",
         "levels are used: empty between the lowest and the highest",
     ]
+    assert "pictures: transforms: none" in result.stderr
+    assert tempfile.gettempdir() not in result.stderr.replace(str(folder), "")
     assert result.stderr.splitlines()[-1].startswith("vdmctl: pictures: levels are not spread")
     assert sorted(folder.rglob("*")) == before
 

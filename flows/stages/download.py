@@ -45,11 +45,17 @@ DIGITS = {
 
 
 def download(data: "Data", *, out: Path, downloads: Path) -> None:
+    """Write the images of `write_images`, and tell of them.  Raises what that raises."""
+    origin = write_images(data, out=out, downloads=downloads)
+    log.info("%s: %s, transforms: %s -> %s", data.name, origin["title"], origin["transforms"], out)
+
+
+def write_images(data: "Data", *, out: Path, downloads: Path) -> dict[str, Any]:
     """Write `train.npy`, `test.npy`, their labels and `dataset.json` into `out`, whole or not at all.
 
-    What the publisher's address sends is kept in `downloads` until all is well, so that a later run goes on from it.
-    Raises UserError: exit 5 for a missing, damaged or unexpected file and a full disk, 4 for images that are no
-    levels of one shape.
+    Returns what `dataset.json` says of their origin.  What the publisher's address sends is kept in `downloads` until
+    all is well, so that a later run goes on from it.  Raises UserError: exit 5 for a missing, damaged or unexpected
+    file and a full disk, 4 for images that are no levels of one shape.
     """
     with tempfile.TemporaryDirectory() as scratch, replacing(out) as folder:
         splits, origin = read(data, downloads, Path(scratch))
@@ -60,7 +66,7 @@ def download(data: "Data", *, out: Path, downloads: Path) -> None:
             if labels[split]:
                 np.save(folder / f"{split}_labels.npy", np.concatenate(labels[split]).astype(np.int64))
     shutil.rmtree(downloads, ignore_errors=True)
-    log.info("%s: %s, transforms: %s -> %s", data.name, origin["title"], origin["transforms"], out)
+    return origin
 
 
 def read(data: "Data", downloads: Path, scratch: Path) -> tuple[Splits, dict[str, Any]]:
@@ -109,6 +115,7 @@ def folder_of_images(data: "Data", source: Path) -> tuple[Splits, dict[str, Any]
         source,
         test_fraction=data.test_fraction,
         split_seed=data.split_seed,
+        grayscale=data.grayscale,
         resized=data.resize is not None,
         transform=lambda images, num_levels: transform(images, num_levels, **steps(data)),
     )
