@@ -35,8 +35,9 @@ def test_bits_are_shifted_and_the_levels_counted(num_levels: int, num_bits: int)
         levels = levels.astype(np.uint8)
     left = transform(levels, num_levels, **NOTHING | {"num_bits": num_bits})
     assert left.dtype == np.uint8
-    assert left.max() + 1 == levels_left(num_levels, num_bits) <= 2**num_bits
-    assert np.array_equal(np.unique(left), np.arange(left.max() + 1))  # no level is skipped
+    count = int(left.max()) + 1
+    assert count == levels_left(num_levels, num_bits) <= 2**num_bits
+    assert np.array_equal(np.unique(left), np.arange(count))  # no level is skipped
     assert (levels_left(num_levels, num_bits) == num_levels) == (num_levels <= 2**num_bits)
 
 
