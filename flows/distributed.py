@@ -39,13 +39,7 @@ def launch(function: Callable[[], None], *, num_processes: int, max_restarts: in
     When a process dies all are started again, at most `max_restarts` times.  What a function raises ends the run and
     is raised here; UserError also when processes died too often (exit 1) or this one was told to stop (75).
     """
-    threads = max(1, len(os.sched_getaffinity(0)) // num_processes)
-    os.environ.setdefault("OMP_NUM_THREADS", str(threads))
-    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-    # The agent would keep one store for all starts, where a new start finds the addresses of the dead and hangs.
-    os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
-    for name in ("agent.server.api", "multiprocessing.api"):  # they warn of every stop
-        logging.getLogger(f"torch.distributed.elastic.{name}").setLevel(logging.ERROR)
+    configure_agent(num_processes)
     with tempfile.TemporaryDirectory() as folder:
         config = LaunchConfig(
             min_nodes=1,
@@ -71,6 +65,17 @@ def launch(function: Callable[[], None], *, num_processes: int, max_restarts: in
             raise UserError(f"{reason}; run again to continue from the last saved state", Exit.BUG) from failed
     if error := errors[0]:
         raise error
+
+
+def configure_agent(num_processes: int) -> None:
+    """Set what torch's agent, and so many processes of this machine, read from the environment; quieten the agent."""
+    threads = max(1, len(os.sched_getaffinity(0)) // num_processes)
+    os.environ.setdefault("OMP_NUM_THREADS", str(threads))
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    # The agent would keep one store for all starts, where a new start finds the addresses of the dead and hangs.
+    os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
+    for name in ("agent.server.api", "multiprocessing.api"):  # they warn of every stop
+        logging.getLogger(f"torch.distributed.elastic.{name}").setLevel(logging.ERROR)
 
 
 @contextmanager
