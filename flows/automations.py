@@ -1,11 +1,23 @@
-"""What Prefect does by itself about runs that crashed or hang."""
+"""What happens by itself about runs that crashed or hang."""
 
 from datetime import timedelta
 
 from prefect.automations import Automation
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import (
+    FlowFilter,
+    FlowFilterName,
+    FlowRunFilter,
+    FlowRunFilterDeploymentId,
+    FlowRunFilterState,
+    FlowRunFilterStateType,
+)
 from prefect.client.schemas.objects import StateType
 from prefect.events.actions import ChangeFlowRunState
 from prefect.events.schemas.automations import EventTrigger, Posture
+from prefect.states import Crashed
+
+from flows.processes import engines
 
 TERMINAL = {f"prefect.flow-run.{state}" for state in ("Completed", "Failed", "Cancelled", "Crashed")}
 
@@ -43,3 +55,31 @@ def install() -> None:
         Automation.read(name=wanted.name)  # type: ignore[unused-coroutine]  # not one outside an event loop
     except ValueError:
         wanted.create()
+
+
+def end_dead_runs(url: str) -> list[str]:
+    """Mark the runs as crashed whose process is gone, and return their names; there must be no worker.
+
+    Prefect would count them as running for ever: nobody watches the process of a run whose worker died.
+    """
+    states = [StateType.PENDING, StateType.RUNNING, StateType.CANCELLING]
+    unfinished = FlowRunFilter(
+        deployment_id=FlowRunFilterDeploymentId(is_null_=False),
+        state=FlowRunFilterState(type=FlowRunFilterStateType(any_=states)),
+    )
+    ours = FlowFilter(name=FlowFilterName(any_=["train-vdm"]))
+    message = "Its process is gone; the next run continues from the last saved state."
+    with get_client(sync_client=True) as client:
+        runs = client.read_flow_runs(flow_filter=ours, flow_run_filter=unfinished)
+        alive = engines(url)
+        dead = [run for run in runs if str(run.id) not in alive]
+        for run in dead:
+            client.set_flow_run_state(run.id, Crashed(message=message), force=True)
+    return [run.name for run in dead]
+
+
+def workers(pool: str) -> set[str]:
+    """The names of the pool's workers that were heard of lately."""
+    with get_client(sync_client=True) as client:
+        found = client.read_workers_for_work_pool(pool)
+    return {worker.name for worker in found if worker.status == "ONLINE"}

@@ -15,7 +15,7 @@ import typer
 
 from flows.ending import fail, on_stop, stop_at_once
 from flows.errors import Exit, NetworkError, UserError, exit_code
-from flows.registry_commands import commands, model_folder
+from flows.registry_commands import commands, images_for, model_folder
 from flows.serve import serve
 from flows.summary import show, summary
 
@@ -35,6 +35,8 @@ RUNS = Path(".vdm/runs")
 DOWNLOADS = Path(".vdm/downloads")
 PARAMS = Path("params.yaml")
 PRESETS = Path("presets")
+
+IMAGES_HELP = "The image set; its test images are evaluated. Without data/images, a version's own."
 
 
 class Protocol(StrEnum):
@@ -127,7 +129,7 @@ def evaluate(
         str | None,
         typer.Argument(help="A model folder, a version (vdm@v1.2.0) or `champion`.", show_default="models/vdm"),
     ] = None,
-    images: Annotated[Path, typer.Option(help="The image set; its test images are evaluated.")] = IMAGES,
+    images: Annotated[Path | None, typer.Option(help=IMAGES_HELP, show_default="data/images")] = None,
     protocol: Annotated[
         Protocol, typer.Option(help="vlb: the variational bound; ode: the probability-flow ODE, with `ode:`.")
     ] = Protocol.VLB,
@@ -154,6 +156,7 @@ def evaluate(
     read, folder = params(), model_folder(model) if model else REGISTERED
     if model is None and not folder.is_dir():
         raise UserError(f"{folder}: no model yet; `dvc repro` trains one", Exit.MISSING)
+    images = images or images_for(model)
     given: dict[str, Any] = {"times_per_image": times_per_image, "num_images": num_images, "num_draws": num_draws}
     given |= {"num_probes": num_probes, "dequantisation": dequantisation, "seed": seed, "device": device}
     given = {key: value for key, value in given.items() if value is not None}
@@ -179,7 +182,7 @@ def evaluate(
 def compare(
     first: Annotated[str, typer.Argument(help="A model folder, a version (vdm@v1.2.0) or `champion`.")],
     second: Annotated[str, typer.Argument(help="Another.")],
-    images: Annotated[Path, typer.Option(help="The image set; its test images are evaluated.")] = IMAGES,
+    images: Annotated[Path | None, typer.Option(help=IMAGES_HELP, show_default="data/images")] = None,
     confidence: Annotated[float, typer.Option(help="Of the interval, between 0 and 1.")] = 0.95,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")] = False,
 ) -> None:
@@ -190,7 +193,7 @@ def compare(
     from flows.protocols import compare
 
     folders = {"first": model_folder(first), "second": model_folder(second)}
-    show(compare(settings, **folders, images=images, confidence=confidence), as_json)
+    show(compare(settings, **folders, images=images or images_for(second), confidence=confidence), as_json)
 
 
 @app.command()

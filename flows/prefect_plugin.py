@@ -1,8 +1,8 @@
 """A plugin of Prefect's own kind: `prefect deployment run train-vdm`, with the deployment's bare name.
 
 Prefect asks for FLOW/DEPLOYMENT.  Where exactly one deployment has the bare name, that one is meant.  And where no
-server is configured, `prefect deployment` speaks to the one that `vdmctl serve` started.  Any other command, and a
-server that does not answer, is left to Prefect.
+server is configured, `prefect deployment` speaks to the one that `vdmctl serve` started.  Any other command is left to
+Prefect.
 """
 
 import sys
@@ -15,19 +15,20 @@ from flows.serve import SERVED, answers
 
 @register_hook
 def setup_environment(*, ctx: HookContext) -> SetupResult | None:
-    """Name server and deployment.  SystemExit with one line when no or several deployments have the bare name."""
-    if sys.argv[1:2] != ["deployment"] or not (url := ctx.api_url or (SERVED if answers(SERVED) else None)):
+    """Name server and deployment.  SystemExit with one line when a bare name does not tell the deployment."""
+    if sys.argv[1:2] != ["deployment"]:
         return None
-    if sys.argv[2:3] == ["run"] and len(sys.argv) > 3 and not sys.argv[3].startswith("-"):
+    url = ctx.api_url or (SERVED if answers(SERVED) else None)
+    if sys.argv[2:3] == ["run"] and len(sys.argv) > 3 and not sys.argv[3].startswith("-") and "/" not in sys.argv[3]:
         sys.argv[3] = full_name(sys.argv[3], url)
-    return SetupResult(env={"PREFECT_API_URL": url})
+    return SetupResult(env={"PREFECT_API_URL": url}) if url else None
 
 
-def full_name(name: str, url: str) -> str:
+def full_name(name: str, url: str | None) -> str:
     """FLOW/DEPLOYMENT for a bare name.  SystemExit with one line unless exactly one deployment has it."""
-    found = None if "/" in name else full_names(name, url)
-    if found is None:
-        return name
+    if url is None or not answers(url):
+        sys.exit(f"no Prefect server at {url or SERVED}; `vdmctl serve` starts one, PREFECT_API_URL names another")
+    found = full_names(name, url)
     if len(found) != 1:
         known = (
             f"{len(found)} deployments have it: {', '.join(found)}" if found else "`prefect deployment ls` lists them"
@@ -36,15 +37,12 @@ def full_name(name: str, url: str) -> str:
     return found[0]
 
 
-def full_names(name: str, url: str) -> list[str] | None:
-    """FLOW/DEPLOYMENT of every deployment of that name; None when the server cannot be asked."""
+def full_names(name: str, url: str) -> list[str]:
+    """FLOW/DEPLOYMENT of every deployment of that name."""
     from prefect.client.orchestration import get_client
     from prefect.client.schemas.filters import DeploymentFilter, DeploymentFilterName
 
-    try:
-        with temporary_settings({PREFECT_API_URL: url}), get_client(sync_client=True) as client:
-            wanted = DeploymentFilter(name=DeploymentFilterName(any_=[name]))
-            deployments = client.read_deployments(deployment_filter=wanted)
-            return sorted(f"{client.read_flow(each.flow_id).name}/{each.name}" for each in deployments)
-    except Exception:  # whatever it is, Prefect's own command says it better
-        return None
+    with temporary_settings({PREFECT_API_URL: url}), get_client(sync_client=True) as client:
+        wanted = DeploymentFilter(name=DeploymentFilterName(any_=[name]))
+        deployments = client.read_deployments(deployment_filter=wanted)
+        return sorted(f"{client.read_flow(each.flow_id).name}/{each.name}" for each in deployments)

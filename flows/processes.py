@@ -6,7 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 STOP_SECONDS = 8.0
@@ -62,13 +62,31 @@ def processes_in(folder: Path) -> list[int]:
     return found
 
 
-def stop_children(process: subprocess.Popen[str], seconds: float) -> None:
-    """Send SIGTERM to the process's children, which may lead groups of their own, and give them time to end."""
-    children = [
-        int(pid) for path in Path(f"/proc/{process.pid}/task").glob("*/children") for pid in path.read_text().split()
-    ]
-    for pid in children:
-        os.kill(pid, signal.SIGTERM)
+def engines(url: str) -> dict[str, int]:
+    """The processes that execute runs of the Prefect server at `url`, by the run's id, where the system tells (/proc).
+
+    Also those whose worker is gone.
+    """
+    found = {}
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            pairs = [pair.partition(b"=")[::2] for pair in (entry / "environ").read_bytes().split(b"\0")]
+            command = (entry / "cmdline").read_bytes().split(b"\0")
+        except OSError:
+            continue
+        environment = dict(pairs)
+        run = environment.get(b"PREFECT__FLOW_RUN_ID")
+        # What the engine starts has its environment, too.
+        if run and environment.get(b"PREFECT_API_URL") == url.encode() and b"prefect.engine" in command:
+            found[run.decode()] = int(entry.name)
+    return found
+
+
+def stop_engines(url: str, seconds: float) -> None:
+    """Send SIGTERM to the runs of the server at `url`, which then stop what they started, and give them time to end."""
+    for pid in engines(url).values():
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGTERM)
     deadline = time.monotonic() + seconds
-    while any(Path(f"/proc/{pid}/cwd").exists() for pid in children) and time.monotonic() < deadline:
-        time.sleep(0.05)
+    while engines(url) and time.monotonic() < deadline:
+        time.sleep(0.1)

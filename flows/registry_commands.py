@@ -117,6 +117,19 @@ def model_folder(model: str) -> Path:
     return locate(ROOT, model)
 
 
+def images_for(model: str | None) -> Path:
+    """The images that a model is evaluated on: those of the working tree; where it has none, a version's own."""
+    from flows.lineage import IMAGES
+    from flows.registry import REFERENCE, resolve
+
+    images = ROOT / IMAGES
+    if images.exists() or not model or not REFERENCE.fullmatch(model):
+        return images
+    from flows.promotion import test_images
+
+    return test_images(ROOT, resolve(ROOT, model))
+
+
 def row_of(version: "Version") -> dict[str, Any]:
     """A version for the listing."""
     keys = ("bpd", "bpd_standard_error", "num_images", "data_sha256", "model_sha256")

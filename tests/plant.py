@@ -33,6 +33,11 @@ class Plant:
         often = {"PREFECT_WORKER_QUERY_SECONDS": "1", "PREFECT_SERVER_SERVICES_SCHEDULER_LOOP_SECONDS": "5"}
         self.environment = self.project.environment | home | often | environment
         self.log = folder / "log"
+        self.serve()
+        self.environment["PREFECT_API_URL"] = f"http://127.0.0.1:{self.port}/api"
+
+    def serve(self) -> None:
+        """Start `vdmctl serve`, and wait until it serves."""
         with self.log.open("w") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "flows.cli", "serve", "--port", str(self.port)],
@@ -42,7 +47,6 @@ class Plant:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
-        self.environment["PREFECT_API_URL"] = f"http://127.0.0.1:{self.port}/api"
         wait_until(lambda: "serving at" in self.log.read_text() or self.process.poll() is not None, 90)
         assert self.process.poll() is None, self.log.read_text()
 
@@ -94,6 +98,12 @@ class Plant:
         with urllib.request.urlopen(request) as response:
             return json.load(response)
 
+    def answers(self) -> bool:
+        try:
+            return bool(self.api("health"))
+        except OSError:
+            return False
+
     def stop(self) -> str:
         """Ctrl-C; the output of `vdmctl serve`."""
         if self.process.poll() is None:
@@ -113,6 +123,16 @@ def wait_until(condition: Callable[[], bool], seconds: float, log: Path | None =
     while not condition():
         assert time.monotonic() < deadline, f"waited too long; {log.read_text()[-3000:] if log else ''}"
         time.sleep(0.2)
+
+
+def children(pid: int) -> dict[str, int]:
+    """The children of a process that runs Python modules, by what they run."""
+    found = {}
+    for path in Path(f"/proc/{pid}/task").glob("*/children"):
+        for child in path.read_text().split():
+            command = (Path("/proc") / child / "cmdline").read_text().split("\0")
+            found[" ".join(command[2:4])] = int(child)
+    return found
 
 
 def trainers(folder: Path) -> list[int]:

@@ -88,6 +88,14 @@ def test_a_version_is_evaluated_from_the_remote_when_the_cache_is_gone(copied: P
     assert copied.git("status", "--porcelain", "--", ".vdm", "reports") == ""
 
 
+def test_without_images_in_the_working_tree_a_version_meets_its_own(copied: Project) -> None:
+    shutil.rmtree(copied.folder / "data" / "images")
+    result = copied.vdmctl("evaluate", "v1.0.0", "--json")
+    assert result.returncode == 0, result.stderr
+    assert json.loads(result.stdout)["bpd"] == metrics_at(copied, "vdm@v1.0.0")["bpd"]
+    assert copied.vdmctl("compare", "v1.0.0", "v1.1.0", "--json").returncode == 0
+
+
 def test_a_fetched_version_is_reused_and_never_trusted_blindly(copied: Project) -> None:
     version = of.resolve(copied.folder, "v1.0.0")
     folder = fetch(copied.folder, version)
