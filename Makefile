@@ -14,7 +14,7 @@ test: .venv/installed-test
 	ruff check .
 	ruff format --check .
 	mypy
-	OMP_NUM_THREADS=1 pytest --numprocesses=2 --dist=loadfile
+	OMP_NUM_THREADS=1 pytest --numprocesses=2 --dist=loadfile --no-loadscope-reorder
 
 check: .venv/installed-test
 	ruff check --fix .

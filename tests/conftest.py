@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
 from project import IDENTITY, Project
 
 from flows.registry import add_version
@@ -27,6 +28,14 @@ TINY = {
     "dropout": 0.0,
     "augmentation_input": False,
 }
+
+LONGEST = ["test_flow", "test_serve", "test_distributed", "test_registry", "test_pipeline", "test_runs"]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files first, so that no process of pytest is left alone with one in the end."""
+    first = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: first.get(item.path.stem, len(LONGEST)))
 
 
 @pytest.fixture
@@ -52,15 +61,24 @@ def digits() -> np.ndarray:
 
 
 @pytest.fixture(scope="session")
-def registry(tmp_path_factory: pytest.TempPathFactory) -> Project:
+def registry(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Project:
     """A project with three versions and a remote that has them all.  Tests that change it work on a copy.
 
     v1.0.0 has seen little training, v1.1.0 more, v1.2.0 most, and that on another split of the data.
     """
-    project = Project(tmp_path_factory.mktemp("registry") / "project")
+    own = tmp_path_factory.getbasetemp()
+    shared = own if worker_id == "master" else own.parent  # pytest's processes build it once, each works on a copy
+    with FileLock(shared / "built.lock"):
+        if not (shared / "built.whole").exists():
+            three_versions(Project(shared / "built"), shared / "remote")
+            (shared / "built.whole").touch()
+    return Project.at(shared / "built").copy(own / "registry")
+
+
+def three_versions(project: Project, remote: Path) -> None:
+    """Train, commit, push and register them."""
     for key, value in IDENTITY.items():
         project.git("config", f"user.{key.lower()}", value)
-    remote = tmp_path_factory.mktemp("remote")
     assert project.dvc("remote", "add", "--default", "store", str(remote)).returncode == 0
     changes = [{}, {"steps: 20": "steps: 80"}, {"steps: 80": "steps: 160", "split_seed: 0": "split_seed: 1"}]
     for change in changes:
@@ -71,7 +89,6 @@ def registry(tmp_path_factory: pytest.TempPathFactory) -> Project:
         project.git("commit", "--quiet", "--message=Reproduce")
         assert project.dvc("push").returncode == 0
         add_version(project.folder, "HEAD", "Retrained")
-    return project
 
 
 @pytest.fixture

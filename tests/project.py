@@ -48,12 +48,17 @@ class Project:
         self.git("add", "--all")
         self.git("commit", "--quiet", "--message=Start")
 
+    @classmethod
+    def at(cls, folder: Path) -> "Project":
+        """The one that is there already."""
+        project = object.__new__(cls)
+        project.folder = folder
+        return project
+
     def copy(self, folder: Path) -> "Project":
         """The same repository with its cache in another folder, to be changed at will, and nothing fetched yet."""
         shutil.copytree(self.folder, folder, symlinks=True, ignore=shutil.ignore_patterns(".vdm"))
-        copied = object.__new__(Project)
-        copied.folder = folder
-        return copied
+        return Project.at(folder)
 
     def edit(self, name: str, **replacements: str) -> None:
         """Replace texts in a file; each must be there."""
