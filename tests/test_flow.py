@@ -151,7 +151,7 @@ def test_a_cancelled_run_is_continued_by_the_next(plant: Plant) -> None:
 
 
 def test_a_killed_engine_leaves_no_second_trainer_and_its_result_is_taken_over(plant: Plant) -> None:
-    overrides = LONG | {"train.seed": 1}
+    overrides = LONG | {"train.seed": 1, "train.steps": 400}
     command = [sys.executable, "-c", f"from flows.train_vdm import train_vdm; train_vdm(overrides={overrides})"]
     engine = subprocess.Popen(
         command, cwd=plant.project.folder, env=plant.environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL

@@ -15,7 +15,7 @@ from project import ROOT, Project
 from flows.errors import Exit
 
 # A run that is long enough to be stopped, and that is soon over when it is continued.
-LONG = {"train.steps": 800, "train.checkpoint_every_steps": 50, "train.log_every": 100}
+LONG = {"train.steps": 400, "train.checkpoint_every_steps": 50, "train.log_every": 100}
 
 
 @pytest.fixture(scope="module")
