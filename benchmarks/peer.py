@@ -23,8 +23,7 @@ def main() -> None:
     with explained(options):
         problem, device = read_problem(chosen), find_device(chosen.device)
     size = chosen.batch_size
-    # As its data loader would hand it over.
-    batch = (problem.images[:size].float() / (problem.model["num_levels"] - 1)).to(device)
+    batch = (problem.images[:size].float() / 255).to(device)  # as its data loader does; it knows 256 levels alone
     step = {"train_step": training_step, "evaluate": evaluation}[chosen.what](build(problem.model, size, device), batch)
     times = clock(step, device, chosen.seconds)
     figures = {"images_per_second": size / times["step_s"], "peak_memory_mib": peak_memory(device)}

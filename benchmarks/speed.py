@@ -143,7 +143,19 @@ def report(figures: dict[str, Any], device: torch.device, *, as_json: bool) -> N
     if as_json:
         print(json.dumps(figures, indent=2))
     else:
-        print(
-            *(f"{key}: {round(value, 4) if isinstance(value, float) else value}" for key, value in figures.items()),
-            sep="\n",
-        )
+        print(*(f"{key}: {short(value)}" for key, value in figures.items()), sep="\n")
+
+
+def short(value: Any) -> str:
+    """A figure as a line shows it; of the rounds against the peer what the ratios are made of."""
+    match value:
+        case float():
+            return str(round(value, 4))
+        case [dict(), *_]:
+            return "; ".join(
+                f"{one['images_per_second']:.1f} images/s, {one['peak_memory_mib']:.0f} MiB" for one in value
+            )
+        case [low, high]:
+            return f"{short(low)} to {short(high)}"
+        case _:
+            return str(value)
