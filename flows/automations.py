@@ -76,10 +76,3 @@ def end_dead_runs(url: str) -> list[str]:
         for run in dead:
             client.set_flow_run_state(run.id, Crashed(message=message), force=True)
     return [run.name for run in dead]
-
-
-def workers(pool: str) -> set[str]:
-    """The names of the pool's workers that were heard of lately."""
-    with get_client(sync_client=True) as client:
-        found = client.read_workers_for_work_pool(pool)
-    return {worker.name for worker in found if worker.status == "ONLINE"}

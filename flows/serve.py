@@ -95,11 +95,11 @@ def prepare(url: str) -> None:
 
     Raises UserError (exit 6) when somebody else's worker serves the pool.
     """
-    from flows.automations import end_dead_runs, install, workers
+    from flows.automations import end_dead_runs, install
 
     if subprocess.run(prefect("work-pool", "inspect", POOL), capture_output=True, check=False).returncode != 0:
         run("work-pool", "create", POOL, "--type", "process")
-    for other in workers(POOL) - {worker_name(Path.cwd())}:
+    for other in workers() - {worker_name(Path.cwd())}:
         host, _, folder = other.replace("\\", "/").partition(":")
         if host != socket.gethostname() or is_served(Path(folder)):
             raise UserError(
@@ -109,6 +109,15 @@ def prepare(url: str) -> None:
     install()
     for name in end_dead_runs(url):
         print(f"run {name} died unnoticed; it is marked as crashed", file=sys.stderr)
+
+
+def workers() -> set[str]:
+    """The names of the pool's workers that were heard of lately."""
+    from prefect.client.orchestration import get_client
+
+    with get_client(sync_client=True) as client:
+        found = client.read_workers_for_work_pool(POOL)
+    return {worker.name for worker in found if worker.status == "ONLINE"}
 
 
 def worker_name(folder: Path) -> str:

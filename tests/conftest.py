@@ -1,6 +1,6 @@
 """Models and data that many tests share: real ones, small."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from filelock import FileLock
+from plant import Plant
 from project import IDENTITY, Project
 
 from flows.registry import add_version
@@ -95,3 +96,13 @@ def three_versions(project: Project, remote: Path) -> None:
 def copied(registry: Project, tmp_path: Path) -> Project:
     """That project in a folder of the test's own."""
     return registry.copy(tmp_path / "project")
+
+
+@pytest.fixture(scope="module")
+def plant(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Plant]:
+    """The retraining loop, for the tests of a file."""
+    plant = Plant(tmp_path_factory.mktemp("plant"))
+    try:
+        yield plant
+    finally:
+        plant.stop()

@@ -14,6 +14,9 @@ from typing import Any
 
 from project import Project
 
+# A run that is long enough to be stopped, and that is soon over when it is continued.
+LONG = {"train.steps": 800, "train.checkpoint_every_steps": 50, "train.log_every": 100}
+
 
 class Plant:
     """A project with a bare git remote and a DVC remote, served by `vdmctl serve`."""

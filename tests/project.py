@@ -101,6 +101,11 @@ def one_line(result: subprocess.CompletedProcess[str]) -> str:
     return lines[0]
 
 
+def imports_torch(pid: int) -> bool:
+    """Whether a process has begun to; it takes another second or more."""
+    return "libtorch" in Path(f"/proc/{pid}/maps").read_text()
+
+
 def cached(project: Project, output: str, place: str, version: str) -> Path:
     """Where the cache keeps a file of an output ('': the listing), found without the code under test."""
     lock = YAML(typ="safe").load(project.git("show", f"vdm@{version}:dvc.lock"))

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from project import Project
+from project import Project, imports_torch
 
 from flows.errors import Exit
 
@@ -75,10 +75,6 @@ def workers(process: subprocess.Popen[str]) -> list[int]:
     """The training processes in the order of their start, which is that of their ranks."""
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     return sorted(int(pid) for pid in children if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes())
-
-
-def imports_torch(pid: int) -> bool:
-    return "libtorch" in Path(f"/proc/{pid}/maps").read_text()
 
 
 def test_two_processes_follow_the_losses_of_one(project: Project, undisturbed: bytes) -> None:
@@ -146,7 +142,7 @@ def test_a_group_stopped_while_it_starts_says_so_in_one_line(
     send: Callable[[int, int], None], number: signal.Signals, project: Project
 ) -> None:
     process = start(project)
-    while not any(map(imports_torch, workers(process))):  # which takes seconds
+    while not any(map(imports_torch, workers(process))):
         time.sleep(0.005)
     send(process.pid, number)
     _, errors = process.communicate(timeout=60)

@@ -14,26 +14,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from plant import Plant, trainers, wait_until
+from plant import LONG, Plant, trainers, wait_until
 from prefect.plugins import HookContext
 
 from flows import prefect_plugin
 from flows.errors import Exit
 
 STAGES = ["download", "validate", "train", "register", "evaluate", "sample"]
-# A run that is long enough to be stopped, and that is soon over when it is continued.
-LONG = {"train.steps": 800, "train.checkpoint_every_steps": 50, "train.log_every": 100}
-
-
-@pytest.fixture(scope="module")
-def plant(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Plant]:
-    folder = tmp_path_factory.mktemp("plant")
-    (folder / "project").mkdir()
-    plant = Plant(folder)
-    try:
-        yield plant
-    finally:
-        plant.stop()
 
 
 def tasks(plant: Plant, run: str) -> dict[str, str]:
@@ -307,7 +294,6 @@ def database(tmp_path: Path) -> Iterator[str]:
 
 
 def test_the_loop_runs_on_postgresql(database: str, tmp_path: Path) -> None:
-    (tmp_path / "project").mkdir()
     plant = Plant(tmp_path, PREFECT_SERVER_DATABASE_CONNECTION_URL=database)
     try:
         state, message = plant.finish(plant.retrain())

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from project import ROOT, Project
+from project import ROOT, Project, imports_torch
 
 from flows.errors import Exit, UserError
 from flows.params import read_params
@@ -103,7 +103,7 @@ def test_a_run_asked_to_stop_saves_and_exits_75(
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_run_stopped_while_it_starts_exits_75_too(number: signal.Signals, project: Project) -> None:
     process = start(project)
-    while "libtorch" not in Path(f"/proc/{process.pid}/maps").read_text():  # the import has another second to go
+    while not imports_torch(process.pid):
         assert process.poll() is None
         time.sleep(0.005)
     process.send_signal(number)

@@ -5,28 +5,15 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from plant import Plant, children, trainers, wait_until
+from plant import LONG, Plant, children, trainers, wait_until
 from project import ROOT, Project
 
 from flows.errors import Exit
 
-# A run that is long enough to be stopped, and that is soon over when it is continued.
-LONG = {"train.steps": 400, "train.checkpoint_every_steps": 50, "train.log_every": 100}
-
-
-@pytest.fixture(scope="module")
-def plant(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Plant]:
-    folder = tmp_path_factory.mktemp("plant")
-    (folder / "project").mkdir()
-    plant = Plant(folder)
-    try:
-        yield plant
-    finally:
-        plant.stop()
+RUN = LONG | {"train.steps": 400}
 
 
 def serve(folder: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -92,7 +79,7 @@ def test_a_worker_that_is_killed_is_replaced_and_its_run_is_continued(plant: Pla
     os.kill(children(plant.process.pid)["prefect worker"], signal.SIGKILL)
     wait_until(lambda: "`prefect worker start` ended; starting it again" in plant.log.read_text(), 60)
     assert plant.finish(run)[0] == "CRASHED"  # nobody reads what it prints any more
-    again = plant.retrain(overrides=LONG | {"train.seed": 1})
+    again = plant.retrain(overrides=RUN | {"train.seed": 1})
     assert plant.finish(again)[0] == "COMPLETED"
     assert "continuing from step" in plant.logged(again)
 
@@ -101,7 +88,7 @@ def test_a_server_that_is_killed_is_replaced(plant: Plant) -> None:
     os.kill(children(plant.process.pid)["prefect server"], signal.SIGKILL)
     wait_until(lambda: "`prefect server start` ended; starting it again" in plant.log.read_text(), 60)
     wait_until(plant.answers, 60)
-    assert plant.finish(plant.retrain(overrides=LONG | {"train.seed": 1}))[0] == "COMPLETED"
+    assert plant.finish(plant.retrain(overrides=RUN | {"train.seed": 1}))[0] == "COMPLETED"
 
 
 def test_a_loop_that_is_killed_with_its_run_goes_on_when_it_is_served_again(plant: Plant) -> None:
@@ -117,7 +104,7 @@ def test_a_loop_that_is_killed_with_its_run_goes_on_when_it_is_served_again(plan
     plant.serve()
     assert "died unnoticed; it is marked as crashed" in plant.log.read_text()
     assert plant.read(run)["state"]["type"] == "CRASHED"
-    again = plant.retrain(overrides=LONG | {"train.seed": 3})
+    again = plant.retrain(overrides=RUN | {"train.seed": 3})
     assert plant.finish(again)[0] == "COMPLETED"
     assert "continuing from step" in plant.logged(again)
 
@@ -126,6 +113,6 @@ def train(plant: Plant, *, seed: int) -> str:
     """Start a run, and wait until it trains and has a saved state; its id."""
     states = plant.project.folder / ".vdm" / "runs"
     before = set(states.glob("*/*.state"))
-    run = plant.retrain(overrides=LONG | {"train.seed": seed})
+    run = plant.retrain(overrides=RUN | {"train.seed": seed})
     wait_until(lambda: bool(set(states.glob("*/*.state")) - before), 90, plant.log)
     return run
