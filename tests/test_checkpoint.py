@@ -20,7 +20,6 @@ from vdm.checkpoint import (
     model_sha256,
     save_model,
     save_state,
-    write_whole,
 )
 from vdm.model import VDM
 
@@ -121,20 +120,6 @@ def test_a_missing_folder_is_told_as_that(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError) as error:
         load_model(tmp_path)
     assert str(error.value) == f"{tmp_path}/config.json: No such file or directory; is this a model folder?"
-
-
-def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "file"
-    write_whole(path, b"old")
-
-    def full(descriptor: int) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("os.fsync", full)
-    with pytest.raises(OSError, match="No space"):
-        write_whole(path, b"new")
-    assert path.read_bytes() == b"old"
-    assert list(tmp_path.iterdir()) == [path]
 
 
 @pytest.mark.parametrize("damage", [lambda content: content[:-1], lambda content: content[:20], lambda content: b""])

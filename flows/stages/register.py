@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flows.errors import Exit, UserError
-from vdm.checkpoint import CONFIG, WEIGHTS, load_model, model_sha256, write_whole
+from vdm.checkpoint import CONFIG, WEIGHTS, load_model, model_sha256
+from vdm.files import write_whole
 from vdm.images import data_sha256, load_images
 
 if TYPE_CHECKING:

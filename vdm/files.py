@@ -1,0 +1,160 @@
+"""Files and folders: what is read is a regular file of bounded size, and what is written appears whole.
+
+Errors are OSError with the name of the file, so that every reader reports them as it reports a missing file.
+"""
+
+import errno
+import json
+import os
+import shutil
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path, PurePosixPath
+from typing import Any, BinaryIO, NoReturn
+
+MOST_BYTES = 64 * 2**20
+"""The default limit of `read_bounded`: far above every description, report and listing that the project writes."""
+
+
+def open_regular(path: Path) -> BinaryIO:
+    """Open a regular file for reading; a link to one is followed.
+
+    A FIFO would block and a device might act, so neither is opened.  Raises OSError.
+    """
+    if "\0" in str(path):
+        raise OSError(errno.EINVAL, "a path with a NUL character", str(path))
+    require_regular(path.stat(), path)
+    # What lies there may change after the check: O_NONBLOCK keeps a FIFO from blocking even then.
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        require_regular(os.fstat(descriptor), path)
+    except OSError:
+        os.close(descriptor)
+        raise
+    return os.fdopen(descriptor, "rb")
+
+
+def require_regular(status: os.stat_result, path: Path) -> None:
+    """Raise OSError unless the status is that of a regular file."""
+    if stat.S_ISDIR(status.st_mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    if not stat.S_ISREG(status.st_mode):
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
+
+
+def read_bounded(path: Path, most: int = MOST_BYTES) -> bytes:
+    """Return the content of a regular file of at most `most` bytes.  Raises OSError."""
+    with open_regular(path) as file:
+        content = file.read(most + 1)
+    if len(content) > most:
+        raise OSError(errno.EFBIG, f"larger than {most:,} bytes, the most that is read", str(path))
+    return content
+
+
+def parse_json(content: bytes | str) -> Any:
+    """Parse JSON in the strict sense.
+
+    Raises ValueError also for NaN and infinities, for integers beyond 64 bits, for characters that UTF-8 cannot hold,
+    and for nesting that Python cannot follow.
+    """
+    try:
+        value = json.loads(content, parse_constant=refuse, parse_float=finite, parse_int=short)
+        json.dumps(value, ensure_ascii=False).encode()  # lone surrogates parse, and fail wherever they are printed
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
+    return value
+
+
+def refuse(text: str) -> NoReturn:
+    raise ValueError(f"{text} is not JSON")
+
+
+def finite(text: str) -> float:
+    """Return the number; ValueError for one that a float cannot hold."""
+    value = float(text)
+    return refuse(text[:30]) if value in (float("inf"), -float("inf")) else value
+
+
+def short(text: str) -> int:
+    """Return the integer; ValueError for one of more than 64 bits."""
+    return int(text) if len(text) <= 20 and -(2**63) <= int(text) < 2**64 else refuse(text[:30])
+
+
+def inside(folder: Path, name: str) -> Path:
+    """Return the path of `name`, a relative path that was read from data, below the folder.
+
+    Raises ValueError for one that is empty, absolute, leads upwards, or holds a NUL character.
+    """
+    place = PurePosixPath(name)
+    if not place.parts or place.is_absolute() or ".." in place.parts or "\0" in name:
+        raise ValueError(f"{name!r} is not a path inside a folder")
+    return folder / place
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[BinaryIO]:
+    """Open a file that takes the place of `path`, on disk, when the block ends well; else the old one stays.
+
+    Raises OSError that names `path`.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    with naming(path, temporary):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with temporary.open("wb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        finally:
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
+
+
+def write_whole(path: Path, content: bytes | str) -> None:
+    """Write a file so that a reader, or a crash, sees the old content or the new, never a part.
+
+    Raises OSError that names `path`.
+    """
+    with writing(path) as file:
+        file.write(content.encode() if isinstance(content, str) else content)
+
+
+@contextmanager
+def writing_folder(path: Path) -> Iterator[Path]:
+    """Make an empty folder that takes the place of `path` when the block ends well; else the old one stays.
+
+    Raises OSError that names `path`.
+    """
+    partial, previous = (path.with_name(f".{path.name}.{state}") for state in ("partial", "previous"))
+    with naming(path, partial):
+        remove(partial)
+        partial.mkdir(parents=True)
+        try:
+            yield partial
+            remove(previous)
+            if path.exists():
+                path.rename(previous)
+            partial.rename(path)
+            remove(previous)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+
+
+def remove(folder: Path) -> None:
+    """Remove a folder and what is in it, if it exists.  Raises OSError."""
+    with suppress(FileNotFoundError):
+        shutil.rmtree(folder)
+
+
+@contextmanager
+def naming(path: Path, temporary: Path) -> Iterator[None]:
+    """Name `path` in an OSError that names nothing (a full disk), or what stands for it while it is written."""
+    try:
+        yield
+    except OSError as error:
+        named = temporary if error.filename is None else Path(os.fsdecode(error.filename))
+        if error.errno is None or not named.is_relative_to(temporary):
+            raise
+        raise type(error)(error.errno, error.strerror, str(path / named.relative_to(temporary))) from error
