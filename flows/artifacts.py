@@ -53,8 +53,16 @@ def show_results(folder: Path, kept: Path) -> None:
     create_link_artifact((docs / "index.html").as_uri(), key="data-docs", link_text="Data Docs")
 
 
+def show_evidence(evidence: Path, kept: Path) -> None:
+    """Keep the evidence of a decision about the champion in the folder `kept`, and link it."""
+    kept.mkdir(parents=True, exist_ok=True)
+    copy = kept / "evidence.json"
+    shutil.copyfile(evidence, copy)
+    create_link_artifact(copy.as_uri(), key="evidence", link_text="evidence")
+
+
 def show_metrics(models: dict[str, dict[str, Any]], evidence: dict[str, Any]) -> None:
-    """A table of the models' metrics in bits/dim, a column each, with the decision about the champion."""
+    """Show a table of the models' metrics in bits/dim, a column each, with the decision about the champion."""
     rows = [key for key in next(iter(models.values())) if key.endswith(("bpd", "error"))]
     table = [{"bits/dim": key, **{name: metrics.get(key) for name, metrics in models.items()}} for key in rows]
     create_table_artifact(table, key="metrics", description=f"{evidence['decision']}: {evidence['reason']}")

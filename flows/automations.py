@@ -2,7 +2,6 @@
 
 from datetime import timedelta
 
-from prefect.automations import Automation
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import (
     FlowFilter,
@@ -14,17 +13,17 @@ from prefect.client.schemas.filters import (
 )
 from prefect.client.schemas.objects import StateType
 from prefect.events.actions import ChangeFlowRunState
-from prefect.events.schemas.automations import EventTrigger, Posture
-from prefect.states import Crashed
+from prefect.events.schemas.automations import AutomationCore, EventTrigger, Posture
+from prefect.states import Cancelled, Crashed
 
 from flows.processes import engines
 
 TERMINAL = {f"prefect.flow-run.{state}" for state in ("Completed", "Failed", "Cancelled", "Crashed")}
 
 
-def silent_runs() -> Automation:
-    """A run whose process no longer gives a heartbeat is marked as crashed, which makes room for the next one."""
-    return Automation(
+def silent_runs() -> AutomationCore:
+    """Return the rule that marks a run as crashed when its process gives no heartbeat; then the next one can start."""
+    return AutomationCore(
         name="vdm: crashed or stuck runs",
         description="A run of train-vdm without a heartbeat for two minutes is marked as crashed.",
         trigger=EventTrigger(
@@ -40,8 +39,10 @@ def silent_runs() -> Automation:
         actions=[
             ChangeFlowRunState(
                 name=None,
+                # Not forced: Prefect's rules then refuse it for a run that has ended.  The trigger may miss the end,
+                # since an event that follows another waits up to five minutes for it.
                 state=StateType.CRASHED,
-                force=True,
+                force=False,
                 message="No heartbeat for two minutes; the next run continues from the last saved state.",
             )
         ],
@@ -49,16 +50,18 @@ def silent_runs() -> Automation:
 
 
 def install() -> None:
-    """Create the automations that the server does not have yet."""
+    """Create the automation at the server, or renew the one that an earlier version created."""
     wanted = silent_runs()
-    try:
-        Automation.read(name=wanted.name)  # type: ignore[unused-coroutine]  # not one outside an event loop
-    except ValueError:
-        wanted.create()
+    with get_client(sync_client=True) as client:
+        existing = client.read_automations_by_name(wanted.name)
+        for automation in existing:
+            client.update_automation(automation.id, wanted.model_copy(update={"enabled": automation.enabled}))
+        if not existing:
+            client.create_automation(wanted)
 
 
 def end_dead_runs(url: str) -> list[str]:
-    """Mark the runs as crashed whose process is gone, and return their names; there must be no worker.
+    """End the runs whose process is gone, and return their names; there must be no worker.
 
     Prefect would count them as running for ever: nobody watches the process of a run whose worker died.
     """
@@ -74,5 +77,7 @@ def end_dead_runs(url: str) -> list[str]:
         alive = engines(url)
         dead = [run for run in runs if str(run.id) not in alive]
         for run in dead:
-            client.set_flow_run_state(run.id, Crashed(message=message), force=True)
+            # Not forced: a run that has ended meanwhile stays as it is.
+            cancelled = run.state is not None and run.state.is_cancelling()
+            client.set_flow_run_state(run.id, Cancelled(message=message) if cancelled else Crashed(message=message))
     return [run.name for run in dead]

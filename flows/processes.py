@@ -1,5 +1,6 @@
-"""A command in a process group of its own, which does not outlive the block that started it."""
+"""Commands in process groups that do not outlive the block that started them, and the processes of a server's runs."""
 
+import ctypes
 import os
 import signal
 import subprocess
@@ -8,20 +9,32 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import IO
+
+import psutil
 
 STOP_SECONDS = 8.0
+SET_PARENT_DEATH_SIGNAL = 1
+# Loaded here, since little is safe to do between fork and exec.
+LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
 
 
 @contextmanager
-def process_group(command: list[str], folder: Path) -> Iterator[subprocess.Popen[str]]:
-    """Run the command in the folder, its output in one pipe; its whole group is gone when the block is left."""
+def process_group(
+    command: list[str], folder: Path, *, stdout: IO[bytes] | None = None
+) -> Iterator[subprocess.Popen[str]]:
+    """Run the command in the folder; its whole process group is gone when the block is left.
+
+    Its output is in the pipe `process.stdout`; with `stdout` only what it prints on stderr is, in `process.stderr`.
+    """
     environment = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
     process = subprocess.Popen(
         command,
         cwd=folder,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
+        stdout=stdout or subprocess.PIPE,
+        stderr=subprocess.PIPE if stdout else subprocess.STDOUT,
         text=True,
+        errors="replace",
         start_new_session=True,
         env=environment,
     )
@@ -31,8 +44,15 @@ def process_group(command: list[str], folder: Path) -> Iterator[subprocess.Popen
     finally:
         # DVC ignores SIGINT while its stage runs and waits for it; SIGTERM would kill DVC alone and orphan the stage.
         stop_group(process, signal.SIGINT, signal.SIGTERM, signal.SIGKILL)
-        if process.stdout is not None:
-            process.stdout.close()
+        for pipe in (process.stdout, process.stderr):
+            if pipe is not None:
+                pipe.close()
+
+
+def signal_with_parent(number: signal.Signals) -> None:
+    """Ask Linux to send this process the signal when the thread that started it ends, as it does when it is killed."""
+    if LIBC is not None:
+        LIBC.prctl(SET_PARENT_DEATH_SIGNAL, number)
 
 
 def stop_group(process: subprocess.Popen[str], *numbers: signal.Signals, seconds: float = STOP_SECONDS) -> None:
@@ -51,34 +71,29 @@ def stop_group(process: subprocess.Popen[str], *numbers: signal.Signals, seconds
 
 
 def processes_in(folder: Path) -> list[int]:
-    """Processes that work in the folder or below it, where the system tells (/proc)."""
-    found = []
-    for entry in Path("/proc").glob("[0-9]*"):
-        try:
-            if (entry / "cwd").resolve().is_relative_to(folder.resolve()):
-                found.append(int(entry.name))
-        except OSError:
-            continue
+    """Return the processes of this user that work in the folder or below it."""
+    place, found = folder.resolve(), []
+    for process in psutil.process_iter():
+        with suppress(psutil.Error, OSError):
+            if Path(process.cwd()).is_relative_to(place):
+                found.append(process.pid)
     return found
 
 
 def engines(url: str) -> dict[str, int]:
-    """The processes that execute runs of the Prefect server at `url`, by the run's id, where the system tells (/proc).
+    """Return the processes that execute runs of the Prefect server at `url`, by the run's id.
 
     Also those whose worker is gone.
     """
     found = {}
-    for entry in Path("/proc").glob("[0-9]*"):
-        try:
-            pairs = [pair.partition(b"=")[::2] for pair in (entry / "environ").read_bytes().split(b"\0")]
-            command = (entry / "cmdline").read_bytes().split(b"\0")
-        except OSError:
-            continue
-        environment = dict(pairs)
-        run = environment.get(b"PREFECT__FLOW_RUN_ID")
-        # What the engine starts has its environment, too.
-        if run and environment.get(b"PREFECT_API_URL") == url.encode() and b"prefect.engine" in command:
-            found[run.decode()] = int(entry.name)
+    for process in psutil.process_iter():
+        with suppress(psutil.Error, OSError):
+            # What the engine starts has its environment, too.
+            if "prefect.engine" in process.cmdline() or "prefect.flow_engine" in process.cmdline():
+                environment = process.environ()
+                run = environment.get("PREFECT__FLOW_RUN_ID")
+                if run and environment.get("PREFECT_API_URL") == url:
+                    found[run] = process.pid
     return found
 
 

@@ -4,7 +4,6 @@ A Prefect server if none answers, the work pool, the deployments of prefect.yaml
 and worker are started again when they die.
 """
 
-import ctypes
 import fcntl
 import os
 import signal
@@ -12,27 +11,25 @@ import socket
 import subprocess
 import sys
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
-from typing import Annotated
-from urllib.parse import urlsplit
+from typing import IO, Annotated
 
 import typer
 
+from flows.deployments import FLOW, PROJECT, deploy, prefect, run_prefect, schedules
 from flows.errors import Exit, UserError
-from flows.processes import stop_engines, stop_group
+from flows.processes import signal_with_parent, stop_engines, stop_group
+from flows.server import answers, configure, find_address
 
 POOL = "vdm"
 LOCK = Path(".vdm/serve.lock")
-LOOPBACK, PORT = "127.0.0.1", 4200
-SERVED = f"http://{LOOPBACK}:{PORT}/api"
 START_SECONDS = 90
 # A worker's runs get this long to save their state: as long as Prefect gives a cancelled run.
 STOP_SECONDS = 30.0
-# What was started again and dies sooner than this is not started once more.
+# A process that dies again sooner than this is not started once more.
 RESTART_SECONDS = 30.0
 
 
@@ -47,24 +44,31 @@ def serve(
     PREFECT_SERVER_DATABASE_CONNECTION_URL names. The weekly deployment is off until
     `prefect deployment schedule resume` switches it on.
     """
-    if not Path("prefect.yaml").is_file():
-        raise UserError(f"{Path.cwd()} has no prefect.yaml; `vdmctl serve` works in the project's folder", Exit.USAGE)
-    url, host, port = address(host, port)
+    if not PROJECT.is_file():
+        raise UserError(f"{Path.cwd()} has no {PROJECT}; `vdmctl serve` works in the project's folder", Exit.USAGE)
+    address = find_address(host, port)
+    configure(address)
     # SIGTERM ends the loop as Ctrl-C does; a shell's background job ignores SIGINT, and so would what it starts.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.default_int_handler)
     with ExitStack() as stack:
-        stack.enter_context(alone())
+        stack.enter_context(alone(address.url))
         try:
             kept = []
-            if not answers(url):
-                kept.append(Kept(stack, "server", "start", "--host", host, "--port", str(port)))
-                wait_for(url, kept[0].process)
-            prepare(url)
-            kept.append(Kept(stack, "worker", "start", "--pool", POOL, "--name", worker_name(Path.cwd())))
-            # The runs first: told to end, they stop their trainer, which saves its state.
-            stack.callback(stop_engines, url, STOP_SECONDS)
-            print(f"serving at {url.removesuffix('/api')}; `{run_command(url)}` starts a run", file=sys.stderr)
+            if not answers(address.url):
+                stack.enter_context(owning_database())
+                start = ("server", "start", "--host", address.host, "--port", str(address.port))
+                kept.append(Kept(stack, *start, when_orphaned=signal.SIGTERM))
+                wait_for(address.url, kept[0].process)
+            prepare(address.url)
+            start = ("worker", "start", "--pool", POOL, "--name", worker_name(Path.cwd()))
+            # SIGTERM would only make the worker wait for its runs.  They end when it does; see flows.train_vdm.
+            kept.append(Kept(stack, *start, when_orphaned=signal.SIGKILL))
+            # The runs first: they stop their trainer, which saves its state.
+            stack.callback(stop_engines, address.url, STOP_SECONDS)
+            print("\n".join(schedules()), file=sys.stderr)
+            page = address.url.removesuffix("/api")
+            print(f"serving at {page}; `prefect deployment run {FLOW}` starts a run", file=sys.stderr)
             while True:
                 time.sleep(0.5)
                 for each in kept:
@@ -74,41 +78,76 @@ def serve(
 
 
 @contextmanager
-def alone() -> Iterator[None]:
+def alone(url: str) -> Iterator[None]:
     """Hold the folder's place for one `vdmctl serve`.  Raises UserError (exit 6) when it is taken."""
     LOCK.parent.mkdir(exist_ok=True)
     with LOCK.open("a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
+        if not held(file):
             file.seek(0)
-            told = f"process {file.read()} serves {Path.cwd()} already; stop it first"
-            raise UserError(told, Exit.BUSY) from error
-        file.truncate(0)
-        file.write(str(os.getpid()))
-        file.flush()
+            raise UserError(f"process {file.read().split()[0]} serves {Path.cwd()} already; stop it first", Exit.BUSY)
+        write(file, f"{os.getpid()} {url}")
         yield
 
 
+@contextmanager
+def owning_database() -> Iterator[None]:
+    """Hold Prefect's home for one server of ours: two would schedule every run twice, and share one pool.
+
+    Raises UserError (exit 6) when a server of another folder has it.
+    """
+    from prefect.settings import get_current_settings
+
+    home = get_current_settings().home
+    home.mkdir(parents=True, exist_ok=True)
+    with (home / "vdm-serve.lock").open("a+") as file:
+        if not held(file):
+            file.seek(0)
+            raise UserError(
+                f"{file.read()} serves with Prefect's database in {home} already; "
+                f"`PREFECT_HOME={Path.cwd() / '.vdm' / 'prefect'} vdmctl serve --port N` serves this folder, too",
+                Exit.BUSY,
+            )
+        write(file, str(Path.cwd()))
+        yield
+
+
+def held(file: IO[str]) -> bool:
+    """Lock the file until it is closed; return whether it was free."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def write(file: IO[str], text: str) -> None:
+    """Replace the content of a lock's file."""
+    file.truncate(0)
+    file.write(text)
+    file.flush()
+
+
 def prepare(url: str) -> None:
-    """What a worker needs: the pool, the deployments, the automation, and no run that died with an earlier worker.
+    """Set up what a worker needs: the pool, the deployments, the automation; end runs that died with a worker.
 
     Raises UserError (exit 6) when somebody else's worker serves the pool.
     """
     from flows.automations import end_dead_runs, install
 
     if subprocess.run(prefect("work-pool", "inspect", POOL), capture_output=True, check=False).returncode != 0:
-        run("work-pool", "create", POOL, "--type", "process")
+        run_prefect("work-pool", "create", POOL, "--type", "process")
     for other in workers() - {worker_name(Path.cwd())}:
         host, _, folder = other.replace("\\", "/").partition(":")
-        if host != socket.gethostname() or is_served(Path(folder)):
+        if host != socket.gethostname() or served_at(Path(folder)):
             raise UserError(
-                f"{url} serves {folder} on {host} already; `vdmctl serve --port N` starts another server", Exit.BUSY
+                f"{url} serves {folder} on {host} already; `PREFECT_HOME={Path.cwd() / '.vdm' / 'prefect'} "
+                f"vdmctl serve --port N` starts another server",
+                Exit.BUSY,
             )
-    run("deploy", "--all")
+    deploy()
     install()
     for name in end_dead_runs(url):
-        print(f"run {name} died unnoticed; it is marked as crashed", file=sys.stderr)
+        print(f"run {name} died unnoticed; it has ended now", file=sys.stderr)
 
 
 def workers() -> set[str]:
@@ -125,50 +164,16 @@ def worker_name(folder: Path) -> str:
     return f"{socket.gethostname()}:{folder}".replace("/", "\\")
 
 
-def is_served(folder: Path) -> bool:
-    """Whether a `vdmctl serve` works in the folder."""
+def served_at(folder: Path) -> str | None:
+    """Return the API's address where a `vdmctl serve` works in the folder."""
     try:
         with (folder / LOCK).open() as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
-        return True
+        return (folder / LOCK).read_text().split()[-1]
     except OSError:
-        return False
-    return False
-
-
-def run_command(url: str) -> str:
-    """How another shell starts a run."""
-    command = "prefect deployment run train-vdm"
-    return command if url == SERVED else f"PREFECT_API_URL={url} {command}"
-
-
-def address(host: str | None, port: int | None) -> tuple[str, str, int]:
-    """The server's address, and where it listens or would; Prefect's settings then say so, here and in what is started.
-
-    Raises UserError (exit 5) when Prefect's settings name another machine's server and it does not answer.
-    """
-    from prefect.context import refresh_global_settings_context
-    from prefect.settings import get_current_settings
-
-    given = None if host or port else get_current_settings().api.url
-    url = given or f"http://{(host or LOOPBACK).replace('0.0.0.0', LOOPBACK)}:{port or PORT}/api"
-    parts = urlsplit(url)
-    if given and parts.hostname not in (LOOPBACK, "localhost") and not answers(url):
-        raise UserError(f"no Prefect server answers at {url}, which is Prefect's api.url", Exit.MISSING)
-    os.environ |= {"PREFECT_API_URL": url, "PREFECT_CLI_PROMPT": "false"}
-    os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
-    # The plugin is for the command line; in a run's event loop it would only leave a traceback in the log.
-    os.environ["PREFECT_PLUGINS_ENABLED"] = "false"
-    # Without heartbeats a run whose process was killed would stay "running" for ever.
-    os.environ.setdefault("PREFECT_FLOWS_HEARTBEAT_FREQUENCY", "30")
-    refresh_global_settings_context()
-    return url, host or parts.hostname or LOOPBACK, parts.port or PORT
-
-
-def prefect(*arguments: str) -> list[str]:
-    """A command of Prefect's, of this interpreter's installation."""
-    return [sys.executable, "-m", "prefect", *arguments]
+        return None
+    return None
 
 
 class Kept:
@@ -177,15 +182,19 @@ class Kept:
     It also ends when this process is killed, where the system can arrange that (Linux).
     """
 
-    def __init__(self, stack: ExitStack, *arguments: str) -> None:
-        self.arguments = arguments
+    def __init__(self, stack: ExitStack, *arguments: str, when_orphaned: signal.Signals) -> None:
+        """`when_orphaned` is the signal that it gets when this process is killed."""
+        self.arguments, self.when_orphaned = arguments, when_orphaned
         self.restarted: float | None = None
         self.start()
         stack.callback(self.stop)
 
     def start(self) -> None:
         self.process = subprocess.Popen(
-            prefect(*self.arguments), start_new_session=True, text=True, preexec_fn=end_with_parent
+            prefect(*self.arguments),
+            start_new_session=True,
+            text=True,
+            preexec_fn=partial(signal_with_parent, self.when_orphaned),
         )
 
     def revive(self) -> None:
@@ -203,21 +212,6 @@ class Kept:
         stop_group(self.process, signal.SIGINT, signal.SIGTERM, signal.SIGKILL, seconds=STOP_SECONDS)
 
 
-def end_with_parent() -> None:
-    """Ask Linux for SIGTERM when the parent dies."""
-    if sys.platform == "linux":
-        set_parent_death_signal = 1
-        ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGTERM)
-
-
-def run(*arguments: str) -> None:
-    """Run it to its end.  UserError with its last line when it fails."""
-    done = subprocess.run(prefect(*arguments), capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        reason = ((done.stderr + done.stdout).strip().splitlines() or ["no reason given"])[-1]
-        raise UserError(f"prefect {' '.join(arguments[:2])}: {reason}", Exit.BUG)
-
-
 def wait_for(url: str, server: subprocess.Popen[str]) -> None:
     """Until the server answers.  UserError when it ends instead, or does not answer in time."""
     deadline = time.monotonic() + START_SECONDS
@@ -227,12 +221,3 @@ def wait_for(url: str, server: subprocess.Popen[str]) -> None:
         if time.monotonic() > deadline:
             raise UserError(f"the Prefect server does not answer at {url} after {START_SECONDS} s", Exit.BUG)
         time.sleep(0.3)
-
-
-def answers(url: str) -> bool:
-    """Whether a Prefect server is there."""
-    try:
-        with urllib.request.urlopen(f"{url}/health", timeout=3):
-            return True
-    except (OSError, urllib.error.URLError):
-        return False

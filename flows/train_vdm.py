@@ -4,9 +4,9 @@ DVC decides what must run and caches it; Prefect decides when, retries, and show
 """
 
 import json
-import os
+import logging
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -20,9 +20,10 @@ from flows import artifacts, publishing, registry
 from flows.errors import Exit, NetworkError, UserError
 from flows.git import git_text, identity
 from flows.lineage import VALIDATION, read_lock
-from flows.processes import process_group
 from flows.storage import obtain, opened
-from flows.workspace import Workspace, commit, compose_params, finished, pending, prune, workspace
+from flows.streaming import stream
+from flows.workspace import Workspace, branch_of, commit, compose_params, finished, pending, prune, workspace
+from vdm.files import parse_json, read_bounded
 
 # Training ends when it ends; what takes longer than this elsewhere hangs.
 TIMEOUT_HOURS = {"download": 6.0, "validate": 2.0, "register": 0.5, "evaluate": 48.0, "sample": 12.0}
@@ -43,14 +44,25 @@ def train_vdm(
         force: Run every stage, also those whose inputs did not change.
         publish: Push data, branch and tags to the remotes.
     """
-    root = Path(git_text(Path.cwd(), "rev-parse", "--show-toplevel"))
+    leave_out_tracebacks()
     try:
+        root = Path(git_text(Path.cwd(), "rev-parse", "--show-toplevel"))
         message = retrain(root, preset, overrides or {}, force=force)
         if publish:
             publish_versions(root, return_state=True).result()
     except UserError as error:
         return Failed(message=str(error), data=error)
     return Completed(message=message)
+
+
+def leave_out_tracebacks() -> None:
+    """Keep tracebacks of UserError out of the run's log: the run's state and the log's last line have its message."""
+
+    def is_news(record: logging.LogRecord) -> bool:
+        return not (record.exc_info and isinstance(record.exc_info[1], UserError))
+
+    for name in ("prefect.engine", "prefect.flow_runs"):
+        logging.getLogger(name).addFilter(is_news)
 
 
 def retrain(root: Path, preset: str | None, overrides: Mapping[str, Any], *, force: bool) -> str:
@@ -63,9 +75,9 @@ def retrain(root: Path, preset: str | None, overrides: Mapping[str, Any], *, for
     with workspace(root, params) as place:
         if not force and (ready := finished(place)):
             if pending(place, ready):
-                return release(place, ready)  # a run that was killed between its commit and its tag
+                return release(place, ready)  # of a run that was killed between its commit and its tag
             return f"nothing to do: commit {ready[:12]} has the results of these parameters already"
-        registry.champion(root)  # one that cannot be met is told before the work, not after it
+        check_champion(root, place.folder, return_state=True).result()
         logger.info("run %s of commit %s in %s", place.folder.name, place.base[:12], place.folder)
         for stage in stages(place.folder):
             # Called, not submitted: a submitted task would never see that the run was cancelled.
@@ -77,7 +89,7 @@ def retrain(root: Path, preset: str | None, overrides: Mapping[str, Any], *, for
             state.result()
             if stage == "validate":
                 drift(root, place.folder, return_state=True).result()
-        artifacts.show_results(place.folder, root / ".vdm" / "reports" / place.folder.name)
+        artifacts.show_results(place.folder, kept(place))
         return record(place)
 
 
@@ -152,49 +164,42 @@ def champion_report(root: Path, folder: Path) -> Path | None:
     return stored.cached if stored else None
 
 
-@task(name="promote", cache_policy=NO_CACHE, timeout_seconds=3600 * 48, **RETRY, retry_delay_seconds=[10, 60])
-def promote(version: str, folder: Path) -> State[dict[str, Any]] | dict[str, Any]:
-    """`vdmctl promote VERSION` by the code of the run; the evidence, a failure carries UserError."""
-    lines: list[str] = []
+@task(name="champion", cache_policy=NO_CACHE, timeout_seconds=3600 * 6, **RETRY, retry_delay_seconds=[10, 60])
+def check_champion(root: Path, folder: Path) -> State[None] | None:
+    """Check every digest of the champion, which the new model is to meet; a failure carries UserError (exit 5)."""
     try:
-        stream(["flows.cli", "promote", version, "--json"], folder, lines.append)
+        if champion := registry.champion(root):
+            stream(["flows.cli", "verify", champion.name], folder, stdout=folder / ".vdm" / "verified.txt")
+    except UserError as error:
+        told = f"the champion cannot be met: {error}; restore its bytes, or `vdmctl rollback` to the champion before it"
+        return Failed(message=told, data=type(error)(told, error.code))
+    return None
+
+
+@task(name="promote", cache_policy=NO_CACHE, timeout_seconds=3600 * 48, **RETRY, retry_delay_seconds=[10, 60])
+def promote(version: str, folder: Path, kept: Path) -> State[dict[str, Any]] | dict[str, Any]:
+    """Run `vdmctl promote VERSION` by the code of the run; return the evidence.  A failure carries UserError."""
+    file = folder / ".vdm" / "evidence.json"
+    try:
+        stream(["flows.cli", "promote", version, "--json"], folder, stdout=file)
     except UserError as error:
         if error.code is not Exit.NOT_PROMOTED:
             told = f"{version} is registered, but has not met the champion: {error}; the next run tries again"
             return Failed(message=told, data=type(error)(told, error.code))
-    text = "".join(lines)
-    evidence: dict[str, Any] = json.JSONDecoder().raw_decode(text[text.index("{\n") :])[0]
+    evidence: dict[str, Any] = parse_json(read_bounded(file))
+    artifacts.show_evidence(file, kept)
+    get_run_logger().info(
+        "%s: %s; the evidence: `vdmctl lineage %s`", evidence["decision"], evidence["reason"], version
+    )
     return evidence
-
-
-def stream(module: list[str], folder: Path, read: Callable[[str], None] | None = None) -> None:
-    """Run a Python module in the folder, its output in the log as it comes, and line by line to `read`.
-
-    Raises UserError with the reason and the exit code that vdmctl left in a file: DVC hands on neither.
-    """
-    logger = get_run_logger()
-    reason = folder / ".vdm" / "reason.json"
-    reason.unlink(missing_ok=True)
-    os.environ["VDM_REASON"] = str(reason)
-    with process_group([sys.executable, "-m", *module], folder) as process:
-        assert process.stdout is not None
-        for line in process.stdout:
-            logger.info(line.rstrip())
-            if read:
-                read(line)
-    if process.returncode != 0:
-        unknown = {"message": "see the log", "code": Exit.BUG, "network": False}
-        told: dict[str, Any] = json.loads(reason.read_text()) if reason.exists() else unknown
-        kind = NetworkError if told["network"] else UserError
-        raise kind(told["message"], Exit(told["code"]))
 
 
 @task(name="publish", cache_policy=NO_CACHE, timeout_seconds=3600 * 6, **RETRY, retry_delay_seconds=[2, 10])
 def publish_versions(root: Path) -> State[None] | None:
-    """Push what the remotes lack: bytes, branches, tags."""
+    """Push what the remotes lack: bytes, branches, notes, tags."""
     try:
-        for tag in publishing.publish(root):
-            get_run_logger().info("published %s", tag)
+        published = publishing.publish(root)
+        get_run_logger().info("published %s", ", ".join(published) or "nothing: the remotes have it all")
     except UserError as error:
         return Failed(message=str(error), data=error)
     return None
@@ -214,17 +219,22 @@ def record(place: Workspace) -> str:
 
 
 def release(place: Workspace, made: str) -> str:
-    """Make a commit with results a version, and the champion if it is better; what came of it in a line."""
+    """Make a commit with results a version, and the champion if it is better; return the outcome in a line."""
     known = [version for version in registry.versions(place.root) if version.commit == made]
     subject = git_text(place.root, "log", "-1", "--format=%s", made)
     version = known[-1] if known else registry.add_version(place.root, made, subject)
     before = registry.champion(place.root)
-    evidence = cast(dict[str, Any], promote(version.name, place.folder, return_state=True).result())
+    evidence = cast(dict[str, Any], promote(version.name, place.folder, kept(place), return_state=True).result())
     artifacts.show_metrics(
         {version.name: version.metrics} | ({before.name: before.metrics} if before else {}), evidence
     )
     done = f"promoted as {evidence['tag']}" if "tag" in evidence else "not promoted"
-    return f"{version.name}, commit {made[:12]} on branch {place.branch}, {done}: {evidence['reason']}"
+    return f"{version.name}, commit {made[:12]} on branch {branch_of(place, made)}, {done}: {evidence['reason']}"
+
+
+def kept(place: Workspace) -> Path:
+    """Return the folder for what is shown of a run after its own folder is gone."""
+    return place.root / ".vdm" / "reports" / place.folder.name
 
 
 def main() -> int:

@@ -16,6 +16,7 @@ from io import StringIO
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from configobj import ConfigObj
 from dvc.config import Config
 from dvc.exceptions import DvcException
 from dvc.repo import Repo
@@ -100,14 +101,18 @@ def remove(root: Path, folder: Path) -> None:
 
 def share_cache(root: Path, folder: Path) -> None:
     """Let DVC in `folder` use the cache and the remotes of the repository at `root`."""
-    ours, theirs = Config(str(root / ".dvc")), Config(str(folder / ".dvc"))
-    with theirs.edit("local") as config:
-        for section in ("remote", "core"):
-            # With paths made absolute: a remote beside the repository is not beside the worktree.
-            config[section] = dict(ours.get(section, {}))
-        with Repo(str(root)) as repo:
-            config["core"]["autostage"] = True
-            config["cache"] = {**ours.get("cache", {}), "dir": repo.cache.local_cache_dir}
+    ours = Config(str(root / ".dvc"))
+    with Repo(str(root)) as repo:
+        cache = repo.cache.local_cache_dir
+    # Written here, in UTF-8: DVC writes its configuration as ASCII, and fails on the path of a folder with an umlaut.
+    config = ConfigObj(encoding="utf-8")
+    config.filename = str(folder / ".dvc" / "config.local")
+    config["core"] = {**ours.get("core", {}), "autostage": True}
+    config["cache"] = {**ours.get("cache", {}), "dir": cache}
+    for name, settings in ours.get("remote", {}).items():
+        # The paths are absolute by now: a remote beside the repository is not beside the worktree.
+        config[f'remote "{name}"'] = dict(settings)
+    config.write()
 
 
 def compose_params(root: Path, preset: str | None, overrides: Mapping[str, Any]) -> str:
@@ -177,9 +182,18 @@ def alike(place: Workspace) -> list[str]:
 
 
 def pending(place: Workspace, made: str) -> bool:
-    """Whether the commit is a run's whose model is no version yet, or has not met the champion."""
-    run = git_text(place.root, "log", "-1", "--format=%(trailers:key=Run,valueonly)", made)
-    return bool(run) and not is_decided(place.root, made)
+    """Return whether the commit is a run's whose model is no version yet, or has not met the champion."""
+    return bool(run_of(place.root, made)) and not is_decided(place.root, made)
+
+
+def branch_of(place: Workspace, made: str) -> str:
+    """Return the branch on which a run left the commit."""
+    return PREFIX + run_of(place.root, made)
+
+
+def run_of(root: Path, commit: str) -> str:
+    """Return the name of the run that made a commit; '' where no run did."""
+    return git_text(root, "log", "-1", "--format=%(trailers:key=Run,valueonly)", commit)
 
 
 def commit(place: Workspace, message: str) -> str | None:

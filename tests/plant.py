@@ -8,10 +8,12 @@ import subprocess
 import sys
 import time
 import urllib.request
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 from project import Project
 
 # A run that is long enough to be stopped, and that is soon over when it is continued.
@@ -26,7 +28,7 @@ class Plant:
         self.remote = folder / "remote.git"
         self.project.git("init", "--quiet", "--bare", str(self.remote))
         self.project.git("remote", "add", "origin", str(self.remote))
-        assert self.project.dvc("remote", "add", "--default", "storage", str(folder / "storage")).returncode == 0
+        assert self.project.dvc("remote", "add", "--default", "storage", "../storage").returncode == 0
         self.project.git("commit", "--quiet", "--all", "--message=Remote")
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
@@ -35,9 +37,9 @@ class Plant:
         # How often worker and scheduler look: Prefect's own settings, for shorter waits.
         often = {"PREFECT_WORKER_QUERY_SECONDS": "1", "PREFECT_SERVER_SERVICES_SCHEDULER_LOOP_SECONDS": "5"}
         self.environment = self.project.environment | home | often | environment
+        self.url = f"http://127.0.0.1:{self.port}/api"
         self.log = folder / "log"
         self.serve()
-        self.environment["PREFECT_API_URL"] = f"http://127.0.0.1:{self.port}/api"
 
     def serve(self) -> None:
         """Start `vdmctl serve`, and wait until it serves."""
@@ -91,15 +93,17 @@ class Plant:
         wait_until(complete, 30)
         return "\n".join(lines)
 
-    def api(self, path: str, **body: object) -> Any:
-        """Ask the server: a GET, or with a body a POST."""
-        request = urllib.request.Request(
-            f"{self.environment['PREFECT_API_URL']}/{path}",
-            data=json.dumps(body).encode() if body else None,
-            headers={"Content-Type": "application/json"},
-        )
+    def api(self, path: str, method: str | None = None, **body: object) -> Any:
+        """Ask the server: a GET, or with a body a POST or another method, which takes a CSRF token."""
+        headers = {"Content-Type": "application/json"}
+        if body:
+            client = str(uuid.uuid4())
+            headers["Prefect-Csrf-Client"] = client
+            headers["Prefect-Csrf-Token"] = self.api(f"csrf-token?client={client}")["token"]
+        content = json.dumps(body).encode() if body else None
+        request = urllib.request.Request(f"{self.url}/{path}", data=content, headers=headers, method=method)
         with urllib.request.urlopen(request) as response:
-            return json.load(response)
+            return json.loads(response.read() or b"null")
 
     def answers(self) -> bool:
         try:
@@ -126,6 +130,21 @@ def wait_until(condition: Callable[[], bool], seconds: float, log: Path | None =
     while not condition():
         assert time.monotonic() < deadline, f"waited too long; {log.read_text()[-3000:] if log else ''}"
         time.sleep(0.2)
+
+
+def killed(*pids: int) -> None:
+    """Kill processes, and wait until they are gone."""
+    for pid in pids:
+        os.kill(pid, signal.SIGKILL)
+    wait_until(lambda: not any(is_alive(pid) for pid in pids), 10)
+
+
+def is_alive(pid: int) -> bool:
+    """Whether the process runs: one whose parent has not asked for its end yet does not."""
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def children(pid: int) -> dict[str, int]:

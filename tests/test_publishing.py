@@ -9,6 +9,7 @@ from project import Project, cached
 from flows import publishing
 from flows.errors import Exit, NetworkError, UserError
 from flows.publishing import publish
+from flows.registry import record_refusal, refusal, resolve
 
 # The versions are trained when the first test asks for them.
 pytestmark = pytest.mark.timeout(900)
@@ -37,6 +38,27 @@ def test_a_clone_of_what_was_published_verifies(project: Project, tmp_path: Path
     clone.folder = tmp_path / "clone"
     result = clone.vdmctl("verify", "v1.1.0")
     assert result.returncode == 0, result.stdout + result.stderr
+
+
+def test_refusals_and_branches_with_a_commit_are_published(project: Project, tmp_path: Path) -> None:
+    """A branch without one is of a run that works."""
+    root = project.folder
+    project.git("branch", "runs/20260101-000000-aaaa")
+    project.git("switch", "--quiet", "--create", "runs/20260101-000000-bbbb")
+    project.git("commit", "--quiet", "--allow-empty", "--message=Retrain\n\nRun: 20260101-000000-bbbb")
+    record_refusal(root, resolve(root, "v1.1.0"), 'Refuse\n\n{"reason": "worse"}\n')
+    assert publish(root)[:2] == ["branch runs/20260101-000000-bbbb", "the reasons of refusals"]
+    assert project.git("ls-remote", "--heads", "origin").split()[1::2] == ["refs/heads/runs/20260101-000000-bbbb"]
+
+    other = Project.at(tmp_path / "other")
+    project.git("clone", "--quiet", "--branch=vdm@v1.0.0", str(tmp_path / "remote.git"), str(other.folder))
+    record_refusal(other.folder, resolve(other.folder, "v1.2.0"), 'Refuse\n\n{"reason": "no better"}\n')
+    other.git("push", "--quiet", "--force", "origin", "refs/notes/vdm-refusals")  # of another machine
+    record_refusal(root, resolve(root, "v1.0.0"), 'Refuse\n\n{"reason": "first"}\n')
+    assert publish(root) == ["the reasons of refusals"]
+    assert publish(root) == []
+    reasons = [refusal(root, resolve(root, version).commit)["reason"] for version in ("v1.0.0", "v1.1.0", "v1.2.0")]
+    assert reasons == ["first", "worse", "no better"]
 
 
 @pytest.mark.parametrize("place", ["weights.safetensors", ""])

@@ -1,14 +1,18 @@
 """What stops `vdmctl serve` before it serves, and what it survives; the loop itself is in test_flow.py."""
 
+import http
 import os
+import re
 import signal
 import socket
 import subprocess
 import sys
+import urllib.error
+import urllib.request
 from pathlib import Path
 
 import pytest
-from plant import LONG, Plant, children, trainers, wait_until
+from plant import LONG, Plant, children, is_alive, killed, trainers, wait_until
 from project import ROOT, Project
 
 from flows.errors import Exit
@@ -61,6 +65,49 @@ def test_a_folder_that_is_no_project(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_host_that_lets_others_in_needs_a_password(tmp_path: Path) -> None:
+    (tmp_path / "prefect.yaml").touch()
+    for host in ("0.0.0.0", "::", "192.0.2.7", "example.org"):
+        result = serve(tmp_path, "--host", host)
+        assert result.returncode == Exit.USAGE, result.stderr
+        assert result.stderr.startswith(
+            f"vdmctl: --host {host} lets other machines in; set PREFECT_SERVER_API_AUTH_STR"
+        )
+
+
+def test_a_page_of_another_origin_changes_and_reads_nothing(plant: Plant) -> None:
+    """Prefect's own default lets every page that is open on the machine start runs."""
+    token = f"{plant.url}/csrf-token?client=00000000-0000-4000-8000-000000000000"
+    asked = urllib.request.Request(token, headers={"Origin": "http://example.org"})
+    with urllib.request.urlopen(asked) as response:
+        assert response.headers["Access-Control-Allow-Origin"] is None
+    forged = urllib.request.Request(f"{plant.url}/flows/filter", data=b"{}", headers={"Origin": "http://example.org"})
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        urllib.request.urlopen(forged)
+    assert refused.value.code == http.HTTPStatus.FORBIDDEN
+    own = urllib.request.Request(token, headers={"Origin": plant.url.removesuffix("/api")})
+    with urllib.request.urlopen(own) as response:
+        assert response.headers["Access-Control-Allow-Origin"] == plant.url.removesuffix("/api")
+
+
+def test_serving_again_keeps_what_the_operator_set(plant: Plant) -> None:
+    weekly = plant.api("deployments/name/train-vdm/weekly")["schedules"][0]["id"]
+    assert plant.run("deployment", "schedule", "resume", "train-vdm/weekly", weekly).returncode == 0
+    assert plant.run("deployment", "schedule", "create", "train-vdm/train-vdm", "--cron", "5 4 1 1 *").returncode == 0
+    deployment = plant.api("deployments/name/train-vdm/train-vdm")["id"]
+    plant.api(f"deployments/{deployment}", "PATCH", parameters={"preset": "mnist"}, tags=["mine"])
+    plant.stop()
+    plant.serve()
+    log = plant.log.read_text()
+    assert re.search(r"train-vdm/weekly: 0 3 \* \* 0 UTC: on, next run 20\d\d-\d\d-\d\d 03:00 UTC\n", log)
+    assert re.search(r"train-vdm/train-vdm: 5 4 1 1 \* UTC: on, next run 20\d\d-01-01 04:05 UTC\n", log)
+    after = plant.api("deployments/name/train-vdm/train-vdm")
+    assert (after["parameters"], after["tags"], after["paused"]) == ({"preset": "mnist"}, ["mine"], False)
+    plant.api(f"deployments/{deployment}", "PATCH", parameters={}, tags=[])
+    for name in ("train-vdm/weekly", "train-vdm/train-vdm"):
+        assert plant.run("deployment", "schedule", "clear", name, "--accept-yes").returncode == 0
+
+
 def test_a_second_one_in_the_folder_and_one_in_another_leave_the_first_alone(plant: Plant, tmp_path: Path) -> None:
     second = serve(plant.project.folder, "--port", str(plant.port))
     assert second.returncode == Exit.BUSY
@@ -69,7 +116,13 @@ def test_a_second_one_in_the_folder_and_one_in_another_leave_the_first_alone(pla
     other = Project(tmp_path)
     result = serve(other.folder, "--port", str(plant.port))
     assert result.returncode == Exit.BUSY, result.stderr
-    assert f"serves {plant.project.folder} on {socket.gethostname()} already; `vdmctl serve" in result.stderr
+    assert f"serves {plant.project.folder} on {socket.gethostname()} already; `PREFECT_HOME=" in result.stderr
+    result = serve(other.folder, PREFECT_HOME=plant.environment["PREFECT_HOME"])
+    assert result.returncode == Exit.BUSY, result.stderr
+    home = other.folder / ".vdm" / "prefect"
+    assert f"{plant.project.folder} serves with Prefect's database in " in result.stderr
+    assert f"`PREFECT_HOME={home} vdmctl serve --port N` serves this folder, too" in result.stderr
+    assert result.stderr.count("\n") == 1  # no server was started for that
     steps = plant.api("deployments/name/train-vdm/train-vdm")["pull_steps"]
     assert str(plant.project.folder) in str(steps)
 
@@ -91,22 +144,31 @@ def test_a_server_that_is_killed_is_replaced(plant: Plant) -> None:
     assert plant.finish(plant.retrain(overrides=RUN | {"train.seed": 1}))[0] == "COMPLETED"
 
 
-def test_a_loop_that_is_killed_with_its_run_goes_on_when_it_is_served_again(plant: Plant) -> None:
+def test_a_loop_that_is_killed_takes_everything_along_and_goes_on_when_it_is_served_again(plant: Plant) -> None:
     run = train(plant, seed=3)
     (trainer,) = trainers(plant.project.folder)
     below = children(plant.process.pid)
     (engine,) = children(below["prefect worker"]).values()
-    for pid in (plant.process.pid, engine, trainer):
-        os.kill(pid, signal.SIGKILL)
+    plant.process.kill()
     plant.process.wait()
-    wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in below.values()), 60)
+    wait_until(lambda: not any(map(is_alive, (trainer, engine, *below.values()))), 15)
 
     plant.serve()
-    assert "died unnoticed; it is marked as crashed" in plant.log.read_text()
-    assert plant.read(run)["state"]["type"] == "CRASHED"
+    assert plant.finish(run)[0] == "CRASHED"
     again = plant.retrain(overrides=RUN | {"train.seed": 3})
     assert plant.finish(again)[0] == "COMPLETED"
     assert "continuing from step" in plant.logged(again)
+
+
+def test_a_run_that_died_unnoticed_is_ended_when_it_is_served_again(plant: Plant) -> None:
+    run = train(plant, seed=4)
+    below = children(plant.process.pid)
+    (engine,) = children(below["prefect worker"]).values()
+    killed(plant.process.pid, engine)
+    plant.process.wait()
+    plant.serve()
+    assert "died unnoticed; it has ended now" in plant.log.read_text()
+    assert plant.read(run)["state"]["type"] == "CRASHED"
 
 
 def train(plant: Plant, *, seed: int) -> str:
