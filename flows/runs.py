@@ -1,28 +1,25 @@
-"""A training run on this machine: its saved states, its claim on the device, and the signals that stop it.
+"""A training run on this machine: its saved states, its curves, and the signals that stop it.
 
 States live outside DVC's outputs, which DVC deletes before a stage runs, in a folder named after everything that the
 run depends on.  A run with other parameters, data or code finds another folder.
 """
 
-import fcntl
+import csv
 import hashlib
 import json
 import logging
-import os
 import shutil
 import sys
-import tempfile
 import time
-from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from flows.ending import on_stop
 from flows.errors import Exit, UserError
 from vdm.checkpoint import CheckpointError, load_state, save_state
+from vdm.training_log import TrainingRecord
 
 log = logging.getLogger(__name__)
 
@@ -34,8 +31,8 @@ class Run:
         self.folder, self.keep = folder, keep
 
     def states(self) -> list[Path]:
-        """The files, oldest first."""
-        return sorted(self.folder.glob("step-*.state"))
+        """Return the files, oldest first.  What is no file, a FIFO say, is no state."""
+        return sorted(path for path in self.folder.glob("step-*.state") if path.is_file())
 
     def save(self, step: int, state: dict[str, Any]) -> None:
         """Write a state and drop the oldest ones.  Raises UserError when it cannot, the states before it kept."""
@@ -46,14 +43,10 @@ class Run:
                 break
             except OSError as error:
                 if pause is None:
-                    raise UserError(
-                        f"{self.folder}: the state at step {step} could not be written: {error.strerror}; "
-                        f"make room and run again, which continues from the state before",
-                        Exit.BUG,
-                    ) from error
+                    raise unwritten(f"{self.folder}: the state at step {step}", error) from error
                 time.sleep(pause)
         for path in self.states()[: -self.keep]:
-            path.unlink()
+            path.unlink(missing_ok=True)
 
     def newest(self, keys: Collection[str] = ()) -> dict[str, Any] | None:
         """The newest state that is whole and has the keys, None when there is none; damaged ones are said to be so."""
@@ -80,26 +73,41 @@ def fingerprint(**dependencies: Any) -> str:
     return hashlib.sha256(content.encode()).hexdigest()[:32]
 
 
-@contextmanager
-def claim(device: torch.device) -> Iterator[None]:
-    """Hold the device for one trainer.  Raises UserError (exit 6) naming the process that holds it already.
+def unwritten(what: str, error: OSError) -> UserError:
+    """The end of a training that cannot write (exit 1), a full disk for example."""
+    reason = f"{what} could not be written: {error.strerror}"
+    return UserError(f"{reason}; mend that and run again, which continues from the last saved state", Exit.BUG)
 
-    A lock of the kernel's: it goes when its process goes, however that ends.
+
+@contextmanager
+def writing_curves(path: Path, records: Sequence[TrainingRecord]) -> Iterator[Callable[[TrainingRecord], None]]:
+    """Start the CSV file with the records, and return what adds one.  Both raise UserError when they cannot.
+
+    A new file: the old one may share its bytes with DVC's cache, or be a FIFO that nobody reads.
     """
-    folder = Path(os.environ.get("VDM_LOCK_DIR", f"{tempfile.gettempdir()}/vdm-{os.getuid()}"))
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / f"{str(device).replace(':', '-')}.lock").open("a+") as file:
+
+    def add(record: TrainingRecord) -> None:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            file.seek(0)
-            raise UserError(
-                f"{device} is busy: {file.read().strip()} trains on it; wait for it or stop it", Exit.BUSY
-            ) from error
-        file.truncate(0)
-        file.write(f"process {os.getpid()} in {Path.cwd()}\n")
-        file.flush()
-        yield
+            # Without the last field, the images per second: the same run leaves the same bytes.
+            writer.writerow(record[:-1])
+            file.flush()
+        except OSError as error:
+            raise unwritten(str(path), error) from error
+
+    try:
+        path.unlink(missing_ok=True)
+        file = path.open("x", newline="")
+        writer = csv.writer(file)
+        writer.writerow(TrainingRecord._fields[:-1])
+    except OSError as error:
+        raise unwritten(str(path), error) from error
+    try:
+        for record in records:
+            add(record)
+        yield add
+    finally:
+        with suppress(OSError):  # of a line that has been given up
+            file.close()
 
 
 @contextmanager

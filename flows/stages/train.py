@@ -1,7 +1,5 @@
 """train: fit a VDM to the training images and keep the averaged weights."""
 
-import csv
-import json
 import logging
 import os
 import time
@@ -13,16 +11,17 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from flows.claim import claim
 from flows.device import find_compile, find_devices, find_precision
 from flows.distributed import agreement, any_process, from_first, gather, is_first, launch, local_rank, process_group
 from flows.errors import Exit, UserError
 from flows.progress import bar
-from flows.runs import Run, claim, fingerprint, stop_signals
+from flows.runs import Run, fingerprint, stop_signals, unwritten, writing_curves
 from vdm.checkpoint import save_model
+from vdm.files import parse_json, read_bounded
 from vdm.images import data_sha256, load_images
 from vdm.model import VDM
 from vdm.training import Trainer, process
-from vdm.training_log import TrainingRecord
 
 if TYPE_CHECKING:
     from flows.params import Model, Train
@@ -80,14 +79,26 @@ def train_here(model: "Model", train: "Train", *, images: Path, out: Path, curve
         if len(set(gather(digest))) > 1:
             raise UserError("the machines differ in parameters, data or code; make them the same", Exit.USAGE)
         trainer = build(config, arguments, torch.from_numpy(image_set.train).to(device))
-        if state := from_first(run.newest(trainer.state().keys()) if is_first() else None):
+        with agreement():
+            state = run.newest(trainer.state().keys()) if is_first() else None
+        if state := from_first(state):
             trainer.load_state(state)
             log.info("continuing from step %d of %d", trainer.done, trainer.steps)
-        fit(trainer, run, curves, train, stack.enter_context(stop_signals()))
+        asked_to_stop = stack.enter_context(stop_signals())
+        fit(trainer, run, curves, train, asked_to_stop)
         with agreement():
             if is_first():
-                save_model(out, trainer.averaged, config)
-                run.remove()
+                finish(trainer, config, out)
+                if not asked_to_stop():  # else nobody may be there to take the result
+                    run.remove()
+
+
+def finish(trainer: Trainer, config: dict[str, Any], out: Path) -> None:
+    """Write the model of averaged weights.  UserError (exit 1) when it cannot be written."""
+    try:
+        save_model(out, trainer.averaged, config)
+    except OSError as error:
+        raise unwritten(str(error.filename or out), error) from error
 
 
 def resolve(train: "Train", device: torch.device) -> dict[str, Any]:
@@ -117,15 +128,14 @@ def build(config: dict[str, Any], arguments: dict[str, Any], images: torch.Tenso
 def fit(trainer: Trainer, run: Run, curves: Path, train: "Train", asked_to_stop: Callable[[], bool]) -> None:
     """Take the steps that are left, saving states and log lines on the way.  UserError (exit 75) when asked to stop."""
     saved_at, saved_time = trainer.done, time.monotonic()
-    with (curves if is_first() else Path(os.devnull)).open("w", newline="") as file:
-        writer = csv.writer(file)
-        # Without the last field, the images per second: the same run leaves the same bytes.
-        writer.writerow(TrainingRecord._fields[:-1])
-        writer.writerows(record[:-1] for record in trainer.records)
+    with ExitStack() as stack:
+        with agreement():
+            log_line = stack.enter_context(writing_curves(curves, trainer.records)) if is_first() else None
         for _ in bar("training", shown=is_first())(range(trainer.done, trainer.steps)):
             if record := trainer.step():
-                writer.writerow(record[:-1])
-                file.flush()
+                with agreement():
+                    if log_line:
+                        log_line(record)
                 log.info("step %d: %.4f bits/dim, %.0f images/s", record.step, record.bpd, record.images_per_second)
             by_time = time.monotonic() - saved_time >= 60 * train.checkpoint_every_minutes
             stop, by_time = any_process(asked_to_stop() and trainer.done < trainer.steps, by_time and is_first())
@@ -141,7 +151,8 @@ def fit(trainer: Trainer, run: Run, curves: Path, train: "Train", asked_to_stop:
 
 def out_of_memory(error: Exception) -> bool:
     """Whether memory ran out: CUDA has an exception of its own for that, the CPU only words."""
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+    words = ("can't allocate memory", "CUDA out of memory")  # the latter from another process
+    return isinstance(error, torch.OutOfMemoryError) or any(word in str(error) for word in words)
 
 
 def advice_on_memory(train: "Train") -> str:
@@ -156,7 +167,7 @@ def advice_on_memory(train: "Train") -> str:
 def require_validated(images: Path, validation: Path) -> None:
     """UserError (exit 4) unless the validation report vouches for exactly these bytes."""
     try:
-        report = json.loads(validation.read_bytes())
+        report = parse_json(read_bounded(validation))
         vouched = report["data_sha256"] if report["success"] else None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{validation}: missing or damaged: {error}; run `vdmctl validate`", Exit.MISSING) from error
