@@ -21,6 +21,7 @@ import typer
 
 from flows.deployments import FLOW, PROJECT, deploy, prefect, run_prefect, schedules
 from flows.errors import Exit, UserError
+from flows.lifeline import hold_what_starts
 from flows.processes import signal_with_parent, stop_engines, stop_group
 from flows.server import answers, configure, find_address
 
@@ -48,6 +49,7 @@ def serve(
         raise UserError(f"{Path.cwd()} has no {PROJECT}; `vdmctl serve` works in the project's folder", Exit.USAGE)
     address = find_address(host, port)
     configure(address)
+    hold_what_starts()
     # SIGTERM ends the loop as Ctrl-C does; a shell's background job ignores SIGINT, and so would what it starts.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.default_int_handler)

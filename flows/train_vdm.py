@@ -5,6 +5,7 @@ DVC decides what must run and caches it; Prefect decides when, retries, and show
 
 import json
 import logging
+import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,6 +20,7 @@ from prefect.states import Completed, Failed
 from flows import artifacts, publishing, registry
 from flows.errors import Exit, NetworkError, UserError
 from flows.git import git_text, identity
+from flows.lifeline import end_with, hold_what_starts
 from flows.lineage import VALIDATION, read_lock
 from flows.storage import obtain, opened
 from flows.streaming import stream
@@ -45,6 +47,9 @@ def train_vdm(
         publish: Push data, branch and tags to the remotes.
     """
     leave_out_tracebacks()
+    hold_what_starts()
+    if "PREFECT__FLOW_RUN_ID" in os.environ:
+        end_with(os.getppid())  # the worker, without which nobody would cancel this run
     try:
         root = Path(git_text(Path.cwd(), "rev-parse", "--show-toplevel"))
         message = retrain(root, preset, overrides or {}, force=force)

@@ -1,5 +1,6 @@
 """The whole retraining loop as `vdmctl serve` runs it: a real Prefect server and worker on a loopback port."""
 
+import http
 import json
 import os
 import signal
@@ -7,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 import uuid
 from collections.abc import Callable
@@ -102,8 +104,16 @@ class Plant:
             headers["Prefect-Csrf-Token"] = self.api(f"csrf-token?client={client}")["token"]
         content = json.dumps(body).encode() if body else None
         request = urllib.request.Request(f"{self.url}/{path}", data=content, headers=headers, method=method)
-        with urllib.request.urlopen(request) as response:
-            return json.loads(response.read() or b"null")
+        deadline = time.monotonic() + 10
+        while True:
+            try:
+                with urllib.request.urlopen(request) as response:
+                    return json.loads(response.read() or b"null")
+            except urllib.error.HTTPError as error:
+                if error.code != http.HTTPStatus.SERVICE_UNAVAILABLE or time.monotonic() > deadline:
+                    raise
+                error.close()
+            time.sleep(1)  # SQLite was busy
 
     def answers(self) -> bool:
         try:
