@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 from ruamel.yaml import YAML
 
 ROOT = Path(__file__).parents[1]
@@ -104,6 +105,18 @@ def one_line(result: subprocess.CompletedProcess[str]) -> str:
 def imports_torch(pid: int) -> bool:
     """Whether a process has begun to; it takes another second or more."""
     return "libtorch" in Path(f"/proc/{pid}/maps").read_text()
+
+
+def session(leader: int) -> list[psutil.Process]:
+    """The running processes of a session, also those whose parents are gone."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if os.getsid(process.pid) == leader and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
+        except (ProcessLookupError, psutil.NoSuchProcess):
+            continue
+    return found
 
 
 def cached(project: Project, output: str, place: str, version: str) -> Path:

@@ -1,17 +1,21 @@
 """One run in several processes: real ones, which torch's agent starts, and which are killed and stopped."""
 
 import csv
+import fcntl
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import psutil
 import pytest
-from project import Project, imports_torch
+from plant import wait_until
+from project import Project, imports_torch, one_line, session
 
 from flows.errors import Exit
 
@@ -57,10 +61,11 @@ def weights(project: Project) -> bytes:
     return (project.folder / "models/trained/weights.safetensors").read_bytes()
 
 
-def start(project: Project, *arguments: str) -> subprocess.Popen[str]:
+def start(project: Project, *arguments: str, **environment: str) -> subprocess.Popen[str]:
     command = [sys.executable, *(arguments or ("-m", "flows.cli", "train"))]
+    environment = project.environment | environment
     return subprocess.Popen(
-        command, cwd=project.folder, env=project.environment, stderr=subprocess.PIPE, text=True, start_new_session=True
+        command, cwd=project.folder, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True
     )
 
 
@@ -115,8 +120,8 @@ def test_restarts_are_bounded(project: Project, undisturbed: bytes) -> None:
     project.edit("params.yaml", **{"max_restarts: 0": "max_restarts: 3"})
     assert process.returncode == Exit.BUG
     (line,) = [line for line in errors.splitlines() if line.startswith("vdmctl:")]
-    assert line.startswith("vdmctl: process 1 of 2 failed 1 times: Signal 9 (SIGKILL)")
-    assert line.endswith("run again to continue from the last saved state")
+    assert line.startswith("vdmctl: process 1 of 2 was killed by SIGKILL (out of memory?), on start 1 of 1; run again")
+    assert "Traceback" not in errors
     result = project.vdmctl("train")
     assert "continuing from step" in result.stderr
     assert weights(project) == undisturbed
@@ -151,19 +156,83 @@ def test_a_group_stopped_while_it_starts_says_so_in_one_line(
 
 
 def test_processes_do_not_outlive_the_one_that_started_them(project: Project, undisturbed: bytes) -> None:
+    """What they did since the last state of the plan is saved."""
+    every = {"checkpoint_every_steps: 5\n": "checkpoint_every_steps: 1000\n", "steps: 30\n": "steps: 3000\n"}
+    project.edit("params.yaml", **every)
     process = start(project)
-    wait_for_state(project, process, 5)
-    orphans = workers(process)
+    assert process.stderr is not None
+    wait_until(lambda: "step 3:" in process.stderr.readline(), 60)
     process.kill()
-    process.communicate()
-    deadline = time.monotonic() + 30
-    while any(Path(f"/proc/{pid}").exists() for pid in orphans):
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    result = project.vdmctl("train")
-    assert result.returncode == 0, result.stderr
-    assert "continuing from step" in result.stderr
-    assert weights(project) == undisturbed
+    process.wait()
+    wait_until(lambda: not session(process.pid), 10)
+    process.stderr.close()
+    states = list((project.folder / ".vdm" / "runs").glob("*/step-*.state"))
+    project.edit("params.yaml", **{new: old for old, new in every.items()})
+    assert len(states) == 1
+    shutil.rmtree(states[0].parent)
+
+
+def agent_imports(process: subprocess.Popen[str]) -> bool:
+    return imports_torch(process.pid)
+
+
+def first_worker_starts(process: subprocess.Popen[str]) -> bool:
+    return bool(workers(process))
+
+
+def workers_import(process: subprocess.Popen[str]) -> bool:
+    return any(map(imports_torch, workers(process)))
+
+
+@pytest.mark.parametrize("phase", [agent_imports, first_worker_starts, workers_import])
+def test_processes_that_still_start_do_not_outlive_it_either(
+    phase: Callable[[subprocess.Popen[str]], bool], project: Project
+) -> None:
+    process = start(project)
+    while not phase(process):
+        time.sleep(0.005)
+    process.kill()
+    process.communicate()  # all that hold its stderr
+    wait_until(lambda: not session(process.pid), 10)
+    with (project.folder / ".vdm" / "cpu.lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def listening(leader: int) -> set[str]:
+    """The addresses at which a session takes connections and packets."""
+    found = set()
+    for process in session(leader):
+        try:
+            sockets = process.net_connections("inet")
+        except psutil.Error:
+            continue
+        found |= {each.laddr.ip for each in sockets if each.laddr and not each.raddr}
+    return found
+
+
+def test_nothing_listens_beyond_loopback(project: Project, undisturbed: bytes) -> None:
+    """From the first moment to the last, through a restart, and whatever the user's environment says."""
+    addresses = psutil.net_if_addrs().items()
+    others = [
+        name for name, found in addresses if name != "lo" and any(each.family.name == "AF_INET" for each in found)
+    ]
+    interfaces = dict.fromkeys(("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"), others[0] if others else "lo")
+    process = start(project, **interfaces)
+    found: set[str] = set()
+
+    def watch() -> None:
+        while process.poll() is None:
+            found.update(listening(process.pid))
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    wait_for_state(project, process, 5)
+    os.kill(workers(process)[1], signal.SIGKILL)
+    watcher.join()
+    _, errors = process.communicate()
+    assert process.returncode == 0, errors
+    assert "continuing from step" in errors
+    assert found == {"127.0.0.1"}
 
 
 def test_an_error_of_the_first_process_is_one_line(project: Project, undisturbed: bytes) -> None:
@@ -177,6 +246,54 @@ def test_an_error_of_the_first_process_is_one_line(project: Project, undisturbed
     (line,) = [line for line in result.stderr.splitlines() if line.startswith("vdmctl:")]
     assert line.endswith(("File exists", "Not a directory"))
     assert "Traceback" not in result.stderr
+
+
+def test_an_error_that_only_one_meets_on_the_way_ends_all(project: Project, undisturbed: bytes) -> None:
+    """A log that cannot be written: the others would wait for the first process."""
+    curves = project.folder / "reports/training/curves.csv"
+    curves.unlink()
+    (curves / "in the way").mkdir(parents=True)
+    result = project.vdmctl("train")
+    shutil.rmtree(curves)
+    assert result.returncode == Exit.BUG
+    assert result.stderr.splitlines()[-1].startswith(
+        "vdmctl: reports/training/curves.csv could not be written: Is a directory; mend that and run again"
+    )
+
+
+ALONE = """
+import torch
+from flows.distributed import any_process, is_first, launch, process_group
+
+def job():
+    with process_group(torch.device("cpu")):
+        if is_first():
+            raise OSError(28, "No space left on device", "somewhere")
+        any_process(False)
+
+if __name__ == "__main__":
+    launch(job, num_processes=2, max_restarts=0)
+"""
+
+
+def test_an_error_outside_every_agreement_leaves_nobody_waiting(project: Project, tmp_path: Path) -> None:
+    (tmp_path / "alone.py").write_text(ALONE)
+    result = project.run(
+        "env", f"PYTHONPATH={project.folder}", "timeout", "60", sys.executable, str(tmp_path / "alone.py")
+    )
+    assert "process 0 of 2 failed: OSError: [Errno 28] No space left on device: 'somewhere'" in result.stderr
+
+
+def test_a_second_group_is_told_who_holds_the_device(project: Project, undisturbed: bytes) -> None:
+    process = start(project)
+    wait_for_state(project, process, 5)
+    os.killpg(process.pid, signal.SIGSTOP)
+    second = project.vdmctl("train")
+    os.killpg(process.pid, signal.SIGCONT)
+    process.communicate(timeout=60)
+    assert (process.returncode, second.returncode) == (0, Exit.BUSY)
+    assert "vdmctl: cpu is busy: process " in one_line(second)
+    assert weights(project) == undisturbed
 
 
 def test_torchrun_starts_the_same_run(project: Project, undisturbed: bytes) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 from plant import wait_until
-from project import ROOT
+from project import ROOT, session
 
 from flows.lifeline import HOLDER
 
@@ -30,18 +30,6 @@ def started() -> Iterator[list[subprocess.Popen[str]]]:
         process.wait()
         if process.stdout:
             process.stdout.close()
-
-
-def session(leader: int) -> list[psutil.Process]:
-    """The running processes of a session, also those whose parents are gone."""
-    found = []
-    for process in psutil.process_iter():
-        try:
-            if os.getsid(process.pid) == leader and process.status() != psutil.STATUS_ZOMBIE:
-                found.append(process)
-        except (ProcessLookupError, psutil.NoSuchProcess):
-            continue
-    return found
 
 
 def start(started: list[subprocess.Popen[str]], *command: str, **environment: str) -> subprocess.Popen[str]:
