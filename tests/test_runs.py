@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,13 +12,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from plant import trainers, wait_until
 from project import ROOT, Project, imports_torch
 
 from flows.errors import Exit, UserError
 from flows.params import read_params
-from flows.runs import Run
+from flows.runs import Run, writing_curves
 from flows.stages.train import build, resolve
 from vdm.checkpoint import save_state
+from vdm.training_log import TrainingRecord
 
 
 @pytest.fixture(scope="module")
@@ -125,6 +128,46 @@ def test_a_second_trainer_is_told_who_holds_the_device(project: Project, undistu
     assert project.vdmctl("train").returncode == 0  # the lock went with its process
 
 
+@pytest.mark.parametrize(("shell", "command"), [("/bin/bash", "{}"), ("/bin/dash", "{}; exit $?")])
+def test_a_trainer_saves_and_ends_when_dvc_is_killed(shell: str, command: str, project: Project) -> None:
+    """What it did since the last state of the plan is saved; DVC then goes on from there."""
+    changes = {"checkpoint_every_steps: 4\n": "checkpoint_every_steps: 5000\n", "steps: 60\n": "steps: 6000\n"}
+    stage = {"python -m flows.cli train": command.format("python -m flows.cli train")}
+    project.edit("params.yaml", **changes)
+    project.edit("dvc.yaml", **stage)
+    for awaited in ("step 5:", "continuing from step"):
+        process = subprocess.Popen(
+            [sys.executable, "-m", "dvc", "repro", "--single-item", "train"],
+            cwd=project.folder,
+            env=project.environment | {"SHELL": shell},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        assert process.stderr is not None
+        while awaited not in (line := process.stderr.readline()):
+            assert line
+        process.kill()
+        process.wait()
+        wait_until(lambda: not trainers(project.folder), 10)
+        assert "vdmctl: stopped " in process.stderr.read()
+        process.stderr.close()
+        (run,) = {path.parent for path in states(project)}
+    shutil.rmtree(run)
+    project.edit("dvc.yaml", **{new: old for old, new in stage.items()})
+    project.edit("params.yaml", **{new: old for old, new in changes.items()})
+
+
+def test_a_trainer_outlives_the_shell_of_the_person_who_started_it(
+    project: Project, undisturbed: tuple[str, str]
+) -> None:
+    (project.folder / "reports/training/curves.csv").unlink()
+    command = f"nohup {sys.executable} -m flows.cli train > /dev/null 2>&1 &"
+    assert project.run("/bin/sh", "-c", command).returncode == 0
+    wait_until(lambda: bool(trainers(project.folder)), 10)
+    wait_until(lambda: not trainers(project.folder), 60)
+    assert digests(project) == undisturbed
+
+
 def truncate(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-100])
 
@@ -211,6 +254,68 @@ def test_a_full_disk_keeps_the_state_before(full_disk: Path) -> None:
     newest = run.newest()
     assert newest is not None
     assert newest["done"] == 1
+
+
+def test_a_full_disk_ends_the_training_in_one_line_and_loses_nothing(
+    full_disk: Path, project: Project, undisturbed: tuple[str, str]
+) -> None:
+    models = project.folder / "models"
+    shutil.rmtree(models)
+    models.symlink_to(full_disk)
+    (full_disk / "filler").write_bytes(bytes(240 * 1024))
+    result = project.vdmctl("train")
+    assert result.returncode == Exit.BUG, result.stderr
+    assert result.stderr.splitlines()[-1].startswith(
+        "vdmctl: models/trained/weights.safetensors could not be written: No space left on device; mend that and run"
+    )
+    (full_disk / "filler").unlink()
+    result = project.vdmctl("train")
+    assert "continuing from step 60 of 60" in result.stderr
+    assert digests(project) == undisturbed
+    models.unlink()
+
+
+RECORD = TrainingRecord(5, 3.0, 1.0, 1.0, 1.0, -7.0, 5.0, 1.0, 1e-3, 100.0)
+
+
+def test_curves_on_a_full_disk_are_named(full_disk: Path) -> None:
+    path = full_disk / "curves.csv"
+    with writing_curves(path, []) as add:
+        (full_disk / "filler").write_bytes(bytes(252 * 1024))
+        with pytest.raises(UserError, match=f"{path} could not be written: No space left on device") as error:
+            any(map(add, [RECORD] * 1000))
+    assert error.value.code == Exit.BUG
+
+
+def test_curves_are_a_new_file(tmp_path: Path) -> None:
+    """What lay there before may be DVC's own, or block whoever opens it."""
+    path, cached = tmp_path / "curves.csv", tmp_path / "cached"
+    cached.write_text("old")
+    for before in (path.hardlink_to, path.symlink_to):
+        before(cached)
+        with writing_curves(path, [RECORD]) as add:
+            add(RECORD)
+        assert cached.read_text() == "old"
+        assert path.read_text().count("\n5,3.0,") == 2
+        path.unlink()
+    os.mkfifo(path)
+    with writing_curves(path, []):
+        assert path.is_file()
+
+
+def test_what_is_no_file_is_no_state(tmp_path: Path) -> None:
+    run = Run(tmp_path, keep=1)
+    run.save(5, {"done": 5})
+    os.mkfifo(tmp_path / "step-000000009.state")
+    assert run.newest() == {"done": 5}
+
+
+def test_a_run_folder_that_vanishes_is_made_again(tmp_path: Path) -> None:
+    run = Run(tmp_path / "runs" / "run", keep=1)
+    run.save(5, {"done": 5})
+    shutil.rmtree(tmp_path / "runs")
+    run.save(10, {"done": 10})
+    assert run.newest() == {"done": 10}
 
 
 def test_the_last_states_are_kept(tmp_path: Path) -> None:
