@@ -264,7 +264,7 @@ def test_of_two_promotions_at_once_one_wins(copied: Project, tmp_path: Path) -> 
         "import json, sys; from pathlib import Path; from flows import cli; from flows.promotion import promote;"
         "from flows.registry import resolve;"
         "root = Path(sys.argv[1]); evidence = json.loads(sys.argv[2]); print('ready', flush=True);"
-        "cli.app = lambda arguments: print(promote(root, resolve(root, evidence['challenger']), evidence));"
+        "cli.call = lambda arguments: print(promote(root, resolve(root, evidence['challenger']), evidence));"
         "sys.exit(cli.run([]))"
     )
     places = {"v1.1.0": copied.folder, "v1.2.0": tmp_path / "run"}
