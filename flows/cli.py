@@ -9,10 +9,11 @@ from contextlib import suppress
 
 from flows.ending import STOP, STOPPED, fail, finish, stop_at_once
 from flows.errors import Exit, NetworkError, UserError, exit_code
+from flows.escaping import visible
 
 
 def main() -> None:
-    """The console script."""
+    """Run the console script: the arguments are those of this process."""
     for number in STOP:
         signal.signal(number, stop_at_once)
     from flows.streams import open_streams
@@ -39,7 +40,7 @@ def run(arguments: list[str]) -> int:
     except UserError as error:
         return fail(str(error), error.code, network=isinstance(error, NetworkError))
     except OSError as error:
-        return fail(f"{error.filename or 'a file'}: {error.strerror or error}", Exit.MISSING)
+        return fail(f"{visible(error.filename or 'a file')}: {error.strerror or error}", Exit.MISSING)
     except Exception as error:
         code = exit_code(error)
         if code is None:
