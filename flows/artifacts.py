@@ -16,6 +16,7 @@ from prefect.artifacts import (
 )
 
 from flows.params import read_params
+from vdm.files import writing_folder
 
 EVERY_SECONDS = 5.0
 STEP = re.compile(r"step (\d+): (.*)")
@@ -43,10 +44,11 @@ def show_results(folder: Path, kept: Path) -> None:
 
     Both are copied to `kept`, since the run's folder goes when it ends.
     """
+    with writing_folder(kept) as whole:
+        shutil.copytree(folder / "reports/validation/data_docs", whole / "data_docs")
+        shutil.copyfile(folder / "models/vdm/README.md", whole / "card.md")
+        shutil.copyfile(folder / "reports/samples/samples.png", whole / "samples.png")
     samples, card, docs = kept / "samples.png", kept / "card.md", kept / "data_docs"
-    shutil.copytree(folder / "reports/validation/data_docs", docs, dirs_exist_ok=True)
-    shutil.copyfile(folder / "models/vdm/README.md", card)
-    shutil.copyfile(folder / "reports/samples/samples.png", samples)
     picture = base64.b64encode(samples.read_bytes()).decode()
     create_image_artifact(f"data:image/png;base64,{picture}", key="samples", description=f"Samples: {samples}")
     create_link_artifact(card.as_uri(), key="model-card", link_text="model card")

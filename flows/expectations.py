@@ -1,6 +1,9 @@
 """Great Expectations: tables against expectations, results without times or ids, and the Data Docs site of them."""
 
-from collections.abc import Iterable
+import logging
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,8 +16,7 @@ MOST_SHOWN = 20
 class Checker:
     """Runs suites one after the other; `results` are those of all."""
 
-    def __init__(self, data_docs: Path) -> None:
-        """`data_docs`: the folder of the site."""
+    def __init__(self) -> None:
         import great_expectations as gx
         from great_expectations.data_context.types.base import (
             DataContextConfig,
@@ -26,7 +28,7 @@ class Checker:
             mode="ephemeral",
             project_config=DataContextConfig(
                 store_backend_defaults=InMemoryStoreBackendDefaults(init_temp_docs_sites=False),
-                data_docs_sites={"site": site_config(data_docs)},
+                data_docs_sites={},
                 progress_bars=ProgressBarsConfig(globally=False),
                 analytics_enabled=False,
             ),
@@ -60,8 +62,32 @@ class Checker:
             entries.append(result.to_json_dict()["results"])
         self.results += [canonical(name, index, list(parts)) for parts in zip(*entries, strict=True)]
 
-    def build_site(self) -> None:
-        self.context.build_data_docs()
+    def build_site(self, folder: Path) -> None:
+        """Write the site of all results into a folder.  Raises what any page could not be written for."""
+        self.context.add_data_docs_site("site", site_config(folder))
+        with heard("great_expectations") as errors:
+            self.context.build_data_docs()
+        for error in errors:
+            raise error
+
+
+@contextmanager
+def heard(name: str) -> Iterator[list[BaseException]]:
+    """Collect the exceptions that a library logs instead of raising them, and keep them out of the log."""
+    errors: list[BaseException] = []
+
+    class Listener(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            errors.append(sys.exception() or RuntimeError(record.getMessage()))
+
+    logger, listener = logging.getLogger(name), Listener(logging.ERROR)
+    logger.addHandler(listener)
+    before, logger.propagate = logger.propagate, False
+    try:
+        yield errors
+    finally:
+        logger.removeHandler(listener)
+        logger.propagate = before
 
 
 def site_config(folder: Path) -> dict[str, Any]:

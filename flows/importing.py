@@ -19,6 +19,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 from torch import Tensor
 
+from flows.ending import finish
 from vdm.checkpoint import CheckpointError, save_model
 from vdm.model import VDM
 
@@ -83,7 +84,8 @@ def import_checkpoint(
     """Write the model in `file` to the folder `out`: the averaged weights, or else the last ones.
 
     Raises CheckpointError, with nothing written, for a file that is missing, truncated, damaged, of another shape,
-    of another digest than `sha256`, or that holds anything but weights.
+    of another digest than `sha256`, or that holds anything but weights, and OSError that names a file that cannot be
+    written.
     """
     try:
         if sha256 and hashlib.sha256(file.read_bytes()).hexdigest() != sha256.lower():
@@ -103,6 +105,7 @@ def import_checkpoint(
         raise CheckpointError(f"{file}: not a whole {file_format} checkpoint: {reason}") from error
     if not all(weight.isfinite().all() for weight in weights.values()):
         raise CheckpointError(f"{file}: holds weights that are not finite numbers")
+    finish()
     save_model(out, model, config)
 
 

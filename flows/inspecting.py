@@ -2,12 +2,12 @@
 
 import logging
 import os
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flows.stages.download import write_images
 from flows.stages.validate import inspect_images
+from vdm.files import scratch_folder
 from vdm.images import DESCRIPTION
 
 if TYPE_CHECKING:
@@ -23,13 +23,15 @@ def inspect_path(
 
     `out` is a folder for the report, its site and its picture.  Raises what reading and `inspect_images` raise.
     """
-    with tempfile.TemporaryDirectory() as scratch:
-        images, report = path, out or Path(scratch, "report")
+    if out:
+        out.mkdir(parents=True, exist_ok=True)  # an error is wanted before the work
+    with scratch_folder() as scratch:
+        images, report = path, out or scratch / "report"
         # Path.is_file raises where a folder must not be entered; reading the images names the folder.
         if not os.access(path / DESCRIPTION, os.F_OK):
-            images = Path(scratch, "images")
+            images = scratch / "images"
             folder = data.model_copy(update={"name": "image_folder", "source": str(path)})
-            origin = write_images(folder, out=images, downloads=Path(scratch, "downloads"))
+            origin = write_images(folder, out=images, downloads=scratch / "downloads")
             log.info("%s: transforms: %s", path, origin["transforms"])
         return inspect_images(
             contract,

@@ -11,6 +11,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from flows.errors import Exit, UserError
+from flows.escaping import visible
 from flows.git import Tag, annotated_tags, contents
 from flows.params import plain
 from flows.registry import CHAMPION_TAG, MODEL, Version, evidence_of, refusal
@@ -120,4 +121,4 @@ def describe(chain: Mapping[str, Any]) -> str:
         lines.append(f"champion    {promotion['tag']} {promotion['created']}: {reason}")
     if chain["refusal"]:
         lines.append(f"refused     {chain['refusal']['reason']}")
-    return "\n".join(lines)
+    return "\n".join(map(visible, lines))

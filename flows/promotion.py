@@ -13,6 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from flows.ending import finish
 from flows.errors import Exit, UserError
 from flows.git import identity, locked
 from flows.lineage import IMAGES
@@ -119,6 +120,7 @@ def promote(root: Path, challenger: Version, evidence: dict[str, Any]) -> str:
                 f"`vdmctl promote {challenger.name}` lets them meet",
                 Exit.BUSY,
             )
+        finish()
         return make_champion(root, challenger, message(f"Promote {challenger.name}", evidence))
 
 
@@ -140,6 +142,7 @@ def rollback(root: Path) -> dict[str, Any]:
     with locked(root):
         if champion_tag(root) != before:
             raise UserError("not rolled back: the champion changed meanwhile; see `vdmctl models`", Exit.BUSY)
+        finish()
         tag = make_champion(root, earlier, message(f"Roll back to {earlier.name}", evidence))
     return evidence | {"tag": tag}
 

@@ -3,7 +3,6 @@
 Nothing heavy is imported before a command needs it.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from flows.errors import Exit, UserError
+from flows.escaping import visible
+from flows.streams import say, say_json
 
 if TYPE_CHECKING:
     from flows.registry import Version
@@ -29,11 +30,11 @@ def models(as_json: AsJson = False) -> None:
 
     rows = [row_of(version) for version in versions(ROOT)]
     if as_json:
-        print(json.dumps({"versions": rows}, indent=2))
+        say_json({"versions": rows})
     elif not rows:
-        print(f"no versions of {MODEL} yet")
+        say(f"no versions of {MODEL} yet")
     else:
-        print(table(("version", "stage", "bits/dim", "data", "commit", "created"), [shown(row) for row in rows]))
+        say(table(("version", "stage", "bits/dim", "data", "commit", "created"), [shown(row) for row in rows]))
 
 
 @commands.command()
@@ -43,7 +44,10 @@ def lineage(model: Model, as_json: AsJson = False) -> None:
     from flows.registry import resolve
 
     chain = lineage(ROOT, resolve(ROOT, model))
-    print(json.dumps(chain, indent=2) if as_json else describe(chain))
+    if as_json:
+        say_json(chain)
+    else:
+        say(describe(chain))
 
 
 @commands.command()
@@ -57,9 +61,9 @@ def verify(model: Model, as_json: AsJson = False) -> None:
     problems = [check for check in checks if check.problem]
     if as_json:
         listed = [check._asdict() for check in checks]
-        print(json.dumps({"version": version.name, "sound": not problems, "checks": listed}, indent=2))
+        say_json({"version": version.name, "sound": not problems, "checks": listed})
     else:
-        print(table(("digest of", "result"), [(check.subject, check.problem or "agrees") for check in checks]))
+        say(table(("digest of", "result"), [(check.subject, check.problem or "agrees") for check in checks]))
     if problems:
         first = f"{problems[0].subject}: {problems[0].problem}"
         raise UserError(f"{version.name}: {len(problems)} of {len(checks)} do not verify; {first}", Exit.MISSING)
@@ -89,9 +93,9 @@ def promote(
         evidence |= {"tag": promote(ROOT, version, evidence)}
     finally:
         if as_json:
-            print(json.dumps(evidence, indent=2))
+            say_json(evidence)
     if not as_json:
-        print(f"{evidence['tag']}: {evidence['reason']}")
+        say(f"{evidence['tag']}: {evidence['reason']}")
 
 
 @commands.command()
@@ -100,7 +104,10 @@ def rollback(as_json: AsJson = False) -> None:
     from flows.promotion import rollback
 
     done = rollback(ROOT)
-    print(json.dumps(done, indent=2) if as_json else f"{done['tag']}: {done['reason']}")
+    if as_json:
+        say_json(done)
+    else:
+        say(f"{done['tag']}: {done['reason']}")
 
 
 def model_folder(model: str) -> Path:
@@ -146,7 +153,7 @@ def shown(row: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Columns of text, each as wide as its widest cell."""
-    lines = [header, *rows]
+    """Return columns of text, each as wide as its widest cell."""
+    lines = [[visible(cell) for cell in line] for line in (header, *rows)]
     widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
     return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines)

@@ -9,7 +9,6 @@ import hashlib
 import json
 import logging
 import shutil
-import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,6 +22,7 @@ from dvc_data.hashfile.hash_info import HashInfo
 from flows.errors import Exit, NetworkError, UserError
 from flows.lineage import model_path, read_lock
 from flows.registry import Version, resolve
+from vdm.files import scratch_folder
 
 FETCHED = Path(".vdm/models")
 
@@ -63,8 +63,8 @@ def copy(root: Path, version: Version, path: str, digest: str, folder: Path) -> 
     with opened(root) as repo:
         stored = obtain(repo, {path: digest}, f"{version.name}: ")[path]
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".") as temporary:
-        whole = Path(temporary) / "whole"
+    with scratch_folder(folder.parent) as scratch:
+        whole = scratch / "whole"
         for file in stored:
             (whole / file.place).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(file.cached, whole / file.place)

@@ -1,12 +1,16 @@
 """Results for people: a few lines of text, from the same dictionaries that `--json` prints."""
 
-import json
 from typing import Any
+
+from flows.streams import say, say_json
 
 
 def show(result: dict[str, Any], as_json: bool) -> None:
     """Print a result, as one JSON object or for people."""
-    print(json.dumps(result, indent=2, allow_nan=False) if as_json else summary(result))
+    if as_json:
+        say_json(result)
+    else:
+        say(summary(result))
 
 
 def summary(result: dict[str, Any]) -> str:

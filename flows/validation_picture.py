@@ -1,6 +1,6 @@
 """What the contract found, for the eye: the histograms of both splits, and the images that broke an expectation."""
 
-from pathlib import Path
+from io import BytesIO
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,10 +13,8 @@ if TYPE_CHECKING:
 COLUMNS = 10
 
 
-def save_picture(
-    path: Path, image_set: ImageSet, histograms: dict[str, np.ndarray], results: list[dict[str, Any]]
-) -> None:
-    """A PNG file: the share of pixels by level, over a row of offenders for each broken expectation about images."""
+def draw(image_set: ImageSet, histograms: dict[str, np.ndarray], results: list[dict[str, Any]]) -> bytes:
+    """Return a PNG: the share of pixels by level, over a row of offenders for each broken expectation about images."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -38,8 +36,9 @@ def save_picture(
                     0, -0.02, f"{place['split']} {place['image']}", fontsize=7, va="top", transform=axes.transAxes
                 )
     # Without the version of matplotlib in the file, the same data give the same bytes.
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=100, bbox_inches="tight", metadata={"Software": None})
+    picture = BytesIO()
+    figure.savefig(picture, dpi=100, bbox_inches="tight", metadata={"Software": None})
+    return picture.getvalue()
 
 
 def draw_histograms(axes: "Axes", histograms: dict[str, np.ndarray]) -> None:

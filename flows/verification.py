@@ -6,7 +6,6 @@ itself wrote down, of the model and of the images, must agree wherever they stan
 """
 
 import hashlib
-import tempfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,6 +15,7 @@ from flows.lineage import IMAGES, VALIDATION, Lock, model_path, parse, read_lock
 from flows.registry import METRICS, Version, json_object
 from flows.storage import Stored, check, obtain, opened
 from vdm.checkpoint import CheckpointError, load_model, model_sha256
+from vdm.files import scratch_folder
 from vdm.images import ImageSetError, data_sha256
 
 
@@ -98,8 +98,8 @@ def sha256_of(path: str, stored: list[Stored], *, is_model: bool) -> Any:
     """
     if path == VALIDATION:
         return json_object(stored[0].cached.read_bytes()).get("data_sha256")
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary) / Path(path).name
+    with scratch_folder() as scratch:
+        folder = scratch / Path(path).name
         folder.mkdir()
         for file in stored:
             (folder / file.place).symlink_to(file.cached)

@@ -264,7 +264,7 @@ def test_of_two_promotions_at_once_one_wins(copied: Project, tmp_path: Path) -> 
         "import json, sys; from pathlib import Path; from flows import cli; from flows.promotion import promote;"
         "from flows.registry import resolve;"
         "root = Path(sys.argv[1]); evidence = json.loads(sys.argv[2]); print('ready', flush=True);"
-        "cli.app = lambda arguments: print(promote(root, resolve(root, evidence['challenger']), evidence));"
+        "cli.call = lambda arguments: print(promote(root, resolve(root, evidence['challenger']), evidence));"
         "sys.exit(cli.run([]))"
     )
     places = {"v1.1.0": copied.folder, "v1.2.0": tmp_path / "run"}
@@ -312,3 +312,53 @@ def test_of_two_first_champions_one_wins(registry: Project, tmp_path: Path) -> N
         promote(project.folder, resolve(project.folder, "v1.2.0"), evidence["v1.1.0"])
     assert raised.value.code == Exit.USAGE
     assert [tag.name for tag in annotated_tags(project.folder, "vdm#")] == ["vdm#champion#1"]
+
+
+# `vdmctl rollback` whose tag is about to be made when the signal comes.
+SIGNALLED = """
+import os, signal, sys
+from flows import cli, promotion
+original = promotion.make_champion
+def signalled(*arguments):
+    os.kill(os.getpid(), signal.SIGTERM)
+    return original(*arguments)
+promotion.make_champion = signalled
+sys.argv = ["vdmctl", "rollback"]
+cli.main()
+"""
+
+
+def test_a_signal_stops_a_rollback_before_its_tag_or_not_at_all(copied: Project) -> None:
+    """Exit 75 with the tag made would mean "run again", which would go back one champion more."""
+    crown(copied, "v1.0.0", "v1.1.0", "v1.2.0")
+    with locked(copied.folder):
+        waiting = subprocess.Popen(
+            [sys.executable, "-m", "flows.cli", "rollback"],
+            cwd=copied.folder,
+            env=copied.environment,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        while "vdm-registry.lock" not in open_files(waiting.pid):
+            assert waiting.poll() is None
+            time.sleep(0.01)
+        waiting.terminate()
+        assert waiting.communicate(timeout=60)[1] == "vdmctl: stopped; run again\n"
+    assert waiting.returncode == Exit.RESUMABLE
+    assert history(copied)[3:] == []
+    late = copied.run(sys.executable, "-c", SIGNALLED)
+    assert (late.returncode, late.stderr) == (0, "")
+    assert history(copied)[3:] == ["vdm@v1.1.0"]
+
+
+def open_files(pid: int) -> set[str]:
+    """The names of the files that a process has open."""
+    return {entry.resolve().name for entry in Path(f"/proc/{pid}/fd").iterdir()}
+
+
+def test_a_reader_that_goes_away_costs_no_promotion(copied: Project) -> None:
+    crown(copied, "v1.0.0")
+    command = f"{sys.executable} -m flows.cli promote v1.1.0 --json | true; exit ${{PIPESTATUS[0]}}"
+    result = copied.run("bash", "-c", command)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert history(copied) == ["vdm@v1.0.0", "vdm@v1.1.0"]

@@ -111,7 +111,7 @@ def test_a_run_stopped_while_it_starts_exits_75_too(number: signal.Signals, proj
         time.sleep(0.005)
     process.send_signal(number)
     _, errors = process.communicate(timeout=60)
-    assert (process.returncode, errors) == (75, "vdmctl: stopped before the first step; run again\n")
+    assert (process.returncode, errors) == (75, "vdmctl: stopped; run again\n")
 
 
 def test_a_second_trainer_is_told_who_holds_the_device(project: Project, undisturbed: tuple[str, str]) -> None:

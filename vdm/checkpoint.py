@@ -16,7 +16,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 
-from vdm.files import write_whole
+from vdm.files import write_whole, written_last
 from vdm.model import VDM
 
 WEIGHTS, CONFIG = "weights.safetensors", "config.json"
@@ -27,7 +27,7 @@ class CheckpointError(ValueError):
 
 
 def save_model(folder: Path, model: VDM, config: dict[str, Any]) -> None:
-    """Write the model and the arguments it was built from; each file appears whole or not at all."""
+    """Write the model and the arguments it was built from: both files, or neither.  Raises OSError that names one."""
     folder.mkdir(parents=True, exist_ok=True)
     weights = save({name: tensor.contiguous().cpu() for name, tensor in model.state_dict().items()})
     description = {
@@ -35,8 +35,8 @@ def save_model(folder: Path, model: VDM, config: dict[str, Any]) -> None:
         "model_sha256": config_sha256(config),
         "weights_sha256": hashlib.sha256(weights).hexdigest(),
     }
-    write_whole(folder / WEIGHTS, weights)
-    write_whole(folder / CONFIG, (json.dumps(description, indent=2) + "\n").encode())
+    with written_last(folder / CONFIG, json.dumps(description, indent=2) + "\n"):
+        write_whole(folder / WEIGHTS, weights)
 
 
 def load_model(folder: Path, device: torch.device | str = "cpu") -> VDM:

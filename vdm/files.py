@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 import stat
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
@@ -15,6 +16,9 @@ from typing import Any, BinaryIO, NoReturn
 
 MOST_BYTES = 64 * 2**20
 """The default limit of `read_bounded`: far above every description, report and listing that the project writes."""
+
+UNFINISHED: set[Path] = set()
+"""Files and folders that exist only while a block of this process runs."""
 
 
 def open_regular(path: Path) -> BinaryIO:
@@ -101,15 +105,11 @@ def writing(path: Path) -> Iterator[BinaryIO]:
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     with naming(path, temporary):
         path.parent.mkdir(parents=True, exist_ok=True)
-        try:
+        with unfinished(temporary):
             with temporary.open("wb") as file:
                 yield file
-                file.flush()
-                os.fsync(file.fileno())
+                save(file)
             temporary.replace(path)
-        finally:
-            with suppress(OSError):
-                temporary.unlink(missing_ok=True)
 
 
 def write_whole(path: Path, content: bytes | str) -> None:
@@ -117,8 +117,27 @@ def write_whole(path: Path, content: bytes | str) -> None:
 
     Raises OSError that names `path`.
     """
+    with written_last(path, content):
+        pass
+
+
+@contextmanager
+def written_last(path: Path, content: bytes | str) -> Iterator[None]:
+    """Write a file that takes the place of `path` when the block, which writes other files, ends well.
+
+    The content is on disk before the block begins: a full disk leaves all the old files.  Raises OSError that names
+    `path`.
+    """
     with writing(path) as file:
         file.write(content.encode() if isinstance(content, str) else content)
+        save(file)
+        yield
+
+
+def save(file: BinaryIO) -> None:
+    """Bring to disk what was written."""
+    file.flush()
+    os.fsync(file.fileno())
 
 
 @contextmanager
@@ -128,18 +147,49 @@ def writing_folder(path: Path) -> Iterator[Path]:
     Raises OSError that names `path`.
     """
     partial, previous = (path.with_name(f".{path.name}.{state}") for state in ("partial", "previous"))
-    with naming(path, partial):
+    with naming(path, partial), unfinished(partial):
         remove(partial)
         partial.mkdir(parents=True)
-        try:
-            yield partial
-            remove(previous)
-            if path.exists():
-                path.rename(previous)
-            partial.rename(path)
-            remove(previous)
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
+        yield partial
+        remove(previous)
+        if path.exists():
+            path.rename(previous)
+        partial.rename(path)
+        remove(previous)
+
+
+@contextmanager
+def scratch_folder(parent: Path | None = None) -> Iterator[Path]:
+    """Make a folder that exists while the block runs, in `parent` or where the system keeps such folders."""
+    folder = Path(tempfile.mkdtemp(prefix=".vdm-", dir=parent))
+    with unfinished(folder):
+        yield folder
+
+
+@contextmanager
+def unfinished(path: Path) -> Iterator[None]:
+    """Remove the file or folder `path`, if it is there, when the block ends."""
+    UNFINISHED.add(path)
+    try:
+        yield
+    finally:
+        discard(path)
+        UNFINISHED.discard(path)
+
+
+def remove_unfinished() -> None:
+    """Remove what the blocks of this process would remove, for a process that ends without leaving them."""
+    for path in list(UNFINISHED):
+        discard(path)
+
+
+def discard(path: Path) -> None:
+    """Remove a file or folder as far as that is possible."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with suppress(OSError):
+            path.unlink(missing_ok=True)
 
 
 def remove(folder: Path) -> None:

@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,10 +11,12 @@ import numpy as np
 import torch
 
 from flows.device import find_device
+from flows.ending import finish
 from flows.errors import Exit, UserError
 from flows.progress import bar
 from vdm import evaluation
 from vdm.checkpoint import load_model, model_sha256
+from vdm.files import written_last
 from vdm.images import ImageSet, data_sha256, load_images
 from vdm.model import VDM
 
@@ -28,7 +31,7 @@ def evaluate(evaluate: "Evaluate", *, model: Path, images: Path, out: Path | Non
     """
     vdm, image_set = load_fitting(model, images, find_device(evaluate.device))
     if out is not None:
-        out.mkdir(parents=True, exist_ok=True)  # before the work, not after it
+        out.mkdir(parents=True, exist_ok=True)  # an error is wanted before the work
     arguments = evaluate.model_dump(exclude={"device"})
     result = evaluation.evaluate(vdm, image_set.test, progress=bar("evaluating"), **arguments)
     metrics = {
@@ -75,10 +78,15 @@ def number(value: float) -> float | None:
 
 
 def write(out: Path, metrics: dict[str, Any], result: evaluation.Evaluation) -> None:
-    """`metrics.json`, and `per_image.csv` with the terms of every image in bits/dim."""
-    with (out / "per_image.csv").open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["image", "bpd", "prior_bpd", "reconstruction_bpd", "diffusion_bpd"])
-        columns = (result.bpd, result.prior, result.reconstruction, result.diffusion)
-        writer.writerows((i, *(f"{value:.6f}" for value in row)) for i, row in enumerate(zip(*columns, strict=True)))
-    (out / "metrics.json").write_text(json.dumps(metrics, indent=2, allow_nan=False) + "\n")
+    """Write `metrics.json`, and `per_image.csv` with the terms of every image in bits/dim: both or neither.
+
+    Raises OSError that names the file.
+    """
+    table = StringIO(newline="")
+    writer = csv.writer(table)
+    writer.writerow(["image", "bpd", "prior_bpd", "reconstruction_bpd", "diffusion_bpd"])
+    columns = (result.bpd, result.prior, result.reconstruction, result.diffusion)
+    writer.writerows((i, *(f"{value:.6f}" for value in row)) for i, row in enumerate(zip(*columns, strict=True)))
+    text = json.dumps(metrics, indent=2, allow_nan=False) + "\n"
+    with written_last(out / "metrics.json", text), written_last(out / "per_image.csv", table.getvalue()):
+        finish()

@@ -8,9 +8,11 @@ import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from flows.ending import finish
 from flows.errors import Exit, UserError
+from flows.escaping import markdown
 from vdm.checkpoint import CONFIG, WEIGHTS, load_model, model_sha256
-from vdm.files import write_whole
+from vdm.files import open_regular, write_whole, writing, writing_folder
 from vdm.images import data_sha256, load_images
 
 if TYPE_CHECKING:
@@ -58,31 +60,33 @@ Its likelihood on the held-out images: `vdmctl evaluate {out} --json`.
 def register(
     data: "Data", model: "Model", train: "Train", *, trained: Path, curves: Path, images: Path, out: Path
 ) -> None:
-    """Copy the model in `trained` to `out` and add the card, `README.md`.
+    """Make the folder `out` of the model in `trained` and its card, `README.md`: the whole of it, or none.
 
     Raises CheckpointError when the trained model does not load, ImageSetError when the images are gone, UserError
-    (exit 5) when the training log is.
+    (exit 5) when the training log is, and OSError that names a file that cannot be written.
     """
     vdm = load_model(trained)
-    out.mkdir(parents=True, exist_ok=True)
-    for name in (WEIGHTS, CONFIG):
-        shutil.copyfile(trained / name, out / name)
     step, bpd = last_loss(curves)
     description = load_images(images).description
     parameters = {section: part.model_dump() for section, part in (("data", data), ("model", model), ("train", train))}
     card = CARD.format(
-        **{key: description.get(key, "not stated") for key in DESCRIBED},
+        **{key: markdown(description.get(key, "not stated")) for key in DESCRIBED},
         shape="x".join(map(str, vdm.image_shape)),
         num_parameters=sum(p.numel() for p in vdm.parameters()),
         data_sha256=data_sha256(images),
-        model_sha256=model_sha256(out),
+        model_sha256=model_sha256(trained),
         commit=current_commit(),
         bpd=bpd,
         step=step,
         out=out,
         parameters=json.dumps(parameters, indent=2),
     )
-    write_whole(out / "README.md", card.encode())
+    with writing_folder(out) as folder:
+        for name in (WEIGHTS, CONFIG):
+            with open_regular(trained / name) as source, writing(folder / name) as copy:
+                shutil.copyfileobj(source, copy)
+        write_whole(folder / "README.md", card)
+        finish()
     log.info("registered %s", out)
 
 

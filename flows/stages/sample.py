@@ -2,6 +2,7 @@
 
 import logging
 import math
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -9,9 +10,11 @@ import torch
 from torchvision.utils import make_grid, save_image
 
 from flows.device import find_device
+from flows.ending import finish
 from flows.progress import bar
 from vdm import sampling
 from vdm.checkpoint import load_model
+from vdm.files import written_last
 
 if TYPE_CHECKING:
     from flows.params import Sample
@@ -20,7 +23,11 @@ log = logging.getLogger(__name__)
 
 
 def sample(sample: "Sample", *, model: Path, out: Path) -> None:
-    """Write a PNG with `num_images` samples in a square grid.  Raises CheckpointError, and UserError (exit 2)."""
+    """Write a PNG with `num_images` samples in a square grid.
+
+    Raises CheckpointError, UserError (exit 2), and OSError that names the file.
+    """
+    out.parent.mkdir(parents=True, exist_ok=True)  # an error is wanted before the work
     vdm = load_model(model, find_device(sample.device))
     pixels = sampling.sample(
         vdm,
@@ -33,6 +40,8 @@ def sample(sample: "Sample", *, model: Path, out: Path) -> None:
     # Small images are enlarged by whole pixels, so that a grid can be looked at.
     scale = max(1, 32 // max(vdm.image_shape[1:]))
     shown = (pixels.float() / (vdm.num_levels - 1)).repeat_interleave(scale, 2).repeat_interleave(scale, 3)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    save_image(make_grid(shown, nrow=math.ceil(math.sqrt(len(shown))), padding=2, pad_value=0.5), out)
+    grid, picture = make_grid(shown, nrow=math.ceil(math.sqrt(len(shown))), padding=2, pad_value=0.5), BytesIO()
+    save_image(grid, picture, format="png")
+    with written_last(out, picture.getvalue()):
+        finish()
     log.info("%d samples in %s", len(shown), out)

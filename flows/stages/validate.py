@@ -2,16 +2,20 @@
 
 import json
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flows.contract import drift_expectations, histogram_expectations, image_expectations, split_expectations
 from flows.drift import distances, profile, read_reference
+from flows.ending import finish
 from flows.errors import Exit, UserError
 from flows.expectations import Checker
 from flows.image_facts import measure
 from flows.tables import drift_rows, histogram_rows, image_rows, split_rows, with_files
-from flows.validation_picture import save_picture
+from flows.validation_picture import draw
+from vdm.files import writing_folder, written_last
 from vdm.images import SPLITS, data_sha256, load_images
 
 if TYPE_CHECKING:
@@ -25,7 +29,7 @@ def validate(
 ) -> None:
     """Write the report of `inspect_images`.
 
-    Raises ImageSetError for unreadable files and UserError (exit 4), after writing, when the contract is broken.
+    Raises what that raises, and UserError (exit 4), after writing, when the contract is broken.
     """
     report = inspect_images(contract, images=images, out=out, data_docs=data_docs, picture=picture, reference=reference)
     require_success(report, images, data_docs)
@@ -38,13 +42,14 @@ def inspect_images(
 
     `data_docs` becomes the site of the same results, `picture` a PNG of histograms and offenders.  `reference` is a
     validation.json or an image set from which the pixels should not have drifted.  Raises ImageSetError for
-    unreadable files, UserError (exit 5) for a reference that is none.
+    unreadable files, UserError (exit 5) for a reference that is none, OSError that names what cannot be written.
     """
+    out.parent.mkdir(parents=True, exist_ok=True)  # an error is wanted before the work
     image_set = load_images(images)
     expected = read_reference(reference) if reference else None
     facts = {split: measure(getattr(image_set, split), image_set.num_levels) for split in SPLITS}
     described = profile(facts["train"])
-    checker = Checker(data_docs)
+    checker = Checker()
     rows = image_rows(image_set, facts, contract.near_duplicate_distance)
     checker.check("images", rows, image_expectations(image_set, contract), ["split", "image"])
     checker.check("splits", [split_rows(image_set, images)], split_expectations(image_set, contract), ["split"])
@@ -52,7 +57,6 @@ def inspect_images(
     if expected:
         table = drift_rows(distances(described, expected))
         checker.check("drift", [table], drift_expectations(contract), ["statistic"])
-    checker.build_site()
     for result in checker.results:
         result["rows"] = with_files(result["rows"], images)
     report = {
@@ -62,10 +66,27 @@ def inspect_images(
         "expectations": checker.results,
         "profile": described,
     }
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps(report, indent=2, sort_keys=True) + "\n")
-    save_picture(picture, image_set, {split: facts[split].histogram for split in SPLITS}, checker.results)
+    with replacing_report(out, report):
+        drawn = draw(image_set, {split: facts[split].histogram for split in SPLITS}, checker.results)
+        with written_last(picture, drawn), writing_folder(data_docs) as site:
+            checker.build_site(site)
+            finish()
     return report
+
+
+@contextmanager
+def replacing_report(out: Path, report: dict[str, Any]) -> Iterator[None]:
+    """Write the report when the block, which writes what else there is, ends well.
+
+    Where it does not, an older report goes: training would believe it, though the images have been judged anew.
+    """
+    try:
+        with written_last(out, json.dumps(report, indent=2, sort_keys=True) + "\n"):
+            yield
+    except Exception:
+        with suppress(OSError):
+            out.unlink(missing_ok=True)
+        raise
 
 
 def require_success(report: dict[str, Any], images: Path, data_docs: Path | None) -> None:

@@ -1,0 +1,100 @@
+"""A folder in which every command but those about the registry can run: real files, made without training."""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+from conftest import TINY
+from project import ROOT, TINY_PARAMS
+from sklearn.datasets import load_digits
+
+from vdm.checkpoint import save_model
+from vdm.images import data_sha256, save_images
+from vdm.model import VDM
+
+METRICS = {
+    "protocol": "vlb",
+    **dict.fromkeys(("bpd", "bpd_standard_error", "prior_bpd", "reconstruction_bpd", "diffusion_bpd"), 1.0),
+    **{"num_images": 20, "seed": 0, "times_per_image": 2, "num_timesteps": None},
+}
+OLD = {
+    "reports/validation/validation.png": "old",
+    "reports/validation/data_docs/index.html": "old",
+    "reports/evaluation/metrics.json": json.dumps(METRICS),
+    "reports/evaluation/per_image.csv": "old",
+    "reports/samples/samples.png": "old",
+    "reports/training/curves.csv": "step,bpd\n20,6.5\n",
+    "models/vdm/README.md": "old",
+}
+
+
+class Small:
+    """Digits, a model with random weights, and outputs of an earlier time."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        shutil.copytree(ROOT / "presets", folder / "presets")
+        digits = load_digits().images.astype(np.uint8)[:, None]
+        description = {"name": "digits", "title": "Digits", "num_levels": 17}
+        save_images(folder / "data/images", {"train": digits[:60], "test": digits[60:80]}, description)
+        save_model(folder / "models/trained", VDM(**TINY), TINY)
+        self.reset()
+
+    def reset(self) -> None:
+        """Put parameters and outputs back."""
+        text = (ROOT / "presets" / "digits.yaml").read_text()
+        for old, new in TINY_PARAMS.items():
+            text = text.replace(old, new)
+        (self.folder / "params.yaml").write_text(text)
+        for place in ("reports", "models/vdm", "models/imported"):
+            shutil.rmtree(self.folder / place, ignore_errors=True)
+        for place in ("models/vdm", "models/imported"):
+            shutil.copytree(self.folder / "models/trained", self.folder / place)
+        report = {"success": True, "data_sha256": data_sha256(self.folder / "data/images")}
+        for name, content in (OLD | {"reports/validation/validation.json": json.dumps(report)}).items():
+            (self.folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (self.folder / name).write_text(content)
+
+    def edit(self, **parameters: int) -> None:
+        """Set numbers in the section `evaluate`."""
+        before, name, after = (self.folder / "params.yaml").read_text().partition("\nevaluate:\n")
+        for key, value in parameters.items():
+            after = re.sub(rf"^  {key}: \d+", f"  {key}: {value}", after, count=1, flags=re.MULTILINE)
+        (self.folder / "params.yaml").write_text(before + name + after)
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """That of this process, with the code under test first."""
+        return self.environment_of(self.folder)
+
+    @staticmethod
+    def environment_of(folder: Path) -> dict[str, str]:
+        """The same for another folder."""
+        return os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "VDM_LOCK_DIR": str(folder / ".vdm")}
+
+    def start(self, *arguments: str) -> subprocess.Popen[str]:
+        """Start vdmctl."""
+        return subprocess.Popen(
+            [sys.executable, "-m", "flows.cli", *arguments],
+            cwd=self.folder,
+            env=self.environment,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def run(self, command: list[str], **environment: str) -> subprocess.CompletedProcess[str]:
+        """Run a command to its end."""
+        given = self.environment | environment
+        return subprocess.run(command, cwd=self.folder, env=given, capture_output=True, text=True, check=False)
+
+    def outputs(self) -> dict[str, str]:
+        """The digests of all files by name, hidden ones too."""
+        files = {str(path.relative_to(self.folder)): path for path in self.folder.rglob("*") if path.is_file()}
+        return {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in sorted(files.items())}
