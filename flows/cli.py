@@ -18,6 +18,7 @@ from flows.errors import Exit, NetworkError, UserError, exit_code
 from flows.registry_commands import commands, images_for, model_folder
 from flows.serve import serve
 from flows.summary import show, summary
+from vdm.files import read_bounded
 
 if TYPE_CHECKING:
     from flows.params import Params
@@ -208,10 +209,9 @@ def sample() -> None:
 @app.command()
 def report() -> None:
     """Print the metrics of the last `dvc repro` and where its pictures are."""
-    try:
-        print(summary(json.loads((EVALUATION / "metrics.json").read_bytes())))
-    except (OSError, ValueError, LookupError, TypeError) as error:
-        raise UserError(f"{EVALUATION / 'metrics.json'}: missing or damaged; run `dvc repro`", Exit.MISSING) from error
+    from flows.documents import Evaluated, read
+
+    print(summary({"protocol": "vlb"} | read(Evaluated, EVALUATION / "metrics.json", "run `dvc repro`").model_dump()))
     for title, path in (
         ("samples", SAMPLES),
         ("model card", REGISTERED / "README.md"),
@@ -253,7 +253,7 @@ def preset(
     presets = {path.stem: path for path in sorted(PRESETS.glob("*.yaml"))}
     if name not in presets:
         raise UserError(f"no preset {name!r}: {', '.join(presets) or f'{PRESETS}/ holds none'}", Exit.USAGE)
-    unchanged = not PARAMS.exists() or any(PARAMS.read_bytes() == path.read_bytes() for path in presets.values())
+    unchanged = not PARAMS.exists() or any(read_bounded(PARAMS) == path.read_bytes() for path in presets.values())
     if not unchanged and not force:
         raise UserError(f"{PARAMS} has changes that no preset holds; --force overwrites them", Exit.USAGE)
     shutil.copyfile(presets[name], PARAMS)

@@ -9,6 +9,7 @@ import torch
 from torchvision.utils import make_grid, save_image
 
 from flows.device import find_device
+from flows.memory import require
 from flows.progress import bar
 from vdm import sampling
 from vdm.checkpoint import load_model
@@ -22,6 +23,8 @@ log = logging.getLogger(__name__)
 def sample(sample: "Sample", *, model: Path, out: Path) -> None:
     """Write a PNG with `num_images` samples in a square grid.  Raises CheckpointError, and UserError (exit 2)."""
     vdm = load_model(model, find_device(sample.device))
+    needed = sampling.memory_needed(vdm, sample.num_images, sample.num_timesteps)
+    require(needed, find_device(sample.device), "sample: lower sample.num_images or sample.num_timesteps")
     pixels = sampling.sample(
         vdm,
         sample.num_images,
