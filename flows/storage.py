@@ -174,7 +174,7 @@ def pull_listings(repo: Any, digests: set[str], subject: str) -> None:
     with asking_the_remote(subject):
         if digests:
             remote, names = repo.cloud.get_remote_odb(command="pull"), sorted(digests)
-            given = [name for name in names if remote.exists(name)]
+            given = list(remote.oids_exist(names))
             repo.cache.local.add([remote.oid_to_path(name) for name in given], remote.fs, given)
 
 

@@ -47,7 +47,7 @@ class NoisePredictor(nn.Module):
         augmentation_input: bool,
     ) -> None:
         super().__init__()
-        if width < 4 or width % 2 or width % norm_groups:
+        if width < 4 or width % 2 or norm_groups < 1 or width % norm_groups:
             raise ValueError(f"width {width} must be even, at least 4 and a multiple of norm_groups {norm_groups}")
         if not 0 < blocks <= MOST_BLOCKS:
             raise ValueError(f"blocks {blocks} must be between 1 and {MOST_BLOCKS}")
