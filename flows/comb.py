@@ -19,6 +19,8 @@ FEWEST_FOR_GAP = 40
 FEWEST_PER_LEVEL = 100
 # With fewer, neighbouring levels differ too much for a smooth histogram; only skipped levels are judged.
 FEWEST_LEVELS = 32
+# Beyond these the window no longer grows with the levels, nor memory with their square.
+MOST_LEVELS = 1024
 GAP = 0.1
 PEAK = 1.4
 
@@ -42,7 +44,7 @@ def comb(histogram: np.ndarray) -> Comb:
     if num_levels < FEWEST_LEVELS:
         none = np.zeros(num_levels, dtype=bool)
         return Comb(none, none, skipped)
-    counts, reach = histogram.astype(float), max(4, num_levels // 16)
+    counts, reach = histogram.astype(float), max(4, min(num_levels, MOST_LEVELS) // 16)
     counts[[0, -1]] = np.nan
     padded = np.pad(counts, reach, constant_values=np.nan)
     windows = np.lib.stride_tricks.sliding_window_view(padded, 2 * reach + 1)

@@ -3,7 +3,6 @@
 Nothing heavy is imported before a command needs it.
 """
 
-import json
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -17,7 +16,7 @@ from flows.registry_commands import commands, images_for, model_folder
 from flows.serve import serve
 from flows.streams import say, say_json
 from flows.summary import show, summary
-from vdm.files import written_last
+from vdm.files import read_bounded, written_last
 
 if TYPE_CHECKING:
     from flows.params import Params
@@ -209,11 +208,9 @@ def sample() -> None:
 @app.command()
 def report() -> None:
     """Print the metrics of the last `dvc repro` and where its pictures are."""
-    try:
-        text = summary(json.loads((EVALUATION / "metrics.json").read_bytes()))
-    except (OSError, ValueError, LookupError, TypeError) as error:
-        raise UserError(f"{EVALUATION / 'metrics.json'}: missing or damaged; run `dvc repro`", Exit.MISSING) from error
-    say(text)
+    from flows.documents import Evaluated, read
+
+    say(summary({"protocol": "vlb"} | read(Evaluated, EVALUATION / "metrics.json", "run `dvc repro`").model_dump()))
     for title, path, shown, stage in (
         ("samples", SAMPLES, SAMPLES, "sample"),
         ("model card", CARD, CARD, "register"),
@@ -255,7 +252,7 @@ def preset(
     presets = {path.stem: path for path in sorted(PRESETS.glob("*.yaml"))}
     if name not in presets:
         raise UserError(f"no preset {name!r}: {', '.join(presets) or f'{PRESETS}/ holds none'}", Exit.USAGE)
-    unchanged = not PARAMS.exists() or any(PARAMS.read_bytes() == path.read_bytes() for path in presets.values())
+    unchanged = not PARAMS.exists() or any(read_bounded(PARAMS) == path.read_bytes() for path in presets.values())
     if not unchanged and not force:
         raise UserError(f"{PARAMS} has changes that no preset holds; --force overwrites them", Exit.USAGE)
     with written_last(PARAMS, presets[name].read_bytes()):

@@ -1,14 +1,20 @@
 """How far the pixels of a set are from those of another, such as the one that a model in use was trained on."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from flows.errors import Exit, UserError
+from flows.documents import Document, Profile, read
 from flows.image_facts import Facts, measure
 from vdm.images import load_images
+
+
+class Report(Document):
+    """What a reference must hold of a validation.json."""
+
+    profile: Profile
+
 
 QUANTILES = np.linspace(0, 1, 101)
 
@@ -30,13 +36,8 @@ def read_reference(path: Path) -> dict[str, Any]:
     if path.is_dir():
         image_set = load_images(path)
         return profile(measure(image_set.train, image_set.num_levels))
-    try:
-        found = json.loads(path.read_bytes())["profile"]
-        return {name: np.asarray(found[name], dtype=float).tolist() for name in ("histogram", "mean", "deviation")}
-    except (OSError, ValueError, LookupError, TypeError) as error:
-        raise UserError(
-            f"{path}: holds no profile to compare with: {error}; name a validation.json or an image set", Exit.MISSING
-        ) from error
+    found = read(Report, path, "a reference is a validation.json with a profile, or an image set").profile
+    return {"histogram": found.histogram, "mean": found.mean, "deviation": found.deviation}
 
 
 def distances(ours: dict[str, Any], reference: dict[str, Any]) -> dict[str, float]:

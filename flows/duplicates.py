@@ -6,7 +6,7 @@ from flows.image_facts import Facts
 
 # A sketch that so many training images share, such as that of blank ones, says nothing: no more are compared.
 MOST_COMPARED = 4
-PAIRS = 2000
+PAIRS, PAIRED_PIXELS = 2000, 2**24
 
 
 def repeats(digests: np.ndarray) -> np.ndarray:
@@ -34,8 +34,9 @@ def lookalikes(
     if train.shape[1:] != test.shape[1:] or train.dtype.kind not in "ui" or test.dtype.kind not in "ui":
         return found
     pairs = candidates(train_facts.sketch, test_facts.sketch)
-    for first in range(0, len(pairs), PAIRS):
-        ours, theirs = pairs[first : first + PAIRS].T
+    step = max(1, min(PAIRS, PAIRED_PIXELS // max(1, train[:1].size)))
+    for first in range(0, len(pairs), step):
+        ours, theirs = pairs[first : first + step].T
         difference = np.abs(test[ours].astype(np.float32) - train[theirs].astype(np.float32))
         alike = difference.reshape(len(ours), -1).mean(axis=1) <= distance * (num_levels - 1)
         found[ours[alike]] = True

@@ -3,12 +3,14 @@
 import fcntl
 import os
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 from flows.errors import Exit, UserError
+from vdm.files import MOST_BYTES
 
 # Subject and body, since the whole of the contents would hold a signature, too.
 FIELDS = "".join(
@@ -41,21 +43,35 @@ class Identity(NamedTuple):
 
 
 def git(root: Path, *arguments: str, stdin: bytes | None = None, seconds: float | None = None) -> bytes:
-    """What a git command prints.  Raises UserError (exit 5) with git's own reason, or when it takes too long."""
+    """Return what a git command prints.
+
+    Raises UserError (exit 5) with git's own reason, when it takes too long, and when it prints too much.
+    """
+    with printed(root, *arguments, stdin=stdin, seconds=seconds) as output:
+        content = output.read(MOST_BYTES + 1)
+    if len(content) > MOST_BYTES:
+        raise UserError(f"git {arguments[0]} in {root.absolute()}: prints more than {MOST_BYTES:,} bytes", Exit.MISSING)
+    return content
+
+
+@contextmanager
+def printed(root: Path, *arguments: str, stdin: bytes | None, seconds: float | None = None) -> Iterator[BinaryIO]:
+    """Yield what a git command prints as a temporary file, since it may not fit into memory.  Raises UserError."""
     environment = os.environ | {"GIT_TERMINAL_PROMPT": "0"}  # nobody is there to give a password
-    try:
-        result = subprocess.run(
-            ["git", *arguments], cwd=root, env=environment, input=stdin, capture_output=True, timeout=seconds
-        )
-    except FileNotFoundError as error:
-        raise UserError(f"git in {root}: {error.strerror}", Exit.MISSING) from error
-    except subprocess.TimeoutExpired as error:
-        told = f"git {arguments[0]} in {root.absolute()}: no answer in {seconds:g} s"
-        raise UserError(told, Exit.MISSING) from error
-    if result.returncode != 0:
-        reason = reason_in(result.stderr.decode(errors="replace"))
-        raise UserError(f"git {arguments[0]} in {root.absolute()}: {reason}", Exit.MISSING)
-    return result.stdout
+    with tempfile.TemporaryFile() as output:
+        streams: dict[str, Any] = {"input": stdin, "stdout": output, "stderr": subprocess.PIPE}
+        try:
+            result = subprocess.run(["git", *arguments], cwd=root, env=environment, timeout=seconds, **streams)
+        except FileNotFoundError as error:
+            raise UserError(f"git in {root}: {error.strerror}", Exit.MISSING) from error
+        except subprocess.TimeoutExpired as error:
+            late = f"git {arguments[0]} in {root.absolute()}: no answer in {seconds:g} s"
+            raise UserError(late, Exit.MISSING) from error
+        if result.returncode != 0:
+            reason = reason_in(result.stderr.decode(errors="replace"))
+            raise UserError(f"git {arguments[0]} in {root.absolute()}: {reason}", Exit.MISSING)
+        output.seek(0)
+        yield output
 
 
 def reason_in(stderr: str) -> str:
@@ -96,21 +112,23 @@ def commit_of(root: Path, revision: str) -> str:
         raise UserError(f"{revision}: git knows no such commit", Exit.MISSING) from error
 
 
-def contents(root: Path, names: list[str]) -> dict[str, bytes | None]:
-    """The files named `COMMIT:PATH`, None for one that is not there; one process for all of them."""
-    output = git(root, "cat-file", "--batch", stdin="".join(f"{name}\n" for name in names).encode())
+def contents(root: Path, names: list[str], most: int = MOST_BYTES) -> dict[str, bytes | None]:
+    """Return the files named `COMMIT:PATH`, None for one that is not there; one process for all of them.
+
+    Of a file larger than `most` bytes the first `most` + 1 are returned, so that the caller sees that it is.
+    """
     found: dict[str, bytes | None] = {}
-    position = 0
-    for name in names:
-        end = output.index(b"\n", position)
-        header, position = output[position:end].split(), end + 1
-        if header[-1].isdigit():
-            size = int(header[-1])
-            found[name] = output[position : position + size]
-            position += size + 1
-        else:
-            found[name] = None
-    return found
+    asked = [name for name in names if name.isprintable()]  # a line break would be two questions
+    with printed(root, "cat-file", "--batch", stdin="".join(f"{name}\n" for name in asked).encode()) as output:
+        for name in asked:
+            *_, last = output.readline().split()
+            if last.isdigit():
+                start, size = output.tell(), int(last)
+                found[name] = output.read(min(size, most + 1))
+                output.seek(start + size + 1)
+            else:
+                found[name] = None
+    return {name: found.get(name) for name in names}
 
 
 def identity(root: Path) -> Identity:

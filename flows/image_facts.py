@@ -28,6 +28,7 @@ class Facts(NamedTuple):
     """(K,) pixels of each level; others are not counted."""
 
 
+@np.errstate(all="ignore")  # pixels that are infinite or too large for float32 break the contract, which says so
 def measure(images: np.ndarray, num_levels: int) -> Facts:
     """The facts of (N,...) images; memory does not grow with their size, and by 44 bytes with each."""
     count = len(images)
@@ -60,7 +61,7 @@ def measure(images: np.ndarray, num_levels: int) -> Facts:
 def count_levels(pixels: np.ndarray, num_levels: int) -> np.ndarray:
     """(K,) how many of the pixels have each level."""
     if pixels.dtype == np.uint8:
-        return np.bincount(pixels.reshape(-1), minlength=256)[:num_levels]
+        return np.bincount(pixels.reshape(-1), minlength=max(256, num_levels))[:num_levels]
     return np.histogram(pixels, bins=np.arange(num_levels + 1) - 0.5)[0]
 
 

@@ -3,35 +3,33 @@
 Nothing is unpickled: flax writes msgpack, and torch is asked for weights only.
 """
 
-import hashlib
-import pickle
 import re
-import zipfile
-import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-import msgpack
 import numpy as np
 import torch
-from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
 from torch import Tensor
 
+from flows import bounded_yaml
 from flows.ending import finish
-from vdm.checkpoint import CheckpointError, save_model
-from vdm.model import VDM
+from flows.foreign_files import (
+    DAMAGE,
+    FEWEST_BYTES,
+    Weights,
+    flatten,
+    read_flax,
+    read_torch,
+    require_file,
+    require_numbers,
+)
+from vdm.checkpoint import CheckpointError, mistyped, save_model
+from vdm.files import read_bounded
+from vdm.model import VDM, count_parameters
 
 Format = Literal["google-vdm", "addtt"]
-Weights = dict[str, Tensor]
 Config = dict[str, Any]
-
-DAMAGE = (
-    *(ArithmeticError, AttributeError, EOFError, LookupError, MemoryError, RuntimeError, TypeError, ValueError),
-    *(pickle.PickleError, zipfile.BadZipFile, zlib.error, YAMLError),
-)
-"""What readers raise on bytes that are not what they should be."""
 
 GOOGLE_NAMES = [
     (r"^dense0/", "condition_1/"),
@@ -88,14 +86,14 @@ def import_checkpoint(
     written.
     """
     try:
-        if sha256 and hashlib.sha256(file.read_bytes()).hexdigest() != sha256.lower():
-            raise ValueError(f"its sha256 is not {sha256}")
+        size = require_file(file, sha256)
         match file_format:
             case "google-vdm":
                 config, weights = read_google(file, averaged)
             case "addtt":
                 config, weights = read_addtt(file, averaged)
         config |= {"image_shape": [config.pop("channels"), *image_size], "num_levels": num_levels}
+        require_sound(config, weights, size)
         model = VDM(**config)
         model.load_state_dict(weights)
     except OSError as error:
@@ -103,10 +101,20 @@ def import_checkpoint(
     except DAMAGE as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         raise CheckpointError(f"{file}: not a whole {file_format} checkpoint: {reason}") from error
-    if not all(weight.isfinite().all() for weight in weights.values()):
-        raise CheckpointError(f"{file}: holds weights that are not finite numbers")
     finish()
     save_model(out, model, config)
+
+
+def require_sound(config: Config, weights: Weights, size: int) -> None:
+    """Raise ValueError for arguments that VDM does not take, and weights that a file of that size cannot hold."""
+    if wrong := mistyped(config):
+        raise ValueError(f"{wrong} what vdm.model.VDM takes")
+    if (count := count_parameters(**config)) * FEWEST_BYTES > size:
+        raise ValueError(f"{size:,} bytes cannot hold {count:,} weights")
+    require_numbers(weights, size)
+    for name, weight in weights.items():
+        if not weight.isfinite().all():
+            raise ValueError(f"{name} has numbers that are not finite")
 
 
 def read_google(file: Path, averaged: bool) -> tuple[Config, Weights]:
@@ -114,7 +122,7 @@ def read_google(file: Path, averaged: bool) -> tuple[Config, Weights]:
 
     The end points that scale its time embedding are those of every published configuration: the file lacks them.
     """
-    state = msgpack.unpackb(file.read_bytes(), ext_hook=flax_array, strict_map_key=False)
+    state = read_flax(file)
     tree = state["ema_params" if averaged else "params"]
     arrays = flatten(tree["score_model"])
     network = join_attention({rename(path, GOOGLE_NAMES): torch_layout(path, a) for path, a in arrays.items()})
@@ -155,14 +163,10 @@ def google_schedule(arrays: Mapping[str, np.ndarray]) -> tuple[str, Weights]:
 
 def read_addtt(file: Path, averaged: bool) -> tuple[Config, Weights]:
     """Configuration and weights of addtt/variational-diffusion-models: `model.pt`, with `config.yaml` beside it."""
-    if zipfile.is_zipfile(file):
-        with zipfile.ZipFile(file) as archive:
-            damaged = archive.testzip()
-        if damaged:
-            raise ValueError(f"{damaged} has a wrong checksum")
-    checkpoint = torch.load(file, map_location="cpu", weights_only=True)
+    checkpoint = read_torch(file)
     state, prefix = (checkpoint["ema"], "ema_model.") if averaged else (checkpoint["model"], "")
     weights = {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
+    require_numbers(weights, file.stat().st_size)
     network = {
         rename(name.removeprefix("model."), ADDTT_NAMES): tensor
         for name, tensor in weights.items()
@@ -171,7 +175,7 @@ def read_addtt(file: Path, averaged: bool) -> tuple[Config, Weights]:
     # Attention's 1x1 convolutions are our linear layers.
     network |= {name: t.flatten(1) for name, t in network.items() if "attention" in name and t.ndim == 4}
     network["conv_in.weight"] = channel_major(network["conv_in.weight"], network["conv_out.weight"].shape[0])
-    settings = YAML(typ="safe").load(file.with_name("config.yaml"))
+    settings = bounded_yaml.parse(read_bounded(file.with_name("config.yaml")))
     if settings["n_attention_heads"] != 1:
         raise ValueError(f"n_attention_heads is {settings['n_attention_heads']}; only 1 can be imported")
     gamma_0, gamma_1 = float(settings["gamma_min"]), float(settings["gamma_max"])
@@ -209,24 +213,6 @@ def network_config(network: Weights) -> Config:
         "norm_groups": 32,
         "augmentation_input": network["condition_1.weight"].shape[1] == width + 1,
     }
-
-
-def flax_array(code: int, data: bytes) -> np.ndarray:
-    """An array (extension 1) or scalar (3) of a flax msgpack, which holds its shape, dtype name and bytes."""
-    if code not in (1, 3):
-        raise ValueError(f"unknown msgpack extension {code}")
-    shape, dtype, content = msgpack.unpackb(data)
-    if dtype not in ("float32", "float64", "int32", "int64"):
-        raise ValueError(f"unexpected dtype {dtype}")
-    return np.frombuffer(content, dtype).reshape(shape)
-
-
-def flatten(tree: Mapping[str, Any], path: str = "") -> dict[str, np.ndarray]:
-    """The leaves of a tree of mappings by their paths, joined by slashes."""
-    leaves: dict[str, np.ndarray] = {}
-    for name, node in tree.items():
-        leaves |= flatten(node, f"{path}{name}/") if isinstance(node, Mapping) else {f"{path}{name}": node}
-    return leaves
 
 
 def torch_layout(path: str, array: np.ndarray) -> Tensor:

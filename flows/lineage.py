@@ -7,17 +7,49 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
+from pydantic import Field
 
+from flows import bounded_yaml
+from flows.documents import Document, FolderOrFileMd5, Model, RelativePath, as_json, checked, require_apart, shown
 from flows.errors import Exit, UserError
-from flows.escaping import visible
 from flows.git import Tag, annotated_tags, contents
-from flows.params import plain
 from flows.registry import CHAMPION_TAG, MODEL, Version, evidence_of, refusal
 
 LOCK, GRAPH = "dvc.lock", "dvc.yaml"
 IMAGES, VALIDATION = "data/images", "reports/validation/validation.json"
+
+
+class Entry(Document):
+    """A dependency or an output of a stage in dvc.lock."""
+
+    path: RelativePath
+    md5: FolderOrFileMd5
+
+
+class Stage(Document):
+    """A stage in dvc.lock: `params` are by file and section."""
+
+    deps: list[Entry] = Field(default_factory=list)
+    outs: list[Entry] = Field(default_factory=list)
+    params: dict[str, dict[str, Any]] = Field(default_factory=dict)
+
+
+class LockFile(Document):
+    """dvc.lock as DVC writes it."""
+
+    stages: dict[str, Stage]
+
+
+class Artifact(Document):
+    """An artifact in dvc.yaml."""
+
+    path: RelativePath
+
+
+class Graph(Document):
+    """dvc.yaml, of which only the artifacts matter here."""
+
+    artifacts: dict[str, Artifact]
 
 
 class Lock(NamedTuple):
@@ -41,37 +73,38 @@ class Lock(NamedTuple):
 
 
 def read_lock(root: Path, version: Version | Tag) -> Lock:
-    """The dvc.lock of a version's or tag's commit.  Raises UserError (exit 5)."""
-    name = f"{version.commit}:{LOCK}"
-    content = contents(root, [name])[name]
-    if content is None:
-        raise UserError(f"{version.name}: commit {version.commit[:12]} has no {LOCK}", Exit.MISSING)
-    lock = Lock({}, {}, {}, set())
-    try:
-        for stage in parse(content)["stages"].values():
-            lock.outputs.update({out["path"]: str(out["md5"]) for out in stage.get("outs", [])})
-            for dependency in stage.get("deps", []):
-                lock.dependencies.setdefault(dependency["path"], set()).add(str(dependency["md5"]))
-            for section, values in stage.get("params", {}).get("params.yaml", {}).items():
-                if lock.parameters.setdefault(section, values) != values:
-                    lock.repeated.add(section)
-    except (YAMLError, LookupError, TypeError, AttributeError, ValueError) as error:
-        raise UserError(f"{version.name}: {LOCK} at {version.commit[:12]} is damaged", Exit.MISSING) from error
+    """Return the dvc.lock of a version's or tag's commit.  Raises UserError (exit 5)."""
+    stages = read_yaml(LockFile, root, version, LOCK).stages.values()
+    outs = [out for stage in stages for out in stage.outs]
+    require_apart([out.path for out in outs], f"{version.name}: {LOCK} at {version.commit[:12]}")
+    lock = Lock({out.path: out.md5 for out in outs}, {}, {}, set())
+    for stage in stages:
+        for dependency in stage.deps:
+            lock.dependencies.setdefault(dependency.path, set()).add(dependency.md5)
+        for section, values in stage.params.get("params.yaml", {}).items():
+            if lock.parameters.setdefault(section, values) != values:
+                lock.repeated.add(section)
     return lock
 
 
 def model_path(root: Path, version: Version) -> str:
-    """The folder that dvc.yaml at the version's commit declares as the artifact.  Raises UserError (exit 5)."""
-    name = f"{version.commit}:{GRAPH}"
+    """Return the folder that dvc.yaml at the version's commit declares as the artifact.  Raises UserError (exit 5)."""
+    artifacts = read_yaml(Graph, root, version, GRAPH).artifacts
+    if MODEL not in artifacts:
+        raise UserError(f"{version.name}: its {GRAPH} declares no artifact {MODEL}", Exit.MISSING)
+    return artifacts[MODEL].path
+
+
+def read_yaml(model: type[Model], root: Path, version: Version | Tag, path: str) -> Model:
+    """Return a YAML file of a version's or tag's commit.  Raises UserError (exit 5)."""
+    name, place = f"{version.commit}:{path}", f"{version.name}: {path} at {version.commit[:12]}"
+    content = contents(root, [name])[name]
+    if content is None:
+        raise UserError(f"{version.name}: commit {version.commit[:12]} has no {path}", Exit.MISSING)
     try:
-        return str(parse(contents(root, [name])[name] or b"")["artifacts"][MODEL]["path"])
-    except (YAMLError, LookupError, TypeError) as error:
-        raise UserError(f"{version.name}: its {GRAPH} declares no artifact {MODEL}", Exit.MISSING) from error
-
-
-def parse(content: bytes) -> Any:
-    """YAML as DVC reads it, in plain values."""
-    return plain(YAML(typ="rt").load(content))
+        return checked(model, as_json(bounded_yaml.parse(content)), place)
+    except ValueError as error:
+        raise UserError(f"{place}: damaged: {error}", Exit.MISSING) from error
 
 
 def lineage(root: Path, version: Version) -> dict[str, Any]:
@@ -108,8 +141,9 @@ def describe(chain: Mapping[str, Any]) -> str:
     lines = [f"tag         {chain['version']} {chain['created']} {' '.join(chain['stages'])}".rstrip()]
     lines += [f"commit      {chain['commit']}", "parameters"]
     for section, values in chain["parameters"].items():
-        shown = ", ".join(f"{key} {'null' if value is None else value}" for key, value in values.items())
-        lines.append(f"  {section}: {shown}")
+        values = values if isinstance(values, Mapping) else {"": values}
+        listed = ", ".join(f"{key} {'null' if value is None else value}" for key, value in values.items())
+        lines.append(f"  {section}: {listed}")
     data, validation = chain["data"], chain["validation"]
     lines += [f"data        {data['path']} md5 {data['md5']}", f"            sha256 {data['sha256']}"]
     lines += [f"validation  {validation['path']} md5 {validation['md5']}"]
@@ -121,4 +155,4 @@ def describe(chain: Mapping[str, Any]) -> str:
         lines.append(f"champion    {promotion['tag']} {promotion['created']}: {reason}")
     if chain["refusal"]:
         lines.append(f"refused     {chain['refusal']['reason']}")
-    return "\n".join(map(visible, lines))
+    return "\n".join(shown(line, 1000) for line in lines)

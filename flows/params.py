@@ -7,10 +7,11 @@ from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
-from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
 
+from flows import bounded_yaml
+from flows.documents import shown
 from flows.errors import Exit, UserError
+from vdm.files import read_bounded
 
 
 def device_name(name: str) -> str:
@@ -20,6 +21,7 @@ def device_name(name: str) -> str:
     return name
 
 
+MOST_SWEPT = 100
 Positive = Annotated[int, Field(ge=1, le=10**12)]
 NonNegative = Annotated[int, Field(ge=0, le=10**12)]
 BatchSize = Annotated[int, Field(ge=1, le=10**6)]
@@ -91,8 +93,8 @@ class Model(Section):
     schedule: Literal["fixed_linear", "learned_linear", "learned_monotone"]
     gamma_0: Gamma
     gamma_1: Gamma
-    width: Annotated[int, Field(ge=4, multiple_of=2)]
-    blocks: Positive
+    width: Annotated[int, Field(ge=4, le=2**14, multiple_of=2)]
+    blocks: Annotated[int, Field(ge=1, le=1024)]
     attention_everywhere: bool
     fourier_exponents: list[Annotated[int, Field(ge=-8, le=16)]]
     norm_groups: Positive
@@ -209,7 +211,7 @@ class Params(Section):
 def read_params(path: Path) -> Params:
     """Parse the file.  Raises UserError (exit 2) naming file, line and key."""
     try:
-        content = path.read_bytes()
+        content = read_bounded(path)
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}; `vdmctl preset digits` writes one", Exit.USAGE) from error
     return parse_params(content, str(path))
@@ -218,19 +220,19 @@ def read_params(path: Path) -> Params:
 def parse_params(content: bytes | str, name: str) -> Params:
     """Parse a file's content.  Raises UserError (exit 2) with the name, line and key."""
     try:
-        # The YAML 1.2 reader, as in DVC: YAML 1.1 readers take 2e-4 for a string.
-        document = YAML(typ="rt").load(content)
-    except (YAMLError, ValueError, RecursionError) as error:
+        document = bounded_yaml.load(content)
+        values = bounded_yaml.plain(document)
+    except ValueError as error:
         raise UserError(f"{name}: not YAML: {error}", Exit.USAGE) from error
     if not isinstance(document, Mapping):
         raise UserError(f"{name}:1: must hold sections such as `data:`; see presets/", Exit.USAGE)
     try:
-        return Params.model_validate(plain(document))
+        return Params.model_validate(values)
     except ValidationError as error:
         first = error.errors()[0]
         # The one check across sections is about train.augmentation.
         line = line_of(document, first["loc"] or ("train", "augmentation"))
-        key = ".".join(str(part) for part in first["loc"])
+        key = ".".join(shown(str(part)) for part in first["loc"])
         raise UserError(f"{name}:{line}: {(key + explain(first)).removeprefix(': ')}", Exit.USAGE) from error
 
 
@@ -243,20 +245,23 @@ def override(section: SectionType, values: Mapping[str, Any]) -> SectionType:
         option = "--" + str(first["loc"][0]).replace("_", "-")
         if first["type"] == "extra_forbidden":
             raise UserError(f"{option} does not belong to this protocol", Exit.USAGE) from error
-        raise UserError(f"{option}: {first['msg']}, got {first['input']!r}", Exit.USAGE) from error
+        raise UserError(f"{option}: {first['msg']}, got {shown(repr(first['input']))}", Exit.USAGE) from error
 
 
 def timesteps(text: str) -> list[int | None]:
     """`10,100,continuous` as numbers of steps, None for continuous time.  Raises UserError (exit 2)."""
     try:
-        return [None if part == "continuous" else int(part) for part in text.split(",")]
+        steps = [None if part == "continuous" else int(part) for part in text.split(",")]
     except ValueError as error:
-        raise UserError(f"--num-timesteps: {text!r} is not like 10,100,continuous", Exit.USAGE) from error
+        raise UserError(f"--num-timesteps: {shown(repr(text))} is not like 10,100,continuous", Exit.USAGE) from error
+    if len(steps) > MOST_SWEPT:
+        raise UserError(f"--num-timesteps: a sweep has at most {MOST_SWEPT} numbers of steps", Exit.USAGE)
+    return steps
 
 
 def explain(error: Mapping[str, Any]) -> str:
     """What is wrong with a key and what would be right, to follow the key's name."""
-    got = "" if isinstance(error["input"], dict) else f", got {error['input']!r}"
+    got = "" if isinstance(error["input"], dict) else f", got {shown(repr(error['input']))}"
     match error["type"]:
         case "missing":
             return " is missing"
@@ -278,22 +283,3 @@ def line_of(document: Any, location: tuple[Any, ...]) -> int:
         except (AttributeError, KeyError, IndexError, TypeError):
             break
     return int(line)
-
-
-def plain(node: Any) -> Any:
-    """The document as plain dicts, lists and scalars, without the reader's own types."""
-    match node:
-        case Mapping():
-            return {key: plain(value) for key, value in node.items()}
-        case list():
-            return [plain(value) for value in node]
-        case bool():
-            return node
-        case int():
-            return int(node)
-        case float():
-            return float(node)
-        case str():
-            return str(node)
-        case _:
-            return node

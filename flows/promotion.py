@@ -152,11 +152,12 @@ def test_images(root: Path, version: Version) -> Path:
 
     Raises UserError (exit 5).
     """
+    expected = version.metrics.get("data_sha256", "unknown")
     with suppress(ImageSetError):
-        if data_sha256(root / IMAGES) == version.metrics["data_sha256"]:
+        if data_sha256(root / IMAGES) == expected:
             return root / IMAGES
     folder = fetch(root, version, IMAGES)
-    if data_sha256(folder) != version.metrics["data_sha256"]:
+    if data_sha256(folder) != expected:
         raise UserError(f"{folder} is damaged; delete it to fetch it again", Exit.MISSING)
     return folder
 

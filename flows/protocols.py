@@ -5,9 +5,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flows.device import find_device
-from flows.likelihood import evaluate_ode, paired_difference
+from flows.likelihood import evaluate_ode, memory_needed, paired_difference
+from flows.memory import require
 from flows.progress import bar
-from flows.stages.evaluate import digests, load_fitting, number
+from flows.stages.evaluate import digests, load_fitting, number, require_memory
 from vdm import evaluation
 
 if TYPE_CHECKING:
@@ -19,6 +20,13 @@ def ode(settings: "Ode", *, model: Path, images: Path) -> dict[str, Any]:
     vdm, image_set = load_fitting(model, images, find_device(settings.device))
     arguments = settings.model_dump(exclude={"device", "num_images"})
     test = image_set.test[: settings.num_images]
+    sizes = settings.model_dump(include={"num_draws", "num_probes", "batch_size"})
+    needed = memory_needed(vdm, num_images=len(test), **sizes)
+    require(
+        needed,
+        find_device(settings.device),
+        "ode: lower ode.num_probes, or set it if 0, ode.num_draws or ode.batch_size",
+    )
     bpd = evaluate_ode(vdm, test, progress=bar("evaluating"), **arguments)
     error = bpd.std(ddof=1) / math.sqrt(len(bpd)) if len(bpd) > 1 else math.nan
     result = {"protocol": "ode", "bpd": number(bpd.mean()), "bpd_standard_error": number(error)}
@@ -29,6 +37,8 @@ def compare(settings: "Evaluate", *, first: Path, second: Path, images: Path, co
     """The paired difference second - first over the same images, times and noise, bits/dim."""
     device, arguments = find_device(settings.device), settings.model_dump(exclude={"device"})
     loaded = [load_fitting(model, images, device) for model in (first, second)]
+    for vdm, image_set in loaded:
+        require_memory(settings, vdm, len(image_set.test))
     results = [
         evaluation.evaluate(vdm, image_set.test, progress=bar("evaluating"), **arguments) for vdm, image_set in loaded
     ]

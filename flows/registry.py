@@ -8,11 +8,11 @@ commit of its own: the version would then be another commit than the one that wa
 refused has its evidence in a git note on its commit.
 """
 
-import json
 import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from flows.documents import Document, Metrics, parse_object
 from flows.errors import Exit, UserError
 from flows.git import Tag, annotated_tags, commit_of, contents, git, identity, locked, tag_exists
 
@@ -20,15 +20,27 @@ MODEL = "vdm"
 CHAMPION = "champion"
 REFUSALS = f"{MODEL}-refusals"
 METRICS = "reports/evaluation/metrics.json"
-VERSION_TAG = re.compile(rf"{MODEL}@v(\d+)\.(\d+)\.(\d+)")
-CHAMPION_TAG = re.compile(rf"{MODEL}#{CHAMPION}(!?)#(\d+)")
-REFERENCE = re.compile(rf"{CHAMPION}|{MODEL}#{CHAMPION}|({MODEL}@)?v\d+\.\d+\.\d+")
+MOST_BYTES = 2**16
+"""Of a metrics.json, so that a listing of hundreds fits into memory."""
+NUMBER = "[0-9]{1,9}"
+NUMBERS = rf"v({NUMBER})\.({NUMBER})\.({NUMBER})"
+VERSION_TAG = re.compile(rf"{MODEL}@{NUMBERS}")
+CHAMPION_TAG = re.compile(rf"{MODEL}#{CHAMPION}(!?)#({NUMBER})")
+REFERENCE = re.compile(rf"{CHAMPION}|{MODEL}#{CHAMPION}|({MODEL}@)?{NUMBERS}")
+
+
+class Evidence(Document):
+    """What the tag of a champion, or the note on a commit that was refused, says below its first line."""
+
+    decision: str
+    reason: str
 
 
 class Version(NamedTuple):
     """A version: `vdm@v1.2.0`, its commit, when and with which message it was tagged, its stages, its metrics.
 
-    The metrics are those of reports/evaluation/metrics.json at the commit, in bits/dim; {} where that is unreadable.
+    The metrics are those of reports/evaluation/metrics.json at the commit, in bits/dim; {} where that is unreadable,
+    with what is wrong as `problem`.
     """
 
     name: str
@@ -37,6 +49,7 @@ class Version(NamedTuple):
     message: str
     stages: tuple[str, ...]
     metrics: dict[str, Any]
+    problem: str = ""
 
 
 def versions(root: Path) -> list[Version]:
@@ -44,15 +57,27 @@ def versions(root: Path) -> list[Version]:
     tags = annotated_tags(root, MODEL)
     reigning = reign(tags)
     numbered = sorted((numbers, tag) for tag in tags if (numbers := numbers_of(tag.name)) and in_force(tag, tags))
-    files = contents(root, [f"{tag.commit}:{METRICS}" for _, tag in numbered]) if numbered else {}
+    files = contents(root, [f"{tag.commit}:{METRICS}" for _, tag in numbered], MOST_BYTES) if numbered else {}
     return [
         Version(
             *tag,
-            stages=(CHAMPION,) if reigning and reigning[-1].commit == tag.commit else (),
-            metrics=json_object(files[f"{tag.commit}:{METRICS}"]),
+            (CHAMPION,) if reigning and reigning[-1].commit == tag.commit else (),
+            *metrics_in(files[f"{tag.commit}:{METRICS}"]),
         )
         for _, tag in numbered
     ]
+
+
+def metrics_in(content: bytes | None) -> tuple[dict[str, Any], str]:
+    """Return the metrics in a commit's metrics.json and, where they are unreadable, what is wrong."""
+    if content is None:
+        return {}, f"the commit has no {METRICS}"
+    if len(content) > MOST_BYTES:
+        return {}, f"{METRICS}: larger than {MOST_BYTES:,} bytes"
+    try:
+        return parse_object(Metrics, content, METRICS), ""
+    except UserError as error:
+        return {}, str(error)
 
 
 def resolve(root: Path, reference: str) -> Version:
@@ -91,8 +116,10 @@ def add_version(root: Path, commit: str, message: str) -> Version:
     """
     commit = commit_of(root, commit)
     path = f"{commit}:{METRICS}"
-    if not json_object(contents(root, [path])[path]):
-        raise UserError(f"commit {commit[:12]} has no {METRICS}; run the pipeline and commit its results", Exit.MISSING)
+    metrics, problem = metrics_in(contents(root, [path], MOST_BYTES)[path])
+    if not metrics:
+        reason = problem or f"{METRICS} is empty"
+        raise UserError(f"commit {commit[:12]}: {reason}; run the pipeline and commit its results", Exit.MISSING)
     with locked(root):
         for version in versions(root):
             if version.commit == commit:
@@ -143,9 +170,9 @@ def record_refusal(root: Path, version: Version, message: str) -> None:
 
 def refusal(root: Path, commit: str) -> dict[str, Any]:
     """The evidence on which a commit's version was last refused; {} if it never was."""
-    if commit not in git(root, "notes", f"--ref={REFUSALS}", "list").decode().split():
+    if commit not in git(root, "notes", f"--ref={REFUSALS}", "list").decode(errors="replace").split():
         return {}
-    return evidence_of(git(root, "notes", f"--ref={REFUSALS}", "show", commit).decode())
+    return evidence_of(git(root, "notes", f"--ref={REFUSALS}", "show", commit).decode(errors="replace"))
 
 
 def champion(root: Path) -> Version | None:
@@ -196,8 +223,11 @@ def reign(tags: list[Tag]) -> list[Tag]:
 
 
 def evidence_of(message: str) -> dict[str, Any]:
-    """The JSON object below the first line of a champion's tag; {} for a tag that was made by hand."""
-    return json_object(message.partition("\n")[2].encode())
+    """Return the evidence below the first line of a champion's tag; {} for a tag that was made by hand."""
+    try:
+        return parse_object(Evidence, message.partition("\n")[2].encode(errors="replace"), "evidence")
+    except UserError:
+        return {}
 
 
 def numbers_of(name: str) -> tuple[int, int, int] | None:
@@ -209,12 +239,3 @@ def numbers_of(name: str) -> tuple[int, int, int] | None:
 def in_force(tag: Tag, tags: list[Tag]) -> bool:
     """Whether GTO has not deregistered the version: `vdm@v1.2.0!`."""
     return not any(other.name.partition("!")[0] == tag.name and other.name != tag.name for other in tags)
-
-
-def json_object(content: bytes | None) -> dict[str, Any]:
-    """The object in a file's content; {} where there is none."""
-    try:
-        found = json.loads(content or b"")
-    except ValueError:
-        return {}
-    return found if isinstance(found, dict) else {}

@@ -140,14 +140,16 @@ def images_for(model: str | None) -> Path:
 def row_of(version: "Version") -> dict[str, Any]:
     """A version for the listing."""
     keys = ("bpd", "bpd_standard_error", "num_images", "data_sha256", "model_sha256")
-    row = {"version": version.name, "stages": list(version.stages), "commit": version.commit}
-    return row | {"created": version.created} | {key: version.metrics.get(key) for key in keys}
+    row: dict[str, Any] = {"version": version.name, "stages": list(version.stages), "commit": version.commit}
+    row |= {"created": version.created} | {key: version.metrics.get(key) for key in keys}
+    return row | ({"problem": version.problem} if version.problem else {})
 
 
 def shown(row: Mapping[str, Any]) -> tuple[str, ...]:
     """The cells of a row of `vdmctl models`."""
     bpd, error = row["bpd"], row["bpd_standard_error"]
-    figure = "unknown" if bpd is None else f"{bpd:.4f}" + ("" if error is None else f" +- {error:.4f}")
+    nothing = "unreadable" if "problem" in row else "unknown"
+    figure = nothing if bpd is None else f"{bpd:.4f}" + ("" if error is None else f" +- {error:.4f}")
     data = (row["data_sha256"] or "unknown")[:12]
     return row["version"], ", ".join(row["stages"]), figure, data, row["commit"][:12], row["created"]
 

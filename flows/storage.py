@@ -6,25 +6,39 @@ what was configured at the time of an old commit may be gone.
 """
 
 import hashlib
-import json
 import logging
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 from dvc.config import NoRemoteError
 from dvc.exceptions import DvcException
 from dvc.repo import Repo
 from dvc_data.hashfile.hash_info import HashInfo
+from pydantic import ConfigDict, FailFast, RootModel
 
+from flows.documents import Document, Md5, RelativePath, parse, require_apart
 from flows.errors import Exit, NetworkError, UserError
 from flows.lineage import model_path, read_lock
 from flows.registry import Version, resolve
-from vdm.files import scratch_folder
+from vdm.files import inside, open_regular, read_bounded, scratch_folder
 
 FETCHED = Path(".vdm/models")
+
+
+class Listed(Document):
+    """An entry of a folder's listing."""
+
+    relpath: RelativePath
+    md5: Md5
+
+
+class Listing(RootModel[Annotated[list[Listed], FailFast()]]):
+    """What DVC stores in place of a folder."""
+
+    model_config = ConfigDict(frozen=True, strict=True)
 
 
 class Stored(NamedTuple):
@@ -45,6 +59,8 @@ def fetch(root: Path, version: Version, path: str | None = None) -> Path:
 
     Raises UserError (exit 5) when bytes are neither in the cache nor in the remote, or are damaged.
     """
+    if version.problem:
+        raise UserError(f"{version.name}: {version.problem}", Exit.MISSING)
     model = model_path(root, version)
     path = path or model
     digest = read_lock(root, version).outputs.get(path)
@@ -65,10 +81,13 @@ def copy(root: Path, version: Version, path: str, digest: str, folder: Path) -> 
     folder.parent.mkdir(parents=True, exist_ok=True)
     with scratch_folder(folder.parent) as scratch:
         whole = scratch / "whole"
+        whole.mkdir()
         for file in stored:
-            (whole / file.place).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(file.cached, whole / file.place)
-            check(whole / file.place, file, f"{version.name}: {path}: ")
+            target = inside(whole, file.place)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with open_regular(file.cached) as source, target.open("wb") as copied:
+                shutil.copyfileobj(source, copied)
+            check(target, file, f"{version.name}: {path}: ")
         try:
             whole.rename(folder)
         except OSError:
@@ -77,12 +96,12 @@ def copy(root: Path, version: Version, path: str, digest: str, folder: Path) -> 
                 raise
 
 
-def sha256_of_config(folder: Path) -> str | None:
-    """`vdm.checkpoint.model_sha256` without torch, which would take a second; None where there is no config.json."""
+def sha256_of_config(folder: Path) -> str:
+    """`vdm.checkpoint.model_sha256` without torch, which would take a second; "" where there is no config.json."""
     try:
-        return hashlib.sha256((folder / "config.json").read_bytes()).hexdigest()
-    except FileNotFoundError:
-        return None
+        return hashlib.sha256(read_bounded(folder / "config.json")).hexdigest()
+    except OSError:
+        return ""
 
 
 def obtain(repo: Any, outputs: dict[str, str], subject: str = "") -> dict[str, list[Stored]]:
@@ -91,7 +110,10 @@ def obtain(repo: Any, outputs: dict[str, str], subject: str = "") -> dict[str, l
     Raises UserError (exit 5) naming what neither has.  The bytes are not read: see `check`.
     """
     place = cached_at(repo)
-    pull(repo, {digest for digest in outputs.values() if not place(digest).is_file()}, subject)
+    missing = {digest for digest in outputs.values() if not place(digest).is_file()}
+    # DVC would follow a listing to whatever it names: one comes alone, and is checked before its files are asked for.
+    pull_listings(repo, {digest for digest in missing if digest.endswith(".dir")}, subject)
+    pull(repo, {digest for digest in missing if not digest.endswith(".dir")}, subject)
     for path, digest in outputs.items():
         require(repo, place(digest), f"{subject}{path}")
     found = {path: list(files(digest, place)) for path, digest in outputs.items()}
@@ -118,28 +140,52 @@ def files(digest: str, place: Callable[[str], Path]) -> Iterable[Stored]:
         return
     listing = place(digest)
     check(listing, Stored("", listing, digest.removesuffix(".dir")), "")
-    for entry in json.loads(listing.read_bytes()):
-        yield Stored(entry["relpath"], place(entry["md5"]), entry["md5"])
+    name = f"the listing {digest}"
+    listed = parse(Listing, read_bounded(listing), name).root
+    require_apart([entry.relpath for entry in listed], name)
+    for entry in listed:
+        yield Stored(entry.relpath, place(entry.md5), entry.md5)
 
 
 def check(path: Path, file: Stored, subject: str) -> None:
     """Compare a file's bytes with the digest of what it is or was copied from.  Raises UserError (exit 5)."""
-    with path.open("rb") as content:
+    with open_regular(path) as content:
         if hashlib.file_digest(content, "md5").hexdigest() != file.md5:
             name = f"{subject}{file.place or 'the listing'}"
             raise UserError(f"{name} is damaged in the cache; delete {file.cached} to fetch it again", Exit.MISSING)
 
 
 def pull(repo: Any, digests: set[str], subject: str) -> None:
-    """Bring objects from the default remote into the cache, as far as it has them.
+    """Bring files from the default remote into the cache, as far as it has them.
 
     Raises UserError (exit 5) without a remote, NetworkError (exit 5) when it does not answer.
     """
-    if not digests:
-        return
+    with asking_the_remote(subject):
+        if digests:
+            repo.cloud.pull([HashInfo("md5", digest) for digest in sorted(digests)])
+
+
+def pull_listings(repo: Any, digests: set[str], subject: str) -> None:
+    """Bring folders' listings from the default remote into the cache, without the files that they name.
+
+    Raises what `pull` raises.
+    """
+    with asking_the_remote(subject):
+        if digests:
+            remote, names = repo.cloud.get_remote_odb(command="pull"), sorted(digests)
+            given = list(remote.oids_exist(names))
+            repo.cache.local.add([remote.oid_to_path(name) for name in given], remote.fs, given)
+
+
+@contextmanager
+def asking_the_remote(subject: str) -> Iterator[None]:
+    """Say in one line why the remote gives nothing.
+
+    Raises UserError (exit 5) without a remote, NetworkError (exit 5) when it does not answer.
+    """
     try:
         with quiet("dvc", "dvc_data", "dvc_objects"):
-            repo.cloud.pull([HashInfo("md5", digest) for digest in sorted(digests)])
+            yield
     except FileNotFoundError:
         return
     except NoRemoteError as error:

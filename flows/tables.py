@@ -1,6 +1,5 @@
 """The tables that the contract is held against: images, splits, levels, statistics."""
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,7 +9,7 @@ import numpy as np
 from flows.comb import comb
 from flows.duplicates import leaked, lookalikes, repeats
 from flows.image_facts import Facts
-from vdm.images import SPLITS, ImageSet, files_of, load_labels
+from vdm.images import SPLITS, ImageSet, load_labels, read_file_names
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -58,14 +57,16 @@ def split_rows(image_set: ImageSet, folder: Path) -> "pd.DataFrame":
 def split_row(image_set: ImageSet, folder: Path, split: str) -> dict[str, Any]:
     """The counts of one split."""
     num_images, labels = len(getattr(image_set, split)), load_labels(folder, split)
-    frequencies = np.unique(labels, return_counts=True)[1] if labels is not None and len(labels) else np.ones(1)
+    frequencies = [1]
+    if labels is not None and len(labels) == num_images > 0:
+        frequencies = np.unique(labels, return_counts=True)[1].tolist()
     return {
         "split": split,
         "num_images": num_images,
         "more_than_published": num_images - image_set.description.get(f"published_{split}", num_images),
         "labels_without_images": 0 if labels is None else len(labels) - num_images,
         "jpeg": "JPEG" in image_set.description.get("formats", ""),
-        "label_ratio": float(frequencies.max() / frequencies.min()),
+        "label_ratio": max(frequencies) / min(frequencies),
     }
 
 
@@ -100,9 +101,6 @@ def with_files(rows: list[dict[str, Any]], folder: Path) -> list[dict[str, Any]]
     named = [dict(row) for row in rows]
     for split in SPLITS:
         wanted = {row["image"]: row for row in named if "image" in row and row["split"] == split}
-        if wanted and files_of(folder, split).is_file():
-            with files_of(folder, split).open(encoding="ascii") as lines:
-                for number, line in enumerate(lines):
-                    if number in wanted:
-                        wanted[number]["file"] = json.loads(line)
+        for number, name in read_file_names(folder, split, wanted).items():
+            wanted[number]["file"] = name
     return named

@@ -9,13 +9,15 @@ import hashlib
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from flows import bounded_yaml
+from flows.documents import Validation, read
 from flows.errors import Exit, UserError
 from flows.git import contents
-from flows.lineage import IMAGES, VALIDATION, Lock, model_path, parse, read_lock
-from flows.registry import METRICS, Version, json_object
+from flows.lineage import IMAGES, VALIDATION, Lock, model_path, read_lock
+from flows.registry import METRICS, Version
 from flows.storage import Stored, check, obtain, opened
 from vdm.checkpoint import CheckpointError, load_model, model_sha256
-from vdm.files import scratch_folder
+from vdm.files import inside, scratch_folder
 from vdm.images import ImageSetError, data_sha256
 
 
@@ -39,7 +41,7 @@ def verify(root: Path, version: Version) -> list[Check]:
                 for file in stored:
                     check(file.cached, file, "")
                 checks.append(Check(path, ""))
-            except UserError as error:
+            except (OSError, UserError) as error:
                 checks.append(Check(path, str(error)))
                 continue
             if path in (model, IMAGES, VALIDATION):
@@ -75,8 +77,11 @@ def in_git(root: Path, version: Version, lock: Lock) -> list[Check]:
 
 
 def parameters(content: bytes | None) -> dict[str, Any]:
-    """The sections of a params.yaml; {} where it has none."""
-    found = parse(content or b"")
+    """Return the sections of a params.yaml; {} where it has none or is unreadable."""
+    try:
+        found = bounded_yaml.parse(content or b"")
+    except ValueError:
+        return {}
     return found if isinstance(found, dict) else {}
 
 
@@ -85,25 +90,34 @@ def written_down(version: Version, path: str, stored: list[Stored], *, is_model:
     key = "model_sha256" if is_model else "data_sha256"
     try:
         actual = sha256_of(path, stored, is_model=is_model)
-    except (CheckpointError, ImageSetError) as error:
+    except (CheckpointError, ImageSetError, OSError, UserError) as error:
         return Check(f"{path} sha256", str(error))
     problem = "" if actual == version.metrics.get(key) else f"differs from {key} in {METRICS}"
     return Check(f"{path} sha256", problem)
 
 
 def sha256_of(path: str, stored: list[Stored], *, is_model: bool) -> Any:
-    """The pipeline's own digest: of a model, which must load, of images, or as the validation report states it.
+    """Return the pipeline's own digest: of a model, which must load, of images, or as the validation report states it.
 
-    Raises CheckpointError and ImageSetError.
+    Raises CheckpointError, ImageSetError, OSError and UserError.
     """
     if path == VALIDATION:
-        return json_object(stored[0].cached.read_bytes()).get("data_sha256")
+        return stated(stored)
     with scratch_folder() as scratch:
         folder = scratch / Path(path).name
         folder.mkdir()
         for file in stored:
-            (folder / file.place).symlink_to(file.cached)
+            place = inside(folder, file.place)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            place.symlink_to(file.cached)
         if not is_model:
             return data_sha256(folder)
         load_model(folder)
         return model_sha256(folder)
+
+
+def stated(stored: list[Stored]) -> str:
+    """Return the digest of the images that a validation report states.  Raises UserError (exit 5)."""
+    if [file.place for file in stored] != [""]:
+        raise UserError("not a file", Exit.MISSING)
+    return read(Validation, stored[0].cached).data_sha256

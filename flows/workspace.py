@@ -22,6 +22,7 @@ from dvc.exceptions import DvcException
 from dvc.repo import Repo
 from ruamel.yaml import YAML
 
+from flows import bounded_yaml
 from flows.errors import Exit, UserError
 from flows.git import contents, git_text
 from flows.params import parse_params
@@ -131,8 +132,7 @@ def compose_params(root: Path, preset: str | None, overrides: Mapping[str, Any])
     parse_params(content, f"{name} of the commit that is checked out")
     if not overrides:
         return content.decode()
-    yaml = YAML(typ="rt")
-    document = yaml.load(content)
+    document = bounded_yaml.load(content)
     for key, value in overrides.items():
         *sections, last = key.split(".")
         node = document
@@ -142,7 +142,7 @@ def compose_params(root: Path, preset: str | None, overrides: Mapping[str, Any])
             raise UserError(f"override {key} is not a known parameter", Exit.USAGE)
         node[last] = value  # type: ignore[index]
     stream = StringIO()
-    yaml.dump(document, stream)
+    YAML(typ="rt").dump(document, stream)
     parse_params(stream.getvalue(), f"{name} with the overrides")
     return stream.getvalue()
 

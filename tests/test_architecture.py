@@ -18,7 +18,7 @@ STAGES = list(DVC["stages"])
 
 # Each layer may import those before it.
 LAYERS = [
-    {"schedule", "files"},
+    {"schedule", "files", "memory"},
     {"diffusion"},
     {"discretization", "network"},
     {"vlb"},

@@ -228,7 +228,7 @@ def test_drift_from_a_reference(image_set: Path, caplog: pytest.LogCaptureFixtur
     with pytest.raises(UserError, match=r"reference's: 1 of 1 rows, such as 1.0 \(number of levels\)"):
         run(image_set, reference=reference, on_drift="fail")
     reference.write_text("{}")
-    with pytest.raises(UserError, match=r"reference.json: holds no profile") as error:
+    with pytest.raises(UserError, match=r"reference.json: damaged: profile: Field required") as error:
         run(image_set, reference=reference)
     assert error.value.code == Exit.MISSING
 

@@ -16,10 +16,15 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 
-from vdm.files import write_whole, written_last
-from vdm.model import VDM
+from vdm.files import MOST_BYTES, parse_json, read_bounded, write_whole, written_last
+from vdm.memory import available
+from vdm.model import VDM, count_parameters
 
 WEIGHTS, CONFIG = "weights.safetensors", "config.json"
+# Names, shapes and places of the tensors of the deepest network.
+MOST_HEADER_BYTES = 2**23
+# Numbers of 2 to 8 bytes; in memory the file's content, the tensors read from it, and the model's own.
+FEWEST_BYTES, MOST_NUMBER_BYTES, COPIES = 2, 8, 3
 
 
 class CheckpointError(ValueError):
@@ -41,12 +46,11 @@ def save_model(folder: Path, model: VDM, config: dict[str, Any]) -> None:
 
 def load_model(folder: Path, device: torch.device | str = "cpu") -> VDM:
     """The model in `folder`, in evaluation mode on `device`.  Raises CheckpointError; runs no code from the files."""
-    config, weights = read_description(folder), read_bytes(folder / WEIGHTS)
-    if hashlib.sha256(weights).hexdigest() != config["weights_sha256"]:
-        raise CheckpointError(f"{folder / WEIGHTS}: sha256 differs from the one in {CONFIG}; restore the file")
+    config = read_description(folder)
+    weights = read_weights(folder, config)
     try:
         model = VDM(**config["model"])
-        model.load_state_dict(load(weights))
+        model.load_state_dict(floats(load(weights)))
     except (SafetensorError, ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
         reason = str(error).partition("\n")[0]
         raise CheckpointError(f"{folder}: weights and {CONFIG} do not describe one model: {reason}") from error
@@ -54,6 +58,29 @@ def load_model(folder: Path, device: torch.device | str = "cpu") -> VDM:
         if not tensor.isfinite().all():
             raise CheckpointError(f"{folder / WEIGHTS}: {name} is not finite; restore the file or train again")
     return model.eval().to(device)
+
+
+def read_weights(folder: Path, config: dict[str, Any]) -> bytes:
+    """Return the bytes of the weights, of the digest and the size that the configuration asks for.
+
+    Raises CheckpointError, before anything is built, also when the model does not fit into memory.
+    """
+    path, count = folder / WEIGHTS, count_parameters(**config["model"])
+    weights = read_bytes(path, min(MOST_NUMBER_BYTES * max(0, count) + MOST_HEADER_BYTES, available() // COPIES))
+    if hashlib.sha256(weights).hexdigest() != config["weights_sha256"]:
+        raise CheckpointError(f"{path}: sha256 differs from the one in {CONFIG}; restore the file")
+    if len(weights) < FEWEST_BYTES * count:
+        reason = f"{len(weights):,} bytes cannot hold {count:,} weights"
+        raise CheckpointError(f"{folder}: weights and {CONFIG} do not describe one model: {reason}")
+    return weights
+
+
+def floats(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return the weights.  Raises ValueError unless each is a floating-point number."""
+    for name, tensor in weights.items():
+        if not tensor.is_floating_point():
+            raise ValueError(f"{name} is {tensor.dtype}")
+    return weights
 
 
 def save_state(path: Path, state: dict[str, Any]) -> None:
@@ -69,7 +96,7 @@ def load_state(path: Path, *, keys: Collection[str] = ()) -> dict[str, Any]:
     Raises CheckpointError unless every byte is as it was written, this version of torch reads them, and `keys` are
     among the state's.
     """
-    content = read_bytes(path)
+    content = memoryview(read_bytes(path, available() // COPIES))
     digest, payload = content[:32], content[32:]
     if hashlib.sha256(payload).digest() != digest:
         raise CheckpointError(f"{path}: truncated or damaged")
@@ -92,25 +119,28 @@ def read_description(folder: Path) -> dict[str, Any]:
     """config.json, checked for its keys, its types and its digest.  Raises CheckpointError."""
     content = read_bytes(folder / CONFIG)
     try:
-        description = json.loads(content)
-    except (ValueError, RecursionError) as error:
+        description = parse_json(content)
+    except ValueError as error:
         raise CheckpointError(f"{folder / CONFIG}: not JSON: {error}") from error
     keys = {"model", "model_sha256", "weights_sha256"}
     if not isinstance(description, dict) or not keys <= description.keys():
         raise CheckpointError(f"{folder / CONFIG}: must hold an object with {', '.join(sorted(keys))}")
     if (wrong := mistyped(description["model"])) is not None:
-        raise CheckpointError(f"{folder / CONFIG}: {wrong} is not what vdm.model.VDM takes; restore the file")
+        raise CheckpointError(f"{folder / CONFIG}: {wrong} what vdm.model.VDM takes; restore the file")
     if config_sha256(description["model"]) != description["model_sha256"]:
         raise CheckpointError(f"{folder / CONFIG}: `model` differs from its sha256; restore the file")
     return description
 
 
 def mistyped(config: Any) -> str | None:
-    """The first of a model's arguments that VDM does not take, or not of that type; None where all are right."""
+    """Return what is wrong with the first of a model's arguments that is, such as `model.width` is not; else None."""
     if not isinstance(config, dict):
-        return "`model`"
-    types = inspect.get_annotations(VDM.__init__)
-    return next((f"`model.{name}`" for name, value in config.items() if not is_a(value, types.get(name))), None)
+        return "`model` is not"
+    types = {name: kind for name, kind in inspect.get_annotations(VDM.__init__).items() if name != "return"}
+    for name, value in config.items():
+        if name not in types or not is_a(value, types[name]) or (name == "image_shape" and len(value) != 3):
+            return f"`model.{name[:50]}` is not"
+    return next((f"`model.{name}` is missing from" for name in types if name not in config), None)
 
 
 def is_a(value: Any, annotation: Any) -> bool:
@@ -129,9 +159,9 @@ def config_sha256(config: Any) -> str:
     return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()
 
 
-def read_bytes(path: Path) -> bytes:
-    """The file's bytes; CheckpointError where it cannot be read."""
+def read_bytes(path: Path, most: int = MOST_BYTES) -> bytes:
+    """Return the bytes of a regular file of at most `most`; CheckpointError where it cannot be read."""
     try:
-        return path.read_bytes()
+        return read_bounded(path, most)
     except OSError as error:
         raise CheckpointError(f"{path}: {error.strerror}; is this a model folder?") from error

@@ -11,17 +11,20 @@ import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from io import BufferedReader
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, NoReturn
 
 MOST_BYTES = 64 * 2**20
 """The default limit of `read_bounded`: far above every description, report and listing that the project writes."""
+MOST_DEPTH = 32
+"""The deepest nesting that `parse_json` takes: far above every document of the project."""
 
 UNFINISHED: set[Path] = set()
 """Files and folders that exist only while a block of this process runs."""
 
 
-def open_regular(path: Path) -> BinaryIO:
+def open_regular(path: Path) -> BufferedReader:
     """Open a regular file for reading; a link to one is followed.
 
     A FIFO would block and a device might act, so neither is opened.  Raises OSError.
@@ -50,8 +53,11 @@ def require_regular(status: os.stat_result, path: Path) -> None:
 def read_bounded(path: Path, most: int = MOST_BYTES) -> bytes:
     """Return the content of a regular file of at most `most` bytes.  Raises OSError."""
     with open_regular(path) as file:
-        content = file.read(most + 1)
-    if len(content) > most:
+        size = os.fstat(file.fileno()).st_size
+        content = b"" if size > most else file.read(size + 1)
+    if len(content) > size:
+        raise OSError(errno.EBUSY, "grows while it is read", str(path))
+    if size > most:
         raise OSError(errno.EFBIG, f"larger than {most:,} bytes, the most that is read", str(path))
     return content
 
@@ -60,14 +66,26 @@ def parse_json(content: bytes | str) -> Any:
     """Parse JSON in the strict sense.
 
     Raises ValueError also for NaN and infinities, for integers beyond 64 bits, for characters that UTF-8 cannot hold,
-    and for nesting that Python cannot follow.
+    and for nesting deeper than `MOST_DEPTH`, which would fail where the value is printed.
     """
     try:
         value = json.loads(content, parse_constant=refuse, parse_float=finite, parse_int=short)
         json.dumps(value, ensure_ascii=False).encode()  # lone surrogates parse, and fail wherever they are printed
     except RecursionError as error:
         raise ValueError("nested too deeply") from error
+    require_shallow(value)
     return value
+
+
+def require_shallow(value: Any) -> None:
+    """Raise ValueError for lists and objects nested deeper than `MOST_DEPTH`."""
+    level = [value]
+    for _ in range(MOST_DEPTH + 1):
+        nodes = [node.values() if isinstance(node, dict) else node for node in level if isinstance(node, dict | list)]
+        level = [child for node in nodes for child in node]
+        if not level:
+            return
+    raise ValueError("nested too deeply")
 
 
 def refuse(text: str) -> NoReturn:

@@ -7,15 +7,28 @@ and never unpickled.
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping
+import math
+import warnings
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
+from vdm.files import open_regular, parse_json, read_bounded
+from vdm.memory import available
+
 SPLITS = ("train", "test")
 DESCRIPTION = "dataset.json"
 REQUIRED = {"name", "num_levels", "image_shape", "num_train", "num_test"}
+COUNTS = ("num_train", "num_test", "published_train", "published_test")
+TEXTS = ("name", "title", "homepage", "licence", "formats", "split", "transforms")
+MOST_LEVELS = 2**16
+CHUNK_BYTES = 2**26
+# What a pass over an array takes: some copies of one image as float32, and what it keeps of every image.
+COPIES, BYTES_PER_IMAGE = 10, 128
+# A path has at most 4096 bytes, each of which JSON may write as six characters.
+LONGEST_LINE = 2**15
 
 
 class ImageSetError(ValueError):
@@ -97,44 +110,93 @@ def write_header(file: BinaryIO, shape: tuple[int, ...], dtype: np.dtype[Any]) -
 
 
 def load_images(folder: Path) -> ImageSet:
-    """The image set in `folder`.  Raises ImageSetError."""
-    try:
-        description = json.loads((folder / DESCRIPTION).read_bytes())
-    except (OSError, ValueError) as error:
-        raise ImageSetError(f"{folder / DESCRIPTION}: missing or damaged: {error}") from error
-    if not isinstance(description, dict) or not description.keys() >= REQUIRED:
-        raise ImageSetError(f"{folder / DESCRIPTION}: must be an object with {', '.join(sorted(REQUIRED))}")
-    shape = description["image_shape"]
-    sizes = [*shape, description["num_levels"]] if isinstance(shape, list) else []
-    counts = [description["num_train"], description["num_test"]]
-    if len(sizes) != 4 or not all(map(is_count, [*sizes, *counts])) or 0 in sizes:
-        raise ImageSetError(f"{folder / DESCRIPTION}: image_shape must be [C, H, W], and levels and counts integers")
+    """Return the image set in `folder`.  Raises ImageSetError."""
+    description = read_description(folder / DESCRIPTION)
     return ImageSet(description, *(load_array(folder / f"{split}.npy") for split in SPLITS))
+
+
+def read_description(path: Path) -> dict[str, Any]:
+    """Return a `dataset.json`, checked for its keys and their types.  Raises ImageSetError."""
+    try:
+        description = parse_json(read_bounded(path))
+    except (OSError, ValueError) as error:
+        raise ImageSetError(f"{path}: missing or damaged: {error}") from error
+    if not isinstance(description, dict) or not description.keys() >= REQUIRED:
+        raise ImageSetError(f"{path}: must be an object with {', '.join(sorted(REQUIRED))}")
+    shape, num_levels = description["image_shape"], description["num_levels"]
+    if not isinstance(shape, list) or len(shape) != 3 or not all(is_count(size) and size > 0 for size in shape):
+        raise ImageSetError(f"{path}: image_shape must be [C, H, W], integers from 1")
+    if not is_count(num_levels) or not 2 <= num_levels <= MOST_LEVELS:
+        raise ImageSetError(f"{path}: num_levels must be an integer from 2 to {MOST_LEVELS}")
+    for keys, holds, kind in ((COUNTS, is_count, "an integer from 0 to 2^32"), (TEXTS, is_text, "text")):
+        for key in keys:
+            if key in description and not holds(description[key]):
+                raise ImageSetError(f"{path}: {key} must be {kind}")
+    return description
 
 
 def is_count(value: Any) -> bool:
     """Whether it is an integer from 0 to 2^32."""
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= 2**32
+    return type(value) is int and 0 <= value <= 2**32
+
+
+def is_text(value: Any) -> bool:
+    """Whether it is a string of moderate length."""
+    return isinstance(value, str) and len(value) <= 10_000
 
 
 def load_array(path: Path) -> np.ndarray:
-    """The array at `path`, mapped into memory.  Raises ImageSetError."""
+    """Return the array at `path`, mapped into memory.  Raises ImageSetError."""
     try:
+        shape, column_major, dtype, offset = read_header(path)
         # Copy-on-write: the file cannot be changed through it, and torch takes it without a copy of its own.
-        array = np.load(path, mmap_mode="c", allow_pickle=False)
-    except (EOFError, OSError, ValueError) as error:
+        array = np.memmap(path, dtype, "c", offset, shape, "F" if column_major else "C")
+    except (OSError, ValueError) as error:
         raise ImageSetError(f"{path}: missing or damaged: {error}") from error
-    if array.ndim == 0 or array.dtype.kind not in "buif":
-        raise ImageSetError(f"{path}: holds {array.dtype} of {array.ndim} dimensions, not images")
-    return np.asanyarray(array)
+    if COPIES * dtype.itemsize * math.prod(shape[1:]) + BYTES_PER_IMAGE * shape[0] > available():
+        raise ImageSetError(f"{path}: {shape[0]:,} images of shape {shape[1:]} take more memory than there is")
+    return array
+
+
+def read_header(path: Path) -> tuple[tuple[int, ...], bool, np.dtype[Any], int]:
+    """Return shape, column-major order, type and the place of the first number of a .npy file of numbers.
+
+    Raises OSError, and ValueError for any other file, and unless the file holds exactly what its header claims.
+    """
+    with open_regular(path) as file, warnings.catch_warnings():
+        warnings.simplefilter("error")  # what numpy warns of is a header that it would not write
+        try:
+            readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+            shape, column_major, dtype = readers[np.lib.format.read_magic(file)](file)
+        except Exception as error:  # numpy evaluates the header as a literal, which fails in many ways
+            raise ValueError(f"not a .npy file: {' '.join(str(error).split())[:200]}") from error
+        offset, size = file.tell(), file.seek(0, 2)
+    if not shape or dtype.kind not in "buif" or dtype.hasobject:
+        raise ValueError(f"holds {dtype} of {len(shape)} dimensions, not images")
+    if any(type(length) is not int or length < 0 for length in shape):
+        raise ValueError(f"no array has the shape {shape}")
+    if size - offset != dtype.itemsize * math.prod(shape) or shape[0] > size:
+        raise ValueError(f"{size:,} bytes cannot be {offset} of a header and numbers of shape {shape}")
+    return shape, column_major, dtype, offset
+
+
+def fault(image_set: ImageSet, split: str) -> str:
+    """Return why the images of a split are no pixels of the set's shape and levels; "" where they are."""
+    images = getattr(image_set, split)
+    if images.dtype != np.uint8 or images.shape[1:] != image_set.image_shape or not len(images) > 0:
+        return f"{split}.npy holds {len(images)} images of {images.dtype} and shape {images.shape[1:]}"
+    highest = max(int(chunk.max()) for _, chunk in chunks(images, len(images)))
+    return f"{split}.npy holds level {highest}" if highest >= image_set.num_levels else ""
 
 
 def chunks(images: np.ndarray, size: int) -> Iterator[tuple[int, np.ndarray]]:
-    """`size` images at a time, contiguous, with the number of the first, of a whole array.
+    """Yield at most `size` images at a time, contiguous, with the number of the first, of a whole array.
 
-    A mapped array is mapped anew for each, so that pages that were read do not add up in this process.
+    Large images come fewer at a time.  A mapped array is mapped anew for each chunk, so that pages that were read do
+    not add up in this process.
     """
     mapped = isinstance(images, np.memmap) and images.flags.c_contiguous and images.size > 0
+    size = max(1, min(size, CHUNK_BYTES // max(1, math.prod(images.shape[1:]) * images.itemsize)))
     for first in range(0, len(images), size):
         count = min(size, len(images) - first)
         if mapped:
@@ -146,14 +208,51 @@ def chunks(images: np.ndarray, size: int) -> Iterator[tuple[int, np.ndarray]]:
 
 
 def load_labels(folder: Path, split: str) -> np.ndarray | None:
-    """The (N,) labels of a split; None for a set without.  Raises ImageSetError."""
+    """Return the (N,) labels of a split; None for a set without.  Raises ImageSetError."""
     path = folder / f"{split}_labels.npy"
-    return load_array(path) if path.is_file() else None
+    if not path.exists():
+        return None
+    labels = load_array(path)
+    if labels.ndim != 1 or labels.dtype.kind not in "ui":
+        raise ImageSetError(f"{path}: holds {labels.dtype} of {labels.ndim} dimensions, not labels")
+    return labels
 
 
 def files_of(folder: Path, split: str) -> Path:
     """Of a set that was made of files: the text file whose line i is the name of the file of image i, as JSON."""
     return folder / f"{split}_files.txt"
+
+
+def read_file_names(folder: Path, split: str, images: Collection[int]) -> dict[int, str]:
+    """Return the names of the files of some images of a split; none for a set that was not made of files.
+
+    Raises ImageSetError.
+    """
+    path, names = files_of(folder, split), dict[int, str]()
+    if not images or not path.exists():
+        return names
+    try:
+        with open_regular(path) as lines:
+            for number in range(max(images) + 1):
+                line = lines.readline(LONGEST_LINE)
+                if not line.endswith(b"\n"):
+                    raise ValueError(f"line {number + 1} has no end")
+                if number in images:
+                    names[number] = file_name(line)
+    except (OSError, ValueError) as error:
+        raise ImageSetError(f"{path}: missing or damaged: {error}") from error
+    return names
+
+
+def file_name(line: bytes) -> str:
+    """Return the name in a line, any bytes that are not UTF-8 escaped.  Raises ValueError."""
+    try:
+        name = json.loads(line)
+    except RecursionError as error:
+        raise ValueError("a line that is no name") from error
+    if not isinstance(name, str):
+        raise ValueError("a line that is no name")
+    return name.encode(errors="backslashreplace").decode()
 
 
 def data_sha256(folder: Path) -> str:
@@ -166,6 +265,6 @@ def data_sha256(folder: Path) -> str:
     if image_set.transforms != "none":
         digest.update(f"transforms={image_set.transforms}\n".encode())
     for split in SPLITS:
-        with (folder / f"{split}.npy").open("rb") as file:
+        with open_regular(folder / f"{split}.npy") as file:
             digest.update(f"{split} {hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
     return digest.hexdigest()

@@ -1,12 +1,12 @@
 """The variational diffusion model: a noise schedule and a noise predictor, joined by the bound."""
 
 from collections.abc import Sequence
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from torch import Tensor, nn
 
 from vdm.discretization import pixels_to_x
-from vdm.network import NoisePredictor
+from vdm.network import NoisePredictor, num_parameters
 from vdm.schedule import LinearSchedule, MonotoneSchedule, gamma_and_slope
 from vdm.vlb import (
     PredictNoise,
@@ -18,6 +18,7 @@ from vdm.vlb import (
     reconstruction_loss,
 )
 
+MOST_LEVELS = 2**16
 ScheduleKind = Literal["fixed_linear", "learned_linear", "learned_monotone"]
 
 
@@ -31,6 +32,29 @@ def build_schedule(kind: ScheduleKind, gamma_0: float, gamma_1: float) -> Linear
         case "learned_monotone":
             return MonotoneSchedule(gamma_0, gamma_1)
     raise ValueError(f"unknown schedule {kind!r}: {', '.join(get_args(ScheduleKind))}")
+
+
+def count_parameters(
+    *,
+    image_shape: Sequence[int],
+    schedule: ScheduleKind,
+    width: int,
+    blocks: int,
+    attention_everywhere: bool,
+    fourier_exponents: Sequence[int],
+    augmentation_input: bool,
+    **_: Any,
+) -> int:
+    """Return how many numbers the parameters of a `VDM` of these arguments are, which is not built for that."""
+    end_points, features = 2, 3 * MonotoneSchedule.NUM_FEATURES + 1
+    return (end_points + (features if schedule == "learned_monotone" else 0)) + num_parameters(
+        channels=image_shape[0],
+        width=width,
+        blocks=blocks,
+        attention_everywhere=attention_everywhere,
+        fourier_exponents=fourier_exponents,
+        augmentation_input=augmentation_input,
+    )
 
 
 class VDM(nn.Module):
@@ -58,7 +82,7 @@ class VDM(nn.Module):
         augmentation_input: bool,
     ) -> None:
         super().__init__()
-        if len(image_shape) != 3 or min(image_shape) < 1 or num_levels < 2:
+        if len(image_shape) != 3 or min(image_shape) < 1 or not 2 <= num_levels <= MOST_LEVELS:
             raise ValueError(f"no images have shape {image_shape} and {num_levels} levels")
         self.image_shape = (image_shape[0], image_shape[1], image_shape[2])
         self.num_levels = num_levels

@@ -16,6 +16,9 @@ from torch.nn.functional import scaled_dot_product_attention, silu
 
 Layer = TypeVar("Layer", nn.Conv2d, nn.Linear)
 
+MOST_BLOCKS = 1024
+LARGEST_EXPONENT = 64
+
 
 class NoisePredictor(nn.Module):
     """eps_hat (B,C,H,W) from z_t (B,C,H,W) and gamma_t (B,); any number of channels, any image size.
@@ -24,7 +27,8 @@ class NoisePredictor(nn.Module):
     embedding: they are constants, also where the schedule's end points are learned.  `augmentation_input` adds one
     number per image that says "this image was augmented" to the conditioning.
 
-    Raises ValueError when `width` is odd, below 4, or not a multiple of `norm_groups`.
+    Raises ValueError when `width` is odd, below 4, or not a multiple of `norm_groups`, for more blocks than
+    `MOST_BLOCKS` and for exponents beyond `LARGEST_EXPONENT`.
     """
 
     def __init__(
@@ -43,8 +47,12 @@ class NoisePredictor(nn.Module):
         augmentation_input: bool,
     ) -> None:
         super().__init__()
-        if width < 4 or width % 2 or width % norm_groups:
+        if width < 4 or width % 2 or norm_groups < 1 or width % norm_groups:
             raise ValueError(f"width {width} must be even, at least 4 and a multiple of norm_groups {norm_groups}")
+        if not 0 < blocks <= MOST_BLOCKS:
+            raise ValueError(f"blocks {blocks} must be between 1 and {MOST_BLOCKS}")
+        if any(abs(exponent) > LARGEST_EXPONENT for exponent in fourier_exponents):
+            raise ValueError(f"an exponent of fourier_exponents is beyond {LARGEST_EXPONENT}")
         self.width, self.gamma_min, self.gamma_max = width, gamma_min, gamma_max
         self.fourier_exponents = tuple(fourier_exponents)
         self.augmentation_input = augmentation_input
@@ -89,6 +97,34 @@ class NoisePredictor(nn.Module):
             flag = torch.zeros_like(gamma_t) if augmented is None else augmented.to(gamma_t)
             embedding = torch.cat([embedding, flag[:, None]], dim=1)
         return silu(self.condition_2(silu(self.condition_1(embedding))))
+
+
+def num_parameters(
+    *,
+    channels: int,
+    width: int,
+    blocks: int,
+    attention_everywhere: bool,
+    fourier_exponents: Sequence[int],
+    augmentation_input: bool,
+) -> int:
+    """Return how many numbers the parameters of such a `NoisePredictor` are, which is not built for that."""
+    w, inputs = width, channels * (1 + 2 * len(fourier_exponents))
+
+    def linear(inputs: int, outputs: int) -> int:
+        return outputs * (inputs + 1)
+
+    def convolution(inputs: int, outputs: int) -> int:
+        return outputs * (9 * inputs + 1)
+
+    condition = linear(w + augmentation_input, 4 * w) + linear(4 * w, 4 * w)
+    block = 2 * w + convolution(w, w) + 4 * w * w + 2 * w + convolution(w, w)
+    # Twice the inputs: a larger first norm and convolution, and a shortcut of one pixel.
+    up = block + 2 * w + 9 * w * w + linear(2 * w, w)
+    attention = 2 * w + linear(w, 3 * w) + linear(w, w)
+    ends = convolution(inputs, w) + 2 * w + convolution(w, channels)
+    attentions = 2 * blocks + 2 if attention_everywhere else 1
+    return condition + ends + (blocks + 2) * block + (blocks + 1) * up + attentions * attention
 
 
 class ResidualBlock(nn.Module):

@@ -83,7 +83,9 @@ class MonotoneSchedule(LinearSchedule):
     which saturated or vanished weights would leave 0/0.
     """
 
-    def __init__(self, gamma_0: float, gamma_1: float, *, num_features: int = 1024) -> None:
+    NUM_FEATURES = 1024
+
+    def __init__(self, gamma_0: float, gamma_1: float, *, num_features: int = NUM_FEATURES) -> None:
         super().__init__(gamma_0, gamma_1, learned=True)
         self.linear = nn.Parameter(torch.ones(()))
         self.inner = nn.Parameter(torch.randn(num_features))

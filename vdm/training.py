@@ -162,18 +162,36 @@ class Trainer:
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Continue from `state`, of a run with the same arguments."""
+        """Continue from `state`, of a run with the same arguments.  Raises what torch raises over any other."""
         self.model.load_state_dict(state["model"])
         self.average.load_state_dict(state["average"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.log.load_state(state["log"])
         self.records = [TrainingRecord(*values) for values in state["records"]]
-        self.done = state["done"]
+        self.done = int(state["done"])
 
 
 def process() -> tuple[int, int]:
     """The rank of this process and the number of all."""
     return (distributed.get_rank(), distributed.get_world_size()) if distributed.is_initialized() else (0, 1)
+
+
+def memory_needed(
+    *,
+    num_parameters: int,
+    width: int,
+    image_shape: Sequence[int],
+    num_images: int,
+    batch_size: int,
+    part: int,
+) -> int:
+    """Return a lower bound of the bytes that a process takes beside the images, `part` of a batch at a time.
+
+    That is five float32 copies of the weights (the model, its average, gradients, two moments of AdamW), the order of
+    an epoch, the batch with its noise, and one layer's input, output and gradient in 2 bytes a number.
+    """
+    num_dims, num_pixels = math.prod(image_shape), math.prod(image_shape[1:])
+    return 20 * num_parameters + 16 * num_images + 5 * num_dims * batch_size + 6 * width * num_pixels * part
 
 
 def prepare(model: VDM, *, compile: bool, activation_checkpointing: bool) -> torch.nn.Module:

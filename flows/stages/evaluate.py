@@ -7,17 +7,17 @@ from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 
 from flows.device import find_device
 from flows.ending import finish
 from flows.errors import Exit, UserError
+from flows.memory import require
 from flows.progress import bar
 from vdm import evaluation
 from vdm.checkpoint import load_model, model_sha256
 from vdm.files import written_last
-from vdm.images import ImageSet, data_sha256, load_images
+from vdm.images import ImageSet, data_sha256, fault, load_images
 from vdm.model import VDM
 
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ def evaluate(evaluate: "Evaluate", *, model: Path, images: Path, out: Path | Non
     Raises CheckpointError, ImageSetError, and UserError (exit 2) when model and images do not fit each other.
     """
     vdm, image_set = load_fitting(model, images, find_device(evaluate.device))
+    require_memory(evaluate, vdm, len(image_set.test))
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)  # an error is wanted before the work
     arguments = evaluate.model_dump(exclude={"device"})
@@ -58,13 +59,17 @@ def load_fitting(model: Path, images: Path, device: torch.device) -> tuple[VDM, 
     if ours != theirs:
         shown = ["x".join(map(str, shape)) + f" with {num_levels} levels" for shape, num_levels in (ours, theirs)]
         raise UserError(f"{model} is a model of images of {shown[0]}; {images} holds {shown[1]}", Exit.USAGE)
-    test = image_set.test
-    if test.dtype != np.uint8 or test.shape[1:] != image_set.image_shape or not len(test) > 0:
-        found = f"{len(test)} images of {test.dtype} and shape {test.shape[1:]}"
-        raise UserError(f"{images}: test.npy holds {found}; run `vdmctl validate`", Exit.INVALID_DATA)
-    if (highest := int(test.max())) >= image_set.num_levels:
-        raise UserError(f"{images}: test.npy holds level {highest}; run `vdmctl validate`", Exit.INVALID_DATA)
+    if reason := fault(image_set, "test"):
+        raise UserError(f"{images}: {reason}; run `vdmctl validate`", Exit.INVALID_DATA)
     return vdm, image_set
+
+
+def require_memory(evaluate: "Evaluate", vdm: VDM, num_images: int) -> None:
+    """Raise UserError (exit 2) when not even a batch and the results would fit into memory."""
+    sizes = evaluate.model_dump(include={"times_per_image", "batch_size"})
+    device = next(vdm.parameters()).device
+    advice = "evaluate: lower evaluate.times_per_image or evaluate.batch_size"
+    require(evaluation.memory_needed(vdm, num_images=num_images, **sizes), device, advice)
 
 
 def digests(model: Path, images: Path) -> dict[str, str]:

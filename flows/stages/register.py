@@ -3,6 +3,7 @@
 import csv
 import json
 import logging
+import math
 import shutil
 import subprocess
 from pathlib import Path
@@ -12,7 +13,7 @@ from flows.ending import finish
 from flows.errors import Exit, UserError
 from flows.escaping import markdown
 from vdm.checkpoint import CONFIG, WEIGHTS, load_model, model_sha256
-from vdm.files import open_regular, write_whole, writing, writing_folder
+from vdm.files import open_regular, read_bounded, write_whole, writing, writing_folder
 from vdm.images import data_sha256, load_images
 
 if TYPE_CHECKING:
@@ -93,11 +94,13 @@ def register(
 def last_loss(curves: Path) -> tuple[int, float]:
     """Step and bits/dim of the last line of the training log.  Raises UserError (exit 5)."""
     try:
-        with curves.open(newline="") as file:
-            *_, last = csv.DictReader(file)
-        return int(last["step"]), float(last["bpd"])
+        *_, last = csv.DictReader(read_bounded(curves).decode().splitlines())
+        step, bpd = int(last["step"]), float(last["bpd"])
+        if step < 1 or not math.isfinite(bpd):
+            raise ValueError(f"step {step} at {bpd} bits/dim")
     except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
         raise UserError(f"{curves}: missing or damaged; run `vdmctl train`", Exit.MISSING) from error
+    return step, bpd
 
 
 def current_commit() -> str:

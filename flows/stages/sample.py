@@ -11,6 +11,7 @@ from torchvision.utils import make_grid, save_image
 
 from flows.device import find_device
 from flows.ending import finish
+from flows.memory import require
 from flows.progress import bar
 from vdm import sampling
 from vdm.checkpoint import load_model
@@ -29,6 +30,8 @@ def sample(sample: "Sample", *, model: Path, out: Path) -> None:
     """
     out.parent.mkdir(parents=True, exist_ok=True)  # an error is wanted before the work
     vdm = load_model(model, find_device(sample.device))
+    needed = sampling.memory_needed(vdm, sample.num_images, sample.num_timesteps)
+    require(needed, find_device(sample.device), "sample: lower sample.num_images or sample.num_timesteps")
     pixels = sampling.sample(
         vdm,
         sample.num_images,

@@ -14,20 +14,23 @@ import torch
 from flows.claim import claim
 from flows.device import find_compile, find_devices, find_precision
 from flows.distributed import agreement, any_process, from_first, gather, is_first, launch, local_rank, process_group
+from flows.documents import Validation, read
 from flows.errors import Exit, UserError
+from flows.memory import require
 from flows.progress import bar
 from flows.runs import Run, fingerprint, stop_signals, unwritten, writing_curves
 from vdm.checkpoint import save_model
-from vdm.files import parse_json, read_bounded
-from vdm.images import data_sha256, load_images
-from vdm.model import VDM
-from vdm.training import Trainer, process
+from vdm.images import ImageSet, data_sha256, fault, load_images
+from vdm.model import VDM, count_parameters
+from vdm.training import Trainer, memory_needed, process
 
 if TYPE_CHECKING:
     from flows.params import Model, Train
 
 log = logging.getLogger(__name__)
 
+# A process that has loaded torch.
+PROCESS_BYTES = 2**28
 # Parameters that no bit of the result depends on.
 CONDUCT = ("device", "max_restarts", "checkpoint_every_steps", "checkpoint_every_minutes", "keep_checkpoints")
 
@@ -44,7 +47,8 @@ def train(
     images; TrainingDiverged.
     """
     require_validated(images, validation)
-    find_devices(train.device, train.num_devices)  # now rather than in every process
+    devices = find_devices(train.device, train.num_devices)  # now rather than in every process
+    require_memory(model, train, load_images(images), devices[0])
     launched = torch.distributed.is_torchelastic_launched()
     if launched and (started := int(os.environ["LOCAL_WORLD_SIZE"])) != train.num_devices:
         raise UserError(f"torchrun started {started} processes, train.num_devices is {train.num_devices}", Exit.USAGE)
@@ -82,7 +86,7 @@ def train_here(model: "Model", train: "Train", *, images: Path, out: Path, curve
         with agreement():
             state = run.newest(trainer.state().keys()) if is_first() else None
         if state := from_first(state):
-            trainer.load_state(state)
+            resume(trainer, state, run.folder)
             log.info("continuing from step %d of %d", trainer.done, trainer.steps)
         asked_to_stop = stack.enter_context(stop_signals())
         fit(trainer, run, curves, train, asked_to_stop)
@@ -123,6 +127,15 @@ def build(config: dict[str, Any], arguments: dict[str, Any], images: torch.Tenso
     where = f"{trainer.processes} x {images.device.type} in {trainer.precision}"
     log.info("%d parameters, %d images, on %s", num_parameters, len(images), where)
     return trainer
+
+
+def resume(trainer: Trainer, state: dict[str, Any], folder: Path) -> None:
+    """Continue from a saved state.  Raises UserError (exit 5) for one that is of another run."""
+    try:
+        trainer.load_state(state)
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        reason = str(error).partition("\n")[0][:200]
+        raise UserError(f"{folder}: its newest state is of another run: {reason}; delete it", Exit.MISSING) from error
 
 
 def fit(trainer: Trainer, run: Run, curves: Path, train: "Train", asked_to_stop: Callable[[], bool]) -> None:
@@ -166,14 +179,30 @@ def advice_on_memory(train: "Train") -> str:
 
 def require_validated(images: Path, validation: Path) -> None:
     """UserError (exit 4) unless the validation report vouches for exactly these bytes."""
-    try:
-        report = parse_json(read_bounded(validation))
-        vouched = report["data_sha256"] if report["success"] else None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{validation}: missing or damaged: {error}; run `vdmctl validate`", Exit.MISSING) from error
-    actual = data_sha256(images)
+    report = read(Validation, validation, "run `vdmctl validate`")
+    vouched, actual = report.data_sha256 if report.success else None, data_sha256(images)
     if vouched != actual:
         raise UserError(
             f"{validation} vouches for data {vouched}, but {images} is {actual}; run `vdmctl validate`",
             Exit.INVALID_DATA,
         )
+    if reason := fault(load_images(images), "train"):
+        raise UserError(f"{images}: {reason}; run `vdmctl validate`", Exit.INVALID_DATA)
+
+
+def require_memory(model: "Model", train: "Train", images: ImageSet, device: torch.device) -> None:
+    """Raise UserError (exit 2) when not even the largest parts of training would fit into memory."""
+    config = model.model_dump()
+    needed = memory_needed(
+        num_parameters=count_parameters(image_shape=images.image_shape, **config),
+        width=model.width,
+        image_shape=images.image_shape,
+        num_images=len(images.train),
+        batch_size=train.batch_size,
+        part=train.batch_size // train.num_devices // train.accumulation,
+    )
+    if device.type == "cpu":  # where the images stay in their file, and all processes share the memory
+        needed = train.num_devices * needed + (train.num_devices - 1) * PROCESS_BYTES
+    else:
+        needed += images.train.nbytes
+    require(needed, device, "train: lower model.blocks, model.width, train.batch_size or train.num_devices")

@@ -1,0 +1,52 @@
+"""How much memory this process may still take, so that sizes are refused before anything is allocated."""
+
+import os
+from contextlib import suppress
+from pathlib import Path
+from typing import NamedTuple
+
+MACHINE = Path("/proc/meminfo")
+
+
+class Group(NamedTuple):
+    """A control group, such as a container: the files of its limit, its use, and the use that can be given back."""
+
+    limit: Path
+    used: Path
+    details: Path
+    reclaimable: str
+
+
+GROUPS = [
+    Group(folder / limit, folder / used, folder / "memory.stat", reclaimable)
+    for folder, limit, used, reclaimable in (
+        (Path("/sys/fs/cgroup"), "memory.max", "memory.current", "inactive_file"),
+        (Path("/sys/fs/cgroup/memory"), "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+    )
+]
+
+
+def available() -> int:
+    """Return the bytes that are free or can be freed, on the machine and within the container's limit."""
+    found = [left(group) for group in GROUPS]
+    try:
+        found.append(number_in(MACHINE.read_text(), "MemAvailable:") * 1024)
+    except (OSError, ValueError):  # not Linux
+        found.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    return min(size for size in found if size is not None)
+
+
+def left(group: Group) -> int | None:
+    """Return the bytes that a control group still allows; None where there is none, or no limit."""
+    with suppress(OSError, ValueError):
+        cache = number_in(group.details.read_text(), group.reclaimable)
+        return max(0, int(group.limit.read_text()) - int(group.used.read_text()) + cache)
+    return None
+
+
+def number_in(text: str, key: str) -> int:
+    """Return the number after the key, at the start of a line.  Raises ValueError."""
+    for line in text.splitlines():
+        if line.split()[:1] == [key]:
+            return int(line.split()[1])
+    raise ValueError(f"no {key}")
