@@ -11,6 +11,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from flows.errors import Exit, UserError
+from flows.sources import checked_source
 
 
 def device_name(name: str) -> str:
@@ -55,7 +56,7 @@ class Data(Section):
         "imagenet64_2016",
         "image_folder",
     ]
-    source: str | None
+    source: Annotated[str, AfterValidator(checked_source)] | None
     test_fraction: Annotated[Real, Field(gt=0, lt=1)]
     split_seed: NonNegative
     grayscale: bool
