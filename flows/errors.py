@@ -20,7 +20,7 @@ class UserError(Exception):
     """Something the user can mend; `str(error)` is one line."""
 
     def __init__(self, message: str, code: Exit) -> None:
-        super().__init__(" ".join(message.split()))
+        super().__init__(printable(" ".join(message.split())))
         self.code = code
 
     def __reduce__(self) -> tuple[type["UserError"], tuple[str, Exit]]:
@@ -32,6 +32,19 @@ class NetworkError(UserError):
 
     def __init__(self, message: str, code: Exit = Exit.MISSING) -> None:
         super().__init__(message, code)
+
+
+def printable(text: str) -> str:
+    """Return the text with escapes for what a terminal would act on and what UTF-8 cannot hold."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def brief(error: BaseException) -> str:
+    """Return what a parser says of damaged bytes, in at most 200 characters."""
+    text = str(error) or ("takes too much memory" if isinstance(error, MemoryError) else type(error).__name__)
+    return text if len(text) <= 200 else f"{text[:200]}..."
 
 
 def exit_code(error: Exception) -> Exit | None:

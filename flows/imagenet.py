@@ -1,6 +1,5 @@
 """ImageNet at a low resolution, streamed out of the publisher's archives: neither unpacked nor held in memory."""
 
-import io
 import re
 import shutil
 import tarfile
@@ -12,6 +11,7 @@ from typing import IO
 import numpy as np
 from PIL import Image
 
+from flows.array_files import read_layout, read_rows
 from flows.errors import Exit, UserError
 from flows.fetching import fetch_file
 from flows.image_sets import (
@@ -21,9 +21,13 @@ from flows.image_sets import (
     IMAGENET64_2016,
     DownsampledImageNet,
 )
-from flows.publishers import Chunk, Splits, file_sha256
+from flows.publishers import Chunk, Splits, entries, file_of, file_sha256
+from flows.reading import BadImageError, damage_named
+from vdm.files import open_regular
 
 ROWS = 1000
+MOST_BYTES = 2**34
+MOST_PNG_BYTES = 2**20
 
 
 def read_imagenet(published: DownsampledImageNet, source: Path | None, downloads: Path) -> Splits:
@@ -37,7 +41,7 @@ def read_imagenet(published: DownsampledImageNet, source: Path | None, downloads
     archives = published.train | published.test
     if source is None:
         for name in archives:
-            fetch_file([published.base_address + name], downloads / name)
+            fetch_file([published.base_address + name], downloads / name, MOST_BYTES)
     for name, sha256 in archives.items():
         try:
             check_version((source or downloads) / name, sha256)
@@ -72,60 +76,76 @@ def all_archives() -> dict[str, str]:
 
 
 def read_archives(published: DownsampledImageNet, paths: list[Path], count: int) -> Iterator[Chunk]:
-    """The images of some archives, in the order of their names.  Raises UserError (exit 5)."""
+    """Yield the images of some archives, in the order of their names.  Raises UserError (exit 5)."""
     found = 0
     for path in paths:
-        try:
-            for chunk in zipped_batches(path) if published.layout == "npz" else tarred_images(path):
-                shape = (3, published.size, published.size)
-                if chunk.images.dtype != np.uint8 or chunk.images[0].size != np.prod(shape):
-                    raise ValueError(f"images of {chunk.images.shape[1:]} {chunk.images.dtype}")
-                found += len(chunk.images)
-                yield Chunk(chunk.images.reshape(-1, *shape), chunk.labels)
-        except (EOFError, KeyError, OSError, ValueError, zipfile.BadZipFile, tarfile.TarError) as error:
-            raise UserError(f"{path}: damaged: {error}", Exit.MISSING) from error
+        read = zipped_batches if published.layout == "npz" else tarred_images
+        chunks = read(path, published.size)
+        while chunk := next_of(path, chunks):
+            found += len(chunk.images)
+            yield chunk
     if found != count:
         raise UserError(f"{paths[0]}: {found} images, {count} were published", Exit.MISSING)
 
 
-def zipped_batches(path: Path) -> Iterator[Chunk]:
-    """(n, 3 x H x W) uint8 and labels from 0, of npz files in a zip file."""
-    with zipfile.ZipFile(path) as outer:
+def next_of(path: Path, chunks: Iterator[Chunk]) -> Chunk | None:
+    """Return the next images of an archive; None after the last.  Raises UserError (exit 5)."""
+    try:
+        with damage_named():
+            return next(chunks, None)
+    except BadImageError as error:
+        raise UserError(f"{path}: {error}", Exit.MISSING) from error
+
+
+def zipped_batches(path: Path, size: int) -> Iterator[Chunk]:
+    """Yield (n,3,H,W) uint8 and labels from 0, of npz files in a zip file."""
+    with open_regular(path) as file, zipfile.ZipFile(file) as outer:
         batches = [name for name in outer.namelist() if name.endswith(".npz")]
         for batch in sorted(batches, key=lambda name: [int(part) for part in re.findall(r"\d+", Path(name).name)]):
             with outer.open(batch) as packed, zipfile.ZipFile(packed) as inner:
-                with inner.open("labels.npy") as file:
-                    labels = np.load(io.BytesIO(file.read()), allow_pickle=False) - 1
-                with inner.open("data.npy") as file:
-                    for first, rows in array_rows(file):
+                with inner.open("labels.npy") as entry:
+                    labels = read_labels(entry) - 1
+                with inner.open("data.npy") as entry:
+                    first = 0
+                    for rows in pixel_rows(entry, size):
                         yield Chunk(rows, labels[first : first + len(rows)])
+                        first += len(rows)
 
 
-def array_rows(file: IO[bytes]) -> Iterator[tuple[int, np.ndarray]]:
-    """Some rows of a .npy stream at a time, with the number of the first.  Raises ValueError."""
-    version = np.lib.format.read_magic(file)
-    read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    shape, fortran, dtype = read_header(file)
-    if fortran or dtype.hasobject or len(shape) != 2:
-        raise ValueError(f"an array of {dtype} {shape}, not rows of pixels")
-    for first in range(0, shape[0], ROWS):
-        count = min(ROWS, shape[0] - first)
-        content = file.read(count * shape[1] * dtype.itemsize)
-        yield first, np.frombuffer(content, dtype).reshape(count, shape[1])
+def read_labels(file: IO[bytes]) -> np.ndarray:
+    """Read (N,) integers.  Raises ValueError."""
+    layout = read_layout(file)
+    if len(layout.shape) != 1 or layout.dtype.kind not in "iu":
+        raise ValueError(f"an array of {layout.dtype} {layout.shape}, not labels")
+    return np.concatenate([np.zeros(0, np.int64), *read_rows(file, layout, 2**20)])
 
 
-def tarred_images(path: Path) -> Iterator[Chunk]:
-    """(n,3,H,W) uint8 of the PNG files in a tar file, in the archive's order; this version has no labels."""
-    rows: list[np.ndarray] = []
-    with tarfile.open(path) as tar:
-        for entry in tar:
-            tar.members = []  # type: ignore[attr-defined]  # or a million of them stay in memory
-            file = tar.extractfile(entry) if entry.isfile() and entry.name.endswith(".png") else None
-            if file:
-                with Image.open(file, formats=["PNG"]) as image:
-                    rows.append(np.asarray(image.convert("RGB")).transpose(2, 0, 1))
-            if len(rows) == ROWS:
-                yield Chunk(np.stack(rows), None)
-                rows = []
-    if rows:
-        yield Chunk(np.stack(rows), None)
+def pixel_rows(file: IO[bytes], size: int) -> Iterator[np.ndarray]:
+    """Yield (n,3,H,W) uint8 of rows of pixels, some at a time.  Raises ValueError."""
+    layout = read_layout(file)
+    if layout.fortran or layout.dtype.hasobject or len(layout.shape) != 2:
+        raise ValueError(f"an array of {layout.dtype} {layout.shape}, not rows of pixels")
+    if layout.dtype != np.uint8 or layout.shape[1] != 3 * size**2:
+        raise ValueError(f"images of {layout.shape[1:]} {layout.dtype}")
+    for rows in read_rows(file, layout, ROWS):
+        yield rows.reshape(-1, 3, size, size)
+
+
+def tarred_images(path: Path, size: int) -> Iterator[Chunk]:
+    """Yield (n,3,H,W) uint8 of the PNG files in a tar file, in the archive's order; this version has no labels."""
+    waiting: list[np.ndarray] = []
+    with open_regular(path) as file, tarfile.open(fileobj=file, mode="r:") as tar:
+        for entry in entries(tar, path.stat().st_size):
+            if not entry.isfile() or not entry.name.endswith(".png"):
+                continue
+            if entry.size > MOST_PNG_BYTES:
+                raise ValueError(f"{entry.name} has {entry.size} bytes")
+            with Image.open(file_of(tar, entry), formats=["PNG"]) as image:
+                if image.size != (size, size):
+                    raise ValueError(f"images of {image.size}")
+                waiting.append(np.asarray(image.convert("RGB")).transpose(2, 0, 1))
+            if len(waiting) == ROWS:
+                yield Chunk(np.stack(waiting), None)
+                waiting = []
+    if waiting:
+        yield Chunk(np.stack(waiting), None)

@@ -11,6 +11,7 @@ from pydantic_core import PydanticCustomError
 from flows import bounded_yaml
 from flows.documents import shown
 from flows.errors import Exit, UserError
+from flows.sources import checked_source
 from vdm.files import read_bounded
 
 
@@ -57,7 +58,7 @@ class Data(Section):
         "imagenet64_2016",
         "image_folder",
     ]
-    source: str | None
+    source: Annotated[str, AfterValidator(checked_source)] | None
     test_fraction: Annotated[Real, Field(gt=0, lt=1)]
     split_seed: NonNegative
     grayscale: bool

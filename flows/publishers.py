@@ -2,21 +2,24 @@
 
 import gzip
 import hashlib
+import os
 import shutil
 import tarfile
-import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import IO, NamedTuple, cast
 
 import numpy as np
 
-from flows.errors import Exit, UserError
+from flows.errors import Exit, UserError, brief
 from flows.fetching import fetch_file
 from flows.image_sets import PublishedSet
+from flows.reading import limited
+from vdm.files import naming, open_regular
 
-# The largest file of these sets has 182 MB: what unpacks to more is no such file.
-MOST_BYTES = 2**29
+# The largest file of these sets has 182 MB: what unpacks to more is another file.
+MOST_BYTES = 2**28
 
 
 class Chunk(NamedTuple):
@@ -42,13 +45,11 @@ def read_published(published: PublishedSet, source: Path | None, downloads: Path
     """
     if source is None:
         for name, addresses in published.addresses.items():
-            fetch_file(addresses, downloads / name)
+            fetch_file(addresses, downloads / name, MOST_BYTES)
     folder = scratch / published.folder
     folder.mkdir(parents=True, exist_ok=True)
     try:
         take_files(published, source or downloads, folder)
-        for name, sha256 in published.files.items():
-            check_sha256(folder / name, sha256, (source or downloads) / name)
     except UserError:
         if source is None:
             shutil.rmtree(downloads)  # what is wrong would be found, and wrong, again
@@ -68,41 +69,113 @@ def read_chunk(published: PublishedSet, scratch: Path, train: bool) -> Chunk:
 
 
 def take_files(published: PublishedSet, source: Path, folder: Path) -> None:
-    """Put the uncompressed files from `source` (plain, .gz, or in the publisher's archive) into `folder`."""
+    """Put the uncompressed files from `source` (plain, .gz, or in the publisher's archive) into `folder`, checked.
+
+    Raises UserError (exit 5).
+    """
     if not source.is_dir():
         raise UserError(f"data.source: {source} is not a folder", Exit.MISSING)
     archive = source / published.archive if published.archive else None
-    for name in published.files:
-        plain, nested, packed = source / name, source / folder.name / name, source / f"{name}.gz"
-        try:
-            if plain.is_file() or nested.is_file():
-                shutil.copyfile(plain if plain.is_file() else nested, folder / name)
-            elif packed.is_file():
-                with gzip.open(packed) as compressed:
-                    copy_bounded(compressed, folder / name)
-            elif archive and archive.is_file():
-                with tarfile.open(archive) as tar, member(tar, f"{folder.name}/{name}") as packed_file:
-                    copy_bounded(packed_file, folder / name)
-            else:
-                wanted = " or ".join(path.name for path in (plain, packed, archive) if path)
-                raise UserError(f"{source}: holds no {wanted}; data.source names the wrong folder?", Exit.MISSING)
-        except (EOFError, KeyError, ValueError, zlib.error, tarfile.TarError, gzip.BadGzipFile) as error:
-            reason = f"{error}{looks_like_a_page(packed, archive)}"
-            raise UserError(f"{source}: {name} is truncated or damaged: {reason}", Exit.MISSING) from error
+    packed = []
+    for name, sha256 in published.files.items():
+        places = source / name, source / folder.name / name, source / f"{name}.gz"
+        found = next((place for place in places if place.is_file()), None)
+        if found:
+            with refusing_damage(source, name, found), uncompressed(found) as file:
+                copy_bounded(file, folder / name)
+            check_sha256(folder / name, sha256, source / name)
+        elif archive and archive.is_file():
+            packed.append(name)
+        else:
+            wanted = " or ".join(path.name for path in (places[0], places[2], archive) if path)
+            raise UserError(f"{source}: holds no {wanted}; data.source names the wrong folder?", Exit.MISSING)
+    if packed and archive:
+        unpack(archive, folder, {name: published.files[name] for name in packed})
 
 
-def member(tar: tarfile.TarFile, name: str) -> IO[bytes]:
-    """A file in the archive, by its exact name: whatever else it holds, `../` and links too, is never unpacked."""
-    file = tar.extractfile(name)
+def unpack(archive: Path, folder: Path, files: dict[str, str]) -> None:
+    """Put files of an archive, by their exact names, into `folder` and check their sha256.
+
+    Whatever else it holds, `../` and links too, is not unpacked.  Raises UserError (exit 5).
+    """
+    left = {f"{folder.name}/{name}": name for name in files}
+    source = archive.parent
+    with (
+        refusing_damage(source, archive.name, archive),
+        uncompressed(archive) as plain,
+        tarfile.open(fileobj=plain, mode="r|") as tar,
+    ):
+        for entry in entries(tar, MOST_BYTES):
+            if not entry.name.startswith(f"{folder.name}/") or (name := entry.name.split("/", 1)[1]) not in files:
+                continue
+            with refusing_damage(source, name, archive):
+                if left.pop(entry.name, None) is None:
+                    raise ValueError("it is there twice")
+                copy_bounded(file_of(tar, entry), folder / name)
+            check_sha256(folder / name, files[name], source / name)
+        if left:
+            raise ValueError(f"it holds no {min(left)}")
+
+
+def entries(tar: tarfile.TarFile, most: int) -> Iterator[tarfile.TarInfo]:
+    """Yield the entries of an archive of at most `most` bytes.  Raises ValueError, and what tarfile does."""
+    previous = -1
+    for entry in tar:
+        tar.members = []  # type: ignore[attr-defined]  # or a million of them stay in memory
+        # After a negative size the same entries would come again, for ever.
+        if entry.offset <= previous or entry.size < 0:
+            raise ValueError("its entries overlap")
+        if entry.offset_data + entry.size > most:
+            raise ValueError(f"unpacks to more than {most} bytes")
+        previous = entry.offset
+        yield entry
+
+
+def file_of(tar: tarfile.TarFile, entry: tarfile.TarInfo) -> IO[bytes]:
+    """Return the content of an entry.  Raises ValueError for a link, a folder or a device."""
+    file = tar.extractfile(entry) if entry.isfile() else None
     if file is None:
-        raise ValueError(f"{name} is not a file")
+        raise ValueError(f"{entry.name} is not a file")
     return file
 
 
-def copy_bounded(source: IO[bytes] | gzip.GzipFile, path: Path) -> None:
-    """Copy at most MOST_BYTES, so that a few bytes that unpack to terabytes do not fill the disk.  ValueError."""
+@contextmanager
+def uncompressed(path: Path) -> Iterator[IO[bytes]]:
+    """Open a file, or what a gzip file holds.  Raises OSError, and ValueError for one that is too large."""
+    with open_regular(path) as file:
+        if (size := os.fstat(file.fileno()).st_size) > MOST_BYTES:
+            raise ValueError(f"{size} bytes, more than {MOST_BYTES}")
+        # Some browsers unpack an archive and keep its name.
+        packed = file.peek(2)[:2] == b"\x1f\x8b" or not path.name.endswith(".tar.gz")  # type: ignore[attr-defined]
+        if path.suffix == ".gz" and packed:
+            with gzip.open(file) as content:
+                yield cast(IO[bytes], content)
+        else:
+            yield file
+
+
+@contextmanager
+def refusing_damage(source: Path, name: str, path: Path) -> Iterator[None]:
+    """Raise UserError (exit 5) for what damaged archives raise, and for those that would fill the memory."""
+    try:
+        with limited():
+            yield
+    except UserError:
+        raise
+    except Exception as error:  # damaged bytes make these parsers raise almost anything, IndexError even
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        reason = f"{brief(error)}{looks_like_a_page(path)}"
+        raise UserError(f"{source}: {name} is truncated or damaged: {reason}", Exit.MISSING) from error
+
+
+def copy_bounded(source: IO[bytes], path: Path) -> None:
+    """Copy at most MOST_BYTES, so that a few bytes that unpack to terabytes do not fill the disk.
+
+    Raises ValueError, and OSError that names `path`.
+    """
     left = MOST_BYTES
-    with path.open("wb") as out:
+    with naming(path, path), path.open("wb") as out:
         while block := source.read(2**20):
             left -= len(block)
             if left < 0:
@@ -110,14 +183,11 @@ def copy_bounded(source: IO[bytes] | gzip.GzipFile, path: Path) -> None:
             out.write(block)
 
 
-def looks_like_a_page(*paths: Path | None) -> str:
-    """Says so when one of the files is an HTML page, which servers like to send in place of a file."""
-    for path in paths:
-        if path and path.is_file():
-            with path.open("rb") as file:
-                if file.read(512).lstrip().lower().startswith((b"<!doctype html", b"<html")):
-                    return f"; {path.name} is a web page, perhaps an error message of the server"
-    return ""
+def looks_like_a_page(path: Path) -> str:
+    """Return a remark when the file is an HTML page, which servers like to send in place of a file."""
+    with open_regular(path) as file:
+        page = file.read(512).lstrip().lower().startswith((b"<!doctype html", b"<html"))
+    return f"; {path.name} is a web page, perhaps an error message of the server" if page else ""
 
 
 def check_sha256(path: Path, expected: str, shown: Path) -> None:
@@ -132,8 +202,9 @@ def check_sha256(path: Path, expected: str, shown: Path) -> None:
 
 
 def file_sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    """Return the digest of a regular file.  Raises OSError."""
+    with open_regular(path) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
 
 
 def read_digits(test_fraction: float, split_seed: int) -> Splits:

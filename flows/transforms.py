@@ -3,22 +3,28 @@
 In this order: more than 8 bits down to 8, grayscale, resize, pad, down to `num_bits`.
 """
 
+import math
+from collections.abc import Iterator
+
 import numpy as np
 import torch
 from torchvision.transforms.v2 import functional
 
 from flows.errors import Exit, UserError
+from vdm.images import fitting
+
+# A model never changes the resolution: a larger image cannot be trained on, and is to be resized.
+MOST_LEVELS = 2**25
 
 
 def transform(
     images: np.ndarray, num_levels: int, *, grayscale: bool, resize: list[int] | None, pad: int, num_bits: int
 ) -> np.ndarray:
-    """(N,C,H,W) levels 0..num_levels-1, uint8 or uint16, to uint8 levels 0..levels_left(...)-1.
+    """Turn (N,C,H,W) levels 0..num_levels-1, uint8 or uint16, into uint8 levels 0..levels_left(...)-1.
 
-    Raises UserError (exit 2) for gray levels of images that have neither 1 nor 3 channels.
+    Raises what `shape_left` raises.
     """
-    if images.shape[1] not in (1, 3) and grayscale:
-        raise UserError(f"data.grayscale: of 1 or 3 channels, but images have {images.shape[1]}", Exit.USAGE)
+    shape_left(images.shape[1:], grayscale=grayscale, resize=resize, pad=pad)
     images, num_levels = shifted(images, num_levels, 8).astype(np.uint8, copy=False), levels_left(num_levels, 8)
     if grayscale and images.shape[1] == 3:
         images = functional.rgb_to_grayscale(writable(images)).numpy()
@@ -29,6 +35,33 @@ def transform(
     return shifted(images, num_levels, num_bits)
 
 
+def shape_left(shape: tuple[int, ...], *, grayscale: bool, resize: list[int] | None, pad: int) -> tuple[int, int, int]:
+    """Return the (C,H,W) of an image after the transforms.
+
+    Raises UserError: exit 2 for gray levels of neither 1 nor 3 channels and for a size that the parameters make too
+    large, 4 for an image that is too large as it is.
+    """
+    channels, height, width = shape
+    if channels not in (1, 3) and grayscale:
+        raise UserError(f"data.grayscale: of 1 or 3 channels, but images have {channels}", Exit.USAGE)
+    height, width = (side + 2 * pad for side in resize or (height, width))
+    left = (1 if grayscale else channels, height, width)
+    if (num_levels := math.prod(left)) > MOST_LEVELS:
+        what = f"images of {'x'.join(map(str, left))} have {num_levels:,} levels, at most {MOST_LEVELS:,} are possible"
+        if resize or pad:
+            raise UserError(f"data.resize and data.pad: {what}; lower them", Exit.USAGE)
+        raise UserError(f"{what}; set data.resize to a smaller [height, width]", Exit.INVALID_DATA)
+    return left
+
+
+def parts(images: np.ndarray, *, grayscale: bool, resize: list[int] | None, pad: int, num_bits: int) -> Iterator[slice]:
+    """Yield which images to transform at a time, so that the memory that the results take is bounded."""
+    row = math.prod(shape_left(images.shape[1:], grayscale=grayscale, resize=resize, pad=pad))
+    step = fitting(len(images), max(row, images[0].nbytes))
+    for first in range(0, len(images), step):
+        yield slice(first, first + step)
+
+
 def resized(images: np.ndarray, size: list[int], num_levels: int) -> np.ndarray:
     """Bicubic with antialiasing, whatever the ratio of the sides.  The overshoot at edges is clipped to the levels."""
     bicubic = functional.InterpolationMode.BICUBIC
@@ -37,8 +70,8 @@ def resized(images: np.ndarray, size: list[int], num_levels: int) -> np.ndarray:
 
 
 def writable(images: np.ndarray) -> torch.Tensor:
-    """A tensor of a copy: torch warns of arrays that are mapped read-only."""
-    return torch.from_numpy(np.array(images))
+    """Return a tensor of the images, or of a copy of those that are read-only, of which torch warns."""
+    return torch.from_numpy(np.require(images, requirements=["C", "W"]))
 
 
 def shifted(images: np.ndarray, num_levels: int, num_bits: int) -> np.ndarray:

@@ -166,14 +166,17 @@ def writing_folder(path: Path) -> Iterator[Path]:
     """
     partial, previous = (path.with_name(f".{path.name}.{state}") for state in ("partial", "previous"))
     with naming(path, partial), unfinished(partial):
-        remove(partial)
+        restore(path, previous)  # a process that was killed between the two renames left it there
+        clear(previous, partial)
         partial.mkdir(parents=True)
         yield partial
-        remove(previous)
-        if path.exists():
-            path.rename(previous)
-        partial.rename(path)
-        remove(previous)
+        try:
+            if path.exists():
+                path.rename(previous)
+            partial.rename(path)
+        finally:
+            restore(path, previous)
+        clear(previous, partial)
 
 
 @contextmanager
@@ -208,6 +211,20 @@ def discard(path: Path) -> None:
     else:
         with suppress(OSError):
             path.unlink(missing_ok=True)
+
+
+def restore(path: Path, previous: Path) -> None:
+    """Put a folder back in its place if nothing is there.  Raises OSError."""
+    if previous.exists() and not path.exists():
+        previous.rename(path)
+
+
+def clear(previous: Path, partial: Path) -> None:
+    """Remove both folders, by one name: what is half removed must not be restored.  Raises OSError."""
+    remove(partial)
+    if previous.exists():
+        previous.rename(partial)
+        remove(partial)
 
 
 def remove(folder: Path) -> None:

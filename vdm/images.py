@@ -15,11 +15,12 @@ from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
-from vdm.files import open_regular, parse_json, read_bounded
+from vdm.files import naming, open_regular, parse_json, read_bounded
 from vdm.memory import available
 
 SPLITS = ("train", "test")
 DESCRIPTION = "dataset.json"
+MOST_CHUNK_BYTES = 2**25
 REQUIRED = {"name", "num_levels", "image_shape", "num_train", "num_test"}
 COUNTS = ("num_train", "num_test", "published_train", "published_test")
 TEXTS = ("name", "title", "homepage", "licence", "formats", "split", "transforms")
@@ -86,7 +87,7 @@ def write_array(path: Path, chunks: Iterable[np.ndarray]) -> tuple[int, ...]:
     dtype = np.dtype(np.uint8)
     partial = path.with_name(f"{path.name}.partial")
     # Not through a memory map: on a full disk that ends the process with SIGBUS, where a write raises OSError.
-    with partial.open("wb") as file:
+    with naming(path, partial), partial.open("wb") as file:
         for chunk in chunks:
             if not shape:
                 shape, dtype = (0, *chunk.shape[1:]), chunk.dtype
@@ -190,13 +191,12 @@ def fault(image_set: ImageSet, split: str) -> str:
 
 
 def chunks(images: np.ndarray, size: int) -> Iterator[tuple[int, np.ndarray]]:
-    """Yield at most `size` images at a time, contiguous, with the number of the first, of a whole array.
+    """Yield images in contiguous chunks of at most `size`, fewer of large images, with the number of the first.
 
-    Large images come fewer at a time.  A mapped array is mapped anew for each chunk, so that pages that were read do
-    not add up in this process.
+    A mapped array is mapped anew for each chunk, so that pages that were read do not add up in this process.
     """
     mapped = isinstance(images, np.memmap) and images.flags.c_contiguous and images.size > 0
-    size = max(1, min(size, CHUNK_BYTES // max(1, math.prod(images.shape[1:]) * images.itemsize)))
+    size = fitting(size, images[0].nbytes) if images.size else size
     for first in range(0, len(images), size):
         count = min(size, len(images) - first)
         if mapped:
@@ -205,6 +205,11 @@ def chunks(images: np.ndarray, size: int) -> Iterator[tuple[int, np.ndarray]]:
             yield first, np.array(np.memmap(name, images.dtype, "r", offset, shape))
         else:
             yield first, np.ascontiguousarray(images[first : first + count])
+
+
+def fitting(most: int, row_bytes: int) -> int:
+    """Return how many rows make a chunk of bounded size: at most `most`, at least one."""
+    return max(1, min(most, MOST_CHUNK_BYTES // max(row_bytes, 1)))
 
 
 def load_labels(folder: Path, split: str) -> np.ndarray | None:

@@ -3,16 +3,16 @@
 import errno
 import json
 import logging
+import os
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from flows.errors import Exit, UserError
+from flows.errors import Exit, UserError, printable
 from flows.image_folder import read_folder
 from flows.image_sets import (
     CIFAR10,
@@ -28,8 +28,10 @@ from flows.image_sets import (
 )
 from flows.imagenet import read_imagenet
 from flows.publishers import Chunk, Splits, read_digits, read_published
-from flows.transforms import describe, levels_left, transform
-from vdm.images import SPLITS, files_of, save_images
+from flows.sources import source_path
+from flows.transforms import describe, levels_left, parts, shape_left, transform
+from vdm.files import naming, writing_folder
+from vdm.images import SPLITS, files_of, save_images, write_array
 
 if TYPE_CHECKING:
     from flows.params import Data
@@ -45,33 +47,38 @@ DIGITS = {
 
 
 def download(data: "Data", *, out: Path, downloads: Path) -> None:
-    """Write the images of `write_images`, and tell of them.  Raises what that raises."""
-    origin = write_images(data, out=out, downloads=downloads)
+    """Write the images that the parameters name, and log what they are.  Raises what `write_images` raises."""
+    source = source_path(data.source) if data.source is not None else None
+    origin = write_images(data, source=source, out=out, downloads=downloads)
     log.info("%s: %s, transforms: %s -> %s", data.name, origin["title"], origin["transforms"], out)
 
 
-def write_images(data: "Data", *, out: Path, downloads: Path) -> dict[str, Any]:
+def write_images(data: "Data", *, source: Path | None, out: Path, downloads: Path) -> dict[str, Any]:
     """Write `train.npy`, `test.npy`, their labels and `dataset.json` into `out`, whole or not at all.
 
     Returns what `dataset.json` says of their origin.  What the publisher's address sends is kept in `downloads` until
     all is well, so that a later run goes on from it.  Raises UserError: exit 5 for a missing, damaged or unexpected
-    file and a full disk, 4 for images that are no levels of one shape.
+    file and a full disk, 4 for images that are not levels of one shape.
     """
-    with tempfile.TemporaryDirectory() as scratch, replacing(out) as folder:
-        splits, origin = read(data, downloads, Path(scratch))
-        labels: dict[str, list[np.ndarray]] = {split: [] for split in SPLITS}
-        images = {split: kept(getattr(splits, split), labels[split], files_of(folder, split)) for split in SPLITS}
-        save_images(folder, images, origin | {"name": data.name})
-        for split in SPLITS:
-            if labels[split]:
-                np.save(folder / f"{split}_labels.npy", np.concatenate(labels[split]).astype(np.int64))
+    try:
+        with tempfile.TemporaryDirectory() as scratch, writing_folder(out) as folder:
+            splits, origin = read(data, source, downloads, Path(scratch))
+            labels: dict[str, list[np.ndarray]] = {split: [] for split in SPLITS}
+            images = {split: kept(getattr(splits, split), labels[split], files_of(folder, split)) for split in SPLITS}
+            save_images(folder, images, origin | {"name": data.name})
+            for split in SPLITS:
+                if labels[split]:
+                    write_array(folder / f"{split}_labels.npy", [np.concatenate(labels[split]).astype(np.int64)])
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        raise UserError(f"{error.filename}: {error.strerror}; make room and run again", Exit.MISSING) from error
     shutil.rmtree(downloads, ignore_errors=True)
     return origin
 
 
-def read(data: "Data", downloads: Path, scratch: Path) -> tuple[Splits, dict[str, Any]]:
-    """Transformed images, and what `dataset.json` says of them."""
-    source = Path(data.source).expanduser() if data.source else None
+def read(data: "Data", source: Path | None, downloads: Path, scratch: Path) -> tuple[Splits, dict[str, Any]]:
+    """Return the transformed images, and what `dataset.json` says of them."""
     match data.name:
         case "digits":
             return transformed(data, read_digits(data.test_fraction, data.split_seed), DIGITS | {"split": split(data)})
@@ -110,34 +117,39 @@ def published(
 
 
 def folder_of_images(data: "Data", source: Path) -> tuple[Splits, dict[str, Any]]:
-    """The splits of a folder, and what can be said of it."""
+    """Return the splits of a folder, and what can be said of it."""
     found = read_folder(
         source,
         test_fraction=data.test_fraction,
         split_seed=data.split_seed,
         grayscale=data.grayscale,
         resized=data.resize is not None,
-        transform=lambda images, num_levels: transform(images, num_levels, **steps(data)),
     )
+    for kind in found.kinds:  # before the first pixel is read
+        shape_left(kind.shape, grayscale=data.grayscale, resize=data.resize, pad=data.pad)
     origin = {
-        "title": source.name,
+        "title": printable(source.name if source.name not in ("", "..") else source.resolve().name) or "images",
         "homepage": "a folder",
         "licence": "not stated",
         "formats": found.formats,
         "split": found.split or split(data),
-        "num_levels": levels_left(found.num_levels, data.num_bits),
-        "transforms": describe(found.num_levels, **steps(data)),
+        "num_levels": found.num_levels,
     }
-    return found.splits, origin
+    return transformed(data, found.splits, origin)
 
 
 def transformed(data: "Data", splits: Splits, origin: dict[str, Any]) -> tuple[Splits, dict[str, Any]]:
-    """Splits and origin with the transforms of `data`."""
+    """Return splits and origin with the transforms of `data`."""
     num_levels = origin["num_levels"]
 
-    def stream(chunks: Any) -> Iterator[Chunk]:
-        for chunk in chunks:
-            yield chunk._replace(images=transform(chunk.images, num_levels, **steps(data)))
+    def stream(chunks: Iterable[Chunk]) -> Iterator[Chunk]:
+        for images, labels, files in chunks:
+            for part in parts(images, **steps(data)):
+                yield Chunk(
+                    transform(images[part], num_levels, **steps(data)),
+                    labels[part] if labels is not None else None,
+                    files[part] if files is not None else None,
+                )
 
     done = {"num_levels": levels_left(num_levels, data.num_bits), "transforms": describe(num_levels, **steps(data))}
     return Splits(*map(stream, splits)), origin | done
@@ -154,9 +166,9 @@ def split(data: "Data") -> str:
 
 
 def kept(chunks: Iterable[Chunk], labels: list[np.ndarray], files: Path) -> Iterator[np.ndarray]:
-    """The images; their labels go to `labels`, the names of their files to the lines of `files`, in quotes.
+    """Yield the images; their labels go to `labels`, the names of their files to the lines of `files`, as JSON.
 
-    Raises UserError (exit 4) when there are not as many labels as images.
+    Raises UserError (exit 4) when there are not as many labels as images, and OSError that names `files`.
     """
     for chunk in chunks:
         if chunk.labels is not None:
@@ -164,30 +176,11 @@ def kept(chunks: Iterable[Chunk], labels: list[np.ndarray], files: Path) -> Iter
                 raise UserError(f"{len(chunk.labels)} labels for {len(chunk.images)} images", Exit.INVALID_DATA)
             labels.append(chunk.labels)
         if chunk.files is not None:
-            with files.open("a", encoding="ascii") as lines:
-                lines.writelines(f"{json.dumps(name)}\n" for name in chunk.files)
+            with naming(files, files), files.open("a", encoding="ascii") as lines:
+                lines.writelines(f"{json.dumps(utf8(name))}\n" for name in chunk.files)
         yield chunk.images
 
 
-@contextmanager
-def replacing(out: Path) -> Iterator[Path]:
-    """An empty folder that takes the place of `out` when all went well, and vanishes when not.
-
-    Raises UserError (exit 5) when the disk is full.
-    """
-    partial, previous = (out.with_name(f".{out.name}.{state}") for state in ("partial", "previous"))
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    try:
-        yield partial
-        if out.exists():
-            shutil.rmtree(previous, ignore_errors=True)
-            out.rename(previous)
-        partial.rename(out)
-        shutil.rmtree(previous, ignore_errors=True)
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise
-        raise UserError(f"{out}: {error.strerror}; make room and run again", Exit.MISSING) from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+def utf8(name: str) -> str:
+    """Return the name of a file with escapes for bytes that are not UTF-8, which strict readers of JSON refuse."""
+    return os.fsencode(name).decode(errors="backslashreplace")
