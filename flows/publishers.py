@@ -146,7 +146,7 @@ def uncompressed(path: Path) -> Iterator[IO[bytes]]:
         if (size := os.fstat(file.fileno()).st_size) > MOST_BYTES:
             raise ValueError(f"{size} bytes, more than {MOST_BYTES}")
         # Some browsers unpack an archive and keep its name.
-        packed = file.peek(2)[:2] == b"\x1f\x8b" or not path.name.endswith(".tar.gz")  # type: ignore[attr-defined]
+        packed = file.peek(2)[:2] == b"\x1f\x8b" or not path.name.endswith(".tar.gz")
         if path.suffix == ".gz" and packed:
             with gzip.open(file) as content:
                 yield cast(IO[bytes], content)
@@ -204,7 +204,7 @@ def check_sha256(path: Path, expected: str, shown: Path) -> None:
 def file_sha256(path: Path) -> str:
     """Return the digest of a regular file.  Raises OSError."""
     with open_regular(path) as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read_digits(test_fraction: float, split_seed: int) -> Splits:

@@ -70,7 +70,7 @@ def open_file(path: Path) -> BinaryIO:
         raise BadImageError(f"{error.strerror}; make it readable", Exit.MISSING) from error
     except OSError as error:
         raise BadImageError("not a file", Exit.MISSING) from error
-    if not file.peek(1):  # type: ignore[attr-defined]
+    if not file.peek(1):
         file.close()
         raise BadImageError("empty", Exit.MISSING)
     return file

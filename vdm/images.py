@@ -25,7 +25,6 @@ REQUIRED = {"name", "num_levels", "image_shape", "num_train", "num_test"}
 COUNTS = ("num_train", "num_test", "published_train", "published_test")
 TEXTS = ("name", "title", "homepage", "licence", "formats", "split", "transforms")
 MOST_LEVELS = 2**16
-CHUNK_BYTES = 2**26
 # What a pass over an array takes: some copies of one image as float32, and what it keeps of every image.
 COPIES, BYTES_PER_IMAGE = 10, 128
 # A path has at most 4096 bytes, each of which JSON may write as six characters.
