@@ -16,7 +16,7 @@ from prefect.artifacts import (
 )
 
 from flows.params import read_params
-from vdm.files import writing_folder
+from vdm.files import read_bounded, write_whole, writing_folder
 
 EVERY_SECONDS = 5.0
 STEP = re.compile(r"step (\d+): (.*)")
@@ -57,9 +57,8 @@ def show_results(folder: Path, kept: Path) -> None:
 
 def show_evidence(evidence: Path, kept: Path) -> None:
     """Keep the evidence of a decision about the champion in the folder `kept`, and link it."""
-    kept.mkdir(parents=True, exist_ok=True)
     copy = kept / "evidence.json"
-    shutil.copyfile(evidence, copy)
+    write_whole(copy, read_bounded(evidence))
     create_link_artifact(copy.as_uri(), key="evidence", link_text="evidence")
 
 

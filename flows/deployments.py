@@ -3,16 +3,17 @@
 import asyncio
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator
 from datetime import UTC, datetime
+from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
 
+from flows import bounded_yaml
 from flows.errors import Exit, UserError
+from vdm.files import read_bounded, scratch_folder, write_whole
 
 if TYPE_CHECKING:
     from prefect.client.schemas.responses import DeploymentResponse
@@ -30,17 +31,18 @@ def deploy() -> None:
     """
     existing = {deployment.name: deployment for deployment in deployments()}
     try:
-        document = YAML(typ="safe").load(PROJECT)
+        document = bounded_yaml.parse(read_bounded(PROJECT))
         document["deployments"] = [
             keep(entry, existing[entry["name"]]) if entry["name"] in existing else entry
             for entry in document["deployments"]
         ]
-    except (YAMLError, LookupError, TypeError) as error:
+    except (OSError, LookupError, TypeError, ValueError) as error:
         raise UserError(f"{PROJECT}: not a file of deployments: {error}", Exit.USAGE) from error
-    with tempfile.NamedTemporaryFile("w", suffix=".yaml", dir=".vdm") as file:
-        YAML(typ="safe").dump(document, file)
-        file.flush()
-        run_prefect("deploy", "--all", "--prefect-file", file.name)
+    text = StringIO()
+    YAML(typ="safe").dump(document, text)
+    with scratch_folder(Path(".vdm")) as scratch:
+        write_whole(scratch / PROJECT, text.getvalue())
+        run_prefect("deploy", "--all", "--prefect-file", str(scratch / PROJECT))
     refuse_unknown_parameters()
 
 

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from pydantic import Field
 
 from flows import bounded_yaml
-from flows.documents import Document, FolderOrFileMd5, Model, RelativePath, as_json, checked, require_apart, shown
+from flows.documents import Document, FolderOrFileMd5, Model, RelativePath, as_json, checked, require_apart
 from flows.errors import Exit, UserError
 from flows.git import Tag, annotated_tags, contents
 from flows.registry import CHAMPION_TAG, MODEL, Version, evidence_of, refusal
@@ -155,4 +155,4 @@ def describe(chain: Mapping[str, Any]) -> str:
         lines.append(f"champion    {promotion['tag']} {promotion['created']}: {reason}")
     if chain["refusal"]:
         lines.append(f"refused     {chain['refusal']['reason']}")
-    return "\n".join(shown(line, 1000) for line in lines)
+    return "\n".join(visible(line[:1000]) for line in lines)
