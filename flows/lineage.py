@@ -12,6 +12,7 @@ from pydantic import Field
 from flows import bounded_yaml
 from flows.documents import Document, FolderOrFileMd5, Model, RelativePath, as_json, checked, require_apart
 from flows.errors import Exit, UserError
+from flows.escaping import visible
 from flows.git import Tag, annotated_tags, contents
 from flows.registry import CHAMPION_TAG, MODEL, Version, evidence_of, refusal
 

@@ -164,7 +164,7 @@ def test_what_a_terminal_would_act_on_is_escaped() -> None:
 def test_a_tag_message_is_only_text_on_the_terminal(tmp_path: Path) -> None:
     """A champion's tag carries JSON, in which escapes make every character."""
     subprocess.run(["git", "init", "--quiet", str(tmp_path)], check=True)
-    lock = f"stages:\n  a:\n    cmd: a\n    outs:\n    - path: a\n      md5: {'0' * 32}\n"
+    lock = f"stages:\n  a:\n    cmd: a\n    outs:\n    - path: a\n      md5: {'a' * 32}\n"
     metrics = json.dumps({"bpd": 2.0, "bpd_standard_error": 0.1, "num_images": 3})
     message = "Promote\n\n" + json.dumps({"decision": "promote", "reason": f"\x1b[2J{HOSTILE}\nforged"})
     who = "Test <test@example.org> 1700000000 +0000"
