@@ -46,6 +46,7 @@ Value = TypeVar("Value")
 
 ONE_MACHINE = "one machine"
 STORE = "VDM_STORE"
+STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
 # How long the processes wait for each other at their start, and the agent for the first of them that died.
 MEETING, BLAME_SECONDS = timedelta(minutes=30), 1.0
 
@@ -65,9 +66,10 @@ def launch(function: Callable[[], None], *, num_processes: int, max_restarts: in
             run_id=uuid.uuid4().hex,
             rdzv_backend=ONE_MACHINE,
             max_restarts=max_restarts,
-            local_addr="127.0.0.1",
             logs_specs=DefaultLogsSpecs(log_dir=folder),
         )
+        # Not what nohup or a shell told this process to ignore.  Older releases of torch do not read this.
+        config.signals_to_handle = ",".join(number.name for number in STOPPING if not ignored(number))
         try:
             with held_back(signal.SIGINT):
                 errors = elastic_launch(config, worker)(function)
@@ -77,12 +79,16 @@ def launch(function: Callable[[], None], *, num_processes: int, max_restarts: in
             raise UserError("stopped; run again to continue from the last saved state", Exit.RESUMABLE) from signalled
         except ChildFailedError as failed:
             rank, failure = failed.get_first_failure()
-            reason = (
-                f"process {rank} of {num_processes} {fate(failure)}, on start {1 + max_restarts} of {1 + max_restarts}"
-            )
+            starts = 1 + max_restarts
+            reason = f"process {rank} of {num_processes} {fate(failure)}, on start {starts} of {starts}"
             raise UserError(f"{reason}; run again to continue from the last saved state", Exit.BUG) from failed
     if error := errors[0]:
         raise error
+
+
+def ignored(number: signal.Signals) -> bool:
+    """Whether this process ignores the signal."""
+    return signal.getsignal(number) is signal.SIG_IGN
 
 
 def fate(failure: ProcessFailure) -> str:
@@ -102,15 +108,13 @@ def configure_agent(num_processes: int, folder: str) -> None:
     threads = max(1, len(os.sched_getaffinity(0)) // num_processes)
     os.environ.setdefault("OMP_NUM_THREADS", str(threads))
     loopback = next((name for _, name in socket.if_nameindex() if name in ("lo", "lo0")), "lo")
-    os.environ |= {"GLOO_SOCKET_IFNAME": loopback, "NCCL_SOCKET_IFNAME": loopback, STORE: folder}
+    # NCCL takes a name for the beginning of many; `=` makes it one.
+    os.environ |= {"GLOO_SOCKET_IFNAME": loopback, "NCCL_SOCKET_IFNAME": f"={loopback}", STORE: folder}
     hold_what_starts()
-    for name in (
-        "distributed.elastic.agent.server.api",
-        "distributed.elastic.multiprocessing.api",
-        "multiprocessing.spawn",
-    ):
-        logging.getLogger(f"torch.{name}").setLevel(logging.ERROR)  # they warn of every stop
-    logging.getLogger("torch.distributed.elastic.multiprocessing.api").addFilter(without_traceback)
+    elastic = "torch.distributed.elastic"
+    for name in (f"{elastic}.agent.server.api", f"{elastic}.multiprocessing.api", "torch.multiprocessing.spawn"):
+        logging.getLogger(name).setLevel(logging.ERROR)  # they warn of every stop
+        logging.getLogger(name).addFilter(without_traceback)
 
 
 def without_traceback(record: logging.LogRecord) -> bool:

@@ -141,6 +141,22 @@ def test_a_group_asked_to_stop_saves_and_exits_75(number: signal.Signals, projec
     assert weights(project) == undisturbed
 
 
+def test_a_group_under_nohup_outlives_the_terminal(project: Project, undisturbed: bytes) -> None:
+    process = start(
+        project,
+        "-c",
+        "import os, sys; os.execvp('nohup', ['nohup', sys.executable, '-m', *sys.argv[1:]])",
+        "flows.cli",
+        "train",
+    )
+    wait_for_state(project, process, 5)
+    os.killpg(process.pid, signal.SIGHUP)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 0, errors
+    assert "continuing" not in errors
+    assert weights(project) == undisturbed
+
+
 @pytest.mark.parametrize("send", [os.kill, os.killpg])
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_group_stopped_while_it_starts_says_so_in_one_line(

@@ -78,6 +78,15 @@ def test_a_holder_that_is_gone_is_noticed(holder: str, started: list[subprocess.
     assert process.wait(5) == -signal.SIGTERM
 
 
+def test_a_system_without_pidfd_is_watched_too(started: list[subprocess.Popen[str]]) -> None:
+    process = start(started, sys.executable, "-c", starter(f"import os; del os.pidfd_open; {WORK}"))
+    assert process.stdout is not None
+    assert process.stdout.readline() == "works\n"
+    process.kill()
+    process.wait()
+    wait_until(lambda: not session(process.pid), 5)
+
+
 def test_what_a_person_started_outlives_the_shell(started: list[subprocess.Popen[str]], tmp_path: Path) -> None:
     out = tmp_path / "out"
     out.touch()
