@@ -2,6 +2,8 @@
 
 import hashlib
 import pickle
+import pickletools
+import re
 import zipfile
 import zlib
 from collections.abc import Mapping
@@ -28,6 +30,8 @@ DAMAGE = (
 FEWEST_BYTES, COPIES = 2, 4
 MSGPACK_LIMITS = {"max_str_len": 2**16, "max_array_len": 2**12, "max_map_len": 2**16}
 DEEPEST = 16
+NAMING = {"GLOBAL", "INST", "STACK_GLOBAL", "EXT1", "EXT2", "EXT4"}
+TENSORS = re.compile(r"collections OrderedDict|torch (\w+Storage|Size)|torch\._utils _rebuild_(tensor_v2|parameter)")
 
 
 def require_file(file: Path, sha256: str | None) -> int:
@@ -66,10 +70,9 @@ def read_torch(file: Path) -> Any:
 
 
 def require_stored(content: BinaryIO) -> None:
-    """Raise ValueError unless a zip file is whole, with its members stored one after the other, as torch stores them.
+    """Raise ValueError unless a zip file is whole, stored as torch stores it, and describes dense tensors alone.
 
-    Compressed or overlapping members, and the only type that torch builds in the size it is asked for, could be
-    larger than memory.
+    What else torch takes, such as compressed or overlapping members, or a bytearray of any length, may outgrow memory.
     """
     size = content.seek(0, 2)
     with zipfile.ZipFile(content) as archive:
@@ -80,8 +83,16 @@ def require_stored(content: BinaryIO) -> None:
             raise ValueError("its members overlap")
         if damaged := archive.testzip():
             raise ValueError(f"{damaged} has a wrong checksum")
-        if any(b"bytearray" in archive.read(member) for member in members if member.filename.endswith(".pkl")):
-            raise ValueError("it holds more than weights")
+        for member in members:
+            if member.filename.endswith(".pkl"):
+                require_tensors(archive.read(member))
+
+
+def require_tensors(pickled: bytes) -> None:
+    """Raise ValueError when a pickle names more than dense tensors and their containers; nothing is unpickled."""
+    for opcode, argument, _ in pickletools.genops(pickled):
+        if opcode.name in NAMING and not TENSORS.fullmatch(str(argument)):
+            raise ValueError(f"it holds more than weights: {opcode.name} {str(argument)[:60]}")
 
 
 def flax_array(code: int, data: bytes) -> np.ndarray:

@@ -2,8 +2,10 @@
 
 import hashlib
 import json
+import os
 import re
 import shutil
+import zipfile
 from pathlib import Path
 
 import msgpack
@@ -262,3 +264,114 @@ def test_a_damaged_checkpoint_is_refused_in_one_line(
     assert str(file) in captured.err
     assert not (tmp_path / "out").exists()
     assert not (tmp_path / "trace").exists()
+
+
+class Growing:
+    """Unpickled, it would take two gigabytes."""
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (bytearray, (2**31 - 1,))
+
+
+def array_of(shape: list[int], content: bytes = b"") -> msgpack.ExtType:
+    """A flax array that claims a shape."""
+    return msgpack.ExtType(1, msgpack.packb([shape, "float32", content]))
+
+
+def nested(depth: int) -> dict[str, object]:
+    """A tree of that depth."""
+    tree: dict[str, object] = {"kernel": array_of([1], bytes(4))}
+    for _ in range(depth):
+        tree = {"a": tree}
+    return tree
+
+
+def flax(tree: object) -> bytes:
+    return bytes(msgpack.packb({"ema_params": {"score_model": tree}}))
+
+
+BOMBS: dict[str, bytes] = {
+    "deep": flax(nested(200)),
+    "deeper": b"\x81\xa1a" * 100_000,
+    "arrays": b"\xdd\xff\xff\xff\xff" * 1000,
+    "text": b"\xdb\xff\xff\xff\xffa",
+    "shape": flax({"conv_in": {"kernel": array_of([2**40, 2**40], bytes(4))}}),
+    "no numbers": flax({"conv_in": {"kernel": array_of([0, 2**40])}}),
+    "ints": flax({"conv_in": {"kernel": array_of([10**18, 0])}}),
+    "extension": flax({"conv_in": {"kernel": msgpack.ExtType(1, b"\xdd\xff\xff\xff\xff" * 1000)}}),
+    "number": flax({"conv_in": {"kernel": 3}}),
+    "list": flax([1]),
+}
+
+
+@pytest.mark.parametrize("kind", BOMBS)
+def test_a_bomb_for_flax_is_one_line(kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "bomb.flax").write_bytes(BOMBS[kind])
+    command = ["import-checkpoint", str(tmp_path / "bomb.flax"), "--format", "google-vdm"]
+    assert run([*command, "--out", str(tmp_path / "out")]) == 5
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+@pytest.mark.parametrize("kind", ["compressed", "growing", "expanded", "sparse", "whole numbers", "not a zip file"])
+def test_a_bomb_for_torch_is_one_line(kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.copyfile(ORACLES / "addtt_learned" / "config.yaml", tmp_path / "config.yaml")
+    file, state = tmp_path / "model.pt", torch.load(ORACLES / "addtt_learned" / "model.pt", weights_only=True)
+    name = "ema_model.model.conv_in.weight"
+    match kind:
+        case "growing":
+            state["more"] = Growing()
+        case "expanded":
+            state["ema"][name] = torch.zeros(1, 1, 1, 1).expand(2**20, 2**20, 3, 3)
+        case "sparse":
+            state["ema"][name] = torch.eye(3).to_sparse_coo()
+        case "whole numbers":
+            state["ema"][name] = state["ema"][name].int()
+    torch.save(state, file, _use_new_zipfile_serialization=kind != "not a zip file")
+    if kind == "compressed":
+        with zipfile.ZipFile(file) as stored, zipfile.ZipFile(tmp_path / "small", "w", zipfile.ZIP_DEFLATED) as packed:
+            for member in stored.namelist():
+                packed.writestr(member, stored.read(member))
+        (tmp_path / "small").replace(file)
+    assert run(["import-checkpoint", str(file), "--format", "addtt", "--out", str(tmp_path / "out")]) == 5
+    assert capsys.readouterr().err.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        "a: " + "[" * 100_000,
+        "a: &x [*x]",
+        "a: !!python/object/apply:os.system [x]",
+        "[]",
+        "",
+        "n_attention_heads: 1\ngamma_min: .inf\ngamma_max: 5\n",
+        "#" * 10_000_000,
+    ],
+)
+def test_hostile_settings_of_the_peer_are_one_line(
+    settings: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copyfile(ORACLES / "addtt_learned" / "model.pt", tmp_path / "model.pt")
+    (tmp_path / "config.yaml").write_text(settings)
+    command = ["import-checkpoint", str(tmp_path / "model.pt"), "--format", "addtt"]
+    assert run([*command, "--out", str(tmp_path / "out")]) == 5
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+@pytest.mark.parametrize("file_format", ["google-vdm", "addtt"])
+@pytest.mark.parametrize("kind", ["fifo", "device", "too large"])
+def test_what_is_no_checkpoint_is_never_read(
+    kind: str, file_format: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "model.pt"
+    match kind:
+        case "fifo":
+            os.mkfifo(file)
+        case "device":
+            file.symlink_to("/dev/zero")
+        case "too large":
+            with file.open("wb") as content:
+                content.truncate(2**43)
+    assert run(["import-checkpoint", str(file), "--format", file_format, "--out", str(tmp_path / "out")]) == 5
+    assert capsys.readouterr().err.count("\n") == 1
