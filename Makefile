@@ -4,7 +4,7 @@ BIN := .venv/bin
 # Stages and hooks run `python`: the environment's own.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: repro test check clean
+.PHONY: repro test fuzz check clean
 
 repro: .venv/installed
 	dvc repro
@@ -15,6 +15,10 @@ test: .venv/installed-test
 	ruff format --check .
 	mypy
 	OMP_NUM_THREADS=1 pytest --numprocesses=2 --dist=loadfile --no-loadscope-reorder
+
+# Hours: 100,000 inputs for every reader of files.
+fuzz: .venv/installed-test
+	VDM_FUZZ=$${VDM_FUZZ:-100000} OMP_NUM_THREADS=1 pytest tests/test_fuzz.py --numprocesses=2 -s
 
 check: .venv/installed-test
 	ruff check --fix .
