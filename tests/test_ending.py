@@ -11,6 +11,7 @@ import pytest
 import typer
 from project import ROOT, imports_torch
 from small import Small
+from typer.core import TyperCommand
 
 from flows import cli
 from flows.commands import app
@@ -193,8 +194,14 @@ def empty_arguments() -> Iterator[tuple[str, list[str], str]]:
 
 @pytest.mark.parametrize(("command", "arguments", "name"), list(empty_arguments()))
 def test_no_command_takes_an_empty_argument(
-    command: str, arguments: list[str], name: str, capsys: pytest.CaptureFixture[str]
+    command: str,
+    arguments: list[str],
+    name: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    # What must not happen is not to happen here: `serve` would start a server in the home of whoever runs the tests.
+    monkeypatch.setattr(TyperCommand, "invoke", lambda self, context: pytest.fail("the command runs"))
     assert cli.run([command, *arguments]) == Exit.USAGE
     captured = capsys.readouterr()
     assert captured.out == ""
