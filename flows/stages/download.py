@@ -5,7 +5,6 @@ import json
 import logging
 import os
 import shutil
-import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -61,8 +60,8 @@ def write_images(data: "Data", *, source: Path | None, out: Path, downloads: Pat
     file and a full disk, 4 for images that are not levels of one shape.
     """
     try:
-        with tempfile.TemporaryDirectory() as scratch, writing_folder(out) as folder:
-            splits, origin = read(data, source, downloads, Path(scratch))
+        with scratch_folder() as scratch, writing_folder(out) as folder:
+            splits, origin = read(data, source, downloads, scratch)
             labels: dict[str, list[np.ndarray]] = {split: [] for split in SPLITS}
             images = {split: kept(getattr(splits, split), labels[split], files_of(folder, split)) for split in SPLITS}
             save_images(folder, images, origin | {"name": data.name})
