@@ -38,6 +38,7 @@ from torch.multiprocessing.spawn import ProcessExitedException
 
 from flows.errors import Exit, UserError
 from flows.lifeline import hold_what_starts
+from flows.streams import start_logging
 from vdm.checkpoint import CheckpointError
 from vdm.images import ImageSetError
 from vdm.training_log import TrainingDiverged
@@ -181,8 +182,7 @@ def worker(function: Callable[[], None]) -> Exception | None:
 
     A process that was told to stop exits with 75 instead, since torch's agent, told so too, waits for no result.
     """
-    logging.basicConfig(format="%(message)s")
-    logging.getLogger("flows").setLevel(logging.INFO)
+    start_logging()
     for number in (signal.SIGINT, signal.SIGTERM):
         # No handler of Python's: it would wait while this process waits for one that may be gone.
         signal.signal(number, signal.SIG_DFL)

@@ -29,7 +29,7 @@ from flows.imagenet import read_imagenet
 from flows.publishers import Chunk, Splits, read_digits, read_published
 from flows.sources import source_path
 from flows.transforms import describe, levels_left, parts, shape_left, transform
-from vdm.files import naming, writing_folder
+from vdm.files import naming, scratch_folder, writing_folder
 from vdm.images import SPLITS, files_of, save_images, write_array
 
 if TYPE_CHECKING:
