@@ -35,7 +35,7 @@ class Plant:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.port = probe.getsockname()[1]
-        home = {"PREFECT_HOME": str(folder / "prefect"), "OMP_NUM_THREADS": "1"}
+        home = {"PREFECT_HOME": str(folder / "prefect"), "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
         # How often worker and scheduler look: Prefect's own settings, for shorter waits.
         often = {"PREFECT_WORKER_QUERY_SECONDS": "1", "PREFECT_SERVER_SERVICES_SCHEDULER_LOOP_SECONDS": "5"}
         self.environment = self.project.environment | home | often | environment

@@ -155,7 +155,7 @@ def test_a_cancelled_run_is_continued_by_the_next(plant: Plant) -> None:
 
 
 def test_prefects_commands_find_the_server_of_the_folder_and_its_settings_are_its_own(plant: Plant) -> None:
-    for command in ("flow-run ls", "--no-prompt work-pool ls", "deployment ls", "automation ls"):
+    for command in ("work-pool ls", "--no-prompt deployment ls", "automation ls"):
         assert "vdm" in plant.run(*command.split()).stdout, command
     assert plant.url not in plant.run("config", "view", "--hide-sources").stdout
 
@@ -257,8 +257,9 @@ def test_runs_of_a_schedule_keep_the_state_in_which_they_ended(plant: Plant) -> 
     """The automation fires for them, since the server holds back the event of their end; it must not touch them."""
     name = "train-vdm/weekly"
     (automation,) = plant.api("automations/filter", limit=5)
-    sooner = automation["trigger"] | {"within": 10}
-    plant.api(f"automations/{automation['id']}", "PUT", **automation | {"trigger": sooner})
+    given = {key: automation[key] for key in ("name", "description", "enabled", "trigger", "actions")}
+    sooner = given | {"trigger": automation["trigger"] | {"within": 10}}
+    plant.api(f"automations/{automation['id']}", "PUT", **sooner)
     assert plant.run("deployment", "schedule", "create", name, "--interval", "20").returncode == 0
     deployment = plant.api("deployments/name/" + name)
     assert [each["active"] for each in deployment["schedules"]].count(True) == 1  # the weekly one is off
@@ -270,7 +271,7 @@ def test_runs_of_a_schedule_keep_the_state_in_which_they_ended(plant: Plant) -> 
 
     wait_until(refused, 120, plant.log)
     assert plant.run("deployment", "schedule", "clear", name, "--accept-yes").returncode == 0
-    plant.api(f"automations/{automation['id']}", "PUT", **automation)
+    plant.api(f"automations/{automation['id']}", "PUT", **given)
     states = {"type": {"not_any_": ["SCHEDULED", "PENDING", "RUNNING", "CANCELLED"]}}
     ended = plant.api("flow_runs/filter", flow_runs={"deployment_id": {"any_": [deployment["id"]]}, "state": states})
     assert {run["state"]["type"] for run in ended} == {"COMPLETED"}
