@@ -217,7 +217,7 @@ def torch_layout(path: str, array: np.ndarray) -> Tensor:
     """HWIO convolutions to OIHW, (in, out) matrices to (out, in), and a shortcut's matrix to a 1x1 convolution."""
     tensor = torch.from_numpy(array.astype(np.float32))
     if path.endswith("/nin_shortcut/kernel"):
-        return tensor.mT[:, :, None, None].contiguous()
+        return tensor.transpose(0, 1)[:, :, None, None].contiguous()
     return (tensor.permute(3, 2, 0, 1) if tensor.ndim == 4 else tensor.T if tensor.ndim == 2 else tensor).contiguous()
 
 
