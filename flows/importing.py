@@ -117,6 +117,7 @@ def require_sound(config: Config, weights: Weights, size: int) -> None:
             raise ValueError(f"{name} has numbers that are not finite")
 
 
+@np.errstate(all="ignore")  # a number too large for float32 is refused with those that are not finite
 def read_google(file: Path, averaged: bool) -> tuple[Config, Weights]:
     """Configuration and weights of google-research/vdm's flax msgpack.
 
@@ -219,7 +220,7 @@ def torch_layout(path: str, array: np.ndarray) -> Tensor:
     """HWIO convolutions to OIHW, (in, out) matrices to (out, in), and a shortcut's matrix to a 1x1 convolution."""
     tensor = torch.from_numpy(array.astype(np.float32))
     if path.endswith("/nin_shortcut/kernel"):
-        return tensor.T[:, :, None, None].contiguous()
+        return tensor.transpose(0, 1)[:, :, None, None].contiguous()
     return (tensor.permute(3, 2, 0, 1) if tensor.ndim == 4 else tensor.T if tensor.ndim == 2 else tensor).contiguous()
 
 

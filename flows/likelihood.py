@@ -61,11 +61,11 @@ def evaluate_ode(
 
 
 def memory_needed(model: VDM, *, num_images: int, num_draws: int, num_probes: int, batch_size: int) -> int:
-    """Return a lower bound of the bytes that `evaluate_ode` takes: draws, probes and one layer's output of a batch."""
+    """Return a lower bound of the bytes that `evaluate_ode` takes: a batch's draws, probes and one block."""
     draws = num_draws * min(num_images, max(1, batch_size // num_draws))
     num_pixels = model.image_shape[1] * model.image_shape[2]
     probes = num_probes * draws if num_probes else model.num_dims
-    return 8 * model.num_dims * (probes + 2 * draws) + 4 * model.network.width * num_pixels * draws
+    return 8 * model.num_dims * (probes + 2 * draws) + 24 * model.network.width * num_pixels * draws
 
 
 def dequantisation_draws(

@@ -19,7 +19,7 @@ from dvc.repo import Repo
 from dvc_data.hashfile.hash_info import HashInfo
 from pydantic import ConfigDict, FailFast, RootModel
 
-from flows.documents import Document, Md5, RelativePath, parse, require_apart
+from flows.documents import Document, Md5, RelativePath, read, require_apart
 from flows.errors import Exit, NetworkError, UserError
 from flows.lineage import model_path, read_lock
 from flows.registry import Version, resolve
@@ -140,9 +140,8 @@ def files(digest: str, place: Callable[[str], Path]) -> Iterable[Stored]:
         return
     listing = place(digest)
     check(listing, Stored("", listing, digest.removesuffix(".dir")), "")
-    name = f"the listing {digest}"
-    listed = parse(Listing, read_bounded(listing), name).root
-    require_apart([entry.relpath for entry in listed], name)
+    listed = read(Listing, listing).root
+    require_apart([entry.relpath for entry in listed], str(listing))
     for entry in listed:
         yield Stored(entry.relpath, place(entry.md5), entry.md5)
 

@@ -3,7 +3,6 @@
 DVC decides what must run and caches it; Prefect decides when, retries, and shows it.  No data passes between tasks.
 """
 
-import json
 import logging
 import os
 import sys
@@ -18,12 +17,14 @@ from prefect.cache_policies import NO_CACHE
 from prefect.states import Completed, Failed
 
 from flows import artifacts, publishing, registry
+from flows.documents import Evaluated, Validation, read
 from flows.errors import Exit, NetworkError, UserError
 from flows.git import git_text, identity
 from flows.lifeline import end_with, hold_what_starts
 from flows.lineage import VALIDATION, read_lock
 from flows.storage import obtain, opened
 from flows.streaming import stream
+from flows.summary import bits
 from flows.workspace import Workspace, branch_of, commit, compose_params, finished, pending, prune, workspace
 from vdm.files import parse_json, read_bounded
 
@@ -159,7 +160,7 @@ def champion_report(root: Path, folder: Path) -> Path | None:
 
     None without a champion, too.  Raises UserError (exit 5) when it cannot be had.
     """
-    images = json.loads((folder / VALIDATION).read_bytes())["data_sha256"]
+    images = read(Validation, folder / VALIDATION).data_sha256
     champion = registry.champion(root)
     if champion is None or champion.metrics.get("data_sha256") == images:
         return None
@@ -214,8 +215,7 @@ def record(place: Workspace) -> str:
     """Commit the results on the run's branch, and let the model meet the champion; what came of it in a line."""
     card = (place.folder / "models/vdm/README.md").read_bytes()
     (place.folder / "reports/card.md").write_bytes(card)  # the model's own is DVC's, not git's
-    metrics = json.loads((place.folder / "reports/evaluation/metrics.json").read_bytes())
-    result = f"{metrics['bpd']:.4f} +- {metrics['bpd_standard_error']:.4f} bits/dim"
+    result = bits(read(Evaluated, place.folder / "reports/evaluation/metrics.json").model_dump())
     made = commit(place, f"Retrain: {result}")
     if made is None:
         return f"nothing new: {result}, as in commit {place.base[:12]}"

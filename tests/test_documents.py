@@ -18,15 +18,18 @@ from flows import documents
 from flows.cli import run
 from flows.drift import distances, read_reference
 from flows.errors import Exit, UserError
+from flows.params import read_params
+from flows.stages import train
 from flows.stages.evaluate import load_fitting
 from flows.stages.register import last_loss
-from flows.stages.train import require_validated
 from flows.storage import Stored, files
 from flows.tables import split_rows, with_files
 from vdm.checkpoint import CheckpointError, config_sha256, load_model, load_state, save_model, save_state
 from vdm.images import ImageSetError, data_sha256, load_array, load_images, load_labels, save_images
 from vdm.model import VDM
+from vdm.training import Trainer
 
+ROOT = Path(__file__).parents[1]
 SHA = "a" * 64
 VALUES: list[Any] = [
     *(None, True, -1, 0, 1.5, 1e308, 10**400, 2**64, -(2**70), float("nan"), float("inf")),
@@ -272,7 +275,7 @@ def test_a_report_that_vouches_for_levels_that_are_none(image_set: Path) -> None
     np.save(image_set / "train.npy", pixels)
     report.write_text(json.dumps({"success": True, "data_sha256": data_sha256(image_set)}))
     with pytest.raises(UserError, match=r"train\.npy holds level 99; run `vdmctl validate`") as raised:
-        require_validated(image_set, report)
+        train.require_validated(image_set, report)
     assert raised.value.code is Exit.INVALID_DATA
 
 
@@ -308,6 +311,22 @@ def test_what_is_no_file_of_its_size_is_never_read(name: str, kind: str, tmp_pat
                     file.truncate(2**43)  # the largest of ext4 is 16 TB
     with pytest.raises((UserError, ImageSetError, CheckpointError)):
         READERS[name](path)
+
+
+def test_a_state_of_another_run_is_one_line(tmp_path: Path, tiny_model: Callable[..., VDM]) -> None:
+    """Whole, with the keys that it must have, and of another network, or of values that are none."""
+    arguments = read_params(ROOT / "presets/digits.yaml").train
+    options = train.resolve(arguments, torch.device("cpu"))
+    trainer = Trainer(tiny_model(), torch.zeros(4, 1, 8, 8, dtype=torch.uint8), **options)
+    state = trainer.state()
+    train.resume(trainer, state, tmp_path)
+    other = Trainer(tiny_model(width=16), torch.zeros(4, 1, 8, 8, dtype=torch.uint8), **options).state()
+    changes: list[dict[str, Any]] = [{key: value} for key in state for value in (None, 3j, "x", [1])]
+    changes += [{"log": {"sums": [1.0], "count": 1}}, {"log": {"sums": ["x"] * 4, "count": 1}}]
+    for change in [other, *changes]:
+        with pytest.raises(UserError, match=r"its newest state is of another run: .*; delete it") as raised:
+            train.resume(trainer, state | change, tmp_path)
+        assert raised.value.code is Exit.MISSING
 
 
 def test_a_state_is_still_read(tmp_path: Path) -> None:

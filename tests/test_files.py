@@ -42,6 +42,7 @@ def test_what_is_read_is_bounded(tmp_path: Path) -> None:
         b'"\\ud800"',
         b"\xff",
         b"[" * 100_000,
+        b"[" * 34 + b"]" * 34,
         b'{"a":' * 100_000,
     ],
 )

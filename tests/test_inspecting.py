@@ -72,7 +72,7 @@ def test_transforms_of_the_parameters_apply(folder: Path) -> None:
         (["validate", "nowhere"], 5, "nowhere is not a folder of images"),
         (["validate", "params.yaml"], 5, '"params.yaml"'),
         (["validate", "--json"], 2, "--out and --json need PATH"),
-        (["validate", "pictures", "--reference", "nowhere"], 5, "nowhere: holds no profile"),
+        (["validate", "pictures", "--reference", "nowhere"], 5, "nowhere: No such file or directory; a reference is"),
         (["validate"], 5, "data/images/dataset.json: missing"),
     ],
 )

@@ -1,8 +1,11 @@
 """The noise predictor."""
 
+from typing import Any
+
 import pytest
 import torch
 
+from vdm.model import VDM, ScheduleKind, count_parameters
 from vdm.network import NoisePredictor, fourier_features, time_embedding
 
 SETTINGS = {
@@ -42,6 +45,35 @@ def test_the_papers_cifar10_network_has_30_58_million_parameters() -> None:
     with torch.device("meta"):
         network = predictor(width=128, blocks=32, norm_groups=32, augmentation_input=True)
     assert sum(p.numel() for p in network.parameters()) / 1e6 == pytest.approx(30.58, abs=0.005)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"width": 12, "blocks": 5},
+        {"channels": 1, "fourier_exponents": []},
+        {"attention_everywhere": True, "augmentation_input": True},
+        {"width": 128, "blocks": 32, "norm_groups": 32},
+    ],
+)
+@pytest.mark.parametrize("schedule", ["fixed_linear", "learned_linear", "learned_monotone"])
+def test_parameters_are_counted_without_a_network(changes: dict[str, Any], schedule: ScheduleKind) -> None:
+    config = {key: value for key, value in {**SETTINGS, **changes}.items() if key not in ("channels", "gamma_min")}
+    shape = (changes.get("channels", SETTINGS["channels"]), 4, 4)
+    config |= {"image_shape": shape, "schedule": schedule, "gamma_0": -13.3, "gamma_1": config.pop("gamma_max")}
+    with torch.device("meta"):
+        model = VDM(num_levels=17, **config)
+    expected = sum(tensor.numel() for tensor in model.state_dict().values())
+    assert count_parameters(**config) == expected
+
+
+@pytest.mark.parametrize(
+    "change", [{"blocks": 0}, {"blocks": 1025}, {"norm_groups": 0}, {"norm_groups": -4}, {"fourier_exponents": [65]}]
+)
+def test_sizes_that_no_network_has(change: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"blocks|norm_groups|fourier_exponents"):
+        predictor(**change)
 
 
 def test_every_parameter_takes_part() -> None:

@@ -76,10 +76,10 @@ def evaluate(
 
 
 def memory_needed(model: VDM, *, num_images: int, times_per_image: int, batch_size: int) -> int:
-    """Return a lower bound of the bytes that `evaluate` takes: a batch's noise, one layer's output, and all results."""
+    """Return a lower bound of the bytes that `evaluate` takes: a batch's noise, one block, and all results."""
     draws = times_per_image * min(num_images, max(1, batch_size // times_per_image))
     num_pixels = model.image_shape[1] * model.image_shape[2]
-    batch = draws * (8 * model.num_dims + 4 * model.network.width * num_pixels)
+    batch = draws * (8 * model.num_dims + 16 * model.network.width * num_pixels)
     return batch + 2 * 3 * 8 * num_images * times_per_image
 
 

@@ -5,6 +5,7 @@ Sets with labels have `train_labels.npy` and `test_labels.npy`, (N,) integers, t
 and never unpickled.
 """
 
+import errno
 import hashlib
 import json
 import math
@@ -152,6 +153,8 @@ def load_array(path: Path) -> np.ndarray:
         # Copy-on-write: the file cannot be changed through it, and torch takes it without a copy of its own.
         array = np.memmap(path, dtype, "c", offset, shape, "F" if column_major else "C")
     except (OSError, ValueError) as error:
+        if isinstance(error, OSError) and error.errno == errno.ENOMEM:
+            raise ImageSetError(f"{path}: larger than what this machine's memory can map") from error
         raise ImageSetError(f"{path}: missing or damaged: {error}") from error
     if COPIES * dtype.itemsize * math.prod(shape[1:]) + BYTES_PER_IMAGE * shape[0] > available():
         raise ImageSetError(f"{path}: {shape[0]:,} images of shape {shape[1:]} take more memory than there is")

@@ -37,7 +37,7 @@ def available() -> int:
 
 
 def left(group: Group) -> int | None:
-    """Return the bytes that a control group still allows; None where there is none, or no limit."""
+    """Return the bytes that a control group still allows; None without such a group or limit."""
     with suppress(OSError, ValueError):
         cache = number_in(group.details.read_text(), group.reclaimable)
         return max(0, int(group.limit.read_text()) - int(group.used.read_text()) + cache)

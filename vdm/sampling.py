@@ -11,10 +11,10 @@ from vdm.model import VDM
 
 
 def memory_needed(model: VDM, num_images: int, num_timesteps: int) -> int:
-    """Return a lower bound of the bytes that `sample` takes: images, their noise, one layer's output, the schedule."""
+    """Return a lower bound of the bytes that `sample` takes: images, their noise, one block, the schedule."""
     num_pixels = model.image_shape[1] * model.image_shape[2]
     features = sum(parameter.numel() for parameter in model.schedule.parameters())
-    images = num_images * (12 * model.num_dims + 4 * model.network.width * num_pixels)
+    images = num_images * (12 * model.num_dims + 16 * model.network.width * num_pixels)
     return images + 4 * features * num_timesteps
 
 

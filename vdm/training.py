@@ -188,10 +188,10 @@ def memory_needed(
     """Return a lower bound of the bytes that a process takes beside the images, `part` of a batch at a time.
 
     That is five float32 copies of the weights (the model, its average, gradients, two moments of AdamW), the order of
-    an epoch, the batch with its noise, and one layer's input, output and gradient in 2 bytes a number.
+    an epoch, the batch with its noise, and what one block of twice the width keeps for its gradient, twelve tensors.
     """
     num_dims, num_pixels = math.prod(image_shape), math.prod(image_shape[1:])
-    return 20 * num_parameters + 16 * num_images + 5 * num_dims * batch_size + 6 * width * num_pixels * part
+    return 20 * num_parameters + 16 * num_images + 5 * num_dims * batch_size + 48 * width * num_pixels * part
 
 
 def prepare(model: VDM, *, compile: bool, activation_checkpointing: bool) -> torch.nn.Module:

@@ -84,6 +84,7 @@ class TrainingLog:
         return {"sums": self.sums, "count": self.count}
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Continue from `state`."""
+        """Continue from `state`.  Raises ValueError, LookupError or TypeError for anything else."""
+        prior, reconstruction, diffusion, norm = map(float, state["sums"])
         self.pending.clear()
-        self.restart(state["sums"], state["count"])
+        self.restart([prior, reconstruction, diffusion, norm], int(state["count"]))

@@ -48,8 +48,10 @@ def train(
     """
     require_validated(images, validation)
     devices = find_devices(train.device, train.num_devices)  # now rather than in every process
-    require_memory(model, train, load_images(images), devices[0])
     launched = torch.distributed.is_torchelastic_launched()
+    if devices[0].type == "cpu":  # a look at a card would take a part of it, in a process that does not train
+        processes = int(os.environ["WORLD_SIZE"]) if launched else train.num_devices
+        require_memory(model, train, load_images(images), devices[0], processes)
     if launched and (started := int(os.environ["LOCAL_WORLD_SIZE"])) != train.num_devices:
         raise UserError(f"torchrun started {started} processes, train.num_devices is {train.num_devices}", Exit.USAGE)
     job = partial(train_here, model, train, images=images, out=out, curves=curves, runs=runs)
@@ -72,6 +74,8 @@ def train_here(model: "Model", train: "Train", *, images: Path, out: Path, curve
             if device.type == "cuda" or local_rank() == 0:  # on a CPU one claim is for all processes of the machine
                 stack.enter_context(claim(device))
             image_set = load_images(images)
+            if device.type == "cuda":
+                require_memory(model, train, image_set, device, process()[1])
             config = {"image_shape": image_set.image_shape, "num_levels": image_set.num_levels, **model.model_dump()}
             arguments = resolve(train, device)
             conditions = {"device": device.type, "processes": process()[1]}
@@ -134,6 +138,8 @@ def resume(trainer: Trainer, state: dict[str, Any], folder: Path) -> None:
     try:
         trainer.load_state(state)
     except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        if out_of_memory(error):
+            raise
         reason = str(error).partition("\n")[0][:200]
         raise UserError(f"{folder}: its newest state is of another run: {reason}; delete it", Exit.MISSING) from error
 
@@ -190,8 +196,11 @@ def require_validated(images: Path, validation: Path) -> None:
         raise UserError(f"{images}: {reason}; run `vdmctl validate`", Exit.INVALID_DATA)
 
 
-def require_memory(model: "Model", train: "Train", images: ImageSet, device: torch.device) -> None:
-    """Raise UserError (exit 2) when not even the largest parts of training would fit into memory."""
+def require_memory(model: "Model", train: "Train", images: ImageSet, device: torch.device, processes: int) -> None:
+    """Raise UserError (exit 2) when not even the largest parts of training would fit into memory.
+
+    `processes` share out a batch, on all machines; on a CPU those of one machine share its memory, too.
+    """
     config = model.model_dump()
     needed = memory_needed(
         num_parameters=count_parameters(image_shape=images.image_shape, **config),
@@ -199,7 +208,7 @@ def require_memory(model: "Model", train: "Train", images: ImageSet, device: tor
         image_shape=images.image_shape,
         num_images=len(images.train),
         batch_size=train.batch_size,
-        part=train.batch_size // train.num_devices // train.accumulation,
+        part=train.batch_size // processes // train.accumulation,
     )
     if device.type == "cpu":  # where the images stay in their file, and all processes share the memory
         needed = train.num_devices * needed + (train.num_devices - 1) * PROCESS_BYTES
