@@ -3,6 +3,7 @@
 Errors are OSError with the name of the file, so that every reader reports them as it reports a missing file.
 """
 
+import ctypes
 import errno
 import json
 import os
@@ -13,6 +14,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, NoReturn
 
+AT_FDCWD, RENAME_EXCHANGE = -100, 2  # as in linux/fcntl.h and linux/fs.h
 MOST_BYTES = 64 * 2**20
 """The default limit of `read_bounded`: far above every description, report and listing that the project writes."""
 
@@ -129,20 +131,30 @@ def writing_folder(path: Path) -> Iterator[Path]:
     """
     partial, previous = (path.with_name(f".{path.name}.{state}") for state in ("partial", "previous"))
     with naming(path, partial):
-        restore(path, previous)  # a process that was killed between the two renames left it there
+        restore(path, previous)  # a process that was killed between two renames left it there
         discard(previous, partial)
         partial.mkdir(parents=True)
         try:
             yield partial
-            try:
-                if path.exists():
-                    path.rename(previous)
-                partial.rename(path)
-            finally:
-                restore(path, previous)
+            if not exchanged(partial, path):
+                try:
+                    if path.exists():
+                        path.rename(previous)
+                    partial.rename(path)
+                finally:
+                    restore(path, previous)
             discard(previous, partial)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
+
+
+def exchanged(first: Path, second: Path) -> bool:
+    """Exchange two files or folders in one step.  Return whether both are there and the system can do it."""
+    try:
+        rename = ctypes.CDLL(None).renameat2
+    except AttributeError:  # not Linux
+        return False
+    return bool(rename(AT_FDCWD, os.fsencode(first), AT_FDCWD, os.fsencode(second), RENAME_EXCHANGE) == 0)
 
 
 def restore(path: Path, previous: Path) -> None:
