@@ -3,10 +3,12 @@
 import numpy as np
 
 from flows.image_facts import Facts
+from vdm.images import fitting
 
 # A sketch that so many training images share, such as that of blank ones, says nothing: no more are compared.
 MOST_COMPARED = 4
-PAIRS, PAIRED_PIXELS = 2000, 2**24
+PAIRS = 2000
+TESTS = 100_000
 
 
 def repeats(digests: np.ndarray) -> np.ndarray:
@@ -33,26 +35,34 @@ def lookalikes(
     found = np.zeros(len(test), dtype=bool)
     if train.shape[1:] != test.shape[1:] or train.dtype.kind not in "ui" or test.dtype.kind not in "ui":
         return found
-    pairs = candidates(train_facts.sketch, test_facts.sketch)
-    step = max(1, min(PAIRS, PAIRED_PIXELS // max(1, train[:1].size)))
-    for first in range(0, len(pairs), step):
-        ours, theirs = pairs[first : first + step].T
-        difference = np.abs(test[ours].astype(np.float32) - train[theirs].astype(np.float32))
-        alike = difference.reshape(len(ours), -1).mean(axis=1) <= distance * (num_levels - 1)
-        found[ours[alike]] = True
+    order = np.argsort(train_facts.sketch, kind="stable")
+    for first in range(0, len(test), TESTS):
+        pairs = candidates(train_facts.sketch[order], test_facts.sketch[first : first + TESTS])
+        ours, theirs = pairs[:, 0] + first, order[pairs[:, 1]]
+        found[ours[close(test, train, ours, theirs, distance * (num_levels - 1))]] = True
     return np.asarray(found & ~leaked(train_facts.digest, test_facts.digest))
 
 
+def close(test: np.ndarray, train: np.ndarray, ours: np.ndarray, theirs: np.ndarray, distance: float) -> np.ndarray:
+    """(P,) whether the pixels of test image `ours[i]` and training image `theirs[i]` differ by so little on average."""
+    alike = np.zeros(len(ours), dtype=bool)
+    step = fitting(PAIRS, test[0].nbytes)
+    for first in range(0, len(ours), step):
+        some = slice(first, first + step)
+        difference = test[ours[some]].astype(np.float32)
+        difference -= train[theirs[some]].astype(np.float32)
+        alike[some] = np.abs(difference, out=difference).reshape(len(difference), -1).mean(axis=1) <= distance
+    return alike
+
+
 def candidates(train: np.ndarray, test: np.ndarray) -> np.ndarray:
-    """(P,2) numbers of test and training images whose sketches, uint64, differ in at most one bit."""
-    order = np.argsort(train, kind="stable")
-    ranked = train[order]
+    """(P,2) numbers of test and training images whose sketches differ in at most one bit; `train` is sorted."""
     pairs = [np.zeros((0, 2), dtype=np.int64)]
     for flip in [0, *(1 << bit for bit in range(64))]:
         wanted = test ^ np.uint64(flip)
-        start = np.searchsorted(ranked, wanted)
+        start = np.searchsorted(train, wanted)
         for step in range(MOST_COMPARED):
-            place = np.minimum(start + step, max(len(ranked) - 1, 0))
-            ours = np.flatnonzero(ranked[place] == wanted) if len(ranked) else np.zeros(0, dtype=np.int64)
-            pairs.append(np.stack([ours, order[place[ours]] if len(ours) else ours], axis=1))
+            place = np.minimum(start + step, max(len(train) - 1, 0))
+            ours = np.flatnonzero(train[place] == wanted) if len(train) else np.zeros(0, dtype=np.int64)
+            pairs.append(np.stack([ours, place[ours] if len(ours) else ours], axis=1))
     return np.unique(np.concatenate(pairs), axis=0)

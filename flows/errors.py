@@ -42,8 +42,9 @@ def printable(text: str) -> str:
 
 
 def brief(error: BaseException) -> str:
-    """Return what a parser says of damaged bytes, in at most 200 characters."""
-    text = str(error) or ("takes too much memory" if isinstance(error, MemoryError) else type(error).__name__)
+    """Return what a parser says of damaged bytes, in one line of at most 200 characters."""
+    text = " ".join(str(error).split())
+    text = text or ("takes too much memory" if isinstance(error, MemoryError) else type(error).__name__)
     return text if len(text) <= 200 else f"{text[:200]}..."
 
 

@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 
 ROWS = 1000
 MOST_NAMED = 1000
-MOST_IMAGES = 2**24
+MOST_IMAGES = 7_500_000  # of which validation holds 130 bytes each: less than 1 GB
 TRAIN_NAMES = ("train", "training")
 TEST_NAMES = ("test", "testing", "val", "valid", "validation", "dev", "eval")
 
@@ -227,13 +227,16 @@ def batched(parts: Iterator[tuple[np.ndarray, int | None, str]]) -> Iterator[Chu
         return Chunk(images, None if None in labels else np.array(labels), files)
 
     for images, label, name in parts:
-        full = len(labels) + len(images) > fitting(ROWS, images[0].nbytes)
-        if waiting and (full or images.shape[1:] != waiting[0].shape[1:]):
+        most = fitting(ROWS, images[0].nbytes)
+        if waiting and (len(labels) + len(images) > most or images.shape[1:] != waiting[0].shape[1:]):
             yield joined()
             waiting, labels, files = [], [], []
         waiting.append(images)
         labels += [label] * len(images)
         files += [name] * len(images)
+        if len(labels) >= most:  # not when the next has come: two large images would be in memory
+            yield joined()
+            waiting, labels, files = [], [], []
     if waiting:
         yield joined()
 

@@ -1,8 +1,9 @@
 """One file of images: what it holds, and its levels, exactly as they are stored, or why that cannot be had."""
 
+import math
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -16,7 +17,8 @@ SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".npy"}
 MOST_FILE_BYTES = 2**28
 MOST_HEAD_BYTES = 2**23
 MOST_SCANS = 100
-PRICE = 64
+PRICE = 256
+MOST_TILE = 2**24
 STRIP = 2**22
 BESIDES = "holds too much besides its pixels; save only the picture"
 
@@ -40,11 +42,15 @@ def read(path: Path, expected: Head | None = None) -> Iterator[np.ndarray]:
     """
     if path.suffix.lower() == ".npy":
         yield from read_array(path, expected)
-        return
+    else:
+        yield read_picture(path, expected)[None]
+
+
+def read_picture(path: Path, expected: Head | None) -> np.ndarray:
+    """Read the levels of a picture, (C,H,W) uint8 or uint16.  Raises BadImageError."""
     with damage_named(), open_image(path) as image:
         unchanged(head_of_image(image), expected)
-        pixels = decoded(image)
-    yield pixels[None]
+        return decoded(image)
 
 
 def head_of_image(image: Image.Image) -> Head:
@@ -61,7 +67,8 @@ def decoded(image: Image.Image) -> np.ndarray:
     num_bits, turned = stored_bits(image), orientation(image)
     if "progressive" in image.info:
         require_few_scans(image)
-    image.load()
+    with silent() if image.format == "TIFF" else nullcontext():
+        image.load()
     if turned != 1:
         ImageOps.exif_transpose(image, in_place=True)
     width, height = image.size
@@ -76,6 +83,19 @@ def decoded(image: Image.Image) -> np.ndarray:
             pixels[:, top:bottom] = planes(image.crop((0, top, width, bottom)))
     factor = max(1, 255 // (2**num_bits - 1))
     return pixels // pixels.dtype.type(factor) if factor > 1 else pixels
+
+
+@contextmanager
+def silent() -> Iterator[None]:
+    """Drop what is written to stderr in the block: libtiff complains there of what Pillow raises."""
+    kept = os.dup(2)
+    try:
+        with Path(os.devnull).open("w") as nothing:
+            os.dup2(nothing.fileno(), 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
 
 
 def require_few_scans(image: Image.Image) -> None:
@@ -152,6 +172,9 @@ def unusable(image: Image.Image) -> str | None:
         # To count a TIFF file's frames is to walk from each to the next.
         count = "several" if image.format == "TIFF" else image.n_frames  # type: ignore[attr-defined]
         return f"{count} frames; save each as a file"
+    tags = getattr(image, "tag_v2", {})  # of a TIFF file
+    if math.prod(tags.get(tag, 1) for tag in (322, 323)) > MOST_TILE + 2 * image.width * image.height:
+        return "tiles much larger than the picture; save it again"
     if image.mode not in MODES:
         return f"mode {image.mode}; convert it to gray levels or RGB"
     if "transparency" in image.info:

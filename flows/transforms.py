@@ -27,7 +27,7 @@ def transform(
     shape_left(images.shape[1:], grayscale=grayscale, resize=resize, pad=pad)
     images, num_levels = shifted(images, num_levels, 8).astype(np.uint8, copy=False), levels_left(num_levels, 8)
     if grayscale and images.shape[1] == 3:
-        images = functional.rgb_to_grayscale(writable(images)).numpy()
+        images = gray(images)
     if resize and list(images.shape[2:]) != resize:
         images = resized(images, resize, num_levels)
     if pad:
@@ -60,6 +60,15 @@ def parts(images: np.ndarray, *, grayscale: bool, resize: list[int] | None, pad:
     step = fitting(len(images), max(row, images[0].nbytes))
     for first in range(0, len(images), step):
         yield slice(first, first + step)
+
+
+def gray(images: np.ndarray) -> np.ndarray:
+    """Return gray levels of (N,3,H,W), a band of rows at a time: they are floats before they are rounded."""
+    height = images.shape[2]
+    rows = fitting(height, images[:, :, :1].nbytes)
+    bands = [images[:, :, top : top + rows] for top in range(0, height, rows)]
+    done = [functional.rgb_to_grayscale(writable(band)).numpy() for band in bands]
+    return np.concatenate(done, axis=2) if len(done) > 1 else done[0]
 
 
 def resized(images: np.ndarray, size: list[int], num_levels: int) -> np.ndarray:

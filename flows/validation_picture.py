@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 COLUMNS = 10
+SIDE = 256
 
 
 def draw(image_set: ImageSet, histograms: dict[str, np.ndarray], results: list[dict[str, Any]]) -> bytes:
@@ -53,7 +54,9 @@ def draw_histograms(axes: "Axes", histograms: dict[str, np.ndarray]) -> None:
 
 
 def draw_image(axes: "Axes", image: np.ndarray, num_levels: int) -> None:
-    """(C,H,W): colours for three channels, else the first in gray; anything else is left blank."""
+    """Draw (C,H,W): colours for three channels, else the first in gray; anything else is left blank."""
     if image.ndim == 3 and image.size and num_levels > 1:
+        step = max(1, max(image.shape[1:]) // SIDE)
+        image = image[:, ::step, ::step]
         shown = np.clip(np.nan_to_num(image.astype(float)) / (num_levels - 1), 0, 1)
         axes.imshow(shown.transpose(1, 2, 0) if len(shown) == 3 else shown[0], cmap="gray", vmin=0, vmax=1)

@@ -106,3 +106,51 @@ def test_a_folder_appears_whole_or_stays_as_it_was(tmp_path: Path) -> None:
         (partial / "new").write_text("new")
     assert [path.name for path in folder.iterdir()] == ["new"]
     assert list(tmp_path.iterdir()) == [folder]
+
+
+def test_a_writer_that_was_killed_between_two_names_leaves_the_old_folder(tmp_path: Path) -> None:
+    folder = tmp_path / "folder"
+    (tmp_path / ".folder.previous").mkdir()
+    (tmp_path / ".folder.previous" / "old").write_text("old")
+
+    def fail() -> None:
+        with writing_folder(folder):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fail()
+    assert [path.name for path in folder.iterdir()] == ["old"]
+    assert list(tmp_path.iterdir()) == [folder]
+
+
+def test_a_folder_that_cannot_take_its_place_leaves_the_old_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "folder"
+    with writing_folder(folder) as partial:
+        (partial / "old").write_text("old")
+    rename = Path.rename
+
+    def interrupted(path: Path, target: Path) -> Path:
+        if path.name.endswith(".partial"):
+            raise KeyboardInterrupt
+        return rename(path, target)
+
+    monkeypatch.setattr("vdm.files.exchanged", lambda first, second: False)  # as on macOS
+    monkeypatch.setattr(Path, "rename", interrupted)
+    with pytest.raises(KeyboardInterrupt), writing_folder(folder):
+        pass
+    monkeypatch.undo()
+    assert [path.name for path in folder.iterdir()] == ["old"]
+    assert list(tmp_path.iterdir()) == [folder]
+
+
+def test_a_folder_takes_the_place_of_another_in_one_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "folder"
+    with writing_folder(folder) as partial:
+        (partial / "old").write_text("old")
+    with monkeypatch.context() as patch, writing_folder(folder) as partial:
+        (partial / "new").write_text("new")
+        patch.setattr(Path, "rename", lambda *_: pytest.fail("two steps"))
+    assert [path.name for path in folder.iterdir()] == ["new"]
+    assert list(tmp_path.iterdir()) == [folder]

@@ -163,8 +163,9 @@ def test_prefects_commands_find_the_server_of_the_folder_and_its_settings_are_it
 def test_a_killed_engine_takes_its_trainer_along_and_the_next_run_continues(plant: Plant) -> None:
     overrides = LONG | {"train.seed": 1, "train.steps": 400}
     command = [sys.executable, "-c", f"from flows.train_vdm import train_vdm; train_vdm(overrides={overrides})"]
+    environment = plant.environment | {"PREFECT_API_URL": plant.url}  # else Prefect would start a temporary server
     engine = subprocess.Popen(
-        command, cwd=plant.project.folder, env=plant.environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        command, cwd=plant.project.folder, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
     wait_for_state(plant, 100)
     engine.kill()

@@ -2,7 +2,9 @@
 
 import itertools
 import json
+import logging
 import os
+import socket
 import struct
 import subprocess
 import sys
@@ -17,11 +19,15 @@ import pytest
 from PIL import Image
 
 from flows.errors import Exit, UserError
+from flows.image_folder import ImageFolder, read_folder
 from flows.inspecting import inspect_path
 from flows.params import Data, read_params
 from flows.picture_files import BadImageError, inspect, read
 from flows.stages.download import download
+from vdm.files import parse_json
 from vdm.images import ImageSet, files_of, load_images, load_labels
+
+SPLIT: Any = {"test_fraction": 0.25, "split_seed": 0, "grayscale": False, "resized": False}
 
 
 def settings(source: Path, **changes: Any) -> Data:
@@ -228,6 +234,34 @@ def animated(path: Path) -> None:
     frames[0].save(path.with_suffix(".webp"), save_all=True, append_images=frames[1:])
 
 
+def pipe(path: Path) -> None:
+    os.mkfifo(path)
+
+
+def pipe_of_arrays(path: Path) -> None:
+    os.mkfifo(path.with_suffix(".npy"))
+
+
+def socket_file(path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(path))
+
+
+def circle(path: Path) -> None:
+    path.symlink_to("other.png")
+    path.with_name("other.png").symlink_to(path.name)
+
+
+def linked_folder(path: Path) -> None:
+    path.with_name("classes").mkdir()
+    path.symlink_to("classes")
+
+
+def several_frames(path: Path) -> None:
+    frames = [Image.fromarray(noise(6, 5, seed=i)) for i in range(3)]
+    frames[0].save(path.with_suffix(".tif"), save_all=True, append_images=frames[1:])
+
+
 def out_of_the_folder(path: Path) -> None:
     target = path.parents[1] / "elsewhere.png"
     Image.fromarray(noise(6, 5)).save(target)
@@ -249,12 +283,18 @@ def mode(name: str, suffix: str = ".png") -> Callable[[Path], None]:
         (lambda path: path.write_text("<!DOCTYPE html>"), Exit.MISSING, '"bad.png": damaged, or not PNG'),
         (lambda path: path.write_bytes(png(noise(6, 5), 8)[:60]), Exit.MISSING, '"bad.png": damaged'),
         (lambda path: path.symlink_to("nowhere.png"), Exit.MISSING, '"bad.png": not a file'),
+        (pipe, Exit.MISSING, '"bad.png": not a file'),
+        (pipe_of_arrays, Exit.MISSING, '"bad.npy": not a file'),
+        (socket_file, Exit.MISSING, '"bad.png": not a file'),
+        (circle, Exit.MISSING, '"bad.png": not a file'),
+        (linked_folder, Exit.MISSING, '"bad.png": not a file'),
         (out_of_the_folder, Exit.INVALID_DATA, 'links lead out of the folder: "bad.png"'),
         (small_bomb, Exit.INVALID_DATA, '"bad.png": too large'),
         (mode("RGBA"), Exit.INVALID_DATA, '"bad.png": mode RGBA'),
         (mode("P"), Exit.INVALID_DATA, '"bad.png": mode P'),
         (mode("CMYK", ".jpg"), Exit.INVALID_DATA, '"bad.jpg": mode CMYK'),
         (animated, Exit.INVALID_DATA, '"bad.webp": 2 frames'),
+        (several_frames, Exit.INVALID_DATA, '"bad.tif": several frames'),
         (
             lambda path: path.write_bytes(png(noise(6, 15), 16, 2, size=(6, 5))),
             Exit.INVALID_DATA,
@@ -453,3 +493,193 @@ def test_a_full_disk_leaves_the_previous_set(tmp_path: Path) -> None:
     assert "images/train.npy: File too large; make room and run again" in done.stderr
     assert sorted(path.name for path in tmp_path.iterdir()) == ["images", "train.npy"]
     assert len(load_images(tmp_path / "images").train) == 225
+
+
+def test_a_folder_renamed_by_a_mac_or_a_file_manager_is_read(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """What hides beside the images is not read; images that are hidden are mentioned."""
+    for name in ("._0.png", ".DS_Store", "__MACOSX/._1.png", "__MACOSX/a/1.png", "class/._2.png"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(b"\0\5\x16\7")
+    with caplog.at_level(logging.WARNING):
+        assert len(load(folder).train) == 6
+    assert caplog.text == ""
+    for name in (".copy.png", ".thumbnails/1.png"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(noise(2, 2)).save(folder / name)
+    assert len(load(folder).train) == 6
+    assert 'left out, since hidden: ".copy.png", ".thumbnails"' in caplog.text
+
+
+def test_links_that_lead_round_in_circles_are_passed_over(folder: Path) -> None:
+    (folder / "a").mkdir()
+    for link, target in (("a/b", "../c"), ("c", "a/b"), ("self", "self"), ("a/parent", ".."), ("here", ".")):
+        (folder / link).symlink_to(target)
+    assert len(load(folder).train) == 6
+
+
+def test_a_source_that_is_a_circle_a_pipe_or_no_path(tmp_path: Path) -> None:
+    (tmp_path / "circle").symlink_to("circle")
+    os.mkfifo(tmp_path / "pipe.npy")
+    for name in ("circle", "pipe.npy", "nul\0"):
+        with pytest.raises(UserError, match="is not a folder of images") as error:
+            read_folder(tmp_path / name, **SPLIT)
+        assert error.value.code == Exit.MISSING
+        assert str(error.value).isprintable()
+    with pytest.raises(UserError, match=r"x: File name too long$"):
+        read_folder(tmp_path / ("x" * 300), **SPLIT)
+
+
+def test_folders_deeper_than_python_recurses(folder: Path) -> None:
+    here = Path.cwd()
+    try:
+        os.chdir(folder)
+        for _ in range(1200):
+            Path("d").mkdir()
+            os.chdir("d")
+    finally:
+        os.chdir(here)
+    assert len(load(folder).train) == 6
+
+
+def test_a_file_that_may_not_be_read_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (folder / "3.png").chmod(0)
+    folder.parent.chmod(0o755)
+    monkeypatch.chdir(folder.parent)  # whose own parents other users may not enter
+    with unprivileged(), pytest.raises(UserError, match=r'"3\.png": Permission denied; make it readable') as error:
+        read_folder(Path("folder"), **SPLIT)
+    assert error.value.code == Exit.MISSING
+
+
+def exhaust(found: ImageFolder) -> None:
+    for chunks in found.splits:
+        for _ in chunks:
+            pass
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        Path.unlink,
+        lambda path: path.write_bytes(b""),
+        lambda path: path.write_bytes(path.read_bytes()[:40]),
+        lambda path: Image.fromarray(noise(7, 5)).save(path),
+        lambda path: Image.fromarray(noise(6, 5, 3)).save(path),
+        lambda path: path.write_bytes(png(noise(6, 5), 16)),
+        lambda path: (path.unlink(), path.mkdir()),
+        lambda path: (path.unlink(), os.mkfifo(path)),
+    ],
+    ids=["gone", "empty", "cut", "larger", "colour", "deeper", "a folder", "a pipe"],
+)
+def test_a_picture_that_changes_after_its_head_was_read_is_named(change: Callable[[Path], Any], folder: Path) -> None:
+    found = read_folder(folder, **SPLIT)
+    change(folder / "3.png")
+    with pytest.raises(UserError, match=r'1 of 8 files cannot be used: "3\.png": ') as error:
+        exhaust(found)
+    assert error.value.code == Exit.MISSING
+
+
+@pytest.mark.parametrize("images", [noise(4000, 1, 6, 5), noise(2000, 1, 6, 5), noise(3000, 1, 5, 6)])
+def test_an_array_that_changes_after_its_head_was_read_is_named(images: np.ndarray, tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", noise(3000, 1, 6, 5))
+    found = read_folder(tmp_path / "a.npy", **SPLIT)
+    np.save(tmp_path / "a.npy", images)
+    with pytest.raises(UserError, match=r'"a\.npy": changed while it was read; run again') as error:
+        exhaust(found)
+    assert error.value.code == Exit.MISSING
+
+
+def test_an_array_that_shrinks_while_it_is_read_is_named(tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", noise(5000, 1, 40, 40))
+    images = read(tmp_path / "a.npy")
+    next(images)
+    os.truncate(tmp_path / "a.npy", 2_000_000)
+    with pytest.raises(BadImageError, match="cut short") as error:
+        list(images)
+    assert error.value.code == Exit.MISSING
+
+
+def test_arrays_of_few_columns_are_what_was_asked_for(tmp_path: Path) -> None:
+    """Channels of 4x4 or pixels of 4 channels: (N,C,H,W) is documented."""
+    np.save(tmp_path / "a.npy", noise(8, 1000, 4, 4))
+    assert load(tmp_path / "a.npy").image_shape == (1000, 4, 4)
+    np.save(tmp_path / "a.npy", noise(8, 28, 28, 3))
+    with pytest.raises(UserError, match="channels last"):
+        load(tmp_path / "a.npy")
+
+
+@pytest.mark.parametrize("name", [os.fsdecode(b"caf\xe9"), "line\nend", "<b>\x1b[31mred", "\u202e\x7f\x85"])
+def test_names_reach_no_reader_unescaped(name: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / name).mkdir()
+    for i in range(4):
+        Image.fromarray(noise(4, 4, seed=i)).save(tmp_path / name / f"{name}{i}.jpg")
+    (tmp_path / name / f"{name}.txt").touch()
+    with caplog.at_level(logging.INFO):
+        load(tmp_path / name)
+    title = parse_json((tmp_path / "images" / "dataset.json").read_bytes())["title"]
+    assert title.isprintable()
+    for split in ("train", "test"):
+        for line in files_of(tmp_path / "images", split).read_text(encoding="ascii").splitlines():
+            assert parse_json(line).startswith(name.encode(errors="backslashreplace").decode()[:1])
+    assert all(record.getMessage().isprintable() for record in caplog.records)
+    assert len(caplog.records) == 3
+    (tmp_path / name / "bad.png").touch()
+    with pytest.raises(UserError) as error:
+        load(tmp_path / name)
+    assert str(error.value).isprintable()
+
+
+def test_a_folder_without_a_name_has_a_title(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
+    download(settings(Path()), out=folder.parent / "images", downloads=folder.parent / "downloads")
+    assert load_images(folder.parent / "images").description["title"] == "folder"
+
+
+def test_a_folder_whose_name_begins_with_a_tilde_is_that_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder.rename(folder.parent / "~nobody-of-this-name")
+    monkeypatch.chdir(folder.parent)
+    monkeypatch.setattr(
+        "flows.inspecting.inspect_images", lambda *_, images, **__: {"read": len(load_images(images).train)}
+    )
+    params = read_params(Path(__file__).parents[1] / "presets" / "digits.yaml")
+    path = Path("~nobody-of-this-name")
+    assert inspect_path(params.data, params.contract, path=path, out=None, reference=None) == {"read": 6}
+
+
+def test_a_damaged_tiff_file_is_one_line(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    Image.fromarray(noise(20, 20)).save(tmp_path / "a.tif", compression="tiff_lzw")
+    content = bytearray((tmp_path / "a.tif").read_bytes())
+    content[8:60] = bytes(52)
+    (tmp_path / "a.tif").write_bytes(content)
+    with pytest.raises(BadImageError):
+        list(read(tmp_path / "a.tif"))
+    assert capfd.readouterr().err == ""
+
+
+def test_too_many_images(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("flows.image_folder.MOST_IMAGES", 7)
+    with pytest.raises(UserError, match="folder: 8 images, of which at most 7 are read") as error:
+        load(folder)
+    assert error.value.code == Exit.INVALID_DATA
+
+
+def test_a_download_that_is_killed_at_any_time_leaves_the_old_set_or_the_new(tmp_path: Path) -> None:
+    for seed in range(2):
+        np.save(tmp_path / f"{seed}.npy", noise(3000, 3, 32, 32, seed=seed))
+    program = (
+        "import os, signal, sys, time; from pathlib import Path; from test_image_folder import settings;"
+        "from flows.stages.download import download; from vdm.images import data_sha256\n"
+        "folder = Path(sys.argv[1]); out = folder / 'images'\n"
+        "def job(seed): download(settings(folder / f'{seed}.npy'), out=out, downloads=folder / 'downloads')\n"
+        "known = []\n"
+        "for seed in range(2): begin = time.monotonic(); job(seed); known.append(data_sha256(out))\n"
+        "seconds = time.monotonic() - begin\n"
+        "for i in range(25):\n"
+        "    child = os.fork()\n"
+        "    if not child: job(i % 2); os._exit(0)\n"
+        "    time.sleep(1.5 * seconds * i / 25); os.kill(child, signal.SIGKILL); os.waitpid(child, 0)\n"
+        "    print(known.index(data_sha256(out)), end='')\n"
+    )
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
+    command = [sys.executable, "-c", program, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert len(done.stdout) == 25, done.stderr

@@ -3,6 +3,7 @@
 import gzip
 import hashlib
 import io
+import os
 import pickle
 import struct
 import tarfile
@@ -254,3 +255,110 @@ def test_paths_and_links_out_of_an_archive_are_not_followed(
     with pytest.raises(UserError, match="test_batch is truncated or damaged"):
         read_published(published, source, tmp_path / "downloads", scratch(tmp_path))
     assert not list(tmp_path.rglob("trace"))
+
+
+def archive(path: Path, *entries: tuple[str, bytes, bytes], size: bytes | None = None) -> None:
+    """A packed tar file of names, types and contents; `size` replaces the size of the last, checksum and all."""
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode="w") as tar:
+        for name, kind, content in entries:
+            info = tarfile.TarInfo(name)
+            info.type, info.size, info.linkname = kind, len(content), "cifar-10-batches-py/data_batch_2"
+            place = tar.offset
+            tar.addfile(info, io.BytesIO(content))
+    plain = bytearray(file.getvalue())
+    if size is not None:
+        plain[place + 124 : place + 136] = size
+        plain[place + 148 : place + 156] = b" " * 8
+        plain[place + 148 : place + 156] = b"%06o\0 " % sum(plain[place : place + 512])
+    path.write_bytes(gzip.compress(plain))
+
+
+NEGATIVE = (-512).to_bytes(12, "big", signed=True)
+HUGE = b"\x80" + (2**62).to_bytes(11, "big")
+
+
+@pytest.mark.timeout(30)
+@pytest.mark.parametrize(
+    ("entries", "size", "message"),
+    [
+        ([("data_batch_1", tarfile.REGTYPE, b"x")], NEGATIVE, "overlap|seeking backwards"),
+        ([("data_batch_1", tarfile.REGTYPE, b"x")], HUGE, "unpacks to more than"),
+        ([("other", tarfile.REGTYPE, b"x")], HUGE, "unpacks to more than"),
+        ([("other", b"x", b"x")], HUGE, "damaged"),
+        ([("other", b"L", b"x")], HUGE, "damaged"),
+        ([("data_batch_1", tarfile.SYMTYPE, b"")], None, "data_batch_1 is truncated or damaged: .* is not a file"),
+        ([("data_batch_1", tarfile.LNKTYPE, b"")], None, "data_batch_1 is truncated or damaged: .* is not a file"),
+        ([("data_batch_1", tarfile.FIFOTYPE, b"")], None, "data_batch_1 is truncated or damaged: .* is not a file"),
+        ([("data_batch_1", tarfile.CHRTYPE, b"")], None, "data_batch_1 is truncated or damaged: .* is not a file"),
+        ([("../cifar-10-batches-py/data_batch_1", tarfile.REGTYPE, b"x")], None, "it holds no cifar-10-batches-py/"),
+        ([("/cifar-10-batches-py/data_batch_1", tarfile.REGTYPE, b"x")], None, "it holds no cifar-10-batches-py/"),
+        ([], None, "it holds no cifar-10-batches-py/batches.meta"),
+    ],
+)
+def test_no_archive_leads_astray(
+    entries: list[tuple[str, bytes, bytes]],
+    size: bytes | None,
+    message: str,
+    small_cifar: tuple[PublishedSet, Path],
+    tmp_path: Path,
+) -> None:
+    published, source = small_cifar
+    named = [(name if "/" in name else f"cifar-10-batches-py/{name}", *rest) for name, *rest in entries]
+    archive(source / "cifar-10-python.tar.gz", *named, size=size)
+    with pytest.raises(UserError, match=message) as error:
+        read_published(published, source, tmp_path / "downloads", scratch(tmp_path))
+    assert error.value.code == Exit.MISSING
+    assert str(error.value).isprintable()
+    assert sum(path.stat().st_size for path in scratch(tmp_path).rglob("*") if path.is_file()) < 10
+
+
+def test_a_file_that_an_archive_holds_twice_is_refused(small_cifar: tuple[PublishedSet, Path], tmp_path: Path) -> None:
+    published, source = small_cifar
+    with tarfile.open(source / "cifar-10-python.tar.gz") as tar:
+        member = tar.extractfile("cifar-10-batches-py/test_batch")
+        assert member
+        content = member.read()
+    entry = ("cifar-10-batches-py/test_batch", tarfile.REGTYPE, content)
+    archive(source / "cifar-10-python.tar.gz", entry, entry)
+    with pytest.raises(UserError, match="test_batch is truncated or damaged: it is there twice"):
+        read_published(published, source, tmp_path / "downloads", scratch(tmp_path))
+
+
+def test_an_archive_cannot_fill_the_memory(
+    small_cifar: tuple[PublishedSet, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A header of 200 MB in an archive of 200 kB."""
+    monkeypatch.setattr("flows.reading.MOST_MEMORY", 100 * 2**20)
+    published, source = small_cifar
+    archive(source / "cifar-10-python.tar.gz", ("header", tarfile.XHDTYPE, bytes(200 * 2**20)))
+    with pytest.raises(UserError, match="is truncated or damaged: takes too much memory"):
+        read_published(published, source, tmp_path / "downloads", scratch(tmp_path))
+
+
+def test_an_archive_that_a_browser_unpacked_is_read(small_cifar: tuple[PublishedSet, Path], tmp_path: Path) -> None:
+    published, source = small_cifar
+    path = source / "cifar-10-python.tar.gz"
+    path.write_bytes(gzip.decompress(path.read_bytes()))
+    train, _ = arrays(read_published(published, source, tmp_path / "downloads", scratch(tmp_path)))
+    assert len(train) == 10
+
+
+@pytest.mark.timeout(30)
+@pytest.mark.parametrize("suffix", ["", ".gz"])
+def test_pipes_are_not_opened(suffix: str, small_mnist: tuple[PublishedSet, Path], tmp_path: Path) -> None:
+    published, source = small_mnist
+    (source / "train-images-idx3-ubyte.gz").unlink()
+    os.mkfifo(source / f"train-images-idx3-ubyte{suffix}")
+    with pytest.raises(UserError, match="holds no train-images-idx3-ubyte"):
+        read_published(published, source, tmp_path / "downloads", scratch(tmp_path))
+
+
+def test_a_wrong_file_is_named_before_the_others_are_unpacked(
+    small_mnist: tuple[PublishedSet, Path], tmp_path: Path
+) -> None:
+    published, source = small_mnist
+    other_content(source / "train-images-idx3-ubyte.gz")
+    with pytest.raises(UserError, match="train-images-idx3-ubyte: sha256"):
+        read_published(published, source, tmp_path / "downloads", scratch(tmp_path))
+    assert [path.name for path in scratch(tmp_path).rglob("*") if path.is_file()] == ["train-images-idx3-ubyte"]

@@ -2,8 +2,10 @@
 
 import hashlib
 import io
+import struct
 import tarfile
 import zipfile
+import zlib
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -125,9 +127,47 @@ def hostile(published: DownsampledImageNet, source: Path) -> DownsampledImageNet
     return replace(published, train={path.name: sha256(path)})
 
 
+def encrypted(published: DownsampledImageNet, source: Path) -> DownsampledImageNet:
+    """The flag of a password on what is in the archive."""
+    path = source / "Imagenet32_train_npz.zip"
+    content = bytearray(path.read_bytes())
+    for mark, place in ((b"PK\3\4", 6), (b"PK\1\2", 8)):
+        first = content.index(mark)
+        while first >= 0:
+            content[first + place] |= 1
+            first = content.find(mark, first + 4)
+    path.write_bytes(content)
+    return replace(published, train={path.name: sha256(path)})
+
+
+def endless_labels(published: DownsampledImageNet, source: Path) -> DownsampledImageNet:
+    """A head that claims a trillion labels."""
+    path = source / "Imagenet32_train_npz.zip"
+    batch, head = io.BytesIO(), io.BytesIO()
+    np.lib.format.write_array_header_1_0(head, {"descr": "<i8", "fortran_order": False, "shape": (10**12,)})
+    with zipfile.ZipFile(batch, "w") as inner:
+        inner.writestr("labels.npy", head.getvalue())
+    with zipfile.ZipFile(path, "w") as outer:
+        outer.writestr("batch_1.npz", batch.getvalue())
+    return replace(published, train={path.name: sha256(path)})
+
+
+def lying_zip(published: DownsampledImageNet, source: Path) -> DownsampledImageNet:
+    """Sizes in the archive's directory that its contents do not have."""
+    path = source / "Imagenet32_train_npz.zip"
+    content = bytearray(path.read_bytes())
+    first = content.rindex(b"PK\1\2")
+    content[first + 20 : first + 28] = struct.pack("<II", 2**31, 2**31)
+    path.write_bytes(content)
+    return replace(published, train={path.name: sha256(path)})
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        (encrypted, "damaged: .*encrypted"),
+        (endless_labels, "damaged|too large"),
+        (lying_zip, "damaged|too large"),
         (wrong_size, r"images of \(3072,\) uint8"),
         (wrong_count, "2300 images, 9 were published"),
         (hostile, "damaged: an array of object"),
@@ -140,6 +180,34 @@ def test_other_content_is_refused(
 ) -> None:
     with pytest.raises(UserError, match=message) as error:
         read(change(*batches), batches[1])
+    assert error.value.code == Exit.MISSING
+
+
+def negative(entry: bytearray) -> None:
+    entry[124:136] = (-512).to_bytes(12, "big", signed=True)
+    entry[148:156] = b" " * 8
+    entry[148:156] = b"%06o\0 " % sum(entry[:512])
+
+
+def large_picture(entry: bytearray) -> None:
+    """A picture of 2^16 x 2^16 pixels, says its head."""
+    place = entry.index(b"IHDR") + 4
+    entry[place : place + 8] = struct.pack(">II", 2**16, 2**16)
+    entry[place + 13 : place + 17] = struct.pack(">I", zlib.crc32(entry[place - 4 : place + 13]))
+
+
+@pytest.mark.timeout(30)
+@pytest.mark.parametrize("damage", [negative, large_picture])
+def test_damaged_archives_of_pictures_are_named(
+    damage: Callable[[bytearray], None], pictures: tuple[DownsampledImageNet, Path]
+) -> None:
+    published, source = pictures
+    path = source / "train_32x32.tar"
+    content = bytearray(path.read_bytes())
+    damage(content)
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"train_32x32.tar: (damaged|too large)") as error:
+        read(replace(published, train={path.name: sha256(path)}), source)
     assert error.value.code == Exit.MISSING
 
 

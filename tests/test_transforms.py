@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from flows.errors import Exit, UserError
 from flows.params import read_params
 from flows.stages.download import download
-from flows.transforms import describe, levels_left, transform
-from vdm.images import data_sha256, load_images
+from flows.transforms import MOST_LEVELS, describe, levels_left, parts, shape_left, transform
+from vdm.images import MOST_CHUNK_BYTES, data_sha256, load_images
 
 NOTHING: dict[str, Any] = {"grayscale": False, "resize": None, "pad": 0, "num_bits": 8}
 DIGITS = read_params(Path(__file__).parents[1] / "presets" / "digits.yaml").data
@@ -84,3 +84,46 @@ def test_a_transform_that_leaves_the_bytes_is_still_in_the_digest(tmp_path: Path
         save_images(tmp_path, splits, {"name": "a", "num_levels": 256, "transforms": transforms})
         digests.add(data_sha256(tmp_path))
     assert len(digests) == 2
+
+
+@pytest.mark.parametrize(
+    ("shape", "change", "message", "code"),
+    [
+        ((3, 9000, 9000), {}, "3x9000x9000 have 243,000,000 levels.*set data.resize to a smaller", Exit.INVALID_DATA),
+        ((3, 8, 8), {"resize": [4096, 4096]}, "data.resize and data.pad: .*3x4096x4096 .*; lower them", Exit.USAGE),
+        ((3, 8, 8), {"resize": [3000, 3000], "pad": 1024}, "3x5048x5048 .*; lower them", Exit.USAGE),
+        ((1000, 4, 4), {"pad": 1024}, "1000x2052x2052 .*; lower them", Exit.USAGE),
+    ],
+)
+def test_images_that_no_model_takes_are_refused_before_they_are_made(
+    shape: tuple[int, ...], change: dict[str, Any], message: str, code: Exit, tmp_path: Path
+) -> None:
+    with (tmp_path / "a.npy").open("wb") as file:
+        full = (2, *shape)
+        np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": full})
+        file.truncate(file.tell() + int(np.prod(full)))
+    data = DIGITS.model_copy(update={"name": "image_folder", "source": str(tmp_path / "a.npy"), "test_fraction": 0.5})
+    with pytest.raises(UserError, match=message) as error:
+        download(data.model_copy(update=change), out=tmp_path / "out", downloads=tmp_path / "downloads")
+    assert error.value.code == code
+    assert [path.name for path in tmp_path.iterdir()] == ["a.npy"]
+
+
+@pytest.mark.parametrize("change", [{}, {"pad": 500}, {"resize": [1000, 1500]}, {"resize": [4, 4]}])
+@pytest.mark.parametrize("shape", [(3, 32, 32), (1, 2000, 3000)])
+def test_a_chunk_is_transformed_in_parts_that_fit(shape: tuple[int, int, int], change: dict[str, Any]) -> None:
+    images = np.broadcast_to(np.uint8(1), (1000, *shape))
+    settings = NOTHING | change
+    left = shape_left(shape, **{key: settings[key] for key in ("grayscale", "resize", "pad")})
+    slices = list(parts(images, **settings))
+    largest = max(int(np.prod(shape)), int(np.prod(left)))
+    assert largest <= MOST_LEVELS
+    assert sum(len(range(1000)[part]) for part in slices) == 1000
+    assert max(len(range(1000)[part]) for part in slices) * largest <= max(MOST_CHUNK_BYTES, largest)
+
+
+def test_large_colour_images_turn_gray_band_by_band() -> None:
+    pixels = noise(1, 3, 5000, 2500).astype(np.uint8)
+    whole = transform(pixels, 256, **NOTHING | {"grayscale": True})
+    assert np.array_equal(whole[:, :, :100], transform(pixels[:, :, :100], 256, **NOTHING | {"grayscale": True}))
+    assert np.array_equal(whole[:, :, -99:], transform(pixels[:, :, -99:], 256, **NOTHING | {"grayscale": True}))

@@ -3,6 +3,7 @@
 Errors are OSError with the name of the file, so that every reader reports them as it reports a missing file.
 """
 
+import ctypes
 import errno
 import json
 import os
@@ -15,6 +16,7 @@ from io import BufferedReader
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, NoReturn
 
+AT_FDCWD, RENAME_EXCHANGE = -100, 2  # as in linux/fcntl.h and linux/fs.h
 MOST_BYTES = 64 * 2**20
 """The default limit of `read_bounded`: far above every description, report and listing that the project writes."""
 MOST_DEPTH = 32
@@ -166,14 +168,15 @@ def writing_folder(path: Path) -> Iterator[Path]:
     """
     partial, previous = (path.with_name(f".{path.name}.{state}") for state in ("partial", "previous"))
     with naming(path, partial), unfinished(partial):
-        restore(path, previous)  # a process that was killed between the two renames left it there
+        restore(path, previous)  # a process that was killed between two renames left it there
         clear(previous, partial)
         partial.mkdir(parents=True)
         yield partial
         try:
-            if path.exists():
-                path.rename(previous)
-            partial.rename(path)
+            if not exchanged(partial, path):
+                if path.exists():
+                    path.rename(previous)
+                partial.rename(path)
         finally:
             restore(path, previous)
         clear(previous, partial)
@@ -211,6 +214,15 @@ def discard(path: Path) -> None:
     else:
         with suppress(OSError):
             path.unlink(missing_ok=True)
+
+
+def exchanged(first: Path, second: Path) -> bool:
+    """Exchange two files or folders in one step.  Return whether both are there and the system can do it."""
+    try:
+        rename = ctypes.CDLL(None).renameat2
+    except AttributeError:  # not Linux
+        return False
+    return bool(rename(AT_FDCWD, os.fsencode(first), AT_FDCWD, os.fsencode(second), RENAME_EXCHANGE) == 0)
 
 
 def restore(path: Path, previous: Path) -> None:

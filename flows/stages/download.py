@@ -138,11 +138,16 @@ def folder_of_images(data: "Data", source: Path) -> tuple[Splits, dict[str, Any]
 
 
 def transformed(data: "Data", splits: Splits, origin: dict[str, Any]) -> tuple[Splits, dict[str, Any]]:
-    """Return splits and origin with the transforms of `data`."""
+    """Return splits and origin with the transforms of `data`.
+
+    The splits raise UserError (exit 4) when there are not as many labels as images.
+    """
     num_levels = origin["num_levels"]
 
     def stream(chunks: Iterable[Chunk]) -> Iterator[Chunk]:
         for images, labels, files in chunks:
+            if labels is not None and len(labels) != len(images):
+                raise UserError(f"{len(labels)} labels for {len(images)} images", Exit.INVALID_DATA)
             for part in parts(images, **steps(data)):
                 yield Chunk(
                     transform(images[part], num_levels, **steps(data)),
@@ -167,16 +172,15 @@ def split(data: "Data") -> str:
 def kept(chunks: Iterable[Chunk], labels: list[np.ndarray], files: Path) -> Iterator[np.ndarray]:
     """Yield the images; their labels go to `labels`, the names of their files to the lines of `files`, as JSON.
 
-    Raises UserError (exit 4) when there are not as many labels as images, and OSError that names `files`.
+    Raises OSError that names `files`.
     """
     for chunk in chunks:
         if chunk.labels is not None:
-            if len(chunk.labels) != len(chunk.images):
-                raise UserError(f"{len(chunk.labels)} labels for {len(chunk.images)} images", Exit.INVALID_DATA)
             labels.append(chunk.labels)
         if chunk.files is not None:
-            with naming(files, files), files.open("a", encoding="ascii") as lines:
-                lines.writelines(f"{json.dumps(utf8(name))}\n" for name in chunk.files)
+            lines = {name: f"{json.dumps(utf8(name))}\n" for name in dict.fromkeys(chunk.files)}
+            with naming(files, files), files.open("a", encoding="ascii") as file:
+                file.writelines(lines[name] for name in chunk.files)
         yield chunk.images
 
 
