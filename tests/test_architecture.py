@@ -215,10 +215,11 @@ def writes(call: ast.Call) -> bool:
     name = ast.unparse(call.func)
     texts = {node.value for node in ast.walk(call) if isinstance(node, ast.Constant) and isinstance(node.value, str)}
     modes = {text for text in texts if re.fullmatch(r"[rwaxbt+]{1,3}([:|]\w*)?", text) and re.search("[wax+]", text)}
+    if "os.devnull" in ast.unparse(call):
+        return False
     match name.rpartition(".")[2]:
         case "open" if name == "os.open":
-            flags = re.search(r"O_(WRONLY|RDWR|CREAT|TRUNC|APPEND)", ast.unparse(call))
-            return bool(flags) and "os.devnull" not in ast.unparse(call)
+            return bool(re.search(r"O_(WRONLY|RDWR|CREAT|TRUNC|APPEND)", ast.unparse(call)))
         case "open" | "fdopen" | "ZipFile" | "memmap" | "open_memmap":
             return bool(modes)
         case "write_text" | "write_bytes" | "touch" | "symlink_to" | "hardlink_to" | "tofile" | "savetxt" | "savez":
