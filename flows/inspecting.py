@@ -27,7 +27,7 @@ def inspect_path(
     with tempfile.TemporaryDirectory() as scratch:
         images, report = path, out or Path(scratch, "report")
         # Path.is_file raises where a folder must not be entered; reading the images names the folder.
-        if not os.access(path / DESCRIPTION, os.F_OK):
+        if "\0" in str(path) or not os.access(path / DESCRIPTION, os.F_OK):
             images = Path(scratch, "images")
             folder = data.model_copy(update={"name": "image_folder"})
             origin = write_images(folder, source=path, out=images, downloads=Path(scratch, "downloads"))

@@ -53,9 +53,8 @@ def find_images(source: Path) -> Found:
         raise UserError(f"{error.filename}: {error.strerror}{hint}", Exit.MISSING) from error
     shown = printable(str(source))
     if found.outside:
-        raise UserError(
-            f"{source}: links lead out of the folder: {listed(found.outside)}; copy the files", Exit.INVALID_DATA
-        )
+        some = listed(sorted(found.outside)[:10]) + ", ..." * (len(found.outside) > 10)
+        raise UserError(f"{source}: links lead out of the folder: {some}; copy the files", Exit.INVALID_DATA)
     if found.hidden:
         log.warning("%s: left out, since hidden: %s", shown, listed(sorted(found.hidden)[:3]))
     if not found.images:
