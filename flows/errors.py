@@ -34,13 +34,6 @@ class NetworkError(UserError):
         super().__init__(message, code)
 
 
-def printable(text: str) -> str:
-    """Return the text with escapes for what a terminal would act on and what UTF-8 cannot hold."""
-    if text.isprintable():
-        return text
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-
-
 def brief(error: BaseException) -> str:
     """Return what a parser says of damaged bytes, in one line of at most 200 characters."""
     text = " ".join(str(error).split())

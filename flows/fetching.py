@@ -13,7 +13,8 @@ from urllib.error import HTTPError, URLError
 
 from tqdm import tqdm
 
-from flows.errors import NetworkError, brief, printable
+from flows.errors import NetworkError, brief
+from flows.escaping import visible
 from vdm.files import naming
 
 log = logging.getLogger(__name__)
@@ -49,7 +50,7 @@ def fetch_file(addresses: Sequence[str], path: Path, most: int = MOST_BYTES) -> 
                 return
             except (URLError, http.client.HTTPException) as error:
                 failure = f"{address}: {brief(error)}"
-                log.info("%s", printable(failure))
+                log.info("%s", visible(failure))
                 if isinstance(error, TooLongError):
                     left.remove(address)
     raise NetworkError(

@@ -12,7 +12,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from flows.errors import Exit, UserError, printable
+from flows.errors import Exit, UserError
+from flows.escaping import visible
 from flows.picture_files import advice, inspect, read
 from flows.publishers import Chunk, Splits, held_out
 from flows.reading import BadImageError, Head, Kind
@@ -184,7 +185,7 @@ def class_labels(found: Found) -> list[int] | None:
     if "" in classes:
         return None
     if found.empty:
-        log.warning("%s: classes without images: %s", printable(str(found.root)), listed(sorted(found.empty)))
+        log.warning("%s: classes without images: %s", visible(str(found.root)), listed(sorted(found.empty)))
     numbers = {name: number for number, name in enumerate(classes)}
     return [numbers[folder] for folder in folders]
 
@@ -258,9 +259,7 @@ def remark(root: Path, survey: Survey) -> str:
     formats = Counter(head.format for head in survey.heads)
     num_turned = sum(head.turned for head in survey.heads)
     if formats["JPEG"]:
-        log.warning(
-            "%s: %d JPEG files: their bits/dim are those of decoded JPEG", printable(str(root)), formats["JPEG"]
-        )
+        log.warning("%s: %d JPEG files: their bits/dim are those of decoded JPEG", visible(str(root)), formats["JPEG"])
     if num_turned:
-        log.warning("%s: %d images turned as their EXIF tags say", printable(str(root)), num_turned)
+        log.warning("%s: %d images turned as their EXIF tags say", visible(str(root)), num_turned)
     return ", ".join(f"{count} {name}" for name, count in sorted(formats.items()))

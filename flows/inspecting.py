@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flows.errors import printable
+from flows.escaping import visible
 from flows.stages.download import write_images
 from flows.stages.validate import inspect_images
 from vdm.files import scratch_folder
@@ -29,11 +29,11 @@ def inspect_path(
     with scratch_folder() as scratch:
         images, report = path, out or scratch / "report"
         # Path.is_file raises where a folder must not be entered; reading the images names the folder.
-        if not os.access(path / DESCRIPTION, os.F_OK):
+        if "\0" in str(path) or not os.access(path / DESCRIPTION, os.F_OK):
             images = scratch / "images"
             folder = data.model_copy(update={"name": "image_folder"})
             origin = write_images(folder, source=path, out=images, downloads=scratch / "downloads")
-            log.info("%s: transforms: %s", printable(str(path)), origin["transforms"])
+            log.info("%s: transforms: %s", visible(str(path)), origin["transforms"])
         return inspect_images(
             contract,
             images=images,

@@ -7,7 +7,8 @@ import os
 from pathlib import Path
 from typing import NamedTuple
 
-from flows.errors import Exit, UserError, printable
+from flows.errors import Exit, UserError
+from flows.escaping import visible
 from flows.picture_files import SUFFIXES
 
 log = logging.getLogger(__name__)
@@ -51,11 +52,10 @@ def find_images(source: Path) -> Found:
     except OSError as error:
         hint = "; make it readable" if error.errno in (errno.EACCES, errno.EPERM) else ""
         raise UserError(f"{error.filename}: {error.strerror}{hint}", Exit.MISSING) from error
-    shown = printable(str(source))
+    shown = visible(str(source))
     if found.outside:
-        raise UserError(
-            f"{source}: links lead out of the folder: {listed(found.outside)}; copy the files", Exit.INVALID_DATA
-        )
+        some = listed(sorted(found.outside)[:10]) + ", ..." * (len(found.outside) > 10)
+        raise UserError(f"{source}: links lead out of the folder: {some}; copy the files", Exit.INVALID_DATA)
     if found.hidden:
         log.warning("%s: left out, since hidden: %s", shown, listed(sorted(found.hidden)[:3]))
     if not found.images:
@@ -109,4 +109,4 @@ def leads_out(link: Path, root: Path) -> bool:
 
 def listed(names: list[str]) -> str:
     """Return names in quotes; what a terminal would act on is escaped."""
-    return printable(", ".join(json.dumps(name, ensure_ascii=False) for name in names))
+    return visible(", ".join(json.dumps(name, ensure_ascii=False) for name in names))

@@ -536,9 +536,11 @@ def test_folders_deeper_than_python_recurses(folder: Path) -> None:
         for _ in range(1200):
             Path("d").mkdir()
             os.chdir("d")
+        os.chdir(here)
+        assert len(load(folder).train) == 6
     finally:
         os.chdir(here)
-    assert len(load(folder).train) == 6
+        subprocess.run(["rm", "-r", folder], check=True)  # pytest recurses
 
 
 def test_a_file_that_may_not_be_read_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

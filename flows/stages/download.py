@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from flows.errors import Exit, UserError, printable
+from flows.errors import Exit, UserError
+from flows.escaping import visible
 from flows.image_folder import read_folder
 from flows.image_sets import (
     CIFAR10,
@@ -127,7 +128,7 @@ def folder_of_images(data: "Data", source: Path) -> tuple[Splits, dict[str, Any]
     for kind in found.kinds:  # before the first pixel is read
         shape_left(kind.shape, grayscale=data.grayscale, resize=data.resize, pad=data.pad)
     origin = {
-        "title": printable(source.name if source.name not in ("", "..") else source.resolve().name) or "images",
+        "title": visible(source.name if source.name not in ("", "..") else source.resolve().name) or "images",
         "homepage": "a folder",
         "licence": "not stated",
         "formats": found.formats,

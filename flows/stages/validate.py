@@ -11,6 +11,7 @@ from flows.contract import drift_expectations, histogram_expectations, image_exp
 from flows.drift import distances, profile, read_reference
 from flows.ending import finish
 from flows.errors import Exit, UserError
+from flows.escaping import visible
 from flows.expectations import Checker
 from flows.image_facts import measure
 from flows.tables import drift_rows, histogram_rows, image_rows, split_rows, with_files
@@ -96,13 +97,14 @@ def require_success(report: dict[str, Any], images: Path, data_docs: Path | None
         if not result["success"]:
             broken[result["severity"]].append(f"{result['meaning']}: {result['observed']}{places(result['rows'])}")
     if broken["warning"]:
-        log.warning("%s: warning: %s", images, "; ".join(broken["warning"]))
+        log.warning("%s: warning: %s", visible(str(images)), visible("; ".join(broken["warning"])))
     if broken["critical"]:
         reasons = "; ".join(broken["critical"])
         see = f"; see {data_docs / 'index.html'}" if data_docs else ""
         raise UserError(f"{images}: {reasons}{see}", Exit.INVALID_DATA)
     held = sum(result["success"] for result in report["expectations"])
-    log.info("%s: %d of %d expectations hold, none that must is broken", images, held, len(report["expectations"]))
+    shown = visible(str(images))
+    log.info("%s: %d of %d expectations hold, none that must is broken", shown, held, len(report["expectations"]))
 
 
 def places(rows: list[dict[str, Any]]) -> str:
