@@ -2,6 +2,8 @@
 
 from enum import IntEnum
 
+from flows.escaping import visible
+
 
 class Exit(IntEnum):
     """Exit codes of vdmctl."""
@@ -20,7 +22,7 @@ class UserError(Exception):
     """Something the user can mend; `str(error)` is one line."""
 
     def __init__(self, message: str, code: Exit) -> None:
-        super().__init__(printable(" ".join(message.split())))
+        super().__init__(visible(" ".join(message.split())))
         self.code = code
 
     def __reduce__(self) -> tuple[type["UserError"], tuple[str, Exit]]:
