@@ -32,6 +32,7 @@ START_SECONDS = 90
 STOP_SECONDS = 30.0
 # A process that dies again sooner than this is not started once more.
 RESTART_SECONDS = 30.0
+IMPORT_SECONDS = 5.0
 
 
 def serve(
@@ -192,6 +193,7 @@ class Kept:
         stack.callback(self.stop)
 
     def start(self) -> None:
+        self.started = time.monotonic()
         self.process = subprocess.Popen(
             prefect(*self.arguments),
             start_new_session=True,
@@ -211,7 +213,9 @@ class Kept:
         self.start()
 
     def stop(self) -> None:
-        stop_group(self.process, signal.SIGINT, signal.SIGTERM, signal.SIGKILL, seconds=STOP_SECONDS)
+        # While it imports, SIGINT would end it with a traceback.
+        first = signal.SIGTERM if time.monotonic() - self.started < IMPORT_SECONDS else signal.SIGINT
+        stop_group(self.process, first, signal.SIGTERM, signal.SIGKILL, seconds=STOP_SECONDS)
 
 
 def wait_for(url: str, server: subprocess.Popen[str]) -> None:
