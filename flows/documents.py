@@ -10,10 +10,12 @@ from typing import Annotated, Any, TypeVar
 from pydantic import AfterValidator, BaseModel, ConfigDict, FailFast, Field, ValidationError
 
 from flows.errors import Exit, UserError
-from vdm.files import MOST_BYTES, inside, parse_json, read_bounded
+from vdm.files import inside, parse_json, read_bounded
 
 Model = TypeVar("Model", bound=BaseModel)
 LONGEST_SHOWN = 60
+MOST_BYTES = 2**24
+"""Of a document: parsed, it may take fifty times its size."""
 
 
 def relative_path(name: str) -> str:
@@ -104,7 +106,7 @@ def json_value(content: bytes, name: str) -> Any:
 def read(model: type[Model], path: Path, advice: str = "") -> Model:
     """Return the document in a JSON file.  Raises UserError (exit 5), with the advice after it."""
     try:
-        return parse(model, read_bounded(path), str(path))
+        return parse(model, read_bounded(path, MOST_BYTES), str(path))
     except (OSError, UserError) as error:
         reason = f"{path}: {error.strerror}" if isinstance(error, OSError) else str(error)
         raise UserError(f"{reason}{advice and f'; {advice}'}", Exit.MISSING) from error

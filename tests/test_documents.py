@@ -268,6 +268,18 @@ def test_a_hostile_training_log(content: bytes, tmp_path: Path) -> None:
         last_loss(tmp_path / "curves.csv")
 
 
+def test_of_a_long_training_log_the_end_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "curves.csv"
+    path.write_text("step,bpd,x\n" + "".join(f"{step},{2 + 1 / step},0\n" for step in range(1, 20_001)))
+    assert last_loss(path) == (20_000, 2 + 1 / 20_000)
+    with path.open("ab") as file:
+        file.truncate(2**40)
+    with pytest.raises(UserError, match="missing or damaged"):
+        last_loss(path)
+    path.write_text("step,bpd\n1,3.5\n")
+    assert last_loss(path) == (1, 3.5)
+
+
 def test_a_report_that_vouches_for_levels_that_are_none(image_set: Path) -> None:
     report = image_set.parent / "validation.json"
     pixels = np.array(load_images(image_set).train)

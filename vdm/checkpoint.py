@@ -21,6 +21,7 @@ from vdm.memory import available
 from vdm.model import VDM, count_parameters
 
 WEIGHTS, CONFIG = "weights.safetensors", "config.json"
+MOST_CONFIG_BYTES = 2**20
 # Names, shapes and places of the tensors of the deepest network.
 MOST_HEADER_BYTES = 2**23
 # Numbers of 2 to 8 bytes; in memory the file's content, the tensors read from it, and the model's own.
@@ -117,7 +118,7 @@ def model_sha256(folder: Path) -> str:
 
 def read_description(folder: Path) -> dict[str, Any]:
     """config.json, checked for its keys, its types and its digest.  Raises CheckpointError."""
-    content = read_bytes(folder / CONFIG)
+    content = read_bytes(folder / CONFIG, MOST_CONFIG_BYTES)
     try:
         description = parse_json(content)
     except ValueError as error:

@@ -26,6 +26,7 @@ REQUIRED = {"name", "num_levels", "image_shape", "num_train", "num_test"}
 COUNTS = ("num_train", "num_test", "published_train", "published_test")
 TEXTS = ("name", "title", "homepage", "licence", "formats", "split", "transforms")
 MOST_LEVELS = 2**16
+MOST_DESCRIPTION_BYTES = 2**20
 # What a pass over an array takes: some copies of one image as float32, and what it keeps of every image.
 COPIES, BYTES_PER_IMAGE = 10, 128
 # A path has at most 4096 bytes, each of which JSON may write as six characters.
@@ -119,7 +120,7 @@ def load_images(folder: Path) -> ImageSet:
 def read_description(path: Path) -> dict[str, Any]:
     """Return a `dataset.json`, checked for its keys and their types.  Raises ImageSetError."""
     try:
-        description = parse_json(read_bounded(path))
+        description = parse_json(read_bounded(path, MOST_DESCRIPTION_BYTES))
     except (OSError, ValueError) as error:
         raise ImageSetError(f"{path}: missing or damaged: {error}") from error
     if not isinstance(description, dict) or not description.keys() >= REQUIRED:

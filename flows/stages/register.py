@@ -4,6 +4,7 @@ import csv
 import json
 import logging
 import math
+import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -13,7 +14,7 @@ from flows.ending import finish
 from flows.errors import Exit, UserError
 from flows.escaping import markdown
 from vdm.checkpoint import CONFIG, WEIGHTS, load_model, model_sha256
-from vdm.files import open_regular, read_bounded, write_whole, writing, writing_folder
+from vdm.files import open_regular, write_whole, writing, writing_folder
 from vdm.images import data_sha256, load_images
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+LONGEST_LINE = 2**14
 DESCRIBED = ("title", "name", "homepage", "licence", "num_levels", "num_train", "num_test", "split", "transforms")
 
 CARD = """\
@@ -94,7 +96,11 @@ def register(
 def last_loss(curves: Path) -> tuple[int, float]:
     """Step and bits/dim of the last line of the training log.  Raises UserError (exit 5)."""
     try:
-        *_, last = csv.DictReader(read_bounded(curves).decode().splitlines())
+        with open_regular(curves) as file:
+            header = file.readline(LONGEST_LINE)
+            file.seek(max(len(header), file.seek(0, os.SEEK_END) - LONGEST_LINE))
+            *_, line = file.read(LONGEST_LINE).splitlines()
+        (last,) = csv.DictReader([header.decode(), line.decode()])
         step, bpd = int(last["step"]), float(last["bpd"])
         if step < 1 or not math.isfinite(bpd):
             raise ValueError(f"step {step} at {bpd} bits/dim")
