@@ -24,10 +24,12 @@ from ruamel.yaml import YAML
 
 from flows import bounded_yaml
 from flows.errors import Exit, UserError
-from flows.git import contents, git_text
+from flows.git import Tag, contents, git_text
+from flows.lineage import read_lock
 from flows.params import parse_params
 from flows.processes import processes_in
 from flows.registry import is_decided
+from flows.storage import cached_at, files, opened
 
 PREFIX = "runs/"
 RESULTS = (f"refs/heads/{PREFIX}", "refs/tags/vdm@*")
@@ -154,9 +156,10 @@ def finished(place: Workspace) -> str | None:
     """
     for made in [place.base, *alike(place)[:3]]:
         try:
+            require_contained(place.root, made)
             # With the reports: what of them DVC does not cache is in git.
             git_text(place.folder, "checkout", "--quiet", made, "--", "dvc.lock", "reports")
-        except UserError:
+        except (UserError, OSError):
             continue
         with Repo(str(place.folder)) as repo:
             try:
@@ -167,6 +170,19 @@ def finished(place: Workspace) -> str | None:
                 return made
     git_text(place.folder, "restore", f"--source={place.base}", "--staged", "--worktree", ".", ":!params.yaml")
     return None
+
+
+def require_contained(root: Path, commit: str) -> None:
+    """Raise UserError or OSError unless DVC can check out the commit's outputs and stays in its folder.
+
+    DVC follows links, and the paths in the listing of a folder, wherever they lead.  A version may come from others.
+    """
+    if any(line.startswith("120000") for line in git_text(root, "ls-tree", "-r", commit, "reports").splitlines()):
+        raise UserError(f"commit {commit[:12]} has links among its reports", Exit.MISSING)
+    outputs = read_lock(root, Tag(commit[:12], commit, "", "")).outputs
+    with opened(root) as repo:
+        for digest in outputs.values():
+            list(files(digest, cached_at(repo)))
 
 
 def alike(place: Workspace) -> list[str]:

@@ -1,6 +1,7 @@
 """Versions whose documents lie: nothing leaves its folder, nothing is believed, and one line says what is wrong."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from flows.registry import METRICS, add_version, is_decided, record_refusal, res
 from flows.registry_commands import row_of, shown, table
 from flows.storage import fetch
 from flows.verification import verify
+from flows.workspace import require_contained
 
 DEEP = "[" * 500 + "]" * 500
 
@@ -114,6 +116,22 @@ def test_a_hostile_listing_is_one_line_on_the_command_line(command: list[str], f
     assert result.returncode == 5, result.stderr
     assert "relpath" in one_line(result)
     assert list(forge.folder.rglob("escaped")) == []
+
+
+def test_a_run_checks_no_hostile_version_out(forge: Forge) -> None:
+    """It looks among the versions for results of its parameters.  Here the listing is in the cache already."""
+    root, git = forge.project.folder, forge.project.git
+    hostile = forge.version("v1.1.0", lock=forge.lock(entry(forge, relpath="../../../../escaped")))
+    shutil.copytree(forge.remote / "files", root / ".dvc/cache/files")
+    require_contained(root, git("rev-parse", "vdm@v1.0.0^{commit}").strip())
+    with pytest.raises(UserError, match="relpath"):
+        require_contained(root, git("rev-parse", f"{hostile}^{{commit}}").strip())
+    (root / "reports").mkdir(exist_ok=True)
+    (root / "reports" / "data_docs").symlink_to(forge.folder)
+    git("add", "--force", "reports/data_docs")
+    git("commit", "--quiet", "--message=Link")
+    with pytest.raises(UserError, match="has links among its reports"):
+        require_contained(root, git("rev-parse", "HEAD").strip())
 
 
 def changed(forge: Forge, **changes: Any) -> str:
