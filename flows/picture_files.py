@@ -49,8 +49,9 @@ def read(path: Path, expected: Head | None = None) -> Iterator[np.ndarray]:
 def read_picture(path: Path, expected: Head | None) -> np.ndarray:
     """Read the levels of a picture, (C,H,W) uint8 or uint16.  Raises BadImageError."""
     with damage_named(), open_image(path) as image:
-        unchanged(head_of_image(image), expected)
-        return decoded(image)
+        head = head_of_image(image)
+        unchanged(head, expected)
+        return decoded(image, head)
 
 
 def head_of_image(image: Image.Image) -> Head:
@@ -62,14 +63,13 @@ def head_of_image(image: Image.Image) -> Head:
     return Head(kind, 1, str(image.format), turned != 1)
 
 
-def decoded(image: Image.Image) -> np.ndarray:
+def decoded(image: Image.Image, head: Head) -> np.ndarray:
     """Return the levels of an opened picture, upright, (C,H,W) uint8 or uint16."""
-    num_bits, turned = stored_bits(image), orientation(image)
     if "progressive" in image.info:
         require_few_scans(image)
     with silent() if image.format == "TIFF" else nullcontext():
         image.load()
-    if turned != 1:
+    if head.turned:
         ImageOps.exif_transpose(image, in_place=True)
     width, height = image.size
     rows = max(1, STRIP // width)
@@ -81,7 +81,7 @@ def decoded(image: Image.Image) -> np.ndarray:
         for top in range(0, height, rows):
             bottom = min(top + rows, height)
             pixels[:, top:bottom] = planes(image.crop((0, top, width, bottom)))
-    factor = max(1, 255 // (2**num_bits - 1))
+    factor = max(1, 255 // (2**head.kind.num_bits - 1))
     return pixels // pixels.dtype.type(factor) if factor > 1 else pixels
 
 
