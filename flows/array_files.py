@@ -11,7 +11,7 @@ from typing import IO, Any, NamedTuple
 
 import numpy as np
 
-from flows.reading import BadImageError, Head, Kind, damage_named, open_file, unchanged
+from flows.reading import BadImageError, Head, Kind, damage_named, limited, open_file, unchanged
 from vdm.images import fitting
 
 ROWS = 1000
@@ -65,13 +65,13 @@ def read_array(path: Path, expected: Head | None) -> Iterator[np.ndarray]:
 
 def next_of(rows: Iterator[np.ndarray]) -> np.ndarray | None:
     """Return the next rows; None after the last.  Raises BadImageError."""
-    with damage_named():
+    with damage_named(), limited():
         return next(rows, None)
 
 
 def read_images_layout(file: IO[bytes]) -> Layout:
     """Read the head of a file that holds what it says, as (N,C,H,W).  Raises BadImageError."""
-    with damage_named():
+    with damage_named(), limited():
         layout = read_layout(file)
         held = os.fstat(file.fileno()).st_size - file.tell()
         if held < layout.num_bytes:

@@ -143,7 +143,7 @@ def choose(root: Path, names: list[str], counts: list[int], test_fraction: float
         raise UserError(f"{root}: {total:,} images, of which at most {MOST_IMAGES:,} are read", Exit.INVALID_DATA)
     if has_splits(names):
         return np.repeat([part_of(name) in TEST_NAMES for name in names], counts)
-    found = sorted({Path(name).parts[0] for name in names}, key=lambda first: (not is_split(first), first))
+    found = sorted({name.partition("/")[0] for name in names}, key=lambda first: (not is_split(first), first))
     if is_split(found[0]) and len(names) > 1:
         raise UserError(
             f"{root}: a split is one of {', '.join(TRAIN_NAMES)}, one of {', '.join(TEST_NAMES)} and nothing else; "
@@ -174,13 +174,13 @@ def is_split(name: str) -> bool:
 
 def part_of(name: str) -> str:
     """The first part of a name, in lower case: `train` of Train/cat/1.png and of train.npy."""
-    return Path(name).parts[0].lower().removesuffix(".npy")
+    return name.partition("/")[0].lower().removesuffix(".npy")
 
 
 def class_labels(found: Found) -> list[int] | None:
     """Return a number per file for the folder that it lies in, below the split; None unless every file lies in one."""
     first = 1 if has_splits(found.names) else 0
-    folders = ["/".join(Path(name).parts[first:-1]) for name in found.names]
+    folders = ["/".join(name.split("/")[first:-1]) for name in found.names]
     classes = sorted(set(folders))
     if "" in classes:
         return None

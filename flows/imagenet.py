@@ -22,7 +22,7 @@ from flows.image_sets import (
     DownsampledImageNet,
 )
 from flows.publishers import Chunk, Splits, entries, file_of, file_sha256
-from flows.reading import BadImageError, damage_named
+from flows.reading import BadImageError, damage_named, limited
 from vdm.files import open_regular
 
 ROWS = 1000
@@ -91,7 +91,7 @@ def read_archives(published: DownsampledImageNet, paths: list[Path], count: int)
 def next_of(path: Path, chunks: Iterator[Chunk]) -> Chunk | None:
     """Return the next images of an archive; None after the last.  Raises UserError (exit 5)."""
     try:
-        with damage_named():
+        with damage_named(), limited():
             return next(chunks, None)
     except BadImageError as error:
         raise UserError(f"{path}: {error}", Exit.MISSING) from error

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from flows.array_files import inspect_array, read_array
-from flows.reading import FORMATS, BadImageError, Head, Kind, damage_named, open_file, unchanged
+from flows.reading import FORMATS, BadImageError, Head, Kind, damage_named, limited, open_file, unchanged
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".npy"})
 MOST_FILE_BYTES = 2**28
@@ -49,8 +49,9 @@ def read(path: Path, expected: Head | None = None) -> Iterator[np.ndarray]:
 def read_picture(path: Path, expected: Head | None) -> np.ndarray:
     """Read the levels of a picture, (C,H,W) uint8 or uint16.  Raises BadImageError."""
     with damage_named(), open_image(path) as image:
-        unchanged(head_of_image(image), expected)
-        return decoded(image)
+        head = head_of_image(image)
+        unchanged(head, expected)
+        return decoded(image, head)
 
 
 def head_of_image(image: Image.Image) -> Head:
@@ -62,14 +63,13 @@ def head_of_image(image: Image.Image) -> Head:
     return Head(kind, 1, str(image.format), turned != 1)
 
 
-def decoded(image: Image.Image) -> np.ndarray:
+def decoded(image: Image.Image, head: Head) -> np.ndarray:
     """Return the levels of an opened picture, upright, (C,H,W) uint8 or uint16."""
-    num_bits, turned = stored_bits(image), orientation(image)
     if "progressive" in image.info:
         require_few_scans(image)
     with silent() if image.format == "TIFF" else nullcontext():
         image.load()
-    if turned != 1:
+    if head.turned:
         ImageOps.exif_transpose(image, in_place=True)
     width, height = image.size
     rows = max(1, STRIP // width)
@@ -81,7 +81,7 @@ def decoded(image: Image.Image) -> np.ndarray:
         for top in range(0, height, rows):
             bottom = min(top + rows, height)
             pixels[:, top:bottom] = planes(image.crop((0, top, width, bottom)))
-    factor = max(1, 255 // (2**num_bits - 1))
+    factor = max(1, 255 // (2**head.kind.num_bits - 1))
     return pixels // pixels.dtype.type(factor) if factor > 1 else pixels
 
 
@@ -127,7 +127,7 @@ def advice(kinds: set[Kind]) -> str:
 @contextmanager
 def open_image(path: Path) -> Iterator[Image.Image]:
     """Open a picture of a mode whose pixels are levels.  Raises BadImageError, and what Pillow does."""
-    with open_file(path) as file:
+    with open_file(path) as file, limited():
         size = os.fstat(file.fileno()).st_size
         if size > MOST_FILE_BYTES:
             raise BadImageError(f"too large: {size:,} bytes, of which at most {MOST_FILE_BYTES:,} are read")
@@ -150,20 +150,18 @@ class Counted:
     """
 
     def __init__(self, file: BinaryIO, left: float) -> None:
-        self.file = file
         self.left = left
+        self.read_file, self.seek, self.tell, self.fileno = file.read, file.seek, file.tell, file.fileno
 
     def read(self, size: int = -1) -> bytes:
         """Read as a file does.  Raises BadImageError when it is too much."""
-        content = self.file.read(size)
+        content = self.read_file(size)
         if size >= 0:  # WebP files are read at once, pixels and all
-            self.left -= max(len(content), PRICE)
-        if self.left < 0:
-            raise BadImageError(BESIDES)
+            length = len(content)
+            self.left -= length if length > PRICE else PRICE
+            if self.left < 0:
+                raise BadImageError(BESIDES)
         return content
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.file, name)
 
 
 def unusable(image: Image.Image) -> str | None:
@@ -172,8 +170,9 @@ def unusable(image: Image.Image) -> str | None:
         # To count a TIFF file's frames is to walk from each to the next.
         count = "several" if image.format == "TIFF" else image.n_frames  # type: ignore[attr-defined]
         return f"{count} frames; save each as a file"
-    tags = getattr(image, "tag_v2", {})  # of a TIFF file
-    if math.prod(tags.get(tag, 1) for tag in (322, 323)) > MOST_TILE + 2 * image.width * image.height:
+    tags = getattr(image, "tag_v2", {})  # of a TIFF file, of whatever types the file says
+    sides = [side for tag in (322, 323) if isinstance(side := tags.get(tag, 1), int)]
+    if math.prod(sides) > MOST_TILE + 2 * image.width * image.height:
         return "tiles much larger than the picture; save it again"
     if image.mode not in MODES:
         return f"mode {image.mode}; convert it to gray levels or RGB"

@@ -4,10 +4,12 @@ Parsers of images allocate what a file claims.  The claims are many; the system 
 bound allocations fail, so that the file is refused.
 """
 
+import os
 import resource
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
@@ -20,7 +22,6 @@ FORMATS = ["PNG", "JPEG", "WEBP", "TIFF"]
 
 # Enough to decode a photograph of 80 million pixels; with all else that a stage holds it is less than 1 GB.
 MOST_MEMORY = 640 * 2**20
-STATUS = Path("/proc/self/statm")
 
 
 class BadImageError(Exception):
@@ -70,7 +71,7 @@ def open_file(path: Path) -> BinaryIO:
         raise BadImageError(f"{error.strerror}; make it readable", Exit.MISSING) from error
     except OSError as error:
         raise BadImageError("not a file", Exit.MISSING) from error
-    if not file.peek(1):
+    if os.fstat(file.fileno()).st_size == 0:
         file.close()
         raise BadImageError("empty", Exit.MISSING)
     return file
@@ -80,7 +81,7 @@ def open_file(path: Path) -> BinaryIO:
 def damage_named() -> Iterator[None]:
     """Raise BadImageError for what parsers raise, or warn of, when a file is damaged or takes too much memory."""
     try:
-        with limited(), warnings.catch_warnings():
+        with warnings.catch_warnings():
             warnings.simplefilter("error", UserWarning)
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             yield
@@ -116,5 +117,10 @@ def limited() -> Iterator[None]:
 
 def address_space() -> int:
     """Return the bytes of this process's address space.  Raises FileNotFoundError."""
-    with STATUS.open("rb", buffering=0) as file:
-        return int((file.read(64) or b"0").split()[0]) * resource.getpagesize()
+    return int(os.pread(status_file(os.getpid()), 64, 0).split()[0]) * resource.getpagesize()
+
+
+@cache
+def status_file(process: int) -> int:
+    """Open what the system says of this process, whose number it is, once: it is read for every file."""
+    return os.open("/proc/self/statm", os.O_RDONLY | os.O_CLOEXEC)

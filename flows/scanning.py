@@ -11,6 +11,8 @@ from flows.errors import Exit, UserError
 from flows.escaping import visible
 from flows.picture_files import SUFFIXES
 
+ENDINGS = tuple(sorted(SUFFIXES))
+
 log = logging.getLogger(__name__)
 
 
@@ -59,7 +61,7 @@ def find_images(source: Path) -> Found:
     if found.hidden:
         log.warning("%s: left out, since hidden: %s", shown, listed(sorted(found.hidden)[:3]))
     if not found.images:
-        raise UserError(f"{source}: holds no {', '.join(sorted(SUFFIXES))} files", Exit.MISSING)
+        raise UserError(f"{source}: holds no {', '.join(ENDINGS)} files", Exit.MISSING)
     if found.others:
         some = listed(sorted(found.others)[:3])
         log.warning("%s: %d files are no images, such as %s", shown, len(found.others), some)
@@ -96,7 +98,7 @@ def scan(root: Path) -> Scan:
 
 def is_image(name: str) -> bool:
     """Return whether a name is that of an image."""
-    return Path(name).suffix.lower() in SUFFIXES
+    return name.lower().endswith(ENDINGS)
 
 
 def leads_out(link: Path, root: Path) -> bool:
