@@ -112,6 +112,7 @@ def test_an_unknown_parameter_of_the_flow_starts_no_run(plant: Plant) -> None:
     with pytest.raises(urllib.error.HTTPError) as refused:
         plant.api(f"deployments/{deployment}/create_flow_run", parameters={"stepz": 5})
     assert b"'stepz' was unexpected" in refused.value.read()
+    refused.value.close()
     result = plant.run("deployment", "run", "train-vdm", "--param", "stepz=5")
     assert result.returncode == 1
     assert "not found on the deployment: 'stepz'" in result.stdout

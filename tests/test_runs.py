@@ -149,7 +149,7 @@ def test_a_trainer_saves_and_ends_when_dvc_is_killed(shell: str, command: str, p
         process.kill()
         process.wait()
         wait_until(lambda: not trainers(project.folder), 10)
-        assert "vdmctl: stopped " in process.stderr.read()
+        assert "vdmctl: stopped" in process.stderr.read()
         process.stderr.close()
         (run,) = {path.parent for path in states(project)}
     shutil.rmtree(run)

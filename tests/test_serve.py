@@ -84,6 +84,7 @@ def test_a_page_of_another_origin_changes_and_reads_nothing(plant: Plant) -> Non
     forged = urllib.request.Request(f"{plant.url}/flows/filter", data=b"{}", headers={"Origin": "http://example.org"})
     with pytest.raises(urllib.error.HTTPError) as refused:
         urllib.request.urlopen(forged)
+    refused.value.close()
     assert refused.value.code == http.HTTPStatus.FORBIDDEN
     own = urllib.request.Request(token, headers={"Origin": plant.url.removesuffix("/api")})
     with urllib.request.urlopen(own) as response:
