@@ -46,15 +46,17 @@ def test_refusals_and_branches_with_a_commit_are_published(project: Project, tmp
     project.git("branch", "runs/20260101-000000-aaaa")
     project.git("switch", "--quiet", "--create", "runs/20260101-000000-bbbb")
     project.git("commit", "--quiet", "--allow-empty", "--message=Retrain\n\nRun: 20260101-000000-bbbb")
-    record_refusal(root, resolve(root, "v1.1.0"), 'Refuse\n\n{"reason": "worse"}\n')
+    record_refusal(root, resolve(root, "v1.1.0"), 'Refuse\n\n{"decision": "refuse", "reason": "worse"}\n')
     assert publish(root)[:2] == ["branch runs/20260101-000000-bbbb", "the reasons of refusals"]
     assert project.git("ls-remote", "--heads", "origin").split()[1::2] == ["refs/heads/runs/20260101-000000-bbbb"]
 
     other = Project.at(tmp_path / "other")
     project.git("clone", "--quiet", "--branch=vdm@v1.0.0", str(tmp_path / "remote.git"), str(other.folder))
-    record_refusal(other.folder, resolve(other.folder, "v1.2.0"), 'Refuse\n\n{"reason": "no better"}\n')
+    record_refusal(
+        other.folder, resolve(other.folder, "v1.2.0"), 'Refuse\n\n{"decision": "refuse", "reason": "no better"}\n'
+    )
     other.git("push", "--quiet", "--force", "origin", "refs/notes/vdm-refusals")  # of another machine
-    record_refusal(root, resolve(root, "v1.0.0"), 'Refuse\n\n{"reason": "first"}\n')
+    record_refusal(root, resolve(root, "v1.0.0"), 'Refuse\n\n{"decision": "refuse", "reason": "first"}\n')
     assert publish(root) == ["the reasons of refusals"]
     assert publish(root) == []
     reasons = [refusal(root, resolve(root, version).commit)["reason"] for version in ("v1.0.0", "v1.1.0", "v1.2.0")]
