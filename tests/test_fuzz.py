@@ -56,10 +56,10 @@ class Reader(NamedTuple):
     is_json: bool = False
 
 
-def version(content: bytes, monkeypatched: str) -> Version:
+def version(content: bytes, name: str) -> Version:
     """A version whose commit has the content in a file of that name."""
     lineage.contents = lambda root, names: dict.fromkeys(names, content)  # type: ignore[attr-defined]
-    return Version(monkeypatched, "0" * 40, "", "", (), {})
+    return Version(name, "0" * 40, "", "", (), {})
 
 
 def image_set(folder: Path, **files: bytes) -> Path:
