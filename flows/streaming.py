@@ -46,11 +46,13 @@ def failure(reason: Path, last: list[str], returncode: int) -> UserError:
     with suppress(OSError, ValueError, LookupError, TypeError):
         left = parse_json(read_bounded(reason))
         return (NetworkError if left["network"] else UserError)(str(left["message"]), Exit(left["code"]))
-    # A process that a signal ended has left no reason.  DVC prints the signal's number with a minus sign.
-    if killed := re.search(r"exited with -(\d+)", "\n".join(last)):
-        returncode = -int(killed[1])
-    if returncode < 0:
-        name = signal.Signals(-returncode).name
+    # A process that a signal ended has left no reason.  DVC prints the status that its shell gave: bash puts the
+    # command in its own place, so that it is minus the signal's number; dash waits for it, and adds 128.
+    if exited := re.search(r"exited with (-?\d+)", "\n".join(last)):
+        returncode = int(exited[1])
+    number = returncode - 128 if returncode > 128 else -returncode
+    if number in set(signal.Signals):
+        name = signal.Signals(number).name
         advice = " (the kernel does that when memory runs out)" if name == "SIGKILL" else ""
         return UserError(f"{name} ended it{advice}; the next run continues from the last saved state", Exit.BUG)
     return UserError(f"see the log: {next((line for line in reversed(last) if line), 'it is empty')}", Exit.BUG)

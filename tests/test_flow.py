@@ -12,6 +12,7 @@ import time
 import urllib.error
 import urllib.parse
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from plant import LONG, Plant, trainers, wait_until
 
 from flows.errors import Exit
 from flows.processes import processes_in
+from flows.streaming import failure
 
 STAGES = ["download", "validate", "train", "register", "evaluate", "sample"]
 
@@ -191,6 +193,12 @@ def test_a_killed_trainer_is_reported_with_its_signal(plant: Plant) -> None:
     assert message.startswith("stage train failed: SIGKILL ended it (the kernel does that when memory runs out)")
 
 
+@pytest.mark.parametrize("status", [-9, 137])
+def test_a_signal_is_named_under_every_shell(tmp_path: Path, status: int) -> None:
+    last = ["", f"ERROR: failed to reproduce 'train': failed to run: python -m flows.cli train, exited with {status}"]
+    assert str(failure(tmp_path / "none", last, 255)).startswith("SIGKILL ended it")
+
+
 def test_a_champion_whose_bytes_are_damaged_is_named_before_training(plant: Plant) -> None:
     champion = plant.project.git("tag", "--list", "vdm#champion*", "--sort=-creatordate").split()[0]
     lock = plant.project.git("show", f"{champion}:dvc.lock")
@@ -266,17 +274,15 @@ def test_runs_of_a_schedule_keep_the_state_in_which_they_ended(plant: Plant) -> 
     deployment = plant.api("deployments/name/" + name)
     assert [each["active"] for each in deployment["schedules"]].count(True) == 1  # the weekly one is off
 
-    def refused() -> bool:
-        return bool(
-            plant.api("events/filter", filter={"event": {"name": ["prefect.automation.action.failed"]}})["events"]
-        )
-
-    wait_until(refused, 120, plant.log)
+    states = {"type": {"not_any_": ["SCHEDULED", "PENDING", "RUNNING", "CANCELLED"]}}
+    chosen = {"flow_runs": {"deployment_id": {"any_": [deployment["id"]]}, "state": states}}
+    wait_until(lambda: bool(plant.api("flow_runs/filter", **chosen)), 120, plant.log)
+    # Only what follows: runs of the tests before have ended too.
+    since = {"event": {"name": ["prefect.automation.action.failed"]}, "occurred": {"since": datetime.now(UTC).isoformat()}}
+    wait_until(lambda: bool(plant.api("events/filter", filter=since)["events"]), 120, plant.log)
     assert plant.run("deployment", "schedule", "clear", name, "--accept-yes").returncode == 0
     plant.api(f"automations/{automation['id']}", "PUT", **given)
-    states = {"type": {"not_any_": ["SCHEDULED", "PENDING", "RUNNING", "CANCELLED"]}}
-    ended = plant.api("flow_runs/filter", flow_runs={"deployment_id": {"any_": [deployment["id"]]}, "state": states})
-    assert {run["state"]["type"] for run in ended} == {"COMPLETED"}
+    assert {run["state"]["type"] for run in plant.api("flow_runs/filter", **chosen)} == {"COMPLETED"}
 
 
 def test_an_unknown_or_ambiguous_bare_name_is_one_line(plant: Plant) -> None:
