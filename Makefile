@@ -18,7 +18,7 @@ test: .venv/installed-test
 
 # Hours: 100,000 inputs for every reader of files.
 fuzz: .venv/installed-test
-	VDM_FUZZ=$${VDM_FUZZ:-100000} OMP_NUM_THREADS=1 pytest tests/test_fuzz.py --numprocesses=2 -s
+	VDM_FUZZ=$${VDM_FUZZ:-100000} OMP_NUM_THREADS=1 pytest tests/flows/test_fuzz.py --numprocesses=2 -s
 
 check: .venv/installed-test
 	ruff check --fix .

@@ -6,7 +6,7 @@ see benchmarks.train_step for what it needs.
 
 from benchmarks.options import explained
 from benchmarks.speed import against_peer, clock, parser, peak_memory, read_problem, report
-from flows.device import find_device
+from flows.core.device import find_device
 from vdm.evaluation import evaluate
 from vdm.model import VDM
 

@@ -5,7 +5,7 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from flows.errors import UserError
+from flows.core.errors import UserError
 
 
 def positive(text: str) -> int:

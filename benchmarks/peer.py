@@ -11,7 +11,7 @@ import torch
 
 from benchmarks.options import explained
 from benchmarks.speed import clock, parser, peak_memory, read_problem, report
-from flows.device import find_device
+from flows.core.device import find_device
 
 
 def main() -> None:

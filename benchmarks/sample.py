@@ -4,7 +4,7 @@ import torch
 
 from benchmarks.options import explained, positive
 from benchmarks.speed import clock, parser, peak_memory, read_problem, report
-from flows.device import find_device
+from flows.core.device import find_device
 from vdm.model import VDM
 from vdm.sampling import sample
 

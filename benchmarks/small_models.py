@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from flows.image_sets import FASHION_MNIST
-from flows.publishers import Splits, read_digits, read_published
+from flows.images.catalogue import FASHION_MNIST
+from flows.images.publishers import Splits, read_digits, read_published
 from vdm.model import VDM, ScheduleKind
 from vdm.training import Trainer
 

@@ -24,8 +24,8 @@ from benchmarks.speed import (
     read_problem,
     report,
 )
-from flows.device import find_compile, find_device, find_precision
-from flows.stages.train import CONDUCT
+from flows.core.device import find_compile, find_device, find_precision
+from flows.training.fitting import CONDUCT
 from vdm.checkpoint import save_state
 from vdm.model import VDM
 from vdm.training import Trainer

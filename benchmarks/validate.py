@@ -18,7 +18,7 @@ import numpy as np
 
 from benchmarks.machine import describe
 from benchmarks.options import positive
-from flows.params import read_params
+from flows.core.params import read_params
 
 PRESET = Path(__file__).parents[1] / "presets" / "cifar10.yaml"
 
@@ -39,7 +39,7 @@ def main() -> None:
 
 def measure(count: int) -> dict[str, float]:
     """Both steps on `count` images of 32x32x3, each in a new process: imports and all."""
-    from vdm.images import write_array
+    from flows.images.store import write_array
 
     with tempfile.TemporaryDirectory() as scratch:
         (Path(scratch) / "source").mkdir()

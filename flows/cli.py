@@ -1,22 +1,22 @@
 """vdmctl: it prepares for signals and for whatever its streams are, runs a command, and translates errors.
 
-The commands are in `flows.commands`, imported when a signal can no longer end this process in another way than stated.
+The commands are in `flows.commands`.  They are imported after the signal handlers are set, since that takes a moment.
 """
 
 import signal
 import sys
 from contextlib import suppress
 
-from flows.ending import STOP, STOPPED, fail, finish, stop_at_once
-from flows.errors import Exit, NetworkError, UserError, exit_code
-from flows.escaping import visible
+from flows.core.errors import Exit, NetworkError, UserError, exit_code
+from flows.core.escaping import visible
+from flows.process.ending import STOP, STOPPED, fail, finish, stop_at_once
 
 
 def main() -> None:
     """Run the console script: the arguments are those of this process."""
     for number in STOP:
         signal.signal(number, stop_at_once)
-    from flows.streams import open_streams
+    from flows.process.streams import open_streams
 
     open_streams()
     try:
@@ -28,7 +28,7 @@ def main() -> None:
 
 def run(arguments: list[str]) -> int:
     """Run vdmctl and return its exit code: a user's error is one line on stderr, a bug keeps its traceback."""
-    from flows.streams import start_logging
+    from flows.process.streams import start_logging
 
     start_logging()
     try:
@@ -59,7 +59,7 @@ def call(arguments: list[str]) -> None:
     """
     import typer
 
-    from flows.commands import app
+    from flows.commands.vdmctl import app
 
     try:
         with typer.main.get_command(app).make_context("vdmctl", list(arguments)) as context:

@@ -16,16 +16,28 @@ from prefect import State, flow, get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 from prefect.states import Completed, Failed
 
-from flows import artifacts, publishing, registry
-from flows.documents import Evaluated, Validation, read
-from flows.errors import Exit, NetworkError, UserError
-from flows.git import git_text, identity
-from flows.lifeline import end_with, hold_what_starts
-from flows.lineage import VALIDATION, read_lock
-from flows.storage import obtain, opened
-from flows.streaming import stream
-from flows.summary import bits
-from flows.workspace import Workspace, branch_of, commit, compose_params, finished, pending, prune, workspace
+from flows.commands.summary import bits
+from flows.core import layout
+from flows.core.documents import Evaluated, Validation, read
+from flows.core.errors import Exit, NetworkError, UserError
+from flows.orchestration import artifacts
+from flows.orchestration.streaming import stream
+from flows.orchestration.workspace import (
+    Workspace,
+    branch_of,
+    commit,
+    compose_params,
+    finished,
+    pending,
+    prune,
+    workspace,
+)
+from flows.process.lifeline import end_with, hold_what_starts
+from flows.registry import publishing
+from flows.registry import versions as registry
+from flows.registry.git import git_text, identity
+from flows.registry.lineage import read_lock
+from flows.registry.storage import obtain, opened
 from vdm.files import parse_json, read_bounded
 
 # Training ends when it ends; what takes longer than this elsewhere hangs.
@@ -149,7 +161,7 @@ def drift(root: Path, folder: Path) -> State[None] | None:
         return None
     try:
         if reference:
-            stream(["flows.cli", "validate", "data/images", "--reference", str(reference)], folder)
+            stream(["flows.cli", "validate", str(layout.IMAGES), "--reference", str(reference)], folder)
     except UserError as error:
         return Failed(message=str(error), data=error)
     return None
@@ -160,13 +172,14 @@ def champion_report(root: Path, folder: Path) -> Path | None:
 
     None without a champion, too.  Raises UserError (exit 5) when it cannot be had.
     """
-    images = read(Validation, folder / VALIDATION).data_sha256
+    images = read(Validation, folder / layout.VALIDATION).data_sha256
     champion = registry.champion(root)
     if champion is None or champion.metrics.get("data_sha256") == images:
         return None
-    report = {path: digest for path, digest in read_lock(root, champion).outputs.items() if path == VALIDATION}
+    path = str(layout.VALIDATION)
+    digest = read_lock(root, champion).outputs.get(path)
     with opened(root) as repo:
-        (stored,) = obtain(repo, report, f"{champion.name}: ").get(VALIDATION, [None])
+        (stored,) = obtain(repo, {path: digest} if digest else {}, f"{champion.name}: ").get(path, [None])
     return stored.cached if stored else None
 
 
@@ -175,7 +188,7 @@ def check_champion(root: Path, folder: Path) -> State[None] | None:
     """Check every digest of the champion, which the new model is to meet; a failure carries UserError (exit 5)."""
     try:
         if champion := registry.champion(root):
-            stream(["flows.cli", "verify", champion.name], folder, stdout=folder / ".vdm" / "verified.txt")
+            stream(["flows.cli", "verify", champion.name], folder, stdout=folder / layout.VERIFIED)
     except UserError as error:
         told = f"the champion cannot be met: {error}; restore its bytes, or `vdmctl rollback` to the champion before it"
         return Failed(message=told, data=type(error)(told, error.code))
@@ -185,7 +198,7 @@ def check_champion(root: Path, folder: Path) -> State[None] | None:
 @task(name="promote", cache_policy=NO_CACHE, timeout_seconds=3600 * 48, **RETRY, retry_delay_seconds=[10, 60])
 def promote(version: str, folder: Path, kept: Path) -> State[dict[str, Any]] | dict[str, Any]:
     """Run `vdmctl promote VERSION` by the code of the run; return the evidence.  A failure carries UserError."""
-    file = folder / ".vdm" / "evidence.json"
+    file = folder / layout.EVIDENCE
     try:
         stream(["flows.cli", "promote", version, "--json"], folder, stdout=file)
     except UserError as error:
@@ -213,9 +226,9 @@ def publish_versions(root: Path) -> State[None] | None:
 
 def record(place: Workspace) -> str:
     """Commit the results on the run's branch, and let the model meet the champion; what came of it in a line."""
-    card = (place.folder / "models/vdm/README.md").read_bytes()
-    (place.folder / "reports/card.md").write_bytes(card)  # the model's own is DVC's, not git's
-    result = bits(read(Evaluated, place.folder / "reports/evaluation/metrics.json").model_dump())
+    card = (place.folder / layout.CARD).read_bytes()
+    (place.folder / layout.RUN_CARD).write_bytes(card)  # the model's own is DVC's, not git's
+    result = bits(read(Evaluated, place.folder / layout.METRICS).model_dump())
     made = commit(place, f"Retrain: {result}")
     if made is None:
         return f"nothing new: {result}, as in commit {place.base[:12]}"
@@ -239,7 +252,7 @@ def release(place: Workspace, made: str) -> str:
 
 def kept(place: Workspace) -> Path:
     """Return the folder for what is shown of a run after its own folder is gone."""
-    return place.root / ".vdm" / "reports" / place.folder.name
+    return place.root / layout.SHOWN / place.folder.name
 
 
 def main() -> int:

@@ -11,7 +11,7 @@ from filelock import FileLock
 from plant import Plant
 from project import IDENTITY, Project
 
-from flows.registry import add_version
+from flows.registry.versions import add_version
 from vdm.model import VDM
 
 TINY = {

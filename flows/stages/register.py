@@ -10,15 +10,15 @@ import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from flows.ending import finish
-from flows.errors import Exit, UserError
-from flows.escaping import markdown
+from flows.core.errors import Exit, UserError
+from flows.core.escaping import markdown
+from flows.images.store import data_sha256, load_images
+from flows.process.ending import finish
 from vdm.checkpoint import CONFIG, WEIGHTS, load_model, model_sha256
 from vdm.files import open_regular, write_whole, writing, writing_folder
-from vdm.images import data_sha256, load_images
 
 if TYPE_CHECKING:
-    from flows.params import Data, Model, Train
+    from flows.core.params import Data, Model, Train
 
 log = logging.getLogger(__name__)
 

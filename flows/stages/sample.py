@@ -9,16 +9,16 @@ from typing import TYPE_CHECKING
 import torch
 from torchvision.utils import make_grid, save_image
 
-from flows.device import find_device
-from flows.ending import finish
-from flows.memory import require
-from flows.progress import bar
+from flows.core.device import find_device
+from flows.core.memory import require
+from flows.process.ending import finish
+from flows.process.progress import bar
 from vdm import sampling
 from vdm.checkpoint import load_model
 from vdm.files import written_last
 
 if TYPE_CHECKING:
-    from flows.params import Sample
+    from flows.core.params import Sample
 
 log = logging.getLogger(__name__)
 

@@ -1,0 +1,136 @@
+"""vdmctl's commands of the pipeline: one for each stage but `evaluate`, the report, and the presets.
+
+Nothing heavy is imported before a command needs it.
+"""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from flows.commands.arguments import parameters
+from flows.commands.summary import summary
+from flows.core import layout
+from flows.core.errors import Exit, UserError
+from flows.process.ending import finish
+from flows.process.streams import say, say_json
+from vdm.files import read_bounded, written_last
+
+commands = typer.Typer()
+
+
+@commands.command()
+def download() -> None:
+    """Fetch or read the image set of `data:` and check its checksums -> data/images."""
+    from flows.stages.download import download
+
+    download(parameters().data, out=layout.IMAGES, downloads=layout.DOWNLOADS)
+
+
+@commands.command()
+def validate(
+    path: Annotated[Path | None, typer.Argument(help="Other images: a set or a folder.")] = None,
+    reference: Annotated[Path | None, typer.Option(help="Images or a validation.json to compare with.")] = None,
+    out: Annotated[Path | None, typer.Option(help="With PATH: folder for the report.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")] = False,
+) -> None:
+    """Check that the images are what a likelihood needs, with `contract:` -> reports/validation.
+
+    With PATH, read with the transforms of `data:`, nothing is written unless --out names a folder.
+    """
+    read = parameters()
+    from flows.stages.validate import validate
+    from flows.validation.inspection import require_success
+
+    if path is None:
+        if out or as_json:
+            raise UserError("--out and --json need PATH", Exit.USAGE)
+        outs = {
+            "out": layout.VALIDATION,
+            "data_docs": layout.DATA_DOCS,
+            "picture": layout.VALIDATION_PICTURE,
+        }
+        validate(read.contract, images=layout.IMAGES, reference=reference, **outs)
+        return
+    from flows.commands.inspecting import inspect_path
+
+    report = inspect_path(read.data, read.contract, path=path, out=out, reference=reference)
+    if as_json:
+        say_json(report)
+    require_success(report, path, out / "data_docs" if out else None)
+
+
+@commands.command()
+def train() -> None:
+    """Train a model with `model:` and `train:` -> models/trained, reports/training."""
+    read = parameters()
+    from flows.stages.train import train
+
+    train(
+        read.model,
+        read.train,
+        images=layout.IMAGES,
+        validation=layout.VALIDATION,
+        out=layout.TRAINED,
+        curves=layout.CURVES,
+        runs=layout.STATES,
+    )
+
+
+@commands.command()
+def register() -> None:
+    """Freeze the trained model with its model card -> models/vdm."""
+    read = parameters()
+    from flows.stages.register import register
+
+    register(
+        read.data,
+        read.model,
+        read.train,
+        trained=layout.TRAINED,
+        curves=layout.CURVES,
+        images=layout.IMAGES,
+        out=layout.REGISTERED,
+    )
+
+
+@commands.command()
+def sample() -> None:
+    """Draw a grid of samples with `sample:` -> reports/samples/samples.png."""
+    read = parameters()
+    from flows.stages.sample import sample
+
+    sample(read.sample, model=layout.REGISTERED, out=layout.SAMPLES)
+
+
+@commands.command()
+def report() -> None:
+    """Print the metrics of the last `dvc repro` and where its pictures are."""
+    from flows.core.documents import Evaluated, read
+
+    say(summary({"protocol": "vlb"} | read(Evaluated, layout.METRICS, "run `dvc repro`").model_dump()))
+    for title, path, shown, stage in (
+        ("samples", layout.SAMPLES, layout.SAMPLES, "sample"),
+        ("model card", layout.CARD, layout.CARD, "register"),
+        ("validation", layout.DATA_DOCS / "index.html", layout.DATA_DOCS / "index.html", "validate"),
+        ("curves", layout.CURVES, "dvc plots show", "train"),
+    ):
+        say(f"{title}: {shown if path.is_file() else f'{path} is missing; `dvc repro {stage}` makes it'}")
+
+
+@commands.command()
+def preset(
+    name: Annotated[str, typer.Argument(help="A file in presets/, without .yaml.")],
+    force: Annotated[bool, typer.Option(help="Overwrite a params.yaml that is not itself a preset.")] = False,
+) -> None:
+    """Write params.yaml from presets/NAME.yaml."""
+    presets = {path.stem: path for path in sorted(layout.PRESETS.glob("*.yaml"))}
+    if name not in presets:
+        raise UserError(f"no preset {name!r}: {', '.join(presets) or f'{layout.PRESETS}/ holds none'}", Exit.USAGE)
+    unchanged = not layout.PARAMS.exists() or any(
+        read_bounded(layout.PARAMS) == path.read_bytes() for path in presets.values()
+    )
+    if not unchanged and not force:
+        raise UserError(f"{layout.PARAMS} has changes that no preset holds; --force overwrites them", Exit.USAGE)
+    with written_last(layout.PARAMS, presets[name].read_bytes()):
+        finish()

@@ -1,0 +1,8 @@
+"""From a model and images to figures, and models of other implementations.
+
+bound          the variational bound on the test images, as metrics
+protocols      the ODE likelihood, and the paired comparison
+likelihood     the ODE likelihood of a whole set
+importing      checkpoints of other implementations as model folders
+foreign_files  the files of flax and torch, read without unpickling
+"""

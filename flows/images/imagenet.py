@@ -1,0 +1,151 @@
+"""ImageNet at a low resolution, streamed out of the publisher's archives: neither unpacked nor held in memory."""
+
+import re
+import shutil
+import tarfile
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+from PIL import Image
+
+from flows.core.errors import Exit, UserError
+from flows.images.array_files import read_layout, read_rows
+from flows.images.catalogue import (
+    IMAGENET32,
+    IMAGENET32_2016,
+    IMAGENET64,
+    IMAGENET64_2016,
+    DownsampledImageNet,
+)
+from flows.images.fetching import fetch_file
+from flows.images.publishers import Chunk, Splits, entries, file_of, file_sha256
+from flows.images.reading import BadImageError, damage_named, limited
+from vdm.files import open_regular
+
+ROWS = 1000
+MOST_BYTES = 2**34
+MOST_PNG_BYTES = 2**20
+
+
+def read_imagenet(published: DownsampledImageNet, source: Path | None, downloads: Path) -> Splits:
+    """Both splits, from the archives in `source`, or from the publisher's address when it is None.
+
+    Raises UserError (exit 5) for an archive that is missing or not the published one; the splits, as they are read,
+    for one that holds something else than images of the size.
+    """
+    if source is not None and not source.is_dir():
+        raise UserError(f"data.source: {source} is not a folder", Exit.MISSING)
+    archives = published.train | published.test
+    if source is None:
+        for name in archives:
+            fetch_file([published.base_address + name], downloads / name, MOST_BYTES)
+    for name, sha256 in archives.items():
+        try:
+            check_version((source or downloads) / name, sha256)
+        except UserError:
+            if source is None:
+                shutil.rmtree(downloads)
+            raise
+    return Splits(
+        *(
+            read_archives(published, [(source or downloads) / name for name in part], count)
+            for part, count in ((published.train, published.num_train), (published.test, published.num_test))
+        )
+    )
+
+
+def check_version(path: Path, sha256: str) -> None:
+    """UserError (exit 5) unless it is this archive of this version; names the version that it is, if that is known."""
+    if not path.is_file():
+        others = [other for other in all_archives() if (path.parent / other).is_file()]
+        hint = f"; it holds {', '.join(others)}, the archives of another version" if others else ""
+        raise UserError(f"{path.parent}: holds no {path.name}{hint}", Exit.MISSING)
+    actual = file_sha256(path)
+    if actual != sha256:
+        what = next((f"that is {name}" for name, known in all_archives().items() if known == actual), "unknown")
+        raise UserError(f"{path}: sha256 is {actual} ({what}), the published archive has {sha256}", Exit.MISSING)
+
+
+def all_archives() -> dict[str, str]:
+    """sha256 by name of every archive of both versions."""
+    versions = (IMAGENET32, IMAGENET64, IMAGENET32_2016, IMAGENET64_2016)
+    return {name: sha256 for version in versions for name, sha256 in (version.train | version.test).items()}
+
+
+def read_archives(published: DownsampledImageNet, paths: list[Path], count: int) -> Iterator[Chunk]:
+    """Yield the images of some archives, in the order of their names.  Raises UserError (exit 5)."""
+    found = 0
+    for path in paths:
+        read = zipped_batches if published.layout == "npz" else tarred_images
+        chunks = read(path, published.size)
+        while chunk := next_of(path, chunks):
+            found += len(chunk.images)
+            yield chunk
+    if found != count:
+        raise UserError(f"{paths[0]}: {found} images, {count} were published", Exit.MISSING)
+
+
+def next_of(path: Path, chunks: Iterator[Chunk]) -> Chunk | None:
+    """Return the next images of an archive; None after the last.  Raises UserError (exit 5)."""
+    try:
+        with damage_named(), limited():
+            return next(chunks, None)
+    except BadImageError as error:
+        raise UserError(f"{path}: {error}", Exit.MISSING) from error
+
+
+def zipped_batches(path: Path, size: int) -> Iterator[Chunk]:
+    """Yield (n,3,H,W) uint8 and labels from 0, of npz files in a zip file."""
+    with open_regular(path) as file, zipfile.ZipFile(file) as outer:
+        batches = [name for name in outer.namelist() if name.endswith(".npz")]
+        for batch in sorted(batches, key=lambda name: [int(part) for part in re.findall(r"\d+", Path(name).name)]):
+            with outer.open(batch) as packed, zipfile.ZipFile(packed) as inner:
+                with inner.open("labels.npy") as entry:
+                    labels = read_labels(entry) - 1
+                with inner.open("data.npy") as entry:
+                    first = 0
+                    for rows in pixel_rows(entry, size):
+                        yield Chunk(rows, labels[first : first + len(rows)])
+                        first += len(rows)
+
+
+def read_labels(file: IO[bytes]) -> np.ndarray:
+    """Read (N,) integers.  Raises ValueError."""
+    layout = read_layout(file)
+    if len(layout.shape) != 1 or layout.dtype.kind not in "iu":
+        raise ValueError(f"an array of {layout.dtype} {layout.shape}, not labels")
+    return np.concatenate([np.zeros(0, np.int64), *read_rows(file, layout, 2**20)])
+
+
+def pixel_rows(file: IO[bytes], size: int) -> Iterator[np.ndarray]:
+    """Yield (n,3,H,W) uint8 of rows of pixels, some at a time.  Raises ValueError."""
+    layout = read_layout(file)
+    if layout.fortran or layout.dtype.hasobject or len(layout.shape) != 2:
+        raise ValueError(f"an array of {layout.dtype} {layout.shape}, not rows of pixels")
+    if layout.dtype != np.uint8 or layout.shape[1] != 3 * size**2:
+        raise ValueError(f"images of {layout.shape[1:]} {layout.dtype}")
+    for rows in read_rows(file, layout, ROWS):
+        yield rows.reshape(-1, 3, size, size)
+
+
+def tarred_images(path: Path, size: int) -> Iterator[Chunk]:
+    """Yield (n,3,H,W) uint8 of the PNG files in a tar file, in the archive's order; this version has no labels."""
+    waiting: list[np.ndarray] = []
+    with open_regular(path) as file, tarfile.open(fileobj=file, mode="r:") as tar:
+        for entry in entries(tar, path.stat().st_size):
+            if not entry.isfile() or not entry.name.endswith(".png"):
+                continue
+            if entry.size > MOST_PNG_BYTES:
+                raise ValueError(f"{entry.name} has {entry.size} bytes")
+            with Image.open(file_of(tar, entry), formats=["PNG"]) as image:
+                if image.size != (size, size):
+                    raise ValueError(f"images of {image.size}")
+                waiting.append(np.asarray(image.convert("RGB")).transpose(2, 0, 1))
+            if len(waiting) == ROWS:
+                yield Chunk(np.stack(waiting), None)
+                waiting = []
+    if waiting:
+        yield Chunk(np.stack(waiting), None)

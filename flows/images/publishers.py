@@ -1,0 +1,223 @@
+"""Publishers' files, checked against their sha256 before anything parses them, wherever they came from."""
+
+import gzip
+import hashlib
+import os
+import shutil
+import tarfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, NamedTuple, cast
+
+import numpy as np
+
+from flows.core.errors import Exit, UserError, brief
+from flows.images.catalogue import PublishedSet
+from flows.images.fetching import fetch_file
+from flows.images.reading import limited
+from vdm.files import naming, open_regular
+
+# The largest file of these sets has 182 MB: what unpacks to more is another file.
+MOST_BYTES = 2**28
+
+
+class Chunk(NamedTuple):
+    """Some images (n,C,H,W), their labels (n,) where the set has labels, and the n files of a set of files."""
+
+    images: np.ndarray
+    labels: np.ndarray | None
+    files: list[str] | None = None
+
+
+class Splits(NamedTuple):
+    """Training and test images, in chunks; to be read in this order, once."""
+
+    train: Iterable[Chunk]
+    test: Iterable[Chunk]
+
+
+def read_published(published: PublishedSet, source: Path | None, downloads: Path, scratch: Path) -> Splits:
+    """Both splits, from the publisher's files in `source`, or from the publisher's address when it is None.
+
+    Downloads are kept in `downloads`; `scratch` is an empty folder for unpacked files.  Raises UserError (exit 5) for
+    a file that is missing, truncated or not the published one, and where the address cannot be reached.
+    """
+    if source is None:
+        for name, addresses in published.addresses.items():
+            fetch_file(addresses, downloads / name, MOST_BYTES)
+    folder = scratch / published.folder
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        take_files(published, source or downloads, folder)
+    except UserError:
+        if source is None:
+            shutil.rmtree(downloads)  # what is wrong would be found, and wrong, again
+        raise
+    return Splits(*([read_chunk(published, scratch, train)] for train in (True, False)))
+
+
+def read_chunk(published: PublishedSet, scratch: Path, train: bool) -> Chunk:
+    """A whole split; these sets fit into memory."""
+    split = published.reader(scratch, train)
+    images, labels = np.asarray(split.data), np.asarray(split.labels if hasattr(split, "labels") else split.targets)
+    if images.ndim == 3:
+        images = images[:, None]
+    elif images.shape[1] != 3:
+        images = images.transpose(0, 3, 1, 2)
+    return Chunk(np.ascontiguousarray(images), labels)
+
+
+def take_files(published: PublishedSet, source: Path, folder: Path) -> None:
+    """Put the uncompressed files from `source` (plain, .gz, or in the publisher's archive) into `folder`, checked.
+
+    Raises UserError (exit 5).
+    """
+    if not source.is_dir():
+        raise UserError(f"data.source: {source} is not a folder", Exit.MISSING)
+    archive = source / published.archive if published.archive else None
+    packed = []
+    for name, sha256 in published.files.items():
+        places = source / name, source / folder.name / name, source / f"{name}.gz"
+        found = next((place for place in places if place.is_file()), None)
+        if found:
+            with refusing_damage(source, name, found), uncompressed(found) as file:
+                copy_bounded(file, folder / name)
+            check_sha256(folder / name, sha256, source / name)
+        elif archive and archive.is_file():
+            packed.append(name)
+        else:
+            wanted = " or ".join(path.name for path in (places[0], places[2], archive) if path)
+            raise UserError(f"{source}: holds no {wanted}; data.source names the wrong folder?", Exit.MISSING)
+    if packed and archive:
+        unpack(archive, folder, {name: published.files[name] for name in packed})
+
+
+def unpack(archive: Path, folder: Path, files: dict[str, str]) -> None:
+    """Put files of an archive, by their exact names, into `folder` and check their sha256.
+
+    Whatever else it holds, `../` and links too, is not unpacked.  Raises UserError (exit 5).
+    """
+    left = {f"{folder.name}/{name}": name for name in files}
+    source = archive.parent
+    with (
+        refusing_damage(source, archive.name, archive),
+        uncompressed(archive) as plain,
+        tarfile.open(fileobj=plain, mode="r|") as tar,
+    ):
+        for entry in entries(tar, MOST_BYTES):
+            if not entry.name.startswith(f"{folder.name}/") or (name := entry.name.split("/", 1)[1]) not in files:
+                continue
+            with refusing_damage(source, name, archive):
+                if left.pop(entry.name, None) is None:
+                    raise ValueError("it is there twice")
+                copy_bounded(file_of(tar, entry), folder / name)
+            check_sha256(folder / name, files[name], source / name)
+        if left:
+            raise ValueError(f"it holds no {min(left)}")
+
+
+def entries(tar: tarfile.TarFile, most: int) -> Iterator[tarfile.TarInfo]:
+    """Yield the entries of an archive of at most `most` bytes.  Raises ValueError, and what tarfile does."""
+    previous = -1
+    for entry in tar:
+        tar.members = []  # type: ignore[attr-defined]  # or a million of them stay in memory
+        # After a negative size the same entries would come again, for ever.
+        if entry.offset <= previous or entry.size < 0:
+            raise ValueError("its entries overlap")
+        if entry.offset_data + entry.size > most:
+            raise ValueError(f"unpacks to more than {most} bytes")
+        previous = entry.offset
+        yield entry
+
+
+def file_of(tar: tarfile.TarFile, entry: tarfile.TarInfo) -> IO[bytes]:
+    """Return the content of an entry.  Raises ValueError for a link, a folder or a device."""
+    file = tar.extractfile(entry) if entry.isfile() else None
+    if file is None:
+        raise ValueError(f"{entry.name} is not a file")
+    return file
+
+
+@contextmanager
+def uncompressed(path: Path) -> Iterator[IO[bytes]]:
+    """Open a file, or what a gzip file holds.  Raises OSError, and ValueError for one that is too large."""
+    with open_regular(path) as file:
+        if (size := os.fstat(file.fileno()).st_size) > MOST_BYTES:
+            raise ValueError(f"{size} bytes, more than {MOST_BYTES}")
+        # Some browsers unpack an archive and keep its name.
+        packed = file.peek(2)[:2] == b"\x1f\x8b" or not path.name.endswith(".tar.gz")
+        if path.suffix == ".gz" and packed:
+            with gzip.open(file) as content:
+                yield cast(IO[bytes], content)
+        else:
+            yield file
+
+
+@contextmanager
+def refusing_damage(source: Path, name: str, path: Path) -> Iterator[None]:
+    """Raise UserError (exit 5) for what damaged archives raise, and for those that would fill the memory."""
+    try:
+        with limited():
+            yield
+    except UserError:
+        raise
+    except Exception as error:  # damaged bytes make these parsers raise almost anything, IndexError even
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        reason = f"{brief(error)}{looks_like_a_page(path)}"
+        raise UserError(f"{source}: {name} is truncated or damaged: {reason}", Exit.MISSING) from error
+
+
+def copy_bounded(source: IO[bytes], path: Path) -> None:
+    """Copy at most MOST_BYTES, so that a few bytes that unpack to terabytes do not fill the disk.
+
+    Raises ValueError, and OSError that names `path`.
+    """
+    left = MOST_BYTES
+    with naming(path, path), path.open("wb") as out:
+        while block := source.read(2**20):
+            left -= len(block)
+            if left < 0:
+                raise ValueError(f"unpacks to more than {MOST_BYTES} bytes")
+            out.write(block)
+
+
+def looks_like_a_page(path: Path) -> str:
+    """Return a remark when the file is an HTML page, which servers like to send in place of a file."""
+    with open_regular(path) as file:
+        page = file.read(512).lstrip().lower().startswith((b"<!doctype html", b"<html"))
+    return f"; {path.name} is a web page, perhaps an error message of the server" if page else ""
+
+
+def check_sha256(path: Path, expected: str, shown: Path) -> None:
+    """UserError (exit 5) naming `shown` unless the bytes of `path` have that digest."""
+    actual = file_sha256(path)
+    if actual != expected:
+        raise UserError(
+            f"{shown}: sha256 of the uncompressed bytes is {actual}, the published file has {expected}; "
+            f"fetch the file again",
+            Exit.MISSING,
+        )
+
+
+def file_sha256(path: Path) -> str:
+    """Return the digest of a regular file.  Raises OSError."""
+    with open_regular(path) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read_digits(test_fraction: float, split_seed: int) -> Splits:
+    """scikit-learn's 1,797 digits of 8x8 with levels 0..16, a seeded share of them held out."""
+    from sklearn.datasets import load_digits
+
+    loaded = load_digits()
+    images = loaded.images.astype(np.uint8)[:, None]
+    test = held_out(len(images), test_fraction, split_seed)
+    train = np.random.default_rng(split_seed).permutation(len(images))[len(test) :]
+    return Splits([Chunk(images[train], loaded.target[train])], [Chunk(images[test], loaded.target[test])])
+
+
+def held_out(count: int, test_fraction: float, split_seed: int) -> np.ndarray:
+    """Which of `count` images are for the test, in the order of the draw."""
+    return np.random.default_rng(split_seed).permutation(count)[: round(test_fraction * count)]

@@ -1,0 +1,70 @@
+"""What an operator sees of a run in Prefect: progress, metrics, samples, and links to the card and the Data Docs."""
+
+import base64
+import re
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+from prefect.artifacts import (
+    create_image_artifact,
+    create_link_artifact,
+    create_progress_artifact,
+    create_table_artifact,
+    update_progress_artifact,
+)
+
+from flows.core import layout
+from flows.core.params import read_params
+from vdm.files import read_bounded, write_whole, writing_folder
+
+EVERY_SECONDS = 5.0
+STEP = re.compile(r"step (\d+): (.*)")
+
+
+class Progress:
+    """The bar of a training run, moved on by the lines of its log."""
+
+    def __init__(self, folder: Path) -> None:
+        self.steps = read_params(folder / layout.PARAMS).train.steps
+        self.artifact: Any = create_progress_artifact(0.0, key="training", description=f"0 of {self.steps} steps")
+        self.shown = 0.0
+
+    def read(self, line: str) -> None:
+        """Take in a line of the log."""
+        found = STEP.match(line.strip())
+        if found and (time.monotonic() - self.shown > EVERY_SECONDS or int(found[1]) == self.steps):
+            description = f"{found[1]} of {self.steps} steps: {found[2]}"
+            update_progress_artifact(self.artifact, 100 * int(found[1]) / self.steps, description)
+            self.shown = time.monotonic()
+
+
+def show_results(folder: Path, kept: Path) -> None:
+    """The samples as an image, and links to the model card and the Data Docs of the run in `folder`.
+
+    Both are copied to `kept`, since the run's folder goes when it ends.
+    """
+    with writing_folder(kept) as whole:
+        shutil.copytree(folder / layout.DATA_DOCS, whole / "data_docs")
+        shutil.copyfile(folder / layout.CARD, whole / "card.md")
+        shutil.copyfile(folder / layout.SAMPLES, whole / "samples.png")
+    samples, card, docs = kept / "samples.png", kept / "card.md", kept / "data_docs"
+    picture = base64.b64encode(samples.read_bytes()).decode()
+    create_image_artifact(f"data:image/png;base64,{picture}", key="samples", description=f"Samples: {samples}")
+    create_link_artifact(card.as_uri(), key="model-card", link_text="model card")
+    create_link_artifact((docs / "index.html").as_uri(), key="data-docs", link_text="Data Docs")
+
+
+def show_evidence(evidence: Path, kept: Path) -> None:
+    """Keep the evidence of a decision about the champion in the folder `kept`, and link it."""
+    copy = kept / "evidence.json"
+    write_whole(copy, read_bounded(evidence))
+    create_link_artifact(copy.as_uri(), key="evidence", link_text="evidence")
+
+
+def show_metrics(models: dict[str, dict[str, Any]], evidence: dict[str, Any]) -> None:
+    """Show a table of the models' metrics in bits/dim, a column each, with the decision about the champion."""
+    rows = [key for key in next(iter(models.values())) if key.endswith(("bpd", "error"))]
+    table = [{"bits/dim": key, **{name: metrics.get(key) for name, metrics in models.items()}} for key in rows]
+    create_table_artifact(table, key="metrics", description=f"{evidence['decision']}: {evidence['reason']}")

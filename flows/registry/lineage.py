@@ -1,0 +1,156 @@
+"""Where a version comes from: tag -> commit -> dvc.lock at that commit -> data, parameters, code, outputs.
+
+Everything is read from git; the bytes that the digests describe are `flows.registry.storage`'s business.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from pydantic import Field
+
+from flows.core import bounded_yaml, layout
+from flows.core.documents import Document, FolderOrFileMd5, Model, RelativePath, as_json, checked, require_apart
+from flows.core.errors import Exit, UserError
+from flows.core.escaping import visible
+from flows.registry.git import Tag, annotated_tags, contents
+from flows.registry.versions import CHAMPION_TAG, MODEL, Version, evidence_of, refusal
+
+
+class Entry(Document):
+    """A dependency or an output of a stage in dvc.lock."""
+
+    path: RelativePath
+    md5: FolderOrFileMd5
+
+
+class Stage(Document):
+    """A stage in dvc.lock: `params` are by file and section."""
+
+    deps: list[Entry] = Field(default_factory=list)
+    outs: list[Entry] = Field(default_factory=list)
+    params: dict[str, dict[str, Any]] = Field(default_factory=dict)
+
+
+class LockFile(Document):
+    """dvc.lock as DVC writes it."""
+
+    stages: dict[str, Stage]
+
+
+class Artifact(Document):
+    """An artifact in dvc.yaml."""
+
+    path: RelativePath
+
+
+class Graph(Document):
+    """dvc.yaml, of which only the artifacts matter here."""
+
+    artifacts: dict[str, Artifact]
+
+
+class Lock(NamedTuple):
+    """A dvc.lock: md5 digests by path, `.dir` at the end of a folder's, and parameters by section."""
+
+    outputs: dict[str, str]
+    dependencies: dict[str, set[str]]
+    parameters: dict[str, Any]
+    repeated: set[str]
+
+    @property
+    def code(self) -> dict[str, str]:
+        """The dependencies that no stage makes."""
+        return {path: min(digests) for path, digests in self.dependencies.items() if path not in self.outputs}
+
+    @property
+    def contradictions(self) -> list[str]:
+        """Paths and sections for which two stages saw different things, or that were made with another content."""
+        seen = {path: digests | {self.outputs.get(path, min(digests))} for path, digests in self.dependencies.items()}
+        return sorted({path for path, digests in seen.items() if len(digests) > 1} | self.repeated)
+
+
+def read_lock(root: Path, version: Version | Tag) -> Lock:
+    """Return the dvc.lock of a version's or tag's commit.  Raises UserError (exit 5)."""
+    stages = read_yaml(LockFile, root, version, str(layout.DVC_LOCK)).stages.values()
+    outs = [out for stage in stages for out in stage.outs]
+    require_apart([out.path for out in outs], f"{version.name}: {layout.DVC_LOCK} at {version.commit[:12]}")
+    lock = Lock({out.path: out.md5 for out in outs}, {}, {}, set())
+    for stage in stages:
+        for dependency in stage.deps:
+            lock.dependencies.setdefault(dependency.path, set()).add(dependency.md5)
+        for section, values in stage.params.get(str(layout.PARAMS), {}).items():
+            if lock.parameters.setdefault(section, values) != values:
+                lock.repeated.add(section)
+    return lock
+
+
+def model_path(root: Path, version: Version) -> str:
+    """Return the folder that dvc.yaml at the version's commit declares as the artifact.  Raises UserError (exit 5)."""
+    artifacts = read_yaml(Graph, root, version, str(layout.DVC_GRAPH)).artifacts
+    if MODEL not in artifacts:
+        raise UserError(f"{version.name}: its {layout.DVC_GRAPH} declares no artifact {MODEL}", Exit.MISSING)
+    return artifacts[MODEL].path
+
+
+def read_yaml(model: type[Model], root: Path, version: Version | Tag, path: str) -> Model:
+    """Return a YAML file of a version's or tag's commit.  Raises UserError (exit 5)."""
+    name, place = f"{version.commit}:{path}", f"{version.name}: {path} at {version.commit[:12]}"
+    content = contents(root, [name])[name]
+    if content is None:
+        raise UserError(f"{version.name}: commit {version.commit[:12]} has no {path}", Exit.MISSING)
+    try:
+        return checked(model, as_json(bounded_yaml.parse(content)), place)
+    except ValueError as error:
+        raise UserError(f"{place}: damaged: {error}", Exit.MISSING) from error
+
+
+def lineage(root: Path, version: Version) -> dict[str, Any]:
+    """The chain from the tag to every digest, for `--json`.  Raises UserError (exit 5)."""
+    lock = read_lock(root, version)
+    promotions = [
+        {"tag": tag.name, "created": tag.created, "evidence": evidence_of(tag.message)}
+        for tag in annotated_tags(root, f"{MODEL}#")
+        if tag.commit == version.commit and CHAMPION_TAG.fullmatch(tag.name)
+    ]
+    return {
+        "version": version.name,
+        "created": version.created,
+        "message": version.message,
+        "stages": list(version.stages),
+        "commit": version.commit,
+        "parameters": lock.parameters,
+        "data": {
+            "path": str(layout.IMAGES),
+            "md5": lock.outputs.get(str(layout.IMAGES)),
+            "sha256": version.metrics.get("data_sha256"),
+        },
+        "validation": {"path": str(layout.VALIDATION), "md5": lock.outputs.get(str(layout.VALIDATION))},
+        "code": lock.code,
+        "outputs": lock.outputs,
+        "metrics": version.metrics,
+        "promotions": promotions,
+        "refusal": refusal(root, version.commit) or None,
+    }
+
+
+def describe(chain: Mapping[str, Any]) -> str:
+    """A lineage for people: one line a link, indented under what it belongs to."""
+    lines = [f"tag         {chain['version']} {chain['created']} {' '.join(chain['stages'])}".rstrip()]
+    lines += [f"commit      {chain['commit']}", "parameters"]
+    for section, values in chain["parameters"].items():
+        values = values if isinstance(values, Mapping) else {"": values}
+        listed = ", ".join(f"{key} {'null' if value is None else value}" for key, value in values.items())
+        lines.append(f"  {section}: {listed}")
+    data, validation = chain["data"], chain["validation"]
+    lines += [f"data        {data['path']} md5 {data['md5']}", f"            sha256 {data['sha256']}"]
+    lines += [f"validation  {validation['path']} md5 {validation['md5']}"]
+    for title in ("code", "outputs"):
+        width = max(map(len, chain[title]), default=0)
+        lines += [title, *(f"  {path:{width}}  {md5}" for path, md5 in sorted(chain[title].items()))]
+    for promotion in chain["promotions"]:
+        reason = promotion["evidence"].get("reason", "made by hand")
+        lines.append(f"champion    {promotion['tag']} {promotion['created']}: {reason}")
+    if chain["refusal"]:
+        lines.append(f"refused     {chain['refusal']['reason']}")
+    return "\n".join(visible(line[:1000]) for line in lines)

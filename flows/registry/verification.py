@@ -1,0 +1,126 @@
+"""Whether a version is what its commit says: every digest between the tag and the last byte, recomputed.
+
+dvc.lock is the list of digests.  Code, parameters and metrics are in git and are compared with it there; outputs are
+compared byte for byte in DVC's cache, into which the missing ones are fetched.  Then the digests that the pipeline
+itself wrote down, of the model and of the images, must agree wherever they stand.
+"""
+
+import hashlib
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from flows.core import bounded_yaml, layout
+from flows.core.documents import Validation, read
+from flows.core.errors import Exit, UserError
+from flows.images.store import ImageSetError, data_sha256
+from flows.registry.git import contents
+from flows.registry.lineage import Lock, model_path, read_lock
+from flows.registry.storage import Stored, check, obtain, opened
+from flows.registry.versions import Version
+from vdm.checkpoint import CheckpointError, load_model, model_sha256
+from vdm.files import inside, scratch_folder
+
+# As dvc.lock and git spell them.
+IMAGES, VALIDATION, METRICS, PARAMS = map(str, (layout.IMAGES, layout.VALIDATION, layout.METRICS, layout.PARAMS))
+
+
+class Check(NamedTuple):
+    """One digest: what it is of, and what is wrong; '' where nothing is."""
+
+    subject: str
+    problem: str
+
+
+def verify(root: Path, version: Version) -> list[Check]:
+    """Every check of the version, the bad ones among them.  Raises UserError (exit 5) without a readable dvc.lock."""
+    lock, model = read_lock(root, version), model_path(root, version)
+    checks = [*in_git(root, version, lock), *(Check(path, "stages saw different ones") for path in lock.contradictions)]
+    with opened(root) as repo:
+        for path, digest in sorted(lock.outputs.items()):
+            if path == METRICS:
+                continue
+            try:
+                stored = obtain(repo, {path: digest})[path]
+                for file in stored:
+                    check(file.cached, file, "")
+                checks.append(Check(path, ""))
+            except (OSError, UserError) as error:
+                checks.append(Check(path, str(error)))
+                continue
+            if path in (model, IMAGES, VALIDATION):
+                checks.append(written_down(version, path, stored, is_model=path == model))
+    missing = {model, IMAGES, VALIDATION} - lock.outputs.keys()
+    return checks + [Check(path, "dvc.lock does not list it") for path in sorted(missing)]
+
+
+def require_sound(root: Path, version: Version) -> None:
+    """Raises UserError (exit 5) with the first digest that does not verify."""
+    for subject, problem in verify(root, version):
+        if problem:
+            raise UserError(f"{version.name} does not verify: {subject}: {problem}", Exit.MISSING)
+
+
+def in_git(root: Path, version: Version, lock: Lock) -> list[Check]:
+    """Code, metrics and parameters at the commit against the digests and values in dvc.lock."""
+    names = {path: f"{version.commit}:{path}" for path in [*lock.code, METRICS, PARAMS]}
+    found = contents(root, list(names.values()))
+    checks = []
+    for path, digest in sorted((lock.code | {METRICS: lock.outputs.get(METRICS, "")}).items()):
+        content = found[names[path]]
+        if content is None:
+            problem = "not in the commit"
+        else:
+            problem = "" if hashlib.md5(content).hexdigest() == digest else "differs from its md5 in dvc.lock"
+        checks.append(Check(path, problem))
+    written = parameters(found[names[PARAMS]])
+    for section, values in lock.parameters.items():
+        same = written.get(section) == values
+        checks.append(Check(f"{PARAMS} {section}", "" if same else "differs from the values in dvc.lock"))
+    return checks
+
+
+def parameters(content: bytes | None) -> dict[str, Any]:
+    """Return the sections of a params.yaml; {} where it has none or is unreadable."""
+    try:
+        found = bounded_yaml.parse(content or b"")
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def written_down(version: Version, path: str, stored: list[Stored], *, is_model: bool) -> Check:
+    """The sha256 that the metrics state, of the model or the images, against the one that the files have."""
+    key = "model_sha256" if is_model else "data_sha256"
+    try:
+        actual = sha256_of(path, stored, is_model=is_model)
+    except (CheckpointError, ImageSetError, OSError, UserError) as error:
+        return Check(f"{path} sha256", str(error))
+    problem = "" if actual == version.metrics.get(key) else f"differs from {key} in {METRICS}"
+    return Check(f"{path} sha256", problem)
+
+
+def sha256_of(path: str, stored: list[Stored], *, is_model: bool) -> Any:
+    """Return the pipeline's own digest: of a model, which must load, of images, or as the validation report states it.
+
+    Raises CheckpointError, ImageSetError, OSError and UserError.
+    """
+    if path == VALIDATION:
+        return stated(stored)
+    with scratch_folder() as scratch:
+        folder = scratch / Path(path).name
+        folder.mkdir()
+        for file in stored:
+            place = inside(folder, file.place)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            place.symlink_to(file.cached)
+        if not is_model:
+            return data_sha256(folder)
+        load_model(folder)
+        return model_sha256(folder)
+
+
+def stated(stored: list[Stored]) -> str:
+    """Return the digest of the images that a validation report states.  Raises UserError (exit 5)."""
+    if [file.place for file in stored] != [""]:
+        raise UserError("not a file", Exit.MISSING)
+    return read(Validation, stored[0].cached).data_sha256

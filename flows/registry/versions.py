@@ -1,0 +1,241 @@
+"""The registry of models, which is git: GTO's tags on the commits that the pipeline's runs left.
+
+`vdm@v1.2.0` is a version.  `vdm#champion#7` is the seventh time that some version became the champion; such tags are
+only ever added, so they are the champion's history.  Both are annotated, and a champion's tag carries as JSON, below
+its first line, the evidence on which it was made.  The evidence is not in the model card, which is among the bytes
+that were evaluated: to write it there would change their digest.  Nor is it a file beside it, which would need a
+commit of its own: the version would then be another commit than the one that was compared.  A version that was
+refused has its evidence in a git note on its commit.
+"""
+
+import re
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from flows.core import layout
+from flows.core.documents import Document, Metrics, parse_object
+from flows.core.errors import Exit, UserError
+from flows.registry.git import Tag, annotated_tags, commit_of, contents, git, identity, locked, tag_exists
+
+MODEL = "vdm"
+CHAMPION = "champion"
+REFUSALS = f"{MODEL}-refusals"
+MOST_BYTES = 2**16
+"""Of a metrics.json, so that a listing of hundreds fits into memory."""
+NUMBER = "[0-9]{1,9}"
+NUMBERS = rf"v({NUMBER})\.({NUMBER})\.({NUMBER})"
+VERSION_TAG = re.compile(rf"{MODEL}@{NUMBERS}")
+CHAMPION_TAG = re.compile(rf"{MODEL}#{CHAMPION}(!?)#({NUMBER})")
+REFERENCE = re.compile(rf"{CHAMPION}|{MODEL}#{CHAMPION}|({MODEL}@)?{NUMBERS}")
+
+
+class Evidence(Document):
+    """What the tag of a champion, or the note on a commit that was refused, says below its first line."""
+
+    decision: str
+    reason: str
+
+
+class Version(NamedTuple):
+    """A version: `vdm@v1.2.0`, its commit, when and with which message it was tagged, its stages, its metrics.
+
+    The metrics are those of reports/evaluation/metrics.json at the commit, in bits/dim; {} where that is unreadable,
+    with what is wrong as `problem`.
+    """
+
+    name: str
+    commit: str
+    created: str
+    message: str
+    stages: tuple[str, ...]
+    metrics: dict[str, Any]
+    problem: str = ""
+
+
+def versions(root: Path) -> list[Version]:
+    """Every version in the order of the numbers.  Raises UserError (exit 5) where there is no git repository."""
+    tags = annotated_tags(root, MODEL)
+    reigning = reign(tags)
+    numbered = sorted((numbers, tag) for tag in tags if (numbers := numbers_of(tag.name)) and in_force(tag, tags))
+    files = contents(root, [f"{tag.commit}:{layout.METRICS}" for _, tag in numbered], MOST_BYTES) if numbered else {}
+    return [
+        Version(
+            *tag,
+            (CHAMPION,) if reigning and reigning[-1].commit == tag.commit else (),
+            *metrics_in(files[f"{tag.commit}:{layout.METRICS}"]),
+        )
+        for _, tag in numbered
+    ]
+
+
+def metrics_in(content: bytes | None) -> tuple[dict[str, Any], str]:
+    """Return the metrics in a commit's metrics.json and, where they are unreadable, what is wrong."""
+    if content is None:
+        return {}, f"the commit has no {layout.METRICS}"
+    if len(content) > MOST_BYTES:
+        return {}, f"{layout.METRICS}: larger than {MOST_BYTES:,} bytes"
+    try:
+        return parse_object(Metrics, content, str(layout.METRICS)), ""
+    except UserError as error:
+        return {}, str(error)
+
+
+def resolve(root: Path, reference: str) -> Version:
+    """The version that `champion`, `vdm@v1.2.0` or `v1.2.0` means.  Raises UserError (exit 5) when there is none."""
+    if not REFERENCE.fullmatch(reference):
+        raise UserError(f"{reference}: not a version such as {MODEL}@v1.2.0, nor `{CHAMPION}`", Exit.USAGE)
+    known = versions(root)
+    if reference in (CHAMPION, f"{MODEL}#{CHAMPION}"):
+        for version in known:
+            if CHAMPION in version.stages:
+                return version
+        if tag := champion_tag(root):
+            mend = f"`git fetch --tags`, or `gto assign {MODEL} --version vX.Y.Z --stage {CHAMPION}` another"
+            raise UserError(f"{tag.name}: its version's tag is gone; {mend}", Exit.MISSING)
+        raise UserError("no version is the champion; `vdmctl promote` makes the first", Exit.MISSING)
+    name = reference if "@" in reference else f"{MODEL}@{reference}"
+    for version in known:
+        if version.name == name:
+            return version
+    raise UserError(f"there is no version {name}; `vdmctl models` lists them", Exit.MISSING)
+
+
+def newest(root: Path) -> Version:
+    """The version with the highest number.  Raises UserError (exit 5) when there is none."""
+    known = versions(root)
+    if not known:
+        raise UserError(f"the registry has no version of {MODEL}", Exit.MISSING)
+    return known[-1]
+
+
+def add_version(root: Path, commit: str, message: str) -> Version:
+    """Tag a commit of a pipeline run as the next minor version, v1.0.0 first.
+
+    Raises UserError: exit 5 for a commit that is unknown or without an evaluation, 2 for one that is a version
+    already, for a tag that exists and for want of a git identity.
+    """
+    commit = commit_of(root, commit)
+    path = f"{commit}:{layout.METRICS}"
+    metrics, problem = metrics_in(contents(root, [path], MOST_BYTES)[path])
+    if not metrics:
+        reason = problem or f"{layout.METRICS} is empty"
+        raise UserError(f"commit {commit[:12]}: {reason}; run the pipeline and commit its results", Exit.MISSING)
+    with locked(root):
+        for version in versions(root):
+            if version.commit == commit:
+                raise UserError(f"commit {commit[:12]} is {version.name} already", Exit.USAGE)
+        taken = [numbers for tag in annotated_tags(root, f"{MODEL}@") if (numbers := numbers_of(tag.name))]
+        major, minor, _ = max(taken, default=(1, -1, 0))
+        number = f"v{major}.{minor + 1}.0"
+        if tag_exists(root, f"{MODEL}@{number}"):
+            raise UserError(f"the tag {MODEL}@{number} exists and is no version; `git tag -d` it", Exit.USAGE)
+        create_tag(root, message, version=number, commit=commit)
+    return resolve(root, number)
+
+
+def make_champion(root: Path, version: Version, message: str) -> str:
+    """Add the champion's next tag, on that version, and return its name.  The caller holds the registry's lock.
+
+    Raises UserError (exit 2) for want of a git identity, and when GTO refuses.
+    """
+    create_tag(root, message, stage=CHAMPION, version=version.name.removeprefix(f"{MODEL}@"))
+    tag = champion_tag(root)
+    assert tag is not None
+    return tag.name
+
+
+def create_tag(root: Path, message: str, *, version: str, commit: str | None = None, stage: str | None = None) -> None:
+    """GTO's tag for a version of a commit, or for a stage of a version.  Raises UserError (exit 2)."""
+    import gto.api
+    from gto.exceptions import GTOException
+    from scmrepo.exceptions import SCMError
+
+    # GTO asks another implementation of git, which would invent a name where git itself refuses to.
+    name, email = identity(root)
+    author: dict[str, Any] = {"message": f"{message.strip()}\n", "author": name, "author_email": email}
+    try:
+        if stage is None:
+            gto.api.register(str(root), MODEL, str(commit), version=version, **author)
+        else:
+            # Without `force` GTO refuses a version that was in the stage before, which a roll-back needs.
+            gto.api.assign(str(root), MODEL, stage, version=version, force=True, **author)
+    except (GTOException, SCMError, OSError) as error:
+        raise UserError(f"git tag for {MODEL}@{version}: {error}", Exit.USAGE) from error
+
+
+def record_refusal(root: Path, version: Version, message: str) -> None:
+    """Say on the version's commit why it did not become the champion.  Raises UserError."""
+    git(root, "notes", f"--ref={REFUSALS}", "add", "--force", "--file=-", version.commit, stdin=message.encode())
+
+
+def refusal(root: Path, commit: str) -> dict[str, Any]:
+    """The evidence on which a commit's version was last refused; {} if it never was."""
+    if commit not in git(root, "notes", f"--ref={REFUSALS}", "list").decode(errors="replace").split():
+        return {}
+    return evidence_of(git(root, "notes", f"--ref={REFUSALS}", "show", commit).decode(errors="replace"))
+
+
+def champion(root: Path) -> Version | None:
+    """The champion, None before the first.  Raises UserError (exit 5) when its version's tag is gone."""
+    return resolve(root, CHAMPION) if champion_tag(root) else None
+
+
+def is_decided(root: Path, commit: str) -> bool:
+    """Whether the commit has a version that has met the champion: it became the champion, or was refused."""
+    tags = [tag for tag in annotated_tags(root, MODEL) if tag.commit == commit]
+    crowned = any(CHAMPION_TAG.fullmatch(tag.name) for tag in tags)
+    return any(numbers_of(tag.name) for tag in tags) and (crowned or bool(refusal(root, commit)))
+
+
+def champion_tag(root: Path) -> Tag | None:
+    """The tag that made the champion what it is; None when there is no champion."""
+    reigning = reign(annotated_tags(root, f"{MODEL}#"))
+    return reigning[-1] if reigning else None
+
+
+def previous_champion(root: Path) -> Version:
+    """Who a roll-back makes champion.  Raises UserError (exit 5) when nobody was before the champion."""
+    reigning = reign(annotated_tags(root, f"{MODEL}#"))
+    if len(reigning) < 2:
+        raise UserError("there is no earlier champion to go back to", Exit.MISSING)
+    for version in versions(root):
+        if version.commit == reigning[-2].commit:
+            return version
+    raise UserError(f"{reigning[-2].name}: its version's tag is gone", Exit.MISSING)
+
+
+def reign(tags: list[Tag]) -> list[Tag]:
+    """The champions that roll-backs have left, the present one last: promotions are pushed, roll-backs pop.
+
+    So a second roll-back goes one champion further back, and not to the one that the first roll-back removed.  Order
+    is by the tags' numbers: their times have whole seconds.
+    """
+    history = sorted((int(match[2]), match[1], tag) for tag in tags if (match := CHAMPION_TAG.fullmatch(tag.name)))
+    reigning: list[Tag] = []
+    for _, removed, tag in history:
+        if removed:
+            reigning = [earlier for earlier in reigning if earlier.commit != tag.commit]
+        elif evidence_of(tag.message).get("decision") == "roll back":
+            reigning[-2:] = [tag]
+        else:
+            reigning.append(tag)
+    return reigning
+
+
+def evidence_of(message: str) -> dict[str, Any]:
+    """Return the evidence below the first line of a champion's tag; {} for a tag that was made by hand."""
+    try:
+        return parse_object(Evidence, message.partition("\n")[2].encode(errors="replace"), "evidence")
+    except UserError:
+        return {}
+
+
+def numbers_of(name: str) -> tuple[int, int, int] | None:
+    """(1, 2, 0) for `vdm@v1.2.0`; None for a tag that is no version."""
+    match = VERSION_TAG.fullmatch(name)
+    return (int(match[1]), int(match[2]), int(match[3])) if match else None
+
+
+def in_force(tag: Tag, tags: list[Tag]) -> bool:
+    """Whether GTO has not deregistered the version: `vdm@v1.2.0!`."""
+    return not any(other.name.partition("!")[0] == tag.name and other.name != tag.name for other in tags)

@@ -1,0 +1,78 @@
+"""The benchmarks run; what they measure is not asserted here, since seconds are too few for it."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from benchmarks import sample, train_step
+from benchmarks.speed import PRESETS, parser, read_problem
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["benchmarks.estimator_variance", "--steps", "20", "--images", "4"],
+        ["benchmarks.standard_error", "--steps", "20", "--repeats", "2"],
+        ["benchmarks.train_step", "--seconds", "0", "--blocks", "1"],
+        ["benchmarks.evaluate", "--seconds", "0", "--blocks", "1"],
+        ["benchmarks.validate", "--images", "1000"],
+        ["benchmarks.sample", "--seconds", "0", "--blocks", "1", "--num-timesteps", "3"],
+    ],
+    ids=lambda command: command[0],
+)
+def test_a_benchmark_prints_its_figures_and_the_machine(command: list[str]) -> None:
+    result = subprocess.run(
+        [sys.executable, "-m", *command, "--json"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0, result.stderr
+    figures = json.loads(result.stdout)
+    assert {"device", "threads", "torch", "python", "commit"} < figures.keys()
+
+
+@pytest.mark.parametrize("preset", sorted(path.stem for path in PRESETS.glob("*.yaml")))
+def test_every_preset_is_a_problem_of_speed(preset: str) -> None:
+    problem = read_problem(parser(None).parse_args(["--preset", preset]))
+    assert problem.images.shape[1:] == problem.model["image_shape"]
+
+
+@pytest.mark.parametrize(
+    ("main", "arguments", "message"),
+    [
+        (sample.main, ["--batch-size", "0"], "argument --batch-size: must be at least 1, got 0"),
+        (sample.main, ["--num-timesteps", "-3"], "argument --num-timesteps: must be at least 1, got -3"),
+        (sample.main, ["--seconds", "-1"], "argument --seconds: must be a number of seconds from 0, got -1"),
+        (sample.main, ["--seconds", "nan"], "argument --seconds: must be a number of seconds from 0, got nan"),
+        (sample.main, ["--width", "9"], "error: width 9 must be even, at least 4 and a multiple of norm_groups 8"),
+        (sample.main, ["--device", "abacus"], "argument --device: invalid"),
+        (sample.main, ["--device", "cuda:99"], "error: device cuda:99: "),
+        (train_step.main, ["--accumulation", "7"], "error: batch_size 64 is not a multiple of 1 processes x accum"),
+    ],
+)
+def test_a_wrong_option_is_told(
+    main: Callable[[], None],
+    arguments: list[str],
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["benchmark", *arguments])
+    with pytest.raises(SystemExit, match="2"):
+        main()
+    assert message in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_the_continuous_bound_does_not_depend_on_the_schedule_between_its_ends() -> None:
+    """The four schedules of the variance table differ in variance alone (section 5.1)."""
+    command = [sys.executable, "-m", "benchmarks.estimator_variance", "--steps", "60", "--images", "16", "--json"]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    schedules = json.loads(result.stdout)["schedules"].values()
+    means = [row["diffusion_bpd"] for row in schedules]
+    # 16 images at 256 times: the standard error is sqrt(variance / 4096), low-discrepancy times make it smaller.
+    errors = [(row["variance"] / (16 * 256)) ** 0.5 for row in schedules]
+    assert max(means) - min(means) < 4 * 2**0.5 * max(errors)

@@ -1,0 +1,115 @@
+"""The tests that guard the bound can fail: each classic mistake, made in a copy of the code, is caught."""
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+class Mistake(NamedTuple):
+    """A text in vdm/`file`.py, what to write in its place, and whose tests must notice."""
+
+    file: str
+    right: str
+    wrong: str
+    tests: str
+
+
+MISTAKES = {
+    "a half lost in the diffusion loss": Mistake("vlb", "return 0.5 * dgamma_dt", "return dgamma_dt", "vlb"),
+    "a half lost in the prior": Mistake("vlb", "kl = 0.5 * (", "kl = 1.0 * (", "vlb"),
+    "no ln 2": Mistake("vlb", "nats / (num_dims * math.log(2))", "nats / num_dims", "vlb"),
+    "a mean for a sum": Mistake("vlb", ".square().flatten(1).sum(1)", ".square().flatten(1).mean(1)", "vlb"),
+    "a constant slope": Mistake(
+        "schedule",
+        "return gamma_t, dgamma_dt",
+        "return gamma_t, (schedule.gamma_1 - schedule.gamma_0).expand_as(t)",
+        "vlb",
+    ),
+    "the times of T steps off by one": Mistake(
+        "vlb", "(torch.floor(t * num_timesteps) + 1)", "(t * num_timesteps)", "vlb"
+    ),
+    "continuous weights on the grid of T steps": Mistake(
+        "vlb", "torch.expm1(gamma_t - gamma_s)", "(gamma_t - gamma_s)", "vlb"
+    ),
+    "alpha_s and alpha_t swapped": Mistake(
+        "diffusion",
+        "alpha(gamma_s) * ((1 - c) / alpha(gamma_t) * z_t",
+        "alpha(gamma_t) * ((1 - c) / alpha(gamma_s) * z_t",
+        "diffusion",
+    ),
+    "sampling off by one": Mistake(
+        "sampling", "-1, -1, device=device) / num_timesteps", "-1, -1, device=device) / (num_timesteps + 1)", "sampling"
+    ),
+    "sampling from clean to noise": Mistake(
+        "sampling", "torch.arange(num_timesteps, -1, -1,", "torch.arange(num_timesteps + 1,", "sampling"
+    ),
+    "256 levels everywhere": Mistake("discretization", "+ 0.5) / num_levels - 1", "+ 0.5) / 256 - 1", "discretization"),
+    "levels at their edges": Mistake(
+        "discretization", "(pixels.to(dtype) + 0.5)", "pixels.to(dtype)", "discretization"
+    ),
+    "the shape trained on the bound": Mistake(
+        "training",
+        "twice_loss = 2 * bits_per_dim(terms.diffusion.detach(), model.num_dims)",
+        "twice_loss = 1",
+        "training",
+    ),
+    "no -log K": Mistake(
+        "ode",
+        "torch.logsumexp(log_weights, dim=0) - math.log(len(log_weights))",
+        "torch.logsumexp(log_weights, 0)",
+        "ode",
+    ),
+    "the last images dropped": Mistake(
+        "evaluation", "num_images = len(pixels)", "num_images = len(pixels) // 64 * 64", "evaluation"
+    ),
+}
+MODULES = sorted({mistake.tests for mistake in MISTAKES.values()})
+
+
+@pytest.fixture(scope="module")
+def outcomes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Future[int]]]:
+    """pytest's exit codes by mistake, and by module for the code as it is; two run at a time."""
+    with ThreadPoolExecutor(2) as pool:
+        runs = {name: pool.submit(run_tests, tmp_path_factory.mktemp("copy"), None, name) for name in MODULES}
+        runs |= {
+            name: pool.submit(run_tests, tmp_path_factory.mktemp("copy"), mistake, mistake.tests)
+            for name, mistake in MISTAKES.items()
+        }
+        yield runs
+
+
+def run_tests(copy: Path, mistake: Mistake | None, module: str) -> int:
+    """pytest's exit code on the tests of a module in a copy of the code, with the mistake made."""
+    for name in ("vdm", "flows", "tests"):
+        shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__", "oracles"))
+    shutil.copyfile(ROOT / "pyproject.toml", copy / "pyproject.toml")
+    if mistake:
+        path = copy / "vdm" / f"{mistake.file}.py"
+        text = path.read_text()
+        assert text.count(mistake.right) == 1, f"{path.name} has not one {mistake.right!r}"
+        path.write_text(text.replace(mistake.right, mistake.wrong))
+    # The slow tests of a whole model are not what is meant to catch these.
+    slow = "trained compiled computed continued monte_carlo company exact_predictor low_discrepancy"
+    chosen = " and ".join(f"not {name}" for name in slow.split())
+    command = [sys.executable, "-m", "pytest", "-qx", "-p", "no:cacheprovider", f"tests/test_{module}.py", "-k", chosen]
+    environment = os.environ | {"PYTHONPATH": str(copy), "OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, cwd=copy, env=environment, capture_output=True, check=False).returncode
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_the_code_as_it_is_passes(module: str, outcomes: dict[str, Future[int]]) -> None:
+    assert outcomes[module].result() == 0
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_is_caught(mistake: str, outcomes: dict[str, Future[int]]) -> None:
+    assert outcomes[mistake].result() == 1
