@@ -23,6 +23,7 @@ from flows.images.store import ImageSetError, data_sha256, load_array, load_imag
 from flows.registry.storage import Stored, files
 from flows.stages import train
 from flows.stages.register import last_loss
+from flows.training import fitting
 from flows.validation.drift import distances, read_reference
 from flows.validation.tables import split_rows, with_files
 from vdm.checkpoint import CheckpointError, config_sha256, load_model, load_state, save_model, save_state
@@ -328,16 +329,16 @@ def test_what_is_no_file_of_its_size_is_never_read(name: str, kind: str, tmp_pat
 def test_a_state_of_another_run_is_one_line(tmp_path: Path, tiny_model: Callable[..., VDM]) -> None:
     """Whole, with the keys that it must have, and of another network, or of values that are none."""
     arguments = read_params(ROOT / "presets/digits.yaml").train
-    options = train.resolve(arguments, torch.device("cpu"))
+    options = fitting.resolve(arguments, torch.device("cpu"))
     trainer = Trainer(tiny_model(), torch.zeros(4, 1, 8, 8, dtype=torch.uint8), **options)
     state = trainer.state()
-    train.resume(trainer, state, tmp_path)
+    fitting.resume(trainer, state, tmp_path)
     other = Trainer(tiny_model(width=16), torch.zeros(4, 1, 8, 8, dtype=torch.uint8), **options).state()
     changes: list[dict[str, Any]] = [{key: value} for key in state for value in (None, 3j, "x", [1])]
     changes += [{"log": {"sums": [1.0], "count": 1}}, {"log": {"sums": ["x"] * 4, "count": 1}}]
     for change in [other, *changes]:
         with pytest.raises(UserError, match=r"its newest state is of another run: .*; delete it") as raised:
-            train.resume(trainer, state | change, tmp_path)
+            fitting.resume(trainer, state | change, tmp_path)
         assert raised.value.code is Exit.MISSING
 
 

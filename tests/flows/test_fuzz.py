@@ -46,7 +46,7 @@ from vdm.model import VDM
 
 INPUTS = int(os.environ.get("VDM_FUZZ", "150"))
 SECONDS, BYTES = 5.0, 2**30
-ORACLES = Path(__file__).parent / "oracles"
+ORACLES = Path(__file__).parents[1] / "oracles"
 SET = {"name": "digits", "num_levels": 17, "title": "Digits", "transforms": "none", "split": "0.2 held out with seed 0"}
 
 

@@ -23,7 +23,7 @@ from vdm.model import VDM
 from vdm.schedule import gamma_and_slope
 from vdm.vlb import bits_per_dim
 
-ORACLES = Path(__file__).parent / "oracles"
+ORACLES = Path(__file__).parents[1] / "oracles"
 GOOGLE = ["google_scalar_T0", "google_nnet_T0_attn"]
 
 
