@@ -18,8 +18,9 @@ from prefect.states import Completed, Failed
 
 from flows.commands.summary import bits
 from flows.core import layout
-from flows.core.documents import Evaluated, Validation, read
+from flows.core.documents import Validation, read
 from flows.core.errors import Exit, NetworkError, UserError
+from flows.evaluation.results import BoundMetrics
 from flows.orchestration import artifacts
 from flows.orchestration.streaming import stream
 from flows.orchestration.workspace import (
@@ -35,10 +36,10 @@ from flows.orchestration.workspace import (
 from flows.process.lifeline import end_with, hold_what_starts
 from flows.registry import publishing
 from flows.registry import versions as registry
+from flows.registry.evidence import Evidence
 from flows.registry.git import git_text, identity
 from flows.registry.lineage import read_lock
 from flows.registry.storage import obtain, opened
-from vdm.files import parse_json, read_bounded
 
 # Training ends when it ends; what takes longer than this elsewhere hangs.
 TIMEOUT_HOURS = {"download": 6.0, "validate": 2.0, "register": 0.5, "evaluate": 48.0, "sample": 12.0}
@@ -174,7 +175,7 @@ def champion_report(root: Path, folder: Path) -> Path | None:
     """
     images = read(Validation, folder / layout.VALIDATION).data_sha256
     champion = registry.champion(root)
-    if champion is None or champion.metrics.get("data_sha256") == images:
+    if champion is None or champion.metrics.data_sha256 == images:
         return None
     path = str(layout.VALIDATION)
     digest = read_lock(root, champion).outputs.get(path)
@@ -196,7 +197,7 @@ def check_champion(root: Path, folder: Path) -> State[None] | None:
 
 
 @task(name="promote", cache_policy=NO_CACHE, timeout_seconds=3600 * 48, **RETRY, retry_delay_seconds=[10, 60])
-def promote(version: str, folder: Path, kept: Path) -> State[dict[str, Any]] | dict[str, Any]:
+def promote(version: str, folder: Path, kept: Path) -> State[Evidence] | Evidence:
     """Run `vdmctl promote VERSION` by the code of the run; return the evidence.  A failure carries UserError."""
     file = folder / layout.EVIDENCE
     try:
@@ -205,11 +206,9 @@ def promote(version: str, folder: Path, kept: Path) -> State[dict[str, Any]] | d
         if error.code is not Exit.NOT_PROMOTED:
             told = f"{version} is registered, but has not met the champion: {error}; the next run tries again"
             return Failed(message=told, data=type(error)(told, error.code))
-    evidence: dict[str, Any] = parse_json(read_bounded(file))
+    evidence = read(Evidence, file)
     artifacts.show_evidence(file, kept)
-    get_run_logger().info(
-        "%s: %s; the evidence: `vdmctl lineage %s`", evidence["decision"], evidence["reason"], version
-    )
+    get_run_logger().info("%s: %s; the evidence: `vdmctl lineage %s`", evidence.decision, evidence.reason, version)
     return evidence
 
 
@@ -228,7 +227,7 @@ def record(place: Workspace) -> str:
     """Commit the results on the run's branch, and let the model meet the champion; what came of it in a line."""
     card = (place.folder / layout.CARD).read_bytes()
     (place.folder / layout.RUN_CARD).write_bytes(card)  # the model's own is DVC's, not git's
-    result = bits(read(Evaluated, place.folder / layout.METRICS).model_dump())
+    result = bits(read(BoundMetrics, place.folder / layout.METRICS))
     made = commit(place, f"Retrain: {result}")
     if made is None:
         return f"nothing new: {result}, as in commit {place.base[:12]}"
@@ -242,12 +241,12 @@ def release(place: Workspace, made: str) -> str:
     subject = git_text(place.root, "log", "-1", "--format=%s", made)
     version = known[-1] if known else registry.add_version(place.root, made, subject)
     before = registry.champion(place.root)
-    evidence = cast(dict[str, Any], promote(version.name, place.folder, kept(place), return_state=True).result())
+    evidence = cast(Evidence, promote(version.name, place.folder, kept(place), return_state=True).result())
     artifacts.show_metrics(
         {version.name: version.metrics} | ({before.name: before.metrics} if before else {}), evidence
     )
-    done = f"promoted as {evidence['tag']}" if "tag" in evidence else "not promoted"
-    return f"{version.name}, commit {made[:12]} on branch {branch_of(place, made)}, {done}: {evidence['reason']}"
+    done = f"promoted as {evidence.tag}" if evidence.tag else "not promoted"
+    return f"{version.name}, commit {made[:12]} on branch {branch_of(place, made)}, {done}: {evidence.reason}"
 
 
 def kept(place: Workspace) -> Path:

@@ -11,9 +11,9 @@ import typer
 
 from flows.commands.arguments import parameters
 from flows.commands.registry import images_for, model_folder
-from flows.commands.summary import show
 from flows.core import layout
 from flows.core.errors import Exit, UserError
+from flows.process.streams import say, say_json
 
 commands = typer.Typer()
 
@@ -62,6 +62,7 @@ def evaluate(
     With MODEL nothing is written unless --out names a folder. Options take the place of parameters; one that the
     protocol does not have is an error.
     """
+    from flows.commands.summary import show, summary
     from flows.core.params import override, timesteps
 
     read, folder = parameters(), model_folder(model) if model else layout.REGISTERED
@@ -91,7 +92,12 @@ def evaluate(
         results = [evaluate(setting, **arguments, out=out) for setting in settings]
     else:
         results = [measure(setting, **arguments)[0] for setting in settings]
-    show(results[0] if len(results) == 1 else {"protocol": "vlb", "sweep": results}, as_json)
+    if len(results) == 1:
+        show(results[0], as_json)
+    elif as_json:
+        say_json({"protocol": "vlb", "sweep": [result.model_dump() for result in results]})
+    else:
+        say("\n".join(map(summary, results)))
 
 
 @commands.command()
@@ -106,6 +112,7 @@ def compare(
     if not 0 < confidence < 1:
         raise UserError(f"--confidence must lie between 0 and 1, got {confidence}", Exit.USAGE)
     settings = parameters().evaluate
+    from flows.commands.summary import show
     from flows.evaluation.protocols import compare
 
     folders = {"first": model_folder(first), "second": model_folder(second)}

@@ -9,7 +9,6 @@ from typing import Annotated
 import typer
 
 from flows.commands.arguments import parameters
-from flows.commands.summary import summary
 from flows.core import layout
 from flows.core.errors import Exit, UserError
 from flows.process.ending import finish
@@ -106,9 +105,11 @@ def sample() -> None:
 @commands.command()
 def report() -> None:
     """Print the metrics of the last `dvc repro` and where its pictures are."""
-    from flows.core.documents import Evaluated, read
+    from flows.commands.summary import summary
+    from flows.core.documents import read
+    from flows.evaluation.results import BoundMetrics
 
-    say(summary({"protocol": "vlb"} | read(Evaluated, layout.METRICS, "run `dvc repro`").model_dump()))
+    say(summary(read(BoundMetrics, layout.METRICS, "run `dvc repro`")))
     for title, path, shown, stage in (
         ("samples", layout.SAMPLES, layout.SAMPLES, "sample"),
         ("model card", layout.CARD, layout.CARD, "register"),

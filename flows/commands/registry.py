@@ -47,7 +47,7 @@ def lineage(model: Model, as_json: AsJson = False) -> None:
 
     chain = lineage(ROOT, resolve(ROOT, model))
     if as_json:
-        say_json(chain)
+        say_json(chain.as_json())
     else:
         say(describe(chain))
 
@@ -91,12 +91,12 @@ def promote(
 
     evidence = challenge(ROOT, version, settings=params.evaluate, rule=params.promote)
     try:
-        evidence |= {"tag": promote(ROOT, version, evidence)}
+        evidence = evidence.model_copy(update={"tag": promote(ROOT, version, evidence)})
     finally:
         if as_json:
-            say_json(evidence)
+            say_json(evidence.model_dump(exclude_unset=True))
     if not as_json:
-        say(f"{evidence['tag']}: {evidence['reason']}")
+        say(f"{evidence.tag}: {evidence.reason}")
 
 
 @commands.command()
@@ -106,9 +106,9 @@ def rollback(as_json: AsJson = False) -> None:
 
     done = rollback(ROOT)
     if as_json:
-        say_json(done)
+        say_json(done.model_dump(exclude_unset=True))
     else:
-        say(f"{done['tag']}: {done['reason']}")
+        say(f"{done.tag}: {done.reason}")
 
 
 def model_folder(model: str) -> Path:
@@ -141,7 +141,7 @@ def row_of(version: "Version") -> dict[str, Any]:
     """A version for the listing."""
     keys = ("bpd", "bpd_standard_error", "num_images", "data_sha256", "model_sha256")
     row: dict[str, Any] = {"version": version.name, "stages": list(version.stages), "commit": version.commit}
-    row |= {"created": version.created} | {key: version.metrics.get(key) for key in keys}
+    row |= {"created": version.created} | {key: getattr(version.metrics, key) for key in keys}
     return row | ({"problem": version.problem} if version.problem else {})
 
 

@@ -43,29 +43,6 @@ class Document(BaseModel):
     model_config = ConfigDict(extra="allow", frozen=True, strict=True)
 
 
-class Metrics(Document):
-    """What the registry takes from metrics.json, bits/dim; null where a figure is not finite."""
-
-    bpd: Number | None = None
-    bpd_standard_error: Number | None = None
-    num_images: Count | None = None
-    data_sha256: Sha256 | None = None
-    model_sha256: Sha256 | None = None
-
-
-class Evaluated(Metrics):
-    """metrics.json as the evaluate stage writes it."""
-
-    bpd: Number | None
-    bpd_standard_error: Number | None
-    prior_bpd: Number | None
-    reconstruction_bpd: Number | None
-    diffusion_bpd: Number | None
-    num_images: Count
-    times_per_image: Count
-    num_timesteps: Count | None
-
-
 class Profile(Document):
     """What `flows.validation.drift` compares."""
 
@@ -84,13 +61,6 @@ class Validation(Document):
 def parse(model: type[Model], content: bytes, name: str) -> Model:
     """Return the document in JSON.  Raises UserError (exit 5) that names it, the key and what is wrong."""
     return checked(model, json_value(content, name), name)
-
-
-def parse_object(model: type[Model], content: bytes, name: str) -> dict[str, Any]:
-    """Return the object in JSON as it stands, when it is such a document.  Raises UserError (exit 5)."""
-    value = json_value(content, name)
-    checked(model, value, name)
-    return dict(value)
 
 
 def json_value(content: bytes, name: str) -> Any:

@@ -5,4 +5,5 @@ protocols      the ODE likelihood, and the paired comparison
 likelihood     the ODE likelihood of a whole set
 importing      checkpoints of other implementations as model folders
 foreign_files  the files of flax and torch, read without unpickling
+results        the figures that evaluations leave, as documents
 """

@@ -2,7 +2,6 @@
 
 import csv
 import json
-import math
 from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +11,7 @@ import torch
 from flows.core.device import find_device
 from flows.core.errors import Exit, UserError
 from flows.core.memory import require
+from flows.evaluation.results import BoundMetrics
 from flows.images.store import ImageSet, data_sha256, fault, load_images
 from flows.process.ending import finish
 from flows.process.progress import bar
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from flows.core.params import Evaluate
 
 
-def measure(settings: "Evaluate", *, model: Path, images: Path) -> tuple[dict[str, Any], evaluation.Evaluation]:
+def measure(settings: "Evaluate", *, model: Path, images: Path) -> tuple[BoundMetrics, evaluation.Evaluation]:
     """Return the metrics of the model on the test images, in bits/dim, and the terms of every image.
 
     Raises CheckpointError, ImageSetError, and UserError (exit 2) when model and images do not fit each other.
@@ -33,18 +33,19 @@ def measure(settings: "Evaluate", *, model: Path, images: Path) -> tuple[dict[st
     require_memory(settings, vdm, len(image_set.test))
     arguments = settings.model_dump(exclude={"device"})
     result = evaluation.evaluate(vdm, image_set.test, progress=bar("evaluating"), **arguments)
-    metrics = {
-        "protocol": "vlb",
-        "bpd": number(result.bpd.mean()),
-        "bpd_standard_error": number(result.standard_error),
-        "bpd_monte_carlo_standard_error": number(result.monte_carlo_standard_error),
-        "prior_bpd": number(result.prior.mean()),
-        "reconstruction_bpd": number(result.reconstruction.mean()),
-        "diffusion_bpd": number(result.diffusion.mean()),
-        "num_images": len(result.bpd),
-        **settings.model_dump(include={"seed", "times_per_image", "num_timesteps"}),
+    metrics = BoundMetrics(
+        bpd=result.bpd.mean(),
+        bpd_standard_error=result.standard_error,
+        bpd_monte_carlo_standard_error=result.monte_carlo_standard_error,
+        prior_bpd=result.prior.mean(),
+        reconstruction_bpd=result.reconstruction.mean(),
+        diffusion_bpd=result.diffusion.mean(),
+        num_images=len(result.bpd),
+        seed=settings.seed,
+        times_per_image=settings.times_per_image,
+        num_timesteps=settings.num_timesteps,
         **digests(model, images),
-    }
+    )
     return metrics, result
 
 
@@ -68,17 +69,12 @@ def require_memory(settings: "Evaluate", vdm: VDM, num_images: int) -> None:
     require(evaluation.memory_needed(vdm, num_images=num_images, **sizes), device, advice)
 
 
-def digests(model: Path, images: Path) -> dict[str, str]:
+def digests(model: Path, images: Path) -> dict[str, Any]:
     """What was evaluated on what."""
     return {"model_sha256": model_sha256(model), "data_sha256": data_sha256(images)}
 
 
-def number(value: float) -> float | None:
-    """A float for JSON, which has neither NaN nor infinity: None in their place."""
-    return float(value) if math.isfinite(value) else None
-
-
-def write(out: Path, metrics: dict[str, Any], result: evaluation.Evaluation) -> None:
+def write(out: Path, metrics: BoundMetrics, result: evaluation.Evaluation) -> None:
     """Write `metrics.json`, and `per_image.csv` with the terms of every image in bits/dim: both or neither.
 
     Raises OSError that names the file.
@@ -88,6 +84,6 @@ def write(out: Path, metrics: dict[str, Any], result: evaluation.Evaluation) -> 
     writer.writerow(["image", "bpd", "prior_bpd", "reconstruction_bpd", "diffusion_bpd"])
     columns = (result.bpd, result.prior, result.reconstruction, result.diffusion)
     writer.writerows((i, *(f"{value:.6f}" for value in row)) for i, row in enumerate(zip(*columns, strict=True)))
-    text = json.dumps(metrics, indent=2, allow_nan=False) + "\n"
+    text = json.dumps(metrics.model_dump(), indent=2, allow_nan=False) + "\n"
     with written_last(out / "metrics.json", text), written_last(out / "per_image.csv", table.getvalue()):
         finish()

@@ -11,7 +11,6 @@ from torch import Tensor
 from torchdiffeq import odeint
 
 from flows.core.errors import Exit, UserError
-from flows.evaluation.bound import number
 from vdm.evaluation import Evaluation
 from vdm.model import VDM
 from vdm.ode import Dequantisation, Solve, State, basis_probes, importance_weighted, log_weight
@@ -106,9 +105,9 @@ def paired_difference(first: Evaluation, second: Evaluation, *, confidence: floa
     error = float(difference.std(ddof=1) / math.sqrt(len(difference))) if len(difference) > 1 else math.nan
     half_width = NormalDist().inv_cdf((1 + confidence) / 2) * error
     return {
-        "difference_bpd": number(mean),
-        "difference_standard_error": number(error),
+        "difference_bpd": mean,
+        "difference_standard_error": error,
         "confidence": confidence,
-        "confidence_interval": [number(mean - half_width), number(mean + half_width)],
+        "confidence_interval": [mean - half_width, mean + half_width],
         "num_images": len(difference),
     }

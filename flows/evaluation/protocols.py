@@ -2,12 +2,13 @@
 
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from flows.core.device import find_device
 from flows.core.memory import require
-from flows.evaluation.bound import digests, load_fitting, number, require_memory
+from flows.evaluation.bound import digests, load_fitting, require_memory
 from flows.evaluation.likelihood import evaluate_ode, memory_needed, paired_difference
+from flows.evaluation.results import Comparison, ModelFigures, OdeMetrics
 from flows.process.progress import bar
 from vdm import evaluation
 
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from flows.core.params import Evaluate, Ode
 
 
-def ode(settings: "Ode", *, model: Path, images: Path) -> dict[str, Any]:
+def ode(settings: "Ode", *, model: Path, images: Path) -> OdeMetrics:
     """The probability-flow ODE's likelihood of the test images, bits/dim."""
     vdm, image_set = load_fitting(model, images, find_device(settings.device))
     arguments = settings.model_dump(exclude={"device", "num_images"})
@@ -29,11 +30,12 @@ def ode(settings: "Ode", *, model: Path, images: Path) -> dict[str, Any]:
     )
     bpd = evaluate_ode(vdm, test, progress=bar("evaluating"), **arguments)
     error = bpd.std(ddof=1) / math.sqrt(len(bpd)) if len(bpd) > 1 else math.nan
-    result = {"protocol": "ode", "bpd": number(bpd.mean()), "bpd_standard_error": number(error)}
-    return result | {"num_images": len(bpd)} | arguments | digests(model, images)
+    return OdeMetrics(
+        bpd=bpd.mean(), bpd_standard_error=error, num_images=len(bpd), **arguments, **digests(model, images)
+    )
 
 
-def compare(settings: "Evaluate", *, first: Path, second: Path, images: Path, confidence: float) -> dict[str, Any]:
+def compare(settings: "Evaluate", *, first: Path, second: Path, images: Path, confidence: float) -> Comparison:
     """The paired difference second - first over the same images, times and noise, bits/dim."""
     device, arguments = find_device(settings.device), settings.model_dump(exclude={"device"})
     loaded = [load_fitting(model, images, device) for model in (first, second)]
@@ -43,14 +45,14 @@ def compare(settings: "Evaluate", *, first: Path, second: Path, images: Path, co
         evaluation.evaluate(vdm, image_set.test, progress=bar("evaluating"), **arguments) for vdm, image_set in loaded
     ]
     models = [
-        {
-            "model": str(model),
-            "bpd": number(result.bpd.mean()),
-            "bpd_standard_error": number(result.standard_error),
+        ModelFigures(
+            model=str(model),
+            bpd=result.bpd.mean(),
+            bpd_standard_error=result.standard_error,
             **digests(model, images),
-        }
+        )
         for model, result in zip((first, second), results, strict=True)
     ]
     difference = paired_difference(results[0], results[1], confidence=confidence)
     shared = settings.model_dump(include={"seed", "times_per_image", "num_timesteps"})
-    return {"protocol": "vlb", "models": models, **difference, **shared}
+    return Comparison(models=models, **difference, **shared)

@@ -17,6 +17,8 @@ from prefect.artifacts import (
 
 from flows.core import layout
 from flows.core.params import read_params
+from flows.evaluation.results import Metrics
+from flows.registry.evidence import Evidence
 from vdm.files import read_bounded, write_whole, writing_folder
 
 EVERY_SECONDS = 5.0
@@ -63,8 +65,9 @@ def show_evidence(evidence: Path, kept: Path) -> None:
     create_link_artifact(copy.as_uri(), key="evidence", link_text="evidence")
 
 
-def show_metrics(models: dict[str, dict[str, Any]], evidence: dict[str, Any]) -> None:
+def show_metrics(models: dict[str, Metrics], evidence: Evidence) -> None:
     """Show a table of the models' metrics in bits/dim, a column each, with the decision about the champion."""
-    rows = [key for key in next(iter(models.values())) if key.endswith(("bpd", "error"))]
-    table = [{"bits/dim": key, **{name: metrics.get(key) for name, metrics in models.items()}} for key in rows]
-    create_table_artifact(table, key="metrics", description=f"{evidence['decision']}: {evidence['reason']}")
+    figures = {name: metrics.model_dump(exclude_unset=True) for name, metrics in models.items()}
+    rows = [key for key in next(iter(figures.values())) if key.endswith(("bpd", "error"))]
+    table = [{"bits/dim": key, **{name: values.get(key) for name, values in figures.items()}} for key in rows]
+    create_table_artifact(table, key="metrics", description=f"{evidence.decision}: {evidence.reason}")

@@ -7,4 +7,5 @@ storage       a version's bytes, from DVC's cache or remote
 verification  every digest of a version, recomputed
 promotion     challenger against champion, and the roll-back
 publishing    bytes, then commits, then tags, to the remotes
+evidence      why a version became the champion, or was refused
 """

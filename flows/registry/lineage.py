@@ -13,8 +13,9 @@ from flows.core import bounded_yaml, layout
 from flows.core.documents import Document, FolderOrFileMd5, Model, RelativePath, as_json, checked, require_apart
 from flows.core.errors import Exit, UserError
 from flows.core.escaping import visible
+from flows.registry.evidence import Evidence, evidence_of
 from flows.registry.git import Tag, annotated_tags, contents
-from flows.registry.versions import CHAMPION_TAG, MODEL, Version, evidence_of, refusal
+from flows.registry.versions import CHAMPION_TAG, MODEL, Version, refusal
 
 
 class Entry(Document):
@@ -70,6 +71,44 @@ class Lock(NamedTuple):
         return sorted({path for path, digests in seen.items() if len(digests) > 1} | self.repeated)
 
 
+class Lineage(NamedTuple):
+    """A version with its dvc.lock, the tags that made it the champion, and the evidence of its last refusal."""
+
+    version: Version
+    lock: Lock
+    promotions: list[Tag]
+    refusal: Evidence | None
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the whole chain as JSON objects."""
+        version, lock = self.version, self.lock
+        images, validation = str(layout.IMAGES), str(layout.VALIDATION)
+        promotions = [(tag, evidence_of(tag.message)) for tag in self.promotions]
+        return {
+            "version": version.name,
+            "created": version.created,
+            "message": version.message,
+            "stages": list(version.stages),
+            "commit": version.commit,
+            "parameters": lock.parameters,
+            "data": {"path": images, "md5": lock.outputs.get(images), "sha256": version.metrics.data_sha256},
+            "validation": {"path": validation, "md5": lock.outputs.get(validation)},
+            "code": lock.code,
+            "outputs": lock.outputs,
+            "metrics": version.metrics.model_dump(exclude_unset=True),
+            "promotions": [
+                {"tag": tag.name, "created": tag.created, "evidence": fields(evidence) or {}}
+                for tag, evidence in promotions
+            ],
+            "refusal": fields(self.refusal),
+        }
+
+
+def fields(evidence: Evidence | None) -> dict[str, Any] | None:
+    """Return the fields that were set, as a JSON object."""
+    return evidence.model_dump(exclude_unset=True) if evidence else None
+
+
 def read_lock(root: Path, version: Version | Tag) -> Lock:
     """Return the dvc.lock of a version's or tag's commit.  Raises UserError (exit 5)."""
     stages = read_yaml(LockFile, root, version, str(layout.DVC_LOCK)).stages.values()
@@ -105,52 +144,46 @@ def read_yaml(model: type[Model], root: Path, version: Version | Tag, path: str)
         raise UserError(f"{place}: damaged: {error}", Exit.MISSING) from error
 
 
-def lineage(root: Path, version: Version) -> dict[str, Any]:
-    """The chain from the tag to every digest, for `--json`.  Raises UserError (exit 5)."""
+def lineage(root: Path, version: Version) -> Lineage:
+    """Return the chain from the tag to every digest.  Raises UserError (exit 5)."""
     lock = read_lock(root, version)
-    promotions = [
-        {"tag": tag.name, "created": tag.created, "evidence": evidence_of(tag.message)}
-        for tag in annotated_tags(root, f"{MODEL}#")
-        if tag.commit == version.commit and CHAMPION_TAG.fullmatch(tag.name)
+    tags = [tag for tag in annotated_tags(root, f"{MODEL}#") if tag.commit == version.commit]
+    return Lineage(
+        version, lock, [tag for tag in tags if CHAMPION_TAG.fullmatch(tag.name)], refusal(root, version.commit)
+    )
+
+
+def describe(chain: Lineage) -> str:
+    """Return a lineage for people: one line for each link, indented below what it belongs to."""
+    version, outputs = chain.version, chain.lock.outputs
+    lines = [
+        f"tag         {version.name} {version.created} {' '.join(version.stages)}".rstrip(),
+        f"commit      {version.commit}",
+        "parameters",
+        *(f"  {section}: {listed(values)}" for section, values in chain.lock.parameters.items()),
+        f"data        {layout.IMAGES} md5 {outputs.get(str(layout.IMAGES))}",
+        f"            sha256 {version.metrics.data_sha256}",
+        f"validation  {layout.VALIDATION} md5 {outputs.get(str(layout.VALIDATION))}",
+        "code",
+        *digests(chain.lock.code),
+        "outputs",
+        *digests(outputs),
     ]
-    return {
-        "version": version.name,
-        "created": version.created,
-        "message": version.message,
-        "stages": list(version.stages),
-        "commit": version.commit,
-        "parameters": lock.parameters,
-        "data": {
-            "path": str(layout.IMAGES),
-            "md5": lock.outputs.get(str(layout.IMAGES)),
-            "sha256": version.metrics.get("data_sha256"),
-        },
-        "validation": {"path": str(layout.VALIDATION), "md5": lock.outputs.get(str(layout.VALIDATION))},
-        "code": lock.code,
-        "outputs": lock.outputs,
-        "metrics": version.metrics,
-        "promotions": promotions,
-        "refusal": refusal(root, version.commit) or None,
-    }
-
-
-def describe(chain: Mapping[str, Any]) -> str:
-    """A lineage for people: one line a link, indented under what it belongs to."""
-    lines = [f"tag         {chain['version']} {chain['created']} {' '.join(chain['stages'])}".rstrip()]
-    lines += [f"commit      {chain['commit']}", "parameters"]
-    for section, values in chain["parameters"].items():
-        values = values if isinstance(values, Mapping) else {"": values}
-        listed = ", ".join(f"{key} {'null' if value is None else value}" for key, value in values.items())
-        lines.append(f"  {section}: {listed}")
-    data, validation = chain["data"], chain["validation"]
-    lines += [f"data        {data['path']} md5 {data['md5']}", f"            sha256 {data['sha256']}"]
-    lines += [f"validation  {validation['path']} md5 {validation['md5']}"]
-    for title in ("code", "outputs"):
-        width = max(map(len, chain[title]), default=0)
-        lines += [title, *(f"  {path:{width}}  {md5}" for path, md5 in sorted(chain[title].items()))]
-    for promotion in chain["promotions"]:
-        reason = promotion["evidence"].get("reason", "made by hand")
-        lines.append(f"champion    {promotion['tag']} {promotion['created']}: {reason}")
-    if chain["refusal"]:
-        lines.append(f"refused     {chain['refusal']['reason']}")
+    for tag in chain.promotions:
+        evidence = evidence_of(tag.message)
+        lines.append(f"champion    {tag.name} {tag.created}: {evidence.reason if evidence else 'made by hand'}")
+    if chain.refusal:
+        lines.append(f"refused     {chain.refusal.reason}")
     return "\n".join(visible(line[:1000]) for line in lines)
+
+
+def listed(values: Any) -> str:
+    """Return the parameters of a section in one line."""
+    pairs = values.items() if isinstance(values, Mapping) else [("", values)]
+    return ", ".join(f"{key} {'null' if value is None else value}" for key, value in pairs)
+
+
+def digests(files: Mapping[str, str]) -> list[str]:
+    """Return a line for each path, with its md5."""
+    width = max(map(len, files), default=0)
+    return [f"  {path:{width}}  {md5}" for path, md5 in sorted(files.items())]

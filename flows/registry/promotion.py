@@ -1,14 +1,12 @@
 """Promotion by evidence: a version becomes the champion when it beats the champion on the same images.
 
-Both are evaluated here and now, on the challenger's test images, at the same times and under the same noise.  The
-difference per image is then free of what makes images easy or hard, and its mean has a standard error far below that
-of either figure.  With d = challenger - champion in bits/dim, the challenger is promoted when the upper end of d's
-confidence interval lies below -min_improvement_bpd.  If the data changed since the champion was made, it is thereby
-re-evaluated on the new test images; some of these it may have been trained on, which only favours the champion.
+Both are evaluated on the challenger's test images, at the same times and under the same noise.  The difference per
+image does not contain what makes an image easy or hard, so its mean has a standard error far below that of either
+figure.  With d = challenger - champion in bits/dim, the challenger is promoted when the upper end of d's confidence
+interval lies below -min_improvement_bpd.  If the data changed since the champion was made, the champion is evaluated on
+the new test images.  It may have been trained on some of these, which only favours the champion.
 """
 
-import json
-import math
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,8 +15,10 @@ from flows.core import layout
 from flows.core.errors import Exit, UserError
 from flows.evaluation.bound import measure
 from flows.evaluation.protocols import compare
+from flows.evaluation.results import BoundMetrics, ModelFigures
 from flows.images.store import ImageSetError, data_sha256, load_images
 from flows.process.ending import finish
+from flows.registry.evidence import PROMOTE, REFUSE, ROLL_BACK, Evidence
 from flows.registry.git import identity, locked
 from flows.registry.storage import fetch
 from flows.registry.verification import require_sound
@@ -36,123 +36,146 @@ from vdm.checkpoint import read_description
 if TYPE_CHECKING:
     from flows.core.params import Evaluate, Promote
 
-PROMOTE, REFUSE, ROLL_BACK = "promote", "refuse", "roll back"
 
+def challenge(root: Path, challenger: Version, *, settings: "Evaluate", rule: "Promote") -> Evidence:
+    """Return the evidence on which `promote` then promotes the challenger or refuses it, with the decision.
 
-def challenge(root: Path, challenger: Version, *, settings: "Evaluate", rule: "Promote") -> dict[str, Any]:
-    """The evidence on which the challenger is promoted or refused, to be handed to `promote`: an object for JSON.
-
-    `decision` is "promote" or "refuse", and `reason` says why in a line.  Figures are in bits/dim.  Raises UserError:
-    exit 5 when a digest of the challenger does not verify or the champion's bytes cannot be had, 2 for want of
-    a git identity, which a promotion needs.
+    Raises UserError: exit 5 when a digest of the challenger does not verify or the champion's bytes are not to be had,
+    2 without a git identity, which a promotion needs.
     """
-    identity(root)  # before the work, not after it
+    identity(root)  # now, since the evaluation may take hours
     require_sound(root, challenger)
     tag = champion_tag(root)
     champion = resolve(root, CHAMPION) if tag else None
-    images = test_images(root, challenger)
-    evidence: dict[str, Any] = {
-        "challenger": challenger.name,
-        "challenger_commit": challenger.commit,
-        "champion": champion.name if champion else None,
-        "champion_tag": tag.name if tag else None,
-        "data_sha256": challenger.metrics["data_sha256"],
-        "data_changed": champion is not None
-        and champion.metrics.get("data_sha256") != challenger.metrics["data_sha256"],
-        "min_improvement_bpd": rule.min_improvement_bpd,
-        "confidence": rule.confidence,
-        **settings.model_dump(include={"seed", "times_per_image", "num_timesteps"}),
-    }
-    model = fetch(root, challenger)
+    evidence = Evidence(
+        decision="",
+        reason="",
+        challenger=challenger.name,
+        challenger_commit=challenger.commit,
+        champion=champion.name if champion else None,
+        champion_tag=tag.name if tag else None,
+        data_sha256=challenger.metrics.data_sha256,
+        data_changed=champion is not None and champion.metrics.data_sha256 != challenger.metrics.data_sha256,
+        min_improvement_bpd=rule.min_improvement_bpd,
+        confidence=rule.confidence,
+        seed=settings.seed,
+        times_per_image=settings.times_per_image,
+        num_timesteps=settings.num_timesteps,
+    )
+    found = evaluated(root, challenger, champion, settings=settings, confidence=rule.confidence)
+    evidence = evidence.model_copy(update=found)
+    decision, reason = decide(evidence)
+    return evidence.model_copy(update={"decision": decision, "reason": reason})
+
+
+def evaluated(
+    root: Path, challenger: Version, champion: Version | None, *, settings: "Evaluate", confidence: float
+) -> dict[str, Any]:
+    """Return the figures of both models on the challenger's images; of the challenger alone without a champion.
+
+    Return {} when the champion is the challenger, or a model of other images.
+    """
+    images, model = test_images(root, challenger), fetch(root, challenger)
     if champion is None:
         alone, _ = measure(settings, model=model, images=images)
-        evidence |= figures("challenger", alone) | {"num_images": alone["num_images"]}
-    elif champion.commit != challenger.commit and fits(fetch(root, champion), images):
-        arguments: dict[str, Any] = {"images": images, "confidence": rule.confidence}
-        evidence |= paired(compare(settings, first=fetch(root, champion), second=model, **arguments))
-    decision, reason = decide(evidence)
-    return {"decision": decision, "reason": reason, **evidence}
+        return figures("challenger", alone) | {"num_images": alone.num_images}
+    if champion.commit == challenger.commit or not fits(reigning := fetch(root, champion), images):
+        return {}
+    comparison = compare(settings, first=reigning, second=model, images=images, confidence=confidence)
+    first, second = comparison.models
+    shared = {"difference_bpd", "difference_standard_error", "confidence_interval", "num_images"}
+    return figures("champion", first) | figures("challenger", second) | comparison.model_dump(include=shared)
 
 
-def decide(evidence: dict[str, Any]) -> tuple[str, str]:
-    """The decision that the figures make, and the reason in a line."""
-    challenger, champion = evidence["challenger"], evidence["champion"]
+def figures(role: str, model: BoundMetrics | ModelFigures) -> dict[str, Any]:
+    """Return a model's figures under the names that evidence has for its role."""
+    return {
+        f"{role}_bpd": model.bpd,
+        f"{role}_standard_error": model.bpd_standard_error,
+        f"{role}_model_sha256": model.model_sha256,
+    }
+
+
+def decide(evidence: Evidence) -> tuple[str, str]:
+    """Return the decision that the figures make, and the reason in one line."""
+    challenger, champion = evidence.challenger, evidence.champion
     if challenger == champion:
         return REFUSE, f"{challenger} is the champion already"
-    if "challenger_bpd" not in evidence:
-        by_hand = f"`gto assign {challenger.replace('@', ' --version ')} --stage {CHAMPION}`"
-        return REFUSE, f"the champion {champion} is a model of other images, not to be compared; {by_hand} decides"
-    if evidence["challenger_bpd"] is None:
+    if evidence.num_images is None:
+        by_hand = f"`gto assign {str(challenger).replace('@', ' --version ')} --stage {CHAMPION}`"
+        other = f"the champion {champion} is a model of other images and cannot be compared"
+        return REFUSE, f"{other}; {by_hand} promotes by hand"
+    if evidence.challenger_bpd is None:
         return REFUSE, f"the bits/dim of {challenger} are not finite"
     if champion is None:
-        return PROMOTE, f"{challenger} is the first champion, at {evidence['challenger_bpd']:.4f} bits/dim"
-    if evidence["champion_bpd"] is None:
+        return PROMOTE, f"{challenger} is the first champion, at {evidence.challenger_bpd:.4f} bits/dim"
+    if evidence.champion_bpd is None:
         return PROMOTE, f"{challenger} has finite bits/dim, and the champion {champion} has not"
-    low, high = evidence["confidence_interval"]
-    if low is None:
-        return REFUSE, f"one image tells no interval between {challenger} and {champion}"
-    interval = f"{100 * evidence['confidence']:g}% interval [{low:+.4f}, {high:+.4f}] bits/dim against {champion}"
-    least = evidence["min_improvement_bpd"]
+    low, high = evidence.confidence_interval or (None, None)
+    if low is None or high is None:
+        return REFUSE, f"one image gives no confidence interval between {challenger} and {champion}"
+    interval = f"{100 * (evidence.confidence or 0):g}% interval [{low:+.4f}, {high:+.4f}] bits/dim against {champion}"
+    least = evidence.min_improvement_bpd or 0
     if high < -least:
         return PROMOTE, f"{challenger} improves by more than {least:g}: {interval}"
     return REFUSE, f"{challenger} does not surely improve by more than {least:g}: {interval}"
 
 
-def promote(root: Path, challenger: Version, evidence: dict[str, Any]) -> str:
-    """Make the challenger the champion on that evidence, and return the tag that says so, `vdm#champion#7`.
+def promote(root: Path, challenger: Version, evidence: Evidence) -> str:
+    """Make the challenger the champion on that evidence, and return the tag of the champion, `vdm#champion#7`.
 
     Raises UserError: exit 3 when the evidence refuses it, 6 when the champion is no longer the one that it met, 2
-    for want of a git identity.
+    without a git identity.
     """
-    if evidence["challenger_commit"] != challenger.commit:
-        raise UserError(f"the evidence is of {evidence['challenger']}, not of {challenger.name}", Exit.USAGE)
-    if evidence["decision"] != PROMOTE:
-        if challenger.name != evidence["champion"]:
-            record_refusal(root, challenger, message(f"Refuse {challenger.name}", evidence))
-        raise UserError(f"not promoted: {evidence['reason']}", Exit.NOT_PROMOTED)
+    if evidence.challenger_commit != challenger.commit:
+        raise UserError(f"the evidence is of {evidence.challenger}, not of {challenger.name}", Exit.USAGE)
+    if evidence.decision != PROMOTE:
+        if challenger.name != evidence.champion:
+            record_refusal(root, challenger, evidence.message(f"Refuse {challenger.name}"))
+        raise UserError(f"not promoted: {evidence.reason}", Exit.NOT_PROMOTED)
     with locked(root):
         tag = champion_tag(root)
-        if (tag.name if tag else None) != evidence["champion_tag"]:
+        if (tag.name if tag else None) != evidence.champion_tag:
             now = resolve(root, CHAMPION).name if tag else "none"
-            met = evidence["champion"] or "none"
+            met = evidence.champion or "none"
             raise UserError(
                 f"{challenger.name} is not promoted: it met the champion {met}, and meanwhile the champion is {now}; "
                 f"`vdmctl promote {challenger.name}` lets them meet",
                 Exit.BUSY,
             )
         finish()
-        return make_champion(root, challenger, message(f"Promote {challenger.name}", evidence))
+        return make_champion(root, challenger, evidence.message(f"Promote {challenger.name}"))
 
 
-def rollback(root: Path) -> dict[str, Any]:
-    """Make the champion before this one champion again, by one more tag; returns what that tag says.
+def rollback(root: Path) -> Evidence:
+    """Make the champion before this one the champion again by adding a tag; return the evidence with the tag.
 
-    Raises UserError: exit 5 when there is no earlier champion or its digests do not verify, 2 for want of an identity,
+    Raises UserError: exit 5 when there is no earlier champion or its digests do not verify, 2 without a git identity,
     6 when the champion changed meanwhile.
     """
     before, earlier = champion_tag(root), previous_champion(root)
-    # A roll-back to bytes that are gone would leave no champion that works.  They may be many, so not under the lock.
+    # A roll-back to bytes that are gone would leave no champion that works.  Checking them may take long: no lock yet.
     require_sound(root, earlier)
-    evidence: dict[str, Any] = {
-        "decision": ROLL_BACK,
-        "reason": f"rolled back from {resolve(root, CHAMPION).name} to {earlier.name}",
-        "champion": earlier.name,
-        "champion_tag": before.name if before else None,
-    }
+    evidence = Evidence(
+        decision=ROLL_BACK,
+        reason=f"rolled back from {resolve(root, CHAMPION).name} to {earlier.name}",
+        champion=earlier.name,
+        champion_tag=before.name if before else None,
+    )
     with locked(root):
         if champion_tag(root) != before:
             raise UserError("not rolled back: the champion changed meanwhile; see `vdmctl models`", Exit.BUSY)
         finish()
-        tag = make_champion(root, earlier, message(f"Roll back to {earlier.name}", evidence))
-    return evidence | {"tag": tag}
+        tag = make_champion(root, earlier, evidence.message(f"Roll back to {earlier.name}"))
+    return evidence.model_copy(update={"tag": tag})
 
 
 def test_images(root: Path, version: Version) -> Path:
-    """The images of the version: those of the working tree when they are the same, else fetched.
+    """Return the folder with the version's images: the working tree's if they are the same, else fetched.
 
     Raises UserError (exit 5).
     """
-    expected = version.metrics.get("data_sha256", "unknown")
+    expected = version.metrics.data_sha256
     with suppress(ImageSetError):
         if data_sha256(root / layout.IMAGES) == expected:
             return root / layout.IMAGES
@@ -166,33 +189,3 @@ def fits(model: Path, images: Path) -> bool:
     """Whether the model is one of such images: same shape, same number of levels."""
     config, image_set = read_description(model)["model"], load_images(images)
     return (tuple(config["image_shape"]), config["num_levels"]) == (image_set.image_shape, image_set.num_levels)
-
-
-def paired(comparison: dict[str, Any]) -> dict[str, Any]:
-    """A comparison as evidence: the champion came first."""
-    champion, challenger = comparison["models"]
-    result = figures("champion", champion) | figures("challenger", challenger)
-    difference = finite(comparison["difference_bpd"])
-    error = finite(comparison["difference_standard_error"])
-    interval = [finite(end) for end in comparison["confidence_interval"]]
-    result |= {"difference_bpd": difference, "difference_standard_error": error, "confidence_interval": interval}
-    return result | {"num_images": comparison["num_images"]}
-
-
-def figures(role: str, metrics: dict[str, Any]) -> dict[str, Any]:
-    """A model's figures under the role's name."""
-    return {
-        f"{role}_bpd": finite(metrics["bpd"]),
-        f"{role}_standard_error": finite(metrics["bpd_standard_error"]),
-        f"{role}_model_sha256": metrics["model_sha256"],
-    }
-
-
-def finite(value: float | None) -> float | None:
-    """A number for JSON, which has neither NaN nor infinity: None in their place."""
-    return value if value is not None and math.isfinite(value) else None
-
-
-def message(title: str, evidence: dict[str, Any]) -> str:
-    """A tag's message: a line for people, the evidence below it."""
-    return f"{title}\n\n{json.dumps(evidence, indent=2, allow_nan=False)}\n"

@@ -68,7 +68,7 @@ def fetch(root: Path, version: Version, path: str | None = None) -> Path:
     folder = root / layout.FETCHED / digest.removesuffix(".dir")
     if not folder.is_dir():
         copy(root, version, path, digest, folder)
-    if path == model and sha256_of_config(folder) != version.metrics.get("model_sha256"):
+    if path == model and sha256_of_config(folder) != version.metrics.model_sha256:
         raise UserError(f"{folder} is not the model of {version.name}; delete it to fetch it again", Exit.MISSING)
     return folder
 

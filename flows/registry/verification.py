@@ -91,11 +91,12 @@ def parameters(content: bytes | None) -> dict[str, Any]:
 def written_down(version: Version, path: str, stored: list[Stored], *, is_model: bool) -> Check:
     """The sha256 that the metrics state, of the model or the images, against the one that the files have."""
     key = "model_sha256" if is_model else "data_sha256"
+    stated = version.metrics.model_sha256 if is_model else version.metrics.data_sha256
     try:
         actual = sha256_of(path, stored, is_model=is_model)
     except (CheckpointError, ImageSetError, OSError, UserError) as error:
         return Check(f"{path} sha256", str(error))
-    problem = "" if actual == version.metrics.get(key) else f"differs from {key} in {METRICS}"
+    problem = "" if actual == stated else f"differs from {key} in {METRICS}"
     return Check(f"{path} sha256", problem)
 
 
@@ -105,7 +106,7 @@ def sha256_of(path: str, stored: list[Stored], *, is_model: bool) -> Any:
     Raises CheckpointError, ImageSetError, OSError and UserError.
     """
     if path == VALIDATION:
-        return stated(stored)
+        return stated_digest(stored)
     with scratch_folder() as scratch:
         folder = scratch / Path(path).name
         folder.mkdir()
@@ -119,7 +120,7 @@ def sha256_of(path: str, stored: list[Stored], *, is_model: bool) -> Any:
         return model_sha256(folder)
 
 
-def stated(stored: list[Stored]) -> str:
+def stated_digest(stored: list[Stored]) -> str:
     """Return the digest of the images that a validation report states.  Raises UserError (exit 5)."""
     if [file.place for file in stored] != [""]:
         raise UserError("not a file", Exit.MISSING)

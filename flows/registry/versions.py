@@ -13,8 +13,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from flows.core import layout
-from flows.core.documents import Document, Metrics, parse_object
+from flows.core.documents import parse
 from flows.core.errors import Exit, UserError
+from flows.evaluation.results import Metrics
+from flows.registry.evidence import ROLL_BACK, Evidence, evidence_of
 from flows.registry.git import Tag, annotated_tags, commit_of, contents, git, identity, locked, tag_exists
 
 MODEL = "vdm"
@@ -29,18 +31,11 @@ CHAMPION_TAG = re.compile(rf"{MODEL}#{CHAMPION}(!?)#({NUMBER})")
 REFERENCE = re.compile(rf"{CHAMPION}|{MODEL}#{CHAMPION}|({MODEL}@)?{NUMBERS}")
 
 
-class Evidence(Document):
-    """What the tag of a champion, or the note on a commit that was refused, says below its first line."""
-
-    decision: str
-    reason: str
-
-
 class Version(NamedTuple):
     """A version: `vdm@v1.2.0`, its commit, when and with which message it was tagged, its stages, its metrics.
 
-    The metrics are those of reports/evaluation/metrics.json at the commit, in bits/dim; {} where that is unreadable,
-    with what is wrong as `problem`.
+    The metrics are those of reports/evaluation/metrics.json at the commit, in bits/dim; without figures where that is
+    unreadable, with what is wrong as `problem`.
     """
 
     name: str
@@ -48,7 +43,7 @@ class Version(NamedTuple):
     created: str
     message: str
     stages: tuple[str, ...]
-    metrics: dict[str, Any]
+    metrics: Metrics
     problem: str = ""
 
 
@@ -68,16 +63,16 @@ def versions(root: Path) -> list[Version]:
     ]
 
 
-def metrics_in(content: bytes | None) -> tuple[dict[str, Any], str]:
+def metrics_in(content: bytes | None) -> tuple[Metrics, str]:
     """Return the metrics in a commit's metrics.json and, where they are unreadable, what is wrong."""
     if content is None:
-        return {}, f"the commit has no {layout.METRICS}"
+        return Metrics(), f"the commit has no {layout.METRICS}"
     if len(content) > MOST_BYTES:
-        return {}, f"{layout.METRICS}: larger than {MOST_BYTES:,} bytes"
+        return Metrics(), f"{layout.METRICS}: larger than {MOST_BYTES:,} bytes"
     try:
-        return parse_object(Metrics, content, str(layout.METRICS)), ""
+        return parse(Metrics, content, str(layout.METRICS)), ""
     except UserError as error:
-        return {}, str(error)
+        return Metrics(), str(error)
 
 
 def resolve(root: Path, reference: str) -> Version:
@@ -117,7 +112,7 @@ def add_version(root: Path, commit: str, message: str) -> Version:
     commit = commit_of(root, commit)
     path = f"{commit}:{layout.METRICS}"
     metrics, problem = metrics_in(contents(root, [path], MOST_BYTES)[path])
-    if not metrics:
+    if problem or not metrics.model_dump(exclude_unset=True):
         reason = problem or f"{layout.METRICS} is empty"
         raise UserError(f"commit {commit[:12]}: {reason}; run the pipeline and commit its results", Exit.MISSING)
     with locked(root):
@@ -168,10 +163,10 @@ def record_refusal(root: Path, version: Version, message: str) -> None:
     git(root, "notes", f"--ref={REFUSALS}", "add", "--force", "--file=-", version.commit, stdin=message.encode())
 
 
-def refusal(root: Path, commit: str) -> dict[str, Any]:
-    """The evidence on which a commit's version was last refused; {} if it never was."""
+def refusal(root: Path, commit: str) -> Evidence | None:
+    """Return the evidence on which a commit's version was last refused; None if it never was."""
     if commit not in git(root, "notes", f"--ref={REFUSALS}", "list").decode(errors="replace").split():
-        return {}
+        return None
     return evidence_of(git(root, "notes", f"--ref={REFUSALS}", "show", commit).decode(errors="replace"))
 
 
@@ -184,7 +179,7 @@ def is_decided(root: Path, commit: str) -> bool:
     """Whether the commit has a version that has met the champion: it became the champion, or was refused."""
     tags = [tag for tag in annotated_tags(root, MODEL) if tag.commit == commit]
     crowned = any(CHAMPION_TAG.fullmatch(tag.name) for tag in tags)
-    return any(numbers_of(tag.name) for tag in tags) and (crowned or bool(refusal(root, commit)))
+    return any(numbers_of(tag.name) for tag in tags) and (crowned or refusal(root, commit) is not None)
 
 
 def champion_tag(root: Path) -> Tag | None:
@@ -215,19 +210,11 @@ def reign(tags: list[Tag]) -> list[Tag]:
     for _, removed, tag in history:
         if removed:
             reigning = [earlier for earlier in reigning if earlier.commit != tag.commit]
-        elif evidence_of(tag.message).get("decision") == "roll back":
+        elif (evidence := evidence_of(tag.message)) and evidence.decision == ROLL_BACK:
             reigning[-2:] = [tag]
         else:
             reigning.append(tag)
     return reigning
-
-
-def evidence_of(message: str) -> dict[str, Any]:
-    """Return the evidence below the first line of a champion's tag; {} for a tag that was made by hand."""
-    try:
-        return parse_object(Evidence, message.partition("\n")[2].encode(errors="replace"), "evidence")
-    except UserError:
-        return {}
 
 
 def numbers_of(name: str) -> tuple[int, int, int] | None:

@@ -1,15 +1,16 @@
 """evaluate: the likelihood of every test image, as a number with its error and as a table."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from flows.evaluation.bound import measure, write
+from flows.evaluation.results import BoundMetrics
 
 if TYPE_CHECKING:
     from flows.core.params import Evaluate
 
 
-def evaluate(settings: "Evaluate", *, model: Path, images: Path, out: Path) -> dict[str, Any]:
+def evaluate(settings: "Evaluate", *, model: Path, images: Path, out: Path) -> BoundMetrics:
     """Write `metrics.json` and `per_image.csv` into `out`, and return the metrics, in bits/dim.
 
     Raises what `flows.evaluation.bound.measure` raises, and OSError that names the file that cannot be written.

@@ -36,7 +36,7 @@ ROOMS = {
     "evaluation": {"core", "process", "images"},
     "stages": {"core", "process", "images", "validation", "training", "evaluation"},
     "registry": {"core", "process", "images", "evaluation"},
-    "orchestration": {"core", "process", "registry"},
+    "orchestration": {"core", "process", "evaluation", "registry"},
     "commands": {"core", "process", "images", "validation", "evaluation", "stages", "registry", "orchestration"},
 }
 DOORS = {"cli", "train_vdm"}

@@ -19,6 +19,7 @@ from flows.core import documents
 from flows.core.errors import Exit, UserError
 from flows.core.params import read_params
 from flows.evaluation.bound import load_fitting
+from flows.evaluation.results import BoundMetrics
 from flows.images.store import ImageSetError, data_sha256, load_array, load_images, load_labels, save_images
 from flows.registry.storage import Stored, files
 from flows.stages import train
@@ -91,7 +92,7 @@ def survive(read: Callable[[], object], write: Callable[[bytes], object], conten
 
 
 def read_evaluated(path: Path) -> None:
-    documents.read(documents.Evaluated, path)
+    documents.read(BoundMetrics, path)
 
 
 def read_drift(path: Path) -> None:

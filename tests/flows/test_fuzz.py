@@ -31,6 +31,7 @@ from flows.core import bounded_yaml
 from flows.core.errors import UserError
 from flows.core.params import parse_params
 from flows.evaluation.importing import import_checkpoint
+from flows.evaluation.results import Metrics
 from flows.images import picture_files, publishers
 from flows.images.imagenet import IMAGENET32_2016, read_archives
 from flows.images.reading import BadImageError
@@ -38,6 +39,7 @@ from flows.images.store import ImageSetError, data_sha256, fault, load_images, l
 from flows.orchestration.streaming import failure
 from flows.registry import lineage, storage
 from flows.registry import versions as registry
+from flows.registry.evidence import evidence_of
 from flows.registry.versions import Version
 from flows.stages.register import last_loss
 from flows.validation.drift import distances, read_reference
@@ -62,7 +64,7 @@ class Reader(NamedTuple):
 def version(content: bytes, name: str) -> Version:
     """A version whose commit has the content in a file of that name."""
     lineage.contents = lambda root, names: dict.fromkeys(names, content)  # type: ignore[attr-defined]
-    return Version(name, "0" * 40, "", "", (), {})
+    return Version(name, "0" * 40, "", "", (), Metrics())
 
 
 def image_set(folder: Path, **files: bytes) -> Path:
@@ -233,7 +235,7 @@ READERS = {
     ),
     "evidence": Reader(
         lambda: [json.dumps(EVIDENCE).encode()],
-        lambda content, _: registry.evidence_of(f"Promote\n\n{content.decode(errors='replace')}"),
+        lambda content, _: evidence_of(f"Promote\n\n{content.decode(errors='replace')}"),
         (),
         True,
     ),

@@ -17,10 +17,12 @@ from project import Project, cached, one_line
 
 from flows.core.errors import Exit, UserError
 from flows.core.params import Evaluate, Promote, read_params
+from flows.evaluation.results import Comparison, ModelFigures
 from flows.images.store import save_images
+from flows.registry.evidence import Evidence, evidence_of
 from flows.registry.git import annotated_tags, locked
-from flows.registry.promotion import challenge, decide, fits, paired, promote, rollback
-from flows.registry.versions import champion_tag, evidence_of, is_decided, make_champion, resolve
+from flows.registry.promotion import challenge, decide, fits, promote, rollback
+from flows.registry.versions import champion_tag, is_decided, make_champion, resolve
 
 # The versions are trained when the first test asks for them.
 pytestmark = pytest.mark.timeout(900)
@@ -43,7 +45,7 @@ def crown(project: Project, *references: str) -> None:
             make_champion(project.folder, resolve(project.folder, reference), "By hand")
 
 
-def evidence_for(project: Project, reference: str) -> dict[str, Any]:
+def evidence_for(project: Project, reference: str) -> Evidence:
     params = read_params(project.folder / "params.yaml")
     version = resolve(project.folder, reference)
     return challenge(project.folder, version, settings=params.evaluate, rule=params.promote)
@@ -87,18 +89,20 @@ def test_first_better_worse_and_other_data(copied: Project, tmp_path: Path) -> N
     assert newest.returncode == 0, newest.stderr
     evidence = json.loads(newest.stdout)
     assert evidence["data_changed"]
-    assert evidence["data_sha256"] == resolve(copied.folder, "v1.2.0").metrics["data_sha256"]
+    assert evidence["data_sha256"] == resolve(copied.folder, "v1.2.0").metrics.data_sha256
     # The champion's figure is that of the new test images, which lie in the working tree, not that of its own run.
     on_new = per_image(copied, "v1.1.0", tmp_path / "on_new")
     assert evidence["champion_bpd"] == pytest.approx(on_new.mean(), abs=1e-6)
-    assert evidence["champion_bpd"] != resolve(copied.folder, "v1.1.0").metrics["bpd"]
+    assert evidence["champion_bpd"] != resolve(copied.folder, "v1.1.0").metrics.bpd
 
     tag = champion_tag(copied.folder)
     assert tag is not None
     assert tag.message.startswith("Promote vdm@v1.2.0\n\n{")
-    assert evidence_of(tag.message) | {"tag": tag.name} == evidence
+    written = evidence_of(tag.message)
+    assert written
+    assert written.model_dump(exclude_unset=True) | {"tag": tag.name} == evidence
     promotions = json.loads(copied.vdmctl("lineage", "champion", "--json").stdout)["promotions"]
-    assert [promotion["evidence"] for promotion in promotions] == [evidence_of(tag.message)]
+    assert [promotion["evidence"] for promotion in promotions] == [written.model_dump(exclude_unset=True)]
     assert copied.git("status", "--porcelain") == ""
 
 
@@ -106,7 +110,7 @@ def test_the_evidence_is_the_paired_difference_on_the_challengers_images(copied:
     """The working tree holds other images than the challenger's: its own are fetched, from the remote."""
     crown(copied, "v1.0.0")
     shutil.rmtree(copied.folder / ".dvc" / "cache")
-    evidence = evidence_for(copied, "v1.1.0")
+    evidence = evidence_for(copied, "v1.1.0").model_dump()
     copied.git("checkout", "--quiet", "vdm@v1.1.0")
     assert copied.dvc("checkout", "--force").returncode == 0
     old, new = (per_image(copied, name, tmp_path / name) for name in ("v1.0.0", "v1.1.0"))
@@ -118,8 +122,8 @@ def test_the_evidence_is_the_paired_difference_on_the_challengers_images(copied:
     assert evidence["confidence_interval"] == pytest.approx([difference - half, difference + half], abs=1e-5)
     assert (evidence["min_improvement_bpd"], evidence["confidence"]) == (0.001, 0.95)
     assert not evidence["data_changed"]
-    assert evidence["champion_bpd"] == resolve(copied.folder, "v1.0.0").metrics["bpd"]
-    assert evidence["challenger_bpd"] == resolve(copied.folder, "v1.1.0").metrics["bpd"]
+    assert evidence["champion_bpd"] == resolve(copied.folder, "v1.0.0").metrics.bpd
+    assert evidence["challenger_bpd"] == resolve(copied.folder, "v1.1.0").metrics.bpd
 
 
 def test_a_stricter_rule_refuses_what_a_laxer_one_promotes(copied: Project) -> None:
@@ -128,12 +132,13 @@ def test_a_stricter_rule_refuses_what_a_laxer_one_promotes(copied: Project) -> N
     version = resolve(copied.folder, "v1.1.0")
 
     def decision(rule: Promote, evaluate: Evaluate = settings) -> str:
-        return str(challenge(copied.folder, version, settings=evaluate, rule=rule)["decision"])
+        return challenge(copied.folder, version, settings=evaluate, rule=rule).decision
 
     evidence = challenge(
         copied.folder, version, settings=settings, rule=Promote(min_improvement_bpd=0.0, confidence=0.95)
     )
-    upper = -evidence["confidence_interval"][1]
+    assert evidence.confidence_interval
+    upper = -(evidence.confidence_interval[1] or 0)
     assert upper > 0
     assert decision(Promote(min_improvement_bpd=0.99 * upper, confidence=0.95)) == "promote"
     assert decision(Promote(min_improvement_bpd=1.01 * upper, confidence=0.95)) == "refuse"
@@ -141,6 +146,8 @@ def test_a_stricter_rule_refuses_what_a_laxer_one_promotes(copied: Project) -> N
 
 
 BASE = {
+    "decision": "",
+    "reason": "",
     "challenger": "vdm@v1.1.0",
     "champion": "vdm@v1.0.0",
     "challenger_bpd": 2.0,
@@ -148,6 +155,7 @@ BASE = {
     "confidence": 0.95,
     "confidence_interval": [-0.2, -0.05],
     "min_improvement_bpd": 0.01,
+    "num_images": 359,
 }
 
 
@@ -158,7 +166,7 @@ BASE = {
         ({"confidence_interval": [-0.2, -0.01]}, "refuse", "does not surely improve"),
         ({"confidence_interval": [-0.2, 0.1]}, "refuse", "does not surely improve"),
         ({"confidence_interval": [0.0, 0.0], "min_improvement_bpd": 0.0}, "refuse", "does not surely improve"),
-        ({"confidence_interval": [None, None]}, "refuse", "one image tells no interval"),
+        ({"confidence_interval": [None, None]}, "refuse", "one image gives no confidence interval"),
         ({"challenger_bpd": None}, "refuse", "are not finite"),
         ({"challenger_bpd": None, "champion": None}, "refuse", "are not finite"),
         ({"champion_bpd": None, "confidence_interval": [None, None]}, "promote", "and the champion vdm@v1.0.0 has not"),
@@ -167,7 +175,7 @@ BASE = {
     ],
 )
 def test_the_decision(changes: dict[str, Any], decision: str, reason: str) -> None:
-    decided, why = decide(BASE | changes)
+    decided, why = decide(Evidence.model_validate(BASE | changes))
     assert decided == decision
     assert reason in why
 
@@ -180,25 +188,28 @@ def test_a_champion_of_other_images_is_not_compared(registry: Project, tmp_path:
         description = {"name": "x", "num_levels": levels, "image_shape": shape, "num_train": 2, "num_test": 2}
         save_images(tmp_path, {"train": pixels, "test": pixels}, description)
         assert not fits(model, tmp_path)
-    evidence = {key: value for key, value in BASE.items() if not key.endswith("_bpd")}
-    decision, reason = decide(evidence | {"min_improvement_bpd": 0.01})
+    decision, reason = decide(Evidence.model_validate(BASE | {"num_images": None}))
     assert decision == "refuse"
     assert "a model of other images" in reason
     assert "`gto assign vdm --version v1.1.0 --stage champion`" in reason
 
 
-def test_figures_that_are_not_finite_become_null_in_the_evidence() -> None:
-    model = {"bpd": math.nan, "bpd_standard_error": None, "model_sha256": "0"}
-    comparison = {
-        "models": [model, model | {"bpd": math.inf}],
-        "difference_bpd": math.nan,
-        "difference_standard_error": math.nan,
-        "confidence_interval": [math.nan, math.nan],
-        "num_images": 3,
-    }
-    evidence = paired(comparison)
-    assert evidence["challenger_bpd"] is None
-    assert json.loads(json.dumps(evidence, allow_nan=False)) == evidence
+def test_figures_that_are_not_finite_become_null() -> None:
+    model = {"model": "m", "bpd": math.nan, "bpd_standard_error": None, "model_sha256": "0" * 64}
+    comparison = Comparison(
+        models=[ModelFigures(**model, data_sha256="0" * 64)] * 2,
+        difference_bpd=math.nan,
+        difference_standard_error=math.inf,
+        confidence=0.95,
+        confidence_interval=[math.nan, -math.inf],
+        num_images=3,
+        seed=0,
+        times_per_image=1,
+        num_timesteps=None,
+    )
+    written = json.loads(json.dumps(comparison.model_dump(), allow_nan=False))
+    assert written["models"][0]["bpd"] is written["difference_standard_error"] is None
+    assert written["confidence_interval"] == [None, None]
 
 
 def test_rolling_back_goes_back_one_champion_at_a_time(copied: Project) -> None:
@@ -214,7 +225,7 @@ def test_rolling_back_goes_back_one_champion_at_a_time(copied: Project) -> None:
     assert "there is no earlier champion" in one_line(thrice)
     assert history(copied) == [f"vdm@v1.{minor}.0" for minor in (0, 1, 2, 1, 0)]
     crown(copied, "v1.2.0")
-    assert rollback(copied.folder)["champion"] == "vdm@v1.0.0"
+    assert rollback(copied.folder).champion == "vdm@v1.0.0"
 
 
 def test_rolling_back_to_bytes_that_are_gone_leaves_the_champion(copied: Project) -> None:
@@ -262,14 +273,14 @@ def test_of_two_promotions_at_once_one_wins(copied: Project, tmp_path: Path) -> 
     copied.git("worktree", "add", "--quiet", str(tmp_path / "run"))
     program = (
         "import json, sys; from pathlib import Path; from flows import cli;"
-        "from flows.registry.promotion import promote;"
+        "from flows.registry.evidence import Evidence; from flows.registry.promotion import promote;"
         "from flows.registry.versions import resolve;"
-        "root = Path(sys.argv[1]); evidence = json.loads(sys.argv[2]); print('ready', flush=True);"
-        "cli.call = lambda arguments: print(promote(root, resolve(root, evidence['challenger']), evidence));"
+        "root = Path(sys.argv[1]); evidence = Evidence.model_validate_json(sys.argv[2]); print('ready', flush=True);"
+        "cli.call = lambda arguments: print(promote(root, resolve(root, evidence.challenger), evidence));"
         "sys.exit(cli.run([]))"
     )
     places = {"v1.1.0": copied.folder, "v1.2.0": tmp_path / "run"}
-    evidence = {reference: json.dumps(evidence_for(copied, reference)) for reference in places}
+    evidence = {reference: evidence_for(copied, reference).model_dump_json(exclude_unset=True) for reference in places}
     assert {json.loads(text)["decision"] for text in evidence.values()} == {"promote"}
     with locked(copied.folder):
         processes = [

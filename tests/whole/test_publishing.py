@@ -59,7 +59,7 @@ def test_refusals_and_branches_with_a_commit_are_published(project: Project, tmp
     record_refusal(root, resolve(root, "v1.0.0"), 'Refuse\n\n{"decision": "refuse", "reason": "first"}\n')
     assert publish(root) == ["the reasons of refusals"]
     assert publish(root) == []
-    reasons = [refusal(root, resolve(root, version).commit)["reason"] for version in ("v1.0.0", "v1.1.0", "v1.2.0")]
+    reasons = [refusal(root, resolve(root, version).commit).reason for version in ("v1.0.0", "v1.1.0", "v1.2.0")]
     assert reasons == ["first", "worse", "no better"]
 
 
