@@ -2,5 +2,5 @@
 
 from flows.process.lifeline import end_with_starters
 
-# Here, since every process of ours imports this first: a starter that dies a moment later is noticed.
+# Here, since every process of the project imports this package first, before the slow imports.
 end_with_starters()

@@ -4,7 +4,6 @@ A Prefect server if none answers, the work pool, the deployments of prefect.yaml
 and worker are started again when they die.
 """
 
-import fcntl
 import os
 import signal
 import socket
@@ -15,7 +14,6 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
-from typing import IO
 
 from flows.core import layout
 from flows.core.errors import Exit, UserError
@@ -23,6 +21,7 @@ from flows.orchestration.deployments import FLOW, PROJECT, deploy, prefect, run_
 from flows.orchestration.server import answers, configure, find_address
 from flows.process.groups import signal_with_parent, stop_engines, stop_group
 from flows.process.lifeline import hold_what_starts
+from flows.process.locks import holder_of, lock_file
 
 POOL = "vdm"
 LOCK = layout.SERVE_LOCK
@@ -75,13 +74,11 @@ def serve(host: str | None, port: int | None) -> None:
 
 @contextmanager
 def alone(url: str) -> Iterator[None]:
-    """Hold the folder's place for one `vdmctl serve`.  Raises UserError (exit 6) when it is taken."""
+    """Hold the folder for one `vdmctl serve`.  Raises UserError (exit 6) when another one works in it."""
     LOCK.parent.mkdir(exist_ok=True)
-    with LOCK.open("a+") as file:
-        if not held(file):
-            file.seek(0)
-            raise UserError(f"process {file.read().split()[0]} serves {Path.cwd()} already; stop it first", Exit.BUSY)
-        write(file, f"{os.getpid()} {url}")
+    with lock_file(LOCK, f"{os.getpid()} {url}") as other:
+        if other is not None:
+            raise UserError(f"process {other.split()[0]} serves {Path.cwd()} already; stop it first", Exit.BUSY)
         yield
 
 
@@ -95,32 +92,18 @@ def owning_database() -> Iterator[None]:
 
     home = get_current_settings().home
     home.mkdir(parents=True, exist_ok=True)
-    with (home / "vdm-serve.lock").open("a+") as file:
-        if not held(file):
-            file.seek(0)
+    with lock_file(home / "vdm-serve.lock", str(Path.cwd())) as other:
+        if other is not None:
             raise UserError(
-                f"{file.read()} serves with Prefect's database in {home} already; "
-                f"`PREFECT_HOME={Path.cwd() / '.vdm' / 'prefect'} vdmctl serve --port N` serves this folder, too",
+                f"{other} serves with Prefect's database in {home} already; {with_own_home()} serves this folder, too",
                 Exit.BUSY,
             )
-        write(file, str(Path.cwd()))
         yield
 
 
-def held(file: IO[str]) -> bool:
-    """Lock the file until it is closed; return whether it was free."""
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
-
-
-def write(file: IO[str], text: str) -> None:
-    """Replace the content of a lock's file."""
-    file.truncate(0)
-    file.write(text)
-    file.flush()
+def with_own_home() -> str:
+    """Return the command that serves this folder with a database of its own."""
+    return f"`PREFECT_HOME={Path.cwd() / layout.PRIVATE / 'prefect'} vdmctl serve --port N`"
 
 
 def prepare(url: str) -> None:
@@ -136,8 +119,7 @@ def prepare(url: str) -> None:
         host, _, folder = other.replace("\\", "/").partition(":")
         if host != socket.gethostname() or served_at(Path(folder)):
             raise UserError(
-                f"{url} serves {folder} on {host} already; `PREFECT_HOME={Path.cwd() / '.vdm' / 'prefect'} "
-                f"vdmctl serve --port N` starts another server",
+                f"{url} serves {folder} on {host} already; {with_own_home()} starts another server",
                 Exit.BUSY,
             )
     deploy()
@@ -162,14 +144,8 @@ def worker_name(folder: Path) -> str:
 
 def served_at(folder: Path) -> str | None:
     """Return the API's address where a `vdmctl serve` works in the folder."""
-    try:
-        with (folder / LOCK).open() as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return (folder / LOCK).read_text().split()[-1]
-    except OSError:
-        return None
-    return None
+    holder = holder_of(folder / LOCK)
+    return holder.split()[-1] if holder else None
 
 
 class Kept:

@@ -5,7 +5,7 @@ and leaves a commit of its own on `runs/NAME`.  The worktree goes when the run e
 run left behind goes when the next run starts, if no process works in it any more.
 """
 
-import fcntl
+import os
 import secrets
 import shutil
 import subprocess
@@ -26,6 +26,7 @@ from flows.core import bounded_yaml, layout
 from flows.core.errors import Exit, UserError
 from flows.core.params import parse_params
 from flows.process.groups import processes_in
+from flows.process.locks import lock_file
 from flows.registry.git import Tag, contents, git_text
 from flows.registry.lineage import read_lock
 from flows.registry.storage import cached_at, files, opened
@@ -67,14 +68,9 @@ def workspace(root: Path, params: str) -> Iterator[Workspace]:
 
 @contextmanager
 def claimed(folder: Path) -> Iterator[bool]:
-    """Hold the folder's lock; whether it was free."""
-    with folder.with_suffix(".lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-            return
-        yield True
+    """Hold the folder's lock; yield whether it was free."""
+    with lock_file(folder.with_suffix(".lock"), f"process {os.getpid()}") as other:
+        yield other is None
 
 
 def prune(root: Path) -> list[str]:

@@ -1,9 +1,9 @@
-"""A process of ours ends with the process that wants its result.
+"""End a process of the project when the process that waits for its result has ended.
 
-When a parent is killed, its children hear nothing: they would go on alone, and hold their device.  So every process
-that imports `flows` watches those who started it and wait for it: DVC, which sets DVC_STAGE, torchrun, which sets
-TORCHELASTIC_RUN_ID, or a process of ours that called `hold_what_starts`.  What a person starts, perhaps with nohup,
-watches nobody.
+A process that is killed does not stop its children, which would continue to hold their device.  So every process that
+imports `flows` watches the processes that started it and wait for it: DVC, which sets DVC_STAGE, torchrun, which sets
+TORCHELASTIC_RUN_ID, or a process of the project that called `hold_what_starts`.  A command that a person starts, also
+with nohup, watches nobody.
 """
 
 import os
@@ -16,7 +16,7 @@ from threading import Lock, Thread
 
 HOLDER = "VDM_LIFELINE"
 STARTERS = ("DVC_STAGE", "TORCHELASTIC_RUN_ID")
-# A process that still runs so long after SIGTERM hangs, perhaps in a device.  What it saved before is whole.
+# A process that runs this long after SIGTERM hangs, perhaps in a device driver.  Its saved states are whole.
 KILL_SECONDS = 120.0
 LOOK_SECONDS = 1.0
 
@@ -24,16 +24,16 @@ asked = Lock()
 
 
 def hold_what_starts() -> None:
-    """Let every process of ours that this one starts from now on end with it."""
+    """Make every process of the project that this one starts from now on end with it."""
     os.environ[HOLDER] = f"{os.getpid()}:{start_time(os.getpid())}"
 
 
 def end_with_starters() -> None:
-    """Let this process end with those that started it and wait for its result; at once if one is gone already."""
+    """End this process when one that started it and waits for its result ends, or now if one has ended already."""
     number, _, started = os.environ.get(HOLDER, "").partition(":")
     if number.isdecimal():
         end_with(int(number))
-        if start_time(int(number)) != started:  # perhaps another process has the number by now
+        if start_time(int(number)) != started:  # it has ended, and another process may have its number
             end()
     for variable in STARTERS:
         if variable in os.environ:
@@ -45,9 +45,9 @@ def end_with_starters() -> None:
 
 
 def end_with(pid: int) -> None:
-    """Send SIGTERM to this process when the other one ends, at once if it has; SIGKILL if it takes two minutes.
+    """Send SIGTERM to this process when the process `pid` ends, and SIGKILL two minutes later.
 
-    Returns at once.  Any thread may call it, for as many processes as it likes: SIGTERM comes once.
+    Returns immediately.  If several processes are watched, SIGTERM is sent once.
     """
     try:
         descriptor = os.pidfd_open(pid)
@@ -59,7 +59,9 @@ def end_with(pid: int) -> None:
 def watch(pid: int, descriptor: int | None) -> None:
     """Wait until the other process ends, then end this one."""
     if descriptor is None:
-        while exists(pid):
+        import psutil
+
+        while psutil.pid_exists(pid):
             time.sleep(LOOK_SECONDS)
     else:
         ended = select.poll()
@@ -71,13 +73,13 @@ def watch(pid: int, descriptor: int | None) -> None:
 
 
 def end() -> None:
-    """Send SIGTERM to this process, once: a second one may mean that it should not take the time to save."""
+    """Send SIGTERM to this process, only once: a second one may make it stop without saving."""
     if asked.acquire(blocking=False):
         os.kill(os.getpid(), signal.SIGTERM)
 
 
 def starters(variable: str) -> list[int]:
-    """Return the ancestors, the nearest first, up to the one that set the variable; a shell may stay in between."""
+    """Return the ancestors, the nearest first, up to the one that set the variable.  Some may be shells."""
     found = [os.getppid()]
     while inherited(variable, found[-1]) and (above := parent(found[-1])):
         found.append(above)
@@ -85,9 +87,9 @@ def starters(variable: str) -> list[int]:
 
 
 def is_orphan(watched: list[int]) -> bool:
-    """Whether the last of the starters only takes in orphans: the one that set the variable is gone.
+    """Whether the last of the starters is only the process that adopts orphans, since the one before it has ended.
 
-    A child is in its parent's process group, or in a new one that it or a shell in between leads.
+    A child is in its parent's process group, or in a new one, whose leader it or a shell between them is.
     """
     group = os.getpgrp()
     with suppress(ProcessLookupError):
@@ -97,37 +99,28 @@ def is_orphan(watched: list[int]) -> bool:
 
 def inherited(variable: str, pid: int) -> bool:
     """Whether the process was started with the variable in its environment, as far as the system says."""
-    with suppress(OSError):
-        entries = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
-        return any(entry.startswith(f"{variable}=".encode()) for entry in entries)
+    import psutil
+
+    with suppress(psutil.Error, OSError):
+        return variable in psutil.Process(pid).environ()
     return False
-
-
-def exists(pid: int) -> bool:
-    """Whether there is such a process."""
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
 
 
 def parent(pid: int) -> int:
     """Return the process's parent; 0 if the system does not say."""
-    fields = status(pid)
-    return int(fields[1]) if fields else 0
+    import psutil
+
+    with suppress(psutil.Error, OSError):
+        return psutil.Process(pid).ppid()  # type: ignore[no-any-return]
+    return 0
 
 
 def start_time(pid: int) -> str:
-    """Return when the process started, in the system's unit; empty if the system does not say."""
-    fields = status(pid)
-    return fields[19] if fields else ""
+    """Return when the process started, in the system's clock ticks; empty if the system does not say.
 
-
-def status(pid: int) -> list[str]:
-    """Return the fields of /proc/PID/stat that come after the name, which may hold anything."""
+    psutil gives seconds since 1970, which change when the clock is set.
+    """
     with suppress(OSError):
-        return Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
-    return []
+        # The name of the program, which may contain anything, ends with the last parenthesis.
+        return Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()[19]
+    return ""

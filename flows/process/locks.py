@@ -1,7 +1,8 @@
-"""One trainer per device: locks of the kernel's, each of which goes with its process, however that ends.
+"""Locks on files, which the kernel releases when the process that holds one ends, however it ends.
 
-A user's locks lie in /tmp/vdm-UID, where a login, a cron job and a service of the same user meet.  Neither TMPDIR nor
-XDG_RUNTIME_DIR decides: those differ between them, and the latter's folder goes when the user logs out.
+A lock's file contains who holds it.  The locks of devices are in /tmp/vdm-UID, where a login, a cron job and a service
+of the same user find the same files.  TMPDIR and XDG_RUNTIME_DIR differ between these, and the folder of the latter is
+removed when the user logs out.
 """
 
 import fcntl
@@ -10,21 +11,59 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-
-import torch
+from typing import TYPE_CHECKING
 
 from flows.core.errors import Exit, UserError
 
+if TYPE_CHECKING:
+    import torch
+
 
 @contextmanager
-def claim(device: torch.device) -> Iterator[None]:
+def lock_file(path: Path, holder: str = "", *, wait: bool = False) -> Iterator[str | None]:
+    """Hold the lock of a file, and write the holder's description into it.
+
+    Yields None when the lock is held, else the description of the process that holds it.  With `wait` the lock is
+    always held: the call returns when it is free.  Raises OSError that names the file.
+    """
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    try:
+        yield acquire(descriptor, holder, wait=wait)
+    finally:
+        os.close(descriptor)
+
+
+def acquire(descriptor: int, holder: str, *, wait: bool = False) -> str | None:
+    """Lock an open file; return None, or the description of the process that holds it."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except BlockingIOError:
+        return os.pread(descriptor, 4096, 0).decode(errors="replace").strip() or "another process"
+    with suppress(OSError):  # on a full disk the lock is held without a description
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, f"{holder}\n".encode(), 0)
+    return None
+
+
+def holder_of(path: Path) -> str | None:
+    """Return the description of the process that holds the lock of a file; None when nobody does."""
+    with suppress(FileNotFoundError, NotADirectoryError, PermissionError), path.open() as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return file.read().strip()
+    return None
+
+
+@contextmanager
+def claim(device: "torch.device") -> Iterator[None]:
     """Hold the device for one trainer.
 
-    Raises UserError naming the process that holds it already (exit 6), or when the lock is not safe from others (2).
+    Raises UserError: exit 6 when another process holds it, which is named, and 2 when other users could take the lock.
     """
     path = Path(os.environ.get("VDM_LOCK_DIR") or f"/tmp/vdm-{os.geteuid()}")
     name = "cpu.lock" if device.type == "cpu" else f"{device.type}-{device.index or 0}.lock"
-    with suppress(OSError):  # what is wrong with it shows when it is opened
+    with suppress(OSError):  # opening the folder reports what is wrong with it
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
     with (
         opened(path, os.O_RDONLY | os.O_DIRECTORY) as folder,
@@ -33,22 +72,17 @@ def claim(device: torch.device) -> Iterator[None]:
         with suppress(OSError):
             os.fchmod(lock, 0o600)  # who can read a lock can hold it
             fcntl.flock(folder, fcntl.LOCK_SH | fcntl.LOCK_NB)  # systemd-tmpfiles leaves a locked folder alone
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            holder = os.pread(lock, 4096, 0).decode(errors="replace").strip() or "another process"
-            raise UserError(f"{device} is busy: {holder} trains on it; wait for it or stop it", Exit.BUSY) from error
-        with suppress(OSError):  # a full disk: the lock holds without its holder's name
-            os.ftruncate(lock, 0)
-            os.pwrite(lock, f"process {os.getpid()} in {Path.cwd()}\n".encode(), 0)
+        if other := acquire(lock, f"process {os.getpid()} in {Path.cwd()}"):
+            raise UserError(f"{device} is busy: {other} trains on it; wait for it or stop it", Exit.BUSY)
         yield
 
 
 @contextmanager
 def opened(path: Path, flags: int, folder: int | None = None) -> Iterator[int]:
-    """Open a lock's folder, or a lock in the open folder.  UserError (exit 2) unless it is this user's alone to write.
+    """Open a lock's folder, or a lock in the open folder.
 
-    A link is not followed: in a folder that others can write, it may be one of theirs.
+    Raises UserError (exit 2) unless only this user can write to it.  Links are not followed: in a folder that others
+    can write to, they may lead elsewhere.
     """
     name = path if folder is None else path.name
     try:
@@ -69,6 +103,6 @@ def opened(path: Path, flags: int, folder: int | None = None) -> Iterator[int]:
 
 
 def unsafe(path: Path, reason: str) -> UserError:
-    """The refusal of a lock that others could hold or move."""
+    """Return the error about a lock that other users could hold or move."""
     advice = "remove it, or name a folder of your own in VDM_LOCK_DIR, the same for all your trainers on this machine"
     return UserError(f"{path} {reason}, so it cannot keep two trainers off one device; {advice}", Exit.USAGE)

@@ -1,6 +1,5 @@
 """git, asked in as few processes as possible: a listing of a hundred versions starts two."""
 
-import fcntl
 import os
 import subprocess
 import tempfile
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 from flows.core.errors import Exit, UserError
+from flows.process.locks import lock_file
 from vdm.files import MOST_BYTES
 
 # Subject and body, since the whole of the contents would hold a signature, too.
@@ -145,14 +145,7 @@ def identity(root: Path) -> Identity:
 
 @contextmanager
 def locked(root: Path) -> Iterator[None]:
-    """Hold the registry, waiting until nobody else does.
-
-    One lock for all worktrees, which share their tags; the kernel's, so that it goes when its process goes.
-    """
+    """Hold the registry's lock, after waiting for it.  All worktrees share it, as they share their tags."""
     folder = git(root, "rev-parse", "--path-format=absolute", "--git-common-dir").decode().rstrip("\n")
-    descriptor = os.open(Path(folder) / "vdm-registry.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
+    with lock_file(Path(folder) / "vdm-registry.lock", wait=True):
         yield
-    finally:
-        os.close(descriptor)

@@ -221,14 +221,14 @@ def test_files_and_functions_stay_small(path: Path) -> None:
 OTHER_WRITERS = {
     "flows/training/distributed.py": "a folder for a while, which torch's agent wants",
     "flows/images/fetching.py": "a download, which a later run goes on with",
-    "flows/registry/git.py": "a lock",
+    "flows/process/locks.py": "locks",
+    "flows/registry/git.py": "what git prints, for a while",
     "flows/images/publishers.py": "files for a while",
     "flows/training/runs.py": "the training log, which grows while the run proceeds",
-    "flows/orchestration/serve.py": "a lock",
     "flows/images/preparing.py": "files in a folder that takes its place when it is whole",
     "flows/orchestration/streaming.py": "what a command prints, in a run's worktree, read when it has succeeded",
     "flows/train_vdm.py": "a file in a run's worktree, committed when the run is done",
-    "flows/orchestration/workspace.py": "a lock, and files in a worktree that goes when its run fails",
+    "flows/orchestration/workspace.py": "files in a worktree that goes when its run fails",
     "vdm/files.py": "for all others",
     "flows/images/store.py": "files in a folder that takes its place when it is whole",
 }
