@@ -1,11 +1,14 @@
 """The architecture, checked by machine."""
 
 import ast
+import pkgutil
 import re
 import subprocess
 import sys
+import tomllib
 import typing
-from importlib import import_module
+from collections.abc import Set
+from importlib import import_module, metadata
 from pathlib import Path
 from types import ModuleType
 
@@ -15,6 +18,9 @@ from ruamel.yaml import YAML
 ROOT = Path(__file__).parents[2]
 DVC = YAML(typ="safe").load(ROOT / "dvc.yaml")
 STAGES = list(DVC["stages"])
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+CODE = sorted([*ROOT.glob("vdm/**/*.py"), *ROOT.glob("flows/**/*.py")])
+DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "data/README.md", *sorted(ROOT.glob("docs/*.md"))]
 
 # Each layer may import those before it.
 LAYERS = [
@@ -82,6 +88,54 @@ def closure(path: Path) -> set[Path]:
     return reached
 
 
+# Distributions of the `test` extra that nothing imports, and what they are for.
+TOOLS = {
+    "mypy": "make check",
+    "pre-commit": "the checks before every commit",
+    "pytest-timeout": "a plugin of pytest: `timeout` in pyproject.toml",
+    "pytest-xdist": "a plugin of pytest: --numprocesses in the Makefile",
+    "ruff": "make check",
+}
+# What benchmarks/peer.py imports of a checkout of the peer, and of the peer's requirements.
+PEER = {"utils", "vdm_unet", "ema_pytorch"}
+
+
+def test_the_dependencies_are_what_the_code_imports() -> None:
+    declared = {distribution(line) for line in PROJECT["dependencies"]}
+    needed = distributions(CODE)
+    assert needed == declared, "pyproject.toml: dependencies"
+
+    extra = {distribution(line) for line in PROJECT["optional-dependencies"]["test"]}
+    checks = [*ROOT.glob("tests/**/*.py"), *ROOT.glob("benchmarks/*.py")]
+    own = {path.stem for path in checks} | {"benchmarks"} | PEER
+    assert distributions(checks, own) - declared == extra - TOOLS.keys(), "pyproject.toml: the test extra"
+    assert TOOLS.keys() <= extra
+
+
+def test_the_lock_holds_a_plain_version_of_every_dependency() -> None:
+    lines = (ROOT / "requirements.lock").read_text().splitlines()
+    assert [line for line in lines if not re.fullmatch(r"[A-Za-z0-9._-]+==[A-Za-z0-9.]+", line)] == []
+    assert lines == sorted(lines, key=str.upper)
+    declared = PROJECT["dependencies"] + PROJECT["optional-dependencies"]["test"]
+    locked = {distribution(line) for line in lines}
+    assert len(locked) == len(lines)
+    assert {distribution(line) for line in declared} <= locked
+    assert not locked & {"pip", "setuptools", "vdm-pipeline"}
+
+
+def distributions(paths: list[Path], own: Set[str] = frozenset()) -> set[str]:
+    """Return the distributions that files import, but for the standard library, this project and the names in `own`."""
+    names = {name.split(".")[0] for path in paths for name in imported(path)}
+    of_import = metadata.packages_distributions()
+    foreign = names - sys.stdlib_module_names - {"vdm", "flows"} - own
+    return {distribution(of_import.get(name, [name])[0]) for name in foreign}
+
+
+def distribution(requirement: str) -> str:
+    """Return the normalised name of a distribution in a line such as `ruamel.yaml>=0.18`."""
+    return re.sub(r"[-_.]+", "-", re.split(r"[<>=~! ]", requirement, maxsplit=1)[0]).lower()
+
+
 @pytest.mark.parametrize("path", sorted((ROOT / "vdm").glob("*.py")), ids=lambda path: path.stem)
 def test_the_paper_imports_nothing_of_the_plant(path: Path) -> None:
     allowed = {"torch", "torchvision", "numpy", "safetensors", "vdm", *sys.stdlib_module_names}
@@ -119,7 +173,7 @@ def test_a_room_names_its_files(room: str) -> None:
 
 
 def test_no_folder_has_too_many_files() -> None:
-    for folder in {path.parent for path in [*ROOT.glob("vdm/**/*.py"), *ROOT.glob("flows/**/*.py")]}:
+    for folder in {path.parent for path in CODE}:
         assert len(list(folder.glob("*.py"))) <= MOST_FILES + (folder.name == "vdm"), folder
 
 
@@ -186,12 +240,23 @@ def test_every_command_in_the_documents_exists() -> None:
         [sys.executable, "-m", "flows.cli", "--help"], capture_output=True, text=True, check=True, cwd=ROOT
     ).stdout
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
-    for document in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")]:
+    for document in DOCUMENTS:
         text = document.read_text()
         for command in re.findall(r"vdmctl ([a-z][a-z-]+)", text):
             assert re.search(rf"│ {command} ", help_text), f"{document.name}: vdmctl {command}"
-        for target in re.findall(r"`?make ([a-z]+)`?(?=[ `\n])", text):
+        for target in re.findall(r"`?make ([a-z-]+)`?(?=[ `\n])", text):
             assert target in targets, f"{document.name}: make {target}"
+
+
+@pytest.mark.parametrize("path", [*CODE, *DOCUMENTS], ids=lambda path: str(path.relative_to(ROOT)))
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_every_reference_to_code_resolves(path: Path) -> None:
+    """`vdm.vlb.Terms` in a docstring, a comment or a document exists, and so does `vdm/vlb.py`."""
+    text = path.read_text()
+    for name in re.findall(r"`((?:vdm|flows)(?:\.\w+)+)", text):
+        pkgutil.resolve_name(name)
+    for file in re.findall(r"`((?:vdm|flows|tests|docs|presets|benchmarks)/[\w/]+\.\w+)`", text):
+        assert (ROOT / file).is_file(), file
 
 
 def test_the_annotated_tree_has_a_line_for_every_room_and_every_module_of_the_paper() -> None:
@@ -203,7 +268,7 @@ def test_the_annotated_tree_has_a_line_for_every_room_and_every_module_of_the_pa
         assert f"  {name} " in readme, f"README.md does not mention {name}"
 
 
-@pytest.mark.parametrize("path", sorted([*ROOT.glob("vdm/**/*.py"), *ROOT.glob("flows/**/*.py")]), ids=lambda p: p.name)
+@pytest.mark.parametrize("path", CODE, ids=lambda path: path.name)
 def test_files_and_functions_stay_small(path: Path) -> None:
     text = path.read_text()
     assert text.count("\n") <= 300
@@ -236,8 +301,7 @@ OTHER_WRITERS = {
 
 def test_files_are_written_by_one_module() -> None:
     """A file that is written in place is half a file when the disk is full or the process dies."""
-    paths = [*ROOT.glob("vdm/**/*.py"), *ROOT.glob("flows/**/*.py")]
-    found = {str(path.relative_to(ROOT)): writes for path in paths if (writes := written_in_place(path))}
+    found = {str(path.relative_to(ROOT)): writes for path in CODE if (writes := written_in_place(path))}
     assert {name: writes for name, writes in found.items() if name not in OTHER_WRITERS} == {}
     assert OTHER_WRITERS.keys() <= found.keys(), "an exception that none needs any more"
 
