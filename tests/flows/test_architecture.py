@@ -251,12 +251,14 @@ def test_every_command_in_the_documents_exists() -> None:
 @pytest.mark.parametrize("path", [*CODE, *DOCUMENTS], ids=lambda path: str(path.relative_to(ROOT)))
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_every_reference_to_code_resolves(path: Path) -> None:
-    """`vdm.vlb.Terms` in a docstring, a comment or a document exists, and so does `vdm/vlb.py`."""
+    """`vdm.vlb.Terms` in a docstring, a comment or a document exists, and so do `vdm/vlb.py` and `test_vlb`."""
     text = path.read_text()
     for name in re.findall(r"`((?:vdm|flows)(?:\.\w+)+)", text):
         pkgutil.resolve_name(name)
     for file in re.findall(r"`((?:vdm|flows|tests|docs|presets|benchmarks)/[\w/]+\.\w+)`", text):
-        assert (ROOT / file).is_file(), file
+        assert "NAME" in file or (ROOT / file).is_file(), file
+    for name in re.findall(r"`(test_\w+)`", text):
+        assert list(ROOT.glob(f"tests/*/{name}.py")), name
 
 
 def test_the_annotated_tree_has_a_line_for_every_room_and_every_module_of_the_paper() -> None:
