@@ -46,8 +46,12 @@ def test_every_preset_is_a_problem_of_speed(preset: str) -> None:
     [
         (sample.main, ["--batch-size", "0"], "argument --batch-size: must be at least 1, got 0"),
         (sample.main, ["--num-timesteps", "-3"], "argument --num-timesteps: must be at least 1, got -3"),
-        (sample.main, ["--seconds", "-1"], "argument --seconds: must be a number of seconds from 0, got -1"),
-        (sample.main, ["--seconds", "nan"], "argument --seconds: must be a number of seconds from 0, got nan"),
+        (sample.main, ["--seconds", "-1"], "argument --seconds: must be a finite number from 0, got -1"),
+        (
+            sample.main,
+            ["--seconds", "nan"],
+            "argument --seconds: must be a finite number from 0, got nan",
+        ),
         (sample.main, ["--width", "9"], "error: width 9 must be even, at least 4 and a multiple of norm_groups 8"),
         (sample.main, ["--device", "abacus"], "argument --device: invalid"),
         (sample.main, ["--device", "cuda:99"], "error: device cuda:99: "),
