@@ -9,7 +9,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 LOCK ?= requirements.lock
 INSTALL = python -m pip install --quiet --disable-pip-version-check \
 	$(if $(LOCK),--constraint $(LOCK),--upgrade --upgrade-strategy eager)
-STAMP = $(if $(LOCK),touch,rm -f)
+STAMP = $(if $(LOCK),touch,rm -f .venv/installed-test)
 
 .PHONY: repro test test-fast fuzz check lock newest clean
 
