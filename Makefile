@@ -4,9 +4,9 @@ BIN := .venv/bin
 # Stages and hooks run `python`: the environment's own.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-# Exact versions of what pyproject.toml allows. `make LOCK= TARGET` takes the newest that it allows instead, every
-# time, and leaves no stamp, so that the next `make` comes back to the lock.
-LOCK ?= requirements.lock
+# Exact versions within the ranges of pyproject.toml. `make LOCK= TARGET` installs the newest within the ranges instead,
+# and removes the stamps, so that the next `make` returns to the lock.
+LOCK = requirements.lock
 INSTALL = python -m pip install --quiet --disable-pip-version-check \
 	$(if $(LOCK),--constraint $(LOCK),--upgrade --upgrade-strategy eager)
 STAMP = $(if $(LOCK),touch,rm -f .venv/installed-test)
@@ -23,7 +23,7 @@ test: .venv/installed-test
 	mypy
 	OMP_NUM_THREADS=1 pytest --numprocesses=2 --dist=loadfile --no-loadscope-reorder
 
-# About a minute: nothing that starts git, DVC or Prefect.
+# About a minute: the tests that start neither git nor DVC nor Prefect.
 test-fast: .venv/installed-test
 	OMP_NUM_THREADS=1 pytest tests/vdm tests/flows --numprocesses=2
 
