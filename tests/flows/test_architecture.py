@@ -1,4 +1,4 @@
-"""The architecture, checked by machine."""
+"""Check the architecture: imports, stages, dependencies, documents, sizes, and who writes files."""
 
 import ast
 import pkgutil
@@ -50,7 +50,7 @@ MOST_FILES = 15
 
 
 def imported(path: Path, *, type_checking: bool = False) -> set[str]:
-    """Names of the modules that a file imports, anywhere in it; not those under `if TYPE_CHECKING`."""
+    """Return the modules that a file imports, anywhere in it; those under `if TYPE_CHECKING` only if asked."""
     names: set[str] = set()
 
     class Visitor(ast.NodeVisitor):
@@ -72,13 +72,13 @@ def imported(path: Path, *, type_checking: bool = False) -> set[str]:
 
 
 def file_of(module: str) -> Path | None:
-    """The file of a module of ours, relative to the root; None for a package or what is not a module of ours."""
+    """Return the file of a module of this project, relative to the root; None for packages and other modules."""
     path = Path(*module.split(".")).with_suffix(".py")
     return path if module.startswith(("vdm.", "flows.")) and (ROOT / path).is_file() else None
 
 
 def closure(path: Path) -> set[Path]:
-    """A file and all of ours that it reaches by imports."""
+    """Return a file and all files of this project that it reaches by imports."""
     reached, pending = set(), [path]
     while pending:
         current = pending.pop()
@@ -163,7 +163,7 @@ def test_a_room_imports_only_the_rooms_below_it() -> None:
 
 @pytest.mark.parametrize("room", ROOMS)
 def test_a_room_names_its_files(room: str) -> None:
-    """In the docstring of its `__init__.py`, which holds nothing else."""
+    """The names are in the docstring of its `__init__.py`, which holds nothing else."""
     folder = ROOT / "flows" / room
     (statement,) = ast.parse((folder / "__init__.py").read_text()).body
     assert isinstance(statement, ast.Expr), "an __init__.py is a docstring"
@@ -200,7 +200,7 @@ def test_a_stage_depends_on_the_sections_that_it_takes(stage: str) -> None:
 
 
 def parameter_sections(module: ModuleType, function: str) -> list[str]:
-    """The sections of params.yaml among a stage's arguments, by their types."""
+    """Return the sections of params.yaml that a stage takes, found by the types of its arguments."""
     from flows.core import params
 
     namespace = {**vars(params), **vars(module)}
@@ -284,32 +284,32 @@ def test_files_and_functions_stay_small(path: Path) -> None:
             assert body <= 40, f"{path.name}: {node.name} has {body} lines"
 
 
-# Who writes files without `vdm.files`, and why.
+# Modules that write files without `vdm.files`, and what they write.
 OTHER_WRITERS = {
-    "flows/training/distributed.py": "a folder for a while, which torch's agent wants",
-    "flows/images/fetching.py": "a download, which a later run goes on with",
+    "flows/training/distributed.py": "a temporary folder for torch's agent",
+    "flows/images/fetching.py": "a download, which a later run continues",
     "flows/registry/git.py": "a lock",
-    "flows/images/publishers.py": "files for a while",
+    "flows/images/publishers.py": "temporary files",
     "flows/training/runs.py": "the training log, which grows while the run proceeds",
     "flows/orchestration/serve.py": "a lock",
-    "flows/images/preparing.py": "files in a folder that takes its place when it is whole",
-    "flows/orchestration/streaming.py": "what a command prints, in a run's worktree, read when it has succeeded",
-    "flows/train_vdm.py": "a file in a run's worktree, committed when the run is done",
-    "flows/orchestration/workspace.py": "a lock, and files in a worktree that goes when its run fails",
-    "vdm/files.py": "for all others",
-    "flows/images/store.py": "files in a folder that takes its place when it is whole",
+    "flows/images/preparing.py": "files in a folder that is moved to its place when it is complete",
+    "flows/orchestration/streaming.py": "the output of a command, in a run's worktree, read after it has succeeded",
+    "flows/train_vdm.py": "a file in a run's worktree, committed at the end of the run",
+    "flows/orchestration/workspace.py": "a lock, and files in a worktree that is removed if its run fails",
+    "vdm/files.py": "all other files",
+    "flows/images/store.py": "files in a folder that is moved to its place when it is complete",
 }
 
 
 def test_files_are_written_by_one_module() -> None:
-    """A file that is written in place is half a file when the disk is full or the process dies."""
+    """A file that is written in place is incomplete if the disk is full or the process dies."""
     found = {str(path.relative_to(ROOT)): writes for path in CODE if (writes := written_in_place(path))}
     assert {name: writes for name, writes in found.items() if name not in OTHER_WRITERS} == {}
-    assert OTHER_WRITERS.keys() <= found.keys(), "an exception that none needs any more"
+    assert OTHER_WRITERS.keys() <= found.keys(), "an exception is no longer needed"
 
 
 def written_in_place(path: Path) -> list[str]:
-    """The calls in a file that write files, but into memory or into what `vdm.files` puts in its place."""
+    """Return the calls that write files; not to memory, nor to files that `vdm.files` moves to their place."""
     functions = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.FunctionDef)]
     return [
         ast.unparse(call)
@@ -320,7 +320,7 @@ def written_in_place(path: Path) -> list[str]:
 
 
 def writes(call: ast.Call) -> bool:
-    """Whether a call opens a file for writing, or writes or makes one."""
+    """Whether a call opens a file for writing, writes one or creates one."""
     name = ast.unparse(call.func)
     texts = {node.value for node in ast.walk(call) if isinstance(node, ast.Constant) and isinstance(node.value, str)}
     modes = {text for text in texts if re.fullmatch(r"[rwaxbt+]{1,3}([:|]\w*)?", text) and re.search("[wax+]", text)}
@@ -345,7 +345,7 @@ def names(node: ast.AST) -> set[str]:
 
 
 def safe_names(function: ast.FunctionDef) -> set[str]:
-    """The names in a function of buffers, and of files and folders from `vdm.files`, with what is made from them."""
+    """Return a function's names of buffers, of files and folders from `vdm.files`, and of values made from them."""
     safe: set[str] = set()
     known = -1
     while len(safe) > known:
@@ -362,7 +362,7 @@ def safe_names(function: ast.FunctionDef) -> set[str]:
 
 
 def test_one_function_prints() -> None:
-    """What is printed is made harmless for a terminal there.  Messages on stderr have their places, too."""
+    """One function makes output harmless for a terminal.  Two modules may write messages to stderr."""
     for path in ROOT.glob("flows/**/*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Call) and ast.unparse(node.func) in ("print", "sys.stdout.write", "typer.echo"):
