@@ -23,7 +23,7 @@ test: .venv/installed-test
 	mypy
 	OMP_NUM_THREADS=1 pytest --numprocesses=2 --dist=loadfile --no-loadscope-reorder
 
-# About a minute: the tests that start neither git nor DVC nor Prefect.
+# About two minutes: everything but tests/whole.
 test-fast: .venv/installed-test
 	OMP_NUM_THREADS=1 pytest tests/vdm tests/flows --numprocesses=2
 
