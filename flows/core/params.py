@@ -113,7 +113,7 @@ class Model(Section):
 
 
 class Train(Section):
-    """Optimisation; see `vdm.training.train`."""
+    """Optimisation; see `vdm.training.Trainer`."""
 
     seed: NonNegative
     device: Device

@@ -1,11 +1,14 @@
-"""The architecture, checked by machine."""
+"""Check the architecture: imports, stages, dependencies, documents, sizes, and who writes files."""
 
 import ast
+import pkgutil
 import re
 import subprocess
 import sys
+import tomllib
 import typing
-from importlib import import_module
+from collections.abc import Set
+from importlib import import_module, metadata
 from pathlib import Path
 from types import ModuleType
 
@@ -15,6 +18,9 @@ from ruamel.yaml import YAML
 ROOT = Path(__file__).parents[2]
 DVC = YAML(typ="safe").load(ROOT / "dvc.yaml")
 STAGES = list(DVC["stages"])
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+CODE = sorted([*ROOT.glob("vdm/**/*.py"), *ROOT.glob("flows/**/*.py")])
+DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "data/README.md", *sorted(ROOT.glob("docs/*.md"))]
 
 # Each layer may import those before it.
 LAYERS = [
@@ -44,7 +50,7 @@ MOST_FILES = 15
 
 
 def imported(path: Path, *, type_checking: bool = False) -> set[str]:
-    """Names of the modules that a file imports, anywhere in it; not those under `if TYPE_CHECKING`."""
+    """Return the modules that a file imports, anywhere in it; those under `if TYPE_CHECKING` only if asked."""
     names: set[str] = set()
 
     class Visitor(ast.NodeVisitor):
@@ -66,13 +72,13 @@ def imported(path: Path, *, type_checking: bool = False) -> set[str]:
 
 
 def file_of(module: str) -> Path | None:
-    """The file of a module of ours, relative to the root; None for a package or what is not a module of ours."""
+    """Return the file of a module of this project, relative to the root; None for packages and other modules."""
     path = Path(*module.split(".")).with_suffix(".py")
     return path if module.startswith(("vdm.", "flows.")) and (ROOT / path).is_file() else None
 
 
 def closure(path: Path) -> set[Path]:
-    """A file and all of ours that it reaches by imports."""
+    """Return a file and all files of this project that it reaches by imports."""
     reached, pending = set(), [path]
     while pending:
         current = pending.pop()
@@ -80,6 +86,54 @@ def closure(path: Path) -> set[Path]:
             reached.add(current)
             pending += [file for name in imported(ROOT / current) if (file := file_of(name))]
     return reached
+
+
+# Distributions of the `test` extra that nothing imports, and what they are for.
+TOOLS = {
+    "mypy": "make check",
+    "pre-commit": "the checks before every commit",
+    "pytest-timeout": "a plugin of pytest: `timeout` in pyproject.toml",
+    "pytest-xdist": "a plugin of pytest: --numprocesses in the Makefile",
+    "ruff": "make check",
+}
+# What benchmarks/peer.py imports of a checkout of the peer, and of the peer's requirements.
+PEER = {"utils", "vdm_unet", "ema_pytorch"}
+
+
+def test_the_dependencies_are_what_the_code_imports() -> None:
+    declared = {distribution(line) for line in PROJECT["dependencies"]}
+    needed = distributions(CODE)
+    assert needed == declared, "pyproject.toml: dependencies"
+
+    extra = {distribution(line) for line in PROJECT["optional-dependencies"]["test"]}
+    checks = [*ROOT.glob("tests/**/*.py"), *ROOT.glob("benchmarks/*.py")]
+    own = {path.stem for path in checks} | {"benchmarks"} | PEER
+    assert distributions(checks, own) - declared == extra - TOOLS.keys(), "pyproject.toml: the test extra"
+    assert TOOLS.keys() <= extra
+
+
+def test_the_lock_holds_a_plain_version_of_every_dependency() -> None:
+    lines = (ROOT / "requirements.lock").read_text().splitlines()
+    assert [line for line in lines if not re.fullmatch(r"[A-Za-z0-9._-]+==[A-Za-z0-9.]+", line)] == []
+    assert lines == sorted(lines, key=str.upper)
+    declared = PROJECT["dependencies"] + PROJECT["optional-dependencies"]["test"]
+    locked = {distribution(line) for line in lines}
+    assert len(locked) == len(lines)
+    assert {distribution(line) for line in declared} <= locked
+    assert not locked & {"pip", "setuptools", "vdm-pipeline"}
+
+
+def distributions(paths: list[Path], own: Set[str] = frozenset()) -> set[str]:
+    """Return the distributions that files import, but for the standard library, this project and the names in `own`."""
+    names = {name.split(".")[0] for path in paths for name in imported(path)}
+    of_import = metadata.packages_distributions()
+    foreign = names - sys.stdlib_module_names - {"vdm", "flows"} - own
+    return {distribution(of_import.get(name, [name])[0]) for name in foreign}
+
+
+def distribution(requirement: str) -> str:
+    """Return the normalised name of a distribution in a line such as `ruamel.yaml>=0.18`."""
+    return re.sub(r"[-_.]+", "-", re.split(r"[<>=~! ]", requirement, maxsplit=1)[0]).lower()
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "vdm").glob("*.py")), ids=lambda path: path.stem)
@@ -109,7 +163,7 @@ def test_a_room_imports_only_the_rooms_below_it() -> None:
 
 @pytest.mark.parametrize("room", ROOMS)
 def test_a_room_names_its_files(room: str) -> None:
-    """In the docstring of its `__init__.py`, which holds nothing else."""
+    """The names are in the docstring of its `__init__.py`, which holds nothing else."""
     folder = ROOT / "flows" / room
     (statement,) = ast.parse((folder / "__init__.py").read_text()).body
     assert isinstance(statement, ast.Expr), "an __init__.py is a docstring"
@@ -119,7 +173,7 @@ def test_a_room_names_its_files(room: str) -> None:
 
 
 def test_no_folder_has_too_many_files() -> None:
-    for folder in {path.parent for path in [*ROOT.glob("vdm/**/*.py"), *ROOT.glob("flows/**/*.py")]}:
+    for folder in {path.parent for path in CODE}:
         assert len(list(folder.glob("*.py"))) <= MOST_FILES + (folder.name == "vdm"), folder
 
 
@@ -146,7 +200,7 @@ def test_a_stage_depends_on_the_sections_that_it_takes(stage: str) -> None:
 
 
 def parameter_sections(module: ModuleType, function: str) -> list[str]:
-    """The sections of params.yaml among a stage's arguments, by their types."""
+    """Return the sections of params.yaml that a stage takes, found by the types of its arguments."""
     from flows.core import params
 
     namespace = {**vars(params), **vars(module)}
@@ -186,12 +240,25 @@ def test_every_command_in_the_documents_exists() -> None:
         [sys.executable, "-m", "flows.cli", "--help"], capture_output=True, text=True, check=True, cwd=ROOT
     ).stdout
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
-    for document in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")]:
+    for document in DOCUMENTS:
         text = document.read_text()
         for command in re.findall(r"vdmctl ([a-z][a-z-]+)", text):
             assert re.search(rf"│ {command} ", help_text), f"{document.name}: vdmctl {command}"
-        for target in re.findall(r"`?make ([a-z]+)`?(?=[ `\n])", text):
+        for target in re.findall(r"`?make ([a-z-]+)`?(?=[ `\n])", text):
             assert target in targets, f"{document.name}: make {target}"
+
+
+@pytest.mark.parametrize("path", [*CODE, *DOCUMENTS], ids=lambda path: str(path.relative_to(ROOT)))
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_every_reference_to_code_resolves(path: Path) -> None:
+    """`vdm.vlb.Terms` in a docstring, a comment or a document exists, and so do `vdm/vlb.py` and `test_vlb`."""
+    text = path.read_text()
+    for name in re.findall(r"`((?:vdm|flows)(?:\.\w+)+)", text):
+        pkgutil.resolve_name(name)
+    for file in re.findall(r"`((?:vdm|flows|tests|docs|presets|benchmarks)/[\w/]+\.\w+)`", text):
+        assert "NAME" in file or (ROOT / file).is_file(), file
+    for name in re.findall(r"`(test_\w+)`", text):
+        assert list(ROOT.glob(f"tests/*/{name}.py")), name
 
 
 def test_the_annotated_tree_has_a_line_for_every_room_and_every_module_of_the_paper() -> None:
@@ -203,7 +270,7 @@ def test_the_annotated_tree_has_a_line_for_every_room_and_every_module_of_the_pa
         assert f"  {name} " in readme, f"README.md does not mention {name}"
 
 
-@pytest.mark.parametrize("path", sorted([*ROOT.glob("vdm/**/*.py"), *ROOT.glob("flows/**/*.py")]), ids=lambda p: p.name)
+@pytest.mark.parametrize("path", CODE, ids=lambda path: path.name)
 def test_files_and_functions_stay_small(path: Path) -> None:
     text = path.read_text()
     assert text.count("\n") <= 300
@@ -217,33 +284,32 @@ def test_files_and_functions_stay_small(path: Path) -> None:
             assert body <= 40, f"{path.name}: {node.name} has {body} lines"
 
 
-# Who writes files without `vdm.files`, and why.
+# Modules that write files without `vdm.files`, and what they write.
 OTHER_WRITERS = {
-    "flows/training/distributed.py": "a folder for a while, which torch's agent wants",
-    "flows/images/fetching.py": "a download, which a later run goes on with",
+    "flows/training/distributed.py": "a temporary folder for torch's agent",
+    "flows/images/fetching.py": "a download, which a later run continues",
     "flows/process/locks.py": "locks",
-    "flows/registry/git.py": "what git prints, for a while",
-    "flows/images/publishers.py": "files for a while",
+    "flows/registry/git.py": "the output of git, in a temporary file",
+    "flows/images/publishers.py": "temporary files",
     "flows/training/runs.py": "the training log, which grows while the run proceeds",
-    "flows/images/preparing.py": "files in a folder that takes its place when it is whole",
-    "flows/orchestration/streaming.py": "what a command prints, in a run's worktree, read when it has succeeded",
-    "flows/train_vdm.py": "a file in a run's worktree, committed when the run is done",
-    "flows/orchestration/workspace.py": "files in a worktree that goes when its run fails",
-    "vdm/files.py": "for all others",
-    "flows/images/store.py": "files in a folder that takes its place when it is whole",
+    "flows/images/preparing.py": "files in a folder that is moved to its place when it is complete",
+    "flows/orchestration/streaming.py": "the output of a command, in a run's worktree, read after it has succeeded",
+    "flows/train_vdm.py": "a file in a run's worktree, committed at the end of the run",
+    "flows/orchestration/workspace.py": "files in a worktree that is removed if its run fails",
+    "vdm/files.py": "all other files",
+    "flows/images/store.py": "files in a folder that is moved to its place when it is complete",
 }
 
 
 def test_files_are_written_by_one_module() -> None:
-    """A file that is written in place is half a file when the disk is full or the process dies."""
-    paths = [*ROOT.glob("vdm/**/*.py"), *ROOT.glob("flows/**/*.py")]
-    found = {str(path.relative_to(ROOT)): writes for path in paths if (writes := written_in_place(path))}
+    """A file that is written in place is incomplete if the disk is full or the process dies."""
+    found = {str(path.relative_to(ROOT)): writes for path in CODE if (writes := written_in_place(path))}
     assert {name: writes for name, writes in found.items() if name not in OTHER_WRITERS} == {}
-    assert OTHER_WRITERS.keys() <= found.keys(), "an exception that none needs any more"
+    assert OTHER_WRITERS.keys() <= found.keys(), "an exception is no longer needed"
 
 
 def written_in_place(path: Path) -> list[str]:
-    """The calls in a file that write files, but into memory or into what `vdm.files` puts in its place."""
+    """Return the calls that write files; not to memory, nor to files that `vdm.files` moves to their place."""
     functions = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.FunctionDef)]
     return [
         ast.unparse(call)
@@ -254,7 +320,7 @@ def written_in_place(path: Path) -> list[str]:
 
 
 def writes(call: ast.Call) -> bool:
-    """Whether a call opens a file for writing, or writes or makes one."""
+    """Whether a call opens a file for writing, writes one or creates one."""
     name = ast.unparse(call.func)
     texts = {node.value for node in ast.walk(call) if isinstance(node, ast.Constant) and isinstance(node.value, str)}
     modes = {text for text in texts if re.fullmatch(r"[rwaxbt+]{1,3}([:|]\w*)?", text) and re.search("[wax+]", text)}
@@ -279,7 +345,7 @@ def names(node: ast.AST) -> set[str]:
 
 
 def safe_names(function: ast.FunctionDef) -> set[str]:
-    """The names in a function of buffers, and of files and folders from `vdm.files`, with what is made from them."""
+    """Return a function's names of buffers, of files and folders from `vdm.files`, and of values made from them."""
     safe: set[str] = set()
     known = -1
     while len(safe) > known:
@@ -296,7 +362,7 @@ def safe_names(function: ast.FunctionDef) -> set[str]:
 
 
 def test_one_function_prints() -> None:
-    """What is printed is made harmless for a terminal there.  Messages on stderr have their places, too."""
+    """One function makes output harmless for a terminal.  Two modules may write messages to stderr."""
     for path in ROOT.glob("flows/**/*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Call) and ast.unparse(node.func) in ("print", "sys.stdout.write", "typer.echo"):

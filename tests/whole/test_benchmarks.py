@@ -1,4 +1,4 @@
-"""The benchmarks run; what they measure is not asserted here, since seconds are too few for it."""
+"""The benchmarks run.  Their figures are not asserted: a few seconds are too short to measure them."""
 
 import json
 import subprocess
@@ -46,15 +46,15 @@ def test_every_preset_is_a_problem_of_speed(preset: str) -> None:
     [
         (sample.main, ["--batch-size", "0"], "argument --batch-size: must be at least 1, got 0"),
         (sample.main, ["--num-timesteps", "-3"], "argument --num-timesteps: must be at least 1, got -3"),
-        (sample.main, ["--seconds", "-1"], "argument --seconds: must be a number of seconds from 0, got -1"),
-        (sample.main, ["--seconds", "nan"], "argument --seconds: must be a number of seconds from 0, got nan"),
+        (sample.main, ["--seconds", "-1"], "argument --seconds: must be a finite number from 0, got -1"),
+        (sample.main, ["--seconds", "nan"], "argument --seconds: must be a finite number from 0, got nan"),
         (sample.main, ["--width", "9"], "error: width 9 must be even, at least 4 and a multiple of norm_groups 8"),
         (sample.main, ["--device", "abacus"], "argument --device: invalid"),
         (sample.main, ["--device", "cuda:99"], "error: device cuda:99: "),
         (train_step.main, ["--accumulation", "7"], "error: batch_size 64 is not a multiple of 1 processes x accum"),
     ],
 )
-def test_a_wrong_option_is_told(
+def test_a_wrong_option_is_a_usage_error(
     main: Callable[[], None],
     arguments: list[str],
     message: str,
