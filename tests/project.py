@@ -1,14 +1,20 @@
 """A copy of this project in a temporary folder, for tests that run its commands as a user does."""
 
+import contextlib
 import json
+import logging
 import os
 import shutil
 import subprocess
 import sys
+from contextlib import redirect_stderr, redirect_stdout
+from io import StringIO
 from pathlib import Path
 
 import psutil
 from ruamel.yaml import YAML
+
+from flows import cli
 
 ROOT = Path(__file__).parents[1]
 TINY_PARAMS = {
@@ -91,7 +97,20 @@ class Project:
         return self.run(sys.executable, "-m", "dvc", *arguments)
 
     def vdmctl(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        """Run vdmctl from this folder's code."""
+        """Run vdmctl in the project's folder, in this process: a new one would spend seconds on its imports."""
+        output, errors = StringIO(), StringIO()
+        root = logging.getLogger()
+        handlers, root.handlers = root.handlers, []  # so that vdmctl sets up its own
+        environment, os.environ = os.environ, self.environment  # type: ignore[assignment]
+        try:
+            with contextlib.chdir(self.folder), redirect_stdout(output), redirect_stderr(errors):
+                code = cli.run(list(arguments))
+        finally:
+            root.handlers, os.environ = handlers, environment
+        return subprocess.CompletedProcess(["vdmctl", *arguments], int(code), output.getvalue(), errors.getvalue())
+
+    def new_vdmctl(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """Run vdmctl as a new process, from the code in the project's folder."""
         return self.run(sys.executable, "-m", "flows.cli", *arguments)
 
 

@@ -89,7 +89,7 @@ def evaluate(
     out = out or (layout.EVALUATION if model is None else None)
     arguments = {"model": folder, "images": images}
     if out:
-        results = [evaluate(setting, **arguments, out=out) for setting in settings]
+        results = [evaluate(setting, **arguments, requirements=layout.REQUIREMENTS, out=out) for setting in settings]
     else:
         results = [measure(setting, **arguments)[0] for setting in settings]
     if len(results) == 1:

@@ -8,6 +8,7 @@ from pathlib import Path
 PARAMS, PRESETS = Path("params.yaml"), Path("presets")
 DVC_GRAPH, DVC_LOCK = Path("dvc.yaml"), Path("dvc.lock")
 DEPLOYMENTS = Path("prefect.yaml")
+REQUIREMENTS = Path("requirements.lock")
 
 # What the stages make.
 IMAGES = Path("data/images")

@@ -6,4 +6,5 @@ likelihood     the ODE likelihood of a whole set
 importing      checkpoints of other implementations as model folders
 foreign_files  the files of flax and torch, read without unpickling
 results        the figures that evaluations leave, as documents
+environment    versions and processor, which decide the last digits
 """

@@ -26,6 +26,19 @@ class Metrics(Document):
     model_sha256: Sha256 | None = None
 
 
+class Environment(Document):
+    """Versions of Python, torch and NumPy, and the processor.
+
+    `requirements_sha256` is the digest of requirements.lock, and None where that file is missing.
+    """
+
+    python: str
+    torch: str
+    numpy: str
+    processor: str
+    requirements_sha256: Sha256 | None
+
+
 class BoundMetrics(Metrics):
     """metrics.json: the variational bound on the test images, its terms and its errors."""
 
@@ -40,6 +53,7 @@ class BoundMetrics(Metrics):
     seed: Count | None = None
     times_per_image: Count
     num_timesteps: Count | None
+    environment: Environment | None = None
 
 
 class OdeMetrics(Metrics):

@@ -6,7 +6,6 @@ import logging
 import math
 import os
 import shutil
-import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -38,7 +37,6 @@ parameters. The weights are the moving average at the end of training.
 | transforms | {transforms} |
 | data sha256 | `{data_sha256}` |
 | model sha256 | `{model_sha256}` |
-| commit | `{commit}` |
 | last training loss | {bpd:.4f} bits/dim at step {step} |
 
 ## Load it
@@ -50,7 +48,8 @@ from vdm.checkpoint import load_model
 model = load_model(Path("{out}"))  # a vdm.model.VDM in evaluation mode
 ```
 
-Its likelihood on the held-out images: `vdmctl evaluate {out} --json`.
+Its likelihood on the held-out images: `vdmctl evaluate {out} --json`. Which commit made it: `vdmctl lineage` of its
+version.
 
 ## Parameters
 
@@ -78,7 +77,6 @@ def register(
         num_parameters=sum(p.numel() for p in vdm.parameters()),
         data_sha256=data_sha256(images),
         model_sha256=model_sha256(trained),
-        commit=current_commit(),
         bpd=bpd,
         step=step,
         out=out,
@@ -107,16 +105,3 @@ def last_loss(curves: Path) -> tuple[int, float]:
     except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
         raise UserError(f"{curves}: missing or damaged; run `vdmctl train`", Exit.MISSING) from error
     return step, bpd
-
-
-def current_commit() -> str:
-    """The commit that is checked out, marked when tracked files other than the pipeline's results differ from it."""
-
-    def git(*arguments: str) -> str:
-        return subprocess.run(["git", *arguments], capture_output=True, text=True, check=True).stdout.strip()
-
-    try:
-        changes = git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!dvc.lock", ":!reports")
-        return git("rev-parse", "HEAD") + (", with uncommitted changes" if changes else "")
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown (not a git checkout)"

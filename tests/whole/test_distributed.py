@@ -34,7 +34,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
     project = Project(tmp_path_factory.mktemp("project"))
     project.edit("params.yaml", **PARAMS)
     for stage in ("download", "validate"):
-        assert project.vdmctl(stage).returncode == 0
+        assert project.new_vdmctl(stage).returncode == 0
     return project
 
 
@@ -49,7 +49,7 @@ def curves(project: Project) -> list[dict[str, float]]:
 @pytest.fixture(scope="module")
 def undisturbed(project: Project) -> bytes:
     """The weights of a run that nothing interrupts."""
-    result = project.vdmctl("train")
+    result = project.new_vdmctl("train")
     assert result.returncode == 0, result.stderr
     assert "on 2 x cpu in float32" in result.stderr
     assert result.stderr.count("step 30:") == 1  # one process speaks
@@ -88,7 +88,7 @@ def test_two_processes_follow_the_losses_of_one(project: Project, undisturbed: b
     for change in ({}, {"accumulation: 1": "accumulation: 4"}):
         changes = {"num_devices: 2": "num_devices: 1", **change}
         project.edit("params.yaml", **changes)
-        assert project.vdmctl("train").returncode == 0
+        assert project.new_vdmctl("train").returncode == 0
         project.edit("params.yaml", **{new: old for old, new in changes.items()})
         assert len(curves(project)) == len(two)
         for row, expected in zip(curves(project), two, strict=True):
@@ -122,7 +122,7 @@ def test_restarts_are_bounded(project: Project, undisturbed: bytes) -> None:
     (line,) = [line for line in errors.splitlines() if line.startswith("vdmctl:")]
     assert line.startswith("vdmctl: process 1 of 2 was killed by SIGKILL (out of memory?), on start 1 of 1; run again")
     assert "Traceback" not in errors
-    result = project.vdmctl("train")
+    result = project.new_vdmctl("train")
     assert "continuing from step" in result.stderr
     assert weights(project) == undisturbed
 
@@ -137,7 +137,7 @@ def test_a_group_asked_to_stop_saves_and_exits_75(number: signal.Signals, projec
     assert process.returncode == Exit.RESUMABLE, errors
     assert "\nvdmctl: stopped; run again to continue" in errors
     assert "torch/distributed" not in errors  # its agent has nothing to add
-    assert project.vdmctl("train").returncode == 0
+    assert project.new_vdmctl("train").returncode == 0
     assert weights(project) == undisturbed
 
 
@@ -256,7 +256,7 @@ def test_an_error_of_the_first_process_is_one_line(project: Project, undisturbed
     runs = project.folder / ".vdm" / "runs"
     runs.rmdir()
     runs.write_text("in the way")
-    result = project.vdmctl("train")
+    result = project.new_vdmctl("train")
     runs.unlink()
     assert result.returncode == Exit.MISSING
     (line,) = [line for line in result.stderr.splitlines() if line.startswith("vdmctl:")]
@@ -269,7 +269,7 @@ def test_an_error_that_only_one_meets_on_the_way_ends_all(project: Project, undi
     curves = project.folder / "reports/training/curves.csv"
     curves.unlink()
     (curves / "in the way").mkdir(parents=True)
-    result = project.vdmctl("train")
+    result = project.new_vdmctl("train")
     shutil.rmtree(curves)
     assert result.returncode == Exit.BUG
     assert result.stderr.splitlines()[-1].startswith(
@@ -304,7 +304,7 @@ def test_a_second_group_is_told_who_holds_the_device(project: Project, undisturb
     process = start(project)
     wait_for_state(project, process, 5)
     os.killpg(process.pid, signal.SIGSTOP)
-    second = project.vdmctl("train")
+    second = project.new_vdmctl("train")
     os.killpg(process.pid, signal.SIGCONT)
     process.communicate(timeout=60)
     assert (process.returncode, second.returncode) == (0, Exit.BUSY)

@@ -37,14 +37,14 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
         },
     )
     for stage in ("download", "validate"):
-        assert project.vdmctl(stage).returncode == 0
+        assert project.new_vdmctl(stage).returncode == 0
     return project
 
 
 @pytest.fixture(scope="module")
 def undisturbed(project: Project) -> tuple[str, str]:
     """Digests of the weights and of the log of a run that nothing interrupts."""
-    result = project.vdmctl("train")
+    result = project.new_vdmctl("train")
     assert result.returncode == 0, result.stderr
     assert list((project.folder / ".vdm" / "runs").iterdir()) == []  # a run that succeeds is forgotten
     return digests(project)
@@ -83,7 +83,7 @@ def test_a_run_killed_at_many_points_ends_with_the_same_bits(project: Project, u
         wait_for_step(project, process, step)
         process.kill()
         process.communicate()
-    result = project.vdmctl("train")
+    result = project.new_vdmctl("train")
     assert result.returncode == 0, result.stderr
     assert "continuing from step" in result.stderr
     assert digests(project) == undisturbed
@@ -99,7 +99,7 @@ def test_a_run_asked_to_stop_saves_and_exits_75(
     _, errors = process.communicate(timeout=60)
     assert process.returncode == Exit.RESUMABLE
     assert "vdmctl: stopped at step" in errors.splitlines()[-1]
-    assert project.vdmctl("train").returncode == 0
+    assert project.new_vdmctl("train").returncode == 0
     assert digests(project) == undisturbed
 
 
@@ -118,14 +118,14 @@ def test_a_second_trainer_is_told_who_holds_the_device(project: Project, undistu
     process = start(project)
     wait_for_step(project, process, 4)
     os.kill(process.pid, signal.SIGSTOP)
-    second = project.vdmctl("train")
+    second = project.new_vdmctl("train")
     os.kill(process.pid, signal.SIGCONT)
     process.kill()
     process.communicate()
     assert second.returncode == Exit.BUSY
     busy = f"cpu is busy: process {process.pid} in {project.folder} trains on it; wait for it or stop it"
     assert busy in second.stderr.splitlines()[-1]
-    assert project.vdmctl("train").returncode == 0  # the lock went with its process
+    assert project.new_vdmctl("train").returncode == 0  # the lock went with its process
 
 
 @pytest.mark.parametrize(("shell", "command"), [("/bin/bash", "{}"), ("/bin/dash", "{}; exit $?")])
@@ -186,7 +186,7 @@ def test_a_damaged_newest_state_is_passed_over(
     process.communicate()
     newest = states(project)[-1]
     damage(newest)
-    result = project.vdmctl("train")
+    result = project.new_vdmctl("train")
     assert f"{newest.name}: {reason}" in result.stderr
     assert "falling back to the state before" in result.stderr
     assert digests(project) == undisturbed
@@ -198,12 +198,12 @@ def test_other_parameters_start_afresh(project: Project, undisturbed: tuple[str,
     process.kill()
     process.communicate()
     project.edit("params.yaml", **{"weight_decay: 0.01": "weight_decay: 0.02"})
-    result = project.vdmctl("train")
+    result = project.new_vdmctl("train")
     project.edit("params.yaml", **{"weight_decay: 0.02": "weight_decay: 0.01"})
     assert result.returncode == 0
     assert "continuing" not in result.stderr
     assert digests(project) != undisturbed
-    assert project.vdmctl("train").returncode == 0
+    assert project.new_vdmctl("train").returncode == 0
     assert digests(project) == undisturbed
 
 
@@ -263,13 +263,13 @@ def test_a_full_disk_ends_the_training_in_one_line_and_loses_nothing(
     shutil.rmtree(models)
     models.symlink_to(full_disk)
     (full_disk / "filler").write_bytes(bytes(240 * 1024))
-    result = project.vdmctl("train")
+    result = project.new_vdmctl("train")
     assert result.returncode == Exit.BUG, result.stderr
     assert result.stderr.splitlines()[-1].startswith(
         "vdmctl: models/trained/weights.safetensors could not be written: No space left on device; mend that and run"
     )
     (full_disk / "filler").unlink()
-    result = project.vdmctl("train")
+    result = project.new_vdmctl("train")
     assert "continuing from step 60 of 60" in result.stderr
     assert digests(project) == undisturbed
     models.unlink()
