@@ -1,9 +1,11 @@
 """The discretization contract: each way to break it is found, named, and refused."""
 
 import json
+import os
 import re
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,7 +25,8 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 
 
 DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
-CONTRACT = read_params(Path(__file__).parents[2] / "presets" / "digits.yaml").contract
+ROOT = Path(__file__).parents[2]
+CONTRACT = read_params(ROOT / "presets" / "digits.yaml").contract
 
 
 @pytest.fixture
@@ -56,12 +59,28 @@ def test_good_images_pass_and_the_report_vouches_for_them(image_set: Path) -> No
     assert len(pages) == 4  # training images, test images, splits, levels
 
 
-def test_the_report_is_canonical(image_set: Path) -> None:
-    report = image_set.parent / "report" / "validation.json"
-    run(image_set)
-    first = report.read_bytes()
-    run(image_set)
-    assert report.read_bytes() == first
+def test_two_processes_write_the_same_bytes(image_set: Path) -> None:
+    """At another time and place, in another time zone and with another seed of hashes."""
+    train, test = digits_of(image_set)
+    test[3] = train[5]
+    write_set(image_set, train, test)
+    first = inspected(image_set, image_set.parent / "one", TZ="UTC", PYTHONHASHSEED="1")
+    second = inspected(image_set, image_set.parent / "two" / "report", TZ="Asia/Tokyo", PYTHONHASHSEED="2")
+    assert {"validation.json", "validation.png", "data_docs/index.html"} <= first.keys()
+    assert [name for name in first.keys() | second.keys() if first.get(name) != second.get(name)] == []
+
+
+def inspected(images: Path, out: Path, **environment: str) -> dict[str, bytes]:
+    """The files that a process of its own writes, by their names."""
+    program = (
+        "import sys; from pathlib import Path; from flows.core.params import read_params; "
+        "from flows.validation.inspection import inspect_images; images, out = map(Path, sys.argv[1:]); "
+        "inspect_images(read_params(Path('presets/digits.yaml')).contract, images=images, reference=None, "
+        "out=out / 'validation.json', data_docs=out / 'data_docs', picture=out / 'validation.png')"
+    )
+    command = [sys.executable, "-c", program, str(images), str(out)]
+    subprocess.run(command, cwd=ROOT, env=os.environ | environment, capture_output=True, check=True)
+    return {str(path.relative_to(out)): path.read_bytes() for path in out.rglob("*") if path.is_file()}
 
 
 def with_value(value: float, dtype: str) -> Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]:
@@ -277,7 +296,7 @@ def opened(page: Path, profile: Path) -> str:
 
 @pytest.mark.skipif(not DEBIAN_FASHION_MNIST.is_dir(), reason="Debian's dataset-fashion-mnist is not installed")
 def test_fashion_mnist_downloads_and_holds(tmp_path: Path) -> None:
-    data = read_params(Path(__file__).parents[2] / "presets" / "fashion_mnist.yaml").data
+    data = read_params(ROOT / "presets" / "fashion_mnist.yaml").data
     source = {"source": str(DEBIAN_FASHION_MNIST)}
     download(data.model_copy(update=source), out=tmp_path / "images", downloads=tmp_path / "downloads")
     report = run(tmp_path / "images")
