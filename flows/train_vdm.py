@@ -18,7 +18,7 @@ from prefect.states import Completed, Failed
 
 from flows.commands.summary import bits
 from flows.core import layout
-from flows.core.documents import Evaluated, Validation, read
+from flows.core.documents import Evaluated, read
 from flows.core.errors import Exit, NetworkError, UserError
 from flows.orchestration import artifacts
 from flows.orchestration.streaming import stream
@@ -38,6 +38,7 @@ from flows.registry import versions as registry
 from flows.registry.git import git_text, identity
 from flows.registry.lineage import read_lock
 from flows.registry.storage import obtain, opened
+from flows.validation.report import Validation
 from vdm.files import parse_json, read_bounded
 
 # Training ends when it ends; what takes longer than this elsewhere hangs.

@@ -3,6 +3,7 @@
 inspection    an image set against the contract, and the report
 contract      the expectations
 tables        the tables that they are checked on
+report        the report as models
 facts         one pass over the images, in constant memory
 duplicates    images that are there twice, or nearly
 comb          levels that were spread or squeezed

@@ -9,6 +9,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from flows.validation.report import Result
 from vdm.files import write_whole
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ class Checker:
             ),
         )
         self.source = self.context.data_sources.add_pandas("pandas")
-        self.results: list[dict[str, Any]] = []
+        self.results: list[Result] = []
         self.run_time = RUN_TIME
 
     def check(self, name: str, tables: "Iterable[pd.DataFrame]", expectations: list[Any], index: list[str]) -> None:
@@ -121,31 +122,32 @@ def canonical_page(page: str) -> str:
     return uuid.sub(lambda match: numbers[match[0]], page)
 
 
-def canonical(table: str, index: list[str], parts: list[dict[str, Any]]) -> dict[str, Any]:
+def canonical(table: str, index: list[str], parts: list[dict[str, Any]]) -> Result:
     """One expectation's result, over all tables, without times, ids or paths: the same data give the same bytes."""
     for part in parts:
         if part["exception_info"].get("raised_exception"):
             message = part["exception_info"]["exception_message"]
             raise RuntimeError(f"{part['expectation_config']['type']} could not be checked: {message}")
     config, results = parts[0]["expectation_config"], [part["result"] for part in parts]
-    success = all(part["success"] for part in parts)
-    allowed = 1 - config["kwargs"].get("mostly", 1.0)
+    rows = [row for result in results for row in result.get("partial_unexpected_index_list") or []]
+    return Result(
+        table=table,
+        expectation=config["type"],
+        arguments={key: value for key, value in config["kwargs"].items() if key != "batch_id"},
+        meaning=config["meta"]["meaning"],
+        severity=config.get("severity", "critical"),
+        success=holds(parts, allowed=1 - config["kwargs"].get("mostly", 1.0)),
+        observed=observed(results),
+        rows=[{column: row[column] for column in index} for row in rows[:MOST_SHOWN]],
+    )
+
+
+def holds(parts: list[dict[str, Any]], allowed: float) -> bool:
+    """Whether an expectation holds over all tables, for all rows but a share of `allowed`."""
+    results = [part["result"] for part in parts]
     if len(parts) > 1 and "unexpected_count" in results[0]:
-        success = total(results, "unexpected_count") <= allowed * total(results, "element_count")
-    return {
-        "table": table,
-        "expectation": config["type"],
-        "arguments": {key: value for key, value in config["kwargs"].items() if key != "batch_id"},
-        "meaning": config["meta"]["meaning"],
-        "severity": config.get("severity", "critical"),
-        "success": success,
-        "observed": observed(results),
-        "rows": [
-            {column: row[column] for column in index}
-            for result in results
-            for row in result.get("partial_unexpected_index_list") or []
-        ][:MOST_SHOWN],
-    }
+        return total(results, "unexpected_count") <= allowed * total(results, "element_count")
+    return all(part["success"] for part in parts)
 
 
 def observed(results: list[dict[str, Any]]) -> Any:

@@ -1,11 +1,12 @@
 """What the contract found, for the eye: the histograms of both splits, and the images that broke an expectation."""
 
 from io import BytesIO
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from flows.images.store import SPLITS, ImageSet
+from flows.validation.report import Result
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -14,12 +15,12 @@ COLUMNS = 10
 SIDE = 256
 
 
-def draw(image_set: ImageSet, histograms: dict[str, np.ndarray], results: list[dict[str, Any]]) -> bytes:
+def draw(image_set: ImageSet, histograms: dict[str, np.ndarray], results: list[Result]) -> bytes:
     """Return a PNG: the share of pixels by level, over a row of offenders for each broken expectation about images."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    broken = [result for result in results if not result["success"] and result["table"] == "images" and result["rows"]]
+    broken = [result for result in results if not result.success and result.table == "images" and result.rows]
     figure = Figure(figsize=(10, 3 + 1.6 * len(broken)))
     FigureCanvasAgg(figure)
     grid = figure.add_gridspec(1 + len(broken), COLUMNS, height_ratios=[2] + [1] * len(broken), hspace=0.5)
@@ -29,9 +30,9 @@ def draw(image_set: ImageSet, histograms: dict[str, np.ndarray], results: list[d
             axes = figure.add_subplot(grid[row, column])
             axes.axis("off")
             if column == 0:
-                axes.set_title(f"{result['meaning']}: {result['severity']}", fontsize=8, loc="left", y=1.25)
-            if column < len(result["rows"]):
-                place = result["rows"][column]
+                axes.set_title(f"{result.meaning}: {result.severity}", fontsize=8, loc="left", y=1.25)
+            if column < len(result.rows):
+                place = result.rows[column]
                 draw_image(axes, getattr(image_set, place["split"])[place["image"]], image_set.num_levels)
                 axes.text(
                     0, -0.02, f"{place['split']} {place['image']}", fontsize=7, va="top", transform=axes.transAxes

@@ -35,7 +35,7 @@ ROOMS = {
     "training": {"core", "process", "images"},
     "evaluation": {"core", "process", "images"},
     "stages": {"core", "process", "images", "validation", "training", "evaluation"},
-    "registry": {"core", "process", "images", "evaluation"},
+    "registry": {"core", "process", "images", "validation", "evaluation"},
     "orchestration": {"core", "process", "registry"},
     "commands": {"core", "process", "images", "validation", "evaluation", "stages", "registry", "orchestration"},
 }

@@ -41,6 +41,7 @@ from flows.registry import versions as registry
 from flows.registry.versions import Version
 from flows.stages.register import last_loss
 from flows.validation.drift import distances, read_reference
+from flows.validation.report import Profile
 from vdm.checkpoint import CheckpointError, config_sha256, load_model, load_state, save_model, save_state
 from vdm.model import VDM
 
@@ -129,7 +130,7 @@ def read_listing(content: bytes, path: Path) -> None:
 
 def read_profile(content: bytes, path: Path) -> None:
     path.write_bytes(content)
-    known = {"histogram": [1] * 17, "mean": [0.5] * 101, "deviation": [0.5] * 101}
+    known = Profile(histogram=[1] * 17, mean=[0.5] * 101, deviation=[0.5] * 101)
     distances(known, read_reference(path))
 
 

@@ -43,9 +43,8 @@ def write_set(folder: Path, train: np.ndarray, test: np.ndarray, **description: 
 
 def run(images: Path, reference: Path | None = None, **changes: Any) -> dict[str, Any]:
     report = images.parent / "report"
-    outs = {"out": report / "validation.json", "data_docs": report / "data_docs", "picture": report / "validation.png"}
-    validate(CONTRACT.model_copy(update=changes), images=images, reference=reference, **outs)
-    return json.loads(outs["out"].read_text())  # type: ignore[no-any-return]
+    validate(CONTRACT.model_copy(update=changes), images=images, out=report, reference=reference)
+    return json.loads((report / "validation.json").read_text())  # type: ignore[no-any-return]
 
 
 def test_good_images_pass_and_the_report_vouches_for_them(image_set: Path) -> None:
@@ -75,8 +74,7 @@ def inspected(images: Path, out: Path, **environment: str) -> dict[str, bytes]:
     program = (
         "import sys; from pathlib import Path; from flows.core.params import read_params; "
         "from flows.validation.inspection import inspect_images; images, out = map(Path, sys.argv[1:]); "
-        "inspect_images(read_params(Path('presets/digits.yaml')).contract, images=images, reference=None, "
-        "out=out / 'validation.json', data_docs=out / 'data_docs', picture=out / 'validation.png')"
+        "inspect_images(read_params(Path('presets/digits.yaml')).contract, images=images, out=out, reference=None)"
     )
     command = [sys.executable, "-c", program, str(images), str(out)]
     subprocess.run(command, cwd=ROOT, env=os.environ | environment, capture_output=True, check=True)
