@@ -32,7 +32,8 @@ from flows.core.errors import UserError
 from flows.core.params import parse_params
 from flows.evaluation.importing import import_checkpoint
 from flows.images import picture_files, publishers
-from flows.images.imagenet import IMAGENET32_2016, read_archives
+from flows.images.catalogue import IMAGENET32_2016
+from flows.images.imagenet import read_archives
 from flows.images.reading import BadImageError
 from flows.images.store import ImageSetError, data_sha256, fault, load_images, load_labels, read_file_names, save_images
 from flows.orchestration.streaming import failure

@@ -490,7 +490,7 @@ def test_a_full_disk_leaves_the_previous_set(tmp_path: Path) -> None:
     )
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment)
-    assert "images/train.npy: File too large; make room and run again" in done.stderr
+    assert "images/train.npy: File too large; free some space and run again" in done.stderr
     assert sorted(path.name for path in tmp_path.iterdir()) == ["images", "train.npy"]
     assert len(load_images(tmp_path / "images").train) == 225
 

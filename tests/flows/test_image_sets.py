@@ -10,13 +10,15 @@ import tarfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
 import torchvision
 
 from flows.core.errors import Exit, UserError
-from flows.images.catalogue import CIFAR10, FASHION_MNIST, PublishedSet
+from flows.core.params import Data
+from flows.images.catalogue import CIFAR10, FASHION_MNIST, PUBLISHED, PublishedSet
 from flows.images.publishers import Splits, read_digits, read_published
 
 DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
@@ -84,6 +86,11 @@ def arrays(splits: Splits) -> tuple[np.ndarray, np.ndarray]:
 def scratch(tmp_path: Path) -> Path:
     (tmp_path / "scratch").mkdir(exist_ok=True)
     return tmp_path / "scratch"
+
+
+def test_every_name_of_a_published_set_has_an_entry() -> None:
+    names = get_args(Data.model_fields["name"].annotation)
+    assert {*PUBLISHED, "digits", "image_folder"} == set(names)
 
 
 def test_reads_idx_files_compressed_or_not(small_mnist: tuple[PublishedSet, Path], tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from PIL import Image
 from torchvision.datasets import SVHN as TorchvisionSVHN
 
 from flows.core.errors import Exit, UserError
-from flows.images.catalogue import IMAGENET32, IMAGENET32_2016, IMAGENET64, SVHN, DownsampledImageNet
+from flows.images.catalogue import IMAGENET32, IMAGENET32_2016, IMAGENET64, PUBLISHED, SVHN, DownsampledImageNet
 from flows.images.imagenet import read_imagenet
 from flows.images.publishers import Splits, read_published
 
@@ -103,7 +103,7 @@ def test_the_versions_are_told_apart(pictures: tuple[DownsampledImageNet, Path],
 def test_an_archive_of_another_version_under_this_name(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "Imagenet32_train_npz.zip").write_bytes(b"64")
     other = replace(IMAGENET64, train={"Imagenet64_train_part1_npz.zip": hashlib.sha256(b"64").hexdigest()})
-    monkeypatch.setattr("flows.images.imagenet.IMAGENET64", other)
+    monkeypatch.setitem(PUBLISHED, "imagenet64", other)
     with pytest.raises(UserError, match=r"\(that is Imagenet64_train_part1_npz.zip\)") as error:
         read_imagenet(IMAGENET32, tmp_path, tmp_path)
     assert error.value.code == Exit.MISSING
