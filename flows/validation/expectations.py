@@ -1,4 +1,4 @@
-"""Great Expectations: tables against expectations, results without times or ids, and the Data Docs site of them."""
+"""Check tables with Great Expectations.  The results and the Data Docs site contain no times and no random ids."""
 
 import logging
 import re
@@ -21,7 +21,7 @@ RUN_TIME = datetime(2000, 1, 1, tzinfo=UTC)
 
 
 class Checker:
-    """Runs suites one after the other; `results` are those of all."""
+    """Run one suite after the other and collect their `results`."""
 
     def __init__(self) -> None:
         import great_expectations as gx
@@ -45,36 +45,42 @@ class Checker:
         self.run_time = RUN_TIME
 
     def check(self, name: str, tables: "Iterable[pd.DataFrame]", expectations: list[Any], index: list[str]) -> None:
-        """Hold the rows of some tables of the same columns against the expectations.
+        """Check tables of the same columns against the expectations.
 
-        Each table has a page of its own in the site; the results add up over all of them.  `index` are the columns
-        that say which row it is.
+        Each table gets a page in the site, and the results are those of all tables together.  `index` names the columns
+        that identify a row.
         """
         import great_expectations as gx
-        from great_expectations.core.run_identifier import RunIdentifier
 
         asset = self.source.add_dataframe_asset(name)
         batch = asset.add_batch_definition_whole_dataframe("whole")
         suite = self.context.suites.add(gx.ExpectationSuite(name=name, expectations=expectations))
-        wanted = {"result_format": "SUMMARY", "partial_unexpected_count": MOST_SHOWN}
-        entries: list[list[dict[str, Any]]] = []
+        entries = []
         for number, table in enumerate(tables):
             title = name if number == 0 else f"{name} {number + 1}"
             definition = gx.ValidationDefinition(name=title, data=batch, suite=suite)
-            checkpoint = gx.Checkpoint(
-                name=title,
-                validation_definitions=[self.context.validation_definitions.add(definition)],
-                result_format=wanted | {"unexpected_index_column_names": index},
-            )
-            self.run_time += timedelta(seconds=1)
-            run_id = RunIdentifier(run_name="validate", run_time=self.run_time)
-            run = self.context.checkpoints.add(checkpoint).run({"dataframe": table}, run_id=run_id)
-            (result,) = run.run_results.values()
-            entries.append(result.to_json_dict()["results"])
+            entries.append(self.run(self.context.validation_definitions.add(definition), table, index))
         self.results += [canonical(name, index, list(parts)) for parts in zip(*entries, strict=True)]
 
+    def run(self, definition: Any, table: "pd.DataFrame", index: list[str]) -> list[dict[str, Any]]:
+        """Check one table and return the library's results, with the first rows that break each expectation."""
+        import great_expectations as gx
+        from great_expectations.core.run_identifier import RunIdentifier
+
+        wanted = {
+            "result_format": "SUMMARY",
+            "partial_unexpected_count": MOST_SHOWN,
+            "unexpected_index_column_names": index,
+        }
+        checkpoint = gx.Checkpoint(name=definition.name, validation_definitions=[definition], result_format=wanted)
+        self.run_time += timedelta(seconds=1)
+        run_id = RunIdentifier(run_name="validate", run_time=self.run_time)
+        run = self.context.checkpoints.add(checkpoint).run({"dataframe": table}, run_id=run_id)
+        (result,) = run.run_results.values()
+        return list(result.to_json_dict()["results"])
+
     def build_site(self, folder: Path) -> None:
-        """Write the site of all results into a folder.  Raises what any page could not be written for."""
+        """Write the site of all results into a folder.  Raises the exception for which a page could not be written."""
         self.context.add_data_docs_site("site", site_config(folder))
         with heard("great_expectations") as errors:
             self.context.build_data_docs()
@@ -86,16 +92,18 @@ class Checker:
 
 @contextmanager
 def heard(name: str) -> Iterator[list[BaseException]]:
-    """Collect the exceptions that a library logs instead of raising them, and keep them out of the log."""
+    """Collect the exceptions that a library logs instead of raising them.  They do not reach the log."""
     errors: list[BaseException] = []
 
     class Listener(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
             errors.append(sys.exception() or RuntimeError(record.getMessage()))
 
-    logger, listener = logging.getLogger(name), Listener(logging.ERROR)
+    listener = Listener(logging.ERROR)
+    logger = logging.getLogger(name)
+    before = logger.propagate
     logger.addHandler(listener)
-    before, logger.propagate = logger.propagate, False
+    logger.propagate = False
     try:
         yield errors
     finally:
@@ -104,7 +112,7 @@ def heard(name: str) -> Iterator[list[BaseException]]:
 
 
 def site_config(folder: Path) -> dict[str, Any]:
-    """A Data Docs site in `folder`."""
+    """Return the configuration of a Data Docs site in `folder`."""
     return {
         "class_name": "SiteBuilder",
         "site_index_builder": {"class_name": "DefaultSiteIndexBuilder"},
@@ -123,7 +131,7 @@ def canonical_page(page: str) -> str:
 
 
 def canonical(table: str, index: list[str], parts: list[dict[str, Any]]) -> Result:
-    """One expectation's result, over all tables, without times, ids or paths: the same data give the same bytes."""
+    """Return the result of one expectation over all tables, without times, ids or paths."""
     for part in parts:
         if part["exception_info"].get("raised_exception"):
             message = part["exception_info"]["exception_message"]
@@ -151,17 +159,19 @@ def holds(parts: list[dict[str, Any]], allowed: float) -> bool:
 
 
 def observed(results: list[dict[str, Any]]) -> Any:
-    """What was found: a value, or how many rows broke the expectation, with examples."""
+    """Return the observed value, or how many rows break the expectation, with examples."""
     if results[0].get("observed_value") is not None:
         return results[0]["observed_value"]
     if not total(results, "unexpected_count"):
         return "as expected"
     values = [value for result in results for value in result["partial_unexpected_list"]]
     found = f"{total(results, 'unexpected_count')} of {total(results, 'element_count')} rows"
-    if all(value is True for value in values):  # a flag: there is no other example
+    if all(value is True for value in values):  # a flag needs no example
         return found
-    return f"{found}, such as {', '.join(sorted({str(value) for value in values})[:5])}"
+    examples = sorted({str(value) for value in values})[:5]
+    return f"{found}, such as {', '.join(examples)}"
 
 
 def total(results: list[dict[str, Any]], key: str) -> int:
+    """Return the sum of a count over all tables."""
     return int(sum(result.get(key) or 0 for result in results))
