@@ -212,7 +212,7 @@ def test_jpeg_and_other_files_are_told_of(folder: Path, caplog: pytest.LogCaptur
     (folder / "notes\n.txt").write_text("not an image")
     images = load(folder)
     assert "8 JPEG files: their bits/dim are those of decoded JPEG" in caplog.text
-    assert r'1 files are no images, such as "notes\n.txt"' in caplog.text
+    assert r'1 files are not images, such as "notes\n.txt"' in caplog.text
     assert images.description["formats"] == "8 JPEG"
 
 
@@ -507,7 +507,7 @@ def test_a_folder_renamed_by_a_mac_or_a_file_manager_is_read(folder: Path, caplo
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(noise(2, 2)).save(folder / name)
     assert len(load(folder).train) == 6
-    assert 'left out, since hidden: ".copy.png", ".thumbnails"' in caplog.text
+    assert 'hidden, therefore left out: ".copy.png", ".thumbnails"' in caplog.text
 
 
 def test_links_that_lead_round_in_circles_are_passed_over(folder: Path) -> None:
@@ -659,7 +659,7 @@ def test_a_damaged_tiff_file_is_one_line(tmp_path: Path, capfd: pytest.CaptureFi
 
 def test_too_many_images(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("flows.images.folder.MOST_IMAGES", 7)
-    with pytest.raises(UserError, match="folder: 8 images, of which at most 7 are read") as error:
+    with pytest.raises(UserError, match="folder: 8 images, but at most 7 are read") as error:
         load(folder)
     assert error.value.code == Exit.INVALID_DATA
 

@@ -328,7 +328,7 @@ def test_a_file_that_an_archive_holds_twice_is_refused(small_cifar: tuple[Publis
         content = member.read()
     entry = ("cifar-10-batches-py/test_batch", tarfile.REGTYPE, content)
     archive(source / "cifar-10-python.tar.gz", entry, entry)
-    with pytest.raises(UserError, match="test_batch is truncated or damaged: it is there twice"):
+    with pytest.raises(UserError, match="test_batch is truncated or damaged: the archive holds it twice"):
         read_published(published, source, tmp_path / "downloads", scratch(tmp_path))
 
 
