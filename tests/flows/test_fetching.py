@@ -17,7 +17,7 @@ CONTENT = np.random.default_rng(0).bytes(1_000_000)
 
 
 class Handler(BaseHTTPRequestHandler):
-    """Serves CONTENT as `behaviour` tells: bytes to send of each answer, in order; the last holds on."""
+    """Serves CONTENT; `behaviour` lists how many bytes to send in each answer, and its last entry repeats."""
 
     behaviour: ClassVar[list[int | str]] = []
     asked: ClassVar[list[str | None]] = []

@@ -1,4 +1,4 @@
-"""Files that are made to take all memory or for ever: refused in seconds, or read within bounds."""
+"""Files made to exhaust memory or time are refused in seconds, or read within bounds."""
 
 import io
 import os
@@ -219,7 +219,7 @@ def raw_header(text: bytes) -> bytes:
     ],
     ids=lambda value: value[:40] if isinstance(value, str) else "",
 )
-def test_an_array_is_not_what_its_head_claims(head: bytes, size: int, message: str, tmp_path: Path) -> None:
+def test_a_false_header_is_refused(head: bytes, size: int, message: str, tmp_path: Path) -> None:
     path = tmp_path / "a.npy"
     path.write_bytes(head)
     os.truncate(path, len(head) + size)  # of no blocks, however large
@@ -230,7 +230,7 @@ def test_an_array_is_not_what_its_head_claims(head: bytes, size: int, message: s
 
 
 def test_a_large_array_comes_in_small_chunks(tmp_path: Path) -> None:
-    """40 GB that take no room on the disk."""
+    """A sparse file of 40 GB."""
     path, head = tmp_path / "a.npy", header((20_000, 3, 800, 800))
     path.write_bytes(head)
     os.truncate(path, len(head) + 20_000 * 3 * 800 * 800)

@@ -47,7 +47,7 @@ def run(images: Path, reference: Path | None = None, **changes: Any) -> dict[str
     return json.loads((report / "validation.json").read_text())  # type: ignore[no-any-return]
 
 
-def test_good_images_pass_and_the_report_vouches_for_them(image_set: Path) -> None:
+def test_good_images_pass_and_the_report_has_their_digest(image_set: Path) -> None:
     report = run(image_set)
     assert report["success"]
     assert report["data_sha256"] == data_sha256(image_set)
@@ -59,7 +59,7 @@ def test_good_images_pass_and_the_report_vouches_for_them(image_set: Path) -> No
 
 
 def test_two_processes_write_the_same_bytes(image_set: Path) -> None:
-    """At another time and place, in another time zone and with another seed of hashes."""
+    """The time, the folder, the time zone and the seed of hashes differ."""
     train, test = digits_of(image_set)
     test[3] = train[5]
     write_set(image_set, train, test)
@@ -70,7 +70,7 @@ def test_two_processes_write_the_same_bytes(image_set: Path) -> None:
 
 
 def inspected(images: Path, out: Path, **environment: str) -> dict[str, bytes]:
-    """The files that a process of its own writes, by their names."""
+    """The files of a report that a new process writes, by name."""
     program = (
         "import sys; from pathlib import Path; from flows.core.params import read_params; "
         "from flows.validation.inspection import inspect_images; images, out = map(Path, sys.argv[1:]); "
@@ -182,7 +182,7 @@ def test_counts_and_labels(describe: dict[str, int], labels: np.ndarray | None, 
     assert reason in str(error.value)
 
 
-def test_repeated_and_constant_images_are_put_up_with_up_to_a_share(image_set: Path) -> None:
+def test_repeated_and_constant_images_are_allowed_up_to_a_share(image_set: Path) -> None:
     train, test = digits_of(image_set)
     train[7], train[9] = train[3], 5
     write_set(image_set, train, test)
@@ -193,7 +193,7 @@ def test_repeated_and_constant_images_are_put_up_with_up_to_a_share(image_set: P
     assert run(image_set, max_duplicates=0.02, max_constant=0.02)["success"]
 
 
-def test_leakage_is_put_up_with_up_to_a_share_of_the_test(image_set: Path) -> None:
+def test_leakage_is_allowed_up_to_a_share_of_the_test_images(image_set: Path) -> None:
     train, test = digits_of(image_set)
     test[3] = train[5]
     write_set(image_set, train, test)
@@ -202,7 +202,7 @@ def test_leakage_is_put_up_with_up_to_a_share_of_the_test(image_set: Path) -> No
         run(image_set, max_leaked=0.99 / 20)
 
 
-def test_doubts_are_warnings(image_set: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_warnings_do_not_fail(image_set: Path, caplog: pytest.LogCaptureFixture) -> None:
     train, test = digits_of(image_set)
     near = train[5].astype(int)
     near[0, 4, 4] += 1 if near[0, 4, 4] < 8 else -1
@@ -216,7 +216,7 @@ def test_doubts_are_warnings(image_set: Path, caplog: pytest.LogCaptureFixture) 
     assert "per image of the least frequent: 1 of 2 rows, such as 49.0 (train)" in caplog.text
 
 
-def test_more_images_than_one_table_holds_add_up(image_set: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_results_of_several_tables_add_up(image_set: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     train, test = digits_of(image_set)
     test[3] = train[5]
     test[19] = train[6]
