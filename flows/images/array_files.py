@@ -75,7 +75,7 @@ def read_images_layout(file: IO[bytes]) -> Layout:
         layout = read_layout(file)
         held = os.fstat(file.fileno()).st_size - file.tell()
         if held < layout.num_bytes:
-            raise ValueError(f"{held:,} bytes, but the header says an array of {layout.shape} {layout.dtype}")
+            raise ValueError(f"{held:,} bytes, but an array of {layout.shape} {layout.dtype} according to the header")
     shape = layout.shape
     if not 2 <= len(shape) <= 4 or 0 in shape:
         raise BadImageError(f"an array of {shape}; wanted (H,W), (C,H,W) or (N,C,H,W)")
