@@ -55,10 +55,19 @@ class DownsampledImageNet:
 def idx_set(title: str, homepage: str, licence: str, reader: type[TorchvisionMNIST], *sha256: str) -> PublishedSet:
     """Return the entry of a set of 60,000 and 10,000 images of 28x28 in MNIST's file format."""
     names = [f"{split}-{kind}" for split in ("train", "t10k") for kind in ("images-idx3-ubyte", "labels-idx1-ubyte")]
-    files = dict(zip(names, sha256, strict=True))
-    folder = f"{reader.__name__}/raw"
-    addresses = {f"{name}.gz": [f"{base}{name}.gz" for base in reader.mirrors] for name in names}
-    return PublishedSet(title, homepage, licence, 256, 60_000, 10_000, reader, folder, files, None, addresses)
+    return PublishedSet(
+        title=title,
+        homepage=homepage,
+        licence=licence,
+        num_levels=256,
+        num_train=60_000,
+        num_test=10_000,
+        reader=reader,
+        folder=f"{reader.__name__}/raw",
+        files=dict(zip(names, sha256, strict=True)),
+        archive=None,
+        addresses={f"{name}.gz": [f"{base}{name}.gz" for base in reader.mirrors] for name in names},
+    )
 
 
 MNIST = idx_set(
@@ -123,7 +132,7 @@ SVHN = PublishedSet(
         "test_32x32.mat": "cdce80dfb2a2c4c6160906d0bd7c68ec5a99d7ca4831afa54f09182025b6a75b",
     },
     archive=None,
-    addresses={name: [address] for address, name, _ in map(TorchvisionSVHN.split_list.get, ("train", "test"))},
+    addresses={f"{split}_32x32.mat": [TorchvisionSVHN.split_list[split][0]] for split in ("train", "test")},
 )
 
 # ImageNet was published at low resolution twice, under the same names.  The images were resized differently: the same

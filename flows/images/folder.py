@@ -176,7 +176,7 @@ def is_split(name: str) -> bool:
 
 
 def part_of(name: str) -> str:
-    """The first part of a name, in lower case: `train` of Train/cat/1.png and of train.npy."""
+    """Return the first part of a name, in lower case: `train` of Train/cat/1.png and of train.npy."""
     return name.partition("/")[0].lower().removesuffix(".npy")
 
 
@@ -215,7 +215,8 @@ def pixels(
                 these = wanted[place : place + len(images)]
                 place += len(images)
                 if these.any():
-                    yield images if these.all() else images[these], labels[number] if labels else None, name
+                    label = labels[number] if labels else None
+                    yield images if these.all() else images[these], label, name
         except BadImageError as error:
             problems[name] = error
 

@@ -70,7 +70,7 @@ def read_chunk(published: PublishedSet, scratch: Path, train: bool) -> Chunk:
 
 
 def take_files(published: PublishedSet, source: Path, folder: Path) -> None:
-    """Copy the files from `source` (plain, .gz, or in the publisher's archive) unpacked into `folder` and check.
+    """Unpack the files from `source` (plain, .gz, or in the publisher's archive) into `folder` and check them.
 
     Raises UserError (exit 5).
     """
