@@ -61,6 +61,7 @@ def test_good_images_pass_and_the_report_has_their_digest(image_set: Path) -> No
 def test_two_processes_write_the_same_bytes(image_set: Path) -> None:
     """The time, the folder, the time zone and the seed of hashes differ."""
     train, test = digits_of(image_set)
+    train[:6, 0, 3, 3] = [19, 17, 18, 30, 17, 18]
     test[3] = train[5]
     write_set(image_set, train, test)
     first = inspected(image_set, image_set.parent / "one", TZ="UTC", PYTHONHASHSEED="1")
