@@ -73,8 +73,7 @@ def run_step(step: str, folder: Path) -> float:
     else:
         from flows.stages.validate import validate
 
-        outs = {"out": folder / "v.json", "data_docs": folder / "site", "picture": folder / "v.png"}
-        validate(params.contract, images=folder / "images", **outs)
+        validate(params.contract, images=folder / "images", out=folder / "report")
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
 
 

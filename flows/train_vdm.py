@@ -18,7 +18,7 @@ from prefect.states import Completed, Failed
 
 from flows.commands.summary import bits
 from flows.core import layout
-from flows.core.documents import Validation, read
+from flows.core.documents import read
 from flows.core.errors import Exit, NetworkError, UserError
 from flows.evaluation.results import BoundMetrics
 from flows.orchestration import artifacts
@@ -40,6 +40,7 @@ from flows.registry.evidence import Evidence
 from flows.registry.git import git_text, identity
 from flows.registry.lineage import read_lock
 from flows.registry.storage import obtain, opened
+from flows.validation.report import Validation
 
 # Training ends when it ends; what takes longer than this elsewhere hangs.
 TIMEOUT_HOURS = {"download": 6.0, "validate": 2.0, "register": 0.5, "evaluate": 48.0, "sample": 12.0}

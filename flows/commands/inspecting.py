@@ -1,14 +1,15 @@
-"""`vdmctl validate PATH`: images outside the pipeline, as the pipeline would read them."""
+"""`vdmctl validate PATH`: check images outside the pipeline, read as the pipeline would read them."""
 
 import logging
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from flows.core.escaping import visible
 from flows.images.preparing import write_images
 from flows.images.store import DESCRIPTION
 from flows.validation.inspection import inspect_images
+from flows.validation.report import Report
 from vdm.files import scratch_folder
 
 if TYPE_CHECKING:
@@ -17,28 +18,20 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-def inspect_path(
-    data: "Data", contract: "Contract", *, path: Path, out: Path | None, reference: Path | None
-) -> dict[str, Any]:
-    """The report on an image set, or on a folder of images with the transforms and the split of `data`.
+def inspect_path(data: "Data", contract: "Contract", *, path: Path, out: Path | None, reference: Path | None) -> Report:
+    """Return the report on an image set, or on a folder of images with the transforms and the split of `data`.
 
-    `out` is a folder for the report, its site and its picture.  Raises what reading and `inspect_images` raise.
+    The report, its site and its picture are written into the folder `out`, if given.  Raises what `write_images` and
+    `inspect_images` raise.
     """
     if out:
-        out.mkdir(parents=True, exist_ok=True)  # an error is wanted before the work
+        out.mkdir(parents=True, exist_ok=True)  # fails before the images are read
     with scratch_folder() as scratch:
-        images, report = path, out or scratch / "report"
-        # Path.is_file raises where a folder must not be entered; reading the images names the folder.
+        images = path
+        # Path.is_file raises for a folder without permission to enter; write_images then names the folder.
         if "\0" in str(path) or not os.access(path / DESCRIPTION, os.F_OK):
             images = scratch / "images"
             folder = data.model_copy(update={"name": "image_folder"})
             origin = write_images(folder, source=path, out=images, downloads=scratch / "downloads")
             log.info("%s: transforms: %s", visible(str(path)), origin["transforms"])
-        return inspect_images(
-            contract,
-            images=images,
-            out=report / "validation.json",
-            data_docs=report / "data_docs",
-            picture=report / "validation.png",
-            reference=reference,
-        )
+        return inspect_images(contract, images=images, out=out or scratch / "report", reference=reference)

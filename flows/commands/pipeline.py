@@ -44,19 +44,14 @@ def validate(
     if path is None:
         if out or as_json:
             raise UserError("--out and --json need PATH", Exit.USAGE)
-        outs = {
-            "out": layout.VALIDATION,
-            "data_docs": layout.DATA_DOCS,
-            "picture": layout.VALIDATION_PICTURE,
-        }
-        validate(read.contract, images=layout.IMAGES, reference=reference, **outs)
+        validate(read.contract, images=layout.IMAGES, out=layout.VALIDATION.parent, reference=reference)
         return
     from flows.commands.inspecting import inspect_path
 
     report = inspect_path(read.data, read.contract, path=path, out=out, reference=reference)
     if as_json:
-        say_json(report)
-    require_success(report, path, out / "data_docs" if out else None)
+        say_json(report.model_dump())
+    require_success(report, path, out)
 
 
 @commands.command()

@@ -7,7 +7,7 @@ import json
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, FailFast, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from flows.core.errors import Exit, UserError
 from vdm.files import inside, parse_json, read_bounded
@@ -34,28 +34,12 @@ FolderOrFileMd5 = Annotated[str, Field(pattern=r"^[0-9a-f]{32}(\.dir)?$")]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Number = Annotated[float, Field(allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=0)]
-Statistic = Annotated[float, Field(ge=-1e9, le=1e9)]
 
 
 class Document(BaseModel):
     """An object whose known keys have their types."""
 
     model_config = ConfigDict(extra="allow", frozen=True, strict=True)
-
-
-class Profile(Document):
-    """What `flows.validation.drift` compares."""
-
-    histogram: Annotated[list[Annotated[int, Field(ge=0, lt=2**63)]], FailFast(), Field(min_length=1, max_length=2**16)]
-    mean: Annotated[list[Statistic], FailFast(), Field(max_length=2**16)]
-    deviation: Annotated[list[Statistic], FailFast(), Field(max_length=2**16)]
-
-
-class Validation(Document):
-    """validation.json, the verdict on images."""
-
-    success: bool
-    data_sha256: Sha256
 
 
 def parse(model: type[Model], content: bytes, name: str) -> Model:

@@ -74,7 +74,7 @@ class Data(Section):
 
 
 class Contract(Section):
-    """What the validation of images puts up with; see `flows.validation.contract`."""
+    """Limits for the validation of images; see `flows.validation.contract`."""
 
     max_leaked: Share
     max_duplicates: Share

@@ -1,6 +1,6 @@
-"""Arrays in .npy format: their heads, and their rows, a bounded chunk of them at a time.
+"""Read .npy files: the header, and the rows in chunks of bounded size.
 
-NumPy's own reader allocates what the head claims, and a process that maps a file ends when the file shrinks.
+NumPy's own reader allocates what the header claims, and a process that maps a file dies when the file shrinks.
 """
 
 import io
@@ -20,7 +20,7 @@ MOST_ROW_BYTES = 2**28
 
 
 class Layout(NamedTuple):
-    """What the head of an array says."""
+    """What the header of an array says."""
 
     shape: tuple[int, ...]
     fortran: bool
@@ -39,7 +39,7 @@ class Layout(NamedTuple):
 
 
 def size_of(shape: tuple[int, ...]) -> int:
-    """Return the number of entries, an integer of Python's, which does not overflow."""
+    """Return the number of entries, as a Python integer, which does not overflow."""
     size = 1
     for length in shape:
         size *= length
@@ -47,13 +47,13 @@ def size_of(shape: tuple[int, ...]) -> int:
 
 
 def inspect_array(path: Path) -> Head:
-    """Read the head of a file of images; pixels are not read.  Raises BadImageError."""
+    """Return the head of a file of images without reading pixels.  Raises BadImageError."""
     with open_file(path) as file:
         return head_of(file, read_images_layout(file))
 
 
 def read_array(path: Path, expected: Head | None) -> Iterator[np.ndarray]:
-    """Read the images of a file, (n,C,H,W) uint8 or uint16.  Raises BadImageError."""
+    """Yield the images of a file, (n,C,H,W) uint8 or uint16.  Raises BadImageError."""
     with open_file(path) as file:
         layout = read_images_layout(file)
         head = head_of(file, layout)
@@ -64,22 +64,22 @@ def read_array(path: Path, expected: Head | None) -> Iterator[np.ndarray]:
 
 
 def next_of(rows: Iterator[np.ndarray]) -> np.ndarray | None:
-    """Return the next rows; None after the last.  Raises BadImageError."""
+    """Return the next rows, or None after the last.  Raises BadImageError."""
     with damage_named(), limited():
         return next(rows, None)
 
 
 def read_images_layout(file: IO[bytes]) -> Layout:
-    """Read the head of a file that holds what it says, as (N,C,H,W).  Raises BadImageError."""
+    """Return the layout of a file of images as (N,C,H,W).  Raises BadImageError, also for a file that is too short."""
     with damage_named(), limited():
         layout = read_layout(file)
         held = os.fstat(file.fileno()).st_size - file.tell()
         if held < layout.num_bytes:
-            raise ValueError(f"{held:,} bytes, but an array of {layout.shape} {layout.dtype} in its head")
+            raise ValueError(f"{held:,} bytes, but an array of {layout.shape} {layout.dtype} according to the header")
     shape = layout.shape
     if not 2 <= len(shape) <= 4 or 0 in shape:
         raise BadImageError(f"an array of {shape}; wanted (H,W), (C,H,W) or (N,C,H,W)")
-    # Of 4 columns or less each reading is as odd as the other, and what was asked for holds.
+    # An array with at most 4 rows or columns is ambiguous: it is taken in the documented order.
     if len(shape) > 2 and shape[-1] in (1, 3, 4) and min(shape[-3:-1]) > 4:
         raise BadImageError(f"an array of {shape}, channels last; transpose it to (N,C,H,W)")
     if len(shape) == 3 and shape[0] > 4:
@@ -90,7 +90,7 @@ def read_images_layout(file: IO[bytes]) -> Layout:
 
 
 def head_of(file: IO[bytes], layout: Layout) -> Head:
-    """Return what an (N,C,H,W) array is as images.  Raises BadImageError unless its entries are levels."""
+    """Return the head of an (N,C,H,W) array as images.  Raises BadImageError unless its entries are levels."""
     if layout.dtype.kind == "f":
         raise BadImageError(floats(next_of(read_rows(file, layout, ROWS))))
     match layout.dtype.name:
@@ -107,7 +107,7 @@ def head_of(file: IO[bytes], layout: Layout) -> Head:
 
 
 def floats(array: Any) -> str:
-    """Return what is wrong with floats in place of levels."""
+    """Return why an array of floats is refused."""
     if np.isnan(array).any():
         return f"{array.dtype} with NaN, not levels"
     lowest, highest = array.min(), array.max()
@@ -123,7 +123,7 @@ def checked(images: np.ndarray, num_bits: int) -> np.ndarray:
 
 
 def read_layout(file: IO[bytes]) -> Layout:
-    """Read the head of an array; the file is then at the first byte of its content.  Raises what NumPy does."""
+    """Read the header of an array; the file is then at the first byte of the content.  Raises what NumPy raises."""
     stream = io.BytesIO(file.read(MOST_HEAD_BYTES))
     version = np.lib.format.read_magic(stream)
     if version not in ((1, 0), (2, 0), (3, 0)):
@@ -132,15 +132,15 @@ def read_layout(file: IO[bytes]) -> Layout:
     read = formats.read_array_header_1_0 if version == (1, 0) else formats.read_array_header_2_0
     layout = Layout(*read(stream))
     if not all(0 <= length < 2**63 for length in layout.shape):
-        raise ValueError("sizes that no array has")
+        raise ValueError(f"impossible shape {layout.shape}")
     file.seek(stream.tell())
     return layout
 
 
 def read_rows(file: IO[bytes], layout: Layout, most: int) -> Iterator[np.ndarray]:
-    """Read the rows after a head, (n,...), at most `most` and a bounded number of bytes at a time.
+    """Yield the rows (n,...) after the header, at most `most` and a bounded number of bytes at a time.
 
-    Raises ValueError when the file ends before, and MemoryError for rows that are too large.
+    Raises ValueError if the file is too short, and MemoryError for rows that are too large.
     """
     bound = layout.num_bytes if layout.fortran else layout.row_bytes
     if bound > MOST_ROW_BYTES:
@@ -158,7 +158,7 @@ def read_rows(file: IO[bytes], layout: Layout, most: int) -> Iterator[np.ndarray
 
 
 def read_entries(file: IO[bytes], dtype: np.dtype[Any], count: int) -> np.ndarray:
-    """Read (count,) entries.  Raises ValueError when the file ends before."""
+    """Return the next (count,) entries.  Raises ValueError if the file is too short."""
     content = np.empty(count * dtype.itemsize, np.uint8)
     if file.readinto(content.data) != len(content):  # type: ignore[attr-defined]
         raise ValueError("cut short")

@@ -1,4 +1,4 @@
-"""The published image sets, one entry each: where they come from, their licence, counts and checksums."""
+"""The published image sets: one entry each with addresses, licence, counts and checksums."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from torchvision.datasets import FashionMNIST as TorchvisionFashionMNIST
 
 @dataclass(frozen=True)
 class PublishedSet:
-    """A set that its publisher splits and hands out as files, read through torchvision."""
+    """A set of files with a published split, read through torchvision."""
 
     title: str
     homepage: str
@@ -28,9 +28,9 @@ class PublishedSet:
     files: dict[str, str]
     """sha256 of the uncompressed bytes by file name."""
     archive: str | None
-    """A tar file that the publisher wraps the folder in."""
+    """The tar file in which the publisher packs the folder, if any."""
     addresses: dict[str, list[str]]
-    """Where to fetch what the publisher hands out, by file name: the publisher's address and mirrors."""
+    """The publisher's address and mirrors, by the name of the file to download."""
 
 
 @dataclass(frozen=True)
@@ -53,12 +53,21 @@ class DownsampledImageNet:
 
 
 def idx_set(title: str, homepage: str, licence: str, reader: type[TorchvisionMNIST], *sha256: str) -> PublishedSet:
-    """A set of 60,000 and 10,000 images of 28x28 in MNIST's file format."""
+    """Return the entry of a set of 60,000 and 10,000 images of 28x28 in MNIST's file format."""
     names = [f"{split}-{kind}" for split in ("train", "t10k") for kind in ("images-idx3-ubyte", "labels-idx1-ubyte")]
-    files = dict(zip(names, sha256, strict=True))
-    folder = f"{reader.__name__}/raw"
-    addresses = {name: [base + name for base in reader.mirrors] for name in (f"{name}.gz" for name in names)}
-    return PublishedSet(title, homepage, licence, 256, 60_000, 10_000, reader, folder, files, None, addresses)
+    return PublishedSet(
+        title=title,
+        homepage=homepage,
+        licence=licence,
+        num_levels=256,
+        num_train=60_000,
+        num_test=10_000,
+        reader=reader,
+        folder=f"{reader.__name__}/raw",
+        files=dict(zip(names, sha256, strict=True)),
+        archive=None,
+        addresses={f"{name}.gz": [f"{base}{name}.gz" for base in reader.mirrors] for name in names},
+    )
 
 
 MNIST = idx_set(
@@ -105,7 +114,7 @@ CIFAR10 = PublishedSet(
 
 
 def svhn(root: Path, train: bool) -> TorchvisionSVHN:
-    """torchvision's reader, which names the splits where the others take a flag."""
+    """Return torchvision's reader, which takes the name of a split where the others take a flag."""
     return TorchvisionSVHN(root, split="train" if train else "test")
 
 
@@ -123,11 +132,11 @@ SVHN = PublishedSet(
         "test_32x32.mat": "cdce80dfb2a2c4c6160906d0bd7c68ec5a99d7ca4831afa54f09182025b6a75b",
     },
     archive=None,
-    addresses={name: [address] for address, name, _ in map(TorchvisionSVHN.split_list.get, ("train", "test"))},
+    addresses={f"{split}_32x32.mat": [TorchvisionSVHN.split_list[split][0]] for split in ("train", "test")},
 )
 
-# ImageNet was published at low resolution twice, under the same names.  The images differ in how they were resized:
-# the same model reaches about 0.26 bits/dim less on one than on the other, so the archives are told apart by checksum.
+# ImageNet was published at low resolution twice, under the same names.  The images were resized differently: the same
+# model reaches about 0.26 bits/dim less on one than on the other.  Checksums distinguish the archives.
 IMAGENET32 = DownsampledImageNet(
     title="ImageNet 32x32 (Chrabaszcz, Loshchilov and Hutter 2017)",
     homepage="https://patrykchrabaszcz.github.io/Imagenet32/",
@@ -175,3 +184,15 @@ IMAGENET64_2016 = DownsampledImageNet(
     test={"valid_64x64.tar": "eeac03ec4f585baf871d2b4cb9c974bfe345e74878a74e5820fe6eb1041629cd"},
     base_address="http://image-net.org/small/",
 )
+
+PUBLISHED: dict[str, PublishedSet | DownsampledImageNet] = {
+    "mnist": MNIST,
+    "fashion_mnist": FASHION_MNIST,
+    "cifar10": CIFAR10,
+    "svhn": SVHN,
+    "imagenet32": IMAGENET32,
+    "imagenet64": IMAGENET64,
+    "imagenet32_2016": IMAGENET32_2016,
+    "imagenet64_2016": IMAGENET64_2016,
+}
+"""The entries by `data.name`."""

@@ -1,4 +1,4 @@
-"""Files from an address: resumed where a connection broke, tried again after growing pauses."""
+"""Download files: resume after a broken connection, retry after growing pauses."""
 
 import http.client
 import logging
@@ -26,19 +26,19 @@ PAUSES = (1.0, 4.0, 15.0, 60.0)  # seconds before the second to the fifth attemp
 
 
 class TooLongError(http.client.HTTPException):
-    """A server that sends more than the file can have."""
+    """The server sends more than the largest possible size of the file."""
 
 
 def fetch_file(addresses: Sequence[str], path: Path, most: int = MOST_BYTES) -> None:
-    """Download to `path` from the first address that serves the file; nothing is done when it is there already.
+    """Download to `path`, unless it exists, from the first address that serves the file.
 
-    What has arrived lies in `path` + `.part` and is continued from, in a later run too.  Raises NetworkError (exit 5)
-    when every address has failed after every pause, or sends more than `most` bytes; OSError when `path` cannot be
-    written.
+    A partial download is kept as `path` + `.part` and resumed, also by a later run.  Raises NetworkError (exit 5) if
+    every address failed after every pause or sent more than `most` bytes; OSError if `path` cannot be written.
     """
     part = path.with_name(path.name + ".part")
     path.parent.mkdir(parents=True, exist_ok=True)
-    failure, left = "no address", list(addresses)
+    failure = "no address"
+    left = list(addresses)
     for pause in (0.0, *PAUSES):
         if path.exists():
             return
@@ -60,10 +60,10 @@ def fetch_file(addresses: Sequence[str], path: Path, most: int = MOST_BYTES) -> 
 
 
 def receive(address: str, part: Path, most: int) -> None:
-    """Append to `part` what it lacks of the file at the address.
+    """Download the missing part of the file at the address and append it to `part`.
 
-    Raises URLError or HTTPException for whatever the network or the server does, a short or an endless answer too;
-    OSError that names `part`.
+    Raises URLError or HTTPException for any failure of the network or the server, including an answer that is too short
+    or too long; OSError that names `part`.
     """
     have = part.stat().st_size if part.exists() else 0
     wanted = request.Request(address, headers={"User-Agent": "vdm-pipeline", "Range": f"bytes={have}-"})
@@ -71,15 +71,15 @@ def receive(address: str, part: Path, most: int) -> None:
         response = opener().open(wanted, timeout=TIMEOUT)
     except HTTPError as error:
         if error.code == http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
-            part.unlink(missing_ok=True)  # complete or longer than the file: its checksum will tell, from a new start
+            part.unlink(missing_ok=True)  # complete or too long: the next attempt starts over
         raise
-    except (OSError, ValueError) as error:  # ValueError: redirected to what is not an address
+    except (OSError, ValueError) as error:  # ValueError: redirected to an invalid address
         raise URLError(brief(error)) from error
     with response:
         resumed = response.status == http.HTTPStatus.PARTIAL_CONTENT
         if resumed and other_range(response, have):
             part.unlink(missing_ok=True)
-            raise URLError(f"sends {response.headers['Content-Range']}, not what was asked for")
+            raise URLError(f"sends {response.headers['Content-Range']}, not the requested range")
         try:
             with naming(part, part), part.open("ab" if resumed else "wb") as file:
                 copy(response, file, have if resumed else 0, most, part.stem)
@@ -89,7 +89,7 @@ def receive(address: str, part: Path, most: int) -> None:
 
 
 def opener() -> request.OpenerDirector:
-    """Return an opener that knows http and https only; that of urllib would follow a redirect to FTP."""
+    """Return an opener for http and https only; urllib's default would follow a redirect to FTP."""
     made = request.OpenerDirector()
     for handler in (
         request.ProxyHandler,
@@ -105,24 +105,24 @@ def opener() -> request.OpenerDirector:
 
 
 def other_range(response: http.client.HTTPResponse, have: int) -> bool:
-    """Return whether the answer says that it begins somewhere else than at byte `have`."""
+    """Whether the answer says that it begins at another byte than `have`."""
     stated = re.match(r"bytes (\d+)-", response.headers.get("Content-Range", ""))
     return stated is not None and int(stated[1]) != have
 
 
 def copy(response: http.client.HTTPResponse, file: BinaryIO, have: int, most: int, name: str) -> None:
-    """Copy the body, with a bar.
+    """Copy the body to the file and show a progress bar.
 
-    Raises IncompleteRead when the connection ends before the stated length, TooLongError beyond `most` bytes.
+    Raises IncompleteRead if the connection ends before the stated length, TooLongError beyond `most` bytes.
     """
     total = have + response.length if response.length is not None else None
-    with tqdm(
-        initial=have, total=total, desc=name, unit="B", unit_scale=True, leave=False, disable=not sys.stderr.isatty()
-    ) as shown:
+    quiet = not sys.stderr.isatty()
+    with tqdm(initial=have, total=total, desc=name, unit="B", unit_scale=True, leave=False, disable=quiet) as shown:
         for block in blocks(response):
             have += len(block)
-            if max(have, total or 0) > most:
-                raise TooLongError(f"sends {max(have, total or 0):,} bytes, of which the file has {most:,} at most")
+            size = max(have, total or 0)
+            if size > most:
+                raise TooLongError(f"sends {size:,} bytes, but the file has {most:,} at most")
             file.write(block)
             shown.update(len(block))
     if total is not None and have < total:
@@ -130,7 +130,7 @@ def copy(response: http.client.HTTPResponse, file: BinaryIO, have: int, most: in
 
 
 def blocks(response: http.client.HTTPResponse) -> Iterator[bytes]:
-    """Yield the body.  Raises URLError or HTTPException, never OSError, which is for the disk."""
+    """Yield the body.  Raises URLError or HTTPException, never another OSError, which would mean the disk."""
     try:
         while block := response.read(BLOCK):
             yield block

@@ -1,11 +1,11 @@
-"""A folder of images as a set: with or without train and test, with or without a folder per class.
+"""Read a folder of images, with or without train and test parts, with or without a folder per class.
 
-Files are looked at twice: their heads first, so that what cannot be used is named before anything is written, and
-then their pixels, which stream through.
+Every file is read twice: first its head, so that unusable files are named before anything is written, then its
+pixels, as a stream.
 """
 
 import logging
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -24,35 +24,35 @@ log = logging.getLogger(__name__)
 
 ROWS = 1000
 MOST_NAMED = 1000
-MOST_IMAGES = 7_500_000  # of which validation holds 130 bytes each: less than 1 GB
+MOST_IMAGES = 7_500_000  # validation holds 130 bytes of each: less than 1 GB
 TRAIN_NAMES = ("train", "training")
 TEST_NAMES = ("test", "testing", "val", "valid", "validation", "dev", "eval")
 
 
 class ImageFolder(NamedTuple):
-    """What is known of a folder before its pixels are read."""
+    """A folder of images before its pixels are read."""
 
     splits: Splits
-    """Images as they are stored; the shapes of consecutive chunks may differ."""
+    """Images as they are stored; chunks may differ in shape."""
     kinds: list[Kind]
     num_levels: int
     formats: str
-    """How many files of which format."""
+    """The number of files by format, in words."""
     split: str | None
-    """How the folder itself splits the images; None when it does not."""
+    """How the folder itself splits the images, in words; None if it does not."""
 
 
 class Survey(NamedTuple):
-    """What the heads of all files say."""
+    """The heads of all files."""
 
     heads: list[Head]
-    """By file."""
+    """One for each file."""
     examples: dict[Kind, list[str]]
     """Up to three files of each kind."""
 
     @property
     def counts(self) -> list[int]:
-        """Images by file."""
+        """Number of images in each file."""
         return [head.num_images for head in self.heads]
 
 
@@ -60,8 +60,8 @@ def read_folder(source: Path, *, test_fraction: float, split_seed: int, grayscal
     """Return the images in `source`, a folder or one .npy file, in the order of their names.
 
     Without train and test parts a seeded share is held out.  Gray and RGB images together need `grayscale`,
-    several sizes `resized`.  Raises UserError that lists every file that cannot be used (exit 5 when one is damaged or
-    none is there, else 4); the splits raise it as they are read.
+    several sizes `resized`.  Raises UserError that lists every unusable file (exit 5 if one is damaged or there is
+    none, else 4).  Reading the splits raises it, too.
     """
     found = find_images(source)
     root, names = found.root, found.names
@@ -76,18 +76,19 @@ def read_folder(source: Path, *, test_fraction: float, split_seed: int, grayscal
         for chunk in batched(pixels(root, names, survey.heads, wanted, labels, problems)):
             empty = False
             yield chunk
-        if empty and not last:  # there will be no other split to read
+        if empty and not last:  # the caller stops here and does not read the other split
             problems.update(all_problems(root, names, problems))
         if empty or last:
             complain(root, problems, len(names))
 
     splits = Splits(stream(~chosen, last=False), stream(chosen, last=True))
-    given = f"by its {' and '.join(sorted({part_of(name) for name in names}))}" if has_splits(names) else None
+    parts = sorted({part_of(name) for name in names})
+    given = f"by its {' and '.join(parts)}" if has_splits(names) else None
     return ImageFolder(splits, list(survey.examples), num_levels, remark(root, survey), given)
 
 
 def look_at_all(root: Path, names: list[str]) -> Survey:
-    """Read the heads of all files.  Raises UserError that lists every file that cannot be used."""
+    """Return the heads of all files.  Raises UserError that lists every unusable file."""
     survey = Survey([], {})
     known: dict[Head, Head] = {}
     problems = {}
@@ -102,52 +103,54 @@ def look_at_all(root: Path, names: list[str]) -> Survey:
             examples.append(name)
         survey.heads.append(known.setdefault(head, head))
     if problems:
-        # Of a file with a good head the pixels may be damaged all the same: every file is named once, here.
+        # Pixels behind a good head may be damaged, too: read them, to name every unusable file at once.
         complain(root, all_problems(root, names, problems), len(names))
     return survey
 
 
 def all_problems(root: Path, names: list[str], known: dict[str, BadImageError]) -> dict[str, BadImageError]:
-    """The known problems, and those that reading the pixels of the other files meets."""
+    """Return the known problems and those found by reading the pixels of the other files."""
     problems = dict(known)
     for name in names:
+        if name in known:
+            continue
         try:
-            for _ in read(root / name) if name not in known else ():
-                pass
+            deque(read(root / name), maxlen=0)
         except BadImageError as error:
             problems[name] = error
     return problems
 
 
 def agree(root: Path, survey: Survey, *, grayscale: bool, resized: bool) -> int:
-    """The number of levels, when all images are of one kind once the transforms are done.  Raises UserError."""
+    """Return the number of levels.  Raises UserError unless the transforms make all images one kind."""
     kinds = {kind.after(grayscale=grayscale, resized=resized) for kind in survey.examples}
     if len(kinds) == 1:
         return int(2 ** kinds.pop().num_bits)
-    # One of each kind, then more, up to three files.
-    ranked = sorted(
-        (rank, name, kind) for kind, names in survey.examples.items() for rank, name in enumerate(sorted(names))
-    )
+    ranked = []
+    for kind, names in survey.examples.items():
+        ranked += [(rank, name, kind) for rank, name in enumerate(sorted(names))]
+    # The first file of each kind comes before the second of any.
     shown = ", ".join(
-        f"{listed([name])} is {'x'.join(map(str, kind.shape))} of {kind.num_bits} bits" for _, name, kind in ranked[:3]
+        f"{listed([name])} is {'x'.join(map(str, kind.shape))} of {kind.num_bits} bits"
+        for _, name, kind in sorted(ranked)[:3]
     )
     raise UserError(f"{root}: images of {len(survey.examples)} kinds: {shown}; {advice(kinds)}", Exit.INVALID_DATA)
 
 
 def choose(root: Path, names: list[str], counts: list[int], test_fraction: float, split_seed: int) -> np.ndarray:
-    """Return (N,) which images, file by file, are test images: by the folder's own parts, or a seeded share.
+    """Return which images are test images (N,) bool: those in the folder's test part, or a seeded share.
 
     Raises UserError.
     """
     if (total := sum(counts)) > MOST_IMAGES:
-        raise UserError(f"{root}: {total:,} images, of which at most {MOST_IMAGES:,} are read", Exit.INVALID_DATA)
+        raise UserError(f"{root}: {total:,} images, but at most {MOST_IMAGES:,} are read", Exit.INVALID_DATA)
     if has_splits(names):
         return np.repeat([part_of(name) in TEST_NAMES for name in names], counts)
     found = sorted({name.partition("/")[0] for name in names}, key=lambda first: (not is_split(first), first))
     if is_split(found[0]) and len(names) > 1:
         raise UserError(
             f"{root}: a split is one of {', '.join(TRAIN_NAMES)}, one of {', '.join(TEST_NAMES)} and nothing else; "
-            f"there is {listed(found[:5])}; rename or remove what is not meant so",
+            f"there is {listed(found[:5])}; rename or remove the others",
             Exit.INVALID_DATA,
         )
     test = np.zeros(total, dtype=bool)
@@ -162,23 +165,23 @@ def choose(root: Path, names: list[str], counts: list[int], test_fraction: float
 
 
 def has_splits(names: list[str]) -> bool:
-    """Whether there is one part for training and one for tests, and nothing else."""
+    """Whether there is exactly one training part, one test part and nothing else."""
     parts = {part_of(name) for name in names}
     return len(parts) == 2 and len(parts & {*TRAIN_NAMES}) == len(parts & {*TEST_NAMES}) == 1
 
 
 def is_split(name: str) -> bool:
-    """Whether a name is of a part for training or for tests."""
+    """Whether a file lies in a training or a test part."""
     return part_of(name) in (*TRAIN_NAMES, *TEST_NAMES)
 
 
 def part_of(name: str) -> str:
-    """The first part of a name, in lower case: `train` of Train/cat/1.png and of train.npy."""
+    """Return the first part of a name, in lower case: `train` of Train/cat/1.png and of train.npy."""
     return name.partition("/")[0].lower().removesuffix(".npy")
 
 
 def class_labels(found: Found) -> list[int] | None:
-    """Return a number per file for the folder that it lies in, below the split; None unless every file lies in one."""
+    """Return the class of each file, the number of its folder below the split; None unless every file lies in one."""
     first = 1 if has_splits(found.names) else 0
     folders = ["/".join(name.split("/")[first:-1]) for name in found.names]
     classes = sorted(set(folders))
@@ -198,9 +201,9 @@ def pixels(
     labels: list[int] | None,
     problems: dict[str, BadImageError],
 ) -> Iterator[tuple[np.ndarray, int | None, str]]:
-    """Yield the wanted images, (N,) bool, file by file, with label and name.
+    """Yield the images where `wanted` (N,) is true, file by file, with label and name.
 
-    Files that cannot be read, or that changed since their heads were read, go to `problems`.
+    Adds files that cannot be read, or changed since their heads were read, to `problems`.
     """
     first = 0
     for number, (name, head) in enumerate(zip(names, heads, strict=True)):
@@ -212,13 +215,14 @@ def pixels(
                 these = wanted[place : place + len(images)]
                 place += len(images)
                 if these.any():
-                    yield images if these.all() else images[these], labels[number] if labels else None, name
+                    label = labels[number] if labels else None
+                    yield images if these.all() else images[these], label, name
         except BadImageError as error:
             problems[name] = error
 
 
 def batched(parts: Iterator[tuple[np.ndarray, int | None, str]]) -> Iterator[Chunk]:
-    """Join consecutive images of one shape, about a thousand or, of large images, as many as fit into a chunk."""
+    """Join consecutive images of one shape: about a thousand, or as many as fit into a chunk."""
     waiting: list[np.ndarray] = []
     labels: list[int | None] = []
     files: list[str] = []
@@ -235,7 +239,7 @@ def batched(parts: Iterator[tuple[np.ndarray, int | None, str]]) -> Iterator[Chu
         waiting.append(images)
         labels += [label] * len(images)
         files += [name] * len(images)
-        if len(labels) >= most:  # not when the next has come: two large images would be in memory
+        if len(labels) >= most:  # before the next arrives, or two large images would be in memory
             yield joined()
             waiting, labels, files = [], [], []
     if waiting:
@@ -243,7 +247,7 @@ def batched(parts: Iterator[tuple[np.ndarray, int | None, str]]) -> Iterator[Chu
 
 
 def complain(root: Path, problems: dict[str, BadImageError], count: int) -> None:
-    """UserError that lists the files that cannot be used; nothing when there are none."""
+    """Raise UserError that lists the unusable files, if there are any."""
     if problems:
         reasons = [f"{listed([name])}: {error}" for name, error in sorted(problems.items())]
         more = f"; and {len(reasons) - MOST_NAMED} more" if len(reasons) > MOST_NAMED else ""
@@ -255,7 +259,7 @@ def complain(root: Path, problems: dict[str, BadImageError], count: int) -> None
 
 
 def remark(root: Path, survey: Survey) -> str:
-    """Return how many files are of which format; warn of what a reader of the bits/dim must know."""
+    """Return the number of files by format, in words.  Warn of decoded JPEG and of images that EXIF turns."""
     formats = Counter(head.format for head in survey.heads)
     num_turned = sum(head.turned for head in survey.heads)
     if formats["JPEG"]:

@@ -1,4 +1,4 @@
-"""ImageNet at a low resolution, streamed out of the publisher's archives: neither unpacked nor held in memory."""
+"""ImageNet at a low resolution, streamed from the publisher's archives without unpacking them."""
 
 import re
 import shutil
@@ -13,13 +13,7 @@ from PIL import Image
 
 from flows.core.errors import Exit, UserError
 from flows.images.array_files import read_layout, read_rows
-from flows.images.catalogue import (
-    IMAGENET32,
-    IMAGENET32_2016,
-    IMAGENET64,
-    IMAGENET64_2016,
-    DownsampledImageNet,
-)
+from flows.images.catalogue import PUBLISHED, DownsampledImageNet
 from flows.images.fetching import fetch_file
 from flows.images.publishers import Chunk, Splits, entries, file_of, file_sha256
 from flows.images.reading import BadImageError, damage_named, limited
@@ -31,52 +25,56 @@ MOST_PNG_BYTES = 2**20
 
 
 def read_imagenet(published: DownsampledImageNet, source: Path | None, downloads: Path) -> Splits:
-    """Both splits, from the archives in `source`, or from the publisher's address when it is None.
+    """Return both splits, from the archives in `source`, or downloaded from the publisher if it is None.
 
-    Raises UserError (exit 5) for an archive that is missing or not the published one; the splits, as they are read,
-    for one that holds something else than images of the size.
+    Raises UserError (exit 5) for an archive that is missing or differs from the published one.  Reading the splits
+    raises it for content other than images of the published size.
     """
     if source is not None and not source.is_dir():
         raise UserError(f"data.source: {source} is not a folder", Exit.MISSING)
     archives = published.train | published.test
+    folder = source or downloads
     if source is None:
         for name in archives:
             fetch_file([published.base_address + name], downloads / name, MOST_BYTES)
     for name, sha256 in archives.items():
         try:
-            check_version((source or downloads) / name, sha256)
+            check_version(folder / name, sha256)
         except UserError:
             if source is None:
                 shutil.rmtree(downloads)
             raise
+    train = [folder / name for name in published.train]
+    test = [folder / name for name in published.test]
     return Splits(
-        *(
-            read_archives(published, [(source or downloads) / name for name in part], count)
-            for part, count in ((published.train, published.num_train), (published.test, published.num_test))
-        )
+        read_archives(published, train, published.num_train), read_archives(published, test, published.num_test)
     )
 
 
 def check_version(path: Path, sha256: str) -> None:
-    """UserError (exit 5) unless it is this archive of this version; names the version that it is, if that is known."""
+    """Raise UserError (exit 5) unless the file has this sha256.  The error names a known archive that it is instead."""
     if not path.is_file():
         others = [other for other in all_archives() if (path.parent / other).is_file()]
         hint = f"; it holds {', '.join(others)}, the archives of another version" if others else ""
         raise UserError(f"{path.parent}: holds no {path.name}{hint}", Exit.MISSING)
     actual = file_sha256(path)
     if actual != sha256:
-        what = next((f"that is {name}" for name, known in all_archives().items() if known == actual), "unknown")
+        names = [name for name, known in all_archives().items() if known == actual]
+        what = f"that is {names[0]}" if names else "unknown"
         raise UserError(f"{path}: sha256 is {actual} ({what}), the published archive has {sha256}", Exit.MISSING)
 
 
 def all_archives() -> dict[str, str]:
-    """sha256 by name of every archive of both versions."""
-    versions = (IMAGENET32, IMAGENET64, IMAGENET32_2016, IMAGENET64_2016)
-    return {name: sha256 for version in versions for name, sha256 in (version.train | version.test).items()}
+    """Return the sha256 of every archive of both versions, by name."""
+    archives: dict[str, str] = {}
+    for entry in PUBLISHED.values():
+        if isinstance(entry, DownsampledImageNet):
+            archives.update(entry.train | entry.test)
+    return archives
 
 
 def read_archives(published: DownsampledImageNet, paths: list[Path], count: int) -> Iterator[Chunk]:
-    """Yield the images of some archives, in the order of their names.  Raises UserError (exit 5)."""
+    """Yield the images of archives, one after the other.  Raises UserError (exit 5), also unless there are `count`."""
     found = 0
     for path in paths:
         read = zipped_batches if published.layout == "npz" else tarred_images
@@ -98,10 +96,10 @@ def next_of(path: Path, chunks: Iterator[Chunk]) -> Chunk | None:
 
 
 def zipped_batches(path: Path, size: int) -> Iterator[Chunk]:
-    """Yield (n,3,H,W) uint8 and labels from 0, of npz files in a zip file."""
+    """Yield (n,3,H,W) uint8 images and labels from 0, from the npz files in a zip file."""
     with open_regular(path) as file, zipfile.ZipFile(file) as outer:
         batches = [name for name in outer.namelist() if name.endswith(".npz")]
-        for batch in sorted(batches, key=lambda name: [int(part) for part in re.findall(r"\d+", Path(name).name)]):
+        for batch in sorted(batches, key=numbers_in):
             with outer.open(batch) as packed, zipfile.ZipFile(packed) as inner:
                 with inner.open("labels.npy") as entry:
                     labels = read_labels(entry) - 1
@@ -112,8 +110,13 @@ def zipped_batches(path: Path, size: int) -> Iterator[Chunk]:
                         first += len(rows)
 
 
+def numbers_in(name: str) -> list[int]:
+    """Return the numbers in the name of a file, so that batch 10 is sorted behind batch 9."""
+    return [int(digits) for digits in re.findall(r"\d+", Path(name).name)]
+
+
 def read_labels(file: IO[bytes]) -> np.ndarray:
-    """Read (N,) integers.  Raises ValueError."""
+    """Return (N,) integers.  Raises ValueError for another array."""
     layout = read_layout(file)
     if len(layout.shape) != 1 or layout.dtype.kind not in "iu":
         raise ValueError(f"an array of {layout.dtype} {layout.shape}, not labels")
@@ -121,7 +124,7 @@ def read_labels(file: IO[bytes]) -> np.ndarray:
 
 
 def pixel_rows(file: IO[bytes], size: int) -> Iterator[np.ndarray]:
-    """Yield (n,3,H,W) uint8 of rows of pixels, some at a time.  Raises ValueError."""
+    """Yield rows of pixels as (n,3,H,W) uint8 images, a bounded number at a time.  Raises ValueError."""
     layout = read_layout(file)
     if layout.fortran or layout.dtype.hasobject or len(layout.shape) != 2:
         raise ValueError(f"an array of {layout.dtype} {layout.shape}, not rows of pixels")
@@ -132,7 +135,7 @@ def pixel_rows(file: IO[bytes], size: int) -> Iterator[np.ndarray]:
 
 
 def tarred_images(path: Path, size: int) -> Iterator[Chunk]:
-    """Yield (n,3,H,W) uint8 of the PNG files in a tar file, in the archive's order; this version has no labels."""
+    """Yield the PNG files in a tar file as (n,3,H,W) uint8 images, in the archive's order, without labels."""
     waiting: list[np.ndarray] = []
     with open_regular(path) as file, tarfile.open(fileobj=file, mode="r:") as tar:
         for entry in entries(tar, path.stat().st_size):

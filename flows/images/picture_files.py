@@ -1,4 +1,4 @@
-"""One file of images: what it holds, and its levels, exactly as they are stored, or why that cannot be had."""
+"""Read one file of images: its head, and its levels exactly as they are stored, or why it cannot be used."""
 
 import math
 import os
@@ -22,13 +22,13 @@ MOST_TILE = 2**24
 STRIP = 2**22
 BESIDES = "holds too much besides its pixels; save only the picture"
 
-# Bits per level in the file where they are not those of the mode.  Pillow widens 1, 2 and 4 to 0..255 by a factor.
+# Bits per level in the file, if they are not those of the mode.  Pillow scales levels of 1, 2 and 4 bits to 0..255.
 STORED = {"L;2": 2, "L;4": 4, "I;12": 12}
 MODES = {"1": (1, 1), "L": (1, 8), "RGB": (3, 8), "I;16": (1, 16), "I;16B": (1, 16), "I;16L": (1, 16), "I;16N": (1, 16)}
 
 
 def inspect(path: Path) -> Head:
-    """Read the head of a file; pixels are not read.  Raises BadImageError."""
+    """Return the head of a file without reading pixels.  Raises BadImageError."""
     if path.suffix.lower() == ".npy":
         return inspect_array(path)
     with damage_named(), open_image(path) as image:
@@ -36,9 +36,9 @@ def inspect(path: Path) -> Head:
 
 
 def read(path: Path, expected: Head | None = None) -> Iterator[np.ndarray]:
-    """Read the images of a file, (n,C,H,W) uint8 or, of more than 8 bits, uint16.
+    """Yield the images of a file, (n,C,H,W) uint8, or uint16 for more than 8 bits.
 
-    Raises BadImageError, also for a file that no longer has the expected head.
+    Raises BadImageError, also if the file no longer has the expected head.
     """
     if path.suffix.lower() == ".npy":
         yield from read_array(path, expected)
@@ -47,7 +47,7 @@ def read(path: Path, expected: Head | None = None) -> Iterator[np.ndarray]:
 
 
 def read_picture(path: Path, expected: Head | None) -> np.ndarray:
-    """Read the levels of a picture, (C,H,W) uint8 or uint16.  Raises BadImageError."""
+    """Return the levels of a picture, (C,H,W) uint8 or uint16.  Raises BadImageError."""
     with damage_named(), open_image(path) as image:
         head = head_of_image(image)
         unchanged(head, expected)
@@ -55,9 +55,9 @@ def read_picture(path: Path, expected: Head | None) -> np.ndarray:
 
 
 def head_of_image(image: Image.Image) -> Head:
-    """Return what an opened picture says of itself."""
+    """Return the head of an opened picture."""
     turned = orientation(image)
-    # Of a TIFF file Pillow has turned the size already.
+    # Pillow reports the size of a TIFF file as it is after turning.
     width, height = image.size[::-1] if turned >= 5 and image.format != "TIFF" else image.size
     kind = Kind((MODES[image.mode][0], height, width), stored_bits(image))
     return Head(kind, 1, str(image.format), turned != 1)
@@ -75,7 +75,7 @@ def decoded(image: Image.Image, head: Head) -> np.ndarray:
     rows = max(1, STRIP // width)
     if height <= rows:
         pixels = planes(image)
-    else:  # strip by strip: NumPy takes a picture by way of two copies
+    else:  # in strips, since NumPy makes two copies of what it converts
         channels, bits = MODES[image.mode]
         pixels = np.empty((channels, height, width), np.uint8 if bits <= 8 else np.uint16)
         for top in range(0, height, rows):
@@ -87,7 +87,7 @@ def decoded(image: Image.Image, head: Head) -> np.ndarray:
 
 @contextmanager
 def silent() -> Iterator[None]:
-    """Drop what is written to stderr in the block: libtiff complains there of what Pillow raises."""
+    """Discard what the block writes to stderr: libtiff prints there what Pillow raises."""
     kept = os.dup(2)
     try:
         with Path(os.devnull).open("w") as nothing:
@@ -99,7 +99,7 @@ def silent() -> Iterator[None]:
 
 
 def require_few_scans(image: Image.Image) -> None:
-    """Raise BadImageError for a JPEG file whose many scans, each of a few bytes, go over all of its pixels."""
+    """Raise BadImageError for a JPEG file of too many scans: each may be a few bytes and decodes all pixels."""
     file = image.fp  # type: ignore[attr-defined]
     file.seek(0)
     count = file.read().count(b"\xff\xda")
@@ -108,30 +108,34 @@ def require_few_scans(image: Image.Image) -> None:
 
 
 def planes(image: Image.Image) -> np.ndarray:
-    """Return the levels as Pillow has them, (C,H,W) uint8 or uint16."""
+    """Return the levels as Pillow decodes them, (C,H,W) uint8 or uint16."""
     pixels = np.asarray(image.convert("L") if image.mode == "1" else image)
     pixels = pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
     return pixels if pixels.dtype == np.uint8 else pixels.astype(np.uint16)
 
 
 def advice(kinds: set[Kind]) -> str:
-    """How to make one kind of several."""
+    """Return how to convert images of several kinds to one."""
     channels = {kind.shape[0] for kind in kinds}
     if len({kind.num_bits for kind in kinds}) > 1 or not (len(channels) == 1 or channels == {1, 3}):
         return "convert them to one mode"
-    gray = "data.grayscale to true" if len(channels) > 1 else ""
-    size = "data.resize to [height, width]" if len({kind.shape[1:] for kind in kinds}) > 1 else ""
-    return f"set {' and '.join(filter(None, (gray, size)))}{', or convert them to one mode' if gray else ''}"
+    settings = []
+    if len(channels) > 1:
+        settings.append("data.grayscale to true")
+    if len({kind.shape[1:] for kind in kinds}) > 1:
+        settings.append("data.resize to [height, width]")
+    alternative = ", or convert them to one mode" if len(channels) > 1 else ""
+    return f"set {' and '.join(settings)}{alternative}"
 
 
 @contextmanager
 def open_image(path: Path) -> Iterator[Image.Image]:
-    """Open a picture of a mode whose pixels are levels.  Raises BadImageError, and what Pillow does."""
+    """Open a picture whose mode stores levels.  Raises BadImageError, and what Pillow raises."""
     with open_file(path) as file, limited():
         size = os.fstat(file.fileno()).st_size
         if size > MOST_FILE_BYTES:
             raise BadImageError(f"too large: {size:,} bytes, of which at most {MOST_FILE_BYTES:,} are read")
-        # By its name Pillow would map a TIFF file that is to be turned, and misread it.
+        # Given a path, Pillow would map a TIFF file into memory and misread one that is to be turned.
         counted = Counted(file, MOST_HEAD_BYTES)
         with Image.open(cast(BinaryIO, counted), formats=FORMATS) as image:
             if reason := unusable(image):
@@ -143,34 +147,36 @@ def open_image(path: Path) -> Iterator[Image.Image]:
 
 
 class Counted:
-    """A file of which at most `left` bytes are read, each small part at the price of a larger one.
+    """A file from which at most `left` bytes may be read; a read of fewer than `PRICE` bytes counts as `PRICE`.
 
-    A file may be padded, or made of millions of parts, or refer to the same bytes many times: that costs time and
-    memory, and is no picture.
+    This bounds the time and memory spent on a file that is padded, has millions of parts, or refers to the same bytes
+    many times.
     """
 
     def __init__(self, file: BinaryIO, left: float) -> None:
         self.left = left
-        self.read_file, self.seek, self.tell, self.fileno = file.read, file.seek, file.tell, file.fileno
+        self.read_file = file.read
+        self.seek = file.seek
+        self.tell = file.tell
+        self.fileno = file.fileno
 
     def read(self, size: int = -1) -> bytes:
-        """Read as a file does.  Raises BadImageError when it is too much."""
+        """Read from the file.  Raises BadImageError beyond the limit."""
         content = self.read_file(size)
-        if size >= 0:  # WebP files are read at once, pixels and all
-            length = len(content)
-            self.left -= length if length > PRICE else PRICE
+        if size >= 0:  # a WebP file is read as a whole
+            self.left -= max(len(content), PRICE)
             if self.left < 0:
                 raise BadImageError(BESIDES)
         return content
 
 
 def unusable(image: Image.Image) -> str | None:
-    """Return why the pixels of an intact file are not levels of channels; None when they are."""
+    """Return why an intact picture cannot be used; None if it can."""
     if getattr(image, "is_animated", False):
-        # To count a TIFF file's frames is to walk from each to the next.
+        # Counting the frames of a TIFF file means walking from each to the next.
         count = "several" if image.format == "TIFF" else image.n_frames  # type: ignore[attr-defined]
         return f"{count} frames; save each as a file"
-    tags = getattr(image, "tag_v2", {})  # of a TIFF file, of whatever types the file says
+    tags = getattr(image, "tag_v2", {})  # only of TIFF files; the file chooses the types
     sides = [side for tag in (322, 323) if isinstance(side := tags.get(tag, 1), int)]
     if math.prod(sides) > MOST_TILE + 2 * image.width * image.height:
         return "tiles much larger than the picture; save it again"
@@ -184,9 +190,9 @@ def unusable(image: Image.Image) -> str | None:
 
 
 def orientation(image: Image.Image) -> int:
-    """EXIF's orientation, 1 for upright and for what is none of 1 to 8.
+    """Return EXIF's orientation; 1, which is upright, if there is none from 1 to 8.
 
-    Of a PNG file only when it precedes the pixels: asking would decode them.
+    In a PNG file it counts only if it precedes the pixels, since a later one is read by decoding them.
     """
     asked = image.format != "PNG" or "exif" in image.info
     stated = image.getexif().get(0x0112, 1) if asked else 1
@@ -194,12 +200,12 @@ def orientation(image: Image.Image) -> int:
 
 
 def stored_bits(image: Image.Image) -> int:
-    """Bits per level in the file.  Ends of I and R tell TIFF's inverted levels and reversed bits: `L;4IR`."""
+    """Return the bits per level in the file.  The suffixes I and R are TIFF's inverted levels and reversed bits."""
     return STORED.get(raw_mode(image).rstrip("IR"), MODES[image.mode][1])
 
 
 def raw_mode(image: Image.Image) -> str:
-    """How the file stores the pixels, in the decoder's words: `L;4` is 4-bit gray."""
+    """Return how the file stores the pixels, in Pillow's names: `L;4` is 4-bit gray."""
     tile: Any = getattr(image, "tile", None)
     arguments = tile[0][3] if tile else ""
     return str(arguments[0] if isinstance(arguments, tuple) and arguments else arguments)

@@ -1,4 +1,4 @@
-"""Prepare an image set: the source that `data:` names, with its transforms, as arrays on disk."""
+"""Read the source that `data:` names, transform its images and write them as arrays."""
 
 import errno
 import json
@@ -12,18 +12,7 @@ import numpy as np
 
 from flows.core.errors import Exit, UserError
 from flows.core.escaping import visible
-from flows.images.catalogue import (
-    CIFAR10,
-    FASHION_MNIST,
-    IMAGENET32,
-    IMAGENET32_2016,
-    IMAGENET64,
-    IMAGENET64_2016,
-    MNIST,
-    SVHN,
-    DownsampledImageNet,
-    PublishedSet,
-)
+from flows.images.catalogue import PUBLISHED, DownsampledImageNet, PublishedSet
 from flows.images.folder import read_folder
 from flows.images.imagenet import read_imagenet
 from flows.images.publishers import Chunk, Splits, read_digits, read_published
@@ -43,27 +32,42 @@ DIGITS = {
 
 
 def write_images(data: "Data", *, source: Path | None, out: Path, downloads: Path) -> dict[str, Any]:
-    """Write `train.npy`, `test.npy`, their labels and `dataset.json` into `out`, whole or not at all.
+    """Write an image set (see `flows.images.store`) into the folder `out`, completely or not at all.
 
-    Returns what `dataset.json` says of their origin.  What the publisher's address sends is kept in `downloads` until
-    all is well, so that a later run goes on from it.  Raises UserError: exit 5 for a missing, damaged or unexpected
-    file and a full disk, 4 for images that are not levels of one shape.
+    Returns what `dataset.json` says of its origin.  Downloads are kept in `downloads` until all is written, so that a
+    later run can resume them.  Raises UserError: exit 5 for a missing, damaged or unexpected file and for a full disk,
+    4 for images that are not levels of one shape.
     """
     try:
         with scratch_folder() as scratch, writing_folder(out) as folder:
             splits, origin = read(data, source, downloads, scratch)
-            labels: dict[str, list[np.ndarray]] = {split: [] for split in SPLITS}
-            images = {split: kept(getattr(splits, split), labels[split], files_of(folder, split)) for split in SPLITS}
+            images = {split: written_beside(getattr(splits, split), folder, split) for split in SPLITS}
             save_images(folder, images, origin | {"name": data.name})
-            for split in SPLITS:
-                if labels[split]:
-                    write_array(folder / f"{split}_labels.npy", [np.concatenate(labels[split]).astype(np.int64)])
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise
-        raise UserError(f"{error.filename}: {error.strerror}; make room and run again", Exit.MISSING) from error
+        raise UserError(f"{error.filename}: {error.strerror}; free some space and run again", Exit.MISSING) from error
     shutil.rmtree(downloads, ignore_errors=True)
     return origin
+
+
+def written_beside(chunks: Iterable[Chunk], folder: Path, split: str) -> Iterator[np.ndarray]:
+    """Yield the images of a split, and write its labels and the names of its files into `folder`.
+
+    The names are appended as the chunks come, one line of JSON for each image.  The labels are written after the last
+    chunk.  Raises OSError that names the file.
+    """
+    names = files_of(folder, split)
+    labels = []
+    for chunk in chunks:
+        if chunk.labels is not None:
+            labels.append(chunk.labels)
+        if chunk.files is not None:
+            with naming(names, names), names.open("a", encoding="ascii") as file:
+                file.writelines(f"{json.dumps(utf8(name))}\n" for name in chunk.files)
+        yield chunk.images
+    if labels:
+        write_array(folder / f"{split}_labels.npy", [np.concatenate(labels).astype(np.int64)])
 
 
 def read(data: "Data", source: Path | None, downloads: Path, scratch: Path) -> tuple[Splits, dict[str, Any]]:
@@ -71,31 +75,17 @@ def read(data: "Data", source: Path | None, downloads: Path, scratch: Path) -> t
     match data.name:
         case "digits":
             return transformed(data, read_digits(data.test_fraction, data.split_seed), DIGITS | {"split": split(data)})
-        case "mnist":
-            return published(data, MNIST, source, downloads, scratch)
-        case "fashion_mnist":
-            return published(data, FASHION_MNIST, source, downloads, scratch)
-        case "cifar10":
-            return published(data, CIFAR10, source, downloads, scratch)
-        case "svhn":
-            return published(data, SVHN, source, downloads, scratch)
-        case "imagenet32":
-            return published(data, IMAGENET32, source, downloads, scratch)
-        case "imagenet64":
-            return published(data, IMAGENET64, source, downloads, scratch)
-        case "imagenet32_2016":
-            return published(data, IMAGENET32_2016, source, downloads, scratch)
-        case "imagenet64_2016":
-            return published(data, IMAGENET64_2016, source, downloads, scratch)
         case "image_folder":
             assert source  # checked with the parameters
             return folder_of_images(data, source)
+        case name:
+            return published(data, PUBLISHED[name], source, downloads, scratch)
 
 
 def published(
     data: "Data", entry: PublishedSet | DownsampledImageNet, source: Path | None, downloads: Path, scratch: Path
 ) -> tuple[Splits, dict[str, Any]]:
-    """The splits of a published set, and what its entry says."""
+    """Return the transformed splits of a published set, and what `dataset.json` says of them."""
     if isinstance(entry, PublishedSet):
         splits = read_published(entry, source, downloads, scratch)
     else:
@@ -106,7 +96,7 @@ def published(
 
 
 def folder_of_images(data: "Data", source: Path) -> tuple[Splits, dict[str, Any]]:
-    """Return the splits of a folder, and what can be said of it."""
+    """Return the transformed splits of a folder, and what `dataset.json` says of them."""
     found = read_folder(
         source,
         test_fraction=data.test_fraction,
@@ -114,10 +104,12 @@ def folder_of_images(data: "Data", source: Path) -> tuple[Splits, dict[str, Any]
         grayscale=data.grayscale,
         resized=data.resize is not None,
     )
-    for kind in found.kinds:  # before the first pixel is read
+    for kind in found.kinds:
+        # Fails for impossible transforms before the first pixel is read.
         shape_left(kind.shape, grayscale=data.grayscale, resize=data.resize, pad=data.pad)
+    name = source.resolve().name if source.name in ("", "..") else source.name
     origin = {
-        "title": visible(source.name if source.name not in ("", "..") else source.resolve().name) or "images",
+        "title": visible(name) or "images",
         "homepage": "a folder",
         "licence": "not stated",
         "formats": found.formats,
@@ -128,9 +120,9 @@ def folder_of_images(data: "Data", source: Path) -> tuple[Splits, dict[str, Any]
 
 
 def transformed(data: "Data", splits: Splits, origin: dict[str, Any]) -> tuple[Splits, dict[str, Any]]:
-    """Return splits and origin with the transforms of `data`.
+    """Return the splits transformed as `data` says, and the origin with the transforms and the levels left.
 
-    The splits raise UserError (exit 4) when there are not as many labels as images.
+    Reading the splits raises UserError (exit 4) if the numbers of labels and images differ.
     """
     num_levels = origin["num_levels"]
 
@@ -150,30 +142,15 @@ def transformed(data: "Data", splits: Splits, origin: dict[str, Any]) -> tuple[S
 
 
 def steps(data: "Data") -> dict[str, Any]:
-    """The transforms that the parameters declare."""
+    """Return the arguments of `flows.images.transforms.transform` that the parameters declare."""
     return {"grayscale": data.grayscale, "resize": data.resize, "pad": data.pad, "num_bits": data.num_bits}
 
 
 def split(data: "Data") -> str:
-    """A seeded split in words."""
+    """Describe a seeded split."""
     return f"{data.test_fraction:g} held out with seed {data.split_seed}"
 
 
-def kept(chunks: Iterable[Chunk], labels: list[np.ndarray], files: Path) -> Iterator[np.ndarray]:
-    """Yield the images; their labels go to `labels`, the names of their files to the lines of `files`, as JSON.
-
-    Raises OSError that names `files`.
-    """
-    for chunk in chunks:
-        if chunk.labels is not None:
-            labels.append(chunk.labels)
-        if chunk.files is not None:
-            lines = {name: f"{json.dumps(utf8(name))}\n" for name in dict.fromkeys(chunk.files)}
-            with naming(files, files), files.open("a", encoding="ascii") as file:
-                file.writelines(lines[name] for name in chunk.files)
-        yield chunk.images
-
-
 def utf8(name: str) -> str:
-    """Return the name of a file with escapes for bytes that are not UTF-8, which strict readers of JSON refuse."""
+    """Return the name of a file with bytes that are not UTF-8 escaped: strict readers of JSON refuse them."""
     return os.fsencode(name).decode(errors="backslashreplace")

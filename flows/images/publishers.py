@@ -1,4 +1,4 @@
-"""Publishers' files, checked against their sha256 before anything parses them, wherever they came from."""
+"""Read publishers' files.  Their sha256 is checked before anything parses them."""
 
 import gzip
 import hashlib
@@ -18,12 +18,12 @@ from flows.images.fetching import fetch_file
 from flows.images.reading import limited
 from vdm.files import naming, open_regular
 
-# The largest file of these sets has 182 MB: what unpacks to more is another file.
+# The largest file of these sets has 182 MB.
 MOST_BYTES = 2**28
 
 
 class Chunk(NamedTuple):
-    """Some images (n,C,H,W), their labels (n,) where the set has labels, and the n files of a set of files."""
+    """Images (n,C,H,W), their labels (n,) if the set has any, and their n file names if the set is made of files."""
 
     images: np.ndarray
     labels: np.ndarray | None
@@ -31,17 +31,17 @@ class Chunk(NamedTuple):
 
 
 class Splits(NamedTuple):
-    """Training and test images, in chunks; to be read in this order, once."""
+    """Training and test images in chunks, to be read once and in this order."""
 
     train: Iterable[Chunk]
     test: Iterable[Chunk]
 
 
 def read_published(published: PublishedSet, source: Path | None, downloads: Path, scratch: Path) -> Splits:
-    """Both splits, from the publisher's files in `source`, or from the publisher's address when it is None.
+    """Return both splits, from the publisher's files in `source`, or downloaded from the publisher if it is None.
 
     Downloads are kept in `downloads`; `scratch` is an empty folder for unpacked files.  Raises UserError (exit 5) for
-    a file that is missing, truncated or not the published one, and where the address cannot be reached.
+    a file that is missing, truncated or differs from the published one, and if no address can be reached.
     """
     if source is None:
         for name, addresses in published.addresses.items():
@@ -52,15 +52,16 @@ def read_published(published: PublishedSet, source: Path | None, downloads: Path
         take_files(published, source or downloads, folder)
     except UserError:
         if source is None:
-            shutil.rmtree(downloads)  # what is wrong would be found, and wrong, again
+            shutil.rmtree(downloads)  # so that the next run downloads again
         raise
     return Splits(*([read_chunk(published, scratch, train)] for train in (True, False)))
 
 
 def read_chunk(published: PublishedSet, scratch: Path, train: bool) -> Chunk:
-    """A whole split; these sets fit into memory."""
+    """Return a whole split; these sets fit into memory."""
     split = published.reader(scratch, train)
-    images, labels = np.asarray(split.data), np.asarray(split.labels if hasattr(split, "labels") else split.targets)
+    images = np.asarray(split.data)
+    labels = np.asarray(split.labels if hasattr(split, "labels") else split.targets)
     if images.ndim == 3:
         images = images[:, None]
     elif images.shape[1] != 3:
@@ -69,7 +70,7 @@ def read_chunk(published: PublishedSet, scratch: Path, train: bool) -> Chunk:
 
 
 def take_files(published: PublishedSet, source: Path, folder: Path) -> None:
-    """Put the uncompressed files from `source` (plain, .gz, or in the publisher's archive) into `folder`, checked.
+    """Unpack the files from `source` (plain, .gz, or in the publisher's archive) into `folder` and check them.
 
     Raises UserError (exit 5).
     """
@@ -88,15 +89,15 @@ def take_files(published: PublishedSet, source: Path, folder: Path) -> None:
             packed.append(name)
         else:
             wanted = " or ".join(path.name for path in (places[0], places[2], archive) if path)
-            raise UserError(f"{source}: holds no {wanted}; data.source names the wrong folder?", Exit.MISSING)
+            raise UserError(f"{source}: holds no {wanted}; correct data.source", Exit.MISSING)
     if packed and archive:
         unpack(archive, folder, {name: published.files[name] for name in packed})
 
 
 def unpack(archive: Path, folder: Path, files: dict[str, str]) -> None:
-    """Put files of an archive, by their exact names, into `folder` and check their sha256.
+    """Unpack the files of exactly these names from an archive into `folder` and check their sha256.
 
-    Whatever else it holds, `../` and links too, is not unpacked.  Raises UserError (exit 5).
+    Other entries, such as links and names with `../`, are ignored.  Raises UserError (exit 5).
     """
     left = {f"{folder.name}/{name}": name for name in files}
     source = archive.parent
@@ -106,11 +107,12 @@ def unpack(archive: Path, folder: Path, files: dict[str, str]) -> None:
         tarfile.open(fileobj=plain, mode="r|") as tar,
     ):
         for entry in entries(tar, MOST_BYTES):
-            if not entry.name.startswith(f"{folder.name}/") or (name := entry.name.split("/", 1)[1]) not in files:
+            parent, _, name = entry.name.partition("/")
+            if parent != folder.name or name not in files:
                 continue
             with refusing_damage(source, name, archive):
                 if left.pop(entry.name, None) is None:
-                    raise ValueError("it is there twice")
+                    raise ValueError("the archive holds it twice")
                 copy_bounded(file_of(tar, entry), folder / name)
             check_sha256(folder / name, files[name], source / name)
         if left:
@@ -118,11 +120,11 @@ def unpack(archive: Path, folder: Path, files: dict[str, str]) -> None:
 
 
 def entries(tar: tarfile.TarFile, most: int) -> Iterator[tarfile.TarInfo]:
-    """Yield the entries of an archive of at most `most` bytes.  Raises ValueError, and what tarfile does."""
+    """Yield the entries of an archive of at most `most` bytes.  Raises ValueError, and what tarfile raises."""
     previous = -1
     for entry in tar:
-        tar.members = []  # type: ignore[attr-defined]  # or a million of them stay in memory
-        # After a negative size the same entries would come again, for ever.
+        tar.members = []  # type: ignore[attr-defined]  # a million of them would stay in memory
+        # A negative size would make an endless loop over the same entries.
         if entry.offset <= previous or entry.size < 0:
             raise ValueError("its entries overlap")
         if entry.offset_data + entry.size > most:
@@ -132,7 +134,7 @@ def entries(tar: tarfile.TarFile, most: int) -> Iterator[tarfile.TarInfo]:
 
 
 def file_of(tar: tarfile.TarFile, entry: tarfile.TarInfo) -> IO[bytes]:
-    """Return the content of an entry.  Raises ValueError for a link, a folder or a device."""
+    """Open the content of an entry.  Raises ValueError for a link, a folder or a device."""
     file = tar.extractfile(entry) if entry.isfile() else None
     if file is None:
         raise ValueError(f"{entry.name} is not a file")
@@ -141,11 +143,11 @@ def file_of(tar: tarfile.TarFile, entry: tarfile.TarInfo) -> IO[bytes]:
 
 @contextmanager
 def uncompressed(path: Path) -> Iterator[IO[bytes]]:
-    """Open a file, or what a gzip file holds.  Raises OSError, and ValueError for one that is too large."""
+    """Open a file, or the content of a gzip file.  Raises OSError, and ValueError if it is too large."""
     with open_regular(path) as file:
         if (size := os.fstat(file.fileno()).st_size) > MOST_BYTES:
             raise ValueError(f"{size} bytes, more than {MOST_BYTES}")
-        # Some browsers unpack an archive and keep its name.
+        # Some browsers decompress a .tar.gz file and keep its name.
         packed = file.peek(2)[:2] == b"\x1f\x8b" or not path.name.endswith(".tar.gz")
         if path.suffix == ".gz" and packed:
             with gzip.open(file) as content:
@@ -156,7 +158,7 @@ def uncompressed(path: Path) -> Iterator[IO[bytes]]:
 
 @contextmanager
 def refusing_damage(source: Path, name: str, path: Path) -> Iterator[None]:
-    """Raise UserError (exit 5) for what damaged archives raise, and for those that would fill the memory."""
+    """Raise UserError (exit 5) for an archive that is damaged or takes too much memory."""
     try:
         with limited():
             yield
@@ -170,9 +172,9 @@ def refusing_damage(source: Path, name: str, path: Path) -> Iterator[None]:
 
 
 def copy_bounded(source: IO[bytes], path: Path) -> None:
-    """Copy at most MOST_BYTES, so that a few bytes that unpack to terabytes do not fill the disk.
+    """Copy at most MOST_BYTES, so that an archive bomb does not fill the disk.
 
-    Raises ValueError, and OSError that names `path`.
+    Raises ValueError for more, and OSError that names `path`.
     """
     left = MOST_BYTES
     with naming(path, path), path.open("wb") as out:
@@ -184,14 +186,14 @@ def copy_bounded(source: IO[bytes], path: Path) -> None:
 
 
 def looks_like_a_page(path: Path) -> str:
-    """Return a remark when the file is an HTML page, which servers like to send in place of a file."""
+    """Return a remark if the file is an HTML page, which some servers send in place of a file."""
     with open_regular(path) as file:
         page = file.read(512).lstrip().lower().startswith((b"<!doctype html", b"<html"))
-    return f"; {path.name} is a web page, perhaps an error message of the server" if page else ""
+    return f"; {path.name} is a web page, probably an error message of the server" if page else ""
 
 
 def check_sha256(path: Path, expected: str, shown: Path) -> None:
-    """UserError (exit 5) naming `shown` unless the bytes of `path` have that digest."""
+    """Raise UserError (exit 5) that names `shown` unless the bytes of `path` have that digest."""
     actual = file_sha256(path)
     if actual != expected:
         raise UserError(
@@ -208,7 +210,7 @@ def file_sha256(path: Path) -> str:
 
 
 def read_digits(test_fraction: float, split_seed: int) -> Splits:
-    """scikit-learn's 1,797 digits of 8x8 with levels 0..16, a seeded share of them held out."""
+    """Return scikit-learn's 1,797 digits of 8x8 with levels 0..16, a seeded share of them held out."""
     from sklearn.datasets import load_digits
 
     loaded = load_digits()
@@ -219,5 +221,5 @@ def read_digits(test_fraction: float, split_seed: int) -> Splits:
 
 
 def held_out(count: int, test_fraction: float, split_seed: int) -> np.ndarray:
-    """Which of `count` images are for the test, in the order of the draw."""
+    """Return the numbers of the test images among `count` images, in the order in which they were drawn."""
     return np.random.default_rng(split_seed).permutation(count)[: round(test_fraction * count)]

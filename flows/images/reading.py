@@ -1,7 +1,7 @@
-"""A file of images that somebody else made: opened only when it is a file, and its damage named.
+"""Open an untrusted file of images safely, and say how it is damaged.
 
-Parsers of images allocate what a file claims.  The claims are many; the system counts what they allocate, and beyond a
-bound allocations fail, so that the file is refused.
+Parsers of images allocate as much as a file claims to need.  A limit on the address space makes allocations beyond a
+bound fail, and the file is refused.
 """
 
 import os
@@ -20,12 +20,12 @@ from vdm.files import open_regular
 
 FORMATS = ["PNG", "JPEG", "WEBP", "TIFF"]
 
-# Enough to decode a photograph of 80 million pixels; with all else that a stage holds it is less than 1 GB.
+# Enough to decode a photograph of 80 million pixels.  A stage as a whole stays below 1 GB.
 MOST_MEMORY = 640 * 2**20
 
 
 class BadImageError(Exception):
-    """A file that cannot be used; `code` tells damage from data that are no levels."""
+    """A file that cannot be used.  `code` is MISSING for damage, INVALID_DATA for content that is not levels."""
 
     def __init__(self, reason: str, code: Exit = Exit.INVALID_DATA) -> None:
         super().__init__(reason)
@@ -33,38 +33,38 @@ class BadImageError(Exception):
 
 
 class Kind(NamedTuple):
-    """What must be the same for all images of a set."""
+    """What must be equal for all images of a set."""
 
     shape: tuple[int, int, int]
     """(C, H, W)."""
     num_bits: int
 
     def after(self, *, grayscale: bool, resized: bool) -> "Kind":
-        """Return the kind without what these transforms make the same."""
+        """Return the kind with neutral values for what these transforms make equal."""
         num_channels, *size = self.shape
         height, width = (0, 0) if resized else size
         return self._replace(shape=(1 if grayscale and num_channels == 3 else num_channels, height, width))
 
 
 class Head(NamedTuple):
-    """What a file says of itself."""
+    """What the head of a file says."""
 
     kind: Kind
     num_images: int
-    """Images in the file."""
+    """Number of images in the file."""
     format: str
     turned: bool
     """Whether it asks to be rotated or mirrored (EXIF)."""
 
 
 def unchanged(head: Head, expected: Head | None) -> None:
-    """Raise BadImageError for another head than expected."""
+    """Raise BadImageError if a head is expected and this is another one."""
     if expected not in (None, head):
         raise BadImageError("changed while it was read; run again", Exit.MISSING)
 
 
 def open_file(path: Path) -> BinaryIO:
-    """Open a file that is not empty.  Raises BadImageError."""
+    """Open a file.  Raises BadImageError, also for an empty file."""
     try:
         file = open_regular(path)
     except PermissionError as error:
@@ -79,7 +79,7 @@ def open_file(path: Path) -> BinaryIO:
 
 @contextmanager
 def damage_named() -> Iterator[None]:
-    """Raise BadImageError for what parsers raise, or warn of, when a file is damaged or takes too much memory."""
+    """Raise BadImageError for the errors and warnings of parsers: the file is damaged or takes too much memory."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", UserWarning)
@@ -97,9 +97,9 @@ def damage_named() -> Iterator[None]:
 
 @contextmanager
 def limited() -> Iterator[None]:
-    """Raise MemoryError in the block when it holds more than MOST_MEMORY beyond what was held before.
+    """Make allocations in the block fail (MemoryError) beyond MOST_MEMORY more than what is allocated before.
 
-    Where the system does not say what is held (macOS), nothing is limited.
+    There is no limit on systems without /proc (macOS).
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
     limits = [limit for limit in (soft, hard) if limit != resource.RLIM_INFINITY]
@@ -116,11 +116,11 @@ def limited() -> Iterator[None]:
 
 
 def address_space() -> int:
-    """Return the bytes of this process's address space.  Raises FileNotFoundError."""
+    """Return the size in bytes of this process's address space.  Raises FileNotFoundError without /proc."""
     return int(os.pread(status_file(os.getpid()), 64, 0).split()[0]) * resource.getpagesize()
 
 
 @cache
 def status_file(process: int) -> int:
-    """Open what the system says of this process, whose number it is, once: it is read for every file."""
+    """Open /proc/self/statm once for each process id, since it is read for every file."""
     return os.open("/proc/self/statm", os.O_RDONLY | os.O_CLOEXEC)

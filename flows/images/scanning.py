@@ -1,4 +1,4 @@
-"""Which files below a folder are images, whatever else lies there: links, loops, hidden files, pipes."""
+"""Find the images below a folder, which may also hold links, loops, hidden files and pipes."""
 
 import errno
 import json
@@ -17,33 +17,33 @@ log = logging.getLogger(__name__)
 
 
 class Found(NamedTuple):
-    """The images of a folder, or one file of images."""
+    """The files of images in a folder, or one file of images."""
 
     root: Path
     names: list[str]
-    """Files of images, relative to the root, sorted."""
+    """Sorted, relative to the root."""
     empty: list[str]
-    """Folders that hold nothing."""
+    """Empty folders."""
 
 
 class Scan(NamedTuple):
-    """The names of all that lies below a folder, by what is done with it."""
+    """The names of all entries below a folder, by what is done with them."""
 
     images: list[str]
     others: list[str]
-    """What has another suffix, and links to folders, which are not entered."""
+    """Files of other suffixes, and links to folders, which are not followed."""
     outside: list[str]
     """Links that lead out of the folder."""
     hidden: list[str]
-    """Folders and images whose names begin with a dot; not what a Mac writes beside every file."""
+    """Folders and images whose names begin with a dot, except those that macOS writes beside every file."""
     empty: list[str]
 
 
 def find_images(source: Path) -> Found:
-    """Return the files of images in a folder, or the file that `source` is.
+    """Return the files of images in a folder, or `source` itself if it is a file.
 
-    Hidden files and folders are left out.  Raises UserError: exit 5 for a folder without images and for what cannot be
-    read, 4 for links out of the folder.
+    Hidden files and folders are left out.  Raises UserError: exit 5 for a folder without images and for unreadable
+    folders, 4 for links out of the folder.
     """
     try:
         if source.is_file():
@@ -56,20 +56,21 @@ def find_images(source: Path) -> Found:
         raise UserError(f"{error.filename}: {error.strerror}{hint}", Exit.MISSING) from error
     shown = visible(str(source))
     if found.outside:
-        some = listed(sorted(found.outside)[:10]) + ", ..." * (len(found.outside) > 10)
-        raise UserError(f"{source}: links lead out of the folder: {some}; copy the files", Exit.INVALID_DATA)
+        more = ", ..." if len(found.outside) > 10 else ""
+        some = listed(sorted(found.outside)[:10])
+        raise UserError(f"{source}: links lead out of the folder: {some}{more}; copy the files", Exit.INVALID_DATA)
     if found.hidden:
-        log.warning("%s: left out, since hidden: %s", shown, listed(sorted(found.hidden)[:3]))
+        log.warning("%s: hidden, therefore left out: %s", shown, listed(sorted(found.hidden)[:3]))
     if not found.images:
         raise UserError(f"{source}: holds no {', '.join(ENDINGS)} files", Exit.MISSING)
     if found.others:
         some = listed(sorted(found.others)[:3])
-        log.warning("%s: %d files are no images, such as %s", shown, len(found.others), some)
+        log.warning("%s: %d files are not images, such as %s", shown, len(found.others), some)
     return Found(source, sorted(found.images), found.empty)
 
 
 def scan(root: Path) -> Scan:
-    """Sort what lies below the folder.  Raises OSError for a folder that cannot be read."""
+    """Return what lies below a folder.  Raises OSError for a folder that cannot be read."""
     found = Scan([], [], [], [], [])
     pending = [""]
     while pending:
@@ -97,12 +98,12 @@ def scan(root: Path) -> Scan:
 
 
 def is_image(name: str) -> bool:
-    """Return whether a name is that of an image."""
+    """Whether a name has the suffix of an image."""
     return name.lower().endswith(ENDINGS)
 
 
 def leads_out(link: Path, root: Path) -> bool:
-    """Return whether a link leads out of a folder; one that goes round in a circle leads nowhere."""
+    """Whether a link leads out of a folder.  A circular link does not."""
     try:
         return not link.resolve().is_relative_to(root.resolve())
     except (OSError, RuntimeError):
@@ -110,5 +111,5 @@ def leads_out(link: Path, root: Path) -> bool:
 
 
 def listed(names: list[str]) -> str:
-    """Return names in quotes; what a terminal would act on is escaped."""
+    """Return names in quotes, with control characters escaped."""
     return visible(", ".join(json.dumps(name, ensure_ascii=False) for name in names))

@@ -1,8 +1,8 @@
 """An image set on disk: `train.npy` and `test.npy`, (N,C,H,W) uint8 levels, and `dataset.json` that describes them.
 
-Sets with labels have `train_labels.npy` and `test_labels.npy`, (N,) integers, too; those made of files have
-`train_files.txt` and `test_files.txt`.  No likelihood depends on these.  The arrays are mapped into memory, not read,
-and never unpickled.
+A set with labels also has `train_labels.npy` and `test_labels.npy`, (N,) integers.  A set made of files has
+`train_files.txt` and `test_files.txt`.  No likelihood depends on these.  Arrays are mapped into memory and never
+unpickled.
 """
 
 import errno
@@ -27,9 +27,9 @@ COUNTS = ("num_train", "num_test", "published_train", "published_test")
 TEXTS = ("name", "title", "homepage", "licence", "formats", "split", "transforms")
 MOST_LEVELS = 2**16
 MOST_DESCRIPTION_BYTES = 2**20
-# What a pass over an array takes: some copies of one image as float32, and what it keeps of every image.
+# Memory of a pass over an array: float32 copies of one image, and the facts that are kept of every image.
 COPIES, BYTES_PER_IMAGE = 10, 128
-# A path has at most 4096 bytes, each of which JSON may write as six characters.
+# A path has at most 4096 bytes, and JSON may write each as six characters.
 LONGEST_LINE = 2**15
 
 
@@ -38,7 +38,7 @@ class ImageSetError(ValueError):
 
 
 class ImageSet(NamedTuple):
-    """The mapped arrays with what `dataset.json` says of them."""
+    """The mapped arrays and the content of `dataset.json`."""
 
     description: dict[str, Any]
     train: np.ndarray
@@ -57,17 +57,17 @@ class ImageSet(NamedTuple):
 
     @property
     def transforms(self) -> str:
-        """What was done to the source's pixels, in words; `none` for pixels as they were published."""
+        """The transforms of the source's pixels, in words; `none` for unchanged pixels."""
         return str(self.description.get("transforms", "none"))
 
 
 def save_images(
     folder: Path, splits: Mapping[str, np.ndarray | Iterable[np.ndarray]], description: dict[str, Any]
 ) -> None:
-    """Write both splits and the description, which comes last: without it there is no set.
+    """Write both splits, then the description, without which the folder is not a set.
 
-    A split is an (N,C,H,W) array, or chunks of one that are written as they come.  Shape and counts are added to the
-    description unless it states them.  Raises ValueError for chunks of different shapes or types, or none at all.
+    A split is an (N,C,H,W) array or an iterable of its chunks.  Shape and counts are added to the description unless
+    it states them.  Raises ValueError for chunks of different shapes or types, and if there are none.
     """
     folder.mkdir(parents=True, exist_ok=True)
     measured: dict[str, Any] = {}
@@ -82,12 +82,12 @@ def save_images(
 def write_array(path: Path, chunks: Iterable[np.ndarray]) -> tuple[int, ...]:
     """Write chunks (n,...) one after the other as one .npy file, and return its shape.  Raises ValueError.
 
-    The file takes the place of an older one when it is whole: to cut that short would end a process that maps it.
+    The complete file replaces an older one: truncating that would kill a process that maps it.
     """
     shape: tuple[int, ...] = ()
     dtype = np.dtype(np.uint8)
     partial = path.with_name(f"{path.name}.partial")
-    # Not through a memory map: on a full disk that ends the process with SIGBUS, where a write raises OSError.
+    # Not through a memory map: a full disk would kill the process with SIGBUS, where a write raises OSError.
     with naming(path, partial), partial.open("wb") as file:
         for chunk in chunks:
             if not shape:
@@ -106,7 +106,7 @@ def write_array(path: Path, chunks: Iterable[np.ndarray]) -> tuple[int, ...]:
 
 
 def write_header(file: BinaryIO, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
-    """The header of a .npy file.  NumPy leaves room in it for any first dimension, so that it can be written anew."""
+    """Write the header of a .npy file.  NumPy pads it so that another first dimension can overwrite it."""
     described = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
     np.lib.format.write_array_header_1_0(file, described)
 
@@ -118,7 +118,7 @@ def load_images(folder: Path) -> ImageSet:
 
 
 def read_description(path: Path) -> dict[str, Any]:
-    """Return a `dataset.json`, checked for its keys and their types.  Raises ImageSetError."""
+    """Return the content of a `dataset.json`.  Raises ImageSetError for missing keys and wrong types."""
     try:
         description = parse_json(read_bounded(path, MOST_DESCRIPTION_BYTES))
     except (OSError, ValueError) as error:
@@ -138,12 +138,12 @@ def read_description(path: Path) -> dict[str, Any]:
 
 
 def is_count(value: Any) -> bool:
-    """Whether it is an integer from 0 to 2^32."""
+    """Whether a value is an integer from 0 to 2^32."""
     return type(value) is int and 0 <= value <= 2**32
 
 
 def is_text(value: Any) -> bool:
-    """Whether it is a string of moderate length."""
+    """Whether a value is a string of at most 10,000 characters."""
     return isinstance(value, str) and len(value) <= 10_000
 
 
@@ -151,24 +151,24 @@ def load_array(path: Path) -> np.ndarray:
     """Return the array at `path`, mapped into memory.  Raises ImageSetError."""
     try:
         shape, column_major, dtype, offset = read_header(path)
-        # Copy-on-write: the file cannot be changed through it, and torch takes it without a copy of its own.
+        # Copy-on-write: the file cannot be changed through the map, and torch does not copy it.
         array = np.memmap(path, dtype, "c", offset, shape, "F" if column_major else "C")
     except (OSError, ValueError) as error:
         if isinstance(error, OSError) and error.errno == errno.ENOMEM:
-            raise ImageSetError(f"{path}: larger than what this machine's memory can map") from error
+            raise ImageSetError(f"{path}: larger than this machine can map into memory") from error
         raise ImageSetError(f"{path}: missing or damaged: {error}") from error
     if COPIES * dtype.itemsize * math.prod(shape[1:]) + BYTES_PER_IMAGE * shape[0] > available():
-        raise ImageSetError(f"{path}: {shape[0]:,} images of shape {shape[1:]} take more memory than there is")
+        raise ImageSetError(f"{path}: {shape[0]:,} images of shape {shape[1:]} take more memory than is available")
     return array
 
 
 def read_header(path: Path) -> tuple[tuple[int, ...], bool, np.dtype[Any], int]:
-    """Return shape, column-major order, type and the place of the first number of a .npy file of numbers.
+    """Return shape, whether the order is column-major, type and offset of the first number of a .npy file of numbers.
 
-    Raises OSError, and ValueError for any other file, and unless the file holds exactly what its header claims.
+    Raises OSError, and ValueError for another file or one whose size does not match its header.
     """
     with open_regular(path) as file, warnings.catch_warnings():
-        warnings.simplefilter("error")  # what numpy warns of is a header that it would not write
+        warnings.simplefilter("error")  # numpy warns of headers that it would not write itself
         try:
             readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
             shape, column_major, dtype = readers[np.lib.format.read_magic(file)](file)
@@ -178,14 +178,14 @@ def read_header(path: Path) -> tuple[tuple[int, ...], bool, np.dtype[Any], int]:
     if not shape or dtype.kind not in "buif" or dtype.hasobject:
         raise ValueError(f"holds {dtype} of {len(shape)} dimensions, not images")
     if any(type(length) is not int or length < 0 for length in shape):
-        raise ValueError(f"no array has the shape {shape}")
+        raise ValueError(f"impossible shape {shape}")
     if size - offset != dtype.itemsize * math.prod(shape) or shape[0] > size:
-        raise ValueError(f"{size:,} bytes cannot be {offset} of a header and numbers of shape {shape}")
+        raise ValueError(f"{size:,} bytes do not match a header of {offset} and an array of shape {shape}")
     return shape, column_major, dtype, offset
 
 
 def fault(image_set: ImageSet, split: str) -> str:
-    """Return why the images of a split are no pixels of the set's shape and levels; "" where they are."""
+    """Return why the images of a split do not have the set's shape and levels; "" if they have."""
     images = getattr(image_set, split)
     if images.dtype != np.uint8 or images.shape[1:] != image_set.image_shape or not len(images) > 0:
         return f"{split}.npy holds {len(images)} images of {images.dtype} and shape {images.shape[1:]}"
@@ -194,9 +194,9 @@ def fault(image_set: ImageSet, split: str) -> str:
 
 
 def chunks(images: np.ndarray, size: int) -> Iterator[tuple[int, np.ndarray]]:
-    """Yield images in contiguous chunks of at most `size`, fewer of large images, with the number of the first.
+    """Yield contiguous chunks of at most `size` images, fewer if they are large, each with the number of its first.
 
-    A mapped array is mapped anew for each chunk, so that pages that were read do not add up in this process.
+    A mapped array is mapped again for each chunk, so that the pages read do not accumulate in this process.
     """
     mapped = isinstance(images, np.memmap) and images.flags.c_contiguous and images.size > 0
     size = fitting(size, images[0].nbytes) if images.size else size
@@ -216,7 +216,7 @@ def fitting(most: int, row_bytes: int) -> int:
 
 
 def load_labels(folder: Path, split: str) -> np.ndarray | None:
-    """Return the (N,) labels of a split; None for a set without.  Raises ImageSetError."""
+    """Return the labels of a split (N,), or None if the set has none.  Raises ImageSetError."""
     path = folder / f"{split}_labels.npy"
     if not path.exists():
         return None
@@ -227,16 +227,17 @@ def load_labels(folder: Path, split: str) -> np.ndarray | None:
 
 
 def files_of(folder: Path, split: str) -> Path:
-    """Of a set that was made of files: the text file whose line i is the name of the file of image i, as JSON."""
+    """Return the path of the text file whose line i is the name of the file of image i, as JSON."""
     return folder / f"{split}_files.txt"
 
 
 def read_file_names(folder: Path, split: str, images: Collection[int]) -> dict[int, str]:
-    """Return the names of the files of some images of a split; none for a set that was not made of files.
+    """Return the names of the files of some images of a split; none if the set was not made of files.
 
     Raises ImageSetError.
     """
-    path, names = files_of(folder, split), dict[int, str]()
+    path = files_of(folder, split)
+    names: dict[int, str] = {}
     if not images or not path.exists():
         return names
     try:
@@ -244,7 +245,7 @@ def read_file_names(folder: Path, split: str, images: Collection[int]) -> dict[i
             for number in range(max(images) + 1):
                 line = lines.readline(LONGEST_LINE)
                 if not line.endswith(b"\n"):
-                    raise ValueError(f"line {number + 1} has no end")
+                    raise ValueError(f"line {number + 1} is too long or cut short")
                 if number in images:
                     names[number] = file_name(line)
     except (OSError, ValueError) as error:
@@ -253,18 +254,18 @@ def read_file_names(folder: Path, split: str, images: Collection[int]) -> dict[i
 
 
 def file_name(line: bytes) -> str:
-    """Return the name in a line, any bytes that are not UTF-8 escaped.  Raises ValueError."""
+    """Return the name in a line, with characters that UTF-8 cannot encode escaped.  Raises ValueError."""
     try:
         name = json.loads(line)
     except RecursionError as error:
-        raise ValueError("a line that is no name") from error
+        raise ValueError("a line is not a name") from error
     if not isinstance(name, str):
-        raise ValueError("a line that is no name")
+        raise ValueError("a line is not a name")
     return name.encode(errors="backslashreplace").decode()
 
 
 def data_sha256(folder: Path) -> str:
-    """One digest for what a likelihood depends on: the bytes of both arrays, the levels, and what was done to pixels.
+    """Return one digest of all that a likelihood depends on: both arrays, the number of levels and the transforms.
 
     Raises ImageSetError.
     """

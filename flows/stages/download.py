@@ -1,4 +1,4 @@
-"""download: an image set, checked against its published checksums, as arrays on disk."""
+"""download: write an image set as arrays, after checking its published checksums."""
 
 import logging
 from pathlib import Path
@@ -14,7 +14,7 @@ log = logging.getLogger(__name__)
 
 
 def download(data: "Data", *, out: Path, downloads: Path) -> None:
-    """Write the images that the parameters name, and log what they are.  Raises what `write_images` raises."""
+    """Write the images that the parameters name, and log their origin.  Raises what `write_images` raises."""
     source = source_path(data.source) if data.source is not None else None
     origin = write_images(data, source=source, out=out, downloads=downloads)
     log.info("%s: %s, transforms: %s -> %s", data.name, origin["title"], origin["transforms"], out)

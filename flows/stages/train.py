@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING
 import torch
 
 from flows.core.device import find_devices
-from flows.core.documents import Validation, read
+from flows.core.documents import read
 from flows.core.errors import Exit, UserError
 from flows.images.store import data_sha256, fault, load_images
 from flows.training.distributed import launch
 from flows.training.fitting import advice_on_memory, out_of_memory, require_memory, train_here
+from flows.validation.report import Validation
 
 if TYPE_CHECKING:
     from flows.core.params import Model, Train

@@ -1,4 +1,4 @@
-"""validate: is a likelihood of these images comparable?  The contract, its report for machines and for people."""
+"""validate: check the images against the discretization contract."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -9,12 +9,9 @@ if TYPE_CHECKING:
     from flows.core.params import Contract
 
 
-def validate(
-    contract: "Contract", *, images: Path, out: Path, data_docs: Path, picture: Path, reference: Path | None = None
-) -> None:
-    """Write the report of `inspect_images`.
+def validate(contract: "Contract", *, images: Path, out: Path, reference: Path | None = None) -> None:
+    """Write the report on `images` into the folder `out`.
 
-    Raises what that raises, and UserError (exit 4), after writing, when the contract is broken.
+    Raises what `inspect_images` raises, and UserError (exit 4), once the report is written, for invalid images.
     """
-    report = inspect_images(contract, images=images, out=out, data_docs=data_docs, picture=picture, reference=reference)
-    require_success(report, images, data_docs)
+    require_success(inspect_images(contract, images=images, out=out, reference=reference), images, out)

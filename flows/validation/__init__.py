@@ -1,12 +1,13 @@
-"""Whether a likelihood of the images is comparable: the discretization contract.
+"""Check that a likelihood of the images is comparable with others: the discretization contract.
 
-inspection    an image set against the contract, and the report
+inspection    check an image set against the contract, write the report
 contract      the expectations
-tables        the tables that they are checked on
+tables        the tables that are checked
 facts         one pass over the images, in constant memory
-duplicates    images that are there twice, or nearly
-comb          levels that were spread or squeezed
+duplicates    repeated images and near-duplicates
+comb          gaps and peaks in the histogram of the levels
 drift         distance from the pixels of another set
-expectations  Great Expectations, and its site
-picture       histograms and offending images, as a picture
+expectations  Great Expectations and its site
+report        the report as models
+picture       histograms and offending images, as a PNG
 """

@@ -1,7 +1,7 @@
 """The discretization contract: the suite of expectations, kept as code.
 
-A likelihood means something only if pixels are integers 0..K-1 of the stated K that were never scaled, and if no test
-image was trained on.  What is marked `warning` is told, and does not stop the pipeline.
+A likelihood is meaningful only if the pixels are integers 0..K-1 of the stated K that were never rescaled, and if no
+test image is a training image.  An expectation of severity `warning` is reported and does not stop the pipeline.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def image_expectations(image_set: ImageSet, settings: "Contract") -> list[Any]:
-    """What every image must be: the table has one row per image."""
+    """Return the expectations of the table with one row per image."""
     from great_expectations import expectations as gxe
 
     highest, shape = image_set.num_levels - 1, "x".join(map(str, image_set.image_shape))
@@ -32,7 +32,10 @@ def image_expectations(image_set: ImageSet, settings: "Contract") -> list[Any]:
 
 
 def split_expectations(image_set: ImageSet, settings: "Contract") -> list[Any]:
-    """What each split must be: one row per split.  Counts too, since an empty table passes every row-wise check."""
+    """Return the expectations of the table with one row per split.
+
+    They include the number of images, since an empty table of images passes every row-wise check.
+    """
     from great_expectations import expectations as gxe
 
     total = image_set.description["num_train"] + image_set.description["num_test"]
@@ -57,7 +60,7 @@ def split_expectations(image_set: ImageSet, settings: "Contract") -> list[Any]:
 
 
 def histogram_expectations(image_set: ImageSet, settings: "Contract") -> list[Any]:
-    """What the levels must add up to, and look like: one row per split and level."""
+    """Return the expectations of the table with one row per split and level."""
     from great_expectations import expectations as gxe
 
     num_pixels = image_set.train.size + image_set.test.size
@@ -82,7 +85,7 @@ def histogram_expectations(image_set: ImageSet, settings: "Contract") -> list[An
 
 
 def drift_expectations(settings: "Contract") -> list[Any]:
-    """How far a set may be from the reference: one row per statistic."""
+    """Return the expectation of the table with one row per statistic of the distance from the reference."""
     from great_expectations import expectations as gxe
 
     severity = "warning" if settings.on_drift == "warn" else "critical"
@@ -96,15 +99,15 @@ def drift_expectations(settings: "Contract") -> list[Any]:
 
 
 def never(column: str, exceptions: float, text: str, severity: str = "critical") -> Any:
-    """The flag holds for no row, but for a share of `exceptions`."""
+    """Expect the flag in `column` to be false for all rows but a share of `exceptions`."""
     from great_expectations import expectations as gxe
 
-    # The last bits of the share are not what is meant: exactly one of seventy must pass where 1/70 may.
+    # 1e-9 absorbs rounding: one row of seventy passes if the share is 1/70.
     return gxe.ExpectColumnValuesToBeInSet(
         column=column, value_set=[False], mostly=max(0.0, 1 - exceptions - 1e-9), **meaning(text, severity)
     )
 
 
 def meaning(text: str, severity: str = "critical") -> dict[str, Any]:
-    """Words for an expectation, shown in the site and in error messages."""
+    """Return the text of an expectation for the site and error messages, and its severity."""
     return {"meta": {"meaning": text}, "description": text, "severity": severity}

@@ -1,4 +1,4 @@
-"""One pass over the images of a split: what the contract needs to know of each, in 44 bytes, and the histogram."""
+"""One pass over the images of a split: 44 bytes of facts about each image, and the histogram of the levels."""
 
 import hashlib
 from typing import NamedTuple
@@ -12,7 +12,7 @@ ROWS = 2000
 
 
 class Facts(NamedTuple):
-    """Arrays of one entry per image (N,), and the counts of the levels."""
+    """One entry per image (N,), and the histogram."""
 
     num_nan: np.ndarray
     lowest: np.ndarray
@@ -21,16 +21,16 @@ class Facts(NamedTuple):
     deviation: np.ndarray
     """Standard deviation of the pixels."""
     digest: np.ndarray
-    """(N,2) uint64, 128 bits that tell images apart."""
+    """(N,2) uint64, a hash of 128 bits."""
     sketch: np.ndarray
-    """uint64, 64 bits that images that look alike share."""
+    """uint64, a difference hash: images that look alike share most of its 64 bits."""
     histogram: np.ndarray
-    """(K,) pixels of each level; others are not counted."""
+    """(K,) number of pixels of each level; pixels of no level are not counted."""
 
 
-@np.errstate(all="ignore")  # pixels that are infinite or too large for float32 break the contract, which says so
+@np.errstate(all="ignore")  # infinite pixels and those too large for float32 break the contract later
 def measure(images: np.ndarray, num_levels: int) -> Facts:
-    """The facts of (N,...) images; memory does not grow with their size, and by 44 bytes with each."""
+    """Return the facts of (N,...) images, in memory of 44 bytes for each and one chunk of pixels."""
     count = len(images)
     lowest, highest, mean, deviation = np.zeros((4, count), dtype=np.float32)
     facts = Facts(
@@ -48,7 +48,7 @@ def measure(images: np.ndarray, num_levels: int) -> Facts:
         flat = chunk.reshape(len(chunk), -1)
         digests = b"".join(hashlib.blake2b(row.data, digest_size=16).digest() for row in flat)
         facts.digest[rows] = np.frombuffer(digests, np.uint64).reshape(-1, 2)
-        if flat.size:  # images of no pixels have no extremes; their shape is what breaks the contract
+        if flat.size:  # images without pixels have no extremes; their shape breaks the contract
             values = flat.astype(np.float32)
             facts.num_nan[rows] = np.isnan(values).sum(axis=1) if flat.dtype.kind == "f" else 0
             facts.lowest[rows], facts.highest[rows] = flat.min(axis=1), flat.max(axis=1)
@@ -59,14 +59,14 @@ def measure(images: np.ndarray, num_levels: int) -> Facts:
 
 
 def count_levels(pixels: np.ndarray, num_levels: int) -> np.ndarray:
-    """(K,) how many of the pixels have each level."""
+    """Return the number of pixels of each level (K,)."""
     if pixels.dtype == np.uint8:
         return np.bincount(pixels.reshape(-1), minlength=max(256, num_levels))[:num_levels]
     return np.histogram(pixels, bins=np.arange(num_levels + 1) - 0.5)[0]
 
 
 def sketches(values: np.ndarray) -> np.ndarray:
-    """(n,) uint64 difference hashes of (n,...,H,W) images: whether gray rises from left to right, on 8x9 cells."""
+    """Return difference hashes (n,) of (n,...,H,W) images: where gray rises from left to right, on 8x9 cells."""
     if values.ndim < 3:
         return np.zeros(len(values), dtype=np.uint64)
     gray = torch.from_numpy(values.reshape(len(values), -1, *values.shape[-2:])).mean(dim=1, keepdim=True)

@@ -1,4 +1,4 @@
-"""The tables that the contract is held against: images, splits, levels, statistics."""
+"""The tables that are checked against the contract: images, splits, levels, statistics of drift."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,7 +18,7 @@ ROWS = 100_000
 
 
 def image_rows(image_set: ImageSet, facts: dict[str, Facts], distance: float) -> "Iterator[pd.DataFrame]":
-    """One row per image, so many at a time that memory does not grow with their number."""
+    """Yield tables with one row per image, at most `ROWS` rows each, so that memory stays bounded."""
     import pandas as pd
 
     train, test = facts["train"], facts["test"]
@@ -48,14 +48,14 @@ def image_rows(image_set: ImageSet, facts: dict[str, Facts], distance: float) ->
 
 
 def split_rows(image_set: ImageSet, folder: Path) -> "pd.DataFrame":
-    """One row per split: images, how many more than published, labels, JPEG files."""
+    """Return one row per split: see `split_row`."""
     import pandas as pd
 
     return pd.DataFrame([split_row(image_set, folder, split) for split in SPLITS])
 
 
 def split_row(image_set: ImageSet, folder: Path, split: str) -> dict[str, Any]:
-    """The counts of one split."""
+    """Return the counts of one split: images, how many more than were published, labels, JPEG files."""
     num_images, labels = len(getattr(image_set, split)), load_labels(folder, split)
     frequencies = [1]
     if labels is not None and len(labels) == num_images > 0:
@@ -71,7 +71,7 @@ def split_row(image_set: ImageSet, folder: Path, split: str) -> dict[str, Any]:
 
 
 def histogram_rows(facts: dict[str, Facts]) -> "pd.DataFrame":
-    """One row per split and level: how many pixels have it, and whether it looks wrong among all pixels of the set."""
+    """Return one row per split and level: its pixels in the split, and the comb test's result for the whole set."""
     import pandas as pd
 
     both = facts["train"].histogram + facts["test"].histogram
@@ -83,21 +83,21 @@ def histogram_rows(facts: dict[str, Facts]) -> "pd.DataFrame":
         "skipped": teeth.skipped,
         "unused": both == 0,
     }
-    return pd.concat(
-        [pd.DataFrame({"split": split, "level": levels, "count": facts[split].histogram, **table}) for split in SPLITS],
-        ignore_index=True,
-    )
+    parts = [
+        pd.DataFrame({"split": split, "level": levels, "count": facts[split].histogram, **table}) for split in SPLITS
+    ]
+    return pd.concat(parts, ignore_index=True)
 
 
 def drift_rows(distances: dict[str, float]) -> "pd.DataFrame":
-    """One row per statistic."""
+    """Return one row per statistic."""
     import pandas as pd
 
     return pd.DataFrame({"statistic": list(distances), "distance": list(distances.values())})
 
 
 def with_files(rows: list[dict[str, Any]], folder: Path) -> list[dict[str, Any]]:
-    """Rows about images, with the names of their files where the set was made of files."""
+    """Return the rows, those about images with the name of the file if the set was made of files."""
     named = [dict(row) for row in rows]
     for split in SPLITS:
         wanted = {row["image"]: row for row in named if "image" in row and row["split"] == split}

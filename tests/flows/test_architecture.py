@@ -41,7 +41,7 @@ ROOMS = {
     "training": {"core", "process", "images"},
     "evaluation": {"core", "process", "images"},
     "stages": {"core", "process", "images", "validation", "training", "evaluation"},
-    "registry": {"core", "process", "images", "evaluation"},
+    "registry": {"core", "process", "images", "validation", "evaluation"},
     "orchestration": {"core", "process", "evaluation", "registry"},
     "commands": {"core", "process", "images", "validation", "evaluation", "stages", "registry", "orchestration"},
 }

@@ -15,7 +15,7 @@ CONTRACT = read_params(Path(__file__).parents[2] / "presets" / "digits.yaml").co
 
 
 class Shares(NamedTuple):
-    """Of the levels that look wrong."""
+    """The numbers of the levels that look wrong."""
 
     gaps: float
     peaks: float

@@ -26,6 +26,7 @@ from flows.stages import train
 from flows.stages.register import last_loss
 from flows.training import fitting
 from flows.validation.drift import distances, read_reference
+from flows.validation.report import Profile, Validation
 from flows.validation.tables import split_rows, with_files
 from vdm.checkpoint import CheckpointError, config_sha256, load_model, load_state, save_model, save_state
 from vdm.model import VDM
@@ -96,11 +97,11 @@ def read_evaluated(path: Path) -> None:
 
 
 def read_drift(path: Path) -> None:
-    distances({"histogram": [1, 2, 3], "mean": [0.0, 1.0], "deviation": [0.1, 0.2]}, read_reference(path))
+    distances(Profile.model_validate(PROFILE), read_reference(path))
 
 
 def read_validation(path: Path) -> None:
-    documents.read(documents.Validation, path)
+    documents.read(Validation, path)
 
 
 def read_listing(path: Path) -> None:

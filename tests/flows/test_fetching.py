@@ -17,7 +17,7 @@ CONTENT = np.random.default_rng(0).bytes(1_000_000)
 
 
 class Handler(BaseHTTPRequestHandler):
-    """Serves CONTENT as `behaviour` tells: bytes to send of each answer, in order; the last holds on."""
+    """Serves CONTENT; `behaviour` lists how many bytes to send in each answer, and its last entry repeats."""
 
     behaviour: ClassVar[list[int | str]] = []
     asked: ClassVar[list[str | None]] = []
@@ -124,7 +124,7 @@ def test_more_than_the_file_can_have_is_not_taken(
     behaviour: str, address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     serve(monkeypatch, behaviour)
-    with pytest.raises(UserError, match=r"sends [\d,]+ bytes, of which the file has 900,000 at most") as error:
+    with pytest.raises(UserError, match=r"sends [\d,]+ bytes, but the file has 900,000 at most") as error:
         fetch_file([address], tmp_path / "file.bin", 900_000)
     assert error.value.code == Exit.MISSING
     assert len(Handler.asked) == 1

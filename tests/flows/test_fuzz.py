@@ -33,7 +33,8 @@ from flows.core.params import parse_params
 from flows.evaluation.importing import import_checkpoint
 from flows.evaluation.results import Metrics
 from flows.images import picture_files, publishers
-from flows.images.imagenet import IMAGENET32_2016, read_archives
+from flows.images.catalogue import IMAGENET32_2016
+from flows.images.imagenet import read_archives
 from flows.images.reading import BadImageError
 from flows.images.store import ImageSetError, data_sha256, fault, load_images, load_labels, read_file_names, save_images
 from flows.orchestration.streaming import failure
@@ -43,6 +44,7 @@ from flows.registry.evidence import evidence_of
 from flows.registry.versions import Version
 from flows.stages.register import last_loss
 from flows.validation.drift import distances, read_reference
+from flows.validation.report import Profile
 from vdm.checkpoint import CheckpointError, config_sha256, load_model, load_state, save_model, save_state
 from vdm.model import VDM
 
@@ -131,7 +133,7 @@ def read_listing(content: bytes, path: Path) -> None:
 
 def read_profile(content: bytes, path: Path) -> None:
     path.write_bytes(content)
-    known = {"histogram": [1] * 17, "mean": [0.5] * 101, "deviation": [0.5] * 101}
+    known = Profile(histogram=[1] * 17, mean=[0.5] * 101, deviation=[0.5] * 101)
     distances(known, read_reference(path))
 
 

@@ -48,7 +48,7 @@ def noise(*shape: int, seed: int = 0) -> np.ndarray:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Eight gray PNG images of 6x5 pixels; number i is of noise with seed i."""
+    """Eight gray PNG images of 6x5 pixels; image i is noise of seed i."""
     (tmp_path / "folder").mkdir()
     for i in range(8):
         Image.fromarray(noise(6, 5, seed=i)).save(tmp_path / "folder" / f"{i}.png")
@@ -189,7 +189,7 @@ def turned(path: Path, orientation: int) -> None:
 
 
 @pytest.mark.parametrize("suffix", ["png", "tif"])
-def test_exif_rotation_is_applied_and_told(suffix: str, folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_exif_rotation_is_applied_and_logged(suffix: str, folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     turned(folder / f"8.{suffix}", 6)
     images = load(folder)
     assert "1 images turned as their EXIF tags say" in caplog.text
@@ -198,25 +198,25 @@ def test_exif_rotation_is_applied_and_told(suffix: str, folder: Path, caplog: py
 
 
 @pytest.mark.parametrize("orientation", [0, 1, 9])
-def test_an_orientation_that_is_none_is_upright(orientation: int, tmp_path: Path) -> None:
+def test_an_invalid_orientation_means_upright(orientation: int, tmp_path: Path) -> None:
     turned(tmp_path / "a.png", orientation)
     head = inspect(tmp_path / "a.png")
     assert (head.kind.shape, head.turned) == ((1, 5, 6), False)
     assert np.array_equal(next(read(tmp_path / "a.png"))[0, 0], noise(5, 6))
 
 
-def test_jpeg_and_other_files_are_told_of(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_jpeg_and_other_files_are_logged(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     for i in range(8):
         Image.open(folder / f"{i}.png").save(folder / f"{i}.jpg")
         (folder / f"{i}.png").unlink()
     (folder / "notes\n.txt").write_text("not an image")
     images = load(folder)
     assert "8 JPEG files: their bits/dim are those of decoded JPEG" in caplog.text
-    assert r'1 files are no images, such as "notes\n.txt"' in caplog.text
+    assert r'1 files are not images, such as "notes\n.txt"' in caplog.text
     assert images.description["formats"] == "8 JPEG"
 
 
-def test_classes_without_images_are_told_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_classes_without_images_are_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     for kind in ("full", "empty"):
         (tmp_path / "set" / kind).mkdir(parents=True)
     for i in range(4):
@@ -410,7 +410,7 @@ def test_strange_names_are_read_and_shown(tmp_path: Path) -> None:
         (["learn/1.png", "TEST/1.png"], Exit.INVALID_DATA, 'there is "TEST", "learn"; rename'),
     ],
 )
-def test_sets_that_are_none(names: list[str], code: Exit, message: str, tmp_path: Path) -> None:
+def test_unusable_folders_are_refused(names: list[str], code: Exit, message: str, tmp_path: Path) -> None:
     (tmp_path / "set").mkdir()
     for name in names:
         (tmp_path / "set" / name).parent.mkdir(exist_ok=True)
@@ -446,7 +446,7 @@ def test_no_damage_raises_anything_else(suffix: str, tmp_path: Path) -> None:
 
 @contextmanager
 def unprivileged() -> Iterator[None]:
-    """Root may read whatever the mode: the rights of another user."""
+    """Take the rights of another user, since root may read any file."""
     own = os.geteuid()
     if own == 0:
         os.seteuid(65534)
@@ -479,7 +479,7 @@ def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
 
 
 def test_a_full_disk_leaves_the_previous_set(tmp_path: Path) -> None:
-    """A limit on the size of files stands in for the disk: the write fails half-way, with all but the same error."""
+    """A limit on the size of files stands in for the full disk: a write fails half-way, with nearly the same error."""
     np.save(tmp_path / "train.npy", noise(300, 3, 32, 32))
     program = (
         "import resource, signal; from pathlib import Path; from test_image_folder import settings;"
@@ -490,13 +490,13 @@ def test_a_full_disk_leaves_the_previous_set(tmp_path: Path) -> None:
     )
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment)
-    assert "images/train.npy: File too large; make room and run again" in done.stderr
+    assert "images/train.npy: File too large; free some space and run again" in done.stderr
     assert sorted(path.name for path in tmp_path.iterdir()) == ["images", "train.npy"]
     assert len(load_images(tmp_path / "images").train) == 225
 
 
 def test_a_folder_renamed_by_a_mac_or_a_file_manager_is_read(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """What hides beside the images is not read; images that are hidden are mentioned."""
+    """Hidden files are not read; hidden images are logged."""
     for name in ("._0.png", ".DS_Store", "__MACOSX/._1.png", "__MACOSX/a/1.png", "class/._2.png"):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(b"\0\5\x16\7")
@@ -507,17 +507,17 @@ def test_a_folder_renamed_by_a_mac_or_a_file_manager_is_read(folder: Path, caplo
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(noise(2, 2)).save(folder / name)
     assert len(load(folder).train) == 6
-    assert 'left out, since hidden: ".copy.png", ".thumbnails"' in caplog.text
+    assert 'hidden, therefore left out: ".copy.png", ".thumbnails"' in caplog.text
 
 
-def test_links_that_lead_round_in_circles_are_passed_over(folder: Path) -> None:
+def test_circular_links_are_ignored(folder: Path) -> None:
     (folder / "a").mkdir()
     for link, target in (("a/b", "../c"), ("c", "a/b"), ("self", "self"), ("a/parent", ".."), ("here", ".")):
         (folder / link).symlink_to(target)
     assert len(load(folder).train) == 6
 
 
-def test_a_source_that_is_a_circle_a_pipe_or_no_path(tmp_path: Path) -> None:
+def test_a_source_that_is_a_circular_link_a_pipe_or_no_path(tmp_path: Path) -> None:
     (tmp_path / "circle").symlink_to("circle")
     os.mkfifo(tmp_path / "pipe.npy")
     for name in ("circle", "pipe.npy", "nul\0"):
@@ -600,7 +600,7 @@ def test_an_array_that_shrinks_while_it_is_read_is_named(tmp_path: Path) -> None
     assert error.value.code == Exit.MISSING
 
 
-def test_arrays_of_few_columns_are_what_was_asked_for(tmp_path: Path) -> None:
+def test_arrays_of_few_columns_are_channels_first(tmp_path: Path) -> None:
     """Channels of 4x4 or pixels of 4 channels: (N,C,H,W) is documented."""
     np.save(tmp_path / "a.npy", noise(8, 1000, 4, 4))
     assert load(tmp_path / "a.npy").image_shape == (1000, 4, 4)
@@ -659,7 +659,7 @@ def test_a_damaged_tiff_file_is_one_line(tmp_path: Path, capfd: pytest.CaptureFi
 
 def test_too_many_images(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("flows.images.folder.MOST_IMAGES", 7)
-    with pytest.raises(UserError, match="folder: 8 images, of which at most 7 are read") as error:
+    with pytest.raises(UserError, match="folder: 8 images, but at most 7 are read") as error:
         load(folder)
     assert error.value.code == Exit.INVALID_DATA
 

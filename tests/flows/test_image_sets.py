@@ -1,4 +1,4 @@
-"""Publishers' files: read for what they are, refused for what they should not be."""
+"""Publishers' files are read correctly; damaged and hostile ones are refused."""
 
 import gzip
 import hashlib
@@ -10,13 +10,15 @@ import tarfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
 import torchvision
 
 from flows.core.errors import Exit, UserError
-from flows.images.catalogue import CIFAR10, FASHION_MNIST, PublishedSet
+from flows.core.params import Data
+from flows.images.catalogue import CIFAR10, FASHION_MNIST, PUBLISHED, PublishedSet
 from flows.images.publishers import Splits, read_digits, read_published
 
 DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
@@ -59,7 +61,7 @@ def small_cifar(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Publis
         for i, name in enumerate([f"data_batch_{i}" for i in range(1, 6)] + ["test_batch"])
     }
     contents["batches.meta"] = pickle.dumps({"label_names": list("0123456789")})
-    # torchvision checks digests of its own.
+    # torchvision checks its own digests.
     reader = torchvision.datasets.CIFAR10
     md5 = {name: hashlib.md5(content).hexdigest() for name, content in contents.items()}
     monkeypatch.setattr(reader, "train_list", [[name, md5[name]] for name, _ in reader.train_list])
@@ -84,6 +86,11 @@ def arrays(splits: Splits) -> tuple[np.ndarray, np.ndarray]:
 def scratch(tmp_path: Path) -> Path:
     (tmp_path / "scratch").mkdir(exist_ok=True)
     return tmp_path / "scratch"
+
+
+def test_every_name_of_a_published_set_has_an_entry() -> None:
+    names = get_args(Data.model_fields["name"].annotation)
+    assert {*PUBLISHED, "digits", "image_folder"} == set(names)
 
 
 def test_reads_idx_files_compressed_or_not(small_mnist: tuple[PublishedSet, Path], tmp_path: Path) -> None:
@@ -161,7 +168,7 @@ def test_a_truncated_archive_is_named(small_cifar: tuple[PublishedSet, Path], tm
         read_published(published, source, tmp_path / "downloads", scratch(tmp_path))
 
 
-def test_a_source_that_is_no_folder(tmp_path: Path) -> None:
+def test_a_source_that_is_not_a_folder(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"data\.source: .*nowhere is not a folder"):
         read_published(FASHION_MNIST, tmp_path / "nowhere", tmp_path / "downloads", scratch(tmp_path))
 
@@ -204,7 +211,7 @@ def test_nothing_is_fetched_when_a_source_is_given(
         read_published(published, source, tmp_path / "downloads", scratch(tmp_path))
 
 
-def test_a_page_that_the_server_sends_for_a_file_is_called_one_and_not_kept(
+def test_a_web_page_in_place_of_a_file_is_named_and_not_kept(
     small_mnist: tuple[PublishedSet, Path], tmp_path: Path
 ) -> None:
     published, source = small_mnist
@@ -258,7 +265,7 @@ def test_paths_and_links_out_of_an_archive_are_not_followed(
 
 
 def archive(path: Path, *entries: tuple[str, bytes, bytes], size: bytes | None = None) -> None:
-    """A packed tar file of names, types and contents; `size` replaces the size of the last, checksum and all."""
+    """A packed tar file of names, types and contents; `size` replaces the size of the last, with a valid checksum."""
     file = io.BytesIO()
     with tarfile.open(fileobj=file, mode="w") as tar:
         for name, kind, content in entries:
@@ -296,7 +303,7 @@ HUGE = b"\x80" + (2**62).to_bytes(11, "big")
         ([], None, "it holds no cifar-10-batches-py/batches.meta"),
     ],
 )
-def test_no_archive_leads_astray(
+def test_hostile_archives_are_refused(
     entries: list[tuple[str, bytes, bytes]],
     size: bytes | None,
     message: str,
@@ -321,7 +328,7 @@ def test_a_file_that_an_archive_holds_twice_is_refused(small_cifar: tuple[Publis
         content = member.read()
     entry = ("cifar-10-batches-py/test_batch", tarfile.REGTYPE, content)
     archive(source / "cifar-10-python.tar.gz", entry, entry)
-    with pytest.raises(UserError, match="test_batch is truncated or damaged: it is there twice"):
+    with pytest.raises(UserError, match="test_batch is truncated or damaged: the archive holds it twice"):
         read_published(published, source, tmp_path / "downloads", scratch(tmp_path))
 
 

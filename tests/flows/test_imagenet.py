@@ -17,7 +17,7 @@ from PIL import Image
 from torchvision.datasets import SVHN as TorchvisionSVHN
 
 from flows.core.errors import Exit, UserError
-from flows.images.catalogue import IMAGENET32, IMAGENET32_2016, IMAGENET64, SVHN, DownsampledImageNet
+from flows.images.catalogue import IMAGENET32, IMAGENET32_2016, IMAGENET64, PUBLISHED, SVHN, DownsampledImageNet
 from flows.images.imagenet import read_imagenet
 from flows.images.publishers import Splits, read_published
 
@@ -91,7 +91,7 @@ def test_pictures_stream_in_the_order_of_the_archive(pictures: tuple[Downsampled
     assert np.array_equal(test, pixels(3, seed=1))
 
 
-def test_the_versions_are_told_apart(pictures: tuple[DownsampledImageNet, Path], tmp_path: Path) -> None:
+def test_the_versions_are_distinguished(pictures: tuple[DownsampledImageNet, Path], tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no Imagenet32_train_npz.zip; it holds train_32x32.tar, valid_32x32.tar"):
         read_imagenet(IMAGENET32, pictures[1], tmp_path / "downloads")
     published, source = pictures
@@ -103,7 +103,7 @@ def test_the_versions_are_told_apart(pictures: tuple[DownsampledImageNet, Path],
 def test_an_archive_of_another_version_under_this_name(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "Imagenet32_train_npz.zip").write_bytes(b"64")
     other = replace(IMAGENET64, train={"Imagenet64_train_part1_npz.zip": hashlib.sha256(b"64").hexdigest()})
-    monkeypatch.setattr("flows.images.imagenet.IMAGENET64", other)
+    monkeypatch.setitem(PUBLISHED, "imagenet64", other)
     with pytest.raises(UserError, match=r"\(that is Imagenet64_train_part1_npz.zip\)") as error:
         read_imagenet(IMAGENET32, tmp_path, tmp_path)
     assert error.value.code == Exit.MISSING
@@ -128,7 +128,7 @@ def hostile(published: DownsampledImageNet, source: Path) -> DownsampledImageNet
 
 
 def encrypted(published: DownsampledImageNet, source: Path) -> DownsampledImageNet:
-    """The flag of a password on what is in the archive."""
+    """Entries flagged as encrypted."""
     path = source / "Imagenet32_train_npz.zip"
     content = bytearray(path.read_bytes())
     for mark, place in ((b"PK\3\4", 6), (b"PK\1\2", 8)):
@@ -153,7 +153,7 @@ def endless_labels(published: DownsampledImageNet, source: Path) -> DownsampledI
 
 
 def lying_zip(published: DownsampledImageNet, source: Path) -> DownsampledImageNet:
-    """Sizes in the archive's directory that its contents do not have."""
+    """Wrong sizes in the archive's directory."""
     path = source / "Imagenet32_train_npz.zip"
     content = bytearray(path.read_bytes())
     first = content.rindex(b"PK\1\2")
@@ -190,7 +190,7 @@ def negative(entry: bytearray) -> None:
 
 
 def large_picture(entry: bytearray) -> None:
-    """A picture of 2^16 x 2^16 pixels, says its head."""
+    """A picture whose head claims 2^16 x 2^16 pixels."""
     place = entry.index(b"IHDR") + 4
     entry[place : place + 8] = struct.pack(">II", 2**16, 2**16)
     entry[place + 13 : place + 17] = struct.pack(">I", zlib.crc32(entry[place - 4 : place + 13]))

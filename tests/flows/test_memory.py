@@ -174,10 +174,9 @@ def test_pixels_of_any_number_are_measured_without_a_warning(
     train = PIXELS.astype(np.asarray(value).dtype)
     train[3, 0, 0, 0] = value
     save_images(tmp_path / "set", {"train": train, "test": PIXELS[:6]}, {"name": "x", "num_levels": 17})
-    outs = {name: tmp_path / name for name in ("out", "data_docs", "picture")}
     contract = read_params(PRESETS[0]).contract
     with pytest.raises(UserError, match="pixels are uint8 integers") as raised:
-        validate(contract, images=tmp_path / "set", **outs)
+        validate(contract, images=tmp_path / "set", out=tmp_path / "report")
     assert raised.value.code is Exit.INVALID_DATA
     assert "Warning" not in capfd.readouterr().err
 

@@ -1,4 +1,4 @@
-"""Declared transforms: exact where they can be, and never unrecorded."""
+"""Transforms are exact where possible, and always recorded."""
 
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ def noise(*shape: int, highest: int = 255) -> np.ndarray:
     return np.random.default_rng(0).integers(0, highest, shape, dtype=np.uint16, endpoint=True)
 
 
-def test_nothing_is_nothing() -> None:
+def test_no_transform_changes_nothing() -> None:
     pixels = noise(3, 2, 4, 5).astype(np.uint8)
     assert transform(pixels, 256, **NOTHING) is pixels
     assert describe(256, **NOTHING) == "none"
@@ -95,7 +95,7 @@ def test_a_transform_that_leaves_the_bytes_is_still_in_the_digest(tmp_path: Path
         ((1000, 4, 4), {"pad": 1024}, "1000x2052x2052 .*; lower them", Exit.USAGE),
     ],
 )
-def test_images_that_no_model_takes_are_refused_before_they_are_made(
+def test_too_large_results_are_refused_before_they_are_made(
     shape: tuple[int, ...], change: dict[str, Any], message: str, code: Exit, tmp_path: Path
 ) -> None:
     with (tmp_path / "a.npy").open("wb") as file:

@@ -1,9 +1,11 @@
 """The discretization contract: each way to break it is found, named, and refused."""
 
 import json
+import os
 import re
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,7 +25,8 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 
 
 DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
-CONTRACT = read_params(Path(__file__).parents[2] / "presets" / "digits.yaml").contract
+ROOT = Path(__file__).parents[2]
+CONTRACT = read_params(ROOT / "presets" / "digits.yaml").contract
 
 
 @pytest.fixture
@@ -40,12 +43,11 @@ def write_set(folder: Path, train: np.ndarray, test: np.ndarray, **description: 
 
 def run(images: Path, reference: Path | None = None, **changes: Any) -> dict[str, Any]:
     report = images.parent / "report"
-    outs = {"out": report / "validation.json", "data_docs": report / "data_docs", "picture": report / "validation.png"}
-    validate(CONTRACT.model_copy(update=changes), images=images, reference=reference, **outs)
-    return json.loads(outs["out"].read_text())  # type: ignore[no-any-return]
+    validate(CONTRACT.model_copy(update=changes), images=images, out=report, reference=reference)
+    return json.loads((report / "validation.json").read_text())  # type: ignore[no-any-return]
 
 
-def test_good_images_pass_and_the_report_vouches_for_them(image_set: Path) -> None:
+def test_good_images_pass_and_the_report_has_their_digest(image_set: Path) -> None:
     report = run(image_set)
     assert report["success"]
     assert report["data_sha256"] == data_sha256(image_set)
@@ -56,12 +58,28 @@ def test_good_images_pass_and_the_report_vouches_for_them(image_set: Path) -> No
     assert len(pages) == 4  # training images, test images, splits, levels
 
 
-def test_the_report_is_canonical(image_set: Path) -> None:
-    report = image_set.parent / "report" / "validation.json"
-    run(image_set)
-    first = report.read_bytes()
-    run(image_set)
-    assert report.read_bytes() == first
+def test_two_processes_write_the_same_bytes(image_set: Path) -> None:
+    """The time, the folder, the time zone and the seed of hashes differ."""
+    train, test = digits_of(image_set)
+    train[:6, 0, 3, 3] = [19, 17, 18, 30, 17, 18]
+    test[3] = train[5]
+    write_set(image_set, train, test)
+    first = inspected(image_set, image_set.parent / "one", TZ="UTC", PYTHONHASHSEED="1")
+    second = inspected(image_set, image_set.parent / "two" / "report", TZ="Asia/Tokyo", PYTHONHASHSEED="2")
+    assert {"validation.json", "validation.png", "data_docs/index.html"} <= first.keys()
+    assert [name for name in first.keys() | second.keys() if first.get(name) != second.get(name)] == []
+
+
+def inspected(images: Path, out: Path, **environment: str) -> dict[str, bytes]:
+    """The files of a report that a new process writes, by name."""
+    program = (
+        "import sys; from pathlib import Path; from flows.core.params import read_params; "
+        "from flows.validation.inspection import inspect_images; images, out = map(Path, sys.argv[1:]); "
+        "inspect_images(read_params(Path('presets/digits.yaml')).contract, images=images, out=out, reference=None)"
+    )
+    command = [sys.executable, "-c", program, str(images), str(out)]
+    subprocess.run(command, cwd=ROOT, env=os.environ | environment, capture_output=True, check=True)
+    return {str(path.relative_to(out)): path.read_bytes() for path in out.rglob("*") if path.is_file()}
 
 
 def with_value(value: float, dtype: str) -> Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]:
@@ -165,7 +183,7 @@ def test_counts_and_labels(describe: dict[str, int], labels: np.ndarray | None, 
     assert reason in str(error.value)
 
 
-def test_repeated_and_constant_images_are_put_up_with_up_to_a_share(image_set: Path) -> None:
+def test_repeated_and_constant_images_are_allowed_up_to_a_share(image_set: Path) -> None:
     train, test = digits_of(image_set)
     train[7], train[9] = train[3], 5
     write_set(image_set, train, test)
@@ -176,7 +194,7 @@ def test_repeated_and_constant_images_are_put_up_with_up_to_a_share(image_set: P
     assert run(image_set, max_duplicates=0.02, max_constant=0.02)["success"]
 
 
-def test_leakage_is_put_up_with_up_to_a_share_of_the_test(image_set: Path) -> None:
+def test_leakage_is_allowed_up_to_a_share_of_the_test_images(image_set: Path) -> None:
     train, test = digits_of(image_set)
     test[3] = train[5]
     write_set(image_set, train, test)
@@ -185,7 +203,7 @@ def test_leakage_is_put_up_with_up_to_a_share_of_the_test(image_set: Path) -> No
         run(image_set, max_leaked=0.99 / 20)
 
 
-def test_doubts_are_warnings(image_set: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_warnings_do_not_fail(image_set: Path, caplog: pytest.LogCaptureFixture) -> None:
     train, test = digits_of(image_set)
     near = train[5].astype(int)
     near[0, 4, 4] += 1 if near[0, 4, 4] < 8 else -1
@@ -199,7 +217,7 @@ def test_doubts_are_warnings(image_set: Path, caplog: pytest.LogCaptureFixture) 
     assert "per image of the least frequent: 1 of 2 rows, such as 49.0 (train)" in caplog.text
 
 
-def test_more_images_than_one_table_holds_add_up(image_set: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_results_of_several_tables_add_up(image_set: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     train, test = digits_of(image_set)
     test[3] = train[5]
     test[19] = train[6]
@@ -277,7 +295,7 @@ def opened(page: Path, profile: Path) -> str:
 
 @pytest.mark.skipif(not DEBIAN_FASHION_MNIST.is_dir(), reason="Debian's dataset-fashion-mnist is not installed")
 def test_fashion_mnist_downloads_and_holds(tmp_path: Path) -> None:
-    data = read_params(Path(__file__).parents[2] / "presets" / "fashion_mnist.yaml").data
+    data = read_params(ROOT / "presets" / "fashion_mnist.yaml").data
     source = {"source": str(DEBIAN_FASHION_MNIST)}
     download(data.model_copy(update=source), out=tmp_path / "images", downloads=tmp_path / "downloads")
     report = run(tmp_path / "images")
