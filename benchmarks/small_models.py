@@ -8,7 +8,8 @@ import torch
 
 from flows.images.catalogue import FASHION_MNIST
 from flows.images.publishers import Splits, read_digits, read_published
-from vdm.model import VDM, ScheduleKind
+from vdm.choices import ScheduleKind
+from vdm.model import VDM
 from vdm.training import Trainer
 
 

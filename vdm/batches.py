@@ -6,15 +6,14 @@ only share it out.  So neither a restart nor another number of devices changes w
 
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from vdm.choices import Transform
 from vdm.vlb import low_discrepancy_times
-
-Transform = Literal["flip", "rotate", "swap_channels"]
 
 
 class Batch(NamedTuple):

@@ -16,6 +16,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 
+from vdm.errors import CheckpointError
 from vdm.files import MOST_BYTES, parse_json, read_bounded, write_whole, written_last
 from vdm.memory import available
 from vdm.model import VDM, count_parameters
@@ -26,10 +27,6 @@ MOST_CONFIG_BYTES = 2**20
 MOST_HEADER_BYTES = 2**23
 # Numbers of 2 to 8 bytes; in memory the file's content, the tensors read from it, and the model's own.
 FEWEST_BYTES, MOST_NUMBER_BYTES, COPIES = 2, 8, 3
-
-
-class CheckpointError(ValueError):
-    """A model folder is missing, damaged, or not what it claims to be."""
 
 
 def save_model(folder: Path, model: VDM, config: dict[str, Any]) -> None:

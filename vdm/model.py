@@ -1,10 +1,11 @@
 """The variational diffusion model: a noise schedule and a noise predictor, joined by the bound."""
 
 from collections.abc import Sequence
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 from torch import Tensor, nn
 
+from vdm.choices import ScheduleKind
 from vdm.discretization import pixels_to_x
 from vdm.network import NoisePredictor, num_parameters
 from vdm.schedule import LinearSchedule, MonotoneSchedule, gamma_and_slope
@@ -19,7 +20,6 @@ from vdm.vlb import (
 )
 
 MOST_LEVELS = 2**16
-ScheduleKind = Literal["fixed_linear", "learned_linear", "learned_monotone"]
 
 
 def build_schedule(kind: ScheduleKind, gamma_0: float, gamma_1: float) -> LinearSchedule:

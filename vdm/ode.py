@@ -16,16 +16,15 @@ tighter with the mean over several draws inside the logarithm (importance weight
 
 import math
 from collections.abc import Callable
-from typing import Literal
 
 import torch
 from torch import Tensor
 
+from vdm.choices import Dequantisation
 from vdm.discretization import pixels_to_x
 from vdm.schedule import alpha, sigma
 from vdm.vlb import PredictNoise
 
-Dequantisation = Literal["uniform", "truncated_normal"]
 State = tuple[Tensor, Tensor]
 Solve = Callable[[Callable[[Tensor, State], State], State, Tensor], State]
 """Integrates (derivative, state at the first time, times) and returns the state at the last time."""

@@ -12,7 +12,7 @@ import math
 from collections.abc import Sequence
 from contextlib import nullcontext
 from functools import partial
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -21,15 +21,13 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.checkpoint import checkpoint
 
-from vdm.batches import Batch, Transform, augment, draw_batch
+from vdm.batches import Batch, augment, draw_batch
+from vdm.choices import LearningRateDecay, Precision, Transform
 from vdm.model import VDM
 from vdm.network import AttentionBlock, ResidualBlock
 from vdm.schedule import gamma_and_slope
 from vdm.training_log import TrainingLog, TrainingRecord
 from vdm.vlb import PredictNoise, Terms, bits_per_dim
-
-Precision = Literal["float32", "bfloat16"]
-LearningRateDecay = Literal["none", "linear", "cosine"]
 
 
 class Trainer:

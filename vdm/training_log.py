@@ -8,9 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-
-class TrainingDiverged(ArithmeticError):
-    """The loss is no longer a finite number."""
+from vdm.errors import TrainingDiverged
 
 
 class TrainingRecord(NamedTuple):
@@ -64,7 +62,7 @@ class TrainingLog:
             if not all(map(math.isfinite, values)):
                 raise TrainingDiverged(
                     f"step {step}: the loss is {sum(values[:3])} bits/dim and its gradient's norm {values[3]}; "
-                    f"lower train.learning_rate or set train.max_gradient_norm"
+                    f"lower the learning rate, or limit the gradient's norm"
                 )
             self.sums = [total + value for total, value in zip(self.sums, values, strict=True)]
             self.count += 1

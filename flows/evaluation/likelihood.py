@@ -12,9 +12,10 @@ from torchdiffeq import odeint
 
 from flows.core.errors import Exit, UserError
 from flows.evaluation.bound import number
+from vdm.choices import Dequantisation
 from vdm.evaluation import Evaluation
 from vdm.model import VDM
-from vdm.ode import Dequantisation, Solve, State, basis_probes, importance_weighted, log_weight
+from vdm.ode import Solve, State, basis_probes, importance_weighted, log_weight
 from vdm.vlb import bits_per_dim
 
 

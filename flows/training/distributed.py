@@ -37,11 +37,9 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 from torch.multiprocessing.spawn import ProcessExitedException
 
 from flows.core.errors import Exit, UserError
-from flows.images.store import ImageSetError
 from flows.process.lifeline import hold_what_starts
 from flows.process.streams import start_logging
-from vdm.checkpoint import CheckpointError
-from vdm.training_log import TrainingDiverged
+from vdm.errors import CheckpointError, TrainingDiverged
 
 Value = TypeVar("Value")
 
@@ -190,7 +188,7 @@ def worker(function: Callable[[], None]) -> Exception | None:
     error: Exception | None = None
     try:
         function()
-    except (UserError, TrainingDiverged, ImageSetError, CheckpointError) as met:
+    except (UserError, TrainingDiverged, CheckpointError) as met:
         error = met
     except Exception:
         time.sleep(BLAME_SECONDS)  # perhaps another one's death took this one along: the agent is to find that first

@@ -18,7 +18,8 @@ from typing import Any
 
 from flows.core.errors import Exit, UserError
 from flows.process.ending import on_stop
-from vdm.checkpoint import CheckpointError, load_state, save_state
+from vdm.checkpoint import load_state, save_state
+from vdm.errors import CheckpointError
 from vdm.training_log import TrainingRecord
 
 log = logging.getLogger(__name__)

@@ -26,7 +26,8 @@ from flows.stages.register import last_loss
 from flows.training import fitting
 from flows.validation.drift import distances, read_reference
 from flows.validation.tables import split_rows, with_files
-from vdm.checkpoint import CheckpointError, config_sha256, load_model, load_state, save_model, save_state
+from vdm.checkpoint import config_sha256, load_model, load_state, save_model, save_state
+from vdm.errors import CheckpointError
 from vdm.model import VDM
 from vdm.training import Trainer
 

@@ -24,7 +24,8 @@ from flows.stages.validate import validate
 from flows.validation.comb import comb
 from flows.validation.facts import measure
 from vdm import evaluation, sampling
-from vdm.checkpoint import CheckpointError, config_sha256, load_model, save_model
+from vdm.checkpoint import config_sha256, load_model, save_model
+from vdm.errors import CheckpointError
 from vdm.memory import Group, available, left
 from vdm.model import VDM
 

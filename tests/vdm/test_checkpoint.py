@@ -13,7 +13,6 @@ import torch
 from conftest import TINY
 
 from vdm.checkpoint import (
-    CheckpointError,
     config_sha256,
     load_model,
     load_state,
@@ -21,6 +20,7 @@ from vdm.checkpoint import (
     save_model,
     save_state,
 )
+from vdm.errors import CheckpointError
 from vdm.model import VDM
 
 

@@ -11,10 +11,10 @@ import torch
 
 from vdm.batches import Batch
 from vdm.checkpoint import load_state, save_state
+from vdm.errors import TrainingDiverged
 from vdm.model import VDM
 from vdm.schedule import gamma_and_slope
 from vdm.training import Trainer, adamw, backward, learning_rate_factor
-from vdm.training_log import TrainingDiverged
 from vdm.vlb import bits_per_dim, low_discrepancy_times
 
 SETTINGS: dict[str, Any] = {
