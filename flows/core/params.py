@@ -114,7 +114,7 @@ class Model(Section):
 
 
 class Train(Section):
-    """Optimisation; see `vdm.training.train`."""
+    """Optimisation; see `vdm.training.Settings`."""
 
     seed: NonNegative
     device: Device
@@ -162,7 +162,7 @@ class Evaluate(Section):
 
 
 class Ode(Section):
-    """The ODE likelihood of `vdmctl evaluate --protocol ode`; see `flows.evaluation.likelihood.evaluate_ode`."""
+    """The ODE likelihood of `vdmctl evaluate --protocol ode`; see `vdm.ode.evaluate_ode`."""
 
     seed: NonNegative
     device: Device

@@ -1,15 +1,15 @@
 """What `vdmctl` computes of a model's likelihood besides the pipeline's own evaluation."""
 
-import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flows.core.device import find_device
 from flows.core.memory import require
 from flows.evaluation.bound import digests, load_fitting, number, require_memory
-from flows.evaluation.likelihood import evaluate_ode, memory_needed, paired_difference
+from flows.evaluation.solver import dopri5
 from flows.process.progress import bar
 from vdm import evaluation
+from vdm.ode import evaluate_ode, memory_needed
 
 if TYPE_CHECKING:
     from flows.core.params import Evaluate, Ode
@@ -27,8 +27,9 @@ def ode(settings: "Ode", *, model: Path, images: Path) -> dict[str, Any]:
         find_device(settings.device),
         "ode: lower ode.num_probes, or set it if 0, ode.num_draws or ode.batch_size",
     )
-    bpd = evaluate_ode(vdm, test, progress=bar("evaluating"), **arguments)
-    error = bpd.std(ddof=1) / math.sqrt(len(bpd)) if len(bpd) > 1 else math.nan
+    options = settings.model_dump(include={"seed", "dequantisation"}) | sizes
+    bpd = evaluate_ode(vdm, test, solve=dopri5(settings.tolerance), progress=bar("evaluating"), **options)
+    error = evaluation.standard_error(bpd)
     result = {"protocol": "ode", "bpd": number(bpd.mean()), "bpd_standard_error": number(error)}
     return result | {"num_images": len(bpd)} | arguments | digests(model, images)
 
@@ -51,6 +52,13 @@ def compare(settings: "Evaluate", *, first: Path, second: Path, images: Path, co
         }
         for model, result in zip((first, second), results, strict=True)
     ]
-    difference = paired_difference(results[0], results[1], confidence=confidence)
+    paired = evaluation.paired_difference(results[0], results[1], confidence=confidence)
+    difference = {
+        "difference_bpd": number(paired.difference),
+        "difference_standard_error": number(paired.standard_error),
+        "confidence": paired.confidence,
+        "confidence_interval": [number(end) for end in paired.interval],
+        "num_images": paired.num_images,
+    }
     shared = settings.model_dump(include={"seed", "times_per_image", "num_timesteps"})
     return {"protocol": "vlb", "models": models, **difference, **shared}

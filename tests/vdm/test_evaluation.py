@@ -8,7 +8,14 @@ import numpy as np
 import pytest
 import torch
 
-from vdm.evaluation import Evaluation, evaluate, image_noise, stratified_times, stratified_variance
+from vdm.evaluation import (
+    Evaluation,
+    evaluate,
+    image_noise,
+    paired_difference,
+    stratified_times,
+    stratified_variance,
+)
 from vdm.model import VDM
 from vdm.vlb import bits_per_dim
 
@@ -96,6 +103,19 @@ def test_standard_errors() -> None:
     assert result.standard_error == pytest.approx(diffusion.std(ddof=1) / 2)
     assert result.monte_carlo_standard_error == pytest.approx(0.2 / 2)
     assert math.isnan(Evaluation(np.zeros(1), np.zeros(1), np.ones(1), np.zeros(1)).standard_error)
+
+
+def test_the_paired_difference_has_the_interval_of_a_normal_mean() -> None:
+    """What both evaluations have in common cancels; 95% of a normal distribution lie within 1.96 deviations."""
+    common, change = np.array([1.0, 5.0, 9.0]), np.array([0.1, 0.2, 0.3])
+    zeros = np.zeros(3)
+    first, second = (Evaluation(zeros, zeros, bpd, zeros) for bpd in (common, common + change))
+    paired = paired_difference(first, second, confidence=0.95)
+    error = 0.1 / math.sqrt(3)
+    assert paired.difference == pytest.approx(0.2)
+    assert paired.standard_error == pytest.approx(error)
+    assert paired.interval == pytest.approx((0.2 - 1.95996 * error, 0.2 + 1.95996 * error), rel=1e-5)
+    assert (paired.confidence, paired.num_images) == (0.95, 3)
 
 
 @pytest.mark.parametrize("times_per_image", [2, 4, 16])
