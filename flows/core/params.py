@@ -114,7 +114,7 @@ class Model(Section):
 
 
 class Train(Section):
-    """Optimisation; see `vdm.training.Settings`."""
+    """Optimisation; see `vdm.training.TrainingSettings`."""
 
     seed: NonNegative
     device: Device
