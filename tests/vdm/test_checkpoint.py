@@ -80,7 +80,7 @@ def flip_a_byte(path: Path) -> None:
         (lambda f: edit_config(f, lambda d: d["model"].update(image_shape=[1, 8])), "`model.image_shape` is not"),
         (lambda f: edit_config(f, lambda d: d["model"].update(norm_groups=0)), "do not describe one model"),
         (lambda f: edit_config(f, lambda d: d["model"].update(width=16)), "do not describe one model"),
-        (lambda f: edit_config(f, lambda d: d["model"].pop("width")), "`model.width` is missing from"),
+        (lambda f: edit_config(f, lambda d: d["model"].pop("width")), "`model.width` is missing;"),
         (lambda f: edit_config(f, lambda d: d["model"].update(num_levels=1)), "do not describe one model"),
         (lambda f: edit_config(f, lambda d: d["model"].update(depth=3)), "`model.depth` is not"),
         (lambda f: edit_config(f, lambda d: d["model"].update(schedule="cosine")), "`model.schedule` is not"),

@@ -161,7 +161,7 @@ def test_a_trainer_saves_and_ends_when_dvc_is_killed(shell: str, command: str, p
 def test_a_trainer_outlives_the_shell_of_the_person_who_started_it(
     project: Project, undisturbed: tuple[str, str]
 ) -> None:
-    (project.folder / "reports/training/curves.csv").unlink()
+    (project.folder / "reports/training/curves.csv").unlink(missing_ok=True)
     command = f"nohup {sys.executable} -m flows.cli train > /dev/null 2>&1 &"
     assert project.run("/bin/sh", "-c", command).returncode == 0
     wait_until(lambda: bool(trainers(project.folder)), 10)
