@@ -13,6 +13,7 @@ from flows.core.errors import Exit, UserError
 from flows.images.store import data_sha256, fault, load_images
 from flows.training.distributed import launch
 from flows.training.fitting import advice_on_memory, out_of_memory, require_memory, train_here
+from vdm.errors import TrainingDiverged
 
 if TYPE_CHECKING:
     from flows.core.params import Model, Train
@@ -33,7 +34,7 @@ def train(
     require_validated(images, validation)
     devices = find_devices(train.device, train.num_devices)
     launched = torch.distributed.is_torchelastic_launched()
-    if devices[0].type == "cpu":  # on CUDA, to ask for free memory takes some of it: left to the processes that train
+    if devices[0].type == "cpu":  # on CUDA the processes that train ask: the question itself takes memory
         processes = int(os.environ["WORLD_SIZE"]) if launched else train.num_devices
         require_memory(model, train, load_images(images), devices[0], processes)
     if launched and (started := int(os.environ["LOCAL_WORLD_SIZE"])) != train.num_devices:
@@ -44,6 +45,8 @@ def train(
             launch(job, num_processes=train.num_devices, max_restarts=train.max_restarts)
         else:
             job()
+    except TrainingDiverged as error:
+        raise TrainingDiverged(f"{error} (train.learning_rate, train.max_gradient_norm)") from error
     except (RuntimeError, UserError) as error:
         if out_of_memory(error):
             raise UserError(advice_on_memory(train), Exit.USAGE) from error
