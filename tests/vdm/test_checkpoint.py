@@ -1,4 +1,4 @@
-"""Model folders: whole, checked, and harmless."""
+"""Model folders and training states: round trips, and damaged files that are refused."""
 
 import hashlib
 import json
@@ -116,7 +116,7 @@ def test_an_int_is_a_float(folder: Path) -> None:
     assert load_model(folder).schedule.gamma_0 == -7
 
 
-def test_a_missing_folder_is_told_as_that(tmp_path: Path) -> None:
+def test_a_missing_folder_is_reported_as_missing(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError) as error:
         load_model(tmp_path)
     assert str(error.value) == f"{tmp_path}/config.json: No such file or directory; is this a model folder?"

@@ -1,4 +1,4 @@
-"""The evaluated bound: unbiased, comparable, and honest about its error."""
+"""The evaluated bound: unbiased, the same for any batch size, with a correct standard error."""
 
 import math
 from collections.abc import Callable
@@ -28,7 +28,7 @@ def test_the_result_does_not_depend_on_the_batch_size(tiny_model: Callable[..., 
         np.testing.assert_allclose(result, results[0], rtol=1e-5)
 
 
-def test_float64_leaves_no_trace_of_batches_or_of_the_path(tiny_model: Callable[..., VDM], digits: np.ndarray) -> None:
+def test_float64_results_agree_for_any_batch_size(tiny_model: Callable[..., VDM], digits: np.ndarray) -> None:
     """To 1e-8: in batches of one, in one batch, and by the model itself at the same times and noise."""
     model = tiny_model(schedule="learned_monotone").double()
     one, all_at_once = (evaluate(model, digits[:9], **SETTINGS | {"batch_size": size}) for size in (1, 1000))
@@ -126,9 +126,9 @@ def test_the_monte_carlo_error_matches_repeated_evaluations(
     runs = [evaluate(model, digits[:32], **settings | {"seed": seed}) for seed in range(40)]
     spread = np.std([run.bpd.mean() for run in runs], ddof=1)
     claimed = np.mean([run.monte_carlo_standard_error for run in runs])
-    # Forty repeats know their spread to 11%; the estimate may err on the safe side, as strata are finer than it sees.
+    # The spread of forty repeats is known to 11%.  The estimate may be too large, as it misses some stratification.
     assert 0.75 * spread < claimed < 1.6 * spread
 
 
-def test_one_time_per_image_has_no_monte_carlo_error_to_tell() -> None:
+def test_one_time_per_image_has_no_monte_carlo_error() -> None:
     assert np.isnan(stratified_variance(np.ones((3, 1)))).all()

@@ -59,7 +59,7 @@ def draw(model: VDM, digits: np.ndarray, size: int = 6) -> tuple[torch.Tensor, t
 
 @pytest.fixture
 def bent_model(tiny_model: Callable[..., VDM]) -> VDM:
-    """A float64 model with a learned schedule that is no straight line."""
+    """Return a float64 model with a learned schedule that is not a straight line."""
     model = tiny_model(schedule="learned_monotone").double()
     torch.nn.init.normal_(model.schedule.outer, std=3.0)
     return model
@@ -237,13 +237,13 @@ def test_a_compiled_step_in_bfloat16_follows_the_eager_float32_loss(
         assert record.bpd == pytest.approx(expected.bpd, rel=0.02)  # bfloat16 has 8 bits of mantissa
 
 
-def test_a_batch_that_cannot_be_shared_out_is_refused(tiny_model: Callable[..., VDM], digits: np.ndarray) -> None:
+def test_a_batch_that_cannot_be_split_is_refused(tiny_model: Callable[..., VDM], digits: np.ndarray) -> None:
     with pytest.raises(ValueError, match="batch_size 16 is not a multiple of 1 processes x accumulation 3"):
         start(tiny_model(), digits, **SETTINGS | {"accumulation": 3})
 
 
-def test_the_model_is_told_of_the_augmentation(tiny_model: Callable[..., VDM], digits: np.ndarray) -> None:
-    """It learns that upright and turned images differ: the flag's weights move away from where they start."""
+def test_the_model_gets_the_augmentation_flag(tiny_model: Callable[..., VDM], digits: np.ndarray) -> None:
+    """It learns that upright and turned images differ: the weights of the flag change."""
     model = tiny_model(augmentation_input=True)
     before = model.network.condition_1.weight[:, -1].clone()
     fit(model, digits[:64], **SETTINGS | {"augmentation": ["flip", "rotate"]})
@@ -254,7 +254,7 @@ def test_the_model_is_told_of_the_augmentation(tiny_model: Callable[..., VDM], d
 
 
 def test_the_average_is_exponential(tiny_model: Callable[..., VDM], digits: np.ndarray) -> None:
-    """After two steps: decay * first + (1 - decay) * second, the first being taken whole."""
+    """After two steps it is decay * first + (1 - decay) * second."""
     runs = [fit(tiny_model(), digits[:64], **SETTINGS | {"steps": n, "warmup_steps": 0}) for n in (1, 2)]
     first, second = (run.model.network.conv_in.weight.detach() for run in runs)
     torch.testing.assert_close(runs[1].averaged.network.conv_in.weight.detach(), 0.9 * first + 0.1 * second)
