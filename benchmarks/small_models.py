@@ -8,8 +8,9 @@ import torch
 
 from flows.images.catalogue import FASHION_MNIST
 from flows.images.publishers import Splits, read_digits, read_published
-from vdm.model import VDM, ScheduleKind
-from vdm.training import Trainer
+from vdm.choices import ScheduleKind
+from vdm.model import VDM
+from vdm.training import Trainer, TrainingSettings
 
 
 def digits() -> tuple[np.ndarray, np.ndarray]:
@@ -48,9 +49,7 @@ def trained(
         dropout=0.0,
         augmentation_input=False,
     )
-    trainer = Trainer(
-        model,
-        torch.from_numpy(pixels),
+    settings = TrainingSettings(
         steps=steps,
         batch_size=64,
         accumulation=1,
@@ -68,6 +67,7 @@ def trained(
         seed=0,
         log_every=max(1, steps // 5),
     )
+    trainer = Trainer(model, torch.from_numpy(pixels), settings)
     for _ in range(steps):
         if record := trainer.step():
             print(f"step {record.step}: {record.bpd:.3f} bits/dim", file=sys.stderr)

@@ -6,6 +6,7 @@ a new process.  The peer needs the packages accelerate, ema-pytorch, torchinfo a
 """
 
 import time
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -25,18 +26,17 @@ from benchmarks.speed import (
     report,
 )
 from flows.core.device import find_compile, find_device, find_precision
-from flows.training.fitting import CONDUCT
+from flows.training.fitting import resolve
 from vdm.checkpoint import save_state
 from vdm.model import VDM
 from vdm.training import Trainer
 
 
 def build(problem: Problem, device: torch.device, precision: str, compile: bool, **changes: Any) -> Trainer:
-    """Return the preset's trainer before its first step."""
+    """Return the preset's run before its first step."""
     torch.manual_seed(0)
-    arguments = problem.params.train.model_dump(exclude={*CONDUCT, "device", "num_devices"})
-    arguments |= {"precision": precision, "compile": compile, **changes}
-    return Trainer(VDM(**problem.model).to(device), problem.images.to(device), **arguments)
+    settings = replace(resolve(problem.params.train, device), precision=precision, compile=compile, **changes)
+    return Trainer(VDM(**problem.model).to(device), problem.images.to(device), settings)
 
 
 def saving_time(trainer: Trainer) -> float:

@@ -1,6 +1,6 @@
-"""A model on disk: a folder with `weights.safetensors` and `config.json`, the arguments of `vdm.model.VDM`.
+"""A model on disk: a folder with `weights.safetensors`, and with `config.json` for the arguments of `vdm.model.VDM`.
 
-`config.json` carries the sha256 of the weights and of the arguments: a damaged file is refused and never loaded.
+`config.json` holds the sha256 of the weights and of the arguments, so that a damaged file is never loaded.
 """
 
 import hashlib
@@ -16,24 +16,23 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 
+from vdm.errors import CheckpointError
 from vdm.files import MOST_BYTES, parse_json, read_bounded, write_whole, written_last
 from vdm.memory import available
 from vdm.model import VDM, count_parameters
 
 WEIGHTS, CONFIG = "weights.safetensors", "config.json"
 MOST_CONFIG_BYTES = 2**20
-# Names, shapes and places of the tensors of the deepest network.
+# Room for the names, shapes and offsets of the tensors of the deepest network.
 MOST_HEADER_BYTES = 2**23
-# Numbers of 2 to 8 bytes; in memory the file's content, the tensors read from it, and the model's own.
-FEWEST_BYTES, MOST_NUMBER_BYTES, COPIES = 2, 8, 3
-
-
-class CheckpointError(ValueError):
-    """A model folder is missing, damaged, or not what it claims to be."""
+# A weight takes 2 to 8 bytes.
+FEWEST_NUMBER_BYTES, MOST_NUMBER_BYTES = 2, 8
+# In memory at once: the file's content, the tensors read from it, and the tensors of the model.
+COPIES = 3
 
 
 def save_model(folder: Path, model: VDM, config: dict[str, Any]) -> None:
-    """Write the model and the arguments it was built from: both files, or neither.  Raises OSError that names one."""
+    """Write the model and the arguments it was built from: both files, or neither.  OSError names the file."""
     folder.mkdir(parents=True, exist_ok=True)
     weights = save({name: tensor.contiguous().cpu() for name, tensor in model.state_dict().items()})
     description = {
@@ -46,7 +45,7 @@ def save_model(folder: Path, model: VDM, config: dict[str, Any]) -> None:
 
 
 def load_model(folder: Path, device: torch.device | str = "cpu") -> VDM:
-    """The model in `folder`, in evaluation mode on `device`.  Raises CheckpointError; runs no code from the files."""
+    """Return the model in `folder`, in evaluation mode on `device`.  Raises CheckpointError.  Unpickles nothing."""
     config = read_description(folder)
     weights = read_weights(folder, config)
     try:
@@ -62,22 +61,22 @@ def load_model(folder: Path, device: torch.device | str = "cpu") -> VDM:
 
 
 def read_weights(folder: Path, config: dict[str, Any]) -> bytes:
-    """Return the bytes of the weights, of the digest and the size that the configuration asks for.
+    """Return the bytes of the weights.
 
-    Raises CheckpointError, before anything is built, also when the model does not fit into memory.
+    Raises CheckpointError if digest or size differ from the configuration, or if the model does not fit into memory.
     """
     path, count = folder / WEIGHTS, count_parameters(**config["model"])
     weights = read_bytes(path, min(MOST_NUMBER_BYTES * max(0, count) + MOST_HEADER_BYTES, available() // COPIES))
     if hashlib.sha256(weights).hexdigest() != config["weights_sha256"]:
         raise CheckpointError(f"{path}: sha256 differs from the one in {CONFIG}; restore the file")
-    if len(weights) < FEWEST_BYTES * count:
+    if len(weights) < FEWEST_NUMBER_BYTES * count:
         reason = f"{len(weights):,} bytes cannot hold {count:,} weights"
         raise CheckpointError(f"{folder}: weights and {CONFIG} do not describe one model: {reason}")
     return weights
 
 
 def floats(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Return the weights.  Raises ValueError unless each is a floating-point number."""
+    """Return the weights.  Raises ValueError unless all are floating-point numbers."""
     for name, tensor in weights.items():
         if not tensor.is_floating_point():
             raise ValueError(f"{name} is {tensor.dtype}")
@@ -85,17 +84,16 @@ def floats(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 def save_state(path: Path, state: dict[str, Any]) -> None:
-    """Write a training state behind its digest; the file appears whole or not at all."""
+    """Write a training state with its digest in front.  The file appears whole or not at all."""
     content = io.BytesIO()
     torch.save(state, content)
     write_whole(path, hashlib.sha256(content.getbuffer()).digest() + content.getbuffer())
 
 
 def load_state(path: Path, *, keys: Collection[str] = ()) -> dict[str, Any]:
-    """The training state in `path`, on the CPU.
+    """Return the training state in `path`, on the CPU.
 
-    Raises CheckpointError unless every byte is as it was written, this version of torch reads them, and `keys` are
-    among the state's.
+    Raises CheckpointError if the file is damaged, if this version of torch cannot read it, or if a key is missing.
     """
     content = memoryview(read_bytes(path, available() // COPIES))
     digest, payload = content[:32], content[32:]
@@ -103,7 +101,7 @@ def load_state(path: Path, *, keys: Collection[str] = ()) -> dict[str, Any]:
         raise CheckpointError(f"{path}: truncated or damaged")
     try:
         state = torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
-    except Exception as error:  # what torch raises over another version's file is nowhere listed
+    except Exception as error:  # torch documents no list of what it raises for a file of another version
         reason = str(error).partition("\n")[0]
         raise CheckpointError(f"{path}: not a state of torch {torch.__version__}: {reason}") from error
     if not isinstance(state, dict) or not set(keys) <= state.keys():
@@ -112,12 +110,12 @@ def load_state(path: Path, *, keys: Collection[str] = ()) -> dict[str, Any]:
 
 
 def model_sha256(folder: Path) -> str:
-    """One digest for the whole model: of config.json, which carries the digest of the weights."""
+    """Return the digest of the whole model: that of config.json, which holds the digest of the weights."""
     return hashlib.sha256(read_bytes(folder / CONFIG)).hexdigest()
 
 
 def read_description(folder: Path) -> dict[str, Any]:
-    """config.json, checked for its keys, its types and its digest.  Raises CheckpointError."""
+    """Return config.json, after a check of its keys, its types and its digest.  Raises CheckpointError."""
     content = read_bytes(folder / CONFIG, MOST_CONFIG_BYTES)
     try:
         description = parse_json(content)
@@ -127,25 +125,28 @@ def read_description(folder: Path) -> dict[str, Any]:
     if not isinstance(description, dict) or not keys <= description.keys():
         raise CheckpointError(f"{folder / CONFIG}: must hold an object with {', '.join(sorted(keys))}")
     if (wrong := mistyped(description["model"])) is not None:
-        raise CheckpointError(f"{folder / CONFIG}: {wrong} what vdm.model.VDM takes; restore the file")
+        raise CheckpointError(f"{folder / CONFIG}: {wrong}; restore the file")
     if config_sha256(description["model"]) != description["model_sha256"]:
         raise CheckpointError(f"{folder / CONFIG}: `model` differs from its sha256; restore the file")
     return description
 
 
 def mistyped(config: Any) -> str | None:
-    """Return what is wrong with the first of a model's arguments that is, such as `model.width` is not; else None."""
+    """Return what is wrong with the arguments of a model, such as "`model.width` is missing"; None if nothing is."""
     if not isinstance(config, dict):
-        return "`model` is not"
+        return "`model` is not an object"
     types = {name: kind for name, kind in inspect.get_annotations(VDM.__init__).items() if name != "return"}
     for name, value in config.items():
         if name not in types or not is_a(value, types[name]) or (name == "image_shape" and len(value) != 3):
-            return f"`model.{name[:50]}` is not"
-    return next((f"`model.{name}` is missing from" for name in types if name not in config), None)
+            return f"`model.{name[:50]}` is not an argument of vdm.model.VDM, or of the wrong type"
+    for name in types:
+        if name not in config:
+            return f"`model.{name}` is missing"
+    return None
 
 
 def is_a(value: Any, annotation: Any) -> bool:
-    """Whether a value read from JSON is of the annotated type.  An int is a float; a bool is no int."""
+    """Whether a value read from JSON has the annotated type.  An int counts as a float, a bool not as an int."""
     if get_origin(annotation) is Sequence:
         return isinstance(value, list) and all(is_a(item, get_args(annotation)[0]) for item in value)
     if get_origin(annotation) is Literal:
@@ -156,12 +157,12 @@ def is_a(value: Any, annotation: Any) -> bool:
 
 
 def config_sha256(config: Any) -> str:
-    """The digest of a model's arguments, whatever the layout of the file."""
+    """Return the digest of a model's arguments, which does not depend on the layout of the file."""
     return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()
 
 
 def read_bytes(path: Path, most: int = MOST_BYTES) -> bytes:
-    """Return the bytes of a regular file of at most `most`; CheckpointError where it cannot be read."""
+    """Return the content of a regular file of at most `most` bytes.  Raises CheckpointError."""
     try:
         return read_bounded(path, most)
     except OSError as error:

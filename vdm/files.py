@@ -1,6 +1,6 @@
-"""Files and folders: what is read is a regular file of bounded size, and what is written appears whole.
+"""Files and folders: read regular files of bounded size; write files and folders that appear whole or not at all.
 
-Errors are OSError with the name of the file, so that every reader reports them as it reports a missing file.
+Errors are OSError with the name of the file, so that readers report them like a missing file.
 """
 
 import ctypes
@@ -18,23 +18,23 @@ from typing import Any, BinaryIO, NoReturn
 
 AT_FDCWD, RENAME_EXCHANGE = -100, 2  # as in linux/fcntl.h and linux/fs.h
 MOST_BYTES = 64 * 2**20
-"""The default limit of `read_bounded`: far above every description, report and listing that the project writes."""
+"""The default limit of `read_bounded`, far above the size of any description, report or listing of the project."""
 MOST_DEPTH = 32
-"""The deepest nesting that `parse_json` takes: far above every document of the project."""
+"""The deepest nesting that `parse_json` accepts, far above that of any document of the project."""
 
 UNFINISHED: set[Path] = set()
 """Files and folders that exist only while a block of this process runs."""
 
 
 def open_regular(path: Path) -> BufferedReader:
-    """Open a regular file for reading; a link to one is followed.
+    """Open a regular file, or a link to one, for reading.
 
-    A FIFO would block and a device might act, so neither is opened.  Raises OSError.
+    Raises OSError for anything else: opening a FIFO would block, and opening a device may have an effect.
     """
     if "\0" in str(path):
         raise OSError(errno.EINVAL, "a path with a NUL character", str(path))
     require_regular(path.stat(), path)
-    # What lies there may change after the check: O_NONBLOCK keeps a FIFO from blocking even then.
+    # The file may be replaced after the check: with O_NONBLOCK not even a FIFO blocks then.
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
         require_regular(os.fstat(descriptor), path)
@@ -45,7 +45,7 @@ def open_regular(path: Path) -> BufferedReader:
 
 
 def require_regular(status: os.stat_result, path: Path) -> None:
-    """Raise OSError unless the status is that of a regular file."""
+    """Raise OSError unless `status` is that of a regular file."""
     if stat.S_ISDIR(status.st_mode):
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     if not stat.S_ISREG(status.st_mode):
@@ -65,14 +65,14 @@ def read_bounded(path: Path, most: int = MOST_BYTES) -> bytes:
 
 
 def parse_json(content: bytes | str) -> Any:
-    """Parse JSON in the strict sense.
+    """Parse strict JSON.
 
-    Raises ValueError also for NaN and infinities, for integers beyond 64 bits, for characters that UTF-8 cannot hold,
-    and for nesting deeper than `MOST_DEPTH`, which would fail where the value is printed.
+    Raises ValueError also for NaN, infinities, integers of more than 64 bits, characters that UTF-8 cannot encode, and
+    nesting deeper than `MOST_DEPTH`, all of which would fail where the value is printed.
     """
     try:
         value = json.loads(content, parse_constant=refuse, parse_float=finite, parse_int=short)
-        json.dumps(value, ensure_ascii=False).encode()  # lone surrogates parse, and fail wherever they are printed
+        json.dumps(value, ensure_ascii=False).encode()  # lone surrogates parse, but cannot be printed
     except RecursionError as error:
         raise ValueError("nested too deeply") from error
     require_shallow(value)
@@ -91,24 +91,25 @@ def require_shallow(value: Any) -> None:
 
 
 def refuse(text: str) -> NoReturn:
+    """Raise ValueError for a text that is not strict JSON."""
     raise ValueError(f"{text} is not JSON")
 
 
 def finite(text: str) -> float:
-    """Return the number; ValueError for one that a float cannot hold."""
+    """Return the number.  Raises ValueError if a float cannot hold it."""
     value = float(text)
     return refuse(text[:30]) if value in (float("inf"), -float("inf")) else value
 
 
 def short(text: str) -> int:
-    """Return the integer; ValueError for one of more than 64 bits."""
+    """Return the integer.  Raises ValueError if it has more than 64 bits."""
     return int(text) if len(text) <= 20 and -(2**63) <= int(text) < 2**64 else refuse(text[:30])
 
 
 def inside(folder: Path, name: str) -> Path:
-    """Return the path of `name`, a relative path that was read from data, below the folder.
+    """Return the path in the folder of `name`, a relative path that was read from data.
 
-    Raises ValueError for one that is empty, absolute, leads upwards, or holds a NUL character.
+    Raises ValueError if it is empty or absolute, leads upwards, or has a NUL character.
     """
     place = PurePosixPath(name)
     if not place.parts or place.is_absolute() or ".." in place.parts or "\0" in name:
@@ -118,7 +119,7 @@ def inside(folder: Path, name: str) -> Path:
 
 @contextmanager
 def writing(path: Path) -> Iterator[BinaryIO]:
-    """Open a file that takes the place of `path`, on disk, when the block ends well; else the old one stays.
+    """Open a file that replaces `path`, on disk, if the block raises nothing; else the old file stays.
 
     Raises OSError that names `path`.
     """
@@ -133,7 +134,7 @@ def writing(path: Path) -> Iterator[BinaryIO]:
 
 
 def write_whole(path: Path, content: bytes | str) -> None:
-    """Write a file so that a reader, or a crash, sees the old content or the new, never a part.
+    """Write a file in one step: at any time, even after a crash, it has the old content or the new one.
 
     Raises OSError that names `path`.
     """
@@ -143,10 +144,10 @@ def write_whole(path: Path, content: bytes | str) -> None:
 
 @contextmanager
 def written_last(path: Path, content: bytes | str) -> Iterator[None]:
-    """Write a file that takes the place of `path` when the block, which writes other files, ends well.
+    """Write a file that replaces `path` if the block, which writes other files, raises nothing.
 
-    The content is on disk before the block begins: a full disk leaves all the old files.  Raises OSError that names
-    `path`.
+    The content is on disk before the block begins, so that a full disk leaves all the old files.  Raises OSError that
+    names `path`.
     """
     with writing(path) as file:
         file.write(content.encode() if isinstance(content, str) else content)
@@ -155,20 +156,20 @@ def written_last(path: Path, content: bytes | str) -> Iterator[None]:
 
 
 def save(file: BinaryIO) -> None:
-    """Bring to disk what was written."""
+    """Write buffered data to the disk."""
     file.flush()
     os.fsync(file.fileno())
 
 
 @contextmanager
 def writing_folder(path: Path) -> Iterator[Path]:
-    """Make an empty folder that takes the place of `path` when the block ends well; else the old one stays.
+    """Make an empty folder that replaces `path` if the block raises nothing; else the old folder stays.
 
     Raises OSError that names `path`.
     """
     partial, previous = (path.with_name(f".{path.name}.{state}") for state in ("partial", "previous"))
     with naming(path, partial), unfinished(partial):
-        restore(path, previous)  # a process that was killed between two renames left it there
+        restore(path, previous)  # it exists if a process was killed between two renames
         clear(previous, partial)
         partial.mkdir(parents=True)
         yield partial
@@ -184,7 +185,7 @@ def writing_folder(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def scratch_folder(parent: Path | None = None) -> Iterator[Path]:
-    """Make a folder that exists while the block runs, in `parent` or where the system keeps such folders."""
+    """Make a folder that exists while the block runs, in `parent` or in the system's temporary folder."""
     folder = Path(tempfile.mkdtemp(prefix=".vdm-", dir=parent))
     with unfinished(folder):
         yield folder
@@ -192,7 +193,7 @@ def scratch_folder(parent: Path | None = None) -> Iterator[Path]:
 
 @contextmanager
 def unfinished(path: Path) -> Iterator[None]:
-    """Remove the file or folder `path`, if it is there, when the block ends."""
+    """Remove the file or folder `path`, if it exists, when the block ends."""
     UNFINISHED.add(path)
     try:
         yield
@@ -202,13 +203,13 @@ def unfinished(path: Path) -> Iterator[None]:
 
 
 def remove_unfinished() -> None:
-    """Remove what the blocks of this process would remove, for a process that ends without leaving them."""
+    """Remove what the open blocks of this process would remove, before a process ends without leaving them."""
     for path in list(UNFINISHED):
         discard(path)
 
 
 def discard(path: Path) -> None:
-    """Remove a file or folder as far as that is possible."""
+    """Remove a file or folder; ignore errors."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:
@@ -217,7 +218,7 @@ def discard(path: Path) -> None:
 
 
 def exchanged(first: Path, second: Path) -> bool:
-    """Exchange two files or folders in one step.  Return whether both are there and the system can do it."""
+    """Exchange two files or folders in one step.  Return false if one is missing or the system cannot do it."""
     try:
         rename = ctypes.CDLL(None).renameat2
     except AttributeError:  # not Linux
@@ -226,13 +227,13 @@ def exchanged(first: Path, second: Path) -> bool:
 
 
 def restore(path: Path, previous: Path) -> None:
-    """Put a folder back in its place if nothing is there.  Raises OSError."""
+    """Rename `previous` to `path` if that does not exist.  Raises OSError."""
     if previous.exists() and not path.exists():
         previous.rename(path)
 
 
 def clear(previous: Path, partial: Path) -> None:
-    """Remove both folders, by one name: what is half removed must not be restored.  Raises OSError."""
+    """Remove both folders under the name `partial`: `restore` must not find a half removed one.  Raises OSError."""
     remove(partial)
     if previous.exists():
         previous.rename(partial)
@@ -240,14 +241,14 @@ def clear(previous: Path, partial: Path) -> None:
 
 
 def remove(folder: Path) -> None:
-    """Remove a folder and what is in it, if it exists.  Raises OSError."""
+    """Remove a folder with its content, if it exists.  Raises OSError."""
     with suppress(FileNotFoundError):
         shutil.rmtree(folder)
 
 
 @contextmanager
 def naming(path: Path, temporary: Path) -> Iterator[None]:
-    """Name `path` in an OSError that names nothing (a full disk), or what stands for it while it is written."""
+    """Make an OSError name `path` instead of no file, as on a full disk, or instead of the temporary file or folder."""
     try:
         yield
     except OSError as error:

@@ -1,4 +1,4 @@
-"""How much memory this process may still take, so that sizes are refused before anything is allocated."""
+"""How much memory this process may still take, so that sizes can be refused before anything is allocated."""
 
 import os
 from contextlib import suppress
@@ -9,7 +9,7 @@ MACHINE = Path("/proc/meminfo")
 
 
 class Group(NamedTuple):
-    """A control group, such as a container: the files of its limit, its use, and the use that can be given back."""
+    """A control group, such as a container: the files with its limit, its use, and the part that can be freed."""
 
     limit: Path
     used: Path
@@ -37,7 +37,7 @@ def available() -> int:
 
 
 def left(group: Group) -> int | None:
-    """Return the bytes that a control group still allows; None without such a group or limit."""
+    """Return the bytes that a control group still allows, or None without such a group or limit."""
     with suppress(OSError, ValueError):
         cache = number_in(group.details.read_text(), group.reclaimable)
         return max(0, int(group.limit.read_text()) - int(group.used.read_text()) + cache)
@@ -45,7 +45,7 @@ def left(group: Group) -> int | None:
 
 
 def number_in(text: str, key: str) -> int:
-    """Return the number after the key, at the start of a line.  Raises ValueError."""
+    """Return the number in the line that starts with the key.  Raises ValueError if there is none."""
     for line in text.splitlines():
         if line.split()[:1] == [key]:
             return int(line.split()[1])

@@ -6,6 +6,7 @@ from typing import Literal
 import torch
 
 from flows.core.errors import Exit, UserError
+from vdm.choices import Precision
 
 
 def find_device(name: str) -> torch.device:
@@ -39,9 +40,7 @@ def find_devices(name: str, count: int) -> list[torch.device]:
     return [torch.device(device.type, index) for index in range(count)]
 
 
-def find_precision(
-    name: Literal["auto", "float32", "bfloat16"], device: torch.device
-) -> Literal["float32", "bfloat16"]:
+def find_precision(name: Literal["auto", Precision], device: torch.device) -> Precision:
     """The precision of matrix products; `auto` is bfloat16 where the hardware multiplies it, else float32."""
     match name, device.type:
         case "auto", "cuda":

@@ -3,6 +3,7 @@
 from enum import IntEnum
 
 from flows.core.escaping import visible
+from vdm.errors import CheckpointError, TrainingDiverged
 
 
 class Exit(IntEnum):
@@ -44,13 +45,10 @@ def brief(error: BaseException) -> str:
 
 
 def exit_code(error: Exception) -> Exit | None:
-    """The exit code of an error that `vdm` raises; None for a bug.
-
-    Looked up in the modules that are loaded: an error of a module that is not cannot have been raised.
-    """
-    codes = {
-        ("flows.images.store", "ImageSetError"): Exit.MISSING,
-        ("vdm.checkpoint", "CheckpointError"): Exit.MISSING,
-        ("vdm.training_log", "TrainingDiverged"): Exit.USAGE,
-    }
-    return codes.get((type(error).__module__, type(error).__name__))
+    """Return the exit code of an error that `vdm` raises; None for a bug."""
+    match error:
+        case CheckpointError():
+            return Exit.MISSING
+        case TrainingDiverged():
+            return Exit.USAGE
+    return None

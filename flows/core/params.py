@@ -12,6 +12,7 @@ from flows.core import bounded_yaml
 from flows.core.documents import shown
 from flows.core.errors import Exit, UserError
 from flows.core.sources import checked_source
+from vdm.choices import Dequantisation, LearningRateDecay, Precision, ScheduleKind, Transform
 from vdm.files import read_bounded
 
 
@@ -91,7 +92,7 @@ class Contract(Section):
 class Model(Section):
     """The noise schedule and the noise predictor; see `vdm.model.VDM`."""
 
-    schedule: Literal["fixed_linear", "learned_linear", "learned_monotone"]
+    schedule: ScheduleKind
     gamma_0: Gamma
     gamma_1: Gamma
     width: Annotated[int, Field(ge=4, le=2**14, multiple_of=2)]
@@ -113,22 +114,22 @@ class Model(Section):
 
 
 class Train(Section):
-    """Optimisation; see `vdm.training.Trainer`."""
+    """Optimisation; see `vdm.training.TrainingSettings`."""
 
     seed: NonNegative
     device: Device
     num_devices: Annotated[int, Field(ge=1, le=4096)]
     max_restarts: NonNegative
-    precision: Literal["auto", "float32", "bfloat16"]
+    precision: Literal["auto", Precision]
     compile: Literal["auto"] | bool
     activation_checkpointing: bool
     steps: Positive
     batch_size: BatchSize
     accumulation: Positive
-    augmentation: list[Literal["flip", "rotate", "swap_channels"]]
+    augmentation: list[Transform]
     learning_rate: Annotated[Real, Field(gt=0)]
     warmup_steps: NonNegative
-    learning_rate_decay: Literal["none", "linear", "cosine"]
+    learning_rate_decay: LearningRateDecay
     betas: Annotated[list[Annotated[Real, Field(ge=0, lt=1)]], Field(min_length=2, max_length=2)]
     weight_decay: Annotated[Real, Field(ge=0)]
     max_gradient_norm: Annotated[Real, Field(gt=0)] | None
@@ -161,14 +162,14 @@ class Evaluate(Section):
 
 
 class Ode(Section):
-    """The ODE likelihood of `vdmctl evaluate --protocol ode`; see `flows.evaluation.likelihood.evaluate_ode`."""
+    """The ODE likelihood of `vdmctl evaluate --protocol ode`; see `vdm.ode.evaluate_ode`."""
 
     seed: NonNegative
     device: Device
     num_images: Positive | None
     num_draws: Positive
     num_probes: NonNegative
-    dequantisation: Literal["uniform", "truncated_normal"]
+    dequantisation: Dequantisation
     tolerance: Annotated[Real, Field(gt=0, lt=1)]
     batch_size: BatchSize
 

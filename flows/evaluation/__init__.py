@@ -2,7 +2,7 @@
 
 bound          the variational bound on the test images, as metrics
 protocols      the ODE likelihood, and the paired comparison
-likelihood     the ODE likelihood of a whole set
+solver         the solver of the probability-flow ODE
 importing      checkpoints of other implementations as model folders
 foreign_files  the files of flax and torch, read without unpickling
 results        the figures that evaluations leave, as documents

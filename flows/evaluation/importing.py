@@ -24,7 +24,8 @@ from flows.evaluation.foreign_files import (
     require_numbers,
 )
 from flows.process.ending import finish
-from vdm.checkpoint import CheckpointError, mistyped, save_model
+from vdm.checkpoint import mistyped, save_model
+from vdm.errors import CheckpointError
 from vdm.files import read_bounded
 from vdm.model import VDM, count_parameters
 

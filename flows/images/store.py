@@ -16,6 +16,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
+from flows.core.errors import Exit, UserError
 from vdm.files import naming, open_regular, parse_json, read_bounded
 from vdm.memory import available
 
@@ -33,8 +34,11 @@ COPIES, BYTES_PER_IMAGE = 10, 128
 LONGEST_LINE = 2**15
 
 
-class ImageSetError(ValueError):
-    """A file of the image set is missing or damaged."""
+class ImageSetError(UserError):
+    """A file of the image set is missing or damaged (exit 5)."""
+
+    def __init__(self, message: str, code: Exit = Exit.MISSING) -> None:
+        super().__init__(message, code)
 
 
 class ImageSet(NamedTuple):

@@ -18,7 +18,8 @@ from flows.registry.lineage import Lock, model_path, read_lock
 from flows.registry.storage import Stored, check, obtain, opened
 from flows.registry.versions import Version
 from flows.validation.report import Validation
-from vdm.checkpoint import CheckpointError, load_model, model_sha256
+from vdm.checkpoint import load_model, model_sha256
+from vdm.errors import CheckpointError
 from vdm.files import inside, scratch_folder
 
 # As dvc.lock and git spell them.

@@ -14,6 +14,7 @@ from flows.images.store import data_sha256, fault, load_images
 from flows.training.distributed import launch
 from flows.training.fitting import advice_on_memory, out_of_memory, require_memory, train_here
 from flows.validation.report import Validation
+from vdm.errors import TrainingDiverged
 
 if TYPE_CHECKING:
     from flows.core.params import Model, Train
@@ -24,16 +25,17 @@ def train(
 ) -> None:
     """Write the model of averaged weights to `out` and one line per log interval to `curves` (CSV).
 
-    States go to a folder in `runs` as the run proceeds; a run that was stopped or killed continues from the newest.
-    With `num_devices` above 1 as many processes train together; so do those that torchrun started.
-    Raises UserError when `validation` is missing (exit 5) or does not vouch for `images` (4), a device is missing
-    (2) or busy (6), memory does not suffice (2), or the run was asked to stop (75); ImageSetError for unreadable
+    Saved states are in a folder in `runs`.  A run that was stopped or killed continues from the newest state.
+    `num_devices` processes train together; if torchrun started this process, so do those of torchrun.
+
+    Raises UserError if `validation` is missing (exit 5) or does not say that `images` are valid (4), a device is
+    missing (2) or busy (6), memory is too small (2), or the run was asked to stop (75); ImageSetError for unreadable
     images; TrainingDiverged.
     """
     require_validated(images, validation)
-    devices = find_devices(train.device, train.num_devices)  # now rather than in every process
+    devices = find_devices(train.device, train.num_devices)
     launched = torch.distributed.is_torchelastic_launched()
-    if devices[0].type == "cpu":  # a look at a card would take a part of it, in a process that does not train
+    if devices[0].type == "cpu":  # on CUDA the processes that train ask: the question itself takes memory
         processes = int(os.environ["WORLD_SIZE"]) if launched else train.num_devices
         require_memory(model, train, load_images(images), devices[0], processes)
     if launched and (started := int(os.environ["LOCAL_WORLD_SIZE"])) != train.num_devices:
@@ -44,6 +46,8 @@ def train(
             launch(job, num_processes=train.num_devices, max_restarts=train.max_restarts)
         else:
             job()
+    except TrainingDiverged as error:
+        raise TrainingDiverged(f"{error} (train.learning_rate, train.max_gradient_norm)") from error
     except (RuntimeError, UserError) as error:
         if out_of_memory(error):
             raise UserError(advice_on_memory(train), Exit.USAGE) from error
@@ -51,13 +55,13 @@ def train(
 
 
 def require_validated(images: Path, validation: Path) -> None:
-    """UserError (exit 4) unless the validation report vouches for exactly these bytes."""
+    """Raise UserError (exit 4) unless the validation report says that exactly these bytes are valid."""
     report = read(Validation, validation, "run `vdmctl validate`")
-    vouched, actual = report.data_sha256 if report.success else None, data_sha256(images)
-    if vouched != actual:
-        raise UserError(
-            f"{validation} vouches for data {vouched}, but {images} is {actual}; run `vdmctl validate`",
-            Exit.INVALID_DATA,
-        )
+    if not report.success:
+        raise UserError(f"{validation} says that {images} is not valid; run `vdmctl validate`", Exit.INVALID_DATA)
+    actual = data_sha256(images)
+    if report.data_sha256 != actual:
+        reason = f"{validation} is about data {report.data_sha256}, but {images} is {actual}"
+        raise UserError(f"{reason}; run `vdmctl validate`", Exit.INVALID_DATA)
     if reason := fault(load_images(images), "train"):
         raise UserError(f"{images}: {reason}; run `vdmctl validate`", Exit.INVALID_DATA)

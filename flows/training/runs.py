@@ -1,7 +1,7 @@
-"""A training run on this machine: its saved states, its curves, and the signals that stop it.
+"""A training run on this machine: its saved states, its training log, and the signals that stop it.
 
-States live outside DVC's outputs, which DVC deletes before a stage runs, in a folder named after everything that the
-run depends on.  A run with other parameters, data or code finds another folder.
+DVC deletes a stage's outputs before it runs the stage, so states are kept elsewhere.  The name of their folder is a
+digest of parameters, data and code: a run that differs in one of them uses another folder.
 """
 
 import csv
@@ -18,27 +18,31 @@ from typing import Any
 
 from flows.core.errors import Exit, UserError
 from flows.process.ending import on_stop
-from vdm.checkpoint import CheckpointError, load_state, save_state
+from vdm.checkpoint import load_state, save_state
+from vdm.errors import CheckpointError
 from vdm.training_log import TrainingRecord
 
 log = logging.getLogger(__name__)
 
-# The packages whose code decides what a training computes.
+# The packages whose code determines the result of a training run.
 CODE = ("vdm.", "flows.stages.", "flows.training.", "flows.images.")
 
 
 class Run:
-    """The saved states of one run, newest last; the last `keep` are kept."""
+    """The saved states of one run, of which the newest `keep` are kept."""
 
     def __init__(self, folder: Path, *, keep: int) -> None:
         self.folder, self.keep = folder, keep
 
     def states(self) -> list[Path]:
-        """Return the files, oldest first.  What is no file, a FIFO say, is no state."""
+        """Return the files with states, oldest first; other things of such a name, such as a FIFO, are left out."""
         return sorted(path for path in self.folder.glob("step-*.state") if path.is_file())
 
     def save(self, step: int, state: dict[str, Any]) -> None:
-        """Write a state and drop the oldest ones.  Raises UserError when it cannot, the states before it kept."""
+        """Write a state, with two retries, and delete the oldest states.
+
+        Raises UserError (exit 1) if it cannot be written; then the older states stay.
+        """
         for pause in (0.5, 2.0, None):
             try:
                 self.folder.mkdir(parents=True, exist_ok=True)
@@ -52,7 +56,7 @@ class Run:
             path.unlink(missing_ok=True)
 
     def newest(self, keys: Collection[str] = ()) -> dict[str, Any] | None:
-        """The newest state that is whole and has the keys, None when there is none; damaged ones are said to be so."""
+        """Return the newest undamaged state with the keys, None without one.  Warn of every damaged state."""
         for path in reversed(self.states()):
             try:
                 return load_state(path, keys=keys)
@@ -61,12 +65,12 @@ class Run:
         return None
 
     def remove(self) -> None:
-        """Forget the run: it has succeeded, and a forced rerun is to start afresh."""
+        """Delete the states of a run that has succeeded, so that a forced rerun starts from the first step."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
 def fingerprint(**dependencies: Any) -> str:
-    """Return a digest of what a run depends on, and of the modules of `CODE` that this process has imported."""
+    """Return a digest of the dependencies and of the modules of `CODE` that this process has imported."""
     code = {
         name: hashlib.sha256(Path(module.__file__).read_bytes()).hexdigest()
         for name, module in sorted(sys.modules.items())
@@ -77,21 +81,21 @@ def fingerprint(**dependencies: Any) -> str:
 
 
 def unwritten(what: str, error: OSError) -> UserError:
-    """The end of a training that cannot write (exit 1), a full disk for example."""
-    reason = f"{what} could not be written: {error.strerror}"
-    return UserError(f"{reason}; mend that and run again, which continues from the last saved state", Exit.BUG)
+    """Return the error of a training run that cannot write (exit 1), for example to a full disk."""
+    advice = "correct that and run again to continue from the last saved state"
+    return UserError(f"{what} could not be written: {error.strerror}; {advice}", Exit.BUG)
 
 
 @contextmanager
 def writing_curves(path: Path, records: Sequence[TrainingRecord]) -> Iterator[Callable[[TrainingRecord], None]]:
-    """Start the CSV file with the records, and return what adds one.  Both raise UserError when they cannot.
+    """Write the records to a new CSV file, and return a function that appends one.  Both raise UserError (exit 1).
 
-    A new file: the old one may share its bytes with DVC's cache, or be a FIFO that nobody reads.
+    An old file is replaced: it may share its bytes with DVC's cache, or be a FIFO without a reader.
     """
 
     def add(record: TrainingRecord) -> None:
         try:
-            # Without the last field, the images per second: the same run leaves the same bytes.
+            # Leave out the last field, the images per second, so that equal runs write equal bytes.
             writer.writerow(record[:-1])
             file.flush()
         except OSError as error:
@@ -109,13 +113,13 @@ def writing_curves(path: Path, records: Sequence[TrainingRecord]) -> Iterator[Ca
             add(record)
         yield add
     finally:
-        with suppress(OSError):  # of a line that has been given up
+        with suppress(OSError):  # closing writes again what `add` could not write
             file.close()
 
 
 @contextmanager
 def stop_signals() -> Iterator[Callable[[], bool]]:
-    """Turns SIGINT and SIGTERM into an answer to "was this run asked to stop?"."""
+    """Catch SIGINT and SIGTERM, and return a function that says whether one of them arrived."""
     received: list[int] = []
     with on_stop(lambda number, frame: received.append(number)):
         yield lambda: bool(received)

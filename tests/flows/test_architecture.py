@@ -24,7 +24,7 @@ DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "data/README.m
 
 # Each layer may import those before it.
 LAYERS = [
-    {"schedule", "files", "memory"},
+    {"choices", "errors", "schedule", "files", "memory"},
     {"diffusion"},
     {"discretization", "network"},
     {"vlb"},

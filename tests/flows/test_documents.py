@@ -28,7 +28,8 @@ from flows.training import fitting
 from flows.validation.drift import distances, read_reference
 from flows.validation.report import Profile, Validation
 from flows.validation.tables import split_rows, with_files
-from vdm.checkpoint import CheckpointError, config_sha256, load_model, load_state, save_model, save_state
+from vdm.checkpoint import config_sha256, load_model, load_state, save_model, save_state
+from vdm.errors import CheckpointError
 from vdm.model import VDM
 from vdm.training import Trainer
 
@@ -331,11 +332,11 @@ def test_what_is_no_file_of_its_size_is_never_read(name: str, kind: str, tmp_pat
 def test_a_state_of_another_run_is_one_line(tmp_path: Path, tiny_model: Callable[..., VDM]) -> None:
     """Whole, with the keys that it must have, and of another network, or of values that are none."""
     arguments = read_params(ROOT / "presets/digits.yaml").train
-    options = fitting.resolve(arguments, torch.device("cpu"))
-    trainer = Trainer(tiny_model(), torch.zeros(4, 1, 8, 8, dtype=torch.uint8), **options)
+    settings = fitting.resolve(arguments, torch.device("cpu"))
+    trainer = Trainer(tiny_model(), torch.zeros(4, 1, 8, 8, dtype=torch.uint8), settings)
     state = trainer.state()
     fitting.resume(trainer, state, tmp_path)
-    other = Trainer(tiny_model(width=16), torch.zeros(4, 1, 8, 8, dtype=torch.uint8), **options).state()
+    other = Trainer(tiny_model(width=16), torch.zeros(4, 1, 8, 8, dtype=torch.uint8), settings).state()
     changes: list[dict[str, Any]] = [{key: value} for key in state for value in (None, 3j, "x", [1])]
     changes += [{"log": {"sums": [1.0], "count": 1}}, {"log": {"sums": ["x"] * 4, "count": 1}}]
     for change in [other, *changes]:

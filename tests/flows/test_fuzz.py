@@ -45,7 +45,8 @@ from flows.registry.versions import Version
 from flows.stages.register import last_loss
 from flows.validation.drift import distances, read_reference
 from flows.validation.report import Profile
-from vdm.checkpoint import CheckpointError, config_sha256, load_model, load_state, save_model, save_state
+from vdm.checkpoint import config_sha256, load_model, load_state, save_model, save_state
+from vdm.errors import CheckpointError
 from vdm.model import VDM
 
 INPUTS = int(os.environ.get("VDM_FUZZ", "150"))

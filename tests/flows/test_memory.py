@@ -16,15 +16,15 @@ from flows.cli import run
 from flows.core import memory
 from flows.core.errors import Exit, UserError
 from flows.core.params import read_params
-from flows.evaluation.likelihood import memory_needed
 from flows.images import store as images
 from flows.images.store import ImageSet, ImageSetError, data_sha256, load_images, save_images
 from flows.stages import train
 from flows.stages.validate import validate
 from flows.validation.comb import comb
 from flows.validation.facts import measure
-from vdm import evaluation, sampling
-from vdm.checkpoint import CheckpointError, config_sha256, load_model, save_model
+from vdm import evaluation, ode, sampling
+from vdm.checkpoint import config_sha256, load_model, save_model
+from vdm.errors import CheckpointError
 from vdm.memory import Group, available, left
 from vdm.model import VDM
 
@@ -119,7 +119,7 @@ def test_no_preset_is_refused_on_a_machine_of_24_gib(preset: Path, monkeypatch: 
     sizes = params.evaluate.model_dump(include={"times_per_image", "batch_size"})
     memory.require(evaluation.memory_needed(model, num_images=50_000, **sizes), torch.device("cpu"), "evaluate")
     sizes = params.ode.model_dump(include={"num_draws", "num_probes", "batch_size"})
-    memory.require(memory_needed(model, num_images=10_000, **sizes), torch.device("cpu"), "ode")
+    memory.require(ode.memory_needed(model, num_images=10_000, **sizes), torch.device("cpu"), "ode")
 
 
 def sparse(path: Path, *shape: int) -> None:

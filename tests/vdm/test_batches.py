@@ -24,7 +24,7 @@ def test_every_image_is_seen_once_an_epoch() -> None:
     assert batch_indices(3, 8, 1, 0, "cpu").shape == (8,)
 
 
-def test_every_step_draws_anew(digits: np.ndarray) -> None:
+def test_steps_draw_different_batches(digits: np.ndarray) -> None:
     first, second = draw(digits, 0), draw(digits, 1)
     assert not torch.equal(first.pixels, second.pixels)
     assert not torch.equal(first.t, second.t)

@@ -1,4 +1,4 @@
-"""Model folders: whole, checked, and harmless."""
+"""Model folders and training states: round trips, and damaged files that are refused."""
 
 import hashlib
 import json
@@ -13,7 +13,6 @@ import torch
 from conftest import TINY
 
 from vdm.checkpoint import (
-    CheckpointError,
     config_sha256,
     load_model,
     load_state,
@@ -21,6 +20,7 @@ from vdm.checkpoint import (
     save_model,
     save_state,
 )
+from vdm.errors import CheckpointError
 from vdm.model import VDM
 
 
@@ -80,7 +80,7 @@ def flip_a_byte(path: Path) -> None:
         (lambda f: edit_config(f, lambda d: d["model"].update(image_shape=[1, 8])), "`model.image_shape` is not"),
         (lambda f: edit_config(f, lambda d: d["model"].update(norm_groups=0)), "do not describe one model"),
         (lambda f: edit_config(f, lambda d: d["model"].update(width=16)), "do not describe one model"),
-        (lambda f: edit_config(f, lambda d: d["model"].pop("width")), "`model.width` is missing from"),
+        (lambda f: edit_config(f, lambda d: d["model"].pop("width")), "`model.width` is missing;"),
         (lambda f: edit_config(f, lambda d: d["model"].update(num_levels=1)), "do not describe one model"),
         (lambda f: edit_config(f, lambda d: d["model"].update(depth=3)), "`model.depth` is not"),
         (lambda f: edit_config(f, lambda d: d["model"].update(schedule="cosine")), "`model.schedule` is not"),
@@ -116,7 +116,7 @@ def test_an_int_is_a_float(folder: Path) -> None:
     assert load_model(folder).schedule.gamma_0 == -7
 
 
-def test_a_missing_folder_is_told_as_that(tmp_path: Path) -> None:
+def test_a_missing_folder_is_reported_as_missing(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError) as error:
         load_model(tmp_path)
     assert str(error.value) == f"{tmp_path}/config.json: No such file or directory; is this a model folder?"

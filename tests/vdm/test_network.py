@@ -5,7 +5,8 @@ from typing import Any
 import pytest
 import torch
 
-from vdm.model import VDM, ScheduleKind, count_parameters
+from vdm.choices import ScheduleKind
+from vdm.model import VDM, count_parameters
 from vdm.network import NoisePredictor, fourier_features, time_embedding
 
 SETTINGS = {

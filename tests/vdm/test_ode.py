@@ -9,10 +9,17 @@ import torch
 from torch import Tensor
 from torch.distributions import MultivariateNormal
 
-from flows.evaluation.likelihood import dequantisation_draws, dopri5, evaluate_ode
-from vdm.evaluation import evaluate
+from flows.evaluation.solver import dopri5
+from vdm.evaluation import evaluate, standard_error
 from vdm.model import VDM
-from vdm.ode import basis_probes, importance_weighted, log_density, log_weight
+from vdm.ode import (
+    basis_probes,
+    dequantisation_draws,
+    evaluate_ode,
+    importance_weighted,
+    log_density,
+    log_weight,
+)
 from vdm.schedule import alpha, sigma
 from vdm.vlb import bits_per_dim
 
@@ -132,7 +139,7 @@ def test_images_do_not_depend_on_their_company(tiny_model: Callable[..., VDM], d
         strict=True,
     ):
         assert np.array_equal(many[..., :4, :, :, :], few)
-    settings = {"seed": 0, "num_draws": 2, "num_probes": 1, "dequantisation": "truncated_normal", "tolerance": 1e-5}
+    settings = {"seed": 0, "num_draws": 2, "num_probes": 1, "dequantisation": "truncated_normal", "solve": dopri5(1e-5)}
     # Steps are chosen for a batch as a whole, so that the results differ by the solver's error.
     model = tiny_model(fourier_exponents=[]).double()
     many = evaluate_ode(model, digits[:5], batch_size=100, **settings)  # type: ignore[arg-type]
@@ -171,9 +178,8 @@ def test_the_flow_of_a_trained_model_lies_at_or_below_the_bound(digits: np.ndarr
         num_draws=1,
         num_probes=4,
         dequantisation="truncated_normal",
-        tolerance=1e-3,
         batch_size=96,
+        solve=dopri5(1e-3),
     )
     difference = flow - bound.bpd
-    error = difference.std(ddof=1) / math.sqrt(len(test))
-    assert difference.mean() < 4 * error
+    assert difference.mean() < 4 * standard_error(difference)

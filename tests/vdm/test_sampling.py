@@ -49,8 +49,14 @@ def test_the_exact_predictor_samples_the_data_distribution(tiny_model: Callable[
 
 
 def test_steps_run_from_noise_to_data(tiny_model: Callable[..., VDM]) -> None:
-    model, seen = tiny_model(), []
+    model = tiny_model()
     forward = model.network.forward
-    model.network.forward = lambda z, gamma: (seen.append(gamma[0].item()), forward(z, gamma))[1]  # type: ignore[assignment]
+    seen = []
+
+    def spy(z: torch.Tensor, gamma: torch.Tensor) -> torch.Tensor:
+        seen.append(gamma[0].item())
+        return forward(z, gamma)
+
+    model.network.forward = spy  # type: ignore[assignment]
     draw(model, num_timesteps=4)
     np.testing.assert_allclose(seen, [5.0, 2.0, -1.0, -4.0], atol=1e-5)

@@ -45,7 +45,7 @@ def test_ends_are_met_to_the_bit(schedule: LinearSchedule, batch: int) -> None:
         assert gamma[0] == schedule.gamma_0
 
 
-def test_a_monotone_schedule_never_decreases_whatever_its_weights() -> None:
+def test_a_monotone_schedule_never_decreases_for_any_weights() -> None:
     t = torch.linspace(0, 1, 1001)
     for seed in range(20):
         torch.manual_seed(seed)
@@ -73,7 +73,7 @@ def test_vanished_and_saturated_weights_leave_a_schedule(
     assert (gamma[0], gamma[-1]) == (schedule.gamma_0, schedule.gamma_1)
 
 
-def test_learning_cannot_turn_a_schedule_round() -> None:
+def test_no_update_makes_a_schedule_decrease() -> None:
     schedule = LinearSchedule(-1.0, 1.0, learned=True)
     with torch.no_grad():
         schedule.span.neg_()

@@ -11,10 +11,10 @@ import torch
 
 from vdm.batches import Batch
 from vdm.checkpoint import load_state, save_state
+from vdm.errors import TrainingDiverged
 from vdm.model import VDM
 from vdm.schedule import gamma_and_slope
-from vdm.training import Trainer, adamw, backward, learning_rate_factor
-from vdm.training_log import TrainingDiverged
+from vdm.training import Trainer, TrainingSettings, adamw, backward, learning_rate_factor
 from vdm.vlb import bits_per_dim, low_discrepancy_times
 
 SETTINGS: dict[str, Any] = {
@@ -37,10 +37,15 @@ SETTINGS: dict[str, Any] = {
 }
 
 
+def start(model: VDM, pixels: np.ndarray, **settings: Any) -> Trainer:
+    """Return a run before its first step."""
+    return Trainer(model, torch.from_numpy(pixels), TrainingSettings(**settings))
+
+
 def fit(model: VDM, pixels: np.ndarray, **settings: Any) -> Trainer:
-    """A run from its first step to its last."""
-    trainer = Trainer(model, torch.from_numpy(pixels), **settings)
-    for _ in range(trainer.steps):
+    """Return a run after its last step."""
+    trainer = start(model, pixels, **settings)
+    for _ in range(settings["steps"]):
         trainer.step()
     return trainer
 
@@ -54,7 +59,7 @@ def draw(model: VDM, digits: np.ndarray, size: int = 6) -> tuple[torch.Tensor, t
 
 @pytest.fixture
 def bent_model(tiny_model: Callable[..., VDM]) -> VDM:
-    """A float64 model with a learned schedule that is no straight line."""
+    """Return a float64 model with a learned schedule that is not a straight line."""
     model = tiny_model(schedule="learned_monotone").double()
     torch.nn.init.normal_(model.schedule.outer, std=3.0)
     return model
@@ -157,15 +162,15 @@ def test_a_run_continued_from_any_step_ends_with_the_same_bits(
     """With dropout, across an epoch's end, and through the file; the log goes on without gap or duplicate."""
     changes = {"schedule": schedule, "dropout": 0.3}
     whole = fit(tiny_model(**changes), digits[:50], **SETTINGS)
-    first = Trainer(tiny_model(**changes), torch.from_numpy(digits[:50]), **SETTINGS)
+    first = start(tiny_model(**changes), digits[:50], **SETTINGS)
     for _ in range(step):
         first.step()
     save_state(tmp_path / "state", first.state())
 
     torch.manual_seed(999)
-    second = Trainer(tiny_model(**changes), torch.from_numpy(digits[:50]), **SETTINGS)
+    second = start(tiny_model(**changes), digits[:50], **SETTINGS)
     second.load_state(load_state(tmp_path / "state"))
-    while second.done < second.steps:
+    while second.done < second.settings.steps:
         second.step()
     assert same_bits(second.averaged.state_dict(), whole.averaged.state_dict())
     assert same_bits(second.model.state_dict(), whole.model.state_dict())
@@ -185,7 +190,7 @@ def test_bfloat16_follows_the_float32_loss(tiny_model: Callable[..., VDM], digit
 def test_a_loss_that_is_not_finite_stops_the_run_at_that_step(
     tiny_model: Callable[..., VDM], digits: np.ndarray
 ) -> None:
-    trainer = Trainer(tiny_model(), torch.from_numpy(digits[:64]), **SETTINGS)
+    trainer = start(tiny_model(), digits[:64], **SETTINGS)
     trainer.step()
     with torch.no_grad():
         trainer.model.network.conv_out.weight.fill_(math.nan)
@@ -232,24 +237,24 @@ def test_a_compiled_step_in_bfloat16_follows_the_eager_float32_loss(
         assert record.bpd == pytest.approx(expected.bpd, rel=0.02)  # bfloat16 has 8 bits of mantissa
 
 
-def test_a_batch_that_cannot_be_shared_out_is_refused(tiny_model: Callable[..., VDM], digits: np.ndarray) -> None:
+def test_a_batch_that_cannot_be_split_is_refused(tiny_model: Callable[..., VDM], digits: np.ndarray) -> None:
     with pytest.raises(ValueError, match="batch_size 16 is not a multiple of 1 processes x accumulation 3"):
-        Trainer(tiny_model(), torch.from_numpy(digits), **SETTINGS | {"accumulation": 3})
+        start(tiny_model(), digits, **SETTINGS | {"accumulation": 3})
 
 
-def test_the_model_is_told_of_the_augmentation(tiny_model: Callable[..., VDM], digits: np.ndarray) -> None:
-    """It learns that upright and turned images differ: the flag's weights move away from where they start."""
+def test_the_model_gets_the_augmentation_flag(tiny_model: Callable[..., VDM], digits: np.ndarray) -> None:
+    """It learns that upright and turned images differ: the weights of the flag change."""
     model = tiny_model(augmentation_input=True)
     before = model.network.condition_1.weight[:, -1].clone()
     fit(model, digits[:64], **SETTINGS | {"augmentation": ["flip", "rotate"]})
     # Weight decay alone moves them by 30 x 1e-3 x 0.01 of themselves.
     assert ((model.network.condition_1.weight[:, -1] - before).abs() > 1e-3 * before.abs()).all()
     with pytest.raises(ValueError, match="swap_channels needs more than one channel"):
-        Trainer(model, torch.from_numpy(digits), **SETTINGS | {"augmentation": ["swap_channels"]})
+        start(model, digits, **SETTINGS | {"augmentation": ["swap_channels"]})
 
 
 def test_the_average_is_exponential(tiny_model: Callable[..., VDM], digits: np.ndarray) -> None:
-    """After two steps: decay * first + (1 - decay) * second, the first being taken whole."""
+    """After two steps it is decay * first + (1 - decay) * second."""
     runs = [fit(tiny_model(), digits[:64], **SETTINGS | {"steps": n, "warmup_steps": 0}) for n in (1, 2)]
     first, second = (run.model.network.conv_in.weight.detach() for run in runs)
     torch.testing.assert_close(runs[1].averaged.network.conv_in.weight.detach(), 0.9 * first + 0.1 * second)

@@ -54,14 +54,14 @@ def schedules() -> list[LinearSchedule]:
 
 @pytest.mark.parametrize("schedule", schedules())
 def test_the_continuous_loss_of_gaussian_data_is_an_information_difference(schedule: LinearSchedule) -> None:
-    """1/2 int gamma' E|eps - eps_hat|^2 dt = I(x; z_0) - I(x; z_1), whatever the schedule between the ends."""
+    """1/2 int gamma' E|eps - eps_hat|^2 dt = I(x; z_0) - I(x; z_1), for any schedule between the ends."""
     size = 40_000
     x, eps, t = gaussian_batch(size)
     losses = diffusion_loss(x, eps, *gamma_and_slope(schedule, t), exact_noise).detach()
     expected = (information(schedule.gamma_0) - information(schedule.gamma_1)).item()
     error = losses.std().item() / math.sqrt(size)
     assert abs(losses.mean().item() - expected) < 4 * error
-    assert error < expected / 50  # tight enough that a factor 2 could not hide
+    assert error < expected / 50  # small enough to show a wrong factor of 2
 
 
 @pytest.mark.parametrize("num_timesteps", [1, 10, 100])

@@ -273,13 +273,14 @@ def test_an_error_that_only_one_meets_on_the_way_ends_all(project: Project, undi
     shutil.rmtree(curves)
     assert result.returncode == Exit.BUG
     assert result.stderr.splitlines()[-1].startswith(
-        "vdmctl: reports/training/curves.csv could not be written: Is a directory; mend that and run again"
+        "vdmctl: reports/training/curves.csv could not be written: Is a directory; correct that and run again"
     )
 
 
 ALONE = """
 import torch
-from flows.training.distributed import any_process, is_first, launch, process_group
+from flows.training.collectives import any_process, is_first, process_group
+from flows.training.distributed import launch
 
 def job():
     with process_group(torch.device("cpu")):

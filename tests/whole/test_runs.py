@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -160,7 +161,7 @@ def test_a_trainer_saves_and_ends_when_dvc_is_killed(shell: str, command: str, p
 def test_a_trainer_outlives_the_shell_of_the_person_who_started_it(
     project: Project, undisturbed: tuple[str, str]
 ) -> None:
-    (project.folder / "reports/training/curves.csv").unlink()
+    (project.folder / "reports/training/curves.csv").unlink(missing_ok=True)
     command = f"nohup {sys.executable} -m flows.cli train > /dev/null 2>&1 &"
     assert project.run("/bin/sh", "-c", command).returncode == 0
     wait_until(lambda: bool(trainers(project.folder)), 10)
@@ -210,11 +211,11 @@ def test_other_parameters_start_afresh(project: Project, undisturbed: tuple[str,
 def test_a_warmup_longer_than_the_run_is_told(caplog: pytest.LogCaptureFixture) -> None:
     params = read_params(ROOT / "presets" / "digits.yaml")
     config = {"image_shape": (1, 8, 8), "num_levels": 17, **params.model.model_dump()}
-    arguments = resolve(params.train, torch.device("cpu"))
+    settings = resolve(params.train, torch.device("cpu"))
     images = torch.zeros(64, 1, 8, 8, dtype=torch.uint8)
-    build(config, arguments | {"steps": 100}, images)
+    build(config, replace(settings, steps=100), images)
     assert "warmup_steps" not in caplog.text
-    build(config, arguments | {"steps": 99}, images)
+    build(config, replace(settings, steps=99), images)
     assert "train.warmup_steps 100 is above train.steps 99" in caplog.text
 
 
@@ -266,7 +267,7 @@ def test_a_full_disk_ends_the_training_in_one_line_and_loses_nothing(
     result = project.new_vdmctl("train")
     assert result.returncode == Exit.BUG, result.stderr
     assert result.stderr.splitlines()[-1].startswith(
-        "vdmctl: models/trained/weights.safetensors could not be written: No space left on device; mend that and run"
+        "vdmctl: models/trained/weights.safetensors could not be written: No space left on device; correct that and run"
     )
     (full_disk / "filler").unlink()
     result = project.new_vdmctl("train")
