@@ -25,9 +25,9 @@ from benchmarks.speed import (
     read_problem,
     report,
 )
+from flows.core.checkpoint import save_state
 from flows.core.device import find_compile, find_device, find_precision
 from flows.training.fitting import resolve
-from vdm.checkpoint import save_state
 from vdm.model import VDM
 from vdm.training import Trainer
 

@@ -13,9 +13,9 @@ import torch
 from conftest import TINY
 from project import ROOT, Project
 
+from flows.core.checkpoint import model_sha256, save_model
 from flows.core.layout import METRICS
 from flows.images.store import data_sha256, save_images
-from vdm.checkpoint import model_sha256, save_model
 from vdm.model import VDM
 
 

@@ -14,8 +14,8 @@ from conftest import TINY
 from project import ROOT, TINY_PARAMS
 from sklearn.datasets import load_digits
 
+from flows.core.checkpoint import save_model
 from flows.images.store import data_sha256, save_images
-from vdm.checkpoint import save_model
 from vdm.model import VDM
 
 METRICS = {

@@ -1,8 +1,4 @@
-"""The exceptions of this package that are not bugs; without torch, so that a program can always name them."""
-
-
-class CheckpointError(ValueError):
-    """A model or a training state is missing, damaged, or not what it claims to be."""
+"""The exceptions of this package that are not bugs; without torch, so that any program can name them."""
 
 
 class TrainingDiverged(ArithmeticError):

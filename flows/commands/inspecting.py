@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flows.core.escaping import visible
+from flows.core.files import scratch_folder
 from flows.images.preparing import write_images
 from flows.images.store import DESCRIPTION
 from flows.validation.inspection import inspect_images
 from flows.validation.report import Report
-from vdm.files import scratch_folder
 
 if TYPE_CHECKING:
     from flows.core.params import Contract, Data

@@ -11,9 +11,9 @@ import typer
 from flows.commands.arguments import parameters
 from flows.core import layout
 from flows.core.errors import Exit, UserError
+from flows.core.files import read_bounded, written_last
 from flows.process.ending import finish
 from flows.process.streams import say, say_json
-from vdm.files import read_bounded, written_last
 
 commands = typer.Typer()
 

@@ -10,7 +10,7 @@ from typing import Annotated, Any, TypeVar
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from flows.core.errors import Exit, UserError
-from vdm.files import inside, parse_json, read_bounded
+from flows.core.files import inside, parse_json, read_bounded
 
 Model = TypeVar("Model", bound=BaseModel)
 LONGEST_SHOWN = 60

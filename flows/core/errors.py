@@ -1,9 +1,9 @@
-"""Errors that are the user's to mend: one line that says where, what and how to go on, and an exit code."""
+"""Errors that the user can correct: one line that says where, what and how to continue, and an exit code."""
 
 from enum import IntEnum
 
 from flows.core.escaping import visible
-from vdm.errors import CheckpointError, TrainingDiverged
+from vdm.errors import TrainingDiverged
 
 
 class Exit(IntEnum):
@@ -20,7 +20,7 @@ class Exit(IntEnum):
 
 
 class UserError(Exception):
-    """Something the user can mend; `str(error)` is one line."""
+    """An error that the user can correct; `str(error)` is one line."""
 
     def __init__(self, message: str, code: Exit) -> None:
         super().__init__(visible(" ".join(message.split())))
@@ -31,14 +31,21 @@ class UserError(Exception):
 
 
 class NetworkError(UserError):
-    """The network or a remote machine failed: trying again may help."""
+    """The network or a remote machine failed; another attempt may succeed."""
+
+    def __init__(self, message: str, code: Exit = Exit.MISSING) -> None:
+        super().__init__(message, code)
+
+
+class CheckpointError(UserError):
+    """A model or a training state is missing, damaged, or not what it claims to be (exit 5)."""
 
     def __init__(self, message: str, code: Exit = Exit.MISSING) -> None:
         super().__init__(message, code)
 
 
 def brief(error: BaseException) -> str:
-    """Return what a parser says of damaged bytes, in one line of at most 200 characters."""
+    """Return the message of an error in one line of at most 200 characters."""
     text = " ".join(str(error).split())
     text = text or ("takes too much memory" if isinstance(error, MemoryError) else type(error).__name__)
     return text if len(text) <= 200 else f"{text[:200]}..."
@@ -46,9 +53,4 @@ def brief(error: BaseException) -> str:
 
 def exit_code(error: Exception) -> Exit | None:
     """Return the exit code of an error that `vdm` raises; None for a bug."""
-    match error:
-        case CheckpointError():
-            return Exit.MISSING
-        case TrainingDiverged():
-            return Exit.USAGE
-    return None
+    return Exit.USAGE if isinstance(error, TrainingDiverged) else None

@@ -1,14 +1,69 @@
-"""Whether what the parameters ask for fits into memory: asked before anything is allocated."""
+"""How much memory this process may still take, so that sizes can be refused before anything is allocated."""
 
-import torch
+import os
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
 
 from flows.core.errors import Exit, UserError
-from vdm.memory import available
+
+if TYPE_CHECKING:
+    import torch
+
+MACHINE = Path("/proc/meminfo")
 
 
-def require(num_bytes: int, device: torch.device, advice: str) -> None:
-    """Raise UserError (exit 2) with what to lower, unless the device has so much memory left."""
-    left = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else available()
+class Group(NamedTuple):
+    """A control group, such as a container: the files with its limit, its use, and the part that can be freed."""
+
+    limit: Path
+    used: Path
+    details: Path
+    reclaimable: str
+
+
+GROUPS = [
+    Group(folder / limit, folder / used, folder / "memory.stat", reclaimable)
+    for folder, limit, used, reclaimable in (
+        (Path("/sys/fs/cgroup"), "memory.max", "memory.current", "inactive_file"),
+        (Path("/sys/fs/cgroup/memory"), "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+    )
+]
+
+
+def available() -> int:
+    """Return the bytes that are free or can be freed, on the machine and within the container's limit."""
+    found = [left(group) for group in GROUPS]
+    try:
+        found.append(number_in(MACHINE.read_text(), "MemAvailable:") * 1024)
+    except (OSError, ValueError):  # not Linux
+        found.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    return min(size for size in found if size is not None)
+
+
+def left(group: Group) -> int | None:
+    """Return the bytes that a control group still allows, or None without such a group or limit."""
+    with suppress(OSError, ValueError):
+        cache = number_in(group.details.read_text(), group.reclaimable)
+        return max(0, int(group.limit.read_text()) - int(group.used.read_text()) + cache)
+    return None
+
+
+def number_in(text: str, key: str) -> int:
+    """Return the number in the line that starts with the key.  Raises ValueError if there is none."""
+    for line in text.splitlines():
+        if line.split()[:1] == [key]:
+            return int(line.split()[1])
+    raise ValueError(f"no {key}")
+
+
+def require(num_bytes: int, device: "torch.device", advice: str) -> None:
+    """Raise UserError (exit 2), with the advice on what to lower, if the device has less memory left."""
+    left = available()
+    if device.type == "cuda":
+        import torch
+
+        left = torch.cuda.mem_get_info(device)[0]
     if num_bytes > left:
         needed, free = (f"{size / 2**30:,.1f} GiB" for size in (num_bytes, left))
         raise UserError(f"{advice}: they ask for {needed} of memory or more, and {free} are free", Exit.USAGE)

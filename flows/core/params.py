@@ -11,9 +11,9 @@ from pydantic_core import PydanticCustomError
 from flows.core import bounded_yaml
 from flows.core.documents import shown
 from flows.core.errors import Exit, UserError
+from flows.core.files import read_bounded
 from flows.core.sources import checked_source
 from vdm.choices import Dequantisation, LearningRateDecay, Precision, ScheduleKind, Transform
-from vdm.files import read_bounded
 
 
 def device_name(name: str) -> str:

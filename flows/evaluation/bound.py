@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from flows.core.checkpoint import load_model, model_sha256
 from flows.core.device import find_device
 from flows.core.errors import Exit, UserError
+from flows.core.files import written_last
 from flows.core.memory import require
 from flows.evaluation.results import BoundMetrics
 from flows.images.store import ImageSet, data_sha256, fault, load_images
 from flows.process.ending import finish
 from flows.process.progress import bar
 from vdm import evaluation
-from vdm.checkpoint import load_model, model_sha256
-from vdm.files import written_last
 from vdm.model import VDM
 
 if TYPE_CHECKING:

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from flows.core.files import read_bounded
 from flows.evaluation.results import Environment
-from vdm.files import read_bounded
 
 
 def environment(device: torch.device, requirements: Path) -> Environment:

@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vdm.files import open_regular, read_bounded
-from vdm.memory import available
+from flows.core.files import open_regular, read_bounded
+from flows.core.memory import available
 
 Weights = dict[str, Tensor]
 

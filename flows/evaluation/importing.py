@@ -13,6 +13,9 @@ import torch
 from torch import Tensor
 
 from flows.core import bounded_yaml
+from flows.core.checkpoint import mistyped, save_model
+from flows.core.errors import CheckpointError
+from flows.core.files import read_bounded
 from flows.evaluation.foreign_files import (
     DAMAGE,
     FEWEST_BYTES,
@@ -24,9 +27,6 @@ from flows.evaluation.foreign_files import (
     require_numbers,
 )
 from flows.process.ending import finish
-from vdm.checkpoint import mistyped, save_model
-from vdm.errors import CheckpointError
-from vdm.files import read_bounded
 from vdm.model import VDM, count_parameters
 
 Format = Literal["google-vdm", "addtt"]

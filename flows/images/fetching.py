@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from flows.core.errors import NetworkError, brief
 from flows.core.escaping import visible
-from vdm.files import naming
+from flows.core.files import naming
 
 log = logging.getLogger(__name__)
 

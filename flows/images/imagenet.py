@@ -12,12 +12,12 @@ import numpy as np
 from PIL import Image
 
 from flows.core.errors import Exit, UserError
+from flows.core.files import open_regular
 from flows.images.array_files import read_layout, read_rows
 from flows.images.catalogue import PUBLISHED, DownsampledImageNet
 from flows.images.fetching import fetch_file
 from flows.images.publishers import Chunk, Splits, entries, file_of, file_sha256
 from flows.images.reading import BadImageError, damage_named, limited
-from vdm.files import open_regular
 
 ROWS = 1000
 MOST_BYTES = 2**34

@@ -12,13 +12,13 @@ import numpy as np
 
 from flows.core.errors import Exit, UserError
 from flows.core.escaping import visible
+from flows.core.files import naming, scratch_folder, writing_folder
 from flows.images.catalogue import PUBLISHED, DownsampledImageNet, PublishedSet
 from flows.images.folder import read_folder
 from flows.images.imagenet import read_imagenet
 from flows.images.publishers import Chunk, Splits, read_digits, read_published
 from flows.images.store import SPLITS, files_of, save_images, write_array
 from flows.images.transforms import describe, levels_left, parts, shape_left, transform
-from vdm.files import naming, scratch_folder, writing_folder
 
 if TYPE_CHECKING:
     from flows.core.params import Data

@@ -13,10 +13,10 @@ from typing import IO, NamedTuple, cast
 import numpy as np
 
 from flows.core.errors import Exit, UserError, brief
+from flows.core.files import naming, open_regular
 from flows.images.catalogue import PublishedSet
 from flows.images.fetching import fetch_file
 from flows.images.reading import limited
-from vdm.files import naming, open_regular
 
 # The largest file of these sets has 182 MB.
 MOST_BYTES = 2**28

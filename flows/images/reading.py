@@ -16,7 +16,7 @@ from typing import BinaryIO, NamedTuple
 from PIL import Image, UnidentifiedImageError
 
 from flows.core.errors import Exit, brief
-from vdm.files import open_regular
+from flows.core.files import open_regular
 
 FORMATS = ["PNG", "JPEG", "WEBP", "TIFF"]
 

@@ -17,8 +17,8 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 
 from flows.core.errors import Exit, UserError
-from vdm.files import naming, open_regular, parse_json, read_bounded
-from vdm.memory import available
+from flows.core.files import naming, open_regular, parse_json, read_bounded
+from flows.core.memory import available
 
 SPLITS = ("train", "test")
 DESCRIPTION = "dataset.json"

@@ -16,10 +16,10 @@ from prefect.artifacts import (
 )
 
 from flows.core import layout
+from flows.core.files import read_bounded, write_whole, writing_folder
 from flows.core.params import read_params
 from flows.evaluation.results import Metrics
 from flows.registry.evidence import Evidence
-from vdm.files import read_bounded, write_whole, writing_folder
 
 EVERY_SECONDS = 5.0
 STEP = re.compile(r"step (\d+): (.*)")

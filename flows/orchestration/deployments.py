@@ -12,7 +12,7 @@ from ruamel.yaml import YAML
 
 from flows.core import bounded_yaml, layout
 from flows.core.errors import Exit, UserError
-from vdm.files import read_bounded, scratch_folder, write_whole
+from flows.core.files import read_bounded, scratch_folder, write_whole
 
 if TYPE_CHECKING:
     from prefect.client.schemas.responses import DeploymentResponse

@@ -13,8 +13,8 @@ from prefect import get_run_logger
 
 from flows.core import layout
 from flows.core.errors import Exit, NetworkError, UserError
+from flows.core.files import parse_json, read_bounded
 from flows.process.groups import process_group
-from vdm.files import parse_json, read_bounded
 
 
 def stream(

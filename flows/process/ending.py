@@ -10,7 +10,7 @@ from pathlib import Path
 
 from flows.core.errors import Exit
 from flows.core.escaping import visible
-from vdm.files import remove_unfinished, write_whole
+from flows.core.files import remove_unfinished, write_whole
 
 STOP = (signal.SIGINT, signal.SIGTERM)
 STOPPED = "stopped; run again"

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 from flows.core.errors import Exit, UserError
+from flows.core.files import MOST_BYTES
 from flows.process.locks import lock_file
-from vdm.files import MOST_BYTES
 
 # Subject and body, since the whole of the contents would hold a signature, too.
 FIELDS = "".join(

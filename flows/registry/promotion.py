@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flows.core import layout
+from flows.core.checkpoint import read_description
 from flows.core.errors import Exit, UserError
 from flows.evaluation.bound import measure
 from flows.evaluation.protocols import compare
@@ -31,7 +32,6 @@ from flows.registry.versions import (
     record_refusal,
     resolve,
 )
-from vdm.checkpoint import read_description
 
 if TYPE_CHECKING:
     from flows.core.params import Evaluate, Promote

@@ -22,9 +22,9 @@ from pydantic import ConfigDict, FailFast, RootModel
 from flows.core import layout
 from flows.core.documents import Document, Md5, RelativePath, read, require_apart
 from flows.core.errors import Exit, NetworkError, UserError
+from flows.core.files import inside, open_regular, read_bounded, scratch_folder
 from flows.registry.lineage import model_path, read_lock
 from flows.registry.versions import Version, resolve
-from vdm.files import inside, open_regular, read_bounded, scratch_folder
 
 
 class Listed(Document):
@@ -96,7 +96,7 @@ def copy(root: Path, version: Version, path: str, digest: str, folder: Path) -> 
 
 
 def sha256_of_config(folder: Path) -> str:
-    """`vdm.checkpoint.model_sha256` without torch, which would take a second; "" where there is no config.json."""
+    """Return what `model_sha256` of `flows.core.checkpoint` returns, without importing torch; "" without a config.json."""
     try:
         return hashlib.sha256(read_bounded(folder / "config.json")).hexdigest()
     except OSError:

@@ -10,17 +10,16 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from flows.core import bounded_yaml, layout
+from flows.core.checkpoint import load_model, model_sha256
 from flows.core.documents import read
-from flows.core.errors import Exit, UserError
+from flows.core.errors import CheckpointError, Exit, UserError
+from flows.core.files import inside, scratch_folder
 from flows.images.store import ImageSetError, data_sha256
 from flows.registry.git import contents
 from flows.registry.lineage import Lock, model_path, read_lock
 from flows.registry.storage import Stored, check, obtain, opened
 from flows.registry.versions import Version
 from flows.validation.report import Validation
-from vdm.checkpoint import load_model, model_sha256
-from vdm.errors import CheckpointError
-from vdm.files import inside, scratch_folder
 
 # As dvc.lock and git spell them.
 IMAGES, VALIDATION, METRICS, PARAMS = map(str, (layout.IMAGES, layout.VALIDATION, layout.METRICS, layout.PARAMS))

@@ -9,12 +9,12 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from flows.core.checkpoint import CONFIG, WEIGHTS, load_model, model_sha256
 from flows.core.errors import Exit, UserError
 from flows.core.escaping import markdown
+from flows.core.files import open_regular, write_whole, writing, writing_folder
 from flows.images.store import data_sha256, load_images
 from flows.process.ending import finish
-from vdm.checkpoint import CONFIG, WEIGHTS, load_model, model_sha256
-from vdm.files import open_regular, write_whole, writing, writing_folder
 
 if TYPE_CHECKING:
     from flows.core.params import Data, Model, Train
@@ -43,7 +43,7 @@ parameters. The weights are the moving average at the end of training.
 
 ```python
 from pathlib import Path
-from vdm.checkpoint import load_model
+from flows.core.checkpoint import load_model
 
 model = load_model(Path("{out}"))  # a vdm.model.VDM in evaluation mode
 ```

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING
 import torch
 from torchvision.utils import make_grid, save_image
 
+from flows.core.checkpoint import load_model
 from flows.core.device import find_device
+from flows.core.files import written_last
 from flows.core.memory import require
 from flows.process.ending import finish
 from flows.process.progress import bar
 from vdm import sampling
-from vdm.checkpoint import load_model
-from vdm.files import written_last
 
 if TYPE_CHECKING:
     from flows.core.params import Sample

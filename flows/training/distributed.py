@@ -33,11 +33,11 @@ from torch.distributed.elastic.rendezvous import (
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 from torch.multiprocessing.spawn import ProcessExitedException
 
-from flows.core.errors import Exit, UserError
+from flows.core.errors import CheckpointError, Exit, UserError
 from flows.process.lifeline import hold_what_starts
 from flows.process.streams import start_logging
 from flows.training.collectives import STORE
-from vdm.errors import CheckpointError, TrainingDiverged
+from vdm.errors import TrainingDiverged
 
 ONE_MACHINE = "one machine"
 STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)

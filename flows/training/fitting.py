@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from flows.core.checkpoint import save_model
 from flows.core.device import find_compile, find_devices, find_precision
 from flows.core.errors import Exit, UserError
 from flows.core.memory import require
@@ -26,7 +27,6 @@ from flows.training.collectives import (
     process_group,
 )
 from flows.training.runs import Run, fingerprint, stop_signals, unwritten, writing_curves
-from vdm.checkpoint import save_model
 from vdm.model import VDM, count_parameters
 from vdm.training import Trainer, TrainingSettings, memory_needed, process
 from vdm.training_log import TrainingRecord

@@ -16,10 +16,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from flows.core.errors import Exit, UserError
+from flows.core.checkpoint import load_state, save_state
+from flows.core.errors import CheckpointError, Exit, UserError
 from flows.process.ending import on_stop
-from vdm.checkpoint import load_state, save_state
-from vdm.errors import CheckpointError
 from vdm.training_log import TrainingRecord
 
 log = logging.getLogger(__name__)

@@ -9,8 +9,8 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from flows.core.files import write_whole
 from flows.validation.report import Result
-from vdm.files import write_whole
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from flows.core.errors import Exit, UserError
 from flows.core.escaping import visible
+from flows.core.files import writing_folder, written_last
 from flows.images.store import SPLITS, ImageSet, data_sha256, load_images
 from flows.process.ending import finish
 from flows.validation.contract import drift_expectations, histogram_expectations, image_expectations, split_expectations
@@ -18,7 +19,6 @@ from flows.validation.facts import Facts, measure
 from flows.validation.picture import draw
 from flows.validation.report import Profile, Report, Result
 from flows.validation.tables import drift_rows, histogram_rows, image_rows, split_rows, with_files
-from vdm.files import writing_folder, written_last
 
 if TYPE_CHECKING:
     from flows.core.params import Contract

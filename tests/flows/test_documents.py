@@ -16,7 +16,8 @@ from conftest import TINY
 
 from flows.cli import run
 from flows.core import documents
-from flows.core.errors import Exit, UserError
+from flows.core.checkpoint import config_sha256, load_model, load_state, save_model, save_state
+from flows.core.errors import CheckpointError, Exit, UserError
 from flows.core.params import read_params
 from flows.evaluation.bound import load_fitting
 from flows.evaluation.results import BoundMetrics
@@ -28,8 +29,6 @@ from flows.training import fitting
 from flows.validation.drift import distances, read_reference
 from flows.validation.report import Profile, Validation
 from flows.validation.tables import split_rows, with_files
-from vdm.checkpoint import config_sha256, load_model, load_state, save_model, save_state
-from vdm.errors import CheckpointError
 from vdm.model import VDM
 from vdm.training import Trainer
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from vdm.files import inside, open_regular, parse_json, read_bounded, write_whole, writing, writing_folder
+from flows.core.files import inside, open_regular, parse_json, read_bounded, write_whole, writing, writing_folder
 
 
 def test_a_fifo_a_socket_a_device_and_a_folder_are_refused_and_do_not_block(tmp_path: Path) -> None:
@@ -136,7 +136,7 @@ def test_a_folder_that_cannot_take_its_place_leaves_the_old_one(
             raise KeyboardInterrupt
         return rename(path, target)
 
-    monkeypatch.setattr("vdm.files.exchanged", lambda first, second: False)  # as on macOS
+    monkeypatch.setattr("flows.core.files.exchanged", lambda first, second: False)  # as on macOS
     monkeypatch.setattr(Path, "rename", interrupted)
     with pytest.raises(KeyboardInterrupt), writing_folder(folder):
         pass

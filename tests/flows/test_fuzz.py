@@ -28,7 +28,8 @@ from PIL import Image
 from project import ROOT
 
 from flows.core import bounded_yaml
-from flows.core.errors import UserError
+from flows.core.checkpoint import config_sha256, load_model, load_state, save_model, save_state
+from flows.core.errors import CheckpointError, UserError
 from flows.core.params import parse_params
 from flows.evaluation.importing import import_checkpoint
 from flows.evaluation.results import Metrics
@@ -45,8 +46,6 @@ from flows.registry.versions import Version
 from flows.stages.register import last_loss
 from flows.validation.drift import distances, read_reference
 from flows.validation.report import Profile
-from vdm.checkpoint import config_sha256, load_model, load_state, save_model, save_state
-from vdm.errors import CheckpointError
 from vdm.model import VDM
 
 INPUTS = int(os.environ.get("VDM_FUZZ", "150"))

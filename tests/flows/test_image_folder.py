@@ -20,12 +20,12 @@ from PIL import Image
 
 from flows.commands.inspecting import inspect_path
 from flows.core.errors import Exit, UserError
+from flows.core.files import parse_json
 from flows.core.params import Data, read_params
 from flows.images.folder import ImageFolder, read_folder
 from flows.images.picture_files import BadImageError, inspect, read
 from flows.images.store import ImageSet, files_of, load_images, load_labels
 from flows.stages.download import download
-from vdm.files import parse_json
 
 SPLIT: Any = {"test_fraction": 0.25, "split_seed": 0, "grayscale": False, "resized": False}
 

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from flows.cli import run
+from flows.core.checkpoint import load_model
 from flows.images.store import save_images
-from vdm.checkpoint import load_model
 from vdm.diffusion import reverse_step
 from vdm.discretization import nearest_pixels, reconstruction_draw
 from vdm.model import VDM

@@ -14,7 +14,9 @@ from project import TINY_PARAMS
 
 from flows.cli import run
 from flows.core import memory
-from flows.core.errors import Exit, UserError
+from flows.core.checkpoint import config_sha256, load_model, save_model
+from flows.core.errors import CheckpointError, Exit, UserError
+from flows.core.memory import Group, available, left
 from flows.core.params import read_params
 from flows.images import store as images
 from flows.images.store import ImageSet, ImageSetError, data_sha256, load_images, save_images
@@ -23,9 +25,6 @@ from flows.stages.validate import validate
 from flows.validation.comb import comb
 from flows.validation.facts import measure
 from vdm import evaluation, ode, sampling
-from vdm.checkpoint import config_sha256, load_model, save_model
-from vdm.errors import CheckpointError
-from vdm.memory import Group, available, left
 from vdm.model import VDM
 
 ROOT = Path(__file__).parents[2]

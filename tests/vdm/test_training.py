@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
+from flows.core.checkpoint import load_state, save_state
 from vdm.batches import Batch
-from vdm.checkpoint import load_state, save_state
 from vdm.errors import TrainingDiverged
 from vdm.model import VDM
 from vdm.schedule import gamma_and_slope

@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 from project import Project
 
-from vdm.checkpoint import load_model, save_model
+from flows.core.checkpoint import load_model, save_model
 from vdm.model import VDM
 
 

@@ -16,11 +16,11 @@ import torch
 from plant import trainers, wait_until
 from project import ROOT, Project, imports_torch
 
+from flows.core.checkpoint import save_state
 from flows.core.errors import Exit, UserError
 from flows.core.params import read_params
 from flows.training.fitting import build, resolve
 from flows.training.runs import Run, writing_curves
-from vdm.checkpoint import save_state
 from vdm.training_log import TrainingRecord
 
 

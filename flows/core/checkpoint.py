@@ -16,9 +16,9 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 
-from vdm.errors import CheckpointError
-from vdm.files import MOST_BYTES, parse_json, read_bounded, write_whole, written_last
-from vdm.memory import available
+from flows.core.errors import CheckpointError
+from flows.core.files import MOST_BYTES, parse_json, read_bounded, write_whole, written_last
+from flows.core.memory import available
 from vdm.model import VDM, count_parameters
 
 WEIGHTS, CONFIG = "weights.safetensors", "config.json"

@@ -12,7 +12,7 @@ import pytest
 import torch
 from conftest import TINY
 
-from vdm.checkpoint import (
+from flows.core.checkpoint import (
     config_sha256,
     load_model,
     load_state,
@@ -20,7 +20,7 @@ from vdm.checkpoint import (
     save_model,
     save_state,
 )
-from vdm.errors import CheckpointError
+from flows.core.errors import CheckpointError
 from vdm.model import VDM
 
 
