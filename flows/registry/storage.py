@@ -96,7 +96,7 @@ def copy(root: Path, version: Version, path: str, digest: str, folder: Path) -> 
 
 
 def sha256_of_config(folder: Path) -> str:
-    """Return what `model_sha256` of `flows.core.checkpoint` returns, without importing torch; "" without a config.json."""
+    """Return the sha256 of a model, without importing torch; "" if the folder has no config.json."""
     try:
         return hashlib.sha256(read_bounded(folder / "config.json")).hexdigest()
     except OSError:
