@@ -84,8 +84,7 @@ def three_versions(project: Project, remote: Path) -> None:
     changes = [{}, {"steps: 20": "steps: 80"}, {"steps: 80": "steps: 160", "split_seed: 0": "split_seed: 1"}]
     for change in changes:
         project.edit("params.yaml", **change)
-        result = project.dvc("repro")
-        assert result.returncode == 0, result.stdout + result.stderr
+        project.reproduce()
         project.git("add", "--all")
         project.git("commit", "--quiet", "--message=Reproduce")
         assert project.dvc("push").returncode == 0

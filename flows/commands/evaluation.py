@@ -87,9 +87,9 @@ def evaluate(
     from flows.stages.evaluate import evaluate
 
     out = out or (layout.EVALUATION if model is None else None)
-    arguments = {"model": folder, "images": images}
+    arguments = {"model": folder, "images": images, "requirements": layout.REQUIREMENTS}
     if out:
-        results = [evaluate(setting, **arguments, requirements=layout.REQUIREMENTS, out=out) for setting in settings]
+        results = [evaluate(setting, **arguments, out=out) for setting in settings]
     else:
         results = [measure(setting, **arguments)[0] for setting in settings]
     if len(results) == 1:

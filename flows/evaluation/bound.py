@@ -13,6 +13,7 @@ from flows.core.device import find_device
 from flows.core.errors import Exit, UserError
 from flows.core.files import written_last
 from flows.core.memory import require
+from flows.evaluation.environment import environment
 from flows.evaluation.results import BoundMetrics
 from flows.images.store import ImageSet, data_sha256, fault, load_images
 from flows.process.ending import finish
@@ -24,12 +25,17 @@ if TYPE_CHECKING:
     from flows.core.params import Evaluate
 
 
-def measure(settings: "Evaluate", *, model: Path, images: Path) -> tuple[BoundMetrics, evaluation.Evaluation]:
+def measure(
+    settings: "Evaluate", *, model: Path, images: Path, requirements: Path
+) -> tuple[BoundMetrics, evaluation.Evaluation]:
     """Return the metrics of the model on the test images, in bits/dim, and the terms of every image.
+
+    The metrics name the versions of libraries, the processor, and the digest of the file `requirements`.
 
     Raises CheckpointError, ImageSetError, and UserError (exit 2) when model and images do not fit each other.
     """
-    vdm, image_set = load_fitting(model, images, find_device(settings.device))
+    device = find_device(settings.device)
+    vdm, image_set = load_fitting(model, images, device)
     require_memory(settings, vdm, len(image_set.test))
     arguments = settings.model_dump(exclude={"device"})
     result = evaluation.evaluate(vdm, image_set.test, progress=bar("evaluating"), **arguments)
@@ -44,6 +50,7 @@ def measure(settings: "Evaluate", *, model: Path, images: Path) -> tuple[BoundMe
         seed=settings.seed,
         times_per_image=settings.times_per_image,
         num_timesteps=settings.num_timesteps,
+        environment=environment(device, requirements),
         **digests(model, images),
     )
     return metrics, result

@@ -77,7 +77,7 @@ def evaluated(
     """
     images, model = test_images(root, challenger), fetch(root, challenger)
     if champion is None:
-        alone, _ = measure(settings, model=model, images=images)
+        alone, _ = measure(settings, model=model, images=images, requirements=root / layout.REQUIREMENTS)
         return figures("challenger", alone) | {"num_images": alone.num_images}
     if champion.commit == challenger.commit or not fits(reigning := fetch(root, champion), images):
         return {}

@@ -214,7 +214,7 @@ def test_unreadable_metrics_are_a_row_that_says_so(
     assert METRICS in rows[1]["problem"]
     assert "unreadable" in table(("version", *"abcde"), [shown(row) for row in rows])
     root = forge.project.folder
-    json.dumps(lineage(root, resolve(root, name)), allow_nan=False)
+    json.dumps(lineage(root, resolve(root, name)).as_json(), allow_nan=False)
     assert [check.subject for check in verify(root, resolve(root, name)) if check.problem]
     with pytest.raises(UserError, match=METRICS) as raised:
         fetch(root, resolve(root, name))
@@ -263,8 +263,8 @@ def test_messages_and_dates_of_tags_break_nothing(date: str, message: bytes, for
     (version,) = versions(root)
     assert version.stages == ("champion",)
     chain = lineage(root, version)
-    json.dumps(chain, allow_nan=False).encode()
-    assert chain["refusal"] is None
+    json.dumps(chain.as_json(), allow_nan=False).encode()
+    assert chain.refusal is None
     assert is_decided(root, commit)
     assert "\x1b" not in describe(chain)
 

@@ -12,6 +12,7 @@ from project import ROOT, Project, cached, one_line
 from ruamel.yaml import YAML
 
 from flows.core.errors import Exit, UserError
+from flows.core.layout import METRICS
 from flows.registry import versions as of
 from flows.registry.git import annotated_tags, contents, locked
 from flows.registry.lineage import lineage
@@ -51,7 +52,7 @@ def test_a_hundred_versions_keep_their_figures(tmp_path: Path) -> None:
         metrics = json.dumps({"bpd": 2 + minor / 1000, "bpd_standard_error": 0.01, "data_sha256": f"{minor:064x}"})
         who, name = f"Test <test@example.org> {1_700_000_000 + minor} +0000", f"vdm@v1.{minor}.0"
         stream += [f"commit refs/heads/main\nmark :{minor + 1}\ncommitter {who}\ndata 0\n"]
-        stream += [f"M 100644 inline {of.METRICS}\ndata {len(metrics)}\n{metrics}\n"]
+        stream += [f"M 100644 inline {METRICS}\ndata {len(metrics)}\n{metrics}\n"]
         stream += [f"tag {name}\nfrom :{minor + 1}\ntagger {who}\ndata 9\nLine\n\nTwo\n"]
     subprocess.run(["git", "fast-import", "--quiet"], input="".join(stream), text=True, cwd=tmp_path, check=True)
     command = [sys.executable, "-m", "flows.cli", "models", "--json"]
@@ -208,7 +209,7 @@ def test_verify_finds_a_tampered_lock(old: str, new: str, subject: str, copied: 
     else:
         lock = YAML(typ="safe").load(text)["stages"]
         entries = [entry for stage in lock.values() for entry in stage["outs"] + stage["deps"] if entry["path"] == old]
-        other = lineage(copied.folder, of.resolve(copied.folder, "v1.0.0"))["outputs"]["models/vdm"]
+        other = lineage(copied.folder, of.resolve(copied.folder, "v1.0.0")).lock.outputs["models/vdm"]
         text = text.replace(entries[0]["md5"], other if old == "models/vdm" else "f" * 32)
     (copied.folder / "dvc.lock").write_text(text)
     copied.git("commit", "--quiet", "--all", "--message=Tampered")
