@@ -308,8 +308,8 @@ def test_of_two_promotions_at_once_one_wins(copied: Project, tmp_path: Path) -> 
     assert history(copied) == ["vdm@v1.0.0", names[winner]]
     assert outputs[winner][0] == "vdm#champion#2\n"
     assert outputs[loser][1] == (
-        f"vdmctl: {names[loser]} is not promoted: it met the champion vdm@v1.0.0, and meanwhile the champion is "
-        f"{names[winner]}; `vdmctl promote {names[loser]}` lets them meet\n"
+        f"vdmctl: {names[loser]} is not promoted: it was compared with the champion vdm@v1.0.0, but now the champion "
+        f"is {names[winner]}; `vdmctl promote {names[loser]}` compares them\n"
     )
 
 
@@ -317,7 +317,7 @@ def test_of_two_first_champions_one_wins(registry: Project, tmp_path: Path) -> N
     project = registry.copy(tmp_path / "project")
     evidence = {reference: evidence_for(project, reference) for reference in ("v1.0.0", "v1.1.0")}
     promote(project.folder, resolve(project.folder, "v1.0.0"), evidence["v1.0.0"])
-    with pytest.raises(UserError, match="it met the champion none, and meanwhile") as raised:
+    with pytest.raises(UserError, match="it was compared with the champion none, but now") as raised:
         promote(project.folder, resolve(project.folder, "v1.1.0"), evidence["v1.1.0"])
     assert raised.value.code == Exit.BUSY
     with pytest.raises(UserError, match="the evidence is of") as raised:

@@ -253,7 +253,7 @@ def test_a_linked_worktree_shares_the_registry(copied: Project, tmp_path: Path) 
 def test_a_tag_that_exists_is_refused(copied: Project) -> None:
     copied.git("commit", "--quiet", "--allow-empty", "--message=A run")
     copied.git("tag", "vdm@v1.3.0")  # lightweight: no version to GTO, but in the way
-    with pytest.raises(UserError, match=r"the tag vdm@v1\.3\.0 exists and is no version") as raised:
+    with pytest.raises(UserError, match=r"the tag vdm@v1\.3\.0 exists but is not a version") as raised:
         of.add_version(copied.folder, "HEAD", "Retrained")
     assert raised.value.code == Exit.USAGE
     assert of.newest(copied.folder).name == "vdm@v1.2.0"
