@@ -214,7 +214,7 @@ def test_a_champion_whose_bytes_are_damaged_is_named_before_training(plant: Plan
     finally:
         listing.write_bytes(content)
     assert state == "FAILED"
-    assert message.startswith("the champion cannot be met: ")
+    assert message.startswith("no comparison with the champion is possible: ")
     assert "is damaged in the cache" in message
     assert "train" not in tasks(plant, run)
 

@@ -100,17 +100,8 @@ def run_tests(copy: Path, mistake: Mistake | None, module: str) -> int:
     # The slow tests of a whole model are not what is meant to catch these.
     slow = "trained compiled computed continued monte_carlo company exact_predictor low_discrepancy"
     chosen = " and ".join(f"not {name}" for name in slow.split())
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-qx",
-        "-p",
-        "no:cacheprovider",
-        f"tests/vdm/test_{module}.py",
-        "-k",
-        chosen,
-    ]
+    tests = f"tests/vdm/test_{module}.py"
+    command = [sys.executable, "-m", "pytest", "-qx", "-p", "no:cacheprovider", tests, "-k", chosen]
     environment = os.environ | {"PYTHONPATH": str(copy), "OMP_NUM_THREADS": "1"}
     return subprocess.run(command, cwd=copy, env=environment, capture_output=True, check=False).returncode
 

@@ -169,7 +169,7 @@ BASE = {
         ({"confidence_interval": [None, None]}, "refuse", "one image gives no confidence interval"),
         ({"challenger_bpd": None}, "refuse", "are not finite"),
         ({"challenger_bpd": None, "champion": None}, "refuse", "are not finite"),
-        ({"champion_bpd": None, "confidence_interval": [None, None]}, "promote", "and the champion vdm@v1.0.0 has not"),
+        ({"champion_bpd": None, "confidence_interval": [None, None]}, "promote", "the champion vdm@v1.0.0 does not"),
         ({"champion": None}, "promote", "is the first champion, at 2.0000 bits/dim"),
         ({"champion": "vdm@v1.1.0"}, "refuse", "is the champion already"),
     ],

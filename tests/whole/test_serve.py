@@ -168,7 +168,7 @@ def test_a_run_that_died_unnoticed_is_ended_when_it_is_served_again(plant: Plant
     killed(plant.process.pid, engine)
     plant.process.wait()
     plant.serve()
-    assert "died unnoticed; it has ended now" in plant.log.read_text()
+    assert "its process was gone, so the run was ended" in plant.log.read_text()
     assert plant.read(run)["state"]["type"] == "CRASHED"
 
 
