@@ -50,7 +50,7 @@ def measure(settings: "Evaluate", *, model: Path, images: Path) -> tuple[BoundMe
 
 
 def load_fitting(model: Path, images: Path, device: torch.device) -> tuple[VDM, ImageSet]:
-    """Load model and images.  Raises UserError unless they fit each other (exit 2) and the images are valid (exit 4)."""
+    """Load model and images.  Raises UserError if they do not fit each other (exit 2) or images are invalid (4)."""
     vdm, image_set = load_model(model, device), load_images(images)
     ours = kind(vdm.image_shape, vdm.num_levels)
     theirs = kind(image_set.image_shape, image_set.num_levels)

@@ -105,7 +105,7 @@ def import_checkpoint(
 
 
 def require_sound(config: Config, weights: Weights, size: int) -> None:
-    """Raise ValueError for arguments that VDM does not accept, and for weights that are not finite or too many for `size`."""
+    """Raise ValueError for wrong arguments of VDM, and for weights that are not finite or too many for `size` bytes."""
     if wrong := mistyped(config):
         raise ValueError(f"{wrong} what vdm.model.VDM takes")
     if (count := count_parameters(**config)) * FEWEST_BYTES > size:
@@ -223,7 +223,7 @@ def network_config(network: Weights) -> Config:
 
 
 def torch_layout(path: str, array: np.ndarray) -> Tensor:
-    """Convert HWIO convolutions to OIHW, (in, out) matrices to (out, in), and a shortcut's matrix to a 1x1 convolution."""
+    """Convert an HWIO convolution to OIHW, an (in, out) matrix to (out, in), a shortcut's to a 1x1 convolution."""
     tensor = torch.from_numpy(array.astype(np.float32))
     if path.endswith("/nin_shortcut/kernel"):
         return tensor.transpose(0, 1)[:, :, None, None].contiguous()
