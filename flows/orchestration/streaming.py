@@ -23,7 +23,7 @@ def stream(
     """Run a Python module in the folder; log its output line by line, and pass each line to `read`.
 
     With `stdout`, its standard output goes to that file and only stderr is logged.  Raises UserError with the reason
-    and exit code that vdmctl wrote into the file VDM_REASON, since DVC does not pass them on.
+    and exit code that vdmctl writes to the file named by VDM_REASON, since DVC does not pass them on.
     """
     logger = get_run_logger()
     reason = folder / layout.REASON

@@ -95,7 +95,7 @@ def resolve(root: Path, reference: str) -> Version:
 
 
 def newest(root: Path) -> Version:
-    """The version with the highest number.  Raises UserError (exit 5) when there is none."""
+    """Return the version with the highest number.  Raises UserError (exit 5) when there is none."""
     known = versions(root)
     if not known:
         raise UserError(f"the registry has no version of {MODEL}", Exit.MISSING)

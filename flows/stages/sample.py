@@ -23,21 +23,21 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-def sample(sample: "Sample", *, model: Path, out: Path) -> None:
+def sample(settings: "Sample", *, model: Path, out: Path) -> None:
     """Write a PNG of `num_images` samples in a square grid.
 
     Raises CheckpointError, UserError (exit 2), and OSError that names the file.
     """
     out.parent.mkdir(parents=True, exist_ok=True)  # fails now rather than after sampling
-    vdm = load_model(model, find_device(sample.device))
-    needed = sampling.memory_needed(vdm, sample.num_images, sample.num_timesteps)
-    require(needed, find_device(sample.device), "sample: lower sample.num_images or sample.num_timesteps")
+    vdm = load_model(model, find_device(settings.device))
+    needed = sampling.memory_needed(vdm, settings.num_images, settings.num_timesteps)
+    require(needed, find_device(settings.device), "sample: lower sample.num_images or sample.num_timesteps")
     pixels = sampling.sample(
         vdm,
-        sample.num_images,
-        num_timesteps=sample.num_timesteps,
-        clip=sample.clip,
-        generator=torch.Generator().manual_seed(sample.seed),
+        settings.num_images,
+        num_timesteps=settings.num_timesteps,
+        clip=settings.clip,
+        generator=torch.Generator().manual_seed(settings.seed),
         progress=bar("sampling"),
     )
     # Small images are enlarged by a whole factor, to be visible.
