@@ -117,7 +117,7 @@ class Forge:
         return {"schema": "2.0", "stages": {"all": {"cmd": "true", "deps": [], "outs": entries}}}
 
     def version(self, number: str, documents: dict[str, str | bytes] | None = None, lock: Any = None) -> str:
-        """Commit the given documents, valid ones for those not given, and tag the commit as a version; return its name."""
+        """Commit the documents, with valid ones for those not given, and tag them as a version; return its name."""
         metrics = {"bpd": 2.0, "bpd_standard_error": 0.1, "num_images": 6, **self.digests}
         forged = documents or {}
         lock = json.loads(json.dumps(lock or self.lock()))

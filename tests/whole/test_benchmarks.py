@@ -1,4 +1,4 @@
-"""The benchmarks run; what they measure is not asserted here, since seconds are too few for it."""
+"""The benchmarks run.  Their figures are not asserted, since these runs are too short."""
 
 import json
 import subprocess
@@ -54,7 +54,7 @@ def test_every_preset_is_a_problem_of_speed(preset: str) -> None:
         (train_step.main, ["--accumulation", "7"], "error: batch_size 64 is not a multiple of 1 processes x accum"),
     ],
 )
-def test_a_wrong_option_is_told(
+def test_a_wrong_option_is_reported(
     main: Callable[[], None],
     arguments: list[str],
     message: str,
@@ -68,7 +68,7 @@ def test_a_wrong_option_is_told(
 
 
 def test_the_continuous_bound_does_not_depend_on_the_schedule_between_its_ends() -> None:
-    """The four schedules of the variance table differ in variance alone (section 5.1)."""
+    """The four schedules of the variance table differ only in variance (section 5.1)."""
     command = [sys.executable, "-m", "benchmarks.estimator_variance", "--steps", "60", "--images", "16", "--json"]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     schedules = json.loads(result.stdout)["schedules"].values()
