@@ -123,7 +123,7 @@ def check_repository(root: Path) -> None:
     logger = get_run_logger()
     identity(root)
     if git_text(root, "status", "--porcelain", "--untracked-files=no"):
-        logger.warning("%s has uncommitted changes, which are no part of this run", root)
+        logger.warning("%s has uncommitted changes, which are not part of this run", root)
     if git_text(root, "rev-parse", "--abbrev-ref", "HEAD") == "HEAD":
         logger.warning("%s has no branch checked out; the run starts from its commit", root)
 
@@ -147,7 +147,9 @@ RETRY: dict[str, Any] = {"retries": 2, "retry_condition_fn": is_network}
 @task(cache_policy=NO_CACHE, **RETRY, retry_delay_seconds=[10, 60])
 def reproduce(stage: str, folder: Path, force: bool) -> State[None] | None:
     """Run `dvc repro --single-item STAGE` in the folder.  A failed state carries UserError with the exit code."""
-    command = ["dvc", "repro", "--single-item", stage, *(["--force"] if force else [])]
+    command = ["dvc", "repro", "--single-item", stage]
+    if force:
+        command.append("--force")
     try:
         read = artifacts.Progress(folder).read if stage == "train" else None
         stream(command, folder, read)
@@ -177,7 +179,7 @@ def drift(root: Path, folder: Path) -> State[None] | None:
 def champion_report(root: Path, folder: Path) -> Path | None:
     """Return the cached validation report of the champion's images, after fetching it if it is missing.
 
-    None without a champion, or when the images in `folder` are the same.  Raises UserError (exit 5) if it is lost.
+    None without a champion or report, or if the images in `folder` are the same.  Raises UserError (exit 5).
     """
     images = read(Validation, folder / layout.VALIDATION).data_sha256
     champion = registry.champion(root)
@@ -185,9 +187,11 @@ def champion_report(root: Path, folder: Path) -> Path | None:
         return None
     path = str(layout.VALIDATION)
     digest = read_lock(root, champion).outputs.get(path)
+    if digest is None:
+        return None
     with opened(root) as repo:
-        (stored,) = obtain(repo, {path: digest} if digest else {}, f"{champion.name}: ").get(path, [None])
-    return stored.cached if stored else None
+        (stored,) = obtain(repo, {path: digest}, f"{champion.name}: ")[path]
+    return stored.cached
 
 
 @task(name="champion", cache_policy=NO_CACHE, timeout_seconds=3600 * 6, **RETRY, retry_delay_seconds=[10, 60])
@@ -225,7 +229,7 @@ def publish_versions(root: Path) -> State[None] | None:
     """Push what the remotes lack: files, branches, notes, tags.  A failed state carries UserError."""
     try:
         published = publishing.publish(root)
-        get_run_logger().info("published %s", ", ".join(published) or "nothing: the remotes have it all")
+        get_run_logger().info("published %s", ", ".join(published) or "nothing: the remotes have everything")
     except UserError as error:
         return Failed(message=str(error), data=error)
     return None

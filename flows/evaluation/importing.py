@@ -165,7 +165,8 @@ def google_schedule(arrays: Mapping[str, np.ndarray]) -> tuple[str, Weights]:
 def read_addtt(file: Path, averaged: bool) -> tuple[Config, Weights]:
     """Return configuration and weights of addtt's `model.pt`, with `config.yaml` beside it."""
     checkpoint = read_torch(file)
-    state, prefix = (checkpoint["ema"], "ema_model.") if averaged else (checkpoint["model"], "")
+    state = checkpoint["ema" if averaged else "model"]
+    prefix = "ema_model." if averaged else ""
     weights = {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
     require_numbers(weights, file.stat().st_size)
     network = addtt_network(weights)

@@ -51,11 +51,11 @@ def show_results(folder: Path, kept: Path) -> None:
         shutil.copytree(folder / layout.DATA_DOCS, whole / "data_docs")
         shutil.copyfile(folder / layout.CARD, whole / "card.md")
         shutil.copyfile(folder / layout.SAMPLES, whole / "samples.png")
-    samples, card, docs = kept / "samples.png", kept / "card.md", kept / "data_docs"
+    samples = kept / "samples.png"
     picture = base64.b64encode(samples.read_bytes()).decode()
     create_image_artifact(f"data:image/png;base64,{picture}", key="samples", description=f"Samples: {samples}")
-    create_link_artifact(card.as_uri(), key="model-card", link_text="model card")
-    create_link_artifact((docs / "index.html").as_uri(), key="data-docs", link_text="Data Docs")
+    create_link_artifact((kept / "card.md").as_uri(), key="model-card", link_text="model card")
+    create_link_artifact((kept / "data_docs/index.html").as_uri(), key="data-docs", link_text="Data Docs")
 
 
 def show_evidence(evidence: Path, kept: Path) -> None:

@@ -78,7 +78,7 @@ def reason_in(stderr: str) -> str:
     """Return the line of git's stderr that says why it failed: the first marked as an error, else the last."""
     lines = [line.strip() for line in stderr.splitlines() if "failed to push some refs" not in line and line.strip()]
     marked = [line for line in lines if line.startswith(("fatal: ", "error: ", "! "))]
-    return (marked or lines[-1:] or ["it gives no reason"])[0]
+    return (marked or lines[-1:] or ["no reason given"])[0]
 
 
 def git_text(root: Path, *arguments: str, seconds: float | None = None) -> str:

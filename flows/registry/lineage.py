@@ -138,7 +138,8 @@ def model_path(root: Path, version: Version) -> str:
 
 def read_yaml(model: type[Model], root: Path, version: Version | Tag, path: str) -> Model:
     """Return a YAML file at the commit of a version or tag, parsed.  Raises UserError (exit 5)."""
-    name, place = f"{version.commit}:{path}", f"{version.name}: {path} at {version.commit[:12]}"
+    name = f"{version.commit}:{path}"
+    place = f"{version.name}: {path} at {version.commit[:12]}"
     content = contents(root, [name])[name]
     if content is None:
         raise UserError(f"{version.name}: commit {version.commit[:12]} has no {path}", Exit.MISSING)

@@ -33,23 +33,28 @@ class Check(NamedTuple):
 def verify(root: Path, version: Version) -> list[Check]:
     """Return every check of the version, passed or not.  Raises UserError (exit 5) without a readable dvc.lock."""
     lock, model = read_lock(root, version), model_path(root, version)
-    checks = [*in_git(root, version, lock), *(Check(path, "stages saw different ones") for path in lock.contradictions)]
+    checks = in_git(root, version, lock)
+    checks += [Check(path, "differs between stages") for path in lock.contradictions]
     with opened(root) as repo:
         for path, digest in sorted(lock.outputs.items()):
-            if path == METRICS:
-                continue
-            try:
-                stored = obtain(repo, {path: digest})[path]
-                for file in stored:
-                    check(file.cached, file, "")
-                checks.append(Check(path, ""))
-            except (OSError, UserError) as error:
-                checks.append(Check(path, str(error)))
-                continue
-            if path in (model, IMAGES, VALIDATION):
-                checks.append(written_down(version, path, stored, is_model=path == model))
+            if path != METRICS:
+                checks += in_cache(repo, version, path, digest, model=model)
     missing = {model, IMAGES, VALIDATION} - lock.outputs.keys()
     return checks + [Check(path, "dvc.lock does not list it") for path in sorted(missing)]
+
+
+def in_cache(repo: Any, version: Version, path: str, digest: str, *, model: str) -> list[Check]:
+    """Compare an output's files with its digest in dvc.lock, and the sha256 of model and images with the metrics."""
+    try:
+        stored = obtain(repo, {path: digest})[path]
+        for file in stored:
+            check(file.cached, file, "")
+    except (OSError, UserError) as error:
+        return [Check(path, str(error))]
+    checks = [Check(path, "")]
+    if path in (model, IMAGES, VALIDATION):
+        checks.append(written_down(version, path, stored, is_model=path == model))
+    return checks
 
 
 def require_sound(root: Path, version: Version) -> None:

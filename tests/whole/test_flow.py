@@ -56,7 +56,7 @@ def test_a_run_leaves_a_commit_on_its_branch_and_the_checkout_alone(plant: Plant
     assert [name for name in tasks(plant, run) if name in STAGES] == STAGES
     assert set(tasks(plant, run).values()) == {"COMPLETED"}
     log = plant.logged(run)
-    assert "has uncommitted changes, which are no part of this run" in log
+    assert "has uncommitted changes, which are not part of this run" in log
     assert "step 20:" in log
     assert "promote: vdm@v1.0.0 is the first champion" in log
     assert "challenger_sha256" not in log  # the log does not contain the evidence, which is linked
