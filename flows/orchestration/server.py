@@ -65,7 +65,7 @@ def is_loopback(host: str) -> bool:
 def configure(address: Address) -> None:
     """Set Prefect's settings in the environment, for this process and its children.
 
-    Settings for the server that are already in the environment are kept.
+    URL, prompt and plugins are always set; the other settings only where the environment has no value.
     """
     from prefect.context import refresh_global_settings_context
     from prefect.settings import get_current_settings

@@ -1,4 +1,4 @@
-"""On a full disk commands leave whole files or the old ones; names in data are never executed or interpreted."""
+"""On a full disk commands leave whole files or the old ones; names in data stay mere text."""
 
 import json
 import logging
