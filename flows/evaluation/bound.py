@@ -1,4 +1,4 @@
-"""The variational bound of a model on test images, as metrics and as a table of every image."""
+"""Evaluate the variational bound of a model on test images, as metrics and as a table with a row per image."""
 
 import csv
 import json
@@ -57,19 +57,24 @@ def measure(
 
 
 def load_fitting(model: Path, images: Path, device: torch.device) -> tuple[VDM, ImageSet]:
-    """The model and the images; UserError unless they fit each other (exit 2) and hold pixels (exit 4)."""
+    """Load model and images.  Raises UserError if they do not fit each other (exit 2) or images are invalid (4)."""
     vdm, image_set = load_model(model, device), load_images(images)
-    ours, theirs = (vdm.image_shape, vdm.num_levels), (image_set.image_shape, image_set.num_levels)
+    ours = kind(vdm.image_shape, vdm.num_levels)
+    theirs = kind(image_set.image_shape, image_set.num_levels)
     if ours != theirs:
-        shown = ["x".join(map(str, shape)) + f" with {num_levels} levels" for shape, num_levels in (ours, theirs)]
-        raise UserError(f"{model} is a model of images of {shown[0]}; {images} holds {shown[1]}", Exit.USAGE)
+        raise UserError(f"{model} is a model of images of {ours}; {images} holds {theirs}", Exit.USAGE)
     if reason := fault(image_set, "test"):
         raise UserError(f"{images}: {reason}; run `vdmctl validate`", Exit.INVALID_DATA)
     return vdm, image_set
 
 
+def kind(shape: tuple[int, ...], num_levels: int) -> str:
+    """Return shape and number of levels as text, such as "1x8x8 with 17 levels"."""
+    return "x".join(map(str, shape)) + f" with {num_levels} levels"
+
+
 def require_memory(settings: "Evaluate", vdm: VDM, num_images: int) -> None:
-    """Raise UserError (exit 2) when not even a batch and the results would fit into memory."""
+    """Raise UserError (exit 2) when a batch and the results do not fit into memory."""
     sizes = settings.model_dump(include={"times_per_image", "batch_size"})
     device = next(vdm.parameters()).device
     advice = "evaluate: lower evaluate.times_per_image or evaluate.batch_size"
@@ -77,12 +82,12 @@ def require_memory(settings: "Evaluate", vdm: VDM, num_images: int) -> None:
 
 
 def digests(model: Path, images: Path) -> dict[str, Any]:
-    """What was evaluated on what."""
+    """Return the sha256 of the model and of the images."""
     return {"model_sha256": model_sha256(model), "data_sha256": data_sha256(images)}
 
 
 def write(out: Path, metrics: BoundMetrics, result: evaluation.Evaluation) -> None:
-    """Write `metrics.json`, and `per_image.csv` with the terms of every image in bits/dim: both or neither.
+    """Write `metrics.json`, and `per_image.csv` with the terms of every image in bits/dim, or else neither.
 
     Raises OSError that names the file.
     """
@@ -90,7 +95,8 @@ def write(out: Path, metrics: BoundMetrics, result: evaluation.Evaluation) -> No
     writer = csv.writer(table)
     writer.writerow(["image", "bpd", "prior_bpd", "reconstruction_bpd", "diffusion_bpd"])
     columns = (result.bpd, result.prior, result.reconstruction, result.diffusion)
-    writer.writerows((i, *(f"{value:.6f}" for value in row)) for i, row in enumerate(zip(*columns, strict=True)))
+    for image, row in enumerate(zip(*columns, strict=True)):
+        writer.writerow([image, *(f"{value:.6f}" for value in row)])
     text = json.dumps(metrics.model_dump(), indent=2, allow_nan=False) + "\n"
     with written_last(out / "metrics.json", text), written_last(out / "per_image.csv", table.getvalue()):
         finish()

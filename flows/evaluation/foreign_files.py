@@ -1,4 +1,4 @@
-"""Files of other implementations, which may be damaged or hostile: nothing is unpickled, nothing outgrows memory."""
+"""Read checkpoints of other implementations, which may be damaged or hostile, without unpickling and within memory."""
 
 import hashlib
 import pickle
@@ -24,9 +24,9 @@ DAMAGE = (
     *(ArithmeticError, AttributeError, EOFError, LookupError, MemoryError, RuntimeError, TypeError, ValueError),
     *(pickle.PickleError, zipfile.BadZipFile, zlib.error),
 )
-"""What readers raise on bytes that are not what they should be."""
+"""The exceptions that readers raise on damaged files."""
 
-# A checkpoint holds numbers of 2 to 8 bytes; in memory there are its bytes, the weights as float32, and the model's.
+# A checkpoint holds numbers of 2 to 8 bytes.  Memory holds the file, the weights as float32, and the model.
 FEWEST_BYTES, COPIES = 2, 4
 MSGPACK_LIMITS = {"max_str_len": 2**16, "max_array_len": 2**12, "max_map_len": 2**16}
 DEEPEST = 16
@@ -35,11 +35,11 @@ TENSORS = re.compile(r"collections OrderedDict|torch (\w+Storage|Size)|torch\._u
 
 
 def require_file(file: Path, sha256: str | None) -> int:
-    """Return the size of a regular file that has the digest and fits into memory.  Raises OSError and ValueError."""
+    """Return the file's size.  Raises ValueError for a wrong digest or a file too large for memory, and OSError."""
     with open_regular(file) as content:
         size = content.seek(0, 2)
         if COPIES * size > available():
-            raise ValueError(f"{size:,} bytes are more than memory can take")
+            raise ValueError(f"{size:,} bytes do not fit into memory")
         content.seek(0)
         if sha256 and hashlib.file_digest(content, "sha256").hexdigest() != sha256.lower():
             raise ValueError(f"its sha256 is not {sha256}")
@@ -47,22 +47,22 @@ def require_file(file: Path, sha256: str | None) -> int:
 
 
 def require_numbers(weights: Weights, size: int) -> None:
-    """Raise ValueError unless each is an array of floating-point numbers that a file of that size can hold."""
+    """Raise ValueError unless each is a dense array of floating-point numbers that a file of that size can hold."""
     for name, weight in weights.items():
         if not weight.is_floating_point() or weight.layout != torch.strided or weight.device.type != "cpu":
-            raise ValueError(f"{name} is no dense array of floating-point numbers")
+            raise ValueError(f"{name} is not a dense array of floating-point numbers")
         if weight.numel() * FEWEST_BYTES > size:
             raise ValueError(f"{size:,} bytes cannot hold {name}")
 
 
 def read_flax(file: Path) -> Any:
-    """Return the tree of arrays in a flax msgpack.  Raises OSError and what DAMAGE names."""
+    """Return the tree of arrays in a flax msgpack.  Raises OSError and the exceptions in DAMAGE."""
     content = read_bounded(file, available() // COPIES)
     return msgpack.unpackb(content, ext_hook=flax_array, strict_map_key=False, **MSGPACK_LIMITS)
 
 
 def read_torch(file: Path) -> Any:
-    """Return what torch saved, weights only.  Raises OSError and what DAMAGE names."""
+    """Return what torch saved, weights only.  Raises OSError and the exceptions in DAMAGE."""
     with open_regular(file) as content:
         require_stored(content)
         content.seek(0)
@@ -70,9 +70,10 @@ def read_torch(file: Path) -> Any:
 
 
 def require_stored(content: BinaryIO) -> None:
-    """Raise ValueError unless a zip file is whole, stored as torch stores it, and describes dense tensors alone.
+    """Raise ValueError unless a zip file is undamaged, uncompressed, and describes only dense tensors.
 
-    What else torch takes, such as compressed or overlapping members, or a bytearray of any length, may outgrow memory.
+    torch accepts more, such as compressed or overlapping members, or a bytearray of any length, which may not fit into
+    memory.
     """
     size = content.seek(0, 2)
     with zipfile.ZipFile(content) as archive:
@@ -89,14 +90,14 @@ def require_stored(content: BinaryIO) -> None:
 
 
 def require_tensors(pickled: bytes) -> None:
-    """Raise ValueError when a pickle names more than dense tensors and their containers; nothing is unpickled."""
+    """Raise ValueError when a pickle names more than dense tensors and their containers, without unpickling it."""
     for opcode, argument, _ in pickletools.genops(pickled):
         if opcode.name in NAMING and not TENSORS.fullmatch(str(argument)):
             raise ValueError(f"it holds more than weights: {opcode.name} {str(argument)[:60]}")
 
 
 def flax_array(code: int, data: bytes) -> np.ndarray:
-    """An array (extension 1) or scalar (3) of a flax msgpack, which holds its shape, dtype name and bytes."""
+    """Return an array (extension 1) or scalar (3) of a flax msgpack, which holds its shape, dtype name and bytes."""
     if code not in (1, 3):
         raise ValueError(f"unknown msgpack extension {code}")
     shape, dtype, content = msgpack.unpackb(data, **MSGPACK_LIMITS)
@@ -106,11 +107,14 @@ def flax_array(code: int, data: bytes) -> np.ndarray:
 
 
 def flatten(tree: Mapping[str, Any], path: str = "", depth: int = 0) -> dict[str, np.ndarray]:
-    """Return the leaves of a tree of mappings by their paths, joined by slashes.  Raises ValueError for a deep one."""
+    """Return the leaves of nested mappings by path, such as "a/b".  Raises ValueError beyond DEEPEST levels."""
     if depth > DEEPEST:
         raise ValueError("nested too deeply")
     leaves: dict[str, np.ndarray] = {}
     for name, node in tree.items():
         inner = f"{path}{name}"
-        leaves |= flatten(node, f"{inner}/", depth + 1) if isinstance(node, Mapping) else {inner: node}
+        if isinstance(node, Mapping):
+            leaves |= flatten(node, f"{inner}/", depth + 1)
+        else:
+            leaves[inner] = node
     return leaves

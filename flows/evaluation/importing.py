@@ -1,6 +1,6 @@
-"""Checkpoints of other implementations as model folders: google-research/vdm and addtt/variational-diffusion-models.
+"""Convert checkpoints of google-research/vdm and addtt/variational-diffusion-models to model folders.
 
-Nothing is unpickled: flax writes msgpack, and torch is asked for weights only.
+Nothing is unpickled: flax writes msgpack, and torch loads with `weights_only`.
 """
 
 import re
@@ -80,11 +80,10 @@ def import_checkpoint(
     averaged: bool,
     sha256: str | None = None,
 ) -> None:
-    """Write the model in `file` to the folder `out`: the averaged weights, or else the last ones.
+    """Write the model in `file` to the folder `out`, with the averaged weights or else the last ones.
 
-    Raises CheckpointError, with nothing written, for a file that is missing, truncated, damaged, of another shape,
-    of another digest than `sha256`, or that holds anything but weights, and OSError that names a file that cannot be
-    written.
+    Raises CheckpointError, with nothing written, if the file is missing, damaged, of another shape, has another digest
+    than `sha256`, or holds anything but weights.  Raises OSError that names a file that cannot be written.
     """
     try:
         size = require_file(file, sha256)
@@ -107,7 +106,7 @@ def import_checkpoint(
 
 
 def require_sound(config: Config, weights: Weights, size: int) -> None:
-    """Raise ValueError for arguments that VDM does not take, and weights that a file of that size cannot hold."""
+    """Raise ValueError for wrong arguments of VDM, and for weights that are not finite or too many for `size` bytes."""
     if wrong := mistyped(config):
         raise ValueError(f"{wrong} what vdm.model.VDM takes")
     if (count := count_parameters(**config)) * FEWEST_BYTES > size:
@@ -118,16 +117,17 @@ def require_sound(config: Config, weights: Weights, size: int) -> None:
             raise ValueError(f"{name} has numbers that are not finite")
 
 
-@np.errstate(all="ignore")  # a number too large for float32 is refused with those that are not finite
+@np.errstate(all="ignore")  # numbers too large for float32 become inf, which is refused later
 def read_google(file: Path, averaged: bool) -> tuple[Config, Weights]:
-    """Configuration and weights of google-research/vdm's flax msgpack.
+    """Return configuration and weights in a flax msgpack of google-research/vdm.
 
-    The end points that scale its time embedding are those of every published configuration: the file lacks them.
+    The file lacks the end points of gamma that scale the time embedding; every published configuration has these.
     """
     state = read_flax(file)
     tree = state["ema_params" if averaged else "params"]
     arrays = flatten(tree["score_model"])
-    network = join_attention({rename(path, GOOGLE_NAMES): torch_layout(path, a) for path, a in arrays.items()})
+    renamed = {rename(path, GOOGLE_NAMES): torch_layout(path, array) for path, array in arrays.items()}
+    network = join_attention(renamed)
     kind, schedule = google_schedule(flatten(tree.get("gamma", {})))
     config = network_config(network) | {
         "schedule": kind,
@@ -141,7 +141,7 @@ def read_google(file: Path, averaged: bool) -> tuple[Config, Weights]:
 
 
 def google_schedule(arrays: Mapping[str, np.ndarray]) -> tuple[str, Weights]:
-    """Kind and weights of the schedule: learnable_nnet, learnable_scalar, or fixed, which has no weights."""
+    """Return kind and weights of the schedule: learnable_nnet, learnable_scalar, or fixed, which has no weights."""
     gamma = {name: torch.from_numpy(array.astype(np.float32)).flatten() for name, array in arrays.items()}
     if not gamma:
         return "fixed_linear", {"start": torch.tensor(-13.3), "span": torch.tensor(18.3)}
@@ -153,7 +153,7 @@ def google_schedule(arrays: Mapping[str, np.ndarray]) -> tuple[str, Weights]:
         hidden = 2 * torch.sigmoid(inner.abs() * (2 * t - 1) + bias) - 1
         return gamma["l1/bias"] + gamma["l1/kernel"].abs() * t + (outer.abs() * hidden).mean()
 
-    # That network's own values at 0 and 1 are what ours, normalised, is given as end points.
+    # Our network is normalised, so its end points are the values of theirs at 0 and 1.
     end_points = {"start": raw(0.0).squeeze(), "span": (raw(1.0) - raw(0.0)).squeeze()}
     return "learned_monotone", end_points | {
         "linear": gamma["l1/kernel"].squeeze(),
@@ -164,19 +164,13 @@ def google_schedule(arrays: Mapping[str, np.ndarray]) -> tuple[str, Weights]:
 
 
 def read_addtt(file: Path, averaged: bool) -> tuple[Config, Weights]:
-    """Configuration and weights of addtt/variational-diffusion-models: `model.pt`, with `config.yaml` beside it."""
+    """Return configuration and weights of addtt's `model.pt`, with `config.yaml` beside it."""
     checkpoint = read_torch(file)
-    state, prefix = (checkpoint["ema"], "ema_model.") if averaged else (checkpoint["model"], "")
+    state = checkpoint["ema" if averaged else "model"]
+    prefix = "ema_model." if averaged else ""
     weights = {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
     require_numbers(weights, file.stat().st_size)
-    network = {
-        rename(name.removeprefix("model."), ADDTT_NAMES): tensor
-        for name, tensor in weights.items()
-        if name.startswith("model.")
-    }
-    # Attention's 1x1 convolutions are our linear layers.
-    network |= {name: t.flatten(1) for name, t in network.items() if "attention" in name and t.ndim == 4}
-    network["conv_in.weight"] = channel_major(network["conv_in.weight"], network["conv_out.weight"].shape[0])
+    network = addtt_network(weights)
     settings = bounded_yaml.parse(read_bounded(file.with_name("config.yaml")))
     if settings["n_attention_heads"] != 1:
         raise ValueError(f"n_attention_heads is {settings['n_attention_heads']}; only 1 can be imported")
@@ -197,15 +191,28 @@ def read_addtt(file: Path, averaged: bool) -> tuple[Config, Weights]:
     return config, prefixed("network", network) | prefixed("schedule", schedule)
 
 
+def addtt_network(weights: Weights) -> Weights:
+    """Return the weights of addtt's network under our names and in our layout."""
+    network = {
+        rename(name.removeprefix("model."), ADDTT_NAMES): tensor
+        for name, tensor in weights.items()
+        if name.startswith("model.")
+    }
+    # Attention's 1x1 convolutions are our linear layers.
+    network |= {name: t.flatten(1) for name, t in network.items() if "attention" in name and t.ndim == 4}
+    network["conv_in.weight"] = channel_major(network["conv_in.weight"], network["conv_out.weight"].shape[0])
+    return network
+
+
 def channel_major(kernel: Tensor, channels: int) -> Tensor:
-    """Reorder the first convolution's inputs: Fourier features grouped by frequency to ours, grouped by channel."""
+    """Reorder the inputs of the first convolution from features grouped by frequency to features grouped by channel."""
     plain, features = kernel[:, :channels], kernel[:, channels:]
     by_frequency = features.unflatten(1, (2, -1, channels))  # sine or cosine, frequency, channel
     return torch.cat([plain, by_frequency.transpose(2, 3).flatten(1, 3)], dim=1)
 
 
 def network_config(network: Weights) -> Config:
-    """What the shapes of our own parameters tell of the network."""
+    """Return the configuration of the network that follows from the shapes of its parameters."""
     width = network["conv_in.weight"].shape[0]
     return {
         "channels": network["conv_out.weight"].shape[0],
@@ -218,15 +225,17 @@ def network_config(network: Weights) -> Config:
 
 
 def torch_layout(path: str, array: np.ndarray) -> Tensor:
-    """HWIO convolutions to OIHW, (in, out) matrices to (out, in), and a shortcut's matrix to a 1x1 convolution."""
+    """Convert an HWIO convolution to OIHW, an (in, out) matrix to (out, in), a shortcut's to a 1x1 convolution."""
     tensor = torch.from_numpy(array.astype(np.float32))
     if path.endswith("/nin_shortcut/kernel"):
         return tensor.transpose(0, 1)[:, :, None, None].contiguous()
-    return (tensor.permute(3, 2, 0, 1) if tensor.ndim == 4 else tensor.T if tensor.ndim == 2 else tensor).contiguous()
+    if tensor.ndim == 4:
+        return tensor.permute(3, 2, 0, 1).contiguous()
+    return (tensor.T if tensor.ndim == 2 else tensor).contiguous()
 
 
 def join_attention(network: Weights) -> Weights:
-    """The separate q, k and v layers as one layer with their outputs in that order."""
+    """Join the separate q, k and v layers into one layer with their outputs in that order."""
     joined = {name: tensor for name, tensor in network.items() if not re.search(r"\.[qkv]\.", name)}
     for name in network:
         if ".q." in name:
@@ -236,12 +245,12 @@ def join_attention(network: Weights) -> Weights:
 
 
 def rename(name: str, rules: list[tuple[str, str]]) -> str:
-    """Apply every rule in turn."""
+    """Return the name after all replacements, made in turn."""
     for pattern, replacement in rules:
         name = re.sub(pattern, replacement, name)
     return name
 
 
 def prefixed(prefix: str, weights: Weights) -> Weights:
-    """The weights under names that start with `prefix`."""
+    """Return the weights with `prefix` and a dot before each name."""
     return {f"{prefix}.{name}": tensor for name, tensor in weights.items()}

@@ -1,11 +1,12 @@
-"""The Prefect side: server, deployments, the folders of runs, what an operator sees.
+"""Run the pipeline under Prefect: server, deployments, the folders of runs, what an operator sees.
 
-serve        `vdmctl serve`: the whole loop in one command
+serve        `vdmctl serve`: server, worker and deployments in one command
 server       where the Prefect server is, and who may use it
 deployments  the deployments of prefect.yaml, created once and then left to the operator
-automations  what happens to runs that crashed
-plugin       the prefect command in the project's folder
+automations  marks runs as crashed when their process is gone
+engines      the processes of runs
+plugin       the `prefect` command in the project's folder
 workspace    a run's own worktree, branch and parameters
-streaming    the commands of a run: output to its log, failure with its reason
+streaming    runs commands with their output in the run's log
 artifacts    progress, metrics and samples in Prefect's UI
 """

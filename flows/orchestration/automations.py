@@ -1,4 +1,4 @@
-"""What happens by itself about runs that crashed or hang."""
+"""Mark runs as crashed when their process is gone or silent."""
 
 from datetime import timedelta
 
@@ -16,13 +16,13 @@ from prefect.events.actions import ChangeFlowRunState
 from prefect.events.schemas.automations import AutomationCore, EventTrigger, Posture
 from prefect.states import Cancelled, Crashed
 
-from flows.process.groups import engines
+from flows.orchestration.engines import engines
 
 TERMINAL = {f"prefect.flow-run.{state}" for state in ("Completed", "Failed", "Cancelled", "Crashed")}
 
 
 def silent_runs() -> AutomationCore:
-    """Return the rule that marks a run as crashed when its process gives no heartbeat; then the next one can start."""
+    """Return the automation that marks a run without heartbeats as crashed, so that the next one can start."""
     return AutomationCore(
         name="vdm: crashed or stuck runs",
         description="A run of train-vdm without a heartbeat for two minutes is marked as crashed.",
@@ -39,8 +39,8 @@ def silent_runs() -> AutomationCore:
         actions=[
             ChangeFlowRunState(
                 name=None,
-                # Not forced: Prefect's rules then refuse it for a run that has ended.  The trigger may miss the end,
-                # since an event that follows another waits up to five minutes for it.
+                # Not forced, so Prefect refuses it for a run that has ended.  The trigger may miss that end, since an
+                # event waits up to five minutes for the event that it follows.
                 state=StateType.CRASHED,
                 force=False,
                 message="No heartbeat for two minutes; the next run continues from the last saved state.",
@@ -50,7 +50,7 @@ def silent_runs() -> AutomationCore:
 
 
 def install() -> None:
-    """Create the automation at the server, or renew the one that an earlier version created."""
+    """Create the automation at the server, or update the one that an earlier version created."""
     wanted = silent_runs()
     with get_client(sync_client=True) as client:
         existing = client.read_automations_by_name(wanted.name)
@@ -61,9 +61,9 @@ def install() -> None:
 
 
 def end_dead_runs(url: str) -> list[str]:
-    """End the runs whose process is gone, and return their names; there must be no worker.
+    """End the runs whose process is gone, and return their names.  No worker may be running.
 
-    Prefect would count them as running for ever: nobody watches the process of a run whose worker died.
+    Without this Prefect would show them as running, since only a worker watches the process of a run.
     """
     states = [StateType.PENDING, StateType.RUNNING, StateType.CANCELLING]
     unfinished = FlowRunFilter(
@@ -77,7 +77,7 @@ def end_dead_runs(url: str) -> list[str]:
         alive = engines(url)
         dead = [run for run in runs if str(run.id) not in alive]
         for run in dead:
-            # Not forced: a run that has ended meanwhile stays as it is.
+            # Not forced, so a run that has ended meanwhile keeps its state.
             cancelled = run.state is not None and run.state.is_cancelling()
             client.set_flow_run_state(run.id, Cancelled(message=message) if cancelled else Crashed(message=message))
     return [run.name for run in dead]

@@ -1,4 +1,4 @@
-"""The deployments of prefect.yaml at the server: created as the file says, and then left as the operator has them."""
+"""Create the deployments of prefect.yaml at the server, and later keep what the operator changed."""
 
 import asyncio
 import subprocess
@@ -22,11 +22,12 @@ FLOW = "train-vdm"
 
 
 def deploy() -> None:
-    """Create the deployments of prefect.yaml, or renew their code and description where they exist.
+    """Create the deployments of prefect.yaml, or update the code and description of existing ones.
 
-    Deploying again would switch their schedules off and delete those that the operator made, so an existing deployment
-    keeps its schedules, parameters, tags and job variables, and whether it is paused.  Raises UserError (exit 2) for a
-    file that Prefect does not take.
+    A plain `prefect deploy` would switch their schedules off and delete those that the operator made.  Here an existing
+    deployment keeps its schedules, parameters, tags, job variables, and whether it is paused.
+
+    Raises UserError (exit 2) for a file that Prefect does not accept.
     """
     existing = {deployment.name: deployment for deployment in deployments()}
     try:
@@ -46,7 +47,7 @@ def deploy() -> None:
 
 
 def refuse_unknown_parameters() -> None:
-    """Let the server refuse a run with a parameter that the flow does not take, which would end in a traceback."""
+    """Let the server refuse runs with unknown parameters, which would end in a traceback."""
     from prefect.client.orchestration import get_client
     from prefect.client.schemas.actions import DeploymentUpdate
 
@@ -57,7 +58,7 @@ def refuse_unknown_parameters() -> None:
 
 
 def keep(entry: dict[str, Any], existing: "DeploymentResponse") -> dict[str, Any]:
-    """Return an entry of prefect.yaml that leaves an existing deployment's settings as they are."""
+    """Return the entry of prefect.yaml with the settings of the existing deployment."""
     kept = {key: value for key, value in entry.items() if key != "schedules"}
     return kept | {
         "paused": existing.paused,
@@ -68,21 +69,21 @@ def keep(entry: dict[str, Any], existing: "DeploymentResponse") -> dict[str, Any
 
 
 def deployments(name: str | None = None) -> list["DeploymentResponse"]:
-    """Return the deployments of the flow, or those of a name whatever their flow."""
+    """Return the deployments of train-vdm, or those of any flow that have the name."""
     from prefect.client.orchestration import get_client
     from prefect.client.schemas.filters import DeploymentFilter, DeploymentFilterName, FlowFilter, FlowFilterName
 
-    chosen: dict[str, Any] = (
-        {"deployment_filter": DeploymentFilter(name=DeploymentFilterName(any_=[name]))}
-        if name
-        else {"flow_filter": FlowFilter(name=FlowFilterName(any_=[FLOW]))}
-    )
+    chosen: dict[str, Any]
+    if name:
+        chosen = {"deployment_filter": DeploymentFilter(name=DeploymentFilterName(any_=[name]))}
+    else:
+        chosen = {"flow_filter": FlowFilter(name=FlowFilterName(any_=[FLOW]))}
     with get_client(sync_client=True) as client:
         return client.read_deployments(**chosen)
 
 
 def full_names(name: str) -> list[str]:
-    """Return FLOW/DEPLOYMENT of every deployment of that name."""
+    """Return FLOW/DEPLOYMENT of every deployment with the name, sorted."""
     from prefect.client.orchestration import get_client
 
     found = deployments(name)
@@ -106,7 +107,7 @@ def schedules() -> Iterator[str]:
 
 
 def describe(schedule: Any) -> str:
-    """Return when a schedule fires, as it was given: cron, rrule or interval."""
+    """Return when a schedule fires (cron, rrule or interval) and its time zone, as text."""
     given = getattr(schedule, "cron", None) or getattr(schedule, "rrule", None)
     when = given or f"every {schedule.interval}"
     return f"{when} {schedule.timezone or 'UTC'}"
@@ -117,14 +118,14 @@ def next_time(schedule: Any) -> str:
     from prefect.server.schemas.schedules import SCHEDULE_TYPES
     from pydantic import TypeAdapter
 
-    # Only the server's own kind of schedule can compute its times.
+    # Only the server's class of schedules can compute times.
     planned: Any = TypeAdapter(SCHEDULE_TYPES).validate_python(schedule.model_dump())
     times = asyncio.run(planned.get_dates(n=1, start=datetime.now(UTC)))
     return f"{times[0].astimezone(UTC):%Y-%m-%d %H:%M} UTC" if times else "never"
 
 
 def run_prefect(*arguments: str) -> str:
-    """Run a command of Prefect's to its end and return what it printed.  Raises UserError with its last line."""
+    """Run a `prefect` command and return its stdout.  Raises UserError (exit 1) with the last line of a failed one."""
     done = subprocess.run(prefect(*arguments), capture_output=True, text=True, check=False)
     if done.returncode != 0:
         reason = ((done.stderr + done.stdout).strip().splitlines() or ["no reason given"])[-1]
@@ -133,5 +134,5 @@ def run_prefect(*arguments: str) -> str:
 
 
 def prefect(*arguments: str) -> list[str]:
-    """Return a command of Prefect's, of this interpreter's installation."""
+    """Return the command line of a `prefect` command, run by this interpreter."""
     return [sys.executable, "-m", "prefect", *arguments]

@@ -1,8 +1,8 @@
-"""A plugin of Prefect's own kind, for the command line in the project's folder.
+"""A Prefect plugin for the `prefect` command in the project's folder.
 
-Every command of Prefect's speaks to the server that `vdmctl serve` uses here, unless Prefect's settings name another:
-by itself Prefect would start a temporary server, which knows the runs and cannot stop them.  And
-`prefect deployment run train-vdm` takes a deployment's bare name, where Prefect asks for FLOW/DEPLOYMENT.
+It points every command to the server that `vdmctl serve` uses here, unless Prefect's settings name another.  Without it
+Prefect would start a temporary server, which lists the runs but cannot stop them.  It also lets
+`prefect deployment run train-vdm` take a bare name, where Prefect wants FLOW/DEPLOYMENT.
 """
 
 import sys
@@ -15,16 +15,17 @@ from flows.orchestration.deployments import full_names
 from flows.orchestration.serve import served_at
 from flows.orchestration.server import answers
 
-# These two set up servers and settings; they speak to none.
+# Commands that need no server.
 OWN_AFFAIRS = ("server", "config")
 
 
 @register_hook
 def setup_environment(*, ctx: HookContext) -> SetupResult | None:
-    """Name server and deployment.  SystemExit with one line when a bare name does not identify the deployment."""
-    if not is_prefect() or not (words := [place for place, word in enumerate(sys.argv) if place and word[:1] != "-"]):
+    """Set the server, and complete a bare deployment name.  SystemExit with one line if that name is not unique."""
+    words = [place for place, word in enumerate(sys.argv) if place and word[:1] != "-"]
+    if not is_prefect() or not words:
         return None
-    # A profile that the command line chooses may name a server.
+    # A profile given on the command line may name a server.
     profile = any(option.startswith(("-p", "--profile")) for option in sys.argv[1 : words[0]])
     if profile or sys.argv[words[0]] in OWN_AFFAIRS:
         return None
@@ -36,12 +37,12 @@ def setup_environment(*, ctx: HookContext) -> SetupResult | None:
 
 
 def is_prefect() -> bool:
-    """Return whether this program is Prefect's command line; any program that imports Prefect runs this plugin."""
+    """Whether this program is the `prefect` command; other programs that import Prefect load this plugin, too."""
     return Path(sys.argv[0]).name == "prefect" or sys.orig_argv[1:3] == ["-m", "prefect"]
 
 
 def full_name(name: str, url: str | None) -> str:
-    """Return FLOW/DEPLOYMENT for a bare name.  SystemExit with one line unless exactly one deployment has it."""
+    """Return FLOW/DEPLOYMENT for a bare name.  SystemExit with one line unless exactly one deployment has that name."""
     if url is None:
         sys.exit(f"{Path.cwd()} is not served; `vdmctl serve` starts a server, PREFECT_API_URL names another")
     if not answers(url):
@@ -49,8 +50,8 @@ def full_name(name: str, url: str | None) -> str:
     with temporary_settings({PREFECT_API_URL: url}):
         found = full_names(name)
     if len(found) != 1:
-        known = (
-            f"{len(found)} deployments have it: {', '.join(found)}" if found else "`prefect deployment ls` lists them"
-        )
+        known = "`prefect deployment ls` lists them"
+        if found:
+            known = f"{len(found)} deployments have it: {', '.join(found)}"
         sys.exit(f"no single deployment is called {name!r}; {known}")
     return found[0]

@@ -1,7 +1,7 @@
-"""`vdmctl serve`: the whole retraining loop in one command, until Ctrl-C.
+"""Run the retraining loop until Ctrl-C: `vdmctl serve`.
 
-A Prefect server if none answers, the work pool, the deployments of prefect.yaml, the automations, and a worker.  Server
-and worker are started again when they die.
+It starts a Prefect server if none answers, creates the work pool, the deployments of prefect.yaml and the automation,
+and starts a worker.  Server and worker are restarted when they die.
 """
 
 import os
@@ -18,49 +18,40 @@ from pathlib import Path
 from flows.core import layout
 from flows.core.errors import Exit, UserError
 from flows.orchestration.deployments import FLOW, PROJECT, deploy, prefect, run_prefect, schedules
-from flows.orchestration.server import answers, configure, find_address
-from flows.process.groups import signal_with_parent, stop_engines, stop_group
+from flows.orchestration.engines import stop_engines
+from flows.orchestration.server import Address, answers, configure, find_address
+from flows.process.groups import signal_with_parent, stop_group
 from flows.process.lifeline import hold_what_starts
 from flows.process.locks import holder_of, lock_file
 
 POOL = "vdm"
 LOCK = layout.SERVE_LOCK
 START_SECONDS = 90
-# A worker's runs get this long to save their state: as long as Prefect gives a cancelled run.
+# How long runs may take to save their state.  Prefect gives a cancelled run as long.
 STOP_SECONDS = 30.0
-# A process that dies again sooner than this is not started once more.
+# A process that dies again within this time is not restarted.
 RESTART_SECONDS = 30.0
+# How long a process imports, during which SIGINT would end it with a traceback.
 IMPORT_SECONDS = 5.0
 
 
 def serve(host: str | None, port: int | None) -> None:
-    """Run the loop until SIGINT or SIGTERM.  Host and port are those of a server that is started; None is the default.
+    """Run the loop until SIGINT or SIGTERM.  A server that is started listens at `host` and `port`, if given.
 
-    Raises UserError: exit 2 outside a project's folder, 6 when the folder or Prefect's database is served already.
+    Raises UserError: exit 2 outside a project's folder, 6 when another `vdmctl serve` has the folder or the database.
     """
     if not PROJECT.is_file():
         raise UserError(f"{Path.cwd()} has no {PROJECT}; `vdmctl serve` works in the project's folder", Exit.USAGE)
     address = find_address(host, port)
     configure(address)
     hold_what_starts()
-    # SIGTERM ends the loop as Ctrl-C does; a shell's background job ignores SIGINT, and so would what it starts.
+    # SIGTERM ends the loop like Ctrl-C.  A shell starts background jobs, and so their children, with SIGINT ignored.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.default_int_handler)
     with ExitStack() as stack:
         stack.enter_context(alone(address.url))
         try:
-            kept = []
-            if not answers(address.url):
-                stack.enter_context(owning_database())
-                start = ("server", "start", "--host", address.host, "--port", str(address.port))
-                kept.append(Kept(stack, *start, when_orphaned=signal.SIGTERM))
-                wait_for(address.url, kept[0].process)
-            prepare(address.url)
-            start = ("worker", "start", "--pool", POOL, "--name", worker_name(Path.cwd()))
-            # SIGTERM would only make the worker wait for its runs.  They end when it does; see flows.train_vdm.
-            kept.append(Kept(stack, *start, when_orphaned=signal.SIGKILL))
-            # The runs first: they stop their trainer, which saves its state.
-            stack.callback(stop_engines, address.url, STOP_SECONDS)
+            kept = start_all(stack, address)
             print("\n".join(schedules()), file=sys.stderr)
             page = address.url.removesuffix("/api")
             print(f"serving at {page}; `prefect deployment run {FLOW}` starts a run", file=sys.stderr)
@@ -72,9 +63,29 @@ def serve(host: str | None, port: int | None) -> None:
             print("stopping", file=sys.stderr)
 
 
+def start_all(stack: ExitStack, address: Address) -> list["Kept"]:
+    """Start the server, if none answers, and the worker, which the stack stops; return what was started.
+
+    Raises UserError, see `prepare`, `owning_database` and `wait_for`.
+    """
+    kept = []
+    if not answers(address.url):
+        stack.enter_context(owning_database())
+        server = ("server", "start", "--host", address.host, "--port", str(address.port))
+        kept.append(Kept(stack, *server, when_orphaned=signal.SIGTERM))
+        wait_for(address.url, kept[0].process)
+    prepare(address.url)
+    worker = ("worker", "start", "--pool", POOL, "--name", worker_name(Path.cwd()))
+    # SIGTERM would only make the worker wait for its runs.  They end when it does; see flows.train_vdm.
+    kept.append(Kept(stack, *worker, when_orphaned=signal.SIGKILL))
+    # The stack stops the runs first.  They stop their trainer, which saves its state.
+    stack.callback(stop_engines, address.url, STOP_SECONDS)
+    return kept
+
+
 @contextmanager
 def alone(url: str) -> Iterator[None]:
-    """Hold the folder for one `vdmctl serve`.  Raises UserError (exit 6) when another one works in it."""
+    """Hold the folder's lock.  Raises UserError (exit 6) when another `vdmctl serve` holds it."""
     LOCK.parent.mkdir(exist_ok=True)
     with lock_file(LOCK, f"{os.getpid()} {url}") as other:
         if other is not None:
@@ -84,9 +95,9 @@ def alone(url: str) -> Iterator[None]:
 
 @contextmanager
 def owning_database() -> Iterator[None]:
-    """Hold Prefect's home for one server of ours: two would schedule every run twice, and share one pool.
+    """Hold the lock of Prefect's home: two servers on one database would schedule every run twice and share a pool.
 
-    Raises UserError (exit 6) when a server of another folder has it.
+    Raises UserError (exit 6) when another `vdmctl serve` holds it.
     """
     from prefect.settings import get_current_settings
 
@@ -102,14 +113,14 @@ def owning_database() -> Iterator[None]:
 
 
 def with_own_home() -> str:
-    """Return the command that serves this folder with a database of its own."""
+    """Return the command that serves this folder with another database."""
     return f"`PREFECT_HOME={Path.cwd() / layout.PRIVATE / 'prefect'} vdmctl serve --port N`"
 
 
 def prepare(url: str) -> None:
-    """Set up what a worker needs: the pool, the deployments, the automation; end runs that died with a worker.
+    """Set up the pool, the deployments and the automation; end the runs whose process died with an earlier worker.
 
-    Raises UserError (exit 6) when somebody else's worker serves the pool.
+    Raises UserError (exit 6) when the worker of another `vdmctl serve` serves the pool.
     """
     from flows.orchestration.automations import end_dead_runs, install
 
@@ -125,11 +136,11 @@ def prepare(url: str) -> None:
     deploy()
     install()
     for name in end_dead_runs(url):
-        print(f"run {name} died unnoticed; it has ended now", file=sys.stderr)
+        print(f"run {name}: its process was gone, so the run was ended", file=sys.stderr)
 
 
 def workers() -> set[str]:
-    """The names of the pool's workers that were heard of lately."""
+    """Return the names of the pool's workers that are online."""
     from prefect.client.orchestration import get_client
 
     with get_client(sync_client=True) as client:
@@ -138,30 +149,32 @@ def workers() -> set[str]:
 
 
 def worker_name(folder: Path) -> str:
-    """Whose worker it is; Prefect takes no slash in it."""
+    """Return the name of the folder's worker.  Prefect allows no slash in it."""
     return f"{socket.gethostname()}:{folder}".replace("/", "\\")
 
 
 def served_at(folder: Path) -> str | None:
-    """Return the API's address where a `vdmctl serve` works in the folder."""
+    """Return the URL of the API that a running `vdmctl serve` uses in the folder; None if there is none."""
     holder = holder_of(folder / LOCK)
     return holder.split()[-1] if holder else None
 
 
 class Kept:
-    """A command of Prefect's that is started again when it dies, in a process group of its own, which the stack stops.
+    """A `prefect` command in its own process group, restarted when it dies and stopped by the stack.
 
-    It also ends when this process is killed, where the system can arrange that (Linux).
+    On Linux it also ends when this process is killed.
     """
 
     def __init__(self, stack: ExitStack, *arguments: str, when_orphaned: signal.Signals) -> None:
-        """`when_orphaned` is the signal that it gets when this process is killed."""
-        self.arguments, self.when_orphaned = arguments, when_orphaned
+        """Start the command; `when_orphaned` is the signal that it gets when this process is killed."""
+        self.arguments = arguments
+        self.when_orphaned = when_orphaned
         self.restarted: float | None = None
         self.start()
         stack.callback(self.stop)
 
     def start(self) -> None:
+        """Start the command's process."""
         self.started = time.monotonic()
         self.process = subprocess.Popen(
             prefect(*self.arguments),
@@ -171,24 +184,24 @@ class Kept:
         )
 
     def revive(self) -> None:
-        """Start it again if it died.  Raises UserError (exit 1) if it dies again and again."""
+        """Restart the command if it died.  Raises UserError (exit 1) if it died within RESTART_SECONDS of a restart."""
         if self.process.poll() is None:
             return
-        what = f"prefect {' '.join(self.arguments[:2])}"
+        name = f"prefect {' '.join(self.arguments[:2])}"
         if self.restarted and time.monotonic() - self.restarted < RESTART_SECONDS:
-            raise UserError(f"`{what}` ended; see its output above", Exit.BUG)
-        print(f"`{what}` ended; starting it again", file=sys.stderr)
+            raise UserError(f"`{name}` ended; see its output above", Exit.BUG)
+        print(f"`{name}` ended; starting it again", file=sys.stderr)
         self.restarted = time.monotonic()
         self.start()
 
     def stop(self) -> None:
-        # While it imports, SIGINT would end it with a traceback.
+        """Stop the process group: SIGINT, or SIGTERM while it still imports, then SIGTERM, then SIGKILL."""
         first = signal.SIGTERM if time.monotonic() - self.started < IMPORT_SECONDS else signal.SIGINT
         stop_group(self.process, first, signal.SIGTERM, signal.SIGKILL, seconds=STOP_SECONDS)
 
 
 def wait_for(url: str, server: subprocess.Popen[str]) -> None:
-    """Until the server answers.  UserError when it ends instead, or does not answer in time."""
+    """Wait until the server answers.  Raises UserError: exit 2 if it ends, 1 if it does not answer in time."""
     deadline = time.monotonic() + START_SECONDS
     while not answers(url):
         if server.poll() is not None:

@@ -1,7 +1,7 @@
-"""Where the Prefect server is, whether it answers, and what closes the one that `vdmctl serve` starts.
+"""Find the Prefect server, check that it answers, and protect the one that `vdmctl serve` starts.
 
-A web page that is open on the machine can send requests to a loopback port.  So the server asks for a CSRF token before
-any change, and lets no other origin read its answers, the token among them.
+A web page open in a browser on this machine can send requests to a loopback port.  So the server asks for a CSRF token
+before any change, and lets no other origin read its answers, which include the token.
 """
 
 import ipaddress
@@ -18,7 +18,7 @@ SERVED = f"http://{LOOPBACK}:{PORT}/api"
 
 
 class Address(NamedTuple):
-    """A server's API, and where it listens if it is started here."""
+    """The URL of a server's API, and the host and port at which a server started here listens."""
 
     url: str
     host: str
@@ -26,10 +26,10 @@ class Address(NamedTuple):
 
 
 def find_address(host: str | None, port: int | None) -> Address:
-    """Return the server's address: Prefect's own setting, unless host or port are given.
+    """Return the address of the server: from host and port if one is given, else from Prefect's settings.
 
-    Raises UserError: exit 5 when Prefect's setting names another machine's server and it does not answer, 2 for a host
-    that lets other machines in without a password.
+    Raises UserError: exit 5 when Prefect's settings name a server on another machine that does not answer, 2 for a host
+    that other machines can reach when no password is set.
     """
     from prefect.settings import get_current_settings
 
@@ -49,13 +49,13 @@ def find_address(host: str | None, port: int | None) -> Address:
 
 
 def connected(host: str) -> str:
-    """Return the host that reaches a server which listens at `host`, as a URL writes it."""
+    """Return the host, as written in a URL, at which a client reaches a server that listens at `host`."""
     host = {"0.0.0.0": LOOPBACK, "::": "::1"}.get(host, host)
     return f"[{host}]" if ":" in host else host
 
 
 def is_loopback(host: str) -> bool:
-    """Return whether only this machine reaches the host; a name other than localhost counts as reachable by others."""
+    """Whether only this machine can reach the host.  False for every host name other than localhost."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
@@ -63,9 +63,9 @@ def is_loopback(host: str) -> bool:
 
 
 def configure(address: Address) -> None:
-    """Set Prefect's settings in the environment, for this process and those that it starts.
+    """Set Prefect's settings in the environment, for this process and its children.
 
-    A setting that the environment has already stays as it is.
+    URL, prompt and plugins are always set; the other settings only where the environment has no value.
     """
     from prefect.context import refresh_global_settings_context
     from prefect.settings import get_current_settings
@@ -74,7 +74,7 @@ def configure(address: Address) -> None:
     os.environ |= {
         "PREFECT_API_URL": address.url,
         "PREFECT_CLI_PROMPT": "false",
-        # The plugin is for the command line; in a run's event loop it would only leave a traceback in the log.
+        # The plugin is for the command line; in a run's event loop it only logs a traceback.
         "PREFECT_PLUGINS_ENABLED": "false",
     }
     hosts = dict.fromkeys((urlsplit(address.url).hostname, "localhost"))
@@ -82,9 +82,9 @@ def configure(address: Address) -> None:
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "PREFECT_SERVER_CSRF_PROTECTION_ENABLED": "true",
         "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": ",".join(f"http://{name}:{address.port}" for name in hosts),
-        # Relative: a browser on another machine finds the API where it found the page.
+        # Relative, so that a browser on another machine uses the host from which it loaded the page.
         "PREFECT_UI_API_URL": "/api",
-        # Without heartbeats a run whose process was killed would stay "running" for ever.
+        # Without heartbeats nobody would notice that the process of a run was killed.
         "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",
     }
     if password:
@@ -95,7 +95,7 @@ def configure(address: Address) -> None:
 
 
 def answers(url: str) -> bool:
-    """Return whether a Prefect server is there."""
+    """Whether a Prefect server answers at the URL of its API."""
     try:
         with urllib.request.urlopen(f"{url}/health", timeout=3):
             return True

@@ -1,4 +1,4 @@
-"""The commands that a run executes: their output in the run's log, their failure as an error with its reason."""
+"""Run the commands of a flow run: log their output, and raise an error with the reason if they fail."""
 
 import os
 import re
@@ -20,10 +20,10 @@ from flows.process.groups import process_group
 def stream(
     module: list[str], folder: Path, read: Callable[[str], None] | None = None, *, stdout: Path | None = None
 ) -> None:
-    """Run a Python module in the folder, its output in the log as it comes, and line by line to `read`.
+    """Run a Python module in the folder; log its output line by line, and pass each line to `read`.
 
-    With `stdout`, what it prints there goes to that file instead.  Raises UserError with the reason and the exit code
-    that vdmctl left in a file, which DVC does not hand on.
+    With `stdout`, its standard output goes to that file and only stderr is logged.  Raises UserError with the reason
+    and exit code that vdmctl writes to the file named by VDM_REASON, since DVC does not pass them on.
     """
     logger = get_run_logger()
     reason = folder / layout.REASON
@@ -43,12 +43,13 @@ def stream(
 
 
 def failure(reason: Path, last: list[str], returncode: int) -> UserError:
-    """Return the error of a command that failed: what vdmctl left in the file `reason`, else what its end suggests."""
+    """Return the error of a failed command: from the file `reason`, else from its last lines and its exit status."""
     with suppress(OSError, ValueError, LookupError, TypeError):
-        left = parse_json(read_bounded(reason))
-        return (NetworkError if left["network"] else UserError)(str(left["message"]), Exit(left["code"]))
-    # A process that a signal ended has left no reason.  DVC prints the status that its shell gave: bash puts the
-    # command in its own place, so that it is minus the signal's number; dash waits for it, and adds 128.
+        written = parse_json(read_bounded(reason))
+        kind = NetworkError if written["network"] else UserError
+        return kind(str(written["message"]), Exit(written["code"]))
+    # A process that was killed by a signal wrote no reason, but DVC prints the status of its shell.  bash replaces
+    # itself by the command, so its status is minus the signal's number.  dash waits for it, and adds 128.
     if exited := re.search(r"exited with (-?\d+)", "\n".join(last)):
         returncode = int(exited[1])
     number = returncode - 128 if returncode > 128 else -returncode
@@ -56,4 +57,5 @@ def failure(reason: Path, last: list[str], returncode: int) -> UserError:
         name = signal.Signals(number).name
         advice = " (the kernel does that when memory runs out)" if name == "SIGKILL" else ""
         return UserError(f"{name} ended it{advice}; the next run continues from the last saved state", Exit.BUG)
-    return UserError(f"see the log: {next((line for line in reversed(last) if line), 'it is empty')}", Exit.BUG)
+    shown = next((line for line in reversed(last) if line), "it is empty")
+    return UserError(f"see the log: {shown}", Exit.BUG)

@@ -1,8 +1,8 @@
-"""A run's own folder: a git worktree and a branch, with DVC's cache and the saved training states in common.
+"""Give each run a folder: a git worktree on a new branch, which shares DVC's cache and the saved training states.
 
-Nobody's checkout, index or uncommitted work is touched: a run takes the commit that is checked out in the repository,
-and leaves a commit of its own on `runs/NAME`.  The worktree goes when the run ends well; one that a failed or killed
-run left behind goes when the next run starts, if no process works in it any more.
+A run starts from the commit that is checked out in the repository and commits its results to `runs/NAME`.  It does not
+touch the checkout, the index or uncommitted work.  The worktree is removed when the run ends well.  One that a failed
+or killed run left behind is removed when the next run starts, if no process works in it any more.
 """
 
 import os
@@ -36,7 +36,7 @@ RESULTS = (f"refs/heads/{layout.RUN_BRANCHES}", "refs/tags/vdm@*")
 
 
 class Workspace(NamedTuple):
-    """Where a run works: its folder, its branch, the repository it belongs to and the commit it starts from."""
+    """The folder and branch of a run, the root of its repository, and the commit from which it starts."""
 
     folder: Path
     branch: str
@@ -46,14 +46,13 @@ class Workspace(NamedTuple):
 
 @contextmanager
 def workspace(root: Path, params: str) -> Iterator[Workspace]:
-    """A worktree of the commit that is checked out at `root`, with `params` as its params.yaml.
+    """Make a worktree of the commit that is checked out at `root`, with `params` as its params.yaml.
 
-    Raises UserError (exit 5) where git cannot make one.
+    Raises UserError (exit 5) if git cannot make one.
     """
     name = f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
-    place = Workspace(
-        root / layout.WORKTREES / name, layout.RUN_BRANCHES + name, root, git_text(root, "rev-parse", "HEAD")
-    )
+    base = git_text(root, "rev-parse", "HEAD")
+    place = Workspace(root / layout.WORKTREES / name, layout.RUN_BRANCHES + name, root, base)
     place.folder.parent.mkdir(parents=True, exist_ok=True)
     with claimed(place.folder):
         git_text(root, "worktree", "add", "--quiet", "-b", place.branch, str(place.folder), place.base)
@@ -68,13 +67,13 @@ def workspace(root: Path, params: str) -> Iterator[Workspace]:
 
 @contextmanager
 def claimed(folder: Path) -> Iterator[bool]:
-    """Hold the folder's lock; yield whether it was free."""
+    """Hold the folder's lock if it is free; yield whether it was."""
     with lock_file(folder.with_suffix(".lock"), f"process {os.getpid()}") as other:
         yield other is None
 
 
 def prune(root: Path) -> list[str]:
-    """Remove the worktrees in which nothing works any more; returns their names."""
+    """Remove the worktrees in which no process works any more; return their names."""
     gone = []
     for folder in sorted((root / layout.WORKTREES).glob("*/")):
         with claimed(folder) as free:
@@ -86,16 +85,15 @@ def prune(root: Path) -> list[str]:
 
 
 def remove(root: Path, folder: Path) -> None:
-    """Remove a worktree, and its branch unless that holds a commit of the run."""
+    """Remove a worktree, and its branch unless it holds the commit of the run."""
     subprocess.run(["git", "worktree", "remove", "--force", "--force", folder], cwd=root, capture_output=True)
     shutil.rmtree(folder, ignore_errors=True)
     git_text(root, "worktree", "prune")
     folder.with_suffix(".lock").unlink(missing_ok=True)
     branch = layout.RUN_BRANCHES + folder.name
-    subjects = subprocess.run(
-        ["git", "log", "--format=%(trailers:key=Run,valueonly)", "-1", branch], cwd=root, capture_output=True, text=True
-    )
-    if subjects.returncode == 0 and folder.name not in subjects.stdout:
+    command = ["git", "log", "--format=%(trailers:key=Run,valueonly)", "-1", branch]
+    runs = subprocess.run(command, cwd=root, capture_output=True, text=True)
+    if runs.returncode == 0 and folder.name not in runs.stdout:
         git_text(root, "branch", "--quiet", "-D", branch)
 
 
@@ -104,22 +102,21 @@ def share_cache(root: Path, folder: Path) -> None:
     ours = Config(str(root / ".dvc"))
     with Repo(str(root)) as repo:
         cache = repo.cache.local_cache_dir
-    # Written here, in UTF-8: DVC writes its configuration as ASCII, and fails on the path of a folder with an umlaut.
+    # Not written by DVC, which writes its configuration as ASCII and fails on a path with an umlaut.
     config = ConfigObj(encoding="utf-8")
     config.filename = str(folder / ".dvc" / "config.local")
     config["core"] = {**ours.get("core", {}), "autostage": True}
     config["cache"] = {**ours.get("cache", {}), "dir": cache}
     for name, settings in ours.get("remote", {}).items():
-        # The paths are absolute by now: a remote beside the repository is not beside the worktree.
+        # DVC made the paths absolute, so a remote beside the repository is found from the worktree, too.
         config[f'remote "{name}"'] = dict(settings)
     config.write()
 
 
 def compose_params(root: Path, preset: str | None, overrides: Mapping[str, Any]) -> str:
-    """params.yaml of a run: the committed one or a committed preset, with dotted keys replaced, checked.
+    """Return the params.yaml of a run: the committed file, or a committed preset, with the overrides by dotted key.
 
-    Raises UserError (exit 2) for a file that is not valid, an unknown preset or key, a value that the key does not
-    take.
+    Raises UserError (exit 2) for an invalid file, an unknown preset or key, or an invalid value.
     """
     name = f"{layout.PRESETS}/{preset}.yaml" if preset else layout.PARAMS
     content = contents(root, [f"HEAD:{name}"])[f"HEAD:{name}"]
@@ -147,14 +144,15 @@ def compose_params(root: Path, preset: str | None, overrides: Mapping[str, Any])
 
 
 def finished(place: Workspace) -> str | None:
-    """The commit that has the results of the workspace's parameters already: the one it starts from, or a recent run's.
+    """Return a commit that already has the results of the workspace's parameters; None if there is none.
 
-    Those results are then in the workspace.
+    The candidates are the commit from which the run starts and the three newest commits with the same parameters.  The
+    results are then checked out in the workspace.
     """
     for made in [place.base, *alike(place)[:3]]:
         try:
             require_contained(place.root, made)
-            # With the reports: what of them DVC does not cache is in git.
+            # The reports that DVC does not cache are in git.
             git_text(place.folder, "checkout", "--quiet", made, "--", str(layout.DVC_LOCK), str(layout.REPORTS))
         except (UserError, OSError):
             continue
@@ -170,13 +168,12 @@ def finished(place: Workspace) -> str | None:
 
 
 def require_contained(root: Path, commit: str) -> None:
-    """Raise UserError or OSError unless DVC can check out the commit's outputs and stays in its folder.
+    """Raise UserError or OSError unless the commit's outputs stay inside the folder into which DVC checks them out.
 
-    DVC follows links, and the paths in the listing of a folder, wherever they lead.  A version may come from others.
+    DVC follows links and the paths in a folder's listing, and a version may come from somebody else.
     """
-    if any(
-        line.startswith("120000") for line in git_text(root, "ls-tree", "-r", commit, str(layout.REPORTS)).splitlines()
-    ):
+    reports = git_text(root, "ls-tree", "-r", commit, str(layout.REPORTS)).splitlines()
+    if any(line.startswith("120000") for line in reports):  # the mode of a symbolic link
         raise UserError(f"commit {commit[:12]} has links among its reports", Exit.MISSING)
     outputs = read_lock(root, Tag(commit[:12], commit, "", "")).outputs
     with opened(root) as repo:
@@ -185,11 +182,10 @@ def require_contained(root: Path, commit: str) -> None:
 
 
 def alike(place: Workspace) -> list[str]:
-    """The commits of runs and versions that have the workspace's parameters, the newest first."""
-    # A tag's second object is its commit; a branch has only the one.
-    listed = git_text(
-        place.root, "for-each-ref", "--sort=-creatordate", "--format=%(*objectname) %(objectname)", *RESULTS
-    )
+    """Return the commits of runs and versions with the workspace's parameters, newest first."""
+    # `*objectname` is the commit of a tag, and empty for a branch, whose `objectname` is the commit.
+    form = "--format=%(*objectname) %(objectname)"
+    listed = git_text(place.root, "for-each-ref", "--sort=-creatordate", form, *RESULTS)
     commits = dict.fromkeys(line.split()[0] for line in listed.splitlines())
     files = contents(place.root, [f"{commit}:params.yaml" for commit in commits])
     wanted = (place.folder / layout.PARAMS).read_bytes()
@@ -197,22 +193,22 @@ def alike(place: Workspace) -> list[str]:
 
 
 def pending(place: Workspace, made: str) -> bool:
-    """Return whether the commit is a run's whose model is no version yet, or has not met the champion."""
+    """Whether a run made the commit, and its model is not a version yet or was neither promoted nor refused."""
     return bool(run_of(place.root, made)) and not is_decided(place.root, made)
 
 
 def branch_of(place: Workspace, made: str) -> str:
-    """Return the branch on which a run left the commit."""
+    """Return the branch of the run that made the commit."""
     return layout.RUN_BRANCHES + run_of(place.root, made)
 
 
 def run_of(root: Path, commit: str) -> str:
-    """Return the name of the run that made a commit; '' where no run did."""
+    """Return the name of the run that made a commit; '' if no run did."""
     return git_text(root, "log", "-1", "--format=%(trailers:key=Run,valueonly)", commit)
 
 
 def commit(place: Workspace, message: str) -> str | None:
-    """Commit what the run changed; the commit, None when nothing that git tracks did."""
+    """Commit what the run changed and return the commit; None if nothing that git tracks changed."""
     git_text(place.folder, "add", "--all")
     if not git_text(place.folder, "status", "--porcelain"):
         return None

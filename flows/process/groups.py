@@ -1,4 +1,4 @@
-"""Commands in process groups that do not outlive the block that started them, and the processes of a server's runs."""
+"""Run commands in process groups that do not outlive the block that started them."""
 
 import ctypes
 import os
@@ -78,30 +78,3 @@ def processes_in(folder: Path) -> list[int]:
             if Path(process.cwd()).is_relative_to(place):
                 found.append(process.pid)
     return found
-
-
-def engines(url: str) -> dict[str, int]:
-    """Return the processes that execute runs of the Prefect server at `url`, by the run's id.
-
-    Also those whose worker is gone.
-    """
-    found = {}
-    for process in psutil.process_iter():
-        with suppress(psutil.Error, OSError):
-            # What the engine starts has its environment, too.
-            if "prefect.engine" in process.cmdline() or "prefect.flow_engine" in process.cmdline():
-                environment = process.environ()
-                run = environment.get("PREFECT__FLOW_RUN_ID")
-                if run and environment.get("PREFECT_API_URL") == url:
-                    found[run] = process.pid
-    return found
-
-
-def stop_engines(url: str, seconds: float) -> None:
-    """Send SIGTERM to the runs of the server at `url`, which then stop what they started, and give them time to end."""
-    for pid in engines(url).values():
-        with suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGTERM)
-    deadline = time.monotonic() + seconds
-    while engines(url) and time.monotonic() < deadline:
-        time.sleep(0.1)

@@ -1,4 +1,4 @@
-"""The evidence on which a version became the champion, was refused, or was rolled back to, as a document."""
+"""The document that says why a version was promoted, refused or rolled back to."""
 
 import json
 
@@ -11,9 +11,9 @@ PROMOTE, REFUSE, ROLL_BACK = "promote", "refuse", "roll back"
 
 
 class Evidence(Document):
-    """What the tag of a champion, or the note on a refused commit, holds below its first line.  Figures in bits/dim.
+    """The evidence in a champion's tag, or in the note on a refused commit.  Figures are in bits/dim.
 
-    Only the fields that were set are written: a champion that met nobody has no difference.
+    Only the fields that were set are written: the first champion has no difference, for example.
     """
 
     decision: str
@@ -42,12 +42,12 @@ class Evidence(Document):
     tag: str | None = None
 
     def message(self, title: str) -> str:
-        """Return the message of a tag or note: a line for people, and the evidence as JSON below it."""
+        """Return the message of a tag or note: the title, an empty line, and the evidence as JSON."""
         return f"{title}\n\n{json.dumps(self.model_dump(exclude_unset=True), indent=2, allow_nan=False)}\n"
 
 
 def evidence_of(message: str) -> Evidence | None:
-    """Return the evidence below the first line of a message; None for a tag or note that was made by hand."""
+    """Return the evidence in the message of a tag or note; None if it has none, as when it was made by hand."""
     try:
         return parse(Evidence, message.partition("\n")[2].encode(errors="replace"), "evidence")
     except UserError:

@@ -1,4 +1,4 @@
-"""git, asked in as few processes as possible: a listing of a hundred versions starts two."""
+"""Run git, in as few processes as possible: a listing of a hundred versions starts two."""
 
 import os
 import subprocess
@@ -12,7 +12,7 @@ from flows.core.errors import Exit, UserError
 from flows.core.files import MOST_BYTES
 from flows.process.locks import lock_file
 
-# Subject and body, since the whole of the contents would hold a signature, too.
+# Subject and body, since `contents` would include a signature.
 FIELDS = "".join(
     f"%({field})%00"
     for field in (
@@ -36,7 +36,7 @@ class Tag(NamedTuple):
 
 
 class Identity(NamedTuple):
-    """Who makes a tag."""
+    """The name and email of whoever makes a tag."""
 
     name: str
     email: str
@@ -45,7 +45,7 @@ class Identity(NamedTuple):
 def git(root: Path, *arguments: str, stdin: bytes | None = None, seconds: float | None = None) -> bytes:
     """Return what a git command prints.
 
-    Raises UserError (exit 5) with git's own reason, when it takes too long, and when it prints too much.
+    Raises UserError (exit 5) if git fails, takes longer than `seconds`, or prints more than MOST_BYTES.
     """
     with printed(root, *arguments, stdin=stdin, seconds=seconds) as output:
         content = output.read(MOST_BYTES + 1)
@@ -56,8 +56,8 @@ def git(root: Path, *arguments: str, stdin: bytes | None = None, seconds: float 
 
 @contextmanager
 def printed(root: Path, *arguments: str, stdin: bytes | None, seconds: float | None = None) -> Iterator[BinaryIO]:
-    """Yield what a git command prints as a temporary file, since it may not fit into memory.  Raises UserError."""
-    environment = os.environ | {"GIT_TERMINAL_PROMPT": "0"}  # nobody is there to give a password
+    """Yield a temporary file with what a git command prints, which may not fit into memory.  Raises UserError."""
+    environment = os.environ | {"GIT_TERMINAL_PROMPT": "0"}  # nobody can enter a password
     with tempfile.TemporaryFile() as output:
         streams: dict[str, Any] = {"input": stdin, "stdout": output, "stderr": subprocess.PIPE}
         try:
@@ -65,8 +65,8 @@ def printed(root: Path, *arguments: str, stdin: bytes | None, seconds: float | N
         except FileNotFoundError as error:
             raise UserError(f"git in {root}: {error.strerror}", Exit.MISSING) from error
         except subprocess.TimeoutExpired as error:
-            late = f"git {arguments[0]} in {root.absolute()}: no answer in {seconds:g} s"
-            raise UserError(late, Exit.MISSING) from error
+            message = f"git {arguments[0]} in {root.absolute()}: no answer in {seconds:g} s"
+            raise UserError(message, Exit.MISSING) from error
         if result.returncode != 0:
             reason = reason_in(result.stderr.decode(errors="replace"))
             raise UserError(f"git {arguments[0]} in {root.absolute()}: {reason}", Exit.MISSING)
@@ -75,21 +75,21 @@ def printed(root: Path, *arguments: str, stdin: bytes | None, seconds: float | N
 
 
 def reason_in(stderr: str) -> str:
-    """The line of git's errors that says why: the first that is marked as one, else the last."""
+    """Return the line of git's stderr that says why it failed: the first marked as an error, else the last."""
     lines = [line.strip() for line in stderr.splitlines() if "failed to push some refs" not in line and line.strip()]
     marked = [line for line in lines if line.startswith(("fatal: ", "error: ", "! "))]
-    return (marked or lines[-1:] or ["it gives no reason"])[0]
+    return (marked or lines[-1:] or ["no reason given"])[0]
 
 
 def git_text(root: Path, *arguments: str, seconds: float | None = None) -> str:
-    """What a git command prints, as text without the space around it."""
+    """Return what a git command prints as text, stripped.  Raises UserError (exit 5)."""
     return git(root, *arguments, seconds=seconds).decode(errors="replace").strip()
 
 
 def annotated_tags(root: Path, prefix: str) -> list[Tag]:
-    """The annotated tags whose names start with the prefix.  Lightweight tags are left out, as GTO does."""
+    """Return the annotated tags whose names start with the prefix.  GTO ignores lightweight tags, too."""
     output = git(root, "for-each-ref", f"--format={FIELDS}", f"refs/tags/{prefix}*").decode(errors="replace")
-    # A message has lines of its own, so records end after the sixth field, not at the end of a line.
+    # Messages contain line breaks, so a record ends after its sixth field.
     fields = output.split("\0")[:-1]
     records = [fields[start : start + 6] for start in range(0, len(fields), 6)]
     return [
@@ -100,12 +100,12 @@ def annotated_tags(root: Path, prefix: str) -> list[Tag]:
 
 
 def tag_exists(root: Path, name: str) -> bool:
-    """Whether there is a tag of that name, of either kind."""
+    """Whether there is a tag of that name, annotated or lightweight."""
     return bool(git(root, "for-each-ref", f"refs/tags/{name}"))
 
 
 def commit_of(root: Path, revision: str) -> str:
-    """The full name of a commit.  Raises UserError (exit 5)."""
+    """Return the full digest of a commit.  Raises UserError (exit 5) if there is none."""
     try:
         return git(root, "rev-parse", "--verify", "--quiet", f"{revision}^{{commit}}").decode().strip()
     except UserError as error:
@@ -113,12 +113,12 @@ def commit_of(root: Path, revision: str) -> str:
 
 
 def contents(root: Path, names: list[str], most: int = MOST_BYTES) -> dict[str, bytes | None]:
-    """Return the files named `COMMIT:PATH`, None for one that is not there; one process for all of them.
+    """Return the contents of files by their names `COMMIT:PATH`, None for a missing one.  Runs git once.
 
-    Of a file larger than `most` bytes the first `most` + 1 are returned, so that the caller sees that it is.
+    A file larger than `most` bytes is cut after `most` + 1, so that the caller can see that it is too large.
     """
     found: dict[str, bytes | None] = {}
-    asked = [name for name in names if name.isprintable()]  # a line break would be two questions
+    asked = [name for name in names if name.isprintable()]  # a line break would ask for two files
     with printed(root, "cat-file", "--batch", stdin="".join(f"{name}\n" for name in asked).encode()) as output:
         for name in asked:
             *_, last = output.readline().split()
@@ -132,7 +132,7 @@ def contents(root: Path, names: list[str], most: int = MOST_BYTES) -> dict[str, 
 
 
 def identity(root: Path) -> Identity:
-    """The committer.  Raises UserError (exit 2) when git has been told none; a guessed one is none."""
+    """Return the committer.  Raises UserError (exit 2) if none is configured; git may not guess one."""
     try:
         line = git(root, "-c", "user.useConfigOnly=true", "var", "GIT_COMMITTER_IDENT").decode()
     except UserError as error:
@@ -145,7 +145,7 @@ def identity(root: Path) -> Identity:
 
 @contextmanager
 def locked(root: Path) -> Iterator[None]:
-    """Hold the registry's lock, after waiting for it.  All worktrees share it, as they share their tags."""
+    """Wait for the registry's lock and hold it.  All worktrees of a repository share one lock, like their tags."""
     folder = git(root, "rev-parse", "--path-format=absolute", "--git-common-dir").decode().rstrip("\n")
     with lock_file(Path(folder) / "vdm-registry.lock", wait=True):
         yield

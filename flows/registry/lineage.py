@@ -1,6 +1,6 @@
-"""Where a version comes from: tag -> commit -> dvc.lock at that commit -> data, parameters, code, outputs.
+"""Follow a version to its origin: tag -> commit -> dvc.lock at that commit -> data, parameters, code, outputs.
 
-Everything is read from git; the bytes that the digests describe are `flows.registry.storage`'s business.
+All of this is read from git.  `flows.registry.storage` reads the files that the digests describe.
 """
 
 from collections.abc import Mapping
@@ -26,7 +26,7 @@ class Entry(Document):
 
 
 class Stage(Document):
-    """A stage in dvc.lock: `params` are by file and section."""
+    """A stage in dvc.lock.  The keys of `params` are a file and a section."""
 
     deps: list[Entry] = Field(default_factory=list)
     outs: list[Entry] = Field(default_factory=list)
@@ -46,13 +46,17 @@ class Artifact(Document):
 
 
 class Graph(Document):
-    """dvc.yaml, of which only the artifacts matter here."""
+    """The artifacts in dvc.yaml; the other keys are ignored."""
 
     artifacts: dict[str, Artifact]
 
 
 class Lock(NamedTuple):
-    """A dvc.lock: md5 digests by path, `.dir` at the end of a folder's, and parameters by section."""
+    """The digests and parameters in a dvc.lock.
+
+    `outputs` and `dependencies` map paths to md5 digests, which end in `.dir` for a folder.  `parameters` maps sections
+    to their values.  `repeated` names the sections whose values differ between stages.
+    """
 
     outputs: dict[str, str]
     dependencies: dict[str, set[str]]
@@ -61,12 +65,12 @@ class Lock(NamedTuple):
 
     @property
     def code(self) -> dict[str, str]:
-        """The dependencies that no stage makes."""
+        """Return the dependencies that are not outputs of a stage, with their md5."""
         return {path: min(digests) for path, digests in self.dependencies.items() if path not in self.outputs}
 
     @property
     def contradictions(self) -> list[str]:
-        """Paths and sections for which two stages saw different things, or that were made with another content."""
+        """Return the paths whose digests differ between stages, and the sections whose values do."""
         seen = {path: digests | {self.outputs.get(path, min(digests))} for path, digests in self.dependencies.items()}
         return sorted({path for path, digests in seen.items() if len(digests) > 1} | self.repeated)
 
@@ -80,7 +84,7 @@ class Lineage(NamedTuple):
     refusal: Evidence | None
 
     def as_json(self) -> dict[str, Any]:
-        """Return the whole chain as JSON objects."""
+        """Return the lineage as a JSON object."""
         version, lock = self.version, self.lock
         images, validation = str(layout.IMAGES), str(layout.VALIDATION)
         promotions = [(tag, evidence_of(tag.message)) for tag in self.promotions]
@@ -105,7 +109,7 @@ class Lineage(NamedTuple):
 
 
 def fields(evidence: Evidence | None) -> dict[str, Any] | None:
-    """Return the fields that were set, as a JSON object."""
+    """Return the fields of the evidence that were set, as a JSON object."""
     return evidence.model_dump(exclude_unset=True) if evidence else None
 
 
@@ -133,8 +137,9 @@ def model_path(root: Path, version: Version) -> str:
 
 
 def read_yaml(model: type[Model], root: Path, version: Version | Tag, path: str) -> Model:
-    """Return a YAML file of a version's or tag's commit.  Raises UserError (exit 5)."""
-    name, place = f"{version.commit}:{path}", f"{version.name}: {path} at {version.commit[:12]}"
+    """Return a YAML file at the commit of a version or tag, parsed.  Raises UserError (exit 5)."""
+    name = f"{version.commit}:{path}"
+    place = f"{version.name}: {path} at {version.commit[:12]}"
     content = contents(root, [name])[name]
     if content is None:
         raise UserError(f"{version.name}: commit {version.commit[:12]} has no {path}", Exit.MISSING)
@@ -145,16 +150,15 @@ def read_yaml(model: type[Model], root: Path, version: Version | Tag, path: str)
 
 
 def lineage(root: Path, version: Version) -> Lineage:
-    """Return the chain from the tag to every digest.  Raises UserError (exit 5)."""
+    """Return the lineage of a version.  Raises UserError (exit 5) if its dvc.lock is missing or damaged."""
     lock = read_lock(root, version)
     tags = [tag for tag in annotated_tags(root, f"{MODEL}#") if tag.commit == version.commit]
-    return Lineage(
-        version, lock, [tag for tag in tags if CHAMPION_TAG.fullmatch(tag.name)], refusal(root, version.commit)
-    )
+    promotions = [tag for tag in tags if CHAMPION_TAG.fullmatch(tag.name)]
+    return Lineage(version, lock, promotions, refusal(root, version.commit))
 
 
 def describe(chain: Lineage) -> str:
-    """Return a lineage for people: one line for each link, indented below what it belongs to."""
+    """Return the lineage as text for the terminal."""
     version, outputs = chain.version, chain.lock.outputs
     lines = [
         f"tag         {version.name} {version.created} {' '.join(version.stages)}".rstrip(),
@@ -171,14 +175,15 @@ def describe(chain: Lineage) -> str:
     ]
     for tag in chain.promotions:
         evidence = evidence_of(tag.message)
-        lines.append(f"champion    {tag.name} {tag.created}: {evidence.reason if evidence else 'made by hand'}")
+        reason = evidence.reason if evidence else "made by hand"
+        lines.append(f"champion    {tag.name} {tag.created}: {reason}")
     if chain.refusal:
         lines.append(f"refused     {chain.refusal.reason}")
     return "\n".join(visible(line[:1000]) for line in lines)
 
 
 def listed(values: Any) -> str:
-    """Return the parameters of a section in one line."""
+    """Return the parameters of a section as one line."""
     pairs = values.items() if isinstance(values, Mapping) else [("", values)]
     return ", ".join(f"{key} {'null' if value is None else value}" for key, value in pairs)
 

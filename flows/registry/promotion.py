@@ -1,10 +1,10 @@
-"""Promotion by evidence: a version becomes the champion when it beats the champion on the same images.
+"""Compare a version with the champion, and promote it if it is better.
 
-Both are evaluated on the challenger's test images, at the same times and under the same noise.  The difference per
-image does not contain what makes an image easy or hard, so its mean has a standard error far below that of either
-figure.  With d = challenger - champion in bits/dim, the challenger is promoted when the upper end of d's confidence
-interval lies below -min_improvement_bpd.  If the data changed since the champion was made, the champion is evaluated on
-the new test images.  It may have been trained on some of these, which only favours the champion.
+Both models are evaluated on the challenger's test images, at the same times and with the same noise.  An image that is
+hard for one model is hard for the other, so the mean of the paired differences has a far smaller standard error than
+either figure.  With d = challenger - champion in bits/dim, the challenger is promoted when the upper end of d's
+confidence interval lies below -min_improvement_bpd.  If the data changed since the champion was trained, the champion
+may have been trained on some of the new test images, which only favours the champion.
 """
 
 from contextlib import suppress
@@ -38,12 +38,12 @@ if TYPE_CHECKING:
 
 
 def challenge(root: Path, challenger: Version, *, settings: "Evaluate", rule: "Promote") -> Evidence:
-    """Return the evidence on which `promote` then promotes the challenger or refuses it, with the decision.
+    """Compare the challenger with the champion; return the evidence, with the decision that `promote` carries out.
 
-    Raises UserError: exit 5 when a digest of the challenger does not verify or the champion's bytes are not to be had,
+    Raises UserError: exit 5 when a digest of the challenger does not verify or the champion's files cannot be fetched,
     2 without a git identity, which a promotion needs.
     """
-    identity(root)  # now, since the evaluation may take hours
+    identity(root)  # checked first, since the evaluation may take hours
     require_sound(root, challenger)
     tag = champion_tag(root)
     champion = resolve(root, CHAMPION) if tag else None
@@ -71,9 +71,9 @@ def challenge(root: Path, challenger: Version, *, settings: "Evaluate", rule: "P
 def evaluated(
     root: Path, challenger: Version, champion: Version | None, *, settings: "Evaluate", confidence: float
 ) -> dict[str, Any]:
-    """Return the figures of both models on the challenger's images; of the challenger alone without a champion.
+    """Return the figures of both models on the challenger's images, or the challenger's if there is no champion.
 
-    Return {} when the champion is the challenger, or a model of other images.
+    Return {} when the champion is the challenger, or is a model of images of another shape or number of levels.
     """
     images, model = test_images(root, challenger), fetch(root, challenger)
     if champion is None:
@@ -88,7 +88,7 @@ def evaluated(
 
 
 def figures(role: str, model: BoundMetrics | ModelFigures) -> dict[str, Any]:
-    """Return a model's figures under the names that evidence has for its role."""
+    """Return a model's figures as fields of Evidence; the role is "champion" or "challenger"."""
     return {
         f"{role}_bpd": model.bpd,
         f"{role}_standard_error": model.bpd_standard_error,
@@ -97,24 +97,25 @@ def figures(role: str, model: BoundMetrics | ModelFigures) -> dict[str, Any]:
 
 
 def decide(evidence: Evidence) -> tuple[str, str]:
-    """Return the decision that the figures make, and the reason in one line."""
+    """Return the decision that follows from the figures, and the reason in one line."""
     challenger, champion = evidence.challenger, evidence.champion
     if challenger == champion:
         return REFUSE, f"{challenger} is the champion already"
     if evidence.num_images is None:
         by_hand = f"`gto assign {str(challenger).replace('@', ' --version ')} --stage {CHAMPION}`"
-        other = f"the champion {champion} is a model of other images and cannot be compared"
-        return REFUSE, f"{other}; {by_hand} promotes by hand"
+        problem = f"the champion {champion} is a model of other images and cannot be compared"
+        return REFUSE, f"{problem}; {by_hand} promotes by hand"
     if evidence.challenger_bpd is None:
         return REFUSE, f"the bits/dim of {challenger} are not finite"
     if champion is None:
         return PROMOTE, f"{challenger} is the first champion, at {evidence.challenger_bpd:.4f} bits/dim"
     if evidence.champion_bpd is None:
-        return PROMOTE, f"{challenger} has finite bits/dim, and the champion {champion} has not"
+        return PROMOTE, f"{challenger} has finite bits/dim, and the champion {champion} does not"
     low, high = evidence.confidence_interval or (None, None)
     if low is None or high is None:
         return REFUSE, f"one image gives no confidence interval between {challenger} and {champion}"
-    interval = f"{100 * (evidence.confidence or 0):g}% interval [{low:+.4f}, {high:+.4f}] bits/dim against {champion}"
+    percent = 100 * (evidence.confidence or 0)
+    interval = f"{percent:g}% interval [{low:+.4f}, {high:+.4f}] bits/dim against {champion}"
     least = evidence.min_improvement_bpd or 0
     if high < -least:
         return PROMOTE, f"{challenger} improves by more than {least:g}: {interval}"
@@ -122,10 +123,10 @@ def decide(evidence: Evidence) -> tuple[str, str]:
 
 
 def promote(root: Path, challenger: Version, evidence: Evidence) -> str:
-    """Make the challenger the champion on that evidence, and return the tag of the champion, `vdm#champion#7`.
+    """Make the challenger the champion if the evidence says so, and return the new tag, such as `vdm#champion#7`.
 
-    Raises UserError: exit 3 when the evidence refuses it, 6 when the champion is no longer the one that it met, 2
-    without a git identity.
+    Raises UserError: exit 3 when the evidence refuses the challenger, 6 when the champion changed since the comparison,
+    2 without a git identity.
     """
     if evidence.challenger_commit != challenger.commit:
         raise UserError(f"the evidence is of {evidence.challenger}, not of {challenger.name}", Exit.USAGE)
@@ -137,10 +138,10 @@ def promote(root: Path, challenger: Version, evidence: Evidence) -> str:
         tag = champion_tag(root)
         if (tag.name if tag else None) != evidence.champion_tag:
             now = resolve(root, CHAMPION).name if tag else "none"
-            met = evidence.champion or "none"
+            before = evidence.champion or "none"
             raise UserError(
-                f"{challenger.name} is not promoted: it met the champion {met}, and meanwhile the champion is {now}; "
-                f"`vdmctl promote {challenger.name}` lets them meet",
+                f"{challenger.name} is not promoted: it was compared with the champion {before}, but now the champion "
+                f"is {now}; `vdmctl promote {challenger.name}` compares them",
                 Exit.BUSY,
             )
         finish()
@@ -148,13 +149,13 @@ def promote(root: Path, challenger: Version, evidence: Evidence) -> str:
 
 
 def rollback(root: Path) -> Evidence:
-    """Make the champion before this one the champion again by adding a tag; return the evidence with the tag.
+    """Make the previous champion the champion again by adding a tag; return the evidence with the tag.
 
     Raises UserError: exit 5 when there is no earlier champion or its digests do not verify, 2 without a git identity,
     6 when the champion changed meanwhile.
     """
     before, earlier = champion_tag(root), previous_champion(root)
-    # A roll-back to bytes that are gone would leave no champion that works.  Checking them may take long: no lock yet.
+    # Check that the earlier champion still works.  This may take long, so the lock is not held yet.
     require_sound(root, earlier)
     evidence = Evidence(
         decision=ROLL_BACK,
@@ -171,7 +172,7 @@ def rollback(root: Path) -> Evidence:
 
 
 def test_images(root: Path, version: Version) -> Path:
-    """Return the folder with the version's images: the working tree's if they are the same, else fetched.
+    """Return the folder with the version's images: the working tree's if it has them, else they are fetched.
 
     Raises UserError (exit 5).
     """
@@ -186,6 +187,6 @@ def test_images(root: Path, version: Version) -> Path:
 
 
 def fits(model: Path, images: Path) -> bool:
-    """Whether the model is one of such images: same shape, same number of levels."""
+    """Whether the model and the images have the same shape and number of levels."""
     config, image_set = read_description(model)["model"], load_images(images)
     return (tuple(config["image_shape"]), config["num_levels"]) == (image_set.image_shape, image_set.num_levels)

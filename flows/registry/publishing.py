@@ -1,6 +1,6 @@
-"""Publishing: bytes first, then commits, then tags, so that no tag ever points to bytes that the remote lacks.
+"""Push files, then commits, then tags to the remotes, so that no tag there points to files that are missing.
 
-Everything that is missing at the remotes is published, so that a run completes what an interrupted one began.
+Whatever the remotes lack is pushed, so a run also completes the publication that an earlier run left unfinished.
 """
 
 from pathlib import Path
@@ -18,16 +18,16 @@ from flows.registry.versions import MODEL, REFUSALS
 
 AGAIN = "the next run publishes again"
 NOTES = f"refs/notes/{REFUSALS}"
-# A remote that takes the connection and then says nothing would hold the run for ever.
+# A remote may accept the connection and never answer.
 LIST_SECONDS, PUSH_SECONDS = 60, 900
 
 
 def publish(root: Path, remote: str = "origin") -> list[str]:
-    """Push every model tag that the git remote lacks, with its bytes, the runs' branches and the notes of refusals.
+    """Push the model tags that the git remote lacks, with their files, the runs' branches and the notes of refusals.
 
-    Returns the names of what was pushed: tags, branches, notes.  Raises UserError (exit 2 without remotes; when all
-    others are pushed, exit 2 for a tag whose name the remote has for another commit and exit 5 for one whose bytes are
-    lost), NetworkError (exit 5) when a remote does not answer.
+    Return the names of the tags, branches and notes that were pushed.  Raises UserError (exit 2) without remotes, and
+    NetworkError (exit 5) when a remote does not answer.  Some tags cannot be pushed; after all others are, this raises
+    UserError: exit 2 for a tag whose name the remote has for another commit, 5 for one whose files are lost.
     """
     if remote not in git_text(root, "remote").split():
         raise UserError(f"publish: no git remote {remote}; `git remote add {remote} URL`", Exit.USAGE)
@@ -39,23 +39,26 @@ def publish(root: Path, remote: str = "origin") -> list[str]:
     lost = push_bytes(root, tags)
     if NOTES in there:
         merge_notes(root, remote)
-    refs = {f"branch {branch}": f"refs/heads/{branch}" for branch in finished_branches(root)}
-    refs |= {"the reasons of refusals": NOTES}
-    refs |= {tag.name: f"refs/tags/{tag.name}" for tag in tags if tag.name not in lost}
+    refs = {
+        **{f"branch {branch}": f"refs/heads/{branch}" for branch in finished_branches(root)},
+        "the reasons of refusals": NOTES,
+        **{tag.name: f"refs/tags/{tag.name}" for tag in tags if tag.name not in lost},
+    }
     mine = local_refs(root)
     pushed = [name for name, ref in refs.items() if ref in mine and there.get(ref) != mine[ref]]
     for name in pushed:
         push(root, remote, refs[name])
     for name in taken:
-        renumber = f"`git tag -d {name} && git fetch --tags {remote}`, and the next run numbers it anew"
-        raise UserError(f"publish: {name} stays here: {remote} has another commit by that name; {renumber}", Exit.USAGE)
+        renumber = f"`git tag -d {name} && git fetch --tags {remote}`, and the next run gives it another number"
+        problem = f"{name} is not published: {remote} has another commit by that name"
+        raise UserError(f"publish: {problem}; {renumber}", Exit.USAGE)
     for name, reason in lost.items():
-        raise UserError(f"publish: {name} stays here: {reason}", Exit.MISSING)
+        raise UserError(f"publish: {name} is not published: {reason}", Exit.MISSING)
     return pushed
 
 
 def merge_notes(root: Path, remote: str) -> None:
-    """Add the remote's reasons of refusals, of other machines perhaps, to those that are here."""
+    """Merge the remote's notes of refusals, which other machines may have pushed, into the local ones."""
     theirs = f"{NOTES}-{remote}"
     try:
         git_text(root, "fetch", "--quiet", remote, f"+{NOTES}:{theirs}", seconds=PUSH_SECONDS)
@@ -65,22 +68,21 @@ def merge_notes(root: Path, remote: str) -> None:
 
 
 def finished_branches(root: Path) -> list[str]:
-    """Return the runs' branches that hold their run's commit; that of a run that works has none yet."""
+    """Return the branches that hold the commit of their run; a run that still works has not made it yet."""
     form = "--format=%(refname:short) %(trailers:key=Run,valueonly,separator=%2C)"
-    listed = (
-        line.split() for line in git_text(root, "for-each-ref", form, f"refs/heads/{layout.RUN_BRANCHES}").splitlines()
-    )
+    lines = git_text(root, "for-each-ref", form, f"refs/heads/{layout.RUN_BRANCHES}").splitlines()
+    listed = [line.split() for line in lines]
     return [branch for branch, *runs in listed if branch.removeprefix(layout.RUN_BRANCHES) in runs]
 
 
 def local_refs(root: Path) -> dict[str, str]:
-    """Return the repository's refs and what they point to, an annotated tag to its commit."""
+    """Return the digests by ref; for an annotated tag, the digest of its commit."""
     lines = git_text(root, "show-ref", "--dereference").splitlines()
     return {name.removesuffix("^{}"): digest for digest, name in (line.split(" ", 1) for line in lines)}
 
 
 def push_bytes(root: Path, tags: list[Tag]) -> dict[str, str]:
-    """Push what DVC caches of the tags' commits; the tags whose bytes nobody has, with the reason.
+    """Push the tags' files to the DVC remote; return the tags whose files are lost, with the reason.
 
     Raises UserError (exit 2) without a DVC remote, NetworkError (exit 5) when it does not answer.
     """
@@ -101,17 +103,17 @@ def push_bytes(root: Path, tags: list[Tag]) -> dict[str, str]:
 
 
 def bytes_of(repo: Any, root: Path, tag: Tag) -> set[str]:
-    """The digests of all objects of a tag's commit, which are in the cache then.  Raises UserError (exit 5)."""
+    """Fetch the missing objects of a tag's commit; return the digests of all.  Raises UserError (exit 5)."""
     outputs = {path: digest for path, digest in read_lock(root, tag).outputs.items() if path != str(layout.METRICS)}
     stored = obtain(repo, outputs)
     return {*outputs.values(), *(file.md5 for files in stored.values() for file in files)}
 
 
 def upload(repo: Any, digests: set[str]) -> None:
-    """Raises NetworkError (exit 5)."""
+    """Push the objects with these digests to the DVC remote.  Raises NetworkError (exit 5)."""
     try:
         result = repo.cloud.push([HashInfo("md5", digest) for digest in sorted(digests)])
-    except Exception as error:  # every kind of remote has errors of its own
+    except Exception as error:  # each kind of remote raises its own errors
         reason = str(error) or type(error).__name__
         raise NetworkError(f"publish: the DVC remote failed: {reason}; {AGAIN}") from error
     if result.failed:
@@ -119,17 +121,18 @@ def upload(repo: Any, digests: set[str]) -> None:
 
 
 def remote_refs(root: Path, remote: str) -> dict[str, str]:
-    """Return the remote's refs and their objects, of an annotated tag the commit.  Raises NetworkError (exit 5)."""
+    """Return the remote's digests by ref, for an annotated tag its commit's.  Raises NetworkError (exit 5)."""
     try:
         listed = git_text(root, "ls-remote", remote, seconds=LIST_SECONDS)
     except UserError as error:
         raise NetworkError(f"publish: {error}; {AGAIN}") from error
     pairs = [line.split("\t", 1) for line in listed.splitlines()]
-    # The commit of an annotated tag is in a second line, after the tag's own.
+    # An annotated tag has two lines: its own digest, then NAME^{} with its commit's.
     return {name.removesuffix("^{}"): digest for digest, name in pairs}
 
 
 def push(root: Path, remote: str, refspec: str) -> None:
+    """Push a ref to the git remote.  Raises NetworkError (exit 5)."""
     try:
         git_text(root, "push", "--quiet", remote, refspec, seconds=PUSH_SECONDS)
     except UserError as error:

@@ -1,8 +1,8 @@
-"""The bytes of a version: from DVC's cache or, where they are not in it, from its remote.
+"""Get the files of a version from DVC's cache, or from its remote if they are not in the cache.
 
-A folder in DVC is a listing, an object of its own whose digest ends in `.dir`, and the objects that it lists.  The
-objects of a version are asked for by the digests of dvc.lock at its commit, with the remote and cache configured now:
-what was configured at the time of an old commit may be gone.
+DVC stores a folder as a listing, which is an object whose digest ends in `.dir`, and the objects that it lists.  The
+digests come from dvc.lock at the version's commit.  Cache and remote are those configured now, since the ones
+configured in an old commit may be gone.
 """
 
 import hashlib
@@ -35,7 +35,7 @@ class Listed(Document):
 
 
 class Listing(RootModel[Annotated[list[Listed], FailFast()]]):
-    """What DVC stores in place of a folder."""
+    """The entries of a folder's listing."""
 
     model_config = ConfigDict(frozen=True, strict=True)
 
@@ -49,14 +49,15 @@ class Stored(NamedTuple):
 
 
 def locate(root: Path, reference: str) -> Path:
-    """The folder of the version that the reference means, fetched.  Raises UserError."""
+    """Return the model folder of a version given by name, after fetching it.  Raises UserError."""
     return fetch(root, resolve(root, reference))
 
 
 def fetch(root: Path, version: Version, path: str | None = None) -> Path:
-    """The version's model, or another folder among its outputs, in `.vdm/models/<md5>`: whole or not there.
+    """Fetch the version's model, or another folder among its outputs, into `.vdm/models/<md5>`; return that folder.
 
-    Raises UserError (exit 5) when bytes are neither in the cache nor in the remote, or are damaged.
+    Raises UserError (exit 5), without leaving a partial folder, when files are damaged or neither in the cache nor in
+    the remote.
     """
     if version.problem:
         raise UserError(f"{version.name}: {version.problem}", Exit.MISSING)
@@ -74,7 +75,7 @@ def fetch(root: Path, version: Version, path: str | None = None) -> Path:
 
 
 def copy(root: Path, version: Version, path: str, digest: str, folder: Path) -> None:
-    """Copy an output's files from the cache to `folder`, which appears when it is whole.  Raises UserError (exit 5)."""
+    """Copy an output's files from the cache to `folder`, all or nothing.  Raises UserError (exit 5)."""
     with opened(root) as repo:
         stored = obtain(repo, {path: digest}, f"{version.name}: ")[path]
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -90,7 +91,7 @@ def copy(root: Path, version: Version, path: str, digest: str, folder: Path) -> 
         try:
             whole.rename(folder)
         except OSError:
-            # Somebody else fetched the same bytes meanwhile.
+            # Another process may have fetched it meanwhile.
             if not folder.is_dir():
                 raise
 
@@ -104,20 +105,22 @@ def sha256_of_config(folder: Path) -> str:
 
 
 def obtain(repo: Any, outputs: dict[str, str], subject: str = "") -> dict[str, list[Stored]]:
-    """The files of every output (path -> md5) in the cache, brought from the remote where they are missing.
+    """Return the cached files of every output (path -> md5), after pulling the missing ones from the remote.
 
-    Raises UserError (exit 5) naming what neither has.  The bytes are not read: see `check`.
+    Raises UserError (exit 5) naming a file that neither the cache nor the remote has.  The files are not read here;
+    `check` compares them with their digests.
     """
     place = cached_at(repo)
     missing = {digest for digest in outputs.values() if not place(digest).is_file()}
-    # DVC would follow a listing to whatever it names: one comes alone, and is checked before its files are asked for.
+    # DVC would pull whatever a listing names, so listings come first and are checked before their files are pulled.
     pull_listings(repo, {digest for digest in missing if digest.endswith(".dir")}, subject)
     pull(repo, {digest for digest in missing if not digest.endswith(".dir")}, subject)
     for path, digest in outputs.items():
         require(repo, place(digest), f"{subject}{path}")
     found = {path: list(files(digest, place)) for path, digest in outputs.items()}
-    # DVC takes a listing that is in the cache for a folder that is in the cache.
-    pull(repo, {file.md5 for stored in found.values() for file in stored if not file.cached.is_file()}, subject)
+    # If the listing is cached, DVC assumes that the whole folder is.  So the files are pulled by name.
+    every = [file for stored in found.values() for file in stored]
+    pull(repo, {file.md5 for file in every if not file.cached.is_file()}, subject)
     for path, stored in found.items():
         for file in stored:
             require(repo, file.cached, f"{subject}{path}/{file.place}".rstrip("/"))
@@ -125,15 +128,15 @@ def obtain(repo: Any, outputs: dict[str, str], subject: str = "") -> dict[str, l
 
 
 def require(repo: Any, cached: Path, name: str) -> None:
-    """Raises UserError (exit 5) unless the file is in the cache after all that the remote gave."""
+    """Raise UserError (exit 5) unless the file is in the cache by now."""
     if not cached.is_file():
-        # Some kinds of remote say "not there" when they do not answer.
+        # Some kinds of remote report a missing file when they do not answer at all.
         remote = repo.config["core"].get("remote")
         raise UserError(f"{name} is not in the cache, and the remote `{remote}` does not give it", Exit.MISSING)
 
 
 def files(digest: str, place: Callable[[str], Path]) -> Iterable[Stored]:
-    """The files of an output whose listing, if it is a folder, is in the cache.  Raises UserError (exit 5)."""
+    """Yield the files of an output; the listing of a folder must be in the cache.  Raises UserError (exit 5)."""
     if not digest.endswith(".dir"):
         yield Stored("", place(digest), digest)
         return
@@ -146,7 +149,7 @@ def files(digest: str, place: Callable[[str], Path]) -> Iterable[Stored]:
 
 
 def check(path: Path, file: Stored, subject: str) -> None:
-    """Compare a file's bytes with the digest of what it is or was copied from.  Raises UserError (exit 5)."""
+    """Raise UserError (exit 5) unless `path`, a cached file or a copy of it, has the md5 of `file`."""
     with open_regular(path) as content:
         if hashlib.file_digest(content, "md5").hexdigest() != file.md5:
             name = f"{subject}{file.place or 'the listing'}"
@@ -154,7 +157,7 @@ def check(path: Path, file: Stored, subject: str) -> None:
 
 
 def pull(repo: Any, digests: set[str], subject: str) -> None:
-    """Bring files from the default remote into the cache, as far as it has them.
+    """Pull the files that the default remote has into the cache.
 
     Raises UserError (exit 5) without a remote, NetworkError (exit 5) when it does not answer.
     """
@@ -164,20 +167,20 @@ def pull(repo: Any, digests: set[str], subject: str) -> None:
 
 
 def pull_listings(repo: Any, digests: set[str], subject: str) -> None:
-    """Bring folders' listings from the default remote into the cache, without the files that they name.
+    """Pull folders' listings from the default remote into the cache, without the files that they name.
 
     Raises what `pull` raises.
     """
     with asking_the_remote(subject):
         if digests:
-            remote, names = repo.cloud.get_remote_odb(command="pull"), sorted(digests)
-            given = list(remote.oids_exist(names))
+            remote = repo.cloud.get_remote_odb(command="pull")
+            given = list(remote.oids_exist(sorted(digests)))
             repo.cache.local.add([remote.oid_to_path(name) for name in given], remote.fs, given)
 
 
 @contextmanager
 def asking_the_remote(subject: str) -> Iterator[None]:
-    """Say in one line why the remote gives nothing.
+    """Turn the errors of a remote into one line that says why it gives nothing.
 
     Raises UserError (exit 5) without a remote, NetworkError (exit 5) when it does not answer.
     """
@@ -188,14 +191,14 @@ def asking_the_remote(subject: str) -> Iterator[None]:
         return
     except NoRemoteError as error:
         raise UserError(f"{subject}not in the cache, and DVC has no default remote", Exit.MISSING) from error
-    except Exception as error:  # every kind of remote has errors of its own
+    except Exception as error:  # each kind of remote raises its own errors
         reason = str(error) or type(error).__name__
         raise NetworkError(f"{subject}not in the cache, and the remote does not answer: {reason}") from error
 
 
 @contextmanager
 def quiet(*names: str) -> Iterator[None]:
-    """Keep loggers silent: what DVC warns of, the caller says in one line and by name."""
+    """Silence loggers: the caller reports in one line what DVC would warn about."""
     loggers = [logging.getLogger(name) for name in names]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
@@ -208,7 +211,7 @@ def quiet(*names: str) -> Iterator[None]:
 
 
 def opened(root: Path) -> Any:
-    """DVC's repository at `root`, a context manager.  Raises UserError (exit 5)."""
+    """Return DVC's repository at `root`, a context manager.  Raises UserError (exit 5)."""
     try:
         return Repo(str(root))
     except DvcException as error:
@@ -216,5 +219,5 @@ def opened(root: Path) -> Any:
 
 
 def cached_at(repo: Any) -> Callable[[str], Path]:
-    """Where the cache keeps the object with a digest."""
+    """Return the function from a digest to the path of that object in the cache."""
     return lambda digest: Path(repo.cache.local.oid_to_path(digest))

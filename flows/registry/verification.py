@@ -1,8 +1,7 @@
-"""Whether a version is what its commit says: every digest between the tag and the last byte, recomputed.
+"""Recompute every digest of a version and compare it with what its commit says.
 
-dvc.lock is the list of digests.  Code, parameters and metrics are in git and are compared with it there; outputs are
-compared byte for byte in DVC's cache, into which the missing ones are fetched.  Then the digests that the pipeline
-itself wrote down, of the model and of the images, must agree wherever they stand.
+dvc.lock lists the digests.  Code, parameters and metrics are read from git; outputs are read from DVC's cache, after
+fetching the missing ones.  The sha256 of model and images that the pipeline wrote into its reports are checked, too.
 """
 
 import hashlib
@@ -21,48 +20,53 @@ from flows.registry.storage import Stored, check, obtain, opened
 from flows.registry.versions import Version
 from flows.validation.report import Validation
 
-# As dvc.lock and git spell them.
+# The paths as text, as in dvc.lock and git.
 IMAGES, VALIDATION, METRICS, PARAMS = map(str, (layout.IMAGES, layout.VALIDATION, layout.METRICS, layout.PARAMS))
 
 
 class Check(NamedTuple):
-    """One digest: what it is of, and what is wrong; '' where nothing is."""
+    """One check: its subject, and what is wrong or ''."""
 
     subject: str
     problem: str
 
 
 def verify(root: Path, version: Version) -> list[Check]:
-    """Every check of the version, the bad ones among them.  Raises UserError (exit 5) without a readable dvc.lock."""
+    """Return every check of the version, passed or not.  Raises UserError (exit 5) without a readable dvc.lock."""
     lock, model = read_lock(root, version), model_path(root, version)
-    checks = [*in_git(root, version, lock), *(Check(path, "stages saw different ones") for path in lock.contradictions)]
+    checks = in_git(root, version, lock)
+    checks += [Check(path, "differs between stages") for path in lock.contradictions]
     with opened(root) as repo:
         for path, digest in sorted(lock.outputs.items()):
-            if path == METRICS:
-                continue
-            try:
-                stored = obtain(repo, {path: digest})[path]
-                for file in stored:
-                    check(file.cached, file, "")
-                checks.append(Check(path, ""))
-            except (OSError, UserError) as error:
-                checks.append(Check(path, str(error)))
-                continue
-            if path in (model, IMAGES, VALIDATION):
-                checks.append(written_down(version, path, stored, is_model=path == model))
+            if path != METRICS:
+                checks += in_cache(repo, version, path, digest, model=model)
     missing = {model, IMAGES, VALIDATION} - lock.outputs.keys()
     return checks + [Check(path, "dvc.lock does not list it") for path in sorted(missing)]
 
 
+def in_cache(repo: Any, version: Version, path: str, digest: str, *, model: str) -> list[Check]:
+    """Compare an output's files with its digest in dvc.lock, and the sha256 of model and images with the metrics."""
+    try:
+        stored = obtain(repo, {path: digest})[path]
+        for file in stored:
+            check(file.cached, file, "")
+    except (OSError, UserError) as error:
+        return [Check(path, str(error))]
+    checks = [Check(path, "")]
+    if path in (model, IMAGES, VALIDATION):
+        checks.append(written_down(version, path, stored, is_model=path == model))
+    return checks
+
+
 def require_sound(root: Path, version: Version) -> None:
-    """Raises UserError (exit 5) with the first digest that does not verify."""
+    """Raise UserError (exit 5) with the first check that fails."""
     for subject, problem in verify(root, version):
         if problem:
             raise UserError(f"{version.name} does not verify: {subject}: {problem}", Exit.MISSING)
 
 
 def in_git(root: Path, version: Version, lock: Lock) -> list[Check]:
-    """Code, metrics and parameters at the commit against the digests and values in dvc.lock."""
+    """Compare code, metrics and parameters at the commit with the digests and values in dvc.lock."""
     names = {path: f"{version.commit}:{path}" for path in [*lock.code, METRICS, PARAMS]}
     found = contents(root, list(names.values()))
     checks = []
@@ -70,8 +74,10 @@ def in_git(root: Path, version: Version, lock: Lock) -> list[Check]:
         content = found[names[path]]
         if content is None:
             problem = "not in the commit"
+        elif hashlib.md5(content).hexdigest() != digest:
+            problem = "differs from its md5 in dvc.lock"
         else:
-            problem = "" if hashlib.md5(content).hexdigest() == digest else "differs from its md5 in dvc.lock"
+            problem = ""
         checks.append(Check(path, problem))
     written = parameters(found[names[PARAMS]])
     for section, values in lock.parameters.items():
@@ -81,7 +87,7 @@ def in_git(root: Path, version: Version, lock: Lock) -> list[Check]:
 
 
 def parameters(content: bytes | None) -> dict[str, Any]:
-    """Return the sections of a params.yaml; {} where it has none or is unreadable."""
+    """Return the sections of a params.yaml; {} if it is missing, empty or unreadable."""
     try:
         found = bounded_yaml.parse(content or b"")
     except ValueError:
@@ -90,7 +96,7 @@ def parameters(content: bytes | None) -> dict[str, Any]:
 
 
 def written_down(version: Version, path: str, stored: list[Stored], *, is_model: bool) -> Check:
-    """The sha256 that the metrics state, of the model or the images, against the one that the files have."""
+    """Compare the sha256 of model or images in the metrics with that of the files."""
     key = "model_sha256" if is_model else "data_sha256"
     stated = version.metrics.model_sha256 if is_model else version.metrics.data_sha256
     try:
@@ -102,7 +108,7 @@ def written_down(version: Version, path: str, stored: list[Stored], *, is_model:
 
 
 def sha256_of(path: str, stored: list[Stored], *, is_model: bool) -> Any:
-    """Return the pipeline's own digest: of a model, which must load, of images, or as the validation report states it.
+    """Return the sha256 of a model, which must load, of images, or of the images that a validation report is about.
 
     Raises CheckpointError, ImageSetError, OSError and UserError.
     """
@@ -122,7 +128,7 @@ def sha256_of(path: str, stored: list[Stored], *, is_model: bool) -> Any:
 
 
 def stated_digest(stored: list[Stored]) -> str:
-    """Return the digest of the images that a validation report states.  Raises UserError (exit 5)."""
+    """Return the sha256 of the images that a validation report is about.  Raises UserError (exit 5)."""
     if [file.place for file in stored] != [""]:
         raise UserError("not a file", Exit.MISSING)
     return read(Validation, stored[0].cached).data_sha256

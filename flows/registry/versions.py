@@ -1,11 +1,10 @@
-"""The registry of models, which is git: GTO's tags on the commits that the pipeline's runs left.
+"""The registry of models: GTO's tags on the commits of the pipeline's runs.
 
-`vdm@v1.2.0` is a version.  `vdm#champion#7` is the seventh time that some version became the champion; such tags are
-only ever added, so they are the champion's history.  Both are annotated, and a champion's tag carries as JSON, below
-its first line, the evidence on which it was made.  The evidence is not in the model card, which is among the bytes
-that were evaluated: to write it there would change their digest.  Nor is it a file beside it, which would need a
-commit of its own: the version would then be another commit than the one that was compared.  A version that was
-refused has its evidence in a git note on its commit.
+`vdm@v1.2.0` is a version.  `vdm#champion#7` says that a version became the champion, for the seventh time in the
+project.  Such tags are only added, so they are the champion's history.  Both kinds are annotated.  The message of a
+champion's tag holds the evidence as JSON.  It is not written into the model card, since that would change the digest of
+the model folder that was evaluated; nor into another file, since that would need a new commit, which is not the one
+that was evaluated.  The evidence against a refused version is in a git note on its commit.
 """
 
 import re
@@ -23,7 +22,7 @@ MODEL = "vdm"
 CHAMPION = "champion"
 REFUSALS = f"{MODEL}-refusals"
 MOST_BYTES = 2**16
-"""Of a metrics.json, so that a listing of hundreds fits into memory."""
+"""The largest metrics.json that is read, so that a listing of hundreds fits into memory."""
 NUMBER = "[0-9]{1,9}"
 NUMBERS = rf"v({NUMBER})\.({NUMBER})\.({NUMBER})"
 VERSION_TAG = re.compile(rf"{MODEL}@{NUMBERS}")
@@ -34,8 +33,8 @@ REFERENCE = re.compile(rf"{CHAMPION}|{MODEL}#{CHAMPION}|({MODEL}@)?{NUMBERS}")
 class Version(NamedTuple):
     """A version: `vdm@v1.2.0`, its commit, when and with which message it was tagged, its stages, its metrics.
 
-    The metrics are those of reports/evaluation/metrics.json at the commit, in bits/dim; without figures where that is
-    unreadable, with what is wrong as `problem`.
+    The metrics, in bits/dim, are those in reports/evaluation/metrics.json at the commit.  If that is unreadable, they
+    are empty and `problem` says why.
     """
 
     name: str
@@ -48,10 +47,10 @@ class Version(NamedTuple):
 
 
 def versions(root: Path) -> list[Version]:
-    """Every version in the order of the numbers.  Raises UserError (exit 5) where there is no git repository."""
+    """Return every version, sorted by number.  Raises UserError (exit 5) outside a git repository."""
     tags = annotated_tags(root, MODEL)
     reigning = reign(tags)
-    numbered = sorted((numbers, tag) for tag in tags if (numbers := numbers_of(tag.name)) and in_force(tag, tags))
+    numbered = sorted((numbers, tag) for tag in tags if (numbers := numbers_of(tag.name)) and is_registered(tag, tags))
     files = contents(root, [f"{tag.commit}:{layout.METRICS}" for _, tag in numbered], MOST_BYTES) if numbered else {}
     return [
         Version(
@@ -76,7 +75,7 @@ def metrics_in(content: bytes | None) -> tuple[Metrics, str]:
 
 
 def resolve(root: Path, reference: str) -> Version:
-    """The version that `champion`, `vdm@v1.2.0` or `v1.2.0` means.  Raises UserError (exit 5) when there is none."""
+    """Return the version named `champion`, `vdm@v1.2.0` or `v1.2.0`.  Raises UserError (exit 5) if there is none."""
     if not REFERENCE.fullmatch(reference):
         raise UserError(f"{reference}: not a version such as {MODEL}@v1.2.0, nor `{CHAMPION}`", Exit.USAGE)
     known = versions(root)
@@ -85,8 +84,8 @@ def resolve(root: Path, reference: str) -> Version:
             if CHAMPION in version.stages:
                 return version
         if tag := champion_tag(root):
-            mend = f"`git fetch --tags`, or `gto assign {MODEL} --version vX.Y.Z --stage {CHAMPION}` another"
-            raise UserError(f"{tag.name}: its version's tag is gone; {mend}", Exit.MISSING)
+            advice = f"`git fetch --tags`, or `gto assign {MODEL} --version vX.Y.Z --stage {CHAMPION}` another"
+            raise UserError(f"{tag.name}: its version's tag is gone; {advice}", Exit.MISSING)
         raise UserError("no version is the champion; `vdmctl promote` makes the first", Exit.MISSING)
     name = reference if "@" in reference else f"{MODEL}@{reference}"
     for version in known:
@@ -96,7 +95,7 @@ def resolve(root: Path, reference: str) -> Version:
 
 
 def newest(root: Path) -> Version:
-    """The version with the highest number.  Raises UserError (exit 5) when there is none."""
+    """Return the version with the highest number.  Raises UserError (exit 5) when there is none."""
     known = versions(root)
     if not known:
         raise UserError(f"the registry has no version of {MODEL}", Exit.MISSING)
@@ -104,10 +103,10 @@ def newest(root: Path) -> Version:
 
 
 def add_version(root: Path, commit: str, message: str) -> Version:
-    """Tag a commit of a pipeline run as the next minor version, v1.0.0 first.
+    """Tag a commit of a pipeline run as the next minor version; the first is v1.0.0.
 
-    Raises UserError: exit 5 for a commit that is unknown or without an evaluation, 2 for one that is a version
-    already, for a tag that exists and for want of a git identity.
+    Raises UserError: exit 5 for a commit that is unknown or without an evaluation, 2 if the commit is a version
+    already, the tag exists, or there is no git identity.
     """
     commit = commit_of(root, commit)
     path = f"{commit}:{layout.METRICS}"
@@ -119,19 +118,22 @@ def add_version(root: Path, commit: str, message: str) -> Version:
         for version in versions(root):
             if version.commit == commit:
                 raise UserError(f"commit {commit[:12]} is {version.name} already", Exit.USAGE)
-        taken = [numbers for tag in annotated_tags(root, f"{MODEL}@") if (numbers := numbers_of(tag.name))]
+        names = [tag.name for tag in annotated_tags(root, f"{MODEL}@")]
+        taken = [numbers for name in names if (numbers := numbers_of(name))]
         major, minor, _ = max(taken, default=(1, -1, 0))
         number = f"v{major}.{minor + 1}.0"
         if tag_exists(root, f"{MODEL}@{number}"):
-            raise UserError(f"the tag {MODEL}@{number} exists and is no version; `git tag -d` it", Exit.USAGE)
+            raise UserError(
+                f"the tag {MODEL}@{number} exists but is not a version; delete it with `git tag -d`", Exit.USAGE
+            )
         create_tag(root, message, version=number, commit=commit)
     return resolve(root, number)
 
 
 def make_champion(root: Path, version: Version, message: str) -> str:
-    """Add the champion's next tag, on that version, and return its name.  The caller holds the registry's lock.
+    """Make the version the champion by the next tag; return its name.  The caller holds the registry's lock.
 
-    Raises UserError (exit 2) for want of a git identity, and when GTO refuses.
+    Raises UserError (exit 2) without a git identity, and when GTO refuses.
     """
     create_tag(root, message, stage=CHAMPION, version=version.name.removeprefix(f"{MODEL}@"))
     tag = champion_tag(root)
@@ -140,56 +142,56 @@ def make_champion(root: Path, version: Version, message: str) -> str:
 
 
 def create_tag(root: Path, message: str, *, version: str, commit: str | None = None, stage: str | None = None) -> None:
-    """GTO's tag for a version of a commit, or for a stage of a version.  Raises UserError (exit 2)."""
+    """Let GTO tag a commit as a version, or a version with a stage.  Raises UserError (exit 2)."""
     import gto.api
     from gto.exceptions import GTOException
     from scmrepo.exceptions import SCMError
 
-    # GTO asks another implementation of git, which would invent a name where git itself refuses to.
+    # The implementation of git that GTO uses would make up an identity where git itself refuses to.
     name, email = identity(root)
     author: dict[str, Any] = {"message": f"{message.strip()}\n", "author": name, "author_email": email}
     try:
         if stage is None:
             gto.api.register(str(root), MODEL, str(commit), version=version, **author)
         else:
-            # Without `force` GTO refuses a version that was in the stage before, which a roll-back needs.
+            # Without `force` GTO refuses a version that had the stage before, as in a roll-back.
             gto.api.assign(str(root), MODEL, stage, version=version, force=True, **author)
     except (GTOException, SCMError, OSError) as error:
         raise UserError(f"git tag for {MODEL}@{version}: {error}", Exit.USAGE) from error
 
 
 def record_refusal(root: Path, version: Version, message: str) -> None:
-    """Say on the version's commit why it did not become the champion.  Raises UserError."""
+    """Write a git note on the version's commit that says why it was not promoted.  Raises UserError."""
     git(root, "notes", f"--ref={REFUSALS}", "add", "--force", "--file=-", version.commit, stdin=message.encode())
 
 
 def refusal(root: Path, commit: str) -> Evidence | None:
-    """Return the evidence on which a commit's version was last refused; None if it never was."""
+    """Return the evidence of the last refusal of a commit's version; None if it was never refused."""
     if commit not in git(root, "notes", f"--ref={REFUSALS}", "list").decode(errors="replace").split():
         return None
     return evidence_of(git(root, "notes", f"--ref={REFUSALS}", "show", commit).decode(errors="replace"))
 
 
 def champion(root: Path) -> Version | None:
-    """The champion, None before the first.  Raises UserError (exit 5) when its version's tag is gone."""
+    """Return the champion, or None if there is none.  Raises UserError (exit 5) when its version's tag is gone."""
     return resolve(root, CHAMPION) if champion_tag(root) else None
 
 
 def is_decided(root: Path, commit: str) -> bool:
-    """Whether the commit has a version that has met the champion: it became the champion, or was refused."""
+    """Whether the commit has a version that was promoted or refused."""
     tags = [tag for tag in annotated_tags(root, MODEL) if tag.commit == commit]
-    crowned = any(CHAMPION_TAG.fullmatch(tag.name) for tag in tags)
-    return any(numbers_of(tag.name) for tag in tags) and (crowned or refusal(root, commit) is not None)
+    promoted = any(CHAMPION_TAG.fullmatch(tag.name) for tag in tags)
+    return any(numbers_of(tag.name) for tag in tags) and (promoted or refusal(root, commit) is not None)
 
 
 def champion_tag(root: Path) -> Tag | None:
-    """The tag that made the champion what it is; None when there is no champion."""
+    """Return the tag of the present champion; None if there is none."""
     reigning = reign(annotated_tags(root, f"{MODEL}#"))
     return reigning[-1] if reigning else None
 
 
 def previous_champion(root: Path) -> Version:
-    """Who a roll-back makes champion.  Raises UserError (exit 5) when nobody was before the champion."""
+    """Return the version that a roll-back makes the champion.  Raises UserError (exit 5) if there is none."""
     reigning = reign(annotated_tags(root, f"{MODEL}#"))
     if len(reigning) < 2:
         raise UserError("there is no earlier champion to go back to", Exit.MISSING)
@@ -200,10 +202,10 @@ def previous_champion(root: Path) -> Version:
 
 
 def reign(tags: list[Tag]) -> list[Tag]:
-    """The champions that roll-backs have left, the present one last: promotions are pushed, roll-backs pop.
+    """Return the stack of champions' tags, the present champion last: a promotion pushes, a roll-back pops.
 
-    So a second roll-back goes one champion further back, and not to the one that the first roll-back removed.  Order
-    is by the tags' numbers: their times have whole seconds.
+    So a second roll-back goes one champion further back, and not to the one that the first roll-back removed.  The tags
+    are sorted by number, since their times have only whole seconds.
     """
     history = sorted((int(match[2]), match[1], tag) for tag in tags if (match := CHAMPION_TAG.fullmatch(tag.name)))
     reigning: list[Tag] = []
@@ -218,11 +220,11 @@ def reign(tags: list[Tag]) -> list[Tag]:
 
 
 def numbers_of(name: str) -> tuple[int, int, int] | None:
-    """(1, 2, 0) for `vdm@v1.2.0`; None for a tag that is no version."""
+    """Return (1, 2, 0) for `vdm@v1.2.0`; None for a tag that is not a version."""
     match = VERSION_TAG.fullmatch(name)
     return (int(match[1]), int(match[2]), int(match[3])) if match else None
 
 
-def in_force(tag: Tag, tags: list[Tag]) -> bool:
-    """Whether GTO has not deregistered the version: `vdm@v1.2.0!`."""
+def is_registered(tag: Tag, tags: list[Tag]) -> bool:
+    """Whether the version has no tag `vdm@v1.2.0!`, with which GTO deregisters it."""
     return not any(other.name.partition("!")[0] == tag.name and other.name != tag.name for other in tags)

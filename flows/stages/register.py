@@ -1,4 +1,4 @@
-"""register: freeze a trained model as a release: weights, configuration and model card in one folder."""
+"""The stage `register`: write weights, configuration and model card of a trained model into one folder."""
 
 import csv
 import json
@@ -62,15 +62,15 @@ version.
 def register(
     data: "Data", model: "Model", train: "Train", *, trained: Path, curves: Path, images: Path, out: Path
 ) -> None:
-    """Make the folder `out` of the model in `trained` and its card, `README.md`: the whole of it, or none.
+    """Write the folder `out`, all or nothing: the model in `trained` and its model card, `README.md`.
 
-    Raises CheckpointError when the trained model does not load, ImageSetError when the images are gone, UserError
-    (exit 5) when the training log is, and OSError that names a file that cannot be written.
+    Raises CheckpointError when the model does not load, ImageSetError when the images are missing, UserError (exit 5)
+    when the training log is missing or damaged, and OSError that names a file that cannot be written.
     """
     vdm = load_model(trained)
     step, bpd = last_loss(curves)
     description = load_images(images).description
-    parameters = {section: part.model_dump() for section, part in (("data", data), ("model", model), ("train", train))}
+    parameters = {"data": data.model_dump(), "model": model.model_dump(), "train": train.model_dump()}
     card = CARD.format(
         **{key: markdown(description.get(key, "not stated")) for key in DESCRIBED},
         shape="x".join(map(str, vdm.image_shape)),
@@ -92,7 +92,7 @@ def register(
 
 
 def last_loss(curves: Path) -> tuple[int, float]:
-    """Step and bits/dim of the last line of the training log.  Raises UserError (exit 5)."""
+    """Return step and bits/dim in the last line of the training log.  Raises UserError (exit 5)."""
     try:
         with open_regular(curves) as file:
             header = file.readline(LONGEST_LINE)

@@ -68,7 +68,7 @@ def test_a_wrong_option_is_a_usage_error(
 
 
 def test_the_continuous_bound_does_not_depend_on_the_schedule_between_its_ends() -> None:
-    """The four schedules of the variance table differ in variance alone (section 5.1)."""
+    """The four schedules of the variance table differ only in variance (section 5.1)."""
     command = [sys.executable, "-m", "benchmarks.estimator_variance", "--steps", "60", "--images", "16", "--json"]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     schedules = json.loads(result.stdout)["schedules"].values()

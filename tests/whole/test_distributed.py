@@ -1,4 +1,4 @@
-"""One run in several processes: real ones, which torch's agent starts, and which are killed and stopped."""
+"""Training in several real processes, started by torch's agent, killed and stopped."""
 
 import csv
 import fcntl
@@ -30,7 +30,7 @@ PARAMS = {
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
-    """A project with validated images, of which two processes train a model."""
+    """Return a project with validated images, set up to train with two processes."""
     project = Project(tmp_path_factory.mktemp("project"))
     project.edit("params.yaml", **PARAMS)
     for stage in ("download", "validate"):
@@ -48,11 +48,11 @@ def curves(project: Project) -> list[dict[str, float]]:
 
 @pytest.fixture(scope="module")
 def undisturbed(project: Project) -> bytes:
-    """The weights of a run that nothing interrupts."""
+    """Return the weights of a run that nothing interrupts."""
     result = project.new_vdmctl("train")
     assert result.returncode == 0, result.stderr
     assert "on 2 x cpu in float32" in result.stderr
-    assert result.stderr.count("step 30:") == 1  # one process speaks
+    assert result.stderr.count("step 30:") == 1  # one process logs
     assert list((project.folder / ".vdm" / "runs").iterdir()) == []
     return weights(project)
 
@@ -77,13 +77,13 @@ def wait_for_state(project: Project, process: subprocess.Popen[str], step: int) 
 
 
 def workers(process: subprocess.Popen[str]) -> list[int]:
-    """The training processes in the order of their start, which is that of their ranks."""
+    """Return the training processes in the order of their start, which is that of their ranks."""
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     return sorted(int(pid) for pid in children if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes())
 
 
 def test_two_processes_follow_the_losses_of_one(project: Project, undisturbed: bytes) -> None:
-    """The whole batch in one process, in two, and in four micro-batches: the same up to rounding."""
+    """The losses with the batch in one process, in two, and in four micro-batches agree up to rounding."""
     two = curves(project)
     for change in ({}, {"accumulation: 1": "accumulation: 4"}):
         changes = {"num_devices: 2": "num_devices: 1", **change}
@@ -92,9 +92,9 @@ def test_two_processes_follow_the_losses_of_one(project: Project, undisturbed: b
         project.edit("params.yaml", **{new: old for old, new in changes.items()})
         assert len(curves(project)) == len(two)
         for row, expected in zip(curves(project), two, strict=True):
-            # Rounding, which 30 steps amplify; another draw of times or noise would show in the second digit.
+            # 30 steps amplify rounding; other times or noise would change the second digit.
             assert row == pytest.approx(expected, rel=2e-4)
-    assert weights(project) != undisturbed  # rounded differently, so it was another computation
+    assert weights(project) != undisturbed  # different rounding proves a different computation
 
 
 @pytest.mark.parametrize("victim", [0, 1])
@@ -129,14 +129,14 @@ def test_restarts_are_bounded(project: Project, undisturbed: bytes) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_group_asked_to_stop_saves_and_exits_75(number: signal.Signals, project: Project, undisturbed: bytes) -> None:
-    """SIGINT as from a terminal, to every process; SIGTERM to the first alone."""
+    """SIGINT goes to every process, as from a terminal; SIGTERM to the first one only."""
     process = start(project)
     wait_for_state(project, process, 5)
     (os.killpg if number == signal.SIGINT else os.kill)(process.pid, number)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == Exit.RESUMABLE, errors
     assert "\nvdmctl: stopped; run again to continue" in errors
-    assert "torch/distributed" not in errors  # its agent has nothing to add
+    assert "torch/distributed" not in errors  # the agent adds no output
     assert project.new_vdmctl("train").returncode == 0
     assert weights(project) == undisturbed
 
@@ -172,7 +172,7 @@ def test_a_group_stopped_while_it_starts_says_so_in_one_line(
 
 
 def test_processes_do_not_outlive_the_one_that_started_them(project: Project, undisturbed: bytes) -> None:
-    """What they did since the last state of the plan is saved."""
+    """The steps since the last planned state are saved, too."""
     every = {"checkpoint_every_steps: 5\n": "checkpoint_every_steps: 1000\n", "steps: 30\n": "steps: 3000\n"}
     project.edit("params.yaml", **every)
     process = start(project)
@@ -215,7 +215,7 @@ def test_processes_that_still_start_do_not_outlive_it_either(
 
 
 def listening(leader: int) -> set[str]:
-    """The addresses at which a session takes connections and packets."""
+    """Return the addresses at which the processes of a session listen."""
     found = set()
     for process in session(leader):
         try:
@@ -227,7 +227,7 @@ def listening(leader: int) -> set[str]:
 
 
 def test_nothing_listens_beyond_loopback(project: Project, undisturbed: bytes) -> None:
-    """From the first moment to the last, through a restart, and whatever the user's environment says."""
+    """This holds from start to end, through a restart, for any environment of the user."""
     addresses = psutil.net_if_addrs().items()
     others = [
         name for name, found in addresses if name != "lo" and any(each.family.name == "AF_INET" for each in found)
@@ -252,7 +252,7 @@ def test_nothing_listens_beyond_loopback(project: Project, undisturbed: bytes) -
 
 
 def test_an_error_of_the_first_process_is_one_line(project: Project, undisturbed: bytes) -> None:
-    """A folder that cannot be made: found before the work, told once, and not tried again."""
+    """A folder that cannot be made is found before training, reported once, and not retried."""
     runs = project.folder / ".vdm" / "runs"
     runs.rmdir()
     runs.write_text("in the way")
@@ -265,7 +265,7 @@ def test_an_error_of_the_first_process_is_one_line(project: Project, undisturbed
 
 
 def test_an_error_that_only_one_meets_on_the_way_ends_all(project: Project, undisturbed: bytes) -> None:
-    """A log that cannot be written: the others would wait for the first process."""
+    """The log cannot be written; the other processes must not go on waiting for the first."""
     curves = project.folder / "reports/training/curves.csv"
     curves.unlink()
     (curves / "in the way").mkdir(parents=True)
@@ -301,7 +301,7 @@ def test_an_error_outside_every_agreement_leaves_nobody_waiting(project: Project
     assert "process 0 of 2 failed: OSError: [Errno 28] No space left on device: 'somewhere'" in result.stderr
 
 
-def test_a_second_group_is_told_who_holds_the_device(project: Project, undisturbed: bytes) -> None:
+def test_a_second_group_is_refused_by_the_device_lock(project: Project, undisturbed: bytes) -> None:
     process = start(project)
     wait_for_state(project, process, 5)
     os.killpg(process.pid, signal.SIGSTOP)
@@ -323,7 +323,7 @@ def test_torchrun_starts_the_same_run(project: Project, undisturbed: bytes) -> N
 
 @pytest.fixture
 def hosts() -> Iterator[dict[str, str]]:
-    """Two network namespaces joined by a cable: names and addresses."""
+    """Return the names and addresses of two connected network namespaces."""
     addresses = {f"vdm{os.getpid()}a": "10.77.0.1", f"vdm{os.getpid()}b": "10.77.0.2"}
     first, second = addresses
     commands = [f"netns add {host}" for host in addresses]
@@ -346,7 +346,7 @@ def hosts() -> Iterator[dict[str, str]]:
 def test_two_machines_train_one_model(
     hosts: dict[str, str], project: Project, undisturbed: bytes, tmp_path: Path
 ) -> None:
-    """Each with its own files, as in the README; one of them speaks, and writes the result."""
+    """Each has its own files, as in the README; one of them logs, and writes the result."""
     outputs = []
     folders = [tmp_path / host for host in hosts]
     started = []

@@ -1,4 +1,4 @@
-"""How commands end: signals at many moments, readers that go away, full devices, bad arguments.  Real processes."""
+"""How real commands end: signals at many moments, closed pipes, full devices, bad arguments."""
 
 import signal
 import subprocess
@@ -19,7 +19,7 @@ from flows.core.errors import Exit
 
 STOPPED = "vdmctl: stopped; run again\n"
 COMMANDS = typer.main.get_command(app).commands  # type: ignore[attr-defined]
-# What a command needs besides its name, to begin its work.
+# The arguments that a command needs to start working.
 ARGUMENTS = {
     "compare": ["models/vdm", "models/vdm"],
     "lineage": ["champion"],
@@ -35,14 +35,14 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Small:
 
 
 def catches_sigterm(pid: int) -> bool:
-    """Whether the process has a handler: what comes before is Python's own start."""
+    """Whether the process has a handler for SIGTERM, which it has not while Python itself starts."""
     status = Path(f"/proc/{pid}/status").read_text()
     (mask,) = [line.split()[1] for line in status.splitlines() if line.startswith("SigCgt")]
     return bool(int(mask, 16) >> (signal.SIGTERM - 1) & 1)
 
 
 def stopped(process: subprocess.Popen[str], number: signal.Signals, marker: Callable[[], bool]) -> tuple[int, str]:
-    """Send the signal as soon as the marker shows; the exit code and what is on stderr."""
+    """Send the signal as soon as the marker appears; return the exit code and stderr."""
     while not marker():
         assert process.poll() is None, process.stderr and process.stderr.read()
         time.sleep(0.001)
@@ -88,7 +88,7 @@ def test_a_command_that_is_stopped_leaves_the_old_outputs_and_nothing_else(
     small.edit(times_per_image=2)
 
 
-# The signal comes at the N-th time that a file or folder takes its place.
+# The signal comes when the N-th file or folder is moved to its place.
 AT_RENAME = """
 import os, signal, sys
 from pathlib import Path
@@ -168,7 +168,7 @@ def test_streams_that_are_closed_or_full(shell: str, code: int, errors: str, sma
 
 
 def test_what_a_closed_stream_was_is_no_other_file(small: Small) -> None:
-    """With descriptors 1 and 2 free, the first files that are opened would get what libraries print."""
+    """If file descriptors 1 and 2 stayed closed, the next opened files would get them, and what libraries print."""
     opened = "import os; os.write(2, b'x'); f = open('new', 'w')"
     program = f"from flows.process.streams import open_streams; open_streams(); {opened}"
     result = small.run(["bash", "-c", f'{sys.executable} -c "{program}; print(f.fileno() > 2, file=f)" <&- >&- 2>&-'])
@@ -178,7 +178,7 @@ def test_what_a_closed_stream_was_is_no_other_file(small: Small) -> None:
 
 
 def empty_arguments() -> Iterator[tuple[str, list[str], str]]:
-    """For every argument and option that takes a value: the command, its arguments with that one empty, its name."""
+    """Yield each argument and option with a value: the command, its arguments with that one empty, and its name."""
     for command, parameters in ((name, command.params) for name, command in COMMANDS.items()):
         for empty in (parameter for parameter in parameters if not getattr(parameter, "is_flag", False)):
             shown = empty.name if empty.param_type_name == "argument" else empty.opts[0]
@@ -199,7 +199,7 @@ def test_no_command_takes_an_empty_argument(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    # What must not happen is not to happen here: `serve` would start a server in the home of whoever runs the tests.
+    # If the check failed, `serve` would start a server in the home of whoever runs the tests.
     monkeypatch.setattr(TyperCommand, "invoke", lambda self, context: pytest.fail("the command runs"))
     assert cli.run([command, *arguments]) == Exit.USAGE
     captured = capsys.readouterr()

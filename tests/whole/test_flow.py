@@ -32,7 +32,7 @@ def tasks(plant: Plant, run: str) -> dict[str, str]:
 
 
 def wait_for_state(plant: Plant, step: int) -> None:
-    """Until the trainer has saved a state at or after that step."""
+    """Wait until the trainer has saved a state at or after the step."""
     states = plant.project.folder / ".vdm" / "runs"
 
     def saved() -> bool:
@@ -56,16 +56,16 @@ def test_a_run_leaves_a_commit_on_its_branch_and_the_checkout_alone(plant: Plant
     assert [name for name in tasks(plant, run) if name in STAGES] == STAGES
     assert set(tasks(plant, run).values()) == {"COMPLETED"}
     log = plant.logged(run)
-    assert "has uncommitted changes, which are no part of this run" in log
+    assert "has uncommitted changes, which are not part of this run" in log
     assert "step 20:" in log
     assert "promote: vdm@v1.0.0 is the first champion" in log
-    assert "challenger_sha256" not in log  # the evidence is linked, not logged
+    assert "challenger_sha256" not in log  # the log does not contain the evidence, which is linked
     assert before == (project.git("status", "--porcelain"), project.git("rev-parse", "HEAD"), project.git("write-tree"))
     assert not (project.folder / "models" / "vdm").exists()
 
     (branch,) = plant.branches()
     changed = project.git("diff", "--name-only", f"main...{branch}").split()
-    assert project.vdmctl("verify", "champion").returncode == 0  # its bytes are in the project's own cache
+    assert project.vdmctl("verify", "champion").returncode == 0  # its files are in the project's cache
     assert {"dvc.lock", "reports/evaluation/metrics.json", "reports/card.md"} <= set(changed)
     assert "README.md" not in changed
     assert project.git("rev-list", "--count", f"main..{branch}").strip() == "1"
@@ -76,7 +76,7 @@ def test_a_run_leaves_a_commit_on_its_branch_and_the_checkout_alone(plant: Plant
     for link in plant.api("artifacts/filter", artifacts={"key": {"any_": ["model-card", "data-docs", "evidence"]}}):
         (address,) = re.findall(r"\((file:[^)]+)\)", link["data"])
         path = urllib.parse.unquote(address.removeprefix("file://"))
-        assert Path(path).is_file()  # also now that the worktree is gone
+        assert Path(path).is_file()  # although the worktree is gone
 
     begin = time.monotonic()
     state, message = plant.finish(plant.retrain("train-vdm/train-vdm"))
@@ -101,10 +101,10 @@ def test_wrong_parameters_fail_before_anything_starts(
     plant: Plant, parameters: dict[str, object], message: str
 ) -> None:
     run = plant.retrain(**parameters)
-    state, told = plant.finish(run)
+    state, reason = plant.finish(run)
     assert state == "FAILED"
-    assert message in told
-    assert "\n" not in told
+    assert message in reason
+    assert "\n" not in reason
     assert plant.worktrees() == []
     assert "Traceback" not in plant.logged(run)
 
@@ -121,7 +121,7 @@ def test_an_unknown_parameter_of_the_flow_starts_no_run(plant: Plant) -> None:
 
 
 def test_the_code_that_runs_is_that_of_the_commit(plant: Plant) -> None:
-    """Neither the uncommitted code of the checkout nor the installed package."""
+    """A run uses neither uncommitted code of the checkout nor the installed package."""
     project = plant.project
     project.edit("flows/stages/sample.py", **{'log.info("%d samples in': 'log.info("COMMITTED %d samples in'})
     project.git("commit", "--quiet", "--all", "--message=Other code")
@@ -138,12 +138,12 @@ def test_the_code_that_runs_is_that_of_the_commit(plant: Plant) -> None:
 
 
 def test_a_cancelled_run_is_continued_by_the_next(plant: Plant) -> None:
-    """Cancelled in another shell, which knows the server by the folder."""
+    """The run is cancelled from another shell, which finds the server by the folder."""
     run = plant.retrain(overrides=LONG)
     wait_for_state(plant, 100)
     assert len(trainers(plant.project.folder)) == 1
     second = plant.retrain(overrides=LONG)
-    assert plant.finish(second)[0] == "CANCELLED"  # one at a time: the newcomer gives way
+    assert plant.finish(second)[0] == "CANCELLED"  # only one run at a time: the second is cancelled
     assert plant.read(run)["name"] in plant.run("flow-run", "ls").stdout
     assert plant.run("flow-run", "cancel", run).returncode == 0
     wait_until(lambda: trainers(plant.project.folder) == [], 10)
@@ -152,7 +152,7 @@ def test_a_cancelled_run_is_continued_by_the_next(plant: Plant) -> None:
     third = plant.retrain(overrides=LONG)
     state, message = plant.finish(third)
     assert state == "COMPLETED"
-    assert "promoted as vdm#champion#2: " in message  # it learned longer than the first
+    assert "promoted as vdm#champion#2: " in message  # it trained longer than the first
     assert "continuing from step" in plant.logged(third)
     assert plant.worktrees() == []
 
@@ -166,7 +166,7 @@ def test_prefects_commands_find_the_server_of_the_folder_and_its_settings_are_it
 def test_a_killed_engine_takes_its_trainer_along_and_the_next_run_continues(plant: Plant) -> None:
     overrides = LONG | {"train.seed": 1, "train.steps": 400}
     command = [sys.executable, "-c", f"from flows.train_vdm import train_vdm; train_vdm(overrides={overrides})"]
-    environment = plant.environment | {"PREFECT_API_URL": plant.url}  # else Prefect would start a temporary server
+    environment = plant.environment | {"PREFECT_API_URL": plant.url}  # otherwise Prefect would start a temporary server
     engine = subprocess.Popen(
         command, cwd=plant.project.folder, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
@@ -214,18 +214,18 @@ def test_a_champion_whose_bytes_are_damaged_is_named_before_training(plant: Plan
     finally:
         listing.write_bytes(content)
     assert state == "FAILED"
-    assert message.startswith("the champion cannot be met: ")
+    assert message.startswith("no comparison with the champion is possible: ")
     assert "is damaged in the cache" in message
     assert "train" not in tasks(plant, run)
 
 
 def orphans(plant: Plant) -> list[int]:
-    """The processes that still work in a run's worktree."""
+    """Return the processes that still work in a run's worktree."""
     return processes_in(plant.project.folder / ".vdm" / "worktrees")
 
 
 def test_images_that_drifted_from_the_champions_stop_the_run(plant: Plant) -> None:
-    """Another split of the digits, with no tolerance."""
+    """The images are another split of the digits, and the tolerance is zero."""
     overrides = {"data.split_seed": 5, "contract.max_drift": 0.0, "contract.on_drift": "fail"}
     run = plant.retrain(overrides=overrides)
     state, message = plant.finish(run)
@@ -243,9 +243,9 @@ def test_an_interrupted_publication_is_completed_by_the_next_run(plant: Plant) -
     assert "does not surely improve by more than" in plant.logged(run)  # 20 steps against 800
     assert state == "FAILED"
     assert "the next run publishes again" in message
-    assert plant.project.git("ls-remote", "--tags", "origin") == ""  # bytes and commits first
+    assert plant.project.git("ls-remote", "--tags", "origin") == ""  # files and commits first
     hook.unlink()
-    # As if the run had been killed between its version and the comparison.
+    # As if the run had been killed after making the version and before the comparison.
     newest = plant.project.git("tag", "--list", "vdm@*", "--sort=-version:refname").split()[0]
     plant.project.git("notes", "--ref=vdm-refusals", "remove", f"{newest}^{{commit}}")
     state, message = plant.finish(plant.retrain(overrides={"train.seed": 2}, publish=True))
@@ -260,11 +260,11 @@ def test_an_interrupted_publication_is_completed_by_the_next_run(plant: Plant) -
     clone = plant.remote.parent / "clone"
     plant.project.git("clone", "--quiet", "--branch=vdm@v1.0.0", str(plant.remote), str(clone))
     verify = [sys.executable, "-m", "flows.cli", "verify", "v1.0.0"]
-    assert subprocess.run(verify, cwd=clone, env=plant.environment).returncode == 0  # all bytes come from the remote
+    assert subprocess.run(verify, cwd=clone, env=plant.environment).returncode == 0  # all files come from the remote
 
 
 def test_runs_of_a_schedule_keep_the_state_in_which_they_ended(plant: Plant) -> None:
-    """The automation fires for them, since the server holds back the event of their end; it must not touch them."""
+    """The automation fires for them, since the server delays the event of their end, but must not change them."""
     name = "train-vdm/weekly"
     (automation,) = plant.api("automations/filter", limit=5)
     given = {key: automation[key] for key in ("name", "description", "enabled", "trigger", "actions")}
@@ -277,7 +277,7 @@ def test_runs_of_a_schedule_keep_the_state_in_which_they_ended(plant: Plant) -> 
     states = {"type": {"not_any_": ["SCHEDULED", "PENDING", "RUNNING", "CANCELLED"]}}
     chosen = {"flow_runs": {"deployment_id": {"any_": [deployment["id"]]}, "state": states}}
     wait_until(lambda: bool(plant.api("flow_runs/filter", **chosen)), 120, plant.log)
-    # Only what follows: runs of the tests before have ended too.
+    # Only later events: runs of earlier tests have ended, too.
     since = {
         "event": {"name": ["prefect.automation.action.failed"]},
         "occurred": {"since": datetime.now(UTC).isoformat()},
@@ -319,7 +319,7 @@ def test_a_run_without_a_git_identity_says_so(plant: Plant) -> None:
 
 @pytest.fixture
 def database(tmp_path: Path) -> Iterator[str]:
-    """A PostgreSQL server of Debian's package on a loopback port: its address for Prefect."""
+    """Start PostgreSQL from Debian's package on a loopback port; return the URL for Prefect."""
     found = sorted(Path("/usr/lib/postgresql").glob("*/bin/pg_ctl"))
     if not found or os.getuid() != 0:
         pytest.skip("needs Debian's postgresql, and root to run it as its own user")
@@ -353,7 +353,7 @@ def test_the_loop_runs_on_postgresql(database: str, tmp_path: Path) -> None:
 
 
 def test_ctrl_c_stops_everything_and_leaves_nothing_behind(plant: Plant) -> None:
-    """While a run trains; its state is saved.  Last in the file: it ends the plant."""
+    """A run trains meanwhile, and its state is saved.  This test is the last in the file, since it stops the plant."""
     run = plant.retrain(overrides=LONG | {"train.steps": 100_000})
     wait_for_state(plant, 100)
     assert plant.read(run)["state"]["type"] == "RUNNING"

@@ -1,4 +1,4 @@
-"""Versions whose documents lie: nothing leaves its folder, nothing is believed, and one line says what is wrong."""
+"""Versions with forged documents: nothing is written outside its folder, and one line says what is wrong."""
 
 import json
 import shutil
@@ -7,12 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hostile import Forge
+from hostile import METRICS, Forge
 from project import one_line
 
 from flows.commands.registry import row_of, shown, table
 from flows.core.errors import Exit, UserError
-from flows.core.layout import METRICS
 from flows.core.params import read_params
 from flows.orchestration.workspace import require_contained
 from flows.registry.lineage import describe, lineage, model_path, read_lock
@@ -27,7 +26,7 @@ DEEP = "[" * 500 + "]" * 500
 
 @pytest.fixture(scope="module")
 def sound(tmp_path_factory: pytest.TempPathFactory) -> Forge:
-    """A repository with one sound version, v1.0.0."""
+    """Return a repository with one valid version, v1.0.0."""
     forge = Forge(tmp_path_factory.mktemp("forge"))
     forge.version("v1.0.0")
     return forge
@@ -35,7 +34,7 @@ def sound(tmp_path_factory: pytest.TempPathFactory) -> Forge:
 
 @pytest.fixture
 def forge(sound: Forge, tmp_path: Path) -> Forge:
-    """That repository, to be changed at will."""
+    """Return a copy of that repository that the test may change."""
     return sound.copy(tmp_path / "forge")
 
 
@@ -44,7 +43,7 @@ def files_below(folder: Path) -> set[Path]:
 
 
 def use(forge: Forge, name: str) -> dict[str, Exit | None]:
-    """Ask for everything that can be done with a version; the exit code of each refusal, None where there was none."""
+    """Do everything that can be done with a version; return the exit code of each refusal, None if it was accepted."""
     root, outcome = forge.project.folder, {}
     params = read_params(root / "params.yaml")
     uses: dict[str, Callable[[], object]] = {
@@ -69,7 +68,7 @@ def test_a_sound_version_can_be_used(forge: Forge) -> None:
 
 
 def entry(forge: Forge, **changes: Any) -> bytes:
-    """A listing of the model's files and one more entry, which is changed."""
+    """Return a listing of the model's files and one more, changed entry."""
     added = {"md5": forge.store(b"hostile"), "relpath": "more"} | changes
     return json.dumps([*forge.listing("models/vdm"), added]).encode()
 
@@ -99,12 +98,12 @@ def entry(forge: Forge, **changes: Any) -> bytes:
     ],
 )
 def test_a_hostile_listing_is_refused_wherever_it_is_read(listing: Callable[[Forge], bytes], forge: Forge) -> None:
-    """The listing is in the remote alone, so that DVC meets it first."""
+    """The listing is only in the remote, so that DVC reads it first."""
     name = forge.version("v1.1.0", lock=forge.lock(listing(forge)))
     before = files_below(forge.folder)
     outcome = use(forge, name)
     assert outcome == dict.fromkeys(("fetch", "verify", "promote", "publish"), Exit.MISSING)
-    assert forge.published() == ["refs/tags/vdm@v1.0.0"]  # the sound version goes, the hostile one stays
+    assert forge.published() == ["refs/tags/vdm@v1.0.0"]  # only the hostile version is left
     new = files_below(forge.folder) - before
     ours = [forge.project.folder / name for name in (".dvc/cache", ".dvc/tmp", ".git")] + [forge.git]
     assert [path for path in new if not any(path.is_relative_to(folder) for folder in ours)] == []
@@ -120,7 +119,7 @@ def test_a_hostile_listing_is_one_line_on_the_command_line(command: list[str], f
 
 
 def test_a_run_checks_no_hostile_version_out(forge: Forge) -> None:
-    """It looks among the versions for results of its parameters.  Here the listing is in the cache already."""
+    """A run looks for versions with its parameters.  Here the hostile listing is already in the cache."""
     root, git = forge.project.folder, forge.project.git
     hostile = forge.version("v1.1.0", lock=forge.lock(entry(forge, relpath="../../../../escaped")))
     shutil.copytree(forge.remote / "files", root / ".dvc/cache/files")
@@ -136,7 +135,7 @@ def test_a_run_checks_no_hostile_version_out(forge: Forge) -> None:
 
 
 def changed(forge: Forge, **changes: Any) -> str:
-    """A lock whose first output is changed."""
+    """Return a dvc.lock whose first output is changed."""
     lock = forge.lock()
     lock["stages"]["all"]["outs"][0] |= changes
     return json.dumps(lock)

@@ -1,4 +1,4 @@
-"""vdmctl validate PATH, as a user runs it."""
+"""`vdmctl validate PATH`, run as a user does."""
 
 import json
 import os
@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture
 def folder(tmp_path: Path, digits: np.ndarray) -> Path:
-    """A folder with params.yaml and, in `pictures`, digits as 8-bit PNG images that use every 17th level."""
+    """Return a folder with params.yaml and, in `pictures`, digits as 8-bit PNG images that use every 17th level."""
     shutil.copyfile(ROOT / "presets" / "digits.yaml", tmp_path / "params.yaml")
     (tmp_path / "pictures").mkdir()
     for i, image in enumerate(digits[:400, 0]):

@@ -1,4 +1,4 @@
-"""Processes end with those that wait for their result: real ones, which are killed."""
+"""Processes end when the process that waits for their result is killed."""
 
 import os
 import signal
@@ -15,13 +15,13 @@ from project import ROOT, session
 
 from flows.process.lifeline import HOLDER
 
-# What a process of ours does first; it says so, and would then live for a minute.
+# Importing flows starts the watch; the process then prints a line and would live for a minute.
 WORK = "import flows, time; print('works', flush=True); time.sleep(60)"
 
 
 @pytest.fixture
 def started() -> Iterator[list[subprocess.Popen[str]]]:
-    """Processes that are killed with everything below them in the end."""
+    """Return a list of processes that are killed, with all their descendants, after the test."""
     processes: list[subprocess.Popen[str]] = []
     yield processes
     for process in processes:
@@ -41,7 +41,7 @@ def start(started: list[subprocess.Popen[str]], *command: str, **environment: st
 
 
 def starter(child: str, *, variable: str = "DVC_STAGE", shell: str | None = None) -> str:
-    """A program that starts Python code as DVC starts a stage: with a variable, perhaps by a shell that stays."""
+    """Return a program that starts Python code as DVC starts a stage: with a variable, directly or by a shell."""
     command = [sys.executable, "-c", child]
     if shell:
         command = [shell, "-c", f"{sys.executable} -c '{child.replace(chr(39), chr(34))}'; exit $?"]

@@ -1,4 +1,4 @@
-"""One trainer per device, whoever else uses the machine."""
+"""There is one trainer per device, also among several users of a machine."""
 
 import os
 import subprocess
@@ -18,13 +18,13 @@ SOMEBODY = 12345
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where the locks are to lie; not made yet."""
+    """Return the folder for the locks, which does not exist yet."""
     monkeypatch.setenv("VDM_LOCK_DIR", str(tmp_path / "locks"))
     return tmp_path / "locks"
 
 
 def refusal(device: torch.device = CPU) -> str:
-    """Why the device cannot be claimed."""
+    """Return the message of the error when the device is claimed."""
     with pytest.raises(UserError) as error, claim(device):
         pass
     assert error.value.code == Exit.USAGE
@@ -100,7 +100,7 @@ def test_a_holder_keeps_its_name_when_another_asks(folder: Path) -> None:
 
 
 def test_logins_jobs_and_services_of_a_user_meet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever each has for TMPDIR and XDG_RUNTIME_DIR.  On a card that no machine has, in the real folder."""
+    """They use the same lock for any TMPDIR and XDG_RUNTIME_DIR.  The test uses a card number that no machine has."""
     monkeypatch.delenv("VDM_LOCK_DIR", raising=False)
     hold = "import torch; from flows.process.locks import claim\nwith claim(torch.device('cuda:97')): print('has it')"
     environments = [{"TMPDIR": str(tmp_path)}, {"XDG_RUNTIME_DIR": str(tmp_path)}, {"HOME": str(tmp_path)}]

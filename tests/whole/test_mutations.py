@@ -1,4 +1,4 @@
-"""The tests that guard the bound can fail: each classic mistake, made in a copy of the code, is caught."""
+"""Each classic mistake, made in a copy of the code, makes the tests of the bound fail."""
 
 import os
 import shutil
@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[2]
 
 
 class Mistake(NamedTuple):
-    """A text in vdm/`file`.py, what to write in its place, and whose tests must notice."""
+    """A text in vdm/`file`.py, its replacement, and the module whose tests must fail."""
 
     file: str
     right: str
@@ -77,7 +77,7 @@ MODULES = sorted({mistake.tests for mistake in MISTAKES.values()})
 
 @pytest.fixture(scope="module")
 def outcomes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Future[int]]]:
-    """pytest's exit codes by mistake, and by module for the code as it is; two run at a time."""
+    """Return pytest's exit codes by mistake, and by module for unchanged code.  Two run at a time."""
     with ThreadPoolExecutor(2) as pool:
         runs = {name: pool.submit(run_tests, tmp_path_factory.mktemp("copy"), None, name) for name in MODULES}
         runs |= {
@@ -88,26 +88,26 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Fut
 
 
 def run_tests(copy: Path, mistake: Mistake | None, module: str) -> int:
-    """pytest's exit code on the tests of a module in a copy of the code, with the mistake made."""
+    """Return pytest's exit code on the tests of a module in a copy of the code with the mistake."""
     for name in ("vdm", "flows", "tests"):
         shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__", "oracles"))
     shutil.copyfile(ROOT / "pyproject.toml", copy / "pyproject.toml")
     if mistake:
         path = copy / "vdm" / f"{mistake.file}.py"
         text = path.read_text()
-        assert text.count(mistake.right) == 1, f"{path.name} has not one {mistake.right!r}"
+        assert text.count(mistake.right) == 1, f"{mistake.right!r} must be in {path.name} exactly once"
         path.write_text(text.replace(mistake.right, mistake.wrong))
-    # The slow tests of a whole model are not what is meant to catch these.
+    # Without the slow tests of whole models, which are not needed to catch these.
     slow = "trained compiled computed continued monte_carlo company exact_predictor low_discrepancy"
     chosen = " and ".join(f"not {name}" for name in slow.split())
-    command = [sys.executable, "-m", "pytest", "-qx", "-p", "no:cacheprovider", f"tests/vdm/test_{module}.py"]
-    command += ["-k", chosen]
+    tests = f"tests/vdm/test_{module}.py"
+    command = [sys.executable, "-m", "pytest", "-qx", "-p", "no:cacheprovider", tests, "-k", chosen]
     environment = os.environ | {"PYTHONPATH": str(copy), "OMP_NUM_THREADS": "1"}
     return subprocess.run(command, cwd=copy, env=environment, capture_output=True, check=False).returncode
 
 
 @pytest.mark.parametrize("module", MODULES)
-def test_the_code_as_it_is_passes(module: str, outcomes: dict[str, Future[int]]) -> None:
+def test_the_unchanged_code_passes(module: str, outcomes: dict[str, Future[int]]) -> None:
     assert outcomes[module].result() == 0
 
 

@@ -1,4 +1,4 @@
-"""What commands write: whole files or the old ones on a full disk; names from data that are only names."""
+"""On a full disk commands leave whole files or the old ones; names in data stay mere text."""
 
 import json
 import logging
@@ -46,7 +46,7 @@ def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Small:
 
 @contextmanager
 def no_file_above(size: int) -> Iterator[None]:
-    """As on a full disk, a write fails that would make a file larger than that."""
+    """Let writes fail that would make a file larger than the limit, as on a full disk."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
     try:
@@ -84,10 +84,10 @@ def test_a_full_disk_keeps_the_old_outputs_and_names_the_file(
 
 
 @pytest.mark.parametrize(("size", "written"), [(1_000, "validation.json"), (30_000, "data_docs")])
-def test_a_report_that_could_not_be_written_leaves_none_that_vouches(
+def test_a_report_that_could_not_be_written_leaves_no_older_report(
     size: int, written: str, small: Small, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """An older report may vouch for the same images, under another contract."""
+    """An older report may accept the same images under another contract."""
     before = small.outputs()
     with no_file_above(size):
         assert run(["validate"]) == Exit.MISSING
@@ -162,7 +162,7 @@ def test_what_a_terminal_would_act_on_is_escaped() -> None:
 
 
 def test_a_tag_message_is_only_text_on_the_terminal(tmp_path: Path) -> None:
-    """A champion's tag carries JSON, in which escapes make every character."""
+    """The JSON in a champion's tag can contain any character as an escape."""
     subprocess.run(["git", "init", "--quiet", str(tmp_path)], check=True)
     lock = f"stages:\n  a:\n    cmd: a\n    outs:\n    - path: a\n      md5: {'a' * 32}\n"
     metrics = json.dumps({"bpd": 2.0, "bpd_standard_error": 0.1, "num_images": 3})

@@ -23,7 +23,7 @@ from vdm.model import VDM
 
 @pytest.fixture(scope="module")
 def reproduced(tmp_path_factory: pytest.TempPathFactory) -> Project:
-    """A project after `dvc repro`.  Tests that share it leave it as they found it."""
+    """Return a project after `dvc repro`.  Tests that share it must not change it."""
     project = Project(tmp_path_factory.mktemp("project"))
     result = project.dvc("repro")
     assert result.returncode == 0, result.stdout + result.stderr
@@ -149,13 +149,13 @@ def test_compare_is_paired(reproduced: Project) -> None:
     assert same["models"][0]["model_sha256"] == same["models"][1]["model_sha256"]
 
 
-def test_evaluate_writes_where_it_is_told(reproduced: Project, tmp_path: Path) -> None:
+def test_evaluate_writes_into_the_given_folder(reproduced: Project, tmp_path: Path) -> None:
     assert reproduced.vdmctl("evaluate", "models/vdm", "--out", str(tmp_path / "out")).returncode == 0
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["metrics.json", "per_image.csv"]
 
 
 def one_line(result: subprocess.CompletedProcess[str]) -> str:
-    """The only line on stderr."""
+    """Return the only line on stderr."""
     lines = result.stderr.splitlines()
     assert len(lines) == 1, result.stderr
     return lines[0]
@@ -180,7 +180,7 @@ def test_weights_that_are_not_finite_are_refused(reproduced: Project) -> None:
 
 
 def test_figures_that_are_not_finite_are_null(reproduced: Project) -> None:
-    """Finite weights of which the computation overflows."""
+    """The weights are finite, but the computation overflows."""
     with scaled_model(reproduced, 1e30) as name:
         evaluated = reproduced.vdmctl("evaluate", name, "--json")
         assert json.loads(evaluated.stdout, parse_constant=pytest.fail)["bpd"] is None
@@ -195,7 +195,7 @@ def test_figures_that_are_not_finite_are_null(reproduced: Project) -> None:
 
 @contextmanager
 def scaled_model(project: Project, factor: float) -> Iterator[str]:
-    """A model folder whose network's every parameter is `factor` times the registered model's."""
+    """Return a copy of the registered model with every network parameter multiplied by `factor`."""
     model = load_model(project.folder / "models" / "vdm")
     with torch.no_grad():
         for parameter in model.network.parameters():
@@ -263,7 +263,7 @@ def test_bad_arguments_get_one_line_and_their_code(
 
 
 def test_a_failed_stage_leaves_what_dvc_can_restore(reproduced: Project) -> None:
-    """Data with a level too many: validation fails, training never starts, and checkout brings everything back."""
+    """The data has one level too many: validation fails, training never starts, and checkout restores everything."""
     images = reproduced.folder / "data" / "images" / "train.npy"
     pixels = np.load(images)
     pixels[0, 0, 0, 0] = 200

@@ -1,4 +1,4 @@
-"""Promotion and roll-back against real git, real DVC and real processes; the evidence against a calculation by hand."""
+"""Promotion and roll-back with real git, DVC and processes; the evidence is compared with a calculation by hand."""
 
 import csv
 import json
@@ -33,13 +33,13 @@ def champion(project: Project) -> str:
 
 
 def history(project: Project) -> list[str]:
-    """Who the champion's tags name, oldest first, by git alone."""
+    """Return the versions that the champion's tags name, oldest first, without the code under test."""
     names = project.git("tag", "--list", "vdm#champion*", "--sort=version:refname").split()
     return [project.git("tag", "--list", "vdm@*", "--points-at", f"{name}^{{commit}}").strip() for name in names]
 
 
 def crown(project: Project, *references: str) -> None:
-    """Make versions champion one after the other, without evidence."""
+    """Make the versions champion one after the other, without evidence."""
     for reference in references:
         with locked(project.folder):
             make_champion(project.folder, resolve(project.folder, reference), "By hand")
@@ -52,7 +52,7 @@ def evidence_for(project: Project, reference: str) -> Evidence:
 
 
 def per_image(project: Project, reference: str, folder: Path) -> np.ndarray:
-    """The bits/dim that `vdmctl evaluate` writes for every test image of the working tree."""
+    """Return the bits/dim that `vdmctl evaluate` writes for every test image of the working tree."""
     result = project.vdmctl("evaluate", reference, "--out", str(folder))
     assert result.returncode == 0, result.stderr
     with (folder / "per_image.csv").open() as file:
@@ -60,7 +60,7 @@ def per_image(project: Project, reference: str, folder: Path) -> np.ndarray:
 
 
 def test_first_better_worse_and_other_data(copied: Project, tmp_path: Path) -> None:
-    """The whole life of a champion on the command line."""
+    """Promote and refuse versions on the command line."""
     first = copied.vdmctl("promote", "v1.0.0", "--json")
     assert first.returncode == 0, first.stderr
     evidence = json.loads(first.stdout)
@@ -74,8 +74,8 @@ def test_first_better_worse_and_other_data(copied: Project, tmp_path: Path) -> N
     assert worse.returncode == 3
     assert one_line(worse).startswith("vdmctl: not promoted: vdm@v1.0.0 does not surely improve by more than 0.001")
     assert json.loads(worse.stdout)["decision"] == "refuse"
-    told = json.loads(copied.vdmctl("lineage", "v1.0.0", "--json").stdout)["refusal"]
-    assert told == json.loads(worse.stdout)
+    refusal = json.loads(copied.vdmctl("lineage", "v1.0.0", "--json").stdout)["refusal"]
+    assert refusal == json.loads(worse.stdout)
     assert "refused     vdm@v1.0.0 does not surely improve" in copied.vdmctl("lineage", "v1.0.0").stdout
     again = copied.vdmctl("promote", "v1.1.0")
     assert again.returncode == 3
@@ -90,7 +90,7 @@ def test_first_better_worse_and_other_data(copied: Project, tmp_path: Path) -> N
     evidence = json.loads(newest.stdout)
     assert evidence["data_changed"]
     assert evidence["data_sha256"] == resolve(copied.folder, "v1.2.0").metrics.data_sha256
-    # The champion's figure is that of the new test images, which lie in the working tree, not that of its own run.
+    # The champion's figure is that on the new test images, in the working tree, and not that of its own run.
     on_new = per_image(copied, "v1.1.0", tmp_path / "on_new")
     assert evidence["champion_bpd"] == pytest.approx(on_new.mean(), abs=1e-6)
     assert evidence["champion_bpd"] != resolve(copied.folder, "v1.1.0").metrics.bpd
@@ -107,7 +107,7 @@ def test_first_better_worse_and_other_data(copied: Project, tmp_path: Path) -> N
 
 
 def test_the_evidence_is_the_paired_difference_on_the_challengers_images(copied: Project, tmp_path: Path) -> None:
-    """The working tree holds other images than the challenger's: its own are fetched, from the remote."""
+    """The working tree holds other images than the challenger's, which are fetched from the remote."""
     crown(copied, "v1.0.0")
     shutil.rmtree(copied.folder / ".dvc" / "cache")
     evidence = evidence_for(copied, "v1.1.0").model_dump()
@@ -169,7 +169,7 @@ BASE = {
         ({"confidence_interval": [None, None]}, "refuse", "one image gives no confidence interval"),
         ({"challenger_bpd": None}, "refuse", "are not finite"),
         ({"challenger_bpd": None, "champion": None}, "refuse", "are not finite"),
-        ({"champion_bpd": None, "confidence_interval": [None, None]}, "promote", "and the champion vdm@v1.0.0 has not"),
+        ({"champion_bpd": None, "confidence_interval": [None, None]}, "promote", "the champion vdm@v1.0.0 does not"),
         ({"champion": None}, "promote", "is the first champion, at 2.0000 bits/dim"),
         ({"champion": "vdm@v1.1.0"}, "refuse", "is the champion already"),
     ],
@@ -268,7 +268,7 @@ def test_a_champion_without_bytes_stops_the_challenge(copied: Project) -> None:
 
 
 def test_of_two_promotions_at_once_one_wins(copied: Project, tmp_path: Path) -> None:
-    """Two processes, one of them in a linked worktree, both held at the registry's lock until both stand there."""
+    """Two processes, one in a linked worktree, wait at the registry's lock until both have reached it."""
     crown(copied, "v1.0.0")
     copied.git("worktree", "add", "--quiet", str(tmp_path / "run"))
     program = (
@@ -308,8 +308,8 @@ def test_of_two_promotions_at_once_one_wins(copied: Project, tmp_path: Path) -> 
     assert history(copied) == ["vdm@v1.0.0", names[winner]]
     assert outputs[winner][0] == "vdm#champion#2\n"
     assert outputs[loser][1] == (
-        f"vdmctl: {names[loser]} is not promoted: it met the champion vdm@v1.0.0, and meanwhile the champion is "
-        f"{names[winner]}; `vdmctl promote {names[loser]}` lets them meet\n"
+        f"vdmctl: {names[loser]} is not promoted: it was compared with the champion vdm@v1.0.0, but now the champion "
+        f"is {names[winner]}; `vdmctl promote {names[loser]}` compares them\n"
     )
 
 
@@ -317,7 +317,7 @@ def test_of_two_first_champions_one_wins(registry: Project, tmp_path: Path) -> N
     project = registry.copy(tmp_path / "project")
     evidence = {reference: evidence_for(project, reference) for reference in ("v1.0.0", "v1.1.0")}
     promote(project.folder, resolve(project.folder, "v1.0.0"), evidence["v1.0.0"])
-    with pytest.raises(UserError, match="it met the champion none, and meanwhile") as raised:
+    with pytest.raises(UserError, match="it was compared with the champion none, but now") as raised:
         promote(project.folder, resolve(project.folder, "v1.1.0"), evidence["v1.1.0"])
     assert raised.value.code == Exit.BUSY
     with pytest.raises(UserError, match="the evidence is of") as raised:
@@ -326,7 +326,7 @@ def test_of_two_first_champions_one_wins(registry: Project, tmp_path: Path) -> N
     assert [tag.name for tag in annotated_tags(project.folder, "vdm#")] == ["vdm#champion#1"]
 
 
-# `vdmctl rollback` whose tag is about to be made when the signal comes.
+# `vdmctl rollback`, which gets the signal just before it makes its tag.
 SIGNALLED = """
 import os, signal, sys
 from flows.registry import promotion
@@ -342,7 +342,7 @@ cli.main()
 
 
 def test_a_signal_stops_a_rollback_before_its_tag_or_not_at_all(copied: Project) -> None:
-    """Exit 75 with the tag made would mean "run again", which would go back one champion more."""
+    """Exit 75 means "run again"; with the tag made, that would go back one champion more."""
     crown(copied, "v1.0.0", "v1.1.0", "v1.2.0")
     with locked(copied.folder):
         waiting = subprocess.Popen(
@@ -365,7 +365,7 @@ def test_a_signal_stops_a_rollback_before_its_tag_or_not_at_all(copied: Project)
 
 
 def open_files(pid: int) -> set[str]:
-    """The names of the files that a process has open."""
+    """Return the names of the files that a process has open."""
     return {entry.resolve().name for entry in Path(f"/proc/{pid}/fd").iterdir()}
 
 

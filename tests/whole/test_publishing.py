@@ -1,4 +1,4 @@
-"""Publishing to a bare git remote and a DVC remote in a folder; interrupted by a run in test_flow.py."""
+"""Publishing to a bare git remote and a DVC remote.  test_flow.py has a run whose publication is interrupted."""
 
 import socket
 from pathlib import Path
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.timeout(900)
 
 @pytest.fixture
 def project(copied: Project, tmp_path: Path) -> Project:
-    """Three versions of which neither remote has anything."""
+    """Return a project with three versions, of which the remotes have nothing."""
     copied.git("init", "--quiet", "--bare", str(tmp_path / "remote.git"))
     copied.git("remote", "add", "origin", str(tmp_path / "remote.git"))
     assert copied.dvc("remote", "modify", "store", "url", str(tmp_path / "store")).returncode == 0
@@ -41,7 +41,7 @@ def test_a_clone_of_what_was_published_verifies(project: Project, tmp_path: Path
 
 
 def test_refusals_and_branches_with_a_commit_are_published(project: Project, tmp_path: Path) -> None:
-    """A branch without one is of a run that works."""
+    """A branch without a commit belongs to a run that still works."""
     root = project.folder
     project.git("branch", "runs/20260101-000000-aaaa")
     project.git("switch", "--quiet", "--create", "runs/20260101-000000-bbbb")
@@ -55,7 +55,7 @@ def test_refusals_and_branches_with_a_commit_are_published(project: Project, tmp
     record_refusal(
         other.folder, resolve(other.folder, "v1.2.0"), 'Refuse\n\n{"decision": "refuse", "reason": "no better"}\n'
     )
-    other.git("push", "--quiet", "--force", "origin", "refs/notes/vdm-refusals")  # of another machine
+    other.git("push", "--quiet", "--force", "origin", "refs/notes/vdm-refusals")  # from another machine
     record_refusal(root, resolve(root, "v1.0.0"), 'Refuse\n\n{"decision": "refuse", "reason": "first"}\n')
     assert publish(root) == ["the reasons of refusals"]
     assert publish(root) == []
@@ -65,12 +65,12 @@ def test_refusals_and_branches_with_a_commit_are_published(project: Project, tmp
 
 @pytest.mark.parametrize("place", ["weights.safetensors", ""])
 def test_a_version_whose_bytes_are_lost_stays_and_the_others_go(place: str, project: Project) -> None:
-    """A file of a folder, then the folder's listing."""
+    """First a file of a folder is lost, then the folder's listing."""
     lost = cached(project, "models/vdm", place, "v1.1.0")
     content = lost.read_bytes()
     lost.unlink()
     for _ in range(2):
-        with pytest.raises(UserError, match=r"vdm@v1.1.0 stays here: models/.* is not in the cache") as raised:
+        with pytest.raises(UserError, match=r"vdm@v1.1.0 is not published: models/.* is not in the cache") as raised:
             publish(project.folder)
         assert raised.value.code is Exit.MISSING
         assert published(project) == ["refs/tags/vdm@v1.0.0", "refs/tags/vdm@v1.2.0"]
@@ -79,10 +79,12 @@ def test_a_version_whose_bytes_are_lost_stays_and_the_others_go(place: str, proj
 
 
 def test_a_number_that_another_machine_took_first_stays_and_the_others_go(project: Project) -> None:
-    """And so does the champion's tag on its commit, which there would be another version's."""
+    """The champion's tag on its commit is not pushed either: at the remote it would name another version."""
     project.git("tag", "--annotate", "--message=Promote", "vdm#champion#1", "vdm@v1.1.0^{commit}")
     project.git("push", "--quiet", "origin", "vdm@v1.0.0^{commit}:refs/tags/vdm@v1.1.0")
-    with pytest.raises(UserError, match=r"vdm@v1.1.0 stays here: origin has another commit by that name; ") as raised:
+    with pytest.raises(
+        UserError, match=r"vdm@v1.1.0 is not published: origin has another commit by that name"
+    ) as raised:
         publish(project.folder)
     assert raised.value.code is Exit.USAGE
     assert published(project) == [f"refs/tags/vdm@v1.{minor}.0" for minor in range(3)]

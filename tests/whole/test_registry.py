@@ -1,4 +1,4 @@
-"""The registry against real git, real DVC and a real remote."""
+"""The registry with real git, real DVC and a real remote."""
 
 import json
 import os
@@ -45,7 +45,7 @@ def test_models_lists_versions_with_figures_data_and_commit(copied: Project) -> 
 
 
 def test_a_hundred_versions_keep_their_figures(tmp_path: Path) -> None:
-    """Written by `git fast-import`, in an order that is neither that of the numbers nor that of the names."""
+    """`git fast-import` writes them in an order that is neither that of the numbers nor that of the names."""
     subprocess.run(["git", "init", "--quiet", str(tmp_path)], check=True)
     stream = []
     for minor in reversed(range(100)):
@@ -131,7 +131,7 @@ def test_bytes_that_nobody_has_are_one_line(remote: str | None, message: str, co
 
 
 def test_one_missing_file_of_a_folder_is_fetched_alone(copied: Project) -> None:
-    """DVC itself would take the folder's listing in the cache for the whole folder."""
+    """DVC itself would assume that the whole folder is cached, since its listing is."""
     version = of.resolve(copied.folder, "v1.0.0")
     weights = cached(copied, "models/vdm", "weights.safetensors", "v1.0.0")
     content = weights.read_bytes()
@@ -202,7 +202,7 @@ def test_verify_finds_a_damaged_file_in_the_cache(place: str, copied: Project) -
     ids=["parameters", "code", "model", "metrics"],
 )
 def test_verify_finds_a_tampered_lock(old: str, new: str, subject: str, copied: Project) -> None:
-    """Values replaced, another digest for the code or metrics, or the model's digest replaced by an older model's."""
+    """Changed are values, the digest of code or metrics, or the model's digest, replaced by an older model's."""
     text = (copied.folder / "dvc.lock").read_text()
     if subject.startswith("params"):
         text = text.replace(old, new)
@@ -234,7 +234,7 @@ def test_versions_count_up_and_carry_their_message(copied: Project) -> None:
     assert [tag.name for tag in tags] == ["vdm@v1.0.0", "vdm@v1.1.0", "vdm@v1.2.0"]
     assert {tag.message for tag in tags} == {"Retrained"}
     assert "Test <test@example.org>" in copied.git("cat-file", "-p", "vdm@v1.2.0")
-    # GTO itself, which other tools use, sees the same.
+    # GTO itself lists the same.
     shown = copied.run("gto", "show", "vdm", "--json").stdout
     assert [entry["version"] for entry in json.loads(shown)] == ["v1.2.0", "v1.1.0", "v1.0.0"]
 
@@ -253,8 +253,8 @@ def test_a_linked_worktree_shares_the_registry(copied: Project, tmp_path: Path) 
 
 def test_a_tag_that_exists_is_refused(copied: Project) -> None:
     copied.git("commit", "--quiet", "--allow-empty", "--message=A run")
-    copied.git("tag", "vdm@v1.3.0")  # lightweight: no version to GTO, but in the way
-    with pytest.raises(UserError, match=r"the tag vdm@v1\.3\.0 exists and is no version") as raised:
+    copied.git("tag", "vdm@v1.3.0")  # lightweight: not a version to GTO, but the name is taken
+    with pytest.raises(UserError, match=r"the tag vdm@v1\.3\.0 exists but is not a version") as raised:
         of.add_version(copied.folder, "HEAD", "Retrained")
     assert raised.value.code == Exit.USAGE
     assert of.newest(copied.folder).name == "vdm@v1.2.0"

@@ -1,4 +1,4 @@
-"""Training loses nothing: real processes, killed and stopped at many points."""
+"""Training that is killed or stopped at any point loses nothing; in real processes."""
 
 import hashlib
 import os
@@ -26,7 +26,7 @@ from vdm.training_log import TrainingRecord
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
-    """A project with validated images and a run of 60 steps that saves its state every 4."""
+    """Return a project with validated images, set up for 60 steps with a saved state every 4."""
     project = Project(tmp_path_factory.mktemp("project"))
     project.edit(
         "params.yaml",
@@ -44,10 +44,10 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
 
 @pytest.fixture(scope="module")
 def undisturbed(project: Project) -> tuple[str, str]:
-    """Digests of the weights and of the log of a run that nothing interrupts."""
+    """Return the digests of weights and log of a run that nothing interrupts."""
     result = project.new_vdmctl("train")
     assert result.returncode == 0, result.stderr
-    assert list((project.folder / ".vdm" / "runs").iterdir()) == []  # a run that succeeds is forgotten
+    assert list((project.folder / ".vdm" / "runs").iterdir()) == []  # the states of a run that succeeds are removed
     return digests(project)
 
 
@@ -72,7 +72,7 @@ def states(project: Project) -> list[Path]:
 
 
 def wait_for_step(project: Project, process: subprocess.Popen[str], step: int) -> None:
-    """Until a state at or after that step is on disk."""
+    """Wait until a state at or after the step is on disk."""
     while not any(int(path.stem.removeprefix("step-")) >= step for path in states(project)):
         assert process.poll() is None, process.stderr and process.stderr.read()
         time.sleep(0.005)
@@ -115,7 +115,7 @@ def test_a_run_stopped_while_it_starts_exits_75_too(number: signal.Signals, proj
     assert (process.returncode, errors) == (75, "vdmctl: stopped; run again\n")
 
 
-def test_a_second_trainer_is_told_who_holds_the_device(project: Project, undisturbed: tuple[str, str]) -> None:
+def test_a_second_trainer_is_refused_by_the_device_lock(project: Project, undisturbed: tuple[str, str]) -> None:
     process = start(project)
     wait_for_step(project, process, 4)
     os.kill(process.pid, signal.SIGSTOP)
@@ -126,12 +126,12 @@ def test_a_second_trainer_is_told_who_holds_the_device(project: Project, undistu
     assert second.returncode == Exit.BUSY
     busy = f"cpu is busy: process {process.pid} in {project.folder} trains on it; wait for it or stop it"
     assert busy in second.stderr.splitlines()[-1]
-    assert project.new_vdmctl("train").returncode == 0  # the lock went with its process
+    assert project.new_vdmctl("train").returncode == 0  # the lock ended with its process
 
 
 @pytest.mark.parametrize(("shell", "command"), [("/bin/bash", "{}"), ("/bin/dash", "{}; exit $?")])
 def test_a_trainer_saves_and_ends_when_dvc_is_killed(shell: str, command: str, project: Project) -> None:
-    """What it did since the last state of the plan is saved; DVC then goes on from there."""
+    """The steps since the last planned state are saved, and DVC continues from there."""
     changes = {"checkpoint_every_steps: 4\n": "checkpoint_every_steps: 5000\n", "steps: 60\n": "steps: 6000\n"}
     stage = {"python -m flows.cli train": command.format("python -m flows.cli train")}
     project.edit("params.yaml", **changes)
@@ -208,7 +208,7 @@ def test_other_parameters_start_afresh(project: Project, undisturbed: tuple[str,
     assert digests(project) == undisturbed
 
 
-def test_a_warmup_longer_than_the_run_is_told(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_warmup_longer_than_the_run_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     params = read_params(ROOT / "presets" / "digits.yaml")
     config = {"image_shape": (1, 8, 8), "num_levels": 17, **params.model.model_dump()}
     settings = resolve(params.train, torch.device("cpu"))
@@ -233,7 +233,7 @@ def test_a_step_that_does_not_fit_says_what_to_change(project: Project) -> None:
 
 @pytest.fixture
 def full_disk(tmp_path: Path) -> Iterator[Path]:
-    """A folder on a file system of 256 KiB."""
+    """Return a folder on a file system of 256 KiB."""
     folder = tmp_path / "small"
     folder.mkdir()
     mounted = subprocess.run(
@@ -289,7 +289,7 @@ def test_curves_on_a_full_disk_are_named(full_disk: Path) -> None:
 
 
 def test_curves_are_a_new_file(tmp_path: Path) -> None:
-    """What lay there before may be DVC's own, or block whoever opens it."""
+    """An old file there may be a link into DVC's cache, or a FIFO."""
     path, cached = tmp_path / "curves.csv", tmp_path / "cached"
     cached.write_text("old")
     for before in (path.hardlink_to, path.symlink_to):

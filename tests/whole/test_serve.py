@@ -1,4 +1,4 @@
-"""What stops `vdmctl serve` before it serves, and what it survives; the loop itself is in test_flow.py."""
+"""What stops `vdmctl serve` from starting, and what it survives; test_flow.py tests the loop itself."""
 
 import http
 import os
@@ -61,8 +61,8 @@ def test_a_port_that_something_else_has(tmp_path: Path) -> None:
 def test_a_folder_that_is_no_project(tmp_path: Path) -> None:
     result = serve(tmp_path)
     assert result.returncode == Exit.USAGE
-    told = f"vdmctl: {tmp_path} has no prefect.yaml; `vdmctl serve` works in the project's folder\n"
-    assert result.stderr == told
+    message = f"vdmctl: {tmp_path} has no prefect.yaml; `vdmctl serve` works in the project's folder\n"
+    assert result.stderr == message
     assert list(tmp_path.iterdir()) == []
 
 
@@ -76,7 +76,7 @@ def test_a_host_that_lets_others_in_needs_a_password(tmp_path: Path) -> None:
 
 
 def test_a_page_of_another_origin_changes_and_reads_nothing(plant: Plant) -> None:
-    """Prefect's own default lets every page that is open on the machine start runs."""
+    """By Prefect's defaults, every web page open on the machine could start runs."""
     token = f"{plant.url}/csrf-token?client=00000000-0000-4000-8000-000000000000"
     asked = urllib.request.Request(token, headers={"Origin": "http://example.org"})
     with urllib.request.urlopen(asked) as response:
@@ -112,8 +112,8 @@ def test_serving_again_keeps_what_the_operator_set(plant: Plant) -> None:
 def test_a_second_one_in_the_folder_and_one_in_another_leave_the_first_alone(plant: Plant, tmp_path: Path) -> None:
     second = serve(plant.project.folder, "--port", str(plant.port))
     assert second.returncode == Exit.BUSY
-    told = f"process {plant.process.pid} serves {plant.project.folder} already; stop it first"
-    assert second.stderr == f"vdmctl: {told}\n"
+    message = f"process {plant.process.pid} serves {plant.project.folder} already; stop it first"
+    assert second.stderr == f"vdmctl: {message}\n"
     other = Project(tmp_path)
     result = serve(other.folder, "--port", str(plant.port))
     assert result.returncode == Exit.BUSY, result.stderr
@@ -123,7 +123,7 @@ def test_a_second_one_in_the_folder_and_one_in_another_leave_the_first_alone(pla
     home = other.folder / ".vdm" / "prefect"
     assert f"{plant.project.folder} serves with Prefect's database in " in result.stderr
     assert f"`PREFECT_HOME={home} vdmctl serve --port N` serves this folder, too" in result.stderr
-    assert result.stderr.count("\n") == 1  # no server was started for that
+    assert result.stderr.count("\n") == 1  # no server was started
     steps = plant.api("deployments/name/train-vdm/train-vdm")["pull_steps"]
     assert str(plant.project.folder) in str(steps)
 
@@ -132,7 +132,7 @@ def test_a_worker_that_is_killed_is_replaced_and_its_run_is_continued(plant: Pla
     run = train(plant, seed=1)
     os.kill(children(plant.process.pid)["prefect worker"], signal.SIGKILL)
     wait_until(lambda: "`prefect worker start` ended; starting it again" in plant.log.read_text(), 60)
-    assert plant.finish(run)[0] == "CRASHED"  # nobody reads what it prints any more
+    assert plant.finish(run)[0] == "CRASHED"  # its output has no reader any more
     again = plant.retrain(overrides=RUN | {"train.seed": 1})
     assert plant.finish(again)[0] == "COMPLETED"
     assert "continuing from step" in plant.logged(again)
@@ -151,7 +151,7 @@ def test_a_loop_that_is_killed_takes_everything_along_and_goes_on_when_it_is_ser
     below = children(plant.process.pid)
     plant.process.kill()
     plant.process.wait()
-    # The engine may go on asking for a server to report to.
+    # The engine may go on looking for a server.
     wait_until(lambda: not any(map(is_alive, (trainer, *below.values()))), 15)
 
     plant.serve()
@@ -168,12 +168,12 @@ def test_a_run_that_died_unnoticed_is_ended_when_it_is_served_again(plant: Plant
     killed(plant.process.pid, engine)
     plant.process.wait()
     plant.serve()
-    assert "died unnoticed; it has ended now" in plant.log.read_text()
+    assert "its process was gone, so the run was ended" in plant.log.read_text()
     assert plant.read(run)["state"]["type"] == "CRASHED"
 
 
 def train(plant: Plant, *, seed: int) -> str:
-    """Start a run, and wait until it trains and has a saved state; its id."""
+    """Start a run and wait until it has saved a state; return its id."""
     states = plant.project.folder / ".vdm" / "runs"
     before = set(states.glob("*/*.state"))
     run = plant.retrain(overrides=RUN | {"train.seed": seed})

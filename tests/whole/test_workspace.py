@@ -1,4 +1,4 @@
-"""What a run is made of, before anything runs: real git, real DVC; the runs themselves are in test_flow.py."""
+"""The worktree and parameters of a run, with real git and DVC; test_flow.py tests the runs themselves."""
 
 from typing import Any
 
@@ -41,7 +41,7 @@ def test_the_committed_file_is_checked(
     overrides: dict[str, Any], old: str, new: str, message: str, copied: Project
 ) -> None:
     copied.edit("params.yaml", **{old: new})
-    compose_params(copied.folder, None, overrides)  # what is not committed is not the run's
+    compose_params(copied.folder, None, overrides)  # a run ignores what is not committed
     copied.git("commit", "--quiet", "--all", "--message=Wrong")
     with pytest.raises(UserError, match=message) as raised:
         compose_params(copied.folder, None, overrides)
@@ -56,7 +56,7 @@ def test_a_commit_without_parameters(copied: Project) -> None:
 
 
 def test_results_are_found_however_many_runs_came_since(copied: Project) -> None:
-    """Those of v1.0.0, by its parameters; and none is left behind where none fits."""
+    """The results of v1.0.0 are found by its parameters; if none fit, nothing is left in the worktree."""
     root = copied.folder
     first = copied.git("rev-parse", "vdm@v1.0.0^{commit}").strip()
     for number in range(9):
@@ -68,7 +68,7 @@ def test_results_are_found_however_many_runs_came_since(copied: Project) -> None
         assert copied.run("git", "-C", str(place.folder), "status", "--porcelain").stdout == " M params.yaml\n"
 
 
-def test_results_of_other_code_are_none(copied: Project) -> None:
+def test_results_of_other_code_are_not_used(copied: Project) -> None:
     copied.edit("flows/stages/sample.py", **{'"""': '"""Other code. '})
     copied.git("commit", "--quiet", "--all", "--message=Other code")
     with workspace(copied.folder, compose_params(copied.folder, None, {})) as place:
