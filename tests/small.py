@@ -42,7 +42,7 @@ class Small:
         shutil.copytree(ROOT / "presets", folder / "presets")
         digits = load_digits().images.astype(np.uint8)[:, None]
         description = {"name": "digits", "title": "Digits", "num_levels": 17}
-        save_images(folder / "data/images", {"train": digits[:60], "test": digits[60:80]}, description)
+        save_images(folder / "data/images", {"train": digits[:60], "test": digits[60:100]}, description)
         save_model(folder / "models/trained", VDM(**TINY), TINY)
         self.reset()
 

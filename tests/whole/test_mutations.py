@@ -1,11 +1,10 @@
 """Each classic mistake, made in a copy of the code, makes the tests of the bound fail."""
 
+import json
 import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -76,19 +75,27 @@ MODULES = sorted({mistake.tests for mistake in MISTAKES.values()})
 
 
 @pytest.fixture(scope="module")
-def outcomes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Future[int]]]:
-    """Return pytest's exit codes by mistake, and by module for unchanged code.  Two run at a time."""
-    with ThreadPoolExecutor(2) as pool:
-        runs = {name: pool.submit(run_tests, tmp_path_factory.mktemp("copy"), None, name) for name in MODULES}
-        runs |= {
-            name: pool.submit(run_tests, tmp_path_factory.mktemp("copy"), mistake, mistake.tests)
-            for name, mistake in MISTAKES.items()
-        }
-        yield runs
+def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, int]:
+    """Return pytest's exit codes by mistake, and by module for unchanged code."""
+    tests = dict.fromkeys(MODULES, "") | {name: mistake.tests for name, mistake in MISTAKES.items()}
+    jobs = []
+    for name in tests:
+        copy = tmp_path_factory.mktemp("copy")
+        copy_code(copy, MISTAKES.get(name))
+        jobs.append([str(copy), f"tests/vdm/test_{tests[name] or name}.py"])
+    done = subprocess.run(
+        [sys.executable, ROOT / "tests" / "mutants.py"],
+        input=json.dumps(jobs),
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return dict(zip(tests, json.loads(done.stdout), strict=True))
 
 
-def run_tests(copy: Path, mistake: Mistake | None, module: str) -> int:
-    """Return pytest's exit code on the tests of a module in a copy of the code with the mistake."""
+def copy_code(copy: Path, mistake: Mistake | None) -> None:
+    """Copy the code and its tests into the folder, with the mistake."""
     for name in ("vdm", "flows", "tests"):
         shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__", "oracles"))
     shutil.copyfile(ROOT / "pyproject.toml", copy / "pyproject.toml")
@@ -97,20 +104,13 @@ def run_tests(copy: Path, mistake: Mistake | None, module: str) -> int:
         text = path.read_text()
         assert text.count(mistake.right) == 1, f"{mistake.right!r} must be in {path.name} exactly once"
         path.write_text(text.replace(mistake.right, mistake.wrong))
-    # Without the slow tests of whole models, which are not needed to catch these.
-    slow = "trained compiled computed continued monte_carlo company exact_predictor low_discrepancy"
-    chosen = " and ".join(f"not {name}" for name in slow.split())
-    tests = f"tests/vdm/test_{module}.py"
-    command = [sys.executable, "-m", "pytest", "-qx", "-p", "no:cacheprovider", tests, "-k", chosen]
-    environment = os.environ | {"PYTHONPATH": str(copy), "OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, cwd=copy, env=environment, capture_output=True, check=False).returncode
 
 
 @pytest.mark.parametrize("module", MODULES)
-def test_the_unchanged_code_passes(module: str, outcomes: dict[str, Future[int]]) -> None:
-    assert outcomes[module].result() == 0
+def test_the_unchanged_code_passes(module: str, outcomes: dict[str, int]) -> None:
+    assert outcomes[module] == 0
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
-def test_a_mistake_is_caught(mistake: str, outcomes: dict[str, Future[int]]) -> None:
-    assert outcomes[mistake].result() == 1
+def test_a_mistake_is_caught(mistake: str, outcomes: dict[str, int]) -> None:
+    assert outcomes[mistake] == 1
