@@ -39,7 +39,7 @@ from flows.registry import publishing
 from flows.registry import versions as registry
 from flows.registry.evidence import Evidence
 from flows.registry.git import git_text, identity
-from flows.registry.lineage import read_lock
+from flows.registry.lock_file import read_lock
 from flows.registry.storage import obtain, opened
 from flows.validation.report import Validation
 

@@ -19,14 +19,14 @@ import psutil
 from project import Project
 
 # A run that is long enough to be stopped, and short enough to be finished afterwards.
-LONG = {"train.steps": 800, "train.checkpoint_every_steps": 50, "train.log_every": 100}
+LONG = {"train.steps": 500, "train.checkpoint_every_steps": 50, "train.log_every": 100}
 
 
 class Plant:
     """A project with a bare git remote and a DVC remote, served by `vdmctl serve`."""
 
-    def __init__(self, folder: Path, **environment: str) -> None:
-        self.project = Project(folder / "project")
+    def __init__(self, folder: Path, project: Project | None = None, **environment: str) -> None:
+        self.project = project or Project(folder / "project")
         self.remote = folder / "remote.git"
         self.project.git("init", "--quiet", "--bare", str(self.remote))
         self.project.git("remote", "add", "origin", str(self.remote))
@@ -82,15 +82,24 @@ class Plant:
         """Return a run as the server describes it."""
         return self.api(f"flow_runs/{run}")  # type: ignore[no-any-return]
 
+    def lines(self, run: str) -> list[str]:
+        """Return the lines of the run's log that have arrived."""
+        found = self.api("logs/filter", logs={"flow_run_id": {"any_": [run]}}, limit=200, sort="TIMESTAMP_ASC")
+        return [line["message"] for line in found]
+
+    def continues(self, parameters: dict[str, object]) -> None:
+        """Start a run with the parameters, wait until it continues from a saved state, and cancel it."""
+        run = self.retrain(overrides=parameters)
+        wait_until(lambda: any("continuing from step" in line for line in self.lines(run)), 90, self.log)
+        assert self.run("flow-run", "cancel", run).returncode == 0
+        assert self.finish(run)[0] == "CANCELLED"
+
     def logged(self, run: str) -> str:
         """Return the run's log.  Wait for its last line, since lines are sent in batches."""
         lines: list[str] = []
 
         def complete() -> bool:
-            chosen = {"flow_run_id": {"any_": [run]}}
-            found = self.api("logs/filter", logs=chosen, limit=200, sort="TIMESTAMP_ASC")
-            lines[:] = [line["message"] for line in found]
-            # The lines of tasks end with "()".
+            lines[:] = self.lines(run)
             return any("Finished in state" in line and not line.endswith("()") for line in lines)
 
         wait_until(complete, 30)

@@ -99,10 +99,11 @@ def sample() -> None:
 
 @commands.command()
 def report() -> None:
-    """Print the metrics of the last `dvc repro` and where its pictures are."""
+    """Print the metrics of the last `dvc repro`, where its pictures are, and whether they are the commit's."""
     from flows.commands.summary import summary
     from flows.core.documents import read
     from flows.evaluation.results import BoundMetrics
+    from flows.registry.reproduction import reproduction
 
     say(summary(read(BoundMetrics, layout.METRICS, "run `dvc repro`")))
     for title, path, shown, stage in (
@@ -112,6 +113,8 @@ def report() -> None:
         ("curves", layout.CURVES, "dvc plots show", "train"),
     ):
         say(f"{title}: {shown if path.is_file() else f'{path} is missing; `dvc repro {stage}` makes it'}")
+    if compared := reproduction(Path()):
+        say(compared)
 
 
 @commands.command()

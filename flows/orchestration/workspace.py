@@ -28,7 +28,7 @@ from flows.core.params import parse_params
 from flows.process.groups import processes_in
 from flows.process.locks import lock_file
 from flows.registry.git import Tag, contents, git_text
-from flows.registry.lineage import read_lock
+from flows.registry.lock_file import read_lock
 from flows.registry.storage import cached_at, files, opened
 from flows.registry.versions import is_decided
 

@@ -12,7 +12,7 @@ from dvc_data.hashfile.hash_info import HashInfo
 from flows.core import layout
 from flows.core.errors import Exit, NetworkError, UserError
 from flows.registry.git import Tag, annotated_tags, git_text
-from flows.registry.lineage import read_lock
+from flows.registry.lock_file import read_lock
 from flows.registry.storage import obtain, opened, quiet
 from flows.registry.versions import MODEL, REFUSALS
 

@@ -23,7 +23,7 @@ from flows.core import layout
 from flows.core.documents import Document, Md5, RelativePath, read, require_apart
 from flows.core.errors import Exit, NetworkError, UserError
 from flows.core.files import inside, open_regular, read_bounded, scratch_folder
-from flows.registry.lineage import model_path, read_lock
+from flows.registry.lock_file import model_path, read_lock
 from flows.registry.versions import Version, resolve
 
 

@@ -15,7 +15,7 @@ from flows.core.errors import CheckpointError, Exit, UserError
 from flows.core.files import inside, scratch_folder
 from flows.images.store import ImageSetError, data_sha256
 from flows.registry.git import contents
-from flows.registry.lineage import Lock, model_path, read_lock
+from flows.registry.lock_file import Lock, model_path, read_lock
 from flows.registry.storage import Stored, check, obtain, opened
 from flows.registry.versions import Version
 from flows.validation.report import Validation

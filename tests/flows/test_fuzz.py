@@ -39,7 +39,7 @@ from flows.images.imagenet import read_archives
 from flows.images.reading import BadImageError
 from flows.images.store import ImageSetError, data_sha256, fault, load_images, load_labels, read_file_names, save_images
 from flows.orchestration.streaming import failure
-from flows.registry import lineage, storage
+from flows.registry import lock_file, storage
 from flows.registry import versions as registry
 from flows.registry.evidence import evidence_of
 from flows.registry.versions import Version
@@ -65,7 +65,7 @@ class Reader(NamedTuple):
 
 def version(content: bytes, name: str) -> Version:
     """A version whose commit has the content in a file of that name."""
-    lineage.contents = lambda root, names: dict.fromkeys(names, content)  # type: ignore[attr-defined]
+    lock_file.contents = lambda root, names: dict.fromkeys(names, content)  # type: ignore[attr-defined]
     return Version(name, "0" * 40, "", "", (), Metrics())
 
 
@@ -224,12 +224,12 @@ READERS = {
     ),
     "dvc.lock": Reader(
         lambda: [(ROOT / "dvc.lock").read_bytes()],
-        lambda content, _: lineage.read_lock(Path(), version(content, "dvc.lock")),
+        lambda content, _: lock_file.read_lock(Path(), version(content, "dvc.lock")),
         (UserError,),
     ),
     "dvc.yaml": Reader(
         lambda: [(ROOT / "dvc.yaml").read_bytes()],
-        lambda content, _: lineage.model_path(Path(), version(content, "dvc.yaml")),
+        lambda content, _: lock_file.model_path(Path(), version(content, "dvc.yaml")),
         (UserError,),
     ),
     "metrics.json": Reader(
@@ -317,7 +317,7 @@ READERS = {
 @pytest.fixture(autouse=True)
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FUZZ_FOLDER", str(tmp_path))
-    monkeypatch.setattr(lineage, "contents", lineage.contents)  # put back in the end
+    monkeypatch.setattr(lock_file, "contents", lock_file.contents)  # put back in the end
 
 
 def too_slow(*_: object) -> None:

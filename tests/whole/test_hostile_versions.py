@@ -14,7 +14,8 @@ from flows.commands.registry import row_of, shown, table
 from flows.core.errors import Exit, UserError
 from flows.core.params import read_params
 from flows.orchestration.workspace import require_contained
-from flows.registry.lineage import describe, lineage, model_path, read_lock
+from flows.registry.lineage import describe, lineage
+from flows.registry.lock_file import model_path, read_lock
 from flows.registry.promotion import challenge
 from flows.registry.publishing import publish
 from flows.registry.storage import fetch

@@ -133,9 +133,7 @@ def test_a_worker_that_is_killed_is_replaced_and_its_run_is_continued(plant: Pla
     os.kill(children(plant.process.pid)["prefect worker"], signal.SIGKILL)
     wait_until(lambda: "`prefect worker start` ended; starting it again" in plant.log.read_text(), 60)
     assert plant.finish(run)[0] == "CRASHED"  # its output has no reader any more
-    again = plant.retrain(overrides=RUN | {"train.seed": 1})
-    assert plant.finish(again)[0] == "COMPLETED"
-    assert "continuing from step" in plant.logged(again)
+    plant.continues(RUN | {"train.seed": 1})
 
 
 def test_a_server_that_is_killed_is_replaced(plant: Plant) -> None:
@@ -156,9 +154,7 @@ def test_a_loop_that_is_killed_takes_everything_along_and_goes_on_when_it_is_ser
 
     plant.serve()
     assert plant.finish(run)[0] == "CRASHED"
-    again = plant.retrain(overrides=RUN | {"train.seed": 3})
-    assert plant.finish(again)[0] == "COMPLETED"
-    assert "continuing from step" in plant.logged(again)
+    plant.continues(RUN | {"train.seed": 3})
 
 
 def test_a_run_that_died_unnoticed_is_ended_when_it_is_served_again(plant: Plant) -> None:
