@@ -99,18 +99,8 @@ class Project:
         return self.run(sys.executable, "-m", "dvc", *arguments)
 
     def vdmctl(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        """Run vdmctl in the project's folder, in this process: a new one would spend seconds on its imports."""
-        output, errors = StringIO(), StringIO()
-        root = logging.getLogger()
-        handlers, root.handlers = root.handlers, []  # so that vdmctl sets up its own
-        environment, os.environ = os.environ, self.environment  # type: ignore[assignment]
-        try:
-            with contextlib.chdir(self.folder), redirect_stdout(output), redirect_stderr(errors), catch_warnings():
-                simplefilter("ignore", DeprecationWarning)  # as Python does in a program
-                code = cli.run(list(arguments))
-        finally:
-            root.handlers, os.environ = handlers, environment
-        return subprocess.CompletedProcess(["vdmctl", *arguments], int(code), output.getvalue(), errors.getvalue())
+        """Run vdmctl in the project's folder, in this process."""
+        return run_vdmctl(self.folder, self.environment, *arguments)
 
     def reproduce(self) -> None:
         """Do what `dvc repro` does in a project without results, without the imports of six processes."""
@@ -123,6 +113,21 @@ class Project:
     def new_vdmctl(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """Run vdmctl as a new process, from the code in the project's folder."""
         return self.run(sys.executable, "-m", "flows.cli", *arguments)
+
+
+def run_vdmctl(folder: Path, environment: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run vdmctl in the folder, in this process: a new one would spend seconds on its imports."""
+    output, errors = StringIO(), StringIO()
+    root = logging.getLogger()
+    handlers, root.handlers = root.handlers, []  # so that vdmctl sets up its own
+    before, os.environ = os.environ, environment  # type: ignore[assignment]
+    try:
+        with contextlib.chdir(folder), redirect_stdout(output), redirect_stderr(errors), catch_warnings():
+            simplefilter("ignore", DeprecationWarning)  # as Python does in a program
+            code = cli.run(list(arguments))
+    finally:
+        root.handlers, os.environ = handlers, before
+    return subprocess.CompletedProcess(["vdmctl", *arguments], int(code), output.getvalue(), errors.getvalue())
 
 
 def one_line(result: subprocess.CompletedProcess[str]) -> str:

@@ -5,7 +5,7 @@ Nothing heavy is imported before a command needs it.
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -14,6 +14,9 @@ from flows.commands.registry import images_for, model_folder
 from flows.core import layout
 from flows.core.errors import Exit, UserError
 from flows.process.streams import say, say_json
+
+if TYPE_CHECKING:
+    from flows.core.params import Evaluate
 
 commands = typer.Typer()
 
@@ -28,7 +31,7 @@ class Protocol(StrEnum):
 
 
 class ImportFormat(StrEnum):
-    """Whose checkpoint."""
+    """Which implementation wrote a checkpoint."""
 
     GOOGLE = "google-vdm"
     ADDTT = "addtt"
@@ -48,7 +51,7 @@ def evaluate(
     num_timesteps: Annotated[
         str | None, typer.Option(help="vlb: steps T, or `continuous`; several, with commas, are a sweep.")
     ] = None,
-    num_images: Annotated[int | None, typer.Option(help="ode: so many of the test images.")] = None,
+    num_images: Annotated[int | None, typer.Option(help="ode: how many of the test images.")] = None,
     num_draws: Annotated[int | None, typer.Option(help="ode: dequantisation draws per image.")] = None,
     num_probes: Annotated[int | None, typer.Option(help="ode: probes of the divergence; 0 is exact.")] = None,
     dequantisation: Annotated[str | None, typer.Option(help="ode: uniform or truncated_normal.")] = None,
@@ -59,42 +62,66 @@ def evaluate(
 ) -> None:
     """Bits/dim of every test image, with `evaluate:` -> reports/evaluation.
 
-    With MODEL nothing is written unless --out names a folder. Options take the place of parameters; one that the
-    protocol does not have is an error.
+    With MODEL nothing is written unless --out names a folder. Options replace parameters; an option
+    that the protocol does not have is an error.
     """
-    from flows.commands.summary import show, summary
-    from flows.core.params import override, timesteps
-
     read, folder = parameters(), model_folder(model) if model else layout.REGISTERED
     if model is None and not folder.is_dir():
         raise UserError(f"{folder}: no model yet; `dvc repro` trains one", Exit.MISSING)
+    options = {
+        "times_per_image": times_per_image,
+        "num_images": num_images,
+        "num_draws": num_draws,
+        "num_probes": num_probes,
+        "dequantisation": dequantisation,
+        "seed": seed,
+        "device": device,
+    }
+    given = {name: value for name, value in options.items() if value is not None}
     images = images or images_for(model)
-    given: dict[str, Any] = {"times_per_image": times_per_image, "num_images": num_images, "num_draws": num_draws}
-    given |= {"num_probes": num_probes, "dequantisation": dequantisation, "seed": seed, "device": device}
-    given = {key: value for key, value in given.items() if value is not None}
-    if protocol is Protocol.ODE:
-        if num_timesteps or out:
-            raise UserError("--num-timesteps and --out belong to --protocol vlb", Exit.USAGE)
-        from flows.evaluation.protocols import ode
-
-        show(ode(override(read.ode, given), model=folder, images=images), as_json)
+    if protocol is Protocol.VLB:
+        out = out or (layout.EVALUATION if model is None else None)
+        show_bound(read.evaluate, given, num_timesteps, model=folder, images=images, out=out, as_json=as_json)
         return
-    steps = timesteps(num_timesteps) if num_timesteps else [read.evaluate.num_timesteps]
-    if len(steps) > 1 and (out or model is None):
-        raise UserError("a sweep of --num-timesteps needs MODEL, and has no --out", Exit.USAGE)
-    settings = [override(read.evaluate, given | {"num_timesteps": step}) for step in steps]
+    if num_timesteps or out:
+        raise UserError("--num-timesteps and --out belong to --protocol vlb", Exit.USAGE)
+    from flows.commands.summary import show
+    from flows.core.params import override
+    from flows.evaluation.protocols import ode
+
+    show(ode(override(read.ode, given), model=folder, images=images), as_json)
+
+
+def show_bound(
+    settings: "Evaluate",
+    given: dict[str, Any],
+    num_timesteps: str | None,
+    *,
+    model: Path,
+    images: Path,
+    out: Path | None,
+    as_json: bool,
+) -> None:
+    """Evaluate the bound with the options that were given, once for each number of steps, and print it.
+
+    Raises UserError (exit 2) for several numbers of steps with an `out`, which has a place for one result.
+    """
+    from flows.commands.summary import show, summary
+    from flows.core.params import override, timesteps
     from flows.evaluation.bound import measure
     from flows.stages.evaluate import evaluate
 
-    out = out or (layout.EVALUATION if model is None else None)
-    arguments = {"model": folder, "images": images, "requirements": layout.REQUIREMENTS}
+    steps = timesteps(num_timesteps) if num_timesteps else [settings.num_timesteps]
+    sweep = [override(settings, given | {"num_timesteps": step}) for step in steps]
+    arguments = {"model": model, "images": images, "requirements": layout.REQUIREMENTS}
+    if len(sweep) == 1:
+        result = evaluate(sweep[0], **arguments, out=out) if out else measure(sweep[0], **arguments)[0]
+        show(result, as_json)
+        return
     if out:
-        results = [evaluate(setting, **arguments, out=out) for setting in settings]
-    else:
-        results = [measure(setting, **arguments)[0] for setting in settings]
-    if len(results) == 1:
-        show(results[0], as_json)
-    elif as_json:
+        raise UserError("a sweep of --num-timesteps needs MODEL, and has no --out", Exit.USAGE)
+    results = [measure(each, **arguments)[0] for each in sweep]
+    if as_json:
         say_json({"protocol": "vlb", "sweep": [result.model_dump() for result in results]})
     else:
         say("\n".join(map(summary, results)))
@@ -126,13 +153,13 @@ def import_checkpoint(
         ImportFormat, typer.Option("--format", help="google-vdm: flax msgpack; addtt: model.pt beside config.yaml.")
     ],
     out: Annotated[Path, typer.Option(help="The model folder to write.")],
-    image_size: Annotated[tuple[int, int], typer.Option(help="Height and width, which weights do not tell.")] = (
+    image_size: Annotated[tuple[int, int], typer.Option(help="Height and width, which are not in the file.")] = (
         32,
         32,
     ),
     num_levels: Annotated[int, typer.Option(help="Levels of a pixel.", min=2, max=65536)] = 256,
     averaged: Annotated[bool, typer.Option(help="Take the moving average of the weights.")] = True,
-    sha256: Annotated[str | None, typer.Option(help="What the file must be; flax has no checksum of its own.")] = None,
+    sha256: Annotated[str | None, typer.Option(help="The sha256 that FILE must have.")] = None,
 ) -> None:
     """Turn another implementation's checkpoint into a model folder for `vdmctl evaluate`."""
     from flows.evaluation.importing import import_checkpoint

@@ -281,7 +281,7 @@ def test_files_and_functions_stay_small(path: Path) -> None:
                 (arg.end_lineno or 0 for arg in ast.walk(node.args) if isinstance(arg, ast.arg)), default=0
             )
             body = (node.end_lineno or 0) - max(node.lineno, last_argument) - docstring.count("\n") - 1
-            assert body <= 40, f"{path.name}: {node.name} has {body} lines"
+            assert body <= 30, f"{path.name}: {node.name} has {body} lines"
 
 
 # Modules that write files without `flows.core.files`, and what they write.

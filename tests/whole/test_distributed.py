@@ -34,7 +34,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
     project = Project(tmp_path_factory.mktemp("project"))
     project.edit("params.yaml", **PARAMS)
     for stage in ("download", "validate"):
-        assert project.new_vdmctl(stage).returncode == 0
+        assert project.vdmctl(stage).returncode == 0
     return project
 
 

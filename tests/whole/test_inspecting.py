@@ -4,13 +4,13 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+from project import run_vdmctl
 
 from flows.core.errors import Exit
 
@@ -28,9 +28,7 @@ def folder(tmp_path: Path, digits: np.ndarray) -> Path:
 
 
 def vdmctl(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "flows.cli", *arguments]
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, env=environment)
+    return run_vdmctl(folder, dict(os.environ), *arguments)
 
 
 def test_a_folder_outside_the_pipeline(folder: Path) -> None:

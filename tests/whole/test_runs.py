@@ -38,7 +38,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
         },
     )
     for stage in ("download", "validate"):
-        assert project.new_vdmctl(stage).returncode == 0
+        assert project.vdmctl(stage).returncode == 0
     return project
 
 
