@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np  # noqa: F401
 import pytest
 import safetensors.torch  # noqa: F401
-import scipy.stats  # noqa: F401
 import sklearn.datasets  # noqa: F401
 import torch._dynamo  # noqa: F401
 

@@ -3,6 +3,7 @@
 import http
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -88,11 +89,13 @@ class Plant:
         return [line["message"] for line in found]
 
     def continues(self, parameters: dict[str, object]) -> None:
-        """Start a run with the parameters, wait until it continues from a saved state, and cancel it."""
+        """Start a run, wait until it continues from a saved state, cancel it, and remove its states."""
         run = self.retrain(overrides=parameters)
         wait_until(lambda: any("continuing from step" in line for line in self.lines(run)), 90, self.log)
         assert self.run("flow-run", "cancel", run).returncode == 0
         assert self.finish(run)[0] == "CANCELLED"
+        for folder in (self.project.folder / ".vdm" / "runs").iterdir():
+            shutil.rmtree(folder)
 
     def logged(self, run: str) -> str:
         """Return the run's log.  Wait for its last line, since lines are sent in batches."""

@@ -478,6 +478,7 @@ def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
         load(tmp_path / "nowhere")
 
 
+@pytest.mark.processes
 def test_a_full_disk_leaves_the_previous_set(tmp_path: Path) -> None:
     """A limit on the size of files stands in for the full disk: a write fails half-way, with nearly the same error."""
     np.save(tmp_path / "train.npy", noise(300, 3, 32, 32))
@@ -664,6 +665,7 @@ def test_too_many_images(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert error.value.code == Exit.INVALID_DATA
 
 
+@pytest.mark.processes
 def test_a_download_that_is_killed_at_any_time_leaves_the_old_set_or_the_new(tmp_path: Path) -> None:
     for seed in range(2):
         np.save(tmp_path / f"{seed}.npy", noise(3000, 3, 32, 32, seed=seed))

@@ -141,6 +141,7 @@ def test_a_bomb_is_refused_at_once(name: str, bombs: Path) -> None:
     assert len(str(error.value)) < 300
 
 
+@pytest.mark.processes
 def test_no_bomb_takes_a_gigabyte(bombs: Path) -> None:
     before = "from flows.images.picture_files import BadImageError, inspect, read"
     after = (
@@ -151,6 +152,7 @@ def test_no_bomb_takes_a_gigabyte(bombs: Path) -> None:
     assert int(measured(before, after, bombs)[-1]) < 800
 
 
+@pytest.mark.processes
 def test_photographs_are_made_smaller_one_by_one(tmp_path: Path) -> None:
     """Together the four have 300 MB, and without a bound on a batch twice as much."""
     (tmp_path / "photos").mkdir()
@@ -164,6 +166,7 @@ def test_photographs_are_made_smaller_one_by_one(tmp_path: Path) -> None:
     assert int(measured(before, after, tmp_path)[-1]) < 350
 
 
+@pytest.mark.processes
 def test_transforms_that_enlarge_take_a_chunk_at_a_time(tmp_path: Path) -> None:
     """60 images of 8x8 padded to 2,056x2,056: 254 MB."""
     np.save(tmp_path / "a.npy", np.zeros((60, 1, 8, 8), dtype=np.uint8))

@@ -58,6 +58,7 @@ def test_good_images_pass_and_the_report_has_their_digest(image_set: Path) -> No
     assert len(pages) == 4  # training images, test images, splits, levels
 
 
+@pytest.mark.processes
 def test_two_processes_write_the_same_bytes(image_set: Path) -> None:
     """The time, the folder, the time zone and the seed of hashes differ."""
     train, test = digits_of(image_set)
@@ -268,6 +269,7 @@ def test_the_picture_shows_histograms_and_offenders(image_set: Path) -> None:
         assert picture.height > height
 
 
+@pytest.mark.processes
 @pytest.mark.skipif(not shutil.which("chromium"), reason="chromium is not installed")
 def test_the_site_opens_in_a_browser_and_names_what_failed(image_set: Path, tmp_path: Path) -> None:
     train, test = digits_of(image_set)

@@ -128,19 +128,15 @@ def test_a_second_one_in_the_folder_and_one_in_another_leave_the_first_alone(pla
     assert str(plant.project.folder) in str(steps)
 
 
-def test_a_worker_that_is_killed_is_replaced_and_its_run_is_continued(plant: Plant) -> None:
+def test_a_worker_and_a_server_that_are_killed_are_replaced_and_the_run_is_continued(plant: Plant) -> None:
     run = train(plant, seed=1)
     os.kill(children(plant.process.pid)["prefect worker"], signal.SIGKILL)
     wait_until(lambda: "`prefect worker start` ended; starting it again" in plant.log.read_text(), 60)
     assert plant.finish(run)[0] == "CRASHED"  # its output has no reader any more
-    plant.continues(RUN | {"train.seed": 1})
-
-
-def test_a_server_that_is_killed_is_replaced(plant: Plant) -> None:
     os.kill(children(plant.process.pid)["prefect server"], signal.SIGKILL)
     wait_until(lambda: "`prefect server start` ended; starting it again" in plant.log.read_text(), 60)
     wait_until(plant.answers, 60)
-    assert plant.finish(plant.retrain(overrides=RUN | {"train.seed": 1}))[0] == "COMPLETED"
+    plant.continues(RUN | {"train.seed": 1})
 
 
 def test_a_loop_that_is_killed_takes_everything_along_and_goes_on_when_it_is_served_again(plant: Plant) -> None:
