@@ -6,7 +6,7 @@ import tarfile
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
+from typing import IO, TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
@@ -14,17 +14,19 @@ from PIL import Image
 from flows.core.errors import Exit, UserError
 from flows.core.files import open_regular
 from flows.images.array_files import read_layout, read_rows
-from flows.images.catalogue import PUBLISHED, DownsampledImageNet
 from flows.images.fetching import fetch_file
 from flows.images.publishers import Chunk, Splits, entries, file_of, file_sha256
 from flows.images.reading import BadImageError, damage_named, limited
+
+if TYPE_CHECKING:
+    from flows.images.catalogue import DownsampledImageNet
 
 ROWS = 1000
 MOST_BYTES = 2**34
 MOST_PNG_BYTES = 2**20
 
 
-def read_imagenet(published: DownsampledImageNet, source: Path | None, downloads: Path) -> Splits:
+def read_imagenet(published: "DownsampledImageNet", source: Path | None, downloads: Path) -> Splits:
     """Return both splits, from the archives in `source`, or downloaded from the publisher if it is None.
 
     Raises UserError (exit 5) for an archive that is missing or differs from the published one.  Reading the splits
@@ -66,6 +68,8 @@ def check_version(path: Path, sha256: str) -> None:
 
 def all_archives() -> dict[str, str]:
     """Return the sha256 of every archive of both versions, by name."""
+    from flows.images.catalogue import PUBLISHED, DownsampledImageNet
+
     archives: dict[str, str] = {}
     for entry in PUBLISHED.values():
         if isinstance(entry, DownsampledImageNet):
@@ -73,7 +77,7 @@ def all_archives() -> dict[str, str]:
     return archives
 
 
-def read_archives(published: DownsampledImageNet, paths: list[Path], count: int) -> Iterator[Chunk]:
+def read_archives(published: "DownsampledImageNet", paths: list[Path], count: int) -> Iterator[Chunk]:
     """Yield the images of archives, one after the other.  Raises UserError (exit 5), also unless there are `count`."""
     found = 0
     for path in paths:

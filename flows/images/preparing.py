@@ -13,7 +13,6 @@ import numpy as np
 from flows.core.errors import Exit, UserError
 from flows.core.escaping import visible
 from flows.core.files import naming, scratch_folder, writing_folder
-from flows.images.catalogue import PUBLISHED, DownsampledImageNet, PublishedSet
 from flows.images.folder import read_folder
 from flows.images.imagenet import read_imagenet
 from flows.images.publishers import Chunk, Splits, read_digits, read_published
@@ -79,13 +78,16 @@ def read(data: "Data", source: Path | None, downloads: Path, scratch: Path) -> t
             assert source  # checked with the parameters
             return folder_of_images(data, source)
         case name:
-            return published(data, PUBLISHED[name], source, downloads, scratch)
+            return published(data, name, source, downloads, scratch)
 
 
 def published(
-    data: "Data", entry: PublishedSet | DownsampledImageNet, source: Path | None, downloads: Path, scratch: Path
+    data: "Data", name: str, source: Path | None, downloads: Path, scratch: Path
 ) -> tuple[Splits, dict[str, Any]]:
     """Return the transformed splits of a published set, and what `dataset.json` says of them."""
+    from flows.images.catalogue import PUBLISHED, PublishedSet  # torchvision: 2 s, which other sources do not need
+
+    entry = PUBLISHED[name]
     if isinstance(entry, PublishedSet):
         splits = read_published(entry, source, downloads, scratch)
     else:

@@ -8,15 +8,17 @@ import tarfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, NamedTuple, cast
+from typing import IO, TYPE_CHECKING, NamedTuple, cast
 
 import numpy as np
 
 from flows.core.errors import Exit, UserError, brief
 from flows.core.files import naming, open_regular
-from flows.images.catalogue import PublishedSet
 from flows.images.fetching import fetch_file
 from flows.images.reading import limited
+
+if TYPE_CHECKING:
+    from flows.images.catalogue import PublishedSet
 
 # The largest file of these sets has 182 MB.
 MOST_BYTES = 2**28
@@ -37,7 +39,7 @@ class Splits(NamedTuple):
     test: Iterable[Chunk]
 
 
-def read_published(published: PublishedSet, source: Path | None, downloads: Path, scratch: Path) -> Splits:
+def read_published(published: "PublishedSet", source: Path | None, downloads: Path, scratch: Path) -> Splits:
     """Return both splits, from the publisher's files in `source`, or downloaded from the publisher if it is None.
 
     Downloads are kept in `downloads`; `scratch` is an empty folder for unpacked files.  Raises UserError (exit 5) for
@@ -57,7 +59,7 @@ def read_published(published: PublishedSet, source: Path | None, downloads: Path
     return Splits(*([read_chunk(published, scratch, train)] for train in (True, False)))
 
 
-def read_chunk(published: PublishedSet, scratch: Path, train: bool) -> Chunk:
+def read_chunk(published: "PublishedSet", scratch: Path, train: bool) -> Chunk:
     """Return a whole split; these sets fit into memory."""
     split = published.reader(scratch, train)
     images = np.asarray(split.data)
@@ -69,7 +71,7 @@ def read_chunk(published: PublishedSet, scratch: Path, train: bool) -> Chunk:
     return Chunk(np.ascontiguousarray(images), labels)
 
 
-def take_files(published: PublishedSet, source: Path, folder: Path) -> None:
+def take_files(published: "PublishedSet", source: Path, folder: Path) -> None:
     """Unpack the files from `source` (plain, .gz, or in the publisher's archive) into `folder` and check them.
 
     Raises UserError (exit 5).
