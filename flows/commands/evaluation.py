@@ -201,7 +201,7 @@ def import_checkpoint(
         bool, typer.Option(help="Import the moving average of the weights; otherwise the last weights.")
     ] = True,
     sha256: Annotated[
-        str | None, typer.Option(help="The sha256 that FILE must have; without it the file is not checked.")
+        str | None, typer.Option(help="The sha256 that FILE must have; without it the digest is not checked.")
     ] = None,
 ) -> None:
     """Convert another implementation's checkpoint to a model folder for `vdmctl evaluate`."""

@@ -118,8 +118,8 @@ def report() -> None:
         ("validation", layout.DATA_DOCS / "index.html", layout.DATA_DOCS / "index.html", "validate"),
         ("curves", layout.CURVES, "dvc plots show", "train"),
     ):
-        missing = f"{path} is missing; `dvc repro {stage}` makes it"
-        say(f"{title}: {shown if path.is_file() else missing}")
+        found = shown if path.is_file() else f"{path} is missing; `dvc repro {stage}` makes it"
+        say(f"{title}: {found}")
     if compared := reproduction(Path()):
         say(compared)
 
