@@ -95,7 +95,7 @@ def load(content: bytes | str) -> Any:
     much depth, tags, directives, repeated keys, and aliases that contain themselves.
     """
     if len(content) > MOST_BYTES:
-        raise ValueError(f"larger than the limit of {MOST_BYTES:,} bytes")
+        raise ValueError(f"larger than {MOST_BYTES:,} bytes, the limit")
     # The round-trip reader reads YAML 1.2, as DVC does.  YAML 1.1 readers read 2e-4 as a string.
     yaml = YAML(typ="rt")
     yaml.Parser = BoundedParser

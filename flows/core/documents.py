@@ -50,7 +50,7 @@ def parse(model: type[Model], content: bytes, name: str) -> Model:
 def json_value(content: bytes, name: str) -> Any:
     """Parse JSON.  Raises UserError (exit 5) that starts with `name`."""
     if len(content) > MOST_BYTES:
-        raise UserError(f"{name}: larger than the limit of {MOST_BYTES:,} bytes", Exit.MISSING)
+        raise UserError(f"{name}: larger than {MOST_BYTES:,} bytes, the limit", Exit.MISSING)
     try:
         return parse_json(content)
     except ValueError as error:

@@ -61,7 +61,7 @@ def read_bounded(path: Path, most: int = MOST_BYTES) -> bytes:
     if len(content) > size:
         raise OSError(errno.EBUSY, "grows while it is read", str(path))
     if size > most:
-        raise OSError(errno.EFBIG, f"larger than the limit of {most:,} bytes", str(path))
+        raise OSError(errno.EFBIG, f"larger than {most:,} bytes, the limit", str(path))
     return content
 
 

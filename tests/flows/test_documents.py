@@ -39,8 +39,18 @@ VALUES: list[Any] = [
     *("x", "", "\0", "\ud800", "a\nb", "../x", "/etc", "x" * 100_000),
     *([], {}, [1], {"a": 1}, [10**9] * 3, 65537, 2**32, "f" * 64),
 ]
-METRICS = {"bpd": 1.7, "bpd_standard_error": None, "prior_bpd": 0.1, "reconstruction_bpd": 0.2, "diffusion_bpd": 1.4}
-METRICS |= {"num_images": 3, "times_per_image": 2, "num_timesteps": None, "data_sha256": SHA, "model_sha256": SHA}
+METRICS = {
+    "bpd": 1.7,
+    "bpd_standard_error": None,
+    "prior_bpd": 0.1,
+    "reconstruction_bpd": 0.2,
+    "diffusion_bpd": 1.4,
+    "num_images": 3,
+    "times_per_image": 2,
+    "num_timesteps": None,
+    "data_sha256": SHA,
+    "model_sha256": SHA,
+}
 PROFILE = {"histogram": [1, 2, 3], "mean": [0.0, 1.0], "deviation": [0.5, 0.5]}
 LISTING = [{"md5": "a" * 32, "relpath": "x/y"}, {"md5": "b" * 32, "relpath": "z"}]
 
