@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from flows.core.params import Params
 
 Context = Any
-"""Typer's context; Typer exports no type that fits its own signatures."""
+"""The context of a command or of a group.  Typer does not export the class that both have in common."""
 
 
 class Commands(TyperGroup):

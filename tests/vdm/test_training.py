@@ -247,7 +247,7 @@ def test_the_model_gets_the_augmentation_flag(tiny_model: Callable[..., VDM], di
     model = tiny_model(augmentation_input=True)
     before = model.network.condition_1.weight[:, -1].clone()
     fit(model, digits[:64], **SETTINGS | {"augmentation": ["flip", "rotate"]})
-    # Weight decay would change them by a factor of 30 x 1e-3 x 0.01.
+    # Weight decay would shrink them by a share of 30 x 1e-3 x 0.01.
     assert ((model.network.condition_1.weight[:, -1] - before).abs() > 1e-3 * before.abs()).all()
     with pytest.raises(ValueError, match="swap_channels needs more than one channel"):
         start(model, digits, **SETTINGS | {"augmentation": ["swap_channels"]})
