@@ -1,6 +1,6 @@
-"""vdmctl: it prepares for signals and for whatever its streams are, runs a command, and translates errors.
+"""The entry point of vdmctl: set signal handlers, open the streams, run a command, turn errors into exit codes.
 
-The commands are in `flows.commands`.  They are imported after the signal handlers are set, since that takes a moment.
+The commands are in `flows.commands`.  They are imported after the signal handlers are set, since importing takes time.
 """
 
 import signal
@@ -13,7 +13,7 @@ from flows.process.ending import STOP, STOPPED, fail, finish, stop_at_once
 
 
 def main() -> None:
-    """Run the console script: the arguments are those of this process."""
+    """Run the console script with the arguments of this process."""
     for number in STOP:
         signal.signal(number, stop_at_once)
     from flows.process.streams import open_streams
@@ -22,12 +22,12 @@ def main() -> None:
     try:
         sys.exit(run(sys.argv[1:]))
     finally:
-        for number in STOP:  # what is left is Python's own end, which takes a moment
+        for number in STOP:  # only the shutdown of Python is left, which takes time
             signal.signal(number, signal.SIG_IGN)
 
 
 def run(arguments: list[str]) -> int:
-    """Run vdmctl and return its exit code: a user's error is one line on stderr, a bug keeps its traceback."""
+    """Run vdmctl and return its exit code.  A UserError becomes one line on stderr, a bug keeps its traceback."""
     from flows.process.streams import start_logging
 
     start_logging()
@@ -47,15 +47,15 @@ def run(arguments: list[str]) -> int:
             raise
         return fail(str(error), code)
     finally:
-        with suppress(OSError):  # reported above, or of less weight than what is
+        with suppress(OSError):  # reported above, or less important than the error reported above
             sys.stdout.flush()
     return Exit.DONE
 
 
 def call(arguments: list[str]) -> None:
-    """Call the command that the arguments name.  Raises UserError (exit 2) when they name none, and what it raises.
+    """Call the command that the arguments name.  Raises UserError (exit 2) for wrong usage.
 
-    Typer's own entry would end with exit codes of its own.
+    Calling `app()` would exit with Typer's exit codes.
     """
     import typer
 

@@ -1,10 +1,10 @@
 """The commands of vdmctl, by subject.
 
-vdmctl      all commands, and the help
+vdmctl      the whole command line, its help, and `serve`
 pipeline    the stages, the report and the presets
 evaluation  likelihoods and comparisons
 registry    versions and the champion
-arguments   what the commands are given
+arguments   checks of arguments, and params.yaml
 inspecting  `vdmctl validate PATH`
-summary     results for people
+summary     results as text
 """

@@ -1,4 +1,4 @@
-"""What the commands of vdmctl are given: arguments, none of which may be empty, and params.yaml."""
+"""Read params.yaml for the commands of vdmctl, and refuse empty arguments."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -12,13 +12,14 @@ if TYPE_CHECKING:
     from flows.core.params import Params
 
 Context = Any
-"""Typer's own type, which is also that of a context without a command."""
+"""The context of a command or of a group.  Typer does not export the class that both have in common."""
 
 
 class Commands(TyperGroup):
-    """The commands.  None takes an empty argument.
+    """The commands of vdmctl, which refuse empty arguments.
 
-    It would mean the default, or the current folder: `vdmctl promote "$VERSION"` without a VERSION is a mistake.
+    An empty argument would mean the default or the current folder, as in `vdmctl promote "$VERSION"` with an unset
+    variable.
     """
 
     def resolve_command(self, ctx: Context, args: list[str]) -> Any:
@@ -30,7 +31,7 @@ class Commands(TyperGroup):
 
 
 def refuse_blank(context: Context, arguments: Sequence[str]) -> None:
-    """Raise typer.BadParameter with the name of an argument that is empty or nothing but space."""
+    """Raise typer.BadParameter that names an argument which is empty or only white space."""
     values, _, given = context.command.make_parser(context).parse_args(list(arguments))
     for parameter in given:
         value = values[parameter.name]
@@ -40,7 +41,7 @@ def refuse_blank(context: Context, arguments: Sequence[str]) -> None:
 
 
 def parameters() -> "Params":
-    """Return params.yaml of the current folder.  Raises UserError (exit 2) naming file, line and key."""
+    """Return params.yaml of the current folder.  Raises UserError (exit 2) that names file, line and key."""
     from flows.core.params import read_params  # 0.1 s, which `--help` does not need
 
     return read_params(layout.PARAMS)

@@ -1,6 +1,6 @@
-"""vdmctl's commands about likelihoods: evaluate a model, compare two, import another implementation's checkpoint.
+"""Commands about likelihoods: evaluate a model, compare two models, import another implementation's checkpoint.
 
-Nothing heavy is imported before a command needs it.
+Heavy modules are imported inside the commands.
 """
 
 from enum import StrEnum
@@ -20,18 +20,18 @@ if TYPE_CHECKING:
 
 commands = typer.Typer()
 
-IMAGES_HELP = "The image set; its test images are evaluated. Without data/images, a version's own."
+IMAGES_HELP = "The image set with the test images. If data/images is missing, a version is evaluated on its own images."
 
 
 class Protocol(StrEnum):
-    """How a likelihood is computed."""
+    """The ways to compute a likelihood."""
 
     VLB = "vlb"
     ODE = "ode"
 
 
 class ImportFormat(StrEnum):
-    """Which implementation wrote a checkpoint."""
+    """The implementations whose checkpoints can be imported."""
 
     GOOGLE = "google-vdm"
     ADDTT = "addtt"
@@ -45,27 +45,58 @@ def evaluate(
     ] = None,
     images: Annotated[Path | None, typer.Option(help=IMAGES_HELP, show_default="data/images")] = None,
     protocol: Annotated[
-        Protocol, typer.Option(help="vlb: the variational bound; ode: the probability-flow ODE, with `ode:`.")
+        Protocol,
+        typer.Option(help="vlb: the variational bound, with `evaluate:`; ode: the probability-flow ODE, with `ode:`."),
     ] = Protocol.VLB,
-    times_per_image: Annotated[int | None, typer.Option(help="vlb: noise levels per image, stratified.")] = None,
-    num_timesteps: Annotated[
-        str | None, typer.Option(help="vlb: steps T, or `continuous`; several, with commas, are a sweep.")
+    times_per_image: Annotated[
+        int | None,
+        typer.Option(
+            help="vlb: number of noise levels per image, evenly spread.", show_default="evaluate.times_per_image"
+        ),
     ] = None,
-    num_images: Annotated[int | None, typer.Option(help="ode: how many of the test images.")] = None,
-    num_draws: Annotated[int | None, typer.Option(help="ode: dequantisation draws per image.")] = None,
-    num_probes: Annotated[int | None, typer.Option(help="ode: probes of the divergence; 0 is exact.")] = None,
-    dequantisation: Annotated[str | None, typer.Option(help="ode: uniform or truncated_normal.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Seed of times and noise.")] = None,
-    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N.")] = None,
-    out: Annotated[Path | None, typer.Option(help="vlb: folder for metrics.json and per_image.csv.")] = None,
+    num_timesteps: Annotated[
+        str | None,
+        typer.Option(
+            help="vlb: number of steps T, or `continuous`. Several, as in 10,100,continuous, are evaluated in turn.",
+            show_default="evaluate.num_timesteps",
+        ),
+    ] = None,
+    num_images: Annotated[
+        int | None, typer.Option(help="ode: number of test images to evaluate.", show_default="ode.num_images")
+    ] = None,
+    num_draws: Annotated[
+        int | None, typer.Option(help="ode: number of dequantisation draws per image.", show_default="ode.num_draws")
+    ] = None,
+    num_probes: Annotated[
+        int | None,
+        typer.Option(
+            help="ode: number of random probes that estimate the divergence; 0: exact.", show_default="ode.num_probes"
+        ),
+    ] = None,
+    dequantisation: Annotated[
+        str | None, typer.Option(help="ode: uniform or truncated_normal noise.", show_default="ode.dequantisation")
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="Seed of the times and the noise.", show_default="the protocol's parameter")
+    ] = None,
+    device: Annotated[
+        str | None, typer.Option(help="auto, cpu, cuda or cuda:N.", show_default="the protocol's parameter")
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="vlb: folder for metrics.json and per_image.csv.", show_default="without MODEL reports/evaluation"
+        ),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")] = False,
 ) -> None:
-    """Bits/dim of every test image, with `evaluate:` -> reports/evaluation.
+    """Measure the bits/dim of the test images, with `evaluate:` -> reports/evaluation.
 
-    With MODEL nothing is written unless --out names a folder. Options replace parameters; an option
-    that the protocol does not have is an error.
+    With MODEL nothing is written unless --out names a folder. Options replace parameters of params.yaml;
+    an option that the protocol does not have is an error.
     """
-    read, folder = parameters(), model_folder(model) if model else layout.REGISTERED
+    read = parameters()
+    folder = model_folder(model) if model else layout.REGISTERED
     if model is None and not folder.is_dir():
         raise UserError(f"{folder}: no model yet; `dvc repro` trains one", Exit.MISSING)
     options = {
@@ -80,7 +111,8 @@ def evaluate(
     given = {name: value for name, value in options.items() if value is not None}
     images = images or images_for(model)
     if protocol is Protocol.VLB:
-        out = out or (layout.EVALUATION if model is None else None)
+        if model is None:
+            out = out or layout.EVALUATION
         show_bound(read.evaluate, given, num_timesteps, model=folder, images=images, out=out, as_json=as_json)
         return
     if num_timesteps or out:
@@ -102,9 +134,9 @@ def show_bound(
     out: Path | None,
     as_json: bool,
 ) -> None:
-    """Evaluate the bound with the options that were given, once for each number of steps, and print it.
+    """Evaluate the bound with the given options, once for each number of steps, and print the results.
 
-    Raises UserError (exit 2) for several numbers of steps with an `out`, which has a place for one result.
+    Raises UserError (exit 2) for several numbers of steps with `out`, which has room for one result.
     """
     from flows.commands.summary import show, summary
     from flows.core.params import override, timesteps
@@ -119,7 +151,9 @@ def show_bound(
         show(result, as_json)
         return
     if out:
-        raise UserError("a sweep of --num-timesteps needs MODEL, and has no --out", Exit.USAGE)
+        raise UserError(
+            "several values of --num-timesteps write no files: name a MODEL, and leave out --out", Exit.USAGE
+        )
     results = [measure(each, **arguments)[0] for each in sweep]
     if as_json:
         say_json({"protocol": "vlb", "sweep": [result.model_dump() for result in results]})
@@ -130,12 +164,12 @@ def show_bound(
 @commands.command()
 def compare(
     first: Annotated[str, typer.Argument(help="A model folder, a version (vdm@v1.2.0) or `champion`.")],
-    second: Annotated[str, typer.Argument(help="Another.")],
+    second: Annotated[str, typer.Argument(help="The model to compare it with, named in the same way.")],
     images: Annotated[Path | None, typer.Option(help=IMAGES_HELP, show_default="data/images")] = None,
-    confidence: Annotated[float, typer.Option(help="Of the interval, between 0 and 1.")] = 0.95,
+    confidence: Annotated[float, typer.Option(help="The confidence of the interval, between 0 and 1.")] = 0.95,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")] = False,
 ) -> None:
-    """The difference SECOND - FIRST in bits/dim, image by image under the same times and noise, with `evaluate:`."""
+    """Measure SECOND - FIRST in bits/dim on the same test images, times and noise, with `evaluate:`."""
     if not 0 < confidence < 1:
         raise UserError(f"--confidence must lie between 0 and 1, got {confidence}", Exit.USAGE)
     settings = parameters().evaluate
@@ -148,22 +182,37 @@ def compare(
 
 @commands.command("import-checkpoint")
 def import_checkpoint(
-    file: Annotated[Path, typer.Argument(help="The other implementation's checkpoint.")],
+    file: Annotated[Path, typer.Argument(help="The checkpoint of the other implementation.")],
     file_format: Annotated[
-        ImportFormat, typer.Option("--format", help="google-vdm: flax msgpack; addtt: model.pt beside config.yaml.")
+        ImportFormat,
+        typer.Option(
+            "--format", help="google-vdm: a flax msgpack file; addtt: model.pt, with config.yaml in the same folder."
+        ),
     ],
     out: Annotated[Path, typer.Option(help="The model folder to write.")],
-    image_size: Annotated[tuple[int, int], typer.Option(help="Height and width, which are not in the file.")] = (
+    image_size: Annotated[
+        tuple[int, int], typer.Option(help="Height and width of the images, which the file does not contain.")
+    ] = (
         32,
         32,
     ),
-    num_levels: Annotated[int, typer.Option(help="Levels of a pixel.", min=2, max=65536)] = 256,
-    averaged: Annotated[bool, typer.Option(help="Take the moving average of the weights.")] = True,
-    sha256: Annotated[str | None, typer.Option(help="The sha256 that FILE must have.")] = None,
+    num_levels: Annotated[int, typer.Option(help="The number of levels of a pixel.", min=2, max=65536)] = 256,
+    averaged: Annotated[
+        bool, typer.Option(help="Import the moving average of the weights; otherwise the last weights.")
+    ] = True,
+    sha256: Annotated[
+        str | None, typer.Option(help="The sha256 that FILE must have; without it the digest is not checked.")
+    ] = None,
 ) -> None:
-    """Turn another implementation's checkpoint into a model folder for `vdmctl evaluate`."""
+    """Convert another implementation's checkpoint to a model folder for `vdmctl evaluate`."""
     from flows.evaluation.importing import import_checkpoint
 
-    options: dict[str, Any] = {"out": out, "image_size": image_size, "num_levels": num_levels}
-    options |= {"averaged": averaged, "sha256": sha256}
-    import_checkpoint(file, file_format.value, **options)
+    import_checkpoint(
+        file,
+        file_format.value,
+        out=out,
+        image_size=image_size,
+        num_levels=num_levels,
+        averaged=averaged,
+        sha256=sha256,
+    )

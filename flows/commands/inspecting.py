@@ -1,4 +1,4 @@
-"""`vdmctl validate PATH`: check images outside the pipeline, read as the pipeline would read them."""
+"""Check images outside the pipeline, read as the pipeline reads them, for `vdmctl validate PATH`."""
 
 import logging
 import os
@@ -19,9 +19,9 @@ log = logging.getLogger(__name__)
 
 
 def inspect_path(data: "Data", contract: "Contract", *, path: Path, out: Path | None, reference: Path | None) -> Report:
-    """Return the report on an image set, or on a folder of images with the transforms and the split of `data`.
+    """Validate an image set, or a folder of images with the transforms and the split of `data`; return the report.
 
-    The report, its site and its picture are written into the folder `out`, if given.  Raises what `write_images` and
+    Writes the report, its site and its picture into the folder `out`, if given.  Raises what `write_images` and
     `inspect_images` raise.
     """
     if out:

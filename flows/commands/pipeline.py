@@ -1,6 +1,6 @@
-"""vdmctl's commands of the pipeline: one for each stage but `evaluate`, the report, and the presets.
+"""Commands of the pipeline: each stage except `evaluate`, the report, and the presets.
 
-Nothing heavy is imported before a command needs it.
+Heavy modules are imported inside the commands.
 """
 
 from pathlib import Path
@@ -28,14 +28,20 @@ def download() -> None:
 
 @commands.command()
 def validate(
-    path: Annotated[Path | None, typer.Argument(help="Other images: a set or a folder.")] = None,
-    reference: Annotated[Path | None, typer.Option(help="Images or a validation.json to compare with.")] = None,
-    out: Annotated[Path | None, typer.Option(help="With PATH: folder for the report.")] = None,
+    path: Annotated[
+        Path | None, typer.Argument(help="An image set or a folder of images to check instead of data/images.")
+    ] = None,
+    reference: Annotated[
+        Path | None, typer.Option(help="An image set or a validation.json to measure drift from.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="With PATH: folder for the report; without it no report is written.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")] = False,
 ) -> None:
-    """Check that the images are what a likelihood needs, with `contract:` -> reports/validation.
+    """Check that the images allow a likelihood, with `contract:` -> reports/validation.
 
-    With PATH, read with the transforms of `data:`, nothing is written unless --out names a folder.
+    Images at PATH are read with the transforms of `data:`; nothing is written unless --out names a folder.
     """
     read = parameters()
     from flows.stages.validate import validate
@@ -73,7 +79,7 @@ def train() -> None:
 
 @commands.command()
 def register() -> None:
-    """Freeze the trained model with its model card -> models/vdm."""
+    """Write the folder of the trained model with its model card -> models/vdm."""
     read = parameters()
     from flows.stages.register import register
 
@@ -99,7 +105,7 @@ def sample() -> None:
 
 @commands.command()
 def report() -> None:
-    """Print the metrics of the last `dvc repro`, where its pictures are, and whether they are the commit's."""
+    """Print the metrics of the last `dvc repro`, the paths of its pictures, and whether they equal the commit's."""
     from flows.commands.summary import summary
     from flows.core.documents import read
     from flows.evaluation.results import BoundMetrics
@@ -112,24 +118,26 @@ def report() -> None:
         ("validation", layout.DATA_DOCS / "index.html", layout.DATA_DOCS / "index.html", "validate"),
         ("curves", layout.CURVES, "dvc plots show", "train"),
     ):
-        say(f"{title}: {shown if path.is_file() else f'{path} is missing; `dvc repro {stage}` makes it'}")
+        found = shown if path.is_file() else f"{path} is missing; `dvc repro {stage}` makes it"
+        say(f"{title}: {found}")
     if compared := reproduction(Path()):
         say(compared)
 
 
 @commands.command()
 def preset(
-    name: Annotated[str, typer.Argument(help="A file in presets/, without .yaml.")],
-    force: Annotated[bool, typer.Option(help="Overwrite a params.yaml that is not itself a preset.")] = False,
+    name: Annotated[str, typer.Argument(help="The name of a file in presets/, without .yaml.")],
+    force: Annotated[bool, typer.Option(help="Overwrite a params.yaml that differs from every preset.")] = False,
 ) -> None:
     """Write params.yaml from presets/NAME.yaml."""
     presets = {path.stem: path for path in sorted(layout.PRESETS.glob("*.yaml"))}
     if name not in presets:
-        raise UserError(f"no preset {name!r}: {', '.join(presets) or f'{layout.PRESETS}/ holds none'}", Exit.USAGE)
+        listed = ", ".join(presets) or f"{layout.PRESETS}/ is empty"
+        raise UserError(f"no preset {name!r}: {listed}", Exit.USAGE)
     unchanged = not layout.PARAMS.exists() or any(
         read_bounded(layout.PARAMS) == path.read_bytes() for path in presets.values()
     )
     if not unchanged and not force:
-        raise UserError(f"{layout.PARAMS} has changes that no preset holds; --force overwrites them", Exit.USAGE)
+        raise UserError(f"{layout.PARAMS} differs from every preset; --force overwrites it", Exit.USAGE)
     with written_last(layout.PARAMS, presets[name].read_bytes()):
         finish()

@@ -1,6 +1,6 @@
-"""vdmctl's commands about the registry: which models there are, where from, whether sound, which is the champion.
+"""Commands of the registry: list versions, show their lineage, verify them, and change the champion.
 
-Nothing heavy is imported before a command needs it.
+Heavy modules are imported inside the commands.
 """
 
 from collections.abc import Mapping, Sequence
@@ -27,7 +27,7 @@ commands = typer.Typer()
 
 @commands.command()
 def models(as_json: AsJson = False) -> None:
-    """The registry's versions: stage, bits/dim with its standard error, data, commit."""
+    """List the registry's versions: stage, bits/dim with its standard error, data, commit."""
     from flows.registry.versions import MODEL, versions
 
     rows = [row_of(version) for version in versions(ROOT)]
@@ -41,7 +41,7 @@ def models(as_json: AsJson = False) -> None:
 
 @commands.command()
 def lineage(model: Model, as_json: AsJson = False) -> None:
-    """Where a version comes from: tag, commit, parameters, data, validation report, code, outputs, with digests."""
+    """Show the origin of a version: tag, commit, parameters, data, validation report, code, outputs, with digests."""
     from flows.registry.lineage import describe, lineage
     from flows.registry.versions import resolve
 
@@ -54,7 +54,7 @@ def lineage(model: Model, as_json: AsJson = False) -> None:
 
 @commands.command()
 def verify(model: Model, as_json: AsJson = False) -> None:
-    """Recompute every digest of a version: code, parameters, outputs, model, images; exit 5 when one differs."""
+    """Recompute every digest of a version: code, parameters, outputs, model, images; exit 5 if one differs."""
     from flows.registry.verification import verify
     from flows.registry.versions import resolve
 
@@ -80,8 +80,9 @@ def promote(
 ) -> None:
     """Make a version the champion if it beats the champion, with `evaluate:` and `promote:`; exit 3 if it does not.
 
-    Both meet the same test images, times and noise.  The confidence interval of their difference must clear
-    promote.min_improvement_bpd.  The first sound version has nobody to beat.
+    Both are evaluated on the same test images, times and noise.  The whole confidence interval of their difference must
+    show an improvement of more than promote.min_improvement_bpd.  If there is no champion, a version with correct
+    digests becomes the champion.
     """
     from flows.registry.versions import newest, resolve
 
@@ -101,7 +102,7 @@ def promote(
 
 @commands.command()
 def rollback(as_json: AsJson = False) -> None:
-    """Make the champion before this one champion again; the history only grows."""
+    """Make the previous champion the champion again; this adds a tag and removes none."""
     from flows.registry.promotion import rollback
 
     done = rollback(ROOT)
@@ -112,7 +113,7 @@ def rollback(as_json: AsJson = False) -> None:
 
 
 def model_folder(model: str) -> Path:
-    """A model's folder: of the version that the text means, fetched, or the path that it is.
+    """Return the folder of a model: fetch it if the text names a version or `champion`; else the text is the path.
 
     `./champion` is a folder of that name.
     """
@@ -126,7 +127,7 @@ def model_folder(model: str) -> Path:
 
 
 def images_for(model: str | None) -> Path:
-    """The images that a model is evaluated on: those of the working tree; where it has none, a version's own."""
+    """Return the image set to evaluate a model on: data/images, or if that is missing, the version's own."""
     from flows.registry.versions import REFERENCE, resolve
 
     images = ROOT / layout.IMAGES
@@ -138,24 +139,37 @@ def images_for(model: str | None) -> Path:
 
 
 def row_of(version: "Version") -> dict[str, Any]:
-    """A version for the listing."""
-    keys = ("bpd", "bpd_standard_error", "num_images", "data_sha256", "model_sha256")
-    row: dict[str, Any] = {"version": version.name, "stages": list(version.stages), "commit": version.commit}
-    row |= {"created": version.created} | {key: getattr(version.metrics, key) for key in keys}
-    return row | ({"problem": version.problem} if version.problem else {})
+    """Return a version as a JSON object of `vdmctl models`."""
+    metrics = version.metrics
+    row = {
+        "version": version.name,
+        "stages": list(version.stages),
+        "commit": version.commit,
+        "created": version.created,
+        "bpd": metrics.bpd,
+        "bpd_standard_error": metrics.bpd_standard_error,
+        "num_images": metrics.num_images,
+        "data_sha256": metrics.data_sha256,
+        "model_sha256": metrics.model_sha256,
+    }
+    if version.problem:
+        row["problem"] = version.problem
+    return row
 
 
 def shown(row: Mapping[str, Any]) -> tuple[str, ...]:
-    """The cells of a row of `vdmctl models`."""
-    bpd, error = row["bpd"], row["bpd_standard_error"]
-    nothing = "unreadable" if "problem" in row else "unknown"
-    figure = nothing if bpd is None else f"{bpd:.4f}" + ("" if error is None else f" +- {error:.4f}")
+    """Return the cells of a row of `vdmctl models`."""
+    figure = "unreadable" if "problem" in row else "unknown"
+    if row["bpd"] is not None:
+        figure = f"{row['bpd']:.4f}"
+        if row["bpd_standard_error"] is not None:
+            figure += f" +- {row['bpd_standard_error']:.4f}"
     data = (row["data_sha256"] or "unknown")[:12]
     return row["version"], ", ".join(row["stages"]), figure, data, row["commit"][:12], row["created"]
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Return columns of text, each as wide as its widest cell."""
+    """Return the rows as aligned columns of text."""
     lines = [[visible(cell) for cell in line] for line in (header, *rows)]
     widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
     return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines)

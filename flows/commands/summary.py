@@ -1,11 +1,11 @@
-"""Results for people: a few lines of text."""
+"""Print results as a few lines of text."""
 
 from flows.evaluation.results import BoundMetrics, Comparison, Metrics, ModelFigures, OdeMetrics
 from flows.process.streams import say, say_json
 
 
 def show(result: BoundMetrics | OdeMetrics | Comparison, as_json: bool) -> None:
-    """Print a result, as one JSON object or for people."""
+    """Print a result as one JSON object or as text."""
     if as_json:
         say_json(result.model_dump())
     else:
@@ -18,16 +18,17 @@ def summary(result: BoundMetrics | OdeMetrics | Comparison) -> str:
         case BoundMetrics():
             return bound(result)
         case OdeMetrics():
+            probes = result.num_probes or "all"
             return (
                 f"{bits(result)} under the probability-flow ODE, {result.num_images} images,"
-                f" {result.num_draws} {result.dequantisation} draws, {result.num_probes or 'all'} probes"
+                f" {result.num_draws} {result.dequantisation} draws, {probes} probes"
             )
         case Comparison():
             return difference(result)
 
 
 def bound(result: BoundMetrics) -> str:
-    """Return the bound with its terms, and how it was evaluated."""
+    """Return the bound with its terms and the settings of its evaluation, as text."""
     steps = "continuous time" if result.num_timesteps is None else f"{result.num_timesteps} steps"
     return (
         f"{bits(result)} = {figure(result.prior_bpd)} prior + {figure(result.reconstruction_bpd)} reconstruction"
@@ -37,7 +38,7 @@ def bound(result: BoundMetrics) -> str:
 
 
 def difference(result: Comparison) -> str:
-    """Return both models' bits/dim, and their difference with its interval."""
+    """Return both models' bits/dim, and their difference with its interval, as text."""
     low, high = result.confidence_interval
     interval = "no interval"
     if low is not None and high is not None:
@@ -47,11 +48,11 @@ def difference(result: Comparison) -> str:
 
 
 def bits(result: Metrics | ModelFigures) -> str:
-    """Return the mean with its standard error, where there is one."""
+    """Return the mean with its standard error, if there is one, as text."""
     error = "" if result.bpd_standard_error is None else f" +- {result.bpd_standard_error:.4f}"
     return f"{figure(result.bpd)}{error} bits/dim"
 
 
 def figure(value: float | None, form: str = ".4f") -> str:
-    """Return the number in that format; JSON has null where it was not finite."""
+    """Return the number in that format, or "not finite" for None, which stands for it in JSON."""
     return "not finite" if value is None else format(value, form)

@@ -1,6 +1,6 @@
-"""A model on disk: a folder with `weights.safetensors`, and with `config.json` for the arguments of `vdm.model.VDM`.
+"""Read and write models: folders with `weights.safetensors`, and `config.json` for the arguments of `vdm.model.VDM`.
 
-`config.json` holds the sha256 of the weights and of the arguments, so that a damaged file is never loaded.
+`config.json` also has the sha256 of the weights and of the arguments, so that a damaged file is never loaded.
 """
 
 import hashlib
@@ -32,7 +32,7 @@ COPIES = 3
 
 
 def save_model(folder: Path, model: VDM, config: dict[str, Any]) -> None:
-    """Write the model and the arguments it was built from: both files, or neither.  OSError names the file."""
+    """Write a model and the arguments it was built from: both files or neither.  Raises OSError that names the file."""
     folder.mkdir(parents=True, exist_ok=True)
     weights = save({name: tensor.contiguous().cpu() for name, tensor in model.state_dict().items()})
     description = {
@@ -45,7 +45,7 @@ def save_model(folder: Path, model: VDM, config: dict[str, Any]) -> None:
 
 
 def load_model(folder: Path, device: torch.device | str = "cpu") -> VDM:
-    """Return the model in `folder`, in evaluation mode on `device`.  Raises CheckpointError.  Unpickles nothing."""
+    """Return the model in `folder`, in evaluation mode on `device`.  Raises CheckpointError.  No pickle is read."""
     config = read_description(folder)
     weights = read_weights(folder, config)
     try:
@@ -63,7 +63,7 @@ def load_model(folder: Path, device: torch.device | str = "cpu") -> VDM:
 def read_weights(folder: Path, config: dict[str, Any]) -> bytes:
     """Return the bytes of the weights.
 
-    Raises CheckpointError if digest or size differ from the configuration, or if the model does not fit into memory.
+    Raises CheckpointError if digest or size disagree with `config`, or if the model does not fit into memory.
     """
     path, count = folder / WEIGHTS, count_parameters(**config["model"])
     weights = read_bytes(path, min(MOST_NUMBER_BYTES * max(0, count) + MOST_HEADER_BYTES, available() // COPIES))
@@ -76,7 +76,7 @@ def read_weights(folder: Path, config: dict[str, Any]) -> bytes:
 
 
 def floats(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Return the weights.  Raises ValueError unless all are floating-point numbers."""
+    """Return the weights unchanged.  Raises ValueError unless all are floating-point numbers."""
     for name, tensor in weights.items():
         if not tensor.is_floating_point():
             raise ValueError(f"{name} is {tensor.dtype}")
@@ -84,7 +84,7 @@ def floats(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 def save_state(path: Path, state: dict[str, Any]) -> None:
-    """Write a training state with its digest in front.  The file appears whole or not at all."""
+    """Write a training state after its sha256.  The file appears whole or not at all."""
     content = io.BytesIO()
     torch.save(state, content)
     write_whole(path, hashlib.sha256(content.getbuffer()).digest() + content.getbuffer())
@@ -101,7 +101,7 @@ def load_state(path: Path, *, keys: Collection[str] = ()) -> dict[str, Any]:
         raise CheckpointError(f"{path}: truncated or damaged")
     try:
         state = torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
-    except Exception as error:  # torch documents no list of what it raises for a file of another version
+    except Exception as error:  # torch does not document what it raises for a file of another version
         reason = str(error).partition("\n")[0]
         raise CheckpointError(f"{path}: not a state of torch {torch.__version__}: {reason}") from error
     if not isinstance(state, dict) or not set(keys) <= state.keys():
@@ -110,12 +110,12 @@ def load_state(path: Path, *, keys: Collection[str] = ()) -> dict[str, Any]:
 
 
 def model_sha256(folder: Path) -> str:
-    """Return the digest of the whole model: that of config.json, which holds the digest of the weights."""
+    """Return the sha256 of config.json, which covers the model since it contains the digest of the weights."""
     return hashlib.sha256(read_bytes(folder / CONFIG)).hexdigest()
 
 
 def read_description(folder: Path) -> dict[str, Any]:
-    """Return config.json, after a check of its keys, its types and its digest.  Raises CheckpointError."""
+    """Return the content of config.json.  Raises CheckpointError if its keys, types or digest are wrong."""
     content = read_bytes(folder / CONFIG, MOST_CONFIG_BYTES)
     try:
         description = parse_json(content)
@@ -157,7 +157,7 @@ def is_a(value: Any, annotation: Any) -> bool:
 
 
 def config_sha256(config: Any) -> str:
-    """Return the digest of a model's arguments, which does not depend on the layout of the file."""
+    """Return the sha256 of a model's arguments as JSON with sorted keys."""
     return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()
 
 

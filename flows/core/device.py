@@ -1,4 +1,4 @@
-"""Which device and precision the parameters mean."""
+"""Find the devices and the precision that the parameters select."""
 
 from importlib.util import find_spec
 from typing import Literal
@@ -10,7 +10,7 @@ from vdm.choices import Precision
 
 
 def find_device(name: str) -> torch.device:
-    """The device called `name`; `auto` is CUDA where there is one, else the CPU.  From then on float32 is float32.
+    """Return the device called `name`, and switch TF32 off.  `auto` is the GPU if there is one, else the CPU.
 
     Raises UserError (exit 2) when the machine has no such device.
     """
@@ -22,13 +22,16 @@ def find_device(name: str) -> torch.device:
             raise UserError(f"device {name}: torch finds no CUDA device; set device to auto or cpu", Exit.USAGE)
         case "cuda" if (device.index or 0) >= torch.cuda.device_count():
             raise UserError(f"device {name}: this machine has {torch.cuda.device_count()} CUDA devices", Exit.USAGE)
-    # torch's default lets float32 convolutions keep 10 bits of mantissa on recent cards.
-    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+    # By default torch computes float32 convolutions with 10 bits of mantissa on recent GPUs.
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cuda.matmul.allow_tf32 = False
     return device
 
 
 def find_devices(name: str, count: int) -> list[torch.device]:
-    """The devices of `count` processes of this machine: the one called `name`, or the first `count` of its kind.
+    """Return one device for each of `count` processes: the one called `name`, or the first `count` GPUs.
+
+    On the CPU all processes share it.
 
     Raises UserError (exit 2) when the machine does not have them.
     """
@@ -41,12 +44,12 @@ def find_devices(name: str, count: int) -> list[torch.device]:
 
 
 def find_precision(name: Literal["auto", Precision], device: torch.device) -> Precision:
-    """The precision of matrix products; `auto` is bfloat16 where the hardware multiplies it, else float32."""
+    """Return the precision of matrix products; `auto` is bfloat16 if the hardware supports it, else float32."""
     match name, device.type:
         case "auto", "cuda":
             return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
         case "auto", "cpu":
-            # Emulated, bfloat16 is slower than float32.
+            # Emulated bfloat16 is slower than float32.
             native = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)()
             return "bfloat16" if native else "float32"
         case "auto", _:
@@ -55,5 +58,7 @@ def find_precision(name: Literal["auto", Precision], device: torch.device) -> Pr
 
 
 def find_compile(compile: Literal["auto"] | bool, device: torch.device) -> bool:
-    """Whether to compile the network; `auto` is on CUDA only: on CPUs the compiler's minute never came back."""
-    return compile if isinstance(compile, bool) else device.type == "cuda" and find_spec("triton") is not None
+    """Whether to compile the network; `auto` means on GPUs only: on CPUs compiling takes more time than it saves."""
+    if isinstance(compile, bool):
+        return compile
+    return device.type == "cuda" and find_spec("triton") is not None

@@ -1,6 +1,6 @@
-"""Documents that are read back from files and from git: JSON and YAML as strict models, errors in one line.
+"""Parse JSON and YAML from files and from git into pydantic models, with errors of one line.
 
-Keys that a model does not name are kept where they may come from another version of the pipeline.
+Keys that a model does not name are kept: another version of the pipeline may have written them.
 """
 
 import json
@@ -15,16 +15,16 @@ from flows.core.files import inside, parse_json, read_bounded
 Model = TypeVar("Model", bound=BaseModel)
 LONGEST_SHOWN = 60
 MOST_BYTES = 2**24
-"""Of a document: parsed, it may take fifty times its size."""
+"""The largest document that is read; the parsed document may take fifty times this size."""
 
 
 def relative_path(name: str) -> str:
-    """Return a path that leads into a folder, as POSIX writes it.  Raises ValueError for any other."""
+    """Return the path.  Raises ValueError unless it is relative, in POSIX notation, and stays inside its folder."""
     inside(Path(), name)
     if str(PurePosixPath(name)) != name or not name.isprintable():
         raise ValueError("not a path in its shortest form")
     if max(len(part.encode()) for part in name.split("/")) > 255 or len(name.encode()) > 4000:
-        raise ValueError("a path that no file system takes")
+        raise ValueError("a path that is too long for a file system")
     return name
 
 
@@ -37,20 +37,20 @@ Count = Annotated[int, Field(ge=0)]
 
 
 class Document(BaseModel):
-    """An object whose known keys have their types."""
+    """A base for models that keep unknown keys and check the types of known ones."""
 
     model_config = ConfigDict(extra="allow", frozen=True, strict=True)
 
 
 def parse(model: type[Model], content: bytes, name: str) -> Model:
-    """Return the document in JSON.  Raises UserError (exit 5) that names it, the key and what is wrong."""
+    """Parse a JSON document.  Raises UserError (exit 5) that says `name`, the key and what is wrong."""
     return checked(model, json_value(content, name), name)
 
 
 def json_value(content: bytes, name: str) -> Any:
-    """Return what a file's JSON says.  Raises UserError (exit 5) with the file's name."""
+    """Parse JSON.  Raises UserError (exit 5) that starts with `name`."""
     if len(content) > MOST_BYTES:
-        raise UserError(f"{name}: larger than {MOST_BYTES:,} bytes, the most that is read", Exit.MISSING)
+        raise UserError(f"{name}: larger than {MOST_BYTES:,} bytes, the limit", Exit.MISSING)
     try:
         return parse_json(content)
     except ValueError as error:
@@ -58,16 +58,17 @@ def json_value(content: bytes, name: str) -> Any:
 
 
 def read(model: type[Model], path: Path, advice: str = "") -> Model:
-    """Return the document in a JSON file.  Raises UserError (exit 5), with the advice after it."""
+    """Read a JSON document from a file.  Raises UserError (exit 5) that ends with the advice."""
     try:
         return parse(model, read_bounded(path, MOST_BYTES), str(path))
     except (OSError, UserError) as error:
         reason = f"{path}: {error.strerror}" if isinstance(error, OSError) else str(error)
-        raise UserError(f"{reason}{advice and f'; {advice}'}", Exit.MISSING) from error
+        message = f"{reason}; {advice}" if advice else reason
+        raise UserError(message, Exit.MISSING) from error
 
 
 def checked(model: type[Model], value: Any, name: str) -> Model:
-    """Return a value as the model.  Raises UserError (exit 5) that names it, the key and what is wrong."""
+    """Convert a value to the model.  Raises UserError (exit 5) that says `name`, the key and what is wrong."""
     try:
         return model.model_validate(value)
     except ValidationError as error:
@@ -75,29 +76,28 @@ def checked(model: type[Model], value: Any, name: str) -> Model:
 
 
 def explain(error: ValidationError) -> str:
-    """Return the key and what is wrong with it, of the first error."""
+    """Return the key of the first error and what is wrong with it."""
     first = error.errors(include_url=False)[0]
     place = ".".join(shown(str(part)) for part in first["loc"])
     return f"{place}: {first['msg'][:200]}".removeprefix(": ")
 
 
-def shown(text: str, longest: int = LONGEST_SHOWN) -> str:
-    """Return a text from data for people: cut, and without characters that a terminal obeys."""
-    cut = text if len(text) <= longest else f"{text[:longest]}..."
-    return "".join(character if character.isprintable() else "?" for character in cut)
+def shown(text: str) -> str:
+    """Return the text, cut to 60 characters, for an error message.  `UserError` escapes it."""
+    return text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]}..."
 
 
 def as_json(value: Any) -> Any:
-    """Return a value read from YAML as JSON can say it.  Raises ValueError for one that it cannot."""
+    """Convert a value read from YAML to JSON types.  Raises ValueError if that is impossible."""
     return parse_json(json.dumps(value))
 
 
 def require_apart(paths: list[str], name: str) -> None:
-    """Raise UserError (exit 5) for a path that is there twice, or is a folder of another."""
+    """Raise UserError (exit 5) if a path occurs twice, or is a parent of another one."""
     known = set(paths)
     twice = len(known) < len(paths)
     folders = {str(parent) for path in known for parent in PurePosixPath(path).parents}
     if twice or folders & known:
         found = min(folders & known, default="")
-        what = f"{shown(found)} is a file and a folder" if found else "a path is there twice"
+        what = f"{shown(found)} is a file and a folder" if found else "a path occurs twice"
         raise UserError(f"{name}: damaged: {what}", Exit.MISSING)

@@ -31,14 +31,14 @@ class UserError(Exception):
 
 
 class NetworkError(UserError):
-    """The network or a remote machine failed; another attempt may succeed."""
+    """The network or a remote machine failed; a retry may succeed."""
 
     def __init__(self, message: str, code: Exit = Exit.MISSING) -> None:
         super().__init__(message, code)
 
 
 class CheckpointError(UserError):
-    """A model or a training state is missing, damaged, or not what it claims to be (exit 5)."""
+    """A model or a training state is missing or damaged (exit 5)."""
 
     def __init__(self, message: str, code: Exit = Exit.MISSING) -> None:
         super().__init__(message, code)

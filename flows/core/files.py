@@ -1,11 +1,12 @@
 """Files and folders: read regular files of bounded size; write files and folders that appear whole or not at all.
 
-Errors are OSError with the name of the file, so that readers report them like a missing file.
+Errors are OSError with the name of the file, so that callers report them like a missing file.
 """
 
 import ctypes
 import errno
 import json
+import math
 import os
 import shutil
 import stat
@@ -60,7 +61,7 @@ def read_bounded(path: Path, most: int = MOST_BYTES) -> bytes:
     if len(content) > size:
         raise OSError(errno.EBUSY, "grows while it is read", str(path))
     if size > most:
-        raise OSError(errno.EFBIG, f"larger than {most:,} bytes, the most that is read", str(path))
+        raise OSError(errno.EFBIG, f"larger than {most:,} bytes, the limit", str(path))
     return content
 
 
@@ -68,7 +69,7 @@ def parse_json(content: bytes | str) -> Any:
     """Parse strict JSON.
 
     Raises ValueError also for NaN, infinities, integers of more than 64 bits, characters that UTF-8 cannot encode, and
-    nesting deeper than `MOST_DEPTH`, all of which would fail where the value is printed.
+    nesting deeper than `MOST_DEPTH`, which would all fail when the value is printed.
     """
     try:
         value = json.loads(content, parse_constant=refuse, parse_float=finite, parse_int=short)
@@ -91,23 +92,27 @@ def require_shallow(value: Any) -> None:
 
 
 def refuse(text: str) -> NoReturn:
-    """Raise ValueError for a text that is not strict JSON."""
+    """Raise ValueError which says that the text is not JSON."""
     raise ValueError(f"{text} is not JSON")
 
 
 def finite(text: str) -> float:
     """Return the number.  Raises ValueError if a float cannot hold it."""
     value = float(text)
-    return refuse(text[:30]) if value in (float("inf"), -float("inf")) else value
+    if math.isinf(value):
+        refuse(text[:30])
+    return value
 
 
 def short(text: str) -> int:
     """Return the integer.  Raises ValueError if it has more than 64 bits."""
-    return int(text) if len(text) <= 20 and -(2**63) <= int(text) < 2**64 else refuse(text[:30])
+    if len(text) > 20 or not -(2**63) <= int(text) < 2**64:
+        refuse(text[:30])
+    return int(text)
 
 
 def inside(folder: Path, name: str) -> Path:
-    """Return the path in the folder of `name`, a relative path that was read from data.
+    """Return the path of `name`, a relative path from data, in the folder.
 
     Raises ValueError if it is empty or absolute, leads upwards, or has a NUL character.
     """
@@ -119,7 +124,7 @@ def inside(folder: Path, name: str) -> Path:
 
 @contextmanager
 def writing(path: Path) -> Iterator[BinaryIO]:
-    """Open a file that replaces `path`, on disk, if the block raises nothing; else the old file stays.
+    """Open a file that replaces `path`, after fsync, if the block raises nothing; else the old file stays.
 
     Raises OSError that names `path`.
     """
@@ -144,7 +149,7 @@ def write_whole(path: Path, content: bytes | str) -> None:
 
 @contextmanager
 def written_last(path: Path, content: bytes | str) -> Iterator[None]:
-    """Write a file that replaces `path` if the block, which writes other files, raises nothing.
+    """Write a file that replaces `path` if the block, which may write other files, raises nothing.
 
     The content is on disk before the block begins, so that a full disk leaves all the old files.  Raises OSError that
     names `path`.
@@ -156,7 +161,7 @@ def written_last(path: Path, content: bytes | str) -> Iterator[None]:
 
 
 def save(file: BinaryIO) -> None:
-    """Write buffered data to the disk."""
+    """Flush the file and fsync it."""
     file.flush()
     os.fsync(file.fileno())
 
@@ -167,7 +172,8 @@ def writing_folder(path: Path) -> Iterator[Path]:
 
     Raises OSError that names `path`.
     """
-    partial, previous = (path.with_name(f".{path.name}.{state}") for state in ("partial", "previous"))
+    partial = path.with_name(f".{path.name}.partial")
+    previous = path.with_name(f".{path.name}.previous")
     with naming(path, partial), unfinished(partial):
         restore(path, previous)  # it exists if a process was killed between two renames
         clear(previous, partial)
@@ -203,7 +209,7 @@ def unfinished(path: Path) -> Iterator[None]:
 
 
 def remove_unfinished() -> None:
-    """Remove what the open blocks of this process would remove, before a process ends without leaving them."""
+    """Remove what the open blocks of this process would remove, for a process that ends inside them."""
     for path in list(UNFINISHED):
         discard(path)
 
@@ -233,7 +239,7 @@ def restore(path: Path, previous: Path) -> None:
 
 
 def clear(previous: Path, partial: Path) -> None:
-    """Remove both folders under the name `partial`: `restore` must not find a half removed one.  Raises OSError."""
+    """Remove both folders.  `previous` is renamed first: `restore` must not find half of it.  Raises OSError."""
     remove(partial)
     if previous.exists():
         previous.rename(partial)
@@ -248,7 +254,7 @@ def remove(folder: Path) -> None:
 
 @contextmanager
 def naming(path: Path, temporary: Path) -> Iterator[None]:
-    """Make an OSError name `path` instead of no file, as on a full disk, or instead of the temporary file or folder."""
+    """Make an OSError name `path` if it names the temporary file or folder, or no file, as on a full disk."""
     try:
         yield
     except OSError as error:

@@ -1,4 +1,4 @@
-"""Where everything lies: each path in a project's folder, each file name and the prefix of the runs' branches, once.
+"""Paths in a project's folder, and the prefix of the branches of the flow's runs.
 
 Paths are relative to the project's folder.  Stages do not read this file: their paths are arguments.
 """
@@ -10,7 +10,7 @@ DVC_GRAPH, DVC_LOCK = Path("dvc.yaml"), Path("dvc.lock")
 DEPLOYMENTS = Path("prefect.yaml")
 REQUIREMENTS = Path("requirements.lock")
 
-# What the stages make.
+# Outputs of the stages.
 IMAGES = Path("data/images")
 TRAINED = Path("models/trained")
 REGISTERED = Path("models/vdm")
@@ -24,11 +24,11 @@ EVALUATION = REPORTS / "evaluation"
 METRICS = EVALUATION / "metrics.json"
 SAMPLES = REPORTS / "samples/samples.png"
 
-# What a run of the Prefect flow leaves in its commit, and on which branch that is.
+# The card in the commit of a run of the Prefect flow, and the prefix of the run's branch.
 RUN_CARD = REPORTS / "card.md"
 RUN_BRANCHES = "runs/"
 
-# What belongs to this machine and is in no commit.
+# Files of this machine, which are in no commit.
 PRIVATE = Path(".vdm")
 STATES = PRIVATE / "runs"
 DOWNLOADS = PRIVATE / "downloads"

@@ -1,4 +1,4 @@
-"""How much memory this process may still take, so that sizes can be refused before anything is allocated."""
+"""Find how much memory this process may still take, to refuse sizes before anything is allocated."""
 
 import os
 from contextlib import suppress
@@ -14,7 +14,7 @@ MACHINE = Path("/proc/meminfo")
 
 
 class Group(NamedTuple):
-    """A control group, such as a container: the files with its limit, its use, and the part that can be freed."""
+    """The files of a control group, such as a container's, with its limit, its use, and the part that can be freed."""
 
     limit: Path
     used: Path
@@ -32,7 +32,7 @@ GROUPS = [
 
 
 def available() -> int:
-    """Return the bytes that are free or can be freed, on the machine and within the container's limit."""
+    """Return the number of bytes that are free or can be freed, on the machine and within the container's limit."""
     found = [left(group) for group in GROUPS]
     try:
         found.append(number_in(MACHINE.read_text(), "MemAvailable:") * 1024)
@@ -42,7 +42,7 @@ def available() -> int:
 
 
 def left(group: Group) -> int | None:
-    """Return the bytes that a control group still allows, or None without such a group or limit."""
+    """Return the number of bytes that a control group still allows; None without a group or a limit."""
     with suppress(OSError, ValueError):
         cache = number_in(group.details.read_text(), group.reclaimable)
         return max(0, int(group.limit.read_text()) - int(group.used.read_text()) + cache)
@@ -59,11 +59,11 @@ def number_in(text: str, key: str) -> int:
 
 def require(num_bytes: int, device: "torch.device", advice: str) -> None:
     """Raise UserError (exit 2), with the advice on what to lower, if the device has less memory left."""
-    left = available()
+    free = available()
     if device.type == "cuda":
         import torch
 
-        left = torch.cuda.mem_get_info(device)[0]
-    if num_bytes > left:
-        needed, free = (f"{size / 2**30:,.1f} GiB" for size in (num_bytes, left))
-        raise UserError(f"{advice}: they ask for {needed} of memory or more, and {free} are free", Exit.USAGE)
+        free = torch.cuda.mem_get_info(device)[0]
+    if num_bytes > free:
+        sizes = f"{num_bytes / 2**30:,.1f} GiB of memory or more, and {free / 2**30:,.1f} GiB are free"
+        raise UserError(f"{advice}: they ask for {sizes}", Exit.USAGE)

@@ -1,4 +1,4 @@
-"""params.yaml, the only source of numbers: read as DVC reads it, parsed strictly into typed sections."""
+"""Read params.yaml, the only source of numbers, as DVC reads it, into strictly typed sections."""
 
 import re
 from collections.abc import Mapping
@@ -17,7 +17,7 @@ from vdm.choices import Dequantisation, LearningRateDecay, Precision, ScheduleKi
 
 
 def device_name(name: str) -> str:
-    """The name itself; whether the machine has the device is found when it is needed."""
+    """Return the name.  Raises PydanticCustomError unless it is auto, cpu, cuda or cuda:N."""
     if not re.fullmatch(r"auto|cpu|cuda(:[0-9]{1,3})?", name):
         raise PydanticCustomError("device", "Input should be auto, cpu, cuda or cuda:N")
     return name
@@ -27,7 +27,7 @@ MOST_SWEPT = 100
 Positive = Annotated[int, Field(ge=1, le=10**12)]
 NonNegative = Annotated[int, Field(ge=0, le=10**12)]
 BatchSize = Annotated[int, Field(ge=1, le=10**6)]
-# More steps than this and float32 no longer tells two neighbouring noise levels well apart.
+# With more steps, float32 does not separate neighbouring noise levels well.
 Timesteps = Annotated[int, Field(ge=1, le=100_000)]
 Real = Annotated[float, Field(allow_inf_nan=False)]
 Share = Annotated[Real, Field(ge=0, le=1)]
@@ -45,7 +45,7 @@ SectionType = TypeVar("SectionType", bound=Section)
 
 
 class Data(Section):
-    """Which images, and what is done to them; see data/README.md."""
+    """The image set and its transforms; see data/README.md."""
 
     name: Literal[
         "digits",
@@ -114,7 +114,7 @@ class Model(Section):
 
 
 class Train(Section):
-    """Optimisation; see `vdm.training.TrainingSettings`."""
+    """The settings of the optimisation; see `vdm.training.TrainingSettings`."""
 
     seed: NonNegative
     device: Device
@@ -152,7 +152,7 @@ class Train(Section):
 
 
 class Evaluate(Section):
-    """The likelihood; see `vdm.evaluation.evaluate`."""
+    """The settings of the variational bound; see `vdm.evaluation.evaluate`."""
 
     seed: NonNegative
     device: Device
@@ -162,7 +162,7 @@ class Evaluate(Section):
 
 
 class Ode(Section):
-    """The ODE likelihood of `vdmctl evaluate --protocol ode`; see `vdm.ode.evaluate_ode`."""
+    """The settings of the ODE likelihood of `vdmctl evaluate --protocol ode`; see `vdm.ode.evaluate_ode`."""
 
     seed: NonNegative
     device: Device
@@ -175,7 +175,7 @@ class Ode(Section):
 
 
 class Promote(Section):
-    """What a version must show to become the champion; see `flows.registry.promotion`."""
+    """The conditions for a version to become the champion; see `flows.registry.promotion`."""
 
     min_improvement_bpd: Annotated[Real, Field(ge=0)]
     confidence: Annotated[Real, Field(gt=0, lt=1)]
@@ -192,7 +192,7 @@ class Sample(Section):
 
 
 class Params(Section):
-    """The whole file."""
+    """All sections of params.yaml."""
 
     data: Data
     contract: Contract
@@ -206,12 +206,12 @@ class Params(Section):
     @model_validator(mode="after")
     def consistent(self) -> Self:
         if self.train.augmentation and not self.model.augmentation_input:
-            raise ValueError("train.augmentation needs model.augmentation_input: true, which tells the model of it")
+            raise ValueError("train.augmentation needs model.augmentation_input: true, so that the model sees the flag")
         return self
 
 
 def read_params(path: Path) -> Params:
-    """Parse the file.  Raises UserError (exit 2) naming file, line and key."""
+    """Read params.yaml.  Raises UserError (exit 2) that names file, line and key."""
     try:
         content = read_bounded(path)
     except OSError as error:
@@ -220,7 +220,7 @@ def read_params(path: Path) -> Params:
 
 
 def parse_params(content: bytes | str, name: str) -> Params:
-    """Parse a file's content.  Raises UserError (exit 2) with the name, line and key."""
+    """Parse the content of params.yaml.  Raises UserError (exit 2) that says `name`, the line and the key."""
     try:
         document = bounded_yaml.load(content)
         values = bounded_yaml.plain(document)
@@ -235,11 +235,12 @@ def parse_params(content: bytes | str, name: str) -> Params:
         # The one check across sections is about train.augmentation.
         line = line_of(document, first["loc"] or ("train", "augmentation"))
         key = ".".join(shown(str(part)) for part in first["loc"])
-        raise UserError(f"{name}:{line}: {(key + explain(first)).removeprefix(': ')}", Exit.USAGE) from error
+        reason = f"{key}{explain(first)}".removeprefix(": ")
+        raise UserError(f"{name}:{line}: {reason}", Exit.USAGE) from error
 
 
 def override(section: SectionType, values: Mapping[str, Any]) -> SectionType:
-    """The section with values of the command line, checked as in the file.  Raises UserError (exit 2)."""
+    """Return the section with some values replaced by options.  Raises UserError (exit 2) that names the option."""
     try:
         return type(section).model_validate({**section.model_dump(), **values})
     except ValidationError as error:
@@ -251,7 +252,7 @@ def override(section: SectionType, values: Mapping[str, Any]) -> SectionType:
 
 
 def timesteps(text: str) -> list[int | None]:
-    """`10,100,continuous` as numbers of steps, None for continuous time.  Raises UserError (exit 2)."""
+    """Parse numbers of steps such as `10,100,continuous`; None is continuous time.  Raises UserError (exit 2)."""
     try:
         steps = [None if part == "continuous" else int(part) for part in text.split(",")]
     except ValueError as error:
@@ -262,7 +263,7 @@ def timesteps(text: str) -> list[int | None]:
 
 
 def explain(error: Mapping[str, Any]) -> str:
-    """What is wrong with a key and what would be right, to follow the key's name."""
+    """Return what is wrong with a key and what would be right, as text to append to the key's name."""
     got = "" if isinstance(error["input"], dict) else f", got {shown(repr(error['input']))}"
     match error["type"]:
         case "missing":
@@ -276,7 +277,7 @@ def explain(error: Mapping[str, Any]) -> str:
 
 
 def line_of(document: Any, location: tuple[Any, ...]) -> int:
-    """The 1-based line of the deepest part of `location` that the document holds."""
+    """Return the line, counted from 1, of the deepest part of `location` that the document has."""
     line = 1
     for part in location:
         try:

@@ -1,12 +1,12 @@
-"""`data.source`: where images are read from."""
+"""Check and expand `data.source`, the path that images are read from."""
 
 from pathlib import Path
 
 
 def source_path(text: str) -> Path:
-    """Return the path, `~` and `~name` replaced by a home folder.  Raises ValueError for text that is no path.
+    """Return the path, with `~` and `~name` replaced by a home folder.  Raises ValueError if that is impossible.
 
-    Whether it leads anywhere is found when it is read.
+    The path need not exist.
     """
     if not text.strip() or "\0" in text:
         raise ValueError(f"must name a folder or a file, or be null, got {text!r}")
@@ -17,6 +17,6 @@ def source_path(text: str) -> Path:
 
 
 def checked_source(text: str) -> str:
-    """Return the text itself if it is a path.  Raises ValueError."""
+    """Return the text unchanged.  Raises ValueError if `source_path` does."""
     source_path(text)
     return text

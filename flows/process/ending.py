@@ -1,4 +1,4 @@
-"""How a command of vdmctl ends before its time: the line, the exit code, and what a signal does."""
+"""End a command of vdmctl early, on an error or a signal, with one line on stderr and an exit code."""
 
 import json
 import os
@@ -17,7 +17,7 @@ STOPPED = "stopped; run again"
 
 
 def fail(message: str, code: Exit, *, network: bool = False) -> Exit:
-    """Say why in one line on stderr, and in the file that the flow names, since DVC keeps no exit code."""
+    """Write the reason to stderr, and to a file for the flow, since DVC drops exit codes.  Return the exit code."""
     finish()
     print(line(message), file=sys.stderr)
     record(message, code, network=network)
@@ -25,12 +25,12 @@ def fail(message: str, code: Exit, *, network: bool = False) -> Exit:
 
 
 def line(message: str) -> str:
-    """Return the line that says why a command ended."""
+    """Return the message as the line that a command ends with on stderr."""
     return f"vdmctl: {visible(' '.join(message.split()))}"
 
 
 def record(message: str, code: Exit, *, network: bool = False) -> None:
-    """Write the reason where the flow looks for it.  That a disk is full changes no exit code."""
+    """Write the reason to the file named by VDM_REASON, if it is set.  Errors, such as a full disk, are ignored."""
     if reason := os.environ.get("VDM_REASON"):
         with suppress(OSError):
             write_whole(Path(reason), json.dumps({"message": message, "code": code, "network": network}))
@@ -38,7 +38,7 @@ def record(message: str, code: Exit, *, network: bool = False) -> None:
 
 @contextmanager
 def on_stop(handler: Callable[..., object]) -> Iterator[None]:
-    """Inside the block the handler answers SIGINT and SIGTERM."""
+    """Handle SIGINT and SIGTERM with `handler` inside the block."""
     before = {number: signal.signal(number, handler) for number in STOP}
     try:
         yield
@@ -48,10 +48,10 @@ def on_stop(handler: Callable[..., object]) -> Iterator[None]:
 
 
 def stop_at_once(*_: object) -> None:
-    """Answer SIGINT and SIGTERM in every command that has nothing to save: outputs stay as they were.
+    """Handle SIGINT and SIGTERM in commands that have nothing to save: exit, and leave the outputs as they were.
 
-    No exception, which a library could swallow or dress up.  Only the descriptor is written to, since the signal may
-    have come while `sys.stderr` was.
+    This raises no exception, since a library could catch or wrap it.  It writes to the file descriptor, since the
+    signal may have interrupted a write to `sys.stderr`.
     """
     finish()
     remove_unfinished()
@@ -63,9 +63,9 @@ def stop_at_once(*_: object) -> None:
 
 
 def finish() -> None:
-    """Let SIGINT and SIGTERM no longer stop this command, unless it has a handler of its own.
+    """Ignore SIGINT and SIGTERM from now on, unless the command has set another handler.
 
-    For what is quick and must not be cut in two: the last step, in which all outputs take their places, and the end.
+    For quick steps that must not be interrupted: moving all outputs to their places, and exiting.
     """
     for number in STOP:
         if signal.getsignal(number) is stop_at_once:

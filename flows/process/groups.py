@@ -15,7 +15,7 @@ import psutil
 
 STOP_SECONDS = 8.0
 SET_PARENT_DEATH_SIGNAL = 1
-# Loaded here, since little is safe to do between fork and exec.
+# Loaded here, since loading a library between fork and exec is not safe.
 LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
 
 
@@ -23,9 +23,10 @@ LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
 def process_group(
     command: list[str], folder: Path, *, stdout: IO[bytes] | None = None
 ) -> Iterator[subprocess.Popen[str]]:
-    """Run the command in the folder; its whole process group is gone when the block is left.
+    """Run the command in the folder, and stop its whole process group when the block ends.
 
-    Its output is in the pipe `process.stdout`; with `stdout` only what it prints on stderr is, in `process.stderr`.
+    Its stdout and stderr go to the pipe `process.stdout`.  With `stdout`, its stdout goes to that file, and its stderr
+    to the pipe `process.stderr`.
     """
     environment = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
     process = subprocess.Popen(
@@ -50,13 +51,13 @@ def process_group(
 
 
 def signal_with_parent(number: signal.Signals) -> None:
-    """Ask Linux to send this process the signal when the thread that started it ends, as it does when it is killed."""
+    """Ask Linux to send this process the signal when the thread that started it ends, also if that is killed."""
     if LIBC is not None:
         LIBC.prctl(SET_PARENT_DEATH_SIGNAL, number)
 
 
 def stop_group(process: subprocess.Popen[str], *numbers: signal.Signals, seconds: float = STOP_SECONDS) -> None:
-    """Send the signals in turn to the process's group, each with time to act, until none of it is left."""
+    """Send the signals in turn to the process group, and wait after each, until no process of it is left."""
     for number in numbers:
         deadline = time.monotonic() + seconds
         try:
@@ -71,8 +72,9 @@ def stop_group(process: subprocess.Popen[str], *numbers: signal.Signals, seconds
 
 
 def processes_in(folder: Path) -> list[int]:
-    """Return the processes of this user that work in the folder or below it."""
-    place, found = folder.resolve(), []
+    """Return the ids of this user's processes whose working directory is the folder or below it."""
+    place = folder.resolve()
+    found = []
     for process in psutil.process_iter():
         with suppress(psutil.Error, OSError):
             if Path(process.cwd()).is_relative_to(place):

@@ -1,9 +1,9 @@
 """End a process of the project when the process that waits for its result has ended.
 
-A process that is killed does not stop its children, which would continue to hold their device.  So every process that
+A process that is killed does not stop its children, which would continue to use their device.  So every process that
 imports `flows` watches the processes that started it and wait for it: DVC, which sets DVC_STAGE, torchrun, which sets
 TORCHELASTIC_RUN_ID, or a process of the project that called `hold_what_starts`.  A command that a person starts, also
-with nohup, watches nobody.
+with nohup, watches no process.
 """
 
 import os
@@ -16,7 +16,7 @@ from threading import Lock, Thread
 
 HOLDER = "VDM_LIFELINE"
 STARTERS = ("DVC_STAGE", "TORCHELASTIC_RUN_ID")
-# A process that runs this long after SIGTERM hangs, perhaps in a device driver.  Its saved states are whole.
+# A process that still runs this long after SIGTERM hangs, for example in a device driver.
 KILL_SECONDS = 120.0
 LOOK_SECONDS = 1.0
 
@@ -24,12 +24,12 @@ asked = Lock()
 
 
 def hold_what_starts() -> None:
-    """Make every process of the project that this one starts from now on end with it."""
+    """Make every process of the project that this one starts from now on end when this one ends."""
     os.environ[HOLDER] = f"{os.getpid()}:{start_time(os.getpid())}"
 
 
 def end_with_starters() -> None:
-    """End this process when one that started it and waits for its result ends, or now if one has ended already."""
+    """End this process when a process that waits for its result ends, or now if one has already ended."""
     number, _, started = os.environ.get(HOLDER, "").partition(":")
     if number.isdecimal():
         end_with(int(number))
@@ -73,13 +73,13 @@ def watch(pid: int, descriptor: int | None) -> None:
 
 
 def end() -> None:
-    """Send SIGTERM to this process, only once: a second one may make it stop without saving."""
+    """Send SIGTERM to this process, but only once: a second SIGTERM may stop it before it has saved."""
     if asked.acquire(blocking=False):
         os.kill(os.getpid(), signal.SIGTERM)
 
 
 def starters(variable: str) -> list[int]:
-    """Return the ancestors, the nearest first, up to the one that set the variable.  Some may be shells."""
+    """Return the ids of the ancestors, nearest first, up to the one that set the variable.  Some may be shells."""
     found = [os.getppid()]
     while inherited(variable, found[-1]) and (above := parent(found[-1])):
         found.append(above)
@@ -87,9 +87,9 @@ def starters(variable: str) -> list[int]:
 
 
 def is_orphan(watched: list[int]) -> bool:
-    """Whether the last of the starters is only the process that adopts orphans, since the one before it has ended.
+    """Whether the last watched process is not a starter but the process that adopts orphans.
 
-    A child is in its parent's process group, or in a new one, whose leader it or a shell between them is.
+    A child is in its parent's process group, or in a new one whose leader is the child or a shell between them.
     """
     group = os.getpgrp()
     with suppress(ProcessLookupError):
@@ -107,7 +107,7 @@ def inherited(variable: str, pid: int) -> bool:
 
 
 def parent(pid: int) -> int:
-    """Return the process's parent; 0 if the system does not say."""
+    """Return the id of the process's parent; 0 if the system does not say."""
     import psutil
 
     with suppress(psutil.Error, OSError):
@@ -121,6 +121,6 @@ def start_time(pid: int) -> str:
     psutil gives seconds since 1970, which change when the clock is set.
     """
     with suppress(OSError):
-        # The name of the program, which may contain anything, ends with the last parenthesis.
+        # The program's name may contain any character; it ends at the last parenthesis.
         return Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()[19]
     return ""

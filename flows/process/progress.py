@@ -1,4 +1,4 @@
-"""Progress bars: on a terminal, and nowhere else."""
+"""Show progress bars, on a terminal only."""
 
 import sys
 from collections.abc import Callable, Iterable
@@ -7,9 +7,10 @@ from tqdm import tqdm
 
 
 def bar(description: str, *, shown: bool = True) -> Callable[[range], Iterable[int]]:
-    """Wraps a range in a progress bar on stderr when that is a terminal."""
+    """Return a function that wraps a range in a progress bar on stderr, if that is a terminal."""
 
     def wrap(steps: range) -> Iterable[int]:
-        return tqdm(steps, desc=description, disable=not (shown and sys.stderr.isatty()), leave=False)  # type: ignore[no-any-return]
+        visible = shown and sys.stderr.isatty()
+        return tqdm(steps, desc=description, disable=not visible, leave=False)  # type: ignore[no-any-return]
 
     return wrap

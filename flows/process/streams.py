@@ -1,7 +1,7 @@
-"""What a command reads of and writes to its terminal or pipes: standard streams that may be closed or full, and text.
+"""Print text and logs to standard streams, which may be closed or full.
 
-A reader that has seen enough (`vdmctl models | head -1`) does not end a command, and no message on stderr that cannot
-be written does.  Where standard output cannot be written for another reason, a full disk, that is an OSError.
+A command continues if the reader of its output has ended (`vdmctl models | head -1`), and if stderr cannot be written.
+Any other failure to write to stdout, such as a full disk, is an OSError.
 """
 
 import io
@@ -19,12 +19,14 @@ if TYPE_CHECKING:
 
 
 class Stream(io.FileIO):
-    """A standard stream for writing, which takes whatever comes once it has failed."""
+    """A standard stream for writing, which discards all further data after its first failure."""
 
     def __init__(self, descriptor: int, name: str, *, required: bool) -> None:
-        """`required`: a failure is an OSError that names the stream; otherwise nothing."""
+        """With `required`, a failure other than a broken pipe raises OSError that names the stream."""
         super().__init__(descriptor, "w", closefd=False)
-        self.shown, self.required, self.failed = name, required, False
+        self.shown = name
+        self.required = required
+        self.failed = False
 
     def write(self, data: "ReadableBuffer", /) -> int:
         if self.failed:
@@ -39,19 +41,20 @@ class Stream(io.FileIO):
 
 
 def open_streams() -> None:
-    """Give this process the three standard streams, closed ones among them, such that neither side's end ends it."""
+    """Open the standard streams that are closed, and make stdout and stderr of the class `Stream`."""
     for descriptor in range(3):
         with suppress(OSError):
             os.fstat(descriptor)
             continue
-        # The lowest free number is the closed one's.  Otherwise the next file that is opened would get it, and with
-        # it whatever a library prints.
+        # os.open returns the lowest free descriptor, which is this one.  If it stayed closed, the next file that is
+        # opened would get it, and what libraries print would go to that file.
         os.open(os.devnull, os.O_RDWR)
-    sys.stdout, sys.stderr = opened(1, "standard output", True), opened(2, "standard error", False)
+    sys.stdout = opened(1, "standard output", True)
+    sys.stderr = opened(2, "standard error", False)
 
 
 def opened(descriptor: int, name: str, required: bool) -> io.TextIOWrapper:
-    """Return the stream for text.  Each line on a terminal or on stderr appears at once."""
+    """Return a text stream, which is flushed after each line on a terminal and on stderr."""
     stream = Stream(descriptor, name, required=required)
     before = sys.stdout or sys.stderr
     encoding = before.encoding if before else "utf-8"
@@ -60,7 +63,7 @@ def opened(descriptor: int, name: str, required: bool) -> io.TextIOWrapper:
 
 
 def say(text: str) -> None:
-    """Print lines of text on stdout, with nothing in them that a terminal would act on.  Raises OSError."""
+    """Print lines of text on stdout, with control characters escaped.  Raises OSError."""
     print("\n".join(map(visible, text.split("\n"))))
 
 
@@ -70,14 +73,14 @@ def say_json(value: Any) -> None:
 
 
 class OneLine(logging.Formatter):
-    """Every message in one line, whatever names are in it; a traceback keeps its lines."""
+    """A formatter that escapes line breaks in messages; a traceback keeps its lines."""
 
     def formatMessage(self, record: logging.LogRecord) -> str:
         return visible(super().formatMessage(record))
 
 
 def start_logging() -> None:
-    """Log to stderr: what `flows` does, and what libraries warn of."""
+    """Log to stderr: messages of `flows` from INFO, and warnings of libraries."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(OneLine("%(message)s"))
     logging.basicConfig(handlers=[handler])

@@ -124,7 +124,7 @@ def test_the_lock_holds_a_plain_version_of_every_dependency() -> None:
 
 
 def distributions(paths: list[Path], own: Set[str] = frozenset()) -> set[str]:
-    """Return the distributions that files import, but for the standard library, this project and the names in `own`."""
+    """Return the distributions that files import, except the standard library, this project and the names in `own`."""
     names = {name.split(".")[0] for path in paths for name in imported(path)}
     of_import = metadata.packages_distributions()
     foreign = names - sys.stdlib_module_names - {"vdm", "flows"} - own
@@ -163,7 +163,7 @@ def test_a_room_imports_only_the_rooms_below_it() -> None:
 
 @pytest.mark.parametrize("room", ROOMS)
 def test_a_room_names_its_files(room: str) -> None:
-    """The names are in the docstring of its `__init__.py`, which holds nothing else."""
+    """The docstring of its `__init__.py` lists the names, and that file contains nothing else."""
     folder = ROOT / "flows" / room
     (statement,) = ast.parse((folder / "__init__.py").read_text()).body
     assert isinstance(statement, ast.Expr), "an __init__.py is a docstring"
@@ -309,7 +309,7 @@ def test_files_are_written_by_one_module() -> None:
 
 
 def written_in_place(path: Path) -> list[str]:
-    """Return the calls that write files; not to memory, nor to files that `flows.core.files` moves to their place."""
+    """Return the calls that write files, except to memory and to files that `flows.core.files` moves to their place."""
     functions = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.FunctionDef)]
     return [
         ast.unparse(call)
@@ -362,7 +362,7 @@ def safe_names(function: ast.FunctionDef) -> set[str]:
 
 
 def test_one_function_prints() -> None:
-    """One function makes output harmless for a terminal.  Two modules may write messages to stderr."""
+    """One function escapes output for a terminal.  Two modules may write messages to stderr."""
     for path in ROOT.glob("flows/**/*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Call) and ast.unparse(node.func) in ("print", "sys.stdout.write", "typer.echo"):

@@ -111,7 +111,7 @@ def test_weights_that_are_not_finite_are_refused(value: float, folder: Path, tin
         load_model(folder)
 
 
-def test_an_int_is_a_float(folder: Path) -> None:
+def test_an_int_is_accepted_as_a_float(folder: Path) -> None:
     edit_config(folder, lambda d: d["model"].update(gamma_0=-7, dropout=0))
     assert load_model(folder).schedule.gamma_0 == -7
 

@@ -1,4 +1,4 @@
-"""The comb test: real 8-bit pixels pass, and each way to fake them shows."""
+"""The comb test: real 8-bit pixels pass, and each way to fake them is detected."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +15,7 @@ CONTRACT = read_params(Path(__file__).parents[2] / "presets" / "digits.yaml").co
 
 
 class Shares(NamedTuple):
-    """The numbers of the levels that look wrong."""
+    """The shares of the levels that look wrong."""
 
     gaps: float
     peaks: float
@@ -34,7 +34,7 @@ def broken(found: Shares, contract: Contract = CONTRACT) -> bool:
 
 @pytest.fixture(scope="module", params=[0, 1], ids=["temple", "flower"])
 def photograph(request: pytest.FixtureRequest) -> np.ndarray:
-    """A photograph of 427x640 in colour that comes with scikit-learn, as floats 0..255."""
+    """Return a photograph of 427x640 in colour that comes with scikit-learn, as floats 0..255."""
     return load_sample_images().images[request.param].astype(float)  # type: ignore[no-any-return]
 
 
@@ -43,10 +43,10 @@ def test_photographs_pass(photograph: np.ndarray) -> None:
     assert not broken(shares(photograph[::2, ::2]))
 
 
-def bells(*bells: tuple[float, float], count: int = 400_000) -> np.ndarray:
-    """Normally distributed pixels, `count` around each (mean, standard deviation)."""
+def bells(*peaks: tuple[float, float], count: int = 400_000) -> np.ndarray:
+    """Return normally distributed pixels, `count` around each (mean, standard deviation)."""
     generator = np.random.default_rng(0)
-    pixels = np.concatenate([generator.normal(*bell, count) for bell in bells])
+    pixels = np.concatenate([generator.normal(*peak, count) for peak in peaks])
     return np.clip(np.rint(pixels), 0, 255)
 
 
@@ -89,7 +89,7 @@ def quantised(bits: int, *, spread: bool) -> Callable[[np.ndarray], np.ndarray]:
         pytest.param(lambda pixels: np.rint(16 + pixels * 219 / 255), id="video range"),
     ],
 )
-def test_fakes_show(fake: Callable[[np.ndarray], np.ndarray], photograph: np.ndarray) -> None:
+def test_fakes_are_detected(fake: Callable[[np.ndarray], np.ndarray], photograph: np.ndarray) -> None:
     assert broken(shares(fake(photograph)))
 
 

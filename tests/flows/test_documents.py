@@ -1,4 +1,4 @@
-"""Every reader of a document takes hostile content, and what is no file, in one line of its own error."""
+"""Every reader of a document refuses hostile content, and paths that are not files, with its own error of one line."""
 
 import hashlib
 import json
@@ -39,8 +39,18 @@ VALUES: list[Any] = [
     *("x", "", "\0", "\ud800", "a\nb", "../x", "/etc", "x" * 100_000),
     *([], {}, [1], {"a": 1}, [10**9] * 3, 65537, 2**32, "f" * 64),
 ]
-METRICS = {"bpd": 1.7, "bpd_standard_error": None, "prior_bpd": 0.1, "reconstruction_bpd": 0.2, "diffusion_bpd": 1.4}
-METRICS |= {"num_images": 3, "times_per_image": 2, "num_timesteps": None, "data_sha256": SHA, "model_sha256": SHA}
+METRICS = {
+    "bpd": 1.7,
+    "bpd_standard_error": None,
+    "prior_bpd": 0.1,
+    "reconstruction_bpd": 0.2,
+    "diffusion_bpd": 1.4,
+    "num_images": 3,
+    "times_per_image": 2,
+    "num_timesteps": None,
+    "data_sha256": SHA,
+    "model_sha256": SHA,
+}
 PROFILE = {"histogram": [1, 2, 3], "mean": [0.0, 1.0], "deviation": [0.5, 0.5]}
 LISTING = [{"md5": "a" * 32, "relpath": "x/y"}, {"md5": "b" * 32, "relpath": "z"}]
 
@@ -63,7 +73,7 @@ def replaced(value: Any, place: tuple[Any, ...], new: Any) -> Any:
 
 
 def hostile(document: Any) -> Iterator[bytes]:
-    """Yield the document with every value replaced by wrong ones, and its text cut and flipped."""
+    """Yield the document with each value replaced by wrong ones, and with its text cut and its bits flipped."""
     for place in places(document):
         for value in VALUES:
             yield json.dumps(replaced(document, place, value)).encode()
@@ -79,7 +89,7 @@ def hostile(document: Any) -> Iterator[bytes]:
 
 
 def survive(read: Callable[[], object], write: Callable[[bytes], object], contents: Iterator[bytes]) -> int:
-    """Read every content; the number of those that were refused.  Anything but a known error goes through."""
+    """Read every content, and return how many were refused.  Raises any error that is not a known one."""
     refused = 0
     for content in contents:
         write(content)
@@ -128,7 +138,7 @@ def test_hostile_json_is_refused_or_read(read: Callable[[Path], None], document:
 
 @pytest.fixture
 def image_set(tmp_path: Path) -> Path:
-    """Twelve small images with labels and names of files."""
+    """Return a set of twelve small images with labels and names of files."""
     folder = tmp_path / "images"
     pixels = np.arange(12 * 64, dtype=np.uint8).reshape(12, 1, 8, 8) % 17
     described = {"name": "x", "num_levels": 17, "transforms": "none", "formats": "PNG", "published_train": 12}
@@ -139,14 +149,14 @@ def image_set(tmp_path: Path) -> Path:
 
 
 def use(folder: Path) -> None:
-    """Read all that an image set says."""
+    """Read everything in an image set."""
     split_rows(load_images(folder), folder)
     data_sha256(folder)
     rows = with_files([{"split": "train", "image": number} for number in (0, 3)], folder)
     json.dumps(rows, ensure_ascii=False).encode()
 
 
-def test_a_hostile_description_of_images(image_set: Path) -> None:
+def test_a_hostile_description_of_images_is_refused_or_read(image_set: Path) -> None:
     use(image_set)
     path = image_set / "dataset.json"
     assert survive(lambda: use(image_set), path.write_bytes, hostile(json.loads(path.read_text()))) > 100
@@ -159,7 +169,7 @@ HEADERS = [
 
 
 @pytest.mark.parametrize("name", ["train.npy", "train_labels.npy"])
-def test_a_hostile_array(name: str, image_set: Path) -> None:
+def test_a_hostile_array_is_refused_or_read(name: str, image_set: Path) -> None:
     path, chance = image_set / name, random.Random(0)
     content = path.read_bytes()
 
@@ -191,7 +201,7 @@ def with_header(header: str, numbers: bytes) -> bytes:
     "content",
     [b"", b'"a"\n', b"[]\n" * 12, b"null\n" * 12, b"\xff\n" * 12, b"[" * 50_000, b'"' + b"x" * 100_000 + b'"\n', b"\n"],
 )
-def test_hostile_names_of_files(content: bytes, image_set: Path) -> None:
+def test_hostile_names_of_files_are_refused(content: bytes, image_set: Path) -> None:
     (image_set / "train_files.txt").write_bytes(content)
     with pytest.raises(ImageSetError, match=r"train_files\.txt: missing or damaged: "):
         use(image_set)
@@ -202,14 +212,14 @@ def test_a_name_that_is_not_utf_8_is_shown_escaped(image_set: Path) -> None:
     assert with_files([{"split": "train", "image": 3}], image_set)[0]["file"] == "a\\udcff.png"
 
 
-def test_labels_that_are_none_are_refused(image_set: Path) -> None:
+def test_labels_of_a_wrong_shape_or_type_are_refused(image_set: Path) -> None:
     for labels in (np.zeros((12, 2), int), np.zeros(12)):
         np.save(image_set / "train_labels.npy", labels)
         with pytest.raises(ImageSetError, match="not labels"):
             load_labels(image_set, "train")
 
 
-def test_a_hostile_model_whose_digests_agree(tmp_path: Path, image_set: Path) -> None:
+def test_a_hostile_model_whose_digests_agree_is_refused_or_read(tmp_path: Path, image_set: Path) -> None:
     torch.manual_seed(0)
     save_model(tmp_path / "model", VDM(**TINY), TINY)
     path = tmp_path / "model/config.json"
@@ -229,7 +239,7 @@ def test_a_hostile_model_whose_digests_agree(tmp_path: Path, image_set: Path) ->
     assert survive(fit, path.write_bytes, contents()) > 500
 
 
-def test_hostile_weights_whose_digest_agrees(tmp_path: Path) -> None:
+def test_hostile_weights_whose_digest_agrees_are_refused_or_read(tmp_path: Path) -> None:
     torch.manual_seed(0)
     save_model(tmp_path / "model", VDM(**TINY), TINY)
     weights, config = tmp_path / "model/weights.safetensors", tmp_path / "model/config.json"
@@ -265,13 +275,13 @@ def test_hostile_weights_whose_digest_agrees(tmp_path: Path) -> None:
         b"step\n1\n",
     ],
 )
-def test_a_hostile_training_log(content: bytes, tmp_path: Path) -> None:
+def test_a_hostile_training_log_is_refused(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "curves.csv").write_bytes(content)
     with pytest.raises(UserError, match=r"curves\.csv: missing or damaged; run `vdmctl train`"):
         last_loss(tmp_path / "curves.csv")
 
 
-def test_of_a_long_training_log_the_end_is_read(tmp_path: Path) -> None:
+def test_the_end_of_a_long_training_log_is_read(tmp_path: Path) -> None:
     path = tmp_path / "curves.csv"
     path.write_text("step,bpd,x\n" + "".join(f"{step},{2 + 1 / step},0\n" for step in range(1, 20_001)))
     assert last_loss(path) == (20_000, 2 + 1 / 20_000)
@@ -283,7 +293,7 @@ def test_of_a_long_training_log_the_end_is_read(tmp_path: Path) -> None:
     assert last_loss(path) == (1, 3.5)
 
 
-def test_a_report_that_vouches_for_levels_that_are_none(image_set: Path) -> None:
+def test_a_report_that_calls_impossible_levels_valid_is_refused(image_set: Path) -> None:
     report = image_set.parent / "validation.json"
     pixels = np.array(load_images(image_set).train)
     pixels[3, 0, 0, 0] = 99
@@ -310,7 +320,7 @@ FILES = {"labels": "train_labels.npy"}
 
 @pytest.mark.parametrize("name", READERS)
 @pytest.mark.parametrize("kind", ["fifo", "device", "sparse"])
-def test_what_is_no_file_of_its_size_is_never_read(name: str, kind: str, tmp_path: Path) -> None:
+def test_a_fifo_a_device_and_a_huge_file_are_never_read(name: str, kind: str, tmp_path: Path) -> None:
     """A FIFO would block, /dev/zero never ends, and a sparse file of 100 TB is larger than any memory."""
     path = tmp_path / FILES.get(name, name)
     match kind:
@@ -323,13 +333,13 @@ def test_what_is_no_file_of_its_size_is_never_read(name: str, kind: str, tmp_pat
                 try:
                     file.truncate(10**14)
                 except OSError:
-                    file.truncate(2**43)  # the largest of ext4 is 16 TB
+                    file.truncate(2**43)  # ext4 allows files of up to 16 TB
     with pytest.raises((UserError, ImageSetError, CheckpointError)):
         READERS[name](path)
 
 
-def test_a_state_of_another_run_is_one_line(tmp_path: Path, tiny_model: Callable[..., VDM]) -> None:
-    """Whole, with the keys that it must have, and of another network, or of values that are none."""
+def test_a_state_of_another_run_gives_an_error_of_one_line(tmp_path: Path, tiny_model: Callable[..., VDM]) -> None:
+    """The file is whole and has the required keys, but belongs to another network or has impossible values."""
     arguments = read_params(ROOT / "presets/digits.yaml").train
     settings = fitting.resolve(arguments, torch.device("cpu"))
     trainer = Trainer(tiny_model(), torch.zeros(4, 1, 8, 8, dtype=torch.uint8), settings)

@@ -1,4 +1,4 @@
-"""Downloads against a server that breaks off, lies about ranges, and is away."""
+"""Downloads from a server that closes connections, sends wrong ranges, or does not answer."""
 
 import threading
 from collections.abc import Iterator
@@ -17,7 +17,7 @@ CONTENT = np.random.default_rng(0).bytes(1_000_000)
 
 
 class Handler(BaseHTTPRequestHandler):
-    """Serves CONTENT; `behaviour` lists how many bytes to send in each answer, and its last entry repeats."""
+    """A server of CONTENT; `behaviour` lists how many bytes to send in each answer, and its last entry repeats."""
 
     behaviour: ClassVar[list[int | str]] = []
     asked: ClassVar[list[str | None]] = []
@@ -78,17 +78,19 @@ def serve(monkeypatch: pytest.MonkeyPatch, *behaviour: int | str) -> None:
     monkeypatch.setattr(Handler, "behaviour", list(behaviour))
 
 
-def test_goes_on_where_the_connection_broke(address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_broken_download_continues_where_it_ended(
+    address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     serve(monkeypatch, 300_000, "away", 300_000, len(CONTENT))
     fetch_file([address], tmp_path / "file.bin")
     assert (tmp_path / "file.bin").read_bytes() == CONTENT
     assert Handler.asked == ["bytes=0-", "bytes=300000-", "bytes=300000-", "bytes=600000-"]
-    fetch_file([address], tmp_path / "file.bin")  # is there already
+    fetch_file([address], tmp_path / "file.bin")  # the file exists
     assert len(Handler.asked) == 4
     assert [path.name for path in tmp_path.iterdir()] == ["file.bin"]
 
 
-def test_a_later_run_goes_on_too(address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_later_run_continues_too(address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     serve(monkeypatch, 100_000, "away")
     with pytest.raises(UserError, match=r"503.*what has arrived is kept.*data\.source") as error:
         fetch_file([address], tmp_path / "file.bin")
@@ -120,7 +122,7 @@ def test_a_mirror_takes_over(address: str, tmp_path: Path, monkeypatch: pytest.M
 
 @pytest.mark.timeout(30)
 @pytest.mark.parametrize("behaviour", ["endless", "no ranges"])
-def test_more_than_the_file_can_have_is_not_taken(
+def test_more_bytes_than_the_file_can_have_are_refused(
     behaviour: str, address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     serve(monkeypatch, behaviour)
@@ -142,7 +144,7 @@ def test_a_mirror_takes_over_from_a_server_that_sends_too_much(
 @pytest.mark.parametrize(
     "target", ["file:///etc/hostname", "ftp://127.0.0.1:9/file.bin", "data:,file", "http://[:bad/", "http://a..b/"]
 )
-def test_a_redirection_leads_to_http_only(
+def test_redirections_are_followed_to_http_only(
     target: str, address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     serve(monkeypatch, target)
@@ -161,7 +163,9 @@ def test_another_range_than_was_asked_for_starts_over(
     assert Handler.asked == ["bytes=0-", "bytes=300000-", "bytes=0-"]
 
 
-def test_a_full_disk_is_not_the_network(address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_not_reported_as_a_network_error(
+    address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     serve(monkeypatch, len(CONTENT))
     (tmp_path / "file.bin.part").symlink_to("/dev/full")
     with pytest.raises(OSError, match=r"No space left on device: .*file\.bin\.part"):

@@ -1,4 +1,4 @@
-"""What reads and writes files: nothing blocks, nothing is half-written, no name leads out of its folder."""
+"""Reading and writing files: no read blocks, no file is half written, no name leads out of its folder."""
 
 import errno
 import os
@@ -20,7 +20,7 @@ def test_a_fifo_a_socket_a_device_and_a_folder_are_refused_and_do_not_block(tmp_
                 open_regular(tmp_path / name)
 
 
-def test_what_is_read_is_bounded(tmp_path: Path) -> None:
+def test_the_size_of_a_read_is_limited(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_bytes(b"x" * 10)
     assert read_bounded(path, 10) == b"x" * 10
@@ -46,7 +46,7 @@ def test_what_is_read_is_bounded(tmp_path: Path) -> None:
         b'{"a":' * 100_000,
     ],
 )
-def test_what_is_not_strict_json_is_a_value_error(content: bytes) -> None:
+def test_json_that_is_not_strict_is_a_value_error(content: bytes) -> None:
     with pytest.raises(ValueError, match=r"."):
         parse_json(content)
 

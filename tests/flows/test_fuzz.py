@@ -1,7 +1,7 @@
-"""Every reader of files that others may have made, against damaged and hostile ones.
+"""Give every reader of foreign files damaged and hostile ones.
 
-A reader may refuse an input with the error that it documents, and in no other way: no other exception, no more than
-five seconds, no more than a gigabyte.  `make test` gives each reader some inputs, `make fuzz` 100,000.
+A reader may only raise the error that it documents, and may take at most five seconds and a gigabyte.  `make test`
+gives each reader some inputs, `make fuzz` 100,000.
 """
 
 import hashlib
@@ -55,7 +55,7 @@ SET = {"name": "digits", "num_levels": 17, "title": "Digits", "transforms": "non
 
 
 class Reader(NamedTuple):
-    """What is fuzzed: files that it reads, the reader, and how it may refuse them."""
+    """A reader to fuzz: good files, the function that reads one, and the errors that it may raise."""
 
     seeds: Callable[[], list[bytes]]
     read: Callable[[bytes, Path], object]
@@ -64,13 +64,13 @@ class Reader(NamedTuple):
 
 
 def version(content: bytes, name: str) -> Version:
-    """A version whose commit has the content in a file of that name."""
+    """Return a version whose commit has the content in a file of that name."""
     lock_file.contents = lambda root, names: dict.fromkeys(names, content)  # type: ignore[attr-defined]
     return Version(name, "0" * 40, "", "", (), Metrics())
 
 
 def image_set(folder: Path, **files: bytes) -> Path:
-    """A small set in the folder, with these files in place of its own."""
+    """Write a small image set to the folder, with some files replaced, and return the folder."""
     images = (np.arange(6 * 64) % 17).astype(np.uint8).reshape(6, 1, 8, 8)
     save_images(folder, {"train": images, "test": images[:2]}, SET)
     for name, content in files.items():
@@ -86,7 +86,7 @@ def read_set(folder: Path) -> None:
 
 
 def written(save: Callable[[Path], object], name: str = "") -> bytes:
-    """The bytes of a file that is written by `save`, or of the one of that name in the folder that is."""
+    """Return the bytes of the file that `save` writes, or with a name, of that file in the folder that it writes."""
     folder = Path(os.environ["FUZZ_FOLDER"]) / "seed"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
@@ -101,7 +101,7 @@ def model_file(name: str) -> bytes:
 
 
 def read_model(folder: Path, config: bytes | None = None, weights: bytes | None = None) -> None:
-    """Load a model whose digests agree with what was damaged."""
+    """Load a model whose digests agree with its damaged files."""
     folder.mkdir(exist_ok=True)
     weights = model_file("weights.safetensors") if weights is None else weights
     description = json.loads(model_file("config.json"))
@@ -165,7 +165,7 @@ def unpack(content: bytes, path: Path) -> None:
 
 
 def text_file(read: Callable[[Path], object]) -> Callable[[bytes, Path], object]:
-    """A reader of a path as one of content."""
+    """Convert a reader of a path to a reader of content."""
 
     def read_content(content: bytes, path: Path) -> object:
         path.write_bytes(content)
@@ -317,7 +317,7 @@ READERS = {
 @pytest.fixture(autouse=True)
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FUZZ_FOLDER", str(tmp_path))
-    monkeypatch.setattr(lock_file, "contents", lock_file.contents)  # put back in the end
+    monkeypatch.setattr(lock_file, "contents", lock_file.contents)  # restores it at the end
 
 
 def too_slow(*_: object) -> None:
@@ -326,12 +326,12 @@ def too_slow(*_: object) -> None:
 
 @pytest.mark.timeout(0 if INPUTS > 1000 else 120)
 @pytest.mark.parametrize("name", READERS)
-def test_what_is_not_as_it_should_be_is_refused(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_damaged_files_are_refused(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     reader = READERS[name]
     seeds, random_ = reader.seeds(), random.Random(name)
     for seed in seeds[:1]:
-        if name not in ("images.tar", "cifar.tar.gz"):  # there the content is not what was published
-            reader.read(seed, tmp_path / name)  # a good file is taken
+        if name not in ("images.tar", "cifar.tar.gz"):  # their content is not the published one
+            reader.read(seed, tmp_path / name)  # a good file is read
     peak = memory_peak()
     signal.signal(signal.SIGPROF, too_slow)
     refused, longest = 0, 0.0
@@ -359,5 +359,5 @@ def test_what_is_not_as_it_should_be_is_refused(name: str, tmp_path: Path, capsy
 
 
 def memory_peak() -> int:
-    """The most memory that this process has had, in bytes."""
+    """Return the largest memory that this process has used, in bytes."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

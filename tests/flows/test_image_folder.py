@@ -1,4 +1,4 @@
-"""Folders of images: read exactly, or refused with the files named."""
+"""Folders of images are read exactly, or refused with an error that names the files."""
 
 import itertools
 import json
@@ -48,7 +48,7 @@ def noise(*shape: int, seed: int = 0) -> np.ndarray:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Eight gray PNG images of 6x5 pixels; image i is noise of seed i."""
+    """Return a folder of eight gray PNG images of 6x5 pixels; image i is noise of seed i."""
     (tmp_path / "folder").mkdir()
     for i in range(8):
         Image.fromarray(noise(6, 5, seed=i)).save(tmp_path / "folder" / f"{i}.png")
@@ -141,7 +141,7 @@ def test_levels_of_tiff_files_are_those_stored(bits: int, white_is_zero: bool, f
 
 
 def tiff(pixels: np.ndarray, bits: int, white_is_zero: bool, fill_order: int) -> bytes:
-    """An uncompressed gray TIFF file of `bits` per pixel; of fill order 2 the first pixel is in the lowest bits."""
+    """Return an uncompressed gray TIFF file of `bits` per pixel; in fill order 2 pixels start at the lowest bits."""
     wide = np.unpackbits(pixels.astype(">u2")[..., None].view(np.uint8), axis=-1)[..., 16 - bits :]
     order: Any = {1: "big", 2: "little"}[fill_order]
     packed = np.packbits(wide.reshape(len(pixels), -1), axis=1, bitorder=order).tobytes()
@@ -154,7 +154,7 @@ def tiff(pixels: np.ndarray, bits: int, white_is_zero: bool, fill_order: int) ->
 
 
 def png(pixels: np.ndarray, bits: int, colour: int = 0, size: tuple[int, int] | None = None) -> bytes:
-    """A PNG file of `bits` per sample; gray (colour 0) or RGB (2); its head may claim another size."""
+    """Return a PNG file of `bits` per sample, gray (colour 0) or RGB (2); its header may claim another size."""
     rows = pixels.reshape(len(pixels), -1)
     if bits < 8:
         wide = np.unpackbits(rows[..., None].astype(np.uint8), axis=-1)[..., 8 - bits :]
@@ -313,10 +313,10 @@ def mode(name: str, suffix: str = ".png") -> Callable[[Path], None]:
     ids=lambda value: None if isinstance(value, (Exit, str)) else "",
 )
 def test_a_bad_file_is_named(add: Callable[[Path], None], code: Exit, message: str, folder: Path) -> None:
-    images = load(folder)  # a good set is there already
+    images = load(folder)  # write a good set first
     before = images.description
     add(folder / "bad.png")
-    if "256" in message or "-1" in message:  # of the others' size, or the size is what is complained of
+    if "256" in message or "-1" in message:  # then the good images must have the same size
         for path in folder.glob("*.png"):
             path.unlink()
         np.save(folder / "good.npy", np.zeros((3, 1, 1, 2), dtype=np.uint8))
@@ -372,13 +372,13 @@ def test_every_damaged_file_is_listed_once(tmp_path: Path) -> None:
         load(tmp_path / "set")
     assert error.value.code == Exit.MISSING
     assert [str(error.value).count(f'"{name}"') for name in [*cut, "00077.png"]] == [1, 1, 1, 1]
-    (tmp_path / "set" / "00077.png").write_bytes(good)  # now all heads are good
+    (tmp_path / "set" / "00077.png").write_bytes(good)  # now all headers are good
     with pytest.raises(UserError, match=r"3 of 10000 files cannot be used") as error:
         load(tmp_path / "set")
     assert [str(error.value).count(f'"{name}"') for name in cut] == [1, 1, 1]
 
 
-def test_all_files_damaged(folder: Path) -> None:
+def test_a_folder_of_damaged_files_is_refused(folder: Path) -> None:
     for path in folder.iterdir():
         path.write_bytes(path.read_bytes()[:50])
     with pytest.raises(UserError, match=r"8 of 8 files cannot be used"):
@@ -422,7 +422,7 @@ def test_unusable_folders_are_refused(names: list[str], code: Exit, message: str
 
 
 @pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "tif", "npy"])
-def test_no_damage_raises_anything_else(suffix: str, tmp_path: Path) -> None:
+def test_damage_raises_only_documented_errors(suffix: str, tmp_path: Path) -> None:
     path, generator = tmp_path / f"a.{suffix}", np.random.default_rng(0)
     if suffix == "npy":
         np.save(path, noise(3, 20, 17))
@@ -446,7 +446,7 @@ def test_no_damage_raises_anything_else(suffix: str, tmp_path: Path) -> None:
 
 @contextmanager
 def unprivileged() -> Iterator[None]:
-    """Take the rights of another user, since root may read any file."""
+    """Give up the rights of root, who may read any file."""
     own = os.geteuid()
     if own == 0:
         os.seteuid(65534)
@@ -473,14 +473,14 @@ def test_a_folder_that_cannot_be_read_is_named(
     assert error.value.code == Exit.MISSING
 
 
-def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
+def test_a_missing_folder_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="nowhere is not a folder of images"):
         load(tmp_path / "nowhere")
 
 
 @pytest.mark.processes
 def test_a_full_disk_leaves_the_previous_set(tmp_path: Path) -> None:
-    """A limit on the size of files stands in for the full disk: a write fails half-way, with nearly the same error."""
+    """A limit on the size of files acts like a full disk: a write fails halfway, with nearly the same error."""
     np.save(tmp_path / "train.npy", noise(300, 3, 32, 32))
     program = (
         "import resource, signal; from pathlib import Path; from test_image_folder import settings;"
@@ -518,7 +518,7 @@ def test_circular_links_are_ignored(folder: Path) -> None:
     assert len(load(folder).train) == 6
 
 
-def test_a_source_that_is_a_circular_link_a_pipe_or_no_path(tmp_path: Path) -> None:
+def test_a_circular_link_a_pipe_and_an_invalid_path_are_refused_as_sources(tmp_path: Path) -> None:
     (tmp_path / "circle").symlink_to("circle")
     os.mkfifo(tmp_path / "pipe.npy")
     for name in ("circle", "pipe.npy", "nul\0"):
@@ -530,7 +530,7 @@ def test_a_source_that_is_a_circular_link_a_pipe_or_no_path(tmp_path: Path) -> N
         read_folder(tmp_path / ("x" * 300), **SPLIT)
 
 
-def test_folders_deeper_than_python_recurses(folder: Path) -> None:
+def test_folders_deeper_than_the_recursion_limit_are_read(folder: Path) -> None:
     here = Path.cwd()
     try:
         os.chdir(folder)
@@ -648,7 +648,7 @@ def test_a_folder_whose_name_begins_with_a_tilde_is_that_folder(folder: Path, mo
     assert inspect_path(params.data, params.contract, path=path, out=None, reference=None) == {"read": 6}
 
 
-def test_a_damaged_tiff_file_is_one_line(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_damaged_tiff_file_gives_an_error_of_one_line(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     Image.fromarray(noise(20, 20)).save(tmp_path / "a.tif", compression="tiff_lzw")
     content = bytearray((tmp_path / "a.tif").read_bytes())
     content[8:60] = bytes(52)
@@ -658,7 +658,7 @@ def test_a_damaged_tiff_file_is_one_line(tmp_path: Path, capfd: pytest.CaptureFi
     assert capfd.readouterr().err == ""
 
 
-def test_too_many_images(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_many_images_are_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("flows.images.folder.MOST_IMAGES", 7)
     with pytest.raises(UserError, match="folder: 8 images, but at most 7 are read") as error:
         load(folder)

@@ -29,7 +29,7 @@ def images(count: int, *shape: int, seed: int = 0) -> np.ndarray:
 
 
 def idx(array: np.ndarray) -> bytes:
-    """MNIST's file format."""
+    """Return an array in MNIST's file format."""
     return struct.pack(f">HBB{array.ndim}I", 0, 8, array.ndim, *array.shape) + array.tobytes()
 
 
@@ -39,7 +39,7 @@ def sha256(content: bytes) -> str:
 
 @pytest.fixture
 def small_mnist(tmp_path: Path) -> tuple[PublishedSet, Path]:
-    """Fashion-MNIST's entry with the checksums of a few random images, and the folder that holds them."""
+    """Return Fashion-MNIST's entry with the checksums of a few random images, and the folder that holds them."""
     contents = {
         "train-images-idx3-ubyte": idx(images(5, 28, 28)),
         "train-labels-idx1-ubyte": idx(images(5)),
@@ -55,7 +55,7 @@ def small_mnist(tmp_path: Path) -> tuple[PublishedSet, Path]:
 
 @pytest.fixture
 def small_cifar(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[PublishedSet, Path]:
-    """CIFAR-10's entry with the checksums of a few random images, and the folder that holds its archive."""
+    """Return CIFAR-10's entry with the checksums of a few random images, and the folder that holds its archive."""
     contents = {
         name: pickle.dumps({"data": images(2, 3072, seed=i), "labels": [0, 1]})
         for i, name in enumerate([f"data_batch_{i}" for i in range(1, 6)] + ["test_batch"])
@@ -78,7 +78,7 @@ def small_cifar(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Publis
 
 
 def arrays(splits: Splits) -> tuple[np.ndarray, np.ndarray]:
-    """Both splits, whole."""
+    """Return both splits as arrays."""
     train, test = (np.concatenate([chunk.images for chunk in chunks]) for chunks in splits)
     return train, test
 
@@ -168,12 +168,12 @@ def test_a_truncated_archive_is_named(small_cifar: tuple[PublishedSet, Path], tm
         read_published(published, source, tmp_path / "downloads", scratch(tmp_path))
 
 
-def test_a_source_that_is_not_a_folder(tmp_path: Path) -> None:
+def test_a_source_that_is_not_a_folder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"data\.source: .*nowhere is not a folder"):
         read_published(FASHION_MNIST, tmp_path / "nowhere", tmp_path / "downloads", scratch(tmp_path))
 
 
-def test_an_address_that_does_not_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_address_that_does_not_answer_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("flows.images.fetching.PAUSES", ())
     unreachable = replace(FASHION_MNIST, addresses={"a.gz": ["http://127.0.0.1:9/a.gz"]})
     with pytest.raises(UserError, match=r"could not be downloaded.*data\.source") as error:
@@ -265,12 +265,14 @@ def test_paths_and_links_out_of_an_archive_are_not_followed(
 
 
 def archive(path: Path, *entries: tuple[str, bytes, bytes], size: bytes | None = None) -> None:
-    """A packed tar file of names, types and contents; `size` replaces the size of the last, with a valid checksum."""
+    """Write a packed tar file of names, types and contents.  `size` replaces the last size, with a valid checksum."""
     file = io.BytesIO()
     with tarfile.open(fileobj=file, mode="w") as tar:
         for name, kind, content in entries:
             info = tarfile.TarInfo(name)
-            info.type, info.size, info.linkname = kind, len(content), "cifar-10-batches-py/data_batch_2"
+            info.type = kind
+            info.size = len(content)
+            info.linkname = "cifar-10-batches-py/data_batch_2"
             place = tar.offset
             tar.addfile(info, io.BytesIO(content))
     plain = bytearray(file.getvalue())
@@ -335,7 +337,7 @@ def test_a_file_that_an_archive_holds_twice_is_refused(small_cifar: tuple[Publis
 def test_an_archive_cannot_fill_the_memory(
     small_cifar: tuple[PublishedSet, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A header of 200 MB in an archive of 200 kB."""
+    """The archive of 200 kB has a header of 200 MB."""
     monkeypatch.setattr("flows.images.reading.MOST_MEMORY", 100 * 2**20)
     published, source = small_cifar
     archive(source / "cifar-10-python.tar.gz", ("header", tarfile.XHDTYPE, bytes(200 * 2**20)))

@@ -31,7 +31,7 @@ def sha256(path: Path) -> str:
 
 
 def zip_of_batches(path: Path, batches: dict[str, np.ndarray], *, compressed: bool) -> None:
-    """npz files of rows and labels from 1, as the publisher has them."""
+    """Write a zip archive of npz files with rows and labels from 1, as the publisher does."""
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, images in batches.items():
             content = io.BytesIO()
@@ -43,7 +43,7 @@ def zip_of_batches(path: Path, batches: dict[str, np.ndarray], *, compressed: bo
 
 @pytest.fixture(params=[True, False], ids=["compressed", "stored"])
 def batches(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[DownsampledImageNet, Path]:
-    """The 2017 version's entry with the checksums of a few random images, and the folder that holds the archives."""
+    """Return the 2017 version's entry with the checksums of a few random images, and the folder of the archives."""
     compressed = request.param
     train = pixels(2300)
     parts = {"d/train_data_batch_10.npz": train[2200:], "d/train_data_batch_9.npz": train[:2200]}
@@ -55,7 +55,7 @@ def batches(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Downsampled
 
 @pytest.fixture
 def pictures(tmp_path: Path) -> tuple[DownsampledImageNet, Path]:
-    """The same for the 2016 version."""
+    """Return the same for the 2016 version."""
     for name, images in (("train_32x32.tar", pixels(7)), ("valid_32x32.tar", pixels(3, seed=1))):
         with tarfile.open(tmp_path / name, "w") as tar:
             for i, image in enumerate(images):
@@ -100,7 +100,9 @@ def test_the_versions_are_distinguished(pictures: tuple[DownsampledImageNet, Pat
         read_imagenet(wrong, source, tmp_path / "downloads")
 
 
-def test_an_archive_of_another_version_under_this_name(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_an_archive_of_another_version_under_this_name_is_refused(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     (tmp_path / "Imagenet32_train_npz.zip").write_bytes(b"64")
     other = replace(IMAGENET64, train={"Imagenet64_train_part1_npz.zip": hashlib.sha256(b"64").hexdigest()})
     monkeypatch.setitem(PUBLISHED, "imagenet64", other)
@@ -118,7 +120,7 @@ def wrong_count(published: DownsampledImageNet, source: Path) -> DownsampledImag
 
 
 def hostile(published: DownsampledImageNet, source: Path) -> DownsampledImageNet:
-    """A pickle where the pixels should be."""
+    """Replace the pixels by a pickle."""
     path = source / "Imagenet32_train_npz.zip"
     content = io.BytesIO()
     np.savez(content, data=np.array([{}], dtype=object), labels=np.arange(1))
@@ -128,7 +130,7 @@ def hostile(published: DownsampledImageNet, source: Path) -> DownsampledImageNet
 
 
 def encrypted(published: DownsampledImageNet, source: Path) -> DownsampledImageNet:
-    """Entries flagged as encrypted."""
+    """Flag the archive's entries as encrypted."""
     path = source / "Imagenet32_train_npz.zip"
     content = bytearray(path.read_bytes())
     for mark, place in ((b"PK\3\4", 6), (b"PK\1\2", 8)):
@@ -141,7 +143,7 @@ def encrypted(published: DownsampledImageNet, source: Path) -> DownsampledImageN
 
 
 def endless_labels(published: DownsampledImageNet, source: Path) -> DownsampledImageNet:
-    """A head that claims a trillion labels."""
+    """Claim a trillion labels in the header of an array."""
     path = source / "Imagenet32_train_npz.zip"
     batch, head = io.BytesIO(), io.BytesIO()
     np.lib.format.write_array_header_1_0(head, {"descr": "<i8", "fortran_order": False, "shape": (10**12,)})
@@ -153,7 +155,7 @@ def endless_labels(published: DownsampledImageNet, source: Path) -> DownsampledI
 
 
 def lying_zip(published: DownsampledImageNet, source: Path) -> DownsampledImageNet:
-    """Wrong sizes in the archive's directory."""
+    """Write wrong sizes into the archive's directory."""
     path = source / "Imagenet32_train_npz.zip"
     content = bytearray(path.read_bytes())
     first = content.rindex(b"PK\1\2")
@@ -190,7 +192,7 @@ def negative(entry: bytearray) -> None:
 
 
 def large_picture(entry: bytearray) -> None:
-    """A picture whose head claims 2^16 x 2^16 pixels."""
+    """Claim 2^16 x 2^16 pixels in the header of a picture."""
     place = entry.index(b"IHDR") + 4
     entry[place : place + 8] = struct.pack(">II", 2**16, 2**16)
     entry[place + 13 : place + 17] = struct.pack(">I", zlib.crc32(entry[place - 4 : place + 13]))
@@ -211,7 +213,7 @@ def test_damaged_archives_of_pictures_are_named(
     assert error.value.code == Exit.MISSING
 
 
-def test_svhn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_svhn_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     scipy_io = pytest.importorskip("scipy.io")
     files, lists = {}, {}
     for seed, split in enumerate(("train", "test")):

@@ -1,4 +1,4 @@
-"""Checkpoints of the official JAX code and of the PyTorch peer, imported through the command line and compared."""
+"""Import checkpoints of the official JAX code and of the PyTorch peer by the command line, and compare results."""
 
 import hashlib
 import json
@@ -28,7 +28,7 @@ GOOGLE = ["google_scalar_T0", "google_nnet_T0_attn"]
 
 
 def oracle(path: Path) -> dict[str, Tensor]:
-    """The recorded numbers, images as (B,C,H,W)."""
+    """Return the recorded numbers, images as (B,C,H,W)."""
     with np.load(path) as arrays:
         tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
     channels_last = [name for name, tensor in tensors.items() if tensor.ndim == 4 and tensor.shape[-1] == 3]
@@ -47,7 +47,7 @@ def close(actual: Tensor, expected: Tensor) -> None:
     torch.testing.assert_close(actual.double(), expected.double(), rtol=1e-4, atol=1e-4 * expected.abs().max().item())
 
 
-def test_the_schedule(google: tuple[VDM, dict[str, Tensor]]) -> None:
+def test_the_imported_schedule_agrees(google: tuple[VDM, dict[str, Tensor]]) -> None:
     model, expected = google
     gamma, slope = gamma_and_slope(model.schedule, expected["tt"])
     close(gamma, expected["gamma"])
@@ -56,12 +56,12 @@ def test_the_schedule(google: tuple[VDM, dict[str, Tensor]]) -> None:
     close(torch.sigmoid(model.schedule.gamma_1).reshape(1), expected["var_1"])
 
 
-def test_the_network(google: tuple[VDM, dict[str, Tensor]]) -> None:
+def test_the_imported_network_agrees(google: tuple[VDM, dict[str, Tensor]]) -> None:
     model, expected = google
     close(model.network(expected["z"], expected["g_t"]), expected["eps_hat"])
 
 
-def test_the_terms(google: tuple[VDM, dict[str, Tensor]]) -> None:
+def test_the_terms_of_the_bound_agree(google: tuple[VDM, dict[str, Tensor]]) -> None:
     model, expected = google
     terms = model(expected["x"], expected["eps"], expected["t"])
     close(bits_per_dim(terms.prior, model.num_dims), expected["bpd_latent"])
@@ -70,7 +70,7 @@ def test_the_terms(google: tuple[VDM, dict[str, Tensor]]) -> None:
     close(bits_per_dim(draw, model.num_dims), expected["bpd_recon"])
 
 
-def test_the_reverse_step_and_decoding(google: tuple[VDM, dict[str, Tensor]]) -> None:
+def test_the_reverse_step_and_decoding_agree(google: tuple[VDM, dict[str, Tensor]]) -> None:
     model, expected = google
     i, steps = int(expected["i"]), int(expected["T"])
     gamma_s, gamma_t = model.schedule(torch.tensor([(steps - i - 1) / steps, (steps - i) / steps]))
@@ -89,7 +89,7 @@ def test_float64_agrees_with_float32(google: tuple[VDM, dict[str, Tensor]]) -> N
         close(one, other)
 
 
-def test_the_pytorch_peer(tmp_path: Path) -> None:
+def test_the_pytorch_peers_checkpoint_agrees(tmp_path: Path) -> None:
     file = ORACLES / "addtt_learned" / "model.pt"
     assert run(["import-checkpoint", str(file), "--format", "addtt", "--out", str(tmp_path / "model")]) == 0
     model, expected = load_model(tmp_path / "model"), oracle(ORACLES / "addtt_learned" / "oracle.npz")
@@ -103,7 +103,7 @@ def test_the_pytorch_peer(tmp_path: Path) -> None:
 
 
 def peer_checkpoint(folder: Path, **settings: object) -> Path:
-    """The peer's checkpoint with the middle attention copied into every block, and settings of its own."""
+    """Write the peer's checkpoint with the middle attention copied into every block, and with changed settings."""
     state = torch.load(ORACLES / "addtt_learned" / "model.pt", weights_only=True)
     for weights, prefix in ((state["ema"], "ema_model.model."), (state["model"], "model.")):
         layers = {name.split("mid_attn_block.")[1]: w for name, w in weights.items() if "mid_attn_block." in name}
@@ -117,7 +117,7 @@ def peer_checkpoint(folder: Path, **settings: object) -> Path:
     return folder / "model.pt"
 
 
-def test_the_peers_attention_in_every_block(tmp_path: Path) -> None:
+def test_the_peers_attention_in_every_block_is_imported(tmp_path: Path) -> None:
     file = peer_checkpoint(tmp_path, attention_everywhere="true")
     assert run(["import-checkpoint", str(file), "--format", "addtt", "--out", str(tmp_path / "model")]) == 0
     network = load_model(tmp_path / "model").network
@@ -130,7 +130,7 @@ def test_the_peers_attention_in_every_block(tmp_path: Path) -> None:
     ("settings", "message"),
     [({"n_attention_heads": 4}, "only 1 can be imported"), ({"gamma_min": "["}, "not a whole addtt checkpoint")],
 )
-def test_what_the_peer_can_do_and_we_cannot(
+def test_unsupported_settings_of_the_peer_are_refused(
     settings: dict[str, object], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = peer_checkpoint(tmp_path, **settings)
@@ -152,7 +152,7 @@ def test_no_flipped_bit_of_the_peers_file_ends_in_a_traceback(tmp_path: Path) ->
         assert run([*command, "--out", str(tmp_path / "model")]) in (0, 5)
 
 
-def test_the_last_weights_on_request(tmp_path: Path) -> None:
+def test_the_last_weights_are_imported_on_request(tmp_path: Path) -> None:
     command = ["import-checkpoint", str(ORACLES / f"{GOOGLE[0]}.flax"), "--format", "google-vdm"]
     assert run([*command, "--out", str(tmp_path / "averaged")]) == 0
     assert run([*command, "--no-averaged", "--out", str(tmp_path / "last")]) == 0
@@ -185,7 +185,7 @@ def test_an_imported_model_is_evaluated_by_the_command_line(
     assert run(["evaluate", "model", "--images", "images", "--device", "cpu", "--json"]) == 0
     metrics = json.loads(capsys.readouterr().out)
     assert metrics["num_images"] == 4
-    # The oracle's own mean over its four times, which these are not: random weights, 10 to 20 bits/dim.
+    # The times differ from the oracle's, whose random weights give 10 to 20 bits/dim.
     assert 3 < metrics["bpd"] < 30
     assert run([*imported, "--image-size", "16", "16"]) == 0
     assert run(["evaluate", "model", "--images", "images", "--device", "cpu"]) == 2
@@ -195,7 +195,7 @@ def test_an_imported_model_is_evaluated_by_the_command_line(
 def test_a_file_of_another_digest_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     content = bytearray((ORACLES / f"{GOOGLE[0]}.flax").read_bytes())
     digest = hashlib.sha256(content).hexdigest()
-    content[len(content) // 2] ^= 1  # a weight's lowest bits: nothing in the format tells
+    content[len(content) // 2] ^= 1  # the lowest bits of a weight, which the format does not check
     (tmp_path / "flipped.flax").write_bytes(content)
     command = ["import-checkpoint", str(tmp_path / "flipped.flax"), "--format", "google-vdm"]
     assert run([*command, "--sha256", digest, "--out", str(tmp_path / "model")]) == 5
@@ -204,7 +204,7 @@ def test_a_file_of_another_digest_is_refused(tmp_path: Path, capsys: pytest.Capt
 
 
 class Hostile:
-    """Unpickled, it would leave a file behind."""
+    """An object that creates a file when it is unpickled."""
 
     def __init__(self, trace: Path) -> None:
         self.trace = trace
@@ -214,7 +214,7 @@ class Hostile:
 
 
 def damaged(kind: str, folder: Path) -> tuple[Path, str]:
-    """A damaged copy of an oracle's checkpoint and its format."""
+    """Return a damaged copy of an oracle's checkpoint, and its format."""
     google = (ORACLES / f"{GOOGLE[0]}.flax").read_bytes()
     peer = (ORACLES / "addtt_learned" / "model.pt").read_bytes()
     shutil.copyfile(ORACLES / "addtt_learned" / "config.yaml", folder / "config.yaml")
@@ -254,7 +254,7 @@ def damaged(kind: str, folder: Path) -> tuple[Path, str]:
         "hostile torch",
     ],
 )
-def test_a_damaged_checkpoint_is_refused_in_one_line(
+def test_a_damaged_checkpoint_gives_an_error_of_one_line(
     kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file, file_format = damaged(kind, tmp_path)
@@ -267,19 +267,19 @@ def test_a_damaged_checkpoint_is_refused_in_one_line(
 
 
 class Growing:
-    """Unpickled, it would take two gigabytes."""
+    """An object that takes two gigabytes when it is unpickled."""
 
     def __reduce__(self) -> tuple[object, ...]:
         return (bytearray, (2**31 - 1,))
 
 
 def array_of(shape: list[int], content: bytes = b"") -> msgpack.ExtType:
-    """A flax array that claims a shape."""
+    """Return a flax array whose header claims a shape."""
     return msgpack.ExtType(1, msgpack.packb([shape, "float32", content]))
 
 
 def nested(depth: int) -> dict[str, object]:
-    """A tree of that depth."""
+    """Return a tree of that depth."""
     tree: dict[str, object] = {"kernel": array_of([1], bytes(4))}
     for _ in range(depth):
         tree = {"a": tree}
@@ -305,7 +305,9 @@ BOMBS: dict[str, bytes] = {
 
 
 @pytest.mark.parametrize("kind", BOMBS)
-def test_a_bomb_for_flax_is_one_line(kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_bomb_for_flax_gives_an_error_of_one_line(
+    kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "bomb.flax").write_bytes(BOMBS[kind])
     command = ["import-checkpoint", str(tmp_path / "bomb.flax"), "--format", "google-vdm"]
     assert run([*command, "--out", str(tmp_path / "out")]) == 5
@@ -313,7 +315,9 @@ def test_a_bomb_for_flax_is_one_line(kind: str, tmp_path: Path, capsys: pytest.C
 
 
 @pytest.mark.parametrize("kind", ["compressed", "growing", "expanded", "sparse", "whole numbers", "not a zip file"])
-def test_a_bomb_for_torch_is_one_line(kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_bomb_for_torch_gives_an_error_of_one_line(
+    kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     shutil.copyfile(ORACLES / "addtt_learned" / "config.yaml", tmp_path / "config.yaml")
     file, state = tmp_path / "model.pt", torch.load(ORACLES / "addtt_learned" / "model.pt", weights_only=True)
     name = "ema_model.model.conv_in.weight"
@@ -349,7 +353,7 @@ def test_a_bomb_for_torch_is_one_line(kind: str, tmp_path: Path, capsys: pytest.
         "#" * 10_000_000,
     ],
 )
-def test_hostile_settings_of_the_peer_are_one_line(
+def test_hostile_settings_of_the_peer_give_an_error_of_one_line(
     settings: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shutil.copyfile(ORACLES / "addtt_learned" / "model.pt", tmp_path / "model.pt")
@@ -361,7 +365,7 @@ def test_hostile_settings_of_the_peer_are_one_line(
 
 @pytest.mark.parametrize("file_format", ["google-vdm", "addtt"])
 @pytest.mark.parametrize("kind", ["fifo", "device", "too large"])
-def test_what_is_no_checkpoint_is_never_read(
+def test_paths_that_are_not_regular_files_are_never_read(
     kind: str, file_format: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = tmp_path / "model.pt"

@@ -1,4 +1,4 @@
-"""Sizes that parameters and files ask for are refused before anything of that size is there."""
+"""Sizes in parameters and files that do not fit into memory are refused before anything is allocated."""
 
 import json
 import resource
@@ -36,7 +36,7 @@ GIB = 2**30
 
 @pytest.fixture
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """A folder with small images and a small model; call it to write parameters with texts replaced."""
+    """Make a folder with small images and a small model; return a function that writes changed parameters."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("VDM_LOCK_DIR", str(tmp_path))
     save_images(Path("data/images"), {"train": PIXELS, "test": PIXELS}, {"name": "x", "num_levels": 17})
@@ -58,7 +58,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., No
 
 @pytest.fixture(autouse=True)
 def nothing_large() -> Iterator[None]:
-    """What a test allocates stays below half a gigabyte."""
+    """Require that the test allocates less than half a gigabyte."""
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     yield
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < GIB // 2 // 1024
@@ -86,7 +86,7 @@ def nothing_large() -> Iterator[None]:
         ({}, ["evaluate", "--num-timesteps", "9" * 5000], "is not like 10,100,continuous"),
     ],
 )
-def test_a_size_that_does_not_fit_is_one_line_with_what_to_lower(
+def test_the_error_for_a_size_that_does_not_fit_says_what_to_lower(
     changes: dict[str, str],
     command: list[str],
     message: str,
@@ -105,7 +105,7 @@ def test_a_size_that_does_not_fit_is_one_line_with_what_to_lower(
 
 @pytest.mark.parametrize("preset", PRESETS, ids=lambda path: path.stem)
 def test_no_preset_is_refused_on_a_machine_of_24_gib(preset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nor is CIFAR-10's with 16 GiB; the system takes some of both."""
+    """CIFAR-10's is not refused with 16 GiB either.  The system takes part of both."""
     monkeypatch.setattr(memory, "available", lambda: (14 if preset.stem == "cifar10" else 20) * GIB)
     params, shape = read_params(preset), SHAPES.get(preset.stem, (3, 32, 32))
     pixels = np.broadcast_to(np.uint8(0), (1_281_167, *shape))
@@ -122,7 +122,7 @@ def test_no_preset_is_refused_on_a_machine_of_24_gib(preset: Path, monkeypatch: 
 
 
 def sparse(path: Path, *shape: int) -> None:
-    """Write a .npy file of zeros that take no room on the disk."""
+    """Write a sparse .npy file of zeros, which takes no space on the disk."""
     with path.open("wb") as file:
         images.write_header(file, shape, np.dtype(np.uint8))
         file.truncate(file.tell() + int(np.prod(shape, dtype=object)))
@@ -130,7 +130,7 @@ def sparse(path: Path, *shape: int) -> None:
 
 @pytest.mark.parametrize("shape", [(40 * GIB, 1, 1, 1), (40 * GIB // 64, 1, 8, 8), (1, 1, 2**18, 2**18)])
 def test_images_larger_than_memory_are_refused(shape: tuple[int, ...], tmp_path: Path) -> None:
-    """By any reader of the set: there are too many of them, the file is too large to map, or one image is."""
+    """Every reader of the set refuses too many images, a file too large to map, and an image that is too large."""
     save_images(tmp_path, {"train": PIXELS, "test": PIXELS}, {"name": "x", "num_levels": 17})
     sparse(tmp_path / "test.npy", *shape)
     with pytest.raises(ImageSetError, match=r"test\.npy: .*(memory|map)"):
@@ -150,7 +150,7 @@ def test_labels_larger_than_memory_are_refused(
 
 
 @pytest.mark.filterwarnings("ignore")  # Great Expectations warns about itself
-def test_a_header_that_claims_more_than_the_file_holds(project: Callable[..., None]) -> None:
+def test_a_header_that_claims_more_than_the_file_has_is_refused(project: Callable[..., None]) -> None:
     project()
     with Path("data/images/train.npy").open("wb") as file:
         images.write_header(file, (10**9, 1, 8, 8), np.dtype(np.uint8))
@@ -158,7 +158,7 @@ def test_a_header_that_claims_more_than_the_file_holds(project: Callable[..., No
         assert run([command]) == 5
 
 
-def test_large_images_come_few_at_a_time() -> None:
+def test_large_images_are_read_a_few_at_a_time() -> None:
     large = np.broadcast_to(np.uint8(1), (40, 1, 2048, 2048))
     sizes = [len(chunk) for _, chunk in images.chunks(large, 2000)]
     assert (sum(sizes), max(sizes)) == (40, 8)
@@ -167,7 +167,7 @@ def test_large_images_come_few_at_a_time() -> None:
 
 @pytest.mark.filterwarnings("ignore")  # Great Expectations warns about itself
 @pytest.mark.parametrize("value", [np.float32("inf"), 1e300, -1e300, np.int64(2**62), np.float16(3)])
-def test_pixels_of_any_number_are_measured_without_a_warning(
+def test_pixels_of_any_type_are_refused_without_a_warning(
     value: Any, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     train = PIXELS.astype(np.asarray(value).dtype)
@@ -186,7 +186,7 @@ def test_more_levels_than_bytes_have_are_counted() -> None:
     assert not comb(facts.histogram).gaps.any()
 
 
-def test_a_configuration_of_more_weights_than_the_file_holds(tmp_path: Path) -> None:
+def test_a_configuration_of_more_weights_than_the_file_has_is_refused(tmp_path: Path) -> None:
     torch.manual_seed(0)
     save_model(tmp_path, VDM(**TINY), TINY)
     described = json.loads((tmp_path / "config.json").read_text())
@@ -198,7 +198,7 @@ def test_a_configuration_of_more_weights_than_the_file_holds(tmp_path: Path) -> 
             load_model(tmp_path)
 
 
-def test_weights_larger_than_their_configuration(tmp_path: Path) -> None:
+def test_weights_larger_than_their_configuration_are_refused(tmp_path: Path) -> None:
     torch.manual_seed(0)
     save_model(tmp_path, VDM(**TINY), TINY)
     with (tmp_path / "weights.safetensors").open("r+b") as file:
@@ -207,7 +207,7 @@ def test_weights_larger_than_their_configuration(tmp_path: Path) -> None:
         load_model(tmp_path)
 
 
-def test_the_memory_of_this_machine() -> None:
+def test_the_memory_of_this_machine_is_found() -> None:
     assert 2**20 < available() < 2**50
 
 

@@ -1,4 +1,4 @@
-"""params.yaml: strict, and errors that say where."""
+"""params.yaml is checked strictly, and errors say where."""
 
 from pathlib import Path
 
@@ -68,7 +68,7 @@ def test_an_error_names_file_line_and_key(old: str, new: str, message: str, tmp_
     assert message in str(error.value)
     line = int(str(error.value).split(":")[1])
     shown = path.read_text().splitlines()[line - 1]
-    # A missing key has no line: the section that lacks it has.
+    # A missing key has no line; the error names the line of its section.
     assert new.strip().splitlines()[0].split(":")[0] in shown or shown.rstrip(":") in message
 
 
@@ -76,7 +76,7 @@ def test_an_error_names_file_line_and_key(old: str, new: str, message: str, tmp_
     ("content", "message"),
     [(None, "vdmctl preset"), ("a: [", "not YAML"), ("", "params.yaml:1"), ("- a", "params.yaml:1")],
 )
-def test_a_file_that_cannot_be_read_is_said_to_be_so(content: str | None, message: str, tmp_path: Path) -> None:
+def test_a_file_that_cannot_be_read_is_named(content: str | None, message: str, tmp_path: Path) -> None:
     path = tmp_path / "params.yaml"
     if content is not None:
         path.write_text(content)

@@ -18,7 +18,7 @@ from flows.core.errors import Exit
 from flows.images.picture_files import BadImageError, inspect, read
 from flows.images.store import MOST_CHUNK_BYTES, chunks, fitting
 
-# Of a child: runs a program in two parts and prints the memory in MiB that the second adds at most, not its parent's.
+# A program of two parts, run in a child process, which prints the MiB that the second part adds to the peak memory.
 MEASURED = """
 def peak(): return int(open("/proc/self/status").read().split("VmHWM:")[1].split()[0]) // 1024
 import sys; from pathlib import Path; folder = Path(sys.argv[1])
@@ -30,7 +30,7 @@ print(peak() - base)
 
 
 def measured(before: str, after: str, folder: Path) -> list[str]:
-    """The lines that a program prints, the last of them its memory in MiB."""
+    """Run a program in two parts.  Return the lines that it prints; the last is the second part's memory in MiB."""
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
     command = [sys.executable, "-c", MEASURED.format(before=before, after=after), str(folder)]
     return subprocess.run(command, capture_output=True, text=True, env=environment, check=True).stdout.splitlines()
@@ -41,7 +41,7 @@ def part(name: bytes, content: bytes) -> bytes:
 
 
 def png(width: int, height: int, *, before: bytes = b"", after: bytes = b"", channels: int = 1) -> bytes:
-    """A black PNG file of 8 bits, gray or RGB, with other parts before and after its pixels."""
+    """Return a black PNG file of 8 bits, gray or RGB, with other parts before and after its pixels."""
     head = struct.pack(">IIBBBBB", width, height, 8, 2 if channels == 3 else 0, 0, 0, 0)
     packed = zlib.compressobj(1)
     pixels = b"".join(packed.compress(bytes(width * channels + 1)) for _ in range(height)) + packed.flush()
@@ -50,7 +50,7 @@ def png(width: int, height: int, *, before: bytes = b"", after: bytes = b"", cha
 
 
 def tiff(tags: dict[int, tuple[int, int, int | bytes]], content: bytes = b"") -> bytes:
-    """A TIFF file: type, count and value of each tag.  Values of bytes follow the tags, `content` is at byte 1000."""
+    """Return a TIFF file from type, count and value of each tag.  `content` is at byte 1000, values of bytes follow."""
     entries, extra = b"", b""
     for tag, (kind, count, value) in sorted(tags.items()):
         place = value if isinstance(value, int) else 10_000 + len(content) + len(extra)
@@ -65,7 +65,7 @@ def gray_tags(width: int, height: int) -> dict[int, tuple[int, int, int | bytes]
 
 
 def many_frames() -> bytes:
-    """A TIFF file of 30,000 frames, each of which refers to the next."""
+    """Return a TIFF file of 30,000 frames, each of which refers to the next."""
     content = struct.pack("<2sHI", b"II", 42, 8)
     tags = b"".join(struct.pack("<HHII", tag, 3, 1, value) for tag, value in ((256, 4), (257, 4), (258, 8), (273, 8)))
     for i in range(30_000):
@@ -79,7 +79,7 @@ def many_offsets() -> bytes:
 
 
 def large_tile() -> bytes:
-    """10x10 pixels in a tile of 20,000x20,000."""
+    """Return a TIFF file of 10x10 pixels in a tile of 20,000x20,000."""
     packed = zlib.compressobj(1)
     content = b"".join(packed.compress(bytes(2**20)) for _ in range(400)) + packed.flush()
     tags = gray_tags(10, 10) | {322: (4, 1, 20_000), 323: (4, 1, 20_000), 324: (4, 1, 1000)}
@@ -87,7 +87,7 @@ def large_tile() -> bytes:
 
 
 def many_scans() -> bytes:
-    """A progressive JPEG file that repeats its last scan: some bytes that go over all pixels."""
+    """Return a progressive JPEG file that repeats its last scan, a few bytes that change all pixels."""
     file = io.BytesIO()
     Image.new("L", (2000, 2000), 128).save(file, "JPEG", progressive=True)
     content = file.getvalue()
@@ -95,7 +95,7 @@ def many_scans() -> bytes:
 
 
 def exif_of_overlaps() -> bytes:
-    """60,000 tags, each of which is the whole of 5 MB."""
+    """Return a file with 60,000 EXIF tags, each of which refers to the same 5 MB."""
     tags = b"".join(struct.pack("<HHII", 1000 + i, 7, 4_000_000, 8) for i in range(60_000))
     exif = struct.pack("<2sHIH", b"II", 42, 8, 60_000) + tags
     return png(8, 8, before=part(b"eXIf", exif.ljust(5_000_000, b"\0")))
@@ -154,7 +154,7 @@ def test_no_bomb_takes_a_gigabyte(bombs: Path) -> None:
 
 @pytest.mark.processes
 def test_photographs_are_made_smaller_one_by_one(tmp_path: Path) -> None:
-    """Together the four have 300 MB, and without a bound on a batch twice as much."""
+    """The four have 300 MB together.  Without a limit on a batch, they would take twice as much."""
     (tmp_path / "photos").mkdir()
     for i in range(4):
         (tmp_path / "photos" / f"{i}.png").write_bytes(png(5000, 5000, channels=3))
@@ -168,7 +168,7 @@ def test_photographs_are_made_smaller_one_by_one(tmp_path: Path) -> None:
 
 @pytest.mark.processes
 def test_transforms_that_enlarge_take_a_chunk_at_a_time(tmp_path: Path) -> None:
-    """60 images of 8x8 padded to 2,056x2,056: 254 MB."""
+    """60 images of 8x8 are padded to 2,056x2,056, which are 254 MB."""
     np.save(tmp_path / "a.npy", np.zeros((60, 1, 8, 8), dtype=np.uint8))
     before = (
         "import torch, logging; from torchvision.transforms.v2 import functional\n"
@@ -225,15 +225,15 @@ def raw_header(text: bytes) -> bytes:
 def test_a_false_header_is_refused(head: bytes, size: int, message: str, tmp_path: Path) -> None:
     path = tmp_path / "a.npy"
     path.write_bytes(head)
-    os.truncate(path, len(head) + size)  # of no blocks, however large
+    os.truncate(path, len(head) + size)  # sparse, takes no space
     with pytest.raises(BadImageError, match=message) as error:
         list(read(path))
     assert len(str(error.value)) < 300
     assert str(error.value).count("\n") == 0
 
 
-def test_a_large_array_comes_in_small_chunks(tmp_path: Path) -> None:
-    """A sparse file of 40 GB."""
+def test_a_large_array_is_read_in_small_chunks(tmp_path: Path) -> None:
+    """The file is sparse, of 40 GB."""
     path, head = tmp_path / "a.npy", header((20_000, 3, 800, 800))
     path.write_bytes(head)
     os.truncate(path, len(head) + 20_000 * 3 * 800 * 800)

@@ -29,7 +29,7 @@ def test_no_transform_changes_nothing() -> None:
 
 
 @given(num_levels=st.integers(2, 2**16), num_bits=st.integers(1, 8))
-def test_bits_are_shifted_and_the_levels_counted(num_levels: int, num_bits: int) -> None:
+def test_bits_are_shifted_and_the_levels_follow(num_levels: int, num_bits: int) -> None:
     levels = np.arange(num_levels).astype(np.uint16).reshape(1, 1, 1, -1)
     if num_levels <= 256:
         levels = levels.astype(np.uint8)
@@ -41,7 +41,7 @@ def test_bits_are_shifted_and_the_levels_counted(num_levels: int, num_bits: int)
     assert (levels_left(num_levels, num_bits) == num_levels) == (num_levels <= 2**num_bits)
 
 
-def test_order_and_words() -> None:
+def test_transforms_have_a_fixed_order_and_a_description() -> None:
     settings = {"grayscale": True, "resize": [4, 6], "pad": 2, "num_bits": 3}
     done = transform(noise(2, 3, 8, 8, highest=2**16 - 1), 2**16, **settings)
     assert done.shape == (2, 1, 8, 10)

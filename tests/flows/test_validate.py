@@ -1,4 +1,4 @@
-"""The discretization contract: each way to break it is found, named, and refused."""
+"""Images that break the discretization contract are refused, with the broken rule named."""
 
 import json
 import os
@@ -72,7 +72,7 @@ def test_two_processes_write_the_same_bytes(image_set: Path) -> None:
 
 
 def inspected(images: Path, out: Path, **environment: str) -> dict[str, bytes]:
-    """The files of a report that a new process writes, by name."""
+    """Return the files of a report that a new process writes, by name."""
     program = (
         "import sys; from pathlib import Path; from flows.core.params import read_params; "
         "from flows.validation.inspection import inspect_images; images, out = map(Path, sys.argv[1:]); "
@@ -231,7 +231,7 @@ def test_results_of_several_tables_add_up(image_set: Path, monkeypatch: pytest.M
         run(image_set)
 
 
-def test_drift_from_a_reference(image_set: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_drift_from_a_reference_is_reported(image_set: Path, caplog: pytest.LogCaptureFixture) -> None:
     train, test = digits_of(image_set)
     run(image_set)
     reference = image_set.parent / "reference.json"
@@ -288,7 +288,7 @@ def test_the_site_opens_in_a_browser_and_names_what_failed(image_set: Path, tmp_
 
 
 def opened(page: Path, profile: Path) -> str:
-    """The document as it is after its scripts have run."""
+    """Return the page's document after its scripts have run."""
     quiet = ["--disable-background-networking", "--disable-component-update", "--disable-sync", "--disable-quic"]
     command = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", *quiet]
     command += [f"--user-data-dir={profile}", "--virtual-time-budget=5000", "--dump-dom", page.absolute().as_uri()]
@@ -296,7 +296,7 @@ def opened(page: Path, profile: Path) -> str:
 
 
 @pytest.mark.skipif(not DEBIAN_FASHION_MNIST.is_dir(), reason="Debian's dataset-fashion-mnist is not installed")
-def test_fashion_mnist_downloads_and_holds(tmp_path: Path) -> None:
+def test_fashion_mnist_downloads_and_is_valid(tmp_path: Path) -> None:
     data = read_params(ROOT / "presets" / "fashion_mnist.yaml").data
     source = {"source": str(DEBIAN_FASHION_MNIST)}
     download(data.model_copy(update=source), out=tmp_path / "images", downloads=tmp_path / "downloads")

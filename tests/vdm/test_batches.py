@@ -1,4 +1,4 @@
-"""What a step draws: the order of the images, evenly spread times, noise, and the augmentation."""
+"""The batch of a step: the order of the images, evenly spread times, noise, and the augmentation."""
 
 import itertools
 import math
@@ -37,7 +37,7 @@ def test_parts_make_up_the_batch_and_differ(digits: np.ndarray, count: int) -> N
     whole = draw(digits)
     parts = [whole.part(index, count) for index in range(count)]
     for part in parts:
-        # Evenly spread in each part as in the whole: one time to each interval of the circle.
+        # The times are evenly spread in each part too: one in each interval of the circle.
         gaps = part.t.sort().values.diff()
         assert torch.allclose(gaps, torch.full_like(gaps, count / 32), atol=1e-6)
     for field in ("t", "eps", "pixels"):

@@ -1,4 +1,4 @@
-"""The forward process and the generative step, against Gaussian algebra done another way."""
+"""The forward process and the generative step agree with Gaussian algebra by another route."""
 
 import pytest
 import torch
@@ -17,16 +17,19 @@ def random(seed: int) -> Tensor:
 
 
 def test_diffuse_then_denoise_with_the_true_noise_returns_x() -> None:
-    x, eps, gamma_t = random(0), random(1), torch.tensor([-13.3, 0.0, 5.0], dtype=torch.float64)
+    x, eps = random(0), random(1)
+    gamma_t = torch.tensor([-13.3, 0.0, 5.0], dtype=torch.float64)
     torch.testing.assert_close(denoise(diffuse(x, gamma_t, eps), eps, gamma_t), x)
 
 
 @pytest.mark.parametrize(("gamma_s", "gamma_t"), [(-13.3, -13.2), (-3.0, -1.0), (0.0, 5.0), (-13.3, 5.0)])
 def test_a_step_samples_the_posterior_of_the_forward_process(gamma_s: float, gamma_t: float) -> None:
     """p(z_s | z_t) = q(z_s | z_t, x = x_hat): Bayes' rule on q(z_s | x) and q(z_t | z_s), both Gaussian."""
-    z_t, eps_hat, g_s, g_t = random(0), random(1), full(gamma_s), full(gamma_t)
+    z_t, eps_hat = random(0), random(1)
+    g_s, g_t = full(gamma_s), full(gamma_t)
     x_hat = denoise(z_t, eps_hat, g_t)
-    a_s, a_t, v_s, v_t = alpha(g_s)[0], alpha(g_t)[0], sigma(g_s)[0] ** 2, sigma(g_t)[0] ** 2
+    a_s, a_t = alpha(g_s)[0], alpha(g_t)[0]
+    v_s, v_t = sigma(g_s)[0] ** 2, sigma(g_t)[0] ** 2
     a_ts = a_t / a_s
     v_ts = v_t - a_ts**2 * v_s
     precision = 1 / v_s + a_ts**2 / v_ts
@@ -39,7 +42,8 @@ def test_a_step_samples_the_posterior_of_the_forward_process(gamma_s: float, gam
 
 
 def test_the_step_is_the_papers_last_form() -> None:
-    z_t, eps_hat, eps, g_s, g_t = random(0), random(1), random(2), full(-2.0), full(1.0)
+    z_t, eps_hat, eps = random(0), random(1), random(2)
+    g_s, g_t = full(-2.0), full(1.0)
     c = -torch.expm1(g_s - g_t)[0]
     mean = alpha(g_s)[0] / alpha(g_t)[0] * (z_t - sigma(g_t)[0] * c * eps_hat)
     expected = mean + sigma(g_s)[0] * c.sqrt() * eps
@@ -47,7 +51,8 @@ def test_the_step_is_the_papers_last_form() -> None:
 
 
 def test_clipping_acts_on_x_hat_alone() -> None:
-    g_s, g_t, x = full(-2.0), full(1.0), random(3).clamp(-0.9, 0.9)
+    g_s, g_t = full(-2.0), full(1.0)
+    x = random(3).clamp(-0.9, 0.9)
     eps, noise = random(1), random(2)
     inside = diffuse(x, g_t, eps)
     torch.testing.assert_close(
@@ -59,7 +64,7 @@ def test_clipping_acts_on_x_hat_alone() -> None:
 
 
 def variance_error(num_timesteps: int, data_variance: float) -> float:
-    """|variance of z_0 that the sampler reaches - exact|, for data N(0, data_variance) and the exact predictor."""
+    """Return |variance of z_0 from the sampler - exact|, for data N(0, data_variance) and the exact predictor."""
 
     def variance(gamma: Tensor) -> Tensor:
         return alpha(gamma) ** 2 * data_variance + sigma(gamma) ** 2

@@ -31,7 +31,7 @@ def test_pixels_survive_the_round_trip(num_levels: int) -> None:
 
 
 def brute_force_log_p(z_0: torch.Tensor, gamma_0: torch.Tensor, num_levels: int) -> torch.Tensor:
-    """log p over an axis of all levels, as the paper writes it."""
+    """Return log p over an axis of all levels, computed as in the paper."""
     centres = alpha(gamma_0) * pixels_to_x(torch.arange(num_levels), num_levels, z_0.dtype)
     variance = torch.sigmoid(gamma_0)
     return torch.log_softmax(-0.5 * (z_0.unsqueeze(-1) - centres) ** 2 / variance, dim=-1)
@@ -69,7 +69,7 @@ def test_the_table_is_the_mean_of_the_draws(gamma_0: float, num_levels: int) -> 
 
 
 def test_the_quadrature_has_converged() -> None:
-    """Against Gauss-Hermite, another rule, at a gamma where that one converges too."""
+    """It agrees with Gauss-Hermite quadrature at a gamma where that converges too."""
     gamma, num_levels, level = torch.tensor(-1.0, dtype=torch.float64), 8, 3
     import numpy as np
 
@@ -83,7 +83,7 @@ def test_the_quadrature_has_converged() -> None:
 def test_the_table_is_differentiable_in_gamma_0() -> None:
     gamma = torch.tensor(-3.0, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(lambda g: reconstruction_table(g, 17), (gamma,))
-    # Far below, where nothing is left to reconstruct, the gradient is zero and not NaN.
+    # At a very low gamma the reconstruction term is zero, and its gradient must be zero, not NaN.
     far = torch.tensor(-30.0, requires_grad=True)
     reconstruction_table(far, 256).sum().backward()
     assert far.grad == 0

@@ -29,7 +29,7 @@ def test_the_result_does_not_depend_on_the_batch_size(tiny_model: Callable[..., 
 
 
 def test_float64_results_agree_for_any_batch_size(tiny_model: Callable[..., VDM], digits: np.ndarray) -> None:
-    """To 1e-8: in batches of one, in one batch, and by the model itself at the same times and noise."""
+    """Batches of one, one batch, and the model itself at the same times and noise agree to 1e-8."""
     model = tiny_model(schedule="learned_monotone").double()
     one, all_at_once = (evaluate(model, digits[:9], **SETTINGS | {"batch_size": size}) for size in (1, 1000))
     np.testing.assert_allclose(one.bpd, all_at_once.bpd, rtol=1e-8)
@@ -40,7 +40,7 @@ def test_float64_results_agree_for_any_batch_size(tiny_model: Callable[..., VDM]
     np.testing.assert_allclose(one.bpd, direct.detach().numpy(), rtol=1e-8)
 
 
-def test_every_image_is_evaluated_once_and_alone(tiny_model: Callable[..., VDM], digits: np.ndarray) -> None:
+def test_every_image_is_evaluated_once_and_independently(tiny_model: Callable[..., VDM], digits: np.ndarray) -> None:
     """The first ten images get the same numbers with and without the others."""
     model = tiny_model()
     many, few = evaluate(model, digits[:50], **SETTINGS), evaluate(model, digits[:10], **SETTINGS)
@@ -71,7 +71,7 @@ def test_each_image_has_one_time_in_every_stratum() -> None:
 
 
 def test_agrees_with_the_plain_average_of_the_bound(tiny_model: Callable[..., VDM], digits: np.ndarray) -> None:
-    """Against independent uniform times and another noise, image by image in one call of the model."""
+    """The average has independent uniform times and another noise, and is computed in one call of the model."""
     model, images = tiny_model(), digits[:4]
     ours = evaluate(model, images, **SETTINGS | {"times_per_image": 512})
     generator = torch.Generator().manual_seed(0)
@@ -84,7 +84,7 @@ def test_agrees_with_the_plain_average_of_the_bound(tiny_model: Callable[..., VD
 
 
 def test_finite_steps_cost_more_than_continuous_time(digits: np.ndarray, tiny_model: Callable[..., VDM]) -> None:
-    """With a predictor that is exactly eps_hat = z_t: every term is known, and coarse steps overpay."""
+    """With the predictor eps_hat = z_t every term is known, and coarse steps give a higher bound."""
     model = tiny_model()
     torch.nn.init.zeros_(model.network.conv_out.weight)
     torch.nn.init.zeros_(model.network.conv_out.bias)
@@ -106,7 +106,7 @@ def test_standard_errors() -> None:
 
 
 def test_the_paired_difference_has_the_interval_of_a_normal_mean() -> None:
-    """What both evaluations have in common cancels; 95% of a normal distribution lie within 1.96 deviations."""
+    """Common terms of both evaluations cancel; 95% of a normal distribution lie within 1.96 deviations."""
     common, change = np.array([1.0, 5.0, 9.0]), np.array([0.1, 0.2, 0.3])
     zeros = np.zeros(3)
     first, second = (Evaluation(zeros, zeros, bpd, zeros) for bpd in (common, common + change))
@@ -126,7 +126,7 @@ def test_the_monte_carlo_error_matches_repeated_evaluations(
     runs = [evaluate(model, digits[:32], **settings | {"seed": seed}) for seed in range(40)]
     spread = np.std([run.bpd.mean() for run in runs], ddof=1)
     claimed = np.mean([run.monte_carlo_standard_error for run in runs])
-    # The spread of forty repeats is known to 11%.  The estimate may be too large, as it misses some stratification.
+    # The spread of forty repeats is known to 11%.  The estimate may be too large, as it ignores some stratification.
     assert 0.75 * spread < claimed < 1.6 * spread
 
 

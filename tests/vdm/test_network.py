@@ -31,13 +31,15 @@ def predictor(**changes: object) -> NoisePredictor:
 
 @pytest.mark.parametrize("attention_everywhere", [False, True])
 @pytest.mark.parametrize(("channels", "height", "width"), [(1, 8, 8), (3, 5, 9), (4, 1, 1)])
-def test_any_channels_and_size(channels: int, height: int, width: int, attention_everywhere: bool) -> None:
+def test_images_of_any_channels_and_size_are_accepted(
+    channels: int, height: int, width: int, attention_everywhere: bool
+) -> None:
     network = predictor(channels=channels, attention_everywhere=attention_everywhere)
     z = torch.randn(2, channels, height, width)
     assert network(z, torch.zeros(2)).shape == z.shape
 
 
-def test_starts_as_its_input() -> None:
+def test_the_initial_prediction_is_the_input() -> None:
     z = torch.randn(2, 3, 8, 8)
     assert torch.equal(predictor()(z, torch.tensor([-13.3, 5.0])), z)
 
@@ -72,12 +74,12 @@ def test_parameters_are_counted_without_a_network(changes: dict[str, Any], sched
 @pytest.mark.parametrize(
     "change", [{"blocks": 0}, {"blocks": 1025}, {"norm_groups": 0}, {"norm_groups": -4}, {"fourier_exponents": [65]}]
 )
-def test_sizes_that_no_network_has(change: dict[str, Any]) -> None:
+def test_invalid_sizes_are_refused(change: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=r"blocks|norm_groups|fourier_exponents"):
         predictor(**change)
 
 
-def test_every_parameter_takes_part() -> None:
+def test_every_parameter_has_a_gradient() -> None:
     network = predictor(augmentation_input=True, attention_everywhere=True)
     for parameter in network.parameters():
         torch.nn.init.normal_(parameter, std=0.1)
@@ -126,6 +128,6 @@ def test_the_time_embedding_spans_a_thousand_radians() -> None:
 
 
 @pytest.mark.parametrize("changes", [{"width": 7}, {"width": 2, "norm_groups": 2}, {"width": 8, "norm_groups": 3}])
-def test_refuses_widths_that_cannot_work(changes: dict[str, int]) -> None:
+def test_invalid_widths_are_refused(changes: dict[str, int]) -> None:
     with pytest.raises(ValueError, match="width"):
         predictor(**changes)

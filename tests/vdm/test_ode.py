@@ -1,4 +1,4 @@
-"""The probability-flow likelihood, against densities known in closed form."""
+"""The probability-flow likelihood agrees with densities known in closed form."""
 
 import math
 from collections.abc import Callable
@@ -34,7 +34,7 @@ def covariance() -> Tensor:
 
 
 def marginal(covariance: Tensor, gamma: Tensor) -> Tensor:
-    """Covariance of z at gamma when x ~ N(0, covariance)."""
+    """Return the covariance of z at gamma when x ~ N(0, covariance)."""
     return alpha(gamma) ** 2 * covariance + sigma(gamma) ** 2 * torch.eye(NUM_DIMS, dtype=torch.float64)
 
 
@@ -54,7 +54,7 @@ def test_a_gaussian_model_has_its_exact_log_density(covariance: Tensor) -> None:
         z_0, GAMMA_0, GAMMA_1, basis_probes(z_0), predict_noise=exact_noise(covariance), solve=dopri5(1e-7)
     )
     error = bits_per_dim(ours - exact.log_prob(z_0.flatten(1)), NUM_DIMS).abs().max().item()
-    # What is left is N(0, I) in place of the marginal at gamma_1.
+    # The remaining error is N(0, I) in place of the marginal at gamma_1.
     assert error < 1e-3
 
 
@@ -71,8 +71,10 @@ def test_rademacher_probes_are_unbiased(covariance: Tensor) -> None:
 
 @pytest.mark.parametrize("dequantisation", ["uniform", "truncated_normal"])
 def test_the_weights_average_to_the_probability_of_the_pixels(dequantisation: str) -> None:
-    """One pixel of Gaussian data: E over q of p / q is the probability of its cell, known from the error function."""
-    variance, num_levels, draws = 0.1, 8, 4000
+    """For a pixel of Gaussian data, E over q of p / q is the probability of its cell, known from the error function."""
+    variance = 0.1
+    num_levels = 8
+    draws = 4000
     one = torch.eye(1, dtype=torch.float64)
 
     def predict_noise(z: Tensor, gamma: Tensor) -> Tensor:
@@ -82,7 +84,7 @@ def test_the_weights_average_to_the_probability_of_the_pixels(dequantisation: st
     scale = (alpha(gamma_0) ** 2 * variance + sigma(gamma_0) ** 2).sqrt()
     for level in range(num_levels):
         pixels = torch.full((draws, 1, 1, 1), level)
-        # Evenly spread places in the cell integrate it.
+        # The mean over evenly spread points integrates over the cell.
         places = ((torch.arange(draws, dtype=torch.float64) + 0.5) / draws).reshape(-1, 1, 1, 1)
         weights = log_weight(
             pixels,
@@ -132,7 +134,7 @@ def test_an_untrained_model_agrees_with_its_closed_form(tiny_model: Callable[...
     torch.testing.assert_close(ours, expected, rtol=1e-6, atol=1e-5)
 
 
-def test_images_do_not_depend_on_their_company(tiny_model: Callable[..., VDM], digits: np.ndarray) -> None:
+def test_results_do_not_depend_on_the_other_images(tiny_model: Callable[..., VDM], digits: np.ndarray) -> None:
     for many, few in zip(
         dequantisation_draws(0, range(5), 2, 3, (1, 8, 8)),
         dequantisation_draws(0, range(2), 2, 3, (1, 8, 8)),

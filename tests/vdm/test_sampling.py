@@ -24,14 +24,14 @@ def test_samples_are_pixels(num_levels: int, dtype: torch.dtype, tiny_model: Cal
     assert pixels.max() < num_levels
 
 
-def test_the_seed_decides(tiny_model: Callable[..., VDM]) -> None:
+def test_the_seed_decides_the_samples(tiny_model: Callable[..., VDM]) -> None:
     model = tiny_model()
     assert torch.equal(draw(model, 1), draw(model, 1))
     assert not torch.equal(draw(model, 1), draw(model, 2))
 
 
 def test_the_exact_predictor_samples_the_data_distribution(tiny_model: Callable[..., VDM]) -> None:
-    """Gaussian data has a closed-form predictor; with it samples must have the data's mean and variance."""
+    """Gaussian data has a closed-form predictor.  With it, samples must have the data's mean and variance."""
     mean, variance = 0.2, 0.04
 
     def exact_noise(z_t: torch.Tensor, gamma_t: torch.Tensor) -> torch.Tensor:
@@ -44,7 +44,7 @@ def test_the_exact_predictor_samples_the_data_distribution(tiny_model: Callable[
     pixels = draw(model, num_images=400, num_timesteps=200, clip=False).double()
     x = 2 * (pixels + 0.5) / 256 - 1
     assert x.mean().item() == pytest.approx(mean, abs=4 * (variance / x.numel()) ** 0.5)
-    # 4 standard errors of a variance, and 1% for 200 steps and 256 levels.
+    # 4 standard errors of a variance, plus 1% for 200 steps and 256 levels.
     assert x.var().item() == pytest.approx(variance, rel=4 * (2 / x.numel()) ** 0.5 + 0.01)
 
 

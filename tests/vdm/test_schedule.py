@@ -10,7 +10,7 @@ GAMMAS = torch.linspace(-13.3, 5.0, 50)
 
 
 def bent_schedule(gamma_0: float = -13.3, gamma_1: float = 5.0) -> MonotoneSchedule:
-    """A monotone schedule far from a straight line."""
+    """Return a monotone schedule far from a straight line."""
     torch.manual_seed(1)
     schedule = MonotoneSchedule(gamma_0, gamma_1, num_features=64)
     torch.nn.init.normal_(schedule.outer, std=5.0)
@@ -30,7 +30,7 @@ def test_sigma_keeps_its_digits_where_alpha_is_nearly_one() -> None:
     gamma = torch.tensor(-13.3)
     exact = torch.sigmoid(gamma.double()).sqrt()
     assert abs(sigma(gamma).double() / exact - 1) < 1e-6
-    # What the obvious formula gives: 0.15% off in sigma, 0.3% in its square.
+    # The obvious formula is off by 0.15% in sigma, 0.3% in its square.
     assert abs((1 - alpha(gamma) ** 2).sqrt().double() / exact - 1) > 1e-3
 
 

@@ -123,7 +123,7 @@ def test_a_fixed_schedule_stays_where_it_is(tiny_model: Callable[..., VDM], digi
 def test_a_learned_schedule_moves_and_stays_monotone(
     schedule: str, learning_rate: float, tiny_model: Callable[..., VDM], digits: np.ndarray
 ) -> None:
-    """Also at a rate that is far too high."""
+    """This includes a learning rate that is far too high."""
     model = tiny_model(schedule=schedule)
     before = model.schedule(torch.linspace(0, 1, 101))
     averaged = fit(model, digits[:64], **SETTINGS | {"learning_rate": learning_rate}).averaged
@@ -159,7 +159,7 @@ def test_the_same_seed_gives_the_same_weights(tiny_model: Callable[..., VDM], di
 def test_a_run_continued_from_any_step_ends_with_the_same_bits(
     schedule: str, step: int, tiny_model: Callable[..., VDM], digits: np.ndarray, tmp_path: Path
 ) -> None:
-    """With dropout, across an epoch's end, and through the file; the log goes on without gap or duplicate."""
+    """The test uses dropout, an epoch's end, and the file; the log continues without gap or duplicate."""
     changes = {"schedule": schedule, "dropout": 0.3}
     whole = fit(tiny_model(**changes), digits[:50], **SETTINGS)
     first = start(tiny_model(**changes), digits[:50], **SETTINGS)
@@ -214,7 +214,7 @@ def test_the_losses_do_not_depend_on_how_a_step_is_computed(
     schedule = settings.pop("schedule", "learned_linear")
     plain, other = (fit(tiny_model(schedule=schedule), digits, **SETTINGS | more).records for more in ({}, settings))
     for record, expected in zip(other, plain, strict=True):
-        # Rounding alone, which 30 steps of training amplify; another batch would differ in the second digit.
+        # Rounding errors, amplified by 30 steps of training.  Another batch would differ in the second digit.
         assert record[:-1] == pytest.approx(expected[:-1], rel=2e-4)
 
 
@@ -226,7 +226,7 @@ def test_checkpointed_activations_meet_the_same_dropout(tiny_model: Callable[...
     assert same_bits(plain, other)
 
 
-@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # the compiler looks at it
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # the compiler reads it
 def test_a_compiled_step_in_bfloat16_follows_the_eager_float32_loss(
     tiny_model: Callable[..., VDM], digits: np.ndarray
 ) -> None:
@@ -243,11 +243,11 @@ def test_a_batch_that_cannot_be_split_is_refused(tiny_model: Callable[..., VDM],
 
 
 def test_the_model_gets_the_augmentation_flag(tiny_model: Callable[..., VDM], digits: np.ndarray) -> None:
-    """It learns that upright and turned images differ: the weights of the flag change."""
+    """The weights of the flag change, since upright and turned images differ."""
     model = tiny_model(augmentation_input=True)
     before = model.network.condition_1.weight[:, -1].clone()
     fit(model, digits[:64], **SETTINGS | {"augmentation": ["flip", "rotate"]})
-    # Weight decay alone moves them by 30 x 1e-3 x 0.01 of themselves.
+    # Weight decay would shrink them by a share of 30 x 1e-3 x 0.01.
     assert ((model.network.condition_1.weight[:, -1] - before).abs() > 1e-3 * before.abs()).all()
     with pytest.raises(ValueError, match="swap_channels needs more than one channel"):
         start(model, digits, **SETTINGS | {"augmentation": ["swap_channels"]})

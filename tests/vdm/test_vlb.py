@@ -1,4 +1,4 @@
-"""The bound: closed forms, and what the times and weights must be."""
+"""The bound agrees with closed forms, and its times and weights are right."""
 
 import math
 
@@ -25,13 +25,13 @@ DATA_VARIANCE, NUM_DIMS = 0.3, 12
 
 
 def exact_noise(z_t: Tensor, gamma_t: Tensor) -> Tensor:
-    """E[eps | z_t] for x ~ N(0, DATA_VARIANCE I)."""
+    """Return E[eps | z_t] for x ~ N(0, DATA_VARIANCE I)."""
     gamma = gamma_t.reshape(-1, 1, 1, 1)
     return sigma(gamma) / (alpha(gamma) ** 2 * DATA_VARIANCE + sigma(gamma) ** 2) * z_t
 
 
 def information(gamma: Tensor) -> Tensor:
-    """Mutual information of x ~ N(0, DATA_VARIANCE I) and z at gamma, nats per image."""
+    """Return the mutual information of x ~ N(0, DATA_VARIANCE I) and z at gamma, in nats per image."""
     return NUM_DIMS / 2 * torch.log1p(DATA_VARIANCE * torch.exp(-gamma))
 
 
@@ -47,7 +47,7 @@ def schedules() -> list[LinearSchedule]:
     bent = MonotoneSchedule(-7.0, 5.0, num_features=32)
     torch.nn.init.normal_(bent.outer, std=50.0)
     torch.nn.init.normal_(bent.inner, std=20.0)
-    # Off the middle: a symmetric bend hides a wrong slope, since this loss is symmetric about gamma = log 0.3.
+    # The bend is off the middle: a symmetric one would hide a wrong slope, as the loss is symmetric about log 0.3.
     torch.nn.init.constant_(bent.bias, 8.0)
     return [LinearSchedule(-7.0, 5.0, learned=False).double(), bent.double()]
 
@@ -135,7 +135,7 @@ def test_low_discrepancy_times_are_one_per_stratum(num_times: int, offset: float
     assert t.shape == (num_times,)
     assert t.min() >= 0
     assert t.max() < 1
-    # Sorted they are num_times points a step apart: rounding moves them by float32's epsilon at most.
+    # Sorted, the num_times points are a step apart, up to float32's epsilon.
     spacing = t.double().sort().values.diff()
     assert num_times == 1 or torch.allclose(spacing, torch.full_like(spacing, 1 / num_times), atol=1e-6)
 
