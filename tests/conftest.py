@@ -30,7 +30,7 @@ TINY = {
     "augmentation_input": False,
 }
 
-LONGEST = ["test_flow", "test_serve", "test_distributed", "test_registry", "test_pipeline", "test_runs"]
+LONGEST = ["test_flow", "test_serve", "test_distributed", "test_runs", "test_registry", "test_pipeline", "test_promotion", "test_mutations", "test_benchmarks", "test_ending", "test_validate", "test_outputs", "test_training"]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
