@@ -30,7 +30,19 @@ TINY = {
     "augmentation_input": False,
 }
 
-LONGEST = ["test_flow", "test_serve", "test_distributed", "test_runs", "test_registry", "test_pipeline", "test_promotion", "test_mutations", "test_benchmarks", "test_ending", "test_validate", "test_outputs", "test_training"]
+LONGEST = [
+    "test_flow",
+    "test_serve",
+    "test_distributed",
+    "test_runs",
+    "test_mutations",
+    "test_pipeline",
+    "test_registry",
+    "test_promotion",
+    "test_benchmarks",
+    "test_ending",
+    "test_validate",
+]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
