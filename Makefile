@@ -4,7 +4,14 @@ BIN := .venv/bin
 # Stages and hooks run `python`: the environment's own.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: repro test fuzz check clean
+# Exact versions within the ranges of pyproject.toml. `make LOCK= TARGET` installs the newest within the ranges instead,
+# and removes the stamps, so that the next `make` returns to the lock.
+LOCK = requirements.lock
+INSTALL = python -m pip install --quiet --disable-pip-version-check \
+	$(if $(LOCK),--constraint $(LOCK),--upgrade --upgrade-strategy eager)
+STAMP = $(if $(LOCK),touch,rm -f .venv/installed-test)
+
+.PHONY: repro test test-fast fuzz check lock newest clean
 
 repro: .venv/installed
 	dvc repro
@@ -16,14 +23,26 @@ test: .venv/installed-test
 	mypy
 	OMP_NUM_THREADS=1 pytest --numprocesses=2 --dist=loadfile --no-loadscope-reorder
 
+# Under a minute: everything that starts no process.
+test-fast: .venv/installed-test
+	VDM_FUZZ=200 OMP_NUM_THREADS=1 pytest tests/vdm tests/flows -m "not processes" --numprocesses=2 --dist=loadfile
+
 # Hours: 100,000 inputs for every reader of files.
 fuzz: .venv/installed-test
-	VDM_FUZZ=$${VDM_FUZZ:-100000} OMP_NUM_THREADS=1 pytest tests/test_fuzz.py --numprocesses=2 -s
+	VDM_FUZZ=$${VDM_FUZZ:-100000} OMP_NUM_THREADS=1 pytest tests/flows/test_fuzz.py --numprocesses=2 -s
 
 check: .venv/installed-test
 	ruff check --fix .
 	ruff format .
 	mypy
+
+lock:
+	$(PYTHON) -m venv --clear .vdm/lock
+	.vdm/lock/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[test]'
+	.vdm/lock/bin/python -m pip list --disable-pip-version-check --format=freeze \
+		--exclude pip --exclude setuptools --exclude-editable > .vdm/lock/versions
+	sed 's/+.*//' .vdm/lock/versions | LC_ALL=C sort -f > requirements.lock
+	rm -r .vdm/lock
 
 clean:
 	rm -rf .venv
@@ -33,10 +52,12 @@ clean:
 		{ echo "$(PYTHON) is older than Python 3.11: make PYTHON=python3.12"; exit 1; }
 	$(PYTHON) -m venv .venv
 
-.venv/installed: .venv/bin/python pyproject.toml
-	python -m pip install --quiet --disable-pip-version-check --editable .
-	touch $@
+.venv/installed: .venv/bin/python pyproject.toml $(or $(LOCK),newest)
+	$(INSTALL) --editable .
+	$(STAMP) $@
 
-.venv/installed-test: .venv/bin/python pyproject.toml
-	python -m pip install --quiet --disable-pip-version-check --editable '.[test]'
-	touch $@ .venv/installed
+.venv/installed-test: .venv/bin/python pyproject.toml $(or $(LOCK),newest)
+	$(INSTALL) --editable '.[test]'
+	$(STAMP) $@ .venv/installed
+
+newest:

@@ -1,1 +1,1 @@
-"""Measurements: `python -m benchmarks.NAME`.  Each prints the machine, the versions and the commit with its figures."""
+"""Measurements, run as `python -m benchmarks.NAME`.  Each prints its figures with the machine, versions and commit."""

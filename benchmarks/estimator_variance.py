@@ -1,8 +1,8 @@
-"""The variance of the bound's estimate under four noise schedules with the same end points (paper, section 6).
+"""Measure the variance of the bound's estimate under four noise schedules with the same end points (section 6).
 
-One model is trained on the digits with the learned monotone schedule, whose shape descends on that variance.  Then the
-diffusion loss of the held-out digits is estimated at random times under each schedule.  On CIFAR-10 the paper reports
-0.53 learned, 6.35 linear in log SNR, 31.6 beta-linear, 31.1 alpha-cosine.
+One model is trained on the digits with the learned monotone schedule, whose shape is trained to lower that variance.
+Then the diffusion loss of the held-out digits is estimated at random times under each schedule.  On CIFAR-10 the paper
+reports 0.53 learned, 6.35 linear in log SNR, 31.6 beta-linear, 31.1 alpha-cosine.
 
     python -m benchmarks.estimator_variance [--steps 3000] [--json]
 """
@@ -27,25 +27,25 @@ Schedule = Callable[[Tensor], Tensor]
 
 
 def linear(gamma_0: Tensor, gamma_1: Tensor) -> Schedule:
-    """log SNR linear in t."""
+    """Return a schedule whose log SNR is linear in t."""
     return lambda t: gamma_0 + (gamma_1 - gamma_0) * t
 
 
 def beta_linear(gamma_0: Tensor, gamma_1: Tensor) -> Schedule:
-    """-log alpha^2 quadratic in t, as when the noise added per step grows linearly (Ho et al. 2020)."""
+    """Return a schedule with -log alpha^2 quadratic in t: the noise per step grows linearly (Ho et al. 2020)."""
     ends = torch.log1p(torch.exp(torch.stack([gamma_0, gamma_1])))
     return lambda t: torch.log(torch.expm1(ends[0] + (ends[1] - ends[0]) * t.square()))
 
 
 def alpha_cosine(gamma_0: Tensor, gamma_1: Tensor) -> Schedule:
-    """alpha the cosine of an angle linear in t (Nichol and Dhariwal 2021)."""
+    """Return a schedule whose alpha is the cosine of an angle that is linear in t (Nichol and Dhariwal 2021)."""
     ends = torch.atan(torch.exp(torch.stack([gamma_0, gamma_1]) / 2))
     return lambda t: 2 * torch.log(torch.tan(ends[0] + (ends[1] - ends[0]) * t))
 
 
 @torch.inference_mode()
 def estimate(model: VDM, schedule: Schedule, pixels: np.ndarray, times_per_image: int) -> tuple[float, float]:
-    """Mean of the diffusion loss in bits/dim, and its variance over times and noise, averaged over images."""
+    """Return the mean diffusion loss in bits/dim, and its variance over times and noise, averaged over images."""
     generator = torch.Generator().manual_seed(0)
     losses = []
     for image in torch.from_numpy(pixels):
@@ -61,7 +61,7 @@ def estimate(model: VDM, schedule: Schedule, pixels: np.ndarray, times_per_image
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=positive, default=3000, help="training steps of the model")
-    parser.add_argument("--images", type=positive, default=128, help="held-out digits, at 256 times each")
+    parser.add_argument("--images", type=positive, default=128, help="held-out digits, each at 256 times")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     arguments = parser.parse_args()
     train_pixels, test_pixels = digits()

@@ -1,12 +1,12 @@
-"""Speed and memory of evaluating the bound: images per second at one network evaluation for each, on random images.
+"""Measure the speed and memory of evaluating the bound, with one network evaluation per image, on random images.
 
-With --peer FOLDER, a checkout of addtt/variational-diffusion-models, its evaluation is measured in turns with ours;
-see benchmarks.train_step for what it needs.
+With --peer FOLDER, a checkout of addtt/variational-diffusion-models, ours and the peer's evaluation run alternately.
+benchmarks/train_step.py says which packages the peer needs.
 """
 
 from benchmarks.options import explained
 from benchmarks.speed import against_peer, clock, parser, peak_memory, read_problem, report
-from flows.device import find_device
+from flows.core.device import find_device
 from vdm.evaluation import evaluate
 from vdm.model import VDM
 

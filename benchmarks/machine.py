@@ -1,4 +1,4 @@
-"""What a figure was measured on."""
+"""Describe the machine, the versions and the commit of a measurement."""
 
 import platform
 import subprocess
@@ -8,7 +8,7 @@ import torch
 
 
 def describe(device: torch.device | None = None) -> dict[str, str | int]:
-    """The card or, without a device, the CPU; threads, versions and commit."""
+    """Return the name of the CUDA device or else of the CPU, the number of threads, the versions and the commit."""
     on_card = device is not None and device.type == "cuda"
     return {
         "device": torch.cuda.get_device_name(device) if on_card else cpu_name(),
@@ -20,7 +20,7 @@ def describe(device: torch.device | None = None) -> dict[str, str | int]:
 
 
 def cpu_name() -> str:
-    """The processor's name, where the system tells it."""
+    """Return the name of the CPU, or its architecture if the system does not know the name."""
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
@@ -28,6 +28,6 @@ def cpu_name() -> str:
 
 
 def commit() -> str:
-    """The commit that is checked out, marked when tracked files differ from it."""
+    """Return the commit that is checked out, with `-dirty` if tracked files differ from it."""
     command = ["git", "describe", "--always", "--dirty=-dirty", "--exclude=*"]
     return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip() or "unknown"

@@ -1,30 +1,30 @@
-"""What the benchmarks' options may be."""
+"""Types of the benchmarks' options, and their errors."""
 
 import argparse
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from flows.errors import UserError
+from flows.core.errors import UserError
 
 
 def positive(text: str) -> int:
-    """A whole number from 1."""
+    """Parse an integer of at least 1.  Raises ArgumentTypeError."""
     if (number := int(text)) < 1:
         raise argparse.ArgumentTypeError(f"must be at least 1, got {text}")
     return number
 
 
 def duration(text: str) -> float:
-    """Seconds, from 0."""
+    """Parse a finite number of seconds of at least 0.  Raises ArgumentTypeError."""
     if not 0 <= (number := float(text)) < math.inf:
-        raise argparse.ArgumentTypeError(f"must be a number of seconds from 0, got {text}")
+        raise argparse.ArgumentTypeError(f"must be a finite number from 0, got {text}")
     return number
 
 
 @contextmanager
 def explained(parser: argparse.ArgumentParser) -> Iterator[None]:
-    """Options that do not fit each other, or the machine, end the program as a wrong one does."""
+    """Turn a UserError or ValueError in the block into a usage error of the parser (exit 2)."""
     try:
         yield
     except (UserError, ValueError) as error:

@@ -1,6 +1,6 @@
-"""A training step or an evaluation of addtt/variational-diffusion-models, as its own scripts take them.
+"""Measure a training step or an evaluation of addtt/variational-diffusion-models, done as in its own scripts.
 
-Run by the comparisons of benchmarks.train_step and benchmarks.evaluate.
+benchmarks/train_step.py and benchmarks/evaluate.py run this for their comparison.
 """
 
 import sys
@@ -11,7 +11,7 @@ import torch
 
 from benchmarks.options import explained
 from benchmarks.speed import clock, parser, peak_memory, read_problem, report
-from flows.device import find_device
+from flows.core.device import find_device
 
 
 def main() -> None:
@@ -23,7 +23,7 @@ def main() -> None:
     with explained(options):
         problem, device = read_problem(chosen), find_device(chosen.device)
     size = chosen.batch_size
-    batch = (problem.images[:size].float() / 255).to(device)  # as its data loader does; it knows 256 levels alone
+    batch = (problem.images[:size].float() / 255).to(device)  # as its data loader does; it supports 256 levels only
     step = {"train_step": training_step, "evaluate": evaluation}[chosen.what](build(problem.model, size, device), batch)
     times = clock(step, device, chosen.seconds)
     figures = {"images_per_second": size / times["step_s"], "peak_memory_mib": peak_memory(device)}
@@ -31,7 +31,7 @@ def main() -> None:
 
 
 def build(model: dict[str, Any], batch_size: int, device: torch.device) -> Any:
-    """Its model with our sizes and its own settings otherwise."""
+    """Return the peer's model with the sizes in `model` and its own settings otherwise."""
     from utils import TrainConfig  # type: ignore[import-not-found]
     from vdm_unet import UNetVDM  # type: ignore[import-not-found]
 
@@ -54,7 +54,7 @@ def build(model: dict[str, Any], batch_size: int, device: torch.device) -> Any:
         clip_grad_norm=True,
     )
     network = UNetVDM(config)
-    # Its module is called like our package: load it by its path.
+    # Its module has the name of our package `vdm`, so it is loaded by its path.
     from importlib.util import module_from_spec, spec_from_file_location
 
     spec = spec_from_file_location("peer_vdm", f"{sys.path[0]}/vdm.py")
@@ -66,7 +66,7 @@ def build(model: dict[str, Any], batch_size: int, device: torch.device) -> Any:
 
 
 def training_step(diffusion: Any, batch: torch.Tensor) -> Callable[[], None]:
-    """Forward, backward, clipping, AdamW and averaging, with the loss shown after every step."""
+    """Return a function that takes one step: forward, backward, clipping, AdamW, averaging, and reading the loss."""
     from ema_pytorch import EMA  # type: ignore[import-not-found]
 
     average = EMA(diffusion, beta=0.9999, update_every=1, power=0.75)
@@ -85,7 +85,7 @@ def training_step(diffusion: Any, batch: torch.Tensor) -> Callable[[], None]:
 
 
 def evaluation(diffusion: Any, batch: torch.Tensor) -> Callable[[], None]:
-    """The bound of a batch, without gradients."""
+    """Return a function that computes the bound of the batch, without gradients."""
     diffusion.eval()
 
     @torch.no_grad()

@@ -1,17 +1,17 @@
-"""Speed and memory of ancestral sampling: images per second at the preset's number of steps."""
+"""Measure the speed and memory of ancestral sampling with the preset's number of steps."""
 
 import torch
 
 from benchmarks.options import explained, positive
 from benchmarks.speed import clock, parser, peak_memory, read_problem, report
-from flows.device import find_device
+from flows.core.device import find_device
 from vdm.model import VDM
 from vdm.sampling import sample
 
 
 def main() -> None:
     options = parser(__doc__)
-    options.add_argument("--num-timesteps", type=positive, help="steps, in place of the preset's")
+    options.add_argument("--num-timesteps", type=positive, help="number of steps instead of the preset's")
     chosen = options.parse_args()
     with explained(options):
         problem, device = read_problem(chosen), find_device(chosen.device)

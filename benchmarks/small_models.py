@@ -1,4 +1,4 @@
-"""Small models for the benchmarks, trained on the spot."""
+"""Train small models for the benchmarks."""
 
 import sys
 from pathlib import Path
@@ -6,24 +6,25 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from flows.image_sets import FASHION_MNIST
-from flows.publishers import Splits, read_digits, read_published
-from vdm.model import VDM, ScheduleKind
-from vdm.training import Trainer
+from flows.images.catalogue import FASHION_MNIST
+from flows.images.publishers import Splits, read_digits, read_published
+from vdm.choices import ScheduleKind
+from vdm.model import VDM
+from vdm.training import Trainer, TrainingSettings
 
 
 def digits() -> tuple[np.ndarray, np.ndarray]:
-    """Training and held-out digits, (N,1,8,8) uint8."""
+    """Return the training and held-out digits, (N,1,8,8) uint8."""
     return arrays(read_digits(0.2, 0))
 
 
 def fashion_mnist(source: Path, scratch: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Fashion-MNIST from a folder with the publisher's files, (N,1,28,28) uint8."""
+    """Return both splits of Fashion-MNIST, (N,1,28,28) uint8, from a folder with the publisher's files."""
     return arrays(read_published(FASHION_MNIST, source, scratch, scratch))
 
 
 def arrays(splits: Splits) -> tuple[np.ndarray, np.ndarray]:
-    """Both splits, whole."""
+    """Return each split as one array."""
     train, test = (np.concatenate([chunk.images for chunk in chunks]) for chunks in splits)
     return train, test
 
@@ -31,7 +32,7 @@ def arrays(splits: Splits) -> tuple[np.ndarray, np.ndarray]:
 def trained(
     pixels: np.ndarray, num_levels: int, *, schedule: ScheduleKind, gamma_0: float, width: int, steps: int
 ) -> VDM:
-    """A two-block model after `steps` steps of batch 64."""
+    """Return a model with two blocks after `steps` training steps of 64 images."""
     torch.manual_seed(0)
     model = VDM(
         image_shape=pixels.shape[1:],
@@ -48,9 +49,7 @@ def trained(
         dropout=0.0,
         augmentation_input=False,
     )
-    trainer = Trainer(
-        model,
-        torch.from_numpy(pixels),
+    settings = TrainingSettings(
         steps=steps,
         batch_size=64,
         accumulation=1,
@@ -68,6 +67,7 @@ def trained(
         seed=0,
         log_every=max(1, steps // 5),
     )
+    trainer = Trainer(model, torch.from_numpy(pixels), settings)
     for _ in range(steps):
         if record := trainer.step():
             print(f"step {record.step}: {record.bpd:.3f} bits/dim", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""What the benchmarks of speed share: the problem, the clock, memory, and alternating runs against the peer."""
+"""Shared by the benchmarks of speed: the problem, the clock, memory, and the comparison with the peer."""
 
 import argparse
 import json
@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.machine import describe
 from benchmarks.options import duration, positive
-from flows.params import Params, device_name, read_params
+from flows.core.params import Params, device_name, read_params
 from vdm.model import VDM
 
 PRESETS = Path(__file__).parents[1] / "presets"
@@ -38,27 +38,27 @@ class Problem(NamedTuple):
 
 
 def parser(description: str | None, *, peer: bool = False) -> argparse.ArgumentParser:
-    """The options that every benchmark of speed takes, and those of a comparison with the peer."""
+    """Return a parser with the options of every benchmark of speed and, if asked, those of the comparison."""
     options = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--preset", default="digits", choices=sorted(path.stem for path in PRESETS.glob("*.yaml")))
-    options.add_argument("--width", type=positive, help="of the network, in place of the preset's")
-    options.add_argument("--blocks", type=positive, help="of the network, in place of the preset's")
-    options.add_argument("--batch-size", type=positive, help="images of a training step, in place of the preset's")
+    options.add_argument("--width", type=positive, help="network width instead of the preset's")
+    options.add_argument("--blocks", type=positive, help="number of blocks instead of the preset's")
+    options.add_argument("--batch-size", type=positive, help="images per batch instead of the preset's")
     options.add_argument("--device", type=device_name, default="auto", help="auto, cpu, cuda or cuda:N")
-    options.add_argument("--seconds", type=duration, default=20.0, help="to measure, after the first steps")
+    options.add_argument("--seconds", type=duration, default=20.0, help="seconds to measure, after the first steps")
     options.add_argument("--json", action="store_true", help="print one JSON object")
     if peer:
         options.add_argument("--peer", type=Path, help="a checkout of the PyTorch peer to compare with")
-        options.add_argument("--rounds", type=positive, default=3, help="of the comparison")
+        options.add_argument("--rounds", type=positive, default=3, help="rounds of the comparison")
     return options
 
 
 def read_problem(options: argparse.Namespace) -> Problem:
-    """The problem that the options describe.  Raises ValueError unless they make a model."""
+    """Return the problem that the options describe.  Raises ValueError if no model can be built from them."""
     params = read_params(PRESETS / f"{options.preset}.yaml")
     *shape, num_levels = SHAPES[params.data.name]
-    model = {"image_shape": tuple(shape), "num_levels": num_levels, **params.model.model_dump()}
-    model |= {name: value for name in ("width", "blocks") if (value := getattr(options, name))}
+    sizes = {"width": options.width or params.model.width, "blocks": options.blocks or params.model.blocks}
+    model = {"image_shape": tuple(shape), "num_levels": num_levels, **params.model.model_dump(), **sizes}
     with torch.device("meta"):
         VDM(**model)
     generator = torch.Generator().manual_seed(0)
@@ -67,7 +67,7 @@ def read_problem(options: argparse.Namespace) -> Problem:
 
 
 def clock(step: Callable[[], object], device: torch.device, seconds: float) -> dict[str, float]:
-    """Seconds to the end of the first step, and per step after two more, over at least three."""
+    """Return the seconds of the first step, and the mean seconds of at least three steps after the third."""
 
     def finished() -> float:
         if device.type == "cuda":
@@ -87,21 +87,21 @@ def clock(step: Callable[[], object], device: torch.device, seconds: float) -> d
 
 
 def peak_memory(device: torch.device) -> float:
-    """MiB: of the card's memory what torch allocated, on the CPU what the whole process occupied."""
+    """Return the peak memory in MiB: on CUDA what torch allocated, on the CPU what the whole process occupied."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
 
 
 def count_flop(step: Callable[[], object]) -> int:
-    """Floating-point operations of the matrix products and convolutions of one step."""
+    """Return the floating-point operations of the matrix products and convolutions in one step."""
     with FlopCounterMode(display=False) as counter:
         step()
     return counter.get_total_flops()  # type: ignore[no-any-return]
 
 
 def matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
-    """FLOP/s of a large matrix product, the best of ten."""
+    """Return the FLOP/s of a large matrix product, the best of ten measurements."""
     size = 8192 if device.type == "cuda" else 2048
     first, second = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
     best = min(clock(lambda: first @ second, device, 0.0)["step_s"] for _ in range(10))
@@ -109,9 +109,9 @@ def matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
 
 
 def against_peer(name: str, chosen: argparse.Namespace, problem: Problem, size: int, *extra: str) -> dict[str, Any]:
-    """Run the benchmark `name` of ours, with `extra` options, and the peer's in turns, at the same size.
+    """Run our benchmark `name`, with `extra` options, and the peer's alternately; return both and their ratios.
 
-    Ratios are ours/peer of images per second, ours/peer of memory, by round.
+    A ratio is ours / peer, of images per second and of memory, computed per round.
     """
     common = ["--preset", chosen.preset, "--width", str(problem.model["width"])]
     common += ["--blocks", str(problem.model["blocks"]), "--batch-size", str(size)]
@@ -131,14 +131,14 @@ def against_peer(name: str, chosen: argparse.Namespace, problem: Problem, size: 
 
 
 def run(module: list[str]) -> dict[str, Any]:
-    """The figures that a benchmark prints in a process of its own."""
+    """Run a benchmark in a new process and return its figures."""
     command = [sys.executable, "-m", *module, "--json"]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     return json.loads(done.stdout)  # type: ignore[no-any-return]
 
 
 def report(figures: dict[str, Any], device: torch.device, *, as_json: bool) -> None:
-    """Print the figures with the machine they were measured on."""
+    """Print the figures and the machine that they were measured on."""
     figures = {**figures, **describe(device)}
     if as_json:
         print(json.dumps(figures, indent=2))
@@ -147,7 +147,7 @@ def report(figures: dict[str, Any], device: torch.device, *, as_json: bool) -> N
 
 
 def short(value: Any) -> str:
-    """A figure as a line shows it; of the rounds against the peer what the ratios are made of."""
+    """Return a figure as text; of the rounds against the peer only speed and memory."""
     match value:
         case float():
             return str(round(value, 4))

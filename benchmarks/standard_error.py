@@ -1,8 +1,8 @@
-"""The Monte Carlo error of our continuous bound against the plain estimator, at equal network evaluations.
+"""Compare the Monte Carlo error of our continuous bound with the plain estimator's, at equal network evaluations.
 
-Plain: independent uniform times and one draw of z_0 per evaluation.  Ours: stratified times, spread over the images
-too, and the exact reconstruction term.  Each estimates the mean bits/dim of one set of images with one small model,
-again and again with other seeds; the figure is the standard deviation over the repeats.
+The plain estimator draws independent uniform times and one z_0 per evaluation.  Ours uses stratified times, spread over
+the images too, and the exact reconstruction term.  Each estimates the mean bits/dim of one set of images with one small
+model, repeatedly with different seeds.  The figure is the standard deviation over the repeats.
 
     python -m benchmarks.standard_error [--fashion-mnist FOLDER] [--json]
 """
@@ -28,14 +28,14 @@ BATCH = 512
 
 
 def ours(model: VDM, pixels: np.ndarray, times_per_image: int, seed: int) -> float:
-    """The mean bits/dim by `vdm.evaluation`."""
+    """Return the mean bits/dim from `vdm.evaluation.evaluate`."""
     result = evaluate(model, pixels, times_per_image=times_per_image, num_timesteps=None, batch_size=BATCH, seed=seed)
     return float(result.bpd.mean())
 
 
 @torch.inference_mode()
 def plain(model: VDM, pixels: np.ndarray, times_per_image: int, seed: int) -> float:
-    """The mean bits/dim with nothing done about the variance."""
+    """Return the mean bits/dim from the plain estimator."""
     generator = torch.Generator().manual_seed(seed)
     total = 0.0
     for batch in torch.from_numpy(pixels).repeat_interleave(times_per_image, 0).split(BATCH):
@@ -48,7 +48,7 @@ def plain(model: VDM, pixels: np.ndarray, times_per_image: int, seed: int) -> fl
 
 
 def measure(name: str, model: VDM, pixels: np.ndarray, times_per_image: int, repeats: int) -> dict[str, object]:
-    """Spread of both estimators over the repeats, and their ratio with its own error."""
+    """Return mean and spread of both estimators over the repeats, and the ratio of the spreads with its error."""
     values = np.array(
         [[estimator(model, pixels, times_per_image, seed) for seed in range(repeats)] for estimator in (ours, plain)]
     )
@@ -69,12 +69,12 @@ def measure(name: str, model: VDM, pixels: np.ndarray, times_per_image: int, rep
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--fashion-mnist", type=Path, help="folder with the publisher's files: 1,000 images of it too")
+    parser.add_argument("--fashion-mnist", type=Path, help="folder with its files; adds 1,000 of its images")
     parser.add_argument(
         "--steps", type=positive, default=1500, help="training steps; a fifth of them for Fashion-MNIST"
     )
     parser.add_argument(
-        "--repeats", type=positive, default=150, help="with other seeds; a seventh of them for Fashion-MNIST"
+        "--repeats", type=positive, default=150, help="number of seeds; a seventh of them for Fashion-MNIST"
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     arguments = parser.parse_args()

@@ -1,11 +1,12 @@
-"""Speed and memory of a training step: forward, backward, clipping, AdamW and averaging, on random images.
+"""Measure the speed and memory of a training step: forward, backward, clipping, AdamW and averaging, on random images.
 
-The share of time that saved states cost follows from the preset's intervals and the time that one took here.
-With --peer FOLDER, a checkout of addtt/variational-diffusion-models, its step is measured in turns with ours, each
-run in a process of its own.  Its imports must be installed: accelerate, ema-pytorch, torchinfo, pyyaml.
+The share of time spent on saved states is computed from the preset's intervals and the time that saving one takes here.
+With --peer FOLDER, a checkout of addtt/variational-diffusion-models, ours and the peer's step run alternately, each in
+a new process.  The peer needs the packages accelerate, ema-pytorch, torchinfo and pyyaml.
 """
 
 import time
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -24,23 +25,22 @@ from benchmarks.speed import (
     read_problem,
     report,
 )
-from flows.device import find_compile, find_device, find_precision
-from flows.stages.train import CONDUCT
-from vdm.checkpoint import save_state
+from flows.core.checkpoint import save_state
+from flows.core.device import find_compile, find_device, find_precision
+from flows.training.fitting import resolve
 from vdm.model import VDM
 from vdm.training import Trainer
 
 
 def build(problem: Problem, device: torch.device, precision: str, compile: bool, **changes: Any) -> Trainer:
-    """The preset's run at its first step."""
+    """Return the preset's run before its first step."""
     torch.manual_seed(0)
-    arguments = problem.params.train.model_dump(exclude={*CONDUCT, "device", "num_devices"})
-    arguments |= {"precision": precision, "compile": compile, **changes}
-    return Trainer(VDM(**problem.model).to(device), problem.images.to(device), **arguments)
+    settings = replace(resolve(problem.params.train, device), precision=precision, compile=compile, **changes)
+    return Trainer(VDM(**problem.model).to(device), problem.images.to(device), settings)
 
 
 def saving_time(trainer: Trainer) -> float:
-    """Seconds to write a state into the current folder's file system."""
+    """Return the seconds that it takes to save a state in the current folder's file system."""
     with TemporaryDirectory(dir=Path.cwd()) as folder:
         begin = time.perf_counter()
         save_state(Path(folder) / "state", trainer.state())
@@ -69,21 +69,27 @@ def main() -> None:
         changes["accumulation"] = chosen.accumulation
     with explained(options):
         trainer = build(problem, device, precision, compile, **changes)
-    times = clock(trainer.step, device, chosen.seconds)
+    figures = {"preset": chosen.preset, "precision": precision, "compile": compile}
+    figures |= measure(problem, trainer, device, precision, size, chosen.seconds)
+    report(figures, device, as_json=chosen.json)
+
+
+def measure(
+    problem: Problem, trainer: Trainer, device: torch.device, precision: str, size: int, seconds: float
+) -> dict[str, Any]:
+    """Return the figures of a trainer's step on `size` images, timed for `seconds`."""
+    times = clock(trainer.step, device, seconds)
     memory = peak_memory(device)
     saving = saving_time(trainer)
     interval = 60 * problem.params.train.checkpoint_every_minutes
     interval = min(interval, problem.params.train.checkpoint_every_steps * times["step_s"])
     flop = count_flop(build(problem, device, "float32", False, batch_size=size).step)
     rate = matrix_rate(device, getattr(torch, precision))
-    figures = {
-        "preset": chosen.preset,
+    return {
         "parameters": sum(p.numel() for p in trainer.model.parameters()),
         "width": problem.model["width"],
         "blocks": problem.model["blocks"],
         "batch_size": size,
-        "precision": precision,
-        "compile": compile,
         "images_per_second": size / times["step_s"],
         "steps_per_second": 1 / times["step_s"],
         "time_to_first_step_s": times["first_step_s"],
@@ -94,7 +100,6 @@ def main() -> None:
         "matrix_rate_tflops": rate / 1e12,
         "share_of_matrix_rate": flop / times["step_s"] / rate,
     }
-    report(figures, device, as_json=chosen.json)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""Seconds and memory of reading and of validating images: python -m benchmarks.validate --images 60000 1000000
+"""Measure seconds and memory of reading and validating images: python -m benchmarks.validate --images 60000 1000000
 
-The images are noise; they are written to a temporary folder, 3 GB for a million, and read from there as a folder of
-images by a process of its own, then validated by another.
+The images are noise in a temporary folder, 3 GB for a million.  One process reads them as a folder of images; another
+validates them.
 """
 
 import argparse
@@ -18,7 +18,7 @@ import numpy as np
 
 from benchmarks.machine import describe
 from benchmarks.options import positive
-from flows.params import read_params
+from flows.core.params import read_params
 
 PRESET = Path(__file__).parents[1] / "presets" / "cifar10.yaml"
 
@@ -38,13 +38,13 @@ def main() -> None:
 
 
 def measure(count: int) -> dict[str, float]:
-    """Both steps on `count` images of 32x32x3, each in a new process: imports and all."""
-    from vdm.images import write_array
+    """Measure both steps on `count` images of 32x32x3, each in a new process, imports included."""
+    from flows.images.store import write_array
 
     with tempfile.TemporaryDirectory() as scratch:
         (Path(scratch) / "source").mkdir()
-        for seed, (split, share) in enumerate((("train", 0.9), ("test", 0.1))):
-            write_array(Path(scratch, "source", f"{split}.npy"), noise(round(share * count), seed))
+        write_array(Path(scratch, "source/train.npy"), noise(round(0.9 * count), seed=0))
+        write_array(Path(scratch, "source/test.npy"), noise(round(0.1 * count), seed=1))
         figures: dict[str, float] = {"images": count}
         for step in ("download", "validate"):
             command = [sys.executable, "-m", "benchmarks.validate", "--folder", scratch, "--step", step]
@@ -56,14 +56,14 @@ def measure(count: int) -> dict[str, float]:
 
 
 def noise(count: int, seed: int) -> Iterator[np.ndarray]:
-    """Random images, (n,3,32,32) at a time."""
+    """Yield `count` random images in chunks (n,3,32,32)."""
     generator = np.random.default_rng(seed)
     for first in range(0, count, 1000):
         yield generator.integers(0, 256, (min(1000, count - first), 3, 32, 32), dtype=np.uint8)
 
 
 def run_step(step: str, folder: Path) -> float:
-    """One stage on what lies in the folder; MiB that the process occupied at most."""
+    """Run one stage on the files in the folder; return the peak memory of the process in MiB."""
     params = read_params(PRESET)
     if step == "download":
         from flows.stages.download import download
@@ -73,8 +73,7 @@ def run_step(step: str, folder: Path) -> float:
     else:
         from flows.stages.validate import validate
 
-        outs = {"out": folder / "v.json", "data_docs": folder / "site", "picture": folder / "v.png"}
-        validate(params.contract, images=folder / "images", **outs)
+        validate(params.contract, images=folder / "images", out=folder / "report")
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
 
 

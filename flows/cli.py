@@ -1,34 +1,34 @@
-"""vdmctl: it prepares for signals and for whatever its streams are, runs a command, and translates errors.
+"""The entry point of vdmctl: set signal handlers, open the streams, run a command, turn errors into exit codes.
 
-The commands are in `flows.commands`, imported when a signal can no longer end this process in another way than stated.
+The commands are in `flows.commands`.  They are imported after the signal handlers are set, since importing takes time.
 """
 
 import signal
 import sys
 from contextlib import suppress
 
-from flows.ending import STOP, STOPPED, fail, finish, stop_at_once
-from flows.errors import Exit, NetworkError, UserError, exit_code
-from flows.escaping import visible
+from flows.core.errors import Exit, NetworkError, UserError, exit_code
+from flows.core.escaping import visible
+from flows.process.ending import STOP, STOPPED, fail, finish, stop_at_once
 
 
 def main() -> None:
-    """Run the console script: the arguments are those of this process."""
+    """Run the console script with the arguments of this process."""
     for number in STOP:
         signal.signal(number, stop_at_once)
-    from flows.streams import open_streams
+    from flows.process.streams import open_streams
 
     open_streams()
     try:
         sys.exit(run(sys.argv[1:]))
     finally:
-        for number in STOP:  # what is left is Python's own end, which takes a moment
+        for number in STOP:  # only the shutdown of Python is left, which takes time
             signal.signal(number, signal.SIG_IGN)
 
 
 def run(arguments: list[str]) -> int:
-    """Run vdmctl and return its exit code: a user's error is one line on stderr, a bug keeps its traceback."""
-    from flows.streams import start_logging
+    """Run vdmctl and return its exit code.  A UserError becomes one line on stderr, a bug keeps its traceback."""
+    from flows.process.streams import start_logging
 
     start_logging()
     try:
@@ -47,19 +47,19 @@ def run(arguments: list[str]) -> int:
             raise
         return fail(str(error), code)
     finally:
-        with suppress(OSError):  # reported above, or of less weight than what is
+        with suppress(OSError):  # reported above, or less important than the error reported above
             sys.stdout.flush()
     return Exit.DONE
 
 
 def call(arguments: list[str]) -> None:
-    """Call the command that the arguments name.  Raises UserError (exit 2) when they name none, and what it raises.
+    """Call the command that the arguments name.  Raises UserError (exit 2) for wrong usage.
 
-    Typer's own entry would end with exit codes of its own.
+    Calling `app()` would exit with Typer's exit codes.
     """
     import typer
 
-    from flows.commands import app
+    from flows.commands.vdmctl import app
 
     try:
         with typer.main.get_command(app).make_context("vdmctl", list(arguments)) as context:

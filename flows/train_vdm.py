@@ -1,6 +1,7 @@
-"""The Prefect flow `train-vdm`: the graph of dvc.yaml, one task per stage, in a worktree of the run's own.
+"""The Prefect flow `train-vdm`: run the graph of dvc.yaml, one task per stage, in a new worktree.
 
-DVC decides what must run and caches it; Prefect decides when, retries, and shows it.  No data passes between tasks.
+DVC decides which stages must run and caches their outputs.  Prefect decides when, retries, and shows the run.  No data
+passes between tasks.
 """
 
 import logging
@@ -16,19 +17,33 @@ from prefect import State, flow, get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 from prefect.states import Completed, Failed
 
-from flows import artifacts, publishing, registry
-from flows.documents import Evaluated, Validation, read
-from flows.errors import Exit, NetworkError, UserError
-from flows.git import git_text, identity
-from flows.lifeline import end_with, hold_what_starts
-from flows.lineage import VALIDATION, read_lock
-from flows.storage import obtain, opened
-from flows.streaming import stream
-from flows.summary import bits
-from flows.workspace import Workspace, branch_of, commit, compose_params, finished, pending, prune, workspace
-from vdm.files import parse_json, read_bounded
+from flows.commands.summary import bits
+from flows.core import layout
+from flows.core.documents import read
+from flows.core.errors import Exit, NetworkError, UserError
+from flows.evaluation.results import BoundMetrics
+from flows.orchestration import artifacts
+from flows.orchestration.streaming import stream
+from flows.orchestration.workspace import (
+    Workspace,
+    branch_of,
+    commit,
+    compose_params,
+    finished,
+    pending,
+    prune,
+    workspace,
+)
+from flows.process.lifeline import end_with, hold_what_starts
+from flows.registry import publishing
+from flows.registry import versions as registry
+from flows.registry.evidence import Evidence
+from flows.registry.git import git_text, identity
+from flows.registry.lock_file import read_lock
+from flows.registry.storage import obtain, opened
+from flows.validation.report import Validation
 
-# Training ends when it ends; what takes longer than this elsewhere hangs.
+# Training may take any time.  Other stages that take longer than this hang.
 TIMEOUT_HOURS = {"download": 6.0, "validate": 2.0, "register": 0.5, "evaluate": 48.0, "sample": 12.0}
 
 
@@ -39,7 +54,7 @@ def train_vdm(
     force: bool = False,
     publish: bool = False,
 ) -> State[None]:
-    """Train, evaluate and register a model of the commit that is checked out, and promote it if it is better.
+    """Train, evaluate and register a model with the code of the checked-out commit, and promote it if it is better.
 
     Args:
         preset: A file of presets/ to take in place of params.yaml.
@@ -50,7 +65,7 @@ def train_vdm(
     leave_out_tracebacks()
     hold_what_starts()
     if "PREFECT__FLOW_RUN_ID" in os.environ:
-        end_with(os.getppid())  # the worker, without which nobody would cancel this run
+        end_with(os.getppid())  # the worker, which alone could cancel this run
     try:
         root = Path(git_text(Path.cwd(), "rev-parse", "--show-toplevel"))
         message = retrain(root, preset, overrides or {}, force=force)
@@ -62,17 +77,17 @@ def train_vdm(
 
 
 def leave_out_tracebacks() -> None:
-    """Keep tracebacks of UserError out of the run's log: the run's state and the log's last line have its message."""
+    """Keep tracebacks of UserError out of the run's log; its message is in the run's state and the log's last line."""
 
-    def is_news(record: logging.LogRecord) -> bool:
+    def is_kept(record: logging.LogRecord) -> bool:
         return not (record.exc_info and isinstance(record.exc_info[1], UserError))
 
     for name in ("prefect.engine", "prefect.flow_runs"):
-        logging.getLogger(name).addFilter(is_news)
+        logging.getLogger(name).addFilter(is_kept)
 
 
 def retrain(root: Path, preset: str | None, overrides: Mapping[str, Any], *, force: bool) -> str:
-    """One run; what came of it in a line.  Raises UserError."""
+    """Do one run; return its outcome in one line.  Raises UserError."""
     logger = get_run_logger()
     check_repository(root)
     params = compose_params(root, preset, overrides)
@@ -81,36 +96,41 @@ def retrain(root: Path, preset: str | None, overrides: Mapping[str, Any], *, for
     with workspace(root, params) as place:
         if not force and (ready := finished(place)):
             if pending(place, ready):
-                return release(place, ready)  # of a run that was killed between its commit and its tag
+                return release(place, ready)  # made by a run that was killed between its commit and its tag
             return f"nothing to do: commit {ready[:12]} has the results of these parameters already"
         check_champion(root, place.folder, return_state=True).result()
         logger.info("run %s of commit %s in %s", place.folder.name, place.base[:12], place.folder)
-        for stage in stages(place.folder):
-            # Called, not submitted: a submitted task would never see that the run was cancelled.
-            state = reproduce.with_options(
-                name=stage,
-                task_run_name=stage,
-                timeout_seconds=3600 * TIMEOUT_HOURS[stage] if stage in TIMEOUT_HOURS else None,
-            )(stage, place.folder, force, return_state=True)
-            state.result()
-            if stage == "validate":
-                drift(root, place.folder, return_state=True).result()
+        run_stages(place, force=force)
         artifacts.show_results(place.folder, kept(place))
         return record(place)
 
 
+def run_stages(place: Workspace, *, force: bool) -> None:
+    """Run a task for every stage, and check for drift after `validate`.  Raises UserError of a stage that fails."""
+    for stage in stages(place.folder):
+        # Called, not submitted: a submitted task would not be stopped when the run is cancelled.
+        state = reproduce.with_options(
+            name=stage,
+            task_run_name=stage,
+            timeout_seconds=3600 * TIMEOUT_HOURS[stage] if stage in TIMEOUT_HOURS else None,
+        )(stage, place.folder, force, return_state=True)
+        state.result()
+        if stage == "validate":
+            drift(place.root, place.folder, return_state=True).result()
+
+
 def check_repository(root: Path) -> None:
-    """Say what of the checkout is no part of the run.  UserError (exit 2) when git cannot commit."""
+    """Warn about what the run will not contain.  Raises UserError (exit 2) if git has no identity to commit with."""
     logger = get_run_logger()
     identity(root)
     if git_text(root, "status", "--porcelain", "--untracked-files=no"):
-        logger.warning("%s has uncommitted changes, which are no part of this run", root)
+        logger.warning("%s has uncommitted changes, which are not part of this run", root)
     if git_text(root, "rev-parse", "--abbrev-ref", "HEAD") == "HEAD":
         logger.warning("%s has no branch checked out; the run starts from its commit", root)
 
 
 def stages(folder: Path) -> list[str]:
-    """The names of the stages in the order of their dependencies."""
+    """Return the names of the stages, sorted so that each comes after its dependencies."""
     with Repo(str(folder)) as repo:
         # DVC's edges point from a stage to what it needs.
         graph = networkx.reverse_view(repo.index.graph)
@@ -118,7 +138,7 @@ def stages(folder: Path) -> list[str]:
 
 
 def is_network(task: Any, run: Any, state: State[Any]) -> bool:
-    """Whether another try may help: the network failed, not the user's parameters or data."""
+    """Whether the task failed because of the network, so that a retry may help."""
     return isinstance(state.result(raise_on_failure=False), NetworkError)
 
 
@@ -127,21 +147,23 @@ RETRY: dict[str, Any] = {"retries": 2, "retry_condition_fn": is_network}
 
 @task(cache_policy=NO_CACHE, **RETRY, retry_delay_seconds=[10, 60])
 def reproduce(stage: str, folder: Path, force: bool) -> State[None] | None:
-    """`dvc repro --single-item STAGE` in the folder; a failure carries UserError with the stage's reason and code."""
-    command = ["dvc", "repro", "--single-item", stage, *(["--force"] if force else [])]
+    """Run `dvc repro --single-item STAGE` in the folder.  A failed state carries UserError with the exit code."""
+    command = ["dvc", "repro", "--single-item", stage]
+    if force:
+        command.append("--force")
     try:
         read = artifacts.Progress(folder).read if stage == "train" else None
         stream(command, folder, read)
     except UserError as error:
-        # Returned, not raised: a traceback would tell the operator nothing.
-        told = type(error)(f"stage {stage} failed: {error}", error.code)
-        return Failed(message=str(told), data=told)
+        # Returned, not raised: a raised error would put a traceback into the log.
+        failure = type(error)(f"stage {stage} failed: {error}", error.code)
+        return Failed(message=str(failure), data=failure)
     return None
 
 
 @task(name="drift", cache_policy=NO_CACHE, timeout_seconds=3600 * 2)
 def drift(root: Path, folder: Path) -> State[None] | None:
-    """Compare the run's images with the champion's, with `contract:`; a failure carries UserError (exit 4)."""
+    """Compare the run's images with the champion's, by `contract:`.  A failed state carries UserError (exit 4)."""
     try:
         reference = champion_report(root, folder)
     except UserError as error:
@@ -149,73 +171,76 @@ def drift(root: Path, folder: Path) -> State[None] | None:
         return None
     try:
         if reference:
-            stream(["flows.cli", "validate", "data/images", "--reference", str(reference)], folder)
+            stream(["flows.cli", "validate", str(layout.IMAGES), "--reference", str(reference)], folder)
     except UserError as error:
         return Failed(message=str(error), data=error)
     return None
 
 
 def champion_report(root: Path, folder: Path) -> Path | None:
-    """The validation report of the champion's images, in the cache; None when the images in `folder` are the same.
+    """Return the cached validation report of the champion's images, after fetching it if it is missing.
 
-    None without a champion, too.  Raises UserError (exit 5) when it cannot be had.
+    None without a champion or report, or if the images in `folder` are the same.  Raises UserError (exit 5).
     """
-    images = read(Validation, folder / VALIDATION).data_sha256
+    images = read(Validation, folder / layout.VALIDATION).data_sha256
     champion = registry.champion(root)
-    if champion is None or champion.metrics.get("data_sha256") == images:
+    if champion is None or champion.metrics.data_sha256 == images:
         return None
-    report = {path: digest for path, digest in read_lock(root, champion).outputs.items() if path == VALIDATION}
+    path = str(layout.VALIDATION)
+    digest = read_lock(root, champion).outputs.get(path)
+    if digest is None:
+        return None
     with opened(root) as repo:
-        (stored,) = obtain(repo, report, f"{champion.name}: ").get(VALIDATION, [None])
-    return stored.cached if stored else None
+        (stored,) = obtain(repo, {path: digest}, f"{champion.name}: ")[path]
+    return stored.cached
 
 
 @task(name="champion", cache_policy=NO_CACHE, timeout_seconds=3600 * 6, **RETRY, retry_delay_seconds=[10, 60])
 def check_champion(root: Path, folder: Path) -> State[None] | None:
-    """Check every digest of the champion, which the new model is to meet; a failure carries UserError (exit 5)."""
+    """Verify the champion, with which the new model will be compared.  A failed state carries UserError (exit 5)."""
     try:
         if champion := registry.champion(root):
-            stream(["flows.cli", "verify", champion.name], folder, stdout=folder / ".vdm" / "verified.txt")
+            stream(["flows.cli", "verify", champion.name], folder, stdout=folder / layout.VERIFIED)
     except UserError as error:
-        told = f"the champion cannot be met: {error}; restore its bytes, or `vdmctl rollback` to the champion before it"
-        return Failed(message=told, data=type(error)(told, error.code))
+        advice = "restore its files, or go back to the champion before it with `vdmctl rollback`"
+        message = f"no comparison with the champion is possible: {error}; {advice}"
+        return Failed(message=message, data=type(error)(message, error.code))
     return None
 
 
 @task(name="promote", cache_policy=NO_CACHE, timeout_seconds=3600 * 48, **RETRY, retry_delay_seconds=[10, 60])
-def promote(version: str, folder: Path, kept: Path) -> State[dict[str, Any]] | dict[str, Any]:
-    """Run `vdmctl promote VERSION` by the code of the run; return the evidence.  A failure carries UserError."""
-    file = folder / ".vdm" / "evidence.json"
+def promote(version: str, folder: Path, kept: Path) -> State[Evidence] | Evidence:
+    """Run `vdmctl promote VERSION` with the run's code; return the evidence.  A failed state carries UserError."""
+    file = folder / layout.EVIDENCE
     try:
         stream(["flows.cli", "promote", version, "--json"], folder, stdout=file)
     except UserError as error:
         if error.code is not Exit.NOT_PROMOTED:
-            told = f"{version} is registered, but has not met the champion: {error}; the next run tries again"
-            return Failed(message=told, data=type(error)(told, error.code))
-    evidence: dict[str, Any] = parse_json(read_bounded(file))
+            problem = f"{version} is registered, but was not compared with the champion"
+            message = f"{problem}: {error}; the next run tries again"
+            return Failed(message=message, data=type(error)(message, error.code))
+    evidence = read(Evidence, file)
     artifacts.show_evidence(file, kept)
-    get_run_logger().info(
-        "%s: %s; the evidence: `vdmctl lineage %s`", evidence["decision"], evidence["reason"], version
-    )
+    get_run_logger().info("%s: %s; the evidence: `vdmctl lineage %s`", evidence.decision, evidence.reason, version)
     return evidence
 
 
 @task(name="publish", cache_policy=NO_CACHE, timeout_seconds=3600 * 6, **RETRY, retry_delay_seconds=[2, 10])
 def publish_versions(root: Path) -> State[None] | None:
-    """Push what the remotes lack: bytes, branches, notes, tags."""
+    """Push what the remotes lack: files, branches, notes, tags.  A failed state carries UserError."""
     try:
         published = publishing.publish(root)
-        get_run_logger().info("published %s", ", ".join(published) or "nothing: the remotes have it all")
+        get_run_logger().info("published %s", ", ".join(published) or "nothing: the remotes have everything")
     except UserError as error:
         return Failed(message=str(error), data=error)
     return None
 
 
 def record(place: Workspace) -> str:
-    """Commit the results on the run's branch, and let the model meet the champion; what came of it in a line."""
-    card = (place.folder / "models/vdm/README.md").read_bytes()
-    (place.folder / "reports/card.md").write_bytes(card)  # the model's own is DVC's, not git's
-    result = bits(read(Evaluated, place.folder / "reports/evaluation/metrics.json").model_dump())
+    """Commit the results on the run's branch and release the model; return the outcome in one line."""
+    card = (place.folder / layout.CARD).read_bytes()
+    (place.folder / layout.RUN_CARD).write_bytes(card)  # the card in the model folder is cached by DVC and not in git
+    result = bits(read(BoundMetrics, place.folder / layout.METRICS))
     made = commit(place, f"Retrain: {result}")
     if made is None:
         return f"nothing new: {result}, as in commit {place.base[:12]}"
@@ -224,26 +249,25 @@ def record(place: Workspace) -> str:
 
 
 def release(place: Workspace, made: str) -> str:
-    """Make a commit with results a version, and the champion if it is better; return the outcome in a line."""
+    """Make a commit a version, and the champion if it is better; return the outcome in one line."""
     known = [version for version in registry.versions(place.root) if version.commit == made]
     subject = git_text(place.root, "log", "-1", "--format=%s", made)
     version = known[-1] if known else registry.add_version(place.root, made, subject)
     before = registry.champion(place.root)
-    evidence = cast(dict[str, Any], promote(version.name, place.folder, kept(place), return_state=True).result())
-    artifacts.show_metrics(
-        {version.name: version.metrics} | ({before.name: before.metrics} if before else {}), evidence
-    )
-    done = f"promoted as {evidence['tag']}" if "tag" in evidence else "not promoted"
-    return f"{version.name}, commit {made[:12]} on branch {branch_of(place, made)}, {done}: {evidence['reason']}"
+    evidence = cast(Evidence, promote(version.name, place.folder, kept(place), return_state=True).result())
+    compared = [version, before] if before else [version]
+    artifacts.show_metrics({each.name: each.metrics for each in compared}, evidence)
+    done = f"promoted as {evidence.tag}" if evidence.tag else "not promoted"
+    return f"{version.name}, commit {made[:12]} on branch {branch_of(place, made)}, {done}: {evidence.reason}"
 
 
 def kept(place: Workspace) -> Path:
-    """Return the folder for what is shown of a run after its own folder is gone."""
-    return place.root / ".vdm" / "reports" / place.folder.name
+    """Return the folder of what Prefect's UI links to, which stays when the run's worktree is removed."""
+    return place.root / layout.SHOWN / place.folder.name
 
 
 def main() -> int:
-    """Run the flow here and now, without a deployment; vdmctl's exit codes."""
+    """Run the flow without a deployment; return one of vdmctl's exit codes."""
     state = train_vdm(return_state=True)
     error = state.result(raise_on_failure=False)
     return error.code if isinstance(error, UserError) else int(not state.is_completed())

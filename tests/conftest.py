@@ -1,4 +1,4 @@
-"""Models and data that many tests share: real ones, small."""
+"""Fixtures that many tests share: small models, images and projects."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,7 +11,7 @@ from filelock import FileLock
 from plant import Plant
 from project import IDENTITY, Project
 
-from flows.registry import add_version
+from flows.registry.versions import add_version
 from vdm.model import VDM
 
 TINY = {
@@ -30,18 +30,30 @@ TINY = {
     "augmentation_input": False,
 }
 
-LONGEST = ["test_flow", "test_serve", "test_distributed", "test_registry", "test_pipeline", "test_runs"]
+LONGEST = [
+    "test_flow",
+    "test_serve",
+    "test_distributed",
+    "test_runs",
+    "test_mutations",
+    "test_pipeline",
+    "test_registry",
+    "test_promotion",
+    "test_benchmarks",
+    "test_ending",
+    "test_validate",
+]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest files first, so that no process of pytest is left alone with one in the end."""
+    """Run the longest files first, so that no pytest process is still busy with one when all others are done."""
     first = {name: place for place, name in enumerate(LONGEST)}
     items.sort(key=lambda item: first.get(item.path.stem, len(LONGEST)))
 
 
 @pytest.fixture
 def tiny_model() -> Callable[..., VDM]:
-    """Builds a small VDM whose every parameter is random, so that zero-initialised layers take part."""
+    """Return a function that builds a small VDM with random parameters, also in layers that are initialised to zero."""
 
     def build(**changes: Any) -> VDM:
         torch.manual_seed(0)
@@ -55,7 +67,7 @@ def tiny_model() -> Callable[..., VDM]:
 
 @pytest.fixture(scope="session")
 def digits() -> np.ndarray:
-    """scikit-learn's digits, (1797,1,8,8) uint8 with levels 0..16."""
+    """Return scikit-learn's digits, (1797,1,8,8) uint8 with levels 0..16."""
     from sklearn.datasets import load_digits
 
     return load_digits().images.astype(np.uint8)[:, None]
@@ -63,12 +75,12 @@ def digits() -> np.ndarray:
 
 @pytest.fixture(scope="session")
 def registry(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Project:
-    """A project with three versions and a remote that has them all.  Tests that change it work on a copy.
+    """Return a project with three versions, which are in its DVC remote, too.  Tests that change it must copy it.
 
-    v1.0.0 has seen little training, v1.1.0 more, v1.2.0 most, and that on another split of the data.
+    v1.0.0 is trained for 20 steps, v1.1.0 for 80, and v1.2.0 for 160 on another split of the data.
     """
     own = tmp_path_factory.getbasetemp()
-    shared = own if worker_id == "master" else own.parent  # pytest's processes build it once, each works on a copy
+    shared = own if worker_id == "master" else own.parent  # built once for all pytest processes; each gets a copy
     with FileLock(shared / "built.lock"):
         if not (shared / "built.whole").exists():
             three_versions(Project(shared / "built"), shared / "remote")
@@ -77,15 +89,14 @@ def registry(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Projec
 
 
 def three_versions(project: Project, remote: Path) -> None:
-    """Train, commit, push and register them."""
+    """Train, commit, push and register the three versions."""
     for key, value in IDENTITY.items():
         project.git("config", f"user.{key.lower()}", value)
     assert project.dvc("remote", "add", "--default", "store", str(remote)).returncode == 0
     changes = [{}, {"steps: 20": "steps: 80"}, {"steps: 80": "steps: 160", "split_seed: 0": "split_seed: 1"}]
     for change in changes:
         project.edit("params.yaml", **change)
-        result = project.dvc("repro")
-        assert result.returncode == 0, result.stdout + result.stderr
+        project.reproduce()
         project.git("add", "--all")
         project.git("commit", "--quiet", "--message=Reproduce")
         assert project.dvc("push").returncode == 0
@@ -94,13 +105,13 @@ def three_versions(project: Project, remote: Path) -> None:
 
 @pytest.fixture
 def copied(registry: Project, tmp_path: Path) -> Project:
-    """That project in a folder of the test's own."""
+    """Return a copy of the registry's project that the test may change."""
     return registry.copy(tmp_path / "project")
 
 
 @pytest.fixture(scope="module")
 def plant(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Plant]:
-    """The retraining loop, for the tests of a file, in a folder whose name no tool may stumble over."""
+    """Return a running retraining loop for the tests of a file, in a folder with a space and an umlaut in its path."""
     plant = Plant(tmp_path_factory.mktemp("plant") / "Bücher und Bilder")
     try:
         yield plant

@@ -1,4 +1,4 @@
-"""Inputs that are nearly right: the bytes of good files with damage, and JSON documents with unexpected values.
+"""Make almost valid inputs: good files with damaged bytes, and JSON documents with unexpected values.
 
 Everything follows from a seed, so that an input that fails can be made again.
 """
@@ -56,7 +56,7 @@ def damaged(content: bytes, random_: random.Random) -> bytes:
 
 
 def changed_json(content: bytes, random_: random.Random) -> bytes:
-    """Return the JSON document with one to three of its values replaced, taken out or nested deeply."""
+    """Return the JSON document with one to three of its values replaced, removed or nested."""
     document = json.loads(content)
     for _ in range(random_.randint(1, 3)):
         places = list(containers(document))
@@ -78,7 +78,7 @@ def changed_json(content: bytes, random_: random.Random) -> bytes:
 
 
 def containers(value: Any) -> Any:
-    """Yield the objects and arrays in a document that hold something."""
+    """Yield the objects and arrays in a document that are not empty."""
     if isinstance(value, dict | list) and value:
         yield value
         for child in value.values() if isinstance(value, dict) else value:

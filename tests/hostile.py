@@ -1,4 +1,4 @@
-"""A small repository with a version whose documents a test may forge: real git, DVC cache and remote, no training."""
+"""Make versions with forged documents, in a small repository with real git and a DVC remote, without training."""
 
 import hashlib
 import json
@@ -13,14 +13,16 @@ import torch
 from conftest import TINY
 from project import ROOT, Project
 
-from flows.registry import METRICS
-from vdm.checkpoint import model_sha256, save_model
-from vdm.images import data_sha256, save_images
+from flows.core import layout
+from flows.core.checkpoint import model_sha256, save_model
+from flows.images.store import data_sha256, save_images
 from vdm.model import VDM
+
+METRICS = str(layout.METRICS)
 
 
 class Forge:
-    """Versions that say of themselves what a test wants; their bytes are in the remote alone."""
+    """A repository with forged versions, whose files are only in the DVC remote."""
 
     def __init__(self, folder: Path) -> None:
         self.place(folder)
@@ -39,12 +41,15 @@ class Forge:
         self.make_outputs()
 
     def place(self, folder: Path) -> None:
-        """Work in a folder."""
-        self.folder, self.project = folder, Project.at(folder / "project")
-        self.remote, self.files, self.git = folder / "remote", folder / "files", folder / "origin.git"
+        """Set the paths to those below `folder`."""
+        self.folder = folder
+        self.project = Project.at(folder / "project")
+        self.remote = folder / "remote"
+        self.files = folder / "files"
+        self.git = folder / "origin.git"
 
     def copy(self, folder: Path) -> "Forge":
-        """Return the same in another folder."""
+        """Copy everything to another folder and return the copy."""
         shutil.copytree(self.folder, folder, symlinks=True)
         forge = object.__new__(Forge)
         forge.place(folder)
@@ -52,17 +57,17 @@ class Forge:
         return forge
 
     def vdmctl(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        """Run this checkout's vdmctl in the repository, which has no code."""
-        command, environment = [sys.executable, "-m", "flows.cli", *arguments], {"PYTHONPATH": str(ROOT)}
-        place = {"cwd": self.project.folder, "env": self.project.environment | environment}
-        return subprocess.run(command, capture_output=True, text=True, **place)
+        """Run vdmctl, with the code under test, in the repository, which has no code."""
+        command = [sys.executable, "-m", "flows.cli", *arguments]
+        environment = self.project.environment | {"PYTHONPATH": str(ROOT)}
+        return subprocess.run(command, cwd=self.project.folder, env=environment, capture_output=True, text=True)
 
     def published(self) -> list[str]:
         """Return the tags in the git remote."""
         return self.project.git("ls-remote", "--tags", "--refs", "origin").split()[1::2]
 
     def tag(self, name: str, content: bytes) -> None:
-        """Make a tag of any content, which git would not write."""
+        """Make a tag of any content, also one that `git tag` would refuse."""
         command = ["git", "hash-object", "-t", "tag", "-w", "--literally", "--stdin"]
         made = subprocess.run(command, cwd=self.project.folder, input=content, capture_output=True, check=True)
         self.project.git("update-ref", f"refs/tags/{name}", made.stdout.decode().strip())
@@ -88,7 +93,7 @@ class Forge:
         path.write_bytes(content.encode() if isinstance(content, str) else content)
 
     def store(self, content: bytes, suffix: str = "") -> str:
-        """Put an object into the remote, and return its digest."""
+        """Put an object into the DVC remote, and return its digest."""
         digest = hashlib.md5(content).hexdigest() + suffix
         path = self.remote / "files/md5" / digest[:2] / digest[2:]
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -96,14 +101,14 @@ class Forge:
         return digest
 
     def listing(self, output: str) -> list[dict[str, Any]]:
-        """Put the files of a folder into the remote, and return the entries of its listing."""
+        """Put the files of a folder into the DVC remote, and return the entries of its listing."""
         return [
             {"md5": self.store(path.read_bytes()), "relpath": path.name}
             for path in sorted((self.files / output).iterdir())
         ]
 
     def lock(self, model: Any = None) -> dict[str, Any]:
-        """Return a dvc.lock as DVC would have written it, its model's listing replaced by other content."""
+        """Return a dvc.lock as DVC would write it; `model`, if given, replaces the listing of the model folder."""
         content = json.dumps(self.listing("models/vdm")).encode() if model is None else model
         outs = {
             "models/vdm": self.store(content, ".dir"),
@@ -114,7 +119,7 @@ class Forge:
         return {"schema": "2.0", "stages": {"all": {"cmd": "true", "deps": [], "outs": entries}}}
 
     def version(self, number: str, documents: dict[str, str | bytes] | None = None, lock: Any = None) -> str:
-        """Commit documents, sound ones where others are not given, and tag them as a version."""
+        """Commit the documents, with valid ones for those not given, and tag them as a version; return its name."""
         metrics = {"bpd": 2.0, "bpd_standard_error": 0.1, "num_images": 6, **self.digests}
         forged = documents or {}
         lock = json.loads(json.dumps(lock or self.lock()))

@@ -1,8 +1,9 @@
-"""The whole retraining loop as `vdmctl serve` runs it: a real Prefect server and worker on a loopback port."""
+"""Run the whole retraining loop with `vdmctl serve`: a real Prefect server and worker on a loopback port."""
 
 import http
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -18,15 +19,15 @@ from typing import Any
 import psutil
 from project import Project
 
-# A run that is long enough to be stopped, and that is soon over when it is continued.
-LONG = {"train.steps": 800, "train.checkpoint_every_steps": 50, "train.log_every": 100}
+# A run that is long enough to be stopped, and short enough to be finished afterwards.
+LONG = {"train.steps": 500, "train.checkpoint_every_steps": 50, "train.log_every": 100}
 
 
 class Plant:
     """A project with a bare git remote and a DVC remote, served by `vdmctl serve`."""
 
-    def __init__(self, folder: Path, **environment: str) -> None:
-        self.project = Project(folder / "project")
+    def __init__(self, folder: Path, project: Project | None = None, **environment: str) -> None:
+        self.project = project or Project(folder / "project")
         self.remote = folder / "remote.git"
         self.project.git("init", "--quiet", "--bare", str(self.remote))
         self.project.git("remote", "add", "origin", str(self.remote))
@@ -36,7 +37,7 @@ class Plant:
             probe.bind(("127.0.0.1", 0))
             self.port = probe.getsockname()[1]
         home = {"PREFECT_HOME": str(folder / "prefect"), "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
-        # How often worker and scheduler look: Prefect's own settings, for shorter waits.
+        # Worker and scheduler poll more often than by default, for shorter waits.
         often = {"PREFECT_WORKER_QUERY_SECONDS": "1", "PREFECT_SERVER_SERVICES_SCHEDULER_LOOP_SECONDS": "5"}
         self.environment = self.project.environment | home | often | environment
         self.url = f"http://127.0.0.1:{self.port}/api"
@@ -44,7 +45,7 @@ class Plant:
         self.serve()
 
     def serve(self) -> None:
-        """Start `vdmctl serve`, and wait until it serves."""
+        """Start `vdmctl serve`, and wait until it is ready."""
         with self.log.open("w") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "flows.cli", "serve", "--port", str(self.port)],
@@ -58,45 +59,57 @@ class Plant:
         assert self.process.poll() is None, self.log.read_text()
 
     def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        """A command of Prefect's, by its console script, in the project's folder."""
+        """Run the console script `prefect` in the project's folder."""
         script = str(Path(sys.executable).with_name("prefect"))
         return subprocess.run(
             [script, *arguments], cwd=self.project.folder, env=self.environment, capture_output=True, text=True
         )
 
     def retrain(self, name: str = "train-vdm", *arguments: str, **parameters: object) -> str:
-        """Start a run of the deployment; its id."""
+        """Start a run of the deployment; return its id."""
         given = [f"--param={key}={json.dumps(value)}" for key, value in parameters.items()]
         started = self.run("deployment", "run", name, *given, *arguments)
         assert started.returncode == 0, started.stdout + started.stderr
         return next(line.split()[-1] for line in started.stdout.splitlines() if "UUID" in line)
 
     def finish(self, run: str, seconds: float = 120) -> tuple[str, str]:
-        """State and message of a run, once it has ended."""
+        """Wait until a run has ended; return its state and message."""
         ends = ("COMPLETED", "FAILED", "CANCELLED", "CRASHED")
         wait_until(lambda: self.read(run)["state"]["type"] in ends, seconds, self.log)
         state = self.read(run)["state"]
         return state["type"], state["message"]
 
     def read(self, run: str) -> dict[str, Any]:
+        """Return a run as the server describes it."""
         return self.api(f"flow_runs/{run}")  # type: ignore[no-any-return]
 
+    def lines(self, run: str) -> list[str]:
+        """Return the lines of the run's log that have arrived."""
+        found = self.api("logs/filter", logs={"flow_run_id": {"any_": [run]}}, limit=200, sort="TIMESTAMP_ASC")
+        return [line["message"] for line in found]
+
+    def continues(self, parameters: dict[str, object]) -> None:
+        """Start a run, wait until it continues from a saved state, cancel it, and remove its states."""
+        run = self.retrain(overrides=parameters)
+        wait_until(lambda: any("continuing from step" in line for line in self.lines(run)), 90, self.log)
+        assert self.run("flow-run", "cancel", run).returncode == 0
+        assert self.finish(run)[0] == "CANCELLED"
+        for folder in (self.project.folder / ".vdm" / "runs").iterdir():
+            shutil.rmtree(folder)
+
     def logged(self, run: str) -> str:
-        """The run's log, once its last line has arrived: lines are sent in batches."""
+        """Return the run's log.  Wait for its last line, since lines are sent in batches."""
         lines: list[str] = []
 
         def complete() -> bool:
-            chosen = {"flow_run_id": {"any_": [run]}}
-            lines[:] = [
-                line["message"] for line in self.api("logs/filter", logs=chosen, limit=200, sort="TIMESTAMP_ASC")
-            ]
-            return any("Finished in state" in line and not line.endswith("()") for line in lines)  # a task says no more
+            lines[:] = self.lines(run)
+            return any("Finished in state" in line and not line.endswith("()") for line in lines)
 
         wait_until(complete, 30)
         return "\n".join(lines)
 
     def api(self, path: str, method: str | None = None, **body: object) -> Any:
-        """Ask the server: a GET, or with a body a POST or another method, which takes a CSRF token."""
+        """Send a request to the server: a GET, or with a body a POST or `method`, with a CSRF token."""
         headers = {"Content-Type": "application/json"}
         if body:
             client = str(uuid.uuid4())
@@ -116,26 +129,30 @@ class Plant:
             time.sleep(1)  # SQLite was busy
 
     def answers(self) -> bool:
+        """Whether the server answers."""
         try:
             return bool(self.api("health"))
         except OSError:
             return False
 
     def stop(self) -> str:
-        """Ctrl-C; the output of `vdmctl serve`."""
+        """Stop `vdmctl serve` by SIGINT, as Ctrl-C does; return its output."""
         if self.process.poll() is None:
             os.killpg(self.process.pid, signal.SIGINT)
             self.process.wait(90)
         return self.log.read_text()
 
     def branches(self) -> list[str]:
+        """Return the branches of runs."""
         return self.project.git("branch", "--list", "runs/*", "--format=%(refname:short)").split()
 
     def worktrees(self) -> list[Path]:
+        """Return the worktrees of runs."""
         return list((self.project.folder / ".vdm" / "worktrees").glob("*/"))
 
 
 def wait_until(condition: Callable[[], bool], seconds: float, log: Path | None = None) -> None:
+    """Wait until the condition holds; fail after `seconds` with the end of the log."""
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, f"waited too long; {log.read_text()[-3000:] if log else ''}"
@@ -150,7 +167,7 @@ def killed(*pids: int) -> None:
 
 
 def is_alive(pid: int) -> bool:
-    """Whether the process runs: one whose parent has not asked for its end yet does not."""
+    """Whether the process runs; a zombie does not."""
     try:
         return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
@@ -158,7 +175,7 @@ def is_alive(pid: int) -> bool:
 
 
 def children(pid: int) -> dict[str, int]:
-    """The children of a process that runs Python modules, by what they run."""
+    """Return the children of a process by the Python module and command that they run."""
     found = {}
     for path in Path(f"/proc/{pid}/task").glob("*/children"):
         for child in path.read_text().split():
@@ -168,7 +185,7 @@ def children(pid: int) -> dict[str, int]:
 
 
 def trainers(folder: Path) -> list[int]:
-    """Processes that train in that folder or below it."""
+    """Return the processes that train in the folder or below it."""
     found = []
     for entry in Path("/proc").glob("[0-9]*"):
         try:

@@ -1,16 +1,24 @@
-"""A copy of this project in a temporary folder, for tests that run its commands as a user does."""
+"""Copy this project to a temporary folder, for tests that run its commands as a user does."""
 
+import contextlib
 import json
+import logging
 import os
 import shutil
 import subprocess
 import sys
+from contextlib import redirect_stderr, redirect_stdout
+from io import StringIO
 from pathlib import Path
+from warnings import catch_warnings, simplefilter
 
 import psutil
 from ruamel.yaml import YAML
 
+from flows import cli
+
 ROOT = Path(__file__).parents[1]
+STAGES = ["download", "validate", "train", "register", "evaluate", "sample"]
 TINY_PARAMS = {
     "width: 32": "width: 8",
     "blocks: 4": "blocks: 1",
@@ -28,7 +36,7 @@ TINY_PARAMS = {
 
 
 class Project:
-    """A git repository with this project's files and parameters that train in a second."""
+    """A git repository with this project's files, and parameters with which training takes a second."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -51,13 +59,13 @@ class Project:
 
     @classmethod
     def at(cls, folder: Path) -> "Project":
-        """The one that is there already."""
+        """Return the project that already exists in the folder."""
         project = object.__new__(cls)
         project.folder = folder
         return project
 
     def copy(self, folder: Path) -> "Project":
-        """The same repository with its cache in another folder, to be changed at will, and nothing fetched yet."""
+        """Copy the repository and its cache to another folder, without `.vdm`; return the copy."""
         shutil.copytree(self.folder, folder, symlinks=True, ignore=shutil.ignore_patterns(".vdm"))
         return Project.at(folder)
 
@@ -71,7 +79,7 @@ class Project:
 
     @property
     def environment(self) -> dict[str, str]:
-        """The environment of this interpreter first on PATH, as `make` sets it, and a git identity."""
+        """Return the environment with this interpreter first on PATH, as `make` sets it, and a git identity."""
         git = {f"GIT_{role}_{key}": value for role in ("AUTHOR", "COMMITTER") for key, value in IDENTITY.items()}
         locks = {"VDM_LOCK_DIR": str(self.folder / ".vdm")}
         return os.environ | git | locks | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
@@ -81,7 +89,7 @@ class Project:
         return subprocess.run(command, cwd=self.folder, env=self.environment, capture_output=True, text=True)
 
     def git(self, *arguments: str) -> str:
-        """Run git, which must succeed."""
+        """Run git, which must succeed; return its output."""
         result = self.run("git", *arguments)
         assert result.returncode == 0, result.stderr
         return result.stdout
@@ -91,24 +99,51 @@ class Project:
         return self.run(sys.executable, "-m", "dvc", *arguments)
 
     def vdmctl(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        """Run vdmctl from this folder's code."""
+        """Run vdmctl in the project's folder, in this process."""
+        return run_vdmctl(self.folder, self.environment, *arguments)
+
+    def reproduce(self) -> None:
+        """Do what `dvc repro` does in a project without results, without the imports of six processes."""
+        for stage in STAGES:
+            result = self.vdmctl(stage)
+            assert result.returncode == 0, result.stderr
+        committed = self.dvc("commit", "--force")
+        assert committed.returncode == 0, committed.stderr
+
+    def new_vdmctl(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """Run vdmctl as a new process, from the code in the project's folder."""
         return self.run(sys.executable, "-m", "flows.cli", *arguments)
 
 
+def run_vdmctl(folder: Path, environment: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run vdmctl in the folder, in this process: a new one would spend seconds on its imports."""
+    output, errors = StringIO(), StringIO()
+    root = logging.getLogger()
+    handlers, root.handlers = root.handlers, []  # so that vdmctl sets up its own
+    before, os.environ = os.environ, environment  # type: ignore[assignment]
+    try:
+        with contextlib.chdir(folder), redirect_stdout(output), redirect_stderr(errors), catch_warnings():
+            simplefilter("ignore", DeprecationWarning)  # as Python does in a program
+            code = cli.run(list(arguments))
+    finally:
+        root.handlers, os.environ = handlers, before
+    return subprocess.CompletedProcess(["vdmctl", *arguments], int(code), output.getvalue(), errors.getvalue())
+
+
 def one_line(result: subprocess.CompletedProcess[str]) -> str:
-    """The only line on stderr."""
+    """Return the only line on stderr."""
     lines = result.stderr.splitlines()
     assert len(lines) == 1, result.stderr
     return lines[0]
 
 
 def imports_torch(pid: int) -> bool:
-    """Whether a process has begun to; it takes another second or more."""
+    """Whether a process has begun to import torch, which takes another second or more."""
     return "libtorch" in Path(f"/proc/{pid}/maps").read_text()
 
 
 def session(leader: int) -> list[psutil.Process]:
-    """The running processes of a session, also those whose parents are gone."""
+    """Return the running processes of a session, also those whose parents are gone."""
     found = []
     for process in psutil.process_iter():
         try:
@@ -120,7 +155,7 @@ def session(leader: int) -> list[psutil.Process]:
 
 
 def cached(project: Project, output: str, place: str, version: str) -> Path:
-    """Where the cache keeps a file of an output ('': the listing), found without the code under test."""
+    """Return the path in the cache of a file of an output ('': its listing), without the code under test."""
     lock = YAML(typ="safe").load(project.git("show", f"vdm@{version}:dvc.lock"))
     outs = [out for stage in lock["stages"].values() for out in stage["outs"] if out["path"] == output]
     folder = project.folder / ".dvc" / "cache" / "files" / "md5"

@@ -1,4 +1,4 @@
-"""A folder in which every command but those about the registry can run: real files, made without training."""
+"""Make a folder in which every command but those of the registry can run, without training."""
 
 import hashlib
 import json
@@ -14,8 +14,8 @@ from conftest import TINY
 from project import ROOT, TINY_PARAMS
 from sklearn.datasets import load_digits
 
-from vdm.checkpoint import save_model
-from vdm.images import data_sha256, save_images
+from flows.core.checkpoint import save_model
+from flows.images.store import data_sha256, save_images
 from vdm.model import VDM
 
 METRICS = {
@@ -35,19 +35,19 @@ OLD = {
 
 
 class Small:
-    """Digits, a model with random weights, and outputs of an earlier time."""
+    """A folder with digits, a model with random weights, and old outputs."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         shutil.copytree(ROOT / "presets", folder / "presets")
         digits = load_digits().images.astype(np.uint8)[:, None]
         description = {"name": "digits", "title": "Digits", "num_levels": 17}
-        save_images(folder / "data/images", {"train": digits[:60], "test": digits[60:80]}, description)
+        save_images(folder / "data/images", {"train": digits[:60], "test": digits[60:100]}, description)
         save_model(folder / "models/trained", VDM(**TINY), TINY)
         self.reset()
 
     def reset(self) -> None:
-        """Put parameters and outputs back."""
+        """Restore parameters and outputs."""
         text = (ROOT / "presets" / "digits.yaml").read_text()
         for old, new in TINY_PARAMS.items():
             text = text.replace(old, new)
@@ -70,12 +70,12 @@ class Small:
 
     @property
     def environment(self) -> dict[str, str]:
-        """That of this process, with the code under test first."""
+        """Return the environment of this process with the code under test first on PYTHONPATH."""
         return self.environment_of(self.folder)
 
     @staticmethod
     def environment_of(folder: Path) -> dict[str, str]:
-        """The same for another folder."""
+        """Return that environment for another folder."""
         return os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "VDM_LOCK_DIR": str(folder / ".vdm")}
 
     def start(self, *arguments: str) -> subprocess.Popen[str]:
@@ -90,11 +90,11 @@ class Small:
         )
 
     def run(self, command: list[str], **environment: str) -> subprocess.CompletedProcess[str]:
-        """Run a command to its end."""
+        """Run a command and wait for it."""
         given = self.environment | environment
         return subprocess.run(command, cwd=self.folder, env=given, capture_output=True, text=True, check=False)
 
     def outputs(self) -> dict[str, str]:
-        """The digests of all files by name, hidden ones too."""
+        """Return the sha256 of all files by name, hidden ones too."""
         files = {str(path.relative_to(self.folder)): path for path in self.folder.rglob("*") if path.is_file()}
         return {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in sorted(files.items())}

@@ -11,7 +11,7 @@ from vdm.schedule import alpha, sigma
 
 
 def per_image(values: Tensor, like: Tensor) -> Tensor:
-    """Reshape (B,) or scalar `values` so that they broadcast over `like` (B,C,H,W)."""
+    """Reshape `values`, (B,) or a scalar, to broadcast over `like` (B,C,H,W)."""
     return values.reshape(-1, *[1] * (like.ndim - 1))
 
 
@@ -32,7 +32,7 @@ def reverse_step(
 ) -> Tensor:
     """z_s, a draw from p(z_s | z_t) (appendix A.4, eq. 34).  z_t, eps_hat, eps (B,C,H,W); gamma_s < gamma_t (B,).
 
-    `clip` keeps x_hat inside [-1, 1], where every image lies.  It changes samples, never the likelihood.
+    `clip` limits x_hat to [-1, 1], where all images lie.  It changes samples, never the likelihood.
     """
     c = per_image(-torch.expm1(gamma_s - gamma_t), z_t)
     x_hat = denoise(z_t, eps_hat, gamma_t)

@@ -14,21 +14,21 @@ from vdm.schedule import alpha
 
 
 def pixels_to_x(pixels: Tensor, num_levels: int, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Level centres in (-1, 1), any shape: pixels 0..num_levels-1 of an integer type."""
+    """Return the level centres in (-1, 1) of pixels 0..num_levels-1 of an integer type, in the shape of the pixels."""
     return 2 * (pixels.to(dtype) + 0.5) / num_levels - 1
 
 
 def nearest_pixels(z_0: Tensor, gamma_0: Tensor, num_levels: int) -> Tensor:
-    """The most likely levels given z_0 (B,C,H,W), the mode of p(x | z_0); uint8 up to 256 levels."""
-    # The argmax over levels is the level centre nearest to z_0 / alpha_0: no tensor with an axis of levels.
+    """Return the mode of p(x | z_0), the most likely levels given z_0 (B,C,H,W); uint8 up to 256 levels."""
+    # The level centre nearest to z_0 / alpha_0 is the argmax over levels, without a tensor with an axis of levels.
     level = ((z_0 / alpha(gamma_0) + 1) * num_levels / 2 - 0.5).round().clamp(0, num_levels - 1)
     return level.to(torch.uint8 if num_levels <= 256 else torch.int32)
 
 
 def log_p_pixels(pixels: Tensor, z_0: Tensor, gamma_0: Tensor, num_levels: int) -> Tensor:
-    """log p(x | z_0) summed over each image, (B,) nats; pixels and z_0 (B,C,H,W).
+    """Return log p(x | z_0) summed over each image, (B,) nats; pixels and z_0 (B,C,H,W).
 
-    The normaliser is accumulated level by level, in memory for one image batch and no axis of levels.
+    The normaliser is added up level by level, which needs no tensor with an axis of levels.
     """
     z = z_0 / alpha(gamma_0)
     scale = torch.exp(-gamma_0 / 2)
@@ -44,15 +44,15 @@ def log_p_pixels(pixels: Tensor, z_0: Tensor, gamma_0: Tensor, num_levels: int) 
 
 
 def reconstruction_table(gamma_0: Tensor, num_levels: int) -> Tensor:
-    """E over eps of -log p(k | z_0 = alpha_0 x_k + sigma_0 eps) for every level k, (num_levels,) float64 nats.
+    """Return E over eps of -log p(k | z_0 = alpha_0 x_k + sigma_0 eps) for every level k, (num_levels,) float64 nats.
 
-    Given its level a pixel's expected reconstruction loss depends on gamma_0 alone, so it is a table and not a
-    draw.  With d = (level spacing) / sqrt(exp(gamma_0)), the loss at eps is
+    The expected reconstruction loss of a pixel depends on its level and on gamma_0 alone, so a table replaces a draw.
+    With d = (level spacing) / sqrt(exp(gamma_0)), the loss at eps is
 
         log sum_m exp(-d m eps - d^2 m^2 / 2),    m = k - j from k - K + 1 to k,
 
-    two running sums from m = 0 outwards, shared by all levels.  The expectation is a trapezoid sum, which
-    converges exponentially for a smooth integrand times a Gaussian.
+    two running sums from m = 0 outwards that all levels share.  A trapezoid sum gives the expectation: it converges
+    exponentially for a smooth integrand times a Gaussian.
     """
     half_width, step = 9.0, 0.04  # beyond 9 standard deviations lies 1e-19 of the mass
     num_nodes = round(2 * half_width / step) + 1
@@ -69,6 +69,6 @@ def reconstruction_table(gamma_0: Tensor, num_levels: int) -> Tensor:
 
 
 def reconstruction_draw(pixels: Tensor, eps: Tensor, gamma_0: Tensor, num_levels: int) -> Tensor:
-    """-log p(x | z_0) at one z_0 drawn with eps (B,C,H,W): an unbiased but noisy reconstruction term, (B,) nats."""
+    """Return -log p(x | z_0) at one z_0 drawn with eps (B,C,H,W), an unbiased, noisy reconstruction term, (B,) nats."""
     x = pixels_to_x(pixels, num_levels, eps.dtype)
     return -log_p_pixels(pixels, diffuse(x, gamma_0, eps), gamma_0, num_levels)

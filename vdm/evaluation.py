@@ -1,12 +1,13 @@
-"""The bound over a whole set of images, with its standard error (section 6).
+"""The bound over a whole set of images with its standard error (section 6), and the comparison of two models.
 
-Every image is evaluated at `times_per_image` stratified times.  Times and noise depend on the seed and on the
-image's index alone: not on batch size, device, model, or on which other images are evaluated.  So two models, or
-two machines, meet the same times and the same noise.
+Every image is evaluated at `times_per_image` stratified times.  Times and noise depend on the seed and on the image's
+index alone, not on the batch size, the device, the model, or the other images.  So two models, or two machines, are
+evaluated at the same times with the same noise.
 """
 
 import math
 from collections.abc import Callable, Iterable
+from statistics import NormalDist
 from typing import NamedTuple
 
 import numpy as np
@@ -19,7 +20,7 @@ GOLDEN_RATIO = (1 + math.sqrt(5)) / 2
 
 
 class Evaluation(NamedTuple):
-    """Per-image terms in bits/dim, (N,) float64 each; `diffusion_variance` is the Monte Carlo variance of diffusion."""
+    """The terms of every image in bits/dim, and the Monte Carlo variance of its diffusion term, (N,) float64 each."""
 
     prior: np.ndarray
     reconstruction: np.ndarray
@@ -33,13 +34,39 @@ class Evaluation(NamedTuple):
 
     @property
     def standard_error(self) -> float:
-        """Standard error of the mean over images, Monte Carlo noise included, bits/dim; NaN for one image."""
-        return float(self.bpd.std(ddof=1) / math.sqrt(len(self.bpd))) if len(self.bpd) > 1 else math.nan
+        """Standard error of the mean over images in bits/dim, Monte Carlo noise included; NaN for one image."""
+        return standard_error(self.bpd)
 
     @property
     def monte_carlo_standard_error(self) -> float:
-        """The part of the standard error that more times per image would remove, bits/dim; NaN for one time each."""
+        """The part of the standard error in bits/dim that more times per image would remove; NaN for one time each."""
         return float(np.sqrt(self.diffusion_variance.sum()) / len(self.bpd))
+
+
+class PairedDifference(NamedTuple):
+    """The mean of second - first over the same images, times and noise, in bits/dim; NaN where it is not known.
+
+    `interval` contains the true difference with probability `confidence`.
+    """
+
+    difference: float
+    standard_error: float
+    confidence: float
+    interval: tuple[float, float]
+    num_images: int
+
+
+def standard_error(values: np.ndarray) -> float:
+    """Return the standard error of the mean of `values` (N,), in their unit; NaN for one value."""
+    return float(values.std(ddof=1) / math.sqrt(len(values))) if len(values) > 1 else math.nan
+
+
+def paired_difference(first: Evaluation, second: Evaluation, *, confidence: float) -> PairedDifference:
+    """Compare two evaluations of the same images at the same times with the same noise."""
+    difference = second.bpd - first.bpd
+    mean, error = float(difference.mean()), standard_error(difference)
+    half_width = NormalDist().inv_cdf((1 + confidence) / 2) * error
+    return PairedDifference(mean, error, confidence, (mean - half_width, mean + half_width), len(difference))
 
 
 @torch.inference_mode()
@@ -53,11 +80,10 @@ def evaluate(
     seed: int,
     progress: Callable[[range], Iterable[int]] = iter,
 ) -> Evaluation:
-    """The bound of every image in `pixels` (N,C,H,W), on the model's device.
+    """Return the bound of every image in `pixels` (N,C,H,W), computed on the model's device.
 
-    `num_timesteps` None is the continuous-time bound (eq. 17), T the bound of a T-step model (section 4).
-    `batch_size` counts network evaluations, with at least one image to a batch.  A float64 model is evaluated in
-    float64.
+    `num_timesteps` None gives the continuous-time bound (eq. 17), T the bound of a T-step model (section 4).
+    `batch_size` counts network evaluations; a batch has at least one image.  A float64 model is evaluated in float64.
     """
     place = next(model.parameters())  # its device and dtype are those of the computation
     num_images = len(pixels)
@@ -67,7 +93,7 @@ def evaluate(
         indices = range(first, min(first + images_per_batch, num_images))
         batch = torch.from_numpy(np.array(pixels[first : indices.stop])).to(place.device)
         t = torch.from_numpy(stratified_times(seed, indices, times_per_image)).to(place).flatten()
-        t = t.clamp(max=1 - torch.finfo(t.dtype).eps)  # below 1 in float64 may round to it
+        t = t.clamp(max=1 - torch.finfo(t.dtype).eps)  # a float64 just below 1 may round to 1
         eps = torch.from_numpy(image_noise(seed, indices, times_per_image, model.image_shape)).to(place)
         terms = model(batch.repeat_interleave(times_per_image, 0), eps, t, num_timesteps=num_timesteps)
         parts.append(torch.stack([bits_per_dim(term.double(), model.num_dims) for term in terms]).cpu())
@@ -84,10 +110,10 @@ def memory_needed(model: VDM, *, num_images: int, times_per_image: int, batch_si
 
 
 def stratified_times(seed: int, indices: range, times_per_image: int) -> np.ndarray:
-    """One uniform time in each of `times_per_image` equal strata of [0, 1): (N, times_per_image) float64, rising.
+    """Return a uniform time in each of `times_per_image` equal strata of [0, 1): (N, times_per_image) float64, rising.
 
-    The place inside the stratum follows a golden-ratio sequence over the images, which spreads evenly over any
-    stretch of indices, from a start that the seed draws.
+    The place inside the stratum follows a golden-ratio sequence over the images, which covers any range of indices
+    evenly.  The seed draws where the sequence starts.
     """
     start = np.random.Generator(np.random.Philox(seed)).random()
     place = (start + np.arange(indices.start, indices.stop) * GOLDEN_RATIO) % 1
@@ -95,17 +121,17 @@ def stratified_times(seed: int, indices: range, times_per_image: int) -> np.ndar
 
 
 def image_noise(seed: int, indices: range, times_per_image: int, shape: tuple[int, int, int]) -> np.ndarray:
-    """Standard normal noise from one counter-based stream per image: (N * times_per_image, C, H, W) float32."""
+    """Return standard normal noise, one counter-based stream per image: (N * times_per_image, C, H, W) float32."""
     size = (times_per_image, *shape)
     streams = (np.random.Generator(np.random.Philox(key=[seed, index])) for index in indices)
     return np.concatenate([stream.standard_normal(size, dtype=np.float32) for stream in streams])
 
 
 def stratified_variance(draws: np.ndarray) -> np.ndarray:
-    """Variance of the mean of each row of draws (N,K) at rising stratified times: (N,), NaN when K is 1.
+    """Return the variance of the mean of each row of draws (N,K) at rising stratified times: (N,), NaN if K is 1.
 
-    From successive differences, which see the noise but little of the trend over time that stratification removes;
-    first the trend that the rows have in common is taken away, which matters when K is small.
+    Successive differences measure the noise and little of the trend over time, which stratification removes.  The trend
+    common to all rows is subtracted first, which matters when K is small.
     """
     num_rows, num_draws = draws.shape
     if num_draws == 1:

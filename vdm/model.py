@@ -1,10 +1,11 @@
-"""The variational diffusion model: a noise schedule and a noise predictor, joined by the bound."""
+"""The variational diffusion model: a noise schedule, a noise predictor, and the bound that they give."""
 
 from collections.abc import Sequence
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 from torch import Tensor, nn
 
+from vdm.choices import ScheduleKind
 from vdm.discretization import pixels_to_x
 from vdm.network import NoisePredictor, num_parameters
 from vdm.schedule import LinearSchedule, MonotoneSchedule, gamma_and_slope
@@ -19,11 +20,10 @@ from vdm.vlb import (
 )
 
 MOST_LEVELS = 2**16
-ScheduleKind = Literal["fixed_linear", "learned_linear", "learned_monotone"]
 
 
 def build_schedule(kind: ScheduleKind, gamma_0: float, gamma_1: float) -> LinearSchedule:
-    """The noise schedule of that kind between the (initial) end points gamma_0 < gamma_1."""
+    """Return a noise schedule between the (initial) end points gamma_0 < gamma_1.  Raises ValueError."""
     match kind:
         case "fixed_linear":
             return LinearSchedule(gamma_0, gamma_1, learned=False)
@@ -45,7 +45,7 @@ def count_parameters(
     augmentation_input: bool,
     **_: Any,
 ) -> int:
-    """Return how many numbers the parameters of a `VDM` of these arguments are, which is not built for that."""
+    """Return the number of weights of a `VDM` with these arguments, without building it."""
     end_points, features = 2, 3 * MonotoneSchedule.NUM_FEATURES + 1
     return (end_points + (features if schedule == "learned_monotone" else 0)) + num_parameters(
         channels=image_shape[0],
@@ -60,8 +60,8 @@ def count_parameters(
 class VDM(nn.Module):
     """A VDM over images of `image_shape` (C,H,W) with pixel levels 0..num_levels-1.
 
-    The arguments are the configuration that `register` writes beside the weights; see `NoisePredictor` for the
-    network's.  `gamma_0`, `gamma_1` also scale its time embedding.  Raises ValueError.
+    The arguments are the configuration of a model on disk; see `NoisePredictor` for those of the network.  `gamma_0`
+    and `gamma_1` also scale its time embedding.  Raises ValueError.
     """
 
     def __init__(
@@ -83,7 +83,7 @@ class VDM(nn.Module):
     ) -> None:
         super().__init__()
         if len(image_shape) != 3 or min(image_shape) < 1 or not 2 <= num_levels <= MOST_LEVELS:
-            raise ValueError(f"no images have shape {image_shape} and {num_levels} levels")
+            raise ValueError(f"images cannot have shape {image_shape} and {num_levels} levels")
         self.image_shape = (image_shape[0], image_shape[1], image_shape[2])
         self.num_levels = num_levels
         self.schedule = build_schedule(schedule, gamma_0, gamma_1)
@@ -108,10 +108,10 @@ class VDM(nn.Module):
         return channels * height * width
 
     def forward(self, pixels: Tensor, eps: Tensor, t: Tensor, *, num_timesteps: int | None = None) -> Terms:
-        """One draw of the bound's terms, each (B,) nats per image (eq. 11).
+        """Return one draw of the bound's terms, each (B,) nats per image (eq. 11).
 
-        pixels (B,C,H,W) of an integer type; eps (B,C,H,W) standard normal; t (B,) in [0, 1), for a model of
-        `num_timesteps` steps rounded up to its grid.
+        pixels (B,C,H,W) of an integer type; eps (B,C,H,W) standard normal; t (B,) in [0, 1), which a model of
+        `num_timesteps` steps rounds up to its grid.
         """
         if num_timesteps is None:
             return self.terms(pixels, eps, *gamma_and_slope(self.schedule, t))
@@ -129,14 +129,14 @@ class VDM(nn.Module):
         dgamma_dt: Tensor,
         predict_noise: PredictNoise | None = None,
     ) -> Terms:
-        """The terms in continuous time, (B,) nats each, at gamma_t with slope dgamma_dt (B,) (eq. 11, 17).
+        """Return the terms in continuous time, (B,) nats each, at gamma_t with slope dgamma_dt (B,) (eq. 11, 17).
 
-        `predict_noise` takes the place of the network, of which it is another form.
+        `predict_noise` replaces the network, for example by a compiled one.
         """
         x = pixels_to_x(pixels, self.num_levels, eps.dtype)
         diffusion = diffusion_loss(x, eps, gamma_t, dgamma_dt, predict_noise or self.network)
         return Terms(prior_loss(x, self.schedule.gamma_1), self.reconstruction_loss(pixels), diffusion)
 
     def reconstruction_loss(self, pixels: Tensor) -> Tensor:
-        """The exact reconstruction term, (B,) nats (eq. 11)."""
+        """Return the exact reconstruction term, (B,) nats (eq. 11)."""
         return reconstruction_loss(pixels, self.schedule.gamma_0, self.num_levels)

@@ -3,7 +3,7 @@
     z_t + Fourier features -> conv -> `blocks` residual blocks, their outputs kept -> block, attention, block
         -> `blocks` + 1 residual blocks, each also fed a kept output -> norm, conv -> + z_t
 
-The last layer of every branch starts at zero, so that the network starts as eps_hat = z_t.
+The last layer of every branch is initialised to zero, so that at first eps_hat = z_t.
 """
 
 import math
@@ -21,14 +21,14 @@ LARGEST_EXPONENT = 64
 
 
 class NoisePredictor(nn.Module):
-    """eps_hat (B,C,H,W) from z_t (B,C,H,W) and gamma_t (B,); any number of channels, any image size.
+    """Computes eps_hat (B,C,H,W) from z_t (B,C,H,W) and gamma_t (B,), for any number of channels and any image size.
 
-    `fourier_exponents` n add sin and cos of 2 pi 2^n z to the input.  `gamma_min`, `gamma_max` only scale the time
-    embedding: they are constants, also where the schedule's end points are learned.  `augmentation_input` adds one
-    number per image that says "this image was augmented" to the conditioning.
+    Each n of `fourier_exponents` adds sin and cos of 2 pi 2^n z to the input.  `gamma_min` and `gamma_max` scale the
+    time embedding; they are constants even if the schedule's end points are learned.  `augmentation_input` adds one
+    number per image to the conditioning: whether the image was augmented.
 
-    Raises ValueError when `width` is odd, below 4, or not a multiple of `norm_groups`, for more blocks than
-    `MOST_BLOCKS` and for exponents beyond `LARGEST_EXPONENT`.
+    Raises ValueError if `width` is odd, below 4, or not a multiple of `norm_groups`, for more blocks than
+    `MOST_BLOCKS`, and for exponents beyond `LARGEST_EXPONENT`.
     """
 
     def __init__(
@@ -47,13 +47,10 @@ class NoisePredictor(nn.Module):
         augmentation_input: bool,
     ) -> None:
         super().__init__()
-        if width < 4 or width % 2 or norm_groups < 1 or width % norm_groups:
-            raise ValueError(f"width {width} must be even, at least 4 and a multiple of norm_groups {norm_groups}")
-        if not 0 < blocks <= MOST_BLOCKS:
-            raise ValueError(f"blocks {blocks} must be between 1 and {MOST_BLOCKS}")
-        if any(abs(exponent) > LARGEST_EXPONENT for exponent in fourier_exponents):
-            raise ValueError(f"an exponent of fourier_exponents is beyond {LARGEST_EXPONENT}")
-        self.width, self.gamma_min, self.gamma_max = width, gamma_min, gamma_max
+        require_sizes(width, blocks, norm_groups, fourier_exponents)
+        self.width = width
+        self.gamma_min = gamma_min
+        self.gamma_max = gamma_max
         self.fourier_exponents = tuple(fourier_exponents)
         self.augmentation_input = augmentation_input
 
@@ -71,14 +68,16 @@ class NoisePredictor(nn.Module):
         self.conv_in = nn.Conv2d(channels * (1 + 2 * len(self.fourier_exponents)), width, 3, padding=1)
         self.down = nn.ModuleList(block(width) for _ in range(blocks))
         self.down_attention = attentions(blocks)
-        self.middle_1, self.middle_attention, self.middle_2 = block(width), attention(), block(width)
+        self.middle_1 = block(width)
+        self.middle_attention = attention()
+        self.middle_2 = block(width)
         self.up = nn.ModuleList(block(2 * width) for _ in range(blocks + 1))
         self.up_attention = attentions(blocks + 1)
         self.norm_out = nn.GroupNorm(norm_groups, width, norm_eps)
         self.conv_out = zeroed(nn.Conv2d(width, channels, 3, padding=1))
 
     def forward(self, z_t: Tensor, gamma_t: Tensor, augmented: Tensor | None = None) -> Tensor:
-        """eps_hat (B,C,H,W).  gamma_t (B,); `augmented` (B,) is 0 or 1, and 0 throughout when left out."""
+        """Return eps_hat (B,C,H,W).  gamma_t (B,); `augmented` (B,) is 0 or 1, by default 0 for all images."""
         condition = self.condition(gamma_t, augmented)
         h = self.conv_in(torch.cat([z_t, fourier_features(z_t, self.fourier_exponents)], dim=1))
         kept = [h]
@@ -91,12 +90,22 @@ class NoisePredictor(nn.Module):
         return z_t + self.conv_out(silu(self.norm_out(h)))  # type: ignore[no-any-return]
 
     def condition(self, gamma_t: Tensor, augmented: Tensor | None) -> Tensor:
-        """The conditioning vector (B, 4 width) that every residual block receives."""
+        """Return the conditioning vector (B, 4 width) that every residual block receives."""
         embedding = time_embedding(gamma_t, self.width, self.gamma_min, self.gamma_max)
         if self.augmentation_input:
             flag = torch.zeros_like(gamma_t) if augmented is None else augmented.to(gamma_t)
             embedding = torch.cat([embedding, flag[:, None]], dim=1)
         return silu(self.condition_2(silu(self.condition_1(embedding))))
+
+
+def require_sizes(width: int, blocks: int, norm_groups: int, fourier_exponents: Sequence[int]) -> None:
+    """Raise ValueError unless a `NoisePredictor` of these sizes can be built."""
+    if width < 4 or width % 2 or norm_groups < 1 or width % norm_groups:
+        raise ValueError(f"width {width} must be even, at least 4 and a multiple of norm_groups {norm_groups}")
+    if not 0 < blocks <= MOST_BLOCKS:
+        raise ValueError(f"blocks {blocks} must be between 1 and {MOST_BLOCKS}")
+    if any(abs(exponent) > LARGEST_EXPONENT for exponent in fourier_exponents):
+        raise ValueError(f"an exponent of fourier_exponents is beyond {LARGEST_EXPONENT}")
 
 
 def num_parameters(
@@ -108,7 +117,7 @@ def num_parameters(
     fourier_exponents: Sequence[int],
     augmentation_input: bool,
 ) -> int:
-    """Return how many numbers the parameters of such a `NoisePredictor` are, which is not built for that."""
+    """Return the number of weights of a `NoisePredictor` with these arguments, without building it."""
     w, inputs = width, channels * (1 + 2 * len(fourier_exponents))
 
     def linear(inputs: int, outputs: int) -> int:
@@ -119,7 +128,7 @@ def num_parameters(
 
     condition = linear(w + augmentation_input, 4 * w) + linear(4 * w, 4 * w)
     block = 2 * w + convolution(w, w) + 4 * w * w + 2 * w + convolution(w, w)
-    # Twice the inputs: a larger first norm and convolution, and a shortcut of one pixel.
+    # Blocks on the way up have twice the inputs: a larger first norm and convolution, and a 1x1 shortcut.
     up = block + 2 * w + 9 * w * w + linear(2 * w, w)
     attention = 2 * w + linear(w, 3 * w) + linear(w, w)
     ends = convolution(inputs, w) + 2 * w + convolution(w, channels)
@@ -162,9 +171,9 @@ class AttentionBlock(nn.Module):
 
 
 def fourier_features(z: Tensor, exponents: Sequence[int]) -> Tensor:
-    """sin and cos of 2 pi 2^n z for every n in `exponents` (appendix C): (B,C,H,W) -> (B, 2 len(exponents) C, H, W).
+    """Return sin and cos of 2 pi 2^n z for the N `exponents` n (appendix C): (B,C,H,W) -> (B, 2 N C, H, W).
 
-    Sines before cosines, each channel-major.  Never below float32, since the argument reaches 800 rad.
+    Sines come before cosines, each channel-major.  At least float32, since the argument reaches 800 rad.
     """
     z = z if z.dtype == torch.float64 else z.float()
     frequencies = 2 * math.pi * 2.0 ** torch.tensor(exponents, device=z.device, dtype=z.dtype)
@@ -173,7 +182,7 @@ def fourier_features(z: Tensor, exponents: Sequence[int]) -> Tensor:
 
 
 def time_embedding(gamma_t: Tensor, width: int, gamma_min: float, gamma_max: float) -> Tensor:
-    """Sines and cosines of 1000 (gamma_t - gamma_min) / (gamma_max - gamma_min): (B,) -> (B, width), width even."""
+    """Return sin and cos of 1000 (gamma_t - gamma_min) / (gamma_max - gamma_min): (B,) -> (B, width), width even."""
     half = width // 2
     time = 1000 * (gamma_t - gamma_min) / (gamma_max - gamma_min)
     exponents = torch.arange(half, device=time.device, dtype=time.dtype) / (half - 1)
@@ -182,7 +191,7 @@ def time_embedding(gamma_t: Tensor, width: int, gamma_min: float, gamma_max: flo
 
 
 def zeroed(layer: Layer) -> Layer:
-    """The same layer with weights and bias set to zero."""
+    """Set weights and bias of the layer to zero, and return it."""
     for parameter in layer.parameters():
         nn.init.zeros_(parameter)
     return layer

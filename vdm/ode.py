@@ -1,4 +1,4 @@
-"""The exact likelihood of the probability-flow ODE, the deterministic process with the diffusion's own marginals.
+"""The likelihood of the probability-flow ODE, the deterministic process with the marginals of the diffusion.
 
 With gamma itself as the time (Song et al. 2021, arXiv 2011.13456, eq. 13 and 39, for alpha and sigma as in
 `vdm.schedule`):
@@ -6,35 +6,103 @@ With gamma itself as the time (Song et al. 2021, arXiv 2011.13456, eq. 13 and 39
     dz/dgamma = 1/2 sigma (eps_hat(z, gamma) - sigma z)
     log p(z_0) = log N(z_1; 0, I) + integral over gamma of div(dz/dgamma)
 
-Neither depends on the schedule between its end points.  Pixels get a probability by dequantisation: level k owns the
-cell of width 2 alpha_0 / K around alpha_0 x_k, and for any density q on the cell
+Neither depends on the schedule between its end points.  Dequantisation turns the density into a probability of pixels:
+level k owns the cell of width 2 alpha_0 / K around alpha_0 x_k, and for any density q on the cell
 
-    log P(pixels) >= E over q of [log p(z_0) - log q(z_0)],
+    log P(pixels) >= E over q of [log p(z_0) - log q(z_0)].
 
-tighter with the mean over several draws inside the logarithm (importance weighting, -log of their number included).
+With the mean over several draws inside the logarithm (importance weighting) the bound is tighter.
 """
 
 import math
-from collections.abc import Callable
-from typing import Literal
+from collections.abc import Callable, Iterable
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from vdm.choices import Dequantisation
 from vdm.discretization import pixels_to_x
+from vdm.model import VDM
 from vdm.schedule import alpha, sigma
-from vdm.vlb import PredictNoise
+from vdm.vlb import PredictNoise, bits_per_dim
 
-Dequantisation = Literal["uniform", "truncated_normal"]
 State = tuple[Tensor, Tensor]
 Solve = Callable[[Callable[[Tensor, State], State], State, Tensor], State]
-"""Integrates (derivative, state at the first time, times) and returns the state at the last time."""
+"""Takes a derivative, the state at the first time, and the times; returns the state at the last time."""
+
+
+def evaluate_ode(
+    model: VDM,
+    pixels: np.ndarray,
+    *,
+    seed: int,
+    num_draws: int,
+    num_probes: int,
+    dequantisation: Dequantisation,
+    batch_size: int,
+    solve: Solve,
+    progress: Callable[[range], Iterable[int]] = iter,
+) -> np.ndarray:
+    """Return an upper bound of -log P(pixels) under the ODE for every image (N,C,H,W): (N,) bits/dim.
+
+    The mean over `num_draws` draws is inside the logarithm.  `num_probes` 0 takes the exact divergence.  Draws and
+    probes depend on the seed and on the image's index alone.  `batch_size` counts images times draws.
+
+    The draws of an image share its Rademacher probes, so that the error they have in common leaves the logarithm.  The
+    rest of the error stays inside: many draws with few probes give slightly too few bits.
+    """
+    place = next(model.parameters())  # its device and dtype are those of the network
+    images_per_batch = max(1, batch_size // num_draws)
+    results = []
+    for first in progress(range(0, len(pixels), images_per_batch)):
+        indices = range(first, min(first + images_per_batch, len(pixels)))
+        batch = torch.from_numpy(np.array(pixels[first : indices.stop])).repeat_interleave(num_draws, 0)
+        draws, probes = (
+            torch.from_numpy(values).to(place.device)
+            for values in dequantisation_draws(seed, indices, num_draws, num_probes, model.image_shape)
+        )
+        log_weights = log_weight(
+            batch.to(place.device),
+            draws,
+            basis_probes(draws) if num_probes == 0 else probes,
+            num_levels=model.num_levels,
+            gamma_0=model.schedule.gamma_0.detach().double(),
+            gamma_1=model.schedule.gamma_1.detach().double(),
+            dequantisation=dequantisation,
+            predict_noise=lambda z, gamma: model.network(z.to(place.dtype), gamma.to(place.dtype)).double(),
+            solve=solve,
+        )
+        results.append(importance_weighted(log_weights.reshape(-1, num_draws).T))
+    return bits_per_dim(-torch.cat(results), model.num_dims).cpu().numpy()
+
+
+def memory_needed(model: VDM, *, num_images: int, num_draws: int, num_probes: int, batch_size: int) -> int:
+    """Return a lower bound of the bytes that `evaluate_ode` takes: a batch's draws, its probes and one block."""
+    draws = num_draws * min(num_images, max(1, batch_size // num_draws))
+    num_pixels = model.image_shape[1] * model.image_shape[2]
+    probes = num_probes * draws if num_probes else model.num_dims
+    return 8 * model.num_dims * (probes + 2 * draws) + 24 * model.network.width * num_pixels * draws
+
+
+def dequantisation_draws(
+    seed: int, indices: range, num_draws: int, num_probes: int, shape: tuple[int, int, int]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return uniform draws in (0, 1), (N num_draws,C,H,W), and Rademacher probes (num_probes, N num_draws,C,H,W).
+
+    Both are float64.  The draws of an image share its probes.
+    """
+    streams = [np.random.Generator(np.random.Philox(key=[seed, index])) for index in indices]
+    draws = np.concatenate([1 - stream.random((num_draws, *shape)) for stream in streams])
+    signs = [stream.integers(0, 2, (num_probes, 1, *shape)) for stream in streams]
+    probes = np.repeat(2.0 * np.concatenate(signs, axis=1) - 1, num_draws, axis=1)
+    return draws.clip(max=1 - 1e-12), probes
 
 
 def log_density(
     z_0: Tensor, gamma_0: Tensor, gamma_1: Tensor, probes: Tensor, *, predict_noise: PredictNoise, solve: Solve
 ) -> Tensor:
-    """log p(z_0) under the probability-flow ODE, (B,) nats; z_0 (B,C,H,W).
+    """Return log p(z_0) under the probability-flow ODE, (B,) nats; z_0 (B,C,H,W).
 
     The divergence is the mean of v' J v over `probes` v (P,B,C,H,W): unbiased for Rademacher probes (Hutchinson),
     exact for `basis_probes`.
@@ -69,9 +137,9 @@ def log_weight(
     predict_noise: PredictNoise,
     solve: Solve,
 ) -> Tensor:
-    """log p(z_0) - log q(z_0) at one dequantisation draw, (B,) nats: a lower bound of log P(pixels) on average.
+    """Return log p(z_0) - log q(z_0) at one dequantisation draw, (B,) nats: on average a lower bound of log P(pixels).
 
-    `draws` (B,C,H,W) are uniform on (0, 1) and decide the place inside the cell.
+    `draws` (B,C,H,W) are uniform on (0, 1) and choose the point z_0 inside the cell; `probes` as in `log_density`.
     """
     x = pixels_to_x(pixels, num_levels, draws.dtype)
     half_cell = alpha(gamma_0) / num_levels
@@ -80,7 +148,7 @@ def log_weight(
             offset = half_cell * (2 * draws - 1)
             log_q = -torch.log(2 * half_cell).expand_as(draws)
         case "truncated_normal":
-            # q(z_0 | x) cut off at the cell's edge: what the network saw in training (Zheng et al. 2023).
+            # q(z_0 | x) cut off at the cell's edge: noise as the network met it in training (Zheng et al. 2023).
             edge = torch.special.ndtr(half_cell / sigma(gamma_0))
             eps = torch.special.ndtri(1 - edge + (2 * edge - 1) * draws)
             offset = sigma(gamma_0) * eps
@@ -91,17 +159,17 @@ def log_weight(
 
 
 def importance_weighted(log_weights: Tensor) -> Tensor:
-    """log of the mean weight over K draws, (K,B) nats to (B,): logsumexp - log K."""
+    """Return the log of the mean weight over K draws, logsumexp - log K: (K,B) nats to (B,)."""
     return torch.logsumexp(log_weights, dim=0) - math.log(len(log_weights))
 
 
 def basis_probes(like: Tensor) -> Tensor:
-    """As many probes as an image has dimensions, (D,B,C,H,W), for which the divergence is exact."""
+    """Return one probe for each of the D dimensions of an image, (D,B,C,H,W): with them the divergence is exact."""
     num_dims = like[0].numel()
     basis = math.sqrt(num_dims) * torch.eye(num_dims, dtype=like.dtype, device=like.device)
     return basis.reshape(num_dims, 1, *like.shape[1:]).expand(-1, len(like), -1, -1, -1)
 
 
 def standard_normal_log_density(z: Tensor) -> Tensor:
-    """log N(z; 0, I), (B,) nats; z (B,C,H,W)."""
+    """Return log N(z; 0, I), (B,) nats; z (B,C,H,W)."""
     return -0.5 * (z.square() + math.log(2 * math.pi)).flatten(1).sum(1)

@@ -11,7 +11,7 @@ from vdm.model import VDM
 
 
 def memory_needed(model: VDM, num_images: int, num_timesteps: int) -> int:
-    """Return a lower bound of the bytes that `sample` takes: images, their noise, one block, the schedule."""
+    """Return a lower bound of the bytes that `sample` takes: images, their noise, one block, and the schedule."""
     num_pixels = model.image_shape[1] * model.image_shape[2]
     features = sum(parameter.numel() for parameter in model.schedule.parameters())
     images = num_images * (12 * model.num_dims + 16 * model.network.width * num_pixels)
@@ -30,8 +30,8 @@ def sample(
 ) -> Tensor:
     """Draw `num_images` images in `num_timesteps` steps: (num_images,C,H,W) integer pixels on the model's device.
 
-    Noise comes from `generator`, on the generator's device.  `clip` keeps every x_hat inside [-1, 1].  The last step
-    takes the mode of p(x | z_0) rather than a draw, whose difference at the usual gamma_0 is below one level.
+    Noise comes from `generator`, on the generator's device.  `clip` limits every x_hat to [-1, 1].  The last step takes
+    the mode of p(x | z_0) instead of a draw; at the usual gamma_0 they differ by less than one level.
     """
     device = next(model.parameters()).device
 
@@ -39,7 +39,7 @@ def sample(
         shape = (num_images, *model.image_shape)
         return torch.randn(shape, generator=generator, device=generator.device).to(device)
 
-    # Integers divided once: t and s of neighbouring steps are the same number.
+    # Integers divided once: s of a step is exactly t of the next.
     times = torch.arange(num_timesteps, -1, -1, device=device) / num_timesteps
     gammas = model.schedule(times)
     z = noise()

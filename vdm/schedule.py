@@ -4,8 +4,8 @@
     sigma^2  = sigmoid(gamma)                      alpha^2 = 1 - sigma^2 = sigmoid(-gamma)
     SNR      = alpha^2 / sigma^2 = exp(-gamma)
 
-In continuous time the bound depends on gamma through its end points gamma_0 = gamma(0) and
-gamma_1 = gamma(1) alone (section 5.1); the shape between them only moves the variance of its estimate.
+In continuous time the bound depends only on the end points gamma_0 = gamma(0) and gamma_1 = gamma(1) of gamma (section
+5.1).  The shape between them changes only the variance of the bound's estimate.
 """
 
 from collections.abc import Callable
@@ -33,8 +33,8 @@ def snr(gamma: Tensor) -> Tensor:
 class LinearSchedule(nn.Module):
     """gamma(t) = gamma_0 + (gamma_1 - gamma_0) t, with fixed or learned end points (appendix H).
 
-    Learning cannot turn the schedule round: what is learned is gamma_0 and a span that enters by its absolute value.
-    Raises ValueError unless gamma_0 < gamma_1.
+    The parameters are gamma_0 and a span, of which only the absolute value counts: no update can make the schedule
+    decrease.  Raises ValueError unless gamma_0 < gamma_1.
     """
 
     def __init__(self, gamma_0: float, gamma_1: float, *, learned: bool) -> None:
@@ -55,19 +55,19 @@ class LinearSchedule(nn.Module):
         return self.start + self.span.abs()
 
     def end_points(self) -> list[nn.Parameter]:
-        """The parameters that the bound trains, empty when they are fixed."""
+        """Return the parameters that are trained on the bound; none if they are fixed."""
         return [p for p in (self.start, self.span) if p.requires_grad]
 
     def shape_parameters(self) -> list[nn.Parameter]:
-        """The parameters that the variance of the bound's estimate trains; a straight line has none."""
+        """Return the parameters that are trained on the variance of the bound's estimate; a straight line has none."""
         return []
 
     def shape(self, t: Tensor) -> Tensor:
-        """The way from gamma_0 to gamma_1 covered at t: increasing, 0 at 0 and 1 at 1."""
+        """Return the share of the way from gamma_0 to gamma_1 at t (B,): increasing, 0 at t = 0 and 1 at t = 1."""
         return t
 
     def forward(self, t: Tensor) -> Tensor:
-        """gamma at times t (B,) in [0, 1]: (B,)."""
+        """Return gamma at times t (B,) in [0, 1]: (B,)."""
         return self.start + self.span.abs() * self.shape(t)
 
 
@@ -79,8 +79,8 @@ class MonotoneSchedule(LinearSchedule):
         rise(t) = |a| t + mean_j 2 |c_j| (h_j(t) - h_j(0)),    h_j(t) = sigmoid(|b_j| (2 t - 1) + bias_j)
         shape(t) = rise(t) / rise(1)
 
-    so that gamma(0) and gamma(1) are the learned end points whatever the weights are.  |a| stays above 1e-6, without
-    which saturated or vanished weights would leave 0/0.
+    so that gamma(0) and gamma(1) are the learned end points for any weights.  |a| is at least 1e-6: without that limit
+    weights that saturate or vanish would give 0/0.
     """
 
     NUM_FEATURES = 1024
@@ -96,7 +96,7 @@ class MonotoneSchedule(LinearSchedule):
         return [self.linear, self.inner, self.bias, self.outer]
 
     def shape(self, t: Tensor) -> Tensor:
-        # One evaluation for t and both ends: then shape(0) is 0 and shape(1) is 1 to the bit.
+        # With t and both ends in one evaluation, shape(0) is exactly 0 and shape(1) exactly 1.
         times = torch.cat([t, t.new_tensor([0.0, 1.0])])
         hidden = torch.sigmoid(self.inner.abs() * (2 * times[:, None] - 1) + self.bias)
         curved = (2 * self.outer.abs() * (hidden - hidden[-2])).mean(dim=1)
@@ -105,6 +105,6 @@ class MonotoneSchedule(LinearSchedule):
 
 
 def gamma_and_slope(schedule: Callable[[Tensor], Tensor], t: Tensor) -> tuple[Tensor, Tensor]:
-    """gamma(t) and gamma'(t) of the schedule in use, both (B,); differentiable in the schedule's parameters."""
+    """Return gamma(t) and gamma'(t) of the schedule, both (B,), differentiable in the schedule's parameters."""
     gamma_t, dgamma_dt, *_ = torch.func.jvp(schedule, (t,), (torch.ones_like(t),))
     return gamma_t, dgamma_dt

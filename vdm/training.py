@@ -1,18 +1,19 @@
 """Training (appendix B): stochastic gradient descent on the bound, with a moving average of the weights.
 
-The data set lies on the device as integers; a step gathers a batch, draws evenly spread times (appendix I.1) and
-noise, and descends on the mean -VLB in bits per dimension.  What a step draws follows from the seed and the step's
-number alone, so that a run continued from any step is the run that was never interrupted.
+The data set lies on the device as integers.  A step gathers a batch, draws evenly spread times (appendix I.1) and
+noise, and descends on the mean -VLB in bits per dimension.  What a step draws is a function of the seed and of the
+step's number: a run that continues from a saved state ends with the same weights as one without interruption.
 
-Several processes, one per device, share out every batch when torch.distributed is initialised; so do micro-batches,
-one after the other.  The batch, and with it the loss, stays what it is with one of each.
+When torch.distributed is initialised, the processes, one per device, split every batch among them.  Micro-batches split
+it further, one after the other.  Neither changes the batch or its loss.
 """
 
 import math
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -21,64 +22,82 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.checkpoint import checkpoint
 
-from vdm.batches import Batch, Transform, augment, draw_batch
+from vdm.batches import Batch, augment, draw_batch
+from vdm.choices import LearningRateDecay, Precision, Transform
 from vdm.model import VDM
 from vdm.network import AttentionBlock, ResidualBlock
 from vdm.schedule import gamma_and_slope
 from vdm.training_log import TrainingLog, TrainingRecord
 from vdm.vlb import PredictNoise, Terms, bits_per_dim
 
-Precision = Literal["float32", "bfloat16"]
-LearningRateDecay = Literal["none", "linear", "cosine"]
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingSettings:
+    """The options of a training run (appendix B).
+
+    steps                     updates of the weights
+    batch_size                images of a step, over all processes and all their micro-batches
+    accumulation              micro-batches of a step in each process
+    augmentation              random transforms of the images, in this order (section 6)
+    learning_rate             AdamW's, after the warm-up
+    warmup_steps              steps over which the learning rate rises linearly from 0
+    learning_rate_decay       its course from then on, see `learning_rate_factor`
+    betas                     AdamW's decay rates of both moments, per step
+    weight_decay              AdamW's decay of weight matrices, per step and unit of the learning rate
+    max_gradient_norm         limit of the gradient's norm in bits/dim per unit of weight; None for no limit
+    ema_decay                 decay rate of the averaged weights, per step
+    precision                 number format of the network's matrix products; the loss is always float32
+    compile                   whether torch compiles the network
+    activation_checkpointing  whether blocks are computed again in the backward pass, which takes less memory
+    seed                      of everything that a step draws
+    log_every                 steps per line of the log
+    """
+
+    steps: int
+    batch_size: int
+    accumulation: int
+    augmentation: Sequence[Transform]
+    learning_rate: float
+    warmup_steps: int
+    learning_rate_decay: LearningRateDecay
+    betas: Sequence[float]
+    weight_decay: float
+    max_gradient_norm: float | None
+    ema_decay: float
+    precision: Precision
+    compile: bool
+    activation_checkpointing: bool
+    seed: int
+    log_every: int
 
 
 class Trainer:
-    """One run of training: `step` moves it on, `state` is what a checkpoint must hold.
+    """One training run: `step` takes its next step, `state` returns what a checkpoint must hold.
 
-    `model` is trained in place on `images` (N,C,H,W), both on one device; `averaged` is the model of averaged weights.
-    `batch_size` counts the images of a step, over all processes and all `accumulation` micro-batches of each.
-    Raises ValueError unless they divide it, or when the images do not allow a transform of `augmentation`.
+    `model` is trained in place on `images` (N,C,H,W), both on one device.  `averaged` is the model of averaged weights.
+    Raises ValueError unless processes and micro-batches divide the batch evenly, and if a transform does not suit the
+    images.
     """
 
-    def __init__(
-        self,
-        model: VDM,
-        images: Tensor,
-        *,
-        steps: int,
-        batch_size: int,
-        accumulation: int,
-        augmentation: Sequence[Transform],
-        learning_rate: float,
-        warmup_steps: int,
-        learning_rate_decay: LearningRateDecay,
-        betas: Sequence[float],
-        weight_decay: float,
-        max_gradient_norm: float | None,
-        ema_decay: float,
-        precision: Precision,
-        compile: bool,
-        activation_checkpointing: bool,
-        seed: int,
-        log_every: int,
-    ) -> None:
-        augment(images[:1], augmentation, torch.Generator(images.device))
+    def __init__(self, model: VDM, images: Tensor, settings: TrainingSettings) -> None:
+        augment(images[:1], settings.augmentation, torch.Generator(images.device))
         self.rank, self.processes = process()
-        if batch_size % (self.processes * accumulation):
-            raise ValueError(
-                f"batch_size {batch_size} is not a multiple of {self.processes} processes x accumulation {accumulation}"
-            )
-        self.model, self.images, self.steps, self.batch_size = model.train(), images, steps, batch_size
-        self.accumulation, self.augmentation = accumulation, augmentation
-        self.learning_rate, self.warmup_steps, self.decay = learning_rate, warmup_steps, learning_rate_decay
-        self.max_gradient_norm, self.precision = max_gradient_norm, precision
-        self.seed, self.log_every = seed, log_every
+        if settings.batch_size % (self.processes * settings.accumulation):
+            parts = f"{self.processes} processes x accumulation {settings.accumulation}"
+            raise ValueError(f"batch_size {settings.batch_size} is not a multiple of {parts}")
+        self.model = model.train()
+        self.images = images
+        self.settings = settings
         if images.is_cuda:
             # The layout of tensor cores; on CPUs it made convolutions half as fast.
             model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.optimizer = adamw(model, learning_rate=learning_rate, betas=betas, weight_decay=weight_decay)
-        self.average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(ema_decay))
-        self.network = prepare(model, compile=compile, activation_checkpointing=activation_checkpointing)
+        self.optimizer = adamw(
+            model, learning_rate=settings.learning_rate, betas=settings.betas, weight_decay=settings.weight_decay
+        )
+        self.average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(settings.ema_decay))
+        self.network = prepare(
+            model, compile=settings.compile, activation_checkpointing=settings.activation_checkpointing
+        )
         self.on_bound = [*model.network.parameters(), *model.schedule.end_points()]
         self.done = 0
         self.records: list[TrainingRecord] = []
@@ -90,67 +109,76 @@ class Trainer:
         return cast(VDM, self.average.module.eval())
 
     def step(self) -> TrainingRecord | None:
-        """Take the next step; the log's new line at the end of an interval.
+        """Take the next step.  Return a new line of the log if an interval ends.
 
-        Raises TrainingDiverged once the loss or its gradient is not finite: at that step, on CUDA one step later.
+        Raises TrainingDiverged if the loss or its gradient is not finite: at that step, on CUDA one step later.
         """
-        batch = self.draw()
-        factor = learning_rate_factor(self.done, self.steps, self.warmup_steps, self.decay)
+        settings = self.settings
+        factor = learning_rate_factor(self.done, settings.steps, settings.warmup_steps, settings.learning_rate_decay)
+        learning_rate = settings.learning_rate * factor
         for group in self.optimizer.param_groups:
-            group["lr"] = self.learning_rate * factor
-        losses = torch.zeros(3, device=self.images.device)
-        for number in range(self.accumulation):
-            part = batch.part(self.rank * self.accumulation + number, self.processes * self.accumulation)
-            waits = number + 1 < self.accumulation and isinstance(self.network, DistributedDataParallel)
-            with self.network.no_sync() if waits else nullcontext():  # type: ignore[operator]
-                predict_noise = partial(self.network, augmented=part.augmented)
-                terms = backward(self.model, part, self.precision, predict_noise, share=1 / self.accumulation)
-            losses += torch.stack([term.detach().mean() for term in terms]) / self.accumulation
+            group["lr"] = learning_rate
+        losses = self.accumulate_gradients(self.draw())
         self.average_over_processes(losses)
-        gradient_norm = torch.nn.utils.clip_grad_norm_(self.on_bound, self.max_gradient_norm or math.inf)
+        gradient_norm = torch.nn.utils.clip_grad_norm_(self.on_bound, settings.max_gradient_norm or math.inf)
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.average.update_parameters(self.model)
         self.done += 1
         self.log.add(self.done, torch.cat([bits_per_dim(losses, self.model.num_dims), gradient_norm[None]]))
-        if self.done % self.log_every and self.done < self.steps:
-            return None
+        interval_ends = self.done % settings.log_every == 0 or self.done >= settings.steps
+        return self.record(learning_rate) if interval_ends else None
+
+    def accumulate_gradients(self, batch: Batch) -> Tensor:
+        """Compute the gradients of this process's share of the batch.  Return its mean terms of the loss, (3,) nats."""
+        losses = torch.zeros(3, device=self.images.device)
+        count = self.settings.accumulation
+        for number in range(count):
+            part = batch.part(self.rank * count + number, self.processes * count)
+            last = number + 1 == count
+            with nullcontext() if last else unsynchronised(self.network):
+                predict_noise = partial(self.network, augmented=part.augmented)
+                terms = backward(self.model, part, self.settings.precision, predict_noise, share=1 / count)
+            losses += torch.stack([term.detach().mean() for term in terms]) / count
+        return losses
+
+    def record(self, learning_rate: float) -> TrainingRecord:
+        """Add a line to the log, and return it."""
         schedule = self.model.schedule
         ends = schedule.gamma_0.item(), schedule.gamma_1.item()
-        record = self.log.line(self.done, ends, self.learning_rate * factor, self.batch_size)
-        self.records.append(record)
-        return record
+        self.records.append(self.log.line(self.done, ends, learning_rate, self.settings.batch_size))
+        return self.records[-1]
 
     def draw(self) -> Batch:
-        """The whole batch of the next step; seeds dropout too, for this process."""
-        # Seeds apart: from one, the dropout masks would be the very numbers that the noise is made of.
-        seeds = np.random.SeedSequence([self.seed, self.done]).generate_state(1 + self.processes).tolist()
+        """Draw the whole batch of the next step, and seed the dropout of this process."""
+        # With one seed for both, dropout masks and noise would be made of the same random numbers.
+        seeds = np.random.SeedSequence([self.settings.seed, self.done]).generate_state(1 + self.processes).tolist()
         torch.manual_seed(seeds[1 + self.rank])
         generator = torch.Generator(self.images.device).manual_seed(seeds[0])
         return draw_batch(
             self.images,
-            self.batch_size,
+            self.settings.batch_size,
             step=self.done,
             generator=generator,
-            seed=self.seed,
-            transforms=self.augmentation,
+            seed=self.settings.seed,
+            transforms=self.settings.augmentation,
         )
 
     def average_over_processes(self, losses: Tensor) -> None:
         """Average the losses (3,) and the schedule's gradients, which DistributedDataParallel does not see."""
         if self.processes == 1:
             return
-        gradients = [p.grad for p in self.model.schedule.parameters() if p.grad is not None]
-        values = torch.cat([value.flatten() for value in (losses, *gradients)])
-        distributed.all_reduce(values)
-        sizes = [value.numel() for value in (losses, *gradients)]
-        for value, mean in zip((losses, *gradients), (values / self.processes).split(sizes), strict=True):
+        values = [losses, *(p.grad for p in self.model.schedule.parameters() if p.grad is not None)]
+        sums = torch.cat([value.flatten() for value in values])
+        distributed.all_reduce(sums)
+        means = (sums / self.processes).split([value.numel() for value in values])
+        for value, mean in zip(values, means, strict=True):
             value.copy_(mean.view_as(value))
 
     def state(self) -> dict[str, Any]:
-        """Everything that the next step depends on, as tensors and plain values.
+        """Return everything that the next step depends on, as tensors and plain values.
 
-        Raises TrainingDiverged rather than hand out a state that is not finite.
+        Raises TrainingDiverged if a loss so far was not finite.
         """
         return {
             "log": self.log.state(),
@@ -162,7 +190,7 @@ class Trainer:
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Continue from `state`, of a run with the same arguments.  Raises what torch raises over any other."""
+        """Continue from `state`, of a run with the same arguments.  For any other state torch raises what it raises."""
         self.model.load_state_dict(state["model"])
         self.average.load_state_dict(state["average"])
         self.optimizer.load_state_dict(state["optimizer"])
@@ -172,7 +200,7 @@ class Trainer:
 
 
 def process() -> tuple[int, int]:
-    """The rank of this process and the number of all."""
+    """Return the rank of this process and the number of processes."""
     return (distributed.get_rank(), distributed.get_world_size()) if distributed.is_initialized() else (0, 1)
 
 
@@ -185,20 +213,21 @@ def memory_needed(
     batch_size: int,
     part: int,
 ) -> int:
-    """Return a lower bound of the bytes that a process takes beside the images, `part` of a batch at a time.
+    """Return a lower bound of the bytes that a process takes besides the images, with `part` images in a micro-batch.
 
-    That is five float32 copies of the weights (the model, its average, gradients, two moments of AdamW), the order of
-    an epoch, the batch with its noise, and what one block of twice the width keeps for its gradient, twelve tensors.
+    It is the sum of five float32 copies of the weights (the model, its average, its gradients, two moments of AdamW),
+    the order of an epoch, the batch with its noise, and twelve tensors that a block of twice the width keeps for its
+    gradient.
     """
     num_dims, num_pixels = math.prod(image_shape), math.prod(image_shape[1:])
     return 20 * num_parameters + 16 * num_images + 5 * num_dims * batch_size + 48 * width * num_pixels * part
 
 
 def prepare(model: VDM, *, compile: bool, activation_checkpointing: bool) -> torch.nn.Module:
-    """The model's network in the form that training calls; its parameters stay the model's."""
+    """Return the model's network as training calls it; it shares its parameters with the model."""
     network = model.network
     if activation_checkpointing:
-        # A block's activations are computed once more in the backward pass, instead of kept until then.
+        # Compute the activations of a block again in the backward pass instead of keeping them until then.
         for block in network.modules():
             if isinstance(block, (ResidualBlock, AttentionBlock)):
                 block.forward = partial(checkpoint, block.forward, use_reentrant=False)  # type: ignore[method-assign]
@@ -207,12 +236,17 @@ def prepare(model: VDM, *, compile: bool, activation_checkpointing: bool) -> tor
     return DistributedDataParallel(network, gradient_as_bucket_view=True) if distributed.is_initialized() else network
 
 
-def backward(model: VDM, batch: Batch, precision: Precision, predict_noise: PredictNoise, *, share: float) -> Terms:
-    """Add to the gradients `share` times those of the mean -VLB in bits/dim; returns its terms, (B,) nats each.
+def unsynchronised(network: torch.nn.Module) -> AbstractContextManager[None]:
+    """Return a context whose gradients stay in this process until a backward pass outside of it."""
+    return network.no_sync() if isinstance(network, DistributedDataParallel) else nullcontext()
 
-    The schedule's shape leaves the bound unchanged, so it descends on the variance of the bound's estimate instead:
-    on E[loss^2] of the per-image diffusion loss (appendix I.2).  Both gradients pass through gamma(t) and gamma'(t),
-    where that of loss^2 is 2 loss times that of the loss: one backward pass through the network serves both.
+
+def backward(model: VDM, batch: Batch, precision: Precision, predict_noise: PredictNoise, *, share: float) -> Terms:
+    """Add `share` times the gradients of the mean -VLB in bits/dim.  Return its terms, (B,) nats each.
+
+    The schedule's shape does not change the bound, so it descends on the variance of the bound's estimate instead: on
+    E[loss^2] of the per-image diffusion loss (appendix I.2).  Both gradients pass through gamma(t) and gamma'(t), where
+    that of loss^2 is 2 loss times that of the loss.  So one backward pass through the network serves both.
     """
     schedule, pixels = model.schedule, batch.pixels
     end_points, shape = schedule.end_points(), schedule.shape_parameters()
@@ -231,7 +265,7 @@ def backward(model: VDM, batch: Batch, precision: Precision, predict_noise: Pred
 
 
 def adamw(model: VDM, *, learning_rate: float, betas: Sequence[float], weight_decay: float) -> torch.optim.AdamW:
-    """AdamW in which biases, norms and the noise schedule are not decayed."""
+    """Return AdamW without weight decay for biases, norms and the noise schedule."""
     parameters = [p for p in model.parameters() if p.requires_grad]
     groups = [
         {"params": [p for p in parameters if p.ndim > 1], "weight_decay": weight_decay},
@@ -241,7 +275,7 @@ def adamw(model: VDM, *, learning_rate: float, betas: Sequence[float], weight_de
 
 
 def learning_rate_factor(step: int, steps: int, warmup_steps: int, decay: LearningRateDecay) -> float:
-    """The learning rate's multiplier at 0-based `step`: linear warm-up, then `decay` towards 0 at `steps`."""
+    """Return the learning rate's multiplier at 0-based `step`: linear warm-up, then `decay` towards 0 at `steps`."""
     if step < warmup_steps:
         return (step + 1) / warmup_steps
     done = (step - warmup_steps) / max(1, steps - warmup_steps)

@@ -1,4 +1,4 @@
-"""The log of a training run: what its steps cost, averaged over intervals."""
+"""The log of a training run: the losses of its steps, averaged over intervals."""
 
 import math
 import time
@@ -8,13 +8,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-
-class TrainingDiverged(ArithmeticError):
-    """The loss is no longer a finite number."""
+from vdm.errors import TrainingDiverged
 
 
 class TrainingRecord(NamedTuple):
-    """One line of the training log; losses are means since the line before, in bits/dim."""
+    """One line of the training log.  Losses are means over the steps since the previous line, in bits/dim."""
 
     step: int
     bpd: float
@@ -29,9 +27,9 @@ class TrainingRecord(NamedTuple):
 
 
 class TrainingLog:
-    """Sums of the steps' figures since the last line: the three losses in bits/dim and the gradient's norm.
+    """Sums of the three losses in bits/dim and of the gradient's norm over the steps since the last line.
 
-    On CUDA the figures of a step are looked at when the next step is on its way, so that no step waits for them.
+    On CUDA the figures of a step are read while the next step runs, so that no step waits for them.
     """
 
     def __init__(self) -> None:
@@ -39,12 +37,14 @@ class TrainingLog:
         self.restart([0.0] * 4, 0)
 
     def restart(self, sums: list[float], count: int) -> None:
-        """Begin an interval from the sums over `count` steps of it; its rate counts from now."""
-        self.sums, self.count = sums, count
-        self.started, self.timed = time.perf_counter(), 0
+        """Begin an interval with the sums over its first `count` steps; measure images per second from now."""
+        self.sums = sums
+        self.count = count
+        self.started = time.perf_counter()
+        self.timed = 0
 
     def add(self, step: int, figures: Tensor) -> None:
-        """Take in the figures (4,) of a step.  Raises TrainingDiverged if those that have arrived are not finite."""
+        """Add the figures (4,) of a step.  Raises TrainingDiverged if figures that have arrived are not finite."""
         arrival = None
         if figures.is_cuda:
             figures = figures.to("cpu", non_blocking=True)
@@ -55,22 +55,20 @@ class TrainingLog:
         self.take(all_but=0 if arrival is None else 1)
 
     def take(self, all_but: int) -> None:
-        """Wait for the pending figures but the newest so many, and add them up."""
+        """Wait for the pending figures, except the newest `all_but`, and add them to the sums."""
         while len(self.pending) > all_but:
             step, figures, arrival = self.pending.popleft()
             if arrival is not None:
                 arrival.synchronize()
             values = figures.tolist()
             if not all(map(math.isfinite, values)):
-                raise TrainingDiverged(
-                    f"step {step}: the loss is {sum(values[:3])} bits/dim and its gradient's norm {values[3]}; "
-                    f"lower train.learning_rate or set train.max_gradient_norm"
-                )
+                found = f"the loss is {sum(values[:3])} bits/dim and the norm of its gradient {values[3]}"
+                raise TrainingDiverged(f"step {step}: {found}; lower the learning rate or limit the gradient's norm")
             self.sums = [total + value for total, value in zip(self.sums, values, strict=True)]
             self.count += 1
 
     def line(self, step: int, ends: tuple[float, float], learning_rate: float, batch_size: int) -> TrainingRecord:
-        """The record of the steps since the last one.  Raises TrainingDiverged if one was not finite."""
+        """Return the record of the steps since the last one.  Raises TrainingDiverged if one was not finite."""
         self.take(all_but=0)
         prior, reconstruction, diffusion, norm = (total / self.count for total in self.sums)
         rate = self.timed * batch_size / (time.perf_counter() - self.started)
@@ -79,12 +77,12 @@ class TrainingLog:
         return TrainingRecord(step, bpd, prior, reconstruction, diffusion, *ends, norm, learning_rate, rate)
 
     def state(self) -> dict[str, Any]:
-        """The sums so far; the clock is not part of it.  Raises TrainingDiverged if a step was not finite."""
+        """Return the sums so far, without the clock.  Raises TrainingDiverged if a step was not finite."""
         self.take(all_but=0)
         return {"sums": self.sums, "count": self.count}
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Continue from `state`.  Raises ValueError, LookupError or TypeError for anything else."""
+        """Continue from a result of `state`.  Raises ValueError, LookupError or TypeError for anything else."""
         prior, reconstruction, diffusion, norm = map(float, state["sums"])
         self.pending.clear()
         self.restart([prior, reconstruction, diffusion, norm], int(state["count"]))

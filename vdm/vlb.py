@@ -5,7 +5,7 @@
     diffusion       continuous time (eq. 17):  1/2 E over t, eps of gamma'(t) |eps - eps_hat|^2
                     T steps (section 4):       T/2 E over i, eps of expm1(gamma_t - gamma_s) |eps - eps_hat|^2
 
-Noise and times are arguments; drawing them is the caller's job.
+Noise and times are arguments: the caller draws them.
 """
 
 import math
@@ -21,7 +21,7 @@ from vdm.discretization import reconstruction_table
 from vdm.schedule import alpha
 
 PredictNoise = Callable[[Tensor, Tensor], Tensor]
-"""eps_hat (B,C,H,W) from z_t (B,C,H,W) and gamma_t (B,)."""
+"""Returns eps_hat (B,C,H,W) for z_t (B,C,H,W) and gamma_t (B,)."""
 
 
 class Terms(NamedTuple):
@@ -38,7 +38,7 @@ class Terms(NamedTuple):
 
 
 def bits_per_dim(nats: Tensor, num_dims: int) -> Tensor:
-    """Bits per dimension from nats per image: nats / (num_dims ln 2)."""
+    """Return bits per dimension from nats per image: nats / (num_dims ln 2)."""
     return nats / (num_dims * math.log(2))
 
 
@@ -64,7 +64,7 @@ def squared_error(x: Tensor, eps: Tensor, gamma_t: Tensor, predict_noise: Predic
 def diffusion_loss(x: Tensor, eps: Tensor, gamma_t: Tensor, dgamma_dt: Tensor, predict_noise: PredictNoise) -> Tensor:
     """1/2 gamma'(t) |eps - eps_hat|^2, one draw of the continuous-time loss at t ~ U[0, 1) (eq. 17), (B,) nats.
 
-    gamma_t and its derivative dgamma_dt (B,) are those of the schedule in use: see `vdm.schedule.gamma_and_slope`.
+    gamma_t and its derivative dgamma_dt (B,) come from `vdm.schedule.gamma_and_slope`.
     """
     return 0.5 * dgamma_dt * squared_error(x, eps, gamma_t, predict_noise)
 
@@ -88,5 +88,5 @@ def low_discrepancy_times(offset: Tensor, num_times: int) -> Tensor:
 
 
 def grid_times(t: Tensor, num_timesteps: int) -> Tensor:
-    """Uniform t in [0, 1) to the grid of T steps: i/T with i uniform over 1..T."""
+    """Round uniform t in [0, 1) up to the grid of T steps: i/T with i uniform over 1..T."""
     return (torch.floor(t * num_timesteps) + 1) / num_timesteps

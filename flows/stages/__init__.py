@@ -1,4 +1,9 @@
-"""The DVC stages: one module each, one function of the same name, from files to files.
+"""The DVC stages: one function each, from files to files.
 
-A stage knows neither DVC nor Prefect and says nothing but through logging.
+download  an image set as arrays on disk
+validate  the images against the contract
+train     the model, with averaged weights
+register  the model with its card, frozen
+evaluate  bits/dim of every test image
+sample    a grid of samples
 """

@@ -1,97 +1,21 @@
 """evaluate: the likelihood of every test image, as a number with its error and as a table."""
 
-import csv
-import json
-import math
-from io import StringIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import torch
-
-from flows.device import find_device
-from flows.ending import finish
-from flows.errors import Exit, UserError
-from flows.memory import require
-from flows.progress import bar
-from vdm import evaluation
-from vdm.checkpoint import load_model, model_sha256
-from vdm.files import written_last
-from vdm.images import ImageSet, data_sha256, fault, load_images
-from vdm.model import VDM
+from flows.evaluation.bound import measure, write
+from flows.evaluation.results import BoundMetrics
 
 if TYPE_CHECKING:
-    from flows.params import Evaluate
+    from flows.core.params import Evaluate
 
 
-def evaluate(evaluate: "Evaluate", *, model: Path, images: Path, out: Path | None) -> dict[str, Any]:
-    """The metrics, in bits/dim; written to `out` as `metrics.json` and `per_image.csv` unless it is None.
+def evaluate(settings: "Evaluate", *, model: Path, images: Path, requirements: Path, out: Path) -> BoundMetrics:
+    """Write `metrics.json` and `per_image.csv` into `out`, and return the metrics, in bits/dim.
 
-    Raises CheckpointError, ImageSetError, and UserError (exit 2) when model and images do not fit each other.
+    Raises what `flows.evaluation.bound.measure` raises, and OSError that names the file that cannot be written.
     """
-    vdm, image_set = load_fitting(model, images, find_device(evaluate.device))
-    require_memory(evaluate, vdm, len(image_set.test))
-    if out is not None:
-        out.mkdir(parents=True, exist_ok=True)  # an error is wanted before the work
-    arguments = evaluate.model_dump(exclude={"device"})
-    result = evaluation.evaluate(vdm, image_set.test, progress=bar("evaluating"), **arguments)
-    metrics = {
-        "protocol": "vlb",
-        "bpd": number(result.bpd.mean()),
-        "bpd_standard_error": number(result.standard_error),
-        "bpd_monte_carlo_standard_error": number(result.monte_carlo_standard_error),
-        "prior_bpd": number(result.prior.mean()),
-        "reconstruction_bpd": number(result.reconstruction.mean()),
-        "diffusion_bpd": number(result.diffusion.mean()),
-        "num_images": len(result.bpd),
-        **evaluate.model_dump(include={"seed", "times_per_image", "num_timesteps"}),
-        **digests(model, images),
-    }
-    if out is not None:
-        write(out, metrics, result)
+    out.mkdir(parents=True, exist_ok=True)  # an unwritable folder is reported before the evaluation
+    metrics, result = measure(settings, model=model, images=images, requirements=requirements)
+    write(out, metrics, result)
     return metrics
-
-
-def load_fitting(model: Path, images: Path, device: torch.device) -> tuple[VDM, ImageSet]:
-    """The model and the images; UserError unless they fit each other (exit 2) and hold pixels (exit 4)."""
-    vdm, image_set = load_model(model, device), load_images(images)
-    ours, theirs = (vdm.image_shape, vdm.num_levels), (image_set.image_shape, image_set.num_levels)
-    if ours != theirs:
-        shown = ["x".join(map(str, shape)) + f" with {num_levels} levels" for shape, num_levels in (ours, theirs)]
-        raise UserError(f"{model} is a model of images of {shown[0]}; {images} holds {shown[1]}", Exit.USAGE)
-    if reason := fault(image_set, "test"):
-        raise UserError(f"{images}: {reason}; run `vdmctl validate`", Exit.INVALID_DATA)
-    return vdm, image_set
-
-
-def require_memory(evaluate: "Evaluate", vdm: VDM, num_images: int) -> None:
-    """Raise UserError (exit 2) when not even a batch and the results would fit into memory."""
-    sizes = evaluate.model_dump(include={"times_per_image", "batch_size"})
-    device = next(vdm.parameters()).device
-    advice = "evaluate: lower evaluate.times_per_image or evaluate.batch_size"
-    require(evaluation.memory_needed(vdm, num_images=num_images, **sizes), device, advice)
-
-
-def digests(model: Path, images: Path) -> dict[str, str]:
-    """What was evaluated on what."""
-    return {"model_sha256": model_sha256(model), "data_sha256": data_sha256(images)}
-
-
-def number(value: float) -> float | None:
-    """A float for JSON, which has neither NaN nor infinity: None in their place."""
-    return float(value) if math.isfinite(value) else None
-
-
-def write(out: Path, metrics: dict[str, Any], result: evaluation.Evaluation) -> None:
-    """Write `metrics.json`, and `per_image.csv` with the terms of every image in bits/dim: both or neither.
-
-    Raises OSError that names the file.
-    """
-    table = StringIO(newline="")
-    writer = csv.writer(table)
-    writer.writerow(["image", "bpd", "prior_bpd", "reconstruction_bpd", "diffusion_bpd"])
-    columns = (result.bpd, result.prior, result.reconstruction, result.diffusion)
-    writer.writerows((i, *(f"{value:.6f}" for value in row)) for i, row in enumerate(zip(*columns, strict=True)))
-    text = json.dumps(metrics, indent=2, allow_nan=False) + "\n"
-    with written_last(out / "metrics.json", text), written_last(out / "per_image.csv", table.getvalue()):
-        finish()

@@ -1,4 +1,4 @@
-"""register: freeze a trained model as a release: weights, configuration and model card in one folder."""
+"""The stage `register`: write weights, configuration and model card of a trained model into one folder."""
 
 import csv
 import json
@@ -6,19 +6,18 @@ import logging
 import math
 import os
 import shutil
-import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from flows.ending import finish
-from flows.errors import Exit, UserError
-from flows.escaping import markdown
-from vdm.checkpoint import CONFIG, WEIGHTS, load_model, model_sha256
-from vdm.files import open_regular, write_whole, writing, writing_folder
-from vdm.images import data_sha256, load_images
+from flows.core.checkpoint import CONFIG, WEIGHTS, load_model, model_sha256
+from flows.core.errors import Exit, UserError
+from flows.core.escaping import markdown
+from flows.core.files import open_regular, write_whole, writing, writing_folder
+from flows.images.store import data_sha256, load_images
+from flows.process.ending import finish
 
 if TYPE_CHECKING:
-    from flows.params import Data, Model, Train
+    from flows.core.params import Data, Model, Train
 
 log = logging.getLogger(__name__)
 
@@ -38,19 +37,19 @@ parameters. The weights are the moving average at the end of training.
 | transforms | {transforms} |
 | data sha256 | `{data_sha256}` |
 | model sha256 | `{model_sha256}` |
-| commit | `{commit}` |
 | last training loss | {bpd:.4f} bits/dim at step {step} |
 
 ## Load it
 
 ```python
 from pathlib import Path
-from vdm.checkpoint import load_model
+from flows.core.checkpoint import load_model
 
 model = load_model(Path("{out}"))  # a vdm.model.VDM in evaluation mode
 ```
 
-Its likelihood on the held-out images: `vdmctl evaluate {out} --json`.
+Its likelihood on the held-out images: `vdmctl evaluate {out} --json`. Which commit made it: `vdmctl lineage` of its
+version.
 
 ## Parameters
 
@@ -63,22 +62,21 @@ Its likelihood on the held-out images: `vdmctl evaluate {out} --json`.
 def register(
     data: "Data", model: "Model", train: "Train", *, trained: Path, curves: Path, images: Path, out: Path
 ) -> None:
-    """Make the folder `out` of the model in `trained` and its card, `README.md`: the whole of it, or none.
+    """Write the folder `out`, all or nothing: the model in `trained` and its model card, `README.md`.
 
-    Raises CheckpointError when the trained model does not load, ImageSetError when the images are gone, UserError
-    (exit 5) when the training log is, and OSError that names a file that cannot be written.
+    Raises CheckpointError when the model does not load, ImageSetError when the images are missing, UserError (exit 5)
+    when the training log is missing or damaged, and OSError that names a file that cannot be written.
     """
     vdm = load_model(trained)
     step, bpd = last_loss(curves)
     description = load_images(images).description
-    parameters = {section: part.model_dump() for section, part in (("data", data), ("model", model), ("train", train))}
+    parameters = {"data": data.model_dump(), "model": model.model_dump(), "train": train.model_dump()}
     card = CARD.format(
         **{key: markdown(description.get(key, "not stated")) for key in DESCRIBED},
         shape="x".join(map(str, vdm.image_shape)),
         num_parameters=sum(p.numel() for p in vdm.parameters()),
         data_sha256=data_sha256(images),
         model_sha256=model_sha256(trained),
-        commit=current_commit(),
         bpd=bpd,
         step=step,
         out=out,
@@ -94,7 +92,7 @@ def register(
 
 
 def last_loss(curves: Path) -> tuple[int, float]:
-    """Step and bits/dim of the last line of the training log.  Raises UserError (exit 5)."""
+    """Return step and bits/dim in the last line of the training log.  Raises UserError (exit 5)."""
     try:
         with open_regular(curves) as file:
             header = file.readline(LONGEST_LINE)
@@ -107,16 +105,3 @@ def last_loss(curves: Path) -> tuple[int, float]:
     except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
         raise UserError(f"{curves}: missing or damaged; run `vdmctl train`", Exit.MISSING) from error
     return step, bpd
-
-
-def current_commit() -> str:
-    """The commit that is checked out, marked when tracked files other than the pipeline's results differ from it."""
-
-    def git(*arguments: str) -> str:
-        return subprocess.run(["git", *arguments], capture_output=True, text=True, check=True).stdout.strip()
-
-    try:
-        changes = git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!dvc.lock", ":!reports")
-        return git("rev-parse", "HEAD") + (", with uncommitted changes" if changes else "")
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown (not a git checkout)"

@@ -1,38 +1,23 @@
 """train: fit a VDM to the training images and keep the averaged weights."""
 
-import logging
 import os
-import time
-from collections.abc import Callable
-from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
-from flows.claim import claim
-from flows.device import find_compile, find_devices, find_precision
-from flows.distributed import agreement, any_process, from_first, gather, is_first, launch, local_rank, process_group
-from flows.documents import Validation, read
-from flows.errors import Exit, UserError
-from flows.memory import require
-from flows.progress import bar
-from flows.runs import Run, fingerprint, stop_signals, unwritten, writing_curves
-from vdm.checkpoint import save_model
-from vdm.images import ImageSet, data_sha256, fault, load_images
-from vdm.model import VDM, count_parameters
-from vdm.training import Trainer, memory_needed, process
+from flows.core.device import find_devices
+from flows.core.documents import read
+from flows.core.errors import Exit, UserError
+from flows.images.store import data_sha256, fault, load_images
+from flows.training.distributed import launch
+from flows.training.fitting import advice_on_memory, out_of_memory, require_memory, train_here
+from flows.validation.report import Validation
+from vdm.errors import TrainingDiverged
 
 if TYPE_CHECKING:
-    from flows.params import Model, Train
-
-log = logging.getLogger(__name__)
-
-# A process that has loaded torch.
-PROCESS_BYTES = 2**28
-# Parameters that no bit of the result depends on.
-CONDUCT = ("device", "max_restarts", "checkpoint_every_steps", "checkpoint_every_minutes", "keep_checkpoints")
+    from flows.core.params import Model, Train
 
 
 def train(
@@ -40,16 +25,17 @@ def train(
 ) -> None:
     """Write the model of averaged weights to `out` and one line per log interval to `curves` (CSV).
 
-    States go to a folder in `runs` as the run proceeds; a run that was stopped or killed continues from the newest.
-    With `num_devices` above 1 as many processes train together; so do those that torchrun started.
-    Raises UserError when `validation` is missing (exit 5) or does not vouch for `images` (4), a device is missing
-    (2) or busy (6), memory does not suffice (2), or the run was asked to stop (75); ImageSetError for unreadable
+    Saved states are in a folder in `runs`.  A run that was stopped or killed continues from the newest state.
+    `num_devices` processes train together; if torchrun started this process, so do those of torchrun.
+
+    Raises UserError if `validation` is missing (exit 5) or does not say that `images` are valid (4), a device is
+    missing (2) or busy (6), memory is too small (2), or the run was asked to stop (75); ImageSetError for unreadable
     images; TrainingDiverged.
     """
     require_validated(images, validation)
-    devices = find_devices(train.device, train.num_devices)  # now rather than in every process
+    devices = find_devices(train.device, train.num_devices)
     launched = torch.distributed.is_torchelastic_launched()
-    if devices[0].type == "cpu":  # a look at a card would take a part of it, in a process that does not train
+    if devices[0].type == "cpu":  # on CUDA the processes that train ask: the question itself takes memory
         processes = int(os.environ["WORLD_SIZE"]) if launched else train.num_devices
         require_memory(model, train, load_images(images), devices[0], processes)
     if launched and (started := int(os.environ["LOCAL_WORLD_SIZE"])) != train.num_devices:
@@ -60,158 +46,22 @@ def train(
             launch(job, num_processes=train.num_devices, max_restarts=train.max_restarts)
         else:
             job()
+    except TrainingDiverged as error:
+        raise TrainingDiverged(f"{error} (train.learning_rate, train.max_gradient_norm)") from error
     except (RuntimeError, UserError) as error:
         if out_of_memory(error):
             raise UserError(advice_on_memory(train), Exit.USAGE) from error
         raise
 
 
-def train_here(model: "Model", train: "Train", *, images: Path, out: Path, curves: Path, runs: Path) -> None:
-    """This process's part in the training; the first process writes the files."""
-    device = find_devices(train.device, train.num_devices)[local_rank()]
-    with process_group(device), ExitStack() as stack:
-        with agreement():
-            if device.type == "cuda" or local_rank() == 0:  # on a CPU one claim is for all processes of the machine
-                stack.enter_context(claim(device))
-            image_set = load_images(images)
-            if device.type == "cuda":
-                require_memory(model, train, image_set, device, process()[1])
-            config = {"image_shape": image_set.image_shape, "num_levels": image_set.num_levels, **model.model_dump()}
-            arguments = resolve(train, device)
-            conditions = {"device": device.type, "processes": process()[1]}
-            digest = fingerprint(model=config, train=arguments | conditions, data=data_sha256(images))
-            run = Run(runs / digest, keep=train.keep_checkpoints)
-            if is_first():
-                for folder in (out, curves.parent, run.folder):  # before the work, not after it
-                    folder.mkdir(parents=True, exist_ok=True)
-        if len(set(gather(digest))) > 1:
-            raise UserError("the machines differ in parameters, data or code; make them the same", Exit.USAGE)
-        trainer = build(config, arguments, torch.from_numpy(image_set.train).to(device))
-        with agreement():
-            state = run.newest(trainer.state().keys()) if is_first() else None
-        if state := from_first(state):
-            resume(trainer, state, run.folder)
-            log.info("continuing from step %d of %d", trainer.done, trainer.steps)
-        asked_to_stop = stack.enter_context(stop_signals())
-        fit(trainer, run, curves, train, asked_to_stop)
-        with agreement():
-            if is_first():
-                finish(trainer, config, out)
-                if not asked_to_stop():  # else nobody may be there to take the result
-                    run.remove()
-
-
-def finish(trainer: Trainer, config: dict[str, Any], out: Path) -> None:
-    """Write the model of averaged weights.  UserError (exit 1) when it cannot be written."""
-    try:
-        save_model(out, trainer.averaged, config)
-    except OSError as error:
-        raise unwritten(str(error.filename or out), error) from error
-
-
-def resolve(train: "Train", device: torch.device) -> dict[str, Any]:
-    """The arguments of the Trainer, with `auto` replaced by what it means on the device."""
-    arguments = train.model_dump(exclude={*CONDUCT, "num_devices"})
-    arguments["precision"] = find_precision(train.precision, device)
-    arguments["compile"] = find_compile(train.compile, device)
-    return arguments
-
-
-def build(config: dict[str, Any], arguments: dict[str, Any], images: torch.Tensor) -> Trainer:
-    """The run at its first step.  UserError (exit 2) when images and parameters do not fit each other."""
-    torch.manual_seed(arguments["seed"])
-    try:
-        trainer = Trainer(VDM(**config).to(images.device), images, **arguments)
-    except ValueError as error:
-        raise UserError(f"train: {error}", Exit.USAGE) from error
-    if trainer.warmup_steps > trainer.steps:
-        warmup = "train.warmup_steps %d is above train.steps %d: the learning rate ends before it has risen"
-        log.warning(warmup, trainer.warmup_steps, trainer.steps)
-    num_parameters = sum(p.numel() for p in trainer.model.parameters())
-    where = f"{trainer.processes} x {images.device.type} in {trainer.precision}"
-    log.info("%d parameters, %d images, on %s", num_parameters, len(images), where)
-    return trainer
-
-
-def resume(trainer: Trainer, state: dict[str, Any], folder: Path) -> None:
-    """Continue from a saved state.  Raises UserError (exit 5) for one that is of another run."""
-    try:
-        trainer.load_state(state)
-    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
-        if out_of_memory(error):
-            raise
-        reason = str(error).partition("\n")[0][:200]
-        raise UserError(f"{folder}: its newest state is of another run: {reason}; delete it", Exit.MISSING) from error
-
-
-def fit(trainer: Trainer, run: Run, curves: Path, train: "Train", asked_to_stop: Callable[[], bool]) -> None:
-    """Take the steps that are left, saving states and log lines on the way.  UserError (exit 75) when asked to stop."""
-    saved_at, saved_time = trainer.done, time.monotonic()
-    with ExitStack() as stack:
-        with agreement():
-            log_line = stack.enter_context(writing_curves(curves, trainer.records)) if is_first() else None
-        for _ in bar("training", shown=is_first())(range(trainer.done, trainer.steps)):
-            if record := trainer.step():
-                with agreement():
-                    if log_line:
-                        log_line(record)
-                log.info("step %d: %.4f bits/dim, %.0f images/s", record.step, record.bpd, record.images_per_second)
-            by_time = time.monotonic() - saved_time >= 60 * train.checkpoint_every_minutes
-            stop, by_time = any_process(asked_to_stop() and trainer.done < trainer.steps, by_time and is_first())
-            if stop or by_time or trainer.done - saved_at >= train.checkpoint_every_steps:
-                with agreement():
-                    if is_first():
-                        run.save(trainer.done, trainer.state())
-                saved_at, saved_time = trainer.done, time.monotonic()
-            if stop:
-                reason = f"stopped at step {trainer.done} of {trainer.steps}; run again to continue"
-                raise UserError(reason, Exit.RESUMABLE)
-
-
-def out_of_memory(error: Exception) -> bool:
-    """Whether memory ran out: CUDA has an exception of its own for that, the CPU only words."""
-    words = ("can't allocate memory", "CUDA out of memory")  # the latter from another process
-    return isinstance(error, torch.OutOfMemoryError) or any(word in str(error) for word in words)
-
-
-def advice_on_memory(train: "Train") -> str:
-    """What to change when a step does not fit."""
-    part = train.batch_size // train.num_devices // train.accumulation
-    advice = f"train.accumulation: {2 * train.accumulation}" if part > 1 else "a smaller model"
-    if not train.activation_checkpointing:
-        advice += " or train.activation_checkpointing: true"
-    return f"out of memory with {part} images of train.batch_size at a time; set {advice}"
-
-
 def require_validated(images: Path, validation: Path) -> None:
-    """UserError (exit 4) unless the validation report vouches for exactly these bytes."""
+    """Raise UserError (exit 4) unless the validation report says that exactly these bytes are valid."""
     report = read(Validation, validation, "run `vdmctl validate`")
-    vouched, actual = report.data_sha256 if report.success else None, data_sha256(images)
-    if vouched != actual:
-        raise UserError(
-            f"{validation} vouches for data {vouched}, but {images} is {actual}; run `vdmctl validate`",
-            Exit.INVALID_DATA,
-        )
+    if not report.success:
+        raise UserError(f"{validation} says that {images} is not valid; run `vdmctl validate`", Exit.INVALID_DATA)
+    actual = data_sha256(images)
+    if report.data_sha256 != actual:
+        reason = f"{validation} is about data {report.data_sha256}, but {images} is {actual}"
+        raise UserError(f"{reason}; run `vdmctl validate`", Exit.INVALID_DATA)
     if reason := fault(load_images(images), "train"):
         raise UserError(f"{images}: {reason}; run `vdmctl validate`", Exit.INVALID_DATA)
-
-
-def require_memory(model: "Model", train: "Train", images: ImageSet, device: torch.device, processes: int) -> None:
-    """Raise UserError (exit 2) when not even the largest parts of training would fit into memory.
-
-    `processes` share out a batch, on all machines; on a CPU those of one machine share its memory, too.
-    """
-    config = model.model_dump()
-    needed = memory_needed(
-        num_parameters=count_parameters(image_shape=images.image_shape, **config),
-        width=model.width,
-        image_shape=images.image_shape,
-        num_images=len(images.train),
-        batch_size=train.batch_size,
-        part=train.batch_size // processes // train.accumulation,
-    )
-    if device.type == "cpu":  # where the images stay in their file, and all processes share the memory
-        needed = train.num_devices * needed + (train.num_devices - 1) * PROCESS_BYTES
-    else:
-        needed += images.train.nbytes
-    require(needed, device, "train: lower model.blocks, model.width, train.batch_size or train.num_devices")

@@ -1,0 +1,10 @@
+"""The commands of vdmctl, by subject.
+
+vdmctl      the whole command line, its help, and `serve`
+pipeline    the stages, the report and the presets
+evaluation  likelihoods and comparisons
+registry    versions and the champion
+arguments   checks of arguments, and params.yaml
+inspecting  `vdmctl validate PATH`
+summary     results as text
+"""

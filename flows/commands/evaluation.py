@@ -1,0 +1,218 @@
+"""Commands about likelihoods: evaluate a model, compare two models, import another implementation's checkpoint.
+
+Heavy modules are imported inside the commands.
+"""
+
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from flows.commands.arguments import parameters
+from flows.commands.registry import images_for, model_folder
+from flows.core import layout
+from flows.core.errors import Exit, UserError
+from flows.process.streams import say, say_json
+
+if TYPE_CHECKING:
+    from flows.core.params import Evaluate
+
+commands = typer.Typer()
+
+IMAGES_HELP = "The image set with the test images. If data/images is missing, a version is evaluated on its own images."
+
+
+class Protocol(StrEnum):
+    """The ways to compute a likelihood."""
+
+    VLB = "vlb"
+    ODE = "ode"
+
+
+class ImportFormat(StrEnum):
+    """The implementations whose checkpoints can be imported."""
+
+    GOOGLE = "google-vdm"
+    ADDTT = "addtt"
+
+
+@commands.command()
+def evaluate(
+    model: Annotated[
+        str | None,
+        typer.Argument(help="A model folder, a version (vdm@v1.2.0) or `champion`.", show_default="models/vdm"),
+    ] = None,
+    images: Annotated[Path | None, typer.Option(help=IMAGES_HELP, show_default="data/images")] = None,
+    protocol: Annotated[
+        Protocol,
+        typer.Option(help="vlb: the variational bound, with `evaluate:`; ode: the probability-flow ODE, with `ode:`."),
+    ] = Protocol.VLB,
+    times_per_image: Annotated[
+        int | None,
+        typer.Option(
+            help="vlb: number of noise levels per image, evenly spread.", show_default="evaluate.times_per_image"
+        ),
+    ] = None,
+    num_timesteps: Annotated[
+        str | None,
+        typer.Option(
+            help="vlb: number of steps T, or `continuous`. Several, as in 10,100,continuous, are evaluated in turn.",
+            show_default="evaluate.num_timesteps",
+        ),
+    ] = None,
+    num_images: Annotated[
+        int | None, typer.Option(help="ode: number of test images to evaluate.", show_default="ode.num_images")
+    ] = None,
+    num_draws: Annotated[
+        int | None, typer.Option(help="ode: number of dequantisation draws per image.", show_default="ode.num_draws")
+    ] = None,
+    num_probes: Annotated[
+        int | None,
+        typer.Option(
+            help="ode: number of random probes that estimate the divergence; 0: exact.", show_default="ode.num_probes"
+        ),
+    ] = None,
+    dequantisation: Annotated[
+        str | None, typer.Option(help="ode: uniform or truncated_normal noise.", show_default="ode.dequantisation")
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="Seed of the times and the noise.", show_default="the protocol's parameter")
+    ] = None,
+    device: Annotated[
+        str | None, typer.Option(help="auto, cpu, cuda or cuda:N.", show_default="the protocol's parameter")
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="vlb: folder for metrics.json and per_image.csv.", show_default="without MODEL reports/evaluation"
+        ),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")] = False,
+) -> None:
+    """Measure the bits/dim of the test images, with `evaluate:` -> reports/evaluation.
+
+    With MODEL nothing is written unless --out names a folder. Options replace parameters of params.yaml;
+    an option that the protocol does not have is an error.
+    """
+    read = parameters()
+    folder = model_folder(model) if model else layout.REGISTERED
+    if model is None and not folder.is_dir():
+        raise UserError(f"{folder}: no model yet; `dvc repro` trains one", Exit.MISSING)
+    options = {
+        "times_per_image": times_per_image,
+        "num_images": num_images,
+        "num_draws": num_draws,
+        "num_probes": num_probes,
+        "dequantisation": dequantisation,
+        "seed": seed,
+        "device": device,
+    }
+    given = {name: value for name, value in options.items() if value is not None}
+    images = images or images_for(model)
+    if protocol is Protocol.VLB:
+        if model is None:
+            out = out or layout.EVALUATION
+        show_bound(read.evaluate, given, num_timesteps, model=folder, images=images, out=out, as_json=as_json)
+        return
+    if num_timesteps or out:
+        raise UserError("--num-timesteps and --out belong to --protocol vlb", Exit.USAGE)
+    from flows.commands.summary import show
+    from flows.core.params import override
+    from flows.evaluation.protocols import ode
+
+    show(ode(override(read.ode, given), model=folder, images=images), as_json)
+
+
+def show_bound(
+    settings: "Evaluate",
+    given: dict[str, Any],
+    num_timesteps: str | None,
+    *,
+    model: Path,
+    images: Path,
+    out: Path | None,
+    as_json: bool,
+) -> None:
+    """Evaluate the bound with the given options, once for each number of steps, and print the results.
+
+    Raises UserError (exit 2) for several numbers of steps with `out`, which has room for one result.
+    """
+    from flows.commands.summary import show, summary
+    from flows.core.params import override, timesteps
+    from flows.evaluation.bound import measure
+    from flows.stages.evaluate import evaluate
+
+    steps = timesteps(num_timesteps) if num_timesteps else [settings.num_timesteps]
+    sweep = [override(settings, given | {"num_timesteps": step}) for step in steps]
+    arguments = {"model": model, "images": images, "requirements": layout.REQUIREMENTS}
+    if len(sweep) == 1:
+        result = evaluate(sweep[0], **arguments, out=out) if out else measure(sweep[0], **arguments)[0]
+        show(result, as_json)
+        return
+    if out:
+        raise UserError(
+            "several values of --num-timesteps write no files: name a MODEL, and leave out --out", Exit.USAGE
+        )
+    results = [measure(each, **arguments)[0] for each in sweep]
+    if as_json:
+        say_json({"protocol": "vlb", "sweep": [result.model_dump() for result in results]})
+    else:
+        say("\n".join(map(summary, results)))
+
+
+@commands.command()
+def compare(
+    first: Annotated[str, typer.Argument(help="A model folder, a version (vdm@v1.2.0) or `champion`.")],
+    second: Annotated[str, typer.Argument(help="The model to compare it with, named in the same way.")],
+    images: Annotated[Path | None, typer.Option(help=IMAGES_HELP, show_default="data/images")] = None,
+    confidence: Annotated[float, typer.Option(help="The confidence of the interval, between 0 and 1.")] = 0.95,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")] = False,
+) -> None:
+    """Measure SECOND - FIRST in bits/dim on the same test images, times and noise, with `evaluate:`."""
+    if not 0 < confidence < 1:
+        raise UserError(f"--confidence must lie between 0 and 1, got {confidence}", Exit.USAGE)
+    settings = parameters().evaluate
+    from flows.commands.summary import show
+    from flows.evaluation.protocols import compare
+
+    folders = {"first": model_folder(first), "second": model_folder(second)}
+    show(compare(settings, **folders, images=images or images_for(second), confidence=confidence), as_json)
+
+
+@commands.command("import-checkpoint")
+def import_checkpoint(
+    file: Annotated[Path, typer.Argument(help="The checkpoint of the other implementation.")],
+    file_format: Annotated[
+        ImportFormat,
+        typer.Option(
+            "--format", help="google-vdm: a flax msgpack file; addtt: model.pt, with config.yaml in the same folder."
+        ),
+    ],
+    out: Annotated[Path, typer.Option(help="The model folder to write.")],
+    image_size: Annotated[
+        tuple[int, int], typer.Option(help="Height and width of the images, which the file does not contain.")
+    ] = (
+        32,
+        32,
+    ),
+    num_levels: Annotated[int, typer.Option(help="The number of levels of a pixel.", min=2, max=65536)] = 256,
+    averaged: Annotated[
+        bool, typer.Option(help="Import the moving average of the weights; otherwise the last weights.")
+    ] = True,
+    sha256: Annotated[
+        str | None, typer.Option(help="The sha256 that FILE must have; without it the digest is not checked.")
+    ] = None,
+) -> None:
+    """Convert another implementation's checkpoint to a model folder for `vdmctl evaluate`."""
+    from flows.evaluation.importing import import_checkpoint
+
+    import_checkpoint(
+        file,
+        file_format.value,
+        out=out,
+        image_size=image_size,
+        num_levels=num_levels,
+        averaged=averaged,
+        sha256=sha256,
+    )

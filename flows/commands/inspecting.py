@@ -1,0 +1,37 @@
+"""Check images outside the pipeline, read as the pipeline reads them, for `vdmctl validate PATH`."""
+
+import logging
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from flows.core.escaping import visible
+from flows.core.files import scratch_folder
+from flows.images.preparing import write_images
+from flows.images.store import DESCRIPTION
+from flows.validation.inspection import inspect_images
+from flows.validation.report import Report
+
+if TYPE_CHECKING:
+    from flows.core.params import Contract, Data
+
+log = logging.getLogger(__name__)
+
+
+def inspect_path(data: "Data", contract: "Contract", *, path: Path, out: Path | None, reference: Path | None) -> Report:
+    """Validate an image set, or a folder of images with the transforms and the split of `data`; return the report.
+
+    Writes the report, its site and its picture into the folder `out`, if given.  Raises what `write_images` and
+    `inspect_images` raise.
+    """
+    if out:
+        out.mkdir(parents=True, exist_ok=True)  # fails before the images are read
+    with scratch_folder() as scratch:
+        images = path
+        # Path.is_file raises for a folder without permission to enter; write_images then names the folder.
+        if "\0" in str(path) or not os.access(path / DESCRIPTION, os.F_OK):
+            images = scratch / "images"
+            folder = data.model_copy(update={"name": "image_folder"})
+            origin = write_images(folder, source=path, out=images, downloads=scratch / "downloads")
+            log.info("%s: transforms: %s", visible(str(path)), origin["transforms"])
+        return inspect_images(contract, images=images, out=out or scratch / "report", reference=reference)

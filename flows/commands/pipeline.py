@@ -1,0 +1,143 @@
+"""Commands of the pipeline: each stage except `evaluate`, the report, and the presets.
+
+Heavy modules are imported inside the commands.
+"""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from flows.commands.arguments import parameters
+from flows.core import layout
+from flows.core.errors import Exit, UserError
+from flows.core.files import read_bounded, written_last
+from flows.process.ending import finish
+from flows.process.streams import say, say_json
+
+commands = typer.Typer()
+
+
+@commands.command()
+def download() -> None:
+    """Fetch or read the image set of `data:` and check its checksums -> data/images."""
+    from flows.stages.download import download
+
+    download(parameters().data, out=layout.IMAGES, downloads=layout.DOWNLOADS)
+
+
+@commands.command()
+def validate(
+    path: Annotated[
+        Path | None, typer.Argument(help="An image set or a folder of images to check instead of data/images.")
+    ] = None,
+    reference: Annotated[
+        Path | None, typer.Option(help="An image set or a validation.json to measure drift from.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="With PATH: folder for the report; without it no report is written.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")] = False,
+) -> None:
+    """Check that the images allow a likelihood, with `contract:` -> reports/validation.
+
+    Images at PATH are read with the transforms of `data:`; nothing is written unless --out names a folder.
+    """
+    read = parameters()
+    from flows.stages.validate import validate
+    from flows.validation.inspection import require_success
+
+    if path is None:
+        if out or as_json:
+            raise UserError("--out and --json need PATH", Exit.USAGE)
+        validate(read.contract, images=layout.IMAGES, out=layout.VALIDATION.parent, reference=reference)
+        return
+    from flows.commands.inspecting import inspect_path
+
+    report = inspect_path(read.data, read.contract, path=path, out=out, reference=reference)
+    if as_json:
+        say_json(report.model_dump())
+    require_success(report, path, out)
+
+
+@commands.command()
+def train() -> None:
+    """Train a model with `model:` and `train:` -> models/trained, reports/training."""
+    read = parameters()
+    from flows.stages.train import train
+
+    train(
+        read.model,
+        read.train,
+        images=layout.IMAGES,
+        validation=layout.VALIDATION,
+        out=layout.TRAINED,
+        curves=layout.CURVES,
+        runs=layout.STATES,
+    )
+
+
+@commands.command()
+def register() -> None:
+    """Write the folder of the trained model with its model card -> models/vdm."""
+    read = parameters()
+    from flows.stages.register import register
+
+    register(
+        read.data,
+        read.model,
+        read.train,
+        trained=layout.TRAINED,
+        curves=layout.CURVES,
+        images=layout.IMAGES,
+        out=layout.REGISTERED,
+    )
+
+
+@commands.command()
+def sample() -> None:
+    """Draw a grid of samples with `sample:` -> reports/samples/samples.png."""
+    read = parameters()
+    from flows.stages.sample import sample
+
+    sample(read.sample, model=layout.REGISTERED, out=layout.SAMPLES)
+
+
+@commands.command()
+def report() -> None:
+    """Print the metrics of the last `dvc repro`, the paths of its pictures, and whether they equal the commit's."""
+    from flows.commands.summary import summary
+    from flows.core.documents import read
+    from flows.evaluation.results import BoundMetrics
+    from flows.registry.reproduction import reproduction
+
+    say(summary(read(BoundMetrics, layout.METRICS, "run `dvc repro`")))
+    for title, path, shown, stage in (
+        ("samples", layout.SAMPLES, layout.SAMPLES, "sample"),
+        ("model card", layout.CARD, layout.CARD, "register"),
+        ("validation", layout.DATA_DOCS / "index.html", layout.DATA_DOCS / "index.html", "validate"),
+        ("curves", layout.CURVES, "dvc plots show", "train"),
+    ):
+        found = shown if path.is_file() else f"{path} is missing; `dvc repro {stage}` makes it"
+        say(f"{title}: {found}")
+    if compared := reproduction(Path()):
+        say(compared)
+
+
+@commands.command()
+def preset(
+    name: Annotated[str, typer.Argument(help="The name of a file in presets/, without .yaml.")],
+    force: Annotated[bool, typer.Option(help="Overwrite a params.yaml that differs from every preset.")] = False,
+) -> None:
+    """Write params.yaml from presets/NAME.yaml."""
+    presets = {path.stem: path for path in sorted(layout.PRESETS.glob("*.yaml"))}
+    if name not in presets:
+        listed = ", ".join(presets) or f"{layout.PRESETS}/ is empty"
+        raise UserError(f"no preset {name!r}: {listed}", Exit.USAGE)
+    unchanged = not layout.PARAMS.exists() or any(
+        read_bounded(layout.PARAMS) == path.read_bytes() for path in presets.values()
+    )
+    if not unchanged and not force:
+        raise UserError(f"{layout.PARAMS} differs from every preset; --force overwrites it", Exit.USAGE)
+    with written_last(layout.PARAMS, presets[name].read_bytes()):
+        finish()

@@ -1,0 +1,58 @@
+"""Print results as a few lines of text."""
+
+from flows.evaluation.results import BoundMetrics, Comparison, Metrics, ModelFigures, OdeMetrics
+from flows.process.streams import say, say_json
+
+
+def show(result: BoundMetrics | OdeMetrics | Comparison, as_json: bool) -> None:
+    """Print a result as one JSON object or as text."""
+    if as_json:
+        say_json(result.model_dump())
+    else:
+        say(summary(result))
+
+
+def summary(result: BoundMetrics | OdeMetrics | Comparison) -> str:
+    """Return a result as lines of text."""
+    match result:
+        case BoundMetrics():
+            return bound(result)
+        case OdeMetrics():
+            probes = result.num_probes or "all"
+            return (
+                f"{bits(result)} under the probability-flow ODE, {result.num_images} images,"
+                f" {result.num_draws} {result.dequantisation} draws, {probes} probes"
+            )
+        case Comparison():
+            return difference(result)
+
+
+def bound(result: BoundMetrics) -> str:
+    """Return the bound with its terms and the settings of its evaluation, as text."""
+    steps = "continuous time" if result.num_timesteps is None else f"{result.num_timesteps} steps"
+    return (
+        f"{bits(result)} = {figure(result.prior_bpd)} prior + {figure(result.reconstruction_bpd)} reconstruction"
+        f" + {figure(result.diffusion_bpd)} diffusion\n"
+        f"{result.num_images} images, {result.times_per_image} times each, {steps}"
+    )
+
+
+def difference(result: Comparison) -> str:
+    """Return both models' bits/dim, and their difference with its interval, as text."""
+    low, high = result.confidence_interval
+    interval = "no interval"
+    if low is not None and high is not None:
+        interval = f"{100 * result.confidence:g}% interval [{low:+.4f}, {high:+.4f}]"
+    lines = [f"{model.model}: {bits(model)}" for model in result.models]
+    return "\n".join([*lines, f"difference: {figure(result.difference_bpd, '+.4f')} bits/dim, {interval}"])
+
+
+def bits(result: Metrics | ModelFigures) -> str:
+    """Return the mean with its standard error, if there is one, as text."""
+    error = "" if result.bpd_standard_error is None else f" +- {result.bpd_standard_error:.4f}"
+    return f"{figure(result.bpd)}{error} bits/dim"
+
+
+def figure(value: float | None, form: str = ".4f") -> str:
+    """Return the number in that format, or "not finite" for None, which stands for it in JSON."""
+    return "not finite" if value is None else format(value, form)

@@ -1,0 +1,50 @@
+"""The whole command line `vdmctl`: its help, its groups of commands, and `vdmctl serve`."""
+
+from typing import Annotated
+
+import typer
+
+from flows.commands import evaluation, pipeline, registry
+from flows.commands.arguments import Commands
+
+app = typer.Typer(
+    cls=Commands,
+    help="Train, evaluate and ship a Variational Diffusion Model.\n\n"
+    "Parameters come from params.yaml in the current folder; `vdmctl preset NAME` writes one. "
+    "`dvc repro` runs the stages below in order, and only those whose inputs changed.\n\n"
+    "Exit codes: 0 done, 1 a bug, or training that cannot continue (a full disk, a process that keeps dying), "
+    "2 usage or parameters, 3 the challenger was not promoted, 4 invalid data, "
+    "5 a missing or damaged file, model or version, or one that cannot be written (a full disk), 6 busy, "
+    "75 stopped (Ctrl-C, SIGTERM): run it again.",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.add_typer(pipeline.commands)
+app.add_typer(evaluation.commands)
+app.add_typer(registry.commands)
+
+ADDRESS = "from Prefect's api.url"
+
+
+@app.command()
+def serve(
+    host: Annotated[
+        str | None,
+        typer.Option(help="The address that the server listens on; 0.0.0.0 is all interfaces.", show_default=ADDRESS),
+    ] = None,
+    port: Annotated[
+        int | None,
+        typer.Option(min=1, max=65535, help="The port that the server listens on.", show_default=ADDRESS),
+    ] = None,
+) -> None:
+    """Run the retraining loop: server, work pool, deployments and worker. Ctrl-C stops all of them.
+
+    The server is at Prefect's api.url (PREFECT_API_URL or a profile), by default http://127.0.0.1:4200/api. A server
+    that answers there is used and not stopped afterwards; otherwise one is started on this machine. Its database is
+    SQLite, or the one that PREFECT_SERVER_DATABASE_CONNECTION_URL names. The weekly deployment is off until
+    `prefect deployment schedule resume` switches it on.
+    """
+    from flows.orchestration.serve import serve
+
+    serve(host, port)

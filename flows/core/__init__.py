@@ -1,0 +1,14 @@
+"""What all of `flows` may use: errors, parameters, paths, typed documents, and limits of size.
+
+errors        errors that the user can correct, and the exit codes
+escaping      text from data, escaped for terminals and Markdown
+layout        the paths in a project's folder
+params        params.yaml, parsed strictly
+sources       the path in `data.source`
+documents     JSON and YAML files parsed into typed models
+bounded_yaml  YAML whose size, depth and aliases are bounded
+files         reading regular files of bounded size, writing whole files and folders
+checkpoint    a model or a training state on disk
+memory        sizes that do not fit into memory, refused before anything is allocated
+device        the device and the precision that the parameters select
+"""

@@ -1,0 +1,146 @@
+"""Read YAML as DVC does, from input that may be hostile: size, depth and aliases are limited while it is parsed."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from ruamel.yaml import YAML
+from ruamel.yaml.error import MarkedYAMLError
+from ruamel.yaml.events import (
+    AliasEvent,
+    CollectionEndEvent,
+    CollectionStartEvent,
+    DocumentStartEvent,
+    Event,
+    NodeEvent,
+)
+from ruamel.yaml.parser import RoundTripParser
+
+MOST_BYTES, MOST_NODES, MOST_DEPTH = 2**18, 20_000, 32
+LONGEST_REASON = 200
+
+
+class Size(NamedTuple):
+    """The number of nodes and the depth of a part of a document, with every alias replaced by its content."""
+
+    nodes: int
+    depth: int
+
+
+class BoundedParser(RoundTripParser):
+    """ruamel's parser, which raises MarkedYAMLError at the first event beyond a limit, before anything is built.
+
+    An alias counts as much as its content, and may not refer to a collection that contains it.
+    """
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.open: list[tuple[str | None, int]] = []  # open collections: anchor, number of nodes before
+        self.depths = [0]  # the depth so far of the whole document, then of each open collection
+        self.anchors: dict[str, Size] = {}
+        self.nodes = 0
+
+    def get_event(self) -> Event:
+        event: Event = super().get_event()
+        match event:
+            case DocumentStartEvent() if event.version or event.tags:
+                self.refuse(event, "directives are not supported")
+            case AliasEvent():
+                if event.anchor not in self.anchors:
+                    self.refuse(event, f"the alias *{event.anchor[:30]} has no complete anchor before it")
+                self.add(event, self.anchors[event.anchor])
+            case CollectionStartEvent():
+                self.check(event)
+                self.open.append((event.anchor, self.nodes))
+                self.depths.append(0)
+                self.add(event, Size(1, 0))
+            case CollectionEndEvent():
+                anchor, before = self.open.pop()
+                size = Size(self.nodes - before, self.depths.pop() + 1)
+                self.depths[-1] = max(self.depths[-1], size.depth)
+                if anchor:
+                    self.anchors[anchor] = size
+            case NodeEvent():
+                self.check(event)
+                if event.anchor:
+                    self.anchors[event.anchor] = Size(1, 0)
+                self.add(event, Size(1, 0))
+        return event
+
+    def check(self, event: NodeEvent) -> None:
+        """Raise MarkedYAMLError for a tag, and for an anchor that the document already has."""
+        tag = getattr(event, "tag", None)
+        if tag not in (None, "!"):
+            self.refuse(event, f"tags such as {str(tag)[:50]} are not supported")
+        if event.anchor in self.anchors or event.anchor in [anchor for anchor, _ in self.open if anchor]:
+            self.refuse(event, f"the anchor &{event.anchor[:30]} is defined twice")
+
+    def add(self, event: Event, size: Size) -> None:
+        """Count a node with its content.  Raises MarkedYAMLError if the document has too many nodes or is too deep."""
+        self.nodes += size.nodes
+        self.depths[-1] = max(self.depths[-1], size.depth)
+        if self.nodes > MOST_NODES:
+            self.refuse(event, f"more than {MOST_NODES:,} values")
+        if len(self.open) + size.depth > MOST_DEPTH:
+            self.refuse(event, "nested too deeply")
+
+    def refuse(self, event: Event, reason: str) -> None:
+        """Raise MarkedYAMLError with the reason and the place of the event."""
+        raise MarkedYAMLError(problem=reason, problem_mark=event.start_mark)
+
+
+def load(content: bytes | str) -> Any:
+    """Parse YAML 1.2 and return ruamel's document, which knows the line of every key.
+
+    Raises ValueError with a short reason, and the line if it is known, for damaged YAML, too many bytes or values, too
+    much depth, tags, directives, repeated keys, and aliases that contain themselves.
+    """
+    if len(content) > MOST_BYTES:
+        raise ValueError(f"larger than {MOST_BYTES:,} bytes, the limit")
+    # The round-trip reader reads YAML 1.2, as DVC does.  YAML 1.1 readers read 2e-4 as a string.
+    yaml = YAML(typ="rt")
+    yaml.Parser = BoundedParser
+    try:
+        return yaml.load(content)
+    except MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        where = f"line {mark.line + 1}: " if mark else ""
+        raise ValueError(f"{where}{shortened(error.problem or error.context or 'damaged')}") from error
+    except Exception as error:  # ruamel does not document what it raises for damaged input
+        raise ValueError(shortened(error)) from error
+
+
+def parse(content: bytes | str) -> Any:
+    """Parse YAML into plain dicts, lists and scalars.  Raises ValueError."""
+    return plain(load(content))
+
+
+def shortened(reason: object) -> str:
+    """Return a reason in one line of bounded length."""
+    line = " ".join(str(reason).split())
+    return line if len(line) <= LONGEST_REASON else f"{line[:LONGEST_REASON]} ..."
+
+
+def plain(node: Any) -> Any:
+    """Return the document as plain dicts, lists and scalars.  Raises ValueError for a value that JSON does not have."""
+    match node:
+        case Mapping():
+            return {key_of(key): plain(value) for key, value in node.items()}
+        case list():
+            return [plain(value) for value in node]
+        case bool() | None:
+            return node
+        case int():
+            return int(node)
+        case float():
+            return float(node)
+        case str():
+            return str(node)
+        case _:
+            raise ValueError(f"{type(node).__name__} {shortened(node)} is not supported; quote it to make it text")
+
+
+def key_of(key: Any) -> str:
+    """Return the key as a plain str.  Raises ValueError if it is not text."""
+    if not isinstance(key, str):
+        raise ValueError(f"the key {shortened(key)} is not text; quote it")
+    return str(key)

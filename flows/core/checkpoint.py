@@ -1,0 +1,169 @@
+"""Read and write models: folders with `weights.safetensors`, and `config.json` for the arguments of `vdm.model.VDM`.
+
+`config.json` also has the sha256 of the weights and of the arguments, so that a damaged file is never loaded.
+"""
+
+import hashlib
+import inspect
+import io
+import json
+import sys
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+
+from flows.core.errors import CheckpointError
+from flows.core.files import MOST_BYTES, parse_json, read_bounded, write_whole, written_last
+from flows.core.memory import available
+from vdm.model import VDM, count_parameters
+
+WEIGHTS, CONFIG = "weights.safetensors", "config.json"
+MOST_CONFIG_BYTES = 2**20
+# Room for the names, shapes and offsets of the tensors of the deepest network.
+MOST_HEADER_BYTES = 2**23
+# A weight takes 2 to 8 bytes.
+FEWEST_NUMBER_BYTES, MOST_NUMBER_BYTES = 2, 8
+# In memory at once: the file's content, the tensors read from it, and the tensors of the model.
+COPIES = 3
+
+
+def save_model(folder: Path, model: VDM, config: dict[str, Any]) -> None:
+    """Write a model and the arguments it was built from: both files or neither.  Raises OSError that names the file."""
+    folder.mkdir(parents=True, exist_ok=True)
+    weights = save({name: tensor.contiguous().cpu() for name, tensor in model.state_dict().items()})
+    description = {
+        "model": config,
+        "model_sha256": config_sha256(config),
+        "weights_sha256": hashlib.sha256(weights).hexdigest(),
+    }
+    with written_last(folder / CONFIG, json.dumps(description, indent=2) + "\n"):
+        write_whole(folder / WEIGHTS, weights)
+
+
+def load_model(folder: Path, device: torch.device | str = "cpu") -> VDM:
+    """Return the model in `folder`, in evaluation mode on `device`.  Raises CheckpointError.  No pickle is read."""
+    config = read_description(folder)
+    weights = read_weights(folder, config)
+    try:
+        model = VDM(**config["model"])
+        model.load_state_dict(floats(load(weights)))
+    except (SafetensorError, ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        reason = str(error).partition("\n")[0]
+        raise CheckpointError(f"{folder}: weights and {CONFIG} do not describe one model: {reason}") from error
+    for name, tensor in model.state_dict().items():
+        if not tensor.isfinite().all():
+            raise CheckpointError(f"{folder / WEIGHTS}: {name} is not finite; restore the file or train again")
+    return model.eval().to(device)
+
+
+def read_weights(folder: Path, config: dict[str, Any]) -> bytes:
+    """Return the bytes of the weights.
+
+    Raises CheckpointError if digest or size disagree with `config`, or if the model does not fit into memory.
+    """
+    path, count = folder / WEIGHTS, count_parameters(**config["model"])
+    weights = read_bytes(path, min(MOST_NUMBER_BYTES * max(0, count) + MOST_HEADER_BYTES, available() // COPIES))
+    if hashlib.sha256(weights).hexdigest() != config["weights_sha256"]:
+        raise CheckpointError(f"{path}: sha256 differs from the one in {CONFIG}; restore the file")
+    if len(weights) < FEWEST_NUMBER_BYTES * count:
+        reason = f"{len(weights):,} bytes cannot hold {count:,} weights"
+        raise CheckpointError(f"{folder}: weights and {CONFIG} do not describe one model: {reason}")
+    return weights
+
+
+def floats(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return the weights unchanged.  Raises ValueError unless all are floating-point numbers."""
+    for name, tensor in weights.items():
+        if not tensor.is_floating_point():
+            raise ValueError(f"{name} is {tensor.dtype}")
+    return weights
+
+
+def save_state(path: Path, state: dict[str, Any]) -> None:
+    """Write a training state after its sha256.  The file appears whole or not at all."""
+    content = io.BytesIO()
+    torch.save(state, content)
+    write_whole(path, hashlib.sha256(content.getbuffer()).digest() + content.getbuffer())
+
+
+def load_state(path: Path, *, keys: Collection[str] = ()) -> dict[str, Any]:
+    """Return the training state in `path`, on the CPU.
+
+    Raises CheckpointError if the file is damaged, if this version of torch cannot read it, or if a key is missing.
+    """
+    content = memoryview(read_bytes(path, available() // COPIES))
+    digest, payload = content[:32], content[32:]
+    if hashlib.sha256(payload).digest() != digest:
+        raise CheckpointError(f"{path}: truncated or damaged")
+    try:
+        state = torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
+    except Exception as error:  # torch does not document what it raises for a file of another version
+        reason = str(error).partition("\n")[0]
+        raise CheckpointError(f"{path}: not a state of torch {torch.__version__}: {reason}") from error
+    if not isinstance(state, dict) or not set(keys) <= state.keys():
+        raise CheckpointError(f"{path}: must hold {', '.join(sorted(keys))}")
+    return state
+
+
+def model_sha256(folder: Path) -> str:
+    """Return the sha256 of config.json, which covers the model since it contains the digest of the weights."""
+    return hashlib.sha256(read_bytes(folder / CONFIG)).hexdigest()
+
+
+def read_description(folder: Path) -> dict[str, Any]:
+    """Return the content of config.json.  Raises CheckpointError if its keys, types or digest are wrong."""
+    content = read_bytes(folder / CONFIG, MOST_CONFIG_BYTES)
+    try:
+        description = parse_json(content)
+    except ValueError as error:
+        raise CheckpointError(f"{folder / CONFIG}: not JSON: {error}") from error
+    keys = {"model", "model_sha256", "weights_sha256"}
+    if not isinstance(description, dict) or not keys <= description.keys():
+        raise CheckpointError(f"{folder / CONFIG}: must hold an object with {', '.join(sorted(keys))}")
+    if (wrong := mistyped(description["model"])) is not None:
+        raise CheckpointError(f"{folder / CONFIG}: {wrong}; restore the file")
+    if config_sha256(description["model"]) != description["model_sha256"]:
+        raise CheckpointError(f"{folder / CONFIG}: `model` differs from its sha256; restore the file")
+    return description
+
+
+def mistyped(config: Any) -> str | None:
+    """Return what is wrong with the arguments of a model, such as "`model.width` is missing"; None if nothing is."""
+    if not isinstance(config, dict):
+        return "`model` is not an object"
+    types = {name: kind for name, kind in inspect.get_annotations(VDM.__init__).items() if name != "return"}
+    for name, value in config.items():
+        if name not in types or not is_a(value, types[name]) or (name == "image_shape" and len(value) != 3):
+            return f"`model.{name[:50]}` is not an argument of vdm.model.VDM, or of the wrong type"
+    for name in types:
+        if name not in config:
+            return f"`model.{name}` is missing"
+    return None
+
+
+def is_a(value: Any, annotation: Any) -> bool:
+    """Whether a value read from JSON has the annotated type.  An int counts as a float, a bool not as an int."""
+    if get_origin(annotation) is Sequence:
+        return isinstance(value, list) and all(is_a(item, get_args(annotation)[0]) for item in value)
+    if get_origin(annotation) is Literal:
+        return value in get_args(annotation)
+    if annotation is float:
+        return type(value) in (int, float) and abs(value) <= sys.float_info.max
+    return type(value) is annotation
+
+
+def config_sha256(config: Any) -> str:
+    """Return the sha256 of a model's arguments as JSON with sorted keys."""
+    return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()
+
+
+def read_bytes(path: Path, most: int = MOST_BYTES) -> bytes:
+    """Return the content of a regular file of at most `most` bytes.  Raises CheckpointError."""
+    try:
+        return read_bounded(path, most)
+    except OSError as error:
+        raise CheckpointError(f"{path}: {error.strerror}; is this a model folder?") from error

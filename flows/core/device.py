@@ -1,0 +1,64 @@
+"""Find the devices and the precision that the parameters select."""
+
+from importlib.util import find_spec
+from typing import Literal
+
+import torch
+
+from flows.core.errors import Exit, UserError
+from vdm.choices import Precision
+
+
+def find_device(name: str) -> torch.device:
+    """Return the device called `name`, and switch TF32 off.  `auto` is the GPU if there is one, else the CPU.
+
+    Raises UserError (exit 2) when the machine has no such device.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    device = torch.device(name)
+    match device.type:
+        case "cuda" if not torch.cuda.is_available():
+            raise UserError(f"device {name}: torch finds no CUDA device; set device to auto or cpu", Exit.USAGE)
+        case "cuda" if (device.index or 0) >= torch.cuda.device_count():
+            raise UserError(f"device {name}: this machine has {torch.cuda.device_count()} CUDA devices", Exit.USAGE)
+    # By default torch computes float32 convolutions with 10 bits of mantissa on recent GPUs.
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cuda.matmul.allow_tf32 = False
+    return device
+
+
+def find_devices(name: str, count: int) -> list[torch.device]:
+    """Return one device for each of `count` processes: the one called `name`, or the first `count` GPUs.
+
+    On the CPU all processes share it.
+
+    Raises UserError (exit 2) when the machine does not have them.
+    """
+    device = find_device(name)
+    if count == 1 or device.type == "cpu":
+        return [device] * count
+    if count > torch.cuda.device_count():
+        raise UserError(f"num_devices {count}: this machine has {torch.cuda.device_count()} CUDA devices", Exit.USAGE)
+    return [torch.device(device.type, index) for index in range(count)]
+
+
+def find_precision(name: Literal["auto", Precision], device: torch.device) -> Precision:
+    """Return the precision of matrix products; `auto` is bfloat16 if the hardware supports it, else float32."""
+    match name, device.type:
+        case "auto", "cuda":
+            return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
+        case "auto", "cpu":
+            # Emulated bfloat16 is slower than float32.
+            native = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)()
+            return "bfloat16" if native else "float32"
+        case "auto", _:
+            return "float32"
+    return "bfloat16" if name == "bfloat16" else "float32"
+
+
+def find_compile(compile: Literal["auto"] | bool, device: torch.device) -> bool:
+    """Whether to compile the network; `auto` means on GPUs only: on CPUs compiling takes more time than it saves."""
+    if isinstance(compile, bool):
+        return compile
+    return device.type == "cuda" and find_spec("triton") is not None

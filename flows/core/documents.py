@@ -1,0 +1,103 @@
+"""Parse JSON and YAML from files and from git into pydantic models, with errors of one line.
+
+Keys that a model does not name are kept: another version of the pipeline may have written them.
+"""
+
+import json
+from pathlib import Path, PurePosixPath
+from typing import Annotated, Any, TypeVar
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+
+from flows.core.errors import Exit, UserError
+from flows.core.files import inside, parse_json, read_bounded
+
+Model = TypeVar("Model", bound=BaseModel)
+LONGEST_SHOWN = 60
+MOST_BYTES = 2**24
+"""The largest document that is read; the parsed document may take fifty times this size."""
+
+
+def relative_path(name: str) -> str:
+    """Return the path.  Raises ValueError unless it is relative, in POSIX notation, and stays inside its folder."""
+    inside(Path(), name)
+    if str(PurePosixPath(name)) != name or not name.isprintable():
+        raise ValueError("not a path in its shortest form")
+    if max(len(part.encode()) for part in name.split("/")) > 255 or len(name.encode()) > 4000:
+        raise ValueError("a path that is too long for a file system")
+    return name
+
+
+RelativePath = Annotated[str, AfterValidator(relative_path)]
+Md5 = Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
+FolderOrFileMd5 = Annotated[str, Field(pattern=r"^[0-9a-f]{32}(\.dir)?$")]
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Number = Annotated[float, Field(allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=0)]
+
+
+class Document(BaseModel):
+    """A base for models that keep unknown keys and check the types of known ones."""
+
+    model_config = ConfigDict(extra="allow", frozen=True, strict=True)
+
+
+def parse(model: type[Model], content: bytes, name: str) -> Model:
+    """Parse a JSON document.  Raises UserError (exit 5) that says `name`, the key and what is wrong."""
+    return checked(model, json_value(content, name), name)
+
+
+def json_value(content: bytes, name: str) -> Any:
+    """Parse JSON.  Raises UserError (exit 5) that starts with `name`."""
+    if len(content) > MOST_BYTES:
+        raise UserError(f"{name}: larger than {MOST_BYTES:,} bytes, the limit", Exit.MISSING)
+    try:
+        return parse_json(content)
+    except ValueError as error:
+        raise UserError(f"{name}: damaged: {shown(str(error))}", Exit.MISSING) from error
+
+
+def read(model: type[Model], path: Path, advice: str = "") -> Model:
+    """Read a JSON document from a file.  Raises UserError (exit 5) that ends with the advice."""
+    try:
+        return parse(model, read_bounded(path, MOST_BYTES), str(path))
+    except (OSError, UserError) as error:
+        reason = f"{path}: {error.strerror}" if isinstance(error, OSError) else str(error)
+        message = f"{reason}; {advice}" if advice else reason
+        raise UserError(message, Exit.MISSING) from error
+
+
+def checked(model: type[Model], value: Any, name: str) -> Model:
+    """Convert a value to the model.  Raises UserError (exit 5) that says `name`, the key and what is wrong."""
+    try:
+        return model.model_validate(value)
+    except ValidationError as error:
+        raise UserError(f"{name}: damaged: {explain(error)}", Exit.MISSING) from error
+
+
+def explain(error: ValidationError) -> str:
+    """Return the key of the first error and what is wrong with it."""
+    first = error.errors(include_url=False)[0]
+    place = ".".join(shown(str(part)) for part in first["loc"])
+    return f"{place}: {first['msg'][:200]}".removeprefix(": ")
+
+
+def shown(text: str) -> str:
+    """Return the text, cut to 60 characters, for an error message.  `UserError` escapes it."""
+    return text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]}..."
+
+
+def as_json(value: Any) -> Any:
+    """Convert a value read from YAML to JSON types.  Raises ValueError if that is impossible."""
+    return parse_json(json.dumps(value))
+
+
+def require_apart(paths: list[str], name: str) -> None:
+    """Raise UserError (exit 5) if a path occurs twice, or is a parent of another one."""
+    known = set(paths)
+    twice = len(known) < len(paths)
+    folders = {str(parent) for path in known for parent in PurePosixPath(path).parents}
+    if twice or folders & known:
+        found = min(folders & known, default="")
+        what = f"{shown(found)} is a file and a folder" if found else "a path occurs twice"
+        raise UserError(f"{name}: damaged: {what}", Exit.MISSING)

@@ -1,0 +1,56 @@
+"""Errors that the user can correct: one line that says where, what and how to continue, and an exit code."""
+
+from enum import IntEnum
+
+from flows.core.escaping import visible
+from vdm.errors import TrainingDiverged
+
+
+class Exit(IntEnum):
+    """Exit codes of vdmctl."""
+
+    DONE = 0
+    BUG = 1
+    USAGE = 2
+    NOT_PROMOTED = 3
+    INVALID_DATA = 4
+    MISSING = 5
+    BUSY = 6
+    RESUMABLE = 75
+
+
+class UserError(Exception):
+    """An error that the user can correct; `str(error)` is one line."""
+
+    def __init__(self, message: str, code: Exit) -> None:
+        super().__init__(visible(" ".join(message.split())))
+        self.code = code
+
+    def __reduce__(self) -> tuple[type["UserError"], tuple[str, Exit]]:
+        return type(self), (str(self), self.code)
+
+
+class NetworkError(UserError):
+    """The network or a remote machine failed; a retry may succeed."""
+
+    def __init__(self, message: str, code: Exit = Exit.MISSING) -> None:
+        super().__init__(message, code)
+
+
+class CheckpointError(UserError):
+    """A model or a training state is missing or damaged (exit 5)."""
+
+    def __init__(self, message: str, code: Exit = Exit.MISSING) -> None:
+        super().__init__(message, code)
+
+
+def brief(error: BaseException) -> str:
+    """Return the message of an error in one line of at most 200 characters."""
+    text = " ".join(str(error).split())
+    text = text or ("takes too much memory" if isinstance(error, MemoryError) else type(error).__name__)
+    return text if len(text) <= 200 else f"{text[:200]}..."
+
+
+def exit_code(error: Exception) -> Exit | None:
+    """Return the exit code of an error that `vdm` raises; None for a bug."""
+    return Exit.USAGE if isinstance(error, TrainingDiverged) else None

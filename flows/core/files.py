@@ -1,0 +1,264 @@
+"""Files and folders: read regular files of bounded size; write files and folders that appear whole or not at all.
+
+Errors are OSError with the name of the file, so that callers report them like a missing file.
+"""
+
+import ctypes
+import errno
+import json
+import math
+import os
+import shutil
+import stat
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from io import BufferedReader
+from pathlib import Path, PurePosixPath
+from typing import Any, BinaryIO, NoReturn
+
+AT_FDCWD, RENAME_EXCHANGE = -100, 2  # as in linux/fcntl.h and linux/fs.h
+MOST_BYTES = 64 * 2**20
+"""The default limit of `read_bounded`, far above the size of any description, report or listing of the project."""
+MOST_DEPTH = 32
+"""The deepest nesting that `parse_json` accepts, far above that of any document of the project."""
+
+UNFINISHED: set[Path] = set()
+"""Files and folders that exist only while a block of this process runs."""
+
+
+def open_regular(path: Path) -> BufferedReader:
+    """Open a regular file, or a link to one, for reading.
+
+    Raises OSError for anything else: opening a FIFO would block, and opening a device may have an effect.
+    """
+    if "\0" in str(path):
+        raise OSError(errno.EINVAL, "a path with a NUL character", str(path))
+    require_regular(path.stat(), path)
+    # The file may be replaced after the check: with O_NONBLOCK not even a FIFO blocks then.
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        require_regular(os.fstat(descriptor), path)
+    except OSError:
+        os.close(descriptor)
+        raise
+    return os.fdopen(descriptor, "rb")
+
+
+def require_regular(status: os.stat_result, path: Path) -> None:
+    """Raise OSError unless `status` is that of a regular file."""
+    if stat.S_ISDIR(status.st_mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    if not stat.S_ISREG(status.st_mode):
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
+
+
+def read_bounded(path: Path, most: int = MOST_BYTES) -> bytes:
+    """Return the content of a regular file of at most `most` bytes.  Raises OSError."""
+    with open_regular(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        content = b"" if size > most else file.read(size + 1)
+    if len(content) > size:
+        raise OSError(errno.EBUSY, "grows while it is read", str(path))
+    if size > most:
+        raise OSError(errno.EFBIG, f"larger than {most:,} bytes, the limit", str(path))
+    return content
+
+
+def parse_json(content: bytes | str) -> Any:
+    """Parse strict JSON.
+
+    Raises ValueError also for NaN, infinities, integers of more than 64 bits, characters that UTF-8 cannot encode, and
+    nesting deeper than `MOST_DEPTH`, which would all fail when the value is printed.
+    """
+    try:
+        value = json.loads(content, parse_constant=refuse, parse_float=finite, parse_int=short)
+        json.dumps(value, ensure_ascii=False).encode()  # lone surrogates parse, but cannot be printed
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
+    require_shallow(value)
+    return value
+
+
+def require_shallow(value: Any) -> None:
+    """Raise ValueError for lists and objects nested deeper than `MOST_DEPTH`."""
+    level = [value]
+    for _ in range(MOST_DEPTH + 1):
+        nodes = [node.values() if isinstance(node, dict) else node for node in level if isinstance(node, dict | list)]
+        level = [child for node in nodes for child in node]
+        if not level:
+            return
+    raise ValueError("nested too deeply")
+
+
+def refuse(text: str) -> NoReturn:
+    """Raise ValueError which says that the text is not JSON."""
+    raise ValueError(f"{text} is not JSON")
+
+
+def finite(text: str) -> float:
+    """Return the number.  Raises ValueError if a float cannot hold it."""
+    value = float(text)
+    if math.isinf(value):
+        refuse(text[:30])
+    return value
+
+
+def short(text: str) -> int:
+    """Return the integer.  Raises ValueError if it has more than 64 bits."""
+    if len(text) > 20 or not -(2**63) <= int(text) < 2**64:
+        refuse(text[:30])
+    return int(text)
+
+
+def inside(folder: Path, name: str) -> Path:
+    """Return the path of `name`, a relative path from data, in the folder.
+
+    Raises ValueError if it is empty or absolute, leads upwards, or has a NUL character.
+    """
+    place = PurePosixPath(name)
+    if not place.parts or place.is_absolute() or ".." in place.parts or "\0" in name:
+        raise ValueError(f"{name!r} is not a path inside a folder")
+    return folder / place
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[BinaryIO]:
+    """Open a file that replaces `path`, after fsync, if the block raises nothing; else the old file stays.
+
+    Raises OSError that names `path`.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    with naming(path, temporary):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with unfinished(temporary):
+            with temporary.open("wb") as file:
+                yield file
+                save(file)
+            temporary.replace(path)
+
+
+def write_whole(path: Path, content: bytes | str) -> None:
+    """Write a file in one step: at any time, even after a crash, it has the old content or the new one.
+
+    Raises OSError that names `path`.
+    """
+    with written_last(path, content):
+        pass
+
+
+@contextmanager
+def written_last(path: Path, content: bytes | str) -> Iterator[None]:
+    """Write a file that replaces `path` if the block, which may write other files, raises nothing.
+
+    The content is on disk before the block begins, so that a full disk leaves all the old files.  Raises OSError that
+    names `path`.
+    """
+    with writing(path) as file:
+        file.write(content.encode() if isinstance(content, str) else content)
+        save(file)
+        yield
+
+
+def save(file: BinaryIO) -> None:
+    """Flush the file and fsync it."""
+    file.flush()
+    os.fsync(file.fileno())
+
+
+@contextmanager
+def writing_folder(path: Path) -> Iterator[Path]:
+    """Make an empty folder that replaces `path` if the block raises nothing; else the old folder stays.
+
+    Raises OSError that names `path`.
+    """
+    partial = path.with_name(f".{path.name}.partial")
+    previous = path.with_name(f".{path.name}.previous")
+    with naming(path, partial), unfinished(partial):
+        restore(path, previous)  # it exists if a process was killed between two renames
+        clear(previous, partial)
+        partial.mkdir(parents=True)
+        yield partial
+        try:
+            if not exchanged(partial, path):
+                if path.exists():
+                    path.rename(previous)
+                partial.rename(path)
+        finally:
+            restore(path, previous)
+        clear(previous, partial)
+
+
+@contextmanager
+def scratch_folder(parent: Path | None = None) -> Iterator[Path]:
+    """Make a folder that exists while the block runs, in `parent` or in the system's temporary folder."""
+    folder = Path(tempfile.mkdtemp(prefix=".vdm-", dir=parent))
+    with unfinished(folder):
+        yield folder
+
+
+@contextmanager
+def unfinished(path: Path) -> Iterator[None]:
+    """Remove the file or folder `path`, if it exists, when the block ends."""
+    UNFINISHED.add(path)
+    try:
+        yield
+    finally:
+        discard(path)
+        UNFINISHED.discard(path)
+
+
+def remove_unfinished() -> None:
+    """Remove what the open blocks of this process would remove, for a process that ends inside them."""
+    for path in list(UNFINISHED):
+        discard(path)
+
+
+def discard(path: Path) -> None:
+    """Remove a file or folder; ignore errors."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with suppress(OSError):
+            path.unlink(missing_ok=True)
+
+
+def exchanged(first: Path, second: Path) -> bool:
+    """Exchange two files or folders in one step.  Return false if one is missing or the system cannot do it."""
+    try:
+        rename = ctypes.CDLL(None).renameat2
+    except AttributeError:  # not Linux
+        return False
+    return bool(rename(AT_FDCWD, os.fsencode(first), AT_FDCWD, os.fsencode(second), RENAME_EXCHANGE) == 0)
+
+
+def restore(path: Path, previous: Path) -> None:
+    """Rename `previous` to `path` if that does not exist.  Raises OSError."""
+    if previous.exists() and not path.exists():
+        previous.rename(path)
+
+
+def clear(previous: Path, partial: Path) -> None:
+    """Remove both folders.  `previous` is renamed first: `restore` must not find half of it.  Raises OSError."""
+    remove(partial)
+    if previous.exists():
+        previous.rename(partial)
+        remove(partial)
+
+
+def remove(folder: Path) -> None:
+    """Remove a folder with its content, if it exists.  Raises OSError."""
+    with suppress(FileNotFoundError):
+        shutil.rmtree(folder)
+
+
+@contextmanager
+def naming(path: Path, temporary: Path) -> Iterator[None]:
+    """Make an OSError name `path` if it names the temporary file or folder, or no file, as on a full disk."""
+    try:
+        yield
+    except OSError as error:
+        named = temporary if error.filename is None else Path(os.fsdecode(error.filename))
+        if error.errno is None or not named.is_relative_to(temporary):
+            raise
+        raise type(error)(error.errno, error.strerror, str(path / named.relative_to(temporary))) from error

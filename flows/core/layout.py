@@ -1,0 +1,41 @@
+"""Paths in a project's folder, and the prefix of the branches of the flow's runs.
+
+Paths are relative to the project's folder.  Stages do not read this file: their paths are arguments.
+"""
+
+from pathlib import Path
+
+PARAMS, PRESETS = Path("params.yaml"), Path("presets")
+DVC_GRAPH, DVC_LOCK = Path("dvc.yaml"), Path("dvc.lock")
+DEPLOYMENTS = Path("prefect.yaml")
+REQUIREMENTS = Path("requirements.lock")
+
+# Outputs of the stages.
+IMAGES = Path("data/images")
+TRAINED = Path("models/trained")
+REGISTERED = Path("models/vdm")
+CARD = REGISTERED / "README.md"
+REPORTS = Path("reports")
+VALIDATION = REPORTS / "validation/validation.json"
+DATA_DOCS = REPORTS / "validation/data_docs"
+VALIDATION_PICTURE = REPORTS / "validation/validation.png"
+CURVES = REPORTS / "training/curves.csv"
+EVALUATION = REPORTS / "evaluation"
+METRICS = EVALUATION / "metrics.json"
+SAMPLES = REPORTS / "samples/samples.png"
+
+# The card in the commit of a run of the Prefect flow, and the prefix of the run's branch.
+RUN_CARD = REPORTS / "card.md"
+RUN_BRANCHES = "runs/"
+
+# Files of this machine, which are in no commit.
+PRIVATE = Path(".vdm")
+STATES = PRIVATE / "runs"
+DOWNLOADS = PRIVATE / "downloads"
+FETCHED = PRIVATE / "models"
+WORKTREES = PRIVATE / "worktrees"
+SHOWN = PRIVATE / "reports"
+SERVE_LOCK = PRIVATE / "serve.lock"
+REASON = PRIVATE / "reason.json"
+EVIDENCE = PRIVATE / "evidence.json"
+VERIFIED = PRIVATE / "verified.txt"

@@ -1,0 +1,69 @@
+"""Find how much memory this process may still take, to refuse sizes before anything is allocated."""
+
+import os
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from flows.core.errors import Exit, UserError
+
+if TYPE_CHECKING:
+    import torch
+
+MACHINE = Path("/proc/meminfo")
+
+
+class Group(NamedTuple):
+    """The files of a control group, such as a container's, with its limit, its use, and the part that can be freed."""
+
+    limit: Path
+    used: Path
+    details: Path
+    reclaimable: str
+
+
+GROUPS = [
+    Group(folder / limit, folder / used, folder / "memory.stat", reclaimable)
+    for folder, limit, used, reclaimable in (
+        (Path("/sys/fs/cgroup"), "memory.max", "memory.current", "inactive_file"),
+        (Path("/sys/fs/cgroup/memory"), "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+    )
+]
+
+
+def available() -> int:
+    """Return the number of bytes that are free or can be freed, on the machine and within the container's limit."""
+    found = [left(group) for group in GROUPS]
+    try:
+        found.append(number_in(MACHINE.read_text(), "MemAvailable:") * 1024)
+    except (OSError, ValueError):  # not Linux
+        found.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    return min(size for size in found if size is not None)
+
+
+def left(group: Group) -> int | None:
+    """Return the number of bytes that a control group still allows; None without a group or a limit."""
+    with suppress(OSError, ValueError):
+        cache = number_in(group.details.read_text(), group.reclaimable)
+        return max(0, int(group.limit.read_text()) - int(group.used.read_text()) + cache)
+    return None
+
+
+def number_in(text: str, key: str) -> int:
+    """Return the number in the line that starts with the key.  Raises ValueError if there is none."""
+    for line in text.splitlines():
+        if line.split()[:1] == [key]:
+            return int(line.split()[1])
+    raise ValueError(f"no {key}")
+
+
+def require(num_bytes: int, device: "torch.device", advice: str) -> None:
+    """Raise UserError (exit 2), with the advice on what to lower, if the device has less memory left."""
+    free = available()
+    if device.type == "cuda":
+        import torch
+
+        free = torch.cuda.mem_get_info(device)[0]
+    if num_bytes > free:
+        sizes = f"{num_bytes / 2**30:,.1f} GiB of memory or more, and {free / 2**30:,.1f} GiB are free"
+        raise UserError(f"{advice}: they ask for {sizes}", Exit.USAGE)

@@ -1,0 +1,288 @@
+"""Read params.yaml, the only source of numbers, as DVC reads it, into strictly typed sections."""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, TypeVar
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import PydanticCustomError
+
+from flows.core import bounded_yaml
+from flows.core.documents import shown
+from flows.core.errors import Exit, UserError
+from flows.core.files import read_bounded
+from flows.core.sources import checked_source
+from vdm.choices import Dequantisation, LearningRateDecay, Precision, ScheduleKind, Transform
+
+
+def device_name(name: str) -> str:
+    """Return the name.  Raises PydanticCustomError unless it is auto, cpu, cuda or cuda:N."""
+    if not re.fullmatch(r"auto|cpu|cuda(:[0-9]{1,3})?", name):
+        raise PydanticCustomError("device", "Input should be auto, cpu, cuda or cuda:N")
+    return name
+
+
+MOST_SWEPT = 100
+Positive = Annotated[int, Field(ge=1, le=10**12)]
+NonNegative = Annotated[int, Field(ge=0, le=10**12)]
+BatchSize = Annotated[int, Field(ge=1, le=10**6)]
+# With more steps, float32 does not separate neighbouring noise levels well.
+Timesteps = Annotated[int, Field(ge=1, le=100_000)]
+Real = Annotated[float, Field(allow_inf_nan=False)]
+Share = Annotated[Real, Field(ge=0, le=1)]
+Gamma = Annotated[Real, Field(ge=-60, le=60)]
+Device = Annotated[str, AfterValidator(device_name)]
+
+
+class Section(BaseModel):
+    """A section in which an unknown, missing or mistyped key is an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+SectionType = TypeVar("SectionType", bound=Section)
+
+
+class Data(Section):
+    """The image set and its transforms; see data/README.md."""
+
+    name: Literal[
+        "digits",
+        "mnist",
+        "fashion_mnist",
+        "cifar10",
+        "svhn",
+        "imagenet32",
+        "imagenet64",
+        "imagenet32_2016",
+        "imagenet64_2016",
+        "image_folder",
+    ]
+    source: Annotated[str, AfterValidator(checked_source)] | None
+    test_fraction: Annotated[Real, Field(gt=0, lt=1)]
+    split_seed: NonNegative
+    grayscale: bool
+    resize: Annotated[list[Annotated[int, Field(ge=1, le=4096)]], Field(min_length=2, max_length=2)] | None
+    pad: Annotated[int, Field(ge=0, le=1024)]
+    num_bits: Annotated[int, Field(ge=1, le=8)]
+
+    @model_validator(mode="after")
+    def consistent(self) -> Self:
+        if self.name == "image_folder" and self.source is None:
+            raise ValueError("image_folder needs source: the folder of images")
+        return self
+
+
+class Contract(Section):
+    """Limits for the validation of images; see `flows.validation.contract`."""
+
+    max_leaked: Share
+    max_duplicates: Share
+    near_duplicate_distance: Share
+    max_constant: Share
+    max_label_ratio: Annotated[Real, Field(ge=1)]
+    max_gaps: Share
+    max_peaks: Share
+    max_skipped: Share
+    max_drift: Share
+    on_drift: Literal["warn", "fail"]
+
+
+class Model(Section):
+    """The noise schedule and the noise predictor; see `vdm.model.VDM`."""
+
+    schedule: ScheduleKind
+    gamma_0: Gamma
+    gamma_1: Gamma
+    width: Annotated[int, Field(ge=4, le=2**14, multiple_of=2)]
+    blocks: Annotated[int, Field(ge=1, le=1024)]
+    attention_everywhere: bool
+    fourier_exponents: list[Annotated[int, Field(ge=-8, le=16)]]
+    norm_groups: Positive
+    norm_eps: Annotated[Real, Field(gt=0)]
+    dropout: Annotated[Real, Field(ge=0, lt=1)]
+    augmentation_input: bool
+
+    @model_validator(mode="after")
+    def consistent(self) -> Self:
+        if self.gamma_0 >= self.gamma_1:
+            raise ValueError(f"gamma_0 must lie below gamma_1, got {self.gamma_0} and {self.gamma_1}")
+        if self.width % self.norm_groups:
+            raise ValueError(f"width must be a multiple of norm_groups, got {self.width} and {self.norm_groups}")
+        return self
+
+
+class Train(Section):
+    """The settings of the optimisation; see `vdm.training.TrainingSettings`."""
+
+    seed: NonNegative
+    device: Device
+    num_devices: Annotated[int, Field(ge=1, le=4096)]
+    max_restarts: NonNegative
+    precision: Literal["auto", Precision]
+    compile: Literal["auto"] | bool
+    activation_checkpointing: bool
+    steps: Positive
+    batch_size: BatchSize
+    accumulation: Positive
+    augmentation: list[Transform]
+    learning_rate: Annotated[Real, Field(gt=0)]
+    warmup_steps: NonNegative
+    learning_rate_decay: LearningRateDecay
+    betas: Annotated[list[Annotated[Real, Field(ge=0, lt=1)]], Field(min_length=2, max_length=2)]
+    weight_decay: Annotated[Real, Field(ge=0)]
+    max_gradient_norm: Annotated[Real, Field(gt=0)] | None
+    ema_decay: Annotated[Real, Field(ge=0, lt=1)]
+    log_every: Positive
+    checkpoint_every_steps: Positive
+    checkpoint_every_minutes: Annotated[Real, Field(gt=0)]
+    keep_checkpoints: Positive
+
+    @model_validator(mode="after")
+    def consistent(self) -> Self:
+        parts = self.num_devices * self.accumulation
+        if self.batch_size % parts:
+            raise ValueError(
+                f"batch_size must be a multiple of num_devices x accumulation = {parts}, got {self.batch_size}"
+            )
+        if self.num_devices > 1 and ":" in self.device:
+            raise ValueError(f"device {self.device} is one device, but num_devices is {self.num_devices}")
+        return self
+
+
+class Evaluate(Section):
+    """The settings of the variational bound; see `vdm.evaluation.evaluate`."""
+
+    seed: NonNegative
+    device: Device
+    times_per_image: Positive
+    num_timesteps: Timesteps | None
+    batch_size: BatchSize
+
+
+class Ode(Section):
+    """The settings of the ODE likelihood of `vdmctl evaluate --protocol ode`; see `vdm.ode.evaluate_ode`."""
+
+    seed: NonNegative
+    device: Device
+    num_images: Positive | None
+    num_draws: Positive
+    num_probes: NonNegative
+    dequantisation: Dequantisation
+    tolerance: Annotated[Real, Field(gt=0, lt=1)]
+    batch_size: BatchSize
+
+
+class Promote(Section):
+    """The conditions for a version to become the champion; see `flows.registry.promotion`."""
+
+    min_improvement_bpd: Annotated[Real, Field(ge=0)]
+    confidence: Annotated[Real, Field(gt=0, lt=1)]
+
+
+class Sample(Section):
+    """The grid of samples; see `vdm.sampling.sample`."""
+
+    seed: NonNegative
+    device: Device
+    num_images: Positive
+    num_timesteps: Timesteps
+    clip: bool
+
+
+class Params(Section):
+    """All sections of params.yaml."""
+
+    data: Data
+    contract: Contract
+    model: Model
+    train: Train
+    evaluate: Evaluate
+    ode: Ode
+    sample: Sample
+    promote: Promote
+
+    @model_validator(mode="after")
+    def consistent(self) -> Self:
+        if self.train.augmentation and not self.model.augmentation_input:
+            raise ValueError("train.augmentation needs model.augmentation_input: true, so that the model sees the flag")
+        return self
+
+
+def read_params(path: Path) -> Params:
+    """Read params.yaml.  Raises UserError (exit 2) that names file, line and key."""
+    try:
+        content = read_bounded(path)
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}; `vdmctl preset digits` writes one", Exit.USAGE) from error
+    return parse_params(content, str(path))
+
+
+def parse_params(content: bytes | str, name: str) -> Params:
+    """Parse the content of params.yaml.  Raises UserError (exit 2) that says `name`, the line and the key."""
+    try:
+        document = bounded_yaml.load(content)
+        values = bounded_yaml.plain(document)
+    except ValueError as error:
+        raise UserError(f"{name}: not YAML: {error}", Exit.USAGE) from error
+    if not isinstance(document, Mapping):
+        raise UserError(f"{name}:1: must hold sections such as `data:`; see presets/", Exit.USAGE)
+    try:
+        return Params.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        # The one check across sections is about train.augmentation.
+        line = line_of(document, first["loc"] or ("train", "augmentation"))
+        key = ".".join(shown(str(part)) for part in first["loc"])
+        reason = f"{key}{explain(first)}".removeprefix(": ")
+        raise UserError(f"{name}:{line}: {reason}", Exit.USAGE) from error
+
+
+def override(section: SectionType, values: Mapping[str, Any]) -> SectionType:
+    """Return the section with some values replaced by options.  Raises UserError (exit 2) that names the option."""
+    try:
+        return type(section).model_validate({**section.model_dump(), **values})
+    except ValidationError as error:
+        first = error.errors()[0]
+        option = "--" + str(first["loc"][0]).replace("_", "-")
+        if first["type"] == "extra_forbidden":
+            raise UserError(f"{option} does not belong to this protocol", Exit.USAGE) from error
+        raise UserError(f"{option}: {first['msg']}, got {shown(repr(first['input']))}", Exit.USAGE) from error
+
+
+def timesteps(text: str) -> list[int | None]:
+    """Parse numbers of steps such as `10,100,continuous`; None is continuous time.  Raises UserError (exit 2)."""
+    try:
+        steps = [None if part == "continuous" else int(part) for part in text.split(",")]
+    except ValueError as error:
+        raise UserError(f"--num-timesteps: {shown(repr(text))} is not like 10,100,continuous", Exit.USAGE) from error
+    if len(steps) > MOST_SWEPT:
+        raise UserError(f"--num-timesteps: a sweep has at most {MOST_SWEPT} numbers of steps", Exit.USAGE)
+    return steps
+
+
+def explain(error: Mapping[str, Any]) -> str:
+    """Return what is wrong with a key and what would be right, as text to append to the key's name."""
+    got = "" if isinstance(error["input"], dict) else f", got {shown(repr(error['input']))}"
+    match error["type"]:
+        case "missing":
+            return " is missing"
+        case "extra_forbidden":
+            return " is not a known parameter"
+        case "value_error":
+            return f": {error['ctx']['error']}"
+        case _:
+            return f": {error['msg'][0].lower()}{error['msg'][1:]}{got}"
+
+
+def line_of(document: Any, location: tuple[Any, ...]) -> int:
+    """Return the line, counted from 1, of the deepest part of `location` that the document has."""
+    line = 1
+    for part in location:
+        try:
+            line = document.lc.item(part)[0] + 1 if isinstance(part, int) else document.lc.key(part)[0] + 1
+            document = document[part]
+        except (AttributeError, KeyError, IndexError, TypeError):
+            break
+    return int(line)

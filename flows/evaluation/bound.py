@@ -1,0 +1,102 @@
+"""Evaluate the variational bound of a model on test images, as metrics and as a table with a row per image."""
+
+import csv
+import json
+from io import StringIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from flows.core.checkpoint import load_model, model_sha256
+from flows.core.device import find_device
+from flows.core.errors import Exit, UserError
+from flows.core.files import written_last
+from flows.core.memory import require
+from flows.evaluation.environment import environment
+from flows.evaluation.results import BoundMetrics
+from flows.images.store import ImageSet, data_sha256, fault, load_images
+from flows.process.ending import finish
+from flows.process.progress import bar
+from vdm import evaluation
+from vdm.model import VDM
+
+if TYPE_CHECKING:
+    from flows.core.params import Evaluate
+
+
+def measure(
+    settings: "Evaluate", *, model: Path, images: Path, requirements: Path
+) -> tuple[BoundMetrics, evaluation.Evaluation]:
+    """Return the metrics of the model on the test images, in bits/dim, and the terms of every image.
+
+    The metrics name the versions of libraries, the processor, and the digest of the file `requirements`.
+
+    Raises CheckpointError, ImageSetError, and UserError (exit 2) when model and images do not fit each other.
+    """
+    device = find_device(settings.device)
+    vdm, image_set = load_fitting(model, images, device)
+    require_memory(settings, vdm, len(image_set.test))
+    arguments = settings.model_dump(exclude={"device"})
+    result = evaluation.evaluate(vdm, image_set.test, progress=bar("evaluating"), **arguments)
+    metrics = BoundMetrics(
+        bpd=result.bpd.mean(),
+        bpd_standard_error=result.standard_error,
+        bpd_monte_carlo_standard_error=result.monte_carlo_standard_error,
+        prior_bpd=result.prior.mean(),
+        reconstruction_bpd=result.reconstruction.mean(),
+        diffusion_bpd=result.diffusion.mean(),
+        num_images=len(result.bpd),
+        seed=settings.seed,
+        times_per_image=settings.times_per_image,
+        num_timesteps=settings.num_timesteps,
+        environment=environment(device, requirements),
+        **digests(model, images),
+    )
+    return metrics, result
+
+
+def load_fitting(model: Path, images: Path, device: torch.device) -> tuple[VDM, ImageSet]:
+    """Load model and images.  Raises UserError if they do not fit each other (exit 2) or images are invalid (4)."""
+    vdm, image_set = load_model(model, device), load_images(images)
+    ours = kind(vdm.image_shape, vdm.num_levels)
+    theirs = kind(image_set.image_shape, image_set.num_levels)
+    if ours != theirs:
+        raise UserError(f"{model} is a model of images of {ours}; {images} holds {theirs}", Exit.USAGE)
+    if reason := fault(image_set, "test"):
+        raise UserError(f"{images}: {reason}; run `vdmctl validate`", Exit.INVALID_DATA)
+    return vdm, image_set
+
+
+def kind(shape: tuple[int, ...], num_levels: int) -> str:
+    """Return shape and number of levels as text, such as "1x8x8 with 17 levels"."""
+    return "x".join(map(str, shape)) + f" with {num_levels} levels"
+
+
+def require_memory(settings: "Evaluate", vdm: VDM, num_images: int) -> None:
+    """Raise UserError (exit 2) when a batch and the results do not fit into memory."""
+    sizes = settings.model_dump(include={"times_per_image", "batch_size"})
+    device = next(vdm.parameters()).device
+    advice = "evaluate: lower evaluate.times_per_image or evaluate.batch_size"
+    require(evaluation.memory_needed(vdm, num_images=num_images, **sizes), device, advice)
+
+
+def digests(model: Path, images: Path) -> dict[str, Any]:
+    """Return the sha256 of the model and of the images."""
+    return {"model_sha256": model_sha256(model), "data_sha256": data_sha256(images)}
+
+
+def write(out: Path, metrics: BoundMetrics, result: evaluation.Evaluation) -> None:
+    """Write `metrics.json`, and `per_image.csv` with the terms of every image in bits/dim, or else neither.
+
+    Raises OSError that names the file.
+    """
+    table = StringIO(newline="")
+    writer = csv.writer(table)
+    writer.writerow(["image", "bpd", "prior_bpd", "reconstruction_bpd", "diffusion_bpd"])
+    columns = (result.bpd, result.prior, result.reconstruction, result.diffusion)
+    for image, row in enumerate(zip(*columns, strict=True)):
+        writer.writerow([image, *(f"{value:.6f}" for value in row)])
+    text = json.dumps(metrics.model_dump(), indent=2, allow_nan=False) + "\n"
+    with written_last(out / "metrics.json", text), written_last(out / "per_image.csv", table.getvalue()):
+        finish()

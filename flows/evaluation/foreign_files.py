@@ -1,0 +1,120 @@
+"""Read checkpoints of other implementations, which may be damaged or hostile, without unpickling and within memory."""
+
+import hashlib
+import pickle
+import pickletools
+import re
+import zipfile
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import msgpack
+import numpy as np
+import torch
+from torch import Tensor
+
+from flows.core.files import open_regular, read_bounded
+from flows.core.memory import available
+
+Weights = dict[str, Tensor]
+
+DAMAGE = (
+    *(ArithmeticError, AttributeError, EOFError, LookupError, MemoryError, RuntimeError, TypeError, ValueError),
+    *(pickle.PickleError, zipfile.BadZipFile, zlib.error),
+)
+"""The exceptions that readers raise on damaged files."""
+
+# A checkpoint holds numbers of 2 to 8 bytes.  Memory holds the file, the weights as float32, and the model.
+FEWEST_BYTES, COPIES = 2, 4
+MSGPACK_LIMITS = {"max_str_len": 2**16, "max_array_len": 2**12, "max_map_len": 2**16}
+DEEPEST = 16
+NAMING = {"GLOBAL", "INST", "STACK_GLOBAL", "EXT1", "EXT2", "EXT4"}
+TENSORS = re.compile(r"collections OrderedDict|torch (\w+Storage|Size)|torch\._utils _rebuild_(tensor_v2|parameter)")
+
+
+def require_file(file: Path, sha256: str | None) -> int:
+    """Return the file's size.  Raises ValueError for a wrong digest or a file too large for memory, and OSError."""
+    with open_regular(file) as content:
+        size = content.seek(0, 2)
+        if COPIES * size > available():
+            raise ValueError(f"{size:,} bytes do not fit into memory")
+        content.seek(0)
+        if sha256 and hashlib.file_digest(content, "sha256").hexdigest() != sha256.lower():
+            raise ValueError(f"its sha256 is not {sha256}")
+    return size
+
+
+def require_numbers(weights: Weights, size: int) -> None:
+    """Raise ValueError unless each is a dense array of floating-point numbers that a file of that size can hold."""
+    for name, weight in weights.items():
+        if not weight.is_floating_point() or weight.layout != torch.strided or weight.device.type != "cpu":
+            raise ValueError(f"{name} is not a dense array of floating-point numbers")
+        if weight.numel() * FEWEST_BYTES > size:
+            raise ValueError(f"{size:,} bytes cannot hold {name}")
+
+
+def read_flax(file: Path) -> Any:
+    """Return the tree of arrays in a flax msgpack.  Raises OSError and the exceptions in DAMAGE."""
+    content = read_bounded(file, available() // COPIES)
+    return msgpack.unpackb(content, ext_hook=flax_array, strict_map_key=False, **MSGPACK_LIMITS)
+
+
+def read_torch(file: Path) -> Any:
+    """Return what torch saved, weights only.  Raises OSError and the exceptions in DAMAGE."""
+    with open_regular(file) as content:
+        require_stored(content)
+        content.seek(0)
+        return torch.load(content, map_location="cpu", weights_only=True)
+
+
+def require_stored(content: BinaryIO) -> None:
+    """Raise ValueError unless a zip file is undamaged, uncompressed, and describes only dense tensors.
+
+    torch accepts more, such as compressed or overlapping members, or a bytearray of any length, which may not fit into
+    memory.
+    """
+    size = content.seek(0, 2)
+    with zipfile.ZipFile(content) as archive:
+        members = archive.infolist()
+        if any(member.compress_type != zipfile.ZIP_STORED for member in members):
+            raise ValueError("its members are compressed")
+        if sum(member.file_size for member in members) > size:
+            raise ValueError("its members overlap")
+        if damaged := archive.testzip():
+            raise ValueError(f"{damaged} has a wrong checksum")
+        for member in members:
+            if member.filename.endswith(".pkl"):
+                require_tensors(archive.read(member))
+
+
+def require_tensors(pickled: bytes) -> None:
+    """Raise ValueError when a pickle names more than dense tensors and their containers, without unpickling it."""
+    for opcode, argument, _ in pickletools.genops(pickled):
+        if opcode.name in NAMING and not TENSORS.fullmatch(str(argument)):
+            raise ValueError(f"it holds more than weights: {opcode.name} {str(argument)[:60]}")
+
+
+def flax_array(code: int, data: bytes) -> np.ndarray:
+    """Return an array (extension 1) or scalar (3) of a flax msgpack, which holds its shape, dtype name and bytes."""
+    if code not in (1, 3):
+        raise ValueError(f"unknown msgpack extension {code}")
+    shape, dtype, content = msgpack.unpackb(data, **MSGPACK_LIMITS)
+    if dtype not in ("float32", "float64", "int32", "int64"):
+        raise ValueError(f"unexpected dtype {dtype}")
+    return np.frombuffer(content, dtype).reshape(shape)
+
+
+def flatten(tree: Mapping[str, Any], path: str = "", depth: int = 0) -> dict[str, np.ndarray]:
+    """Return the leaves of nested mappings by path, such as "a/b".  Raises ValueError beyond DEEPEST levels."""
+    if depth > DEEPEST:
+        raise ValueError("nested too deeply")
+    leaves: dict[str, np.ndarray] = {}
+    for name, node in tree.items():
+        inner = f"{path}{name}"
+        if isinstance(node, Mapping):
+            leaves |= flatten(node, f"{inner}/", depth + 1)
+        else:
+            leaves[inner] = node
+    return leaves

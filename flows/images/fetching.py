@@ -1,0 +1,138 @@
+"""Download files: resume after a broken connection, retry after growing pauses."""
+
+import http.client
+import logging
+import re
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import BinaryIO
+from urllib import request
+from urllib.error import HTTPError, URLError
+
+from tqdm import tqdm
+
+from flows.core.errors import NetworkError, brief
+from flows.core.escaping import visible
+from flows.core.files import naming
+
+log = logging.getLogger(__name__)
+
+BLOCK = 2**18
+TIMEOUT = 60.0  # seconds without a byte
+MOST_BYTES = 2**34
+PAUSES = (1.0, 4.0, 15.0, 60.0)  # seconds before the second to the fifth attempt
+
+
+class TooLongError(http.client.HTTPException):
+    """The server sends more than the largest possible size of the file."""
+
+
+def fetch_file(addresses: Sequence[str], path: Path, most: int = MOST_BYTES) -> None:
+    """Download to `path`, unless it exists, from the first address that serves the file.
+
+    A partial download is kept as `path` + `.part` and resumed, also by a later run.  Raises NetworkError (exit 5) if
+    every address failed after every pause or sent more than `most` bytes; OSError if `path` cannot be written.
+    """
+    part = path.with_name(path.name + ".part")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    failure = "no address"
+    left = list(addresses)
+    for pause in (0.0, *PAUSES):
+        if path.exists():
+            return
+        time.sleep(pause if left else 0)
+        for address in list(left):
+            try:
+                receive(address, part, most)
+                part.rename(path)
+                return
+            except (URLError, http.client.HTTPException) as error:
+                failure = f"{address}: {brief(error)}"
+                log.info("%s", visible(failure))
+                if isinstance(error, TooLongError):
+                    left.remove(address)
+    raise NetworkError(
+        f"{path.name} could not be downloaded: {failure}; try again (what has arrived is kept), or set data.source in "
+        f"params.yaml to a folder that holds the publisher's files"
+    )
+
+
+def receive(address: str, part: Path, most: int) -> None:
+    """Download the missing part of the file at the address and append it to `part`.
+
+    Raises URLError or HTTPException for any failure of the network or the server, including an answer that is too short
+    or too long; OSError that names `part`.
+    """
+    have = part.stat().st_size if part.exists() else 0
+    wanted = request.Request(address, headers={"User-Agent": "vdm-pipeline", "Range": f"bytes={have}-"})
+    try:
+        response = opener().open(wanted, timeout=TIMEOUT)
+    except HTTPError as error:
+        if error.code == http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
+            part.unlink(missing_ok=True)  # complete or too long: the next attempt starts over
+        raise
+    except (OSError, ValueError) as error:  # ValueError: redirected to an invalid address
+        raise URLError(brief(error)) from error
+    with response:
+        resumed = response.status == http.HTTPStatus.PARTIAL_CONTENT
+        if resumed and other_range(response, have):
+            part.unlink(missing_ok=True)
+            raise URLError(f"sends {response.headers['Content-Range']}, not the requested range")
+        try:
+            with naming(part, part), part.open("ab" if resumed else "wb") as file:
+                copy(response, file, have if resumed else 0, most, part.stem)
+        except TooLongError:
+            part.unlink()
+            raise
+
+
+def opener() -> request.OpenerDirector:
+    """Return an opener for http and https only; urllib's default would follow a redirect to FTP."""
+    made = request.OpenerDirector()
+    for handler in (
+        request.ProxyHandler,
+        request.UnknownHandler,
+        request.HTTPHandler,
+        request.HTTPSHandler,
+        request.HTTPDefaultErrorHandler,
+        request.HTTPRedirectHandler,
+        request.HTTPErrorProcessor,
+    ):
+        made.add_handler(handler())
+    return made
+
+
+def other_range(response: http.client.HTTPResponse, have: int) -> bool:
+    """Whether the answer says that it begins at another byte than `have`."""
+    stated = re.match(r"bytes (\d+)-", response.headers.get("Content-Range", ""))
+    return stated is not None and int(stated[1]) != have
+
+
+def copy(response: http.client.HTTPResponse, file: BinaryIO, have: int, most: int, name: str) -> None:
+    """Copy the body to the file and show a progress bar.
+
+    Raises IncompleteRead if the connection ends before the stated length, TooLongError beyond `most` bytes.
+    """
+    total = have + response.length if response.length is not None else None
+    quiet = not sys.stderr.isatty()
+    with tqdm(initial=have, total=total, desc=name, unit="B", unit_scale=True, leave=False, disable=quiet) as shown:
+        for block in blocks(response):
+            have += len(block)
+            size = max(have, total or 0)
+            if size > most:
+                raise TooLongError(f"sends {size:,} bytes, but the file has {most:,} at most")
+            file.write(block)
+            shown.update(len(block))
+    if total is not None and have < total:
+        raise http.client.IncompleteRead(b"", total - have)
+
+
+def blocks(response: http.client.HTTPResponse) -> Iterator[bytes]:
+    """Yield the body.  Raises URLError or HTTPException, never another OSError, which would mean the disk."""
+    try:
+        while block := response.read(BLOCK):
+            yield block
+    except (OSError, ValueError) as error:
+        raise URLError(brief(error)) from error

@@ -1,0 +1,269 @@
+"""Read a folder of images, with or without train and test parts, with or without a folder per class.
+
+Every file is read twice: first its head, so that unusable files are named before anything is written, then its
+pixels, as a stream.
+"""
+
+import logging
+from collections import Counter, deque
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from flows.core.errors import Exit, UserError
+from flows.core.escaping import visible
+from flows.images.picture_files import advice, inspect, read
+from flows.images.publishers import Chunk, Splits, held_out
+from flows.images.reading import BadImageError, Head, Kind
+from flows.images.scanning import Found, find_images, listed
+from flows.images.store import fitting
+
+log = logging.getLogger(__name__)
+
+ROWS = 1000
+MOST_NAMED = 1000
+MOST_IMAGES = 7_500_000  # validation holds 130 bytes of each: less than 1 GB
+TRAIN_NAMES = ("train", "training")
+TEST_NAMES = ("test", "testing", "val", "valid", "validation", "dev", "eval")
+
+
+class ImageFolder(NamedTuple):
+    """A folder of images before its pixels are read."""
+
+    splits: Splits
+    """Images as they are stored; chunks may differ in shape."""
+    kinds: list[Kind]
+    num_levels: int
+    formats: str
+    """The number of files by format, in words."""
+    split: str | None
+    """How the folder itself splits the images, in words; None if it does not."""
+
+
+class Survey(NamedTuple):
+    """The heads of all files."""
+
+    heads: list[Head]
+    """One for each file."""
+    examples: dict[Kind, list[str]]
+    """Up to three files of each kind."""
+
+    @property
+    def counts(self) -> list[int]:
+        """Number of images in each file."""
+        return [head.num_images for head in self.heads]
+
+
+def read_folder(source: Path, *, test_fraction: float, split_seed: int, grayscale: bool, resized: bool) -> ImageFolder:
+    """Return the images in `source`, a folder or one .npy file, in the order of their names.
+
+    Without train and test parts a seeded share is held out.  Gray and RGB images together need `grayscale`,
+    several sizes `resized`.  Raises UserError that lists every unusable file (exit 5 if one is damaged or there is
+    none, else 4).  Reading the splits raises it, too.
+    """
+    found = find_images(source)
+    root, names = found.root, found.names
+    survey = look_at_all(root, names)
+    num_levels = agree(root, survey, grayscale=grayscale, resized=resized)
+    chosen = choose(root, names, survey.counts, test_fraction, split_seed)
+    labels = class_labels(found)
+    problems: dict[str, BadImageError] = {}
+
+    def stream(wanted: np.ndarray, *, last: bool) -> Iterator[Chunk]:
+        empty = True
+        for chunk in batched(pixels(root, names, survey.heads, wanted, labels, problems)):
+            empty = False
+            yield chunk
+        if empty and not last:  # the caller stops here and does not read the other split
+            problems.update(all_problems(root, names, problems))
+        if empty or last:
+            complain(root, problems, len(names))
+
+    splits = Splits(stream(~chosen, last=False), stream(chosen, last=True))
+    parts = sorted({part_of(name) for name in names})
+    given = f"by its {' and '.join(parts)}" if has_splits(names) else None
+    return ImageFolder(splits, list(survey.examples), num_levels, remark(root, survey), given)
+
+
+def look_at_all(root: Path, names: list[str]) -> Survey:
+    """Return the heads of all files.  Raises UserError that lists every unusable file."""
+    survey = Survey([], {})
+    known: dict[Head, Head] = {}
+    problems = {}
+    for name in names:
+        try:
+            head = inspect(root / name)
+        except BadImageError as error:
+            problems[name] = error
+            continue
+        examples = survey.examples.setdefault(head.kind, [])
+        if len(examples) < 3:
+            examples.append(name)
+        survey.heads.append(known.setdefault(head, head))
+    if problems:
+        # Pixels behind a good head may be damaged, too: read them, to name every unusable file at once.
+        complain(root, all_problems(root, names, problems), len(names))
+    return survey
+
+
+def all_problems(root: Path, names: list[str], known: dict[str, BadImageError]) -> dict[str, BadImageError]:
+    """Return the known problems and those found by reading the pixels of the other files."""
+    problems = dict(known)
+    for name in names:
+        if name in known:
+            continue
+        try:
+            deque(read(root / name), maxlen=0)
+        except BadImageError as error:
+            problems[name] = error
+    return problems
+
+
+def agree(root: Path, survey: Survey, *, grayscale: bool, resized: bool) -> int:
+    """Return the number of levels.  Raises UserError unless the transforms make all images one kind."""
+    kinds = {kind.after(grayscale=grayscale, resized=resized) for kind in survey.examples}
+    if len(kinds) == 1:
+        return int(2 ** kinds.pop().num_bits)
+    ranked = []
+    for kind, names in survey.examples.items():
+        ranked += [(rank, name, kind) for rank, name in enumerate(sorted(names))]
+    # The first file of each kind comes before the second of any.
+    shown = ", ".join(
+        f"{listed([name])} is {'x'.join(map(str, kind.shape))} of {kind.num_bits} bits"
+        for _, name, kind in sorted(ranked)[:3]
+    )
+    raise UserError(f"{root}: images of {len(survey.examples)} kinds: {shown}; {advice(kinds)}", Exit.INVALID_DATA)
+
+
+def choose(root: Path, names: list[str], counts: list[int], test_fraction: float, split_seed: int) -> np.ndarray:
+    """Return which images are test images (N,) bool: those in the folder's test part, or a seeded share.
+
+    Raises UserError.
+    """
+    if (total := sum(counts)) > MOST_IMAGES:
+        raise UserError(f"{root}: {total:,} images, but at most {MOST_IMAGES:,} are read", Exit.INVALID_DATA)
+    if has_splits(names):
+        return np.repeat([part_of(name) in TEST_NAMES for name in names], counts)
+    found = sorted({name.partition("/")[0] for name in names}, key=lambda first: (not is_split(first), first))
+    if is_split(found[0]) and len(names) > 1:
+        raise UserError(
+            f"{root}: a split is one of {', '.join(TRAIN_NAMES)}, one of {', '.join(TEST_NAMES)} and nothing else; "
+            f"there is {listed(found[:5])}; rename or remove the others",
+            Exit.INVALID_DATA,
+        )
+    test = np.zeros(total, dtype=bool)
+    test[held_out(total, test_fraction, split_seed)] = True
+    if test.all() or not test.any():
+        raise UserError(
+            f"{root}: {test.sum()} of {total} images would be held out (data.test_fraction {test_fraction}), but "
+            f"training and test images are needed",
+            Exit.INVALID_DATA,
+        )
+    return test
+
+
+def has_splits(names: list[str]) -> bool:
+    """Whether there is exactly one training part, one test part and nothing else."""
+    parts = {part_of(name) for name in names}
+    return len(parts) == 2 and len(parts & {*TRAIN_NAMES}) == len(parts & {*TEST_NAMES}) == 1
+
+
+def is_split(name: str) -> bool:
+    """Whether a file lies in a training or a test part."""
+    return part_of(name) in (*TRAIN_NAMES, *TEST_NAMES)
+
+
+def part_of(name: str) -> str:
+    """Return the first part of a name, in lower case: `train` of Train/cat/1.png and of train.npy."""
+    return name.partition("/")[0].lower().removesuffix(".npy")
+
+
+def class_labels(found: Found) -> list[int] | None:
+    """Return the class of each file, the number of its folder below the split; None unless every file lies in one."""
+    first = 1 if has_splits(found.names) else 0
+    folders = ["/".join(name.split("/")[first:-1]) for name in found.names]
+    classes = sorted(set(folders))
+    if "" in classes:
+        return None
+    if found.empty:
+        log.warning("%s: classes without images: %s", visible(str(found.root)), listed(sorted(found.empty)))
+    numbers = {name: number for number, name in enumerate(classes)}
+    return [numbers[folder] for folder in folders]
+
+
+def pixels(
+    root: Path,
+    names: list[str],
+    heads: list[Head],
+    wanted: np.ndarray,
+    labels: list[int] | None,
+    problems: dict[str, BadImageError],
+) -> Iterator[tuple[np.ndarray, int | None, str]]:
+    """Yield the images where `wanted` (N,) is true, file by file, with label and name.
+
+    Adds files that cannot be read, or changed since their heads were read, to `problems`.
+    """
+    first = 0
+    for number, (name, head) in enumerate(zip(names, heads, strict=True)):
+        place, first = first, first + head.num_images
+        if name in problems or not wanted[place:first].any():
+            continue
+        try:
+            for images in read(root / name, head):
+                these = wanted[place : place + len(images)]
+                place += len(images)
+                if these.any():
+                    label = labels[number] if labels else None
+                    yield images if these.all() else images[these], label, name
+        except BadImageError as error:
+            problems[name] = error
+
+
+def batched(parts: Iterator[tuple[np.ndarray, int | None, str]]) -> Iterator[Chunk]:
+    """Join consecutive images of one shape: about a thousand, or as many as fit into a chunk."""
+    waiting: list[np.ndarray] = []
+    labels: list[int | None] = []
+    files: list[str] = []
+
+    def joined() -> Chunk:
+        images = np.concatenate(waiting) if len(waiting) > 1 else waiting[0]
+        return Chunk(images, None if None in labels else np.array(labels), files)
+
+    for images, label, name in parts:
+        most = fitting(ROWS, images[0].nbytes)
+        if waiting and (len(labels) + len(images) > most or images.shape[1:] != waiting[0].shape[1:]):
+            yield joined()
+            waiting, labels, files = [], [], []
+        waiting.append(images)
+        labels += [label] * len(images)
+        files += [name] * len(images)
+        if len(labels) >= most:  # before the next arrives, or two large images would be in memory
+            yield joined()
+            waiting, labels, files = [], [], []
+    if waiting:
+        yield joined()
+
+
+def complain(root: Path, problems: dict[str, BadImageError], count: int) -> None:
+    """Raise UserError that lists the unusable files, if there are any."""
+    if problems:
+        reasons = [f"{listed([name])}: {error}" for name, error in sorted(problems.items())]
+        more = f"; and {len(reasons) - MOST_NAMED} more" if len(reasons) > MOST_NAMED else ""
+        damaged = any(error.code is Exit.MISSING for error in problems.values())
+        raise UserError(
+            f"{root}: {len(reasons)} of {count} files cannot be used: {'; '.join(reasons[:MOST_NAMED])}{more}",
+            Exit.MISSING if damaged else Exit.INVALID_DATA,
+        )
+
+
+def remark(root: Path, survey: Survey) -> str:
+    """Return the number of files by format, in words.  Warn of decoded JPEG and of images that EXIF turns."""
+    formats = Counter(head.format for head in survey.heads)
+    num_turned = sum(head.turned for head in survey.heads)
+    if formats["JPEG"]:
+        log.warning("%s: %d JPEG files: their bits/dim are those of decoded JPEG", visible(str(root)), formats["JPEG"])
+    if num_turned:
+        log.warning("%s: %d images turned as their EXIF tags say", visible(str(root)), num_turned)
+    return ", ".join(f"{count} {name}" for name, count in sorted(formats.items()))

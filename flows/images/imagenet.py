@@ -1,0 +1,158 @@
+"""ImageNet at a low resolution, streamed from the publisher's archives without unpacking them."""
+
+import re
+import shutil
+import tarfile
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, TYPE_CHECKING
+
+import numpy as np
+from PIL import Image
+
+from flows.core.errors import Exit, UserError
+from flows.core.files import open_regular
+from flows.images.array_files import read_layout, read_rows
+from flows.images.fetching import fetch_file
+from flows.images.publishers import Chunk, Splits, entries, file_of, file_sha256
+from flows.images.reading import BadImageError, damage_named, limited
+
+if TYPE_CHECKING:
+    from flows.images.catalogue import DownsampledImageNet
+
+ROWS = 1000
+MOST_BYTES = 2**34
+MOST_PNG_BYTES = 2**20
+
+
+def read_imagenet(published: "DownsampledImageNet", source: Path | None, downloads: Path) -> Splits:
+    """Return both splits, from the archives in `source`, or downloaded from the publisher if it is None.
+
+    Raises UserError (exit 5) for an archive that is missing or differs from the published one.  Reading the splits
+    raises it for content other than images of the published size.
+    """
+    if source is not None and not source.is_dir():
+        raise UserError(f"data.source: {source} is not a folder", Exit.MISSING)
+    archives = published.train | published.test
+    folder = source or downloads
+    if source is None:
+        for name in archives:
+            fetch_file([published.base_address + name], downloads / name, MOST_BYTES)
+    for name, sha256 in archives.items():
+        try:
+            check_version(folder / name, sha256)
+        except UserError:
+            if source is None:
+                shutil.rmtree(downloads)
+            raise
+    train = [folder / name for name in published.train]
+    test = [folder / name for name in published.test]
+    return Splits(
+        read_archives(published, train, published.num_train), read_archives(published, test, published.num_test)
+    )
+
+
+def check_version(path: Path, sha256: str) -> None:
+    """Raise UserError (exit 5) unless the file has this sha256.  The error names a known archive that it is instead."""
+    if not path.is_file():
+        others = [other for other in all_archives() if (path.parent / other).is_file()]
+        hint = f"; it holds {', '.join(others)}, the archives of another version" if others else ""
+        raise UserError(f"{path.parent}: holds no {path.name}{hint}", Exit.MISSING)
+    actual = file_sha256(path)
+    if actual != sha256:
+        names = [name for name, known in all_archives().items() if known == actual]
+        what = f"that is {names[0]}" if names else "unknown"
+        raise UserError(f"{path}: sha256 is {actual} ({what}), the published archive has {sha256}", Exit.MISSING)
+
+
+def all_archives() -> dict[str, str]:
+    """Return the sha256 of every archive of both versions, by name."""
+    from flows.images.catalogue import PUBLISHED, DownsampledImageNet
+
+    archives: dict[str, str] = {}
+    for entry in PUBLISHED.values():
+        if isinstance(entry, DownsampledImageNet):
+            archives.update(entry.train | entry.test)
+    return archives
+
+
+def read_archives(published: "DownsampledImageNet", paths: list[Path], count: int) -> Iterator[Chunk]:
+    """Yield the images of archives, one after the other.  Raises UserError (exit 5), also unless there are `count`."""
+    found = 0
+    for path in paths:
+        read = zipped_batches if published.layout == "npz" else tarred_images
+        chunks = read(path, published.size)
+        while chunk := next_of(path, chunks):
+            found += len(chunk.images)
+            yield chunk
+    if found != count:
+        raise UserError(f"{paths[0]}: {found} images, {count} were published", Exit.MISSING)
+
+
+def next_of(path: Path, chunks: Iterator[Chunk]) -> Chunk | None:
+    """Return the next images of an archive; None after the last.  Raises UserError (exit 5)."""
+    try:
+        with damage_named(), limited():
+            return next(chunks, None)
+    except BadImageError as error:
+        raise UserError(f"{path}: {error}", Exit.MISSING) from error
+
+
+def zipped_batches(path: Path, size: int) -> Iterator[Chunk]:
+    """Yield (n,3,H,W) uint8 images and labels from 0, from the npz files in a zip file."""
+    with open_regular(path) as file, zipfile.ZipFile(file) as outer:
+        batches = [name for name in outer.namelist() if name.endswith(".npz")]
+        for batch in sorted(batches, key=numbers_in):
+            with outer.open(batch) as packed, zipfile.ZipFile(packed) as inner:
+                with inner.open("labels.npy") as entry:
+                    labels = read_labels(entry) - 1
+                with inner.open("data.npy") as entry:
+                    first = 0
+                    for rows in pixel_rows(entry, size):
+                        yield Chunk(rows, labels[first : first + len(rows)])
+                        first += len(rows)
+
+
+def numbers_in(name: str) -> list[int]:
+    """Return the numbers in the name of a file, so that batch 10 is sorted behind batch 9."""
+    return [int(digits) for digits in re.findall(r"\d+", Path(name).name)]
+
+
+def read_labels(file: IO[bytes]) -> np.ndarray:
+    """Return (N,) integers.  Raises ValueError for another array."""
+    layout = read_layout(file)
+    if len(layout.shape) != 1 or layout.dtype.kind not in "iu":
+        raise ValueError(f"an array of {layout.dtype} {layout.shape}, not labels")
+    return np.concatenate([np.zeros(0, np.int64), *read_rows(file, layout, 2**20)])
+
+
+def pixel_rows(file: IO[bytes], size: int) -> Iterator[np.ndarray]:
+    """Yield rows of pixels as (n,3,H,W) uint8 images, a bounded number at a time.  Raises ValueError."""
+    layout = read_layout(file)
+    if layout.fortran or layout.dtype.hasobject or len(layout.shape) != 2:
+        raise ValueError(f"an array of {layout.dtype} {layout.shape}, not rows of pixels")
+    if layout.dtype != np.uint8 or layout.shape[1] != 3 * size**2:
+        raise ValueError(f"images of {layout.shape[1:]} {layout.dtype}")
+    for rows in read_rows(file, layout, ROWS):
+        yield rows.reshape(-1, 3, size, size)
+
+
+def tarred_images(path: Path, size: int) -> Iterator[Chunk]:
+    """Yield the PNG files in a tar file as (n,3,H,W) uint8 images, in the archive's order, without labels."""
+    waiting: list[np.ndarray] = []
+    with open_regular(path) as file, tarfile.open(fileobj=file, mode="r:") as tar:
+        for entry in entries(tar, path.stat().st_size):
+            if not entry.isfile() or not entry.name.endswith(".png"):
+                continue
+            if entry.size > MOST_PNG_BYTES:
+                raise ValueError(f"{entry.name} has {entry.size} bytes")
+            with Image.open(file_of(tar, entry), formats=["PNG"]) as image:
+                if image.size != (size, size):
+                    raise ValueError(f"images of {image.size}")
+                waiting.append(np.asarray(image.convert("RGB")).transpose(2, 0, 1))
+            if len(waiting) == ROWS:
+                yield Chunk(np.stack(waiting), None)
+                waiting = []
+    if waiting:
+        yield Chunk(np.stack(waiting), None)

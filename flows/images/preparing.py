@@ -1,0 +1,158 @@
+"""Read the source that `data:` names, transform its images and write them as arrays."""
+
+import errno
+import json
+import os
+import shutil
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from flows.core.errors import Exit, UserError
+from flows.core.escaping import visible
+from flows.core.files import naming, scratch_folder, writing_folder
+from flows.images.folder import read_folder
+from flows.images.imagenet import read_imagenet
+from flows.images.publishers import Chunk, Splits, read_digits, read_published
+from flows.images.store import SPLITS, files_of, save_images, write_array
+from flows.images.transforms import describe, levels_left, parts, shape_left, transform
+
+if TYPE_CHECKING:
+    from flows.core.params import Data
+
+DIGITS = {
+    "title": "Optical recognition of handwritten digits (scikit-learn's copy of the test part)",
+    "homepage": "https://archive.ics.uci.edu/dataset/80",
+    "licence": "CC BY 4.0",
+    "num_levels": 17,
+}
+
+
+def write_images(data: "Data", *, source: Path | None, out: Path, downloads: Path) -> dict[str, Any]:
+    """Write an image set (see `flows.images.store`) into the folder `out`, completely or not at all.
+
+    Returns what `dataset.json` says of its origin.  Downloads are kept in `downloads` until all is written, so that a
+    later run can resume them.  Raises UserError: exit 5 for a missing, damaged or unexpected file and for a full disk,
+    4 for images that are not levels of one shape.
+    """
+    try:
+        with scratch_folder() as scratch, writing_folder(out) as folder:
+            splits, origin = read(data, source, downloads, scratch)
+            images = {split: written_beside(getattr(splits, split), folder, split) for split in SPLITS}
+            save_images(folder, images, origin | {"name": data.name})
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        raise UserError(f"{error.filename}: {error.strerror}; free some space and run again", Exit.MISSING) from error
+    shutil.rmtree(downloads, ignore_errors=True)
+    return origin
+
+
+def written_beside(chunks: Iterable[Chunk], folder: Path, split: str) -> Iterator[np.ndarray]:
+    """Yield the images of a split, and write its labels and the names of its files into `folder`.
+
+    The names are appended as the chunks come, one line of JSON for each image.  The labels are written after the last
+    chunk.  Raises OSError that names the file.
+    """
+    names = files_of(folder, split)
+    labels = []
+    for chunk in chunks:
+        if chunk.labels is not None:
+            labels.append(chunk.labels)
+        if chunk.files is not None:
+            with naming(names, names), names.open("a", encoding="ascii") as file:
+                file.writelines(f"{json.dumps(utf8(name))}\n" for name in chunk.files)
+        yield chunk.images
+    if labels:
+        write_array(folder / f"{split}_labels.npy", [np.concatenate(labels).astype(np.int64)])
+
+
+def read(data: "Data", source: Path | None, downloads: Path, scratch: Path) -> tuple[Splits, dict[str, Any]]:
+    """Return the transformed images, and what `dataset.json` says of them."""
+    match data.name:
+        case "digits":
+            return transformed(data, read_digits(data.test_fraction, data.split_seed), DIGITS | {"split": split(data)})
+        case "image_folder":
+            assert source  # checked with the parameters
+            return folder_of_images(data, source)
+        case name:
+            return published(data, name, source, downloads, scratch)
+
+
+def published(
+    data: "Data", name: str, source: Path | None, downloads: Path, scratch: Path
+) -> tuple[Splits, dict[str, Any]]:
+    """Return the transformed splits of a published set, and what `dataset.json` says of them."""
+    from flows.images.catalogue import PUBLISHED, PublishedSet  # torchvision: 2 s, which other sources do not need
+
+    entry = PUBLISHED[name]
+    if isinstance(entry, PublishedSet):
+        splits = read_published(entry, source, downloads, scratch)
+    else:
+        splits = read_imagenet(entry, source, downloads)
+    origin = {key: getattr(entry, key) for key in ("title", "homepage", "licence", "num_levels")}
+    counts = {"published_train": entry.num_train, "published_test": entry.num_test}
+    return transformed(data, splits, origin | counts | {"split": "as published"})
+
+
+def folder_of_images(data: "Data", source: Path) -> tuple[Splits, dict[str, Any]]:
+    """Return the transformed splits of a folder, and what `dataset.json` says of them."""
+    found = read_folder(
+        source,
+        test_fraction=data.test_fraction,
+        split_seed=data.split_seed,
+        grayscale=data.grayscale,
+        resized=data.resize is not None,
+    )
+    for kind in found.kinds:
+        # Fails for impossible transforms before the first pixel is read.
+        shape_left(kind.shape, grayscale=data.grayscale, resize=data.resize, pad=data.pad)
+    name = source.resolve().name if source.name in ("", "..") else source.name
+    origin = {
+        "title": visible(name) or "images",
+        "homepage": "a folder",
+        "licence": "not stated",
+        "formats": found.formats,
+        "split": found.split or split(data),
+        "num_levels": found.num_levels,
+    }
+    return transformed(data, found.splits, origin)
+
+
+def transformed(data: "Data", splits: Splits, origin: dict[str, Any]) -> tuple[Splits, dict[str, Any]]:
+    """Return the splits transformed as `data` says, and the origin with the transforms and the levels left.
+
+    Reading the splits raises UserError (exit 4) if the numbers of labels and images differ.
+    """
+    num_levels = origin["num_levels"]
+
+    def stream(chunks: Iterable[Chunk]) -> Iterator[Chunk]:
+        for images, labels, files in chunks:
+            if labels is not None and len(labels) != len(images):
+                raise UserError(f"{len(labels)} labels for {len(images)} images", Exit.INVALID_DATA)
+            for part in parts(images, **steps(data)):
+                yield Chunk(
+                    transform(images[part], num_levels, **steps(data)),
+                    labels[part] if labels is not None else None,
+                    files[part] if files is not None else None,
+                )
+
+    done = {"num_levels": levels_left(num_levels, data.num_bits), "transforms": describe(num_levels, **steps(data))}
+    return Splits(*map(stream, splits)), origin | done
+
+
+def steps(data: "Data") -> dict[str, Any]:
+    """Return the arguments of `flows.images.transforms.transform` that the parameters declare."""
+    return {"grayscale": data.grayscale, "resize": data.resize, "pad": data.pad, "num_bits": data.num_bits}
+
+
+def split(data: "Data") -> str:
+    """Describe a seeded split."""
+    return f"{data.test_fraction:g} held out with seed {data.split_seed}"
+
+
+def utf8(name: str) -> str:
+    """Return the name of a file with bytes that are not UTF-8 escaped: strict readers of JSON refuse them."""
+    return os.fsencode(name).decode(errors="backslashreplace")

@@ -1,0 +1,283 @@
+"""An image set on disk: `train.npy` and `test.npy`, (N,C,H,W) uint8 levels, and `dataset.json` that describes them.
+
+A set with labels also has `train_labels.npy` and `test_labels.npy`, (N,) integers.  A set made of files has
+`train_files.txt` and `test_files.txt`.  No likelihood depends on these.  Arrays are mapped into memory and never
+unpickled.
+"""
+
+import errno
+import hashlib
+import json
+import math
+import warnings
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+
+import numpy as np
+
+from flows.core.errors import Exit, UserError
+from flows.core.files import naming, open_regular, parse_json, read_bounded
+from flows.core.memory import available
+
+SPLITS = ("train", "test")
+DESCRIPTION = "dataset.json"
+MOST_CHUNK_BYTES = 2**25
+REQUIRED = {"name", "num_levels", "image_shape", "num_train", "num_test"}
+COUNTS = ("num_train", "num_test", "published_train", "published_test")
+TEXTS = ("name", "title", "homepage", "licence", "formats", "split", "transforms")
+MOST_LEVELS = 2**16
+MOST_DESCRIPTION_BYTES = 2**20
+# Memory of a pass over an array: float32 copies of one image, and the facts that are kept of every image.
+COPIES, BYTES_PER_IMAGE = 10, 128
+# A path has at most 4096 bytes, and JSON may write each as six characters.
+LONGEST_LINE = 2**15
+
+
+class ImageSetError(UserError):
+    """A file of the image set is missing or damaged (exit 5)."""
+
+    def __init__(self, message: str, code: Exit = Exit.MISSING) -> None:
+        super().__init__(message, code)
+
+
+class ImageSet(NamedTuple):
+    """The mapped arrays and the content of `dataset.json`."""
+
+    description: dict[str, Any]
+    train: np.ndarray
+    test: np.ndarray
+
+    @property
+    def num_levels(self) -> int:
+        """K: pixels are 0..K-1."""
+        return int(self.description["num_levels"])
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(C, H, W)."""
+        channels, height, width = self.description["image_shape"]
+        return channels, height, width
+
+    @property
+    def transforms(self) -> str:
+        """The transforms of the source's pixels, in words; `none` for unchanged pixels."""
+        return str(self.description.get("transforms", "none"))
+
+
+def save_images(
+    folder: Path, splits: Mapping[str, np.ndarray | Iterable[np.ndarray]], description: dict[str, Any]
+) -> None:
+    """Write both splits, then the description, without which the folder is not a set.
+
+    A split is an (N,C,H,W) array or an iterable of its chunks.  Shape and counts are added to the description unless
+    it states them.  Raises ValueError for chunks of different shapes or types, and if there are none.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    measured: dict[str, Any] = {}
+    for split in SPLITS:
+        images = splits[split]
+        chunks = [images] if isinstance(images, np.ndarray) else images
+        measured[f"num_{split}"], *shape = write_array(folder / f"{split}.npy", chunks)
+        measured.setdefault("image_shape", shape)
+    (folder / DESCRIPTION).write_text(json.dumps(measured | description, indent=2, sort_keys=True) + "\n")
+
+
+def write_array(path: Path, chunks: Iterable[np.ndarray]) -> tuple[int, ...]:
+    """Write chunks (n,...) one after the other as one .npy file, and return its shape.  Raises ValueError.
+
+    The complete file replaces an older one: truncating that would kill a process that maps it.
+    """
+    shape: tuple[int, ...] = ()
+    dtype = np.dtype(np.uint8)
+    partial = path.with_name(f"{path.name}.partial")
+    # Not through a memory map: a full disk would kill the process with SIGBUS, where a write raises OSError.
+    with naming(path, partial), partial.open("wb") as file:
+        for chunk in chunks:
+            if not shape:
+                shape, dtype = (0, *chunk.shape[1:]), chunk.dtype
+                write_header(file, shape, dtype)
+            if (chunk.shape[1:], chunk.dtype) != (shape[1:], dtype):
+                raise ValueError(f"images of {chunk.shape[1:]} {chunk.dtype} after images of {shape[1:]} {dtype}")
+            file.write(np.ascontiguousarray(chunk).data)
+            shape = (shape[0] + len(chunk), *shape[1:])
+        if not shape:
+            raise ValueError("no images")
+        file.seek(0)
+        write_header(file, shape, dtype)
+    partial.replace(path)
+    return shape
+
+
+def write_header(file: BinaryIO, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
+    """Write the header of a .npy file.  NumPy pads it so that another first dimension can overwrite it."""
+    described = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(file, described)
+
+
+def load_images(folder: Path) -> ImageSet:
+    """Return the image set in `folder`.  Raises ImageSetError."""
+    description = read_description(folder / DESCRIPTION)
+    return ImageSet(description, *(load_array(folder / f"{split}.npy") for split in SPLITS))
+
+
+def read_description(path: Path) -> dict[str, Any]:
+    """Return the content of a `dataset.json`.  Raises ImageSetError for missing keys and wrong types."""
+    try:
+        description = parse_json(read_bounded(path, MOST_DESCRIPTION_BYTES))
+    except (OSError, ValueError) as error:
+        raise ImageSetError(f"{path}: missing or damaged: {error}") from error
+    if not isinstance(description, dict) or not description.keys() >= REQUIRED:
+        raise ImageSetError(f"{path}: must be an object with {', '.join(sorted(REQUIRED))}")
+    shape, num_levels = description["image_shape"], description["num_levels"]
+    if not isinstance(shape, list) or len(shape) != 3 or not all(is_count(size) and size > 0 for size in shape):
+        raise ImageSetError(f"{path}: image_shape must be [C, H, W], integers from 1")
+    if not is_count(num_levels) or not 2 <= num_levels <= MOST_LEVELS:
+        raise ImageSetError(f"{path}: num_levels must be an integer from 2 to {MOST_LEVELS}")
+    for keys, holds, kind in ((COUNTS, is_count, "an integer from 0 to 2^32"), (TEXTS, is_text, "text")):
+        for key in keys:
+            if key in description and not holds(description[key]):
+                raise ImageSetError(f"{path}: {key} must be {kind}")
+    return description
+
+
+def is_count(value: Any) -> bool:
+    """Whether a value is an integer from 0 to 2^32."""
+    return type(value) is int and 0 <= value <= 2**32
+
+
+def is_text(value: Any) -> bool:
+    """Whether a value is a string of at most 10,000 characters."""
+    return isinstance(value, str) and len(value) <= 10_000
+
+
+def load_array(path: Path) -> np.ndarray:
+    """Return the array at `path`, mapped into memory.  Raises ImageSetError."""
+    try:
+        shape, column_major, dtype, offset = read_header(path)
+        # Copy-on-write: the file cannot be changed through the map, and torch does not copy it.
+        array = np.memmap(path, dtype, "c", offset, shape, "F" if column_major else "C")
+    except (OSError, ValueError) as error:
+        if isinstance(error, OSError) and error.errno == errno.ENOMEM:
+            raise ImageSetError(f"{path}: larger than this machine can map into memory") from error
+        raise ImageSetError(f"{path}: missing or damaged: {error}") from error
+    if COPIES * dtype.itemsize * math.prod(shape[1:]) + BYTES_PER_IMAGE * shape[0] > available():
+        raise ImageSetError(f"{path}: {shape[0]:,} images of shape {shape[1:]} take more memory than is available")
+    return array
+
+
+def read_header(path: Path) -> tuple[tuple[int, ...], bool, np.dtype[Any], int]:
+    """Return shape, whether the order is column-major, type and offset of the first number of a .npy file of numbers.
+
+    Raises OSError, and ValueError for another file or one whose size does not match its header.
+    """
+    with open_regular(path) as file, warnings.catch_warnings():
+        warnings.simplefilter("error")  # numpy warns of headers that it would not write itself
+        try:
+            readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+            shape, column_major, dtype = readers[np.lib.format.read_magic(file)](file)
+        except Exception as error:  # numpy evaluates the header as a literal, which fails in many ways
+            raise ValueError(f"not a .npy file: {' '.join(str(error).split())[:200]}") from error
+        offset, size = file.tell(), file.seek(0, 2)
+    if not shape or dtype.kind not in "buif" or dtype.hasobject:
+        raise ValueError(f"holds {dtype} of {len(shape)} dimensions, not images")
+    if any(type(length) is not int or length < 0 for length in shape):
+        raise ValueError(f"impossible shape {shape}")
+    if size - offset != dtype.itemsize * math.prod(shape) or shape[0] > size:
+        raise ValueError(f"{size:,} bytes do not match a header of {offset} and an array of shape {shape}")
+    return shape, column_major, dtype, offset
+
+
+def fault(image_set: ImageSet, split: str) -> str:
+    """Return why the images of a split do not have the set's shape and levels; "" if they have."""
+    images = getattr(image_set, split)
+    if images.dtype != np.uint8 or images.shape[1:] != image_set.image_shape or not len(images) > 0:
+        return f"{split}.npy holds {len(images)} images of {images.dtype} and shape {images.shape[1:]}"
+    highest = max(int(chunk.max()) for _, chunk in chunks(images, len(images)))
+    return f"{split}.npy holds level {highest}" if highest >= image_set.num_levels else ""
+
+
+def chunks(images: np.ndarray, size: int) -> Iterator[tuple[int, np.ndarray]]:
+    """Yield contiguous chunks of at most `size` images, fewer if they are large, each with the number of its first.
+
+    A mapped array is mapped again for each chunk, so that the pages read do not accumulate in this process.
+    """
+    mapped = isinstance(images, np.memmap) and images.flags.c_contiguous and images.size > 0
+    size = fitting(size, images[0].nbytes) if images.size else size
+    for first in range(0, len(images), size):
+        count = min(size, len(images) - first)
+        if mapped:
+            offset = images.offset + first * images[0].nbytes  # type: ignore[attr-defined]
+            name, shape = images.filename, (count, *images.shape[1:])  # type: ignore[attr-defined]
+            yield first, np.array(np.memmap(name, images.dtype, "r", offset, shape))
+        else:
+            yield first, np.ascontiguousarray(images[first : first + count])
+
+
+def fitting(most: int, row_bytes: int) -> int:
+    """Return how many rows make a chunk of bounded size: at most `most`, at least one."""
+    return max(1, min(most, MOST_CHUNK_BYTES // max(row_bytes, 1)))
+
+
+def load_labels(folder: Path, split: str) -> np.ndarray | None:
+    """Return the labels of a split (N,), or None if the set has none.  Raises ImageSetError."""
+    path = folder / f"{split}_labels.npy"
+    if not path.exists():
+        return None
+    labels = load_array(path)
+    if labels.ndim != 1 or labels.dtype.kind not in "ui":
+        raise ImageSetError(f"{path}: holds {labels.dtype} of {labels.ndim} dimensions, not labels")
+    return labels
+
+
+def files_of(folder: Path, split: str) -> Path:
+    """Return the path of the text file whose line i is the name of the file of image i, as JSON."""
+    return folder / f"{split}_files.txt"
+
+
+def read_file_names(folder: Path, split: str, images: Collection[int]) -> dict[int, str]:
+    """Return the names of the files of some images of a split; none if the set was not made of files.
+
+    Raises ImageSetError.
+    """
+    path = files_of(folder, split)
+    names: dict[int, str] = {}
+    if not images or not path.exists():
+        return names
+    try:
+        with open_regular(path) as lines:
+            for number in range(max(images) + 1):
+                line = lines.readline(LONGEST_LINE)
+                if not line.endswith(b"\n"):
+                    raise ValueError(f"line {number + 1} is too long or cut short")
+                if number in images:
+                    names[number] = file_name(line)
+    except (OSError, ValueError) as error:
+        raise ImageSetError(f"{path}: missing or damaged: {error}") from error
+    return names
+
+
+def file_name(line: bytes) -> str:
+    """Return the name in a line, with characters that UTF-8 cannot encode escaped.  Raises ValueError."""
+    try:
+        name = json.loads(line)
+    except RecursionError as error:
+        raise ValueError("a line is not a name") from error
+    if not isinstance(name, str):
+        raise ValueError("a line is not a name")
+    return name.encode(errors="backslashreplace").decode()
+
+
+def data_sha256(folder: Path) -> str:
+    """Return one digest of all that a likelihood depends on: both arrays, the number of levels and the transforms.
+
+    Raises ImageSetError.
+    """
+    image_set = load_images(folder)
+    digest = hashlib.sha256(f"num_levels={image_set.num_levels}\n".encode())
+    if image_set.transforms != "none":
+        digest.update(f"transforms={image_set.transforms}\n".encode())
+    for split in SPLITS:
+        with open_regular(folder / f"{split}.npy") as file:
+            digest.update(f"{split} {hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
+    return digest.hexdigest()

@@ -1,0 +1,120 @@
+"""Transform the pixels of a source.  Each transform changes the bits/dim, so each is declared and recorded.
+
+The order: more than 8 bits down to 8, grayscale, resize, pad, down to `num_bits`.
+"""
+
+import math
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from flows.core.errors import Exit, UserError
+from flows.images.store import fitting
+
+if TYPE_CHECKING:
+    import torch
+
+# Of one image: a larger one cannot be trained on, since the model keeps the resolution throughout.
+MOST_LEVELS = 2**25
+
+
+def transform(
+    images: np.ndarray, num_levels: int, *, grayscale: bool, resize: list[int] | None, pad: int, num_bits: int
+) -> np.ndarray:
+    """Return (N,C,H,W) levels 0..num_levels-1, uint8 or uint16, transformed to uint8 levels 0..levels_left(...)-1.
+
+    Raises what `shape_left` raises.
+    """
+    shape_left(images.shape[1:], grayscale=grayscale, resize=resize, pad=pad)
+    images = shifted(images, num_levels, 8).astype(np.uint8, copy=False)
+    num_levels = levels_left(num_levels, 8)
+    if grayscale and images.shape[1] == 3:
+        images = gray(images)
+    if resize and list(images.shape[2:]) != resize:
+        images = resized(images, resize, num_levels)
+    if pad:
+        images = np.pad(images, ((0, 0), (0, 0), (pad, pad), (pad, pad)))
+    return shifted(images, num_levels, num_bits)
+
+
+def shape_left(shape: tuple[int, ...], *, grayscale: bool, resize: list[int] | None, pad: int) -> tuple[int, int, int]:
+    """Return the shape (C,H,W) of an image after the transforms.
+
+    Raises UserError: exit 2 for grayscale of other than 1 or 3 channels and for parameters that make the image too
+    large, 4 for an image that is too large itself.
+    """
+    channels, height, width = shape
+    if channels not in (1, 3) and grayscale:
+        raise UserError(f"data.grayscale needs 1 or 3 channels, but the images have {channels}", Exit.USAGE)
+    height, width = (side + 2 * pad for side in resize or (height, width))
+    left = (1 if grayscale else channels, height, width)
+    if (num_levels := math.prod(left)) > MOST_LEVELS:
+        what = f"images of {'x'.join(map(str, left))} have {num_levels:,} levels, more than {MOST_LEVELS:,}"
+        if resize or pad:
+            raise UserError(f"data.resize and data.pad: {what}; lower them", Exit.USAGE)
+        raise UserError(f"{what}; set data.resize to a smaller [height, width]", Exit.INVALID_DATA)
+    return left
+
+
+def parts(images: np.ndarray, *, grayscale: bool, resize: list[int] | None, pad: int, num_bits: int) -> Iterator[slice]:
+    """Yield the slices of images to transform at a time, so that memory is bounded."""
+    row = math.prod(shape_left(images.shape[1:], grayscale=grayscale, resize=resize, pad=pad))
+    step = fitting(len(images), max(row, images[0].nbytes))
+    for first in range(0, len(images), step):
+        yield slice(first, first + step)
+
+
+def gray(images: np.ndarray) -> np.ndarray:
+    """Return the gray levels of (N,3,H,W), computed a band of rows at a time, since torchvision computes in floats."""
+    from torchvision.transforms.v2 import functional
+
+    height = images.shape[2]
+    rows = fitting(height, images[:, :, :1].nbytes)
+    bands = [images[:, :, top : top + rows] for top in range(0, height, rows)]
+    done = [functional.rgb_to_grayscale(writable(band)).numpy() for band in bands]
+    return np.concatenate(done, axis=2) if len(done) > 1 else done[0]
+
+
+def resized(images: np.ndarray, size: list[int], num_levels: int) -> np.ndarray:
+    """Return the images resized to `size` (H,W): bicubic, antialiased, overshoot at edges clipped to the levels."""
+    from torchvision.transforms.v2 import functional
+
+    bicubic = functional.InterpolationMode.BICUBIC
+    result = functional.resize(writable(images), size, interpolation=bicubic, antialias=True).numpy()
+    return np.asarray(np.minimum(result, np.uint8(num_levels - 1)))
+
+
+def writable(images: np.ndarray) -> "torch.Tensor":
+    """Return a tensor of the images, copied if they are read-only, since torch warns of that."""
+    import torch
+
+    return torch.from_numpy(np.require(images, requirements=["C", "W"]))
+
+
+def shifted(images: np.ndarray, num_levels: int, num_bits: int) -> np.ndarray:
+    """Return the upper `num_bits` bits of the levels."""
+    shift = lost_bits(num_levels, num_bits)
+    return images >> images.dtype.type(shift) if shift else images
+
+
+def lost_bits(num_levels: int, num_bits: int) -> int:
+    """Return how many low bits to drop so that levels 0..num_levels-1 fit into `num_bits`."""
+    return max(0, (num_levels - 1).bit_length() - num_bits)
+
+
+def levels_left(num_levels: int, num_bits: int) -> int:
+    """Return the number of levels after the shift to `num_bits`."""
+    return ((num_levels - 1) >> lost_bits(num_levels, num_bits)) + 1
+
+
+def describe(num_levels: int, *, grayscale: bool, resize: list[int] | None, pad: int, num_bits: int) -> str:
+    """Return the transforms in words, for `dataset.json`, the digest and the model card; `none` without any."""
+    bits = (num_levels - 1).bit_length()
+    steps = [
+        "grayscale (ITU-R 601)" if grayscale else "",
+        f"resized to {resize[0]}x{resize[1]} (bicubic, antialiased)" if resize else "",
+        f"padded by {pad}" if pad else "",
+        f"{bits} bits shifted to {num_bits}" if bits > num_bits else "",
+    ]
+    return ", ".join(step for step in steps if step) or "none"

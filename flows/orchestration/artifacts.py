@@ -1,0 +1,73 @@
+"""Show a run in Prefect's UI: progress, metrics, samples, and links to the model card and the Data Docs."""
+
+import base64
+import re
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+from prefect.artifacts import (
+    create_image_artifact,
+    create_link_artifact,
+    create_progress_artifact,
+    create_table_artifact,
+    update_progress_artifact,
+)
+
+from flows.core import layout
+from flows.core.files import read_bounded, write_whole, writing_folder
+from flows.core.params import read_params
+from flows.evaluation.results import Metrics
+from flows.registry.evidence import Evidence
+
+EVERY_SECONDS = 5.0
+STEP = re.compile(r"step (\d+): (.*)")
+
+
+class Progress:
+    """The progress bar of a training run, which follows the lines of its log."""
+
+    def __init__(self, folder: Path) -> None:
+        self.steps = read_params(folder / layout.PARAMS).train.steps
+        self.artifact: Any = create_progress_artifact(0.0, key="training", description=f"0 of {self.steps} steps")
+        self.shown = 0.0
+
+    def read(self, line: str) -> None:
+        """Update the bar if the line of the log names a step, at most every EVERY_SECONDS."""
+        found = STEP.match(line.strip())
+        if found and (time.monotonic() - self.shown > EVERY_SECONDS or int(found[1]) == self.steps):
+            description = f"{found[1]} of {self.steps} steps: {found[2]}"
+            update_progress_artifact(self.artifact, 100 * int(found[1]) / self.steps, description)
+            self.shown = time.monotonic()
+
+
+def show_results(folder: Path, kept: Path) -> None:
+    """Show the samples, and links to the model card and the Data Docs, of the run in `folder`.
+
+    They are copied to `kept`, since the run's folder is removed at its end.
+    """
+    with writing_folder(kept) as whole:
+        shutil.copytree(folder / layout.DATA_DOCS, whole / "data_docs")
+        shutil.copyfile(folder / layout.CARD, whole / "card.md")
+        shutil.copyfile(folder / layout.SAMPLES, whole / "samples.png")
+    samples = kept / "samples.png"
+    picture = base64.b64encode(samples.read_bytes()).decode()
+    create_image_artifact(f"data:image/png;base64,{picture}", key="samples", description=f"Samples: {samples}")
+    create_link_artifact((kept / "card.md").as_uri(), key="model-card", link_text="model card")
+    create_link_artifact((kept / "data_docs/index.html").as_uri(), key="data-docs", link_text="Data Docs")
+
+
+def show_evidence(evidence: Path, kept: Path) -> None:
+    """Copy the evidence of a decision about the champion to the folder `kept`, and show a link to it."""
+    copy = kept / "evidence.json"
+    write_whole(copy, read_bounded(evidence))
+    create_link_artifact(copy.as_uri(), key="evidence", link_text="evidence")
+
+
+def show_metrics(models: dict[str, Metrics], evidence: Evidence) -> None:
+    """Show a table with a column of metrics in bits/dim per model, and the decision about the champion."""
+    figures = {name: metrics.model_dump(exclude_unset=True) for name, metrics in models.items()}
+    rows = [key for key in next(iter(figures.values())) if key.endswith(("bpd", "error"))]
+    table = [{"bits/dim": key, **{name: values.get(key) for name, values in figures.items()}} for key in rows]
+    create_table_artifact(table, key="metrics", description=f"{evidence.decision}: {evidence.reason}")

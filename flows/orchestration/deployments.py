@@ -1,0 +1,138 @@
+"""Create the deployments of prefect.yaml at the server, and later keep what the operator changed."""
+
+import asyncio
+import subprocess
+import sys
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from io import StringIO
+from typing import TYPE_CHECKING, Any
+
+from ruamel.yaml import YAML
+
+from flows.core import bounded_yaml, layout
+from flows.core.errors import Exit, UserError
+from flows.core.files import read_bounded, scratch_folder, write_whole
+
+if TYPE_CHECKING:
+    from prefect.client.schemas.responses import DeploymentResponse
+
+PROJECT = layout.DEPLOYMENTS
+FLOW = "train-vdm"
+
+
+def deploy() -> None:
+    """Create the deployments of prefect.yaml, or update the code and description of existing ones.
+
+    A plain `prefect deploy` would switch their schedules off and delete those that the operator made.  Here an existing
+    deployment keeps its schedules, parameters, tags, job variables, and whether it is paused.
+
+    Raises UserError (exit 2) for a file that Prefect does not accept.
+    """
+    existing = {deployment.name: deployment for deployment in deployments()}
+    try:
+        document = bounded_yaml.parse(read_bounded(PROJECT))
+        document["deployments"] = [
+            keep(entry, existing[entry["name"]]) if entry["name"] in existing else entry
+            for entry in document["deployments"]
+        ]
+    except (OSError, LookupError, TypeError, ValueError) as error:
+        raise UserError(f"{PROJECT}: not a file of deployments: {error}", Exit.USAGE) from error
+    text = StringIO()
+    YAML(typ="safe").dump(document, text)
+    with scratch_folder(layout.PRIVATE) as scratch:
+        write_whole(scratch / PROJECT, text.getvalue())
+        run_prefect("deploy", "--all", "--prefect-file", str(scratch / PROJECT))
+    refuse_unknown_parameters()
+
+
+def refuse_unknown_parameters() -> None:
+    """Let the server refuse runs with unknown parameters, which would end in a traceback."""
+    from prefect.client.orchestration import get_client
+    from prefect.client.schemas.actions import DeploymentUpdate
+
+    with get_client(sync_client=True) as client:
+        for deployment in deployments():
+            schema = (deployment.parameter_openapi_schema or {}) | {"additionalProperties": False}
+            client.update_deployment(deployment.id, DeploymentUpdate(parameter_openapi_schema=schema))
+
+
+def keep(entry: dict[str, Any], existing: "DeploymentResponse") -> dict[str, Any]:
+    """Return the entry of prefect.yaml with the settings of the existing deployment."""
+    kept = {key: value for key, value in entry.items() if key != "schedules"}
+    return kept | {
+        "paused": existing.paused,
+        "parameters": existing.parameters,
+        "tags": existing.tags,
+        "work_pool": entry["work_pool"] | {"job_variables": existing.job_variables},
+    }
+
+
+def deployments(name: str | None = None) -> list["DeploymentResponse"]:
+    """Return the deployments of train-vdm, or those of any flow that have the name."""
+    from prefect.client.orchestration import get_client
+    from prefect.client.schemas.filters import DeploymentFilter, DeploymentFilterName, FlowFilter, FlowFilterName
+
+    chosen: dict[str, Any]
+    if name:
+        chosen = {"deployment_filter": DeploymentFilter(name=DeploymentFilterName(any_=[name]))}
+    else:
+        chosen = {"flow_filter": FlowFilter(name=FlowFilterName(any_=[FLOW]))}
+    with get_client(sync_client=True) as client:
+        return client.read_deployments(**chosen)
+
+
+def full_names(name: str) -> list[str]:
+    """Return FLOW/DEPLOYMENT of every deployment with the name, sorted."""
+    from prefect.client.orchestration import get_client
+
+    found = deployments(name)
+    with get_client(sync_client=True) as client:
+        return sorted(f"{client.read_flow(each.flow_id).name}/{each.name}" for each in found)
+
+
+def schedules() -> Iterator[str]:
+    """Yield a line for every schedule: its deployment, when it fires, and the next run or how to switch it on."""
+    for deployment in deployments():
+        name = f"{FLOW}/{deployment.name}"
+        for schedule in deployment.schedules:
+            when = describe(schedule.schedule)
+            if deployment.paused:
+                state = "paused with its deployment, which Prefect's UI resumes"
+            elif not schedule.active:
+                state = f"off; `prefect deployment schedule resume {name} {schedule.id}` switches it on"
+            else:
+                state = f"on, next run {next_time(schedule.schedule)}"
+            yield f"{name}: {when}: {state}"
+
+
+def describe(schedule: Any) -> str:
+    """Return when a schedule fires (cron, rrule or interval) and its time zone, as text."""
+    given = getattr(schedule, "cron", None) or getattr(schedule, "rrule", None)
+    when = given or f"every {schedule.interval}"
+    return f"{when} {schedule.timezone or 'UTC'}"
+
+
+def next_time(schedule: Any) -> str:
+    """Return the time of a schedule's next run, in UTC."""
+    from prefect.server.schemas.schedules import SCHEDULE_TYPES
+    from pydantic import TypeAdapter
+
+    # Only the server's class of schedules can compute times.
+    planned: Any = TypeAdapter(SCHEDULE_TYPES).validate_python(schedule.model_dump())
+    times = asyncio.run(planned.get_dates(n=1, start=datetime.now(UTC)))
+    return f"{times[0].astimezone(UTC):%Y-%m-%d %H:%M} UTC" if times else "never"
+
+
+def run_prefect(*arguments: str) -> str:
+    """Run a `prefect` command and return its stdout.  Raises UserError (exit 1) with the last line of a failed one."""
+    done = subprocess.run(prefect(*arguments), capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        reason = ((done.stderr + done.stdout).strip().splitlines() or ["no reason given"])[-1]
+        raise UserError(f"prefect {' '.join(arguments[:2])}: {reason}", Exit.BUG)
+    return done.stdout
+
+
+def prefect(*arguments: str) -> list[str]:
+    """Return the command line of a `prefect` command, run by this interpreter."""
+    return [sys.executable, "-m", "prefect", *arguments]

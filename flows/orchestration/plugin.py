@@ -1,0 +1,57 @@
+"""A Prefect plugin for the `prefect` command in the project's folder.
+
+It points every command to the server that `vdmctl serve` uses here, unless Prefect's settings name another.  Without it
+Prefect would start a temporary server, which lists the runs but cannot stop them.  It also lets
+`prefect deployment run train-vdm` take a bare name, where Prefect wants FLOW/DEPLOYMENT.
+"""
+
+import sys
+from pathlib import Path
+
+from prefect.plugins import HookContext, SetupResult, register_hook
+from prefect.settings import PREFECT_API_URL, temporary_settings
+
+from flows.orchestration.deployments import full_names
+from flows.orchestration.serve import served_at
+from flows.orchestration.server import answers
+
+# Commands that need no server.
+OWN_AFFAIRS = ("server", "config")
+
+
+@register_hook
+def setup_environment(*, ctx: HookContext) -> SetupResult | None:
+    """Set the server, and complete a bare deployment name.  SystemExit with one line if that name is not unique."""
+    words = [place for place, word in enumerate(sys.argv) if place and word[:1] != "-"]
+    if not is_prefect() or not words:
+        return None
+    # A profile given on the command line may name a server.
+    profile = any(option.startswith(("-p", "--profile")) for option in sys.argv[1 : words[0]])
+    if profile or sys.argv[words[0]] in OWN_AFFAIRS:
+        return None
+    url = ctx.api_url or served_at(Path.cwd())
+    if [sys.argv[place] for place in words[:2]] == ["deployment", "run"] and words[2:3] == [words[1] + 1]:
+        name = sys.argv[words[2]]
+        sys.argv[words[2]] = name if "/" in name else full_name(name, url)
+    return SetupResult(env={"PREFECT_API_URL": url}) if url else None
+
+
+def is_prefect() -> bool:
+    """Whether this program is the `prefect` command; other programs that import Prefect load this plugin, too."""
+    return Path(sys.argv[0]).name == "prefect" or sys.orig_argv[1:3] == ["-m", "prefect"]
+
+
+def full_name(name: str, url: str | None) -> str:
+    """Return FLOW/DEPLOYMENT for a bare name.  SystemExit with one line unless exactly one deployment has that name."""
+    if url is None:
+        sys.exit(f"{Path.cwd()} is not served; `vdmctl serve` starts a server, PREFECT_API_URL names another")
+    if not answers(url):
+        sys.exit(f"no Prefect server answers at {url}; `vdmctl serve` starts one, PREFECT_API_URL names another")
+    with temporary_settings({PREFECT_API_URL: url}):
+        found = full_names(name)
+    if len(found) != 1:
+        known = "`prefect deployment ls` lists them"
+        if found:
+            known = f"{len(found)} deployments have it: {', '.join(found)}"
+        sys.exit(f"no single deployment is called {name!r}; {known}")
+    return found[0]

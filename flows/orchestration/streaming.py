@@ -1,0 +1,61 @@
+"""Run the commands of a flow run: log their output, and raise an error with the reason if they fail."""
+
+import os
+import re
+import signal
+import sys
+from collections import deque
+from collections.abc import Callable
+from contextlib import ExitStack, suppress
+from pathlib import Path
+
+from prefect import get_run_logger
+
+from flows.core import layout
+from flows.core.errors import Exit, NetworkError, UserError
+from flows.core.files import parse_json, read_bounded
+from flows.process.groups import process_group
+
+
+def stream(
+    module: list[str], folder: Path, read: Callable[[str], None] | None = None, *, stdout: Path | None = None
+) -> None:
+    """Run a Python module in the folder; log its output line by line, and pass each line to `read`.
+
+    With `stdout`, its standard output goes to that file and only stderr is logged.  Raises UserError with the reason
+    and exit code that vdmctl writes to the file named by VDM_REASON, since DVC does not pass them on.
+    """
+    logger = get_run_logger()
+    reason = folder / layout.REASON
+    reason.unlink(missing_ok=True)
+    os.environ["VDM_REASON"] = str(reason)
+    last: deque[str] = deque(maxlen=5)
+    with ExitStack() as stack:
+        file = stack.enter_context(stdout.open("wb")) if stdout else None
+        process = stack.enter_context(process_group([sys.executable, "-m", *module], folder, stdout=file))
+        for line in process.stderr or process.stdout or ():
+            last.append(line.strip())
+            logger.info(line.rstrip())
+            if read:
+                read(line)
+    if process.returncode != 0:
+        raise failure(reason, list(last), process.returncode)
+
+
+def failure(reason: Path, last: list[str], returncode: int) -> UserError:
+    """Return the error of a failed command: from the file `reason`, else from its last lines and its exit status."""
+    with suppress(OSError, ValueError, LookupError, TypeError):
+        written = parse_json(read_bounded(reason))
+        kind = NetworkError if written["network"] else UserError
+        return kind(str(written["message"]), Exit(written["code"]))
+    # A process that was killed by a signal wrote no reason, but DVC prints the status of its shell.  bash replaces
+    # itself by the command, so its status is minus the signal's number.  dash waits for it, and adds 128.
+    if exited := re.search(r"exited with (-?\d+)", "\n".join(last)):
+        returncode = int(exited[1])
+    number = returncode - 128 if returncode > 128 else -returncode
+    if number in set(signal.Signals):
+        name = signal.Signals(number).name
+        advice = " (the kernel does that when memory runs out)" if name == "SIGKILL" else ""
+        return UserError(f"{name} ended it{advice}; the next run continues from the last saved state", Exit.BUG)
+    shown = next((line for line in reversed(last) if line), "it is empty")
+    return UserError(f"see the log: {shown}", Exit.BUG)

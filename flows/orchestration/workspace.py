@@ -1,0 +1,217 @@
+"""Give each run a folder: a git worktree on a new branch, which shares DVC's cache and the saved training states.
+
+A run starts from the commit that is checked out in the repository and commits its results to `runs/NAME`.  It does not
+touch the checkout, the index or uncommitted work.  The worktree is removed when the run ends well.  One that a failed
+or killed run left behind is removed when the next run starts, if no process works in it any more.
+"""
+
+import os
+import secrets
+import shutil
+import subprocess
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from io import StringIO
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from configobj import ConfigObj
+from dvc.config import Config
+from dvc.exceptions import DvcException
+from dvc.repo import Repo
+from ruamel.yaml import YAML
+
+from flows.core import bounded_yaml, layout
+from flows.core.errors import Exit, UserError
+from flows.core.params import parse_params
+from flows.process.groups import processes_in
+from flows.process.locks import lock_file
+from flows.registry.git import Tag, contents, git_text
+from flows.registry.lock_file import read_lock
+from flows.registry.storage import cached_at, files, opened
+from flows.registry.versions import is_decided
+
+RESULTS = (f"refs/heads/{layout.RUN_BRANCHES}", "refs/tags/vdm@*")
+
+
+class Workspace(NamedTuple):
+    """The folder and branch of a run, the root of its repository, and the commit from which it starts."""
+
+    folder: Path
+    branch: str
+    root: Path
+    base: str
+
+
+@contextmanager
+def workspace(root: Path, params: str) -> Iterator[Workspace]:
+    """Make a worktree of the commit that is checked out at `root`, with `params` as its params.yaml.
+
+    Raises UserError (exit 5) if git cannot make one.
+    """
+    name = f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
+    base = git_text(root, "rev-parse", "HEAD")
+    place = Workspace(root / layout.WORKTREES / name, layout.RUN_BRANCHES + name, root, base)
+    place.folder.parent.mkdir(parents=True, exist_ok=True)
+    with claimed(place.folder):
+        git_text(root, "worktree", "add", "--quiet", "-b", place.branch, str(place.folder), place.base)
+        (place.folder / layout.PRIVATE).mkdir()
+        (root / layout.STATES).mkdir(exist_ok=True)
+        (place.folder / layout.STATES).symlink_to(root / layout.STATES)
+        share_cache(root, place.folder)
+        (place.folder / layout.PARAMS).write_text(params)
+        yield place
+        remove(root, place.folder)
+
+
+@contextmanager
+def claimed(folder: Path) -> Iterator[bool]:
+    """Hold the folder's lock if it is free; yield whether it was."""
+    with lock_file(folder.with_suffix(".lock"), f"process {os.getpid()}") as other:
+        yield other is None
+
+
+def prune(root: Path) -> list[str]:
+    """Remove the worktrees in which no process works any more; return their names."""
+    gone = []
+    for folder in sorted((root / layout.WORKTREES).glob("*/")):
+        with claimed(folder) as free:
+            if free and not processes_in(folder):
+                remove(root, folder)
+                gone.append(folder.name)
+    git_text(root, "worktree", "prune")
+    return gone
+
+
+def remove(root: Path, folder: Path) -> None:
+    """Remove a worktree, and its branch unless it holds the commit of the run."""
+    subprocess.run(["git", "worktree", "remove", "--force", "--force", folder], cwd=root, capture_output=True)
+    shutil.rmtree(folder, ignore_errors=True)
+    git_text(root, "worktree", "prune")
+    folder.with_suffix(".lock").unlink(missing_ok=True)
+    branch = layout.RUN_BRANCHES + folder.name
+    command = ["git", "log", "--format=%(trailers:key=Run,valueonly)", "-1", branch]
+    runs = subprocess.run(command, cwd=root, capture_output=True, text=True)
+    if runs.returncode == 0 and folder.name not in runs.stdout:
+        git_text(root, "branch", "--quiet", "-D", branch)
+
+
+def share_cache(root: Path, folder: Path) -> None:
+    """Let DVC in `folder` use the cache and the remotes of the repository at `root`."""
+    ours = Config(str(root / ".dvc"))
+    with Repo(str(root)) as repo:
+        cache = repo.cache.local_cache_dir
+    # Not written by DVC, which writes its configuration as ASCII and fails on a path with an umlaut.
+    config = ConfigObj(encoding="utf-8")
+    config.filename = str(folder / ".dvc" / "config.local")
+    config["core"] = {**ours.get("core", {}), "autostage": True}
+    config["cache"] = {**ours.get("cache", {}), "dir": cache}
+    for name, settings in ours.get("remote", {}).items():
+        # DVC made the paths absolute, so a remote beside the repository is found from the worktree, too.
+        config[f'remote "{name}"'] = dict(settings)
+    config.write()
+
+
+def compose_params(root: Path, preset: str | None, overrides: Mapping[str, Any]) -> str:
+    """Return the params.yaml of a run: the committed file, or a committed preset, with the overrides by dotted key.
+
+    Raises UserError (exit 2) for an invalid file, an unknown preset or key, or an invalid value.
+    """
+    name = f"{layout.PRESETS}/{preset}.yaml" if preset else layout.PARAMS
+    content = contents(root, [f"HEAD:{name}"])[f"HEAD:{name}"]
+    if content is None:
+        listed = git_text(root, "ls-tree", "--name-only", "HEAD", f"{layout.PRESETS}/").split()
+        known = ", ".join(sorted(Path(path).stem for path in listed))
+        missing = f"preset {preset!r}" if preset else name
+        raise UserError(f"no {missing} in the commit that is checked out; presets: {known}", Exit.USAGE)
+    parse_params(content, f"{name} of the commit that is checked out")
+    if not overrides:
+        return content.decode()
+    document = bounded_yaml.load(content)
+    for key, value in overrides.items():
+        *sections, last = key.split(".")
+        node = document
+        for section in sections:
+            node = node.get(section) if isinstance(node, Mapping) else None
+        if not isinstance(node, Mapping) or isinstance(node.get(last, node), Mapping):
+            raise UserError(f"override {key} is not a known parameter", Exit.USAGE)
+        node[last] = value  # type: ignore[index]
+    stream = StringIO()
+    YAML(typ="rt").dump(document, stream)
+    parse_params(stream.getvalue(), f"{name} with the overrides")
+    return stream.getvalue()
+
+
+def finished(place: Workspace) -> str | None:
+    """Return a commit that already has the results of the workspace's parameters; None if there is none.
+
+    The candidates are the commit from which the run starts and the three newest commits with the same parameters.  The
+    results are then checked out in the workspace.
+    """
+    for made in [place.base, *alike(place)[:3]]:
+        try:
+            require_contained(place.root, made)
+            # The reports that DVC does not cache are in git.
+            git_text(place.folder, "checkout", "--quiet", made, "--", str(layout.DVC_LOCK), str(layout.REPORTS))
+        except (UserError, OSError):
+            continue
+        with Repo(str(place.folder)) as repo:
+            try:
+                repo.checkout(force=True)
+            except DvcException:  # something is not in the cache
+                continue
+            if not repo.status():
+                return made
+    git_text(place.folder, "restore", f"--source={place.base}", "--staged", "--worktree", ".", ":!params.yaml")
+    return None
+
+
+def require_contained(root: Path, commit: str) -> None:
+    """Raise UserError or OSError unless the commit's outputs stay inside the folder into which DVC checks them out.
+
+    DVC follows links and the paths in a folder's listing, and a version may come from somebody else.
+    """
+    reports = git_text(root, "ls-tree", "-r", commit, str(layout.REPORTS)).splitlines()
+    if any(line.startswith("120000") for line in reports):  # the mode of a symbolic link
+        raise UserError(f"commit {commit[:12]} has links among its reports", Exit.MISSING)
+    outputs = read_lock(root, Tag(commit[:12], commit, "", "")).outputs
+    with opened(root) as repo:
+        for digest in outputs.values():
+            list(files(digest, cached_at(repo)))
+
+
+def alike(place: Workspace) -> list[str]:
+    """Return the commits of runs and versions with the workspace's parameters, newest first."""
+    # `*objectname` is the commit of a tag, and empty for a branch, whose `objectname` is the commit.
+    form = "--format=%(*objectname) %(objectname)"
+    listed = git_text(place.root, "for-each-ref", "--sort=-creatordate", form, *RESULTS)
+    commits = dict.fromkeys(line.split()[0] for line in listed.splitlines())
+    files = contents(place.root, [f"{commit}:params.yaml" for commit in commits])
+    wanted = (place.folder / layout.PARAMS).read_bytes()
+    return [commit for commit in commits if files[f"{commit}:params.yaml"] == wanted]
+
+
+def pending(place: Workspace, made: str) -> bool:
+    """Whether a run made the commit, and its model is not a version yet or was neither promoted nor refused."""
+    return bool(run_of(place.root, made)) and not is_decided(place.root, made)
+
+
+def branch_of(place: Workspace, made: str) -> str:
+    """Return the branch of the run that made the commit."""
+    return layout.RUN_BRANCHES + run_of(place.root, made)
+
+
+def run_of(root: Path, commit: str) -> str:
+    """Return the name of the run that made a commit; '' if no run did."""
+    return git_text(root, "log", "-1", "--format=%(trailers:key=Run,valueonly)", commit)
+
+
+def commit(place: Workspace, message: str) -> str | None:
+    """Commit what the run changed and return the commit; None if nothing that git tracks changed."""
+    git_text(place.folder, "add", "--all")
+    if not git_text(place.folder, "status", "--porcelain"):
+        return None
+    name = place.folder.name
+    git_text(place.folder, "commit", "--quiet", "--no-verify", f"--message={message}\n\nRun: {name}")
+    return git_text(place.folder, "rev-parse", "HEAD")

@@ -1,0 +1,72 @@
+"""End a command of vdmctl early, on an error or a signal, with one line on stderr and an exit code."""
+
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from flows.core.errors import Exit
+from flows.core.escaping import visible
+from flows.core.files import remove_unfinished, write_whole
+
+STOP = (signal.SIGINT, signal.SIGTERM)
+STOPPED = "stopped; run again"
+
+
+def fail(message: str, code: Exit, *, network: bool = False) -> Exit:
+    """Write the reason to stderr, and to a file for the flow, since DVC drops exit codes.  Return the exit code."""
+    finish()
+    print(line(message), file=sys.stderr)
+    record(message, code, network=network)
+    return code
+
+
+def line(message: str) -> str:
+    """Return the message as the line that a command ends with on stderr."""
+    return f"vdmctl: {visible(' '.join(message.split()))}"
+
+
+def record(message: str, code: Exit, *, network: bool = False) -> None:
+    """Write the reason to the file named by VDM_REASON, if it is set.  Errors, such as a full disk, are ignored."""
+    if reason := os.environ.get("VDM_REASON"):
+        with suppress(OSError):
+            write_whole(Path(reason), json.dumps({"message": message, "code": code, "network": network}))
+
+
+@contextmanager
+def on_stop(handler: Callable[..., object]) -> Iterator[None]:
+    """Handle SIGINT and SIGTERM with `handler` inside the block."""
+    before = {number: signal.signal(number, handler) for number in STOP}
+    try:
+        yield
+    finally:
+        for number, previous in before.items():
+            signal.signal(number, previous)
+
+
+def stop_at_once(*_: object) -> None:
+    """Handle SIGINT and SIGTERM in commands that have nothing to save: exit, and leave the outputs as they were.
+
+    This raises no exception, since a library could catch or wrap it.  It writes to the file descriptor, since the
+    signal may have interrupted a write to `sys.stderr`.
+    """
+    finish()
+    remove_unfinished()
+    with suppress(OSError):
+        after_bar = "\n" if os.isatty(2) else ""
+        os.write(2, f"{after_bar}{line(STOPPED)}\n".encode())
+    record(STOPPED, Exit.RESUMABLE)
+    os._exit(Exit.RESUMABLE)
+
+
+def finish() -> None:
+    """Ignore SIGINT and SIGTERM from now on, unless the command has set another handler.
+
+    For quick steps that must not be interrupted: moving all outputs to their places, and exiting.
+    """
+    for number in STOP:
+        if signal.getsignal(number) is stop_at_once:
+            signal.signal(number, signal.SIG_IGN)

@@ -1,0 +1,82 @@
+"""Run commands in process groups that do not outlive the block that started them."""
+
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO
+
+import psutil
+
+STOP_SECONDS = 8.0
+SET_PARENT_DEATH_SIGNAL = 1
+# Loaded here, since loading a library between fork and exec is not safe.
+LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
+
+
+@contextmanager
+def process_group(
+    command: list[str], folder: Path, *, stdout: IO[bytes] | None = None
+) -> Iterator[subprocess.Popen[str]]:
+    """Run the command in the folder, and stop its whole process group when the block ends.
+
+    Its stdout and stderr go to the pipe `process.stdout`.  With `stdout`, its stdout goes to that file, and its stderr
+    to the pipe `process.stderr`.
+    """
+    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    process = subprocess.Popen(
+        command,
+        cwd=folder,
+        stdout=stdout or subprocess.PIPE,
+        stderr=subprocess.PIPE if stdout else subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        start_new_session=True,
+        env=environment,
+    )
+    try:
+        yield process
+        process.wait()
+    finally:
+        # DVC ignores SIGINT while its stage runs and waits for it; SIGTERM would kill DVC alone and orphan the stage.
+        stop_group(process, signal.SIGINT, signal.SIGTERM, signal.SIGKILL)
+        for pipe in (process.stdout, process.stderr):
+            if pipe is not None:
+                pipe.close()
+
+
+def signal_with_parent(number: signal.Signals) -> None:
+    """Ask Linux to send this process the signal when the thread that started it ends, also if that is killed."""
+    if LIBC is not None:
+        LIBC.prctl(SET_PARENT_DEATH_SIGNAL, number)
+
+
+def stop_group(process: subprocess.Popen[str], *numbers: signal.Signals, seconds: float = STOP_SECONDS) -> None:
+    """Send the signals in turn to the process group, and wait after each, until no process of it is left."""
+    for number in numbers:
+        deadline = time.monotonic() + seconds
+        try:
+            os.killpg(process.pid, number)
+            while time.monotonic() < deadline:
+                process.poll()
+                os.killpg(process.pid, 0)
+                time.sleep(0.05)
+        except ProcessLookupError:
+            process.wait()
+            return
+
+
+def processes_in(folder: Path) -> list[int]:
+    """Return the ids of this user's processes whose working directory is the folder or below it."""
+    place = folder.resolve()
+    found = []
+    for process in psutil.process_iter():
+        with suppress(psutil.Error, OSError):
+            if Path(process.cwd()).is_relative_to(place):
+                found.append(process.pid)
+    return found

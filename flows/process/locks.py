@@ -1,0 +1,109 @@
+"""Lock files with flock, which the kernel releases when the process that holds the lock ends.
+
+A lock's file describes the process that holds it.  The locks of devices are in /tmp/vdm-UID, where a login, a cron job
+and a service of the same user find the same files.  TMPDIR and XDG_RUNTIME_DIR differ between these, and
+XDG_RUNTIME_DIR is removed when the user logs out.
+"""
+
+import fcntl
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from flows.core.errors import Exit, UserError
+
+if TYPE_CHECKING:
+    import torch
+
+
+@contextmanager
+def lock_file(path: Path, holder: str = "", *, wait: bool = False) -> Iterator[str | None]:
+    """Hold the lock of a file, and write the holder's description into it.
+
+    Yields None if this process now holds the lock, else the description of the process that does.  With `wait`, waits
+    until the lock is free.  Raises OSError that names the file.
+    """
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    try:
+        yield acquire(descriptor, holder, wait=wait)
+    finally:
+        os.close(descriptor)
+
+
+def acquire(descriptor: int, holder: str, *, wait: bool = False) -> str | None:
+    """Lock an open file.  Return None, or the description of another process that holds the lock."""
+    operation = fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB
+    try:
+        fcntl.flock(descriptor, operation)
+    except BlockingIOError:
+        return os.pread(descriptor, 4096, 0).decode(errors="replace").strip() or "another process"
+    with suppress(OSError):  # a full disk; the lock then has no description
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, f"{holder}\n".encode(), 0)
+    return None
+
+
+def holder_of(path: Path) -> str | None:
+    """Return the description of the process that holds the lock of a file; None if no process does."""
+    with suppress(FileNotFoundError, NotADirectoryError, PermissionError), path.open() as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return file.read().strip()
+    return None
+
+
+@contextmanager
+def claim(device: "torch.device") -> Iterator[None]:
+    """Hold the lock of a device while the block runs.
+
+    Raises UserError: exit 6 that names the process which holds it, or exit 2 if other users could take the lock.
+    """
+    path = Path(os.environ.get("VDM_LOCK_DIR") or f"/tmp/vdm-{os.geteuid()}")
+    name = "cpu.lock" if device.type == "cpu" else f"{device.type}-{device.index or 0}.lock"
+    with suppress(OSError):  # opening the folder reports the error
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with (
+        opened(path, os.O_RDONLY | os.O_DIRECTORY) as folder,
+        opened(path / name, os.O_RDWR | os.O_CREAT | os.O_NONBLOCK, folder) as lock,
+    ):
+        with suppress(OSError):
+            os.fchmod(lock, 0o600)  # who can open a lock can hold it
+            fcntl.flock(folder, fcntl.LOCK_SH | fcntl.LOCK_NB)  # systemd-tmpfiles does not clean a locked folder
+        if other := acquire(lock, f"process {os.getpid()} in {Path.cwd()}"):
+            raise UserError(f"{device} is busy: {other} trains on it; wait for it or stop it", Exit.BUSY)
+        yield
+
+
+@contextmanager
+def opened(path: Path, flags: int, folder: int | None = None) -> Iterator[int]:
+    """Open a lock's folder, or a lock in the open folder.
+
+    Raises UserError (exit 2) unless only this user can write to it.  Links are not followed, since another user may
+    have made them.
+    """
+    name = path if folder is None else path.name
+    try:
+        descriptor = os.open(name, flags | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=folder)
+    except OSError as error:
+        raise unsafe(path, "is a link" if path.is_symlink() else f"cannot be opened: {error.strerror}") from error
+    try:
+        status = os.fstat(descriptor)
+        if status.st_uid != os.geteuid():
+            raise unsafe(path, f"belongs to user {status.st_uid}")
+        if not stat.S_ISDIR(status.st_mode) and not stat.S_ISREG(status.st_mode):
+            raise unsafe(path, "is not a regular file")
+        if status.st_mode & 0o022:
+            raise unsafe(path, "can be written by others (`chmod go-w` forbids it)")
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def unsafe(path: Path, reason: str) -> UserError:
+    """Return the error for a lock that other users could hold or move."""
+    advice = "remove it, or name a folder of your own in VDM_LOCK_DIR, the same for all your trainers on this machine"
+    return UserError(f"{path} {reason}, so it cannot keep two trainers off one device; {advice}", Exit.USAGE)

@@ -1,0 +1,13 @@
+"""Versions of models in git: read, fetch, verify, compare, promote, publish.
+
+git           git commands: tags, files of commits, the registry's lock
+versions      versions and the champion, which are tags
+lineage       a tag's data, parameters, code and outputs
+storage       a version's files, from DVC's cache or remote
+verification  recomputes every digest of a version
+promotion     compares challenger and champion; rolls back
+publishing    pushes files, then commits, then tags
+lock_file     dvc.lock and dvc.yaml at a commit
+reproduction  whether the outputs are those of the commit that is checked out
+evidence      why a version became the champion, or was refused
+"""

@@ -1,0 +1,54 @@
+"""The document that says why a version was promoted, refused or rolled back to."""
+
+import json
+
+from flows.core.documents import Count, Document, Number, parse
+from flows.core.errors import UserError
+from flows.evaluation.results import Figure
+
+PROMOTE, REFUSE, ROLL_BACK = "promote", "refuse", "roll back"
+"""The decisions."""
+
+
+class Evidence(Document):
+    """The evidence in a champion's tag, or in the note on a refused commit.  Figures are in bits/dim.
+
+    Only the fields that were set are written: the first champion has no difference, for example.
+    """
+
+    decision: str
+    reason: str
+    challenger: str | None = None
+    challenger_commit: str | None = None
+    champion: str | None = None
+    champion_tag: str | None = None
+    data_sha256: str | None = None
+    data_changed: bool | None = None
+    min_improvement_bpd: Number | None = None
+    confidence: Number | None = None
+    seed: Count | None = None
+    times_per_image: Count | None = None
+    num_timesteps: Count | None = None
+    champion_bpd: Figure = None
+    champion_standard_error: Figure = None
+    champion_model_sha256: str | None = None
+    challenger_bpd: Figure = None
+    challenger_standard_error: Figure = None
+    challenger_model_sha256: str | None = None
+    difference_bpd: Figure = None
+    difference_standard_error: Figure = None
+    confidence_interval: list[Figure] | None = None
+    num_images: Count | None = None
+    tag: str | None = None
+
+    def message(self, title: str) -> str:
+        """Return the message of a tag or note: the title, an empty line, and the evidence as JSON."""
+        return f"{title}\n\n{json.dumps(self.model_dump(exclude_unset=True), indent=2, allow_nan=False)}\n"
+
+
+def evidence_of(message: str) -> Evidence | None:
+    """Return the evidence in the message of a tag or note; None if it has none, as when it was made by hand."""
+    try:
+        return parse(Evidence, message.partition("\n")[2].encode(errors="replace"), "evidence")
+    except UserError:
+        return None

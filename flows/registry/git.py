@@ -1,0 +1,151 @@
+"""Run git, in as few processes as possible: a listing of a hundred versions starts two."""
+
+import os
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+
+from flows.core.errors import Exit, UserError
+from flows.core.files import MOST_BYTES
+from flows.process.locks import lock_file
+
+# Subject and body, since `contents` would include a signature.
+FIELDS = "".join(
+    f"%({field})%00"
+    for field in (
+        "refname:strip=2",
+        "objecttype",
+        "*objectname",
+        "taggerdate:iso-strict",
+        "contents:subject",
+        "contents:body",
+    )
+)
+
+
+class Tag(NamedTuple):
+    """An annotated tag: its name, its commit, when it was made (ISO 8601), its message."""
+
+    name: str
+    commit: str
+    created: str
+    message: str
+
+
+class Identity(NamedTuple):
+    """The name and email of whoever makes a tag."""
+
+    name: str
+    email: str
+
+
+def git(root: Path, *arguments: str, stdin: bytes | None = None, seconds: float | None = None) -> bytes:
+    """Return what a git command prints.
+
+    Raises UserError (exit 5) if git fails, takes longer than `seconds`, or prints more than MOST_BYTES.
+    """
+    with printed(root, *arguments, stdin=stdin, seconds=seconds) as output:
+        content = output.read(MOST_BYTES + 1)
+    if len(content) > MOST_BYTES:
+        raise UserError(f"git {arguments[0]} in {root.absolute()}: prints more than {MOST_BYTES:,} bytes", Exit.MISSING)
+    return content
+
+
+@contextmanager
+def printed(root: Path, *arguments: str, stdin: bytes | None, seconds: float | None = None) -> Iterator[BinaryIO]:
+    """Yield a temporary file with what a git command prints, which may not fit into memory.  Raises UserError."""
+    environment = os.environ | {"GIT_TERMINAL_PROMPT": "0"}  # nobody can enter a password
+    with tempfile.TemporaryFile() as output:
+        streams: dict[str, Any] = {"input": stdin, "stdout": output, "stderr": subprocess.PIPE}
+        try:
+            result = subprocess.run(["git", *arguments], cwd=root, env=environment, timeout=seconds, **streams)
+        except FileNotFoundError as error:
+            raise UserError(f"git in {root}: {error.strerror}", Exit.MISSING) from error
+        except subprocess.TimeoutExpired as error:
+            message = f"git {arguments[0]} in {root.absolute()}: no answer in {seconds:g} s"
+            raise UserError(message, Exit.MISSING) from error
+        if result.returncode != 0:
+            reason = reason_in(result.stderr.decode(errors="replace"))
+            raise UserError(f"git {arguments[0]} in {root.absolute()}: {reason}", Exit.MISSING)
+        output.seek(0)
+        yield output
+
+
+def reason_in(stderr: str) -> str:
+    """Return the line of git's stderr that says why it failed: the first marked as an error, else the last."""
+    lines = [line.strip() for line in stderr.splitlines() if "failed to push some refs" not in line and line.strip()]
+    marked = [line for line in lines if line.startswith(("fatal: ", "error: ", "! "))]
+    return (marked or lines[-1:] or ["no reason given"])[0]
+
+
+def git_text(root: Path, *arguments: str, seconds: float | None = None) -> str:
+    """Return what a git command prints as text, stripped.  Raises UserError (exit 5)."""
+    return git(root, *arguments, seconds=seconds).decode(errors="replace").strip()
+
+
+def annotated_tags(root: Path, prefix: str) -> list[Tag]:
+    """Return the annotated tags whose names start with the prefix.  GTO ignores lightweight tags, too."""
+    output = git(root, "for-each-ref", f"--format={FIELDS}", f"refs/tags/{prefix}*").decode(errors="replace")
+    # Messages contain line breaks, so a record ends after its sixth field.
+    fields = output.split("\0")[:-1]
+    records = [fields[start : start + 6] for start in range(0, len(fields), 6)]
+    return [
+        Tag(name.lstrip("\n"), commit, created, f"{subject}\n\n{body}".strip())
+        for name, kind, commit, created, subject, body in records
+        if kind == "tag"
+    ]
+
+
+def tag_exists(root: Path, name: str) -> bool:
+    """Whether there is a tag of that name, annotated or lightweight."""
+    return bool(git(root, "for-each-ref", f"refs/tags/{name}"))
+
+
+def commit_of(root: Path, revision: str) -> str:
+    """Return the full digest of a commit.  Raises UserError (exit 5) if there is none."""
+    try:
+        return git(root, "rev-parse", "--verify", "--quiet", f"{revision}^{{commit}}").decode().strip()
+    except UserError as error:
+        raise UserError(f"{revision}: git knows no such commit", Exit.MISSING) from error
+
+
+def contents(root: Path, names: list[str], most: int = MOST_BYTES) -> dict[str, bytes | None]:
+    """Return the contents of files by their names `COMMIT:PATH`, None for a missing one.  Runs git once.
+
+    A file larger than `most` bytes is cut after `most` + 1, so that the caller can see that it is too large.
+    """
+    found: dict[str, bytes | None] = {}
+    asked = [name for name in names if name.isprintable()]  # a line break would ask for two files
+    with printed(root, "cat-file", "--batch", stdin="".join(f"{name}\n" for name in asked).encode()) as output:
+        for name in asked:
+            *_, last = output.readline().split()
+            if last.isdigit():
+                start, size = output.tell(), int(last)
+                found[name] = output.read(min(size, most + 1))
+                output.seek(start + size + 1)
+            else:
+                found[name] = None
+    return {name: found.get(name) for name in names}
+
+
+def identity(root: Path) -> Identity:
+    """Return the committer.  Raises UserError (exit 2) if none is configured; git may not guess one."""
+    try:
+        line = git(root, "-c", "user.useConfigOnly=true", "var", "GIT_COMMITTER_IDENT").decode()
+    except UserError as error:
+        raise UserError(
+            "a commit needs a git identity: `git config user.name NAME` and `git config user.email ADDRESS`", Exit.USAGE
+        ) from error
+    name, _, rest = line.rpartition("<")
+    return Identity(name.strip(), rest.partition(">")[0])
+
+
+@contextmanager
+def locked(root: Path) -> Iterator[None]:
+    """Wait for the registry's lock and hold it.  All worktrees of a repository share one lock, like their tags."""
+    folder = git(root, "rev-parse", "--path-format=absolute", "--git-common-dir").decode().rstrip("\n")
+    with lock_file(Path(folder) / "vdm-registry.lock", wait=True):
+        yield

@@ -1,0 +1,126 @@
+"""dvc.lock and dvc.yaml at a commit: which data, parameters and code made which outputs."""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from pydantic import Field
+
+from flows.core import bounded_yaml, layout
+from flows.core.documents import Document, FolderOrFileMd5, Model, RelativePath, as_json, checked, require_apart
+from flows.core.errors import Exit, UserError
+from flows.core.files import read_bounded
+from flows.registry.git import Tag, contents
+from flows.registry.versions import MODEL, Version
+
+
+class Entry(Document):
+    """A dependency or an output of a stage in dvc.lock."""
+
+    path: RelativePath
+    md5: FolderOrFileMd5
+
+
+class Stage(Document):
+    """A stage in dvc.lock.  The keys of `params` are a file and a section."""
+
+    deps: list[Entry] = Field(default_factory=list)
+    outs: list[Entry] = Field(default_factory=list)
+    params: dict[str, dict[str, Any]] = Field(default_factory=dict)
+
+
+class LockFile(Document):
+    """dvc.lock as DVC writes it."""
+
+    stages: dict[str, Stage]
+
+
+class Artifact(Document):
+    """An artifact in dvc.yaml."""
+
+    path: RelativePath
+
+
+class Graph(Document):
+    """The artifacts in dvc.yaml; the other keys are ignored."""
+
+    artifacts: dict[str, Artifact]
+
+
+class Lock(NamedTuple):
+    """The digests and parameters in a dvc.lock.
+
+    `outputs` and `dependencies` map paths to md5 digests, which end in `.dir` for a folder.  `parameters` maps sections
+    to their values.  `repeated` names the sections whose values differ between stages.
+    """
+
+    outputs: dict[str, str]
+    dependencies: dict[str, set[str]]
+    parameters: dict[str, Any]
+    repeated: set[str]
+
+    @property
+    def code(self) -> dict[str, str]:
+        """Return the dependencies that are not outputs of a stage, with their md5."""
+        return {path: min(digests) for path, digests in self.dependencies.items() if path not in self.outputs}
+
+    @property
+    def contradictions(self) -> list[str]:
+        """Return the paths whose digests differ between stages, and the sections whose values do."""
+        seen = {path: digests | {self.outputs.get(path, min(digests))} for path, digests in self.dependencies.items()}
+        return sorted({path for path, digests in seen.items() if len(digests) > 1} | self.repeated)
+
+
+def read_lock(root: Path, version: Version | Tag) -> Lock:
+    """Return the dvc.lock of a version's or tag's commit.  Raises UserError (exit 5)."""
+    file = read_yaml(LockFile, root, version, str(layout.DVC_LOCK))
+    return lock_of(file, f"{version.name}: {layout.DVC_LOCK} at {version.commit[:12]}")
+
+
+def lock_here(root: Path) -> Lock:
+    """Return the dvc.lock in the working tree.  Raises UserError (exit 5)."""
+    path = root / layout.DVC_LOCK
+    try:
+        return lock_of(parse_yaml(LockFile, read_bounded(path), str(path)), str(path))
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}; `dvc repro` writes it", Exit.MISSING) from error
+
+
+def lock_of(file: LockFile, name: str) -> Lock:
+    """Return the digests and parameters of all stages.  Raises UserError (exit 5) if two outputs overlap."""
+    stages = file.stages.values()
+    outs = [out for stage in stages for out in stage.outs]
+    require_apart([out.path for out in outs], name)
+    lock = Lock({out.path: out.md5 for out in outs}, {}, {}, set())
+    for stage in stages:
+        for dependency in stage.deps:
+            lock.dependencies.setdefault(dependency.path, set()).add(dependency.md5)
+        for section, values in stage.params.get(str(layout.PARAMS), {}).items():
+            if lock.parameters.setdefault(section, values) != values:
+                lock.repeated.add(section)
+    return lock
+
+
+def model_path(root: Path, version: Version) -> str:
+    """Return the folder that dvc.yaml at the version's commit declares as the artifact.  Raises UserError (exit 5)."""
+    artifacts = read_yaml(Graph, root, version, str(layout.DVC_GRAPH)).artifacts
+    if MODEL not in artifacts:
+        raise UserError(f"{version.name}: its {layout.DVC_GRAPH} declares no artifact {MODEL}", Exit.MISSING)
+    return artifacts[MODEL].path
+
+
+def read_yaml(model: type[Model], root: Path, version: Version | Tag, path: str) -> Model:
+    """Return a YAML file at the commit of a version or tag, parsed.  Raises UserError (exit 5)."""
+    name = f"{version.commit}:{path}"
+    place = f"{version.name}: {path} at {version.commit[:12]}"
+    content = contents(root, [name])[name]
+    if content is None:
+        raise UserError(f"{version.name}: commit {version.commit[:12]} has no {path}", Exit.MISSING)
+    return parse_yaml(model, content, place)
+
+
+def parse_yaml(model: type[Model], content: bytes, name: str) -> Model:
+    """Return the document in YAML.  Raises UserError (exit 5) that names it."""
+    try:
+        return checked(model, as_json(bounded_yaml.parse(content)), name)
+    except ValueError as error:
+        raise UserError(f"{name}: damaged: {error}", Exit.MISSING) from error

@@ -1,0 +1,192 @@
+"""Compare a version with the champion, and promote it if it is better.
+
+Both models are evaluated on the challenger's test images, at the same times and with the same noise.  An image that is
+hard for one model is hard for the other, so the mean of the paired differences has a far smaller standard error than
+either figure.  With d = challenger - champion in bits/dim, the challenger is promoted when the upper end of d's
+confidence interval lies below -min_improvement_bpd.  If the data changed since the champion was trained, the champion
+may have been trained on some of the new test images, which only favours the champion.
+"""
+
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from flows.core import layout
+from flows.core.checkpoint import read_description
+from flows.core.errors import Exit, UserError
+from flows.evaluation.bound import measure
+from flows.evaluation.protocols import compare
+from flows.evaluation.results import BoundMetrics, ModelFigures
+from flows.images.store import ImageSetError, data_sha256, load_images
+from flows.process.ending import finish
+from flows.registry.evidence import PROMOTE, REFUSE, ROLL_BACK, Evidence
+from flows.registry.git import identity, locked
+from flows.registry.storage import fetch
+from flows.registry.verification import require_sound
+from flows.registry.versions import (
+    CHAMPION,
+    Version,
+    champion_tag,
+    make_champion,
+    previous_champion,
+    record_refusal,
+    resolve,
+)
+
+if TYPE_CHECKING:
+    from flows.core.params import Evaluate, Promote
+
+
+def challenge(root: Path, challenger: Version, *, settings: "Evaluate", rule: "Promote") -> Evidence:
+    """Compare the challenger with the champion; return the evidence, with the decision that `promote` carries out.
+
+    Raises UserError: exit 5 when a digest of the challenger does not verify or the champion's files cannot be fetched,
+    2 without a git identity, which a promotion needs.
+    """
+    identity(root)  # checked first, since the evaluation may take hours
+    require_sound(root, challenger)
+    tag = champion_tag(root)
+    champion = resolve(root, CHAMPION) if tag else None
+    evidence = Evidence(
+        decision="",
+        reason="",
+        challenger=challenger.name,
+        challenger_commit=challenger.commit,
+        champion=champion.name if champion else None,
+        champion_tag=tag.name if tag else None,
+        data_sha256=challenger.metrics.data_sha256,
+        data_changed=champion is not None and champion.metrics.data_sha256 != challenger.metrics.data_sha256,
+        min_improvement_bpd=rule.min_improvement_bpd,
+        confidence=rule.confidence,
+        seed=settings.seed,
+        times_per_image=settings.times_per_image,
+        num_timesteps=settings.num_timesteps,
+    )
+    found = evaluated(root, challenger, champion, settings=settings, confidence=rule.confidence)
+    evidence = evidence.model_copy(update=found)
+    decision, reason = decide(evidence)
+    return evidence.model_copy(update={"decision": decision, "reason": reason})
+
+
+def evaluated(
+    root: Path, challenger: Version, champion: Version | None, *, settings: "Evaluate", confidence: float
+) -> dict[str, Any]:
+    """Return the figures of both models on the challenger's images, or the challenger's if there is no champion.
+
+    Return {} when the champion is the challenger, or is a model of images of another shape or number of levels.
+    """
+    images, model = test_images(root, challenger), fetch(root, challenger)
+    if champion is None:
+        alone, _ = measure(settings, model=model, images=images, requirements=root / layout.REQUIREMENTS)
+        return figures("challenger", alone) | {"num_images": alone.num_images}
+    if champion.commit == challenger.commit or not fits(reigning := fetch(root, champion), images):
+        return {}
+    comparison = compare(settings, first=reigning, second=model, images=images, confidence=confidence)
+    first, second = comparison.models
+    shared = {"difference_bpd", "difference_standard_error", "confidence_interval", "num_images"}
+    return figures("champion", first) | figures("challenger", second) | comparison.model_dump(include=shared)
+
+
+def figures(role: str, model: BoundMetrics | ModelFigures) -> dict[str, Any]:
+    """Return a model's figures as fields of Evidence; the role is "champion" or "challenger"."""
+    return {
+        f"{role}_bpd": model.bpd,
+        f"{role}_standard_error": model.bpd_standard_error,
+        f"{role}_model_sha256": model.model_sha256,
+    }
+
+
+def decide(evidence: Evidence) -> tuple[str, str]:
+    """Return the decision that follows from the figures, and the reason in one line."""
+    challenger, champion = evidence.challenger, evidence.champion
+    if challenger == champion:
+        return REFUSE, f"{challenger} is the champion already"
+    if evidence.num_images is None:
+        by_hand = f"`gto assign {str(challenger).replace('@', ' --version ')} --stage {CHAMPION}`"
+        problem = f"the champion {champion} is a model of other images and cannot be compared"
+        return REFUSE, f"{problem}; {by_hand} promotes by hand"
+    if evidence.challenger_bpd is None:
+        return REFUSE, f"the bits/dim of {challenger} are not finite"
+    if champion is None:
+        return PROMOTE, f"{challenger} is the first champion, at {evidence.challenger_bpd:.4f} bits/dim"
+    if evidence.champion_bpd is None:
+        return PROMOTE, f"{challenger} has finite bits/dim, and the champion {champion} does not"
+    low, high = evidence.confidence_interval or (None, None)
+    if low is None or high is None:
+        return REFUSE, f"one image gives no confidence interval between {challenger} and {champion}"
+    percent = 100 * (evidence.confidence or 0)
+    interval = f"{percent:g}% interval [{low:+.4f}, {high:+.4f}] bits/dim against {champion}"
+    least = evidence.min_improvement_bpd or 0
+    if high < -least:
+        return PROMOTE, f"{challenger} improves by more than {least:g}: {interval}"
+    return REFUSE, f"{challenger} does not surely improve by more than {least:g}: {interval}"
+
+
+def promote(root: Path, challenger: Version, evidence: Evidence) -> str:
+    """Make the challenger the champion if the evidence says so, and return the new tag, such as `vdm#champion#7`.
+
+    Raises UserError: exit 3 when the evidence refuses the challenger, 6 when the champion changed since the comparison,
+    2 without a git identity.
+    """
+    if evidence.challenger_commit != challenger.commit:
+        raise UserError(f"the evidence is of {evidence.challenger}, not of {challenger.name}", Exit.USAGE)
+    if evidence.decision != PROMOTE:
+        if challenger.name != evidence.champion:
+            record_refusal(root, challenger, evidence.message(f"Refuse {challenger.name}"))
+        raise UserError(f"not promoted: {evidence.reason}", Exit.NOT_PROMOTED)
+    with locked(root):
+        tag = champion_tag(root)
+        if (tag.name if tag else None) != evidence.champion_tag:
+            now = resolve(root, CHAMPION).name if tag else "none"
+            before = evidence.champion or "none"
+            raise UserError(
+                f"{challenger.name} is not promoted: it was compared with the champion {before}, but now the champion "
+                f"is {now}; `vdmctl promote {challenger.name}` compares them",
+                Exit.BUSY,
+            )
+        finish()
+        return make_champion(root, challenger, evidence.message(f"Promote {challenger.name}"))
+
+
+def rollback(root: Path) -> Evidence:
+    """Make the previous champion the champion again by adding a tag; return the evidence with the tag.
+
+    Raises UserError: exit 5 when there is no earlier champion or its digests do not verify, 2 without a git identity,
+    6 when the champion changed meanwhile.
+    """
+    before, earlier = champion_tag(root), previous_champion(root)
+    # Check that the earlier champion still works.  This may take long, so the lock is not held yet.
+    require_sound(root, earlier)
+    evidence = Evidence(
+        decision=ROLL_BACK,
+        reason=f"rolled back from {resolve(root, CHAMPION).name} to {earlier.name}",
+        champion=earlier.name,
+        champion_tag=before.name if before else None,
+    )
+    with locked(root):
+        if champion_tag(root) != before:
+            raise UserError("not rolled back: the champion changed meanwhile; see `vdmctl models`", Exit.BUSY)
+        finish()
+        tag = make_champion(root, earlier, evidence.message(f"Roll back to {earlier.name}"))
+    return evidence.model_copy(update={"tag": tag})
+
+
+def test_images(root: Path, version: Version) -> Path:
+    """Return the folder with the version's images: the working tree's if it has them, else they are fetched.
+
+    Raises UserError (exit 5).
+    """
+    expected = version.metrics.data_sha256
+    with suppress(ImageSetError):
+        if data_sha256(root / layout.IMAGES) == expected:
+            return root / layout.IMAGES
+    folder = fetch(root, version, str(layout.IMAGES))
+    if data_sha256(folder) != expected:
+        raise UserError(f"{folder} is damaged; delete it to fetch it again", Exit.MISSING)
+    return folder
+
+
+def fits(model: Path, images: Path) -> bool:
+    """Whether the model and the images have the same shape and number of levels."""
+    config, image_set = read_description(model)["model"], load_images(images)
+    return (tuple(config["image_shape"]), config["num_levels"]) == (image_set.image_shape, image_set.num_levels)

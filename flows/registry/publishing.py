@@ -1,0 +1,139 @@
+"""Push files, then commits, then tags to the remotes, so that no tag there points to files that are missing.
+
+Whatever the remotes lack is pushed, so a run also completes the publication that an earlier run left unfinished.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from dvc.config import NoRemoteError
+from dvc_data.hashfile.hash_info import HashInfo
+
+from flows.core import layout
+from flows.core.errors import Exit, NetworkError, UserError
+from flows.registry.git import Tag, annotated_tags, git_text
+from flows.registry.lock_file import read_lock
+from flows.registry.storage import obtain, opened, quiet
+from flows.registry.versions import MODEL, REFUSALS
+
+AGAIN = "the next run publishes again"
+NOTES = f"refs/notes/{REFUSALS}"
+# A remote may accept the connection and never answer.
+LIST_SECONDS, PUSH_SECONDS = 60, 900
+
+
+def publish(root: Path, remote: str = "origin") -> list[str]:
+    """Push the model tags that the git remote lacks, with their files, the runs' branches and the notes of refusals.
+
+    Return the names of the tags, branches and notes that were pushed.  Raises UserError (exit 2) without remotes, and
+    NetworkError (exit 5) when a remote does not answer.  Some tags cannot be pushed; after all others are, this raises
+    UserError: exit 2 for a tag whose name the remote has for another commit, 5 for one whose files are lost.
+    """
+    if remote not in git_text(root, "remote").split():
+        raise UserError(f"publish: no git remote {remote}; `git remote add {remote} URL`", Exit.USAGE)
+    here = [*annotated_tags(root, f"{MODEL}@"), *annotated_tags(root, f"{MODEL}#")]  # versions before champions
+    there = remote_refs(root, remote)
+    tagged = {name.removeprefix("refs/tags/"): digest for name, digest in there.items()}
+    taken = {tag.name: tag.commit for tag in here if tagged.get(tag.name, tag.commit) != tag.commit}
+    tags = [tag for tag in here if tag.name not in tagged and tag.commit not in taken.values()]
+    lost = push_bytes(root, tags)
+    if NOTES in there:
+        merge_notes(root, remote)
+    refs = {
+        **{f"branch {branch}": f"refs/heads/{branch}" for branch in finished_branches(root)},
+        "the reasons of refusals": NOTES,
+        **{tag.name: f"refs/tags/{tag.name}" for tag in tags if tag.name not in lost},
+    }
+    mine = local_refs(root)
+    pushed = [name for name, ref in refs.items() if ref in mine and there.get(ref) != mine[ref]]
+    for name in pushed:
+        push(root, remote, refs[name])
+    for name in taken:
+        renumber = f"`git tag -d {name} && git fetch --tags {remote}`, and the next run gives it another number"
+        problem = f"{name} is not published: {remote} has another commit by that name"
+        raise UserError(f"publish: {problem}; {renumber}", Exit.USAGE)
+    for name, reason in lost.items():
+        raise UserError(f"publish: {name} is not published: {reason}", Exit.MISSING)
+    return pushed
+
+
+def merge_notes(root: Path, remote: str) -> None:
+    """Merge the remote's notes of refusals, which other machines may have pushed, into the local ones."""
+    theirs = f"{NOTES}-{remote}"
+    try:
+        git_text(root, "fetch", "--quiet", remote, f"+{NOTES}:{theirs}", seconds=PUSH_SECONDS)
+    except UserError as error:
+        raise NetworkError(f"publish: {error}; {AGAIN}") from error
+    git_text(root, "notes", f"--ref={NOTES}", "merge", "--quiet", "--strategy=ours", theirs)
+
+
+def finished_branches(root: Path) -> list[str]:
+    """Return the branches that hold the commit of their run; a run that still works has not made it yet."""
+    form = "--format=%(refname:short) %(trailers:key=Run,valueonly,separator=%2C)"
+    lines = git_text(root, "for-each-ref", form, f"refs/heads/{layout.RUN_BRANCHES}").splitlines()
+    listed = [line.split() for line in lines]
+    return [branch for branch, *runs in listed if branch.removeprefix(layout.RUN_BRANCHES) in runs]
+
+
+def local_refs(root: Path) -> dict[str, str]:
+    """Return the digests by ref; for an annotated tag, the digest of its commit."""
+    lines = git_text(root, "show-ref", "--dereference").splitlines()
+    return {name.removesuffix("^{}"): digest for digest, name in (line.split(" ", 1) for line in lines)}
+
+
+def push_bytes(root: Path, tags: list[Tag]) -> dict[str, str]:
+    """Push the tags' files to the DVC remote; return the tags whose files are lost, with the reason.
+
+    Raises UserError (exit 2) without a DVC remote, NetworkError (exit 5) when it does not answer.
+    """
+    lost = {}
+    with opened(root) as repo, quiet("dvc", "dvc_data", "dvc_objects"):
+        try:
+            repo.cloud.get_remote()
+        except NoRemoteError as error:
+            raise UserError("publish: no DVC remote; `dvc remote add --default NAME URL`", Exit.USAGE) from error
+        for tag in tags:
+            try:
+                upload(repo, bytes_of(repo, root, tag))
+            except NetworkError:
+                raise
+            except UserError as error:
+                lost[tag.name] = str(error)
+    return lost
+
+
+def bytes_of(repo: Any, root: Path, tag: Tag) -> set[str]:
+    """Fetch the missing objects of a tag's commit; return the digests of all.  Raises UserError (exit 5)."""
+    outputs = {path: digest for path, digest in read_lock(root, tag).outputs.items() if path != str(layout.METRICS)}
+    stored = obtain(repo, outputs)
+    return {*outputs.values(), *(file.md5 for files in stored.values() for file in files)}
+
+
+def upload(repo: Any, digests: set[str]) -> None:
+    """Push the objects with these digests to the DVC remote.  Raises NetworkError (exit 5)."""
+    try:
+        result = repo.cloud.push([HashInfo("md5", digest) for digest in sorted(digests)])
+    except Exception as error:  # each kind of remote raises its own errors
+        reason = str(error) or type(error).__name__
+        raise NetworkError(f"publish: the DVC remote failed: {reason}; {AGAIN}") from error
+    if result.failed:
+        raise NetworkError(f"publish: the DVC remote did not take {len(result.failed)} files; {AGAIN}")
+
+
+def remote_refs(root: Path, remote: str) -> dict[str, str]:
+    """Return the remote's digests by ref, for an annotated tag its commit's.  Raises NetworkError (exit 5)."""
+    try:
+        listed = git_text(root, "ls-remote", remote, seconds=LIST_SECONDS)
+    except UserError as error:
+        raise NetworkError(f"publish: {error}; {AGAIN}") from error
+    pairs = [line.split("\t", 1) for line in listed.splitlines()]
+    # An annotated tag has two lines: its own digest, then NAME^{} with its commit's.
+    return {name.removesuffix("^{}"): digest for digest, name in pairs}
+
+
+def push(root: Path, remote: str, refspec: str) -> None:
+    """Push a ref to the git remote.  Raises NetworkError (exit 5)."""
+    try:
+        git_text(root, "push", "--quiet", remote, refspec, seconds=PUSH_SECONDS)
+    except UserError as error:
+        raise NetworkError(f"publish: {error}; {AGAIN}") from error

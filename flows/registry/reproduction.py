@@ -1,0 +1,54 @@
+"""Whether the outputs in the working tree are those of the commit that is checked out, and if not, why that may be."""
+
+from pathlib import Path
+
+from flows.core import layout
+from flows.core.documents import parse, read
+from flows.core.errors import UserError
+from flows.evaluation.results import BoundMetrics, Environment
+from flows.registry.git import Tag, commit_of, contents
+from flows.registry.lock_file import Lock, lock_here, read_lock
+
+
+def reproduction(root: Path) -> str:
+    """Return one line that compares the working tree's dvc.lock with the commit's; "" where there is no such commit."""
+    try:
+        commit = commit_of(root, "HEAD")
+        theirs, ours = read_lock(root, Tag("HEAD", commit, "", "")), lock_here(root)
+    except UserError:
+        return ""
+    differing = sorted(path for path, md5 in ours.outputs.items() if theirs.outputs.get(path) != md5)
+    if not differing:
+        return f"every output has the bytes of commit {commit[:12]}"
+    if inputs := changed_inputs(theirs, ours):
+        return f"{', '.join(differing)}: other bytes than in commit {commit[:12]}, since the inputs differ: {inputs}"
+    reason = environments(root, commit)
+    return f"{', '.join(differing)}: other bytes than in commit {commit[:12]}, from the same inputs; {reason}"
+
+
+def changed_inputs(theirs: Lock, ours: Lock) -> str:
+    """Return the names of the files and of the sections of params.yaml that differ."""
+    files = [path for path, md5 in ours.code.items() if theirs.code.get(path) != md5]
+    sections = [name for name, values in ours.parameters.items() if theirs.parameters.get(name) != values]
+    return ", ".join([*sorted(files), *(f"{layout.PARAMS} {name}" for name in sorted(sections))])
+
+
+def environments(root: Path, commit: str) -> str:
+    """Return how the environments of both evaluations differ, which may explain other bits."""
+    name = f"{commit}:{layout.METRICS}"
+    try:
+        there = parse(BoundMetrics, contents(root, [name])[name] or b"", name).environment
+        here = read(BoundMetrics, root / layout.METRICS).environment
+    except UserError:
+        return "the environment of one of them is unknown"
+    if there is None or here is None:
+        return "the environment of one of them is unknown"
+    if there == here:
+        return "versions and kind of processor are the same, so the number of threads or the CPU's model may decide"
+    return f"made with {described(there)}, here {described(here)}"
+
+
+def described(environment: Environment) -> str:
+    """Return an environment in words."""
+    libraries = f"Python {environment.python}, torch {environment.torch}, NumPy {environment.numpy}"
+    return f"{libraries} on {environment.processor}"

@@ -1,0 +1,223 @@
+"""Get the files of a version from DVC's cache, or from its remote if they are not in the cache.
+
+DVC stores a folder as a listing, which is an object whose digest ends in `.dir`, and the objects that it lists.  The
+digests come from dvc.lock at the version's commit.  Cache and remote are those configured now, since the ones
+configured in an old commit may be gone.
+"""
+
+import hashlib
+import logging
+import shutil
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
+
+from dvc.config import NoRemoteError
+from dvc.exceptions import DvcException
+from dvc.repo import Repo
+from dvc_data.hashfile.hash_info import HashInfo
+from pydantic import ConfigDict, FailFast, RootModel
+
+from flows.core import layout
+from flows.core.documents import Document, Md5, RelativePath, read, require_apart
+from flows.core.errors import Exit, NetworkError, UserError
+from flows.core.files import inside, open_regular, read_bounded, scratch_folder
+from flows.registry.lock_file import model_path, read_lock
+from flows.registry.versions import Version, resolve
+
+
+class Listed(Document):
+    """An entry of a folder's listing."""
+
+    relpath: RelativePath
+    md5: Md5
+
+
+class Listing(RootModel[Annotated[list[Listed], FailFast()]]):
+    """The entries of a folder's listing."""
+
+    model_config = ConfigDict(frozen=True, strict=True)
+
+
+class Stored(NamedTuple):
+    """A file in DVC's cache: its place in the output ('' for an output that is a file), the cache's file, its md5."""
+
+    place: str
+    cached: Path
+    md5: str
+
+
+def locate(root: Path, reference: str) -> Path:
+    """Return the model folder of a version given by name, after fetching it.  Raises UserError."""
+    return fetch(root, resolve(root, reference))
+
+
+def fetch(root: Path, version: Version, path: str | None = None) -> Path:
+    """Fetch the version's model, or another folder among its outputs, into `.vdm/models/<md5>`; return that folder.
+
+    Raises UserError (exit 5), without leaving a partial folder, when files are damaged or neither in the cache nor in
+    the remote.
+    """
+    if version.problem:
+        raise UserError(f"{version.name}: {version.problem}", Exit.MISSING)
+    model = model_path(root, version)
+    path = path or model
+    digest = read_lock(root, version).outputs.get(path)
+    if digest is None or not digest.endswith(".dir"):
+        raise UserError(f"{version.name}: its dvc.lock has no folder {path}", Exit.MISSING)
+    folder = root / layout.FETCHED / digest.removesuffix(".dir")
+    if not folder.is_dir():
+        copy(root, version, path, digest, folder)
+    if path == model and sha256_of_config(folder) != version.metrics.model_sha256:
+        raise UserError(f"{folder} is not the model of {version.name}; delete it to fetch it again", Exit.MISSING)
+    return folder
+
+
+def copy(root: Path, version: Version, path: str, digest: str, folder: Path) -> None:
+    """Copy an output's files from the cache to `folder`, all or nothing.  Raises UserError (exit 5)."""
+    with opened(root) as repo:
+        stored = obtain(repo, {path: digest}, f"{version.name}: ")[path]
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with scratch_folder(folder.parent) as scratch:
+        whole = scratch / "whole"
+        whole.mkdir()
+        for file in stored:
+            target = inside(whole, file.place)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with open_regular(file.cached) as source, target.open("wb") as copied:
+                shutil.copyfileobj(source, copied)
+            check(target, file, f"{version.name}: {path}: ")
+        try:
+            whole.rename(folder)
+        except OSError:
+            # Another process may have fetched it meanwhile.
+            if not folder.is_dir():
+                raise
+
+
+def sha256_of_config(folder: Path) -> str:
+    """Return the sha256 of a model, without importing torch; "" if the folder has no config.json."""
+    try:
+        return hashlib.sha256(read_bounded(folder / "config.json")).hexdigest()
+    except OSError:
+        return ""
+
+
+def obtain(repo: Any, outputs: dict[str, str], subject: str = "") -> dict[str, list[Stored]]:
+    """Return the cached files of every output (path -> md5), after pulling the missing ones from the remote.
+
+    Raises UserError (exit 5) naming a file that neither the cache nor the remote has.  The files are not read here;
+    `check` compares them with their digests.
+    """
+    place = cached_at(repo)
+    missing = {digest for digest in outputs.values() if not place(digest).is_file()}
+    # DVC would pull whatever a listing names, so listings come first and are checked before their files are pulled.
+    pull_listings(repo, {digest for digest in missing if digest.endswith(".dir")}, subject)
+    pull(repo, {digest for digest in missing if not digest.endswith(".dir")}, subject)
+    for path, digest in outputs.items():
+        require(repo, place(digest), f"{subject}{path}")
+    found = {path: list(files(digest, place)) for path, digest in outputs.items()}
+    # If the listing is cached, DVC assumes that the whole folder is.  So the files are pulled by name.
+    every = [file for stored in found.values() for file in stored]
+    pull(repo, {file.md5 for file in every if not file.cached.is_file()}, subject)
+    for path, stored in found.items():
+        for file in stored:
+            require(repo, file.cached, f"{subject}{path}/{file.place}".rstrip("/"))
+    return found
+
+
+def require(repo: Any, cached: Path, name: str) -> None:
+    """Raise UserError (exit 5) unless the file is in the cache by now."""
+    if not cached.is_file():
+        # Some kinds of remote report a missing file when they do not answer at all.
+        remote = repo.config["core"].get("remote")
+        raise UserError(f"{name} is not in the cache, and the remote `{remote}` does not give it", Exit.MISSING)
+
+
+def files(digest: str, place: Callable[[str], Path]) -> Iterable[Stored]:
+    """Yield the files of an output; the listing of a folder must be in the cache.  Raises UserError (exit 5)."""
+    if not digest.endswith(".dir"):
+        yield Stored("", place(digest), digest)
+        return
+    listing = place(digest)
+    check(listing, Stored("", listing, digest.removesuffix(".dir")), "")
+    listed = read(Listing, listing).root
+    require_apart([entry.relpath for entry in listed], str(listing))
+    for entry in listed:
+        yield Stored(entry.relpath, place(entry.md5), entry.md5)
+
+
+def check(path: Path, file: Stored, subject: str) -> None:
+    """Raise UserError (exit 5) unless `path`, a cached file or a copy of it, has the md5 of `file`."""
+    with open_regular(path) as content:
+        if hashlib.file_digest(content, "md5").hexdigest() != file.md5:
+            name = f"{subject}{file.place or 'the listing'}"
+            raise UserError(f"{name} is damaged in the cache; delete {file.cached} to fetch it again", Exit.MISSING)
+
+
+def pull(repo: Any, digests: set[str], subject: str) -> None:
+    """Pull the files that the default remote has into the cache.
+
+    Raises UserError (exit 5) without a remote, NetworkError (exit 5) when it does not answer.
+    """
+    with asking_the_remote(subject):
+        if digests:
+            repo.cloud.pull([HashInfo("md5", digest) for digest in sorted(digests)])
+
+
+def pull_listings(repo: Any, digests: set[str], subject: str) -> None:
+    """Pull folders' listings from the default remote into the cache, without the files that they name.
+
+    Raises what `pull` raises.
+    """
+    with asking_the_remote(subject):
+        if digests:
+            remote = repo.cloud.get_remote_odb(command="pull")
+            given = list(remote.oids_exist(sorted(digests)))
+            repo.cache.local.add([remote.oid_to_path(name) for name in given], remote.fs, given)
+
+
+@contextmanager
+def asking_the_remote(subject: str) -> Iterator[None]:
+    """Turn the errors of a remote into one line that says why it gives nothing.
+
+    Raises UserError (exit 5) without a remote, NetworkError (exit 5) when it does not answer.
+    """
+    try:
+        with quiet("dvc", "dvc_data", "dvc_objects"):
+            yield
+    except FileNotFoundError:
+        return
+    except NoRemoteError as error:
+        raise UserError(f"{subject}not in the cache, and DVC has no default remote", Exit.MISSING) from error
+    except Exception as error:  # each kind of remote raises its own errors
+        reason = str(error) or type(error).__name__
+        raise NetworkError(f"{subject}not in the cache, and the remote does not answer: {reason}") from error
+
+
+@contextmanager
+def quiet(*names: str) -> Iterator[None]:
+    """Silence loggers: the caller reports in one line what DVC would warn about."""
+    loggers = [logging.getLogger(name) for name in names]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL + 1)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+def opened(root: Path) -> Any:
+    """Return DVC's repository at `root`, a context manager.  Raises UserError (exit 5)."""
+    try:
+        return Repo(str(root))
+    except DvcException as error:
+        raise UserError(f"{root}: {error}", Exit.MISSING) from error
+
+
+def cached_at(repo: Any) -> Callable[[str], Path]:
+    """Return the function from a digest to the path of that object in the cache."""
+    return lambda digest: Path(repo.cache.local.oid_to_path(digest))

@@ -1,0 +1,134 @@
+"""Recompute every digest of a version and compare it with what its commit says.
+
+dvc.lock lists the digests.  Code, parameters and metrics are read from git; outputs are read from DVC's cache, after
+fetching the missing ones.  The sha256 of model and images that the pipeline wrote into its reports are checked, too.
+"""
+
+import hashlib
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from flows.core import bounded_yaml, layout
+from flows.core.checkpoint import load_model, model_sha256
+from flows.core.documents import read
+from flows.core.errors import CheckpointError, Exit, UserError
+from flows.core.files import inside, scratch_folder
+from flows.images.store import ImageSetError, data_sha256
+from flows.registry.git import contents
+from flows.registry.lock_file import Lock, model_path, read_lock
+from flows.registry.storage import Stored, check, obtain, opened
+from flows.registry.versions import Version
+from flows.validation.report import Validation
+
+# The paths as text, as in dvc.lock and git.
+IMAGES, VALIDATION, METRICS, PARAMS = map(str, (layout.IMAGES, layout.VALIDATION, layout.METRICS, layout.PARAMS))
+
+
+class Check(NamedTuple):
+    """One check: its subject, and what is wrong or ''."""
+
+    subject: str
+    problem: str
+
+
+def verify(root: Path, version: Version) -> list[Check]:
+    """Return every check of the version, passed or not.  Raises UserError (exit 5) without a readable dvc.lock."""
+    lock, model = read_lock(root, version), model_path(root, version)
+    checks = in_git(root, version, lock)
+    checks += [Check(path, "differs between stages") for path in lock.contradictions]
+    with opened(root) as repo:
+        for path, digest in sorted(lock.outputs.items()):
+            if path != METRICS:
+                checks += in_cache(repo, version, path, digest, model=model)
+    missing = {model, IMAGES, VALIDATION} - lock.outputs.keys()
+    return checks + [Check(path, "dvc.lock does not list it") for path in sorted(missing)]
+
+
+def in_cache(repo: Any, version: Version, path: str, digest: str, *, model: str) -> list[Check]:
+    """Compare an output's files with its digest in dvc.lock, and the sha256 of model and images with the metrics."""
+    try:
+        stored = obtain(repo, {path: digest})[path]
+        for file in stored:
+            check(file.cached, file, "")
+    except (OSError, UserError) as error:
+        return [Check(path, str(error))]
+    checks = [Check(path, "")]
+    if path in (model, IMAGES, VALIDATION):
+        checks.append(written_down(version, path, stored, is_model=path == model))
+    return checks
+
+
+def require_sound(root: Path, version: Version) -> None:
+    """Raise UserError (exit 5) with the first check that fails."""
+    for subject, problem in verify(root, version):
+        if problem:
+            raise UserError(f"{version.name} does not verify: {subject}: {problem}", Exit.MISSING)
+
+
+def in_git(root: Path, version: Version, lock: Lock) -> list[Check]:
+    """Compare code, metrics and parameters at the commit with the digests and values in dvc.lock."""
+    names = {path: f"{version.commit}:{path}" for path in [*lock.code, METRICS, PARAMS]}
+    found = contents(root, list(names.values()))
+    checks = []
+    for path, digest in sorted((lock.code | {METRICS: lock.outputs.get(METRICS, "")}).items()):
+        content = found[names[path]]
+        if content is None:
+            problem = "not in the commit"
+        elif hashlib.md5(content).hexdigest() != digest:
+            problem = "differs from its md5 in dvc.lock"
+        else:
+            problem = ""
+        checks.append(Check(path, problem))
+    written = parameters(found[names[PARAMS]])
+    for section, values in lock.parameters.items():
+        same = written.get(section) == values
+        checks.append(Check(f"{PARAMS} {section}", "" if same else "differs from the values in dvc.lock"))
+    return checks
+
+
+def parameters(content: bytes | None) -> dict[str, Any]:
+    """Return the sections of a params.yaml; {} if it is missing, empty or unreadable."""
+    try:
+        found = bounded_yaml.parse(content or b"")
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def written_down(version: Version, path: str, stored: list[Stored], *, is_model: bool) -> Check:
+    """Compare the sha256 of model or images in the metrics with that of the files."""
+    key = "model_sha256" if is_model else "data_sha256"
+    stated = version.metrics.model_sha256 if is_model else version.metrics.data_sha256
+    try:
+        actual = sha256_of(path, stored, is_model=is_model)
+    except (CheckpointError, ImageSetError, OSError, UserError) as error:
+        return Check(f"{path} sha256", str(error))
+    problem = "" if actual == stated else f"differs from {key} in {METRICS}"
+    return Check(f"{path} sha256", problem)
+
+
+def sha256_of(path: str, stored: list[Stored], *, is_model: bool) -> Any:
+    """Return the sha256 of a model, which must load, of images, or of the images that a validation report is about.
+
+    Raises CheckpointError, ImageSetError, OSError and UserError.
+    """
+    if path == VALIDATION:
+        return stated_digest(stored)
+    with scratch_folder() as scratch:
+        folder = scratch / Path(path).name
+        folder.mkdir()
+        for file in stored:
+            place = inside(folder, file.place)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            place.symlink_to(file.cached)
+        if not is_model:
+            return data_sha256(folder)
+        load_model(folder)
+        return model_sha256(folder)
+
+
+def stated_digest(stored: list[Stored]) -> str:
+    """Return the sha256 of the images that a validation report is about.  Raises UserError (exit 5)."""
+    if [file.place for file in stored] != [""]:
+        raise UserError("not a file", Exit.MISSING)
+    return read(Validation, stored[0].cached).data_sha256

@@ -1,0 +1,230 @@
+"""The registry of models: GTO's tags on the commits of the pipeline's runs.
+
+`vdm@v1.2.0` is a version.  `vdm#champion#7` says that a version became the champion, for the seventh time in the
+project.  Such tags are only added, so they are the champion's history.  Both kinds are annotated.  The message of a
+champion's tag holds the evidence as JSON.  It is not written into the model card, since that would change the digest of
+the model folder that was evaluated; nor into another file, since that would need a new commit, which is not the one
+that was evaluated.  The evidence against a refused version is in a git note on its commit.
+"""
+
+import re
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from flows.core import layout
+from flows.core.documents import parse
+from flows.core.errors import Exit, UserError
+from flows.evaluation.results import Metrics
+from flows.registry.evidence import ROLL_BACK, Evidence, evidence_of
+from flows.registry.git import Tag, annotated_tags, commit_of, contents, git, identity, locked, tag_exists
+
+MODEL = "vdm"
+CHAMPION = "champion"
+REFUSALS = f"{MODEL}-refusals"
+MOST_BYTES = 2**16
+"""The largest metrics.json that is read, so that a listing of hundreds fits into memory."""
+NUMBER = "[0-9]{1,9}"
+NUMBERS = rf"v({NUMBER})\.({NUMBER})\.({NUMBER})"
+VERSION_TAG = re.compile(rf"{MODEL}@{NUMBERS}")
+CHAMPION_TAG = re.compile(rf"{MODEL}#{CHAMPION}(!?)#({NUMBER})")
+REFERENCE = re.compile(rf"{CHAMPION}|{MODEL}#{CHAMPION}|({MODEL}@)?{NUMBERS}")
+
+
+class Version(NamedTuple):
+    """A version: `vdm@v1.2.0`, its commit, when and with which message it was tagged, its stages, its metrics.
+
+    The metrics, in bits/dim, are those in reports/evaluation/metrics.json at the commit.  If that is unreadable, they
+    are empty and `problem` says why.
+    """
+
+    name: str
+    commit: str
+    created: str
+    message: str
+    stages: tuple[str, ...]
+    metrics: Metrics
+    problem: str = ""
+
+
+def versions(root: Path) -> list[Version]:
+    """Return every version, sorted by number.  Raises UserError (exit 5) outside a git repository."""
+    tags = annotated_tags(root, MODEL)
+    reigning = reign(tags)
+    numbered = sorted((numbers, tag) for tag in tags if (numbers := numbers_of(tag.name)) and is_registered(tag, tags))
+    files = contents(root, [f"{tag.commit}:{layout.METRICS}" for _, tag in numbered], MOST_BYTES) if numbered else {}
+    return [
+        Version(
+            *tag,
+            (CHAMPION,) if reigning and reigning[-1].commit == tag.commit else (),
+            *metrics_in(files[f"{tag.commit}:{layout.METRICS}"]),
+        )
+        for _, tag in numbered
+    ]
+
+
+def metrics_in(content: bytes | None) -> tuple[Metrics, str]:
+    """Return the metrics in a commit's metrics.json and, where they are unreadable, what is wrong."""
+    if content is None:
+        return Metrics(), f"the commit has no {layout.METRICS}"
+    if len(content) > MOST_BYTES:
+        return Metrics(), f"{layout.METRICS}: larger than {MOST_BYTES:,} bytes"
+    try:
+        return parse(Metrics, content, str(layout.METRICS)), ""
+    except UserError as error:
+        return Metrics(), str(error)
+
+
+def resolve(root: Path, reference: str) -> Version:
+    """Return the version named `champion`, `vdm@v1.2.0` or `v1.2.0`.  Raises UserError (exit 5) if there is none."""
+    if not REFERENCE.fullmatch(reference):
+        raise UserError(f"{reference}: not a version such as {MODEL}@v1.2.0, nor `{CHAMPION}`", Exit.USAGE)
+    known = versions(root)
+    if reference in (CHAMPION, f"{MODEL}#{CHAMPION}"):
+        for version in known:
+            if CHAMPION in version.stages:
+                return version
+        if tag := champion_tag(root):
+            advice = f"`git fetch --tags`, or `gto assign {MODEL} --version vX.Y.Z --stage {CHAMPION}` another"
+            raise UserError(f"{tag.name}: its version's tag is gone; {advice}", Exit.MISSING)
+        raise UserError("no version is the champion; `vdmctl promote` makes the first", Exit.MISSING)
+    name = reference if "@" in reference else f"{MODEL}@{reference}"
+    for version in known:
+        if version.name == name:
+            return version
+    raise UserError(f"there is no version {name}; `vdmctl models` lists them", Exit.MISSING)
+
+
+def newest(root: Path) -> Version:
+    """Return the version with the highest number.  Raises UserError (exit 5) when there is none."""
+    known = versions(root)
+    if not known:
+        raise UserError(f"the registry has no version of {MODEL}", Exit.MISSING)
+    return known[-1]
+
+
+def add_version(root: Path, commit: str, message: str) -> Version:
+    """Tag a commit of a pipeline run as the next minor version; the first is v1.0.0.
+
+    Raises UserError: exit 5 for a commit that is unknown or without an evaluation, 2 if the commit is a version
+    already, the tag exists, or there is no git identity.
+    """
+    commit = commit_of(root, commit)
+    path = f"{commit}:{layout.METRICS}"
+    metrics, problem = metrics_in(contents(root, [path], MOST_BYTES)[path])
+    if problem or not metrics.model_dump(exclude_unset=True):
+        reason = problem or f"{layout.METRICS} is empty"
+        raise UserError(f"commit {commit[:12]}: {reason}; run the pipeline and commit its results", Exit.MISSING)
+    with locked(root):
+        for version in versions(root):
+            if version.commit == commit:
+                raise UserError(f"commit {commit[:12]} is {version.name} already", Exit.USAGE)
+        names = [tag.name for tag in annotated_tags(root, f"{MODEL}@")]
+        taken = [numbers for name in names if (numbers := numbers_of(name))]
+        major, minor, _ = max(taken, default=(1, -1, 0))
+        number = f"v{major}.{minor + 1}.0"
+        if tag_exists(root, f"{MODEL}@{number}"):
+            raise UserError(
+                f"the tag {MODEL}@{number} exists but is not a version; delete it with `git tag -d`", Exit.USAGE
+            )
+        create_tag(root, message, version=number, commit=commit)
+    return resolve(root, number)
+
+
+def make_champion(root: Path, version: Version, message: str) -> str:
+    """Make the version the champion by the next tag; return its name.  The caller holds the registry's lock.
+
+    Raises UserError (exit 2) without a git identity, and when GTO refuses.
+    """
+    create_tag(root, message, stage=CHAMPION, version=version.name.removeprefix(f"{MODEL}@"))
+    tag = champion_tag(root)
+    assert tag is not None
+    return tag.name
+
+
+def create_tag(root: Path, message: str, *, version: str, commit: str | None = None, stage: str | None = None) -> None:
+    """Let GTO tag a commit as a version, or a version with a stage.  Raises UserError (exit 2)."""
+    import gto.api
+    from gto.exceptions import GTOException
+    from scmrepo.exceptions import SCMError
+
+    # The implementation of git that GTO uses would make up an identity where git itself refuses to.
+    name, email = identity(root)
+    author: dict[str, Any] = {"message": f"{message.strip()}\n", "author": name, "author_email": email}
+    try:
+        if stage is None:
+            gto.api.register(str(root), MODEL, str(commit), version=version, **author)
+        else:
+            # Without `force` GTO refuses a version that had the stage before, as in a roll-back.
+            gto.api.assign(str(root), MODEL, stage, version=version, force=True, **author)
+    except (GTOException, SCMError, OSError) as error:
+        raise UserError(f"git tag for {MODEL}@{version}: {error}", Exit.USAGE) from error
+
+
+def record_refusal(root: Path, version: Version, message: str) -> None:
+    """Write a git note on the version's commit that says why it was not promoted.  Raises UserError."""
+    git(root, "notes", f"--ref={REFUSALS}", "add", "--force", "--file=-", version.commit, stdin=message.encode())
+
+
+def refusal(root: Path, commit: str) -> Evidence | None:
+    """Return the evidence of the last refusal of a commit's version; None if it was never refused."""
+    if commit not in git(root, "notes", f"--ref={REFUSALS}", "list").decode(errors="replace").split():
+        return None
+    return evidence_of(git(root, "notes", f"--ref={REFUSALS}", "show", commit).decode(errors="replace"))
+
+
+def champion(root: Path) -> Version | None:
+    """Return the champion, or None if there is none.  Raises UserError (exit 5) when its version's tag is gone."""
+    return resolve(root, CHAMPION) if champion_tag(root) else None
+
+
+def is_decided(root: Path, commit: str) -> bool:
+    """Whether the commit has a version that was promoted or refused."""
+    tags = [tag for tag in annotated_tags(root, MODEL) if tag.commit == commit]
+    promoted = any(CHAMPION_TAG.fullmatch(tag.name) for tag in tags)
+    return any(numbers_of(tag.name) for tag in tags) and (promoted or refusal(root, commit) is not None)
+
+
+def champion_tag(root: Path) -> Tag | None:
+    """Return the tag of the present champion; None if there is none."""
+    reigning = reign(annotated_tags(root, f"{MODEL}#"))
+    return reigning[-1] if reigning else None
+
+
+def previous_champion(root: Path) -> Version:
+    """Return the version that a roll-back makes the champion.  Raises UserError (exit 5) if there is none."""
+    reigning = reign(annotated_tags(root, f"{MODEL}#"))
+    if len(reigning) < 2:
+        raise UserError("there is no earlier champion to go back to", Exit.MISSING)
+    for version in versions(root):
+        if version.commit == reigning[-2].commit:
+            return version
+    raise UserError(f"{reigning[-2].name}: its version's tag is gone", Exit.MISSING)
+
+
+def reign(tags: list[Tag]) -> list[Tag]:
+    """Return the stack of champions' tags, the present champion last: a promotion pushes, a roll-back pops.
+
+    So a second roll-back goes one champion further back, and not to the one that the first roll-back removed.  The tags
+    are sorted by number, since their times have only whole seconds.
+    """
+    history = sorted((int(match[2]), match[1], tag) for tag in tags if (match := CHAMPION_TAG.fullmatch(tag.name)))
+    reigning: list[Tag] = []
+    for _, removed, tag in history:
+        if removed:
+            reigning = [earlier for earlier in reigning if earlier.commit != tag.commit]
+        elif (evidence := evidence_of(tag.message)) and evidence.decision == ROLL_BACK:
+            reigning[-2:] = [tag]
+        else:
+            reigning.append(tag)
+    return reigning
+
+
+def numbers_of(name: str) -> tuple[int, int, int] | None:
+    """Return (1, 2, 0) for `vdm@v1.2.0`; None for a tag that is not a version."""
+    match = VERSION_TAG.fullmatch(name)
+    return (int(match[1]), int(match[2]), int(match[3])) if match else None
+
+
+def is_registered(tag: Tag, tags: list[Tag]) -> bool:
+    """Whether the version has no tag `vdm@v1.2.0!`, with which GTO deregisters it."""
+    return not any(other.name.partition("!")[0] == tag.name and other.name != tag.name for other in tags)

@@ -1,0 +1,113 @@
+"""What the processes of one training run do together: they meet, share values, and raise each other's errors.
+
+In a run of a single process every function here works on that process alone.
+"""
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+from torch import distributed
+from torch.distributed import FileStore  # type: ignore[attr-defined]
+
+from flows.core.errors import Exit, UserError
+
+Value = TypeVar("Value")
+
+STORE = "VDM_STORE"
+"""The environment variable with the folder in which the processes of `flows.training.distributed.launch` meet."""
+MEETING = timedelta(minutes=30)
+"""How long processes wait for each other at their start."""
+
+
+@contextmanager
+def process_group(device: torch.device) -> Iterator[None]:
+    """Join the other processes that torch's elastic agent started, if it started this one."""
+    if not distributed.is_torchelastic_launched():
+        yield
+        return
+    if not is_first():
+        logging.getLogger("flows").setLevel(logging.ERROR)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    # Gloo with CUDA too: the processes decide on the CPU.
+    distributed.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", **meeting_place())
+    yield
+    # Not after an error: another process may wait in a collective that this one will not join.
+    distributed.destroy_process_group()
+
+
+def meeting_place() -> dict[str, Any]:
+    """Return the arguments of `init_process_group` with which the processes of `launch` find each other.
+
+    They use a new file for each start.  Processes of torchrun get no arguments: their environment names a store.
+    """
+    if STORE not in os.environ:
+        return {}
+    path = f"{os.environ[STORE]}/store-{os.environ['TORCHELASTIC_RESTART_COUNT']}"
+    rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    store = FileStore(path, world_size)
+    store.set_timeout(MEETING)
+    return {"store": store, "rank": rank, "world_size": world_size}
+
+
+def local_rank() -> int:
+    """Return the number of this process on its machine."""
+    return int(os.environ.get("LOCAL_RANK", "0"))
+
+
+def is_first() -> bool:
+    """Whether this is the process that writes the files and the log."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+@contextmanager
+def agreement() -> Iterator[None]:
+    """Raise in all processes what the block raises in one of them; of several errors that of the lowest rank.
+
+    An OSError becomes UserError (exit 5).  So an OSError outside such a block is one of this process alone.
+    """
+    error: Exception | None = None
+    try:
+        yield
+    except Exception as caught:
+        if not distributed.is_initialized():
+            raise
+        error = caught
+        if isinstance(caught, OSError):
+            error = UserError(f"{caught.filename or 'a file'}: {caught.strerror or caught}", Exit.MISSING)
+    if distributed.is_initialized():
+        for met in gather(error):
+            if met:
+                raise met
+
+
+def gather(value: Value) -> list[Value]:
+    """Return the values of all processes, by rank."""
+    if not distributed.is_initialized():
+        return [value]
+    values: list[Any] = [None] * distributed.get_world_size()
+    distributed.all_gather_object(values, value)
+    return values
+
+
+def from_first(value: Value) -> Value:
+    """Return the value of the first process."""
+    if not distributed.is_initialized():
+        return value
+    values = [value]
+    distributed.broadcast_object_list(values)
+    return values[0]
+
+
+def any_process(*flags: bool) -> list[bool]:
+    """Return for each flag whether it is set in at least one process."""
+    if not distributed.is_initialized():
+        return list(flags)
+    values = torch.tensor(flags, dtype=torch.int32)
+    distributed.all_reduce(values, distributed.ReduceOp.MAX)
+    return [bool(value) for value in values]

@@ -1,0 +1,204 @@
+"""The start of one training run in several processes, one per device.
+
+torch's elastic agent, which `torchrun` uses too, starts the processes, watches them, and restarts all of them when one
+dies.  They find each other through a file that only this user can open, communicate over the loopback interface, and
+end when the agent ends.
+"""
+
+import logging
+import os
+import signal
+import socket
+import sys
+import tempfile
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from multiprocessing import active_children, parent_process
+from multiprocessing.resource_tracker import ensure_running
+from threading import Event, Thread
+from typing import Any
+
+from torch.distributed import HashStore  # type: ignore[attr-defined]
+from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure, record
+from torch.distributed.elastic.rendezvous import (
+    RendezvousHandler,
+    RendezvousInfo,
+    RendezvousParameters,
+    RendezvousStoreInfo,
+    rendezvous_handler_registry,
+)
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+from torch.multiprocessing.spawn import ProcessExitedException
+
+from flows.core.errors import CheckpointError, Exit, UserError
+from flows.process.lifeline import hold_what_starts
+from flows.process.streams import start_logging
+from flows.training.collectives import STORE
+from vdm.errors import TrainingDiverged
+
+ONE_MACHINE = "one machine"
+STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
+# How long a process that fails lives on, so that the agent first sees another one that died.
+BLAME_SECONDS = 1.0
+CONTINUES = "run again to continue from the last saved state"
+
+
+def launch(function: Callable[[], None], *, num_processes: int, max_restarts: int) -> None:
+    """Run the function in `num_processes` processes on this machine.
+
+    When a process dies, all are restarted, at most `max_restarts` times.  Raises what the function raises.  Raises
+    UserError too if processes died too often (exit 1) or a signal stopped this process (75).
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        configure_environment(num_processes, folder)
+        config = agent_config(num_processes, max_restarts, folder)
+        try:
+            with held_back(signal.SIGINT):
+                errors = elastic_launch(config, worker)(function)
+        except SignalException as signalled:
+            for process in active_children():  # of an interrupted start, which the agent does not know
+                process.kill()
+            raise UserError(f"stopped; {CONTINUES}", Exit.RESUMABLE) from signalled
+        except ChildFailedError as failed:
+            rank, failure = failed.get_first_failure()
+            starts = 1 + max_restarts
+            reason = f"process {rank} of {num_processes} {fate(failure)}, on start {starts} of {starts}"
+            raise UserError(f"{reason}; {CONTINUES}", Exit.BUG) from failed
+    if error := errors[0]:
+        raise error
+
+
+def agent_config(num_processes: int, max_restarts: int, folder: str) -> LaunchConfig:
+    """Return the configuration of torch's elastic agent for this machine; its logs go to `folder`."""
+    config = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=num_processes,
+        run_id=uuid.uuid4().hex,
+        rdzv_backend=ONE_MACHINE,
+        max_restarts=max_restarts,
+        logs_specs=DefaultLogsSpecs(log_dir=folder),
+    )
+    # Signals that nohup or a shell set to be ignored stay ignored.  Older releases of torch do not read this.
+    config.signals_to_handle = ",".join(number.name for number in STOPPING if not ignored(number))
+    return config
+
+
+def ignored(number: signal.Signals) -> bool:
+    """Whether this process ignores the signal."""
+    return signal.getsignal(number) is signal.SIG_IGN
+
+
+def fate(failure: ProcessFailure) -> str:
+    """Return how a process ended, by a signal or by an error, as the end of a sentence."""
+    if failure.exitcode < 0:
+        doubt = " (out of memory?)" if failure.exitcode == -signal.SIGKILL else ""
+        return f"was killed by {failure.signal_name()}{doubt}"
+    message: Any = failure.message  # a mapping if the process wrote its error
+    return f"failed: {message['message'] if isinstance(message, dict) else message}"
+
+
+def configure_environment(num_processes: int, folder: str) -> None:
+    """Set the environment variables that the processes read, and the log levels of torch's agent.
+
+    The processes meet in `folder`.  They listen on loopback only, since they trust what they receive.
+    """
+    threads = max(1, len(os.sched_getaffinity(0)) // num_processes)
+    os.environ.setdefault("OMP_NUM_THREADS", str(threads))
+    loopback = next((name for _, name in socket.if_nameindex() if name in ("lo", "lo0")), "lo")
+    os.environ["GLOO_SOCKET_IFNAME"] = loopback
+    os.environ["NCCL_SOCKET_IFNAME"] = f"={loopback}"  # without `=` NCCL takes the name for a prefix
+    os.environ[STORE] = folder
+    hold_what_starts()
+    elastic = "torch.distributed.elastic"
+    for name in (f"{elastic}.agent.server.api", f"{elastic}.multiprocessing.api", "torch.multiprocessing.spawn"):
+        logging.getLogger(name).setLevel(logging.ERROR)  # the rest is warnings at every stop
+        logging.getLogger(name).addFilter(without_traceback)
+
+
+def without_traceback(record: logging.LogRecord) -> bool:
+    """Replace the traceback in a record about a process that was killed or exited by one line; pass every record."""
+    if record.exc_info and isinstance(record.exc_info[1], ProcessExitedException):
+        record.msg, record.args, record.exc_info = str(record.exc_info[1]), (), None
+    return True
+
+
+class OneMachine(RendezvousHandler):
+    """The rendezvous of a single agent, which needs no other.
+
+    That of torch would listen on every interface and unpickle what it receives, and it relies on the wall clock.
+    """
+
+    def __init__(self, parameters: RendezvousParameters) -> None:
+        self.run_id = parameters.run_id
+
+    def next_rendezvous(self) -> RendezvousInfo:
+        return RendezvousInfo(HashStore(), 0, 1, RendezvousStoreInfo("localhost", 0))
+
+    def get_backend(self) -> str:
+        return ONE_MACHINE
+
+    def get_run_id(self) -> str:
+        return self.run_id
+
+    def num_nodes_waiting(self) -> int:
+        return 0
+
+    def is_closed(self) -> bool:
+        return False
+
+    def set_closed(self) -> None:
+        pass
+
+    def shutdown(self) -> bool:
+        return True
+
+
+rendezvous_handler_registry.register(ONE_MACHINE, OneMachine)
+
+
+@contextmanager
+def held_back(number: signal.Signals) -> Iterator[None]:
+    """Block the signal in processes that start in the `with` block, until `worker` unblocks it.
+
+    Otherwise a process that gets it while it imports would end with a traceback.  Processes inherit the blocked signal
+    from the main thread.  This process still receives it, in another thread.
+    """
+    # Start multiprocessing's resource tracker first: in Python 3.11 its start unblocks SIGINT.
+    ensure_running()
+    done = Event()
+    Thread(target=done.wait, daemon=True).start()
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {number})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        done.set()
+
+
+@record
+def worker(function: Callable[[], None]) -> Exception | None:
+    """Run the function in one of the processes.  Return an error that all processes meet: a restart would not help.
+
+    A process that is stopped by a signal exits with 75 instead, since torch's agent then waits for no result.
+    """
+    start_logging()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        # A handler in Python would not run while this process waits in a collective for one that is gone.
+        signal.signal(number, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+    error: Exception | None = None
+    try:
+        function()
+    except (UserError, TrainingDiverged, CheckpointError) as met:
+        error = met
+    except Exception:
+        time.sleep(BLAME_SECONDS)  # the cause may be another process that died, which the agent must see first
+        raise
+    agent = parent_process()
+    if (isinstance(error, UserError) and error.code is Exit.RESUMABLE) or (agent and not agent.is_alive()):
+        sys.exit(Exit.RESUMABLE)
+    return error

@@ -1,0 +1,202 @@
+"""The training of a model in this process, from the images to the averaged weights, with saved states on the way."""
+
+import logging
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from flows.core.checkpoint import save_model
+from flows.core.device import find_compile, find_devices, find_precision
+from flows.core.errors import Exit, UserError
+from flows.core.memory import require
+from flows.images.store import ImageSet, data_sha256, load_images
+from flows.process.locks import claim
+from flows.process.progress import bar
+from flows.training.collectives import (
+    agreement,
+    any_process,
+    from_first,
+    gather,
+    is_first,
+    local_rank,
+    process_group,
+)
+from flows.training.runs import Run, fingerprint, stop_signals, unwritten, writing_curves
+from vdm.model import VDM, count_parameters
+from vdm.training import Trainer, TrainingSettings, memory_needed, process
+from vdm.training_log import TrainingRecord
+
+if TYPE_CHECKING:
+    from flows.core.params import Model, Train
+
+log = logging.getLogger(__name__)
+
+# What a process takes that has loaded torch.
+PROCESS_BYTES = 2**28
+# Parameters that do not change the result.
+CONDUCT = ("device", "max_restarts", "checkpoint_every_steps", "checkpoint_every_minutes", "keep_checkpoints")
+
+
+def train_here(model: "Model", train: "Train", *, images: Path, out: Path, curves: Path, runs: Path) -> None:
+    """Take this process's part in the training.  The first process writes the files."""
+    device = find_devices(train.device, train.num_devices)[local_rank()]
+    with process_group(device), ExitStack() as stack:
+        with agreement():
+            if device.type == "cuda" or local_rank() == 0:  # on a CPU one claim covers all processes of the machine
+                stack.enter_context(claim(device))
+            image_set = load_images(images)
+            if device.type == "cuda":
+                require_memory(model, train, image_set, device, process()[1])
+            config = {"image_shape": image_set.image_shape, "num_levels": image_set.num_levels, **model.model_dump()}
+            settings = resolve(train, device)
+            run = Run(runs / run_digest(config, settings, device, images), keep=train.keep_checkpoints)
+            if is_first():
+                for folder in (out, curves.parent, run.folder):
+                    folder.mkdir(parents=True, exist_ok=True)
+        if len(set(gather(run.folder.name))) > 1:
+            raise UserError("the machines differ in parameters, data or code; make them the same", Exit.USAGE)
+        trainer = build(config, settings, torch.from_numpy(image_set.train).to(device))
+        restore(trainer, run)
+        asked_to_stop = stack.enter_context(stop_signals())
+        fit(trainer, run, curves, train, asked_to_stop)
+        with agreement():
+            if is_first():
+                write_model(trainer, config, out)
+                if not asked_to_stop():  # the agent of a stopped process takes no result, so keep the states
+                    run.remove()
+
+
+def resolve(train: "Train", device: torch.device) -> TrainingSettings:
+    """Return the settings of the Trainer, with what `auto` means on the device."""
+    options = train.model_dump(exclude={*CONDUCT, "num_devices", "precision", "compile"})
+    precision, compiled = find_precision(train.precision, device), find_compile(train.compile, device)
+    return TrainingSettings(**options, precision=precision, compile=compiled)
+
+
+def run_digest(config: dict[str, Any], settings: TrainingSettings, device: torch.device, images: Path) -> str:
+    """Return the name of the run: a digest of everything that its result depends on."""
+    conditions = {"device": device.type, "processes": process()[1]}
+    return fingerprint(model=config, train=asdict(settings) | conditions, data=data_sha256(images))
+
+
+def build(config: dict[str, Any], settings: TrainingSettings, images: torch.Tensor) -> Trainer:
+    """Return the run before its first step.  Raises UserError (exit 2) if images and parameters do not fit."""
+    torch.manual_seed(settings.seed)
+    try:
+        trainer = Trainer(VDM(**config).to(images.device), images, settings)
+    except ValueError as error:
+        raise UserError(f"train: {error}", Exit.USAGE) from error
+    if settings.warmup_steps > settings.steps:
+        warmup = "train.warmup_steps %d is above train.steps %d: training ends during the warm-up of the learning rate"
+        log.warning(warmup, settings.warmup_steps, settings.steps)
+    num_parameters = sum(p.numel() for p in trainer.model.parameters())
+    where = f"{trainer.processes} x {images.device.type} in {settings.precision}"
+    log.info("%d parameters, %d images, on %s", num_parameters, len(images), where)
+    return trainer
+
+
+def restore(trainer: Trainer, run: Run) -> None:
+    """Continue from the newest state of the run, if there is one."""
+    with agreement():
+        state = run.newest(trainer.state().keys()) if is_first() else None
+    if state := from_first(state):
+        resume(trainer, state, run.folder)
+        log.info("continuing from step %d of %d", trainer.done, trainer.settings.steps)
+
+
+def resume(trainer: Trainer, state: dict[str, Any], folder: Path) -> None:
+    """Continue from a saved state.  Raises UserError (exit 5) if it is the state of another run."""
+    try:
+        trainer.load_state(state)
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        if out_of_memory(error):
+            raise
+        reason = str(error).partition("\n")[0][:200]
+        raise UserError(f"{folder}: its newest state is of another run: {reason}; delete it", Exit.MISSING) from error
+
+
+def fit(trainer: Trainer, run: Run, curves: Path, train: "Train", asked_to_stop: Callable[[], bool]) -> None:
+    """Take the remaining steps; write states and lines of the training log.
+
+    Raises UserError (exit 75) after saving a state if the run was asked to stop.
+    """
+    steps = trainer.settings.steps
+    saved_at, saved_time = trainer.done, time.monotonic()
+    with ExitStack() as stack:
+        with agreement():
+            log_line = stack.enter_context(writing_curves(curves, trainer.records)) if is_first() else None
+        for _ in bar("training", shown=is_first())(range(trainer.done, steps)):
+            if record := trainer.step():
+                report(record, log_line)
+            overdue = time.monotonic() - saved_time >= 60 * train.checkpoint_every_minutes
+            stop, overdue = any_process(asked_to_stop() and trainer.done < steps, overdue and is_first())
+            if stop or overdue or trainer.done - saved_at >= train.checkpoint_every_steps:
+                save(trainer, run)
+                saved_at, saved_time = trainer.done, time.monotonic()
+            if stop:
+                raise UserError(f"stopped at step {trainer.done} of {steps}; run again to continue", Exit.RESUMABLE)
+
+
+def report(record: TrainingRecord, log_line: Callable[[TrainingRecord], None] | None) -> None:
+    """Log a line of the training log, and in the first process append it to the file."""
+    with agreement():
+        if log_line:
+            log_line(record)
+    log.info("step %d: %.4f bits/dim, %.0f images/s", record.step, record.bpd, record.images_per_second)
+
+
+def save(trainer: Trainer, run: Run) -> None:
+    """Save the state of the run in the first process."""
+    with agreement():
+        if is_first():
+            run.save(trainer.done, trainer.state())
+
+
+def write_model(trainer: Trainer, config: dict[str, Any], out: Path) -> None:
+    """Write the model of averaged weights.  Raises UserError (exit 1) if it cannot be written."""
+    try:
+        save_model(out, trainer.averaged, config)
+    except OSError as error:
+        raise unwritten(str(error.filename or out), error) from error
+
+
+def out_of_memory(error: Exception) -> bool:
+    """Whether the error says that memory ran out."""
+    # On a CPU, and in an error from another process, only the message says so.
+    words = ("can't allocate memory", "CUDA out of memory")
+    return isinstance(error, torch.OutOfMemoryError) or any(word in str(error) for word in words)
+
+
+def advice_on_memory(train: "Train") -> str:
+    """Return a message that says which parameters to change when a step does not fit into memory."""
+    part = train.batch_size // train.num_devices // train.accumulation
+    advice = f"train.accumulation: {2 * train.accumulation}" if part > 1 else "a smaller model"
+    if not train.activation_checkpointing:
+        advice += " or train.activation_checkpointing: true"
+    return f"out of memory with {part} images of train.batch_size at a time; set {advice}"
+
+
+def require_memory(model: "Model", train: "Train", images: ImageSet, device: torch.device, processes: int) -> None:
+    """Raise UserError (exit 2) if the largest parts of training do not fit into memory.
+
+    `processes` is their number on all machines, which split a batch.  On a CPU those of one machine share its memory.
+    """
+    config = model.model_dump()
+    needed = memory_needed(
+        num_parameters=count_parameters(image_shape=images.image_shape, **config),
+        width=model.width,
+        image_shape=images.image_shape,
+        num_images=len(images.train),
+        batch_size=train.batch_size,
+        part=train.batch_size // processes // train.accumulation,
+    )
+    if device.type == "cpu":  # the images stay in their file
+        needed = train.num_devices * needed + (train.num_devices - 1) * PROCESS_BYTES
+    else:
+        needed += images.train.nbytes
+    require(needed, device, "train: lower model.blocks, model.width, train.batch_size or train.num_devices")

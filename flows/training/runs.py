@@ -1,0 +1,124 @@
+"""A training run on this machine: its saved states, its training log, and the signals that stop it.
+
+DVC deletes a stage's outputs before it runs the stage, so states are kept elsewhere.  The name of their folder is a
+digest of parameters, data and code: a run that differs in one of them uses another folder.
+"""
+
+import csv
+import hashlib
+import json
+import logging
+import shutil
+import sys
+import time
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from flows.core.checkpoint import load_state, save_state
+from flows.core.errors import CheckpointError, Exit, UserError
+from flows.process.ending import on_stop
+from vdm.training_log import TrainingRecord
+
+log = logging.getLogger(__name__)
+
+# The packages whose code determines the result of a training run.
+CODE = ("vdm.", "flows.stages.", "flows.training.", "flows.images.")
+
+
+class Run:
+    """The saved states of one run, of which the newest `keep` are kept."""
+
+    def __init__(self, folder: Path, *, keep: int) -> None:
+        self.folder, self.keep = folder, keep
+
+    def states(self) -> list[Path]:
+        """Return the files with states, oldest first; other things of such a name, such as a FIFO, are left out."""
+        return sorted(path for path in self.folder.glob("step-*.state") if path.is_file())
+
+    def save(self, step: int, state: dict[str, Any]) -> None:
+        """Write a state, with two retries, and delete the oldest states.
+
+        Raises UserError (exit 1) if it cannot be written; then the older states stay.
+        """
+        for pause in (0.5, 2.0, None):
+            try:
+                self.folder.mkdir(parents=True, exist_ok=True)
+                save_state(self.folder / f"step-{step:09d}.state", state)
+                break
+            except OSError as error:
+                if pause is None:
+                    raise unwritten(f"{self.folder}: the state at step {step}", error) from error
+                time.sleep(pause)
+        for path in self.states()[: -self.keep]:
+            path.unlink(missing_ok=True)
+
+    def newest(self, keys: Collection[str] = ()) -> dict[str, Any] | None:
+        """Return the newest undamaged state with the keys, None without one.  Warn of every damaged state."""
+        for path in reversed(self.states()):
+            try:
+                return load_state(path, keys=keys)
+            except CheckpointError as error:
+                log.warning("%s; falling back to the state before", error)
+        return None
+
+    def remove(self) -> None:
+        """Delete the states of a run that has succeeded, so that a forced rerun starts from the first step."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def fingerprint(**dependencies: Any) -> str:
+    """Return a digest of the dependencies and of the modules of `CODE` that this process has imported."""
+    code = {
+        name: hashlib.sha256(Path(module.__file__).read_bytes()).hexdigest()
+        for name, module in sorted(sys.modules.items())
+        if name.startswith(CODE) and module.__file__
+    }
+    content = json.dumps({"code": code, **dependencies}, sort_keys=True)
+    return hashlib.sha256(content.encode()).hexdigest()[:32]
+
+
+def unwritten(what: str, error: OSError) -> UserError:
+    """Return the error of a training run that cannot write (exit 1), for example to a full disk."""
+    advice = "correct that and run again to continue from the last saved state"
+    return UserError(f"{what} could not be written: {error.strerror}; {advice}", Exit.BUG)
+
+
+@contextmanager
+def writing_curves(path: Path, records: Sequence[TrainingRecord]) -> Iterator[Callable[[TrainingRecord], None]]:
+    """Write the records to a new CSV file, and return a function that appends one.  Both raise UserError (exit 1).
+
+    An old file is replaced: it may share its bytes with DVC's cache, or be a FIFO without a reader.
+    """
+
+    def add(record: TrainingRecord) -> None:
+        try:
+            # Leave out the last field, the images per second, so that equal runs write equal bytes.
+            writer.writerow(record[:-1])
+            file.flush()
+        except OSError as error:
+            raise unwritten(str(path), error) from error
+
+    try:
+        path.unlink(missing_ok=True)
+        file = path.open("x", newline="")
+        writer = csv.writer(file)
+        writer.writerow(TrainingRecord._fields[:-1])
+    except OSError as error:
+        raise unwritten(str(path), error) from error
+    try:
+        for record in records:
+            add(record)
+        yield add
+    finally:
+        with suppress(OSError):  # closing writes again what `add` could not write
+            file.close()
+
+
+@contextmanager
+def stop_signals() -> Iterator[Callable[[], bool]]:
+    """Catch SIGINT and SIGTERM, and return a function that says whether one of them arrived."""
+    received: list[int] = []
+    with on_stop(lambda number, frame: received.append(number)):
+        yield lambda: bool(received)

@@ -1,0 +1,71 @@
+"""The comb test: find levels that were spread or squeezed after quantisation.
+
+Quantising to fewer levels and spreading them again, or stretching the contrast, leaves gaps in the histogram.
+Squeezing the levels leaves peaks where two levels were mapped to one.  The histogram of unprocessed pixels is smooth:
+it may be steep, as around a plain background, but no level is almost empty right beside a full one.  The two end
+levels are not judged, since saturated pixels gather there in unprocessed images too.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+# Below these a difference may be chance: 200 and 280 pixels are nearly four sigmas apart, 40 and 4 nearly six.
+FEWEST_FOR_PEAK = 200
+FEWEST_FOR_GAP = 40
+# Mean number of pixels per level from which an empty level counts as skipped.
+FEWEST_PER_LEVEL = 100
+# With fewer levels the histogram is not smooth, and only skipped levels are judged.
+FEWEST_LEVELS = 32
+# With more levels the window stops growing; memory would grow with the square of the levels.
+MOST_LEVELS = 1024
+GAP = 0.1
+PEAK = 1.4
+
+
+class Comb(NamedTuple):
+    """What is wrong with each level, (K,) bool."""
+
+    gaps: np.ndarray
+    """Whether it is almost empty between full neighbours, with a sharp edge on both sides."""
+    peaks: np.ndarray
+    """Whether it is much fuller than the levels beside it."""
+    skipped: np.ndarray
+    """Whether it is empty between full levels, in a set with enough pixels for every level."""
+
+
+def comb(histogram: np.ndarray) -> Comb:
+    """Return the gaps, peaks and skipped levels of a histogram (K,)."""
+    num_levels = len(histogram)
+    many = histogram.sum() >= FEWEST_PER_LEVEL * num_levels
+    skipped = (histogram == 0) & (enclosing(histogram) >= FEWEST_FOR_GAP) & many
+    if num_levels < FEWEST_LEVELS:
+        none = np.zeros(num_levels, dtype=bool)
+        return Comb(none, none, skipped)
+    counts = histogram.astype(float)
+    reach = max(4, min(num_levels, MOST_LEVELS) // 16)
+    counts[[0, -1]] = np.nan
+    padded = np.pad(counts, reach, constant_values=np.nan)
+    windows = np.lib.stride_tricks.sliding_window_view(padded, 2 * reach + 1)
+    expected = np.nanmean(np.delete(windows, reach, axis=1), axis=1)
+    edges = falls(windows[:, : reach + 1]) & falls(windows[:, : reach - 1 : -1])
+    beside = np.fmax(windows[:, reach - 1], windows[:, reach + 1])
+    return Comb(
+        gaps=(expected >= FEWEST_FOR_GAP) & (counts < GAP * expected) & edges,
+        peaks=(beside >= FEWEST_FOR_PEAK) & (counts > PEAK * beside),
+        skipped=skipped,
+    )
+
+
+def enclosing(histogram: np.ndarray) -> np.ndarray:
+    """Return the smaller count of the nearest used levels below and above each empty level (K,), 0 at the ends."""
+    used = np.flatnonzero(histogram)
+    counts = np.concatenate([[0], histogram[used], [0]])
+    place = np.searchsorted(used, np.arange(len(histogram)))
+    return np.asarray(np.minimum(counts[place], counts[place + 1]))
+
+
+def falls(counts: np.ndarray) -> np.ndarray:
+    """Return whether a full level comes right before an almost empty one in each row of (K,n) counts (K,)."""
+    before, after = counts[:, :-1], counts[:, 1:]
+    return np.asarray(np.any((before >= FEWEST_FOR_GAP) & (after < GAP * before), axis=1))

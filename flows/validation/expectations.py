@@ -1,0 +1,177 @@
+"""Check tables with Great Expectations.  The results and the Data Docs site contain no times and no random ids."""
+
+import logging
+import re
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from flows.core.files import write_whole
+from flows.validation.report import Result
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+MOST_SHOWN = 20
+RUN_TIME = datetime(2000, 1, 1, tzinfo=UTC)
+"""Of the first run, in place of the clock: the index is sorted by time, so each run is a second later."""
+
+
+class Checker:
+    """Run one suite after the other and collect their `results`."""
+
+    def __init__(self) -> None:
+        import great_expectations as gx
+        from great_expectations.data_context.types.base import (
+            DataContextConfig,
+            InMemoryStoreBackendDefaults,
+            ProgressBarsConfig,
+        )
+
+        self.context = gx.get_context(
+            mode="ephemeral",
+            project_config=DataContextConfig(
+                store_backend_defaults=InMemoryStoreBackendDefaults(init_temp_docs_sites=False),
+                data_docs_sites={},
+                progress_bars=ProgressBarsConfig(globally=False),
+                analytics_enabled=False,
+            ),
+        )
+        self.source = self.context.data_sources.add_pandas("pandas")
+        self.results: list[Result] = []
+        self.run_time = RUN_TIME
+
+    def check(self, name: str, tables: "Iterable[pd.DataFrame]", expectations: list[Any], index: list[str]) -> None:
+        """Check tables of the same columns against the expectations.
+
+        Each table gets a page in the site, and the results are those of all tables together.  `index` names the columns
+        that identify a row.
+        """
+        import great_expectations as gx
+
+        asset = self.source.add_dataframe_asset(name)
+        batch = asset.add_batch_definition_whole_dataframe("whole")
+        suite = self.context.suites.add(gx.ExpectationSuite(name=name, expectations=expectations))
+        entries = []
+        for number, table in enumerate(tables):
+            title = name if number == 0 else f"{name} {number + 1}"
+            definition = gx.ValidationDefinition(name=title, data=batch, suite=suite)
+            entries.append(self.run(self.context.validation_definitions.add(definition), table, index))
+        self.results += [canonical(name, index, list(parts)) for parts in zip(*entries, strict=True)]
+
+    def run(self, definition: Any, table: "pd.DataFrame", index: list[str]) -> list[dict[str, Any]]:
+        """Check one table and return the library's results, with the first rows that break each expectation."""
+        import great_expectations as gx
+        from great_expectations.core.run_identifier import RunIdentifier
+
+        wanted = {
+            "result_format": "SUMMARY",
+            "partial_unexpected_count": MOST_SHOWN,
+            "unexpected_index_column_names": index,
+        }
+        checkpoint = gx.Checkpoint(name=definition.name, validation_definitions=[definition], result_format=wanted)
+        self.run_time += timedelta(seconds=1)
+        run_id = RunIdentifier(run_name="validate", run_time=self.run_time)
+        run = self.context.checkpoints.add(checkpoint).run({"dataframe": table}, run_id=run_id)
+        (result,) = run.run_results.values()
+        return list(result.to_json_dict()["results"])
+
+    def build_site(self, folder: Path) -> None:
+        """Write the site of all results into a folder.  Raises the exception for which a page could not be written."""
+        self.context.add_data_docs_site("site", site_config(folder))
+        with heard("great_expectations") as errors:
+            self.context.build_data_docs()
+        for error in errors:
+            raise error
+        for page in sorted(folder.rglob("*.html")):
+            write_whole(page, canonical_page(page.read_text(encoding="utf-8")))
+
+
+@contextmanager
+def heard(name: str) -> Iterator[list[BaseException]]:
+    """Collect the exceptions that a library logs instead of raising them.  They do not reach the log."""
+    errors: list[BaseException] = []
+
+    class Listener(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            errors.append(sys.exception() or RuntimeError(record.getMessage()))
+
+    listener = Listener(logging.ERROR)
+    logger = logging.getLogger(name)
+    before = logger.propagate
+    logger.addHandler(listener)
+    logger.propagate = False
+    try:
+        yield errors
+    finally:
+        logger.removeHandler(listener)
+        logger.propagate = before
+
+
+def site_config(folder: Path) -> dict[str, Any]:
+    """Return the configuration of a Data Docs site in `folder`."""
+    return {
+        "class_name": "SiteBuilder",
+        "site_index_builder": {"class_name": "DefaultSiteIndexBuilder"},
+        "store_backend": {"class_name": "TupleFilesystemStoreBackend", "base_directory": str(folder.absolute())},
+    }
+
+
+def canonical_page(page: str) -> str:
+    """Return a page of the site without the time of its build, times in the local zone and random ids of elements."""
+    page = re.sub(r"\?d=\d{8}T\d{6}\.\d{6}Z", "", page)
+    page = re.sub(rf"(?!{RUN_TIME:%Y%m%d})\d{{8}}T\d{{6}}\.\d{{6}}Z", "not recorded", page)
+    page = re.sub(r"(?:1999-12-31|2000-01-01)[T ]\d\d:\d\d:\d\d(?:Z| [+\w-]+)", "not recorded", page)
+    uuid = re.compile(r"\b[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}\b")
+    numbers = {found: str(number) for number, found in enumerate(dict.fromkeys(uuid.findall(page)))}
+    return uuid.sub(lambda match: numbers[match[0]], page)
+
+
+def canonical(table: str, index: list[str], parts: list[dict[str, Any]]) -> Result:
+    """Return the result of one expectation over all tables, without times, ids or paths."""
+    for part in parts:
+        if part["exception_info"].get("raised_exception"):
+            message = part["exception_info"]["exception_message"]
+            raise RuntimeError(f"{part['expectation_config']['type']} could not be checked: {message}")
+    config, results = parts[0]["expectation_config"], [part["result"] for part in parts]
+    rows = [row for result in results for row in result.get("partial_unexpected_index_list") or []]
+    return Result(
+        table=table,
+        expectation=config["type"],
+        arguments={key: value for key, value in config["kwargs"].items() if key != "batch_id"},
+        meaning=config["meta"]["meaning"],
+        severity=config.get("severity", "critical"),
+        success=holds(parts, allowed=1 - config["kwargs"].get("mostly", 1.0)),
+        observed=observed(results),
+        rows=[{column: row[column] for column in index} for row in rows[:MOST_SHOWN]],
+    )
+
+
+def holds(parts: list[dict[str, Any]], allowed: float) -> bool:
+    """Whether an expectation holds over all tables, for all rows but a share of `allowed`."""
+    results = [part["result"] for part in parts]
+    if len(parts) > 1 and "unexpected_count" in results[0]:
+        return total(results, "unexpected_count") <= allowed * total(results, "element_count")
+    return all(part["success"] for part in parts)
+
+
+def observed(results: list[dict[str, Any]]) -> Any:
+    """Return the observed value, or how many rows break the expectation, with examples."""
+    if results[0].get("observed_value") is not None:
+        return results[0]["observed_value"]
+    if not total(results, "unexpected_count"):
+        return "as expected"
+    values = [value for result in results for value in result["partial_unexpected_list"]]
+    found = f"{total(results, 'unexpected_count')} of {total(results, 'element_count')} rows"
+    if all(value is True for value in values):  # a flag needs no example
+        return found
+    examples = sorted({str(value) for value in values})[:5]
+    return f"{found}, such as {', '.join(examples)}"
+
+
+def total(results: list[dict[str, Any]], key: str) -> int:
+    """Return the sum of a count over all tables."""
+    return int(sum(result.get(key) or 0 for result in results))

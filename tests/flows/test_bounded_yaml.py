@@ -1,0 +1,117 @@
+"""YAML that is too large, or that other readers read differently, is refused before anything is built."""
+
+import os
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from flows.core.bounded_yaml import load, parse
+from flows.core.errors import Exit, UserError
+from flows.core.params import parse_params, read_params
+from flows.orchestration.workspace import compose_params
+
+ROOT = Path(__file__).parents[2]
+BOMB = "a0: &a0 [x,x,x,x,x,x,x,x,x]\n" + "".join(
+    f"a{n}: &a{n} [{','.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, 10)
+)
+MERGED_BOMB = "a0: &a0 {k: 1}\n" + "".join(f"a{n}: &a{n} {{x: *a{n - 1}, y: *a{n - 1}}}\n" for n in range(1, 25))
+CHAIN = "a0: &a0 [x]\n" + "".join(f"a{n}: &a{n} [*a{n - 1}]\n" for n in range(1, 40))
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (BOMB, "line 5: more than 20,000 values"),
+        (MERGED_BOMB, "more than 20,000 values"),
+        (CHAIN, "nested too deeply"),
+        ("a: " + "[" * 100_000, "line 1: nested too deeply"),
+        ("a: " + "{a: " * 50_000, "line 1: nested too deeply"),
+        ("- " * 10_000, "line 1: nested too deeply"),
+        ("? " * 10_000, "line 1: nested too deeply"),
+        ("#" * 10_000_000, "larger than 262,144 bytes"),
+        ("[" + "a," * 30_000 + "]", "more than 20,000 values"),
+        ("a: &x [*x]", r"the alias \*x has no complete anchor before it"),
+        ("a: &x {b: *x}", r"the alias \*x has no complete anchor before it"),
+        ("a: &x {<<: *x}", r"the alias \*x has no complete anchor before it"),
+        ("a: *x", r"the alias \*x has no complete anchor before it"),
+        ("a: &x 1\nb: &x 2\nc: *x", "found duplicate anchor"),
+        ("a: !!python/object:os.system x", "line 1: tags such as .*python/object:os.system are not supported"),
+        ("a: !include /etc/passwd", "tags such as !include are not supported"),
+        ("a: !!set {b}", "tags such as"),
+        ("a: 1\nb: 2\na: 3", "line 3: found duplicate key"),
+        ("%YAML 1.1\n---\na: yes", "line 2: directives are not supported"),
+        ("%TAG ! tag:x,2000:\n---\na: !b c", "directives are not supported"),
+        ("a: 2020-01-01", "date 2020-01-01 is not supported; quote it"),
+        ("1: a", "the key 1 is not text"),
+        ("? [a]\n: b", "is not text"),
+        ("a: " + "9" * 5000, "Exceeds the limit"),
+        ("--- a\n--- b", "another document"),
+        (b"\xff\xfe\x00", "unacceptable character"),
+        ("a: \0", "unacceptable character"),
+        ("a: [", "line 1: "),
+    ],
+)
+def test_yaml_beyond_the_limits_is_a_value_error(content: str | bytes, reason: str) -> None:
+    started = time.process_time()
+    with pytest.raises(ValueError, match=reason) as raised:
+        parse(content)
+    assert time.process_time() - started < 2
+    assert len(str(raised.value)) < 300
+    assert "\n" not in str(raised.value)
+
+
+def test_values_are_those_of_yaml_1_2() -> None:
+    content = "a: 2e-4\nb: yes\nc: 0o17\nd: null\ne: ~\nf: 'x'\ng: |\n  y\nh: [1, {i: .inf}]\nj: true\n"
+    found = {"a": 2e-4, "b": "yes", "c": 15, "d": None, "e": None, "f": "x", "g": "y\n", "j": True}
+    assert parse(content) == found | {"h": [1, {"i": float("inf")}]}
+    assert [type(value) for value in parse(content).values()][:3] == [float, str, int]
+
+
+def test_anchors_within_the_limits_are_read() -> None:
+    content = "base: &base {a: 1, b: [2]}\nother:\n  <<: *base\n  a: 3\nagain: [*base, *base]\n"
+    base = {"a": 1, "b": [2]}
+    assert parse(content) == {"base": base, "other": {"a": 3, "b": [2]}, "again": [base, base]}
+
+
+def test_the_projects_own_files_are_read_quickly() -> None:
+    for path in [ROOT / "dvc.yaml", ROOT / "dvc.lock", *(ROOT / "presets").glob("*.yaml")]:
+        started = time.process_time()
+        document = load(path.read_bytes())
+        assert time.process_time() - started < 0.5, path
+        assert len(document) > 1
+
+
+@pytest.mark.parametrize("content", [BOMB, "a: " + "[" * 100_000, "#" * 10_000_000, "data: !x {}\n", "a: &x [*x]"])
+def test_hostile_parameters_give_an_error_of_one_line(content: str, tmp_path: Path) -> None:
+    (tmp_path / "params.yaml").write_text(content)
+    with pytest.raises(UserError, match=r"params\.yaml: not YAML: ") as raised:
+        read_params(tmp_path / "params.yaml")
+    assert raised.value.code is Exit.USAGE
+
+
+def test_long_values_and_keys_are_cut() -> None:
+    text = (ROOT / "presets/digits.yaml").read_text()
+    for old, new in (("device: cpu", f"device: {'x' * 100_000}"), ("clip: true", f"{'clip' * 20_000}: true")):
+        with pytest.raises(UserError) as raised:
+            parse_params(text.replace(old, new, 1), "params.yaml")
+        assert len(str(raised.value)) < 300
+
+
+def test_a_fifo_a_device_and_a_folder_are_refused_as_parameters(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    (tmp_path / "zero").symlink_to("/dev/zero")
+    for name, reason in (("fifo", "not a regular file"), ("zero", "not a regular file"), (".", "Is a directory")):
+        with pytest.raises(UserError, match=reason) as raised:
+            read_params(tmp_path / name)
+        assert raised.value.code is Exit.USAGE
+
+
+def test_a_bomb_in_a_committed_preset_gives_an_error_of_one_line(tmp_path: Path) -> None:
+    (tmp_path / "params.yaml").write_text(BOMB)
+    identity = ["-c", "user.name=T", "-c", "user.email=t@example.org"]
+    for command in (["init", "--quiet"], ["add", "--all"], [*identity, "commit", "--quiet", "--message=Bomb"]):
+        subprocess.run(["git", *command], cwd=tmp_path, check=True)
+    with pytest.raises(UserError, match="not YAML: line 5: more than 20,000 values"):
+        compose_params(tmp_path, None, {"train.steps": 1})

@@ -1,0 +1,146 @@
+"""Model folders and training states: round trips, and damaged files that are refused."""
+
+import hashlib
+import json
+import math
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import TINY
+
+from flows.core.checkpoint import (
+    config_sha256,
+    load_model,
+    load_state,
+    model_sha256,
+    save_model,
+    save_state,
+)
+from flows.core.errors import CheckpointError
+from vdm.model import VDM
+
+
+@pytest.fixture
+def folder(tmp_path: Path, tiny_model: Callable[..., VDM]) -> Path:
+    save_model(tmp_path / "model", tiny_model(), TINY)
+    return tmp_path / "model"
+
+
+def test_a_model_survives_the_round_trip(folder: Path, tiny_model: Callable[..., VDM]) -> None:
+    loaded, saved = load_model(folder), tiny_model()
+    assert loaded.state_dict().keys() == saved.state_dict().keys()
+    assert all(torch.equal(loaded.state_dict()[name], tensor) for name, tensor in saved.state_dict().items())
+    assert not loaded.training
+    assert sorted(path.name for path in folder.iterdir()) == ["config.json", "weights.safetensors"]
+
+
+def test_the_digest_covers_weights_and_configuration(folder: Path, tiny_model: Callable[..., VDM]) -> None:
+    first = model_sha256(folder)
+    model = tiny_model()
+    save_model(folder, model, TINY)
+    assert model_sha256(folder) == first
+    with torch.no_grad():
+        model.network.conv_in.weight[0, 0, 0, 0] += 1e-6
+    save_model(folder, model, TINY)
+    assert model_sha256(folder) != first
+
+
+def edit_config(folder: Path, edit: Callable[[dict[str, object]], object]) -> None:
+    description = json.loads((folder / "config.json").read_text())
+    edit(description)
+    description["model_sha256"] = config_sha256(description["model"])
+    (folder / "config.json").write_text(json.dumps(description))
+
+
+def change(path: Path, old: str, new: str) -> None:
+    assert old in path.read_text()
+    path.write_text(path.read_text().replace(old, new))
+
+
+def flip_a_byte(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[-10] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        (lambda f: (f / "weights.safetensors").unlink(), "No such file"),
+        (lambda f: (f / "config.json").unlink(), "No such file"),
+        (lambda f: (f / "config.json").write_text("{"), "not JSON"),
+        (lambda f: (f / "config.json").write_text("[]"), "must hold an object"),
+        (lambda f: flip_a_byte(f / "weights.safetensors"), "sha256 differs"),
+        (lambda f: (f / "weights.safetensors").write_bytes(b""), "sha256 differs"),
+        (lambda f: change(f / "config.json", '"gamma_0": -7.0', '"gamma_0": -9.0'), "differs from its sha256"),
+        (lambda f: edit_config(f, lambda d: d["model"].update(image_shape=[1, 8])), "`model.image_shape` is not"),
+        (lambda f: edit_config(f, lambda d: d["model"].update(norm_groups=0)), "do not describe one model"),
+        (lambda f: edit_config(f, lambda d: d["model"].update(width=16)), "do not describe one model"),
+        (lambda f: edit_config(f, lambda d: d["model"].pop("width")), "`model.width` is missing;"),
+        (lambda f: edit_config(f, lambda d: d["model"].update(num_levels=1)), "do not describe one model"),
+        (lambda f: edit_config(f, lambda d: d["model"].update(depth=3)), "`model.depth` is not"),
+        (lambda f: edit_config(f, lambda d: d["model"].update(schedule="cosine")), "`model.schedule` is not"),
+        (lambda f: edit_config(f, lambda d: d["model"].update(fourier_exponents=[1, 2, "a"])), "`model.fourier_exp"),
+        (lambda f: edit_config(f, lambda d: d["model"].update(fourier_exponents=7)), "`model.fourier_exponents` is"),
+        (lambda f: edit_config(f, lambda d: d["model"].update(norm_eps="x")), "`model.norm_eps` is not"),
+        (lambda f: edit_config(f, lambda d: d["model"].update(norm_eps=math.nan)), "not JSON: NaN"),
+        (lambda f: edit_config(f, lambda d: d["model"].update(gamma_1=10**400)), "not JSON: 1000"),
+        (lambda f: edit_config(f, lambda d: d["model"].update(num_levels="x")), "`model.num_levels` is not"),
+        (lambda f: edit_config(f, lambda d: d["model"].update(blocks=True)), "`model.blocks` is not"),
+        (lambda f: edit_config(f, lambda d: d.update(model=[])), "`model` is not"),
+        (lambda f: (f / "config.json").write_text("[" * 100_000), "not JSON"),
+    ],
+)
+def test_a_damaged_folder_is_refused(damage: Callable[[Path], object], reason: str, folder: Path) -> None:
+    damage(folder)
+    with pytest.raises(CheckpointError, match=reason):
+        load_model(folder)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_weights_that_are_not_finite_are_refused(value: float, folder: Path, tiny_model: Callable[..., VDM]) -> None:
+    model = tiny_model()
+    with torch.no_grad():
+        model.network.conv_in.weight[0, 0, 0, 0] = value
+    save_model(folder, model, TINY)
+    with pytest.raises(CheckpointError, match=r"weights\.safetensors: network\.conv_in\.weight is not finite"):
+        load_model(folder)
+
+
+def test_an_int_is_accepted_as_a_float(folder: Path) -> None:
+    edit_config(folder, lambda d: d["model"].update(gamma_0=-7, dropout=0))
+    assert load_model(folder).schedule.gamma_0 == -7
+
+
+def test_a_missing_folder_is_reported_as_missing(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError) as error:
+        load_model(tmp_path)
+    assert str(error.value) == f"{tmp_path}/config.json: No such file or directory; is this a model folder?"
+
+
+@pytest.mark.parametrize("damage", [lambda content: content[:-1], lambda content: content[:20], lambda content: b""])
+def test_a_damaged_state_is_refused(damage: Callable[[bytes], bytes], tmp_path: Path) -> None:
+    path = tmp_path / "state"
+    save_state(path, {"done": 3, "weights": torch.arange(5)})
+    assert load_state(path)["done"] == 3
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(CheckpointError, match="truncated or damaged"):
+        load_state(path)
+
+
+def test_a_state_that_this_torch_cannot_read_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "state"
+    path.write_bytes(hashlib.sha256(b"of another format").digest() + b"of another format")
+    with pytest.raises(CheckpointError, match=f"not a state of torch {re.escape(torch.__version__)}: "):
+        load_state(path)
+
+
+@pytest.mark.parametrize("state", [{"done": 3}, [3]])
+def test_a_state_without_its_keys_is_refused(state: Any, tmp_path: Path) -> None:
+    save_state(tmp_path / "state", state)
+    with pytest.raises(CheckpointError, match="must hold done, model"):
+        load_state(tmp_path / "state", keys=["model", "done"])

@@ -1,0 +1,363 @@
+"""Give every reader of foreign files damaged and hostile ones.
+
+A reader may only raise the error that it documents, and may take at most five seconds and a gigabyte.  `make test`
+gives each reader some inputs, `make fuzz` 100,000.
+"""
+
+import hashlib
+import io
+import json
+import os
+import random
+import resource
+import shutil
+import signal
+import tarfile
+import time
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+import torch
+from conftest import TINY
+from fuzzing import changed_json, damaged
+from PIL import Image
+from project import ROOT
+
+from flows.core import bounded_yaml
+from flows.core.checkpoint import config_sha256, load_model, load_state, save_model, save_state
+from flows.core.errors import CheckpointError, UserError
+from flows.core.params import parse_params
+from flows.evaluation.importing import import_checkpoint
+from flows.evaluation.results import Metrics
+from flows.images import picture_files, publishers
+from flows.images.catalogue import IMAGENET32_2016
+from flows.images.imagenet import read_archives
+from flows.images.reading import BadImageError
+from flows.images.store import ImageSetError, data_sha256, fault, load_images, load_labels, read_file_names, save_images
+from flows.orchestration.streaming import failure
+from flows.registry import lock_file, storage
+from flows.registry import versions as registry
+from flows.registry.evidence import evidence_of
+from flows.registry.versions import Version
+from flows.stages.register import last_loss
+from flows.validation.drift import distances, read_reference
+from flows.validation.report import Profile
+from vdm.model import VDM
+
+INPUTS = int(os.environ.get("VDM_FUZZ", "150"))
+SECONDS, BYTES = 5.0, 2**30
+ORACLES = Path(__file__).parents[1] / "oracles"
+SET = {"name": "digits", "num_levels": 17, "title": "Digits", "transforms": "none", "split": "0.2 held out with seed 0"}
+
+
+class Reader(NamedTuple):
+    """A reader to fuzz: good files, the function that reads one, and the errors that it may raise."""
+
+    seeds: Callable[[], list[bytes]]
+    read: Callable[[bytes, Path], object]
+    refusals: tuple[type[Exception], ...]
+    is_json: bool = False
+
+
+def version(content: bytes, name: str) -> Version:
+    """Return a version whose commit has the content in a file of that name."""
+    lock_file.contents = lambda root, names: dict.fromkeys(names, content)  # type: ignore[attr-defined]
+    return Version(name, "0" * 40, "", "", (), Metrics())
+
+
+def image_set(folder: Path, **files: bytes) -> Path:
+    """Write a small image set to the folder, with some files replaced, and return the folder."""
+    images = (np.arange(6 * 64) % 17).astype(np.uint8).reshape(6, 1, 8, 8)
+    save_images(folder, {"train": images, "test": images[:2]}, SET)
+    for name, content in files.items():
+        (folder / name.replace("__", ".")).write_bytes(content)
+    return folder
+
+
+def read_set(folder: Path) -> None:
+    found = load_images(folder)
+    for split in ("train", "test"):
+        fault(found, split)
+    data_sha256(folder)
+
+
+def written(save: Callable[[Path], object], name: str = "") -> bytes:
+    """Return the bytes of the file that `save` writes, or with a name, of that file in the folder that it writes."""
+    folder = Path(os.environ["FUZZ_FOLDER"]) / "seed"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    save(folder if name else folder / "file")
+    return (folder / (name or "file")).read_bytes()
+
+
+@cache
+def model_file(name: str) -> bytes:
+    torch.manual_seed(0)
+    return written(lambda folder: save_model(folder, VDM(**TINY), TINY), name)
+
+
+def read_model(folder: Path, config: bytes | None = None, weights: bytes | None = None) -> None:
+    """Load a model whose digests agree with its damaged files."""
+    folder.mkdir(exist_ok=True)
+    weights = model_file("weights.safetensors") if weights is None else weights
+    description = json.loads(model_file("config.json"))
+    if config is not None:
+        try:
+            description["model"] = json.loads(config)["model"]
+        except (ValueError, LookupError, TypeError, RecursionError):
+            (folder / "config.json").write_bytes(config)
+            load_model(folder)
+            return
+    description |= {
+        "model_sha256": config_sha256(description["model"]),
+        "weights_sha256": hashlib.sha256(weights).hexdigest(),
+    }
+    (folder / "weights.safetensors").write_bytes(weights)
+    (folder / "config.json").write_text(json.dumps(description))
+    load_model(folder)
+
+
+def read_state(content: bytes, path: Path) -> None:
+    path.write_bytes(hashlib.sha256(content).digest() + content)
+    load_state(path, keys=["done"])
+
+
+def read_listing(content: bytes, path: Path) -> None:
+    path.write_bytes(content)
+    list(storage.files(f"{hashlib.md5(content).hexdigest()}.dir", lambda digest: path))
+
+
+def read_profile(content: bytes, path: Path) -> None:
+    path.write_bytes(content)
+    known = Profile(histogram=[1] * 17, mean=[0.5] * 101, deviation=[0.5] * 101)
+    distances(known, read_reference(path))
+
+
+def read_checkpoint(content: bytes, path: Path, kind: Any, config: bytes | None = None) -> None:
+    path.write_bytes(content)
+    if config is not None:
+        path.with_name("config.yaml").write_bytes(config)
+    import_checkpoint(path, kind, out=path.with_name("out"), image_size=(8, 8), num_levels=256, averaged=True)
+
+
+def read_picture(content: bytes, path: Path) -> None:
+    path.write_bytes(content)
+    picture_files.inspect(path)
+    for _ in picture_files.read(path):
+        pass
+
+
+def read_tar(content: bytes, path: Path) -> None:
+    path.write_bytes(content)
+    for _ in read_archives(IMAGENET32_2016, [path], 3):
+        pass
+
+
+def unpack(content: bytes, path: Path) -> None:
+    path.write_bytes(content)
+    folder = path.with_name("batches")
+    folder.mkdir(exist_ok=True)
+    publishers.unpack(path, folder, {"data_batch_1": "0" * 64})
+
+
+def text_file(read: Callable[[Path], object]) -> Callable[[bytes, Path], object]:
+    """Convert a reader of a path to a reader of content."""
+
+    def read_content(content: bytes, path: Path) -> object:
+        path.write_bytes(content)
+        return read(path)
+
+    return read_content
+
+
+def picture(name: str, mode: str = "RGB") -> bytes:
+    stream = io.BytesIO()
+    pixels = np.random.default_rng(0).integers(0, 255, (9, 8, 3), dtype=np.uint8)
+    Image.fromarray(pixels).convert(mode).save(stream, name)
+    return stream.getvalue()
+
+
+def array(shape: tuple[int, ...], dtype: str = "uint8") -> bytes:
+    stream = io.BytesIO()
+    np.save(stream, np.zeros(shape, dtype))
+    return stream.getvalue()
+
+
+def tar(name: str, content: bytes, count: int = 1) -> bytes:
+    stream = io.BytesIO()
+    with tarfile.open(fileobj=stream, mode="w:gz" if count == 1 else "w") as archive:
+        for number in range(count):
+            entry = tarfile.TarInfo(name.format(number))
+            entry.size = len(content)
+            archive.addfile(entry, io.BytesIO(content))
+    return stream.getvalue()
+
+
+def state() -> bytes:
+    return written(lambda path: save_state(path, {"done": 3, "model": {"w": torch.ones(3)}, "log": [1.0]}))[32:]
+
+
+def presets() -> list[bytes]:
+    return [path.read_bytes() for path in sorted((ROOT / "presets").glob("*.yaml"))[:3]]
+
+
+def report(name: str) -> list[bytes]:
+    return [(ROOT / "reports" / name).read_bytes()]
+
+
+EVIDENCE = {"decision": "promote", "reason": "better", "challenger": "vdm@v1.1.0", "confidence_interval": [-0.2, -0.1]}
+PROFILE = {"histogram": [5] * 17, "mean": [1.0] * 101, "deviation": [2.0] * 101}
+VALIDATION = {"success": True, "data_sha256": "0" * 64, "profile": PROFILE}
+LISTING = [{"md5": "0" * 32, "relpath": "a/b.npy"}, {"md5": "1" * 32, "relpath": "c.json"}]
+ADDTT = ORACLES / "addtt_learned"
+
+READERS = {
+    "params.yaml": Reader(presets, lambda content, _: parse_params(content, "params.yaml"), (UserError,)),
+    "yaml": Reader(
+        lambda: [*presets(), b"a: &a [1, 2]\nb: [*a, *a, {c: *a}]\n"],
+        lambda content, _: bounded_yaml.parse(content),
+        (ValueError,),
+    ),
+    "dvc.lock": Reader(
+        lambda: [(ROOT / "dvc.lock").read_bytes()],
+        lambda content, _: lock_file.read_lock(Path(), version(content, "dvc.lock")),
+        (UserError,),
+    ),
+    "dvc.yaml": Reader(
+        lambda: [(ROOT / "dvc.yaml").read_bytes()],
+        lambda content, _: lock_file.model_path(Path(), version(content, "dvc.yaml")),
+        (UserError,),
+    ),
+    "metrics.json": Reader(
+        lambda: report("evaluation/metrics.json"), lambda content, _: registry.metrics_in(content), (), True
+    ),
+    "evidence": Reader(
+        lambda: [json.dumps(EVIDENCE).encode()],
+        lambda content, _: evidence_of(f"Promote\n\n{content.decode(errors='replace')}"),
+        (),
+        True,
+    ),
+    "validation.json": Reader(lambda: [json.dumps(VALIDATION).encode()], read_profile, (UserError,), True),
+    "reason.json": Reader(
+        lambda: [b'{"message": "no", "code": 5, "network": false}'],
+        text_file(lambda path: failure(path, ["last"], 1)),
+        (),
+        True,
+    ),
+    "dataset.json": Reader(
+        lambda: [written(image_set, "dataset.json")],
+        lambda content, path: read_set(image_set(path, dataset__json=content)),
+        (ImageSetError,),
+        True,
+    ),
+    "train.npy": Reader(
+        lambda: [array((6, 1, 8, 8)), array((6, 1, 8, 8), "int64"), array((6, 64), "float32")],
+        lambda content, path: read_set(image_set(path, train__npy=content)),
+        (ImageSetError,),
+    ),
+    "train_labels.npy": Reader(
+        lambda: [array((6,), "int64")],
+        lambda content, path: load_labels(image_set(path, train_labels__npy=content), "train"),
+        (ImageSetError,),
+    ),
+    "train_files.txt": Reader(
+        lambda: [b'"a.png"\n"b\\u00fc/c.png"\n"d.png"\n' * 3],
+        lambda content, path: read_file_names(image_set(path, train_files__txt=content), "train", {0, 2, 5}),
+        (ImageSetError,),
+    ),
+    "config.json": Reader(
+        lambda: [model_file("config.json")],
+        lambda content, path: read_model(path, config=content),
+        (CheckpointError,),
+        True,
+    ),
+    "weights.safetensors": Reader(
+        lambda: [model_file("weights.safetensors")],
+        lambda content, path: read_model(path, weights=content),
+        (CheckpointError,),
+    ),
+    "step.state": Reader(lambda: [state()], read_state, (CheckpointError,)),
+    "listing.dir": Reader(lambda: [json.dumps(LISTING).encode()], read_listing, (UserError,), True),
+    "google.flax": Reader(
+        lambda: [(ORACLES / "google_scalar_T0.flax").read_bytes()],
+        lambda content, path: read_checkpoint(content, path, "google-vdm"),
+        (CheckpointError, UserError),
+    ),
+    "model.pt": Reader(
+        lambda: [(ADDTT / "model.pt").read_bytes()],
+        lambda content, path: read_checkpoint(content, path, "addtt", (ADDTT / "config.yaml").read_bytes()),
+        (CheckpointError, UserError),
+    ),
+    "config.yaml": Reader(
+        lambda: [(ADDTT / "config.yaml").read_bytes()],
+        lambda content, path: read_checkpoint(
+            (ADDTT / "model.pt").read_bytes(), path.with_name("model.pt"), "addtt", content
+        ),
+        (CheckpointError, UserError),
+    ),
+    "curves.csv": Reader(lambda: [b"step,bpd,gamma_0\n1,2.5,-9\n2,2.25,-9\n"], text_file(last_loss), (UserError,)),
+    "picture.png": Reader(
+        lambda: [picture("PNG"), picture("PNG", "L"), picture("PNG", "1")], read_picture, (BadImageError,)
+    ),
+    "picture.jpg": Reader(lambda: [picture("JPEG")], read_picture, (BadImageError,)),
+    "picture.webp": Reader(lambda: [picture("WEBP")], read_picture, (BadImageError,)),
+    "picture.tif": Reader(lambda: [picture("TIFF"), picture("TIFF", "L")], read_picture, (BadImageError,)),
+    "picture.npy": Reader(
+        lambda: [array((3, 1, 8, 8)), array((8, 8)), array((2, 3, 8, 8), "uint16")], read_picture, (BadImageError,)
+    ),
+    "images.tar": Reader(lambda: [tar("train_32x32/{}.png", picture("PNG"), 3)], read_tar, (UserError,)),
+    "cifar.tar.gz": Reader(lambda: [tar("batches/data_batch_1", b"x" * 2000)], unpack, (UserError,)),
+}
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FUZZ_FOLDER", str(tmp_path))
+    monkeypatch.setattr(lock_file, "contents", lock_file.contents)  # restores it at the end
+
+
+def too_slow(*_: object) -> None:
+    raise AssertionError(f"more than {SECONDS} seconds")
+
+
+@pytest.mark.timeout(0 if INPUTS > 1000 else 120)
+@pytest.mark.parametrize("name", READERS)
+def test_damaged_files_are_refused(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    reader = READERS[name]
+    seeds, random_ = reader.seeds(), random.Random(name)
+    for seed in seeds[:1]:
+        if name not in ("images.tar", "cifar.tar.gz"):  # their content is not the published one
+            reader.read(seed, tmp_path / name)  # a good file is read
+    peak = memory_peak()
+    signal.signal(signal.SIGPROF, too_slow)
+    refused, longest = 0, 0.0
+    for number in range(INPUTS):
+        change = changed_json if reader.is_json and number % 2 else damaged
+        content = change(random_.choice(seeds), random_)
+        signal.setitimer(signal.ITIMER_PROF, SECONDS)
+        started = time.monotonic()
+        try:
+            reader.read(content, tmp_path / name)
+        except reader.refusals:
+            refused += 1
+        except Exception as error:
+            (tmp_path / "input").write_bytes(content)
+            what = f"{type(error).__name__}: {error}"
+            raise AssertionError(f"input {number} of {name}, kept in {tmp_path / 'input'}: {what}") from error
+        finally:
+            signal.setitimer(signal.ITIMER_PROF, 0)
+        longest = max(longest, time.monotonic() - started)
+    grown = memory_peak() - peak
+    assert grown < BYTES
+    with capsys.disabled():
+        if INPUTS > 1000:
+            print(f"\n| {name} | {INPUTS:,} | {refused:,} | {longest:.2f} s | {grown / 2**20:.0f} MiB |", end="")
+
+
+def memory_peak() -> int:
+    """Return the largest memory that this process has used, in bytes."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

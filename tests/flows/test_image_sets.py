@@ -1,0 +1,373 @@
+"""Publishers' files are read correctly; damaged and hostile ones are refused."""
+
+import gzip
+import hashlib
+import io
+import os
+import pickle
+import struct
+import tarfile
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import get_args
+
+import numpy as np
+import pytest
+import torchvision
+
+from flows.core.errors import Exit, UserError
+from flows.core.params import Data
+from flows.images.catalogue import CIFAR10, FASHION_MNIST, PUBLISHED, PublishedSet
+from flows.images.publishers import Splits, read_digits, read_published
+
+DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
+
+
+def images(count: int, *shape: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (count, *shape), dtype=np.uint8)
+
+
+def idx(array: np.ndarray) -> bytes:
+    """Return an array in MNIST's file format."""
+    return struct.pack(f">HBB{array.ndim}I", 0, 8, array.ndim, *array.shape) + array.tobytes()
+
+
+def sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+@pytest.fixture
+def small_mnist(tmp_path: Path) -> tuple[PublishedSet, Path]:
+    """Return Fashion-MNIST's entry with the checksums of a few random images, and the folder that holds them."""
+    contents = {
+        "train-images-idx3-ubyte": idx(images(5, 28, 28)),
+        "train-labels-idx1-ubyte": idx(images(5)),
+        "t10k-images-idx3-ubyte": idx(images(3, 28, 28, seed=1)),
+        "t10k-labels-idx1-ubyte": idx(images(3)),
+    }
+    source = tmp_path / "source"
+    source.mkdir()
+    for name, content in contents.items():
+        (source / f"{name}.gz").write_bytes(gzip.compress(content))
+    return replace(FASHION_MNIST, files={name: sha256(content) for name, content in contents.items()}), source
+
+
+@pytest.fixture
+def small_cifar(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[PublishedSet, Path]:
+    """Return CIFAR-10's entry with the checksums of a few random images, and the folder that holds its archive."""
+    contents = {
+        name: pickle.dumps({"data": images(2, 3072, seed=i), "labels": [0, 1]})
+        for i, name in enumerate([f"data_batch_{i}" for i in range(1, 6)] + ["test_batch"])
+    }
+    contents["batches.meta"] = pickle.dumps({"label_names": list("0123456789")})
+    # torchvision checks its own digests.
+    reader = torchvision.datasets.CIFAR10
+    md5 = {name: hashlib.md5(content).hexdigest() for name, content in contents.items()}
+    monkeypatch.setattr(reader, "train_list", [[name, md5[name]] for name, _ in reader.train_list])
+    monkeypatch.setattr(reader, "test_list", [[name, md5[name]] for name, _ in reader.test_list])
+    monkeypatch.setattr(reader, "meta", reader.meta | {"md5": md5["batches.meta"]})
+    source = tmp_path / "source"
+    source.mkdir()
+    with tarfile.open(source / "cifar-10-python.tar.gz", "w:gz") as tar:
+        for name, content in contents.items():
+            info = tarfile.TarInfo(f"cifar-10-batches-py/{name}")
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+    return replace(CIFAR10, files={name: sha256(content) for name, content in contents.items()}), source
+
+
+def arrays(splits: Splits) -> tuple[np.ndarray, np.ndarray]:
+    """Return both splits as arrays."""
+    train, test = (np.concatenate([chunk.images for chunk in chunks]) for chunks in splits)
+    return train, test
+
+
+def scratch(tmp_path: Path) -> Path:
+    (tmp_path / "scratch").mkdir(exist_ok=True)
+    return tmp_path / "scratch"
+
+
+def test_every_name_of_a_published_set_has_an_entry() -> None:
+    names = get_args(Data.model_fields["name"].annotation)
+    assert {*PUBLISHED, "digits", "image_folder"} == set(names)
+
+
+def test_reads_idx_files_compressed_or_not(small_mnist: tuple[PublishedSet, Path], tmp_path: Path) -> None:
+    published, source = small_mnist
+    packed = source / "train-images-idx3-ubyte.gz"
+    (source / "train-images-idx3-ubyte").write_bytes(gzip.decompress(packed.read_bytes()))
+    packed.unlink()
+    train, test = arrays(read_published(published, source, tmp_path / "downloads", scratch(tmp_path)))
+    assert np.array_equal(train, images(5, 28, 28)[:, None])
+    assert np.array_equal(test, images(3, 28, 28, seed=1)[:, None])
+
+
+@pytest.mark.parametrize("unpacked", [False, True])
+def test_reads_cifar_batches_packed_or_not(
+    unpacked: bool, small_cifar: tuple[PublishedSet, Path], tmp_path: Path
+) -> None:
+    published, source = small_cifar
+    if unpacked:
+        with tarfile.open(source / "cifar-10-python.tar.gz") as tar:
+            tar.extractall(source, filter="data")
+        (source / "cifar-10-python.tar.gz").unlink()
+    train, test = arrays(read_published(published, source, tmp_path / "downloads", scratch(tmp_path)))
+    assert train.shape == (10, 3, 32, 32)
+    assert np.array_equal(test, images(2, 3072, seed=5).reshape(2, 3, 32, 32))
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-20])
+
+
+def other_content(path: Path) -> None:
+    path.write_bytes(gzip.compress(idx(images(5, 28, 28, seed=9))))
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (Path.unlink, "holds no train-images-idx3-ubyte or train-images-idx3-ubyte.gz"),
+        (cut, "truncated or damaged"),
+        (lambda path: path.write_bytes(b""), "sha256|truncated"),
+        (lambda path: path.write_text("<!DOCTYPE html><title>404</title>"), "truncated or damaged"),
+        (other_content, "train-images-idx3-ubyte: sha256 of the uncompressed bytes"),
+    ],
+    ids=["missing", "truncated", "empty", "an error page", "other images"],
+)
+def test_a_bad_file_is_named(
+    damage: Callable[[Path], object], message: str, small_mnist: tuple[PublishedSet, Path], tmp_path: Path
+) -> None:
+    published, source = small_mnist
+    damage(source / "train-images-idx3-ubyte.gz")
+    with pytest.raises(UserError, match=message) as error:
+        read_published(published, source, tmp_path / "downloads", scratch(tmp_path))
+    assert error.value.code == Exit.MISSING
+    assert str(source) in str(error.value)
+
+
+def test_a_hostile_pickle_is_refused_before_it_is_read(small_cifar: tuple[PublishedSet, Path], tmp_path: Path) -> None:
+    published, source = small_cifar
+
+    class Hostile:
+        def __reduce__(self) -> tuple[object, ...]:
+            return (Path.touch, (tmp_path / "trace",))
+
+    (source / "data_batch_1").write_bytes(pickle.dumps(Hostile()))
+    with pytest.raises(UserError, match="data_batch_1: sha256"):
+        read_published(published, source, tmp_path / "downloads", scratch(tmp_path))
+    assert not (tmp_path / "trace").exists()
+
+
+def test_a_truncated_archive_is_named(small_cifar: tuple[PublishedSet, Path], tmp_path: Path) -> None:
+    published, source = small_cifar
+    cut(source / "cifar-10-python.tar.gz")
+    (source / "cifar-10-python.tar.gz").write_bytes((source / "cifar-10-python.tar.gz").read_bytes()[:5000])
+    with pytest.raises(UserError, match="truncated or damaged"):
+        read_published(published, source, tmp_path / "downloads", scratch(tmp_path))
+
+
+def test_a_source_that_is_not_a_folder_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"data\.source: .*nowhere is not a folder"):
+        read_published(FASHION_MNIST, tmp_path / "nowhere", tmp_path / "downloads", scratch(tmp_path))
+
+
+def test_an_address_that_does_not_answer_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("flows.images.fetching.PAUSES", ())
+    unreachable = replace(FASHION_MNIST, addresses={"a.gz": ["http://127.0.0.1:9/a.gz"]})
+    with pytest.raises(UserError, match=r"could not be downloaded.*data\.source") as error:
+        read_published(unreachable, None, tmp_path / "downloads", scratch(tmp_path))
+    assert error.value.code == Exit.MISSING
+
+
+def test_digits_are_split_by_the_seed() -> None:
+    (train, test), again, other = (arrays(read_digits(0.2, seed)) for seed in (0, 0, 1))
+    assert (len(train), len(test)) == (1438, 359)
+    assert np.array_equal(test, again[1])
+    assert not np.array_equal(test, other[1])
+    both = np.concatenate([train, test])
+    assert len(np.unique(both.reshape(1797, -1), axis=0)) == 1797
+
+
+@pytest.mark.skipif(not DEBIAN_FASHION_MNIST.is_dir(), reason="Debian's dataset-fashion-mnist is not installed")
+def test_debians_recompressed_fashion_mnist_has_the_published_bytes(tmp_path: Path) -> None:
+    train, test = arrays(read_published(FASHION_MNIST, DEBIAN_FASHION_MNIST, tmp_path / "downloads", scratch(tmp_path)))
+    assert train.shape == (60_000, 1, 28, 28)
+    assert test.shape == (10_000, 1, 28, 28)
+
+
+def test_nothing_is_fetched_when_a_source_is_given(
+    small_mnist: tuple[PublishedSet, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*arguments: object) -> None:
+        raise AssertionError("a network call")
+
+    monkeypatch.setattr("socket.socket.connect", refuse)
+    published, source = small_mnist
+    assert len(arrays(read_published(published, source, tmp_path / "downloads", scratch(tmp_path)))[0]) == 5
+    (source / "t10k-images-idx3-ubyte.gz").unlink()
+    with pytest.raises(UserError, match="holds no t10k-images-idx3-ubyte"):
+        read_published(published, source, tmp_path / "downloads", scratch(tmp_path))
+
+
+def test_a_web_page_in_place_of_a_file_is_named_and_not_kept(
+    small_mnist: tuple[PublishedSet, Path], tmp_path: Path
+) -> None:
+    published, source = small_mnist
+    downloads = tmp_path / "downloads"
+    downloads.mkdir()
+    for path in source.iterdir():
+        (downloads / path.name).write_text("<!DOCTYPE html><title>Too many requests</title>")
+    with pytest.raises(UserError, match=r"train-images-idx3-ubyte.gz is a web page"):
+        read_published(published, None, downloads, scratch(tmp_path))
+    assert not downloads.exists()
+
+
+def test_a_bomb_is_not_unpacked(
+    small_mnist: tuple[PublishedSet, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("flows.images.publishers.MOST_BYTES", 10_000)
+    published, source = small_mnist
+    (source / "t10k-labels-idx1-ubyte.gz").write_bytes(gzip.compress(bytes(5_000_000)))
+    with pytest.raises(UserError, match="t10k-labels-idx1-ubyte is truncated or damaged: unpacks to more than 10000"):
+        read_published(published, source, tmp_path / "downloads", scratch(tmp_path))
+    assert sum(path.stat().st_size for path in scratch(tmp_path).rglob("*") if path.is_file()) < 20_000
+
+
+def test_paths_and_links_out_of_an_archive_are_not_followed(
+    small_cifar: tuple[PublishedSet, Path], tmp_path: Path
+) -> None:
+    published, source = small_cifar
+    archive = source / "cifar-10-python.tar.gz"
+    with tarfile.open(archive) as tar:
+        tar.extractall(tmp_path / "unpacked", filter="data")
+    (tmp_path / "secret").write_text("secret")
+
+    def packed(*, linked: bool) -> None:
+        with tarfile.open(archive, "w:gz") as tar:
+            outside = tarfile.TarInfo("../trace")
+            outside.size = 4
+            tar.addfile(outside, io.BytesIO(b"evil"))
+            tar.add(tmp_path / "unpacked" / "cifar-10-batches-py", "cifar-10-batches-py")
+            if linked:
+                link = tarfile.TarInfo("cifar-10-batches-py/test_batch")
+                link.type, link.linkname = tarfile.SYMTYPE, str(tmp_path / "secret")
+                tar.addfile(link)
+
+    packed(linked=False)
+    train, _ = arrays(read_published(published, source, tmp_path / "downloads", scratch(tmp_path)))
+    assert len(train) == 10
+    packed(linked=True)
+    with pytest.raises(UserError, match="test_batch is truncated or damaged"):
+        read_published(published, source, tmp_path / "downloads", scratch(tmp_path))
+    assert not list(tmp_path.rglob("trace"))
+
+
+def archive(path: Path, *entries: tuple[str, bytes, bytes], size: bytes | None = None) -> None:
+    """Write a packed tar file of names, types and contents.  `size` replaces the last size, with a valid checksum."""
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode="w") as tar:
+        for name, kind, content in entries:
+            info = tarfile.TarInfo(name)
+            info.type = kind
+            info.size = len(content)
+            info.linkname = "cifar-10-batches-py/data_batch_2"
+            place = tar.offset
+            tar.addfile(info, io.BytesIO(content))
+    plain = bytearray(file.getvalue())
+    if size is not None:
+        plain[place + 124 : place + 136] = size
+        plain[place + 148 : place + 156] = b" " * 8
+        plain[place + 148 : place + 156] = b"%06o\0 " % sum(plain[place : place + 512])
+    path.write_bytes(gzip.compress(plain))
+
+
+NEGATIVE = (-512).to_bytes(12, "big", signed=True)
+HUGE = b"\x80" + (2**62).to_bytes(11, "big")
+
+
+@pytest.mark.timeout(30)
+@pytest.mark.parametrize(
+    ("entries", "size", "message"),
+    [
+        ([("data_batch_1", tarfile.REGTYPE, b"x")], NEGATIVE, "overlap|seeking backwards"),
+        ([("data_batch_1", tarfile.REGTYPE, b"x")], HUGE, "unpacks to more than"),
+        ([("other", tarfile.REGTYPE, b"x")], HUGE, "unpacks to more than"),
+        ([("other", b"x", b"x")], HUGE, "damaged"),
+        ([("other", b"L", b"x")], HUGE, "damaged"),
+        ([("data_batch_1", tarfile.SYMTYPE, b"")], None, "data_batch_1 is truncated or damaged: .* is not a file"),
+        ([("data_batch_1", tarfile.LNKTYPE, b"")], None, "data_batch_1 is truncated or damaged: .* is not a file"),
+        ([("data_batch_1", tarfile.FIFOTYPE, b"")], None, "data_batch_1 is truncated or damaged: .* is not a file"),
+        ([("data_batch_1", tarfile.CHRTYPE, b"")], None, "data_batch_1 is truncated or damaged: .* is not a file"),
+        ([("../cifar-10-batches-py/data_batch_1", tarfile.REGTYPE, b"x")], None, "it holds no cifar-10-batches-py/"),
+        ([("/cifar-10-batches-py/data_batch_1", tarfile.REGTYPE, b"x")], None, "it holds no cifar-10-batches-py/"),
+        ([], None, "it holds no cifar-10-batches-py/batches.meta"),
+    ],
+)
+def test_hostile_archives_are_refused(
+    entries: list[tuple[str, bytes, bytes]],
+    size: bytes | None,
+    message: str,
+    small_cifar: tuple[PublishedSet, Path],
+    tmp_path: Path,
+) -> None:
+    published, source = small_cifar
+    named = [(name if "/" in name else f"cifar-10-batches-py/{name}", *rest) for name, *rest in entries]
+    archive(source / "cifar-10-python.tar.gz", *named, size=size)
+    with pytest.raises(UserError, match=message) as error:
+        read_published(published, source, tmp_path / "downloads", scratch(tmp_path))
+    assert error.value.code == Exit.MISSING
+    assert str(error.value).isprintable()
+    assert sum(path.stat().st_size for path in scratch(tmp_path).rglob("*") if path.is_file()) < 10
+
+
+def test_a_file_that_an_archive_holds_twice_is_refused(small_cifar: tuple[PublishedSet, Path], tmp_path: Path) -> None:
+    published, source = small_cifar
+    with tarfile.open(source / "cifar-10-python.tar.gz") as tar:
+        member = tar.extractfile("cifar-10-batches-py/test_batch")
+        assert member
+        content = member.read()
+    entry = ("cifar-10-batches-py/test_batch", tarfile.REGTYPE, content)
+    archive(source / "cifar-10-python.tar.gz", entry, entry)
+    with pytest.raises(UserError, match="test_batch is truncated or damaged: the archive holds it twice"):
+        read_published(published, source, tmp_path / "downloads", scratch(tmp_path))
+
+
+def test_an_archive_cannot_fill_the_memory(
+    small_cifar: tuple[PublishedSet, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The archive of 200 kB has a header of 200 MB."""
+    monkeypatch.setattr("flows.images.reading.MOST_MEMORY", 100 * 2**20)
+    published, source = small_cifar
+    archive(source / "cifar-10-python.tar.gz", ("header", tarfile.XHDTYPE, bytes(200 * 2**20)))
+    with pytest.raises(UserError, match="is truncated or damaged: takes too much memory"):
+        read_published(published, source, tmp_path / "downloads", scratch(tmp_path))
+
+
+def test_an_archive_that_a_browser_unpacked_is_read(small_cifar: tuple[PublishedSet, Path], tmp_path: Path) -> None:
+    published, source = small_cifar
+    path = source / "cifar-10-python.tar.gz"
+    path.write_bytes(gzip.decompress(path.read_bytes()))
+    train, _ = arrays(read_published(published, source, tmp_path / "downloads", scratch(tmp_path)))
+    assert len(train) == 10
+
+
+@pytest.mark.timeout(30)
+@pytest.mark.parametrize("suffix", ["", ".gz"])
+def test_pipes_are_not_opened(suffix: str, small_mnist: tuple[PublishedSet, Path], tmp_path: Path) -> None:
+    published, source = small_mnist
+    (source / "train-images-idx3-ubyte.gz").unlink()
+    os.mkfifo(source / f"train-images-idx3-ubyte{suffix}")
+    with pytest.raises(UserError, match="holds no train-images-idx3-ubyte"):
+        read_published(published, source, tmp_path / "downloads", scratch(tmp_path))
+
+
+def test_a_wrong_file_is_named_before_the_others_are_unpacked(
+    small_mnist: tuple[PublishedSet, Path], tmp_path: Path
+) -> None:
+    published, source = small_mnist
+    other_content(source / "train-images-idx3-ubyte.gz")
+    with pytest.raises(UserError, match="train-images-idx3-ubyte: sha256"):
+        read_published(published, source, tmp_path / "downloads", scratch(tmp_path))
+    assert [path.name for path in scratch(tmp_path).rglob("*") if path.is_file()] == ["train-images-idx3-ubyte"]

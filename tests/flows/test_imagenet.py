@@ -1,0 +1,236 @@
+"""Both versions of the downsampled ImageNet, and SVHN, on small files in the publishers' formats."""
+
+import hashlib
+import io
+import struct
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from torchvision.datasets import SVHN as TorchvisionSVHN
+
+from flows.core.errors import Exit, UserError
+from flows.images.catalogue import IMAGENET32, IMAGENET32_2016, IMAGENET64, PUBLISHED, SVHN, DownsampledImageNet
+from flows.images.imagenet import read_imagenet
+from flows.images.publishers import Splits, read_published
+
+
+def pixels(count: int, size: int = 32, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (count, 3, size, size), dtype=np.uint8)
+
+
+def sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def zip_of_batches(path: Path, batches: dict[str, np.ndarray], *, compressed: bool) -> None:
+    """Write a zip archive of npz files with rows and labels from 1, as the publisher does."""
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, images in batches.items():
+            content = io.BytesIO()
+            save = np.savez_compressed if compressed else np.savez
+            rows: dict[str, Any] = {"data": images.reshape(len(images), -1), "mean": images.mean(0)}
+            save(content, labels=np.arange(len(images)) + 1, **rows)
+            archive.writestr(name, content.getvalue())
+
+
+@pytest.fixture(params=[True, False], ids=["compressed", "stored"])
+def batches(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[DownsampledImageNet, Path]:
+    """Return the 2017 version's entry with the checksums of a few random images, and the folder of the archives."""
+    compressed = request.param
+    train = pixels(2300)
+    parts = {"d/train_data_batch_10.npz": train[2200:], "d/train_data_batch_9.npz": train[:2200]}
+    zip_of_batches(tmp_path / "Imagenet32_train_npz.zip", parts, compressed=compressed)
+    zip_of_batches(tmp_path / "Imagenet32_val_npz.zip", {"val_data.npz": pixels(5, seed=1)}, compressed=compressed)
+    checksums = [{name: sha256(tmp_path / name)} for name in ("Imagenet32_train_npz.zip", "Imagenet32_val_npz.zip")]
+    return replace(IMAGENET32, train=checksums[0], test=checksums[1], num_train=2300, num_test=5), tmp_path
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> tuple[DownsampledImageNet, Path]:
+    """Return the same for the 2016 version."""
+    for name, images in (("train_32x32.tar", pixels(7)), ("valid_32x32.tar", pixels(3, seed=1))):
+        with tarfile.open(tmp_path / name, "w") as tar:
+            for i, image in enumerate(images):
+                content = io.BytesIO()
+                Image.fromarray(image.transpose(1, 2, 0)).save(content, "PNG")
+                info = tarfile.TarInfo(f"{name[:-4]}/{i}.png")
+                info.size = len(content.getvalue())
+                tar.addfile(info, io.BytesIO(content.getvalue()))
+    checksums = [{name: sha256(tmp_path / name)} for name in ("train_32x32.tar", "valid_32x32.tar")]
+    return replace(IMAGENET32_2016, train=checksums[0], test=checksums[1], num_train=7, num_test=3), tmp_path
+
+
+def read(published: DownsampledImageNet, source: Path) -> tuple[np.ndarray, np.ndarray]:
+    splits = read_imagenet(published, source, source / "downloads")
+    train, test = (np.concatenate([chunk.images for chunk in chunks]) for chunks in splits)
+    return train, test
+
+
+def test_batches_stream_in_the_order_of_their_numbers(batches: tuple[DownsampledImageNet, Path]) -> None:
+    train, test = read(*batches)
+    assert np.array_equal(train, pixels(2300))
+    assert np.array_equal(test, pixels(5, seed=1))
+    splits = read_imagenet(*batches, batches[1])
+    chunks = list(splits.train)
+    assert [len(chunk.images) for chunk in chunks] == [1000, 1000, 200, 100]
+    assert chunks[1].labels is not None
+    assert chunks[1].labels[0] == 1000
+
+
+def test_pictures_stream_in_the_order_of_the_archive(pictures: tuple[DownsampledImageNet, Path]) -> None:
+    train, test = read(*pictures)
+    assert np.array_equal(train, pixels(7))
+    assert np.array_equal(test, pixels(3, seed=1))
+
+
+def test_the_versions_are_distinguished(pictures: tuple[DownsampledImageNet, Path], tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"no Imagenet32_train_npz.zip; it holds train_32x32.tar, valid_32x32.tar"):
+        read_imagenet(IMAGENET32, pictures[1], tmp_path / "downloads")
+    published, source = pictures
+    wrong = replace(published, train={"train_32x32.tar": "0" * 64})
+    with pytest.raises(UserError, match=r"train_32x32.tar: sha256 is .* \(unknown\), the published archive has 000"):
+        read_imagenet(wrong, source, tmp_path / "downloads")
+
+
+def test_an_archive_of_another_version_under_this_name_is_refused(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "Imagenet32_train_npz.zip").write_bytes(b"64")
+    other = replace(IMAGENET64, train={"Imagenet64_train_part1_npz.zip": hashlib.sha256(b"64").hexdigest()})
+    monkeypatch.setitem(PUBLISHED, "imagenet64", other)
+    with pytest.raises(UserError, match=r"\(that is Imagenet64_train_part1_npz.zip\)") as error:
+        read_imagenet(IMAGENET32, tmp_path, tmp_path)
+    assert error.value.code == Exit.MISSING
+
+
+def wrong_size(published: DownsampledImageNet, source: Path) -> DownsampledImageNet:
+    return replace(published, size=64)
+
+
+def wrong_count(published: DownsampledImageNet, source: Path) -> DownsampledImageNet:
+    return replace(published, num_train=9)
+
+
+def hostile(published: DownsampledImageNet, source: Path) -> DownsampledImageNet:
+    """Replace the pixels by a pickle."""
+    path = source / "Imagenet32_train_npz.zip"
+    content = io.BytesIO()
+    np.savez(content, data=np.array([{}], dtype=object), labels=np.arange(1))
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("../batch_1.npz", content.getvalue())
+    return replace(published, train={path.name: sha256(path)})
+
+
+def encrypted(published: DownsampledImageNet, source: Path) -> DownsampledImageNet:
+    """Flag the archive's entries as encrypted."""
+    path = source / "Imagenet32_train_npz.zip"
+    content = bytearray(path.read_bytes())
+    for mark, place in ((b"PK\3\4", 6), (b"PK\1\2", 8)):
+        first = content.index(mark)
+        while first >= 0:
+            content[first + place] |= 1
+            first = content.find(mark, first + 4)
+    path.write_bytes(content)
+    return replace(published, train={path.name: sha256(path)})
+
+
+def endless_labels(published: DownsampledImageNet, source: Path) -> DownsampledImageNet:
+    """Claim a trillion labels in the header of an array."""
+    path = source / "Imagenet32_train_npz.zip"
+    batch, head = io.BytesIO(), io.BytesIO()
+    np.lib.format.write_array_header_1_0(head, {"descr": "<i8", "fortran_order": False, "shape": (10**12,)})
+    with zipfile.ZipFile(batch, "w") as inner:
+        inner.writestr("labels.npy", head.getvalue())
+    with zipfile.ZipFile(path, "w") as outer:
+        outer.writestr("batch_1.npz", batch.getvalue())
+    return replace(published, train={path.name: sha256(path)})
+
+
+def lying_zip(published: DownsampledImageNet, source: Path) -> DownsampledImageNet:
+    """Write wrong sizes into the archive's directory."""
+    path = source / "Imagenet32_train_npz.zip"
+    content = bytearray(path.read_bytes())
+    first = content.rindex(b"PK\1\2")
+    content[first + 20 : first + 28] = struct.pack("<II", 2**31, 2**31)
+    path.write_bytes(content)
+    return replace(published, train={path.name: sha256(path)})
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (encrypted, "damaged: .*encrypted"),
+        (endless_labels, "damaged|too large"),
+        (lying_zip, "damaged|too large"),
+        (wrong_size, r"images of \(3072,\) uint8"),
+        (wrong_count, "2300 images, 9 were published"),
+        (hostile, "damaged: an array of object"),
+    ],
+)
+def test_other_content_is_refused(
+    change: Callable[[DownsampledImageNet, Path], DownsampledImageNet],
+    message: str,
+    batches: tuple[DownsampledImageNet, Path],
+) -> None:
+    with pytest.raises(UserError, match=message) as error:
+        read(change(*batches), batches[1])
+    assert error.value.code == Exit.MISSING
+
+
+def negative(entry: bytearray) -> None:
+    entry[124:136] = (-512).to_bytes(12, "big", signed=True)
+    entry[148:156] = b" " * 8
+    entry[148:156] = b"%06o\0 " % sum(entry[:512])
+
+
+def large_picture(entry: bytearray) -> None:
+    """Claim 2^16 x 2^16 pixels in the header of a picture."""
+    place = entry.index(b"IHDR") + 4
+    entry[place : place + 8] = struct.pack(">II", 2**16, 2**16)
+    entry[place + 13 : place + 17] = struct.pack(">I", zlib.crc32(entry[place - 4 : place + 13]))
+
+
+@pytest.mark.timeout(30)
+@pytest.mark.parametrize("damage", [negative, large_picture])
+def test_damaged_archives_of_pictures_are_named(
+    damage: Callable[[bytearray], None], pictures: tuple[DownsampledImageNet, Path]
+) -> None:
+    published, source = pictures
+    path = source / "train_32x32.tar"
+    content = bytearray(path.read_bytes())
+    damage(content)
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"train_32x32.tar: (damaged|too large)") as error:
+        read(replace(published, train={path.name: sha256(path)}), source)
+    assert error.value.code == Exit.MISSING
+
+
+def test_svhn_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scipy_io = pytest.importorskip("scipy.io")
+    files, lists = {}, {}
+    for seed, split in enumerate(("train", "test")):
+        path = tmp_path / f"{split}_32x32.mat"
+        images = pixels(4, seed=seed).transpose(2, 3, 1, 0)
+        scipy_io.savemat(path, {"X": images, "y": np.array([[1], [10], [3], [9]], dtype=np.uint8)})
+        files[path.name] = sha256(path)
+        lists[split] = ["", path.name, hashlib.md5(path.read_bytes()).hexdigest()]
+    monkeypatch.setattr(TorchvisionSVHN, "split_list", lists)
+    (tmp_path / "scratch").mkdir()
+    splits: Splits = read_published(replace(SVHN, files=files), tmp_path, tmp_path / "none", tmp_path / "scratch")
+    (train,), (test,) = splits
+    assert np.array_equal(train.images, pixels(4))
+    assert np.array_equal(test.images, pixels(4, seed=1))
+    assert train.labels is not None
+    assert train.labels.tolist() == [1, 0, 3, 9]
+
+
+def test_the_entries_know_where_svhn_comes_from() -> None:
+    assert SVHN.addresses["test_32x32.mat"] == ["http://ufldl.stanford.edu/housenumbers/test_32x32.mat"]

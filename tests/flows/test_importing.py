@@ -1,0 +1,381 @@
+"""Import checkpoints of the official JAX code and of the PyTorch peer by the command line, and compare results."""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import zipfile
+from pathlib import Path
+
+import msgpack
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from flows.cli import run
+from flows.core.checkpoint import load_model
+from flows.images.store import save_images
+from vdm.diffusion import reverse_step
+from vdm.discretization import nearest_pixels, reconstruction_draw
+from vdm.model import VDM
+from vdm.schedule import gamma_and_slope
+from vdm.vlb import bits_per_dim
+
+ORACLES = Path(__file__).parents[1] / "oracles"
+GOOGLE = ["google_scalar_T0", "google_nnet_T0_attn"]
+
+
+def oracle(path: Path) -> dict[str, Tensor]:
+    """Return the recorded numbers, images as (B,C,H,W)."""
+    with np.load(path) as arrays:
+        tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
+    channels_last = [name for name, tensor in tensors.items() if tensor.ndim == 4 and tensor.shape[-1] == 3]
+    return tensors | {name: tensors[name].permute(0, 3, 1, 2) for name in channels_last}
+
+
+@pytest.fixture(params=GOOGLE)
+def google(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[VDM, dict[str, Tensor]]:
+    file = ORACLES / f"{request.param}.flax"
+    command = ["import-checkpoint", str(file), "--format", "google-vdm", "--image-size", "8", "8"]
+    assert run([*command, "--out", str(tmp_path / "model")]) == 0
+    return load_model(tmp_path / "model"), oracle(ORACLES / f"{request.param}.npz")
+
+
+def close(actual: Tensor, expected: Tensor) -> None:
+    torch.testing.assert_close(actual.double(), expected.double(), rtol=1e-4, atol=1e-4 * expected.abs().max().item())
+
+
+def test_the_imported_schedule_agrees(google: tuple[VDM, dict[str, Tensor]]) -> None:
+    model, expected = google
+    gamma, slope = gamma_and_slope(model.schedule, expected["tt"])
+    close(gamma, expected["gamma"])
+    close(slope, expected["dgamma"])
+    close(torch.sigmoid(model.schedule.gamma_0).reshape(1), expected["var_0"])
+    close(torch.sigmoid(model.schedule.gamma_1).reshape(1), expected["var_1"])
+
+
+def test_the_imported_network_agrees(google: tuple[VDM, dict[str, Tensor]]) -> None:
+    model, expected = google
+    close(model.network(expected["z"], expected["g_t"]), expected["eps_hat"])
+
+
+def test_the_terms_of_the_bound_agree(google: tuple[VDM, dict[str, Tensor]]) -> None:
+    model, expected = google
+    terms = model(expected["x"], expected["eps"], expected["t"])
+    close(bits_per_dim(terms.prior, model.num_dims), expected["bpd_latent"])
+    close(bits_per_dim(terms.diffusion, model.num_dims), expected["bpd_diff"])
+    draw = reconstruction_draw(expected["x"], expected["eps0"], model.schedule.gamma_0, 256)
+    close(bits_per_dim(draw, model.num_dims), expected["bpd_recon"])
+
+
+def test_the_reverse_step_and_decoding_agree(google: tuple[VDM, dict[str, Tensor]]) -> None:
+    model, expected = google
+    i, steps = int(expected["i"]), int(expected["T"])
+    gamma_s, gamma_t = model.schedule(torch.tensor([(steps - i - 1) / steps, (steps - i) / steps]))
+    gamma_s, gamma_t = gamma_s.expand(4), gamma_t.expand(4)
+    eps_hat = model.network(expected["z"], gamma_t)
+    close(reverse_step(expected["z"], eps_hat, expected["nz"], gamma_s, gamma_t), expected["zs"])
+    assert torch.equal(nearest_pixels(expected["z"], model.schedule.gamma_0, 256).int(), expected["x_dec"])
+
+
+def test_float64_agrees_with_float32(google: tuple[VDM, dict[str, Tensor]]) -> None:
+    model, expected = google
+    single = model(expected["x"], expected["eps"], expected["t"])
+    double = model.double()(expected["x"], expected["eps"].double(), expected["t"].double())
+    for one, other in zip(single, double, strict=True):
+        assert other.dtype == torch.float64
+        close(one, other)
+
+
+def test_the_pytorch_peers_checkpoint_agrees(tmp_path: Path) -> None:
+    file = ORACLES / "addtt_learned" / "model.pt"
+    assert run(["import-checkpoint", str(file), "--format", "addtt", "--out", str(tmp_path / "model")]) == 0
+    model, expected = load_model(tmp_path / "model"), oracle(ORACLES / "addtt_learned" / "oracle.npz")
+    close(model.schedule(expected["t"]), expected["gamma"])
+    close(model.network(expected["z"], expected["gamma"]), expected["eps_hat"])
+    terms = model(expected["pixels"], expected["eps"], expected["t"])
+    close(bits_per_dim(terms.diffusion, model.num_dims).mean(), expected["diffusion_bpd_mean"])
+    close(bits_per_dim(terms.prior, model.num_dims).mean(), expected["prior_bpd_mean"])
+    assert model.schedule.gamma_0.item() == pytest.approx(expected["gamma_0"].item())
+    assert model.schedule.gamma_1.item() == pytest.approx(expected["gamma_1"].item())
+
+
+def peer_checkpoint(folder: Path, **settings: object) -> Path:
+    """Write the peer's checkpoint with the middle attention copied into every block, and with changed settings."""
+    state = torch.load(ORACLES / "addtt_learned" / "model.pt", weights_only=True)
+    for weights, prefix in ((state["ema"], "ema_model.model."), (state["model"], "model.")):
+        layers = {name.split("mid_attn_block.")[1]: w for name, w in weights.items() if "mid_attn_block." in name}
+        for block in ("down_blocks.0", "down_blocks.1", "up_blocks.0", "up_blocks.1", "up_blocks.2"):
+            weights.update({f"{prefix}{block}.attention_block.{name}": w for name, w in layers.items()})
+    torch.save(state, folder / "model.pt")
+    config = (ORACLES / "addtt_learned" / "config.yaml").read_text()
+    for name, value in settings.items():
+        config = re.sub(f"^{name}: .*$", f"{name}: {value}", config, flags=re.MULTILINE)
+    (folder / "config.yaml").write_text(config)
+    return folder / "model.pt"
+
+
+def test_the_peers_attention_in_every_block_is_imported(tmp_path: Path) -> None:
+    file = peer_checkpoint(tmp_path, attention_everywhere="true")
+    assert run(["import-checkpoint", str(file), "--format", "addtt", "--out", str(tmp_path / "model")]) == 0
+    network = load_model(tmp_path / "model").network
+    middle = network.middle_attention.state_dict()
+    for block in [*network.down_attention, *network.up_attention]:
+        assert all(torch.equal(block.state_dict()[name], middle[name]) for name in middle)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [({"n_attention_heads": 4}, "only 1 can be imported"), ({"gamma_min": "["}, "not a whole addtt checkpoint")],
+)
+def test_unsupported_settings_of_the_peer_are_refused(
+    settings: dict[str, object], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = peer_checkpoint(tmp_path, **settings)
+    assert run(["import-checkpoint", str(file), "--format", "addtt", "--out", str(tmp_path / "model")]) == 5
+    assert message in capsys.readouterr().err
+    (tmp_path / "config.yaml").unlink()
+    assert run(["import-checkpoint", str(file), "--format", "addtt", "--out", str(tmp_path / "model")]) == 5
+    assert "config.yaml: No such file" in capsys.readouterr().err
+
+
+def test_no_flipped_bit_of_the_peers_file_ends_in_a_traceback(tmp_path: Path) -> None:
+    peer = (ORACLES / "addtt_learned" / "model.pt").read_bytes()
+    shutil.copyfile(ORACLES / "addtt_learned" / "config.yaml", tmp_path / "config.yaml")
+    for position in np.random.default_rng(0).integers(len(peer) - 3000, len(peer), 40):
+        content = bytearray(peer)
+        content[position] ^= 1 << int(position) % 8
+        (tmp_path / "model.pt").write_bytes(content)
+        command = ["import-checkpoint", str(tmp_path / "model.pt"), "--format", "addtt"]
+        assert run([*command, "--out", str(tmp_path / "model")]) in (0, 5)
+
+
+def test_the_last_weights_are_imported_on_request(tmp_path: Path) -> None:
+    command = ["import-checkpoint", str(ORACLES / f"{GOOGLE[0]}.flax"), "--format", "google-vdm"]
+    assert run([*command, "--out", str(tmp_path / "averaged")]) == 0
+    assert run([*command, "--no-averaged", "--out", str(tmp_path / "last")]) == 0
+    weights = [load_model(tmp_path / name).network.conv_in.weight for name in ("averaged", "last")]
+    assert weights[0].shape == weights[1].shape
+
+
+def test_a_fixed_schedule_has_no_weights(tmp_path: Path) -> None:
+    content = msgpack.unpackb((ORACLES / f"{GOOGLE[0]}.flax").read_bytes(), strict_map_key=False)
+    del content["ema_params"]["gamma"]
+    (tmp_path / "fixed.flax").write_bytes(msgpack.packb(content))
+    command = ["import-checkpoint", str(tmp_path / "fixed.flax"), "--format", "google-vdm"]
+    assert run([*command, "--out", str(tmp_path / "model")]) == 0
+    model = load_model(tmp_path / "model")
+    torch.testing.assert_close(model.schedule(torch.tensor([0.0, 0.5, 1.0])), torch.tensor([-13.3, -4.15, 5.0]))
+    assert model.schedule.end_points() == []
+
+
+def test_an_imported_model_is_evaluated_by_the_command_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pixels = oracle(ORACLES / f"{GOOGLE[0]}.npz")["x"].contiguous().numpy()
+    description = {"name": "oracle", "num_levels": 256, "image_shape": [3, 8, 8], "num_train": 4, "num_test": 4}
+    save_images(tmp_path / "images", {"train": pixels, "test": pixels}, description)
+    shutil.copyfile(Path(__file__).parents[2] / "presets" / "cifar10.yaml", tmp_path / "params.yaml")
+    monkeypatch.chdir(tmp_path)
+    imported = ["import-checkpoint", str(ORACLES / f"{GOOGLE[0]}.flax"), "--format", "google-vdm", "--out", "model"]
+    assert run([*imported, "--image-size", "8", "8"]) == 0
+    capsys.readouterr()
+    assert run(["evaluate", "model", "--images", "images", "--device", "cpu", "--json"]) == 0
+    metrics = json.loads(capsys.readouterr().out)
+    assert metrics["num_images"] == 4
+    # The times differ from the oracle's, whose random weights give 10 to 20 bits/dim.
+    assert 3 < metrics["bpd"] < 30
+    assert run([*imported, "--image-size", "16", "16"]) == 0
+    assert run(["evaluate", "model", "--images", "images", "--device", "cpu"]) == 2
+    assert "model is a model of images of 3x16x16" in capsys.readouterr().err
+
+
+def test_a_file_of_another_digest_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    content = bytearray((ORACLES / f"{GOOGLE[0]}.flax").read_bytes())
+    digest = hashlib.sha256(content).hexdigest()
+    content[len(content) // 2] ^= 1  # the lowest bits of a weight, which the format does not check
+    (tmp_path / "flipped.flax").write_bytes(content)
+    command = ["import-checkpoint", str(tmp_path / "flipped.flax"), "--format", "google-vdm"]
+    assert run([*command, "--sha256", digest, "--out", str(tmp_path / "model")]) == 5
+    assert "sha256" in capsys.readouterr().err
+    assert not (tmp_path / "model").exists()
+
+
+class Hostile:
+    """An object that creates a file when it is unpickled."""
+
+    def __init__(self, trace: Path) -> None:
+        self.trace = trace
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (Path.touch, (self.trace,))
+
+
+def damaged(kind: str, folder: Path) -> tuple[Path, str]:
+    """Return a damaged copy of an oracle's checkpoint, and its format."""
+    google = (ORACLES / f"{GOOGLE[0]}.flax").read_bytes()
+    peer = (ORACLES / "addtt_learned" / "model.pt").read_bytes()
+    shutil.copyfile(ORACLES / "addtt_learned" / "config.yaml", folder / "config.yaml")
+    file = folder / "checkpoint"
+    match kind:
+        case "truncated flax":
+            file.write_bytes(google[: len(google) // 2])
+        case "empty flax":
+            file.write_bytes(b"")
+        case "flax without weights":
+            file.write_bytes(google.replace(b"conv_out", b"conv_uot"))
+        case "not a file":
+            return folder / "nothing", "google-vdm"
+        case "truncated torch":
+            file.write_bytes(peer[: len(peer) // 2])
+            return file, "addtt"
+        case "flipped torch":
+            content = bytearray(peer)
+            content[len(content) // 2] ^= 0xFF
+            file.write_bytes(content)
+            return file, "addtt"
+        case "hostile torch":
+            torch.save({"ema": Hostile(folder / "trace"), "model": {}}, file)
+            return file, "addtt"
+    return file, "google-vdm"
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "truncated flax",
+        "empty flax",
+        "flax without weights",
+        "not a file",
+        "truncated torch",
+        "flipped torch",
+        "hostile torch",
+    ],
+)
+def test_a_damaged_checkpoint_gives_an_error_of_one_line(
+    kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file, file_format = damaged(kind, tmp_path)
+    assert run(["import-checkpoint", str(file), "--format", file_format, "--out", str(tmp_path / "out")]) == 5
+    captured = capsys.readouterr()
+    assert captured.err.count("\n") == 1
+    assert str(file) in captured.err
+    assert not (tmp_path / "out").exists()
+    assert not (tmp_path / "trace").exists()
+
+
+class Growing:
+    """An object that takes two gigabytes when it is unpickled."""
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (bytearray, (2**31 - 1,))
+
+
+def array_of(shape: list[int], content: bytes = b"") -> msgpack.ExtType:
+    """Return a flax array whose header claims a shape."""
+    return msgpack.ExtType(1, msgpack.packb([shape, "float32", content]))
+
+
+def nested(depth: int) -> dict[str, object]:
+    """Return a tree of that depth."""
+    tree: dict[str, object] = {"kernel": array_of([1], bytes(4))}
+    for _ in range(depth):
+        tree = {"a": tree}
+    return tree
+
+
+def flax(tree: object) -> bytes:
+    return bytes(msgpack.packb({"ema_params": {"score_model": tree}}))
+
+
+BOMBS: dict[str, bytes] = {
+    "deep": flax(nested(200)),
+    "deeper": b"\x81\xa1a" * 100_000,
+    "arrays": b"\xdd\xff\xff\xff\xff" * 1000,
+    "text": b"\xdb\xff\xff\xff\xffa",
+    "shape": flax({"conv_in": {"kernel": array_of([2**40, 2**40], bytes(4))}}),
+    "no numbers": flax({"conv_in": {"kernel": array_of([0, 2**40])}}),
+    "ints": flax({"conv_in": {"kernel": array_of([10**18, 0])}}),
+    "extension": flax({"conv_in": {"kernel": msgpack.ExtType(1, b"\xdd\xff\xff\xff\xff" * 1000)}}),
+    "number": flax({"conv_in": {"kernel": 3}}),
+    "list": flax([1]),
+}
+
+
+@pytest.mark.parametrize("kind", BOMBS)
+def test_a_bomb_for_flax_gives_an_error_of_one_line(
+    kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "bomb.flax").write_bytes(BOMBS[kind])
+    command = ["import-checkpoint", str(tmp_path / "bomb.flax"), "--format", "google-vdm"]
+    assert run([*command, "--out", str(tmp_path / "out")]) == 5
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+@pytest.mark.parametrize("kind", ["compressed", "growing", "expanded", "sparse", "whole numbers", "not a zip file"])
+def test_a_bomb_for_torch_gives_an_error_of_one_line(
+    kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copyfile(ORACLES / "addtt_learned" / "config.yaml", tmp_path / "config.yaml")
+    file, state = tmp_path / "model.pt", torch.load(ORACLES / "addtt_learned" / "model.pt", weights_only=True)
+    name = "ema_model.model.conv_in.weight"
+    match kind:
+        case "growing":
+            state["more"] = Growing()
+        case "expanded":
+            state["ema"][name] = torch.zeros(1, 1, 1, 1).expand(2**20, 2**20, 3, 3)
+        case "sparse":
+            state["ema"][name] = torch.eye(3).to_sparse_coo()
+        case "whole numbers":
+            state["ema"][name] = state["ema"][name].int()
+    torch.save(state, file, _use_new_zipfile_serialization=kind != "not a zip file")
+    if kind == "compressed":
+        with zipfile.ZipFile(file) as stored, zipfile.ZipFile(tmp_path / "small", "w", zipfile.ZIP_DEFLATED) as packed:
+            for member in stored.namelist():
+                packed.writestr(member, stored.read(member))
+        (tmp_path / "small").replace(file)
+    assert run(["import-checkpoint", str(file), "--format", "addtt", "--out", str(tmp_path / "out")]) == 5
+    assert capsys.readouterr().err.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        "a: " + "[" * 100_000,
+        "a: &x [*x]",
+        "a: !!python/object/apply:os.system [x]",
+        "[]",
+        "",
+        "n_attention_heads: 1\ngamma_min: .inf\ngamma_max: 5\n",
+        "#" * 10_000_000,
+    ],
+)
+def test_hostile_settings_of_the_peer_give_an_error_of_one_line(
+    settings: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copyfile(ORACLES / "addtt_learned" / "model.pt", tmp_path / "model.pt")
+    (tmp_path / "config.yaml").write_text(settings)
+    command = ["import-checkpoint", str(tmp_path / "model.pt"), "--format", "addtt"]
+    assert run([*command, "--out", str(tmp_path / "out")]) == 5
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+@pytest.mark.parametrize("file_format", ["google-vdm", "addtt"])
+@pytest.mark.parametrize("kind", ["fifo", "device", "too large"])
+def test_paths_that_are_not_regular_files_are_never_read(
+    kind: str, file_format: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "model.pt"
+    match kind:
+        case "fifo":
+            os.mkfifo(file)
+        case "device":
+            file.symlink_to("/dev/zero")
+        case "too large":
+            with file.open("wb") as content:
+                content.truncate(2**43)
+    assert run(["import-checkpoint", str(file), "--format", file_format, "--out", str(tmp_path / "out")]) == 5
+    assert capsys.readouterr().err.count("\n") == 1

@@ -1,0 +1,224 @@
+"""Sizes in parameters and files that do not fit into memory are refused before anything is allocated."""
+
+import json
+import resource
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import TINY
+from project import TINY_PARAMS
+
+from flows.cli import run
+from flows.core import memory
+from flows.core.checkpoint import config_sha256, load_model, save_model
+from flows.core.errors import CheckpointError, Exit, UserError
+from flows.core.memory import Group, available, left
+from flows.core.params import read_params
+from flows.images import store as images
+from flows.images.store import ImageSet, ImageSetError, data_sha256, load_images, save_images
+from flows.stages import train
+from flows.stages.validate import validate
+from flows.validation.comb import comb
+from flows.validation.facts import measure
+from vdm import evaluation, ode, sampling
+from vdm.model import VDM
+
+ROOT = Path(__file__).parents[2]
+PRESETS = sorted((ROOT / "presets").glob("*.yaml"))
+SHAPES = {"digits": (1, 8, 8), "mnist": (1, 28, 28), "fashion_mnist": (1, 28, 28), "imagenet64": (3, 64, 64)}
+PIXELS = np.arange(12 * 64, dtype=np.uint8).reshape(12, 1, 8, 8) % 17
+GIB = 2**30
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Make a folder with small images and a small model; return a function that writes changed parameters."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("VDM_LOCK_DIR", str(tmp_path))
+    save_images(Path("data/images"), {"train": PIXELS, "test": PIXELS}, {"name": "x", "num_levels": 17})
+    torch.manual_seed(0)
+    save_model(Path("models/vdm"), VDM(**TINY), TINY)
+    report = Path("reports/validation/validation.json")
+    report.parent.mkdir(parents=True)
+    report.write_text(json.dumps({"success": True, "data_sha256": data_sha256(Path("data/images"))}))
+
+    def write(**changes: str) -> None:
+        text = (ROOT / "presets/digits.yaml").read_text()
+        for old, new in (TINY_PARAMS | changes).items():
+            assert old in text, old
+            text = text.replace(old, new, 1)
+        Path("params.yaml").write_text(text)
+
+    return write
+
+
+@pytest.fixture(autouse=True)
+def nothing_large() -> Iterator[None]:
+    """Require that the test allocates less than half a gigabyte."""
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    yield
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < GIB // 2 // 1024
+
+
+@pytest.mark.parametrize(
+    ("changes", "command", "message"),
+    [
+        ({"blocks: 1": "blocks: 100000"}, ["train"], "model.blocks: input should be less than or equal to 1024"),
+        ({"width: 8": "width: 1000000000"}, ["train"], "model.width: input should be less than or equal to 16384"),
+        (
+            {"width: 8": "width: 16384", "blocks: 1": "blocks: 1024"},
+            ["train"],
+            "train: lower model.blocks, model.width",
+        ),
+        ({"batch_size: 64": "batch_size: 1000000", "width: 8": "width: 128"}, ["train"], "train.batch_size"),
+        ({"batch_size: 64": "batch_size: 4096", "num_devices: 1 ": "num_devices: 4096 "}, ["train"], "num_devices"),
+        ({"times_per_image: 2": "times_per_image: 100000000"}, ["evaluate"], "lower evaluate.times_per_image"),
+        ({"times_per_image: 2": "times_per_image: 100000000"}, ["compare", "models/vdm"], "evaluate.times_per_image"),
+        ({"num_images: 4": "num_images: 100000000"}, ["sample"], "sample: lower sample.num_images"),
+        ({}, ["evaluate", "--times-per-image", "1000000000000"], "lower evaluate.times_per_image"),
+        ({}, ["evaluate", "--protocol", "ode", "--num-draws", "100000000"], "ode.num_draws"),
+        ({}, ["evaluate", "--protocol", "ode", "--num-probes", "1000000000"], "ode: lower ode.num_probes"),
+        ({}, ["evaluate", "--num-timesteps", ",".join(["10"] * 101)], "a sweep has at most 100"),
+        ({}, ["evaluate", "--num-timesteps", "9" * 5000], "is not like 10,100,continuous"),
+    ],
+)
+def test_the_error_for_a_size_that_does_not_fit_says_what_to_lower(
+    changes: dict[str, str],
+    command: list[str],
+    message: str,
+    project: Callable[..., None],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    project(**changes)
+    name, *options = command
+    model = ["models/vdm"] if name in ("evaluate", "compare") else []
+    assert run([name, *model, *options]) == 2
+    shown = capsys.readouterr().err
+    assert message in shown
+    assert shown.count("\n") == 1
+    assert len(shown) < 500
+
+
+@pytest.mark.parametrize("preset", PRESETS, ids=lambda path: path.stem)
+def test_no_preset_is_refused_on_a_machine_of_24_gib(preset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """CIFAR-10's is not refused with 16 GiB either.  The system takes part of both."""
+    monkeypatch.setattr(memory, "available", lambda: (14 if preset.stem == "cifar10" else 20) * GIB)
+    params, shape = read_params(preset), SHAPES.get(preset.stem, (3, 32, 32))
+    pixels = np.broadcast_to(np.uint8(0), (1_281_167, *shape))
+    described = {"num_levels": 256, "image_shape": list(shape)}
+    train.require_memory(params.model, params.train, ImageSet(described, pixels, pixels), torch.device("cpu"), 1)
+    with torch.device("meta"):
+        model = VDM(image_shape=shape, num_levels=256, **params.model.model_dump())
+    needed = sampling.memory_needed(model, params.sample.num_images, params.sample.num_timesteps)
+    memory.require(needed, torch.device("cpu"), "sample")
+    sizes = params.evaluate.model_dump(include={"times_per_image", "batch_size"})
+    memory.require(evaluation.memory_needed(model, num_images=50_000, **sizes), torch.device("cpu"), "evaluate")
+    sizes = params.ode.model_dump(include={"num_draws", "num_probes", "batch_size"})
+    memory.require(ode.memory_needed(model, num_images=10_000, **sizes), torch.device("cpu"), "ode")
+
+
+def sparse(path: Path, *shape: int) -> None:
+    """Write a sparse .npy file of zeros, which takes no space on the disk."""
+    with path.open("wb") as file:
+        images.write_header(file, shape, np.dtype(np.uint8))
+        file.truncate(file.tell() + int(np.prod(shape, dtype=object)))
+
+
+@pytest.mark.parametrize("shape", [(40 * GIB, 1, 1, 1), (40 * GIB // 64, 1, 8, 8), (1, 1, 2**18, 2**18)])
+def test_images_larger_than_memory_are_refused(shape: tuple[int, ...], tmp_path: Path) -> None:
+    """Every reader of the set refuses too many images, a file too large to map, and an image that is too large."""
+    save_images(tmp_path, {"train": PIXELS, "test": PIXELS}, {"name": "x", "num_levels": 17})
+    sparse(tmp_path / "test.npy", *shape)
+    with pytest.raises(ImageSetError, match=r"test\.npy: .*(memory|map)"):
+        load_images(tmp_path)
+    with pytest.raises(ImageSetError, match=r"test\.npy: .*(memory|map)"):
+        data_sha256(tmp_path)
+
+
+@pytest.mark.filterwarnings("ignore")  # Great Expectations warns about itself
+def test_labels_larger_than_memory_are_refused(
+    project: Callable[..., None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    project()
+    sparse(Path("data/images/train_labels.npy"), 2**33)
+    assert run(["validate"]) == 5
+    assert "train_labels.npy" in capsys.readouterr().err
+
+
+@pytest.mark.filterwarnings("ignore")  # Great Expectations warns about itself
+def test_a_header_that_claims_more_than_the_file_has_is_refused(project: Callable[..., None]) -> None:
+    project()
+    with Path("data/images/train.npy").open("wb") as file:
+        images.write_header(file, (10**9, 1, 8, 8), np.dtype(np.uint8))
+    for command in ("validate", "train"):
+        assert run([command]) == 5
+
+
+def test_large_images_are_read_a_few_at_a_time() -> None:
+    large = np.broadcast_to(np.uint8(1), (40, 1, 2048, 2048))
+    sizes = [len(chunk) for _, chunk in images.chunks(large, 2000)]
+    assert (sum(sizes), max(sizes)) == (40, 8)
+    assert [len(chunk) for _, chunk in images.chunks(PIXELS, 5)] == [5, 5, 2]
+
+
+@pytest.mark.filterwarnings("ignore")  # Great Expectations warns about itself
+@pytest.mark.parametrize("value", [np.float32("inf"), 1e300, -1e300, np.int64(2**62), np.float16(3)])
+def test_pixels_of_any_type_are_refused_without_a_warning(
+    value: Any, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    train = PIXELS.astype(np.asarray(value).dtype)
+    train[3, 0, 0, 0] = value
+    save_images(tmp_path / "set", {"train": train, "test": PIXELS[:6]}, {"name": "x", "num_levels": 17})
+    contract = read_params(PRESETS[0]).contract
+    with pytest.raises(UserError, match="pixels are uint8 integers") as raised:
+        validate(contract, images=tmp_path / "set", out=tmp_path / "report")
+    assert raised.value.code is Exit.INVALID_DATA
+    assert "Warning" not in capfd.readouterr().err
+
+
+def test_more_levels_than_bytes_have_are_counted() -> None:
+    facts = measure(PIXELS, 2**16)
+    assert facts.histogram.sum() == PIXELS.size
+    assert not comb(facts.histogram).gaps.any()
+
+
+def test_a_configuration_of_more_weights_than_the_file_has_is_refused(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    save_model(tmp_path, VDM(**TINY), TINY)
+    described = json.loads((tmp_path / "config.json").read_text())
+    for change in ({"blocks": 1000}, {"width": 2**20}, {"blocks": 10**12}, {"fourier_exponents": [1] * 100_000}):
+        model = described["model"] | change
+        text = json.dumps(described | {"model": model, "model_sha256": config_sha256(model)})
+        (tmp_path / "config.json").write_text(text)
+        with pytest.raises(CheckpointError, match=r"bytes cannot hold [0-9,]+ weights"):
+            load_model(tmp_path)
+
+
+def test_weights_larger_than_their_configuration_are_refused(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    save_model(tmp_path, VDM(**TINY), TINY)
+    with (tmp_path / "weights.safetensors").open("r+b") as file:
+        file.truncate(2**40)
+    with pytest.raises(CheckpointError, match=r"weights\.safetensors: larger than [0-9,]+ bytes"):
+        load_model(tmp_path)
+
+
+def test_the_memory_of_this_machine_is_found() -> None:
+    assert 2**20 < available() < 2**50
+
+
+def test_a_containers_limit_counts(tmp_path: Path) -> None:
+    group = Group(tmp_path / "limit", tmp_path / "used", tmp_path / "stat", "inactive_file")
+    assert left(group) is None
+    group.limit.write_text("max\n")
+    group.used.write_text("700\n")
+    group.details.write_text("active_file 50\ninactive_file 100\n")
+    assert left(group) is None
+    group.limit.write_text("1000\n")
+    assert left(group) == 1000 - 700 + 100
+    group.used.write_text("2000\n")
+    assert left(group) == 0

@@ -1,0 +1,85 @@
+"""params.yaml is checked strictly, and errors say where."""
+
+from pathlib import Path
+
+import pytest
+
+from flows.core.errors import Exit, UserError
+from flows.core.params import read_params
+
+PRESETS = sorted((Path(__file__).parents[2] / "presets").glob("*.yaml"))
+DIGITS = (Path(__file__).parents[2] / "presets" / "digits.yaml").read_text()
+
+
+@pytest.mark.parametrize("preset", PRESETS, ids=lambda path: path.stem)
+def test_every_preset_is_valid(preset: Path) -> None:
+    params = read_params(preset)
+    assert params.data.name == preset.stem.removesuffix("_aug")
+
+
+def test_numbers_are_read_as_dvc_reads_them(tmp_path: Path) -> None:
+    """2e-4 is a number in YAML 1.2 and a string in YAML 1.1."""
+    path = tmp_path / "params.yaml"
+    path.write_text(DIGITS.replace("learning_rate: 3e-3", "learning_rate: 2e-4"))
+    assert read_params(path).train.learning_rate == 2e-4
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("batch_size: 64", "batch_size: 0", "train.batch_size: input should be greater than or equal to 1, got 0"),
+        ("batch_size: 64", "batch_size: many", "train.batch_size: input should be a valid integer, got 'many'"),
+        ("batch_size: 64", "batch_size: 6.5", "train.batch_size: input should be a valid integer, got 6.5"),
+        ("batch_size: 64", "batchsize: 64", "train.batch_size is missing"),
+        ("  steps:", "  stepps: 1\n  steps:", "train.stepps is not a known parameter"),
+        ("gamma_0: -9.0", "gamma_0: 7.0", "model: gamma_0 must lie below gamma_1, got 7.0 and 5.0"),
+        ("gamma_0: -9.0", "gamma_0: .nan", "model.gamma_0: input should be a finite number, got nan"),
+        ("clip: true", "clip: yes", "sample.clip: input should be a valid boolean, got 'yes'"),
+        ("name: digits", "name: digit", "data.name: input should be 'digits', 'mnist',"),
+        ("name: digits", "name: image_folder", "data: image_folder needs source: the folder of images"),
+        ("source: null", "source: ''", "data.source: must name a folder or a file, or be null, got ''"),
+        ("source: null", "source: ' '", "data.source: must name a folder or a file, or be null, got ' '"),
+        ("source: null", 'source: "a\\0b"', "data.source: must name a folder or a file, or be null, got 'a\\x00b'"),
+        ("source: null", "source: ~nouser/x", "data.source: '~nouser/x' begins with a user who has no home folder"),
+        ("source: null", "source: [a]", "data.source: input should be a valid string, got ['a']"),
+        ("num_bits: 8", "num_bits: 9", "data.num_bits: input should be less than or equal to 8, got 9"),
+        ("resize: null", "resize: [8]", "data.resize: list should have at least 2 items"),
+        ("max_leaked: 0.0", "max_leaked: 1.5", "contract.max_leaked: input should be less than or equal to 1, got 1.5"),
+        ("learning_rate: 3e-3", "learning_rate: true", "train.learning_rate: input should be a valid number, got True"),
+        ("learning_rate: 3e-3", "learning_rate: '3e-3'", "train.learning_rate: input should be a valid number"),
+        ("betas: [0.9, 0.99]", "betas: [0.9]", "train.betas: list should have at least 2 items"),
+        ("betas: [0.9, 0.99]", "betas: [0.9, 1.5]", "train.betas.1: input should be less than 1, got 1.5"),
+        ("num_devices: 2", "num_devices: 3", "train: batch_size must be a multiple of num_devices x accumulation = 3"),
+        ("device: cpu ", "device: cuda:1 ", "train: device cuda:1 is one device, but num_devices is 2"),
+        ("compile: auto", "compile: yes", "train.compile"),
+        ("augmentation: []", "augmentation: [turn]", "train.augmentation.0: input should be 'flip', 'rotate' or"),
+        ("augmentation: []", "augmentation: [flip]", "train.augmentation needs model.augmentation_input: true"),
+        ("device: cpu ", "device: gpu ", "train.device: input should be auto, cpu, cuda or cuda:N, got 'gpu'"),
+        ("norm_groups: 8", "norm_groups: 7", "model: width must be a multiple of norm_groups, got 32 and 7"),
+    ],
+)
+def test_an_error_names_file_line_and_key(old: str, new: str, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "params.yaml"
+    assert old in DIGITS
+    path.write_text(DIGITS.replace(old, new, 1))
+    with pytest.raises(UserError) as error:
+        read_params(path)
+    assert error.value.code == Exit.USAGE
+    assert message in str(error.value)
+    line = int(str(error.value).split(":")[1])
+    shown = path.read_text().splitlines()[line - 1]
+    # A missing key has no line; the error names the line of its section.
+    assert new.strip().splitlines()[0].split(":")[0] in shown or shown.rstrip(":") in message
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(None, "vdmctl preset"), ("a: [", "not YAML"), ("", "params.yaml:1"), ("- a", "params.yaml:1")],
+)
+def test_a_file_that_cannot_be_read_is_named(content: str | None, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "params.yaml"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(UserError, match=message) as error:
+        read_params(path)
+    assert "\n" not in str(error.value)

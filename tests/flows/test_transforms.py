@@ -1,0 +1,129 @@
+"""Transforms are exact where possible, and always recorded."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from flows.core.errors import Exit, UserError
+from flows.core.params import read_params
+from flows.images.store import MOST_CHUNK_BYTES, data_sha256, load_images
+from flows.images.transforms import MOST_LEVELS, describe, levels_left, parts, shape_left, transform
+from flows.stages.download import download
+
+NOTHING: dict[str, Any] = {"grayscale": False, "resize": None, "pad": 0, "num_bits": 8}
+DIGITS = read_params(Path(__file__).parents[2] / "presets" / "digits.yaml").data
+
+
+def noise(*shape: int, highest: int = 255) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, highest, shape, dtype=np.uint16, endpoint=True)
+
+
+def test_no_transform_changes_nothing() -> None:
+    pixels = noise(3, 2, 4, 5).astype(np.uint8)
+    assert transform(pixels, 256, **NOTHING) is pixels
+    assert describe(256, **NOTHING) == "none"
+
+
+@given(num_levels=st.integers(2, 2**16), num_bits=st.integers(1, 8))
+def test_bits_are_shifted_and_the_levels_follow(num_levels: int, num_bits: int) -> None:
+    levels = np.arange(num_levels).astype(np.uint16).reshape(1, 1, 1, -1)
+    if num_levels <= 256:
+        levels = levels.astype(np.uint8)
+    left = transform(levels, num_levels, **NOTHING | {"num_bits": num_bits})
+    assert left.dtype == np.uint8
+    count = int(left.max()) + 1
+    assert count == levels_left(num_levels, num_bits) <= 2**num_bits
+    assert np.array_equal(np.unique(left), np.arange(count))  # no level is skipped
+    assert (levels_left(num_levels, num_bits) == num_levels) == (num_levels <= 2**num_bits)
+
+
+def test_transforms_have_a_fixed_order_and_a_description() -> None:
+    settings = {"grayscale": True, "resize": [4, 6], "pad": 2, "num_bits": 3}
+    done = transform(noise(2, 3, 8, 8, highest=2**16 - 1), 2**16, **settings)
+    assert done.shape == (2, 1, 8, 10)
+    assert done.max() < 8
+    assert not done[:, :, :2].any()
+    words = "grayscale (ITU-R 601), resized to 4x6 (bicubic, antialiased), padded by 2, 16 bits shifted to 3"
+    assert describe(2**16, **settings) == words
+
+
+def test_resizing_stays_within_the_levels() -> None:
+    edge = np.zeros((1, 1, 16, 16), dtype=np.uint8)
+    edge[..., 7:] = 16
+    done = transform(edge, 17, **NOTHING | {"resize": [24, 24]})
+    assert done.max() == 16
+    constant = transform(edge[..., 7:], 17, **NOTHING | {"resize": [5, 5]})
+    assert (constant == 16).all()
+
+
+def test_gray_levels_of_other_channels_are_refused() -> None:
+    with pytest.raises(UserError, match="images have 2") as error:
+        transform(noise(1, 2, 4, 4).astype(np.uint8), 256, **NOTHING | {"grayscale": True})
+    assert error.value.code == Exit.USAGE
+
+
+@pytest.mark.parametrize("change", [{"num_bits": 4}, {"pad": 1}, {"resize": [8, 9]}, {"split_seed": 1}])
+def test_each_declaration_changes_the_digest_and_is_recorded(change: dict[str, Any], tmp_path: Path) -> None:
+    for name, settings in (("plain", DIGITS), ("changed", DIGITS.model_copy(update=change))):
+        download(settings, out=tmp_path / name, downloads=tmp_path / "downloads")
+    assert data_sha256(tmp_path / "plain") != data_sha256(tmp_path / "changed")
+    plain, changed = (load_images(tmp_path / name).description for name in ("plain", "changed"))
+    assert (plain["split"], plain["transforms"]) != (changed["split"], changed["transforms"])
+
+
+def test_a_transform_that_leaves_the_bytes_is_still_in_the_digest(tmp_path: Path) -> None:
+    from flows.images.store import save_images
+
+    splits = {"train": noise(3, 1, 2, 2).astype(np.uint8), "test": noise(2, 1, 2, 2).astype(np.uint8)}
+    digests = set()
+    for transforms in ("none", "grayscale (ITU-R 601)"):
+        save_images(tmp_path, splits, {"name": "a", "num_levels": 256, "transforms": transforms})
+        digests.add(data_sha256(tmp_path))
+    assert len(digests) == 2
+
+
+@pytest.mark.parametrize(
+    ("shape", "change", "message", "code"),
+    [
+        ((3, 9000, 9000), {}, "3x9000x9000 have 243,000,000 levels.*set data.resize to a smaller", Exit.INVALID_DATA),
+        ((3, 8, 8), {"resize": [4096, 4096]}, "data.resize and data.pad: .*3x4096x4096 .*; lower them", Exit.USAGE),
+        ((3, 8, 8), {"resize": [3000, 3000], "pad": 1024}, "3x5048x5048 .*; lower them", Exit.USAGE),
+        ((1000, 4, 4), {"pad": 1024}, "1000x2052x2052 .*; lower them", Exit.USAGE),
+    ],
+)
+def test_too_large_results_are_refused_before_they_are_made(
+    shape: tuple[int, ...], change: dict[str, Any], message: str, code: Exit, tmp_path: Path
+) -> None:
+    with (tmp_path / "a.npy").open("wb") as file:
+        full = (2, *shape)
+        np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": full})
+        file.truncate(file.tell() + int(np.prod(full)))
+    data = DIGITS.model_copy(update={"name": "image_folder", "source": str(tmp_path / "a.npy"), "test_fraction": 0.5})
+    with pytest.raises(UserError, match=message) as error:
+        download(data.model_copy(update=change), out=tmp_path / "out", downloads=tmp_path / "downloads")
+    assert error.value.code == code
+    assert [path.name for path in tmp_path.iterdir()] == ["a.npy"]
+
+
+@pytest.mark.parametrize("change", [{}, {"pad": 500}, {"resize": [1000, 1500]}, {"resize": [4, 4]}])
+@pytest.mark.parametrize("shape", [(3, 32, 32), (1, 2000, 3000)])
+def test_a_chunk_is_transformed_in_parts_that_fit(shape: tuple[int, int, int], change: dict[str, Any]) -> None:
+    images = np.broadcast_to(np.uint8(1), (1000, *shape))
+    settings = NOTHING | change
+    left = shape_left(shape, **{key: settings[key] for key in ("grayscale", "resize", "pad")})
+    slices = list(parts(images, **settings))
+    largest = max(int(np.prod(shape)), int(np.prod(left)))
+    assert largest <= MOST_LEVELS
+    assert sum(len(range(1000)[part]) for part in slices) == 1000
+    assert max(len(range(1000)[part]) for part in slices) * largest <= max(MOST_CHUNK_BYTES, largest)
+
+
+def test_large_colour_images_turn_gray_band_by_band() -> None:
+    pixels = noise(1, 3, 5000, 2500).astype(np.uint8)
+    whole = transform(pixels, 256, **NOTHING | {"grayscale": True})
+    assert np.array_equal(whole[:, :, :100], transform(pixels[:, :, :100], 256, **NOTHING | {"grayscale": True}))
+    assert np.array_equal(whole[:, :, -99:], transform(pixels[:, :, -99:], 256, **NOTHING | {"grayscale": True}))

@@ -1,0 +1,307 @@
+"""Images that break the discretization contract are refused, with the broken rule named."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from flows.core.errors import Exit, UserError
+from flows.core.params import read_params
+from flows.images.store import ImageSetError, data_sha256, load_images, save_images
+from flows.stages.download import download
+from flows.stages.validate import validate
+
+# Great Expectations warns about itself and about pandas.
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+
+DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
+ROOT = Path(__file__).parents[2]
+CONTRACT = read_params(ROOT / "presets" / "digits.yaml").contract
+
+
+@pytest.fixture
+def image_set(tmp_path: Path, digits: np.ndarray) -> Path:
+    write_set(tmp_path / "images", digits[:50], digits[50:70])
+    return tmp_path / "images"
+
+
+def write_set(folder: Path, train: np.ndarray, test: np.ndarray, **description: Any) -> None:
+    stated = {"name": "digits", "num_levels": 17, "image_shape": [1, 8, 8]}
+    counts = {"num_train": len(train), "num_test": len(test)}
+    save_images(folder, {"train": train, "test": test}, stated | counts | description)
+
+
+def run(images: Path, reference: Path | None = None, **changes: Any) -> dict[str, Any]:
+    report = images.parent / "report"
+    validate(CONTRACT.model_copy(update=changes), images=images, out=report, reference=reference)
+    return json.loads((report / "validation.json").read_text())  # type: ignore[no-any-return]
+
+
+def test_good_images_pass_and_the_report_has_their_digest(image_set: Path) -> None:
+    report = run(image_set)
+    assert report["success"]
+    assert report["data_sha256"] == data_sha256(image_set)
+    assert all(entry["success"] for entry in report["expectations"])
+    site = image_set.parent / "report" / "data_docs"
+    assert (site / "index.html").is_file()
+    pages = [page.read_text() for page in (site / "validations").rglob("*.html")]
+    assert len(pages) == 4  # training images, test images, splits, levels
+
+
+@pytest.mark.processes
+def test_two_processes_write_the_same_bytes(image_set: Path) -> None:
+    """The time, the folder, the time zone and the seed of hashes differ."""
+    train, test = digits_of(image_set)
+    train[:6, 0, 3, 3] = [19, 17, 18, 30, 17, 18]
+    test[3] = train[5]
+    write_set(image_set, train, test)
+    first = inspected(image_set, image_set.parent / "one", TZ="UTC", PYTHONHASHSEED="1")
+    second = inspected(image_set, image_set.parent / "two" / "report", TZ="Asia/Tokyo", PYTHONHASHSEED="2")
+    assert {"validation.json", "validation.png", "data_docs/index.html"} <= first.keys()
+    assert [name for name in first.keys() | second.keys() if first.get(name) != second.get(name)] == []
+
+
+def inspected(images: Path, out: Path, **environment: str) -> dict[str, bytes]:
+    """Return the files of a report that a new process writes, by name."""
+    program = (
+        "import sys; from pathlib import Path; from flows.core.params import read_params; "
+        "from flows.validation.inspection import inspect_images; images, out = map(Path, sys.argv[1:]); "
+        "inspect_images(read_params(Path('presets/digits.yaml')).contract, images=images, out=out, reference=None)"
+    )
+    command = [sys.executable, "-c", program, str(images), str(out)]
+    subprocess.run(command, cwd=ROOT, env=os.environ | environment, capture_output=True, check=True)
+    return {str(path.relative_to(out)): path.read_bytes() for path in out.rglob("*") if path.is_file()}
+
+
+def with_value(value: float, dtype: str) -> Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]:
+    def break_it(train: np.ndarray, test: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        train = train.astype(dtype)
+        train[7, 0, 3, 3] = value
+        return train, test
+
+    return break_it
+
+
+@pytest.mark.parametrize(
+    ("break_it", "reason"),
+    [
+        (with_value(17, "uint8"), "no level above 16: 1 of 70 rows, such as 17"),
+        (with_value(-1, "int64"), "no level below 0: 1 of 70 rows, such as -1"),
+        (with_value(np.nan, "float32"), "no pixel is NaN: 1 of 70 rows"),
+        (with_value(0.5, "float64"), "pixels are uint8 integers: 50 of 70 rows, such as float64"),
+        (lambda train, test: (train, test[:0]), "no empty split"),
+        (lambda train, test: (train[:0], test[:0]), "no empty split"),
+        (lambda train, test: (train, np.concatenate([test, train[3:5]])), "is a training image too: 2 of 72 rows"),
+        (lambda train, test: (train, train.copy()), "is a training image too: 50 of 100 rows"),
+        (lambda train, test: (train, test[:, :, :7]), "shape of every image: 20 of 70 rows, such as 1x7x8"),
+        (lambda train, test: (train, test[:, :, :0]), "shape of every image: 20 of 70 rows, such as 1x0x8"),
+    ],
+    ids=["level", "negative", "nan", "float", "no test", "nothing", "leak", "same", "shape", "no pixels"],
+)
+def test_a_broken_contract_is_named(
+    break_it: Callable[..., tuple[np.ndarray, np.ndarray]], reason: str, image_set: Path
+) -> None:
+    loaded = load_images(image_set)
+    write_set(image_set, *break_it(np.array(loaded.train), np.array(loaded.test)))
+    with pytest.raises(UserError) as error:
+        run(image_set)
+    assert error.value.code == Exit.INVALID_DATA
+    assert reason in str(error.value)
+    report = json.loads((image_set.parent / "report" / "validation.json").read_text())
+    assert not report["success"]
+    assert (image_set.parent / "report" / "data_docs" / "index.html").is_file()
+
+
+def test_a_wrong_number_of_images_is_named(image_set: Path) -> None:
+    loaded = load_images(image_set)
+    write_set(image_set, np.array(loaded.train), np.array(loaded.test), num_train=60_000)
+    with pytest.raises(UserError, match="number of images: 70"):
+        run(image_set)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda folder: (folder / "train.npy").unlink(),
+        lambda folder: (folder / "train.npy").write_bytes((folder / "train.npy").read_bytes()[:100]),
+        lambda folder: (folder / "test.npy").write_bytes(b""),
+        lambda folder: (folder / "dataset.json").write_text("{"),
+        lambda folder: (folder / "dataset.json").write_text("{}"),
+        lambda folder: write_set(folder, *load_images(folder)[1:], num_levels="many"),
+        lambda folder: write_set(folder, *load_images(folder)[1:], image_shape=[8, 8]),
+        lambda folder: np.save(folder / "test.npy", np.array(["a"])),
+        lambda folder: np.save(folder / "test.npy", np.array(3)),
+        lambda folder: np.save(folder / "test.npy", np.array([{}], dtype=object), allow_pickle=True),
+    ],
+    ids=["missing", "truncated", "empty", "description", "keys", "levels", "size", "text", "number", "pickle"],
+)
+def test_a_damaged_file_is_named(damage: Callable[[Path], object], image_set: Path) -> None:
+    damage(image_set)
+    with pytest.raises(ImageSetError, match=r"missing or damaged|must be|not images"):
+        run(image_set)
+
+
+def test_the_digest_covers_pixels_and_levels(image_set: Path) -> None:
+    loaded, first = load_images(image_set), data_sha256(image_set)
+    train, test = np.array(loaded.train), np.array(loaded.test)
+    write_set(image_set, train, test)
+    assert data_sha256(image_set) == first
+    write_set(image_set, train, test, num_levels=16)
+    assert data_sha256(image_set) != first
+    train[0, 0, 0, 0] ^= 1
+    write_set(image_set, train, test)
+    assert data_sha256(image_set) != first
+
+
+def digits_of(image_set: Path) -> tuple[np.ndarray, np.ndarray]:
+    loaded = load_images(image_set)
+    return np.array(loaded.train), np.array(loaded.test)
+
+
+@pytest.mark.parametrize(
+    ("describe", "labels", "reason"),
+    [
+        ({"published_train": 60_000}, None, "as many images as were published: 1 of 2 rows, such as -59950 (train)"),
+        ({}, np.arange(49), "a label for every image, or none for any: 1 of 2 rows, such as -1 (train)"),
+    ],
+)
+def test_counts_and_labels(describe: dict[str, int], labels: np.ndarray | None, reason: str, image_set: Path) -> None:
+    write_set(image_set, *digits_of(image_set), **describe)
+    if labels is not None:
+        np.save(image_set / "train_labels.npy", labels)
+    with pytest.raises(UserError) as error:
+        run(image_set)
+    assert reason in str(error.value)
+
+
+def test_repeated_and_constant_images_are_allowed_up_to_a_share(image_set: Path) -> None:
+    train, test = digits_of(image_set)
+    train[7], train[9] = train[3], 5
+    write_set(image_set, train, test)
+    with pytest.raises(UserError) as error:
+        run(image_set)
+    assert "no image is twice in a split: 1 of 70 rows (train 7)" in str(error.value)
+    assert "no image is of one level: 1 of 70 rows (train 9)" in str(error.value)
+    assert run(image_set, max_duplicates=0.02, max_constant=0.02)["success"]
+
+
+def test_leakage_is_allowed_up_to_a_share_of_the_test_images(image_set: Path) -> None:
+    train, test = digits_of(image_set)
+    test[3] = train[5]
+    write_set(image_set, train, test)
+    assert run(image_set, max_leaked=1 / 20)["success"]
+    with pytest.raises(UserError, match=r"training image too: 1 of 70 rows \(test 3\)"):
+        run(image_set, max_leaked=0.99 / 20)
+
+
+def test_warnings_do_not_fail(image_set: Path, caplog: pytest.LogCaptureFixture) -> None:
+    train, test = digits_of(image_set)
+    near = train[5].astype(int)
+    near[0, 4, 4] += 1 if near[0, 4, 4] < 8 else -1
+    test[2] = near
+    write_set(image_set, np.minimum(train, 15), np.minimum(test, 15), formats="70 JPEG")
+    np.save(image_set / "train_labels.npy", np.repeat([0, 1], [49, 1]))
+    assert run(image_set)["success"]
+    assert "no test image looks like a training image: 1 of 70 rows (test 2)" in caplog.text
+    assert "no image comes from a JPEG file, whose pixels are the decoder's: 2 of 2 rows (train, test)" in caplog.text
+    assert "every level is used: 2 of 34 rows (train 16, test 16)" in caplog.text
+    assert "per image of the least frequent: 1 of 2 rows, such as 49.0 (train)" in caplog.text
+
+
+def test_results_of_several_tables_add_up(image_set: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    train, test = digits_of(image_set)
+    test[3] = train[5]
+    test[19] = train[6]
+    write_set(image_set, train, test)
+    whole = run(image_set, max_leaked=0.1)
+    monkeypatch.setattr("flows.validation.tables.ROWS", 8)
+    monkeypatch.setattr("flows.validation.facts.ROWS", 7)
+    assert run(image_set, max_leaked=0.1) == whole
+    with pytest.raises(UserError, match=r"training image too: 2 of 70 rows \(test 3, test 19\)"):
+        run(image_set)
+
+
+def test_drift_from_a_reference_is_reported(image_set: Path, caplog: pytest.LogCaptureFixture) -> None:
+    train, test = digits_of(image_set)
+    run(image_set)
+    reference = image_set.parent / "reference.json"
+    (image_set.parent / "report" / "validation.json").rename(reference)
+    assert run(image_set, reference=reference, on_drift="fail")["success"]
+    write_set(image_set.parent / "same", train, test)
+    write_set(image_set, 16 - train, 16 - test)
+    assert run(image_set, reference=reference)["success"]
+    assert "distance of the pixels from the reference's" in caplog.text
+    with pytest.raises(UserError, match=r"reference's: 2 of 3 rows.*\(pixel histogram, image mean\)"):
+        run(image_set, reference=image_set.parent / "same", on_drift="fail", max_drift=0.01)
+    write_set(image_set, train, test, num_levels=18)
+    with pytest.raises(UserError, match=r"reference's: 1 of 1 rows, such as 1.0 \(number of levels\)"):
+        run(image_set, reference=reference, on_drift="fail")
+    reference.write_text("{}")
+    with pytest.raises(UserError, match=r"reference.json: damaged: profile: Field required") as error:
+        run(image_set, reference=reference)
+    assert error.value.code == Exit.MISSING
+
+
+def test_the_picture_shows_histograms_and_offenders(image_set: Path) -> None:
+    run(image_set)
+    path = image_set.parent / "report" / "validation.png"
+    with Image.open(path) as picture:
+        height = picture.height
+    first = path.read_bytes()
+    run(image_set)
+    assert path.read_bytes() == first
+    train, test = digits_of(image_set)
+    test[3] = train[5]
+    write_set(image_set, train, test)
+    with pytest.raises(UserError):
+        run(image_set)
+    with Image.open(path) as picture:
+        assert picture.height > height
+
+
+@pytest.mark.processes
+@pytest.mark.skipif(not shutil.which("chromium"), reason="chromium is not installed")
+def test_the_site_opens_in_a_browser_and_names_what_failed(image_set: Path, tmp_path: Path) -> None:
+    train, test = digits_of(image_set)
+    write_set(image_set, train, np.concatenate([test, train[3:5]]))
+    with pytest.raises(UserError, match=r"see .*index\.html"):
+        run(image_set)
+    site = image_set.parent / "report" / "data_docs"
+    index = opened(site / "index.html", tmp_path / "profile")
+    pages = {page: page.read_text() for page in site.glob("validations/images/**/*.html")}
+    (failed,) = [page for page, text in pages.items() if "fa-times text-danger" in text]
+    assert str(failed.relative_to(site)) in index
+    shown = re.sub(r"\s+", " ", re.sub(r"<[^>]*>", " ", opened(failed, tmp_path / "profile")))
+    assert "Status: Failed" in shown
+    assert "no test image is a training image too" in shown
+    assert "2 unexpected values found" in shown
+
+
+def opened(page: Path, profile: Path) -> str:
+    """Return the page's document after its scripts have run."""
+    quiet = ["--disable-background-networking", "--disable-component-update", "--disable-sync", "--disable-quic"]
+    command = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", *quiet]
+    command += [f"--user-data-dir={profile}", "--virtual-time-budget=5000", "--dump-dom", page.absolute().as_uri()]
+    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=120).stdout
+
+
+@pytest.mark.skipif(not DEBIAN_FASHION_MNIST.is_dir(), reason="Debian's dataset-fashion-mnist is not installed")
+def test_fashion_mnist_downloads_and_is_valid(tmp_path: Path) -> None:
+    data = read_params(ROOT / "presets" / "fashion_mnist.yaml").data
+    source = {"source": str(DEBIAN_FASHION_MNIST)}
+    download(data.model_copy(update=source), out=tmp_path / "images", downloads=tmp_path / "downloads")
+    report = run(tmp_path / "images")
+    assert report["success"]
+    broken = [entry["meaning"] for entry in report["expectations"] if not entry["success"]]
+    assert broken == ["no test image looks like a training image"]
+    assert load_images(tmp_path / "images").description["published_train"] == 60_000

@@ -1,0 +1,48 @@
+"""Run pytest on copies of the code, each in a fork of this process, which has imported the slow libraries.
+
+Reads a list of [folder, test file] as JSON from stdin.  Writes pytest's exit codes as a JSON list to stdout.
+"""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import numpy as np  # noqa: F401
+import pytest
+import safetensors.torch  # noqa: F401
+import sklearn.datasets  # noqa: F401
+import torch._dynamo  # noqa: F401
+
+# Slow tests of whole models, which are not needed to notice a mistake.
+SLOW = "trained compiled computed continued monte_carlo company exact_predictor low_discrepancy"
+CHOSEN = " and ".join(f"not {name}" for name in SLOW.split())
+
+
+def start(folder: Path, tests: str) -> int:
+    """Start pytest in a fork, and return its process."""
+    if child := os.fork():
+        return child
+    nowhere = os.open(os.devnull, os.O_RDWR)
+    os.dup2(nowhere, 1)
+    os.dup2(nowhere, 2)
+    os.chdir(folder)
+    sys.path[0] = str(folder)
+    os._exit(pytest.main(["-qx", "-p", "no:cacheprovider", "-p", "no:xdist", tests, "-k", CHOSEN]))
+
+
+def main() -> None:
+    """Run two at a time."""
+    jobs = json.load(sys.stdin)
+    codes: dict[int, int] = {}
+    running: dict[int, int] = {}
+    for number, (folder, tests) in enumerate(jobs):
+        running[start(Path(folder), tests)] = number
+        while len(running) == 2 or (running and number == len(jobs) - 1):
+            child, status = os.wait()
+            codes[running.pop(child)] = os.waitstatus_to_exitcode(status)
+    json.dump([codes[number] for number in range(len(jobs))], sys.stdout)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,133 @@
+"""The noise predictor."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from vdm.choices import ScheduleKind
+from vdm.model import VDM, count_parameters
+from vdm.network import NoisePredictor, fourier_features, time_embedding
+
+SETTINGS = {
+    "channels": 3,
+    "width": 8,
+    "blocks": 2,
+    "attention_everywhere": False,
+    "fourier_exponents": [6, 7],
+    "norm_groups": 4,
+    "norm_eps": 1e-6,
+    "dropout": 0.0,
+    "gamma_min": -13.3,
+    "gamma_max": 5.0,
+    "augmentation_input": False,
+}
+
+
+def predictor(**changes: object) -> NoisePredictor:
+    torch.manual_seed(0)
+    return NoisePredictor(**{**SETTINGS, **changes})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("attention_everywhere", [False, True])
+@pytest.mark.parametrize(("channels", "height", "width"), [(1, 8, 8), (3, 5, 9), (4, 1, 1)])
+def test_images_of_any_channels_and_size_are_accepted(
+    channels: int, height: int, width: int, attention_everywhere: bool
+) -> None:
+    network = predictor(channels=channels, attention_everywhere=attention_everywhere)
+    z = torch.randn(2, channels, height, width)
+    assert network(z, torch.zeros(2)).shape == z.shape
+
+
+def test_the_initial_prediction_is_the_input() -> None:
+    z = torch.randn(2, 3, 8, 8)
+    assert torch.equal(predictor()(z, torch.tensor([-13.3, 5.0])), z)
+
+
+def test_the_papers_cifar10_network_has_30_58_million_parameters() -> None:
+    with torch.device("meta"):
+        network = predictor(width=128, blocks=32, norm_groups=32, augmentation_input=True)
+    assert sum(p.numel() for p in network.parameters()) / 1e6 == pytest.approx(30.58, abs=0.005)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"width": 12, "blocks": 5},
+        {"channels": 1, "fourier_exponents": []},
+        {"attention_everywhere": True, "augmentation_input": True},
+        {"width": 128, "blocks": 32, "norm_groups": 32},
+    ],
+)
+@pytest.mark.parametrize("schedule", ["fixed_linear", "learned_linear", "learned_monotone"])
+def test_parameters_are_counted_without_a_network(changes: dict[str, Any], schedule: ScheduleKind) -> None:
+    config = {key: value for key, value in {**SETTINGS, **changes}.items() if key not in ("channels", "gamma_min")}
+    shape = (changes.get("channels", SETTINGS["channels"]), 4, 4)
+    config |= {"image_shape": shape, "schedule": schedule, "gamma_0": -13.3, "gamma_1": config.pop("gamma_max")}
+    with torch.device("meta"):
+        model = VDM(num_levels=17, **config)
+    expected = sum(tensor.numel() for tensor in model.state_dict().values())
+    assert count_parameters(**config) == expected
+
+
+@pytest.mark.parametrize(
+    "change", [{"blocks": 0}, {"blocks": 1025}, {"norm_groups": 0}, {"norm_groups": -4}, {"fourier_exponents": [65]}]
+)
+def test_invalid_sizes_are_refused(change: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"blocks|norm_groups|fourier_exponents"):
+        predictor(**change)
+
+
+def test_every_parameter_has_a_gradient() -> None:
+    network = predictor(augmentation_input=True, attention_everywhere=True)
+    for parameter in network.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    network(torch.randn(2, 3, 6, 6), torch.tensor([-3.0, 1.0]), torch.tensor([0.0, 1.0])).square().sum().backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in network.parameters())
+
+
+def test_the_augmentation_flag_is_zero_when_left_out() -> None:
+    network = predictor(augmentation_input=True)
+    for parameter in network.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    z, gamma = torch.randn(2, 3, 6, 6), torch.tensor([-3.0, 1.0])
+    assert torch.equal(network(z, gamma), network(z, gamma, torch.zeros(2)))
+    assert not torch.equal(network(z, gamma), network(z, gamma, torch.ones(2)))
+
+
+def test_fourier_features_are_sines_then_cosines_by_channel() -> None:
+    z = torch.rand(1, 2, 1, 1, dtype=torch.float64)
+    first, second = z.flatten().tolist()
+    tau = 2 * torch.pi
+    angles = torch.tensor([tau * 64 * first, tau * 128 * first, tau * 64 * second, tau * 128 * second])
+    angles = angles.double()
+    expected = torch.cat([angles.sin(), angles.cos()])
+    torch.testing.assert_close(fourier_features(z, [6, 7]).flatten(), expected, atol=1e-4, rtol=0)
+
+
+def test_fourier_features_stay_in_float32_for_half_precision_input() -> None:
+    z = torch.tensor([0.123]).reshape(1, 1, 1, 1)
+    assert fourier_features(z.bfloat16(), [7]).dtype == torch.float32
+
+
+def test_autocast_leaves_sines_and_the_identity_path_in_float32() -> None:
+    network = predictor()
+    z, gamma = torch.randn(2, 3, 8, 8), torch.tensor([-13.3, 5.0])
+    with torch.autocast("cpu", torch.bfloat16):
+        out = network(z, gamma)
+    assert out.dtype == torch.float32
+    assert torch.equal(out, z)
+
+
+def test_the_time_embedding_spans_a_thousand_radians() -> None:
+    embedding = time_embedding(torch.tensor([-13.3, 5.0], dtype=torch.float64), 8, -13.3, 5.0)
+    angles = 1000 * torch.tensor([1.0, 10_000 ** (-1 / 3), 10_000 ** (-2 / 3), 1e-4], dtype=torch.float64)
+    torch.testing.assert_close(embedding[0], torch.tensor([0, 0, 0, 0, 1, 1, 1, 1], dtype=torch.float64))
+    torch.testing.assert_close(embedding[1], torch.cat([angles.sin(), angles.cos()]))
+
+
+@pytest.mark.parametrize("changes", [{"width": 7}, {"width": 2, "norm_groups": 2}, {"width": 8, "norm_groups": 3}])
+def test_invalid_widths_are_refused(changes: dict[str, int]) -> None:
+    with pytest.raises(ValueError, match="width"):
+        predictor(**changes)

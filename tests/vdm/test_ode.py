@@ -1,0 +1,187 @@
+"""The probability-flow likelihood agrees with densities known in closed form."""
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from torch.distributions import MultivariateNormal
+
+from flows.evaluation.solver import dopri5
+from vdm.evaluation import evaluate, standard_error
+from vdm.model import VDM
+from vdm.ode import (
+    basis_probes,
+    dequantisation_draws,
+    evaluate_ode,
+    importance_weighted,
+    log_density,
+    log_weight,
+)
+from vdm.schedule import alpha, sigma
+from vdm.vlb import bits_per_dim
+
+NUM_DIMS = 12
+GAMMA_0, GAMMA_1 = torch.tensor(-7.0, dtype=torch.float64), torch.tensor(10.0, dtype=torch.float64)
+
+
+@pytest.fixture
+def covariance() -> Tensor:
+    factor = torch.randn(NUM_DIMS, NUM_DIMS, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    return 0.05 * factor @ factor.T / NUM_DIMS + 0.02 * torch.eye(NUM_DIMS, dtype=torch.float64)
+
+
+def marginal(covariance: Tensor, gamma: Tensor) -> Tensor:
+    """Return the covariance of z at gamma when x ~ N(0, covariance)."""
+    return alpha(gamma) ** 2 * covariance + sigma(gamma) ** 2 * torch.eye(NUM_DIMS, dtype=torch.float64)
+
+
+def exact_noise(covariance: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
+    def predict(z: Tensor, gamma: Tensor) -> Tensor:
+        solved = torch.linalg.solve(marginal(covariance, gamma[0]), z.flatten(1).T).T
+        return (sigma(gamma[0]) * solved).reshape(z.shape)
+
+    return predict
+
+
+def test_a_gaussian_model_has_its_exact_log_density(covariance: Tensor) -> None:
+    exact = MultivariateNormal(torch.zeros(NUM_DIMS, dtype=torch.float64), marginal(covariance, GAMMA_0))
+    torch.manual_seed(0)
+    z_0 = exact.sample((5,)).reshape(5, 3, 2, 2)
+    ours = log_density(
+        z_0, GAMMA_0, GAMMA_1, basis_probes(z_0), predict_noise=exact_noise(covariance), solve=dopri5(1e-7)
+    )
+    error = bits_per_dim(ours - exact.log_prob(z_0.flatten(1)), NUM_DIMS).abs().max().item()
+    # The remaining error is N(0, I) in place of the marginal at gamma_1.
+    assert error < 1e-3
+
+
+def test_rademacher_probes_are_unbiased(covariance: Tensor) -> None:
+    z_0 = 0.2 * torch.randn(1, 3, 2, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    z_0 = z_0.expand(2000, -1, -1, -1)
+    probes = torch.randint(0, 2, (1, *z_0.shape), generator=torch.Generator().manual_seed(2)).double() * 2 - 1
+    predict_noise, solve = exact_noise(covariance), dopri5(1e-6)
+    noisy = log_density(z_0, GAMMA_0, GAMMA_1, probes, predict_noise=predict_noise, solve=solve)
+    exact = log_density(z_0[:1], GAMMA_0, GAMMA_1, basis_probes(z_0[:1]), predict_noise=predict_noise, solve=solve)
+    assert abs(noisy.mean() - exact[0]).item() < 4 * noisy.std().item() / math.sqrt(len(noisy))
+    assert noisy.std() > 0
+
+
+@pytest.mark.parametrize("dequantisation", ["uniform", "truncated_normal"])
+def test_the_weights_average_to_the_probability_of_the_pixels(dequantisation: str) -> None:
+    """For a pixel of Gaussian data, E over q of p / q is the probability of its cell, known from the error function."""
+    variance = 0.1
+    num_levels = 8
+    draws = 4000
+    one = torch.eye(1, dtype=torch.float64)
+
+    def predict_noise(z: Tensor, gamma: Tensor) -> Tensor:
+        return sigma(gamma[0]) * z / (alpha(gamma[0]) ** 2 * variance + sigma(gamma[0]) ** 2)
+
+    total, gamma_0 = 0.0, torch.tensor(-4.5, dtype=torch.float64)
+    scale = (alpha(gamma_0) ** 2 * variance + sigma(gamma_0) ** 2).sqrt()
+    for level in range(num_levels):
+        pixels = torch.full((draws, 1, 1, 1), level)
+        # The mean over evenly spread points integrates over the cell.
+        places = ((torch.arange(draws, dtype=torch.float64) + 0.5) / draws).reshape(-1, 1, 1, 1)
+        weights = log_weight(
+            pixels,
+            places,
+            one.reshape(1, 1, 1, 1, 1).expand(1, draws, 1, 1, 1),
+            num_levels=num_levels,
+            gamma_0=gamma_0,
+            gamma_1=torch.tensor(12.0, dtype=torch.float64),
+            dequantisation=dequantisation,
+            predict_noise=predict_noise,
+            solve=dopri5(1e-7),
+        )
+        edges = alpha(gamma_0) * torch.tensor([2 * level / num_levels - 1, 2 * (level + 1) / num_levels - 1])
+        expected = torch.special.ndtr(edges / scale).diff().item()
+        reached = math.exp(importance_weighted(weights[:, None]).item())
+        assert reached == pytest.approx(expected, rel=2e-3)
+        total += reached
+    assert total == pytest.approx(1, abs=5e-3)
+
+
+def test_importance_weighting_includes_the_logarithm_of_the_draws() -> None:
+    same = torch.full((7, 2), -3.0)
+    torch.testing.assert_close(importance_weighted(same), same[0])
+    mixed = torch.tensor([[-1.0], [-5.0]])
+    assert importance_weighted(mixed).item() == pytest.approx(math.log((math.exp(-1) + math.exp(-5)) / 2))
+    assert importance_weighted(mixed) > mixed.mean()
+
+
+def test_an_untrained_model_agrees_with_its_closed_form(tiny_model: Callable[..., VDM], digits: np.ndarray) -> None:
+    """With eps_hat = z the flow is linear: dz/dgamma = 1/2 sigma (1 - sigma) z, integrated exactly."""
+    model = tiny_model()
+    torch.nn.init.zeros_(model.network.conv_out.weight)
+    torch.nn.init.zeros_(model.network.conv_out.bias)
+    x = torch.from_numpy(digits[:3]).double() / 17
+    ours = log_density(
+        x,
+        GAMMA_0,
+        GAMMA_1,
+        torch.ones(1, *x.shape, dtype=torch.float64),
+        predict_noise=lambda z, gamma: z,
+        solve=dopri5(1e-8),
+    )
+    gammas = torch.linspace(GAMMA_0.item(), GAMMA_1.item(), 20_001, dtype=torch.float64)
+    growth = torch.trapezoid(0.5 * sigma(gammas) * (1 - sigma(gammas)), gammas)
+    z_1 = x * growth.exp()
+    expected = -0.5 * (z_1.square() + math.log(2 * math.pi)).flatten(1).sum(1) + growth * 64
+    torch.testing.assert_close(ours, expected, rtol=1e-6, atol=1e-5)
+
+
+def test_results_do_not_depend_on_the_other_images(tiny_model: Callable[..., VDM], digits: np.ndarray) -> None:
+    for many, few in zip(
+        dequantisation_draws(0, range(5), 2, 3, (1, 8, 8)),
+        dequantisation_draws(0, range(2), 2, 3, (1, 8, 8)),
+        strict=True,
+    ):
+        assert np.array_equal(many[..., :4, :, :, :], few)
+    settings = {"seed": 0, "num_draws": 2, "num_probes": 1, "dequantisation": "truncated_normal", "solve": dopri5(1e-5)}
+    # Steps are chosen for a batch as a whole, so that the results differ by the solver's error.
+    model = tiny_model(fourier_exponents=[]).double()
+    many = evaluate_ode(model, digits[:5], batch_size=100, **settings)  # type: ignore[arg-type]
+    few = evaluate_ode(model, digits[:2], batch_size=1, **settings)  # type: ignore[arg-type]
+    np.testing.assert_allclose(many[:2], few, atol=5e-3)
+
+
+def test_the_flow_of_a_trained_model_lies_at_or_below_the_bound(digits: np.ndarray) -> None:
+    from test_training import SETTINGS, fit
+
+    torch.manual_seed(0)
+    model = VDM(
+        image_shape=(1, 8, 8),
+        num_levels=17,
+        schedule="fixed_linear",
+        gamma_0=-6.0,
+        gamma_1=5.0,
+        width=16,
+        blocks=2,
+        attention_everywhere=False,
+        fourier_exponents=[2, 3],
+        norm_groups=4,
+        norm_eps=1e-6,
+        dropout=0.0,
+        augmentation_input=False,
+    )
+    settings = SETTINGS | {"steps": 200, "batch_size": 64, "learning_rate": 3e-3, "log_every": 100}
+    settings |= {"learning_rate_decay": "linear", "ema_decay": 0.95}
+    averaged = fit(model, digits[:1437], **settings).averaged
+    test = digits[1437:1453]
+    bound = evaluate(averaged, test, times_per_image=32, num_timesteps=None, batch_size=512, seed=0)
+    flow = evaluate_ode(
+        averaged,
+        test,
+        seed=0,
+        num_draws=1,
+        num_probes=2,
+        dequantisation="truncated_normal",
+        batch_size=96,
+        solve=dopri5(1e-3),
+    )
+    difference = flow - bound.bpd
+    assert difference.mean() < 4 * standard_error(difference)

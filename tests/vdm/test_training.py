@@ -1,0 +1,281 @@
+"""Training: the gradients, the data order, the averages, and that it learns."""
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from flows.core.checkpoint import load_state, save_state
+from vdm.batches import Batch
+from vdm.errors import TrainingDiverged
+from vdm.model import VDM
+from vdm.schedule import gamma_and_slope
+from vdm.training import Trainer, TrainingSettings, adamw, backward, learning_rate_factor
+from vdm.vlb import bits_per_dim, low_discrepancy_times
+
+SETTINGS: dict[str, Any] = {
+    "steps": 30,
+    "batch_size": 16,
+    "accumulation": 1,
+    "augmentation": [],
+    "learning_rate": 1e-3,
+    "warmup_steps": 5,
+    "learning_rate_decay": "none",
+    "betas": (0.9, 0.99),
+    "weight_decay": 0.01,
+    "max_gradient_norm": 1.0,
+    "ema_decay": 0.9,
+    "precision": "float32",
+    "compile": False,
+    "activation_checkpointing": False,
+    "seed": 0,
+    "log_every": 10,
+}
+
+
+def start(model: VDM, pixels: np.ndarray, **settings: Any) -> Trainer:
+    """Return a run before its first step."""
+    return Trainer(model, torch.from_numpy(pixels), TrainingSettings(**settings))
+
+
+def fit(model: VDM, pixels: np.ndarray, **settings: Any) -> Trainer:
+    """Return a run after its last step."""
+    trainer = start(model, pixels, **settings)
+    for _ in range(settings["steps"]):
+        trainer.step()
+    return trainer
+
+
+def draw(model: VDM, digits: np.ndarray, size: int = 6) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.from_numpy(digits[:size])
+    eps = torch.randn(pixels.shape, dtype=torch.float64, generator=generator)
+    return pixels, eps, low_discrepancy_times(torch.tensor(0.03, dtype=torch.float64), size)
+
+
+@pytest.fixture
+def bent_model(tiny_model: Callable[..., VDM]) -> VDM:
+    """Return a float64 model with a learned schedule that is not a straight line."""
+    model = tiny_model(schedule="learned_monotone").double()
+    torch.nn.init.normal_(model.schedule.outer, std=3.0)
+    return model
+
+
+def central_difference(objective: Callable[[], float], parameter: torch.Tensor, index: int, step: float) -> float:
+    values = []
+    for sign in (1, -1):
+        with torch.no_grad():
+            parameter.view(-1)[index] += sign * step
+            values.append(objective())
+            parameter.view(-1)[index] -= sign * step
+    return (values[0] - values[1]) / (2 * step)
+
+
+def test_end_points_descend_on_the_bound(bent_model: VDM, digits: np.ndarray) -> None:
+    pixels, eps, t = draw(bent_model, digits)
+    backward(bent_model, Batch(pixels, torch.zeros(len(t)), t, eps), "float32", bent_model.network, share=1.0)
+
+    def bound() -> float:
+        return bits_per_dim(bent_model(pixels, eps, t).total.mean(), bent_model.num_dims).item()
+
+    for parameter in bent_model.schedule.end_points():
+        assert parameter.grad is not None
+        expected = central_difference(bound, parameter, 0, 1e-5)
+        assert parameter.grad.item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_shape_descends_on_the_squared_loss(bent_model: VDM, digits: np.ndarray) -> None:
+    pixels, eps, t = draw(bent_model, digits)
+    backward(bent_model, Batch(pixels, torch.zeros(len(t)), t, eps), "float32", bent_model.network, share=1.0)
+
+    def squared_loss() -> float:
+        loss = bits_per_dim(bent_model(pixels, eps, t).diffusion, bent_model.num_dims)
+        return loss.square().mean().item()
+
+    for parameter in bent_model.schedule.shape_parameters():
+        assert parameter.grad is not None
+        for index in (0, parameter.numel() // 2):
+            expected = central_difference(squared_loss, parameter, index, 1e-5)
+            assert parameter.grad.reshape(-1)[index].item() == pytest.approx(expected, rel=1e-4, abs=1e-9)
+
+
+def test_the_network_descends_on_the_bound(bent_model: VDM, digits: np.ndarray) -> None:
+    pixels, eps, t = draw(bent_model, digits)
+    backward(bent_model, Batch(pixels, torch.zeros(len(t)), t, eps), "float32", bent_model.network, share=1.0)
+    ours = [p.grad.clone() for p in bent_model.network.parameters() if p.grad is not None]
+    bent_model.zero_grad()
+    bits_per_dim(bent_model(pixels, eps, t).total.mean(), bent_model.num_dims).backward()
+    plain = [p.grad for p in bent_model.network.parameters() if p.grad is not None]
+    torch.testing.assert_close(ours, plain)
+
+
+def test_a_fixed_schedule_stays_where_it_is(tiny_model: Callable[..., VDM], digits: np.ndarray) -> None:
+    schedule = fit(tiny_model(schedule="fixed_linear"), digits[:64], **SETTINGS).averaged.schedule
+    assert (schedule.gamma_0.item(), schedule.gamma_1.item()) == (-7.0, 5.0)
+
+
+@pytest.mark.parametrize("schedule", ["learned_linear", "learned_monotone"])
+@pytest.mark.parametrize("learning_rate", [1e-3, 0.3])
+def test_a_learned_schedule_moves_and_stays_monotone(
+    schedule: str, learning_rate: float, tiny_model: Callable[..., VDM], digits: np.ndarray
+) -> None:
+    """This includes a learning rate that is far too high."""
+    model = tiny_model(schedule=schedule)
+    before = model.schedule(torch.linspace(0, 1, 101))
+    averaged = fit(model, digits[:64], **SETTINGS | {"learning_rate": learning_rate}).averaged
+    gamma, slope = gamma_and_slope(averaged.schedule, torch.linspace(0, 1, 101))
+    assert gamma.isfinite().all()
+    assert (slope >= 0).all()
+    assert not torch.equal(gamma, before)
+
+
+def test_training_lowers_the_bound(tiny_model: Callable[..., VDM], digits: np.ndarray) -> None:
+    settings = SETTINGS | {"steps": 150, "log_every": 50, "learning_rate": 5e-3}
+    records = fit(tiny_model(), digits, **settings).records
+    assert [record.step for record in records] == [50, 100, 150]
+    assert records[-1].bpd < 0.85 * records[0].bpd
+    assert records[-1].bpd == pytest.approx(
+        records[-1].prior_bpd + records[-1].reconstruction_bpd + records[-1].diffusion_bpd
+    )
+
+
+def same_bits(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_the_same_seed_gives_the_same_weights(tiny_model: Callable[..., VDM], digits: np.ndarray) -> None:
+    runs = [fit(tiny_model(), digits[:64], **SETTINGS).averaged.state_dict() for _ in range(2)]
+    other = fit(tiny_model(), digits[:64], **SETTINGS | {"seed": 1}).averaged.state_dict()
+    assert same_bits(*runs)
+    assert not same_bits(runs[0], other)
+
+
+@pytest.mark.parametrize("schedule", ["learned_linear", "learned_monotone"])
+@pytest.mark.parametrize("step", [1, 9, 10, 17, 29])
+def test_a_run_continued_from_any_step_ends_with_the_same_bits(
+    schedule: str, step: int, tiny_model: Callable[..., VDM], digits: np.ndarray, tmp_path: Path
+) -> None:
+    """The test uses dropout, an epoch's end, and the file; the log continues without gap or duplicate."""
+    changes = {"schedule": schedule, "dropout": 0.3}
+    whole = fit(tiny_model(**changes), digits[:50], **SETTINGS)
+    first = start(tiny_model(**changes), digits[:50], **SETTINGS)
+    for _ in range(step):
+        first.step()
+    save_state(tmp_path / "state", first.state())
+
+    torch.manual_seed(999)
+    second = start(tiny_model(**changes), digits[:50], **SETTINGS)
+    second.load_state(load_state(tmp_path / "state"))
+    while second.done < second.settings.steps:
+        second.step()
+    assert same_bits(second.averaged.state_dict(), whole.averaged.state_dict())
+    assert same_bits(second.model.state_dict(), whole.model.state_dict())
+    assert [record[:-1] for record in second.records] == [record[:-1] for record in whole.records]
+
+
+def test_bfloat16_follows_the_float32_loss(tiny_model: Callable[..., VDM], digits: np.ndarray) -> None:
+    losses = {
+        precision: fit(tiny_model(), digits, **SETTINGS | {"precision": precision}).records[0].bpd
+        for precision in ("float32", "bfloat16")
+    }
+    # bfloat16 has 8 bits of mantissa; the loss is a mean over 10 steps.
+    assert losses["bfloat16"] == pytest.approx(losses["float32"], rel=0.01)
+    assert losses["bfloat16"] != losses["float32"]
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_at_that_step(
+    tiny_model: Callable[..., VDM], digits: np.ndarray
+) -> None:
+    trainer = start(tiny_model(), digits[:64], **SETTINGS)
+    trainer.step()
+    with torch.no_grad():
+        trainer.model.network.conv_out.weight.fill_(math.nan)
+    with pytest.raises(TrainingDiverged, match=r"^step 2: the loss is nan"):
+        trainer.step()
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"accumulation": 4},
+        {"activation_checkpointing": True},
+        {"accumulation": 2, "activation_checkpointing": True, "schedule": "learned_monotone"},
+    ],
+    ids=str,
+)
+def test_the_losses_do_not_depend_on_how_a_step_is_computed(
+    settings: dict[str, Any], tiny_model: Callable[..., VDM], digits: np.ndarray
+) -> None:
+    settings = dict(settings)
+    schedule = settings.pop("schedule", "learned_linear")
+    plain, other = (fit(tiny_model(schedule=schedule), digits, **SETTINGS | more).records for more in ({}, settings))
+    for record, expected in zip(other, plain, strict=True):
+        # Rounding errors, amplified by 30 steps of training.  Another batch would differ in the second digit.
+        assert record[:-1] == pytest.approx(expected[:-1], rel=2e-4)
+
+
+def test_checkpointed_activations_meet_the_same_dropout(tiny_model: Callable[..., VDM], digits: np.ndarray) -> None:
+    plain, other = (
+        fit(tiny_model(dropout=0.3), digits, **SETTINGS | {"activation_checkpointing": flag}).averaged.state_dict()
+        for flag in (False, True)
+    )
+    assert same_bits(plain, other)
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # the compiler reads it
+def test_a_compiled_step_in_bfloat16_follows_the_eager_float32_loss(
+    tiny_model: Callable[..., VDM], digits: np.ndarray
+) -> None:
+    settings = SETTINGS | {"steps": 6, "log_every": 1}
+    eager = fit(tiny_model(), digits, **settings).records
+    compiled = fit(tiny_model(), digits, **settings | {"compile": True, "precision": "bfloat16"}).records
+    for record, expected in zip(compiled, eager, strict=True):
+        assert record.bpd == pytest.approx(expected.bpd, rel=0.02)  # bfloat16 has 8 bits of mantissa
+
+
+def test_a_batch_that_cannot_be_split_is_refused(tiny_model: Callable[..., VDM], digits: np.ndarray) -> None:
+    with pytest.raises(ValueError, match="batch_size 16 is not a multiple of 1 processes x accumulation 3"):
+        start(tiny_model(), digits, **SETTINGS | {"accumulation": 3})
+
+
+def test_the_model_gets_the_augmentation_flag(tiny_model: Callable[..., VDM], digits: np.ndarray) -> None:
+    """The weights of the flag change, since upright and turned images differ."""
+    model = tiny_model(augmentation_input=True)
+    before = model.network.condition_1.weight[:, -1].clone()
+    fit(model, digits[:64], **SETTINGS | {"augmentation": ["flip", "rotate"]})
+    # Weight decay would shrink them by a share of 30 x 1e-3 x 0.01.
+    assert ((model.network.condition_1.weight[:, -1] - before).abs() > 1e-3 * before.abs()).all()
+    with pytest.raises(ValueError, match="swap_channels needs more than one channel"):
+        start(model, digits, **SETTINGS | {"augmentation": ["swap_channels"]})
+
+
+def test_the_average_is_exponential(tiny_model: Callable[..., VDM], digits: np.ndarray) -> None:
+    """After two steps it is decay * first + (1 - decay) * second."""
+    runs = [fit(tiny_model(), digits[:64], **SETTINGS | {"steps": n, "warmup_steps": 0}) for n in (1, 2)]
+    first, second = (run.model.network.conv_in.weight.detach() for run in runs)
+    torch.testing.assert_close(runs[1].averaged.network.conv_in.weight.detach(), 0.9 * first + 0.1 * second)
+
+
+def test_biases_norms_and_the_schedule_are_not_decayed(tiny_model: Callable[..., VDM]) -> None:
+    model = tiny_model(schedule="learned_monotone")
+    optimizer = adamw(model, learning_rate=1e-3, betas=(0.9, 0.99), weight_decay=0.5)
+    decayed = {id(p) for group in optimizer.param_groups if group["weight_decay"] for p in group["params"]}
+    names = {name for name, p in model.named_parameters() if id(p) in decayed}
+    assert names
+    assert all(name.endswith("weight") and "norm" not in name and "schedule" not in name for name in names)
+    every = [p for group in optimizer.param_groups for p in group["params"]]
+    assert len(every) == len(list(model.parameters()))
+
+
+def test_the_learning_rate_warms_up_and_decays() -> None:
+    def factors(decay: Any) -> list[float]:
+        return [learning_rate_factor(step, 10, 4, decay) for step in range(11)]
+
+    assert factors("none") == [0.25, 0.5, 0.75, 1.0] + [1.0] * 7
+    assert factors("linear")[4:] == pytest.approx([1, 5 / 6, 4 / 6, 3 / 6, 2 / 6, 1 / 6, 0])
+    assert factors("cosine")[7] == pytest.approx(0.5)
+    assert factors("cosine")[10] == pytest.approx(0)

@@ -1,0 +1,147 @@
+"""The bound agrees with closed forms, and its times and weights are right."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.distributions import Normal, kl_divergence
+
+from vdm.schedule import LinearSchedule, MonotoneSchedule, alpha, gamma_and_slope, sigma
+from vdm.vlb import (
+    Terms,
+    bits_per_dim,
+    diffusion_loss,
+    finite_diffusion_loss,
+    grid_times,
+    low_discrepancy_times,
+    prior_loss,
+    reconstruction_loss,
+)
+
+DATA_VARIANCE, NUM_DIMS = 0.3, 12
+
+
+def exact_noise(z_t: Tensor, gamma_t: Tensor) -> Tensor:
+    """Return E[eps | z_t] for x ~ N(0, DATA_VARIANCE I)."""
+    gamma = gamma_t.reshape(-1, 1, 1, 1)
+    return sigma(gamma) / (alpha(gamma) ** 2 * DATA_VARIANCE + sigma(gamma) ** 2) * z_t
+
+
+def information(gamma: Tensor) -> Tensor:
+    """Return the mutual information of x ~ N(0, DATA_VARIANCE I) and z at gamma, in nats per image."""
+    return NUM_DIMS / 2 * torch.log1p(DATA_VARIANCE * torch.exp(-gamma))
+
+
+def gaussian_batch(size: int) -> tuple[Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    x, eps = torch.randn(2, size, 3, 2, 2, dtype=torch.float64, generator=generator)
+    t = low_discrepancy_times(torch.rand((), dtype=torch.float64, generator=generator), size)
+    return math.sqrt(DATA_VARIANCE) * x, eps, t
+
+
+def schedules() -> list[LinearSchedule]:
+    torch.manual_seed(0)
+    bent = MonotoneSchedule(-7.0, 5.0, num_features=32)
+    torch.nn.init.normal_(bent.outer, std=50.0)
+    torch.nn.init.normal_(bent.inner, std=20.0)
+    # The bend is off the middle: a symmetric one would hide a wrong slope, as the loss is symmetric about log 0.3.
+    torch.nn.init.constant_(bent.bias, 8.0)
+    return [LinearSchedule(-7.0, 5.0, learned=False).double(), bent.double()]
+
+
+@pytest.mark.parametrize("schedule", schedules())
+def test_the_continuous_loss_of_gaussian_data_is_an_information_difference(schedule: LinearSchedule) -> None:
+    """1/2 int gamma' E|eps - eps_hat|^2 dt = I(x; z_0) - I(x; z_1), for any schedule between the ends."""
+    size = 40_000
+    x, eps, t = gaussian_batch(size)
+    losses = diffusion_loss(x, eps, *gamma_and_slope(schedule, t), exact_noise).detach()
+    expected = (information(schedule.gamma_0) - information(schedule.gamma_1)).item()
+    error = losses.std().item() / math.sqrt(size)
+    assert abs(losses.mean().item() - expected) < 4 * error
+    assert error < expected / 50  # small enough to show a wrong factor of 2
+
+
+@pytest.mark.parametrize("num_timesteps", [1, 10, 100])
+@pytest.mark.parametrize("schedule", schedules())
+def test_the_finite_loss_of_gaussian_data_is_its_sum_over_steps(schedule: LinearSchedule, num_timesteps: int) -> None:
+    size = 40_000
+    x, eps, t = gaussian_batch(size)
+    t = grid_times(t, num_timesteps)
+    gamma_s, gamma_t = schedule(t - 1 / num_timesteps).detach(), schedule(t).detach()
+    losses = finite_diffusion_loss(x, eps, gamma_s, gamma_t, num_timesteps, exact_noise)
+    ends = schedule(torch.arange(num_timesteps + 1, dtype=torch.float64) / num_timesteps).detach()
+    signal = DATA_VARIANCE * torch.exp(-ends[1:])
+    expected = (torch.expm1(ends.diff()) / 2 * NUM_DIMS * signal / (1 + signal)).sum().item()
+    error = losses.std().item() / math.sqrt(size)
+    assert abs(losses.mean().item() - expected) < 4 * error
+
+
+def test_more_steps_come_down_to_the_continuous_loss() -> None:
+    """The T-step loss exceeds the continuous one by a gap that falls as 1/T (section 4.1)."""
+    schedule = schedules()[0]
+    continuous = (information(schedule.gamma_0) - information(schedule.gamma_1)).item()
+
+    def finite(num_timesteps: int) -> float:
+        ends = schedule(torch.arange(num_timesteps + 1, dtype=torch.float64) / num_timesteps)
+        signal = DATA_VARIANCE * torch.exp(-ends[1:])
+        return (torch.expm1(ends.diff()) / 2 * NUM_DIMS * signal / (1 + signal)).sum().item()
+
+    gaps = [finite(steps) - continuous for steps in (500, 1000, 2000)]
+    assert gaps[0] / gaps[1] == pytest.approx(2, rel=0.05)
+    assert gaps[1] / gaps[2] == pytest.approx(2, rel=0.05)
+
+
+@pytest.mark.parametrize("gamma_1", [-2.0, 0.0, 5.0, 12.0])
+def test_the_prior_is_the_kl_divergence(gamma_1: float) -> None:
+    x = torch.rand(4, 3, 5, 5, dtype=torch.float64) * 2 - 1
+    gamma = torch.tensor(gamma_1, dtype=torch.float64)
+    posterior = Normal(alpha(gamma) * x, sigma(gamma).expand_as(x))
+    expected = kl_divergence(posterior, Normal(torch.zeros_like(x), torch.ones_like(x))).flatten(1).sum(1)
+    torch.testing.assert_close(prior_loss(x, gamma), expected, rtol=1e-9, atol=1e-12)
+
+
+def test_the_prior_keeps_its_digits_in_float32() -> None:
+    x = torch.rand(4, 3, 32, 32) * 2 - 1
+    exact = prior_loss(x.double(), torch.tensor(5.0, dtype=torch.float64))
+    torch.testing.assert_close(prior_loss(x, torch.tensor(5.0)).double(), exact, rtol=1e-5, atol=0)
+
+
+def test_reconstruction_adds_the_table_up_over_an_image() -> None:
+    pixels = torch.tensor([[[[0, 1], [8, 16]]], [[[3, 3], [3, 3]]]], dtype=torch.uint8)
+    from vdm.discretization import reconstruction_table
+
+    gamma_0 = torch.tensor(-4.0, dtype=torch.float64)
+    table = reconstruction_table(gamma_0, 17)
+    expected = torch.stack([table[0] + table[1] + table[8] + table[16], 4 * table[3]])
+    torch.testing.assert_close(reconstruction_loss(pixels, gamma_0, 17), expected)
+
+
+def test_bits_per_dim_of_a_uniform_guess_is_the_logarithm_of_the_levels() -> None:
+    nats = torch.tensor([3 * 32 * 32 * math.log(256)], dtype=torch.float64)
+    assert bits_per_dim(nats, 3 * 32 * 32).item() == pytest.approx(8)
+
+
+def test_terms_add_up() -> None:
+    terms = Terms(torch.tensor([1.0]), torch.tensor([2.0]), torch.tensor([4.0]))
+    assert terms.total.item() == 7
+
+
+@given(st.integers(1, 2000), st.floats(0, 1, exclude_max=True, width=32))
+def test_low_discrepancy_times_are_one_per_stratum(num_times: int, offset: float) -> None:
+    t = low_discrepancy_times(torch.tensor(offset), num_times)
+    assert t.shape == (num_times,)
+    assert t.min() >= 0
+    assert t.max() < 1
+    # Sorted, the num_times points are a step apart, up to float32's epsilon.
+    spacing = t.double().sort().values.diff()
+    assert num_times == 1 or torch.allclose(spacing, torch.full_like(spacing, 1 / num_times), atol=1e-6)
+
+
+def test_grid_times_are_uniform_over_one_to_t() -> None:
+    t = grid_times(torch.arange(1000, dtype=torch.float64) / 1000, 10)
+    values, counts = torch.unique(t, return_counts=True)
+    torch.testing.assert_close(values, torch.arange(1, 11, dtype=torch.float64) / 10)
+    assert (counts == 100).all()

@@ -1,0 +1,83 @@
+"""The benchmarks run.  Their figures are not asserted: a few seconds are too short to measure them."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+from benchmarks import sample, train_step
+from benchmarks.speed import PRESETS, parser, read_problem
+
+ROOT = Path(__file__).parents[2]
+MACHINE = {"device", "threads", "torch", "python", "commit"}
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["benchmarks.standard_error", "--steps", "20", "--repeats", "2"],
+        ["benchmarks.train_step", "--seconds", "0", "--blocks", "1"],
+        ["benchmarks.evaluate", "--seconds", "0", "--blocks", "1"],
+        ["benchmarks.validate", "--images", "1000"],
+        ["benchmarks.sample", "--seconds", "0", "--blocks", "1", "--num-timesteps", "3"],
+    ],
+    ids=lambda command: command[0],
+)
+def test_a_benchmark_prints_its_figures_and_the_machine(
+    command: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    module, *options = command
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(sys, "argv", [module, *options, "--json"])
+    import_module(module).main()
+    figures = json.loads(capsys.readouterr().out)
+    assert figures.keys() > MACHINE
+
+
+@pytest.mark.parametrize("preset", sorted(path.stem for path in PRESETS.glob("*.yaml")))
+def test_every_preset_is_a_problem_of_speed(preset: str) -> None:
+    problem = read_problem(parser(None).parse_args(["--preset", preset]))
+    assert problem.images.shape[1:] == problem.model["image_shape"]
+
+
+@pytest.mark.parametrize(
+    ("main", "arguments", "message"),
+    [
+        (sample.main, ["--batch-size", "0"], "argument --batch-size: must be at least 1, got 0"),
+        (sample.main, ["--num-timesteps", "-3"], "argument --num-timesteps: must be at least 1, got -3"),
+        (sample.main, ["--seconds", "-1"], "argument --seconds: must be a finite number from 0, got -1"),
+        (sample.main, ["--seconds", "nan"], "argument --seconds: must be a finite number from 0, got nan"),
+        (sample.main, ["--width", "9"], "error: width 9 must be even, at least 4 and a multiple of norm_groups 8"),
+        (sample.main, ["--device", "abacus"], "argument --device: invalid"),
+        (sample.main, ["--device", "cuda:99"], "error: device cuda:99: "),
+        (train_step.main, ["--accumulation", "7"], "error: batch_size 64 is not a multiple of 1 processes x accum"),
+    ],
+)
+def test_a_wrong_option_is_a_usage_error(
+    main: Callable[[], None],
+    arguments: list[str],
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["benchmark", *arguments])
+    with pytest.raises(SystemExit, match="2"):
+        main()
+    assert message in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_the_continuous_bound_does_not_depend_on_the_schedule_between_its_ends() -> None:
+    """The four schedules of the variance table differ only in variance (section 5.1)."""
+    command = [sys.executable, "-m", "benchmarks.estimator_variance", "--steps", "40", "--images", "16", "--json"]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    figures = json.loads(result.stdout)
+    assert figures.keys() > MACHINE
+    schedules = figures["schedules"].values()
+    means = [row["diffusion_bpd"] for row in schedules]
+    # 16 images at 256 times: the standard error is sqrt(variance / 4096), low-discrepancy times make it smaller.
+    errors = [(row["variance"] / (16 * 256)) ** 0.5 for row in schedules]
+    assert max(means) - min(means) < 4 * 2**0.5 * max(errors)

@@ -1,0 +1,374 @@
+"""Training in several real processes, started by torch's agent, killed and stopped."""
+
+import csv
+import fcntl
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+from plant import wait_until
+from project import Project, imports_torch, one_line, session
+
+from flows.core.errors import Exit
+
+PARAMS = {
+    "num_devices: 1": "num_devices: 2",
+    "precision: auto": "precision: float32",
+    "checkpoint_every_steps: 500": "checkpoint_every_steps: 5",
+    "log_every: 5": "log_every: 1",
+    "steps: 20\n": "steps: 30\n",
+}
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """Return a project with validated images, set up to train with two processes."""
+    project = Project(tmp_path_factory.mktemp("project"))
+    project.edit("params.yaml", **PARAMS)
+    for stage in ("download", "validate"):
+        assert project.vdmctl(stage).returncode == 0
+    return project
+
+
+SEPARATE_STORES = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
+
+
+def curves(project: Project) -> list[dict[str, float]]:
+    with (project.folder / "reports/training/curves.csv").open() as file:
+        return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(project: Project) -> bytes:
+    """Return the weights of a run that nothing interrupts."""
+    result = project.new_vdmctl("train")
+    assert result.returncode == 0, result.stderr
+    assert "on 2 x cpu in float32" in result.stderr
+    assert result.stderr.count("step 30:") == 1  # one process logs
+    assert list((project.folder / ".vdm" / "runs").iterdir()) == []
+    return weights(project)
+
+
+def weights(project: Project) -> bytes:
+    return (project.folder / "models/trained/weights.safetensors").read_bytes()
+
+
+def start(project: Project, *arguments: str, **environment: str) -> subprocess.Popen[str]:
+    command = [sys.executable, *(arguments or ("-m", "flows.cli", "train"))]
+    environment = project.environment | environment
+    return subprocess.Popen(
+        command, cwd=project.folder, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+
+
+def wait_for_state(project: Project, process: subprocess.Popen[str], step: int) -> None:
+    runs = project.folder / ".vdm" / "runs"
+    while not any(int(path.stem.removeprefix("step-")) >= step for path in runs.glob("*/step-*.state")):
+        assert process.poll() is None, process.stderr and process.stderr.read()
+        time.sleep(0.005)
+
+
+def workers(process: subprocess.Popen[str]) -> list[int]:
+    """Return the training processes in the order of their start, which is that of their ranks."""
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    return sorted(int(pid) for pid in children if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes())
+
+
+def test_two_processes_follow_the_losses_of_one(project: Project, undisturbed: bytes) -> None:
+    """The losses with the batch in one process, in two, and in four micro-batches agree up to rounding."""
+    two = curves(project)
+    for change in ({}, {"accumulation: 1": "accumulation: 4"}):
+        changes = {"num_devices: 2": "num_devices: 1", **change}
+        project.edit("params.yaml", **changes)
+        assert project.new_vdmctl("train").returncode == 0
+        project.edit("params.yaml", **{new: old for old, new in changes.items()})
+        assert len(curves(project)) == len(two)
+        for row, expected in zip(curves(project), two, strict=True):
+            # 30 steps amplify rounding; other times or noise would change the second digit.
+            assert row == pytest.approx(expected, rel=2e-4)
+    assert weights(project) != undisturbed  # different rounding proves a different computation
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_dead_process_restarts_the_group_from_the_last_state(
+    victim: int, project: Project, undisturbed: bytes
+) -> None:
+    process = start(project)
+    wait_for_state(project, process, 10)
+    os.kill(workers(process)[victim], signal.SIGKILL)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, errors
+    assert "continuing from step" in errors
+    assert weights(project) == undisturbed
+    assert [row["step"] for row in curves(project)] == list(range(1, 31))
+
+
+def test_restarts_are_bounded(project: Project, undisturbed: bytes) -> None:
+    project.edit("params.yaml", **{"max_restarts: 3": "max_restarts: 0"})
+    process = start(project)
+    wait_for_state(project, process, 10)
+    os.kill(workers(process)[1], signal.SIGKILL)
+    _, errors = process.communicate(timeout=120)
+    project.edit("params.yaml", **{"max_restarts: 0": "max_restarts: 3"})
+    assert process.returncode == Exit.BUG
+    (line,) = [line for line in errors.splitlines() if line.startswith("vdmctl:")]
+    assert line.startswith("vdmctl: process 1 of 2 was killed by SIGKILL (out of memory?), on start 1 of 1; run again")
+    assert "Traceback" not in errors
+    result = project.new_vdmctl("train")
+    assert "continuing from step" in result.stderr
+    assert weights(project) == undisturbed
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_group_asked_to_stop_saves_and_exits_75(number: signal.Signals, project: Project, undisturbed: bytes) -> None:
+    """SIGINT goes to every process, as from a terminal; SIGTERM to the first one only."""
+    process = start(project)
+    wait_for_state(project, process, 5)
+    (os.killpg if number == signal.SIGINT else os.kill)(process.pid, number)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == Exit.RESUMABLE, errors
+    assert "\nvdmctl: stopped; run again to continue" in errors
+    assert "torch/distributed" not in errors  # the agent adds no output
+    assert project.new_vdmctl("train").returncode == 0
+    assert weights(project) == undisturbed
+
+
+def test_a_group_under_nohup_outlives_the_terminal(project: Project, undisturbed: bytes) -> None:
+    process = start(
+        project,
+        "-c",
+        "import os, sys; os.execvp('nohup', ['nohup', sys.executable, '-m', *sys.argv[1:]])",
+        "flows.cli",
+        "train",
+    )
+    wait_for_state(project, process, 5)
+    os.killpg(process.pid, signal.SIGHUP)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 0, errors
+    assert "continuing" not in errors
+    assert weights(project) == undisturbed
+
+
+@pytest.mark.parametrize("send", [os.kill, os.killpg])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_group_stopped_while_it_starts_says_so_in_one_line(
+    send: Callable[[int, int], None], number: signal.Signals, project: Project
+) -> None:
+    process = start(project)
+    while not any(map(imports_torch, workers(process))):
+        time.sleep(0.005)
+    send(process.pid, number)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == Exit.RESUMABLE
+    assert errors == "vdmctl: stopped; run again to continue from the last saved state\n"
+
+
+def test_processes_do_not_outlive_the_one_that_started_them(project: Project, undisturbed: bytes) -> None:
+    """The steps since the last planned state are saved, too."""
+    every = {"checkpoint_every_steps: 5\n": "checkpoint_every_steps: 1000\n", "steps: 30\n": "steps: 3000\n"}
+    project.edit("params.yaml", **every)
+    process = start(project)
+    assert process.stderr is not None
+    wait_until(lambda: "step 3:" in process.stderr.readline(), 60)
+    process.kill()
+    process.wait()
+    wait_until(lambda: not session(process.pid), 10)
+    process.stderr.close()
+    states = list((project.folder / ".vdm" / "runs").glob("*/step-*.state"))
+    project.edit("params.yaml", **{new: old for old, new in every.items()})
+    assert len(states) == 1
+    shutil.rmtree(states[0].parent)
+
+
+def agent_imports(process: subprocess.Popen[str]) -> bool:
+    return imports_torch(process.pid)
+
+
+def first_worker_starts(process: subprocess.Popen[str]) -> bool:
+    return bool(workers(process))
+
+
+def workers_import(process: subprocess.Popen[str]) -> bool:
+    return any(map(imports_torch, workers(process)))
+
+
+@pytest.mark.parametrize("phase", [agent_imports, first_worker_starts, workers_import])
+def test_processes_that_still_start_do_not_outlive_it_either(
+    phase: Callable[[subprocess.Popen[str]], bool], project: Project
+) -> None:
+    process = start(project)
+    while not phase(process):
+        time.sleep(0.005)
+    process.kill()
+    process.communicate()  # all that hold its stderr
+    wait_until(lambda: not session(process.pid), 10)
+    with (project.folder / ".vdm" / "cpu.lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def listening(leader: int) -> set[str]:
+    """Return the addresses at which the processes of a session listen."""
+    found = set()
+    for process in session(leader):
+        try:
+            sockets = process.net_connections("inet")
+        except psutil.Error:
+            continue
+        found |= {each.laddr.ip for each in sockets if each.laddr and not each.raddr}
+    return found
+
+
+def test_nothing_listens_beyond_loopback(project: Project, undisturbed: bytes) -> None:
+    """This holds from start to end, through a restart, for any environment of the user."""
+    addresses = psutil.net_if_addrs().items()
+    others = [
+        name for name, found in addresses if name != "lo" and any(each.family.name == "AF_INET" for each in found)
+    ]
+    interfaces = dict.fromkeys(("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"), others[0] if others else "lo")
+    process = start(project, **interfaces)
+    found: set[str] = set()
+
+    def watch() -> None:
+        while process.poll() is None:
+            found.update(listening(process.pid))
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    wait_for_state(project, process, 5)
+    os.kill(workers(process)[1], signal.SIGKILL)
+    watcher.join()
+    _, errors = process.communicate()
+    assert process.returncode == 0, errors
+    assert "continuing from step" in errors
+    assert found == {"127.0.0.1"}
+
+
+def test_an_error_of_the_first_process_is_one_line(project: Project, undisturbed: bytes) -> None:
+    """A folder that cannot be made is found before training, reported once, and not retried."""
+    runs = project.folder / ".vdm" / "runs"
+    runs.rmdir()
+    runs.write_text("in the way")
+    result = project.new_vdmctl("train")
+    runs.unlink()
+    assert result.returncode == Exit.MISSING
+    (line,) = [line for line in result.stderr.splitlines() if line.startswith("vdmctl:")]
+    assert line.endswith(("File exists", "Not a directory"))
+    assert "Traceback" not in result.stderr
+
+
+def test_an_error_that_only_one_meets_on_the_way_ends_all(project: Project, undisturbed: bytes) -> None:
+    """The log cannot be written; the other processes must not go on waiting for the first."""
+    curves = project.folder / "reports/training/curves.csv"
+    curves.unlink()
+    (curves / "in the way").mkdir(parents=True)
+    result = project.new_vdmctl("train")
+    shutil.rmtree(curves)
+    assert result.returncode == Exit.BUG
+    assert result.stderr.splitlines()[-1].startswith(
+        "vdmctl: reports/training/curves.csv could not be written: Is a directory; correct that and run again"
+    )
+
+
+ALONE = """
+import torch
+from flows.training.collectives import any_process, is_first, process_group
+from flows.training.distributed import launch
+
+def job():
+    with process_group(torch.device("cpu")):
+        if is_first():
+            raise OSError(28, "No space left on device", "somewhere")
+        any_process(False)
+
+if __name__ == "__main__":
+    launch(job, num_processes=2, max_restarts=0)
+"""
+
+
+def test_an_error_outside_every_agreement_leaves_nobody_waiting(project: Project, tmp_path: Path) -> None:
+    (tmp_path / "alone.py").write_text(ALONE)
+    result = project.run(
+        "env", f"PYTHONPATH={project.folder}", "timeout", "60", sys.executable, str(tmp_path / "alone.py")
+    )
+    assert "process 0 of 2 failed: OSError: [Errno 28] No space left on device: 'somewhere'" in result.stderr
+
+
+def test_a_second_group_is_refused_by_the_device_lock(project: Project, undisturbed: bytes) -> None:
+    process = start(project)
+    wait_for_state(project, process, 5)
+    os.killpg(process.pid, signal.SIGSTOP)
+    second = project.new_vdmctl("train")
+    os.killpg(process.pid, signal.SIGCONT)
+    process.communicate(timeout=60)
+    assert (process.returncode, second.returncode) == (0, Exit.BUSY)
+    assert "vdmctl: cpu is busy: process " in one_line(second)
+    assert weights(project) == undisturbed
+
+
+def test_torchrun_starts_the_same_run(project: Project, undisturbed: bytes) -> None:
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "flows.cli", "train"]
+    process = start(project, *torchrun)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, errors
+    assert weights(project) == undisturbed
+
+
+@pytest.fixture
+def hosts() -> Iterator[dict[str, str]]:
+    """Return the names and addresses of two connected network namespaces."""
+    addresses = {f"vdm{os.getpid()}a": "10.77.0.1", f"vdm{os.getpid()}b": "10.77.0.2"}
+    first, second = addresses
+    commands = [f"netns add {host}" for host in addresses]
+    commands += [f"link add eth0 netns {first} type veth peer name eth0 netns {second}"]
+    for host, address in addresses.items():
+        commands += [f"-n {host} address add {address}/24 dev eth0"]
+        commands += [f"-n {host} link set {device} up" for device in ("lo", "eth0")]
+    try:
+        for command in commands:
+            made = subprocess.run(["ip", *command.split()], capture_output=True, text=True, check=False)
+            if made.returncode != 0:
+                pytest.skip(f"network namespaces cannot be made here: {made.stderr.strip()}")
+        yield addresses
+    finally:
+        for host in addresses:
+            subprocess.run(["ip", "netns", "delete", host], capture_output=True, check=False)
+
+
+@pytest.mark.skipif(shutil.which("ip") is None, reason="needs ip of iproute2")
+def test_two_machines_train_one_model(
+    hosts: dict[str, str], project: Project, undisturbed: bytes, tmp_path: Path
+) -> None:
+    """Each has its own files, as in the README; one of them logs, and writes the result."""
+    outputs = []
+    folders = [tmp_path / host for host in hosts]
+    started = []
+    for folder, (host, address) in zip(folders, hosts.items(), strict=True):
+        shutil.copytree(project.folder, folder)
+        params = (folder / "params.yaml").read_text().replace("num_devices: 2", "num_devices: 1")
+        (folder / "params.yaml").write_text(params)
+        torchrun = f"-m torch.distributed.run --nnodes=2 --nproc-per-node=1 --rdzv-backend=c10d --local-addr={address}"
+        torchrun += f" --rdzv-endpoint=10.77.0.1:29400 --rdzv-conf=is_host={int(not started)} -m flows.cli train"
+        environment = (
+            project.environment | {"VDM_LOCK_DIR": str(folder), "GLOO_SOCKET_IFNAME": "eth0"} | SEPARATE_STORES
+        )
+        command = ["ip", "netns", "exec", host, sys.executable, *torchrun.split()]
+        shutil.rmtree(folder / "models", ignore_errors=True)
+        started.append(subprocess.Popen(command, cwd=folder, env=environment, stderr=subprocess.PIPE, text=True))
+    for process in started:
+        outputs.append(process.communicate(timeout=120)[1])
+        assert process.returncode == 0, outputs[-1]
+    for folder, output in zip(folders, outputs, strict=True):
+        written = folder / "models/trained/weights.safetensors"
+        if "step 30:" in output:
+            assert written.read_bytes() == undisturbed
+        else:
+            assert not written.exists()
+    assert "".join(outputs).count("step 30:") == 1

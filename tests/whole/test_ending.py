@@ -1,0 +1,249 @@
+"""How real commands end: signals at many moments, closed pipes, full devices, bad arguments."""
+
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import typer
+from project import ROOT, imports_torch
+from small import Small
+from typer.core import TyperCommand
+
+from flows import cli
+from flows.commands.vdmctl import app
+from flows.core.errors import Exit
+
+STOPPED = "vdmctl: stopped; run again\n"
+COMMANDS = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+# The arguments that a command needs to start working.
+ARGUMENTS = {
+    "compare": ["models/vdm", "models/vdm"],
+    "lineage": ["champion"],
+    "verify": ["champion"],
+    "preset": ["digits"],
+    "import-checkpoint": ["nowhere", "--format", "addtt", "--out", "out"],
+}
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Small:
+    return Small(tmp_path_factory.mktemp("small"))
+
+
+def catches_sigterm(pid: int) -> bool:
+    """Whether the process has a handler for SIGTERM, which it has not while Python itself starts."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    (mask,) = [line.split()[1] for line in status.splitlines() if line.startswith("SigCgt")]
+    return bool(int(mask, 16) >> (signal.SIGTERM - 1) & 1)
+
+
+def stopped(process: subprocess.Popen[str], number: signal.Signals, marker: Callable[[], bool]) -> tuple[int, str]:
+    """Send the signal as soon as the marker appears; return the exit code and stderr."""
+    while not marker():
+        assert process.poll() is None, process.stderr and process.stderr.read()
+        time.sleep(0.001)
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=60)
+    return process.returncode, errors
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_every_command_is_stopped_from_its_first_moment(number: signal.Signals, small: Small) -> None:
+    for place, name in enumerate(COMMANDS):
+        process = small.start(name, *ARGUMENTS.get(name, []))
+        begun = time.monotonic() + 0.01 * place  # one moment each, over the time of the imports
+
+        def marker(process: subprocess.Popen[str] = process, begun: float = begun) -> bool:
+            return catches_sigterm(process.pid) and time.monotonic() > begun
+
+        assert stopped(process, number, marker) == (75, STOPPED), name
+
+
+@pytest.mark.parametrize(
+    ("command", "moment"),
+    [
+        ("sample", "torch"),
+        ("evaluate", "images"),
+        ("validate", "reports/validation/.data_docs.partial"),
+        ("register", "models/.vdm.partial"),
+    ],
+)
+def test_a_command_that_is_stopped_leaves_the_old_outputs_and_nothing_else(
+    command: str, moment: str, small: Small
+) -> None:
+    small.edit(times_per_image=100_000)
+    before = small.outputs()
+    process = small.start(command)
+    markers = {
+        "torch": lambda: imports_torch(process.pid),
+        "images": lambda: "images/test.npy" in Path(f"/proc/{process.pid}/maps").read_text(),
+    }
+    number = signal.SIGINT if moment == "torch" else signal.SIGTERM
+    assert stopped(process, number, markers.get(moment, lambda: (small.folder / moment).exists())) == (75, STOPPED)
+    assert small.outputs() == before
+    small.edit(times_per_image=2)
+
+
+# The signal comes when the N-th file or folder is moved to its place.
+AT_RENAME = """
+import os, signal, sys
+from pathlib import Path
+from flows import cli
+left = int(sys.argv.pop(1))
+def interrupted(original):
+    def call(self, target):
+        global left
+        left -= 1
+        if left == 0:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original(self, target)
+    return call
+Path.replace, Path.rename = interrupted(Path.replace), interrupted(Path.rename)
+cli.main()
+"""
+
+
+@pytest.mark.parametrize(("command", "rename"), [("evaluate", 1), ("preset", 1)])
+def test_a_signal_while_the_outputs_take_their_places_comes_too_late(command: str, rename: int, small: Small) -> None:
+    before = small.outputs()
+    small.edit(seed=rename)
+    arguments = ["digits", "--force"] if command == "preset" else []
+    result = small.run([sys.executable, "-c", AT_RENAME, str(rename), command, *arguments])
+    assert (result.returncode, "stopped" in result.stderr) == (0, False)
+    after = small.outputs()
+    changed = {name for name in before.keys() | after.keys() if before.get(name) != after.get(name)}
+    assert (
+        changed
+        >= {
+            "evaluate": {"reports/evaluation/metrics.json", "reports/evaluation/per_image.csv"},
+            "preset": {"params.yaml"},
+        }[command]
+    )
+    small.reset()
+
+
+def test_an_interrupt_that_a_library_raises_is_a_stop_too(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def raises(error: BaseException) -> None:
+        def call(arguments: list[str]) -> None:
+            raise error
+
+        monkeypatch.setattr(cli, "call", call)
+
+    raises(KeyboardInterrupt())
+    assert cli.run([]) == Exit.RESUMABLE
+    assert capsys.readouterr().err == STOPPED
+    raises(EOFError("a bug"))
+    with pytest.raises(EOFError):
+        cli.run([])
+
+
+@pytest.mark.parametrize(
+    ("shell", "code", "errors"),
+    [
+        ("{report} | true; exit ${{PIPESTATUS[0]}}", 0, ""),
+        ("{vdmctl} --help | true; exit ${{PIPESTATUS[0]}}", 0, ""),
+        ("{report} >&-", 0, ""),
+        ("{report} <&- >&- 2>&-", 0, ""),
+        ("{report} >/dev/full", 5, "vdmctl: standard output: No space left on device\n"),
+        ("{vdmctl} --help >/dev/full", 5, "vdmctl: standard output: No space left on device\n"),
+        ("{vdmctl} preset nonsense >/dev/full", 2, "vdmctl: no preset 'nonsense': "),
+        ("{vdmctl} preset nonsense 2>&-", 2, ""),
+        ("{vdmctl} preset nonsense 2>/dev/full", 2, ""),
+        ("{vdmctl} preset nonsense 2> >(true)", 2, ""),
+        ("{vdmctl} preset digits --force >&- 2>&-", 0, ""),
+    ],
+)
+def test_streams_that_are_closed_or_full(shell: str, code: int, errors: str, small: Small) -> None:
+    vdmctl = f"{sys.executable} -m flows.cli"
+    result = small.run(["bash", "-c", shell.format(vdmctl=vdmctl, report=f"{vdmctl} report")])
+    assert (result.returncode, result.stderr[: len(errors) or None]) == (code, errors)
+    assert len(result.stderr.splitlines()) <= 1
+    small.reset()
+
+
+def test_what_a_closed_stream_was_is_no_other_file(small: Small) -> None:
+    """If file descriptors 1 and 2 stayed closed, the next opened files would get them, and what libraries print."""
+    opened = "import os; os.write(2, b'x'); f = open('new', 'w')"
+    program = f"from flows.process.streams import open_streams; open_streams(); {opened}"
+    result = small.run(["bash", "-c", f'{sys.executable} -c "{program}; print(f.fileno() > 2, file=f)" <&- >&- 2>&-'])
+    assert result.returncode == 0
+    assert (small.folder / "new").read_text() == "True\n"
+    (small.folder / "new").unlink()
+
+
+def empty_arguments() -> Iterator[tuple[str, list[str], str]]:
+    """Yield each argument and option with a value: the command, its arguments with that one empty, and its name."""
+    for command, parameters in ((name, command.params) for name, command in COMMANDS.items()):
+        for empty in (parameter for parameter in parameters if not getattr(parameter, "is_flag", False)):
+            shown = empty.name if empty.param_type_name == "argument" else empty.opts[0]
+            for blank in ("", " \t"):
+                arguments = []
+                for parameter in parameters:
+                    if parameter.required or parameter is empty:
+                        arguments += [parameter.opts[0]] if parameter.param_type_name == "option" else []
+                        arguments += ["x"] * (parameter.nargs - 1) + [blank if parameter is empty else "x"]
+                yield command, arguments, shown
+
+
+@pytest.mark.parametrize(("command", "arguments", "name"), list(empty_arguments()))
+def test_no_command_takes_an_empty_argument(
+    command: str,
+    arguments: list[str],
+    name: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # If the check failed, `serve` would start a server in the home of whoever runs the tests.
+    monkeypatch.setattr(TyperCommand, "invoke", lambda self, context: pytest.fail("the command runs"))
+    assert cli.run([command, *arguments]) == Exit.USAGE
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert f"'{name}': empty, perhaps from a variable that is not set; see `vdmctl {command} --help`" in captured.err
+    assert len(captured.err.splitlines()) == 1
+
+
+def test_the_walk_over_the_commands_finds_their_arguments() -> None:
+    found = {(command, name) for command, _, name in empty_arguments()}
+    assert {("evaluate", "model"), ("promote", "model"), ("compare", "second"), ("validate", "--reference")} <= found
+    assert {("preset", "name"), ("import-checkpoint", "--image-size"), ("serve", "--host")} <= found
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "Missing command; see `vdmctl --help`"),
+        (["evaluat"], "No such command 'evaluat'. Did you mean 'evaluate'"),
+        (["evaluate", "--nope"], "No such option: --nope; see `vdmctl evaluate --help`"),
+        (["report", "extra"], "Got unexpected extra argument(s) (extra); see `vdmctl report --help`"),
+        (["lineage"], "Missing argument 'model'; see `vdmctl lineage --help`"),
+        (["evaluate", "--seed", "ten"], "Invalid value for '--seed': "),
+    ],
+)
+def test_usage_errors_are_one_line(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(arguments) == Exit.USAGE
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith(f"vdmctl: {message}")
+    assert len(captured.err.splitlines()) == 1
+
+
+def test_the_exit_codes_are_documented() -> None:
+    helped = subprocess.run(
+        [sys.executable, "-m", "flows.cli", "--help"], capture_output=True, text=True, check=True, cwd=ROOT
+    ).stdout
+    for text in (helped, (ROOT / "README.md").read_text()):
+        codes = " ".join(text.partition("Exit codes:")[2].split())[:900]
+        assert [code for code in Exit if f" {code.value} " not in f" {codes}"] == []
+        assert "75 stopped (Ctrl-C, SIGTERM)" in codes
+
+
+def test_a_reason_that_cannot_be_written_changes_no_exit_code(small: Small) -> None:
+    environment = {"VDM_REASON": "/dev/full/reason"}
+    result = small.run([sys.executable, "-m", "flows.cli", "preset", "nonsense"], **environment)
+    assert (result.returncode, len(result.stderr.splitlines())) == (2, 1)

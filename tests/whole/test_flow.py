@@ -1,0 +1,365 @@
+"""The retraining loop under a real Prefect server and worker, with a git remote and a DVC remote."""
+
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.parse
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+from plant import LONG, Plant, trainers, wait_until
+from project import Project
+
+from flows.core.errors import Exit
+from flows.orchestration.streaming import failure
+from flows.process.groups import processes_in
+
+STAGES = ["download", "validate", "train", "register", "evaluate", "sample"]
+
+
+def tasks(plant: Plant, run: str) -> dict[str, str]:
+    chosen = {"flow_runs": {"id": {"any_": [run]}}}
+    listed = plant.api("task_runs/filter", sort="EXPECTED_START_TIME_ASC", **chosen)
+    return {task["name"]: task["state_type"] for task in listed}
+
+
+def wait_for_state(plant: Plant, step: int) -> None:
+    """Wait until the trainer has saved a state at or after the step."""
+    states = plant.project.folder / ".vdm" / "runs"
+
+    def saved() -> bool:
+        return any(int(path.stem.removeprefix("step-")) >= step for path in states.glob("*/step-*.state"))
+
+    wait_until(saved, 60, plant.log)
+
+
+def test_a_run_leaves_a_commit_on_its_branch_and_the_checkout_alone(plant: Plant) -> None:
+    project = plant.project
+    (project.folder / "README.md").write_text("work in progress")
+    project.git("add", "README.md")
+    (project.folder / "README.md").write_text("and more of it")
+    before = project.git("status", "--porcelain"), project.git("rev-parse", "HEAD"), project.git("write-tree")
+
+    run = plant.retrain("train-vdm")
+    state, message = plant.finish(run)
+    assert state == "COMPLETED", message
+    assert "vdm@v1.0.0" in message
+    assert "promoted as vdm#champion#1" in message
+    assert [name for name in tasks(plant, run) if name in STAGES] == STAGES
+    assert set(tasks(plant, run).values()) == {"COMPLETED"}
+    log = plant.logged(run)
+    assert "has uncommitted changes, which are not part of this run" in log
+    assert "step 20:" in log
+    assert "promote: vdm@v1.0.0 is the first champion" in log
+    assert "challenger_sha256" not in log  # the log does not contain the evidence, which is linked
+    assert before == (project.git("status", "--porcelain"), project.git("rev-parse", "HEAD"), project.git("write-tree"))
+    assert not (project.folder / "models" / "vdm").exists()
+
+    (branch,) = plant.branches()
+    changed = project.git("diff", "--name-only", f"main...{branch}").split()
+    assert project.vdmctl("verify", "champion").returncode == 0  # its files are in the project's cache
+    assert {"dvc.lock", "reports/evaluation/metrics.json", "reports/card.md"} <= set(changed)
+    assert "README.md" not in changed
+    assert project.git("rev-list", "--count", f"main..{branch}").strip() == "1"
+    assert plant.worktrees() == []
+    kinds = {each["type"] for each in plant.api("artifacts/filter", sort="CREATED_DESC", limit=50)}
+    assert {"progress", "image", "markdown", "table"} <= kinds
+
+    for link in plant.api("artifacts/filter", artifacts={"key": {"any_": ["model-card", "data-docs", "evidence"]}}):
+        (address,) = re.findall(r"\((file:[^)]+)\)", link["data"])
+        path = urllib.parse.unquote(address.removeprefix("file://"))
+        assert Path(path).is_file()  # although the worktree is gone
+
+    begin = time.monotonic()
+    state, message = plant.finish(plant.retrain("train-vdm/train-vdm"))
+    assert (state, message[:13]) == ("COMPLETED", "nothing to do")
+    assert time.monotonic() - begin < 60
+    assert plant.branches() == [branch]
+    project.git("checkout", "--quiet", "--force", "main", "--", "README.md")
+
+
+@pytest.mark.parametrize(
+    ("parameters", "message"),
+    [
+        (
+            {"preset": "digit"},
+            "no preset 'digit' in the commit that is checked out; presets: cifar10, cifar10_aug",
+        ),
+        ({"overrides": {"train.stepz": 5}}, "override train.stepz is not a known parameter"),
+        ({"overrides": {"train.steps": 0}}, "train.steps: input should be greater than or equal to 1, got 0"),
+    ],
+)
+def test_wrong_parameters_fail_before_anything_starts(
+    plant: Plant, parameters: dict[str, object], message: str
+) -> None:
+    run = plant.retrain(**parameters)
+    state, reason = plant.finish(run)
+    assert state == "FAILED"
+    assert message in reason
+    assert "\n" not in reason
+    assert plant.worktrees() == []
+    assert "Traceback" not in plant.logged(run)
+
+
+def test_an_unknown_parameter_of_the_flow_starts_no_run(plant: Plant) -> None:
+    deployment = plant.api("deployments/name/train-vdm/train-vdm")["id"]
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        plant.api(f"deployments/{deployment}/create_flow_run", parameters={"stepz": 5})
+    assert b"'stepz' was unexpected" in refused.value.read()
+    refused.value.close()
+    result = plant.run("deployment", "run", "train-vdm", "--param", "stepz=5")
+    assert result.returncode == 1
+    assert "not found on the deployment: 'stepz'" in result.stdout
+
+
+def test_the_code_that_runs_is_that_of_the_commit(plant: Plant) -> None:
+    """Neither the uncommitted code of the checkout nor the installed package."""
+    project, line = plant.project, '    log.info("%s: %s, transforms'
+    project.edit("flows/stages/download.py", **{line: f'    raise SystemExit("COMMITTED")\n{line}'})
+    project.git("commit", "--quiet", "--all", "--message=Other code")
+    project.edit("flows/stages/download.py", COMMITTED="UNCOMMITTED")
+    project.git("checkout", "--quiet", "--detach")
+    run = plant.retrain(overrides={"data.split_seed": 3})
+    assert plant.finish(run)[0] == "FAILED"
+    log = plant.logged(run)
+    assert "has no branch checked out; the run starts from its commit" in log
+    assert "COMMITTED" in log
+    assert "UNCOMMITTED" not in log
+    project.git("checkout", "--quiet", "--force", "main")
+    project.git("reset", "--quiet", "--hard", "HEAD~1")
+
+
+def test_a_cancelled_run_is_continued_by_the_next(plant: Plant) -> None:
+    """The run is cancelled from another shell, which finds the server by the folder."""
+    run = plant.retrain(overrides=LONG)
+    wait_for_state(plant, 100)
+    assert len(trainers(plant.project.folder)) == 1
+    second = plant.retrain(overrides=LONG)
+    assert plant.finish(second)[0] == "CANCELLED"  # only one run at a time: the second is cancelled
+    assert plant.read(run)["name"] in plant.run("flow-run", "ls").stdout
+    assert plant.run("flow-run", "cancel", run).returncode == 0
+    wait_until(lambda: trainers(plant.project.folder) == [], 10)
+    assert plant.finish(run)[0] == "CANCELLED"
+
+    third = plant.retrain(overrides=LONG)
+    state, message = plant.finish(third)
+    assert state == "COMPLETED"
+    assert "promoted as vdm#champion#2: " in message  # it trained longer than the first
+    assert "continuing from step" in plant.logged(third)
+    assert plant.worktrees() == []
+
+
+def test_prefects_commands_find_the_server_of_the_folder_and_its_settings_are_its_own(plant: Plant) -> None:
+    for command in ("work-pool ls", "--no-prompt deployment ls", "automation ls"):
+        assert "vdm" in plant.run(*command.split()).stdout, command
+    assert plant.url not in plant.run("config", "view", "--hide-sources").stdout
+
+
+def test_a_killed_engine_takes_its_trainer_along_and_the_next_run_continues(plant: Plant) -> None:
+    overrides = LONG | {"train.seed": 1, "train.steps": 400}
+    command = [sys.executable, "-c", f"from flows.train_vdm import train_vdm; train_vdm(overrides={overrides})"]
+    environment = plant.environment | {"PREFECT_API_URL": plant.url}  # otherwise Prefect would start a temporary server
+    engine = subprocess.Popen(
+        command, cwd=plant.project.folder, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    wait_for_state(plant, 100)
+    engine.kill()
+    engine.wait()
+    wait_until(lambda: trainers(plant.project.folder) == [], 10)
+    wait_until(lambda: not orphans(plant), 10)
+
+    plant.continues(overrides)
+
+
+def test_a_killed_trainer_is_reported_with_its_signal(plant: Plant) -> None:
+    overrides = LONG | {"train.seed": 1, "train.steps": 401}
+    run = plant.retrain(overrides=overrides)
+    wait_for_state(plant, 50)
+    (trainer,) = trainers(plant.project.folder)
+    os.kill(trainer, signal.SIGKILL)
+    state, message = plant.finish(run)
+    assert state == "FAILED"
+    assert message.startswith("stage train failed: SIGKILL ended it (the kernel does that when memory runs out)")
+
+
+@pytest.mark.parametrize("status", [-9, 137])
+def test_a_signal_is_named_under_every_shell(tmp_path: Path, status: int) -> None:
+    last = ["", f"ERROR: failed to reproduce 'train': failed to run: python -m flows.cli train, exited with {status}"]
+    assert str(failure(tmp_path / "none", last, 255)).startswith("SIGKILL ended it")
+
+
+def test_a_champion_whose_bytes_are_damaged_is_named_before_training(plant: Plant) -> None:
+    champion = plant.project.git("tag", "--list", "vdm#champion*", "--sort=-creatordate").split()[0]
+    lock = plant.project.git("show", f"{champion}:dvc.lock")
+    digest = re.search(r"path: models/vdm\n.*\n\s+md5: (\w+)", lock)
+    assert digest
+    listing = plant.project.folder / ".dvc" / "cache" / "files" / "md5" / digest[1][:2] / f"{digest[1][2:]}.dir"
+    content = listing.read_bytes()
+    listing.chmod(0o644)
+    listing.write_bytes(content[:-2])
+    try:
+        run = plant.retrain(overrides={"train.seed": 77})
+        state, message = plant.finish(run)
+    finally:
+        listing.write_bytes(content)
+    assert state == "FAILED"
+    assert message.startswith("no comparison with the champion is possible: ")
+    assert "is damaged in the cache" in message
+    assert "train" not in tasks(plant, run)
+
+
+def orphans(plant: Plant) -> list[int]:
+    """Return the processes that still work in a run's worktree."""
+    return processes_in(plant.project.folder / ".vdm" / "worktrees")
+
+
+def test_images_that_drifted_from_the_champions_stop_the_run(plant: Plant) -> None:
+    """The images are another split of the digits, and the tolerance is zero."""
+    overrides = {"data.split_seed": 5, "contract.max_drift": 0.0, "contract.on_drift": "fail"}
+    run = plant.retrain(overrides=overrides)
+    state, message = plant.finish(run)
+    assert state == "FAILED"
+    assert "distance of the pixels from the reference's" in message
+    assert "train" not in tasks(plant, run)
+
+
+def test_an_interrupted_publication_is_completed_by_the_next_run(plant: Plant) -> None:
+    hook = plant.remote / "hooks" / "update"
+    hook.write_text('#!/bin/sh\ncase "$1" in refs/tags/*) echo no tags today >&2; exit 1;; esac\n')
+    hook.chmod(0o755)
+    run = plant.retrain(overrides={"train.seed": 2}, publish=True)
+    state, message = plant.finish(run, 300)
+    assert "does not surely improve by more than" in plant.logged(run)  # 20 steps against 500
+    assert state == "FAILED"
+    assert "the next run publishes again" in message
+    assert plant.project.git("ls-remote", "--tags", "origin") == ""  # files and commits first
+    hook.unlink()
+    # As if the run had been killed after making the version and before the comparison.
+    newest = plant.project.git("tag", "--list", "vdm@*", "--sort=-version:refname").split()[0]
+    plant.project.git("notes", "--ref=vdm-refusals", "remove", f"{newest}^{{commit}}")
+    state, message = plant.finish(plant.retrain(overrides={"train.seed": 2}, publish=True))
+    assert state == "COMPLETED"
+    assert message.startswith(f"{newest}, commit ")
+    branches = plant.project.git("branch", "--format=%(refname:short)", "--points-at", f"{newest}^{{commit}}").split()
+    assert f" on branch {branches[0]}, not promoted: " in message  # the branch of the run that was interrupted
+    state, message = plant.finish(plant.retrain(overrides={"train.seed": 2}, publish=True))
+    assert (state, message[:13]) == ("COMPLETED", "nothing to do")
+    there = plant.project.git("ls-remote", "--tags", "--refs", "origin").split()[1::2]
+    assert sorted(there) == sorted(f"refs/tags/{tag}" for tag in plant.project.git("tag").split())
+    clone = plant.remote.parent / "clone"
+    plant.project.git("clone", "--quiet", "--branch=vdm@v1.0.0", str(plant.remote), str(clone))
+    verify = [sys.executable, "-m", "flows.cli", "verify", "v1.0.0"]
+    assert subprocess.run(verify, cwd=clone, env=plant.environment).returncode == 0  # all files come from the remote
+
+
+def test_runs_of_a_schedule_keep_the_state_in_which_they_ended(plant: Plant) -> None:
+    """The automation fires for them, since the server delays the event of their end, but must not change them."""
+    name = "train-vdm/weekly"
+    (automation,) = plant.api("automations/filter", limit=5)
+    given = {key: automation[key] for key in ("name", "description", "enabled", "trigger", "actions")}
+    sooner = given | {"trigger": automation["trigger"] | {"within": 10}}
+    plant.api(f"automations/{automation['id']}", "PUT", **sooner)
+    assert plant.run("deployment", "schedule", "create", name, "--interval", "20").returncode == 0
+    deployment = plant.api("deployments/name/" + name)
+    assert [each["active"] for each in deployment["schedules"]].count(True) == 1  # the weekly one is off
+
+    states = {"type": {"not_any_": ["SCHEDULED", "PENDING", "RUNNING", "CANCELLED"]}}
+    chosen = {"flow_runs": {"deployment_id": {"any_": [deployment["id"]]}, "state": states}}
+    wait_until(lambda: bool(plant.api("flow_runs/filter", **chosen)), 120, plant.log)
+    # Only later events: runs of earlier tests have ended, too.
+    since = {
+        "event": {"name": ["prefect.automation.action.failed"]},
+        "occurred": {"since": datetime.now(UTC).isoformat()},
+    }
+    wait_until(lambda: bool(plant.api("events/filter", filter=since)["events"]), 120, plant.log)
+    assert plant.run("deployment", "schedule", "clear", name, "--accept-yes").returncode == 0
+    plant.api(f"automations/{automation['id']}", "PUT", **given)
+    assert {run["state"]["type"] for run in plant.api("flow_runs/filter", **chosen)} == {"COMPLETED"}
+
+
+def test_an_unknown_or_ambiguous_bare_name_is_one_line(plant: Plant) -> None:
+    result = plant.run("deployment", "run", "train-vdn")
+    assert result.returncode == 1
+    assert result.stderr.strip() == "no single deployment is called 'train-vdn'; `prefect deployment ls` lists them"
+    other = "from prefect import flow\n\n\n@flow\ndef other():\n    pass\n"
+    (plant.project.folder / "other.py").write_text(other)
+    deployed = plant.run("--no-prompt", "deploy", "other.py:other", "--name", "train-vdm", "--pool", "vdm")
+    assert deployed.returncode == 0, deployed.stdout + deployed.stderr
+    result = plant.run("deployment", "run", "train-vdm")
+    assert result.returncode == 1
+    assert "2 deployments have it: other/train-vdm, train-vdm/train-vdm" in result.stderr
+    assert plant.run("deployment", "delete", "other/train-vdm").returncode == 0
+    (plant.project.folder / "other.py").unlink()
+
+
+def test_a_run_without_a_git_identity_says_so(plant: Plant) -> None:
+    nobody = {key: value for key, value in plant.environment.items() if not key.startswith("GIT_")}
+    nobody |= {"GIT_CONFIG_GLOBAL": "/dev/null", "GIT_CONFIG_SYSTEM": "/dev/null", "EMAIL": ""}
+    result = subprocess.run(
+        [sys.executable, "-m", "flows.train_vdm"],
+        cwd=plant.project.folder,
+        env=nobody,
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == Exit.USAGE, result.stderr
+    assert "a commit needs a git identity: `git config user.name NAME`" in result.stderr
+
+
+@pytest.fixture
+def database(tmp_path: Path) -> Iterator[str]:
+    """Start PostgreSQL from Debian's package on a loopback port; return the URL for Prefect."""
+    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/pg_ctl"))
+    if not found or os.getuid() != 0:
+        pytest.skip("needs Debian's postgresql, and root to run it as its own user")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    folder = Path(tempfile.mkdtemp(prefix="vdm-postgresql-"))
+    shutil.chown(folder, "postgres", "postgres")
+
+    def control(*arguments: str) -> None:
+        command = ["runuser", "-u", "postgres", "--", str(found[-1]), "--pgdata", str(folder / "data"), *arguments]
+        subprocess.run(command, check=True, cwd=folder, stdout=subprocess.DEVNULL)
+
+    control("init", "--options=--auth=trust")
+    control("start", "--wait", f"--log={folder}/log", f"--options=-p {port} -c listen_addresses=127.0.0.1 -k {folder}")
+    try:
+        yield f"postgresql+asyncpg://postgres@127.0.0.1:{port}/postgres"
+    finally:
+        control("stop", "--mode=immediate")
+        shutil.rmtree(folder)
+
+
+def test_the_loop_runs_on_postgresql(database: str, tmp_path: Path, copied: Project) -> None:
+    plant = Plant(tmp_path, copied, PREFECT_SERVER_DATABASE_CONNECTION_URL=database)
+    try:
+        state, message = plant.finish(plant.retrain())
+        assert (state, message[:13]) == ("COMPLETED", "nothing to do")
+        assert not (tmp_path / "prefect" / "prefect.db").exists()
+    finally:
+        plant.stop()
+
+
+def test_ctrl_c_stops_everything_and_leaves_nothing_behind(plant: Plant) -> None:
+    """A run trains meanwhile, and its state is saved.  This test is the last in the file, since it stops the plant."""
+    run = plant.retrain(overrides=LONG | {"train.steps": 100_000})
+    wait_for_state(plant, 100)
+    assert plant.read(run)["state"]["type"] == "RUNNING"
+    output = plant.stop()
+    assert plant.process.returncode == 0
+    assert output.rstrip().splitlines()[-1]
+    assert trainers(plant.project.folder) == []
+    assert orphans(plant) == []
+    left = subprocess.run(["pgrep", "--full", str(plant.port)], capture_output=True, text=True)
+    assert left.stdout == ""
+    assert any((plant.project.folder / ".vdm" / "runs").glob("*/step-*.state"))

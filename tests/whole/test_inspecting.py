@@ -1,0 +1,88 @@
+"""`vdmctl validate PATH`, run as a user does."""
+
+import json
+import os
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from project import run_vdmctl
+
+from flows.core.errors import Exit
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def folder(tmp_path: Path, digits: np.ndarray) -> Path:
+    """Return a folder with params.yaml and, in `pictures`, digits as 8-bit PNG images that use every 17th level."""
+    shutil.copyfile(ROOT / "presets" / "digits.yaml", tmp_path / "params.yaml")
+    (tmp_path / "pictures").mkdir()
+    for i, image in enumerate(digits[:400, 0]):
+        Image.fromarray(np.minimum(image, 15) * 17).save(tmp_path / "pictures" / f"{i:03}.png")
+    return tmp_path
+
+
+def vdmctl(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return run_vdmctl(folder, dict(os.environ), *arguments)
+
+
+def test_a_folder_outside_the_pipeline(folder: Path) -> None:
+    before = sorted(folder.rglob("*"))
+    result = vdmctl(folder, "validate", "pictures", "--json")
+    assert result.returncode == Exit.INVALID_DATA
+    report = json.loads(result.stdout)
+    assert not report["success"]
+    broken = [e["meaning"] for e in report["expectations"] if not e["success"] and e["severity"] == "critical"]
+    assert broken == [
+        "levels are not spread: almost empty between full ones",
+        "levels are used: empty between the lowest and the highest",
+    ]
+    assert "pictures: transforms: none" in result.stderr
+    assert tempfile.gettempdir() not in result.stderr.replace(str(folder), "")
+    assert result.stderr.splitlines()[-1].startswith("vdmctl: pictures: levels are not spread")
+    assert sorted(folder.rglob("*")) == before
+
+
+def test_transforms_of_the_parameters_apply(folder: Path) -> None:
+    text = (folder / "params.yaml").read_text()
+    (folder / "params.yaml").write_text(text.replace("num_bits: 8", "num_bits: 4").replace("pad: 0", "pad: 1"))
+    result = vdmctl(folder, "validate", "pictures", "--json", "--out", "report")
+    assert result.returncode == Exit.DONE, result.stderr
+    assert json.loads(result.stdout)["transforms"] == "padded by 1, 8 bits shifted to 4"
+    assert sorted(path.name for path in (folder / "report").iterdir()) == [
+        "data_docs",
+        "validation.json",
+        "validation.png",
+    ]
+    again = vdmctl(folder, "validate", "pictures", "--reference", "report/validation.json")
+    assert again.returncode == Exit.DONE, again.stderr
+    assert again.stdout == ""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["validate", "nowhere"], 5, "nowhere is not a folder of images"),
+        (["validate", "params.yaml"], 5, '"params.yaml"'),
+        (["validate", "--json"], 2, "--out and --json need PATH"),
+        (["validate", "pictures", "--reference", "nowhere"], 5, "nowhere: No such file or directory; a reference is"),
+        (["validate"], 5, "data/images/dataset.json: missing"),
+    ],
+)
+def test_bad_arguments(arguments: list[str], code: int, message: str, folder: Path) -> None:
+    result = vdmctl(folder, *arguments)
+    assert (result.returncode, result.stdout) == (code, "")
+    assert message in result.stderr.splitlines()[-1]
+
+
+def test_train_equal_to_test(folder: Path) -> None:
+    for split in ("train", "test"):
+        shutil.copytree(folder / "pictures", folder / "both" / split)
+    result = vdmctl(folder, "validate", "both")
+    assert result.returncode == Exit.INVALID_DATA
+    assert 'no test image is a training image too: 400 of 800 rows (test 0 "test/000.png", ' in result.stderr

@@ -1,0 +1,116 @@
+"""Each classic mistake, made in a copy of the code, makes the tests of the bound fail."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+class Mistake(NamedTuple):
+    """A text in vdm/`file`.py, its replacement, and the module whose tests must fail."""
+
+    file: str
+    right: str
+    wrong: str
+    tests: str
+
+
+MISTAKES = {
+    "a half lost in the diffusion loss": Mistake("vlb", "return 0.5 * dgamma_dt", "return dgamma_dt", "vlb"),
+    "a half lost in the prior": Mistake("vlb", "kl = 0.5 * (", "kl = 1.0 * (", "vlb"),
+    "no ln 2": Mistake("vlb", "nats / (num_dims * math.log(2))", "nats / num_dims", "vlb"),
+    "a mean for a sum": Mistake("vlb", ".square().flatten(1).sum(1)", ".square().flatten(1).mean(1)", "vlb"),
+    "a constant slope": Mistake(
+        "schedule",
+        "return gamma_t, dgamma_dt",
+        "return gamma_t, (schedule.gamma_1 - schedule.gamma_0).expand_as(t)",
+        "vlb",
+    ),
+    "the times of T steps off by one": Mistake(
+        "vlb", "(torch.floor(t * num_timesteps) + 1)", "(t * num_timesteps)", "vlb"
+    ),
+    "continuous weights on the grid of T steps": Mistake(
+        "vlb", "torch.expm1(gamma_t - gamma_s)", "(gamma_t - gamma_s)", "vlb"
+    ),
+    "alpha_s and alpha_t swapped": Mistake(
+        "diffusion",
+        "alpha(gamma_s) * ((1 - c) / alpha(gamma_t) * z_t",
+        "alpha(gamma_t) * ((1 - c) / alpha(gamma_s) * z_t",
+        "diffusion",
+    ),
+    "sampling off by one": Mistake(
+        "sampling", "-1, -1, device=device) / num_timesteps", "-1, -1, device=device) / (num_timesteps + 1)", "sampling"
+    ),
+    "sampling from clean to noise": Mistake(
+        "sampling", "torch.arange(num_timesteps, -1, -1,", "torch.arange(num_timesteps + 1,", "sampling"
+    ),
+    "256 levels everywhere": Mistake("discretization", "+ 0.5) / num_levels - 1", "+ 0.5) / 256 - 1", "discretization"),
+    "levels at their edges": Mistake(
+        "discretization", "(pixels.to(dtype) + 0.5)", "pixels.to(dtype)", "discretization"
+    ),
+    "the shape trained on the bound": Mistake(
+        "training",
+        "twice_loss = 2 * bits_per_dim(terms.diffusion.detach(), model.num_dims)",
+        "twice_loss = 1",
+        "training",
+    ),
+    "no -log K": Mistake(
+        "ode",
+        "torch.logsumexp(log_weights, dim=0) - math.log(len(log_weights))",
+        "torch.logsumexp(log_weights, 0)",
+        "ode",
+    ),
+    "the last images dropped": Mistake(
+        "evaluation", "num_images = len(pixels)", "num_images = len(pixels) // 64 * 64", "evaluation"
+    ),
+}
+MODULES = sorted({mistake.tests for mistake in MISTAKES.values()})
+
+
+@pytest.fixture(scope="module")
+def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, int]:
+    """Return pytest's exit codes by mistake, and by module for unchanged code."""
+    tests = dict.fromkeys(MODULES, "") | {name: mistake.tests for name, mistake in MISTAKES.items()}
+    jobs = []
+    for name in tests:
+        copy = tmp_path_factory.mktemp("copy")
+        copy_code(copy, MISTAKES.get(name))
+        jobs.append([str(copy), f"tests/vdm/test_{tests[name] or name}.py"])
+    done = subprocess.run(
+        [sys.executable, ROOT / "tests" / "mutants.py"],
+        input=json.dumps(jobs),
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return dict(zip(tests, json.loads(done.stdout), strict=True))
+
+
+def copy_code(copy: Path, mistake: Mistake | None) -> None:
+    """Copy the code and its tests into the folder, with the mistake."""
+    for name in ("vdm", "flows", "tests"):
+        shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__", "oracles"))
+    shutil.copyfile(ROOT / "pyproject.toml", copy / "pyproject.toml")
+    if mistake:
+        path = copy / "vdm" / f"{mistake.file}.py"
+        text = path.read_text()
+        assert text.count(mistake.right) == 1, f"{mistake.right!r} must be in {path.name} exactly once"
+        path.write_text(text.replace(mistake.right, mistake.wrong))
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_the_unchanged_code_passes(module: str, outcomes: dict[str, int]) -> None:
+    assert outcomes[module] == 0
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_is_caught(mistake: str, outcomes: dict[str, int]) -> None:
+    assert outcomes[mistake] == 1

@@ -1,0 +1,198 @@
+"""On a full disk commands leave whole files or the old ones; names in data stay mere text."""
+
+import json
+import logging
+import re
+import resource
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from project import ROOT, one_line
+from small import Small
+
+from flows.cli import run
+from flows.core.errors import Exit
+from flows.core.escaping import markdown, visible
+from flows.images.store import load_images, save_images
+from flows.validation.expectations import heard
+
+# Great Expectations warns about itself and about pandas.
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+GOOGLE = ROOT / "tests/oracles/google_scalar_T0.flax"
+IMPORT = [
+    "import-checkpoint",
+    str(GOOGLE),
+    "--format",
+    "google-vdm",
+    "--image-size",
+    "8",
+    "8",
+    "--out",
+    "models/imported",
+]
+
+
+@pytest.fixture
+def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Small:
+    small = Small(tmp_path / "small")
+    monkeypatch.chdir(small.folder)
+    return small
+
+
+@contextmanager
+def no_file_above(size: int) -> Iterator[None]:
+    """Let writes fail that would make a file larger than the limit, as on a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.parametrize(
+    ("command", "size", "written"),
+    [
+        (["preset", "cifar10", "--force"], 1_000, "params.yaml"),
+        (["register"], 10_000, "models/vdm/weights.safetensors"),
+        (["register"], 400, "models/vdm/weights.safetensors"),
+        (["evaluate"], 100, "reports/evaluation/metrics.json"),
+        (["evaluate"], 1300, "reports/evaluation/per_image.csv"),
+        (["sample"], 100, "reports/samples/samples.png"),
+        (IMPORT, 100, "models/imported/config.json"),
+        (IMPORT, 10_000, "models/imported/weights.safetensors"),
+        (["validate", "data/images", "--out", "reports/other"], 100, "reports/other/validation.json"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else str(value),
+)
+def test_a_full_disk_keeps_the_old_outputs_and_names_the_file(
+    command: list[str], size: int, written: str, small: Small, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = small.outputs()
+    with no_file_above(size):
+        code = run(command)
+    captured = capsys.readouterr()
+    assert (code, captured.err) == (Exit.MISSING, f"vdmctl: {written}: File too large\n")
+    assert small.outputs() == before
+    assert run(command) == Exit.DONE
+    assert small.outputs() != before
+
+
+@pytest.mark.parametrize(("size", "written"), [(1_000, "validation.json"), (30_000, "data_docs")])
+def test_a_report_that_could_not_be_written_leaves_no_older_report(
+    size: int, written: str, small: Small, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An older report may accept the same images under another contract."""
+    before = small.outputs()
+    with no_file_above(size):
+        assert run(["validate"]) == Exit.MISSING
+    assert capsys.readouterr().err == f"vdmctl: reports/validation/{written}: File too large\n"
+    del before["reports/validation/validation.json"]
+    assert small.outputs() == before
+    assert run(["train"]) == Exit.MISSING
+    assert "validation.json: No such file or directory; run `vdmctl validate`" in capsys.readouterr().err
+
+
+def test_great_expectations_says_nothing_of_a_full_disk_itself(small: Small) -> None:
+    limited = f"ulimit -f 40; exec {sys.executable} -m flows.cli validate"
+    result = small.run(["bash", "-c", limited])
+    assert result.returncode == Exit.MISSING
+    assert one_line(result) == "vdmctl: reports/validation/data_docs: File too large"
+
+
+def test_errors_that_are_only_logged_are_heard(caplog: pytest.LogCaptureFixture) -> None:
+    with heard("some.library") as errors:
+        try:
+            raise OSError(28, "full")
+        except OSError:
+            logging.getLogger("some.library.module").error("An unexpected Exception occurred")
+        logging.getLogger("some.library").error("no exception")
+        logging.getLogger("some.library").warning("nothing")
+    assert [repr(error) for error in errors] == ["OSError(28, 'full')", "RuntimeError('no exception')"]
+    assert caplog.records == []
+
+
+def test_a_folder_that_cannot_be_made_is_named_before_the_work(
+    small: Small, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (small.folder / "file").write_text("")
+    for command in (["validate", "data/images"], ["evaluate", "models/vdm"]):
+        assert run([*command, "--out", "file"]) == Exit.MISSING
+        assert capsys.readouterr().err == "vdmctl: file: File exists\n"
+
+
+HOSTILE = "a|b\n\n# Forged\n<script>alert(1)</script> ![x](http://a/b.png) `code` *bold* &lt; \x1b[31mred\u202e\x07"
+
+
+def test_a_title_is_only_text_in_card_site_and_log(small: Small) -> None:
+    loaded = load_images(Path("data/images"))
+    hostile = dict.fromkeys(("title", "name", "homepage", "licence", "split", "transforms"), HOSTILE)
+    save_images(Path("data/images"), {"train": loaded.train, "test": loaded.test}, loaded.description | hostile)
+    for command in ("validate", "register"):
+        assert run([command]) == Exit.DONE
+    card = Path("models/vdm/README.md").read_text()
+    assert visible(card.replace("\n", "")) == card.replace("\n", "")
+    prose = card.partition("## Load it")[0]
+    assert not re.search(r"(?<!\\)[<!]|(?<!\\)\*|\n# Forged", prose.replace("!\\[", ""))
+    assert [len(re.findall(r"(?<!\\)\|", line)) for line in prose.splitlines() if line.startswith("|")] == [3] * 8
+    for page in Path("reports/validation/data_docs").rglob("*.html"):
+        assert "alert(1)" not in page.read_text()
+
+
+def test_markdown_shows_the_text_and_leaves_good_names_alone() -> None:
+    assert markdown("fashion_mnist (http://a/b_c), 8 bits shifted to 4") == (
+        "fashion_mnist (http://a/b_c), 8 bits shifted to 4"
+    )
+    assert markdown("a|b") == r"a\|b"
+    assert markdown("_a_ [b](c) <i>") == r"\_a\_ \[b\](c) \<i\>"
+    assert markdown("a\nb") == r"a\\u000ab"
+    assert markdown(17) == "17"
+
+
+def test_what_a_terminal_would_act_on_is_escaped() -> None:
+    assert visible("\x1b[31m\n\x07\u202e\x7f\x9b") == r"\u001b[31m\u000a\u0007\u202e\u007f\u009b"
+    assert visible("grün 数字 +- 0.1") == "grün 数字 +- 0.1"
+    assert visible("\udcff") == r"\udcff"
+    assert json.loads(visible(json.dumps({"a": HOSTILE}))) == {"a": HOSTILE}
+
+
+def test_a_tag_message_is_only_text_on_the_terminal(tmp_path: Path) -> None:
+    """The JSON in a champion's tag can contain any character as an escape."""
+    subprocess.run(["git", "init", "--quiet", str(tmp_path)], check=True)
+    lock = f"stages:\n  a:\n    cmd: a\n    outs:\n    - path: a\n      md5: {'a' * 32}\n"
+    metrics = json.dumps({"bpd": 2.0, "bpd_standard_error": 0.1, "num_images": 3})
+    message = "Promote\n\n" + json.dumps({"decision": "promote", "reason": f"\x1b[2J{HOSTILE}\nforged"})
+    who = "Test <test@example.org> 1700000000 +0000"
+    stream = f"commit refs/heads/main\nmark :1\ncommitter {who}\ndata 0\n"
+    for name, content in (("dvc.lock", lock), ("reports/evaluation/metrics.json", metrics)):
+        stream += f"M 100644 inline {name}\ndata {len(content)}\n{content}\n"
+    for tag in ("vdm@v1.0.0", "vdm#champion#1"):
+        stream += f"tag {tag}\nfrom :1\ntagger {who}\ndata {len(message)}\n{message}\n"
+    subprocess.run(["git", "fast-import", "--quiet"], input=stream, text=True, cwd=tmp_path, check=True)
+    for command in (["lineage", "champion"], ["lineage", "champion", "--json"]):
+        program = [sys.executable, "-m", "flows.cli", *command]
+        result = subprocess.run(
+            program, cwd=tmp_path, env=Small.environment_of(tmp_path), capture_output=True, text=True
+        )
+        assert result.returncode == 0, result.stderr
+        lines = result.stdout.splitlines()
+        assert all(line.isprintable() for line in lines), command
+        assert not any(line.startswith(("forged", "# Forged", "b")) for line in lines)
+        assert r"\u001b[2J" in result.stdout
+
+
+def test_a_report_says_what_is_missing(small: Small, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["report"]) == Exit.DONE
+    assert "missing" not in capsys.readouterr().out
+    Path("reports/samples/samples.png").unlink()
+    Path("reports/training/curves.csv").unlink()
+    assert run(["report"]) == Exit.DONE
+    lines = capsys.readouterr().out.splitlines()
+    assert "samples: reports/samples/samples.png is missing; `dvc repro sample` makes it" in lines
+    assert "model card: models/vdm/README.md" in lines
+    assert "curves: reports/training/curves.csv is missing; `dvc repro train` makes it" in lines

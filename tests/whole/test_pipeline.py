@@ -1,0 +1,315 @@
+"""The whole pipeline under real DVC and real git, on real images."""
+
+import csv
+import json
+import math
+import re
+import shutil
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from project import Project
+
+from flows.core.checkpoint import load_model, save_model
+from vdm.model import VDM
+
+
+@pytest.fixture(scope="module")
+def reproduced(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """Return a project after `dvc repro`.  Tests that share it must not change it."""
+    project = Project(tmp_path_factory.mktemp("project"))
+    result = project.dvc("repro")
+    assert result.returncode == 0, result.stdout + result.stderr
+    project.git("add", "--all")
+    project.git("commit", "--quiet", "--message=Reproduce")
+    return project
+
+
+def ran(output: str) -> list[str]:
+    return re.findall(r"Running stage '(\w+)'", output)
+
+
+def test_every_stage_leaves_its_outputs(reproduced: Project) -> None:
+    folder = reproduced.folder
+    metrics = json.loads((folder / "reports/evaluation/metrics.json").read_text())
+    assert 0 < metrics["bpd"] < 8
+    with (folder / "reports/evaluation/per_image.csv").open() as file:
+        bpd = [float(row["bpd"]) for row in csv.DictReader(file)]
+    assert len(bpd) == metrics["num_images"] == 359
+    assert np.mean(bpd) == pytest.approx(metrics["bpd"], abs=1e-5)
+    with (folder / "reports/training/curves.csv").open() as file:
+        assert [row["step"] for row in csv.DictReader(file)] == ["5", "10", "15", "20"]
+    with Image.open(folder / "reports/samples/samples.png") as picture:
+        assert picture.size == (2 * (32 + 2) + 2, 2 * (32 + 2) + 2)
+
+
+def test_the_card_says_what_the_model_is(reproduced: Project) -> None:
+    card = (reproduced.folder / "models/vdm/README.md").read_text()
+    report = json.loads((reproduced.folder / "reports/validation/validation.json").read_text())
+    assert report["data_sha256"] in card
+    assert '"batch_size": 64' in card
+    program = re.search(r"```python\n(.*?)```", card, re.DOTALL)
+    assert program
+    loaded = reproduced.run("python", "-c", program[1] + "print(model.image_shape, model.training)")
+    assert loaded.stdout == "(1, 8, 8) False\n"
+
+
+def test_outputs_depend_on_nothing_but_their_declared_inputs(reproduced: Project, tmp_path: Path) -> None:
+    """Made anew in another folder, from another commit, at another time, every output has the same bytes."""
+    other = reproduced.copy(tmp_path / "elsewhere")
+    other.git("commit", "--quiet", "--allow-empty", "--message=Another commit")
+    shutil.rmtree(other.folder / ".dvc" / "cache")
+    result = other.dvc("repro", "--force")
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert len(ran(result.stdout)) == 6
+    assert other.git("status", "--porcelain") == ""
+
+
+def test_a_second_repro_does_nothing_and_says_so(reproduced: Project) -> None:
+    started = time.monotonic()
+    result = reproduced.dvc("repro")
+    assert ran(result.stdout) == []
+    assert "up to date" in result.stdout
+    # Typically 0.6 s; the bound leaves room for a busy machine.
+    assert time.monotonic() - started < 10
+    assert reproduced.git("status", "--porcelain") == ""
+
+
+def test_changed_evaluation_parameters_rerun_the_evaluation_alone(reproduced: Project) -> None:
+    before = json.loads((reproduced.folder / "reports/evaluation/metrics.json").read_text())
+    reproduced.edit("params.yaml", **{"times_per_image: 2": "times_per_image: 3"})
+    assert ran(reproduced.dvc("repro").stdout) == ["evaluate"]
+    after = json.loads((reproduced.folder / "reports/evaluation/metrics.json").read_text())
+    assert after["times_per_image"] == 3
+    assert after["model_sha256"] == before["model_sha256"]
+    reproduced.git("checkout", "--quiet", ".")
+    assert ran(reproduced.dvc("repro").stdout) == []  # the run-cache has it
+
+
+def test_dvc_shows_metrics_plots_and_the_artifact(reproduced: Project) -> None:
+    metrics = json.loads(reproduced.dvc("metrics", "show", "--json").stdout)
+    assert metrics[""]["data"]["reports/evaluation/metrics.json"]["data"]["bpd"] > 0
+    plots = reproduced.dvc("plots", "show", "--out", "plots")
+    assert plots.returncode == 0, plots.stderr
+    page = (reproduced.folder / "plots" / "index.html").read_text()
+    assert "Training loss" in page
+    assert "Noise schedule" in page
+    reproduced.run("rm", "-r", "plots")
+    program = "from dvc.repo import Repo; print(Repo().artifacts.read()['dvc.yaml']['vdm'].path)"
+    assert reproduced.run("python", "-c", program).stdout == "models/vdm\n"
+
+
+def test_evaluate_prints_one_json_object(reproduced: Project) -> None:
+    result = reproduced.vdmctl("evaluate", "models/vdm", "--json", "--num-timesteps", "10", "--seed", "7")
+    metrics = json.loads(result.stdout)
+    assert set(metrics) >= {
+        "bpd",
+        "bpd_standard_error",
+        "prior_bpd",
+        "reconstruction_bpd",
+        "diffusion_bpd",
+        "num_images",
+        "times_per_image",
+        "num_timesteps",
+        "seed",
+        "model_sha256",
+        "data_sha256",
+    }
+    assert (metrics["num_timesteps"], metrics["seed"]) == (10, 7)
+    parts = metrics["prior_bpd"] + metrics["reconstruction_bpd"] + metrics["diffusion_bpd"]
+    assert metrics["bpd"] == pytest.approx(parts)
+    assert reproduced.git("status", "--porcelain") == ""
+
+
+def test_a_sweep_over_steps_comes_down_to_continuous_time(reproduced: Project) -> None:
+    result = reproduced.vdmctl("evaluate", "models/vdm", "--json", "--num-timesteps", "10,1000,continuous")
+    sweep = json.loads(result.stdout)["sweep"]
+    assert [part["num_timesteps"] for part in sweep] == [10, 1000, None]
+    assert sweep[0]["bpd"] > sweep[1]["bpd"]
+
+
+def test_the_ode_protocol_names_itself(reproduced: Project) -> None:
+    result = reproduced.vdmctl("evaluate", "models/vdm", "--json", "--protocol", "ode", "--num-images", "3")
+    metrics = json.loads(result.stdout)
+    assert (metrics["protocol"], metrics["num_images"], metrics["num_draws"]) == ("ode", 3, 1)
+    assert metrics["bpd"] > 0
+
+
+def test_compare_is_paired(reproduced: Project) -> None:
+    same = json.loads(reproduced.vdmctl("compare", "models/vdm", "models/trained", "--json").stdout)
+    assert same["difference_bpd"] == 0
+    assert same["confidence_interval"] == [0, 0]
+    assert same["models"][0]["model_sha256"] == same["models"][1]["model_sha256"]
+
+
+def test_evaluate_writes_into_the_given_folder(reproduced: Project, tmp_path: Path) -> None:
+    assert reproduced.vdmctl("evaluate", "models/vdm", "--out", str(tmp_path / "out")).returncode == 0
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["metrics.json", "per_image.csv"]
+
+
+def one_line(result: subprocess.CompletedProcess[str]) -> str:
+    """Return the only line on stderr."""
+    lines = result.stderr.splitlines()
+    assert len(lines) == 1, result.stderr
+    return lines[0]
+
+
+def test_a_model_of_other_images_is_refused(reproduced: Project) -> None:
+    description = json.loads((reproduced.folder / "models/vdm/config.json").read_text())
+    config = description["model"] | {"num_levels": 256}
+    save_model(reproduced.folder / "other", VDM(**config), config)
+    result = reproduced.vdmctl("evaluate", "other")
+    reproduced.run("rm", "-r", "other")
+    assert result.returncode == 2
+    assert "other is a model of images of 1x8x8 with 256 levels; data/images holds 1x8x8 with 17" in one_line(result)
+
+
+def test_weights_that_are_not_finite_are_refused(reproduced: Project) -> None:
+    with scaled_model(reproduced, math.nan) as name:
+        for command in (["evaluate", name], ["evaluate", name, "--protocol", "ode"], ["compare", "models/vdm", name]):
+            result = reproduced.vdmctl(*command, "--json")
+            assert (result.returncode, result.stdout) == (5, "")
+            assert "scaled/weights.safetensors: network." in one_line(result)
+
+
+def test_figures_that_are_not_finite_are_null(reproduced: Project) -> None:
+    """The weights are finite, but the computation overflows."""
+    with scaled_model(reproduced, 1e30) as name:
+        evaluated = reproduced.vdmctl("evaluate", name, "--json")
+        assert json.loads(evaluated.stdout, parse_constant=pytest.fail)["bpd"] is None
+        assert "not finite bits/dim = " in reproduced.vdmctl("evaluate", name).stdout
+        compared = reproduced.vdmctl("compare", "models/vdm", name, "--json")
+        assert json.loads(compared.stdout, parse_constant=pytest.fail)["difference_bpd"] is None
+        assert "difference: not finite bits/dim, no interval" in reproduced.vdmctl("compare", name, name).stdout
+        solved = reproduced.vdmctl("evaluate", name, "--protocol", "ode")
+        assert solved.returncode == 2
+        assert "ode.tolerance" in one_line(solved)
+
+
+@contextmanager
+def scaled_model(project: Project, factor: float) -> Iterator[str]:
+    """Return a copy of the registered model with every network parameter multiplied by `factor`."""
+    model = load_model(project.folder / "models" / "vdm")
+    with torch.no_grad():
+        for parameter in model.network.parameters():
+            parameter.mul_(factor)
+    config = json.loads((project.folder / "models/vdm/config.json").read_text())["model"]
+    save_model(project.folder / "scaled", model, config)
+    yield "scaled"
+    shutil.rmtree(project.folder / "scaled")
+
+
+def test_a_model_that_is_not_there_yet_is_to_be_trained(reproduced: Project) -> None:
+    models = reproduced.folder / "models" / "vdm"
+    models.rename(models.with_name("aside"))
+    result = reproduced.vdmctl("evaluate")
+    models.with_name("aside").rename(models)
+    assert result.returncode == 5
+    assert one_line(result) == "vdmctl: models/vdm: no model yet; `dvc repro` trains one"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda pixels: pixels.astype(np.int64) - 1, "359 images of int64"),
+        (lambda pixels: pixels + np.uint8(10), "holds level 26"),
+        (lambda pixels: pixels[:0], "0 images"),
+        (lambda pixels: pixels[:, :, :7], "shape (1, 7, 8)"),
+    ],
+    ids=["negative", "level", "empty", "shape"],
+)
+def test_pixels_that_are_none_are_not_evaluated(
+    change: Callable[[np.ndarray], np.ndarray], message: str, reproduced: Project, tmp_path: Path
+) -> None:
+    shutil.copytree(reproduced.folder / "data" / "images", tmp_path / "images")
+    pixels = np.load(tmp_path / "images" / "test.npy")
+    (tmp_path / "images" / "test.npy").unlink()
+    np.save(tmp_path / "images" / "test.npy", change(pixels))
+    result = reproduced.vdmctl("evaluate", "models/vdm", "--images", str(tmp_path / "images"))
+    assert result.returncode == 4
+    assert message in one_line(result)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["evaluate", "nowhere"], 5, "nowhere/config.json"),
+        (["evaluate", "models/vdm", "--images", "nowhere"], 5, "nowhere/dataset.json"),
+        (["evaluate", "models/vdm", "--device", "cuda:99"], 2, "device cuda:99"),
+        (["evaluate", "models/vdm", "--device", "abacus"], 2, "--device"),
+        (["evaluate", "models/vdm", "--out", "params.yaml"], 5, "params.yaml: File exists"),
+        (["evaluate", "models/vdm", "--seed", "-1"], 2, "--seed"),
+        (["evaluate", "models/vdm", "--num-timesteps", "ten"], 2, "10,100,continuous"),
+        (["evaluate", "models/vdm", "--num-timesteps", "0"], 2, "--num-timesteps"),
+        (["evaluate", "models/vdm", "--num-draws", "3"], 2, "--num-draws does not belong"),
+        (["compare", "models/vdm", "nowhere"], 5, "nowhere/config.json"),
+        (["preset", "nonsense"], 2, "no preset 'nonsense': cifar10"),
+        (["preset", "digits"], 2, "--force"),
+    ],
+)
+def test_bad_arguments_get_one_line_and_their_code(
+    arguments: list[str], code: int, message: str, reproduced: Project
+) -> None:
+    result = reproduced.vdmctl(*arguments)
+    assert (result.returncode, result.stdout) == (code, "")
+    assert message in one_line(result)
+
+
+def test_a_failed_stage_leaves_what_dvc_can_restore(reproduced: Project) -> None:
+    """The data has one level too many: validation fails, training never starts, and checkout restores everything."""
+    images = reproduced.folder / "data" / "images" / "train.npy"
+    pixels = np.load(images)
+    pixels[0, 0, 0, 0] = 200
+    images.unlink()
+    np.save(images, pixels)
+    failed = reproduced.dvc("repro", "--single-item", "validate")
+    assert failed.returncode == 255
+    assert "no level above 16: 1 of 1797 rows, such as 200" in failed.stdout + failed.stderr
+    refused = reproduced.vdmctl("train")
+    assert refused.returncode == 4
+    assert "vdmctl validate" in one_line(refused)
+    assert reproduced.dvc("checkout", "--force").returncode == 0
+    reproduced.git("checkout", "--quiet", ".")
+    assert ran(reproduced.dvc("repro").stdout) == []
+
+
+def test_a_wrong_source_fails_before_anything_is_trained(reproduced: Project) -> None:
+    reproduced.edit("params.yaml", **{"name: digits": "name: fashion_mnist", "source: null": "source: /nowhere"})
+    result = reproduced.dvc("repro")
+    assert result.returncode == 255
+    assert ran(result.stdout) == ["download"]
+    assert "data.source: /nowhere is not a folder" in result.stdout + result.stderr
+    reproduced.git("checkout", "--quiet", ".")
+    assert reproduced.dvc("checkout", "--force").returncode == 0
+    assert ran(reproduced.dvc("repro").stdout) == []
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("device: cpu ", "device: cuda ", "device cuda: torch finds no CUDA device"),
+        ("steps: 20", "steps: 0", "train.steps: input should be greater than or equal to 1, got 0"),
+    ],
+)
+def test_a_bad_parameter_stops_training_with_one_line(old: str, new: str, message: str, reproduced: Project) -> None:
+    if new == "device: cuda" and torch.cuda.is_available():
+        pytest.skip("this machine has a CUDA device")
+    reproduced.edit("params.yaml", **{old: new})
+    result = reproduced.vdmctl("train")
+    reproduced.git("checkout", "--quiet", ".")
+    assert result.returncode == 2
+    assert message in one_line(result)
+
+
+def test_the_summary_names_the_bound_and_the_pictures(reproduced: Project) -> None:
+    result = reproduced.vdmctl("report")
+    assert result.returncode == 0
+    assert re.search(r"\d\.\d{4} \+- \d\.\d{4} bits/dim", result.stdout)
+    assert "reports/samples/samples.png" in result.stdout

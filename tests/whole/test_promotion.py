@@ -1,0 +1,377 @@
+"""Promotion and roll-back with real git, DVC and processes; the evidence is compared with a calculation by hand."""
+
+import csv
+import json
+import math
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from statistics import NormalDist
+from typing import Any
+
+import numpy as np
+import pytest
+from project import Project, cached, one_line
+
+from flows.core.errors import Exit, UserError
+from flows.core.params import Evaluate, Promote, read_params
+from flows.evaluation.results import Comparison, ModelFigures
+from flows.images.store import save_images
+from flows.registry.evidence import Evidence, evidence_of
+from flows.registry.git import annotated_tags, locked
+from flows.registry.promotion import challenge, decide, fits, promote, rollback
+from flows.registry.versions import champion_tag, is_decided, make_champion, resolve
+
+# The versions are trained when the first test asks for them.
+pytestmark = pytest.mark.timeout(900)
+
+
+def champion(project: Project) -> str:
+    return resolve(project.folder, "champion").name
+
+
+def history(project: Project) -> list[str]:
+    """Return the versions that the champion's tags name, oldest first, without the code under test."""
+    names = project.git("tag", "--list", "vdm#champion*", "--sort=version:refname").split()
+    return [project.git("tag", "--list", "vdm@*", "--points-at", f"{name}^{{commit}}").strip() for name in names]
+
+
+def crown(project: Project, *references: str) -> None:
+    """Make the versions champion one after the other, without evidence."""
+    for reference in references:
+        with locked(project.folder):
+            make_champion(project.folder, resolve(project.folder, reference), "By hand")
+
+
+def evidence_for(project: Project, reference: str) -> Evidence:
+    params = read_params(project.folder / "params.yaml")
+    version = resolve(project.folder, reference)
+    return challenge(project.folder, version, settings=params.evaluate, rule=params.promote)
+
+
+def per_image(project: Project, reference: str, folder: Path) -> np.ndarray:
+    """Return the bits/dim that `vdmctl evaluate` writes for every test image of the working tree."""
+    result = project.vdmctl("evaluate", reference, "--out", str(folder))
+    assert result.returncode == 0, result.stderr
+    with (folder / "per_image.csv").open() as file:
+        return np.array([float(row["bpd"]) for row in csv.DictReader(file)])
+
+
+def test_first_better_worse_and_other_data(copied: Project, tmp_path: Path) -> None:
+    """Promote and refuse versions on the command line."""
+    first = copied.vdmctl("promote", "v1.0.0", "--json")
+    assert first.returncode == 0, first.stderr
+    evidence = json.loads(first.stdout)
+    assert (evidence["decision"], evidence["champion"], evidence["tag"]) == ("promote", None, "vdm#champion#1")
+
+    better = copied.vdmctl("promote", "v1.1.0")
+    assert better.returncode == 0, better.stderr
+    assert better.stdout.startswith("vdm#champion#2: vdm@v1.1.0 improves by more than 0.001: 95% interval [-")
+
+    worse = copied.vdmctl("promote", "v1.0.0", "--json")
+    assert worse.returncode == 3
+    assert one_line(worse).startswith("vdmctl: not promoted: vdm@v1.0.0 does not surely improve by more than 0.001")
+    assert json.loads(worse.stdout)["decision"] == "refuse"
+    refusal = json.loads(copied.vdmctl("lineage", "v1.0.0", "--json").stdout)["refusal"]
+    assert refusal == json.loads(worse.stdout)
+    assert "refused     vdm@v1.0.0 does not surely improve" in copied.vdmctl("lineage", "v1.0.0").stdout
+    again = copied.vdmctl("promote", "v1.1.0")
+    assert again.returncode == 3
+    assert "is the champion already" in one_line(again)
+    assert history(copied) == ["vdm@v1.0.0", "vdm@v1.1.0"]
+    assert json.loads(copied.vdmctl("lineage", "v1.1.0", "--json").stdout)["refusal"] is None
+    assert is_decided(copied.folder, resolve(copied.folder, "v1.1.0").commit)
+    assert not is_decided(copied.folder, resolve(copied.folder, "v1.2.0").commit)
+
+    newest = copied.vdmctl("promote", "--json")  # v1.2.0, on another split
+    assert newest.returncode == 0, newest.stderr
+    evidence = json.loads(newest.stdout)
+    assert evidence["data_changed"]
+    assert evidence["data_sha256"] == resolve(copied.folder, "v1.2.0").metrics.data_sha256
+    # The champion's figure is that on the new test images, in the working tree, and not that of its own run.
+    on_new = per_image(copied, "v1.1.0", tmp_path / "on_new")
+    assert evidence["champion_bpd"] == pytest.approx(on_new.mean(), abs=1e-6)
+    assert evidence["champion_bpd"] != resolve(copied.folder, "v1.1.0").metrics.bpd
+
+    tag = champion_tag(copied.folder)
+    assert tag is not None
+    assert tag.message.startswith("Promote vdm@v1.2.0\n\n{")
+    written = evidence_of(tag.message)
+    assert written
+    assert written.model_dump(exclude_unset=True) | {"tag": tag.name} == evidence
+    promotions = json.loads(copied.vdmctl("lineage", "champion", "--json").stdout)["promotions"]
+    assert [promotion["evidence"] for promotion in promotions] == [written.model_dump(exclude_unset=True)]
+    assert copied.git("status", "--porcelain") == ""
+
+
+def test_the_evidence_is_the_paired_difference_on_the_challengers_images(copied: Project, tmp_path: Path) -> None:
+    """The working tree holds other images than the challenger's, which are fetched from the remote."""
+    crown(copied, "v1.0.0")
+    shutil.rmtree(copied.folder / ".dvc" / "cache")
+    evidence = evidence_for(copied, "v1.1.0").model_dump()
+    copied.git("checkout", "--quiet", "vdm@v1.1.0")
+    assert copied.dvc("checkout", "--force").returncode == 0
+    old, new = (per_image(copied, name, tmp_path / name) for name in ("v1.0.0", "v1.1.0"))
+    difference, error = (new - old).mean(), (new - old).std(ddof=1) / math.sqrt(len(new))
+    assert evidence["num_images"] == len(new) == 359
+    assert evidence["difference_bpd"] == pytest.approx(difference, abs=1e-6)
+    assert evidence["difference_standard_error"] == pytest.approx(error, abs=1e-6)
+    half = NormalDist().inv_cdf(0.975) * error
+    assert evidence["confidence_interval"] == pytest.approx([difference - half, difference + half], abs=1e-5)
+    assert (evidence["min_improvement_bpd"], evidence["confidence"]) == (0.001, 0.95)
+    assert not evidence["data_changed"]
+    assert evidence["champion_bpd"] == resolve(copied.folder, "v1.0.0").metrics.bpd
+    assert evidence["challenger_bpd"] == resolve(copied.folder, "v1.1.0").metrics.bpd
+
+
+def test_a_stricter_rule_refuses_what_a_laxer_one_promotes(copied: Project) -> None:
+    crown(copied, "v1.0.0")
+    settings = read_params(copied.folder / "params.yaml").evaluate
+    version = resolve(copied.folder, "v1.1.0")
+
+    def decision(rule: Promote, evaluate: Evaluate = settings) -> str:
+        return challenge(copied.folder, version, settings=evaluate, rule=rule).decision
+
+    evidence = challenge(
+        copied.folder, version, settings=settings, rule=Promote(min_improvement_bpd=0.0, confidence=0.95)
+    )
+    assert evidence.confidence_interval
+    upper = -(evidence.confidence_interval[1] or 0)
+    assert upper > 0
+    assert decision(Promote(min_improvement_bpd=0.99 * upper, confidence=0.95)) == "promote"
+    assert decision(Promote(min_improvement_bpd=1.01 * upper, confidence=0.95)) == "refuse"
+    assert decision(Promote(min_improvement_bpd=0.99 * upper, confidence=0.99)) == "refuse"
+
+
+BASE = {
+    "decision": "",
+    "reason": "",
+    "challenger": "vdm@v1.1.0",
+    "champion": "vdm@v1.0.0",
+    "challenger_bpd": 2.0,
+    "champion_bpd": 2.1,
+    "confidence": 0.95,
+    "confidence_interval": [-0.2, -0.05],
+    "min_improvement_bpd": 0.01,
+    "num_images": 359,
+}
+
+
+@pytest.mark.parametrize(
+    ("changes", "decision", "reason"),
+    [
+        ({}, "promote", "improves by more than 0.01: 95% interval [-0.2000, -0.0500] bits/dim against vdm@v1.0.0"),
+        ({"confidence_interval": [-0.2, -0.01]}, "refuse", "does not surely improve"),
+        ({"confidence_interval": [-0.2, 0.1]}, "refuse", "does not surely improve"),
+        ({"confidence_interval": [0.0, 0.0], "min_improvement_bpd": 0.0}, "refuse", "does not surely improve"),
+        ({"confidence_interval": [None, None]}, "refuse", "one image gives no confidence interval"),
+        ({"challenger_bpd": None}, "refuse", "are not finite"),
+        ({"challenger_bpd": None, "champion": None}, "refuse", "are not finite"),
+        ({"champion_bpd": None, "confidence_interval": [None, None]}, "promote", "the champion vdm@v1.0.0 does not"),
+        ({"champion": None}, "promote", "is the first champion, at 2.0000 bits/dim"),
+        ({"champion": "vdm@v1.1.0"}, "refuse", "is the champion already"),
+    ],
+)
+def test_the_decision(changes: dict[str, Any], decision: str, reason: str) -> None:
+    decided, why = decide(Evidence.model_validate(BASE | changes))
+    assert decided == decision
+    assert reason in why
+
+
+def test_a_champion_of_other_images_is_not_compared(registry: Project, tmp_path: Path) -> None:
+    model = registry.folder / "models" / "vdm"
+    assert fits(model, registry.folder / "data" / "images")
+    for shape, levels in (((1, 8, 8), 256), ((3, 8, 8), 17)):
+        pixels = np.zeros((2, *shape), np.uint8)
+        description = {"name": "x", "num_levels": levels, "image_shape": shape, "num_train": 2, "num_test": 2}
+        save_images(tmp_path, {"train": pixels, "test": pixels}, description)
+        assert not fits(model, tmp_path)
+    decision, reason = decide(Evidence.model_validate(BASE | {"num_images": None}))
+    assert decision == "refuse"
+    assert "a model of other images" in reason
+    assert "`gto assign vdm --version v1.1.0 --stage champion`" in reason
+
+
+def test_figures_that_are_not_finite_become_null() -> None:
+    model = {"model": "m", "bpd": math.nan, "bpd_standard_error": None, "model_sha256": "0" * 64}
+    comparison = Comparison(
+        models=[ModelFigures(**model, data_sha256="0" * 64)] * 2,
+        difference_bpd=math.nan,
+        difference_standard_error=math.inf,
+        confidence=0.95,
+        confidence_interval=[math.nan, -math.inf],
+        num_images=3,
+        seed=0,
+        times_per_image=1,
+        num_timesteps=None,
+    )
+    written = json.loads(json.dumps(comparison.model_dump(), allow_nan=False))
+    assert written["models"][0]["bpd"] is written["difference_standard_error"] is None
+    assert written["confidence_interval"] == [None, None]
+
+
+def test_rolling_back_goes_back_one_champion_at_a_time(copied: Project) -> None:
+    crown(copied, "v1.0.0", "v1.1.0", "v1.2.0")
+    once = copied.vdmctl("rollback")
+    assert once.returncode == 0, once.stderr
+    assert once.stdout == "vdm#champion#4: rolled back from vdm@v1.2.0 to vdm@v1.1.0\n"
+    assert champion(copied) == "vdm@v1.1.0"
+    twice = json.loads(copied.vdmctl("rollback", "--json").stdout)
+    assert (twice["champion"], twice["tag"]) == ("vdm@v1.0.0", "vdm#champion#5")
+    thrice = copied.vdmctl("rollback")
+    assert thrice.returncode == 5
+    assert "there is no earlier champion" in one_line(thrice)
+    assert history(copied) == [f"vdm@v1.{minor}.0" for minor in (0, 1, 2, 1, 0)]
+    crown(copied, "v1.2.0")
+    assert rollback(copied.folder).champion == "vdm@v1.0.0"
+
+
+def test_rolling_back_to_bytes_that_are_gone_leaves_the_champion(copied: Project) -> None:
+    crown(copied, "v1.0.0", "v1.1.0")
+    cached(copied, "models/vdm", "weights.safetensors", "v1.0.0").unlink()
+    copied.dvc("remote", "remove", "store")
+    result = copied.vdmctl("rollback")
+    assert result.returncode == 5
+    assert "vdm@v1.0.0 does not verify: models/" in one_line(result)
+    assert champion(copied) == "vdm@v1.1.0"
+
+
+def test_a_champion_that_gto_removes_is_none(copied: Project) -> None:
+    crown(copied, "v1.0.0", "v1.1.0")
+    assert copied.run("gto", "deprecate", "vdm", "v1.1.0", "champion").returncode == 0
+    assert champion(copied) == "vdm@v1.0.0"
+    crown(copied, "v1.2.0")
+    assert champion(copied) == "vdm@v1.2.0"
+
+
+def test_a_damaged_challenger_is_not_promoted(copied: Project) -> None:
+    weights = cached(copied, "models/vdm", "weights.safetensors", "v1.0.0")
+    weights.chmod(0o644)
+    weights.write_bytes(weights.read_bytes()[:-1] + b"x")
+    result = copied.vdmctl("promote", "v1.0.0")
+    assert result.returncode == 5
+    assert "vdm@v1.0.0 does not verify" in one_line(result)
+    assert "weights.safetensors is damaged" in one_line(result)
+    assert history(copied) == []
+
+
+def test_a_champion_without_bytes_stops_the_challenge(copied: Project) -> None:
+    crown(copied, "v1.0.0")
+    cached(copied, "models/vdm", "weights.safetensors", "v1.0.0").unlink()
+    copied.dvc("remote", "remove", "store")
+    result = copied.vdmctl("promote", "v1.1.0")
+    assert result.returncode == 5
+    assert one_line(result) == "vdmctl: vdm@v1.0.0: not in the cache, and DVC has no default remote"
+    assert history(copied) == ["vdm@v1.0.0"]
+
+
+def test_of_two_promotions_at_once_one_wins(copied: Project, tmp_path: Path) -> None:
+    """Two processes, one in a linked worktree, wait at the registry's lock until both have reached it."""
+    crown(copied, "v1.0.0")
+    copied.git("worktree", "add", "--quiet", str(tmp_path / "run"))
+    program = (
+        "import json, sys; from pathlib import Path; from flows import cli;"
+        "from flows.registry.evidence import Evidence; from flows.registry.promotion import promote;"
+        "from flows.registry.versions import resolve;"
+        "root = Path(sys.argv[1]); evidence = Evidence.model_validate_json(sys.argv[2]); print('ready', flush=True);"
+        "cli.call = lambda arguments: print(promote(root, resolve(root, evidence.challenger), evidence));"
+        "sys.exit(cli.run([]))"
+    )
+    places = {"v1.1.0": copied.folder, "v1.2.0": tmp_path / "run"}
+    evidence = {reference: evidence_for(copied, reference).model_dump_json(exclude_unset=True) for reference in places}
+    assert {json.loads(text)["decision"] for text in evidence.values()} == {"promote"}
+    with locked(copied.folder):
+        processes = [
+            subprocess.Popen(
+                [sys.executable, "-c", program, str(place), evidence[reference]],
+                cwd=copied.folder,
+                env=copied.environment,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+            for reference, place in places.items()
+        ]
+        for process in processes:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "ready\n"
+        time.sleep(1.0)
+        assert [process.poll() for process in processes] == [None, None]
+        assert history(copied) == ["vdm@v1.0.0"]
+    outputs = [process.communicate(timeout=60) for process in processes]
+    codes = [process.returncode for process in processes]
+    assert sorted(codes) == [0, Exit.BUSY], outputs
+    winner, loser = codes.index(0), codes.index(Exit.BUSY)
+    names = [f"vdm@{reference}" for reference in places]
+    assert history(copied) == ["vdm@v1.0.0", names[winner]]
+    assert outputs[winner][0] == "vdm#champion#2\n"
+    assert outputs[loser][1] == (
+        f"vdmctl: {names[loser]} is not promoted: it was compared with the champion vdm@v1.0.0, but now the champion "
+        f"is {names[winner]}; `vdmctl promote {names[loser]}` compares them\n"
+    )
+
+
+def test_of_two_first_champions_one_wins(registry: Project, tmp_path: Path) -> None:
+    project = registry.copy(tmp_path / "project")
+    evidence = {reference: evidence_for(project, reference) for reference in ("v1.0.0", "v1.1.0")}
+    promote(project.folder, resolve(project.folder, "v1.0.0"), evidence["v1.0.0"])
+    with pytest.raises(UserError, match="it was compared with the champion none, but now") as raised:
+        promote(project.folder, resolve(project.folder, "v1.1.0"), evidence["v1.1.0"])
+    assert raised.value.code == Exit.BUSY
+    with pytest.raises(UserError, match="the evidence is of") as raised:
+        promote(project.folder, resolve(project.folder, "v1.2.0"), evidence["v1.1.0"])
+    assert raised.value.code == Exit.USAGE
+    assert [tag.name for tag in annotated_tags(project.folder, "vdm#")] == ["vdm#champion#1"]
+
+
+# `vdmctl rollback`, which gets the signal just before it makes its tag.
+SIGNALLED = """
+import os, signal, sys
+from flows.registry import promotion
+from flows import cli
+original = promotion.make_champion
+def signalled(*arguments):
+    os.kill(os.getpid(), signal.SIGTERM)
+    return original(*arguments)
+promotion.make_champion = signalled
+sys.argv = ["vdmctl", "rollback"]
+cli.main()
+"""
+
+
+def test_a_signal_stops_a_rollback_before_its_tag_or_not_at_all(copied: Project) -> None:
+    """Exit 75 means "run again"; with the tag made, that would go back one champion more."""
+    crown(copied, "v1.0.0", "v1.1.0", "v1.2.0")
+    with locked(copied.folder):
+        waiting = subprocess.Popen(
+            [sys.executable, "-m", "flows.cli", "rollback"],
+            cwd=copied.folder,
+            env=copied.environment,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        while "vdm-registry.lock" not in open_files(waiting.pid):
+            assert waiting.poll() is None
+            time.sleep(0.01)
+        waiting.terminate()
+        assert waiting.communicate(timeout=60)[1] == "vdmctl: stopped; run again\n"
+    assert waiting.returncode == Exit.RESUMABLE
+    assert history(copied)[3:] == []
+    late = copied.run(sys.executable, "-c", SIGNALLED)
+    assert (late.returncode, late.stderr) == (0, "")
+    assert history(copied)[3:] == ["vdm@v1.1.0"]
+
+
+def open_files(pid: int) -> set[str]:
+    """Return the names of the files that a process has open."""
+    return {entry.resolve().name for entry in Path(f"/proc/{pid}/fd").iterdir()}
+
+
+def test_a_reader_that_goes_away_costs_no_promotion(copied: Project) -> None:
+    crown(copied, "v1.0.0")
+    command = f"{sys.executable} -m flows.cli promote v1.1.0 --json | true; exit ${{PIPESTATUS[0]}}"
+    result = copied.run("bash", "-c", command)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert history(copied) == ["vdm@v1.0.0", "vdm@v1.1.0"]

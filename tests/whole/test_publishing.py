@@ -1,0 +1,133 @@
+"""Publishing to a bare git remote and a DVC remote.  test_flow.py has a run whose publication is interrupted."""
+
+import socket
+from pathlib import Path
+
+import pytest
+from project import Project, cached
+
+from flows.core.errors import Exit, NetworkError, UserError
+from flows.registry import publishing
+from flows.registry.publishing import publish
+from flows.registry.versions import record_refusal, refusal, resolve
+
+# The versions are trained when the first test asks for them.
+pytestmark = pytest.mark.timeout(900)
+
+
+@pytest.fixture
+def project(copied: Project, tmp_path: Path) -> Project:
+    """Return a project with three versions, of which the remotes have nothing."""
+    copied.git("init", "--quiet", "--bare", str(tmp_path / "remote.git"))
+    copied.git("remote", "add", "origin", str(tmp_path / "remote.git"))
+    assert copied.dvc("remote", "modify", "store", "url", str(tmp_path / "store")).returncode == 0
+    return copied
+
+
+def published(project: Project) -> list[str]:
+    return project.git("ls-remote", "--tags", "--refs", "origin").split()[1::2]
+
+
+def test_a_clone_of_what_was_published_verifies(project: Project, tmp_path: Path) -> None:
+    assert publish(project.folder) == ["vdm@v1.0.0", "vdm@v1.1.0", "vdm@v1.2.0"]
+    assert publish(project.folder) == []
+    project.git("commit", "--quiet", "--all", "--message=Remote")
+    project.git("push", "--quiet", "origin", "main")
+    project.git("clone", "--quiet", "--branch=main", str(tmp_path / "remote.git"), str(tmp_path / "clone"))
+    clone = object.__new__(Project)
+    clone.folder = tmp_path / "clone"
+    result = clone.vdmctl("verify", "v1.1.0")
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+def test_refusals_and_branches_with_a_commit_are_published(project: Project, tmp_path: Path) -> None:
+    """A branch without a commit belongs to a run that still works."""
+    root = project.folder
+    project.git("branch", "runs/20260101-000000-aaaa")
+    project.git("switch", "--quiet", "--create", "runs/20260101-000000-bbbb")
+    project.git("commit", "--quiet", "--allow-empty", "--message=Retrain\n\nRun: 20260101-000000-bbbb")
+    record_refusal(root, resolve(root, "v1.1.0"), 'Refuse\n\n{"decision": "refuse", "reason": "worse"}\n')
+    assert publish(root)[:2] == ["branch runs/20260101-000000-bbbb", "the reasons of refusals"]
+    assert project.git("ls-remote", "--heads", "origin").split()[1::2] == ["refs/heads/runs/20260101-000000-bbbb"]
+
+    other = Project.at(tmp_path / "other")
+    project.git("clone", "--quiet", "--branch=vdm@v1.0.0", str(tmp_path / "remote.git"), str(other.folder))
+    record_refusal(
+        other.folder, resolve(other.folder, "v1.2.0"), 'Refuse\n\n{"decision": "refuse", "reason": "no better"}\n'
+    )
+    other.git("push", "--quiet", "--force", "origin", "refs/notes/vdm-refusals")  # from another machine
+    record_refusal(root, resolve(root, "v1.0.0"), 'Refuse\n\n{"decision": "refuse", "reason": "first"}\n')
+    assert publish(root) == ["the reasons of refusals"]
+    assert publish(root) == []
+    reasons = [refusal(root, resolve(root, version).commit).reason for version in ("v1.0.0", "v1.1.0", "v1.2.0")]
+    assert reasons == ["first", "worse", "no better"]
+
+
+@pytest.mark.parametrize("place", ["weights.safetensors", ""])
+def test_a_version_whose_bytes_are_lost_stays_and_the_others_go(place: str, project: Project) -> None:
+    """First a file of a folder is lost, then the folder's listing."""
+    lost = cached(project, "models/vdm", place, "v1.1.0")
+    content = lost.read_bytes()
+    lost.unlink()
+    for _ in range(2):
+        with pytest.raises(UserError, match=r"vdm@v1.1.0 is not published: models/.* is not in the cache") as raised:
+            publish(project.folder)
+        assert raised.value.code is Exit.MISSING
+        assert published(project) == ["refs/tags/vdm@v1.0.0", "refs/tags/vdm@v1.2.0"]
+    lost.write_bytes(content)
+    assert publish(project.folder) == ["vdm@v1.1.0"]
+
+
+def test_a_number_that_another_machine_took_first_stays_and_the_others_go(project: Project) -> None:
+    """The champion's tag on its commit is not pushed either: at the remote it would name another version."""
+    project.git("tag", "--annotate", "--message=Promote", "vdm#champion#1", "vdm@v1.1.0^{commit}")
+    project.git("push", "--quiet", "origin", "vdm@v1.0.0^{commit}:refs/tags/vdm@v1.1.0")
+    with pytest.raises(
+        UserError, match=r"vdm@v1.1.0 is not published: origin has another commit by that name"
+    ) as raised:
+        publish(project.folder)
+    assert raised.value.code is Exit.USAGE
+    assert published(project) == [f"refs/tags/vdm@v1.{minor}.0" for minor in range(3)]
+    project.git("tag", "--delete", "vdm@v1.1.0")
+    assert publish(project.folder) == ["vdm#champion#1"]
+
+
+def test_a_git_remote_that_never_answers(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(publishing, "LIST_SECONDS", 1)
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        project.git("remote", "set-url", "origin", f"git://127.0.0.1:{silent.getsockname()[1]}/models.git")
+        with pytest.raises(NetworkError, match=r"git ls-remote in .*: no answer in 1 s; the next run publishes again"):
+            publish(project.folder)
+
+
+def test_a_git_remote_that_refuses_is_quoted(project: Project, tmp_path: Path) -> None:
+    hook = tmp_path / "remote.git" / "hooks" / "update"
+    hook.write_text("#!/bin/sh\nexit 1\n")
+    hook.chmod(0o755)
+    with pytest.raises(NetworkError, match=r"! \[remote rejected\] vdm@v1.0.0 .*\(hook declined\); the next"):
+        publish(project.folder)
+    project.git("remote", "set-url", "origin", str(tmp_path / "gone"))
+    with pytest.raises(NetworkError, match="gone' does not appear to be a git repository"):
+        publish(project.folder)
+
+
+def test_a_dvc_remote_that_fails_publishes_nothing(project: Project, tmp_path: Path) -> None:
+    (tmp_path / "store").write_text("a file where the folder should be")
+    with pytest.raises(NetworkError, match=r"the DVC remote failed: .*; the next run publishes again") as raised:
+        publish(project.folder)
+    assert raised.value.code is Exit.MISSING
+    assert published(project) == []
+
+
+def test_without_remotes(project: Project) -> None:
+    assert project.dvc("remote", "remove", "store").returncode == 0
+    with pytest.raises(UserError, match="no DVC remote; `dvc remote add --default NAME URL`") as raised:
+        publish(project.folder)
+    assert raised.value.code is Exit.USAGE
+    assert published(project) == []
+    project.git("remote", "remove", "origin")
+    with pytest.raises(UserError, match="no git remote origin; `git remote add origin URL`") as raised:
+        publish(project.folder)
+    assert raised.value.code is Exit.USAGE

@@ -1,0 +1,331 @@
+"""The registry with real git, real DVC and a real remote."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from project import ROOT, Project, cached, one_line
+from ruamel.yaml import YAML
+
+from flows.core.errors import Exit, UserError
+from flows.core.layout import METRICS
+from flows.registry import versions as of
+from flows.registry.git import annotated_tags, contents, locked
+from flows.registry.lineage import lineage
+from flows.registry.storage import fetch
+from flows.registry.verification import verify
+
+# The versions are trained when the first test asks for them.
+pytestmark = pytest.mark.timeout(900)
+
+
+def metrics_at(project: Project, commit: str) -> dict[str, float]:
+    return json.loads(project.git("show", f"{commit}:reports/evaluation/metrics.json"))
+
+
+def test_models_lists_versions_with_figures_data_and_commit(copied: Project) -> None:
+    with locked(copied.folder):
+        of.make_champion(copied.folder, of.resolve(copied.folder, "v1.1.0"), "By hand")
+    rows = json.loads(copied.vdmctl("models", "--json").stdout)["versions"]
+    assert [row["version"] for row in rows] == ["vdm@v1.0.0", "vdm@v1.1.0", "vdm@v1.2.0"]
+    assert [row["stages"] for row in rows] == [[], ["champion"], []]
+    assert [row["commit"] for row in rows] == copied.git("rev-list", "--reverse", "-3", "HEAD").split()
+    for row in rows:
+        metrics = metrics_at(copied, row["commit"])
+        assert all(row[key] == metrics[key] for key in ("bpd", "bpd_standard_error", "data_sha256", "model_sha256"))
+    assert rows[0]["data_sha256"] == rows[1]["data_sha256"] != rows[2]["data_sha256"]
+    header, *lines = copied.vdmctl("models").stdout.splitlines()
+    assert header.split() == ["version", "stage", "bits/dim", "data", "commit", "created"]
+    assert lines[1].split()[:4] == ["vdm@v1.1.0", "champion", f"{rows[1]['bpd']:.4f}", "+-"]
+    assert rows[1]["commit"][:12] in lines[1]
+
+
+def test_a_hundred_versions_keep_their_figures(tmp_path: Path) -> None:
+    """`git fast-import` writes them in an order that is neither that of the numbers nor that of the names."""
+    subprocess.run(["git", "init", "--quiet", str(tmp_path)], check=True)
+    stream = []
+    for minor in reversed(range(100)):
+        metrics = json.dumps({"bpd": 2 + minor / 1000, "bpd_standard_error": 0.01, "data_sha256": f"{minor:064x}"})
+        who, name = f"Test <test@example.org> {1_700_000_000 + minor} +0000", f"vdm@v1.{minor}.0"
+        stream += [f"commit refs/heads/main\nmark :{minor + 1}\ncommitter {who}\ndata 0\n"]
+        stream += [f"M 100644 inline {METRICS}\ndata {len(metrics)}\n{metrics}\n"]
+        stream += [f"tag {name}\nfrom :{minor + 1}\ntagger {who}\ndata 9\nLine\n\nTwo\n"]
+    subprocess.run(["git", "fast-import", "--quiet"], input="".join(stream), text=True, cwd=tmp_path, check=True)
+    command = [sys.executable, "-m", "flows.cli", "models", "--json"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
+    rows = json.loads(result.stdout)["versions"]
+    assert [row["version"] for row in rows] == [f"vdm@v1.{minor}.0" for minor in range(100)]
+    assert [row["bpd"] for row in rows] == [2 + minor / 1000 for minor in range(100)]
+    assert [int(row["data_sha256"], 16) for row in rows] == list(range(100))
+
+
+def test_listing_loads_nothing_heavy(registry: Project) -> None:
+    program = (
+        "import sys; from flows.cli import run; run(['models', '--json']);"
+        "print({'torch', 'prefect', 'great_expectations', 'dvc', 'numpy', 'gto'} & set(sys.modules), file=sys.stderr)"
+    )
+    assert registry.run(sys.executable, "-c", program).stderr == "set()\n"
+
+
+def test_a_version_is_evaluated_from_the_remote_when_the_cache_is_gone(copied: Project) -> None:
+    with locked(copied.folder):
+        of.make_champion(copied.folder, of.resolve(copied.folder, "v1.2.0"), "By hand")
+    shutil.rmtree(copied.folder / ".dvc" / "cache")
+    shutil.rmtree(copied.folder / "models" / "vdm")
+    expected = metrics_at(copied, "HEAD")
+    for reference in ("champion", "vdm@v1.2.0", "v1.2.0"):
+        result = copied.vdmctl("evaluate", reference, "--json")
+        assert result.returncode == 0, result.stderr
+        assert json.loads(result.stdout) == expected
+    assert len(list((copied.folder / ".vdm/models").iterdir())) == 1
+    compared = json.loads(copied.vdmctl("compare", "v1.0.0", "champion", "--json").stdout)
+    hashes = [model["model_sha256"] for model in compared["models"]]
+    assert hashes == [metrics_at(copied, f"vdm@{name}")["model_sha256"] for name in ("v1.0.0", "v1.2.0")]
+    assert copied.git("status", "--porcelain", "--", ".vdm", "reports") == ""
+
+
+def test_without_images_in_the_working_tree_a_version_meets_its_own(copied: Project) -> None:
+    shutil.rmtree(copied.folder / "data" / "images")
+    result = copied.vdmctl("evaluate", "v1.0.0", "--json")
+    assert result.returncode == 0, result.stderr
+    assert json.loads(result.stdout)["bpd"] == metrics_at(copied, "vdm@v1.0.0")["bpd"]
+    assert copied.vdmctl("compare", "v1.0.0", "v1.1.0", "--json").returncode == 0
+
+
+def test_a_fetched_version_is_reused_and_never_trusted_blindly(copied: Project) -> None:
+    version = of.resolve(copied.folder, "v1.0.0")
+    folder = fetch(copied.folder, version)
+    shutil.rmtree(copied.folder / ".dvc" / "cache")
+    copied.dvc("remote", "remove", "store")
+    assert fetch(copied.folder, version) == folder
+    assert [path for path in folder.parent.iterdir() if path != folder] == []
+    shutil.copyfile(copied.folder / "models/vdm/config.json", folder / "config.json")
+    result = copied.vdmctl("evaluate", "v1.0.0")
+    assert result.returncode == 5
+    assert "is not the model of vdm@v1.0.0; delete it" in one_line(result)
+
+
+@pytest.mark.parametrize(
+    ("remote", "message"),
+    [
+        ("/nowhere/at/all", "models/vdm is not in the cache, and the remote `store` does not give it"),
+        ("http://127.0.0.1:9/store", "models/vdm is not in the cache, and the remote `store` does not give it"),
+        ("/dev/null", "the remote does not answer: [Errno 20]"),
+        (None, "not in the cache, and DVC has no default remote"),
+    ],
+)
+def test_bytes_that_nobody_has_are_one_line(remote: str | None, message: str, copied: Project) -> None:
+    shutil.rmtree(copied.folder / ".dvc" / "cache")
+    change = ("remove", "store") if remote is None else ("modify", "store", "url", remote)
+    assert copied.dvc("remote", *change).returncode == 0
+    result = copied.vdmctl("evaluate", "v1.1.0")
+    assert (result.returncode, result.stdout) == (5, "")
+    assert "vdm@v1.1.0: " in one_line(result)
+    assert message in one_line(result)
+    assert list((copied.folder / ".vdm").glob("models/*")) == []
+
+
+def test_one_missing_file_of_a_folder_is_fetched_alone(copied: Project) -> None:
+    """DVC itself would assume that the whole folder is cached, since its listing is."""
+    version = of.resolve(copied.folder, "v1.0.0")
+    weights = cached(copied, "models/vdm", "weights.safetensors", "v1.0.0")
+    content = weights.read_bytes()
+    weights.unlink()
+    assert (fetch(copied.folder, version) / "weights.safetensors").read_bytes() == content
+    assert weights.read_bytes() == content
+
+
+def test_lineage_goes_from_the_tag_to_every_digest(registry: Project) -> None:
+    result = registry.vdmctl("lineage", "v1.1.0", "--json")
+    chain = json.loads(result.stdout)
+    lock = YAML(typ="safe", pure=True).load(registry.git("show", "vdm@v1.1.0:dvc.lock"))["stages"]
+    assert chain["commit"] == registry.git("rev-parse", "vdm@v1.1.0^{commit}").strip()
+    assert chain["parameters"]["train"]["steps"] == 80
+    assert chain["parameters"] == {
+        section: values
+        for stage in lock.values()
+        for section, values in stage.get("params", {}).get("params.yaml", {}).items()
+    }
+    outs = {out["path"]: out["md5"] for stage in lock.values() for out in stage["outs"]}
+    assert chain["outputs"] == outs
+    assert chain["data"]["md5"] == outs["data/images"]
+    assert chain["data"]["sha256"] == metrics_at(registry, "vdm@v1.1.0")["data_sha256"]
+    assert chain["validation"]["md5"] == outs["reports/validation/validation.json"]
+    assert {"vdm/vlb.py", "flows/stages/train.py"} <= chain["code"].keys()
+    text = registry.vdmctl("lineage", "v1.1.0").stdout
+    places = [text.index(word) for word in ("tag ", "commit ", "parameters", "data ", "validation ", "code", "outputs")]
+    assert places == sorted(places)
+    assert all(md5 in text for md5 in [*outs.values(), *chain["code"].values()])
+
+
+def test_verify_agrees_with_an_untouched_version_fetched_from_the_remote(copied: Project) -> None:
+    shutil.rmtree(copied.folder / ".dvc" / "cache")
+    for reference in ("v1.0.0", "v1.2.0"):
+        result = copied.vdmctl("verify", reference, "--json")
+        assert result.returncode == 0, result.stderr
+        report = json.loads(result.stdout)
+        assert report["sound"]
+        subjects = {check["subject"] for check in report["checks"]}
+        assert {"models/vdm", "models/vdm sha256", "data/images sha256", "vdm/vlb.py", "params.yaml train"} <= subjects
+
+
+@pytest.mark.parametrize("place", ["weights.safetensors", "README.md"])
+def test_verify_finds_a_damaged_file_in_the_cache(place: str, copied: Project) -> None:
+    path = cached(copied, "models/vdm", place, "v1.0.0")
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.chmod(0o644)
+    path.write_bytes(content)
+    result = copied.vdmctl("verify", "v1.0.0", "--json")
+    assert result.returncode == 5
+    assert f"{place} is damaged in the cache" in one_line(result)
+    bad = {check["subject"] for check in json.loads(result.stdout)["checks"] if check["problem"]}
+    assert "models/vdm" in bad
+    refused = copied.vdmctl("evaluate", "v1.0.0")
+    assert refused.returncode == 5
+    assert f"{place} is damaged in the cache; delete" in one_line(refused)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "subject"),
+    [
+        ("steps: 160", "steps: 161", "params.yaml train"),
+        ("vdm/vlb.py", "vdm/vlb.py", "vdm/vlb.py"),
+        ("models/vdm", "models/trained", "models/vdm sha256"),
+        ("reports/evaluation/metrics.json", "reports/evaluation/metrics.json", "reports/evaluation/metrics.json"),
+    ],
+    ids=["parameters", "code", "model", "metrics"],
+)
+def test_verify_finds_a_tampered_lock(old: str, new: str, subject: str, copied: Project) -> None:
+    """Changed are values, the digest of code or metrics, or the model's digest, replaced by an older model's."""
+    text = (copied.folder / "dvc.lock").read_text()
+    if subject.startswith("params"):
+        text = text.replace(old, new)
+    else:
+        lock = YAML(typ="safe").load(text)["stages"]
+        entries = [entry for stage in lock.values() for entry in stage["outs"] + stage["deps"] if entry["path"] == old]
+        other = lineage(copied.folder, of.resolve(copied.folder, "v1.0.0")).lock.outputs["models/vdm"]
+        text = text.replace(entries[0]["md5"], other if old == "models/vdm" else "f" * 32)
+    (copied.folder / "dvc.lock").write_text(text)
+    copied.git("commit", "--quiet", "--all", "--message=Tampered")
+    version = of.add_version(copied.folder, "HEAD", "Tampered")
+    problems = {check.subject for check in verify(copied.folder, version) if check.problem}
+    assert problems == {subject}
+    result = copied.vdmctl("verify", version.name)
+    assert result.returncode == 5
+    assert "vdm@v1.3.0: 1 of" in one_line(result)
+
+
+def test_verify_finds_code_that_changed_without_a_run(copied: Project) -> None:
+    with (copied.folder / "vdm/vlb.py").open("a") as file:
+        file.write("# changed\n")
+    copied.git("commit", "--quiet", "--all", "--message=Change code alone")
+    version = of.add_version(copied.folder, "HEAD", "Untrue")
+    assert [check.subject for check in verify(copied.folder, version) if check.problem] == ["vdm/vlb.py"]
+
+
+def test_versions_count_up_and_carry_their_message(copied: Project) -> None:
+    tags = annotated_tags(copied.folder, "vdm@")
+    assert [tag.name for tag in tags] == ["vdm@v1.0.0", "vdm@v1.1.0", "vdm@v1.2.0"]
+    assert {tag.message for tag in tags} == {"Retrained"}
+    assert "Test <test@example.org>" in copied.git("cat-file", "-p", "vdm@v1.2.0")
+    # GTO itself lists the same.
+    shown = copied.run("gto", "show", "vdm", "--json").stdout
+    assert [entry["version"] for entry in json.loads(shown)] == ["v1.2.0", "v1.1.0", "v1.0.0"]
+
+
+def test_a_linked_worktree_shares_the_registry(copied: Project, tmp_path: Path) -> None:
+    copied.git("worktree", "add", "--quiet", str(tmp_path / "run"))
+    copied.git("-C", str(tmp_path / "run"), "commit", "--quiet", "--allow-empty", "--message=A run")
+    version = of.add_version(tmp_path / "run", "HEAD", "From a worktree")
+    assert version.name == "vdm@v1.3.0"
+    assert of.newest(copied.folder) == version
+    with locked(tmp_path / "run"):
+        assert of.make_champion(tmp_path / "run", version, "By hand") == "vdm#champion#1"
+    assert of.resolve(copied.folder, "champion").name == "vdm@v1.3.0"
+    assert (fetch(tmp_path / "run", version) / "config.json").is_file()
+
+
+def test_a_tag_that_exists_is_refused(copied: Project) -> None:
+    copied.git("commit", "--quiet", "--allow-empty", "--message=A run")
+    copied.git("tag", "vdm@v1.3.0")  # lightweight: not a version to GTO, but the name is taken
+    with pytest.raises(UserError, match=r"the tag vdm@v1\.3\.0 exists but is not a version") as raised:
+        of.add_version(copied.folder, "HEAD", "Retrained")
+    assert raised.value.code == Exit.USAGE
+    assert of.newest(copied.folder).name == "vdm@v1.2.0"
+
+
+@pytest.mark.parametrize(
+    ("commit", "code", "message"),
+    [
+        ("HEAD", Exit.USAGE, "is vdm@v1.2.0 already"),
+        ("nothing", Exit.MISSING, "nothing: git knows no such commit"),
+        ("HEAD~3", Exit.MISSING, "has no reports/evaluation/metrics.json"),
+    ],
+)
+def test_a_commit_that_cannot_be_a_version(commit: str, code: Exit, message: str, registry: Project) -> None:
+    with pytest.raises(UserError, match=message) as raised:
+        of.add_version(registry.folder, commit, "Retrained")
+    assert raised.value.code == code
+
+
+def test_without_a_git_identity_nothing_is_tagged(copied: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    copied.git("commit", "--quiet", "--allow-empty", "--message=A run")
+    copied.git("config", "--remove-section", "user")
+    for name in [name for name in os.environ if name.startswith(("GIT_", "EMAIL"))]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("GIT_CONFIG_GLOBAL", os.devnull)
+    monkeypatch.setenv("GIT_CONFIG_SYSTEM", os.devnull)
+    with pytest.raises(UserError, match="a commit needs a git identity") as raised:
+        of.add_version(copied.folder, "HEAD", "Retrained")
+    assert raised.value.code == Exit.USAGE
+    command = [sys.executable, "-m", "flows.cli", "promote"]
+    result = subprocess.run(command, cwd=copied.folder, capture_output=True, text=True)
+    assert result.returncode == 2
+    assert "a commit needs a git identity" in one_line(result)
+    assert "vdm#" not in copied.git("tag")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["evaluate", "champion"], 5, "no version is the champion"),
+        (["evaluate", "v9.0.0"], 5, "there is no version vdm@v9.0.0; `vdmctl models`"),
+        (["compare", "v1.0.0", "vdm@v9.0.0"], 5, "there is no version vdm@v9.0.0"),
+        (["lineage", "vdm@latest"], 2, "vdm@latest: not a version such as vdm@v1.2.0"),
+        (["verify", "v1.9.0"], 5, "there is no version vdm@v1.9.0"),
+        (["promote", "models/vdm"], 2, "not a version"),
+        (["rollback"], 5, "there is no earlier champion"),
+    ],
+)
+def test_a_model_that_is_not_there(arguments: list[str], code: int, message: str, registry: Project) -> None:
+    result = registry.vdmctl(*arguments)
+    assert (result.returncode, result.stdout) == (code, "")
+    assert message in one_line(result)
+
+
+def test_outside_a_repository(tmp_path: Path) -> None:
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "GIT_CEILING_DIRECTORIES": str(tmp_path.parent)}
+    command = [sys.executable, "-m", "flows.cli", "models"]
+    result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert result.returncode == 5
+    assert "not a git repository" in one_line(result)
+
+
+def test_deregistered_versions_are_not_listed_and_their_numbers_not_reused(copied: Project) -> None:
+    assert copied.run("gto", "deprecate", "vdm", "v1.2.0").returncode == 0
+    assert of.newest(copied.folder).name == "vdm@v1.1.0"
+    copied.git("commit", "--quiet", "--allow-empty", "--message=A run")
+    assert of.add_version(copied.folder, "HEAD", "Retrained").name == "vdm@v1.3.0"
+
+
+def test_files_of_commits_that_are_not_there(registry: Project) -> None:
+    names = ["HEAD:dvc.yaml", "HEAD:no such file", "HEAD:params.yaml"]
+    found = contents(registry.folder, names)
+    assert found["HEAD:no such file"] is None
+    assert found["HEAD:params.yaml"] == registry.git("show", "HEAD:params.yaml").encode()

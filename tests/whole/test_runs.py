@@ -1,0 +1,328 @@
+"""Training that is killed or stopped at any point loses nothing; in real processes."""
+
+import hashlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from plant import trainers, wait_until
+from project import ROOT, Project, imports_torch
+
+from flows.core.checkpoint import save_state
+from flows.core.errors import Exit, UserError
+from flows.core.params import read_params
+from flows.training.fitting import build, resolve
+from flows.training.runs import Run, writing_curves
+from vdm.training_log import TrainingRecord
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """Return a project with validated images, set up for 60 steps with a saved state every 4."""
+    project = Project(tmp_path_factory.mktemp("project"))
+    project.edit(
+        "params.yaml",
+        **{
+            "checkpoint_every_steps: 500": "checkpoint_every_steps: 4",
+            "steps: 20\n": "steps: 60\n",
+            "dropout: 0.0": "dropout: 0.2",
+            "precision: auto": "precision: float32",
+        },
+    )
+    for stage in ("download", "validate"):
+        assert project.vdmctl(stage).returncode == 0
+    return project
+
+
+@pytest.fixture(scope="module")
+def undisturbed(project: Project) -> tuple[str, str]:
+    """Return the digests of weights and log of a run that nothing interrupts."""
+    result = project.new_vdmctl("train")
+    assert result.returncode == 0, result.stderr
+    assert list((project.folder / ".vdm" / "runs").iterdir()) == []  # the states of a run that succeeds are removed
+    return digests(project)
+
+
+def digests(project: Project) -> tuple[str, str]:
+    names = ("models/trained/weights.safetensors", "reports/training/curves.csv")
+    first, second = (hashlib.sha256((project.folder / name).read_bytes()).hexdigest() for name in names)
+    return first, second
+
+
+def start(project: Project) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "flows.cli", "train"],
+        cwd=project.folder,
+        env=project.environment,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def states(project: Project) -> list[Path]:
+    return sorted((project.folder / ".vdm" / "runs").glob("*/step-*.state"))
+
+
+def wait_for_step(project: Project, process: subprocess.Popen[str], step: int) -> None:
+    """Wait until a state at or after the step is on disk."""
+    while not any(int(path.stem.removeprefix("step-")) >= step for path in states(project)):
+        assert process.poll() is None, process.stderr and process.stderr.read()
+        time.sleep(0.005)
+
+
+def test_a_run_killed_at_many_points_ends_with_the_same_bits(project: Project, undisturbed: tuple[str, str]) -> None:
+    for step in (4, 16, 28, 40, 52):
+        process = start(project)
+        wait_for_step(project, process, step)
+        process.kill()
+        process.communicate()
+    result = project.new_vdmctl("train")
+    assert result.returncode == 0, result.stderr
+    assert "continuing from step" in result.stderr
+    assert digests(project) == undisturbed
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_run_asked_to_stop_saves_and_exits_75(
+    number: signal.Signals, project: Project, undisturbed: tuple[str, str]
+) -> None:
+    process = start(project)
+    wait_for_step(project, process, 8)
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == Exit.RESUMABLE
+    assert "vdmctl: stopped at step" in errors.splitlines()[-1]
+    assert project.new_vdmctl("train").returncode == 0
+    assert digests(project) == undisturbed
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_run_stopped_while_it_starts_exits_75_too(number: signal.Signals, project: Project) -> None:
+    process = start(project)
+    while not imports_torch(process.pid):
+        assert process.poll() is None
+        time.sleep(0.005)
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=60)
+    assert (process.returncode, errors) == (75, "vdmctl: stopped; run again\n")
+
+
+def test_a_second_trainer_is_refused_by_the_device_lock(project: Project, undisturbed: tuple[str, str]) -> None:
+    process = start(project)
+    wait_for_step(project, process, 4)
+    os.kill(process.pid, signal.SIGSTOP)
+    second = project.new_vdmctl("train")
+    os.kill(process.pid, signal.SIGCONT)
+    process.kill()
+    process.communicate()
+    assert second.returncode == Exit.BUSY
+    busy = f"cpu is busy: process {process.pid} in {project.folder} trains on it; wait for it or stop it"
+    assert busy in second.stderr.splitlines()[-1]
+    assert project.new_vdmctl("train").returncode == 0  # the lock ended with its process
+
+
+@pytest.mark.parametrize(("shell", "command"), [("/bin/bash", "{}"), ("/bin/dash", "{}; exit $?")])
+def test_a_trainer_saves_and_ends_when_dvc_is_killed(shell: str, command: str, project: Project) -> None:
+    """The steps since the last planned state are saved, and DVC continues from there."""
+    changes = {"checkpoint_every_steps: 4\n": "checkpoint_every_steps: 5000\n", "steps: 60\n": "steps: 6000\n"}
+    stage = {"python -m flows.cli train": command.format("python -m flows.cli train")}
+    project.edit("params.yaml", **changes)
+    project.edit("dvc.yaml", **stage)
+    for awaited in ("step 5:", "continuing from step"):
+        process = subprocess.Popen(
+            [sys.executable, "-m", "dvc", "repro", "--single-item", "train"],
+            cwd=project.folder,
+            env=project.environment | {"SHELL": shell},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        assert process.stderr is not None
+        while awaited not in (line := process.stderr.readline()):
+            assert line
+        process.kill()
+        process.wait()
+        wait_until(lambda: not trainers(project.folder), 10)
+        assert "vdmctl: stopped" in process.stderr.read()
+        process.stderr.close()
+        (run,) = {path.parent for path in states(project)}
+    shutil.rmtree(run)
+    project.edit("dvc.yaml", **{new: old for old, new in stage.items()})
+    project.edit("params.yaml", **{new: old for old, new in changes.items()})
+
+
+def test_a_trainer_outlives_the_shell_of_the_person_who_started_it(
+    project: Project, undisturbed: tuple[str, str]
+) -> None:
+    (project.folder / "reports/training/curves.csv").unlink(missing_ok=True)
+    command = f"nohup {sys.executable} -m flows.cli train > /dev/null 2>&1 &"
+    assert project.run("/bin/sh", "-c", command).returncode == 0
+    wait_until(lambda: bool(trainers(project.folder)), 10)
+    wait_until(lambda: not trainers(project.folder), 60)
+    assert digests(project) == undisturbed
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [(truncate, "truncated or damaged"), (lambda path: save_state(path, {"done": 12}), "must hold average, done, ")],
+    ids=["truncated", "keys"],
+)
+def test_a_damaged_newest_state_is_passed_over(
+    damage: Callable[[Path], None], reason: str, project: Project, undisturbed: tuple[str, str]
+) -> None:
+    process = start(project)
+    wait_for_step(project, process, 12)
+    process.kill()
+    process.communicate()
+    newest = states(project)[-1]
+    damage(newest)
+    result = project.new_vdmctl("train")
+    assert f"{newest.name}: {reason}" in result.stderr
+    assert "falling back to the state before" in result.stderr
+    assert digests(project) == undisturbed
+
+
+def test_other_parameters_start_afresh(project: Project, undisturbed: tuple[str, str]) -> None:
+    process = start(project)
+    wait_for_step(project, process, 12)
+    process.kill()
+    process.communicate()
+    project.edit("params.yaml", **{"weight_decay: 0.01": "weight_decay: 0.02"})
+    result = project.new_vdmctl("train")
+    project.edit("params.yaml", **{"weight_decay: 0.02": "weight_decay: 0.01"})
+    assert result.returncode == 0
+    assert "continuing" not in result.stderr
+    assert digests(project) != undisturbed
+    assert project.new_vdmctl("train").returncode == 0
+    assert digests(project) == undisturbed
+
+
+def test_a_warmup_longer_than_the_run_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    params = read_params(ROOT / "presets" / "digits.yaml")
+    config = {"image_shape": (1, 8, 8), "num_levels": 17, **params.model.model_dump()}
+    settings = resolve(params.train, torch.device("cpu"))
+    images = torch.zeros(64, 1, 8, 8, dtype=torch.uint8)
+    build(config, replace(settings, steps=100), images)
+    assert "warmup_steps" not in caplog.text
+    build(config, replace(settings, steps=99), images)
+    assert "train.warmup_steps 100 is above train.steps 99" in caplog.text
+
+
+def test_a_step_that_does_not_fit_says_what_to_change(project: Project) -> None:
+    project.edit("params.yaml", **{"batch_size: 64\n": "batch_size: 300000\n"})
+    command = f"ulimit -v 4000000; exec {sys.executable} -m flows.cli train"
+    result = project.run("bash", "-c", command)
+    project.edit("params.yaml", **{"batch_size: 300000\n": "batch_size: 64\n"})
+    assert result.returncode == Exit.USAGE, result.stderr
+    assert result.stderr.splitlines()[-1] == (
+        "vdmctl: out of memory with 300000 images of train.batch_size at a time; "
+        "set train.accumulation: 2 or train.activation_checkpointing: true"
+    )
+
+
+@pytest.fixture
+def full_disk(tmp_path: Path) -> Iterator[Path]:
+    """Return a folder on a file system of 256 KiB."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(folder)], capture_output=True, check=False
+    )
+    if mounted.returncode != 0:
+        pytest.skip("a small file system cannot be mounted here")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_full_disk_keeps_the_state_before(full_disk: Path) -> None:
+    run = Run(full_disk / "run", keep=2)
+    run.save(1, {"done": 1, "weights": torch.zeros(10_000)})
+    with pytest.raises(UserError, match="could not be written: No space left on device") as error:
+        run.save(2, {"done": 2, "weights": torch.zeros(100_000)})
+    assert error.value.code == Exit.BUG
+    assert [path.name for path in run.folder.iterdir()] == ["step-000000001.state"]
+    newest = run.newest()
+    assert newest is not None
+    assert newest["done"] == 1
+
+
+def test_a_full_disk_ends_the_training_in_one_line_and_loses_nothing(
+    full_disk: Path, project: Project, undisturbed: tuple[str, str]
+) -> None:
+    models = project.folder / "models"
+    shutil.rmtree(models)
+    models.symlink_to(full_disk)
+    (full_disk / "filler").write_bytes(bytes(240 * 1024))
+    result = project.new_vdmctl("train")
+    assert result.returncode == Exit.BUG, result.stderr
+    assert result.stderr.splitlines()[-1].startswith(
+        "vdmctl: models/trained/weights.safetensors could not be written: No space left on device; correct that and run"
+    )
+    (full_disk / "filler").unlink()
+    result = project.new_vdmctl("train")
+    assert "continuing from step 60 of 60" in result.stderr
+    assert digests(project) == undisturbed
+    models.unlink()
+
+
+RECORD = TrainingRecord(5, 3.0, 1.0, 1.0, 1.0, -7.0, 5.0, 1.0, 1e-3, 100.0)
+
+
+def test_curves_on_a_full_disk_are_named(full_disk: Path) -> None:
+    path = full_disk / "curves.csv"
+    with writing_curves(path, []) as add:
+        (full_disk / "filler").write_bytes(bytes(252 * 1024))
+        with pytest.raises(UserError, match=f"{path} could not be written: No space left on device") as error:
+            any(map(add, [RECORD] * 1000))
+    assert error.value.code == Exit.BUG
+
+
+def test_curves_are_a_new_file(tmp_path: Path) -> None:
+    """An old file there may be a link into DVC's cache, or a FIFO."""
+    path, cached = tmp_path / "curves.csv", tmp_path / "cached"
+    cached.write_text("old")
+    for before in (path.hardlink_to, path.symlink_to):
+        before(cached)
+        with writing_curves(path, [RECORD]) as add:
+            add(RECORD)
+        assert cached.read_text() == "old"
+        assert path.read_text().count("\n5,3.0,") == 2
+        path.unlink()
+    os.mkfifo(path)
+    with writing_curves(path, []):
+        assert path.is_file()
+
+
+def test_what_is_no_file_is_no_state(tmp_path: Path) -> None:
+    run = Run(tmp_path, keep=1)
+    run.save(5, {"done": 5})
+    os.mkfifo(tmp_path / "step-000000009.state")
+    assert run.newest() == {"done": 5}
+
+
+def test_a_run_folder_that_vanishes_is_made_again(tmp_path: Path) -> None:
+    run = Run(tmp_path / "runs" / "run", keep=1)
+    run.save(5, {"done": 5})
+    shutil.rmtree(tmp_path / "runs")
+    run.save(10, {"done": 10})
+    assert run.newest() == {"done": 10}
+
+
+def test_the_last_states_are_kept(tmp_path: Path) -> None:
+    run = Run(tmp_path / "run", keep=2)
+    for step in (5, 10, 15):
+        run.save(step, {"done": step})
+    assert [path.name for path in run.states()] == ["step-000000010.state", "step-000000015.state"]
+    run.remove()
+    assert run.newest() is None

@@ -1,0 +1,173 @@
+"""What stops `vdmctl serve` from starting, and what it survives; test_flow.py tests the loop itself."""
+
+import http
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import pytest
+from plant import LONG, Plant, children, is_alive, killed, trainers, wait_until
+from project import ROOT, Project
+
+from flows.core.errors import Exit
+from flows.orchestration.server import is_loopback
+
+RUN = LONG | {"train.steps": 400}
+
+
+def serve(folder: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "flows.cli", "serve", *arguments],
+        cwd=folder,
+        env=os.environ | {"PREFECT_HOME": str(folder), "PYTHONPATH": str(ROOT), **environment},
+        capture_output=True,
+        text=True,
+    )
+
+
+@pytest.mark.parametrize("how", ["environment", "profile"])
+def test_a_server_elsewhere_that_does_not_answer(how: str, tmp_path: Path) -> None:
+    (tmp_path / "prefect.yaml").touch()
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        url = f"http://localhost.localdomain:{free.getsockname()[1]}/api"
+    if how == "profile":
+        (tmp_path / "profiles.toml").write_text(f'active = "team"\n[profiles.team]\nPREFECT_API_URL = "{url}"\n')
+    result = serve(tmp_path, **({"PREFECT_API_URL": url} if how == "environment" else {}))
+    assert result.returncode == Exit.MISSING, result.stderr
+    assert result.stderr == f"vdmctl: no Prefect server answers at {url}, which is Prefect's api.url\n"
+
+
+def test_a_port_that_something_else_has(tmp_path: Path) -> None:
+    (tmp_path / "prefect.yaml").touch()
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        result = serve(tmp_path, "--port", str(port))
+    assert result.returncode == Exit.USAGE, result.stderr
+    last = result.stderr.splitlines()[-1]
+    assert (
+        last == f"vdmctl: no server at http://127.0.0.1:{port}/api: Prefect says above why; --port picks another port"
+    )
+
+
+def test_a_folder_that_is_no_project(tmp_path: Path) -> None:
+    result = serve(tmp_path)
+    assert result.returncode == Exit.USAGE
+    message = f"vdmctl: {tmp_path} has no prefect.yaml; `vdmctl serve` works in the project's folder\n"
+    assert result.stderr == message
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_host_that_lets_others_in_needs_a_password(tmp_path: Path) -> None:
+    (tmp_path / "prefect.yaml").touch()
+    result = serve(tmp_path, "--host", "0.0.0.0")
+    assert result.returncode == Exit.USAGE, result.stderr
+    assert result.stderr.startswith("vdmctl: --host 0.0.0.0 lets other machines in; set PREFECT_SERVER_API_AUTH_STRING")
+    assert [is_loopback(host) for host in ("127.0.0.1", "127.1.2.3", "::1", "localhost")] == [True] * 4
+    assert [is_loopback(host) for host in ("0.0.0.0", "::", "192.0.2.7", "example.org", "")] == [False] * 5
+
+
+def test_a_page_of_another_origin_changes_and_reads_nothing(plant: Plant) -> None:
+    """By Prefect's defaults, every web page open on the machine could start runs."""
+    token = f"{plant.url}/csrf-token?client=00000000-0000-4000-8000-000000000000"
+    asked = urllib.request.Request(token, headers={"Origin": "http://example.org"})
+    with urllib.request.urlopen(asked) as response:
+        assert response.headers["Access-Control-Allow-Origin"] is None
+    forged = urllib.request.Request(f"{plant.url}/flows/filter", data=b"{}", headers={"Origin": "http://example.org"})
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        urllib.request.urlopen(forged)
+    refused.value.close()
+    assert refused.value.code == http.HTTPStatus.FORBIDDEN
+    own = urllib.request.Request(token, headers={"Origin": plant.url.removesuffix("/api")})
+    with urllib.request.urlopen(own) as response:
+        assert response.headers["Access-Control-Allow-Origin"] == plant.url.removesuffix("/api")
+
+
+def test_serving_again_keeps_what_the_operator_set(plant: Plant) -> None:
+    weekly = plant.api("deployments/name/train-vdm/weekly")["schedules"][0]["id"]
+    assert plant.run("deployment", "schedule", "resume", "train-vdm/weekly", weekly).returncode == 0
+    assert plant.run("deployment", "schedule", "create", "train-vdm/train-vdm", "--cron", "5 4 1 1 *").returncode == 0
+    deployment = plant.api("deployments/name/train-vdm/train-vdm")["id"]
+    plant.api(f"deployments/{deployment}", "PATCH", parameters={"preset": "mnist"}, tags=["mine"])
+    plant.stop()
+    plant.serve()
+    log = plant.log.read_text()
+    assert re.search(r"train-vdm/weekly: 0 3 \* \* 0 UTC: on, next run 20\d\d-\d\d-\d\d 03:00 UTC\n", log)
+    assert re.search(r"train-vdm/train-vdm: 5 4 1 1 \* UTC: on, next run 20\d\d-01-01 04:05 UTC\n", log)
+    after = plant.api("deployments/name/train-vdm/train-vdm")
+    assert (after["parameters"], after["tags"], after["paused"]) == ({"preset": "mnist"}, ["mine"], False)
+    plant.api(f"deployments/{deployment}", "PATCH", parameters={}, tags=[])
+    for name in ("train-vdm/weekly", "train-vdm/train-vdm"):
+        assert plant.run("deployment", "schedule", "clear", name, "--accept-yes").returncode == 0
+
+
+def test_a_second_one_in_the_folder_and_one_in_another_leave_the_first_alone(plant: Plant, tmp_path: Path) -> None:
+    second = serve(plant.project.folder, "--port", str(plant.port))
+    assert second.returncode == Exit.BUSY
+    message = f"process {plant.process.pid} serves {plant.project.folder} already; stop it first"
+    assert second.stderr == f"vdmctl: {message}\n"
+    other = Project(tmp_path)
+    result = serve(other.folder, "--port", str(plant.port))
+    assert result.returncode == Exit.BUSY, result.stderr
+    assert f"serves {plant.project.folder} on {socket.gethostname()} already; `PREFECT_HOME=" in result.stderr
+    result = serve(other.folder, PREFECT_HOME=plant.environment["PREFECT_HOME"])
+    assert result.returncode == Exit.BUSY, result.stderr
+    home = other.folder / ".vdm" / "prefect"
+    assert f"{plant.project.folder} serves with Prefect's database in " in result.stderr
+    assert f"`PREFECT_HOME={home} vdmctl serve --port N` serves this folder, too" in result.stderr
+    assert result.stderr.count("\n") == 1  # no server was started
+    steps = plant.api("deployments/name/train-vdm/train-vdm")["pull_steps"]
+    assert str(plant.project.folder) in str(steps)
+
+
+def test_a_worker_and_a_server_that_are_killed_are_replaced_and_the_run_is_continued(plant: Plant) -> None:
+    run = train(plant, seed=1)
+    os.kill(children(plant.process.pid)["prefect worker"], signal.SIGKILL)
+    wait_until(lambda: "`prefect worker start` ended; starting it again" in plant.log.read_text(), 60)
+    assert plant.finish(run)[0] == "CRASHED"  # its output has no reader any more
+    os.kill(children(plant.process.pid)["prefect server"], signal.SIGKILL)
+    wait_until(lambda: "`prefect server start` ended; starting it again" in plant.log.read_text(), 60)
+    wait_until(plant.answers, 60)
+    plant.continues(RUN | {"train.seed": 1})
+
+
+def test_a_loop_that_is_killed_takes_everything_along_and_goes_on_when_it_is_served_again(plant: Plant) -> None:
+    run = train(plant, seed=3)
+    (trainer,) = trainers(plant.project.folder)
+    below = children(plant.process.pid)
+    plant.process.kill()
+    plant.process.wait()
+    # The engine may go on looking for a server.
+    wait_until(lambda: not any(map(is_alive, (trainer, *below.values()))), 15)
+
+    plant.serve()
+    assert plant.finish(run)[0] == "CRASHED"
+    plant.continues(RUN | {"train.seed": 3})
+
+
+def test_a_run_that_died_unnoticed_is_ended_when_it_is_served_again(plant: Plant) -> None:
+    run = train(plant, seed=4)
+    below = children(plant.process.pid)
+    (engine,) = children(below["prefect worker"]).values()
+    killed(plant.process.pid, engine)
+    plant.process.wait()
+    plant.serve()
+    assert "its process was gone, so the run was ended" in plant.log.read_text()
+    assert plant.read(run)["state"]["type"] == "CRASHED"
+
+
+def train(plant: Plant, *, seed: int) -> str:
+    """Start a run and wait until it has saved a state; return its id."""
+    states = plant.project.folder / ".vdm" / "runs"
+    before = set(states.glob("*/*.state"))
+    run = plant.retrain(overrides=RUN | {"train.seed": seed})
+    wait_until(lambda: bool(set(states.glob("*/*.state")) - before), 90, plant.log)
+    return run

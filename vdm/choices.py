@@ -1,0 +1,14 @@
+"""The words that an option of the model, of training or of evaluation may take; without torch, for readers of files."""
+
+from typing import Literal
+
+ScheduleKind = Literal["fixed_linear", "learned_linear", "learned_monotone"]
+"""A noise schedule of `vdm.schedule` (appendix H)."""
+Transform = Literal["flip", "rotate", "swap_channels"]
+"""A random change of training images (section 6); see `vdm.batches.augment`."""
+Precision = Literal["float32", "bfloat16"]
+"""The number format of the network's matrix products and convolutions in training."""
+LearningRateDecay = Literal["none", "linear", "cosine"]
+"""The course of the learning rate after its warm-up; see `vdm.training.learning_rate_factor`."""
+Dequantisation = Literal["uniform", "truncated_normal"]
+"""The density inside a pixel's cell, which makes pixels continuous; see `vdm.ode.log_weight`."""
