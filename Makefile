@@ -21,7 +21,7 @@ test: .venv/installed-test
 	ruff check .
 	ruff format --check .
 	mypy
-	OMP_NUM_THREADS=1 pytest --numprocesses=2 --dist=loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=1 pytest --numprocesses=3 --dist=loadfile --no-loadscope-reorder
 
 # Under a minute: everything that starts no process.
 test-fast: .venv/installed-test

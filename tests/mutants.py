@@ -8,8 +8,12 @@ import os
 import sys
 from pathlib import Path
 
+import filelock  # noqa: F401
 import numpy as np  # noqa: F401
+import psutil  # noqa: F401
+import pydantic  # noqa: F401
 import pytest
+import ruamel.yaml  # noqa: F401
 import safetensors.torch  # noqa: F401
 import sklearn.datasets  # noqa: F401
 import torch._dynamo  # noqa: F401

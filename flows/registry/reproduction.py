@@ -9,6 +9,8 @@ from flows.evaluation.results import BoundMetrics, Environment
 from flows.registry.git import Tag, commit_of, contents
 from flows.registry.lock_file import Lock, lock_here, read_lock
 
+MOST_NAMED = 5
+
 
 def reproduction(root: Path) -> str:
     """Return one line that compares the working tree's dvc.lock with the commit's; "" where there is no such commit."""
@@ -27,10 +29,12 @@ def reproduction(root: Path) -> str:
 
 
 def changed_inputs(theirs: Lock, ours: Lock) -> str:
-    """Return the names of the files and of the sections of params.yaml that differ."""
+    """Return the names of the first files and sections of params.yaml that differ, and how many more do."""
     files = [path for path, md5 in ours.code.items() if theirs.code.get(path) != md5]
     sections = [name for name, values in ours.parameters.items() if theirs.parameters.get(name) != values]
-    return ", ".join([*sorted(files), *(f"{layout.PARAMS} {name}" for name in sorted(sections))])
+    names = [*(f"{layout.PARAMS} {name}" for name in sorted(sections)), *sorted(files)]
+    more = f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
+    return ", ".join(names[:MOST_NAMED]) + more
 
 
 def environments(root: Path, commit: str) -> str:

@@ -20,10 +20,10 @@ MACHINE = {"device", "threads", "torch", "python", "commit"}
     "command",
     [
         ["benchmarks.standard_error", "--steps", "20", "--repeats", "2"],
-        ["benchmarks.train_step", "--seconds", "0", "--blocks", "1"],
+        ["benchmarks.train_step", "--seconds", "0", "--blocks", "1", "--preset", "digits"],
         ["benchmarks.evaluate", "--seconds", "0", "--blocks", "1"],
-        ["benchmarks.validate", "--images", "1000"],
-        ["benchmarks.sample", "--seconds", "0", "--blocks", "1", "--num-timesteps", "3"],
+        ["benchmarks.validate", "--images", "300"],
+        ["benchmarks.sample", "--seconds", "0", "--blocks", "1", "--num-timesteps", "3", "--preset", "digits"],
     ],
     ids=lambda command: command[0],
 )
