@@ -1,11 +1,13 @@
 """The whole pipeline under real DVC and real git, on real images."""
 
 import csv
+import hashlib
 import json
 import math
 import re
 import shutil
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -40,6 +42,9 @@ def test_every_stage_leaves_its_outputs(reproduced: Project) -> None:
     folder = reproduced.folder
     metrics = json.loads((folder / "reports/evaluation/metrics.json").read_text())
     assert 0 < metrics["bpd"] < 8
+    lock = (folder / "requirements.lock").read_bytes()
+    assert metrics["environment"]["requirements_sha256"] == hashlib.sha256(lock).hexdigest()
+    assert metrics["environment"]["torch"] == torch.__version__
     with (folder / "reports/evaluation/per_image.csv").open() as file:
         bpd = [float(row["bpd"]) for row in csv.DictReader(file)]
     assert len(bpd) == metrics["num_images"] == 359
@@ -313,3 +318,20 @@ def test_the_summary_names_the_bound_and_the_pictures(reproduced: Project) -> No
     assert result.returncode == 0
     assert re.search(r"\d\.\d{4} \+- \d\.\d{4} bits/dim", result.stdout)
     assert "reports/samples/samples.png" in result.stdout
+
+
+def test_the_report_says_whether_the_outputs_are_those_of_the_commit(reproduced: Project) -> None:
+    assert "every output has the bytes of commit" in reproduced.vdmctl("report").stdout
+    lock, metrics = (reproduced.folder / name for name in ("dvc.lock", "reports/evaluation/metrics.json"))
+    other = re.sub(r"(path: models/trained\n\s+hash: md5\n\s+md5: )\w+", rf"\g<1>{'0' * 32}", lock.read_text())
+    lock.write_text(other)
+    (line,) = [line for line in reproduced.vdmctl("report").stdout.splitlines() if "other bytes" in line]
+    assert line.startswith("models/trained: other bytes than in commit ")
+    assert "from the same inputs; versions and kind of processor are the same" in line
+    metrics.write_text(metrics.read_text().replace(f'"torch": "{torch.__version__}"', '"torch": "9.9"'))
+    assert (
+        f"made with Python 3.{sys.version_info.minor}, torch {torch.__version__}" in reproduced.vdmctl("report").stdout
+    )
+    lock.write_text(other.replace("steps: 20\n", "steps: 21\n"))
+    assert "since the inputs differ: params.yaml train\n" in reproduced.vdmctl("report").stdout
+    reproduced.git("checkout", "--quiet", ".")
