@@ -25,7 +25,7 @@ test: .venv/installed-test
 
 # Under a minute: everything that starts no process.
 test-fast: .venv/installed-test
-	VDM_FUZZ=200 OMP_NUM_THREADS=1 pytest tests/vdm tests/flows -m "not processes" --numprocesses=2 --dist=loadfile
+	VDM_FUZZ=30 OMP_NUM_THREADS=1 pytest tests/vdm tests/flows -m "not processes" --numprocesses=2 --dist=worksteal
 
 # Hours: 100,000 inputs for every reader of files.
 fuzz: .venv/installed-test

@@ -227,6 +227,7 @@ def test_checkpointed_activations_meet_the_same_dropout(tiny_model: Callable[...
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # the compiler reads it
+@pytest.mark.processes
 def test_a_compiled_step_in_bfloat16_follows_the_eager_float32_loss(
     tiny_model: Callable[..., VDM], digits: np.ndarray
 ) -> None:
