@@ -23,7 +23,7 @@ test: .venv/installed-test
 	mypy
 	OMP_NUM_THREADS=1 pytest --numprocesses=3 --dist=loadfile --no-loadscope-reorder
 
-# Under a minute: everything that starts no process.
+# A minute and a half: everything that starts no program, with fewer damaged inputs.
 test-fast: .venv/installed-test
 	VDM_FUZZ=30 OMP_NUM_THREADS=1 pytest tests/vdm tests/flows -m "not processes" --numprocesses=2 --dist=worksteal
 
