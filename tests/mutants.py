@@ -19,7 +19,7 @@ import sklearn.datasets  # noqa: F401
 import torch._dynamo  # noqa: F401
 
 # Slow tests of whole models, which are not needed to notice a mistake.
-SLOW = "trained compiled computed continued monte_carlo company exact_predictor low_discrepancy"
+SLOW = "trained compiled computed continued monte_carlo other_images exact_predictor low_discrepancy"
 CHOSEN = " and ".join(f"not {name}" for name in SLOW.split())
 
 

@@ -10,6 +10,7 @@ import sys
 from contextlib import redirect_stderr, redirect_stdout
 from io import StringIO
 from pathlib import Path
+from unittest.mock import patch
 from warnings import catch_warnings, simplefilter
 
 import psutil
@@ -120,13 +121,13 @@ def run_vdmctl(folder: Path, environment: dict[str, str], *arguments: str) -> su
     output, errors = StringIO(), StringIO()
     root = logging.getLogger()
     handlers, root.handlers = root.handlers, []  # so that vdmctl sets up its own
-    before, os.environ = os.environ, environment  # type: ignore[assignment]
+    changed = patch.dict(os.environ, environment, clear=True)
     try:
-        with contextlib.chdir(folder), redirect_stdout(output), redirect_stderr(errors), catch_warnings():
+        with changed, contextlib.chdir(folder), redirect_stdout(output), redirect_stderr(errors), catch_warnings():
             simplefilter("ignore", DeprecationWarning)  # as Python does in a program
             code = cli.run(list(arguments))
     finally:
-        root.handlers, os.environ = handlers, before
+        root.handlers = handlers
     return subprocess.CompletedProcess(["vdmctl", *arguments], int(code), output.getvalue(), errors.getvalue())
 
 

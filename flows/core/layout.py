@@ -18,7 +18,6 @@ CARD = REGISTERED / "README.md"
 REPORTS = Path("reports")
 VALIDATION = REPORTS / "validation/validation.json"
 DATA_DOCS = REPORTS / "validation/data_docs"
-VALIDATION_PICTURE = REPORTS / "validation/validation.png"
 CURVES = REPORTS / "training/curves.csv"
 EVALUATION = REPORTS / "evaluation"
 METRICS = EVALUATION / "metrics.json"

@@ -14,7 +14,6 @@ from urllib.parse import urlsplit
 from flows.core.errors import Exit, UserError
 
 LOOPBACK, PORT = "127.0.0.1", 4200
-SERVED = f"http://{LOOPBACK}:{PORT}/api"
 
 
 class Address(NamedTuple):

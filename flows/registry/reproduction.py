@@ -44,7 +44,7 @@ def environments(root: Path, commit: str) -> str:
         there = parse(BoundMetrics, contents(root, [name])[name] or b"", name).environment
         here = read(BoundMetrics, root / layout.METRICS).environment
     except UserError:
-        return "the environment of one of them is unknown"
+        there = here = None
     if there is None or here is None:
         return "the environment of one of them is unknown"
     if there == here:
