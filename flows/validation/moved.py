@@ -1,0 +1,177 @@
+"""Find the most similar image of another set, also if it was mirrored, shifted by a pixel, or carries noise.
+
+Images are compared as gray thumbnails.  A query has 18: of itself and its mirror image, each shifted by up to a pixel
+in both directions.  Of the images that are as bright on average, the one with the nearest thumbnail is compared pixel
+by pixel.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from flows.images.store import fitting
+
+CELLS = 6
+"""Largest number of cells of a thumbnail in each direction."""
+BATCH, BLOCK, PICKED = 4000, 256, 500
+MOST_COMPARED = 4096
+BRIGHTNESS = 0.006
+"""Largest difference in mean brightness between an image and its copy, as a share of the range."""
+VARIANTS = 18
+UNMOVED = (4, 13)
+"""The variants that are not shifted: as it is, mirrored."""
+
+
+class Index(NamedTuple):
+    """Thumbnails sorted by brightness, and what each is."""
+
+    brightness: np.ndarray
+    thumbnails: np.ndarray
+    """(N,D) float16."""
+    numbers: np.ndarray
+    """Number of the image in its split."""
+
+
+class Found(NamedTuple):
+    """The most similar image of each query (n,)."""
+
+    number: np.ndarray
+    """In its split; -1 if no image is as bright."""
+    variant: np.ndarray
+    distance: np.ndarray
+    """Mean absolute difference of the pixels that overlap, in levels."""
+
+
+def pooling(length: int) -> np.ndarray:
+    """Return the matrix (3 cells, length) that averages a line over its cells, shifted by -1, 0 and 1 pixel."""
+    cells = min(CELLS, length - 2)
+    ends = np.linspace(0, length - 2, cells + 1)
+    place = np.arange(length - 2)
+    overlap = np.clip(np.minimum(ends[1:, None], place + 1) - np.maximum(ends[:-1, None], place), 0, None)
+    shifted = np.zeros((3, cells, length), dtype=np.float32)
+    for shift in range(3):
+        shifted[shift, :, shift : shift + length - 2] = overlap / overlap.sum(axis=1, keepdims=True)
+    return shifted
+
+
+def thumbnails(gray: np.ndarray) -> np.ndarray:
+    """Return the thumbnails (n,D) of float32 images (n,H,W)."""
+    rows, columns = (pooling(side)[1] for side in gray.shape[1:])
+    narrow = gray.reshape(-1, gray.shape[2]) @ columns.T
+    narrow = narrow.reshape(len(gray), gray.shape[1], -1).swapaxes(1, 2).reshape(-1, gray.shape[1])
+    return np.asarray((narrow @ rows.T).reshape(len(gray), -1))
+
+
+def variants(gray: np.ndarray) -> np.ndarray:
+    """Return the 18 thumbnails of each float32 image (n,18,D)."""
+    rows, columns = (pooling(side) for side in gray.shape[1:])
+    shifted = np.einsum("ayh,nhw,bxw->nabxy", rows, gray, columns, optimize=True)
+    both = np.stack([shifted, shifted[:, :, :, ::-1]], axis=1)
+    return np.asarray(both.reshape(len(gray), VARIANTS, -1))
+
+
+def index_of(known: np.ndarray, numbers: np.ndarray) -> Index:
+    """Return the index of some images of a split, given the thumbnails (N,D) of all."""
+    brightness = known[numbers].astype(np.float32).mean(axis=1)
+    order = np.argsort(brightness, kind="stable")
+    return Index(brightness[order], known[numbers[order]], numbers[order])
+
+
+def nearest(index: Index, queries: np.ndarray, own: np.ndarray, window: float) -> tuple[np.ndarray, np.ndarray]:
+    """Return the place in the index of the nearest thumbnail to any of the variants (n,18,D), and the variant (n,).
+
+    `own` is the place that must not be found, or -1.  The place is -1 if no thumbnail is within `window` levels in
+    brightness.
+    """
+    flat = queries.reshape(-1, queries.shape[2])
+    brightness, except_for = flat.mean(axis=1), np.repeat(own, VARIANTS)
+    order = np.argsort(brightness, kind="stable")
+    distance = np.full(len(flat), np.inf, dtype=np.float32)
+    place = np.full(len(flat), -1)
+    for first in range(0, len(flat), BLOCK):
+        some = order[first : first + BLOCK]
+        low, high = bounds(index.brightness, brightness[some[0]], brightness[some[-1]], window)
+        if low < high:
+            thumbs = index.thumbnails[low:high].astype(np.float32)
+            distances = squared_distances(flat[some], thumbs)
+            hidden = np.flatnonzero((except_for[some] >= low) & (except_for[some] < high))
+            distances[hidden, except_for[some][hidden] - low] = np.inf
+            best = distances.argmin(axis=1)
+            distance[some] = distances[np.arange(len(some)), best]
+            place[some] = np.where(np.isfinite(distance[some]), best + low, -1)
+    variant = distance.reshape(-1, VARIANTS).argmin(axis=1)
+    return place.reshape(-1, VARIANTS)[np.arange(len(variant)), variant], variant
+
+
+def bounds(brightness: np.ndarray, lowest: float, highest: float, window: float) -> tuple[int, int]:
+    """Return the range of the sorted `brightness` to compare with queries: within the window, and not too many."""
+    low, high = np.searchsorted(brightness, [lowest - window, highest + window])
+    if high - low > MOST_COMPARED:
+        middle = int(np.searchsorted(brightness, (lowest + highest) / 2))
+        low, high = max(0, middle - MOST_COMPARED // 2), min(len(brightness), middle + MOST_COMPARED // 2)
+    return int(low), int(high)
+
+
+def squared_distances(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Return the squared distances of all pairs of rows (n,m).  Their common mean is removed, for precision."""
+    middle = second.mean(axis=0)
+    first, second = first - middle, second - middle
+    return np.asarray((first**2).sum(axis=1)[:, None] + (second**2).sum(axis=1) - 2 * first @ second.T)
+
+
+def search(images: np.ndarray, index: Index, others: np.ndarray, queries: np.ndarray, num_levels: int) -> Found:
+    """Return the most similar image in `index`, of the split `images`, to each image of `others` that is in `queries`.
+
+    If `others` is `images`, an image is not compared with itself.
+    """
+    # One pixel that is inverted changes the mean by up to one in as many levels as there are pixels.
+    pixels = (images.shape[2] - 2) * (images.shape[3] - 2)
+    window = (num_levels - 1) * max(BRIGHTNESS, 1.5 / pixels)
+    places = np.full(len(images), -1)
+    if others is images:
+        places[index.numbers] = np.arange(len(index.numbers))
+    parts = []
+    step = fitting(BATCH, 4 * images[0].nbytes)
+    for first in range(0, len(queries), step):
+        some = queries[first : first + step]
+        gray = np.concatenate([part.mean(axis=1, dtype=np.float32) for part in pick(others, some)])
+        own = places[some] if others is images else np.full(len(some), -1)
+        place, variant = nearest(index, variants(gray), own, window)
+        number = np.where(place < 0, -1, index.numbers[place])
+        parts.append(Found(number, variant, pixel_distances(images, others, number, some, variant)))
+    return Found(*(np.concatenate(column) for column in zip(*parts, strict=True)))
+
+
+def pick(images: np.ndarray, numbers: np.ndarray) -> list[np.ndarray]:
+    """Return copies of some images in parts.  A mapped array is mapped anew for each, as `chunks` does."""
+    step = fitting(PICKED, images[0].nbytes)
+    parts = [numbers[first : first + step] for first in range(0, len(numbers), step)]
+    if not isinstance(images, np.memmap) or not images.flags.c_contiguous:
+        return [images[some] for some in parts]
+    place = (images.filename, images.dtype, "r", images.offset, images.shape)  # type: ignore[attr-defined]
+    return [np.array(np.memmap(*place)[some]) for some in parts]
+
+
+def pixel_distances(
+    images: np.ndarray, others: np.ndarray, numbers: np.ndarray, queries: np.ndarray, variant: np.ndarray
+) -> np.ndarray:
+    """Return the distance in levels of each query from the image that was found for it, infinite for none (n,)."""
+    distance = np.full(len(queries), np.inf)
+    for kind in range(VARIANTS):
+        rows = np.flatnonzero((variant == kind) & (numbers >= 0))
+        pairs = zip(pick(others, queries[rows]), pick(images, numbers[rows]), strict=True)
+        found = [apart(ours, theirs, kind) for ours, theirs in pairs]
+        distance[rows] = np.concatenate([np.zeros(0), *found])
+    return distance
+
+
+def apart(ours: np.ndarray, theirs: np.ndarray, variant: int) -> np.ndarray:
+    """Return the mean absolute difference of two sets of images where they overlap, in levels (n,)."""
+    mirrored, down, across = variant // 9, variant % 9 // 3 - 1, variant % 3 - 1
+    if mirrored:
+        ours, across = ours[..., ::-1], -across
+    for axis, shift in ((2, down), (3, across)):
+        length = ours.shape[axis] - abs(shift)
+        ours = ours.take(range(max(shift, 0), max(shift, 0) + length), axis)
+        theirs = theirs.take(range(max(-shift, 0), max(-shift, 0) + length), axis)
+    return np.asarray(np.abs(ours.astype(np.int32) - theirs).mean(axis=(1, 2, 3)))

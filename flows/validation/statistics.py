@@ -1,0 +1,60 @@
+"""What is measured of every image besides its extremes: contrast, channels, directions, sharpness, balance.
+
+A set whose channels or axes were exchanged, or that was blurred, differs from its reference in these, although the
+histogram of its levels is the same or hardly differs.
+"""
+
+import numpy as np
+
+MOST_CHANNELS = 4
+FEWEST_PIXELS = 3
+"""A side of an image needs as many pixels for a second difference."""
+
+
+def is_image(images: np.ndarray) -> bool:
+    """Return whether an array holds (N,C,H,W) integers of at least 3x3 pixels."""
+    return images.ndim == 4 and images.dtype.kind in "ui" and min(images.shape[2:]) >= FEWEST_PIXELS
+
+
+def num_channels(images: np.ndarray) -> int:
+    """Return how many channels of (N,C,H,W) images are told apart: 2 to 4, or 1 for any other number."""
+    return images.shape[1] if is_image(images) and 2 <= images.shape[1] <= MOST_CHANNELS else 1
+
+
+def names(images: np.ndarray) -> list[str]:
+    """Return the names of the statistics of these images."""
+    if not is_image(images):
+        return ["image mean", "image deviation"]
+    channels = [f"channel {number}" for number in range(num_channels(images)) if num_channels(images) > 1]
+    return ["image mean", "image deviation", "direction", "sharpness", "balance across", "balance down", *channels]
+
+
+def statistics(values: np.ndarray, num_levels: int) -> dict[str, np.ndarray]:
+    """Return every statistic of float32 images (n,C,H,W) with K levels, by name (n,).
+
+    `direction` is the logarithm of the change from left to right over that from top to bottom, `sharpness` that of the
+    second over the first differences.  `balance` is the difference of two halves, and `channel i` the distance of a
+    channel's mean from the image's, all in levels.
+    """
+    one_level = (num_levels - 1) / 255
+    gray = values[:, 0] if values.shape[1] == 1 else values.mean(axis=1)
+    first = {axis: np.abs(np.diff(gray, axis=axis)).mean(axis=(1, 2)) for axis in (1, 2)}
+    second = {axis: np.abs(np.diff(gray, n=2, axis=axis)).mean(axis=(1, 2)) for axis in (1, 2)}
+    columns, rows = gray.mean(axis=1), gray.mean(axis=2)
+    found = {
+        "direction": np.log((first[2] + one_level) / (first[1] + one_level)),
+        "sharpness": np.log((second[1] + second[2] + one_level) / (first[1] + first[2] + one_level)),
+        "balance across": halves(columns),
+        "balance down": halves(rows),
+    }
+    if 1 < values.shape[1] <= MOST_CHANNELS:
+        means = values.mean(axis=(2, 3))
+        means -= means.mean(axis=1, keepdims=True)
+        found |= {f"channel {number}": means[:, number] for number in range(means.shape[1])}
+    return found
+
+
+def halves(means: np.ndarray) -> np.ndarray:
+    """Return the mean of the last half minus that of the first half of each row of (n,L) means (n,)."""
+    middle = means.shape[1] // 2
+    return np.asarray(means[:, -middle:].mean(axis=1) - means[:, :middle].mean(axis=1))
