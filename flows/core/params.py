@@ -61,6 +61,7 @@ class Data(Section):
     ]
     source: Annotated[str, AfterValidator(checked_source)] | None
     test_fraction: Annotated[Real, Field(gt=0, lt=1)]
+    validation_fraction: Annotated[Real, Field(ge=0, le=0.5)]
     split_seed: NonNegative
     grayscale: bool
     resize: Annotated[list[Annotated[int, Field(ge=1, le=4096)]], Field(min_length=2, max_length=2)] | None
