@@ -86,6 +86,9 @@ class Contract(Section):
     max_gaps: Share
     max_peaks: Share
     max_skipped: Share
+    max_lost_detail: Share
+    max_jpeg_grid: Share
+    max_shift: Annotated[Real, Field(ge=0)]
     max_drift: Share
     on_drift: Literal["warn", "fail"]
 

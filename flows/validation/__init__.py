@@ -4,10 +4,14 @@ inspection    check an image set against the contract, write the report
 contract      the expectations
 tables        the tables that are checked
 facts         one pass over the images, in constant memory
-duplicates    repeated images and near-duplicates
+statistics    contrast, channels, directions and sharpness of every image
+space         detail that is missing, and the grid that JPEG leaves
 comb          gaps and peaks in the histogram of the levels
-drift         distance from the pixels of another set
+moved         the most similar image of another split, also mirrored, shifted or with noise
+duplicates    images that are equal, or look like one of another split, and what chance gives
+labels        how frequent labels are, and what they explain
+drift         differences of splits and from another set, and what chance does
 expectations  Great Expectations and its site
 report        the report as models
-picture       histograms and offending images, as a PNG
+picture       histograms, offending images and similar pairs, as a PNG
 """

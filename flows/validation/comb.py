@@ -69,3 +69,29 @@ def falls(counts: np.ndarray) -> np.ndarray:
     """Return whether a full level comes right before an almost empty one in each row of (K,n) counts (K,)."""
     before, after = counts[:, :-1], counts[:, 1:]
     return np.asarray(np.any((before >= FEWEST_FOR_GAP) & (after < GAP * before), axis=1))
+
+
+def heights(histograms: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return how much fuller each level is than its neighbours, as a share, and the standard error (K,), both float.
+
+    The histograms (G,K) are those of groups of images; their differences give the error (the jackknife).  A level where
+    that says nothing, near the ends or with few pixels, has the error infinity.  Contrast that was changed in some of
+    the images changes the heights of some levels, by as much as these images' share.
+    """
+    total = histograms.sum(axis=0)
+    groups, num_levels = histograms.shape
+    height, error = np.zeros(num_levels), np.full(num_levels, np.inf)
+    if not FEWEST_LEVELS <= num_levels <= MOST_LEVELS:
+        return height, error
+    without = above_neighbours(total - histograms)
+    spread = np.sqrt((groups - 1) * without.var(axis=0))
+    full = np.lib.stride_tricks.sliding_window_view(total, 5).min(axis=1) >= FEWEST_FOR_PEAK
+    height[2:-2] = np.where(full, above_neighbours(total), 0)
+    error[2:-2] = np.where(full & (spread > 0), spread, np.inf)
+    return height, error
+
+
+def above_neighbours(counts: np.ndarray) -> np.ndarray:
+    """Return by which share each level but two at each end is fuller than the two levels on both sides (...,K-4)."""
+    beside = counts[..., :-4] + 2 * counts[..., 1:-3] + 2 * counts[..., 3:-1] + counts[..., 4:]
+    return np.asarray(6 * counts[..., 2:-2] / np.maximum(beside, 1) - 1)

@@ -1,7 +1,8 @@
 """The discretization contract: the suite of expectations, kept as code.
 
-A likelihood is meaningful only if the pixels are integers 0..K-1 of the stated K that were never rescaled, and if no
-test image is a training image.  An expectation of severity `warning` is reported and does not stop the pipeline.
+A likelihood is meaningful only if the pixels are integers 0..K-1 of the stated K that were never rescaled, resampled or
+compressed with loss, and if no image is in two splits.  An
+expectation of severity `warning` is reported and does not stop the pipeline.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -25,9 +26,14 @@ def image_expectations(image_set: ImageSet, settings: "Contract") -> list[Any]:
         gxe.ExpectColumnValuesToBeInSet(column="num_nan", value_set=[0], **meaning("no pixel is NaN")),
         gxe.ExpectColumnValuesToBeBetween(column="lowest", min_value=0, **meaning("no level below 0")),
         gxe.ExpectColumnValuesToBeBetween(column="highest", max_value=highest, **meaning(f"no level above {highest}")),
-        never("also_in_train", settings.max_leaked * share_held_out, "no image held out is a training image too"),
+        never("in_earlier_split", settings.max_leaked * share_held_out, "no image is in two splits"),
         never("repeats", settings.max_duplicates, "no image is twice in a split"),
-        never("looks_like_train", 0.0, "no image held out looks like a training image", "warning"),
+        never(
+            "looks_like_earlier_split",
+            0.0,
+            "no more images look like one of an earlier split than by chance",
+            "warning",
+        ),
         never("constant", settings.max_constant, "no image is of one level"),
     ]
 
@@ -51,6 +57,7 @@ def split_expectations(image_set: ImageSet, settings: "Contract") -> list[Any]:
         gxe.ExpectColumnValuesToBeInSet(
             column="labels_without_images", value_set=[0], **meaning("a label for every image, or none for any")
         ),
+        *detail_expectations(image_set, settings),
         never("jpeg", 0.0, "no image comes from a JPEG file, whose pixels are the decoder's", "warning"),
         gxe.ExpectColumnValuesToBeBetween(
             column="label_ratio",
@@ -60,7 +67,29 @@ def split_expectations(image_set: ImageSet, settings: "Contract") -> list[Any]:
     ]
 
 
-def histogram_expectations(image_set: ImageSet, settings: "Contract") -> list[Any]:
+def detail_expectations(image_set: ImageSet, settings: "Contract") -> list[Any]:
+    """Return the expectations of the detail of each split.  What JPEG files contain is known, and not an error."""
+    from great_expectations import expectations as gxe
+
+    from_jpeg = "JPEG" in image_set.description.get("formats", "")
+    return [
+        gxe.ExpectColumnValuesToBeBetween(
+            column="lost_detail",
+            max_value=settings.max_lost_detail,
+            **meaning("images have as much detail as pixels: not enlarged, not blurred (share without detail)"),
+        ),
+        gxe.ExpectColumnValuesToBeBetween(
+            column="jpeg_grid",
+            max_value=settings.max_jpeg_grid,
+            **meaning(
+                "images did not go through JPEG (share of coefficients on its steps)",
+                "warning" if from_jpeg else "critical",
+            ),
+        ),
+    ]
+
+
+def histogram_expectations(image_set: ImageSet) -> list[Any]:
     """Return the expectations of the table with one row per split and level."""
     from great_expectations import expectations as gxe
 
@@ -79,25 +108,18 @@ def histogram_expectations(image_set: ImageSet, settings: "Contract") -> list[An
             min_value=(image_set.num_levels - 1) // 2 + 1,
             **meaning("levels of the upper half are used: the set has no fewer bits than stated"),
         ),
-        never("gap", settings.max_gaps, "levels are not spread: almost empty between full ones"),
-        never("peak", settings.max_peaks, "levels are not squeezed: much fuller than their neighbours"),
-        never("skipped", settings.max_skipped, "levels are used: empty between the lowest and the highest"),
+        never("gap", 0.0, "levels are not spread: almost empty between full ones"),
+        never("peak", 0.0, "levels are not squeezed: much fuller than their neighbours"),
+        never("skipped", 0.0, "levels are used: empty between the lowest and the highest"),
         never("unused", 0.0, "every level is used", "warning"),
     ]
 
 
-def drift_expectations(settings: "Contract") -> list[Any]:
-    """Return the expectation of the table with one row per statistic of the distance from the reference."""
+def difference_expectations(severity: str, text: str) -> list[Any]:
+    """Return the expectation of a table with one row per difference."""
     from great_expectations import expectations as gxe
 
-    severity = "warning" if settings.on_drift == "warn" else "critical"
-    return [
-        gxe.ExpectColumnValuesToBeBetween(
-            column="distance",
-            max_value=settings.max_drift,
-            **meaning("distance of the pixels from the reference's", severity),
-        )
-    ]
+    return [gxe.ExpectColumnValuesToBeBetween(column="times_the_limit", max_value=1, **meaning(text, severity))]
 
 
 def never(column: str, exceptions: float, text: str, severity: str = "critical") -> Any:

@@ -1,20 +1,62 @@
-"""The distance between the pixels of two image sets, such as new images and those that a model was trained on."""
+"""How far two splits or sets differ, beside what chance does: new images and those of training, or training and test.
 
+Images are drawn one by one, so the differences of two splits that were drawn alike shrink with the number of images.
+A difference is named if it is beyond both what chance does and what the contract allows.
+"""
+
+from itertools import combinations
 from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from flows.core.documents import read
-from flows.images.store import load_images
+from flows.images.store import load_images, load_labels
+from flows.validation.comb import heights
 from flows.validation.facts import Facts, measure
-from flows.validation.report import Profile, Reference
+from flows.validation.labels import label_facts
+from flows.validation.report import Difference, Profile, Reference
+
+if TYPE_CHECKING:
+    from flows.core.params import Contract
 
 QUANTILES = np.linspace(0, 1, 101)
+CHANCE = 6.0
+"""Standard errors that chance does not reach in any of some ten statistics."""
+STEEP = 4.0
+"""Standard errors beyond which a level's height counts as another one; one level in 250 sets may be by chance."""
+MOST_STEEP = 2
+REFERENCE = "reference"
+RARE = -np.log(1e-6)
 
 
-def profile(facts: Facts) -> Profile:
-    """Return the histogram of a set and the quantiles of its images' means and standard deviations."""
-    return Profile(histogram=facts.histogram.tolist(), mean=quantiles(facts.mean), deviation=quantiles(facts.deviation))
+class Shift(NamedTuple):
+    """The difference of a statistic, and up to where it is not named."""
+
+    statistic: str
+    distance: float
+    limit: float
+
+
+def profile(facts: Facts, labels: np.ndarray | None) -> Profile:
+    """Return what is compared of a split."""
+    height, error = heights(facts.histograms.sum(axis=1))
+    known, statistics = np.isfinite(error), {name: quantiles(values) for name, values in facts.statistics.items()}
+    channels = facts.histograms.sum(axis=0)
+    of_labels = label_facts(labels, facts.thumbnails)
+    return Profile(
+        histogram=facts.histogram.tolist(),
+        mean=statistics.pop("image mean"),
+        deviation=statistics.pop("image deviation"),
+        num_images=len(facts.digest),
+        statistics=statistics,
+        channels=channels.tolist() if len(channels) > 1 else [],
+        height=height.round(6).tolist() if known.any() else [],
+        height_error=np.where(known, error, -1).round(6).tolist() if known.any() else [],
+        labels=of_labels.counts,
+        label_link=of_labels.explained,
+        label_link_error=of_labels.error,
+    )
 
 
 def quantiles(values: np.ndarray) -> list[float]:
@@ -30,27 +72,66 @@ def read_reference(path: Path) -> Profile:
     """
     if path.is_dir():
         image_set = load_images(path)
-        return profile(measure(image_set.train, image_set.num_levels))
+        return profile(measure(image_set.train, image_set.num_levels), load_labels(path, "train"))
     return read(Reference, path, "a reference is a validation.json with a profile, or an image set").profile
 
 
-def distances(ours: Profile, reference: Profile) -> dict[str, float]:
-    """Return a distance from 0 (alike) to 1 for each statistic.
+def from_reference(reference: Profile, ours: Profile, settings: "Contract") -> list[Shift]:
+    """Return all differences from a reference: those of the levels' shares, and those of `shifts`.
 
-    For histograms it is the share of pixels that would have to change level (total variation).  For means and
-    deviations it is the mean distance of equal quantiles (Wasserstein), as a share of the range of the levels.
-    If the numbers of levels differ, that is the only statistic, at distance 1.
+    The distance of two histograms is the share of pixels that would have to change level (total variation).  If the
+    numbers of levels differ, that is the only difference.
     """
-    num_levels = len(ours.histogram)
-    if num_levels != len(reference.histogram):
-        return {"number of levels": 1.0}
-    first, second = shares(ours.histogram), shares(reference.histogram)
+    if len(ours.histogram) != len(reference.histogram):
+        return [Shift("number of levels", 1.0, settings.max_drift)]
+    pairs = {"pixel histogram": (ours.histogram, reference.histogram)}
+    if len(ours.channels) == len(reference.channels):
+        for number, pair in enumerate(zip(ours.channels, reference.channels, strict=True)):
+            pairs[f"histogram of channel {number}"] = pair
+    levels = [
+        Shift(name, float(np.abs(shares(first) - shares(second)).sum() / 2), settings.max_drift)
+        for name, (first, second) in pairs.items()
+        if len(first) == len(second)
+    ]
+    return levels + shifts(reference, ours, settings.max_shift)
+
+
+def shifts(ours: Profile, theirs: Profile, allowed: float) -> list[Shift]:
+    """Return the differences of all that both profiles have: statistics of images, levels' heights, and labels.
+
+    The distance of a statistic is the mean distance of equal quantiles (Wasserstein) in its standard deviations;
+    `allowed` of these are not named, whatever chance does.
+    """
+    if not ours.mean or not theirs.mean:
+        return []
+    found = []
+    if ours.num_images and theirs.num_images:
+        limit = max(allowed, CHANCE * np.sqrt(1 / ours.num_images + 1 / theirs.num_images))
+        first = {"image mean": ours.mean, "image deviation": ours.deviation, **ours.statistics}
+        second = {"image mean": theirs.mean, "image deviation": theirs.deviation, **theirs.statistics}
+        found = [Shift(name, apart(first[name], second[name]), limit) for name in first if name in second]
+    return found + shifts_of_levels(ours, theirs) + shifts_of_labels(ours.labels, theirs.labels) + link(ours, theirs)
+
+
+def differences(profiles: dict[str, Profile], reference: Profile | None, settings: "Contract") -> list[Difference]:
+    """Return the differences of each pair of splits, and those of the training images from a reference."""
     found = {
-        "pixel histogram": float(np.abs(first - second).sum() / 2),
-        "image mean": quantile_distance(ours.mean, reference.mean, num_levels),
-        "image deviation": quantile_distance(ours.deviation, reference.deviation, num_levels),
+        (first, second): shifts(profiles[first], profiles[second], settings.max_shift)
+        for first, second in combinations(profiles, 2)
     }
-    return {name: round(value, 6) for name, value in found.items()}
+    if reference:
+        found[REFERENCE, "train"] = from_reference(reference, profiles["train"], settings)
+    return [
+        Difference(
+            first=first,
+            second=second,
+            statistic=shift.statistic,
+            distance=round(shift.distance, 6),
+            limit=round(shift.limit, 6),
+        )
+        for (first, second), all_shifts in found.items()
+        for shift in all_shifts
+    ]
 
 
 def shares(histogram: list[int]) -> np.ndarray:
@@ -59,8 +140,57 @@ def shares(histogram: list[int]) -> np.ndarray:
     return np.asarray(counts / max(counts.sum(), 1))
 
 
-def quantile_distance(ours: list[float], reference: list[float], num_levels: int) -> float:
-    """Return the mean distance of equal quantiles over the range of the levels; 1 if they cannot be compared."""
-    if not ours or len(ours) != len(reference):
-        return 1.0
-    return float(np.abs(np.subtract(ours, reference)).mean() / (num_levels - 1))
+def apart(first: list[float], second: list[float]) -> float:
+    """Return the mean distance of equal quantiles, but for the extremes, in standard deviations."""
+    if len(first) != len(QUANTILES) or len(second) != len(QUANTILES):
+        return 0.0
+    inner = np.array([first, second])[:, 1:-1]
+    spread = np.sqrt(inner.var(axis=1).mean())
+    distance = np.abs(inner[0] - inner[1]).mean()
+    return float(distance / max(spread, 1e-9)) if distance > 0 else 0.0
+
+
+def shifts_of_levels(ours: Profile, theirs: Profile) -> list[Shift]:
+    """Return how many levels stand out from their neighbours in one profile and less so in the other."""
+    if not ours.height or not len(ours.height) == len(theirs.height) == len(ours.height_error):
+        return []
+    if len(theirs.height_error) != len(ours.height_error):
+        return []
+    errors = np.array([ours.height_error, theirs.height_error])
+    known = (errors > 0).all(axis=0)
+    difference = np.subtract(ours.height, theirs.height)[known]
+    steep = np.abs(difference) > STEEP * np.sqrt((errors[:, known] ** 2).sum(axis=0))
+    return [Shift("levels that stand out", float(steep.sum()), float(MOST_STEEP))]
+
+
+def shifts_of_labels(ours: dict[str, int], theirs: dict[str, int]) -> list[Shift]:
+    """Return the difference of the labels' shares, and the share of the most frequent label that one of both lacks.
+
+    The first is chi-squared per degree of freedom.  Both limits are those of chance.
+    """
+    names = sorted(ours.keys() | theirs.keys())
+    counts = np.array([[side.get(name, 0) for name in names] for side in (ours, theirs)], dtype=float)
+    totals = counts.sum(axis=1)
+    if not ours or not theirs or not totals.all() or len(names) < 2:
+        return []
+    expected = totals[:, None] * counts.sum(axis=0) / totals.sum()
+    freedom = len(names) - 1
+    chi_squared = float(((counts - expected) ** 2 / np.maximum(expected, 1e-9)).sum() / freedom)
+    spread = 2 / (9 * freedom)
+    found = [Shift("shares of labels", chi_squared, float((1 - spread + CHANCE * np.sqrt(spread)) ** 3))]
+    for missing, other in ((0, 1), (1, 0)):
+        share = float((counts[other] / totals[other])[counts[missing] == 0].max(initial=0))
+        found.append(
+            Shift(f"label missing in the {('first', 'second')[missing]}", share, float(RARE / totals[missing]))
+        )
+    return found
+
+
+def link(ours: Profile, theirs: Profile) -> list[Shift]:
+    """Return the difference of how much of the images' variance the labels explain."""
+    values = (ours.label_link, theirs.label_link, ours.label_link_error, theirs.label_link_error)
+    if None in values:
+        return []
+    first, second, first_error, second_error = map(float, values)  # type: ignore[arg-type]
+    limit = CHANCE * float(np.hypot(first_error, second_error))
+    return [Shift("link of labels and images", abs(first - second), limit)]

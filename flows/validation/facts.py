@@ -55,9 +55,9 @@ def measure(images: np.ndarray, num_levels: int) -> Facts:
         found = {"image mean": values.mean(axis=1), "image deviation": values.std(axis=1)}
         count_levels(chunk, first, facts.histograms)
         if is_image(images):
-            values = values.reshape(chunk.shape)
-            found |= statistics(values, num_levels)
-            facts.thumbnails[rows] = thumbnails(values.mean(axis=1))
+            pictures = values.reshape(chunk.shape)
+            found |= statistics(pictures, num_levels)
+            facts.thumbnails[rows] = thumbnails(pictures.mean(axis=1))
             facts.space.add(chunk[-first % step :: step], num_levels)
         for name, column in found.items():
             facts.statistics[name][rows] = column

@@ -10,15 +10,21 @@ from typing import TYPE_CHECKING, Any
 from flows.core.errors import Exit, UserError
 from flows.core.escaping import visible
 from flows.core.files import writing_folder, written_last
-from flows.images.store import ImageSet, data_sha256, load_images, present
+from flows.images.store import ImageSet, data_sha256, load_images, load_labels, present
 from flows.process.ending import finish
-from flows.validation.contract import drift_expectations, histogram_expectations, image_expectations, split_expectations
-from flows.validation.drift import distances, profile, read_reference
+from flows.validation.contract import (
+    difference_expectations,
+    histogram_expectations,
+    image_expectations,
+    split_expectations,
+)
+from flows.validation.drift import REFERENCE, differences, profile, read_reference
+from flows.validation.duplicates import Lookalikes, all_lookalikes, ranked
 from flows.validation.expectations import Checker
 from flows.validation.facts import Facts, measure
 from flows.validation.picture import draw
-from flows.validation.report import Profile, Report, Result
-from flows.validation.tables import drift_rows, histogram_rows, image_rows, split_rows, with_files
+from flows.validation.report import Alike, Difference, Report, Result
+from flows.validation.tables import difference_rows, histogram_rows, image_rows, split_rows, with_files
 
 if TYPE_CHECKING:
     from flows.core.params import Contract
@@ -39,19 +45,25 @@ def inspect_images(contract: "Contract", *, images: Path, out: Path, reference: 
     out.mkdir(parents=True, exist_ok=True)  # fails before the images are read
     image_set = load_images(images)
     expected = read_reference(reference) if reference else None
-    facts = {
-        split: measure(getattr(image_set, split), image_set.num_levels) for split in present(image_set.description)
-    }
-    found = profile(facts["train"])
+    splits = present(image_set.description)
+    facts = {split: measure(getattr(image_set, split), image_set.num_levels) for split in splits}
+    profiles = {split: profile(known, load_labels(images, split)) for split, known in facts.items()}
+    alike = all_lookalikes(image_set, facts, contract.near_duplicate_distance)
+    found = differences(profiles, expected, contract)
     checker = Checker()
-    check_images(checker, contract, image_set, images, facts)
-    if expected:
-        table = drift_rows(distances(found, expected))
-        checker.check("drift", [table], drift_expectations(contract), ["statistic"])
-    report = report_of(checker.results, images, image_set, found)
+    check_images(checker, contract, image_set, images, facts, alike)
+    check_differences(checker, contract, found)
+    report = Report(
+        success=all(result.success or result.severity == "warning" for result in checker.results),
+        data_sha256=data_sha256(images),
+        transforms=image_set.transforms,
+        expectations=[named(result, images) for result in checker.results],
+        profile=profiles["train"],
+        alike=[entry(pair, found, images) for pair, found in alike.items()],
+        differences=found,
+    )
     with replacing_report(out / REPORT, report):
-        histograms = {split: known.histogram for split, known in facts.items()}
-        picture = draw(image_set, histograms, report.expectations)
+        picture = draw(image_set, {split: known.histogram for split, known in facts.items()}, report)
         with written_last(out / PICTURE, picture), writing_folder(out / DATA_DOCS) as site:
             checker.build_site(site)
             finish()
@@ -59,23 +71,48 @@ def inspect_images(contract: "Contract", *, images: Path, out: Path, reference: 
 
 
 def check_images(
-    checker: Checker, contract: "Contract", image_set: ImageSet, folder: Path, facts: dict[str, Facts]
+    checker: Checker,
+    contract: "Contract",
+    image_set: ImageSet,
+    folder: Path,
+    facts: dict[str, Facts],
+    alike: dict[tuple[str, str], Lookalikes],
 ) -> None:
     """Check the images, the splits and the levels of a set."""
-    rows = image_rows(image_set, facts, contract.near_duplicate_distance)
+    rows = image_rows(image_set, facts, alike)
     checker.check("images", rows, image_expectations(image_set, contract), ["split", "image"])
-    checker.check("splits", [split_rows(image_set, folder)], split_expectations(image_set, contract), ["split"])
-    checker.check("histogram", [histogram_rows(facts)], histogram_expectations(image_set, contract), ["split", "level"])
+    checker.check("splits", [split_rows(image_set, folder, facts)], split_expectations(image_set, contract), ["split"])
+    checker.check("histogram", [histogram_rows(facts, contract)], histogram_expectations(image_set), ["split", "level"])
 
 
-def report_of(results: list[Result], folder: Path, image_set: ImageSet, found: Profile) -> Report:
-    """Return the report on the image set in `folder`, with the names of files in the rows about images."""
-    return Report(
-        success=all(result.success or result.severity == "warning" for result in results),
-        data_sha256=data_sha256(folder),
-        transforms=image_set.transforms,
-        expectations=[result.model_copy(update={"rows": with_files(result.rows, folder)}) for result in results],
-        profile=found,
+def check_differences(checker: Checker, contract: "Contract", found: list[Difference]) -> None:
+    """Check the differences of the splits, and those from a reference if there are any."""
+    of_splits = [difference for difference in found if difference.first != REFERENCE]
+    of_reference = [difference for difference in found if difference.first == REFERENCE]
+    index = ["splits", "statistic"]
+    if of_splits:
+        text = "splits differ by chance alone (times the limit)"
+        checker.check("differences", [difference_rows(of_splits)], difference_expectations("warning", text), index)
+    if of_reference:
+        text = "images do not differ from the reference's (times the limit)"
+        severity = "warning" if contract.on_drift == "warn" else "critical"
+        checker.check("drift", [difference_rows(of_reference)], difference_expectations(severity, text), index)
+
+
+def named(result: Result, folder: Path) -> Result:
+    """Return a result with the names of files in the rows about images of the set in `folder`."""
+    return result.model_copy(update={"rows": with_files(result.rows, folder)})
+
+
+def entry(pair: tuple[str, str], found: Lookalikes, folder: Path) -> Alike:
+    """Return what the report says of the images that look alike in two splits."""
+    return Alike(
+        first=pair[0],
+        second=pair[1],
+        found=len(found.image),
+        by_chance=round(float(found.by_chance.max(initial=0)), 4),
+        excess=found.excess,
+        pairs=with_files(ranked(*pair, found), folder),
     )
 
 

@@ -148,8 +148,8 @@ def pick(images: np.ndarray, numbers: np.ndarray) -> list[np.ndarray]:
     parts = [numbers[first : first + step] for first in range(0, len(numbers), step)]
     if not isinstance(images, np.memmap) or not images.flags.c_contiguous:
         return [images[some] for some in parts]
-    place = (images.filename, images.dtype, "r", images.offset, images.shape)  # type: ignore[attr-defined]
-    return [np.array(np.memmap(*place)[some]) for some in parts]
+    name = str(images.filename)
+    return [np.array(np.memmap(name, images.dtype, "r", images.offset, images.shape)[some]) for some in parts]
 
 
 def pixel_distances(

@@ -11,15 +11,34 @@ Level = Annotated[int, Field(ge=0, lt=2**63)]
 Statistic = Annotated[float, Field(ge=-3.5e38, le=3.5e38)]
 
 
+Quantiles = Annotated[list[Statistic], FailFast(), Field(max_length=2**16)]
+Histogram = Annotated[list[Level], FailFast(), Field(max_length=2**16)]
+
+
 class Profile(Document):
     """What `flows.validation.drift` compares of two image sets."""
 
     histogram: Annotated[list[Level], FailFast(), Field(min_length=1, max_length=2**16)]
     """Number of pixels by level."""
-    mean: Annotated[list[Statistic], FailFast(), Field(max_length=2**16)]
+    mean: Quantiles
     """Quantiles of the images' means; empty when no mean is finite."""
-    deviation: Annotated[list[Statistic], FailFast(), Field(max_length=2**16)]
+    deviation: Quantiles
     """Quantiles of the images' standard deviations."""
+    # A reference that an older version wrote lacks the following.
+    num_images: Level = 0
+    statistics: Annotated[dict[str, Quantiles], Field(default_factory=dict, max_length=100)]
+    """Quantiles by the names of `flows.validation.statistics`."""
+    channels: Annotated[list[Histogram], Field(default_factory=list, max_length=4)]
+    """Histograms of 2 to 4 channels."""
+    height: Annotated[Quantiles, Field(default_factory=list)]
+    """How much fuller each level is than its neighbours."""
+    height_error: Annotated[Quantiles, Field(default_factory=list)]
+    """Its standard error; -1 where the height says nothing."""
+    labels: Annotated[dict[str, Level], Field(default_factory=dict, max_length=2**16)]
+    """Number of images by label."""
+    label_link: Statistic | None = None
+    """Share of the images' variance that labels explain."""
+    label_link_error: Statistic | None = None
 
 
 class Result(Document):
@@ -36,6 +55,32 @@ class Result(Document):
     """The observed value, or how many rows break the expectation."""
     rows: list[dict[str, Any]]
     """The first rows that break it."""
+
+
+class Alike(Document):
+    """The images of a split that look like one of an earlier split."""
+
+    first: str
+    second: str
+    found: int
+    """How many are within `near_duplicate_distance`."""
+    by_chance: float
+    """How many would be, at most, if the splits were drawn at random."""
+    excess: int
+    """The closest ones that are more than chance explains."""
+    pairs: list[dict[str, Any]]
+    """The closest ones, with how many would be as close by chance."""
+
+
+class Difference(Document):
+    """The difference of two splits in one statistic."""
+
+    first: str
+    second: str
+    statistic: str
+    distance: float
+    limit: float
+    """The distance that chance and the contract allow."""
 
 
 class Validation(Document):
@@ -57,6 +102,8 @@ class Report(Validation):
     transforms: str
     expectations: list[Result]
     profile: Profile
+    alike: list[Alike]
+    differences: list[Difference]
 
     def failed(self, severity: Literal["warning", "critical"]) -> list[Result]:
         """Return the results of this severity that do not hold."""

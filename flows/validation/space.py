@@ -96,7 +96,7 @@ def cosine_transform() -> np.ndarray:
 
 def coefficients(pixels: np.ndarray) -> np.ndarray:
     """Return the cosine coefficients (B,64) of the brightness in blocks of 8x8 without saturated pixels."""
-    inner = ((pixels > 0) & (pixels < 255)).all(axis=1)
+    inner = np.all((pixels > 0) & (pixels < 255), axis=1)
     values = pixels[:, :3].astype(np.float32)
     gray = np.tensordot(values, LUMA, (1, 0)) if pixels.shape[1] == 3 else values[:, 0]
     count, height, width = gray.shape

@@ -1,4 +1,4 @@
-"""The tables that are checked against the contract: images, splits, levels, statistics of drift."""
+"""The tables that are checked against the contract: images, splits, levels, differences."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -6,32 +6,36 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from flows.images.store import SPLITS, ImageSet, load_labels, present, read_file_names
-from flows.validation.comb import comb
-from flows.validation.duplicates import leaked, lookalikes, repeats
+from flows.images.store import SPLITS, ImageSet, load_labels, read_file_names
+from flows.validation.comb import Comb, comb
+from flows.validation.duplicates import Lookalikes, leaked, repeats
 from flows.validation.facts import Facts
+from flows.validation.report import Difference
+from flows.validation.space import jpeg_grid, lost_detail
 
 if TYPE_CHECKING:
     import pandas as pd
 
+    from flows.core.params import Contract
+
 ROWS = 100_000
 
 
-def image_rows(image_set: ImageSet, facts: dict[str, Facts], distance: float) -> "Iterator[pd.DataFrame]":
+def image_rows(
+    image_set: ImageSet, facts: dict[str, Facts], alike: dict[tuple[str, str], Lookalikes]
+) -> "Iterator[pd.DataFrame]":
     """Yield tables with one row per image, at most `ROWS` rows each, so that memory stays bounded."""
     import pandas as pd
 
-    train, of_train = facts["train"], np.zeros(len(image_set.train), dtype=bool)
     for split, known in facts.items():
         images, again = getattr(image_set, split), repeats(known.digest)
-        also_in_train = looks_like_train = of_train
-        if split != "train":
-            also_in_train = leaked(train.digest, known.digest)
-            looks_like_train = lookalikes(
-                image_set.train, images, train, known, num_levels=image_set.num_levels, distance=distance
-            )
-        for first in range(0, len(images), ROWS):
-            rows = slice(first, first + ROWS)
+        in_earlier, looks_like_earlier = np.zeros((2, len(images)), dtype=bool)
+        for (first, second), found in alike.items():
+            if second == split:
+                in_earlier |= leaked(facts[first].digest, known.digest)
+                looks_like_earlier[found.image[: found.excess]] = True
+        for first_row in range(0, len(images), ROWS):
+            rows = slice(first_row, first_row + ROWS)
             yield pd.DataFrame(
                 {
                     "split": split,
@@ -43,21 +47,21 @@ def image_rows(image_set: ImageSet, facts: dict[str, Facts], distance: float) ->
                     "highest": known.highest[rows].astype(float),
                     "constant": (known.lowest == known.highest)[rows],
                     "repeats": again[rows],
-                    "also_in_train": also_in_train[rows],
-                    "looks_like_train": looks_like_train[rows],
+                    "in_earlier_split": in_earlier[rows],
+                    "looks_like_earlier_split": looks_like_earlier[rows],
                 }
             )
 
 
-def split_rows(image_set: ImageSet, folder: Path) -> "pd.DataFrame":
+def split_rows(image_set: ImageSet, folder: Path, facts: dict[str, Facts]) -> "pd.DataFrame":
     """Return one row per split: see `split_row`."""
     import pandas as pd
 
-    return pd.DataFrame([split_row(image_set, folder, split) for split in present(image_set.description)])
+    return pd.DataFrame([split_row(image_set, folder, split, known) for split, known in facts.items()])
 
 
-def split_row(image_set: ImageSet, folder: Path, split: str) -> dict[str, Any]:
-    """Return the counts of one split: images, how many more than were published, labels, JPEG files."""
+def split_row(image_set: ImageSet, folder: Path, split: str, facts: Facts) -> dict[str, Any]:
+    """Return the counts of one split (images, how many more than were published, labels, JPEG files) and its detail."""
     num_images, labels = len(getattr(image_set, split)), load_labels(folder, split)
     frequencies = [1]
     if labels is not None and len(labels) == num_images > 0:
@@ -69,6 +73,8 @@ def split_row(image_set: ImageSet, folder: Path, split: str) -> dict[str, Any]:
         "labels_without_images": 0 if labels is None else len(labels) - num_images,
         "jpeg": "JPEG" in image_set.description.get("formats", ""),
         "label_ratio": max(frequencies) / min(frequencies),
+        "lost_detail": round(lost_detail(facts.space), 4),
+        "jpeg_grid": round(jpeg_grid(facts.space), 4),
     }
 
 
@@ -82,38 +88,64 @@ def published(image_set: ImageSet, split: str, num_images: int) -> int:
     return int(count - drawn)
 
 
-def histogram_rows(facts: dict[str, Facts]) -> "pd.DataFrame":
-    """Return one row per split and level: its pixels in the split, and the comb test's result for the whole set."""
+def histogram_rows(facts: dict[str, Facts], settings: "Contract") -> "pd.DataFrame":
+    """Return one row per split and level: its pixels in the split, and the comb test's result.
+
+    A level is flagged if the split or the whole set has more such levels than the contract allows.
+    """
     import pandas as pd
 
     whole = np.sum([known.histogram for known in facts.values()], axis=0)
-    levels, teeth = np.arange(len(whole)), comb(whole)
-    table = {
-        "level_in_use": np.where(whole > 0, levels, 0),
-        "gap": teeth.gaps,
-        "peak": teeth.peaks,
-        "skipped": teeth.skipped,
-        "unused": whole == 0,
-    }
-    parts = [
-        pd.DataFrame({"split": split, "level": levels, "count": known.histogram, **table})
-        for split, known in facts.items()
-    ]
+    levels, of_whole = np.arange(len(whole)), broken(comb(whole), settings)
+    parts = []
+    for split, known in facts.items():
+        teeth = broken(comb(known.histogram), settings)
+        parts.append(
+            pd.DataFrame(
+                {
+                    "split": split,
+                    "level": levels,
+                    "count": known.histogram,
+                    "level_in_use": np.where(whole > 0, levels, 0),
+                    "gap": teeth.gaps | of_whole.gaps,
+                    "peak": teeth.peaks | of_whole.peaks,
+                    "skipped": teeth.skipped | of_whole.skipped,
+                    "unused": whole == 0,
+                }
+            )
+        )
     return pd.concat(parts, ignore_index=True)
 
 
-def drift_rows(distances: dict[str, float]) -> "pd.DataFrame":
-    """Return one row per statistic."""
+def broken(teeth: Comb, settings: "Contract") -> Comb:
+    """Return the levels that look wrong, or none of them where there are no more than the contract allows."""
+    limits = (settings.max_gaps, settings.max_peaks, settings.max_skipped)
+    return Comb(*(flags & (flags.mean() > limit + 1e-9) for flags, limit in zip(teeth, limits, strict=True)))
+
+
+def difference_rows(found: list[Difference]) -> "pd.DataFrame":
+    """Return one row per difference, with its distance as a multiple of its limit."""
     import pandas as pd
 
-    return pd.DataFrame({"statistic": list(distances), "distance": list(distances.values())})
+    rows = [
+        {
+            "splits": f"{entry.first}, {entry.second}",
+            "statistic": entry.statistic,
+            "times_the_limit": round(entry.distance / max(entry.limit, 1e-6), 4),
+        }
+        for entry in found
+    ]
+    return pd.DataFrame(rows, columns=["splits", "statistic", "times_the_limit"])
 
 
 def with_files(rows: list[dict[str, Any]], folder: Path) -> list[dict[str, Any]]:
     """Return the rows, those about images with the name of the file if the set was made of files."""
     named = [dict(row) for row in rows]
-    for split in SPLITS:
-        wanted = {row["image"]: row for row in named if "image" in row and row["split"] == split}
-        for number, name in read_file_names(folder, split, wanted).items():
-            wanted[number]["file"] = name
+    for prefix in ("", "of_"):
+        for split in SPLITS:
+            wanted = [row for row in named if f"{prefix}image" in row and row[f"{prefix}split"] == split]
+            names = read_file_names(folder, split, {row[f"{prefix}image"] for row in wanted})
+            for row in wanted:
+                if row[f"{prefix}image"] in names:
+                    row[f"{prefix}file"] = names[row[f"{prefix}image"]]
     return named

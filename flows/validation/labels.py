@@ -1,0 +1,62 @@
+"""What labels say about the images: how frequent each is, and how much of the images' differences they explain."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from flows.validation.facts import GROUPS
+
+MOST_LABELS = 2000
+
+
+class Labels(NamedTuple):
+    """Of the labels of a split."""
+
+    counts: dict[str, int]
+    """Number of images by label."""
+    explained: float | None
+    """Share of the variance of the thumbnails that lies between labels; falls if labels are given to other images."""
+    error: float | None
+    """Its standard error."""
+
+
+def label_facts(labels: np.ndarray | None, thumbnails: np.ndarray) -> Labels:
+    """Return the facts of labels (N,), given the images' thumbnails (N,D); nothing if the numbers differ."""
+    if labels is None or len(labels) != len(thumbnails) or not len(labels):
+        return Labels({}, None, None)
+    values, codes = np.unique(labels, return_inverse=True)
+    if len(values) > MOST_LABELS:
+        return Labels({}, None, None)
+    counts = dict(zip(map(str, values.tolist()), np.bincount(codes).tolist(), strict=True))
+    if not thumbnails.shape[1] or len(values) < 2 or len(labels) < 2 * GROUPS:
+        return Labels(counts, None, None)
+    return Labels(counts, *explained(codes, len(values), thumbnails))
+
+
+def explained(codes: np.ndarray, num_labels: int, thumbnails: np.ndarray) -> tuple[float | None, float | None]:
+    """Return the share of the variance between labels and its jackknife standard error, from groups of images."""
+    group = np.arange(len(codes)) % GROUPS
+    place, size = group * num_labels + codes, GROUPS * num_labels
+    counts = np.bincount(place, minlength=size).reshape(GROUPS, num_labels)
+    sums, squares = np.zeros((GROUPS, num_labels, thumbnails.shape[1])), np.zeros(GROUPS)
+    for cell in range(thumbnails.shape[1]):
+        values = thumbnails[:, cell].astype(float)
+        sums[:, :, cell] = np.bincount(place, values, size).reshape(GROUPS, num_labels)
+        squares += np.bincount(group, values**2, GROUPS)
+    whole = between(counts.sum(axis=0), sums.sum(axis=0), squares.sum())
+    without = [
+        between(counts.sum(axis=0) - counts[g], sums.sum(axis=0) - sums[g], squares.sum() - squares[g])
+        for g in range(GROUPS)
+    ]
+    if not np.isfinite([whole, *without]).all():
+        return None, None
+    return round(whole, 6), round(float(np.sqrt((GROUPS - 1) * np.var(without))), 6)
+
+
+def between(counts: np.ndarray, sums: np.ndarray, squares: float) -> float:
+    """Return the share of the variance between labels, from counts (L,), sums (L,D) and the sum of all squares."""
+    common = (sums.sum(axis=0) ** 2).sum() / counts.sum()
+    total = squares - common
+    if total <= 1e-9 * squares:
+        return float("nan")
+    return float(((sums**2).sum(axis=1) / np.maximum(counts, 1)).sum() - common) / float(total)
