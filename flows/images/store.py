@@ -276,6 +276,12 @@ def file_name(line: bytes) -> str:
     return name.encode(errors="backslashreplace").decode()
 
 
+def split_sha256(folder: Path, split: str) -> str:
+    """Return the digest of a split's file.  Raises OSError."""
+    with open_regular(folder / f"{split}.npy") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def data_sha256(folder: Path) -> str:
     """Return one digest of all that a likelihood depends on: the arrays, the number of levels and the transforms.
 
@@ -286,6 +292,5 @@ def data_sha256(folder: Path) -> str:
     if image_set.transforms != "none":
         digest.update(f"transforms={image_set.transforms}\n".encode())
     for split in present(image_set.description):
-        with open_regular(folder / f"{split}.npy") as file:
-            digest.update(f"{split} {hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
+        digest.update(f"{split} {split_sha256(folder, split)}\n".encode())
     return digest.hexdigest()
