@@ -1,9 +1,9 @@
 """Find images that are equal, and rank those that look like one of another split beside what chance alone gives.
 
-Chance is what the images of the first split look like among one another: with splits drawn at random, an image of the
-second split has as many similar images in the first as any image of the first has.  The distances below the closest
-5% of these follow a power law (their number falls with the power of the distance that is fitted to them), which tells
-how many images would be as close by chance even where none of the first split's are.
+Images are ranked by their difference relative to their contrast: plain images are close to many.  Chance is what the
+images of the first split look like among one another: with splits drawn at random, an image of the second split has as
+many similar images in the first as any image of the first has.  A power law is fitted to the closest 5% of these, which
+tells how many images would be as close by chance even where none of the first split's are.
 """
 
 from itertools import combinations
@@ -19,14 +19,16 @@ from flows.validation.statistics import is_image
 PROBES = 10_000
 FEWEST_PROBES = 10
 TAIL = 0.05
-NEAREST = 1e-4
-"""Distances are not told apart below this share of the range."""
-SURE = -np.log(1e-5)
+LEAST_CONTRAST = 0.03
+"""Added to the standard deviation of the pixels, as a share of the range, for images that are almost plain."""
+NEAREST = 1e-3
+"""Relative differences are not told apart below this."""
+SURE = -np.log(1e-4)
 LONGEST_LIST = 500
 
 
 class Lookalikes(NamedTuple):
-    """The images of a split that are within the distance of one of an earlier split, closest first (n,)."""
+    """The images of a split that are within the distance of one of an earlier split, most similar first (n,)."""
 
     image: np.ndarray
     of: np.ndarray
@@ -71,36 +73,51 @@ def lookalikes(image_set: ImageSet, facts: dict[str, Facts], first: str, second:
     if not alike or not len(numbers) or not len(queries):
         nothing = np.zeros(0, dtype=np.int64)
         return Lookalikes(nothing, nothing, nothing, np.zeros(0), np.zeros(0), 0)
-    highest, index = image_set.num_levels - 1, index_of(known.thumbnails, numbers)
-    found = search(images, index, others, queries, image_set.num_levels)
+    index = index_of(known.thumbnails, numbers)
     probes = numbers[np.linspace(0, len(numbers) - 1, min(len(numbers), PROBES)).astype(int)]
-    usual = np.sort(search(images, index, images, probes, image_set.num_levels).distance) / highest
-    distance = found.distance / highest
-    order = np.argsort(distance, kind="stable")
+    found, usual = (
+        search(images, index, *some, image_set.num_levels) for some in ((others, queries), (images, probes))
+    )
+    highest, contrast = image_set.num_levels - 1, known.statistics["image deviation"]
+    distance, usual_distance = found.distance / highest, usual.distance / highest
+    relative = distance / (contrast[found.number] / highest + LEAST_CONTRAST)
+    usual_relative = usual_distance / (contrast[usual.number] / highest + LEAST_CONTRAST)
+    order = np.argsort(relative, kind="stable")
     order = order[distance[order] <= limit]
-    by_chance = len(queries) * shares_by_chance(usual, distance[order])
-    ranked = (queries[order], found.number[order], found.variant[order], distance[order])
-    return Lookalikes(*ranked, by_chance, excess=beyond(by_chance))
+    by_chance = len(queries) * shares_by_chance(usual_relative, usual_distance <= limit, relative[order])
+    closest = (queries[order], found.number[order], found.variant[order], distance[order])
+    return Lookalikes(*closest, by_chance, excess=beyond(by_chance))
 
 
-def shares_by_chance(usual: np.ndarray, distance: np.ndarray) -> np.ndarray:
-    """Return an upper estimate of the share of images as close as each distance (n,), given sorted usual distances."""
-    usual, distance = np.maximum(usual, NEAREST), np.maximum(distance, NEAREST)
+def shares_by_chance(usual: np.ndarray, within: np.ndarray, difference: np.ndarray) -> np.ndarray:
+    """Return an upper estimate of the share of images that are as similar as each relative difference (n,) by chance.
+
+    `usual` are the relative differences of the first split's images from one another, and `within` says which of these
+    pairs are close enough to be counted.  All shares are 1 if there are too few to say.
+    """
+    order = np.argsort(usual, kind="stable")
+    usual, difference = np.maximum(usual[order], NEAREST), np.maximum(difference, NEAREST)
     tail = max(FEWEST_PROBES, round(TAIL * len(usual)))
     if len(usual) <= tail or not np.isfinite(usual[tail]):
-        return np.ones(len(distance))
-    closer = np.searchsorted(usual, distance, side="right")
-    counted = (closer + 2 * np.sqrt(closer)) / len(usual)
+        return np.ones(len(difference))
     steepness = tail / max(1e-9, np.log(usual[tail] / usual[:tail]).sum())
     power = steepness * (1 - 2 / np.sqrt(tail))
-    fitted = tail / len(usual) * np.minimum(1, distance / usual[tail]) ** power
-    return np.asarray(np.minimum(1, np.maximum(counted, fitted)))
+    closer, in_tail = (
+        np.searchsorted(usual[within[order]], value, side="right") for value in (difference, usual[tail])
+    )
+    fitted = upper(np.maximum(in_tail, 1)) * np.minimum(1, difference / usual[tail]) ** power
+    return np.asarray(np.minimum(1, np.maximum(upper(closer), fitted) / len(usual)))
+
+
+def upper(count: np.ndarray) -> np.ndarray:
+    """Return a count and two of its standard errors."""
+    return np.asarray(count + 2 * np.sqrt(count))
 
 
 def beyond(by_chance: np.ndarray) -> int:
-    """Return the largest rank at which chance alone gives as many images with a probability below 1e-5, or 0.
+    """Return the last rank that is too high to be chance, for the (n,) expected numbers up to each rank; 0 for none.
 
-    The probability that a Poisson variable with the mean `by_chance` reaches the rank is bounded by Chernoff's bound.
+    A rank is too high if a Poisson variable reaches it with a probability below 1e-4, by Chernoff's bound.
     """
     rank = np.arange(1, len(by_chance) + 1)
     mean = np.maximum(by_chance, 1e-300)

@@ -36,10 +36,10 @@ class Found(NamedTuple):
     """The most similar image of each query (n,)."""
 
     number: np.ndarray
-    """In its split; -1 if no image is as bright."""
+    """In its split."""
     variant: np.ndarray
     distance: np.ndarray
-    """Mean absolute difference of the pixels that overlap, in levels."""
+    """Mean absolute difference of the pixels that overlap, in levels; infinite if no image is as bright."""
 
 
 def pooling(length: int) -> np.ndarray:
@@ -78,16 +78,16 @@ def index_of(known: np.ndarray, numbers: np.ndarray) -> Index:
 
 
 def nearest(index: Index, queries: np.ndarray, own: np.ndarray, window: float) -> tuple[np.ndarray, np.ndarray]:
-    """Return the place in the index of the nearest thumbnail to any of the variants (n,18,D), and the variant (n,).
+    """Return the place in the index of the nearest thumbnail to each of the variants (n,18,D), and its distance (n,18).
 
-    `own` is the place that must not be found, or -1.  The place is -1 if no thumbnail is within `window` levels in
-    brightness.
+    `own` is the place that must not be found, or -1.  The distance is infinite if no thumbnail is within `window`
+    levels in brightness.
     """
     flat = queries.reshape(-1, queries.shape[2])
     brightness, except_for = flat.mean(axis=1), np.repeat(own, VARIANTS)
     order = np.argsort(brightness, kind="stable")
     distance = np.full(len(flat), np.inf, dtype=np.float32)
-    place = np.full(len(flat), -1)
+    place = np.zeros(len(flat), dtype=np.int64)
     for first in range(0, len(flat), BLOCK):
         some = order[first : first + BLOCK]
         low, high = bounds(index.brightness, brightness[some[0]], brightness[some[-1]], window)
@@ -98,9 +98,8 @@ def nearest(index: Index, queries: np.ndarray, own: np.ndarray, window: float) -
             distances[hidden, except_for[some][hidden] - low] = np.inf
             best = distances.argmin(axis=1)
             distance[some] = distances[np.arange(len(some)), best]
-            place[some] = np.where(np.isfinite(distance[some]), best + low, -1)
-    variant = distance.reshape(-1, VARIANTS).argmin(axis=1)
-    return place.reshape(-1, VARIANTS)[np.arange(len(variant)), variant], variant
+            place[some] = best + low
+    return place.reshape(-1, VARIANTS), distance.reshape(-1, VARIANTS)
 
 
 def bounds(brightness: np.ndarray, lowest: float, highest: float, window: float) -> tuple[int, int]:
@@ -136,10 +135,25 @@ def search(images: np.ndarray, index: Index, others: np.ndarray, queries: np.nda
         some = queries[first : first + step]
         gray = np.concatenate([part.mean(axis=1, dtype=np.float32) for part in pick(others, some)])
         own = places[some] if others is images else np.full(len(some), -1)
-        place, variant = nearest(index, variants(gray), own, window)
-        number = np.where(place < 0, -1, index.numbers[place])
-        parts.append(Found(number, variant, pixel_distances(images, others, number, some, variant)))
+        place, distance = nearest(index, variants(gray), own, window)
+        numbers = index.numbers[place]
+        unmoved, any_of_all = (
+            best_of(images, others, numbers, some, np.where(chosen, distance, np.inf))
+            for chosen in (np.isin(np.arange(VARIANTS), UNMOVED), np.ones(VARIANTS, dtype=bool))
+        )
+        closer = any_of_all.distance < unmoved.distance
+        parts.append(Found(*(np.where(closer, two, one) for one, two in zip(unmoved, any_of_all, strict=True))))
     return Found(*(np.concatenate(column) for column in zip(*parts, strict=True)))
+
+
+def best_of(
+    images: np.ndarray, others: np.ndarray, numbers: np.ndarray, queries: np.ndarray, distance: np.ndarray
+) -> Found:
+    """Compare the pixels of each query in its nearest variant, given the images found for all and distances (n,18)."""
+    every, variant = np.arange(len(queries)), distance.argmin(axis=1)
+    number = numbers[every, variant]
+    pixels = pixel_distances(images, others, number, queries, variant)
+    return Found(number, variant, np.where(np.isfinite(distance[every, variant]), pixels, np.inf))
 
 
 def pick(images: np.ndarray, numbers: np.ndarray) -> list[np.ndarray]:
@@ -155,10 +169,10 @@ def pick(images: np.ndarray, numbers: np.ndarray) -> list[np.ndarray]:
 def pixel_distances(
     images: np.ndarray, others: np.ndarray, numbers: np.ndarray, queries: np.ndarray, variant: np.ndarray
 ) -> np.ndarray:
-    """Return the distance in levels of each query from the image that was found for it, infinite for none (n,)."""
-    distance = np.full(len(queries), np.inf)
+    """Return the distance in levels of each query, in its variant, from an image (n,)."""
+    distance = np.zeros(len(queries))
     for kind in range(VARIANTS):
-        rows = np.flatnonzero((variant == kind) & (numbers >= 0))
+        rows = np.flatnonzero(variant == kind)
         pairs = zip(pick(others, queries[rows]), pick(images, numbers[rows]), strict=True)
         found = [apart(ours, theirs, kind) for ours, theirs in pairs]
         distance[rows] = np.concatenate([np.zeros(0), *found])
