@@ -75,9 +75,8 @@ def lookalikes(image_set: ImageSet, facts: dict[str, Facts], first: str, second:
         return Lookalikes(nothing, nothing, nothing, np.zeros(0), np.zeros(0), 0)
     index = index_of(known.thumbnails, numbers)
     probes = numbers[np.linspace(0, len(numbers) - 1, min(len(numbers), PROBES)).astype(int)]
-    found, usual = (
-        search(images, index, *some, image_set.num_levels) for some in ((others, queries), (images, probes))
-    )
+    found = search(images, index, others, queries, image_set.num_levels)
+    usual = search(images, index, images, probes, image_set.num_levels)
     highest, contrast = image_set.num_levels - 1, known.statistics["image deviation"]
     distance, usual_distance = found.distance / highest, usual.distance / highest
     relative = distance / (contrast[found.number] / highest + LEAST_CONTRAST)
