@@ -6,14 +6,13 @@ many similar images in the first as any image of the first has.  A power law is 
 tells how many images would be as close by chance even where none of the first split's are.
 """
 
-from itertools import combinations
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from flows.images.store import ImageSet
 from flows.validation.facts import Facts
-from flows.validation.moved import UNMOVED, VARIANTS, index_of, search
+from flows.validation.moved import UNMOVED, VARIANTS, Found, Index, index_of, search
 from flows.validation.statistics import is_image
 
 PROBES = 10_000
@@ -59,31 +58,57 @@ def leaked(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     return np.isin(second.view(pair)[:, 0], first.view(pair)[:, 0])
 
 
+class Usual(NamedTuple):
+    """A split's images to be found, and how similar its images are among one another: what chance gives."""
+
+    index: Index
+    relative: np.ndarray
+    """The relative differences, of at most 10,000 images."""
+    distance: np.ndarray
+
+
 def all_lookalikes(image_set: ImageSet, facts: dict[str, Facts], limit: float) -> dict[tuple[str, str], Lookalikes]:
     """Return the images that look alike in each pair of splits, the earlier split (training, validation) first."""
-    return {pair: lookalikes(image_set, facts, *pair, limit) for pair in combinations(facts, 2)}
+    splits, found = list(facts), {}
+    for place, first in enumerate(splits[:-1]):
+        usual = usual_of(image_set, facts[first], first)
+        for second in splits[place + 1 :]:
+            found[first, second] = lookalikes(image_set, facts, (first, second), usual, limit)
+    return found
 
 
-def lookalikes(image_set: ImageSet, facts: dict[str, Facts], first: str, second: str, limit: float) -> Lookalikes:
-    """Rank the images of the split `second` that are within `limit` of one of `first` without being equal to it."""
-    known, images, others = facts[first], getattr(image_set, first), getattr(image_set, second)
-    numbers = np.flatnonzero(~repeats(known.digest))
-    queries = np.flatnonzero(~leaked(known.digest, facts[second].digest))
-    alike = is_image(images) and is_image(others) and images.shape[1:] == others.shape[1:]
-    if not alike or not len(numbers) or not len(queries):
+def usual_of(image_set: ImageSet, facts: Facts, split: str) -> Usual | None:
+    """Return how similar the images of a split are among one another; None if it has no images."""
+    images, numbers = getattr(image_set, split), np.flatnonzero(~repeats(facts.digest))
+    if not is_image(images) or not len(numbers):
+        return None
+    index = index_of(facts.thumbnails, numbers)
+    probes = numbers[np.linspace(0, len(numbers) - 1, min(len(numbers), PROBES)).astype(int)]
+    return Usual(index, *differences(image_set, facts, search(images, index, images, probes, image_set.num_levels)))
+
+
+def differences(image_set: ImageSet, facts: Facts, found: Found) -> tuple[np.ndarray, np.ndarray]:
+    """Return the differences from the images found, relative to their contrast, and as shares of the range (n,)."""
+    distance, contrast = (
+        values / (image_set.num_levels - 1) for values in (found.distance, facts.statistics["image deviation"])
+    )
+    return distance / (contrast[found.number] + LEAST_CONTRAST), distance
+
+
+def lookalikes(
+    image_set: ImageSet, facts: dict[str, Facts], pair: tuple[str, str], usual: Usual | None, limit: float
+) -> Lookalikes:
+    """Rank the images of the second split that are within `limit` of one of the first without being equal to it."""
+    known, (images, others) = facts[pair[0]], (getattr(image_set, split) for split in pair)
+    queries = np.flatnonzero(~leaked(known.digest, facts[pair[1]].digest))
+    if not usual or not is_image(others) or images.shape[1:] != others.shape[1:] or not len(queries):
         nothing = np.zeros(0, dtype=np.int64)
         return Lookalikes(nothing, nothing, nothing, np.zeros(0), np.zeros(0), 0)
-    index = index_of(known.thumbnails, numbers)
-    probes = numbers[np.linspace(0, len(numbers) - 1, min(len(numbers), PROBES)).astype(int)]
-    found = search(images, index, others, queries, image_set.num_levels)
-    usual = search(images, index, images, probes, image_set.num_levels)
-    highest, contrast = image_set.num_levels - 1, known.statistics["image deviation"]
-    distance, usual_distance = found.distance / highest, usual.distance / highest
-    relative = distance / (contrast[found.number] / highest + LEAST_CONTRAST)
-    usual_relative = usual_distance / (contrast[usual.number] / highest + LEAST_CONTRAST)
+    found = search(images, usual.index, others, queries, image_set.num_levels)
+    relative, distance = differences(image_set, known, found)
     order = np.argsort(relative, kind="stable")
     order = order[distance[order] <= limit]
-    by_chance = len(queries) * shares_by_chance(usual_relative, usual_distance <= limit, relative[order])
+    by_chance = len(queries) * shares_by_chance(usual.relative, usual.distance <= limit, relative[order])
     closest = (queries[order], found.number[order], found.variant[order], distance[order])
     return Lookalikes(*closest, by_chance, excess=beyond(by_chance))
 
