@@ -61,7 +61,7 @@ def leaked(first: np.ndarray, second: np.ndarray) -> np.ndarray:
 class Usual(NamedTuple):
     """A split's images to be found, and how similar its images are among one another: what chance gives."""
 
-    index: Index
+    known: Index
     relative: np.ndarray
     """The relative differences, of at most 10,000 images."""
     distance: np.ndarray
@@ -104,7 +104,7 @@ def lookalikes(
     if not usual or not is_image(others) or images.shape[1:] != others.shape[1:] or not len(queries):
         nothing = np.zeros(0, dtype=np.int64)
         return Lookalikes(nothing, nothing, nothing, np.zeros(0), np.zeros(0), 0)
-    found = search(images, usual.index, others, queries, image_set.num_levels)
+    found = search(images, usual.known, others, queries, image_set.num_levels)
     relative, distance = differences(image_set, known, found)
     order = np.argsort(relative, kind="stable")
     order = order[distance[order] <= limit]

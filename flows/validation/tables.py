@@ -129,7 +129,7 @@ def difference_rows(found: list[Difference]) -> "pd.DataFrame":
 
     rows = [
         {
-            "splits": f"{entry.first}, {entry.second}",
+            "splits": f"{entry.first}/{entry.second}",
             "statistic": entry.statistic,
             "times_the_limit": round(entry.distance / max(entry.limit, 1e-6), 4),
         }

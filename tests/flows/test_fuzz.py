@@ -30,7 +30,7 @@ from project import ROOT
 from flows.core import bounded_yaml
 from flows.core.checkpoint import config_sha256, load_model, load_state, save_model, save_state
 from flows.core.errors import CheckpointError, UserError
-from flows.core.params import parse_params
+from flows.core.params import parse_params, read_params
 from flows.evaluation.importing import import_checkpoint
 from flows.evaluation.results import Metrics
 from flows.images import picture_files, publishers
@@ -44,7 +44,7 @@ from flows.registry import versions as registry
 from flows.registry.evidence import evidence_of
 from flows.registry.versions import Version
 from flows.stages.register import read_curves
-from flows.validation.drift import distances, read_reference
+from flows.validation.drift import from_reference, read_reference
 from flows.validation.report import Profile
 from vdm.model import VDM
 
@@ -133,8 +133,8 @@ def read_listing(content: bytes, path: Path) -> None:
 
 def read_profile(content: bytes, path: Path) -> None:
     path.write_bytes(content)
-    known = Profile(histogram=[1] * 17, mean=[0.5] * 101, deviation=[0.5] * 101)
-    distances(known, read_reference(path))
+    found = from_reference(read_reference(path), Profile.model_validate(PROFILE), CONTRACT)
+    assert np.isfinite([(shift.distance, shift.limit) for shift in found]).all()
 
 
 def read_checkpoint(content: bytes, path: Path, kind: Any, config: bytes | None = None) -> None:
@@ -210,7 +210,20 @@ def report(name: str) -> list[bytes]:
 
 
 EVIDENCE = {"decision": "promote", "reason": "better", "challenger": "vdm@v1.1.0", "confidence_interval": [-0.2, -0.1]}
-PROFILE = {"histogram": [5] * 17, "mean": [1.0] * 101, "deviation": [2.0] * 101}
+CONTRACT = read_params(ROOT / "params.yaml").contract
+PROFILE = {
+    "histogram": [5] * 17,
+    "mean": [1.0] * 101,
+    "deviation": [2.0] * 101,
+    "num_images": 20,
+    "statistics": {"direction": [0.5] * 101},
+    "channels": [[1] * 17, [4] * 17],
+    "height": [0.1] * 17,
+    "height_error": [0.2] * 17,
+    "labels": {"0": 12, "1": 8},
+    "label_link": 0.5,
+    "label_link_error": 0.1,
+}
 VALIDATION = {"success": True, "data_sha256": "0" * 64, "profile": PROFILE}
 LISTING = [{"md5": "0" * 32, "relpath": "a/b.npy"}, {"md5": "1" * 32, "relpath": "c.json"}]
 ADDTT = ORACLES / "addtt_learned"

@@ -55,7 +55,7 @@ def test_good_images_pass_and_the_report_has_their_digest(image_set: Path) -> No
     site = image_set.parent / "report" / "data_docs"
     assert (site / "index.html").is_file()
     pages = [page.read_text() for page in (site / "validations").rglob("*.html")]
-    assert len(pages) == 4  # training images, test images, splits, levels
+    assert len(pages) == 5  # training images, test images, splits, levels, differences of the splits
 
 
 @pytest.mark.processes
@@ -204,15 +204,18 @@ def test_leakage_is_allowed_up_to_a_share_of_the_test_images(image_set: Path) ->
         run(image_set, max_leaked=0.99 / 20)
 
 
-def test_warnings_do_not_fail(image_set: Path, caplog: pytest.LogCaptureFixture) -> None:
-    train, test = digits_of(image_set)
-    near = train[5].astype(int)
-    near[0, 4, 4] += 1 if near[0, 4, 4] < 8 else -1
-    test[2] = near
-    write_set(image_set, np.minimum(train, 15), np.minimum(test, 15), formats="70 JPEG")
-    np.save(image_set / "train_labels.npy", np.repeat([0, 1], [49, 1]))
-    assert run(image_set)["success"]
-    assert "no more images than by chance look like one of another split: 1 of 70 rows (test 2)" in caplog.text
+def test_warnings_do_not_fail(image_set: Path, digits: np.ndarray, caplog: pytest.LogCaptureFixture) -> None:
+    train, test = np.minimum(digits[:400], 15), np.minimum(digits[400:450], 15)
+    test[2] = train[5]
+    test[2, 0, 4, 4] ^= 1
+    write_set(image_set, train, test, formats="450 JPEG")
+    np.save(image_set / "train_labels.npy", np.repeat([0, 1], [392, 8]))
+    report = run(image_set)
+    assert report["success"]
+    (pair,) = report["alike"][0]["pairs"]
+    assert pair["by_chance"] < 1e-4
+    assert (pair["image"], pair["of_image"], pair["moved"], pair["distance"]) == (2, 5, "as it is", 1 / 1024)
+    assert "no more images than by chance look like one of another split: 1 of 450 rows (test 2)" in caplog.text
     assert "no image comes from a JPEG file, whose pixels are the decoder's: 2 of 2 rows (train, test)" in caplog.text
     assert "every level is used: 2 of 34 rows (train 16, test 16)" in caplog.text
     assert "per image of the least frequent: 1 of 2 rows, such as 49.0 (train)" in caplog.text
@@ -240,11 +243,15 @@ def test_drift_from_a_reference_is_reported(image_set: Path, caplog: pytest.LogC
     write_set(image_set.parent / "same", train, test)
     write_set(image_set, 16 - train, 16 - test)
     assert run(image_set, reference=reference)["success"]
-    assert "distance of the pixels from the reference's" in caplog.text
-    with pytest.raises(UserError, match=r"reference's: 2 of 3 rows.*\(pixel histogram, image mean\)"):
+    assert "images do not differ from the reference's" in caplog.text
+    with pytest.raises(
+        UserError, match=r"reference's .*: 2 of 7 rows.*\(reference/train pixel histogram, .* image mean"
+    ):
         run(image_set, reference=image_set.parent / "same", on_drift="fail", max_drift=0.01)
     write_set(image_set, train, test, num_levels=18)
-    with pytest.raises(UserError, match=r"reference's: 1 of 1 rows, such as 1.0 \(number of levels\)"):
+    with pytest.raises(
+        UserError, match=r"reference's .*: 1 of 1 rows, such as 10.0 \(reference/train number of levels\)"
+    ):
         run(image_set, reference=reference, on_drift="fail")
     reference.write_text("{}")
     with pytest.raises(UserError, match=r"reference.json: damaged: profile: Field required") as error:
