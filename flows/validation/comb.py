@@ -13,6 +13,8 @@ import numpy as np
 # Below these a difference may be chance: 200 and 280 pixels are nearly four sigmas apart, 40 and 4 nearly six.
 FEWEST_FOR_PEAK = 200
 FEWEST_FOR_GAP = 40
+# With fewer the error of a height, from 20 groups, is not certain enough.
+FEWEST_FOR_HEIGHT = 1000
 # Mean number of pixels per level from which an empty level counts as skipped.
 FEWEST_PER_LEVEL = 100
 # With fewer levels the histogram is not smooth, and only skipped levels are judged.
@@ -85,13 +87,17 @@ def heights(histograms: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         return height, error
     without = above_neighbours(total - histograms)
     spread = np.sqrt((groups - 1) * without.var(axis=0))
-    full = np.lib.stride_tricks.sliding_window_view(total, 5).min(axis=1) >= FEWEST_FOR_PEAK
+    full = around(total) >= FEWEST_FOR_HEIGHT
     height[2:-2] = np.where(full, above_neighbours(total), 0)
     error[2:-2] = np.where(full & (spread > 0), spread, np.inf)
     return height, error
 
 
 def above_neighbours(counts: np.ndarray) -> np.ndarray:
-    """Return by which share each level but two at each end is fuller than the two levels on both sides (...,K-4)."""
-    beside = counts[..., :-4] + 2 * counts[..., 1:-3] + 2 * counts[..., 3:-1] + counts[..., 4:]
-    return np.asarray(6 * counts[..., 2:-2] / np.maximum(beside, 1) - 1)
+    """Return by which share each level but two at each end is fuller than the levels around it (...,K-4)."""
+    return np.asarray(counts[..., 2:-2] / np.maximum(around(counts), 1) - 1)
+
+
+def around(counts: np.ndarray) -> np.ndarray:
+    """Return the weighted mean of the two levels below and the two above each level but two at each end (...,K-4)."""
+    return np.asarray((counts[..., :-4] + 2 * counts[..., 1:-3] + 2 * counts[..., 3:-1] + counts[..., 4:]) / 6)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from flows.core.params import Contract
 
 QUANTILES = np.linspace(0, 1, 101)
-CHANCE = 6.0
+CHANCE = 5.0
 """Standard errors that chance does not reach in any of some ten statistics."""
 STEEP = 4.0
 """Standard errors beyond which a level's height counts as another one; one level in 250 sets may be by chance."""

@@ -151,8 +151,8 @@ def beyond(by_chance: np.ndarray) -> int:
 
 def kind(variant: int) -> str:
     """Return in words how an image was moved: as it is, mirrored, shifted, or mirrored and shifted."""
-    words = ["mirrored"] * (variant >= VARIANTS // 2) + ["shifted"] * (variant not in UNMOVED)
-    return " and ".join(words) or "as it is"
+    words = [("mirrored", variant >= VARIANTS // 2), ("shifted", variant not in UNMOVED)]
+    return " and ".join(word for word, holds in words if holds) or "as it is"
 
 
 def ranked(first: str, second: str, found: Lookalikes) -> list[dict[str, Any]]:

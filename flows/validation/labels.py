@@ -7,6 +7,8 @@ import numpy as np
 from flows.validation.facts import GROUPS
 
 MOST_LABELS = 2000
+FEWEST_IMAGES = 10 * GROUPS
+"""The error is that of groups of images; it is not certain enough if these are small."""
 
 
 class Labels(NamedTuple):
@@ -28,7 +30,7 @@ def label_facts(labels: np.ndarray | None, thumbnails: np.ndarray) -> Labels:
     if len(values) > MOST_LABELS:
         return Labels({}, None, None)
     counts = dict(zip(map(str, values.tolist()), np.bincount(codes).tolist(), strict=True))
-    if not thumbnails.shape[1] or len(values) < 2 or len(labels) < 2 * GROUPS:
+    if not thumbnails.shape[1] or len(values) < 2 or len(labels) < FEWEST_IMAGES:
         return Labels(counts, None, None)
     return Labels(counts, *explained(codes, len(values), thumbnails))
 
