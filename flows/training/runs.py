@@ -19,7 +19,7 @@ from typing import Any
 from flows.core.checkpoint import load_state, save_state
 from flows.core.errors import CheckpointError, Exit, UserError
 from flows.process.ending import on_stop
-from vdm.training_log import TrainingRecord
+from vdm.training.log import TrainingRecord
 
 log = logging.getLogger(__name__)
 
