@@ -132,11 +132,8 @@ HOSTILE = "a|b\n\n# Forged\n<script>alert(1)</script> ![x](http://a/b.png) `code
 def test_a_title_is_only_text_in_card_site_and_log(small: Small) -> None:
     loaded = load_images(Path("data/images"))
     hostile = dict.fromkeys(("title", "name", "homepage", "licence", "split", "transforms"), HOSTILE)
-    save_images(
-        Path("data/images"),
-        {"train": loaded.train, "validation": loaded.validation, "test": loaded.test},
-        loaded.description | hostile,
-    )
+    splits = {split: getattr(loaded, split) for split in SPLITS}
+    save_images(Path("data/images"), splits, loaded.description | hostile)
     for command in ("validate", "register"):
         assert run([command]) == Exit.DONE
     card = Path("models/vdm/README.md").read_text()
