@@ -266,10 +266,10 @@ def test_hostile_weights_whose_digest_agrees_are_refused_or_read(tmp_path: Path)
     [
         b"",
         b"step,bpd,validation_bpd\n",
-        b"step,bpd,validation_bpd\n1,nan,\n",
-        b"step,bpd,validation_bpd\n1,1e999,\n",
-        b"step,bpd,validation_bpd\n-1,2,\n",
-        b"step,bpd,validation_bpd\n" + b"9" * 5000 + b",1,\n",
+        b"step,bpd,validation_bpd\n1,nan,nan\n",
+        b"step,bpd,validation_bpd\n1,1e999,nan\n",
+        b"step,bpd,validation_bpd\n-1,2,nan\n",
+        b"step,bpd,validation_bpd\n" + b"9" * 5000 + b",1,nan\n",
         b"\xff\n",
         b'step,bpd,validation_bpd\n"' + b"x" * 200_000,
         b"step\n1\n",
@@ -285,7 +285,7 @@ def test_a_hostile_training_log_is_refused(content: bytes, tmp_path: Path) -> No
 
 def test_the_end_of_a_long_training_log_is_read(tmp_path: Path) -> None:
     path = tmp_path / "curves.csv"
-    path.write_text("step,bpd,validation_bpd\n" + "".join(f"{step},{2 + 1 / step},\n" for step in range(1, 20_001)))
+    path.write_text("step,bpd,validation_bpd\n" + "".join(f"{step},{2 + 1 / step},nan\n" for step in range(1, 20_001)))
     assert read_curves(path) == (20_000, 2 + 1 / 20_000, None)
     with path.open("ab") as file:
         file.truncate(2**40)
