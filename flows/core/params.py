@@ -33,6 +33,7 @@ Real = Annotated[float, Field(allow_inf_nan=False)]
 Share = Annotated[Real, Field(ge=0, le=1)]
 Gamma = Annotated[Real, Field(ge=-60, le=60)]
 Device = Annotated[str, AfterValidator(device_name)]
+ImageNet = Literal["imagenet32", "imagenet64", "imagenet32_2016", "imagenet64_2016"]
 
 
 class Section(BaseModel):
@@ -47,18 +48,7 @@ SectionType = TypeVar("SectionType", bound=Section)
 class Data(Section):
     """The image set and its transforms; see data/README.md."""
 
-    name: Literal[
-        "digits",
-        "mnist",
-        "fashion_mnist",
-        "cifar10",
-        "svhn",
-        "imagenet32",
-        "imagenet64",
-        "imagenet32_2016",
-        "imagenet64_2016",
-        "image_folder",
-    ]
+    name: Literal["digits", "mnist", "fashion_mnist", "cifar10", "svhn", ImageNet, "image_folder"]
     source: Annotated[str, AfterValidator(checked_source)] | None
     test_fraction: Annotated[Real, Field(gt=0, lt=1)]
     validation_fraction: Annotated[Real, Field(ge=0, le=0.5)]

@@ -85,4 +85,4 @@ def test_train_equal_to_test(folder: Path) -> None:
         shutil.copytree(folder / "pictures", folder / "both" / split)
     result = vdmctl(folder, "validate", "both")
     assert result.returncode == Exit.INVALID_DATA
-    assert 'no test image is a training image too: 400 of 800 rows (test 0 "test/000.png", ' in result.stderr
+    assert 'no image is in two splits: 400 of 800 rows (test 0 "test/000.png", ' in result.stderr
