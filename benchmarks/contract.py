@@ -10,7 +10,8 @@ import json
 import logging
 import tempfile
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -43,23 +44,34 @@ class CleanSet(NamedTuple):
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--fashion-mnist", type=Path, metavar="FOLDER", help="the publisher's files, also as .gz")
-    parser.add_argument("--copies", type=positive, default=300, help="images of a split that are copied")
-    parser.add_argument("--images", type=positive, default=60_000, help="of 32x32x3, to measure time and memory")
-    parser.add_argument("--rows", default="", help="only corruptions with this in their names")
+    parser.add_argument("--copies", type=positive, default=300, help="images that are copied into the test images")
+    parser.add_argument("--rows", default="", help="only the corruptions with this in their names")
+    parser.add_argument("--images", type=positive, help="also measure time and memory for this many of 32x32x3")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
-    logging.disable(logging.WARNING)
-    warnings.simplefilter("ignore")  # Great Expectations warns about itself and about pandas
-    cost = measure(arguments.images)  # first: a process starts with the peak of the one that started it
+    # First, because a process starts with the peak memory of the one that started it.
+    cost = measure(arguments.images) if arguments.images else {}
     sets = clean_sets(arguments.fashion_mnist)
-    figures = {
-        **describe(),
-        "clean": {name: verdict(known, None) for name, known in sets.items()},
-        "corruptions": table(sets, arguments.rows),
-        "recall": {name: recall(known, arguments.copies) for name, known in sets.items()},
-        "cost": cost,
-    }
+    with warnings.catch_warnings(), quiet():
+        warnings.simplefilter("ignore")  # Great Expectations warns about itself and about pandas
+        figures = {
+            **describe(),
+            "clean": {name: verdict(known, None) for name, known in sets.items()},
+            "corruptions": table(sets, arguments.rows),
+            "recall": {name: recall(known, arguments.copies) for name, known in sets.items()},
+            "cost": cost,
+        }
     print(json.dumps(figures, indent=2) if arguments.json else text(figures))
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Do not log warnings."""
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(logging.NOTSET)
 
 
 def clean_sets(fashion: Path | None) -> dict[str, CleanSet]:
@@ -232,19 +244,19 @@ def of_labels_channels_and_axes() -> list[Corruption]:
 
 
 def table(sets: dict[str, CleanSet], wanted: str) -> dict[str, dict[str, str]]:
-    """Return error, warning, missed or - for each corruption and set: what is new beside the clean set's report."""
-    rows = {entry.name: {} for entry in corruptions() if wanted in entry.name}
+    """Return error, warning or missed for each corruption and set: what is new beside the report on the clean set."""
+    entries = [entry for entry in corruptions() if wanted in entry.name]
+    rows: dict[str, dict[str, str]] = {entry.name: {} for entry in entries}
     for name, whole in sets.items():
         known = smaller(whole)
         with tempfile.TemporaryDirectory() as scratch:
             reference = Path(scratch, "reference.json")
             clean = verdict(known, None, keep=reference)
-            for entry in corruptions():
-                if entry.name in rows and entry.applies(known):
+            for entry in entries:
+                if entry.applies(known):
                     found = verdict(entry.change(known), reference if entry.compare else None)
                     new = {severity for meaning, severity in found.items() if meaning not in clean}
-                    severity = "error" if "critical" in new else "warning" if new else "missed"
-                    rows[entry.name][name] = severity
+                    rows[entry.name][name] = "error" if "critical" in new else "warning" if new else "missed"
     return rows
 
 

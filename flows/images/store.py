@@ -29,7 +29,7 @@ TEXTS = ("name", "title", "homepage", "licence", "formats", "split", "transforms
 MOST_LEVELS = 2**16
 MOST_DESCRIPTION_BYTES = 2**20
 # Memory of a pass over an array: float32 copies of one image, and the facts that are kept of every image.
-COPIES, BYTES_PER_IMAGE = 10, 128
+COPIES, BYTES_PER_IMAGE = 16, 300
 # A path has at most 4096 bytes, and JSON may write each as six characters.
 LONGEST_LINE = 2**15
 

@@ -1,0 +1,116 @@
+"""Splits and sets that differ are told apart, and those that differ by chance alone are not."""
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+from sklearn.datasets import load_digits
+
+from benchmarks import corruptions as change
+from flows.core.params import read_params
+from flows.validation.drift import from_reference, profile, shifts
+from flows.validation.facts import measure
+from flows.validation.report import Profile
+
+CONTRACT = read_params(Path(__file__).parents[2] / "presets" / "digits.yaml").contract
+LABELS = load_digits().target
+
+
+@pytest.fixture(scope="module")
+def patches() -> np.ndarray:
+    """Return 1,000 patches (N,3,32,32) of photographs in random order."""
+    images = change.photograph_patches(side=32, step=10)
+    return images[np.random.default_rng(0).permutation(len(images))][:1000]
+
+
+@pytest.fixture(autouse=True)
+def nothing_of_space(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave out what takes longest and is not compared here."""
+    monkeypatch.setattr("flows.validation.facts.SAMPLED", 1)
+
+
+def of(images: np.ndarray, labels: np.ndarray | None = None) -> Profile:
+    return profile(measure(images, 256 if images.shape[1] == 3 else 17), labels)
+
+
+def named(first: Profile, second: Profile) -> set[str]:
+    """Return the statistics in which two splits differ."""
+    return {shift.statistic for shift in shifts(first, second, CONTRACT.max_shift) if shift.distance > shift.limit}
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_splits_that_were_drawn_at_random_do_not_differ(seed: int, patches: np.ndarray, digits: np.ndarray) -> None:
+    generator = np.random.default_rng(seed)
+    order = generator.permutation(len(patches))
+    assert named(of(patches[order[:700]]), of(patches[order[700:]])) == set()
+    order = generator.permutation(len(digits))
+    first, second = (of(digits[part], LABELS[part]) for part in np.split(order, [1300]))
+    assert named(first, second) == set()
+    assert [shift for shift in from_reference(first, second, CONTRACT) if shift.distance > shift.limit] == []
+
+
+@pytest.mark.parametrize(
+    ("changed", "expected"),
+    [
+        (lambda images: images[:, ::-1], {"histogram of channel 2"}),
+        (lambda images: images.swapaxes(2, 3), {"direction"}),
+        (partial(change.blurred, sd=0.5), {"sharpness"}),
+        (lambda images: images[:, :, ::-1], {"balance down"}),
+        (lambda images: 255 - images, {"image mean"}),
+    ],
+    ids=["bgr", "transposed", "blurred", "upside down", "inverted"],
+)
+def test_what_was_exchanged_or_blurred_is_named(
+    changed: Callable[[np.ndarray], np.ndarray], expected: set[str], patches: np.ndarray
+) -> None:
+    reference, ours = of(patches[:600]), of(changed(patches[:600]))
+    differing = {shift.statistic for shift in from_reference(reference, ours, CONTRACT) if shift.distance > shift.limit}
+    assert expected <= differing
+    assert named(of(patches[600:]), ours)
+
+
+def test_contrast_that_was_changed_in_some_images_is_named(patches: np.ndarray) -> None:
+    train, test = patches[:700], patches[700:]
+    known = of(test)
+    for factor in (0.97, 1.03, 1.3):
+        assert "levels that stand out" in named(of(train), of(change.contrast(test, factor)))
+    for factor in (0.9, 1.1):
+        changed = change.in_a_tenth(train, partial(change.contrast, factor=factor))
+        assert "levels that stand out" in named(of(changed), known)
+
+
+def test_labels_of_other_images_are_named(digits: np.ndarray) -> None:
+    reference = of(digits, LABELS)
+    assert named(of(digits, change.shuffled(LABELS)), reference) == {"link of labels and images"}
+    assert "link of labels and images" in named(of(digits[:1400], LABELS[:1400]), of(digits[1400:], LABELS[:-1400]))
+
+
+def test_missing_and_rare_labels_are_named(digits: np.ndarray) -> None:
+    train, test = slice(0, 1400), slice(1400, None)
+    whole, kept = of(digits[train], LABELS[train]), LABELS[test] != 3
+    without = of(digits[test][kept], LABELS[test][kept])
+    assert "label missing in the second" in named(whole, without)
+    assert "label missing in the first" in named(without, whole)
+    half = (LABELS != 3) | (np.arange(len(LABELS)) % 2 == 0)
+    assert named(of(digits, LABELS), of(digits[half], LABELS[half])) <= {"shares of labels"}
+    few = LABELS[train] != 3
+    few[:40] = True
+    assert "shares of labels" in named(whole, of(digits[train][few], LABELS[train][few]))
+    assert named(whole, of(digits[test][:20], LABELS[test][:20])) == set(), "twenty images may lack a label"
+
+
+def test_a_reference_of_an_older_version_is_compared_by_what_it_has(patches: np.ndarray) -> None:
+    ours = of(patches)
+    old = Profile(histogram=ours.histogram[::-1], mean=ours.mean, deviation=ours.deviation)
+    assert {shift.statistic for shift in from_reference(old, ours, CONTRACT)} == {"pixel histogram"}
+    assert of(patches).model_dump() == Profile.model_validate(ours.model_dump()).model_dump()
+
+
+@pytest.mark.parametrize(
+    "images", [np.zeros((0, 1, 8, 8)), np.full((9, 1, 8, 8), np.nan), np.zeros((9, 1, 8, 2)), np.zeros(9)]
+)
+def test_what_is_no_image_has_no_differences(images: np.ndarray) -> None:
+    found = profile(measure(images, 17), np.arange(len(images)))
+    assert named(found, found) == set()

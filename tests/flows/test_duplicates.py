@@ -1,0 +1,130 @@
+"""Copies of images in another split are found although they were changed, and images that are similar by chance not."""
+
+from collections.abc import Callable
+from functools import partial
+
+import numpy as np
+import pytest
+
+from benchmarks import corruptions as change
+from flows.images.store import ImageSet
+from flows.validation.duplicates import Lookalikes, all_lookalikes, beyond, kind, ranked, shares_by_chance
+from flows.validation.facts import measure
+
+DISTANCE = 0.03
+Change = Callable[[np.ndarray], np.ndarray]
+
+
+@pytest.fixture(scope="module")
+def patches() -> np.ndarray:
+    """Return 1,044 patches (N,3,32,32) of photographs in random order: next ones overlap, as some skies do."""
+    images = change.photograph_patches(side=32, step=10)
+    return images[np.random.default_rng(0).permutation(len(images))]
+
+
+@pytest.fixture(autouse=True)
+def nothing_of_space(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave out what takes longest and is not compared here."""
+    monkeypatch.setattr("flows.validation.facts.SAMPLED", 1)
+
+
+def compared(num_levels: int = 256, **splits: np.ndarray) -> dict[tuple[str, str], Lookalikes]:
+    """Return the similar images of the splits."""
+    images = {"validation": splits["train"][:0]} | splits
+    image_set = ImageSet({"num_levels": num_levels}, **images)
+    facts = {
+        name: measure(getattr(image_set, name), num_levels)
+        for name in ("train", "validation", "test")
+        if name in splits
+    }
+    return all_lookalikes(image_set, facts, DISTANCE)
+
+
+@pytest.mark.parametrize(
+    ("copied", "expected", "moved"),
+    [
+        (partial(change.one_pixel, num_levels=256), 0.95, "as it is"),
+        (partial(change.noisy, sd=2, num_levels=256), 0.9, "as it is"),
+        (lambda images: images[..., ::-1], 0.9, "mirrored"),
+        (lambda images: np.roll(images, 1, axis=3), 0.9, "shifted"),
+        (lambda images: np.roll(images[..., ::-1], (1, -1), axis=(2, 3)), 0.9, "mirrored and shifted"),
+        (partial(change.jpeg, quality=95), 0.9, "as it is"),
+    ],
+    ids=["pixel", "noise", "mirrored", "shifted", "both", "jpeg"],
+)
+def test_copies_are_found(copied: Change, expected: float, moved: str, patches: np.ndarray) -> None:
+    train, test = patches[:800], patches[800:]
+    originals = np.arange(0, 800, 10)
+    found = compared(train=train, test=np.concatenate([test, copied(train[originals])]))["train", "test"]
+    flagged = dict(zip(found.image[: found.excess].tolist(), found.of[: found.excess].tolist(), strict=True))
+    right = [flagged.get(len(test) + place) == original for place, original in enumerate(originals)]
+    assert np.mean(right) >= expected
+    kinds = [kind(variant) for image, variant in zip(found.image, found.variant, strict=True) if image >= len(test)]
+    assert kinds.count(moved) > 0.8 * len(kinds)
+
+
+def test_images_that_are_similar_by_chance_are_listed_and_not_flagged(patches: np.ndarray, digits: np.ndarray) -> None:
+    for num_levels, images in ((256, patches), (17, digits[:1000])):
+        parts = np.split(images, [700, 850])
+        found = compared(num_levels, train=parts[0], validation=parts[1], test=parts[2])
+        assert [pair for pair, alike in found.items() if alike.excess] == []
+    assert list(found) == [("train", "validation"), ("train", "test"), ("validation", "test")]
+    listed = ranked("train", "test", compared(train=patches[:800], test=patches[800:])["train", "test"])
+    assert len(listed) > 10
+    assert [row["by_chance"] for row in listed] == sorted(row["by_chance"] for row in listed)
+
+
+def test_every_pair_of_splits_is_compared(digits: np.ndarray) -> None:
+    train, validation, test = (np.array(part) for part in np.split(digits[:900], [500, 700]))
+    test[3], test[4], validation[5] = validation[7, :, :, ::-1], train[8, :, :, ::-1], train[9, :, :, ::-1]
+    found = compared(17, train=train, validation=validation, test=test)
+    flagged = {pair: alike.image[: alike.excess].tolist() for pair, alike in found.items()}
+    assert flagged == {("train", "validation"): [5], ("train", "test"): [4], ("validation", "test"): [3]}
+
+
+def test_an_image_in_a_set_that_repeats_itself_is_expected(digits: np.ndarray) -> None:
+    """Frames of a film: every image has a near copy in each split, so a test image with one is no surprise."""
+    frames = digits[:200].repeat(3, axis=0)
+    frames[:, 0, 0, 0] = np.tile([0, 1, 2], 200)
+    frames = frames[np.random.default_rng(0).permutation(600)]
+    found = compared(17, train=frames[:400], test=frames[400:])["train", "test"]
+    assert len(found.image) > 150
+    assert found.excess == 0
+    assert found.by_chance.max() > 150
+
+
+def test_what_cannot_be_compared_is_left_out(digits: np.ndarray) -> None:
+    for train, test in (
+        (digits[:50], digits[50:70, :, :7]),
+        (digits[:50], digits[50:70].astype(float)),
+        (digits[:0], digits[:20]),
+        (digits[:50], digits[:20]),
+        (digits[:5], digits[5:10]),
+        (digits[:50, :, :2], digits[50:70, :, :2]),
+        (digits[:50, :, :3, :3], digits[50:70, :, :3, :3]),
+        (np.repeat(digits[:1], 50, axis=0), digits[:20]),
+        (np.zeros((50, 1, 8, 8), dtype=np.uint8), np.ones((20, 1, 8, 8), dtype=np.uint8)),
+    ):
+        assert compared(17, train=train, test=test)["train", "test"].excess == 0
+
+
+def test_chance_is_counted_where_images_are_and_extrapolated_where_none_is() -> None:
+    generator = np.random.default_rng(0)
+    usual = generator.random(20_000) ** (1 / 6)  # the share below d is d^6
+    difference = np.array([0.1, 0.3, 0.5, 0.8])
+    shares = shares_by_chance(usual, usual <= 1, difference)
+    assert (shares >= 0.9 * difference**6).all()
+    assert shares[0] < 100 * difference[0] ** 6
+    assert shares[3] < 1.1 * difference[3] ** 6
+    assert (shares_by_chance(usual[:10], usual[:10] <= 1, difference) == 1).all()
+
+
+def test_as_many_as_by_chance_are_not_too_many() -> None:
+    expected = np.arange(1.0, 200)
+    assert beyond(expected) == 0
+    assert beyond(expected + 2 * np.sqrt(expected)) == 0
+    assert beyond(expected / 3) == 199
+    assert beyond(np.concatenate([np.full(5, 1e-3), 200 + expected])) == 5
+    assert beyond(np.array([1e-6])) == 1
+    assert beyond(np.array([0.1])) == 0
+    assert beyond(np.zeros(0)) == 0
