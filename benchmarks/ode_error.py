@@ -1,8 +1,8 @@
 """Measure the numerical error of the ODE likelihood, and its network evaluations, for several tolerances of the solver.
 
-The first problem is a finite set of images at gamma_0 = -13.3, where predictor and density are known.  It is solved with
-the state z and with the state y = z / sigma of `vdm.ode`.  The second is a small model of the digits.  Its error is the
-difference from a tenth of the lowest tolerance.
+The first problem is a finite set of images at gamma_0 = -13.3, where predictor and density are known.  It is solved
+with the state z, and with the state y = z / sigma of `vdm.ode`.  The second is a small model of the digits.  Its error
+is the difference from a tenth of the lowest tolerance.
 
     python -m benchmarks.ode_error [--steps 1500] [--json]
 """

@@ -46,7 +46,10 @@ def evaluate(
     images: Annotated[Path | None, typer.Option(help=IMAGES_HELP, show_default="data/images")] = None,
     protocol: Annotated[
         Protocol,
-        typer.Option(help="vlb: the variational bound, with `evaluate:`; ode: the probability-flow ODE, with `ode:`."),
+        typer.Option(
+            help="vlb: the variational bound, with `evaluate:`; ode: the probability-flow ODE, with `ode:`,"
+            " and the numerical error, measured on 8 images at a tenth of ode.tolerance."
+        ),
     ] = Protocol.VLB,
     times_per_image: Annotated[
         int | None,
