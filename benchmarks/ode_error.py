@@ -84,7 +84,7 @@ def measure(run: Callable[[Solve], Tensor], solve: Solve, truth: Tensor) -> Row:
 def finite_set(pixels: np.ndarray, num_images: int) -> list[Row]:
     """Return the errors for the first `num_images` images of the set, exact divergence, with both states."""
     x = pixels_to_x(torch.from_numpy(pixels), 17, torch.float64)
-    gamma_0, gamma_1 = torch.tensor([-13.3, 12.0], dtype=torch.float64)
+    gamma_0, gamma_1 = torch.tensor([-13.3, 20.0], dtype=torch.float64)
     eps = torch.randn(num_images, *x.shape[1:], dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     z_0 = alpha(gamma_0) * x[:num_images] + sigma(gamma_0) * eps
     probes, predict_noise, num_dims = basis_probes(z_0), exact_predictor(x), x[0].numel()

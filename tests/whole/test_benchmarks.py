@@ -20,7 +20,6 @@ MACHINE = {"device", "threads", "torch", "python", "commit"}
     "command",
     [
         ["benchmarks.standard_error", "--steps", "20", "--repeats", "2"],
-        ["benchmarks.ode_error", "--steps", "1", "--images", "1"],
         ["benchmarks.train_step", "--seconds", "0", "--blocks", "1", "--preset", "digits"],
         ["benchmarks.evaluate", "--seconds", "0", "--blocks", "1"],
         ["benchmarks.validate", "--images", "300"],
