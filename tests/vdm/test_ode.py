@@ -77,7 +77,8 @@ def test_a_finite_set_of_images_has_its_exact_log_density_at_the_default_toleran
     solve = dopri5(read_params(ROOT / "params.yaml").ode.tolerance)
     ours = log_density(z_0, gamma_0, gamma_1, basis_probes(z_0), predict_noise=predict_noise, solve=solve)
     # The remaining error is the solver's: at gamma_1, N(0, I) is within 1e-5 bits/dim of the mixture.
-    assert bits_per_dim(ours - exact, 64).abs().max().item() < 1e-3
+    # With z instead of z / sigma as the state, it is above 3e-4.
+    assert bits_per_dim(ours - exact, 64).abs().max().item() < 1e-4
 
 
 def test_rademacher_probes_are_unbiased(covariance: Tensor) -> None:
