@@ -24,13 +24,13 @@ from flows.evaluation.results import BoundMetrics
 from flows.images.store import ImageSetError, data_sha256, load_array, load_images, load_labels, save_images
 from flows.registry.storage import Stored, files
 from flows.stages import train
-from flows.stages.register import last_loss
+from flows.stages.register import read_curves
 from flows.training import fitting
 from flows.validation.drift import distances, read_reference
 from flows.validation.report import Profile, Validation
 from flows.validation.tables import split_rows, with_files
 from vdm.model import VDM
-from vdm.training import Trainer
+from vdm.training.trainer import Trainer
 
 ROOT = Path(__file__).parents[2]
 SHA = "a" * 64
@@ -233,7 +233,7 @@ def test_a_hostile_model_whose_digests_agree_is_refused_or_read(tmp_path: Path, 
                 yield json.dumps(whole | {"model": model, "model_sha256": config_sha256(model)}).encode()
 
     def fit() -> None:
-        load_fitting(tmp_path / "model", image_set, torch.device("cpu"))
+        load_fitting(tmp_path / "model", image_set, torch.device("cpu"), "test")
 
     fit()
     assert survive(fit, path.write_bytes, contents()) > 500
@@ -265,32 +265,34 @@ def test_hostile_weights_whose_digest_agrees_are_refused_or_read(tmp_path: Path)
     "content",
     [
         b"",
-        b"step,bpd\n",
-        b"step,bpd\n1,nan\n",
-        b"step,bpd\n1,1e999\n",
-        b"step,bpd\n-1,2\n",
-        b"step,bpd\n" + b"9" * 5000 + b",1\n",
+        b"step,bpd,validation_bpd\n",
+        b"step,bpd,validation_bpd\n1,nan,nan\n",
+        b"step,bpd,validation_bpd\n1,1e999,nan\n",
+        b"step,bpd,validation_bpd\n-1,2,nan\n",
+        b"step,bpd,validation_bpd\n" + b"9" * 5000 + b",1,nan\n",
         b"\xff\n",
-        b'step,bpd\n"' + b"x" * 200_000,
+        b'step,bpd,validation_bpd\n"' + b"x" * 200_000,
         b"step\n1\n",
+        b"step,bpd\n1,2\n",
+        b"step,bpd,validation_bpd\n1,2,good\n",
     ],
 )
 def test_a_hostile_training_log_is_refused(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "curves.csv").write_bytes(content)
     with pytest.raises(UserError, match=r"curves\.csv: missing or damaged; run `vdmctl train`"):
-        last_loss(tmp_path / "curves.csv")
+        read_curves(tmp_path / "curves.csv")
 
 
 def test_the_end_of_a_long_training_log_is_read(tmp_path: Path) -> None:
     path = tmp_path / "curves.csv"
-    path.write_text("step,bpd,x\n" + "".join(f"{step},{2 + 1 / step},0\n" for step in range(1, 20_001)))
-    assert last_loss(path) == (20_000, 2 + 1 / 20_000)
+    path.write_text("step,bpd,validation_bpd\n" + "".join(f"{step},{2 + 1 / step},nan\n" for step in range(1, 20_001)))
+    assert read_curves(path) == (20_000, 2 + 1 / 20_000, None)
     with path.open("ab") as file:
         file.truncate(2**40)
     with pytest.raises(UserError, match="missing or damaged"):
-        last_loss(path)
-    path.write_text("step,bpd\n1,3.5\n")
-    assert last_loss(path) == (1, 3.5)
+        read_curves(path)
+    path.write_text("step,bpd,validation_bpd\n1,3.5,3.2\n2,3.4,3.1\n3,3.3,3.4\n")
+    assert read_curves(path) == (3, 3.3, (3.1, 2))
 
 
 def test_a_report_that_calls_impossible_levels_valid_is_refused(image_set: Path) -> None:
@@ -300,7 +302,7 @@ def test_a_report_that_calls_impossible_levels_valid_is_refused(image_set: Path)
     np.save(image_set / "train.npy", pixels)
     report.write_text(json.dumps({"success": True, "data_sha256": data_sha256(image_set)}))
     with pytest.raises(UserError, match=r"train\.npy holds level 99; run `vdmctl validate`") as raised:
-        train.require_validated(image_set, report)
+        train.require_validated(image_set, report, with_validation=False)
     assert raised.value.code is Exit.INVALID_DATA
 
 
@@ -308,7 +310,7 @@ READERS: dict[str, Callable[[Path], object]] = {
     "validation.json": read_validation,
     "reference.json": read_reference,
     "metrics.json": read_evaluated,
-    "curves.csv": last_loss,
+    "curves.csv": read_curves,
     "train.npy": load_array,
     "labels": lambda path: load_labels(path.parent, "train"),
     "dataset.json": lambda path: load_images(path.parent),
@@ -347,6 +349,7 @@ def test_a_state_of_another_run_gives_an_error_of_one_line(tmp_path: Path, tiny_
     fitting.resume(trainer, state, tmp_path)
     other = Trainer(tiny_model(width=16), torch.zeros(4, 1, 8, 8, dtype=torch.uint8), settings).state()
     changes: list[dict[str, Any]] = [{key: value} for key in state for value in (None, 3j, "x", [1])]
+    changes = [change for change in changes if change != {"validation": None}]
     changes += [{"log": {"sums": [1.0], "count": 1}}, {"log": {"sums": ["x"] * 4, "count": 1}}]
     for change in [other, *changes]:
         with pytest.raises(UserError, match=r"its newest state is of another run: .*; delete it") as raised:

@@ -27,11 +27,17 @@ from flows.images.picture_files import BadImageError, inspect, read
 from flows.images.store import ImageSet, files_of, load_images, load_labels
 from flows.stages.download import download
 
-SPLIT: Any = {"test_fraction": 0.25, "split_seed": 0, "grayscale": False, "resized": False}
+SPLIT: Any = {"test_fraction": 0.25, "validation_fraction": 0, "split_seed": 0, "grayscale": False, "resized": False}
 
 
 def settings(source: Path, **changes: Any) -> Data:
-    defaults = {"name": "image_folder", "source": str(source), "test_fraction": 0.25, "split_seed": 0}
+    defaults = {
+        "name": "image_folder",
+        "source": str(source),
+        "test_fraction": 0.25,
+        "validation_fraction": 0,
+        "split_seed": 0,
+    }
     transforms = {"grayscale": False, "resize": None, "pad": 0, "num_bits": 8}
     return Data(**(defaults | transforms | changes))
 
@@ -79,12 +85,36 @@ def test_splits_and_classes_of_the_folder_are_kept(train_name: str, test_name: s
     images = load(tmp_path / "set")
     assert np.array(images.train)[:, 0, 0, 0].tolist() == [0, 1, 2, 10, 11, 12]
     assert images.image_shape == (3, 4, 4)
-    assert images.description["split"] == f"by its {' and '.join(sorted((train_name.lower(), test_name.lower())))}"
+    parts = sorted([f"{train_name.lower()} for train", f"{test_name.lower()} for test"])
+    assert images.description["split"] == f"by its folders: {', '.join(parts)}"
+    assert len(images.validation) == 0
     labels = load_labels(tmp_path / "images", "train")
     assert labels is not None
     assert labels.tolist() == [0, 0, 0, 1, 1, 1]
     files = [json.loads(line) for line in files_of(tmp_path / "images", "train").read_text().splitlines()]
     assert files[1:4] == [f"{train_name}/{name}.png" for name in ("cat/1", "cat/2", "dög/0")]
+
+
+def test_a_folder_may_have_three_parts(tmp_path: Path) -> None:
+    for part, count in (("train", 3), ("val", 2), ("test", 1)):
+        (tmp_path / "set" / part).mkdir(parents=True)
+        for i in range(count):
+            Image.fromarray(np.full((4, 4), count, dtype=np.uint8)).save(tmp_path / "set" / part / f"{i}.png")
+    images = load(tmp_path / "set", validation_fraction=0.5)  # the folder's own part wins
+    for split, count in (("train", 3), ("validation", 2), ("test", 1)):
+        assert np.array(getattr(images, split))[:, 0, 0, 0].tolist() == [count] * count
+    assert images.description["split"] == "by its folders: test for test, train for train, val for validation"
+    assert files_of(tmp_path / "images", "validation").read_text().splitlines() == ['"val/0.png"', '"val/1.png"']
+
+
+def test_validation_images_are_drawn_from_the_training_part(folder: Path) -> None:
+    images = load(folder, validation_fraction=0.5)
+    assert (len(images.train), len(images.validation), len(images.test)) == (3, 3, 2)
+    assert np.array_equal(images.test, load(folder).test)
+    every = np.concatenate([images.train, images.validation, images.test])
+    assert {image.tobytes() for image in every} == {noise(6, 5, seed=i).tobytes() for i in range(8)}
+    expected = "0.25 held out with seed 0; 0.5 of the training images held out for validation with seed 0"
+    assert images.description["split"] == expected
 
 
 @pytest.mark.parametrize("suffix", ["png", "webp", "tif", "npy"])
@@ -405,7 +435,14 @@ def test_strange_names_are_read_and_shown(tmp_path: Path) -> None:
         (["one.png"], Exit.INVALID_DATA, "0 of 1 images would be held out"),
         (["train/1.png"], Exit.INVALID_DATA, "0 of 1 images would be held out"),
         (["train/1.png", "train/2.png"], Exit.INVALID_DATA, 'there is "train"; rename'),
-        (["train/1.png", "test/1.png", "val/1.png"], Exit.INVALID_DATA, 'there is "test", "train", "val"; rename'),
+        (["train/1.png", "test/1.png", "a/1.png"], Exit.INVALID_DATA, 'there is "test", "train", "a"; rename'),
+        (["test/1.png", "val/1.png"], Exit.INVALID_DATA, 'there is "test", "val"; rename'),
+        (["train/1.png", "test/1.png", "eval/1.png"], Exit.INVALID_DATA, 'there is "eval", "test", "train"; rename'),
+        (
+            ["train/1.png", "test/1.png", "val/1.png", "val/2.png"],
+            Exit.INVALID_DATA,
+            "2 validation images, but only 1 training images; exchange the folders",
+        ),
         (["Training/1.png", "a/1.png", "b/1.png"], Exit.INVALID_DATA, 'there is "Training", "a", "b"; rename'),
         (["learn/1.png", "TEST/1.png"], Exit.INVALID_DATA, 'there is "TEST", "learn"; rename'),
     ],
@@ -555,7 +592,7 @@ def test_a_file_that_may_not_be_read_is_named(folder: Path, monkeypatch: pytest.
 
 def exhaust(found: ImageFolder) -> None:
     for chunks in found.splits:
-        for _ in chunks:
+        for _ in chunks or ():
             pass
 
 
@@ -645,7 +682,7 @@ def test_a_folder_whose_name_begins_with_a_tilde_is_that_folder(folder: Path, mo
     )
     params = read_params(Path(__file__).parents[2] / "presets" / "digits.yaml")
     path = Path("~nobody-of-this-name")
-    assert inspect_path(params.data, params.contract, path=path, out=None, reference=None) == {"read": 6}
+    assert inspect_path(params.data, params.contract, path=path, out=None, reference=None) == {"read": 5}
 
 
 def test_a_damaged_tiff_file_gives_an_error_of_one_line(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -659,7 +696,7 @@ def test_a_damaged_tiff_file_gives_an_error_of_one_line(tmp_path: Path, capfd: p
 
 
 def test_too_many_images_are_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("flows.images.folder.MOST_IMAGES", 7)
+    monkeypatch.setattr("flows.images.splitting.MOST_IMAGES", 7)
     with pytest.raises(UserError, match="folder: 8 images, but at most 7 are read") as error:
         load(folder)
     assert error.value.code == Exit.INVALID_DATA

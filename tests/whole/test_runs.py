@@ -21,7 +21,7 @@ from flows.core.errors import Exit, UserError
 from flows.core.params import read_params
 from flows.training.fitting import build, resolve
 from flows.training.runs import Run, writing_curves
-from vdm.training_log import TrainingRecord
+from vdm.training.log import TrainingRecord
 
 
 @pytest.fixture(scope="module")
@@ -276,7 +276,7 @@ def test_a_full_disk_ends_the_training_in_one_line_and_loses_nothing(
     models.unlink()
 
 
-RECORD = TrainingRecord(5, 3.0, 1.0, 1.0, 1.0, -7.0, 5.0, 1.0, 1e-3, 100.0)
+RECORD = TrainingRecord(5, 3.0, 1.0, 1.0, 1.0, -7.0, 5.0, 1.0, 1e-3, None, None, 100.0)
 
 
 def test_curves_on_a_full_disk_are_named(full_disk: Path) -> None:
