@@ -176,6 +176,8 @@ def test_the_ode_protocol_names_itself(reproduced: Project) -> None:
     metrics = json.loads(result.stdout)
     assert (metrics["protocol"], metrics["num_images"], metrics["num_draws"]) == ("ode", 3, 1)
     assert metrics["bpd"] > 0
+    assert metrics["num_repeated"] == 3
+    assert 0 < abs(metrics["bpd_numerical_error"]) < 0.01
 
 
 def test_compare_is_paired(reproduced: Project) -> None:
