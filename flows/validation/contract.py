@@ -68,25 +68,30 @@ def split_expectations(image_set: ImageSet, settings: "Contract") -> list[Any]:
 
 
 def detail_expectations(image_set: ImageSet, settings: "Contract") -> list[Any]:
-    """Return the expectations of the detail of each split.  What JPEG files contain is known, and not an error."""
+    """Return the expectations of the detail of each split.
+
+    It is an error if images were enlarged or went through JPEG, unless that is known of the files and the transforms.
+    """
     from great_expectations import expectations as gxe
 
-    from_jpeg = "JPEG" in image_set.description.get("formats", "")
+    resized, from_jpeg = "resized" in image_set.transforms, "JPEG" in image_set.description.get("formats", "")
     return [
         gxe.ExpectColumnValuesToBeBetween(
             column="lost_detail",
             max_value=settings.max_lost_detail,
-            **meaning("images have as much detail as pixels: not enlarged, not blurred (share without detail)"),
+            **meaning("images were not enlarged or blurred (share without detail)", severity_of(known=resized)),
         ),
         gxe.ExpectColumnValuesToBeBetween(
             column="jpeg_grid",
             max_value=settings.max_jpeg_grid,
-            **meaning(
-                "images did not go through JPEG (share of coefficients on its steps)",
-                "warning" if from_jpeg else "critical",
-            ),
+            **meaning("images did not go through JPEG (how much they lie on its grid)", severity_of(known=from_jpeg)),
         ),
     ]
+
+
+def severity_of(*, known: bool) -> str:
+    """Return the severity of what the description of the set does or does not say."""
+    return "warning" if known else "critical"
 
 
 def histogram_expectations(image_set: ImageSet) -> list[Any]:
