@@ -178,11 +178,10 @@ def shifts_of_labels(ours: dict[str, int], theirs: dict[str, int]) -> list[Shift
     chi_squared = float(((counts - expected) ** 2 / np.maximum(expected, 1e-9)).sum() / freedom)
     spread = 2 / (9 * freedom)
     found = [Shift("shares of labels", chi_squared, float((1 - spread + CHANCE * np.sqrt(spread)) ** 3))]
-    for missing, other in ((0, 1), (1, 0)):
-        share = float((counts[other] / totals[other])[counts[missing] == 0].max(initial=0))
-        found.append(
-            Shift(f"label missing in the {('first', 'second')[missing]}", share, float(RARE / totals[missing]))
-        )
+    for place, missing, other in (("first", 0, 1), ("second", 1, 0)):
+        lacking = np.where(counts[missing] == 0, counts[other] / totals[other], 0)
+        label = f"label {names[lacking.argmax()]}" if lacking.any() else "no label"
+        found.append(Shift(f"{label} missing in the {place}", float(lacking.max()), float(RARE / totals[missing])))
     return found
 
 

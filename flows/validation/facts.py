@@ -8,7 +8,7 @@ import numpy as np
 from flows.images.store import chunks
 from flows.validation.moved import thumbnails
 from flows.validation.space import SAMPLED, Space, nothing
-from flows.validation.statistics import is_image, names, num_channels, statistics
+from flows.validation.statistics import brightness, is_image, names, num_channels, statistics
 
 ROWS = 2000
 GROUPS = 20
@@ -56,8 +56,9 @@ def measure(images: np.ndarray, num_levels: int) -> Facts:
         count_levels(chunk, first, facts.histograms)
         if is_image(images):
             pictures = values.reshape(chunk.shape)
-            found |= statistics(pictures, num_levels)
-            facts.thumbnails[rows] = thumbnails(pictures.mean(axis=1))
+            gray = brightness(pictures)
+            found |= statistics(pictures, gray, num_levels)
+            facts.thumbnails[rows] = thumbnails(gray)
             facts.space.add(chunk[-first % step :: step], num_levels)
         for name, column in found.items():
             facts.statistics[name][rows] = column

@@ -11,6 +11,7 @@ Level = Annotated[int, Field(ge=0, lt=2**63)]
 Statistic = Annotated[float, Field(ge=-3.5e38, le=3.5e38)]
 
 
+Label = Annotated[str, Field(pattern=r"^-?[0-9]{1,20}$")]
 Quantiles = Annotated[list[Statistic], FailFast(), Field(max_length=2**16)]
 Histogram = Annotated[list[Level], FailFast(), Field(max_length=2**16)]
 
@@ -34,7 +35,7 @@ class Profile(Document):
     """How much fuller each level is than its neighbours."""
     height_error: Annotated[Quantiles, Field(default_factory=list)]
     """Its standard error; -1 where the height says nothing."""
-    labels: Annotated[dict[str, Level], Field(default_factory=dict, max_length=2**16)]
+    labels: Annotated[dict[Label, Level], Field(default_factory=dict, max_length=2**16)]
     """Number of images by label."""
     label_link: Statistic | None = None
     """Share of the images' variance that labels explain."""

@@ -29,15 +29,19 @@ def names(images: np.ndarray) -> list[str]:
     return ["image mean", "image deviation", "direction", "sharpness", "balance across", "balance down", *channels]
 
 
-def statistics(values: np.ndarray, num_levels: int) -> dict[str, np.ndarray]:
-    """Return every statistic of float32 images (n,C,H,W) with K levels, by name (n,).
+def brightness(values: np.ndarray) -> np.ndarray:
+    """Return the mean of the channels of images (n,C,H,W), (n,H,W)."""
+    return np.asarray(values[:, 0] if values.shape[1] == 1 else values.mean(axis=1))
+
+
+def statistics(values: np.ndarray, gray: np.ndarray, num_levels: int) -> dict[str, np.ndarray]:
+    """Return statistics of float32 images (n,C,H,W) with K levels and their brightness (n,H,W), by name (n,).
 
     `direction` is the logarithm of the change from left to right over that from top to bottom, `sharpness` that of the
     second over the first differences.  `balance` is the difference of two halves, and `channel i` the distance of a
     channel's mean from the image's, all in levels.
     """
     one_level = (num_levels - 1) / 255
-    gray = values[:, 0] if values.shape[1] == 1 else values.mean(axis=1)
     first = {axis: np.abs(np.diff(gray, axis=axis)).mean(axis=(1, 2)) for axis in (1, 2)}
     second = {axis: np.abs(np.diff(gray, n=2, axis=axis)).mean(axis=(1, 2)) for axis in (1, 2)}
     columns, rows = gray.mean(axis=1), gray.mean(axis=2)

@@ -91,8 +91,8 @@ def test_missing_and_rare_labels_are_named(digits: np.ndarray) -> None:
     train, test = slice(0, 1400), slice(1400, None)
     whole, kept = of(digits[train], LABELS[train]), LABELS[test] != 3
     without = of(digits[test][kept], LABELS[test][kept])
-    assert "label missing in the second" in named(whole, without)
-    assert "label missing in the first" in named(without, whole)
+    assert "label 3 missing in the second" in named(whole, without)
+    assert "label 3 missing in the first" in named(without, whole)
     half = (LABELS != 3) | (np.arange(len(LABELS)) % 2 == 0)
     assert named(of(digits, LABELS), of(digits[half], LABELS[half])) <= {"shares of labels"}
     few = LABELS[train] != 3
