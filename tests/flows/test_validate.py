@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from benchmarks import corruptions as change
 from flows.core.errors import Exit, UserError
 from flows.core.params import read_params
 from flows.images.store import ImageSetError, data_sha256, load_images, save_images
@@ -202,6 +204,34 @@ def test_leakage_is_allowed_up_to_a_share_of_the_test_images(image_set: Path) ->
     assert run(image_set, max_leaked=1 / 20)["success"]
     with pytest.raises(UserError, match=r"in two splits: 1 of 70 rows \(test 3\)"):
         run(image_set, max_leaked=0.99 / 20)
+
+
+def test_leakage_is_found_between_any_two_splits(tmp_path: Path, digits: np.ndarray) -> None:
+    train, validation, test = (np.array(part) for part in np.split(digits[:80], [50, 60]))
+    validation[1], test[3], test[4] = train[2], validation[2], train[5]
+    splits = {"train": train, "validation": validation, "test": test}
+    save_images(tmp_path / "images", splits, {"name": "digits", "num_levels": 17})
+    with pytest.raises(UserError, match=r"two splits: 3 of 80 rows \(validation 1, test 3, test 4\)"):
+        run(tmp_path / "images")
+    report = json.loads((tmp_path / "report" / "validation.json").read_text())
+    assert [(alike["first"], alike["second"]) for alike in report["alike"]] == [*combinations(splits, 2)]
+    assert {(entry["first"], entry["second"]) for entry in report["differences"]} == {*combinations(splits, 2)}
+
+
+def test_resampled_and_compressed_images_fail_unless_that_is_known(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    train = change.enlarged(change.photograph_patches(side=16, step=20), "bilinear")
+    test = change.jpeg(change.photograph_patches(side=32, step=32), 90)
+    write_set(tmp_path / "images", train, test, num_levels=256, image_shape=[3, 32, 32])
+    found = "(share without detail): 1 of 2 rows", "(how much they lie on its grid): 1 of 2 rows"
+    with pytest.raises(UserError) as error:
+        run(tmp_path / "images")
+    assert [text in str(error.value) for text in found] == [True, True]
+    known = {"formats": "100 JPEG", "transforms": "resized to 32x32"}
+    write_set(tmp_path / "images", train, test, num_levels=256, image_shape=[3, 32, 32], **known)
+    assert run(tmp_path / "images")["success"]
+    assert [text in caplog.text for text in found] == [True, True]
 
 
 def test_warnings_do_not_fail(image_set: Path, digits: np.ndarray, caplog: pytest.LogCaptureFixture) -> None:
