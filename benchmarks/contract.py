@@ -43,7 +43,8 @@ class CleanSet(NamedTuple):
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--fashion-mnist", type=Path, metavar="FOLDER", help="the publisher's files, also as .gz")
+    parser.add_argument("--sets", nargs="+", choices=("digits", "photographs"), default=["digits", "photographs"])
+    parser.add_argument("--fashion-mnist", type=Path, metavar="FOLDER", help="also this set: the publisher's files")
     parser.add_argument("--copies", type=positive, default=300, help="images that are copied into the test images")
     parser.add_argument("--rows", default="", help="only the corruptions with this in their names")
     parser.add_argument("--images", type=positive, help="also measure time and memory for this many of 32x32x3")
@@ -51,7 +52,7 @@ def main() -> None:
     arguments = parser.parse_args()
     # First, because a process starts with the peak memory of the one that started it.
     cost = measure(arguments.images) if arguments.images else {}
-    sets = clean_sets(arguments.fashion_mnist)
+    sets = clean_sets(arguments.sets, arguments.fashion_mnist)
     with warnings.catch_warnings(), quiet():
         warnings.simplefilter("ignore")  # Great Expectations warns about itself and about pandas
         figures = {
@@ -74,9 +75,9 @@ def quiet() -> Iterator[None]:
         logging.disable(logging.NOTSET)
 
 
-def clean_sets(fashion: Path | None) -> dict[str, CleanSet]:
-    """Return the clean sets: two as the pipeline splits them, and patches of photographs in random splits."""
-    sets = {"digits": prepared("digits", None), "photographs": patches()}
+def clean_sets(names: list[str], fashion: Path | None) -> dict[str, CleanSet]:
+    """Return the clean sets: those of the pipeline as it splits them, and patches of photographs in random splits."""
+    sets = {name: patches() if name == "photographs" else prepared(name, None) for name in names}
     return sets | ({"fashion_mnist": prepared("fashion_mnist", fashion)} if fashion else {})
 
 

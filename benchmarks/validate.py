@@ -51,7 +51,7 @@ def measure(count: int) -> dict[str, float]:
             begin = time.perf_counter()
             done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
             figures[f"{step}_s"] = time.perf_counter() - begin
-            figures[f"{step}_peak_memory_mib"] = json.loads(done.stdout)
+            figures |= {f"{step}_{name}": figure for name, figure in json.loads(done.stdout).items()}
         return figures
 
 
@@ -62,8 +62,8 @@ def noise(count: int, seed: int) -> Iterator[np.ndarray]:
         yield generator.integers(0, 256, (min(1000, count - first), 3, 32, 32), dtype=np.uint8)
 
 
-def run_step(step: str, folder: Path) -> float:
-    """Run one stage on the files in the folder; return the peak memory of the process in MiB."""
+def run_step(step: str, folder: Path) -> dict[str, float]:
+    """Run one stage on the files in the folder; return the process's seconds on the CPU and its peak memory in MiB."""
     params = read_params(PRESET)
     if step == "download":
         from flows.stages.download import download
@@ -74,7 +74,8 @@ def run_step(step: str, folder: Path) -> float:
         from flows.stages.validate import validate
 
         validate(params.contract, images=folder / "images", out=folder / "report")
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+    return {"cpu_s": time.process_time(), "peak_memory_mib": peak}
 
 
 if __name__ == "__main__":

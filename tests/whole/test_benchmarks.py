@@ -23,7 +23,7 @@ MACHINE = {"device", "threads", "torch", "python", "commit"}
         ["benchmarks.train_step", "--seconds", "0", "--blocks", "1", "--preset", "digits"],
         ["benchmarks.evaluate", "--seconds", "0", "--blocks", "1"],
         ["benchmarks.validate", "--images", "300"],
-        ["benchmarks.contract", "--rows", "a class missing, test images only", "--copies", "20"],
+        ["benchmarks.contract", "--sets", "digits", "--rows", "a class missing, test", "--copies", "20"],
         ["benchmarks.sample", "--seconds", "0", "--blocks", "1", "--num-timesteps", "3", "--preset", "digits"],
     ],
     ids=lambda command: command[0],
