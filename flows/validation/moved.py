@@ -72,7 +72,7 @@ def variants(gray: np.ndarray) -> np.ndarray:
 
 def index_of(known: np.ndarray, numbers: np.ndarray) -> Index:
     """Return the index of some images of a split, given the thumbnails (N,D) of all."""
-    brightness = known[numbers].astype(np.float32).mean(axis=1)
+    brightness = known.mean(axis=1, dtype=np.float32)[numbers]
     order = np.argsort(brightness, kind="stable")
     return Index(brightness[order], known[numbers[order]], numbers[order])
 

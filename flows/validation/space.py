@@ -12,6 +12,8 @@ from typing import NamedTuple
 import numpy as np
 
 SEGMENT, BLOCK = 16, 8
+PERIOD = 24
+"""Distance of the segments: a multiple of 2, 3, 4, 6 and 8, so that enlarged images look alike in all of them."""
 SAMPLED = 2500
 """Images of a split that are measured, evenly spread."""
 SIDES = {"moments": 64, "grid": 32}
@@ -38,7 +40,7 @@ class Space(NamedTuple):
         if min(pixels.shape[2:]) >= SEGMENT:
             middle = cropped(pixels, SIDES["moments"])
             for axis, turned in enumerate((middle, middle.swapaxes(2, 3))):
-                for first in range(0, turned.shape[3] - SEGMENT + 1, BLOCK):
+                for first in range(0, turned.shape[3] - SEGMENT + 1, PERIOD):
                     self.moments[:, axis] += products(turned[..., first : first + SEGMENT], num_levels)
         if num_levels == 256 and min(pixels.shape[2:]) >= BLOCK:
             self.grid[:] += grid_sums(coefficients(cropped(pixels, SIDES["grid"])))
@@ -50,9 +52,9 @@ def nothing() -> Space:
 
 
 def cropped(pixels: np.ndarray, most: int) -> np.ndarray:
-    """Return the middle of images, at most `most` pixels wide and high, cut at multiples of 8."""
+    """Return the middle of images, at most `most` pixels wide and high, cut at multiples of 24."""
     height, width = pixels.shape[2:]
-    top, left = (max(0, side - most) // 2 // BLOCK * BLOCK for side in (height, width))
+    top, left = (max(0, side - most) // 2 // PERIOD * PERIOD for side in (height, width))
     return pixels[:, :, top : top + most, left : left + most]
 
 

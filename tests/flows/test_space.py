@@ -38,8 +38,9 @@ def test_unprocessed_images_have_detail_and_no_grid(patches: np.ndarray, digits:
 
 @pytest.mark.parametrize("kernel", ["nearest", "bilinear", "bicubic"])
 def test_enlarged_images_lack_detail(kernel: str, patches: np.ndarray, digits: np.ndarray) -> None:
-    for images, num_levels in ((patches, 256), (digits[:300], 17)):
-        assert judged(change.enlarged(images, kernel), num_levels)[0] > CONTRACT.max_lost_detail
+    for factor in (1.5, 2, 3):
+        assert judged(change.enlarged(patches, kernel, factor))[0] > CONTRACT.max_lost_detail
+    assert judged(change.enlarged(digits[:300], kernel), 17)[0] > CONTRACT.max_lost_detail
     if kernel != "nearest":
         assert judged(change.halved(patches, kernel))[0] > CONTRACT.max_lost_detail
 
