@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 import torch
 from filelock import FileLock
+from pictures import noise
+from PIL import Image
 from plant import Plant
 from project import IDENTITY, Project
 
@@ -63,6 +65,16 @@ def tiny_model() -> Callable[..., VDM]:
         return model.eval()
 
     return build
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Return a folder of eight gray PNG images of 6x5 pixels; image i is noise of seed i."""
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    for i in range(8):
+        Image.fromarray(noise(6, 5, seed=i)).save(folder / f"{i}.png")
+    return folder
 
 
 @pytest.fixture(scope="session")
