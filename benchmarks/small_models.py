@@ -15,17 +15,18 @@ from vdm.training import Trainer, TrainingSettings
 
 def digits() -> tuple[np.ndarray, np.ndarray]:
     """Return the training and held-out digits, (N,1,8,8) uint8."""
-    return arrays(read_digits(0.2, 0))
+    return arrays(read_digits(0.2, 0, 0))
 
 
 def fashion_mnist(source: Path, scratch: Path) -> tuple[np.ndarray, np.ndarray]:
     """Return both splits of Fashion-MNIST, (N,1,28,28) uint8, from a folder with the publisher's files."""
-    return arrays(read_published(FASHION_MNIST, source, scratch, scratch))
+    nothing = np.zeros(0, dtype=np.int64)
+    return arrays(read_published(FASHION_MNIST, source, scratch, scratch, validation=nothing))
 
 
 def arrays(splits: Splits) -> tuple[np.ndarray, np.ndarray]:
-    """Return each split as one array."""
-    train, test = (np.concatenate([chunk.images for chunk in chunks]) for chunks in splits)
+    """Return the training and the test images as one array each."""
+    train, test = (np.concatenate([chunk.images for chunk in chunks]) for chunks in (splits.train, splits.test))
     return train, test
 
 

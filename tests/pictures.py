@@ -15,11 +15,17 @@ from flows.images.store import ImageSet, load_images
 from flows.stages.download import download
 
 # The arguments of `read_folder` besides the folder.
-SPLIT: Any = {"test_fraction": 0.25, "split_seed": 0, "grayscale": False, "resized": False}
+SPLIT: Any = {"test_fraction": 0.25, "validation_fraction": 0, "split_seed": 0, "grayscale": False, "resized": False}
 
 
 def settings(source: Path, **changes: Any) -> Data:
-    defaults = {"name": "image_folder", "source": str(source), "test_fraction": 0.25, "split_seed": 0}
+    defaults = {
+        "name": "image_folder",
+        "source": str(source),
+        "test_fraction": 0.25,
+        "validation_fraction": 0,
+        "split_seed": 0,
+    }
     transforms = {"grayscale": False, "resize": None, "pad": 0, "num_bits": 8}
     return Data(**(defaults | transforms | changes))
 

@@ -9,6 +9,10 @@ Transform = Literal["flip", "rotate", "swap_channels"]
 Precision = Literal["float32", "bfloat16"]
 """The number format of the network's matrix products and convolutions in training."""
 LearningRateDecay = Literal["none", "linear", "cosine"]
-"""The course of the learning rate after its warm-up; see `vdm.training.learning_rate_factor`."""
+"""The course of the learning rate after its warm-up; see `vdm.optimizer.learning_rate_factor`."""
+TrainingImages = Literal["train", "train_and_validation"]
+"""The images that a model is fitted to."""
+Keep = Literal["best", "last"]
+"""The averaged weights with which training ends: those of the best validation, or the last ones."""
 Dequantisation = Literal["uniform", "truncated_normal"]
 """The density inside a pixel's cell, which makes pixels continuous; see `vdm.ode.log_weight`."""

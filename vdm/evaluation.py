@@ -69,7 +69,6 @@ def paired_difference(first: Evaluation, second: Evaluation, *, confidence: floa
     return PairedDifference(mean, error, confidence, (mean - half_width, mean + half_width), len(difference))
 
 
-@torch.inference_mode()
 def evaluate(
     model: VDM,
     pixels: np.ndarray,
@@ -82,22 +81,56 @@ def evaluate(
 ) -> Evaluation:
     """Return the bound of every image in `pixels` (N,C,H,W), computed on the model's device.
 
+    The arguments are those of `image_terms`.
+    """
+    terms = image_terms(
+        model,
+        pixels,
+        range(len(pixels)),
+        times_per_image=times_per_image,
+        num_timesteps=num_timesteps,
+        batch_size=batch_size,
+        seed=seed,
+        progress=progress,
+    )
+    return terms_of_set(terms)
+
+
+@torch.inference_mode()
+def image_terms(
+    model: VDM,
+    pixels: np.ndarray,
+    share: range,
+    *,
+    times_per_image: int,
+    num_timesteps: int | None,
+    batch_size: int,
+    seed: int,
+    progress: Callable[[range], Iterable[int]] = iter,
+) -> np.ndarray:
+    """Return the terms of the bound of the images in `share` at each of their times, (3,N,K) bits/dim.
+
+    `share` are consecutive indices in `pixels` (N,C,H,W).  The terms are prior, reconstruction and diffusion.
     `num_timesteps` None gives the continuous-time bound (eq. 17), T the bound of a T-step model (section 4).
     `batch_size` counts network evaluations; a batch has at least one image.  A float64 model is evaluated in float64.
     """
     place = next(model.parameters())  # its device and dtype are those of the computation
-    num_images = len(pixels)
     images_per_batch = max(1, batch_size // times_per_image)
-    parts = []
-    for first in progress(range(0, num_images, images_per_batch)):
-        indices = range(first, min(first + images_per_batch, num_images))
+    parts = [torch.zeros(3, 0, dtype=torch.float64)]
+    for first in progress(range(share.start, share.stop, images_per_batch)):
+        indices = range(first, min(first + images_per_batch, share.stop))
         batch = torch.from_numpy(np.array(pixels[first : indices.stop])).to(place.device)
         t = torch.from_numpy(stratified_times(seed, indices, times_per_image)).to(place).flatten()
         t = t.clamp(max=1 - torch.finfo(t.dtype).eps)  # a float64 just below 1 may round to 1
         eps = torch.from_numpy(image_noise(seed, indices, times_per_image, model.image_shape)).to(place)
         terms = model(batch.repeat_interleave(times_per_image, 0), eps, t, num_timesteps=num_timesteps)
         parts.append(torch.stack([bits_per_dim(term.double(), model.num_dims) for term in terms]).cpu())
-    prior, reconstruction, diffusion = torch.cat(parts, dim=1).reshape(3, num_images, times_per_image).numpy()
+    return torch.cat(parts, dim=1).reshape(3, len(share), times_per_image).numpy()
+
+
+def terms_of_set(terms: np.ndarray) -> Evaluation:
+    """Return the evaluation of a whole set of images from their terms at each time (3,N,K)."""
+    prior, reconstruction, diffusion = terms
     return Evaluation(prior[:, 0], reconstruction[:, 0], diffusion.mean(1), stratified_variance(diffusion))
 
 

@@ -8,6 +8,7 @@ When torch.distributed is initialised, the processes, one per device, split ever
 it further, one after the other.  Neither changes the batch or its loss.
 """
 
+import copy
 import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -26,8 +27,11 @@ from vdm.batches import Batch, augment, draw_batch
 from vdm.choices import LearningRateDecay, Precision, Transform
 from vdm.model import VDM
 from vdm.network import AttentionBlock, ResidualBlock
+from vdm.optimizer import adamw, learning_rate_factor
+from vdm.processes import process
 from vdm.schedule import gamma_and_slope
 from vdm.training_log import TrainingLog, TrainingRecord
+from vdm.validation import Validation
 from vdm.vlb import PredictNoise, Terms, bits_per_dim
 
 
@@ -74,12 +78,15 @@ class TrainingSettings:
 class Trainer:
     """One training run: `step` takes its next step, `state` returns what a checkpoint must hold.
 
-    `model` is trained in place on `images` (N,C,H,W), both on one device.  `averaged` is the model of averaged weights.
+    `model` is trained in place on `images` (N,C,H,W), both on one device.  `averaged` is the model of averaged weights,
+    `kept` the one with which the run ends.  `validation` may be None.
     Raises ValueError unless processes and micro-batches divide the batch evenly, and if a transform does not suit the
     images.
     """
 
-    def __init__(self, model: VDM, images: Tensor, settings: TrainingSettings) -> None:
+    def __init__(
+        self, model: VDM, images: Tensor, settings: TrainingSettings, validation: Validation | None = None
+    ) -> None:
         augment(images[:1], settings.augmentation, torch.Generator(images.device))
         self.rank, self.processes = process()
         if settings.batch_size % (self.processes * settings.accumulation):
@@ -88,6 +95,7 @@ class Trainer:
         self.model = model.train()
         self.images = images
         self.settings = settings
+        self.validation = validation
         if images.is_cuda:
             # The layout of tensor cores; on CPUs it made convolutions half as fast.
             model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -108,8 +116,23 @@ class Trainer:
         """The model of averaged weights, in evaluation mode."""
         return cast(VDM, self.average.module.eval())
 
+    @property
+    def kept(self) -> VDM:
+        """The model of averaged weights at the best validation if that is to be kept, else the last one."""
+        best = self.validation and self.validation.best
+        if not best or best.weights is None:
+            return self.averaged
+        model = copy.deepcopy(self.averaged)
+        model.load_state_dict(best.weights)
+        return model
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run has taken all its steps, or has no patience left."""
+        return self.done >= self.settings.steps or (self.validation is not None and self.validation.impatient)
+
     def step(self) -> TrainingRecord | None:
-        """Take the next step.  Return a new line of the log if an interval ends.
+        """Take the next step.  Return a new line of the log after an interval, a validation and the last step.
 
         Raises TrainingDiverged if the loss or its gradient is not finite: at that step, on CUDA one step later.
         """
@@ -126,8 +149,11 @@ class Trainer:
         self.average.update_parameters(self.model)
         self.done += 1
         self.log.add(self.done, torch.cat([bits_per_dim(losses, self.model.num_dims), gradient_norm[None]]))
-        interval_ends = self.done % settings.log_every == 0 or self.done >= settings.steps
-        return self.record(learning_rate) if interval_ends else None
+        last = self.done >= settings.steps
+        validated = self.validation.figures(self.averaged, self.done, last=last) if self.validation else None
+        if validated or last or self.done % settings.log_every == 0:
+            return self.record(learning_rate, validated)
+        return None
 
     def accumulate_gradients(self, batch: Batch) -> Tensor:
         """Compute the gradients of this process's share of the batch.  Return its mean terms of the loss, (3,) nats."""
@@ -142,12 +168,18 @@ class Trainer:
             losses += torch.stack([term.detach().mean() for term in terms]) / count
         return losses
 
-    def record(self, learning_rate: float) -> TrainingRecord:
+    def record(self, learning_rate: float, validated: tuple[float, float] | None) -> TrainingRecord:
         """Add a line to the log, and return it."""
         schedule = self.model.schedule
-        ends = schedule.gamma_0.item(), schedule.gamma_1.item()
-        self.records.append(self.log.line(self.done, ends, learning_rate, self.settings.batch_size))
-        return self.records[-1]
+        line = self.log.line(
+            self.done,
+            ends=(schedule.gamma_0.item(), schedule.gamma_1.item()),
+            learning_rate=learning_rate,
+            batch_size=self.settings.batch_size,
+            validation=validated,
+        )
+        self.records.append(line)
+        return line
 
     def draw(self) -> Batch:
         """Draw the whole batch of the next step, and seed the dropout of this process."""
@@ -187,6 +219,7 @@ class Trainer:
             "average": self.average.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "records": [list(record) for record in self.records],
+            "validation": self.validation.state() if self.validation else None,
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
@@ -196,12 +229,9 @@ class Trainer:
         self.optimizer.load_state_dict(state["optimizer"])
         self.log.load_state(state["log"])
         self.records = [TrainingRecord(*values) for values in state["records"]]
+        if self.validation:
+            self.validation.load_state(state["validation"])
         self.done = int(state["done"])
-
-
-def process() -> tuple[int, int]:
-    """Return the rank of this process and the number of processes."""
-    return (distributed.get_rank(), distributed.get_world_size()) if distributed.is_initialized() else (0, 1)
 
 
 def memory_needed(
@@ -262,27 +292,3 @@ def backward(model: VDM, batch: Batch, precision: Precision, predict_noise: Pred
         twice_loss = 2 * bits_per_dim(terms.diffusion.detach(), model.num_dims)
         torch.autograd.backward(gamma, (twice_loss * gamma_t.grad, twice_loss * dgamma_dt.grad), inputs=shape)
     return terms
-
-
-def adamw(model: VDM, *, learning_rate: float, betas: Sequence[float], weight_decay: float) -> torch.optim.AdamW:
-    """Return AdamW without weight decay for biases, norms and the noise schedule."""
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": weight_decay},
-        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(groups, lr=learning_rate, betas=(betas[0], betas[1]), fused=True)
-
-
-def learning_rate_factor(step: int, steps: int, warmup_steps: int, decay: LearningRateDecay) -> float:
-    """Return the learning rate's multiplier at 0-based `step`: linear warm-up, then `decay` towards 0 at `steps`."""
-    if step < warmup_steps:
-        return (step + 1) / warmup_steps
-    done = (step - warmup_steps) / max(1, steps - warmup_steps)
-    match decay:
-        case "none":
-            return 1.0
-        case "linear":
-            return 1.0 - done
-        case "cosine":
-            return 0.5 * (1 + math.cos(math.pi * done))

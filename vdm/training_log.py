@@ -12,7 +12,10 @@ from vdm.errors import TrainingDiverged
 
 
 class TrainingRecord(NamedTuple):
-    """One line of the training log.  Losses are means over the steps since the previous line, in bits/dim."""
+    """One line of the training log.  Losses are means over the steps since the previous line, in bits/dim.
+
+    The validation's figures, bits/dim and their Monte Carlo standard error, are None in a line without a validation.
+    """
 
     step: int
     bpd: float
@@ -23,6 +26,8 @@ class TrainingRecord(NamedTuple):
     gamma_1: float
     gradient_norm: float
     learning_rate: float
+    validation_bpd: float | None
+    validation_monte_carlo_standard_error: float | None
     images_per_second: float
 
 
@@ -67,14 +72,24 @@ class TrainingLog:
             self.sums = [total + value for total, value in zip(self.sums, values, strict=True)]
             self.count += 1
 
-    def line(self, step: int, ends: tuple[float, float], learning_rate: float, batch_size: int) -> TrainingRecord:
+    def line(
+        self,
+        step: int,
+        *,
+        ends: tuple[float, float],
+        learning_rate: float,
+        batch_size: int,
+        validation: tuple[float, float] | None,
+    ) -> TrainingRecord:
         """Return the record of the steps since the last one.  Raises TrainingDiverged if one was not finite."""
         self.take(all_but=0)
         prior, reconstruction, diffusion, norm = (total / self.count for total in self.sums)
         rate = self.timed * batch_size / (time.perf_counter() - self.started)
         self.restart([0.0] * 4, 0)
         bpd = prior + reconstruction + diffusion
-        return TrainingRecord(step, bpd, prior, reconstruction, diffusion, *ends, norm, learning_rate, rate)
+        validation_bpd, validation_error = validation or (None, None)
+        losses = bpd, prior, reconstruction, diffusion
+        return TrainingRecord(step, *losses, *ends, norm, learning_rate, validation_bpd, validation_error, rate)
 
     def state(self) -> dict[str, Any]:
         """Return the sums so far, without the clock.  Raises TrainingDiverged if a step was not finite."""

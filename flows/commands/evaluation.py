@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
 commands = typer.Typer()
 
-IMAGES_HELP = "The image set with the test images. If data/images is missing, a version is evaluated on its own images."
+IMAGES_HELP = "The image set. If data/images is missing, a version is evaluated on its own images."
+SPLIT_HELP = "train, validation or test: the images to evaluate. Whatever is chosen, choose it by validation images."
 
 
 class Protocol(StrEnum):
@@ -28,6 +29,14 @@ class Protocol(StrEnum):
 
     VLB = "vlb"
     ODE = "ode"
+
+
+class Split(StrEnum):
+    """The parts of an image set."""
+
+    TRAIN = "train"
+    VALIDATION = "validation"
+    TEST = "test"
 
 
 class ImportFormat(StrEnum):
@@ -44,6 +53,7 @@ def evaluate(
         typer.Argument(help="A model folder, a version (vdm@v1.2.0) or `champion`.", show_default="models/vdm"),
     ] = None,
     images: Annotated[Path | None, typer.Option(help=IMAGES_HELP, show_default="data/images")] = None,
+    split: Annotated[Split, typer.Option(help=SPLIT_HELP)] = Split.TEST,
     protocol: Annotated[
         Protocol,
         typer.Option(help="vlb: the variational bound, with `evaluate:`; ode: the probability-flow ODE, with `ode:`."),
@@ -62,7 +72,7 @@ def evaluate(
         ),
     ] = None,
     num_images: Annotated[
-        int | None, typer.Option(help="ode: number of test images to evaluate.", show_default="ode.num_images")
+        int | None, typer.Option(help="ode: number of images to evaluate.", show_default="ode.num_images")
     ] = None,
     num_draws: Annotated[
         int | None, typer.Option(help="ode: number of dequantisation draws per image.", show_default="ode.num_draws")
@@ -85,15 +95,17 @@ def evaluate(
     out: Annotated[
         Path | None,
         typer.Option(
-            help="vlb: folder for metrics.json and per_image.csv.", show_default="without MODEL reports/evaluation"
+            help="vlb: folder for metrics.json and per_image.csv.",
+            show_default="reports/evaluation for the test images without MODEL",
         ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")] = False,
 ) -> None:
     """Measure the bits/dim of the test images, with `evaluate:` -> reports/evaluation.
 
-    With MODEL nothing is written unless --out names a folder. Options replace parameters of params.yaml;
-    an option that the protocol does not have is an error.
+    With MODEL or another split nothing is written unless --out names a folder. Written metrics of the test images also
+    have the figures of the validation images, and the gap to as many training images. Options replace parameters of
+    params.yaml; an option that the protocol does not have is an error.
     """
     read = parameters()
     folder = model_folder(model) if model else layout.REGISTERED
@@ -111,9 +123,10 @@ def evaluate(
     given = {name: value for name, value in options.items() if value is not None}
     images = images or images_for(model)
     if protocol is Protocol.VLB:
-        if model is None:
+        if model is None and split is Split.TEST:
             out = out or layout.EVALUATION
-        show_bound(read.evaluate, given, num_timesteps, model=folder, images=images, out=out, as_json=as_json)
+        arguments = {"model": folder, "images": images, "split": split.value}
+        show_bound(read.evaluate, given, num_timesteps, arguments, out=out, as_json=as_json)
         return
     if num_timesteps or out:
         raise UserError("--num-timesteps and --out belong to --protocol vlb", Exit.USAGE)
@@ -121,22 +134,22 @@ def evaluate(
     from flows.core.params import override
     from flows.evaluation.protocols import ode
 
-    show(ode(override(read.ode, given), model=folder, images=images), as_json)
+    show(ode(override(read.ode, given), model=folder, images=images, split=split.value), as_json)
 
 
 def show_bound(
     settings: "Evaluate",
     given: dict[str, Any],
     num_timesteps: str | None,
+    arguments: dict[str, Any],
     *,
-    model: Path,
-    images: Path,
     out: Path | None,
     as_json: bool,
 ) -> None:
     """Evaluate the bound with the given options, once for each number of steps, and print the results.
 
-    Raises UserError (exit 2) for several numbers of steps with `out`, which has room for one result.
+    `arguments` are model, images and split.  Raises UserError (exit 2) for several numbers of steps with `out`, which
+    has room for one result.
     """
     from flows.commands.summary import show, summary
     from flows.core.params import override, timesteps
@@ -145,7 +158,7 @@ def show_bound(
 
     steps = timesteps(num_timesteps) if num_timesteps else [settings.num_timesteps]
     sweep = [override(settings, given | {"num_timesteps": step}) for step in steps]
-    arguments = {"model": model, "images": images, "requirements": layout.REQUIREMENTS}
+    arguments = arguments | {"requirements": layout.REQUIREMENTS}
     if len(sweep) == 1:
         result = evaluate(sweep[0], **arguments, out=out) if out else measure(sweep[0], **arguments)[0]
         show(result, as_json)
@@ -166,10 +179,11 @@ def compare(
     first: Annotated[str, typer.Argument(help="A model folder, a version (vdm@v1.2.0) or `champion`.")],
     second: Annotated[str, typer.Argument(help="The model to compare it with, named in the same way.")],
     images: Annotated[Path | None, typer.Option(help=IMAGES_HELP, show_default="data/images")] = None,
+    split: Annotated[Split, typer.Option(help=SPLIT_HELP)] = Split.TEST,
     confidence: Annotated[float, typer.Option(help="The confidence of the interval, between 0 and 1.")] = 0.95,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")] = False,
 ) -> None:
-    """Measure SECOND - FIRST in bits/dim on the same test images, times and noise, with `evaluate:`."""
+    """Measure SECOND - FIRST in bits/dim on the same images, times and noise, with `evaluate:`."""
     if not 0 < confidence < 1:
         raise UserError(f"--confidence must lie between 0 and 1, got {confidence}", Exit.USAGE)
     settings = parameters().evaluate
@@ -177,7 +191,8 @@ def compare(
     from flows.evaluation.protocols import compare
 
     folders = {"first": model_folder(first), "second": model_folder(second)}
-    show(compare(settings, **folders, images=images or images_for(second), confidence=confidence), as_json)
+    images = images or images_for(second)
+    show(compare(settings, **folders, images=images, confidence=confidence, split=split.value), as_json)
 
 
 @commands.command("import-checkpoint")

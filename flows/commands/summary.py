@@ -1,6 +1,6 @@
 """Print results as a few lines of text."""
 
-from flows.evaluation.results import BoundMetrics, Comparison, Metrics, ModelFigures, OdeMetrics
+from flows.evaluation.results import BoundMetrics, Comparison, Metrics, ModelFigures, OdeMetrics, SplitFigures
 from flows.process.streams import say, say_json
 
 
@@ -20,7 +20,7 @@ def summary(result: BoundMetrics | OdeMetrics | Comparison) -> str:
         case OdeMetrics():
             probes = result.num_probes or "all"
             return (
-                f"{bits(result)} under the probability-flow ODE, {result.num_images} images,"
+                f"{bits(result)} under the probability-flow ODE, {result.num_images} {result.split} images,"
                 f" {result.num_draws} {result.dequantisation} draws, {probes} probes"
             )
         case Comparison():
@@ -30,11 +30,17 @@ def summary(result: BoundMetrics | OdeMetrics | Comparison) -> str:
 def bound(result: BoundMetrics) -> str:
     """Return the bound with its terms and the settings of its evaluation, as text."""
     steps = "continuous time" if result.num_timesteps is None else f"{result.num_timesteps} steps"
-    return (
+    lines = [
         f"{bits(result)} = {figure(result.prior_bpd)} prior + {figure(result.reconstruction_bpd)} reconstruction"
-        f" + {figure(result.diffusion_bpd)} diffusion\n"
-        f"{result.num_images} images, {result.times_per_image} times each, {steps}"
-    )
+        f" + {figure(result.diffusion_bpd)} diffusion",
+        f"{result.num_images} {result.split} images, {result.times_per_image} times each, {steps}",
+    ]
+    if result.validation:
+        lines.append(f"validation: {bits(result.validation)}, {result.validation.num_images} images")
+    if result.training:
+        gap, error = result.generalisation_gap_bpd, result.generalisation_gap_standard_error
+        lines.append(f"test - training: {figure(gap, '+.4f')} +- {figure(error)} bits/dim")
+    return "\n".join(lines)
 
 
 def difference(result: Comparison) -> str:
@@ -44,10 +50,11 @@ def difference(result: Comparison) -> str:
     if low is not None and high is not None:
         interval = f"{100 * result.confidence:g}% interval [{low:+.4f}, {high:+.4f}]"
     lines = [f"{model.model}: {bits(model)}" for model in result.models]
-    return "\n".join([*lines, f"difference: {figure(result.difference_bpd, '+.4f')} bits/dim, {interval}"])
+    images = f"{result.num_images} {result.split} images"
+    return "\n".join([*lines, f"difference: {figure(result.difference_bpd, '+.4f')} bits/dim, {interval}, {images}"])
 
 
-def bits(result: Metrics | ModelFigures) -> str:
+def bits(result: Metrics | SplitFigures | ModelFigures) -> str:
     """Return the mean with its standard error, if there is one, as text."""
     error = "" if result.bpd_standard_error is None else f" +- {result.bpd_standard_error:.4f}"
     return f"{figure(result.bpd)}{error} bits/dim"

@@ -13,7 +13,7 @@ from flows.core.documents import shown
 from flows.core.errors import Exit, UserError
 from flows.core.files import read_bounded
 from flows.core.sources import checked_source
-from vdm.choices import Dequantisation, LearningRateDecay, Precision, ScheduleKind, Transform
+from vdm.choices import Dequantisation, Keep, LearningRateDecay, Precision, ScheduleKind, TrainingImages, Transform
 
 
 def device_name(name: str) -> str:
@@ -61,6 +61,7 @@ class Data(Section):
     ]
     source: Annotated[str, AfterValidator(checked_source)] | None
     test_fraction: Annotated[Real, Field(gt=0, lt=1)]
+    validation_fraction: Annotated[Real, Field(ge=0, le=0.5)]
     split_seed: NonNegative
     grayscale: bool
     resize: Annotated[list[Annotated[int, Field(ge=1, le=4096)]], Field(min_length=2, max_length=2)] | None
@@ -114,8 +115,9 @@ class Model(Section):
 
 
 class Train(Section):
-    """The settings of the optimisation; see `vdm.training.TrainingSettings`."""
+    """The settings of the optimisation; see `vdm.training.TrainingSettings` and `vdm.validation.Validation`."""
 
+    images: TrainingImages
     seed: NonNegative
     device: Device
     num_devices: Annotated[int, Field(ge=1, le=4096)]
@@ -135,6 +137,10 @@ class Train(Section):
     max_gradient_norm: Annotated[Real, Field(gt=0)] | None
     ema_decay: Annotated[Real, Field(ge=0, lt=1)]
     log_every: Positive
+    validate_every_steps: Positive | None
+    validation_times_per_image: Annotated[int, Field(ge=2, le=10**6)]  # one time has no known error
+    keep: Keep
+    patience: Positive | None
     checkpoint_every_steps: Positive
     checkpoint_every_minutes: Annotated[Real, Field(gt=0)]
     keep_checkpoints: Positive
@@ -148,6 +154,10 @@ class Train(Section):
             )
         if self.num_devices > 1 and ":" in self.device:
             raise ValueError(f"device {self.device} is one device, but num_devices is {self.num_devices}")
+        if self.validate_every_steps is None and (self.keep == "best" or self.patience is not None):
+            raise ValueError("keep: best and patience need validate_every_steps, the steps between validations")
+        if self.validate_every_steps is not None and self.images == "train_and_validation":
+            raise ValueError("images: train_and_validation leaves no images for validate_every_steps; set it to null")
         return self
 
 
@@ -207,6 +217,8 @@ class Params(Section):
     def consistent(self) -> Self:
         if self.train.augmentation and not self.model.augmentation_input:
             raise ValueError("train.augmentation needs model.augmentation_input: true, so that the model sees the flag")
+        if self.train.validate_every_steps and not self.data.validation_fraction and self.data.name != "image_folder":
+            raise ValueError("train.validate_every_steps needs data.validation_fraction above 0; or set it to null")
         return self
 
 
@@ -232,8 +244,8 @@ def parse_params(content: bytes | str, name: str) -> Params:
         return Params.model_validate(values)
     except ValidationError as error:
         first = error.errors()[0]
-        # The one check across sections is about train.augmentation.
-        line = line_of(document, first["loc"] or ("train", "augmentation"))
+        # An error across sections has no place, and begins with the key.
+        line = line_of(document, first["loc"] or tuple(str(first["ctx"]["error"]).split()[0].split(".")))
         key = ".".join(shown(str(part)) for part in first["loc"])
         reason = f"{key}{explain(first)}".removeprefix(": ")
         raise UserError(f"{name}:{line}: {reason}", Exit.USAGE) from error

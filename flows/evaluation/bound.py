@@ -1,11 +1,13 @@
-"""Evaluate the variational bound of a model on test images, as metrics and as a table with a row per image."""
+"""Evaluate the variational bound of a model on a split, as metrics and as a table with a row per image."""
 
 import csv
 import json
+import math
 from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
 from flows.core.checkpoint import load_model, model_sha256
@@ -14,7 +16,7 @@ from flows.core.errors import Exit, UserError
 from flows.core.files import written_last
 from flows.core.memory import require
 from flows.evaluation.environment import environment
-from flows.evaluation.results import BoundMetrics
+from flows.evaluation.results import BoundMetrics, Split, SplitFigures, finite
 from flows.images.store import ImageSet, data_sha256, fault, load_images
 from flows.process.ending import finish
 from flows.process.progress import bar
@@ -26,27 +28,23 @@ if TYPE_CHECKING:
 
 
 def measure(
-    settings: "Evaluate", *, model: Path, images: Path, requirements: Path
+    settings: "Evaluate", *, model: Path, images: Path, requirements: Path, split: Split = "test"
 ) -> tuple[BoundMetrics, evaluation.Evaluation]:
-    """Return the metrics of the model on the test images, in bits/dim, and the terms of every image.
+    """Return the metrics of the model on the images of a split, in bits/dim, and the terms of every image.
 
     The metrics name the versions of libraries, the processor, and the digest of the file `requirements`.
 
     Raises CheckpointError, ImageSetError, and UserError (exit 2) when model and images do not fit each other.
     """
     device = find_device(settings.device)
-    vdm, image_set = load_fitting(model, images, device)
-    require_memory(settings, vdm, len(image_set.test))
-    arguments = settings.model_dump(exclude={"device"})
-    result = evaluation.evaluate(vdm, image_set.test, progress=bar("evaluating"), **arguments)
+    vdm, image_set = load_fitting(model, images, device, split)
+    result = evaluate_split(settings, vdm, getattr(image_set, split))
     metrics = BoundMetrics(
-        bpd=result.bpd.mean(),
-        bpd_standard_error=result.standard_error,
-        bpd_monte_carlo_standard_error=result.monte_carlo_standard_error,
+        split=split,
+        **figures(result).model_dump(),
         prior_bpd=result.prior.mean(),
         reconstruction_bpd=result.reconstruction.mean(),
         diffusion_bpd=result.diffusion.mean(),
-        num_images=len(result.bpd),
         seed=settings.seed,
         times_per_image=settings.times_per_image,
         num_timesteps=settings.num_timesteps,
@@ -56,14 +54,54 @@ def measure(
     return metrics, result
 
 
-def load_fitting(model: Path, images: Path, device: torch.device) -> tuple[VDM, ImageSet]:
-    """Load model and images.  Raises UserError if they do not fit each other (exit 2) or images are invalid (4)."""
+def other_splits(settings: "Evaluate", tested: BoundMetrics, *, model: Path, images: Path) -> dict[str, Any]:
+    """Return the fields of metrics about validation and training images, given those about the test images.
+
+    Raises what `measure` raises.
+    """
+    device = find_device(settings.device)
+    vdm, image_set = load_fitting(model, images, device, "train")
+    training = figures(evaluate_split(settings, vdm, image_set.train[: tested.num_images]))
+    found: dict[str, Any] = {"training": training}
+    if len(image_set.validation):
+        vdm, image_set = load_fitting(model, images, device, "validation")
+        found["validation"] = figures(evaluate_split(settings, vdm, image_set.validation))
+    if tested.bpd is not None and training.bpd is not None:
+        errors = [error or math.nan for error in (tested.bpd_standard_error, training.bpd_standard_error)]
+        found["generalisation_gap_bpd"] = tested.bpd - training.bpd
+        found["generalisation_gap_standard_error"] = finite(math.hypot(*errors))
+    return found
+
+
+def evaluate_split(settings: "Evaluate", vdm: VDM, pixels: np.ndarray) -> evaluation.Evaluation:
+    """Return the bound of the images (N,C,H,W).  Raises UserError (exit 2) if memory does not suffice."""
+    require_memory(settings, vdm, len(pixels))
+    return evaluation.evaluate(vdm, pixels, progress=bar("evaluating"), **settings.model_dump(exclude={"device"}))
+
+
+def figures(result: evaluation.Evaluation) -> SplitFigures:
+    """Return the means of an evaluation with their errors."""
+    return SplitFigures(
+        bpd=result.bpd.mean(),
+        bpd_standard_error=result.standard_error,
+        bpd_monte_carlo_standard_error=result.monte_carlo_standard_error,
+        num_images=len(result.bpd),
+    )
+
+
+def load_fitting(model: Path, images: Path, device: torch.device, split: Split) -> tuple[VDM, ImageSet]:
+    """Load model and images.
+
+    Raises UserError if they do not fit each other or the split is empty (exit 2), or if its images are invalid (4).
+    """
     vdm, image_set = load_model(model, device), load_images(images)
     ours = kind(vdm.image_shape, vdm.num_levels)
     theirs = kind(image_set.image_shape, image_set.num_levels)
     if ours != theirs:
         raise UserError(f"{model} is a model of images of {ours}; {images} holds {theirs}", Exit.USAGE)
-    if reason := fault(image_set, "test"):
+    if split == "validation" and not len(image_set.validation):
+        raise UserError(f"{images} has no validation images; set data.validation_fraction", Exit.USAGE)
+    if reason := fault(image_set, split):
         raise UserError(f"{images}: {reason}; run `vdmctl validate`", Exit.INVALID_DATA)
     return vdm, image_set
 

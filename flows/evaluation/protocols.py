@@ -1,12 +1,12 @@
-"""The likelihood of the probability-flow ODE on test images, and the paired comparison of two models."""
+"""The likelihood of the probability-flow ODE on a split, and the paired comparison of two models."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flows.core.device import find_device
 from flows.core.memory import require
-from flows.evaluation.bound import digests, load_fitting, require_memory
-from flows.evaluation.results import Comparison, ModelFigures, OdeMetrics
+from flows.evaluation.bound import digests, evaluate_split, load_fitting
+from flows.evaluation.results import Comparison, ModelFigures, OdeMetrics, Split
 from flows.evaluation.solver import dopri5
 from flows.process.progress import bar
 from vdm import evaluation
@@ -16,20 +16,21 @@ if TYPE_CHECKING:
     from flows.core.params import Evaluate, Ode
 
 
-def ode(settings: "Ode", *, model: Path, images: Path) -> OdeMetrics:
-    """Return the likelihood of the probability-flow ODE on the first `num_images` test images, in bits/dim.
+def ode(settings: "Ode", *, model: Path, images: Path, split: Split = "test") -> OdeMetrics:
+    """Return the likelihood of the probability-flow ODE on the first `num_images` images of a split, in bits/dim.
 
     Raises what `load_fitting` raises, and UserError (exit 2) when memory or the solver's tolerance do not suffice.
     """
     device = find_device(settings.device)
-    vdm, image_set = load_fitting(model, images, device)
-    test = image_set.test[: settings.num_images]
+    vdm, image_set = load_fitting(model, images, device, split)
+    pixels = getattr(image_set, split)[: settings.num_images]
     sizes = settings.model_dump(include={"num_draws", "num_probes", "batch_size"})
     advice = "ode: lower ode.num_probes, or set it if 0, ode.num_draws or ode.batch_size"
-    require(memory_needed(vdm, num_images=len(test), **sizes), device, advice)
+    require(memory_needed(vdm, num_images=len(pixels), **sizes), device, advice)
     options = settings.model_dump(include={"seed", "dequantisation"}) | sizes
-    bpd = evaluate_ode(vdm, test, solve=dopri5(settings.tolerance), progress=bar("evaluating"), **options)
+    bpd = evaluate_ode(vdm, pixels, solve=dopri5(settings.tolerance), progress=bar("evaluating"), **options)
     return OdeMetrics(
+        split=split,
         bpd=bpd.mean(),
         bpd_standard_error=evaluation.standard_error(bpd),
         num_images=len(bpd),
@@ -39,18 +40,16 @@ def ode(settings: "Ode", *, model: Path, images: Path) -> OdeMetrics:
     )
 
 
-def compare(settings: "Evaluate", *, first: Path, second: Path, images: Path, confidence: float) -> Comparison:
+def compare(
+    settings: "Evaluate", *, first: Path, second: Path, images: Path, confidence: float, split: Split = "test"
+) -> Comparison:
     """Return the difference second - first in bits/dim over the same images, times and noise, with its interval.
 
     Raises what `load_fitting` raises.
     """
-    device, arguments = find_device(settings.device), settings.model_dump(exclude={"device"})
-    loaded = [load_fitting(model, images, device) for model in (first, second)]
-    for vdm, image_set in loaded:
-        require_memory(settings, vdm, len(image_set.test))
-    results = [
-        evaluation.evaluate(vdm, image_set.test, progress=bar("evaluating"), **arguments) for vdm, image_set in loaded
-    ]
+    device = find_device(settings.device)
+    loaded = [load_fitting(model, images, device, split) for model in (first, second)]
+    results = [evaluate_split(settings, vdm, getattr(image_set, split)) for vdm, image_set in loaded]
     figures = [
         ModelFigures(
             model=str(model),
@@ -62,6 +61,7 @@ def compare(settings: "Evaluate", *, first: Path, second: Path, images: Path, co
     ]
     paired = evaluation.paired_difference(*results, confidence=confidence)
     return Comparison(
+        split=split,
         models=figures,
         difference_bpd=paired.difference,
         difference_standard_error=paired.standard_error,

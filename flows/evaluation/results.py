@@ -13,6 +13,7 @@ def finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
+Split = Literal["train", "validation", "test"]
 Figure = Annotated[Number | None, BeforeValidator(finite)]
 
 
@@ -39,10 +40,25 @@ class Environment(Document):
     requirements_sha256: Sha256 | None
 
 
+class SplitFigures(Document):
+    """The variational bound on some images of a split."""
+
+    bpd: Figure
+    bpd_standard_error: Figure
+    bpd_monte_carlo_standard_error: Figure
+    num_images: Count
+
+
 class BoundMetrics(Metrics):
-    """metrics.json: the variational bound on the test images, its terms and its errors."""
+    """metrics.json: the variational bound on the images of a split, its terms and its errors.
+
+    The file of the pipeline is about the test images.  It also has the figures of the validation images, if there are
+    any, and of as many training images as test images, at the same times and with the same noise.  The generalisation
+    gap is that of the test images minus that of the training images: far above its standard error, the model overfits.
+    """
 
     protocol: Literal["vlb"] = "vlb"
+    split: Split = "test"
     bpd: Figure
     bpd_standard_error: Figure
     bpd_monte_carlo_standard_error: Figure = None
@@ -54,12 +70,17 @@ class BoundMetrics(Metrics):
     times_per_image: Count
     num_timesteps: Count | None
     environment: Environment | None = None
+    validation: SplitFigures | None = None
+    training: SplitFigures | None = None
+    generalisation_gap_bpd: Figure = None
+    generalisation_gap_standard_error: Figure = None
 
 
 class OdeMetrics(Metrics):
-    """The likelihood of the probability-flow ODE on test images."""
+    """The likelihood of the probability-flow ODE on images of a split."""
 
     protocol: Literal["ode"] = "ode"
+    split: Split = "test"
     bpd: Figure
     bpd_standard_error: Figure
     num_images: Count
@@ -85,6 +106,7 @@ class Comparison(Document):
     """The difference second - first over the same images, times and noise."""
 
     protocol: Literal["vlb"] = "vlb"
+    split: Split = "test"
     models: Annotated[list[ModelFigures], Field(min_length=2, max_length=2)]
     difference_bpd: Figure
     difference_standard_error: Figure

@@ -7,6 +7,7 @@ catalogue      the published sets: source, licence, counts, checksums
 publishers     find, check and read the publishers' files
 fetching       downloads that resume where they broke off
 imagenet       ImageNet 32x32 and 64x64, streamed
+splitting      which images are for training, validation and test
 folder         any folder of images as a set
 scanning       which files in a folder are images
 reading        open an untrusted file safely

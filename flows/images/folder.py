@@ -15,18 +15,16 @@ import numpy as np
 from flows.core.errors import Exit, UserError
 from flows.core.escaping import visible
 from flows.images.picture_files import advice, inspect, read
-from flows.images.publishers import Chunk, Splits, held_out
+from flows.images.publishers import Chunk, Splits
 from flows.images.reading import BadImageError, Head, Kind
 from flows.images.scanning import Found, find_images, listed
+from flows.images.splitting import TEST, TRAIN, VALIDATION, divide, parts_of
 from flows.images.store import fitting
 
 log = logging.getLogger(__name__)
 
 ROWS = 1000
 MOST_NAMED = 1000
-MOST_IMAGES = 7_500_000  # validation holds 130 bytes of each: less than 1 GB
-TRAIN_NAMES = ("train", "training")
-TEST_NAMES = ("test", "testing", "val", "valid", "validation", "dev", "eval")
 
 
 class ImageFolder(NamedTuple):
@@ -40,6 +38,8 @@ class ImageFolder(NamedTuple):
     """The number of files by format, in words."""
     split: str | None
     """How the folder itself splits the images, in words; None if it does not."""
+    has_validation: bool
+    """Whether the folder itself has a validation part."""
 
 
 class Survey(NamedTuple):
@@ -56,10 +56,19 @@ class Survey(NamedTuple):
         return [head.num_images for head in self.heads]
 
 
-def read_folder(source: Path, *, test_fraction: float, split_seed: int, grayscale: bool, resized: bool) -> ImageFolder:
+def read_folder(
+    source: Path,
+    *,
+    test_fraction: float,
+    validation_fraction: float,
+    split_seed: int,
+    grayscale: bool,
+    resized: bool,
+) -> ImageFolder:
     """Return the images in `source`, a folder or one .npy file, in the order of their names.
 
-    Without train and test parts a seeded share is held out.  Gray and RGB images together need `grayscale`,
+    Without train and test parts a seeded share is held out for the test, and without a validation part a seeded share
+    of the training images for validation.  Gray and RGB images together need `grayscale`,
     several sizes `resized`.  Raises UserError that lists every unusable file (exit 5 if one is damaged or there is
     none, else 4).  Reading the splits raises it, too.
     """
@@ -67,7 +76,7 @@ def read_folder(source: Path, *, test_fraction: float, split_seed: int, grayscal
     root, names = found.root, found.names
     survey = look_at_all(root, names)
     num_levels = agree(root, survey, grayscale=grayscale, resized=resized)
-    chosen = choose(root, names, survey.counts, test_fraction, split_seed)
+    chosen = divide(root, names, survey.counts, test_fraction, validation_fraction, split_seed)
     labels = class_labels(found)
     problems: dict[str, BadImageError] = {}
 
@@ -76,15 +85,20 @@ def read_folder(source: Path, *, test_fraction: float, split_seed: int, grayscal
         for chunk in batched(pixels(root, names, survey.heads, wanted, labels, problems)):
             empty = False
             yield chunk
-        if empty and not last:  # the caller stops here and does not read the other split
+        if empty and not last:  # the caller stops here and does not read the other splits
             problems.update(all_problems(root, names, problems))
         if empty or last:
             complain(root, problems, len(names))
 
-    splits = Splits(stream(~chosen, last=False), stream(chosen, last=True))
-    parts = sorted({part_of(name) for name in names})
-    given = f"by its {' and '.join(parts)}" if has_splits(names) else None
-    return ImageFolder(splits, list(survey.examples), num_levels, remark(root, survey), given)
+    given = parts_of(names)
+    splits = Splits(
+        stream(chosen == TRAIN, last=False),
+        stream(chosen == VALIDATION, last=False) if VALIDATION in chosen else None,
+        stream(chosen == TEST, last=True),
+    )
+    words = "by its folders: " + ", ".join(f"{part} for {split}" for part, split in given.items()) if given else None
+    has_validation = "validation" in given.values()
+    return ImageFolder(splits, list(survey.examples), num_levels, remark(root, survey), words, has_validation)
 
 
 def look_at_all(root: Path, names: list[str]) -> Survey:
@@ -137,52 +151,9 @@ def agree(root: Path, survey: Survey, *, grayscale: bool, resized: bool) -> int:
     raise UserError(f"{root}: images of {len(survey.examples)} kinds: {shown}; {advice(kinds)}", Exit.INVALID_DATA)
 
 
-def choose(root: Path, names: list[str], counts: list[int], test_fraction: float, split_seed: int) -> np.ndarray:
-    """Return which images are test images (N,) bool: those in the folder's test part, or a seeded share.
-
-    Raises UserError.
-    """
-    if (total := sum(counts)) > MOST_IMAGES:
-        raise UserError(f"{root}: {total:,} images, but at most {MOST_IMAGES:,} are read", Exit.INVALID_DATA)
-    if has_splits(names):
-        return np.repeat([part_of(name) in TEST_NAMES for name in names], counts)
-    found = sorted({name.partition("/")[0] for name in names}, key=lambda first: (not is_split(first), first))
-    if is_split(found[0]) and len(names) > 1:
-        raise UserError(
-            f"{root}: a split is one of {', '.join(TRAIN_NAMES)}, one of {', '.join(TEST_NAMES)} and nothing else; "
-            f"there is {listed(found[:5])}; rename or remove the others",
-            Exit.INVALID_DATA,
-        )
-    test = np.zeros(total, dtype=bool)
-    test[held_out(total, test_fraction, split_seed)] = True
-    if test.all() or not test.any():
-        raise UserError(
-            f"{root}: {test.sum()} of {total} images would be held out (data.test_fraction {test_fraction}), but "
-            f"training and test images are needed",
-            Exit.INVALID_DATA,
-        )
-    return test
-
-
-def has_splits(names: list[str]) -> bool:
-    """Whether there is exactly one training part, one test part and nothing else."""
-    parts = {part_of(name) for name in names}
-    return len(parts) == 2 and len(parts & {*TRAIN_NAMES}) == len(parts & {*TEST_NAMES}) == 1
-
-
-def is_split(name: str) -> bool:
-    """Whether a file lies in a training or a test part."""
-    return part_of(name) in (*TRAIN_NAMES, *TEST_NAMES)
-
-
-def part_of(name: str) -> str:
-    """Return the first part of a name, in lower case: `train` of Train/cat/1.png and of train.npy."""
-    return name.partition("/")[0].lower().removesuffix(".npy")
-
-
 def class_labels(found: Found) -> list[int] | None:
     """Return the class of each file, the number of its folder below the split; None unless every file lies in one."""
-    first = 1 if has_splits(found.names) else 0
+    first = 1 if parts_of(found.names) else 0
     folders = ["/".join(name.split("/")[first:-1]) for name in found.names]
     classes = sorted(set(folders))
     if "" in classes:

@@ -15,7 +15,7 @@ from flows.core.errors import Exit, UserError
 from flows.core.files import open_regular
 from flows.images.array_files import read_layout, read_rows
 from flows.images.fetching import fetch_file
-from flows.images.publishers import Chunk, Splits, entries, file_of, file_sha256
+from flows.images.publishers import Chunk, Splits, divided, entries, file_of, file_sha256
 from flows.images.reading import BadImageError, damage_named, limited
 
 if TYPE_CHECKING:
@@ -26,8 +26,12 @@ MOST_BYTES = 2**34
 MOST_PNG_BYTES = 2**20
 
 
-def read_imagenet(published: "DownsampledImageNet", source: Path | None, downloads: Path) -> Splits:
-    """Return both splits, from the archives in `source`, or downloaded from the publisher if it is None.
+def read_imagenet(
+    published: "DownsampledImageNet", source: Path | None, downloads: Path, *, validation: np.ndarray
+) -> Splits:
+    """Return the splits, from the archives in `source`, or downloaded from the publisher if it is None.
+
+    `validation` are the numbers of the published training images that make the validation split.
 
     Raises UserError (exit 5) for an archive that is missing or differs from the published one.  Reading the splits
     raises it for content other than images of the published size.
@@ -48,9 +52,8 @@ def read_imagenet(published: "DownsampledImageNet", source: Path | None, downloa
             raise
     train = [folder / name for name in published.train]
     test = [folder / name for name in published.test]
-    return Splits(
-        read_archives(published, train, published.num_train), read_archives(published, test, published.num_test)
-    )
+    divided_train = divided(lambda: read_archives(published, train, published.num_train), validation)
+    return Splits(*divided_train, read_archives(published, test, published.num_test))
 
 
 def check_version(path: Path, sha256: str) -> None:

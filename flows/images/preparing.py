@@ -16,7 +16,8 @@ from flows.core.files import naming, scratch_folder, writing_folder
 from flows.images.folder import read_folder
 from flows.images.imagenet import read_imagenet
 from flows.images.publishers import Chunk, Splits, read_digits, read_published
-from flows.images.store import SPLITS, files_of, save_images, write_array
+from flows.images.splitting import for_validation
+from flows.images.store import files_of, save_images, write_array
 from flows.images.transforms import describe, levels_left, parts, shape_left, transform
 
 if TYPE_CHECKING:
@@ -40,7 +41,11 @@ def write_images(data: "Data", *, source: Path | None, out: Path, downloads: Pat
     try:
         with scratch_folder() as scratch, writing_folder(out) as folder:
             splits, origin = read(data, source, downloads, scratch)
-            images = {split: written_beside(getattr(splits, split), folder, split) for split in SPLITS}
+            images = {
+                split: written_beside(chunks, folder, split)
+                for split, chunks in splits._asdict().items()
+                if chunks is not None
+            }
             save_images(folder, images, origin | {"name": data.name})
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
@@ -73,7 +78,8 @@ def read(data: "Data", source: Path | None, downloads: Path, scratch: Path) -> t
     """Return the transformed images, and what `dataset.json` says of them."""
     match data.name:
         case "digits":
-            return transformed(data, read_digits(data.test_fraction, data.split_seed), DIGITS | {"split": split(data)})
+            splits = read_digits(data.test_fraction, data.validation_fraction, data.split_seed)
+            return transformed(data, splits, DIGITS | {"split": split(data)})
         case "image_folder":
             assert source  # checked with the parameters
             return folder_of_images(data, source)
@@ -88,13 +94,14 @@ def published(
     from flows.images.catalogue import PUBLISHED, PublishedSet  # torchvision: 2 s, which other sources do not need
 
     entry = PUBLISHED[name]
+    validation = for_validation(entry.num_train, data.validation_fraction, data.split_seed)
     if isinstance(entry, PublishedSet):
-        splits = read_published(entry, source, downloads, scratch)
+        splits = read_published(entry, source, downloads, scratch, validation=validation)
     else:
-        splits = read_imagenet(entry, source, downloads)
+        splits = read_imagenet(entry, source, downloads, validation=validation)
     origin = {key: getattr(entry, key) for key in ("title", "homepage", "licence", "num_levels")}
     counts = {"published_train": entry.num_train, "published_test": entry.num_test}
-    return transformed(data, splits, origin | counts | {"split": "as published"})
+    return transformed(data, splits, origin | counts | {"split": split(data, "as published")})
 
 
 def folder_of_images(data: "Data", source: Path) -> tuple[Splits, dict[str, Any]]:
@@ -102,6 +109,7 @@ def folder_of_images(data: "Data", source: Path) -> tuple[Splits, dict[str, Any]
     found = read_folder(
         source,
         test_fraction=data.test_fraction,
+        validation_fraction=data.validation_fraction,
         split_seed=data.split_seed,
         grayscale=data.grayscale,
         resized=data.resize is not None,
@@ -115,7 +123,7 @@ def folder_of_images(data: "Data", source: Path) -> tuple[Splits, dict[str, Any]
         "homepage": "a folder",
         "licence": "not stated",
         "formats": found.formats,
-        "split": found.split or split(data),
+        "split": found.split if found.has_validation else split(data, found.split),
         "num_levels": found.num_levels,
     }
     return transformed(data, found.splits, origin)
@@ -140,7 +148,8 @@ def transformed(data: "Data", splits: Splits, origin: dict[str, Any]) -> tuple[S
                 )
 
     done = {"num_levels": levels_left(num_levels, data.num_bits), "transforms": describe(num_levels, **steps(data))}
-    return Splits(*map(stream, splits)), origin | done
+    validation = None if splits.validation is None else stream(splits.validation)
+    return Splits(stream(splits.train), validation, stream(splits.test)), origin | done
 
 
 def steps(data: "Data") -> dict[str, Any]:
@@ -148,9 +157,13 @@ def steps(data: "Data") -> dict[str, Any]:
     return {"grayscale": data.grayscale, "resize": data.resize, "pad": data.pad, "num_bits": data.num_bits}
 
 
-def split(data: "Data") -> str:
-    """Describe a seeded split."""
-    return f"{data.test_fraction:g} held out with seed {data.split_seed}"
+def split(data: "Data", given: str | None = None) -> str:
+    """Describe how the images were divided; `given` says how the source divides training and test images."""
+    seed = f"with seed {data.split_seed}"
+    test = given or f"{data.test_fraction:g} held out {seed}"
+    if not data.validation_fraction:
+        return test
+    return f"{test}; {data.validation_fraction:g} of the training images held out for validation {seed}"
 
 
 def utf8(name: str) -> str:

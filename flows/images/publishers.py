@@ -5,7 +5,7 @@ import hashlib
 import os
 import shutil
 import tarfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, NamedTuple, cast
@@ -16,6 +16,7 @@ from flows.core.errors import Exit, UserError, brief
 from flows.core.files import naming, open_regular
 from flows.images.fetching import fetch_file
 from flows.images.reading import limited
+from flows.images.splitting import for_validation, held_out
 
 if TYPE_CHECKING:
     from flows.images.catalogue import PublishedSet
@@ -33,14 +34,20 @@ class Chunk(NamedTuple):
 
 
 class Splits(NamedTuple):
-    """Training and test images in chunks, to be read once and in this order."""
+    """The images in chunks, to be read once and in this order."""
 
     train: Iterable[Chunk]
+    validation: Iterable[Chunk] | None
+    """None in a set without a validation split."""
     test: Iterable[Chunk]
 
 
-def read_published(published: "PublishedSet", source: Path | None, downloads: Path, scratch: Path) -> Splits:
-    """Return both splits, from the publisher's files in `source`, or downloaded from the publisher if it is None.
+def read_published(
+    published: "PublishedSet", source: Path | None, downloads: Path, scratch: Path, *, validation: np.ndarray
+) -> Splits:
+    """Return the splits, from the publisher's files in `source`, or downloaded from the publisher if it is None.
+
+    `validation` are the numbers of the published training images that make the validation split.
 
     Downloads are kept in `downloads`; `scratch` is an empty folder for unpacked files.  Raises UserError (exit 5) for
     a file that is missing, truncated or differs from the published one, and if no address can be reached.
@@ -56,7 +63,8 @@ def read_published(published: "PublishedSet", source: Path | None, downloads: Pa
         if source is None:
             shutil.rmtree(downloads)  # so that the next run downloads again
         raise
-    return Splits(*([read_chunk(published, scratch, train)] for train in (True, False)))
+    train, test = ([read_chunk(published, scratch, train)] for train in (True, False))
+    return Splits(*divided(lambda: train, validation), test)
 
 
 def read_chunk(published: "PublishedSet", scratch: Path, train: bool) -> Chunk:
@@ -211,17 +219,36 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def read_digits(test_fraction: float, split_seed: int) -> Splits:
-    """Return scikit-learn's 1,797 digits of 8x8 with levels 0..16, a seeded share of them held out."""
+def read_digits(test_fraction: float, validation_fraction: float, split_seed: int) -> Splits:
+    """Return scikit-learn's 1,797 digits of 8x8 with levels 0..16, divided by seeded draws."""
     from sklearn.datasets import load_digits
 
     loaded = load_digits()
     images = loaded.images.astype(np.uint8)[:, None]
     test = held_out(len(images), test_fraction, split_seed)
     train = np.random.default_rng(split_seed).permutation(len(images))[len(test) :]
-    return Splits([Chunk(images[train], loaded.target[train])], [Chunk(images[test], loaded.target[test])])
+    chunks = [Chunk(images[train], loaded.target[train])]
+    validation = for_validation(len(train), validation_fraction, split_seed)
+    return Splits(*divided(lambda: chunks, validation), [Chunk(images[test], loaded.target[test])])
 
 
-def held_out(count: int, test_fraction: float, split_seed: int) -> np.ndarray:
-    """Return the numbers of the test images among `count` images, in the order in which they were drawn."""
-    return np.random.default_rng(split_seed).permutation(count)[: round(test_fraction * count)]
+def divided(
+    read: Callable[[], Iterable[Chunk]], validation: np.ndarray
+) -> tuple[Iterable[Chunk], Iterable[Chunk] | None]:
+    """Return the training and the validation images of a source; `validation` are the numbers of the latter.
+
+    `read` is called for each of them, so that neither is kept in memory.
+    """
+    if not len(validation):
+        return read(), None
+    return taken(read, validation, invert=True), taken(read, validation, invert=False)
+
+
+def taken(read: Callable[[], Iterable[Chunk]], numbers: np.ndarray, *, invert: bool) -> Iterator[Chunk]:
+    """Yield the images of a source with these numbers, or all others."""
+    first = 0
+    for images, labels, _ in read():
+        kept = np.isin(np.arange(first, first + len(images)), numbers, invert=invert)
+        first += len(images)
+        if kept.any():
+            yield Chunk(images[kept], labels[kept] if labels is not None else None)

@@ -1,8 +1,8 @@
-"""An image set on disk: `train.npy` and `test.npy`, (N,C,H,W) uint8 levels, and `dataset.json` that describes them.
+"""An image set on disk: an array of (N,C,H,W) uint8 levels for each split, and `dataset.json` that describes them.
 
-A set with labels also has `train_labels.npy` and `test_labels.npy`, (N,) integers.  A set made of files has
-`train_files.txt` and `test_files.txt`.  No likelihood depends on these.  Arrays are mapped into memory and never
-unpickled.
+The arrays are `train.npy`, `test.npy` and, unless the validation split is empty, `validation.npy`.  A set with labels
+also has `train_labels.npy` and so on, (N,) integers.  A set made of files has `train_files.txt` and so on.  No
+likelihood depends on these.  Arrays are mapped into memory and never unpickled.
 """
 
 import errno
@@ -20,11 +20,11 @@ from flows.core.errors import Exit, UserError
 from flows.core.files import naming, open_regular, parse_json, read_bounded
 from flows.core.memory import available
 
-SPLITS = ("train", "test")
+SPLITS = ("train", "validation", "test")
 DESCRIPTION = "dataset.json"
 MOST_CHUNK_BYTES = 2**25
 REQUIRED = {"name", "num_levels", "image_shape", "num_train", "num_test"}
-COUNTS = ("num_train", "num_test", "published_train", "published_test")
+COUNTS = ("num_train", "num_validation", "num_test", "published_train", "published_test")
 TEXTS = ("name", "title", "homepage", "licence", "formats", "split", "transforms")
 MOST_LEVELS = 2**16
 MOST_DESCRIPTION_BYTES = 2**20
@@ -46,6 +46,8 @@ class ImageSet(NamedTuple):
 
     description: dict[str, Any]
     train: np.ndarray
+    validation: np.ndarray
+    """Empty, (0,C,H,W), in a set without a validation split."""
     test: np.ndarray
 
     @property
@@ -68,15 +70,15 @@ class ImageSet(NamedTuple):
 def save_images(
     folder: Path, splits: Mapping[str, np.ndarray | Iterable[np.ndarray]], description: dict[str, Any]
 ) -> None:
-    """Write both splits, then the description, without which the folder is not a set.
+    """Write the splits, then the description, without which the folder is not a set.
 
-    A split is an (N,C,H,W) array or an iterable of its chunks.  Shape and counts are added to the description unless
-    it states them.  Raises ValueError for chunks of different shapes or types, and if there are none.
+    A split is an (N,C,H,W) array or an iterable of its chunks; `validation` may be missing.  Shape and counts are added
+    to the description unless it states them.  Raises ValueError for chunks of different shapes or types, and if there
+    are none.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    measured: dict[str, Any] = {}
-    for split in SPLITS:
-        images = splits[split]
+    measured: dict[str, Any] = {"num_validation": 0}
+    for split, images in splits.items():
         chunks = [images] if isinstance(images, np.ndarray) else images
         measured[f"num_{split}"], *shape = write_array(folder / f"{split}.npy", chunks)
         measured.setdefault("image_shape", shape)
@@ -118,7 +120,13 @@ def write_header(file: BinaryIO, shape: tuple[int, ...], dtype: np.dtype[Any]) -
 def load_images(folder: Path) -> ImageSet:
     """Return the image set in `folder`.  Raises ImageSetError."""
     description = read_description(folder / DESCRIPTION)
-    return ImageSet(description, *(load_array(folder / f"{split}.npy") for split in SPLITS))
+    arrays = {split: load_array(folder / f"{split}.npy") for split in present(description)}
+    return ImageSet(description, **{"validation": arrays["train"][:0]} | arrays)
+
+
+def present(description: Mapping[str, Any]) -> list[str]:
+    """Return the splits of a set with this description: all three, or two if it has no validation images."""
+    return [split for split in SPLITS if split != "validation" or description.get("num_validation")]
 
 
 def read_description(path: Path) -> dict[str, Any]:
@@ -268,8 +276,14 @@ def file_name(line: bytes) -> str:
     return name.encode(errors="backslashreplace").decode()
 
 
+def split_sha256(folder: Path, split: str) -> str:
+    """Return the digest of a split's file.  Raises OSError."""
+    with open_regular(folder / f"{split}.npy") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def data_sha256(folder: Path) -> str:
-    """Return one digest of all that a likelihood depends on: both arrays, the number of levels and the transforms.
+    """Return one digest of all that a likelihood depends on: the arrays, the number of levels and the transforms.
 
     Raises ImageSetError.
     """
@@ -277,7 +291,6 @@ def data_sha256(folder: Path) -> str:
     digest = hashlib.sha256(f"num_levels={image_set.num_levels}\n".encode())
     if image_set.transforms != "none":
         digest.update(f"transforms={image_set.transforms}\n".encode())
-    for split in SPLITS:
-        with open_regular(folder / f"{split}.npy") as file:
-            digest.update(f"{split} {hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
+    for split in present(image_set.description):
+        digest.update(f"{split} {split_sha256(folder, split)}\n".encode())
     return digest.hexdigest()

@@ -13,17 +13,23 @@ PROMOTE, REFUSE, ROLL_BACK = "promote", "refuse", "roll back"
 class Evidence(Document):
     """The evidence in a champion's tag, or in the note on a refused commit.  Figures are in bits/dim.
 
-    Only the fields that were set are written: the first champion has no difference, for example.
+    `split` names the images that decided.  Figures without `test` in their names are of these images.  `num_judged`
+    counts the challengers that these validation images have judged, with this one.  Only the fields that were set are
+    written: the first champion has no difference, for example.
     """
 
     decision: str
     reason: str
     challenger: str | None = None
     challenger_commit: str | None = None
+    challenger_fitted_to: str | None = None
     champion: str | None = None
     champion_tag: str | None = None
     data_sha256: str | None = None
     data_changed: bool | None = None
+    split: str | None = None
+    validation_sha256: str | None = None
+    num_judged: Count | None = None
     min_improvement_bpd: Number | None = None
     confidence: Number | None = None
     seed: Count | None = None
@@ -39,6 +45,10 @@ class Evidence(Document):
     difference_standard_error: Figure = None
     confidence_interval: list[Figure] | None = None
     num_images: Count | None = None
+    champion_test_bpd: Figure = None
+    champion_test_standard_error: Figure = None
+    challenger_test_bpd: Figure = None
+    challenger_test_standard_error: Figure = None
     tag: str | None = None
 
     def message(self, title: str) -> str:

@@ -1,10 +1,14 @@
 """Compare a version with the champion, and promote it if it is better.
 
-Both models are evaluated on the challenger's test images, at the same times and with the same noise.  An image that is
-hard for one model is hard for the other, so the mean of the paired differences has a far smaller standard error than
-either figure.  With d = challenger - champion in bits/dim, the challenger is promoted when the upper end of d's
+Both models are evaluated on the challenger's validation images, at the same times and with the same noise.  An image
+that is hard for one model is hard for the other, so the mean of the paired differences has a far smaller standard error
+than either figure.  With d = challenger - champion in bits/dim, the challenger is promoted when the upper end of d's
 confidence interval lies below -min_improvement_bpd.  If the data changed since the champion was trained, the champion
-may have been trained on some of the new test images, which only favours the champion.
+may have been trained on some of the new validation images, which only favours the champion.
+
+Whoever wins a comparison is partly lucky, so the champion's figure on the validation images falls a little with every
+challenger.  The figures on the test images decide nothing, so they stay what they are.  Only data without validation
+images are judged by test images, and the evidence says so.
 """
 
 from contextlib import suppress
@@ -16,17 +20,19 @@ from flows.core.checkpoint import read_description
 from flows.core.errors import Exit, UserError
 from flows.evaluation.bound import measure
 from flows.evaluation.protocols import compare
-from flows.evaluation.results import BoundMetrics, ModelFigures
-from flows.images.store import ImageSetError, data_sha256, load_images
+from flows.evaluation.results import BoundMetrics, ModelFigures, Split
+from flows.images.store import ImageSetError, data_sha256, load_images, split_sha256
 from flows.process.ending import finish
 from flows.registry.evidence import PROMOTE, REFUSE, ROLL_BACK, Evidence
 from flows.registry.git import identity, locked
+from flows.registry.lock_file import read_lock
 from flows.registry.storage import fetch
 from flows.registry.verification import require_sound
 from flows.registry.versions import (
     CHAMPION,
     Version,
     champion_tag,
+    judged_by,
     make_champion,
     previous_champion,
     record_refusal,
@@ -62,37 +68,68 @@ def challenge(root: Path, challenger: Version, *, settings: "Evaluate", rule: "P
         times_per_image=settings.times_per_image,
         num_timesteps=settings.num_timesteps,
     )
-    found = evaluated(root, challenger, champion, settings=settings, confidence=rule.confidence)
-    evidence = evidence.model_copy(update=found)
+    evidence = evidence.model_copy(update=evaluated(root, challenger, champion, settings=settings, rule=rule))
     decision, reason = decide(evidence)
     return evidence.model_copy(update={"decision": decision, "reason": reason})
 
 
 def evaluated(
-    root: Path, challenger: Version, champion: Version | None, *, settings: "Evaluate", confidence: float
+    root: Path, challenger: Version, champion: Version | None, *, settings: "Evaluate", rule: "Promote"
 ) -> dict[str, Any]:
     """Return the figures of both models on the challenger's images, or the challenger's if there is no champion.
 
-    Return {} when the champion is the challenger, or is a model of images of another shape or number of levels.
+    Return no figures when the champion is the challenger, when it is a model of images of another shape or number of
+    levels, or when the challenger was fitted to the validation images.
     """
     images, model = test_images(root, challenger), fetch(root, challenger)
+    found = jury(root, challenger, images)
+    splits: tuple[Split, Split] = (found["split"], "test")
     if champion is None:
-        alone, _ = measure(settings, model=model, images=images, requirements=root / layout.REQUIREMENTS)
-        return figures("challenger", alone) | {"num_images": alone.num_images}
-    if champion.commit == challenger.commit or not fits(reigning := fetch(root, champion), images):
-        return {}
-    comparison = compare(settings, first=reigning, second=model, images=images, confidence=confidence)
-    first, second = comparison.models
+        requirements = root / layout.REQUIREMENTS
+        decided, tested = (
+            measure(settings, model=model, images=images, requirements=requirements, split=split)[0] for split in splits
+        )
+        return found | figures("challenger", decided, tested) | {"num_images": decided.num_images}
+    if champion.commit == challenger.commit or found["challenger_fitted_to"] != "train":
+        return found
+    if not fits(reigning := fetch(root, champion), images):
+        return found
+    comparison, tests = (
+        compare(settings, first=reigning, second=model, images=images, confidence=rule.confidence, split=split)
+        for split in splits
+    )
+    for role, one, same in zip(("champion", "challenger"), comparison.models, tests.models, strict=True):
+        found |= figures(role, one, same)
     shared = {"difference_bpd", "difference_standard_error", "confidence_interval", "num_images"}
-    return figures("champion", first) | figures("challenger", second) | comparison.model_dump(include=shared)
+    return found | comparison.model_dump(include=shared)
 
 
-def figures(role: str, model: BoundMetrics | ModelFigures) -> dict[str, Any]:
+def jury(root: Path, challenger: Version, images: Path) -> dict[str, Any]:
+    """Return which images decide, how many challengers they have judged, and whether this one was fitted to them.
+
+    The result are fields of Evidence.
+    """
+    fitted_to = read_lock(root, challenger).parameters.get("train", {}).get("images", "train")
+    if not len(load_images(images).validation):
+        return {"split": "test", "challenger_fitted_to": fitted_to}
+    digest = split_sha256(images, "validation")
+    num_judged = len(judged_by(root, digest) | {challenger.name})
+    return {
+        "split": "validation",
+        "validation_sha256": digest,
+        "num_judged": num_judged,
+        "challenger_fitted_to": fitted_to,
+    }
+
+
+def figures(role: str, decided: BoundMetrics | ModelFigures, tested: BoundMetrics | ModelFigures) -> dict[str, Any]:
     """Return a model's figures as fields of Evidence; the role is "champion" or "challenger"."""
     return {
-        f"{role}_bpd": model.bpd,
-        f"{role}_standard_error": model.bpd_standard_error,
-        f"{role}_model_sha256": model.model_sha256,
+        f"{role}_bpd": decided.bpd,
+        f"{role}_standard_error": decided.bpd_standard_error,
+        f"{role}_model_sha256": decided.model_sha256,
+        f"{role}_test_bpd": tested.bpd,
+        f"{role}_test_standard_error": tested.bpd_standard_error,
     }
 
 
@@ -101,10 +138,13 @@ def decide(evidence: Evidence) -> tuple[str, str]:
     challenger, champion = evidence.challenger, evidence.champion
     if challenger == champion:
         return REFUSE, f"{challenger} is the champion already"
+    by_hand = f"`gto assign {str(challenger).replace('@', ' --version ')} --stage {CHAMPION}` promotes by hand"
+    if champion and evidence.challenger_fitted_to == "train_and_validation":
+        problem = f"{challenger} was fitted to the validation images (train.images), so they cannot judge it"
+        return REFUSE, f"{problem}; {by_hand}"
     if evidence.num_images is None:
-        by_hand = f"`gto assign {str(challenger).replace('@', ' --version ')} --stage {CHAMPION}`"
         problem = f"the champion {champion} is a model of other images and cannot be compared"
-        return REFUSE, f"{problem}; {by_hand} promotes by hand"
+        return REFUSE, f"{problem}; {by_hand}"
     if evidence.challenger_bpd is None:
         return REFUSE, f"the bits/dim of {challenger} are not finite"
     if champion is None:
@@ -115,7 +155,8 @@ def decide(evidence: Evidence) -> tuple[str, str]:
     if low is None or high is None:
         return REFUSE, f"one image gives no confidence interval between {challenger} and {champion}"
     percent = 100 * (evidence.confidence or 0)
-    interval = f"{percent:g}% interval [{low:+.4f}, {high:+.4f}] bits/dim against {champion}"
+    images = "validation images" if evidence.split == "validation" else "test images, having no validation images"
+    interval = f"{percent:g}% interval [{low:+.4f}, {high:+.4f}] bits/dim against {champion} on {images}"
     least = evidence.min_improvement_bpd or 0
     if high < -least:
         return PROMOTE, f"{challenger} improves by more than {least:g}: {interval}"

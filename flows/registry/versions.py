@@ -172,6 +172,16 @@ def refusal(root: Path, commit: str) -> Evidence | None:
     return evidence_of(git(root, "notes", f"--ref={REFUSALS}", "show", commit).decode(errors="replace"))
 
 
+def judged_by(root: Path, validation_sha256: str) -> set[str]:
+    """Return the names of the challengers that were promoted or refused by the validation images with this digest."""
+    tags = annotated_tags(root, f"{MODEL}#{CHAMPION}")
+    listed = git(root, "notes", f"--ref={REFUSALS}", "list").decode(errors="replace").splitlines()
+    notes = contents(root, [line.partition(" ")[0] for line in listed], MOST_BYTES).values()
+    messages = [tag.message for tag in tags] + [note.decode(errors="replace") for note in notes if note is not None]
+    decided = [evidence for message in messages if (evidence := evidence_of(message))]
+    return {str(one.challenger) for one in decided if one.challenger and one.validation_sha256 == validation_sha256}
+
+
 def champion(root: Path) -> Version | None:
     """Return the champion, or None if there is none.  Raises UserError (exit 5) when its version's tag is gone."""
     return resolve(root, CHAMPION) if champion_tag(root) else None

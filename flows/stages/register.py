@@ -4,10 +4,10 @@ import csv
 import json
 import logging
 import math
-import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 
 from flows.core.checkpoint import CONFIG, WEIGHTS, load_model, model_sha256
 from flows.core.errors import Exit, UserError
@@ -18,22 +18,35 @@ from flows.process.ending import finish
 
 if TYPE_CHECKING:
     from flows.core.params import Data, Model, Train
+    from vdm.choices import Keep
 
 log = logging.getLogger(__name__)
 
 LONGEST_LINE = 2**14
-DESCRIBED = ("title", "name", "homepage", "licence", "num_levels", "num_train", "num_test", "split", "transforms")
+DESCRIBED = (
+    "title",
+    "name",
+    "homepage",
+    "licence",
+    "num_levels",
+    "num_train",
+    "num_validation",
+    "num_test",
+    "split",
+    "transforms",
+)
 
 CARD = """\
 # Variational diffusion model of {title}
 
 A VDM (Kingma et al. 2021, arXiv 2107.00630) over images of {shape} with {num_levels} levels, {num_parameters:,}
-parameters. The weights are the moving average at the end of training.
+parameters. The weights are the moving average {kept}.
 
 | | |
 |---|---|
 | data | {name} ({homepage}), licence: {licence} |
-| images | {num_train} for training, {num_test} held out; split: {split} |
+| images | {num_train} training, {num_validation} validation and {num_test} test images; split: {split} |
+| fitted to | {fitted_to} |
 | transforms | {transforms} |
 | data sha256 | `{data_sha256}` |
 | model sha256 | `{model_sha256}` |
@@ -68,7 +81,7 @@ def register(
     when the training log is missing or damaged, and OSError that names a file that cannot be written.
     """
     vdm = load_model(trained)
-    step, bpd = last_loss(curves)
+    log_of_training = read_curves(curves)
     description = load_images(images).description
     parameters = {"data": data.model_dump(), "model": model.model_dump(), "train": train.model_dump()}
     card = CARD.format(
@@ -77,8 +90,10 @@ def register(
         num_parameters=sum(p.numel() for p in vdm.parameters()),
         data_sha256=data_sha256(images),
         model_sha256=model_sha256(trained),
-        bpd=bpd,
-        step=step,
+        bpd=log_of_training.bpd,
+        step=log_of_training.step,
+        kept=log_of_training.kept(train.keep),
+        fitted_to="training images" if train.images == "train" else "training and validation images together",
         out=out,
         parameters=json.dumps(parameters, indent=2),
     )
@@ -91,17 +106,44 @@ def register(
     log.info("registered %s", out)
 
 
-def last_loss(curves: Path) -> tuple[int, float]:
-    """Return step and bits/dim in the last line of the training log.  Raises UserError (exit 5)."""
+class Curves(NamedTuple):
+    """What the model card states of the training log; bits/dim."""
+
+    step: int
+    """The last step."""
+    bpd: float
+    """The training loss at the last step."""
+    best_validation: tuple[float, int] | None
+    """The lowest validation bits/dim and its step; None without validations."""
+
+    def kept(self, keep: "Keep") -> str:
+        """Return which averaged weights were kept, in words."""
+        if keep == "last" or self.best_validation is None:
+            return "at the end of training"
+        bpd, step = self.best_validation
+        return f"at step {step}, the best on the validation images, at {bpd:.4f} bits/dim"
+
+
+def read_curves(curves: Path) -> Curves:
+    """Return what the training log says.  Raises UserError (exit 5) if it is missing or damaged."""
+    step, bpd, best = 0, math.nan, None
     try:
         with open_regular(curves) as file:
-            header = file.readline(LONGEST_LINE)
-            file.seek(max(len(header), file.seek(0, os.SEEK_END) - LONGEST_LINE))
-            *_, line = file.read(LONGEST_LINE).splitlines()
-        (last,) = csv.DictReader([header.decode(), line.decode()])
-        step, bpd = int(last["step"]), float(last["bpd"])
+            for row in csv.DictReader(lines(file)):
+                step, bpd = int(row["step"]), float(row["bpd"])
+                if row["validation_bpd"]:
+                    found = float(row["validation_bpd"]), step
+                    best = found if best is None else min(best, found)
         if step < 1 or not math.isfinite(bpd):
             raise ValueError(f"step {step} at {bpd} bits/dim")
     except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
         raise UserError(f"{curves}: missing or damaged; run `vdmctl train`", Exit.MISSING) from error
-    return step, bpd
+    return Curves(step, bpd, best)
+
+
+def lines(file: BinaryIO) -> Iterator[str]:
+    """Yield the lines of a text file.  Raises ValueError for a line that is too long."""
+    while line := file.readline(LONGEST_LINE):
+        if len(line) == LONGEST_LINE:
+            raise ValueError("a line is too long")
+        yield line.decode()

@@ -32,7 +32,7 @@ def train(
     missing (2) or busy (6), memory is too small (2), or the run was asked to stop (75); ImageSetError for unreadable
     images; TrainingDiverged.
     """
-    require_validated(images, validation)
+    require_validated(images, validation, with_validation=needs_validation(train))
     devices = find_devices(train.device, train.num_devices)
     launched = torch.distributed.is_torchelastic_launched()
     if devices[0].type == "cpu":  # on CUDA the processes that train ask: the question itself takes memory
@@ -54,8 +54,16 @@ def train(
         raise
 
 
-def require_validated(images: Path, validation: Path) -> None:
-    """Raise UserError (exit 4) unless the validation report says that exactly these bytes are valid."""
+def needs_validation(train: "Train") -> bool:
+    """Whether the run uses the validation images."""
+    return train.validate_every_steps is not None or train.images == "train_and_validation"
+
+
+def require_validated(images: Path, validation: Path, *, with_validation: bool) -> None:
+    """Raise UserError (exit 4) unless the validation report says that exactly these bytes are valid.
+
+    The error has exit 2 if the run needs validation images and there are none.
+    """
     report = read(Validation, validation, "run `vdmctl validate`")
     if not report.success:
         raise UserError(f"{validation} says that {images} is not valid; run `vdmctl validate`", Exit.INVALID_DATA)
@@ -63,5 +71,10 @@ def require_validated(images: Path, validation: Path) -> None:
     if report.data_sha256 != actual:
         reason = f"{validation} is about data {report.data_sha256}, but {images} is {actual}"
         raise UserError(f"{reason}; run `vdmctl validate`", Exit.INVALID_DATA)
-    if reason := fault(load_images(images), "train"):
-        raise UserError(f"{images}: {reason}; run `vdmctl validate`", Exit.INVALID_DATA)
+    image_set = load_images(images)
+    if with_validation and not len(image_set.validation):
+        advice = "set data.validation_fraction, or train.images: train and train.validate_every_steps: null"
+        raise UserError(f"{images} has no validation images; {advice}", Exit.USAGE)
+    for split in ("train", "validation") if with_validation else ("train",):
+        if reason := fault(image_set, split):
+            raise UserError(f"{images}: {reason}; run `vdmctl validate`", Exit.INVALID_DATA)

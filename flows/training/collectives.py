@@ -15,6 +15,7 @@ from torch import distributed
 from torch.distributed import FileStore  # type: ignore[attr-defined]
 
 from flows.core.errors import Exit, UserError
+from vdm.processes import gather
 
 Value = TypeVar("Value")
 
@@ -84,15 +85,6 @@ def agreement() -> Iterator[None]:
         for met in gather(error):
             if met:
                 raise met
-
-
-def gather(value: Value) -> list[Value]:
-    """Return the values of all processes, by rank."""
-    if not distributed.is_initialized():
-        return [value]
-    values: list[Any] = [None] * distributed.get_world_size()
-    distributed.all_gather_object(values, value)
-    return values
 
 
 def from_first(value: Value) -> Value:

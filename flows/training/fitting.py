@@ -8,6 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
 from flows.core.checkpoint import save_model
@@ -21,15 +22,17 @@ from flows.training.collectives import (
     agreement,
     any_process,
     from_first,
-    gather,
     is_first,
     local_rank,
     process_group,
 )
 from flows.training.runs import Run, fingerprint, stop_signals, unwritten, writing_curves
+from vdm.choices import TrainingImages
 from vdm.model import VDM, count_parameters
-from vdm.training import Trainer, TrainingSettings, memory_needed, process
+from vdm.processes import gather, process
+from vdm.training import Trainer, TrainingSettings, memory_needed
 from vdm.training_log import TrainingRecord
+from vdm.validation import Validation
 
 if TYPE_CHECKING:
     from flows.core.params import Model, Train
@@ -40,6 +43,8 @@ log = logging.getLogger(__name__)
 PROCESS_BYTES = 2**28
 # Parameters that do not change the result.
 CONDUCT = ("device", "max_restarts", "checkpoint_every_steps", "checkpoint_every_minutes", "keep_checkpoints")
+# Parameters of `vdm.validation.Validation`.
+VALIDATION = ("validate_every_steps", "validation_times_per_image", "keep", "patience")
 
 
 def train_here(model: "Model", train: "Train", *, images: Path, out: Path, curves: Path, runs: Path) -> None:
@@ -54,13 +59,14 @@ def train_here(model: "Model", train: "Train", *, images: Path, out: Path, curve
                 require_memory(model, train, image_set, device, process()[1])
             config = {"image_shape": image_set.image_shape, "num_levels": image_set.num_levels, **model.model_dump()}
             settings = resolve(train, device)
-            run = Run(runs / run_digest(config, settings, device, images), keep=train.keep_checkpoints)
+            run = Run(runs / run_digest(config, train, settings, device, images), keep=train.keep_checkpoints)
             if is_first():
                 for folder in (out, curves.parent, run.folder):
                     folder.mkdir(parents=True, exist_ok=True)
         if len(set(gather(run.folder.name))) > 1:
             raise UserError("the machines differ in parameters, data or code; make them the same", Exit.USAGE)
-        trainer = build(config, settings, torch.from_numpy(image_set.train).to(device))
+        pixels = torch.from_numpy(training_images(image_set, train.images)).to(device)
+        trainer = build(config, settings, pixels, validation_of(train, image_set))
         restore(trainer, run)
         asked_to_stop = stack.enter_context(stop_signals())
         fit(trainer, run, curves, train, asked_to_stop)
@@ -73,22 +79,46 @@ def train_here(model: "Model", train: "Train", *, images: Path, out: Path, curve
 
 def resolve(train: "Train", device: torch.device) -> TrainingSettings:
     """Return the settings of the Trainer, with what `auto` means on the device."""
-    options = train.model_dump(exclude={*CONDUCT, "num_devices", "precision", "compile"})
+    options = train.model_dump(exclude={*CONDUCT, *VALIDATION, "images", "num_devices", "precision", "compile"})
     precision, compiled = find_precision(train.precision, device), find_compile(train.compile, device)
     return TrainingSettings(**options, precision=precision, compile=compiled)
 
 
-def run_digest(config: dict[str, Any], settings: TrainingSettings, device: torch.device, images: Path) -> str:
+def training_images(image_set: ImageSet, wanted: TrainingImages) -> np.ndarray:
+    """Return the images to train on (N,C,H,W)."""
+    return image_set.train if wanted == "train" else np.concatenate([image_set.train, image_set.validation])
+
+
+def validation_of(train: "Train", image_set: ImageSet) -> Validation | None:
+    """Return the validations that `train` asks for."""
+    if train.validate_every_steps is None:
+        return None
+    return Validation(
+        image_set.validation,
+        every_steps=train.validate_every_steps,
+        times_per_image=train.validation_times_per_image,
+        batch_size=train.batch_size,
+        seed=train.seed,
+        keep=train.keep,
+        patience=train.patience,
+    )
+
+
+def run_digest(
+    config: dict[str, Any], train: "Train", settings: TrainingSettings, device: torch.device, images: Path
+) -> str:
     """Return the name of the run: a digest of everything that its result depends on."""
-    conditions = {"device": device.type, "processes": process()[1]}
+    conditions = {"device": device.type, "processes": process()[1], **train.model_dump(include={*VALIDATION, "images"})}
     return fingerprint(model=config, train=asdict(settings) | conditions, data=data_sha256(images))
 
 
-def build(config: dict[str, Any], settings: TrainingSettings, images: torch.Tensor) -> Trainer:
+def build(
+    config: dict[str, Any], settings: TrainingSettings, images: torch.Tensor, validation: Validation | None
+) -> Trainer:
     """Return the run before its first step.  Raises UserError (exit 2) if images and parameters do not fit."""
     torch.manual_seed(settings.seed)
     try:
-        trainer = Trainer(VDM(**config).to(images.device), images, settings)
+        trainer = Trainer(VDM(**config).to(images.device), images, settings, validation)
     except ValueError as error:
         raise UserError(f"train: {error}", Exit.USAGE) from error
     if settings.warmup_steps > settings.steps:
@@ -130,11 +160,16 @@ def fit(trainer: Trainer, run: Run, curves: Path, train: "Train", asked_to_stop:
     with ExitStack() as stack:
         with agreement():
             log_line = stack.enter_context(writing_curves(curves, trainer.records)) if is_first() else None
-        for _ in bar("training", shown=is_first())(range(trainer.done, steps)):
+        progress = bar("training", shown=is_first())(range(trainer.done, steps))
+        for _ in progress:
+            if trainer.finished:
+                log.info("step %d of %d: training ends, since validation no longer improves", trainer.done, steps)
+                break
             if record := trainer.step():
                 report(record, log_line)
+                progress.set_postfix_str(in_words(record))
             overdue = time.monotonic() - saved_time >= 60 * train.checkpoint_every_minutes
-            stop, overdue = any_process(asked_to_stop() and trainer.done < steps, overdue and is_first())
+            stop, overdue = any_process(asked_to_stop() and not trainer.finished, overdue and is_first())
             if stop or overdue or trainer.done - saved_at >= train.checkpoint_every_steps:
                 save(trainer, run)
                 saved_at, saved_time = trainer.done, time.monotonic()
@@ -147,7 +182,16 @@ def report(record: TrainingRecord, log_line: Callable[[TrainingRecord], None] | 
     with agreement():
         if log_line:
             log_line(record)
-    log.info("step %d: %.4f bits/dim, %.0f images/s", record.step, record.bpd, record.images_per_second)
+    log.info("step %d: %s, %.0f images/s", record.step, in_words(record), record.images_per_second)
+
+
+def in_words(record: TrainingRecord) -> str:
+    """Return the bits/dim of a line of the training log, with those of its validation, if there was one."""
+    validation = ""
+    if record.validation_bpd is not None:
+        error = record.validation_monte_carlo_standard_error
+        validation = f", validation {record.validation_bpd:.4f} +- {error:.4f}"
+    return f"{record.bpd:.4f} bits/dim{validation}"
 
 
 def save(trainer: Trainer, run: Run) -> None:
@@ -160,7 +204,7 @@ def save(trainer: Trainer, run: Run) -> None:
 def write_model(trainer: Trainer, config: dict[str, Any], out: Path) -> None:
     """Write the model of averaged weights.  Raises UserError (exit 1) if it cannot be written."""
     try:
-        save_model(out, trainer.averaged, config)
+        save_model(out, trainer.kept, config)
     except OSError as error:
         raise unwritten(str(error.filename or out), error) from error
 
@@ -191,7 +235,7 @@ def require_memory(model: "Model", train: "Train", images: ImageSet, device: tor
         num_parameters=count_parameters(image_shape=images.image_shape, **config),
         width=model.width,
         image_shape=images.image_shape,
-        num_images=len(images.train),
+        num_images=len(images.train) + (len(images.validation) if train.images == "train_and_validation" else 0),
         batch_size=train.batch_size,
         part=train.batch_size // processes // train.accumulation,
     )

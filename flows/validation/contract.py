@@ -6,7 +6,7 @@ test image is a training image.  An expectation of severity `warning` is reporte
 
 from typing import TYPE_CHECKING, Any
 
-from flows.images.store import SPLITS, ImageSet
+from flows.images.store import ImageSet, present
 
 if TYPE_CHECKING:
     from flows.core.params import Contract
@@ -17,16 +17,17 @@ def image_expectations(image_set: ImageSet, settings: "Contract") -> list[Any]:
     from great_expectations import expectations as gxe
 
     highest, shape = image_set.num_levels - 1, "x".join(map(str, image_set.image_shape))
-    share_of_test = len(image_set.test) / max(1, len(image_set.train) + len(image_set.test))
+    held_out = len(image_set.validation) + len(image_set.test)
+    share_held_out = held_out / max(1, len(image_set.train) + held_out)
     return [
         gxe.ExpectColumnValuesToBeInSet(column="shape", value_set=[shape], **meaning("shape of every image")),
         gxe.ExpectColumnValuesToBeInSet(column="dtype", value_set=["uint8"], **meaning("pixels are uint8 integers")),
         gxe.ExpectColumnValuesToBeInSet(column="num_nan", value_set=[0], **meaning("no pixel is NaN")),
         gxe.ExpectColumnValuesToBeBetween(column="lowest", min_value=0, **meaning("no level below 0")),
         gxe.ExpectColumnValuesToBeBetween(column="highest", max_value=highest, **meaning(f"no level above {highest}")),
-        never("also_in_train", settings.max_leaked * share_of_test, "no test image is a training image too"),
+        never("also_in_train", settings.max_leaked * share_held_out, "no image held out is a training image too"),
         never("repeats", settings.max_duplicates, "no image is twice in a split"),
-        never("looks_like_train", 0.0, "no test image looks like a training image", "warning"),
+        never("looks_like_train", 0.0, "no image held out looks like a training image", "warning"),
         never("constant", settings.max_constant, "no image is of one level"),
     ]
 
@@ -38,7 +39,7 @@ def split_expectations(image_set: ImageSet, settings: "Contract") -> list[Any]:
     """
     from great_expectations import expectations as gxe
 
-    total = image_set.description["num_train"] + image_set.description["num_test"]
+    total = sum(image_set.description[f"num_{split}"] for split in present(image_set.description))
     return [
         gxe.ExpectColumnSumToBeBetween(
             column="num_images", min_value=total, max_value=total, **meaning("number of images")
@@ -63,10 +64,11 @@ def histogram_expectations(image_set: ImageSet, settings: "Contract") -> list[An
     """Return the expectations of the table with one row per split and level."""
     from great_expectations import expectations as gxe
 
-    num_pixels = image_set.train.size + image_set.test.size
+    splits = present(image_set.description)
+    num_pixels = sum(getattr(image_set, split).size for split in splits)
     return [
         gxe.ExpectTableRowCountToEqual(
-            value=len(SPLITS) * image_set.num_levels, **meaning("one row per split and level")
+            value=len(splits) * image_set.num_levels, **meaning("one row per split and level")
         ),
         gxe.ExpectColumnValuesToBeBetween(column="count", min_value=0, **meaning("counts of levels")),
         gxe.ExpectColumnSumToBeBetween(

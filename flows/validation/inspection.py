@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from flows.core.errors import Exit, UserError
 from flows.core.escaping import visible
 from flows.core.files import writing_folder, written_last
-from flows.images.store import SPLITS, ImageSet, data_sha256, load_images
+from flows.images.store import ImageSet, data_sha256, load_images, present
 from flows.process.ending import finish
 from flows.validation.contract import drift_expectations, histogram_expectations, image_expectations, split_expectations
 from flows.validation.drift import distances, profile, read_reference
@@ -39,7 +39,9 @@ def inspect_images(contract: "Contract", *, images: Path, out: Path, reference: 
     out.mkdir(parents=True, exist_ok=True)  # fails before the images are read
     image_set = load_images(images)
     expected = read_reference(reference) if reference else None
-    facts = {split: measure(getattr(image_set, split), image_set.num_levels) for split in SPLITS}
+    facts = {
+        split: measure(getattr(image_set, split), image_set.num_levels) for split in present(image_set.description)
+    }
     found = profile(facts["train"])
     checker = Checker()
     check_images(checker, contract, image_set, images, facts)
@@ -48,7 +50,8 @@ def inspect_images(contract: "Contract", *, images: Path, out: Path, reference: 
         checker.check("drift", [table], drift_expectations(contract), ["statistic"])
     report = report_of(checker.results, images, image_set, found)
     with replacing_report(out / REPORT, report):
-        picture = draw(image_set, {split: facts[split].histogram for split in SPLITS}, report.expectations)
+        histograms = {split: known.histogram for split, known in facts.items()}
+        picture = draw(image_set, histograms, report.expectations)
         with written_last(out / PICTURE, picture), writing_folder(out / DATA_DOCS) as site:
             checker.build_site(site)
             finish()

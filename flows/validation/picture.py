@@ -1,11 +1,11 @@
-"""Draw the histograms of both splits and the images that break an expectation."""
+"""Draw the histograms of the splits and the images that break an expectation."""
 
 from io import BytesIO
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from flows.images.store import SPLITS, ImageSet
+from flows.images.store import ImageSet
 from flows.validation.report import Result
 
 if TYPE_CHECKING:
@@ -46,8 +46,7 @@ def draw_offenders(panels: "list[Axes]", result: Result, image_set: ImageSet) ->
 
 def draw_histograms(axes: "Axes", histograms: dict[str, np.ndarray]) -> None:
     """Draw the histograms on a logarithmic axis, which shows a comb at any height."""
-    for split in SPLITS:
-        counts = histograms[split]
+    for split, counts in histograms.items():
         axes.step(np.arange(len(counts)), counts / max(counts.sum(), 1), where="mid", label=split, linewidth=0.8)
     axes.set_yscale("symlog", linthresh=1e-6)
     axes.set_xlabel("level")

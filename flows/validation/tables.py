@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from flows.images.store import SPLITS, ImageSet, load_labels, read_file_names
+from flows.images.store import SPLITS, ImageSet, load_labels, present, read_file_names
 from flows.validation.comb import comb
 from flows.validation.duplicates import leaked, lookalikes, repeats
 from flows.validation.facts import Facts
@@ -21,13 +21,15 @@ def image_rows(image_set: ImageSet, facts: dict[str, Facts], distance: float) ->
     """Yield tables with one row per image, at most `ROWS` rows each, so that memory stays bounded."""
     import pandas as pd
 
-    train, test = facts["train"], facts["test"]
-    alike = lookalikes(image_set.train, image_set.test, train, test, num_levels=image_set.num_levels, distance=distance)
-    of_train = np.zeros(len(train.mean), dtype=bool)
-    also_in_train = {"train": of_train, "test": leaked(train.digest, test.digest)}
-    looks_like_train = {"train": of_train, "test": alike}
-    for split in SPLITS:
-        images, known, again = getattr(image_set, split), facts[split], repeats(facts[split].digest)
+    train, of_train = facts["train"], np.zeros(len(image_set.train), dtype=bool)
+    for split, known in facts.items():
+        images, again = getattr(image_set, split), repeats(known.digest)
+        also_in_train = looks_like_train = of_train
+        if split != "train":
+            also_in_train = leaked(train.digest, known.digest)
+            looks_like_train = lookalikes(
+                image_set.train, images, train, known, num_levels=image_set.num_levels, distance=distance
+            )
         for first in range(0, len(images), ROWS):
             rows = slice(first, first + ROWS)
             yield pd.DataFrame(
@@ -41,8 +43,8 @@ def image_rows(image_set: ImageSet, facts: dict[str, Facts], distance: float) ->
                     "highest": known.highest[rows].astype(float),
                     "constant": (known.lowest == known.highest)[rows],
                     "repeats": again[rows],
-                    "also_in_train": also_in_train[split][rows],
-                    "looks_like_train": looks_like_train[split][rows],
+                    "also_in_train": also_in_train[rows],
+                    "looks_like_train": looks_like_train[rows],
                 }
             )
 
@@ -51,7 +53,7 @@ def split_rows(image_set: ImageSet, folder: Path) -> "pd.DataFrame":
     """Return one row per split: see `split_row`."""
     import pandas as pd
 
-    return pd.DataFrame([split_row(image_set, folder, split) for split in SPLITS])
+    return pd.DataFrame([split_row(image_set, folder, split) for split in present(image_set.description)])
 
 
 def split_row(image_set: ImageSet, folder: Path, split: str) -> dict[str, Any]:
@@ -63,28 +65,39 @@ def split_row(image_set: ImageSet, folder: Path, split: str) -> dict[str, Any]:
     return {
         "split": split,
         "num_images": num_images,
-        "more_than_published": num_images - image_set.description.get(f"published_{split}", num_images),
+        "more_than_published": num_images - published(image_set, split, num_images),
         "labels_without_images": 0 if labels is None else len(labels) - num_images,
         "jpeg": "JPEG" in image_set.description.get("formats", ""),
         "label_ratio": max(frequencies) / min(frequencies),
     }
 
 
+def published(image_set: ImageSet, split: str, num_images: int) -> int:
+    """Return how many images of a split were published, and `num_images` if that is unknown.
+
+    The validation images are part of the published training images.
+    """
+    count = image_set.description.get(f"published_{split}", num_images)
+    drawn = len(image_set.validation) if split == "train" and f"published_{split}" in image_set.description else 0
+    return int(count - drawn)
+
+
 def histogram_rows(facts: dict[str, Facts]) -> "pd.DataFrame":
     """Return one row per split and level: its pixels in the split, and the comb test's result for the whole set."""
     import pandas as pd
 
-    both = facts["train"].histogram + facts["test"].histogram
-    levels, teeth = np.arange(len(both)), comb(both)
+    whole = np.sum([known.histogram for known in facts.values()], axis=0)
+    levels, teeth = np.arange(len(whole)), comb(whole)
     table = {
-        "level_in_use": np.where(both > 0, levels, 0),
+        "level_in_use": np.where(whole > 0, levels, 0),
         "gap": teeth.gaps,
         "peak": teeth.peaks,
         "skipped": teeth.skipped,
-        "unused": both == 0,
+        "unused": whole == 0,
     }
     parts = [
-        pd.DataFrame({"split": split, "level": levels, "count": facts[split].histogram, **table}) for split in SPLITS
+        pd.DataFrame({"split": split, "level": levels, "count": known.histogram, **table})
+        for split, known in facts.items()
     ]
     return pd.concat(parts, ignore_index=True)
 

@@ -171,7 +171,7 @@ def test_damage_raises_only_documented_errors(suffix: str, tmp_path: Path) -> No
 
 def exhaust(found: ImageFolder) -> None:
     for chunks in found.splits:
-        for _ in chunks:
+        for _ in chunks or ():
             pass
 
 

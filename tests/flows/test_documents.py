@@ -24,7 +24,7 @@ from flows.evaluation.results import BoundMetrics
 from flows.images.store import ImageSetError, data_sha256, load_array, load_images, load_labels, save_images
 from flows.registry.storage import Stored, files
 from flows.stages import train
-from flows.stages.register import last_loss
+from flows.stages.register import read_curves
 from flows.training import fitting
 from flows.validation.drift import distances, read_reference
 from flows.validation.report import Profile, Validation
@@ -265,32 +265,34 @@ def test_hostile_weights_whose_digest_agrees_are_refused_or_read(tmp_path: Path)
     "content",
     [
         b"",
-        b"step,bpd\n",
-        b"step,bpd\n1,nan\n",
-        b"step,bpd\n1,1e999\n",
-        b"step,bpd\n-1,2\n",
-        b"step,bpd\n" + b"9" * 5000 + b",1\n",
+        b"step,bpd,validation_bpd\n",
+        b"step,bpd,validation_bpd\n1,nan,\n",
+        b"step,bpd,validation_bpd\n1,1e999,\n",
+        b"step,bpd,validation_bpd\n-1,2,\n",
+        b"step,bpd,validation_bpd\n" + b"9" * 5000 + b",1,\n",
         b"\xff\n",
-        b'step,bpd\n"' + b"x" * 200_000,
+        b'step,bpd,validation_bpd\n"' + b"x" * 200_000,
         b"step\n1\n",
+        b"step,bpd\n1,2\n",
+        b"step,bpd,validation_bpd\n1,2,good\n",
     ],
 )
 def test_a_hostile_training_log_is_refused(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "curves.csv").write_bytes(content)
     with pytest.raises(UserError, match=r"curves\.csv: missing or damaged; run `vdmctl train`"):
-        last_loss(tmp_path / "curves.csv")
+        read_curves(tmp_path / "curves.csv")
 
 
 def test_the_end_of_a_long_training_log_is_read(tmp_path: Path) -> None:
     path = tmp_path / "curves.csv"
-    path.write_text("step,bpd,x\n" + "".join(f"{step},{2 + 1 / step},0\n" for step in range(1, 20_001)))
-    assert last_loss(path) == (20_000, 2 + 1 / 20_000)
+    path.write_text("step,bpd,validation_bpd\n" + "".join(f"{step},{2 + 1 / step},\n" for step in range(1, 20_001)))
+    assert read_curves(path) == (20_000, 2 + 1 / 20_000, None)
     with path.open("ab") as file:
         file.truncate(2**40)
     with pytest.raises(UserError, match="missing or damaged"):
-        last_loss(path)
-    path.write_text("step,bpd\n1,3.5\n")
-    assert last_loss(path) == (1, 3.5)
+        read_curves(path)
+    path.write_text("step,bpd,validation_bpd\n1,3.5,3.2\n2,3.4,3.1\n3,3.3,3.4\n")
+    assert read_curves(path) == (3, 3.3, (3.1, 2))
 
 
 def test_a_report_that_calls_impossible_levels_valid_is_refused(image_set: Path) -> None:
@@ -300,7 +302,7 @@ def test_a_report_that_calls_impossible_levels_valid_is_refused(image_set: Path)
     np.save(image_set / "train.npy", pixels)
     report.write_text(json.dumps({"success": True, "data_sha256": data_sha256(image_set)}))
     with pytest.raises(UserError, match=r"train\.npy holds level 99; run `vdmctl validate`") as raised:
-        train.require_validated(image_set, report)
+        train.require_validated(image_set, report, with_validation=False)
     assert raised.value.code is Exit.INVALID_DATA
 
 
@@ -308,7 +310,7 @@ READERS: dict[str, Callable[[Path], object]] = {
     "validation.json": read_validation,
     "reference.json": read_reference,
     "metrics.json": read_evaluated,
-    "curves.csv": last_loss,
+    "curves.csv": read_curves,
     "train.npy": load_array,
     "labels": lambda path: load_labels(path.parent, "train"),
     "dataset.json": lambda path: load_images(path.parent),

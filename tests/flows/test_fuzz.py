@@ -43,7 +43,7 @@ from flows.registry import lock_file, storage
 from flows.registry import versions as registry
 from flows.registry.evidence import evidence_of
 from flows.registry.versions import Version
-from flows.stages.register import last_loss
+from flows.stages.register import read_curves
 from flows.validation.drift import distances, read_reference
 from flows.validation.report import Profile
 from vdm.model import VDM
@@ -299,7 +299,9 @@ READERS = {
         ),
         (CheckpointError, UserError),
     ),
-    "curves.csv": Reader(lambda: [b"step,bpd,gamma_0\n1,2.5,-9\n2,2.25,-9\n"], text_file(last_loss), (UserError,)),
+    "curves.csv": Reader(
+        lambda: [b"step,bpd,validation_bpd\n1,2.5,\n2,2.25,2.5\n"], text_file(read_curves), (UserError,)
+    ),
     "picture.png": Reader(
         lambda: [picture("PNG"), picture("PNG", "L"), picture("PNG", "1")], read_picture, (BadImageError,)
     ),

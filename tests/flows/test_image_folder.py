@@ -40,12 +40,36 @@ def test_splits_and_classes_of_the_folder_are_kept(train_name: str, test_name: s
     images = load(tmp_path / "set")
     assert np.array(images.train)[:, 0, 0, 0].tolist() == [0, 1, 2, 10, 11, 12]
     assert images.image_shape == (3, 4, 4)
-    assert images.description["split"] == f"by its {' and '.join(sorted((train_name.lower(), test_name.lower())))}"
+    parts = sorted([f"{train_name.lower()} for train", f"{test_name.lower()} for test"])
+    assert images.description["split"] == f"by its folders: {', '.join(parts)}"
+    assert len(images.validation) == 0
     labels = load_labels(tmp_path / "images", "train")
     assert labels is not None
     assert labels.tolist() == [0, 0, 0, 1, 1, 1]
     files = [json.loads(line) for line in files_of(tmp_path / "images", "train").read_text().splitlines()]
     assert files[1:4] == [f"{train_name}/{name}.png" for name in ("cat/1", "cat/2", "dög/0")]
+
+
+def test_a_folder_may_have_three_parts(tmp_path: Path) -> None:
+    for part, count in (("train", 3), ("val", 2), ("test", 1)):
+        (tmp_path / "set" / part).mkdir(parents=True)
+        for i in range(count):
+            Image.fromarray(np.full((4, 4), count, dtype=np.uint8)).save(tmp_path / "set" / part / f"{i}.png")
+    images = load(tmp_path / "set", validation_fraction=0.5)  # the folder's own part wins
+    for split, count in (("train", 3), ("validation", 2), ("test", 1)):
+        assert np.array(getattr(images, split))[:, 0, 0, 0].tolist() == [count] * count
+    assert images.description["split"] == "by its folders: test for test, train for train, val for validation"
+    assert files_of(tmp_path / "images", "validation").read_text().splitlines() == ['"val/0.png"', '"val/1.png"']
+
+
+def test_validation_images_are_drawn_from_the_training_part(folder: Path) -> None:
+    images = load(folder, validation_fraction=0.5)
+    assert (len(images.train), len(images.validation), len(images.test)) == (3, 3, 2)
+    assert np.array_equal(images.test, load(folder).test)
+    every = np.concatenate([images.train, images.validation, images.test])
+    assert {image.tobytes() for image in every} == {noise(6, 5, seed=i).tobytes() for i in range(8)}
+    expected = "0.25 held out with seed 0; 0.5 of the training images held out for validation with seed 0"
+    assert images.description["split"] == expected
 
 
 @pytest.mark.parametrize("suffix", ["png", "webp", "tif", "npy"])

@@ -20,7 +20,9 @@ from flows.core.errors import Exit, UserError
 from flows.core.params import Data
 from flows.images.catalogue import CIFAR10, FASHION_MNIST, PUBLISHED, PublishedSet
 from flows.images.publishers import Splits, read_digits, read_published
+from flows.images.splitting import for_validation
 
+NONE = np.zeros(0, dtype=np.int64)
 DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
 
 
@@ -77,10 +79,14 @@ def small_cifar(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Publis
     return replace(CIFAR10, files={name: sha256(content) for name, content in contents.items()}), source
 
 
-def arrays(splits: Splits) -> tuple[np.ndarray, np.ndarray]:
-    """Return both splits as arrays."""
-    train, test = (np.concatenate([chunk.images for chunk in chunks]) for chunks in splits)
-    return train, test
+def arrays(splits: Splits) -> list[np.ndarray]:
+    """Return the splits that are there as arrays."""
+    return [np.concatenate([chunk.images for chunk in chunks]) for chunks in splits if chunks is not None]
+
+
+def published_arrays(entry: PublishedSet, source: Path, folder: Path) -> list[np.ndarray]:
+    """Return the training and the test images of a published set."""
+    return arrays(read_published(entry, source, folder / "downloads", scratch(folder), validation=NONE))
 
 
 def scratch(tmp_path: Path) -> Path:
@@ -98,7 +104,7 @@ def test_reads_idx_files_compressed_or_not(small_mnist: tuple[PublishedSet, Path
     packed = source / "train-images-idx3-ubyte.gz"
     (source / "train-images-idx3-ubyte").write_bytes(gzip.decompress(packed.read_bytes()))
     packed.unlink()
-    train, test = arrays(read_published(published, source, tmp_path / "downloads", scratch(tmp_path)))
+    train, test = published_arrays(published, source, tmp_path)
     assert np.array_equal(train, images(5, 28, 28)[:, None])
     assert np.array_equal(test, images(3, 28, 28, seed=1)[:, None])
 
@@ -112,7 +118,7 @@ def test_reads_cifar_batches_packed_or_not(
         with tarfile.open(source / "cifar-10-python.tar.gz") as tar:
             tar.extractall(source, filter="data")
         (source / "cifar-10-python.tar.gz").unlink()
-    train, test = arrays(read_published(published, source, tmp_path / "downloads", scratch(tmp_path)))
+    train, test = published_arrays(published, source, tmp_path)
     assert train.shape == (10, 3, 32, 32)
     assert np.array_equal(test, images(2, 3072, seed=5).reshape(2, 3, 32, 32))
 
@@ -142,7 +148,7 @@ def test_a_bad_file_is_named(
     published, source = small_mnist
     damage(source / "train-images-idx3-ubyte.gz")
     with pytest.raises(UserError, match=message) as error:
-        read_published(published, source, tmp_path / "downloads", scratch(tmp_path))
+        read_published(published, source, tmp_path / "downloads", scratch(tmp_path), validation=NONE)
     assert error.value.code == Exit.MISSING
     assert str(source) in str(error.value)
 
@@ -156,7 +162,7 @@ def test_a_hostile_pickle_is_refused_before_it_is_read(small_cifar: tuple[Publis
 
     (source / "data_batch_1").write_bytes(pickle.dumps(Hostile()))
     with pytest.raises(UserError, match="data_batch_1: sha256"):
-        read_published(published, source, tmp_path / "downloads", scratch(tmp_path))
+        read_published(published, source, tmp_path / "downloads", scratch(tmp_path), validation=NONE)
     assert not (tmp_path / "trace").exists()
 
 
@@ -165,34 +171,66 @@ def test_a_truncated_archive_is_named(small_cifar: tuple[PublishedSet, Path], tm
     cut(source / "cifar-10-python.tar.gz")
     (source / "cifar-10-python.tar.gz").write_bytes((source / "cifar-10-python.tar.gz").read_bytes()[:5000])
     with pytest.raises(UserError, match="truncated or damaged"):
-        read_published(published, source, tmp_path / "downloads", scratch(tmp_path))
+        read_published(published, source, tmp_path / "downloads", scratch(tmp_path), validation=NONE)
 
 
 def test_a_source_that_is_not_a_folder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"data\.source: .*nowhere is not a folder"):
-        read_published(FASHION_MNIST, tmp_path / "nowhere", tmp_path / "downloads", scratch(tmp_path))
+        read_published(FASHION_MNIST, tmp_path / "nowhere", tmp_path / "downloads", scratch(tmp_path), validation=NONE)
 
 
 def test_an_address_that_does_not_answer_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("flows.images.fetching.PAUSES", ())
     unreachable = replace(FASHION_MNIST, addresses={"a.gz": ["http://127.0.0.1:9/a.gz"]})
     with pytest.raises(UserError, match=r"could not be downloaded.*data\.source") as error:
-        read_published(unreachable, None, tmp_path / "downloads", scratch(tmp_path))
+        read_published(unreachable, None, tmp_path / "downloads", scratch(tmp_path), validation=NONE)
     assert error.value.code == Exit.MISSING
 
 
 def test_digits_are_split_by_the_seed() -> None:
-    (train, test), again, other = (arrays(read_digits(0.2, seed)) for seed in (0, 0, 1))
-    assert (len(train), len(test)) == (1438, 359)
-    assert np.array_equal(test, again[1])
-    assert not np.array_equal(test, other[1])
-    both = np.concatenate([train, test])
-    assert len(np.unique(both.reshape(1797, -1), axis=0)) == 1797
+    splits, again, other = (arrays(read_digits(0.2, 0.1, seed)) for seed in (0, 0, 1))
+    assert list(map(len, splits)) == [1294, 144, 359]
+    for first, same, different in zip(splits, again, other, strict=True):
+        assert np.array_equal(first, same)
+        assert not np.array_equal(first, different)
+    assert len(np.unique(np.concatenate(splits).reshape(1797, -1), axis=0)) == 1797
+
+
+def test_the_test_images_do_not_depend_on_the_validation_split() -> None:
+    whole, divided = read_digits(0.2, 0, 0), read_digits(0.2, 0.1, 0)
+    assert whole.validation is None
+    all_train, test = arrays(whole)
+    train, validation, same_test = arrays(divided)
+    assert np.array_equal(test, same_test)
+    assert np.array_equal(np.unique(all_train, axis=0), np.unique(np.concatenate([train, validation]), axis=0))
+
+
+@pytest.mark.parametrize("fraction", [0.0001, 0.6])
+def test_a_validation_fraction_that_leaves_a_split_empty_is_refused(fraction: float) -> None:
+    with pytest.raises(UserError, match=r"data.validation_fraction .* of 1 training images") as error:
+        for_validation(1, fraction, 0)
+    assert error.value.code == Exit.INVALID_DATA
+
+
+def test_published_validation_images_are_training_images_with_their_labels(
+    small_mnist: tuple[PublishedSet, Path], tmp_path: Path
+) -> None:
+    entry, source = small_mnist
+    whole = read_published(entry, source, tmp_path / "downloads", scratch(tmp_path), validation=NONE)
+    parts = read_published(entry, source, tmp_path / "downloads", scratch(tmp_path), validation=np.array([3, 0]))
+    (everything,), (train,) = whole.train, parts.train
+    assert parts.validation is not None
+    (validation,) = parts.validation
+    for part, numbers in ((train, [1, 2, 4]), (validation, [0, 3])):
+        assert np.array_equal(part.images, everything.images[numbers])
+        assert np.array_equal(part.labels, everything.labels[numbers])
 
 
 @pytest.mark.skipif(not DEBIAN_FASHION_MNIST.is_dir(), reason="Debian's dataset-fashion-mnist is not installed")
 def test_debians_recompressed_fashion_mnist_has_the_published_bytes(tmp_path: Path) -> None:
-    train, test = arrays(read_published(FASHION_MNIST, DEBIAN_FASHION_MNIST, tmp_path / "downloads", scratch(tmp_path)))
+    train, test = arrays(
+        read_published(FASHION_MNIST, DEBIAN_FASHION_MNIST, tmp_path / "downloads", scratch(tmp_path), validation=NONE)
+    )
     assert train.shape == (60_000, 1, 28, 28)
     assert test.shape == (10_000, 1, 28, 28)
 
@@ -205,10 +243,10 @@ def test_nothing_is_fetched_when_a_source_is_given(
 
     monkeypatch.setattr("socket.socket.connect", refuse)
     published, source = small_mnist
-    assert len(arrays(read_published(published, source, tmp_path / "downloads", scratch(tmp_path)))[0]) == 5
+    assert len(published_arrays(published, source, tmp_path)[0]) == 5
     (source / "t10k-images-idx3-ubyte.gz").unlink()
     with pytest.raises(UserError, match="holds no t10k-images-idx3-ubyte"):
-        read_published(published, source, tmp_path / "downloads", scratch(tmp_path))
+        read_published(published, source, tmp_path / "downloads", scratch(tmp_path), validation=NONE)
 
 
 def test_a_web_page_in_place_of_a_file_is_named_and_not_kept(
@@ -220,7 +258,7 @@ def test_a_web_page_in_place_of_a_file_is_named_and_not_kept(
     for path in source.iterdir():
         (downloads / path.name).write_text("<!DOCTYPE html><title>Too many requests</title>")
     with pytest.raises(UserError, match=r"train-images-idx3-ubyte.gz is a web page"):
-        read_published(published, None, downloads, scratch(tmp_path))
+        read_published(published, None, downloads, scratch(tmp_path), validation=NONE)
     assert not downloads.exists()
 
 
@@ -231,7 +269,7 @@ def test_a_bomb_is_not_unpacked(
     published, source = small_mnist
     (source / "t10k-labels-idx1-ubyte.gz").write_bytes(gzip.compress(bytes(5_000_000)))
     with pytest.raises(UserError, match="t10k-labels-idx1-ubyte is truncated or damaged: unpacks to more than 10000"):
-        read_published(published, source, tmp_path / "downloads", scratch(tmp_path))
+        read_published(published, source, tmp_path / "downloads", scratch(tmp_path), validation=NONE)
     assert sum(path.stat().st_size for path in scratch(tmp_path).rglob("*") if path.is_file()) < 20_000
 
 
@@ -256,11 +294,11 @@ def test_paths_and_links_out_of_an_archive_are_not_followed(
                 tar.addfile(link)
 
     packed(linked=False)
-    train, _ = arrays(read_published(published, source, tmp_path / "downloads", scratch(tmp_path)))
+    train, _ = published_arrays(published, source, tmp_path)
     assert len(train) == 10
     packed(linked=True)
     with pytest.raises(UserError, match="test_batch is truncated or damaged"):
-        read_published(published, source, tmp_path / "downloads", scratch(tmp_path))
+        read_published(published, source, tmp_path / "downloads", scratch(tmp_path), validation=NONE)
     assert not list(tmp_path.rglob("trace"))
 
 
@@ -316,7 +354,7 @@ def test_hostile_archives_are_refused(
     named = [(name if "/" in name else f"cifar-10-batches-py/{name}", *rest) for name, *rest in entries]
     archive(source / "cifar-10-python.tar.gz", *named, size=size)
     with pytest.raises(UserError, match=message) as error:
-        read_published(published, source, tmp_path / "downloads", scratch(tmp_path))
+        read_published(published, source, tmp_path / "downloads", scratch(tmp_path), validation=NONE)
     assert error.value.code == Exit.MISSING
     assert str(error.value).isprintable()
     assert sum(path.stat().st_size for path in scratch(tmp_path).rglob("*") if path.is_file()) < 10
@@ -331,7 +369,7 @@ def test_a_file_that_an_archive_holds_twice_is_refused(small_cifar: tuple[Publis
     entry = ("cifar-10-batches-py/test_batch", tarfile.REGTYPE, content)
     archive(source / "cifar-10-python.tar.gz", entry, entry)
     with pytest.raises(UserError, match="test_batch is truncated or damaged: the archive holds it twice"):
-        read_published(published, source, tmp_path / "downloads", scratch(tmp_path))
+        read_published(published, source, tmp_path / "downloads", scratch(tmp_path), validation=NONE)
 
 
 def test_an_archive_cannot_fill_the_memory(
@@ -342,14 +380,14 @@ def test_an_archive_cannot_fill_the_memory(
     published, source = small_cifar
     archive(source / "cifar-10-python.tar.gz", ("header", tarfile.XHDTYPE, bytes(200 * 2**20)))
     with pytest.raises(UserError, match="is truncated or damaged: takes too much memory"):
-        read_published(published, source, tmp_path / "downloads", scratch(tmp_path))
+        read_published(published, source, tmp_path / "downloads", scratch(tmp_path), validation=NONE)
 
 
 def test_an_archive_that_a_browser_unpacked_is_read(small_cifar: tuple[PublishedSet, Path], tmp_path: Path) -> None:
     published, source = small_cifar
     path = source / "cifar-10-python.tar.gz"
     path.write_bytes(gzip.decompress(path.read_bytes()))
-    train, _ = arrays(read_published(published, source, tmp_path / "downloads", scratch(tmp_path)))
+    train, _ = published_arrays(published, source, tmp_path)
     assert len(train) == 10
 
 
@@ -360,7 +398,7 @@ def test_pipes_are_not_opened(suffix: str, small_mnist: tuple[PublishedSet, Path
     (source / "train-images-idx3-ubyte.gz").unlink()
     os.mkfifo(source / f"train-images-idx3-ubyte{suffix}")
     with pytest.raises(UserError, match="holds no train-images-idx3-ubyte"):
-        read_published(published, source, tmp_path / "downloads", scratch(tmp_path))
+        read_published(published, source, tmp_path / "downloads", scratch(tmp_path), validation=NONE)
 
 
 def test_a_wrong_file_is_named_before_the_others_are_unpacked(
@@ -369,5 +407,5 @@ def test_a_wrong_file_is_named_before_the_others_are_unpacked(
     published, source = small_mnist
     other_content(source / "train-images-idx3-ubyte.gz")
     with pytest.raises(UserError, match="train-images-idx3-ubyte: sha256"):
-        read_published(published, source, tmp_path / "downloads", scratch(tmp_path))
+        read_published(published, source, tmp_path / "downloads", scratch(tmp_path), validation=NONE)
     assert [path.name for path in scratch(tmp_path).rglob("*") if path.is_file()] == ["train-images-idx3-ubyte"]

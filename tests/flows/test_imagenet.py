@@ -19,7 +19,9 @@ from torchvision.datasets import SVHN as TorchvisionSVHN
 from flows.core.errors import Exit, UserError
 from flows.images.catalogue import IMAGENET32, IMAGENET32_2016, IMAGENET64, PUBLISHED, SVHN, DownsampledImageNet
 from flows.images.imagenet import read_imagenet
-from flows.images.publishers import Splits, read_published
+from flows.images.publishers import read_published
+
+NONE = np.zeros(0, dtype=np.int64)
 
 
 def pixels(count: int, size: int = 32, seed: int = 0) -> np.ndarray:
@@ -69,8 +71,8 @@ def pictures(tmp_path: Path) -> tuple[DownsampledImageNet, Path]:
 
 
 def read(published: DownsampledImageNet, source: Path) -> tuple[np.ndarray, np.ndarray]:
-    splits = read_imagenet(published, source, source / "downloads")
-    train, test = (np.concatenate([chunk.images for chunk in chunks]) for chunks in splits)
+    splits = read_imagenet(published, source, source / "downloads", validation=NONE)
+    train, test = (np.concatenate([chunk.images for chunk in chunks]) for chunks in (splits.train, splits.test))
     return train, test
 
 
@@ -78,7 +80,7 @@ def test_batches_stream_in_the_order_of_their_numbers(batches: tuple[Downsampled
     train, test = read(*batches)
     assert np.array_equal(train, pixels(2300))
     assert np.array_equal(test, pixels(5, seed=1))
-    splits = read_imagenet(*batches, batches[1])
+    splits = read_imagenet(*batches, batches[1], validation=NONE)
     chunks = list(splits.train)
     assert [len(chunk.images) for chunk in chunks] == [1000, 1000, 200, 100]
     assert chunks[1].labels is not None
@@ -93,11 +95,11 @@ def test_pictures_stream_in_the_order_of_the_archive(pictures: tuple[Downsampled
 
 def test_the_versions_are_distinguished(pictures: tuple[DownsampledImageNet, Path], tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no Imagenet32_train_npz.zip; it holds train_32x32.tar, valid_32x32.tar"):
-        read_imagenet(IMAGENET32, pictures[1], tmp_path / "downloads")
+        read_imagenet(IMAGENET32, pictures[1], tmp_path / "downloads", validation=NONE)
     published, source = pictures
     wrong = replace(published, train={"train_32x32.tar": "0" * 64})
     with pytest.raises(UserError, match=r"train_32x32.tar: sha256 is .* \(unknown\), the published archive has 000"):
-        read_imagenet(wrong, source, tmp_path / "downloads")
+        read_imagenet(wrong, source, tmp_path / "downloads", validation=NONE)
 
 
 def test_an_archive_of_another_version_under_this_name_is_refused(
@@ -107,7 +109,7 @@ def test_an_archive_of_another_version_under_this_name_is_refused(
     other = replace(IMAGENET64, train={"Imagenet64_train_part1_npz.zip": hashlib.sha256(b"64").hexdigest()})
     monkeypatch.setitem(PUBLISHED, "imagenet64", other)
     with pytest.raises(UserError, match=r"\(that is Imagenet64_train_part1_npz.zip\)") as error:
-        read_imagenet(IMAGENET32, tmp_path, tmp_path)
+        read_imagenet(IMAGENET32, tmp_path, tmp_path, validation=NONE)
     assert error.value.code == Exit.MISSING
 
 
@@ -224,8 +226,9 @@ def test_svhn_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         lists[split] = ["", path.name, hashlib.md5(path.read_bytes()).hexdigest()]
     monkeypatch.setattr(TorchvisionSVHN, "split_list", lists)
     (tmp_path / "scratch").mkdir()
-    splits: Splits = read_published(replace(SVHN, files=files), tmp_path, tmp_path / "none", tmp_path / "scratch")
-    (train,), (test,) = splits
+    entry = replace(SVHN, files=files)
+    splits = read_published(entry, tmp_path, tmp_path / "none", tmp_path / "scratch", validation=NONE)
+    (train,), (test,) = splits.train, splits.test
     assert np.array_equal(train.images, pixels(4))
     assert np.array_equal(test.images, pixels(4, seed=1))
     assert train.labels is not None

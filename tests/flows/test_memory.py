@@ -110,7 +110,9 @@ def test_no_preset_is_refused_on_a_machine_of_24_gib(preset: Path, monkeypatch: 
     params, shape = read_params(preset), SHAPES.get(preset.stem, (3, 32, 32))
     pixels = np.broadcast_to(np.uint8(0), (1_281_167, *shape))
     described = {"num_levels": 256, "image_shape": list(shape)}
-    train.require_memory(params.model, params.train, ImageSet(described, pixels, pixels), torch.device("cpu"), 1)
+    train.require_memory(
+        params.model, params.train, ImageSet(described, pixels, pixels[:0], pixels), torch.device("cpu"), 1
+    )
     with torch.device("meta"):
         model = VDM(image_shape=shape, num_levels=256, **params.model.model_dump())
     needed = sampling.memory_needed(model, params.sample.num_images, params.sample.num_timesteps)

@@ -27,7 +27,14 @@ from flows.stages.download import download
         (["one.png"], Exit.INVALID_DATA, "0 of 1 images would be held out"),
         (["train/1.png"], Exit.INVALID_DATA, "0 of 1 images would be held out"),
         (["train/1.png", "train/2.png"], Exit.INVALID_DATA, 'there is "train"; rename'),
-        (["train/1.png", "test/1.png", "val/1.png"], Exit.INVALID_DATA, 'there is "test", "train", "val"; rename'),
+        (["train/1.png", "test/1.png", "a/1.png"], Exit.INVALID_DATA, 'there is "test", "train", "a"; rename'),
+        (["test/1.png", "val/1.png"], Exit.INVALID_DATA, 'there is "test", "val"; rename'),
+        (["train/1.png", "test/1.png", "eval/1.png"], Exit.INVALID_DATA, 'there is "eval", "test", "train"; rename'),
+        (
+            ["train/1.png", "test/1.png", "val/1.png", "val/2.png"],
+            Exit.INVALID_DATA,
+            "2 validation images, but only 1 training images; exchange the folders",
+        ),
         (["Training/1.png", "a/1.png", "b/1.png"], Exit.INVALID_DATA, 'there is "Training", "a", "b"; rename'),
         (["learn/1.png", "TEST/1.png"], Exit.INVALID_DATA, 'there is "TEST", "learn"; rename'),
     ],
@@ -87,7 +94,7 @@ def test_a_file_that_may_not_be_read_is_named(folder: Path, monkeypatch: pytest.
 
 
 def test_too_many_images_are_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("flows.images.folder.MOST_IMAGES", 7)
+    monkeypatch.setattr("flows.images.splitting.MOST_IMAGES", 7)
     with pytest.raises(UserError, match="folder: 8 images, but at most 7 are read") as error:
         load(folder)
     assert error.value.code == Exit.INVALID_DATA
@@ -177,7 +184,7 @@ def test_a_folder_whose_name_begins_with_a_tilde_is_that_folder(folder: Path, mo
     )
     params = read_params(Path(__file__).parents[2] / "presets" / "digits.yaml")
     path = Path("~nobody-of-this-name")
-    assert inspect_path(params.data, params.contract, path=path, out=None, reference=None) == {"read": 6}
+    assert inspect_path(params.data, params.contract, path=path, out=None, reference=None) == {"read": 5}
 
 
 @pytest.mark.processes

@@ -102,7 +102,14 @@ def test_too_large_results_are_refused_before_they_are_made(
         full = (2, *shape)
         np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": full})
         file.truncate(file.tell() + int(np.prod(full)))
-    data = DIGITS.model_copy(update={"name": "image_folder", "source": str(tmp_path / "a.npy"), "test_fraction": 0.5})
+    data = DIGITS.model_copy(
+        update={
+            "name": "image_folder",
+            "source": str(tmp_path / "a.npy"),
+            "test_fraction": 0.5,
+            "validation_fraction": 0,
+        }
+    )
     with pytest.raises(UserError, match=message) as error:
         download(data.model_copy(update=change), out=tmp_path / "out", downloads=tmp_path / "downloads")
     assert error.value.code == code

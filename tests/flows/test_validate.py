@@ -137,8 +137,8 @@ def test_a_wrong_number_of_images_is_named(image_set: Path) -> None:
         lambda folder: (folder / "test.npy").write_bytes(b""),
         lambda folder: (folder / "dataset.json").write_text("{"),
         lambda folder: (folder / "dataset.json").write_text("{}"),
-        lambda folder: write_set(folder, *load_images(folder)[1:], num_levels="many"),
-        lambda folder: write_set(folder, *load_images(folder)[1:], image_shape=[8, 8]),
+        lambda folder: write_set(folder, *np.array_split(load_images(folder).train, 2), num_levels="many"),
+        lambda folder: write_set(folder, *np.array_split(load_images(folder).train, 2), image_shape=[8, 8]),
         lambda folder: np.save(folder / "test.npy", np.array(["a"])),
         lambda folder: np.save(folder / "test.npy", np.array(3)),
         lambda folder: np.save(folder / "test.npy", np.array([{}], dtype=object), allow_pickle=True),
@@ -212,7 +212,7 @@ def test_warnings_do_not_fail(image_set: Path, caplog: pytest.LogCaptureFixture)
     write_set(image_set, np.minimum(train, 15), np.minimum(test, 15), formats="70 JPEG")
     np.save(image_set / "train_labels.npy", np.repeat([0, 1], [49, 1]))
     assert run(image_set)["success"]
-    assert "no test image looks like a training image: 1 of 70 rows (test 2)" in caplog.text
+    assert "no image held out looks like a training image: 1 of 70 rows (test 2)" in caplog.text
     assert "no image comes from a JPEG file, whose pixels are the decoder's: 2 of 2 rows (train, test)" in caplog.text
     assert "every level is used: 2 of 34 rows (train 16, test 16)" in caplog.text
     assert "per image of the least frequent: 1 of 2 rows, such as 49.0 (train)" in caplog.text
@@ -303,5 +303,5 @@ def test_fashion_mnist_downloads_and_is_valid(tmp_path: Path) -> None:
     report = run(tmp_path / "images")
     assert report["success"]
     broken = [entry["meaning"] for entry in report["expectations"] if not entry["success"]]
-    assert broken == ["no test image looks like a training image"]
+    assert broken == ["no image held out looks like a training image"]
     assert load_images(tmp_path / "images").description["published_train"] == 60_000

@@ -13,8 +13,9 @@ from flows.core.checkpoint import load_state, save_state
 from vdm.batches import Batch
 from vdm.errors import TrainingDiverged
 from vdm.model import VDM
+from vdm.optimizer import adamw, learning_rate_factor
 from vdm.schedule import gamma_and_slope
-from vdm.training import Trainer, TrainingSettings, adamw, backward, learning_rate_factor
+from vdm.training import Trainer, TrainingSettings, backward
 from vdm.vlb import bits_per_dim, low_discrepancy_times
 
 SETTINGS: dict[str, Any] = {
@@ -215,7 +216,8 @@ def test_the_losses_do_not_depend_on_how_a_step_is_computed(
     plain, other = (fit(tiny_model(schedule=schedule), digits, **SETTINGS | more).records for more in ({}, settings))
     for record, expected in zip(other, plain, strict=True):
         # Rounding errors, amplified by 30 steps of training.  Another batch would differ in the second digit.
-        assert record[:-1] == pytest.approx(expected[:-1], rel=2e-4)
+        figures, wanted = ([value for value in line[:-1] if value is not None] for line in (record, expected))
+        assert figures == pytest.approx(wanted, rel=2e-4)
 
 
 def test_checkpointed_activations_meet_the_same_dropout(tiny_model: Callable[..., VDM], digits: np.ndarray) -> None:

@@ -280,7 +280,7 @@ def test_a_full_disk_ends_the_training_in_one_line_and_loses_nothing(
     models.unlink()
 
 
-RECORD = TrainingRecord(5, 3.0, 1.0, 1.0, 1.0, -7.0, 5.0, 1.0, 1e-3, 100.0)
+RECORD = TrainingRecord(5, 3.0, 1.0, 1.0, 1.0, -7.0, 5.0, 1.0, 1e-3, None, None, 100.0)
 
 
 def test_curves_on_a_full_disk_are_named(full_disk: Path) -> None:

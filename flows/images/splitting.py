@@ -1,0 +1,102 @@
+"""Divide images into training, validation and test images: by the names of folders, or by seeded draws."""
+
+from pathlib import Path
+
+import numpy as np
+
+from flows.core.errors import Exit, UserError
+from flows.images.scanning import listed
+from flows.images.store import SPLITS
+
+NAMES = {
+    "train": ("train", "training"),
+    "validation": ("val", "valid", "validation", "dev"),
+    "test": ("test", "testing", "eval"),
+}
+"""The names of the parts of a folder, by split."""
+TRAIN, VALIDATION, TEST = range(len(SPLITS))
+"""The numbers of the splits in the result of `divide`."""
+MOST_IMAGES = 7_500_000  # validation holds 130 bytes of each: less than 1 GB
+
+
+def held_out(count: int, fraction: float, split_seed: int) -> np.ndarray:
+    """Return the numbers of a seeded share of `count` images, in the order in which they were drawn."""
+    return np.random.default_rng(split_seed).permutation(count)[: round(fraction * count)]
+
+
+def for_validation(count: int, fraction: float, split_seed: int) -> np.ndarray:
+    """Return the numbers of the validation images among `count` training images.
+
+    Raises UserError (exit 4) if the fraction is not 0 but no image, or every image, would be drawn.
+    """
+    drawn = held_out(count, fraction, split_seed)
+    if fraction and not 0 < len(drawn) < count:
+        reason = f"data.validation_fraction {fraction:g} takes {len(drawn)} of {count} training images"
+        raise UserError(f"{reason}; set it to 0, or so that both splits have images", Exit.INVALID_DATA)
+    return drawn
+
+
+def divide(
+    root: Path, names: list[str], counts: list[int], test_fraction: float, validation_fraction: float, split_seed: int
+) -> np.ndarray:
+    """Return the number of the split of every image in a folder (N,) int8.
+
+    `counts` are the numbers of images in the files.  Images lie in the split of their part of the folder.  Without such
+    parts, a seeded share is held out for the test.  Without a validation part, a seeded share of the training images
+    is held out for validation.  Raises UserError (exit 4).
+    """
+    if (total := sum(counts)) > MOST_IMAGES:
+        raise UserError(f"{root}: {total:,} images, but at most {MOST_IMAGES:,} are read", Exit.INVALID_DATA)
+    if given := parts_of(names):
+        chosen = np.repeat(np.array([SPLITS.index(given[part_of(name)]) for name in names], dtype=np.int8), counts)
+    else:
+        require_no_part(root, names)
+        chosen = np.full(total, TRAIN, dtype=np.int8)
+        chosen[held_out(total, test_fraction, split_seed)] = TEST
+    num_train, num_validation, num_test = np.bincount(chosen, minlength=len(SPLITS)).tolist()
+    if not num_train or not num_test:
+        reason = f"{num_test} of {total} images would be held out (data.test_fraction {test_fraction})"
+        raise UserError(f"{root}: {reason}, but training and test images are needed", Exit.INVALID_DATA)
+    if num_validation > num_train:
+        reason = f"{num_validation} validation images, but only {num_train} training images"
+        raise UserError(f"{root}: {reason}; exchange the folders, or move images", Exit.INVALID_DATA)
+    if not num_validation:
+        train = np.flatnonzero(chosen == TRAIN)
+        chosen[train[for_validation(num_train, validation_fraction, split_seed)]] = VALIDATION
+    return chosen
+
+
+def parts_of(names: list[str]) -> dict[str, str]:
+    """Return the split of each part of a folder, such as {"train": "train", "val": "test"}.
+
+    A validation part beside a training part alone is the test split, as in ImageNet.  Return {} unless there is a
+    training part, a part to test on, at most one part for each split, and nothing else.
+    """
+    given = {part: split_named(part) for part in sorted({part_of(name) for name in names})}
+    splits = set(given.values())
+    if len(splits) < len(given) or len(given) < 2 or "train" not in splits or "" in splits:
+        return {}
+    return {part: split if split == "train" or "test" in splits else "test" for part, split in given.items()}
+
+
+def require_no_part(root: Path, names: list[str]) -> None:
+    """Raise UserError (exit 4) if some of the files, but not all, lie in parts named like splits."""
+    first_parts = {name.partition("/")[0] for name in names}
+    found = sorted(first_parts, key=lambda part: (not split_named(part_of(part)), part))
+    if split_named(part_of(found[0])) and len(names) > 1:
+        train, validation, test = (", ".join(NAMES[split]) for split in SPLITS)
+        raise UserError(
+            f"{root}: its parts must be one of {train}, one of {test}, perhaps one of {validation}, and nothing else; "
+            f"there is {listed(found[:5])}; rename or remove the others",
+            Exit.INVALID_DATA,
+        )
+
+
+def split_named(part: str) -> str:
+    """Return the split that a part of a folder is named after, or ""."""
+    return next((split for split, names in NAMES.items() if part in names), "")
+
+
+def part_of(name: str) -> str:
+    """Return the first part of a name, in lower case: `train` of Train/cat/1.png and of train.npy."""
+    return name.partition("/")[0].lower().removesuffix(".npy")

@@ -1,0 +1,124 @@
+"""Validation while training: the same figures every time, the best weights, patience, and resuming."""
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import TINY
+from test_training import SETTINGS, fit, same_bits
+
+from flows.core.checkpoint import load_state, save_state
+from vdm.model import VDM
+from vdm.training import Trainer, TrainingSettings
+from vdm.validation import Validation
+
+
+def validated(model: VDM, train: np.ndarray, held_out: np.ndarray, **settings: Any) -> Trainer:
+    """Return a run with validations before its first step."""
+    options: dict[str, Any] = {"every_steps": 10, "times_per_image": 4, "batch_size": 64, "seed": 0}
+    options |= {"keep": "best", "patience": None}
+    validation = Validation(held_out, **options | {key: settings.pop(key) for key in options.keys() & settings.keys()})
+    settings = SETTINGS | settings
+    return Trainer(model, torch.from_numpy(train), TrainingSettings(**settings), validation)
+
+
+def run(trainer: Trainer) -> Trainer:
+    while not trainer.finished:
+        trainer.step()
+    return trainer
+
+
+OVERFIT: dict[str, Any] = {"steps": 120, "learning_rate": 1e-2, "every_steps": 20}
+
+
+def small_model() -> VDM:
+    """Return a model that learns four images by heart in a few steps."""
+    torch.manual_seed(0)
+    return VDM(
+        **TINY | {"width": 16, "schedule": "fixed_linear", "gamma_0": -6.0, "gamma_1": 5.0, "fourier_exponents": []}
+    )
+
+
+def test_the_best_weights_of_a_model_that_overfits_are_kept(digits: np.ndarray) -> None:
+    trainer = run(validated(small_model(), digits[:4], digits[100:132], **OVERFIT))
+    curve = {record.step: record.validation_bpd or math.inf for record in trainer.records if record.validation_bpd}
+    assert list(curve) == [20, 40, 60, 80, 100, 120]
+    best = min(curve, key=curve.__getitem__)
+    assert best < 100
+    assert curve[best] < curve[120] - 0.3
+    assert trainer.validation is not None
+    assert trainer.validation.evaluate(trainer.kept).bpd.mean() == curve[best]
+    assert trainer.validation.evaluate(trainer.averaged).bpd.mean() == curve[120]
+
+
+def test_training_ends_when_patience_ends_and_may_keep_the_last_weights(digits: np.ndarray) -> None:
+    trainer = run(validated(small_model(), digits[:4], digits[100:132], **OVERFIT, patience=1, keep="last"))
+    curve = [record.validation_bpd for record in trainer.records if record.validation_bpd]
+    assert trainer.done == 20 * len(curve) < 120
+    assert curve.index(min(curve)) == len(curve) - 2
+    assert trainer.kept is trainer.averaged
+
+
+def test_validation_changes_no_weights_and_no_other_figure(tiny_model: Callable[..., VDM], digits: np.ndarray) -> None:
+    plain = fit(tiny_model(dropout=0.3), digits[:64], **SETTINGS)
+    torch.manual_seed(0)
+    other = run(validated(tiny_model(dropout=0.3), digits[:64], digits[64:80], keep="last"))
+    assert same_bits(other.averaged.state_dict(), plain.averaged.state_dict())
+    assert [record[:9] for record in other.records] == [record[:9] for record in plain.records]
+
+
+@pytest.mark.parametrize("interrupted_after", [15, 75])
+def test_a_run_with_validation_resumes_to_the_same_bytes(
+    interrupted_after: int, digits: np.ndarray, tmp_path: Path
+) -> None:
+    """The best weights, those of step 60, may be from before or after the interruption."""
+    whole, first, second = (
+        validated(small_model(), digits[:4], digits[100:132], **OVERFIT, patience=1) for _ in range(3)
+    )
+    run(whole)
+    assert whole.done == 80
+    for _ in range(interrupted_after):
+        first.step()
+    save_state(tmp_path / "state", first.state())
+    second.load_state(load_state(tmp_path / "state"))
+    run(second)
+    assert second.done == whole.done
+    assert same_bits(second.kept.state_dict(), whole.kept.state_dict())
+    assert [record[:-1] for record in second.records] == [record[:-1] for record in whole.records]
+
+
+def test_processes_share_a_validation_without_changing_it(
+    tiny_model: Callable[..., VDM], digits: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The parts of three processes, evaluated one after the other, make the result of one process."""
+    model = tiny_model().double()
+    validation = Validation(
+        digits[:10], every_steps=1, times_per_image=2, batch_size=64, seed=0, keep="last", patience=None
+    )
+    whole = validation.evaluate(model)
+    parts: list[np.ndarray] = []
+    monkeypatch.setattr("vdm.validation.gather", lambda terms: [*parts, terms])
+    for rank in range(3):
+        monkeypatch.setattr("vdm.validation.process", lambda rank=rank: (rank, 3))
+        monkeypatch.setattr("vdm.validation.gather", lambda terms: parts.append(terms) or list(parts))
+        shared = validation.evaluate(model)
+    assert [part.shape[1] for part in parts] == [3, 3, 4]
+    np.testing.assert_allclose(shared.bpd, whole.bpd, rtol=1e-12)
+    np.testing.assert_allclose(shared.diffusion_variance, whole.diffusion_variance, rtol=1e-9)
+
+
+def test_validation_without_images_is_refused() -> None:
+    with pytest.raises(ValueError, match="needs validation images"):
+        Validation(
+            np.zeros((0, 1, 8, 8), dtype=np.uint8),
+            every_steps=1,
+            times_per_image=2,
+            batch_size=64,
+            seed=0,
+            keep="last",
+            patience=None,
+        )

@@ -1,0 +1,93 @@
+"""Validation: how the averaged weights do on images that training does not see, which of them to keep, when to stop.
+
+Every validation takes the same images, times and noise, so that successive figures differ by the weights alone.  When
+torch.distributed is initialised, the processes share the images out.
+"""
+
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+from torch import Tensor
+
+from vdm.choices import Keep
+from vdm.evaluation import Evaluation, image_terms, terms_of_set
+from vdm.model import VDM
+from vdm.processes import gather, process
+
+
+class Best(NamedTuple):
+    """The lowest validation bits/dim so far, its step, and the averaged weights; None if they are not kept."""
+
+    step: int
+    bpd: float
+    weights: dict[str, Tensor] | None
+
+
+class Validation:
+    """The validations of one training run on `images` (N,C,H,W), every `every_steps` steps.
+
+    `keep` says whether the run ends with the averaged weights of the best validation or with the last ones.  After
+    `patience` validations in a row without a new best one, training ends; None for no such end.  Raises ValueError for
+    an empty set of images.
+    """
+
+    def __init__(
+        self,
+        images: np.ndarray,
+        *,
+        every_steps: int,
+        times_per_image: int,
+        batch_size: int,
+        seed: int,
+        keep: Keep,
+        patience: int | None,
+    ) -> None:
+        if not len(images):
+            raise ValueError("validate_every_steps needs validation images")
+        self.images = images
+        self.every_steps = every_steps
+        self.keep, self.patience = keep, patience
+        self.options: dict[str, Any] = {"times_per_image": times_per_image, "batch_size": batch_size, "seed": seed}
+        self.best: Best | None = None
+        self.since_best = 0
+
+    @property
+    def impatient(self) -> bool:
+        """Whether training ends because the last `patience` validations brought no new best one."""
+        return self.patience is not None and self.since_best >= self.patience
+
+    def figures(self, averaged: VDM, step: int, *, last: bool) -> tuple[float, float] | None:
+        """Validate after the last step and every `every_steps` steps, and compare the result with the best one.
+
+        Return the bits/dim and their Monte Carlo standard error; None after the other steps.
+        """
+        if not last and step % self.every_steps:
+            return None
+        result = self.evaluate(averaged)
+        bpd = float(result.bpd.mean())
+        self.since_best += 1
+        if math.isfinite(bpd) and (self.best is None or bpd < self.best.bpd):
+            kept = {name: value.clone() for name, value in averaged.state_dict().items()}
+            self.best, self.since_best = Best(step, bpd, kept if self.keep == "best" else None), 0
+        return bpd, result.monte_carlo_standard_error
+
+    def evaluate(self, model: VDM) -> Evaluation:
+        """Evaluate this process's share of the images, and return the bound on all of them, in every process."""
+        rank, processes = process()
+        ends = [len(self.images) * number // processes for number in range(processes + 1)]
+        share = range(ends[rank], ends[rank + 1])
+        terms = image_terms(model, self.images, share, num_timesteps=None, **self.options)
+        return terms_of_set(np.concatenate(gather(terms), axis=1))
+
+    def state(self) -> dict[str, Any]:
+        """Return what a checkpoint must hold."""
+        return {"best": list(self.best) if self.best else None, "since_best": self.since_best}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Continue from a result of `state`.  Raises ValueError, LookupError or TypeError for anything else."""
+        self.best = None
+        if state["best"] is not None:
+            step, bpd, weights = state["best"]
+            self.best = Best(int(step), float(bpd), None if weights is None else dict(weights))
+        self.since_best = int(state["since_best"])
