@@ -10,7 +10,7 @@ from flows.images.catalogue import FASHION_MNIST
 from flows.images.publishers import Splits, read_digits, read_published
 from vdm.choices import ScheduleKind
 from vdm.model import VDM
-from vdm.training import Trainer, TrainingSettings
+from vdm.training.trainer import Trainer, TrainingSettings
 
 
 def digits() -> tuple[np.ndarray, np.ndarray]:

@@ -29,7 +29,7 @@ from flows.core.checkpoint import save_state
 from flows.core.device import find_compile, find_device, find_precision
 from flows.training.fitting import resolve
 from vdm.model import VDM
-from vdm.training import Trainer
+from vdm.training.trainer import Trainer
 
 
 def build(problem: Problem, device: torch.device, precision: str, compile: bool, **changes: Any) -> Trainer:

@@ -29,7 +29,7 @@ OLD = {
     "reports/evaluation/metrics.json": json.dumps(METRICS),
     "reports/evaluation/per_image.csv": "old",
     "reports/samples/samples.png": "old",
-    "reports/training/curves.csv": "step,bpd\n20,6.5\n",
+    "reports/training/curves.csv": "step,bpd,validation_bpd\n20,6.5,6.6\n",
     "models/vdm/README.md": "old",
 }
 
@@ -42,7 +42,8 @@ class Small:
         shutil.copytree(ROOT / "presets", folder / "presets")
         digits = load_digits().images.astype(np.uint8)[:, None]
         description = {"name": "digits", "title": "Digits", "num_levels": 17}
-        save_images(folder / "data/images", {"train": digits[:60], "test": digits[60:100]}, description)
+        splits = {"train": digits[:60], "validation": digits[100:110], "test": digits[60:100]}
+        save_images(folder / "data/images", splits, description)
         save_model(folder / "models/trained", VDM(**TINY), TINY)
         self.reset()
 

@@ -5,11 +5,11 @@ from typing import Literal
 ScheduleKind = Literal["fixed_linear", "learned_linear", "learned_monotone"]
 """A noise schedule of `vdm.schedule` (appendix H)."""
 Transform = Literal["flip", "rotate", "swap_channels"]
-"""A random change of training images (section 6); see `vdm.batches.augment`."""
+"""A random change of training images (section 6); see `vdm.training.batches.augment`."""
 Precision = Literal["float32", "bfloat16"]
 """The number format of the network's matrix products and convolutions in training."""
 LearningRateDecay = Literal["none", "linear", "cosine"]
-"""The course of the learning rate after its warm-up; see `vdm.optimizer.learning_rate_factor`."""
+"""The course of the learning rate after its warm-up; see `vdm.training.optimizer.learning_rate_factor`."""
 TrainingImages = Literal["train", "train_and_validation"]
 """The images that a model is fitted to."""
 Keep = Literal["best", "last"]

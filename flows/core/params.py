@@ -115,7 +115,7 @@ class Model(Section):
 
 
 class Train(Section):
-    """The settings of the optimisation; see `vdm.training.TrainingSettings` and `vdm.validation.Validation`."""
+    """The settings of the optimisation; see `vdm.training.trainer` and `vdm.training.validation`."""
 
     images: TrainingImages
     seed: NonNegative
@@ -138,7 +138,7 @@ class Train(Section):
     ema_decay: Annotated[Real, Field(ge=0, lt=1)]
     log_every: Positive
     validate_every_steps: Positive | None
-    validation_times_per_image: Annotated[int, Field(ge=2, le=10**6)]  # one time has no known error
+    validation_times: Annotated[int, Field(ge=2, le=10**6)]  # one time has no known error
     keep: Keep
     patience: Positive | None
     checkpoint_every_steps: Positive

@@ -126,14 +126,15 @@ class Curves(NamedTuple):
 
 def read_curves(curves: Path) -> Curves:
     """Return what the training log says.  Raises UserError (exit 5) if it is missing or damaged."""
-    step, bpd, best = 0, math.nan, None
+    step, bpd = 0, math.nan
+    best: tuple[float, int] | None = None
     try:
         with open_regular(curves) as file:
             for row in csv.DictReader(lines(file)):
                 step, bpd = int(row["step"]), float(row["bpd"])
-                if row["validation_bpd"]:
-                    found = float(row["validation_bpd"]), step
-                    best = found if best is None else min(best, found)
+                validated = float(row["validation_bpd"])
+                if math.isfinite(validated) and (best is None or validated < best[0]):
+                    best = validated, step
         if step < 1 or not math.isfinite(bpd):
             raise ValueError(f"step {step} at {bpd} bits/dim")
     except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:

@@ -15,7 +15,7 @@ from torch import distributed
 from torch.distributed import FileStore  # type: ignore[attr-defined]
 
 from flows.core.errors import Exit, UserError
-from vdm.processes import gather
+from vdm.training.processes import gather
 
 Value = TypeVar("Value")
 

@@ -29,10 +29,10 @@ from flows.training.collectives import (
 from flows.training.runs import Run, fingerprint, stop_signals, unwritten, writing_curves
 from vdm.choices import TrainingImages
 from vdm.model import VDM, count_parameters
-from vdm.processes import gather, process
-from vdm.training import Trainer, TrainingSettings, memory_needed
-from vdm.training_log import TrainingRecord
-from vdm.validation import Validation
+from vdm.training.log import TrainingRecord
+from vdm.training.processes import gather, process
+from vdm.training.trainer import Trainer, TrainingSettings, memory_needed
+from vdm.training.validation import Validation
 
 if TYPE_CHECKING:
     from flows.core.params import Model, Train
@@ -43,8 +43,8 @@ log = logging.getLogger(__name__)
 PROCESS_BYTES = 2**28
 # Parameters that do not change the result.
 CONDUCT = ("device", "max_restarts", "checkpoint_every_steps", "checkpoint_every_minutes", "keep_checkpoints")
-# Parameters of `vdm.validation.Validation`.
-VALIDATION = ("validate_every_steps", "validation_times_per_image", "keep", "patience")
+# Parameters of `vdm.training.validation.Validation`.
+VALIDATION = ("validate_every_steps", "validation_times", "keep", "patience")
 
 
 def train_here(model: "Model", train: "Train", *, images: Path, out: Path, curves: Path, runs: Path) -> None:
@@ -96,7 +96,7 @@ def validation_of(train: "Train", image_set: ImageSet) -> Validation | None:
     return Validation(
         image_set.validation,
         every_steps=train.validate_every_steps,
-        times_per_image=train.validation_times_per_image,
+        times_per_image=train.validation_times,
         batch_size=train.batch_size,
         seed=train.seed,
         keep=train.keep,

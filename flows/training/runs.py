@@ -19,7 +19,7 @@ from typing import Any
 from flows.core.checkpoint import load_state, save_state
 from flows.core.errors import CheckpointError, Exit, UserError
 from flows.process.ending import on_stop
-from vdm.training_log import TrainingRecord
+from vdm.training.log import TrainingRecord
 
 log = logging.getLogger(__name__)
 
@@ -95,7 +95,7 @@ def writing_curves(path: Path, records: Sequence[TrainingRecord]) -> Iterator[Ca
     def add(record: TrainingRecord) -> None:
         try:
             # Leave out the last field, the images per second, so that equal runs write equal bytes.
-            writer.writerow(record[:-1])
+            writer.writerow(["nan" if value is None else value for value in record[:-1]])
             file.flush()
         except OSError as error:
             raise unwritten(str(path), error) from error

@@ -300,7 +300,7 @@ READERS = {
         (CheckpointError, UserError),
     ),
     "curves.csv": Reader(
-        lambda: [b"step,bpd,validation_bpd\n1,2.5,\n2,2.25,2.5\n"], text_file(read_curves), (UserError,)
+        lambda: [b"step,bpd,validation_bpd\n1,2.5,nan\n2,2.25,2.5\n"], text_file(read_curves), (UserError,)
     ),
     "picture.png": Reader(
         lambda: [picture("PNG"), picture("PNG", "L"), picture("PNG", "1")], read_picture, (BadImageError,)

@@ -19,7 +19,7 @@ from flows.core.errors import CheckpointError, Exit, UserError
 from flows.core.memory import Group, available, left
 from flows.core.params import read_params
 from flows.images import store as images
-from flows.images.store import ImageSet, ImageSetError, data_sha256, load_images, save_images
+from flows.images.store import SPLITS, ImageSet, ImageSetError, data_sha256, load_images, save_images
 from flows.stages import train
 from flows.stages.validate import validate
 from flows.validation.comb import comb
@@ -39,7 +39,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., No
     """Make a folder with small images and a small model; return a function that writes changed parameters."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("VDM_LOCK_DIR", str(tmp_path))
-    save_images(Path("data/images"), {"train": PIXELS, "test": PIXELS}, {"name": "x", "num_levels": 17})
+    save_images(Path("data/images"), dict.fromkeys(SPLITS, PIXELS), {"name": "x", "num_levels": 17})
     torch.manual_seed(0)
     save_model(Path("models/vdm"), VDM(**TINY), TINY)
     report = Path("reports/validation/validation.json")

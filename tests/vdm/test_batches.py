@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from vdm.batches import Batch, augment, batch_indices, draw_batch
+from vdm.training.batches import Batch, augment, batch_indices, draw_batch
 
 
 def draw(digits: np.ndarray, step: int = 0, batch_size: int = 32) -> Batch:

@@ -10,12 +10,12 @@ import pytest
 import torch
 
 from flows.core.checkpoint import load_state, save_state
-from vdm.batches import Batch
 from vdm.errors import TrainingDiverged
 from vdm.model import VDM
-from vdm.optimizer import adamw, learning_rate_factor
 from vdm.schedule import gamma_and_slope
-from vdm.training import Trainer, TrainingSettings, backward
+from vdm.training.batches import Batch
+from vdm.training.optimizer import adamw, learning_rate_factor
+from vdm.training.trainer import Trainer, TrainingSettings, backward
 from vdm.vlb import bits_per_dim, low_discrepancy_times
 
 SETTINGS: dict[str, Any] = {

@@ -13,8 +13,8 @@ from test_training import SETTINGS, fit, same_bits
 
 from flows.core.checkpoint import load_state, save_state
 from vdm.model import VDM
-from vdm.training import Trainer, TrainingSettings
-from vdm.validation import Validation
+from vdm.training.trainer import Trainer, TrainingSettings
+from vdm.training.validation import Validation
 
 
 def validated(model: VDM, train: np.ndarray, held_out: np.ndarray, **settings: Any) -> Trainer:
@@ -101,10 +101,10 @@ def test_processes_share_a_validation_without_changing_it(
     )
     whole = validation.evaluate(model)
     parts: list[np.ndarray] = []
-    monkeypatch.setattr("vdm.validation.gather", lambda terms: [*parts, terms])
+    monkeypatch.setattr("vdm.training.validation.gather", lambda terms: [*parts, terms])
     for rank in range(3):
-        monkeypatch.setattr("vdm.validation.process", lambda rank=rank: (rank, 3))
-        monkeypatch.setattr("vdm.validation.gather", lambda terms: parts.append(terms) or list(parts))
+        monkeypatch.setattr("vdm.training.validation.process", lambda rank=rank: (rank, 3))
+        monkeypatch.setattr("vdm.training.validation.gather", lambda terms: parts.append(terms) or list(parts))
         shared = validation.evaluate(model)
     assert [part.shape[1] for part in parts] == [3, 3, 4]
     np.testing.assert_allclose(shared.bpd, whole.bpd, rtol=1e-12)

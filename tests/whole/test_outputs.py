@@ -17,7 +17,7 @@ from small import Small
 from flows.cli import run
 from flows.core.errors import Exit
 from flows.core.escaping import markdown, visible
-from flows.images.store import load_images, save_images
+from flows.images.store import SPLITS, load_images, save_images
 from flows.validation.expectations import heard
 
 # Great Expectations warns about itself and about pandas.
@@ -132,14 +132,15 @@ HOSTILE = "a|b\n\n# Forged\n<script>alert(1)</script> ![x](http://a/b.png) `code
 def test_a_title_is_only_text_in_card_site_and_log(small: Small) -> None:
     loaded = load_images(Path("data/images"))
     hostile = dict.fromkeys(("title", "name", "homepage", "licence", "split", "transforms"), HOSTILE)
-    save_images(Path("data/images"), {"train": loaded.train, "test": loaded.test}, loaded.description | hostile)
+    splits = {split: getattr(loaded, split) for split in SPLITS}
+    save_images(Path("data/images"), splits, loaded.description | hostile)
     for command in ("validate", "register"):
         assert run([command]) == Exit.DONE
     card = Path("models/vdm/README.md").read_text()
     assert visible(card.replace("\n", "")) == card.replace("\n", "")
     prose = card.partition("## Load it")[0]
     assert not re.search(r"(?<!\\)[<!]|(?<!\\)\*|\n# Forged", prose.replace("!\\[", ""))
-    assert [len(re.findall(r"(?<!\\)\|", line)) for line in prose.splitlines() if line.startswith("|")] == [3] * 8
+    assert [len(re.findall(r"(?<!\\)\|", line)) for line in prose.splitlines() if line.startswith("|")] == [3] * 9
     for page in Path("reports/validation/data_docs").rglob("*.html"):
         assert "alert(1)" not in page.read_text()
 

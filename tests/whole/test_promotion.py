@@ -22,7 +22,7 @@ from flows.images.store import save_images
 from flows.registry.evidence import Evidence, evidence_of
 from flows.registry.git import annotated_tags, locked
 from flows.registry.promotion import challenge, decide, fits, promote, rollback
-from flows.registry.versions import champion_tag, is_decided, make_champion, resolve
+from flows.registry.versions import add_version, champion_tag, is_decided, make_champion, resolve
 
 # The versions are trained when the first test asks for them.
 pytestmark = pytest.mark.timeout(900)
@@ -52,8 +52,8 @@ def evidence_for(project: Project, reference: str) -> Evidence:
 
 
 def per_image(project: Project, reference: str, folder: Path) -> np.ndarray:
-    """Return the bits/dim that `vdmctl evaluate` writes for every test image of the working tree."""
-    result = project.vdmctl("evaluate", reference, "--out", str(folder))
+    """Return the bits/dim that `vdmctl evaluate` writes for every validation image of the working tree."""
+    result = project.vdmctl("evaluate", reference, "--split", "validation", "--out", str(folder))
     assert result.returncode == 0, result.stderr
     with (folder / "per_image.csv").open() as file:
         return np.array([float(row["bpd"]) for row in csv.DictReader(file)])
@@ -65,6 +65,9 @@ def test_first_better_worse_and_other_data(copied: Project, tmp_path: Path) -> N
     assert first.returncode == 0, first.stderr
     evidence = json.loads(first.stdout)
     assert (evidence["decision"], evidence["champion"], evidence["tag"]) == ("promote", None, "vdm#champion#1")
+    assert (evidence["split"], evidence["num_judged"]) == ("validation", 1)
+    assert evidence["challenger_test_bpd"] == resolve(copied.folder, "v1.0.0").metrics.bpd
+    assert evidence["challenger_bpd"] != evidence["challenger_test_bpd"]
 
     better = copied.vdmctl("promote", "v1.1.0")
     assert better.returncode == 0, better.stderr
@@ -74,6 +77,7 @@ def test_first_better_worse_and_other_data(copied: Project, tmp_path: Path) -> N
     assert worse.returncode == 3
     assert one_line(worse).startswith("vdmctl: not promoted: vdm@v1.0.0 does not surely improve by more than 0.001")
     assert json.loads(worse.stdout)["decision"] == "refuse"
+    assert json.loads(worse.stdout)["num_judged"] == 2  # v1.0.0 for the second time, and v1.1.0
     refusal = json.loads(copied.vdmctl("lineage", "v1.0.0", "--json").stdout)["refusal"]
     assert refusal == json.loads(worse.stdout)
     assert "refused     vdm@v1.0.0 does not surely improve" in copied.vdmctl("lineage", "v1.0.0").stdout
@@ -90,10 +94,12 @@ def test_first_better_worse_and_other_data(copied: Project, tmp_path: Path) -> N
     evidence = json.loads(newest.stdout)
     assert evidence["data_changed"]
     assert evidence["data_sha256"] == resolve(copied.folder, "v1.2.0").metrics.data_sha256
-    # The champion's figure is that on the new test images, in the working tree, and not that of its own run.
+    # The champion's figures are those on the new images, in the working tree, and not those of its own run.
     on_new = per_image(copied, "v1.1.0", tmp_path / "on_new")
     assert evidence["champion_bpd"] == pytest.approx(on_new.mean(), abs=1e-6)
-    assert evidence["champion_bpd"] != resolve(copied.folder, "v1.1.0").metrics.bpd
+    assert evidence["champion_test_bpd"] != resolve(copied.folder, "v1.1.0").metrics.bpd
+    assert evidence["challenger_test_bpd"] == resolve(copied.folder, "v1.2.0").metrics.bpd
+    assert evidence["num_judged"] == 1  # by these validation images
 
     tag = champion_tag(copied.folder)
     assert tag is not None
@@ -115,15 +121,17 @@ def test_the_evidence_is_the_paired_difference_on_the_challengers_images(copied:
     assert copied.dvc("checkout", "--force").returncode == 0
     old, new = (per_image(copied, name, tmp_path / name) for name in ("v1.0.0", "v1.1.0"))
     difference, error = (new - old).mean(), (new - old).std(ddof=1) / math.sqrt(len(new))
-    assert evidence["num_images"] == len(new) == 359
+    assert (evidence["split"], evidence["num_images"], len(new)) == ("validation", 144, 144)
     assert evidence["difference_bpd"] == pytest.approx(difference, abs=1e-6)
     assert evidence["difference_standard_error"] == pytest.approx(error, abs=1e-6)
     half = NormalDist().inv_cdf(0.975) * error
     assert evidence["confidence_interval"] == pytest.approx([difference - half, difference + half], abs=1e-5)
     assert (evidence["min_improvement_bpd"], evidence["confidence"]) == (0.001, 0.95)
     assert not evidence["data_changed"]
-    assert evidence["champion_bpd"] == resolve(copied.folder, "v1.0.0").metrics.bpd
-    assert evidence["challenger_bpd"] == resolve(copied.folder, "v1.1.0").metrics.bpd
+    assert evidence["champion_test_bpd"] == resolve(copied.folder, "v1.0.0").metrics.bpd
+    assert evidence["challenger_test_bpd"] == resolve(copied.folder, "v1.1.0").metrics.bpd
+    for role, images in (("champion", old), ("challenger", new)):
+        assert evidence[f"{role}_bpd"] == pytest.approx(images.mean(), abs=1e-6)
 
 
 def test_a_stricter_rule_refuses_what_a_laxer_one_promotes(copied: Project) -> None:
@@ -172,12 +180,45 @@ BASE = {
         ({"champion_bpd": None, "confidence_interval": [None, None]}, "promote", "the champion vdm@v1.0.0 does not"),
         ({"champion": None}, "promote", "is the first champion, at 2.0000 bits/dim"),
         ({"champion": "vdm@v1.1.0"}, "refuse", "is the champion already"),
+        ({"split": "validation"}, "promote", "against vdm@v1.0.0 on validation images"),
+        ({"split": "test"}, "promote", "against vdm@v1.0.0 on test images, having no validation images"),
+        (
+            {"challenger_fitted_to": "train_and_validation", "num_images": None},
+            "refuse",
+            "vdm@v1.1.0 was fitted to the validation images (train.images), so they cannot judge it; `gto assign vdm",
+        ),
+        ({"challenger_fitted_to": "train_and_validation", "champion": None}, "promote", "is the first champion"),
     ],
 )
 def test_the_decision(changes: dict[str, Any], decision: str, reason: str) -> None:
     decided, why = decide(Evidence.model_validate(BASE | changes))
     assert decided == decision
     assert reason in why
+
+
+def test_versions_without_validation_images_or_fitted_to_them(copied: Project) -> None:
+    """Test images decide where there are no validation images; these do not judge a model that was fitted to them."""
+    crown(copied, "v1.1.0")
+    last_fit = {"validate_every_steps: 10": "validate_every_steps: null", "keep: best": "keep: last"}
+    last_fit |= {"images: train ": "images: train_and_validation "}
+    no_validation = {
+        "images: train_and_validation ": "images: train ",
+        "validation_fraction: 0.1": "validation_fraction: 0",
+    }
+    found = []
+    for changes in (last_fit, no_validation):
+        copied.edit("params.yaml", **changes)
+        copied.reproduce()
+        copied.git("add", "--all")
+        copied.git("commit", "--quiet", "--message=Reproduce")
+        found.append(evidence_for(copied, add_version(copied.folder, "HEAD", "Retrained").name))
+    fitted, unvalidated = found
+    assert (fitted.decision, fitted.challenger_fitted_to) == ("refuse", "train_and_validation")
+    assert fitted.challenger_bpd is None
+    assert "they cannot judge it" in fitted.reason
+    assert (unvalidated.split, unvalidated.num_images, unvalidated.num_judged) == ("test", 359, None)
+    assert "on test images, having no validation images" in unvalidated.reason
+    assert unvalidated.challenger_bpd == unvalidated.challenger_test_bpd
 
 
 def test_a_champion_of_other_images_is_not_compared(registry: Project, tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from flows.core.errors import Exit, UserError
 from flows.core.params import read_params
 from flows.training.fitting import build, resolve
 from flows.training.runs import Run, writing_curves
-from vdm.training_log import TrainingRecord
+from vdm.training.log import TrainingRecord
 
 
 @pytest.fixture(scope="module")

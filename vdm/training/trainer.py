@@ -23,15 +23,15 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.checkpoint import checkpoint
 
-from vdm.batches import Batch, augment, draw_batch
 from vdm.choices import LearningRateDecay, Precision, Transform
 from vdm.model import VDM
 from vdm.network import AttentionBlock, ResidualBlock
-from vdm.optimizer import adamw, learning_rate_factor
-from vdm.processes import process
 from vdm.schedule import gamma_and_slope
-from vdm.training_log import TrainingLog, TrainingRecord
-from vdm.validation import Validation
+from vdm.training.batches import Batch, augment, draw_batch
+from vdm.training.log import TrainingLog, TrainingRecord
+from vdm.training.optimizer import adamw, learning_rate_factor
+from vdm.training.processes import process
+from vdm.training.validation import Validation
 from vdm.vlb import PredictNoise, Terms, bits_per_dim
 
 
@@ -231,6 +231,8 @@ class Trainer:
         self.records = [TrainingRecord(*values) for values in state["records"]]
         if self.validation:
             self.validation.load_state(state["validation"])
+        elif state["validation"] is not None:
+            raise ValueError("the state is of a run with validation")
         self.done = int(state["done"])
 
 

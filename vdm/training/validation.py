@@ -13,7 +13,7 @@ from torch import Tensor
 from vdm.choices import Keep
 from vdm.evaluation import Evaluation, image_terms, terms_of_set
 from vdm.model import VDM
-from vdm.processes import gather, process
+from vdm.training.processes import gather, process
 
 
 class Best(NamedTuple):
