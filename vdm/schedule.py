@@ -55,7 +55,7 @@ class LinearSchedule(nn.Module):
         return self.start + self.span.abs()
 
     def end_points(self) -> list[nn.Parameter]:
-        """Return the parameters that are trained on the bound; none if they are fixed."""
+        """Return the parameters that are trained on the bound, an empty list if they are fixed."""
         return [p for p in (self.start, self.span) if p.requires_grad]
 
     def shape_parameters(self) -> list[nn.Parameter]:

@@ -80,8 +80,8 @@ def promote(
 ) -> None:
     """Make a version the champion if it beats the champion, with `evaluate:` and `promote:`; exit 3 if it does not.
 
-    Both are evaluated on the same validation images, times and noise.  The whole confidence interval of their difference must
-    show an improvement of more than promote.min_improvement_bpd.  If there is no champion, a version with correct
+    Both are evaluated on the same validation images, times and noise.  The confidence interval of their difference
+    must show an improvement of more than promote.min_improvement_bpd.  If there is no champion, a version with correct
     digests becomes the champion.
     """
     from flows.registry.versions import newest, resolve

@@ -190,7 +190,7 @@ def unusable(image: Image.Image) -> str | None:
 
 
 def orientation(image: Image.Image) -> int:
-    """Return EXIF's orientation; 1, which is upright, if there is none from 1 to 8.
+    """Return EXIF's orientation, or 1 (upright) if no orientation from 1 to 8 is stated.
 
     In a PNG file it counts only if it precedes the pixels, since a later one is read by decoding them.
     """

@@ -244,7 +244,7 @@ def files_of(folder: Path, split: str) -> Path:
 
 
 def read_file_names(folder: Path, split: str, images: Collection[int]) -> dict[int, str]:
-    """Return the names of the files of some images of a split; none if the set was not made of files.
+    """Return the names of the files of some images of a split, {} if the set was not made of files.
 
     Raises ImageSetError.
     """

@@ -23,6 +23,7 @@ from flows.registry.evidence import Evidence
 
 EVERY_SECONDS = 5.0
 STEP = re.compile(r"step (\d+): (.*)")
+VALIDATION = re.compile(r"validation [^,]+")
 
 
 class Progress:
@@ -32,12 +33,18 @@ class Progress:
         self.steps = read_params(folder / layout.PARAMS).train.steps
         self.artifact: Any = create_progress_artifact(0.0, key="training", description=f"0 of {self.steps} steps")
         self.shown = 0.0
+        self.validation = ""
 
     def read(self, line: str) -> None:
-        """Update the bar if the line of the log names a step, at most every EVERY_SECONDS."""
+        """Update the bar if the line of the log names a step, at most every EVERY_SECONDS.
+
+        The description has the last validation, too.
+        """
         found = STEP.match(line.strip())
+        if found and (validation := VALIDATION.search(found[2])):
+            self.validation = f"; {validation[0]} at step {found[1]}"
         if found and (time.monotonic() - self.shown > EVERY_SECONDS or int(found[1]) == self.steps):
-            description = f"{found[1]} of {self.steps} steps: {found[2]}"
+            description = f"{found[1]} of {self.steps} steps: {found[2]}{self.validation}"
             update_progress_artifact(self.artifact, 100 * int(found[1]) / self.steps, description)
             self.shown = time.monotonic()
 

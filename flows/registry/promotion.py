@@ -11,6 +11,7 @@ challenger.  The figures on the test images decide nothing, so they stay what th
 images are judged by test images, and the evidence says so.
 """
 
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -41,6 +42,9 @@ from flows.registry.versions import (
 
 if TYPE_CHECKING:
     from flows.core.params import Evaluate, Promote
+
+
+BOTH = "train_and_validation"
 
 
 def challenge(root: Path, challenger: Version, *, settings: "Evaluate", rule: "Promote") -> Evidence:
@@ -83,25 +87,28 @@ def evaluated(
     """
     images, model = test_images(root, challenger), fetch(root, challenger)
     found = jury(root, challenger, images)
-    splits: tuple[Split, Split] = (found["split"], "test")
+    split: Split = found["split"]
+    splits: set[Split] = {split, "test"}
     if champion is None:
         requirements = root / layout.REQUIREMENTS
-        decided, tested = (
-            measure(settings, model=model, images=images, requirements=requirements, split=split)[0] for split in splits
-        )
-        return found | figures("challenger", decided, tested) | {"num_images": decided.num_images}
+        alone = {
+            each: measure(settings, model=model, images=images, requirements=requirements, split=each)[0]
+            for each in splits
+        }
+        return found | figures("challenger", alone[split], alone["test"]) | {"num_images": alone[split].num_images}
     if champion.commit == challenger.commit or found["challenger_fitted_to"] != "train":
         return found
     if not fits(reigning := fetch(root, champion), images):
         return found
-    comparison, tests = (
-        compare(settings, first=reigning, second=model, images=images, confidence=rule.confidence, split=split)
-        for split in splits
-    )
-    for role, one, same in zip(("champion", "challenger"), comparison.models, tests.models, strict=True):
-        found |= figures(role, one, same)
+    compared = {
+        each: compare(settings, first=reigning, second=model, images=images, confidence=rule.confidence, split=each)
+        for each in splits
+    }
+    roles = ("champion", "challenger")
+    for role, decided, tested in zip(roles, compared[split].models, compared["test"].models, strict=True):
+        found |= figures(role, decided, tested)
     shared = {"difference_bpd", "difference_standard_error", "confidence_interval", "num_images"}
-    return found | comparison.model_dump(include=shared)
+    return found | {"champion_fitted_to": fitted_to(root, champion)} | compared[split].model_dump(include=shared)
 
 
 def jury(root: Path, challenger: Version, images: Path) -> dict[str, Any]:
@@ -109,17 +116,18 @@ def jury(root: Path, challenger: Version, images: Path) -> dict[str, Any]:
 
     The result are fields of Evidence.
     """
-    fitted_to = read_lock(root, challenger).parameters.get("train", {}).get("images", "train")
+    found = {"split": "test", "challenger_fitted_to": fitted_to(root, challenger)}
     if not len(load_images(images).validation):
-        return {"split": "test", "challenger_fitted_to": fitted_to}
+        return found
     digest = split_sha256(images, "validation")
     num_judged = len(judged_by(root, digest) | {challenger.name})
-    return {
-        "split": "validation",
-        "validation_sha256": digest,
-        "num_judged": num_judged,
-        "challenger_fitted_to": fitted_to,
-    }
+    return found | {"split": "validation", "validation_sha256": digest, "num_judged": num_judged}
+
+
+def fitted_to(root: Path, version: Version) -> str:
+    """Return the images that a version was fitted to, `train.images` in its dvc.lock."""
+    train = read_lock(root, version).parameters.get("train")
+    return str(train.get("images", "train")) if isinstance(train, Mapping) else "train"
 
 
 def figures(role: str, decided: BoundMetrics | ModelFigures, tested: BoundMetrics | ModelFigures) -> dict[str, Any]:
@@ -139,7 +147,7 @@ def decide(evidence: Evidence) -> tuple[str, str]:
     if challenger == champion:
         return REFUSE, f"{challenger} is the champion already"
     by_hand = f"`gto assign {str(challenger).replace('@', ' --version ')} --stage {CHAMPION}` promotes by hand"
-    if champion and evidence.challenger_fitted_to == "train_and_validation":
+    if champion and evidence.challenger_fitted_to == BOTH:
         problem = f"{challenger} was fitted to the validation images (train.images), so they cannot judge it"
         return REFUSE, f"{problem}; {by_hand}"
     if evidence.num_images is None:
@@ -160,7 +168,8 @@ def decide(evidence: Evidence) -> tuple[str, str]:
     least = evidence.min_improvement_bpd or 0
     if high < -least:
         return PROMOTE, f"{challenger} improves by more than {least:g}: {interval}"
-    return REFUSE, f"{challenger} does not surely improve by more than {least:g}: {interval}"
+    unfair = "; the champion was fitted to validation images, too" if evidence.champion_fitted_to == BOTH else ""
+    return REFUSE, f"{challenger} does not surely improve by more than {least:g}: {interval}{unfair}"
 
 
 def promote(root: Path, challenger: Version, evidence: Evidence) -> str:
