@@ -126,6 +126,7 @@ def plant(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Plant]:
     """Return a running retraining loop for the tests of a file, in a folder with a space and an umlaut in its path."""
     plant = Plant(tmp_path_factory.mktemp("plant") / "Bücher und Bilder")
     try:
+        plant.serve()
         yield plant
     finally:
         plant.stop()

@@ -42,7 +42,6 @@ class Plant:
         self.environment = self.project.environment | home | often | environment
         self.url = f"http://127.0.0.1:{self.port}/api"
         self.log = folder / "log"
-        self.serve()
 
     def serve(self) -> None:
         """Start `vdmctl serve`, and wait until it is ready."""

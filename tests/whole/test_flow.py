@@ -323,6 +323,7 @@ def database(tmp_path: Path) -> Iterator[str]:
 def test_the_loop_runs_on_postgresql(database: str, tmp_path: Path, copied: Project) -> None:
     plant = Plant(tmp_path, copied, PREFECT_SERVER_DATABASE_CONNECTION_URL=database)
     try:
+        plant.serve()
         state, message = plant.finish(plant.retrain())
         assert (state, message[:13]) == ("COMPLETED", "nothing to do")
         assert not (tmp_path / "prefect" / "prefect.db").exists()

@@ -224,13 +224,13 @@ def test_a_warmup_longer_than_the_run_is_logged(caplog: pytest.LogCaptureFixture
 
 
 def test_a_step_that_does_not_fit_says_what_to_change(project: Project) -> None:
-    project.edit("params.yaml", **{"batch_size: 64\n": "batch_size: 300000\n"})
-    command = f"ulimit -v 4000000; exec {sys.executable} -m flows.cli train"
+    project.edit("params.yaml", **{"batch_size: 64\n": "batch_size: 100000\n"})
+    command = f"ulimit -v 2000000; exec {sys.executable} -m flows.cli train"
     result = project.run("bash", "-c", command)
-    project.edit("params.yaml", **{"batch_size: 300000\n": "batch_size: 64\n"})
+    project.edit("params.yaml", **{"batch_size: 100000\n": "batch_size: 64\n"})
     assert result.returncode == Exit.USAGE, result.stderr
     assert result.stderr.splitlines()[-1] == (
-        "vdmctl: out of memory with 300000 images of train.batch_size at a time; "
+        "vdmctl: out of memory with 100000 images of train.batch_size at a time; "
         "set train.accumulation: 2 or train.activation_checkpointing: true"
     )
 
