@@ -54,7 +54,7 @@ class Plant:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
-        wait_until(lambda: "serving at" in self.log.read_text() or self.process.poll() is not None, 90)
+        wait_until(lambda: "serving at" in self.log.read_text() or self.process.poll() is not None, 240)
         assert self.process.poll() is None, self.log.read_text()
 
     def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -81,7 +81,7 @@ class Plant:
         self.api(f"flow_runs/{run}/set_state", state={"type": "CANCELLING", "name": "Cancelling"})
         assert self.finish(run)[0] == "CANCELLED"
 
-    def finish(self, run: str, seconds: float = 120) -> tuple[str, str]:
+    def finish(self, run: str, seconds: float = 240) -> tuple[str, str]:
         """Wait until a run has ended; return its state and message."""
         ends = ("COMPLETED", "FAILED", "CANCELLED", "CRASHED")
         wait_until(lambda: self.read(run)["state"]["type"] in ends, seconds, self.log, every=0.5)
@@ -100,7 +100,7 @@ class Plant:
     def continues(self, parameters: dict[str, object]) -> None:
         """Start a run, wait until it continues from a saved state, cancel it, and remove its states."""
         run = self.retrain(overrides=parameters)
-        wait_until(lambda: any("continuing from step" in line for line in self.lines(run)), 90, self.log, every=0.5)
+        wait_until(lambda: any("continuing from step" in line for line in self.lines(run)), 240, self.log, every=0.5)
         self.cancel(run)
         self.remove_states()
 
@@ -117,7 +117,7 @@ class Plant:
             lines[:] = self.lines(run)
             return any("Finished in state" in line and not line.endswith("()") for line in lines)
 
-        wait_until(complete, 30, every=0.5)
+        wait_until(complete, 120, every=0.5)
         return "\n".join(lines)
 
     def api(self, path: str, method: str | None = None, **body: object) -> Any:

@@ -10,6 +10,9 @@ from typing import NamedTuple
 
 import pytest
 
+# The first test waits for the tests of all copies.
+pytestmark = pytest.mark.timeout(900)
+
 ROOT = Path(__file__).parents[2]
 
 
