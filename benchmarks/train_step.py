@@ -1,10 +1,12 @@
 """Measure the speed and memory of a training step: forward, backward, clipping, AdamW and averaging, on random images.
 
-The share of time spent on saved states is computed from the preset's intervals and the time that saving one takes here.
+The shares of time spent on saved states and on validation are computed from the preset's intervals and the time that
+one takes here.
 With --peer FOLDER, a checkout of addtt/variational-diffusion-models, ours and the peer's step run alternately, each in
 a new process.  The peer needs the packages accelerate, ema-pytorch, torchinfo and pyyaml.
 """
 
+import math
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -27,9 +29,13 @@ from benchmarks.speed import (
 )
 from flows.core.checkpoint import save_state
 from flows.core.device import find_compile, find_device, find_precision
+from flows.images.catalogue import PUBLISHED
 from flows.training.fitting import resolve
 from vdm.model import VDM
 from vdm.training.trainer import Trainer
+from vdm.training.validation import Validation
+
+NUM_TRAINING_DIGITS = 1438
 
 
 def build(problem: Problem, device: torch.device, precision: str, compile: bool, **changes: Any) -> Trainer:
@@ -45,6 +51,19 @@ def saving_time(trainer: Trainer) -> float:
         begin = time.perf_counter()
         save_state(Path(folder) / "state", trainer.state())
         return time.perf_counter() - begin
+
+
+def validation_time(problem: Problem, trainer: Trainer) -> float:
+    """Return the seconds that a validation with the preset's number of images takes, from that of a few images."""
+    data, train = problem.params.data, problem.params.train
+    num_train = PUBLISHED[data.name].num_train if data.name in PUBLISHED else NUM_TRAINING_DIGITS
+    few = problem.images[: train.batch_size].numpy()
+    options = {"every_steps": 1, "times_per_image": train.validation_times, "keep": train.keep, "patience": None}
+    validation = Validation(few, batch_size=train.batch_size, seed=0, **options)
+    validation.evaluate(trainer.averaged)
+    begin = time.perf_counter()
+    validation.evaluate(trainer.averaged)
+    return (time.perf_counter() - begin) / len(few) * round(data.validation_fraction * num_train)
 
 
 def main() -> None:
@@ -80,7 +99,8 @@ def measure(
     """Return the figures of a trainer's step on `size` images, timed for `seconds`."""
     times = clock(trainer.step, device, seconds)
     memory = peak_memory(device)
-    saving = saving_time(trainer)
+    saving, validation = saving_time(trainer), validation_time(problem, trainer)
+    validated = (problem.params.train.validate_every_steps or math.inf) * times["step_s"]
     interval = 60 * problem.params.train.checkpoint_every_minutes
     interval = min(interval, problem.params.train.checkpoint_every_steps * times["step_s"])
     flop = count_flop(build(problem, device, "float32", False, batch_size=size).step)
@@ -96,6 +116,8 @@ def measure(
         "peak_memory_mib": memory,
         "saved_state_s": saving,
         "saved_states_share_of_time": saving / (interval + saving),
+        "validation_s": validation,
+        "validation_share_of_time": validation / (validated + validation),
         "step_tflop": flop / 1e12,
         "matrix_rate_tflops": rate / 1e12,
         "share_of_matrix_rate": flop / times["step_s"] / rate,

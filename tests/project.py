@@ -33,7 +33,7 @@ TINY_PARAMS = {
     "times_per_image: 32": "times_per_image: 2",
     "num_timesteps: 250": "num_timesteps: 5",
     "num_images: 64": "num_images: 4",
-    "validate_every_steps: 200": "validate_every_steps: 10",
+    "validate_every_steps: 300": "validate_every_steps: 10",
     "validation_times: 8": "validation_times: 2",
 }
 

@@ -56,7 +56,10 @@ def evaluate(
     split: Annotated[Split, typer.Option(help=SPLIT_HELP)] = Split.TEST,
     protocol: Annotated[
         Protocol,
-        typer.Option(help="vlb: the variational bound, with `evaluate:`; ode: the probability-flow ODE, with `ode:`."),
+        typer.Option(
+            help="vlb: the variational bound, with `evaluate:`; ode: the probability-flow ODE, with `ode:`,"
+            " and the numerical error, measured on 8 images at a tenth of ode.tolerance."
+        ),
     ] = Protocol.VLB,
     times_per_image: Annotated[
         int | None,

@@ -21,7 +21,9 @@ def summary(result: BoundMetrics | OdeMetrics | Comparison) -> str:
             probes = result.num_probes or "all"
             return (
                 f"{bits(result)} under the probability-flow ODE, {result.num_images} {result.split} images,"
-                f" {result.num_draws} {result.dequantisation} draws, {probes} probes"
+                f" {result.num_draws} {result.dequantisation} draws, {probes} probes\n"
+                f"numerical error {figure(result.bpd_numerical_error, '+.4f')} bits/dim: {result.num_repeated} images"
+                f" at tolerance {result.tolerance:g} and a tenth of it"
             )
         case Comparison():
             return difference(result)

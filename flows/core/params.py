@@ -218,7 +218,7 @@ class Params(Section):
         if self.train.augmentation and not self.model.augmentation_input:
             raise ValueError("train.augmentation needs model.augmentation_input: true, so that the model sees the flag")
         if self.train.validate_every_steps and not self.data.validation_fraction and self.data.name != "image_folder":
-            raise ValueError("train.validate_every_steps needs data.validation_fraction above 0; or set it to null")
+            raise ValueError("data.validation_fraction must be above 0, or train.validate_every_steps null")
         return self
 
 

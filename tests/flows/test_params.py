@@ -55,6 +55,13 @@ def test_numbers_are_read_as_dvc_reads_them(tmp_path: Path) -> None:
         ("augmentation: []", "augmentation: [turn]", "train.augmentation.0: input should be 'flip', 'rotate' or"),
         ("augmentation: []", "augmentation: [flip]", "train.augmentation needs model.augmentation_input: true"),
         ("device: cpu ", "device: gpu ", "train.device: input should be auto, cpu, cuda or cuda:N, got 'gpu'"),
+        ("validation_fraction: 0.1", "validation_fraction: 0.6", "data.validation_fraction: input should be less"),
+        ("validation_fraction: 0.1", "validation_fraction: 0", "data.validation_fraction must be above 0, or train."),
+        ("validate_every_steps: 300", "validate_every_steps: null", "train: keep: best and patience need"),
+        ("images: train ", "images: train_and_validation ", "train: images: train_and_validation leaves no images for"),
+        ("validation_times: 8", "validation_times: 1", "train.validation_times: input should be greater than or equal"),
+        ("keep: best", "keep: first", "train.keep: input should be 'best' or 'last', got 'first'"),
+        ("patience: null", "patience: 0", "train.patience: input should be greater than or equal to 1, got 0"),
         ("norm_groups: 8", "norm_groups: 7", "model: width must be a multiple of norm_groups, got 32 and 7"),
     ],
 )

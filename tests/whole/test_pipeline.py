@@ -133,6 +133,37 @@ def test_evaluate_prints_one_json_object(reproduced: Project) -> None:
     assert reproduced.git("status", "--porcelain") == ""
 
 
+def test_every_split_can_be_evaluated_and_the_metrics_compare_them(reproduced: Project) -> None:
+    metrics = json.loads((reproduced.folder / "reports/evaluation/metrics.json").read_text())
+    found = {}
+    for split, count in (("train", 1294), ("validation", 144), ("test", 359)):
+        result = reproduced.vdmctl("evaluate", "--split", split, "models/vdm", "--json")
+        found[split] = json.loads(result.stdout)
+        assert (found[split]["split"], found[split]["num_images"]) == (split, count)
+    figures = metrics["validation"].keys()
+    assert metrics["validation"] == {key: found["validation"][key] for key in figures}
+    assert {key: metrics[key] for key in figures} == {key: found["test"][key] for key in figures}
+    assert metrics["training"]["num_images"] == 359
+    assert metrics["generalisation_gap_bpd"] == metrics["bpd"] - metrics["training"]["bpd"]
+    both = metrics["bpd_standard_error"], metrics["training"]["bpd_standard_error"]
+    assert metrics["generalisation_gap_standard_error"] == pytest.approx(np.hypot(*both))
+    shown = reproduced.vdmctl("report").stdout
+    assert f"validation: {metrics['validation']['bpd']:.4f} +- " in shown
+    assert f"test - training: {metrics['generalisation_gap_bpd']:+.4f} +- " in shown
+    alone = reproduced.vdmctl("evaluate", "--split", "validation")
+    assert "144 validation images" in alone.stdout
+    assert reproduced.git("status", "--porcelain") == ""
+
+
+def test_the_best_weights_of_the_curves_are_the_registered_ones(reproduced: Project) -> None:
+    with (reproduced.folder / "reports/training/curves.csv").open() as file:
+        curve = {row["step"]: float(row["validation_bpd"]) for row in csv.DictReader(file)}
+    assert [step for step, bpd in curve.items() if np.isfinite(bpd)] == ["10", "20"]
+    best = min(("10", "20"), key=curve.__getitem__)
+    kept = f"at step {best}, the best on the validation images, at {curve[best]:.4f} bits/dim."
+    assert kept in (reproduced.folder / "models/vdm/README.md").read_text().replace("\n", " ")
+
+
 def test_a_sweep_over_steps_comes_down_to_continuous_time(reproduced: Project) -> None:
     result = reproduced.vdmctl("evaluate", "models/vdm", "--json", "--num-timesteps", "10,1000,continuous")
     sweep = json.loads(result.stdout)["sweep"]
@@ -145,6 +176,8 @@ def test_the_ode_protocol_names_itself(reproduced: Project) -> None:
     metrics = json.loads(result.stdout)
     assert (metrics["protocol"], metrics["num_images"], metrics["num_draws"]) == ("ode", 3, 1)
     assert metrics["bpd"] > 0
+    assert metrics["num_repeated"] == 3
+    assert 0 < abs(metrics["bpd_numerical_error"]) < 0.01
 
 
 def test_compare_is_paired(reproduced: Project) -> None:
@@ -254,6 +287,7 @@ def test_pixels_that_are_none_are_not_evaluated(
         (["evaluate", "models/vdm", "--num-timesteps", "ten"], 2, "10,100,continuous"),
         (["evaluate", "models/vdm", "--num-timesteps", "0"], 2, "--num-timesteps"),
         (["evaluate", "models/vdm", "--num-draws", "3"], 2, "--num-draws does not belong"),
+        (["evaluate", "models/vdm", "--split", "tests"], 2, "--split"),
         (["compare", "models/vdm", "nowhere"], 5, "nowhere/config.json"),
         (["preset", "nonsense"], 2, "no preset 'nonsense': cifar10"),
         (["preset", "digits"], 2, "--force"),

@@ -1,0 +1,49 @@
+"""The ODE protocol states its numerical error."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import TINY
+
+from flows.commands.summary import summary
+from flows.core.checkpoint import load_model, save_model
+from flows.core.params import read_params
+from flows.evaluation.protocols import NUM_REPEATED, ode
+from flows.images.store import save_images
+from vdm.model import VDM
+from vdm.ode import Derivative, State, evaluate_ode
+from vdm.schedule import sigma
+
+ROOT = Path(__file__).parents[2]
+
+
+def exactly(derivative: Derivative, start: State, times: torch.Tensor) -> State:
+    """Solve the ODE of the predictor eps_hat = z = sigma y, which is dy/dgamma = 1/2 (sigma - 1) y."""
+    gammas = torch.linspace(*times.tolist(), 20_001, dtype=torch.float64)
+    growth = torch.trapezoid(0.5 * (sigma(gammas) - 1), gammas)
+    return start[0] * growth.exp(), start[1] + growth
+
+
+@pytest.mark.parametrize("num_images", [3, 10])
+def test_the_reported_error_is_that_of_the_figure(num_images: int, digits: np.ndarray, tmp_path: Path) -> None:
+    network = VDM(**TINY)
+    torch.nn.init.zeros_(network.network.conv_out.weight)
+    torch.nn.init.zeros_(network.network.conv_out.bias)
+    save_model(tmp_path / "model", network, TINY)
+    description = {"name": "digits", "title": "Digits", "num_levels": 17}
+    save_images(tmp_path / "images", {"train": digits[:20], "test": digits[20:40]}, description)
+    settings = read_params(ROOT / "params.yaml").ode
+    settings = settings.model_copy(update={"tolerance": 1e-3, "num_images": num_images, "device": "cpu"})
+
+    figures = ode(settings, model=tmp_path / "model", images=tmp_path / "images")
+
+    model = load_model(tmp_path / "model", torch.device("cpu"))
+    options = settings.model_dump(exclude={"device", "num_images", "tolerance"})
+    true = evaluate_ode(model, digits[20 : 20 + num_images], solve=exactly, **options).mean()
+    assert figures.bpd is not None
+    assert figures.bpd_numerical_error is not None
+    assert figures.bpd_numerical_error == pytest.approx(figures.bpd - true, rel=0.5, abs=1e-7)
+    assert figures.num_repeated == min(num_images, NUM_REPEATED)
+    assert f"numerical error {figures.bpd_numerical_error:+.4f} bits/dim" in summary(figures)
