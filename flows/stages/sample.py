@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from PIL import Image
-from torch import Tensor
+from torchvision.utils import make_grid, save_image
 
 from flows.core.checkpoint import load_model
 from flows.core.device import find_device
@@ -44,23 +43,9 @@ def sample(settings: "Sample", *, model: Path, out: Path) -> None:
     # Small images are enlarged by a whole factor, to be visible.
     scale = max(1, 32 // max(vdm.image_shape[1:]))
     shown = (pixels.float() / (vdm.num_levels - 1)).repeat_interleave(scale, 2).repeat_interleave(scale, 3)
+    grid = make_grid(shown, nrow=math.ceil(math.sqrt(len(shown))), padding=2, pad_value=0.5)
     picture = BytesIO()
-    Image.fromarray((255 * grid(shown) + 0.5).byte().cpu().numpy()).save(picture, format="png")
+    save_image(grid, picture, format="png")
     with written_last(out, picture.getvalue()):
         finish()
     log.info("%d samples in %s", len(shown), out)
-
-
-def grid(images: Tensor, border: int = 2) -> Tensor:
-    """Return images (N,C,H,W) in [0, 1], gray ones as RGB, as one square picture (H',W',C) with borders of 0.5."""
-    if images.shape[1] == 1:
-        images = images.expand(-1, 3, -1, -1)
-    columns = math.ceil(math.sqrt(len(images)))
-    rows = math.ceil(len(images) / columns)
-    channels, height, width = images.shape[1:]
-    picture = torch.full((rows * (height + border) + border, columns * (width + border) + border, channels), 0.5)
-    for number, image in enumerate(images):
-        row, column = divmod(number, columns)
-        top, left = border + row * (height + border), border + column * (width + border)
-        picture[top : top + height, left : left + width] = image.permute(1, 2, 0)
-    return picture
