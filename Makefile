@@ -3,6 +3,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 # Stages and hooks run `python`: the environment's own.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
+# Some containers set this, and then each of the hundreds of processes that the tests start compiles the code anew.
+unexport PYTHONDONTWRITEBYTECODE
 
 # Exact versions within the ranges of pyproject.toml. `make LOCK= TARGET` installs the newest within the ranges instead,
 # and removes the stamps, so that the next `make` returns to the lock.
@@ -11,16 +13,21 @@ INSTALL = python -m pip install --quiet --disable-pip-version-check \
 	$(if $(LOCK),--constraint $(LOCK),--upgrade --upgrade-strategy eager)
 STAMP = $(if $(LOCK),touch,rm -f .venv/installed-test)
 
-.PHONY: repro test test-fast fuzz check lock newest clean
+.PHONY: repro test static suite test-fast fuzz check lock newest clean
 
 repro: .venv/installed
 	dvc repro
 	vdmctl report
 
 test: .venv/installed-test
+	$(MAKE) --jobs=2 static suite
+
+static: .venv/installed-test
 	ruff check .
 	ruff format --check .
 	mypy
+
+suite: .venv/installed-test
 	OMP_NUM_THREADS=1 pytest --numprocesses=3 --dist=loadfile --no-loadscope-reorder
 
 # A minute and a half: everything that starts no program, with fewer damaged inputs.

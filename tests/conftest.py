@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 import torch
 from filelock import FileLock
+from pictures import noise
+from PIL import Image
 from plant import Plant
 from project import IDENTITY, Project
 
@@ -65,6 +67,16 @@ def tiny_model() -> Callable[..., VDM]:
     return build
 
 
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Return a folder of eight gray PNG images of 6x5 pixels; image i is noise of seed i."""
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    for i in range(8):
+        Image.fromarray(noise(6, 5, seed=i)).save(folder / f"{i}.png")
+    return folder
+
+
 @pytest.fixture(scope="session")
 def digits() -> np.ndarray:
     """Return scikit-learn's digits, (1797,1,8,8) uint8 with levels 0..16."""
@@ -114,6 +126,7 @@ def plant(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Plant]:
     """Return a running retraining loop for the tests of a file, in a folder with a space and an umlaut in its path."""
     plant = Plant(tmp_path_factory.mktemp("plant") / "Bücher und Bilder")
     try:
+        plant.serve()
         yield plant
     finally:
         plant.stop()

@@ -42,7 +42,6 @@ class Plant:
         self.environment = self.project.environment | home | often | environment
         self.url = f"http://127.0.0.1:{self.port}/api"
         self.log = folder / "log"
-        self.serve()
 
     def serve(self) -> None:
         """Start `vdmctl serve`, and wait until it is ready."""
@@ -55,7 +54,7 @@ class Plant:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
-        wait_until(lambda: "serving at" in self.log.read_text() or self.process.poll() is not None, 90)
+        wait_until(lambda: "serving at" in self.log.read_text() or self.process.poll() is not None, 240)
         assert self.process.poll() is None, self.log.read_text()
 
     def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -65,17 +64,27 @@ class Plant:
             [script, *arguments], cwd=self.project.folder, env=self.environment, capture_output=True, text=True
         )
 
-    def retrain(self, name: str = "train-vdm", *arguments: str, **parameters: object) -> str:
-        """Start a run of the deployment; return its id."""
+    def retrain_by_command(self, name: str, **parameters: object) -> str:
+        """Start a run of the deployment as a user does, which takes a second of imports; return its id."""
         given = [f"--param={key}={json.dumps(value)}" for key, value in parameters.items()]
-        started = self.run("deployment", "run", name, *given, *arguments)
+        started = self.run("deployment", "run", name, *given)
         assert started.returncode == 0, started.stdout + started.stderr
         return next(line.split()[-1] for line in started.stdout.splitlines() if "UUID" in line)
 
-    def finish(self, run: str, seconds: float = 120) -> tuple[str, str]:
+    def retrain(self, **parameters: object) -> str:
+        """Start a run; return its id."""
+        deployment = self.api("deployments/name/train-vdm/train-vdm")["id"]
+        return str(self.api(f"deployments/{deployment}/create_flow_run", parameters=parameters)["id"])
+
+    def cancel(self, run: str) -> None:
+        """Ask a run to stop, and wait until it has."""
+        self.api(f"flow_runs/{run}/set_state", state={"type": "CANCELLING", "name": "Cancelling"})
+        assert self.finish(run)[0] == "CANCELLED"
+
+    def finish(self, run: str, seconds: float = 240) -> tuple[str, str]:
         """Wait until a run has ended; return its state and message."""
         ends = ("COMPLETED", "FAILED", "CANCELLED", "CRASHED")
-        wait_until(lambda: self.read(run)["state"]["type"] in ends, seconds, self.log)
+        wait_until(lambda: self.read(run)["state"]["type"] in ends, seconds, self.log, every=0.5)
         state = self.read(run)["state"]
         return state["type"], state["message"]
 
@@ -91,9 +100,12 @@ class Plant:
     def continues(self, parameters: dict[str, object]) -> None:
         """Start a run, wait until it continues from a saved state, cancel it, and remove its states."""
         run = self.retrain(overrides=parameters)
-        wait_until(lambda: any("continuing from step" in line for line in self.lines(run)), 90, self.log)
-        assert self.run("flow-run", "cancel", run).returncode == 0
-        assert self.finish(run)[0] == "CANCELLED"
+        wait_until(lambda: any("continuing from step" in line for line in self.lines(run)), 240, self.log, every=0.5)
+        self.cancel(run)
+        self.remove_states()
+
+    def remove_states(self) -> None:
+        """Remove the saved states of all training runs."""
         for folder in (self.project.folder / ".vdm" / "runs").iterdir():
             shutil.rmtree(folder)
 
@@ -105,7 +117,7 @@ class Plant:
             lines[:] = self.lines(run)
             return any("Finished in state" in line and not line.endswith("()") for line in lines)
 
-        wait_until(complete, 30)
+        wait_until(complete, 120, every=0.5)
         return "\n".join(lines)
 
     def api(self, path: str, method: str | None = None, **body: object) -> Any:
@@ -151,12 +163,12 @@ class Plant:
         return list((self.project.folder / ".vdm" / "worktrees").glob("*/"))
 
 
-def wait_until(condition: Callable[[], bool], seconds: float, log: Path | None = None) -> None:
+def wait_until(condition: Callable[[], bool], seconds: float, log: Path | None = None, *, every: float = 0.2) -> None:
     """Wait until the condition holds; fail after `seconds` with the end of the log."""
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, f"waited too long; {log.read_text()[-3000:] if log else ''}"
-        time.sleep(0.2)
+        time.sleep(every)
 
 
 def killed(*pids: int) -> None:

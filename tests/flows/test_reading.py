@@ -160,7 +160,7 @@ def test_photographs_are_made_smaller_one_by_one(tmp_path: Path) -> None:
         (tmp_path / "photos" / f"{i}.png").write_bytes(png(5000, 5000, channels=3))
     before = (
         "import torch, logging; from torchvision.transforms.v2 import functional\n"
-        "from test_image_folder import settings; from flows.stages.download import download"
+        "from pictures import settings; from flows.stages.download import download"
     )
     after = "download(settings(folder / 'photos', resize=[8, 8]), out=folder / 'images', downloads=folder / 'none')"
     assert int(measured(before, after, tmp_path)[-1]) < 350
@@ -172,7 +172,7 @@ def test_transforms_that_enlarge_take_a_chunk_at_a_time(tmp_path: Path) -> None:
     np.save(tmp_path / "a.npy", np.zeros((60, 1, 8, 8), dtype=np.uint8))
     before = (
         "import torch, logging; from torchvision.transforms.v2 import functional\n"
-        "from test_image_folder import settings; from flows.stages.download import download"
+        "from pictures import settings; from flows.stages.download import download"
     )
     after = "download(settings(folder / 'a.npy', pad=1024), out=folder / 'images', downloads=folder / 'none')"
     assert int(measured(before, after, tmp_path)[-1]) < 120

@@ -23,6 +23,9 @@ from flows.core.errors import Exit
 from flows.orchestration.streaming import failure
 from flows.process.groups import processes_in
 
+# Only a machine that is busy with other things needs as long.
+pytestmark = pytest.mark.timeout(900)
+
 STAGES = ["download", "validate", "train", "register", "evaluate", "sample"]
 
 
@@ -39,7 +42,7 @@ def wait_for_state(plant: Plant, step: int) -> None:
     def saved() -> bool:
         return any(int(path.stem.removeprefix("step-")) >= step for path in states.glob("*/step-*.state"))
 
-    wait_until(saved, 60, plant.log)
+    wait_until(saved, 240, plant.log)
 
 
 def test_a_run_leaves_a_commit_on_its_branch_and_the_checkout_alone(plant: Plant) -> None:
@@ -49,7 +52,7 @@ def test_a_run_leaves_a_commit_on_its_branch_and_the_checkout_alone(plant: Plant
     (project.folder / "README.md").write_text("and more of it")
     before = project.git("status", "--porcelain"), project.git("rev-parse", "HEAD"), project.git("write-tree")
 
-    run = plant.retrain("train-vdm")
+    run = plant.retrain_by_command("train-vdm")
     state, message = plant.finish(run)
     assert state == "COMPLETED", message
     assert "vdm@v1.0.0" in message
@@ -80,31 +83,19 @@ def test_a_run_leaves_a_commit_on_its_branch_and_the_checkout_alone(plant: Plant
         assert Path(path).is_file()  # although the worktree is gone
 
     begin = time.monotonic()
-    state, message = plant.finish(plant.retrain("train-vdm/train-vdm"))
+    state, message = plant.finish(plant.retrain_by_command("train-vdm/train-vdm", publish=False, overrides={}))
     assert (state, message[:13]) == ("COMPLETED", "nothing to do")
     assert time.monotonic() - begin < 60
     assert plant.branches() == [branch]
     project.git("checkout", "--quiet", "--force", "main", "--", "README.md")
 
 
-@pytest.mark.parametrize(
-    ("parameters", "message"),
-    [
-        (
-            {"preset": "digit"},
-            "no preset 'digit' in the commit that is checked out; presets: cifar10, cifar10_aug",
-        ),
-        ({"overrides": {"train.stepz": 5}}, "override train.stepz is not a known parameter"),
-        ({"overrides": {"train.steps": 0}}, "train.steps: input should be greater than or equal to 1, got 0"),
-    ],
-)
-def test_wrong_parameters_fail_before_anything_starts(
-    plant: Plant, parameters: dict[str, object], message: str
-) -> None:
-    run = plant.retrain(**parameters)
+def test_wrong_parameters_fail_before_anything_starts(plant: Plant) -> None:
+    """test_workspace.py has more of them."""
+    run = plant.retrain(overrides={"train.steps": 0})
     state, reason = plant.finish(run)
     assert state == "FAILED"
-    assert message in reason
+    assert "train.steps: input should be greater than or equal to 1, got 0" in reason
     assert "\n" not in reason
     assert plant.worktrees() == []
     assert "Traceback" not in plant.logged(run)
@@ -159,13 +150,14 @@ def test_a_cancelled_run_is_continued_by_the_next(plant: Plant) -> None:
 
 
 def test_prefects_commands_find_the_server_of_the_folder_and_its_settings_are_its_own(plant: Plant) -> None:
-    for command in ("work-pool ls", "--no-prompt deployment ls", "automation ls"):
+    for command in ("--no-prompt work-pool ls", "automation ls"):
         assert "vdm" in plant.run(*command.split()).stdout, command
     assert plant.url not in plant.run("config", "view", "--hide-sources").stdout
 
 
-def test_a_killed_engine_takes_its_trainer_along_and_the_next_run_continues(plant: Plant) -> None:
-    overrides = LONG | {"train.seed": 1, "train.steps": 400}
+def test_a_killed_engine_takes_its_trainer_along_and_a_killed_trainer_is_reported_with_its_signal(plant: Plant) -> None:
+    """The run after the killed engine continues from its states, until its trainer is killed."""
+    overrides = LONG | {"train.seed": 1, "train.steps": 20_000}
     command = [sys.executable, "-c", f"from flows.train_vdm import train_vdm; train_vdm(overrides={overrides})"]
     environment = plant.environment | {"PREFECT_API_URL": plant.url}  # otherwise Prefect would start a temporary server
     engine = subprocess.Popen(
@@ -177,18 +169,15 @@ def test_a_killed_engine_takes_its_trainer_along_and_the_next_run_continues(plan
     wait_until(lambda: trainers(plant.project.folder) == [], 10)
     wait_until(lambda: not orphans(plant), 10)
 
-    plant.continues(overrides)
-
-
-def test_a_killed_trainer_is_reported_with_its_signal(plant: Plant) -> None:
-    overrides = LONG | {"train.seed": 1, "train.steps": 401}
     run = plant.retrain(overrides=overrides)
-    wait_for_state(plant, 50)
+    wait_until(lambda: any("continuing from step" in line for line in plant.lines(run)), 90, plant.log, every=0.5)
+    wait_until(lambda: bool(trainers(plant.project.folder)), 10)
     (trainer,) = trainers(plant.project.folder)
     os.kill(trainer, signal.SIGKILL)
     state, message = plant.finish(run)
     assert state == "FAILED"
     assert message.startswith("stage train failed: SIGKILL ended it (the kernel does that when memory runs out)")
+    plant.remove_states()
 
 
 @pytest.mark.parametrize("status", [-9, 137])
@@ -251,14 +240,11 @@ def test_an_interrupted_publication_is_completed_by_the_next_run(plant: Plant) -
     assert message.startswith(f"{newest}, commit ")
     branches = plant.project.git("branch", "--format=%(refname:short)", "--points-at", f"{newest}^{{commit}}").split()
     assert f" on branch {branches[0]}, not promoted: " in message  # the branch of the run that was interrupted
-    state, message = plant.finish(plant.retrain(overrides={"train.seed": 2}, publish=True))
-    assert (state, message[:13]) == ("COMPLETED", "nothing to do")
     there = plant.project.git("ls-remote", "--tags", "--refs", "origin").split()[1::2]
     assert sorted(there) == sorted(f"refs/tags/{tag}" for tag in plant.project.git("tag").split())
     clone = plant.remote.parent / "clone"
     plant.project.git("clone", "--quiet", "--branch=vdm@v1.0.0", str(plant.remote), str(clone))
-    verify = [sys.executable, "-m", "flows.cli", "verify", "v1.0.0"]
-    assert subprocess.run(verify, cwd=clone, env=plant.environment).returncode == 0  # all files come from the remote
+    assert Project.at(clone).vdmctl("verify", "v1.0.0").returncode == 0  # all files come from the remote
 
 
 def test_runs_of_a_schedule_keep_the_state_in_which_they_ended(plant: Plant) -> None:
@@ -290,20 +276,18 @@ def test_an_unknown_or_ambiguous_bare_name_is_one_line(plant: Plant) -> None:
     result = plant.run("deployment", "run", "train-vdn")
     assert result.returncode == 1
     assert result.stderr.strip() == "no single deployment is called 'train-vdn'; `prefect deployment ls` lists them"
-    other = "from prefect import flow\n\n\n@flow\ndef other():\n    pass\n"
-    (plant.project.folder / "other.py").write_text(other)
-    deployed = plant.run("--no-prompt", "deploy", "other.py:other", "--name", "train-vdm", "--pool", "vdm")
-    assert deployed.returncode == 0, deployed.stdout + deployed.stderr
+    flow = plant.api("flows/", name="other")["id"]
+    other = plant.api("deployments/", name="train-vdm", flow_id=flow)["id"]
     result = plant.run("deployment", "run", "train-vdm")
     assert result.returncode == 1
     assert "2 deployments have it: other/train-vdm, train-vdm/train-vdm" in result.stderr
-    assert plant.run("deployment", "delete", "other/train-vdm").returncode == 0
-    (plant.project.folder / "other.py").unlink()
+    plant.api(f"deployments/{other}", "DELETE", id=other)
 
 
 def test_a_run_without_a_git_identity_says_so(plant: Plant) -> None:
     nobody = {key: value for key, value in plant.environment.items() if not key.startswith("GIT_")}
     nobody |= {"GIT_CONFIG_GLOBAL": "/dev/null", "GIT_CONFIG_SYSTEM": "/dev/null", "EMAIL": ""}
+    nobody |= {"PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "240"}
     result = subprocess.run(
         [sys.executable, "-m", "flows.train_vdm"],
         cwd=plant.project.folder,
@@ -343,6 +327,7 @@ def database(tmp_path: Path) -> Iterator[str]:
 def test_the_loop_runs_on_postgresql(database: str, tmp_path: Path, copied: Project) -> None:
     plant = Plant(tmp_path, copied, PREFECT_SERVER_DATABASE_CONNECTION_URL=database)
     try:
+        plant.serve()
         state, message = plant.finish(plant.retrain())
         assert (state, message[:13]) == ("COMPLETED", "nothing to do")
         assert not (tmp_path / "prefect" / "prefect.db").exists()

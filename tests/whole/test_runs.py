@@ -45,10 +45,29 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
 @pytest.fixture(scope="module")
 def undisturbed(project: Project) -> tuple[str, str]:
     """Return the digests of weights and log of a run that nothing interrupts."""
-    result = project.new_vdmctl("train")
+    result = project.vdmctl("train")
     assert result.returncode == 0, result.stderr
     assert list((project.folder / ".vdm" / "runs").iterdir()) == []  # the states of a run that succeeds are removed
     return digests(project)
+
+
+@pytest.fixture(scope="module")
+def saved(project: Project, undisturbed: tuple[str, str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a copy of the saved states of a run that was killed after step 12."""
+    process = start(project)
+    wait_for_step(project, process, 12)
+    process.kill()
+    process.communicate()
+    copy = tmp_path_factory.mktemp("states") / "runs"
+    (project.folder / ".vdm" / "runs").rename(copy)
+    return copy
+
+
+@pytest.fixture
+def killed(project: Project, saved: Path) -> Project:
+    """Return the project as it is after that run was killed."""
+    shutil.copytree(saved, project.folder / ".vdm" / "runs", dirs_exist_ok=True)
+    return project
 
 
 def digests(project: Project) -> tuple[str, str]:
@@ -78,29 +97,20 @@ def wait_for_step(project: Project, process: subprocess.Popen[str], step: int) -
         time.sleep(0.005)
 
 
-def test_a_run_killed_at_many_points_ends_with_the_same_bits(project: Project, undisturbed: tuple[str, str]) -> None:
-    for step in (4, 16, 28, 40, 52):
+def test_a_run_killed_and_stopped_many_times_ends_with_the_same_bits(
+    project: Project, undisturbed: tuple[str, str]
+) -> None:
+    for number, step in ((signal.SIGKILL, 4), (signal.SIGINT, 16), (signal.SIGTERM, 28), (signal.SIGKILL, 48)):
         process = start(project)
         wait_for_step(project, process, step)
-        process.kill()
-        process.communicate()
-    result = project.new_vdmctl("train")
+        process.send_signal(number)
+        _, errors = process.communicate(timeout=60)
+        if number is not signal.SIGKILL:
+            assert process.returncode == Exit.RESUMABLE
+            assert "vdmctl: stopped at step" in errors.splitlines()[-1]
+    result = project.vdmctl("train")
     assert result.returncode == 0, result.stderr
     assert "continuing from step" in result.stderr
-    assert digests(project) == undisturbed
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_run_asked_to_stop_saves_and_exits_75(
-    number: signal.Signals, project: Project, undisturbed: tuple[str, str]
-) -> None:
-    process = start(project)
-    wait_for_step(project, process, 8)
-    process.send_signal(number)
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == Exit.RESUMABLE
-    assert "vdmctl: stopped at step" in errors.splitlines()[-1]
-    assert project.new_vdmctl("train").returncode == 0
     assert digests(project) == undisturbed
 
 
@@ -126,17 +136,19 @@ def test_a_second_trainer_is_refused_by_the_device_lock(project: Project, undist
     assert second.returncode == Exit.BUSY
     busy = f"cpu is busy: process {process.pid} in {project.folder} trains on it; wait for it or stop it"
     assert busy in second.stderr.splitlines()[-1]
-    assert project.new_vdmctl("train").returncode == 0  # the lock ended with its process
+    assert project.vdmctl("train").returncode == 0  # the lock ended with its process
 
 
-@pytest.mark.parametrize(("shell", "command"), [("/bin/bash", "{}"), ("/bin/dash", "{}; exit $?")])
-def test_a_trainer_saves_and_ends_when_dvc_is_killed(shell: str, command: str, project: Project) -> None:
-    """The steps since the last planned state are saved, and DVC continues from there."""
+def test_a_trainer_saves_and_ends_when_dvc_is_killed(project: Project) -> None:
+    """The steps since the last planned state are saved, and DVC continues from there, with whatever shell it uses."""
     changes = {"checkpoint_every_steps: 4\n": "checkpoint_every_steps: 5000\n", "steps: 60\n": "steps: 6000\n"}
-    stage = {"python -m flows.cli train": command.format("python -m flows.cli train")}
     project.edit("params.yaml", **changes)
-    project.edit("dvc.yaml", **stage)
-    for awaited in ("step 5:", "continuing from step"):
+    command = "python -m flows.cli train"
+    for shell, called, awaited in (
+        ("/bin/bash", command, "step 5:"),
+        ("/bin/dash", f"{command}; exit $?", "continuing from step"),
+    ):
+        project.edit("dvc.yaml", **{command: called})
         process = subprocess.Popen(
             [sys.executable, "-m", "dvc", "repro", "--single-item", "train"],
             cwd=project.folder,
@@ -153,8 +165,8 @@ def test_a_trainer_saves_and_ends_when_dvc_is_killed(shell: str, command: str, p
         assert "vdmctl: stopped" in process.stderr.read()
         process.stderr.close()
         (run,) = {path.parent for path in states(project)}
+        project.edit("dvc.yaml", **{called: command})
     shutil.rmtree(run)
-    project.edit("dvc.yaml", **{new: old for old, new in stage.items()})
     project.edit("params.yaml", **{new: old for old, new in changes.items()})
 
 
@@ -179,33 +191,25 @@ def truncate(path: Path) -> None:
     ids=["truncated", "keys"],
 )
 def test_a_damaged_newest_state_is_passed_over(
-    damage: Callable[[Path], None], reason: str, project: Project, undisturbed: tuple[str, str]
+    damage: Callable[[Path], None], reason: str, killed: Project, undisturbed: tuple[str, str]
 ) -> None:
-    process = start(project)
-    wait_for_step(project, process, 12)
-    process.kill()
-    process.communicate()
-    newest = states(project)[-1]
+    newest = states(killed)[-1]
     damage(newest)
-    result = project.new_vdmctl("train")
+    result = killed.vdmctl("train")
     assert f"{newest.name}: {reason}" in result.stderr
     assert "falling back to the state before" in result.stderr
-    assert digests(project) == undisturbed
+    assert digests(killed) == undisturbed
 
 
-def test_other_parameters_start_afresh(project: Project, undisturbed: tuple[str, str]) -> None:
-    process = start(project)
-    wait_for_step(project, process, 12)
-    process.kill()
-    process.communicate()
-    project.edit("params.yaml", **{"weight_decay: 0.01": "weight_decay: 0.02"})
-    result = project.new_vdmctl("train")
-    project.edit("params.yaml", **{"weight_decay: 0.02": "weight_decay: 0.01"})
+def test_other_parameters_start_afresh(killed: Project, undisturbed: tuple[str, str]) -> None:
+    killed.edit("params.yaml", **{"weight_decay: 0.01": "weight_decay: 0.02"})
+    result = killed.vdmctl("train")
+    killed.edit("params.yaml", **{"weight_decay: 0.02": "weight_decay: 0.01"})
     assert result.returncode == 0
     assert "continuing" not in result.stderr
-    assert digests(project) != undisturbed
-    assert project.new_vdmctl("train").returncode == 0
-    assert digests(project) == undisturbed
+    assert digests(killed) != undisturbed
+    assert killed.vdmctl("train").returncode == 0
+    assert digests(killed) == undisturbed
 
 
 def test_a_warmup_longer_than_the_run_is_logged(caplog: pytest.LogCaptureFixture) -> None:
@@ -220,13 +224,13 @@ def test_a_warmup_longer_than_the_run_is_logged(caplog: pytest.LogCaptureFixture
 
 
 def test_a_step_that_does_not_fit_says_what_to_change(project: Project) -> None:
-    project.edit("params.yaml", **{"batch_size: 64\n": "batch_size: 300000\n"})
-    command = f"ulimit -v 4000000; exec {sys.executable} -m flows.cli train"
+    project.edit("params.yaml", **{"batch_size: 64\n": "batch_size: 100000\n"})
+    command = f"ulimit -v 2000000; exec {sys.executable} -m flows.cli train"
     result = project.run("bash", "-c", command)
-    project.edit("params.yaml", **{"batch_size: 300000\n": "batch_size: 64\n"})
+    project.edit("params.yaml", **{"batch_size: 100000\n": "batch_size: 64\n"})
     assert result.returncode == Exit.USAGE, result.stderr
     assert result.stderr.splitlines()[-1] == (
-        "vdmctl: out of memory with 300000 images of train.batch_size at a time; "
+        "vdmctl: out of memory with 100000 images of train.batch_size at a time; "
         "set train.accumulation: 2 or train.activation_checkpointing: true"
     )
 
@@ -264,13 +268,13 @@ def test_a_full_disk_ends_the_training_in_one_line_and_loses_nothing(
     shutil.rmtree(models)
     models.symlink_to(full_disk)
     (full_disk / "filler").write_bytes(bytes(240 * 1024))
-    result = project.new_vdmctl("train")
+    result = project.vdmctl("train")
     assert result.returncode == Exit.BUG, result.stderr
     assert result.stderr.splitlines()[-1].startswith(
         "vdmctl: models/trained/weights.safetensors could not be written: No space left on device; correct that and run"
     )
     (full_disk / "filler").unlink()
-    result = project.new_vdmctl("train")
+    result = project.vdmctl("train")
     assert "continuing from step 60 of 60" in result.stderr
     assert digests(project) == undisturbed
     models.unlink()

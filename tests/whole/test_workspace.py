@@ -18,6 +18,7 @@ COMMITTED = "params.yaml of the commit that is checked out"
     ("overrides", "message"),
     [
         ({"train": {"steps": 3}}, "override train is not a known parameter"),
+        ({"train.stepz": 5}, "override train.stepz is not a known parameter"),
         ({"train.steps.more": 3}, "override train.steps.more is not a known parameter"),
         ({"steps": 3}, "override steps is not a known parameter"),
         ({"train.steps": "many"}, r"params.yaml with the overrides:\d+: train.steps: .* got 'many'"),
@@ -45,6 +46,13 @@ def test_the_committed_file_is_checked(
     copied.git("commit", "--quiet", "--all", "--message=Wrong")
     with pytest.raises(UserError, match=message) as raised:
         compose_params(copied.folder, None, overrides)
+    assert raised.value.code is Exit.USAGE
+
+
+def test_an_unknown_preset(registry: Project) -> None:
+    known = "no preset 'digit' in the commit that is checked out; presets: cifar10, cifar10_aug"
+    with pytest.raises(UserError, match=known) as raised:
+        compose_params(registry.folder, "digit", {})
     assert raised.value.code is Exit.USAGE
 
 

@@ -1,0 +1,70 @@
+"""Folders of pictures, for tests of how they are read."""
+
+import os
+import struct
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from flows.core.params import Data
+from flows.images.store import ImageSet, load_images
+from flows.stages.download import download
+
+# The arguments of `read_folder` besides the folder.
+SPLIT: Any = {"test_fraction": 0.25, "validation_fraction": 0, "split_seed": 0, "grayscale": False, "resized": False}
+
+
+def settings(source: Path, **changes: Any) -> Data:
+    defaults = {
+        "name": "image_folder",
+        "source": str(source),
+        "test_fraction": 0.25,
+        "validation_fraction": 0,
+        "split_seed": 0,
+    }
+    transforms = {"grayscale": False, "resize": None, "pad": 0, "num_bits": 8}
+    return Data(**(defaults | transforms | changes))
+
+
+def load(source: Path, **changes: Any) -> ImageSet:
+    out = source.parent / "images"
+    download(settings(source, **changes), out=out, downloads=source.parent / "downloads")
+    return load_images(out)
+
+
+def noise(*shape: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
+
+
+def png(pixels: np.ndarray, bits: int, colour: int = 0, size: tuple[int, int] | None = None) -> bytes:
+    """Return a PNG file of `bits` per sample, gray (colour 0) or RGB (2); its header may claim another size."""
+    rows = pixels.reshape(len(pixels), -1)
+    if bits < 8:
+        wide = np.unpackbits(rows[..., None].astype(np.uint8), axis=-1)[..., 8 - bits :]
+        packed = np.packbits(wide.reshape(len(rows), -1), axis=1)
+    else:
+        packed = rows.astype(">u2").view(np.uint8) if bits == 16 else rows
+    raw = b"".join(b"\0" + row.tobytes() for row in packed)
+
+    def part(name: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+
+    height, width = size or pixels.shape
+    head = struct.pack(">IIBBBBB", width, height, bits, colour, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + part(b"IHDR", head) + part(b"IDAT", zlib.compress(raw)) + part(b"IEND", b"")
+
+
+@contextmanager
+def unprivileged() -> Iterator[None]:
+    """Give up the rights of root, who may read any file."""
+    own = os.geteuid()
+    if own == 0:
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(own)
