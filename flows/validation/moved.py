@@ -5,10 +5,12 @@ in both directions.  Of the images that are as bright on average, the one with t
 by pixel.
 """
 
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
+from flows.core.files import open_regular
 from flows.images.store import fitting
 
 CELLS = 6
@@ -157,13 +159,21 @@ def best_of(
 
 
 def pick(images: np.ndarray, numbers: np.ndarray) -> list[np.ndarray]:
-    """Return copies of some images in parts.  A mapped array is mapped anew for each, as `chunks` does."""
+    """Return copies of some images in parts.
+
+    Those of a mapped file are read, since the pages of a map that are touched at random accumulate in this process.
+    """
     step = fitting(PICKED, images[0].nbytes)
     parts = [numbers[first : first + step] for first in range(0, len(numbers), step)]
     if not isinstance(images, np.memmap) or not images.flags.c_contiguous:
         return [images[some] for some in parts]
-    name = str(images.filename)
-    return [np.array(np.memmap(name, images.dtype, "r", images.offset, images.shape)[some]) for some in parts]
+    copies = [np.empty((len(some), *images.shape[1:]), images.dtype) for some in parts]
+    with open_regular(Path(str(images.filename))) as file:
+        for some, copied in zip(parts, copies, strict=True):
+            for number, image in zip(some.tolist(), copied, strict=True):
+                file.seek(images.offset + number * image.nbytes)
+                file.readinto(image.data.cast("B"))
+    return copies
 
 
 def pixel_distances(

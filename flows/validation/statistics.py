@@ -13,7 +13,9 @@ FEWEST_PIXELS = 3
 
 def is_image(images: np.ndarray) -> bool:
     """Return whether an array holds (N,C,H,W) integers of at least 3x3 pixels."""
-    return images.ndim == 4 and images.dtype.kind in "ui" and min(images.shape[2:]) >= FEWEST_PIXELS
+    if images.ndim != 4 or images.dtype.kind not in "ui":
+        return False
+    return images.shape[1] > 0 and min(images.shape[2:]) >= FEWEST_PIXELS
 
 
 def num_channels(images: np.ndarray) -> int:

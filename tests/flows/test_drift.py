@@ -109,7 +109,8 @@ def test_a_reference_of_an_older_version_is_compared_by_what_it_has(patches: np.
 
 
 @pytest.mark.parametrize(
-    "images", [np.zeros((0, 1, 8, 8)), np.full((9, 1, 8, 8), np.nan), np.zeros((9, 1, 8, 2)), np.zeros(9)]
+    "images",
+    [np.zeros((0, 1, 8, 8)), np.full((9, 1, 8, 8), np.nan), np.zeros((9, 0, 8, 8), dtype=np.uint8), np.zeros(9)],
 )
 def test_what_is_no_image_has_no_differences(images: np.ndarray) -> None:
     found = profile(measure(images, 17), np.arange(len(images)))
