@@ -15,7 +15,7 @@ def is_image(images: np.ndarray) -> bool:
     """Return whether an array holds (N,C,H,W) integers of at least 3x3 pixels."""
     if images.ndim != 4 or images.dtype.kind not in "ui":
         return False
-    return images.shape[1] > 0 and min(images.shape[2:]) >= FEWEST_PIXELS
+    return bool(images.shape[1] > 0 and min(images.shape[2:]) >= FEWEST_PIXELS)
 
 
 def num_channels(images: np.ndarray) -> int:
