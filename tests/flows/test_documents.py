@@ -26,7 +26,7 @@ from flows.registry.storage import Stored, files
 from flows.stages import train
 from flows.stages.register import read_curves
 from flows.training import fitting
-from flows.validation.drift import distances, read_reference
+from flows.validation.drift import differences, read_reference
 from flows.validation.report import Profile, Validation
 from flows.validation.tables import split_rows, with_files
 from vdm.model import VDM
@@ -107,7 +107,8 @@ def read_evaluated(path: Path) -> None:
 
 
 def read_drift(path: Path) -> None:
-    distances(Profile.model_validate(PROFILE), read_reference(path))
+    contract = read_params(ROOT / "presets/digits.yaml").contract
+    differences({"train": Profile.model_validate(PROFILE)}, read_reference(path), contract)
 
 
 def read_validation(path: Path) -> None:

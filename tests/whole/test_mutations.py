@@ -99,9 +99,10 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, int]:
 
 def copy_code(copy: Path, mistake: Mistake | None) -> None:
     """Copy the code and its tests into the folder, with the mistake."""
-    for name in ("vdm", "flows", "tests"):
+    for name in ("vdm", "flows", "tests", "benchmarks"):
         shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__", "oracles"))
-    shutil.copyfile(ROOT / "pyproject.toml", copy / "pyproject.toml")
+    for name in ("pyproject.toml", "params.yaml"):
+        shutil.copyfile(ROOT / name, copy / name)
     if mistake:
         path = copy / "vdm" / f"{mistake.file}.py"
         text = path.read_text()

@@ -45,7 +45,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
 @pytest.fixture(scope="module")
 def undisturbed(project: Project) -> tuple[str, str]:
     """Return the digests of weights and log of a run that nothing interrupts."""
-    result = project.vdmctl("train")
+    result = project.new_vdmctl("train")
     assert result.returncode == 0, result.stderr
     assert list((project.folder / ".vdm" / "runs").iterdir()) == []  # the states of a run that succeeds are removed
     return digests(project)
@@ -108,7 +108,7 @@ def test_a_run_killed_and_stopped_many_times_ends_with_the_same_bits(
         if number is not signal.SIGKILL:
             assert process.returncode == Exit.RESUMABLE
             assert "vdmctl: stopped at step" in errors.splitlines()[-1]
-    result = project.vdmctl("train")
+    result = project.new_vdmctl("train")
     assert result.returncode == 0, result.stderr
     assert "continuing from step" in result.stderr
     assert digests(project) == undisturbed
@@ -136,7 +136,7 @@ def test_a_second_trainer_is_refused_by_the_device_lock(project: Project, undist
     assert second.returncode == Exit.BUSY
     busy = f"cpu is busy: process {process.pid} in {project.folder} trains on it; wait for it or stop it"
     assert busy in second.stderr.splitlines()[-1]
-    assert project.vdmctl("train").returncode == 0  # the lock ended with its process
+    assert project.new_vdmctl("train").returncode == 0  # the lock ended with its process
 
 
 def test_a_trainer_saves_and_ends_when_dvc_is_killed(project: Project) -> None:
@@ -195,7 +195,7 @@ def test_a_damaged_newest_state_is_passed_over(
 ) -> None:
     newest = states(killed)[-1]
     damage(newest)
-    result = killed.vdmctl("train")
+    result = killed.new_vdmctl("train")
     assert f"{newest.name}: {reason}" in result.stderr
     assert "falling back to the state before" in result.stderr
     assert digests(killed) == undisturbed
@@ -203,12 +203,12 @@ def test_a_damaged_newest_state_is_passed_over(
 
 def test_other_parameters_start_afresh(killed: Project, undisturbed: tuple[str, str]) -> None:
     killed.edit("params.yaml", **{"weight_decay: 0.01": "weight_decay: 0.02"})
-    result = killed.vdmctl("train")
+    result = killed.new_vdmctl("train")
     killed.edit("params.yaml", **{"weight_decay: 0.02": "weight_decay: 0.01"})
     assert result.returncode == 0
     assert "continuing" not in result.stderr
     assert digests(killed) != undisturbed
-    assert killed.vdmctl("train").returncode == 0
+    assert killed.new_vdmctl("train").returncode == 0
     assert digests(killed) == undisturbed
 
 
@@ -217,9 +217,9 @@ def test_a_warmup_longer_than_the_run_is_logged(caplog: pytest.LogCaptureFixture
     config = {"image_shape": (1, 8, 8), "num_levels": 17, **params.model.model_dump()}
     settings = resolve(params.train, torch.device("cpu"))
     images = torch.zeros(64, 1, 8, 8, dtype=torch.uint8)
-    build(config, replace(settings, steps=100), images)
+    build(config, replace(settings, steps=100), images, None)
     assert "warmup_steps" not in caplog.text
-    build(config, replace(settings, steps=99), images)
+    build(config, replace(settings, steps=99), images, None)
     assert "train.warmup_steps 100 is above train.steps 99" in caplog.text
 
 
@@ -268,13 +268,13 @@ def test_a_full_disk_ends_the_training_in_one_line_and_loses_nothing(
     shutil.rmtree(models)
     models.symlink_to(full_disk)
     (full_disk / "filler").write_bytes(bytes(240 * 1024))
-    result = project.vdmctl("train")
+    result = project.new_vdmctl("train")
     assert result.returncode == Exit.BUG, result.stderr
     assert result.stderr.splitlines()[-1].startswith(
         "vdmctl: models/trained/weights.safetensors could not be written: No space left on device; correct that and run"
     )
     (full_disk / "filler").unlink()
-    result = project.vdmctl("train")
+    result = project.new_vdmctl("train")
     assert "continuing from step 60 of 60" in result.stderr
     assert digests(project) == undisturbed
     models.unlink()
