@@ -21,12 +21,21 @@ from flows.core.errors import CheckpointError, Exit, UserError
 from flows.core.params import read_params
 from flows.evaluation.bound import load_fitting
 from flows.evaluation.results import BoundMetrics
-from flows.images.store import ImageSetError, data_sha256, load_array, load_images, load_labels, save_images
+from flows.images.store import (
+    ImageSetError,
+    data_sha256,
+    load_array,
+    load_images,
+    load_labels,
+    present,
+    save_images,
+)
 from flows.registry.storage import Stored, files
 from flows.stages import train
 from flows.stages.register import read_curves
 from flows.training import fitting
 from flows.validation.drift import differences, read_reference
+from flows.validation.facts import measure
 from flows.validation.report import Profile, Validation
 from flows.validation.tables import split_rows, with_files
 from vdm.model import VDM
@@ -151,7 +160,9 @@ def image_set(tmp_path: Path) -> Path:
 
 def use(folder: Path) -> None:
     """Read everything in an image set."""
-    split_rows(load_images(folder), folder)
+    images = load_images(folder)
+    facts = {split: measure(getattr(images, split), images.num_levels) for split in present(images.description)}
+    split_rows(images, folder, facts)
     data_sha256(folder)
     rows = with_files([{"split": "train", "image": number} for number in (0, 3)], folder)
     json.dumps(rows, ensure_ascii=False).encode()
