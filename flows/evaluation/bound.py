@@ -59,12 +59,11 @@ def other_splits(settings: "Evaluate", tested: BoundMetrics, *, model: Path, ima
 
     Raises what `measure` raises.
     """
-    device = find_device(settings.device)
-    vdm, image_set = load_fitting(model, images, device, "train")
+    vdm, image_set = load_fitting(model, images, find_device(settings.device), "train")
     training = figures(evaluate_split(settings, vdm, image_set.train[: tested.num_images]))
     found: dict[str, Any] = {"training": training}
     if len(image_set.validation):
-        vdm, image_set = load_fitting(model, images, device, "validation")
+        require_valid(image_set, images, "validation")
         found["validation"] = figures(evaluate_split(settings, vdm, image_set.validation))
     if tested.bpd is not None and training.bpd is not None:
         errors = [error or math.nan for error in (tested.bpd_standard_error, training.bpd_standard_error)]
@@ -99,11 +98,16 @@ def load_fitting(model: Path, images: Path, device: torch.device, split: Split) 
     theirs = kind(image_set.image_shape, image_set.num_levels)
     if ours != theirs:
         raise UserError(f"{model} is a model of images of {ours}; {images} holds {theirs}", Exit.USAGE)
+    require_valid(image_set, images, split)
+    return vdm, image_set
+
+
+def require_valid(image_set: ImageSet, images: Path, split: Split) -> None:
+    """Raise UserError if a split of the set in the folder `images` is empty (exit 2) or invalid (4)."""
     if split == "validation" and not len(image_set.validation):
         raise UserError(f"{images} has no validation images; set data.validation_fraction", Exit.USAGE)
     if reason := fault(image_set, split):
         raise UserError(f"{images}: {reason}; run `vdmctl validate`", Exit.INVALID_DATA)
-    return vdm, image_set
 
 
 def kind(shape: tuple[int, ...], num_levels: int) -> str:

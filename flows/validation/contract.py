@@ -1,8 +1,8 @@
 """The discretization contract: the suite of expectations, kept as code.
 
 A likelihood is meaningful only if the pixels are integers 0..K-1 of the stated K that were never rescaled, resampled or
-compressed with loss, and if no image is in two splits.  An
-expectation of severity `warning` is reported and does not stop the pipeline.
+compressed with loss, and if no image is in two splits.  An expectation of severity `warning` is reported and does not
+stop the pipeline.
 """
 
 from typing import TYPE_CHECKING, Any

@@ -83,9 +83,10 @@ def published(image_set: ImageSet, split: str, num_images: int) -> int:
 
     The validation images are part of the published training images.
     """
-    count = image_set.description.get(f"published_{split}", num_images)
-    drawn = len(image_set.validation) if split == "train" and f"published_{split}" in image_set.description else 0
-    return int(count - drawn)
+    count = image_set.description.get(f"published_{split}")
+    if count is None:
+        return num_images
+    return int(count) - (len(image_set.validation) if split == "train" else 0)
 
 
 def histogram_rows(facts: dict[str, Facts], settings: "Contract") -> "pd.DataFrame":
