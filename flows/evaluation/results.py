@@ -1,4 +1,4 @@
-"""The figures that evaluations leave, as documents: metrics.json, an ODE likelihood, a comparison.  All in bits/dim."""
+"""The figures that evaluations leave, as documents: likelihoods and a comparison in bits/dim, and samples' quality."""
 
 import math
 from typing import Annotated, Any, Literal
@@ -122,3 +122,45 @@ class Comparison(Document):
     seed: Count
     times_per_image: Count
     num_timesteps: Count | None
+
+
+class SamplerSettings(Document):
+    """How samples were drawn; see `vdm.sampling.sample`."""
+
+    seed: Count
+    num_timesteps: Count
+    order: Count
+    eta: Number
+    grid: Literal["gamma", "t"]
+    clip: bool
+    precision: Literal["float32", "bfloat16"]
+
+
+class QualityFigure(Document):
+    """A measure of the samples beside the same measure of as many held-out real images, with their standard errors."""
+
+    samples: Figure
+    samples_standard_error: Figure
+    held_out: Figure
+    held_out_standard_error: Figure
+
+
+class SampleMetrics(Document):
+    """The samples' metrics.json: `num_images` samples, and as many test images, against the training images.
+
+    `figures` has `fd_<8 hex>` and `kd_<8 hex>`, the Frechet and the kernel distance in the features of the network whose
+    digest begins with these digits, `precision` and `recall` in the same features, and `fid` and `kid` where Inception's
+    weights are given.  `nearer_than_held_out` is the probability that a sample is nearer to its nearest training image,
+    in pixels, than a held-out image is to its own: far above 0.5, the model repeats training images.
+    """
+
+    figures: dict[str, QualityFigure]
+    nearer_than_held_out: Figure
+    nearer_than_held_out_standard_error: Figure
+    num_images: Count
+    num_training_images: Count
+    features_task: Literal["labels", "symmetries"]
+    features_sha256: Sha256
+    model_sha256: Sha256
+    data_sha256: Sha256
+    sampler: SamplerSettings
