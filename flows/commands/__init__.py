@@ -3,6 +3,7 @@
 vdmctl      the whole command line, its help, and `serve`
 pipeline    the stages, the report and the presets
 evaluation  likelihoods and comparisons
+compression  images to files and back
 registry    versions and the champion
 arguments   checks of arguments, and params.yaml
 inspecting  `vdmctl validate PATH`
