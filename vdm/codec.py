@@ -28,7 +28,6 @@ from vdm.diffusion import reverse_step
 from vdm.discretization import pixels_to_x
 from vdm.model import VDM
 from vdm.schedule import alpha, sigma
-from vdm.vlb import prior_loss
 
 TOTAL = 2**32
 """The sum of the frequencies of a table."""
@@ -82,12 +81,12 @@ class Gaussian(NamedTuple):
         coder.push(distance[far] % TOTAL, np.ones(far.sum(), np.int64))
         symbol = np.where(far, 2 * self.half + 1, distance + self.half)
         start = self.tables[offset, symbol]
-        coder.push(start, self.tables[offset, symbol + 1] - start)
+        coder.push(start, self.tables[offset, symbol + 1] - start, scattered=not self.open_ended)
 
     def pop(self, coder: Coder, mean: Tensor) -> Tensor:
         """Decode z in the shape of the mean (B,C,H,W)."""
         cell, offset = self.place(mean)
-        symbol = coder.pop(self.tables, offset)
+        symbol = coder.pop(self.tables, offset, scattered=not self.open_ended)
         distance = symbol - self.half
         far = symbol > 2 * self.half
         plain = coder.pop_plain(int(far.sum()))
@@ -126,27 +125,18 @@ class Codec:
         self.forward, self.backward = widths(forward / self.spacing), widths(backward / self.spacing)
 
     @torch.inference_mode()
-    def encode(self, coder: Coder, pixels: np.ndarray, tick: Callable[[int], object] = id) -> np.ndarray:
-        """Encode images (B,C,H,W) uint8 and return their T-step bound, (B,) nats, with one draw of the noise per step.
+    def encode(self, coder: Coder, pixels: np.ndarray, tick: Callable[[int], object] = id) -> None:
+        """Encode images (B,C,H,W) uint8.
 
-        The noise of the bound is that of the code.  `tick` is called with B after every step.  Raises ArithmeticError
-        if the network's output is not finite.
+        `tick` is called with B after every step.  Raises ArithmeticError if the network's output is not finite.
         """
-        levels = torch.from_numpy(pixels).to(self.gammas.device)
-        x = pixels_to_x(levels, self.model.num_levels, torch.float64)
-        bound = prior_loss(x, self.gammas[-1]) + self.model.reconstruction_loss(levels)
-        z_t = self.q(0).pop(coder, alpha(self.gammas[0]) * x)
+        z_t = self.q(0).pop(coder, self.first_mean(pixels))
         self.push_pixels(coder, pixels, z_t)
         for t in range(1, len(self.gammas)):
             z_s, z_t = z_t, self.q(t).pop(coder, self.forward_mean(z_t, t))
-            eps_hat = self.predict(z_t, t)
-            self.p(t - 1).push(coder, z_s, self.backward_mean(z_t, eps_hat, t))
-            eps = (z_t - alpha(self.gammas[t]) * x) / sigma(self.gammas[t])
-            weight = 0.5 * torch.expm1(self.gammas[t] - self.gammas[t - 1])
-            bound += weight * (eps - eps_hat).square().flatten(1).sum(1)
+            self.p(t - 1).push(coder, z_s, self.backward_mean(z_t, t))
             tick(len(pixels))
         self.p(-1).push(coder, z_t, torch.zeros_like(z_t))
-        return bound.cpu().numpy()
 
     @torch.inference_mode()
     def decode(self, coder: Coder, count: int, tick: Callable[[int], object] = id) -> np.ndarray:
@@ -158,12 +148,11 @@ class Codec:
         z_s = self.p(-1).pop(coder, self.gammas.new_zeros((count, *self.model.image_shape)))
         for t in range(len(self.gammas) - 1, 0, -1):
             z_t = z_s
-            z_s = self.p(t - 1).pop(coder, self.backward_mean(z_t, self.predict(z_t, t), t))
+            z_s = self.p(t - 1).pop(coder, self.backward_mean(z_t, t))
             self.q(t).push(coder, z_t, self.forward_mean(z_s, t))
             tick(count)
         pixels = self.pop_pixels(coder, z_s)
-        x = pixels_to_x(torch.from_numpy(pixels).to(z_s.device), self.model.num_levels, torch.float64)
-        self.q(0).push(coder, z_s, alpha(self.gammas[0]) * x)
+        self.q(0).push(coder, z_s, self.first_mean(pixels))
         return pixels
 
     def q(self, t: int) -> Gaussian:
@@ -174,16 +163,18 @@ class Codec:
         """Return p(z_s | z_t) without its mean; for the last s, N(0, I)."""
         return Gaussian(gaussian_tables(self.backward[s], open_ended=True), self.spacing[s], open_ended=True)
 
-    def predict(self, z_t: Tensor, t: int) -> Tensor:
-        """Return eps_hat(z_t) at step t, (B,C,H,W)."""
-        return self.model.network(z_t, self.gammas[t].expand(len(z_t)))  # type: ignore[no-any-return]
+    def first_mean(self, pixels: np.ndarray) -> Tensor:
+        """Return the mean of q(z_0 | x), alpha_0 x (eq. 1)."""
+        x = pixels_to_x(torch.from_numpy(pixels).to(self.gammas.device), self.model.num_levels, self.gammas.dtype)
+        return alpha(self.gammas[0]) * x
 
     def forward_mean(self, z_s: Tensor, t: int) -> Tensor:
         """Return the mean of q(z_t | z_s), alpha_t / alpha_s z_s (appendix A.1)."""
         return alpha(self.gammas[t]) / alpha(self.gammas[t - 1]) * z_s
 
-    def backward_mean(self, z_t: Tensor, eps_hat: Tensor, t: int) -> Tensor:
+    def backward_mean(self, z_t: Tensor, t: int) -> Tensor:
         """Return the mean of p(z_s | z_t) (appendix A.4)."""
+        eps_hat = self.model.network(z_t, self.gammas[t].expand(len(z_t)))
         return reverse_step(z_t, eps_hat, torch.zeros_like(z_t), self.gammas[t - 1], self.gammas[t])
 
     def push_pixels(self, coder: Coder, pixels: np.ndarray, z_0: Tensor) -> None:
@@ -205,6 +196,24 @@ class Codec:
         logits = -0.5 * np.square((z - levels) * math.exp(-gamma_0 / 2))
         weights = np.exp(logits - logits.max(1, keepdims=True)).cumsum(1)
         return cumulative(weights[:, :-1] / weights[:, -1:])
+
+
+def encode_plainly(coder: Coder, pixels: np.ndarray, num_levels: int) -> None:
+    """Encode pixels of any shape with all levels equally likely."""
+    table = plain_table(num_levels)[0]
+    level = pixels.ravel().astype(np.int64)
+    coder.push(table[level], table[level + 1] - table[level])
+
+
+def decode_plainly(coder: Coder, shape: tuple[int, ...], num_levels: int) -> np.ndarray:
+    """Decode pixels of a shape that were encoded plainly, uint8."""
+    rows = np.zeros(math.prod(shape), np.int64)
+    return coder.pop(plain_table(num_levels), rows).reshape(shape).astype(np.uint8)
+
+
+def plain_table(num_levels: int) -> np.ndarray:
+    """Return the cumulative frequencies of equally likely levels, (1,K+1) int64."""
+    return cumulative(np.arange(1, num_levels)[None] / num_levels)
 
 
 def spacings(deviations: np.ndarray) -> np.ndarray:

@@ -63,11 +63,14 @@ def compress(
     if as_json:
         say_json(done.model_dump())
         return
+    from flows.commands.summary import figure
+
+    error = "" if done.bound_bpd_standard_error is None else f" +- {done.bound_bpd_standard_error:.4f}"
     say(
-        f"{done.out}: {done.num_images} images, {done.pixel_bytes:,} bytes -> {done.file_bytes:,} bytes"
-        f"{', verified' if done.verified else ''}\n"
-        f"{done.net_bpd:.4f} bits/dim net, {done.net_bpd_without_initial_bits:.4f} without {done.initial_bits} initial"
-        f" bits; bound in {done.num_timesteps} steps {done.bound_bpd:.4f}"
+        f"{done.out}: {done.num_images} images, {done.pixel_bytes:,} -> {done.file_bytes:,} bytes,"
+        f" {'verified' if done.verified else 'not verified'}\n"
+        f"{done.net_bpd:.4f} bits/dim with everything in the file, {figure(done.code_bpd)} the code alone\n"
+        f"{figure(done.bound_bpd)}{error} the bound in {done.num_timesteps} steps"
     )
 
 

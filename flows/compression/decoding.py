@@ -10,14 +10,14 @@ from typing import BinaryIO
 import numpy as np
 import torch
 
-from flows.compression.batches import groups
+from flows.compression.batches import groups, is_plain
 from flows.compression.header import MODEL_BYTES, read_header, this_machine
 from flows.compression.rans import Rans
 from flows.compression.words import BrokenCodeError, bottom, read_blocks
 from flows.core.checkpoint import load_model, model_sha256
 from flows.core.device import find_device
 from flows.core.errors import Exit, UserError
-from vdm.codec import CELLS, OFFSETS, Codec
+from vdm.codec import CELLS, OFFSETS, Codec, decode_plainly
 from vdm.model import VDM
 
 
@@ -69,9 +69,9 @@ class Decoder:
 
         coder = Rans(refill, state=0)
         num_dims = self.codec.model.num_dims
-        for sizes in groups(header.num_images, num_dims, header.batch_size, backwards=True):
+        for group in groups(header.num_images, num_dims, header.batch_size, decoding=True):
             (expected,) = coder.pop_plain(1)
-            part = np.concatenate([self.codec.decode(coder, size, tick) for size in sizes])
+            part = np.concatenate([self.batch(coder, batch, tick) for batch in group])
             if zlib.crc32(part.data) != expected:
                 raise ArithmeticError("the pixels differ from their checksum")
             self.pixels.update(part.data)
@@ -81,6 +81,13 @@ class Decoder:
         left = rest + coder.flushed()
         if left != [*bottom(self.pixels.digest(), len(left) - 9), 1]:
             raise ArithmeticError("the pixels differ from their sha256")
+
+    def batch(self, coder: Rans, batch: range, tick: Callable[[int], object]) -> np.ndarray:
+        """Decode a batch of images, (B,C,H,W) uint8."""
+        if is_plain(batch, self.header.num_images):
+            shape = (len(batch), *self.codec.model.image_shape)
+            return decode_plainly(coder, shape, self.codec.model.num_levels)
+        return self.codec.decode(coder, len(batch), tick)
 
     def disagreement(self) -> str:
         """Return why the next images decode differently, although their blocks are intact."""

@@ -6,8 +6,9 @@ from typing import NoReturn
 
 import numpy as np
 
+from flows.compression.batches import PLAIN
 from flows.compression.decoding import Decoder, codec_of
-from flows.compression.encoding import write_file
+from flows.compression.encoding import header_of, mean_bound, write_file
 from flows.compression.images import ARRAY, Images, open_images, require_fitting, write_decoded
 from flows.core.checkpoint import load_model, model_sha256
 from flows.core.device import find_device
@@ -24,9 +25,9 @@ WRITTEN = re.compile(rf"\d+\.png|{re.escape(ARRAY)}")
 class Compressed(Document):
     """What `compress` has written, in bytes and in bits/dim.
 
-    `net_bpd` counts every bit of the file.  `net_bpd_without_initial_bits` leaves out the initial bits alone.
-    `bound_bpd` is the bound of the same images in as many steps, with the noise of the code; its standard error is over
-    images.
+    `net_bpd` counts every byte of the file.  `code_bpd` is what the images added that were encoded with the model: all
+    but `plain_images`, which are encoded first.  `initial_bits` are pseudo-random bits in the file.  `bound_bpd` is the
+    bound of all images in as many steps, from 32 times each; its standard error is over images.
     """
 
     out: str
@@ -35,11 +36,12 @@ class Compressed(Document):
     num_levels: Count
     num_timesteps: Count
     batch_size: Count
-    file_bytes: Count
     pixel_bytes: Count
+    file_bytes: Count
     net_bpd: Number
+    code_bpd: Figure
     initial_bits: Count
-    net_bpd_without_initial_bits: Number
+    plain_images: Count
     bound_bpd: Figure
     bound_bpd_standard_error: Figure
     verified: bool
@@ -77,45 +79,31 @@ def compress(
     and 5 if it does not decode to the images, or if the model's output is not finite.
     """
     require_new_file(out, force=force)
-    vdm = load_model(model, find_device(device)).double()
-    codec, given = codec_of(vdm, num_timesteps), model_sha256(model)
+    vdm, given = load_model(model, find_device(device)), model_sha256(model)
     with scratch_folder() as scratch, writing(out) as file:
         images = open_images(source, split, scratch)
         digest = require_fitting(images, vdm, source, model)
+        bound, error = mean_bound(vdm, images, num_timesteps)
+        codec = codec_of(vdm.double(), num_timesteps)
+        header = header_of(images, vdm, num_timesteps, batch_size)
+        digests = {"model_sha256": given, "pixels_sha256": digest.hex()}
         with bar("compressing")(range(images.number * num_timesteps)) as shown:
-            written = write_file(
-                file,
-                images,
-                codec,
-                num_timesteps=num_timesteps,
-                batch_size=batch_size,
-                model_sha256=given,
-                pixels_sha256=digest,
-                scratch=scratch,
-                tick=shown.update,
-            )
+            written = write_file(file, images, codec, header, **digests, scratch=scratch, tick=shown.update)
         if verify:
             require_same(Path(file.name), images, out, model=model, device=device)
         finish()
-    dims = images.number * vdm.num_dims
-    bits = 8 * written.num_bytes
+    pixel_bytes = images.number * vdm.num_dims
     return Compressed(
         out=str(out),
-        num_images=images.number,
-        image_shape=list(vdm.image_shape),
-        num_levels=vdm.num_levels,
-        num_timesteps=num_timesteps,
-        batch_size=batch_size,
-        file_bytes=written.num_bytes,
-        pixel_bytes=dims,
-        net_bpd=bits / dims,
-        initial_bits=written.initial_bits,
-        net_bpd_without_initial_bits=(bits - written.initial_bits) / dims,
-        bound_bpd=written.bounds.mean,
-        bound_bpd_standard_error=written.bounds.standard_error,
+        **header.model_dump(include=Compressed.model_fields.keys()),
+        pixel_bytes=pixel_bytes,
+        net_bpd=8 * written.file_bytes / pixel_bytes,
+        **written._asdict(),
+        plain_images=min(PLAIN, images.number),
+        bound_bpd=bound,
+        bound_bpd_standard_error=error,
         verified=verify,
-        pixels_sha256=digest.hex(),
-        model_sha256=given,
+        **digests,
     )
 
 

@@ -83,13 +83,14 @@ def this_machine(device: torch.device) -> Machine:
     return Machine(torch.get_num_threads(), torch.__version__, np.__version__, processor(device))
 
 
-def packed(header: Header, model_sha256: str) -> bytes:
-    """Return the bytes of a header."""
+def packed(header: Header, model_sha256: str) -> tuple[bytes, int]:
+    """Return the bytes of a header, and their CRC-32, with which they end."""
     deflate = zlib.compressobj(9, zlib.DEFLATED, -15, 9, zdict=DICTIONARY)
     text = json.dumps(header.model_dump(), separators=(",", ":")).encode()
     description = deflate.compress(text) + deflate.flush()
-    start = START.pack(MAGIC, VERSION, bytes.fromhex(model_sha256)[:MODEL_BYTES], len(description))
-    return start + description + CHECKSUM.pack(zlib.crc32(start + description))
+    content = START.pack(MAGIC, VERSION, bytes.fromhex(model_sha256)[:MODEL_BYTES], len(description)) + description
+    checksum = zlib.crc32(content)
+    return content + CHECKSUM.pack(checksum), checksum
 
 
 def read_header(file: BinaryIO, name: str) -> tuple[Header, str, int]:

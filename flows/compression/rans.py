@@ -4,6 +4,7 @@ A vectorised coder wastes bits for each of its lanes; one state wastes none.  A 
 few percent of what a network on a CPU needs for it.
 """
 
+import math
 from bisect import bisect_right
 from collections.abc import Callable, Iterable
 
@@ -11,6 +12,9 @@ import numpy as np
 
 from vdm.codec import TOTAL as WORD
 
+WORD_BITS = 32
+SCATTER = 0x9E3779B1
+GATHER = pow(SCATTER, -1, WORD)
 LOWEST = WORD**2
 """The state is at least this, and less than LOWEST * WORD."""
 
@@ -35,21 +39,21 @@ class Rans:
             state = state * WORD + self.words.pop()
         return state
 
-    def push(self, starts: np.ndarray, frequencies: np.ndarray) -> None:
-        state, words = self.state, self.words
+    def push(self, starts: np.ndarray, frequencies: np.ndarray, *, scattered: bool = False) -> None:
+        state, words, factor = self.state, self.words, GATHER if scattered else 1
         for start, frequency in zip(starts[::-1].tolist(), frequencies[::-1].tolist(), strict=True):
             if state >= frequency * LOWEST:
                 words.append(state % WORD)
                 state //= WORD
             quotient, remainder = divmod(state, frequency)
-            state = quotient * WORD + remainder + start
+            state = quotient * WORD + (remainder + start) * factor % WORD
         self.state = state
 
-    def pop(self, tables: np.ndarray, rows: np.ndarray) -> np.ndarray:
-        listed, symbols, state = tables.tolist(), [], self.state
+    def pop(self, tables: np.ndarray, rows: np.ndarray, *, scattered: bool = False) -> np.ndarray:
+        listed, symbols, state, factor = tables.tolist(), [], self.state, SCATTER if scattered else 1
         for row in rows.tolist():
             table = listed[row]
-            place = state % WORD
+            place = state % WORD * factor % WORD
             symbol = bisect_right(table, place) - 1
             start = table[symbol]
             state = (table[symbol + 1] - start) * (state // WORD) + place - start
@@ -65,6 +69,11 @@ class Rans:
             values.append(self.state % WORD)
             self.state = self.filled(self.state // WORD)
         return np.array(values, np.int64)
+
+    @property
+    def bits(self) -> float:
+        """The size of the stack in memory."""
+        return WORD_BITS * len(self.words) + math.log2(self.state)
 
     def flushed(self) -> list[int]:
         """Return the words of the stack, the lowest first, with those of the state on top."""

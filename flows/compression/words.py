@@ -21,7 +21,7 @@ from flows.compression.header import CHECKSUM
 WORD_BYTES = 4
 BLOCK_BYTES = 4096
 SPILLED = 2**16
-"""The number of words in memory above which some go to the scratch file."""
+"""The words that stay in memory when others go to the scratch file."""
 
 
 class BrokenCodeError(Exception):
@@ -57,6 +57,12 @@ class Stack:
         self.depth += 1
         return bottom(bytes(32), self.depth)[:1]
 
+    def spill(self, words: list[int]) -> None:
+        """Move the lower words of many from memory to the file."""
+        if len(words) > 2 * SPILLED:
+            self.put(words[:-SPILLED])
+            del words[:-SPILLED]
+
     def put(self, words: list[int]) -> None:
         """Put words on top."""
         self.file.write(np.array(words, "<u4").tobytes())
@@ -65,6 +71,11 @@ class Stack:
     def num_words(self) -> int:
         """The number of words in the file."""
         return self.file.tell() // WORD_BYTES
+
+    @property
+    def bits(self) -> int:
+        """The bits in the file, less the initial bits that were taken."""
+        return 8 * WORD_BYTES * (self.num_words - self.depth)
 
     def blocks(self) -> Iterator[bytes]:
         """Yield the words in the file, the uppermost first, in blocks."""
