@@ -46,12 +46,15 @@ FARTHEST = 2**30
 
 
 class Coder(Protocol):
-    """A last-in, first-out entropy coder of symbols whose frequencies add up to `TOTAL`."""
+    """A last-in, first-out entropy coder of symbols whose frequencies add up to `TOTAL`.
 
-    def push(self, starts: np.ndarray, frequencies: np.ndarray) -> None:
+    `scattered` symbols spread each symbol's range over the whole of `TOTAL`, which must be the same in push and pop.
+    """
+
+    def push(self, starts: np.ndarray, frequencies: np.ndarray, *, scattered: bool = False) -> None:
         """Encode symbols, given by the start and the frequency of each, (N,) int64.  The first is popped first."""
 
-    def pop(self, tables: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    def pop(self, tables: np.ndarray, rows: np.ndarray, *, scattered: bool = False) -> np.ndarray:
         """Decode a symbol for each row of the cumulative `tables` (R,K+1), from 0 to `TOTAL`: (N,) int64."""
 
     def pop_plain(self, count: int) -> np.ndarray:
@@ -61,17 +64,20 @@ class Coder(Protocol):
 class Gaussian(NamedTuple):
     """A Gaussian on the grid `spacing`: a table for each place of the mean in a cell, (OFFSETS, K+1) int64.
 
-    With `open_ended`, the last symbol means that the value is not in the table and follows as a plain integer.
+    The encoder draws from q (`is_q`) and pushes under p.  Under p a value may lie beyond the table: then the last
+    symbol is pushed, and the value follows as a plain integer.  q is scattered.  Where p is wrong, the bits that it
+    leaves are not quite random, and noise drawn from them as they are would follow its errors: with 10 steps that adds
+    0.14 bits/dim on the digits.
     """
 
     tables: np.ndarray
     spacing: float
-    open_ended: bool
+    is_q: bool
 
     @property
     def half(self) -> int:
         """Symbol `half` is the cell of the mean."""
-        return int(self.tables.shape[1] - 2 - self.open_ended) // 2
+        return int(self.tables.shape[1] - 3 + self.is_q) // 2
 
     def push(self, coder: Coder, z: Tensor, mean: Tensor) -> None:
         """Encode z (B,C,H,W), multiples of the spacing."""
@@ -81,12 +87,12 @@ class Gaussian(NamedTuple):
         coder.push(distance[far] % TOTAL, np.ones(far.sum(), np.int64))
         symbol = np.where(far, 2 * self.half + 1, distance + self.half)
         start = self.tables[offset, symbol]
-        coder.push(start, self.tables[offset, symbol + 1] - start, scattered=not self.open_ended)
+        coder.push(start, self.tables[offset, symbol + 1] - start, scattered=self.is_q)
 
     def pop(self, coder: Coder, mean: Tensor) -> Tensor:
         """Decode z in the shape of the mean (B,C,H,W)."""
         cell, offset = self.place(mean)
-        symbol = coder.pop(self.tables, offset, scattered=not self.open_ended)
+        symbol = coder.pop(self.tables, offset, scattered=self.is_q)
         distance = symbol - self.half
         far = symbol > 2 * self.half
         plain = coder.pop_plain(int(far.sum()))
@@ -157,11 +163,11 @@ class Codec:
 
     def q(self, t: int) -> Gaussian:
         """Return q(z_t | z_s) without its mean; for t = 0, q(z_0 | x)."""
-        return Gaussian(gaussian_tables(self.forward[t], open_ended=False), self.spacing[t], open_ended=False)
+        return Gaussian(gaussian_tables(self.forward[t], open_ended=False), self.spacing[t], is_q=True)
 
     def p(self, s: int) -> Gaussian:
         """Return p(z_s | z_t) without its mean; for the last s, N(0, I)."""
-        return Gaussian(gaussian_tables(self.backward[s], open_ended=True), self.spacing[s], open_ended=True)
+        return Gaussian(gaussian_tables(self.backward[s], open_ended=True), self.spacing[s], is_q=False)
 
     def first_mean(self, pixels: np.ndarray) -> Tensor:
         """Return the mean of q(z_0 | x), alpha_0 x (eq. 1)."""

@@ -11,13 +11,15 @@ import numpy as np
 import torch
 
 from flows.compression.batches import groups, is_plain
-from flows.compression.header import MODEL_BYTES, read_header, this_machine
+from flows.compression.header import MODEL_BYTES, Header, read_header, this_machine
 from flows.compression.rans import Rans
 from flows.compression.words import BrokenCodeError, bottom, read_blocks
 from flows.core.checkpoint import load_model, model_sha256
 from flows.core.device import find_device
 from flows.core.errors import Exit, UserError
+from flows.core.memory import require
 from vdm.codec import CELLS, OFFSETS, Codec, decode_plainly
+from vdm.evaluation import memory_needed
 from vdm.model import VDM
 
 
@@ -38,7 +40,7 @@ class Decoder:
         described = (tuple(self.header.image_shape), self.header.num_levels, self.header.grid)
         if described != (vdm.image_shape, vdm.num_levels, [CELLS, OFFSETS]):
             raise UserError(f"{name}: its header does not fit its model or this program", Exit.MISSING)
-        self.codec = codec_of(vdm, self.header.num_timesteps)
+        self.codec = codec_of(vdm, self.header)
         self.num_decoded = 0
         """The images that were decoded, and whose checksums agree."""
         self.reason = ""
@@ -96,12 +98,18 @@ class Decoder:
         return f"its next images decode differently here: it was made with {made}, {here}"
 
 
-def codec_of(vdm: VDM, num_timesteps: int) -> Codec:
-    """Return the codec of a model in float64.  Raises UserError (exit 2) if its schedule has no such steps."""
+def codec_of(vdm: VDM, header: Header) -> Codec:
+    """Return the codec of a model in float64.
+
+    Raises UserError (exit 2) if its schedule has no such steps, or if a batch does not fit into memory.
+    """
+    size = 2 * memory_needed(vdm, num_images=header.batch_size, times_per_image=1, batch_size=header.batch_size)
+    require(size, next(vdm.parameters()).device, f"batches of {header.batch_size} images, set by --batch-size")
     try:
-        return Codec(vdm, num_timesteps)
+        return Codec(vdm, header.num_timesteps)
     except ValueError as error:
-        raise UserError(f"{num_timesteps} steps: {error}; choose another --num-timesteps", Exit.USAGE) from error
+        reason = f"a code in {header.num_timesteps} steps is not possible: {error}"
+        raise UserError(f"{reason}; choose another --num-timesteps", Exit.USAGE) from error
 
 
 @contextmanager

@@ -3,7 +3,6 @@
 import math
 import zlib
 from collections.abc import Callable
-from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 import numpy as np
@@ -15,7 +14,7 @@ from flows.compression.images import Images
 from flows.compression.rans import WORD_BITS, Rans
 from flows.compression.words import Stack, write_blocks
 from flows.core.errors import Exit, UserError
-from flows.core.files import naming, save
+from flows.core.files import naming, save, scratch_folder
 from flows.images.store import fitting
 from flows.process.progress import bar
 from vdm.codec import CELLS, OFFSETS, Codec, encode_plainly
@@ -80,21 +79,21 @@ def write_file(
     images: Images,
     codec: Codec,
     header: Header,
-    *,
     model_sha256: str,
-    pixels_sha256: str,
-    scratch: Path,
+    pixels_sha256: bytes,
+    *,
     tick: Callable[[int], object],
 ) -> Written:
-    """Write images to an open file, with the lower part of the code in the folder `scratch` in the meantime.
+    """Write images to an open file.  Until all are encoded, the lower part of the code lies in a temporary file.
 
     `tick` is called with the number of images after every step.  Raises UserError (exit 5) if the network's output is
     not finite, and OSError.
     """
-    with naming(scratch, scratch), (scratch / "words").open("w+b") as words, exactly(header.threads):
-        stack = Stack(words, bytes.fromhex(pixels_sha256))
+    with scratch_folder() as scratch, naming(scratch, scratch), (scratch / "words").open("w+b") as words:
+        stack = Stack(words, pixels_sha256)
         try:
-            code_bpd = encode(images, stack, codec, header.batch_size, tick)
+            with exactly(header.threads):
+                code_bpd = encode(images, stack, codec, header.batch_size, tick)
         except ArithmeticError as error:
             raise UserError(f"the images cannot be compressed with this model: {error}", Exit.MISSING) from error
         start, checksum = packed(header.model_copy(update={"num_words": stack.num_words}), model_sha256)

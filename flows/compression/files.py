@@ -84,18 +84,17 @@ def compress(
         images = open_images(source, split, scratch)
         digest = require_fitting(images, vdm, source, model)
         bound, error = mean_bound(vdm, images, num_timesteps)
-        codec = codec_of(vdm.double(), num_timesteps)
         header = header_of(images, vdm, num_timesteps, batch_size)
-        digests = {"model_sha256": given, "pixels_sha256": digest.hex()}
+        codec = codec_of(vdm.double(), header)
         with bar("compressing")(range(images.number * num_timesteps)) as shown:
-            written = write_file(file, images, codec, header, **digests, scratch=scratch, tick=shown.update)
+            written = write_file(file, images, codec, header, given, digest, tick=shown.update)
         if verify:
             require_same(Path(file.name), images, out, model=model, device=device)
         finish()
     pixel_bytes = images.number * vdm.num_dims
     return Compressed(
         out=str(out),
-        **header.model_dump(include=Compressed.model_fields.keys()),
+        **header.model_dump(include=set(Compressed.model_fields)),
         pixel_bytes=pixel_bytes,
         net_bpd=8 * written.file_bytes / pixel_bytes,
         **written._asdict(),
@@ -103,7 +102,8 @@ def compress(
         bound_bpd=bound,
         bound_bpd_standard_error=error,
         verified=verify,
-        **digests,
+        pixels_sha256=digest.hex(),
+        model_sha256=given,
     )
 
 

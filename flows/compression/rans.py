@@ -14,6 +14,7 @@ from vdm.codec import TOTAL as WORD
 
 WORD_BITS = 32
 SCATTER = 0x9E3779B1
+"""An odd factor: multiplied by it modulo `WORD`, every integer has upper bits that depend on all of its bits."""
 GATHER = pow(SCATTER, -1, WORD)
 LOWEST = WORD**2
 """The state is at least this, and less than LOWEST * WORD."""

@@ -29,7 +29,7 @@ LAYERS = [
     {"discretization", "network"},
     {"vlb"},
     {"model", "training.batches", "training.log", "training.processes"},
-    {"evaluation", "sampling", "ode", "training.optimizer"},
+    {"evaluation", "sampling", "ode", "codec", "training.optimizer"},
     {"training.validation"},
     {"training.trainer"},
 ]
@@ -42,10 +42,21 @@ ROOMS = {
     "validation": {"core", "process", "images"},
     "training": {"core", "process", "images"},
     "evaluation": {"core", "process", "images"},
+    "compression": {"core", "process", "images", "evaluation"},
     "stages": {"core", "process", "images", "validation", "training", "evaluation"},
     "registry": {"core", "process", "images", "validation", "evaluation"},
     "orchestration": {"core", "process", "evaluation", "registry"},
-    "commands": {"core", "process", "images", "validation", "evaluation", "stages", "registry", "orchestration"},
+    "commands": {
+        "core",
+        "process",
+        "images",
+        "validation",
+        "evaluation",
+        "compression",
+        "stages",
+        "registry",
+        "orchestration",
+    },
 }
 DOORS = {"cli", "train_vdm"}
 MOST_FILES = 15
