@@ -80,10 +80,15 @@ class Gaussian(NamedTuple):
         return int(self.tables.shape[1] - 3 + self.is_q) // 2
 
     def push(self, coder: Coder, z: Tensor, mean: Tensor) -> None:
-        """Encode z (B,C,H,W), multiples of the spacing."""
+        """Encode z (B,C,H,W), multiples of the spacing.
+
+        Raises ArithmeticError if q cannot have drawn it, which only a decoder sees, of a stack that is not `encode`'s.
+        """
         cell, offset = self.place(mean)
         distance = (z / self.spacing).cpu().numpy().astype(np.int64).ravel() - cell
         far = np.abs(distance) > self.half
+        if self.is_q and far.any():
+            raise ArithmeticError("z lies beyond the table of q")
         coder.push(distance[far] % TOTAL, np.ones(far.sum(), np.int64))
         symbol = np.where(far, 2 * self.half + 1, distance + self.half)
         start = self.tables[offset, symbol]
@@ -148,8 +153,7 @@ class Codec:
     def decode(self, coder: Coder, count: int, tick: Callable[[int], object] = id) -> np.ndarray:
         """Decode a batch of `count` images: (count,C,H,W) uint8.
 
-        `tick` is called as in `encode`.  Raises ArithmeticError if the network's output is not finite, which may happen
-        if the stack does not hold what `encode` left there.
+        `tick` is called as in `encode`.  Raises ArithmeticError if the stack is seen not to be what `encode` left.
         """
         z_s = self.p(-1).pop(coder, self.gammas.new_zeros((count, *self.model.image_shape)))
         for t in range(len(self.gammas) - 1, 0, -1):

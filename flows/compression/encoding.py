@@ -3,6 +3,7 @@
 import math
 import zlib
 from collections.abc import Callable
+from tempfile import SpooledTemporaryFile
 from typing import BinaryIO, NamedTuple
 
 import numpy as np
@@ -14,7 +15,7 @@ from flows.compression.images import Images
 from flows.compression.rans import WORD_BITS, Rans
 from flows.compression.words import Stack, write_blocks
 from flows.core.errors import Exit, UserError
-from flows.core.files import naming, save, scratch_folder
+from flows.core.files import save
 from flows.images.store import fitting
 from flows.process.progress import bar
 from vdm.codec import CELLS, OFFSETS, Codec, encode_plainly
@@ -22,6 +23,8 @@ from vdm.evaluation import image_terms
 from vdm.model import VDM
 
 BOUND_TIMES, BOUND_BATCH = 32, 512
+SPOOLED_BYTES = 2**20
+"""The size above which a temporary file is on disk."""
 
 
 class Written(NamedTuple):
@@ -89,7 +92,7 @@ def write_file(
     `tick` is called with the number of images after every step.  Raises UserError (exit 5) if the network's output is
     not finite, and OSError.
     """
-    with scratch_folder() as scratch, naming(scratch, scratch), (scratch / "words").open("w+b") as words:
+    with SpooledTemporaryFile(SPOOLED_BYTES) as words:
         stack = Stack(words, pixels_sha256)
         try:
             with exactly(header.threads):

@@ -1,8 +1,8 @@
 """The code on disk: a stack of 32-bit words.
 
-While images are encoded, the lower part of the stack lies in a scratch file.  In the finished file the top comes first,
-since decoding begins with it.  The words come in blocks of 4,096 bytes, each followed by a CRC-32 that continues that
-of the block before.
+While images are encoded, the lower part of the stack lies in a temporary file.  In the finished file the top comes
+first, since decoding begins with it.  The words come in blocks of 4,096 bytes, each followed by a CRC-32 that continues
+that of the block before.
 
 At the bottom lies the sha256 of the pixels.  Below it lie the initial bits, pseudo-random words that every decoder
 knows.  The first images that are encoded take them; none of these words is written.
@@ -12,7 +12,7 @@ import hashlib
 import struct
 import zlib
 from collections.abc import Iterator
-from typing import BinaryIO
+from typing import IO, BinaryIO
 
 import numpy as np
 
@@ -21,23 +21,27 @@ from flows.compression.header import CHECKSUM
 WORD_BYTES = 4
 BLOCK_BYTES = 4096
 SPILLED = 2**16
-"""The words that stay in memory when others go to the scratch file."""
+"""The words that stay in memory when others go to the temporary file."""
 
 
 class BrokenCodeError(Exception):
     """The code cannot be decoded from here on; the message says why."""
 
 
+def initial_word(place: int) -> int:
+    """Return the initial word at `place`, counted downwards from 0."""
+    return int.from_bytes(hashlib.sha256(b"initial word %d" % place).digest()[:WORD_BYTES], "little")
+
+
 def bottom(digest: bytes, depth: int) -> list[int]:
-    """Return the words of a digest above the first `depth` initial words, the lowest first."""
-    hashed = (hashlib.sha256(b"initial bits %d" % place).digest() for place in reversed(range(depth)))
-    return [int.from_bytes(each[:WORD_BYTES], "little") for each in hashed] + list(struct.unpack("<8I", digest))
+    """Return the words of a sha256 above the first `depth` initial words, the lowest first."""
+    return [*map(initial_word, reversed(range(depth))), *struct.unpack("<8I", digest)]
 
 
 class Stack:
-    """The part of the encoder's stack that is not in memory: words in a scratch file, above the bottom."""
+    """The part of the encoder's stack that is not in memory: words in a temporary file, above the bottom."""
 
-    def __init__(self, file: BinaryIO, digest: bytes) -> None:
+    def __init__(self, file: IO[bytes], digest: bytes) -> None:
         self.file = file
         self.waiting = bottom(digest, 0)
         self.depth = 0
@@ -55,7 +59,7 @@ class Stack:
             words, self.waiting = self.waiting, []
             return words
         self.depth += 1
-        return bottom(bytes(32), self.depth)[:1]
+        return [initial_word(self.depth - 1)]
 
     def spill(self, words: list[int]) -> None:
         """Move the lower words of many from memory to the file."""
@@ -105,7 +109,8 @@ def read_blocks(file: BinaryIO, num_words: int, checksum: int) -> Iterator[list[
         checksum = zlib.crc32(block, checksum)
         if len(expected) == CHECKSUM.size and expected != CHECKSUM.pack(checksum):
             raise BrokenCodeError(f"damaged between bytes {place:,} and {file.tell():,}")
-        yield np.frombuffer(block[: len(block) // WORD_BYTES * WORD_BYTES], "<u4")[::-1].tolist()
+        if whole := len(block) // WORD_BYTES:
+            yield np.frombuffer(block, "<u4", whole)[::-1].tolist()
         if len(expected) < CHECKSUM.size:
             raise BrokenCodeError(f"cut short after {file.tell():,} bytes")
     if file.read(1):

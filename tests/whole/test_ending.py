@@ -25,6 +25,8 @@ ARGUMENTS = {
     "lineage": ["champion"],
     "verify": ["champion"],
     "preset": ["digits"],
+    "compress": ["data/images", "--out", "images.vdmz"],
+    "decompress": ["images.vdmz", "--out", "out"],
     "import-checkpoint": ["nowhere", "--format", "addtt", "--out", "out"],
 }
 
@@ -69,6 +71,7 @@ def test_every_command_is_stopped_from_its_first_moment(number: signal.Signals, 
         ("sample", "torch"),
         ("evaluate", "images"),
         ("validate", "reports/validation/.data_docs.partial"),
+        ("compress", "unfinished file"),
         ("register", "models/.vdm.partial"),
     ],
 )
@@ -77,8 +80,9 @@ def test_a_command_that_is_stopped_leaves_the_old_outputs_and_nothing_else(
 ) -> None:
     small.edit(times_per_image=100_000)
     before = small.outputs()
-    process = small.start(command)
+    process = small.start(command, *ARGUMENTS.get(command, []))
     markers = {
+        "unfinished file": lambda: (small.folder / f".images.vdmz.{process.pid}").exists(),
         "torch": lambda: imports_torch(process.pid),
         "images": lambda: "images/test.npy" in Path(f"/proc/{process.pid}/maps").read_text(),
     }

@@ -67,6 +67,7 @@ def no_file_above(size: int) -> Iterator[None]:
         (IMPORT, 100, "models/imported/config.json"),
         (IMPORT, 10_000, "models/imported/weights.safetensors"),
         (["validate", "data/images", "--out", "reports/other"], 100, "reports/other/validation.json"),
+        (["compress", "data/images", "--num-timesteps", "2", "--out", "images.vdmz"], 100, "images.vdmz"),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else str(value),
 )
