@@ -84,13 +84,18 @@ def this_machine(device: torch.device) -> Machine:
 
 
 def packed(header: Header, model_sha256: str) -> tuple[bytes, int]:
-    """Return the bytes of a header, and their CRC-32, with which they end."""
-    deflate = zlib.compressobj(9, zlib.DEFLATED, -15, 9, zdict=DICTIONARY)
+    """Return the bytes of a header, and the CRC-32 with which they end."""
     text = json.dumps(header.model_dump(), separators=(",", ":")).encode()
+    content = packed_text(text, model_sha256)
+    return content, CHECKSUM.unpack(content[-CHECKSUM.size :])[0]
+
+
+def packed_text(text: bytes, model_sha256: str) -> bytes:
+    """Return the bytes of a header with this description."""
+    deflate = zlib.compressobj(9, zlib.DEFLATED, -15, 9, zdict=DICTIONARY)
     description = deflate.compress(text) + deflate.flush()
-    content = START.pack(MAGIC, VERSION, bytes.fromhex(model_sha256)[:MODEL_BYTES], len(description)) + description
-    checksum = zlib.crc32(content)
-    return content + CHECKSUM.pack(checksum), checksum
+    start = START.pack(MAGIC, VERSION, bytes.fromhex(model_sha256)[:MODEL_BYTES], len(description))
+    return start + description + CHECKSUM.pack(zlib.crc32(start + description))
 
 
 def read_header(file: BinaryIO, name: str) -> tuple[Header, str, int]:

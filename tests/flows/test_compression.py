@@ -371,7 +371,7 @@ def test_memory_does_not_grow_with_the_number_of_images(
     monkeypatch.setattr(words, "SPILLED", 256)
     monkeypatch.setattr(encoding, "SPOOLED_BYTES", 256)
     peaks = []
-    for count in (160, 640):
+    for count in (80, 320):
         np.save(tmp_path / "many.npy", np.tile(pixels, (count // 40, 1, 1, 1)))
         tracemalloc.start()
         write("many.npy", num_timesteps=1, batch_size=8, verify=True)
