@@ -86,7 +86,7 @@ def compress(
         bound, error = mean_bound(vdm, images, num_timesteps)
         header = header_of(images, vdm, num_timesteps, batch_size)
         codec = codec_of(vdm.double(), header)
-        with bar("compressing")(range(images.number * num_timesteps)) as shown:
+        with bar("compressing")(range(header.num_evaluations)) as shown:
             written = write_file(file, images, codec, header, given, digest, tick=shown.update)
         if verify:
             require_same(Path(file.name), images, out, model=model, device=device)
@@ -119,7 +119,7 @@ def require_same(file: Path, images: Images, out: Path, *, model: Path, device: 
     """Raise UserError (exit 5) unless the file decodes to the images; errors call it `out`."""
     with open_regular(file) as opened:
         decoder = Decoder(opened, str(out), model=model, device=device)
-        with bar("verifying")(range(images.number * decoder.header.num_timesteps)) as shown:
+        with bar("verifying")(range(decoder.header.num_evaluations)) as shown:
             for part in decoder.images(shown.update):
                 first = decoder.num_decoded - len(part)
                 if not np.array_equal(part, images.rows(first, decoder.num_decoded)):
@@ -142,7 +142,7 @@ def decompress(file: Path, *, model: Path, out: Path, device: str, force: bool) 
         decoder = Decoder(opened, str(file), model=model, device=device)
         header = decoder.header
         with writing_folder(out) as folder:
-            with bar("decompressing")(range(header.num_images * header.num_timesteps)) as shown:
+            with bar("decompressing")(range(header.num_evaluations)) as shown:
                 write_decoded(decoder.images(shown.update), folder, count=header.num_images, pictures=header.pictures)
             finish()
             if decoder.reason:
