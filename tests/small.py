@@ -16,6 +16,7 @@ from sklearn.datasets import load_digits
 
 from flows.core.checkpoint import save_model
 from flows.images.store import data_sha256, save_images
+from flows.quality.features import Classifier, save_features
 from vdm.model import VDM
 
 METRICS = {
@@ -28,7 +29,8 @@ OLD = {
     "reports/validation/data_docs/index.html": "old",
     "reports/evaluation/metrics.json": json.dumps(METRICS),
     "reports/evaluation/per_image.csv": "old",
-    "reports/samples/samples.png": "old",
+    **{f"reports/samples/{name}": "old" for name in ("samples.npy", "samples.png", "neighbours.csv", "neighbours.png")},
+    "reports/samples/metrics.json": "old",
     "reports/training/curves.csv": "step,bpd,validation_bpd\n20,6.5,6.6\n",
     "models/vdm/README.md": "old",
 }
@@ -44,8 +46,22 @@ class Small:
         description = {"name": "digits", "title": "Digits", "num_levels": 17}
         splits = {"train": digits[:60], "validation": digits[100:110], "test": digits[60:100]}
         save_images(folder / "data/images", splits, description)
+        self.save_features()
         save_model(folder / "models/trained", VDM(**TINY), TINY)
         self.reset()
+
+    def save_features(self) -> None:
+        """Write a classifier with random weights."""
+        described = {
+            "task": "symmetries",
+            "num_classes": 4,
+            "channels": 1,
+            "num_levels": 17,
+            "width": 4,
+            "accuracy": 0.25,
+        }
+        digest = data_sha256(self.folder / "data/images")
+        save_features(self.folder / "models/features", Classifier(1, 17, 4, 4), described | {"data_sha256": digest})
 
     def reset(self) -> None:
         """Restore parameters and outputs."""

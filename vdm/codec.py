@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vdm.diffusion import reverse_step
+from vdm.diffusion import denoise, forward_step, reverse_step
 from vdm.discretization import pixels_to_x
 from vdm.model import VDM
 from vdm.schedule import alpha, sigma
@@ -179,13 +179,14 @@ class Codec:
         return alpha(self.gammas[0]) * x
 
     def forward_mean(self, z_s: Tensor, t: int) -> Tensor:
-        """Return the mean of q(z_t | z_s), alpha_t / alpha_s z_s (appendix A.1)."""
-        return alpha(self.gammas[t]) / alpha(self.gammas[t - 1]) * z_s
+        """Return the mean of q(z_t | z_s)."""
+        return forward_step(z_s, torch.zeros_like(z_s), self.gammas[t - 1], self.gammas[t])
 
     def backward_mean(self, z_t: Tensor, t: int) -> Tensor:
-        """Return the mean of p(z_s | z_t) (appendix A.4)."""
-        eps_hat = self.model.network(z_t, self.gammas[t].expand(len(z_t)))
-        return reverse_step(z_t, eps_hat, torch.zeros_like(z_t), self.gammas[t - 1], self.gammas[t])
+        """Return the mean of p(z_s | z_t)."""
+        gamma_s, gamma_t = self.gammas[t - 1], self.gammas[t]
+        x_hat = denoise(z_t, self.model.network(z_t, gamma_t.expand(len(z_t))), gamma_t)
+        return reverse_step(z_t, x_hat, torch.zeros_like(z_t), gamma_s, gamma_t)
 
     def push_pixels(self, coder: Coder, pixels: np.ndarray, z_0: Tensor) -> None:
         """Encode pixels (B,C,H,W) under p(x | z_0), image by image, so that one table of pixels is in memory."""

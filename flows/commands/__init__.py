@@ -3,9 +3,11 @@
 vdmctl      the whole command line, its help, and `serve`
 pipeline    the stages, the report and the presets
 evaluation  likelihoods and comparisons
-compression  images to files and back
+sampling    samples, and their quality
+compression  images to compressed files and back
 registry    versions and the champion
 arguments   checks of arguments, and params.yaml
+options     parameters replaced by options
 inspecting  `vdmctl validate PATH`
 summary     results as text
 """

@@ -1,6 +1,14 @@
 """Print results as a few lines of text."""
 
-from flows.evaluation.results import BoundMetrics, Comparison, Metrics, ModelFigures, OdeMetrics, SplitFigures
+from flows.evaluation.results import (
+    BoundMetrics,
+    Comparison,
+    Metrics,
+    ModelFigures,
+    OdeMetrics,
+    SplitFigures,
+    with_error,
+)
 from flows.process.streams import say, say_json
 
 
@@ -53,13 +61,15 @@ def difference(result: Comparison) -> str:
         interval = f"{100 * result.confidence:g}% interval [{low:+.4f}, {high:+.4f}]"
     lines = [f"{model.model}: {bits(model)}" for model in result.models]
     images = f"{result.num_images} {result.split} images"
-    return "\n".join([*lines, f"difference: {figure(result.difference_bpd, '+.4f')} bits/dim, {interval}, {images}"])
+    lines.append(f"difference: {figure(result.difference_bpd, '+.4f')} bits/dim, {interval}, {images}")
+    for name, (first, second) in (result.samples or {}).items():
+        lines.append(f"{name}: {first.of_samples}, {second.of_samples}; held-out images {first.of_held_out}")
+    return "\n".join(lines)
 
 
 def bits(result: Metrics | SplitFigures | ModelFigures) -> str:
     """Return the mean with its standard error, if there is one, as text."""
-    error = "" if result.bpd_standard_error is None else f" +- {result.bpd_standard_error:.4f}"
-    return f"{figure(result.bpd)}{error} bits/dim"
+    return f"{with_error(result.bpd, result.bpd_standard_error)} bits/dim"
 
 
 def figure(value: float | None, form: str = ".4f") -> str:

@@ -22,6 +22,10 @@ CURVES = REPORTS / "training/curves.csv"
 EVALUATION = REPORTS / "evaluation"
 METRICS = EVALUATION / "metrics.json"
 SAMPLES = REPORTS / "samples/samples.png"
+SAMPLES_ARRAY = REPORTS / "samples/samples.npy"
+FEATURES = Path("models/features")
+SAMPLE_METRICS = REPORTS / "samples/metrics.json"
+NEIGHBOURS = REPORTS / "samples/neighbours.csv"
 
 # The card in the commit of a run of the Prefect flow, and the prefix of the run's branch.
 RUN_CARD = REPORTS / "card.md"

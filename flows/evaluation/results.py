@@ -13,6 +13,12 @@ def finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
+def with_error(value: float | None, error: float | None) -> str:
+    """Return a figure as text, with its standard error if there is one; "not finite" for None."""
+    shown = "not finite" if value is None else f"{value:.4f}"
+    return shown if error is None else f"{shown} +- {error:.4f}"
+
+
 Split = Literal["train", "validation", "test"]
 Figure = Annotated[Number | None, BeforeValidator(finite)]
 
@@ -98,6 +104,60 @@ class OdeMetrics(Metrics):
     batch_size: Count
 
 
+class SamplerSettings(Document):
+    """How samples were drawn; see `vdm.sampling.sample`."""
+
+    seed: Count
+    num_timesteps: Count
+    order: Count
+    eta: Number
+    grid: Literal["gamma", "t"]
+    clip: bool
+    precision: Literal["float32", "bfloat16"]
+
+
+class QualityFigure(Document):
+    """A measure of the samples beside the same measure of as many held-out real images, with their standard errors."""
+
+    samples: Figure
+    samples_standard_error: Figure
+    held_out: Figure
+    held_out_standard_error: Figure
+
+    @property
+    def of_samples(self) -> str:
+        """The samples' figure with its standard error, as text."""
+        return with_error(self.samples, self.samples_standard_error)
+
+    @property
+    def of_held_out(self) -> str:
+        """The held-out images' figure with its standard error, as text."""
+        return with_error(self.held_out, self.held_out_standard_error)
+
+
+class SampleMetrics(Document):
+    """The samples' metrics.json: `num_images` samples, and as many test images, against the training images.
+
+    `figures` has `fd_<8 hex>` and `kd_<8 hex>`, the Frechet and the kernel distance in the features of the network
+    whose digest begins with these digits.  `precision` and `recall` are in the same features.  `fid` and `kid` need the
+    weights of Inception.  `nearer_than_held_out` is the probability that a sample is nearer to its
+    nearest training image, in pixels, than a held-out image is to its own: far above 0.5, the model repeats training
+    images.
+    """
+
+    figures: dict[str, QualityFigure]
+    nearer_than_held_out: Figure
+    nearer_than_held_out_standard_error: Figure
+    num_images: Count
+    num_training_images: Count
+    features_task: Literal["labels", "symmetries"]
+    features_accuracy: Figure
+    features_sha256: Sha256
+    model_sha256: Sha256
+    data_sha256: Sha256
+    sampler: SamplerSettings
+
+
 class ModelFigures(Document):
     """One of the two models of a comparison."""
 
@@ -122,45 +182,19 @@ class Comparison(Document):
     seed: Count
     times_per_image: Count
     num_timesteps: Count | None
+    samples: dict[str, list[QualityFigure]] | None = None
+    """The quality of both models' samples, by the name of the figure; None unless both were measured alike."""
 
 
-class SamplerSettings(Document):
-    """How samples were drawn; see `vdm.sampling.sample`."""
+def common_figures(first: SampleMetrics | None, second: SampleMetrics | None) -> dict[str, list[QualityFigure]] | None:
+    """Return the figures that both models' samples have, or None if they cannot be compared.
 
-    seed: Count
-    num_timesteps: Count
-    order: Count
-    eta: Number
-    grid: Literal["gamma", "t"]
-    clip: bool
-    precision: Literal["float32", "bfloat16"]
-
-
-class QualityFigure(Document):
-    """A measure of the samples beside the same measure of as many held-out real images, with their standard errors."""
-
-    samples: Figure
-    samples_standard_error: Figure
-    held_out: Figure
-    held_out_standard_error: Figure
-
-
-class SampleMetrics(Document):
-    """The samples' metrics.json: `num_images` samples, and as many test images, against the training images.
-
-    `figures` has `fd_<8 hex>` and `kd_<8 hex>`, the Frechet and the kernel distance in the features of the network whose
-    digest begins with these digits, `precision` and `recall` in the same features, and `fid` and `kid` where Inception's
-    weights are given.  `nearer_than_held_out` is the probability that a sample is nearer to its nearest training image,
-    in pixels, than a held-out image is to its own: far above 0.5, the model repeats training images.
+    They can if they are in the same features, of as many images, beside the same held-out images.
     """
-
-    figures: dict[str, QualityFigure]
-    nearer_than_held_out: Figure
-    nearer_than_held_out_standard_error: Figure
-    num_images: Count
-    num_training_images: Count
-    features_task: Literal["labels", "symmetries"]
-    features_sha256: Sha256
-    model_sha256: Sha256
-    data_sha256: Sha256
-    sampler: SamplerSettings
+    if first is None or second is None:
+        return None
+    alike = ("features_sha256", "data_sha256", "num_images", "num_training_images")
+    if any(getattr(first, name) != getattr(second, name) for name in alike):
+        return None
+    shared = [name for name in first.figures if name in second.figures]
+    return {name: [first.figures[name], second.figures[name]] for name in shared}
