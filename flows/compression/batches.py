@@ -12,7 +12,7 @@ PLAIN = 2
 """The images that are encoded first, without the model."""
 GROWTH = 6
 """Images whose bits suffice to encode one more."""
-CHECKED_DIMS = 2**13
+CHECKED_DIMS = 2**12
 """Dimensions after which a batch ends with a checksum of 32 bits."""
 
 

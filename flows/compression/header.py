@@ -2,7 +2,7 @@
 
     4 bytes    VDMZ
     1 byte     version of the format
-    16 bytes   the first half of the model's sha256
+    8 bytes    the first of the model's sha256
     2 bytes    length of the description
     ...        the description: JSON, deflated with `DICTIONARY`
     4 bytes    CRC-32 of all of these
@@ -26,8 +26,8 @@ from flows.core.errors import Exit, UserError
 from flows.evaluation.environment import processor
 
 MAGIC, VERSION = b"VDMZ", 1
-START, CHECKSUM = struct.Struct("<4sB16sH"), struct.Struct("<I")
-MODEL_BYTES = 16
+START, CHECKSUM = struct.Struct("<4sB8sH"), struct.Struct("<I")
+MODEL_BYTES = 8
 MOST_TIMESTEPS, MOST_BATCH = 10_000, 1024
 MOST_BYTES = 2**12
 """The largest description, inflated."""
@@ -105,7 +105,7 @@ def packed_text(text: bytes, model_sha256: str) -> bytes:
 
 
 def read_header(file: BinaryIO, name: str) -> tuple[Header, str, int]:
-    """Read a header from an open file: the description, the first half of the model's sha256, and the header's CRC-32.
+    """Read a header from an open file: the description, the first digits of the model's sha256, and the CRC-32.
 
     Raises UserError (exit 5) that starts with the name.
     """

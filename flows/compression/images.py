@@ -59,7 +59,7 @@ def open_images(path: Path, split: Split | None, scratch: Path) -> Images:
     found = find_images(path)
     survey = look_at_all(found.root, found.names)
     if agree(found.root, survey, grayscale=False, resized=False) > 256:
-        raise UserError(f"{path}: images of 16 bits; models have at most 8", Exit.INVALID_DATA)
+        raise UserError(f"{path}: images of 16 bits; models of at most 8 bits can compress", Exit.INVALID_DATA)
     problems: dict[str, BadImageError] = {}
     every = np.ones(sum(survey.counts), bool)
     chunks = batched(pixels(found.root, found.names, survey.heads, every, None, problems))
@@ -72,7 +72,12 @@ def open_images(path: Path, split: Split | None, scratch: Path) -> Images:
 
 
 def require_fitting(images: Images, vdm: VDM, path: Path, model: Path) -> bytes:
-    """Return the sha256 of the pixels.  Raises UserError (exit 2) unless they have the model's shape and levels."""
+    """Return the sha256 of the pixels.
+
+    Raises UserError (exit 2) unless they have the model's shape and levels, and for models of more than 256 levels.
+    """
+    if vdm.num_levels > 256:
+        raise UserError(f"{model} has {vdm.num_levels} levels; models of at most 256 can compress", Exit.USAGE)
     if images.array.shape[1:] != vdm.image_shape:
         theirs = "x".join(map(str, images.array.shape[1:]))
         ours = kind(vdm.image_shape, vdm.num_levels)

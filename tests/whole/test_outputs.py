@@ -86,6 +86,15 @@ def test_a_full_disk_keeps_the_old_outputs_and_names_the_file(
     assert small.outputs() != before
 
 
+def test_a_full_disk_leaves_no_part_of_decoded_images(small: Small, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["compress", "data/images", "--num-timesteps", "1", "--no-verify", "--out", "images.vdmz"]) == Exit.DONE
+    capsys.readouterr()
+    with no_file_above(200):
+        assert run(["decompress", "images.vdmz", "--out", "decoded"]) == Exit.MISSING
+    assert capsys.readouterr().err == "vdmctl: decoded/images.npy: File too large\n"
+    assert not list(small.folder.glob("*decoded*"))
+
+
 @pytest.mark.parametrize(("size", "written"), [(1_000, "validation.json"), (30_000, "data_docs")])
 def test_a_report_that_could_not_be_written_leaves_no_older_report(
     size: int, written: str, small: Small, capsys: pytest.CaptureFixture[str]
