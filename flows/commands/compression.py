@@ -47,6 +47,7 @@ def compress(
     same model, the same versions of torch and NumPy and the same kind of processor, which the file names.
     """
     folder = chosen(model)
+    from flows.commands.summary import figure
     from flows.compression.files import compress
 
     done = compress(
@@ -63,14 +64,13 @@ def compress(
     if as_json:
         say_json(done.model_dump())
         return
-    from flows.commands.summary import figure
-
     error = "" if done.bound_bpd_standard_error is None else f" +- {done.bound_bpd_standard_error:.4f}"
+    code = "" if done.code_bpd is None else f", {done.code_bpd:.4f} for the code alone"
     say(
         f"{done.out}: {done.num_images} images, {done.pixel_bytes:,} -> {done.file_bytes:,} bytes,"
         f" {'verified' if done.verified else 'not verified'}\n"
-        f"{done.net_bpd:.4f} bits/dim with everything in the file, {figure(done.code_bpd)} the code alone\n"
-        f"{figure(done.bound_bpd)}{error} the bound in {done.num_timesteps} steps"
+        f"{done.net_bpd:.4f} bits/dim for the whole file{code}\n"
+        f"{figure(done.bound_bpd)}{error} is the bound in {done.num_timesteps} steps"
     )
 
 

@@ -2,7 +2,7 @@
 
     4 bytes    VDMZ
     1 byte     version of the format
-    8 bytes    the first of the model's sha256
+    8 bytes    the first 8 of the model's sha256
     2 bytes    length of the description
     ...        the description: JSON, deflated with `DICTIONARY`
     4 bytes    CRC-32 of all of these
