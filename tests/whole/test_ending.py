@@ -119,7 +119,11 @@ def test_a_signal_while_the_outputs_take_their_places_comes_too_late(command: st
     assert (
         changed
         >= {
-            "evaluate": {"reports/evaluation/metrics.json", "reports/evaluation/per_image.csv"},
+            "evaluate": {
+                "reports/evaluation/metrics.json",
+                "reports/evaluation/per_image.csv",
+                "reports/evaluation/noise_levels.csv",
+            },
             "preset": {"params.yaml"},
         }[command]
     )

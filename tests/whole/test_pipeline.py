@@ -49,6 +49,10 @@ def test_every_stage_leaves_its_outputs(reproduced: Project) -> None:
         bpd = [float(row["bpd"]) for row in csv.DictReader(file)]
     assert len(bpd) == metrics["num_images"] == 359
     assert np.mean(bpd) == pytest.approx(metrics["bpd"], abs=1e-5)
+    with (folder / "reports/evaluation/noise_levels.csv").open() as file:
+        levels = [float(row["diffusion_bpd"]) for row in csv.DictReader(file)]
+    assert len(levels) == metrics["times_per_image"] == 2
+    assert np.mean(levels) == pytest.approx(metrics["diffusion_bpd"], abs=1e-5)
     with (folder / "reports/training/curves.csv").open() as file:
         assert [row["step"] for row in csv.DictReader(file)] == ["5", "10", "15", "20"]
     with Image.open(folder / "reports/samples/samples.png") as picture:
@@ -189,7 +193,8 @@ def test_compare_is_paired(reproduced: Project) -> None:
 
 def test_evaluate_writes_into_the_given_folder(reproduced: Project, tmp_path: Path) -> None:
     assert reproduced.vdmctl("evaluate", "models/vdm", "--out", str(tmp_path / "out")).returncode == 0
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["metrics.json", "per_image.csv"]
+    written = sorted(path.name for path in (tmp_path / "out").iterdir())
+    assert written == ["metrics.json", "noise_levels.csv", "per_image.csv"]
 
 
 def one_line(result: subprocess.CompletedProcess[str]) -> str:
