@@ -132,8 +132,8 @@ def digests(model: Path, images: Path) -> dict[str, Any]:
 def write(out: Path, metrics: BoundMetrics, result: evaluation.Evaluation, model: Path) -> None:
     """Write `metrics.json`, `per_image.csv` and `noise_levels.csv`, or else none of them.
 
-    `per_image.csv` has the terms of every image in bits/dim.  `noise_levels.csv` has time, gamma, and the diffusion term
-    with its standard error at each noise level, in bits/dim per unit of time: its mean is the diffusion term.
+    `per_image.csv` has the terms of every image in bits/dim.  `noise_levels.csv` has time, gamma, and the diffusion
+    term with its standard error at each noise level, in bits/dim per unit of time: its mean is the diffusion term.
 
     Raises CheckpointError, and OSError that names the file.
     """
