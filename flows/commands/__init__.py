@@ -6,5 +6,6 @@ evaluation  likelihoods and comparisons
 registry    versions and the champion
 arguments   checks of arguments, and params.yaml
 inspecting  `vdmctl validate PATH`
+reporting   `vdmctl report --out`
 summary     results as text
 """

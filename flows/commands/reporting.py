@@ -1,6 +1,7 @@
 """Find the results of the models that `vdmctl report --out` names, and write the page."""
 
 import shlex
+from collections.abc import Mapping
 from pathlib import Path
 
 from flows.commands.arguments import parameters
@@ -67,34 +68,46 @@ def of_version(version: Version) -> Results:
     if version.problem:
         raise UserError(f"{version.name}: {version.problem}", Exit.MISSING)
     with scratch_folder() as scratch:
-        gather(chain, scratch)
-        files = Files(*(scratch / path for path in WORKSPACE if path))
+        places = gather(chain, scratch)
         if str(layout.IMAGES) in chain.lock.outputs:
-            files = files._replace(images=test_images(ROOT, version))
+            places[str(layout.IMAGES)] = test_images(ROOT, version)
         try:
-            return read_results(files, origin_of(chain))
+            return read_results(placed(places), origin_of(chain))
         except UserError as error:
-            raise UserError(str(error).replace(f"{scratch}/", f"{version.name}: "), error.code) from error
+            message = str(error)
+            for path, place in places.items():
+                message = message.replace(str(place), f"{version.name}: {path}")
+            raise UserError(message, error.code) from error
 
 
-def gather(chain: Lineage, folder: Path) -> None:
-    """Put the results of a version into the folder, at the paths that they have in the workspace.
+def gather(chain: Lineage, scratch: Path) -> dict[str, Path]:
+    """Return the files with the results of a version, by their paths in the workspace: in DVC's cache or in `scratch`.
 
-    Results that are in no commit are fetched into DVC's cache.  Raises UserError (exit 5) if one is damaged or not to
-    be had.
+    Raises UserError (exit 5) if one is damaged or not to be had.
     """
     version, outputs = chain.version, chain.lock.outputs
     listed = [str(path) for path in WORKSPACE if str(path) in outputs and path != layout.IMAGES]
     found = contents(ROOT, [f"{version.commit}:{path}" for path in listed])
-    in_git = {path: content for path in listed if (content := found[f"{version.commit}:{path}"]) is not None}
-    for path, content in in_git.items():
-        write_whole(folder / path, content)
+    places: dict[str, Path] = {}
+    for path in listed:
+        content = found[f"{version.commit}:{path}"]
+        if content is not None:  # DVC's metrics are in the commit and not in the cache
+            places[path] = scratch / path
+            write_whole(places[path], content)
     with opened(ROOT) as repo:
-        stored = obtain(repo, {path: outputs[path] for path in listed if path not in in_git}, f"{version.name}: ")
-    for path, (file,) in stored.items():
-        check(file.cached, file, f"{version.name}: {path}: ")
-        (folder / path).parent.mkdir(parents=True, exist_ok=True)
-        (folder / path).symlink_to(file.cached)
+        cached = obtain(repo, {path: outputs[path] for path in listed if path not in places}, f"{version.name}: ")
+    for path, stored in cached.items():
+        for file in stored:
+            check(file.cached, file, f"{version.name}: {path}: ")
+            places[path] = file.cached
+    return places
+
+
+def placed(places: Mapping[str, Path]) -> Files:
+    """Return the files of the workspace at other places, None for those that have none.  Raises UserError (exit 5)."""
+    if str(layout.METRICS) not in places:
+        raise UserError(f"its dvc.lock does not list {layout.METRICS}", Exit.MISSING)
+    return Files(*(places.get(str(path)) for path in WORKSPACE))  # type: ignore[arg-type]
 
 
 def origin_of(chain: Lineage) -> Origin:

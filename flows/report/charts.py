@@ -99,7 +99,7 @@ def loss(curves: Tables) -> Chart:
         axes.set_ylim(lowest, min(highest, lowest + 3 * max(max(tops) - lowest, 1e-6)))
         axes.set_xlabel("step")
         axes.set_ylabel("bits/dim")
-        axes.legend()
+        add_legend(axes, curves)
 
     svg = drawn("loss", draw)
     return Chart("loss", "Loss while training", f"Line chart in bits/dim. {'; '.join(said)}.", svg)
@@ -116,8 +116,7 @@ def schedule(levels: Tables) -> Chart:
             said.append(f"{labelled(model, 'gamma', levels)}: {over(times, gammas, 't')}")
         axes.set_xlabel("t (0: the image, 1: noise)")
         axes.set_ylabel("gamma = \N{MINUS SIGN}log SNR")
-        if len(levels) > 1:
-            axes.legend()
+        add_legend(axes, levels)
 
     svg = drawn("schedule", draw)
     return Chart("schedule", "Noise schedule", f"Line chart of gamma over the time t. {'; '.join(said)}.", svg)
@@ -144,8 +143,7 @@ def noise_levels(levels: Tables) -> Chart:
         axes.set_ylim(bottom=0)
         axes.set_xlabel("t (0: the image, 1: noise)")
         axes.set_ylabel("bits/dim per unit of t")
-        if len(levels) > 1:
-            axes.legend()
+        add_legend(axes, levels)
 
     svg = drawn("noise_levels", draw)
     alt = f"Line chart with error bars over the time t, in bits/dim per unit of t. {'; '.join(said)}."
@@ -167,7 +165,7 @@ def histogram(images: Tables) -> Chart:
                 axes.axvline(values.mean(), color=color, linestyle="--", label=labelled(model, "mean", images))
         axes.set_xlabel("bits/dim of an image")
         axes.set_ylabel("number of images")
-        axes.legend()
+        add_legend(axes, images)
 
     svg = drawn("per_image", draw)
     return Chart("per_image", "How many images have which bits/dim", f"Histogram in bits/dim. {'; '.join(said)}.", svg)
@@ -203,9 +201,19 @@ def places_of(column: np.ndarray) -> np.ndarray:
     return np.unique(np.linspace(0, max(len(column) - 1, 0), MOST_POINTS).round().astype(int))[: len(column)]
 
 
+def add_legend(axes: "Axes", models: Tables) -> None:
+    """Name the curves above the chart if there are several."""
+    handles, names = axes.get_legend_handles_labels()
+    figure = axes.get_figure(root=True)
+    if figure and len(names) > 1:
+        columns = 2 if len(models) == 1 else 1
+        figure.set_figheight(SIZE[1] + 0.25 * len(names) / columns)
+        figure.legend(handles, names, loc="outside upper left", ncols=columns)
+
+
 def labelled(model: str, curve: str, models: Tables) -> str:
     """Return the name of a curve, with that of its model if there are two."""
-    return curve if len(models) == 1 else f"{model[:24]}, {curve}"
+    return curve if len(models) == 1 else f"{model[:30]}, {curve}"
 
 
 def over(places: np.ndarray, values: np.ndarray, unit: str = "step") -> str:

@@ -130,6 +130,6 @@ def lineage(results: Results) -> dict[str, Any]:
         **results.origin.lineage,
         "model, sha256": metrics.model_sha256,
         "images, sha256": metrics.data_sha256,
-        "parameters below, sha256": hashlib.sha256(parameters.encode()).hexdigest(),
+        "parameters, sha256": hashlib.sha256(parameters.encode()).hexdigest(),
         "requirements.lock, sha256": requirements,
     }

@@ -6,4 +6,5 @@ train     the model, with averaged weights
 register  the model with its card, frozen
 evaluate  bits/dim of every test image
 sample    a grid of samples
+report    one page with all results
 """
