@@ -1,11 +1,12 @@
 """Charts as SVG, drawn with the colours of the page, which differ between light and dark.
 
 matplotlib draws with the colours in `ROLES`; these are replaced by CSS variables.  So a chart follows the page that it
-is in, and as a file of its own the style that `file_of` adds.
+is in, and as a file of its own the style that `Chart.file` adds.
 """
 
 import math
 import re
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from io import BytesIO
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from markupsafe import Markup
 
+from flows.core.escaping import visible
 from flows.report.tables import Columns, finite
 
 if TYPE_CHECKING:
@@ -177,7 +179,9 @@ def drawn(name: str, draw: "Callable[[Axes], None]") -> Markup:
     from matplotlib.figure import Figure
 
     file = BytesIO()
-    with matplotlib.rc_context(STYLE):
+    # The reader's fonts have glyphs that matplotlib's lack, of which it warns.
+    with matplotlib.rc_context(STYLE), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
         figure = Figure(figsize=SIZE, layout="constrained")
         draw(figure.subplots())
         figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
@@ -213,7 +217,7 @@ def add_legend(axes: "Axes", models: Tables) -> None:
 
 def labelled(model: str, curve: str, models: Tables) -> str:
     """Return the name of a curve, with that of its model if there are two."""
-    return curve if len(models) == 1 else f"{model[:30]}, {curve}"
+    return curve if len(models) == 1 else f"{visible(model)[:30]}, {curve}"
 
 
 def over(places: np.ndarray, values: np.ndarray, unit: str = "step") -> str:

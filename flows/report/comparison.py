@@ -36,6 +36,7 @@ def comparison(first: Results, second: Results) -> Page:
         names=names,
         pair=pair,
         metrics=[one.metrics for one in pair],
+        notes=[(name, note) for name, one in zip(names, pair, strict=True) for note in one.notes],
         reason=reason,
         difference=None if reason else difference(first, second),
         charts={chart.name: chart for chart in drawn},

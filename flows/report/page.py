@@ -12,7 +12,7 @@ from flows.report.charts import Chart
 from flows.report.checks import Shown, alike, expectations, offences
 from flows.report.pictures import MOST_COLUMNS, Picture, columns_of, grid, tile
 from flows.report.quality import measures, sampler
-from flows.report.results import Results, image_at
+from flows.report.results import Results, description, image_at
 from flows.report.tables import Columns, finite
 from flows.report.templates import fill
 
@@ -42,6 +42,7 @@ def page(results: Results) -> Page:
         "page.html",
         results=results,
         metrics=results.metrics,
+        about=description(results.images),
         charts={chart.name: chart for chart in drawn},
         uniform=math.log2(results.images.num_levels) if results.images else None,
         extremes=extremes(results),

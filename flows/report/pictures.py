@@ -25,12 +25,12 @@ class Picture(NamedTuple):
 
 def tile(image: np.ndarray, num_levels: int, alt: str) -> Picture:
     """Return an image (C,H,W) of the levels 0..num_levels-1."""
-    return picture(thinned(shades(image, num_levels)), TILE, alt)
+    return picture(shades(image, num_levels), TILE, alt)
 
 
 def grid(images: np.ndarray, num_levels: int, alt: str) -> Picture:
     """Return images (N,C,H,W) of the levels 0..num_levels-1 in rows, with transparent lines between them."""
-    tiles = [thinned(shades(image, num_levels)) for image in images]
+    tiles = [shades(image, num_levels) for image in images]
     height, width = tiles[0].shape[:2]
     columns = columns_of(width)
     rows = -(-len(tiles) // columns)
@@ -48,16 +48,14 @@ def columns_of(width: int) -> int:
 
 
 def shades(image: np.ndarray, num_levels: int) -> np.ndarray:
-    """Return an image (C,H,W) as (H,W,3) uint8: in colour if it has three channels, else its first channel in gray."""
-    values = np.clip(np.nan_to_num(image.astype(float)) / (num_levels - 1), 0, 1)
+    """Return an image (C,H,W) as (H,W,3) uint8: in colour if it has three channels, else its first channel in gray.
+
+    Of an image that is larger than the page needs, only every n-th pixel is kept.
+    """
+    step = -(-max(image.shape[1:]) // MOST_SIDE)
+    values = np.nan_to_num(image[:, ::step, ::step].astype(float)) / (num_levels - 1)
     values = values if len(values) == 3 else np.repeat(values[:1], 3, axis=0)
-    return np.asarray(np.rint(255 * values).astype(np.uint8).transpose(1, 2, 0))
-
-
-def thinned(pixels: np.ndarray) -> np.ndarray:
-    """Return every n-th pixel of an image (H,W,3) that is larger than the page needs."""
-    step = -(-max(pixels.shape[:2]) // MOST_SIDE)
-    return pixels[::step, ::step]
+    return np.asarray(np.rint(255 * values.clip(0, 1)).astype(np.uint8).transpose(1, 2, 0))
 
 
 def picture(pixels: np.ndarray, room: int, alt: str) -> Picture:

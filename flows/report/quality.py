@@ -12,6 +12,7 @@ MEASURES = {
     "precision": ("precision", "share of samples that lie among real images; 1 is best"),
     "recall": ("recall", "share of real images that lie among samples; 1 is best"),
 }
+MOST_MEASURES = 50
 
 
 class Measure(NamedTuple):
@@ -25,7 +26,7 @@ class Measure(NamedTuple):
 
 def measures(*metrics: SampleMetrics | None) -> list[Measure]:
     """Return the measures that a model has, with the figures of all models."""
-    keys = dict.fromkeys(key for one in metrics if one for key in one.figures)
+    keys = list(dict.fromkeys(key for one in metrics if one for key in one.figures))[:MOST_MEASURES]
     return [Measure(key, *named(key), [one.figures.get(key) if one else None for one in metrics]) for key in keys]
 
 

@@ -3,18 +3,19 @@
 Only the metrics must be there.  A page leaves out what is missing and says so; a damaged file is an error.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Annotated, Any, NamedTuple, TypeVar
 
 import numpy as np
+from pydantic import Field
 
 from flows.core.documents import read
 from flows.core.errors import Exit, UserError
 from flows.evaluation.results import BoundMetrics, SampleMetrics
-from flows.images.store import SPLITS, ImageSet, data_sha256, load_array, load_images
+from flows.images.store import COUNTS, REQUIRED, SPLITS, TEXTS, ImageSet, data_sha256, load_array, load_images
 from flows.report.tables import Columns, integers, read_table
-from flows.validation.report import Report
+from flows.validation.report import Alike, Result, Validation
 
 T = TypeVar("T")
 
@@ -31,6 +32,14 @@ class Files(NamedTuple):
     samples: Path | None = None
     sample_metrics: Path | None = None
     neighbours: Path | None = None
+
+
+class Checked(Validation):
+    """The validation report, as far as the page shows it; older ones lack some of it."""
+
+    transforms: str = "not stated"
+    expectations: Annotated[list[Result], Field(default_factory=list)]
+    alike: Annotated[list[Alike], Field(default_factory=list)]
 
 
 class Origin(NamedTuple):
@@ -69,7 +78,7 @@ class Results(NamedTuple):
     per_image: Columns | None
     noise_levels: Columns | None
     curves: Columns | None
-    validation: Report | None
+    validation: Checked | None
     images: ImageSet | None
     samples: np.ndarray | None
     sample_metrics: SampleMetrics | None
@@ -80,12 +89,10 @@ class Results(NamedTuple):
 def read_results(files: Files, origin: Origin) -> Results:
     """Read the results.  Raises UserError (exit 5) without metrics, and for a damaged file."""
     metrics = read(BoundMetrics, files.metrics, "run `dvc repro`")
-    images = present(load_images, files.images)
-    validation = present(lambda path: read(Report, path), files.validation)
+    validation = present(lambda path: read(Checked, path), files.validation)
     sample_metrics = present(lambda path: read(SampleMetrics, path), files.sample_metrics)
-    notes = disagreements(files, metrics, validation, sample_metrics)
-    if metrics.data_sha256 != (data_sha256(files.images) if images and files.images else None):
-        images = None
+    digest = present(data_sha256, files.images)
+    images = present(load_images, files.images) if digest == metrics.data_sha256 else None
     samples = present(lambda path: read_samples(path, images), files.samples)
     return Results(
         origin=origin,
@@ -98,7 +105,7 @@ def read_results(files: Files, origin: Origin) -> Results:
         samples=samples,
         sample_metrics=sample_metrics,
         neighbours=present(lambda path: read_neighbours(path, samples, images), files.neighbours) or [],
-        notes=notes,
+        notes=list(disagreements(metrics, digest, validation, sample_metrics)),
     )
 
 
@@ -111,17 +118,15 @@ def present(reader: Callable[[Path], T], path: Path | None) -> T | None:
 
 
 def disagreements(
-    files: Files, metrics: BoundMetrics, validation: Report | None, samples: SampleMetrics | None
-) -> list[str]:
-    """Return sentences about results that are of another model or of other images than the metrics."""
-    notes = []
-    if files.images and files.images.exists() and data_sha256(files.images) != metrics.data_sha256:
-        notes.append(f"{files.images} holds other images than the metrics are about; none are shown.")
+    metrics: BoundMetrics, digest: str | None, validation: Checked | None, samples: SampleMetrics | None
+) -> Iterator[str]:
+    """Yield sentences about results that are of another model or of other images than the metrics."""
+    if digest not in (None, metrics.data_sha256):
+        yield "The images are others than those that the metrics are about, so none are shown."
     if validation and validation.data_sha256 != metrics.data_sha256:
-        notes.append("The data validation is about other images than the metrics.")
+        yield "The data validation is about other images than the metrics."
     if samples and (samples.model_sha256, samples.data_sha256) != (metrics.model_sha256, metrics.data_sha256):
-        notes.append("The quality of samples was measured with another model or other images than the metrics.")
-    return notes
+        yield "The quality of samples was measured with another model or other images than the metrics."
 
 
 def read_images(path: Path, metrics: BoundMetrics) -> Columns:
@@ -166,3 +171,9 @@ def image_at(results: Results, split: Any, number: Any) -> np.ndarray | None:
     if images.ndim != 4 or not 0 <= number < len(images) or not images[0].size:
         return None
     return np.asarray(images[number])
+
+
+def description(images: ImageSet | None) -> dict[str, Any]:
+    """Return what the set states about itself, sorted by the keys that the pipeline knows."""
+    known = sorted({*REQUIRED, *COUNTS, *TEXTS})
+    return {key: images.description[key] for key in known if key in images.description} if images else {}

@@ -40,9 +40,9 @@ def figure(number: float | None, error: float | None = None, form: str = ".4f") 
     """Return a number with its standard error, if there is one; "not finite" for None, which stands for it in JSON."""
     if number is None:
         return "not finite"
-    shown = format(number, form).replace("-", "\N{MINUS SIGN}")
+    shown = format(number, form if abs(number) < 1e6 else form.replace("f", "g")).replace("-", "\N{MINUS SIGN}")
     # A line may break after the sign only.
-    return Markup(shown if error is None else f"{shown}&nbsp;± {error:.4f}")
+    return Markup(shown if error is None else f"{shown}&nbsp;± {figure(error)}")
 
 
 def value(parameter: Any) -> str:
