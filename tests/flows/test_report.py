@@ -175,10 +175,9 @@ def test_the_same_results_give_the_same_bytes(tmp_path: Path, digits: np.ndarray
 def test_what_is_missing_is_left_out_with_a_sentence(missing: str, sentences: list[str], files: Files) -> None:
     path = getattr(files, missing)
     shutil.rmtree(path) if path.is_dir() else path.unlink()
-    by_file, by_none = shown(files), shown(files._replace(**{missing: None}))
-    assert by_file == by_none
-    assert [sentence for sentence in sentences if sentence not in by_file] == []
-    assert "2.0000 ± 0.0946 bits/dim" in by_file
+    text = shown(files)
+    assert [sentence for sentence in sentences if sentence not in text] == []
+    assert "2.0000 ± 0.0946 bits/dim" in text
 
 
 def test_results_that_do_not_belong_together_are_named(files: Files, tmp_path: Path, digits: np.ndarray) -> None:
@@ -274,8 +273,9 @@ def test_the_stage_writes_page_and_charts_that_stand_alone(files: Files, tmp_pat
     read = read_params(ROOT / "presets" / "digits.yaml")
     sections = (read.data, read.contract, read.model, read.train, read.evaluate, read.sample)
     places = {"out": tmp_path / "out/report.html", "pictures": tmp_path / "out/pictures"}
-    for _ in range(2):
-        report(*sections, files=files, model_folder=Path("models/vdm"), **places)
+    places["pictures"].mkdir(parents=True)
+    (places["pictures"] / "old.svg").write_text("old")
+    report(*sections, files=files, model_folder=Path("models/vdm"), **places)
     text = places["out"].read_text()
     assert "learning_rate" in text
     assert "vdmctl evaluate models/vdm" in text
