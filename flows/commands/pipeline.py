@@ -108,14 +108,10 @@ def report(
     first: Annotated[
         str | None,
         typer.Argument(
-            metavar="[MODEL]",
-            help="With --out: a model folder, a version (vdm@v1.2.0) or `champion`.",
-            show_default="the workspace",
+            help="With --out: a model folder, a version (vdm@v1.2.0) or `champion`.", show_default="the workspace"
         ),
     ] = None,
-    second: Annotated[
-        str | None, typer.Argument(metavar="[SECOND]", help="With --out: another model to compare it with.")
-    ] = None,
+    second: Annotated[str | None, typer.Argument(help="With --out: another model, to compare it with.")] = None,
     out: Annotated[
         Path | None,
         typer.Option(help="Write one HTML page to this file instead. reports/report.html is the stage's output."),
@@ -131,7 +127,7 @@ def report(
 
         write_page([model for model in (first, second) if model], out, force=force)
     elif first or force:
-        raise UserError("MODEL and --force need --out FILE", Exit.USAGE)
+        raise UserError("a model and --force need --out FILE", Exit.USAGE)
     else:
         print_results()
 

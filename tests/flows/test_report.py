@@ -387,8 +387,8 @@ def test_a_model_folder_has_results_of_its_own(
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (["models/vdm"], 2, "MODEL and --force need --out FILE"),
-        (["--force"], 2, "MODEL and --force need --out FILE"),
+        (["models/vdm"], 2, "a model and --force need --out FILE"),
+        (["--force"], 2, "a model and --force need --out FILE"),
         (["a", "b", "c", "--out", "x"], 2, "Got unexpected extra argument(s) (c); see `vdmctl report --help`"),
         (["--out", "params.yaml/x.html"], 5, "params.yaml: File exists"),
         (["--out", "reports", "--force"], 5, "reports: Is a directory"),

@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer
@@ -70,6 +71,7 @@ def test_every_command_is_stopped_from_its_first_moment(number: signal.Signals, 
         ("evaluate", "images"),
         ("validate", "reports/validation/.data_docs.partial"),
         ("register", "models/.vdm.partial"),
+        ("report --out reports/report.html", "reports/.pictures.partial"),
     ],
 )
 def test_a_command_that_is_stopped_leaves_the_old_outputs_and_nothing_else(
@@ -77,7 +79,7 @@ def test_a_command_that_is_stopped_leaves_the_old_outputs_and_nothing_else(
 ) -> None:
     small.edit(times_per_image=100_000)
     before = small.outputs()
-    process = small.start(command)
+    process = small.start(*command.split())
     markers = {
         "torch": lambda: imports_torch(process.pid),
         "images": lambda: "images/test.npy" in Path(f"/proc/{process.pid}/maps").read_text(),
@@ -189,10 +191,16 @@ def empty_arguments() -> Iterator[tuple[str, list[str], str]]:
             for blank in ("", " \t"):
                 arguments = []
                 for parameter in parameters:
-                    if parameter.required or parameter is empty:
+                    if parameter.required or parameter is empty or comes_before(parameter, empty, parameters):
                         arguments += [parameter.opts[0]] if parameter.param_type_name == "option" else []
                         arguments += ["x"] * (parameter.nargs - 1) + [blank if parameter is empty else "x"]
                 yield command, arguments, shown
+
+
+def comes_before(parameter: Any, empty: Any, parameters: list[Any]) -> bool:
+    """Whether a parameter is an argument before another one, without which that would take its place."""
+    both = {parameter.param_type_name, empty.param_type_name} == {"argument"}
+    return both and parameters.index(parameter) < parameters.index(empty)
 
 
 @pytest.mark.parametrize(("command", "arguments", "name"), list(empty_arguments()))
@@ -224,7 +232,7 @@ def test_the_walk_over_the_commands_finds_their_arguments() -> None:
         ([], "Missing command; see `vdmctl --help`"),
         (["evaluat"], "No such command 'evaluat'. Did you mean 'evaluate'"),
         (["evaluate", "--nope"], "No such option: --nope; see `vdmctl evaluate --help`"),
-        (["report", "extra"], "Got unexpected extra argument(s) (extra); see `vdmctl report --help`"),
+        (["models", "extra"], "Got unexpected extra argument(s) (extra); see `vdmctl models --help`"),
         (["lineage"], "Missing argument 'model'; see `vdmctl lineage --help`"),
         (["evaluate", "--seed", "ten"], "Invalid value for '--seed': "),
     ],

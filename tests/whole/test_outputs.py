@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 from project import ROOT, one_line
@@ -46,11 +47,15 @@ def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Small:
 
 @contextmanager
 def no_file_above(size: int) -> Iterator[None]:
-    """Let writes fail that would make a file larger than the limit, as on a full disk."""
+    """Let writes fail that would make a file larger than the limit, as on a full disk.
+
+    Python writes no compiled files meanwhile: it would not notice that they are cut.
+    """
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
     try:
-        yield
+        with patch.object(sys, "dont_write_bytecode", True):
+            yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
@@ -64,6 +69,7 @@ def no_file_above(size: int) -> Iterator[None]:
         (["evaluate"], 100, "reports/evaluation/metrics.json"),
         (["evaluate"], 1300, "reports/evaluation/per_image.csv"),
         (["sample"], 100, "reports/samples/samples.png"),
+        (["report", "--out", "reports/report.html"], 10_000, "reports/report.html"),
         (IMPORT, 100, "models/imported/config.json"),
         (IMPORT, 10_000, "models/imported/weights.safetensors"),
         (["validate", "data/images", "--out", "reports/other"], 100, "reports/other/validation.json"),

@@ -98,6 +98,32 @@ def test_without_images_in_the_working_tree_a_version_meets_its_own(copied: Proj
     assert copied.vdmctl("compare", "v1.0.0", "v1.1.0", "--json").returncode == 0
 
 
+def test_a_page_about_versions_has_their_results_and_their_lineage(copied: Project) -> None:
+    """The results are fetched from the remote.  The third version has other images."""
+    shutil.rmtree(copied.folder / ".dvc/cache")
+    shutil.rmtree(copied.folder / "reports")
+    for name, arguments in {"one": ["v1.0.0"], "two": ["v1.0.0", "v1.1.0"], "three": ["v1.1.0", "v1.2.0"]}.items():
+        result = copied.vdmctl("report", *arguments, "--out", f"{name}.html")
+        assert (result.returncode, result.stderr) == (0, "")
+    one, two, three = ((copied.folder / f"{name}.html").read_text() for name in ("one", "two", "three"))
+    metrics = metrics_at(copied, "vdm@v1.0.0")
+    figure = f"{metrics['bpd']:.4f}&nbsp;± {metrics['bpd_standard_error']:.4f}"
+    commit = copied.git("rev-parse", "vdm@v1.0.0^{commit}").strip()
+    assert [text in one for text in (figure, commit, "<code>vdm@v1.0.0</code>", "Easiest images")] == [True] * 4
+    assert one.count("<svg") == 4
+    difference = metrics_at(copied, "vdm@v1.1.0")["bpd"] - metrics["bpd"]
+    assert f"\N{MINUS SIGN}{-difference:.4f}&nbsp;±" in two
+    assert "No paired difference: they were evaluated on other images." in three
+
+    damaged = cached(copied, "reports/evaluation/per_image.csv", "", "v1.0.0")
+    damaged.chmod(0o644)
+    damaged.write_text("image,bpd")
+    result = copied.vdmctl("report", "v1.0.0", "--out", "four.html")
+    assert result.returncode == Exit.MISSING
+    assert "vdm@v1.0.0: reports/evaluation/per_image.csv: the listing is damaged in the cache" in one_line(result)
+    assert not (copied.folder / "four.html").exists()
+
+
 def test_a_fetched_version_is_reused_and_never_trusted_blindly(copied: Project) -> None:
     version = of.resolve(copied.folder, "v1.0.0")
     folder = fetch(copied.folder, version)
