@@ -3,7 +3,6 @@
 import json
 from typing import Any, NamedTuple
 
-from flows.core.documents import shown
 from flows.report.pictures import Picture, tile
 from flows.report.results import Results, image_at
 from flows.validation.report import Result
@@ -74,5 +73,5 @@ def alike(results: Results) -> list[Pair]:
 
 
 def text(value: Any) -> str:
-    """Return a value of a report in words, cut to 60 characters."""
-    return shown(value if isinstance(value, str) else json.dumps(value))
+    """Return a value of a report in words."""
+    return value if isinstance(value, str) else json.dumps(value)

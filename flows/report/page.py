@@ -10,7 +10,7 @@ import numpy as np
 from flows.report import charts
 from flows.report.charts import Chart
 from flows.report.checks import Shown, alike, expectations, offences
-from flows.report.pictures import MOST_COLUMNS, Picture, columns_of, grid, tile
+from flows.report.pictures import Picture, columns_of, grid, tile
 from flows.report.quality import measures, sampler
 from flows.report.results import Results, description, image_at
 from flows.report.tables import Columns, finite
@@ -103,7 +103,7 @@ def grids(results: Results) -> Grids | None:
         return None
     levels, real = results.images.num_levels, results.images.test
     columns = columns_of(results.images.image_shape[2])
-    size = min(columns * MOST_COLUMNS, len(results.samples), len(real))
+    size = min(columns * columns, len(results.samples), len(real))
     samples = grid(results.samples[:size], levels, f"{size} samples of the model")
     return Grids(size, samples, grid(real[:size], levels, f"The first {size} test images"))
 

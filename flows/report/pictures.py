@@ -43,8 +43,9 @@ def grid(images: np.ndarray, num_levels: int, alt: str) -> Picture:
 
 
 def columns_of(width: int) -> int:
-    """Return how many images of that width stand side by side in a grid."""
-    return max(2, min(MOST_COLUMNS, GRID // (width + 1)))
+    """Return how many images of that width stand side by side in a grid: fewer if all can then be enlarged."""
+    enlarged = [columns for columns in range(5, MOST_COLUMNS + 1) if 2 * columns * (width + 1) <= GRID]
+    return max(enlarged, default=max(2, min(MOST_COLUMNS, GRID // (width + 1))))
 
 
 def shades(image: np.ndarray, num_levels: int) -> np.ndarray:
