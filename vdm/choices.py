@@ -16,3 +16,5 @@ Keep = Literal["best", "last"]
 """The averaged weights with which training ends: those of the best validation, or the last ones."""
 Dequantisation = Literal["uniform", "truncated_normal"]
 """The density inside a pixel's cell, which makes pixels continuous; see `vdm.ode.log_weight`."""
+Grid = Literal["gamma", "t"]
+"""What the noise levels of a sampler's steps are evenly spaced in; see `vdm.sampling.Solver`."""

@@ -27,18 +27,25 @@ def denoise(z_t: Tensor, eps_hat: Tensor, gamma_t: Tensor) -> Tensor:
     return (z_t - sigma(gamma_t) * eps_hat) / alpha(gamma_t)
 
 
-def reverse_step(
-    z_t: Tensor, eps_hat: Tensor, eps: Tensor, gamma_s: Tensor, gamma_t: Tensor, *, clip: bool = False
-) -> Tensor:
-    """z_s, a draw from p(z_s | z_t) (appendix A.4, eq. 34).  z_t, eps_hat, eps (B,C,H,W); gamma_s < gamma_t (B,).
+def forward_step(z_s: Tensor, eps: Tensor, gamma_s: Tensor, gamma_t: Tensor) -> Tensor:
+    """z_t, a draw from q(z_t | z_s) (appendix A.1).  z_s, eps (B,C,H,W); gamma_s < gamma_t, (B,) or scalars."""
+    gamma_s, gamma_t = per_image(gamma_s, z_s), per_image(gamma_t, z_s)
+    return alpha(gamma_t) / alpha(gamma_s) * z_s + sigma(gamma_t) * (-torch.expm1(gamma_s - gamma_t)).sqrt() * eps
 
-    `clip` limits x_hat to [-1, 1], where all images lie.  It changes samples, never the likelihood.
+
+def reverse_step(
+    z_t: Tensor, x_hat: Tensor, eps: Tensor, gamma_s: Tensor, gamma_t: Tensor, *, eta: float = 1.0
+) -> Tensor:
+    """z_s, a draw from p(z_s | z_t) = q(z_s | z_t, x = x_hat) (appendix A.4, eq. 34), or one with less noise.
+
+    z_t, x_hat, eps (B,C,H,W); gamma_s < gamma_t, (B,) or scalars.  `eta` below 1 gives a step with less noise that
+    leads to the same marginals if x_hat is exact, and 0 one without (Song et al. 2020).  With h = (gamma_t - gamma_s)/2:
+
+        z_s = (sigma_s/sigma_t) e^(-eta h) z_t + alpha_s (1 - e^(-(1 + eta) h)) x_hat
+              + sigma_s sqrt(1 - e^(-2 eta h)) eps
     """
-    c = per_image(-torch.expm1(gamma_s - gamma_t), z_t)
-    x_hat = denoise(z_t, eps_hat, gamma_t)
-    if clip:
-        x_hat = x_hat.clamp(-1, 1)
     gamma_s, gamma_t = per_image(gamma_s, z_t), per_image(gamma_t, z_t)
-    # With x_hat unclipped this mean is alpha_s/alpha_t (z_t - sigma_t c eps_hat), the paper's last form.
-    mean = alpha(gamma_s) * ((1 - c) / alpha(gamma_t) * z_t + c * x_hat)
-    return mean + sigma(gamma_s) * c.sqrt() * eps
+    h = (gamma_t - gamma_s) / 2
+    mean = sigma(gamma_s) / sigma(gamma_t) * torch.exp(-eta * h) * z_t
+    mean = mean - alpha(gamma_s) * torch.expm1(-(1 + eta) * h) * x_hat
+    return mean + sigma(gamma_s) * (-torch.expm1(-2 * eta * h)).sqrt() * eps

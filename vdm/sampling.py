@@ -1,49 +1,159 @@
-"""Ancestral sampling (section 3.3, appendix A.4): from z_1 ~ N(0, I) down to z_0, then to pixels."""
+"""Sampling (section 3.3, appendix A.4): from z_1 ~ N(0, I) in T steps down to z_0, then to pixels.
 
-from collections.abc import Callable, Iterable
+The paper samples ancestrally.  `Solver` has two more choices, with which the same step gives the known fast samplers:
 
+    order 1, eta 1    ancestral sampling, a draw from p(z_s | z_t) in every step
+    order 1, eta 0    DDIM (Song et al. 2020, arXiv 2010.02502)
+    order 2, eta 0    DPM-Solver++(2M) (Lu et al. 2022, arXiv 2211.01095)
+    order 2, eta 1    its stochastic form, SDE-DPM-Solver++(2M)
+
+The noise of an image depends on the seed and on the image's index alone.  So image i is the same picture, whatever the
+other images and the batch size are.  float32 arithmetic may depend on the number of threads; a pixel may then differ by
+a level.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import NamedTuple
+
+import numpy as np
 import torch
 from torch import Tensor
 
-from vdm.diffusion import reverse_step
-from vdm.discretization import nearest_pixels
+from vdm.choices import Grid, Precision
+from vdm.diffusion import denoise, forward_step, reverse_step
+from vdm.discretization import nearest_pixels, pixels_to_x
 from vdm.model import VDM
+from vdm.schedule import LinearSchedule
+
+SAMPLING_STREAM = [0, 0, 0, 1]
+"""The start of the counter of the noise, far from that of `vdm.evaluation`, which counts from zero with the same key."""
 
 
-def memory_needed(model: VDM, num_images: int, num_timesteps: int) -> int:
-    """Return a lower bound of the bytes that `sample` takes: images, their noise, one block, and the schedule."""
+class Solver(NamedTuple):
+    """How to go from noise to an image: T steps between noise levels that are evenly spaced in gamma or in t.
+
+    `order` is 1 or 2.  `eta` is the noise of a step, from 0 (none) to 1 (that of p(z_s | z_t)).  `clip` limits every
+    x_hat to [-1, 1], where all images lie.  `precision` is that of the network's matrix products.
+    """
+
+    num_timesteps: int
+    order: int = 1
+    eta: float = 1.0
+    grid: Grid = "gamma"
+    clip: bool = True
+    precision: Precision = "float32"
+
+
+class Step(NamedTuple):
+    """What a step from t to s computes: z_s and x_hat(z_t), (B,C,H,W) each."""
+
+    z: Tensor
+    x_hat: Tensor
+
+
+def memory_needed(model: VDM, batch_size: int, num_timesteps: int) -> int:
+    """Return a lower bound of the bytes that sampling a batch takes: images, noise, one block, and the schedule."""
     num_pixels = model.image_shape[1] * model.image_shape[2]
     features = sum(parameter.numel() for parameter in model.schedule.parameters())
-    images = num_images * (12 * model.num_dims + 16 * model.network.width * num_pixels)
+    images = batch_size * (12 * model.num_dims + 16 * model.network.width * num_pixels)
     return images + 4 * features * num_timesteps
 
 
 @torch.inference_mode()
 def sample(
     model: VDM,
-    num_images: int,
+    indices: Iterable[int],
+    solver: Solver,
     *,
-    num_timesteps: int,
-    clip: bool,
-    generator: torch.Generator,
+    seed: int,
     progress: Callable[[range], Iterable[int]] = iter,
 ) -> Tensor:
-    """Draw `num_images` images in `num_timesteps` steps: (num_images,C,H,W) integer pixels on the model's device.
+    """Return the images with these indices, (N,C,H,W) integer pixels on the model's device.
 
-    Noise comes from `generator`, on the generator's device.  `clip` limits every x_hat to [-1, 1].  The last step takes
-    the mode of p(x | z_0) instead of a draw; at the usual gamma_0 they differ by less than one level.
+    The last step takes the mode of p(x | z_0) instead of a draw; at the usual gamma_0 they differ by less than one
+    level.
     """
-    device = next(model.parameters()).device
+    steps = trajectory(model, indices, solver, seed=seed)
+    for _, (z, _) in zip(progress(range(solver.num_timesteps)), steps, strict=False):
+        last = z
+    return nearest_pixels(last, model.schedule.gamma_0, model.num_levels)
 
-    def noise() -> Tensor:
-        shape = (num_images, *model.image_shape)
-        return torch.randn(shape, generator=generator, device=generator.device).to(device)
 
-    # Integers divided once: s of a step is exactly t of the next.
-    times = torch.arange(num_timesteps, -1, -1, device=device) / num_timesteps
-    gammas = model.schedule(times)
-    z = noise()
-    for i in progress(range(num_timesteps)):
-        gamma_t, gamma_s = gammas[i].expand(num_images), gammas[i + 1].expand(num_images)
-        z = reverse_step(z, model.network(z, gamma_t), noise(), gamma_s, gamma_t, clip=clip)
-    return nearest_pixels(z, model.schedule.gamma_0, model.num_levels)
+@torch.no_grad()
+def trajectory(model: VDM, indices: Iterable[int], solver: Solver, *, seed: int) -> Iterator[Step]:
+    """Yield the steps on the way to the images with these indices, from noise to z_0.
+
+    The second order extrapolates x_hat linearly in gamma from the step before (Lu et al., algorithm 2).  The first step
+    has none before it, and the last one is of first order, since x_hat bends most where the noise ends.
+    """
+    noise = image_noise(model, indices, seed)
+    gammas = noise_levels(model.schedule, solver)
+    halves = -gammas.diff() / 2
+    z, before = next(noise), None
+    for i, (gamma_t, gamma_s) in enumerate(zip(gammas[:-1], gammas[1:], strict=True)):
+        x_hat = x = predict(model, z, gamma_t, solver)
+        if solver.order == 2 and before is not None and i < len(halves) - 1:
+            x = x_hat + (x_hat - before) * halves[i] / (2 * halves[i - 1])
+        eps = next(noise) if solver.eta else torch.zeros_like(z)
+        z = reverse_step(z, x, eps, gamma_s, gamma_t, eta=solver.eta)
+        yield Step(z, x_hat)
+        before = x_hat
+
+
+@torch.no_grad()
+def fill_in(
+    model: VDM, known: Tensor, missing: Tensor, indices: Iterable[int], solver: Solver, *, seed: int, repeats: int
+) -> Iterator[Step]:
+    """Yield the steps on the way to images that have the pixels `known` (C,H,W) except where `missing` (H,W) is true.
+
+    Each step puts the known pixels into x_hat, so that there z_s is a draw from q(z_s | z_t, x).  The other pixels are
+    drawn by a model that saw the known ones with noise only, so this is an approximation of p(missing | known).  As in
+    RePaint (Lugmayr et al. 2022, arXiv 2201.09865), going back to t by `forward_step` and repeating the step, `repeats`
+    times in all, makes both parts agree better.  Steps are of first order with all noise, whatever the solver says.
+    """
+    noise = image_noise(model, indices, seed)
+    gammas = noise_levels(model.schedule, solver)
+    z = next(noise)
+    x = pixels_to_x(known.to(z.device), model.num_levels, z.dtype)
+    missing = missing.to(z.device)
+    for gamma_t, gamma_s in zip(gammas[:-1], gammas[1:], strict=True):
+        for repeat in range(repeats):
+            if repeat:
+                z = forward_step(z, next(noise), gamma_s, gamma_t)
+            x_hat = torch.where(missing, predict(model, z, gamma_t, solver), x)
+            z = reverse_step(z, x_hat, next(noise), gamma_s, gamma_t)
+        yield Step(z, x_hat)
+
+
+def noise_levels(schedule: LinearSchedule, solver: Solver) -> Tensor:
+    """Return gamma at the ends of the steps, (T+1,), falling from gamma_1 to gamma_0.
+
+    Levels that rounding makes equal are left out: a step between them would do nothing.
+    """
+    steps = torch.arange(solver.num_timesteps, -1, -1, device=schedule.gamma_0.device)
+    share = steps.to(schedule.gamma_0.dtype) / solver.num_timesteps
+    if solver.grid == "gamma":
+        gammas = schedule.gamma_0 + (schedule.gamma_1 - schedule.gamma_0) * share
+    else:
+        gammas = schedule(share)
+    return gammas.unique_consecutive()
+
+
+def predict(model: VDM, z_t: Tensor, gamma_t: Tensor, solver: Solver) -> Tensor:
+    """Return x_hat(z_t) (B,C,H,W), within [-1, 1] if the solver clips."""
+    with torch.autocast(z_t.device.type, torch.bfloat16, enabled=solver.precision == "bfloat16"):
+        eps_hat = model.network(z_t, gamma_t[None])  # one noise level for the whole batch
+    x_hat = denoise(z_t, eps_hat, gamma_t)
+    return x_hat.clamp(-1, 1) if solver.clip else x_hat
+
+
+def image_noise(model: VDM, indices: Iterable[int], seed: int) -> Iterator[Tensor]:
+    """Yield standard normal noise (N,C,H,W) without end, from one counter-based stream per image index."""
+    streams = [np.random.Philox(key=[seed, index], counter=SAMPLING_STREAM) for index in indices]
+    generators = [np.random.Generator(stream) for stream in streams]
+    place = next(model.parameters())
+    while True:
+        noise = np.empty((len(generators), *model.image_shape), dtype=np.float32)
+        for image, generator in zip(noise, generators, strict=True):
+            generator.standard_normal(out=image, dtype=np.float32)
+        yield torch.from_numpy(noise).to(place)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from vdm.diffusion import denoise, diffuse, reverse_step
+from vdm.diffusion import denoise, diffuse, forward_step, reverse_step
 from vdm.schedule import alpha, sigma
 
 
@@ -36,8 +36,8 @@ def test_a_step_samples_the_posterior_of_the_forward_process(gamma_s: float, gam
     mean = (a_s * x_hat / v_s + a_ts * z_t / v_ts) / precision
 
     zero = torch.zeros_like(z_t)
-    torch.testing.assert_close(reverse_step(z_t, eps_hat, zero, g_s, g_t), mean, rtol=1e-6, atol=1e-8)
-    noise = reverse_step(z_t, eps_hat, zero + 1, g_s, g_t) - reverse_step(z_t, eps_hat, zero, g_s, g_t)
+    torch.testing.assert_close(reverse_step(z_t, x_hat, zero, g_s, g_t), mean, rtol=1e-6, atol=1e-8)
+    noise = reverse_step(z_t, x_hat, zero + 1, g_s, g_t) - reverse_step(z_t, x_hat, zero, g_s, g_t)
     torch.testing.assert_close(noise, (zero + 1) * precision**-0.5, rtol=1e-6, atol=1e-8)
 
 
@@ -47,20 +47,34 @@ def test_the_step_is_the_papers_last_form() -> None:
     c = -torch.expm1(g_s - g_t)[0]
     mean = alpha(g_s)[0] / alpha(g_t)[0] * (z_t - sigma(g_t)[0] * c * eps_hat)
     expected = mean + sigma(g_s)[0] * c.sqrt() * eps
-    torch.testing.assert_close(reverse_step(z_t, eps_hat, eps, g_s, g_t), expected)
+    torch.testing.assert_close(reverse_step(z_t, denoise(z_t, eps_hat, g_t), eps, g_s, g_t), expected)
 
 
-def test_clipping_acts_on_x_hat_alone() -> None:
-    g_s, g_t = full(-2.0), full(1.0)
-    x = random(3).clamp(-0.9, 0.9)
-    eps, noise = random(1), random(2)
-    inside = diffuse(x, g_t, eps)
-    torch.testing.assert_close(
-        reverse_step(inside, eps, noise, g_s, g_t, clip=True), reverse_step(inside, eps, noise, g_s, g_t)
-    )
-    outside = diffuse(x + 5, g_t, eps)
-    clipped = reverse_step(outside, eps, noise, g_s, g_t, clip=True)
-    assert (reverse_step(outside, eps, noise, g_s, g_t) - clipped).min() > 0.5
+@pytest.mark.parametrize("eta", [0.0, 0.3, 1.0])
+def test_with_the_true_image_a_step_of_any_eta_leads_to_the_right_marginal(eta: float) -> None:
+    """From z_t ~ q(z_t | x), the step with x_hat = x gives z_s ~ q(z_s | x): mean and variance are linear in the parts."""
+    x, g_s, g_t = random(0), full(-2.0), full(1.0)
+    zero, one = torch.zeros_like(x), torch.ones_like(x)
+    mean = reverse_step(alpha(g_t)[0] * x, x, zero, g_s, g_t, eta=eta)
+    torch.testing.assert_close(mean, alpha(g_s)[0] * x)
+    from_z = reverse_step(sigma(g_t)[0] * one, zero, zero, g_s, g_t, eta=eta)
+    drawn = reverse_step(zero, zero, one, g_s, g_t, eta=eta)
+    torch.testing.assert_close(from_z**2 + drawn**2, sigma(g_s)[0] ** 2 * one)
+
+
+def test_two_forward_steps_are_one() -> None:
+    z_r, g_r, g_s, g_t = random(0), full(-4.0), full(-2.0), full(1.0)
+    zero, one = torch.zeros_like(z_r), torch.ones_like(z_r)
+
+    def parts(gamma_s: Tensor, gamma_t: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the factor of z_s and the variance of z_t."""
+        return forward_step(one, zero, gamma_s, gamma_t), forward_step(zero, one, gamma_s, gamma_t) ** 2
+
+    (first, variance), (second, more) = parts(g_r, g_s), parts(g_s, g_t)
+    factor, whole = parts(g_r, g_t)
+    torch.testing.assert_close(first * second, factor)
+    torch.testing.assert_close(second**2 * variance + more, whole)
+    torch.testing.assert_close(alpha(g_r)[0] * factor, alpha(g_t)[0] * one)
 
 
 def variance_error(num_timesteps: int, data_variance: float) -> float:
@@ -74,8 +88,9 @@ def variance_error(num_timesteps: int, data_variance: float) -> float:
     reached = torch.ones(1, 1, dtype=torch.float64)
     for gamma_s, gamma_t in zip(gammas[:-1].flip(0), gammas[1:].flip(0), strict=True):
         eps_hat = sigma(gamma_t) / variance(gamma_t) * one
-        factor = reverse_step(one, eps_hat, zero, gamma_s[None], gamma_t[None])
-        noise = reverse_step(zero, zero, one, gamma_s[None], gamma_t[None])
+        x_hat = denoise(one, eps_hat, gamma_t)
+        factor = reverse_step(one, x_hat, zero, gamma_s, gamma_t)
+        noise = reverse_step(zero, zero, one, gamma_s, gamma_t)
         reached = factor**2 * reached + noise**2
     return abs(reached.item() - variance(gammas[0]).item())
 

@@ -44,15 +44,15 @@ MISTAKES = {
     ),
     "alpha_s and alpha_t swapped": Mistake(
         "diffusion",
-        "alpha(gamma_s) * ((1 - c) / alpha(gamma_t) * z_t",
-        "alpha(gamma_t) * ((1 - c) / alpha(gamma_s) * z_t",
+        "mean - alpha(gamma_s) * torch.expm1",
+        "mean - alpha(gamma_t) * torch.expm1",
         "diffusion",
     ),
     "sampling off by one": Mistake(
-        "sampling", "-1, -1, device=device) / num_timesteps", "-1, -1, device=device) / (num_timesteps + 1)", "sampling"
+        "sampling", "dtype) / solver.num_timesteps", "dtype) / (solver.num_timesteps + 1)", "sampling"
     ),
     "sampling from clean to noise": Mistake(
-        "sampling", "torch.arange(num_timesteps, -1, -1,", "torch.arange(num_timesteps + 1,", "sampling"
+        "sampling", "torch.arange(solver.num_timesteps, -1, -1,", "torch.arange(solver.num_timesteps + 1,", "sampling"
     ),
     "256 levels everywhere": Mistake("discretization", "+ 0.5) / num_levels - 1", "+ 0.5) / 256 - 1", "discretization"),
     "levels at their edges": Mistake(
