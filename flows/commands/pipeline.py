@@ -114,13 +114,14 @@ def report(
     second: Annotated[str | None, typer.Argument(help="With --out: another model, to compare it with.")] = None,
     out: Annotated[
         Path | None,
-        typer.Option(help="Write one HTML page to this file instead. reports/report.html is the stage's output."),
+        typer.Option(help="The HTML file to write. reports/report.html without a model is the stage's output."),
     ] = None,
     force: Annotated[bool, typer.Option(help="Overwrite an existing file.")] = False,
 ) -> None:
-    """Print the metrics of the last `dvc repro`, the paths of its pictures, and whether they equal the commit's.
+    """Print the metrics of the last `dvc repro` and whether its outputs equal the commit's; with --out, write a page.
 
-    With --out: write a page with all results -> reports/report.html. It needs no network, no script and no other file.
+    The page has all results of the last run, of a version, or of two models side by side, and needs no network, no
+    script and no other file -> reports/report.html.
     """
     if out is not None:
         from flows.commands.reporting import write_page

@@ -12,6 +12,13 @@ MEASURES = {
     "precision": ("precision", "share of samples that lie among real images; 1 is best"),
     "recall": ("recall", "share of real images that lie among samples; 1 is best"),
 }
+SAMPLERS = {
+    (1, 1.0): "ancestral sampling",
+    (1, 0.0): "DDIM",
+    (2, 0.0): "DPM-Solver++(2M)",
+    (2, 1.0): "stochastic DPM-Solver++(2M)",
+}
+"""The samplers that `vdm.sampling.Solver` names, by order and eta."""
 MOST_MEASURES = 50
 
 
@@ -37,9 +44,9 @@ def named(key: str) -> tuple[str, str]:
 
 def sampler(settings: SamplerSettings) -> str:
     """Return how the samples were drawn, in words."""
-    noise = "deterministic" if settings.eta == 0 else f"eta {settings.eta:g}"
+    known = SAMPLERS.get((settings.order, settings.eta), f"order {settings.order} and eta {settings.eta:g}")
     clip = "clipped" if settings.clip else "not clipped"
     return (
-        f"{settings.num_timesteps} steps of order {settings.order}, {noise}, evenly spaced in {settings.grid},"
+        f"{settings.num_timesteps} steps of {known}, evenly spaced in {settings.grid},"
         f" x_hat {clip}, {settings.precision}, seed {settings.seed}"
     )
