@@ -111,7 +111,7 @@ def test_dvc_shows_metrics_plots_and_the_artifact(reproduced: Project) -> None:
     assert "Training loss" in page
     assert "Noise schedule" in page
     assert "Loss at each noise level" in page
-    assert page.count("reports_pictures_") == 4
+    assert page.count('src="static/workspace_reports_pictures_') == 4
     reproduced.run("rm", "-r", "plots")
     program = "from dvc.repo import Repo; print(Repo().artifacts.read()['dvc.yaml']['vdm'].path)"
     assert reproduced.run("python", "-c", program).stdout == "models/vdm\n"
