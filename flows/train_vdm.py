@@ -44,7 +44,15 @@ from flows.registry.storage import obtain, opened
 from flows.validation.report import Validation
 
 # Training may take any time.  Other stages that take longer than this hang.
-TIMEOUT_HOURS = {"download": 6.0, "validate": 2.0, "register": 0.5, "evaluate": 48.0, "sample": 12.0, "report": 0.5}
+TIMEOUT_HOURS = {
+    "download": 6.0,
+    "validate": 2.0,
+    "register": 0.5,
+    "evaluate": 48.0,
+    "features": 6.0,
+    "sample": 24.0,
+    "report": 0.5,
+}
 
 
 @flow(name="train-vdm")

@@ -19,7 +19,7 @@ from ruamel.yaml import YAML
 from flows import cli
 
 ROOT = Path(__file__).parents[1]
-STAGES = ["download", "validate", "train", "register", "evaluate", "sample"]
+STAGES = ["download", "validate", "train", "register", "evaluate", "features", "sample"]
 PAGE = ["report", "--out", "reports/report.html"]
 TINY_PARAMS = {
     "width: 32": "width: 8",
@@ -32,8 +32,10 @@ TINY_PARAMS = {
     "steps: 2600": "steps: 20",
     "log_every: 50": "log_every: 5",
     "times_per_image: 32": "times_per_image: 2",
-    "num_timesteps: 250": "num_timesteps: 5",
-    "num_images: 64": "num_images: 4",
+    "num_timesteps: 25": "num_timesteps: 3",
+    "num_images: 400": "num_images: 12",
+    "resamples: 50": "resamples: 2",
+    "  steps: 600": "  steps: 5",
     "validate_every_steps: 300": "validate_every_steps: 10",
     "validation_times: 8": "validation_times: 2",
 }

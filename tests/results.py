@@ -115,6 +115,7 @@ def sample_metrics(data: str) -> dict[str, Any]:
         "num_images": 16,
         "num_training_images": 60,
         "features_task": "labels",
+        "features_accuracy": 0.95,
         "features_sha256": "0a1b2c3d" + "0" * 56,
         "model_sha256": MODEL,
         "data_sha256": data,

@@ -12,10 +12,12 @@ from pathlib import Path
 import numpy as np
 from conftest import TINY
 from project import ROOT, TINY_PARAMS
+from results import sample_metrics
 from sklearn.datasets import load_digits
 
 from flows.core.checkpoint import save_model
 from flows.images.store import data_sha256, save_images
+from flows.quality.features import Classifier, save_features
 from vdm.model import VDM
 
 METRICS = {
@@ -29,6 +31,9 @@ OLD = {
     "reports/evaluation/metrics.json": json.dumps(METRICS),
     "reports/evaluation/per_image.csv": "image,bpd\n" + "".join(f"{image},1.0\n" for image in range(20)),
     "reports/samples/samples.png": "old",
+    "reports/samples/neighbours.png": "old",
+    "reports/samples/neighbours.csv": "sample,train_image,distance\n0,0,0.5\n",
+    "reports/samples/metrics.json": json.dumps(sample_metrics("0" * 64)),
     "reports/training/curves.csv": "step,bpd,validation_bpd\n20,6.5,6.6\n",
     "models/vdm/README.md": "old",
 }
@@ -44,8 +49,22 @@ class Small:
         description = {"name": "digits", "title": "Digits", "num_levels": 17}
         splits = {"train": digits[:60], "validation": digits[100:110], "test": digits[60:100]}
         save_images(folder / "data/images", splits, description)
+        self.save_features()
         save_model(folder / "models/trained", VDM(**TINY), TINY)
         self.reset()
+
+    def save_features(self) -> None:
+        """Write a classifier with random weights."""
+        described = {
+            "task": "symmetries",
+            "num_classes": 4,
+            "channels": 1,
+            "num_levels": 17,
+            "width": 4,
+            "accuracy": 0.25,
+        }
+        digest = data_sha256(self.folder / "data/images")
+        save_features(self.folder / "models/features", Classifier(1, 17, 4, 4), described | {"data_sha256": digest})
 
     def reset(self) -> None:
         """Restore parameters and outputs."""
@@ -61,6 +80,7 @@ class Small:
         for name, content in (OLD | {"reports/validation/validation.json": json.dumps(report)}).items():
             (self.folder / name).parent.mkdir(parents=True, exist_ok=True)
             (self.folder / name).write_text(content)
+        np.save(self.folder / "reports/samples/samples.npy", np.zeros((2, 1, 8, 8), dtype=np.uint8))
 
     def edit(self, **parameters: int) -> None:
         """Set numbers in the section `evaluate`."""

@@ -39,7 +39,8 @@ def reverse_step(
     """z_s, a draw from p(z_s | z_t) = q(z_s | z_t, x = x_hat) (appendix A.4, eq. 34), or one with less noise.
 
     z_t, x_hat, eps (B,C,H,W); gamma_s < gamma_t, (B,) or scalars.  `eta` below 1 gives a step with less noise that
-    leads to the same marginals if x_hat is exact, and 0 one without (Song et al. 2020).  With h = (gamma_t - gamma_s)/2:
+    leads to the same marginals if x_hat is exact, 0 one without noise (Song et al. 2020).  With
+    h = (gamma_t - gamma_s)/2:
 
         z_s = (sigma_s/sigma_t) e^(-eta h) z_t + alpha_s (1 - e^(-(1 + eta) h)) x_hat
               + sigma_s sqrt(1 - e^(-2 eta h)) eps

@@ -12,7 +12,9 @@ other images and the batch size are.  float32 arithmetic may depend on the numbe
 a level.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections import deque
+from collections.abc import Iterable, Iterator
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -26,7 +28,7 @@ from vdm.model import VDM
 from vdm.schedule import LinearSchedule
 
 SAMPLING_STREAM = [0, 0, 0, 1]
-"""The start of the counter of the noise, far from that of `vdm.evaluation`, which counts from zero with the same key."""
+"""Where the counter of the noise starts.  That of `vdm.evaluation` starts at zero, with the same keys."""
 
 
 class Solver(NamedTuple):
@@ -59,24 +61,19 @@ def memory_needed(model: VDM, batch_size: int, num_timesteps: int) -> int:
     return images + 4 * features * num_timesteps
 
 
-@torch.inference_mode()
-def sample(
-    model: VDM,
-    indices: Iterable[int],
-    solver: Solver,
-    *,
-    seed: int,
-    progress: Callable[[range], Iterable[int]] = iter,
-) -> Tensor:
-    """Return the images with these indices, (N,C,H,W) integer pixels on the model's device.
+def sample(model: VDM, indices: Iterable[int], solver: Solver, *, seed: int) -> Tensor:
+    """Return the images with these indices, (N,C,H,W) integer pixels on the model's device."""
+    return decode(model, trajectory(model, indices, solver, seed=seed))
 
-    The last step takes the mode of p(x | z_0) instead of a draw; at the usual gamma_0 they differ by less than one
-    level.
+
+@torch.no_grad()
+def decode(model: VDM, steps: Iterable[Step]) -> Tensor:
+    """Return the pixels (N,C,H,W) at the end of the steps: the mode of p(x | z_0) instead of a draw.
+
+    At the usual gamma_0 they differ by less than one level.
     """
-    steps = trajectory(model, indices, solver, seed=seed)
-    for _, (z, _) in zip(progress(range(solver.num_timesteps)), steps, strict=False):
-        last = z
-    return nearest_pixels(last, model.schedule.gamma_0, model.num_levels)
+    ((z_0, _),) = deque(steps, maxlen=1)
+    return nearest_pixels(z_0, model.schedule.gamma_0, model.num_levels)
 
 
 @torch.no_grad()
@@ -90,7 +87,7 @@ def trajectory(model: VDM, indices: Iterable[int], solver: Solver, *, seed: int)
     gammas = noise_levels(model.schedule, solver)
     halves = -gammas.diff() / 2
     z, before = next(noise), None
-    for i, (gamma_t, gamma_s) in enumerate(zip(gammas[:-1], gammas[1:], strict=True)):
+    for i, (gamma_t, gamma_s) in enumerate(pairwise(gammas)):
         x_hat = x = predict(model, z, gamma_t, solver)
         if solver.order == 2 and before is not None and i < len(halves) - 1:
             x = x_hat + (x_hat - before) * halves[i] / (2 * halves[i - 1])
@@ -116,7 +113,7 @@ def fill_in(
     z = next(noise)
     x = pixels_to_x(known.to(z.device), model.num_levels, z.dtype)
     missing = missing.to(z.device)
-    for gamma_t, gamma_s in zip(gammas[:-1], gammas[1:], strict=True):
+    for gamma_t, gamma_s in pairwise(gammas):
         for repeat in range(repeats):
             if repeat:
                 z = forward_step(z, next(noise), gamma_s, gamma_t)
@@ -136,7 +133,7 @@ def noise_levels(schedule: LinearSchedule, solver: Solver) -> Tensor:
         gammas = schedule.gamma_0 + (schedule.gamma_1 - schedule.gamma_0) * share
     else:
         gammas = schedule(share)
-    return gammas.unique_consecutive()
+    return torch.unique_consecutive(gammas)  # type: ignore[no-any-return]
 
 
 def predict(model: VDM, z_t: Tensor, gamma_t: Tensor, solver: Solver) -> Tensor:

@@ -3,8 +3,10 @@
 vdmctl      the whole command line, its help, and `serve`
 pipeline    the stages, the report and the presets
 evaluation  likelihoods and comparisons
+sampling    samples, and their quality
 registry    versions and the champion
 arguments   checks of arguments, and params.yaml
+options     parameters replaced by options
 inspecting  `vdmctl validate PATH`
 reporting   `vdmctl report --out`
 summary     results as text

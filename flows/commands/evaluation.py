@@ -133,8 +133,8 @@ def evaluate(
         return
     if num_timesteps or out:
         raise UserError("--num-timesteps and --out belong to --protocol vlb", Exit.USAGE)
+    from flows.commands.options import override
     from flows.commands.summary import show
-    from flows.core.params import override
     from flows.evaluation.protocols import ode
 
     show(ode(override(read.ode, given), model=folder, images=images, split=split.value), as_json)
@@ -154,8 +154,8 @@ def show_bound(
     `arguments` are model, images and split.  Raises UserError (exit 2) for several numbers of steps with `out`, which
     has room for one result.
     """
+    from flows.commands.options import override, timesteps
     from flows.commands.summary import show, summary
-    from flows.core.params import override, timesteps
     from flows.evaluation.bound import measure
     from flows.stages.evaluate import evaluate
 

@@ -1,4 +1,4 @@
-"""Commands of the pipeline: each stage except `evaluate`, the report, and the presets.
+"""Commands of the pipeline: the stages up to `register`, the report, and the presets.
 
 Heavy modules are imported inside the commands.
 """
@@ -92,15 +92,6 @@ def register() -> None:
         images=layout.IMAGES,
         out=layout.REGISTERED,
     )
-
-
-@commands.command()
-def sample() -> None:
-    """Draw a grid of samples with `sample:` -> reports/samples/samples.png."""
-    read = parameters()
-    from flows.stages.sample import sample
-
-    sample(read.sample, model=layout.REGISTERED, out=layout.SAMPLES)
 
 
 @commands.command()

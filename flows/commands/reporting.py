@@ -32,7 +32,7 @@ WORKSPACE = Files(
     sample_metrics=layout.SAMPLE_METRICS,
     neighbours=layout.NEIGHBOURS,
 )
-SECTIONS = ("data", "contract", "model", "train", "evaluate", "sample")
+SECTIONS = ("data", "contract", "model", "train", "evaluate", "features", "sample", "quality")
 """The sections of params.yaml that the stage takes."""
 
 

@@ -1,6 +1,14 @@
 """Print results as a few lines of text."""
 
-from flows.evaluation.results import BoundMetrics, Comparison, Metrics, ModelFigures, OdeMetrics, SplitFigures
+from flows.evaluation.results import (
+    BoundMetrics,
+    Comparison,
+    Metrics,
+    ModelFigures,
+    OdeMetrics,
+    SplitFigures,
+    with_error,
+)
 from flows.process.streams import say, say_json
 
 
@@ -58,8 +66,7 @@ def difference(result: Comparison) -> str:
 
 def bits(result: Metrics | SplitFigures | ModelFigures) -> str:
     """Return the mean with its standard error, if there is one, as text."""
-    error = "" if result.bpd_standard_error is None else f" +- {result.bpd_standard_error:.4f}"
-    return f"{figure(result.bpd)}{error} bits/dim"
+    return f"{with_error(result.bpd, result.bpd_standard_error)} bits/dim"
 
 
 def figure(value: float | None, form: str = ".4f") -> str:

@@ -144,3 +144,15 @@ def key_of(key: Any) -> str:
     if not isinstance(key, str):
         raise ValueError(f"the key {shortened(key)} is not text; quote it")
     return str(key)
+
+
+def line_of(document: Any, location: tuple[Any, ...]) -> int:
+    """Return the line, counted from 1, of the deepest part of `location` that the document has."""
+    line = 1
+    for part in location:
+        try:
+            line = document.lc.item(part)[0] + 1 if isinstance(part, int) else document.lc.key(part)[0] + 1
+            document = document[part]
+        except (AttributeError, KeyError, IndexError, TypeError):
+            break
+    return int(line)

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeVar
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
@@ -13,7 +13,16 @@ from flows.core.documents import shown
 from flows.core.errors import Exit, UserError
 from flows.core.files import read_bounded
 from flows.core.sources import checked_source
-from vdm.choices import Dequantisation, Keep, LearningRateDecay, Precision, ScheduleKind, TrainingImages, Transform
+from vdm.choices import (
+    Dequantisation,
+    Grid,
+    Keep,
+    LearningRateDecay,
+    Precision,
+    ScheduleKind,
+    TrainingImages,
+    Transform,
+)
 
 
 def device_name(name: str) -> str:
@@ -23,7 +32,6 @@ def device_name(name: str) -> str:
     return name
 
 
-MOST_SWEPT = 100
 Positive = Annotated[int, Field(ge=1, le=10**12)]
 NonNegative = Annotated[int, Field(ge=0, le=10**12)]
 BatchSize = Annotated[int, Field(ge=1, le=10**6)]
@@ -33,6 +41,7 @@ Real = Annotated[float, Field(allow_inf_nan=False)]
 Share = Annotated[Real, Field(ge=0, le=1)]
 Gamma = Annotated[Real, Field(ge=-60, le=60)]
 Device = Annotated[str, AfterValidator(device_name)]
+Devices = Annotated[int, Field(ge=1, le=4096)]
 ImageNet = Literal["imagenet32", "imagenet64", "imagenet32_2016", "imagenet64_2016"]
 
 
@@ -40,9 +49,6 @@ class Section(BaseModel):
     """A section in which an unknown, missing or mistyped key is an error."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
-
-
-SectionType = TypeVar("SectionType", bound=Section)
 
 
 class Data(Section):
@@ -113,7 +119,7 @@ class Train(Section):
     images: TrainingImages
     seed: NonNegative
     device: Device
-    num_devices: Annotated[int, Field(ge=1, le=4096)]
+    num_devices: Devices
     max_restarts: NonNegative
     precision: Literal["auto", Precision]
     compile: Literal["auto"] | bool
@@ -154,21 +160,24 @@ class Train(Section):
         return self
 
 
-class Evaluate(Section):
-    """The settings of the variational bound; see `vdm.evaluation.evaluate`."""
+class Computation(Section):
+    """A section of a computation with random draws."""
 
     seed: NonNegative
     device: Device
+
+
+class Evaluate(Computation):
+    """The settings of the variational bound; see `vdm.evaluation.evaluate`."""
+
     times_per_image: Positive
     num_timesteps: Timesteps | None
     batch_size: BatchSize
 
 
-class Ode(Section):
+class Ode(Computation):
     """The settings of the ODE likelihood of `vdmctl evaluate --protocol ode`; see `vdm.ode.evaluate_ode`."""
 
-    seed: NonNegative
-    device: Device
     num_images: Positive | None
     num_draws: Positive
     num_probes: NonNegative
@@ -184,14 +193,45 @@ class Promote(Section):
     confidence: Annotated[Real, Field(gt=0, lt=1)]
 
 
-class Sample(Section):
-    """The grid of samples; see `vdm.sampling.sample`."""
+class Sample(Computation):
+    """The samples, and how to draw them; see `vdm.sampling.Solver`."""
 
-    seed: NonNegative
-    device: Device
+    num_devices: Devices
+    precision: Literal["auto", Precision]
     num_images: Positive
+    batch_size: BatchSize
     num_timesteps: Timesteps
+    order: Literal[1, 2]
+    eta: Share
+    grid: Grid
     clip: bool
+    inception_weights: str | None
+    inception_sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None
+
+    @model_validator(mode="after")
+    def consistent(self) -> Self:
+        if self.num_devices > 1 and ":" in self.device:
+            raise ValueError(f"device {self.device} is one device, but num_devices is {self.num_devices}")
+        if (self.inception_weights is None) != (self.inception_sha256 is None):
+            raise ValueError("inception_weights and inception_sha256 belong together: the file and its digest")
+        return self
+
+
+class Features(Computation):
+    """The classifier whose features compare images; see `flows.quality.features`."""
+
+    task: Literal["auto", "labels", "symmetries"]
+    width: Annotated[int, Field(ge=4, le=1024, multiple_of=4)]
+    steps: Positive
+    batch_size: BatchSize
+    learning_rate: Annotated[Real, Field(gt=0)]
+
+
+class Quality(Computation):
+    """The comparison of samples with held-out images; see `flows.quality.measuring`."""
+
+    num_images: Annotated[int, Field(ge=10, le=10**5)]
+    resamples: Annotated[int, Field(ge=2, le=10**4)]
 
 
 class Params(Section):
@@ -204,6 +244,8 @@ class Params(Section):
     evaluate: Evaluate
     ode: Ode
     sample: Sample
+    features: Features
+    quality: Quality
     promote: Promote
 
     @model_validator(mode="after")
@@ -238,33 +280,10 @@ def parse_params(content: bytes | str, name: str) -> Params:
     except ValidationError as error:
         first = error.errors()[0]
         # An error across sections has no place, and begins with the key.
-        line = line_of(document, first["loc"] or tuple(str(first["ctx"]["error"]).split()[0].split(".")))
+        line = bounded_yaml.line_of(document, first["loc"] or tuple(str(first["ctx"]["error"]).split()[0].split(".")))
         key = ".".join(shown(str(part)) for part in first["loc"])
         reason = f"{key}{explain(first)}".removeprefix(": ")
         raise UserError(f"{name}:{line}: {reason}", Exit.USAGE) from error
-
-
-def override(section: SectionType, values: Mapping[str, Any]) -> SectionType:
-    """Return the section with some values replaced by options.  Raises UserError (exit 2) that names the option."""
-    try:
-        return type(section).model_validate({**section.model_dump(), **values})
-    except ValidationError as error:
-        first = error.errors()[0]
-        option = "--" + str(first["loc"][0]).replace("_", "-")
-        if first["type"] == "extra_forbidden":
-            raise UserError(f"{option} does not belong to this protocol", Exit.USAGE) from error
-        raise UserError(f"{option}: {first['msg']}, got {shown(repr(first['input']))}", Exit.USAGE) from error
-
-
-def timesteps(text: str) -> list[int | None]:
-    """Parse numbers of steps such as `10,100,continuous`; None is continuous time.  Raises UserError (exit 2)."""
-    try:
-        steps = [None if part == "continuous" else int(part) for part in text.split(",")]
-    except ValueError as error:
-        raise UserError(f"--num-timesteps: {shown(repr(text))} is not like 10,100,continuous", Exit.USAGE) from error
-    if len(steps) > MOST_SWEPT:
-        raise UserError(f"--num-timesteps: a sweep has at most {MOST_SWEPT} numbers of steps", Exit.USAGE)
-    return steps
 
 
 def explain(error: Mapping[str, Any]) -> str:
@@ -279,15 +298,3 @@ def explain(error: Mapping[str, Any]) -> str:
             return f": {error['ctx']['error']}"
         case _:
             return f": {error['msg'][0].lower()}{error['msg'][1:]}{got}"
-
-
-def line_of(document: Any, location: tuple[Any, ...]) -> int:
-    """Return the line, counted from 1, of the deepest part of `location` that the document has."""
-    line = 1
-    for part in location:
-        try:
-            line = document.lc.item(part)[0] + 1 if isinstance(part, int) else document.lc.key(part)[0] + 1
-            document = document[part]
-        except (AttributeError, KeyError, IndexError, TypeError):
-            break
-    return int(line)

@@ -13,6 +13,12 @@ def finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
+def with_error(value: float | None, error: float | None) -> str:
+    """Return a figure as text, with its standard error if there is one; "not finite" for None."""
+    shown = "not finite" if value is None else f"{value:.4f}"
+    return shown if error is None else f"{shown} +- {error:.4f}"
+
+
 Split = Literal["train", "validation", "test"]
 Figure = Annotated[Number | None, BeforeValidator(finite)]
 
@@ -144,14 +150,25 @@ class QualityFigure(Document):
     held_out: Figure
     held_out_standard_error: Figure
 
+    @property
+    def of_samples(self) -> str:
+        """The samples' figure with its standard error, as text."""
+        return with_error(self.samples, self.samples_standard_error)
+
+    @property
+    def of_held_out(self) -> str:
+        """The held-out images' figure with its standard error, as text."""
+        return with_error(self.held_out, self.held_out_standard_error)
+
 
 class SampleMetrics(Document):
     """The samples' metrics.json: `num_images` samples, and as many test images, against the training images.
 
-    `figures` has `fd_<8 hex>` and `kd_<8 hex>`, the Frechet and the kernel distance in the features of the network whose
-    digest begins with these digits, `precision` and `recall` in the same features, and `fid` and `kid` where Inception's
-    weights are given.  `nearer_than_held_out` is the probability that a sample is nearer to its nearest training image,
-    in pixels, than a held-out image is to its own: far above 0.5, the model repeats training images.
+    `figures` has `fd_<8 hex>` and `kd_<8 hex>`, the Frechet and the kernel distance in the features of the network
+    whose digest begins with these digits.  `precision` and `recall` are in the same features.  `fid` and `kid` need the
+    weights of Inception.  `nearer_than_held_out` is the probability that a sample is nearer to its
+    nearest training image, in pixels, than a held-out image is to its own: far above 0.5, the model repeats training
+    images.
     """
 
     figures: dict[str, QualityFigure]
@@ -160,6 +177,7 @@ class SampleMetrics(Document):
     num_images: Count
     num_training_images: Count
     features_task: Literal["labels", "symmetries"]
+    features_accuracy: Figure
     features_sha256: Sha256
     model_sha256: Sha256
     data_sha256: Sha256

@@ -5,6 +5,7 @@ validate  the images against the contract
 train     the model, with averaged weights
 register  the model with its card, frozen
 evaluate  bits/dim of every test image
-sample    a grid of samples
+features  the classifier whose features compare images
+sample    images from the model, measured beside held-out images
 report    one page with all results
 """

@@ -9,7 +9,7 @@ from flows.report.page import page
 from flows.report.results import Files, origin_here, read_results
 
 if TYPE_CHECKING:
-    from flows.core.params import Contract, Data, Evaluate, Model, Sample, Train
+    from flows.core.params import Contract, Data, Evaluate, Features, Model, Quality, Sample, Train
 
 
 def report(
@@ -18,7 +18,9 @@ def report(
     model: "Model",
     train: "Train",
     evaluate: "Evaluate",
+    features: "Features",
     sample: "Sample",
+    quality: "Quality",
     *,
     files: Files,
     model_folder: Path,
@@ -30,8 +32,8 @@ def report(
     Without `pictures` no charts are written.  Raises UserError (exit 5) for a result that is damaged, and without
     metrics; OSError that names the file that cannot be written.
     """
-    sections = {"data": data, "contract": contract, "model": model}
-    sections |= {"train": train, "evaluate": evaluate, "sample": sample}
+    sections = {"data": data, "contract": contract, "model": model, "train": train}
+    sections |= {"evaluate": evaluate, "features": features, "sample": sample, "quality": quality}
     parameters = {name: section.model_dump() for name, section in sections.items()}
     made = page(read_results(files, origin_here(model_folder, parameters)))
     with written_last(out, made.html):

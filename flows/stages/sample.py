@@ -1,51 +1,67 @@
-"""The stage `sample`: draw images from the model and save them as one picture."""
+"""The stage `sample`: draw images from the model, and measure them beside held-out images."""
 
+import json
 import logging
-import math
+from contextlib import ExitStack
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
-from torchvision.utils import make_grid, save_image
+import numpy as np
+import pandas as pd
 
-from flows.core.checkpoint import load_model
-from flows.core.device import find_device
 from flows.core.files import written_last
-from flows.core.memory import require
+from flows.evaluation.results import SampleMetrics
+from flows.images.store import ImageSet, load_images
 from flows.process.ending import finish
-from flows.process.progress import bar
-from vdm import sampling
+from flows.quality.measuring import measure, require_fitting
+from flows.sampling.drawing import draw
+from flows.sampling.pictures import grid, png
 
 if TYPE_CHECKING:
-    from flows.core.params import Sample
+    from flows.core.params import Quality, Sample
 
 log = logging.getLogger(__name__)
 
+MOST_SHOWN, MOST_PAIRS = 64, 16
 
-def sample(settings: "Sample", *, model: Path, out: Path) -> None:
-    """Write a PNG of `num_images` samples in a square grid.
 
-    Raises CheckpointError, UserError (exit 2), and OSError that names the file.
+def sample(
+    sample: "Sample", quality: "Quality", *, model: Path, features: Path, images: Path, out: Path
+) -> SampleMetrics:
+    """Write `num_images` samples and their metrics into `out`: all files or none.  Return the metrics.
+
+    samples.npy     the samples (N,C,H,W), as levels
+    samples.png     the first samples
+    neighbours.csv  the nearest training image of every sample, the nearest pairs first
+    neighbours.png  the nearest pairs, each sample above its training image
+    metrics.json    the quality of the samples, see `flows.evaluation.results.SampleMetrics`
+
+    Raises CheckpointError, ImageSetError, UserError (exit 2), and OSError that names the file.
     """
-    out.parent.mkdir(parents=True, exist_ok=True)  # fails now rather than after sampling
-    vdm = load_model(model, find_device(settings.device))
-    needed = sampling.memory_needed(vdm, settings.num_images, settings.num_timesteps)
-    require(needed, find_device(settings.device), "sample: lower sample.num_images or sample.num_timesteps")
-    pixels = sampling.sample(
-        vdm,
-        settings.num_images,
-        num_timesteps=settings.num_timesteps,
-        clip=settings.clip,
-        generator=torch.Generator().manual_seed(settings.seed),
-        progress=bar("sampling"),
-    )
-    # Small images are enlarged by a whole factor, to be visible.
-    scale = max(1, 32 // max(vdm.image_shape[1:]))
-    shown = (pixels.float() / (vdm.num_levels - 1)).repeat_interleave(scale, 2).repeat_interleave(scale, 3)
-    grid = make_grid(shown, nrow=math.ceil(math.sqrt(len(shown))), padding=2, pad_value=0.5)
-    picture = BytesIO()
-    save_image(grid, picture, format="png")
-    with written_last(out, picture.getvalue()):
+    out.mkdir(parents=True, exist_ok=True)  # an unwritable folder is reported before sampling
+    require_fitting(model, features, images)
+    drawn = draw(model, sample)
+    metrics, neighbours = measure(sample, quality, drawn, model=model, features=features, images=images)
+    contents: dict[str, bytes | str] = {"metrics.json": json.dumps(metrics.model_dump(), indent=2) + "\n"}
+    contents |= tables_and_pictures(drawn, neighbours, load_images(images))
+    with ExitStack() as stack:
+        for name, content in contents.items():
+            stack.enter_context(written_last(out / name, content))
         finish()
-    log.info("%d samples in %s", len(shown), out)
+    for name, figure in metrics.figures.items():
+        log.info("%s: %s; held-out images: %s", name, figure.of_samples, figure.of_held_out)
+    return metrics
+
+
+def tables_and_pictures(drawn: np.ndarray, neighbours: pd.DataFrame, image_set: ImageSet) -> dict[str, bytes]:
+    """Return the content of the files about the samples except the metrics, by name."""
+    array, nearest = BytesIO(), neighbours[:MOST_PAIRS]
+    np.save(array, drawn)
+    pairs = np.concatenate([drawn[nearest["sample"]], image_set.train[nearest["train_image"]]])
+    return {
+        "neighbours.csv": neighbours.to_csv(index=False).encode(),
+        "neighbours.png": png(grid(pairs, image_set.num_levels, len(nearest))),
+        "samples.png": png(grid(drawn[:MOST_SHOWN], image_set.num_levels)),
+        "samples.npy": array.getvalue(),
+    }

@@ -1,4 +1,4 @@
-"""The start of one training run in several processes, one per device.
+"""The start of one job, such as a training run, in several processes, one per device.
 
 torch's elastic agent, which `torchrun` uses too, starts the processes, watches them, and restarts all of them when one
 dies.  They find each other through a file that only this user can open, communicate over the loopback interface, and
@@ -46,11 +46,12 @@ BLAME_SECONDS = 1.0
 CONTINUES = "run again to continue from the last saved state"
 
 
-def launch(function: Callable[[], None], *, num_processes: int, max_restarts: int) -> None:
+def launch(function: Callable[[], None], *, num_processes: int, max_restarts: int, again: str = CONTINUES) -> None:
     """Run the function in `num_processes` processes on this machine.
 
     When a process dies, all are restarted, at most `max_restarts` times.  Raises what the function raises.  Raises
     UserError too if processes died too often (exit 1) or a signal stopped this process (75).
+    Their messages end with the advice `again`.
     """
     with tempfile.TemporaryDirectory() as folder:
         configure_environment(num_processes, folder)
@@ -61,12 +62,12 @@ def launch(function: Callable[[], None], *, num_processes: int, max_restarts: in
         except SignalException as signalled:
             for process in active_children():  # of an interrupted start, which the agent does not know
                 process.kill()
-            raise UserError(f"stopped; {CONTINUES}", Exit.RESUMABLE) from signalled
+            raise UserError(f"stopped; {again}", Exit.RESUMABLE) from signalled
         except ChildFailedError as failed:
             rank, failure = failed.get_first_failure()
             starts = 1 + max_restarts
             reason = f"process {rank} of {num_processes} {fate(failure)}, on start {starts} of {starts}"
-            raise UserError(f"{reason}; {CONTINUES}", Exit.BUG) from failed
+            raise UserError(f"{reason}; {again}", Exit.BUG) from failed
     if error := errors[0]:
         raise error
 

@@ -44,12 +44,23 @@ ROOMS = {
     "validation": {"core", "process", "images"},
     "training": {"core", "process", "images"},
     "evaluation": {"core", "process", "images"},
+    "sampling": {"core", "process", "images", "training"},
+    "quality": {"core", "process", "images", "evaluation"},
     "report": {"core", "images", "validation", "evaluation"},
-    "stages": {"core", "process", "images", "validation", "training", "evaluation", "report"},
+    "stages": {"core", "process", "images", "validation", "training", "evaluation", "sampling", "quality", "report"},
     "registry": {"core", "process", "images", "validation", "evaluation"},
     "orchestration": {"core", "process", "evaluation", "registry"},
     "commands": {
-        *("core", "process", "images", "validation", "evaluation", "report", "stages", "registry", "orchestration")
+        "core",
+        "process",
+        "images",
+        "validation",
+        "evaluation",
+        "sampling",
+        "report",
+        "stages",
+        "registry",
+        "orchestration",
     },
 }
 DOORS = {"cli", "train_vdm"}
@@ -109,10 +120,10 @@ PEER = {"utils", "vdm_unet", "ema_pytorch"}
 
 def test_the_dependencies_are_what_the_code_imports() -> None:
     declared = {distribution(line) for line in PROJECT["dependencies"]}
-    needed = distributions(CODE)
-    assert needed == declared, "pyproject.toml: dependencies"
+    extras = {name: {distribution(line) for line in lines} for name, lines in PROJECT["optional-dependencies"].items()}
+    extra = extras.pop("test")
+    assert distributions(CODE) == declared.union(*extras.values()), "pyproject.toml: dependencies and extras"
 
-    extra = {distribution(line) for line in PROJECT["optional-dependencies"]["test"]}
     checks = [*ROOT.glob("tests/**/*.py"), *ROOT.glob("benchmarks/*.py")]
     own = {path.stem for path in checks} | {"benchmarks"} | PEER
     assert distributions(checks, own) - declared == extra - TOOLS.keys(), "pyproject.toml: the test extra"

@@ -20,11 +20,12 @@ from flows.core.memory import Group, available, left
 from flows.core.params import read_params
 from flows.images import store as images
 from flows.images.store import SPLITS, ImageSet, ImageSetError, data_sha256, load_images, save_images
+from flows.sampling import drawing
 from flows.stages import train
 from flows.stages.validate import validate
 from flows.validation.comb import comb
 from flows.validation.facts import measure
-from vdm import evaluation, ode, sampling
+from vdm import evaluation, ode
 from vdm.model import VDM
 
 ROOT = Path(__file__).parents[2]
@@ -78,7 +79,7 @@ def nothing_large() -> Iterator[None]:
         ({"batch_size: 64": "batch_size: 4096", "num_devices: 1 ": "num_devices: 4096 "}, ["train"], "num_devices"),
         ({"times_per_image: 2": "times_per_image: 100000000"}, ["evaluate"], "lower evaluate.times_per_image"),
         ({"times_per_image: 2": "times_per_image: 100000000"}, ["compare", "models/vdm"], "evaluate.times_per_image"),
-        ({"num_images: 4": "num_images: 100000000"}, ["sample"], "sample: lower sample.num_images"),
+        ({}, ["sample", "models/vdm", "-n", "1000000000"], "sample: lower sample.num_images"),
         ({}, ["evaluate", "--times-per-image", "1000000000000"], "lower evaluate.times_per_image"),
         ({}, ["evaluate", "--protocol", "ode", "--num-draws", "100000000"], "ode.num_draws"),
         ({}, ["evaluate", "--protocol", "ode", "--num-probes", "1000000000"], "ode: lower ode.num_probes"),
@@ -115,7 +116,7 @@ def test_no_preset_is_refused_on_a_machine_of_24_gib(preset: Path, monkeypatch: 
     )
     with torch.device("meta"):
         model = VDM(image_shape=shape, num_levels=256, **params.model.model_dump())
-    needed = sampling.memory_needed(model, params.sample.num_images, params.sample.num_timesteps)
+    needed = drawing.memory_needed(model, params.sample)
     memory.require(needed, torch.device("cpu"), "sample")
     sizes = params.evaluate.model_dump(include={"times_per_image", "batch_size"})
     memory.require(evaluation.memory_needed(model, num_images=50_000, **sizes), torch.device("cpu"), "evaluate")

@@ -16,7 +16,9 @@ import numpy as np
 import pytest
 from project import run_vdmctl
 from results import BPD, MODEL, ORIGIN, PLACES, metrics, validation, write_results
+from ruamel.yaml import YAML
 
+from flows.commands.reporting import SECTIONS, WORKSPACE
 from flows.core.errors import Exit, UserError
 from flows.core.params import read_params
 from flows.images.store import data_sha256
@@ -271,7 +273,7 @@ def test_text_from_files_is_only_text(tmp_path: Path, digits: np.ndarray) -> Non
 
 def test_the_stage_writes_page_and_charts_that_stand_alone(files: Files, tmp_path: Path) -> None:
     read = read_params(ROOT / "presets" / "digits.yaml")
-    sections = (read.data, read.contract, read.model, read.train, read.evaluate, read.sample)
+    sections = (getattr(read, name) for name in SECTIONS)
     places = {"out": tmp_path / "out/report.html", "pictures": tmp_path / "out/pictures"}
     places["pictures"].mkdir(parents=True)
     (places["pictures"] / "old.svg").write_text("old")
@@ -327,6 +329,13 @@ def test_figures_that_are_not_paired_are_not_subtracted(
     text = words(Document(comparison(read_results(files, ORIGIN), read_results(other, ORIGIN)).html).text)
     assert f"No paired difference: {reason}." in text
     assert "95% interval" not in text
+
+
+def test_the_stage_declares_every_file_that_it_shows() -> None:
+    stage = YAML(typ="safe").load(ROOT / "dvc.yaml")["stages"]["report"]
+    assert WORKSPACE == PLACES
+    assert {str(path) for path in WORKSPACE} == {dep for dep in stage["deps"] if not dep.startswith(("flows", "vdm"))}
+    assert stage["params"] == list(SECTIONS)
 
 
 @pytest.fixture

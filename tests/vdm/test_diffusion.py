@@ -52,7 +52,7 @@ def test_the_step_is_the_papers_last_form() -> None:
 
 @pytest.mark.parametrize("eta", [0.0, 0.3, 1.0])
 def test_with_the_true_image_a_step_of_any_eta_leads_to_the_right_marginal(eta: float) -> None:
-    """From z_t ~ q(z_t | x), the step with x_hat = x gives z_s ~ q(z_s | x): mean and variance are linear in the parts."""
+    """From z_t ~ q(z_t | x), the step with x_hat = x gives z_s ~ q(z_s | x)."""
     x, g_s, g_t = random(0), full(-2.0), full(1.0)
     zero, one = torch.zeros_like(x), torch.ones_like(x)
     mean = reverse_step(alpha(g_t)[0] * x, x, zero, g_s, g_t, eta=eta)

@@ -56,7 +56,12 @@ def test_every_stage_leaves_its_outputs(reproduced: Project) -> None:
     with (folder / "reports/training/curves.csv").open() as file:
         assert [row["step"] for row in csv.DictReader(file)] == ["5", "10", "15", "20"]
     with Image.open(folder / "reports/samples/samples.png") as picture:
-        assert picture.size == (2 * (32 + 2) + 2, 2 * (32 + 2) + 2)
+        assert picture.size == (4 * (32 + 2) + 2, 3 * (32 + 2) + 2)
+    samples = np.load(folder / "reports/samples/samples.npy")
+    assert (samples.shape, samples.dtype, samples.max() < 17) == ((12, 1, 8, 8), np.uint8, True)
+    quality = json.loads((folder / "reports/samples/metrics.json").read_text())
+    assert quality["num_images"] == 12
+    assert f"fd_{quality['features_sha256'][:8]}" in quality["figures"]
 
 
 def test_the_card_says_what_the_model_is(reproduced: Project) -> None:

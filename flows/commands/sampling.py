@@ -1,0 +1,126 @@
+"""Commands about samples: draw them, measure them, and train the features that compare them.
+
+Heavy modules are imported inside the commands.
+"""
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from flows.commands.arguments import parameters
+from flows.commands.registry import model_folder
+from flows.core import layout
+from flows.core.errors import Exit, UserError
+from flows.process.streams import say, say_json
+
+commands = typer.Typer()
+
+DRAWN, OUT = 64, Path("samples.png")
+
+
+class Sampler(StrEnum):
+    """The samplers by the names that people know them by."""
+
+    ANCESTRAL = "ancestral"
+    DDIM = "ddim"
+    DPM = "dpm-solver++"
+    SDE_DPM = "sde-dpm-solver++"
+
+
+SOLVERS = {
+    Sampler.ANCESTRAL: {"order": 1, "eta": 1.0},
+    Sampler.DDIM: {"order": 1, "eta": 0.0},
+    Sampler.DPM: {"order": 2, "eta": 0.0},
+    Sampler.SDE_DPM: {"order": 2, "eta": 1.0},
+}
+
+
+@commands.command()
+def sample(
+    model: Annotated[
+        str | None,
+        typer.Argument(help="A model folder, a version (vdm@v1.2.0) or `champion`.", show_default="run the stage"),
+    ] = None,
+    num_images: Annotated[
+        int | None, typer.Option("-n", "--num-images", min=1, help="Number of images.", show_default=str(DRAWN))
+    ] = None,
+    steps: Annotated[
+        int | None,
+        typer.Option(
+            min=1, max=100_000, help="Number of steps from noise to an image.", show_default="sample.num_timesteps"
+        ),
+    ] = None,
+    sampler: Annotated[
+        Sampler | None,
+        typer.Option(
+            help="ancestral: as in the paper. ddim, dpm-solver++: without noise, of first and second order."
+            " sde-dpm-solver++: of second order, with noise.",
+            show_default="sample.order and sample.eta",
+        ),
+    ] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Seed of the noise.", show_default="sample.seed")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="The output, by its ending: a grid (.png), an array of levels (.npy), or a folder of PNG files.",
+            show_default=str(OUT),
+        ),
+    ] = None,
+    film: Annotated[
+        Path | None,
+        typer.Option(help="Show z_t and x_hat of the first images on their way, too: a strip (.png) or a film (.gif)."),
+    ] = None,
+    known: Annotated[
+        Path | None, typer.Option(help="A picture, or an .npy file of levels, to keep where the mask is dark.")
+    ] = None,
+    mask: Annotated[Path | None, typer.Option(help="A picture that is white where KNOWN is to be filled in.")] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N.", show_default="sample.device")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace outputs that exist.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")] = False,
+) -> None:
+    """Draw images from MODEL. Without MODEL, run the stage, with `sample:`, `quality:` -> reports/samples.
+
+    The stage also measures the samples beside held-out images, in the features of `vdmctl features`.
+
+    Image i of a seed is the same picture, however many images are drawn. --known and --mask fill in a picture. The
+    result is an approximation: the model was not trained for it. It takes ten times as long, since every step is
+    repeated.
+    """
+    read = parameters()
+    options = {
+        "num_images": num_images,
+        "num_timesteps": steps,
+        "seed": seed,
+        "device": device,
+        **(SOLVERS[sampler] if sampler else {}),
+    }
+    given = {name: value for name, value in options.items() if value is not None}
+    if model is None:
+        if given or out or film or known or mask or force or as_json:
+            raise UserError(f"options need a MODEL, such as {layout.REGISTERED}; without it the stage runs", Exit.USAGE)
+        from flows.stages.sample import sample
+
+        paths = {"model": layout.REGISTERED, "features": layout.FEATURES, "images": layout.IMAGES}
+        sample(read.sample, read.quality, **paths, out=layout.SAMPLES.parent)
+        return
+    from flows.commands.options import override
+    from flows.sampling.request import Request, answer
+
+    settings = override(read.sample, {"num_images": DRAWN, "num_devices": 1} | given)
+    request = Request(model_folder(model), settings, out or OUT, film=film, known=known, mask=mask, force=force)
+    done = answer(request)
+    if as_json:
+        say_json(done)
+    else:
+        say(f"{done['num_images']} images in {done['out']}" + (f", their film in {film}" if film else ""))
+
+
+@commands.command()
+def features() -> None:
+    """Train the classifier whose features compare images, with `features:` -> models/features."""
+    read = parameters()
+    from flows.stages.features import features
+
+    features(read.features, images=layout.IMAGES, out=layout.FEATURES)

@@ -1,0 +1,91 @@
+"""Measures between two sets of images, by the features (N,D) of each, and the errors of such measures."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+
+NEIGHBOURS = 3
+"""The k of precision and recall, as in Kynkaanniemi et al."""
+
+
+class Estimate(NamedTuple):
+    """A figure with its standard error."""
+
+    value: float
+    standard_error: float
+
+
+def frechet_distance(first: np.ndarray, second: np.ndarray) -> float:
+    """Return the Frechet distance of the Gaussians with the means and covariances of both sets, squared.
+
+    |m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2)) (Heusel et al. 2017, arXiv 1706.08500, eq. 6)
+    """
+    shift = first.mean(0) - second.mean(0)
+    covariances = [np.cov(features, rowvar=False) for features in (first, second)]
+    values, vectors = np.linalg.eigh(covariances[0])
+    root = (vectors * np.sqrt(values.clip(0))) @ vectors.T
+    common = np.sqrt(np.linalg.eigvalsh(root @ covariances[1] @ root).clip(0)).sum()
+    return float(shift @ shift + np.trace(covariances[0]) + np.trace(covariances[1]) - 2 * common)
+
+
+def kernel_distance(first: np.ndarray, second: np.ndarray) -> float:
+    """Return the unbiased estimate of the squared maximum mean discrepancy with the kernel (x.y / D + 1)^3.
+
+    As in Binkowski et al. 2018, arXiv 1801.01401, section 4, but over all pairs instead of those of random subsets.
+    """
+    within = [mean_of_pairs(kernel(features, features)) for features in (first, second)]
+    return float(sum(within) - 2 * kernel(first, second).mean())
+
+
+def kernel(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Return (x.y / D + 1)^3 of all pairs, (N,M)."""
+    return np.asarray((first @ second.T / first.shape[1] + 1) ** 3)
+
+
+def mean_of_pairs(values: np.ndarray) -> float:
+    """Return the mean of a square matrix without its diagonal."""
+    size = len(values)
+    return float((values.sum() - np.trace(values)) / (size * (size - 1)))
+
+
+def precision(images: np.ndarray, reference: np.ndarray) -> float:
+    """Return the share of images that lie within the reference (Kynkaanniemi et al. 2019, arXiv 1904.06991, eq. 2).
+
+    An image lies within it if it is nearer to a reference image than that image's third neighbour in the reference.
+    """
+    radii = np.partition(squared_distances(reference, reference), NEIGHBOURS, axis=1)[:, NEIGHBOURS]
+    return float((squared_distances(images, reference) <= radii).any(1).mean())
+
+
+def recall(images: np.ndarray, reference: np.ndarray) -> float:
+    """Return the share of the reference that lies within the images (as `precision`, eq. 3)."""
+    return precision(reference, images)
+
+
+def squared_distances(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Return the squared Euclidean distances of all pairs, (N,M)."""
+    squares = np.square(first).sum(1)[:, None] + np.square(second).sum(1)
+    return np.asarray((squares - 2 * first @ second.T).clip(0))
+
+
+def probability_nearer(first: np.ndarray, second: np.ndarray) -> float:
+    """Return the probability that a random value of `first` (N,) is below one of `second` (M,); equal counts half.
+
+    For distances to the nearest training image it is the statistic of Meehan et al. 2020, arXiv 2004.05675.
+    """
+    ordered = np.sort(second)
+    above = len(second) - np.searchsorted(ordered, first, side="right")
+    equal = np.searchsorted(ordered, first, side="right") - np.searchsorted(ordered, first, side="left")
+    return float((above + equal / 2).mean() / len(second))
+
+
+def with_error(measure: Callable[[np.ndarray], float], size: int, resamples: int, seed: int) -> Estimate:
+    """Return the measure of all `size` images, and its standard error.
+
+    `measure` takes indices.  The error is the standard deviation over random halves of the images: halves drawn without
+    replacement vary as much as whole sets of images do.
+    """
+    generator = np.random.default_rng(seed)
+    halves = [measure(generator.permutation(size)[: size // 2]) for _ in range(resamples)]
+    return Estimate(measure(np.arange(size)), float(np.std(halves, ddof=1)))

@@ -1,0 +1,62 @@
+"""The features of Inception, for the true FID and KID.  Its weights are a file of the user's; nothing is downloaded."""
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from flows.core.errors import Exit, UserError, brief
+from flows.core.files import open_regular
+
+BATCH = 32
+LAYER = "2048"
+
+
+def inception_features(
+    images: np.ndarray, num_levels: int, weights: Path, sha256: str, device: torch.device
+) -> np.ndarray:
+    """Return the pooled features (N,2048) of images (N,C,H,W), gray or in colour.
+
+    torch-fidelity computes them, which gives the published FID's values.  Raises UserError: exit 2 if it is not
+    installed, 5 if the weights are missing, have another digest, or are not those of its Inception.
+    """
+    try:
+        from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+    except ImportError as error:
+        advice = "pip install 'vdm-pipeline[metrics]'"
+        raise UserError(f"sample.inception_weights needs torch-fidelity: {advice}", Exit.USAGE) from error
+    require_digest(weights, sha256)
+    try:
+        # torch-fidelity would unpickle anything; this reads tensors only, and fails for other files.
+        torch.load(weights, map_location="cpu", weights_only=True)
+        network = FeatureExtractorInceptionV3("inception", [LAYER], feature_extractor_weights_path=str(weights))
+    except Exception as error:
+        raise UserError(
+            f"{weights}: not the weights of torch-fidelity's Inception: {brief(error)}", Exit.MISSING
+        ) from error
+    network.to(device)
+    batches = in_colour(images, num_levels).split(BATCH)
+    return torch.cat([network(batch.to(device))[0].double().cpu() for batch in batches]).numpy()
+
+
+def require_digest(weights: Path, sha256: str) -> None:
+    """Raise UserError (exit 5) unless the file has the digest."""
+    try:
+        with open_regular(weights) as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise UserError(f"{weights} (sample.inception_weights): {error.strerror}", Exit.MISSING) from error
+    if found != sha256:
+        raise UserError(f"{weights}: its sha256 is {found}, sample.inception_sha256 says {sha256}", Exit.MISSING)
+
+
+def in_colour(images: np.ndarray, num_levels: int) -> torch.Tensor:
+    """Return images of levels as the 8-bit pixels (N,3,H,W) that Inception takes.
+
+    Raises UserError (exit 2) for images that are neither gray nor of three channels.
+    """
+    if images.shape[1] not in (1, 3):
+        raise UserError(f"Inception takes images of 1 or 3 channels, not {images.shape[1]}", Exit.USAGE)
+    pixels = np.rint(images.astype(float) * (255 / (num_levels - 1))).astype(np.uint8)
+    return torch.from_numpy(pixels).expand(-1, 3, -1, -1)

@@ -1,0 +1,202 @@
+"""Measure samples beside as many held-out images, both against the training images."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from flows.core.checkpoint import model_sha256, read_description
+from flows.core.device import find_device, find_precision
+from flows.core.errors import Exit, UserError
+from flows.evaluation.results import QualityFigure, SampleMetrics, SamplerSettings
+from flows.images.store import ImageSet, chunks, data_sha256, fault, load_images
+from flows.quality.distances import (
+    Estimate,
+    frechet_distance,
+    kernel_distance,
+    precision,
+    probability_nearer,
+    recall,
+    squared_distances,
+    with_error,
+)
+from flows.quality.features import embed, load_features, read_features_config
+
+if TYPE_CHECKING:
+    from flows.core.params import Quality, Sample
+
+CHUNK = 2048
+
+
+class Pictures(NamedTuple):
+    """Samples, as many held-out images, and training images to compare them with, (N,C,H,W) levels each."""
+
+    samples: np.ndarray
+    held_out: np.ndarray
+    training: np.ndarray
+
+
+class Neighbours(NamedTuple):
+    """The nearest training image of each image, and its distance, (N,) each.
+
+    The distance is the root of the mean squared difference of pixels, which are scaled to [-1, 1].
+    """
+
+    image: np.ndarray
+    distance: np.ndarray
+
+
+def measure(
+    sample: "Sample", quality: "Quality", drawn: np.ndarray, *, model: Path, features: Path, images: Path
+) -> tuple[SampleMetrics, pd.DataFrame]:
+    """Return the metrics of samples (N,C,H,W), and a table of the nearest training image of each.
+
+    The table has the nearest pairs first.  Raises CheckpointError, ImageSetError, and UserError (exit 2) for files that
+    do not fit each other.
+    """
+    require_fitting(model, features, images)
+    network, config, digest = load_features(features, find_device(quality.device))
+    image_set = load_images(images)
+    pictures = choose(drawn, image_set, quality.num_images)
+    embedded = [embed(network, part) for part in pictures]
+    figures = feature_figures(*embedded, name=digest[:8], quality=quality)
+    memorised, neighbours = memorisation(pictures, image_set, quality)
+    metrics = SampleMetrics(
+        figures=figures | inception_figures(sample, quality, pictures, image_set.num_levels),
+        nearer_than_held_out=memorised.value,
+        nearer_than_held_out_standard_error=memorised.standard_error,
+        num_images=len(pictures.samples),
+        num_training_images=len(pictures.training),
+        features_task=config.task,
+        features_accuracy=config.accuracy,
+        features_sha256=digest,
+        model_sha256=model_sha256(model),
+        data_sha256=config.data_sha256,
+        sampler=sampler(sample),
+    )
+    return metrics, neighbours
+
+
+def require_fitting(model: Path, features: Path, images: Path) -> None:
+    """Raise UserError (exit 2) unless the model is one of such images, and the features are those of these images.
+
+    Raises CheckpointError and ImageSetError for damaged files.
+    """
+    described, image_set = read_description(model)["model"], load_images(images)
+    if (tuple(described["image_shape"]), described["num_levels"]) != (image_set.image_shape, image_set.num_levels):
+        raise UserError(f"{model} is no model of images like those in {images}; run `vdmctl train`", Exit.USAGE)
+    if read_features_config(features).data_sha256 != data_sha256(images):
+        raise UserError(f"{features} was trained on other images than {images}; run `vdmctl features`", Exit.USAGE)
+    for split in ("train", "test"):
+        if reason := fault(image_set, split):
+            raise UserError(f"{images}: {reason}; run `vdmctl validate`", Exit.INVALID_DATA)
+
+
+def choose(samples: np.ndarray, image_set: ImageSet, most: int) -> Pictures:
+    """Return as many samples as test images, and the training images, at most `most` of each, evenly spread.
+
+    Raises UserError (exit 2) for fewer than ten samples or test images, from which nothing can be estimated.
+    """
+    count = min(len(samples), len(image_set.test), most)
+    if count < 10:
+        raise UserError(f"the quality of samples needs 10 samples and 10 test images, got {count}", Exit.USAGE)
+    return Pictures(np.array(samples[:count]), spread(image_set.test, count), spread(image_set.train, most))
+
+
+def spread(images: np.ndarray, count: int) -> np.ndarray:
+    """Return at most `count` images, evenly spread, so that those sorted by label are all represented."""
+    chosen = np.linspace(0, len(images) - 1, min(count, len(images))).round().astype(int)
+    return np.array(images[chosen])
+
+
+def feature_figures(
+    samples: np.ndarray, held_out: np.ndarray, training: np.ndarray, *, name: str, quality: "Quality"
+) -> dict[str, QualityFigure]:
+    """Return the distances, called by the digest of the features, precision and recall, from features (N,D)."""
+    measures: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
+        f"fd_{name}": frechet_distance,
+        f"kd_{name}": kernel_distance,
+        "precision": precision,
+        "recall": recall,
+    }
+    return {
+        key: figure(
+            *(
+                with_error(
+                    lambda chosen, measure=measure, images=images: measure(images[chosen], training),  # type: ignore[misc]
+                    len(images),
+                    quality.resamples,
+                    quality.seed,
+                )
+                for images in (samples, held_out)
+            )
+        )
+        for key, measure in measures.items()
+    }
+
+
+def figure(samples: Estimate, held_out: Estimate) -> QualityFigure:
+    """Return both estimates as a figure of the metrics."""
+    return QualityFigure(
+        samples=samples.value,
+        samples_standard_error=samples.standard_error,
+        held_out=held_out.value,
+        held_out_standard_error=held_out.standard_error,
+    )
+
+
+def inception_figures(
+    sample: "Sample", quality: "Quality", pictures: Pictures, num_levels: int
+) -> dict[str, QualityFigure]:
+    """Return FID and KID if `sample.inception_weights` names the weights; else nothing."""
+    if sample.inception_weights is None:
+        return {}
+    from flows.quality.inception import inception_features
+
+    assert sample.inception_sha256 is not None
+    weights, device = Path(sample.inception_weights), find_device(quality.device)
+    embedded = [inception_features(part, num_levels, weights, sample.inception_sha256, device) for part in pictures]
+    found = feature_figures(*embedded, name="inception", quality=quality)
+    return {"fid": found["fd_inception"], "kid": found["kd_inception"]}
+
+
+def memorisation(pictures: Pictures, image_set: ImageSet, quality: "Quality") -> tuple[Estimate, pd.DataFrame]:
+    """Return the probability that a sample is nearer to the training images than a held-out image, and the pairs."""
+    near, held_out = (nearest(part, image_set) for part in pictures[:2])
+    probability = with_error(
+        lambda chosen: probability_nearer(near.distance[chosen], held_out.distance[chosen]),
+        len(near.distance),
+        quality.resamples,
+        quality.seed,
+    )
+    table = pd.DataFrame({"sample": range(len(near.image)), "train_image": near.image, "distance": near.distance})
+    return probability, table.sort_values(["distance", "sample"])
+
+
+def nearest(images: np.ndarray, image_set: ImageSet) -> Neighbours:
+    """Return the nearest training image of every image (N,C,H,W)."""
+    rows = scaled(images, image_set.num_levels)
+    best = np.full(len(rows), np.inf)
+    index = np.zeros(len(rows), int)
+    for first, chunk in chunks(image_set.train, CHUNK):
+        distances = squared_distances(rows, scaled(chunk, image_set.num_levels))
+        closer = distances.min(1) < best
+        index[closer] = first + distances.argmin(1)[closer]
+        best[closer] = distances.min(1)[closer]
+    # From the differences themselves: a product of rows would not give exactly 0 for equal images.
+    difference = rows - scaled(image_set.train[index], image_set.num_levels)
+    return Neighbours(index, np.sqrt(np.square(difference).mean(1)))
+
+
+def scaled(images: np.ndarray, num_levels: int) -> np.ndarray:
+    """Return images as rows (N,D) of float64 numbers in [-1, 1]."""
+    return images.reshape(len(images), -1).astype(float) * (2 / (num_levels - 1)) - 1
+
+
+def sampler(sample: "Sample") -> SamplerSettings:
+    """Return how the samples were drawn."""
+    names = SamplerSettings.model_fields.keys() - {"precision"}
+    used = find_precision(sample.precision, find_device(sample.device))
+    return SamplerSettings(precision=used, **sample.model_dump(include=names))

@@ -1,0 +1,101 @@
+"""Draw images from a model: in batches, and on several devices at once."""
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from flows.core.checkpoint import load_model
+from flows.core.device import find_devices, find_precision
+from flows.core.files import scratch_folder, writing
+from flows.core.memory import require
+from flows.process.progress import bar
+from vdm import sampling
+from vdm.model import VDM
+from vdm.sampling import Solver, Step, decode, fill_in, trajectory
+
+if TYPE_CHECKING:
+    from flows.core.params import Sample
+
+REPEATS = 10
+"""How often `fill` takes every step, as in RePaint."""
+Steps = Callable[[range], Iterator[Step]]
+"""Returns the steps to the images with these indices."""
+
+
+def draw(model: Path, settings: "Sample") -> np.ndarray:
+    """Return the first `num_images` images of the seed, (N,C,H,W) levels; `num_devices` processes share them.
+
+    Raises CheckpointError for the model and UserError (exit 2) for devices and memory.
+    """
+    devices = find_devices(settings.device, settings.num_devices)
+    vdm = load_model(model, devices[0])
+    require(memory_needed(vdm, settings), devices[0], "sample: lower sample.num_images or sample.batch_size")
+    if settings.num_devices == 1:
+        return draw_share(vdm, settings, range(settings.num_images))
+    from flows.training.distributed import launch
+
+    with scratch_folder() as parts:
+        job = partial(draw_part, model, settings, parts)
+        launch(job, num_processes=settings.num_devices, max_restarts=0, again="run again")
+        return np.concatenate([np.load(parts / f"{rank}.npy") for rank in range(settings.num_devices)])
+
+
+def memory_needed(vdm: VDM, settings: "Sample") -> int:
+    """Return a lower bound of the bytes that drawing the images takes."""
+    size = min(settings.batch_size, settings.num_images)
+    return sampling.memory_needed(vdm, size, settings.num_timesteps) + 2 * settings.num_images * vdm.num_dims
+
+
+def draw_part(model: Path, settings: "Sample", parts: Path) -> None:
+    """Draw this process's share of the images, and save it in the folder `parts`."""
+    from flows.training.collectives import local_rank
+
+    rank, count = local_rank(), settings.num_devices
+    device = find_devices(settings.device, count)[rank]
+    share = range(rank * settings.num_images // count, (rank + 1) * settings.num_images // count)
+    images = draw_share(load_model(model, device), settings, share, shown=rank == 0)
+    with writing(parts / f"{rank}.npy") as file:
+        np.save(file, images)
+
+
+def draw_share(vdm: VDM, settings: "Sample", share: range, *, shown: bool = True) -> np.ndarray:
+    """Return the images with the indices in `share`, (N,C,H,W) levels."""
+    solver = solver_of(settings, next(vdm.parameters()).device)
+    return in_batches(vdm, settings, share, partial(trajectory, vdm, solver=solver, seed=settings.seed), shown=shown)
+
+
+def fill(vdm: VDM, settings: "Sample", known: torch.Tensor, missing: torch.Tensor) -> np.ndarray:
+    """Return `num_images` images with the pixels `known` (C,H,W) except where `missing` (H,W) is true."""
+    images = in_batches(vdm, settings, range(settings.num_images), filling(vdm, settings, known, missing))
+    return np.where(missing.numpy(), images, known.numpy().astype(images.dtype))
+
+
+def filling(vdm: VDM, settings: "Sample", known: torch.Tensor, missing: torch.Tensor) -> Steps:
+    """Return the function from indices to the steps of `vdm.sampling.fill_in`."""
+    solver = solver_of(settings, next(vdm.parameters()).device)
+    return partial(fill_in, vdm, known, missing, solver=solver, seed=settings.seed, repeats=REPEATS)
+
+
+def in_batches(vdm: VDM, settings: "Sample", share: range, steps_to: Steps, *, shown: bool = True) -> np.ndarray:
+    """Return the images at the end of the steps, (N,C,H,W) levels, with one bar for the steps of all batches."""
+    firsts = range(share.start, share.stop, settings.batch_size)
+    batches = [range(first, min(first + settings.batch_size, share.stop)) for first in firsts]
+    done = iter(bar("sampling", shown=shown)(range(len(batches) * settings.num_timesteps)))
+    parts = [decode(vdm, (step for step, _ in zip(steps_to(batch), done, strict=False))) for batch in batches]
+    return torch.cat(parts).cpu().numpy()
+
+
+def solver_of(settings: "Sample", device: torch.device) -> Solver:
+    """Return the solver that the settings describe, with the precision that the device has."""
+    return Solver(
+        num_timesteps=settings.num_timesteps,
+        order=settings.order,
+        eta=settings.eta,
+        grid=settings.grid,
+        clip=settings.clip,
+        precision=find_precision(settings.precision, device),
+    )

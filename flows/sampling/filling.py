@@ -1,0 +1,60 @@
+"""Read a picture and a mask for `vdm.sampling.fill_in`."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from flows.core.errors import Exit, UserError
+from flows.images import picture_files
+from flows.images.reading import BadImageError
+from vdm.model import VDM
+
+
+def read_known(path: Path, vdm: VDM) -> torch.Tensor:
+    """Return a picture, or an array of levels in an .npy file, as levels (C,H,W) of the model.
+
+    Black and white of a picture are the first and the last level.  Raises UserError: exit 5 for a file that cannot be
+    read, 4 for one that is no picture of levels, 2 for another size or other levels than the model's.
+    """
+    stored = read(path)
+    highest = vdm.num_levels - 1
+    if path.suffix.lower() == ".npy":
+        if stored.max() > highest:
+            raise UserError(f"{path} holds level {stored.max()}, but the model's levels are 0 to {highest}", Exit.USAGE)
+        levels = stored
+    else:
+        levels = np.rint(stored * (highest / np.iinfo(stored.dtype).max))
+    require_size(path, levels.shape, vdm.image_shape)
+    return torch.from_numpy(levels.astype(np.int64))
+
+
+def read_mask(path: Path, vdm: VDM) -> torch.Tensor:
+    """Return where the mask is bright, in any channel: (H,W), true for the pixels to fill in.
+
+    Raises UserError as `read_known`, and for a mask without bright pixels (exit 2).
+    """
+    stored = read(path)
+    missing = (stored > np.iinfo(stored.dtype).max // 2 if path.suffix.lower() != ".npy" else stored > 0).any(0)
+    require_size(path, missing.shape, vdm.image_shape[1:])
+    if not missing.any():
+        raise UserError(f"{path}: no pixel of the mask is white, so there is nothing to fill in", Exit.USAGE)
+    return torch.from_numpy(missing)
+
+
+def read(path: Path) -> np.ndarray:
+    """Return the first image of a file, (C,H,W) of an unsigned type.  Raises UserError (exit 4 or 5)."""
+    try:
+        images = next(picture_files.read(path))
+    except BadImageError as error:
+        raise UserError(f"{path}: {error}", error.code) from error
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}", Exit.MISSING) from error
+    return np.asarray(images[0])
+
+
+def require_size(path: Path, found: tuple[int, ...], expected: tuple[int, ...]) -> None:
+    """Raise UserError (exit 2) unless a file's shape is the model's."""
+    if found != expected:
+        sizes = " x ".join(map(str, found)), " x ".join(map(str, expected))
+        raise UserError(f"{path} is {sizes[0]}, but the model's images are {sizes[1]}", Exit.USAGE)

@@ -1,0 +1,92 @@
+"""Draw what `vdmctl sample MODEL` asks for, and write it."""
+
+from pathlib import Path
+from time import perf_counter
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+
+from flows.core.checkpoint import load_model, model_sha256
+from flows.core.device import find_device
+from flows.core.errors import Exit, UserError
+from flows.sampling import film, pictures
+from flows.sampling.drawing import draw, fill, filling, solver_of
+from flows.sampling.filling import read_known, read_mask
+from vdm.model import VDM
+from vdm.sampling import trajectory
+
+if TYPE_CHECKING:
+    from flows.core.params import Sample
+
+
+class Request(NamedTuple):
+    """A model folder, how to sample, and the files to write and to read."""
+
+    model: Path
+    settings: "Sample"
+    out: Path
+    film: Path | None
+    known: Path | None
+    mask: Path | None
+    force: bool
+
+
+def answer(request: Request) -> dict[str, Any]:
+    """Draw the images and write the outputs; return what was done, with the seconds that drawing took.
+
+    Raises CheckpointError, UserError for options and files that do not fit, and OSError that names the file.
+    """
+    require_possible(request)
+    vdm = load_model(request.model, find_device(request.settings.device))
+    parts = read_parts(request, vdm)
+    begin = perf_counter()
+    images = fill(vdm, request.settings, *parts) if parts else draw(request.model, request.settings)
+    seconds = perf_counter() - begin
+    if request.film:
+        film.write(request.film, record(request, vdm, parts))
+    pictures.write(request.out, images, vdm.num_levels)
+    solver = solver_of(request.settings, find_device(request.settings.device))
+    return {
+        "out": str(request.out),
+        "film": str(request.film) if request.film else None,
+        "num_images": len(images),
+        "seed": request.settings.seed,
+        **solver._asdict(),
+        "approximate": parts is not None,
+        "model_sha256": model_sha256(request.model),
+        "seconds": seconds,
+    }
+
+
+def require_possible(request: Request) -> None:
+    """Raise UserError (exit 2) for outputs of another kind, or that exist, and for a mask without a picture."""
+    pictures.require_kind(request.out, ".png", ".npy", "")
+    pictures.require_new(request.out, force=request.force)
+    if request.film:
+        pictures.require_kind(request.film, ".png", ".gif")
+        pictures.require_new(request.film, force=request.force)
+        if request.film.absolute() == request.out.absolute():
+            raise UserError(f"--out and --film are both {request.out}", Exit.USAGE)
+    if (request.known is None) != (request.mask is None):
+        raise UserError("--known and --mask belong together: a picture, and where to fill it in", Exit.USAGE)
+    for path in filter(None, (request.out, request.film)):
+        path.parent.mkdir(parents=True, exist_ok=True)  # fails now rather than after sampling
+
+
+def read_parts(request: Request, vdm: VDM) -> tuple[torch.Tensor, torch.Tensor] | None:
+    """Return the known pixels and where they are missing, or None if nothing is to be filled in."""
+    if request.known is None or request.mask is None:
+        return None
+    return read_known(request.known, vdm), read_mask(request.mask, vdm)
+
+
+def record(request: Request, vdm: VDM, parts: tuple[torch.Tensor, torch.Tensor] | None) -> film.Film:
+    """Return the film of the first images."""
+    settings = request.settings
+    indices = range(min(settings.num_images, film.MOST_IMAGES))
+    if parts:
+        steps = filling(vdm, settings, *parts)(indices)
+    else:
+        solver = solver_of(settings, next(vdm.parameters()).device)
+        steps = trajectory(vdm, indices, solver, seed=settings.seed)
+    return film.record(steps, settings.num_timesteps)

@@ -1,0 +1,61 @@
+"""The stage `features`: train the classifier whose features compare samples with real images."""
+
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from flows.core.device import find_device
+from flows.core.errors import Exit, UserError
+from flows.images.store import ImageSet, ImageSetError, data_sha256, fault, load_images, load_labels
+from flows.process.progress import bar
+from flows.quality.features import Task, accuracy, fit, save_features
+
+if TYPE_CHECKING:
+    from flows.core.params import Features
+
+log = logging.getLogger(__name__)
+
+
+def features(settings: "Features", *, images: Path, out: Path) -> None:
+    """Write the classifier, fitted to the training images, with its accuracy on the test images.
+
+    Raises ImageSetError, UserError (exit 2 for labels that the set does not have, 4 for images that are not valid), and
+    OSError that names the file.
+    """
+    out.parent.mkdir(parents=True, exist_ok=True)
+    image_set, device = load_images(images), find_device(settings.device)
+    for split in ("train", "test"):
+        if reason := fault(image_set, split):
+            raise UserError(f"{images}: {reason}; run `vdmctl validate`", Exit.INVALID_DATA)
+    task, train, test = classes(images, image_set, settings.task)
+    described: dict[str, object] = {
+        "task": task,
+        "channels": image_set.image_shape[0],
+        "num_levels": image_set.num_levels,
+    }
+    network = fit(
+        image_set.train, train, settings, num_levels=image_set.num_levels, device=device, progress=bar("features")
+    )
+    right = accuracy(network, image_set.test, test, settings.seed)
+    described |= {"num_classes": network.head.out_features, "width": settings.width, "accuracy": right}
+    save_features(out, network, described | {"data_sha256": data_sha256(images)})
+    log.info("features: %.1f%% of the test images' %s found", 100 * right, task)
+
+
+def classes(images: Path, image_set: ImageSet, task: str) -> tuple[Task, np.ndarray | None, np.ndarray | None]:
+    """Return the task and the classes of training and test images, numbered from 0; None for their symmetries.
+
+    Raises UserError (exit 2) for the task `labels` without labels, ImageSetError for labels that do not fit the images.
+    """
+    labels = [load_labels(images, split) for split in ("train", "test")]
+    if task == "symmetries" or (task == "auto" and any(each is None for each in labels)):
+        return "symmetries", None, None
+    train, test = labels
+    if train is None or test is None:
+        raise UserError(f"{images} has no labels; set features.task to auto or symmetries", Exit.USAGE)
+    if (len(train), len(test)) != (len(image_set.train), len(image_set.test)):
+        raise ImageSetError(f"{images}: the number of labels is not that of the images")
+    _, numbers = np.unique(np.concatenate([train, test]), return_inverse=True)
+    return "labels", numbers[: len(train)], numbers[len(train) :]

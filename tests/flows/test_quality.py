@@ -1,0 +1,198 @@
+"""Distances between sets of images, the features that they use, and the samples' metrics."""
+
+import hashlib
+import json
+import pickle
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from small import Small
+from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+from torch_fidelity.metric_fid import fid_statistics_to_metric
+from torch_fidelity.metric_kid import kernel_mmd
+from torch_fidelity.metric_prc import prc_features_to_metric
+
+from flows.cli import run
+from flows.core.errors import CheckpointError, Exit, UserError
+from flows.evaluation.results import SampleMetrics
+from flows.images.store import load_images
+from flows.quality import distances, features, inception, measuring
+from flows.stages.features import features as train_features
+
+
+def draws(seed: int, count: int = 300, shift: float = 0.0, scale: float = 1.0) -> np.ndarray:
+    return np.random.default_rng(seed).normal(shift, scale, (count, 6))
+
+
+@pytest.fixture
+def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Small:
+    small = Small(tmp_path / "small")
+    monkeypatch.chdir(small.folder)
+    return small
+
+
+def test_the_frechet_distance_is_that_of_gaussians() -> None:
+    """Between N(0, 1) and N(0.5, 4) in 6 dimensions it is 6 (0.5^2 + (2 - 1)^2)."""
+    distance = distances.frechet_distance(draws(0, 20_000), draws(1, 20_000, 0.5, 2.0))
+    assert distance == pytest.approx(6 * (0.25 + 1), rel=0.03)
+    assert distances.frechet_distance(draws(0), draws(0)) == pytest.approx(0, abs=1e-9)
+
+
+def test_the_distances_are_those_of_torch_fidelity() -> None:
+    first, second = draws(0), draws(1, shift=0.3)
+    statistics = [{"mu": each.mean(0), "sigma": np.cov(each, rowvar=False)} for each in (first, second)]
+    theirs = fid_statistics_to_metric(*statistics, False)["frechet_inception_distance"]
+    assert distances.frechet_distance(first, second) == pytest.approx(float(theirs), rel=1e-6)
+    kid = kernel_mmd(first, second, kid_kernel="poly", kid_kernel_poly_degree=3, kid_kernel_poly_coef0=1.0)
+    assert distances.kernel_distance(first, second) == pytest.approx(kid, rel=1e-6)
+    both = prc_features_to_metric(*map(torch.from_numpy, (first, second)), prc_neighborhood=3, verbose=False)
+    assert distances.precision(first, second) == pytest.approx(both["precision"])
+    assert distances.recall(first, second) == pytest.approx(both["recall"])
+
+
+def test_precision_and_recall_see_missing_and_foreign_images() -> None:
+    real = np.concatenate([draws(0, shift=-20), draws(1, shift=20)])
+    one_mode, with_strangers = draws(2, shift=20), np.concatenate([real, draws(3, 600, shift=100)])
+    assert distances.precision(one_mode, real) > 0.8
+    assert 0.35 < distances.recall(one_mode, real) < 0.5
+    assert distances.precision(with_strangers, real) == pytest.approx(0.5, abs=0.01)
+    assert distances.recall(with_strangers, real) == 1
+
+
+def test_copies_are_nearer_than_held_out_images() -> None:
+    near, far = np.array([0.0, 0.1, 0.1]), np.array([0.1, 0.3, 0.4])
+    assert distances.probability_nearer(near, far) == pytest.approx(8 / 9)
+    assert distances.probability_nearer(far, near) == pytest.approx(1 / 9)
+    assert distances.probability_nearer(near, near) == 0.5
+
+
+def test_the_error_is_that_of_a_mean() -> None:
+    values = np.random.default_rng(0).normal(3.0, 2.0, 400)
+    estimate = distances.with_error(lambda chosen: float(values[chosen].mean()), 400, 200, 0)
+    assert estimate.value == values.mean()
+    assert estimate.standard_error == pytest.approx(values.std() / 20, rel=0.2)
+
+
+def settings(**changes: Any) -> Any:
+    defaults = {"seed": 0, "device": "cpu", "task": "auto", "width": 8, "steps": 150, "batch_size": 64}
+    return SimpleNamespace(**{**defaults, "learning_rate": 1e-2, **changes})
+
+
+@pytest.mark.parametrize("labelled", [True, False])
+def test_the_classifier_learns_its_task(labelled: bool, small: Small, tmp_path: Path) -> None:
+    images, out = Path("data/images"), tmp_path / "features"
+    if labelled:  # bright or dark
+        for split in ("train", "test"):
+            pixels = getattr(load_images(images), split)
+            labels = (pixels.mean((1, 2, 3)) > 4.8).astype(np.int64) * 7  # numbered anew from 0
+            np.save(images / f"{split}_labels.npy", labels)
+    train_features(settings(), images=images, out=out)
+    network, config, digest = features.load_features(out, torch.device("cpu"))
+    assert config.task == ("labels" if labelled else "symmetries")
+    assert config.num_classes == (2 if labelled else 4)
+    assert config.accuracy > (0.7 if labelled else 0.45)
+    assert features.embed(network, load_images(images).test).shape == (40, 32)
+    train_features(settings(), images=images, out=tmp_path / "again")
+    assert features.load_features(tmp_path / "again", torch.device("cpu"))[2] == digest
+
+
+def test_labels_that_a_set_does_not_have_are_an_error(small: Small, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"has no labels; set features\.task to auto or symmetries") as error:
+        train_features(settings(task="labels"), images=Path("data/images"), out=tmp_path / "features")
+    assert error.value.code is Exit.USAGE
+
+
+def test_the_metrics_name_the_features_and_stand_beside_held_out_images(small: Small) -> None:
+    assert run(["sample"]) == Exit.DONE
+    metrics = SampleMetrics.model_validate_json(Path("reports/samples/metrics.json").read_text())
+    name = metrics.features_sha256[:8]
+    assert list(metrics.figures) == [f"fd_{name}", f"kd_{name}", "precision", "recall"]
+    for figure in metrics.figures.values():
+        assert None not in (figure.samples, figure.held_out, figure.samples_standard_error)
+    assert (metrics.num_images, metrics.num_training_images) == (12, 60)
+    assert metrics.sampler.num_timesteps == 3
+
+
+def test_training_images_in_place_of_samples_are_found(small: Small) -> None:
+    from flows.core.params import read_params
+
+    params, paths = read_params(Path("params.yaml")), {"model": "models/vdm", "features": "models/features"}
+    where = {name: Path(path) for name, path in paths.items()} | {"images": Path("data/images")}
+    training = load_images(where["images"]).train
+    metrics, neighbours = measuring.measure(params.sample, params.quality, np.array(training[20:40]), **where)
+    assert metrics.nearer_than_held_out == 1
+    assert neighbours["train_image"].tolist() == list(range(20, 40))
+    assert neighbours["distance"].tolist() == [0.0] * 20
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("config.json", "{", "models/features/config.json: damaged: "),
+        ("config.json", '{"width": "x"}', "models/features/config.json: damaged: task: field required"),
+        ("weights.safetensors", "", "sha256 differs from the one in config.json; restore the file"),
+    ],
+)
+def test_damaged_features_are_refused(file: str, content: str, message: str, small: Small, capsys: Any) -> None:
+    Path("models/features", file).write_text(content)
+    assert run(["sample"]) == Exit.MISSING
+    assert message.lower() in capsys.readouterr().err.lower()
+
+
+def test_sizes_that_the_weights_do_not_have_take_no_memory(small: Small) -> None:
+    path = Path("models/features/config.json")
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"width": 2**40}))
+    with pytest.raises(CheckpointError, match=r"weights and config\.json do not describe one network"):
+        features.load_features(path.parent, torch.device("cpu"))
+
+
+def test_features_of_other_images_are_refused(small: Small, capsys: pytest.CaptureFixture[str]) -> None:
+    path = Path("models/features/config.json")
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"data_sha256": "0" * 64}))
+    assert run(["sample"]) == Exit.USAGE
+    assert "was trained on other images than data/images; run `vdmctl features`" in capsys.readouterr().err
+
+
+class Inception(FeatureExtractorInceptionV3):  # type: ignore[misc]
+    """Inception with the random weights that its layers start with."""
+
+    def load_state_dict(self, *_: Any) -> None:
+        pass
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the path of random weights in the format of torch-fidelity."""
+    path = tmp_path_factory.mktemp("inception") / "weights.pth"
+    torch.save({}, path)
+    torch.manual_seed(0)
+    torch.save(Inception("random", ["2048"], feature_extractor_weights_path=str(path)).state_dict(), path)
+    return path
+
+
+def test_inceptions_features_come_from_the_given_file(weights: Path) -> None:
+    digest = hashlib.sha256(weights.read_bytes()).hexdigest()
+    images = np.random.default_rng(0).integers(17, size=(2, 1, 8, 8), dtype=np.uint8)
+    embedded = inception.inception_features(images, 17, weights, digest, torch.device("cpu"))
+    assert embedded.shape == (2, 2048)
+    assert np.isfinite(embedded).all()
+    with pytest.raises(UserError, match=r"its sha256 is [0-9a-f]{64}, sample.inception_sha256 says 000") as error:
+        inception.inception_features(images, 17, weights, "0" * 64, torch.device("cpu"))
+    assert error.value.code is Exit.MISSING
+
+
+def test_a_pickle_that_runs_code_is_not_loaded(tmp_path: Path) -> None:
+    class Hostile:
+        def __reduce__(self) -> tuple[Any, tuple[str]]:
+            return (Path.touch, (Path(tmp_path / "ran"),))  # type: ignore[return-value]
+
+    path = tmp_path / "weights.pth"
+    path.write_bytes(pickle.dumps(Hostile()))
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    with pytest.raises(UserError, match="not the weights of torch-fidelity's Inception"):
+        inception.inception_features(np.zeros((1, 1, 8, 8), np.uint8), 17, path, digest, torch.device("cpu"))
+    assert not (tmp_path / "ran").exists()
