@@ -1,22 +1,25 @@
-"""Measure a training step or an evaluation of addtt/variational-diffusion-models, done as in its own scripts.
+"""Measure a training step, an evaluation or sampling of addtt/variational-diffusion-models, done as in its own scripts.
 
-benchmarks/train_step.py and benchmarks/evaluate.py run this for their comparison.
+benchmarks/train_step.py, benchmarks/evaluate.py and benchmarks/sample.py run this for their comparison.
 """
 
 import sys
 from collections.abc import Callable
+from contextlib import redirect_stderr
+from io import StringIO
 from typing import Any
 
 import torch
 
-from benchmarks.options import explained
+from benchmarks.options import explained, positive
 from benchmarks.speed import clock, parser, peak_memory, read_problem, report
 from flows.core.device import find_device
 
 
 def main() -> None:
     options = parser(__doc__)
-    options.add_argument("what", choices=["train_step", "evaluate"])
+    options.add_argument("what", choices=["train_step", "evaluate", "sample"])
+    options.add_argument("--num-timesteps", type=positive, default=20, help="steps of sampling")
     options.add_argument("folder", help="a checkout of the peer")
     chosen = options.parse_args()
     sys.path.insert(0, chosen.folder)
@@ -24,7 +27,14 @@ def main() -> None:
         problem, device = read_problem(chosen), find_device(chosen.device)
     size = chosen.batch_size
     batch = (problem.images[:size].float() / 255).to(device)  # as its data loader does; it supports 256 levels only
-    step = {"train_step": training_step, "evaluate": evaluation}[chosen.what](build(problem.model, size, device), batch)
+    diffusion = build(problem.model, size, device)
+    match chosen.what:
+        case "train_step":
+            step = training_step(diffusion, batch)
+        case "evaluate":
+            step = evaluation(diffusion, batch)
+        case _:
+            step = sampling(diffusion, size, chosen.num_timesteps)
     times = clock(step, device, chosen.seconds)
     figures = {"images_per_second": size / times["step_s"], "peak_memory_mib": peak_memory(device)}
     report(figures, device, as_json=chosen.json)
@@ -92,6 +102,17 @@ def evaluation(diffusion: Any, batch: torch.Tensor) -> Callable[[], None]:
     def step() -> None:
         _, metrics = diffusion(batch)
         metrics["bpd"].item()
+
+    return step
+
+
+def sampling(diffusion: Any, size: int, num_timesteps: int) -> Callable[[], None]:
+    """Return a function that samples a batch ancestrally, with clipping, as its script does."""
+    diffusion.eval()
+
+    def step() -> None:
+        with redirect_stderr(StringIO()):  # its progress bar
+            diffusion.sample(size, num_timesteps, clip_samples=True)
 
     return step
 

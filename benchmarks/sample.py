@@ -1,37 +1,44 @@
-"""Measure the speed and memory of ancestral sampling with the preset's number of steps."""
+"""Measure the speed and memory of sampling with the preset's solver, in images x steps per second.
 
-import torch
+With --peer FOLDER, a checkout of addtt/variational-diffusion-models, ours and the peer's ancestral sampling run
+alternately, each in a new process.  The peer needs the packages accelerate, torchinfo and pyyaml.
+"""
 
 from benchmarks.options import explained, positive
-from benchmarks.speed import clock, parser, peak_memory, read_problem, report
+from benchmarks.speed import against_peer, clock, parser, peak_memory, read_problem, report
 from flows.core.device import find_device
+from flows.sampling.drawing import solver_of
 from vdm.model import VDM
 from vdm.sampling import sample
 
+BATCH_SIZE = 64
+
 
 def main() -> None:
-    options = parser(__doc__)
-    options.add_argument("--num-timesteps", type=positive, help="number of steps instead of the preset's")
+    options = parser(__doc__, peer=True)
+    options.add_argument("--num-timesteps", type=positive, default=20, help="number of steps from noise to image")
+    options.add_argument("--precision", choices=["auto", "float32", "bfloat16"], default="auto")
     chosen = options.parse_args()
     with explained(options):
         problem, device = read_problem(chosen), find_device(chosen.device)
-    settings = problem.params.sample
-    size, steps = chosen.batch_size or settings.num_images, chosen.num_timesteps or settings.num_timesteps
+    size, steps = chosen.batch_size or BATCH_SIZE, chosen.num_timesteps
+    if chosen.peer:
+        both = ("--num-timesteps", str(steps))
+        compared = against_peer("sample", chosen, problem, size, "--precision", chosen.precision, both=both)
+        report(compared, device, as_json=chosen.json)
+        return
+    changes = {"num_timesteps": steps, "precision": chosen.precision}
+    solver = solver_of(problem.params.sample.model_copy(update=changes), device)
     model = VDM(**problem.model).to(device).eval()
-    generator = torch.Generator().manual_seed(0)
-    times = clock(
-        lambda: sample(model, size, num_timesteps=steps, clip=settings.clip, generator=generator),
-        device,
-        chosen.seconds,
-    )
+    times = clock(lambda: sample(model, range(size), solver, seed=0), device, chosen.seconds)
     figures = {
         "preset": chosen.preset,
         "width": problem.model["width"],
         "blocks": problem.model["blocks"],
         "num_images": size,
-        "num_timesteps": steps,
+        **solver._asdict(),
         "images_per_second": size / times["step_s"],
-        "network_evaluations_per_second": size * steps / times["step_s"],
+        "images_x_steps_per_second": size * steps / times["step_s"],
         "peak_memory_mib": peak_memory(device),
     }
     report(figures, device, as_json=chosen.json)

@@ -108,14 +108,18 @@ def matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
     return 2 * size**3 / best
 
 
-def against_peer(name: str, chosen: argparse.Namespace, problem: Problem, size: int, *extra: str) -> dict[str, Any]:
+def against_peer(
+    name: str, chosen: argparse.Namespace, problem: Problem, size: int, *extra: str, both: tuple[str, ...] = ()
+) -> dict[str, Any]:
     """Run our benchmark `name`, with `extra` options, and the peer's alternately; return both and their ratios.
+
+    Both get the options `both`.
 
     A ratio is ours / peer, of images per second and of memory, computed per round.
     """
     common = ["--preset", chosen.preset, "--width", str(problem.model["width"])]
     common += ["--blocks", str(problem.model["blocks"]), "--batch-size", str(size)]
-    common += ["--device", chosen.device, "--seconds", str(chosen.seconds)]
+    common += ["--device", chosen.device, "--seconds", str(chosen.seconds), *both]
     ours, peer = [f"benchmarks.{name}", *common, *extra], ["benchmarks.peer", name, str(chosen.peer), *common]
     pairs = [(run(ours), run(peer)) for _ in range(chosen.rounds)]
     speed = [mine["images_per_second"] / other["images_per_second"] for mine, other in pairs]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from flows.commands.arguments import parameters
-from flows.commands.registry import images_for, model_folder
+from flows.commands.registry import images_for, model_folder, sample_metrics
 from flows.core import layout
 from flows.core.errors import Exit, UserError
 from flows.process.streams import say, say_json
@@ -186,16 +186,22 @@ def compare(
     confidence: Annotated[float, typer.Option(help="The confidence of the interval, between 0 and 1.")] = 0.95,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")] = False,
 ) -> None:
-    """Measure SECOND - FIRST in bits/dim on the same images, times and noise, with `evaluate:`."""
+    """Measure SECOND - FIRST in bits/dim on the same images, times and noise, with `evaluate:`.
+
+    The samples' figures stand beside it if both models have them, in the same features.
+    """
     if not 0 < confidence < 1:
         raise UserError(f"--confidence must lie between 0 and 1, got {confidence}", Exit.USAGE)
     settings = parameters().evaluate
     from flows.commands.summary import show
     from flows.evaluation.protocols import compare
+    from flows.evaluation.results import common_figures
 
     folders = {"first": model_folder(first), "second": model_folder(second)}
     images = images or images_for(second)
-    show(compare(settings, **folders, images=images, confidence=confidence, split=split.value), as_json)
+    compared = compare(settings, **folders, images=images, confidence=confidence, split=split.value)
+    quality = [sample_metrics(first, folders["first"]), sample_metrics(second, folders["second"])]
+    show(compared.model_copy(update={"samples": common_figures(*quality)}), as_json)
 
 
 @commands.command("import-checkpoint")

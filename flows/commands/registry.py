@@ -16,6 +16,7 @@ from flows.core.escaping import visible
 from flows.process.streams import say, say_json
 
 if TYPE_CHECKING:
+    from flows.evaluation.results import SampleMetrics
     from flows.registry.versions import Version
 
 ROOT = Path()
@@ -27,7 +28,7 @@ commands = typer.Typer()
 
 @commands.command()
 def models(as_json: AsJson = False) -> None:
-    """List the registry's versions: stage, bits/dim with its standard error, data, commit."""
+    """List the registry's versions: stage, bits/dim with its standard error, samples' distance, data, commit."""
     from flows.registry.versions import MODEL, versions
 
     rows = [row_of(version) for version in versions(ROOT)]
@@ -36,7 +37,8 @@ def models(as_json: AsJson = False) -> None:
     elif not rows:
         say(f"no versions of {MODEL} yet")
     else:
-        say(table(("version", "stage", "bits/dim", "data", "commit", "created"), [shown(row) for row in rows]))
+        header = ("version", "stage", "bits/dim", "samples (held-out)", "data", "commit", "created")
+        say(table(header, [shown(row) for row in rows]))
 
 
 @commands.command()
@@ -126,6 +128,24 @@ def model_folder(model: str) -> Path:
     return locate(ROOT, model)
 
 
+def sample_metrics(model: str, folder: Path) -> "SampleMetrics | None":
+    """Return the quality of a version's samples, or for a folder that of the last samples here if it is its model's.
+
+    None where it was not measured.
+    """
+    from flows.core.checkpoint import model_sha256
+    from flows.core.documents import read
+    from flows.evaluation.results import SampleMetrics
+    from flows.registry.versions import REFERENCE, resolve
+
+    if REFERENCE.fullmatch(model):
+        return resolve(ROOT, model).samples
+    if not layout.SAMPLE_METRICS.exists():
+        return None
+    measured = read(SampleMetrics, layout.SAMPLE_METRICS, "run `vdmctl sample`")
+    return measured if measured.model_sha256 == model_sha256(folder) else None
+
+
 def images_for(model: str | None) -> Path:
     """Return the image set to evaluate a model on: data/images, or if that is missing, the version's own."""
     from flows.registry.versions import REFERENCE, resolve
@@ -151,6 +171,7 @@ def row_of(version: "Version") -> dict[str, Any]:
         "num_images": metrics.num_images,
         "data_sha256": metrics.data_sha256,
         "model_sha256": metrics.model_sha256,
+        "samples": version.samples and version.samples.model_dump(include={"figures"})["figures"],
     }
     if version.problem:
         row["problem"] = version.problem
@@ -165,7 +186,17 @@ def shown(row: Mapping[str, Any]) -> tuple[str, ...]:
         if row["bpd_standard_error"] is not None:
             figure += f" +- {row['bpd_standard_error']:.4f}"
     data = (row["data_sha256"] or "unknown")[:12]
-    return row["version"], ", ".join(row["stages"]), figure, data, row["commit"][:12], row["created"]
+    samples = distance(row["samples"] or {})
+    return row["version"], ", ".join(row["stages"]), figure, samples, data, row["commit"][:12], row["created"]
+
+
+def distance(figures: Mapping[str, Mapping[str, float | None]]) -> str:
+    """Return FID if there is one, or else the Frechet distance in the pipeline's features, beside held-out images'."""
+    for name in ("fid", *figures):
+        values = [figures[name][key] for key in ("samples", "held_out")] if name in figures else [None]
+        if name.startswith("f") and None not in values:
+            return f"{name} {values[0]:.3f} ({values[1]:.3f})"
+    return "unknown"
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -61,7 +61,10 @@ def difference(result: Comparison) -> str:
         interval = f"{100 * result.confidence:g}% interval [{low:+.4f}, {high:+.4f}]"
     lines = [f"{model.model}: {bits(model)}" for model in result.models]
     images = f"{result.num_images} {result.split} images"
-    return "\n".join([*lines, f"difference: {figure(result.difference_bpd, '+.4f')} bits/dim, {interval}, {images}"])
+    lines.append(f"difference: {figure(result.difference_bpd, '+.4f')} bits/dim, {interval}, {images}")
+    for name, (first, second) in (result.samples or {}).items():
+        lines.append(f"{name}: {first.of_samples}, {second.of_samples}; held-out images {first.of_held_out}")
+    return "\n".join(lines)
 
 
 def bits(result: Metrics | SplitFigures | ModelFigures) -> str:

@@ -104,32 +104,6 @@ class OdeMetrics(Metrics):
     batch_size: Count
 
 
-class ModelFigures(Document):
-    """One of the two models of a comparison."""
-
-    model: str
-    bpd: Figure
-    bpd_standard_error: Figure
-    model_sha256: Sha256
-    data_sha256: Sha256
-
-
-class Comparison(Document):
-    """The difference second - first over the same images, times and noise."""
-
-    protocol: Literal["vlb"] = "vlb"
-    split: Split = "test"
-    models: Annotated[list[ModelFigures], Field(min_length=2, max_length=2)]
-    difference_bpd: Figure
-    difference_standard_error: Figure
-    confidence: Number
-    confidence_interval: Annotated[list[Figure], Field(min_length=2, max_length=2)]
-    num_images: Count
-    seed: Count
-    times_per_image: Count
-    num_timesteps: Count | None
-
-
 class SamplerSettings(Document):
     """How samples were drawn; see `vdm.sampling.sample`."""
 
@@ -182,3 +156,45 @@ class SampleMetrics(Document):
     model_sha256: Sha256
     data_sha256: Sha256
     sampler: SamplerSettings
+
+
+class ModelFigures(Document):
+    """One of the two models of a comparison."""
+
+    model: str
+    bpd: Figure
+    bpd_standard_error: Figure
+    model_sha256: Sha256
+    data_sha256: Sha256
+
+
+class Comparison(Document):
+    """The difference second - first over the same images, times and noise."""
+
+    protocol: Literal["vlb"] = "vlb"
+    split: Split = "test"
+    models: Annotated[list[ModelFigures], Field(min_length=2, max_length=2)]
+    difference_bpd: Figure
+    difference_standard_error: Figure
+    confidence: Number
+    confidence_interval: Annotated[list[Figure], Field(min_length=2, max_length=2)]
+    num_images: Count
+    seed: Count
+    times_per_image: Count
+    num_timesteps: Count | None
+    samples: dict[str, list[QualityFigure]] | None = None
+    """The quality of both models' samples, by the name of the figure; None unless both were measured alike."""
+
+
+def common_figures(first: SampleMetrics | None, second: SampleMetrics | None) -> dict[str, list[QualityFigure]] | None:
+    """Return the figures that both models' samples have, or None if they cannot be compared.
+
+    They can if they are in the same features, of as many images, beside the same held-out images.
+    """
+    if first is None or second is None:
+        return None
+    alike = ("features_sha256", "data_sha256", "num_images", "num_training_images")
+    if any(getattr(first, name) != getattr(second, name) for name in alike):
+        return None
+    shared = [name for name in first.figures if name in second.figures]
+    return {name: [first.figures[name], second.figures[name]] for name in shared}

@@ -16,9 +16,10 @@ from prefect.artifacts import (
 )
 
 from flows.core import layout
+from flows.core.documents import read
 from flows.core.files import read_bounded, write_whole, writing_folder
 from flows.core.params import read_params
-from flows.evaluation.results import Metrics
+from flows.evaluation.results import Metrics, SampleMetrics, with_error
 from flows.registry.evidence import Evidence
 
 EVERY_SECONDS = 5.0
@@ -62,9 +63,21 @@ def show_results(folder: Path, kept: Path) -> None:
     samples = kept / "samples.png"
     picture = base64.b64encode(samples.read_bytes()).decode()
     create_image_artifact(f"data:image/png;base64,{picture}", key="samples", description=f"Samples: {samples}")
+    show_quality(read(SampleMetrics, folder / layout.SAMPLE_METRICS))
     create_link_artifact((kept / "report.html").as_uri(), key="report", link_text="report")
     create_link_artifact((kept / "card.md").as_uri(), key="model-card", link_text="model card")
     create_link_artifact((kept / "data_docs/index.html").as_uri(), key="data-docs", link_text="Data Docs")
+
+
+def show_quality(metrics: SampleMetrics) -> None:
+    """Show a table of the samples' figures beside those of held-out images."""
+    table = [
+        {"figure": name, "samples": figure.of_samples, "held-out images": figure.of_held_out}
+        for name, figure in metrics.figures.items()
+    ]
+    nearer = with_error(metrics.nearer_than_held_out, metrics.nearer_than_held_out_standard_error)
+    table.append({"figure": "nearer to a training image", "samples": nearer, "held-out images": "0.5 by definition"})
+    create_table_artifact(table, key="samples-quality", description=f"{metrics.num_images} samples")
 
 
 def show_evidence(evidence: Path, kept: Path) -> None:

@@ -8,13 +8,14 @@ that was evaluated.  The evidence against a refused version is in a git note on 
 """
 
 import re
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from flows.core import layout
 from flows.core.documents import parse
 from flows.core.errors import Exit, UserError
-from flows.evaluation.results import Metrics
+from flows.evaluation.results import Metrics, SampleMetrics
 from flows.registry.evidence import ROLL_BACK, Evidence, evidence_of
 from flows.registry.git import Tag, annotated_tags, commit_of, contents, git, identity, locked, tag_exists
 
@@ -34,7 +35,8 @@ class Version(NamedTuple):
     """A version: `vdm@v1.2.0`, its commit, when and with which message it was tagged, its stages, its metrics.
 
     The metrics, in bits/dim, are those in reports/evaluation/metrics.json at the commit.  If that is unreadable, they
-    are empty and `problem` says why.
+    are empty and `problem` says why.  `samples` is the quality of its samples, None if the commit has no readable
+    reports/samples/metrics.json.
     """
 
     name: str
@@ -44,6 +46,7 @@ class Version(NamedTuple):
     stages: tuple[str, ...]
     metrics: Metrics
     problem: str = ""
+    samples: SampleMetrics | None = None
 
 
 def versions(root: Path) -> list[Version]:
@@ -51,12 +54,14 @@ def versions(root: Path) -> list[Version]:
     tags = annotated_tags(root, MODEL)
     reigning = reign(tags)
     numbered = sorted((numbers, tag) for tag in tags if (numbers := numbers_of(tag.name)) and is_registered(tag, tags))
-    files = contents(root, [f"{tag.commit}:{layout.METRICS}" for _, tag in numbered], MOST_BYTES) if numbered else {}
+    paths = [f"{tag.commit}:{path}" for _, tag in numbered for path in (layout.METRICS, layout.SAMPLE_METRICS)]
+    files = contents(root, paths, MOST_BYTES) if paths else {}
     return [
         Version(
             *tag,
             (CHAMPION,) if reigning and reigning[-1].commit == tag.commit else (),
             *metrics_in(files[f"{tag.commit}:{layout.METRICS}"]),
+            samples_in(files[f"{tag.commit}:{layout.SAMPLE_METRICS}"]),
         )
         for _, tag in numbered
     ]
@@ -72,6 +77,15 @@ def metrics_in(content: bytes | None) -> tuple[Metrics, str]:
         return parse(Metrics, content, str(layout.METRICS)), ""
     except UserError as error:
         return Metrics(), str(error)
+
+
+def samples_in(content: bytes | None) -> SampleMetrics | None:
+    """Return the quality of the samples in a commit's file; None if the file is missing or unreadable."""
+    if content is None or len(content) > MOST_BYTES:
+        return None
+    with suppress(UserError):
+        return parse(SampleMetrics, content, str(layout.SAMPLE_METRICS))
+    return None
 
 
 def resolve(root: Path, reference: str) -> Version:

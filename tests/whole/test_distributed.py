@@ -12,10 +12,12 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import psutil
 import pytest
 from plant import wait_until
-from project import Project, imports_torch, one_line, session
+from project import Project, imports_torch, one_line, run_vdmctl, session
+from small import Small
 
 from flows.core.errors import Exit
 
@@ -364,3 +366,16 @@ def test_two_machines_train_one_model(
         else:
             assert not written.exists()
     assert "".join(outputs).count("step 30:") == 1
+
+
+def test_two_processes_draw_the_samples_of_one(tmp_path: Path) -> None:
+    small = Small(tmp_path / "small")
+    array, params = small.folder / "reports/samples/samples.npy", small.folder / "params.yaml"
+    assert run_vdmctl(small.folder, small.environment, "sample").returncode == 0
+    one = np.load(array)
+    before, name, after = params.read_text().partition("\nsample:\n")
+    params.write_text(before + name + after.replace("num_devices: 1", "num_devices: 2", 1))
+    array.unlink()
+    result = small.run([sys.executable, "-m", "flows.cli", "sample"])
+    assert result.returncode == 0, result.stderr
+    np.testing.assert_array_equal(np.load(array), one)

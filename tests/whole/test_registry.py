@@ -2,17 +2,19 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from project import ROOT, Project, cached, one_line
 from ruamel.yaml import YAML
 
 from flows.core.errors import Exit, UserError
-from flows.core.layout import METRICS
+from flows.core.layout import METRICS, SAMPLE_METRICS
 from flows.registry import versions as of
 from flows.registry.git import annotated_tags, contents, locked
 from flows.registry.lineage import lineage
@@ -27,6 +29,10 @@ def metrics_at(project: Project, commit: str) -> dict[str, float]:
     return json.loads(project.git("show", f"{commit}:reports/evaluation/metrics.json"))
 
 
+def metrics_of_samples(project: Project, version: str) -> dict[str, Any]:
+    return json.loads(project.git("show", f"vdm@{version}:{SAMPLE_METRICS}"))  # type: ignore[no-any-return]
+
+
 def test_models_lists_versions_with_figures_data_and_commit(copied: Project) -> None:
     with locked(copied.folder):
         of.make_champion(copied.folder, of.resolve(copied.folder, "v1.1.0"), "By hand")
@@ -39,9 +45,14 @@ def test_models_lists_versions_with_figures_data_and_commit(copied: Project) -> 
         assert all(row[key] == metrics[key] for key in ("bpd", "bpd_standard_error", "data_sha256", "model_sha256"))
     assert rows[0]["data_sha256"] == rows[1]["data_sha256"] != rows[2]["data_sha256"]
     header, *lines = copied.vdmctl("models").stdout.splitlines()
-    assert header.split() == ["version", "stage", "bits/dim", "data", "commit", "created"]
+    titles = ["version", "stage", "bits/dim", "samples (held-out)", "data", "commit", "created"]
+    assert re.split(r"\s{2,}", header) == titles
     assert lines[1].split()[:4] == ["vdm@v1.1.0", "champion", f"{rows[1]['bpd']:.4f}", "+-"]
     assert rows[1]["commit"][:12] in lines[1]
+    figures = json.loads(copied.git("show", f"{rows[1]['commit']}:{SAMPLE_METRICS}"))["figures"]
+    assert rows[1]["samples"] == figures
+    name = next(iter(figures))
+    assert f"{name} {figures[name]['samples']:.3f} ({figures[name]['held_out']:.3f})" in lines[1]
 
 
 def test_a_hundred_versions_keep_their_figures(tmp_path: Path) -> None:
@@ -86,6 +97,10 @@ def test_a_version_is_evaluated_from_the_remote_when_the_cache_is_gone(copied: P
     assert len(list((copied.folder / ".vdm/models").iterdir())) == 1
     compared = json.loads(copied.vdmctl("compare", "v1.0.0", "champion", "--json").stdout)
     hashes = [model["model_sha256"] for model in compared["models"]]
+    kept = [metrics_of_samples(copied, version) for version in ("v1.0.0", "v1.1.0")]
+    for name, pair in compared["samples"].items():
+        assert pair == [metrics["figures"][name] for metrics in kept]
+    assert "precision" in compared["samples"]
     assert hashes == [metrics_at(copied, f"vdm@{name}")["model_sha256"] for name in ("v1.0.0", "v1.2.0")]
     assert copied.git("status", "--porcelain", "--", ".vdm", "reports") == ""
 

@@ -1,0 +1,122 @@
+"""Measure the quality of samples against their cost: samplers x numbers of steps, on a reproduced project.
+
+Run in a folder in which `dvc repro` has made data/images, models/vdm and models/features.  The same seed is used for
+all, so that rows share the noise z_1.  --plot FILE draws the Frechet distance over the number of steps.
+
+    python -m benchmarks.samplers [--images 4000] [--steps 10 25 50] [--reference-steps 1000] [--plot FILE] [--json]
+"""
+
+import argparse
+import json
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from benchmarks.machine import describe
+from benchmarks.options import explained, positive
+from flows.commands.sampling import SOLVERS, Sampler
+from flows.core import layout
+from flows.core.checkpoint import load_model
+from flows.core.params import Sample, read_params
+from flows.images.store import load_images
+from flows.quality.distances import frechet_distance, kernel_distance, precision, recall, with_error
+from flows.quality.features import embed, load_features
+from flows.sampling.drawing import draw_share
+
+Row = dict[str, Any]
+
+
+def rows(chosen: argparse.Namespace) -> list[tuple[str, dict[str, Any]]]:
+    """Return the name of every row and what it changes of the parameters `sample:`."""
+    grid = [(name, steps, {}) for name in Sampler for steps in chosen.steps]
+    few = chosen.steps[len(chosen.steps) // 2]
+    best = Sampler.SDE_DPM
+    others = [
+        (Sampler.ANCESTRAL, chosen.reference_steps, {}),
+        (best, few, {"grid": "t"}),
+        (best, few, {"clip": False}),
+        (best, few, {"precision": "float32"}),
+        (best, few, {"seed": 1}),
+    ]
+    return [
+        (
+            " ".join([name, *(f"{key} {value}" for key, value in changes.items())]),
+            {"num_timesteps": steps, **SOLVERS[name], **changes},
+        )
+        for name, steps, changes in [*grid, *others]
+    ]
+
+
+def measure(
+    changes: dict[str, Any], sample: Sample, model: Any, network: Any, training: np.ndarray, resamples: int
+) -> Row:
+    """Return the figures of one row."""
+    settings = sample.model_copy(update=changes)
+    begin = time.process_time()
+    drawn = embed(network, draw_share(model, settings, range(settings.num_images), shown=False))
+    seconds = time.process_time() - begin
+    figures: Row = {"steps": settings.num_timesteps, "cpu_seconds": seconds}
+    for name, distance in (("fd", frechet_distance), ("kd", kernel_distance)):
+        of = partial(lambda chosen, distance: distance(drawn[chosen], training), distance=distance)
+        estimate = with_error(of, len(drawn), resamples, 0)
+        figures |= {name: estimate.value, f"{name}_standard_error": estimate.standard_error}
+    return figures | {"precision": precision(drawn, training), "recall": recall(drawn, training)}
+
+
+def plot(path: Path, table: list[Row], held_out: float) -> None:
+    """Draw the Frechet distance over the number of steps, one line per sampler."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.add_subplot()
+    for name in Sampler:
+        line = [row for row in table if row["sampler"] == name]
+        values, errors = ([row[key] for row in line] for key in ("fd", "fd_standard_error"))
+        axes.errorbar([row["steps"] for row in line], values, errors, label=str(name), marker="o", capsize=3)
+    axes.axhline(held_out, color="gray", linestyle="--", label="held-out images")
+    axes.set(xscale="log", xlabel="steps", ylabel="Frechet distance to the training images", ylim=(0, None))
+    axes.legend()
+    figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else {"Software": None})
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--images", type=positive, default=4000, help="samples per row")
+    options.add_argument("--steps", type=positive, nargs="+", default=[10, 25, 50])
+    options.add_argument("--reference-steps", type=positive, default=1000, help="steps of the ancestral reference")
+    options.add_argument("--plot", type=Path, help="a .png or .svg file")
+    options.add_argument("--json", action="store_true", help="print one JSON object")
+    chosen = options.parse_args()
+    with explained(options):
+        sample = read_params(layout.PARAMS).sample.model_copy(update={"num_images": chosen.images})
+        network, _, digest = load_features(layout.FEATURES, torch.device("cpu"))
+        image_set, model = load_images(layout.IMAGES), load_model(layout.REGISTERED)
+    training, test = embed(network, image_set.train), embed(network, image_set.test)
+    table = [
+        {"sampler": name, **measure(changes, sample, model, network, training, 20)}
+        for name, changes in tqdm(rows(chosen), disable=None)
+    ]
+    held_out = frechet_distance(test, training)
+    if chosen.plot:
+        plot(chosen.plot, table, held_out)
+    if chosen.json:
+        found = {"features_sha256": digest, "num_images": chosen.images, "held_out_fd": held_out, "rows": table}
+        print(json.dumps(found | describe(), indent=2))
+        return
+    print(f"fd_{digest[:8]} of {len(test)} held-out images: {held_out:.4f}")
+    for row in table:
+        print(
+            f"{row['sampler']:38s} {row['steps']:5d} steps  fd {row['fd']:.3f} +- {row['fd_standard_error']:.3f}"
+            f"  kd {row['kd']:.4f} +- {row['kd_standard_error']:.4f}"
+            f"  precision {row['precision']:.3f}  recall {row['recall']:.3f}  {row['cpu_seconds']:.0f} CPU s"
+        )
+    print(describe())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,145 @@
+"""`vdmctl sample MODEL`: its outputs by their endings, its film, filling in, and what it refuses."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from small import Small
+
+from flows.cli import run
+from flows.core.errors import Exit
+
+MODEL = "models/vdm"
+
+
+@pytest.fixture
+def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Small:
+    small = Small(tmp_path / "small")
+    monkeypatch.chdir(small.folder)
+    return small
+
+
+def drawn(*options: str) -> np.ndarray:
+    """Return the levels that `vdmctl sample MODEL` draws."""
+    assert run(["sample", MODEL, "--out", "drawn.npy", "--force", *options]) == Exit.DONE
+    return np.load("drawn.npy")  # type: ignore[no-any-return]
+
+
+def test_the_ending_chooses_the_output(small: Small, capsys: pytest.CaptureFixture[str]) -> None:
+    levels = drawn("-n", "5")
+    assert (levels.shape, levels.dtype) == ((5, 1, 8, 8), np.uint8)
+    assert capsys.readouterr().out == "5 images in drawn.npy\n"
+    assert run(["sample", MODEL, "-n", "5", "--out", "out/grid.png"]) == Exit.DONE
+    with Image.open("out/grid.png") as picture:
+        assert picture.size == (3 * 34 + 2, 2 * 34 + 2)
+    assert run(["sample", MODEL, "-n", "5", "--out", "pictures"]) == Exit.DONE
+    assert sorted(path.name for path in Path("pictures").iterdir()) == [f"{number}.png" for number in range(5)]
+    with Image.open("pictures/3.png") as picture:
+        np.testing.assert_array_equal(np.rint(np.asarray(picture) * (16 / 255)), levels[3, 0])
+
+
+def test_an_image_is_the_same_whatever_is_drawn_with_it(small: Small) -> None:
+    levels = drawn("-n", "5", "--seed", "3")
+    np.testing.assert_array_equal(drawn("-n", "3", "--seed", "3"), levels[:3])
+    before = Path("params.yaml").read_text()
+    Path("params.yaml").write_text(before.replace("batch_size: 400", "batch_size: 2"))
+    np.testing.assert_array_equal(drawn("-n", "5", "--seed", "3"), levels)
+    assert (drawn("-n", "5", "--seed", "4") != levels).any()
+
+
+def test_the_samplers_are_known_by_their_names(small: Small, capsys: pytest.CaptureFixture[str]) -> None:
+    found = {}
+    for name in ("ancestral", "ddim", "dpm-solver++", "sde-dpm-solver++"):
+        found[name] = drawn("-n", "2", "--steps", "4", "--sampler", name, "--json")
+        said = json.loads(capsys.readouterr().out)
+        order, eta = (2 if "dpm" in name else 1), float(name in ("ancestral", "sde-dpm-solver++"))
+        assert (said["order"], said["eta"], said["num_timesteps"], said["num_images"]) == (order, eta, 4, 2)
+    assert len({images.tobytes() for images in found.values()}) == 4
+
+
+@pytest.mark.parametrize("kind", ["png", "gif"])
+def test_the_film_shows_noise_and_prediction(kind: str, small: Small) -> None:
+    assert run(["sample", MODEL, "-n", "3", "--steps", "7", "--film", f"film.{kind}"]) == Exit.DONE
+    with Image.open(f"film.{kind}") as picture:
+        if kind == "gif":
+            assert picture.n_frames == 7  # type: ignore[attr-defined]
+            assert picture.size == (2 * (2 * 34 + 2) + 4, 2 * 34 + 2)
+        else:
+            assert picture.size == (7 * 34 + 2, 2 * 3 * 34 + 2)
+
+
+def test_missing_pixels_are_filled_in(small: Small, capsys: pytest.CaptureFixture[str]) -> None:
+    known = np.load("data/images/test.npy")[0]
+    np.save("known.npy", known)
+    missing = np.zeros((8, 8), np.uint8)
+    missing[4:] = 255
+    Image.fromarray(missing).save("mask.png")
+    filled = drawn("-n", "4", "--known", "known.npy", "--mask", "mask.png", "--json", "--film", "film.png")
+    assert (filled[:, :, :4] == known[:, :4]).all()
+    assert (filled[0, :, 4:] != filled[1, :, 4:]).any()
+    assert json.loads(capsys.readouterr().out)["approximate"] is True
+    Image.fromarray(np.rint(known[0] * (255 / 16)).astype(np.uint8)).save("known.png")
+    np.testing.assert_array_equal(drawn("-n", "4", "--known", "known.png", "--mask", "mask.png"), filled)
+
+
+def pictures() -> None:
+    """Write files of which some do not fit the model."""
+    for name, size, level in (("fits", (8, 8), 255), ("large", (9, 8), 255), ("dark", (8, 8), 0)):
+        Image.fromarray(np.full(size, level, np.uint8)).save(f"{name}.png")
+    np.save("bright.npy", np.full((1, 8, 8), 17, np.uint8))
+    Path("cut.png").write_bytes(Path("fits.png").read_bytes()[:40])
+    Path("text").write_text("not a folder")
+    Path("notes").mkdir()
+    Path("notes/notes.txt").write_text("mine")
+    Path("there.png").write_text("old")
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "message"),
+    [
+        (["-n", "0"], 2, "greater than or equal to 1"),
+        (["--steps", "-1"], 2, "'--steps': Input should be greater than or equal to 1"),
+        (["--seed", "-1"], 2, "'--seed': Input should be greater than or equal to 0"),
+        (["--sampler", "euler"], 2, "'euler' is not one of"),
+        (["--device", "abacus"], 2, "--device: Input should be auto, cpu, cuda or cuda:N"),
+        (["--out", "a.jpg"], 2, "a.jpg: the output is chosen by its ending: .png, .npy, a folder's name"),
+        (["--out", "there.png"], 2, "there.png exists; --force replaces it"),
+        (["--out", "notes", "--force"], 2, "notes is a folder with other files than pictures; choose another --out"),
+        (["--out", "text", "--force"], 2, "text is a file; choose another --out"),
+        (["--out", "text/a.png"], 5, "text"),
+        (["--film", "film.mp4"], 2, "film.mp4: the output is chosen by its ending: .png, .gif"),
+        (["--film", "samples.png"], 2, "--out and --film are both samples.png"),
+        (["--known", "fits.png"], 2, "--known and --mask belong together"),
+        (["--known", "fits.png", "--mask", "large.png"], 2, "large.png is 9 x 8, but the model's images are 8 x 8"),
+        (["--known", "large.png", "--mask", "fits.png"], 2, "large.png is 1 x 9 x 8, but the model's images are"),
+        (["--known", "fits.png", "--mask", "dark.png"], 2, "dark.png: no pixel of the mask is white"),
+        (["--known", "bright.npy", "--mask", "fits.png"], 2, "bright.npy holds level 17, but the model's levels are"),
+        (["--known", "absent.png", "--mask", "fits.png"], 5, "absent.png: "),
+        (["--known", "cut.png", "--mask", "fits.png"], 5, "cut.png: "),
+    ],
+)
+def test_what_does_not_fit_is_refused_in_one_line_and_nothing_is_written(
+    options: list[str], code: int, message: str, small: Small, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pictures()
+    before = small.outputs()
+    assert run(["sample", MODEL, *options]) == code
+    said = capsys.readouterr().err
+    assert message in said
+    assert said.count("\n") == 1
+    assert small.outputs() == before
+
+
+def test_options_without_a_model_are_refused(small: Small, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["sample", "-n", "3"]) == Exit.USAGE
+    assert "options need a MODEL, such as models/vdm; without it the stage runs" in capsys.readouterr().err
+
+
+def test_a_model_of_other_images_is_no_model_for_the_stage(small: Small, capsys: Any) -> None:
+    description = Path("data/images/dataset.json")
+    description.write_text(description.read_text().replace('"num_levels": 17', '"num_levels": 20'))
+    assert run(["sample"]) == Exit.USAGE
+    assert "models/vdm is no model of images like those in data/images; run `vdmctl train`" in capsys.readouterr().err
