@@ -50,12 +50,18 @@ def mean_of_pairs(values: np.ndarray) -> float:
 
 
 def precision(images: np.ndarray, reference: np.ndarray) -> float:
-    """Return the share of images that lie within the reference (Kynkaanniemi et al. 2019, arXiv 1904.06991, eq. 2).
+    """Return the share of images that lie within the reference (Kynkaanniemi et al. 2019, arXiv 1904.06991, eq. 2)."""
+    return share_within(images, reference, radii(reference))
 
-    An image lies within it if it is nearer to a reference image than that image's third neighbour in the reference.
-    """
-    radii = np.partition(squared_distances(reference, reference), NEIGHBOURS, axis=1)[:, NEIGHBOURS]
+
+def share_within(images: np.ndarray, reference: np.ndarray, radii: np.ndarray) -> float:
+    """Return the share of images that are nearer to an image of the reference than the square root of its radius."""
     return float((squared_distances(images, reference) <= radii).any(1).mean())
+
+
+def radii(reference: np.ndarray) -> np.ndarray:
+    """Return the squared distance of every image of the reference from its third neighbour in it, (N,)."""
+    return np.partition(squared_distances(reference, reference), NEIGHBOURS, axis=1)[:, NEIGHBOURS]
 
 
 def recall(images: np.ndarray, reference: np.ndarray) -> float:

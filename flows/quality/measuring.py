@@ -1,6 +1,7 @@
 """Measure samples beside as many held-out images, both against the training images."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -16,9 +17,10 @@ from flows.quality.distances import (
     Estimate,
     frechet_distance,
     kernel_distance,
-    precision,
     probability_nearer,
+    radii,
     recall,
+    share_within,
     squared_distances,
     with_error,
 )
@@ -115,26 +117,17 @@ def feature_figures(
     samples: np.ndarray, held_out: np.ndarray, training: np.ndarray, *, name: str, quality: "Quality"
 ) -> dict[str, QualityFigure]:
     """Return the distances, called by the digest of the features, precision and recall, from features (N,D)."""
-    measures: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
-        f"fd_{name}": frechet_distance,
-        f"kd_{name}": kernel_distance,
-        "precision": precision,
-        "recall": recall,
+    measures: dict[str, Callable[[np.ndarray], float]] = {
+        f"fd_{name}": partial(frechet_distance, training),
+        f"kd_{name}": partial(kernel_distance, training),
+        "precision": partial(share_within, reference=training, radii=radii(training)),
+        "recall": partial(recall, reference=training),
     }
-    return {
-        key: figure(
-            *(
-                with_error(
-                    lambda chosen, measure=measure, images=images: measure(images[chosen], training),  # type: ignore[misc]
-                    len(images),
-                    quality.resamples,
-                    quality.seed,
-                )
-                for images in (samples, held_out)
-            )
-        )
-        for key, measure in measures.items()
-    }
+
+    def estimate(measure: Callable[[np.ndarray], float], images: np.ndarray) -> Estimate:
+        return with_error(lambda chosen: measure(images[chosen]), len(images), quality.resamples, quality.seed)
+
+    return {key: figure(estimate(each, samples), estimate(each, held_out)) for key, each in measures.items()}
 
 
 def figure(samples: Estimate, held_out: Estimate) -> QualityFigure:

@@ -187,7 +187,7 @@ def empty_arguments() -> Iterator[tuple[str, list[str], str]]:
     """Yield each argument and option with a value: the command, its arguments with that one empty, and its name."""
     for command, parameters in ((name, command.params) for name, command in COMMANDS.items()):
         for empty in (parameter for parameter in parameters if not getattr(parameter, "is_flag", False)):
-            shown = empty.name if empty.param_type_name == "argument" else empty.opts[0]
+            shown = empty.name if empty.param_type_name == "argument" else "' / '".join(empty.opts)
             for blank in ("", " \t"):
                 arguments = []
                 for parameter in parameters:
