@@ -42,6 +42,7 @@ def comparison(first: Results, second: Results) -> Page:
         charts={chart.name: chart for chart in drawn},
         grids=[grids(one) for one in pair],
         measures=measures(first.sample_metrics, second.sample_metrics),
+        other_features=len({one.sample_metrics.features_sha256 for one in pair if one.sample_metrics}) > 1,
         changed=changed(first.origin.parameters, second.origin.parameters),
         lineages=[lineage(one) for one in pair],
     )

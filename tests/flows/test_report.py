@@ -129,6 +129,8 @@ def test_the_page_says_everything_in_the_order_of_its_readers_questions(whole: P
 def test_the_page_is_accessible_and_needs_nothing_else(whole: Page) -> None:
     document = Document(whole.html)
     assert document.all("html") == [{"lang": "en"}]
+    (policy,) = [meta["content"] for meta in document.all("meta") if "http-equiv" in meta]
+    assert policy == "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
     headings = [int(tag[1]) for tag, _ in document.tags if re.fullmatch("h[1-6]", tag)]
     assert headings[0] == 1
     assert headings.count(1) == 1
@@ -309,6 +311,10 @@ def test_two_models_are_compared_image_by_image(files: Files, tmp_path: Path, di
     assert "other is better on these images" in text
     assert "train.betas [0.9, 0.99] [0.9, 0.999]" in text
     assert "data.name" not in text
+    assert "two different networks" not in text
+    assert other.sample_metrics
+    other.sample_metrics.write_text(other.sample_metrics.read_text().replace("0a1b2c3d", "ffffffff"))
+    assert "two different networks" in comparison(first, read_results(other, origin)).html
 
 
 @pytest.mark.parametrize(
