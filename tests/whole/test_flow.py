@@ -26,7 +26,7 @@ from flows.process.groups import processes_in
 # Only a machine that is busy with other things needs as long.
 pytestmark = pytest.mark.timeout(900)
 
-STAGES = ["download", "features", "validate", "train", "register", "evaluate", "sample", "report"]
+STAGES = ["download", "validate", "features", "train", "register", "evaluate", "sample", "report"]
 
 
 def tasks(plant: Plant, run: str) -> dict[str, str]:
