@@ -10,9 +10,10 @@ import torch
 
 from flows.core.checkpoint import load_model
 from flows.core.device import find_devices, find_precision
-from flows.core.files import scratch_folder, writing
+from flows.core.files import scratch_folder
 from flows.core.memory import require
 from flows.process.progress import bar
+from flows.sampling.pictures import write_array
 from vdm import sampling
 from vdm.model import VDM
 from vdm.sampling import Solver, Step, decode, fill_in, trajectory
@@ -58,8 +59,7 @@ def draw_part(model: Path, settings: "Sample", parts: Path) -> None:
     device = find_devices(settings.device, count)[rank]
     share = range(rank * settings.num_images // count, (rank + 1) * settings.num_images // count)
     images = draw_share(load_model(model, device), settings, share, shown=rank == 0)
-    with writing(parts / f"{rank}.npy") as file:
-        np.save(file, images)
+    write_array(parts / f"{rank}.npy", images)
 
 
 def draw_share(vdm: VDM, settings: "Sample", share: range, *, shown: bool = True) -> np.ndarray:
