@@ -9,7 +9,6 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from unittest.mock import patch
 
 import pytest
 from project import ROOT, one_line
@@ -25,6 +24,7 @@ from flows.validation.expectations import heard
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 GOOGLE = ROOT / "tests/oracles/google_scalar_T0.flax"
+SAMPLE = ["sample", "models/vdm", "-n", "4"]
 IMPORT = [
     "import-checkpoint",
     str(GOOGLE),
@@ -49,14 +49,15 @@ def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Small:
 def no_file_above(size: int) -> Iterator[None]:
     """Let writes fail that would make a file larger than the limit, as on a full disk.
 
-    Python writes no compiled files meanwhile: it would not notice that they are cut.
+    Python writes no bytecode meanwhile: it would keep the truncated files.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    before, sys.dont_write_bytecode = sys.dont_write_bytecode, True
     try:
-        with patch.object(sys, "dont_write_bytecode", True):
-            yield
+        yield
     finally:
+        sys.dont_write_bytecode = before
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
@@ -70,6 +71,10 @@ def no_file_above(size: int) -> Iterator[None]:
         (["evaluate"], 1300, "reports/evaluation/per_image.csv"),
         (["sample"], 100, "reports/samples/metrics.json"),
         (["sample"], 1700, "reports/samples/neighbours.png"),
+        ([*SAMPLE, "--out", "drawn/grid.png"], 100, "drawn/grid.png"),
+        ([*SAMPLE, "--out", "drawn/array.npy"], 200, "drawn/array.npy"),
+        ([*SAMPLE, "--out", "drawn/pictures"], 50, "drawn/pictures/0.png"),
+        ([*SAMPLE, "--film", "drawn/film.gif"], 500, "drawn/film.gif"),
         (["features"], 1000, "models/features/weights.safetensors"),
         (["report", "--out", "reports/report.html"], 10_000, "reports/report.html"),
         (IMPORT, 100, "models/imported/config.json"),
@@ -108,7 +113,7 @@ def test_a_report_that_could_not_be_written_leaves_no_older_report(
 
 def test_great_expectations_says_nothing_of_a_full_disk_itself(small: Small) -> None:
     limited = f"ulimit -f 40; exec {sys.executable} -m flows.cli validate"
-    result = small.run(["bash", "-c", limited])
+    result = small.run(["bash", "-c", limited], PYTHONDONTWRITEBYTECODE="1")
     assert result.returncode == Exit.MISSING
     assert one_line(result) == "vdmctl: reports/validation/data_docs: File too large"
 
