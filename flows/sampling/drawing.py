@@ -30,7 +30,8 @@ Steps = Callable[[range], Iterator[Step]]
 def draw(model: Path, settings: "Sample") -> np.ndarray:
     """Return the first `num_images` images of the seed, (N,C,H,W) levels.
 
-    `num_devices` processes share them, or fewer if there are fewer images.  Raises CheckpointError for the model and UserError (exit 2) for devices and memory.
+    `num_devices` processes share them, or fewer if there are fewer images.  Raises CheckpointError for the model and
+    UserError (exit 2) for devices and memory.
     """
     count = min(settings.num_devices, settings.num_images)
     devices = find_devices(settings.device, count)

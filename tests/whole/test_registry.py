@@ -97,10 +97,7 @@ def test_a_version_is_evaluated_from_the_remote_when_the_cache_is_gone(copied: P
     assert len(list((copied.folder / ".vdm/models").iterdir())) == 1
     compared = json.loads(copied.vdmctl("compare", "v1.0.0", "champion", "--json").stdout)
     hashes = [model["model_sha256"] for model in compared["models"]]
-    kept = [metrics_of_samples(copied, version) for version in ("v1.0.0", "v1.1.0")]
-    for name, pair in compared["samples"].items():
-        assert pair == [metrics["figures"][name] for metrics in kept]
-    assert "precision" in compared["samples"]
+    assert compared["samples"] is None  # in the features of other images
     assert hashes == [metrics_at(copied, f"vdm@{name}")["model_sha256"] for name in ("v1.0.0", "v1.2.0")]
     assert copied.git("status", "--porcelain", "--", ".vdm", "reports") == ""
 
@@ -110,7 +107,11 @@ def test_without_images_in_the_working_tree_a_version_meets_its_own(copied: Proj
     result = copied.vdmctl("evaluate", "v1.0.0", "--json")
     assert result.returncode == 0, result.stderr
     assert json.loads(result.stdout)["bpd"] == metrics_at(copied, "vdm@v1.0.0")["bpd"]
-    assert copied.vdmctl("compare", "v1.0.0", "v1.1.0", "--json").returncode == 0
+    compared = json.loads(copied.vdmctl("compare", "v1.0.0", "v1.1.0", "--json").stdout)
+    kept = [metrics_of_samples(copied, version) for version in ("v1.0.0", "v1.1.0")]
+    for name, pair in compared["samples"].items():
+        assert pair == [metrics["figures"][name] for metrics in kept]
+    assert "precision" in compared["samples"]
 
 
 def test_a_page_about_versions_has_their_results_and_their_lineage(copied: Project) -> None:
