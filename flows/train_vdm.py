@@ -51,6 +51,7 @@ TIMEOUT_HOURS = {
     "evaluate": 48.0,
     "features": 6.0,
     "sample": 24.0,
+    "report": 0.5,
 }
 
 

@@ -19,13 +19,42 @@ from vdm.vlb import bits_per_dim
 GOLDEN_RATIO = (1 + math.sqrt(5)) / 2
 
 
+class NoiseLevels(NamedTuple):
+    """The diffusion term at K noise levels, the middles `t` of equal strata of [0, 1): (K,) float64 each.
+
+    `diffusion` is in bits/dim per unit of time, the mean over the images, and its mean over the levels is the diffusion
+    term.  `standard_error` is that of the mean over the images; NaN for one image.
+    """
+
+    t: np.ndarray
+    diffusion: np.ndarray
+    standard_error: np.ndarray
+
+
 class Evaluation(NamedTuple):
-    """The terms of every image in bits/dim, and the Monte Carlo variance of its diffusion term, (N,) float64 each."""
+    """The terms of every image in bits/dim: prior and reconstruction (N,), diffusion at each time (N,K); float64."""
 
     prior: np.ndarray
     reconstruction: np.ndarray
-    diffusion: np.ndarray
-    diffusion_variance: np.ndarray
+    diffusion_draws: np.ndarray
+
+    @property
+    def diffusion(self) -> np.ndarray:
+        """The diffusion term per image, (N,) bits/dim."""
+        return np.asarray(self.diffusion_draws.mean(1))
+
+    @property
+    def diffusion_variance(self) -> np.ndarray:
+        """The Monte Carlo variance of the diffusion term per image, (N,); NaN for one time each."""
+        return stratified_variance(self.diffusion_draws)
+
+    @property
+    def noise_levels(self) -> NoiseLevels:
+        """The diffusion term at each noise level."""
+        num_levels = self.diffusion_draws.shape[1]
+        middles = (np.arange(num_levels) + 0.5) / num_levels
+        errors = [standard_error(draws) for draws in self.diffusion_draws.T]
+        return NoiseLevels(middles, self.diffusion_draws.mean(0), np.array(errors))
 
     @property
     def bpd(self) -> np.ndarray:
@@ -131,7 +160,7 @@ def image_terms(
 def terms_of_set(terms: np.ndarray) -> Evaluation:
     """Return the evaluation of a whole set of images from their terms at each time (3,N,K)."""
     prior, reconstruction, diffusion = terms
-    return Evaluation(prior[:, 0], reconstruction[:, 0], diffusion.mean(1), stratified_variance(diffusion))
+    return Evaluation(prior[:, 0], reconstruction[:, 0], diffusion)
 
 
 def memory_needed(model: VDM, *, num_images: int, times_per_image: int, batch_size: int) -> int:

@@ -9,5 +9,6 @@ registry    versions and the champion
 arguments   checks of arguments, and params.yaml
 options     parameters replaced by options
 inspecting  `vdmctl validate PATH`
+reporting   `vdmctl report --out`
 summary     results as text
 """

@@ -98,7 +98,7 @@ def evaluate(
     out: Annotated[
         Path | None,
         typer.Option(
-            help="vlb: folder for metrics.json and per_image.csv.",
+            help="vlb: folder for metrics.json, per_image.csv and noise_levels.csv.",
             show_default="reports/evaluation for the test images without MODEL",
         ),
     ] = None,

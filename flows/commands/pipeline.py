@@ -95,8 +95,37 @@ def register() -> None:
 
 
 @commands.command()
-def report() -> None:
-    """Print the metrics of the last `dvc repro`, the paths of its pictures, and whether they equal the commit's."""
+def report(
+    first: Annotated[
+        str | None,
+        typer.Argument(
+            help="With --out: a model folder, a version (vdm@v1.2.0) or `champion`.", show_default="the workspace"
+        ),
+    ] = None,
+    second: Annotated[str | None, typer.Argument(help="With --out: another model, to compare it with.")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="The HTML file to write. reports/report.html without a model is the stage's output."),
+    ] = None,
+    force: Annotated[bool, typer.Option(help="Overwrite an existing file.")] = False,
+) -> None:
+    """Print the metrics of the last `dvc repro` and whether its outputs equal the commit's; with --out, write a page.
+
+    The page has all results of the last run, of a version, or of two models side by side, and needs no network, no
+    script and no other file -> reports/report.html.
+    """
+    if out is not None:
+        from flows.commands.reporting import write_page
+
+        write_page([model for model in (first, second) if model], out, force=force)
+    elif first or force:
+        raise UserError("a model and --force need --out FILE", Exit.USAGE)
+    else:
+        print_results()
+
+
+def print_results() -> None:
+    """Print the metrics, the paths of pictures, and whether the outputs equal the commit's.  Raises UserError."""
     from flows.commands.summary import summary
     from flows.core.documents import read
     from flows.evaluation.results import BoundMetrics

@@ -123,4 +123,4 @@ def features() -> None:
     read = parameters()
     from flows.stages.features import features
 
-    features(read.features, images=layout.IMAGES, out=layout.FEATURES)
+    features(read.features, images=layout.IMAGES, validation=layout.VALIDATION, out=layout.FEATURES)

@@ -21,11 +21,17 @@ DATA_DOCS = REPORTS / "validation/data_docs"
 CURVES = REPORTS / "training/curves.csv"
 EVALUATION = REPORTS / "evaluation"
 METRICS = EVALUATION / "metrics.json"
+PER_IMAGE = EVALUATION / "per_image.csv"
+NOISE_LEVELS = EVALUATION / "noise_levels.csv"
 SAMPLES = REPORTS / "samples/samples.png"
 SAMPLES_ARRAY = REPORTS / "samples/samples.npy"
-FEATURES = Path("models/features")
 SAMPLE_METRICS = REPORTS / "samples/metrics.json"
 NEIGHBOURS = REPORTS / "samples/neighbours.csv"
+FEATURES = Path("models/features")
+PAGE = REPORTS / "report.html"
+PICTURES = REPORTS / "pictures"
+# Outputs that are in git, and not in DVC's cache.
+IN_GIT = (METRICS, SAMPLE_METRICS)
 
 # The card in the commit of a run of the Prefect flow, and the prefix of the run's branch.
 RUN_CARD = REPORTS / "card.md"

@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+from collections.abc import Iterable
 from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -128,17 +129,38 @@ def digests(model: Path, images: Path) -> dict[str, Any]:
     return {"model_sha256": model_sha256(model), "data_sha256": data_sha256(images)}
 
 
-def write(out: Path, metrics: BoundMetrics, result: evaluation.Evaluation) -> None:
-    """Write `metrics.json`, and `per_image.csv` with the terms of every image in bits/dim, or else neither.
+def write(out: Path, metrics: BoundMetrics, result: evaluation.Evaluation, model: Path) -> None:
+    """Write `metrics.json`, `per_image.csv` and `noise_levels.csv`, or else none of them.
 
-    Raises OSError that names the file.
+    `per_image.csv` has the terms of every image in bits/dim.  `noise_levels.csv` has time, gamma, and the diffusion
+    term with its standard error at each noise level, in bits/dim per unit of time: its mean is the diffusion term.
+
+    Raises CheckpointError, and OSError that names the file.
     """
-    table = StringIO(newline="")
-    writer = csv.writer(table)
-    writer.writerow(["image", "bpd", "prior_bpd", "reconstruction_bpd", "diffusion_bpd"])
-    columns = (result.bpd, result.prior, result.reconstruction, result.diffusion)
-    for image, row in enumerate(zip(*columns, strict=True)):
-        writer.writerow([image, *(f"{value:.6f}" for value in row)])
     text = json.dumps(metrics.model_dump(), indent=2, allow_nan=False) + "\n"
-    with written_last(out / "metrics.json", text), written_last(out / "per_image.csv", table.getvalue()):
+    terms = (result.bpd, result.prior, result.reconstruction, result.diffusion)
+    images = table("image bpd prior_bpd reconstruction_bpd diffusion_bpd", range(len(result.bpd)), *terms)
+    levels = result.noise_levels
+    noise = table("t gamma diffusion_bpd standard_error", levels.t, gamma_at(levels.t, model), *levels[1:])
+    with (
+        written_last(out / "metrics.json", text),
+        written_last(out / "per_image.csv", images),
+        written_last(out / "noise_levels.csv", noise),
+    ):
         finish()
+
+
+def table(header: str, *columns: Iterable[float]) -> str:
+    """Return columns as CSV under the names in the header, integers as they are and other numbers with six decimals."""
+    text = StringIO(newline="")
+    writer = csv.writer(text)
+    writer.writerow(header.split())
+    for row in zip(*columns, strict=True):
+        writer.writerow([value if isinstance(value, int) else f"{value:.6f}" for value in row])
+    return text.getvalue()
+
+
+def gamma_at(t: np.ndarray, model: Path) -> np.ndarray:
+    """Return gamma(t) of a model at times (K,).  Raises CheckpointError."""
+    with torch.inference_mode():
+        return load_model(model).schedule(torch.from_numpy(t).float()).numpy()  # type: ignore[no-any-return]

@@ -1,4 +1,4 @@
-"""Show a run in Prefect's UI: progress, metrics, samples, and links to the model card and the Data Docs."""
+"""Show a run in Prefect's UI: progress, metrics, samples, and links to the report, the card and the Data Docs."""
 
 import base64
 import re
@@ -51,7 +51,7 @@ class Progress:
 
 
 def show_results(folder: Path, kept: Path) -> None:
-    """Show the samples, and links to the model card and the Data Docs, of the run in `folder`.
+    """Show the samples, and links to the report, the model card and the Data Docs, of the run in `folder`.
 
     They are copied to `kept`, since the run's folder is removed at its end.
     """
@@ -59,10 +59,12 @@ def show_results(folder: Path, kept: Path) -> None:
         shutil.copytree(folder / layout.DATA_DOCS, whole / "data_docs")
         shutil.copyfile(folder / layout.CARD, whole / "card.md")
         shutil.copyfile(folder / layout.SAMPLES, whole / "samples.png")
+        shutil.copyfile(folder / layout.PAGE, whole / "report.html")
     samples = kept / "samples.png"
     picture = base64.b64encode(samples.read_bytes()).decode()
     create_image_artifact(f"data:image/png;base64,{picture}", key="samples", description=f"Samples: {samples}")
     show_quality(read(SampleMetrics, folder / layout.SAMPLE_METRICS))
+    create_link_artifact((kept / "report.html").as_uri(), key="report", link_text="report")
     create_link_artifact((kept / "card.md").as_uri(), key="model-card", link_text="model card")
     create_link_artifact((kept / "data_docs/index.html").as_uri(), key="data-docs", link_text="Data Docs")
 

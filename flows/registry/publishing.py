@@ -104,7 +104,8 @@ def push_bytes(root: Path, tags: list[Tag]) -> dict[str, str]:
 
 def bytes_of(repo: Any, root: Path, tag: Tag) -> set[str]:
     """Fetch the missing objects of a tag's commit; return the digests of all.  Raises UserError (exit 5)."""
-    outputs = {path: digest for path, digest in read_lock(root, tag).outputs.items() if path != str(layout.METRICS)}
+    in_git = set(map(str, layout.IN_GIT))
+    outputs = {path: digest for path, digest in read_lock(root, tag).outputs.items() if path not in in_git}
     stored = obtain(repo, outputs)
     return {*outputs.values(), *(file.md5 for files in stored.values() for file in files)}
 

@@ -22,6 +22,7 @@ from flows.validation.report import Validation
 
 # The paths as text, as in dvc.lock and git.
 IMAGES, VALIDATION, METRICS, PARAMS = map(str, (layout.IMAGES, layout.VALIDATION, layout.METRICS, layout.PARAMS))
+IN_GIT = set(map(str, layout.IN_GIT))
 
 
 class Check(NamedTuple):
@@ -38,7 +39,7 @@ def verify(root: Path, version: Version) -> list[Check]:
     checks += [Check(path, "differs between stages") for path in lock.contradictions]
     with opened(root) as repo:
         for path, digest in sorted(lock.outputs.items()):
-            if path != METRICS:
+            if path not in IN_GIT:
                 checks += in_cache(repo, version, path, digest, model=model)
     missing = {model, IMAGES, VALIDATION} - lock.outputs.keys()
     return checks + [Check(path, "dvc.lock does not list it") for path in sorted(missing)]
@@ -67,10 +68,11 @@ def require_sound(root: Path, version: Version) -> None:
 
 def in_git(root: Path, version: Version, lock: Lock) -> list[Check]:
     """Compare code, metrics and parameters at the commit with the digests and values in dvc.lock."""
-    names = {path: f"{version.commit}:{path}" for path in [*lock.code, METRICS, PARAMS]}
+    metrics = {METRICS: ""} | {path: digest for path, digest in lock.outputs.items() if path in IN_GIT}
+    names = {path: f"{version.commit}:{path}" for path in [*lock.code, *metrics, PARAMS]}
     found = contents(root, list(names.values()))
     checks = []
-    for path, digest in sorted((lock.code | {METRICS: lock.outputs.get(METRICS, "")}).items()):
+    for path, digest in sorted((lock.code | metrics).items()):
         content = found[names[path]]
         if content is None:
             problem = "not in the commit"

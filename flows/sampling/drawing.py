@@ -10,9 +10,10 @@ import torch
 
 from flows.core.checkpoint import load_model
 from flows.core.device import find_devices, find_precision
-from flows.core.files import scratch_folder, writing
+from flows.core.files import scratch_folder
 from flows.core.memory import require
 from flows.process.progress import bar
+from flows.sampling.pictures import write_array
 from vdm import sampling
 from vdm.model import VDM
 from vdm.sampling import Solver, Step, decode, fill_in, trajectory
@@ -27,21 +28,23 @@ Steps = Callable[[range], Iterator[Step]]
 
 
 def draw(model: Path, settings: "Sample") -> np.ndarray:
-    """Return the first `num_images` images of the seed, (N,C,H,W) levels; `num_devices` processes share them.
+    """Return the first `num_images` images of the seed, (N,C,H,W) levels.
 
-    Raises CheckpointError for the model and UserError (exit 2) for devices and memory.
+    `num_devices` processes share them, or fewer if there are fewer images.  Raises CheckpointError for the model and
+    UserError (exit 2) for devices and memory.
     """
-    devices = find_devices(settings.device, settings.num_devices)
+    count = min(settings.num_devices, settings.num_images)
+    devices = find_devices(settings.device, count)
     vdm = load_model(model, devices[0])
     require(memory_needed(vdm, settings), devices[0], "sample: lower sample.num_images or sample.batch_size")
-    if settings.num_devices == 1:
+    if count == 1:
         return draw_share(vdm, settings, range(settings.num_images))
     from flows.training.distributed import launch
 
     with scratch_folder() as parts:
-        job = partial(draw_part, model, settings, parts)
-        launch(job, num_processes=settings.num_devices, max_restarts=0, again="run again")
-        return np.concatenate([np.load(parts / f"{rank}.npy") for rank in range(settings.num_devices)])
+        job = partial(draw_part, model, settings, count, parts)
+        launch(job, num_processes=count, max_restarts=0, again="run again")
+        return np.concatenate([np.load(parts / f"{rank}.npy") for rank in range(count)])
 
 
 def memory_needed(vdm: VDM, settings: "Sample") -> int:
@@ -50,16 +53,15 @@ def memory_needed(vdm: VDM, settings: "Sample") -> int:
     return sampling.memory_needed(vdm, size, settings.num_timesteps) + 2 * settings.num_images * vdm.num_dims
 
 
-def draw_part(model: Path, settings: "Sample", parts: Path) -> None:
-    """Draw this process's share of the images, and save it in the folder `parts`."""
+def draw_part(model: Path, settings: "Sample", count: int, parts: Path) -> None:
+    """Draw the share of this one of `count` processes, and save it in the folder `parts`."""
     from flows.training.collectives import local_rank
 
-    rank, count = local_rank(), settings.num_devices
+    rank = local_rank()
     device = find_devices(settings.device, count)[rank]
     share = range(rank * settings.num_images // count, (rank + 1) * settings.num_images // count)
     images = draw_share(load_model(model, device), settings, share, shown=rank == 0)
-    with writing(parts / f"{rank}.npy") as file:
-        np.save(file, images)
+    write_array(parts / f"{rank}.npy", images)
 
 
 def draw_share(vdm: VDM, settings: "Sample", share: range, *, shown: bool = True) -> np.ndarray:

@@ -9,6 +9,7 @@ from PIL import Image
 
 from flows.core.errors import Exit, UserError
 from flows.core.files import write_whole, writing, writing_folder
+from flows.images.store import write_header
 
 GAP = 2
 SMALLEST_SHOWN = 32
@@ -45,13 +46,19 @@ def write(path: Path, images: np.ndarray, num_levels: int) -> None:
         case ".png":
             write_whole(path, png(grid(images, num_levels)))
         case ".npy":
-            with writing(path) as file:
-                np.save(file, images)
+            write_array(path, images)
         case _:
             digits = len(str(len(images) - 1))
             with writing_folder(path) as folder:
                 for number, image in enumerate(images):
                     write_whole(folder / f"{number:0{digits}}.png", png(shown(image, num_levels)))
+
+
+def write_array(path: Path, images: np.ndarray) -> None:
+    """Write an .npy file, whole or not at all.  Raises OSError that names the file, which `numpy.save` may not do."""
+    with writing(path) as file:
+        write_header(file, images.shape, images.dtype)
+        file.write(np.ascontiguousarray(images).data)
 
 
 def shown(image: np.ndarray, num_levels: int) -> np.ndarray:

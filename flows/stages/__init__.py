@@ -7,4 +7,5 @@ register  the model with its card, frozen
 evaluate  bits/dim of every test image
 features  the classifier whose features compare images
 sample    images from the model, measured beside held-out images
+report    one page with all results
 """

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 def evaluate(
     settings: "Evaluate", *, model: Path, images: Path, requirements: Path, out: Path, split: Split = "test"
 ) -> BoundMetrics:
-    """Write `metrics.json` and `per_image.csv` into `out`, and return the metrics, in bits/dim.
+    """Write `metrics.json`, `per_image.csv` and `noise_levels.csv` into `out`, and return the metrics, in bits/dim.
 
     Those of the test images also state the figures of the other splits.
 
@@ -23,5 +23,5 @@ def evaluate(
     metrics, result = measure(settings, model=model, images=images, requirements=requirements, split=split)
     if split == "test":
         metrics = metrics.model_copy(update=other_splits(settings, metrics, model=model, images=images))
-    write(out, metrics, result)
+    write(out, metrics, result, model)
     return metrics

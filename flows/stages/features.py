@@ -8,9 +8,10 @@ import numpy as np
 
 from flows.core.device import find_device
 from flows.core.errors import Exit, UserError
-from flows.images.store import ImageSet, ImageSetError, data_sha256, fault, load_images, load_labels
+from flows.images.store import ImageSet, ImageSetError, data_sha256, load_images, load_labels
 from flows.process.progress import bar
 from flows.quality.features import Task, accuracy, fit, save_features
+from flows.validation.report import require_validated
 
 if TYPE_CHECKING:
     from flows.core.params import Features
@@ -18,17 +19,15 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-def features(settings: "Features", *, images: Path, out: Path) -> None:
+def features(settings: "Features", *, images: Path, validation: Path, out: Path) -> None:
     """Write the classifier, fitted to the training images, with its accuracy on the test images.
 
-    Raises ImageSetError, UserError (exit 2 for labels that the set does not have, 4 for images that are not valid), and
-    OSError that names the file.
+    Raises UserError for labels that the set does not have (exit 2) and if `validation` does not say that `images` are
+    valid (4); ImageSetError for unreadable images; OSError that names the file.
     """
+    require_validated(images, validation, with_validation=False)
     out.parent.mkdir(parents=True, exist_ok=True)
     image_set, device = load_images(images), find_device(settings.device)
-    for split in ("train", "test"):
-        if reason := fault(image_set, split):
-            raise UserError(f"{images}: {reason}; run `vdmctl validate`", Exit.INVALID_DATA)
     task, train, test = classes(images, image_set, settings.task)
     described: dict[str, object] = {
         "task": task,

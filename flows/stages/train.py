@@ -8,12 +8,11 @@ from typing import TYPE_CHECKING
 import torch
 
 from flows.core.device import find_devices
-from flows.core.documents import read
 from flows.core.errors import Exit, UserError
-from flows.images.store import data_sha256, fault, load_images
+from flows.images.store import load_images
 from flows.training.distributed import launch
 from flows.training.fitting import advice_on_memory, out_of_memory, require_memory, train_here
-from flows.validation.report import Validation
+from flows.validation.report import require_validated
 from vdm.errors import TrainingDiverged
 
 if TYPE_CHECKING:
@@ -57,24 +56,3 @@ def train(
 def needs_validation(train: "Train") -> bool:
     """Whether the run uses the validation images."""
     return train.validate_every_steps is not None or train.images == "train_and_validation"
-
-
-def require_validated(images: Path, validation: Path, *, with_validation: bool) -> None:
-    """Raise UserError (exit 4) unless the validation report says that exactly these bytes are valid.
-
-    The error has exit 2 if the run needs validation images and there are none.
-    """
-    report = read(Validation, validation, "run `vdmctl validate`")
-    if not report.success:
-        raise UserError(f"{validation} says that {images} is not valid; run `vdmctl validate`", Exit.INVALID_DATA)
-    actual = data_sha256(images)
-    if report.data_sha256 != actual:
-        reason = f"{validation} is about data {report.data_sha256}, but {images} is {actual}"
-        raise UserError(f"{reason}; run `vdmctl validate`", Exit.INVALID_DATA)
-    image_set = load_images(images)
-    if with_validation and not len(image_set.validation):
-        advice = "set data.validation_fraction, or train.images: train and train.validate_every_steps: null"
-        raise UserError(f"{images} has no validation images; {advice}", Exit.USAGE)
-    for split in ("train", "validation") if with_validation else ("train",):
-        if reason := fault(image_set, split):
-            raise UserError(f"{images}: {reason}; run `vdmctl validate`", Exit.INVALID_DATA)

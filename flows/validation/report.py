@@ -1,16 +1,17 @@
-"""The validation report, validation.json, as models."""
+"""The validation report, validation.json, as models; and the check that images are those that it accepts."""
 
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import FailFast, Field
 
-from flows.core.documents import Document, Sha256
+from flows.core.documents import Document, Sha256, read
+from flows.core.errors import Exit, UserError
+from flows.images.store import data_sha256, fault, load_images
 
 Level = Annotated[int, Field(ge=0, lt=2**63)]
 # Means and deviations are those of float32 pixels: the difference of any two is finite in float64.
 Statistic = Annotated[float, Field(ge=-3.5e38, le=3.5e38)]
-
-
 Label = Annotated[str, Field(pattern=r"^-?[0-9]{1,20}$")]
 Quantiles = Annotated[list[Statistic], FailFast(), Field(max_length=2**16)]
 Histogram = Annotated[list[Level], FailFast(), Field(max_length=2**16)]
@@ -109,3 +110,24 @@ class Report(Validation):
     def failed(self, severity: Literal["warning", "critical"]) -> list[Result]:
         """Return the results of this severity that do not hold."""
         return [result for result in self.expectations if result.severity == severity and not result.success]
+
+
+def require_validated(images: Path, validation: Path, *, with_validation: bool) -> None:
+    """Raise UserError (exit 4) unless the validation report says that exactly these bytes are valid.
+
+    The error has exit 2 if the run needs validation images and there are none.
+    """
+    report = read(Validation, validation, "run `vdmctl validate`")
+    if not report.success:
+        raise UserError(f"{validation} says that {images} is not valid; run `vdmctl validate`", Exit.INVALID_DATA)
+    actual = data_sha256(images)
+    if report.data_sha256 != actual:
+        reason = f"{validation} is about data {report.data_sha256}, but {images} is {actual}"
+        raise UserError(f"{reason}; run `vdmctl validate`", Exit.INVALID_DATA)
+    image_set = load_images(images)
+    if with_validation and not len(image_set.validation):
+        advice = "set data.validation_fraction, or train.images: train and train.validate_every_steps: null"
+        raise UserError(f"{images} has no validation images; {advice}", Exit.USAGE)
+    for split in ("train", "validation") if with_validation else ("train",):
+        if reason := fault(image_set, split):
+            raise UserError(f"{images}: {reason}; run `vdmctl validate`", Exit.INVALID_DATA)

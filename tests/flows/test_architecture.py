@@ -15,6 +15,8 @@ from types import ModuleType
 import pytest
 from ruamel.yaml import YAML
 
+from flows.core import layout
+
 ROOT = Path(__file__).parents[2]
 DVC = YAML(typ="safe").load(ROOT / "dvc.yaml")
 STAGES = list(DVC["stages"])
@@ -45,7 +47,8 @@ ROOMS = {
     "compression": {"core", "process", "images", "evaluation"},
     "sampling": {"core", "process", "images", "training"},
     "quality": {"core", "process", "images", "evaluation"},
-    "stages": {"core", "process", "images", "validation", "training", "evaluation", "sampling", "quality"},
+    "report": {"core", "images", "validation", "evaluation"},
+    "stages": {"core", "process", "images", "validation", "training", "evaluation", "sampling", "quality", "report"},
     "registry": {"core", "process", "images", "validation", "evaluation"},
     "orchestration": {"core", "process", "evaluation", "registry"},
     "commands": {
@@ -56,6 +59,7 @@ ROOMS = {
         "evaluation",
         "compression",
         "sampling",
+        "report",
         "stages",
         "registry",
         "orchestration",
@@ -215,7 +219,18 @@ def test_a_stage_depends_on_the_sections_that_it_takes(stage: str) -> None:
     module = import_module(f"flows.stages.{stage}")
     taken = parameter_sections(module, stage)
     assert taken == DVC["stages"][stage].get("params", [])
-    assert DVC["stages"][stage]["cmd"] == f"python -m flows.cli {stage}"
+    # Without --out, `vdmctl report` prints.
+    command = {"report": f"report --out {layout.PAGE}"}.get(stage, stage)
+    assert DVC["stages"][stage]["cmd"] == f"python -m flows.cli {command}"
+
+
+def test_the_templates_are_dependencies_of_the_report_and_part_of_the_package() -> None:
+    files = {path for path in (ROOT / "flows/report").iterdir() if path.is_file() and path.suffix != ".py"}
+    deps = {ROOT / dep for dep in DVC["stages"]["report"]["deps"]}
+    packaged = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]
+    assert files == {path for pattern in packaged["flows.report"] for path in (ROOT / "flows/report").glob(pattern)}
+    # The page that compares two models is not the stage's.
+    assert files - deps == {ROOT / "flows/report/comparison.html"}
 
 
 def parameter_sections(module: ModuleType, function: str) -> list[str]:

@@ -31,12 +31,11 @@ from flows.images.store import (
     save_images,
 )
 from flows.registry.storage import Stored, files
-from flows.stages import train
 from flows.stages.register import read_curves
 from flows.training import fitting
 from flows.validation.drift import differences, read_reference
 from flows.validation.facts import measure
-from flows.validation.report import Profile, Validation
+from flows.validation.report import Profile, Validation, require_validated
 from flows.validation.tables import split_rows, with_files
 from vdm.model import VDM
 from vdm.training.trainer import Trainer
@@ -314,7 +313,7 @@ def test_a_report_that_calls_impossible_levels_valid_is_refused(image_set: Path)
     np.save(image_set / "train.npy", pixels)
     report.write_text(json.dumps({"success": True, "data_sha256": data_sha256(image_set)}))
     with pytest.raises(UserError, match=r"train\.npy holds level 99; run `vdmctl validate`") as raised:
-        train.require_validated(image_set, report, with_validation=False)
+        require_validated(image_set, report, with_validation=False)
     assert raised.value.code is Exit.INVALID_DATA
 
 

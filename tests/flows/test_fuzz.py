@@ -28,6 +28,7 @@ from conftest import TINY
 from fuzzing import changed_json, damaged
 from PIL import Image
 from project import ROOT
+from results import ORIGIN, PLACES, write_results
 
 from flows.compression.decoding import Decoder
 from flows.compression.files import compress
@@ -49,6 +50,9 @@ from flows.registry import lock_file, storage
 from flows.registry import versions as registry
 from flows.registry.evidence import evidence_of
 from flows.registry.versions import Version
+from flows.report.page import page
+from flows.report.results import Files, read_results
+from flows.report.tables import integers, read_table
 from flows.stages.register import read_curves
 from flows.validation.drift import from_reference, read_reference
 from flows.validation.report import Profile
@@ -195,6 +199,30 @@ def unpack(content: bytes, path: Path) -> None:
     folder = path.with_name("batches")
     folder.mkdir(exist_ok=True)
     publishers.unpack(path, folder, {"data_batch_1": "0" * 64})
+
+
+def shown_results(folder: Path) -> Files:
+    """Return documents and images for a page without charts, which would take too long; write them if necessary."""
+    folder = folder / "results"
+    if not folder.exists():
+        write_results(folder, (np.arange(110 * 64) % 17).astype(np.uint8).reshape(110, 1, 8, 8))
+    files = Files(*(folder / path for path in PLACES if path))
+    return files._replace(per_image=None, noise_levels=None, curves=None)
+
+
+def shown(name: str) -> Reader:
+    """Return the reader that shows one document of a model's results in a page."""
+
+    def read(content: bytes, path: Path) -> None:
+        files = shown_results(path.parent)
+        place = path.with_suffix(".damaged")
+        place.write_bytes(content)
+        assert "<script" not in page(read_results(files._replace(**{name: place}), ORIGIN)).html
+
+    def seeds() -> list[bytes]:
+        return [getattr(shown_results(Path(os.environ["FUZZ_FOLDER"])), name).read_bytes()]
+
+    return Reader(seeds, read, (UserError,), True)
 
 
 def text_file(read: Callable[[Path], object]) -> Callable[[bytes, Path], object]:
@@ -349,6 +377,14 @@ READERS = {
     "curves.csv": Reader(
         lambda: [b"step,bpd,validation_bpd\n1,2.5,nan\n2,2.25,2.5\n"], text_file(read_curves), (UserError,)
     ),
+    "per_image.csv": Reader(
+        lambda: [b"image,bpd\n0,2.5\n1,nan\n"],
+        text_file(lambda path: integers(path, read_table(path, ("image", "bpd")), "image", 2)),
+        (UserError,),
+    ),
+    "shown metrics.json": shown("metrics"),
+    "shown validation.json": shown("validation"),
+    "shown samples.json": shown("sample_metrics"),
     "picture.png": Reader(
         lambda: [picture("PNG"), picture("PNG", "L"), picture("PNG", "1")], read_picture, (BadImageError,)
     ),

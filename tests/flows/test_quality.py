@@ -3,6 +3,7 @@
 import hashlib
 import json
 import pickle
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -90,19 +91,21 @@ def test_the_classifier_learns_its_task(labelled: bool, small: Small, tmp_path: 
             pixels = getattr(load_images(images), split)
             labels = (pixels.mean((1, 2, 3)) > 4.8).astype(np.int64) * 7  # numbered anew from 0
             np.save(images / f"{split}_labels.npy", labels)
-    train_features(settings(), images=images, out=out)
+    fit = partial(train_features, settings(), images=images, validation=Path("reports/validation/validation.json"))
+    fit(out=out)
     network, config, digest = features.load_features(out, torch.device("cpu"))
     assert config.task == ("labels" if labelled else "symmetries")
     assert config.num_classes == (2 if labelled else 4)
     assert config.accuracy > (0.7 if labelled else 0.45)
     assert features.embed(network, load_images(images).test).shape == (40, 32)
-    train_features(settings(), images=images, out=tmp_path / "again")
+    fit(out=tmp_path / "again")
     assert features.load_features(tmp_path / "again", torch.device("cpu"))[2] == digest
 
 
 def test_labels_that_a_set_does_not_have_are_an_error(small: Small, tmp_path: Path) -> None:
+    paths = {"images": Path("data/images"), "validation": Path("reports/validation/validation.json")}
     with pytest.raises(UserError, match=r"has no labels; set features\.task to auto or symmetries") as error:
-        train_features(settings(task="labels"), images=Path("data/images"), out=tmp_path / "features")
+        train_features(settings(task="labels"), **paths, out=tmp_path / "features")
     assert error.value.code is Exit.USAGE
 
 

@@ -99,17 +99,28 @@ def test_finite_steps_cost_more_than_continuous_time(digits: np.ndarray, tiny_mo
 
 def test_standard_errors() -> None:
     diffusion = np.array([1.0, 2.0, 3.0, 6.0])
-    result = Evaluation(np.zeros(4), np.zeros(4), diffusion, np.full(4, 0.04))
+    # Two draws each, `diffusion` -+ 0.1: a variance of 0.01, and of 4/3 of that once the common trend is subtracted.
+    draws = diffusion[:, None] + 0.1 * np.outer([1, -1, 1, -1], [1, -1])
+    result = Evaluation(np.zeros(4), np.zeros(4), draws)
     assert result.standard_error == pytest.approx(diffusion.std(ddof=1) / 2)
-    assert result.monte_carlo_standard_error == pytest.approx(0.2 / 2)
-    assert math.isnan(Evaluation(np.zeros(1), np.zeros(1), np.ones(1), np.zeros(1)).standard_error)
+    assert result.monte_carlo_standard_error == pytest.approx(math.sqrt(4 / 3 * 0.01) / 2)
+    assert math.isnan(Evaluation(np.zeros(1), np.zeros(1), np.ones((1, 2))).standard_error)
+
+
+def test_the_noise_levels_average_to_the_diffusion_term() -> None:
+    draws = np.random.default_rng(0).gamma(2, size=(50, 4))
+    result = Evaluation(np.zeros(50), np.zeros(50), draws)
+    levels = result.noise_levels
+    np.testing.assert_allclose(levels.t, [0.125, 0.375, 0.625, 0.875])
+    assert levels.diffusion.mean() == pytest.approx(result.diffusion.mean())
+    np.testing.assert_allclose(levels.standard_error, draws.std(axis=0, ddof=1) / math.sqrt(50))
 
 
 def test_the_paired_difference_has_the_interval_of_a_normal_mean() -> None:
     """Common terms of both evaluations cancel; 95% of a normal distribution lie within 1.96 deviations."""
     common, change = np.array([1.0, 5.0, 9.0]), np.array([0.1, 0.2, 0.3])
     zeros = np.zeros(3)
-    first, second = (Evaluation(zeros, zeros, bpd, zeros) for bpd in (common, common + change))
+    first, second = (Evaluation(zeros, zeros, bpd[:, None]) for bpd in (common, common + change))
     paired = paired_difference(first, second, confidence=0.95)
     error = 0.1 / math.sqrt(3)
     assert paired.difference == pytest.approx(0.2)

@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer
@@ -71,8 +72,9 @@ def test_every_command_is_stopped_from_its_first_moment(number: signal.Signals, 
         ("sample", "torch"),
         ("evaluate", "images"),
         ("validate", "reports/validation/.data_docs.partial"),
-        ("compress", "unfinished file"),
+        ("compress data/images --out images.vdmz", "unfinished file"),
         ("register", "models/.vdm.partial"),
+        ("report --out reports/report.html", "reports/.pictures.partial"),
     ],
 )
 def test_a_command_that_is_stopped_leaves_the_old_outputs_and_nothing_else(
@@ -80,7 +82,7 @@ def test_a_command_that_is_stopped_leaves_the_old_outputs_and_nothing_else(
 ) -> None:
     small.edit(times_per_image=100_000)
     before = small.outputs()
-    process = small.start(command, *ARGUMENTS.get(command, []))
+    process = small.start(*command.split())
     markers = {
         "unfinished file": lambda: (small.folder / f".images.vdmz.{process.pid}").exists(),
         "torch": lambda: imports_torch(process.pid),
@@ -123,7 +125,11 @@ def test_a_signal_while_the_outputs_take_their_places_comes_too_late(command: st
     assert (
         changed
         >= {
-            "evaluate": {"reports/evaluation/metrics.json", "reports/evaluation/per_image.csv"},
+            "evaluate": {
+                "reports/evaluation/metrics.json",
+                "reports/evaluation/per_image.csv",
+                "reports/evaluation/noise_levels.csv",
+            },
             "preset": {"params.yaml"},
         }[command]
     )
@@ -185,14 +191,20 @@ def empty_arguments() -> Iterator[tuple[str, list[str], str]]:
     """Yield each argument and option with a value: the command, its arguments with that one empty, and its name."""
     for command, parameters in ((name, command.params) for name, command in COMMANDS.items()):
         for empty in (parameter for parameter in parameters if not getattr(parameter, "is_flag", False)):
-            shown = empty.name if empty.param_type_name == "argument" else empty.opts[0]
+            shown = empty.name if empty.param_type_name == "argument" else "' / '".join(empty.opts)
             for blank in ("", " \t"):
                 arguments = []
                 for parameter in parameters:
-                    if parameter.required or parameter is empty:
+                    if parameter.required or parameter is empty or comes_before(parameter, empty, parameters):
                         arguments += [parameter.opts[0]] if parameter.param_type_name == "option" else []
                         arguments += ["x"] * (parameter.nargs - 1) + [blank if parameter is empty else "x"]
                 yield command, arguments, shown
+
+
+def comes_before(parameter: Any, empty: Any, parameters: list[Any]) -> bool:
+    """Whether a parameter is an argument before another one, without which that would take its place."""
+    both = {parameter.param_type_name, empty.param_type_name} == {"argument"}
+    return both and parameters.index(parameter) < parameters.index(empty)
 
 
 @pytest.mark.parametrize(("command", "arguments", "name"), list(empty_arguments()))
@@ -224,7 +236,7 @@ def test_the_walk_over_the_commands_finds_their_arguments() -> None:
         ([], "Missing command; see `vdmctl --help`"),
         (["evaluat"], "No such command 'evaluat'. Did you mean 'evaluate'"),
         (["evaluate", "--nope"], "No such option: --nope; see `vdmctl evaluate --help`"),
-        (["report", "extra"], "Got unexpected extra argument(s) (extra); see `vdmctl report --help`"),
+        (["models", "extra"], "Got unexpected extra argument(s) (extra); see `vdmctl models --help`"),
         (["lineage"], "Missing argument 'model'; see `vdmctl lineage --help`"),
         (["evaluate", "--seed", "ten"], "Invalid value for '--seed': "),
     ],

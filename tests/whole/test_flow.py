@@ -26,7 +26,7 @@ from flows.process.groups import processes_in
 # Only a machine that is busy with other things needs as long.
 pytestmark = pytest.mark.timeout(900)
 
-STAGES = ["download", "validate", "train", "register", "evaluate", "features", "sample"]
+STAGES = ["download", "validate", "features", "train", "register", "evaluate", "sample", "report"]
 
 
 def tasks(plant: Plant, run: str) -> dict[str, str]:
@@ -77,7 +77,9 @@ def test_a_run_leaves_a_commit_on_its_branch_and_the_checkout_alone(plant: Plant
     kinds = {each["type"] for each in plant.api("artifacts/filter", sort="CREATED_DESC", limit=50)}
     assert {"progress", "image", "markdown", "table"} <= kinds
 
-    for link in plant.api("artifacts/filter", artifacts={"key": {"any_": ["model-card", "data-docs", "evidence"]}}):
+    for link in plant.api(
+        "artifacts/filter", artifacts={"key": {"any_": ["report", "model-card", "data-docs", "evidence"]}}
+    ):
         (address,) = re.findall(r"\((file:[^)]+)\)", link["data"])
         path = urllib.parse.unquote(address.removeprefix("file://"))
         assert Path(path).is_file()  # although the worktree is gone

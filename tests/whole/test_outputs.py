@@ -24,6 +24,7 @@ from flows.validation.expectations import heard
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 GOOGLE = ROOT / "tests/oracles/google_scalar_T0.flax"
+SAMPLE = ["sample", "models/vdm", "-n", "4"]
 IMPORT = [
     "import-checkpoint",
     str(GOOGLE),
@@ -46,12 +47,17 @@ def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Small:
 
 @contextmanager
 def no_file_above(size: int) -> Iterator[None]:
-    """Let writes fail that would make a file larger than the limit, as on a full disk."""
+    """Let writes fail that would make a file larger than the limit, as on a full disk.
+
+    Python writes no bytecode meanwhile: it would keep the truncated files.
+    """
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    before, sys.dont_write_bytecode = sys.dont_write_bytecode, True
     try:
         yield
     finally:
+        sys.dont_write_bytecode = before
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
@@ -65,7 +71,12 @@ def no_file_above(size: int) -> Iterator[None]:
         (["evaluate"], 1300, "reports/evaluation/per_image.csv"),
         (["sample"], 100, "reports/samples/metrics.json"),
         (["sample"], 1700, "reports/samples/neighbours.png"),
+        ([*SAMPLE, "--out", "drawn/grid.png"], 100, "drawn/grid.png"),
+        ([*SAMPLE, "--out", "drawn/array.npy"], 200, "drawn/array.npy"),
+        ([*SAMPLE, "--out", "drawn/pictures"], 50, "drawn/pictures/0.png"),
+        ([*SAMPLE, "--film", "drawn/film.gif"], 500, "drawn/film.gif"),
         (["features"], 1000, "models/features/weights.safetensors"),
+        (["report", "--out", "reports/report.html"], 10_000, "reports/report.html"),
         (IMPORT, 100, "models/imported/config.json"),
         (IMPORT, 10_000, "models/imported/weights.safetensors"),
         (["validate", "data/images", "--out", "reports/other"], 100, "reports/other/validation.json"),
@@ -112,7 +123,7 @@ def test_a_report_that_could_not_be_written_leaves_no_older_report(
 
 def test_great_expectations_says_nothing_of_a_full_disk_itself(small: Small) -> None:
     limited = f"ulimit -f 40; exec {sys.executable} -m flows.cli validate"
-    result = small.run(["bash", "-c", limited])
+    result = small.run(["bash", "-c", limited], PYTHONDONTWRITEBYTECODE="1")
     assert result.returncode == Exit.MISSING
     assert one_line(result) == "vdmctl: reports/validation/data_docs: File too large"
 

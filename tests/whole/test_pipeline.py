@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from project import Project
+from project import STAGES, Project
 
 from flows.core.checkpoint import load_model, save_model
 from vdm.model import VDM
@@ -49,6 +49,10 @@ def test_every_stage_leaves_its_outputs(reproduced: Project) -> None:
         bpd = [float(row["bpd"]) for row in csv.DictReader(file)]
     assert len(bpd) == metrics["num_images"] == 359
     assert np.mean(bpd) == pytest.approx(metrics["bpd"], abs=1e-5)
+    with (folder / "reports/evaluation/noise_levels.csv").open() as file:
+        levels = [float(row["diffusion_bpd"]) for row in csv.DictReader(file)]
+    assert len(levels) == metrics["times_per_image"] == 2
+    assert np.mean(levels) == pytest.approx(metrics["diffusion_bpd"], abs=1e-5)
     with (folder / "reports/training/curves.csv").open() as file:
         assert [row["step"] for row in csv.DictReader(file)] == ["5", "10", "15", "20"]
     with Image.open(folder / "reports/samples/samples.png") as picture:
@@ -78,7 +82,7 @@ def test_outputs_depend_on_nothing_but_their_declared_inputs(reproduced: Project
     shutil.rmtree(other.folder / ".dvc" / "cache")
     result = other.dvc("repro", "--force")
     assert result.returncode == 0, result.stdout + result.stderr
-    assert len(ran(result.stdout)) == 6
+    assert len(ran(result.stdout)) == len(STAGES) + 1  # and the report
     assert other.git("status", "--porcelain") == ""
 
 
@@ -92,10 +96,10 @@ def test_a_second_repro_does_nothing_and_says_so(reproduced: Project) -> None:
     assert reproduced.git("status", "--porcelain") == ""
 
 
-def test_changed_evaluation_parameters_rerun_the_evaluation_alone(reproduced: Project) -> None:
+def test_changed_evaluation_parameters_rerun_the_evaluation_and_the_report(reproduced: Project) -> None:
     before = json.loads((reproduced.folder / "reports/evaluation/metrics.json").read_text())
     reproduced.edit("params.yaml", **{"times_per_image: 2": "times_per_image: 3"})
-    assert ran(reproduced.dvc("repro").stdout) == ["evaluate"]
+    assert ran(reproduced.dvc("repro").stdout) == ["evaluate", "report"]
     after = json.loads((reproduced.folder / "reports/evaluation/metrics.json").read_text())
     assert after["times_per_image"] == 3
     assert after["model_sha256"] == before["model_sha256"]
@@ -111,6 +115,8 @@ def test_dvc_shows_metrics_plots_and_the_artifact(reproduced: Project) -> None:
     page = (reproduced.folder / "plots" / "index.html").read_text()
     assert "Training loss" in page
     assert "Noise schedule" in page
+    assert "Loss at each noise level" in page
+    assert page.count('src="static/workspace_reports_pictures_') == 4
     reproduced.run("rm", "-r", "plots")
     program = "from dvc.repo import Repo; print(Repo().artifacts.read()['dvc.yaml']['vdm'].path)"
     assert reproduced.run("python", "-c", program).stdout == "models/vdm\n"
@@ -194,7 +200,8 @@ def test_compare_is_paired(reproduced: Project) -> None:
 
 def test_evaluate_writes_into_the_given_folder(reproduced: Project, tmp_path: Path) -> None:
     assert reproduced.vdmctl("evaluate", "models/vdm", "--out", str(tmp_path / "out")).returncode == 0
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["metrics.json", "per_image.csv"]
+    written = sorted(path.name for path in (tmp_path / "out").iterdir())
+    assert written == ["metrics.json", "noise_levels.csv", "per_image.csv"]
 
 
 def one_line(result: subprocess.CompletedProcess[str]) -> str:

@@ -97,10 +97,7 @@ def test_a_version_is_evaluated_from_the_remote_when_the_cache_is_gone(copied: P
     assert len(list((copied.folder / ".vdm/models").iterdir())) == 1
     compared = json.loads(copied.vdmctl("compare", "v1.0.0", "champion", "--json").stdout)
     hashes = [model["model_sha256"] for model in compared["models"]]
-    kept = [metrics_of_samples(copied, version) for version in ("v1.0.0", "v1.1.0")]
-    for name, pair in compared["samples"].items():
-        assert pair == [metrics["figures"][name] for metrics in kept]
-    assert "precision" in compared["samples"]
+    assert compared["samples"] is None  # in the features of other images
     assert hashes == [metrics_at(copied, f"vdm@{name}")["model_sha256"] for name in ("v1.0.0", "v1.2.0")]
     assert copied.git("status", "--porcelain", "--", ".vdm", "reports") == ""
 
@@ -110,7 +107,37 @@ def test_without_images_in_the_working_tree_a_version_meets_its_own(copied: Proj
     result = copied.vdmctl("evaluate", "v1.0.0", "--json")
     assert result.returncode == 0, result.stderr
     assert json.loads(result.stdout)["bpd"] == metrics_at(copied, "vdm@v1.0.0")["bpd"]
-    assert copied.vdmctl("compare", "v1.0.0", "v1.1.0", "--json").returncode == 0
+    compared = json.loads(copied.vdmctl("compare", "v1.0.0", "v1.1.0", "--json").stdout)
+    kept = [metrics_of_samples(copied, version) for version in ("v1.0.0", "v1.1.0")]
+    for name, pair in compared["samples"].items():
+        assert pair == [metrics["figures"][name] for metrics in kept]
+    assert "precision" in compared["samples"]
+
+
+def test_a_page_about_versions_has_their_results_and_their_lineage(copied: Project) -> None:
+    """The results are fetched from the remote.  The third version has other images."""
+    shutil.rmtree(copied.folder / ".dvc/cache")
+    shutil.rmtree(copied.folder / "reports")
+    for name, arguments in {"one": ["v1.0.0"], "two": ["v1.0.0", "v1.1.0"], "three": ["v1.1.0", "v1.2.0"]}.items():
+        result = copied.vdmctl("report", *arguments, "--out", f"{name}.html")
+        assert (result.returncode, result.stderr) == (0, "")
+    one, two, three = ((copied.folder / f"{name}.html").read_text() for name in ("one", "two", "three"))
+    metrics = metrics_at(copied, "vdm@v1.0.0")
+    figure = f"{metrics['bpd']:.4f}&nbsp;± {metrics['bpd_standard_error']:.4f}"
+    commit = copied.git("rev-parse", "vdm@v1.0.0^{commit}").strip()
+    assert [text in one for text in (figure, commit, "<code>vdm@v1.0.0</code>", "Easiest images")] == [True] * 4
+    assert one.count("<svg") == 4
+    difference = metrics_at(copied, "vdm@v1.1.0")["bpd"] - metrics["bpd"]
+    assert f"\N{MINUS SIGN}{-difference:.4f}&nbsp;±" in two
+    assert "No paired difference: they were evaluated on other images." in three
+
+    damaged = cached(copied, "reports/evaluation/per_image.csv", "", "v1.0.0")
+    damaged.chmod(0o644)
+    damaged.write_text("image,bpd")
+    result = copied.vdmctl("report", "v1.0.0", "--out", "four.html")
+    assert result.returncode == Exit.MISSING
+    assert "vdm@v1.0.0: reports/evaluation/per_image.csv: the listing is damaged in the cache" in one_line(result)
+    assert not (copied.folder / "four.html").exists()
 
 
 def test_a_fetched_version_is_reused_and_never_trusted_blindly(copied: Project) -> None:

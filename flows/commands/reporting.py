@@ -1,0 +1,153 @@
+"""Find the results of the models that `vdmctl report --out` names, and write the page."""
+
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+
+from flows.commands.arguments import parameters
+from flows.core import layout
+from flows.core.documents import json_value, read
+from flows.core.errors import Exit, UserError
+from flows.core.files import read_bounded, scratch_folder, write_whole
+from flows.evaluation.results import Metrics
+from flows.registry.git import contents
+from flows.registry.lineage import Lineage, lineage
+from flows.registry.promotion import test_images
+from flows.registry.storage import check, obtain, opened, sha256_of_config
+from flows.registry.versions import REFERENCE, Version, resolve
+from flows.report.comparison import comparison
+from flows.report.page import page
+from flows.report.results import Files, Origin, Results, origin_here, read_results
+from flows.stages.report import report
+
+ROOT = Path()
+WORKSPACE = Files(
+    metrics=layout.METRICS,
+    per_image=layout.PER_IMAGE,
+    noise_levels=layout.NOISE_LEVELS,
+    curves=layout.CURVES,
+    validation=layout.VALIDATION,
+    images=layout.IMAGES,
+    samples=layout.SAMPLES_ARRAY,
+    sample_metrics=layout.SAMPLE_METRICS,
+    neighbours=layout.NEIGHBOURS,
+)
+SECTIONS = ("data", "contract", "model", "train", "evaluate", "features", "sample", "quality")
+"""The sections of params.yaml that the stage takes."""
+
+
+def write_page(models: list[str], out: Path, *, force: bool) -> None:
+    """Write the page about the workspace, about one model, or about two.
+
+    Without models and to `flows.core.layout.PAGE` this is the stage, which replaces its output and its charts.
+
+    Raises UserError (exit 2) if the file exists, unless `force`; UserError (exit 5) if results are missing or damaged;
+    OSError that names `out`.
+    """
+    is_stage = not models and out == layout.PAGE
+    if out.exists() and not force and not is_stage:
+        raise UserError(f"{out} exists; --force overwrites it", Exit.USAGE)
+    if not models:
+        sections = [getattr(parameters(), name) for name in SECTIONS]
+        pictures = layout.PICTURES if is_stage else None
+        report(*sections, files=WORKSPACE, model_folder=layout.REGISTERED, out=out, pictures=pictures)
+        return
+    found = [results_of(model) for model in models]
+    made = page(*found) if len(found) == 1 else comparison(*found)
+    write_whole(out, made.html)
+
+
+def results_of(model: str) -> Results:
+    """Return the results of a version, `champion`, or a model folder.  Raises UserError."""
+    return of_version(resolve(ROOT, model)) if REFERENCE.fullmatch(model) else of_folder(Path(model))
+
+
+def of_version(version: Version) -> Results:
+    """Return the results of a version.  Raises UserError (exit 5) if one is damaged or cannot be fetched."""
+    chain = lineage(ROOT, version)
+    if version.problem:
+        raise UserError(f"{version.name}: {version.problem}", Exit.MISSING)
+    with scratch_folder() as scratch:
+        places = gather(chain, scratch)
+        if str(layout.IMAGES) in chain.lock.outputs:
+            places[str(layout.IMAGES)] = test_images(ROOT, version)
+        try:
+            return read_results(placed(places), origin_of(chain))
+        except UserError as error:
+            message = str(error)
+            for path, place in places.items():
+                message = message.replace(str(place), f"{version.name}: {path}")
+            raise UserError(message, error.code) from error
+
+
+def gather(chain: Lineage, scratch: Path) -> dict[str, Path]:
+    """Return the files with the results of a version, by their paths in the workspace: in DVC's cache or in `scratch`.
+
+    Raises UserError (exit 5) if one is damaged or not to be had.
+    """
+    version, outputs = chain.version, chain.lock.outputs
+    listed = [str(path) for path in WORKSPACE if str(path) in outputs and path != layout.IMAGES]
+    found = contents(ROOT, [f"{version.commit}:{path}" for path in listed])
+    places: dict[str, Path] = {}
+    for path in listed:
+        content = found[f"{version.commit}:{path}"]
+        if content is not None:  # DVC's metrics are in the commit and not in the cache
+            places[path] = scratch / path
+            write_whole(places[path], content)
+    with opened(ROOT) as repo:
+        cached = obtain(repo, {path: outputs[path] for path in listed if path not in places}, f"{version.name}: ")
+    for path, stored in cached.items():
+        for file in stored:
+            check(file.cached, file, f"{version.name}: {path}: ")
+            places[path] = file.cached
+    return places
+
+
+def placed(places: Mapping[str, Path]) -> Files:
+    """Return the files of the workspace at other places, None for those that have none.  Raises UserError (exit 5)."""
+    if str(layout.METRICS) not in places:
+        raise UserError(f"its dvc.lock does not list {layout.METRICS}", Exit.MISSING)
+    return Files(*(places.get(str(path)) for path in WORKSPACE))  # type: ignore[arg-type]
+
+
+def origin_of(chain: Lineage) -> Origin:
+    """Return where a version comes from."""
+    version = chain.version
+    rows = {"version": version.name, "registered": version.created, "commit": version.commit}
+    promotions = {f"promoted, {tag.name}": tag.created for tag in chain.promotions}
+    commands = [
+        f"git checkout {version.name} && make repro",
+        f"vdmctl verify {version.name}    # recomputes every digest",
+        f"vdmctl evaluate {version.name}  # the likelihood alone",
+    ]
+    return Origin(version.name, chain.lock.parameters, rows | promotions, commands)
+
+
+def of_folder(folder: Path) -> Results:
+    """Return the results of a model folder: the workspace's if they are of this model, else those in the folder.
+
+    `vdmctl evaluate FOLDER --out FOLDER` writes results into the folder.  Raises UserError (exit 5).
+    """
+    digest = sha256_of_config(folder)
+    if not digest:
+        raise UserError(f"{folder}: no model folder, since it has no config.json", Exit.MISSING)
+    if layout.METRICS.exists() and read(Metrics, layout.METRICS).model_sha256 == digest:
+        read_here = parameters()
+        sections = {name: getattr(read_here, name).model_dump() for name in SECTIONS}
+        return read_results(WORKSPACE, origin_here(folder, sections))
+    metrics = folder / layout.METRICS.name
+    command = f"vdmctl evaluate {shlex.quote(str(folder))} --out {shlex.quote(str(folder))}"
+    if not metrics.exists():
+        raise UserError(f"{folder}: not evaluated yet; run `{command}`", Exit.MISSING)
+    if read(Metrics, metrics).model_sha256 != digest:
+        raise UserError(f"{metrics} is about another model; run `{command}`", Exit.MISSING)
+    files = Files(
+        metrics=metrics,
+        per_image=folder / layout.PER_IMAGE.name,
+        noise_levels=folder / layout.NOISE_LEVELS.name,
+        samples=folder / layout.SAMPLES_ARRAY.name,
+        images=layout.IMAGES,
+    )
+    config = json_value(read_bounded(folder / "config.json"), f"{folder}/config.json")
+    parameters_of_model = {"model": config.get("model")} if isinstance(config, dict) else {}
+    return read_results(files, Origin(str(folder), parameters_of_model, {}, [command]))

@@ -1,0 +1,232 @@
+"""Charts as SVG, drawn with the colours of the page, which differ between light and dark.
+
+matplotlib draws with the colours in `ROLES`; these are replaced by CSS variables.  So a chart follows the page that it
+is in, and as a file of its own the style that `Chart.file` adds.
+"""
+
+import math
+import re
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from io import BytesIO
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+from markupsafe import Markup
+
+from flows.core.escaping import visible
+from flows.report.tables import Columns, finite
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+ROLES = {"ink": "#000001", "line": "#000002", "first": "#000003", "second": "#000004"}
+INK, LINE, *MODELS = ROLES.values()
+PALETTE = {
+    "paper": ("#ffffff", "#14171a"),
+    "ink": ("#1b1f24", "#e6e8ea"),
+    "muted": ("#57606a", "#a3adb7"),
+    "line": ("#d0d7de", "#3d444d"),
+    "first": ("#0b62b0", "#6cb2ff"),
+    "second": ("#a84300", "#ffa657"),
+    "good": ("#116329", "#56d364"),
+    "bad": ("#b3261e", "#ff8b82"),
+}
+"""The colours of the page, light and dark: text has at least 4.5 times the contrast of the paper."""
+STYLE: Any = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "vdm",
+    "text.parse_math": False,
+    "font.size": 11,
+    "text.color": INK,
+    "axes.edgecolor": INK,
+    "axes.labelcolor": INK,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.facecolor": "none",
+    "figure.facecolor": "none",
+    "savefig.facecolor": "none",
+    "grid.color": LINE,
+    "grid.linewidth": 0.6,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "legend.frameon": False,
+    "lines.linewidth": 1.6,
+}
+SIZE = (5.0, 3.2)
+MOST_POINTS = 400
+"""More points of a curve than that are not drawn."""
+
+Tables = Mapping[str, Columns]
+"""A table of each model, by the model's name; one or two."""
+
+
+class Chart(NamedTuple):
+    """A chart: the name of its file, its title, its description in words, and its SVG."""
+
+    name: str
+    title: str
+    alt: str
+    svg: Markup
+
+    @property
+    def file(self) -> str:
+        """The SVG as a file of its own, in the colours of the reader's preference."""
+        light, dark = (";".join(f"--{name}:{shades[i]}" for name, shades in PALETTE.items()) for i in (0, 1))
+        style = f":root{{{light};background:var(--paper)}}@media(prefers-color-scheme:dark){{:root{{{dark}}}}}"
+        head, bracket, body = self.svg.partition(">")
+        return f'<?xml version="1.0" encoding="utf-8"?>\n{head}{bracket}<style>{style}</style>{body}\n'
+
+
+def loss(curves: Tables) -> Chart:
+    """Draw the training loss and the validations of the training logs."""
+    said = []
+
+    def draw(axes: "Axes") -> None:
+        tops = []
+        for color, (model, table) in zip(MODELS, curves.items(), strict=False):
+            steps, losses = finite(table["step"], table["bpd"])
+            axes.plot(*thinned(steps, losses), color=color, label=labelled(model, "training", curves), alpha=0.75)
+            said.append(f"{labelled(model, 'training', curves)}: {over(steps, losses)}")
+            tops.append(np.quantile(losses, 0.9) if len(losses) else 0)
+            steps, losses = finite(table["step"], table.get("validation_bpd", np.full(len(table["step"]), np.nan)))
+            if len(steps):
+                label = labelled(model, "validation", curves)
+                axes.plot(*thinned(steps, losses), "o--", color=color, label=label, markersize=4)
+                said.append(f"{label}: {over(steps, losses)}")
+        lowest, highest = axes.get_ylim()
+        # The first steps are far above the rest, which would be flat beside them.
+        axes.set_ylim(lowest, min(highest, lowest + 3 * max(max(tops) - lowest, 1e-6)))
+        axes.set_xlabel("step")
+        axes.set_ylabel("bits/dim")
+        add_legend(axes, curves)
+
+    svg = drawn("loss", draw)
+    return Chart("loss", "Loss while training", f"Line chart in bits/dim. {'; '.join(said)}.", svg)
+
+
+def schedule(levels: Tables) -> Chart:
+    """Draw gamma(t)."""
+    said = []
+
+    def draw(axes: "Axes") -> None:
+        for color, (model, table) in zip(MODELS, levels.items(), strict=False):
+            times, gammas = finite(table["t"], table["gamma"])
+            axes.plot(*thinned(times, gammas), color=color, label=labelled(model, "gamma", levels), marker=".")
+            said.append(f"{labelled(model, 'gamma', levels)}: {over(times, gammas, 't')}")
+        axes.set_xlabel("t (0: the image, 1: noise)")
+        axes.set_ylabel("gamma = \N{MINUS SIGN}log SNR")
+        add_legend(axes, levels)
+
+    svg = drawn("schedule", draw)
+    return Chart("schedule", "Noise schedule", f"Line chart of gamma over the time t. {'; '.join(said)}.", svg)
+
+
+def noise_levels(levels: Tables) -> Chart:
+    """Draw the diffusion term over the noise levels, with standard errors."""
+    said = []
+
+    def draw(axes: "Axes") -> None:
+        for color, (model, table) in zip(MODELS, levels.items(), strict=False):
+            times, losses, errors = finite(table["t"], table["diffusion_bpd"], np.nan_to_num(table["standard_error"]))
+            places = places_of(times)
+            axes.errorbar(
+                times[places],
+                losses[places],
+                np.abs(errors[places]),
+                color=color,
+                label=labelled(model, "diffusion term", levels),
+                marker=".",
+                capsize=2,
+            )
+            said.append(f"{labelled(model, 'diffusion term', levels)}: {between(losses)}")
+        axes.set_ylim(bottom=0)
+        axes.set_xlabel("t (0: the image, 1: noise)")
+        axes.set_ylabel("bits/dim per unit of t")
+        add_legend(axes, levels)
+
+    svg = drawn("noise_levels", draw)
+    alt = f"Line chart with error bars over the time t, in bits/dim per unit of t. {'; '.join(said)}."
+    return Chart("noise_levels", "Loss at each noise level", alt, svg)
+
+
+def histogram(images: Tables) -> Chart:
+    """Draw how many images have which bits/dim."""
+    found = {model: finite(table["bpd"])[0] for model, table in images.items()}
+    every = np.concatenate(list(found.values()))
+    edges = np.histogram_bin_edges(every, min(40, max(5, math.isqrt(len(every))))).tolist() if len(every) else [0, 1]
+    said = [f"{labelled(model, 'images', images)}: {between(values)}" for model, values in found.items()]
+
+    def draw(axes: "Axes") -> None:
+        for color, (model, values) in zip(MODELS, found.items(), strict=False):
+            label = labelled(model, "images", images)
+            axes.hist(values, edges, label=label, histtype="stepfilled", alpha=0.45, facecolor=color, edgecolor=color)
+            if len(values):
+                axes.axvline(values.mean(), color=color, linestyle="--", label=labelled(model, "mean", images))
+        axes.set_xlabel("bits/dim of an image")
+        axes.set_ylabel("number of images")
+        add_legend(axes, images)
+
+    svg = drawn("per_image", draw)
+    return Chart("per_image", "How many images have which bits/dim", f"Histogram in bits/dim. {'; '.join(said)}.", svg)
+
+
+def drawn(name: str, draw: "Callable[[Axes], None]") -> Markup:
+    """Return what `draw` draws as SVG, with the same bytes for the same data.  Ids begin with `name`."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    file = BytesIO()
+    # The reader's fonts have glyphs that matplotlib's lack, of which it warns.
+    with matplotlib.rc_context(STYLE), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        figure = Figure(figsize=SIZE, layout="constrained")
+        draw(figure.subplots())
+        figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+    svg = file.getvalue().decode().partition("<svg ")[2]
+    svg = re.sub(r'width="[\d.]+pt" height="[\d.]+pt" ', "", f"<svg {svg}", count=1)
+    svg = re.sub(r"<metadata>.*?</metadata>|<!--.*?-->|<style[^>]*>.*?</style>", "", svg, flags=re.DOTALL)
+    svg = re.sub(r'(\bid="|href="#|url\(#)', rf"\1{name}-", svg)
+    svg = re.sub(r"font: ([\d.]+px) [^;\"]*", r"font: \1 system-ui, sans-serif", svg)
+    for role, color in ROLES.items():
+        svg = svg.replace(color, f"var(--{role})")
+    return Markup(re.sub(r"\s*\n\s*", "\n", svg).strip())
+
+
+def thinned(*columns: np.ndarray) -> Sequence[np.ndarray]:
+    """Return evenly spread rows of columns (N,), at most `MOST_POINTS`, with the first and the last."""
+    return [column[places_of(column)] for column in columns]
+
+
+def places_of(column: np.ndarray) -> np.ndarray:
+    """Return the places that `thinned` keeps."""
+    return np.unique(np.linspace(0, max(len(column) - 1, 0), MOST_POINTS).round().astype(int))[: len(column)]
+
+
+def add_legend(axes: "Axes", models: Tables) -> None:
+    """Name the curves above the chart if there are several."""
+    handles, names = axes.get_legend_handles_labels()
+    figure = axes.get_figure(root=True)
+    if figure and len(names) > 1:
+        columns = 2 if len(models) == 1 else 1
+        figure.set_figheight(SIZE[1] + 0.25 * len(names) / columns)
+        figure.legend(handles, names, loc="outside upper left", ncols=columns)
+
+
+def labelled(model: str, curve: str, models: Tables) -> str:
+    """Return the name of a curve, with that of its model if there are two."""
+    return curve if len(models) == 1 else f"{visible(model)[:30]}, {curve}"
+
+
+def over(places: np.ndarray, values: np.ndarray, unit: str = "step") -> str:
+    """Return the first and the last value in words."""
+    if not len(values):
+        return "no finite value"
+    return f"from {values[0]:.4g} at {unit} {places[0]:g} to {values[-1]:.4g} at {unit} {places[-1]:g}"
+
+
+def between(values: np.ndarray) -> str:
+    """Return the range and the mean of values in words."""
+    return f"{values.min():.4g} to {values.max():.4g}, mean {values.mean():.4g}" if len(values) else "no finite value"

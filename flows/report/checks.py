@@ -1,0 +1,77 @@
+"""What validation found: every expectation with its result, and the images that break one."""
+
+import json
+from typing import Any, NamedTuple
+
+from flows.report.pictures import Picture, tile
+from flows.report.results import Results, image_at
+from flows.validation.report import Result
+
+MOST_SHOWN = 10
+MOST_EXPECTATIONS = 500
+
+
+class Shown(NamedTuple):
+    """An image with what is said of it."""
+
+    picture: Picture | None
+    caption: str
+
+
+class Offence(NamedTuple):
+    """A broken expectation with the first rows that break it."""
+
+    result: Result
+    rows: list[Shown]
+
+
+class Pair(NamedTuple):
+    """Two images that look alike, with what is said of them."""
+
+    later: Shown
+    earlier: Shown
+    caption: str
+
+
+def offences(results: Results) -> list[Offence]:
+    """Return the broken expectations, each with the first images or other rows that break it."""
+    broken = [result for result in expectations(results) if not result.success]
+    return [Offence(result, [row_of(results, row) for row in result.rows[:MOST_SHOWN]]) for result in broken]
+
+
+def expectations(results: Results) -> list[Result]:
+    """Return the expectations, broken ones first."""
+    found = results.validation.expectations[:MOST_EXPECTATIONS] if results.validation else []
+    return sorted(found, key=lambda result: result.success)
+
+
+def row_of(results: Results, row: dict[str, Any], prefix: str = "") -> Shown:
+    """Return the image that a row names, if it names one, and the row's values in words."""
+    split, number = row.get(f"{prefix}split"), row.get(f"{prefix}image")
+    image = image_at(results, split, number)
+    if image is None or results.images is None:
+        return Shown(None, ", ".join(f"{key} {text(value)}" for key, value in list(row.items())[:MOST_SHOWN]))
+    name = f"{split} image {number}"
+    file = row.get(f"{prefix}file")
+    return Shown(tile(image, results.images.num_levels, name), f"{name}, {text(file)}" if file else name)
+
+
+def alike(results: Results) -> list[Pair]:
+    """Return the pairs of images of two splits that look most alike."""
+    found = [pair for alike in results.validation.alike for pair in alike.pairs] if results.validation else []
+    found = [pair for pair in found if isinstance(pair.get("by_chance"), int | float)]
+    pairs = sorted(found, key=lambda pair: pair["by_chance"])[:MOST_SHOWN]
+    return [
+        Pair(
+            row_of(results, pair),
+            row_of(results, pair, "of_"),
+            f"{text(pair.get('moved'))}, distance {text(pair.get('distance'))},"
+            f" {text(pair['by_chance'])} as close by chance",
+        )
+        for pair in pairs
+    ]
+
+
+def text(value: Any) -> str:
+    """Return a value of a report in words."""
+    return value if isinstance(value, str) else json.dumps(value)

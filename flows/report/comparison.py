@@ -1,0 +1,89 @@
+"""The page that compares two models, by results that exist: nothing is evaluated."""
+
+import math
+from typing import Any, NamedTuple
+
+from flows.report.page import Page, draw, grids, lineage
+from flows.report.quality import measures
+from flows.report.results import Results
+from flows.report.tables import finite
+from flows.report.templates import fill
+
+NORMAL_95 = 1.959964
+"""A normal variable is within that many standard deviations of its mean with probability 0.95."""
+
+
+class Difference(NamedTuple):
+    """The mean over the same images of second - first, in bits/dim, its standard error, and its 95% interval."""
+
+    mean: float
+    standard_error: float
+    low: float
+    high: float
+    num_images: int
+
+
+def comparison(first: Results, second: Results) -> Page:
+    """Return the page that compares two models."""
+    pair = [first, second]
+    names = [first.origin.name, second.origin.name]
+    if names[0] == names[1]:
+        names = [f"{name}, {place}" for name, place in zip(names, ("first", "second"), strict=True)]
+    drawn = draw(dict(zip(names, pair, strict=True)))
+    reason = unpaired(first, second)
+    html = fill(
+        "comparison.html",
+        names=names,
+        pair=pair,
+        metrics=[one.metrics for one in pair],
+        notes=[(name, note) for name, one in zip(names, pair, strict=True) for note in one.notes],
+        reason=reason,
+        difference=None if reason else difference(first, second),
+        charts={chart.name: chart for chart in drawn},
+        grids=[grids(one) for one in pair],
+        measures=measures(first.sample_metrics, second.sample_metrics),
+        other_features=len({one.sample_metrics.features_sha256 for one in pair if one.sample_metrics}) > 1,
+        changed=changed(first.origin.parameters, second.origin.parameters),
+        lineages=[lineage(one) for one in pair],
+    )
+    return Page(html, drawn)
+
+
+def unpaired(first: Results, second: Results) -> str:
+    """Return why the figures of the images of two models cannot be paired; "" if they can."""
+    if first.per_image is None or second.per_image is None:
+        return "one of them has no figures for each image"
+    for field, text in (
+        ("data_sha256", "they were evaluated on other images"),
+        ("split", "they were evaluated on different splits"),
+        ("num_images", "they were evaluated on different numbers of images"),
+        ("seed", "they were evaluated with different seeds"),
+        ("times_per_image", "they were evaluated at different numbers of times"),
+        ("num_timesteps", "one is evaluated in another number of steps"),
+    ):
+        if getattr(first.metrics, field) != getattr(second.metrics, field):
+            return text
+    return ""
+
+
+def difference(first: Results, second: Results) -> Difference | None:
+    """Return the paired difference of the images with finite figures; None for fewer than two."""
+    assert first.per_image is not None
+    assert second.per_image is not None
+    before, after = finite(first.per_image["bpd"], second.per_image["bpd"])
+    if len(before) < 2:
+        return None
+    change = after - before
+    mean, error = float(change.mean()), float(change.std(ddof=1) / math.sqrt(len(change)))
+    return Difference(mean, error, mean - NORMAL_95 * error, mean + NORMAL_95 * error, len(change))
+
+
+def changed(first: Any, second: Any, name: str = "") -> list[tuple[str, Any, Any]]:
+    """Return the parameters that differ, by dotted name, with both values."""
+    if not isinstance(first, dict) or not isinstance(second, dict):
+        return [] if first == second else [(name, first, second)]
+    found = []
+    for key in [*first, *(key for key in second if key not in first)]:
+        inner = f"{name}.{key}" if name else str(key)
+        found += changed(first.get(key, "not set"), second.get(key, "not set"), inner)
+    return found

@@ -1,0 +1,136 @@
+"""The page about one model."""
+
+import hashlib
+import json
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from flows.report import charts
+from flows.report.charts import Chart
+from flows.report.checks import Shown, alike, expectations, offences
+from flows.report.pictures import Picture, columns_of, grid, tile
+from flows.report.quality import measures, sampler
+from flows.report.results import Results, description, image_at
+from flows.report.tables import Columns, finite
+from flows.report.templates import fill
+
+MOST_EXTREMES = 8
+MOST_NEIGHBOURS = 8
+
+
+class Page(NamedTuple):
+    """A page as HTML, and its charts."""
+
+    html: str
+    charts: list[Chart]
+
+
+class Grids(NamedTuple):
+    """As many samples as held-out images, at the same size."""
+
+    num_images: int
+    samples: Picture
+    held_out: Picture
+
+
+def page(results: Results) -> Page:
+    """Return the page about one model."""
+    drawn = draw({"": results})
+    html = fill(
+        "page.html",
+        results=results,
+        metrics=results.metrics,
+        about=description(results.images),
+        charts={chart.name: chart for chart in drawn},
+        uniform=math.log2(results.images.num_levels) if results.images else None,
+        extremes=extremes(results),
+        grids=grids(results),
+        measures=measures(results.sample_metrics),
+        sampler=sampler(results.sample_metrics.sampler) if results.sample_metrics else "",
+        neighbours=neighbours(results),
+        expectations=expectations(results),
+        offences=offences(results),
+        alike=alike(results),
+        lineage=lineage(results),
+    )
+    return Page(html, drawn)
+
+
+def draw(models: dict[str, Results]) -> list[Chart]:
+    """Return the charts for which a model has data, with a curve for each such model."""
+
+    def tables(field: str) -> dict[str, Columns]:
+        found = {name: getattr(results, field) for name, results in models.items()}
+        return {name: table for name, table in found.items() if table is not None}
+
+    wanted = (
+        (charts.loss, "curves"),
+        (charts.schedule, "noise_levels"),
+        (charts.noise_levels, "noise_levels"),
+        (charts.histogram, "per_image"),
+    )
+    return [chart(data) for chart, field in wanted if (data := tables(field))]
+
+
+def extremes(results: Results) -> list[tuple[str, list[Shown]]]:
+    """Return the images with the fewest and those with the most bits/dim; [] if images or figures are missing."""
+    if results.per_image is None or results.images is None:
+        return []
+    numbers, bpd = finite(results.per_image["image"], results.per_image["bpd"])
+    order = np.argsort(bpd, kind="stable")
+    size = min(MOST_EXTREMES, len(order) // 2)
+    chosen = {"Easiest": order[:size], "Hardest": order[::-1][:size]}
+    return [
+        (title, [shown for row in rows if (shown := example(results, int(numbers[row]), bpd[row]))])
+        for title, rows in chosen.items()
+    ]
+
+
+def example(results: Results, number: int, bpd: float) -> Shown | None:
+    """Return an image of the evaluated split with its bits/dim."""
+    image = image_at(results, results.metrics.split, number)
+    if image is None or results.images is None:
+        return None
+    alt = f"{results.metrics.split} image {number}"
+    return Shown(tile(image, results.images.num_levels, alt), f"{bpd:.3f}")
+
+
+def grids(results: Results) -> Grids | None:
+    """Return samples and held-out images as grids; None if either is missing."""
+    if results.samples is None or results.images is None or not len(results.images.test):
+        return None
+    levels, real = results.images.num_levels, results.images.test
+    columns = columns_of(results.images.image_shape[2])
+    size = min(columns * columns, len(results.samples), len(real))
+    samples = grid(results.samples[:size], levels, f"{size} samples of the model")
+    return Grids(size, samples, grid(real[:size], levels, f"The first {size} test images"))
+
+
+def neighbours(results: Results) -> list[tuple[Shown, Shown, float]]:
+    """Return the samples that are nearest to a training image, with that image and the distance."""
+    if results.samples is None or results.images is None:
+        return []
+    levels, shown = results.images.num_levels, []
+    for sample, number, distance in results.neighbours[:MOST_NEIGHBOURS]:
+        image = image_at(results, "train", number)
+        if image is not None:
+            left = Shown(tile(results.samples[sample], levels, f"sample {sample}"), f"sample {sample}")
+            right = Shown(tile(image, levels, f"training image {number}"), f"train {number}")
+            shown.append((left, right, distance))
+    return shown
+
+
+def lineage(results: Results) -> dict[str, Any]:
+    """Return what the model was made from, as digests, after the tags and the commit if it is a version."""
+    metrics = results.metrics
+    requirements = metrics.environment.requirements_sha256 if metrics.environment else None
+    parameters = json.dumps(results.origin.parameters, sort_keys=True, default=str)
+    return {
+        **results.origin.lineage,
+        "model, sha256": metrics.model_sha256,
+        "images, sha256": metrics.data_sha256,
+        "parameters, sha256": hashlib.sha256(parameters.encode()).hexdigest(),
+        "requirements.lock, sha256": requirements,
+    }

@@ -1,0 +1,73 @@
+"""Images and grids of images as PNG inside the page."""
+
+from base64 import b64encode
+from io import BytesIO
+from typing import NamedTuple
+
+import numpy as np
+from markupsafe import Markup
+from PIL import Image
+
+GRID, TILE = 448, 64
+"""Widths in pixels that a grid and a single image may take in the page; smaller ones are enlarged by a whole factor."""
+MOST_SIDE = 256
+MOST_COLUMNS = 8
+
+
+class Picture(NamedTuple):
+    """A picture as the attributes of an `img`: its data, its size in the page, its description in words."""
+
+    src: Markup
+    width: int
+    height: int
+    alt: str
+
+
+def tile(image: np.ndarray, num_levels: int, alt: str) -> Picture:
+    """Return an image (C,H,W) of the levels 0..num_levels-1."""
+    return picture(shades(image, num_levels), TILE, alt)
+
+
+def grid(images: np.ndarray, num_levels: int, alt: str) -> Picture:
+    """Return images (N,C,H,W) of the levels 0..num_levels-1 in rows, with transparent lines between them."""
+    tiles = [shades(image, num_levels) for image in images]
+    height, width = tiles[0].shape[:2]
+    columns = columns_of(width)
+    rows = -(-len(tiles) // columns)
+    canvas = np.zeros((rows * (height + 1) - 1, columns * (width + 1) - 1, 4), dtype=np.uint8)
+    for number, shown in enumerate(tiles):
+        top, left = number // columns * (height + 1), number % columns * (width + 1)
+        canvas[top : top + height, left : left + width, :3] = shown
+        canvas[top : top + height, left : left + width, 3] = 255
+    return picture(canvas, GRID, alt)
+
+
+def columns_of(width: int) -> int:
+    """Return how many images of that width stand side by side in a grid: fewer if all can then be enlarged."""
+    enlarged = [columns for columns in range(5, MOST_COLUMNS + 1) if 2 * columns * (width + 1) <= GRID]
+    return max(enlarged, default=max(2, min(MOST_COLUMNS, GRID // (width + 1))))
+
+
+def shades(image: np.ndarray, num_levels: int) -> np.ndarray:
+    """Return an image (C,H,W) as (H,W,3) uint8: in colour if it has three channels, else its first channel in gray.
+
+    Of an image that is larger than the page needs, only every n-th pixel is kept.
+    """
+    step = -(-max(image.shape[1:]) // MOST_SIDE)
+    values = np.nan_to_num(image[:, ::step, ::step].astype(float)) / (num_levels - 1)
+    values = values if len(values) == 3 else np.repeat(values[:1], 3, axis=0)
+    return np.asarray(np.rint(255 * values.clip(0, 1)).astype(np.uint8).transpose(1, 2, 0))
+
+
+def picture(pixels: np.ndarray, room: int, alt: str) -> Picture:
+    """Return pixels (H,W,3) or (H,W,4) as a picture, enlarged by a whole factor to at most `room` pixels."""
+    file = BytesIO()
+    Image.fromarray(pixels).save(file, format="png", optimize=True)
+    height, width = pixels.shape[:2]
+    factor = max(1, room // width)
+    return Picture(data_uri(file.getvalue(), "image/png"), factor * width, factor * height, alt)
+
+
+def data_uri(content: bytes, media_type: str) -> Markup:
+    """Return the content as an address that contains it."""
+    return Markup(f"data:{media_type};base64,{b64encode(content).decode()}")

@@ -1,0 +1,45 @@
+"""report: one HTML page with all results, and its charts as files."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from flows.core.files import write_whole, writing_folder, written_last
+from flows.process.ending import finish
+from flows.report.page import page
+from flows.report.results import Files, origin_here, read_results
+
+if TYPE_CHECKING:
+    from flows.core.params import Contract, Data, Evaluate, Features, Model, Quality, Sample, Train
+
+
+def report(
+    data: "Data",
+    contract: "Contract",
+    model: "Model",
+    train: "Train",
+    evaluate: "Evaluate",
+    features: "Features",
+    sample: "Sample",
+    quality: "Quality",
+    *,
+    files: Files,
+    model_folder: Path,
+    out: Path,
+    pictures: Path | None,
+) -> None:
+    """Write the page about the results in `files` to `out`, and its charts into the folder `pictures`, or else neither.
+
+    Without `pictures` no charts are written.  Raises UserError (exit 5) for a result that is damaged, and without
+    metrics; OSError that names the file that cannot be written.
+    """
+    sections = {"data": data, "contract": contract, "model": model, "train": train}
+    sections |= {"evaluate": evaluate, "features": features, "sample": sample, "quality": quality}
+    parameters = {name: section.model_dump() for name, section in sections.items()}
+    made = page(read_results(files, origin_here(model_folder, parameters)))
+    with written_last(out, made.html):
+        if pictures:
+            with writing_folder(pictures) as folder:
+                for chart in made.charts:
+                    write_whole(folder / f"{chart.name}.svg", chart.file)
+                finish()
+        finish()

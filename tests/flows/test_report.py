@@ -1,0 +1,468 @@
+"""The page with all results: what it says, what it leaves out, and what it never contains."""
+
+import hashlib
+import html
+import json
+import re
+import shutil
+import subprocess
+from collections.abc import Callable
+from html.parser import HTMLParser
+from itertools import pairwise
+from pathlib import Path
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+from project import run_vdmctl
+from results import BPD, MODEL, ORIGIN, PLACES, metrics, validation, write_results
+from ruamel.yaml import YAML
+
+from flows.commands.reporting import SECTIONS, WORKSPACE
+from flows.core.errors import Exit, UserError
+from flows.core.params import read_params
+from flows.images.store import data_sha256
+from flows.report.charts import PALETTE
+from flows.report.comparison import comparison, difference
+from flows.report.page import Page, page
+from flows.report.results import Files, read_results
+from flows.stages.report import report
+
+ROOT = Path(__file__).parents[2]
+HOSTILE = "<script>alert(1)</script>\"'><img src=http://a/b onerror=alert(2)> {{ 7 * 7 }} $x^$ ]]> \x1b[2J\u202e\ud800"
+VOID = {"meta", "img", "br"}
+
+
+class Document(HTMLParser):
+    """What a page consists of: tags with their attributes, its text, and whether tags are nested as they should be."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text, self.open = "", list[str]()
+        self.feed(text)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        assert len(dict(attrs)) == len(attrs)
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        self.text += " " if tag in ("td", "th", "li", "caption") else ""
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if not self.open or self.open[-1] != "style":
+            self.text += data
+
+    def all(self, tag: str) -> list[dict[str, str | None]]:
+        return [attributes for name, attributes in self.tags if name == tag]
+
+
+def words(text: str) -> str:
+    """Return the text with every white space as one space."""
+    return " ".join(text.split())
+
+
+def shown(files: Files) -> str:
+    """Return the text of the page about the results in files."""
+    return words(Document(page(read_results(files, ORIGIN)).html).text)
+
+
+@pytest.fixture
+def files(tmp_path: Path, digits: np.ndarray) -> Files:
+    return write_results(tmp_path, digits)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory, digits: np.ndarray) -> Page:
+    """Return the page about complete results."""
+    return page(read_results(write_results(tmp_path_factory.mktemp("whole"), digits), ORIGIN))
+
+
+def test_the_page_says_everything_in_the_order_of_its_readers_questions(whole: Page) -> None:
+    text = words(Document(whole.html).text)
+    places = [
+        text.find(part)
+        for part in (
+            "2.0000 ± 0.0946 bits/dim on 40 test images",
+            "at 2 times each, in continuous time, with seed 0",
+            "reconstruction finding the levels of the pixels from the image with the least noise 0.0300",
+            "validation 10 2.1000 ± 0.0500",
+            "test \N{MINUS SIGN} training +0.1000 ± 0.0200",
+            "Loss while training",
+            "Noise schedule",
+            "Loss at each noise level",
+            "How many images have which bits/dim",
+            "Easiest images",
+            "1.000",
+            "Hardest images",
+            "3.000",
+            "16 samples, not selected",
+            "The first 16 test images",
+            "Fréchet distance fd_0a1b2c3d",
+            "1.2500 ± 0.0500 0.7500 ± 0.0400",
+            "with probability 0.4800 ± 0.0300",
+            "sample 3, train 3: 0.000",
+            "Not valid:",
+            "Broken: no image is of one level (critical)",
+            "test image 3, a.png",
+            "split test, image 1000000000",
+            "2 expectations, 1 broken",
+            "betas [0.9, 0.99]",
+            f"model, sha256 {MODEL}",
+            "processor x86_64 AVX2",
+            "make repro",
+        )
+    ]
+    assert -1 not in places
+    assert places == sorted(places)
+    assert "left out" not in text
+
+
+def test_the_page_is_accessible_and_needs_nothing_else(whole: Page) -> None:
+    document = Document(whole.html)
+    assert document.all("html") == [{"lang": "en"}]
+    (policy,) = [meta["content"] for meta in document.all("meta") if "http-equiv" in meta]
+    assert policy == "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+    headings = [int(tag[1]) for tag, _ in document.tags if re.fullmatch("h[1-6]", tag)]
+    assert headings[0] == 1
+    assert headings.count(1) == 1
+    assert all(after <= before + 1 for before, after in pairwise(headings))
+    ids = [attributes["id"] for _, attributes in document.tags if "id" in attributes]
+    assert len(ids) == len(set(ids))
+    assert {link["href"] for link in document.all("a")} <= {f"#{name}" for name in ids}
+    assert all(image["alt"] and str(image["src"]).startswith("data:image/png;base64,") for image in document.all("img"))
+    assert all(header["scope"] in ("row", "col") for header in document.all("th"))
+    charts = [attributes for _, attributes in document.tags if attributes.get("role") == "img"]
+    assert [str(chart["aria-label"]).partition(" ")[0] for chart in charts] == ["Line"] * 3 + ["Histogram"]
+    assert not {"script", "link", "iframe", "object", "image", "form"} & {tag for tag, _ in document.tags}
+    assert "http" not in re.sub(r'xmlns(:xlink)?="http[^"]*"|http-equiv', "", whole.html)
+
+
+def test_text_has_enough_contrast_in_light_and_dark() -> None:
+    def luminance(color: str) -> float:
+        parts = [int(color[place : place + 2], 16) / 255 for place in (1, 3, 5)]
+        linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+        return sum(weight * part for weight, part in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
+
+    for name, shades in PALETTE.items():
+        for paper, shade in zip(PALETTE["paper"], shades, strict=True):
+            dark, light = sorted((luminance(paper), luminance(shade)))
+            assert name in ("paper", "line") or (light + 0.05) / (dark + 0.05) >= 4.5, name
+
+
+def test_the_same_results_give_the_same_bytes(tmp_path: Path, digits: np.ndarray, whole: Page) -> None:
+    again = page(read_results(write_results(tmp_path / "elsewhere", digits), ORIGIN))
+    assert again == whole
+
+
+@pytest.mark.parametrize(
+    ("missing", "sentences"),
+    [
+        ("curves", ["There is no training log"]),
+        ("noise_levels", ["There are no figures for each noise level"]),
+        ("per_image", ["There are no figures for each image", "The easiest and hardest images are left out"]),
+        ("samples", ["Samples beside real images are left out", "nearest training images of the samples are left out"]),
+        ("sample_metrics", ["The quality of samples was not measured"]),
+        ("neighbours", ["nearest training images of the samples are left out"]),
+        ("validation", ["There is no report of the data validation"]),
+        ("images", ["The easiest and hardest images are left out", "Samples beside real images are left out"]),
+    ],
+)
+def test_what_is_missing_is_left_out_with_a_sentence(missing: str, sentences: list[str], files: Files) -> None:
+    path = getattr(files, missing)
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+    text = shown(files)
+    assert [sentence for sentence in sentences if sentence not in text] == []
+    assert "2.0000 ± 0.0946 bits/dim" in text
+
+
+def test_results_that_do_not_belong_together_are_named(files: Files, tmp_path: Path, digits: np.ndarray) -> None:
+    assert files.images
+    other = write_results(tmp_path / "other", digits[::-1])
+    text = shown(other._replace(metrics=files.metrics))
+    assert "The images are others than those that the metrics are about, so none are shown." in text
+    assert "The data validation is about other images than the metrics." in text
+    assert "The quality of samples was measured with another model or other images" in text
+    assert "Easiest" not in text
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "reason"),
+    [
+        ("metrics", "{", "damaged"),
+        ("metrics", '{"bpd": "<b>"}', "damaged: bpd"),
+        ("validation", '{"success": 1}', "damaged: success"),
+        ("sample_metrics", "[]", "damaged"),
+        ("per_image", "image,bpd\n0,1\n", "damaged: 1 rows, but the metrics are about 40 images"),
+        ("per_image", "image,bpd\n", "damaged: no rows"),
+        ("per_image", "", "damaged: no rows"),
+        ("curves", "step,loss\n1,2\n", "damaged: no column bpd"),
+        ("curves", "step,bpd\n1,2\n3\n", "damaged: the number of columns changed"),
+        ("curves", "step,bpd\n1,2,3\n", "damaged: 3 columns under 2 names"),
+        ("curves", "step,bpd\n1,<script>\n", "damaged: could not convert string"),
+        ("noise_levels", "t,gamma,diffusion_bpd,standard_error\n0,0,1e300,0\n", "damaged: a number is larger than"),
+        ("noise_levels", "\xff\xfe", "damaged: "),
+        ("neighbours", "sample,train_image,distance\n16,0,0\n", "damaged: there is no sample 16"),
+        ("neighbours", "sample,train_image,distance\n1,0.5,0\n", "damaged: there is no train_image 0.5"),
+        ("neighbours", "sample,train_image,distance\n1,nan,0\n", "damaged: there is no train_image nan"),
+        ("samples", "\x93NUMPY", "damaged"),
+        ("images", "dataset.json", "damaged"),
+    ],
+)
+def test_a_damaged_file_is_one_line(name: str, content: str, reason: str, files: Files) -> None:
+    path = getattr(files, name)
+    path = path / content if name == "images" else path
+    path.write_bytes(content.encode("latin-1"))
+    with pytest.raises(UserError) as error:
+        read_results(files, ORIGIN)
+    assert error.value.code == Exit.MISSING
+    assert str(error.value).startswith(str(path))
+    assert reason in str(error.value)
+
+
+def test_samples_of_another_shape_are_refused(files: Files) -> None:
+    assert files.samples
+    for samples in (np.zeros((2, 3, 8, 8), np.uint8), np.zeros((2, 1, 8, 8)), np.zeros(5, np.uint8)):
+        np.save(files.samples, samples)
+        with pytest.raises(UserError, match=r"samples.npy: damaged: .* not samples of images of shape"):
+            read_results(files, ORIGIN)
+
+
+def test_figures_that_are_not_finite_are_left_out_of_charts(files: Files) -> None:
+    assert files.per_image
+    assert files.noise_levels
+    assert files.curves
+    text = files.metrics.read_text()
+    files.metrics.write_text(text.replace(f'"bpd": {BPD.mean()}', '"bpd": null'))
+    files.per_image.write_text("image,bpd\n" + "".join(f"{i},{'nan' if i else 'inf'}\n" for i in range(40)))
+    files.noise_levels.write_text("t,gamma,diffusion_bpd,standard_error\n0.5,nan,nan,nan\n")
+    files.curves.write_text("step,bpd\n1,nan\n")
+    made = page(read_results(files, ORIGIN))
+    assert "not finite bits/dim on 40 test images" in words(Document(made.html).text)
+    assert [chart.alt.count("no finite value") for chart in made.charts] == [1, 1, 1, 1]
+
+
+def test_text_from_files_is_only_text(tmp_path: Path, digits: np.ndarray) -> None:
+    hostile = HOSTILE[:-1]  # JSON with a lone surrogate is refused
+    stated = dict.fromkeys(("title", "name", "homepage", "licence", "split", "transforms"), hostile)
+    files = write_results(tmp_path, digits, **stated)
+    assert files.images
+    assert files.validation
+    assert files.sample_metrics
+    data = data_sha256(files.images)
+    files.validation.write_text(json.dumps(validation(data, meaning=hostile, file=hostile)))
+    for path in (files.metrics, files.sample_metrics):
+        path.write_text(path.read_text().replace("2.13.0", json.dumps(hostile)[1:-1]).replace("precision", "$^<i>$", 1))
+    origin = ORIGIN._replace(name=HOSTILE, parameters={HOSTILE: {HOSTILE: [HOSTILE]}}, commands=[HOSTILE])
+    results = read_results(files, origin)
+    for made in (page(results), comparison(results, results)):
+        document = Document(made.html)
+        assert {tag for tag, _ in document.tags} & {"script", "i", "b"} == set()
+        assert {name for _, attributes in document.tags for name in attributes if name.startswith("on")} == set()
+        assert all(str(image["src"]).startswith("data:") for image in document.all("img"))
+        assert "<script>alert(1)</script>" in html.unescape(made.html)
+        assert "{{ 7 * 7 }}" in document.text
+        assert not re.search("[\x1b\u202e\ud800]", made.html)
+
+
+def test_the_stage_writes_page_and_charts_that_stand_alone(files: Files, tmp_path: Path) -> None:
+    read = read_params(ROOT / "presets" / "digits.yaml")
+    sections = (getattr(read, name) for name in SECTIONS)
+    places = {"out": tmp_path / "out/report.html", "pictures": tmp_path / "out/pictures"}
+    places["pictures"].mkdir(parents=True)
+    (places["pictures"] / "old.svg").write_text("old")
+    report(*sections, files=files, model_folder=Path("models/vdm"), **places)
+    text = places["out"].read_text()
+    assert "learning_rate" in text
+    assert "vdmctl evaluate models/vdm" in text
+    assert sorted(path.name for path in places["pictures"].iterdir()) == [
+        *("loss.svg", "noise_levels.svg", "per_image.svg", "schedule.svg")
+    ]
+    for path in places["pictures"].iterdir():
+        content = path.read_text()
+        ElementTree.fromstring(content)
+        assert "prefers-color-scheme:dark" in content
+        assert "#00000" not in content
+
+
+def test_two_models_are_compared_image_by_image(files: Files, tmp_path: Path, digits: np.ndarray) -> None:
+    first = read_results(files, ORIGIN)
+    other = write_results(tmp_path / "other", digits)
+    change = np.random.default_rng(0).normal(-0.1, 0.05, 40)
+    assert other.per_image
+    rows = "".join(f"{i},{bpd:.6f}\n" for i, bpd in enumerate(BPD + change))
+    other.per_image.write_text(f"image,bpd\n{rows}")
+    origin = ORIGIN._replace(name="other", parameters={"data": {"name": "digits"}, "train": {"betas": [0.9, 0.999]}})
+    second = read_results(other, origin)
+    found = difference(first, second)
+    assert found
+    assert found.mean == pytest.approx(change.mean(), abs=1e-6)
+    assert found.standard_error == pytest.approx(change.std(ddof=1) / np.sqrt(40), abs=1e-6)
+    text = words(Document(comparison(first, second).html).text)
+    assert f"\N{MINUS SIGN}{-found.mean:.4f} ± {found.standard_error:.4f} bits/dim from models/vdm to other" in text
+    assert "other is better on these images" in text
+    assert "train.betas [0.9, 0.99] [0.9, 0.999]" in text
+    assert "data.name" not in text
+    assert "two different networks" not in text
+    assert other.sample_metrics
+    other.sample_metrics.write_text(other.sample_metrics.read_text().replace("0a1b2c3d", "ffffffff"))
+    assert "two different networks" in comparison(first, read_results(other, origin)).html
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"seed": 1}, "they were evaluated with different seeds"),
+        ({"times_per_image": 3}, "they were evaluated at different numbers of times"),
+        ({"num_timesteps": 100}, "one is evaluated in another number of steps"),
+        ({"data_sha256": "b" * 64}, "they were evaluated on other images"),
+    ],
+)
+def test_figures_that_are_not_paired_are_not_subtracted(
+    changes: dict[str, object], reason: str, files: Files, tmp_path: Path, digits: np.ndarray
+) -> None:
+    other = write_results(tmp_path / "other", digits)
+    assert other.images
+    other.metrics.write_text(json.dumps(metrics(data_sha256(other.images)) | changes))
+    text = words(Document(comparison(read_results(files, ORIGIN), read_results(other, ORIGIN)).html).text)
+    assert f"No paired difference: {reason}." in text
+    assert "95% interval" not in text
+
+
+def test_the_stage_declares_every_file_that_it_shows() -> None:
+    stage = YAML(typ="safe").load(ROOT / "dvc.yaml")["stages"]["report"]
+    assert WORKSPACE == PLACES
+    assert {str(path) for path in WORKSPACE} == {dep for dep in stage["deps"] if not dep.startswith(("flows", "vdm"))}
+    assert stage["params"] == list(SECTIONS)
+
+
+@pytest.fixture
+def vdmctl(tmp_path: Path, digits: np.ndarray) -> Callable[..., subprocess.CompletedProcess[str]]:
+    write_results(tmp_path, digits)
+    shutil.copyfile(ROOT / "presets" / "digits.yaml", tmp_path / "params.yaml")
+    return lambda *arguments: run_vdmctl(tmp_path, {}, "report", *arguments)
+
+
+def test_an_existing_file_is_kept_unless_it_is_the_stages_output(
+    vdmctl: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
+) -> None:
+    (tmp_path / "page.html").write_text("mine")
+    refused = vdmctl("--out", "page.html")
+    assert (refused.returncode, refused.stderr) == (2, "vdmctl: page.html exists; --force overwrites it\n")
+    assert (tmp_path / "page.html").read_text() == "mine"
+    assert vdmctl("--out", "page.html", "--force").returncode == 0
+    for _ in range(2):
+        assert vdmctl("--out", "reports/report.html").returncode == 0
+    assert (tmp_path / "reports/report.html").read_bytes() == (tmp_path / "page.html").read_bytes()
+    assert len(list((tmp_path / "reports/pictures").iterdir())) == 4
+    assert vdmctl("models/vdm", "--out", "reports/report.html").returncode == 2  # not the stage
+
+
+def test_a_model_folder_has_results_of_its_own(
+    vdmctl: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
+) -> None:
+    """Its results are the workspace's if they are of this model, else those that `vdmctl evaluate --out` wrote."""
+    model = tmp_path / "my model"
+    model.mkdir()
+    result = vdmctl("my model", "--out", "page.html")
+    assert (result.returncode, result.stderr) == (
+        *(5, "vdmctl: my model: no model folder, since it has no config.json\n"),
+    )
+    (model / "config.json").write_text('{"model": {"width": 8}}')
+    result = vdmctl("my model", "--out", "page.html")
+    advice = "run `vdmctl evaluate 'my model' --out 'my model'`"
+    assert (result.returncode, result.stderr) == (5, f"vdmctl: my model: not evaluated yet; {advice}\n")
+    written = json.loads((tmp_path / PLACES.metrics).read_text())
+    (model / "metrics.json").write_text(json.dumps(written))
+    result = vdmctl("my model", "--out", "page.html")
+    assert (result.returncode, result.stderr) == (
+        *(5, f"vdmctl: my model/metrics.json is about another model; {advice}\n"),
+    )
+    own = hashlib.sha256((model / "config.json").read_bytes()).hexdigest()
+    (model / "metrics.json").write_text(json.dumps(written | {"model_sha256": own}))
+    assert vdmctl("my model", "--out", "page.html").returncode == 0
+    text = words(Document((tmp_path / "page.html").read_text()).text)
+    assert "There is no training log" in text
+    assert "width 8" in text
+    (tmp_path / PLACES.metrics).write_text(json.dumps(written | {"model_sha256": own}))
+    assert vdmctl("my model", "my model", "--out", "two.html").returncode == 0
+    text = words(Document((tmp_path / "two.html").read_text()).text)
+    assert "Loss while training" in text
+    assert "my model, first" in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["models/vdm"], 2, "a model and --force need --out FILE"),
+        (["--force"], 2, "a model and --force need --out FILE"),
+        (["a", "b", "c", "--out", "x"], 2, "Got unexpected extra argument(s) (c); see `vdmctl report --help`"),
+        (["--out", "params.yaml/x.html"], 5, "params.yaml: File exists"),
+        (["--out", "reports", "--force"], 5, "reports: Is a directory"),
+        (["nowhere", "--out", "x.html"], 5, "nowhere: no model folder, since it has no config.json"),
+    ],
+)
+def test_errors_are_one_line(
+    arguments: list[str],
+    code: int,
+    message: str,
+    vdmctl: Callable[..., subprocess.CompletedProcess[str]],
+    tmp_path: Path,
+) -> None:
+    before = sorted(tmp_path.rglob("*"))
+    result = vdmctl(*arguments)
+    assert (result.returncode, result.stderr) == (code, f"vdmctl: {message}\n")
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+# Shows the page in frames of two widths and reports what a reader would miss.
+HARNESS = """<!DOCTYPE html><html><head><meta charset="utf-8"></head><body>
+<iframe id="phone" width="320" height="800"></iframe><iframe id="desktop" width="1200" height="800"></iframe>
+<pre id="found"></pre><script>
+const page = PAGE;
+const loaded = [...document.querySelectorAll("iframe")].map(frame => new Promise(done => {
+  frame.onload = () => done([frame.id, frame.contentDocument]); frame.srcdoc = page; }));
+Promise.all(loaded).then(frames => { found.textContent = JSON.stringify(Object.fromEntries(frames.map(([id, shown]) =>
+  [id, {pictures: shown.images.length, broken: [...shown.images].filter(image => !image.naturalWidth).length,
+    wider: shown.documentElement.scrollWidth - shown.documentElement.clientWidth,
+    charts: [...shown.querySelectorAll("svg")].filter(chart => chart.getBoundingClientRect().height > 100).length,
+    paper: getComputedStyle(shown.body).backgroundColor,
+    smooth: [...shown.images].filter(image => getComputedStyle(image).imageRendering != "pixelated").length}])));
+}); </script></body></html>"""
+
+
+@pytest.mark.processes
+@pytest.mark.skipif(not shutil.which("chromium"), reason="chromium is not installed")
+@pytest.mark.parametrize(
+    ("scheme", "paper"), [(1, "rgb(255, 255, 255)"), (0, "rgb(20, 23, 26)")], ids=["light", "dark"]
+)
+def test_a_browser_without_a_network_shows_everything(
+    scheme: int, paper: str, whole: Page, tmp_path: Path, digits: np.ndarray
+) -> None:
+    """In light and dark, on a phone and on a desktop: no error, every picture, and nothing wider than the screen.
+
+    In dark the page is a comparison, with names too long for a line.
+    """
+    made = whole
+    if not scheme:
+        long = "W" * 300
+        results = read_results(write_results(tmp_path, digits, title=long, split=long), ORIGIN._replace(name=long))
+        made = comparison(results, results._replace(origin=ORIGIN))
+    (tmp_path / "page.html").write_text(HARNESS.replace("PAGE", json.dumps(made.html).replace("</", "<\\/")))
+    offline = ["--host-resolver-rules=MAP * ~NOTFOUND", "--proxy-server=127.0.0.1:9", "--disable-background-networking"]
+    command = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--enable-logging=stderr"]
+    command += [f"--user-data-dir={tmp_path / 'profile'}", f"--blink-settings=preferredColorScheme={scheme}", *offline]
+    command += ["--virtual-time-budget=5000", "--dump-dom", (tmp_path / "page.html").as_uri()]
+    result = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
+    assert "CONSOLE" not in result.stderr
+    (found,) = re.findall(r'<pre id="found">(.*?)</pre>', result.stdout)
+    expected = {"pictures": made.html.count("<img"), "broken": 0, "wider": 0, "charts": 4, "paper": paper, "smooth": 0}
+    assert json.loads(html.unescape(found)) == {"phone": expected, "desktop": expected}

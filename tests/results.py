@@ -1,0 +1,131 @@
+"""Make the files with results of a small model, for tests of pages that show them."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from flows.core import layout
+from flows.images.store import data_sha256, save_images
+from flows.report.results import Files, Origin
+
+PLACES = Files(
+    metrics=layout.METRICS,
+    per_image=layout.PER_IMAGE,
+    noise_levels=layout.NOISE_LEVELS,
+    curves=layout.CURVES,
+    validation=layout.VALIDATION,
+    images=layout.IMAGES,
+    samples=layout.SAMPLES_ARRAY,
+    sample_metrics=layout.SAMPLE_METRICS,
+    neighbours=layout.NEIGHBOURS,
+)
+MODEL = "a" * 64
+ORIGIN = Origin("models/vdm", {"data": {"name": "digits"}, "train": {"betas": [0.9, 0.99]}}, {}, ["make repro"])
+BPD = np.linspace(1, 3, 40)
+
+
+def write_results(folder: Path, digits: np.ndarray, **description: Any) -> Files:
+    """Write all results of a model of 60 training, 10 validation and 40 test images into the folder."""
+    files = Files(*(folder / path for path in PLACES if path))
+    splits = {"train": digits[:60], "validation": digits[100:110], "test": digits[60:100]}
+    save_images(folder / layout.IMAGES, splits, {"name": "digits", "title": "Digits", "num_levels": 17} | description)
+    data = data_sha256(folder / layout.IMAGES)
+    documents = {
+        layout.METRICS: metrics(data),
+        layout.VALIDATION: validation(data),
+        layout.SAMPLE_METRICS: sample_metrics(data),
+    }
+    tables = {
+        layout.PER_IMAGE: "image,bpd\n" + "".join(f"{i},{bpd:.6f}\n" for i, bpd in enumerate(BPD)),
+        layout.NOISE_LEVELS: "t,gamma,diffusion_bpd,standard_error\n0.25,-5,1.5,0.1\n0.75,3,2.1,0.2\n",
+        layout.CURVES: "step,bpd,validation_bpd\n10,5.5,nan\n20,2.5,2.6\n30,2.0,2.1\n",
+        layout.NEIGHBOURS: "sample,train_image,distance\n3,3,0.0\n1,5,0.25\n",
+    }
+    for path, content in (tables | {path: json.dumps(value) for path, value in documents.items()}).items():
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / path).write_text(content)
+    np.save(folder / layout.SAMPLES_ARRAY, digits[:16])
+    return files
+
+
+def metrics(data: str) -> dict[str, Any]:
+    """Return a metrics.json about images with this digest."""
+    return {
+        "bpd": BPD.mean(),
+        "bpd_standard_error": 0.0946,
+        "bpd_monte_carlo_standard_error": 0.0123,
+        "prior_bpd": 0.001,
+        "reconstruction_bpd": 0.03,
+        "diffusion_bpd": 1.969,
+        "num_images": len(BPD),
+        "seed": 0,
+        "times_per_image": 2,
+        "num_timesteps": None,
+        "environment": {
+            "python": "3.11",
+            "torch": "2.13.0",
+            "numpy": "2.4",
+            "processor": "x86_64 AVX2",
+            "requirements_sha256": "e" * 64,
+        },
+        "validation": part(2.1, 10),
+        "training": part(1.9, 40),
+        "generalisation_gap_bpd": 0.1,
+        "generalisation_gap_standard_error": 0.02,
+        "data_sha256": data,
+        "model_sha256": MODEL,
+    }
+
+
+def part(bpd: float, num_images: int) -> dict[str, Any]:
+    """Return the figures of a split."""
+    errors = dict.fromkeys(("bpd_standard_error", "bpd_monte_carlo_standard_error"), 0.05)
+    return {"bpd": bpd, "num_images": num_images, **errors}
+
+
+def validation(data: str, meaning: str = "no image is of one level", file: str = "a.png") -> dict[str, Any]:
+    """Return a validation.json with one expectation that holds and one that two images break."""
+    common = {"table": "images", "expectation": "expect", "arguments": {}, "severity": "critical"}
+    rows = [{"split": "test", "image": 3, "file": file}, {"split": "test", "image": 10**9}]
+    pair = {"split": "test", "image": 4, "of_split": "train", "of_image": 5, "by_chance": 0.5, "distance": 0.02}
+    return {
+        "success": False,
+        "data_sha256": data,
+        "transforms": "none",
+        "expectations": [
+            common | {"meaning": "no pixel is NaN", "success": True, "observed": "as expected", "rows": []},
+            common | {"meaning": meaning, "success": False, "observed": "2 of 110 rows", "rows": rows},
+        ],
+        "alike": [
+            {"first": "train", "second": "test", "found": 1, "by_chance": 0.5, "excess": 0}
+            | {"pairs": [pair | {"moved": "as it is"}]}
+        ],
+    }
+
+
+def sample_metrics(data: str) -> dict[str, Any]:
+    """Return a metrics.json of samples."""
+    measure = {"samples": 1.25, "samples_standard_error": 0.05, "held_out": 0.75, "held_out_standard_error": 0.04}
+    return {
+        "figures": {"fd_0a1b2c3d": measure, "precision": measure},
+        "nearer_than_held_out": 0.48,
+        "nearer_than_held_out_standard_error": 0.03,
+        "num_images": 16,
+        "num_training_images": 60,
+        "features_task": "labels",
+        "features_accuracy": 0.95,
+        "features_sha256": "0a1b2c3d" + "0" * 56,
+        "model_sha256": MODEL,
+        "data_sha256": data,
+        "sampler": {
+            "seed": 0,
+            "num_timesteps": 25,
+            "order": 2,
+            "eta": 0.0,
+            "grid": "gamma",
+            "clip": True,
+            "precision": "float32",
+        },
+    }
