@@ -10,7 +10,7 @@ from itertools import chain, repeat
 
 PLAIN = 2
 """The images that are encoded first, without the model."""
-GROWTH = 6
+GROWTH = 8
 """Images whose bits suffice to encode one more."""
 CHECKED_DIMS = 2**12
 """Dimensions after which a batch ends with a checksum of 32 bits."""
