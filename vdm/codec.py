@@ -66,7 +66,7 @@ class Gaussian(NamedTuple):
 
     The encoder draws from q (`is_q`) and pushes under p.  Under p a value may lie beyond the table: then the last
     symbol is pushed, and the value follows as a plain integer.  q is scattered.  Where p is wrong, the bits that it
-    leaves are not quite random, and noise drawn from them as they are would follow its errors: with 10 steps that adds
+    leaves are not quite random, and noise drawn from them as they are would follow its errors: with 10 steps that added
     0.14 bits/dim on the digits.
     """
 

@@ -135,9 +135,9 @@ def decompress(file: Path, *, model: Path, out: Path, device: str, force: bool) 
     The images before a damaged part go to the folder `OUT.recovered`.  Raises what `Decoder` raises, and UserError:
     exit 2 for folders that exist, without `force` or with other files, and 5 for a file that cannot be decoded.
     """
+    require_new_folder(out, force=force)
     recovered = out.with_name(f"{out.name}.recovered")
-    for folder in (out, recovered):
-        require_new_folder(folder, force=force)
+    require_new_folder(recovered, force=force)
     with open_regular(file) as opened:
         decoder = Decoder(opened, str(file), model=model, device=device)
         header = decoder.header
@@ -160,6 +160,8 @@ def decompress(file: Path, *, model: Path, out: Path, device: str, force: bool) 
 
 def require_new_folder(out: Path, *, force: bool) -> None:
     """Raise UserError (exit 2) if `out` exists, without `force` or with other files than `decompress` writes."""
+    if not out.name:
+        raise UserError(f"{out} cannot be replaced; name another folder", Exit.USAGE)
     if not out.exists():
         return
     if not force:

@@ -349,7 +349,7 @@ def test_outputs_that_exist_are_replaced_only_when_asked(
     with pytest.raises(UserError, match="is a folder; name a file"):
         write(out=tmp_path)
 
-    def decompress(*, force: bool) -> None:
+    def decompress(*, force: bool, out: Path = out) -> None:
         files.decompress(file, model=models[0], out=out, device="cpu", force=force)
 
     decompress(force=False)
@@ -360,6 +360,8 @@ def test_outputs_that_exist_are_replaced_only_when_asked(
     with pytest.raises(UserError, match="holds other files than decoded images"):
         decompress(force=True)
     assert (out / "mine.txt").read_text() == "precious"
+    with pytest.raises(UserError, match=r"\. cannot be replaced"):
+        decompress(force=True, out=Path())
 
 
 def test_memory_does_not_grow_with_the_number_of_images(
