@@ -28,6 +28,7 @@ METRICS = {
 OLD = {
     "reports/validation/validation.png": "old",
     "reports/validation/data_docs/index.html": "old",
+    "reports/report.html": "old",
     "reports/evaluation/metrics.json": json.dumps(METRICS),
     "reports/evaluation/per_image.csv": "image,bpd\n" + "".join(f"{image},1.0\n" for image in range(20)),
     "reports/samples/samples.png": "old",

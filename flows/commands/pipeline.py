@@ -133,6 +133,7 @@ def print_results() -> None:
 
     say(summary(read(BoundMetrics, layout.METRICS, "run `dvc repro`")))
     for title, path, shown, stage in (
+        ("report", layout.PAGE, layout.PAGE, "report"),
         ("samples", layout.SAMPLES, layout.SAMPLES, "sample"),
         ("model card", layout.CARD, layout.CARD, "register"),
         ("validation", layout.DATA_DOCS / "index.html", layout.DATA_DOCS / "index.html", "validate"),
