@@ -1,5 +1,6 @@
 """Compress images to a .vdmz file, and decompress it: both write their output completely or not at all."""
 
+import math
 import re
 from pathlib import Path
 from typing import NoReturn
@@ -26,8 +27,9 @@ class Compressed(Document):
     """What `compress` has written, in bytes and in bits/dim.
 
     `net_bpd` counts every byte of the file.  `code_bpd` is what the images added that were encoded with the model: all
-    but `plain_images`, which are encoded first.  `initial_bits` are pseudo-random bits in the file.  `bound_bpd` is the
-    bound of all images in as many steps, from 32 times each; its standard error is over images.
+    but `plain_images`, which are encoded first.  The noise that is drawn makes it vary around the bound, with
+    `code_bpd_standard_deviation`.  `initial_bits` are pseudo-random bits in the file.  `bound_bpd` is the bound of all
+    images in as many steps, from 32 times each; its standard error is over images.
     """
 
     out: str
@@ -40,6 +42,7 @@ class Compressed(Document):
     file_bytes: Count
     net_bpd: Number
     code_bpd: Figure
+    code_bpd_standard_deviation: Figure
     initial_bits: Count
     plain_images: Count
     bound_bpd: Figure
@@ -98,6 +101,8 @@ def compress(
         pixel_bytes=pixel_bytes,
         net_bpd=8 * written.file_bytes / pixel_bytes,
         **written._asdict(),
+        # log q - log p of Gaussians with a divergence of k nats has variance 2 k.
+        code_bpd_standard_deviation=math.sqrt(2 * bound / math.log(2) / pixel_bytes),
         plain_images=min(PLAIN, images.number),
         bound_bpd=bound,
         bound_bpd_standard_error=error,
