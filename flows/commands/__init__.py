@@ -4,6 +4,7 @@ vdmctl      the whole command line, its help, and `serve`
 pipeline    the stages, the report and the presets
 evaluation  likelihoods and comparisons
 sampling    samples, and their quality
+compression  images to compressed files and back
 registry    versions and the champion
 arguments   checks of arguments, and params.yaml
 options     parameters replaced by options

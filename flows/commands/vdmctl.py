@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from flows.commands import evaluation, pipeline, registry, sampling
+from flows.commands import compression, evaluation, pipeline, registry, sampling
 from flows.commands.arguments import Commands
 
 app = typer.Typer(
@@ -23,6 +23,7 @@ app = typer.Typer(
 app.add_typer(pipeline.commands)
 app.add_typer(evaluation.commands)
 app.add_typer(sampling.commands)
+app.add_typer(compression.commands)
 app.add_typer(registry.commands)
 
 ADDRESS = "from Prefect's api.url"

@@ -14,6 +14,8 @@ import shutil
 import signal
 import tarfile
 import time
+import zlib
+from collections import deque
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -28,8 +30,12 @@ from PIL import Image
 from project import ROOT
 from results import ORIGIN, PLACES, write_results
 
+from flows.compression.decoding import Decoder
+from flows.compression.files import compress
+from flows.compression.header import packed_text, read_header
+from flows.compression.words import read_blocks
 from flows.core import bounded_yaml
-from flows.core.checkpoint import config_sha256, load_model, load_state, save_model, save_state
+from flows.core.checkpoint import config_sha256, load_model, load_state, model_sha256, save_model, save_state
 from flows.core.errors import CheckpointError, UserError
 from flows.core.params import parse_params, read_params
 from flows.evaluation.importing import import_checkpoint
@@ -123,6 +129,33 @@ def read_model(folder: Path, config: bytes | None = None, weights: bytes | None 
     (folder / "weights.safetensors").write_bytes(weights)
     (folder / "config.json").write_text(json.dumps(description))
     load_model(folder)
+
+
+def compressed() -> bytes:
+    """Return the description of a compressed file, a line break, and its words."""
+    folder = Path(os.environ["FUZZ_FOLDER"])
+    save_model(folder / "model", VDM(**TINY), TINY)
+    np.save(folder / "x.npy", (np.arange(4 * 64) % 17).astype(np.uint8).reshape(4, 1, 8, 8))
+    options = {"num_timesteps": 1, "batch_size": 2, "device": "cpu", "verify": False, "force": True}
+    compress(folder / "x.npy", split=None, model=folder / "model", out=folder / "x.vdmz", **options)
+    with (folder / "x.vdmz").open("rb") as file:
+        header, _, checksum = read_header(file, "x.vdmz")
+        (words,) = read_blocks(file, header.num_words, checksum)
+    return header.model_dump_json().encode() + b"\n" + np.array(words[::-1], "<u4").tobytes()
+
+
+def read_compressed(content: bytes, path: Path) -> None:
+    """Decode a file whose checksums agree with its damaged description and words."""
+    description, _, code = content.partition(b"\n")
+    model = path.with_name("model")
+    file = path.open("w+b")
+    header = packed_text(description, model_sha256(model))
+    file.write(header)
+    file.write(code + zlib.crc32(code, zlib.crc32(header[:-4])).to_bytes(4, "little"))
+    file.seek(0)
+    with file:
+        decoder = Decoder(file, "images.vdmz", model=model, device="cpu")
+        deque(decoder.images(id), maxlen=0)
 
 
 def read_state(content: bytes, path: Path) -> None:
@@ -321,6 +354,7 @@ READERS = {
         lambda content, path: read_model(path, weights=content),
         (CheckpointError,),
     ),
+    "images.vdmz": Reader(lambda: [compressed()], read_compressed, (UserError,)),
     "step.state": Reader(lambda: [state()], read_state, (CheckpointError,)),
     "listing.dir": Reader(lambda: [json.dumps(LISTING).encode()], read_listing, (UserError,), True),
     "google.flax": Reader(

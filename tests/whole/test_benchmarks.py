@@ -7,10 +7,15 @@ from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 
+import numpy as np
 import pytest
+from conftest import TINY
 
-from benchmarks import sample, train_step
+from benchmarks import compression, sample, train_step
 from benchmarks.speed import PRESETS, parser, read_problem
+from flows.core.checkpoint import save_model
+from flows.images.store import save_images
+from vdm.model import VDM
 
 ROOT = Path(__file__).parents[2]
 MACHINE = {"device", "threads", "torch", "python", "commit"}
@@ -37,6 +42,20 @@ def test_a_benchmark_prints_its_figures_and_the_machine(
     import_module(module).main()
     figures = json.loads(capsys.readouterr().out)
     assert figures.keys() > MACHINE
+
+
+def test_the_comparison_of_codecs_prints_a_row_for_each(
+    digits: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_images(tmp_path / "images", {"train": digits[:3], "test": digits[:9]}, {"name": "x", "num_levels": 17})
+    save_model(tmp_path / "model", VDM(**TINY), TINY)
+    options = ["--model", str(tmp_path / "model"), "--images", str(tmp_path / "images"), "--count", "5", "--steps", "1"]
+    monkeypatch.setattr(sys, "argv", ["benchmark", *options, "--json"])
+    compression.main()
+    figures = json.loads(capsys.readouterr().out)
+    assert figures.keys() > MACHINE
+    assert [row["of"] for row in figures["rows"] if row["codec"] == "PNG, optimised"] == ["each image", "one picture"]
+    assert figures["rows"][-1].keys() > {"bpd", "code_bpd", "bound_bpd", "encode_s", "decode_s"}
 
 
 @pytest.mark.parametrize("preset", sorted(path.stem for path in PRESETS.glob("*.yaml")))

@@ -26,6 +26,8 @@ ARGUMENTS = {
     "lineage": ["champion"],
     "verify": ["champion"],
     "preset": ["digits"],
+    "compress": ["data/images", "--out", "images.vdmz"],
+    "decompress": ["images.vdmz", "--out", "out"],
     "import-checkpoint": ["nowhere", "--format", "addtt", "--out", "out"],
 }
 
@@ -70,6 +72,7 @@ def test_every_command_is_stopped_from_its_first_moment(number: signal.Signals, 
         ("sample", "torch"),
         ("evaluate", "images"),
         ("validate", "reports/validation/.data_docs.partial"),
+        ("compress data/images --out images.vdmz", "unfinished file"),
         ("register", "models/.vdm.partial"),
         ("report --out reports/report.html", "reports/.pictures.partial"),
     ],
@@ -81,6 +84,7 @@ def test_a_command_that_is_stopped_leaves_the_old_outputs_and_nothing_else(
     before = small.outputs()
     process = small.start(*command.split())
     markers = {
+        "unfinished file": lambda: (small.folder / f".images.vdmz.{process.pid}").exists(),
         "torch": lambda: imports_torch(process.pid),
         "images": lambda: "images/test.npy" in Path(f"/proc/{process.pid}/maps").read_text(),
     }

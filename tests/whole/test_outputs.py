@@ -80,6 +80,7 @@ def no_file_above(size: int) -> Iterator[None]:
         (IMPORT, 100, "models/imported/config.json"),
         (IMPORT, 10_000, "models/imported/weights.safetensors"),
         (["validate", "data/images", "--out", "reports/other"], 100, "reports/other/validation.json"),
+        (["compress", "data/images", "--num-timesteps", "2", "--out", "images.vdmz"], 100, "images.vdmz"),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else str(value),
 )
@@ -94,6 +95,15 @@ def test_a_full_disk_keeps_the_old_outputs_and_names_the_file(
     assert small.outputs() == before
     assert run(command) == Exit.DONE
     assert small.outputs() != before
+
+
+def test_a_full_disk_leaves_no_part_of_decoded_images(small: Small, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["compress", "data/images", "--num-timesteps", "1", "--no-verify", "--out", "images.vdmz"]) == Exit.DONE
+    capsys.readouterr()
+    with no_file_above(200):
+        assert run(["decompress", "images.vdmz", "--out", "decoded"]) == Exit.MISSING
+    assert capsys.readouterr().err == "vdmctl: decoded/images.npy: File too large\n"
+    assert not list(small.folder.glob("*decoded*"))
 
 
 @pytest.mark.parametrize(("size", "written"), [(1_000, "validation.json"), (30_000, "data_docs")])

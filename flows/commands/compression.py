@@ -1,0 +1,107 @@
+"""Commands that compress images without loss, with a model.  Heavy modules are imported inside the commands."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from flows.commands.evaluation import Split
+from flows.commands.registry import model_folder
+from flows.core import layout
+from flows.core.errors import Exit, UserError
+from flows.process.streams import say, say_json
+
+commands = typer.Typer()
+
+Model = Annotated[
+    str | None, typer.Argument(help="A model folder, a version (vdm@v1.2.0) or `champion`.", show_default="models/vdm")
+]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
+
+
+@commands.command()
+def compress(
+    images: Annotated[
+        Path, typer.Argument(help="An image set, such as data/images, a folder of pictures, or an .npy file.")
+    ],
+    model: Model = None,
+    *,
+    out: Annotated[Path, typer.Option(help="The file to write, by convention NAME.vdmz.")],
+    split: Annotated[
+        Split | None, typer.Option(help="Of an image set: train, validation or test.", show_default="test")
+    ] = None,
+    num_timesteps: Annotated[
+        int,
+        typer.Option(min=1, max=10_000, help="Number of steps T: more take longer, and the file is smaller."),
+    ] = 100,
+    batch_size: Annotated[int, typer.Option(min=1, max=1024, help="Images in a batch of the network, at most.")] = 32,
+    device: Device = "auto",
+    verify: Annotated[bool, typer.Option(help="Decode the file before it gets its name.")] = True,
+    force: Annotated[bool, typer.Option("--force", help="Replace the file if it exists.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Compress images without loss to a file, near the model's bound in T steps.
+
+    It takes T evaluations of the network for each image, and as many again to verify. `vdmctl decompress` needs the
+    same model, the same versions of torch and NumPy and the same kind of processor, which the file names.
+    """
+    folder = chosen(model)
+    from flows.commands.summary import figure
+    from flows.compression.files import compress
+
+    done = compress(
+        images,
+        split=split.value if split else None,
+        model=folder,
+        out=out,
+        num_timesteps=num_timesteps,
+        batch_size=batch_size,
+        device=device,
+        verify=verify,
+        force=force,
+    )
+    if as_json:
+        say_json(done.model_dump())
+        return
+    error = "" if done.bound_bpd_standard_error is None else f" +- {done.bound_bpd_standard_error:.4f}"
+    code = "" if done.code_bpd is None else f", {done.code_bpd:.4f} for the code alone"
+    say(
+        f"{done.out}: {done.num_images} images, {done.pixel_bytes:,} -> {done.file_bytes:,} bytes,"
+        f" {'verified' if done.verified else 'not verified'}\n"
+        f"{done.net_bpd:.4f} bits/dim for the whole file{code}\n"
+        f"{figure(done.bound_bpd)}{error} is the bound in {done.num_timesteps} steps"
+    )
+
+
+@commands.command()
+def decompress(
+    file: Annotated[Path, typer.Argument(help="A file of `vdmctl compress`.")],
+    model: Model = None,
+    *,
+    out: Annotated[
+        Path, typer.Option(help="The folder to write: images.npy, or PNG files if pictures were compressed.")
+    ],
+    device: Device = "auto",
+    force: Annotated[bool, typer.Option("--force", help="Replace the folder if it holds decoded images.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Write the images of a file into a folder, every pixel as it was.
+
+    If the file is cut short or damaged, the images before that place go to OUT.recovered, and the exit code is 5.
+    """
+    folder = chosen(model)
+    from flows.compression.files import decompress
+
+    done = decompress(file, model=folder, out=out, device=device, force=force)
+    if as_json:
+        say_json(done.model_dump())
+    else:
+        say(f"{done.num_images} images in {done.out}")
+
+
+def chosen(model: str | None) -> Path:
+    """Return the folder of the named model, or of the project's.  Raises UserError (exit 5) if there is none."""
+    if model is None and not layout.REGISTERED.is_dir():
+        raise UserError(f"{layout.REGISTERED}: no model yet; `dvc repro` trains one", Exit.MISSING)
+    return model_folder(model) if model else layout.REGISTERED

@@ -1,0 +1,62 @@
+"""In which batches images are coded, and which of them share a checksum.
+
+Images are encoded from the last to the first, so that they are decoded in order.  An image takes some 12 bits per
+dimension off the stack before it returns them, and a batch as many for each of its images.  So the first two images
+are encoded plainly, each alone.  Then batches begin with one image, and grow with the images whose bits are there.
+"""
+
+from collections.abc import Iterator
+from itertools import chain, repeat
+
+PLAIN = 2
+"""The images that are encoded first, without the model."""
+GROWTH = 8
+"""Images whose bits suffice to encode one more."""
+CHECKED_DIMS = 2**12
+"""Dimensions after which a batch ends with a checksum of 32 bits."""
+
+
+def is_plain(batch: range, num_images: int) -> bool:
+    """Whether the images of a batch are encoded without the model."""
+    return batch.start >= num_images - PLAIN
+
+
+def groups(num_images: int, num_dims: int, most: int, *, decoding: bool) -> Iterator[list[range]]:
+    """Yield the batches, of at most `most` images, in groups that share a checksum.
+
+    Batches and groups come in the order of encoding, or of decoding.  No list of all is made.
+    """
+    every = -(-CHECKED_DIMS // num_dims)
+    group: list[range] = []
+    for batch in batches(num_images, most, decoding=decoding):
+        # The batch is the last of its group to be encoded, and the first to be decoded.
+        checked = batch.start == 0 or (num_images - batch.stop) // every < (num_images - batch.start) // every
+        if decoding and checked and group:
+            yield group
+            group = []
+        group.append(batch)
+        if not decoding and checked:
+            yield group
+            group = []
+    if group:
+        yield group
+
+
+def batches(num_images: int, most: int, *, decoding: bool) -> Iterator[range]:
+    """Yield the numbers of the images in each batch, in the order of encoding, or of decoding."""
+    growing, coded = list[int](), 0
+    while coded < num_images and coded // GROWTH < most:
+        growing.append(min(num_images - coded, max(1, coded // GROWTH)))
+        coded += growing[-1]
+    full, rest = divmod(num_images - coded, most)
+    last = [rest] if rest else []
+    if decoding:
+        place = 0
+        for size in chain(last, repeat(most, full), reversed(growing)):
+            yield range(place, place + size)
+            place += size
+    else:
+        place = num_images
+        for size in chain(growing, repeat(most, full), last):
+            yield range(place - size, place)
+            place -= size

@@ -1,0 +1,126 @@
+"""From images to a .vdmz file."""
+
+import math
+import zlib
+from collections.abc import Callable
+from tempfile import SpooledTemporaryFile
+from typing import BinaryIO, NamedTuple
+
+import numpy as np
+
+from flows.compression.batches import PLAIN, groups, is_plain
+from flows.compression.decoding import exactly
+from flows.compression.header import Header, packed, this_machine
+from flows.compression.images import Images
+from flows.compression.rans import WORD_BITS, Rans
+from flows.compression.words import Stack, write_blocks
+from flows.core.errors import Exit, UserError
+from flows.core.files import save
+from flows.images.store import fitting
+from flows.process.progress import bar
+from vdm.codec import CELLS, OFFSETS, Codec, encode_plainly
+from vdm.evaluation import image_terms
+from vdm.model import VDM
+
+BOUND_TIMES, BOUND_BATCH = 32, 512
+SPOOLED_BYTES = 2**20
+"""The size above which a temporary file is on disk."""
+
+
+class Written(NamedTuple):
+    """A file that was written."""
+
+    file_bytes: int
+    initial_bits: int
+    """Pseudo-random bits that the code contains."""
+    code_bpd: float
+    """Bits/dim that the images encoded with the model added, with their checksums; NaN if there are none."""
+
+
+def mean_bound(vdm: VDM, images: Images, num_timesteps: int) -> tuple[float, float]:
+    """Return the mean of the images' bound in bits/dim, from 32 times each, and its standard error (NaN for one).
+
+    Only sums are kept, so that memory does not grow with the number of images.
+    """
+    total, squares = 0.0, 0.0
+    size = fitting(BOUND_BATCH // BOUND_TIMES, 8 * BOUND_TIMES * vdm.num_dims)
+    for first in bar("evaluating")(range(0, images.number, size)):
+        rows = images.rows(first, min(first + size, images.number))
+        terms = image_terms(
+            vdm,
+            rows,
+            range(len(rows)),
+            times_per_image=BOUND_TIMES,
+            num_timesteps=num_timesteps,
+            batch_size=BOUND_BATCH,
+            seed=first,
+        )
+        bounds = terms.sum(0).mean(1)
+        total, squares = total + bounds.sum(), squares + np.square(bounds).sum()
+    mean = total / images.number
+    variance = (squares / images.number - mean**2) / (images.number - 1) if images.number > 1 else math.nan
+    return float(mean), math.sqrt(max(variance, 0.0)) if images.number > 1 else math.nan
+
+
+def header_of(images: Images, vdm: VDM, num_timesteps: int, batch_size: int) -> Header:
+    """Return the header of a file, as if its code were empty."""
+    return Header(
+        image_shape=list(vdm.image_shape),
+        num_levels=vdm.num_levels,
+        num_images=images.number,
+        num_words=3,
+        num_timesteps=num_timesteps,
+        batch_size=batch_size,
+        pictures=images.pictures,
+        grid=[CELLS, OFFSETS],
+        **this_machine(next(vdm.parameters()).device)._asdict(),
+    )
+
+
+def write_file(
+    file: BinaryIO,
+    images: Images,
+    codec: Codec,
+    header: Header,
+    model_sha256: str,
+    pixels_sha256: bytes,
+    *,
+    tick: Callable[[int], object],
+) -> Written:
+    """Write images to an open file.  Until all are encoded, the lower part of the code lies in a temporary file.
+
+    `tick` is called with the number of images after every step.  Raises UserError (exit 5) if the network's output is
+    not finite, and OSError.
+    """
+    with SpooledTemporaryFile(SPOOLED_BYTES) as words:
+        stack = Stack(words, pixels_sha256)
+        try:
+            with exactly(header.threads):
+                code_bpd = encode(images, stack, codec, header.batch_size, tick)
+        except ArithmeticError as error:
+            raise UserError(f"the images cannot be compressed with this model: {error}", Exit.MISSING) from error
+        start, checksum = packed(header.model_copy(update={"num_words": stack.num_words}), model_sha256)
+        file.write(start)
+        write_blocks(file, stack, checksum)
+    save(file)
+    return Written(file.tell(), WORD_BITS * stack.depth, code_bpd)
+
+
+def encode(images: Images, stack: Stack, codec: Codec, batch_size: int, tick: Callable[[int], object]) -> float:
+    """Encode images on a stack, from the last to the first, and return `Written.code_bpd`."""
+    coder, num_dims, plain_bits = Rans(stack.take, state=1), codec.model.num_dims, math.nan
+    for group in groups(images.number, num_dims, batch_size, decoding=False):
+        first = group[-1].start
+        part = images.rows(first, group[0].stop)
+        for batch in group:
+            pixels = part[batch.start - first : batch.stop - first]
+            if is_plain(batch, images.number):
+                encode_plainly(coder, pixels, codec.model.num_levels)
+                plain_bits = stack.bits + coder.bits
+            else:
+                codec.encode(coder, pixels, tick)
+        coder.push(np.array([zlib.crc32(part.data)]), np.ones(1, np.int64))
+        stack.spill(coder.words)
+    added = stack.bits + coder.bits - plain_bits
+    stack.put(coder.flushed())
+    return added / (images.number - PLAIN) / num_dims if images.number > PLAIN else math.nan

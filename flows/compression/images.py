@@ -1,0 +1,107 @@
+"""IMAGES of any kind as one array on disk, and decoded images as files."""
+
+import hashlib
+from collections.abc import Iterator
+from itertools import chain
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from flows.core.errors import Exit, UserError
+from flows.core.files import naming
+from flows.evaluation.bound import kind, require_valid
+from flows.evaluation.results import Split
+from flows.images.folder import agree, batched, complain, look_at_all, pixels
+from flows.images.reading import BadImageError
+from flows.images.scanning import find_images
+from flows.images.store import DESCRIPTION, fitting, load_array, load_images, write_array
+from vdm.model import VDM
+
+ARRAY = "images.npy"
+HASHED_AT_ONCE = 1000
+
+
+class Images(NamedTuple):
+    """Images to encode: an array (N,C,H,W) uint8, mapped into memory, and whether they came from pictures."""
+
+    array: np.ndarray
+    pictures: bool
+
+    @property
+    def number(self) -> int:
+        """N, the number of images."""
+        return len(self.array)
+
+    def rows(self, first: int, last: int) -> np.ndarray:
+        """Return a copy of images `first` to `last` - 1; pages of the array that are read do not stay in memory."""
+        array = self.array
+        if not isinstance(array, np.memmap) or not array.flags.c_contiguous:
+            return np.ascontiguousarray(array[first:last])
+        offset = array.offset + first * array[0].nbytes
+        shape = (last - first, *array.shape[1:])
+        return np.array(np.memmap(str(array.filename), array.dtype, "r", offset, shape))
+
+
+def open_images(path: Path, split: Split | None, scratch: Path) -> Images:
+    """Return the images in `path`: a split of an image set, or a folder of pictures or one file in the order of names.
+
+    Images that are not in a set are copied into the folder `scratch`.  Raises UserError: exit 2 for a split of what is
+    not a set, 4 for images of several kinds or of more than 8 bits, 5 for missing and damaged files.
+    """
+    if (path / DESCRIPTION).exists():
+        image_set = load_images(path)
+        require_valid(image_set, path, split or "test")
+        return Images(getattr(image_set, split or "test"), False)
+    if split:
+        raise UserError(f"{path} is not an image set, so it has no splits; leave out --split", Exit.USAGE)
+    found = find_images(path)
+    survey = look_at_all(found.root, found.names)
+    if agree(found.root, survey, grayscale=False, resized=False) > 256:
+        raise UserError(f"{path}: images of 16 bits; models of at most 8 bits can compress", Exit.INVALID_DATA)
+    problems: dict[str, BadImageError] = {}
+    every = np.ones(sum(survey.counts), bool)
+    chunks = batched(pixels(found.root, found.names, survey.heads, every, None, problems))
+    try:
+        write_array(scratch / ARRAY, (chunk.images for chunk in chunks))
+    finally:
+        complain(found.root, problems, len(found.names))
+    arrays = all(head.format == "NPY" for head in survey.heads)
+    return Images(load_array(scratch / ARRAY), not arrays)
+
+
+def require_fitting(images: Images, vdm: VDM, path: Path, model: Path) -> bytes:
+    """Return the sha256 of the pixels.
+
+    Raises UserError (exit 2) unless they have the model's shape and levels, and for models of more than 256 levels.
+    """
+    if vdm.num_levels > 256:
+        raise UserError(f"{model} has {vdm.num_levels} levels; models of at most 256 can compress", Exit.USAGE)
+    if images.array.shape[1:] != vdm.image_shape:
+        theirs = "x".join(map(str, images.array.shape[1:]))
+        ours = kind(vdm.image_shape, vdm.num_levels)
+        raise UserError(f"{model} is a model of images of {ours}; {path} holds {theirs}", Exit.USAGE)
+    digest = hashlib.sha256()
+    size = fitting(HASHED_AT_ONCE, images.array[0].nbytes)
+    for first in range(0, images.number, size):
+        chunk = images.rows(first, min(first + size, images.number))
+        if (highest := int(chunk.max())) >= vdm.num_levels:
+            place = first + int(chunk.reshape(len(chunk), -1).max(1).argmax())
+            reason = f"image {place} holds level {highest}, and the levels of {model} are 0 to {vdm.num_levels - 1}"
+            raise UserError(f"{path}: {reason}", Exit.USAGE)
+        digest.update(chunk.data)
+    return digest.digest()
+
+
+def write_decoded(parts: Iterator[np.ndarray], folder: Path, *, count: int, pictures: bool) -> None:
+    """Write images into a folder: as numbered PNG files, or as `images.npy`.  Raises OSError that names the file."""
+    if not pictures:
+        first = next(parts, None)
+        if first is not None:
+            write_array(folder / ARRAY, chain([first], parts))
+        return
+    for number, image in enumerate(image for part in parts for image in part):
+        path = folder / f"{number:0{len(str(count - 1))}d}.png"
+        with naming(path, path):
+            Image.fromarray(image[0] if len(image) == 1 else image.transpose(1, 2, 0)).save(path)

@@ -1,0 +1,382 @@
+"""Compressed files: the entropy coder, the format, damage at any place, and files of other models and machines."""
+
+import io
+import json
+import math
+import tracemalloc
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import TINY
+from PIL import Image
+
+from flows.compression import batches, encoding, files, words
+from flows.compression.batches import groups
+from flows.compression.decoding import Decoder
+from flows.compression.files import Compressed
+from flows.compression.header import DICTIONARY, Header, packed, read_header
+from flows.compression.rans import Rans
+from flows.compression.words import Stack
+from flows.core.checkpoint import save_model
+from flows.core.errors import Exit, UserError
+from flows.images.store import SPLITS, save_images
+from vdm.codec import TOTAL, Codec
+from vdm.model import VDM
+
+SHAPE = (1, 6, 5)
+SMALL = TINY | {"image_shape": SHAPE}
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Return the folders of two models of the same images."""
+    folder = tmp_path_factory.mktemp("models")
+    for number, name in enumerate(("one", "other")):
+        torch.manual_seed(number)
+        model = VDM(**SMALL)  # type: ignore[arg-type]
+        for parameter in model.network.parameters():
+            torch.nn.init.normal_(parameter, std=0.1)
+        save_model(folder / name, model, SMALL)
+    return folder / "one", folder / "other"
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(encoding, "BOUND_TIMES", 2)
+    monkeypatch.setattr(batches, "CHECKED_DIMS", 180)  # six images
+    monkeypatch.setattr(words, "BLOCK_BYTES", 256)
+
+
+@pytest.fixture
+def pixels() -> np.ndarray:
+    """Return 40 images (N,C,H,W) of levels 0..16."""
+    return np.random.default_rng(0).integers(0, 17, (40, *SHAPE), dtype=np.uint8)
+
+
+@pytest.fixture
+def write(tmp_path: Path, models: tuple[Path, Path], pixels: np.ndarray) -> Callable[..., Compressed]:
+    """Return a function that compresses the images to `images.vdmz`."""
+    np.save(tmp_path / "images.npy", pixels)
+
+    def run(source: str = "images.npy", **changes: Any) -> Compressed:
+        options: dict[str, Any] = {
+            "split": None,
+            "model": models[0],
+            "out": tmp_path / "images.vdmz",
+            "num_timesteps": 2,
+            "batch_size": 4,
+            "device": "cpu",
+            "verify": False,
+            "force": True,
+        }
+        return files.compress(tmp_path / source, **options | changes)
+
+    return run
+
+
+def read(content: bytes, model: Path) -> tuple[np.ndarray, str]:
+    """Return the images that a file of this content decodes to, and why not more."""
+    decoder = Decoder(io.BytesIO(content), "images.vdmz", model=model, device="cpu")
+    parts = list(decoder.images(id))
+    return np.concatenate(parts) if parts else np.zeros((0, *SHAPE), np.uint8), decoder.reason
+
+
+def random_table(rows: int, symbols: int) -> np.ndarray:
+    cuts = np.sort(np.random.default_rng(0).integers(1, TOTAL, (rows, symbols - 1)), axis=1)
+    return np.concatenate([np.zeros((rows, 1)), cuts, np.full((rows, 1), TOTAL)], axis=1).astype(np.int64)
+
+
+@pytest.mark.parametrize("scattered", [True, False])
+def test_the_coder_returns_symbols_in_their_optimal_number_of_bits(scattered: bool) -> None:
+    random, table = np.random.default_rng(1), random_table(5, 9)
+    rows = random.integers(0, 5, 3000)
+    symbols = np.array([np.searchsorted(table[row], random.integers(TOTAL), side="right") - 1 for row in rows])
+    start, frequency = table[rows, symbols], table[rows, symbols + 1] - table[rows, symbols]
+    coder = Rans(Stack(io.BytesIO(), bytes(32)).take, state=1)
+    before, bits = coder.flushed(), coder.bits
+    coder.push(np.array([0, 17, TOTAL - 1]), np.ones(3, np.int64))
+    coder.push(start, frequency, scattered=scattered)
+    assert coder.bits - bits == pytest.approx((32 - np.log2(frequency)).sum() + 3 * 32, abs=1e-3)
+    read_again = Rans(iter([coder.flushed()]).__next__, state=0)
+    assert (read_again.pop(table, rows, scattered=scattered) == symbols).all()
+    assert read_again.pop_plain(3).tolist() == [0, 17, TOTAL - 1]
+    assert read_again.flushed() == before
+
+
+def test_noise_that_is_drawn_from_scattered_bits_does_not_follow_what_was_pushed() -> None:
+    table, rows = np.array([[0, TOTAL // 2, TOTAL]]), np.zeros(1000, np.int64)
+    means = []
+    for scattered in (False, True):
+        coder = Rans(Stack(io.BytesIO(), bytes(32)).take, state=1)
+        # Of 4096 symbols always one of the last 256, as under a wrong model.
+        symbols = np.random.default_rng(0).integers(4096 - 256, 4096, 4000)
+        coder.push(symbols * (TOTAL // 4096), np.full(4000, TOTAL // 4096))
+        means.append(coder.pop(table, rows, scattered=scattered).mean())
+    biased, fair = means
+    assert abs(fair - 0.5) < 4 * 0.5 / math.sqrt(1000) < abs(biased - 0.5)
+
+
+def test_a_stack_on_disk_returns_its_words_and_then_those_that_every_decoder_knows(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(words, "SPILLED", 10)
+    digest = bytes(range(32))
+    stack, memory = Stack(io.BytesIO(), digest), list(range(35))
+    stack.spill(memory)
+    assert (memory, stack.num_words) == ([25, 26, 27, 28, 29, 30, 31, 32, 33, 34], 25)
+    assert stack.take() == list(range(15, 25))
+    assert [word for block in stack.blocks() for word in np.frombuffer(block, "<u4")] == list(range(14, -1, -1))
+    stack.file.seek(0, 2)
+    assert stack.take() + stack.take() == [*range(5, 15), *range(5)]
+    assert stack.take() == words.bottom(digest, 0)
+    assert [*stack.take(), *stack.take()][::-1] == words.bottom(digest, 2)[:2]
+    assert stack.depth == 2
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 50, 700])
+@pytest.mark.parametrize("most", [1, 7, 64])
+def test_batches_are_the_same_in_both_directions(count: int, most: int) -> None:
+    encoding = list(groups(count, 30, most, decoding=False))
+    decoding = list(groups(count, 30, most, decoding=True))
+    assert [group[::-1] for group in encoding[::-1]] == decoding
+    flat = [batch for group in decoding for batch in group]
+    assert [number for batch in flat for number in batch] == list(range(count))
+    assert max(map(len, flat)) <= most
+    assert all(sum(map(len, group)) >= 1 for group in encoding)
+
+
+def test_the_description_that_most_files_have_takes_few_bytes() -> None:
+    text = DICTIONARY[DICTIONARY.rindex(b'{"image_shape"') :]
+    header = Header(**json.loads(text))
+    content, checksum = packed(header, "ab" * 32)
+    assert len(content) < 40
+    assert read_header(io.BytesIO(content), "x") == (header, "ab" * 8, checksum)
+
+
+@pytest.mark.parametrize("batch_size", [1, 4, 64])
+def test_every_pixel_comes_back(
+    batch_size: int, write: Callable[..., Compressed], pixels: np.ndarray, tmp_path: Path, models: tuple[Path, Path]
+) -> None:
+    done = write(batch_size=batch_size, verify=True)
+    content = (tmp_path / "images.vdmz").read_bytes()
+    assert done.file_bytes == len(content)
+    assert done.net_bpd == 8 * len(content) / pixels.size
+    assert (done.num_images, done.plain_images, done.verified) == (40, 2, True)
+    again = files.decompress(tmp_path / "images.vdmz", model=models[0], out=tmp_path / "out", device="cpu", force=False)
+    assert again.pixels_sha256 == done.pixels_sha256
+    assert (np.load(tmp_path / "out/images.npy") == pixels).all()
+    write(batch_size=batch_size)
+    assert (tmp_path / "images.vdmz").read_bytes() == content
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_a_few_images_come_back(
+    count: int, write: Callable[..., Compressed], pixels: np.ndarray, tmp_path: Path
+) -> None:
+    np.save(tmp_path / "few.npy", pixels[:count])
+    done = write("few.npy", verify=True)
+    assert done.num_images == count
+    assert (done.code_bpd is None) == (count < 3)
+
+
+def test_pictures_come_back_as_pictures_and_a_split_as_an_array(
+    write: Callable[..., Compressed], pixels: np.ndarray, tmp_path: Path, models: tuple[Path, Path]
+) -> None:
+    (tmp_path / "pictures").mkdir()
+    for number, image in enumerate(pixels[:12]):
+        Image.fromarray(image[0]).save(tmp_path / f"pictures/{number:02}.png")
+    splits = dict.fromkeys(SPLITS, pixels[:5]) | {"test": pixels[:9]}
+    save_images(tmp_path / "set", splits, {"name": "x", "num_levels": 17})
+    out, one = tmp_path / "out", models[0]
+    for source, split, names in (
+        ("pictures", None, [f"{number:02}.png" for number in range(12)]),
+        ("set", None, ["images.npy"]),
+        ("set", "train", ["images.npy"]),
+    ):
+        done = write(source, split=split, verify=True)
+        files.decompress(tmp_path / "images.vdmz", model=one, out=out, device="cpu", force=True)
+        assert sorted(path.name for path in out.iterdir()) == names
+        array = names == ["images.npy"]
+        found = np.load(out / "images.npy")[:, 0] if array else [np.asarray(Image.open(out / name)) for name in names]
+        assert (np.array(found) == pixels[: done.num_images, 0]).all()
+    with pytest.raises(UserError, match="has no splits; leave out --split"):
+        write(split="test")
+
+
+def test_a_file_that_is_cut_short_returns_the_images_before_the_cut(
+    write: Callable[..., Compressed], pixels: np.ndarray, tmp_path: Path, models: tuple[Path, Path]
+) -> None:
+    write()
+    content = (tmp_path / "images.vdmz").read_bytes()
+    counts = []
+    for length in range(len(content) - 1, 60, -311):
+        found, reason = read(content[:length], models[0])
+        assert (found == pixels[: len(found)]).all()
+        assert reason == f"cut short after {length:,} bytes"
+        counts.append(len(found))
+    assert counts == sorted(counts, reverse=True)
+    assert counts[0] >= 30
+    assert len(set(counts)) > 4
+    short = tmp_path / "short.vdmz"
+    short.write_bytes(content[: len(content) * 2 // 3])
+    with pytest.raises(UserError) as raised:
+        files.decompress(short, model=models[0], out=tmp_path / "out", device="cpu", force=False)
+    recovered = np.load(tmp_path / "out.recovered/images.npy")
+    assert len(recovered) > 5
+    assert (recovered == pixels[: len(recovered)]).all()
+    message = f"cut short after {short.stat().st_size:,} bytes; recovered {len(recovered)} of 40 images, in"
+    assert str(raised.value) == f"{short}: {message} {tmp_path / 'out.recovered'}"
+    assert raised.value.code == Exit.MISSING
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_flipped_bit_is_found_wherever_it_is(
+    write: Callable[..., Compressed], pixels: np.ndarray, tmp_path: Path, models: tuple[Path, Path]
+) -> None:
+    write()
+    content = (tmp_path / "images.vdmz").read_bytes()
+    header = io.BytesIO(content)
+    read_header(header, "x")
+    random = np.random.default_rng(0)
+    for place in [*range(header.tell()), *range(header.tell(), len(content), 151)]:
+        damaged = bytearray(content)
+        damaged[place] ^= 1 << int(random.integers(8))
+        if place < header.tell():
+            with pytest.raises(UserError):
+                read(bytes(damaged), models[0])
+            continue
+        found, reason = read(bytes(damaged), models[0])
+        assert reason.startswith("damaged between bytes "), place
+        assert (found == pixels[: len(found)]).all()
+        assert len(found) < 40
+    found, reason = read(content + b"x", models[0])
+    assert (len(found), reason) == (40, "damaged: it does not end with its code")
+
+
+def test_another_model_another_version_and_another_file_are_named(
+    write: Callable[..., Compressed], tmp_path: Path, models: tuple[Path, Path]
+) -> None:
+    write()
+    content = (tmp_path / "images.vdmz").read_bytes()
+    for changed, model, message, code in (
+        (content, models[1], "encoded with the model ", Exit.USAGE),
+        (content[:4] + b"\x02" + content[5:], models[0], "version 2 of the format", Exit.MISSING),
+        (b"PK" + content, models[0], "not a .vdmz file", Exit.MISSING),
+        (b"", models[0], "not a .vdmz file", Exit.MISSING),
+        (content[:3], models[0], "cut short in its header", Exit.MISSING),
+        (content[:40], models[0], "cut short in its header", Exit.MISSING),
+    ):
+        with pytest.raises(UserError, match=f"^images.vdmz: {message}") as raised:
+            read(changed, model)
+        assert raised.value.code == code
+
+
+def test_a_machine_that_computes_other_means_is_named_and_no_wrong_image_is_returned(
+    write: Callable[..., Compressed],
+    pixels: np.ndarray,
+    tmp_path: Path,
+    models: tuple[Path, Path],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    write()
+    content = (tmp_path / "images.vdmz").read_bytes()
+    original, calls = Codec.backward_mean, 0
+
+    def other(self: Codec, z_t: torch.Tensor, t: int) -> torch.Tensor:
+        nonlocal calls
+        calls += 1
+        return original(self, z_t, t) + (1e-3 if calls == 11 else 0)
+
+    monkeypatch.setattr(Codec, "backward_mean", other)
+    found, reason = read(content, models[0])
+    assert reason.startswith("its next images decode differently here: it was made with torch ")
+    assert 0 < len(found) < 40
+    assert (found == pixels[: len(found)]).all()
+    calls = -10_000
+    monkeypatch.setattr(torch, "__version__", "9.9")
+    monkeypatch.setattr(Codec, "backward_mean", lambda self, z_t, t: original(self, z_t, t) * 1.01)
+    found, reason = read(content, models[0])
+    assert len(found) == 0
+    assert "and this is torch 9.9, NumPy" in reason
+
+
+def test_compress_refuses_a_file_that_does_not_decode_here(
+    write: Callable[..., Compressed], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = Codec.decode
+
+    def other(self: Codec, *arguments: Any) -> np.ndarray:
+        return original(self, *arguments) ^ 1
+
+    monkeypatch.setattr(Codec, "decode", other)
+    with pytest.raises(UserError, match=r"images.vdmz: not written, since it does not decode to the images") as raised:
+        write(verify=True)
+    assert raised.value.code == Exit.MISSING
+    assert [path.name for path in tmp_path.iterdir()] == ["images.npy"]
+
+
+def test_images_that_do_not_fit_the_model_are_refused(
+    write: Callable[..., Compressed], pixels: np.ndarray, tmp_path: Path
+) -> None:
+    np.save(tmp_path / "large.npy", np.zeros((3, 1, 9, 9), np.uint8))
+    np.save(tmp_path / "bright.npy", np.where(np.arange(40)[:, None, None, None] == 33, 17, pixels))
+    np.save(tmp_path / "deep.npy", pixels.astype(np.uint16))
+    np.save(tmp_path / "floats.npy", pixels / 16)
+    for name, message, code in (
+        ("large.npy", "is a model of images of 1x6x5 with 17 levels; .*large.npy holds 1x9x9", Exit.USAGE),
+        ("bright.npy", "image 33 holds level 17, and the levels of .* are 0 to 16", Exit.USAGE),
+        ("deep.npy", "images of 16 bits", Exit.INVALID_DATA),
+        ("floats.npy", "not levels", Exit.INVALID_DATA),
+        ("nothing", "is not a folder of images", Exit.MISSING),
+    ):
+        with pytest.raises(UserError, match=message) as raised:
+            write(name)
+        assert raised.value.code == code
+    assert not (tmp_path / "images.vdmz").exists()
+
+
+def test_outputs_that_exist_are_replaced_only_when_asked(
+    write: Callable[..., Compressed], tmp_path: Path, models: tuple[Path, Path]
+) -> None:
+    file, out = tmp_path / "images.vdmz", tmp_path / "out"
+    write(force=False)
+    with pytest.raises(UserError, match="exists; name another file, or replace it with --force"):
+        write(force=False)
+    with pytest.raises(UserError, match="is a folder; name a file"):
+        write(out=tmp_path)
+
+    def decompress(*, force: bool, out: Path = out) -> None:
+        files.decompress(file, model=models[0], out=out, device="cpu", force=force)
+
+    decompress(force=False)
+    with pytest.raises(UserError, match="exists; name another folder, or replace it with --force"):
+        decompress(force=False)
+    decompress(force=True)
+    (out / "mine.txt").write_text("precious")
+    with pytest.raises(UserError, match="holds other files than decoded images"):
+        decompress(force=True)
+    assert (out / "mine.txt").read_text() == "precious"
+    with pytest.raises(UserError, match=r"\. cannot be replaced"):
+        decompress(force=True, out=Path())
+
+
+def test_memory_does_not_grow_with_the_number_of_images(
+    write: Callable[..., Compressed],
+    pixels: np.ndarray,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(words, "SPILLED", 256)
+    monkeypatch.setattr(encoding, "SPOOLED_BYTES", 256)
+    peaks = []
+    for count in (80, 320):
+        np.save(tmp_path / "many.npy", np.tile(pixels, (count // 40, 1, 1, 1)))
+        tracemalloc.start()
+        write("many.npy", num_timesteps=1, batch_size=8, verify=True)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[1] < 1.1 * peaks[0]

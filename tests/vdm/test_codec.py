@@ -1,0 +1,193 @@
+"""The codec: tables, round trips with an oracle of a coder, and code lengths at the bound."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from vdm import codec
+from vdm.codec import FRACTION, OFFSETS, TOTAL, Codec, decode_plainly, encode_plainly, gaussian_tables, normal_cdf
+from vdm.discretization import pixels_to_x
+from vdm.model import VDM
+from vdm.schedule import LinearSchedule, alpha, sigma
+from vdm.vlb import bits_per_dim, finite_diffusion_loss, prior_loss, reconstruction_loss
+
+SCATTER = 0x2545F491
+
+
+class OneInteger:
+    """An entropy coder whose state is one integer of any size: slow, and plainly right."""
+
+    def __init__(self, state: int) -> None:
+        self.state = state
+        self.num_plain = 0
+
+    def push(self, starts: np.ndarray, frequencies: np.ndarray, *, scattered: bool = False) -> None:
+        for start, frequency in reversed(list(zip(starts.tolist(), frequencies.tolist(), strict=True))):
+            place = start + self.state % frequency
+            if scattered:
+                place = place * pow(SCATTER, -1, TOTAL) % TOTAL
+            self.state = self.state // frequency * TOTAL + place
+
+    def pop(self, tables: np.ndarray, rows: np.ndarray, *, scattered: bool = False) -> np.ndarray:
+        symbols = []
+        for row in rows:
+            place = self.state % TOTAL
+            if scattered:
+                place = place * SCATTER % TOTAL
+            symbol = int(np.searchsorted(tables[row], place, side="right")) - 1
+            start, end = tables[row, symbol : symbol + 2].tolist()
+            self.state = (end - start) * (self.state // TOTAL) + place - start
+            symbols.append(symbol)
+        return np.array(symbols, np.int64)
+
+    def pop_plain(self, count: int) -> np.ndarray:
+        self.num_plain += count
+        values = []
+        for _ in range(count):
+            values.append(self.state % TOTAL)
+            self.state //= TOTAL
+        return np.array(values, np.int64)
+
+
+class CountsBits:
+    """A coder that measures code lengths: it pops random symbols, and what is pushed is gone."""
+
+    def __init__(self) -> None:
+        self.bits = 0.0
+        self.random = np.random.default_rng(0)
+
+    def push(self, starts: np.ndarray, frequencies: np.ndarray, *, scattered: bool = False) -> None:
+        self.bits += float((32 - np.log2(frequencies)).sum())
+
+    def pop(self, tables: np.ndarray, rows: np.ndarray, *, scattered: bool = False) -> np.ndarray:
+        places, symbols = self.random.integers(0, TOTAL, len(rows)), np.empty(len(rows), np.int64)
+        for row in range(len(tables)):
+            symbols[rows == row] = np.searchsorted(tables[row], places[rows == row], side="right") - 1
+        self.bits -= float((32 - np.log2(tables[rows, symbols + 1] - tables[rows, symbols])).sum())
+        return symbols
+
+    def pop_plain(self, count: int) -> np.ndarray:
+        return np.zeros(count, np.int64)
+
+
+def some_pixels(count: int) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 17, (count, 1, 8, 8), dtype=np.uint8)
+
+
+def test_the_normal_distribution_function_is_that_of_the_library() -> None:
+    x = np.linspace(-8.5, 8.5, 1001)
+    assert np.abs(normal_cdf(x) - [0.5 * math.erfc(-value / 2**0.5) for value in x]).max() < 1e-14
+    assert normal_cdf(np.array([-40.0, 40.0])).tolist() == normal_cdf(np.array([-8.5, 8.5])).tolist()
+
+
+@pytest.mark.parametrize("open_ended", [True, False])
+@pytest.mark.parametrize("width", [2.1, 4.0, 37.0])
+def test_a_table_is_exact_in_integers(width: float, open_ended: bool) -> None:
+    tables = gaussian_tables(round(width * FRACTION), open_ended=open_ended)
+    assert tables.dtype == np.int64
+    assert tables.shape[0] == OFFSETS
+    assert (tables[:, 0] == 0).all()
+    assert (tables[:, -1] == TOTAL).all()
+    masses = np.diff(tables)
+    assert masses.min() >= 1
+    cells = np.arange(tables.shape[1] - 1 - open_ended) - (tables.shape[1] - 2 - open_ended) // 2
+    means = (masses[:, : len(cells)] / TOTAL) @ cells
+    # Every cell gets one of 2^32 at least: at the ends of the table that moves the mean a little.
+    assert means == pytest.approx(np.arange(OFFSETS) / OFFSETS, abs=1e-5)
+    variances = (masses[:, : len(cells)] / TOTAL) @ np.square(cells) - means**2
+    assert variances == pytest.approx(width**2 + 1 / 12, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    "changes", [{}, {"schedule": "learned_monotone"}, {"image_shape": (3, 5, 4), "num_levels": 256}]
+)
+def test_images_come_back_and_the_stack_too(changes: dict[str, Any], tiny_model: Callable[..., VDM]) -> None:
+    model = tiny_model(**changes).double()
+    shape = (5, *model.image_shape)
+    pixels = np.random.default_rng(1).integers(0, model.num_levels, shape, dtype=np.uint8)
+    tested = Codec(model, 3)
+    coder = OneInteger(7**12000)
+    before, steps = coder.state, list[int]()
+    tested.encode(coder, pixels[2:], steps.append)
+    tested.encode(coder, pixels[:2])
+    assert steps == [3, 3, 3]
+    assert (tested.decode(coder, 2) == pixels[:2]).all()
+    assert (tested.decode(coder, 3, steps.append) == pixels[2:]).all()
+    assert coder.state == before
+    assert steps == [3] * 6
+    assert coder.num_plain > 0  # random weights predict values beyond the tables
+
+
+def test_plain_images_come_back() -> None:
+    before = 7**100
+    coder, pixels = OneInteger(before), some_pixels(2)
+    encode_plainly(coder, pixels, 17)
+    assert math.log2(coder.state) - math.log2(before) == pytest.approx(pixels.size * math.log2(17), abs=1e-3)
+    assert (decode_plainly(coder, pixels.shape, 17) == pixels).all()
+    assert coder.state == before
+
+
+VARIANCE = 0.15
+
+
+class KnowsTheData:
+    """Stands for a VDM of pixels that are independent and Gaussian: its noise predictor is exact."""
+
+    num_levels = 17
+
+    def __init__(self, num_dims: int) -> None:
+        self.image_shape = (1, 1, num_dims)
+        self.schedule = LinearSchedule(-9.0, 5.0, learned=False).double()
+
+    def parameters(self) -> Any:
+        return self.schedule.parameters()
+
+    def network(self, z_t: Tensor, gamma_t: Tensor) -> Tensor:
+        a, s = alpha(gamma_t[0]), sigma(gamma_t[0])
+        return s * z_t / (a**2 * VARIANCE + s**2)
+
+
+@pytest.mark.parametrize("num_timesteps", [10, 50])
+def test_the_code_is_as_long_as_the_bound(num_timesteps: int) -> None:
+    num_dims = 60_000
+    model: Any = KnowsTheData(num_dims)
+    random = np.random.default_rng(0)
+    levels = np.round((random.normal(0, VARIANCE**0.5, num_dims) + 1) * 17 / 2 - 0.5).clip(0, 16)
+    pixels = levels.astype(np.uint8).reshape(1, 1, 1, -1)
+    coder = CountsBits()
+    Codec(model, num_timesteps).encode(coder, pixels)
+    x = pixels_to_x(torch.from_numpy(pixels), 17, torch.float64)
+    gamma_0, gamma_1 = model.schedule.gamma_0, model.schedule.gamma_1
+    bound = prior_loss(x, gamma_1) + reconstruction_loss(torch.from_numpy(pixels), gamma_0, 17)
+    for step in range(1, num_timesteps + 1):
+        eps = torch.from_numpy(random.standard_normal(x.shape))
+        gamma_s, gamma_t = model.schedule(torch.tensor([step - 1.0, step]).double() / num_timesteps)[:, None]
+        bound += finite_diffusion_loss(x, eps, gamma_s, gamma_t, num_timesteps, model.network) / num_timesteps
+    expected = float(bits_per_dim(bound, num_dims)[0])
+    # log q - log p of Gaussians with a divergence of k nats has variance 2 k.
+    error = math.sqrt(2 * expected / math.log(2) / num_dims)
+    discretised = 0.05 if num_timesteps == 10 else 0.0  # the grid loses information, so the code may be shorter
+    assert -4 * error - discretised < coder.bits / num_dims - expected < 4 * error
+
+
+def test_a_model_that_predicts_no_numbers_is_an_error(tiny_model: Callable[..., VDM]) -> None:
+    model = tiny_model().double()
+    with torch.no_grad():
+        model.network.conv_out.bias.fill_(math.inf)
+    with pytest.raises(ArithmeticError, match="not finite"):
+        Codec(model, 2).encode(OneInteger(7**3000), some_pixels(1))
+
+
+def test_a_schedule_that_stands_still_is_an_error(tiny_model: Callable[..., VDM]) -> None:
+    model = tiny_model().double()
+    with torch.no_grad():
+        model.schedule.span.fill_(0)  # type: ignore[operator, union-attr]
+    with pytest.raises(ValueError, match="does not increase"):
+        Codec(model, 4)
+    with pytest.raises(ValueError, match="too unequal"):
+        codec.widths(np.array([4.0, 5000.0]))
