@@ -65,7 +65,7 @@ def radii(reference: np.ndarray) -> np.ndarray:
 
 
 def recall(images: np.ndarray, reference: np.ndarray) -> float:
-    """Return the share of the reference that lies within the images (as `precision`, eq. 3)."""
+    """Return the share of the reference that lies within the images (eq. 2)."""
     return precision(reference, images)
 
 
