@@ -84,9 +84,9 @@ def sample(
 
     The stage also measures the samples beside held-out images, in the features of `vdmctl features`.
 
-    Image i of a seed is the same picture, however many images are drawn. --known and --mask fill in a picture. The
-    result is an approximation: the model was not trained for it. It takes ten times as long, since every step is
-    repeated.
+    Image i of a seed is the same picture, however many images are drawn.
+
+    --known and --mask fill in a picture, ten times slower: an approximation, for which the model was not trained.
     """
     read = parameters()
     options = {
