@@ -6,9 +6,7 @@ from typing import Annotated
 import typer
 
 from flows.commands.evaluation import Split
-from flows.commands.registry import model_folder
-from flows.core import layout
-from flows.core.errors import Exit, UserError
+from flows.commands.registry import model_or_ours
 from flows.process.streams import say, say_json
 
 commands = typer.Typer()
@@ -46,9 +44,9 @@ def compress(
     It takes T evaluations of the network for each image, and as many again to verify. `vdmctl decompress` needs the
     same model, the same versions of torch and NumPy and the same kind of processor, which the file names.
     """
-    folder = chosen(model)
-    from flows.commands.summary import figure
+    folder = model_or_ours(model)
     from flows.compression.files import compress
+    from flows.evaluation.results import with_error
 
     done = compress(
         images,
@@ -64,13 +62,13 @@ def compress(
     if as_json:
         say_json(done.model_dump())
         return
-    error = "" if done.bound_bpd_standard_error is None else f" +- {done.bound_bpd_standard_error:.4f}"
+    bound = with_error(done.bound_bpd, done.bound_bpd_standard_error)
     code = "" if done.code_bpd is None else f", {done.code_bpd:.4f} for the code alone"
     say(
         f"{done.out}: {done.num_images} images, {done.pixel_bytes:,} -> {done.file_bytes:,} bytes,"
         f" {'verified' if done.verified else 'not verified'}\n"
         f"{done.net_bpd:.4f} bits/dim for the whole file{code}\n"
-        f"{figure(done.bound_bpd)}{error} is the bound in {done.num_timesteps} steps"
+        f"{bound} is the bound in {done.num_timesteps} steps"
     )
 
 
@@ -90,7 +88,7 @@ def decompress(
 
     If the file is cut short or damaged, the images before that place go to OUT.recovered, and the exit code is 5.
     """
-    folder = chosen(model)
+    folder = model_or_ours(model)
     from flows.compression.files import decompress
 
     done = decompress(file, model=folder, out=out, device=device, force=force)
@@ -98,10 +96,3 @@ def decompress(
         say_json(done.model_dump())
     else:
         say(f"{done.num_images} images in {done.out}")
-
-
-def chosen(model: str | None) -> Path:
-    """Return the folder of the named model, or of the project's.  Raises UserError (exit 5) if there is none."""
-    if model is None and not layout.REGISTERED.is_dir():
-        raise UserError(f"{layout.REGISTERED}: no model yet; `dvc repro` trains one", Exit.MISSING)
-    return model_folder(model) if model else layout.REGISTERED

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from flows.commands.arguments import parameters
-from flows.commands.registry import images_for, model_folder, sample_metrics
+from flows.commands.registry import images_for, model_folder, model_or_ours, sample_metrics
 from flows.core import layout
 from flows.core.errors import Exit, UserError
 from flows.process.streams import say, say_json
@@ -111,9 +111,7 @@ def evaluate(
     params.yaml; an option that the protocol does not have is an error.
     """
     read = parameters()
-    folder = model_folder(model) if model else layout.REGISTERED
-    if model is None and not folder.is_dir():
-        raise UserError(f"{folder}: no model yet; `dvc repro` trains one", Exit.MISSING)
+    folder = model_or_ours(model)
     options = {
         "times_per_image": times_per_image,
         "num_images": num_images,

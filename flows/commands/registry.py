@@ -128,6 +128,15 @@ def model_folder(model: str) -> Path:
     return locate(ROOT, model)
 
 
+def model_or_ours(model: str | None) -> Path:
+    """Return the folder of the model, or of the project's own without one.  Raises UserError (exit 5)."""
+    if model:
+        return model_folder(model)
+    if not layout.REGISTERED.is_dir():
+        raise UserError(f"{layout.REGISTERED}: no model yet; `dvc repro` trains one", Exit.MISSING)
+    return layout.REGISTERED
+
+
 def sample_metrics(model: str, folder: Path) -> "SampleMetrics | None":
     """Return the quality of a version's samples, or for a folder that of the last samples here if it is its model's.
 

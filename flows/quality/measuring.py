@@ -55,10 +55,9 @@ def measure(
 ) -> tuple[SampleMetrics, pd.DataFrame]:
     """Return the metrics of samples (N,C,H,W), and a table of the nearest training image of each.
 
-    The table has the nearest pairs first.  Raises CheckpointError, ImageSetError, and UserError (exit 2) for files that
-    do not fit each other.
+    The table has the nearest pairs first.  The files must have passed `require_fitting`.  Raises CheckpointError and
+    ImageSetError for damaged files, and UserError (exit 2) for too few images.
     """
-    require_fitting(model, features, images)
     network, config, digest = load_features(features, find_device(quality.device))
     image_set = load_images(images)
     pictures = choose(drawn, image_set, quality.num_images)
