@@ -15,6 +15,8 @@ from benchmarks.options import explained, positive
 from benchmarks.speed import clock, parser, peak_memory, read_problem, report
 from flows.core.device import find_device
 
+LEARNING_RATE = 2e-4
+
 
 def main() -> None:
     options = parser(__doc__)
@@ -30,7 +32,7 @@ def main() -> None:
     diffusion = build(problem.model, size, device)
     match chosen.what:
         case "train_step":
-            step = training_step(diffusion, batch)
+            step, _ = training_step(diffusion, lambda: batch, learning_rate=LEARNING_RATE)
         case "evaluate":
             step = evaluation(diffusion, batch)
         case _:
@@ -41,7 +43,7 @@ def main() -> None:
 
 
 def build(model: dict[str, Any], batch_size: int, device: torch.device) -> Any:
-    """Return the peer's model with the sizes in `model` and its own settings otherwise."""
+    """Return the peer's model with the sizes in `model` and its own settings otherwise, which are its `cfg`."""
     from utils import TrainConfig  # type: ignore[import-not-found]
     from vdm_unet import UNetVDM  # type: ignore[import-not-found]
 
@@ -59,7 +61,7 @@ def build(model: dict[str, Any], batch_size: int, device: torch.device) -> Any:
         gamma_min=model["gamma_0"],
         gamma_max=model["gamma_1"],
         antithetic_time_sampling=True,
-        lr=2e-4,
+        lr=LEARNING_RATE,
         weight_decay=0.01,
         clip_grad_norm=True,
     )
@@ -75,23 +77,28 @@ def build(model: dict[str, Any], batch_size: int, device: torch.device) -> Any:
     return module.VDM(network, config, image_shape=model["image_shape"]).to(device)
 
 
-def training_step(diffusion: Any, batch: torch.Tensor) -> Callable[[], None]:
-    """Return a function that takes one step: forward, backward, clipping, AdamW, averaging, and reading the loss."""
+def training_step(
+    diffusion: Any, next_batch: Callable[[], torch.Tensor], *, learning_rate: float
+) -> tuple[Callable[[], None], Any]:
+    """Return a function that takes one step, and the averaged model.
+
+    A step is forward, backward, clipping, AdamW, averaging, and reading the loss.
+    """
     from ema_pytorch import EMA  # type: ignore[import-not-found]
 
     average = EMA(diffusion, beta=0.9999, update_every=1, power=0.75)
-    optimizer = torch.optim.AdamW(diffusion.parameters(), 2e-4, betas=(0.9, 0.99), weight_decay=0.01)
+    optimizer = torch.optim.AdamW(diffusion.parameters(), learning_rate, betas=(0.9, 0.99), weight_decay=0.01)
 
     def step() -> None:
         optimizer.zero_grad()
-        loss, _ = diffusion(batch)
+        loss, _ = diffusion(next_batch())
         loss.backward()
         torch.nn.utils.clip_grad_norm_(diffusion.parameters(), 1.0)
         optimizer.step()
         loss.item()
         average.update()
 
-    return step
+    return step, average
 
 
 def evaluation(diffusion: Any, batch: torch.Tensor) -> Callable[[], None]:

@@ -55,6 +55,7 @@ def trained(
         batch_size=64,
         accumulation=1,
         augmentation=[],
+        optimizer="adamw",
         learning_rate=2e-3,
         warmup_steps=50,
         learning_rate_decay="linear",

@@ -15,7 +15,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.machine import describe
 from benchmarks.options import duration, positive
-from flows.core.params import Params, device_name, read_params
+from flows.core.fields import device_name
+from flows.core.params import Params, read_params
 from vdm.model import VDM
 
 PRESETS = Path(__file__).parents[1] / "presets"

@@ -8,6 +8,8 @@ Transform = Literal["flip", "rotate", "swap_channels"]
 """A random change of training images (section 6); see `vdm.training.batches.augment`."""
 Precision = Literal["float32", "bfloat16"]
 """The number format of the network's matrix products and convolutions in training."""
+OptimizerKind = Literal["adamw", "muon"]
+"""The optimizer of the weights; see `vdm.training.optimizer.optimizers`."""
 LearningRateDecay = Literal["none", "linear", "cosine"]
 """The course of the learning rate after its warm-up; see `vdm.training.optimizer.learning_rate_factor`."""
 TrainingImages = Literal["train", "train_and_validation"]

@@ -7,12 +7,14 @@ evaluated at the same times with the same noise.
 
 import math
 from collections.abc import Callable, Iterable
+from itertools import pairwise
 from statistics import NormalDist
 from typing import NamedTuple
 
 import numpy as np
 import torch
 
+from vdm.choices import Precision
 from vdm.model import VDM
 from vdm.vlb import bits_per_dim
 
@@ -106,6 +108,7 @@ def evaluate(
     num_timesteps: int | None,
     batch_size: int,
     seed: int,
+    precision: Precision = "float32",
     progress: Callable[[range], Iterable[int]] = iter,
 ) -> Evaluation:
     """Return the bound of every image in `pixels` (N,C,H,W), computed on the model's device.
@@ -120,6 +123,7 @@ def evaluate(
         num_timesteps=num_timesteps,
         batch_size=batch_size,
         seed=seed,
+        precision=precision,
         progress=progress,
     )
     return terms_of_set(terms)
@@ -135,6 +139,7 @@ def image_terms(
     num_timesteps: int | None,
     batch_size: int,
     seed: int,
+    precision: Precision = "float32",
     progress: Callable[[range], Iterable[int]] = iter,
 ) -> np.ndarray:
     """Return the terms of the bound of the images in `share` at each of their times, (3,N,K) bits/dim.
@@ -142,19 +147,38 @@ def image_terms(
     `share` are consecutive indices in `pixels` (N,C,H,W).  The terms are prior, reconstruction and diffusion.
     `num_timesteps` None gives the continuous-time bound (eq. 17), T the bound of a T-step model (section 4).
     `batch_size` counts network evaluations; a batch has at least one image.  A float64 model is evaluated in float64.
+    `precision` is that of the network's matrix products and convolutions; everything else has the model's.
     """
     place = next(model.parameters())  # its device and dtype are those of the computation
-    images_per_batch = max(1, batch_size // times_per_image)
+    size = images_per_batch(batch_size, times_per_image)
     parts = [torch.zeros(3, 0, dtype=torch.float64)]
-    for first in progress(range(share.start, share.stop, images_per_batch)):
-        indices = range(first, min(first + images_per_batch, share.stop))
+    for first in progress(range(share.start, share.stop, size)):
+        indices = range(first, min(first + size, share.stop))
         batch = torch.from_numpy(np.array(pixels[first : indices.stop])).to(place.device)
         t = torch.from_numpy(stratified_times(seed, indices, times_per_image)).to(place).flatten()
         t = t.clamp(max=1 - torch.finfo(t.dtype).eps)  # a float64 just below 1 may round to 1
         eps = torch.from_numpy(image_noise(seed, indices, times_per_image, model.image_shape)).to(place)
-        terms = model(batch.repeat_interleave(times_per_image, 0), eps, t, num_timesteps=num_timesteps)
+        with torch.autocast(place.device.type, torch.bfloat16, enabled=precision == "bfloat16"):
+            terms = model(batch.repeat_interleave(times_per_image, 0), eps, t, num_timesteps=num_timesteps)
         parts.append(torch.stack([bits_per_dim(term.double(), model.num_dims) for term in terms]).cpu())
     return torch.cat(parts, dim=1).reshape(3, len(share), times_per_image).numpy()
+
+
+def images_per_batch(batch_size: int, times_per_image: int) -> int:
+    """Return the number of images, at least one, whose `times_per_image` network evaluations make a batch."""
+    return max(1, batch_size // times_per_image)
+
+
+def shares(num_images: int, count: int, *, batch_size: int, times_per_image: int) -> list[range]:
+    """Return the indices of all images in at most `count` shares of whole batches.
+
+    So the batches of `image_terms`, and with them its results to the last digit, do not depend on the number of shares.
+    """
+    size = images_per_batch(batch_size, times_per_image)
+    batches = -(-num_images // size)
+    count = min(count, batches)
+    ends = [min(num_images, size * (batches * number // count)) for number in range(count + 1)]
+    return [range(*pair) for pair in pairwise(ends)]
 
 
 def terms_of_set(terms: np.ndarray) -> Evaluation:
@@ -165,7 +189,7 @@ def terms_of_set(terms: np.ndarray) -> Evaluation:
 
 def memory_needed(model: VDM, *, num_images: int, times_per_image: int, batch_size: int) -> int:
     """Return a lower bound of the bytes that `evaluate` takes: a batch's noise, one block, and all results."""
-    draws = times_per_image * min(num_images, max(1, batch_size // times_per_image))
+    draws = times_per_image * min(num_images, images_per_batch(batch_size, times_per_image))
     num_pixels = model.image_shape[1] * model.image_shape[2]
     batch = draws * (8 * model.num_dims + 16 * model.network.width * num_pixels)
     return batch + 2 * 3 * 8 * num_images * times_per_image

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from vdm.choices import ScheduleKind
 from vdm.discretization import pixels_to_x
 from vdm.network import NoisePredictor, num_parameters
-from vdm.schedule import LinearSchedule, MonotoneSchedule, gamma_and_slope
+from vdm.schedule import LinearSchedule, MonotoneSchedule
 from vdm.vlb import (
     PredictNoise,
     Terms,
@@ -114,7 +114,7 @@ class VDM(nn.Module):
         `num_timesteps` steps rounds up to its grid.
         """
         if num_timesteps is None:
-            return self.terms(pixels, eps, *gamma_and_slope(self.schedule, t))
+            return self.terms(pixels, eps, *self.schedule.gamma_and_slope(t))
         t = grid_times(t, num_timesteps)
         gamma_s, gamma_t = self.schedule(t - 1 / num_timesteps), self.schedule(t)
         x = pixels_to_x(pixels, self.num_levels, eps.dtype)

@@ -89,6 +89,11 @@ class NoisePredictor(nn.Module):
             h = attention(block(torch.cat([h, kept.pop()], dim=1), condition))
         return z_t + self.conv_out(silu(self.norm_out(h)))  # type: ignore[no-any-return]
 
+    def matrices_of_blocks(self) -> list[nn.Parameter]:
+        """Return the weights of the blocks that are matrices or convolutions."""
+        blocks = (block for block in self.modules() if isinstance(block, (ResidualBlock, AttentionBlock)))
+        return [parameter for block in blocks for parameter in block.parameters() if parameter.ndim > 1]
+
     def condition(self, gamma_t: Tensor, augmented: Tensor | None) -> Tensor:
         """Return the conditioning vector (B, 4 width) that every residual block receives."""
         embedding = time_embedding(gamma_t, self.width, self.gamma_min, self.gamma_max)

@@ -8,8 +8,6 @@ In continuous time the bound depends only on the end points gamma_0 = gamma(0) a
 5.1).  The shape between them changes only the variance of the bound's estimate.
 """
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor, nn
 
@@ -62,13 +60,22 @@ class LinearSchedule(nn.Module):
         """Return the parameters that are trained on the variance of the bound's estimate; a straight line has none."""
         return []
 
-    def shape(self, t: Tensor) -> Tensor:
-        """Return the share of the way from gamma_0 to gamma_1 at t (B,): increasing, 0 at t = 0 and 1 at t = 1."""
-        return t
+    def shape(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the share of the way from gamma_0 to gamma_1 at t (B,), and its derivative, both (B,).
+
+        The share increases, from 0 at t = 0 to 1 at t = 1.
+        """
+        return t, torch.ones_like(t)
+
+    def gamma_and_slope(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """Return gamma(t) and its derivative gamma'(t), both (B,), at times t (B,) in [0, 1]."""
+        share, slope = self.shape(t)
+        span = self.span.abs()
+        return self.start + span * share, span * slope
 
     def forward(self, t: Tensor) -> Tensor:
         """Return gamma at times t (B,) in [0, 1]: (B,)."""
-        return self.start + self.span.abs() * self.shape(t)
+        return self.gamma_and_slope(t)[0]
 
 
 class MonotoneSchedule(LinearSchedule):
@@ -95,16 +102,11 @@ class MonotoneSchedule(LinearSchedule):
     def shape_parameters(self) -> list[nn.Parameter]:
         return [self.linear, self.inner, self.bias, self.outer]
 
-    def shape(self, t: Tensor) -> Tensor:
-        # With t and both ends in one evaluation, shape(0) is exactly 0 and shape(1) exactly 1.
+    def shape(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        # With t and both ends in one evaluation, the share at 0 is exactly 0 and the share at 1 exactly 1.
         times = torch.cat([t, t.new_tensor([0.0, 1.0])])
-        hidden = torch.sigmoid(self.inner.abs() * (2 * times[:, None] - 1) + self.bias)
-        curved = (2 * self.outer.abs() * (hidden - hidden[-2])).mean(dim=1)
-        rise = self.linear.abs().clamp(min=1e-6) * times + curved
-        return rise[:-2] / rise[-1]
-
-
-def gamma_and_slope(schedule: Callable[[Tensor], Tensor], t: Tensor) -> tuple[Tensor, Tensor]:
-    """Return gamma(t) and gamma'(t) of the schedule, both (B,), differentiable in the schedule's parameters."""
-    gamma_t, dgamma_dt, *_ = torch.func.jvp(schedule, (t,), (torch.ones_like(t),))
-    return gamma_t, dgamma_dt
+        straight, inner, outer = self.linear.abs().clamp(min=1e-6), self.inner.abs(), 2 * self.outer.abs()
+        hidden = torch.sigmoid(inner * (2 * times[:, None] - 1) + self.bias)
+        rise = straight * times + (outer * (hidden - hidden[-2])).mean(dim=1)
+        slope = straight + (2 * outer * inner * hidden * (1 - hidden)).mean(dim=1)
+        return rise[:-2] / rise[-1], slope[:-2] / rise[-1]

@@ -64,7 +64,7 @@ def squared_error(x: Tensor, eps: Tensor, gamma_t: Tensor, predict_noise: Predic
 def diffusion_loss(x: Tensor, eps: Tensor, gamma_t: Tensor, dgamma_dt: Tensor, predict_noise: PredictNoise) -> Tensor:
     """1/2 gamma'(t) |eps - eps_hat|^2, one draw of the continuous-time loss at t ~ U[0, 1) (eq. 17), (B,) nats.
 
-    gamma_t and its derivative dgamma_dt (B,) come from `vdm.schedule.gamma_and_slope`.
+    gamma_t and its derivative dgamma_dt (B,) come from `vdm.schedule.LinearSchedule.gamma_and_slope`.
     """
     return 0.5 * dgamma_dt * squared_error(x, eps, gamma_t, predict_noise)
 

@@ -1,16 +1,27 @@
 """Read params.yaml, the only source of numbers, as DVC reads it, into strictly typed sections."""
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
-from pydantic_core import PydanticCustomError
 
 from flows.core import bounded_yaml
 from flows.core.documents import shown
 from flows.core.errors import Exit, UserError
+from flows.core.fields import (
+    BatchSize,
+    Device,
+    Devices,
+    Gamma,
+    ImageNet,
+    NonNegative,
+    Positive,
+    Real,
+    Share,
+    Timesteps,
+    require_devices,
+)
 from flows.core.files import read_bounded
 from flows.core.sources import checked_source
 from vdm.choices import (
@@ -18,31 +29,12 @@ from vdm.choices import (
     Grid,
     Keep,
     LearningRateDecay,
+    OptimizerKind,
     Precision,
     ScheduleKind,
     TrainingImages,
     Transform,
 )
-
-
-def device_name(name: str) -> str:
-    """Return the name.  Raises PydanticCustomError unless it is auto, cpu, cuda or cuda:N."""
-    if not re.fullmatch(r"auto|cpu|cuda(:[0-9]{1,3})?", name):
-        raise PydanticCustomError("device", "Input should be auto, cpu, cuda or cuda:N")
-    return name
-
-
-Positive = Annotated[int, Field(ge=1, le=10**12)]
-NonNegative = Annotated[int, Field(ge=0, le=10**12)]
-BatchSize = Annotated[int, Field(ge=1, le=10**6)]
-# With more steps, float32 does not separate neighbouring noise levels well.
-Timesteps = Annotated[int, Field(ge=1, le=100_000)]
-Real = Annotated[float, Field(allow_inf_nan=False)]
-Share = Annotated[Real, Field(ge=0, le=1)]
-Gamma = Annotated[Real, Field(ge=-60, le=60)]
-Device = Annotated[str, AfterValidator(device_name)]
-Devices = Annotated[int, Field(ge=1, le=4096)]
-ImageNet = Literal["imagenet32", "imagenet64", "imagenet32_2016", "imagenet64_2016"]
 
 
 class Section(BaseModel):
@@ -128,6 +120,7 @@ class Train(Section):
     batch_size: BatchSize
     accumulation: Positive
     augmentation: list[Transform]
+    optimizer: OptimizerKind
     learning_rate: Annotated[Real, Field(gt=0)]
     warmup_steps: NonNegative
     learning_rate_decay: LearningRateDecay
@@ -151,8 +144,7 @@ class Train(Section):
             raise ValueError(
                 f"batch_size must be a multiple of num_devices x accumulation = {parts}, got {self.batch_size}"
             )
-        if self.num_devices > 1 and ":" in self.device:
-            raise ValueError(f"device {self.device} is one device, but num_devices is {self.num_devices}")
+        require_devices(self.device, self.num_devices)
         if self.validate_every_steps is None and (self.keep == "best" or self.patience is not None):
             raise ValueError("keep: best and patience need validate_every_steps, the steps between validations")
         if self.validate_every_steps is not None and self.images == "train_and_validation":
@@ -167,8 +159,20 @@ class Computation(Section):
     device: Device
 
 
-class Evaluate(Computation):
-    """The settings of the variational bound; see `vdm.evaluation.evaluate`."""
+class Shared(Computation):
+    """A section of a computation that several devices can share."""
+
+    num_devices: Devices
+    precision: Literal["auto", Precision]
+
+    @model_validator(mode="after")
+    def one_for_each(self) -> Self:
+        require_devices(self.device, self.num_devices)
+        return self
+
+
+class Evaluate(Shared):
+    """The settings of the variational bound; see `vdm.evaluation.image_terms`."""
 
     times_per_image: Positive
     num_timesteps: Timesteps | None
@@ -193,11 +197,9 @@ class Promote(Section):
     confidence: Annotated[Real, Field(gt=0, lt=1)]
 
 
-class Sample(Computation):
+class Sample(Shared):
     """The samples, and how to draw them; see `vdm.sampling.Solver`."""
 
-    num_devices: Devices
-    precision: Literal["auto", Precision]
     num_images: Positive
     batch_size: BatchSize
     num_timesteps: Timesteps
@@ -210,8 +212,6 @@ class Sample(Computation):
 
     @model_validator(mode="after")
     def consistent(self) -> Self:
-        if self.num_devices > 1 and ":" in self.device:
-            raise ValueError(f"device {self.device} is one device, but num_devices is {self.num_devices}")
         if (self.inception_weights is None) != (self.inception_sha256 is None):
             raise ValueError("inception_weights and inception_sha256 belong together: the file and its digest")
         return self

@@ -4,6 +4,7 @@ import csv
 import json
 import math
 from collections.abc import Iterable
+from functools import partial
 from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,16 +13,16 @@ import numpy as np
 import torch
 
 from flows.core.checkpoint import load_model, model_sha256
-from flows.core.device import find_device
+from flows.core.device import find_device, find_devices, find_precision
 from flows.core.errors import Exit, UserError
-from flows.core.files import written_last
+from flows.core.files import scratch_folder, written_last
 from flows.core.memory import require
 from flows.evaluation.environment import environment
 from flows.evaluation.results import BoundMetrics, Split, SplitFigures, finite
-from flows.images.store import ImageSet, data_sha256, fault, load_images
+from flows.images.store import ImageSet, data_sha256, fault, load_images, write_array
 from flows.process.ending import finish
 from flows.process.progress import bar
-from vdm import evaluation
+from vdm.evaluation import Evaluation, image_terms, memory_needed, shares, terms_of_set
 from vdm.model import VDM
 
 if TYPE_CHECKING:
@@ -30,16 +31,14 @@ if TYPE_CHECKING:
 
 def measure(
     settings: "Evaluate", *, model: Path, images: Path, requirements: Path, split: Split = "test"
-) -> tuple[BoundMetrics, evaluation.Evaluation]:
+) -> tuple[BoundMetrics, Evaluation]:
     """Return the metrics of the model on the images of a split, in bits/dim, and the terms of every image.
 
     The metrics name the versions of libraries, the processor, and the digest of the file `requirements`.
 
     Raises CheckpointError, ImageSetError, and UserError (exit 2) when model and images do not fit each other.
     """
-    device = find_device(settings.device)
-    vdm, image_set = load_fitting(model, images, device, split)
-    result = evaluate_split(settings, vdm, getattr(image_set, split))
+    result = evaluate_split(settings, model, images, split)
     metrics = BoundMetrics(
         split=split,
         **figures(result).model_dump(),
@@ -49,7 +48,7 @@ def measure(
         seed=settings.seed,
         times_per_image=settings.times_per_image,
         num_timesteps=settings.num_timesteps,
-        environment=environment(device, requirements),
+        environment=environment(find_device(settings.device), requirements),
         **digests(model, images),
     )
     return metrics, result
@@ -60,12 +59,10 @@ def other_splits(settings: "Evaluate", tested: BoundMetrics, *, model: Path, ima
 
     Raises what `measure` raises.
     """
-    vdm, image_set = load_fitting(model, images, find_device(settings.device), "train")
-    training = figures(evaluate_split(settings, vdm, image_set.train[: tested.num_images]))
+    training = figures(evaluate_split(settings, model, images, "train", tested.num_images))
     found: dict[str, Any] = {"training": training}
-    if len(image_set.validation):
-        require_valid(image_set, images, "validation")
-        found["validation"] = figures(evaluate_split(settings, vdm, image_set.validation))
+    if len(load_images(images).validation):
+        found["validation"] = figures(evaluate_split(settings, model, images, "validation"))
     if tested.bpd is not None and training.bpd is not None:
         errors = [error or math.nan for error in (tested.bpd_standard_error, training.bpd_standard_error)]
         found["generalisation_gap_bpd"] = tested.bpd - training.bpd
@@ -73,13 +70,51 @@ def other_splits(settings: "Evaluate", tested: BoundMetrics, *, model: Path, ima
     return found
 
 
-def evaluate_split(settings: "Evaluate", vdm: VDM, pixels: np.ndarray) -> evaluation.Evaluation:
-    """Return the bound of the images (N,C,H,W).  Raises UserError (exit 2) if memory does not suffice."""
+def evaluate_split(
+    settings: "Evaluate", model: Path, images: Path, split: Split, num_images: int | None = None
+) -> Evaluation:
+    """Return the bound of the first `num_images` images of a split, or of all.
+
+    `num_devices` processes share them.  Raises what `load_fitting` raises, and UserError (exit 2) for devices and
+    memory.
+    """
+    vdm, image_set = load_fitting(model, images, find_devices(settings.device, settings.num_devices)[0], split)
+    pixels = getattr(image_set, split)[:num_images]
     require_memory(settings, vdm, len(pixels))
-    return evaluation.evaluate(vdm, pixels, progress=bar("evaluating"), **settings.model_dump(exclude={"device"}))
+    parts = shares(len(pixels), settings.num_devices, **settings.model_dump(include={"batch_size", "times_per_image"}))
+    if len(parts) == 1:
+        return terms_of_set(terms_of_share(settings, vdm, pixels, parts[0]))
+    from flows.training.distributed import launch
+
+    with scratch_folder() as folder:
+        job = partial(evaluate_part, settings, model, images, split, parts, folder)
+        launch(job, num_processes=len(parts), max_restarts=0, again="run again")
+        terms = [np.load(folder / f"{rank}.npy") for rank in range(len(parts))]
+    return terms_of_set(np.concatenate(terms, axis=1))
 
 
-def figures(result: evaluation.Evaluation) -> SplitFigures:
+def evaluate_part(
+    settings: "Evaluate", model: Path, images: Path, split: Split, parts: list[range], folder: Path
+) -> None:
+    """Evaluate the share of this one of several processes, and save its terms in `folder`."""
+    from flows.training.collectives import local_rank
+
+    rank = local_rank()
+    vdm, image_set = load_fitting(model, images, find_devices(settings.device, len(parts))[rank], split)
+    terms = terms_of_share(settings, vdm, getattr(image_set, split), parts[rank], shown=rank == 0)
+    write_array(folder / f"{rank}.npy", [terms])
+
+
+def terms_of_share(
+    settings: "Evaluate", vdm: VDM, pixels: np.ndarray, share: range, *, shown: bool = True
+) -> np.ndarray:
+    """Return the terms of the images with the indices in `share`, see `vdm.evaluation.image_terms`."""
+    options = settings.model_dump(exclude={"device", "num_devices", "precision"})
+    precision = find_precision(settings.precision, next(vdm.parameters()).device)
+    return image_terms(vdm, pixels, share, precision=precision, progress=bar("evaluating", shown=shown), **options)
+
+
+def figures(result: Evaluation) -> SplitFigures:
     """Return the means of an evaluation with their errors."""
     return SplitFigures(
         bpd=result.bpd.mean(),
@@ -121,7 +156,7 @@ def require_memory(settings: "Evaluate", vdm: VDM, num_images: int) -> None:
     sizes = settings.model_dump(include={"times_per_image", "batch_size"})
     device = next(vdm.parameters()).device
     advice = "evaluate: lower evaluate.times_per_image or evaluate.batch_size"
-    require(evaluation.memory_needed(vdm, num_images=num_images, **sizes), device, advice)
+    require(memory_needed(vdm, num_images=num_images, **sizes), device, advice)
 
 
 def digests(model: Path, images: Path) -> dict[str, Any]:
@@ -129,7 +164,7 @@ def digests(model: Path, images: Path) -> dict[str, Any]:
     return {"model_sha256": model_sha256(model), "data_sha256": data_sha256(images)}
 
 
-def write(out: Path, metrics: BoundMetrics, result: evaluation.Evaluation, model: Path) -> None:
+def write(out: Path, metrics: BoundMetrics, result: Evaluation, model: Path) -> None:
     """Write `metrics.json`, `per_image.csv` and `noise_levels.csv`, or else none of them.
 
     `per_image.csv` has the terms of every image in bits/dim.  `noise_levels.csv` has time, gamma, and the diffusion

@@ -56,9 +56,9 @@ def compare(
 
     Raises what `load_fitting` raises.
     """
-    device = find_device(settings.device)
-    loaded = [load_fitting(model, images, device, split) for model in (first, second)]
-    results = [evaluate_split(settings, vdm, getattr(image_set, split)) for vdm, image_set in loaded]
+    for model in (first, second):  # an error in the second is reported before the first is evaluated
+        load_fitting(model, images, find_device(settings.device), split)
+    results = [evaluate_split(settings, model, images, split) for model in (first, second)]
     figures = [
         ModelFigures(
             model=str(model),

@@ -43,7 +43,7 @@ ROOMS = {
     "images": {"core"},
     "validation": {"core", "process", "images"},
     "training": {"core", "process", "images"},
-    "evaluation": {"core", "process", "images"},
+    "evaluation": {"core", "process", "images", "training"},
     "compression": {"core", "process", "images", "evaluation"},
     "sampling": {"core", "process", "images", "training"},
     "quality": {"core", "process", "images", "evaluation"},

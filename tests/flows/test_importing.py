@@ -20,7 +20,6 @@ from flows.images.store import save_images
 from vdm.diffusion import denoise, reverse_step
 from vdm.discretization import nearest_pixels, reconstruction_draw
 from vdm.model import VDM
-from vdm.schedule import gamma_and_slope
 from vdm.vlb import bits_per_dim
 
 ORACLES = Path(__file__).parents[1] / "oracles"
@@ -49,7 +48,7 @@ def close(actual: Tensor, expected: Tensor) -> None:
 
 def test_the_imported_schedule_agrees(google: tuple[VDM, dict[str, Tensor]]) -> None:
     model, expected = google
-    gamma, slope = gamma_and_slope(model.schedule, expected["tt"])
+    gamma, slope = model.schedule.gamma_and_slope(expected["tt"])
     close(gamma, expected["gamma"])
     close(slope, expected["dgamma"])
     close(torch.sigmoid(model.schedule.gamma_0).reshape(1), expected["var_0"])

@@ -13,9 +13,8 @@ import torch._inductor.config
 from flows.core.checkpoint import load_state, save_state
 from vdm.errors import TrainingDiverged
 from vdm.model import VDM
-from vdm.schedule import gamma_and_slope
 from vdm.training.batches import Batch
-from vdm.training.optimizer import adamw, learning_rate_factor
+from vdm.training.optimizer import Muon, learning_rate_factor, optimizers, orthogonalised, set_learning_rate
 from vdm.training.trainer import Trainer, TrainingSettings, backward
 from vdm.vlb import bits_per_dim, low_discrepancy_times
 
@@ -24,6 +23,7 @@ SETTINGS: dict[str, Any] = {
     "batch_size": 16,
     "accumulation": 1,
     "augmentation": [],
+    "optimizer": "adamw",
     "learning_rate": 1e-3,
     "warmup_steps": 5,
     "learning_rate_decay": "none",
@@ -129,7 +129,7 @@ def test_a_learned_schedule_moves_and_stays_monotone(
     model = tiny_model(schedule=schedule)
     before = model.schedule(torch.linspace(0, 1, 101))
     averaged = fit(model, digits[:64], **SETTINGS | {"learning_rate": learning_rate}).averaged
-    gamma, slope = gamma_and_slope(averaged.schedule, torch.linspace(0, 1, 101))
+    gamma, slope = averaged.schedule.gamma_and_slope(torch.linspace(0, 1, 101))
     assert gamma.isfinite().all()
     assert (slope >= 0).all()
     assert not torch.equal(gamma, before)
@@ -156,21 +156,21 @@ def test_the_same_seed_gives_the_same_weights(tiny_model: Callable[..., VDM], di
     assert not same_bits(runs[0], other)
 
 
-@pytest.mark.parametrize("schedule", ["learned_linear", "learned_monotone"])
+@pytest.mark.parametrize(("schedule", "optimizer"), [("learned_linear", "adamw"), ("learned_monotone", "muon")])
 def test_a_run_continued_from_any_step_ends_with_the_same_bits(
-    schedule: str, tiny_model: Callable[..., VDM], digits: np.ndarray, tmp_path: Path
+    schedule: str, optimizer: str, tiny_model: Callable[..., VDM], digits: np.ndarray, tmp_path: Path
 ) -> None:
     """The test uses dropout, an epoch's end, and the file; the log continues without gap or duplicate."""
-    changes = {"schedule": schedule, "dropout": 0.3}
-    whole = fit(tiny_model(**changes), digits[:50], **SETTINGS)
-    first = start(tiny_model(**changes), digits[:50], **SETTINGS)
+    changes, settings = {"schedule": schedule, "dropout": 0.3}, SETTINGS | {"optimizer": optimizer}
+    whole = fit(tiny_model(**changes), digits[:50], **settings)
+    first = start(tiny_model(**changes), digits[:50], **settings)
     for _ in range(29):
         first.step()
         save_state(tmp_path / str(first.done), first.state())
 
     for step in (1, 9, 10, 17, 29):
         torch.manual_seed(999)
-        second = start(tiny_model(**changes), digits[:50], **SETTINGS)
+        second = start(tiny_model(**changes), digits[:50], **settings)
         second.load_state(load_state(tmp_path / str(step)))
         assert second.done == step
         while second.done < second.settings.steps:
@@ -266,15 +266,67 @@ def test_the_average_is_exponential(tiny_model: Callable[..., VDM], digits: np.n
     torch.testing.assert_close(runs[1].averaged.network.conv_in.weight.detach(), 0.9 * first + 0.1 * second)
 
 
-def test_biases_norms_and_the_schedule_are_not_decayed(tiny_model: Callable[..., VDM]) -> None:
+@pytest.mark.parametrize("kind", ["adamw", "muon"])
+def test_biases_norms_and_the_schedule_are_not_decayed(tiny_model: Callable[..., VDM], kind: Any) -> None:
     model = tiny_model(schedule="learned_monotone")
-    optimizer = adamw(model, learning_rate=1e-3, betas=(0.9, 0.99), weight_decay=0.5)
-    decayed = {id(p) for group in optimizer.param_groups if group["weight_decay"] for p in group["params"]}
+    used = optimizers(model, kind, betas=(0.9, 0.99), weight_decay=0.5)
+    groups = [group for optimizer in used for group in optimizer.param_groups]
+    decayed = {id(p) for group in groups if group["weight_decay"] for p in group["params"]}
     names = {name for name, p in model.named_parameters() if id(p) in decayed}
     assert names
     assert all(name.endswith("weight") and "norm" not in name and "schedule" not in name for name in names)
-    every = [p for group in optimizer.param_groups for p in group["params"]]
-    assert len(every) == len(list(model.parameters()))
+    every = [id(p) for group in groups for p in group["params"]]
+    assert sorted(every) == sorted(map(id, model.parameters()))
+
+
+def test_muon_trains_the_matrices_of_the_blocks(tiny_model: Callable[..., VDM]) -> None:
+    model = tiny_model()
+    _, muon = optimizers(model, "muon", betas=(0.9, 0.99), weight_decay=0.5)
+    trained = {id(p) for group in muon.param_groups for p in group["params"]}
+    others = {name for name, p in model.network.named_parameters() if p.ndim > 1 and id(p) not in trained}
+    assert others == {"condition_1.weight", "condition_2.weight", "conv_in.weight", "conv_out.weight"}
+
+
+@pytest.mark.parametrize("shape", [(3, 8, 20), (2, 20, 8), (1, 5, 5)])
+def test_a_matrix_is_orthogonalised_along_its_singular_vectors(shape: tuple[int, int, int]) -> None:
+    torch.manual_seed(0)
+    matrices = torch.randn(shape, dtype=torch.float64)
+    left, _, right = torch.linalg.svd(matrices, full_matrices=False)
+    values = left.mT @ orthogonalised(matrices) @ right.mT
+    diagonal = values.diagonal(dim1=1, dim2=2)
+    torch.testing.assert_close(values, torch.diag_embed(diagonal))
+    assert (diagonal > 0.6).all()
+    assert (diagonal < 1.3).all()
+
+
+def test_no_gradient_moves_nothing_but_by_decay() -> None:
+    parameter = torch.nn.Parameter(torch.ones(4, 2, 3, 3))
+    parameter.grad = torch.zeros_like(parameter)
+    muon = Muon([parameter], weight_decay=0.5)
+    set_learning_rate([muon], 0.1)
+    muon.step()
+    torch.testing.assert_close(parameter.detach(), torch.full((4, 2, 3, 3), 0.95))
+
+
+@pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="needs torch 2.9")
+def test_a_step_of_muon_on_a_convolution_is_that_of_torch_on_its_matrix() -> None:
+    torch.manual_seed(0)
+    convolutions = [torch.nn.Parameter(torch.randn(shape)) for shape in ((6, 4, 3, 3), (6, 4, 3, 3), (40, 2, 1, 1))]
+    matrices = [torch.nn.Parameter(p.detach().flatten(1).clone()) for p in convolutions]
+    before = [p.detach().clone() for p in matrices]
+    ours = Muon(convolutions, weight_decay=0.5)
+    set_learning_rate([ours], 0.1)
+    theirs = torch.optim.Muon(matrices, lr=0.1, weight_decay=0.5, adjust_lr_fn="match_rms_adamw")
+    for _ in range(3):
+        for convolution, matrix in zip(convolutions, matrices, strict=True):
+            matrix.grad = torch.randn_like(matrix)
+            convolution.grad = matrix.grad.view_as(convolution).clone()
+        ours.step()
+        theirs.step()
+    for convolution, matrix, start in zip(convolutions, matrices, before, strict=True):
+        moved = convolution.detach().flatten(1) - start
+        # Theirs iterates in bfloat16, with 8 bits of mantissa.
+        assert (moved - (matrix.detach() - start)).norm() < 0.03 * moved.norm()
 
 
 def test_the_learning_rate_warms_up_and_decays() -> None:

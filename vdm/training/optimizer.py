@@ -1,22 +1,101 @@
-"""AdamW (appendix B), and the course of its learning rate."""
+"""AdamW (appendix B), Muon, and the course of their learning rate."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from itertools import groupby
+from typing import Any
 
 import torch
+from torch import Tensor
+from torch.nn import Parameter
 
-from vdm.choices import LearningRateDecay
+from vdm.choices import LearningRateDecay, OptimizerKind
 from vdm.model import VDM
 
+MOMENTUM = 0.95
+ITERATIONS = 5
+# a x + b x^3 + c x^5 takes singular values between 0 and 1 close to 1 within few iterations (Jordan et al. 2024).
+COEFFICIENTS = (3.4445, -4.7750, 2.0315)
+# The root mean square of a usual step of AdamW per unit of the learning rate (Liu et al. 2025).
+STEP_SIZE = 0.2
 
-def adamw(model: VDM, *, learning_rate: float, betas: Sequence[float], weight_decay: float) -> torch.optim.AdamW:
-    """Return AdamW without weight decay for biases, norms and the noise schedule."""
-    parameters = [p for p in model.parameters() if p.requires_grad]
+
+def optimizers(
+    model: VDM, kind: OptimizerKind, *, betas: Sequence[float], weight_decay: float
+) -> list[torch.optim.Optimizer]:
+    """Return the optimizers that together train all parameters of the model; `set_learning_rate` sets their rate.
+
+    AdamW has no weight decay for biases, norms and the noise schedule.  Of kind `muon`, the weight matrices of the
+    blocks get `Muon`, and the first and last layers, the conditioning and the rest AdamW.
+    """
+    hidden = model.network.matrices_of_blocks() if kind == "muon" else []
+    others = [p for p in model.parameters() if p.requires_grad and not any(p is matrix for matrix in hidden)]
     groups = [
-        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": weight_decay},
-        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+        {"params": [p for p in others if p.ndim > 1], "weight_decay": weight_decay},
+        {"params": [p for p in others if p.ndim <= 1], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(groups, lr=learning_rate, betas=(betas[0], betas[1]), fused=True)
+    adamw = torch.optim.AdamW(groups, betas=(betas[0], betas[1]), fused=True)
+    return [adamw, Muon(hidden, weight_decay=weight_decay)] if hidden else [adamw]
+
+
+class Muon(torch.optim.Optimizer):
+    """Gradient descent whose momentum is orthogonalised (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon/).
+
+    A convolution counts as the matrix (outputs, inputs x height x width).  The step of a matrix is scaled to the size
+    of a usual step of AdamW, so that both take the same learning rate (Liu et al. 2025, arXiv 2502.16982, section 2.2).
+
+    `torch.optim.Muon` does the same for one matrix after the other, and takes no convolutions.
+    """
+
+    def __init__(self, parameters: Iterable[Parameter], *, weight_decay: float) -> None:
+        super().__init__(parameters, {"lr": 1e-3, "weight_decay": weight_decay})
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> None:  # type: ignore[override]
+        for group in self.param_groups:
+            for _, parameters in groupby(sorted(group["params"], key=matrix_shape), key=matrix_shape):
+                self.update(list(parameters), group["lr"], group["weight_decay"])
+
+    def update(self, parameters: list[Parameter], learning_rate: float, weight_decay: float) -> None:
+        """Take the step of parameters that are matrices of one shape."""
+        momenta = []
+        for parameter in parameters:
+            assert parameter.grad is not None
+            momentum = self.state[parameter].setdefault("momentum", torch.zeros_like(parameter))
+            momentum.lerp_(parameter.grad, 1 - MOMENTUM)
+            momenta.append(parameter.grad.lerp(momentum, MOMENTUM).flatten(1))
+        size = STEP_SIZE * math.sqrt(max(matrix_shape(parameters[0])))
+        for parameter, step in zip(parameters, orthogonalised(torch.stack(momenta)), strict=True):
+            parameter.mul_(1 - learning_rate * weight_decay).add_(
+                step.view(parameter.shape), alpha=-learning_rate * size
+            )
+
+
+def matrix_shape(parameter: Tensor) -> tuple[int, int]:
+    """Return rows and columns of a weight as a matrix (outputs, all the rest)."""
+    return parameter.shape[0], parameter[0].numel()
+
+
+def orthogonalised(matrices: Tensor) -> Tensor:
+    """Return matrices (K,M,N) with nearly the same singular vectors, and singular values between 0.6 and 1.3.
+
+    They are the result of five Newton-Schulz iterations, which take matrix products only.
+    """
+    a, b, c = COEFFICIENTS
+    x: Tensor = matrices / matrices.flatten(1).norm(dim=1).clamp(min=1e-7)[:, None, None]
+    if tall := x.shape[1] > x.shape[2]:
+        x = x.mT
+    for _ in range(ITERATIONS):
+        gram = x @ x.mT
+        x = a * x + (b * gram + c * gram @ gram) @ x
+    return x.mT if tall else x
+
+
+def set_learning_rate(optimizers: Iterable[torch.optim.Optimizer], learning_rate: float) -> None:
+    """Give all parameters of the optimizers this learning rate."""
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate
 
 
 def learning_rate_factor(step: int, steps: int, warmup_steps: int, decay: LearningRateDecay) -> float:

@@ -23,13 +23,12 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.checkpoint import checkpoint
 
-from vdm.choices import LearningRateDecay, Precision, Transform
+from vdm.choices import LearningRateDecay, OptimizerKind, Precision, Transform
 from vdm.model import VDM
 from vdm.network import AttentionBlock, ResidualBlock
-from vdm.schedule import gamma_and_slope
 from vdm.training.batches import Batch, augment, draw_batch
 from vdm.training.log import TrainingLog, TrainingRecord
-from vdm.training.optimizer import adamw, learning_rate_factor
+from vdm.training.optimizer import learning_rate_factor, optimizers, set_learning_rate
 from vdm.training.processes import process
 from vdm.training.validation import Validation
 from vdm.vlb import PredictNoise, Terms, bits_per_dim
@@ -43,11 +42,12 @@ class TrainingSettings:
     batch_size                images of a step, over all processes and all their micro-batches
     accumulation              micro-batches of a step in each process
     augmentation              random transforms of the images, in this order (section 6)
-    learning_rate             AdamW's, after the warm-up
+    optimizer                 AdamW for all weights, or Muon for the matrices of the blocks
+    learning_rate             the optimizer's, after the warm-up
     warmup_steps              steps over which the learning rate rises linearly from 0
     learning_rate_decay       its course from then on, see `learning_rate_factor`
     betas                     AdamW's decay rates of both moments, per step
-    weight_decay              AdamW's decay of weight matrices, per step and unit of the learning rate
+    weight_decay              decay of weight matrices, per step and unit of the learning rate
     max_gradient_norm         limit of the gradient's norm in bits/dim per unit of weight; None for no limit
     ema_decay                 decay rate of the averaged weights, per step
     precision                 number format of the network's matrix products; the loss is always float32
@@ -61,6 +61,7 @@ class TrainingSettings:
     batch_size: int
     accumulation: int
     augmentation: Sequence[Transform]
+    optimizer: OptimizerKind
     learning_rate: float
     warmup_steps: int
     learning_rate_decay: LearningRateDecay
@@ -99,8 +100,8 @@ class Trainer:
         if images.is_cuda:
             # The layout of tensor cores; on CPUs it made convolutions half as fast.
             model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.optimizer = adamw(
-            model, learning_rate=settings.learning_rate, betas=settings.betas, weight_decay=settings.weight_decay
+        self.optimizers = optimizers(
+            model, settings.optimizer, betas=settings.betas, weight_decay=settings.weight_decay
         )
         self.average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(settings.ema_decay))
         self.network = prepare(
@@ -139,13 +140,13 @@ class Trainer:
         settings = self.settings
         factor = learning_rate_factor(self.done, settings.steps, settings.warmup_steps, settings.learning_rate_decay)
         learning_rate = settings.learning_rate * factor
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate
+        set_learning_rate(self.optimizers, learning_rate)
         losses = self.accumulate_gradients(self.draw())
         self.average_over_processes(losses)
         gradient_norm = torch.nn.utils.clip_grad_norm_(self.on_bound, settings.max_gradient_norm or math.inf)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
+        for optimizer in self.optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
         self.average.update_parameters(self.model)
         self.done += 1
         self.log.add(self.done, torch.cat([bits_per_dim(losses, self.model.num_dims), gradient_norm[None]]))
@@ -217,7 +218,7 @@ class Trainer:
             "done": self.done,
             "model": self.model.state_dict(),
             "average": self.average.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "records": [list(record) for record in self.records],
             "validation": self.validation.state() if self.validation else None,
         }
@@ -226,7 +227,8 @@ class Trainer:
         """Continue from `state`, of a run with the same arguments.  For any other state torch raises what it raises."""
         self.model.load_state_dict(state["model"])
         self.average.load_state_dict(state["average"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        for optimizer, values in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(values)
         self.log.load_state(state["log"])
         self.records = [TrainingRecord(*values) for values in state["records"]]
         if self.validation:
@@ -247,12 +249,12 @@ def memory_needed(
 ) -> int:
     """Return a lower bound of the bytes that a process takes besides the images, with `part` images in a micro-batch.
 
-    It is the sum of five float32 copies of the weights (the model, its average, its gradients, two moments of AdamW),
-    the order of an epoch, the batch with its noise, and twelve tensors that a block of twice the width keeps for its
+    It is the sum of four float32 copies of the weights (the model, its average, its gradients, the momentum), the
+    order of an epoch, the batch with its noise, and twelve tensors that a block of twice the width keeps for its
     gradient.
     """
     num_dims, num_pixels = math.prod(image_shape), math.prod(image_shape[1:])
-    return 20 * num_parameters + 16 * num_images + 5 * num_dims * batch_size + 48 * width * num_pixels * part
+    return 16 * num_parameters + 16 * num_images + 5 * num_dims * batch_size + 48 * width * num_pixels * part
 
 
 def prepare(model: VDM, *, compile: bool, activation_checkpointing: bool) -> torch.nn.Module:
@@ -282,7 +284,7 @@ def backward(model: VDM, batch: Batch, precision: Precision, predict_noise: Pred
     """
     schedule, pixels = model.schedule, batch.pixels
     end_points, shape = schedule.end_points(), schedule.shape_parameters()
-    gamma = gamma_and_slope(schedule, batch.t)
+    gamma = schedule.gamma_and_slope(batch.t)
     gamma_t, dgamma_dt = (value.detach().requires_grad_(bool(end_points)) for value in gamma)
     with torch.autocast(pixels.device.type, torch.bfloat16, enabled=precision == "bfloat16"):
         terms = model.terms(pixels, batch.eps, gamma_t, dgamma_dt, predict_noise)

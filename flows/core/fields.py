@@ -1,0 +1,33 @@
+"""The types of single parameters, with their limits."""
+
+import re
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, Field
+from pydantic_core import PydanticCustomError
+
+
+def device_name(name: str) -> str:
+    """Return the name.  Raises PydanticCustomError unless it is auto, cpu, cuda or cuda:N."""
+    if not re.fullmatch(r"auto|cpu|cuda(:[0-9]{1,3})?", name):
+        raise PydanticCustomError("device", "Input should be auto, cpu, cuda or cuda:N")
+    return name
+
+
+def require_devices(device: str, num_devices: int) -> None:
+    """Raise ValueError if several devices are asked for, and one is named."""
+    if num_devices > 1 and ":" in device:
+        raise ValueError(f"device {device} is one device, but num_devices is {num_devices}")
+
+
+Positive = Annotated[int, Field(ge=1, le=10**12)]
+NonNegative = Annotated[int, Field(ge=0, le=10**12)]
+BatchSize = Annotated[int, Field(ge=1, le=10**6)]
+# With more steps, float32 does not separate neighbouring noise levels well.
+Timesteps = Annotated[int, Field(ge=1, le=100_000)]
+Real = Annotated[float, Field(allow_inf_nan=False)]
+Share = Annotated[Real, Field(ge=0, le=1)]
+Gamma = Annotated[Real, Field(ge=-60, le=60)]
+Device = Annotated[str, AfterValidator(device_name)]
+Devices = Annotated[int, Field(ge=1, le=4096)]
+ImageNet = Literal["imagenet32", "imagenet64", "imagenet32_2016", "imagenet64_2016"]
