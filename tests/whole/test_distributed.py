@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import numpy as np
 import psutil
 import pytest
 from plant import wait_until
@@ -368,14 +367,27 @@ def test_two_machines_train_one_model(
     assert "".join(outputs).count("step 30:") == 1
 
 
-def test_two_processes_draw_the_samples_of_one(tmp_path: Path) -> None:
+def test_two_processes_draw_and_evaluate_as_one(tmp_path: Path) -> None:
+    """The samples, and the figures of every image to the last digit, are those of one process."""
     small = Small(tmp_path / "small")
-    array, params = small.folder / "reports/samples/samples.npy", small.folder / "params.yaml"
-    assert run_vdmctl(small.folder, small.environment, "sample").returncode == 0
-    one = np.load(array)
-    before, name, after = params.read_text().partition("\nsample:\n")
-    params.write_text(before + name + after.replace("num_devices: 1", "num_devices: 2", 1))
-    array.unlink()
-    result = small.run([sys.executable, "-m", "flows.cli", "sample"])
-    assert result.returncode == 0, result.stderr
-    np.testing.assert_array_equal(np.load(array), one)
+    params, results = small.folder / "params.yaml", ("samples/samples.npy", "evaluation/per_image.csv")
+    # Three images a batch, so that no split of the images alone would give both processes the same batches as one.
+    text = params.read_text().replace("batch_size: 512", "batch_size: 6")
+    params.write_text(text)
+
+    def found() -> list[bytes]:
+        files = [small.folder / "reports" / name for name in (*results, "evaluation/metrics.json")]
+        contents = [file.read_bytes() for file in files]
+        for file in files:
+            file.unlink()
+        return contents
+
+    for stage in ("sample", "evaluate"):
+        assert run_vdmctl(small.folder, small.environment, stage).returncode == 0
+    one = found()
+    before, name, after = text.partition("\nevaluate:\n")
+    params.write_text(before + name + after.replace("num_devices: 1", "num_devices: 2"))
+    for stage in ("sample", "evaluate"):
+        result = small.run([sys.executable, "-m", "flows.cli", stage])
+        assert result.returncode == 0, result.stderr
+    assert found() == one
