@@ -9,9 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from conftest import TINY
 
-from benchmarks import compression, sample, train_step
+from benchmarks import compression, equal_minutes, gpu_day, sample, train_step
 from benchmarks.speed import PRESETS, parser, read_problem
 from flows.core.checkpoint import save_model
 from flows.images.store import save_images
@@ -56,6 +57,52 @@ def test_the_comparison_of_codecs_prints_a_row_for_each(
     assert figures.keys() > MACHINE
     assert [row["of"] for row in figures["rows"] if row["codec"] == "PNG, optimised"] == ["each image", "one picture"]
     assert figures["rows"][-1].keys() > {"bpd", "code_bpd", "bound_bpd", "encode_s", "decode_s"}
+
+
+def test_ours_trains_for_the_minutes_and_the_curves_are_compared(
+    digits: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Both curves are ours here, so their difference is zero: the peer is not on the machine of the tests."""
+    splits = {"train": digits[:80], "validation": digits[80:90], "test": digits[90:99]}
+    save_images(tmp_path / "images", splits, {"name": "x", "num_levels": 17})
+    options = ["--peer", "nowhere", "--images", str(tmp_path / "images"), "--preset", "digits", "--blocks", "1"]
+    options += ["--minutes", "0.02", "--points", "2", "--plot", str(tmp_path / "curves.svg")]
+    for who in equal_minutes.WHO:
+        (tmp_path / who).mkdir()
+    training = ["--train", "ours", "--seed", "0", "--out", str(tmp_path / "ours")]
+    subprocess.run([sys.executable, "-m", "benchmarks.equal_minutes", *options, *training], cwd=ROOT, check=True)
+    chosen = equal_minutes.parser().parse_args([*options, "--json"])
+    points = equal_minutes.measured(tmp_path / "ours", chosen, torch.device("cpu"))
+    equal_minutes.report({("ours", 0): points, ("peer", 0): points}, chosen, torch.device("cpu"))
+    figures = json.loads(capsys.readouterr().out)
+    assert figures.keys() > MACHINE
+    assert [row["steps"] for row in figures["rows"][:2]] == [points[0]["steps"], points[1]["steps"]]
+    assert figures["peer_minus_ours_bpd"] == 0
+    assert (tmp_path / "curves.svg").stat().st_size > 0
+
+
+def test_the_day_of_a_card_writes_a_table_with_a_row_for_each_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(ROOT)
+    options = ["--out", str(tmp_path), "--preset", "digits", "--blocks", "1", "--seconds", "0", "--device", "cpu"]
+    monkeypatch.setattr(sys, "argv", ["benchmark", *options, "--minutes", "0.001"])
+    gpu_day.main()
+    table = (tmp_path / "table.md").read_text()
+    assert capsys.readouterr().out.strip() == table.strip()
+    results = json.loads((tmp_path / "results.json").read_text())
+    first, *others = results["rows"]
+    assert first["losses"][-1] < first["losses"][0]
+    assert {row["left_out"] for row in others} == {"no time"}
+    assert table.count("\n| ") == 1 + len(gpu_day.ROWS) + 2
+    found = gpu_day.figures(
+        gpu_day.ROWS[1],
+        read_problem(parser(None).parse_args(["--preset", "digits", "--blocks", "1"])),
+        16,
+        0.0,
+        torch.device("cpu"),
+    )
+    assert gpu_day.proposal([(gpu_day.ROWS[1], found)]).startswith("`auto` should choose: eager, channels_last")
 
 
 @pytest.mark.parametrize("preset", sorted(path.stem for path in PRESETS.glob("*.yaml")))
