@@ -38,7 +38,7 @@ def measure(
 
     Raises CheckpointError, ImageSetError, and UserError (exit 2) when model and images do not fit each other.
     """
-    result = evaluate_split(settings, model, images, split)
+    result, device = evaluate_split(settings, model, images, split), find_device(settings.device)
     metrics = BoundMetrics(
         split=split,
         **figures(result).model_dump(),
@@ -48,7 +48,8 @@ def measure(
         seed=settings.seed,
         times_per_image=settings.times_per_image,
         num_timesteps=settings.num_timesteps,
-        environment=environment(find_device(settings.device), requirements),
+        precision=find_precision(settings.precision, device),
+        environment=environment(device, requirements),
         **digests(model, images),
     )
     return metrics, result

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field
 
 from flows.core.documents import Count, Document, Number, Sha256
+from vdm.choices import Precision
 
 
 def finite(value: Any) -> Any:
@@ -75,6 +76,7 @@ class BoundMetrics(Metrics):
     seed: Count | None = None
     times_per_image: Count
     num_timesteps: Count | None
+    precision: Precision | None = None
     environment: Environment | None = None
     validation: SplitFigures | None = None
     training: SplitFigures | None = None
@@ -113,7 +115,7 @@ class SamplerSettings(Document):
     eta: Number
     grid: Literal["gamma", "t"]
     clip: bool
-    precision: Literal["float32", "bfloat16"]
+    precision: Precision
 
 
 class QualityFigure(Document):

@@ -60,6 +60,7 @@ def unpaired(first: Results, second: Results) -> str:
         ("seed", "they were evaluated with different seeds"),
         ("times_per_image", "they were evaluated at different numbers of times"),
         ("num_timesteps", "one is evaluated in another number of steps"),
+        ("precision", "one is evaluated in another precision"),
     ):
         if getattr(first.metrics, field) != getattr(second.metrics, field):
             return text

@@ -13,6 +13,7 @@ from vdm.evaluation import (
     evaluate,
     image_noise,
     paired_difference,
+    shares,
     stratified_times,
     stratified_variance,
 )
@@ -38,6 +39,32 @@ def test_float64_results_agree_for_any_batch_size(tiny_model: Callable[..., VDM]
     pixels = torch.from_numpy(digits[:9]).repeat_interleave(4, 0)
     direct = bits_per_dim(model(pixels, eps, t).total, model.num_dims).reshape(9, 4).mean(1)
     np.testing.assert_allclose(one.bpd, direct.detach().numpy(), rtol=1e-8)
+
+
+def test_bfloat16_changes_the_figure_by_less_than_a_tenth_of_its_error(
+    tiny_model: Callable[..., VDM], digits: np.ndarray
+) -> None:
+    from test_training import SETTINGS as TRAINING
+    from test_training import fit
+
+    model = fit(tiny_model(), digits[:400], **TRAINING | {"steps": 150, "learning_rate": 3e-3}).averaged
+    plain, rounded = (evaluate(model, digits[400:700], **SETTINGS | {"precision": p}) for p in ("float32", "bfloat16"))
+    difference = plain.bpd.mean() - rounded.bpd.mean()
+    assert 0 < abs(difference) < 0.1 * plain.standard_error
+
+
+@pytest.mark.parametrize(
+    ("num_images", "count", "expected"),
+    [
+        (10, 1, [(0, 10)]),
+        (10, 2, [(0, 6), (6, 10)]),  # whole batches of three images
+        (10, 4, [(0, 3), (3, 6), (6, 9), (9, 10)]),
+        (10, 9, [(0, 3), (3, 6), (6, 9), (9, 10)]),  # not more shares than batches
+    ],
+)
+def test_shares_are_of_whole_batches(num_images: int, count: int, expected: list[tuple[int, int]]) -> None:
+    found = shares(num_images, count, batch_size=13, times_per_image=4)
+    assert [(share.start, share.stop) for share in found] == expected
 
 
 def test_every_image_is_evaluated_once_and_independently(tiny_model: Callable[..., VDM], digits: np.ndarray) -> None:
