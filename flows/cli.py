@@ -3,8 +3,10 @@
 The commands are in `flows.commands`.  They are imported after the signal handlers are set, since importing takes time.
 """
 
+import os
 import signal
 import sys
+from collections.abc import MutableMapping
 from contextlib import suppress
 
 from flows.core.errors import Exit, NetworkError, UserError, exit_code
@@ -16,6 +18,7 @@ def main() -> None:
     """Run the console script with the arguments of this process."""
     for number in STOP:
         signal.signal(number, stop_at_once)
+    share_cores(os.environ)
     from flows.process.streams import open_streams
 
     open_streams()
@@ -24,6 +27,16 @@ def main() -> None:
     finally:
         for number in STOP:  # only the shutdown of Python is left, which takes time
             signal.signal(number, signal.SIG_IGN)
+
+
+def share_cores(environment: MutableMapping[str, str]) -> None:
+    """Limit how long idle threads of OpenMP wait on a core before they sleep, unless the user chose.
+
+    By default they wait so long that two jobs on the same cores slow each other down many times (docs/results.md).
+    OpenMP reads the variables when torch is imported.
+    """
+    if "OMP_WAIT_POLICY" not in environment:
+        environment.setdefault("GOMP_SPINCOUNT", "1000")
 
 
 def run(arguments: list[str]) -> int:

@@ -263,3 +263,14 @@ def test_a_reason_that_cannot_be_written_changes_no_exit_code(small: Small) -> N
     environment = {"VDM_REASON": "/dev/full/reason"}
     result = small.run([sys.executable, "-m", "flows.cli", "preset", "nonsense"], **environment)
     assert (result.returncode, len(result.stderr.splitlines())) == (2, 1)
+
+
+@pytest.mark.parametrize(
+    ("chosen", "spins"), [({}, "1000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "ACTIVE"}, None)]
+)
+def test_idle_threads_leave_the_cores_to_others_unless_the_user_chose(
+    chosen: dict[str, str], spins: str | None
+) -> None:
+    environment = dict(chosen)
+    cli.share_cores(environment)
+    assert environment.get("GOMP_SPINCOUNT") == spins
