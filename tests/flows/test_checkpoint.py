@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from conftest import TINY
@@ -21,6 +22,7 @@ from flows.core.checkpoint import (
     save_state,
 )
 from flows.core.errors import CheckpointError
+from vdm.evaluation import evaluate
 from vdm.model import VDM
 
 
@@ -36,6 +38,14 @@ def test_a_model_survives_the_round_trip(folder: Path, tiny_model: Callable[...,
     assert all(torch.equal(loaded.state_dict()[name], tensor) for name, tensor in saved.state_dict().items())
     assert not loaded.training
     assert sorted(path.name for path in folder.iterdir()) == ["config.json", "weights.safetensors"]
+
+
+@pytest.mark.parametrize("num_timesteps", [None, 50])
+def test_an_older_model_has_the_figure_of_its_time(num_timesteps: int | None, digits: np.ndarray) -> None:
+    folder = Path(__file__).parents[1] / "oracles" / "digits_2026_11"
+    expected = json.loads((folder / "bpd.json").read_text())[str(num_timesteps)]
+    options: dict[str, Any] = {"times_per_image": 4, "batch_size": 64, "seed": 1, "num_timesteps": num_timesteps}
+    np.testing.assert_allclose(evaluate(load_model(folder), digits[1400:1416], **options).bpd, expected, rtol=1e-5)
 
 
 def test_the_digest_covers_weights_and_configuration(folder: Path, tiny_model: Callable[..., VDM]) -> None:
