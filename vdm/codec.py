@@ -41,6 +41,8 @@ WIDEST = 1024
 """The largest standard deviation of a table, in cells."""
 FRACTION = 4096
 """Standard deviations, in cells, are multiples of 1/FRACTION: a table follows from an integer alone."""
+PIXELS_AT_ONCE = 2**13
+"""Pixels that the network sees at once.  In float64 on a CPU more are slower, since they do not fit into its cache."""
 FARTHEST = 2**30
 """The largest mean, in cells."""
 
@@ -185,8 +187,9 @@ class Codec:
     def backward_mean(self, z_t: Tensor, t: int) -> Tensor:
         """Return the mean of p(z_s | z_t)."""
         gamma_s, gamma_t = self.gammas[t - 1], self.gammas[t]
-        x_hat = denoise(z_t, self.model.network(z_t, gamma_t.expand(len(z_t))), gamma_t)
-        return reverse_step(z_t, x_hat, torch.zeros_like(z_t), gamma_s, gamma_t)
+        parts = z_t.split(max(1, PIXELS_AT_ONCE // z_t[0, 0].numel()))
+        eps_hat = torch.cat([self.model.network(part, gamma_t.expand(len(part))) for part in parts])
+        return reverse_step(z_t, denoise(z_t, eps_hat, gamma_t), torch.zeros_like(z_t), gamma_s, gamma_t)
 
     def push_pixels(self, coder: Coder, pixels: np.ndarray, z_0: Tensor) -> None:
         """Encode pixels (B,C,H,W) under p(x | z_0), image by image, so that one table of pixels is in memory."""
