@@ -127,7 +127,8 @@ def evaluate(
         if model is None and split is Split.TEST:
             out = out or layout.EVALUATION
         arguments = {"model": folder, "images": images, "split": split.value}
-        show_bound(read.evaluate, given, num_timesteps, arguments, out=out, as_json=as_json)
+        one_device = {"num_devices": 1} if device else {}
+        show_bound(read.evaluate, one_device | given, num_timesteps, arguments, out=out, as_json=as_json)
         return
     if num_timesteps or out:
         raise UserError("--num-timesteps and --out belong to --protocol vlb", Exit.USAGE)
