@@ -8,8 +8,7 @@ both count.  All are then evaluated on the validation images of SET, a folder th
 times with the same noise.
 
 Ours has the preset's recipe, with as many steps as --minutes allow by the speed of the first ones.  The peer has its
-own recipe and the preset's sizes of the network.  --learning-rate replaces the learning rate of both.  --plot FILE
-draws the curves.  The peer, a checkout of addtt/variational-diffusion-models, needs the packages accelerate,
+own recipe and the preset's sizes of the network.  --plot FILE draws the curves.  The peer, a checkout of addtt/variational-diffusion-models, needs the packages accelerate,
 ema-pytorch, torchinfo and pyyaml.
 """
 
@@ -83,7 +82,10 @@ def parser() -> argparse.ArgumentParser:
     )
     options.add_argument("--width", type=positive, help="network width instead of the preset's")
     options.add_argument("--blocks", type=positive, help="number of blocks instead of the preset's")
-    options.add_argument("--learning-rate", type=float, help="of both, instead of the preset's and the peer's 2e-4")
+    options.add_argument("--learning-rate", type=float, help="of ours, instead of the preset's")
+    options.add_argument(
+        "--peer-learning-rate", type=float, default=LEARNING_RATE, help="of the peer; default: its own"
+    )
     options.add_argument("--minutes", type=duration, default=10.0, help="minutes of each training")
     options.add_argument("--seeds", type=int, nargs="+", default=[0, 1], help="seeds of the trainings")
     options.add_argument("--points", type=positive, default=5, help="points of each curve")
@@ -162,7 +164,7 @@ def train_peer(chosen: argparse.Namespace, params: Params) -> None:
     def next_batch() -> torch.Tensor:
         return (images[batch_indices(len(images), size, done, seed, "cpu")].float() / 255).to(device)
 
-    step, average = training_step(diffusion, next_batch, learning_rate=chosen.learning_rate or LEARNING_RATE)
+    step, average = training_step(diffusion, next_batch, learning_rate=chosen.peer_learning_rate)
 
     def save(folder: Path) -> None:
         file = folder / "model.pt"
