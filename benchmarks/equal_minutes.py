@@ -8,8 +8,8 @@ both count.  All are then evaluated on the validation images of SET, a folder th
 times with the same noise.
 
 Ours has the preset's recipe, with as many steps as --minutes allow by the speed of the first ones.  The peer has its
-own recipe and the preset's sizes of the network.  --plot FILE draws the curves.  The peer, a checkout of addtt/variational-diffusion-models, needs the packages accelerate,
-ema-pytorch, torchinfo and pyyaml.
+own recipe and the preset's sizes of the network.  --plot FILE draws the curves.  The peer, a checkout of
+addtt/variational-diffusion-models, needs the packages accelerate, ema-pytorch, torchinfo and pyyaml.
 """
 
 import argparse
