@@ -6,6 +6,7 @@ evaluation  likelihoods and comparisons
 sampling    samples, and their quality
 compression  images to compressed files and back
 registry    versions and the champion
+operating   the state of the retraining loop
 arguments   checks of arguments, and params.yaml
 options     parameters replaced by options
 inspecting  `vdmctl validate PATH`

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from flows.commands import compression, evaluation, pipeline, registry, sampling
+from flows.commands import compression, evaluation, operating, pipeline, registry, sampling
 from flows.commands.arguments import Commands
 
 app = typer.Typer(
@@ -25,6 +25,7 @@ app.add_typer(evaluation.commands)
 app.add_typer(sampling.commands)
 app.add_typer(compression.commands)
 app.add_typer(registry.commands)
+app.add_typer(operating.commands)
 
 ADDRESS = "from Prefect's api.url"
 

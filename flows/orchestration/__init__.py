@@ -5,6 +5,7 @@ server       where the Prefect server is, and who may use it
 deployments  the deployments of prefect.yaml, created once and then left to the operator
 automations  marks runs as crashed when their process is gone
 engines      the processes of runs
+status       `vdmctl status`, quickly
 plugin       the `prefect` command in the project's folder
 workspace    a run's own worktree, branch and parameters
 streaming    runs commands with their output in the run's log

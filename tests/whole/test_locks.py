@@ -10,7 +10,7 @@ import torch
 from project import ROOT
 
 from flows.core.errors import Exit, UserError
-from flows.process.locks import claim
+from flows.process.locks import claim, held_locks
 
 CPU = torch.device("cpu")
 SOMEBODY = 12345
@@ -30,6 +30,14 @@ def refusal(device: torch.device = CPU) -> str:
     assert error.value.code == Exit.USAGE
     assert "VDM_LOCK_DIR" in str(error.value)
     return str(error.value)
+
+
+def test_held_locks_are_found_without_taking_one(folder: Path) -> None:
+    assert held_locks(folder) == {}
+    with claim(CPU):
+        assert held_locks(folder) == {"cpu.lock": f"process {os.getpid()} in {Path.cwd()}"}
+    assert (folder / "cpu.lock").exists()
+    assert held_locks(folder) == {}
 
 
 def test_locks_are_nobody_elses(folder: Path) -> None:

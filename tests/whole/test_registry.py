@@ -33,6 +33,27 @@ def metrics_of_samples(project: Project, version: str) -> dict[str, Any]:
     return json.loads(project.git("show", f"vdm@{version}:{SAMPLE_METRICS}"))  # type: ignore[no-any-return]
 
 
+def test_the_status_names_the_champion_and_the_versions_that_no_remote_has(copied: Project, tmp_path: Path) -> None:
+    with locked(copied.folder):
+        of.make_champion(copied.folder, of.resolve(copied.folder, "v1.1.0"), "By hand")
+    copied.git("init", "--quiet", "--bare", str(tmp_path / "bare"))
+    copied.git("remote", "add", "elsewhere", str(tmp_path / "bare"))
+    copied.git("push", "--quiet", "elsewhere", "vdm@v1.1.0^{commit}:refs/heads/main")
+    result = copied.vdmctl("status", "--verify", "--json")
+    found = json.loads(result.stdout)
+    assert result.returncode == Exit.MISSING
+    assert "no Prefect server answers at" in one_line(result)
+    assert found["registry"]["champion"] == "vdm@v1.1.0"
+    assert found["registry"]["unpublished"] == ["vdm@v1.2.0"]
+    assert not any("does not verify" in problem for problem in found["problems"])
+
+    weights = cached(copied, "models/vdm", "weights.safetensors", "v1.1.0")
+    weights.unlink()
+    weights.write_bytes(b"damaged")
+    result = copied.vdmctl("status", "--verify")
+    assert "vdm@v1.1.0 does not verify: " in result.stdout
+
+
 def test_models_lists_versions_with_figures_data_and_commit(copied: Project) -> None:
     with locked(copied.folder):
         of.make_champion(copied.folder, of.resolve(copied.folder, "v1.1.0"), "By hand")

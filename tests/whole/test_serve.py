@@ -1,6 +1,7 @@
 """What stops `vdmctl serve` from starting, and what it survives; test_flow.py tests the loop itself."""
 
 import http
+import json
 import os
 import re
 import signal
@@ -10,6 +11,7 @@ import sys
 import urllib.error
 import urllib.request
 from pathlib import Path
+from typing import Any
 
 import pytest
 from plant import LONG, Plant, children, is_alive, killed, trainers, wait_until
@@ -105,11 +107,40 @@ def test_serving_again_keeps_what_the_operator_set(plant: Plant) -> None:
     log = plant.log.read_text()
     assert re.search(r"train-vdm/weekly: 0 3 \* \* 0 UTC: on, next run 20\d\d-\d\d-\d\d 03:00 UTC\n", log)
     assert re.search(r"train-vdm/train-vdm: 5 4 1 1 \* UTC: on, next run 20\d\d-01-01 04:05 UTC\n", log)
+    schedules = {one["deployment"]: one for one in status(plant)["server"]["schedules"]}
+    weekly_schedule = schedules["train-vdm/weekly"]
+    assert (weekly_schedule["when"], weekly_schedule["active"]) == ("0 3 * * 0", True)
     after = plant.api("deployments/name/train-vdm/train-vdm")
     assert (after["parameters"], after["tags"], after["paused"]) == ({"preset": "mnist"}, ["mine"], False)
     plant.api(f"deployments/{deployment}", "PATCH", parameters={}, tags=[])
     for name in ("train-vdm/weekly", "train-vdm/train-vdm"):
         assert plant.run("deployment", "schedule", "clear", name, "--accept-yes").returncode == 0
+
+
+def status(plant: Plant) -> dict[str, Any]:
+    """Return what `vdmctl status` prints."""
+    command = [sys.executable, "-m", "flows.cli", "status", "--json"]
+    done = subprocess.run(command, cwd=plant.project.folder, env=plant.environment, capture_output=True, text=True)
+    assert done.returncode == (Exit.MISSING if json.loads(done.stdout)["problems"] else Exit.DONE), done.stderr
+    return json.loads(done.stdout)  # type: ignore[no-any-return]
+
+
+def test_the_status_names_the_run_its_device_and_its_worktree(plant: Plant) -> None:
+    """Who trains is found without taking a lock; and a loop without a worker is a problem."""
+    wait_until(lambda: not status(plant)["problems"], 60, plant.log)
+    run = train(plant, seed=9)
+    found = status(plant)
+    assert found["server"]["url"] == plant.url
+    assert [one["name"] for one in found["server"]["runs"]] == [plant.read(run)["name"]]
+    assert [worker["status"] for worker in found["server"]["workers"]] == ["ONLINE"]
+    (device,) = found["devices"]
+    assert device["device"] == "cpu"
+    (worktree,) = found["worktrees"]
+    assert worktree["in_use"]
+    assert worktree["name"] in device["holder"]
+    assert found["disk_bytes"]["training_states"] > 0
+    plant.cancel(run)
+    plant.remove_states()
 
 
 def test_a_second_one_in_the_folder_and_one_in_another_leave_the_first_alone(plant: Plant, tmp_path: Path) -> None:

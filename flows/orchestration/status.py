@@ -1,0 +1,209 @@
+"""The state of the retraining loop on this machine, for an operator and for monitoring: `vdmctl status`.
+
+It must be quick, so it asks the server by HTTP and reads files, and imports neither Prefect nor DVC.
+"""
+
+import base64
+import json
+import os
+import tomllib
+import urllib.error
+import urllib.request
+import uuid
+from collections.abc import Iterator
+from contextlib import suppress
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from flows.core import layout
+from flows.core.errors import UserError
+from flows.process.locks import held_locks
+from flows.registry.git import git_text
+from flows.registry.versions import MODEL, champion, versions
+
+POOL, FLOW = "vdm", "train-vdm"
+DEFAULT_URL = "http://127.0.0.1:4200/api"
+SECONDS = 3.0
+UNFINISHED = ["PENDING", "RUNNING", "CANCELLING"]
+Entry = dict[str, Any]
+
+
+def status(root: Path) -> Entry:
+    """Return everything as a JSON object.  Its `problems` say what an operator should look at."""
+    found: Entry = {"folder": str(root.absolute()), "server": server(root)}
+    found["devices"] = devices()
+    found["worktrees"] = worktrees(root)
+    found["registry"] = registry(root)
+    found["disk_bytes"] = disk(root)
+    found["problems"] = list(problems(found))
+    return found
+
+
+def server(root: Path) -> Entry:
+    """Return what the Prefect server says about workers, schedules and runs; without an answer only why."""
+    url = address(root)
+    try:
+        return {"url": url, "answers": True, **Api(url).loop()}
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        return {"url": url, "answers": False, "reason": str(getattr(error, "reason", error))}
+
+
+def address(root: Path) -> str:
+    """Return the URL of the server's API: as Prefect is set, else that of the `vdmctl serve` in the folder."""
+    if url := os.environ.get("PREFECT_API_URL"):
+        return url
+    home = Path(os.environ.get("PREFECT_HOME") or Path.home() / ".prefect")
+    with suppress(OSError, ValueError, LookupError, TypeError):
+        profiles = tomllib.loads((home / "profiles.toml").read_text())
+        return str(profiles["profiles"][profiles["active"]]["PREFECT_API_URL"])
+    holder = held_locks(root / layout.SERVE_LOCK.parent).get(layout.SERVE_LOCK.name, "")
+    return holder.split()[-1] if holder else DEFAULT_URL
+
+
+class Api:
+    """The API of a Prefect server.  Its methods raise OSError for a server that does not answer or refuses."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self.headers = {"Content-Type": "application/json"}
+        if password := os.environ.get("PREFECT_API_AUTH_STRING"):
+            self.headers["Authorization"] = f"Basic {base64.b64encode(password.encode()).decode()}"
+        # The server asks for a token before every POST.
+        client = str(uuid.uuid4())
+        with suppress(urllib.error.HTTPError):  # a server without this protection
+            token = self.get(f"csrf-token?client={client}")["token"]
+            self.headers |= {"Prefect-Csrf-Client": client, "Prefect-Csrf-Token": token}
+
+    def get(self, path: str, **body: Any) -> Any:
+        """Return the answer to a GET, or with a body to a POST."""
+        content = json.dumps(body).encode() if body else None
+        request = urllib.request.Request(f"{self.url}/{path}", data=content, headers=self.headers)
+        with urllib.request.urlopen(request, timeout=SECONDS) as response:
+            return json.loads(response.read())
+
+    def runs(self, *states: str, sort: str, limit: int) -> list[Entry]:
+        """Return runs of the flow in these states."""
+        state = {"type": {"any_": list(states)}}
+        found: list[Entry] = self.get(
+            "flow_runs/filter", flows=flows(), flow_runs={"state": state}, sort=sort, limit=limit
+        )
+        return found
+
+    def loop(self) -> Entry:
+        """Return workers, schedules and runs."""
+        workers = self.get(f"work_pools/{POOL}/workers/filter", limit=100)
+        deployments = self.get("deployments/filter", flows=flows())
+        planned = self.runs("SCHEDULED", sort="EXPECTED_START_TIME_ASC", limit=100)
+        return {
+            "workers": [{"name": one["name"], "status": one["status"]} for one in workers],
+            "schedules": [schedule(one, each, planned) for one in deployments for each in one["schedules"]],
+            "runs": [
+                {"name": one["name"], "state": one["state_name"], "started": one["start_time"]}
+                for one in self.runs(*UNFINISHED, sort="START_TIME_ASC", limit=100)
+            ],
+        }
+
+
+def flows() -> Entry:
+    """Return the filter of the flow."""
+    return {"name": {"any_": [FLOW]}}
+
+
+def schedule(deployment: Entry, each: Entry, planned: list[Entry]) -> Entry:
+    """Return a schedule of a deployment, with its next run."""
+    times = [run["expected_start_time"] for run in planned if run["deployment_id"] == deployment["id"]]
+    active = bool(each["active"]) and not deployment["paused"]
+    when = each["schedule"].get("cron") or each["schedule"].get("rrule") or each["schedule"].get("interval")
+    return {
+        "deployment": f"{FLOW}/{deployment['name']}",
+        "when": str(when),
+        "active": active,
+        "next_run": min(times) if active and times else None,
+    }
+
+
+def devices() -> list[Entry]:
+    """Return the devices of this machine that a trainer holds, by whom and since when."""
+    folder = Path(os.environ.get("VDM_LOCK_DIR") or f"/tmp/vdm-{os.geteuid()}")
+    return [
+        {"device": Path(name).stem, "holder": holder, "since": since(folder / name)}
+        for name, holder in sorted(held_locks(folder).items())
+        if name.startswith(("cpu", "cuda"))
+    ]
+
+
+def since(path: Path) -> str | None:
+    """Return when a lock was taken: its holder then wrote into its file."""
+    with suppress(OSError):
+        return datetime.fromtimestamp(path.stat().st_mtime).astimezone().isoformat(timespec="seconds")
+    return None
+
+
+def worktrees(root: Path) -> list[Entry]:
+    """Return the worktrees of runs, and whether their run holds their lock; if not, the next run removes them."""
+    folder = root / layout.WORKTREES
+    held = held_locks(folder)
+    return [{"name": each.name, "in_use": f"{each.name}.lock" in held} for each in sorted(folder.glob("*/"))]
+
+
+def registry(root: Path) -> Entry:
+    """Return the number of versions, the champion, and the versions whose commit no remote branch is known to have.
+
+    Without a repository, only why.
+    """
+    try:
+        known, reigning = versions(root), champion(root)
+        here = git_text(root, "for-each-ref", "--format=%(refname:short)", "refs/remotes").split()
+        missing = git_text(root, "rev-list", "--no-walk", f"--tags={MODEL}@*", "--not", "--remotes").split()
+    except UserError as error:
+        return {"problem": str(error)}
+    return {
+        "versions": len(known),
+        "champion": reigning.name if reigning else None,
+        "champion_bpd": reigning.metrics.bpd if reigning else None,
+        "unpublished": [version.name for version in known if version.commit in missing] if here else None,
+    }
+
+
+def disk(root: Path) -> dict[str, int]:
+    """Return the bytes on disk by kind."""
+    kinds = {
+        "dvc_cache": Path(".dvc/cache"),
+        "training_states": layout.STATES,
+        "worktrees": layout.WORKTREES,
+        "fetched_models": layout.FETCHED,
+        "reports_of_runs": layout.SHOWN,
+        "downloads": layout.DOWNLOADS,
+        "git": Path(".git"),
+    }
+    return {kind: size_of(root / path) for kind, path in kinds.items()}
+
+
+def size_of(folder: Path) -> int:
+    """Return the bytes of all files below a folder; links are not followed."""
+    total, pending = 0, [str(folder)]
+    while pending:
+        with suppress(OSError), os.scandir(pending.pop()) as entries:
+            for entry in entries:
+                with suppress(OSError):
+                    if entry.is_dir(follow_symlinks=False):
+                        pending.append(entry.path)
+                    else:
+                        total += entry.stat(follow_symlinks=False).st_size
+    return total
+
+
+def problems(found: Entry) -> Iterator[str]:
+    """Yield a line for everything that an operator should look at, and what to do."""
+    server = found["server"]
+    if not server["answers"]:
+        yield f"no Prefect server answers at {server['url']} ({server['reason']}); `vdmctl serve` starts one"
+    elif not any(worker["status"] == "ONLINE" for worker in server["workers"]):
+        yield f"no worker of the pool {POOL} is online, so no run would start; `vdmctl serve` starts one"
+    elif not server["schedules"]:
+        yield "no deployment has a schedule; `vdmctl serve` creates those of prefect.yaml"
+    if "problem" in found["registry"]:
+        yield found["registry"]["problem"]
+    elif names := found["registry"]["unpublished"]:
+        yield f"{', '.join(names)}: on no known branch of a remote; a run with publish=true pushes versions"
