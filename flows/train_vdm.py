@@ -8,6 +8,7 @@ import logging
 import os
 import sys
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -23,7 +24,7 @@ from flows.core.documents import read
 from flows.core.errors import Exit, NetworkError, UserError
 from flows.evaluation.results import BoundMetrics
 from flows.orchestration import artifacts
-from flows.orchestration.streaming import stream
+from flows.orchestration.streaming import stream, when_free
 from flows.orchestration.workspace import (
     Workspace,
     branch_of,
@@ -61,6 +62,7 @@ def train_vdm(
     overrides: dict[str, Any] | None = None,
     force: bool = False,
     publish: bool = False,
+    wait_hours: float = 12.0,
 ) -> State[None]:
     """Train, evaluate and register a model with the code of the checked-out commit, and promote it if it is better.
 
@@ -69,6 +71,7 @@ def train_vdm(
         overrides: Parameters by dotted key, such as {"train.steps": 5000}.
         force: Run every stage, also those whose inputs did not change.
         publish: Push data, branch and tags to the remotes.
+        wait_hours: How long a stage waits for its device while another process holds it.
     """
     leave_out_tracebacks()
     hold_what_starts()
@@ -76,7 +79,7 @@ def train_vdm(
         end_with(os.getppid())  # the worker, which alone could cancel this run
     try:
         root = Path(git_text(Path.cwd(), "rev-parse", "--show-toplevel"))
-        message = retrain(root, preset, overrides or {}, force=force)
+        message = retrain(root, preset, overrides or {}, force=force, wait_hours=wait_hours)
         if publish:
             publish_versions(root, return_state=True).result()
     except UserError as error:
@@ -94,7 +97,7 @@ def leave_out_tracebacks() -> None:
         logging.getLogger(name).addFilter(is_kept)
 
 
-def retrain(root: Path, preset: str | None, overrides: Mapping[str, Any], *, force: bool) -> str:
+def retrain(root: Path, preset: str | None, overrides: Mapping[str, Any], *, force: bool, wait_hours: float) -> str:
     """Do one run; return its outcome in one line.  Raises UserError."""
     logger = get_run_logger()
     check_repository(root)
@@ -108,12 +111,12 @@ def retrain(root: Path, preset: str | None, overrides: Mapping[str, Any], *, for
             return f"nothing to do: commit {ready[:12]} has the results of these parameters already"
         check_champion(root, place.folder, return_state=True).result()
         logger.info("run %s of commit %s in %s", place.folder.name, place.base[:12], place.folder)
-        run_stages(place, force=force)
+        run_stages(place, force=force, wait_hours=wait_hours)
         artifacts.show_results(place.folder, kept(place))
         return record(place)
 
 
-def run_stages(place: Workspace, *, force: bool) -> None:
+def run_stages(place: Workspace, *, force: bool, wait_hours: float) -> None:
     """Run a task for every stage, and check for drift after `validate`.  Raises UserError of a stage that fails."""
     for stage in stages(place.folder):
         # Called, not submitted: a submitted task would not be stopped when the run is cancelled.
@@ -121,7 +124,7 @@ def run_stages(place: Workspace, *, force: bool) -> None:
             name=stage,
             task_run_name=stage,
             timeout_seconds=3600 * TIMEOUT_HOURS[stage] if stage in TIMEOUT_HOURS else None,
-        )(stage, place.folder, force, return_state=True)
+        )(stage, place.folder, force, wait_hours, return_state=True)
         state.result()
         if stage == "validate":
             drift(place.root, place.folder, return_state=True).result()
@@ -154,14 +157,17 @@ RETRY: dict[str, Any] = {"retries": 2, "retry_condition_fn": is_network}
 
 
 @task(cache_policy=NO_CACHE, **RETRY, retry_delay_seconds=[10, 60])
-def reproduce(stage: str, folder: Path, force: bool) -> State[None] | None:
-    """Run `dvc repro --single-item STAGE` in the folder.  A failed state carries UserError with the exit code."""
+def reproduce(stage: str, folder: Path, force: bool, wait_hours: float) -> State[None] | None:
+    """Run `dvc repro --single-item STAGE` in the folder.  A failed state carries UserError with the exit code.
+
+    If another process holds the stage's device, wait for it at most `wait_hours`.
+    """
     command = ["dvc", "repro", "--single-item", stage]
     if force:
         command.append("--force")
     try:
         read = artifacts.Progress(folder).read if stage == "train" else None
-        stream(command, folder, read)
+        when_free(partial(stream, command, folder, read), hours=wait_hours)
     except UserError as error:
         # Returned, not raised: a raised error would put a traceback into the log.
         failure = type(error)(f"stage {stage} failed: {error}", error.code)

@@ -1,12 +1,14 @@
-"""Run the commands of a flow run: log their output, and raise an error with the reason if they fail."""
+"""Run the commands of a flow run: log their output, wait while a device is busy, raise errors with their reasons."""
 
 import os
 import re
 import signal
 import sys
+import time
 from collections import deque
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
+from datetime import datetime
 from pathlib import Path
 
 from prefect import get_run_logger
@@ -14,7 +16,11 @@ from prefect import get_run_logger
 from flows.core import layout
 from flows.core.errors import Exit, NetworkError, UserError
 from flows.core.files import parse_json, read_bounded
+from flows.orchestration.status import devices
 from flows.process.groups import process_group
+
+# How often a run that waits looks whether its device is free.
+POLL_SECONDS = 1.0
 
 
 def stream(
@@ -40,6 +46,26 @@ def stream(
                 read(line)
     if process.returncode != 0:
         raise failure(reason, list(last), process.returncode)
+
+
+def when_free(run: Callable[[], None], *, hours: float) -> None:
+    """Call `run`, again and again while it fails because another process holds its device, for at most `hours`.
+
+    Raises UserError: that of `run`.
+    """
+    deadline = time.time() + 3600 * hours
+    while True:
+        try:
+            return run()
+        except UserError as error:
+            if error.code is not Exit.BUSY or time.time() >= deadline:
+                raise
+            busy = str(error)
+        until = datetime.fromtimestamp(deadline).astimezone()
+        get_run_logger().warning("%s; this run waits for it, at most until %s", busy, f"{until:%Y-%m-%d %H:%M %Z}")
+        time.sleep(POLL_SECONDS)
+        while time.time() < deadline and any(device["holder"] in busy for device in devices()):
+            time.sleep(POLL_SECONDS)
 
 
 def failure(reason: Path, last: list[str], returncode: int) -> UserError:

@@ -14,11 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from plant import LONG, Plant, children, is_alive, killed, trainers, wait_until
 from project import ROOT, Project
 
 from flows.core.errors import Exit
 from flows.orchestration.server import is_loopback
+from flows.process.locks import claim
 
 # Only a machine that is busy with other things needs as long.
 pytestmark = pytest.mark.timeout(900)
@@ -141,6 +143,19 @@ def test_the_status_names_the_run_its_device_and_its_worktree(plant: Plant) -> N
     assert found["disk_bytes"]["training_states"] > 0
     plant.cancel(run)
     plant.remove_states()
+
+
+def test_a_run_waits_for_a_busy_device_and_says_for_whom(plant: Plant, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VDM_LOCK_DIR", plant.environment["VDM_LOCK_DIR"])
+    with claim(torch.device("cpu")):
+        run = plant.retrain(overrides={"train.seed": 11}, wait_hours=0.0)
+        state, message = plant.finish(run)
+        assert state == "FAILED"
+        assert f"cpu is busy: process {os.getpid()} in " in message
+        run = plant.retrain(overrides={"train.seed": 11})
+        waits = re.compile(rf"cpu is busy: process {os.getpid()} in .*; this run waits for it, at most until 20")
+        wait_until(lambda: any(waits.search(line) for line in plant.lines(run)), 240, plant.log, every=0.5)
+    assert plant.finish(run)[0] == "COMPLETED"
 
 
 def test_a_second_one_in_the_folder_and_one_in_another_leave_the_first_alone(plant: Plant, tmp_path: Path) -> None:
