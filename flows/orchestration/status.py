@@ -201,8 +201,6 @@ def problems(found: Entry) -> Iterator[str]:
         yield f"no Prefect server answers at {server['url']} ({server['reason']}); `vdmctl serve` starts one"
     elif not any(worker["status"] == "ONLINE" for worker in server["workers"]):
         yield f"no worker of the pool {POOL} is online, so no run would start; `vdmctl serve` starts one"
-    elif not server["schedules"]:
-        yield "no deployment has a schedule; `vdmctl serve` creates those of prefect.yaml"
     if "problem" in found["registry"]:
         yield found["registry"]["problem"]
     elif names := found["registry"]["unpublished"]:
