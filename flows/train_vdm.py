@@ -24,6 +24,7 @@ from flows.core.documents import read
 from flows.core.errors import Exit, NetworkError, UserError
 from flows.evaluation.results import BoundMetrics
 from flows.orchestration import artifacts
+from flows.orchestration.announcing import Outcome, announce, announce_drift
 from flows.orchestration.streaming import stream, when_free
 from flows.orchestration.workspace import (
     Workspace,
@@ -83,6 +84,7 @@ def train_vdm(
         if publish:
             publish_versions(root, return_state=True).result()
     except UserError as error:
+        announce("failed", str(error))
         return Failed(message=str(error), data=error)
     return Completed(message=message)
 
@@ -185,8 +187,9 @@ def drift(root: Path, folder: Path) -> State[None] | None:
         return None
     try:
         if reference:
-            stream(["flows.cli", "validate", str(layout.IMAGES), "--reference", str(reference)], folder)
+            stream(["flows.cli", "validate", str(layout.IMAGES), "--reference", str(reference)], folder, announce_drift)
     except UserError as error:
+        announce("drifted", str(error))
         return Failed(message=str(error), data=error)
     return None
 
@@ -271,6 +274,8 @@ def release(place: Workspace, made: str) -> str:
     evidence = cast(Evidence, promote(version.name, place.folder, kept(place), return_state=True).result())
     compared = [version, before] if before else [version]
     artifacts.show_metrics({each.name: each.metrics for each in compared}, evidence)
+    outcome: Outcome = "promoted" if evidence.tag else "refused"
+    announce(outcome, evidence.reason, model=version.name, bpd=version.metrics.bpd)
     done = f"promoted as {evidence.tag}" if evidence.tag else "not promoted"
     return f"{version.name}, commit {made[:12]} on branch {branch_of(place, made)}, {done}: {evidence.reason}"
 

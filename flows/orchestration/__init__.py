@@ -10,4 +10,5 @@ plugin       the `prefect` command in the project's folder
 workspace    a run's own worktree, branch and parameters
 streaming    runs commands with their output in the run's log
 artifacts    progress, metrics and samples in Prefect's UI
+announcing   the outcome of a run as an event and as a tag of the run
 """

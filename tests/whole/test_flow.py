@@ -35,6 +35,13 @@ def tasks(plant: Plant, run: str) -> dict[str, str]:
     return {task["name"]: task["state_type"] for task in listed}
 
 
+def announced(plant: Plant, run: str, event: str) -> dict[str, str]:
+    """Wait until a run's event has arrived, and return its payload."""
+    chosen = {"event": {"name": [event]}, "related": {"id": [f"prefect.flow-run.{run}"]}}
+    wait_until(lambda: bool(plant.api("events/filter", filter=chosen)["events"]), 60, plant.log)
+    return plant.api("events/filter", filter=chosen)["events"][0]["payload"]  # type: ignore[no-any-return]
+
+
 def wait_for_state(plant: Plant, step: int) -> None:
     """Wait until the trainer has saved a state at or after the step."""
     states = plant.project.folder / ".vdm" / "runs"
@@ -57,6 +64,8 @@ def test_a_run_leaves_a_commit_on_its_branch_and_the_checkout_alone(plant: Plant
     assert state == "COMPLETED", message
     assert "vdm@v1.0.0" in message
     assert "promoted as vdm#champion#1" in message
+    assert announced(plant, run, "vdm.promoted")["model"] == "vdm@v1.0.0"
+    assert plant.read(run)["tags"] == ["vdm.promoted"]
     assert [name for name in tasks(plant, run) if name in STAGES] == STAGES
     assert set(tasks(plant, run).values()) == {"COMPLETED"}
     log = plant.logged(run)
@@ -220,6 +229,8 @@ def test_images_that_drifted_from_the_champions_stop_the_run(plant: Plant) -> No
     state, message = plant.finish(run)
     assert state == "FAILED"
     assert "images do not differ from the reference's" in message
+    assert announced(plant, run, "vdm.drifted")["reason"] == message
+    assert plant.read(run)["tags"] == ["vdm.drifted", "vdm.failed"]
     assert "train" not in tasks(plant, run)
 
 

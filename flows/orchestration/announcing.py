@@ -1,0 +1,37 @@
+"""Announce the outcome of a run: an event, to which automations can react, and a tag on the run in Prefect's UI."""
+
+from typing import Literal
+
+from prefect.client.orchestration import get_client
+from prefect.events import emit_event
+from prefect.runtime import flow_run
+
+Outcome = Literal["promoted", "refused", "failed", "drifted"]
+
+
+def announce(outcome: Outcome, reason: str, *, model: str = "", bpd: float | None = None) -> None:
+    """Emit the event `vdm.OUTCOME`, and tag the run with its name.
+
+    The event's payload has the reason, and the model with its bits/dim where there is one.
+    """
+    name = f"vdm.{outcome}"
+    run = {
+        "prefect.resource.id": f"prefect.flow-run.{flow_run.id}",
+        "prefect.resource.name": flow_run.name,
+        "prefect.resource.role": "flow-run",
+    }
+    emit_event(
+        name,
+        {"prefect.resource.id": f"vdm.model.{model or 'none'}", "prefect.resource.name": model or "no model"},
+        related=[run],
+        payload={"model": model or None, "bpd": bpd, "reason": reason},
+    )
+    with get_client(sync_client=True) as client:
+        tags = {*client.read_flow_run(flow_run.id).tags, name}
+        client.update_flow_run(flow_run.id, tags=sorted(tags))
+
+
+def announce_drift(line: str) -> None:
+    """Announce a drift that `contract.on_drift: warn` lets pass, if the line of a validation's log tells of one."""
+    if "warning: " in line and "reference's" in line:
+        announce("drifted", line.strip())
