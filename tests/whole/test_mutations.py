@@ -32,8 +32,8 @@ MISTAKES = {
     "a mean for a sum": Mistake("vlb", ".square().flatten(1).sum(1)", ".square().flatten(1).mean(1)", "vlb"),
     "a constant slope": Mistake(
         "schedule",
-        "return gamma_t, dgamma_dt",
-        "return gamma_t, (schedule.gamma_1 - schedule.gamma_0).expand_as(t)",
+        "return self.start + span * share, span * slope",
+        "return self.start + span * share, span.expand_as(t)",
         "vlb",
     ),
     "the times of T steps off by one": Mistake(
