@@ -10,7 +10,7 @@ Outcome = Literal["promoted", "refused", "failed", "drifted"]
 
 
 def announce(outcome: Outcome, reason: str, *, model: str = "", bpd: float | None = None) -> None:
-    """Emit the event `vdm.OUTCOME`, and tag the run with its name.
+    """Emit the event vdm.OUTCOME, and tag the run with its name.
 
     The event's payload has the reason, and the model with its bits/dim where there is one.
     """

@@ -14,7 +14,7 @@ DIGITS = (Path(__file__).parents[2] / "presets" / "digits.yaml").read_text()
 @pytest.mark.parametrize("preset", PRESETS, ids=lambda path: path.stem)
 def test_every_preset_is_valid(preset: Path) -> None:
     params = read_params(preset)
-    assert params.data.name == preset.stem.removesuffix("_aug")
+    assert params.data.name == preset.stem.removesuffix("_aug").removesuffix("_cpu")
 
 
 def test_numbers_are_read_as_dvc_reads_them(tmp_path: Path) -> None:
