@@ -3,7 +3,6 @@
 import csv
 import json
 import math
-import os
 import shutil
 import subprocess
 import sys
@@ -412,7 +411,7 @@ def open_files(pid: int) -> set[str]:
     names = set()
     for entry in Path(f"/proc/{pid}/fd").iterdir():
         with suppress(FileNotFoundError):  # closed meanwhile
-            names.add(Path(os.readlink(entry)).name)
+            names.add(entry.readlink().name)
     return names
 
 
