@@ -135,15 +135,15 @@ def run(module: list[str], deadline: float, variables: dict[str, str]) -> Figure
 
 def measure(row: Row, problem: Problem, chosen: argparse.Namespace, device: torch.device) -> None:
     """Print the figures of a row."""
-    size = chosen.batch_size or problem.params.train.batch_size
+    job = partial(in_a_group, row, problem, chosen, device)
     if row.distributed:
-        launch(partial(in_a_group, row, problem, chosen, device), num_processes=1, max_restarts=0, again="run again")
+        launch(job, num_processes=1, max_restarts=0, again="run again")
     else:
-        print(json.dumps(figures(row, problem, size, chosen.seconds, device)))
+        job()
 
 
 def in_a_group(row: Row, problem: Problem, chosen: argparse.Namespace, device: torch.device) -> None:
-    """Print the figures of a row in a process group."""
+    """Print the figures of a row, in a process group if `launch` started this process."""
     size = chosen.batch_size or problem.params.train.batch_size
     with process_group(device):
         print(json.dumps(figures(row, problem, size, chosen.seconds, device)))

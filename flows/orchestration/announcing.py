@@ -32,6 +32,6 @@ def announce(outcome: Outcome, reason: str, *, model: str = "", bpd: float | Non
 
 
 def announce_drift(line: str) -> None:
-    """Announce a drift that `contract.on_drift: warn` lets pass, if the line of a validation's log tells of one."""
+    """Announce a drift if the line is the warning that a validation logs under `contract.on_drift: warn`."""
     if "warning: " in line and "reference's" in line:
         announce("drifted", line.strip())
