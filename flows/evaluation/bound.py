@@ -15,11 +15,11 @@ import torch
 from flows.core.checkpoint import load_model, model_sha256
 from flows.core.device import find_device, find_devices, find_precision
 from flows.core.errors import Exit, UserError
-from flows.core.files import scratch_folder, written_last
+from flows.core.files import written_last
 from flows.core.memory import require
 from flows.evaluation.environment import environment
 from flows.evaluation.results import BoundMetrics, Split, SplitFigures, finite
-from flows.images.store import ImageSet, data_sha256, fault, load_images, write_array
+from flows.images.store import ImageSet, data_sha256, fault, load_images
 from flows.process.ending import finish
 from flows.process.progress import bar
 from vdm.evaluation import Evaluation, image_terms, memory_needed, shares, terms_of_set
@@ -85,25 +85,18 @@ def evaluate_split(
     parts = shares(len(pixels), settings.num_devices, **settings.model_dump(include={"batch_size", "times_per_image"}))
     if len(parts) == 1:
         return terms_of_set(terms_of_share(settings, vdm, pixels, parts[0]))
-    from flows.training.distributed import launch
+    from flows.training.distributed import results_of
 
-    with scratch_folder() as folder:
-        job = partial(evaluate_part, settings, model, images, split, parts, folder)
-        launch(job, num_processes=len(parts), max_restarts=0, again="run again")
-        terms = [np.load(folder / f"{rank}.npy") for rank in range(len(parts))]
+    terms = results_of(partial(evaluate_part, settings, model, images, split, parts), num_processes=len(parts))
     return terms_of_set(np.concatenate(terms, axis=1))
 
 
 def evaluate_part(
-    settings: "Evaluate", model: Path, images: Path, split: Split, parts: list[range], folder: Path
-) -> None:
-    """Evaluate the share of this one of several processes, and save its terms in `folder`."""
-    from flows.training.collectives import local_rank
-
-    rank = local_rank()
+    settings: "Evaluate", model: Path, images: Path, split: Split, parts: list[range], rank: int
+) -> np.ndarray:
+    """Return the terms of the images of one of several processes."""
     vdm, image_set = load_fitting(model, images, find_devices(settings.device, len(parts))[rank], split)
-    terms = terms_of_share(settings, vdm, getattr(image_set, split), parts[rank], shown=rank == 0)
-    write_array(folder / f"{rank}.npy", [terms])
+    return terms_of_share(settings, vdm, getattr(image_set, split), parts[rank], shown=rank == 0)
 
 
 def terms_of_share(

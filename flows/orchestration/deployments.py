@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 PROJECT = layout.DEPLOYMENTS
 FLOW = "train-vdm"
+POOL = "vdm"
 
 
 def deploy() -> None:

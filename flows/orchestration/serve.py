@@ -17,14 +17,13 @@ from pathlib import Path
 
 from flows.core import layout
 from flows.core.errors import Exit, UserError
-from flows.orchestration.deployments import FLOW, PROJECT, deploy, prefect, run_prefect, schedules
+from flows.orchestration.deployments import FLOW, POOL, PROJECT, deploy, prefect, run_prefect, schedules
 from flows.orchestration.engines import stop_engines
 from flows.orchestration.server import Address, answers, configure, find_address
 from flows.process.groups import signal_with_parent, stop_group
 from flows.process.lifeline import hold_what_starts
 from flows.process.locks import holder_of, lock_file
 
-POOL = "vdm"
 LOCK = layout.SERVE_LOCK
 START_SECONDS = 90
 # How long runs may take to save their state.  Prefect gives a cancelled run as long.

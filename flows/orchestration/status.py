@@ -18,12 +18,13 @@ from typing import Any
 
 from flows.core import layout
 from flows.core.errors import UserError
-from flows.process.locks import held_locks
+from flows.orchestration.deployments import FLOW, POOL
+from flows.orchestration.server import LOOPBACK, PORT
+from flows.process.locks import folder_of_devices, held_locks
 from flows.registry.git import git_text
 from flows.registry.versions import MODEL, champion, versions
 
-POOL, FLOW = "vdm", "train-vdm"
-DEFAULT_URL = "http://127.0.0.1:4200/api"
+DEFAULT_URL = f"http://{LOOPBACK}:{PORT}/api"
 SECONDS = 3.0
 UNFINISHED = ["PENDING", "RUNNING", "CANCELLING"]
 Entry = dict[str, Any]
@@ -125,7 +126,7 @@ def schedule(deployment: Entry, each: Entry, planned: list[Entry]) -> Entry:
 
 def devices() -> list[Entry]:
     """Return the devices of this machine that a trainer holds, by whom and since when."""
-    folder = Path(os.environ.get("VDM_LOCK_DIR") or f"/tmp/vdm-{os.geteuid()}")
+    folder = folder_of_devices()
     return [
         {"device": Path(name).stem, "holder": holder, "since": since(folder / name)}
         for name, holder in sorted(held_locks(folder).items())

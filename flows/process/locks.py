@@ -75,13 +75,18 @@ def held_locks(folder: Path) -> dict[str, str]:
     return found
 
 
+def folder_of_devices() -> Path:
+    """Return the folder with the locks of this machine's devices."""
+    return Path(os.environ.get("VDM_LOCK_DIR") or f"/tmp/vdm-{os.geteuid()}")
+
+
 @contextmanager
 def claim(device: "torch.device") -> Iterator[None]:
     """Hold the lock of a device while the block runs.
 
     Raises UserError: exit 6 that names the process which holds it, or exit 2 if other users could take the lock.
     """
-    path = Path(os.environ.get("VDM_LOCK_DIR") or f"/tmp/vdm-{os.geteuid()}")
+    path = folder_of_devices()
     name = "cpu.lock" if device.type == "cpu" else f"{device.type}-{device.index or 0}.lock"
     with suppress(OSError):  # opening the folder reports the error
         path.mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -10,10 +10,8 @@ import torch
 
 from flows.core.checkpoint import load_model
 from flows.core.device import find_devices, find_precision
-from flows.core.files import scratch_folder
 from flows.core.memory import require
 from flows.process.progress import bar
-from flows.sampling.pictures import write_array
 from vdm import sampling
 from vdm.model import VDM
 from vdm.sampling import Solver, Step, decode, fill_in, trajectory
@@ -39,12 +37,9 @@ def draw(model: Path, settings: "Sample") -> np.ndarray:
     require(memory_needed(vdm, settings), devices[0], "sample: lower sample.num_images or sample.batch_size")
     if count == 1:
         return draw_share(vdm, settings, range(settings.num_images))
-    from flows.training.distributed import launch
+    from flows.training.distributed import results_of
 
-    with scratch_folder() as parts:
-        job = partial(draw_part, model, settings, count, parts)
-        launch(job, num_processes=count, max_restarts=0, again="run again")
-        return np.concatenate([np.load(parts / f"{rank}.npy") for rank in range(count)])
+    return np.concatenate(results_of(partial(draw_part, model, settings, count), num_processes=count))
 
 
 def memory_needed(vdm: VDM, settings: "Sample") -> int:
@@ -53,15 +48,11 @@ def memory_needed(vdm: VDM, settings: "Sample") -> int:
     return sampling.memory_needed(vdm, size, settings.num_timesteps) + 2 * settings.num_images * vdm.num_dims
 
 
-def draw_part(model: Path, settings: "Sample", count: int, parts: Path) -> None:
-    """Draw the share of this one of `count` processes, and save it in the folder `parts`."""
-    from flows.training.collectives import local_rank
-
-    rank = local_rank()
+def draw_part(model: Path, settings: "Sample", count: int, rank: int) -> np.ndarray:
+    """Return the images of one of `count` processes."""
     device = find_devices(settings.device, count)[rank]
     share = range(rank * settings.num_images // count, (rank + 1) * settings.num_images // count)
-    images = draw_share(load_model(model, device), settings, share, shown=rank == 0)
-    write_array(parts / f"{rank}.npy", images)
+    return draw_share(load_model(model, device), settings, share, shown=rank == 0)
 
 
 def draw_share(vdm: VDM, settings: "Sample", share: range, *, shown: bool = True) -> np.ndarray:

@@ -15,11 +15,14 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from multiprocessing import active_children, parent_process
 from multiprocessing.resource_tracker import ensure_running
+from pathlib import Path
 from threading import Event, Thread
 from typing import Any
 
+import numpy as np
 from torch.distributed import HashStore  # type: ignore[attr-defined]
 from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure, record
@@ -34,9 +37,11 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 from torch.multiprocessing.spawn import ProcessExitedException
 
 from flows.core.errors import CheckpointError, Exit, UserError
+from flows.core.files import scratch_folder
+from flows.images.store import write_array
 from flows.process.lifeline import hold_what_starts
 from flows.process.streams import start_logging
-from flows.training.collectives import STORE
+from flows.training.collectives import STORE, local_rank
 from vdm.errors import TrainingDiverged
 
 ONE_MACHINE = "one machine"
@@ -70,6 +75,22 @@ def launch(function: Callable[[], None], *, num_processes: int, max_restarts: in
             raise UserError(f"{reason}; {again}", Exit.BUG) from failed
     if error := errors[0]:
         raise error
+
+
+def results_of(job: Callable[[int], np.ndarray], *, num_processes: int) -> list[np.ndarray]:
+    """Run the job in `num_processes` processes on this machine; return what it returns for each rank.
+
+    Raises what the job raises, and what `launch` raises.
+    """
+    with scratch_folder() as folder:
+        launch(partial(save_result, job, folder), num_processes=num_processes, max_restarts=0, again="run again")
+        return [np.load(folder / f"{rank}.npy") for rank in range(num_processes)]
+
+
+def save_result(job: Callable[[int], np.ndarray], folder: Path) -> None:
+    """Save what the job returns for this process."""
+    rank = local_rank()
+    write_array(folder / f"{rank}.npy", [job(rank)])
 
 
 def agent_config(num_processes: int, max_restarts: int, folder: str) -> LaunchConfig:

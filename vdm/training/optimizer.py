@@ -67,7 +67,7 @@ class Muon(torch.optim.Optimizer):
         size = STEP_SIZE * math.sqrt(max(matrix_shape(parameters[0])))
         for parameter, step in zip(parameters, orthogonalised(torch.stack(momenta)), strict=True):
             parameter.mul_(1 - learning_rate * weight_decay).add_(
-                step.view(parameter.shape), alpha=-learning_rate * size
+                step.reshape(parameter.shape), alpha=-learning_rate * size
             )
 
 
