@@ -60,7 +60,7 @@ def test_the_comparison_of_codecs_prints_a_row_for_each(
 
 
 def test_ours_trains_for_the_minutes_and_the_curves_are_compared(
-    digits: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    digits: np.ndarray, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Both curves are ours here, so their difference is zero: the peer is not on the machine of the tests."""
     splits = {"train": digits[:80], "validation": digits[80:90], "test": digits[90:99]}

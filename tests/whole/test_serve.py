@@ -128,7 +128,7 @@ def status(plant: Plant) -> dict[str, Any]:
 
 
 def test_the_status_names_the_run_its_device_and_its_worktree(plant: Plant) -> None:
-    """Who trains is found without taking a lock; and a loop without a worker is a problem."""
+    """A loop with a server and a worker has no problem."""
     wait_until(lambda: not status(plant)["problems"], 60, plant.log)
     run = train(plant, seed=9)
     found = status(plant)
