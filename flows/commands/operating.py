@@ -4,6 +4,7 @@ Heavy modules are imported inside the commands.
 """
 
 from collections.abc import Iterator
+from datetime import datetime
 from typing import Annotated, Any
 
 import typer
@@ -11,6 +12,9 @@ import typer
 from flows.commands.registry import ROOT, AsJson, table
 from flows.core.errors import Exit, UserError
 from flows.process.streams import say, say_json
+
+SHOWN = 3
+"""How many names of each kind `vdmctl prune` prints; `--json` prints all."""
 
 commands = typer.Typer()
 
@@ -39,6 +43,60 @@ def status(
     if problems := found["problems"]:
         more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
         raise UserError(f"status: {problems[0]}{more}", Exit.MISSING)
+
+
+@commands.command()
+def prune(
+    keep: Annotated[
+        int, typer.Option(min=1, help="How many of the last champions, of the newest versions, and of ended runs stay.")
+    ] = 10,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be removed, and remove nothing.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Remove what the last champions and the newest versions do not need; exit 6 while a run is in progress.
+
+    It removes worktrees that were left behind, refused versions and branches of runs, files in DVC's cache, reports,
+    fetched models, abandoned training states, and ended runs in Prefect's history. On remotes it removes nothing, and
+    what a remote called origin lacks stays. Champions' tags stay.
+    """
+    from flows.orchestration.pruning import prune
+
+    found = prune(ROOT, keep=keep, dry_run=dry_run)
+    if as_json:
+        say_json(found)
+    else:
+        say(table(("what", "would be removed" if dry_run else "removed", "MB"), list(removals(found))))
+    if problems := found["problems"]:
+        raise UserError(f"prune: {problems[0]}", Exit.MISSING)
+
+
+def removals(found: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
+    """Yield the lines of the table: what, which and how large; at the end what stays for a special reason."""
+    parts = {kind: part for kind, part in found["removed"].items() if part["count"]}
+    for kind, part in parts.items():
+        size = "" if part["bytes"] is None else f"{part['bytes'] / 1e6:,.1f}"
+        names = "" if kind == "cached_files" else ": " + ", ".join(part["names"][:SHOWN])
+        more = ", ..." if names and part["count"] > SHOWN else ""
+        yield kind.replace("_", " "), f"{part['count']}{names}{more}", size
+        for state in part.get("states", []):
+            yield "", in_words(state), ""
+    if not parts:
+        yield "nothing", "", ""
+    for name, reason in found["kept"].items():
+        if not reason.startswith("among"):
+            yield "kept", f"{name}, {reason}", ""
+    for line in [*found["skipped"], *found["problems"]]:
+        yield "left alone", line, ""
+
+
+def in_words(state: dict[str, Any]) -> str:
+    """Return what is known about an abandoned training state, as text."""
+    written = f"{state['name'][:12]}, last written {datetime.fromtimestamp(state['written']):%Y-%m-%d}"
+    if "problem" in state:
+        return f"{written}: {state['problem']}"
+    bpd = "" if state["bpd"] is None else f", {state['bpd']:.4f} bits/dim"
+    network = f"width {state['width']}, {state['blocks']} blocks, {state['weights']:,} weights"
+    return f"{written}: step {state['step']:,}, {network}, learning rate {state['learning_rate']:g}{bpd}"
 
 
 def champion_problems() -> list[str]:

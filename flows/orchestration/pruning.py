@@ -1,0 +1,252 @@
+"""Remove what an installation no longer needs: `vdmctl prune`.
+
+The last champions and the newest versions stay, with everything that they need.  Branches and tags are deleted before
+the files that they name: an interruption between the two leaves files that nothing names, which the next `vdmctl prune`
+finds.  The other order would leave versions that cannot be fetched or published.
+"""
+
+import re
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from flows.core import layout
+from flows.core.checkpoint import load_state
+from flows.core.errors import Exit, NetworkError, UserError, brief
+from flows.orchestration import workspace
+from flows.orchestration.deployments import FLOW
+from flows.orchestration.server import answers
+from flows.orchestration.status import address, size_of
+from flows.process.groups import processes_in
+from flows.process.locks import folder_of_devices, held_locks
+from flows.registry.git import Tag, git_text, locked
+from flows.registry.lock_file import read_lock
+from flows.registry.pruning import (
+    BRANCHES,
+    REMOTE,
+    TAGS,
+    Plan,
+    cache_locked,
+    delete_files,
+    delete_refs,
+    make_plan,
+    published,
+    superfluous,
+)
+
+if TYPE_CHECKING:
+    from prefect.client.orchestration import SyncPrefectClient
+    from prefect.client.schemas.objects import FlowRun
+
+ABANDONED_DAYS = 14
+"""A state that nobody continued in this time is abandoned: two runs of a weekly schedule could have."""
+MD5 = re.compile("[0-9a-f]{32}")
+Entry = dict[str, Any]
+
+
+class Pruning:
+    """What `vdmctl prune` removes, or with `dry_run` would remove, and what it found."""
+
+    def __init__(self, *, keep: int, dry_run: bool) -> None:
+        self.dry_run = dry_run
+        self.removed: Entry = {}
+        self.skipped: list[str] = []
+        self.problems: list[str] = []
+        self.found: Entry = {
+            **{"dry_run": dry_run, "keep": keep, "removed": self.removed, "kept": {}},
+            **{"skipped": self.skipped, "problems": self.problems},
+        }
+
+    def remove(self, kind: str, names: list[str], size: int | None, remove: Callable[[], object]) -> None:
+        """Note things of one kind with their bytes on disk (None if they are unknown), and remove them."""
+        self.removed[kind] = {"count": len(names), "bytes": size, "names": names}
+        if names and not self.dry_run:
+            remove()
+
+    def remove_folders(self, kind: str, folders: list[Path]) -> None:
+        """Note folders, and remove them."""
+
+        def delete() -> None:
+            for folder in folders:
+                shutil.rmtree(folder)
+
+        self.remove(kind, [folder.name for folder in folders], sum(map(size_of, folders)), delete)
+
+
+def prune(root: Path, *, keep: int, dry_run: bool) -> Entry:
+    """Remove what the last `keep` champions and the `keep` newest versions do not need; return it as a JSON object.
+
+    Its `skipped` and `problems` say what was left alone and why; something is wrong only with the latter.
+
+    Raises UserError: exit 5 outside a repository with git and DVC, 6 while a run or a DVC command is in progress.
+    """
+    # The first is the main one: the runs' worktrees and states are below it.
+    root = Path(git_text(root, "worktree", "list", "--porcelain").splitlines()[0].removeprefix("worktree "))
+    work = Pruning(keep=keep, dry_run=dry_run)
+    require_idle(root)
+    with cache_locked(root) as repo, locked(root):
+        left = sorted((root / layout.WORKTREES).glob("*/"))
+        work.remove("worktrees", [one.name for one in left], sum(map(size_of, left)), lambda: workspace.prune(root))
+        plan = prune_registry(root, work, keep)
+        prune_cache(root, repo, work, plan)
+        work.remove_folders("reports", list(old_reports(root, plan)))
+        work.remove_folders("fetched_models", list(old_models(root, plan)))
+        prune_states(root, work)
+    prune_history(root, work, keep)
+    return work.found
+
+
+def require_idle(root: Path) -> None:
+    """Raise UserError (exit 6) that names a run in progress: it may use any file that is in the cache now."""
+    for name, holder in sorted(held_locks(root / layout.WORKTREES).items()):
+        raise UserError(f"run {Path(name).stem} is in progress ({holder}); prune when it has ended", Exit.BUSY)
+    for folder in (root / layout.WORKTREES, root / ".dvc/tmp/exps"):
+        for process in processes_in(folder):
+            raise UserError(f"process {process} works in {folder}; prune when it has ended", Exit.BUSY)
+
+
+def prune_registry(root: Path, work: Pruning, keep: int) -> Plan:
+    """Delete refused versions and branches of runs that are not kept; return what is kept."""
+    try:
+        theirs = published(root)
+    except NetworkError as error:
+        theirs = {}
+        work.problems.append(f"every version and branch stays, since {REMOTE} does not say what it has: {error}")
+    plan = make_plan(root, keep, theirs)
+    work.found["kept"] = dict(sorted(plan.versions.values()))
+    for kind, prefix in (("branches", BRANCHES), ("versions", TAGS)):
+        chosen = [ref for ref in plan.refs if ref.name.startswith(prefix)]
+        names = [ref.name.removeprefix(prefix) for ref in chosen]
+        work.remove(kind, names, None, partial(delete_refs, root, chosen))
+    return plan
+
+
+def prune_cache(root: Path, repo: Any, work: Pruning, plan: Plan) -> None:
+    """Delete the files in DVC's cache that nothing needs.  Raises UserError (exit 6) if a run starts meanwhile."""
+    try:
+        paths = superfluous(repo, root, plan)
+    except UserError as error:
+        work.problems.append(f"DVC's cache is not pruned: {error}")
+        return
+    size = sum(path.stat().st_size for path in paths)
+    names = [path.parent.name + path.name for path in paths]
+    # A run that starts now may use a file that is about to go, so look again.
+    work.remove("cached_files", names, size, lambda: delete_files(paths, lambda: require_idle(root)))
+
+
+def old_reports(root: Path, plan: Plan) -> Iterator[Path]:
+    """Yield the reports of runs that made nothing that stays, and are not newer than the newest version."""
+    for folder in folders_in(root / layout.SHOWN):
+        if folder.name not in plan.runs and last_written(folder) <= plan.since:
+            yield folder
+
+
+def old_models(root: Path, plan: Plan) -> Iterator[Path]:
+    """Yield the fetched folders that are no output of a version that stays."""
+    tags = [Tag(version.name, commit, "", "") for commit, version in plan.versions.items()]
+    folders = [one for one in folders_in(root / layout.FETCHED) if MD5.fullmatch(one.name)]
+    needed = {digest for tag in tags for digest in read_lock(root, tag).outputs.values()} if folders else set()
+    yield from (folder for folder in folders if f"{folder.name}.dir" not in needed)
+
+
+def prune_states(root: Path, work: Pruning) -> None:
+    """Remove abandoned states of training runs, and say what they are, unless a trainer of the project runs."""
+    for name, holder in held_locks(folder_of_devices()).items():
+        if Path(holder.rpartition(" in ")[2]).is_relative_to(root):
+            work.skipped.append(f"training states: {holder} trains on {Path(name).stem}")
+            return
+    before = time.time() - ABANDONED_DAYS * 24 * 3600
+    folders = [folder for folder in folders_in(root / layout.STATES) if last_written(folder) < before]
+    described = [describe(folder) for folder in folders]
+    work.remove_folders("training_states", folders)
+    work.removed["training_states"]["states"] = described
+
+
+def folders_in(parent: Path) -> list[Path]:
+    """Return the folders in a folder, sorted, without links."""
+    return sorted(folder for folder in parent.glob("*/") if not folder.is_symlink())
+
+
+def last_written(folder: Path) -> float:
+    """Return when the newest file below the folder was written, in seconds since 1970; 0 without files.
+
+    The folder's own time would be that of an interrupted removal.
+    """
+    return max((path.stat().st_mtime for path in folder.rglob("*") if path.is_file()), default=0.0)
+
+
+def describe(folder: Path) -> Entry:
+    """Return what a folder's newest state says about its run.
+
+    It holds weights and optimiser, and not the parameters, of which only some can be read off these.
+    """
+    found: Entry = {"name": folder.name, "written": int(last_written(folder))}
+    paths = sorted(folder.glob("step-*.state"))
+    if not paths:
+        return found | {"problem": "no state"}
+    try:
+        state = load_state(paths[-1])
+        model, optimizer = state["model"], state["optimizers"][0]["param_groups"][0]
+        return found | {
+            "step": int(state["done"]),
+            "weights": sum(tensor.numel() for tensor in model.values()),
+            "width": len(model["network.conv_in.bias"]),
+            "blocks": len({name.split(".")[2] for name in model if name.startswith("network.down.")}),
+            "learning_rate": float(optimizer["lr"]),
+            "bpd": float(state["records"][-1][1]) if state["records"] else None,
+        }
+    except (UserError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        return found | {"problem": f"unreadable: {brief(error)}"}
+
+
+def prune_history(root: Path, work: Pruning, keep: int) -> None:
+    """Delete the ended runs beyond the newest `keep` from the Prefect server's history, if a server answers."""
+    url = address(root)
+    if not answers(url):
+        work.skipped.append(f"Prefect's history: no server answers at {url}")
+        return
+    from prefect.client.orchestration import get_client
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+
+    try:
+        with temporary_settings({PREFECT_API_URL: url}), get_client(sync_client=True) as client:
+            runs = ended_runs(client)[keep:]
+            names = [run.name for run in runs]
+            work.remove("prefect_runs", names, None, partial(delete_runs, client, runs))
+    except Exception as error:  # those of the client's HTTP library, which this project does not import
+        work.problems.append(f"Prefect's history at {url}: {brief(error)}")
+
+
+def ended_runs(client: "SyncPrefectClient") -> list["FlowRun"]:
+    """Return the runs of the flow that have ended, newest first."""
+    from prefect.client.schemas import filters
+    from prefect.client.schemas.objects import TERMINAL_STATES
+    from prefect.client.schemas.sorting import FlowRunSort
+
+    of_flow = filters.FlowFilter(name=filters.FlowFilterName(any_=[FLOW]))
+    kinds = filters.FlowRunFilterStateType(any_=list(TERMINAL_STATES))
+    ended = filters.FlowRunFilter(state=filters.FlowRunFilterState(type=kinds))
+    found: list[FlowRun] = []
+    while page := client.read_flow_runs(
+        flow_filter=of_flow, flow_run_filter=ended, sort=FlowRunSort.END_TIME_DESC, offset=len(found)
+    ):
+        found += page
+    return found
+
+
+def delete_runs(client: "SyncPrefectClient", runs: list["FlowRun"]) -> None:
+    """Delete runs with their artifacts; the server then deletes their logs.
+
+    Artifacts go first: without their run nothing would lead to them.
+    """
+    from prefect.client.schemas import filters
+
+    for run in runs:
+        of_run = filters.ArtifactFilter(flow_run_id=filters.ArtifactFilterFlowRunId(any_=[run.id]))
+        while page := client.read_artifacts(artifact_filter=of_run):
+            for artifact in page:
+                client.delete_artifact(artifact.id)
+        client.delete_flow_run(run.id)

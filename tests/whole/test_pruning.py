@@ -1,0 +1,398 @@
+"""`vdmctl prune` with real git, DVC and Prefect.  No test may reach a server that runs on this machine."""
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import TINY
+from dvc.repo import Repo
+from project import Project, cached, one_line
+from ruamel.yaml import YAML
+
+from flows.core.checkpoint import save_state
+from flows.core.errors import Exit
+from flows.core.params import read_params
+from flows.orchestration import pruning
+from flows.orchestration.pruning import Pruning, prune_history
+from flows.process.locks import lock_file
+from flows.registry.git import locked
+from flows.registry.pruning import make_plan, superfluous
+from flows.registry.versions import add_version, make_champion, record_refusal, resolve
+from flows.training.fitting import build
+from flows.training.fitting import resolve as settings_of
+
+# The versions are trained when the first test asks for them.
+pytestmark = pytest.mark.timeout(900)
+
+WEIGHTS = ("models/vdm", "weights.safetensors")
+OLD, MADE, FAILED, LEFT = (f"20250101-00000{number}-aaaa" for number in range(4))
+
+
+@pytest.fixture(autouse=True)
+def no_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:9/api")
+
+
+@pytest.fixture
+def project(copied: Project) -> Project:
+    """Return a project without remotes whose champion is v1.1.0, and which refused v1.0.0."""
+    assert copied.dvc("remote", "remove", "store").returncode == 0
+    refuse(copied, "v1.0.0")
+    crown(copied, "v1.1.0")
+    return copied
+
+
+def refuse(project: Project, reference: str) -> None:
+    record_refusal(project.folder, resolve(project.folder, reference), "Refuse\n\n{}\n")
+
+
+def crown(project: Project, reference: str) -> None:
+    with locked(project.folder):
+        make_champion(project.folder, resolve(project.folder, reference), "By hand")
+
+
+def prune(project: Project, *arguments: str, code: int = 0) -> dict[str, Any]:
+    """Prune with --keep 1; return what the command prints."""
+    result = project.vdmctl("prune", "--keep=1", "--json", *arguments)
+    assert result.returncode == code, result.stderr
+    return json.loads(result.stdout)  # type: ignore[no-any-return]
+
+
+def names(found: dict[str, Any]) -> dict[str, list[str]]:
+    """Return the names of what was removed, by kind, without the cached files."""
+    return {kind: part["names"] for kind, part in found["removed"].items() if kind != "cached_files" and part["names"]}
+
+
+def everything(project: Project) -> set[str]:
+    """Return all branches, tags, cached files and private files."""
+    files = [path for name in (".dvc/cache", ".vdm") for path in (project.folder / name).rglob("*")]
+    return {*project.git("for-each-ref", "--format=%(refname)").split(), *map(str, files)}
+
+
+def cached_files(project: Project) -> set[Path]:
+    return {path for path in (project.folder / ".dvc/cache/files").rglob("*") if path.is_file()}
+
+
+def report(project: Project, run: str, age: float) -> None:
+    """Write the report of a run, `age` seconds ago."""
+    file = project.folder / ".vdm/reports" / run / "card.md"
+    file.parent.mkdir(parents=True)
+    file.write_text("card")
+    aged(file, age)
+
+
+def aged(path: Path, seconds: float) -> None:
+    """Make a file look as if it was written some seconds ago."""
+    os.utime(path, (time.time() - seconds,) * 2)
+
+
+def digest_of(project: Project, version: str, stage: str) -> str:
+    """Return the md5 in dvc.lock of the first output of a stage."""
+    lock = YAML(typ="safe").load(project.git("show", f"vdm@{version}:dvc.lock"))
+    return str(lock["stages"][stage]["outs"][0]["md5"])
+
+
+def clutter(project: Project) -> None:
+    """Make a newest version by a run; leave branches, reports, a worktree and fetched models of it and of others."""
+    project.git("branch", f"runs/{OLD}", "vdm@v1.0.0^{commit}")
+    project.git("switch", "--quiet", "--create", f"runs/{MADE}")
+    project.git("commit", "--quiet", "--allow-empty", f"--message=Retrain\n\nRun: {MADE}")
+    add_version(project.folder, "HEAD", "Retrained")
+    project.git("switch", "--quiet", "main")
+    for version in ("v1.2.0", "v1.3.0"):
+        refuse(project, version)
+    for run, age in {OLD: 3600, MADE: 3600, FAILED: -60}.items():
+        report(project, run, age)
+    project.git("worktree", "add", "--quiet", "-b", f"runs/{LEFT}", f".vdm/worktrees/{LEFT}")
+    for version in ("v1.0.0", "v1.1.0"):
+        md5 = digest_of(project, version, "register").removesuffix(".dir")
+        (project.folder / ".vdm/models" / md5).mkdir(parents=True)
+
+
+def test_what_the_champion_and_the_newest_version_do_not_need_goes(project: Project) -> None:
+    clutter(project)
+    refused, champion, newest = (cached(project, *WEIGHTS, version) for version in ("v1.0.0", "v1.1.0", "v1.3.0"))
+    fetched = digest_of(project, "v1.0.0", "register").removesuffix(".dir")
+    before, size = everything(project), refused.stat().st_size
+
+    planned = prune(project, "--dry-run")
+    assert everything(project) == before
+    assert planned["kept"] == {"vdm@v1.1.0": "among the last champions", "vdm@v1.3.0": "among the newest"}
+    found = prune(project)
+    assert names(found) == {
+        "worktrees": [LEFT],
+        "branches": [f"runs/{OLD}"],
+        "versions": ["vdm@v1.0.0", "vdm@v1.2.0"],
+        "reports": [OLD],
+        "fetched_models": [fetched],
+    }
+    assert found["removed"]["cached_files"] == planned["removed"]["cached_files"]
+    assert found["removed"]["cached_files"]["bytes"] >= size
+    assert not refused.exists()
+    assert champion.exists()
+    assert newest.exists()
+    for version in ("champion", "v1.3.0"):
+        assert project.vdmctl("verify", version).returncode == 0  # nothing can be fetched: there is no remote
+    assert project.git("tag").split() == ["vdm#champion#1", "vdm@v1.1.0", "vdm@v1.3.0"]
+    assert project.git("branch", "--format=%(refname:short)").split() == ["main", f"runs/{MADE}"]
+    assert len(project.git("notes", "--ref=vdm-refusals", "list").splitlines()) == 3
+    assert {path.name for path in (project.folder / ".vdm/reports").iterdir()} == {MADE, FAILED}
+    assert project.git("status", "--porcelain", "--", ".", ":!.dvc/config") == ""
+
+    assert {kind for kind, part in prune(project)["removed"].items() if part["count"]} == set()
+    assert "nothing" in project.vdmctl("prune", "--keep=1").stdout
+
+
+def test_more_is_kept_of_more_versions(project: Project) -> None:
+    result = project.vdmctl("prune", "--keep=3", "--json")
+    assert result.returncode == 0, result.stderr
+    assert names(json.loads(result.stdout)) == {}
+    for version in ("v1.0.0", "v1.1.0", "v1.2.0"):
+        assert cached(project, *WEIGHTS, version).exists()
+
+
+def test_an_old_champion_keeps_its_tag_and_loses_its_files(project: Project) -> None:
+    crown(project, "v1.0.0")
+    crown(project, "v1.2.0")
+    weights = [cached(project, *WEIGHTS, version) for version in ("v1.0.0", "v1.1.0", "v1.2.0")]
+    assert names(prune(project)) == {}
+    assert [path.exists() for path in weights] == [False, False, True]
+    assert project.vdmctl("verify", "champion").returncode == 0
+
+
+def test_the_champion_after_a_rollback_stays_and_so_does_the_one_before(project: Project) -> None:
+    """v1.1.0, then v1.0.0, rolled back to v1.1.0: the last of the stack, and the last that were appointed."""
+    crown(project, "v1.0.0")
+    assert project.vdmctl("rollback").returncode == 0
+    of = {version: project.git("rev-parse", f"vdm@{version}^{{commit}}").strip() for version in ("v1.0.0", "v1.1.0")}
+    assert of["v1.1.0"] in make_plan(project.folder, 1, None).versions
+    assert of["v1.0.0"] not in make_plan(project.folder, 1, None).versions
+    assert set(of.values()) <= make_plan(project.folder, 2, None).versions.keys()
+
+
+def test_a_version_that_nobody_decided_about_stays(copied: Project) -> None:
+    kept = prune(copied, "--dry-run")["kept"]
+    assert kept == {
+        **dict.fromkeys(("vdm@v1.0.0", "vdm@v1.1.0"), "neither promoted nor refused"),
+        "vdm@v1.2.0": "among the newest",
+    }
+
+
+def test_a_branch_of_ones_own_keeps_its_files(project: Project) -> None:
+    project.git("branch", "mine", "vdm@v1.0.0^{commit}")
+    assert names(prune(project)) == {"versions": ["vdm@v1.0.0"]}
+    project.git("tag", "vdm@v1.0.0", "mine")
+    assert cached(project, *WEIGHTS, "v1.0.0").exists()
+
+
+def test_results_that_are_newer_than_the_newest_version_stay(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are of a run that failed after its training, or between its commit and its tag."""
+    trained = digest_of(project, "v1.0.0", "train")
+    entries = [path for path in (project.folder / ".dvc/cache/runs").rglob("*") if path.is_file()]
+    (entry,) = [path for path in entries if YAML(typ="safe").load(path)["outs"][0]["md5"] == trained]
+    aged(entry, -60)
+    for name, seconds in {"later": int(time.time()) + 60, "before": 1_700_000_000}.items():
+        monkeypatch.setenv("GIT_COMMITTER_DATE", f"@{seconds} +0000")
+        commit = project.git("commit-tree", "-m", "Run", "vdm@v1.0.0^{tree}").strip()
+        project.git("branch", f"runs/{name}", commit)
+    weights = cached(project, "models/trained", "weights.safetensors", "v1.0.0")
+    assert names(prune(project)) == {"branches": ["runs/before"], "versions": ["vdm@v1.0.0"]}
+    project.git("branch", "--quiet", "-D", "runs/later")
+    prune(project)
+    assert weights.exists()
+    aged(entry, 24 * 3600)
+    prune(project)
+    assert not weights.exists()
+
+
+def test_what_origin_lacks_stays_and_origin_keeps_what_it_has(project: Project, tmp_path: Path) -> None:
+    refuse(project, "v1.2.0")
+    project.git("commit", "--quiet", "--allow-empty", "--message=A run")
+    add_version(project.folder, "HEAD", "Retrained")
+    project.git("init", "--quiet", "--bare", str(tmp_path / "remote.git"))
+    project.git("remote", "add", "origin", str(tmp_path / "remote.git"))
+    for name in ("there", "here"):
+        project.git("branch", f"runs/{name}", "vdm@v1.0.0^{commit}")
+    project.git("push", "--quiet", "origin", "vdm@v1.0.0", "vdm@v1.1.0", "vdm@v1.3.0", "runs/there")
+    found = prune(project)
+    assert names(found) == {"branches": ["runs/there"], "versions": ["vdm@v1.0.0"]}
+    assert found["kept"]["vdm@v1.2.0"] == "not on origin"
+    there = project.git("ls-remote", "--refs", "origin").split()[1::2]
+    assert {"refs/heads/runs/there", "refs/tags/vdm@v1.0.0"} <= set(there)
+
+    project.git("branch", "--quiet", "-D", "runs/here")
+    project.git("push", "--quiet", "origin", "vdm@v1.2.0")
+    project.git("remote", "set-url", "origin", str(tmp_path / "gone"))
+    found = prune(project, code=Exit.MISSING)
+    assert names(found) == {}
+    assert "every version and branch stays" in found["problems"][0]
+
+
+@pytest.mark.parametrize(
+    ("busy", "message"),
+    [
+        ("run", "run 20260101-000000-aaaa is in progress (process 7); prune when it has ended"),
+        ("experiment", "exps; prune when it has ended"),
+        ("dvc", "another DVC command is running"),
+    ],
+)
+def test_while_something_works_nothing_is_removed(
+    busy: str, message: str, project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = project.folder / {"run": ".vdm/worktrees", "experiment": ".dvc/tmp/exps", "dvc": ".vdm"}[busy]
+    folder.mkdir(parents=True)
+    before = everything(project)
+    with ExitStack() as stack:
+        if busy == "run":
+            stack.enter_context(lock_file(folder / "20260101-000000-aaaa.lock", "process 7"))
+            before.add(str(folder / "20260101-000000-aaaa.lock"))
+        elif busy == "experiment":
+            monkeypatch.setattr(pruning, "processes_in", lambda place: [7] if place.resolve() == folder else [])
+        else:
+            stack.enter_context(stack.enter_context(Repo(str(project.folder))).lock)
+        result = project.vdmctl("prune", "--keep=1")
+    assert (result.returncode, result.stdout) == (Exit.BUSY, "")
+    assert message in one_line(result)
+    assert everything(project) == before
+
+
+def test_a_run_that_starts_meanwhile_loses_no_file(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The branches and tags are gone then, and the next prune removes the files that they named."""
+    before = cached_files(project)
+    weights = [cached(project, *WEIGHTS, version) for version in ("v1.0.0", "v1.1.0", "v1.2.0")]
+    with ExitStack() as stack:
+
+        def start(*arguments: Any) -> list[Path]:
+            (project.folder / ".vdm/worktrees").mkdir(parents=True)
+            stack.enter_context(lock_file(project.folder / ".vdm/worktrees/new.lock", "process 7"))
+            return superfluous(*arguments)
+
+        monkeypatch.setattr(pruning, "superfluous", start)
+        result = project.vdmctl("prune", "--keep=1")
+    assert result.returncode == Exit.BUSY
+    assert "run new is in progress" in one_line(result)
+    assert cached_files(project) == before
+    assert "vdm@v1.0.0" not in project.git("tag")
+    monkeypatch.setattr(pruning, "superfluous", superfluous)
+    assert prune(project)["removed"]["cached_files"]["count"] > 0
+    assert [path.exists() for path in weights] == [False, True, True]
+
+
+def test_a_lost_listing_of_the_champion_is_fetched_or_no_cached_file_is_removed(project: Project) -> None:
+    listing = cached(project, "models/vdm", "", "v1.1.0")
+    content = listing.read_bytes()
+    listing.unlink()
+    before = cached_files(project)
+    result = project.vdmctl("prune", "--keep=1")
+    assert result.returncode == Exit.MISSING
+    assert "DVC's cache is not pruned: vdm@v1.1.0: " in one_line(result)
+    assert cached_files(project) == before
+
+    remote = project.folder / "store"
+    place = remote / "files/md5" / listing.parent.name / listing.name
+    place.parent.mkdir(parents=True)
+    place.write_bytes(content)
+    assert project.dvc("remote", "add", "--default", "store", str(remote)).returncode == 0
+    shutil.rmtree(project.folder / ".vdm", ignore_errors=True)
+    for version in ("v1.1.0", "v1.2.0"):
+        assert project.vdmctl("verify", version).returncode == 0
+    assert prune(project)["removed"]["cached_files"]["count"] > 0
+
+
+def test_a_cache_that_other_projects_may_use_is_left_alone(project: Project, tmp_path: Path) -> None:
+    shutil.move(project.folder / ".dvc/cache", tmp_path / "shared")
+    assert project.dvc("cache", "dir", "--local", str(tmp_path / "shared")).returncode == 0
+    before = set((tmp_path / "shared").rglob("*"))
+    result = project.vdmctl("prune", "--keep=1")
+    assert result.returncode == Exit.MISSING
+    assert "is outside the repository" in one_line(result)
+    assert before <= set((tmp_path / "shared").rglob("*"))
+
+
+def training_state(project: Project) -> dict[str, Any]:
+    """Return the state of a run of the project's parameters after its first step."""
+    torch.manual_seed(0)
+    images = torch.randint(0, 17, (64, 1, 8, 8), dtype=torch.uint8)
+    train = read_params(project.folder / "params.yaml").train
+    trainer = build(TINY, settings_of(train, torch.device("cpu")), images, None)
+    trainer.step()
+    return trainer.state()
+
+
+def test_states_that_nobody_continued_are_shown_and_removed(project: Project) -> None:
+    """A state of yesterday stays, and every state while a trainer of this project works."""
+    runs = project.folder / ".vdm/runs"
+    for name, days in {"old": 15, "new": 13, "damaged": 15}.items():
+        path = runs / name / "step-000000001.state"
+        path.parent.mkdir(parents=True)
+        save_state(path, training_state(project))
+        if name == "damaged":
+            path.write_bytes(path.read_bytes()[:-1])
+        aged(path, days * 24 * 3600)
+    with lock_file(project.folder / ".vdm/cpu.lock", f"process 7 in {project.folder}/.vdm/worktrees/x"):
+        found = prune(project)
+        assert "training_states" not in found["removed"]
+        assert "process 7" in found["skipped"][0]
+    with lock_file(project.folder / ".vdm/cpu.lock", "process 7 in /elsewhere"):
+        damaged, old = prune(project, "--dry-run")["removed"]["training_states"]["states"]
+        text = project.vdmctl("prune").stdout
+    assert "truncated or damaged" in damaged["problem"]
+    weights = sum(tensor.numel() for tensor in training_state(project)["model"].values())
+    known = {"name": "old", "step": 1, "weights": weights, "width": 8, "blocks": 1}
+    assert {key: old[key] for key in known} == known
+    assert f"step 1, width 8, 1 blocks, {weights:,} weights, learning rate" in text
+    assert [path.name for path in runs.iterdir()] == ["new"]
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[str]:
+    """Return the URL of a Prefect server with its own database, which asks for a token as `vdmctl serve`'s does."""
+    from prefect.settings import PREFECT_API_URL, PREFECT_SERVER_CSRF_PROTECTION_ENABLED, temporary_settings
+    from prefect.testing.utilities import prefect_test_harness
+
+    with temporary_settings({PREFECT_SERVER_CSRF_PROTECTION_ENABLED: True}), prefect_test_harness():
+        yield PREFECT_API_URL.value()
+
+
+def test_the_ended_runs_beyond_the_newest_leave_the_history(
+    server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from prefect import flow
+    from prefect.client.orchestration import get_client
+    from prefect.client.schemas.actions import ArtifactCreate
+    from prefect.states import Cancelled, Completed, Failed, Running
+
+    monkeypatch.setenv("PREFECT_API_URL", server)
+    ours, other = (flow(name=name)(lambda: None) for name in ("train-vdm", "other"))
+    with get_client(sync_client=True) as client:
+        states = {"first": Completed, "second": Failed, "third": Cancelled, "fourth": Completed, "works": Running}
+        for name, state in states.items():
+            run = client.create_flow_run(ours, name=name, state=Running())
+            client.create_artifact(ArtifactCreate(key=name, flow_run_id=run.id))
+            client.set_flow_run_state(run.id, state(), force=True)
+        client.create_flow_run(other, name="other", state=Completed())
+        for dry_run in (True, False):
+            work = Pruning(keep=2, dry_run=dry_run)
+            prune_history(tmp_path, work, 2)
+            assert work.problems + work.skipped == []
+            assert work.removed["prefect_runs"]["names"] == ["second", "first"]
+            left = {"third", "fourth", "works"} | ({"first", "second"} if dry_run else set())
+            assert {run.name for run in client.read_flow_runs()} == left | {"other"}
+            assert {artifact.key for artifact in client.read_artifacts()} == left
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [(["--keep=0"], Exit.USAGE, "--keep"), ([], Exit.MISSING, "not a git repository")],
+)
+def test_bad_input_is_one_line(arguments: list[str], code: Exit, message: str, tmp_path: Path) -> None:
+    result = Project.at(tmp_path).vdmctl("prune", *arguments)
+    assert (result.returncode, result.stdout) == (code, "")
+    assert message in one_line(result)
