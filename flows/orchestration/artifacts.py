@@ -1,15 +1,14 @@
-"""Show a run in Prefect's UI: progress, metrics, samples, and links to the report, the card and the Data Docs."""
+"""Show a run in Prefect's UI: progress, metrics, samples, report, model card, Data Docs, and the decision about it."""
 
-import base64
 import re
 import shutil
 import time
+from collections import deque
 from pathlib import Path
 from typing import Any
 
 from prefect.artifacts import (
-    create_image_artifact,
-    create_link_artifact,
+    create_markdown_artifact,
     create_progress_artifact,
     create_table_artifact,
     update_progress_artifact,
@@ -19,12 +18,18 @@ from flows.core import layout
 from flows.core.documents import read
 from flows.core.files import read_bounded, write_whole, writing_folder
 from flows.core.params import read_params
-from flows.evaluation.results import Metrics, SampleMetrics, with_error
+from flows.evaluation.results import BoundMetrics, Metrics, SampleMetrics
 from flows.registry.evidence import Evidence
+from flows.report import markdown
+from flows.report.markdown import figure
+from flows.validation.report import Report
 
 EVERY_SECONDS = 5.0
-STEP = re.compile(r"step (\d+): (.*)")
-VALIDATION = re.compile(r"validation [^,]+")
+STEP = re.compile(r"step (\d+)(?: of \d+)?: (.*)")
+VALIDATION = re.compile(r"validation \d[^,]*")
+ENDS = "training ends"
+NUM_LINES = 20
+"""The lines of the log of which the speed is measured."""
 
 
 class Progress:
@@ -35,61 +40,126 @@ class Progress:
         self.artifact: Any = create_progress_artifact(0.0, key="training", description=f"0 of {self.steps} steps")
         self.shown = 0.0
         self.validation = ""
+        self.reached: deque[tuple[float, int]] = deque(maxlen=NUM_LINES)
 
     def read(self, line: str) -> None:
         """Update the bar if the line of the log names a step, at most every EVERY_SECONDS.
 
-        The description has the last validation, too.
+        The description has the time left and the last validation, too.
         """
-        found = STEP.match(line.strip())
-        if found and (validation := VALIDATION.search(found[2])):
-            self.validation = f"; {validation[0]} at step {found[1]}"
-        if found and (time.monotonic() - self.shown > EVERY_SECONDS or int(found[1]) == self.steps):
-            description = f"{found[1]} of {self.steps} steps: {found[2]}{self.validation}"
-            update_progress_artifact(self.artifact, 100 * int(found[1]) / self.steps, description)
-            self.shown = time.monotonic()
+        found = STEP.match(line.strip().replace("+-", "±"))
+        if not found:
+            return
+        step, said, now = int(found[1]), found[2], time.monotonic()
+        validation = VALIDATION.search(said)
+        self.reached.append((now, step))
+        ends = step == self.steps or said.startswith(ENDS)
+        if ends or now - self.shown > EVERY_SECONDS:
+            left = "" if ends else self.left()
+            percent = 100.0 if ends else 100 * step / self.steps
+            description = f"{step} of {self.steps} steps{left}: {said}{'' if validation else self.validation}"
+            update_progress_artifact(self.artifact, percent, description)
+            self.shown = now
+        if validation:
+            self.validation = f"; {validation[0]} at step {step}"
+
+    def left(self) -> str:
+        """Return the time left at the speed of the last lines, in words; '' after the first line."""
+        (began, first), (now, last) = self.reached[0], self.reached[-1]
+        return f", {in_words((self.steps - last) * (now - began) / (last - first))} left" if last > first else ""
+
+
+def in_words(seconds: float) -> str:
+    """Return a duration in the units that matter."""
+    minutes = round(seconds / 60)
+    if minutes < 2:
+        return f"{seconds:.0f} s"
+    return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def show_data_docs(folder: Path, kept: Path) -> None:
+    """Show the validation of the images of the run in `folder`, if there is one; copy its Data Docs to `kept`."""
+    if not (folder / layout.VALIDATION).is_file():
+        return
+    with writing_folder(kept / "data_docs") as copy:
+        shutil.copytree(folder / layout.DATA_DOCS, copy, dirs_exist_ok=True)
+    validation = read(Report, folder / layout.VALIDATION)
+    drawn = folder / layout.VALIDATION.with_name("validation.png")
+    content = markdown.data_docs(validation, drawn, kept / "data_docs/index.html")
+    show("data-docs", f"The images are {markdown.verdict(validation)}", content)
 
 
 def show_results(folder: Path, kept: Path) -> None:
-    """Show the samples, and links to the report, the model card and the Data Docs, of the run in `folder`.
+    """Show the samples, the report and the model card of the run in `folder`.
 
-    They are copied to `kept`, since the run's folder is removed at its end.
+    They are copied to `kept` beside the Data Docs, since the run's folder is removed at its end.
     """
     with writing_folder(kept) as whole:
         shutil.copytree(folder / layout.DATA_DOCS, whole / "data_docs")
         shutil.copyfile(folder / layout.CARD, whole / "card.md")
         shutil.copyfile(folder / layout.SAMPLES, whole / "samples.png")
         shutil.copyfile(folder / layout.PAGE, whole / "report.html")
-    samples = kept / "samples.png"
-    picture = base64.b64encode(samples.read_bytes()).decode()
-    create_image_artifact(f"data:image/png;base64,{picture}", key="samples", description=f"Samples: {samples}")
-    show_quality(read(SampleMetrics, folder / layout.SAMPLE_METRICS))
-    create_link_artifact((kept / "report.html").as_uri(), key="report", link_text="report")
-    create_link_artifact((kept / "card.md").as_uri(), key="model-card", link_text="model card")
-    create_link_artifact((kept / "data_docs/index.html").as_uri(), key="data-docs", link_text="Data Docs")
+    drawn = folder / layout.SAMPLES
+    quality = read(SampleMetrics, folder / layout.SAMPLE_METRICS)
+    show("samples", f"{quality.num_images:,} samples", markdown.samples(quality, drawn, kept / "samples.png"))
+    metrics = read(BoundMetrics, folder / layout.METRICS)
+    content = markdown.report(metrics, folder / layout.PICTURES, drawn, kept / "report.html")
+    show("report", markdown.headline(metrics), content)
+    card = read_bounded(kept / "card.md").decode()
+    show("model-card", markdown.headline(metrics), card)
 
 
-def show_quality(metrics: SampleMetrics) -> None:
-    """Show a table of the samples' figures beside those of held-out images."""
-    table = [
-        {"figure": name, "samples": figure.of_samples, "held-out images": figure.of_held_out}
-        for name, figure in metrics.figures.items()
-    ]
-    nearer = with_error(metrics.nearer_than_held_out, metrics.nearer_than_held_out_standard_error)
-    table.append({"figure": "nearer to a training image", "samples": nearer, "held-out images": "0.5 by definition"})
-    create_table_artifact(table, key="samples-quality", description=f"{metrics.num_images} samples")
+def show(key: str, description: str, content: str) -> None:
+    """Show a page in Markdown."""
+    create_markdown_artifact(content, key=key, description=description)
 
 
 def show_evidence(evidence: Path, kept: Path) -> None:
-    """Copy the evidence of a decision about the champion to the folder `kept`, and show a link to it."""
+    """Show a decision about the champion with its figures; copy all of its evidence to the folder `kept`."""
     copy = kept / "evidence.json"
     write_whole(copy, read_bounded(evidence))
-    create_link_artifact(copy.as_uri(), key="evidence", link_text="evidence")
+    found = read(Evidence, copy)
+    by = f"`vdmctl lineage {found.challenger}` prints the decision, too."
+    figures = markdown.table(("figures in bits/dim", ""), compared(found))
+    content = markdown.joined(f"**{decision(found)}**", figures, by, markdown.where("All of the evidence", copy))
+    show("evidence", f"{found.decision} {markdown.quoted(found.challenger or '')}", content)
+
+
+def decision(evidence: Evidence) -> str:
+    """Return a decision about the champion in one line."""
+    tag = f" as {evidence.tag}" if evidence.tag else ""
+    return markdown.quoted(f"{evidence.decision}{tag}: {evidence.reason}")
+
+
+def compared(evidence: Evidence) -> list[tuple[str, str]]:
+    """Return the figures of a decision by their names; those that the evidence does not have are left out."""
+    images = f"{evidence.split} images"
+    rows = [
+        (f"challenger {evidence.challenger}, {images}", evidence.challenger_bpd, evidence.challenger_standard_error),
+        (f"champion {evidence.champion}, {images}", evidence.champion_bpd, evidence.champion_standard_error),
+        ("difference: challenger - champion", evidence.difference_bpd, evidence.difference_standard_error),
+    ]
+    figures = [(name, figure(bpd, error)) for name, bpd, error in rows if bpd is not None]
+    low, high = evidence.confidence_interval or (None, None)
+    if low is not None and high is not None:
+        name = f"{100 * (evidence.confidence or 0):g}% interval of the difference"
+        least = f"; its upper end must be below {-(evidence.min_improvement_bpd or 0):g}"
+        figures.append((name, f"{low:+.4f} to {high:+.4f}{least}"))
+    tests = [
+        ("challenger, test images", evidence.challenger_test_bpd, evidence.challenger_test_standard_error),
+        ("champion, test images", evidence.champion_test_bpd, evidence.champion_test_standard_error),
+    ]
+    if evidence.split != "test":
+        figures += [
+            (f"{name}, which decide nothing", figure(bpd, error)) for name, bpd, error in tests if bpd is not None
+        ]
+    counts = {f"number of {images}": evidence.num_images, "challengers that they have judged": evidence.num_judged}
+    return figures + [(name, f"{count:,}") for name, count in counts.items() if count]
 
 
 def show_metrics(models: dict[str, Metrics], evidence: Evidence) -> None:
     """Show a table with a column of metrics in bits/dim per model, and the decision about the champion."""
-    figures = {name: metrics.model_dump(exclude_unset=True) for name, metrics in models.items()}
-    rows = [key for key in next(iter(figures.values())) if key.endswith(("bpd", "error"))]
-    table = [{"bits/dim": key, **{name: values.get(key) for name, values in figures.items()}} for key in rows]
-    create_table_artifact(table, key="metrics", description=f"{evidence.decision}: {evidence.reason}")
+    figures = {name: markdown.likelihoods(metrics) for name, metrics in models.items()}
+    rows = dict.fromkeys(row for found in figures.values() for row in found)
+    table = [{"bits/dim": row, **{name: found.get(row, "") for name, found in figures.items()}} for row in rows]
+    create_table_artifact(table, key="metrics", description=decision(evidence))

@@ -12,6 +12,7 @@ from datetime import datetime
 from pathlib import Path
 
 from prefect import get_run_logger
+from prefect.exceptions import TerminationSignal
 
 from flows.core import layout
 from flows.core.errors import Exit, NetworkError, UserError
@@ -21,6 +22,8 @@ from flows.process.groups import process_group
 
 # How often a run that waits looks whether its device is free.
 POLL_SECONDS = 1.0
+# What DVC says after every stage.
+LEFT_OUT = ("Generating lock file", "Updating lock file", "Use `dvc push`")
 
 
 def stream(
@@ -36,14 +39,21 @@ def stream(
     reason.unlink(missing_ok=True)
     os.environ["VDM_REASON"] = str(reason)
     last: deque[str] = deque(maxlen=5)
-    with ExitStack() as stack:
-        file = stack.enter_context(stdout.open("wb")) if stdout else None
-        process = stack.enter_context(process_group([sys.executable, "-m", *module], folder, stdout=file))
-        for line in process.stderr or process.stdout or ():
-            last.append(line.strip())
-            logger.info(line.rstrip())
-            if read:
-                read(line)
+    try:
+        with ExitStack() as stack:
+            file = stack.enter_context(stdout.open("wb")) if stdout else None
+            process = stack.enter_context(process_group([sys.executable, "-m", *module], folder, stdout=file))
+            for line in process.stderr or process.stdout or ():
+                if line.startswith(LEFT_OUT):
+                    continue
+                last.append(line.strip())
+                logger.info(line.rstrip())
+                if read:
+                    read(line)
+    except TerminationSignal:
+        if error := written(reason):
+            logger.warning(str(error))  # where a trainer stopped
+        raise
     if process.returncode != 0:
         raise failure(reason, list(last), process.returncode)
 
@@ -70,10 +80,8 @@ def when_free(run: Callable[[], None], *, hours: float) -> None:
 
 def failure(reason: Path, last: list[str], returncode: int) -> UserError:
     """Return the error of a failed command: from the file `reason`, else from its last lines and its exit status."""
-    with suppress(OSError, ValueError, LookupError, TypeError):
-        written = parse_json(read_bounded(reason))
-        kind = NetworkError if written["network"] else UserError
-        return kind(str(written["message"]), Exit(written["code"]))
+    if error := written(reason):
+        return error
     # A process that was killed by a signal wrote no reason, but DVC prints the status of its shell.  bash replaces
     # itself by the command, so its status is minus the signal's number.  dash waits for it, and adds 128.
     if exited := re.search(r"exited with (-?\d+)", "\n".join(last)):
@@ -85,3 +93,12 @@ def failure(reason: Path, last: list[str], returncode: int) -> UserError:
         return UserError(f"{name} ended it{advice}; the next run continues from the last saved state", Exit.BUG)
     shown = next((line for line in reversed(last) if line), "it is empty")
     return UserError(f"see the log: {shown}", Exit.BUG)
+
+
+def written(reason: Path) -> UserError | None:
+    """Return the error that a command wrote to the file `reason`; None if it wrote none."""
+    with suppress(OSError, ValueError, LookupError, TypeError):
+        found = parse_json(read_bounded(reason))
+        kind = NetworkError if found["network"] else UserError
+        return kind(str(found["message"]), Exit(found["code"]))
+    return None

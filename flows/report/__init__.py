@@ -8,5 +8,6 @@ quality     how good the samples are, in words
 checks      what validation found, with the images that break an expectation
 charts      curves and histograms as SVG, in the colours of the page
 pictures    images and grids of images as PNG
+markdown    figures, tables and pictures for Prefect's UI
 templates   Jinja, which escapes all text, and how numbers are written
 """

@@ -1,6 +1,8 @@
 """The retraining loop under a real Prefect server and worker, with a git remote and a DVC remote."""
 
+import json
 import os
+import platform
 import re
 import shutil
 import signal
@@ -10,16 +12,17 @@ import sys
 import tempfile
 import time
 import urllib.error
-import urllib.parse
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 from plant import LONG, Plant, trainers, wait_until
-from project import Project
+from project import ROOT, Project
 
 from flows.core.errors import Exit
+from flows.orchestration.artifacts import Progress
 from flows.orchestration.streaming import failure
 from flows.process.groups import processes_in
 
@@ -33,6 +36,12 @@ def tasks(plant: Plant, run: str) -> dict[str, str]:
     chosen = {"flow_runs": {"id": {"any_": [run]}}}
     listed = plant.api("task_runs/filter", sort="EXPECTED_START_TIME_ASC", **chosen)
     return {task["name"]: task["state_type"] for task in listed}
+
+
+def artifacts(plant: Plant, run: str) -> dict[str, dict[str, Any]]:
+    """Return what a run shows in Prefect's UI, by key."""
+    chosen = {"flow_run_id": {"any_": [run]}}
+    return {each["key"]: each for each in plant.api("artifacts/filter", limit=50, artifacts=chosen)}
 
 
 def announced(plant: Plant, run: str, event: str) -> dict[str, str]:
@@ -66,13 +75,16 @@ def test_a_run_leaves_a_commit_on_its_branch_and_the_checkout_alone(plant: Plant
     assert "promoted as vdm#champion#1" in message
     assert announced(plant, run, "vdm.promoted")["model"] == "vdm@v1.0.0"
     assert plant.read(run)["tags"] == ["vdm.promoted"]
-    assert [name for name in tasks(plant, run) if name in STAGES] == STAGES
-    assert set(tasks(plant, run).values()) == {"COMPLETED"}
+    ran = tasks(plant, run)
+    assert [name for name in ran if name in STAGES] == STAGES
+    assert ran.keys() - STAGES == {"champion", "drift", "promote"}
+    assert set(ran.values()) == {"COMPLETED"}
     log = plant.logged(run)
     assert "has uncommitted changes, which are not part of this run" in log
     assert "step 20:" in log
     assert "promote: vdm@v1.0.0 is the first champion" in log
-    assert "challenger_sha256" not in log  # the log does not contain the evidence, which is linked
+    assert "challenger_sha256" not in log  # the log does not contain the evidence, which is an artifact
+    assert "dvc push" not in log
     assert before == (project.git("status", "--porcelain"), project.git("rev-parse", "HEAD"), project.git("write-tree"))
     assert not (project.folder / "models" / "vdm").exists()
 
@@ -83,15 +95,7 @@ def test_a_run_leaves_a_commit_on_its_branch_and_the_checkout_alone(plant: Plant
     assert "README.md" not in changed
     assert project.git("rev-list", "--count", f"main..{branch}").strip() == "1"
     assert plant.worktrees() == []
-    kinds = {each["type"] for each in plant.api("artifacts/filter", sort="CREATED_DESC", limit=50)}
-    assert {"progress", "image", "markdown", "table"} <= kinds
-
-    for link in plant.api(
-        "artifacts/filter", artifacts={"key": {"any_": ["report", "model-card", "data-docs", "evidence"]}}
-    ):
-        (address,) = re.findall(r"\((file:[^)]+)\)", link["data"])
-        path = urllib.parse.unquote(address.removeprefix("file://"))
-        assert Path(path).is_file()  # although the worktree is gone
+    shown_in_the_ui(artifacts(plant, run))
 
     begin = time.monotonic()
     state, message = plant.finish(plant.retrain_by_command("train-vdm/train-vdm", publish=False, overrides={}))
@@ -99,6 +103,54 @@ def test_a_run_leaves_a_commit_on_its_branch_and_the_checkout_alone(plant: Plant
     assert time.monotonic() - begin < 60
     assert plant.branches() == [branch]
     project.git("checkout", "--quiet", "--force", "main", "--", "README.md")
+
+
+def shown_in_the_ui(found: dict[str, dict[str, Any]]) -> None:
+    """Check the artifacts of a run that made the first champion: they are readable from any machine."""
+    pages = {"report", "samples", "data-docs", "model-card", "evidence"}
+    assert found.keys() == {"training", "metrics", *pages}
+    assert not any("file:" in found[key]["data"] for key in pages)
+    for key in pages - {"model-card"}:
+        # The last line names a file, which is there although the worktree is gone, and the machine.
+        line = re.fullmatch(r"(.+): (.+) on (\S+)\.", found[key]["data"].splitlines()[-1])
+        assert line
+        assert Path(line[2].replace("\\", "")).is_file()
+        assert line[3].replace("\\", "") == platform.node()
+    figure = r"\d+\.\d{4}\s±\s\d+\.\d{4}"
+    assert re.fullmatch(figure + " bits/dim on 359 test images", found["report"]["description"])
+    assert re.search(r"\| test images \| " + figure, found["report"]["data"])
+    assert found["report"]["data"].count("(data:image/svg+xml;base64,") == 4
+    assert "(data:image/png;base64," in found["samples"]["data"]
+    assert found["data-docs"]["description"] == "The images are valid: 26 of 26 expectations hold"
+    assert "| number of images | holds | 1797 |" in found["data-docs"]["data"]
+    assert found["model-card"]["data"].startswith("# Variational diffusion model of ")
+    assert found["evidence"]["data"].startswith("**promote as `vdm#champion#1`: `vdm@v1.0.0` is the first champion")
+    assert re.search(r"\| challenger `vdm@v1.0.0`, validation images \| " + figure, found["evidence"]["data"])
+    rows = {row["bits/dim"]: row["vdm@v1.0.0"] for row in json.loads(found["metrics"]["data"])}
+    assert re.fullmatch(figure, rows["test images"])
+    assert found["training"]["data"] == 100
+    assert found["training"]["description"].startswith("20 of 20 steps: ")
+
+
+def test_the_progress_of_a_training_run_names_the_time_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """2600 steps, of which 100 took 50 s; then an early end."""
+    shown, now = [], [1000.0]
+    shutil.copyfile(ROOT / "presets" / "digits.yaml", tmp_path / "params.yaml")
+    module = "flows.orchestration.artifacts"
+    monkeypatch.setattr(f"{module}.create_progress_artifact", lambda *_, **__: None)
+    monkeypatch.setattr(f"{module}.update_progress_artifact", lambda *given: shown.append(given[1:]))
+    monkeypatch.setattr(f"{module}.time.monotonic", lambda: now[0])
+    progress = Progress(tmp_path)
+    progress.read("step 300: 2.5 bits/dim, validation 2.6000 +- 0.0100, 900 images/s\n")
+    now[0] += 50
+    progress.read("step 400: 2.4 bits/dim, 900 images/s\n")
+    progress.read("step 400 of 2600: training ends, since validation no longer improves\n")
+    assert [description for _, description in shown] == [
+        "300 of 2600 steps: 2.5 bits/dim, validation 2.6000 ± 0.0100, 900 images/s",
+        "400 of 2600 steps, 18 min left: 2.4 bits/dim, 900 images/s; validation 2.6000 ± 0.0100 at step 300",
+        "400 of 2600 steps: training ends, since validation no longer improves; validation 2.6000 ± 0.0100 at step 300",
+    ]
+    assert [percent for percent, _ in shown] == [100 * 300 / 2600, 100 * 400 / 2600, 100]
 
 
 def test_wrong_parameters_fail_before_anything_starts(plant: Plant) -> None:
@@ -151,6 +203,10 @@ def test_a_cancelled_run_is_continued_by_the_next(plant: Plant) -> None:
     assert plant.run("flow-run", "cancel", run).returncode == 0
     wait_until(lambda: trainers(plant.project.folder) == [], 10)
     assert plant.finish(run)[0] == "CANCELLED"
+    wait_until(lambda: "Flow run was cancelled." in plant.lines(run), 60, every=0.5)
+    log = "\n".join(plant.lines(run))
+    assert re.search(r"stopped at step \d+ of 500; run again to continue", log)
+    assert not re.search("Traceback|Crash detected|Finished in state Running", log)
 
     third = plant.retrain(overrides=LONG)
     state, message = plant.finish(third)
@@ -188,6 +244,7 @@ def test_a_killed_engine_takes_its_trainer_along_and_a_killed_trainer_is_reporte
     state, message = plant.finish(run)
     assert state == "FAILED"
     assert message.startswith("stage train failed: SIGKILL ended it (the kernel does that when memory runs out)")
+    assert "Traceback" not in plant.logged(run)
     plant.remove_states()
 
 
@@ -231,6 +288,8 @@ def test_images_that_drifted_from_the_champions_stop_the_run(plant: Plant) -> No
     assert "images do not differ from the reference's" in message
     assert announced(plant, run, "vdm.drifted")["reason"] == message
     assert plant.read(run)["tags"] == ["vdm.drifted", "vdm.failed"]
+    assert not re.search("Traceback|Task run failed with", plant.logged(run))
+    assert "data-docs" in artifacts(plant, run)
     assert "train" not in tasks(plant, run)
 
 

@@ -1,0 +1,173 @@
+"""Results as Markdown with the pictures inside, for Prefect's UI: a page there is readable from any machine.
+
+The UI of Prefect 3.9 shows data: URIs.  Its older variant, V1, shows nothing of a page with several MB.
+"""
+
+import platform
+import re
+from base64 import b64encode
+from collections.abc import Iterable, Sequence
+from io import BytesIO
+from pathlib import Path
+
+from PIL import Image
+
+from flows.core.documents import checked
+from flows.core.errors import UserError
+from flows.core.escaping import markdown
+from flows.core.files import read_bounded
+from flows.evaluation.results import BoundMetrics, Metrics, SampleMetrics, with_error
+from flows.report.quality import measures, sampler
+from flows.report.templates import value
+from flows.validation.report import Report, Result
+
+WIDTH = 640
+"""Width in pixels of a column of text in the UI."""
+MOST_BYTES = 2**19
+"""The largest PNG file that is shown as it is."""
+MOST_ROWS, MOST_CHARACTERS = 500, 200
+CHARTS = {
+    "loss": "Loss while training",
+    "noise_levels": "Loss at each noise level",
+    "schedule": "Noise schedule",
+    "per_image": "Bits/dim of each image",
+}
+"""The titles of the charts in the folder of pictures, by the name of the file."""
+NAME = re.compile(r"(?<![`\w])\w+(?:@v|#\w+#)\d[\d.]*\b")
+"""The name of a version or of a champion's tag."""
+
+
+def report(metrics: BoundMetrics, charts: Path, samples: Path, page: Path) -> str:
+    """Return the key figures of a model with its curves and samples.  `page` is the file with all of the report."""
+    pictures = [(title, charts / f"{name}.svg") for name, title in CHARTS.items()]
+    pictures.insert(1, ("Samples", samples))
+    shown = [f"## {title}\n\n{picture(path, title)}" for title, path in pictures if path.is_file()]
+    figures = table(("", "bits/dim"), likelihoods(metrics).items())
+    return joined(figures, *shown, where("The whole report", page))
+
+
+def headline(metrics: BoundMetrics) -> str:
+    """Return the bits/dim of a model in one line."""
+    images = f"{metrics.num_images:,} {metrics.split} images"
+    return f"{figure(metrics.bpd, metrics.bpd_standard_error)} bits/dim on {images}"
+
+
+def likelihoods(metrics: Metrics) -> dict[str, str]:
+    """Return the figures of a model in bits/dim by their names; only the first if another pipeline wrote them."""
+    try:
+        bound = checked(BoundMetrics, metrics.model_dump(exclude_unset=True), "metrics")
+    except UserError:
+        return {"test images": figure(metrics.bpd, metrics.bpd_standard_error)}
+    found = {f"{bound.split} images": figure(bound.bpd, bound.bpd_standard_error)}
+    for name, split in (("validation images", bound.validation), ("training images", bound.training)):
+        if split:
+            found[name] = figure(split.bpd, split.bpd_standard_error)
+    if bound.training:
+        gap = figure(bound.generalisation_gap_bpd, bound.generalisation_gap_standard_error)
+        found[f"{bound.split} - training images"] = gap
+    terms = {"prior": bound.prior_bpd, "reconstruction": bound.reconstruction_bpd, "diffusion": bound.diffusion_bpd}
+    return found | {f"{name} term": figure(bpd) for name, bpd in terms.items()}
+
+
+def samples(metrics: SampleMetrics, drawn: Path, page: Path) -> str:
+    """Return the picture `drawn` of samples, and their figures beside those of held-out images."""
+    rows = [
+        (f"{measure.name}: {measure.meaning}", shown.of_samples, shown.of_held_out)
+        for measure in measures(metrics)
+        if (shown := measure.figures[0])
+    ]
+    nearer = figure(metrics.nearer_than_held_out, metrics.nearer_than_held_out_standard_error)
+    rows.append(("probability to be nearer to a training image than a held-out image is", nearer, "0.5"))
+    figures = table((f"{metrics.num_images:,} samples", "samples", "held-out images"), rows)
+    how = f"Drawn in {markdown(sampler(metrics.sampler))}."
+    return joined(picture(drawn, "Samples"), how, figures, where("The picture", page))
+
+
+def data_docs(validation: Report, drawn: Path, page: Path) -> str:
+    """Return a table of the expectations of images, broken ones first, and the picture `drawn` of the images."""
+    results = sorted(validation.expectations, key=lambda result: result.success)[:MOST_ROWS]
+    found = table(("expectation", "result", "observed"), [expectation(result) for result in results])
+    pictures = [picture(drawn, "The images")] if drawn.is_file() else []
+    about = f"Transforms of the source's pixels: {markdown(validation.transforms)}."
+    return joined(about, found, *pictures, where("The Data Docs", page))
+
+
+def verdict(validation: Report) -> str:
+    """Return the result of a data validation in one line."""
+    held = sum(result.success for result in validation.expectations)
+    return (
+        f"{'valid' if validation.success else 'not valid'}: {held} of {len(validation.expectations)} expectations hold"
+    )
+
+
+def expectation(result: Result) -> tuple[str, str, str]:
+    """Return what was expected, whether it holds, and what was observed."""
+    warns = " (warns only)" if result.severity == "warning" else ""
+    observed = "" if result.observed == "as expected" else value(result.observed)
+    shown = observed if len(observed) <= MOST_CHARACTERS else f"{observed[:MOST_CHARACTERS]}..."
+    return result.meaning, ("holds" if result.success else "BROKEN") + warns, shown
+
+
+def figure(number: float | None, error: float | None = None) -> str:
+    """Return a figure with its standard error, if there is one, such as "1.7091 ± 0.0130"."""
+    return with_error(number, error).replace("+-", "±")
+
+
+def joined(*parts: str) -> str:
+    """Return the parts as one page."""
+    return "\n\n".join(parts)
+
+
+def table(names: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Return a table; its cells are text."""
+    lines = [[text(cell) for cell in line] for line in (names, *rows)]
+    lines.insert(1, ["---"] * len(names))
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def text(content: str) -> str:
+    """Return Markdown that shows the text in one line."""
+    # A figure and its error stay on one line.
+    return quoted(markdown(content.replace("+-", "±"))).replace(" ± ", "\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}")
+
+
+def quoted(content: str) -> str:
+    """Put names of versions between backquotes: `vdm@v1.0.0` would become a link to an e-mail address."""
+    return NAME.sub(r"`\g<0>`", content)
+
+
+def where(what: str, path: Path) -> str:
+    """Return the line that says on which machine a file is."""
+    return f"{what}: {markdown(path)} on {markdown(platform.node())}."
+
+
+def picture(path: Path, title: str) -> str:
+    """Return an SVG or PNG file as a picture."""
+    content, kind = read_bounded(path), "svg+xml"
+    if path.suffix == ".png":
+        content, kind = fitted(content)
+    return f"![{title}](data:image/{kind};base64,{b64encode(content).decode()})"
+
+
+def fitted(png: bytes) -> tuple[bytes, str]:
+    """Return a picture as wide as the UI shows it, and its kind: "png", or "jpeg" if a PNG file would be too large.
+
+    A small one is enlarged by a whole factor, which keeps its pixels sharp.
+    """
+    shown: Image.Image = Image.open(BytesIO(png))
+    factor = WIDTH // shown.width
+    if factor > 1:
+        shown = shown.resize((factor * shown.width, factor * shown.height), Image.Resampling.NEAREST)
+        png = encoded(shown, "png")
+    if len(png) <= MOST_BYTES:
+        return png, "png"
+    shown = shown.convert("RGB")
+    shown.thumbnail((2 * WIDTH, 4 * WIDTH))
+    return encoded(shown, "jpeg"), "jpeg"
+
+
+def encoded(image: Image.Image, kind: str) -> bytes:
+    """Return an image as a file of that kind."""
+    file = BytesIO()
+    image.save(file, format=kind, optimize=True)
+    return file.getvalue()
