@@ -131,6 +131,14 @@ def contents(root: Path, names: list[str], most: int = MOST_BYTES) -> dict[str, 
     return {name: found.get(name) for name in names}
 
 
+def digests(root: Path, names: list[str]) -> dict[str, str]:
+    """Return git's digests of files by their names `COMMIT:PATH`, without the missing ones.  Reads none of them."""
+    asked = [name for name in names if name.isprintable()]
+    listed = git(root, "cat-file", "--batch-check", stdin="".join(f"{name}\n" for name in asked).encode())
+    lines = zip(asked, listed.decode().splitlines(), strict=True)
+    return {name: line.split()[0] for name, line in lines if line.endswith(tuple("0123456789"))}
+
+
 def identity(root: Path) -> Identity:
     """Return the committer.  Raises UserError (exit 2) if none is configured; git may not guess one."""
     try:

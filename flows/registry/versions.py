@@ -53,7 +53,9 @@ def versions(root: Path) -> list[Version]:
     """Return every version, sorted by number.  Raises UserError (exit 5) outside a git repository."""
     tags = annotated_tags(root, MODEL)
     reigning = reign(tags)
-    numbered = sorted((numbers, tag) for tag in tags if (numbers := numbers_of(tag.name)) and is_registered(tag, tags))
+    # GTO deregisters a version with a tag `vdm@v1.2.0!`.
+    gone = {name for name, mark, _ in (tag.name.partition("!") for tag in tags) if mark}
+    numbered = sorted((numbers, tag) for tag in tags if (numbers := numbers_of(tag.name)) and tag.name not in gone)
     paths = [f"{tag.commit}:{path}" for _, tag in numbered for path in (layout.METRICS, layout.SAMPLE_METRICS)]
     files = contents(root, paths, MOST_BYTES) if paths else {}
     return [
@@ -247,8 +249,3 @@ def numbers_of(name: str) -> tuple[int, int, int] | None:
     """Return (1, 2, 0) for `vdm@v1.2.0`; None for a tag that is not a version."""
     match = VERSION_TAG.fullmatch(name)
     return (int(match[1]), int(match[2]), int(match[3])) if match else None
-
-
-def is_registered(tag: Tag, tags: list[Tag]) -> bool:
-    """Whether the version has no tag `vdm@v1.2.0!`, with which GTO deregisters it."""
-    return not any(other.name.partition("!")[0] == tag.name and other.name != tag.name for other in tags)

@@ -30,6 +30,10 @@ MACHINE = {"device", "threads", "torch", "python", "commit"}
         ["benchmarks.evaluate", "--seconds", "0", "--blocks", "1"],
         ["benchmarks.validate", "--images", "300"],
         ["benchmarks.contract", "--sets", "digits", "--rows", "a class missing, test", "--copies", "20"],
+        [
+            *("benchmarks.load", "--versions", "3", "--runs", "6", "--flow-runs", "2", "--rows", "20"),
+            *("--repeats", "1", "--only", "status", "judged_by", "alike"),
+        ],
         ["benchmarks.sample", "--seconds", "0", "--blocks", "1", "--num-timesteps", "3", "--preset", "digits"],
     ],
     ids=lambda command: command[0],

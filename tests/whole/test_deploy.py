@@ -1,0 +1,199 @@
+"""What may rot in deploy/: the commands, settings, paths and times that its files take from the project."""
+
+import ast
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import tomllib
+from fnmatch import fnmatch
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path, PurePosixPath
+from threading import Thread
+from typing import Any
+
+import pytest
+from plant import Plant, wait_until
+from prefect.settings import Settings
+from prefect.settings.legacy import _get_settings_fields
+from ruamel.yaml import YAML
+from test_serve import RUN, train
+
+from flows.cli import run
+from flows.core import layout
+from flows.process.kept import STOP_SECONDS
+
+pytestmark = pytest.mark.timeout(900)
+
+ROOT = Path(__file__).parents[2]
+DEPLOY = ROOT / "deploy"
+COMPOSE = YAML(typ="safe").load(DEPLOY / "compose.yaml")
+# The runs, then three signals to the worker and three to the server.
+LONGEST_STOP = 7 * STOP_SECONDS
+
+
+def unit() -> dict[str, str]:
+    """Return the settings of the unit; their names are the same in no two sections."""
+    pairs = re.findall(r"^(\w+)=(.*)$", (DEPLOY / "vdm.service").read_text(), re.MULTILINE)
+    assert len(dict(pairs)) == len(pairs)
+    return dict(pairs)
+
+
+def instructions() -> list[tuple[str, str]]:
+    """Return the instructions of the Dockerfile with their arguments."""
+    lines = [line for line in (DEPLOY / "Dockerfile").read_text().splitlines() if not line.startswith("#")]
+    joined = "\n".join(lines).replace("\\\n", " ")
+    return [(name, rest.strip()) for name, _, rest in (line.partition(" ") for line in joined.splitlines()) if name]
+
+
+def instruction(name: str) -> str:
+    """Return the arguments of the only instruction of that name."""
+    (found,) = [rest for each, rest in instructions() if each == name]
+    return found
+
+
+def variables(text: str) -> dict[str, str]:
+    """Return NAME=VALUE pairs, separated by spaces."""
+    return dict(pair.split("=", 1) for pair in shlex.split(text))
+
+
+def commands() -> list[list[str]]:
+    """Return the arguments of every call of vdmctl."""
+    program, *arguments = shlex.split(unit()["ExecStart"])
+    assert Path(program).name == "vdmctl"
+    assert ast.literal_eval(instruction("ENTRYPOINT")) == ["vdmctl"]
+    return [arguments, ast.literal_eval(instruction("CMD"))]
+
+
+@pytest.mark.parametrize("arguments", commands(), ids=" ".join)
+def test_the_commands_and_their_options_exist(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert run([*arguments, "--help"]) == 0, capsys.readouterr().err
+
+
+def environment() -> dict[str, str]:
+    """Return the environment of the service in compose.yaml."""
+    return dict(COMPOSE["services"]["vdm"]["environment"])
+
+
+def test_the_settings_of_prefect_exist() -> None:
+    known = _get_settings_fields(Settings)
+    given = {**environment(), **variables(instruction("ENV")), **variables(unit()["Environment"])}
+    assert [name for name in given if name.startswith("PREFECT_") and name not in known] == []
+
+
+def test_prefect_takes_its_database_from_the_settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PREFECT_HOME", str(tmp_path))
+    for name, value in environment().items():
+        monkeypatch.setenv(name, "secret" if "PASSWORD" in name else value)
+    monkeypatch.delenv("PREFECT_SERVER_DATABASE_CONNECTION_URL", raising=False)
+    url = Settings().server.database.connection_url
+    assert url is not None
+    database = COMPOSE["services"]["database"]["environment"]
+    expected = f"{database['POSTGRES_USER']}:secret@database:5432/{database['POSTGRES_DB']}"
+    assert url.get_secret_value() == f"postgresql+asyncpg://{expected}"
+    assert environment()["PREFECT_SERVER_DATABASE_PASSWORD"] == database["POSTGRES_PASSWORD"]
+
+
+def test_a_stop_may_take_as_long_as_serve_does() -> None:
+    assert int(unit()["TimeoutStopSec"]) > LONGEST_STOP
+    minutes = re.fullmatch(r"(\d+)m", COMPOSE["services"]["vdm"]["stop_grace_period"])
+    assert minutes
+    assert 60 * int(minutes[1]) > LONGEST_STOP
+
+
+def test_locks_are_where_all_trainers_find_them() -> None:
+    """The default is in /tmp, and the service's own /tmp is seen by nobody else."""
+    assert unit()["PrivateTmp"] == "yes"
+    assert unit()["StateDirectory"] == "vdm"
+    assert variables(unit()["Environment"])["VDM_LOCK_DIR"] == "%S/vdm/locks"
+    for path in variables(instruction("ENV")).values():
+        inside = PurePosixPath(path).relative_to(instruction("WORKDIR"))
+        assert inside.parts[0] == str(layout.PRIVATE)
+
+
+def test_the_image_is_built_of_files_that_exist() -> None:
+    *sources, target = instruction("COPY").split()
+    assert target == "./"
+    assert [name for name in sources if not (ROOT / name).is_file()] == []
+    ignored = (DEPLOY / "Dockerfile.dockerignore").read_text().splitlines()
+    assert [rule for rule in ignored if rule != "*"] == [f"!{name}" for name in sources]
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    # The packages that stand in for the repository's are all that an editable installation looks for.
+    packages = {pattern.rstrip("*") for pattern in project["tool"]["setuptools"]["packages"]["find"]["include"]}
+    made = next(rest for name, rest in instructions() if name == "RUN" and "--editable" in rest)
+    assert packages == set(re.findall(r"(\w+)/__init__\.py", made))
+    version = re.match(r"python:(\d+)\.(\d+)", instruction("FROM"))
+    assert version
+    least = re.fullmatch(r">=(\d+)\.(\d+)", project["project"]["requires-python"])
+    assert least
+    assert tuple(map(int, version.groups())) >= tuple(map(int, least.groups()))
+
+
+def test_compose_mounts_the_repository_where_the_image_looks_for_it() -> None:
+    service = COMPOSE["services"]["vdm"]
+    (mounted,) = service["volumes"]
+    source, target = mounted.split(":")
+    assert (DEPLOY / source).resolve() == ROOT
+    assert target == instruction("WORKDIR")
+    build = service["build"]
+    assert (DEPLOY / build["context"]).resolve() == ROOT
+    assert ROOT / build["dockerfile"] == DEPLOY / "Dockerfile"
+    declared = {rest.partition("=")[0] for name, rest in instructions() if name == "ARG"}
+    assert build["args"].keys() <= declared
+    gpu = YAML(typ="safe").load(DEPLOY / "compose.gpu.yaml")
+    assert gpu["services"].keys() <= COMPOSE["services"].keys()
+
+
+def test_passwords_are_in_no_file_of_git() -> None:
+    for service in COMPOSE["services"].values():
+        for name, value in service["environment"].items():
+            if name.endswith(("PASSWORD", "AUTH_STRING")):
+                assert re.search(r"\$\{\w+:\?[^}]+\}", value), f"{name} has a value"
+    assert subprocess.run(["git", "check-ignore", "--quiet", "deploy/.env"], cwd=ROOT).returncode == 0
+
+
+class Healthy(BaseHTTPRequestHandler):
+    """A server of which only /api/health answers."""
+
+    def do_GET(self) -> None:
+        self.send_response(200 if self.path == "/api/health" else 404)
+        self.end_headers()
+
+    def log_message(self, format: str, *args: Any) -> None:
+        pass
+
+
+def test_the_health_check_tells_a_server_that_answers_from_none() -> None:
+    _, _, command = instruction("HEALTHCHECK").partition(" CMD ")
+    program, *arguments = ast.literal_eval(command)
+    assert program == "python"
+    with HTTPServer(("127.0.0.1", 0), Healthy) as server:
+        here = [argument.replace(":4200/", f":{server.server_port}/") for argument in arguments]
+        assert here != arguments
+        thread = Thread(target=server.serve_forever)
+        thread.start()
+        assert subprocess.run([sys.executable, *here]).returncode == 0
+        server.shutdown()
+        thread.join()
+    assert subprocess.run([sys.executable, *here], stderr=subprocess.DEVNULL).returncode != 0
+
+
+@pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="needs systemd-analyze")
+def test_systemd_understands_the_unit(tmp_path: Path) -> None:
+    path = tmp_path / "vdm.service"
+    path.write_text((DEPLOY / "vdm.service").read_text().replace(unit()["ExecStart"], "/bin/true"))
+    done = subprocess.run(["systemd-analyze", "verify", str(path)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert [line for line in done.stderr.splitlines() if fnmatch(line, "*vdm.service*")] == []
+
+
+def test_a_loop_that_is_killed_and_started_again_at_once_goes_on(plant: Plant) -> None:
+    """As a service manager does.  Its server, its worker and its run may still be about to end."""
+    killed = train(plant, seed=5)
+    plant.process.kill()
+    plant.process.wait()
+    plant.serve()
+    wait_until(plant.answers, 60, plant.log)
+    assert plant.finish(killed)[0] == "CRASHED"
+    plant.continues(RUN | {"train.seed": 5})
