@@ -10,7 +10,7 @@ import sys
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import networkx
 from dvc.repo import Repo
@@ -21,25 +21,24 @@ from prefect.states import Completed, Failed
 from flows.commands.summary import bits
 from flows.core import layout
 from flows.core.documents import read
-from flows.core.errors import Exit, NetworkError, UserError
+from flows.core.errors import UserError, brief
 from flows.evaluation.results import BoundMetrics
 from flows.orchestration import artifacts
-from flows.orchestration.announcing import Outcome, announce, announce_drift
+from flows.orchestration.announcing import announce, announce_drift
+from flows.orchestration.releasing import RETRY, Release, conclude, fetch_versions, kept, release
 from flows.orchestration.streaming import stream, when_free
 from flows.orchestration.workspace import (
     Workspace,
-    branch_of,
     commit,
     compose_params,
     finished,
+    first_commit,
     pending,
     prune,
     workspace,
 )
 from flows.process.lifeline import end_with, hold_what_starts
-from flows.registry import publishing
 from flows.registry import versions as registry
-from flows.registry.evidence import Evidence
 from flows.registry.git import git_text, identity
 from flows.registry.lock_file import read_lock
 from flows.registry.storage import obtain, opened
@@ -71,7 +70,7 @@ def train_vdm(
         preset: A file of presets/ to take in place of params.yaml.
         overrides: Parameters by dotted key, such as {"train.steps": 5000}.
         force: Run every stage, also those whose inputs did not change.
-        publish: Push data, branch and tags to the remotes.
+        publish: Push data, branch and tags to the remotes.  Workers that share versions always do.
         wait_hours: How long a stage waits for its device while another process holds it.
     """
     leave_out_tracebacks()
@@ -80,34 +79,51 @@ def train_vdm(
         end_with(os.getppid())  # the worker, which alone could cancel this run
     try:
         root = Path(git_text(Path.cwd(), "rev-parse", "--show-toplevel"))
-        message = retrain(root, preset, overrides or {}, force=force, wait_hours=wait_hours)
-        if publish:
-            publish_versions(root, return_state=True).result()
+        outcome = retrain(root, preset, overrides or {}, force=force, wait_hours=wait_hours)
+        message = conclude(root, outcome, publish=publish or is_shared())
     except UserError as error:
         announce("failed", str(error))
         return Failed(message=str(error), data=error)
+    except Exception as error:
+        announce("failed", f"a bug: {brief(error)}; the log has the traceback")
+        raise
     return Completed(message=message)
 
 
 def leave_out_tracebacks() -> None:
-    """Keep tracebacks of UserError out of the run's log; its message is in the run's state and the log's last line."""
+    """Keep out of the run's log what its last lines and its state say in one line.
+
+    These are the tracebacks of UserError, the failed states that tasks return, and that a cancelled run crashed.
+    """
+    said = ("Crash detected! Execution was aborted", "Finished in state Running()")
 
     def is_kept(record: logging.LogRecord) -> bool:
-        return not (record.exc_info and isinstance(record.exc_info[1], UserError))
+        told = record.exc_info and isinstance(record.exc_info[1], UserError | None)
+        return not told and not record.getMessage().startswith(said)
 
-    for name in ("prefect.engine", "prefect.flow_runs"):
+    for name in ("prefect.engine", "prefect.flow_runs", "prefect.task_runs"):
         logging.getLogger(name).addFilter(is_kept)
 
 
-def retrain(root: Path, preset: str | None, overrides: Mapping[str, Any], *, force: bool, wait_hours: float) -> str:
-    """Do one run; return its outcome in one line.  Raises UserError."""
+def is_shared() -> bool:
+    """Whether the worker of this run shares versions with those of other machines; see flows.orchestration.workers."""
+    return "VDM_SHARE" in os.environ
+
+
+def retrain(
+    root: Path, preset: str | None, overrides: Mapping[str, Any], *, force: bool, wait_hours: float
+) -> Release | str:
+    """Do one run; return the version that it made, or in one line why it made none.  Raises UserError."""
     logger = get_run_logger()
     check_repository(root)
-    params = compose_params(root, preset, overrides)
+    if is_shared():
+        fetch_versions(root, return_state=True).result()
+    base = first_commit(root, shared=is_shared())
+    params = compose_params(root, base, preset, overrides)
     for name in prune(root):
         logger.info("removed the worktree of run %s, which ended early", name)
-    with workspace(root, params) as place:
-        if not force and (ready := finished(place)):
+    with workspace(root, params, base) as place:
+        if not force and (ready := finished(place, shared=is_shared())):
             if pending(place, ready):
                 return release(place, ready)  # made by a run that was killed between its commit and its tag
             return f"nothing to do: commit {ready[:12]} has the results of these parameters already"
@@ -127,6 +143,8 @@ def run_stages(place: Workspace, *, force: bool, wait_hours: float) -> None:
             task_run_name=stage,
             timeout_seconds=3600 * TIMEOUT_HOURS[stage] if stage in TIMEOUT_HOURS else None,
         )(stage, place.folder, force, wait_hours, return_state=True)
+        if stage == "validate":
+            artifacts.show_data_docs(place.folder, kept(place))  # before its failure is raised
         state.result()
         if stage == "validate":
             drift(place.root, place.folder, return_state=True).result()
@@ -150,14 +168,6 @@ def stages(folder: Path) -> list[str]:
         return [stage.name for stage in networkx.lexicographical_topological_sort(graph, key=str)]
 
 
-def is_network(task: Any, run: Any, state: State[Any]) -> bool:
-    """Whether the task failed because of the network, so that a retry may help."""
-    return isinstance(state.result(raise_on_failure=False), NetworkError)
-
-
-RETRY: dict[str, Any] = {"retries": 2, "retry_condition_fn": is_network}
-
-
 @task(cache_policy=NO_CACHE, **RETRY, retry_delay_seconds=[10, 60])
 def reproduce(stage: str, folder: Path, force: bool, wait_hours: float) -> State[None] | None:
     """Run `dvc repro --single-item STAGE` in the folder.  A failed state carries UserError with the exit code.
@@ -167,6 +177,8 @@ def reproduce(stage: str, folder: Path, force: bool, wait_hours: float) -> State
     command = ["dvc", "repro", "--single-item", stage]
     if force:
         command.append("--force")
+    if is_shared():
+        command.append("--pull")
     try:
         read = artifacts.Progress(folder).read if stage == "train" else None
         when_free(partial(stream, command, folder, read), hours=wait_hours)
@@ -177,7 +189,7 @@ def reproduce(stage: str, folder: Path, force: bool, wait_hours: float) -> State
     return None
 
 
-@task(name="drift", cache_policy=NO_CACHE, timeout_seconds=3600 * 2)
+@task(name="drift", task_run_name="drift", cache_policy=NO_CACHE, timeout_seconds=3600 * 2)
 def drift(root: Path, folder: Path) -> State[None] | None:
     """Compare the run's images with the champion's, by `contract:`.  A failed state carries UserError (exit 4)."""
     try:
@@ -212,7 +224,14 @@ def champion_report(root: Path, folder: Path) -> Path | None:
     return stored.cached
 
 
-@task(name="champion", cache_policy=NO_CACHE, timeout_seconds=3600 * 6, **RETRY, retry_delay_seconds=[10, 60])
+@task(
+    name="champion",
+    task_run_name="champion",
+    cache_policy=NO_CACHE,
+    timeout_seconds=3600 * 6,
+    **RETRY,
+    retry_delay_seconds=[10, 60],
+)
 def check_champion(root: Path, folder: Path) -> State[None] | None:
     """Verify the champion, with which the new model will be compared.  A failed state carries UserError (exit 5)."""
     try:
@@ -225,36 +244,8 @@ def check_champion(root: Path, folder: Path) -> State[None] | None:
     return None
 
 
-@task(name="promote", cache_policy=NO_CACHE, timeout_seconds=3600 * 48, **RETRY, retry_delay_seconds=[10, 60])
-def promote(version: str, folder: Path, kept: Path) -> State[Evidence] | Evidence:
-    """Run `vdmctl promote VERSION` with the run's code; return the evidence.  A failed state carries UserError."""
-    file = folder / layout.EVIDENCE
-    try:
-        stream(["flows.cli", "promote", version, "--json"], folder, stdout=file)
-    except UserError as error:
-        if error.code is not Exit.NOT_PROMOTED:
-            problem = f"{version} is registered, but was not compared with the champion"
-            message = f"{problem}: {error}; the next run tries again"
-            return Failed(message=message, data=type(error)(message, error.code))
-    evidence = read(Evidence, file)
-    artifacts.show_evidence(file, kept)
-    get_run_logger().info("%s: %s; the evidence: `vdmctl lineage %s`", evidence.decision, evidence.reason, version)
-    return evidence
-
-
-@task(name="publish", cache_policy=NO_CACHE, timeout_seconds=3600 * 6, **RETRY, retry_delay_seconds=[2, 10])
-def publish_versions(root: Path) -> State[None] | None:
-    """Push what the remotes lack: files, branches, notes, tags.  A failed state carries UserError."""
-    try:
-        published = publishing.publish(root)
-        get_run_logger().info("published %s", ", ".join(published) or "nothing: the remotes have everything")
-    except UserError as error:
-        return Failed(message=str(error), data=error)
-    return None
-
-
-def record(place: Workspace) -> str:
-    """Commit the results on the run's branch and release the model; return the outcome in one line."""
+def record(place: Workspace) -> Release | str:
+    """Commit the results on the run's branch, and release the model if they are new."""
     card = (place.folder / layout.CARD).read_bytes()
     (place.folder / layout.RUN_CARD).write_bytes(card)  # the card in the model folder is cached by DVC and not in git
     result = bits(read(BoundMetrics, place.folder / layout.METRICS))
@@ -262,27 +253,9 @@ def record(place: Workspace) -> str:
     if made is None:
         return f"nothing new: {result}, as in commit {place.base[:12]}"
     get_run_logger().info("%s is commit %s on branch %s", result, made[:12], place.branch)
+    if is_shared():
+        fetch_versions(place.root, return_state=True).result()  # the champion may be another one by now
     return release(place, made)
-
-
-def release(place: Workspace, made: str) -> str:
-    """Make a commit a version, and the champion if it is better; return the outcome in one line."""
-    known = [version for version in registry.versions(place.root) if version.commit == made]
-    subject = git_text(place.root, "log", "-1", "--format=%s", made)
-    version = known[-1] if known else registry.add_version(place.root, made, subject)
-    before = registry.champion(place.root)
-    evidence = cast(Evidence, promote(version.name, place.folder, kept(place), return_state=True).result())
-    compared = [version, before] if before else [version]
-    artifacts.show_metrics({each.name: each.metrics for each in compared}, evidence)
-    outcome: Outcome = "promoted" if evidence.tag else "refused"
-    announce(outcome, evidence.reason, model=version.name, bpd=version.metrics.bpd)
-    done = f"promoted as {evidence.tag}" if evidence.tag else "not promoted"
-    return f"{version.name}, commit {made[:12]} on branch {branch_of(place, made)}, {done}: {evidence.reason}"
-
-
-def kept(place: Workspace) -> Path:
-    """Return the folder of what Prefect's UI links to, which stays when the run's worktree is removed."""
-    return place.root / layout.SHOWN / place.folder.name
 
 
 def main() -> int:

@@ -19,6 +19,8 @@ from typing import Any
 import psutil
 from project import Project
 
+from flows.core.errors import Exit
+
 # A run that is long enough to be stopped, and short enough to be finished afterwards.
 LONG = {"train.steps": 500, "train.checkpoint_every_steps": 50, "train.log_every": 100}
 
@@ -42,12 +44,13 @@ class Plant:
         self.environment = self.project.environment | home | often | environment
         self.url = f"http://127.0.0.1:{self.port}/api"
         self.log = folder / "log"
+        self.authorization: dict[str, str] = {}
 
-    def serve(self) -> None:
+    def serve(self, *options: str) -> None:
         """Start `vdmctl serve`, and wait until it is ready."""
         with self.log.open("w") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "flows.cli", "serve", "--port", str(self.port)],
+                [sys.executable, "-m", "flows.cli", "serve", "--port", str(self.port), *options],
                 cwd=self.project.folder,
                 env=self.environment,
                 stdout=log,
@@ -64,6 +67,16 @@ class Plant:
             [script, *arguments], cwd=self.project.folder, env=self.environment, capture_output=True, text=True
         )
 
+    def status(self) -> dict[str, Any]:
+        """Return what `vdmctl status` prints."""
+        command = [sys.executable, "-m", "flows.cli", "status", "--json"]
+        server = {"PREFECT_API_URL": self.url}
+        done = subprocess.run(
+            command, cwd=self.project.folder, env=self.environment | server, capture_output=True, text=True
+        )
+        assert done.returncode == (Exit.MISSING if json.loads(done.stdout)["problems"] else Exit.DONE), done.stderr
+        return json.loads(done.stdout)  # type: ignore[no-any-return]
+
     def retrain_by_command(self, name: str, **parameters: object) -> str:
         """Start a run of the deployment as a user does, which takes a second of imports; return its id."""
         given = [f"--param={key}={json.dumps(value)}" for key, value in parameters.items()]
@@ -73,7 +86,11 @@ class Plant:
 
     def retrain(self, **parameters: object) -> str:
         """Start a run; return its id."""
-        deployment = self.api("deployments/name/train-vdm/train-vdm")["id"]
+        return self.retrain_by("train-vdm", **parameters)
+
+    def retrain_by(self, name: str, **parameters: object) -> str:
+        """Start a run of a deployment; return its id."""
+        deployment = self.api(f"deployments/name/train-vdm/{name}")["id"]
         return str(self.api(f"deployments/{deployment}/create_flow_run", parameters=parameters)["id"])
 
     def cancel(self, run: str) -> None:
@@ -122,7 +139,7 @@ class Plant:
 
     def api(self, path: str, method: str | None = None, **body: object) -> Any:
         """Send a request to the server: a GET, or with a body a POST or `method`, with a CSRF token."""
-        headers = {"Content-Type": "application/json"}
+        headers = {"Content-Type": "application/json"} | self.authorization
         if body:
             client = str(uuid.uuid4())
             headers["Prefect-Csrf-Client"] = client

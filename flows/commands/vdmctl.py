@@ -30,6 +30,17 @@ app.add_typer(operating.commands)
 ADDRESS = "from Prefect's api.url"
 
 
+QUEUES = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--queue",
+        metavar="NAME",
+        help="A work queue whose runs the worker takes; may be repeated.",
+        show_default="default, and gpu on a machine with an NVIDIA card or else cpu",
+    ),
+]
+
+
 @app.command()
 def serve(
     host: Annotated[
@@ -40,6 +51,11 @@ def serve(
         int | None,
         typer.Option(min=1, max=65535, help="The port that the server listens on.", show_default=ADDRESS),
     ] = None,
+    worker: Annotated[bool, typer.Option("--worker/--no-worker", help="Start a worker beside the server.")] = True,
+    share: Annotated[
+        bool, typer.Option("--share", help="Let its worker share versions with those of `vdmctl worker`.")
+    ] = False,
+    queue: QUEUES = None,
 ) -> None:
     """Run the retraining loop: server, work pool, deployments and worker. Ctrl-C stops all of them.
 
@@ -50,4 +66,17 @@ def serve(
     """
     from flows.orchestration.serve import serve
 
-    serve(host, port)
+    serve(host, port, share=share, worker=worker, queues=queue)
+
+
+@app.command()
+def worker(queue: QUEUES = None) -> None:
+    """Run a worker for the server of another machine, in a clone of the project. Ctrl-C stops it.
+
+    PREFECT_API_URL names the server's API, and PREFECT_API_AUTH_STRING its USER:PASSWORD. Machines share only the git
+    remote `origin` and DVC's default remote: a run starts from the newest commit of the upstream branch, fetches what
+    it needs, and publishes its results. A worker runs one run at a time.
+    """
+    from flows.orchestration.workers import work
+
+    work(queue)

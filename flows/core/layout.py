@@ -7,7 +7,7 @@ from pathlib import Path
 
 PARAMS, PRESETS = Path("params.yaml"), Path("presets")
 DVC_GRAPH, DVC_LOCK = Path("dvc.yaml"), Path("dvc.lock")
-DEPLOYMENTS = Path("prefect.yaml")
+DEPLOYMENTS, AUTOMATIONS = Path("prefect.yaml"), Path("automations.yaml")
 REQUIREMENTS = Path("requirements.lock")
 
 # Outputs of the stages.

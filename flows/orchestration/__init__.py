@@ -1,12 +1,15 @@
 """Run the pipeline under Prefect: server, deployments, the folders of runs, what an operator sees.
 
 serve        `vdmctl serve`: server, worker and deployments in one command
+workers      `vdmctl worker`, on another machine
 server       where the Prefect server is, and who may use it
 deployments  the deployments of prefect.yaml, created once and then left to the operator
-automations  marks runs as crashed when their process is gone
+automations  marks runs as crashed when their process is gone; notifications
 engines      the processes of runs
 status       `vdmctl status`, quickly
+pruning      `vdmctl prune`
 plugin       the `prefect` command in the project's folder
+releasing    the commit of a run becomes a version, is compared with the champion, and is published
 workspace    a run's own worktree, branch and parameters
 streaming    runs commands with their output in the run's log
 artifacts    progress, metrics and samples in Prefect's UI

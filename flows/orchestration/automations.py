@@ -1,6 +1,10 @@
-"""Mark runs as crashed when their process is gone or silent."""
+"""Automations of the server: mark runs as crashed when their process is gone or silent, and notify somebody."""
 
+from contextlib import suppress
 from datetime import timedelta
+from http import HTTPStatus
+from typing import Any
+from uuid import UUID
 
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import (
@@ -16,7 +20,14 @@ from prefect.events.actions import ChangeFlowRunState
 from prefect.events.schemas.automations import AutomationCore, EventTrigger, Posture
 from prefect.states import Cancelled, Crashed
 
+from flows.core import bounded_yaml, layout
+from flows.core.errors import Exit, UserError, brief
+from flows.core.files import read_bounded
 from flows.orchestration.engines import engines
+from flows.orchestration.server import Api, Refused
+from flows.process.streams import say_on_stderr
+
+Entry = dict[str, Any]
 
 TERMINAL = {f"prefect.flow-run.{state}" for state in ("Completed", "Failed", "Cancelled", "Crashed")}
 
@@ -81,3 +92,76 @@ def end_dead_runs(url: str) -> list[str]:
             cancelled = run.state is not None and run.state.is_cancelling()
             client.set_flow_run_state(run.id, Cancelled(message=message) if cancelled else Crashed(message=message))
     return [run.name for run in dead]
+
+
+class Notifications:
+    """The notifications of automations.yaml, and for each the block with which it was switched on."""
+
+    def __init__(self, url: str) -> None:
+        """Read automations.yaml, if the project has it.  Raises UserError (exit 2) for a file that is not valid."""
+        self.url = url
+        self.entries = notifications()
+        self.blocks: dict[str, str] = {}
+
+    def look(self) -> None:
+        """Switch on every notification whose block has appeared or changed; print a line for each.
+
+        An operator's changes stay: a notification that is disabled stays so, and one that is deleted comes back only
+        with another block or the next `vdmctl serve`.
+        """
+        with suppress(OSError):  # the server is being started again
+            api = Api(self.url)
+            blocks = {name: block(api, name) for name in {entry["block"] for entry in self.entries}}
+            for entry in self.entries:
+                found = blocks[entry["block"]]
+                if found and self.blocks.get(entry["name"]) != found:
+                    self.switch_on(api, entry, found)
+
+    def switch_on(self, api: Api, entry: Entry, found: str) -> None:
+        """Switch on a notification with the block's id, and print that, or why the server refuses it."""
+        self.blocks[entry["name"]] = found
+        try:
+            put(api, entry, found)
+            say_on_stderr(f"{entry['name']}: on, since the block {entry['block']} exists")
+        except Refused as error:
+            say_on_stderr(f"{entry['name']}: off, since the server refuses it: {error.said}")
+
+
+def notifications() -> list[Entry]:
+    """Return the entries of automations.yaml; none without the file.  Raises UserError (exit 2) if it is not valid."""
+    if not layout.AUTOMATIONS.exists():
+        return []
+    try:
+        found: list[Entry] = bounded_yaml.parse(read_bounded(layout.AUTOMATIONS))["automations"]
+        for entry in found:
+            entry["block"].index("/")
+            AutomationCore.model_validate(automation(entry, str(UUID(int=0))))
+        return found
+    except (OSError, LookupError, TypeError, ValueError, AttributeError) as error:
+        raise UserError(f"{layout.AUTOMATIONS}: not a file of automations: {brief(error)}", Exit.USAGE) from error
+
+
+def automation(entry: Entry, block: str) -> Entry:
+    """Return the automation of an entry with the block's id."""
+    actions = [{**action, "block_document_id": block} for action in entry["actions"]]
+    return {"name": entry["name"], "trigger": entry["trigger"], "actions": actions}
+
+
+def block(api: Api, name: str) -> str | None:
+    """Return the id of a block TYPE/NAME; None if the server has none."""
+    kind, _, own = name.partition("/")
+    try:
+        return str(api.get(f"block_types/slug/{kind}/block_documents/name/{own}")["id"])
+    except Refused as error:
+        if error.code == HTTPStatus.NOT_FOUND:
+            return None
+        raise
+
+
+def put(api: Api, entry: Entry, block: str) -> None:
+    """Create the automation of an entry with the block's id, or update the one of that name."""
+    existing = api.ask("automations/filter", automations={"name": {"any_": [entry["name"]]}})
+    for one in existing:
+        api.ask(f"automations/{one['id']}", "PUT", **automation(entry, block), enabled=one["enabled"])
+    if not existing:
+        api.ask("automations/", **automation(entry, block))

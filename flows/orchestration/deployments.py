@@ -26,7 +26,7 @@ def deploy() -> None:
     """Create the deployments of prefect.yaml, or update the code and description of existing ones.
 
     A plain `prefect deploy` would switch their schedules off and delete those that the operator made.  Here an existing
-    deployment keeps its schedules, parameters, tags, job variables, and whether it is paused.
+    deployment keeps its schedules, parameters, tags, queue, limit, job variables, and whether it is paused.
 
     Raises UserError (exit 2) for a file that Prefect does not accept.
     """
@@ -60,12 +60,16 @@ def refuse_unknown_parameters() -> None:
 
 def keep(entry: dict[str, Any], existing: "DeploymentResponse") -> dict[str, Any]:
     """Return the entry of prefect.yaml with the settings of the existing deployment."""
-    kept = {key: value for key, value in entry.items() if key != "schedules"}
+    kept = {key: value for key, value in entry.items() if key not in ("schedules", "concurrency_limit")}
+    if existing.global_concurrency_limit:
+        limit = {"limit": existing.global_concurrency_limit.limit}
+        kept["concurrency_limit"] = entry.get("concurrency_limit", {}) | limit
+    pool = {"work_queue_name": existing.work_queue_name, "job_variables": existing.job_variables}
     return kept | {
         "paused": existing.paused,
         "parameters": existing.parameters,
         "tags": existing.tags,
-        "work_pool": entry["work_pool"] | {"job_variables": existing.job_variables},
+        "work_pool": entry["work_pool"] | pool,
     }
 
 

@@ -4,12 +4,16 @@ import os
 import signal
 import time
 from contextlib import suppress
+from pathlib import Path
 
 import psutil
 
 
-def engines(url: str) -> dict[str, int]:
-    """Return the process ids of the runs of the Prefect server at `url`, by run id, also of runs without a worker."""
+def engines(url: str, folder: Path | None = None) -> dict[str, int]:
+    """Return the process ids of the runs of the Prefect server at `url`, by run id, also of runs without a worker.
+
+    With a folder, only those that a worker of that folder started.
+    """
     found = {}
     for process in psutil.process_iter():
         with suppress(psutil.Error, OSError):
@@ -17,16 +21,17 @@ def engines(url: str) -> dict[str, int]:
             if "prefect.engine" in process.cmdline() or "prefect.flow_engine" in process.cmdline():
                 environment = process.environ()
                 run = environment.get("PREFECT__FLOW_RUN_ID")
-                if run and environment.get("PREFECT_API_URL") == url:
+                ours = folder is None or environment.get("VDM_PROJECT") == str(folder)
+                if run and environment.get("PREFECT_API_URL") == url and ours:
                     found[run] = process.pid
     return found
 
 
-def stop_engines(url: str, seconds: float) -> None:
-    """Send SIGTERM to the runs of the server at `url`, which then stop their children; wait until they have ended."""
-    for pid in engines(url).values():
+def stop_engines(url: str, folder: Path, seconds: float) -> None:
+    """Send SIGTERM to the folder's runs of the server at `url`, which then stop their children; wait for their end."""
+    for pid in engines(url, folder).values():
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGTERM)
     deadline = time.monotonic() + seconds
-    while engines(url) and time.monotonic() < deadline:
+    while engines(url, folder) and time.monotonic() < deadline:
         time.sleep(0.1)

@@ -1,6 +1,6 @@
 """Run the retraining loop until Ctrl-C: `vdmctl serve`.
 
-It starts a Prefect server if none answers, creates the work pool, the deployments of prefect.yaml and the automation,
+It starts a Prefect server if none answers, creates the work pool, the deployments of prefect.yaml and the automations,
 and starts a worker.  Server and worker are restarted when they die.
 """
 
@@ -8,88 +8,76 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from functools import partial
 from pathlib import Path
 
 from flows.core import layout
 from flows.core.errors import Exit, UserError
-from flows.orchestration.deployments import FLOW, POOL, PROJECT, deploy, prefect, run_prefect, schedules
-from flows.orchestration.engines import stop_engines
-from flows.orchestration.server import Address, answers, configure, find_address
-from flows.process.groups import signal_with_parent, stop_group
-from flows.process.lifeline import hold_what_starts
+from flows.orchestration.deployments import FLOW, POOL, deploy, prefect, run_prefect, schedules
+from flows.orchestration.server import Address, Api, answers, configure, find_address
+from flows.orchestration.workers import (
+    CPU,
+    GPU,
+    LOCK,
+    SHARED,
+    alone,
+    keep_alive,
+    require_pool,
+    require_project,
+    require_remotes,
+    start_worker,
+    stop_on_signals,
+    worker_name,
+)
+from flows.process.kept import Kept
 from flows.process.locks import holder_of, lock_file
+from flows.process.streams import say_on_stderr
 
-LOCK = layout.SERVE_LOCK
 START_SECONDS = 90
-# How long runs may take to save their state.  Prefect gives a cancelled run as long.
-STOP_SECONDS = 30.0
-# A process that dies again within this time is not restarted.
-RESTART_SECONDS = 30.0
-# How long a process imports, during which SIGINT would end it with a traceback.
-IMPORT_SECONDS = 5.0
 
 
-def serve(host: str | None, port: int | None) -> None:
+def serve(
+    host: str | None, port: int | None, *, share: bool = False, worker: bool = True, queues: list[str] | None = None
+) -> None:
     """Run the loop until SIGINT or SIGTERM.  A server that is started listens at `host` and `port`, if given.
 
-    Raises UserError: exit 2 outside a project's folder, 6 when another `vdmctl serve` has the folder or the database.
+    With `share`, its worker shares versions with workers on other machines.  Raises UserError: exit 2 outside a
+    project's folder, 6 when another `vdmctl serve` has the folder or the database.
     """
-    if not PROJECT.is_file():
-        raise UserError(f"{Path.cwd()} has no {PROJECT}; `vdmctl serve` works in the project's folder", Exit.USAGE)
+    require_project()
+    if share:
+        require_remotes(Path.cwd())
+        os.environ["VDM_SHARE"] = "1"
     address = find_address(host, port)
     configure(address)
-    hold_what_starts()
-    # SIGTERM ends the loop like Ctrl-C.  A shell starts background jobs, and so their children, with SIGINT ignored.
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.default_int_handler)
+    stop_on_signals()
+    from flows.orchestration.automations import Notifications
+
+    notifications = Notifications(address.url)
     with ExitStack() as stack:
         stack.enter_context(alone(address.url))
-        try:
-            kept = start_all(stack, address)
-            print("\n".join(schedules()), file=sys.stderr)
-            page = address.url.removesuffix("/api")
-            print(f"serving at {page}; `prefect deployment run {FLOW}` starts a run", file=sys.stderr)
-            while True:
-                time.sleep(0.5)
-                for each in kept:
-                    each.revive()
-        except KeyboardInterrupt:
-            print("stopping", file=sys.stderr)
+        kept = []
+        if not answers(address.url):
+            stack.enter_context(owning_database())
+            kept.append(start_server(stack, address))
+        name = (SHARED if share else "") + worker_name(Path.cwd())
+        prepare(address.url, name if worker else None)
+        if worker:
+            kept.append(start_worker(stack, address.url, name, queues))
+        say_on_stderr("\n".join(schedules()))
+        page = address.url.removesuffix("/api")
+        say_on_stderr(f"serving at {page}; `prefect deployment run {FLOW}` starts a run")
+        keep_alive(kept, notifications.look)
 
 
-def start_all(stack: ExitStack, address: Address) -> list["Kept"]:
-    """Start the server, if none answers, and the worker, which the stack stops; return what was started.
-
-    Raises UserError, see `prepare`, `owning_database` and `wait_for`.
-    """
-    kept = []
-    if not answers(address.url):
-        stack.enter_context(owning_database())
-        server = ("server", "start", "--host", address.host, "--port", str(address.port))
-        kept.append(Kept(stack, *server, when_orphaned=signal.SIGTERM))
-        wait_for(address.url, kept[0].process)
-    prepare(address.url)
-    worker = ("worker", "start", "--pool", POOL, "--name", worker_name(Path.cwd()))
-    # SIGTERM would only make the worker wait for its runs.  They end when it does; see flows.train_vdm.
-    kept.append(Kept(stack, *worker, when_orphaned=signal.SIGKILL))
-    # The stack stops the runs first.  They stop their trainer, which saves its state.
-    stack.callback(stop_engines, address.url, STOP_SECONDS)
+def start_server(stack: ExitStack, address: Address) -> Kept:
+    """Start a server, which the stack stops, and wait until it answers.  Raises UserError; see `wait_for`."""
+    command = prefect("server", "start", "--host", address.host, "--port", str(address.port))
+    kept = Kept(stack, "prefect server start", command, when_orphaned=signal.SIGTERM)
+    wait_for(address.url, kept.process)
     return kept
-
-
-@contextmanager
-def alone(url: str) -> Iterator[None]:
-    """Hold the folder's lock.  Raises UserError (exit 6) when another `vdmctl serve` holds it."""
-    LOCK.parent.mkdir(exist_ok=True)
-    with lock_file(LOCK, f"{os.getpid()} {url}") as other:
-        if other is not None:
-            raise UserError(f"process {other.split()[0]} serves {Path.cwd()} already; stop it first", Exit.BUSY)
-        yield
 
 
 @contextmanager
@@ -116,87 +104,64 @@ def with_own_home() -> str:
     return f"`PREFECT_HOME={Path.cwd() / layout.PRIVATE / 'prefect'} vdmctl serve --port N`"
 
 
-def prepare(url: str) -> None:
-    """Set up the pool, the deployments and the automation; end the runs whose process died with an earlier worker.
+def prepare(url: str, worker: str | None) -> None:
+    """Set up pool, queues, deployments and automations; end the runs whose process died with an earlier worker.
 
-    Raises UserError (exit 6) when the worker of another `vdmctl serve` serves the pool.
+    `worker` is the name of the worker that will be started.  Raises UserError: exit 6 when the pool has a worker with
+    which it must not mix; see `require_pool`.
     """
     from flows.orchestration.automations import end_dead_runs, install
 
-    if subprocess.run(prefect("work-pool", "inspect", POOL), capture_output=True, check=False).returncode != 0:
-        run_prefect("work-pool", "create", POOL, "--type", "process")
-    for other in workers() - {worker_name(Path.cwd())}:
-        host, _, folder = other.replace("\\", "/").partition(":")
-        if host != socket.gethostname() or served_at(Path(folder)):
-            raise UserError(
-                f"{url} serves {folder} on {host} already; {with_own_home()} starts another server",
-                Exit.BUSY,
-            )
+    api = Api(url)
+    create_pool(api)
+    others = workers(api) - {worker}
+    if worker:
+        refuse_to_mix(url, worker, others)
     deploy()
     install()
-    for name in end_dead_runs(url):
-        print(f"run {name}: its process was gone, so the run was ended", file=sys.stderr)
+    if not others:  # the process of a run on another machine cannot be seen here
+        for name in end_dead_runs(url):
+            say_on_stderr(f"run {name}: its process was gone, so the run was ended")
 
 
-def workers() -> set[str]:
+def create_pool(api: Api) -> None:
+    """Create the work pool and its queues, where they do not exist.  Raises UserError; see `require_pool`."""
+    if POOL not in {pool["name"] for pool in api.ask("work_pools/filter", limit=200)}:
+        run_prefect("work-pool", "create", POOL, "--type", "process")
+    require_pool(api)
+    existing = {queue["name"] for queue in api.ask(f"work_pools/{POOL}/queues/filter", limit=200)}
+    for name in {GPU, CPU} - existing:
+        api.ask(f"work_pools/{POOL}/queues", name=name)
+
+
+def refuse_to_mix(url: str, worker: str, others: set[str]) -> None:
+    """Raise UserError (exit 6) if another worker of the pool shares versions and this one does not, or the reverse.
+
+    A worker that does not share keeps its models in its folder, so two of them would be two registries.
+    """
+    for other in others:
+        if worker.startswith(SHARED) and other.startswith(SHARED):
+            continue
+        host, _, folder = other.removeprefix(SHARED).replace("\\", "/").partition(":")
+        if other.startswith(SHARED):
+            advice = "`vdmctl serve --share` works beside it, and `vdmctl serve --no-worker` without a worker"
+        elif host == socket.gethostname() and not served_at(Path(folder)):
+            continue  # it was killed, and is listed until its heartbeat is missed
+        else:
+            advice = f"{with_own_home()} starts another server"
+        raise UserError(f"{url} serves {folder} on {host} already; {advice}", Exit.BUSY)
+
+
+def workers(api: Api) -> set[str]:
     """Return the names of the pool's workers that are online."""
-    from prefect.client.orchestration import get_client
-
-    with get_client(sync_client=True) as client:
-        found = client.read_workers_for_work_pool(POOL)
-    return {worker.name for worker in found if worker.status == "ONLINE"}
-
-
-def worker_name(folder: Path) -> str:
-    """Return the name of the folder's worker.  Prefect allows no slash in it."""
-    return f"{socket.gethostname()}:{folder}".replace("/", "\\")
+    found = api.ask(f"work_pools/{POOL}/workers/filter", limit=200)
+    return {worker["name"] for worker in found if worker["status"] == "ONLINE"}
 
 
 def served_at(folder: Path) -> str | None:
     """Return the URL of the API that a running `vdmctl serve` uses in the folder; None if there is none."""
     holder = holder_of(folder / LOCK)
     return holder.split()[-1] if holder else None
-
-
-class Kept:
-    """A `prefect` command in its own process group, restarted when it dies and stopped by the stack.
-
-    On Linux it also ends when this process is killed.
-    """
-
-    def __init__(self, stack: ExitStack, *arguments: str, when_orphaned: signal.Signals) -> None:
-        """Start the command; `when_orphaned` is the signal that it gets when this process is killed."""
-        self.arguments = arguments
-        self.when_orphaned = when_orphaned
-        self.restarted: float | None = None
-        self.start()
-        stack.callback(self.stop)
-
-    def start(self) -> None:
-        """Start the command's process."""
-        self.started = time.monotonic()
-        self.process = subprocess.Popen(
-            prefect(*self.arguments),
-            start_new_session=True,
-            text=True,
-            preexec_fn=partial(signal_with_parent, self.when_orphaned),
-        )
-
-    def revive(self) -> None:
-        """Restart the command if it died.  Raises UserError (exit 1) if it died within RESTART_SECONDS of a restart."""
-        if self.process.poll() is None:
-            return
-        name = f"prefect {' '.join(self.arguments[:2])}"
-        if self.restarted and time.monotonic() - self.restarted < RESTART_SECONDS:
-            raise UserError(f"`{name}` ended; see its output above", Exit.BUG)
-        print(f"`{name}` ended; starting it again", file=sys.stderr)
-        self.restarted = time.monotonic()
-        self.start()
-
-    def stop(self) -> None:
-        """Stop the process group: SIGINT, or SIGTERM while it still imports, then SIGTERM, then SIGKILL."""
-        first = signal.SIGTERM if time.monotonic() - self.started < IMPORT_SECONDS else signal.SIGINT
-        stop_group(self.process, first, signal.SIGTERM, signal.SIGKILL, seconds=STOP_SECONDS)
 
 
 def wait_for(url: str, server: subprocess.Popen[str]) -> None:

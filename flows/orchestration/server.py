@@ -4,16 +4,24 @@ A web page open in a browser on this machine can send requests to a loopback por
 before any change, and lets no other origin read its answers, which include the token.
 """
 
+import base64
 import ipaddress
+import json
 import os
 import urllib.error
 import urllib.request
-from typing import NamedTuple
+import uuid
+from contextlib import suppress
+from http import HTTPStatus
+from importlib.metadata import version
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 from flows.core.errors import Exit, UserError
 
 LOOPBACK, PORT = "127.0.0.1", 4200
+SECONDS = 3.0
+MOST_BYTES = 10_000
 
 
 class Address(NamedTuple):
@@ -27,7 +35,7 @@ class Address(NamedTuple):
 def find_address(host: str | None, port: int | None) -> Address:
     """Return the address of the server: from host and port if one is given, else from Prefect's settings.
 
-    Raises UserError: exit 5 when Prefect's settings name a server on another machine that does not answer, 2 for a host
+    Raises UserError: see `require_server` when Prefect's settings name a server on another machine; exit 2 for a host
     that other machines can reach when no password is set.
     """
     from prefect.settings import get_current_settings
@@ -36,8 +44,8 @@ def find_address(host: str | None, port: int | None) -> Address:
     given = None if host or port else settings.api.url
     parts = urlsplit(given or f"http://{connected(host or LOOPBACK)}:{port or PORT}/api")
     address = Address(parts.geturl(), host or parts.hostname or LOOPBACK, parts.port or PORT)
-    if given and not is_loopback(address.host) and not answers(given):
-        raise UserError(f"no Prefect server answers at {given}, which is Prefect's api.url", Exit.MISSING)
+    if given and not is_loopback(address.host):
+        require_server(given)
     if host and not is_loopback(host) and not settings.server.api.auth_string:
         raise UserError(
             f"--host {host} lets other machines in; set PREFECT_SERVER_API_AUTH_STRING=USER:PASSWORD, and in other "
@@ -93,10 +101,89 @@ def configure(address: Address) -> None:
     refresh_global_settings_context()
 
 
+class Refused(OSError):
+    """The server answered with an error: its HTTP status, and what it said."""
+
+    def __init__(self, error: urllib.error.HTTPError) -> None:
+        with error:
+            said = error.read(MOST_BYTES).decode(errors="replace")
+        super().__init__(f"{error.code} {error.reason}")
+        self.code, self.said = error.code, said
+
+
+class Api:
+    """The API of a Prefect server, for commands that must not wait for Prefect's import.
+
+    Its methods raise Refused for an answer that is an error, another OSError without an answer, and ValueError for an
+    answer that is not JSON.
+    """
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self.headers = {"Content-Type": "application/json"}
+        if password := os.environ.get("PREFECT_API_AUTH_STRING"):
+            self.headers["Authorization"] = f"Basic {base64.b64encode(password.encode()).decode()}"
+        # The server asks for a token before every POST.
+        client = str(uuid.uuid4())
+        with suppress(Refused):  # a server without this protection
+            token = self.get(f"csrf-token?client={client}")["token"]
+            self.headers |= {"Prefect-Csrf-Client": client, "Prefect-Csrf-Token": token}
+
+    def get(self, path: str) -> Any:
+        """Return the answer to a GET."""
+        return self.send(path, None, "GET")
+
+    def ask(self, path: str, method: str = "POST", **body: Any) -> Any:
+        """Return the answer to a POST, or another method, with this body; None if it is empty."""
+        return self.send(path, json.dumps(body).encode(), method)
+
+    def send(self, path: str, content: bytes | None, method: str) -> Any:
+        """Return the answer to a request."""
+        request = urllib.request.Request(f"{self.url}/{path}", data=content, headers=self.headers, method=method)
+        try:
+            with urllib.request.urlopen(request, timeout=SECONDS) as response:
+                return json.loads(response.read() or b"null")
+        except urllib.error.HTTPError as error:
+            raise Refused(error) from error
+
+
+def require_server(url: str) -> None:
+    """Raise UserError unless a Prefect server of this machine's version answers at the URL and takes the password.
+
+    The exit code is 2 for a wrong password or version, else 5.
+    """
+    try:
+        theirs = str(Api(url).get("admin/version"))
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        unauthorized = getattr(error, "code", None) == HTTPStatus.UNAUTHORIZED
+        raise UserError(f"{url}: {refusal(error)}", Exit.USAGE if unauthorized else Exit.MISSING) from error
+    ours = version("prefect")
+    if theirs.split(".")[:2] != ours.split(".")[:2]:
+        raise UserError(
+            f"the server at {url} is Prefect {theirs}, and this machine has {ours}; "
+            "install one version on both, such as that of requirements.lock",
+            Exit.USAGE,
+        )
+
+
+def refusal(error: Exception) -> str:
+    """Return why a server did not answer as expected, and what to do."""
+    if isinstance(error, Refused):
+        if error.code == HTTPStatus.UNAUTHORIZED:
+            return "the server refuses the password; set PREFECT_API_AUTH_STRING=USER:PASSWORD"
+        if error.code >= HTTPStatus.INTERNAL_SERVER_ERROR:
+            return f"the server fails ({error}); its own output says why, such as a full disk"
+        return f"not a Prefect server, or one of another version ({error})"
+    if isinstance(error, OSError):
+        reason = getattr(error, "reason", error)
+        return f"no Prefect server answers ({reason}); `vdmctl serve` starts one, and PREFECT_API_URL names another"
+    return "something other than a Prefect server answers; correct PREFECT_API_URL"
+
+
 def answers(url: str) -> bool:
     """Whether a Prefect server answers at the URL of its API."""
     try:
-        with urllib.request.urlopen(f"{url}/health", timeout=3):
+        with urllib.request.urlopen(f"{url}/health", timeout=SECONDS):
             return True
     except (OSError, urllib.error.URLError, ValueError):
         return False

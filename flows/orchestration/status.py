@@ -3,13 +3,8 @@
 It must be quick, so it asks the server by HTTP and reads files, and imports neither Prefect nor DVC.
 """
 
-import base64
-import json
 import os
 import tomllib
-import urllib.error
-import urllib.request
-import uuid
 from collections.abc import Iterator
 from contextlib import suppress
 from datetime import datetime
@@ -19,13 +14,12 @@ from typing import Any
 from flows.core import layout
 from flows.core.errors import UserError
 from flows.orchestration.deployments import FLOW, POOL
-from flows.orchestration.server import LOOPBACK, PORT
+from flows.orchestration.server import LOOPBACK, PORT, Api, refusal
 from flows.process.locks import folder_of_devices, held_locks
 from flows.registry.git import git_text
 from flows.registry.versions import MODEL, champion, versions
 
 DEFAULT_URL = f"http://{LOOPBACK}:{PORT}/api"
-SECONDS = 3.0
 UNFINISHED = ["PENDING", "RUNNING", "CANCELLING"]
 Entry = dict[str, Any]
 
@@ -45,9 +39,9 @@ def server(root: Path) -> Entry:
     """Return what the Prefect server says about workers, schedules and runs; without an answer only why."""
     url = address(root)
     try:
-        return {"url": url, "answers": True, **Api(url).loop()}
+        return {"url": url, "answers": True, **loop(Api(url))}
     except (OSError, ValueError, LookupError, TypeError) as error:
-        return {"url": url, "answers": False, "reason": str(getattr(error, "reason", error))}
+        return {"url": url, "answers": False, "reason": refusal(error)}
 
 
 def address(root: Path) -> str:
@@ -62,48 +56,31 @@ def address(root: Path) -> str:
     return holder.split()[-1] if holder else DEFAULT_URL
 
 
-class Api:
-    """The API of a Prefect server.  Its methods raise OSError for a server that does not answer or refuses."""
+def runs(api: Api, *states: str, sort: str, limit: int) -> list[Entry]:
+    """Return runs of the flow in these states."""
+    chosen = {"state": {"type": {"any_": list(states)}}}
+    found: list[Entry] = api.ask("flow_runs/filter", flows=flows(), flow_runs=chosen, sort=sort, limit=limit)
+    return found
 
-    def __init__(self, url: str) -> None:
-        self.url = url
-        self.headers = {"Content-Type": "application/json"}
-        if password := os.environ.get("PREFECT_API_AUTH_STRING"):
-            self.headers["Authorization"] = f"Basic {base64.b64encode(password.encode()).decode()}"
-        # The server asks for a token before every POST.
-        client = str(uuid.uuid4())
-        with suppress(urllib.error.HTTPError):  # a server without this protection
-            token = self.get(f"csrf-token?client={client}")["token"]
-            self.headers |= {"Prefect-Csrf-Client": client, "Prefect-Csrf-Token": token}
 
-    def get(self, path: str, **body: Any) -> Any:
-        """Return the answer to a GET, or with a body to a POST."""
-        content = json.dumps(body).encode() if body else None
-        request = urllib.request.Request(f"{self.url}/{path}", data=content, headers=self.headers)
-        with urllib.request.urlopen(request, timeout=SECONDS) as response:
-            return json.loads(response.read())
-
-    def runs(self, *states: str, sort: str, limit: int) -> list[Entry]:
-        """Return runs of the flow in these states."""
-        state = {"type": {"any_": list(states)}}
-        found: list[Entry] = self.get(
-            "flow_runs/filter", flows=flows(), flow_runs={"state": state}, sort=sort, limit=limit
-        )
-        return found
-
-    def loop(self) -> Entry:
-        """Return workers, schedules and runs."""
-        workers = self.get(f"work_pools/{POOL}/workers/filter", limit=100)
-        deployments = self.get("deployments/filter", flows=flows())
-        planned = self.runs("SCHEDULED", sort="EXPECTED_START_TIME_ASC", limit=100)
-        return {
-            "workers": [{"name": one["name"], "status": one["status"]} for one in workers],
-            "schedules": [schedule(one, each, planned) for one in deployments for each in one["schedules"]],
-            "runs": [
-                {"name": one["name"], "state": one["state_name"], "started": one["start_time"]}
-                for one in self.runs(*UNFINISHED, sort="START_TIME_ASC", limit=100)
-            ],
-        }
+def loop(api: Api) -> Entry:
+    """Return workers, schedules and runs."""
+    workers = api.ask(f"work_pools/{POOL}/workers/filter", limit=100)
+    deployments = api.ask("deployments/filter", flows=flows())
+    planned = runs(api, "SCHEDULED", sort="EXPECTED_START_TIME_ASC", limit=100)
+    return {
+        "workers": [{"name": one["name"], "status": one["status"]} for one in workers],
+        "schedules": [schedule(one, each, planned) for one in deployments for each in one["schedules"]],
+        "runs": [
+            {"name": one["name"], "state": one["state_name"], "started": one["start_time"]}
+            for one in runs(api, *UNFINISHED, sort="START_TIME_ASC", limit=100)
+        ],
+        "late": [
+            {"name": one["name"], "planned": one["expected_start_time"]}
+            for one in planned
+            if one["state_name"] == "Late"
+        ],
+    }
 
 
 def flows() -> Entry:
@@ -199,9 +176,11 @@ def problems(found: Entry) -> Iterator[str]:
     """Yield a line for everything that an operator should look at, and what to do."""
     server = found["server"]
     if not server["answers"]:
-        yield f"no Prefect server answers at {server['url']} ({server['reason']}); `vdmctl serve` starts one"
+        yield f"{server['url']}: {server['reason']}"
     elif not any(worker["status"] == "ONLINE" for worker in server["workers"]):
-        yield f"no worker of the pool {POOL} is online, so no run would start; `vdmctl serve` starts one"
+        yield f"no worker of the pool {POOL} is online, so no run starts; `vdmctl serve` or `vdmctl worker` starts one"
+    for run in server.get("late", []):
+        yield f"run {run['name']}, planned for {run['planned']}, has not started; is a worker of its queue online?"
     if "problem" in found["registry"]:
         yield found["registry"]["problem"]
     elif names := found["registry"]["unpublished"]:

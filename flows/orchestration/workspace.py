@@ -10,7 +10,7 @@ import secrets
 import shutil
 import subprocess
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from io import StringIO
 from pathlib import Path
@@ -27,9 +27,9 @@ from flows.core.errors import Exit, UserError
 from flows.core.params import parse_params
 from flows.process.groups import processes_in
 from flows.process.locks import lock_file
-from flows.registry.git import Tag, contents, git_text
+from flows.registry.git import Tag, contents, digests, git_text
 from flows.registry.lock_file import read_lock
-from flows.registry.storage import cached_at, files, opened
+from flows.registry.storage import cached_at, files, obtain, opened
 from flows.registry.versions import is_decided
 
 RESULTS = (f"refs/heads/{layout.RUN_BRANCHES}", "refs/tags/vdm@*")
@@ -45,13 +45,12 @@ class Workspace(NamedTuple):
 
 
 @contextmanager
-def workspace(root: Path, params: str) -> Iterator[Workspace]:
-    """Make a worktree of the commit that is checked out at `root`, with `params` as its params.yaml.
+def workspace(root: Path, params: str, base: str) -> Iterator[Workspace]:
+    """Make a worktree of the commit `base` of the repository at `root`, with `params` as its params.yaml.
 
     Raises UserError (exit 5) if git cannot make one.
     """
     name = f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
-    base = git_text(root, "rev-parse", "HEAD")
     place = Workspace(root / layout.WORKTREES / name, layout.RUN_BRANCHES + name, root, base)
     place.folder.parent.mkdir(parents=True, exist_ok=True)
     with claimed(place.folder):
@@ -113,19 +112,33 @@ def share_cache(root: Path, folder: Path) -> None:
     config.write()
 
 
-def compose_params(root: Path, preset: str | None, overrides: Mapping[str, Any]) -> str:
-    """Return the params.yaml of a run: the committed file, or a committed preset, with the overrides by dotted key.
+def first_commit(root: Path, *, shared: bool) -> str:
+    """Return the commit from which a run starts: the one that is checked out.
+
+    If machines share versions, it is the commit of the upstream branch where that is newer.
+    """
+    head = git_text(root, "rev-parse", "HEAD")
+    if shared:
+        with suppress(UserError):  # no branch, no upstream, or a branch that has commits of its own
+            upstream = git_text(root, "rev-parse", "--verify", "--quiet", "@{upstream}")
+            git_text(root, "merge-base", "--is-ancestor", head, upstream)
+            return upstream
+    return head
+
+
+def compose_params(root: Path, base: str, preset: str | None, overrides: Mapping[str, Any]) -> str:
+    """Return the params.yaml of a run: that of the commit `base`, or a preset of it, with the overrides by dotted key.
 
     Raises UserError (exit 2) for an invalid file, an unknown preset or key, or an invalid value.
     """
     name = f"{layout.PRESETS}/{preset}.yaml" if preset else layout.PARAMS
-    content = contents(root, [f"HEAD:{name}"])[f"HEAD:{name}"]
+    content = contents(root, [f"{base}:{name}"])[f"{base}:{name}"]
     if content is None:
-        listed = git_text(root, "ls-tree", "--name-only", "HEAD", f"{layout.PRESETS}/").split()
+        listed = git_text(root, "ls-tree", "--name-only", base, f"{layout.PRESETS}/").split()
         known = ", ".join(sorted(Path(path).stem for path in listed))
         missing = f"preset {preset!r}" if preset else name
-        raise UserError(f"no {missing} in the commit that is checked out; presets: {known}", Exit.USAGE)
-    parse_params(content, f"{name} of the commit that is checked out")
+        raise UserError(f"no {missing} in commit {base[:12]}; presets: {known}", Exit.USAGE)
+    parse_params(content, f"{name} of commit {base[:12]}")
     if not overrides:
         return content.decode()
     document = bounded_yaml.load(content)
@@ -143,14 +156,16 @@ def compose_params(root: Path, preset: str | None, overrides: Mapping[str, Any])
     return stream.getvalue()
 
 
-def finished(place: Workspace) -> str | None:
+def finished(place: Workspace, *, shared: bool) -> str | None:
     """Return a commit that already has the results of the workspace's parameters; None if there is none.
 
     The candidates are the commit from which the run starts and the three newest commits with the same parameters.  The
-    results are then checked out in the workspace.
+    results are then checked out in the workspace.  If machines share versions, missing files come from DVC's remote.
     """
     for made in [place.base, *alike(place)[:3]]:
         try:
+            if shared:
+                obtain_outputs(place.root, made)
             require_contained(place.root, made)
             # The reports that DVC does not cache are in git.
             git_text(place.folder, "checkout", "--quiet", made, "--", str(layout.DVC_LOCK), str(layout.REPORTS))
@@ -165,6 +180,14 @@ def finished(place: Workspace) -> str | None:
                 return made
     git_text(place.folder, "restore", f"--source={place.base}", "--staged", "--worktree", ".", ":!params.yaml")
     return None
+
+
+def obtain_outputs(root: Path, commit: str) -> None:
+    """Fetch the outputs of a commit that are not in DVC's cache.  Raises UserError if the remote lacks one."""
+    in_git = set(map(str, layout.IN_GIT))
+    outputs = read_lock(root, Tag(commit[:12], commit, "", "")).outputs
+    with opened(root) as repo:
+        obtain(repo, {path: digest for path, digest in outputs.items() if path not in in_git}, f"{commit[:12]}: ")
 
 
 def require_contained(root: Path, commit: str) -> None:
@@ -187,9 +210,9 @@ def alike(place: Workspace) -> list[str]:
     form = "--format=%(*objectname) %(objectname)"
     listed = git_text(place.root, "for-each-ref", "--sort=-creatordate", form, *RESULTS)
     commits = dict.fromkeys(line.split()[0] for line in listed.splitlines())
-    files = contents(place.root, [f"{commit}:params.yaml" for commit in commits])
-    wanted = (place.folder / layout.PARAMS).read_bytes()
-    return [commit for commit in commits if files[f"{commit}:params.yaml"] == wanted]
+    found = digests(place.root, [f"{commit}:{layout.PARAMS}" for commit in commits])
+    wanted = git_text(place.folder, "hash-object", "--no-filters", str(layout.PARAMS))
+    return [commit for commit in commits if found.get(f"{commit}:{layout.PARAMS}") == wanted]
 
 
 def pending(place: Workspace, made: str) -> bool:

@@ -1,6 +1,7 @@
 """How a process of the project starts, reports, holds locks, and ends.
 
 ending    end a command on an error or a signal
+kept      keep a command running
 lifeline  end a process when the process that waits for its result ends
 locks     lock files, and allow one trainer per device
 progress  show progress bars, on a terminal only

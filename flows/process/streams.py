@@ -67,6 +67,11 @@ def say(text: str) -> None:
     print("\n".join(map(visible, text.split("\n"))))
 
 
+def say_on_stderr(text: str) -> None:
+    """Print lines of text on stderr, with control characters escaped."""
+    print("\n".join(map(visible, text.split("\n"))), file=sys.stderr)
+
+
 def say_json(value: Any) -> None:
     """Print one JSON object on stdout.  Raises OSError, and ValueError for numbers that JSON does not have."""
     say(json.dumps(value, indent=2, allow_nan=False))

@@ -1,4 +1,4 @@
-"""Push files, then commits, then tags to the remotes, so that no tag there points to files that are missing.
+"""Push files and then refs to the remotes, so that no tag there points to files that are missing; fetch them.
 
 Whatever the remotes lack is pushed, so a run also completes the publication that an earlier run left unfinished.
 """
@@ -6,14 +6,13 @@ Whatever the remotes lack is pushed, so a run also completes the publication tha
 from pathlib import Path
 from typing import Any
 
-from dvc.config import NoRemoteError
 from dvc_data.hashfile.hash_info import HashInfo
 
 from flows.core import layout
 from flows.core.errors import Exit, NetworkError, UserError
-from flows.registry.git import Tag, annotated_tags, git_text
+from flows.registry.git import Tag, annotated_tags, git, git_text, locked
 from flows.registry.lock_file import read_lock
-from flows.registry.storage import obtain, opened, quiet
+from flows.registry.storage import obtain, opened, quiet, require_remote
 from flows.registry.versions import MODEL, REFUSALS
 
 AGAIN = "the next run publishes again"
@@ -22,17 +21,46 @@ NOTES = f"refs/notes/{REFUSALS}"
 LIST_SECONDS, PUSH_SECONDS = 60, 900
 
 
+class Taken(UserError):
+    """The remote has tags of these names for other commits, which another machine made first (exit 2)."""
+
+    def __init__(self, message: str, commits: list[str]) -> None:
+        super().__init__(message, Exit.USAGE)
+        self.commits = commits
+
+    def __reduce__(self) -> Any:
+        return type(self), (str(self), self.commits)
+
+
 def publish(root: Path, remote: str = "origin") -> list[str]:
     """Push the model tags that the git remote lacks, with their files, the runs' branches and the notes of refusals.
 
-    Return the names of the tags, branches and notes that were pushed.  Raises UserError (exit 2) without remotes, and
-    NetworkError (exit 5) when a remote does not answer.  Some tags cannot be pushed; after all others are, this raises
-    UserError: exit 2 for a tag whose name the remote has for another commit, 5 for one whose files are lost.
+    The refs are pushed at once: either the remote takes all of them, or none.  Return the names of the tags, branches
+    and notes that were pushed.
+
+    Raises UserError (exit 2) without remotes, and NetworkError (exit 5) when a remote does not answer.  Some tags
+    cannot be pushed; after all others are, this raises Taken for a tag whose name the remote has for another commit,
+    and UserError (exit 5) for one whose files are lost.
     """
+    require_origin(root, remote)
+    while True:
+        there = remote_refs(root, remote)
+        try:
+            return push_missing(root, remote, there)
+        except NetworkError:
+            if remote_refs(root, remote) == there:  # else another machine has published meanwhile
+                raise
+
+
+def require_origin(root: Path, remote: str) -> None:
+    """Raise UserError (exit 2) unless git has the remote."""
     if remote not in git_text(root, "remote").split():
         raise UserError(f"publish: no git remote {remote}; `git remote add {remote} URL`", Exit.USAGE)
+
+
+def push_missing(root: Path, remote: str, there: dict[str, str]) -> list[str]:
+    """Push what the remote, which has the refs `there`, lacks; see `publish`."""
     here = [*annotated_tags(root, f"{MODEL}@"), *annotated_tags(root, f"{MODEL}#")]  # versions before champions
-    there = remote_refs(root, remote)
     tagged = {name.removeprefix("refs/tags/"): digest for name, digest in there.items()}
     taken = {tag.name: tag.commit for tag in here if tagged.get(tag.name, tag.commit) != tag.commit}
     tags = [tag for tag in here if tag.name not in tagged and tag.commit not in taken.values()]
@@ -46,15 +74,49 @@ def publish(root: Path, remote: str = "origin") -> list[str]:
     }
     mine = local_refs(root)
     pushed = [name for name, ref in refs.items() if ref in mine and there.get(ref) != mine[ref]]
-    for name in pushed:
-        push(root, remote, refs[name])
-    for name in taken:
+    if pushed:
+        push(root, remote, [refs[name] for name in pushed])
+    if taken:
+        name = next(iter(taken))
         renumber = f"`git tag -d {name} && git fetch --tags {remote}`, and the next run gives it another number"
         problem = f"{name} is not published: {remote} has another commit by that name"
-        raise UserError(f"publish: {problem}; {renumber}", Exit.USAGE)
+        raise Taken(f"publish: {problem}; {renumber}", list(taken.values()))
     for name, reason in lost.items():
         raise UserError(f"publish: {name} is not published: {reason}", Exit.MISSING)
     return pushed
+
+
+def fetch_versions(root: Path, remote: str = "origin") -> list[str]:
+    """Fetch the remote's branches, and the versions, champions and notes that this repository lacks; return their tags.
+
+    A tag that differs here and there stays as it is.  Raises UserError (exit 2) without the remote, NetworkError
+    (exit 5) when it does not answer.
+    """
+    require_origin(root, remote)
+    there, mine = remote_refs(root, remote), local_refs(root)
+    missing = sorted(name for name in there if name.startswith(f"refs/tags/{MODEL}") and name not in mine)
+    wanted = "\n".join(f"{name}:{name}" for name in missing)
+    heads = f"+refs/heads/*:refs/remotes/{remote}/*"
+    command = ["fetch", "--quiet", "--no-tags", "--stdin", remote, heads]
+    try:
+        git(root, *command, stdin=wanted.encode(), seconds=PUSH_SECONDS)
+    except UserError as error:
+        raise NetworkError(f"fetch: {error}") from error
+    if NOTES in there:
+        merge_notes(root, remote)
+    return [name.removeprefix("refs/tags/") for name in missing]
+
+
+def withdraw(root: Path, commit: str) -> None:
+    """Remove the tags of a commit's version and champion and the note of its refusal, none of which is published.
+
+    The commit stays on its run's branch, so that it can become a version again.  Raises UserError.
+    """
+    with locked(root):
+        for tag in annotated_tags(root, MODEL):
+            if tag.commit == commit:
+                git(root, "tag", "--delete", tag.name)
+        git(root, "notes", f"--ref={REFUSALS}", "remove", "--ignore-missing", commit)
 
 
 def merge_notes(root: Path, remote: str) -> None:
@@ -86,12 +148,9 @@ def push_bytes(root: Path, tags: list[Tag]) -> dict[str, str]:
 
     Raises UserError (exit 2) without a DVC remote, NetworkError (exit 5) when it does not answer.
     """
+    require_remote(root)
     lost = {}
     with opened(root) as repo, quiet("dvc", "dvc_data", "dvc_objects"):
-        try:
-            repo.cloud.get_remote()
-        except NoRemoteError as error:
-            raise UserError("publish: no DVC remote; `dvc remote add --default NAME URL`", Exit.USAGE) from error
         for tag in tags:
             try:
                 upload(repo, bytes_of(repo, root, tag))
@@ -132,9 +191,9 @@ def remote_refs(root: Path, remote: str) -> dict[str, str]:
     return {name.removesuffix("^{}"): digest for digest, name in pairs}
 
 
-def push(root: Path, remote: str, refspec: str) -> None:
-    """Push a ref to the git remote.  Raises NetworkError (exit 5)."""
+def push(root: Path, remote: str, refs: list[str]) -> None:
+    """Push refs to the git remote, all or none.  Raises NetworkError (exit 5)."""
     try:
-        git_text(root, "push", "--quiet", remote, refspec, seconds=PUSH_SECONDS)
+        git_text(root, "push", "--quiet", "--atomic", remote, *refs, seconds=PUSH_SECONDS)
     except UserError as error:
         raise NetworkError(f"publish: {error}; {AGAIN}") from error

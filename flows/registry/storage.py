@@ -210,6 +210,16 @@ def quiet(*names: str) -> Iterator[None]:
             logger.setLevel(level)
 
 
+def require_remote(root: Path) -> None:
+    """Raise UserError (exit 2) unless DVC has a default remote."""
+    with opened(root) as repo:
+        try:
+            repo.cloud.get_remote()
+        except NoRemoteError as error:
+            advice = "`dvc remote add --default NAME URL`"
+            raise UserError(f"{root.absolute()}: no DVC remote; {advice}", Exit.USAGE) from error
+
+
 def opened(root: Path) -> Any:
     """Return DVC's repository at `root`, a context manager.  Raises UserError (exit 5)."""
     try:

@@ -131,12 +131,14 @@ def build(
 
 
 def restore(trainer: Trainer, run: Run) -> None:
-    """Continue from the newest state of the run, if there is one."""
+    """Continue from the newest state of the run, if there is one; log which."""
     with agreement():
         state = run.newest(trainer.state().keys()) if is_first() else None
     if state := from_first(state):
         resume(trainer, state, run.folder)
         log.info("continuing from step %d of %d", trainer.done, trainer.settings.steps)
+    else:
+        log.info("no saved state of these parameters, data and code in %s; from the first step", run.folder.parent)
 
 
 def resume(trainer: Trainer, state: dict[str, Any], folder: Path) -> None:

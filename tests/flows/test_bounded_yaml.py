@@ -114,4 +114,4 @@ def test_a_bomb_in_a_committed_preset_gives_an_error_of_one_line(tmp_path: Path)
     for command in (["init", "--quiet"], ["add", "--all"], [*identity, "commit", "--quiet", "--message=Bomb"]):
         subprocess.run(["git", *command], cwd=tmp_path, check=True)
     with pytest.raises(UserError, match="not YAML: line 5: more than 20,000 values"):
-        compose_params(tmp_path, None, {"train.steps": 1})
+        compose_params(tmp_path, "HEAD", None, {"train.steps": 1})

@@ -1,7 +1,6 @@
 """What stops `vdmctl serve` from starting, and what it survives; test_flow.py tests the loop itself."""
 
 import http
-import json
 import os
 import re
 import signal
@@ -11,7 +10,6 @@ import sys
 import urllib.error
 import urllib.request
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -48,7 +46,8 @@ def test_a_server_elsewhere_that_does_not_answer(how: str, tmp_path: Path) -> No
         (tmp_path / "profiles.toml").write_text(f'active = "team"\n[profiles.team]\nPREFECT_API_URL = "{url}"\n')
     result = serve(tmp_path, **({"PREFECT_API_URL": url} if how == "environment" else {}))
     assert result.returncode == Exit.MISSING, result.stderr
-    assert result.stderr == f"vdmctl: no Prefect server answers at {url}, which is Prefect's api.url\n"
+    (line,) = result.stderr.splitlines()
+    assert line.startswith(f"vdmctl: {url}: no Prefect server answers (")
 
 
 def test_a_port_that_something_else_has(tmp_path: Path) -> None:
@@ -109,7 +108,7 @@ def test_serving_again_keeps_what_the_operator_set(plant: Plant) -> None:
     log = plant.log.read_text()
     assert re.search(r"train-vdm/weekly: 0 3 \* \* 0 UTC: on, next run 20\d\d-\d\d-\d\d 03:00 UTC\n", log)
     assert re.search(r"train-vdm/train-vdm: 5 4 1 1 \* UTC: on, next run 20\d\d-01-01 04:05 UTC\n", log)
-    schedules = {one["deployment"]: one for one in status(plant)["server"]["schedules"]}
+    schedules = {one["deployment"]: one for one in plant.status()["server"]["schedules"]}
     weekly_schedule = schedules["train-vdm/weekly"]
     assert (weekly_schedule["when"], weekly_schedule["active"]) == ("0 3 * * 0", True)
     after = plant.api("deployments/name/train-vdm/train-vdm")
@@ -119,19 +118,11 @@ def test_serving_again_keeps_what_the_operator_set(plant: Plant) -> None:
         assert plant.run("deployment", "schedule", "clear", name, "--accept-yes").returncode == 0
 
 
-def status(plant: Plant) -> dict[str, Any]:
-    """Return what `vdmctl status` prints."""
-    command = [sys.executable, "-m", "flows.cli", "status", "--json"]
-    done = subprocess.run(command, cwd=plant.project.folder, env=plant.environment, capture_output=True, text=True)
-    assert done.returncode == (Exit.MISSING if json.loads(done.stdout)["problems"] else Exit.DONE), done.stderr
-    return json.loads(done.stdout)  # type: ignore[no-any-return]
-
-
 def test_the_status_names_the_run_its_device_and_its_worktree(plant: Plant) -> None:
     """A loop with a server and a worker has no problem."""
-    wait_until(lambda: not status(plant)["problems"], 60, plant.log)
+    wait_until(lambda: not plant.status()["problems"], 60, plant.log)
     run = train(plant, seed=9)
-    found = status(plant)
+    found = plant.status()
     assert found["server"]["url"] == plant.url
     assert [one["name"] for one in found["server"]["runs"]] == [plant.read(run)["name"]]
     assert [worker["status"] for worker in found["server"]["workers"]] == ["ONLINE"]

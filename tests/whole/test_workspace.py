@@ -11,7 +11,7 @@ from flows.orchestration.workspace import compose_params, finished, workspace
 # The versions are trained when the first test asks for them.
 pytestmark = pytest.mark.timeout(900)
 
-COMMITTED = "params.yaml of the commit that is checked out"
+COMMITTED = "params.yaml of commit HEAD"
 
 
 @pytest.mark.parametrize(
@@ -26,7 +26,7 @@ COMMITTED = "params.yaml of the commit that is checked out"
 )
 def test_an_override_is_checked(overrides: dict[str, Any], message: str, registry: Project) -> None:
     with pytest.raises(UserError, match=message) as raised:
-        compose_params(registry.folder, None, overrides)
+        compose_params(registry.folder, "HEAD", None, overrides)
     assert raised.value.code is Exit.USAGE
 
 
@@ -42,25 +42,25 @@ def test_the_committed_file_is_checked(
     overrides: dict[str, Any], old: str, new: str, message: str, copied: Project
 ) -> None:
     copied.edit("params.yaml", **{old: new})
-    compose_params(copied.folder, None, overrides)  # a run ignores what is not committed
+    compose_params(copied.folder, "HEAD", None, overrides)  # a run ignores what is not committed
     copied.git("commit", "--quiet", "--all", "--message=Wrong")
     with pytest.raises(UserError, match=message) as raised:
-        compose_params(copied.folder, None, overrides)
+        compose_params(copied.folder, "HEAD", None, overrides)
     assert raised.value.code is Exit.USAGE
 
 
 def test_an_unknown_preset(registry: Project) -> None:
-    known = "no preset 'digit' in the commit that is checked out; presets: cifar10, cifar10_aug"
+    known = "no preset 'digit' in commit HEAD; presets: cifar10, cifar10_aug"
     with pytest.raises(UserError, match=known) as raised:
-        compose_params(registry.folder, "digit", {})
+        compose_params(registry.folder, "HEAD", "digit", {})
     assert raised.value.code is Exit.USAGE
 
 
 def test_a_commit_without_parameters(copied: Project) -> None:
     copied.git("rm", "--quiet", "params.yaml")
     copied.git("commit", "--quiet", "--message=None")
-    with pytest.raises(UserError, match=r"no params.yaml in the commit that is checked out; presets: .*digits"):
-        compose_params(copied.folder, None, {})
+    with pytest.raises(UserError, match=r"no params.yaml in commit HEAD; presets: .*digits"):
+        compose_params(copied.folder, "HEAD", None, {})
 
 
 def test_results_are_found_however_many_runs_came_since(copied: Project) -> None:
@@ -69,16 +69,16 @@ def test_results_are_found_however_many_runs_came_since(copied: Project) -> None
     first = copied.git("rev-parse", "vdm@v1.0.0^{commit}").strip()
     for number in range(9):
         copied.git("branch", f"runs/{number}", "HEAD~1")
-    with workspace(root, copied.git("show", f"{first}:params.yaml")) as place:
-        assert finished(place) == first
-    with workspace(root, compose_params(root, None, {"train.seed": 9})) as place:
-        assert finished(place) is None
+    with workspace(root, copied.git("show", f"{first}:params.yaml"), "HEAD") as place:
+        assert finished(place, shared=False) == first
+    with workspace(root, compose_params(root, "HEAD", None, {"train.seed": 9}), "HEAD") as place:
+        assert finished(place, shared=False) is None
         assert copied.run("git", "-C", str(place.folder), "status", "--porcelain").stdout == " M params.yaml\n"
 
 
 def test_results_of_other_code_are_not_used(copied: Project) -> None:
     copied.edit("flows/stages/sample.py", **{'"""': '"""Other code. '})
     copied.git("commit", "--quiet", "--all", "--message=Other code")
-    with workspace(copied.folder, compose_params(copied.folder, None, {})) as place:
-        assert finished(place) is None
+    with workspace(copied.folder, compose_params(copied.folder, "HEAD", None, {}), "HEAD") as place:
+        assert finished(place, shared=False) is None
         assert copied.run("git", "-C", str(place.folder), "status", "--porcelain").stdout == ""

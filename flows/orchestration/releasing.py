@@ -1,0 +1,159 @@
+"""Make the commit of a run a version, promote it if it is better than the champion, and publish it.
+
+Machines that share versions settle their numbers at the git remote: whoever publishes a number first keeps it.  The
+other one takes the next number, and its model is compared with the champion of that moment.
+"""
+
+from pathlib import Path
+from typing import Any, NamedTuple, cast
+
+from prefect import State, get_run_logger, task
+from prefect.cache_policies import NO_CACHE
+from prefect.states import Failed
+
+from flows.core import layout
+from flows.core.documents import read
+from flows.core.errors import Exit, NetworkError, UserError
+from flows.orchestration import artifacts
+from flows.orchestration.announcing import Outcome, announce
+from flows.orchestration.streaming import stream
+from flows.orchestration.workspace import Workspace, branch_of, workspace
+from flows.registry import publishing
+from flows.registry import versions as registry
+from flows.registry.evidence import Evidence
+from flows.registry.git import git_text
+from flows.registry.versions import Version
+
+
+class Release(NamedTuple):
+    """A version, the branch of its run, and the evidence of the decision about it."""
+
+    version: Version
+    branch: str
+    evidence: Evidence
+
+    def __str__(self) -> str:
+        tag, reason = self.evidence.tag, self.evidence.reason
+        done = f"promoted as {tag}" if tag else "not promoted"
+        return f"{self.version.name}, commit {self.version.commit[:12]} on branch {self.branch}, {done}: {reason}"
+
+
+def is_network(task: Any, run: Any, state: State[Any]) -> bool:
+    """Whether the task failed because of the network, so that a retry may help."""
+    return isinstance(state.result(raise_on_failure=False), NetworkError)
+
+
+RETRY: dict[str, Any] = {"retries": 2, "retry_condition_fn": is_network}
+
+
+@task(
+    name="promote",
+    task_run_name="promote",
+    cache_policy=NO_CACHE,
+    timeout_seconds=3600 * 48,
+    **RETRY,
+    retry_delay_seconds=[10, 60],
+)
+def promote(version: str, folder: Path, kept: Path) -> State[Evidence] | Evidence:
+    """Run `vdmctl promote VERSION` with the run's code; return the evidence.  A failed state carries UserError."""
+    file = folder / layout.EVIDENCE
+    try:
+        stream(["flows.cli", "promote", version, "--json"], folder, stdout=file)
+    except UserError as error:
+        if error.code is not Exit.NOT_PROMOTED:
+            problem = f"{version} is registered, but was not compared with the champion"
+            message = f"{problem}: {error}; the next run tries again"
+            return Failed(message=message, data=type(error)(message, error.code))
+    evidence = read(Evidence, file)
+    artifacts.show_evidence(file, kept)
+    get_run_logger().info("%s: %s; the evidence: `vdmctl lineage %s`", evidence.decision, evidence.reason, version)
+    return evidence
+
+
+@task(
+    name="publish",
+    task_run_name="publish",
+    cache_policy=NO_CACHE,
+    timeout_seconds=3600 * 6,
+    **RETRY,
+    retry_delay_seconds=[2, 10],
+)
+def publish_versions(root: Path, made: str | None) -> State[None] | bool:
+    """Push what the remotes lack; return False, after withdrawing it, if the number of the version `made` is taken.
+
+    A failed state carries UserError.
+    """
+    logger = get_run_logger()
+    try:
+        published = publishing.publish(root)
+        logger.info("published %s", ", ".join(published) or "nothing: the remotes have everything")
+    except publishing.Taken as error:
+        if made not in error.commits:
+            return Failed(message=str(error), data=error)
+        logger.warning("another machine published a version of this number first; taking the next number")
+        publishing.withdraw(root, made)
+        return False
+    except UserError as error:
+        return Failed(message=str(error), data=error)
+    return True
+
+
+@task(
+    name="fetch",
+    task_run_name="fetch",
+    cache_policy=NO_CACHE,
+    timeout_seconds=3600 * 6,
+    **RETRY,
+    retry_delay_seconds=[2, 10],
+)
+def fetch_versions(root: Path) -> State[None] | None:
+    """Fetch the branches, versions and champions of other machines.  A failed state carries UserError."""
+    try:
+        fetched = publishing.fetch_versions(root)
+        get_run_logger().info("fetched %s", ", ".join(fetched) or "no new versions")
+    except UserError as error:
+        return Failed(message=str(error), data=error)
+    return None
+
+
+def release(place: Workspace, made: str) -> Release:
+    """Make a commit a version, and the champion if it is better."""
+    known = [version for version in registry.versions(place.root) if version.commit == made]
+    subject = git_text(place.root, "log", "-1", "--format=%s", made)
+    version = known[-1] if known else registry.add_version(place.root, made, subject)
+    before = registry.champion(place.root)
+    evidence = cast(Evidence, promote(version.name, place.folder, kept(place), return_state=True).result())
+    compared = [version, before] if before else [version]
+    artifacts.show_metrics({each.name: each.metrics for each in compared}, evidence)
+    return Release(version, branch_of(place, made), evidence)
+
+
+def conclude(root: Path, outcome: Release | str, *, publish: bool) -> str:
+    """Publish, if asked, and announce what became of the run's model; return the outcome in one line.
+
+    Raises UserError if it cannot be published.
+    """
+    try:
+        while publish:
+            made = outcome.version.commit if isinstance(outcome, Release) else None
+            if publish_versions(root, made, return_state=True).result():
+                break
+            outcome = release_again(root, cast(str, made))
+    finally:
+        if isinstance(outcome, Release):
+            decision: Outcome = "promoted" if outcome.evidence.tag else "refused"
+            version = outcome.version
+            announce(decision, outcome.evidence.reason, model=version.name, bpd=version.metrics.bpd)
+    return str(outcome)
+
+
+def release_again(root: Path, made: str) -> Release:
+    """Make a withdrawn commit a version after those of other machines, and compare it with the champion anew."""
+    fetch_versions(root, return_state=True).result()
+    with workspace(root, git_text(root, "show", f"{made}:{layout.PARAMS}") + "\n", made) as place:
+        return release(place, made)
+
+
+def kept(place: Workspace) -> Path:
+    """Return the folder of what Prefect's UI links to, which stays when the run's worktree is removed."""
+    return place.root / layout.SHOWN / place.folder.name

@@ -1,0 +1,140 @@
+"""Run a worker: `vdmctl worker`, and the one that `vdmctl serve` starts beside its server.
+
+A worker runs the code of its own folder: the deployments name no folder, and every worker gives its own in VDM_PROJECT.
+Workers of `vdmctl worker` share only the server and the remotes of git and DVC.  They set VDM_SHARE, so that their runs
+start from what the remotes have, and publish what they make.
+"""
+
+import os
+import signal
+import socket
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+
+from flows.core import layout
+from flows.core.errors import Exit, UserError
+from flows.orchestration.deployments import POOL, PROJECT, prefect
+from flows.orchestration.engines import stop_engines
+from flows.orchestration.server import Api, configure, find_address, refusal, require_server
+from flows.process.kept import STOP_SECONDS, Kept
+from flows.process.lifeline import hold_what_starts
+from flows.process.locks import lock_file
+from flows.process.streams import say_on_stderr
+from flows.registry.git import git_text
+from flows.registry.storage import require_remote
+
+LOCK = layout.SERVE_LOCK
+SHARED = "shared "
+DEFAULT, GPU, CPU = "default", "gpu", "cpu"
+LOOK_SECONDS = 10.0
+# Present if the driver of an NVIDIA card is loaded.
+DRIVER = Path("/proc/driver/nvidia/version")
+
+
+def work(queues: list[str] | None) -> None:
+    """Run a worker that shares versions through the remotes, until SIGINT or SIGTERM.
+
+    Raises UserError: exit 2 outside a project's folder or without a remote of git or DVC, 6 if a worker runs in the
+    folder already; see `require_server` and `require_pool`.
+    """
+    require_project()
+    address = find_address(None, None)
+    require_server(address.url)
+    require_pool(Api(address.url))
+    require_remotes(Path.cwd())
+    configure(address)
+    os.environ["VDM_SHARE"] = "1"
+    stop_on_signals()
+    with ExitStack() as stack:
+        stack.enter_context(alone(address.url))
+        # A run that finds every device busy waits at the server for another worker.
+        kept = start_worker(stack, address.url, SHARED + worker_name(Path.cwd()), queues, "--limit", "1")
+        say_on_stderr(f"working for {address.url}, queues {', '.join(queues or fitting())}")
+        keep_alive([kept])
+
+
+def require_project() -> None:
+    """Raise UserError (exit 2) unless the working directory is a project's folder."""
+    if not PROJECT.is_file():
+        raise UserError(f"{Path.cwd()} has no {PROJECT}; change to the project's folder", Exit.USAGE)
+
+
+def require_pool(api: Api) -> None:
+    """Raise UserError (exit 5) unless the server has a work pool for processes, which `vdmctl serve` creates."""
+    try:
+        kind = api.get(f"work_pools/{POOL}")["type"]
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        missing = f"it has no work pool {POOL}; run `vdmctl serve` on the server's machine"
+        reason = missing if getattr(error, "code", None) == 404 else refusal(error)
+        raise UserError(f"{api.url}: {reason}", Exit.MISSING) from error
+    if kind != "process":
+        advice = f"`prefect work-pool delete {POOL}`, and `vdmctl serve` creates the right one"
+        raise UserError(f"{api.url}: the work pool {POOL} is of type {kind}, not process; {advice}", Exit.USAGE)
+
+
+def require_remotes(root: Path) -> None:
+    """Raise UserError (exit 2) unless git has a remote `origin`, and DVC a default remote."""
+    if "origin" not in git_text(root, "remote").split():
+        raise UserError(f"{root}: workers share versions by git, `git remote add origin URL`", Exit.USAGE)
+    require_remote(root)
+
+
+@contextmanager
+def alone(url: str) -> Iterator[None]:
+    """Hold the folder's lock.  Raises UserError (exit 6) when `vdmctl serve` or another worker holds it."""
+    LOCK.parent.mkdir(exist_ok=True)
+    with lock_file(LOCK, f"{os.getpid()} {url}") as other:
+        if other is not None:
+            raise UserError(f"process {other.split()[0]} serves {Path.cwd()} already; stop it first", Exit.BUSY)
+        yield
+
+
+def start_worker(stack: ExitStack, url: str, name: str, queues: list[str] | None, *more: str) -> Kept:
+    """Start a worker of the folder, which the stack stops after its runs; return it."""
+    os.environ["VDM_PROJECT"] = str(Path.cwd())
+    taken = [f"--work-queue={queue}" for queue in queues or fitting()]
+    command = prefect("worker", "start", "--pool", POOL, "--name", name, *taken, *more)
+    # SIGTERM would only make the worker wait for its runs.  They end when it does; see flows.train_vdm.
+    kept = Kept(stack, "prefect worker start", command, when_orphaned=signal.SIGKILL)
+    # The stack stops the runs first.  They stop their trainer, which saves its state.
+    stack.callback(stop_engines, url, Path.cwd(), STOP_SECONDS)
+    return kept
+
+
+def fitting() -> list[str]:
+    """Return the queues that this machine serves: the default one, and that of its hardware."""
+    return [DEFAULT, GPU if DRIVER.exists() else CPU]
+
+
+def worker_name(folder: Path) -> str:
+    """Return the name of the folder's worker.  Prefect allows no slash in it."""
+    return f"{socket.gethostname()}:{folder}".replace("/", "\\")
+
+
+def stop_on_signals() -> None:
+    """Raise KeyboardInterrupt on SIGINT and SIGTERM, and let what this process starts end with it.
+
+    A shell starts background jobs, and so their children, with SIGINT ignored.
+    """
+    hold_what_starts()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)
+
+
+def keep_alive(kept: list[Kept], look: Callable[[], None] = lambda: None) -> None:
+    """Start again what dies, and call `look` every LOOK_SECONDS, until SIGINT or SIGTERM.
+
+    Raises UserError (exit 1); see `Kept.revive`.
+    """
+    looked = 0.0
+    with suppress(KeyboardInterrupt):
+        while True:
+            for each in kept:
+                each.revive()
+            if time.monotonic() - looked > LOOK_SECONDS:
+                look()
+                looked = time.monotonic()
+            time.sleep(0.5)
+    say_on_stderr("stopping")

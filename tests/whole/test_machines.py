@@ -1,0 +1,241 @@
+"""Test workers on other machines, each in its own network namespace and clone; a bridge leads to the server.
+
+They share the server, a git remote and a DVC remote, and nothing else.
+"""
+
+import base64
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from threading import Thread
+
+import pytest
+from plant import LONG, Plant, killed, wait_until
+from project import Project
+
+BRIDGE = f"v{os.getpid()}b"
+ADDRESS = "10.213.0.{}"
+PASSWORD = "operator:secret"
+# Let two pushes of the same tag meet: the first waits for the second, at most a minute.
+MEET = """#!/bin/sh
+case "$1" in refs/tags/vdm@*)
+    mkdir -p meeting; touch meeting/$$
+    for _ in $(seq 600); do [ $(ls meeting | wc -l) -ge 2 ] && exit 0; sleep 0.1; done;;
+esac
+"""
+# What docs/operations.md says.
+BLOCK = """
+import sys
+from prefect.blocks.notifications import CustomWebhookNotificationBlock as Block
+Block(name="vdm", url=sys.argv[1], json_data={"text": "{{subject}}: {{body}}"}).save("vdm")
+"""
+
+
+class Machine:
+    """A clone in a network namespace, in which `vdmctl worker` can run."""
+
+    def __init__(self, plant: Plant, number: int) -> None:
+        self.name = f"vdm{os.getpid()}-{number}"
+        self.folder = plant.remote.parent / self.name
+        self.plant = plant
+        self.process: subprocess.Popen[bytes] | None = None
+        self.log = self.folder.with_suffix(".log")
+        plant.project.git("clone", "--quiet", "--branch=main", str(plant.remote), str(self.folder))
+        host, guest = f"v{os.getpid()}h{number}", f"v{os.getpid()}g{number}"
+        ip("netns", "add", self.name)
+        ip("link", "add", host, "type", "veth", "peer", "name", guest, "netns", self.name)
+        ip("link", "set", host, "master", BRIDGE, "up")
+        for command in (
+            ["addr", "add", f"{ADDRESS.format(number + 1)}/24", "dev", guest],
+            ["link", "set", guest, "up"],
+            ["link", "set", "lo", "up"],
+        ):
+            ip("-n", self.name, *command)
+
+    def work(self, **environment: str) -> subprocess.Popen[bytes]:
+        """Start `vdmctl worker`."""
+        own = {
+            "PREFECT_API_URL": self.plant.url,
+            "PREFECT_API_AUTH_STRING": PASSWORD,
+            "PREFECT_HOME": str(self.folder.with_suffix(".prefect")),
+            "VDM_LOCK_DIR": str(self.folder / ".vdm/locks"),
+        }
+        with self.log.open("wb") as log:
+            return subprocess.Popen(
+                ["ip", "netns", "exec", self.name, sys.executable, "-m", "flows.cli", "worker"],
+                cwd=self.folder,
+                env=self.plant.environment | own | environment,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+            )
+
+    def start(self) -> None:
+        """Start `vdmctl worker`, and wait until it looks for runs."""
+        process = self.process = self.work()
+        wait_until(lambda: "started!" in self.log.read_text() or process.poll() is not None, 120, self.log)
+        assert process.poll() is None, self.log.read_text()
+
+    def refuses(self, **environment: str) -> str:
+        """Return the only line that `vdmctl worker` prints before it ends with an error."""
+        code = self.work(**environment).wait(60)
+        (line,) = self.log.read_text().splitlines()
+        return f"{code} {line}"
+
+    def switch_off(self) -> None:
+        """Kill every process of the machine."""
+        killed(*map(int, ip("netns", "pids", self.name).split()))
+        if self.process:
+            self.process.wait()
+
+    def states(self) -> list[Path]:
+        """Return the saved training states."""
+        return list((self.folder / ".vdm/runs").glob("*/*.state"))
+
+
+def ip(*arguments: str) -> str:
+    return subprocess.run(["ip", *arguments], check=True, capture_output=True, text=True).stdout
+
+
+@pytest.fixture(scope="module")
+def plant(registry: Project, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Plant]:
+    """Return a server without a worker, whose project has three versions that are published."""
+    if not shutil.which("ip") or subprocess.run(["unshare", "--net", "true"], capture_output=True).returncode != 0:
+        pytest.skip("this user cannot make network namespaces")
+    folder = tmp_path_factory.mktemp("machines")
+    plant = Plant(
+        folder,
+        registry.copy(folder / "project"),
+        PREFECT_SERVER_API_AUTH_STRING=PASSWORD,
+        PREFECT_API_AUTH_STRING=PASSWORD,
+    )
+    plant.project.edit("automations.yaml", **{"within: 600": "within: 10"})
+    plant.project.git("push", "--quiet", "--set-upstream", "origin", "main", "--tags")
+    assert plant.project.dvc("push", "--all-tags").returncode == 0
+    plant.authorization["Authorization"] = f"Basic {base64.b64encode(PASSWORD.encode()).decode()}"
+    ip("link", "add", BRIDGE, "type", "bridge")
+    try:
+        ip("addr", "add", f"{ADDRESS.format(1)}/24", "dev", BRIDGE)
+        ip("link", "set", BRIDGE, "up")
+        plant.url = f"http://{ADDRESS.format(1)}:{plant.port}/api"
+        plant.serve("--no-worker", "--host", ADDRESS.format(1))
+        yield plant
+    finally:
+        plant.stop()
+        ip("link", "delete", BRIDGE)
+
+
+@pytest.fixture(scope="module")
+def machines(plant: Plant) -> Iterator[list[Machine]]:
+    """Return two machines, on which nothing runs yet."""
+    made: list[Machine] = []
+    try:
+        made += [Machine(plant, 1), Machine(plant, 2)]
+        yield made
+    finally:
+        for machine in made:
+            machine.switch_off()
+            ip("netns", "delete", machine.name)
+
+
+def test_what_a_worker_cannot_work_with_is_one_line(machines: list[Machine]) -> None:
+    machine = machines[0]
+    wrong = f"http://{ADDRESS.format(9)}:4200/api"
+    assert f"5 vdmctl: {wrong}: no Prefect server answers (" in machine.refuses(PREFECT_API_URL=wrong)
+    refused = machine.refuses(PREFECT_API_AUTH_STRING="operator:guess")
+    assert refused.endswith("the server refuses the password; set PREFECT_API_AUTH_STRING=USER:PASSWORD")
+    assert refused.startswith("2 ")
+
+
+@pytest.fixture(scope="module")
+def messages(plant: Plant) -> Iterator[list[str]]:
+    """Return the messages that a webhook receives, whose block is made while the server runs."""
+    received: list[str] = []
+
+    class Receiver(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            received.append(json.loads(self.rfile.read(int(self.headers["Content-Length"])))["text"])
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Receiver) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}"
+        environment = plant.environment | {"PREFECT_API_URL": plant.url}
+        made = subprocess.run([sys.executable, "-c", BLOCK, url], env=environment)
+        assert made.returncode == 0
+        yield received
+        server.shutdown()
+
+
+def test_someone_is_told_that_a_planned_run_did_not_start(plant: Plant, messages: list[str]) -> None:
+    wait_until(lambda: "late run by webhook: on" in plant.log.read_text(), 60, plant.log)
+    run = plant.retrain()
+    wait_until(lambda: len(messages) > 0, 120, plant.log)
+    assert messages[0].startswith(
+        f"vdm: a planned run has not started: {plant.read(run)['name']} of train-vdm is late; "
+    )
+    late = f"run {plant.read(run)['name']}, planned for "
+    assert any(problem.startswith(late) for problem in plant.status()["problems"])
+    plant.api(f"flow_runs/{run}/set_state", state={"type": "CANCELLED"}, force=True)
+
+
+def test_the_deployments_name_no_folder(plant: Plant) -> None:
+    for name in ("train-vdm", "weekly"):
+        assert str(plant.project.folder) not in json.dumps(plant.api(f"deployments/name/train-vdm/{name}"))
+
+
+def test_another_machine_takes_over_from_one_that_is_switched_off(plant: Plant, machines: list[Machine]) -> None:
+    """It starts from the first step, or continues where the saved states are on a shared file system."""
+    first, second = machines
+    first.start()
+    plant.retrain(overrides=LONG)
+    wait_until(lambda: len(first.states()) > 0, 240, first.log)
+    first.switch_off()
+    second.start()
+    run = plant.retrain_by("weekly", overrides=LONG)
+    wait_until(lambda: any("step 100:" in line for line in plant.lines(run)), 240, second.log, every=0.5)
+    assert any("no saved state of these parameters" in line for line in plant.lines(run))
+    plant.cancel(run)
+    shutil.rmtree(second.folder / ".vdm/runs")
+    (second.folder / ".vdm/runs").symlink_to(first.folder / ".vdm/runs")
+    run = plant.retrain_by("weekly", overrides=LONG)
+    wait_until(lambda: any("continuing from step" in line for line in plant.lines(run)), 240, second.log, every=0.5)
+    plant.cancel(run)
+    (second.folder / ".vdm/runs").unlink()
+
+
+def test_two_that_finish_together_make_two_versions_and_one_champion(
+    plant: Plant, machines: list[Machine], messages: list[str]
+) -> None:
+    first = machines[0]
+    hook = plant.remote / "hooks/update"
+    hook.write_text(MEET)
+    hook.chmod(0o755)
+    first.start()
+    dead = plant.api("flow_runs/filter", flow_runs={"state": {"type": {"any_": ["RUNNING", "PENDING"]}}})
+    for run in dead:  # the machine that was switched off could not report its end
+        plant.api(f"flow_runs/{run['id']}/set_state", state={"type": "CRASHED"}, force=True)
+    runs = [plant.retrain(overrides={"train.seed": 1}), plant.retrain_by("weekly", overrides={"train.seed": 2})]
+    ends = [plant.finish(run, 400) for run in runs]
+    assert [state for state, _ in ends] == ["COMPLETED", "COMPLETED"], ends
+    assert sorted(message.split(",")[0] for _, message in ends) == ["vdm@v1.3.0", "vdm@v1.4.0"]
+    wait_until(lambda: len([text for text in messages if "vdm@v1." in text]) == 2, 60, plant.log)
+    logs = "\n".join(line for run in runs for line in plant.lines(run))
+    assert "another machine published a version of this number first" in logs
+    plant.project.git("fetch", "--quiet", "--tags")
+    champions = plant.project.git("tag", "--list", "vdm#champion#*").split()
+    assert [name for name in champions if name.startswith("vdm#champion#")] == sorted(set(champions))
+    commits = {plant.project.git("rev-parse", f"vdm@v1.{minor}.0^{{commit}}") for minor in (3, 4)}
+    assert len(commits) == 2
+    for version in ("vdm@v1.3.0", "vdm@v1.4.0"):
+        assert plant.project.vdmctl("verify", version).returncode == 0
+    for machine in machines:
+        subprocess.run(["git", "fetch", "--quiet", "--tags"], cwd=machine.folder, check=True)
