@@ -95,11 +95,11 @@ def leave_out_tracebacks() -> None:
 
     These are the tracebacks of UserError, the failed states that tasks return, and that a cancelled run crashed.
     """
-    said = ("Crash detected! Execution was aborted", "Finished in state Running()")
+    repeats = ("Crash detected! Execution was aborted", "Finished in state Running()")
 
     def is_kept(record: logging.LogRecord) -> bool:
-        told = record.exc_info and isinstance(record.exc_info[1], UserError | None)
-        return not told and not record.getMessage().startswith(said)
+        expected = record.exc_info and isinstance(record.exc_info[1], UserError | None)
+        return not expected and not record.getMessage().startswith(repeats)
 
     for name in ("prefect.engine", "prefect.flow_runs", "prefect.task_runs"):
         logging.getLogger(name).addFilter(is_kept)

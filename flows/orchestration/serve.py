@@ -26,7 +26,6 @@ from flows.orchestration.workers import (
     keep_alive,
     require_pool,
     require_project,
-    require_remotes,
     start_worker,
     stop_on_signals,
     worker_name,
@@ -34,6 +33,7 @@ from flows.orchestration.workers import (
 from flows.process.kept import Kept
 from flows.process.locks import holder_of, lock_file
 from flows.process.streams import say_on_stderr
+from flows.registry.publishing import require_remotes
 
 START_SECONDS = 90
 

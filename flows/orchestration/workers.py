@@ -22,8 +22,7 @@ from flows.process.kept import STOP_SECONDS, Kept
 from flows.process.lifeline import hold_what_starts
 from flows.process.locks import lock_file
 from flows.process.streams import say_on_stderr
-from flows.registry.git import git_text
-from flows.registry.storage import require_remote
+from flows.registry.publishing import require_remotes
 
 LOCK = layout.SERVE_LOCK
 SHARED = "shared "
@@ -72,13 +71,6 @@ def require_pool(api: Api) -> None:
     if kind != "process":
         advice = f"`prefect work-pool delete {POOL}`, and `vdmctl serve` creates the right one"
         raise UserError(f"{api.url}: the work pool {POOL} is of type {kind}, not process; {advice}", Exit.USAGE)
-
-
-def require_remotes(root: Path) -> None:
-    """Raise UserError (exit 2) unless git has a remote `origin`, and DVC a default remote."""
-    if "origin" not in git_text(root, "remote").split():
-        raise UserError(f"{root}: workers share versions by git, `git remote add origin URL`", Exit.USAGE)
-    require_remote(root)
 
 
 @contextmanager

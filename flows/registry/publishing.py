@@ -42,7 +42,7 @@ def publish(root: Path, remote: str = "origin") -> list[str]:
     cannot be pushed; after all others are, this raises Taken for a tag whose name the remote has for another commit,
     and UserError (exit 5) for one whose files are lost.
     """
-    require_origin(root, remote)
+    require_remotes(root, remote)
     while True:
         there = remote_refs(root, remote)
         try:
@@ -52,10 +52,11 @@ def publish(root: Path, remote: str = "origin") -> list[str]:
                 raise
 
 
-def require_origin(root: Path, remote: str) -> None:
-    """Raise UserError (exit 2) unless git has the remote."""
+def require_remotes(root: Path, remote: str = "origin") -> None:
+    """Raise UserError (exit 2) unless git has the remote, and DVC a default remote."""
     if remote not in git_text(root, "remote").split():
-        raise UserError(f"publish: no git remote {remote}; `git remote add {remote} URL`", Exit.USAGE)
+        raise UserError(f"{root.absolute()}: no git remote {remote}; `git remote add {remote} URL`", Exit.USAGE)
+    require_remote(root)
 
 
 def push_missing(root: Path, remote: str, there: dict[str, str]) -> list[str]:
@@ -92,7 +93,7 @@ def fetch_versions(root: Path, remote: str = "origin") -> list[str]:
     A tag that differs here and there stays as it is.  Raises UserError (exit 2) without the remote, NetworkError
     (exit 5) when it does not answer.
     """
-    require_origin(root, remote)
+    require_remotes(root, remote)
     there, mine = remote_refs(root, remote), local_refs(root)
     missing = sorted(name for name in there if name.startswith(f"refs/tags/{MODEL}") and name not in mine)
     wanted = "\n".join(f"{name}:{name}" for name in missing)
@@ -146,9 +147,8 @@ def local_refs(root: Path) -> dict[str, str]:
 def push_bytes(root: Path, tags: list[Tag]) -> dict[str, str]:
     """Push the tags' files to the DVC remote; return the tags whose files are lost, with the reason.
 
-    Raises UserError (exit 2) without a DVC remote, NetworkError (exit 5) when it does not answer.
+    Raises NetworkError (exit 5) when the remote does not answer.
     """
-    require_remote(root)
     lost = {}
     with opened(root) as repo, quiet("dvc", "dvc_data", "dvc_objects"):
         for tag in tags:

@@ -11,7 +11,7 @@ from flows.core.files import read_bounded
 Columns = dict[str, np.ndarray]
 """Columns by name, (N,) float64 each; NaN where a value is not finite."""
 
-MOST_BYTES = 2**25
+MOST_BYTES = 2**26
 LARGEST = 1e12
 """The largest absolute value of a number, far above that of any result; larger ones would overflow in a chart."""
 

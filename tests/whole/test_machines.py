@@ -175,7 +175,7 @@ def messages(plant: Plant) -> Iterator[list[str]]:
         server.shutdown()
 
 
-def test_someone_is_told_that_a_planned_run_did_not_start(plant: Plant, messages: list[str]) -> None:
+def test_a_webhook_receives_that_a_planned_run_did_not_start(plant: Plant, messages: list[str]) -> None:
     wait_until(lambda: "late run by webhook: on" in plant.log.read_text(), 60, plant.log)
     run = plant.retrain()
     wait_until(lambda: len(messages) > 0, 120, plant.log)

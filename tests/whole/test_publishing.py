@@ -8,8 +8,8 @@ from project import Project, cached
 
 from flows.core.errors import Exit, NetworkError, UserError
 from flows.registry import publishing
-from flows.registry.publishing import publish
-from flows.registry.versions import record_refusal, refusal, resolve
+from flows.registry.publishing import Taken, fetch_versions, publish, withdraw
+from flows.registry.versions import add_version, record_refusal, refusal, resolve
 
 # The versions are trained when the first test asks for them.
 pytestmark = pytest.mark.timeout(900)
@@ -90,6 +90,33 @@ def test_a_number_that_another_machine_took_first_stays_and_the_others_go(projec
     assert published(project) == [f"refs/tags/vdm@v1.{minor}.0" for minor in range(3)]
     project.git("tag", "--delete", "vdm@v1.1.0")
     assert publish(project.folder) == ["vdm#champion#1"]
+
+
+def test_a_version_whose_number_is_taken_takes_the_next_and_keeps_its_commit(project: Project) -> None:
+    mine = project.git("rev-parse", "vdm@v1.1.0^{commit}").strip()
+    record_refusal(project.folder, resolve(project.folder, "v1.1.0"), "not better")
+    project.git("tag", "--annotate", "--message=Theirs", "theirs", "vdm@v1.0.0^{commit}")
+    project.git("push", "--quiet", "origin", "theirs:refs/tags/vdm@v1.1.0")
+    with pytest.raises(Taken) as raised:
+        publish(project.folder)
+    assert raised.value.commits == [mine]
+    withdraw(project.folder, mine)
+    assert fetch_versions(project.folder) == ["vdm@v1.1.0"]
+    assert resolve(project.folder, "v1.1.0").commit == resolve(project.folder, "v1.0.0").commit
+    assert refusal(project.folder, mine) is None
+    assert add_version(project.folder, mine, "Again").name == "vdm@v1.3.0"
+    assert publish(project.folder) == ["the reasons of refusals", "vdm@v1.3.0"]
+
+
+def test_two_that_publish_at_once_are_both_published(project: Project, tmp_path: Path) -> None:
+    """Another machine pushes a version after this one has read what the remote has."""
+    hook = tmp_path / "remote.git" / "hooks" / "pre-receive"
+    other = project.git("rev-parse", "vdm@v1.0.0").strip()
+    hook.write_text(f"#!/bin/sh\nrm $0\nenv -u GIT_QUARANTINE_PATH git update-ref refs/tags/vdm@v1.0.0 {other}\nexit 1\n")
+    project.git("push", "--quiet", "origin", f"{other}:refs/tags/other")  # so that the remote has the object
+    hook.chmod(0o755)
+    assert publish(project.folder) == ["vdm@v1.1.0", "vdm@v1.2.0"]
+    assert {f"refs/tags/vdm@v1.{minor}.0" for minor in range(3)} <= set(published(project))
 
 
 def test_a_git_remote_that_never_answers(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
