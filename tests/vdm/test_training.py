@@ -260,10 +260,11 @@ def test_the_model_gets_the_augmentation_flag(tiny_model: Callable[..., VDM], di
 
 
 def test_the_average_is_exponential(tiny_model: Callable[..., VDM], digits: np.ndarray) -> None:
-    """After two steps it is decay * first + (1 - decay) * second."""
-    runs = [fit(tiny_model(), digits[:64], **SETTINGS | {"steps": n, "warmup_steps": 0}) for n in (1, 2)]
-    first, second = (run.model.network.conv_in.weight.detach() for run in runs)
-    torch.testing.assert_close(runs[1].averaged.network.conv_in.weight.detach(), 0.9 * first + 0.1 * second)
+    """With decay 0.9, the weights of three steps count 0.81, 0.9 and 1, whatever the initial ones are."""
+    runs = [fit(tiny_model(), digits[:64], **SETTINGS | {"steps": n, "warmup_steps": 0}) for n in (1, 2, 3)]
+    first, second, third = (run.model.network.conv_in.weight.detach() for run in runs)
+    expected = (0.81 * first + 0.9 * second + third) / (0.81 + 0.9 + 1)
+    torch.testing.assert_close(runs[2].averaged.network.conv_in.weight.detach(), expected)
 
 
 @pytest.mark.parametrize("kind", ["adamw", "muon"])

@@ -112,7 +112,9 @@ def test_two_that_publish_at_once_are_both_published(project: Project, tmp_path:
     """Another machine pushes a version after this one has read what the remote has."""
     hook = tmp_path / "remote.git" / "hooks" / "pre-receive"
     other = project.git("rev-parse", "vdm@v1.0.0").strip()
-    hook.write_text(f"#!/bin/sh\nrm $0\nenv -u GIT_QUARANTINE_PATH git update-ref refs/tags/vdm@v1.0.0 {other}\nexit 1\n")
+    hook.write_text(
+        f"#!/bin/sh\nrm $0\nenv -u GIT_QUARANTINE_PATH git update-ref refs/tags/vdm@v1.0.0 {other}\nexit 1\n"
+    )
     project.git("push", "--quiet", "origin", f"{other}:refs/tags/other")  # so that the remote has the object
     hook.chmod(0o755)
     assert publish(project.folder) == ["vdm@v1.1.0", "vdm@v1.2.0"]

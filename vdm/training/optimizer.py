@@ -110,3 +110,13 @@ def learning_rate_factor(step: int, steps: int, warmup_steps: int, decay: Learni
             return 1.0 - done
         case "cosine":
             return 0.5 * (1 + math.cos(math.pi * done))
+
+
+@torch.no_grad()
+def move_average(averages: Sequence[Tensor], weights: Sequence[Tensor], decay: float, step: int) -> None:
+    """Move the averages, in place, towards the weights after `step` steps, which is at least 1.
+
+    It is an exponential moving average with the bias correction of Adam (Kingma and Ba 2015, section 3): the weights of
+    step k count `decay ** (step - k)`.  Without the correction the first weights would count far more in a short run.
+    """
+    torch._foreach_lerp_(averages, weights, (1 - decay) / (1 - decay**step))

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor, distributed
 from torch.nn.parallel import DistributedDataParallel
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel
 from torch.utils.checkpoint import checkpoint
 
 from vdm.choices import LearningRateDecay, OptimizerKind, Precision, Transform
@@ -28,7 +28,7 @@ from vdm.model import VDM
 from vdm.network import AttentionBlock, ResidualBlock
 from vdm.training.batches import Batch, augment, draw_batch
 from vdm.training.log import TrainingLog, TrainingRecord
-from vdm.training.optimizer import learning_rate_factor, optimizers, set_learning_rate
+from vdm.training.optimizer import learning_rate_factor, move_average, optimizers, set_learning_rate
 from vdm.training.processes import process
 from vdm.training.validation import Validation
 from vdm.vlb import PredictNoise, Terms, bits_per_dim
@@ -103,7 +103,8 @@ class Trainer:
         self.optimizers = optimizers(
             model, settings.optimizer, betas=settings.betas, weight_decay=settings.weight_decay
         )
-        self.average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(settings.ema_decay))
+        add = partial(move_average, decay=settings.ema_decay)
+        self.average = AveragedModel(model, multi_avg_fn=lambda old, new, _: add(old, new, step=self.done + 1))
         self.network = prepare(
             model, compile=settings.compile, activation_checkpointing=settings.activation_checkpointing
         )
