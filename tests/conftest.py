@@ -35,10 +35,13 @@ TINY = {
 LONGEST = [
     "test_flow",
     "test_serve",
+    "test_machines",
+    "test_deploy",
     "test_distributed",
     "test_runs",
     "test_mutations",
     "test_pipeline",
+    "test_pruning",
     "test_registry",
     "test_promotion",
     "test_benchmarks",

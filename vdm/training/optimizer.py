@@ -12,6 +12,8 @@ from torch.nn import Parameter
 from vdm.choices import LearningRateDecay, OptimizerKind
 from vdm.model import VDM
 
+Weights = tuple[Tensor, ...] | list[Tensor]
+
 MOMENTUM = 0.95
 ITERATIONS = 5
 # a x + b x^3 + c x^5 takes singular values between 0 and 1 close to 1 within few iterations (Jordan et al. 2024).
@@ -113,7 +115,7 @@ def learning_rate_factor(step: int, steps: int, warmup_steps: int, decay: Learni
 
 
 @torch.no_grad()
-def move_average(averages: Sequence[Tensor], weights: Sequence[Tensor], decay: float, step: int) -> None:
+def move_average(averages: Weights, weights: Weights, decay: float, step: int) -> None:
     """Move the averages, in place, towards the weights after `step` steps, which is at least 1.
 
     It is an exponential moving average with the bias correction of Adam (Kingma and Ba 2015, section 3): the weights of
