@@ -35,7 +35,7 @@ def refuse_blank(context: Context, arguments: Sequence[str]) -> None:
     values, _, given = context.command.make_parser(context).parse_args(list(arguments))
     for parameter in given:
         value = values[parameter.name]
-        parts = value if isinstance(value, tuple) else (value,)
+        parts = value if isinstance(value, tuple | list) else (value,)
         if any(isinstance(part, str) and not part.strip() for part in parts):
             raise typer.BadParameter("empty, perhaps from a variable that is not set", ctx=context, param=parameter)
 

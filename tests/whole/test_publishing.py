@@ -95,8 +95,10 @@ def test_a_number_that_another_machine_took_first_stays_and_the_others_go(projec
 def test_a_version_whose_number_is_taken_takes_the_next_and_keeps_its_commit(project: Project) -> None:
     mine = project.git("rev-parse", "vdm@v1.1.0^{commit}").strip()
     record_refusal(project.folder, resolve(project.folder, "v1.1.0"), "not better")
-    project.git("tag", "--annotate", "--message=Theirs", "theirs", "vdm@v1.0.0^{commit}")
-    project.git("push", "--quiet", "origin", "theirs:refs/tags/vdm@v1.1.0")
+    tag = project.git("rev-parse", "vdm@v1.1.0").strip()
+    project.git("tag", "--force", "--annotate", "--message=Theirs", "vdm@v1.1.0", "vdm@v1.0.0^{commit}")
+    project.git("push", "--quiet", "origin", "vdm@v1.1.0")
+    project.git("update-ref", "refs/tags/vdm@v1.1.0", tag)
     with pytest.raises(Taken) as raised:
         publish(project.folder)
     assert raised.value.commits == [mine]
