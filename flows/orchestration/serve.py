@@ -27,7 +27,7 @@ from flows.orchestration.workers import (
     require_pool,
     require_project,
     start_worker,
-    stop_on_signals,
+    until_stopped,
     worker_name,
 )
 from flows.process.kept import Kept
@@ -46,17 +46,16 @@ def serve(
     With `share`, its worker shares versions with workers on other machines.  Raises UserError: exit 2 outside a
     project's folder, 6 when another `vdmctl serve` has the folder or the database.
     """
+    from flows.orchestration.automations import Notifications
+
     require_project()
     if share:
         require_remotes(Path.cwd())
         os.environ["VDM_SHARE"] = "1"
     address = find_address(host, port)
     configure(address)
-    stop_on_signals()
-    from flows.orchestration.automations import Notifications
-
     notifications = Notifications(address.url)
-    with ExitStack() as stack:
+    with ExitStack() as stack, until_stopped():
         stack.enter_context(alone(address.url))
         kept = []
         if not answers(address.url):

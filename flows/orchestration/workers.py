@@ -10,7 +10,7 @@ import signal
 import socket
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from flows.core import layout
@@ -45,8 +45,7 @@ def work(queues: list[str] | None) -> None:
     require_remotes(Path.cwd())
     configure(address)
     os.environ["VDM_SHARE"] = "1"
-    stop_on_signals()
-    with ExitStack() as stack:
+    with ExitStack() as stack, until_stopped():
         stack.enter_context(alone(address.url))
         # A run that finds every device busy waits at the server for another worker.
         kept = start_worker(stack, address.url, SHARED + worker_name(Path.cwd()), queues, "--limit", "1")
@@ -105,28 +104,31 @@ def worker_name(folder: Path) -> str:
     return f"{socket.gethostname()}:{folder}".replace("/", "\\")
 
 
-def stop_on_signals() -> None:
-    """Raise KeyboardInterrupt on SIGINT and SIGTERM, and let what this process starts end with it.
+@contextmanager
+def until_stopped() -> Iterator[None]:
+    """Run the block until SIGINT or SIGTERM, also while it starts something; what it starts ends with this process.
 
     A shell starts background jobs, and so their children, with SIGINT ignored.
     """
     hold_what_starts()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.default_int_handler)
+    try:
+        yield
+    except KeyboardInterrupt:
+        say_on_stderr("stopping")
 
 
 def keep_alive(kept: list[Kept], look: Callable[[], None] = lambda: None) -> None:
-    """Start again what dies, and call `look` every LOOK_SECONDS, until SIGINT or SIGTERM.
+    """Start again what dies, and call `look` every LOOK_SECONDS, for ever.
 
     Raises UserError (exit 1); see `Kept.revive`.
     """
     looked = 0.0
-    with suppress(KeyboardInterrupt):
-        while True:
-            for each in kept:
-                each.revive()
-            if time.monotonic() - looked > LOOK_SECONDS:
-                look()
-                looked = time.monotonic()
-            time.sleep(0.5)
-    say_on_stderr("stopping")
+    while True:
+        for each in kept:
+            each.revive()
+        if time.monotonic() - looked > LOOK_SECONDS:
+            look()
+            looked = time.monotonic()
+        time.sleep(0.5)
