@@ -7,6 +7,7 @@ import base64
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -18,8 +19,10 @@ import pytest
 from plant import LONG, Plant, killed, wait_until
 from project import Project
 
+from flows.registry.versions import champion, resolve
+
 BRIDGE = f"v{os.getpid()}b"
-ADDRESS = "10.213.0.{}"
+ADDRESS = f"10.213.{os.getpid() % 256}.{{}}"
 PASSWORD = "operator:secret"
 # Let two pushes of the same tag meet: the first waits for the second, at most a minute.
 MEET = """#!/bin/sh
@@ -28,6 +31,8 @@ case "$1" in refs/tags/vdm@*)
     for _ in $(seq 600); do [ $(ls meeting | wc -l) -ge 2 ] && exit 0; sleep 0.1; done;;
 esac
 """
+# Connect to an address.
+REACH = "import socket, sys; socket.create_connection((sys.argv[1], int(sys.argv[2])), 10)"
 # What docs/operations.md says.
 BLOCK = """
 import sys
@@ -57,6 +62,12 @@ class Machine:
         ):
             ip("-n", self.name, *command)
 
+    def reaches_the_server(self) -> bool:
+        """Return whether the machine can connect to an address of the server's machine, which a firewall may forbid."""
+        with socket.create_server((ADDRESS.format(1), 0)) as listening:
+            command = [sys.executable, "-c", REACH, *map(str, listening.getsockname())]
+            return subprocess.run(["ip", "netns", "exec", self.name, *command], capture_output=True).returncode == 0
+
     def work(self, **environment: str) -> subprocess.Popen[bytes]:
         """Start `vdmctl worker`."""
         own = {
@@ -64,6 +75,7 @@ class Machine:
             "PREFECT_API_AUTH_STRING": PASSWORD,
             "PREFECT_HOME": str(self.folder.with_suffix(".prefect")),
             "VDM_LOCK_DIR": str(self.folder / ".vdm/locks"),
+            "NO_PROXY": "*",
         }
         with self.log.open("wb") as log:
             return subprocess.Popen(
@@ -75,7 +87,9 @@ class Machine:
             )
 
     def start(self) -> None:
-        """Start `vdmctl worker`, and wait until it looks for runs."""
+        """Start `vdmctl worker` unless it is running, and wait until it looks for runs."""
+        if self.process and self.process.poll() is None:
+            return
         process = self.process = self.work()
         wait_until(lambda: "started!" in self.log.read_text() or process.poll() is not None, 120, self.log)
         assert process.poll() is None, self.log.read_text()
@@ -135,6 +149,8 @@ def machines(plant: Plant) -> Iterator[list[Machine]]:
     made: list[Machine] = []
     try:
         made += [Machine(plant, 1), Machine(plant, 2)]
+        if not made[0].reaches_the_server():
+            pytest.skip("a firewall keeps network namespaces from this machine")
         yield made
     finally:
         for machine in made:
@@ -215,11 +231,11 @@ def test_another_machine_takes_over_from_one_that_is_switched_off(plant: Plant, 
 def test_two_that_finish_together_make_two_versions_and_one_champion(
     plant: Plant, machines: list[Machine], messages: list[str]
 ) -> None:
-    first = machines[0]
     hook = plant.remote / "hooks/update"
     hook.write_text(MEET)
     hook.chmod(0o755)
-    first.start()
+    for machine in machines:
+        machine.start()
     dead = plant.api("flow_runs/filter", flow_runs={"state": {"type": {"any_": ["RUNNING", "PENDING"]}}})
     for run in dead:  # the machine that was switched off could not report its end
         plant.api(f"flow_runs/{run['id']}/set_state", state={"type": "CRASHED"}, force=True)
@@ -230,12 +246,15 @@ def test_two_that_finish_together_make_two_versions_and_one_champion(
     wait_until(lambda: len([text for text in messages if "vdm@v1." in text]) == 2, 60, plant.log)
     logs = "\n".join(line for run in runs for line in plant.lines(run))
     assert "another machine published a version of this number first" in logs
-    plant.project.git("fetch", "--quiet", "--tags")
-    champions = plant.project.git("tag", "--list", "vdm#champion#*").split()
-    assert [name for name in champions if name.startswith("vdm#champion#")] == sorted(set(champions))
-    commits = {plant.project.git("rev-parse", f"vdm@v1.{minor}.0^{{commit}}") for minor in (3, 4)}
-    assert len(commits) == 2
+    folders = [plant.project.folder, *(machine.folder for machine in machines)]
+    for folder in folders:
+        subprocess.run(["git", "fetch", "--quiet", "--tags"], cwd=folder, check=True)
+    reigning, *others = [champion(folder) for folder in folders]
+    assert reigning
+    assert others == [reigning, reigning]
+    third, fourth = [resolve(folders[0], f"vdm@v1.{minor}.0") for minor in (3, 4)]
+    assert third.commit != fourth.commit
+    assert "vdm@v1.4.0 does not surely improve" in logs or "vdm@v1.4.0 improves" in logs
+    assert "bits/dim against vdm@v1.3.0 on" in logs
     for version in ("vdm@v1.3.0", "vdm@v1.4.0"):
         assert plant.project.vdmctl("verify", version).returncode == 0
-    for machine in machines:
-        subprocess.run(["git", "fetch", "--quiet", "--tags"], cwd=machine.folder, check=True)
