@@ -1,6 +1,6 @@
 """In which batches images are coded, and which of them share a checksum.
 
-Images are encoded from the last to the first, so that they are decoded in order.  An image takes some 12 bits per
+Images are encoded from the last to the first, so that they are decoded in order.  An image takes some 14 bits per
 dimension off the stack before it returns them, and a batch as many for each of its images.  So the first two images
 are encoded plainly, each alone.  Then batches begin with one image, and grow with the images whose bits are there.
 """
