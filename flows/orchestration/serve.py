@@ -33,7 +33,6 @@ from flows.orchestration.workers import (
 from flows.process.kept import Kept
 from flows.process.locks import holder_of, lock_file
 from flows.process.streams import say_on_stderr
-from flows.registry.publishing import require_remotes
 
 START_SECONDS = 90
 
@@ -50,6 +49,8 @@ def serve(
 
     require_project()
     if share:
+        from flows.registry.publishing import require_remotes  # imports DVC, which a loop on one machine does not need
+
         require_remotes(Path.cwd())
         os.environ["VDM_SHARE"] = "1"
     address = find_address(host, port)

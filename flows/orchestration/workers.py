@@ -22,7 +22,6 @@ from flows.process.kept import STOP_SECONDS, Kept
 from flows.process.lifeline import hold_what_starts
 from flows.process.locks import lock_file
 from flows.process.streams import say_on_stderr
-from flows.registry.publishing import require_remotes
 
 LOCK = layout.SERVE_LOCK
 SHARED = "shared "
@@ -38,6 +37,8 @@ def work(queues: list[str] | None) -> None:
     Raises UserError: exit 2 outside a project's folder or without a remote of git or DVC, 6 if a worker runs in the
     folder already; see `require_server` and `require_pool`.
     """
+    from flows.registry.publishing import require_remotes  # imports DVC, which `vdmctl serve` does not need
+
     require_project()
     address = find_address(None, None)
     require_server(address.url)
