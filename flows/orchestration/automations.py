@@ -1,34 +1,26 @@
 """Automations of the server: mark runs as crashed when their process is gone or silent, and notify somebody."""
 
-from contextlib import suppress
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from http import HTTPStatus
 from typing import Any
 from uuid import UUID
 
 from prefect.client.orchestration import get_client
-from prefect.client.schemas.filters import (
-    FlowFilter,
-    FlowFilterName,
-    FlowRunFilter,
-    FlowRunFilterDeploymentId,
-    FlowRunFilterState,
-    FlowRunFilterStateType,
-)
 from prefect.client.schemas.objects import StateType
 from prefect.events.actions import ChangeFlowRunState
 from prefect.events.schemas.automations import AutomationCore, EventTrigger, Posture
-from prefect.states import Cancelled, Crashed
 
 from flows.core import bounded_yaml, layout
 from flows.core.errors import Exit, UserError, brief
 from flows.core.files import read_bounded
+from flows.orchestration.deployments import FLOW
 from flows.orchestration.engines import engines
 from flows.orchestration.server import Api, Refused
 from flows.process.streams import say_on_stderr
 
 Entry = dict[str, Any]
 
+PROCESS_GONE = "Its process is gone; the next run continues from the last saved state."
 TERMINAL = {f"prefect.flow-run.{state}" for state in ("Completed", "Failed", "Cancelled", "Crashed")}
 
 
@@ -71,27 +63,26 @@ def install() -> None:
             client.create_automation(wanted)
 
 
-def end_dead_runs(url: str) -> list[str]:
-    """End the runs whose process is gone, and return their names.  No worker may be running.
+def end_dead_runs(url: str, *, after: float = 0.0) -> None:
+    """End the runs whose process is gone and that have been in their state for `after` seconds; print a line for each.
 
-    Without this Prefect would show them as running, since only a worker watches the process of a run.
+    Without this Prefect could show them as running for ever, for only a worker watches the process of a run, and its
+    report is lost if the server fails just then.  Raises OSError if the server fails.
     """
-    states = [StateType.PENDING, StateType.RUNNING, StateType.CANCELLING]
-    unfinished = FlowRunFilter(
-        deployment_id=FlowRunFilterDeploymentId(is_null_=False),
-        state=FlowRunFilterState(type=FlowRunFilterStateType(any_=states)),
-    )
-    ours = FlowFilter(name=FlowFilterName(any_=["train-vdm"]))
-    message = "Its process is gone; the next run continues from the last saved state."
-    with get_client(sync_client=True) as client:
-        runs = client.read_flow_runs(flow_filter=ours, flow_run_filter=unfinished)
-        alive = engines(url)
-        dead = [run for run in runs if str(run.id) not in alive]
-        for run in dead:
+    api = Api(url)
+    unfinished = {
+        "deployment_id": {"is_null_": False},
+        "state": {"type": {"any_": ["PENDING", "RUNNING", "CANCELLING"]}},
+    }
+    runs = api.ask("flow_runs/filter", flows={"name": {"any_": [FLOW]}}, flow_runs=unfinished)
+    alive, now = engines(url), datetime.now(UTC)
+    for run in runs:
+        seconds = (now - datetime.fromisoformat(run["state"]["timestamp"])).total_seconds()
+        if run["id"] not in alive and seconds >= after:
+            end = "CANCELLED" if run["state"]["type"] == "CANCELLING" else "CRASHED"
             # Not forced, so a run that has ended meanwhile keeps its state.
-            cancelled = run.state is not None and run.state.is_cancelling()
-            client.set_flow_run_state(run.id, Cancelled(message=message) if cancelled else Crashed(message=message))
-    return [run.name for run in dead]
+            api.ask(f"flow_runs/{run['id']}/set_state", state={"type": end, "message": PROCESS_GONE})
+            say_on_stderr(f"run {run['name']}: its process was gone, so the run was ended")
 
 
 class Notifications:
@@ -107,15 +98,14 @@ class Notifications:
         """Switch on every notification whose block has appeared or changed; print a line for each.
 
         An operator's changes stay: a notification that is disabled stays so, and one that is deleted comes back only
-        with another block or the next `vdmctl serve`.
+        with another block or the next `vdmctl serve`.  Raises OSError if the server fails.
         """
-        with suppress(OSError):  # the server is being started again
-            api = Api(self.url)
-            blocks = {name: block(api, name) for name in {entry["block"] for entry in self.entries}}
-            for entry in self.entries:
-                found = blocks[entry["block"]]
-                if found and self.blocks.get(entry["name"]) != found:
-                    self.switch_on(api, entry, found)
+        api = Api(self.url)
+        blocks = {name: block(api, name) for name in {entry["block"] for entry in self.entries}}
+        for entry in self.entries:
+            found = blocks[entry["block"]]
+            if found and self.blocks.get(entry["name"]) != found:
+                self.switch_on(api, entry, found)
 
     def switch_on(self, api: Api, entry: Entry, found: str) -> None:
         """Switch on a notification with the block's id, and print that, or why the server refuses it."""

@@ -9,8 +9,9 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from pathlib import Path
 
 from flows.core import layout
@@ -35,6 +36,8 @@ from flows.process.locks import holder_of, lock_file
 from flows.process.streams import say_on_stderr
 
 START_SECONDS = 90
+DEAD_SECONDS = 60.0
+"""A worker starts the process of a run long before this."""
 
 
 def serve(
@@ -69,7 +72,20 @@ def serve(
         say_on_stderr("\n".join(schedules()))
         page = address.url.removesuffix("/api")
         say_on_stderr(f"serving at {page}; `prefect deployment run {FLOW}` starts a run")
-        keep_alive(kept, notifications.look)
+        keep_alive(kept, partial(look, notifications.look, address.url if worker and not share else None))
+
+
+def look(notifications: Callable[[], None], url: str | None) -> None:
+    """Look for new blocks of notifications, and, if a URL is given, end the dead runs of the server there.
+
+    Where workers on other machines share the server, the processes of its runs cannot all be seen from here.
+    """
+    from flows.orchestration.automations import end_dead_runs
+
+    with suppress(OSError):  # the server fails, or is being started again
+        notifications()
+        if url:
+            end_dead_runs(url, after=DEAD_SECONDS)
 
 
 def start_server(stack: ExitStack, address: Address) -> Kept:
@@ -120,8 +136,7 @@ def prepare(url: str, worker: str | None) -> None:
     deploy()
     install()
     if not others:  # the process of a run on another machine cannot be seen here
-        for name in end_dead_runs(url):
-            say_on_stderr(f"run {name}: its process was gone, so the run was ended")
+        end_dead_runs(url)
 
 
 def create_pool(api: Api) -> None:

@@ -11,7 +11,6 @@ import os
 import urllib.error
 import urllib.request
 import uuid
-from contextlib import suppress
 from http import HTTPStatus
 from importlib.metadata import version
 from typing import Any, NamedTuple
@@ -127,9 +126,12 @@ class Api:
             self.headers["Authorization"] = f"Basic {base64.b64encode(password.encode()).decode()}"
         # The server asks for a token before every POST.
         client = str(uuid.uuid4())
-        with suppress(Refused):  # a server without this protection
+        try:
             token = self.get(f"csrf-token?client={client}")["token"]
             self.headers |= {"Prefect-Csrf-Client": client, "Prefect-Csrf-Token": token}
+        except Refused as error:  # a server without this protection has no tokens
+            if error.code >= HTTPStatus.INTERNAL_SERVER_ERROR:
+                raise
 
     def get(self, path: str) -> Any:
         """Return the answer to a GET."""

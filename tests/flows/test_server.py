@@ -52,6 +52,15 @@ def test_a_server_with_which_this_machine_cannot_work(answer: int | str, message
     assert raised.value.code is code
 
 
+def test_a_server_that_cannot_write_is_not_taken_for_another_one() -> None:
+    """Prefect's server writes a token before every POST, which fails on a full disk."""
+    with (
+        answering(version=f'"{__version__}"', **{"csrf-token": 500}) as url,
+        pytest.raises(UserError, match=r"the server fails \(500 .*\); its own output says why, such as a full disk"),
+    ):
+        require_server(url)
+
+
 def test_nobody_answers() -> None:
     with answering() as url:
         pass

@@ -17,6 +17,7 @@ from plant import LONG, Plant, children, is_alive, killed, trainers, wait_until
 from project import ROOT, Project
 
 from flows.core.errors import Exit
+from flows.orchestration import serve as serving
 from flows.orchestration.server import is_loopback
 from flows.process.locks import claim
 
@@ -202,6 +203,20 @@ def test_a_run_that_died_unnoticed_is_ended_when_it_is_served_again(plant: Plant
     plant.serve()
     assert "its process was gone, so the run was ended" in plant.log.read_text()
     assert plant.read(run)["state"]["type"] == "CRASHED"
+
+
+def test_a_run_whose_process_died_while_the_server_failed_is_ended(
+    plant: Plant, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As on a full disk: the worker could not report the end, and the run would keep all others away."""
+    deployment = plant.api("deployments/name/train-vdm/train-vdm")["id"]
+    run = plant.api(f"deployments/{deployment}/create_flow_run", state={"type": "PENDING"})["id"]
+    serving.look(lambda: None, plant.url)
+    assert plant.read(run)["state"]["type"] == "PENDING"
+    monkeypatch.setattr(serving, "DEAD_SECONDS", 0.0)
+    serving.look(lambda: None, plant.url)
+    assert plant.read(run)["state"]["type"] == "CRASHED"
+    assert capsys.readouterr().err.endswith("its process was gone, so the run was ended\n")
 
 
 def train(plant: Plant, *, seed: int) -> str:
