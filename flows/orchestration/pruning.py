@@ -18,7 +18,7 @@ from flows.core.checkpoint import load_state
 from flows.core.errors import Exit, NetworkError, UserError, brief
 from flows.orchestration import workspace
 from flows.orchestration.deployments import FLOW
-from flows.orchestration.server import answers
+from flows.orchestration.server import answers, require_server
 from flows.orchestration.status import address, size_of
 from flows.process.groups import processes_in
 from flows.process.locks import folder_of_devices, held_locks
@@ -212,10 +212,13 @@ def prune_history(root: Path, work: Pruning, keep: int) -> None:
     from prefect.settings import PREFECT_API_URL, temporary_settings
 
     try:
+        require_server(url)
         with temporary_settings({PREFECT_API_URL: url}), get_client(sync_client=True) as client:
             runs = ended_runs(client)[keep:]
             names = [run.name for run in runs]
             work.remove("prefect_runs", names, None, partial(delete_runs, client, runs))
+    except UserError as error:
+        work.problems.append(f"Prefect's history: {error}")
     except Exception as error:  # those of the client's HTTP library, which this project does not import
         work.problems.append(f"Prefect's history at {url}: {brief(error)}")
 
