@@ -36,7 +36,6 @@ LONGEST = [
     "test_flow",
     "test_serve",
     "test_machines",
-    "test_deploy",
     "test_distributed",
     "test_runs",
     "test_mutations",

@@ -14,17 +14,13 @@ from threading import Thread
 from typing import Any
 
 import pytest
-from plant import Plant, wait_until
 from prefect.settings import Settings
 from prefect.settings.legacy import _get_settings_fields
 from ruamel.yaml import YAML
-from test_serve import RUN, train
 
 from flows.cli import run
 from flows.core import layout
 from flows.process.kept import STOP_SECONDS
-
-pytestmark = pytest.mark.timeout(900)
 
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"
@@ -186,14 +182,3 @@ def test_systemd_understands_the_unit(tmp_path: Path) -> None:
     done = subprocess.run(["systemd-analyze", "verify", str(path)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert [line for line in done.stderr.splitlines() if fnmatch(line, "*vdm.service*")] == []
-
-
-def test_a_loop_that_is_killed_and_started_again_at_once_goes_on(plant: Plant) -> None:
-    """As a service manager does.  Its server, its worker and its run may still be about to end."""
-    killed = train(plant, seed=5)
-    plant.process.kill()
-    plant.process.wait()
-    plant.serve()
-    wait_until(plant.answers, 60, plant.log)
-    assert plant.finish(killed)[0] == "CRASHED"
-    plant.continues(RUN | {"train.seed": 5})

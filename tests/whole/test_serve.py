@@ -194,6 +194,17 @@ def test_a_loop_that_is_killed_takes_everything_along_and_goes_on_when_it_is_ser
     plant.continues(RUN | {"train.seed": 3})
 
 
+def test_a_loop_that_is_killed_and_started_again_at_once_goes_on(plant: Plant) -> None:
+    """As a service manager does.  Its server, its worker and its run may still be about to end."""
+    run = train(plant, seed=5)
+    plant.process.kill()
+    plant.process.wait()
+    plant.serve()
+    wait_until(plant.answers, 60, plant.log)
+    assert plant.finish(run)[0] == "CRASHED"
+    plant.continues(RUN | {"train.seed": 5})
+
+
 def test_a_run_that_died_unnoticed_is_ended_when_it_is_served_again(plant: Plant) -> None:
     run = train(plant, seed=4)
     below = children(plant.process.pid)
