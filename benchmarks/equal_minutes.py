@@ -7,9 +7,10 @@ moments, with the clock stopped, each saves its averaged weights; the peer also 
 both count.  All are then evaluated on the validation images of SET, a folder that `vdmctl download` wrote, at the same
 times with the same noise.
 
-Ours has the preset's recipe, with as many steps as --minutes allow by the speed of the first ones.  The peer has its
-own recipe and the preset's sizes of the network.  --plot FILE draws the curves.  The peer, a checkout of
-addtt/variational-diffusion-models, needs the packages accelerate, ema-pytorch, torchinfo and pyyaml.
+Ours has the preset's recipe, with as many steps as --minutes allow by the speed of the first ones; the weights are
+averaged over the same share of the steps as in the preset.  The peer has its own recipe and the preset's sizes of the
+network.  --plot FILE draws the curves.  The peer, a checkout of addtt/variational-diffusion-models, needs the packages
+accelerate, ema-pytorch, torchinfo and pyyaml.
 """
 
 import argparse
@@ -129,7 +130,8 @@ def train_part(params: Params, images: Path, minutes: float, points: int, out: P
         pixels = torch.from_numpy(fitting.training_images(load_images(images), "train")).to(device)
 
         def trainer(steps: int) -> Trainer:
-            return fitting.build(config, dataclasses.replace(settings, steps=steps), pixels, None)
+            decay = max(0.0, 1 - (1 - settings.ema_decay) * settings.steps / steps)
+            return fitting.build(config, dataclasses.replace(settings, steps=steps, ema_decay=decay), pixels, None)
 
         speed = from_first(steps_per_second(trainer(3 * STEPS_TO_TIME)))
         steps = max(points, int(60 * minutes * speed))
