@@ -1,24 +1,31 @@
 """In which batches images are coded, and which of them share a checksum.
 
-Images are encoded from the last to the first, so that they are decoded in order.  An image takes some 14 bits per
-dimension off the stack before it returns them, and a batch as many for each of its images.  So the first two images
-are encoded plainly, each alone.  Then batches begin with one image, and grow with the images whose bits are there.
+Images are encoded from the last to the first, so that they are decoded in order.  An image takes some 17 bits per
+dimension off the stack before it returns them, and a batch as many for each of its images.  So the first images
+(two of 256 levels, three of 17) are encoded plainly, each alone.  Then batches begin with one image, and grow with the
+images whose bits are there.
 """
 
+import math
 from collections.abc import Iterator
 from itertools import chain, repeat
 
-PLAIN = 2
-"""The images that are encoded first, without the model."""
-GROWTH = 8
+PLAIN_BITS = 12
+"""Bits per dimension that the plainly encoded images leave at least."""
+GROWTH = 12
 """Images whose bits suffice to encode one more."""
 CHECKED_DIMS = 2**12
 """Dimensions after which a batch ends with a checksum of 32 bits."""
 
 
-def is_plain(batch: range, num_images: int) -> bool:
+def most_plain(num_levels: int) -> int:
+    """Return the number of images that are encoded first, without the model, if there are as many."""
+    return math.ceil(PLAIN_BITS / math.log2(num_levels))
+
+
+def is_plain(batch: range, num_images: int, num_levels: int) -> bool:
     """Whether the images of a batch are encoded without the model."""
-    return batch.start >= num_images - PLAIN
+    return batch.start >= num_images - most_plain(num_levels)
 
 
 def groups(num_images: int, num_dims: int, most: int, *, decoding: bool) -> Iterator[list[range]]:

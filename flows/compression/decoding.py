@@ -86,7 +86,7 @@ class Decoder:
 
     def batch(self, coder: Rans, batch: range, tick: Callable[[int], object]) -> np.ndarray:
         """Decode a batch of images, (B,C,H,W) uint8."""
-        if is_plain(batch, self.header.num_images):
+        if is_plain(batch, self.header.num_images, self.header.num_levels):
             shape = (len(batch), *self.codec.model.image_shape)
             return decode_plainly(coder, shape, self.codec.model.num_levels)
         return self.codec.decode(coder, len(batch), tick)

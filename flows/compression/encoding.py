@@ -8,7 +8,7 @@ from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
-from flows.compression.batches import PLAIN, groups, is_plain
+from flows.compression.batches import groups, is_plain, most_plain
 from flows.compression.decoding import exactly
 from flows.compression.header import Header, packed, this_machine
 from flows.compression.images import Images
@@ -114,7 +114,7 @@ def encode(images: Images, stack: Stack, codec: Codec, batch_size: int, tick: Ca
         part = images.rows(first, group[0].stop)
         for batch in group:
             pixels = part[batch.start - first : batch.stop - first]
-            if is_plain(batch, images.number):
+            if is_plain(batch, images.number, codec.model.num_levels):
                 encode_plainly(coder, pixels, codec.model.num_levels)
                 plain_bits = stack.bits + coder.bits
             else:
@@ -123,4 +123,5 @@ def encode(images: Images, stack: Stack, codec: Codec, batch_size: int, tick: Ca
         stack.spill(coder.words)
     added = stack.bits + coder.bits - plain_bits
     stack.put(coder.flushed())
-    return added / (images.number - PLAIN) / num_dims if images.number > PLAIN else math.nan
+    modelled = images.number - most_plain(codec.model.num_levels)
+    return added / modelled / num_dims if modelled > 0 else math.nan

@@ -7,7 +7,7 @@ from typing import NoReturn
 
 import numpy as np
 
-from flows.compression.batches import PLAIN
+from flows.compression.batches import most_plain
 from flows.compression.decoding import Decoder, codec_of
 from flows.compression.encoding import header_of, mean_bound, write_file
 from flows.compression.images import ARRAY, Images, open_images, require_fitting, write_decoded
@@ -103,7 +103,7 @@ def compress(
         **written._asdict(),
         # log q - log p of Gaussians with a divergence of k nats has variance 2 k.
         code_bpd_standard_deviation=math.sqrt(2 * bound / math.log(2) / pixel_bytes),
-        plain_images=min(PLAIN, images.number),
+        plain_images=min(most_plain(vdm.num_levels), images.number),
         bound_bpd=bound,
         bound_bpd_standard_error=error,
         verified=verify,

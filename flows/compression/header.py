@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from pydantic import Field
 
-from flows.compression.batches import PLAIN
+from flows.compression.batches import most_plain
 from flows.core.documents import Document, parse
 from flows.core.errors import Exit, UserError
 from flows.evaluation.environment import processor
@@ -76,7 +76,7 @@ class Header(Document):
     @property
     def num_evaluations(self) -> int:
         """The evaluations of the network that encode all images, or decode them."""
-        return max(0, self.num_images - PLAIN) * self.num_timesteps
+        return max(0, self.num_images - most_plain(self.num_levels)) * self.num_timesteps
 
     @property
     def machine(self) -> Machine:
