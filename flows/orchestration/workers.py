@@ -87,7 +87,8 @@ def start_worker(stack: ExitStack, url: str, name: str, queues: list[str] | None
     """Start a worker of the folder, which the stack stops after its runs; return it."""
     os.environ["VDM_PROJECT"] = str(Path.cwd())
     taken = [f"--work-queue={queue}" for queue in queues or fitting()]
-    command = prefect("worker", "start", "--pool", POOL, "--name", name, *taken, *more)
+    # Without its type a worker ends if it starts while the server is down.
+    command = prefect("worker", "start", "--pool", POOL, "--type", "process", "--name", name, *taken, *more)
     # SIGTERM would only make the worker wait for its runs.  They end when it does; see flows.train_vdm.
     kept = Kept(stack, "prefect worker start", command, when_orphaned=signal.SIGKILL)
     # The stack stops the runs first.  They stop their trainer, which saves its state.

@@ -3,7 +3,6 @@
 import http
 import os
 import re
-import signal
 import socket
 import subprocess
 import sys
@@ -171,12 +170,13 @@ def test_a_second_one_in_the_folder_and_one_in_another_leave_the_first_alone(pla
 
 def test_a_worker_and_a_server_that_are_killed_are_replaced_and_the_run_is_continued(plant: Plant) -> None:
     run = train(plant, seed=1)
-    os.kill(children(plant.process.pid)["prefect worker"], signal.SIGKILL)
-    wait_until(lambda: "`prefect worker start` ended; starting it again" in plant.log.read_text(), 240)
-    assert plant.finish(run)[0] == "CRASHED"  # its output has no reader any more
-    os.kill(children(plant.process.pid)["prefect server"], signal.SIGKILL)
-    wait_until(lambda: "`prefect server start` ended; starting it again" in plant.log.read_text(), 240)
+    below = children(plant.process.pid)
+    killed(below["prefect server"], below["prefect worker"])  # so the worker starts while there is no server
+    for name in ("server", "worker"):
+        line = f"`prefect {name} start` ended; starting it again"
+        wait_until(lambda line=line: line in plant.log.read_text(), 240)
     wait_until(plant.answers, 240)
+    assert plant.finish(run)[0] == "CRASHED"  # its output has no reader any more
     plant.continues(RUN | {"train.seed": 1})
 
 
