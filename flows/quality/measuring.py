@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from flows.core.params import Quality, Sample
 
 CHUNK = 2048
+DIGITS = 9
+"""The digits of a figure.  More would depend on the processor, for which NumPy's libraries choose an order of sums."""
 
 
 class Pictures(NamedTuple):
@@ -130,12 +132,10 @@ def feature_figures(
 
 
 def figure(samples: Estimate, held_out: Estimate) -> QualityFigure:
-    """Return both estimates as a figure of the metrics."""
+    """Return both estimates as a figure of the metrics, in DIGITS significant digits."""
+    values = [float(f"{value:.{DIGITS}g}") for value in (*samples, *held_out)]
     return QualityFigure(
-        samples=samples.value,
-        samples_standard_error=samples.standard_error,
-        held_out=held_out.value,
-        held_out_standard_error=held_out.standard_error,
+        samples=values[0], samples_standard_error=values[1], held_out=values[2], held_out_standard_error=values[3]
     )
 
 
