@@ -66,8 +66,8 @@ def install() -> None:
 def end_dead_runs(url: str, *, after: float = 0.0) -> None:
     """End the runs whose process is gone and that have been in their state for `after` seconds; print a line for each.
 
-    Without this Prefect could show them as running for ever, for only a worker watches the process of a run, and its
-    report is lost if the server fails just then.  Raises OSError if the server fails.
+    Without this Prefect could show them as running forever: only a worker watches the process of a run, and its report
+    is lost if the server fails just then.  Raises OSError if the server fails.
     """
     api = Api(url)
     unfinished = {

@@ -82,7 +82,7 @@ def look(notifications: Callable[[], None], url: str | None) -> None:
     """
     from flows.orchestration.automations import end_dead_runs
 
-    with suppress(OSError):  # the server fails, or is being started again
+    with suppress(OSError, ValueError):  # the server fails, or is being started again
         notifications()
         if url:
             end_dead_runs(url, after=DEAD_SECONDS)

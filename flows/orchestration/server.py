@@ -12,6 +12,7 @@ import urllib.error
 import urllib.request
 import uuid
 from http import HTTPStatus
+from http.client import HTTPException
 from importlib.metadata import version
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
@@ -149,6 +150,8 @@ class Api:
                 return json.loads(response.read() or b"null")
         except urllib.error.HTTPError as error:
             raise Refused(error) from error
+        except HTTPException as error:  # the server died while it answered
+            raise ConnectionError(f"the answer breaks off: {error!r}") from error
 
 
 def require_server(url: str) -> None:

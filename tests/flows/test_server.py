@@ -61,6 +61,24 @@ def test_a_server_that_cannot_write_is_not_taken_for_another_one() -> None:
         require_server(url)
 
 
+def test_an_answer_that_breaks_off_is_no_answer() -> None:
+    class Dying(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.send_header("Content-Length", "100")
+            self.end_headers()
+            self.wfile.write(b"{")
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Dying) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        with pytest.raises(UserError, match=r"no Prefect server answers \(the answer breaks off: IncompleteRead"):
+            require_server(f"http://127.0.0.1:{server.server_port}/api")
+        server.shutdown()
+
+
 def test_nobody_answers() -> None:
     with answering() as url:
         pass
