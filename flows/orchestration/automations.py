@@ -67,7 +67,9 @@ def end_dead_runs(url: str, *, after: float = 0.0) -> None:
     """End the runs whose process is gone and that have been in their state for `after` seconds; print a line for each.
 
     Without this Prefect could show them as running forever: only a worker watches the process of a run, and its report
-    is lost if the server fails just then.  Raises OSError if the server fails.
+    is lost if the server fails just then.  While a worker runs, `after` must give it time to start a process.
+
+    Raises OSError if the server fails.
     """
     api = Api(url)
     unfinished = {

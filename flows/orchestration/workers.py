@@ -122,7 +122,7 @@ def until_stopped() -> Iterator[None]:
 
 
 def keep_alive(kept: list[Kept], look: Callable[[], None] = lambda: None) -> None:
-    """Start again what dies, and call `look` every LOOK_SECONDS, for ever.
+    """Start again what dies, and call `look` every LOOK_SECONDS, until an exception ends it.
 
     Raises UserError (exit 1); see `Kept.revive`.
     """

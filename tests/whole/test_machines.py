@@ -86,9 +86,14 @@ class Machine:
                 stderr=subprocess.STDOUT,
             )
 
+    @property
+    def is_running(self) -> bool:
+        """Whether the worker was started and has not ended."""
+        return self.process is not None and self.process.poll() is None
+
     def start(self) -> None:
         """Start `vdmctl worker` unless it is running, and wait until it looks for runs."""
-        if self.process and self.process.poll() is None:
+        if self.is_running:
             return
         process = self.process = self.work()
         wait_until(lambda: "started!" in self.log.read_text() or process.poll() is not None, 120, self.log)
