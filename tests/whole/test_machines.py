@@ -249,7 +249,7 @@ def test_two_that_finish_together_make_two_versions_and_one_champion(
     assert [state for state, _ in ends] == ["COMPLETED", "COMPLETED"], ends
     assert sorted(message.split(",")[0] for _, message in ends) == ["vdm@v1.3.0", "vdm@v1.4.0"]
     wait_until(lambda: len([text for text in messages if "vdm@v1." in text]) == 2, 60, plant.log)
-    logs = "\n".join(line for run in runs for line in plant.lines(run))
+    logs = "\n".join(map(plant.logged, runs))
     assert "another machine published a version of this number first" in logs
     folders = [plant.project.folder, *(machine.folder for machine in machines)]
     for folder in folders:
