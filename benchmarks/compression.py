@@ -35,7 +35,7 @@ from flows.compression.rans import Rans
 from flows.compression.words import Stack
 from flows.core.errors import Exit, UserError
 from flows.images.store import load_images
-from vdm.codec import FRACTION, gaussian_tables
+from vdm.codec import CELLS, FRACTION, PLACES, gaussian_tables
 
 Row = dict[str, Any]
 
@@ -154,7 +154,7 @@ def ours(images: np.ndarray, model: Path, num_timesteps: int, batch_size: int) -
 
 def coder_microseconds() -> dict[str, float]:
     """Return the microseconds on the CPU in which the entropy coder pops a symbol of a Gaussian, and pushes it."""
-    count, tables = 200_000, gaussian_tables(4 * FRACTION, open_ended=False)
+    count, tables = 200_000, gaussian_tables(CELLS * FRACTION, PLACES // CELLS, open_ended=False)
     rows = np.random.default_rng(0).integers(0, len(tables), count)
     coder = Rans(Stack(io.BytesIO(), bytes(32)).take, state=1)
     coder.push(np.zeros(count, np.int64), np.full(count, 16))

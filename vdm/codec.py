@@ -12,7 +12,7 @@ distribution, and every pop a push.  So both directions must compute the same in
 
 z lies on a grid of a power of two, near a 64th of its standard deviation.  A Gaussian is a table of integers that
 add up to 2^32.  It depends on the standard deviation, which all dimensions of a step share, and on where the mean lies
-in its cell of the grid, rounded to one of `OFFSETS` places.
+in its cell of the grid, rounded to one of a few places.
 """
 
 import math
@@ -37,8 +37,8 @@ CELLS = 64
 Rounding to the grid is noise that the network does not expect.  With 50 steps, 4, 16 and 32 cells made the code of
 Fashion-MNIST longer by 0.042, 0.008 and 0.003 bits/dim than 64; 128 gave the same length.
 """
-OFFSETS = 2
-"""Places of the mean in a cell.  Rounding to them costs 4e-6 bits each time."""
+PLACES = 128
+"""Places of the mean in a standard deviation.  Rounding to them costs 4e-6 bits each time."""
 REACH = 8.5
 """The standard deviations on each side that a table covers."""
 WIDEST = 2**14
@@ -68,7 +68,7 @@ class Coder(Protocol):
 
 
 class Gaussian(NamedTuple):
-    """A Gaussian on the grid `spacing`: a table for each place of the mean in a cell, (OFFSETS, K+1) int64.
+    """A Gaussian on the grid `spacing`: a table for each place of the mean in a cell, (R,K+1) int64.
 
     The encoder draws from q (`is_q`) and pushes under p.  Under p a value may lie beyond the table: then the last
     symbol is pushed, and the value follows as a plain integer.  q is scattered.  Where p is wrong, the bits that it
@@ -115,22 +115,25 @@ class Gaussian(NamedTuple):
 
         Raises ArithmeticError for means that are not finite or farther than `FARTHEST`.
         """
-        fine = (mean * (OFFSETS / self.spacing)).round().cpu().numpy().ravel()
-        if not np.abs(fine).max() < FARTHEST * OFFSETS:
+        places = len(self.tables)
+        fine = (mean * (places / self.spacing)).round().cpu().numpy().ravel()
+        if not np.abs(fine).max() < FARTHEST * places:
             raise ArithmeticError("the network's output is not finite")
-        cell, offset = np.divmod(fine.astype(np.int64), OFFSETS)
+        cell, offset = np.divmod(fine.astype(np.int64), places)
         return cell, offset
 
 
 class Codec:
     """Encodes and decodes batches of images with a model in float64 and `num_timesteps` steps.
 
-    Decode the batches of `encode` in reverse order: the network must see the same batches in both directions.  Raises
-    ValueError for a schedule with steps that are too unequal.
+    Decode the batches of `encode` in reverse order: the network must see the same batches in both directions.  A batch
+    takes 2 log2(4.1 `cells`) bits per dimension or a little more off the stack before it returns them.  `cells` is a
+    power of two up to `PLACES`.  Raises ValueError for a schedule with steps that are too unequal.
     """
 
-    def __init__(self, model: VDM, num_timesteps: int) -> None:
+    def __init__(self, model: VDM, num_timesteps: int, cells: int = CELLS) -> None:
         self.model = model
+        self.places = PLACES // cells
         times = torch.arange(num_timesteps + 1, dtype=torch.float64) / num_timesteps
         with torch.inference_mode():
             self.gammas = model.schedule(times.to(next(model.parameters())))
@@ -138,7 +141,7 @@ class Codec:
         # The standard deviations of q(z_0 | x) and q(z_t | z_s), and those of p(z_s | z_t) and N(0, I), for every z.
         forward = torch.cat([sigmas[:1], sigmas[1:] * shares]).cpu().numpy()
         backward = torch.cat([sigmas[:-1] * shares, torch.ones_like(sigmas[:1])]).cpu().numpy()
-        self.spacing = spacings(np.minimum(forward, backward))
+        self.spacing = spacings(np.minimum(forward, backward) / cells)
         self.forward, self.backward = widths(forward / self.spacing), widths(backward / self.spacing)
 
     @torch.inference_mode()
@@ -173,11 +176,11 @@ class Codec:
 
     def q(self, t: int) -> Gaussian:
         """Return q(z_t | z_s) without its mean; for t = 0, q(z_0 | x)."""
-        return Gaussian(gaussian_tables(self.forward[t], open_ended=False), self.spacing[t], is_q=True)
+        return Gaussian(gaussian_tables(self.forward[t], self.places, open_ended=False), self.spacing[t], is_q=True)
 
     def p(self, s: int) -> Gaussian:
         """Return p(z_s | z_t) without its mean; for the last s, N(0, I)."""
-        return Gaussian(gaussian_tables(self.backward[s], open_ended=True), self.spacing[s], is_q=False)
+        return Gaussian(gaussian_tables(self.backward[s], self.places, open_ended=True), self.spacing[s], is_q=False)
 
     def first_mean(self, pixels: np.ndarray) -> Tensor:
         """Return the mean of q(z_0 | x), alpha_0 x (eq. 1)."""
@@ -235,10 +238,10 @@ def plain_table(num_levels: int) -> np.ndarray:
 
 
 def spacings(deviations: np.ndarray) -> np.ndarray:
-    """Return the power of two nearest to 1/CELLS of each standard deviation.  Raises ValueError."""
+    """Return the power of two nearest to each standard deviation.  Raises ValueError."""
     if not deviations.min() > 0:
         raise ValueError("the noise schedule does not increase between two steps")
-    return np.asarray(2.0 ** np.round(np.log2(deviations / CELLS)))
+    return np.asarray(2.0 ** np.round(np.log2(deviations)))
 
 
 def widths(deviations: np.ndarray) -> list[int]:
@@ -248,14 +251,14 @@ def widths(deviations: np.ndarray) -> list[int]:
     return [round(FRACTION * width) for width in deviations.tolist()]
 
 
-@lru_cache(maxsize=2**11)
-def gaussian_tables(width: int, *, open_ended: bool) -> np.ndarray:
-    """Return the tables of a Gaussian of standard deviation width / FRACTION cells, (OFFSETS, K+1) int64.
+@lru_cache(maxsize=2**12)
+def gaussian_tables(width: int, places: int, *, open_ended: bool) -> np.ndarray:
+    """Return the tables of a Gaussian of standard deviation width / FRACTION cells, (places, K+1) int64.
 
-    Row i is for a mean at i / OFFSETS of the way from the centre of its cell to the next.
+    Row i is for a mean at i / places of the way from the centre of its cell to the next.
     """
     half = math.ceil(REACH * width / FRACTION) + 1
-    edges = np.arange(-half, half) + 0.5 - np.arange(OFFSETS)[:, None] / OFFSETS
+    edges = np.arange(-half, half) + 0.5 - np.arange(places)[:, None] / places
     return cumulative(normal_cdf(edges * FRACTION / width), plain=int(open_ended))
 
 

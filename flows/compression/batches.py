@@ -1,17 +1,21 @@
 """In which batches images are coded, and which of them share a checksum.
 
-Images are encoded from the last to the first, so that they are decoded in order.  An image takes some 17 bits per
-dimension off the stack before it returns them, and a batch as many for each of its images.  So the first images
-(two of 256 levels, three of 17) are encoded plainly, each alone.  Then batches begin with one image, and grow with the
-images whose bits are there.
+Images are encoded from the last to the first, so that they are decoded in order.  On the grid of `vdm.codec.CELLS` an
+image takes some 17 bits per dimension off the stack before it returns them, and a batch as many for each of its images.
+So the first images (one of 256 levels, two of 17) are encoded plainly.  The next ones are encoded on a coarse grid,
+which takes half the bits, each alone.  Then batches grow with the images whose bits are there.
 """
 
 import math
 from collections.abc import Iterator
 from itertools import chain, repeat
 
-PLAIN_BITS = 12
+PLAIN_BITS = 8
 """Bits per dimension that the plainly encoded images leave at least."""
+COARSE_CELLS = 4
+"""Cells of the coarse grid in a standard deviation."""
+COARSE_IMAGES = 24
+"""Images that are encoded before the first one on the fine grid."""
 GROWTH = 12
 """Images whose bits suffice to encode one more."""
 CHECKED_DIMS = 2**12
@@ -26,6 +30,11 @@ def most_plain(num_levels: int) -> int:
 def is_plain(batch: range, num_images: int, num_levels: int) -> bool:
     """Whether the images of a batch are encoded without the model."""
     return batch.start >= num_images - most_plain(num_levels)
+
+
+def is_coarse(batch: range, num_images: int) -> bool:
+    """Whether the images of a batch that is not plain are encoded on the coarse grid."""
+    return batch.stop > num_images - COARSE_IMAGES
 
 
 def groups(num_images: int, num_dims: int, most: int, *, decoding: bool) -> Iterator[list[range]]:

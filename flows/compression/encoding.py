@@ -8,8 +8,8 @@ from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
-from flows.compression.batches import groups, is_plain, most_plain
-from flows.compression.decoding import exactly
+from flows.compression.batches import groups, most_plain
+from flows.compression.coding import GRID, Coding, exactly
 from flows.compression.header import Header, packed, this_machine
 from flows.compression.images import Images
 from flows.compression.rans import WORD_BITS, Rans
@@ -18,7 +18,6 @@ from flows.core.errors import Exit, UserError
 from flows.core.files import save
 from flows.images.store import fitting
 from flows.process.progress import bar
-from vdm.codec import CELLS, OFFSETS, Codec, encode_plainly
 from vdm.evaluation import image_terms
 from vdm.model import VDM
 
@@ -72,7 +71,7 @@ def header_of(images: Images, vdm: VDM, num_timesteps: int, batch_size: int) -> 
         num_timesteps=num_timesteps,
         batch_size=batch_size,
         pictures=images.pictures,
-        grid=[CELLS, OFFSETS],
+        grid=GRID,
         **this_machine(next(vdm.parameters()).device)._asdict(),
     )
 
@@ -80,8 +79,7 @@ def header_of(images: Images, vdm: VDM, num_timesteps: int, batch_size: int) -> 
 def write_file(
     file: BinaryIO,
     images: Images,
-    codec: Codec,
-    header: Header,
+    coding: Coding,
     model_sha256: str,
     pixels_sha256: bytes,
     *,
@@ -95,33 +93,30 @@ def write_file(
     with SpooledTemporaryFile(SPOOLED_BYTES) as words:
         stack = Stack(words, pixels_sha256)
         try:
-            with exactly(header.threads):
-                code_bpd = encode(images, stack, codec, header.batch_size, tick)
+            with exactly(coding.header.threads):
+                code_bpd = encode(images, stack, coding, tick)
         except ArithmeticError as error:
             raise UserError(f"the images cannot be compressed with this model: {error}", Exit.MISSING) from error
-        start, checksum = packed(header.model_copy(update={"num_words": stack.num_words}), model_sha256)
+        start, checksum = packed(coding.header.model_copy(update={"num_words": stack.num_words}), model_sha256)
         file.write(start)
         write_blocks(file, stack, checksum)
     save(file)
     return Written(file.tell(), WORD_BITS * stack.depth, code_bpd)
 
 
-def encode(images: Images, stack: Stack, codec: Codec, batch_size: int, tick: Callable[[int], object]) -> float:
+def encode(images: Images, stack: Stack, coding: Coding, tick: Callable[[int], object]) -> float:
     """Encode images on a stack, from the last to the first, and return `Written.code_bpd`."""
-    coder, num_dims, plain_bits = Rans(stack.take, state=1), codec.model.num_dims, math.nan
-    for group in groups(images.number, num_dims, batch_size, decoding=False):
+    coder, header, plain_bits = Rans(stack.take, state=1), coding.header, math.nan
+    for group in groups(images.number, coding.num_dims, header.batch_size, decoding=False):
         first = group[-1].start
         part = images.rows(first, group[0].stop)
         for batch in group:
-            pixels = part[batch.start - first : batch.stop - first]
-            if is_plain(batch, images.number, codec.model.num_levels):
-                encode_plainly(coder, pixels, codec.model.num_levels)
+            coding.encode(coder, batch, part[batch.start - first : batch.stop - first], tick)
+            if coding.is_plain(batch):
                 plain_bits = stack.bits + coder.bits
-            else:
-                codec.encode(coder, pixels, tick)
         coder.push(np.array([zlib.crc32(part.data)]), np.ones(1, np.int64))
         stack.spill(coder.words)
     added = stack.bits + coder.bits - plain_bits
     stack.put(coder.flushed())
-    modelled = images.number - most_plain(codec.model.num_levels)
-    return added / modelled / num_dims if modelled > 0 else math.nan
+    modelled = images.number - most_plain(header.num_levels)
+    return added / modelled / coding.num_dims if modelled > 0 else math.nan

@@ -8,7 +8,8 @@ from typing import NoReturn
 import numpy as np
 
 from flows.compression.batches import most_plain
-from flows.compression.decoding import Decoder, codec_of
+from flows.compression.coding import Coding
+from flows.compression.decoding import Decoder
 from flows.compression.encoding import header_of, mean_bound, write_file
 from flows.compression.images import ARRAY, Images, open_images, require_fitting, write_decoded
 from flows.core.checkpoint import load_model, model_sha256
@@ -88,9 +89,9 @@ def compress(
         digest = require_fitting(images, vdm, source, model)
         bound, error = mean_bound(vdm, images, num_timesteps)
         header = header_of(images, vdm, num_timesteps, batch_size)
-        codec = codec_of(vdm.double(), header)
+        coding = Coding(vdm.double(), header)
         with bar("compressing")(range(header.num_evaluations)) as shown:
-            written = write_file(file, images, codec, header, given, digest, tick=shown.update)
+            written = write_file(file, images, coding, given, digest, tick=shown.update)
         if verify:
             require_same(Path(file.name), images, out, model=model, device=device)
         finish()

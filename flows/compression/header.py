@@ -25,7 +25,7 @@ from flows.core.documents import Document, parse
 from flows.core.errors import Exit, UserError
 from flows.evaluation.environment import processor
 
-MAGIC, VERSION = b"VDMZ", 1
+MAGIC, VERSION = b"VDMZ", 2
 START, CHECKSUM = struct.Struct("<4sB8sH"), struct.Struct("<I")
 MODEL_BYTES = 8
 MOST_TIMESTEPS, MOST_BATCH = 10_000, 1024
@@ -35,7 +35,7 @@ DICTIONARY = (
     b"IntelAppleAMDNVIDIA H100 80GB HBM3aarch64 unknown DEFAULTx86_64 GenuineIntel AVX2AVX512[3,64,64],[3,32,32],"
     b'[1,28,28],"num_levels":256,"num_timesteps":1000,"num_images":10000,"batch_size":64,"pictures":true,+cu128'
     b'{"image_shape":[1,8,8],"num_levels":17,"num_images":359,"num_words":12,"num_timesteps":100,"batch_size":32,'
-    b'"pictures":false,"grid":[4,32],"threads":2,"torch":"2.13.0+cpu","numpy":"2.4.6",'
+    b'"pictures":false,"grid":[4,64,128],"threads":2,"torch":"2.13.0+cpu","numpy":"2.4.6",'
     b'"processor":"x86_64 AuthenticAMD AVX512"}'
 )
 Size = Annotated[int, Field(ge=1, lt=2**31)]
@@ -56,8 +56,8 @@ class Machine(NamedTuple):
 class Header(Document):
     """The description.
 
-    `num_words` counts the 32-bit words of the code, `pictures` says that the images came from pictures, and `grid` is
-    the one of `vdm.codec`.
+    `num_words` counts the 32-bit words of the code, and `pictures` says that the images came from pictures.  `grid` has
+    the cells of the coarse grid, of the fine grid, and the places of a mean in a standard deviation.
     """
 
     image_shape: Annotated[list[Size], Field(min_length=3, max_length=3)]
@@ -113,8 +113,8 @@ def read_header(file: BinaryIO, name: str) -> tuple[Header, str, int]:
     if start[:4] != MAGIC[: len(start)] or not start:
         raise UserError(f"{name}: not a .vdmz file", Exit.MISSING)
     if len(start) > 4 and start[4] != VERSION:
-        reason = f"version {start[4]} of the format, and this program reads version {VERSION}"
-        raise UserError(f"{name}: {reason}, or the file is damaged", Exit.MISSING)
+        reason = f"version {start[4]} of the format, and this program reads version {VERSION}; or the file is damaged"
+        raise UserError(f"{name}: {reason}", Exit.MISSING)
     length = START.unpack(start)[3] if len(start) == START.size else 0
     rest = file.read(length + CHECKSUM.size)
     if not length or len(rest) < length + CHECKSUM.size:

@@ -85,6 +85,13 @@ def read(content: bytes, model: Path) -> tuple[np.ndarray, str]:
     return np.concatenate(parts) if parts else np.zeros((0, *SHAPE), np.uint8), decoder.reason
 
 
+def other_grid(content: bytes) -> bytes:
+    """Return a file as a program with other grids would write it."""
+    file = io.BytesIO(content)
+    header, _, _ = read_header(file, "x")
+    return packed(header.model_copy(update={"grid": [4, 32, 64]}), content[5:13].hex())[0] + file.read()
+
+
 def random_table(rows: int, symbols: int) -> np.ndarray:
     cuts = np.sort(np.random.default_rng(0).integers(1, TOTAL, (rows, symbols - 1)), axis=1)
     return np.concatenate([np.zeros((rows, 1)), cuts, np.full((rows, 1), TOTAL)], axis=1).astype(np.int64)
@@ -165,7 +172,7 @@ def test_every_pixel_comes_back(
     content = (tmp_path / "images.vdmz").read_bytes()
     assert done.file_bytes == len(content)
     assert done.net_bpd == 8 * len(content) / pixels.size
-    assert (done.num_images, done.plain_images, done.verified) == (40, 3, True)
+    assert (done.num_images, done.plain_images, done.verified) == (40, 2, True)
     again = files.decompress(tmp_path / "images.vdmz", model=models[0], out=tmp_path / "out", device="cpu", force=False)
     assert again.pixels_sha256 == done.pixels_sha256
     assert (np.load(tmp_path / "out/images.npy") == pixels).all()
@@ -173,7 +180,7 @@ def test_every_pixel_comes_back(
     assert (tmp_path / "images.vdmz").read_bytes() == content
 
 
-@pytest.mark.parametrize(("count", "all_plain"), [(1, True), (3, True), (4, False)])
+@pytest.mark.parametrize(("count", "all_plain"), [(1, True), (2, True), (3, False), (25, False)])
 def test_a_few_images_come_back(
     count: int, all_plain: bool, write: Callable[..., Compressed], pixels: np.ndarray, tmp_path: Path
 ) -> None:
@@ -267,7 +274,8 @@ def test_another_model_another_version_and_another_file_are_named(
     content = (tmp_path / "images.vdmz").read_bytes()
     for changed, model, message, code in (
         (content, models[1], "encoded with the model ", Exit.USAGE),
-        (content[:4] + b"\x02" + content[5:], models[0], "version 2 of the format", Exit.MISSING),
+        (content[:4] + b"\x01" + content[5:], models[0], "version 1 of the format", Exit.MISSING),
+        (other_grid(content), models[0], r"written on the grid \[4, 32, 64\], and this version ", Exit.MISSING),
         (b"PK" + content, models[0], "not a .vdmz file", Exit.MISSING),
         (b"", models[0], "not a .vdmz file", Exit.MISSING),
         (content[:3], models[0], "cut short in its header", Exit.MISSING),

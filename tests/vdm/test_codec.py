@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from vdm import codec
-from vdm.codec import FRACTION, OFFSETS, TOTAL, Codec, decode_plainly, encode_plainly, gaussian_tables, normal_cdf
+from vdm.codec import FRACTION, TOTAL, Codec, decode_plainly, encode_plainly, gaussian_tables, normal_cdf
 from vdm.discretization import pixels_to_x
 from vdm.model import VDM
 from vdm.schedule import LinearSchedule, alpha, sigma
@@ -86,11 +86,11 @@ def test_the_normal_distribution_function_is_that_of_the_library() -> None:
 
 
 @pytest.mark.parametrize("open_ended", [True, False])
-@pytest.mark.parametrize("width", [2.1, 4.0, 37.0])
-def test_a_table_is_exact_in_integers(width: float, open_ended: bool) -> None:
-    tables = gaussian_tables(round(width * FRACTION), open_ended=open_ended)
+@pytest.mark.parametrize(("width", "places"), [(2.1, 32), (4.0, 32), (37.0, 2)])
+def test_a_table_is_exact_in_integers(width: float, places: int, open_ended: bool) -> None:
+    tables = gaussian_tables(round(width * FRACTION), places, open_ended=open_ended)
     assert tables.dtype == np.int64
-    assert tables.shape[0] == OFFSETS
+    assert tables.shape[0] == places
     assert (tables[:, 0] == 0).all()
     assert (tables[:, -1] == TOTAL).all()
     masses = np.diff(tables)
@@ -98,7 +98,7 @@ def test_a_table_is_exact_in_integers(width: float, open_ended: bool) -> None:
     cells = np.arange(tables.shape[1] - 1 - open_ended) - (tables.shape[1] - 2 - open_ended) // 2
     means = (masses[:, : len(cells)] / TOTAL) @ cells
     # Every cell gets one of 2^32 at least: at the ends of the table that moves the mean a little.
-    assert means == pytest.approx(np.arange(OFFSETS) / OFFSETS, abs=1e-5)
+    assert means == pytest.approx(np.arange(places) / places, abs=1e-5)
     variances = (masses[:, : len(cells)] / TOTAL) @ np.square(cells) - means**2
     assert variances == pytest.approx(width**2 + 1 / 12, rel=1e-4)
 
@@ -106,11 +106,14 @@ def test_a_table_is_exact_in_integers(width: float, open_ended: bool) -> None:
 @pytest.mark.parametrize(
     "changes", [{}, {"schedule": "learned_monotone"}, {"image_shape": (3, 5, 4), "num_levels": 256}]
 )
-def test_images_come_back_and_the_stack_too(changes: dict[str, Any], tiny_model: Callable[..., VDM]) -> None:
+@pytest.mark.parametrize("cells", [4, 64])
+def test_images_come_back_and_the_stack_too(
+    cells: int, changes: dict[str, Any], tiny_model: Callable[..., VDM]
+) -> None:
     model = tiny_model(**changes).double()
     shape = (5, *model.image_shape)
     pixels = np.random.default_rng(1).integers(0, model.num_levels, shape, dtype=np.uint8)
-    tested = Codec(model, 3)
+    tested = Codec(model, 3, cells)
     coder = OneInteger(7**12000)
     before, steps = coder.state, list[int]()
     tested.encode(coder, pixels[2:], steps.append)
