@@ -25,7 +25,7 @@ from flows.core.errors import UserError, brief
 from flows.evaluation.results import BoundMetrics
 from flows.orchestration import artifacts
 from flows.orchestration.announcing import announce, announce_drift
-from flows.orchestration.releasing import RETRY, Release, conclude, fetch_versions, kept, release
+from flows.orchestration.releasing import RETRIED, Release, conclude, fetch_versions, kept, release
 from flows.orchestration.streaming import stream, when_free
 from flows.orchestration.workspace import (
     Workspace,
@@ -168,7 +168,7 @@ def stages(folder: Path) -> list[str]:
         return [stage.name for stage in networkx.lexicographical_topological_sort(graph, key=str)]
 
 
-@task(cache_policy=NO_CACHE, **RETRY, retry_delay_seconds=[10, 60])
+@task(**RETRIED)
 def reproduce(stage: str, folder: Path, force: bool, wait_hours: float) -> State[None] | None:
     """Run `dvc repro --single-item STAGE` in the folder.  A failed state carries UserError with the exit code.
 
@@ -224,14 +224,7 @@ def champion_report(root: Path, folder: Path) -> Path | None:
     return stored.cached
 
 
-@task(
-    name="champion",
-    task_run_name="champion",
-    cache_policy=NO_CACHE,
-    timeout_seconds=3600 * 6,
-    **RETRY,
-    retry_delay_seconds=[10, 60],
-)
+@task(name="champion", task_run_name="champion", timeout_seconds=3600 * 6, **RETRIED)
 def check_champion(root: Path, folder: Path) -> State[None] | None:
     """Verify the champion, with which the new model will be compared.  A failed state carries UserError (exit 5)."""
     try:

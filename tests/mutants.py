@@ -3,12 +3,14 @@
 Reads a list of [folder, test file] as JSON from stdin.  Writes pytest's exit codes as a JSON list to stdout.
 """
 
+import gc
 import json
 import os
 import sys
 from pathlib import Path
 
 import filelock  # noqa: F401
+import hypothesis  # noqa: F401
 import numpy as np  # noqa: F401
 import psutil  # noqa: F401
 import pydantic  # noqa: F401
@@ -22,6 +24,10 @@ import torch._dynamo  # noqa: F401
 SLOW = "trained compiled computed continued monte_carlo other_images exact_predictor low_discrepancy"
 SLOW += " lowers same_seed bfloat16 same_dropout gets_the_augmentation"
 CHOSEN = " and ".join(f"not {name}" for name in SLOW.split())
+# Plain assertions, and no plugins that import libraries: each copy would pay for them anew.
+OPTIONS = ["-qx", "--assert=plain"]
+for plugin in ("cacheprovider", "xdist", "anyio", "hypothesispytest"):
+    OPTIONS += ["-p", f"no:{plugin}"]
 
 
 def start(folder: Path, tests: str) -> int:
@@ -33,11 +39,12 @@ def start(folder: Path, tests: str) -> int:
     os.dup2(nowhere, 2)
     os.chdir(folder)
     sys.path[0] = str(folder)
-    os._exit(pytest.main(["-qx", "-p", "no:cacheprovider", "-p", "no:xdist", tests, "-k", CHOSEN]))
+    os._exit(pytest.main([*OPTIONS, tests, "-k", CHOSEN]))
 
 
 def main() -> None:
     """Run two at a time."""
+    gc.freeze()  # pytest collects garbage at its end, which need not visit what is imported here
     jobs = json.load(sys.stdin)
     codes: dict[int, int] = {}
     running: dict[int, int] = {}

@@ -83,8 +83,9 @@ def end_dead_runs(url: str, *, after: float = 0.0) -> None:
         if run["id"] not in alive and seconds >= after:
             end = "CANCELLED" if run["state"]["type"] == "CANCELLING" else "CRASHED"
             # Not forced, so a run that has ended meanwhile keeps its state.
-            api.ask(f"flow_runs/{run['id']}/set_state", state={"type": end, "message": PROCESS_GONE})
-            say_on_stderr(f"run {run['name']}: its process was gone, so the run was ended")
+            answer = api.ask(f"flow_runs/{run['id']}/set_state", state={"type": end, "message": PROCESS_GONE})
+            if answer["status"] == "ACCEPT":
+                say_on_stderr(f"run {run['name']}: its process was gone, so the run was ended")
 
 
 class Notifications:

@@ -43,17 +43,16 @@ def is_network(task: Any, run: Any, state: State[Any]) -> bool:
     return isinstance(state.result(raise_on_failure=False), NetworkError)
 
 
-RETRY: dict[str, Any] = {"retries": 2, "retry_condition_fn": is_network}
+RETRIED: dict[str, Any] = {
+    "cache_policy": NO_CACHE,
+    "retries": 2,
+    "retry_condition_fn": is_network,
+    "retry_delay_seconds": [5, 60],
+}
+"""Options of a task that uses the network."""
 
 
-@task(
-    name="promote",
-    task_run_name="promote",
-    cache_policy=NO_CACHE,
-    timeout_seconds=3600 * 48,
-    **RETRY,
-    retry_delay_seconds=[10, 60],
-)
+@task(name="promote", task_run_name="promote", timeout_seconds=3600 * 48, **RETRIED)
 def promote(version: str, folder: Path, kept: Path) -> State[Evidence] | Evidence:
     """Run `vdmctl promote VERSION` with the run's code; return the evidence.  A failed state carries UserError."""
     file = folder / layout.EVIDENCE
@@ -70,14 +69,7 @@ def promote(version: str, folder: Path, kept: Path) -> State[Evidence] | Evidenc
     return evidence
 
 
-@task(
-    name="publish",
-    task_run_name="publish",
-    cache_policy=NO_CACHE,
-    timeout_seconds=3600 * 6,
-    **RETRY,
-    retry_delay_seconds=[2, 10],
-)
+@task(name="publish", task_run_name="publish", timeout_seconds=3600 * 6, **RETRIED)
 def publish_versions(root: Path, made: str | None) -> State[None] | bool:
     """Push what the remotes lack; return False, after withdrawing it, if the number of the version `made` is taken.
 
@@ -98,14 +90,7 @@ def publish_versions(root: Path, made: str | None) -> State[None] | bool:
     return True
 
 
-@task(
-    name="fetch",
-    task_run_name="fetch",
-    cache_policy=NO_CACHE,
-    timeout_seconds=3600 * 6,
-    **RETRY,
-    retry_delay_seconds=[2, 10],
-)
+@task(name="fetch", task_run_name="fetch", timeout_seconds=3600 * 6, **RETRIED)
 def fetch_versions(root: Path) -> State[None] | None:
     """Fetch the branches, versions and champions of other machines.  A failed state carries UserError."""
     try:

@@ -191,7 +191,7 @@ def test_the_flow_of_a_trained_model_lies_at_or_below_the_bound(digits: np.ndarr
         dropout=0.0,
         augmentation_input=False,
     )
-    settings = SETTINGS | {"steps": 400, "batch_size": 64, "learning_rate": 3e-3, "log_every": 200}
+    settings = SETTINGS | {"steps": 400, "batch_size": 32, "learning_rate": 3e-3, "log_every": 200}
     settings |= {"learning_rate_decay": "linear", "ema_decay": 0.95}
     averaged = fit(model, digits[:1437], **settings).averaged
     test = digits[1437:1453]
