@@ -28,7 +28,7 @@ static: .venv/installed-test
 	mypy
 
 suite: .venv/installed-test
-	OMP_NUM_THREADS=1 pytest --numprocesses=4 --dist=loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=1 pytest --numprocesses=3 --dist=loadfile --no-loadscope-reorder
 
 # A minute and a half: everything that starts no program, with fewer damaged inputs.
 test-fast: .venv/installed-test
