@@ -18,6 +18,8 @@ Layer = TypeVar("Layer", nn.Conv2d, nn.Linear)
 
 MOST_BLOCKS = 1024
 LARGEST_EXPONENT = 64
+SCORES_AT_ONCE = 5 * 2**18
+"""Attention scores in bfloat16 that a CPU core can keep in its cache."""
 
 
 class NoisePredictor(nn.Module):
@@ -170,9 +172,22 @@ class AttentionBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         pixels = self.norm(x).flatten(2).transpose(1, 2)
-        query, key, value = self.query_key_value(pixels).unsqueeze(1).chunk(3, dim=-1)
-        h = self.project(scaled_dot_product_attention(query, key, value).squeeze(1))
+        h = self.project(attention(*self.query_key_value(pixels).chunk(3, dim=-1)))
         return x + h.transpose(1, 2).reshape(x.shape)  # type: ignore[no-any-return]
+
+
+def attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """Return softmax(query key^T / sqrt(D)) value, (B,N,D), of three tensors of this shape.
+
+    On a CPU in bfloat16 it takes a few images at a time, whose scores stay in the cache.  For 28x28 pixels that is
+    twice as fast as torch's fused kernel, also backward.
+    """
+    images = SCORES_AT_ONCE // query.shape[1] ** 2
+    if query.device.type != "cpu" or query.dtype != torch.bfloat16 or not images:
+        return scaled_dot_product_attention(query[:, None], key[:, None], value[:, None]).squeeze(1)
+    query = query / math.sqrt(query.shape[2])
+    parts = zip(query.split(images), key.split(images), value.split(images), strict=True)
+    return torch.cat([(q @ k.mT).softmax(-1) @ v for q, k, v in parts])
 
 
 def fourier_features(z: Tensor, exponents: Sequence[int]) -> Tensor:

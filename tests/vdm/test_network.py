@@ -5,9 +5,10 @@ from typing import Any
 import pytest
 import torch
 
+from vdm import network
 from vdm.choices import ScheduleKind
 from vdm.model import VDM, count_parameters
-from vdm.network import NoisePredictor, fourier_features, time_embedding
+from vdm.network import NoisePredictor, attention, fourier_features, time_embedding
 
 SETTINGS = {
     "channels": 3,
@@ -131,3 +132,24 @@ def test_the_time_embedding_spans_a_thousand_radians() -> None:
 def test_invalid_widths_are_refused(changes: dict[str, int]) -> None:
     with pytest.raises(ValueError, match="width"):
         predictor(**changes)
+
+
+@pytest.mark.parametrize("images_at_once", [0, 2, 5])
+def test_attention_in_bfloat16_is_close_to_the_exact_one(images_at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Values and gradients, with the fused kernel, two images at a time, and all at once."""
+    monkeypatch.setattr(network, "SCORES_AT_ONCE", images_at_once * 16**2)
+    torch.manual_seed(0)
+    rounded = torch.randn(3, 5, 16, 8).bfloat16().requires_grad_()
+    exact = rounded.detach().double().requires_grad_()
+    query, key, value = exact
+    expected = (query @ key.mT / 8**0.5).softmax(-1) @ value
+    found = attention(*rounded)
+    assert found.dtype == torch.bfloat16
+    weights = torch.randn(5, 16, 8)
+    (expected * weights.double()).sum().backward()
+    (found * weights).sum().backward()
+    assert exact.grad is not None
+    assert rounded.grad is not None
+    # bfloat16 has 8 bits of mantissa, and several roundings follow each other.
+    torch.testing.assert_close(found.double(), expected, rtol=0.03, atol=0.03)
+    torch.testing.assert_close(rounded.grad.double(), exact.grad, rtol=0.05, atol=0.05)

@@ -58,19 +58,23 @@ class Muon(torch.optim.Optimizer):
             for _, parameters in groupby(sorted(group["params"], key=matrix_shape), key=matrix_shape):
                 self.update(list(parameters), group["lr"], group["weight_decay"])
 
-    def update(self, parameters: list[Parameter], learning_rate: float, weight_decay: float) -> None:
+    def update(self, parameters: list[Tensor], learning_rate: float, weight_decay: float) -> None:
         """Take the step of parameters that are matrices of one shape."""
-        momenta = []
-        for parameter in parameters:
-            assert parameter.grad is not None
-            momentum = self.state[parameter].setdefault("momentum", torch.zeros_like(parameter))
-            momentum.lerp_(parameter.grad, 1 - MOMENTUM)
-            momenta.append(parameter.grad.lerp(momentum, MOMENTUM).flatten(1))
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        momenta = [self.momentum(parameter) for parameter in parameters]
+        torch._foreach_lerp_(momenta, gradients, 1 - MOMENTUM)
+        directions = torch.stack(torch._foreach_lerp(gradients, momenta, MOMENTUM))
+        steps = orthogonalised(directions.flatten(2)).reshape(directions.shape)
         size = STEP_SIZE * math.sqrt(max(matrix_shape(parameters[0])))
-        for parameter, step in zip(parameters, orthogonalised(torch.stack(momenta)), strict=True):
-            parameter.mul_(1 - learning_rate * weight_decay).add_(
-                step.reshape(parameter.shape), alpha=-learning_rate * size
-            )
+        torch._foreach_mul_(parameters, 1 - learning_rate * weight_decay)
+        torch._foreach_add_(parameters, steps.unbind(), alpha=-learning_rate * size)
+
+    def momentum(self, parameter: Tensor) -> Tensor:
+        """Return the running average of the parameter's gradients, which starts at zero."""
+        state = self.state[parameter]
+        if "momentum" not in state:
+            state["momentum"] = torch.zeros_like(parameter)
+        return state["momentum"]  # type: ignore[no-any-return]
 
 
 def matrix_shape(parameter: Tensor) -> tuple[int, int]:
@@ -89,7 +93,7 @@ def orthogonalised(matrices: Tensor) -> Tensor:
         x = x.mT
     for _ in range(ITERATIONS):
         gram = x @ x.mT
-        x = a * x + (b * gram + c * gram @ gram) @ x
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
     return x.mT if tall else x
 
 
