@@ -16,7 +16,7 @@ from pathlib import Path
 from threading import Thread
 
 import pytest
-from plant import LONG, Plant, killed, wait_until
+from plant import LONG, Plant, is_alive, killed, wait_until
 from project import Project
 
 from flows.registry.versions import champion, resolve
@@ -89,7 +89,7 @@ class Machine:
     @property
     def is_running(self) -> bool:
         """Whether the worker was started and has not ended."""
-        return self.process is not None and self.process.poll() is None
+        return bool(self.process) and is_alive(self.process.pid)
 
     def start(self) -> None:
         """Start `vdmctl worker` unless it is running, and wait until it looks for runs."""
