@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Iterable, Sequence
 from itertools import groupby
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -60,7 +60,7 @@ class Muon(torch.optim.Optimizer):
 
     def update(self, parameters: list[Tensor], learning_rate: float, weight_decay: float) -> None:
         """Take the step of parameters that are matrices of one shape."""
-        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        gradients = [cast(Tensor, parameter.grad) for parameter in parameters]
         momenta = [self.momentum(parameter) for parameter in parameters]
         torch._foreach_lerp_(momenta, gradients, 1 - MOMENTUM)
         directions = torch.stack(torch._foreach_lerp(gradients, momenta, MOMENTUM))
