@@ -41,6 +41,7 @@ from vdm.model import VDM
 from vdm.training.trainer import Trainer
 
 ROOT = Path(__file__).parents[2]
+CONTRACT = read_params(ROOT / "presets/digits.yaml").contract
 SHA = "a" * 64
 VALUES: list[Any] = [
     *(None, True, -1, 0, 1.5, 1e308, 10**400, 2**64, -(2**70), float("nan"), float("inf")),
@@ -115,8 +116,7 @@ def read_evaluated(path: Path) -> None:
 
 
 def read_drift(path: Path) -> None:
-    contract = read_params(ROOT / "presets/digits.yaml").contract
-    differences({"train": Profile.model_validate(PROFILE)}, read_reference(path), contract)
+    differences({"train": Profile.model_validate(PROFILE)}, read_reference(path), CONTRACT)
 
 
 def read_validation(path: Path) -> None:
