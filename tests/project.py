@@ -19,8 +19,8 @@ from ruamel.yaml import YAML
 from flows import cli
 
 ROOT = Path(__file__).parents[1]
-STAGES = ["download", "validate", "train", "register", "evaluate", "features", "sample"]
-PAGE = ["report", "--out", "reports/report.html"]
+OF_IMAGES = [["download"], ["validate"], ["features"]]
+OF_THE_MODEL = [["train"], ["register"], ["evaluate"], ["sample"], ["report", "--out", "reports/report.html"]]
 TINY_PARAMS = {
     "width: 32": "width: 8",
     "blocks: 4": "blocks: 1",
@@ -108,9 +108,12 @@ class Project:
         """Run vdmctl in the project's folder, in this process."""
         return run_vdmctl(self.folder, self.environment, *arguments)
 
-    def reproduce(self) -> None:
-        """Do what `dvc repro` does in a project without results, without the imports of six processes."""
-        for stage in [*([stage] for stage in STAGES), PAGE]:
+    def reproduce(self, *, same_images: bool = False) -> None:
+        """Do what `dvc repro` does, without the imports of its processes.
+
+        `same_images` leaves out the stages that do not depend on the model.
+        """
+        for stage in [*([] if same_images else OF_IMAGES), *OF_THE_MODEL]:
             result = self.vdmctl(*stage)
             assert result.returncode == 0, result.stderr
         committed = self.dvc("commit", "--force")
