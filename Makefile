@@ -30,7 +30,7 @@ static: .venv/installed-test
 suite: .venv/installed-test
 	OMP_NUM_THREADS=1 pytest --numprocesses=3 --dist=loadfile --no-loadscope-reorder
 
-# A minute and a half: everything that starts no program, with fewer damaged inputs.
+# One to three minutes: everything that starts no program, with fewer damaged inputs.
 test-fast: .venv/installed-test
 	VDM_FUZZ=30 OMP_NUM_THREADS=1 pytest tests/vdm tests/flows -m "not processes" --numprocesses=2 --dist=worksteal
 
