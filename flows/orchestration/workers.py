@@ -61,7 +61,10 @@ def require_project() -> None:
 
 
 def require_pool(api: Api) -> None:
-    """Raise UserError (exit 5) unless the server has a work pool for processes, which `vdmctl serve` creates."""
+    """Raise UserError unless the server has a work pool for processes: exit 5 without a pool, 2 for another type.
+
+    `vdmctl serve` creates the pool.
+    """
     try:
         kind = api.get(f"work_pools/{POOL}")["type"]
     except (OSError, ValueError, LookupError, TypeError) as error:
