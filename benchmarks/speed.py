@@ -108,7 +108,7 @@ def matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
     On a CPU without instructions for bfloat16 the product is small, since torch computes it number by number.
     """
     size = 8192 if device.type == "cuda" else 2048
-    if dtype == torch.bfloat16 and find_precision("auto", device) == "float32":
+    if device.type == "cpu" and dtype == torch.bfloat16 and find_precision("auto", device) == "float32":
         size = 256
     first, second = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
     best = min(clock(lambda: first @ second, device, 0.0)["step_s"] for _ in range(10))

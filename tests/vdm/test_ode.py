@@ -191,10 +191,10 @@ def test_the_flow_of_a_trained_model_lies_at_or_below_the_bound(digits: np.ndarr
         dropout=0.0,
         augmentation_input=False,
     )
-    settings = SETTINGS | {"steps": 300, "batch_size": 32, "learning_rate": 3e-3, "log_every": 200}
+    settings = SETTINGS | {"steps": 400, "batch_size": 32, "learning_rate": 3e-3, "log_every": 200}
     settings |= {"learning_rate_decay": "linear", "ema_decay": 0.95}
     averaged = fit(model, digits[:1437], **settings).averaged
-    test = digits[1437:1445]
+    test = digits[1437:1453]
     bound = evaluate(averaged, test, times_per_image=32, num_timesteps=None, batch_size=512, seed=0)
     flow = evaluate_ode(
         averaged,
@@ -203,7 +203,7 @@ def test_the_flow_of_a_trained_model_lies_at_or_below_the_bound(digits: np.ndarr
         num_draws=1,
         num_probes=2,
         dequantisation="truncated_normal",
-        batch_size=16,
+        batch_size=96,
         solve=dopri5(1e-3),
     )
     difference = flow - bound.bpd
