@@ -57,7 +57,7 @@ JUDGED_BY = "f" * 64
 IDENTITY = "Benchmark <benchmark@example.org>"
 FIRST_SECOND = 1_700_000_000
 CHAMPION_EVERY = 10
-"""One version in so many is promoted; the others are refused."""
+"""Every tenth version is promoted; the others are refused."""
 START_SECONDS = 120.0
 MOST_TRIES = 20
 

@@ -245,7 +245,7 @@ def of_labels_channels_and_axes() -> list[Corruption]:
 
 
 def table(sets: dict[str, CleanSet], wanted: str) -> dict[str, dict[str, str]]:
-    """Return error, warning or missed for each corruption and set: what is new beside the report on the clean set."""
+    """Return error, warning or missed for each corruption and set: what the report on the clean set does not have."""
     entries = [entry for entry in corruptions() if wanted in entry.name]
     rows: dict[str, dict[str, str]] = {entry.name: {} for entry in entries}
     for name, whole in sets.items():

@@ -1,10 +1,10 @@
 """Measure everything about one card that the choice of `auto` rests on, in ten minutes: parity, speed, memory.
 
-    python -m benchmarks.gpu_day --out FOLDER [--peer FOLDER] [--minutes 10]
+    python -m benchmarks.gpu_day --out FOLDER [--peer FOLDER] [--minutes 9]
 
 Each row is a training step in a new process: {eager, compile, max-autotune} x {contiguous, channels_last} in bfloat16,
 the compiled ones also without TORCHINDUCTOR_LOOP_REINDEXING_AFTER_FUSION, one in float32, and one in a process group
-(NCCL on a card).  All rows take the same first steps, so the losses of these, beside those in float32, show parity.
+(NCCL on a card).  All rows take the same first steps, so comparing their losses with those in float32 shows parity.
 Then come evaluation, sampling and, with --peer, the peer's step, evaluation and sampling.
 
 The most useful rows come first.  A row that would begin after --minutes is left out, and the table says so.  FOLDER

@@ -54,7 +54,7 @@ FARTHEST = 2**30
 class Coder(Protocol):
     """A last-in, first-out entropy coder of symbols whose frequencies add up to `TOTAL`.
 
-    `scattered` symbols spread each symbol's range over the whole of `TOTAL`, which must be the same in push and pop.
+    `scattered` spreads the range of each symbol over all of `TOTAL`.  Pass the same value to push and to pop.
     """
 
     def push(self, starts: np.ndarray, frequencies: np.ndarray, *, scattered: bool = False) -> None:
@@ -88,7 +88,7 @@ class Gaussian(NamedTuple):
     def push(self, coder: Coder, z: Tensor, mean: Tensor) -> None:
         """Encode z (B,C,H,W), multiples of the spacing.
 
-        Raises ArithmeticError if q cannot have drawn it, which only a decoder sees, of a stack that is not `encode`'s.
+        Raises ArithmeticError if z lies beyond the table of q.  This happens only when a damaged stack is decoded.
         """
         cell, offset = self.place(mean)
         distance = (z / self.spacing).cpu().numpy().astype(np.int64).ravel() - cell
@@ -162,7 +162,7 @@ class Codec:
     def decode(self, coder: Coder, count: int, tick: Callable[[int], object] = id) -> np.ndarray:
         """Decode a batch of `count` images: (count,C,H,W) uint8.
 
-        `tick` is called as in `encode`.  Raises ArithmeticError if the stack is seen not to be what `encode` left.
+        `tick` is called as in `encode`.  Raises ArithmeticError if the stack turns out to be damaged.
         """
         z_s = self.p(-1).pop(coder, self.gammas.new_zeros((count, *self.model.image_shape)))
         for t in range(len(self.gammas) - 1, 0, -1):

@@ -7,7 +7,7 @@ With gamma itself as the time and y = z / sigma as the state, the image in units
     log p(y_0) = log p(y_1) + integral over gamma of div(dy/dgamma),    log p(z) = log p(y) - D log sigma
 
 Neither depends on the schedule between its end points.  An error of y moves the density by the same amount at every
-noise level.  An error of z of 1e-4, small beside an image, is a tenth of the noise at gamma_0 = -13.3.
+noise level.  An error of z of 1e-4, small compared with an image, is 8% of the noise at gamma_0 = -13.3.
 
 Dequantisation turns the density into a probability of pixels:
 level k owns the cell of width 2 alpha_0 / K around alpha_0 x_k, and for any density q on the cell

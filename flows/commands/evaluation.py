@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 commands = typer.Typer()
 
 IMAGES_HELP = "The image set. If data/images is missing, a version is evaluated on its own images."
-SPLIT_HELP = "train, validation or test: the images to evaluate. Whatever is chosen, choose it by validation images."
+SPLIT_HELP = "train, validation or test: the images to evaluate. Make every choice on validation images."
 
 
 class Protocol(StrEnum):
@@ -187,7 +187,7 @@ def compare(
 ) -> None:
     """Measure SECOND - FIRST in bits/dim on the same images, times and noise, with `evaluate:`.
 
-    The samples' figures stand beside it if both models have them, in the same features.
+    Also print the quality of both models' samples, if both were measured in the same features.
     """
     if not 0 < confidence < 1:
         raise UserError(f"--confidence must lie between 0 and 1, got {confidence}", Exit.USAGE)

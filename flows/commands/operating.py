@@ -26,10 +26,10 @@ def status(
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Show the state of the retraining loop; exit 5 if something needs a look.
+    """Show the state of the retraining loop; exit 5 if there is a problem.
 
     It shows the server, its workers, schedules and unfinished runs; who trains on which device; the worktrees of runs;
-    the champion; and what takes room on disk.  The last lines say what is wrong and what to do.
+    the champion; and the disk usage.  The last lines say what is wrong and what to do.
     """
     from flows.orchestration.status import status
 

@@ -200,7 +200,7 @@ def shown(row: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def distance(figures: Mapping[str, Mapping[str, float | None]]) -> str:
-    """Return FID if there is one, or else the Frechet distance in the pipeline's features, beside held-out images'."""
+    """Return FID or else the Frechet distance in the pipeline's features, of samples and of held-out images."""
     for name in ("fid", *figures):
         values = [figures[name][key] for key in ("samples", "held_out")] if name in figures else [None]
         if name.startswith("f") and None not in values:

@@ -83,7 +83,7 @@ def of_version(version: Version) -> Results:
 def gather(chain: Lineage, scratch: Path) -> dict[str, Path]:
     """Return the files with the results of a version, by their paths in the workspace: in DVC's cache or in `scratch`.
 
-    Raises UserError (exit 5) if one is damaged or not to be had.
+    Raises UserError (exit 5) if one is damaged or cannot be fetched.
     """
     version, outputs = chain.version, chain.lock.outputs
     listed = [str(path) for path in WORKSPACE if str(path) in outputs and path != layout.IMAGES]

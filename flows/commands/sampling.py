@@ -82,7 +82,7 @@ def sample(
 ) -> None:
     """Draw images from MODEL. Without MODEL, run the stage, with `sample:`, `quality:` -> reports/samples.
 
-    The stage also measures the samples beside held-out images, in the features of `vdmctl features`.
+    The stage also compares the samples with held-out images, in the features of `vdmctl features`.
 
     Image i of a seed is the same picture, however many images are drawn.
 

@@ -11,7 +11,8 @@ app = typer.Typer(
     cls=Commands,
     help="Train, evaluate and ship a Variational Diffusion Model.\n\n"
     "Parameters come from params.yaml in the current folder; `vdmctl preset NAME` writes one. "
-    "`dvc repro` runs the stages below in order, and only those whose inputs changed.\n\n"
+    "`dvc repro` runs the stages whose inputs changed: download, validate, train, register, evaluate, features, sample "
+    "and report.\n\n"
     "Exit codes: 0 done, 1 a bug, or training that cannot continue (a full disk, a process that keeps dying), "
     "2 usage or parameters, 3 the challenger was not promoted, 4 invalid data, "
     "5 a missing or damaged file, model or version, or one that cannot be written (a full disk), 6 busy, "
@@ -51,7 +52,7 @@ def serve(
         int | None,
         typer.Option(min=1, max=65535, help="The port that the server listens on.", show_default=ADDRESS),
     ] = None,
-    worker: Annotated[bool, typer.Option("--worker/--no-worker", help="Start a worker beside the server.")] = True,
+    worker: Annotated[bool, typer.Option("--worker/--no-worker", help="Start a worker, too.")] = True,
     share: Annotated[
         bool, typer.Option("--share", help="Let its worker share versions with those of `vdmctl worker`.")
     ] = False,

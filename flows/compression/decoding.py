@@ -83,5 +83,5 @@ class Decoder:
     def disagreement(self) -> str:
         """Return why the next images decode differently, although their blocks are intact."""
         made, ours = self.header.machine, this_machine(self.device)._replace(threads=self.header.threads)
-        here = "as is used here" if made == ours else f"and this is {ours}"
-        return f"its next images decode differently here: it was made with {made}, {here}"
+        here = "the same" if made == ours else str(ours)
+        return f"its next images decode differently on this machine: it was made with {made}, and here is {here}"

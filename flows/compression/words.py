@@ -4,8 +4,9 @@ While images are encoded, the lower part of the stack lies in a temporary file. 
 first, since decoding begins with it.  The words come in blocks of 4,096 bytes, each followed by a CRC-32 that continues
 that of the block before.
 
-At the bottom lies the sha256 of the pixels.  Below it lie the initial bits, pseudo-random words that every decoder
-knows.  The first images that are encoded take them; none of these words is written.
+At the bottom lies the sha256 of the pixels.  Below it lie the initial words, which are pseudo-random and known to every
+decoder.  Images that need more bits than the stack has take them.  Each word that is taken makes the file longer by a
+word; the others are not written.
 """
 
 import hashlib

@@ -30,7 +30,7 @@ def ode(settings: "Ode", *, model: Path, images: Path, split: Split = "test") ->
     vdm, image_set = load_fitting(model, images, device, split)
     pixels = getattr(image_set, split)[: settings.num_images]
     sizes = settings.model_dump(include={"num_draws", "num_probes", "batch_size"})
-    advice = "ode: lower ode.num_probes, or set it if 0, ode.num_draws or ode.batch_size"
+    advice = "ode: lower ode.batch_size, ode.num_draws or ode.num_probes (0 takes the most)"
     require(memory_needed(vdm, num_images=len(pixels), **sizes), device, advice)
     options = settings.model_dump(include={"seed", "dequantisation"}) | sizes
     repeated = pixels[:NUM_REPEATED]

@@ -92,7 +92,7 @@ def show_data_docs(folder: Path, kept: Path) -> None:
 def show_results(folder: Path, kept: Path) -> None:
     """Show the samples, the report and the model card of the run in `folder`.
 
-    They are copied to `kept` beside the Data Docs, since the run's folder is removed at its end.
+    They are copied to `kept`, where the Data Docs are, since the run's folder is removed at its end.
     """
     with writing_folder(kept) as whole:
         shutil.copytree(folder / layout.DATA_DOCS, whole / "data_docs")

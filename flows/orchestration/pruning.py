@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from prefect.client.schemas.objects import FlowRun
 
 ABANDONED_DAYS = 14
-"""A state that nobody continued in this time is abandoned: two runs of a weekly schedule could have."""
+"""A state that was not continued for this long is abandoned: a weekly schedule had two chances to continue it."""
 MD5 = re.compile("[0-9a-f]{32}")
 Entry = dict[str, Any]
 

@@ -159,7 +159,7 @@ def refuse_to_mix(url: str, worker: str, others: set[str]) -> None:
             continue
         host, _, folder = other.removeprefix(SHARED).replace("\\", "/").partition(":")
         if other.startswith(SHARED):
-            advice = "`vdmctl serve --share` works beside it, and `vdmctl serve --no-worker` without a worker"
+            advice = "`vdmctl serve --share` shares with it, and `vdmctl serve --no-worker` starts no worker"
         elif host == socket.gethostname() and not served_at(Path(folder)):
             continue  # it was killed, and is listed until its heartbeat is missed
         else:

@@ -90,7 +90,8 @@ def failure(reason: Path, last: list[str], returncode: int) -> UserError:
     if number in set(signal.Signals):
         name = signal.Signals(number).name
         advice = " (the kernel does that when memory runs out)" if name == "SIGKILL" else ""
-        return UserError(f"{name} ended it{advice}; the next run continues from the last saved state", Exit.BUG)
+        after = "the next run repeats the stage, and training continues from its last saved state"
+        return UserError(f"{name} ended it{advice}; {after}", Exit.BUG)
     shown = next((line for line in reversed(last) if line), "it is empty")
     return UserError(f"see the log: {shown}", Exit.BUG)
 

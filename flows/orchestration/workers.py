@@ -1,4 +1,4 @@
-"""Run a worker: `vdmctl worker`, and the one that `vdmctl serve` starts beside its server.
+"""Run a worker: `vdmctl worker`, and the one that `vdmctl serve` starts with its server.
 
 A worker runs the code of its own folder: the deployments name no folder, and every worker gives its own in VDM_PROJECT.
 Workers of `vdmctl worker` share only the server and the remotes of git and DVC.  They set VDM_SHARE, so that their runs

@@ -169,7 +169,7 @@ def decide(evidence: Evidence) -> tuple[str, str]:
     if high < -least:
         return PROMOTE, f"{challenger} improves by more than {least:g}: {interval}"
     unfair = "; the champion was fitted to validation images, too" if evidence.champion_fitted_to == BOTH else ""
-    return REFUSE, f"{challenger} does not surely improve by more than {least:g}: {interval}{unfair}"
+    return REFUSE, f"{challenger} is not shown to improve by more than {least:g}: {interval}{unfair}"
 
 
 def promote(root: Path, challenger: Version, evidence: Evidence) -> str:

@@ -132,7 +132,7 @@ def require(repo: Any, cached: Path, name: str) -> None:
     if not cached.is_file():
         # Some kinds of remote report a missing file when they do not answer at all.
         remote = repo.config["core"].get("remote")
-        raise UserError(f"{name} is not in the cache, and the remote `{remote}` does not give it", Exit.MISSING)
+        raise UserError(f"{name} is not in the cache, and the remote `{remote}` does not provide it", Exit.MISSING)
 
 
 def files(digest: str, place: Callable[[str], Path]) -> Iterable[Stored]:

@@ -1,10 +1,10 @@
 """The registry of models: GTO's tags on the commits of the pipeline's runs.
 
 `vdm@v1.2.0` is a version.  `vdm#champion#7` says that a version became the champion, for the seventh time in the
-project.  Such tags are only added, so they are the champion's history.  Both kinds are annotated.  The message of a
-champion's tag holds the evidence as JSON.  It is not written into the model card, since that would change the digest of
-the model folder that was evaluated; nor into another file, since that would need a new commit, which is not the one
-that was evaluated.  The evidence against a refused version is in a git note on its commit.
+project.  Published champion's tags are never removed, so they are the champion's history.  Both kinds are annotated.
+The message of a champion's tag holds the evidence as JSON.  It is not written into the model card, since that would
+change the digest of the model folder that was evaluated; nor into another file, since that would need a new commit,
+which is not the one that was evaluated.  The evidence against a refused version is in a git note on its commit.
 """
 
 import re
@@ -91,7 +91,10 @@ def samples_in(content: bytes | None) -> SampleMetrics | None:
 
 
 def resolve(root: Path, reference: str) -> Version:
-    """Return the version named `champion`, `vdm@v1.2.0` or `v1.2.0`.  Raises UserError (exit 5) if there is none."""
+    """Return the version named `champion`, `vdm@v1.2.0` or `v1.2.0`.
+
+    Raises UserError: exit 2 for text that is not the name of a version, 5 if there is no such version.
+    """
     if not REFERENCE.fullmatch(reference):
         raise UserError(f"{reference}: not a version such as {MODEL}@v1.2.0, nor `{CHAMPION}`", Exit.USAGE)
     known = versions(root)
@@ -100,8 +103,8 @@ def resolve(root: Path, reference: str) -> Version:
             if CHAMPION in version.stages:
                 return version
         if tag := champion_tag(root):
-            advice = f"`git fetch --tags`, or `gto assign {MODEL} --version vX.Y.Z --stage {CHAMPION}` another"
-            raise UserError(f"{tag.name}: its version's tag is gone; {advice}", Exit.MISSING)
+            other = f"choose another with `gto assign {MODEL} --version vX.Y.Z --stage {CHAMPION}`"
+            raise UserError(f"{tag.name}: its version's tag is gone; run `git fetch --tags`, or {other}", Exit.MISSING)
         raise UserError("no version is the champion; `vdmctl promote` makes the first", Exit.MISSING)
     name = reference if "@" in reference else f"{MODEL}@{reference}"
     for version in known:

@@ -70,7 +70,7 @@ def likelihoods(metrics: Metrics) -> dict[str, str]:
 
 
 def samples(metrics: SampleMetrics, drawn: Path, page: Path) -> str:
-    """Return the picture `drawn` of samples, and their figures beside those of held-out images."""
+    """Return the picture `drawn` of samples, and their figures next to those of held-out images."""
     rows = [
         (f"{measure.name}: {measure.meaning}", shown.of_samples, shown.of_held_out)
         for measure in measures(metrics)

@@ -301,7 +301,7 @@ def test_a_machine_that_computes_other_means_is_named_and_no_wrong_image_is_retu
 
     monkeypatch.setattr(Codec, "backward_mean", other)
     found, reason = read(content, models[0])
-    assert reason.startswith("its next images decode differently here: it was made with torch ")
+    assert reason.startswith("its next images decode differently on this machine: it was made with torch ")
     assert 0 < len(found) < 40
     assert (found == pixels[: len(found)]).all()
     calls = -10_000

@@ -299,7 +299,7 @@ def test_an_interrupted_publication_is_completed_by_the_next_run(plant: Plant) -
     hook.chmod(0o755)
     run = plant.retrain(overrides={"train.seed": 2}, publish=True)
     state, message = plant.finish(run, 300)
-    assert "does not surely improve by more than" in plant.logged(run)  # 20 steps against 500
+    assert "is not shown to improve by more than" in plant.logged(run)  # 20 steps against 500
     assert state == "FAILED"
     assert "the next run publishes again" in message
     assert plant.project.git("ls-remote", "--tags", "origin") == ""  # files and commits first

@@ -76,12 +76,12 @@ def test_first_better_worse_and_other_data(copied: Project, tmp_path: Path) -> N
 
     worse = copied.vdmctl("promote", "v1.0.0", "--json")
     assert worse.returncode == 3
-    assert one_line(worse).startswith("vdmctl: not promoted: vdm@v1.0.0 does not surely improve by more than 0.001")
+    assert one_line(worse).startswith("vdmctl: not promoted: vdm@v1.0.0 is not shown to improve by more than 0.001")
     assert json.loads(worse.stdout)["decision"] == "refuse"
     assert json.loads(worse.stdout)["num_judged"] == 2  # v1.0.0 for the second time, and v1.1.0
     refusal = json.loads(copied.vdmctl("lineage", "v1.0.0", "--json").stdout)["refusal"]
     assert refusal == json.loads(worse.stdout)
-    assert "refused     vdm@v1.0.0 does not surely improve" in copied.vdmctl("lineage", "v1.0.0").stdout
+    assert "refused     vdm@v1.0.0 is not shown to improve" in copied.vdmctl("lineage", "v1.0.0").stdout
     again = copied.vdmctl("promote", "v1.1.0")
     assert again.returncode == 3
     assert "is the champion already" in one_line(again)
@@ -172,9 +172,9 @@ BASE = {
     ("changes", "decision", "reason"),
     [
         ({}, "promote", "improves by more than 0.01: 95% interval [-0.2000, -0.0500] bits/dim against vdm@v1.0.0"),
-        ({"confidence_interval": [-0.2, -0.01]}, "refuse", "does not surely improve"),
-        ({"confidence_interval": [-0.2, 0.1]}, "refuse", "does not surely improve"),
-        ({"confidence_interval": [0.0, 0.0], "min_improvement_bpd": 0.0}, "refuse", "does not surely improve"),
+        ({"confidence_interval": [-0.2, -0.01]}, "refuse", "is not shown to improve"),
+        ({"confidence_interval": [-0.2, 0.1]}, "refuse", "is not shown to improve"),
+        ({"confidence_interval": [0.0, 0.0], "min_improvement_bpd": 0.0}, "refuse", "is not shown to improve"),
         ({"confidence_interval": [None, None]}, "refuse", "one image gives no confidence interval"),
         ({"challenger_bpd": None}, "refuse", "are not finite"),
         ({"challenger_bpd": None, "champion": None}, "refuse", "are not finite"),

@@ -177,8 +177,8 @@ def test_a_fetched_version_is_reused_and_never_trusted_blindly(copied: Project) 
 @pytest.mark.parametrize(
     ("remote", "message"),
     [
-        ("/nowhere/at/all", "models/vdm is not in the cache, and the remote `store` does not give it"),
-        ("http://127.0.0.1:9/store", "models/vdm is not in the cache, and the remote `store` does not give it"),
+        ("/nowhere/at/all", "models/vdm is not in the cache, and the remote `store` does not provide it"),
+        ("http://127.0.0.1:9/store", "models/vdm is not in the cache, and the remote `store` does not provide it"),
         ("/dev/null", "the remote does not answer: [Errno 20]"),
         (None, "not in the cache, and DVC has no default remote"),
     ],
