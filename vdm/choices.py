@@ -7,7 +7,7 @@ ScheduleKind = Literal["fixed_linear", "learned_linear", "learned_monotone"]
 Transform = Literal["flip", "rotate", "swap_channels"]
 """A random change of training images (section 6); see `vdm.training.batches.augment`."""
 Precision = Literal["float32", "bfloat16"]
-"""The number format of the network's matrix products and convolutions in training."""
+"""The number format of the network's matrix products and convolutions."""
 OptimizerKind = Literal["adamw", "muon"]
 """The optimizer of the weights; see `vdm.training.optimizer.optimizers`."""
 LearningRateDecay = Literal["none", "linear", "cosine"]

@@ -16,19 +16,22 @@ def per_image(values: Tensor, like: Tensor) -> Tensor:
 
 
 def diffuse(x: Tensor, gamma_t: Tensor, eps: Tensor) -> Tensor:
-    """z_t = alpha_t x + sigma_t eps, a draw from q(z_t | x) (eq. 1).  x, eps (B,C,H,W); gamma_t (B,)."""
+    """Return z_t = alpha_t x + sigma_t eps, a draw from q(z_t | x) (eq. 1).  x, eps (B,C,H,W); gamma_t (B,)."""
     gamma_t = per_image(gamma_t, x)
     return alpha(gamma_t) * x + sigma(gamma_t) * eps
 
 
 def denoise(z_t: Tensor, eps_hat: Tensor, gamma_t: Tensor) -> Tensor:
-    """x_hat = (z_t - sigma_t eps_hat) / alpha_t (section 3.4).  z_t, eps_hat (B,C,H,W); gamma_t (B,)."""
+    """Return x_hat = (z_t - sigma_t eps_hat) / alpha_t (section 3.4).  z_t, eps_hat (B,C,H,W); gamma_t (B,)."""
     gamma_t = per_image(gamma_t, z_t)
     return (z_t - sigma(gamma_t) * eps_hat) / alpha(gamma_t)
 
 
 def forward_step(z_s: Tensor, eps: Tensor, gamma_s: Tensor, gamma_t: Tensor) -> Tensor:
-    """z_t, a draw from q(z_t | z_s) (appendix A.1).  z_s, eps (B,C,H,W); gamma_s < gamma_t, (B,) or scalars."""
+    """Return a draw of z_t from q(z_t | z_s) (appendix A.1).
+
+    z_s, eps (B,C,H,W); gamma_s < gamma_t, (B,) or scalars.
+    """
     gamma_s, gamma_t = per_image(gamma_s, z_s), per_image(gamma_t, z_s)
     return alpha(gamma_t) / alpha(gamma_s) * z_s + sigma(gamma_t) * (-torch.expm1(gamma_s - gamma_t)).sqrt() * eps
 
@@ -36,7 +39,7 @@ def forward_step(z_s: Tensor, eps: Tensor, gamma_s: Tensor, gamma_t: Tensor) -> 
 def reverse_step(
     z_t: Tensor, x_hat: Tensor, eps: Tensor, gamma_s: Tensor, gamma_t: Tensor, *, eta: float = 1.0
 ) -> Tensor:
-    """z_s, a draw from p(z_s | z_t) = q(z_s | z_t, x = x_hat) (appendix A.4, eq. 34), or one with less noise.
+    """Return a draw of z_s from p(z_s | z_t) = q(z_s | z_t, x = x_hat) (appendix A.4, eq. 34), or one with less noise.
 
     z_t, x_hat, eps (B,C,H,W); gamma_s < gamma_t, (B,) or scalars.  `eta` below 1 gives a step with less noise that
     leads to the same marginals if x_hat is exact, 0 one without noise (Song et al. 2020).  With

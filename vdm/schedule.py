@@ -13,18 +13,18 @@ from torch import Tensor, nn
 
 
 def alpha(gamma: Tensor) -> Tensor:
-    """Signal standard deviation sqrt(sigmoid(-gamma)), same shape as gamma (section 3.2)."""
+    """Return the factor of the signal, sqrt(sigmoid(-gamma)), same shape as gamma (section 3.2)."""
     return torch.sigmoid(-gamma).sqrt()
 
 
 def sigma(gamma: Tensor) -> Tensor:
-    """Noise standard deviation sqrt(sigmoid(gamma)), same shape as gamma (section 3.2)."""
+    """Return the standard deviation of the noise, sqrt(sigmoid(gamma)), same shape as gamma (section 3.2)."""
     # sqrt(1 - alpha^2) would be 0.3% off in float32 at gamma = -13.3.
     return torch.sigmoid(gamma).sqrt()
 
 
 def snr(gamma: Tensor) -> Tensor:
-    """Signal-to-noise ratio exp(-gamma), same shape as gamma (eq. 2, section 3.2)."""
+    """Return the signal-to-noise ratio, exp(-gamma), same shape as gamma (eq. 2, section 3.2)."""
     return torch.exp(-gamma)
 
 
@@ -81,7 +81,7 @@ class LinearSchedule(nn.Module):
 class MonotoneSchedule(LinearSchedule):
     """gamma_eta(t), a monotone network between learned end points (appendix H).
 
-    Three layers of positive weights, the second through a sigmoid, on the input 2 t - 1 beside a linear path in t:
+    Three layers of positive weights, the second through a sigmoid, on the input 2 t - 1, and a linear path in t:
 
         rise(t) = |a| t + mean_j 2 |c_j| (h_j(t) - h_j(0)),    h_j(t) = sigmoid(|b_j| (2 t - 1) + bias_j)
         shape(t) = rise(t) / rise(1)

@@ -43,27 +43,32 @@ def bits_per_dim(nats: Tensor, num_dims: int) -> Tensor:
 
 
 def prior_loss(x: Tensor, gamma_1: Tensor) -> Tensor:
-    """KL(q(z_1 | x) || N(0, I)) = 1/2 sum [sigma_1^2 + alpha_1^2 x^2 - 1 - log sigma_1^2], (B,) nats (eq. 11)."""
+    """Return KL(q(z_1 | x) || N(0, I)), (B,) nats (eq. 11).
+
+    It is 1/2 sum [sigma_1^2 + alpha_1^2 x^2 - 1 - log sigma_1^2] over the dimensions.
+    """
     # sigma^2 - 1 = -alpha^2: a difference of numbers near 1 would lose the digits of a small KL.
     kl = 0.5 * (alpha(gamma_1).square() * (x.square() - 1) - logsigmoid(gamma_1))
     return kl.flatten(1).sum(1)
 
 
 def reconstruction_loss(pixels: Tensor, gamma_0: Tensor, num_levels: int) -> Tensor:
-    """E over q(z_0 | x) of -log p(x | z_0), exact, (B,) nats (eq. 11).  pixels (B,C,H,W) of an integer type."""
+    """Return the exact mean over q(z_0 | x) of -log p(x | z_0), (B,) nats (eq. 11).
+
+    pixels (B,C,H,W) of an integer type.
+    """
     table = reconstruction_table(gamma_0, num_levels).to(gamma_0.dtype)
     return table[pixels.long()].flatten(1).sum(1)
 
 
 def squared_error(x: Tensor, eps: Tensor, gamma_t: Tensor, predict_noise: PredictNoise) -> Tensor:
-    """|eps - eps_hat(z_t)|^2 per image, (B,)."""
+    """Return |eps - eps_hat(z_t)|^2 per image, (B,)."""
     eps_hat = predict_noise(diffuse(x, gamma_t, eps), gamma_t)
     return (eps - eps_hat).square().flatten(1).sum(1)
 
 
 def diffusion_loss(x: Tensor, eps: Tensor, gamma_t: Tensor, dgamma_dt: Tensor, predict_noise: PredictNoise) -> Tensor:
-    """1/2 gamma'(t) |eps - eps_hat|^2, one draw of the continuous-time loss at t ~ U[0, 1) (eq. 17), (B,) nats.
-
+    """Return 1/2 gamma'(t) |eps - eps_hat|^2: a draw of the continuous-time loss at t ~ U[0, 1) (eq. 17), (B,) nats.
     gamma_t and its derivative dgamma_dt (B,) come from `vdm.schedule.LinearSchedule.gamma_and_slope`.
     """
     return 0.5 * dgamma_dt * squared_error(x, eps, gamma_t, predict_noise)
@@ -72,15 +77,14 @@ def diffusion_loss(x: Tensor, eps: Tensor, gamma_t: Tensor, dgamma_dt: Tensor, p
 def finite_diffusion_loss(
     x: Tensor, eps: Tensor, gamma_s: Tensor, gamma_t: Tensor, num_timesteps: int, predict_noise: PredictNoise
 ) -> Tensor:
-    """T/2 expm1(gamma_t - gamma_s) |eps - eps_hat|^2, one draw of the T-step loss (section 4), (B,) nats.
-
+    """Return T/2 expm1(gamma_t - gamma_s) |eps - eps_hat|^2: a draw of the T-step loss (section 4), (B,) nats.
     t = i/T with i uniform over 1..T (see `grid_times`), s = t - 1/T.
     """
     return num_timesteps / 2 * torch.expm1(gamma_t - gamma_s) * squared_error(x, eps, gamma_t, predict_noise)
 
 
 def low_discrepancy_times(offset: Tensor, num_times: int) -> Tensor:
-    """t_i = (offset + i / num_times) mod 1: one uniform offset, evenly spread times (appendix I.1), (num_times,)."""
+    """Return times spread evenly from a uniform offset: (offset + i / num_times) mod 1, (num_times,) (appendix I.1)."""
     # arange over integers: a float step 1/n yields n + 1 values for some n.
     grid = torch.arange(num_times, device=offset.device, dtype=offset.dtype) / num_times
     # In float32 the remainder of a value just below 1 can round to 1 itself, which is not in [0, 1).

@@ -58,7 +58,10 @@ def find_precision(name: Literal["auto", Precision], device: torch.device) -> Pr
 
 
 def find_compile(compile: Literal["auto"] | bool, device: torch.device) -> bool:
-    """Whether to compile the network; `auto` means on GPUs only: on CPUs compiling takes more time than it saves."""
+    """Whether to compile the network.
+
+    `auto` means on GPUs, if Triton is installed.  On CPUs compiling takes more time than it saves.
+    """
     if isinstance(compile, bool):
         return compile
     return device.type == "cuda" and find_spec("triton") is not None

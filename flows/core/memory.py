@@ -65,5 +65,5 @@ def require(num_bytes: int, device: "torch.device", advice: str) -> None:
 
         free = torch.cuda.mem_get_info(device)[0]
     if num_bytes > free:
-        sizes = f"{num_bytes / 2**30:,.1f} GiB of memory or more, and {free / 2**30:,.1f} GiB are free"
-        raise UserError(f"{advice}: they ask for {sizes}", Exit.USAGE)
+        sizes = f"at least {num_bytes / 2**30:,.1f} GiB of memory, and {free / 2**30:,.1f} GiB are free"
+        raise UserError(f"{advice}: this needs {sizes}", Exit.USAGE)

@@ -119,7 +119,7 @@ class SamplerSettings(Document):
 
 
 class QualityFigure(Document):
-    """A measure of the samples beside the same measure of as many held-out real images, with their standard errors."""
+    """A measure of the samples, and of the same number of held-out real images, with their standard errors."""
 
     samples: Figure
     samples_standard_error: Figure
@@ -191,7 +191,7 @@ class Comparison(Document):
 def common_figures(first: SampleMetrics | None, second: SampleMetrics | None) -> dict[str, list[QualityFigure]] | None:
     """Return the figures that both models' samples have, or None if they cannot be compared.
 
-    They can if they are in the same features, of as many images, beside the same held-out images.
+    They can if the features, the held-out images and the numbers of images are the same.
     """
     if first is None or second is None:
         return None

@@ -16,7 +16,7 @@ NAMES = {
 """The names of the parts of a folder, by split."""
 TRAIN, VALIDATION, TEST = range(len(SPLITS))
 """The numbers of the splits in the result of `divide`."""
-MOST_IMAGES = 3_000_000  # validation holds some 170 bytes of each, besides 450 MB: less than 1 GB
+MOST_IMAGES = 3_000_000  # validation holds up to 210 bytes of each, besides 450 MB: about 1 GB
 
 
 def held_out(count: int, fraction: float, split_seed: int) -> np.ndarray:
@@ -69,8 +69,8 @@ def divide(
 def parts_of(names: list[str]) -> dict[str, str]:
     """Return the split of each part of a folder, such as {"train": "train", "val": "test"}.
 
-    A validation part beside a training part alone is the test split, as in ImageNet.  Return {} unless there is a
-    training part, a part to test on, at most one part for each split, and nothing else.
+    A validation part is the test split if the only other part is a training part, as in ImageNet.  Return {} unless
+    there is a training part, a part to test on, at most one part for each split, and nothing else.
     """
     given = {part: split_named(part) for part in sorted({part_of(name) for name in names})}
     splits = set(given.values())

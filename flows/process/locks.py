@@ -59,8 +59,8 @@ def holder_of(path: Path) -> str | None:
 def held_locks(folder: Path) -> dict[str, str]:
     """Return the descriptions of the processes that hold locks in a folder, by the name of the lock's file.
 
-    It reads the kernel's list of locks (Linux): to try a lock would hold it for a moment, in which a trainer that wants
-    it fails.
+    It reads the kernel's list of locks (Linux): testing a lock would hold it briefly, and a trainer that needs it then
+    would fail.
     """
     held = set()
     with suppress(OSError):

@@ -1,4 +1,4 @@
-"""Measure samples beside as many held-out images, both against the training images."""
+"""Compare samples with the training images, and the same number of held-out images, too."""
 
 from collections.abc import Callable
 from functools import partial
@@ -85,7 +85,7 @@ def measure(
 def require_fitting(model: Path, features: Path, images: Path) -> None:
     """Raise UserError (exit 2) unless the model is one of such images, and the features are those of these images.
 
-    Raises CheckpointError and ImageSetError for damaged files.
+    Raises UserError (exit 4) for invalid images; CheckpointError and ImageSetError for damaged files.
     """
     described, image_set = read_description(model)["model"], load_images(images)
     if (tuple(described["image_shape"]), described["num_levels"]) != (image_set.image_shape, image_set.num_levels):

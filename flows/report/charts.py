@@ -1,7 +1,7 @@
 """Charts as SVG, drawn with the colours of the page, which differ between light and dark.
 
 matplotlib draws with the colours in `ROLES`; these are replaced by CSS variables.  So a chart follows the page that it
-is in, and as a file of its own the style that `Chart.file` adds.
+is in.  As a separate file it follows the style that `Chart.file` adds.
 """
 
 import math
@@ -32,7 +32,7 @@ PALETTE = {
     "good": ("#116329", "#56d364"),
     "bad": ("#b3261e", "#ff8b82"),
 }
-"""The colours of the page, light and dark: text has at least 4.5 times the contrast of the paper."""
+"""The colours of the page, light and dark: text has a contrast ratio of at least 4.5 with the paper."""
 STYLE: Any = {
     "svg.fonttype": "none",
     "svg.hashsalt": "vdm",
@@ -73,7 +73,7 @@ class Chart(NamedTuple):
 
     @property
     def file(self) -> str:
-        """The SVG as a file of its own, in the colours of the reader's preference."""
+        """The SVG as a separate file, in the colours of the reader's preference."""
         light, dark = (";".join(f"--{name}:{shades[i]}" for name, shades in PALETTE.items()) for i in (0, 1))
         style = f":root{{{light};background:var(--paper)}}@media(prefers-color-scheme:dark){{:root{{{dark}}}}}"
         head, bracket, body = self.svg.partition(">")
@@ -97,7 +97,7 @@ def loss(curves: Tables) -> Chart:
                 axes.plot(*thinned(steps, losses), "o--", color=color, label=label, markersize=4)
                 said.append(f"{label}: {over(steps, losses)}")
         lowest, highest = axes.get_ylim()
-        # The first steps are far above the rest, which would be flat beside them.
+        # The first steps are far above the rest, which would look flat.
         axes.set_ylim(lowest, min(highest, lowest + 3 * max(max(tops) - lowest, 1e-6)))
         axes.set_xlabel("step")
         axes.set_ylabel("bits/dim")

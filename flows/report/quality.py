@@ -1,4 +1,4 @@
-"""How good the samples are: each measure beside that of held-out images, in words."""
+"""How good the samples are: each measure compared with that of held-out images, in words."""
 
 from typing import NamedTuple
 

@@ -22,8 +22,8 @@ log = logging.getLogger(__name__)
 def features(settings: "Features", *, images: Path, validation: Path, out: Path) -> None:
     """Write the classifier, fitted to the training images, with its accuracy on the test images.
 
-    Raises UserError for labels that the set does not have (exit 2) and if `validation` does not say that `images` are
-    valid (4); ImageSetError for unreadable images; OSError that names the file.
+    Raises UserError for labels that the set does not have (exit 2), if `validation` does not say that `images` are
+    valid (4), or is missing (5); ImageSetError for unreadable images; OSError that names the file.
     """
     require_validated(images, validation, with_validation=False)
     out.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""The stage `sample`: draw images from the model, and measure them beside held-out images."""
+"""The stage `sample`: draw images from the model, and compare them with held-out images."""
 
 import json
 import logging
@@ -37,7 +37,7 @@ def sample(
     neighbours.png  the nearest pairs, each sample above its training image
     metrics.json    the quality of the samples, see `flows.evaluation.results.SampleMetrics`
 
-    Raises CheckpointError, ImageSetError, UserError (exit 2), and OSError that names the file.
+    Raises CheckpointError, ImageSetError, UserError (exit 2, 4 or 5), and OSError that names the file.
     """
     out.mkdir(parents=True, exist_ok=True)  # an unwritable folder is reported before sampling
     require_fitting(model, features, images)

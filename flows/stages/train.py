@@ -25,11 +25,11 @@ def train(
     """Write the model of averaged weights to `out` and one line per log interval to `curves` (CSV).
 
     Saved states are in a folder in `runs`.  A run that was stopped or killed continues from the newest state.
-    `num_devices` processes train together; if torchrun started this process, so do those of torchrun.
+    `num_devices` processes train together.  If torchrun started this process, its processes train together instead.
 
     Raises UserError if `validation` is missing (exit 5) or does not say that `images` are valid (4), a device is
-    missing (2) or busy (6), memory is too small (2), or the run was asked to stop (75); ImageSetError for unreadable
-    images; TrainingDiverged.
+    missing (2) or busy (6), memory is too small (2), a file cannot be written or processes end too often (1), or the
+    run was asked to stop (75); ImageSetError for unreadable images; TrainingDiverged.
     """
     require_validated(images, validation, with_validation=needs_validation(train))
     devices = find_devices(train.device, train.num_devices)

@@ -2,7 +2,7 @@
 
 Quantising to fewer levels and spreading them again, or stretching the contrast, leaves gaps in the histogram.
 Squeezing the levels leaves peaks where two levels were mapped to one.  The histogram of unprocessed pixels is smooth:
-it may be steep, as around a plain background, but no level is almost empty right beside a full one.  The two end
+it may be steep, as around a plain background, but no level is almost empty right next to a full one.  The two end
 levels are not judged, since saturated pixels gather there in unprocessed images too.
 """
 

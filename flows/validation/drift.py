@@ -1,7 +1,7 @@
-"""How far two splits or sets differ, beside what chance does: new images and those of training, or training and test.
+"""Measure how far splits, or training images and a reference, differ, and how far chance alone makes them differ.
 
 Images are drawn one by one, so the differences of two splits that were drawn alike shrink with the number of images.
-A difference is named if it is beyond both what chance does and what the contract allows.
+A difference is reported if it is beyond both what chance does and what the contract allows.
 """
 
 from itertools import combinations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 QUANTILES = np.linspace(0, 1, 101)
 CHANCE = 5.0
-"""Standard errors that chance does not reach in any of some ten statistics."""
+"""Chance alone does not move any of about ten statistics by this many standard errors."""
 STEEP = 4.0
 """Standard errors beyond which a level's height counts as another one; one level in 250 sets may be by chance."""
 MOST_STEEP = 2
@@ -31,7 +31,7 @@ RARE = -np.log(1e-6)
 
 
 class Shift(NamedTuple):
-    """The difference of a statistic, and up to where it is not named."""
+    """The difference of a statistic, and the limit up to which it is not reported."""
 
     statistic: str
     distance: float

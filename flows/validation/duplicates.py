@@ -1,9 +1,9 @@
-"""Find images that are equal, and rank those that look like one of another split beside what chance alone gives.
+"""Find images that are equal, and rank those that look like one of another split, compared with what chance gives.
 
 Images are ranked by their difference relative to their contrast: plain images are close to many.  Chance is what the
 images of the first split look like among one another: with splits drawn at random, an image of the second split has as
-many similar images in the first as any image of the first has.  A power law is fitted to the closest 5% of these, which
-tells how many images would be as close by chance even where none of the first split's are.
+many similar images in the first as any image of the first has.  A power law is fitted to the closest 5% of these.  It
+says how many images would be as close by chance, even at distances that no pair of the first split has.
 """
 
 from typing import Any, NamedTuple
@@ -21,7 +21,7 @@ TAIL = 0.05
 LEAST_CONTRAST = 0.03
 """Added to the standard deviation of the pixels, as a share of the range, for images that are almost plain."""
 NEAREST = 1e-3
-"""Relative differences are not told apart below this."""
+"""Relative differences below this are treated as equal."""
 SURE = -np.log(1e-4)
 LONGEST_LIST = 500
 
@@ -38,7 +38,7 @@ class Lookalikes(NamedTuple):
     by_chance: np.ndarray
     """How many images would be as close, or closer, by chance alone."""
     excess: int
-    """How many of the first are more than chance explains."""
+    """The number of the closest images that chance does not explain."""
 
 
 def repeats(digests: np.ndarray) -> np.ndarray:
@@ -59,7 +59,7 @@ def leaked(first: np.ndarray, second: np.ndarray) -> np.ndarray:
 
 
 class Usual(NamedTuple):
-    """A split's images to be found, and how similar its images are among one another: what chance gives."""
+    """The searchable images of a split, and how similar they are to one another: what chance gives."""
 
     known: Index
     relative: np.ndarray

@@ -115,7 +115,8 @@ class Report(Validation):
 def require_validated(images: Path, validation: Path, *, with_validation: bool) -> None:
     """Raise UserError (exit 4) unless the validation report says that exactly these bytes are valid.
 
-    The error has exit 2 if the run needs validation images and there are none.
+    Raises UserError (exit 5) if there is no readable report, and (exit 2) if the run needs validation images and there
+    are none.
     """
     report = read(Validation, validation, "run `vdmctl validate`")
     if not report.success:

@@ -1,4 +1,4 @@
-"""What is measured of every image besides its extremes: contrast, channels, directions, sharpness, balance.
+"""Measure the contrast, channels, directions, sharpness and balance of every image.
 
 A set whose channels or axes were exchanged, or that was blurred, differs from its reference in these, although the
 histogram of its levels is the same or hardly differs.
@@ -19,7 +19,7 @@ def is_image(images: np.ndarray) -> bool:
 
 
 def num_channels(images: np.ndarray) -> int:
-    """Return how many channels of (N,C,H,W) images are told apart: 2 to 4, or 1 for any other number."""
+    """Return how many channels of (N,C,H,W) images are distinguished: 2 to 4, or 1 for any other number."""
     return images.shape[1] if is_image(images) and 2 <= images.shape[1] <= MOST_CHANNELS else 1
 
 

@@ -27,8 +27,8 @@ def optimizers(
 ) -> list[torch.optim.Optimizer]:
     """Return the optimizers that together train all parameters of the model; `set_learning_rate` sets their rate.
 
-    AdamW has no weight decay for biases, norms and the noise schedule.  Of kind `muon`, the weight matrices of the
-    blocks get `Muon`, and the first and last layers, the conditioning and the rest AdamW.
+    AdamW has no weight decay for biases, norms and the noise schedule.  With `muon`, `Muon` trains the weight matrices
+    of the blocks, and AdamW everything else: the first and last layers, the conditioning and the rest.
     """
     hidden = model.network.matrices_of_blocks() if kind == "muon" else []
     others = [p for p in model.parameters() if p.requires_grad and not any(p is matrix for matrix in hidden)]
