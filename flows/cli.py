@@ -3,22 +3,24 @@
 The commands are in `flows.commands`.  They are imported after the signal handlers are set, since importing takes time.
 """
 
+import gc
 import os
 import signal
 import sys
-from collections.abc import MutableMapping
 from contextlib import suppress
+from pathlib import Path
 
 from flows.core.errors import Exit, NetworkError, UserError, exit_code
 from flows.core.escaping import visible
 from flows.process.ending import STOP, STOPPED, fail, finish, stop_at_once
+from flows.process.environment import settle
 
 
 def main() -> None:
     """Run the console script with the arguments of this process."""
     for number in STOP:
         signal.signal(number, stop_at_once)
-    share_cores(os.environ)
+    settle(os.environ)
     from flows.process.streams import open_streams
 
     open_streams()
@@ -27,16 +29,7 @@ def main() -> None:
     finally:
         for number in STOP:  # only the shutdown of Python is left, which takes time
             signal.signal(number, signal.SIG_IGN)
-
-
-def share_cores(environment: MutableMapping[str, str]) -> None:
-    """Limit how long idle threads of OpenMP wait on a core before they sleep, unless the user chose.
-
-    By default they wait so long that two jobs on the same cores slow each other down many times (docs/results.md).
-    OpenMP reads the variables when torch is imported.
-    """
-    if "OMP_WAIT_POLICY" not in environment:
-        environment.setdefault("GOMP_SPINCOUNT", "1000")
+        gc.freeze()  # or it would look for cycles among everything that was imported, for 0.3 s with torch
 
 
 def run(arguments: list[str]) -> int:
@@ -45,6 +38,7 @@ def run(arguments: list[str]) -> int:
 
     start_logging()
     try:
+        require_own_code()
         call(arguments)
         finish()
         sys.stdout.flush()
@@ -63,6 +57,15 @@ def run(arguments: list[str]) -> int:
         with suppress(OSError):  # reported above, or less important than the error reported above
             sys.stdout.flush()
     return Exit.DONE
+
+
+def require_own_code() -> None:
+    """Raise UserError (exit 2) if DVC runs a stage with other code than the folder's, whose digests it records."""
+    own = Path("flows", "cli.py")
+    if "DVC_STAGE" in os.environ and own.is_file() and not own.samefile(__file__):
+        reason = f"the stage runs the code in {Path(__file__).parents[1]} instead of that in {Path.cwd()}"
+        advice = "activate the environment that was made in this folder, or unset PYTHONSAFEPATH"
+        raise UserError(f"{reason}; {advice}", Exit.USAGE)
 
 
 def call(arguments: list[str]) -> None:

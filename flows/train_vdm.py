@@ -10,18 +10,20 @@ import sys
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import networkx
+from dvc.exceptions import DvcException
 from dvc.repo import Repo
 from prefect import State, flow, get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 from prefect.states import Completed, Failed
+from pydantic import Field
 
 from flows.commands.summary import bits
 from flows.core import layout
 from flows.core.documents import read
-from flows.core.errors import UserError, brief
+from flows.core.errors import Exit, UserError, brief
 from flows.evaluation.results import BoundMetrics
 from flows.orchestration import artifacts
 from flows.orchestration.announcing import announce, announce_drift
@@ -37,6 +39,7 @@ from flows.orchestration.workspace import (
     prune,
     workspace,
 )
+from flows.process.environment import settle
 from flows.process.lifeline import end_with, hold_what_starts
 from flows.registry import versions as registry
 from flows.registry.git import git_text, identity
@@ -44,6 +47,7 @@ from flows.registry.lock_file import read_lock
 from flows.registry.storage import obtain, opened
 from flows.validation.report import Validation
 
+EXPECTED = (UserError, OSError, DvcException)
 # Training may take any time.  Other stages that take longer than this hang.
 TIMEOUT_HOURS = {
     "download": 6.0,
@@ -62,7 +66,7 @@ def train_vdm(
     overrides: dict[str, Any] | None = None,
     force: bool = False,
     publish: bool = False,
-    wait_hours: float = 12.0,
+    wait_hours: Annotated[float, Field(ge=0, le=24 * 365)] = 12.0,
 ) -> State[None]:
     """Train, evaluate and register a model with the code of the checked-out commit, and promote it if it is better.
 
@@ -73,6 +77,7 @@ def train_vdm(
         publish: Push data, branch and tags to the remotes.  Workers that share versions always do.
         wait_hours: How long a stage waits for its device while another process holds it.
     """
+    settle(os.environ)
     leave_out_tracebacks()
     hold_what_starts()
     if "PREFECT__FLOW_RUN_ID" in os.environ:
@@ -81,24 +86,34 @@ def train_vdm(
         root = Path(git_text(Path.cwd(), "rev-parse", "--show-toplevel"))
         outcome = retrain(root, preset, overrides or {}, force=force, wait_hours=wait_hours)
         message = conclude(root, outcome, publish=publish or is_shared())
-    except UserError as error:
-        announce("failed", str(error))
-        return Failed(message=str(error), data=error)
+    except EXPECTED as error:
+        reason = as_user_error(error)
+        announce("failed", str(reason))
+        return Failed(message=str(reason), data=reason)
     except Exception as error:
         announce("failed", f"a bug: {brief(error)}; the log has the traceback")
         raise
     return Completed(message=message)
 
 
+def as_user_error(error: UserError | OSError | DvcException) -> UserError:
+    """Return the error as one that `vdmctl` would end with."""
+    if isinstance(error, UserError):
+        return error
+    if isinstance(error, OSError) and error.filename and error.strerror:
+        return UserError(f"{error.filename}: {error.strerror}", Exit.MISSING)
+    return UserError(brief(error), Exit.MISSING)
+
+
 def leave_out_tracebacks() -> None:
     """Keep out of the run's log what its last lines and its state say in one line.
 
-    These are the tracebacks of UserError, the failed states that tasks return, and that a cancelled run crashed.
+    These are the tracebacks of expected errors, the failed states that tasks return, and that a cancelled run crashed.
     """
     repeats = ("Crash detected! Execution was aborted", "Finished in state Running()")
 
     def is_kept(record: logging.LogRecord) -> bool:
-        expected = record.exc_info and isinstance(record.exc_info[1], UserError | None)
+        expected = record.exc_info and isinstance(record.exc_info[1], (*EXPECTED, type(None)))
         return not expected and not record.getMessage().startswith(repeats)
 
     for name in ("prefect.engine", "prefect.flow_runs", "prefect.task_runs"):

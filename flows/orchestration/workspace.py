@@ -8,7 +8,6 @@ or killed run left behind is removed when the next run starts, if no process wor
 import os
 import secrets
 import shutil
-import subprocess
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
@@ -27,7 +26,7 @@ from flows.core.errors import Exit, UserError
 from flows.core.params import parse_params
 from flows.process.groups import processes_in
 from flows.process.locks import lock_file
-from flows.registry.git import Tag, contents, digests, git_text
+from flows.registry.git import Tag, contents, digests, git, git_text
 from flows.registry.lock_file import read_lock
 from flows.registry.storage import cached_at, files, obtain, opened
 from flows.registry.versions import is_decided
@@ -59,7 +58,7 @@ def workspace(root: Path, params: str, base: str) -> Iterator[Workspace]:
         (root / layout.STATES).mkdir(exist_ok=True)
         (place.folder / layout.STATES).symlink_to(root / layout.STATES)
         share_cache(root, place.folder)
-        (place.folder / layout.PARAMS).write_text(params)
+        (place.folder / layout.PARAMS).write_text(params, encoding="utf-8")
         yield place
         remove(root, place.folder)
 
@@ -72,28 +71,39 @@ def claimed(folder: Path) -> Iterator[bool]:
 
 
 def prune(root: Path) -> list[str]:
-    """Remove the worktrees in which no process works any more; return their names."""
+    """Remove what runs left behind in whose worktrees no process works any more; return the names of the runs."""
     gone = []
-    for folder in sorted((root / layout.WORKTREES).glob("*/")):
+    for folder in sorted(left_behind(root)):
         with claimed(folder) as free:
             if free and not processes_in(folder):
                 remove(root, folder)
                 gone.append(folder.name)
-    git_text(root, "worktree", "prune")
     return gone
 
 
+def left_behind(root: Path) -> set[Path]:
+    """Return the worktrees of runs that have a folder, a lock, or an entry in git.
+
+    `git worktree prune` would also remove the entries of other worktrees whose disk is not mounted now.
+    """
+    parent = root / layout.WORKTREES
+    listed = git(root, "worktree", "list", "--porcelain", "-z").decode(errors="replace").split("\0")
+    known = {Path(line.removeprefix("worktree ")) for line in listed if line.startswith("worktree ")}
+    locks = {lock.with_suffix("") for lock in parent.glob("*.lock")}
+    return {folder for folder in known if folder.parent == parent.resolve()} | {*parent.glob("*/")} | locks
+
+
 def remove(root: Path, folder: Path) -> None:
-    """Remove a worktree, and its branch unless it holds the commit of the run."""
-    subprocess.run(["git", "worktree", "remove", "--force", "--force", folder], cwd=root, capture_output=True)
+    """Remove a worktree, and its branch unless it holds a commit that no other branch holds."""
+    with suppress(UserError):  # it is no worktree, or not yet
+        git(root, "worktree", "remove", "--force", "--force", str(folder))
     shutil.rmtree(folder, ignore_errors=True)
-    git_text(root, "worktree", "prune")
     folder.with_suffix(".lock").unlink(missing_ok=True)
     branch = layout.RUN_BRANCHES + folder.name
-    command = ["git", "log", "--format=%(trailers:key=Run,valueonly)", "-1", branch]
-    runs = subprocess.run(command, cwd=root, capture_output=True, text=True)
-    if runs.returncode == 0 and folder.name not in runs.stdout:
-        git_text(root, "branch", "--quiet", "-D", branch)
+    with suppress(UserError):  # there is no such branch
+        own = ["rev-list", "--max-count=1", branch, "--not", "HEAD", f"--exclude={branch}", "--branches"]
+        if not git(root, *own):
+            git(root, "branch", "--quiet", "-D", branch)
 
 
 def share_cache(root: Path, folder: Path) -> None:
@@ -104,6 +114,7 @@ def share_cache(root: Path, folder: Path) -> None:
     # Not written by DVC, which writes its configuration as ASCII and fails on a path with an umlaut.
     config = ConfigObj(encoding="utf-8")
     config.filename = str(folder / ".dvc" / "config.local")
+    Path(config.filename).touch(mode=0o600)  # it may contain passwords
     config["core"] = {**ours.get("core", {}), "autostage": True}
     config["cache"] = {**ours.get("cache", {}), "dir": cache}
     for name, settings in ours.get("remote", {}).items():
@@ -171,11 +182,8 @@ def finished(place: Workspace, *, shared: bool) -> str | None:
             git_text(place.folder, "checkout", "--quiet", made, "--", str(layout.DVC_LOCK), str(layout.REPORTS))
         except (UserError, OSError):
             continue
-        with Repo(str(place.folder)) as repo:
-            try:
-                repo.checkout(force=True)
-            except DvcException:  # something is not in the cache
-                continue
+        with Repo(str(place.folder)) as repo, suppress(DvcException):  # something is not in the cache
+            repo.checkout(force=True)
             if not repo.status():
                 return made
     git_text(place.folder, "restore", f"--source={place.base}", "--staged", "--worktree", ".", ":!params.yaml")
@@ -206,10 +214,12 @@ def require_contained(root: Path, commit: str) -> None:
 
 def alike(place: Workspace) -> list[str]:
     """Return the commits of runs and versions with the workspace's parameters, newest first."""
-    # `*objectname` is the commit of a tag, and empty for a branch, whose `objectname` is the commit.
-    form = "--format=%(*objectname) %(objectname)"
-    listed = git_text(place.root, "for-each-ref", "--sort=-creatordate", form, *RESULTS)
-    commits = dict.fromkeys(line.split()[0] for line in listed.splitlines())
+    # `*objectname` is the commit of a tag, and empty for a branch, whose `objectname` is the commit.  git cannot sort
+    # by a forged date.
+    form = "--format=%(creatordate:unix) %(*objectname) %(objectname)"
+    listed = [line.split() for line in git_text(place.root, "for-each-ref", form, *RESULTS).splitlines()]
+    dated = sorted((int(line[0]), line[1]) for line in listed if line[0].isdecimal())
+    commits = dict.fromkeys(commit for _, commit in reversed(dated))
     found = digests(place.root, [f"{commit}:{layout.PARAMS}" for commit in commits])
     wanted = git_text(place.folder, "hash-object", "--no-filters", str(layout.PARAMS))
     return [commit for commit in commits if found.get(f"{commit}:{layout.PARAMS}") == wanted]

@@ -6,5 +6,6 @@ lifeline  end a process when the process that waits for its result ends
 locks     lock files, and allow one trainer per device
 progress  show progress bars, on a terminal only
 streams   print to standard streams that may be closed or full
+environment  settle the environment variables
 groups    run commands in process groups that are stopped as a whole
 """

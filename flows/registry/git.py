@@ -5,6 +5,7 @@ import subprocess
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -19,15 +20,20 @@ FIELDS = "".join(
         "refname:strip=2",
         "objecttype",
         "*objectname",
-        "taggerdate:iso-strict",
+        "taggerdate:unix",
         "contents:subject",
         "contents:body",
     )
 )
 
 
+# Hooks are for the commits of people: a hook of `dvc install` fails in a worktree that has no outputs yet.  A key to
+# sign with may need a password.
+UNATTENDED = ["-c", "core.hooksPath=/dev/null", "-c", "commit.gpgSign=false", "-c", "tag.gpgSign=false"]
+
+
 class Tag(NamedTuple):
-    """An annotated tag: its name, its commit, when it was made (ISO 8601), its message."""
+    """An annotated tag: its name, its commit, when it was made (ISO 8601, or '' if unknown), its message."""
 
     name: str
     commit: str
@@ -43,7 +49,7 @@ class Identity(NamedTuple):
 
 
 def git(root: Path, *arguments: str, stdin: bytes | None = None, seconds: float | None = None) -> bytes:
-    """Return what a git command prints.
+    """Return what a git command prints.  It runs no hooks, except `push`, and signs nothing.
 
     Raises UserError (exit 5) if git fails, takes longer than `seconds`, or prints more than MOST_BYTES.
     """
@@ -60,8 +66,11 @@ def printed(root: Path, *arguments: str, stdin: bytes | None, seconds: float | N
     environment = os.environ | {"GIT_TERMINAL_PROMPT": "0"}  # nobody can enter a password
     with tempfile.TemporaryFile() as output:
         streams: dict[str, Any] = {"input": stdin, "stdout": output, "stderr": subprocess.PIPE}
+        options = [] if arguments[0] == "push" else UNATTENDED
         try:
-            result = subprocess.run(["git", *arguments], cwd=root, env=environment, timeout=seconds, **streams)
+            result = subprocess.run(
+                ["git", *options, *arguments], cwd=root, env=environment, timeout=seconds, **streams
+            )
         except FileNotFoundError as error:
             raise UserError(f"git in {root}: {error.strerror}", Exit.MISSING) from error
         except subprocess.TimeoutExpired as error:
@@ -93,10 +102,18 @@ def annotated_tags(root: Path, prefix: str) -> list[Tag]:
     fields = output.split("\0")[:-1]
     records = [fields[start : start + 6] for start in range(0, len(fields), 6)]
     return [
-        Tag(name.lstrip("\n"), commit, created, f"{subject}\n\n{body}".strip())
-        for name, kind, commit, created, subject, body in records
+        Tag(name.lstrip("\n"), commit, iso_time(made), f"{subject}\n\n{body}".strip())
+        for name, kind, commit, made, subject, body in records
         if kind == "tag"
     ]
+
+
+def iso_time(seconds: str) -> str:
+    """Return a time in seconds since 1970 as ISO 8601 in UTC; '' for what is none, as a forged tag may have."""
+    try:
+        return datetime.fromtimestamp(int(seconds), UTC).isoformat()
+    except (ValueError, OverflowError, OSError):
+        return ""
 
 
 def tag_exists(root: Path, name: str) -> bool:
@@ -140,9 +157,13 @@ def digests(root: Path, names: list[str]) -> dict[str, str]:
 
 
 def identity(root: Path) -> Identity:
-    """Return the committer.  Raises UserError (exit 2) if none is configured; git may not guess one."""
+    """Return the committer.
+
+    Raises UserError (exit 2) unless a committer and an author are configured; git may not guess one.
+    """
     try:
-        line = git(root, "-c", "user.useConfigOnly=true", "var", "GIT_COMMITTER_IDENT").decode()
+        for role in ("GIT_AUTHOR_IDENT", "GIT_COMMITTER_IDENT"):
+            line = git(root, "-c", "user.useConfigOnly=true", "var", role).decode()
     except UserError as error:
         raise UserError(
             "a commit needs a git identity: `git config user.name NAME` and `git config user.email ADDRESS`", Exit.USAGE

@@ -70,7 +70,8 @@ def make_plan(root: Path, keep: int, published: Mapping[str, str] | None) -> Pla
     known, tags = versions(root), annotated_tags(root, MODEL)
     names = {tag.commit: tag.name for tag in tags} | {version.commit: version.name for version in known}
     reasons = reasons_to_keep(root, known, tags, keep, published)
-    since = max((datetime.fromisoformat(version.created).timestamp() for version in known), default=0.0)
+    made = [datetime.fromisoformat(version.created).timestamp() for version in known if version.created]
+    since = max(made, default=0.0)
     crowned = {tag.commit for tag in tags if CHAMPION_TAG.fullmatch(tag.name)}
     # An old champion keeps its tag, since the champion's history names it; its files go.
     refused = {TAGS + each.name for each in known if each.commit not in {*reasons, *crowned}}

@@ -17,6 +17,7 @@ from flows.registry.versions import MODEL, REFUSALS
 
 AGAIN = "the next run publishes again"
 NOTES = f"refs/notes/{REFUSALS}"
+OURS = (f"refs/tags/{MODEL}@", f"refs/tags/{MODEL}#")
 # A remote may accept the connection and never answer.
 LIST_SECONDS, PUSH_SECONDS = 60, 900
 
@@ -95,7 +96,7 @@ def fetch_versions(root: Path, remote: str = "origin") -> list[str]:
     """
     require_remotes(root, remote)
     there, mine = remote_refs(root, remote), local_refs(root)
-    missing = sorted(name for name in there if name.startswith(f"refs/tags/{MODEL}") and name not in mine)
+    missing = sorted(name for name in there if name.startswith(OURS) and name not in mine)
     wanted = "\n".join(f"{name}:{name}" for name in missing)
     heads = f"+refs/heads/*:refs/remotes/{remote}/*"
     command = ["fetch", "--quiet", "--no-tags", "--stdin", remote, heads]
@@ -127,7 +128,8 @@ def merge_notes(root: Path, remote: str) -> None:
         git_text(root, "fetch", "--quiet", remote, f"+{NOTES}:{theirs}", seconds=PUSH_SECONDS)
     except UserError as error:
         raise NetworkError(f"publish: {error}; {AGAIN}") from error
-    git_text(root, "notes", f"--ref={NOTES}", "merge", "--quiet", "--strategy=ours", theirs)
+    with locked(root):
+        git_text(root, "notes", f"--ref={NOTES}", "merge", "--quiet", "--strategy=ours", theirs)
 
 
 def finished_branches(root: Path) -> list[str]:

@@ -10,7 +10,7 @@ which is not the one that was evaluated.  The evidence against a refused version
 import re
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from flows.core import layout
 from flows.core.documents import parse
@@ -145,43 +145,34 @@ def add_version(root: Path, commit: str, message: str) -> Version:
             raise UserError(
                 f"the tag {MODEL}@{number} exists but is not a version; delete it with `git tag -d`", Exit.USAGE
             )
-        create_tag(root, message, version=number, commit=commit)
+        create_tag(root, f"{MODEL}@{number}", commit, message)
     return resolve(root, number)
 
 
 def make_champion(root: Path, version: Version, message: str) -> str:
     """Make the version the champion by the next tag; return its name.  The caller holds the registry's lock.
 
-    Raises UserError (exit 2) without a git identity, and when GTO refuses.
+    Raises UserError (exit 2) without a git identity.
     """
-    create_tag(root, message, stage=CHAMPION, version=version.name.removeprefix(f"{MODEL}@"))
-    tag = champion_tag(root)
-    assert tag is not None
-    return tag.name
+    # As in GTO, all stages share one count.
+    listed = git(root, "for-each-ref", "--format=%(refname)", f"refs/tags/{MODEL}#*").decode(errors="replace")
+    taken = [int(count) for line in listed.splitlines() if re.fullmatch(NUMBER, count := line.rpartition("#")[2])]
+    name = f"{MODEL}#{CHAMPION}#{max(taken, default=0) + 1}"
+    create_tag(root, name, version.commit, message)
+    return name
 
 
-def create_tag(root: Path, message: str, *, version: str, commit: str | None = None, stage: str | None = None) -> None:
-    """Let GTO tag a commit as a version, or a version with a stage.  Raises UserError (exit 2)."""
-    import gto.api
-    from gto.exceptions import GTOException
-    from scmrepo.exceptions import SCMError
-
-    # The implementation of git that GTO uses would make up an identity where git itself refuses to.
-    name, email = identity(root)
-    author: dict[str, Any] = {"message": f"{message.strip()}\n", "author": name, "author_email": email}
-    try:
-        if stage is None:
-            gto.api.register(str(root), MODEL, str(commit), version=version, **author)
-        else:
-            # Without `force` GTO refuses a version that had the stage before, as in a roll-back.
-            gto.api.assign(str(root), MODEL, stage, version=version, force=True, **author)
-    except (GTOException, SCMError, OSError) as error:
-        raise UserError(f"git tag for {MODEL}@{version}: {error}", Exit.USAGE) from error
+def create_tag(root: Path, name: str, commit: str, message: str) -> None:
+    """Tag a commit as GTO does.  Raises UserError: exit 2 without a git identity, 5 if git fails."""
+    identity(root)
+    written = f"{message.strip()}\n".encode()
+    git(root, "tag", "--annotate", "--cleanup=verbatim", "--file=-", name, commit, stdin=written)
 
 
 def record_refusal(root: Path, version: Version, message: str) -> None:
     """Write a git note on the version's commit that says why it was not promoted.  Raises UserError."""
-    git(root, "notes", f"--ref={REFUSALS}", "add", "--force", "--file=-", version.commit, stdin=message.encode())
+    with locked(root):  # of two notes that git adds at once, one is lost
+        git(root, "notes", f"--ref={REFUSALS}", "add", "--force", "--file=-", version.commit, stdin=message.encode())
 
 
 def refusal(root: Path, commit: str) -> Evidence | None:

@@ -17,6 +17,7 @@ from typer.core import TyperCommand
 from flows import cli
 from flows.commands.vdmctl import app
 from flows.core.errors import Exit
+from flows.process.environment import settle
 
 STOPPED = "vdmctl: stopped; run again\n"
 COMMANDS = typer.main.get_command(app).commands  # type: ignore[attr-defined]
@@ -273,5 +274,5 @@ def test_idle_threads_leave_the_cores_to_others_unless_the_user_chose(
     chosen: dict[str, str], spins: str | None
 ) -> None:
     environment = dict(chosen)
-    cli.share_cores(environment)
+    settle(environment)
     assert environment.get("GOMP_SPINCOUNT") == spins

@@ -166,10 +166,14 @@ def test_wrong_parameters_fail_before_anything_starts(plant: Plant) -> None:
 
 def test_an_unknown_parameter_of_the_flow_starts_no_run(plant: Plant) -> None:
     deployment = plant.api("deployments/name/train-vdm/train-vdm")["id"]
-    with pytest.raises(urllib.error.HTTPError) as refused:
-        plant.api(f"deployments/{deployment}/create_flow_run", parameters={"stepz": 5})
-    assert b"'stepz' was unexpected" in refused.value.read()
-    refused.value.close()
+    for parameters, reason in (
+        ({"stepz": 5}, b"'stepz' was unexpected"),
+        ({"wait_hours": 1e9}, b"1000000000.0 is greater than the maximum of 8760"),
+    ):
+        with pytest.raises(urllib.error.HTTPError) as refused:
+            plant.api(f"deployments/{deployment}/create_flow_run", parameters=parameters)
+        assert reason in refused.value.read()
+        refused.value.close()
     result = plant.run("deployment", "run", "train-vdm", "--param", "stepz=5")
     assert result.returncode == 1
     assert "not found on the deployment: 'stepz'" in result.stdout
@@ -189,6 +193,19 @@ def test_the_code_that_runs_is_that_of_the_commit(plant: Plant) -> None:
     assert "COMMITTED" in log
     assert "UNCOMMITTED" not in log
     project.git("checkout", "--quiet", "--force", "main")
+    project.git("reset", "--quiet", "--hard", "HEAD~1")
+
+
+def test_a_graph_that_dvc_refuses_is_one_line(plant: Plant) -> None:
+    project = plant.project
+    project.edit("dvc.yaml", **{"stages:": "stages: ["})
+    project.git("commit", "--quiet", "--all", "--message=Broken")
+    run = plant.retrain(overrides={"train.seed": 5})
+    state, reason = plant.finish(run)
+    assert state == "FAILED"
+    assert "dvc.yaml" in reason
+    assert "a bug" not in reason
+    assert "Traceback" not in plant.logged(run)
     project.git("reset", "--quiet", "--hard", "HEAD~1")
 
 
@@ -360,6 +377,7 @@ def test_a_run_without_a_git_identity_says_so(plant: Plant) -> None:
     nobody = {key: value for key, value in plant.environment.items() if not key.startswith("GIT_")}
     nobody |= {"GIT_CONFIG_GLOBAL": "/dev/null", "GIT_CONFIG_SYSTEM": "/dev/null", "EMAIL": ""}
     nobody |= {"PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "240"}
+    nobody |= {"GIT_DIR": "/nowhere"}  # as from a hook of another repository; it is ignored
     result = subprocess.run(
         [sys.executable, "-m", "flows.train_vdm"],
         cwd=plant.project.folder,

@@ -13,14 +13,15 @@ from project import one_line
 from flows.commands.registry import row_of, shown, table
 from flows.core.errors import Exit, UserError
 from flows.core.params import read_params
-from flows.orchestration.workspace import require_contained
+from flows.orchestration.workspace import alike, require_contained, workspace
 from flows.registry.lineage import describe, lineage
 from flows.registry.lock_file import model_path, read_lock
 from flows.registry.promotion import challenge
+from flows.registry.pruning import make_plan
 from flows.registry.publishing import publish
 from flows.registry.storage import fetch
 from flows.registry.verification import verify
-from flows.registry.versions import add_version, is_decided, record_refusal, resolve, versions
+from flows.registry.versions import add_version, is_decided, make_champion, record_refusal, resolve, versions
 
 DEEP = "[" * 500 + "]" * 500
 
@@ -245,6 +246,9 @@ EVIDENCE = b'Promote\n\n{"decision": "x", "reason": "y"}'
     [
         ("soon", EVIDENCE),
         ("99999999999999999999 +9999", EVIDENCE),
+        ("999999999999 +0000", EVIDENCE),
+        ("1 +9999", EVIDENCE),
+        ("-5 +0000", EVIDENCE),
         ("1 +0000", b"\xff\xfe latin"),
         ("1 +0000", b"Promote\n\n" + DEEP.encode()),
         ("1 +0000", b"Promote\n\n" + b"[" * 100_000),
@@ -259,14 +263,22 @@ def test_messages_and_dates_of_tags_break_nothing(date: str, message: bytes, for
     root = forge.project.folder
     commit = forge.project.git("rev-parse", "HEAD").strip()
     record_refusal(root, resolve(root, "v1.0.0"), "Refuse\n\n{}")
-    forge.tag("vdm#champion#1", f"object {commit}\ntype commit\ntag x\ntagger T <t@e> {date}\n\n".encode() + message)
-    (version,) = versions(root)
+    tagged = f"object {commit}\ntype commit\ntag x\ntagger T <t@e> {date}\n\n".encode() + message
+    forge.tag("vdm#champion#1", tagged)
+    forge.tag("vdm@v0.1.0", tagged)
+    forge.tag("vdm@v0.2.0", f"object {commit}\ntype commit\ntag x\n\nby nobody".encode())
+    *_, version = versions(root)
+    assert len(versions(root)) == 3
     assert version.stages == ("champion",)
     chain = lineage(root, version)
     json.dumps(chain.as_json(), allow_nan=False).encode()
     assert chain.refusal is None
     assert is_decided(root, commit)
     assert "\x1b" not in describe(chain)
+    assert make_plan(root, 1, None).versions.keys() == {commit}
+    assert make_champion(root, version, "By hand") == "vdm#champion#2"
+    with workspace(root, (root / "params.yaml").read_text(), "HEAD") as place:
+        assert alike(place) == [commit]
 
 
 def test_a_tag_with_a_number_that_no_version_has_is_none(forge: Forge) -> None:

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from statistics import NormalDist
@@ -23,7 +24,7 @@ from flows.images.store import save_images
 from flows.registry.evidence import Evidence, evidence_of
 from flows.registry.git import annotated_tags, locked
 from flows.registry.promotion import challenge, decide, fits, promote, rollback
-from flows.registry.versions import add_version, champion_tag, is_decided, make_champion, resolve
+from flows.registry.versions import add_version, champion_tag, is_decided, make_champion, record_refusal, resolve
 
 # The versions are trained when the first test asks for them.
 pytestmark = pytest.mark.timeout(900)
@@ -278,6 +279,13 @@ def test_rolling_back_to_bytes_that_are_gone_leaves_the_champion(copied: Project
     assert result.returncode == 5
     assert "vdm@v1.0.0 does not verify: models/" in one_line(result)
     assert champion(copied) == "vdm@v1.1.0"
+
+
+def test_refusals_at_the_same_time_are_all_recorded(copied: Project) -> None:
+    root = copied.folder
+    with ThreadPoolExecutor(3) as pool:
+        list(pool.map(lambda number: record_refusal(root, resolve(root, f"v1.{number}.0"), "Refuse"), [0, 1, 2]))
+    assert len(copied.git("notes", "--ref=vdm-refusals", "list").splitlines()) == 3
 
 
 def test_a_champion_that_gto_removes_is_none(copied: Project) -> None:

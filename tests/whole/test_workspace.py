@@ -1,12 +1,20 @@
 """The worktree and parameters of a run, with real git and DVC; test_flow.py tests the runs themselves."""
 
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
-from project import Project
+from project import ROOT, Project
 
 from flows.core.errors import Exit, UserError
-from flows.orchestration.workspace import compose_params, finished, workspace
+from flows.orchestration.workspace import Workspace, commit, compose_params, finished, prune, workspace
+from flows.process.environment import settle
+from flows.registry.git import identity
 
 # The versions are trained when the first test asks for them.
 pytestmark = pytest.mark.timeout(900)
@@ -82,3 +90,125 @@ def test_results_of_other_code_are_not_used(copied: Project) -> None:
     with workspace(copied.folder, compose_params(copied.folder, "HEAD", None, {}), "HEAD") as place:
         assert finished(place, shared=False) is None
         assert copied.run("git", "-C", str(place.folder), "status", "--porcelain").stdout == ""
+
+
+@pytest.fixture
+def plain(tmp_path: Path) -> Project:
+    """Return a project without results, on a path that is not ASCII."""
+    return Project(tmp_path / "Bücher und Bilder")
+
+
+@contextmanager
+def run_in(project: Project, params: str | None = None) -> Iterator[Workspace]:
+    """Make a workspace of the checked-out commit."""
+    params = (project.folder / "params.yaml").read_text() if params is None else params
+    with workspace(project.folder, params, project.git("rev-parse", "HEAD").strip()) as place:
+        yield place
+
+
+def results(place: Workspace) -> str:
+    """Write a result and commit it; return the commit."""
+    (place.folder / "reports").mkdir(exist_ok=True)
+    (place.folder / "reports" / "card.md").write_text("# A model")
+    made = commit(place, "Retrain: 1.0")
+    assert made
+    return made
+
+
+def state_of(project: Project) -> tuple[str, str]:
+    """Return the branch `main` and what the checkout changes."""
+    return project.git("rev-parse", "main"), project.git("status", "--porcelain")
+
+
+HOOKS = {
+    "post-checkout": "exit 1",
+    "pre-commit": "exit 1",
+    "prepare-commit-msg": "printf '\\nRefs #12\\n' >> $1",
+    "commit-msg": "exit 1",
+    "post-commit": "git tag made-by-a-hook",
+}
+
+
+def test_hooks_and_signatures_are_for_the_commits_of_people(plain: Project) -> None:
+    for name, body in HOOKS.items():
+        hook = plain.folder / ".git" / "hooks" / name
+        hook.parent.mkdir(exist_ok=True)
+        hook.write_text(f"#!/bin/sh\n{body}\n")
+        hook.chmod(0o755)
+    for setting in ("commit.gpgSign=true", "tag.gpgSign=true", "gpg.program=/bin/false"):
+        plain.git("config", *setting.split("="))
+    with run_in(plain) as place:
+        made = results(place)
+    assert plain.git("rev-parse", place.branch).strip() == made
+    assert plain.git("tag") == ""
+
+
+@pytest.mark.parametrize("names", [["GIT_DIR"], ["GIT_INDEX_FILE"], ["GIT_DIR", "GIT_WORK_TREE", "GIT_PREFIX"]])
+def test_a_run_that_a_hook_of_git_starts_leaves_the_checkout_alone(
+    names: list[str], plain: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """git passes the places of its repository and index to hooks."""
+    before = state_of(plain)
+    given = {"GIT_DIR": ".git", "GIT_INDEX_FILE": ".git/index", "GIT_WORK_TREE": ".", "GIT_PREFIX": ""}
+    for name in names:
+        monkeypatch.setenv(name, str(plain.folder / given[name]))
+    settle(os.environ)
+    with run_in(plain) as place:
+        results(place)
+    assert state_of(plain) == before
+
+
+def test_worktrees_of_the_user_on_a_missing_disk_stay(plain: Project, tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    plain.git("worktree", "add", "--quiet", "--detach", str(disk / "mine"))
+    disk.rename(tmp_path / "unmounted")
+    with run_in(plain):
+        pass
+    assert prune(plain.folder) == []
+    (tmp_path / "unmounted").rename(disk)
+    assert plain.run("git", "-C", str(disk / "mine"), "status", "--porcelain").stdout == ""
+    assert str(disk / "mine") in plain.git("worktree", "list")
+
+
+def test_what_a_killed_run_left_behind_is_removed(plain: Project) -> None:
+    """Its folder, its lock alone, its entry in git alone; a branch with a commit that nothing else holds stays."""
+    root, worktrees = plain.folder, plain.folder / ".vdm" / "worktrees"
+    for name in ("empty", "working", "gone"):
+        plain.git("worktree", "add", "--quiet", "-b", f"runs/{name}", str(worktrees / name))
+    (worktrees / "working" / "found").write_text("by a person")
+    plain.git("-C", str(worktrees / "working"), "add", "found")
+    plain.git("-C", str(worktrees / "working"), "commit", "--quiet", "--message=Found")
+    (worktrees / "gone").rename(root.parent / "moved")
+    (worktrees / "never.lock").touch()
+    assert prune(root) == ["empty", "gone", "never", "working"]
+    assert list(worktrees.iterdir()) == []
+    assert plain.git("branch", "--list", "runs/*", "--format=%(refname:short)").split() == ["runs/working"]
+    assert len(plain.git("worktree", "list").splitlines()) == 1
+
+
+def test_the_configuration_with_passwords_is_private(plain: Project) -> None:
+    with run_in(plain) as place:
+        assert (place.folder / ".dvc" / "config.local").stat().st_mode & 0o077 == 0
+
+
+@pytest.mark.parametrize("role", ["AUTHOR", "COMMITTER"])
+def test_author_and_committer_are_needed(role: str, plain: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GIT_CONFIG_GLOBAL", "/dev/null")
+    for key in ("NAME", "EMAIL"):
+        monkeypatch.delenv(f"GIT_{role}_{key}", raising=False)
+        monkeypatch.setenv(f"GIT_{'AUTHOR' if role == 'COMMITTER' else 'COMMITTER'}_{key}", "a@example.org")
+    with pytest.raises(UserError, match=r"git config user.name NAME") as raised:
+        identity(plain.folder)
+    assert raised.value.code is Exit.USAGE
+
+
+def test_a_stage_with_the_code_of_another_folder_is_refused(plain: Project) -> None:
+    """With PYTHONSAFEPATH, or a console script, Python imports the installed package."""
+    program = "import sys; from flows import cli; cli.main()"
+    environment = plain.environment | {"PYTHONSAFEPATH": "1", "PYTHONPATH": str(ROOT), "DVC_STAGE": "download"}
+    done = subprocess.run(
+        [sys.executable, "-c", program, "download"], cwd=plain.folder, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == Exit.USAGE
+    assert done.stderr.startswith(f"vdmctl: the stage runs the code in {ROOT} instead of that in {plain.folder}; ")
+    assert not (plain.folder / "data" / "images").exists()

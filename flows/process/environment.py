@@ -1,0 +1,36 @@
+"""Settle the environment variables of a program, which everything that it starts inherits."""
+
+from collections.abc import MutableMapping
+
+# git sets these for the hooks that it runs.  They lead to a repository, an index or a folder.
+PLACES = (
+    "GIT_DIR",
+    "GIT_WORK_TREE",
+    "GIT_COMMON_DIR",
+    "GIT_INDEX_FILE",
+    "GIT_OBJECT_DIRECTORY",
+    "GIT_ALTERNATE_OBJECT_DIRECTORIES",
+    "GIT_NAMESPACE",
+    "GIT_PREFIX",
+    "GIT_SHALLOW_FILE",
+    "GIT_GRAFT_FILE",
+)
+# With this one `python -m flows.cli` runs the installed code instead of the code in the current folder.
+SAFE_PATH = "PYTHONSAFEPATH"
+
+
+def settle(environment: MutableMapping[str, str]) -> None:
+    """Make git and Python work on the current folder, and let idle threads of OpenMP sleep sooner."""
+    for name in (*PLACES, SAFE_PATH):
+        environment.pop(name, None)
+    share_cores(environment)
+
+
+def share_cores(environment: MutableMapping[str, str]) -> None:
+    """Limit how long idle threads of OpenMP wait on a core before they sleep, unless the user chose.
+
+    By default they wait so long that two jobs on the same cores slow each other down many times (docs/results.md).
+    OpenMP reads the variables when torch is imported.
+    """
+    if "OMP_WAIT_POLICY" not in environment:
+        environment.setdefault("GOMP_SPINCOUNT", "1000")
