@@ -75,8 +75,11 @@ class Decoder:
             self.pixels.update(part.data)
             self.num_decoded += len(part)
             yield part
-        rest = [word for block in reversed(list(blocks)) for word in block]
-        left = rest + coder.flushed()
+        # The encoder took initial words only when no others were left.  So if there are any, the images needed every
+        # block, and if there are none, the sha256 is left, which lies within one block.
+        left = next(blocks, []) + coder.flushed()
+        if next(blocks, None):
+            raise BrokenCodeError("damaged: its code goes on after its last image")
         if left != [*bottom(self.pixels.digest(), len(left) - 9), 1]:
             raise ArithmeticError("the pixels differ from their sha256")
 

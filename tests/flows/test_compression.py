@@ -92,6 +92,21 @@ def other_grid(content: bytes) -> bytes:
     return packed(header.model_copy(update={"grid": [4, 32, 64]}), content[5:13].hex())[0] + file.read()
 
 
+def with_words_below(content: bytes, added: list[int]) -> bytes:
+    """Return a file with words below its own, the lowest first, and with the checksums of all."""
+    file = io.BytesIO(content)
+    header, _, checksum = read_header(file, "x")
+    stack = Stack(io.BytesIO(), bytes(32))
+    stack.put(added)
+    for block in reversed(list(words.read_blocks(file, header.num_words, checksum))):
+        stack.put(block)
+    start, checksum = packed(header.model_copy(update={"num_words": stack.num_words}), content[5:13].hex())
+    longer = io.BytesIO()
+    longer.write(start)
+    words.write_blocks(longer, stack, checksum)
+    return longer.getvalue()
+
+
 def random_table(rows: int, symbols: int) -> np.ndarray:
     cuts = np.sort(np.random.default_rng(0).integers(1, TOTAL, (rows, symbols - 1)), axis=1)
     return np.concatenate([np.zeros((rows, 1)), cuts, np.full((rows, 1), TOTAL)], axis=1).astype(np.int64)
@@ -264,6 +279,35 @@ def test_a_flipped_bit_is_found_wherever_it_is(
     assert (len(found), reason) == (40, "damaged: it does not end with its code")
 
 
+@pytest.mark.parametrize("plain_bits", [8, 0])
+def test_words_below_the_last_image_are_found_and_take_no_memory(
+    plain_bits: int,
+    write: Callable[..., Compressed],
+    pixels: np.ndarray,
+    tmp_path: Path,
+    models: tuple[Path, Path],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(batches, "PLAIN_BITS", plain_bits)
+    np.save(tmp_path / "few.npy", pixels[:4])
+    depth = write("few.npy").initial_bits // 32
+    assert (depth > 0) == (plain_bits == 0)
+    content = (tmp_path / "images.vdmz").read_bytes()
+    assert with_words_below(content, []) == content
+    initial = [words.initial_word(place) for place in reversed(range(depth, depth + 2**14))]
+    for added in (initial, [7] * 2**14):
+        longer = with_words_below(content, added)
+        tracemalloc.start()
+        found, reason = read(longer, models[0])
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert (found == pixels[:4]).all()
+        assert reason == "damaged: its code goes on after its last image"
+        assert peak < 2**19
+    _, reason = read(with_words_below(content, [7]), models[0])
+    assert reason.startswith("its next images decode differently on this machine: ")
+
+
 def test_another_model_another_version_and_another_file_are_named(
     write: Callable[..., Compressed], tmp_path: Path, models: tuple[Path, Path]
 ) -> None:
@@ -309,7 +353,7 @@ def test_a_machine_that_computes_other_means_is_named_and_no_wrong_image_is_retu
     monkeypatch.setattr(Codec, "backward_mean", lambda self, z_t, t: original(self, z_t, t) * 1.01)
     found, reason = read(content, models[0])
     assert len(found) == 0
-    assert "and this is torch 9.9, NumPy" in reason
+    assert "and here is torch 9.9, NumPy" in reason
 
 
 def test_compress_refuses_a_file_that_does_not_decode_here(
