@@ -3,7 +3,6 @@
 The commands are in `flows.commands`.  They are imported after the signal handlers are set, since importing takes time.
 """
 
-import gc
 import os
 import signal
 import sys
@@ -29,7 +28,6 @@ def main() -> None:
     finally:
         for number in STOP:  # only the shutdown of Python is left, which takes time
             signal.signal(number, signal.SIG_IGN)
-        gc.freeze()  # or it would look for cycles among everything that was imported, for 0.3 s with torch
 
 
 def run(arguments: list[str]) -> int:
