@@ -60,7 +60,9 @@ def prune(
     what a remote called origin lacks stays. Champions' tags stay.
     """
     from flows.orchestration.pruning import prune
+    from flows.process.locks import folder_of_devices
 
+    folder_of_devices()  # refuses a wrong VDM_LOCK_DIR before anything is removed
     found = prune(ROOT, keep=keep, dry_run=dry_run)
     if as_json:
         say_json(found)
@@ -100,19 +102,23 @@ def in_words(state: dict[str, Any]) -> str:
 
 
 def champion_problems() -> list[str]:
-    """Return the checks of the champion that fail."""
+    """Return the checks of the champion that fail, or why it cannot be checked."""
     from flows.registry.verification import verify
     from flows.registry.versions import CHAMPION, resolve
 
-    reigning = resolve(ROOT, CHAMPION)
-    checks = verify(ROOT, reigning)
+    try:
+        reigning = resolve(ROOT, CHAMPION)
+        checks = verify(ROOT, reigning)
+    except UserError as error:
+        return [f"the champion does not verify: {error}"]
     return [f"{reigning.name} does not verify: {check.subject}: {check.problem}" for check in checks if check.problem]
 
 
 def rows(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
     """Yield the lines of the table: a subject and its state."""
     server, registry = found["server"], found["registry"]
-    yield "server", f"{server['url']} {'answers' if server['answers'] else 'does not answer'}"
+    answers = "answers" if server["answers"] else "does not answer"
+    yield "server", f"{server['url']} {answers}" if server["url"] else "none"
     for worker in server.get("workers", []):
         yield "worker", f"{worker['name']} {worker['status'].lower()}"
     for one in server.get("schedules", []):

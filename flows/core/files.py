@@ -18,6 +18,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, NoReturn
 
 AT_FDCWD, RENAME_EXCHANGE = -100, 2  # as in linux/fcntl.h and linux/fs.h
+ANYBODY_WRITES = stat.S_IWUSR | stat.S_IWGRP | stat.S_IWOTH
 MOST_BYTES = 64 * 2**20
 """The default limit of `read_bounded`, far above the size of any description, report or listing of the project."""
 MOST_DEPTH = 32
@@ -126,16 +127,32 @@ def inside(folder: Path, name: str) -> Path:
 def writing(path: Path) -> Iterator[BinaryIO]:
     """Open a file that replaces `path`, after fsync, if the block raises nothing; else the old file stays.
 
-    Raises OSError that names `path`.
+    `place_of_file` says what it replaces if `path` is a link.  Raises OSError that names `path`.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with naming(path, temporary):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with unfinished(temporary):
-            with temporary.open("wb") as file:
-                yield file
-                save(file)
-            temporary.replace(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    place = place_of_file(path)
+    temporary = place.with_name(f".{place.name}.{os.getpid()}")
+    with naming(path, temporary), unfinished(temporary):
+        temporary.unlink(missing_ok=True)  # a process with this number may have been killed
+        with temporary.open("xb") as file:
+            yield file
+            save(file)
+        temporary.replace(place)
+
+
+def place_of_file(path: Path) -> Path:
+    """Return the file that a new one replaces: `path`, or the file to which it links.
+
+    A link is replaced itself if it leads nowhere, or to a file that nobody may write.  DVC links outputs to its cache,
+    whose files have no permission to write; a new file among them would not be what its name says.  Raises OSError for
+    anything but a regular file.
+    """
+    try:
+        status = path.stat()
+    except FileNotFoundError:
+        return path
+    require_regular(status, path)
+    return path.resolve() if status.st_mode & ANYBODY_WRITES else path
 
 
 def write_whole(path: Path, content: bytes | str) -> None:
@@ -170,23 +187,35 @@ def save(file: BinaryIO) -> None:
 def writing_folder(path: Path) -> Iterator[Path]:
     """Make an empty folder that replaces `path` if the block raises nothing; else the old folder stays.
 
-    Raises OSError that names `path`.
+    If `path` is a link, the folder to which it leads is replaced.  Raises OSError that names `path`.
     """
-    partial = path.with_name(f".{path.name}.partial")
-    previous = path.with_name(f".{path.name}.previous")
+    place = place_of_folder(path)
+    partial = place.with_name(f".{place.name}.partial")
+    previous = place.with_name(f".{place.name}.previous")
     with naming(path, partial), unfinished(partial):
-        restore(path, previous)  # it exists if a process was killed between two renames
+        restore(place, previous)  # it exists if a process was killed between two renames
         clear(previous, partial)
         partial.mkdir(parents=True)
         yield partial
         try:
-            if not exchanged(partial, path):
-                if path.exists():
-                    path.rename(previous)
-                partial.rename(path)
+            if not exchanged(partial, place):
+                if place.exists():
+                    place.rename(previous)
+                partial.rename(place)
         finally:
-            restore(path, previous)
+            restore(place, previous)
         clear(previous, partial)
+
+
+def place_of_folder(path: Path) -> Path:
+    """Return the folder that a new one replaces: `path`, or where it links to.  DVC makes no links to folders.
+
+    Raises OSError for anything but a folder.
+    """
+    with suppress(FileNotFoundError):
+        if not stat.S_ISDIR(path.stat().st_mode):
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(path))
+    return path.resolve() if path.is_symlink() else path
 
 
 @contextmanager

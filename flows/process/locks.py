@@ -7,6 +7,7 @@ XDG_RUNTIME_DIR is removed when the user logs out.
 
 import fcntl
 import os
+import re
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -17,6 +18,8 @@ from flows.core.errors import Exit, UserError
 
 if TYPE_CHECKING:
     import torch
+
+LOCKS = Path("/proc/locks")
 
 
 @contextmanager
@@ -62,12 +65,9 @@ def held_locks(folder: Path) -> dict[str, str]:
     It reads the kernel's list of locks (Linux): testing a lock would hold it briefly, and a trainer that needs it then
     would fail.
     """
-    held = set()
-    with suppress(OSError):
-        fields = [line.split() for line in Path("/proc/locks").read_text().splitlines()]
-        held = {int(line[5].rpartition(":")[2]) for line in fields if line[1] == "FLOCK"}
     found = {}
     with suppress(OSError):
+        held = held_inodes(folder)
         for path in folder.glob("*.lock"):
             with suppress(OSError):
                 if path.stat().st_ino in held:
@@ -75,19 +75,62 @@ def held_locks(folder: Path) -> dict[str, str]:
     return found
 
 
+def held_inodes(folder: Path) -> set[int]:
+    """Return the inodes of the locked files in a folder's file system.  Raises OSError.
+
+    Other file systems have files of the same numbers: each tmpfs counts from 1.
+    """
+    fields = [line.split() for line in LOCKS.read_text().splitlines()]
+    places = [line[5].rpartition(":") for line in fields if line[1] == "FLOCK"]
+    device = device_of(folder)
+    return {int(inode) for place, _, inode in places if place == device}
+
+
+def device_of(folder: Path) -> str:
+    """Return the device of a folder's file system as the kernel's list of locks has it.  Raises OSError.
+
+    The list of mounts has the same device; `st_dev` differs on btrfs, and is used if a chroot hides the mount.  The
+    PIDs in the list of locks would not do: a holder in a container writes another PID of itself into its lock.
+    """
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        own = os.fstat(descriptor).st_dev
+        mount = Path(f"/proc/self/fdinfo/{descriptor}").read_text().partition("mnt_id:")[2].partition("\n")[0].strip()
+    finally:
+        os.close(descriptor)
+    mounts = Path("/proc/self/mountinfo").read_text(errors="replace")
+    found = re.search(rf"^{mount} \d+ (\d+):(\d+) ", mounts, re.MULTILINE)
+    major, minor = map(int, found.groups()) if found else (os.major(own), os.minor(own))
+    return f"{major:02x}:{minor:02x}"
+
+
 def folder_of_devices() -> Path:
-    """Return the folder with the locks of this machine's devices."""
-    return Path(os.environ.get("VDM_LOCK_DIR") or f"/tmp/vdm-{os.geteuid()}")
+    """Return the folder with the locks of this machine's devices.  Raises UserError (exit 2) for a relative path."""
+    folder = Path(os.environ.get("VDM_LOCK_DIR") or f"/tmp/vdm-{os.geteuid()}")
+    if not folder.is_absolute():
+        reason = "is another folder in every working directory, so it cannot keep two trainers off one device"
+        raise UserError(f"VDM_LOCK_DIR: {folder} {reason}; set an absolute path", Exit.USAGE)
+    return folder
+
+
+def lock_of(device: "torch.device") -> str:
+    """Return the name of a device's lock: a card's has its UUID, since CUDA_VISIBLE_DEVICES changes its number."""
+    if device.type != "cuda":
+        return f"{device.type}.lock"
+    import torch
+
+    properties = torch.cuda.get_device_properties(device)
+    return f"cuda-{getattr(properties, 'uuid', device.index or 0)}.lock"
 
 
 @contextmanager
 def claim(device: "torch.device") -> Iterator[None]:
     """Hold the lock of a device while the block runs.
 
-    Raises UserError: exit 6 that names the process which holds it, or exit 2 if other users could take the lock.
+    Raises UserError: exit 6 that names the process which holds it, or exit 2 if other users could take the lock or
+    VDM_LOCK_DIR is relative.
     """
-    path = folder_of_devices()
-    name = "cpu.lock" if device.type == "cpu" else f"{device.type}-{device.index or 0}.lock"
+    path, name = folder_of_devices(), lock_of(device)
     with suppress(OSError):  # opening the folder reports the error
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
     with (

@@ -154,3 +154,91 @@ def test_a_folder_takes_the_place_of_another_in_one_step(tmp_path: Path, monkeyp
         patch.setattr(Path, "rename", lambda *_: pytest.fail("two steps"))
     assert [path.name for path in folder.iterdir()] == ["new"]
     assert list(tmp_path.iterdir()) == [folder]
+
+
+def test_a_file_is_written_through_links_which_stay(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    target = tmp_path / "elsewhere" / "file"
+    target.write_text("old")
+    (tmp_path / "link").symlink_to(target)
+    (tmp_path / "link to a link").symlink_to("link")
+    write_whole(tmp_path / "link to a link", "new")
+    assert (tmp_path / "link").readlink() == target
+    assert (tmp_path / "link to a link").readlink() == Path("link")
+    assert target.read_text() == "new"
+    assert not target.is_symlink()
+    assert [*target.parent.iterdir()] == [target]
+
+
+def test_an_error_names_the_link(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("old")
+    (tmp_path / "folder").mkdir()
+    for name in ("file", "folder"):
+        (tmp_path / f"link to {name}").symlink_to(name)
+    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    with pytest.raises(OSError, match=r"No space left on device: .*/link to file'"), writing(tmp_path / "link to file"):
+        raise full
+    with pytest.raises(OSError, match=r"/link to folder'"), writing_folder(tmp_path / "link to folder"):
+        raise full
+    assert (tmp_path / "file").read_text() == "old"
+
+
+@pytest.mark.parametrize("content", ["cached", None])
+def test_a_link_into_the_cache_is_replaced_and_not_followed(content: str | None, tmp_path: Path) -> None:
+    """DVC protects the files in its cache; one that is gone may not be made from other content either."""
+    cached = tmp_path / "d41d8cd98f00b204e9800998ecf8427e"
+    if content:
+        cached.write_text(content)
+        cached.chmod(0o444)
+    (tmp_path / "output").symlink_to(cached)
+    write_whole(tmp_path / "output", "new")
+    assert (tmp_path / "output").read_text() == "new"
+    assert not (tmp_path / "output").is_symlink()
+    assert cached.exists() == bool(content)
+    assert not content or cached.read_text() == content
+
+
+def test_a_folder_is_written_through_a_link_which_stays(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "link").symlink_to("elsewhere/folder")
+    for name in ("old", "new"):
+        with writing_folder(tmp_path / "link") as partial:
+            (partial / name).write_text(name)
+        assert (tmp_path / "link").readlink() == Path("elsewhere/folder")
+        assert [path.name for path in (tmp_path / "elsewhere/folder").iterdir()] == [name]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["elsewhere", "link"]
+    assert [path.name for path in (tmp_path / "elsewhere").iterdir()] == ["folder"]
+
+
+def test_no_output_replaces_a_fifo_or_a_socket(tmp_path: Path) -> None:
+    """A device is refused in the same way; the test leaves those of the machine alone."""
+    os.mkfifo(tmp_path / "fifo")
+    (tmp_path / "link").symlink_to("fifo")
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(tmp_path / "socket"))
+    for name in ("fifo", "link", "socket"):
+        before = (tmp_path / name).lstat()
+        with pytest.raises(OSError, match=f"not a regular file: '.*{name}'"), writing(tmp_path / name):
+            pytest.fail("opened")
+        with pytest.raises(OSError, match=f"Not a directory: '.*{name}'"), writing_folder(tmp_path / name):
+            pytest.fail("made")
+        assert os.path.samestat((tmp_path / name).lstat(), before)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["fifo", "link", "socket"]
+
+
+def test_a_file_and_a_folder_do_not_replace_each_other(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("old")
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(NotADirectoryError, match="/file'"), writing_folder(tmp_path / "file"):
+        pytest.fail("made")
+    with pytest.raises(IsADirectoryError, match="/folder'"), writing(tmp_path / "folder"):
+        pytest.fail("opened")
+    assert (tmp_path / "file").read_text() == "old"
+
+
+def test_what_has_the_name_of_the_temporary_file_is_not_written(tmp_path: Path) -> None:
+    (tmp_path / "victim").write_text("precious")
+    (tmp_path / f".file.{os.getpid()}").symlink_to("victim")
+    write_whole(tmp_path / "file", "new")
+    assert (tmp_path / "victim").read_text() == "precious"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "victim"]

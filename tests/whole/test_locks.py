@@ -1,16 +1,21 @@
 """There is one trainer per device, also among several users of a machine."""
 
+import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import NoReturn
 
 import pytest
 import torch
-from project import ROOT
+from project import ROOT, one_line, run_vdmctl
 
 from flows.core.errors import Exit, UserError
-from flows.process.locks import claim, held_locks
+from flows.process import locks
+from flows.process.locks import claim, held_locks, lock_file
 
 CPU = torch.device("cpu")
 SOMEBODY = 12345
@@ -38,6 +43,24 @@ def test_held_locks_are_found_without_taking_one(folder: Path) -> None:
         assert held_locks(folder) == {"cpu.lock": f"process {os.getpid()} in {Path.cwd()}"}
     assert (folder / "cpu.lock").exists()
     assert held_locks(folder) == {}
+
+
+@pytest.mark.parametrize("theirs", [True, False])
+def test_a_lock_of_the_same_number_in_another_file_system_is_another(
+    theirs: bool, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with claim(CPU):
+        listed = locks.LOCKS.read_text()
+    monkeypatch.setattr(locks, "LOCKS", folder / "locks")
+    locks.LOCKS.write_text(re.sub(r" \w+:\w+:(?=\d+ )", " ff:ff:", listed) if theirs else listed)
+    assert list(held_locks(folder)) == ([] if theirs else ["cpu.lock"])
+
+
+def test_a_lock_is_found_through_a_link_to_its_folder(folder: Path, tmp_path: Path) -> None:
+    folder.mkdir()
+    (tmp_path / "link").symlink_to(folder)
+    with lock_file(folder / "a.lock", "somebody"):
+        assert held_locks(tmp_path / "link") == {"a.lock": "somebody"}
 
 
 def test_locks_are_nobody_elses(folder: Path) -> None:
@@ -90,7 +113,29 @@ def test_what_is_no_file_is_refused_and_blocks_nobody(folder: Path) -> None:
     assert refusal().startswith(f"{folder / 'cpu.lock'} cannot be opened: Is a directory")
 
 
-def test_a_card_without_a_number_is_the_first(folder: Path) -> None:
+def see(cards: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the process see these cards, numbered from 0, as CUDA_VISIBLE_DEVICES does."""
+
+    def properties(device: torch.device) -> SimpleNamespace:
+        return SimpleNamespace(uuid=f"uuid-{cards[device.index or 0]}")
+
+    monkeypatch.setattr(torch.cuda, "get_device_properties", properties)
+
+
+def test_a_card_has_one_lock_whatever_its_number(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    see("ab", monkeypatch)
+    with claim(torch.device("cuda:1")):
+        assert list(held_locks(folder)) == ["cuda-uuid-b.lock"]
+        see("b", monkeypatch)
+        with pytest.raises(UserError, match="cuda:0 is busy"), claim(torch.device("cuda:0")):
+            pass
+        see("ca", monkeypatch)
+        with claim(torch.device("cuda:0")), claim(torch.device("cuda:1")):
+            pass
+
+
+def test_a_card_without_a_number_is_the_first(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace())  # without a UUID
     with claim(torch.device("cuda")), pytest.raises(UserError, match="cuda:0 is busy"), claim(torch.device("cuda:0")):
         pass
     with claim(torch.device("cuda:0")), claim(torch.device("cuda:1")), claim(CPU):
@@ -108,9 +153,12 @@ def test_a_holder_keeps_its_name_when_another_asks(folder: Path) -> None:
 
 
 def test_logins_jobs_and_services_of_a_user_meet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """They use the same lock for any TMPDIR and XDG_RUNTIME_DIR.  The test uses a card number that no machine has."""
+    """They use the same lock for any TMPDIR and XDG_RUNTIME_DIR.  The test uses a card that no machine has."""
     monkeypatch.delenv("VDM_LOCK_DIR", raising=False)
-    hold = "import torch; from flows.process.locks import claim\nwith claim(torch.device('cuda:97')): print('has it')"
+    see(f"{'-' * 97}z", monkeypatch)
+    hold = "import torch; from types import SimpleNamespace; from flows.process.locks import claim\n"
+    hold += "torch.cuda.get_device_properties = lambda device: SimpleNamespace(uuid='uuid-z')\n"
+    hold += "with claim(torch.device('cuda:97')): print('has it')"
     environments = [{"TMPDIR": str(tmp_path)}, {"XDG_RUNTIME_DIR": str(tmp_path)}, {"HOME": str(tmp_path)}]
     with claim(torch.device("cuda:97")):
         for environment in environments:
@@ -118,3 +166,29 @@ def test_logins_jobs_and_services_of_a_user_meet(tmp_path: Path, monkeypatch: py
                 [sys.executable, "-c", hold], cwd=ROOT, env=os.environ | environment, capture_output=True, text=True
             )
             assert f"cuda:97 is busy: process {os.getpid()}" in result.stderr
+
+
+def test_a_relative_folder_for_locks_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every worktree would have locks of its own."""
+    monkeypatch.setenv("VDM_LOCK_DIR", ".vdm/locks")
+    refusal()
+    for command in ("status", "prune"):
+        result = run_vdmctl(tmp_path, dict(os.environ), command)
+        assert (result.returncode, result.stdout) == (Exit.USAGE, "")
+        assert one_line(result).startswith("vdmctl: VDM_LOCK_DIR: .vdm/locks is another folder in every")
+
+
+def test_the_status_is_printed_although_the_champion_cannot_be_verified(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def damaged(*_: object) -> NoReturn:
+        raise UserError("vdm@v1.0.0: dvc.lock is damaged", Exit.MISSING)
+
+    found = {"registry": {"champion": "vdm@v1.0.0"}, "problems": []}
+    monkeypatch.setattr("flows.orchestration.status.status", lambda root: found)
+    monkeypatch.setattr("flows.registry.versions.resolve", lambda root, name: SimpleNamespace(name="vdm@v1.0.0"))
+    monkeypatch.setattr("flows.registry.verification.verify", damaged)
+    result = run_vdmctl(tmp_path, dict(os.environ), "status", "--json", "--verify")
+    problem = "the champion does not verify: vdm@v1.0.0: dvc.lock is damaged"
+    assert json.loads(result.stdout)["problems"] == [problem]
+    assert (result.returncode, one_line(result)) == (Exit.MISSING, f"vdmctl: status: {problem}")
