@@ -11,9 +11,10 @@ from pathlib import Path
 from prefect.plugins import HookContext, SetupResult, register_hook
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
+from flows.core.errors import UserError
 from flows.orchestration.deployments import full_names
 from flows.orchestration.serve import served_at
-from flows.orchestration.server import answers
+from flows.orchestration.server import bypass_proxy, require_server
 
 # Commands that need no server.
 OWN_AFFAIRS = ("server", "config")
@@ -30,6 +31,8 @@ def setup_environment(*, ctx: HookContext) -> SetupResult | None:
     if profile or sys.argv[words[0]] in OWN_AFFAIRS:
         return None
     url = ctx.api_url or served_at(Path.cwd())
+    if url:
+        bypass_proxy(url)
     if [sys.argv[place] for place in words[:2]] == ["deployment", "run"] and words[2:3] == [words[1] + 1]:
         name = sys.argv[words[2]]
         sys.argv[words[2]] = name if "/" in name else full_name(name, url)
@@ -45,8 +48,10 @@ def full_name(name: str, url: str | None) -> str:
     """Return FLOW/DEPLOYMENT for a bare name.  SystemExit with one line unless exactly one deployment has that name."""
     if url is None:
         sys.exit(f"{Path.cwd()} is not served; `vdmctl serve` starts a server, PREFECT_API_URL names another")
-    if not answers(url):
-        sys.exit(f"no Prefect server answers at {url}; `vdmctl serve` starts one, PREFECT_API_URL names another")
+    try:
+        require_server(url)
+    except UserError as error:
+        sys.exit(str(error))
     with temporary_settings({PREFECT_API_URL: url}):
         found = full_names(name)
     if len(found) != 1:

@@ -18,7 +18,7 @@ from flows.core.checkpoint import load_state
 from flows.core.errors import Exit, NetworkError, UserError, brief
 from flows.orchestration import workspace
 from flows.orchestration.deployments import FLOW
-from flows.orchestration.server import answers, require_server
+from flows.orchestration.server import answers, bypass_proxy, require_server
 from flows.orchestration.status import address, size_of
 from flows.process.groups import processes_in
 from flows.process.locks import folder_of_devices, held_locks
@@ -155,7 +155,7 @@ def old_models(root: Path, plan: Plan) -> Iterator[Path]:
 def prune_states(root: Path, work: Pruning) -> None:
     """Remove abandoned states of training runs, and say what they are, unless a trainer of the project runs."""
     for name, holder in held_locks(folder_of_devices()).items():
-        if Path(holder.rpartition(" in ")[2]).is_relative_to(root):
+        if Path(holder.partition(" in ")[2]).is_relative_to(root):
             work.skipped.append(f"training states: {holder} trains on {Path(name).stem}")
             return
     before = time.time() - ABANDONED_DAYS * 24 * 3600
@@ -203,16 +203,18 @@ def describe(folder: Path) -> Entry:
 
 
 def prune_history(root: Path, work: Pruning, keep: int) -> None:
-    """Delete the ended runs beyond the newest `keep` from the Prefect server's history, if a server answers."""
+    """Delete the ended runs beyond the newest `keep` from the history of the folder's Prefect server, if it answers."""
     url = address(root)
-    if not answers(url):
-        work.skipped.append(f"Prefect's history: no server answers at {url}")
+    if not url or not answers(url):
+        why = f"no server answers at {url}" if url else f"{root} is not served, and PREFECT_API_URL names no server"
+        work.skipped.append(f"Prefect's history: {why}")
         return
     from prefect.client.orchestration import get_client
     from prefect.settings import PREFECT_API_URL, temporary_settings
 
     try:
         require_server(url)
+        bypass_proxy(url)
         with temporary_settings({PREFECT_API_URL: url}), get_client(sync_client=True) as client:
             runs = ended_runs(client)[keep:]
             names = [run.name for run in runs]

@@ -17,7 +17,7 @@ from pathlib import Path
 from flows.core import layout
 from flows.core.errors import Exit, UserError
 from flows.orchestration.deployments import FLOW, POOL, deploy, prefect, run_prefect, schedules
-from flows.orchestration.server import Address, Api, answers, configure, find_address
+from flows.orchestration.server import Address, Api, answers, configure, find_address, require_server
 from flows.orchestration.workers import (
     CPU,
     GPU,
@@ -46,7 +46,8 @@ def serve(
     """Run the loop until SIGINT or SIGTERM.  A server that is started listens at `host` and `port`, if given.
 
     With `share`, its worker shares versions with workers on other machines.  Raises UserError: exit 2 outside a
-    project's folder, 6 when another `vdmctl serve` has the folder or the database.
+    project's folder, 6 when another `vdmctl serve` has the folder or the database; see `require_server` for what
+    answers there already.
     """
     from flows.orchestration.automations import Notifications
 
@@ -62,7 +63,9 @@ def serve(
     with ExitStack() as stack, until_stopped():
         stack.enter_context(alone(address.url))
         kept = []
-        if not answers(address.url):
+        if answers(address.url):
+            require_server(address.url)
+        else:
             stack.enter_context(owning_database())
             kept.append(start_server(stack, address))
         name = (SHARED if share else "") + worker_name(Path.cwd())
@@ -82,7 +85,7 @@ def look(notifications: Callable[[], None], url: str | None) -> None:
     """
     from flows.orchestration.automations import end_dead_runs
 
-    with suppress(OSError, ValueError):  # the server fails, or is being started again
+    with suppress(OSError):  # the server fails, or is being started again
         notifications()
         if url:
             end_dead_runs(url, after=DEAD_SECONDS)

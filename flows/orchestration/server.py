@@ -8,20 +8,25 @@ import base64
 import ipaddress
 import json
 import os
+import tomllib
 import urllib.error
 import urllib.request
 import uuid
+from contextlib import suppress
 from http import HTTPStatus
-from http.client import HTTPException
+from http.client import HTTPException, IncompleteRead, RemoteDisconnected
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
-from flows.core.errors import Exit, UserError
+from flows.core.errors import Exit, UserError, brief
 
 LOOPBACK, PORT = "127.0.0.1", 4200
 SECONDS = 3.0
 MOST_BYTES = 10_000
+DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+"""Sends requests to this machine: a proxy would look for the server on its own, and see the password."""
 
 
 class Address(NamedTuple):
@@ -35,17 +40,21 @@ class Address(NamedTuple):
 def find_address(host: str | None, port: int | None) -> Address:
     """Return the address of the server: from host and port if one is given, else from Prefect's settings.
 
-    Raises UserError: see `require_server` when Prefect's settings name a server on another machine; exit 2 for a host
-    that other machines can reach when no password is set.
+    Raises UserError: see `require_server` when Prefect's settings name a server on another machine; exit 2 for what
+    cannot be an address, and for a host that other machines can reach when no password is set.
     """
     from prefect.settings import get_current_settings
 
     settings = get_current_settings()
     given = None if host or port else settings.api.url
-    parts = urlsplit(given or f"http://{connected(host or LOOPBACK)}:{port or PORT}/api")
-    address = Address(parts.geturl(), host or parts.hostname or LOOPBACK, parts.port or PORT)
+    url = (given or f"http://{connected(host or LOOPBACK)}:{port or PORT}/api").rstrip("/")
+    try:
+        parts = urlsplit(url)
+        address = Address(url, host or parts.hostname or "", parts.port or PORT)
+    except ValueError as error:
+        raise UserError(f"{url}: not the address of a server: {error}", Exit.USAGE) from error
     if given and not is_loopback(address.host):
-        require_server(given)
+        require_server(url)
     if host and not is_loopback(host) and not settings.server.api.auth_string:
         raise UserError(
             f"--host {host} lets other machines in; set PREFECT_SERVER_API_AUTH_STRING=USER:PASSWORD, and in other "
@@ -84,6 +93,7 @@ def configure(address: Address) -> None:
         # The plugin is for the command line; in a run's event loop it only logs a traceback.
         "PREFECT_PLUGINS_ENABLED": "false",
     }
+    bypass_proxy(address.url)
     hosts = dict.fromkeys((urlsplit(address.url).hostname, "localhost"))
     defaults = {
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
@@ -103,27 +113,68 @@ def configure(address: Address) -> None:
     refresh_global_settings_context()
 
 
-class Refused(OSError):
-    """The server answered with an error: its HTTP status, and what it said."""
+def bypass_proxy(url: str) -> None:
+    """Let Prefect, in this process and its children, reach a loopback host without the proxy of the environment."""
+    host = urlsplit(url).hostname or ""
+    if is_loopback(host) and not urllib.request.proxy_bypass(host):
+        others = urllib.request.getproxies().get("no")
+        os.environ["no_proxy"] = f"{others},{host}" if others else host
 
-    def __init__(self, error: urllib.error.HTTPError) -> None:
+
+def setting(name: str) -> str:
+    """Return a setting of Prefect from the environment or the active profile, without Prefect's import; "" if unset."""
+    if value := os.environ.get(name):
+        return value
+    home = Path(os.environ.get("PREFECT_HOME") or Path.home() / ".prefect")
+    with suppress(OSError, ValueError, LookupError, TypeError):
+        profiles = tomllib.loads(Path(os.environ.get("PREFECT_PROFILES_PATH") or home / "profiles.toml").read_text())
+        return str(profiles["profiles"][os.environ.get("PREFECT_PROFILE") or profiles["active"]][name])
+    return ""
+
+
+class Refused(OSError):
+    """Something answered, but not as wanted: why, its HTTP status (0 unless that is the reason), and what it said."""
+
+    def __init__(self, reason: str, code: int = 0, said: str = "") -> None:
+        super().__init__(reason)
+        self.code, self.said = code, said
+
+
+def send(url: str, path: str, headers: dict[str, str], content: bytes | None = None, method: str = "GET") -> Any:
+    """Return the answer of the API at the URL; None if it is empty.
+
+    Raises Refused for an answer that is an error or not JSON, and another OSError without an answer.
+    """
+    try:
+        return receive(urllib.request.Request(f"{url.rstrip('/')}/{path}", content, headers, method=method))
+    except (RemoteDisconnected, IncompleteRead) as error:  # the server died while it answered
+        raise ConnectionError(f"the answer breaks off: {error!r}") from error
+    except (HTTPException, ValueError, OverflowError) as error:
+        raise Refused(brief(error)) from error
+
+
+def receive(request: urllib.request.Request) -> Any:
+    """Return the answer to a request.  Raises Refused for an error, and what urllib and json raise."""
+    here = is_loopback(urlsplit(request.full_url).hostname or "")
+    try:
+        with (DIRECT.open if here else urllib.request.urlopen)(request, timeout=SECONDS) as response:
+            return json.loads(response.read() or b"null")
+    except urllib.error.HTTPError as error:
         with error:
             said = error.read(MOST_BYTES).decode(errors="replace")
-        super().__init__(f"{error.code} {error.reason}")
-        self.code, self.said = error.code, said
+        raise Refused(f"{error.code} {error.reason}", error.code, said) from error
 
 
 class Api:
     """The API of a Prefect server, for commands that must not wait for Prefect's import.
 
-    Its methods raise Refused for an answer that is an error, another OSError without an answer, and ValueError for an
-    answer that is not JSON.
+    Its methods raise OSError; see `send`.
     """
 
     def __init__(self, url: str) -> None:
         self.url = url
         self.headers = {"Content-Type": "application/json"}
-        if password := os.environ.get("PREFECT_API_AUTH_STRING"):
+        if password := setting("PREFECT_API_AUTH_STRING"):
             self.headers["Authorization"] = f"Basic {base64.b64encode(password.encode()).decode()}"
         # The server asks for a token before every POST.
         client = str(uuid.uuid4())
@@ -131,27 +182,16 @@ class Api:
             token = self.get(f"csrf-token?client={client}")["token"]
             self.headers |= {"Prefect-Csrf-Client": client, "Prefect-Csrf-Token": token}
         except Refused as error:  # a server without this protection has no tokens
-            if error.code >= HTTPStatus.INTERNAL_SERVER_ERROR:
+            if error.code not in (HTTPStatus.NOT_FOUND, HTTPStatus.UNPROCESSABLE_ENTITY):
                 raise
 
     def get(self, path: str) -> Any:
         """Return the answer to a GET."""
-        return self.send(path, None, "GET")
+        return send(self.url, path, self.headers)
 
     def ask(self, path: str, method: str = "POST", **body: Any) -> Any:
         """Return the answer to a POST, or another method, with this body; None if it is empty."""
-        return self.send(path, json.dumps(body).encode(), method)
-
-    def send(self, path: str, content: bytes | None, method: str) -> Any:
-        """Return the answer to a request."""
-        request = urllib.request.Request(f"{self.url}/{path}", data=content, headers=self.headers, method=method)
-        try:
-            with urllib.request.urlopen(request, timeout=SECONDS) as response:
-                return json.loads(response.read() or b"null")
-        except urllib.error.HTTPError as error:
-            raise Refused(error) from error
-        except HTTPException as error:  # the server died while it answered
-            raise ConnectionError(f"the answer breaks off: {error!r}") from error
+        return send(self.url, path, self.headers, json.dumps(body).encode(), method)
 
 
 def require_server(url: str) -> None:
@@ -161,7 +201,7 @@ def require_server(url: str) -> None:
     """
     try:
         theirs = str(Api(url).get("admin/version"))
-    except (OSError, ValueError, LookupError, TypeError) as error:
+    except (OSError, LookupError, TypeError) as error:
         unauthorized = getattr(error, "code", None) == HTTPStatus.UNAUTHORIZED
         raise UserError(f"{url}: {refusal(error)}", Exit.USAGE if unauthorized else Exit.MISSING) from error
     ours = version("prefect")
@@ -175,22 +215,22 @@ def require_server(url: str) -> None:
 
 def refusal(error: Exception) -> str:
     """Return why a server did not answer as expected, and what to do."""
-    if isinstance(error, Refused):
-        if error.code == HTTPStatus.UNAUTHORIZED:
-            return "the server refuses the password; set PREFECT_API_AUTH_STRING=USER:PASSWORD"
-        if error.code >= HTTPStatus.INTERNAL_SERVER_ERROR:
-            return f"the server fails ({error}); its own output says why, such as a full disk"
-        return f"not a Prefect server, or one of another version ({error})"
-    if isinstance(error, OSError):
+    if isinstance(error, OSError) and not isinstance(error, Refused):
         reason = getattr(error, "reason", error)
         return f"no Prefect server answers ({reason}); `vdmctl serve` starts one, and PREFECT_API_URL names another"
-    return "something other than a Prefect server answers; correct PREFECT_API_URL"
+    code = getattr(error, "code", 0)
+    if code == HTTPStatus.UNAUTHORIZED:
+        return "the server refuses the password; set PREFECT_API_AUTH_STRING=USER:PASSWORD"
+    if code >= HTTPStatus.INTERNAL_SERVER_ERROR:
+        return f"the server fails ({error}); its own output says why, such as a full disk"
+    advice = "correct PREFECT_API_URL, or give `vdmctl serve` another --port"
+    return f"not a Prefect server, or one of another version ({brief(error)}); {advice}"
 
 
 def answers(url: str) -> bool:
-    """Whether a Prefect server answers at the URL of its API."""
+    """Whether anything answers at the URL of an API; `require_server` says whether it is a server to work with."""
     try:
-        with urllib.request.urlopen(f"{url}/health", timeout=SECONDS):
-            return True
-    except (OSError, urllib.error.URLError, ValueError):
-        return False
+        send(url, "health", {})
+    except OSError as error:
+        return isinstance(error, Refused)
+    return True

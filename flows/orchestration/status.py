@@ -4,7 +4,6 @@ It must be quick, so it asks the server by HTTP and reads files, and imports nei
 """
 
 import os
-import tomllib
 from collections.abc import Iterator
 from contextlib import suppress
 from datetime import datetime
@@ -14,12 +13,11 @@ from typing import Any
 from flows.core import layout
 from flows.core.errors import UserError
 from flows.orchestration.deployments import FLOW, POOL
-from flows.orchestration.server import LOOPBACK, PORT, Api, refusal
+from flows.orchestration.server import Api, refusal, setting
 from flows.process.locks import folder_of_devices, held_locks
 from flows.registry.git import git_text
 from flows.registry.versions import MODEL, champion, versions
 
-DEFAULT_URL = f"http://{LOOPBACK}:{PORT}/api"
 UNFINISHED = ["PENDING", "RUNNING", "CANCELLING"]
 Entry = dict[str, Any]
 
@@ -39,21 +37,20 @@ def server(root: Path) -> Entry:
     """Return what the Prefect server says about workers, schedules and runs; without an answer only why."""
     url = address(root)
     try:
+        if not url:
+            raise ConnectionError("this folder is not served")
         return {"url": url, "answers": True, **loop(Api(url))}
-    except (OSError, ValueError, LookupError, TypeError) as error:
+    except (OSError, LookupError, TypeError) as error:
         return {"url": url, "answers": False, "reason": refusal(error)}
 
 
 def address(root: Path) -> str:
-    """Return the URL of the server's API: as Prefect is set, else that of the `vdmctl serve` in the folder."""
-    if url := os.environ.get("PREFECT_API_URL"):
-        return url
-    home = Path(os.environ.get("PREFECT_HOME") or Path.home() / ".prefect")
-    with suppress(OSError, ValueError, LookupError, TypeError):
-        profiles = tomllib.loads((home / "profiles.toml").read_text())
-        return str(profiles["profiles"][profiles["active"]]["PREFECT_API_URL"])
+    """Return the URL of the server's API: as Prefect is set, else that of the `vdmctl serve` in the folder, else "".
+
+    A server at Prefect's usual port may be that of another folder.
+    """
     holder = held_locks(root / layout.SERVE_LOCK.parent).get(layout.SERVE_LOCK.name, "")
-    return holder.split()[-1] if holder else DEFAULT_URL
+    return setting("PREFECT_API_URL") or holder.rpartition(" ")[2]
 
 
 def runs(api: Api, *states: str, sort: str, limit: int) -> list[Entry]:
@@ -176,7 +173,7 @@ def problems(found: Entry) -> Iterator[str]:
     """Yield a line for everything that an operator should look at, and what to do."""
     server = found["server"]
     if not server["answers"]:
-        yield f"{server['url']}: {server['reason']}"
+        yield f"{server['url'] or found['folder']}: {server['reason']}"
     elif not any(worker["status"] == "ONLINE" for worker in server["workers"]):
         yield f"no worker of the pool {POOL} is online, so no run starts; `vdmctl serve` or `vdmctl worker` starts one"
     for run in server.get("late", []):

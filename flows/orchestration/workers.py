@@ -67,7 +67,7 @@ def require_pool(api: Api) -> None:
     """
     try:
         kind = api.get(f"work_pools/{POOL}")["type"]
-    except (OSError, ValueError, LookupError, TypeError) as error:
+    except (OSError, LookupError, TypeError) as error:
         missing = f"it has no work pool {POOL}; run `vdmctl serve` on the server's machine"
         reason = missing if getattr(error, "code", None) == 404 else refusal(error)
         raise UserError(f"{api.url}: {reason}", Exit.MISSING) from error

@@ -82,7 +82,7 @@ def nothing_large() -> Iterator[None]:
         ({}, ["sample", "models/vdm", "-n", "1000000000"], "sample: lower sample.num_images"),
         ({}, ["evaluate", "--times-per-image", "1000000000000"], "lower evaluate.times_per_image"),
         ({}, ["evaluate", "--protocol", "ode", "--num-draws", "100000000"], "ode.num_draws"),
-        ({}, ["evaluate", "--protocol", "ode", "--num-probes", "1000000000"], "ode: lower ode.num_probes"),
+        ({}, ["evaluate", "--protocol", "ode", "--num-probes", "1000000000"], "ode: lower ode.batch_size"),
         ({}, ["evaluate", "--num-timesteps", ",".join(["10"] * 101)], "a sweep has at most 100"),
         ({}, ["evaluate", "--num-timesteps", "9" * 5000], "is not like 10,100,continuous"),
     ],

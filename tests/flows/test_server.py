@@ -1,18 +1,52 @@
-"""Test how a machine refuses a Prefect server with which it cannot work; the server here only gives the answers."""
+"""Test which Prefect server a folder has, and how a machine refuses one with which it cannot work.
 
+The servers here only give the answers.
+"""
+
+import base64
 import json
+import os
+import re
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from socketserver import BaseRequestHandler, TCPServer
 from threading import Thread
 from typing import Any
 
 import pytest
 from prefect import __version__
+from prefect.settings import PREFECT_API_URL, Settings, temporary_settings
 
+from flows.core import layout
 from flows.core.errors import Exit, UserError
-from flows.orchestration.server import Api, require_server
+from flows.orchestration import server as of_server
+from flows.orchestration.plugin import full_name
+from flows.orchestration.server import Api, answers, bypass_proxy, find_address, refusal, require_server
+from flows.orchestration.status import address, server
 from flows.orchestration.workers import require_pool
+from flows.process.locks import lock_file
+
+TEAM, OWN, GIVEN = (f"http://{name}.example.org:4200/api" for name in ("team", "own", "given"))
+PROFILES = f"""active = "team"
+[profiles.team]
+PREFECT_API_URL = "{TEAM}"
+[profiles.own]
+PREFECT_API_URL = "{OWN}"
+PREFECT_API_AUTH_STRING = "operator:secret"
+[profiles.plain]
+PREFECT_LOGGING_LEVEL = "INFO"
+"""
+
+
+@pytest.fixture(autouse=True)
+def unset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let Prefect have no settings but those of the test."""
+    monkeypatch.setenv("PREFECT_HOME", str(tmp_path))
+    for name in ("API_URL", "API_AUTH_STRING", "PROFILE", "PROFILES_PATH"):
+        monkeypatch.delenv(f"PREFECT_{name}", raising=False)
 
 
 @contextmanager
@@ -21,7 +55,8 @@ def answering(**answers: Any) -> Iterator[str]:
 
     class Answer(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            found = answers.get(self.path.rpartition("/")[2].partition("?")[0], 404)
+            _, *folders, name = self.path.partition("?")[0].split("/")
+            found = answers.get(name, 404) if all(folders) else 404
             self.send_response(found if isinstance(found, int) else 200)
             self.end_headers()
             self.wfile.write(found.encode() if isinstance(found, str) else json.dumps(found).encode())
@@ -35,6 +70,21 @@ def answering(**answers: Any) -> Iterator[str]:
         server.shutdown()
 
 
+@contextmanager
+def saying(said: bytes) -> Iterator[str]:
+    """Yield the URL of a server that says the same to everybody, whether or not that is HTTP."""
+
+    class Say(BaseRequestHandler):
+        def handle(self) -> None:
+            self.request.recv(10_000)
+            self.request.sendall(said)
+
+    with TCPServer(("127.0.0.1", 0), Say) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_address[1]}/api"
+        server.shutdown()
+
+
 @pytest.mark.parametrize(
     ("answer", "message", "code"),
     [
@@ -43,13 +93,126 @@ def answering(**answers: Any) -> Iterator[str]:
         (404, r"not a Prefect server, or one of another version \(404 Not Found\)", Exit.MISSING),
         (500, r"the server fails \(500 .*\); its own output says why, such as a full disk", Exit.MISSING),
         (503, r"the server fails \(503 .*\); its own output says why, such as a full disk", Exit.MISSING),
-        ("<html>", "something other than a Prefect server answers; correct PREFECT_API_URL", Exit.MISSING),
+        ("<html>", r"not a Prefect server, .* \(Expecting value: .*\); correct PREFECT_API_URL", Exit.MISSING),
     ],
 )
 def test_a_server_with_which_this_machine_cannot_work(answer: int | str, message: str, code: Exit) -> None:
     with answering(version=answer) as url, pytest.raises(UserError, match=message) as raised:
         require_server(url)
     assert raised.value.code is code
+
+
+@pytest.mark.parametrize(
+    ("said", "reason"),
+    [
+        (b"SSH-2.0-OpenSSH_9.2\r\n", "SSH-2.0-OpenSSH_9.2"),
+        (b"HTTP/1.0 200 OK\r\n\r\n<html>", "Expecting value: "),
+        (b"HTTP/1.0 200 OK\r\n\r\n\xff", "'utf-8' codec can't decode byte 0xff"),
+        (b"HTTP/1.0 200 OK\r\n\r\n[]", "list indices must be integers"),
+        (b"HTTP/1.0 404 Not Found\r\n\r\n", "404 Not Found"),
+    ],
+)
+def test_something_else_that_answers_is_one_line(said: bytes, reason: str) -> None:
+    with saying(said) as url:
+        assert answers(url)
+        line = rf"{url}: not a Prefect server, or one of another version \({re.escape(reason)}.*\); correct .* --port$"
+        with pytest.raises(UserError, match=line) as raised:
+            require_server(url)
+        assert raised.value.code is Exit.MISSING
+        with pytest.raises(SystemExit, match=line):
+            full_name("train-vdm", url)
+
+
+@pytest.mark.parametrize(
+    ("url", "message", "code"),
+    [
+        ("http://localhost:99999/api", "not the address of a server: Port out of range", Exit.USAGE),
+        ("localhost:4200/api", r"no Prefect server answers \(unknown url type: localhost\); ", Exit.MISSING),
+        ("http://server:port/api", "not the address of a server: Port could not be cast", Exit.USAGE),
+    ],
+)
+def test_what_cannot_be_an_address(url: str, message: str, code: Exit) -> None:
+    with (
+        temporary_settings({PREFECT_API_URL: url}),
+        pytest.raises(UserError, match=re.escape(url) + ": " + message) as raised,
+    ):
+        find_address(None, None)
+    assert raised.value.code is code
+
+
+def test_an_address_may_end_in_slashes() -> None:
+    with answering(health=True, version=f'"{__version__}"') as url, temporary_settings({PREFECT_API_URL: f"{url}//"}):
+        assert answers(f"{url}/")
+        require_server(f"{url}/")
+        assert find_address(None, None).url == url
+
+
+def test_no_request_to_loopback_goes_through_a_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as proxy, answering(health=True, version=f'"{__version__}"') as url:
+        monkeypatch.setenv("http_proxy", "http://{}:{}".format(*proxy.getsockname()))
+        monkeypatch.setenv("no_proxy", "")
+        assert answers(url)
+        require_server(url)
+        proxy.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            proxy.accept()
+
+
+@pytest.mark.parametrize(
+    ("url", "before", "after"),
+    [
+        ("http://127.0.0.1:4200/api", "", "127.0.0.1"),
+        ("http://localhost:4200/api", "example.org", "example.org,localhost"),
+        ("http://[::1]:4200/api", "localhost,::1", "localhost,::1"),
+        ("http://127.0.0.1:4200/api", "*", "*"),
+        (TEAM, "localhost", "localhost"),
+    ],
+)
+def test_programs_that_prefect_starts_reach_loopback_without_a_proxy(
+    url: str, before: str, after: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("no_proxy", before)
+    bypass_proxy(url)
+    assert os.environ["no_proxy"] == after
+
+
+@pytest.mark.parametrize(
+    ("environment", "expected"),
+    [
+        ({}, TEAM),
+        ({"PREFECT_PROFILE": "own"}, OWN),
+        ({"PREFECT_PROFILE": "own", "PREFECT_API_URL": GIVEN}, GIVEN),
+        ({"PREFECT_PROFILE": "plain"}, ""),
+        ({"PREFECT_PROFILE": "unknown"}, ""),
+        ({"PREFECT_PROFILES_PATH": "/nowhere"}, ""),
+    ],
+)
+def test_the_address_is_that_of_prefects_settings(
+    environment: dict[str, str], expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "profiles.toml").write_text(PROFILES)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert address(tmp_path) == expected == (Settings().api.url or "")
+
+
+def test_the_password_may_be_in_the_profile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "profiles.toml").write_text(PROFILES)
+    monkeypatch.setenv("PREFECT_PROFILE", "own")
+    with answering() as url:
+        assert Api(url).headers["Authorization"] == f"Basic {base64.b64encode(b'operator:secret').decode()}"
+
+
+def test_a_folder_has_only_the_server_that_serves_it(tmp_path: Path) -> None:
+    found = server(tmp_path)
+    assert (found["url"], found["answers"]) == ("", False)
+    assert found["reason"].startswith(
+        "no Prefect server answers (this folder is not served); `vdmctl serve` starts one"
+    )
+    (tmp_path / layout.SERVE_LOCK).parent.mkdir()
+    with lock_file(tmp_path / layout.SERVE_LOCK, f"7 {OWN}"):
+        assert address(tmp_path) == OWN
+    assert address(tmp_path) == ""
 
 
 def test_a_server_that_cannot_write_is_not_taken_for_another_one() -> None:
@@ -59,6 +222,16 @@ def test_a_server_that_cannot_write_is_not_taken_for_another_one() -> None:
         pytest.raises(UserError, match=r"the server fails \(500 .*\); its own output says why, such as a full disk"),
     ):
         require_server(url)
+
+
+def test_a_server_that_gives_no_token_without_the_password_is_not_taken_for_another_one() -> None:
+    """Prefect's server refuses a POST without a token before it looks at the password."""
+    with (
+        answering(filter=403, **{"csrf-token": 401}) as url,
+        pytest.raises(OSError, match="401 Unauthorized") as raised,
+    ):
+        Api(url).ask("flows/filter")
+    assert refusal(raised.value) == "the server refuses the password; set PREFECT_API_AUTH_STRING=USER:PASSWORD"
 
 
 def test_an_answer_that_breaks_off_is_no_answer() -> None:
@@ -87,6 +260,13 @@ def test_nobody_answers() -> None:
     ) as raised:
         require_server(url)
     assert raised.value.code is Exit.MISSING
+    assert not answers(url)
+
+
+def test_a_port_that_accepts_and_says_nothing_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(of_server, "SECONDS", 0.1)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        assert not answers("http://{}:{}/api".format(*silent.getsockname()))
 
 
 def test_a_server_of_this_version_is_accepted() -> None:

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import socket
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -386,6 +387,32 @@ def test_the_ended_runs_beyond_the_newest_leave_the_history(
             left = {"third", "fourth", "works"} | ({"first", "second"} if dry_run else set())
             assert {run.name for run in client.read_flow_runs()} == left | {"other"}
             assert {artifact.key for artifact in client.read_artifacts()} == left
+
+
+def test_a_server_that_this_folder_did_not_start_keeps_its_history(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may be that of another folder, at Prefect's usual port."""
+    monkeypatch.delenv("PREFECT_API_URL")
+    monkeypatch.setenv("PREFECT_HOME", str(tmp_path))
+    asked = []
+
+    def refuse(address: tuple[str, int], *_: object, **__: object) -> None:
+        asked.append(address)
+        raise ConnectionRefusedError
+
+    monkeypatch.setattr(socket, "create_connection", refuse)
+    work = Pruning(keep=1, dry_run=False)
+    prune_history(tmp_path, work, 1)
+    assert asked == []
+    assert (work.removed, work.problems) == ({}, [])
+    assert work.skipped == [f"Prefect's history: {tmp_path} is not served, and PREFECT_API_URL names no server"]
+
+    (tmp_path / ".vdm").mkdir()
+    with lock_file(tmp_path / ".vdm/serve.lock", "7 http://127.0.0.1:4201/api"):
+        prune_history(tmp_path, work, 1)
+    assert asked == [("127.0.0.1", 4201)]
+    assert work.skipped[1:] == ["Prefect's history: no server answers at http://127.0.0.1:4201/api"]
 
 
 @pytest.mark.parametrize(

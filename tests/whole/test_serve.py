@@ -9,6 +9,8 @@ import sys
 import urllib.error
 import urllib.request
 from pathlib import Path
+from socketserver import BaseRequestHandler, TCPServer
+from threading import Thread
 
 import pytest
 import torch
@@ -62,6 +64,33 @@ def test_a_port_that_something_else_has(tmp_path: Path) -> None:
     assert (
         last == f"vdmctl: no server at http://127.0.0.1:{port}/api: Prefect says above why; --port picks another port"
     )
+
+
+@pytest.mark.parametrize(
+    ("said", "message", "code"),
+    [
+        (b"SSH-2.0-OpenSSH_9.2\r\n", "not a Prefect server, or one of another version (SSH-2.0-OpenSSH_9.2)", 5),
+        (b"HTTP/1.0 200 OK\r\n\r\n<html>", "not a Prefect server, or one of another version (Expecting value", 5),
+        (b"HTTP/1.0 401 Unauthorized\r\n\r\n", "the server refuses the password; set PREFECT_API_AUTH_STRING=", 2),
+    ],
+)
+def test_a_port_at_which_something_answers_that_cannot_be_used(
+    said: bytes, message: str, code: int, tmp_path: Path
+) -> None:
+    class Say(BaseRequestHandler):
+        def handle(self) -> None:
+            self.request.recv(10_000)
+            self.request.sendall(said)
+
+    (tmp_path / "prefect.yaml").touch()
+    with TCPServer(("127.0.0.1", 0), Say) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        port = server.server_address[1]
+        result = serve(tmp_path, "--port", str(port))
+        server.shutdown()
+    assert result.returncode == code, result.stderr
+    (line,) = result.stderr.splitlines()
+    assert line.startswith(f"vdmctl: http://127.0.0.1:{port}/api: {message}")
 
 
 def test_a_folder_that_is_no_project(tmp_path: Path) -> None:
