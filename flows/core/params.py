@@ -58,8 +58,8 @@ class Data(Section):
 
     @model_validator(mode="after")
     def consistent(self) -> Self:
-        if self.name == "image_folder" and self.source is None:
-            raise ValueError("image_folder needs source: the folder of images")
+        if (self.name, self.source is None) in (("image_folder", True), ("digits", False)):
+            raise ValueError(f"{self.name} needs source: {'null' if self.source else 'the folder of images'}")
         return self
 
 
@@ -121,7 +121,7 @@ class Train(Section):
     accumulation: Positive
     augmentation: list[Transform]
     optimizer: OptimizerKind
-    learning_rate: Annotated[Real, Field(gt=0)]
+    learning_rate: Annotated[Real, Field(gt=0, le=1)]
     warmup_steps: NonNegative
     learning_rate_decay: LearningRateDecay
     betas: Annotated[list[Annotated[Real, Field(ge=0, lt=1)]], Field(min_length=2, max_length=2)]
@@ -224,7 +224,7 @@ class Features(Computation):
     width: Annotated[int, Field(ge=4, le=1024, multiple_of=4)]
     steps: Positive
     batch_size: BatchSize
-    learning_rate: Annotated[Real, Field(gt=0)]
+    learning_rate: Annotated[Real, Field(gt=0, le=1)]
 
 
 class Quality(Computation):

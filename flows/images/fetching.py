@@ -1,11 +1,14 @@
 """Download files: resume after a broken connection, retry after growing pauses."""
 
+import fcntl
 import http.client
 import logging
 import re
+import shutil
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 from urllib import request
@@ -27,6 +30,23 @@ PAUSES = (1.0, 4.0, 15.0, 60.0)  # seconds before the second to the fifth attemp
 
 class TooLongError(http.client.HTTPException):
     """The server sends more than the largest possible size of the file."""
+
+
+@contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """Keep other processes from downloading into a folder while the block runs, and remove it if that ends well.
+
+    Waits while another process holds the folder.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with folder.with_suffix(".lock").open("wb") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            log.warning("%s: waits for another process, which downloads the same files", visible(str(folder)))
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def fetch_file(addresses: Sequence[str], path: Path, most: int = MOST_BYTES) -> None:

@@ -157,6 +157,10 @@ def class_labels(found: Found) -> list[int] | None:
     folders = ["/".join(name.split("/")[first:-1]) for name in found.names]
     classes = sorted(set(folders))
     if "" in classes:
+        if len(classes) > 1:
+            stray = [name for name, folder in zip(found.names, folders, strict=True) if not folder]
+            text = "%s: images have no labels, since %d files are in no class folder, such as %s"
+            log.warning(text, visible(str(found.root)), len(stray), listed(stray[:3]))
         return None
     if found.empty:
         log.warning("%s: classes without images: %s", visible(str(found.root)), listed(sorted(found.empty)))
@@ -230,11 +234,12 @@ def complain(root: Path, problems: dict[str, BadImageError], count: int) -> None
 
 
 def remark(root: Path, survey: Survey) -> str:
-    """Return the number of files by format, in words.  Warn of decoded JPEG and of images that EXIF turns."""
-    formats = Counter(head.format for head in survey.heads)
+    """Return the number of files by format, in words.  Warn of lossy files and of images that EXIF turns."""
+    shown, formats = visible(str(root)), sorted(Counter(head.format for head in survey.heads).items())
     num_turned = sum(head.turned for head in survey.heads)
-    if formats["JPEG"]:
-        log.warning("%s: %d JPEG files: their bits/dim are those of decoded JPEG", visible(str(root)), formats["JPEG"])
+    for name, count in formats:
+        if name.startswith(("JPEG", "lossy")):
+            log.warning("%s: %d %s files: their bits/dim are those of decoded %s", shown, count, name, name)
     if num_turned:
-        log.warning("%s: %d images turned as their EXIF tags say", visible(str(root)), num_turned)
-    return ", ".join(f"{count} {name}" for name, count in sorted(formats.items()))
+        log.warning("%s: %d images turned as their EXIF tags say", shown, num_turned)
+    return ", ".join(f"{count} {name}" for name, count in formats)

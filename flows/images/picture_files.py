@@ -2,6 +2,7 @@
 
 import math
 import os
+import struct
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -60,7 +61,29 @@ def head_of_image(image: Image.Image) -> Head:
     # Pillow reports the size of a TIFF file as it is after turning.
     width, height = image.size[::-1] if turned >= 5 and image.format != "TIFF" else image.size
     kind = Kind((MODES[image.mode][0], height, width), stored_bits(image))
-    return Head(kind, 1, str(image.format), turned != 1)
+    return Head(kind, 1, format_of(image), turned != 1)
+
+
+def format_of(image: Image.Image) -> str:
+    """Return the format of an opened picture, after `lossy` if it can be lossless, too, and is not."""
+    is_lossy = {"WEBP": lossy_webp, "TIFF": lossy_tiff}.get(str(image.format))
+    return f"lossy {image.format}" if is_lossy and is_lossy(image) else str(image.format)
+
+
+def lossy_webp(image: Image.Image) -> bool:
+    """Whether the first pixels of a WebP file are a chunk `VP8 ` rather than `VP8L`; a frame is in a chunk `ANMF`."""
+    file = image.fp  # type: ignore[attr-defined]
+    place, name = 12, b""
+    while name not in (b"VP8 ", b"VP8L"):
+        file.seek(place)
+        name, size = struct.unpack("<4sI", file.read(8))
+        place += 24 if name == b"ANMF" else 8 + size + size % 2
+    return bool(name == b"VP8 ")
+
+
+def lossy_tiff(image: Image.Image) -> bool:
+    """Whether a TIFF file holds JPEG or WebP, of which lossless ones are not told apart."""
+    return image.info["compression"] in ("tiff_jpeg", "jpeg", "webp")
 
 
 def decoded(image: Image.Image, head: Head) -> np.ndarray:

@@ -3,8 +3,8 @@
 import errno
 import json
 import os
-import shutil
 from collections.abc import Iterable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +13,7 @@ import numpy as np
 from flows.core.errors import Exit, UserError
 from flows.core.escaping import visible
 from flows.core.files import naming, scratch_folder, writing_folder
+from flows.images.fetching import held
 from flows.images.folder import read_folder
 from flows.images.imagenet import read_imagenet
 from flows.images.publishers import Chunk, Splits, read_digits, read_published
@@ -34,12 +35,14 @@ DIGITS = {
 def write_images(data: "Data", *, source: Path | None, out: Path, downloads: Path) -> dict[str, Any]:
     """Write an image set (see `flows.images.store`) into the folder `out`, completely or not at all.
 
-    Returns what `dataset.json` says of its origin.  Downloads are kept in `downloads` until all is written, so that a
-    later run can resume them.  Raises UserError: exit 5 for a missing, damaged or unexpected file and for a full disk,
-    4 for images that are not levels of one shape.
+    Returns what `dataset.json` says of its origin.  Downloads are kept in `downloads`, in a folder of the set's name,
+    until all is written, so that a later run can resume them.  Raises UserError: exit 5 for a missing, damaged or
+    unexpected file and for a full disk, 4 for images that are not levels of one shape.
     """
+    downloads = downloads / data.name  # sets have files of the same names
+    fetched = source is None and data.name != "digits"
     try:
-        with scratch_folder() as scratch, writing_folder(out) as folder:
+        with held(downloads) if fetched else nullcontext(), scratch_folder() as scratch, writing_folder(out) as folder:
             splits, origin = read(data, source, downloads, scratch)
             images = {
                 split: written_beside(chunks, folder, split)
@@ -51,7 +54,6 @@ def write_images(data: "Data", *, source: Path | None, out: Path, downloads: Pat
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise
         raise UserError(f"{error.filename}: {error.strerror}; free some space and run again", Exit.MISSING) from error
-    shutil.rmtree(downloads, ignore_errors=True)
     return origin
 
 

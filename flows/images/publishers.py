@@ -16,7 +16,7 @@ from flows.core.errors import Exit, UserError, brief
 from flows.core.files import naming, open_regular
 from flows.images.fetching import fetch_file
 from flows.images.reading import limited
-from flows.images.splitting import for_validation, held_out
+from flows.images.splitting import for_test, for_validation
 
 if TYPE_CHECKING:
     from flows.images.catalogue import PublishedSet
@@ -220,12 +220,15 @@ def file_sha256(path: Path) -> str:
 
 
 def read_digits(test_fraction: float, validation_fraction: float, split_seed: int) -> Splits:
-    """Return scikit-learn's 1,797 digits of 8x8 with levels 0..16, divided by seeded draws."""
+    """Return scikit-learn's 1,797 digits of 8x8 with levels 0..16, divided by seeded draws.
+
+    Raises UserError (exit 4) if a split would be empty.
+    """
     from sklearn.datasets import load_digits
 
     loaded = load_digits()
     images = loaded.images.astype(np.uint8)[:, None]
-    test = held_out(len(images), test_fraction, split_seed)
+    test = for_test("digits", len(images), test_fraction, split_seed)
     train = np.random.default_rng(split_seed).permutation(len(images))[len(test) :]
     chunks = [Chunk(images[train], loaded.target[train])]
     validation = for_validation(len(train), validation_fraction, split_seed)

@@ -24,6 +24,18 @@ def held_out(count: int, fraction: float, split_seed: int) -> np.ndarray:
     return np.random.default_rng(split_seed).permutation(count)[: round(fraction * count)]
 
 
+def for_test(what: str, count: int, fraction: float, split_seed: int) -> np.ndarray:
+    """Return the numbers of the test images among `count` images, in the order in which they were drawn.
+
+    Raises UserError (exit 4), which begins with `what`, if no image, or every image, would be drawn.
+    """
+    drawn = held_out(count, fraction, split_seed)
+    if not 0 < len(drawn) < count:
+        reason = f"{len(drawn)} of {count} images would be held out (data.test_fraction {fraction})"
+        raise UserError(f"{what}: {reason}, but training and test images are needed", Exit.INVALID_DATA)
+    return drawn
+
+
 def for_validation(count: int, fraction: float, split_seed: int) -> np.ndarray:
     """Return the numbers of the validation images among `count` training images.
 
@@ -52,11 +64,8 @@ def divide(
     else:
         require_no_part(root, names)
         chosen = np.full(total, TRAIN, dtype=np.int8)
-        chosen[held_out(total, test_fraction, split_seed)] = TEST
-    num_train, num_validation, num_test = np.bincount(chosen, minlength=len(SPLITS)).tolist()
-    if not num_train or not num_test:
-        reason = f"{num_test} of {total} images would be held out (data.test_fraction {test_fraction})"
-        raise UserError(f"{root}: {reason}, but training and test images are needed", Exit.INVALID_DATA)
+        chosen[for_test(str(root), total, test_fraction, split_seed)] = TEST
+    num_train, num_validation, _ = np.bincount(chosen, minlength=len(SPLITS)).tolist()
     if num_validation > num_train:
         reason = f"{num_validation} validation images, but only {num_train} training images"
         raise UserError(f"{root}: {reason}; exchange the folders, or move images", Exit.INVALID_DATA)

@@ -66,14 +66,18 @@ def parts(images: np.ndarray, *, grayscale: bool, resize: list[int] | None, pad:
 
 
 def gray(images: np.ndarray) -> np.ndarray:
-    """Return the gray levels of (N,3,H,W), computed a band of rows at a time, since torchvision computes in floats."""
-    from torchvision.transforms.v2 import functional
+    """Return the gray levels of (N,3,H,W) uint8, rounded, so that colours without hue keep their level.
 
-    height = images.shape[2]
+    They are computed a band of rows at a time, since the sums need 32 bits.
+    """
+    count, _, height, width = images.shape
+    done = np.empty((count, 1, height, width), np.uint8)
     rows = fitting(height, images[:, :, :1].nbytes)
-    bands = [images[:, :, top : top + rows] for top in range(0, height, rows)]
-    done = [functional.rgb_to_grayscale(writable(band)).numpy() for band in bands]
-    return np.concatenate(done, axis=2) if len(done) > 1 else done[0]
+    for top in range(0, height, rows):
+        band = slice(top, top + rows)
+        red, green, blue = images[:, :, band].astype(np.uint32).swapaxes(0, 1)
+        done[:, 0, band] = (299 * red + 587 * green + 114 * blue + 500) // 1000
+    return done
 
 
 def resized(images: np.ndarray, size: list[int], num_levels: int) -> np.ndarray:
@@ -112,7 +116,7 @@ def describe(num_levels: int, *, grayscale: bool, resize: list[int] | None, pad:
     """Return the transforms in words, for `dataset.json`, the digest and the model card; `none` without any."""
     bits = (num_levels - 1).bit_length()
     steps = [
-        "grayscale (ITU-R 601)" if grayscale else "",
+        "grayscale (ITU-R 601, rounded)" if grayscale else "",
         f"resized to {resize[0]}x{resize[1]} (bicubic, antialiased)" if resize else "",
         f"padded by {pad}" if pad else "",
         f"{bits} bits shifted to {num_bits}" if bits > num_bits else "",

@@ -1,4 +1,4 @@
-"""Give each run a folder: a git worktree on a new branch, which shares DVC's cache and the saved training states.
+"""Give each run a folder: a git worktree on a new branch, which shares DVC's cache, training states and downloads.
 
 A run starts from the commit that is checked out in the repository and commits its results to `runs/NAME`.  It does not
 touch the checkout, the index or uncommitted work.  The worktree is removed when the run ends well.  One that a failed
@@ -55,8 +55,9 @@ def workspace(root: Path, params: str, base: str) -> Iterator[Workspace]:
     with claimed(place.folder):
         git_text(root, "worktree", "add", "--quiet", "-b", place.branch, str(place.folder), place.base)
         (place.folder / layout.PRIVATE).mkdir()
-        (root / layout.STATES).mkdir(exist_ok=True)
-        (place.folder / layout.STATES).symlink_to(root / layout.STATES)
+        for shared in (layout.STATES, layout.DOWNLOADS):
+            (root / shared).mkdir(exist_ok=True)
+            (place.folder / shared).symlink_to(root / shared)
         share_cache(root, place.folder)
         (place.folder / layout.PARAMS).write_text(params, encoding="utf-8")
         yield place

@@ -13,6 +13,11 @@ import numpy as np
 # Below these a difference may be chance: 200 and 280 pixels are nearly four sigmas apart, 40 and 4 nearly six.
 FEWEST_FOR_PEAK = 200
 FEWEST_FOR_GAP = 40
+# Plain areas of a few images make one or two peaks, so that many peaks count at once and fewer need better evidence:
+# this many pixels beside, and a bend this many times that of most levels.
+MANY_PEAKS = 3
+FEWEST_FOR_LONE_PEAK = 600
+SHARP = 10
 # With fewer the error of a height, from 20 groups, is not certain enough.
 FEWEST_FOR_HEIGHT = 1000
 # Mean number of pixels per level from which an empty level counts as skipped.
@@ -54,9 +59,25 @@ def comb(histogram: np.ndarray) -> Comb:
     beside = np.fmax(windows[:, reach - 1], windows[:, reach + 1])
     return Comb(
         gaps=(expected >= FEWEST_FOR_GAP) & (counts < GAP * expected) & edges,
-        peaks=(beside >= FEWEST_FOR_PEAK) & (counts > PEAK * beside),
+        peaks=certain((beside >= FEWEST_FOR_PEAK) & (counts > PEAK * beside), histogram, beside),
         skipped=skipped,
     )
+
+
+def certain(peaks: np.ndarray, histogram: np.ndarray, beside: np.ndarray) -> np.ndarray:
+    """Return the peaks (K,) if there are many, and otherwise those that are full and sharp."""
+    if peaks.sum() >= MANY_PEAKS:
+        return peaks
+    bent = bends(histogram)
+    return np.asarray(peaks & (beside >= FEWEST_FOR_LONE_PEAK) & (bent > SHARP * np.nanmedian(np.abs(bent))))
+
+
+def bends(histogram: np.ndarray) -> np.ndarray:
+    """Return how far the logarithm of each level but two at each end is above its neighbours' mean (K,), else NaN."""
+    logs = np.log(np.maximum(histogram, 1))
+    bent = np.full(len(histogram), np.nan)
+    bent[2:-2] = logs[2:-2] - (logs[1:-3] + logs[3:-1]) / 2
+    return bent
 
 
 def enclosing(histogram: np.ndarray) -> np.ndarray:

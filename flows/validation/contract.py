@@ -46,6 +46,7 @@ def split_expectations(image_set: ImageSet, settings: "Contract") -> list[Any]:
     from great_expectations import expectations as gxe
 
     total = sum(image_set.description[f"num_{split}"] for split in present(image_set.description))
+    kind = "lossy" if "lossy" in image_set.description.get("formats", "") else "JPEG"
     return [
         gxe.ExpectColumnSumToBeBetween(
             column="num_images", min_value=total, max_value=total, **meaning("number of images")
@@ -58,7 +59,7 @@ def split_expectations(image_set: ImageSet, settings: "Contract") -> list[Any]:
             column="labels_without_images", value_set=[0], **meaning("a label for every image, or none for any")
         ),
         *detail_expectations(image_set, settings),
-        never("jpeg", 0.0, "no image comes from a JPEG file, whose pixels are the decoder's", "warning"),
+        never("jpeg", 0.0, f"no image comes from a {kind} file, whose pixels are the decoder's", "warning"),
         gxe.ExpectColumnValuesToBeBetween(
             column="label_ratio",
             max_value=settings.max_label_ratio,
@@ -70,11 +71,11 @@ def split_expectations(image_set: ImageSet, settings: "Contract") -> list[Any]:
 def detail_expectations(image_set: ImageSet, settings: "Contract") -> list[Any]:
     """Return the expectations of the detail of each split.
 
-    It is an error if images were enlarged or went through JPEG, unless that is known of the files and the transforms.
+    It is an error if images were enlarged or went through JPEG, unless the transforms or lossy files explain it.
     """
     from great_expectations import expectations as gxe
 
-    resized, from_jpeg = "resized" in image_set.transforms, "JPEG" in image_set.description.get("formats", "")
+    resized, lossy = "resized" in image_set.transforms, from_lossy_files(image_set)
     return [
         gxe.ExpectColumnValuesToBeBetween(
             column="lost_detail",
@@ -84,9 +85,15 @@ def detail_expectations(image_set: ImageSet, settings: "Contract") -> list[Any]:
         gxe.ExpectColumnValuesToBeBetween(
             column="jpeg_grid",
             max_value=settings.max_jpeg_grid,
-            **meaning("images did not go through JPEG (how much they lie on its grid)", severity_of(known=from_jpeg)),
+            **meaning("images did not go through JPEG (how much they lie on its grid)", severity_of(known=lossy)),
         ),
     ]
+
+
+def from_lossy_files(image_set: ImageSet) -> bool:
+    """Whether the description of the set says that files were compressed with loss."""
+    formats = image_set.description.get("formats", "")
+    return "JPEG" in formats or "lossy" in formats
 
 
 def severity_of(*, known: bool) -> str:

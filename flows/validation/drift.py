@@ -22,7 +22,11 @@ if TYPE_CHECKING:
 
 QUANTILES = np.linspace(0, 1, 101)
 CHANCE = 5.0
-"""Chance alone does not move any of about ten statistics by this many standard errors."""
+"""Chance alone does not move any of about ten statistics by this many standard errors, in sets of `FEWEST_IMAGES`."""
+FEWEST_IMAGES = 10
+"""With fewer on a side, the deviation that a distance is measured in is itself a matter of chance."""
+CHANCE_OF_LEVELS = 1.7
+"""Chance moves a smaller share of pixels than this many standard errors: mostly 1.1 in photographs, 0.4 in clothes."""
 STEEP = 4.0
 """Standard errors beyond which a level's height counts as another one; one level in 250 sets may be by chance."""
 MOST_STEEP = 2
@@ -80,7 +84,7 @@ def from_reference(reference: Profile, ours: Profile, settings: "Contract") -> l
     """Return all differences from a reference: those of the levels' shares, and those of `shifts`.
 
     The distance of two histograms is the share of pixels that would have to change level (total variation).  If the
-    numbers of levels differ, that is the only difference.
+    numbers of levels differ, that is the only difference.  Chance may exceed `max_drift` unless that is 0.
     """
     if len(ours.histogram) != len(reference.histogram):
         return [Shift("number of levels", 1.0, settings.max_drift)]
@@ -88,8 +92,9 @@ def from_reference(reference: Profile, ours: Profile, settings: "Contract") -> l
     if len(ours.channels) == len(reference.channels):
         for number, pair in enumerate(zip(ours.channels, reference.channels, strict=True)):
             pairs[f"histogram of channel {number}"] = pair
+    limit = max(settings.max_drift, CHANCE_OF_LEVELS * standard_error(reference, ours)) if settings.max_drift else 0.0
     levels = [
-        Shift(name, float(np.abs(shares(first) - shares(second)).sum() / 2), settings.max_drift)
+        Shift(name, float(np.abs(shares(first) - shares(second)).sum() / 2), limit)
         for name, (first, second) in pairs.items()
         if len(first) == len(second)
     ]
@@ -100,13 +105,13 @@ def shifts(ours: Profile, theirs: Profile, allowed: float) -> list[Shift]:
     """Return the differences of all that both profiles have: statistics of images, levels' heights, and labels.
 
     The distance of a statistic is the mean distance of equal quantiles (Wasserstein) in its standard deviations;
-    `allowed` of these are not named, whatever chance does.
+    `allowed` of these are not named, whatever chance does.  With few images on a side they are not compared.
     """
     if not ours.mean or not theirs.mean:
         return []
     found = []
-    if ours.num_images and theirs.num_images:
-        limit = max(allowed, CHANCE * np.sqrt(1 / ours.num_images + 1 / theirs.num_images))
+    if min(ours.num_images, theirs.num_images) >= FEWEST_IMAGES:
+        limit = max(allowed, CHANCE * standard_error(ours, theirs))
         first = {"image mean": ours.mean, "image deviation": ours.deviation, **ours.statistics}
         second = {"image mean": theirs.mean, "image deviation": theirs.deviation, **theirs.statistics}
         found = [Shift(name, apart(first[name], second[name]), limit) for name in first if name in second]
@@ -132,6 +137,12 @@ def differences(profiles: dict[str, Profile], reference: Profile | None, setting
         for (first, second), all_shifts in found.items()
         for shift in all_shifts
     ]
+
+
+def standard_error(ours: Profile, theirs: Profile) -> float:
+    """Return the error of the difference of two means, in standard deviations of images; 0 if a number is unknown."""
+    counts = ours.num_images, theirs.num_images
+    return float(np.sqrt(sum(1 / count for count in counts))) if all(counts) else 0.0
 
 
 def shares(histogram: list[int]) -> np.ndarray:

@@ -8,6 +8,7 @@ import numpy as np
 
 from flows.images.store import SPLITS, ImageSet, load_labels, read_file_names
 from flows.validation.comb import Comb, comb
+from flows.validation.contract import from_lossy_files
 from flows.validation.duplicates import Lookalikes, leaked, repeats
 from flows.validation.facts import Facts
 from flows.validation.report import Difference
@@ -61,7 +62,7 @@ def split_rows(image_set: ImageSet, folder: Path, facts: dict[str, Facts]) -> "p
 
 
 def split_row(image_set: ImageSet, folder: Path, split: str, facts: Facts) -> dict[str, Any]:
-    """Return the counts of one split (images, how many more than were published, labels, JPEG files) and its detail."""
+    """Return the counts of one split (images, how many more than published, labels, lossy files) and its detail."""
     num_images, labels = len(getattr(image_set, split)), load_labels(folder, split)
     frequencies = [1]
     if labels is not None and len(labels) == num_images > 0:
@@ -71,7 +72,7 @@ def split_row(image_set: ImageSet, folder: Path, split: str, facts: Facts) -> di
         "num_images": num_images,
         "more_than_published": num_images - published(image_set, split, num_images),
         "labels_without_images": 0 if labels is None else len(labels) - num_images,
-        "jpeg": "JPEG" in image_set.description.get("formats", ""),
+        "jpeg": from_lossy_files(image_set),
         "label_ratio": max(frequencies) / min(frequencies),
         "lost_detail": round(lost_detail(facts.space), 4),
         "jpeg_grid": round(jpeg_grid(facts.space), 4),

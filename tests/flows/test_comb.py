@@ -93,6 +93,26 @@ def test_fakes_are_detected(fake: Callable[[np.ndarray], np.ndarray], photograph
     assert broken(shares(fake(photograph)))
 
 
+@pytest.fixture(scope="module")
+def plain() -> np.ndarray:
+    """Return 2,000 images (N,400) of 32 levels, each of four plain areas with a little noise."""
+    generator = np.random.default_rng(0)
+    areas = generator.uniform(-4, 36, size=(2000, 4)).repeat(100, axis=1)
+    return np.asarray(np.clip(np.rint(areas + 0.7 * generator.normal(size=areas.shape)), 0, 31))
+
+
+@pytest.mark.parametrize("count", [50, 100, 200])
+def test_plain_areas_of_a_few_images_are_no_peaks(count: int, plain: np.ndarray) -> None:
+    generator = np.random.default_rng(count)
+    subsets = [generator.choice(plain, count, replace=False) for _ in range(40)]
+    assert sum(broken(shares(images, 32)) for images in subsets) <= 1
+
+
+def test_squeezed_levels_of_a_few_hundred_images_are_peaks(plain: np.ndarray) -> None:
+    for first in range(0, 2000, 200):
+        assert broken(shares(np.rint(0.95 * plain[first : first + 200]), 32))
+
+
 def test_few_levels_and_few_pixels_are_not_judged(digits: np.ndarray) -> None:
     assert shares(digits, 17) == (0, 0, 0)
     assert shares(np.array([0, 255, 7])) == (0, 0, 0)

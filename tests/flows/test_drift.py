@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -40,6 +41,11 @@ def named(first: Profile, second: Profile) -> set[str]:
     return {shift.statistic for shift in shifts(first, second, CONTRACT.max_shift) if shift.distance > shift.limit}
 
 
+def drifted(reference: Profile, ours: Profile) -> set[str]:
+    """Return the statistics in which images differ from a reference."""
+    return {shift.statistic for shift in from_reference(reference, ours, CONTRACT) if shift.distance > shift.limit}
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_splits_that_were_drawn_at_random_do_not_differ(seed: int, patches: np.ndarray, digits: np.ndarray) -> None:
     generator = np.random.default_rng(seed)
@@ -48,7 +54,28 @@ def test_splits_that_were_drawn_at_random_do_not_differ(seed: int, patches: np.n
     order = generator.permutation(len(digits))
     first, second = (of(digits[part], LABELS[part]) for part in np.split(order, [1300]))
     assert named(first, second) == set()
-    assert [shift for shift in from_reference(first, second, CONTRACT) if shift.distance > shift.limit] == []
+    assert drifted(first, second) == set()
+
+
+@pytest.mark.parametrize("count", [10, 20, 60])
+def test_few_images_do_not_drift_by_chance(count: int, patches: np.ndarray) -> None:
+    for part in np.split(patches[:960], 8):
+        assert drifted(of(part[:60]), of(part[60 : 60 + count])) == set()
+    assert "histogram of channel 2" in drifted(of(patches[:60]), of(255 - patches[60 : 60 + count]))
+
+
+def test_a_limit_of_zero_allows_no_drift(patches: np.ndarray) -> None:
+    exact = CONTRACT.model_copy(update={"max_drift": 0.0})
+    limits = {shift.limit for shift in from_reference(of(patches[:60]), of(patches[60:80]), exact)[:4]}
+    assert limits == {0.0}
+
+
+def test_splits_of_a_few_images_do_not_differ_by_chance(patches: np.ndarray, digits: np.ndarray) -> None:
+    for images in (patches, digits):
+        for first in range(0, 700, 70):
+            parts = map(of, np.split(images[first : first + 20], [1, 3, 10]))
+            assert all(named(one, other) == set() for one, other in combinations(parts, 2))
+    assert "image mean" in named(of(patches[:10]), of(255 - patches[:10] // 4))
 
 
 @pytest.mark.parametrize(
@@ -66,8 +93,7 @@ def test_what_was_exchanged_or_blurred_is_named(
     changed: Callable[[np.ndarray], np.ndarray], expected: set[str], patches: np.ndarray
 ) -> None:
     reference, ours = of(patches[:600]), of(changed(patches[:600]))
-    differing = {shift.statistic for shift in from_reference(reference, ours, CONTRACT) if shift.distance > shift.limit}
-    assert expected <= differing
+    assert expected <= drifted(reference, ours)
     assert named(of(patches[600:]), ours)
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from flows.core.errors import Exit, UserError
-from flows.images.fetching import fetch_file
+from flows.images.fetching import fetch_file, held
 
 CONTENT = np.random.default_rng(0).bytes(1_000_000)
 
@@ -170,3 +170,32 @@ def test_a_full_disk_is_not_reported_as_a_network_error(
     (tmp_path / "file.bin.part").symlink_to("/dev/full")
     with pytest.raises(OSError, match=r"No space left on device: .*file\.bin\.part"):
         fetch_file([address], tmp_path / "file.bin")
+
+
+def test_the_downloads_of_a_set_belong_to_one_process_at_a_time(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = tmp_path / "downloads" / "mnist"
+    found = []
+
+    def other() -> None:
+        with held(folder):
+            found.append(folder.exists())
+
+    with held(folder):
+        folder.mkdir()
+        waiting = threading.Thread(target=other)
+        waiting.start()
+        waiting.join(0.2)
+        assert found == []
+    waiting.join()
+    assert found == [False]  # what was written is removed
+    assert "downloads/mnist: waits for another process" in caplog.text
+
+
+def test_downloads_are_kept_if_the_set_could_not_be_written(tmp_path: Path) -> None:
+    folder = tmp_path / "downloads" / "mnist"
+    with suppress(OSError), held(folder):
+        folder.mkdir()
+        raise OSError
+    assert folder.is_dir()

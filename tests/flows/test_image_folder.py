@@ -3,6 +3,7 @@
 import itertools
 import json
 import struct
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -192,6 +193,72 @@ def test_jpeg_and_other_files_are_logged(folder: Path, caplog: pytest.LogCapture
     assert images.description["formats"] == "8 JPEG"
 
 
+def with_icc(path: Path) -> None:
+    Image.fromarray(noise(16, 16)).save(path.with_suffix(".webp"), icc_profile=b"an odd number of bytes")
+
+
+def in_a_frame(path: Path) -> None:
+    """Write an animation of one frame."""
+    Image.fromarray(noise(16, 16)).save(path.with_suffix(".webp"))
+    content = path.with_suffix(".webp").read_bytes()[12:]
+    size = b"\x0f\0\0\x0f\0\0"  # less one
+    frame = bytes(6) + size + bytes(4) + content
+    parts = ((b"VP8X", b"\x02\0\0\0" + size), (b"ANIM", bytes(6)), (b"ANMF", frame))
+    packed = b"WEBP" + b"".join(name + struct.pack("<I", len(part)) + part for name, part in parts)
+    path.with_suffix(".webp").write_bytes(b"RIFF" + struct.pack("<I", len(packed)) + packed)
+
+
+def saved(suffix: str, **options: Any) -> Callable[[Path], None]:
+    return lambda path: Image.fromarray(noise(16, 16, 3)).save(path.with_suffix(suffix), **options)
+
+
+@pytest.mark.parametrize(
+    ("write", "expected"),
+    [
+        (saved(".webp"), "lossy WEBP"),
+        (with_icc, "lossy WEBP"),
+        (in_a_frame, "lossy WEBP"),
+        (saved(".tif", compression="jpeg"), "lossy TIFF"),
+        (saved(".jpg"), "JPEG"),
+        (saved(".webp", lossless=True), "WEBP"),
+        (saved(".webp", lossless=True, icc_profile=b"odd"), "WEBP"),
+        (saved(".tif"), "TIFF"),
+        (saved(".tif", compression="tiff_lzw"), "TIFF"),
+        (saved(".tif", compression="tiff_adobe_deflate"), "TIFF"),
+        (saved(".png"), "PNG"),
+    ],
+)
+def test_lossy_files_are_logged(
+    write: Callable[[Path], None], expected: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "set").mkdir()
+    for name in "ab":
+        write(tmp_path / "set" / name)
+    assert load(tmp_path / "set", test_fraction=0.5).description["formats"] == f"2 {expected}"
+    assert ("decoded" in caplog.text) == (expected == "JPEG" or "lossy" in expected)
+    assert (f"2 {expected} files: their bits/dim are those of decoded {expected}" in caplog.text) == (
+        "decoded" in caplog.text
+    )
+
+
+def test_images_beside_classes_are_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for kind in ("cat", "dog"):
+        (tmp_path / "set" / kind).mkdir(parents=True)
+        for i in range(4):
+            Image.fromarray(noise(4, 4, seed=i)).save(tmp_path / "set" / kind / f"{i}.png")
+    load(tmp_path / "set")
+    assert "no labels" not in caplog.text
+    Image.fromarray(noise(4, 4)).save(tmp_path / "set" / "cover\n.png")
+    load(tmp_path / "set")
+    assert r'images have no labels, since 1 files are in no class folder, such as "cover\n.png"' in caplog.text
+    assert load_labels(tmp_path / "images", "train") is None
+
+
+def test_images_without_classes_are_not_logged(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    load(folder)
+    assert "no labels" not in caplog.text
+
+
 def test_classes_without_images_are_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     for kind in ("full", "empty"):
         (tmp_path / "set" / kind).mkdir(parents=True)
@@ -209,7 +276,7 @@ def test_mixed_channels_need_one_mode(folder: Path) -> None:
         load(folder, resize=[3, 3])
     images = load(folder, grayscale=True)
     assert images.image_shape == (1, 6, 5)
-    assert images.transforms == "grayscale (ITU-R 601)"
+    assert images.transforms == "grayscale (ITU-R 601, rounded)"
     both = {image.tobytes() for image in np.concatenate([images.train, images.test])}
     assert {noise(6, 5, seed=i).tobytes() for i in range(8)} < both
     Image.fromarray(noise(7, 5, 3)).save(folder / "tall.png")

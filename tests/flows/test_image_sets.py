@@ -15,12 +15,15 @@ from typing import get_args
 import numpy as np
 import pytest
 import torchvision
+from pictures import settings
 
 from flows.core.errors import Exit, UserError
 from flows.core.params import Data
 from flows.images.catalogue import CIFAR10, FASHION_MNIST, PUBLISHED, PublishedSet
 from flows.images.publishers import Splits, read_digits, read_published
 from flows.images.splitting import for_validation
+from flows.images.store import load_images
+from flows.stages.download import download
 
 NONE = np.zeros(0, dtype=np.int64)
 DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
@@ -196,6 +199,14 @@ def test_digits_are_split_by_the_seed() -> None:
     assert len(np.unique(np.concatenate(splits).reshape(1797, -1), axis=0)) == 1797
 
 
+@pytest.mark.parametrize(("fraction", "held_out"), [(0.0002, 0), (0.9999, 1797)])
+def test_a_test_fraction_that_leaves_a_split_empty_is_refused(fraction: float, held_out: int) -> None:
+    reason = rf"digits: {held_out} of 1797 images would be held out \(data.test_fraction {fraction}\)"
+    with pytest.raises(UserError, match=reason) as error:
+        read_digits(fraction, 0, 0)
+    assert error.value.code == Exit.INVALID_DATA
+
+
 def test_the_test_images_do_not_depend_on_the_validation_split() -> None:
     whole, divided = read_digits(0.2, 0, 0), read_digits(0.2, 0.1, 0)
     assert whole.validation is None
@@ -247,6 +258,29 @@ def test_nothing_is_fetched_when_a_source_is_given(
     (source / "t10k-images-idx3-ubyte.gz").unlink()
     with pytest.raises(UserError, match="holds no t10k-images-idx3-ubyte"):
         read_published(published, source, tmp_path / "downloads", scratch(tmp_path), validation=NONE)
+
+
+def test_a_set_leaves_the_downloads_of_others_alone(
+    small_mnist: tuple[PublishedSet, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """MNIST and Fashion-MNIST have the same names of files."""
+    published, source = small_mnist
+    monkeypatch.setitem(PUBLISHED, "fashion_mnist", published)
+
+    def copied(addresses: list[str], path: Path, most: int) -> None:
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes((source / path.name).read_bytes())
+
+    monkeypatch.setattr("flows.images.publishers.fetch_file", copied)
+    interrupted = tmp_path / "downloads" / "mnist" / "train-images-idx3-ubyte.gz"
+    interrupted.parent.mkdir(parents=True)
+    interrupted.write_bytes(b"MNIST")
+    for name in ("fashion_mnist", "digits"):
+        data = settings(tmp_path).model_copy(update={"name": name, "source": None})
+        download(data, out=tmp_path / "images", downloads=tmp_path / "downloads")
+        assert load_images(tmp_path / "images").description["name"] == name
+        assert [*(tmp_path / "downloads").rglob("*ubyte*")] == [interrupted]
 
 
 def test_a_web_page_in_place_of_a_file_is_named_and_not_kept(

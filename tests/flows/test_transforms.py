@@ -47,7 +47,7 @@ def test_transforms_have_a_fixed_order_and_a_description() -> None:
     assert done.shape == (2, 1, 8, 10)
     assert done.max() < 8
     assert not done[:, :, :2].any()
-    words = "grayscale (ITU-R 601), resized to 4x6 (bicubic, antialiased), padded by 2, 16 bits shifted to 3"
+    words = "grayscale (ITU-R 601, rounded), resized to 4x6 (bicubic, antialiased), padded by 2, 16 bits shifted to 3"
     assert describe(2**16, **settings) == words
 
 
@@ -58,6 +58,15 @@ def test_resizing_stays_within_the_levels() -> None:
     assert done.max() == 16
     constant = transform(edge[..., 7:], 17, **NOTHING | {"resize": [5, 5]})
     assert (constant == 16).all()
+
+
+def test_gray_levels_are_rounded() -> None:
+    levels = np.arange(256, dtype=np.uint8)
+    gray = np.broadcast_to(levels, (1, 3, 1, 256))
+    assert np.array_equal(transform(gray, 256, **NOTHING | {"grayscale": True})[0, 0, 0], levels)
+    colours = noise(4, 3, 50, 60).astype(np.uint8)
+    exact = np.tensordot([0.299, 0.587, 0.114], colours, axes=(0, 1))[:, None]
+    assert np.abs(transform(colours, 256, **NOTHING | {"grayscale": True}) - exact).max() <= 0.5 + 1e-9
 
 
 def test_gray_levels_of_other_channels_are_refused() -> None:
@@ -80,7 +89,7 @@ def test_a_transform_that_leaves_the_bytes_is_still_in_the_digest(tmp_path: Path
 
     splits = {"train": noise(3, 1, 2, 2).astype(np.uint8), "test": noise(2, 1, 2, 2).astype(np.uint8)}
     digests = set()
-    for transforms in ("none", "grayscale (ITU-R 601)"):
+    for transforms in ("none", "grayscale (ITU-R 601, rounded)"):
         save_images(tmp_path, splits, {"name": "a", "num_levels": 256, "transforms": transforms})
         digests.add(data_sha256(tmp_path))
     assert len(digests) == 2

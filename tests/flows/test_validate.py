@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from pictures import load, noise
 from PIL import Image
 
 from benchmarks import corruptions as change
@@ -218,8 +219,9 @@ def test_leakage_is_found_between_any_two_splits(tmp_path: Path, digits: np.ndar
     assert {(entry["first"], entry["second"]) for entry in report["differences"]} == {*combinations(splits, 2)}
 
 
+@pytest.mark.parametrize("formats", ["100 JPEG", "100 lossy TIFF"])
 def test_resampled_and_compressed_images_fail_unless_that_is_known(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
+    formats: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     train = change.enlarged(change.photograph_patches(side=16, step=20), "bilinear")
     test = change.jpeg(change.photograph_patches(side=32, step=32), 90)
@@ -228,7 +230,7 @@ def test_resampled_and_compressed_images_fail_unless_that_is_known(
     with pytest.raises(UserError) as error:
         run(tmp_path / "images")
     assert [text in str(error.value) for text in found] == [True, True]
-    known = {"formats": "100 JPEG", "transforms": "resized to 32x32"}
+    known = {"formats": formats, "transforms": "resized to 32x32"}
     write_set(tmp_path / "images", train, test, num_levels=256, image_shape=[3, 32, 32], **known)
     assert run(tmp_path / "images")["success"]
     assert [text in caplog.text for text in found] == [True, True]
@@ -249,6 +251,31 @@ def test_warnings_do_not_fail(image_set: Path, digits: np.ndarray, caplog: pytes
     assert "no image comes from a JPEG file, whose pixels are the decoder's: 2 of 2 rows (train, test)" in caplog.text
     assert "every level is used: 2 of 34 rows (train 16, test 16)" in caplog.text
     assert "per image of the least frequent: 1 of 2 rows, such as 49.0 (train)" in caplog.text
+
+
+@pytest.mark.parametrize("formats", ["70 lossy WEBP", "69 PNG, 1 lossy TIFF", "35 JPEG, 35 lossy WEBP"])
+def test_lossy_files_cause_a_warning(formats: str, image_set: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write_set(image_set, *digits_of(image_set), formats=formats)
+    assert run(image_set)["success"]
+    assert "no image comes from a lossy file, whose pixels are the decoder's: 2 of 2 rows (train, test)" in caplog.text
+
+
+def test_lossless_files_cause_no_warning(image_set: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write_set(image_set, *digits_of(image_set), formats="35 TIFF, 35 WEBP")
+    assert run(image_set)["success"]
+    assert "decoder" not in caplog.text
+
+
+def test_a_gray_and_a_colour_copy_are_the_same_image(tmp_path: Path) -> None:
+    for part, mode in (("train", "L"), ("test", "RGB")):
+        (tmp_path / "set" / part).mkdir(parents=True)
+        for i in range(3):
+            seed = i if i == 1 else len(mode) * 10 + i
+            Image.fromarray(noise(16, 16, seed=seed)).convert(mode).save(tmp_path / "set" / part / f"{i}.png")
+    load(tmp_path / "set", grayscale=True)
+    with pytest.raises(UserError, match=r"no image is in two splits: 1 of 6 rows \(test 1 \"test/1.png\"\)") as error:
+        run(tmp_path / "images")
+    assert error.value.code == Exit.INVALID_DATA
 
 
 def test_results_of_several_tables_add_up(image_set: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from project import ROOT, Project
 
+from flows.core import layout
 from flows.core.errors import Exit, UserError
 from flows.orchestration.workspace import Workspace, commit, compose_params, finished, prune, workspace
 from flows.process.environment import settle
@@ -127,6 +128,15 @@ HOOKS = {
     "commit-msg": "exit 1",
     "post-commit": "git tag made-by-a-hook",
 }
+
+
+@pytest.mark.parametrize("shared", [layout.STATES, layout.DOWNLOADS])
+def test_a_run_keeps_states_and_downloads_for_the_next(shared: Path, plain: Project) -> None:
+    with run_in(plain) as place:
+        assert (place.folder / shared).resolve() == (plain.folder / shared).resolve()
+        (place.folder / shared / "part").write_text("kept")
+    assert not place.folder.exists()
+    assert (plain.folder / shared / "part").read_text() == "kept"
 
 
 def test_hooks_and_signatures_are_for_the_commits_of_people(plain: Project) -> None:
