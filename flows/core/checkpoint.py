@@ -16,9 +16,9 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 
-from flows.core.errors import CheckpointError
+from flows.core.errors import CheckpointError, Exit, brief
 from flows.core.files import MOST_BYTES, parse_json, read_bounded, write_whole, written_last
-from flows.core.memory import available
+from flows.core.memory import available, require
 from vdm.model import VDM, count_parameters
 
 WEIGHTS, CONFIG = "weights.safetensors", "config.json"
@@ -29,6 +29,10 @@ MOST_HEADER_BYTES = 2**23
 FEWEST_NUMBER_BYTES, MOST_NUMBER_BYTES = 2, 8
 # In memory at once: the file's content, the tensors read from it, and the tensors of the model.
 COPIES = 3
+
+
+class DamagedStateError(CheckpointError):
+    """A training state that no later attempt can read either."""
 
 
 def save_model(folder: Path, model: VDM, config: dict[str, Any]) -> None:
@@ -93,20 +97,41 @@ def save_state(path: Path, state: dict[str, Any]) -> None:
 def load_state(path: Path, *, keys: Collection[str] = ()) -> dict[str, Any]:
     """Return the training state in `path`, on the CPU.
 
-    Raises CheckpointError if the file is damaged, if this version of torch cannot read it, or if a key is missing.
+    Raises DamagedStateError if the file is damaged, if this version of torch does not know its format, or if a key is
+    missing; CheckpointError if it cannot be read now; UserError (exit 2) if it does not fit into memory now.
     """
-    content = memoryview(read_bytes(path, available() // COPIES))
-    digest, payload = content[:32], content[32:]
-    if hashlib.sha256(payload).digest() != digest:
-        raise CheckpointError(f"{path}: truncated or damaged")
     try:
-        state = torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
-    except Exception as error:  # torch does not document what it raises for a file of another version
-        reason = str(error).partition("\n")[0]
-        raise CheckpointError(f"{path}: not a state of torch {torch.__version__}: {reason}") from error
+        size = path.stat().st_size
+        require(COPIES * size, torch.device("cpu"), f"{path}: free memory and run again")
+        state = parse_state(read_bounded(path, size), path)
+    except OSError as error:
+        raise unread(path, error.strerror) from error
+    except MemoryError as error:
+        raise unread(path, "not enough memory", Exit.USAGE) from error
+    except RuntimeError as error:  # the digest is right: torch found no memory, or the file is of a newer torch
+        raise unread(path, brief(error)) from error
     if not isinstance(state, dict) or not set(keys) <= state.keys():
-        raise CheckpointError(f"{path}: must hold {', '.join(sorted(keys))}")
+        raise DamagedStateError(f"{path}: must hold {', '.join(sorted(keys))}")
     return state
+
+
+def parse_state(content: bytes, path: Path) -> Any:
+    """Return what `save_state` wrote.  Raises DamagedStateError, MemoryError and RuntimeError."""
+    digest, payload = content[:32], memoryview(content)[32:]
+    if hashlib.sha256(payload).digest() != digest:
+        raise DamagedStateError(f"{path}: truncated or damaged")
+    try:
+        return torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
+    except (MemoryError, RuntimeError):
+        raise
+    except Exception as error:  # torch does not document what it raises for a file of another format
+        reason = str(error).partition("\n")[0]
+        raise DamagedStateError(f"{path}: not a state of torch {torch.__version__}: {reason}") from error
+
+
+def unread(path: Path, reason: str | None, code: Exit = Exit.MISSING) -> CheckpointError:
+    """Return the error of a file or folder that a later attempt may be able to read."""
+    return CheckpointError(f"{path} could not be read: {reason}; correct that or move it away, and run again", code)
 
 
 def model_sha256(folder: Path) -> str:

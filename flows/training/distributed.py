@@ -39,7 +39,7 @@ from torch.multiprocessing.spawn import ProcessExitedException
 from flows.core.errors import CheckpointError, Exit, UserError
 from flows.core.files import scratch_folder
 from flows.images.store import write_array
-from flows.process.lifeline import hold_what_starts
+from flows.process.lifeline import KILL_SECONDS, hold_what_starts
 from flows.process.streams import start_logging
 from flows.training.collectives import STORE, local_rank
 from vdm.errors import TrainingDiverged
@@ -54,9 +54,9 @@ CONTINUES = "run again to continue from the last saved state"
 def launch(function: Callable[[], None], *, num_processes: int, max_restarts: int, again: str = CONTINUES) -> None:
     """Run the function in `num_processes` processes on this machine.
 
-    When a process dies, all are restarted, at most `max_restarts` times.  Raises what the function raises.  Raises
-    UserError too if processes died too often (exit 1) or a signal stopped this process (75).
-    Their messages end with the advice `again`.
+    When a process dies, all are restarted, at most `max_restarts` times.  Raises what the function raises, of several
+    errors a UserError, that of the lowest rank.  Raises UserError too if processes died too often (exit 1) or a signal
+    stopped this process (75).  Their messages end with the advice `again`.
     """
     with tempfile.TemporaryDirectory() as folder:
         configure_environment(num_processes, folder)
@@ -73,8 +73,8 @@ def launch(function: Callable[[], None], *, num_processes: int, max_restarts: in
             starts = 1 + max_restarts
             reason = f"process {rank} of {num_processes} {fate(failure)}, on start {starts} of {starts}"
             raise UserError(f"{reason}; {again}", Exit.BUG) from failed
-    if error := errors[0]:
-        raise error
+    if met := [error for _, error in sorted(errors.items()) if error]:
+        raise min(met, key=lambda error: not isinstance(error, UserError))
 
 
 def results_of(job: Callable[[int], np.ndarray], *, num_processes: int) -> list[np.ndarray]:
@@ -104,7 +104,9 @@ def agent_config(num_processes: int, max_restarts: int, folder: str) -> LaunchCo
         max_restarts=max_restarts,
         logs_specs=DefaultLogsSpecs(log_dir=folder),
     )
-    # Signals that nohup or a shell set to be ignored stay ignored.  Older releases of torch do not read this.
+    # Older releases of torch do not read these: they handle all signals, and kill processes 30 seconds after a signal.
+    config.shutdown_timeout = int(KILL_SECONDS)
+    # Signals that nohup or a shell set to be ignored stay ignored.
     config.signals_to_handle = ",".join(number.name for number in STOPPING if not ignored(number))
     return config
 
@@ -203,7 +205,7 @@ def held_back(number: signal.Signals) -> Iterator[None]:
 
 @record
 def worker(function: Callable[[], None]) -> Exception | None:
-    """Run the function in one of the processes.  Return an error that all processes meet: a restart would not help.
+    """Run the function in one of the processes.  Return an error that a restart would not help.
 
     A process that is stopped by a signal exits with 75 instead, since torch's agent then waits for no result.
     """

@@ -1,6 +1,7 @@
 """The training of a model in this process, from the images to the averaged weights, with saved states on the way."""
 
 import logging
+import math
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -28,7 +29,7 @@ from flows.training.collectives import (
 )
 from flows.training.runs import Run, fingerprint, stop_signals, unwritten, writing_curves
 from vdm.choices import TrainingImages
-from vdm.model import VDM, count_parameters
+from vdm.model import VDM, count_parameters, gradient_bytes
 from vdm.training.log import TrainingRecord
 from vdm.training.processes import gather, process
 from vdm.training.trainer import Trainer, TrainingSettings, memory_needed
@@ -159,15 +160,19 @@ def fit(trainer: Trainer, run: Run, curves: Path, train: "Train", asked_to_stop:
     """
     steps = trainer.settings.steps
     saved_at, saved_time = trainer.done, time.monotonic()
+
+    def stops() -> bool:
+        return any_process(asked_to_stop())[0]
+
     with ExitStack() as stack:
         with agreement():
             log_line = stack.enter_context(writing_curves(curves, trainer.records)) if is_first() else None
-        progress = bar("training", shown=is_first())(range(trainer.done, steps))
+        progress = bar("training", shown=is_first())(range(trainer.done - trainer.unvalidated, steps))
         for _ in progress:
             if trainer.finished:
                 log.info("step %d of %d: training ends, since validation no longer improves", trainer.done, steps)
                 break
-            if record := trainer.step():
+            if record := trainer.step(stops):
                 report(record, log_line)
                 progress.set_postfix_str(in_words(record))
             overdue = time.monotonic() - saved_time >= 60 * train.checkpoint_every_minutes
@@ -232,11 +237,17 @@ def require_memory(model: "Model", train: "Train", images: ImageSet, device: tor
 
     `processes` is their number on all machines, which split a batch.  On a CPU those of one machine share its memory.
     """
-    config = model.model_dump()
-    needed = memory_needed(
-        num_parameters=count_parameters(image_shape=images.image_shape, **config),
+    network_bytes = gradient_bytes(
+        images.image_shape,
         width=model.width,
-        image_shape=images.image_shape,
+        blocks=model.blocks,
+        precision=find_precision(train.precision, device),
+        recomputed=train.activation_checkpointing or find_compile(train.compile, device),
+    )
+    needed = memory_needed(
+        num_parameters=count_parameters(image_shape=images.image_shape, **model.model_dump()),
+        num_dims=math.prod(images.image_shape),
+        network_bytes=network_bytes,
         num_images=len(images.train) + (len(images.validation) if train.images == "train_and_validation" else 0),
         batch_size=train.batch_size,
         part=train.batch_size // processes // train.accumulation,
@@ -245,4 +256,5 @@ def require_memory(model: "Model", train: "Train", images: ImageSet, device: tor
         needed = train.num_devices * needed + (train.num_devices - 1) * PROCESS_BYTES
     else:
         needed += images.train.nbytes
-    require(needed, device, "train: lower model.blocks, model.width, train.batch_size or train.num_devices")
+    sizes = "model.blocks, model.width, train.batch_size or train.num_devices"
+    require(needed, device, f"train: lower {sizes}, or raise train.accumulation")

@@ -8,16 +8,18 @@ import csv
 import hashlib
 import json
 import logging
+import os
 import shutil
 import sys
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-from flows.core.checkpoint import load_state, save_state
-from flows.core.errors import CheckpointError, Exit, UserError
+from flows.core.checkpoint import DamagedStateError, load_state, save_state, unread
+from flows.core.errors import Exit, UserError
 from flows.process.ending import on_stop
 from vdm.training.log import TrainingRecord
 
@@ -34,33 +36,48 @@ class Run:
         self.folder, self.keep = folder, keep
 
     def states(self) -> list[Path]:
-        """Return the files with states, oldest first; other things of such a name, such as a FIFO, are left out."""
-        return sorted(path for path in self.folder.glob("step-*.state") if path.is_file())
+        """Return the files with states, oldest first; other things of such a name, such as a FIFO, are left out.
+
+        Raises CheckpointError if the folder cannot be read.
+        """
+        try:
+            with os.scandir(self.folder) as found:
+                return sorted(Path(one) for one in found if fnmatch(one.name, "step-*.state") and one.is_file())
+        except FileNotFoundError:
+            return []
+        except OSError as error:
+            raise unread(self.folder, error.strerror) from error
 
     def save(self, step: int, state: dict[str, Any]) -> None:
-        """Write a state, with two retries, and delete the oldest states.
+        """Write a state, with two retries, and delete the oldest states up to it.
 
         Raises UserError (exit 1) if it cannot be written; then the older states stay.
         """
+        saved = self.folder / f"step-{step:09d}.state"
         for pause in (0.5, 2.0, None):
             try:
                 self.folder.mkdir(parents=True, exist_ok=True)
-                save_state(self.folder / f"step-{step:09d}.state", state)
+                save_state(saved, state)
                 break
             except OSError as error:
                 if pause is None:
                     raise unwritten(f"{self.folder}: the state at step {step}", error) from error
                 time.sleep(pause)
-        for path in self.states()[: -self.keep]:
+        for path in [one for one in self.states() if one <= saved][: -self.keep]:
             path.unlink(missing_ok=True)
 
     def newest(self, keys: Collection[str] = ()) -> dict[str, Any] | None:
-        """Return the newest undamaged state with the keys, None without one.  Warn of every damaged state."""
+        """Return the newest undamaged state with the keys, None without one.  Warn of damaged states and rename them.
+
+        Raises UserError if a state cannot be read now; an older one would lose the steps between them.
+        """
         for path in reversed(self.states()):
             try:
                 return load_state(path, keys=keys)
-            except CheckpointError as error:
-                log.warning("%s; falling back to the state before", error)
+            except DamagedStateError as error:
+                aside = path.with_name(f"{path.name}.damaged")
+                log.warning("%s; falling back to the state before, and keeping this one as %s", error, aside.name)
+                rename(path, aside)
         return None
 
     def remove(self) -> None:
@@ -77,6 +94,14 @@ def fingerprint(**dependencies: Any) -> str:
     }
     content = json.dumps({"code": code, **dependencies}, sort_keys=True)
     return hashlib.sha256(content.encode()).hexdigest()[:32]
+
+
+def rename(path: Path, new: Path) -> None:
+    """Rename a file.  Raises UserError (exit 1)."""
+    try:
+        path.replace(new)
+    except OSError as error:
+        raise unwritten(str(new), error) from error
 
 
 def unwritten(what: str, error: OSError) -> UserError:

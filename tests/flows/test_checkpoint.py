@@ -1,5 +1,6 @@
 """Model folders and training states: round trips, and damaged files that are refused."""
 
+import errno
 import hashlib
 import json
 import math
@@ -13,7 +14,9 @@ import pytest
 import torch
 from conftest import TINY
 
+from flows.core import memory
 from flows.core.checkpoint import (
+    DamagedStateError,
     config_sha256,
     load_model,
     load_state,
@@ -21,7 +24,7 @@ from flows.core.checkpoint import (
     save_model,
     save_state,
 )
-from flows.core.errors import CheckpointError
+from flows.core.errors import CheckpointError, Exit, UserError
 from vdm.evaluation import evaluate
 from vdm.model import VDM
 
@@ -138,19 +141,58 @@ def test_a_damaged_state_is_refused(damage: Callable[[bytes], bytes], tmp_path: 
     save_state(path, {"done": 3, "weights": torch.arange(5)})
     assert load_state(path)["done"] == 3
     path.write_bytes(damage(path.read_bytes()))
-    with pytest.raises(CheckpointError, match="truncated or damaged"):
+    with pytest.raises(DamagedStateError, match="truncated or damaged"):
         load_state(path)
 
 
 def test_a_state_that_this_torch_cannot_read_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "state"
     path.write_bytes(hashlib.sha256(b"of another format").digest() + b"of another format")
-    with pytest.raises(CheckpointError, match=f"not a state of torch {re.escape(torch.__version__)}: "):
+    with pytest.raises(DamagedStateError, match=f"not a state of torch {re.escape(torch.__version__)}: "):
         load_state(path)
 
 
 @pytest.mark.parametrize("state", [{"done": 3}, [3]])
 def test_a_state_without_its_keys_is_refused(state: Any, tmp_path: Path) -> None:
     save_state(tmp_path / "state", state)
-    with pytest.raises(CheckpointError, match="must hold done, model"):
+    with pytest.raises(DamagedStateError, match="must hold done, model"):
         load_state(tmp_path / "state", keys=["model", "done"])
+
+
+@pytest.mark.parametrize(
+    ("replaced", "error", "code"),
+    [
+        ("flows.core.checkpoint.read_bounded", PermissionError(errno.EACCES, "Permission denied"), Exit.MISSING),
+        ("flows.core.checkpoint.read_bounded", OSError(errno.EIO, "Input/output error"), Exit.MISSING),
+        ("flows.core.checkpoint.read_bounded", MemoryError(), Exit.USAGE),
+        ("torch.load", MemoryError(), Exit.USAGE),
+        ("torch.load", RuntimeError("DefaultCPUAllocator: can't allocate memory\nat"), Exit.MISSING),
+    ],
+)
+def test_a_state_that_cannot_be_read_now_is_not_called_damaged(
+    replaced: str, error: Exception, code: Exit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*arguments: Any, **options: Any) -> None:
+        raise error
+
+    path = tmp_path / "state"
+    save_state(path, {"done": 3})
+    monkeypatch.setattr(replaced, fail)
+    with pytest.raises(CheckpointError, match=f"^{path} could not be read: .*; correct that or move it") as raised:
+        load_state(path)
+    assert not isinstance(raised.value, DamagedStateError)
+    assert raised.value.code is code
+
+
+def test_a_state_larger_than_the_free_memory_is_not_called_damaged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "state"
+    save_state(path, {"done": 3})
+    monkeypatch.setattr(memory, "available", lambda: 3 * path.stat().st_size - 1)
+    with pytest.raises(UserError, match=f"^{path}: free memory and run again: this needs at least") as raised:
+        load_state(path)
+    assert not isinstance(raised.value, DamagedStateError)
+    assert raised.value.code is Exit.USAGE
+    monkeypatch.setattr(memory, "available", lambda: 3 * path.stat().st_size)
+    assert load_state(path) == {"done": 3}

@@ -26,6 +26,10 @@ def validated(model: VDM, train: np.ndarray, held_out: np.ndarray, **settings: A
     return Trainer(model, torch.from_numpy(train), TrainingSettings(**settings), validation)
 
 
+def never() -> bool:
+    return False
+
+
 def run(trainer: Trainer) -> Trainer:
     while not trainer.finished:
         trainer.step()
@@ -51,8 +55,10 @@ def test_the_best_weights_of_a_model_that_overfits_are_kept(digits: np.ndarray) 
     assert best < 100
     assert curve[best] < curve[120] - 0.3
     assert trainer.validation is not None
-    assert trainer.validation.evaluate(trainer.kept).bpd.mean() == curve[best]
-    assert trainer.validation.evaluate(trainer.averaged).bpd.mean() == curve[120]
+    for model, step in ((trainer.kept, best), (trainer.averaged, 120)):
+        found = trainer.validation.evaluate(model, never)
+        assert found is not None
+        assert found.bpd.mean() == curve[step]
 
 
 def test_training_ends_when_patience_ends_and_may_keep_the_last_weights(digits: np.ndarray) -> None:
@@ -91,20 +97,54 @@ def test_a_run_with_validation_resumes_to_the_same_bytes(
     assert [record[:-1] for record in second.records] == [record[:-1] for record in whole.records]
 
 
+@pytest.mark.parametrize("interrupted_at", [60, 80])
+def test_an_abandoned_validation_is_the_first_thing_that_a_resumed_run_does(
+    interrupted_at: int, digits: np.ndarray, tmp_path: Path
+) -> None:
+    """Step 60 has the best weights, step 80 is the last one; each validation has four batches."""
+    settings: dict[str, Any] = OVERFIT | {"steps": 80, "batch_size": 32}
+    whole, first, second = (validated(small_model(), digits[:4], digits[100:132], **settings) for _ in range(3))
+    run(whole)
+    while first.done < interrupted_at - 1:
+        first.step()
+    for number in range(4):
+        answers = iter([False] * number + [True])
+        assert first.step(lambda answers=answers: next(answers)) is None
+        assert list(answers) == []
+        assert first.done == interrupted_at
+        assert not first.finished
+    save_state(tmp_path / "state", first.state())
+    second.load_state(load_state(tmp_path / "state"))
+    record = second.step()
+    assert record is not None
+    assert record.step == second.done == interrupted_at
+    run(second)
+    assert same_bits(second.state()["model"], whole.state()["model"])
+    assert same_bits(second.kept.state_dict(), whole.kept.state_dict())
+    assert [record[:-1] for record in second.records] == [record[:-1] for record in whole.records]
+
+
 def test_processes_share_a_validation_without_changing_it(
     tiny_model: Callable[..., VDM], digits: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The parts of three processes, evaluated one after the other, make the result of one process."""
+    """The parts of three processes, evaluated one after the other, make the result of one process.
+
+    Each asks whether to stop as often as the others, although their shares have one, one and two batches.
+    """
     model = tiny_model().double()
     validation = Validation(
-        digits[:10], every_steps=1, times_per_image=2, batch_size=64, seed=0, keep="last", patience=None
+        digits[:10], every_steps=1, times_per_image=2, batch_size=6, seed=0, keep="last", patience=None
     )
-    whole = validation.evaluate(model)
+    whole = validation.evaluate(model, never)
+    assert whole is not None
     parts: list[np.ndarray] = []
     for rank in range(3):
         monkeypatch.setattr("vdm.training.validation.process", lambda rank=rank: (rank, 3))
         monkeypatch.setattr("vdm.training.validation.gather", lambda terms: parts.append(terms) or list(parts))
-        shared = validation.evaluate(model)
+        answers = iter([False] * 2)
+        shared = validation.evaluate(model, lambda answers=answers: next(answers))
+        assert shared is not None
+        assert list(answers) == []
     assert [part.shape[1] for part in parts] == [3, 3, 4]
     np.testing.assert_allclose(shared.bpd, whole.bpd, rtol=1e-12)
     np.testing.assert_allclose(shared.diffusion_variance, whole.diffusion_variance, rtol=1e-9)

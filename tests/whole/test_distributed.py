@@ -17,6 +17,7 @@ import pytest
 from plant import wait_until
 from project import Project, imports_torch, one_line, run_vdmctl, session
 from small import Small
+from test_runs import SLOW, stopped_in_validation
 
 from flows.core.errors import Exit
 
@@ -163,6 +164,16 @@ def test_a_group_under_nohup_outlives_the_terminal_and_no_second_one_gets_its_de
     assert weights(project) == undisturbed
 
 
+def test_a_group_stopped_in_a_validation_continues_with_it(project: Project, undisturbed: bytes) -> None:
+    project.edit("vdm/training/validation.py", **SLOW)
+    errors = stopped_in_validation(start(project), after="step 9:")
+    assert "\nvdmctl: stopped; run again to continue" in errors
+    assert list((project.folder / ".vdm" / "runs").glob("*/step-000000010.state"))
+    process = start(project)
+    continued(project, process, undisturbed)
+    project.edit("vdm/training/validation.py", **{new: old for old, new in SLOW.items()})
+
+
 @pytest.mark.parametrize("send", [os.kill, os.killpg])
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_group_stopped_while_it_starts_says_so_in_one_line(
@@ -304,6 +315,31 @@ def test_an_error_outside_every_agreement_leaves_nobody_waiting(project: Project
         "env", f"PYTHONPATH={project.folder}", "timeout", "60", sys.executable, str(tmp_path / "alone.py")
     )
     assert "process 0 of 2 failed: OSError: [Errno 28] No space left on device: 'somewhere'" in result.stderr
+
+
+SECOND = """
+import numpy as np
+from flows.core.errors import CheckpointError
+from flows.training.distributed import results_of
+from vdm.errors import TrainingDiverged
+
+def job(rank):
+    if rank == 1:
+        raise TrainingDiverged("a number")
+    if rank == 2:
+        raise CheckpointError("the model is damaged")
+    return np.zeros(3)
+
+if __name__ == "__main__":
+    results_of(job, num_processes=3)
+"""
+
+
+def test_an_error_of_another_process_than_the_first_is_raised(project: Project, tmp_path: Path) -> None:
+    """Of two errors it is the one that says what to do."""
+    (tmp_path / "second.py").write_text(SECOND)
+    result = project.run("env", f"PYTHONPATH={project.folder}", sys.executable, str(tmp_path / "second.py"))
+    assert result.stderr.splitlines()[-1] == "flows.core.errors.CheckpointError: the model is damaged"
 
 
 def test_torchrun_starts_the_same_run(project: Project, undisturbed: bytes) -> None:

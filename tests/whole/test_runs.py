@@ -1,5 +1,6 @@
 """Training that is killed or stopped at any point loses nothing; in real processes."""
 
+import errno
 import hashlib
 import os
 import shutil
@@ -16,12 +17,19 @@ import torch
 from plant import trainers, wait_until
 from project import ROOT, Project, imports_torch
 
+from flows.core import memory
 from flows.core.checkpoint import save_state
 from flows.core.errors import Exit, UserError
 from flows.core.params import read_params
 from flows.training.fitting import build, resolve
 from flows.training.runs import Run, writing_curves
 from vdm.training.log import TrainingRecord
+
+# Changes of vdm/training/validation.py that announce every batch of a validation, and make it longer.
+SLOW = {
+    "import math\n": "import math\nimport sys\nimport time\n",
+    "if stop():": "if print('validating', file=sys.stderr, flush=True) or time.sleep(0.1) or stop():",
+}
 
 
 @pytest.fixture(scope="module")
@@ -111,6 +119,31 @@ def test_a_run_killed_and_stopped_many_times_ends_with_the_same_bits(
     result = project.new_vdmctl("train")
     assert result.returncode == 0, result.stderr
     assert "continuing from step" in result.stderr
+    assert digests(project) == undisturbed
+
+
+def stopped_in_validation(process: subprocess.Popen[str], *, after: str) -> str:
+    """Send SIGTERM inside the first validation after a line of the log; return what follows on stderr."""
+    assert process.stderr is not None
+    for awaited in (after, "validating"):
+        while awaited not in (line := process.stderr.readline()):
+            assert line
+    process.send_signal(signal.SIGTERM)
+    errors = process.stderr.read()
+    process.communicate(timeout=60)
+    assert process.returncode == Exit.RESUMABLE, errors
+    return errors
+
+
+def test_a_run_stopped_in_its_last_validation_continues_with_it(project: Project, undisturbed: tuple[str, str]) -> None:
+    project.edit("vdm/training/validation.py", **SLOW)
+    errors = stopped_in_validation(start(project), after="step 55:")
+    assert errors.splitlines()[-1] == "vdmctl: stopped at step 60 of 60; run again to continue"
+    assert states(project)[-1].name == "step-000000060.state"
+    result = project.new_vdmctl("train")
+    project.edit("vdm/training/validation.py", **{new: old for old, new in SLOW.items()})
+    assert result.returncode == 0, result.stderr
+    assert "continuing from step 60 of 60" in result.stderr
     assert digests(project) == undisturbed
 
 
@@ -330,3 +363,50 @@ def test_the_last_states_are_kept(tmp_path: Path) -> None:
     assert [path.name for path in run.states()] == ["step-000000010.state", "step-000000015.state"]
     run.remove()
     assert run.newest() is None
+
+
+@pytest.mark.parametrize("keep", [1, 2])
+def test_a_state_is_kept_below_damaged_ones(keep: int, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    run = Run(tmp_path, keep=keep)
+    for step in (9500, 10000):
+        run.save(step, {"done": step})
+    damaged = run.states()
+    for path in damaged:
+        truncate(path)
+    for step in (500, 700, 900):
+        run.save(step, {"done": step})
+    assert run.newest() == {"done": 900}
+    assert [int(path.stem.removeprefix("step-")) for path in run.states()] == [500, 700, 900][-keep:]
+    for path in damaged:
+        aside = f"{path.name}.damaged"
+        assert f"{path}: truncated or damaged; falling back to the state before, and keeping this one as {aside}" in (
+            caplog.messages
+        )
+        assert (tmp_path / aside).is_file()
+
+
+@pytest.mark.parametrize("part", ["step-000000010.state", "folder"])
+def test_a_state_that_cannot_be_read_now_is_not_passed_over(
+    part: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its folder may be unreadable too."""
+
+    def unreadable(*arguments: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    run = Run(tmp_path / "folder", keep=2)
+    for step in (5, 10):
+        run.save(step, {"done": step})
+    replaced = "os.scandir" if part == "folder" else "flows.core.checkpoint.read_bounded"
+    with monkeypatch.context() as patch:
+        patch.setattr(replaced, unreadable)
+        with pytest.raises(UserError, match=f"{part} could not be read: Permission denied; correct that") as error:
+            run.newest()
+    assert error.value.code is Exit.MISSING
+    with monkeypatch.context() as patch:
+        patch.setattr(memory, "available", lambda: 100)
+        with pytest.raises(UserError, match=r"step-000000010\.state: free memory and run again") as error:
+            run.newest()
+    assert error.value.code is Exit.USAGE
+    assert [path.name for path in run.folder.iterdir()] == [path.name for path in run.states()]
+    assert run.newest() == {"done": 10}

@@ -8,9 +8,8 @@ When torch.distributed is initialised, the processes, one per device, split ever
 it further, one after the other.  Neither changes the batch or its loss.
 """
 
-import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -105,9 +104,7 @@ class Trainer:
         )
         add = partial(move_average, decay=settings.ema_decay)
         self.average = AveragedModel(model, multi_avg_fn=lambda old, new, _: add(old, new, step=self.done + 1))
-        self.network = prepare(
-            model, compile=settings.compile, activation_checkpointing=settings.activation_checkpointing
-        )
+        self.network = prepare(model, settings)
         self.on_bound = [*model.network.parameters(), *model.schedule.end_points()]
         self.done = 0
         self.records: list[TrainingRecord] = []
@@ -121,27 +118,39 @@ class Trainer:
     @property
     def kept(self) -> VDM:
         """The model of averaged weights at the best validation if that is to be kept, else the last one."""
-        best = self.validation and self.validation.best
-        if not best or best.weights is None:
-            return self.averaged
-        model = copy.deepcopy(self.averaged)
-        model.load_state_dict(best.weights)
-        return model
+        return self.validation.kept(self.averaged) if self.validation else self.averaged
+
+    @property
+    def unvalidated(self) -> bool:
+        """Whether the log lacks the validation that follows the last step taken."""
+        unlogged = not self.records or self.records[-1].step < self.done
+        return self.validation is not None and unlogged and self.validation.due(self.done, steps=self.settings.steps)
 
     @property
     def finished(self) -> bool:
-        """Whether the run has taken all its steps, or has no patience left."""
-        return self.done >= self.settings.steps or (self.validation is not None and self.validation.impatient)
+        """Whether the run has taken all its steps and validations, or has no patience left."""
+        complete = self.done >= self.settings.steps and not self.unvalidated
+        return complete or (self.validation is not None and self.validation.impatient)
 
-    def step(self) -> TrainingRecord | None:
+    def step(self, stop: Callable[[], bool] = lambda: False) -> TrainingRecord | None:
         """Take the next step.  Return a new line of the log after an interval, a validation and the last step.
 
-        Raises TrainingDiverged if the loss or its gradient is not finite: at that step, on CUDA one step later.
+        A validation ends without a result as soon as `stop` returns true, which it must do in all processes at once.
+        The next call, also after `load_state`, repeats the validation before any other step.
         """
+        if not self.unvalidated:
+            self.update()
+        if self.validation and self.unvalidated:
+            validated = self.validation.figures(self.averaged, self.done, stop)
+            return self.record(validated) if validated else None
+        due = self.done >= self.settings.steps or self.done % self.settings.log_every == 0
+        return self.record() if due else None
+
+    def update(self) -> None:
+        """Update the weights.  Raises TrainingDiverged if loss or gradient is not finite: now, on CUDA a step later."""
         settings = self.settings
         factor = learning_rate_factor(self.done, settings.steps, settings.warmup_steps, settings.learning_rate_decay)
-        learning_rate = settings.learning_rate * factor
-        set_learning_rate(self.optimizers, learning_rate)
+        set_learning_rate(self.optimizers, settings.learning_rate * factor)
         losses = self.accumulate_gradients(self.draw())
         self.average_over_processes(losses)
         gradient_norm = torch.nn.utils.clip_grad_norm_(self.on_bound, settings.max_gradient_norm or math.inf)
@@ -151,11 +160,6 @@ class Trainer:
         self.average.update_parameters(self.model)
         self.done += 1
         self.log.add(self.done, torch.cat([bits_per_dim(losses, self.model.num_dims), gradient_norm[None]]))
-        last = self.done >= settings.steps
-        validated = self.validation.figures(self.averaged, self.done, last=last) if self.validation else None
-        if validated or last or self.done % settings.log_every == 0:
-            return self.record(learning_rate, validated)
-        return None
 
     def accumulate_gradients(self, batch: Batch) -> Tensor:
         """Compute the gradients of this process's share of the batch.  Return its mean terms of the loss, (3,) nats."""
@@ -163,20 +167,18 @@ class Trainer:
         count = self.settings.accumulation
         for number in range(count):
             part = batch.part(self.rank * count + number, self.processes * count)
-            last = number + 1 == count
-            with nullcontext() if last else unsynchronised(self.network):
+            with unsynchronised(self.network) if number + 1 < count else nullcontext():
                 predict_noise = partial(self.network, augmented=part.augmented)
                 terms = backward(self.model, part, self.settings.precision, predict_noise, share=1 / count)
             losses += torch.stack([term.detach().mean() for term in terms]) / count
         return losses
 
-    def record(self, learning_rate: float, validated: tuple[float, float] | None) -> TrainingRecord:
+    def record(self, validated: tuple[float, float] | None = None) -> TrainingRecord:
         """Add a line to the log, and return it."""
-        schedule = self.model.schedule
         line = self.log.line(
             self.done,
-            ends=(schedule.gamma_0.item(), schedule.gamma_1.item()),
-            learning_rate=learning_rate,
+            ends=(self.model.schedule.gamma_0.item(), self.model.schedule.gamma_1.item()),
+            learning_rate=self.optimizers[0].param_groups[0]["lr"],
             batch_size=self.settings.batch_size,
             validation=validated,
         )
@@ -188,12 +190,11 @@ class Trainer:
         # With one seed for both, dropout masks and noise would be made of the same random numbers.
         seeds = np.random.SeedSequence([self.settings.seed, self.done]).generate_state(1 + self.processes).tolist()
         torch.manual_seed(seeds[1 + self.rank])
-        generator = torch.Generator(self.images.device).manual_seed(seeds[0])
         return draw_batch(
             self.images,
             self.settings.batch_size,
             step=self.done,
-            generator=generator,
+            generator=torch.Generator(self.images.device).manual_seed(seeds[0]),
             seed=self.settings.seed,
             transforms=self.settings.augmentation,
         )
@@ -240,33 +241,25 @@ class Trainer:
 
 
 def memory_needed(
-    *,
-    num_parameters: int,
-    width: int,
-    image_shape: Sequence[int],
-    num_images: int,
-    batch_size: int,
-    part: int,
+    *, num_parameters: int, num_dims: int, network_bytes: int, num_images: int, batch_size: int, part: int
 ) -> int:
     """Return a lower bound of the bytes that a process takes besides the images, with `part` images in a micro-batch.
 
     It is the sum of four float32 copies of the weights (the model, its average, its gradients, the momentum), the
-    order of an epoch, the batch with its noise, and twelve tensors that a block of twice the width keeps for its
-    gradient.
+    order of an epoch, the batch with its noise, and `network_bytes` for each image (see `vdm.model.gradient_bytes`).
     """
-    num_dims, num_pixels = math.prod(image_shape), math.prod(image_shape[1:])
-    return 16 * num_parameters + 16 * num_images + 5 * num_dims * batch_size + 48 * width * num_pixels * part
+    return 16 * num_parameters + 16 * num_images + 5 * num_dims * batch_size + network_bytes * part
 
 
-def prepare(model: VDM, *, compile: bool, activation_checkpointing: bool) -> torch.nn.Module:
+def prepare(model: VDM, settings: TrainingSettings) -> torch.nn.Module:
     """Return the model's network as training calls it; it shares its parameters with the model."""
     network = model.network
-    if activation_checkpointing:
+    if settings.activation_checkpointing:
         # Compute the activations of a block again in the backward pass instead of keeping them until then.
         for block in network.modules():
             if isinstance(block, (ResidualBlock, AttentionBlock)):
                 block.forward = partial(checkpoint, block.forward, use_reentrant=False)  # type: ignore[method-assign]
-    if compile:
+    if settings.compile:
         network.compile()
     return DistributedDataParallel(network, gradient_as_bucket_view=True) if distributed.is_initialized() else network
 

@@ -4,14 +4,16 @@ Every validation takes the same images, times and noise, so that successive figu
 torch.distributed is initialised, the processes share the images out.
 """
 
+import copy
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
 from torch import Tensor
 
 from vdm.choices import Keep
-from vdm.evaluation import Evaluation, image_terms, terms_of_set
+from vdm.evaluation import Evaluation, image_terms, images_per_batch, terms_of_set
 from vdm.model import VDM
 from vdm.training.processes import gather, process
 
@@ -57,14 +59,26 @@ class Validation:
         """Whether training ends because the last `patience` validations brought no new best one."""
         return self.patience is not None and self.since_best >= self.patience
 
-    def figures(self, averaged: VDM, step: int, *, last: bool) -> tuple[float, float] | None:
-        """Validate after the last step and every `every_steps` steps, and compare the result with the best one.
+    def due(self, step: int, *, steps: int) -> bool:
+        """Whether a validation follows the step, the last of `steps` or one of every `every_steps`."""
+        return step > 0 and (step >= steps or step % self.every_steps == 0)
 
-        Return the bits/dim and their Monte Carlo standard error; None after the other steps.
+    def kept(self, averaged: VDM) -> VDM:
+        """Return the model of the best averaged weights if they are kept, else `averaged`, that of the last ones."""
+        if self.best is None or self.best.weights is None:
+            return averaged
+        model = copy.deepcopy(averaged)
+        model.load_state_dict(self.best.weights)
+        return model
+
+    def figures(self, averaged: VDM, step: int, stop: Callable[[], bool]) -> tuple[float, float] | None:
+        """Validate, and compare the result with the best one.
+
+        Return the bits/dim and their Monte Carlo standard error; None, and change nothing, if `stop` returned true.
         """
-        if not last and step % self.every_steps:
+        result = self.evaluate(averaged, stop)
+        if result is None:
             return None
-        result = self.evaluate(averaged)
         bpd = float(result.bpd.mean())
         self.since_best += 1
         if math.isfinite(bpd) and (self.best is None or bpd < self.best.bpd):
@@ -72,13 +86,21 @@ class Validation:
             self.best, self.since_best = Best(step, bpd, kept if self.keep == "best" else None), 0
         return bpd, result.monte_carlo_standard_error
 
-    def evaluate(self, model: VDM) -> Evaluation:
-        """Evaluate this process's share of the images, and return the bound on all of them, in every process."""
+    def evaluate(self, model: VDM, stop: Callable[[], bool]) -> Evaluation | None:
+        """Evaluate this process's share of the images, and return the bound on all of them, in every process.
+
+        Ask `stop` before each batch, and return None if it returns true, which it must do in all processes at once.
+        """
         rank, processes = process()
-        ends = [len(self.images) * number // processes for number in range(processes + 1)]
-        share = range(ends[rank], ends[rank + 1])
-        terms = image_terms(model, self.images, share, num_timesteps=None, **self.options)
-        return terms_of_set(np.concatenate(gather(terms), axis=1))
+        first, end = (len(self.images) * number // processes for number in (rank, rank + 1))
+        size = images_per_batch(self.options["batch_size"], self.options["times_per_image"])
+        parts = []
+        for start in range(first, first + -(-len(self.images) // processes), size):  # as many as the largest share has
+            if stop():
+                return None
+            batch = range(start, min(start + size, end))
+            parts.append(image_terms(model, self.images, batch, num_timesteps=None, **self.options))
+        return terms_of_set(np.concatenate(gather(np.concatenate(parts, axis=1)), axis=1))
 
     def state(self) -> dict[str, Any]:
         """Return what a checkpoint must hold."""
