@@ -13,6 +13,9 @@ INSTALL = python -m pip install --quiet --disable-pip-version-check \
 	$(if $(LOCK),--constraint $(LOCK),--upgrade --upgrade-strategy eager)
 STAMP = $(if $(LOCK),touch,rm -f .venv/installed-test)
 
+# Remove an environment that was left half made, or whose Python is gone.
+.DELETE_ON_ERROR:
+$(shell test -x .venv/bin/python || rm -rf .venv)
 .PHONY: repro test static suite test-fast fuzz check lock newest clean
 
 repro: .venv/installed

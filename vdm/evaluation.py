@@ -8,7 +8,6 @@ evaluated at the same times with the same noise.
 import math
 from collections.abc import Callable, Iterable
 from itertools import pairwise
-from statistics import NormalDist
 from typing import NamedTuple
 
 import numpy as np
@@ -16,16 +15,17 @@ import torch
 
 from vdm.choices import Precision
 from vdm.model import VDM
-from vdm.vlb import bits_per_dim
+from vdm.vlb import bits_per_dim, grid_times
 
 GOLDEN_RATIO = (1 + math.sqrt(5)) / 2
 
 
 class NoiseLevels(NamedTuple):
-    """The diffusion term at K noise levels, the middles `t` of equal strata of [0, 1): (K,) float64 each.
+    """The diffusion term at the noise levels of the times `t`, L of them, rising: (L,) float64 each.
 
     `diffusion` is in bits/dim per unit of time, the mean over the images, and its mean over the levels is the diffusion
-    term.  `standard_error` is that of the mean over the images; NaN for one image.
+    term; for T steps on average only, if T is below K and does not divide it.  `standard_error` is that of the mean
+    over the images; NaN for one image.
     """
 
     t: np.ndarray
@@ -51,14 +51,6 @@ class Evaluation(NamedTuple):
         return stratified_variance(self.diffusion_draws)
 
     @property
-    def noise_levels(self) -> NoiseLevels:
-        """The diffusion term at each noise level."""
-        num_levels = self.diffusion_draws.shape[1]
-        middles = (np.arange(num_levels) + 0.5) / num_levels
-        errors = [standard_error(draws) for draws in self.diffusion_draws.T]
-        return NoiseLevels(middles, self.diffusion_draws.mean(0), np.array(errors))
-
-    @property
     def bpd(self) -> np.ndarray:
         """-VLB per image, (N,) bits/dim."""
         return np.asarray(self.prior + self.reconstruction + self.diffusion)
@@ -72,6 +64,19 @@ class Evaluation(NamedTuple):
     def monte_carlo_standard_error(self) -> float:
         """The part of the standard error in bits/dim that more times per image would remove; NaN for one time each."""
         return float(np.sqrt(self.diffusion_variance.sum()) / len(self.bpd))
+
+    def noise_levels(self, *, seed: int, num_timesteps: int | None) -> NoiseLevels:
+        """Return the diffusion term at each noise level; the arguments are those of `evaluate`.
+
+        In continuous time the levels are the middles of the strata.
+        """
+        draws = self.diffusion_draws
+        num_images, times_per_image = draws.shape
+        t = (np.arange(times_per_image) + 0.5) / times_per_image
+        if num_timesteps is not None:
+            times = torch.from_numpy(stratified_times(seed, range(num_images), times_per_image))
+            t, draws = at_grid_times(grid_times(times, num_timesteps).numpy(), draws)
+        return NoiseLevels(t, draws.mean(0), np.array([standard_error(level) for level in draws.T]))
 
 
 class PairedDifference(NamedTuple):
@@ -92,11 +97,25 @@ def standard_error(values: np.ndarray) -> float:
     return float(values.std(ddof=1) / math.sqrt(len(values))) if len(values) > 1 else math.nan
 
 
+def student_quantile(confidence: float, degrees: int) -> float:
+    """Return how many standard errors of a mean on each side contain the true one with this probability.
+
+    The mean is one of `degrees` + 1 values from a normal distribution (Student's t).  NaN for `degrees` 0.
+    """
+    if degrees < 1:
+        return math.nan
+    # With t = sqrt(degrees) tan(angle) the density of the angle is that of cos^(degrees - 1).
+    angle = np.linspace(0, math.pi / 2, 2**18)
+    density = np.cos(angle) ** (degrees - 1)
+    inside = np.cumsum(density) - (density + density[0]) / 2
+    return math.sqrt(degrees) * math.tan(np.interp(confidence, inside / inside[-1], angle))
+
+
 def paired_difference(first: Evaluation, second: Evaluation, *, confidence: float) -> PairedDifference:
     """Compare two evaluations of the same images at the same times with the same noise."""
     difference = second.bpd - first.bpd
     mean, error = float(difference.mean()), standard_error(difference)
-    half_width = NormalDist().inv_cdf((1 + confidence) / 2) * error
+    half_width = student_quantile(confidence, len(difference) - 1) * error
     return PairedDifference(mean, error, confidence, (mean - half_width, mean + half_width), len(difference))
 
 
@@ -155,7 +174,8 @@ def image_terms(
     for first in progress(range(share.start, share.stop, size)):
         indices = range(first, min(first + size, share.stop))
         batch = torch.from_numpy(np.array(pixels[first : indices.stop])).to(place.device)
-        t = torch.from_numpy(stratified_times(seed, indices, times_per_image)).to(place).flatten()
+        t = torch.from_numpy(stratified_times(seed, indices, times_per_image)).flatten()
+        t = t.to(place if num_timesteps is None else place.device)  # those of T steps stay float64
         t = t.clamp(max=1 - torch.finfo(t.dtype).eps)  # a float64 just below 1 may round to 1
         eps = torch.from_numpy(image_noise(seed, indices, times_per_image, model.image_shape)).to(place)
         with torch.autocast(place.device.type, torch.bfloat16, enabled=precision == "bfloat16"):
@@ -187,12 +207,26 @@ def terms_of_set(terms: np.ndarray) -> Evaluation:
     return Evaluation(prior[:, 0], reconstruction[:, 0], diffusion)
 
 
-def memory_needed(model: VDM, *, num_images: int, times_per_image: int, batch_size: int) -> int:
-    """Return a lower bound of the bytes that `evaluate` takes: a batch's noise, one block, and all results."""
+def at_grid_times(times: np.ndarray, draws: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the noise levels (L,) of draws (N,K) at grid times (N,K), and every image's mean draw at each: (N,L).
+
+    The levels are the grid times if every image has draws at each of them, so if T <= K.  Else they are the strata's
+    mean times.
+    """
+    levels = np.unique(times)
+    if len(levels) > times.shape[1]:
+        return times.mean(0), draws
+    means = [np.where(times == level, draws, 0).sum(1) / (times == level).sum(1) for level in levels]
+    return levels, np.stack(means, axis=1)
+
+
+def memory_needed(
+    model: VDM, *, num_images: int, times_per_image: int, batch_size: int, precision: Precision = "float32"
+) -> int:
+    """Return a lower bound of the bytes that `evaluate` takes: a batch's noise, the network, and all results."""
     draws = times_per_image * min(num_images, images_per_batch(batch_size, times_per_image))
-    num_pixels = model.image_shape[1] * model.image_shape[2]
-    batch = draws * (8 * model.num_dims + 16 * model.network.width * num_pixels)
-    return batch + 2 * 3 * 8 * num_images * times_per_image
+    batch = draws * (8 * model.num_dims + model.inference_bytes(precision))
+    return batch + 3 * 8 * num_images * times_per_image
 
 
 def stratified_times(seed: int, indices: range, times_per_image: int) -> np.ndarray:
@@ -203,7 +237,8 @@ def stratified_times(seed: int, indices: range, times_per_image: int) -> np.ndar
     """
     start = np.random.Generator(np.random.Philox(seed)).random()
     place = (start + np.arange(indices.start, indices.stop) * GOLDEN_RATIO) % 1
-    return (np.arange(times_per_image) + place[:, None]) / times_per_image
+    times = (np.arange(times_per_image) + place[:, None]) / times_per_image
+    return times.clip(max=1 - 2**-53)
 
 
 def image_noise(seed: int, indices: range, times_per_image: int, shape: tuple[int, int, int]) -> np.ndarray:

@@ -1,11 +1,12 @@
 """The variational diffusion model: a noise schedule, a noise predictor, and the bound that they give."""
 
+import math
 from collections.abc import Sequence
 from typing import Any, get_args
 
 from torch import Tensor, nn
 
-from vdm.choices import ScheduleKind
+from vdm.choices import Precision, ScheduleKind
 from vdm.discretization import pixels_to_x
 from vdm.network import NoisePredictor, num_parameters
 from vdm.schedule import LinearSchedule, MonotoneSchedule
@@ -20,6 +21,7 @@ from vdm.vlb import (
 )
 
 MOST_LEVELS = 2**16
+ACTIVATION_BYTES: dict[Precision, int] = {"float32": 4, "bfloat16": 2}
 
 
 def build_schedule(kind: ScheduleKind, gamma_0: float, gamma_1: float) -> LinearSchedule:
@@ -55,6 +57,19 @@ def count_parameters(
         fourier_exponents=fourier_exponents,
         augmentation_input=augmentation_input,
     )
+
+
+def gradient_bytes(
+    image_shape: Sequence[int], *, width: int, blocks: int, precision: Precision, recomputed: bool = False
+) -> int:
+    """Return a lower bound of the bytes per image that the network takes with gradients.
+
+    A residual block keeps six tensors of `width` channels, and nine on the way up.  If they are `recomputed`, it keeps
+    only its input, one or two, and the block at work keeps seven more.
+    """
+    down, up = blocks + 2, blocks + 1
+    tensors = down + 2 * up + 7 if recomputed else 6 * down + 9 * up
+    return tensors * width * math.prod(image_shape[1:]) * ACTIVATION_BYTES[precision]
 
 
 class VDM(nn.Module):
@@ -104,8 +119,15 @@ class VDM(nn.Module):
     @property
     def num_dims(self) -> int:
         """Dimensions of one image, C H W."""
-        channels, height, width = self.image_shape
-        return channels * height * width
+        return math.prod(self.image_shape)
+
+    def inference_bytes(self, precision: Precision) -> int:
+        """Return a lower bound of the bytes per image that the network takes without gradients.
+
+        In the first block on the way up these are the outputs kept for the others, and eight tensors as large.
+        """
+        tensors = len(self.network.down) + 8
+        return tensors * self.network.width * math.prod(self.image_shape[1:]) * ACTIVATION_BYTES[precision]
 
     def forward(self, pixels: Tensor, eps: Tensor, t: Tensor, *, num_timesteps: int | None = None) -> Terms:
         """Return one draw of the bound's terms, each (B,) nats per image (eq. 11).
@@ -115,7 +137,8 @@ class VDM(nn.Module):
         """
         if num_timesteps is None:
             return self.terms(pixels, eps, *self.schedule.gamma_and_slope(t))
-        t = grid_times(t, num_timesteps)
+        # In float32 neighbouring times of many steps would lose the digits of their difference.
+        t = grid_times(t.double(), num_timesteps)
         gamma_s, gamma_t = self.schedule(t - 1 / num_timesteps), self.schedule(t)
         x = pixels_to_x(pixels, self.num_levels, eps.dtype)
         diffusion = finite_diffusion_loss(x, eps, gamma_s, gamma_t, num_timesteps, self.network)

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from vdm.choices import Dequantisation
 from vdm.discretization import pixels_to_x
-from vdm.model import VDM
+from vdm.model import VDM, gradient_bytes
 from vdm.schedule import alpha, sigma
 from vdm.vlb import PredictNoise, bits_per_dim
 
@@ -85,11 +85,12 @@ def evaluate_ode(
 
 
 def memory_needed(model: VDM, *, num_images: int, num_draws: int, num_probes: int, batch_size: int) -> int:
-    """Return a lower bound of the bytes that `evaluate_ode` takes: a batch's draws, its probes and one block."""
+    """Return a lower bound of the bytes that `evaluate_ode` takes: a batch's draws, its probes and the network."""
     draws = num_draws * min(num_images, max(1, batch_size // num_draws))
-    num_pixels = model.image_shape[1] * model.image_shape[2]
     probes = num_probes * draws if num_probes else model.num_dims
-    return 8 * model.num_dims * (probes + 2 * draws) + 24 * model.network.width * num_pixels * draws
+    width, blocks = model.network.width, len(model.network.down)
+    network = gradient_bytes(model.image_shape, width=width, blocks=blocks, precision="float32")
+    return 8 * model.num_dims * (probes + 2 * draws) + network * draws
 
 
 def dequantisation_draws(

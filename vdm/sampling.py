@@ -53,12 +53,11 @@ class Step(NamedTuple):
     x_hat: Tensor
 
 
-def memory_needed(model: VDM, batch_size: int, num_timesteps: int) -> int:
-    """Return a lower bound of the bytes that sampling a batch takes: images, noise, one block, and the schedule."""
-    num_pixels = model.image_shape[1] * model.image_shape[2]
+def memory_needed(model: VDM, batch_size: int, solver: Solver) -> int:
+    """Return a lower bound of the bytes that sampling a batch takes: the images and the network, or the schedule."""
     features = sum(parameter.numel() for parameter in model.schedule.parameters())
-    images = batch_size * (12 * model.num_dims + 16 * model.network.width * num_pixels)
-    return images + 4 * features * num_timesteps
+    images = batch_size * (4 * model.num_dims + model.inference_bytes(solver.precision))
+    return max(images, 4 * features * solver.num_timesteps)
 
 
 def sample(model: VDM, indices: Iterable[int], solver: Solver, *, seed: int) -> Tensor:
@@ -70,7 +69,7 @@ def sample(model: VDM, indices: Iterable[int], solver: Solver, *, seed: int) -> 
 def decode(model: VDM, steps: Iterable[Step]) -> Tensor:
     """Return the pixels (N,C,H,W) at the end of the steps: the mode of p(x | z_0) instead of a draw.
 
-    At the usual gamma_0 they differ by less than one level.
+    At the usual gamma_0 they differ by less than one level.  Raises ArithmeticError as the steps do.
     """
     ((z_0, _),) = deque(steps, maxlen=1)
     return nearest_pixels(z_0, model.schedule.gamma_0, model.num_levels)
@@ -82,6 +81,8 @@ def trajectory(model: VDM, indices: Iterable[int], solver: Solver, *, seed: int)
 
     The second order extrapolates x_hat linearly in gamma from the step before (Lu et al., algorithm 2).  The first step
     has none before it, and the last one is of first order, since x_hat bends most where the noise ends.
+
+    Raises ArithmeticError if the schedule does not increase or the network's output is not finite.
     """
     noise = image_noise(model, indices, seed)
     gammas = noise_levels(model.schedule, solver)
@@ -107,6 +108,7 @@ def fill_in(
     drawn by a model that saw the known ones with noise only, so this is an approximation of p(missing | known).  As in
     RePaint (Lugmayr et al. 2022, arXiv 2201.09865), going back to t by `forward_step` and repeating the step, `repeats`
     times in all, makes both parts agree better.  Steps are of first order with all noise, whatever the solver says.
+    Raises ArithmeticError as `trajectory` does.
     """
     noise = image_noise(model, indices, seed)
     gammas = noise_levels(model.schedule, solver)
@@ -125,8 +127,11 @@ def fill_in(
 def noise_levels(schedule: LinearSchedule, solver: Solver) -> Tensor:
     """Return gamma at the ends of the steps, (T+1,), falling from gamma_1 to gamma_0.
 
-    Levels that rounding makes equal are left out: a step between them would do nothing.
+    Levels that rounding makes equal are left out: a step between them would do nothing.  Raises ArithmeticError if
+    they all are.
     """
+    if not schedule.gamma_0 < schedule.gamma_1:
+        raise ArithmeticError("the noise schedule does not increase")
     steps = torch.arange(solver.num_timesteps, -1, -1, device=schedule.gamma_0.device)
     share = steps.to(schedule.gamma_0.dtype) / solver.num_timesteps
     if solver.grid == "gamma":
@@ -137,10 +142,12 @@ def noise_levels(schedule: LinearSchedule, solver: Solver) -> Tensor:
 
 
 def predict(model: VDM, z_t: Tensor, gamma_t: Tensor, solver: Solver) -> Tensor:
-    """Return x_hat(z_t) (B,C,H,W), within [-1, 1] if the solver clips."""
+    """Return x_hat(z_t) (B,C,H,W), within [-1, 1] if the solver clips.  Raises ArithmeticError if it is not finite."""
     with torch.autocast(z_t.device.type, torch.bfloat16, enabled=solver.precision == "bfloat16"):
         eps_hat = model.network(z_t, gamma_t[None])  # one noise level for the whole batch
     x_hat = denoise(z_t, eps_hat, gamma_t)
+    if not x_hat.isfinite().all():
+        raise ArithmeticError("the network's output is not finite")
     return x_hat.clamp(-1, 1) if solver.clip else x_hat
 
 

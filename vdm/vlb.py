@@ -78,9 +78,11 @@ def finite_diffusion_loss(
     x: Tensor, eps: Tensor, gamma_s: Tensor, gamma_t: Tensor, num_timesteps: int, predict_noise: PredictNoise
 ) -> Tensor:
     """Return T/2 expm1(gamma_t - gamma_s) |eps - eps_hat|^2: a draw of the T-step loss (section 4), (B,) nats.
-    t = i/T with i uniform over 1..T (see `grid_times`), s = t - 1/T.
+    t = i/T with i uniform over 1..T (see `grid_times`), s = t - 1/T.  gamma_s, gamma_t (B,) should be float64, since
+    for a large T they are almost equal; the network gets gamma_t with the dtype of x.
     """
-    return num_timesteps / 2 * torch.expm1(gamma_t - gamma_s) * squared_error(x, eps, gamma_t, predict_noise)
+    error = squared_error(x, eps, gamma_t.to(x.dtype), predict_noise)
+    return num_timesteps / 2 * torch.expm1(gamma_t - gamma_s) * error
 
 
 def low_discrepancy_times(offset: Tensor, num_times: int) -> Tensor:

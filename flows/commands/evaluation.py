@@ -226,8 +226,11 @@ def import_checkpoint(
     sha256: Annotated[
         str | None, typer.Option(help="The sha256 that FILE must have; without it the digest is not checked.")
     ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace OUT if it exists.")] = False,
 ) -> None:
     """Convert another implementation's checkpoint to a model folder for `vdmctl evaluate`."""
+    if out.exists() and not force:
+        raise UserError(f"{out} exists; name another folder, or replace it with --force", Exit.USAGE)
     from flows.evaluation.importing import import_checkpoint
 
     import_checkpoint(

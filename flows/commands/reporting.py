@@ -1,7 +1,9 @@
 """Find the results of the models that `vdmctl report --out` names, and write the page."""
 
+import hashlib
 import shlex
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from flows.commands.arguments import parameters
@@ -12,6 +14,7 @@ from flows.core.files import read_bounded, scratch_folder, write_whole
 from flows.evaluation.results import Metrics
 from flows.registry.git import contents
 from flows.registry.lineage import Lineage, lineage
+from flows.registry.lock_file import lock_here
 from flows.registry.promotion import test_images
 from flows.registry.storage import check, obtain, opened, sha256_of_config
 from flows.registry.versions import REFERENCE, Version, resolve
@@ -47,12 +50,11 @@ def write_page(models: list[str], out: Path, *, force: bool) -> None:
     is_stage = not models and out == layout.PAGE
     if out.exists() and not force and not is_stage:
         raise UserError(f"{out} exists; --force overwrites it", Exit.USAGE)
-    if not models:
+    if is_stage:
         sections = [getattr(parameters(), name) for name in SECTIONS]
-        pictures = layout.PICTURES if is_stage else None
-        report(*sections, files=WORKSPACE, model_folder=layout.REGISTERED, out=out, pictures=pictures)
+        report(*sections, files=WORKSPACE, model_folder=layout.REGISTERED, out=out, pictures=layout.PICTURES)
         return
-    found = [results_of(model) for model in models]
+    found = [results_of(model) for model in models] or [of_workspace(layout.REGISTERED)]
     made = page(*found) if len(found) == 1 else comparison(*found)
     write_whole(out, made.html)
 
@@ -123,6 +125,19 @@ def origin_of(chain: Lineage) -> Origin:
     return Origin(version.name, chain.lock.parameters, rows | promotions, commands)
 
 
+def of_workspace(folder: Path) -> Results:
+    """Return the results in the workspace, which are of the model in the folder.
+
+    The parameters are those of dvc.lock if DVC made these results, since params.yaml may have changed after that.
+    """
+    sections = {name: getattr(parameters(), name).model_dump() for name in SECTIONS}
+    with suppress(UserError, OSError):
+        lock = lock_here(ROOT)
+        if lock.outputs.get(str(layout.METRICS)) == hashlib.md5(read_bounded(layout.METRICS)).hexdigest():
+            sections |= lock.parameters
+    return read_results(WORKSPACE, origin_here(folder, sections))
+
+
 def of_folder(folder: Path) -> Results:
     """Return the results of a model folder: the workspace's if they are of this model, else those in the folder.
 
@@ -132,9 +147,7 @@ def of_folder(folder: Path) -> Results:
     if not digest:
         raise UserError(f"{folder}: no model folder, since it has no config.json", Exit.MISSING)
     if layout.METRICS.exists() and read(Metrics, layout.METRICS).model_sha256 == digest:
-        read_here = parameters()
-        sections = {name: getattr(read_here, name).model_dump() for name in SECTIONS}
-        return read_results(WORKSPACE, origin_here(folder, sections))
+        return of_workspace(folder)
     metrics = folder / layout.METRICS.name
     command = f"vdmctl evaluate {shlex.quote(str(folder))} --out {shlex.quote(str(folder))}"
     if not metrics.exists():

@@ -96,6 +96,8 @@ def sample(
         "device": device,
         **(SOLVERS[sampler] if sampler else {}),
     }
+    if sampler and known:
+        raise UserError("--sampler does not apply to --known: pixels are filled in by ancestral sampling", Exit.USAGE)
     given = {name: value for name, value in options.items() if value is not None}
     if model is None:
         if given or out or film or known or mask or force or as_json:
@@ -108,8 +110,7 @@ def sample(
     from flows.commands.options import override
     from flows.sampling.request import Request, answer
 
-    one_device = {"num_devices": 1} if device else {}
-    settings = override(read.sample, {"num_images": DRAWN} | one_device | given)
+    settings = override(read.sample, {"num_images": DRAWN} | ({"num_devices": 1} if device else {}) | given)
     request = Request(model_folder(model), settings, out or OUT, film=film, known=known, mask=mask, force=force)
     done = answer(request)
     if as_json:

@@ -1,5 +1,6 @@
 """Batches of images to and from the stack: plainly, on the coarse grid or on the fine one."""
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -10,7 +11,7 @@ from flows.compression.batches import COARSE_CELLS, is_coarse, is_plain
 from flows.compression.header import Header
 from flows.core.errors import Exit, UserError
 from flows.core.memory import require
-from vdm.codec import CELLS, PLACES, Codec, Coder, decode_plainly, encode_plainly
+from vdm.codec import CELLS, PIXELS_AT_ONCE, PLACES, Codec, Coder, decode_plainly, encode_plainly
 from vdm.evaluation import memory_needed
 from vdm.model import VDM
 
@@ -25,7 +26,8 @@ class Coding:
 
     def __init__(self, vdm: VDM, header: Header) -> None:
         self.header, self.shape, self.num_dims = header, vdm.image_shape, vdm.num_dims
-        size = 2 * memory_needed(vdm, num_images=header.batch_size, times_per_image=1, batch_size=header.batch_size)
+        at_once = min(header.batch_size, max(1, PIXELS_AT_ONCE // math.prod(vdm.image_shape[1:])))
+        size = 2 * memory_needed(vdm, num_images=at_once, times_per_image=1, batch_size=at_once)
         require(size, next(vdm.parameters()).device, f"batches of {header.batch_size} images, set by --batch-size")
         try:
             self.coarse, self.fine = (Codec(vdm, header.num_timesteps, cells) for cells in (COARSE_CELLS, CELLS))

@@ -1,6 +1,8 @@
 """Find the devices and the precision that the parameters select."""
 
+import os
 from importlib.util import find_spec
+from shutil import which
 from typing import Literal
 
 import torch
@@ -60,8 +62,13 @@ def find_precision(name: Literal["auto", Precision], device: torch.device) -> Pr
 def find_compile(compile: Literal["auto"] | bool, device: torch.device) -> bool:
     """Whether to compile the network.
 
-    `auto` means on GPUs, if Triton is installed.  On CPUs compiling takes more time than it saves.
+    `auto` means on GPUs, if Triton and a C compiler are installed.  On CPUs compiling takes more time than it saves.
+    Raises UserError (exit 2) without a compiler if the network is to be compiled.
     """
-    if isinstance(compile, bool):
-        return compile
-    return device.type == "cuda" and find_spec("triton") is not None
+    variable, *programs = ("CC", "gcc", "clang") if device.type == "cuda" else ("CXX", "g++", "clang++")
+    found = bool(os.environ.get(variable) or any(map(which, programs)))
+    if compile == "auto":
+        return found and device.type == "cuda" and find_spec("triton") is not None
+    if compile and not found:
+        raise UserError(f"train.compile: true needs a compiler: install {programs[0]} or set {variable}", Exit.USAGE)
+    return compile

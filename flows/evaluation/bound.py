@@ -149,8 +149,8 @@ def require_memory(settings: "Evaluate", vdm: VDM, num_images: int) -> None:
     """Raise UserError (exit 2) when a batch and the results do not fit into memory."""
     sizes = settings.model_dump(include={"times_per_image", "batch_size"})
     device = next(vdm.parameters()).device
-    advice = "evaluate: lower evaluate.times_per_image or evaluate.batch_size"
-    require(memory_needed(vdm, num_images=num_images, **sizes), device, advice)
+    needed = memory_needed(vdm, num_images=num_images, precision=find_precision(settings.precision, device), **sizes)
+    require(needed, device, "evaluate: lower evaluate.times_per_image or evaluate.batch_size")
 
 
 def digests(model: Path, images: Path) -> dict[str, Any]:
@@ -162,14 +162,14 @@ def write(out: Path, metrics: BoundMetrics, result: Evaluation, model: Path) -> 
     """Write `metrics.json`, `per_image.csv` and `noise_levels.csv`, or else none of them.
 
     `per_image.csv` has the terms of every image in bits/dim.  `noise_levels.csv` has time, gamma, and the diffusion
-    term with its standard error at each noise level, in bits/dim per unit of time: its mean is the diffusion term.
+    term with its standard error in bits/dim per unit of time, as in `vdm.evaluation.NoiseLevels`.
 
     Raises CheckpointError, and OSError that names the file.
     """
     text = json.dumps(metrics.model_dump(), indent=2, allow_nan=False) + "\n"
     terms = (result.bpd, result.prior, result.reconstruction, result.diffusion)
     images = table("image bpd prior_bpd reconstruction_bpd diffusion_bpd", range(len(result.bpd)), *terms)
-    levels = result.noise_levels
+    levels = result.noise_levels(seed=metrics.seed or 0, num_timesteps=metrics.num_timesteps)
     noise = table("t gamma diffusion_bpd standard_error", levels.t, gamma_at(levels.t, model), *levels[1:])
     with (
         written_last(out / "metrics.json", text),

@@ -21,6 +21,7 @@ from flows.core.checkpoint import CONFIG, WEIGHTS, model_sha256, read_bytes
 from flows.core.documents import Count, Document, Number, Sha256, parse
 from flows.core.errors import CheckpointError, UserError
 from flows.core.files import write_whole, writing_folder
+from vdm.errors import TrainingDiverged
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -79,7 +80,10 @@ def fit(
     device: torch.device,
     progress: "Callable[[range], Iterable[int]]" = iter,
 ) -> Classifier:
-    """Return a classifier fitted to pixels (N,C,H,W) with labels (N,) from 0, or to their symmetries for None."""
+    """Return a classifier fitted to pixels (N,C,H,W) with labels (N,) from 0, or to their symmetries for None.
+
+    Raises TrainingDiverged if a weight is no longer finite.
+    """
     generator = torch.Generator().manual_seed(settings.seed)
     num_classes = len(SYMMETRIES) if labels is None else int(labels.max()) + 1
     with torch.random.fork_rng(devices=[]):
@@ -95,6 +99,8 @@ def fit(
         loss.backward()
         optimizer.step()
         schedule.step()
+    if not all(bool(parameter.isfinite().all()) for parameter in network.parameters()):
+        raise TrainingDiverged("the classifier's weights are no longer finite; lower features.learning_rate")
     return network.eval()
 
 

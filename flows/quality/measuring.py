@@ -11,6 +11,7 @@ import pandas as pd
 from flows.core.checkpoint import model_sha256, read_description
 from flows.core.device import find_device, find_precision
 from flows.core.errors import Exit, UserError
+from flows.core.memory import require
 from flows.evaluation.results import QualityFigure, SampleMetrics, SamplerSettings
 from flows.images.store import ImageSet, chunks, data_sha256, fault, load_images
 from flows.quality.distances import (
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
     from flows.core.params import Quality, Sample
 
 CHUNK = 2048
+TABLES = 3
+"""The tables of numbers for all pairs of images that `flows.quality.distances` holds at once."""
 DIGITS = 9
 """The digits of a figure.  More would depend on the processor, for which NumPy's libraries choose an order of sums."""
 
@@ -58,7 +61,7 @@ def measure(
     """Return the metrics of samples (N,C,H,W), and a table of the nearest training image of each.
 
     The table has the nearest pairs first.  The files must have passed `require_fitting`.  Raises CheckpointError and
-    ImageSetError for damaged files, and UserError (exit 2) for too few images.
+    ImageSetError for damaged files.
     """
     network, config, digest = load_features(features, find_device(quality.device))
     image_set = load_images(images)
@@ -82,10 +85,11 @@ def measure(
     return metrics, neighbours
 
 
-def require_fitting(model: Path, features: Path, images: Path) -> None:
+def require_fitting(sample: "Sample", quality: "Quality", *, model: Path, features: Path, images: Path) -> None:
     """Raise UserError (exit 2) unless the model is one of such images, and the features are those of these images.
 
-    Raises UserError (exit 4) for invalid images; CheckpointError and ImageSetError for damaged files.
+    Raises UserError: exit 2 for too few images or too little memory to compare them, 4 for invalid images;
+    CheckpointError and ImageSetError for damaged files.
     """
     described, image_set = read_description(model)["model"], load_images(images)
     if (tuple(described["image_shape"]), described["num_levels"]) != (image_set.image_shape, image_set.num_levels):
@@ -95,16 +99,25 @@ def require_fitting(model: Path, features: Path, images: Path) -> None:
     for split in ("train", "test"):
         if reason := fault(image_set, split):
             raise UserError(f"{images}: {reason}; run `vdmctl validate`", Exit.INVALID_DATA)
+    num_compared(sample.num_images, image_set, quality.num_images)
+    most = min(quality.num_images, len(image_set.train))
+    require(TABLES * 8 * most**2, find_device("cpu"), "sample: lower quality.num_images")
+
+
+def num_compared(num_samples: int, image_set: ImageSet, most: int) -> int:
+    """Return the number of samples and of test images to compare.
+
+    Raises UserError (exit 2) for fewer than ten, from which nothing can be estimated.
+    """
+    count = min(num_samples, len(image_set.test), most)
+    if count < 10:
+        raise UserError(f"the quality of samples needs 10 samples and 10 test images, got {count}", Exit.USAGE)
+    return count
 
 
 def choose(samples: np.ndarray, image_set: ImageSet, most: int) -> Pictures:
-    """Return as many samples as test images, and the training images, at most `most` of each, evenly spread.
-
-    Raises UserError (exit 2) for fewer than ten samples or test images, from which nothing can be estimated.
-    """
-    count = min(len(samples), len(image_set.test), most)
-    if count < 10:
-        raise UserError(f"the quality of samples needs 10 samples and 10 test images, got {count}", Exit.USAGE)
+    """Return as many samples as test images, and the training images, at most `most` of each, evenly spread."""
+    count = num_compared(len(samples), image_set, most)
     return Pictures(np.array(samples[:count]), spread(image_set.test, count), spread(image_set.train, most))
 
 

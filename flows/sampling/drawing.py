@@ -10,6 +10,7 @@ import torch
 
 from flows.core.checkpoint import load_model
 from flows.core.device import find_devices, find_precision
+from flows.core.errors import Exit, UserError
 from flows.core.memory import require
 from flows.process.progress import bar
 from vdm import sampling
@@ -43,9 +44,10 @@ def draw(model: Path, settings: "Sample") -> np.ndarray:
 
 
 def memory_needed(vdm: VDM, settings: "Sample") -> int:
-    """Return a lower bound of the bytes that drawing the images takes."""
-    size = min(settings.batch_size, settings.num_images)
-    return sampling.memory_needed(vdm, size, settings.num_timesteps) + 2 * settings.num_images * vdm.num_dims
+    """Return a lower bound of the bytes that drawing the images takes in one process."""
+    share = settings.num_images // min(settings.num_devices, settings.num_images)
+    solver = solver_of(settings, next(vdm.parameters()).device)
+    return sampling.memory_needed(vdm, min(settings.batch_size, share), solver) + 2 * share * vdm.num_dims
 
 
 def draw_part(model: Path, settings: "Sample", count: int, rank: int) -> np.ndarray:
@@ -74,11 +76,17 @@ def filling(vdm: VDM, settings: "Sample", known: torch.Tensor, missing: torch.Te
 
 
 def in_batches(vdm: VDM, settings: "Sample", share: range, steps_to: Steps, *, shown: bool = True) -> np.ndarray:
-    """Return the images at the end of the steps, (N,C,H,W) levels, with one bar for the steps of all batches."""
+    """Return the images at the end of the steps, (N,C,H,W) levels, with one bar for the steps of all batches.
+
+    Raises UserError (exit 5) for a model whose output is not finite or whose schedule does not increase.
+    """
     firsts = range(share.start, share.stop, settings.batch_size)
     batches = [range(first, min(first + settings.batch_size, share.stop)) for first in firsts]
     done = iter(bar("sampling", shown=shown)(range(len(batches) * settings.num_timesteps)))
-    parts = [decode(vdm, (step for step, _ in zip(steps_to(batch), done, strict=False))) for batch in batches]
+    try:
+        parts = [decode(vdm, (step for step, _ in zip(steps_to(batch), done, strict=False))) for batch in batches]
+    except ArithmeticError as error:
+        raise UserError(f"no images can be drawn from this model: {error}", Exit.MISSING) from error
     return torch.cat(parts).cpu().numpy()
 
 

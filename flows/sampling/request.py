@@ -46,6 +46,8 @@ def answer(request: Request) -> dict[str, Any]:
         film.write(request.film, record(request, vdm, parts))
     pictures.write(request.out, images, vdm.num_levels)
     solver = solver_of(request.settings, find_device(request.settings.device))
+    if parts:
+        solver = solver._replace(order=1, eta=1.0)  # as `fill_in` always takes its steps
     return {
         "out": str(request.out),
         "film": str(request.film) if request.film else None,
@@ -59,7 +61,7 @@ def answer(request: Request) -> dict[str, Any]:
 
 
 def require_possible(request: Request) -> None:
-    """Raise UserError (exit 2) for outputs of another kind, or that exist, and for a mask without a picture."""
+    """Raise UserError (exit 2) for outputs of another kind, or that exist, and for options that do not fit together."""
     pictures.require_kind(request.out, ".png", ".npy", "")
     pictures.require_new(request.out, force=request.force)
     if request.film:

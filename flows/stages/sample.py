@@ -40,7 +40,7 @@ def sample(
     Raises CheckpointError, ImageSetError, UserError (exit 2, 4 or 5), and OSError that names the file.
     """
     out.mkdir(parents=True, exist_ok=True)  # an unwritable folder is reported before sampling
-    require_fitting(model, features, images)
+    require_fitting(sample, quality, model=model, features=features, images=images)
     drawn = draw(model, sample)
     metrics, neighbours = measure(sample, quality, drawn, model=model, features=features, images=images)
     contents: dict[str, bytes | str] = {"metrics.json": json.dumps(metrics.model_dump(), indent=2) + "\n"}

@@ -148,7 +148,7 @@ def test_no_flipped_bit_of_the_peers_file_ends_in_a_traceback(tmp_path: Path) ->
         content = bytearray(peer)
         content[position] ^= 1 << int(position) % 8
         (tmp_path / "model.pt").write_bytes(content)
-        command = ["import-checkpoint", str(tmp_path / "model.pt"), "--format", "addtt"]
+        command = ["import-checkpoint", str(tmp_path / "model.pt"), "--format", "addtt", "--force"]
         assert run([*command, "--out", str(tmp_path / "model")]) in (0, 5)
 
 
@@ -187,7 +187,9 @@ def test_an_imported_model_is_evaluated_by_the_command_line(
     assert metrics["num_images"] == 4
     # The times differ from the oracle's, whose random weights give 10 to 20 bits/dim.
     assert 3 < metrics["bpd"] < 30
-    assert run([*imported, "--image-size", "16", "16"]) == 0
+    assert run([*imported, "--image-size", "16", "16"]) == 2
+    assert "model exists; name another folder, or replace it with --force" in capsys.readouterr().err
+    assert run([*imported, "--image-size", "16", "16", "--force"]) == 0
     assert run(["evaluate", "model", "--images", "images", "--device", "cpu"]) == 2
     assert "model is a model of images of 3x16x16" in capsys.readouterr().err
 

@@ -18,11 +18,13 @@ from torch_fidelity.metric_kid import kernel_mmd
 from torch_fidelity.metric_prc import prc_features_to_metric
 
 from flows.cli import run
+from flows.core import memory
 from flows.core.errors import CheckpointError, Exit, UserError
 from flows.evaluation.results import SampleMetrics
 from flows.images.store import load_images
 from flows.quality import distances, features, inception, measuring
 from flows.stages.features import features as train_features
+from vdm.errors import TrainingDiverged
 
 
 def draws(seed: int, count: int = 300, shift: float = 0.0, scale: float = 1.0) -> np.ndarray:
@@ -102,6 +104,13 @@ def test_the_classifier_learns_its_task(labelled: bool, small: Small, tmp_path: 
     assert features.load_features(tmp_path / "again", torch.device("cpu"))[2] == digest
 
 
+def test_a_classifier_that_diverges_is_an_error(small: Small, tmp_path: Path) -> None:
+    paths = {"images": Path("data/images"), "validation": Path("reports/validation/validation.json")}
+    with pytest.raises(TrainingDiverged, match=r"lower features\.learning_rate"):
+        train_features(settings(learning_rate=1e30), **paths, out=tmp_path / "features")
+    assert not (tmp_path / "features").exists()
+
+
 def test_labels_that_a_set_does_not_have_are_an_error(small: Small, tmp_path: Path) -> None:
     paths = {"images": Path("data/images"), "validation": Path("reports/validation/validation.json")}
     with pytest.raises(UserError, match=r"has no labels; set features\.task to auto or symmetries") as error:
@@ -118,6 +127,21 @@ def test_the_metrics_name_the_features_and_stand_beside_held_out_images(small: S
         assert None not in (figure.samples, figure.held_out, figure.samples_standard_error)
     assert (metrics.num_images, metrics.num_training_images) == (12, 60)
     assert metrics.sampler.num_timesteps == 3
+
+
+def test_images_that_cannot_be_compared_are_refused_before_any_is_drawn(
+    small: Small, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("flows.stages.sample.draw", lambda *_: pytest.fail("images are drawn"))
+    available = memory.available
+    monkeypatch.setattr(memory, "available", lambda: 60**2 * 8)
+    assert run(["sample"]) == Exit.USAGE
+    assert "sample: lower quality.num_images" in capsys.readouterr().err
+    monkeypatch.setattr(memory, "available", available)
+    params = Path("params.yaml")
+    params.write_text(params.read_text().replace("num_images: 12", "num_images: 9"))
+    assert run(["sample"]) == Exit.USAGE
+    assert "needs 10 samples and 10 test images, got 9" in capsys.readouterr().err
 
 
 def test_training_images_in_place_of_samples_are_found(small: Small) -> None:

@@ -6,11 +6,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from conftest import TINY
 from PIL import Image
 from small import Small
 
 from flows.cli import run
+from flows.core.checkpoint import save_model
 from flows.core.errors import Exit
+from vdm.model import VDM
 
 MODEL = "models/vdm"
 
@@ -80,9 +83,28 @@ def test_missing_pixels_are_filled_in(small: Small, capsys: pytest.CaptureFixtur
     filled = drawn("-n", "4", "--known", "known.npy", "--mask", "mask.png", "--json", "--film", "film.png")
     assert (filled[:, :, :4] == known[:, :4]).all()
     assert (filled[0, :, 4:] != filled[1, :, 4:]).any()
-    assert json.loads(capsys.readouterr().out)["approximate"] is True
+    done = json.loads(capsys.readouterr().out)
+    assert (done["approximate"], done["order"], done["eta"]) == (True, 1, 1.0)
     Image.fromarray(np.rint(known[0] * (255 / 16)).astype(np.uint8)).save("known.png")
     np.testing.assert_array_equal(drawn("-n", "4", "--known", "known.png", "--mask", "mask.png"), filled)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("schedule.span", 0, "no images can be drawn from this model: the noise schedule does not increase"),
+        ("network.conv_out.weight", 1e38, "no images can be drawn from this model: the network's output is not finite"),
+    ],
+)
+def test_a_model_without_images_is_an_error(
+    name: str, value: float, message: str, small: Small, capsys: pytest.CaptureFixture[str]
+) -> None:
+    vdm = VDM(**TINY)
+    vdm.get_parameter(name).data.fill_(value)
+    save_model(Path(MODEL), vdm, TINY)
+    assert run(["sample", MODEL, "-n", "2"]) == Exit.MISSING
+    assert message in capsys.readouterr().err
+    assert not Path("samples.png").exists()
 
 
 def pictures() -> None:
@@ -113,6 +135,7 @@ def pictures() -> None:
         (["--film", "film.mp4"], 2, "film.mp4: the output is chosen by its ending: .png, .gif"),
         (["--film", "samples.png"], 2, "--out and --film are both samples.png"),
         (["--known", "fits.png"], 2, "--known and --mask belong together"),
+        (["--known", "fits.png", "--mask", "fits.png", "--sampler", "ddim"], 2, "--sampler does not apply to --known"),
         (["--known", "fits.png", "--mask", "large.png"], 2, "large.png is 9 x 8, but the model's images are 8 x 8"),
         (["--known", "large.png", "--mask", "fits.png"], 2, "large.png is 1 x 9 x 8, but the model's images are"),
         (["--known", "fits.png", "--mask", "dark.png"], 2, "dark.png: no pixel of the mask is white"),

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from scipy import stats
 
 from vdm.evaluation import (
     Evaluation,
@@ -16,6 +17,7 @@ from vdm.evaluation import (
     shares,
     stratified_times,
     stratified_variance,
+    student_quantile,
 )
 from vdm.model import VDM
 from vdm.vlb import bits_per_dim
@@ -137,14 +139,52 @@ def test_standard_errors() -> None:
 def test_the_noise_levels_average_to_the_diffusion_term() -> None:
     draws = np.random.default_rng(0).gamma(2, size=(50, 4))
     result = Evaluation(np.zeros(50), np.zeros(50), draws)
-    levels = result.noise_levels
+    levels = result.noise_levels(seed=0, num_timesteps=None)
     np.testing.assert_allclose(levels.t, [0.125, 0.375, 0.625, 0.875])
     assert levels.diffusion.mean() == pytest.approx(result.diffusion.mean())
     np.testing.assert_allclose(levels.standard_error, draws.std(axis=0, ddof=1) / math.sqrt(50))
 
 
-def test_the_paired_difference_has_the_interval_of_a_normal_mean() -> None:
-    """Common terms of both evaluations cancel; 95% of a normal distribution lie within 1.96 deviations."""
+def test_a_model_of_two_steps_has_two_noise_levels(tiny_model: Callable[..., VDM], digits: np.ndarray) -> None:
+    """With eps_hat = 0 the loss at each is the weight of its step, expm1(gamma_t - gamma_s) / ln 2 bits/dim."""
+    model = tiny_model(schedule="learned_monotone")
+    model.network.forward = lambda z_t, gamma_t: torch.zeros_like(z_t)  # type: ignore[assignment]
+    with torch.no_grad():
+        model.schedule.bias.add_(3)  # type: ignore[union-attr, operator]
+        model.schedule.outer.mul_(500)  # type: ignore[union-attr, operator]
+        gammas = model.schedule(torch.tensor([0, 0.5, 1])).double().numpy()
+    result = evaluate(model, digits[:50], **SETTINGS | {"times_per_image": 8, "num_timesteps": 2})
+    levels = result.noise_levels(seed=3, num_timesteps=2)
+    assert levels.t.tolist() == [0.5, 1]
+    np.testing.assert_allclose(levels.diffusion, np.expm1(np.diff(gammas)) / math.log(2), rtol=0.1)
+    assert levels.diffusion.mean() == pytest.approx(result.diffusion.mean())
+    assert (levels.standard_error > 0).all()
+    assert (levels.standard_error < 0.05 * levels.diffusion).all()
+
+
+@pytest.mark.parametrize("num_timesteps", [1, 3, 7, 8, 9, 1000])
+def test_the_noise_levels_of_steps_are_those_of_the_draws(num_timesteps: int) -> None:
+    """Draws that are their own time have the mean t at the level t, whether a level is a time or a stratum."""
+    times = stratified_times(5, range(60), 8)
+    draws = np.ceil(times * num_timesteps) / num_timesteps
+    levels = Evaluation(np.zeros(60), np.zeros(60), draws).noise_levels(seed=5, num_timesteps=num_timesteps)
+    assert len(levels.t) == min(num_timesteps, 8)
+    np.testing.assert_allclose(levels.diffusion, levels.t)
+    assert levels.t[-1] == pytest.approx(1, abs=1 / 8)
+    assert (levels.standard_error >= 0).all()
+
+
+@pytest.mark.parametrize("degrees", [1, 2, 10, 143, 9999])
+def test_the_quantile_is_that_of_students_t(degrees: int) -> None:
+    for confidence in (0.5, 0.95, 0.999):
+        expected = stats.t.ppf((1 + confidence) / 2, degrees)
+        assert student_quantile(confidence, degrees) == pytest.approx(expected, rel=1e-5)
+    assert math.isfinite(student_quantile(1 - 1e-16, degrees))
+    assert math.isnan(student_quantile(0.95, 0))
+
+
+def test_the_paired_difference_has_the_interval_of_the_mean_of_three() -> None:
+    """Common terms of both evaluations cancel; 95% of Student's t of 2 degrees of freedom lie within 4.30265."""
     common, change = np.array([1.0, 5.0, 9.0]), np.array([0.1, 0.2, 0.3])
     zeros = np.zeros(3)
     first, second = (Evaluation(zeros, zeros, bpd[:, None]) for bpd in (common, common + change))
@@ -152,7 +192,7 @@ def test_the_paired_difference_has_the_interval_of_a_normal_mean() -> None:
     error = 0.1 / math.sqrt(3)
     assert paired.difference == pytest.approx(0.2)
     assert paired.standard_error == pytest.approx(error)
-    assert paired.interval == pytest.approx((0.2 - 1.95996 * error, 0.2 + 1.95996 * error), rel=1e-5)
+    assert paired.interval == pytest.approx((0.2 - 4.30265 * error, 0.2 + 4.30265 * error), rel=1e-5)
     assert (paired.confidence, paired.num_images) == (0.95, 3)
 
 

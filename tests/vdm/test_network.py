@@ -1,14 +1,20 @@
 """The noise predictor."""
 
+from collections.abc import Callable
+from itertools import accumulate
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from conftest import TINY
+from test_training import SETTINGS as TRAINING
 
-from vdm import network
-from vdm.choices import ScheduleKind
-from vdm.model import VDM, count_parameters
+from vdm import evaluation, network, ode, sampling
+from vdm.choices import Precision, ScheduleKind
+from vdm.model import VDM, count_parameters, gradient_bytes
 from vdm.network import NoisePredictor, attention, fourier_features, time_embedding
+from vdm.training.trainer import Trainer, TrainingSettings
 
 SETTINGS = {
     "channels": 3,
@@ -78,6 +84,60 @@ def test_parameters_are_counted_without_a_network(changes: dict[str, Any], sched
 def test_invalid_sizes_are_refused(change: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=r"blocks|norm_groups|fourier_exponents"):
         predictor(**change)
+
+
+def peak(function: Callable[[], object]) -> int:
+    """Return the most bytes of tensors that the function holds at once."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        function()
+    events: list[Any] = profile.profiler.kineto_results.events()  # type: ignore[union-attr]
+    changes = sorted((event.start_ns(), event.nbytes()) for event in events if event.name() == "[memory]")
+    return max(accumulate(change for _, change in changes))
+
+
+def once(derivative: ode.Derivative, state: ode.State, times: torch.Tensor) -> ode.State:
+    """Solve an ODE in one evaluation of its derivative."""
+    derivative(times[0], state)
+    return state
+
+
+LARGER = TINY | {"image_shape": (1, 16, 16), "width": 32}
+LEAST = 1 / 3.5
+"""The share of the tensors' memory that an estimate must reach.  It must not exceed it."""
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("blocks", [2, 16])
+def test_evaluation_and_sampling_take_the_memory_that_is_estimated(blocks: int, precision: Precision) -> None:
+    model = VDM(**LARGER | {"blocks": blocks}).eval()
+    pixels, sizes = np.zeros((8, 1, 16, 16), np.uint8), {"times_per_image": 2, "batch_size": 16}
+    options: dict[str, Any] = {**sizes, "precision": precision}
+    taken = peak(lambda: evaluation.evaluate(model, pixels, num_timesteps=None, seed=0, **options))
+    assert LEAST < evaluation.memory_needed(model, num_images=8, **options) / taken < 1
+    solver = sampling.Solver(num_timesteps=2, precision=precision)
+    taken = peak(lambda: sampling.sample(model, range(16), solver, seed=0))
+    assert LEAST < sampling.memory_needed(model, 16, solver) / taken < 1
+
+
+@pytest.mark.parametrize("blocks", [2, 16])
+def test_the_ode_takes_the_memory_that_is_estimated(blocks: int) -> None:
+    model = VDM(**LARGER | {"blocks": blocks}).eval()
+    sizes = {"num_draws": 2, "num_probes": 1, "batch_size": 8}
+    pixels = np.zeros((4, 1, 16, 16), np.uint8)
+    taken = peak(lambda: ode.evaluate_ode(model, pixels, seed=0, dequantisation="uniform", solve=once, **sizes))
+    assert LEAST < ode.memory_needed(model, num_images=4, **sizes) / taken < 1
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("recomputed", [False, True])
+@pytest.mark.parametrize("blocks", [2, 16])
+def test_training_takes_the_memory_that_is_estimated(blocks: int, recomputed: bool, precision: Precision) -> None:
+    options = {"batch_size": 16, "precision": precision, "activation_checkpointing": recomputed}
+    images = torch.zeros(16, 1, 16, 16, dtype=torch.uint8)
+    trainer = Trainer(VDM(**LARGER | {"blocks": blocks}), images, TrainingSettings(**TRAINING | options))
+    trainer.step()  # makes what the optimizer keeps
+    sizes = {"width": 32, "blocks": blocks, "precision": precision, "recomputed": recomputed}
+    assert LEAST < 16 * gradient_bytes((1, 16, 16), **sizes) / peak(trainer.step) < 1
 
 
 def test_every_parameter_has_a_gradient() -> None:

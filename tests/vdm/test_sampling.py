@@ -1,5 +1,6 @@
 """Samplers: their order of convergence, their noise, and filling in missing pixels."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -110,6 +111,31 @@ def test_equal_noise_levels_are_left_out(tiny_model: Callable[..., VDM]) -> None
         model.schedule.bias.zero_()  # type: ignore[union-attr, operator]
     pixels = sample(model, range(2), solver(num_timesteps=50, order=2, eta=0.0, grid="t"), seed=0)
     assert pixels.unique().numel() > 2
+
+
+@pytest.mark.parametrize("span", [0.0, 1e-7])
+@pytest.mark.parametrize("grid", ["gamma", "t"])
+def test_a_schedule_that_stands_still_is_an_error(span: float, grid: str, tiny_model: Callable[..., VDM]) -> None:
+    model = tiny_model()
+    with torch.no_grad():
+        model.schedule.span.fill_(span)  # type: ignore[union-attr, operator]
+    with pytest.raises(ArithmeticError, match="the noise schedule does not increase"):
+        sample(model, range(2), solver(grid=grid), seed=0)
+
+
+@pytest.mark.parametrize("clip", [False, True])
+@pytest.mark.parametrize("weight", [1e38, math.nan])
+def test_a_model_that_predicts_no_numbers_is_an_error(
+    weight: float, clip: bool, tiny_model: Callable[..., VDM]
+) -> None:
+    """The weights may be finite, and clipping hides neither infinity nor NaN."""
+    model = tiny_model()
+    torch.nn.init.constant_(model.network.conv_out.weight, weight)
+    with pytest.raises(ArithmeticError, match="the network's output is not finite"):
+        sample(model, range(2), solver(clip=clip), seed=0)
+    missing = torch.ones(8, 8, dtype=torch.bool)
+    with pytest.raises(ArithmeticError, match="the network's output is not finite"):
+        list(fill_in(model, torch.zeros(1, 8, 8), missing, range(2), solver(clip=clip), seed=0, repeats=1))
 
 
 def test_clipping_limits_what_the_network_predicts(tiny_model: Callable[..., VDM]) -> None:

@@ -1,6 +1,7 @@
 """The bound agrees with closed forms, and its times and weights are right."""
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.distributions import Normal, kl_divergence
 
+from vdm.model import VDM
 from vdm.schedule import LinearSchedule, MonotoneSchedule, alpha, sigma
 from vdm.vlb import (
     Terms,
@@ -127,6 +129,16 @@ def test_bits_per_dim_of_a_uniform_guess_is_the_logarithm_of_the_levels() -> Non
 def test_terms_add_up() -> None:
     terms = Terms(torch.tensor([1.0]), torch.tensor([2.0]), torch.tensor([4.0]))
     assert terms.total.item() == 7
+
+
+def test_many_steps_keep_their_weights_in_float32(tiny_model: Callable[..., VDM]) -> None:
+    """With |eps - eps_hat|^2 = 1 the mean loss over all steps is T/2 times the mean of expm1(gamma_t - gamma_s)."""
+    model, num_timesteps = tiny_model(image_shape=(1, 1, 1)), 100_000
+    model.network.forward = lambda z_t, gamma_t: torch.zeros_like(z_t)  # type: ignore[assignment]
+    t = (torch.arange(num_timesteps) + 0.5) / num_timesteps
+    pixels, eps = torch.zeros(num_timesteps, 1, 1, 1, dtype=torch.uint8), torch.ones(num_timesteps, 1, 1, 1)
+    mean = model(pixels, eps, t, num_timesteps=num_timesteps).diffusion.double().mean().item()
+    assert mean == pytest.approx(num_timesteps / 2 * math.expm1(12 / num_timesteps), rel=1e-7)
 
 
 @given(st.integers(1, 2000), st.floats(0, 1, exclude_max=True, width=32))

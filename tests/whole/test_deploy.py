@@ -14,12 +14,15 @@ from threading import Thread
 from typing import Any
 
 import pytest
+import torch
 from prefect.settings import Settings
 from prefect.settings.legacy import _get_settings_fields
 from ruamel.yaml import YAML
 
 from flows.cli import run
 from flows.core import layout
+from flows.core.device import find_compile
+from flows.core.errors import Exit, UserError
 from flows.process.kept import STOP_SECONDS
 
 ROOT = Path(__file__).parents[2]
@@ -182,3 +185,50 @@ def test_systemd_understands_the_unit(tmp_path: Path) -> None:
     done = subprocess.run(["systemd-analyze", "verify", str(path)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert [line for line in done.stderr.splitlines() if fnmatch(line, "*vdm.service*")] == []
+
+
+@pytest.mark.parametrize("fails", [True, False])
+def test_an_environment_that_was_left_half_made_is_made_anew(fails: bool, tmp_path: Path) -> None:
+    """As by Debian's python3 without python3-venv, or after the Python of the environment was removed."""
+    shutil.copyfile(ROOT / "Makefile", tmp_path / "Makefile")
+    for name in ("pyproject.toml", "requirements.lock"):
+        (tmp_path / name).touch()
+    python = tmp_path / "python"
+    made = 'echo venv >> calls; mkdir -p .venv/bin; ln -sf "$0" .venv/bin/python; exit $(cat code)'
+    python.write_text(f"#!/bin/sh\ncase $* in *venv*) {made};; *pip*) echo pip >> calls;; esac\n")
+    python.chmod(0o755)
+    command = ["make", f"PYTHON={python}", ".venv/installed"]
+    if fails:
+        (tmp_path / "code").write_text("1")
+        assert subprocess.run(command, cwd=tmp_path, capture_output=True).returncode == 2
+        (tmp_path / "calls").unlink()
+    else:
+        (tmp_path / ".venv" / "bin").mkdir(parents=True)
+        (tmp_path / ".venv" / "bin" / "python").symlink_to("/nowhere/python3")
+        (tmp_path / ".venv" / "installed").touch()
+    (tmp_path / "code").write_text("0")
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "calls").read_text() == "venv\npip\n"
+
+
+def test_the_image_has_the_compiler_that_torch_needs_on_a_gpu() -> None:
+    installed = next(rest for name, rest in instructions() if name == "RUN" and "apt-get" in rest)
+    assert {"gcc", "libc6-dev"} <= set(installed.split())
+
+
+def test_nothing_is_compiled_without_a_compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("flows.core.device.find_spec", lambda name: name)
+    card, cpu = torch.device("cuda"), torch.device("cpu")
+    for variable in ("CC", "CXX"):
+        monkeypatch.delenv(variable, raising=False)
+    for program in ("gcc", "g++"):
+        (tmp_path / program).write_text("#!/bin/sh\n")
+        (tmp_path / program).chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert [find_compile("auto", card), find_compile("auto", cpu), find_compile(True, cpu)] == [True, False, True]
+    monkeypatch.setenv("PATH", "/nowhere")
+    assert [find_compile("auto", card), find_compile("auto", cpu), find_compile(False, card)] == [False] * 3
+    with pytest.raises(UserError, match=r"train\.compile: true needs a compiler: install gcc or set CC") as refused:
+        find_compile(True, card)
+    assert refused.value.code is Exit.USAGE

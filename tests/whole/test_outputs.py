@@ -35,6 +35,7 @@ IMPORT = [
     "8",
     "--out",
     "models/imported",
+    "--force",
 ]
 
 

@@ -107,6 +107,19 @@ def test_changed_evaluation_parameters_rerun_the_evaluation_and_the_report(repro
     assert ran(reproduced.dvc("repro").stdout) == []  # the run-cache has it
 
 
+def test_a_page_has_the_parameters_that_made_the_results(reproduced: Project) -> None:
+    """Not those that params.yaml has by now."""
+    reproduced.edit("params.yaml", **{"ema_decay: 0.99": "ema_decay: 0.9977"})
+    for models in ([], ["models/vdm"]):
+        result = reproduced.vdmctl("report", *models, "--out", "page.html", "--force")
+        assert result.returncode == 0, result.stderr
+        page = (reproduced.folder / "page.html").read_text()
+        assert "ema_decay" in page
+        assert "0.9977" not in page
+    reproduced.run("rm", "page.html")
+    reproduced.git("checkout", "--quiet", ".")
+
+
 def test_dvc_shows_metrics_plots_and_the_artifact(reproduced: Project) -> None:
     metrics = json.loads(reproduced.dvc("metrics", "show", "--json").stdout)
     assert metrics[""]["data"]["reports/evaluation/metrics.json"]["data"]["bpd"] > 0

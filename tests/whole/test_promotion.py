@@ -10,12 +10,12 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
-from statistics import NormalDist
 from typing import Any
 
 import numpy as np
 import pytest
 from project import Project, cached, one_line
+from scipy import stats
 
 from flows.core.errors import Exit, UserError
 from flows.core.params import Evaluate, Promote, read_params
@@ -126,7 +126,7 @@ def test_the_evidence_is_the_paired_difference_on_the_challengers_images(copied:
     assert (evidence["split"], evidence["num_images"], len(new)) == ("validation", 144, 144)
     assert evidence["difference_bpd"] == pytest.approx(difference, abs=1e-6)
     assert evidence["difference_standard_error"] == pytest.approx(error, abs=1e-6)
-    half = NormalDist().inv_cdf(0.975) * error
+    half = stats.t.ppf(0.975, len(new) - 1) * error
     assert evidence["confidence_interval"] == pytest.approx([difference - half, difference + half], abs=1e-5)
     assert (evidence["min_improvement_bpd"], evidence["confidence"]) == (0.001, 0.95)
     assert not evidence["data_changed"]
