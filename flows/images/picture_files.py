@@ -82,7 +82,7 @@ def lossy_webp(image: Image.Image) -> bool:
 
 
 def lossy_tiff(image: Image.Image) -> bool:
-    """Whether a TIFF file holds JPEG or WebP, of which lossless ones are not told apart."""
+    """Whether a TIFF file holds JPEG or WebP.  Lossless WebP counts, too."""
     return image.info["compression"] in ("tiff_jpeg", "jpeg", "webp")
 
 

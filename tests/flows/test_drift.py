@@ -1,4 +1,4 @@
-"""Splits and sets that differ are told apart, and those that differ by chance alone are not."""
+"""Splits and sets that differ are reported, and those that differ by chance alone are not."""
 
 from collections.abc import Callable
 from functools import partial

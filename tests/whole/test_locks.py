@@ -169,7 +169,7 @@ def test_logins_jobs_and_services_of_a_user_meet(tmp_path: Path, monkeypatch: py
 
 
 def test_a_relative_folder_for_locks_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every worktree would have locks of its own."""
+    """It would be another folder in every worktree."""
     monkeypatch.setenv("VDM_LOCK_DIR", ".vdm/locks")
     refusal()
     for command in ("status", "prune"):
