@@ -88,7 +88,7 @@ def left_behind(root: Path) -> set[Path]:
     `git worktree prune` would also remove the entries of other worktrees whose disk is not mounted now.
     """
     parent = root / layout.WORKTREES
-    listed = git(root, "worktree", "list", "--porcelain", "-z").decode(errors="replace").split("\0")
+    listed = git_text(root, "worktree", "list", "--porcelain").splitlines()
     known = {Path(line.removeprefix("worktree ")) for line in listed if line.startswith("worktree ")}
     locks = {lock.with_suffix("") for lock in parent.glob("*.lock")}
     return {folder for folder in known if folder.parent == parent.resolve()} | {*parent.glob("*/")} | locks
