@@ -60,9 +60,7 @@ def prune(
     what a remote called origin lacks stays. Champions' tags stay.
     """
     from flows.orchestration.pruning import prune
-    from flows.process.locks import folder_of_devices
 
-    folder_of_devices()  # refuses a wrong VDM_LOCK_DIR before anything is removed
     found = prune(ROOT, keep=keep, dry_run=dry_run)
     if as_json:
         say_json(found)

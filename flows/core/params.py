@@ -58,7 +58,7 @@ class Data(Section):
 
     @model_validator(mode="after")
     def consistent(self) -> Self:
-        if (self.name, self.source is None) in (("image_folder", True), ("digits", False)):
+        if self.name == ("digits" if self.source else "image_folder"):
             raise ValueError(f"{self.name} needs source: {'null' if self.source else 'the folder of images'}")
         return self
 

@@ -1,8 +1,8 @@
 """Download files: resume after a broken connection, retry after growing pauses."""
 
-import fcntl
 import http.client
 import logging
+import os
 import re
 import shutil
 import sys
@@ -19,6 +19,7 @@ from tqdm import tqdm
 from flows.core.errors import NetworkError, brief
 from flows.core.escaping import visible
 from flows.core.files import naming
+from flows.process.locks import holder_of, lock_file
 
 log = logging.getLogger(__name__)
 
@@ -39,12 +40,10 @@ def held(folder: Path) -> Iterator[None]:
     Waits while another process holds the folder.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with folder.with_suffix(".lock").open("wb") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            log.warning("%s: waits for another process, which downloads the same files", visible(str(folder)))
-            fcntl.flock(lock, fcntl.LOCK_EX)
+    lock = folder.with_suffix(".lock")
+    if other := holder_of(lock):
+        log.warning("%s: waits for %s, which downloads the same files", visible(str(folder)), other)
+    with lock_file(lock, f"process {os.getpid()}", wait=True):
         yield
         shutil.rmtree(folder, ignore_errors=True)
 

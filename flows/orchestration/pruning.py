@@ -81,8 +81,10 @@ def prune(root: Path, *, keep: int, dry_run: bool) -> Entry:
 
     Its `skipped` and `problems` say what was left alone and why; something is wrong only with the latter.
 
-    Raises UserError: exit 5 outside a repository with git and DVC, 6 while a run or a DVC command is in progress.
+    Raises UserError: exit 5 outside a repository with git and DVC, 6 while a run or a DVC command is in progress, 2 for
+    a wrong VDM_LOCK_DIR.
     """
+    devices = folder_of_devices()
     # The first is the main one: the runs' worktrees and states are below it.
     root = Path(git_text(root, "worktree", "list", "--porcelain").splitlines()[0].removeprefix("worktree "))
     work = Pruning(keep=keep, dry_run=dry_run)
@@ -94,7 +96,7 @@ def prune(root: Path, *, keep: int, dry_run: bool) -> Entry:
         prune_cache(root, repo, work, plan)
         work.remove_folders("reports", list(old_reports(root, plan)))
         work.remove_folders("fetched_models", list(old_models(root, plan)))
-        prune_states(root, work)
+        prune_states(root, work, devices)
     prune_history(root, work, keep)
     return work.found
 
@@ -152,9 +154,12 @@ def old_models(root: Path, plan: Plan) -> Iterator[Path]:
     yield from (folder for folder in folders if f"{folder.name}.dir" not in needed)
 
 
-def prune_states(root: Path, work: Pruning) -> None:
-    """Remove abandoned states of training runs, and say what they are, unless a trainer of the project runs."""
-    for name, holder in held_locks(folder_of_devices()).items():
+def prune_states(root: Path, work: Pruning, devices: Path) -> None:
+    """Remove abandoned states of training runs, and say what they are, unless a trainer of the project runs.
+
+    `devices` is the folder of the devices' locks.
+    """
+    for name, holder in held_locks(devices).items():
         if Path(holder.partition(" in ")[2]).is_relative_to(root):
             work.skipped.append(f"training states: {holder} trains on {Path(name).stem}")
             return

@@ -109,7 +109,7 @@ def annotated_tags(root: Path, prefix: str) -> list[Tag]:
 
 
 def iso_time(seconds: str) -> str:
-    """Return a time in seconds since 1970 as ISO 8601 in UTC; '' for what is none, as a forged tag may have."""
+    """Return a time in seconds since 1970 as ISO 8601 in UTC; '' for text that is no time, as in a forged tag."""
     try:
         return datetime.fromtimestamp(int(seconds), UTC).isoformat()
     except (ValueError, OverflowError, OSError):

@@ -40,7 +40,7 @@ LAYERS = [
 ROOMS = {
     "core": set[str](),
     "process": {"core"},
-    "images": {"core"},
+    "images": {"core", "process"},
     "validation": {"core", "process", "images"},
     "training": {"core", "process", "images"},
     "evaluation": {"core", "process", "images", "training"},

@@ -1,5 +1,6 @@
 """Downloads from a server that closes connections, sends wrong ranges, or does not answer."""
 
+import os
 import threading
 from collections.abc import Iterator
 from contextlib import suppress
@@ -190,7 +191,7 @@ def test_the_downloads_of_a_set_belong_to_one_process_at_a_time(
         assert found == []
     waiting.join()
     assert found == [False]  # what was written is removed
-    assert "downloads/mnist: waits for another process" in caplog.text
+    assert f"downloads/mnist: waits for process {os.getpid()}, which downloads the same files" in caplog.text
 
 
 def test_downloads_are_kept_if_the_set_could_not_be_written(tmp_path: Path) -> None:
