@@ -19,7 +19,7 @@ from flows.core.files import written_last
 from flows.core.memory import require
 from flows.evaluation.environment import environment
 from flows.evaluation.results import BoundMetrics, Split, SplitFigures, finite
-from flows.images.store import ImageSet, data_sha256, fault, load_images
+from flows.images.store import ImageSet, data_sha256, fault, load_images, spread
 from flows.process.ending import finish
 from flows.process.progress import bar
 from vdm.evaluation import Evaluation, image_terms, memory_needed, shares, terms_of_set
@@ -74,29 +74,30 @@ def other_splits(settings: "Evaluate", tested: BoundMetrics, *, model: Path, ima
 def evaluate_split(
     settings: "Evaluate", model: Path, images: Path, split: Split, num_images: int | None = None
 ) -> Evaluation:
-    """Return the bound of the first `num_images` images of a split, or of all.
+    """Return the bound of `num_images` images of a split, evenly spread, or of all for None.
 
     `num_devices` processes share them.  Raises what `load_fitting` raises, and UserError (exit 2) for devices and
     memory.
     """
     vdm, image_set = load_fitting(model, images, find_devices(settings.device, settings.num_devices)[0], split)
-    pixels = getattr(image_set, split)[:num_images]
+    pixels = spread(getattr(image_set, split), num_images)
     require_memory(settings, vdm, len(pixels))
     parts = shares(len(pixels), settings.num_devices, **settings.model_dump(include={"batch_size", "times_per_image"}))
     if len(parts) == 1:
         return terms_of_set(terms_of_share(settings, vdm, pixels, parts[0]))
     from flows.training.distributed import results_of
 
-    terms = results_of(partial(evaluate_part, settings, model, images, split, parts), num_processes=len(parts))
+    terms = results_of(partial(evaluate_part, settings, model, images, split, num_images, parts), num_processes=len(parts))
     return terms_of_set(np.concatenate(terms, axis=1))
 
 
 def evaluate_part(
-    settings: "Evaluate", model: Path, images: Path, split: Split, parts: list[range], rank: int
+    settings: "Evaluate", model: Path, images: Path, split: Split, num_images: int | None, parts: list[range], rank: int
 ) -> np.ndarray:
     """Return the terms of the images of one of several processes."""
     vdm, image_set = load_fitting(model, images, find_devices(settings.device, len(parts))[rank], split)
-    return terms_of_share(settings, vdm, getattr(image_set, split), parts[rank], shown=rank == 0)
+    pixels = spread(getattr(image_set, split), num_images)
+    return terms_of_share(settings, vdm, pixels, parts[rank], shown=rank == 0)
 
 
 def terms_of_share(

@@ -205,6 +205,13 @@ def fault(image_set: ImageSet, split: str) -> str:
     return f"{split}.npy holds level {highest}" if highest >= image_set.num_levels else ""
 
 
+def spread(images: np.ndarray, count: int | None) -> np.ndarray:
+    """Return `count` images, evenly spread so that all classes of a sorted set are among them; all for None."""
+    if count is None or count >= len(images):
+        return images
+    return np.array(images[np.linspace(0, len(images) - 1, count).round().astype(int)])
+
+
 def chunks(images: np.ndarray, size: int) -> Iterator[tuple[int, np.ndarray]]:
     """Yield contiguous chunks of at most `size` images, fewer if they are large, each with the number of its first.
 
@@ -276,12 +283,6 @@ def file_name(line: bytes) -> str:
     return name.encode(errors="backslashreplace").decode()
 
 
-def split_sha256(folder: Path, split: str) -> str:
-    """Return the digest of a split's file.  Raises OSError."""
-    with open_regular(folder / f"{split}.npy") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def data_sha256(folder: Path) -> str:
     """Return one digest of all that a likelihood depends on: the arrays, the number of levels and the transforms.
 
@@ -292,5 +293,6 @@ def data_sha256(folder: Path) -> str:
     if image_set.transforms != "none":
         digest.update(f"transforms={image_set.transforms}\n".encode())
     for split in present(image_set.description):
-        digest.update(f"{split} {split_sha256(folder, split)}\n".encode())
+        with open_regular(folder / f"{split}.npy") as file:
+            digest.update(f"{split} {hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
     return digest.hexdigest()

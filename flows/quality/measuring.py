@@ -13,7 +13,7 @@ from flows.core.device import find_device, find_precision
 from flows.core.errors import Exit, UserError
 from flows.core.memory import require
 from flows.evaluation.results import QualityFigure, SampleMetrics, SamplerSettings
-from flows.images.store import ImageSet, chunks, data_sha256, fault, load_images
+from flows.images.store import ImageSet, chunks, data_sha256, fault, load_images, spread
 from flows.quality.distances import (
     Estimate,
     frechet_distance,
@@ -119,12 +119,6 @@ def choose(samples: np.ndarray, image_set: ImageSet, most: int) -> Pictures:
     """Return as many samples as test images, and the training images, at most `most` of each, evenly spread."""
     count = num_compared(len(samples), image_set, most)
     return Pictures(np.array(samples[:count]), spread(image_set.test, count), spread(image_set.train, most))
-
-
-def spread(images: np.ndarray, count: int) -> np.ndarray:
-    """Return at most `count` images, evenly spread, so that those sorted by label are all represented."""
-    chosen = np.linspace(0, len(images) - 1, min(count, len(images))).round().astype(int)
-    return np.array(images[chosen])
 
 
 def feature_figures(

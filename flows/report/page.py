@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from flows.images.store import spread
 from flows.report import charts
 from flows.report.charts import Chart
 from flows.report.checks import Shown, alike, expectations, offences
@@ -105,7 +106,7 @@ def grids(results: Results) -> Grids | None:
     columns = columns_of(results.images.image_shape[2])
     size = min(columns * columns, len(results.samples), len(real))
     samples = grid(results.samples[:size], levels, f"{size} samples of the model")
-    return Grids(size, samples, grid(real[:size], levels, f"The first {size} test images"))
+    return Grids(size, samples, grid(spread(real, size), levels, f"{size} test images"))
 
 
 def neighbours(results: Results) -> list[tuple[Shown, Shown, float]]:

@@ -1,4 +1,4 @@
-"""The ODE protocol states its numerical error."""
+"""Some images of a set represent all of it, and the ODE protocol states its numerical error."""
 
 from pathlib import Path
 
@@ -10,13 +10,43 @@ from conftest import TINY
 from flows.commands.summary import summary
 from flows.core.checkpoint import load_model, save_model
 from flows.core.params import read_params
+from flows.evaluation.bound import evaluate_split
 from flows.evaluation.protocols import NUM_REPEATED, ode
-from flows.images.store import save_images
+from flows.images.store import save_images, spread
+from vdm.evaluation import image_terms
 from vdm.model import VDM
 from vdm.ode import Derivative, State, evaluate_ode
 from vdm.schedule import sigma
 
 ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def folder(digits: np.ndarray, tmp_path: Path) -> Path:
+    """Return a folder with a model, and training images whose first half is of one class."""
+    save_model(tmp_path / "model", VDM(**TINY), TINY)
+    train = np.concatenate([np.zeros_like(digits[:20]), digits[:20]])
+    description = {"name": "digits", "title": "Digits", "num_levels": 17}
+    save_images(tmp_path / "images", {"train": train, "test": digits[20:40]}, description)
+    return tmp_path
+
+
+def test_some_images_of_a_sorted_set_are_of_all_its_classes(folder: Path, digits: np.ndarray) -> None:
+    settings = read_params(ROOT / "params.yaml").evaluate
+    settings = settings.model_copy(update={"device": "cpu", "precision": "float32", "times_per_image": 2})
+
+    found = evaluate_split(settings, folder / "model", folder / "images", "train", 5)
+
+    five = np.concatenate([np.zeros_like(digits[:2]), digits[[0, 9, 19]]])
+    model = load_model(folder / "model", torch.device("cpu"))
+    options = settings.model_dump(exclude={"device", "num_devices"})
+    prior, reconstruction, diffusion = image_terms(model, five, range(5), **options)
+    np.testing.assert_allclose(found.bpd, (prior + reconstruction + diffusion).mean(axis=1), rtol=1e-12)
+
+
+@pytest.mark.parametrize(("count", "kept"), [(1, [0]), (2, [0, 6]), (3, [0, 3, 6]), (7, range(7)), (9, range(7))])
+def test_spread_images_include_both_ends(count: int, kept: list[int]) -> None:
+    np.testing.assert_array_equal(spread(np.arange(7), count), list(kept))
 
 
 def exactly(derivative: Derivative, start: State, times: torch.Tensor) -> State:
@@ -41,7 +71,7 @@ def test_the_reported_error_is_that_of_the_figure(num_images: int, digits: np.nd
 
     model = load_model(tmp_path / "model", torch.device("cpu"))
     options = settings.model_dump(exclude={"device", "num_images", "tolerance"})
-    true = evaluate_ode(model, digits[20 : 20 + num_images], solve=exactly, **options).mean()
+    true = evaluate_ode(model, spread(digits[20:40], num_images), solve=exactly, **options).mean()
     assert figures.bpd is not None
     assert figures.bpd_numerical_error is not None
     assert figures.bpd_numerical_error == pytest.approx(figures.bpd - true, rel=0.5, abs=1e-7)
