@@ -75,7 +75,8 @@ def evaluate(
         ),
     ] = None,
     num_images: Annotated[
-        int | None, typer.Option(help="ode: number of images to evaluate, evenly spread.", show_default="ode.num_images")
+        int | None,
+        typer.Option(help="ode: number of images to evaluate, evenly spread.", show_default="ode.num_images"),
     ] = None,
     num_draws: Annotated[
         int | None, typer.Option(help="ode: number of dequantisation draws per image.", show_default="ode.num_draws")

@@ -87,12 +87,20 @@ def evaluate_split(
         return terms_of_set(terms_of_share(settings, vdm, pixels, parts[0]))
     from flows.training.distributed import results_of
 
-    terms = results_of(partial(evaluate_part, settings, model, images, split, num_images, parts), num_processes=len(parts))
+    terms = results_of(
+        partial(evaluate_part, settings, model, images, split, num_images, parts), num_processes=len(parts)
+    )
     return terms_of_set(np.concatenate(terms, axis=1))
 
 
 def evaluate_part(
-    settings: "Evaluate", model: Path, images: Path, split: Split, num_images: int | None, parts: list[range], rank: int
+    settings: "Evaluate",
+    model: Path,
+    images: Path,
+    split: Split,
+    num_images: int | None,
+    parts: list[range],
+    rank: int,
 ) -> np.ndarray:
     """Return the terms of the images of one of several processes."""
     vdm, image_set = load_fitting(model, images, find_devices(settings.device, len(parts))[rank], split)

@@ -267,20 +267,23 @@ def read_file_names(folder: Path, split: str, images: Collection[int]) -> dict[i
                     raise ValueError(f"line {number + 1} is too long or cut short")
                 if number in images:
                     names[number] = file_name(line)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ImageSetError(f"{path}: missing or damaged: {error}") from error
     return names
 
 
 def file_name(line: bytes) -> str:
-    """Return the name in a line, with characters that UTF-8 cannot encode escaped.  Raises ValueError."""
-    try:
-        name = json.loads(line)
-    except RecursionError as error:
-        raise ValueError("a line is not a name") from error
+    """Return the name in a line, with other characters than UTF-8's escaped.  Raises ValueError, RecursionError."""
+    name = json.loads(line)
     if not isinstance(name, str):
         raise ValueError("a line is not a name")
     return name.encode(errors="backslashreplace").decode()
+
+
+def split_sha256(folder: Path, split: str) -> str:
+    """Return the digest of a split's file.  Raises OSError."""
+    with open_regular(folder / f"{split}.npy") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def data_sha256(folder: Path) -> str:
@@ -293,6 +296,5 @@ def data_sha256(folder: Path) -> str:
     if image_set.transforms != "none":
         digest.update(f"transforms={image_set.transforms}\n".encode())
     for split in present(image_set.description):
-        with open_regular(folder / f"{split}.npy") as file:
-            digest.update(f"{split} {hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
+        digest.update(f"{split} {split_sha256(folder, split)}\n".encode())
     return digest.hexdigest()

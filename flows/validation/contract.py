@@ -58,6 +58,11 @@ def split_expectations(image_set: ImageSet, settings: "Contract") -> list[Any]:
         gxe.ExpectColumnValuesToBeInSet(
             column="labels_without_images", value_set=[0], **meaning("a label for every image, or none for any")
         ),
+        gxe.ExpectColumnValuesToBeInSet(
+            column="redundant_channels",
+            value_set=[0],
+            **meaning("no channel is of one level or repeats another (gray images in colour: set data.grayscale)"),
+        ),
         *detail_expectations(image_set, settings),
         never("jpeg", 0.0, f"no image comes from a {kind} file, whose pixels are the decoder's", "warning"),
         gxe.ExpectColumnValuesToBeBetween(

@@ -31,7 +31,8 @@ STEEP = 4.0
 """Standard errors beyond which a level's height counts as another one; one level in 250 sets may be by chance."""
 MOST_STEEP = 2
 REFERENCE = "reference"
-RARE = -np.log(1e-6)
+RARE = np.log(1e-6)
+"""The logarithm of a probability that counts as impossible."""
 
 
 class Shift(NamedTuple):
@@ -192,8 +193,17 @@ def shifts_of_labels(ours: dict[str, int], theirs: dict[str, int]) -> list[Shift
     for place, missing, other in (("first", 0, 1), ("second", 1, 0)):
         lacking = np.where(counts[missing] == 0, counts[other] / totals[other], 0)
         label = f"label {names[lacking.argmax()]}" if lacking.any() else "no label"
-        found.append(Shift(f"{label} missing in the {place}", float(lacking.max()), float(RARE / totals[missing])))
+        limit = largest_by_chance(int(totals[other]), int(totals[missing])) / totals[other]
+        found.append(Shift(f"{label} missing in the {place}", float(lacking.max()), float(limit)))
     return found
+
+
+def largest_by_chance(num_here: int, num_there: int) -> int:
+    """Return the most images of a label that may all be here by chance, of images drawn for here and for there."""
+    number = np.arange(num_here)
+    # Of a label with m images, the probability that the first m draws of a hypergeometric distribution are all here.
+    logarithm = np.log((num_here - number) / (num_here + num_there - number)).cumsum()
+    return int((logarithm >= RARE).sum())
 
 
 def link(ours: Profile, theirs: Profile) -> list[Shift]:

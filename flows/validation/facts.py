@@ -1,6 +1,7 @@
 """One pass over the images of a split: some 140 bytes of facts about each image, and sums over all."""
 
 import hashlib
+from itertools import combinations
 from typing import NamedTuple
 
 import numpy as np
@@ -29,12 +30,23 @@ class Facts(NamedTuple):
     """(N,D) float16, see `flows.validation.moved`; D is 0 for what is not an image."""
     histograms: np.ndarray
     """(groups,channels,K) number of pixels of each level; pixels of no level are not counted."""
+    differ: np.ndarray
+    """(channels,channels) whether two channels differ in any image."""
     space: Space
 
     @property
     def histogram(self) -> np.ndarray:
         """(K,) number of pixels of each level."""
         return np.asarray(self.histograms.sum(axis=(0, 1)))
+
+    @property
+    def num_redundant(self) -> int:
+        """The number of channels that are of one level in all images, or the same as an earlier channel."""
+        if len(self.differ) < 2:
+            return 0
+        of_one_level = np.count_nonzero(self.histograms.sum(axis=0), axis=1) < 2
+        repeated = np.triu(~self.differ, 1).any(axis=0)
+        return int(np.count_nonzero(of_one_level | repeated))
 
 
 @np.errstate(all="ignore")  # infinite pixels and those too large for float32 break the contract later
@@ -57,6 +69,7 @@ def measure(images: np.ndarray, num_levels: int) -> Facts:
         if is_image(images):
             pictures = values.reshape(chunk.shape)
             gray = brightness(pictures)
+            note_differences(chunk, facts.differ)
             found |= statistics(pictures, gray, num_levels)
             facts.thumbnails[rows] = thumbnails(gray)
             facts.space.add(chunk[-first % step :: step], num_levels)
@@ -79,8 +92,16 @@ def no_facts(images: np.ndarray, num_levels: int) -> Facts:
         statistics=dict(zip(names(images), columns, strict=True)),
         thumbnails=np.zeros((count, cells), dtype=np.float16),
         histograms=np.zeros((GROUPS, num_channels(images), num_levels), dtype=np.int64),
+        differ=np.zeros((num_channels(images), num_channels(images)), dtype=bool),
         space=nothing(),
     )
+
+
+def note_differences(chunk: np.ndarray, differ: np.ndarray) -> None:
+    """Set the flags of all pairs of channels that differ in a chunk of images."""
+    for first, second in combinations(range(len(differ)), 2):
+        if not differ[first, second]:
+            differ[first, second] = not np.array_equal(chunk[:, first], chunk[:, second])
 
 
 def count_levels(chunk: np.ndarray, first: int, histograms: np.ndarray) -> None:

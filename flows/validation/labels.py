@@ -17,7 +17,10 @@ class Labels(NamedTuple):
     counts: dict[str, int]
     """Number of images by label."""
     explained: float | None
-    """Share of the variance of the thumbnails that lies between labels; falls if labels are given to other images."""
+    """Share of the variance of the thumbnails that lies between labels; falls if labels are given to other images.
+
+    It is 0 on average for labels given at random, whatever their number.
+    """
     error: float | None
     """Its standard error."""
 
@@ -56,9 +59,14 @@ def explained(codes: np.ndarray, num_labels: int, thumbnails: np.ndarray) -> tup
 
 
 def between(counts: np.ndarray, sums: np.ndarray, squares: float) -> float:
-    """Return the share of the variance between labels, from counts (L,), sums (L,D) and the sum of all squares."""
-    common = (sums.sum(axis=0) ** 2).sum() / counts.sum()
+    """Return the share of the variance between labels, from counts (L,), sums (L,D) and the sum of all squares.
+
+    The share is adjusted for the number of labels (adjusted R^2).  It is NaN if no label has two images.
+    """
+    num_images, num_labels = counts.sum(), np.count_nonzero(counts)
+    common = (sums.sum(axis=0) ** 2).sum() / num_images
     total = squares - common
-    if total <= 1e-9 * squares:
+    if total <= 1e-9 * squares or num_images == num_labels:
         return float("nan")
-    return float(((sums**2).sum(axis=1) / np.maximum(counts, 1)).sum() - common) / float(total)
+    within = squares - ((sums**2).sum(axis=1) / np.maximum(counts, 1)).sum()
+    return 1 - float(within / total) * float((num_images - 1) / (num_images - num_labels))

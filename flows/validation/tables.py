@@ -62,7 +62,7 @@ def split_rows(image_set: ImageSet, folder: Path, facts: dict[str, Facts]) -> "p
 
 
 def split_row(image_set: ImageSet, folder: Path, split: str, facts: Facts) -> dict[str, Any]:
-    """Return the counts of one split (images, how many more than published, labels, lossy files) and its detail."""
+    """Return the counts of one split (images, how many more than published, labels, channels) and its detail."""
     num_images, labels = len(getattr(image_set, split)), load_labels(folder, split)
     frequencies = [1]
     if labels is not None and len(labels) == num_images > 0:
@@ -72,6 +72,7 @@ def split_row(image_set: ImageSet, folder: Path, split: str, facts: Facts) -> di
         "num_images": num_images,
         "more_than_published": num_images - published(image_set, split, num_images),
         "labels_without_images": 0 if labels is None else len(labels) - num_images,
+        "redundant_channels": facts.num_redundant,
         "jpeg": from_lossy_files(image_set),
         "label_ratio": max(frequencies) / min(frequencies),
         "lost_detail": round(lost_detail(facts.space), 4),

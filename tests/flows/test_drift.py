@@ -127,6 +127,27 @@ def test_missing_and_rare_labels_are_named(digits: np.ndarray) -> None:
     assert named(whole, of(digits[test][:20], LABELS[test][:20])) == set(), "twenty images may lack a label"
 
 
+@pytest.mark.parametrize("num_labels", [10, 100, 300])
+def test_labels_of_any_number_do_not_differ_by_chance(num_labels: int, patches: np.ndarray) -> None:
+    labels = np.random.default_rng(num_labels).integers(num_labels, size=len(patches))
+    train, test = slice(0, 780), slice(780, None)
+    assert named(of(patches[train], labels[train]), of(patches[test], labels[test])) == set()
+
+
+def test_labels_of_one_image_each_have_no_link_to_images(digits: np.ndarray) -> None:
+    assert of(digits, np.arange(len(digits))).label_link is None
+
+
+@pytest.mark.parametrize(("number", "missing"), [(1, False), (4, False), (5, True), (12, True)])
+def test_a_label_of_a_few_images_that_are_all_in_a_small_split(number: int, missing: bool, digits: np.ndarray) -> None:
+    """Of 2,100 images, four are all among the 100 of the test with a probability of 5e-6, five with 2e-7."""
+    train, test = np.resize(digits, (2000, 1, 8, 8)), digits[:100]
+    labels = LABELS[:100].copy()
+    labels[:number] = 10
+    found = named(of(train, np.resize(LABELS, 2000)), of(test, labels))
+    assert ("label 10 missing in the first" in found) == missing
+
+
 def test_a_reference_of_an_older_version_is_compared_by_what_it_has(patches: np.ndarray) -> None:
     ours = of(patches)
     old = Profile(histogram=ours.histogram[::-1], mean=ours.mean, deviation=ours.deviation)

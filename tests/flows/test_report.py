@@ -105,7 +105,7 @@ def test_the_page_says_everything_in_the_order_of_its_readers_questions(whole: P
             "Hardest images",
             "3.000",
             "16 samples, not selected",
-            "The first 16 test images",
+            "16 test images",
             "Fréchet distance fd_0a1b2c3d",
             "1.2500 ± 0.0500 0.7500 ± 0.0400",
             "with probability 0.4800 ± 0.0300",

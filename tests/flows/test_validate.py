@@ -125,6 +125,27 @@ def test_a_broken_contract_is_named(
     assert (image_set.parent / "report" / "data_docs" / "index.html").is_file()
 
 
+@pytest.mark.parametrize(
+    ("copied", "number"),
+    [([0, 0, 0], 2), ([0, 1, 1], 1), ([0, 1, 0, 1], 2), ([0, 0, None], 2), ([0, 1, 2, None], 1), ([0, 1, 2], 0)],
+    ids=["gray", "two alike", "twice", "blue is constant", "alpha", "colours"],
+)
+def test_redundant_channels_are_named(
+    copied: list[int | None], number: int, digits: np.ndarray, tmp_path: Path
+) -> None:
+    of_source = [digits[first : first + 80] for first in (0, 200, 400)]
+    constant = np.full_like(of_source[0], 16)
+    pixels = np.concatenate([constant if source is None else of_source[source] for source in copied], axis=1)
+    write_set(tmp_path / "images", pixels[:50], pixels[50:], image_shape=[len(copied), 8, 8])
+    try:
+        run(tmp_path / "images")
+        found = ""
+    except UserError as error:
+        found = str(error)
+    expected = f"(gray images in colour: set data.grayscale): 2 of 2 rows, such as {number} (train, test)"
+    assert (expected in found) == (number > 0)
+
+
 def test_a_wrong_number_of_images_is_named(image_set: Path) -> None:
     loaded = load_images(image_set)
     write_set(image_set, np.array(loaded.train), np.array(loaded.test), num_train=60_000)
