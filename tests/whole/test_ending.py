@@ -83,7 +83,17 @@ def test_a_command_that_is_stopped_leaves_the_old_outputs_and_nothing_else(
     command: str, moment: str, small: Small
 ) -> None:
     small.edit(times_per_image=100_000)
-    before = small.outputs()
+    try:
+        before = small.outputs()
+        # On a busy machine a command may end before the signal arrives: then it is run again.
+        ended = (stopped_at(moment, command, small) for _ in range(5))
+        assert next(result for result in ended if result != (0, "")) == (75, STOPPED)
+        assert small.outputs() == before
+    finally:
+        small.edit(times_per_image=2)
+
+
+def stopped_at(moment: str, command: str, small: Small) -> tuple[int, str]:
     process = small.start(*command.split())
     markers = {
         "unfinished file": lambda: (small.folder / f".images.vdmz.{process.pid}").exists(),
@@ -91,9 +101,7 @@ def test_a_command_that_is_stopped_leaves_the_old_outputs_and_nothing_else(
         "images": lambda: "images/test.npy" in Path(f"/proc/{process.pid}/maps").read_text(),
     }
     number = signal.SIGINT if moment == "torch" else signal.SIGTERM
-    assert stopped(process, number, markers.get(moment, lambda: (small.folder / moment).exists())) == (75, STOPPED)
-    assert small.outputs() == before
-    small.edit(times_per_image=2)
+    return stopped(process, number, markers.get(moment, lambda: (small.folder / moment).exists()))
 
 
 # The signal comes when the N-th file or folder is moved to its place.
