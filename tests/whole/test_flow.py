@@ -121,7 +121,7 @@ def shown_in_the_ui(found: dict[str, dict[str, Any]]) -> None:
     assert re.search(r"\| test images \| " + figure, found["report"]["data"])
     assert found["report"]["data"].count("(data:image/svg+xml;base64,") == 4
     assert "(data:image/png;base64," in found["samples"]["data"]
-    assert found["data-docs"]["description"] == "The images are valid: 26 of 26 expectations hold"
+    assert found["data-docs"]["description"] == "The images are valid: 27 of 27 expectations hold"
     assert "| number of images | holds | 1797 |" in found["data-docs"]["data"]
     assert found["model-card"]["data"].startswith("# Variational diffusion model of ")
     assert found["evidence"]["data"].startswith("**promote as `vdm#champion#1`: `vdm@v1.0.0` is the first champion")
