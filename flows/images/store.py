@@ -273,7 +273,7 @@ def read_file_names(folder: Path, split: str, images: Collection[int]) -> dict[i
 
 
 def file_name(line: bytes) -> str:
-    """Return the name in a line, with other characters than UTF-8's escaped.  Raises ValueError, RecursionError."""
+    """Return the name in a line, and escape what UTF-8 cannot encode.  Raises ValueError and RecursionError."""
     name = json.loads(line)
     if not isinstance(name, str):
         raise ValueError("a line is not a name")

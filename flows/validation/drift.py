@@ -32,7 +32,7 @@ STEEP = 4.0
 MOST_STEEP = 2
 REFERENCE = "reference"
 RARE = np.log(1e-6)
-"""The logarithm of a probability that counts as impossible."""
+"""The logarithm of the probability below which a label is not missing by chance."""
 
 
 class Shift(NamedTuple):
@@ -199,9 +199,12 @@ def shifts_of_labels(ours: dict[str, int], theirs: dict[str, int]) -> list[Shift
 
 
 def largest_by_chance(num_here: int, num_there: int) -> int:
-    """Return the most images of a label that may all be here by chance, of images drawn for here and for there."""
+    """Return how many images of a label may be in the first of two sets and none in the second, by chance.
+
+    The sets have `num_here` and `num_there` images.
+    """
     number = np.arange(num_here)
-    # Of a label with m images, the probability that the first m draws of a hypergeometric distribution are all here.
+    # Entry m-1: the logarithm of the probability that all m images of a label are here (hypergeometric distribution).
     logarithm = np.log((num_here - number) / (num_here + num_there - number)).cumsum()
     return int((logarithm >= RARE).sum())
 

@@ -31,7 +31,7 @@ class Facts(NamedTuple):
     histograms: np.ndarray
     """(groups,channels,K) number of pixels of each level; pixels of no level are not counted."""
     differ: np.ndarray
-    """(channels,channels) whether two channels differ in any image."""
+    """(channels,channels) whether channels i and j differ in any image, at [i, j] for i < j."""
     space: Space
 
     @property

@@ -126,17 +126,15 @@ def test_a_broken_contract_is_named(
 
 
 @pytest.mark.parametrize(
-    ("copied", "number"),
-    [([0, 0, 0], 2), ([0, 1, 1], 1), ([0, 1, 0, 1], 2), ([0, 0, None], 2), ([0, 1, 2, None], 1), ([0, 1, 2], 0)],
+    ("channels", "number"),
+    [("aaa", 2), ("abb", 1), ("abab", 2), ("aa1", 2), ("abc1", 1), ("abc", 0)],
     ids=["gray", "two alike", "twice", "blue is constant", "alpha", "colours"],
 )
-def test_redundant_channels_are_named(
-    copied: list[int | None], number: int, digits: np.ndarray, tmp_path: Path
-) -> None:
-    of_source = [digits[first : first + 80] for first in (0, 200, 400)]
-    constant = np.full_like(of_source[0], 16)
-    pixels = np.concatenate([constant if source is None else of_source[source] for source in copied], axis=1)
-    write_set(tmp_path / "images", pixels[:50], pixels[50:], image_shape=[len(copied), 8, 8])
+def test_redundant_channels_are_named(channels: str, number: int, digits: np.ndarray, tmp_path: Path) -> None:
+    """The channels a, b and c are different digits, and 1 is of one level."""
+    sources = {"a": digits[:80], "b": digits[200:280], "c": digits[400:480], "1": np.full_like(digits[:80], 16)}
+    pixels = np.concatenate([sources[channel] for channel in channels], axis=1)
+    write_set(tmp_path / "images", pixels[:50], pixels[50:], image_shape=[len(channels), 8, 8])
     try:
         run(tmp_path / "images")
         found = ""
