@@ -6,29 +6,30 @@ benchmarks/train_step.py says which packages the peer needs.
 
 from benchmarks.options import explained
 from benchmarks.speed import against_peer, clock, parser, peak_memory, read_problem, report
-from flows.core.device import find_device
+from flows.core.device import find_device, find_precision
 from vdm.evaluation import evaluate
 from vdm.model import VDM
 
 
 def main() -> None:
     options = parser(__doc__, peer=True)
+    options.add_argument("--precision", choices=["auto", "float32", "bfloat16"], default="auto")
     chosen = options.parse_args()
     with explained(options):
         problem, device = read_problem(chosen), find_device(chosen.device)
     size = chosen.batch_size or problem.params.evaluate.batch_size
     if chosen.peer:
-        report(against_peer("evaluate", chosen, problem, size), device, as_json=chosen.json)
+        compared = against_peer("evaluate", chosen, problem, size, "--precision", chosen.precision)
+        report(compared, device, as_json=chosen.json)
         return
+    precision = find_precision(chosen.precision, device)
     model = VDM(**problem.model).to(device).eval()
     images = problem.images[:size].numpy()
-    times = clock(
-        lambda: evaluate(model, images, times_per_image=1, num_timesteps=None, batch_size=size, seed=0),
-        device,
-        chosen.seconds,
-    )
+    settings = {"times_per_image": 1, "num_timesteps": None, "batch_size": size, "seed": 0, "precision": precision}
+    times = clock(lambda: evaluate(model, images, **settings), device, chosen.seconds)
     figures = {
         "preset": chosen.preset,
+        "precision": precision,
         "width": problem.model["width"],
         "blocks": problem.model["blocks"],
         "batch_size": size,

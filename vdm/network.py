@@ -12,7 +12,7 @@ from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import scaled_dot_product_attention, silu
+from torch.nn.functional import dropout, scaled_dot_product_attention, silu
 
 Layer = TypeVar("Layer", nn.Conv2d, nn.Linear)
 
@@ -152,13 +152,29 @@ class ResidualBlock(nn.Module):
         self.conv_1 = nn.Conv2d(inputs, width, 3, padding=1)
         self.project = zeroed(nn.Linear(condition, width, bias=False))
         self.norm_2 = nn.GroupNorm(norm_groups, width, norm_eps)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.conv_2 = zeroed(nn.Conv2d(width, width, 3, padding=1))
         self.shortcut = nn.Conv2d(inputs, width, 1) if inputs != width else nn.Identity()
 
     def forward(self, x: Tensor, condition: Tensor) -> Tensor:
         h = self.conv_1(silu(self.norm_1(x))) + self.project(condition)[:, :, None, None]
         return self.shortcut(x) + self.conv_2(self.dropout(silu(self.norm_2(h))))  # type: ignore[no-any-return]
+
+
+class Dropout(nn.Dropout):
+    """Sets values to zero with probability p in training, and divides the others by 1 - p.
+
+    On a CPU, p is rounded to a multiple of 2^-16.  Then a random number of 64 bits serves four values, which is five
+    times as fast as torch's own dropout.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.device.type != "cpu" or not self.training or not self.p:
+            return dropout(x, self.p, self.training)
+        zeros = min(round(self.p * 2**16), 2**16 - 1)
+        bits = torch.randint(-(2**63), 2**63 - 1, (-(-x.numel() // 4),), device=x.device)
+        kept = bits.view(torch.int16)[: x.numel()].view(x.shape).ge_(zeros - 2**15)
+        return x * kept.to(x.dtype).mul_(1 / (1 - zeros / 2**16))
 
 
 class AttentionBlock(nn.Module):

@@ -81,7 +81,9 @@ def train() -> None:
 def register() -> None:
     """Write the folder of the trained model with its model card -> models/vdm."""
     read = parameters()
+    from flows.core.checkpoint import model_sha256
     from flows.stages.register import register
+    from flows.training.runs import forget
 
     register(
         read.data,
@@ -92,6 +94,7 @@ def register() -> None:
         images=layout.IMAGES,
         out=layout.REGISTERED,
     )
+    forget(layout.STATES, model_sha256(layout.REGISTERED))
 
 
 @commands.command()

@@ -6,6 +6,7 @@ image went through (after Gidaris et al. 2018, arXiv 1803.07728).
 
 import hashlib
 import json
+import math
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -102,6 +103,11 @@ def fit(
     if not all(bool(parameter.isfinite().all()) for parameter in network.parameters()):
         raise TrainingDiverged("the classifier's weights are no longer finite; lower features.learning_rate")
     return network.eval()
+
+
+def gradient_bytes(image_shape: tuple[int, int, int], *, width: int, batch_size: int) -> int:
+    """Return a lower bound of the bytes that a step of `fit` takes: the first convolution and its ReLU."""
+    return 2 * 4 * width * math.prod(image_shape[1:]) * batch_size
 
 
 def exercise(pixels: np.ndarray, labels: np.ndarray | None, generator: torch.Generator) -> tuple[Tensor, Tensor]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from flows.core.checkpoint import save_model
+from flows.core.checkpoint import model_sha256, save_model
 from flows.core.device import find_compile, find_devices, find_precision
 from flows.core.errors import Exit, UserError
 from flows.core.memory import require
@@ -28,6 +28,7 @@ from flows.training.collectives import (
     process_group,
 )
 from flows.training.runs import Run, fingerprint, stop_signals, unwritten, writing_curves
+from vdm import evaluation
 from vdm.choices import TrainingImages
 from vdm.model import VDM, count_parameters, gradient_bytes
 from vdm.training.log import TrainingRecord
@@ -74,8 +75,7 @@ def train_here(model: "Model", train: "Train", *, images: Path, out: Path, curve
         with agreement():
             if is_first():
                 write_model(trainer, config, out)
-                if not asked_to_stop():  # the agent of a stopped process takes no result, so keep the states
-                    run.remove()
+                run.finish(model_sha256(out))
 
 
 def resolve(train: "Train", device: torch.device) -> TrainingSettings:
@@ -182,6 +182,8 @@ def fit(trainer: Trainer, run: Run, curves: Path, train: "Train", asked_to_stop:
                 saved_at, saved_time = trainer.done, time.monotonic()
             if stop:
                 raise UserError(f"stopped at step {trainer.done} of {steps}; run again to continue", Exit.RESUMABLE)
+    if trainer.done > saved_at:
+        save(trainer, run)
 
 
 def report(record: TrainingRecord, log_line: Callable[[TrainingRecord], None] | None) -> None:
@@ -258,3 +260,13 @@ def require_memory(model: "Model", train: "Train", images: ImageSet, device: tor
         needed += images.train.nbytes
     sizes = "model.blocks, model.width, train.batch_size or train.num_devices"
     require(needed, device, f"train: lower {sizes}, or raise train.accumulation")
+    if train.validate_every_steps is not None:
+        require(validation_bytes(model, train, images), device, "train: lower train.validation_times")
+
+
+def validation_bytes(model: "Model", train: "Train", images: ImageSet) -> int:
+    """Return a lower bound of the bytes that a validation takes."""
+    with torch.device("meta"):
+        vdm = VDM(image_shape=images.image_shape, num_levels=images.num_levels, **model.model_dump())
+    sizes = {"times_per_image": train.validation_times, "batch_size": train.batch_size}
+    return evaluation.memory_needed(vdm, num_images=len(images.validation), precision="float32", **sizes)

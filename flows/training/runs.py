@@ -1,7 +1,8 @@
 """A training run on this machine: its saved states, its training log, and the signals that stop it.
 
 DVC deletes a stage's outputs before it runs the stage, so states are kept elsewhere.  The name of their folder is a
-digest of parameters, data and code: a run that differs in one of them uses another folder.
+digest of parameters, data and code: a run that differs in one of them uses another folder.  The last state stays until
+the model is registered: if DVC cannot record the outputs of a finished run, the run is repeated from that state.
 """
 
 import csv
@@ -27,6 +28,8 @@ log = logging.getLogger(__name__)
 
 # The packages whose code determines the result of a training run.
 CODE = ("vdm.", "flows.stages.", "flows.training.", "flows.images.")
+
+MODEL = "model_sha256"
 
 
 class Run:
@@ -80,9 +83,22 @@ class Run:
                 rename(path, aside)
         return None
 
-    def remove(self) -> None:
-        """Delete the states of a run that has succeeded, so that a forced rerun starts from the first step."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+    def finish(self, model: str) -> None:
+        """Keep only the newest state, for `forget`: the run has written the model of this sha256."""
+        for path in self.states()[:-1]:
+            path.unlink(missing_ok=True)
+        try:
+            (self.folder / MODEL).write_text(model)
+        except OSError as error:
+            raise unwritten(str(self.folder / MODEL), error) from error
+
+
+def forget(runs: Path, model: str) -> None:
+    """Delete the states of finished runs that wrote the model of this sha256.  A forced rerun then starts anew."""
+    for written in runs.glob(f"*/{MODEL}"):
+        with suppress(OSError, ValueError):
+            if written.read_text() == model:
+                shutil.rmtree(written.parent)
 
 
 def fingerprint(**dependencies: Any) -> str:

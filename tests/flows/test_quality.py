@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from conftest import peak
 from small import Small
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 from torch_fidelity.metric_fid import fid_statistics_to_metric
@@ -223,3 +224,11 @@ def test_a_pickle_that_runs_code_is_not_loaded(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="not the weights of torch-fidelity's Inception"):
         inception.inception_features(np.zeros((1, 1, 8, 8), np.uint8), 17, path, digest, torch.device("cpu"))
     assert not (tmp_path / "ran").exists()
+
+
+def test_training_the_classifier_takes_the_memory_that_is_estimated() -> None:
+    """The weights and their optimizer are small compared with a batch of 64 images."""
+    pixels = np.zeros((64, 1, 16, 16), np.uint8)
+    settings: Any = SimpleNamespace(seed=0, width=16, steps=4, batch_size=64, learning_rate=1e-3)
+    taken = peak(lambda: features.fit(pixels, None, settings, num_levels=17, device=torch.device("cpu")))
+    assert 1 / 4 < features.gradient_bytes((1, 16, 16), width=16, batch_size=64) / taken < 1

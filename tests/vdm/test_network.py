@@ -1,19 +1,17 @@
 """The noise predictor."""
 
-from collections.abc import Callable
-from itertools import accumulate
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from conftest import TINY
+from conftest import TINY, peak
 from test_training import SETTINGS as TRAINING
 
 from vdm import evaluation, network, ode, sampling
 from vdm.choices import Precision, ScheduleKind
 from vdm.model import VDM, count_parameters, gradient_bytes
-from vdm.network import NoisePredictor, attention, fourier_features, time_embedding
+from vdm.network import Dropout, NoisePredictor, attention, fourier_features, time_embedding
 from vdm.training.trainer import Trainer, TrainingSettings
 
 SETTINGS = {
@@ -84,15 +82,6 @@ def test_parameters_are_counted_without_a_network(changes: dict[str, Any], sched
 def test_invalid_sizes_are_refused(change: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=r"blocks|norm_groups|fourier_exponents"):
         predictor(**change)
-
-
-def peak(function: Callable[[], object]) -> int:
-    """Return the most bytes of tensors that the function holds at once."""
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
-        function()
-    events: list[Any] = profile.profiler.kineto_results.events()  # type: ignore[union-attr]
-    changes = sorted((event.start_ns(), event.nbytes()) for event in events if event.name() == "[memory]")
-    return max(accumulate(change for _, change in changes))
 
 
 def once(derivative: ode.Derivative, state: ode.State, times: torch.Tensor) -> ode.State:
@@ -213,3 +202,45 @@ def test_attention_in_bfloat16_is_close_to_the_exact_one(images_at_once: int, mo
     # bfloat16 has 8 bits of mantissa, and several roundings follow each other.
     torch.testing.assert_close(found.double(), expected, rtol=0.03, atol=0.03)
     torch.testing.assert_close(rounded.grad.double(), exact.grad, rtol=0.05, atol=0.05)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("p", [0.05, 0.5, 0.9])
+def test_dropout_is_independent_and_keeps_the_mean(p: float, dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    x = torch.ones(3, 70_001, dtype=dtype, requires_grad=True)
+    y = Dropout(p)(x)
+    y.float().sum().backward()
+    assert x.grad is not None
+    assert torch.equal(x.grad, y)
+    values = y.detach().flatten().double()
+    assert values.unique().tolist() == pytest.approx([0, 1 / (1 - p)], rel=2**-8)
+    zero = (values == 0).double() - p
+    error = (p * (1 - p) / len(zero)) ** 0.5
+    assert abs(zero.mean()) < 5 * error
+    for lag in range(1, 9):  # four neighbours are parts of one random number
+        assert abs((zero[lag:] * zero[:-lag]).mean()) < 5 * error * (p * (1 - p)) ** 0.5
+
+
+def test_dropout_is_drawn_from_torchs_seed() -> None:
+    dropout, x = Dropout(0.5), torch.ones(2, 3, 5)
+    torch.manual_seed(7)
+    first, second = dropout(x), dropout(x)
+    torch.manual_seed(7)
+    assert torch.equal(dropout(x), first)
+    assert not torch.equal(first, second)
+
+
+def test_dropout_near_one_is_finite_and_without_training_does_nothing() -> None:
+    x = torch.ones(1001)
+    assert Dropout(1 - 1e-9)(x).isfinite().all()
+    assert torch.equal(Dropout(0.0)(x), x)
+    assert torch.equal(Dropout(0.5).eval()(x), x)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_dropout_can_be_traced_in_one_graph() -> None:
+    """A graph that breaks at each dropout would take away most of what compilation gains."""
+    dropout = torch.compile(Dropout(0.5), backend="aot_eager", fullgraph=True)
+    values = dropout(torch.ones(1000))
+    assert set(values.tolist()) == {0.0, 2.0}

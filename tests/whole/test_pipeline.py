@@ -42,6 +42,7 @@ def test_every_stage_leaves_its_outputs(reproduced: Project) -> None:
     folder = reproduced.folder
     metrics = json.loads((folder / "reports/evaluation/metrics.json").read_text())
     assert 0 < metrics["bpd"] < 8
+    assert list((folder / ".vdm" / "runs").iterdir()) == []
     lock = (folder / "requirements.lock").read_bytes()
     assert metrics["environment"]["requirements_sha256"] == hashlib.sha256(lock).hexdigest()
     assert metrics["environment"]["torch"] == torch.__version__
@@ -341,6 +342,25 @@ def test_a_failed_stage_leaves_what_dvc_can_restore(reproduced: Project) -> None
     assert "vdmctl validate" in one_line(refused)
     assert reproduced.dvc("checkout", "--force").returncode == 0
     reproduced.git("checkout", "--quiet", ".")
+    assert ran(reproduced.dvc("repro").stdout) == []
+
+
+def test_a_training_that_dvc_cannot_record_is_not_repeated(reproduced: Project) -> None:
+    """A file in the place of the cache's folder stands for a full disk."""
+    cache = reproduced.folder / ".dvc" / "cache" / "files"
+    aside = cache.rename(cache.with_name("aside"))
+    cache.touch()
+    reproduced.edit("params.yaml", **{"steps: 20\n": "steps: 21\n"})
+    failed = reproduced.dvc("repro", "--single-item", "train")
+    assert "step 21: " in failed.stderr
+    assert failed.returncode != 0
+    cache.unlink()
+    aside.rename(cache)
+    result = reproduced.dvc("repro", "--single-item", "train")
+    assert result.returncode == 0, result.stderr
+    assert "continuing from step 21 of 21" in result.stderr
+    reproduced.git("checkout", "--quiet", ".")
+    assert reproduced.dvc("checkout", "--force").returncode == 0
     assert ran(reproduced.dvc("repro").stdout) == []
 
 

@@ -22,7 +22,7 @@ from flows.core.checkpoint import save_state
 from flows.core.errors import Exit, UserError
 from flows.core.params import read_params
 from flows.training.fitting import build, resolve
-from flows.training.runs import Run, writing_curves
+from flows.training.runs import Run, forget, writing_curves
 from vdm.training.log import TrainingRecord
 
 # Changes of vdm/training/validation.py that announce every batch of a validation, and make it longer.
@@ -55,7 +55,7 @@ def undisturbed(project: Project) -> tuple[str, str]:
     """Return the digests of weights and log of a run that nothing interrupts."""
     result = project.new_vdmctl("train")
     assert result.returncode == 0, result.stderr
-    assert list((project.folder / ".vdm" / "runs").iterdir()) == []  # the states of a run that succeeds are removed
+    assert [path.name for path in states(project)] == ["step-000000060.state"]
     return digests(project)
 
 
@@ -74,6 +74,7 @@ def saved(project: Project, undisturbed: tuple[str, str], tmp_path_factory: pyte
 @pytest.fixture
 def killed(project: Project, saved: Path) -> Project:
     """Return the project as it is after that run was killed."""
+    remove_finished(project)
     shutil.copytree(saved, project.folder / ".vdm" / "runs", dirs_exist_ok=True)
     return project
 
@@ -84,7 +85,15 @@ def digests(project: Project) -> tuple[str, str]:
     return first, second
 
 
+def remove_finished(project: Project) -> None:
+    """Remove the states of finished runs, which a run with the same parameters would continue."""
+    for path in (project.folder / ".vdm" / "runs").glob("*/model_sha256"):
+        shutil.rmtree(path.parent)
+
+
 def start(project: Project) -> subprocess.Popen[str]:
+    """Start a training, which may continue from the states of an unfinished one."""
+    remove_finished(project)
     return subprocess.Popen(
         [sys.executable, "-m", "flows.cli", "train"],
         cwd=project.folder,
@@ -120,6 +129,24 @@ def test_a_run_killed_and_stopped_many_times_ends_with_the_same_bits(
     assert result.returncode == 0, result.stderr
     assert "continuing from step" in result.stderr
     assert digests(project) == undisturbed
+
+
+def test_a_finished_run_is_repeated_from_its_last_state_until_its_model_is_registered(
+    project: Project, undisturbed: tuple[str, str]
+) -> None:
+    """So nothing is lost if DVC cannot record the outputs."""
+    assert project.new_vdmctl("train").returncode == 0
+    shutil.rmtree(project.folder / "models")
+    result = project.new_vdmctl("train")
+    assert "continuing from step 60 of 60" in result.stderr
+    assert digests(project) == undisturbed
+    (run,) = {path.parent for path in states(project)}
+    other = run.with_name("other")
+    shutil.copytree(run, other)
+    (other / "model_sha256").write_text("0" * 64)
+    assert project.vdmctl("register").returncode == 0
+    assert list(run.parent.iterdir()) == [other]
+    shutil.rmtree(other)
 
 
 def stopped_in_validation(process: subprocess.Popen[str], *, after: str) -> str:
@@ -206,6 +233,7 @@ def test_a_trainer_saves_and_ends_when_dvc_is_killed(project: Project) -> None:
 def test_a_trainer_outlives_the_shell_of_the_person_who_started_it(
     project: Project, undisturbed: tuple[str, str]
 ) -> None:
+    remove_finished(project)
     (project.folder / "reports/training/curves.csv").unlink(missing_ok=True)
     command = f"nohup {sys.executable} -m flows.cli train > /dev/null 2>&1 &"
     assert project.run("/bin/sh", "-c", command).returncode == 0
@@ -361,8 +389,15 @@ def test_the_last_states_are_kept(tmp_path: Path) -> None:
     for step in (5, 10, 15):
         run.save(step, {"done": step})
     assert [path.name for path in run.states()] == ["step-000000010.state", "step-000000015.state"]
-    run.remove()
-    assert run.newest() is None
+    run.finish("abc")
+    assert [path.name for path in run.states()] == ["step-000000015.state"]
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "model_sha256").write_bytes(b"\xff")
+    forget(tmp_path, "def")
+    assert run.newest() == {"done": 15}
+    forget(tmp_path, "abc")
+    assert [path.name for path in tmp_path.iterdir()] == ["other"]
+    forget(tmp_path / "nowhere", "abc")
 
 
 @pytest.mark.parametrize("keep", [1, 2])
