@@ -57,6 +57,7 @@ ROOMS = {
         "process",
         "images",
         "validation",
+        "training",
         "evaluation",
         "compression",
         "sampling",

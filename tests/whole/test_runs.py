@@ -201,6 +201,7 @@ def test_a_second_trainer_is_refused_by_the_device_lock(project: Project, undist
 
 def test_a_trainer_saves_and_ends_when_dvc_is_killed(project: Project) -> None:
     """The steps since the last planned state are saved, and DVC continues from there, with whatever shell it uses."""
+    remove_finished(project)
     changes = {"checkpoint_every_steps: 4\n": "checkpoint_every_steps: 5000\n", "steps: 60\n": "steps: 6000\n"}
     project.edit("params.yaml", **changes)
     command = "python -m flows.cli train"
