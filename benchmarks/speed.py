@@ -68,8 +68,13 @@ def read_problem(options: argparse.Namespace) -> Problem:
     return Problem(params, model, images)
 
 
-def clock(step: Callable[[], object], device: torch.device, seconds: float) -> dict[str, float]:
-    """Return the seconds of the first step, and the mean seconds of at least three steps after the third."""
+def clock(
+    step: Callable[[], object], device: torch.device, seconds: float, over: Callable[[bool], bool] = bool
+) -> dict[str, float]:
+    """Return the seconds of the first step, and the mean seconds of at least three steps after the third.
+
+    `over` says whether to end, given whether `seconds` have passed; processes that step together must agree on it.
+    """
 
     def finished() -> float:
         if device.type == "cuda":
@@ -82,7 +87,7 @@ def clock(step: Callable[[], object], device: torch.device, seconds: float) -> d
     step()
     step()
     begin, count = finished(), 0
-    while count < 3 or finished() - begin < seconds:
+    while count < 3 or not over(finished() - begin >= seconds):
         step()
         count += 1
     return {"first_step_s": first, "step_s": (finished() - begin) / count, "steps": count}

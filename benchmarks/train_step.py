@@ -1,18 +1,22 @@
 """Measure the speed and memory of a training step: forward, backward, clipping, AdamW and averaging, on random images.
 
-The shares of time spent on saved states and on validation are computed from the preset's intervals and the time that
-one takes here.
+The processes that share each batch are as many as the preset's `train.num_devices`, and their memory is added up.  The
+shares of time spent on saved states and on validation are computed from the preset's intervals and the time that one
+takes here.
 With --peer FOLDER, a checkout of addtt/variational-diffusion-models, ours and the peer's step run alternately, each in
 a new process.  The peer needs the packages accelerate, ema-pytorch, torchinfo and pyyaml.
 """
 
+import argparse
 import math
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import numpy as np
 import torch
 
 from benchmarks.options import explained, positive
@@ -28,8 +32,10 @@ from benchmarks.speed import (
     report,
 )
 from flows.core.checkpoint import save_state
-from flows.core.device import find_compile, find_device, find_precision
+from flows.core.device import find_compile, find_device, find_devices, find_precision
 from flows.images.catalogue import PUBLISHED
+from flows.training.collectives import any_process, process_group
+from flows.training.distributed import results_of
 from flows.training.fitting import resolve
 from vdm.model import VDM
 from vdm.training.trainer import Trainer
@@ -72,47 +78,73 @@ def main() -> None:
     options.add_argument("--compile", default="auto", choices=["auto", "true", "false"])
     options.add_argument("--activation-checkpointing", action="store_true")
     options.add_argument("--accumulation", type=positive)
+    options.add_argument("--num-devices", type=positive, help="cards or, on a CPU, processes instead of the preset's")
     chosen = options.parse_args()
     with explained(options):
         problem, device = read_problem(chosen), find_device(chosen.device)
-    size = chosen.batch_size or problem.params.train.batch_size
+    train = problem.params.train
+    chosen.batch_size = chosen.batch_size or train.batch_size
+    chosen.num_devices = chosen.num_devices or train.num_devices
     if chosen.peer:
-        extra = ["--precision", chosen.precision, "--compile", chosen.compile]
-        figures = against_peer("train_step", chosen, problem, size, *extra)
+        extra = ["--precision", chosen.precision, "--compile", chosen.compile, "--num-devices", str(chosen.num_devices)]
+        figures = against_peer("train_step", chosen, problem, chosen.batch_size, *extra)
         report(figures, device, as_json=chosen.json)
         return
+    with explained(options):
+        if chosen.batch_size % (parts := chosen.num_devices * (chosen.accumulation or train.accumulation)):
+            raise ValueError(
+                f"batch_size {chosen.batch_size} is not a multiple of num_devices x accumulation = {parts}"
+            )
+        find_devices(chosen.device, chosen.num_devices)
+    if chosen.num_devices > 1:
+        times = np.stack(results_of(partial(timed, chosen), num_processes=chosen.num_devices))
+    else:
+        times = timed(chosen, 0)[None]
+    report(measure(problem, chosen, device, *times[0, :2], times[:, 2].sum()), device, as_json=chosen.json)
+
+
+def trainer_of(problem: Problem, chosen: argparse.Namespace, device: torch.device) -> Trainer:
+    """Return the run that the options describe."""
     precision = find_precision(chosen.precision, device)
     compile = find_compile({"true": True, "false": False}.get(chosen.compile, "auto"), device)
-    changes = {"batch_size": size, "activation_checkpointing": chosen.activation_checkpointing}
+    changes = {"batch_size": chosen.batch_size, "activation_checkpointing": chosen.activation_checkpointing}
     if chosen.accumulation:
         changes["accumulation"] = chosen.accumulation
-    with explained(options):
-        trainer = build(problem, device, precision, compile, **changes)
-    figures = {"preset": chosen.preset, "precision": precision, "compile": compile}
-    figures |= measure(problem, trainer, device, precision, size, chosen.seconds)
-    report(figures, device, as_json=chosen.json)
+    return build(problem, device, precision, compile, **changes)
+
+
+def timed(chosen: argparse.Namespace, rank: int) -> np.ndarray:
+    """Return the seconds of the first and of a later step, and the peak memory in MiB of this process: (3,)."""
+    device = find_devices(chosen.device, chosen.num_devices)[rank]
+    with process_group(device):
+        trainer = trainer_of(read_problem(chosen), chosen, device)
+        times = clock(trainer.step, device, chosen.seconds, over=lambda passed: any_process(passed)[0])
+        return np.array([times["first_step_s"], times["step_s"], peak_memory(device)])
 
 
 def measure(
-    problem: Problem, trainer: Trainer, device: torch.device, precision: str, size: int, seconds: float
+    problem: Problem, chosen: argparse.Namespace, device: torch.device, first: float, seconds: float, memory: float
 ) -> dict[str, Any]:
-    """Return the figures of a trainer's step on `size` images, timed for `seconds`."""
-    times = clock(trainer.step, device, seconds)
-    memory = peak_memory(device)
+    """Return the figures of a step that takes `seconds`, `first` the first time, and `memory` MiB in all processes."""
+    trainer, train = trainer_of(problem, chosen, device), problem.params.train
+    trainer.step()
     saving, validation = saving_time(trainer), validation_time(problem, trainer)
-    validated = (problem.params.train.validate_every_steps or math.inf) * times["step_s"]
-    interval = 60 * problem.params.train.checkpoint_every_minutes
-    interval = min(interval, problem.params.train.checkpoint_every_steps * times["step_s"])
-    flop = count_flop(build(problem, device, "float32", False, batch_size=size).step)
-    rate = matrix_rate(device, getattr(torch, precision))
+    validated = (train.validate_every_steps or math.inf) * seconds
+    interval = min(60 * train.checkpoint_every_minutes, train.checkpoint_every_steps * seconds)
+    flop = count_flop(build(problem, device, "float32", False, batch_size=chosen.batch_size).step)
+    rate = matrix_rate(device, getattr(torch, trainer.settings.precision))
     return {
+        "preset": chosen.preset,
+        "precision": trainer.settings.precision,
+        "compile": trainer.settings.compile,
+        "num_devices": chosen.num_devices,
         "parameters": sum(p.numel() for p in trainer.model.parameters()),
         "width": problem.model["width"],
         "blocks": problem.model["blocks"],
-        "batch_size": size,
-        "images_per_second": size / times["step_s"],
-        "steps_per_second": 1 / times["step_s"],
-        "time_to_first_step_s": times["first_step_s"],
+        "batch_size": chosen.batch_size,
+        "images_per_second": chosen.batch_size / seconds,
+        "steps_per_second": 1 / seconds,
+        "time_to_first_step_s": first,
         "peak_memory_mib": memory,
         "saved_state_s": saving,
         "saved_states_share_of_time": saving / (interval + saving),
@@ -120,7 +152,7 @@ def measure(
         "validation_share_of_time": validation / (validated + validation),
         "step_tflop": flop / 1e12,
         "matrix_rate_tflops": rate / 1e12,
-        "share_of_matrix_rate": flop / times["step_s"] / rate,
+        "share_of_matrix_rate": flop / seconds / rate,
     }
 
 

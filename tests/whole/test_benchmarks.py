@@ -26,7 +26,6 @@ MACHINE = {"device", "threads", "torch", "python", "commit"}
     "command",
     [
         ["benchmarks.standard_error", "--steps", "20", "--repeats", "2"],
-        ["benchmarks.train_step", "--seconds", "0", "--blocks", "1", "--preset", "digits"],
         ["benchmarks.evaluate", "--seconds", "0", "--blocks", "1"],
         ["benchmarks.validate", "--images", "300"],
         ["benchmarks.contract", "--sets", "digits", "--rows", "a class missing, test", "--copies", "20"],
@@ -47,6 +46,15 @@ def test_a_benchmark_prints_its_figures_and_the_machine(
     import_module(module).main()
     figures = json.loads(capsys.readouterr().out)
     assert figures.keys() > MACHINE
+
+
+def test_a_training_step_is_timed_in_as_many_processes_as_the_preset_has() -> None:
+    command = [sys.executable, "-m", "benchmarks.train_step", "--seconds", "0", "--blocks", "1", "--preset", "digits"]
+    done = subprocess.run([*command, "--json"], cwd=ROOT, stdout=subprocess.PIPE, check=True)
+    figures = json.loads(done.stdout)
+    assert figures.keys() > MACHINE
+    assert figures["num_devices"] == 2
+    assert figures["peak_memory_mib"] > 300  # a process with torch takes more than half of it
 
 
 def test_the_comparison_of_codecs_prints_a_row_for_each(
@@ -126,7 +134,7 @@ def test_every_preset_is_a_problem_of_speed(preset: str) -> None:
         (sample.main, ["--width", "9"], "error: width 9 must be even, at least 4 and a multiple of norm_groups 8"),
         (sample.main, ["--device", "abacus"], "argument --device: invalid"),
         (sample.main, ["--device", "cuda:99"], "error: device cuda:99: "),
-        (train_step.main, ["--accumulation", "7"], "error: batch_size 64 is not a multiple of 1 processes x accum"),
+        (train_step.main, ["--accumulation", "7"], "error: batch_size 64 is not a multiple of num_devices x accumul"),
     ],
 )
 def test_a_wrong_option_is_a_usage_error(
