@@ -88,7 +88,8 @@ class Run:
         for path in self.states()[:-1]:
             path.unlink(missing_ok=True)
         try:
-            (self.folder / MODEL).write_text(model)
+            with suppress(FileNotFoundError):  # without the folder there is nothing to forget
+                (self.folder / MODEL).write_text(model)
         except OSError as error:
             raise unwritten(str(self.folder / MODEL), error) from error
 

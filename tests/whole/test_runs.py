@@ -399,6 +399,8 @@ def test_the_last_states_are_kept(tmp_path: Path) -> None:
     forget(tmp_path, "abc")
     assert [path.name for path in tmp_path.iterdir()] == ["other"]
     forget(tmp_path / "nowhere", "abc")
+    run.finish("abc")  # its folder is gone
+    assert run.states() == []
 
 
 @pytest.mark.parametrize("keep", [1, 2])
