@@ -1,5 +1,6 @@
 """Fixtures that many tests share: small models, images and projects."""
 
+import subprocess
 from collections.abc import Callable, Iterator
 from itertools import accumulate
 from pathlib import Path
@@ -77,6 +78,20 @@ def tiny_model() -> Callable[..., VDM]:
         return model.eval()
 
     return build
+
+
+@pytest.fixture
+def full_disk(tmp_path: Path) -> Iterator[Path]:
+    """Return a folder on a file system of 256 KiB."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(folder)], capture_output=True, check=False
+    )
+    if mounted.returncode != 0:
+        pytest.skip("a small file system cannot be mounted here")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
 
 
 @pytest.fixture

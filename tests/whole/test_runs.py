@@ -1,6 +1,5 @@
 """Training that is killed or stopped at any point loses nothing; in real processes."""
 
-import errno
 import hashlib
 import os
 import shutil
@@ -8,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,13 +16,10 @@ import torch
 from plant import trainers, wait_until
 from project import ROOT, Project, imports_torch
 
-from flows.core import memory
 from flows.core.checkpoint import save_state
-from flows.core.errors import Exit, UserError
+from flows.core.errors import Exit
 from flows.core.params import read_params
 from flows.training.fitting import build, resolve
-from flows.training.runs import Run, forget, writing_curves
-from vdm.training.log import TrainingRecord
 
 # Changes of vdm/training/validation.py that announce every batch of a validation, and make it longer.
 SLOW = {
@@ -297,32 +293,6 @@ def test_a_step_that_does_not_fit_says_what_to_change(project: Project) -> None:
     )
 
 
-@pytest.fixture
-def full_disk(tmp_path: Path) -> Iterator[Path]:
-    """Return a folder on a file system of 256 KiB."""
-    folder = tmp_path / "small"
-    folder.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(folder)], capture_output=True, check=False
-    )
-    if mounted.returncode != 0:
-        pytest.skip("a small file system cannot be mounted here")
-    yield folder
-    subprocess.run(["umount", str(folder)], check=True)
-
-
-def test_a_full_disk_keeps_the_state_before(full_disk: Path) -> None:
-    run = Run(full_disk / "run", keep=2)
-    run.save(1, {"done": 1, "weights": torch.zeros(10_000)})
-    with pytest.raises(UserError, match="could not be written: No space left on device") as error:
-        run.save(2, {"done": 2, "weights": torch.zeros(100_000)})
-    assert error.value.code == Exit.BUG
-    assert [path.name for path in run.folder.iterdir()] == ["step-000000001.state"]
-    newest = run.newest()
-    assert newest is not None
-    assert newest["done"] == 1
-
-
 def test_a_full_disk_ends_the_training_in_one_line_and_loses_nothing(
     full_disk: Path, project: Project, undisturbed: tuple[str, str]
 ) -> None:
@@ -340,111 +310,3 @@ def test_a_full_disk_ends_the_training_in_one_line_and_loses_nothing(
     assert "continuing from step 60 of 60" in result.stderr
     assert digests(project) == undisturbed
     models.unlink()
-
-
-RECORD = TrainingRecord(5, 3.0, 1.0, 1.0, 1.0, -7.0, 5.0, 1.0, 1e-3, None, None, 100.0)
-
-
-def test_curves_on_a_full_disk_are_named(full_disk: Path) -> None:
-    path = full_disk / "curves.csv"
-    with writing_curves(path, []) as add:
-        (full_disk / "filler").write_bytes(bytes(252 * 1024))
-        with pytest.raises(UserError, match=f"{path} could not be written: No space left on device") as error:
-            any(map(add, [RECORD] * 1000))
-    assert error.value.code == Exit.BUG
-
-
-def test_curves_are_a_new_file(tmp_path: Path) -> None:
-    """An old file there may be a link into DVC's cache, or a FIFO."""
-    path, cached = tmp_path / "curves.csv", tmp_path / "cached"
-    cached.write_text("old")
-    for before in (path.hardlink_to, path.symlink_to):
-        before(cached)
-        with writing_curves(path, [RECORD]) as add:
-            add(RECORD)
-        assert cached.read_text() == "old"
-        assert path.read_text().count("\n5,3.0,") == 2
-        path.unlink()
-    os.mkfifo(path)
-    with writing_curves(path, []):
-        assert path.is_file()
-
-
-def test_what_is_no_file_is_no_state(tmp_path: Path) -> None:
-    run = Run(tmp_path, keep=1)
-    run.save(5, {"done": 5})
-    os.mkfifo(tmp_path / "step-000000009.state")
-    assert run.newest() == {"done": 5}
-
-
-def test_a_run_folder_that_vanishes_is_made_again(tmp_path: Path) -> None:
-    run = Run(tmp_path / "runs" / "run", keep=1)
-    run.save(5, {"done": 5})
-    shutil.rmtree(tmp_path / "runs")
-    run.save(10, {"done": 10})
-    assert run.newest() == {"done": 10}
-
-
-def test_the_last_states_are_kept(tmp_path: Path) -> None:
-    run = Run(tmp_path / "run", keep=2)
-    for step in (5, 10, 15):
-        run.save(step, {"done": step})
-    assert [path.name for path in run.states()] == ["step-000000010.state", "step-000000015.state"]
-    run.finish("abc")
-    assert [path.name for path in run.states()] == ["step-000000015.state"]
-    (tmp_path / "other").mkdir()
-    (tmp_path / "other" / "model_sha256").write_bytes(b"\xff")
-    forget(tmp_path, "def")
-    assert run.newest() == {"done": 15}
-    forget(tmp_path, "abc")
-    assert [path.name for path in tmp_path.iterdir()] == ["other"]
-    forget(tmp_path / "nowhere", "abc")
-    run.finish("abc")  # its folder is gone
-    assert run.states() == []
-
-
-@pytest.mark.parametrize("keep", [1, 2])
-def test_a_state_is_kept_below_damaged_ones(keep: int, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    run = Run(tmp_path, keep=keep)
-    for step in (9500, 10000):
-        run.save(step, {"done": step})
-    damaged = run.states()
-    for path in damaged:
-        truncate(path)
-    for step in (500, 700, 900):
-        run.save(step, {"done": step})
-    assert run.newest() == {"done": 900}
-    assert [int(path.stem.removeprefix("step-")) for path in run.states()] == [500, 700, 900][-keep:]
-    for path in damaged:
-        aside = f"{path.name}.damaged"
-        assert f"{path}: truncated or damaged; falling back to the state before, and keeping this one as {aside}" in (
-            caplog.messages
-        )
-        assert (tmp_path / aside).is_file()
-
-
-@pytest.mark.parametrize("part", ["step-000000010.state", "folder"])
-def test_a_state_that_cannot_be_read_now_is_not_passed_over(
-    part: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Its folder may be unreadable too."""
-
-    def unreadable(*arguments: object) -> None:
-        raise PermissionError(errno.EACCES, "Permission denied")
-
-    run = Run(tmp_path / "folder", keep=2)
-    for step in (5, 10):
-        run.save(step, {"done": step})
-    replaced = "os.scandir" if part == "folder" else "flows.core.checkpoint.read_bounded"
-    with monkeypatch.context() as patch:
-        patch.setattr(replaced, unreadable)
-        with pytest.raises(UserError, match=f"{part} could not be read: Permission denied; correct that") as error:
-            run.newest()
-    assert error.value.code is Exit.MISSING
-    with monkeypatch.context() as patch:
-        patch.setattr(memory, "available", lambda: 100)
-        with pytest.raises(UserError, match=r"step-000000010\.state: free memory and run again") as error:
-            run.newest()
-    assert error.value.code is Exit.USAGE
-    assert [path.name for path in run.folder.iterdir()] == [path.name for path in run.states()]
-    assert run.newest() == {"done": 10}
