@@ -9,8 +9,8 @@ times with the same noise.
 
 Ours has the preset's recipe, with as many steps as --minutes allow by the speed of the first ones; the weights are
 averaged over the same share of the steps as in the preset.  The peer has its own recipe and the preset's sizes of the
-network.  --plot FILE draws the curves.  The peer, a checkout of addtt/variational-diffusion-models, needs the packages
-accelerate, ema-pytorch, torchinfo and pyyaml.
+network; --peer-learning-rate and --peer-batch-size change its recipe.  --plot FILE draws the curves.  The peer, a
+checkout of addtt/variational-diffusion-models, needs the packages accelerate, ema-pytorch, torchinfo and pyyaml.
 """
 
 import argparse
@@ -30,7 +30,7 @@ import torch
 
 from benchmarks.machine import describe
 from benchmarks.options import duration, explained, positive
-from benchmarks.peer import LEARNING_RATE, build, training_step
+from benchmarks.peer import BATCH_SIZE, LEARNING_RATE, build, training_step
 from benchmarks.speed import PRESETS
 from flows.core.checkpoint import load_model, save_model
 from flows.core.device import find_device, find_devices
@@ -85,7 +85,10 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument("--blocks", type=positive, help="number of blocks instead of the preset's")
     options.add_argument("--learning-rate", type=float, help="of ours, instead of the preset's")
     options.add_argument(
-        "--peer-learning-rate", type=float, default=LEARNING_RATE, help="of the peer; default: its own"
+        "--peer-learning-rate", type=float, default=LEARNING_RATE, help="of the peer; default: its own, 2e-4"
+    )
+    options.add_argument(
+        "--peer-batch-size", type=positive, default=BATCH_SIZE, help="of the peer; default: its own, 128"
     )
     options.add_argument("--minutes", type=duration, default=10.0, help="minutes of each training")
     options.add_argument("--seeds", type=int, nargs="+", default=[0, 1], help="seeds of the trainings")
@@ -155,7 +158,7 @@ def steps_per_second(trainer: Trainer) -> float:
 def train_peer(chosen: argparse.Namespace, params: Params) -> None:
     """Train the peer as its script does, on images of 256 levels."""
     sys.path.insert(0, str(chosen.peer))
-    device, size, seed = find_device(chosen.device), params.train.batch_size, params.train.seed
+    device, size, seed = find_device(chosen.device), chosen.peer_batch_size, params.train.seed
     torch.manual_seed(seed)
     config = config_of(params, chosen.images)
     images = torch.from_numpy(fitting.training_images(load_images(chosen.images), "train"))

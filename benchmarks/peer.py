@@ -15,7 +15,9 @@ from benchmarks.options import explained, positive
 from benchmarks.speed import clock, parser, peak_memory, read_problem, report
 from flows.core.device import find_device
 
+# The defaults of its train.py.
 LEARNING_RATE = 2e-4
+BATCH_SIZE = 128
 
 
 def main() -> None:
