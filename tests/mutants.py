@@ -22,7 +22,7 @@ import torch._dynamo  # noqa: F401
 
 # Slow tests of whole models, which are not needed to notice a mistake.
 SLOW = "trained compiled computed continued monte_carlo other_images exact_predictor low_discrepancy"
-SLOW += " lowers same_seed bfloat16 same_dropout gets_the_augmentation"
+SLOW += " no_compiler lowers same_seed bfloat16 same_dropout gets_the_augmentation"
 CHOSEN = " and ".join(f"not {name}" for name in SLOW.split())
 # Plain assertions, and no plugins that import libraries: each copy would pay for them anew.
 OPTIONS = ["-qx", "--assert=plain"]

@@ -162,9 +162,9 @@ def images_for(model: str | None) -> Path:
     images = ROOT / layout.IMAGES
     if images.exists() or not model or not REFERENCE.fullmatch(model):
         return images
-    from flows.registry.promotion import test_images
+    from flows.registry.storage import fetch_images
 
-    return test_images(ROOT, resolve(ROOT, model))
+    return fetch_images(ROOT, resolve(ROOT, model))
 
 
 def row_of(version: "Version") -> dict[str, Any]:

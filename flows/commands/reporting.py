@@ -15,8 +15,7 @@ from flows.evaluation.results import Metrics
 from flows.registry.git import contents
 from flows.registry.lineage import Lineage, lineage
 from flows.registry.lock_file import lock_here
-from flows.registry.promotion import test_images
-from flows.registry.storage import check, obtain, opened, sha256_of_config
+from flows.registry.storage import check, fetch_images, obtain, opened, sha256_of_config
 from flows.registry.versions import REFERENCE, Version, resolve
 from flows.report.comparison import comparison
 from flows.report.page import page
@@ -72,7 +71,7 @@ def of_version(version: Version) -> Results:
     with scratch_folder() as scratch:
         places = gather(chain, scratch)
         if str(layout.IMAGES) in chain.lock.outputs:
-            places[str(layout.IMAGES)] = test_images(ROOT, version)
+            places[str(layout.IMAGES)] = fetch_images(ROOT, version)
         try:
             return read_results(placed(places), origin_of(chain))
         except UserError as error:

@@ -1,6 +1,7 @@
 """Print results as a few lines of text."""
 
 from flows.evaluation.results import (
+    BOTH,
     BoundMetrics,
     Comparison,
     Metrics,
@@ -47,6 +48,8 @@ def bound(result: BoundMetrics) -> str:
     ]
     if result.validation:
         lines.append(f"validation: {bits(result.validation)}, {result.validation.num_images} images")
+    elif result.training and result.fitted_to == BOTH:
+        lines.append("validation: no figure, since the model was fitted to these images")
     if result.training:
         gap, error = result.generalisation_gap_bpd, result.generalisation_gap_standard_error
         lines.append(f"test - training: {figure(gap, '+.4f')} +- {figure(error)} bits/dim")

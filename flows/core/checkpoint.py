@@ -1,6 +1,7 @@
 """Read and write models: folders with `weights.safetensors`, and `config.json` for the arguments of `vdm.model.VDM`.
 
-`config.json` also has the sha256 of the weights and of the arguments, so that a damaged file is never loaded.
+`config.json` also has the sha256 of the weights and of the arguments, so that a damaged file is never loaded, and says
+which images the model was fitted to.
 """
 
 import hashlib
@@ -19,6 +20,7 @@ from safetensors.torch import load, save
 from flows.core.errors import CheckpointError, Exit, brief
 from flows.core.files import MOST_BYTES, parse_json, read_bounded, write_whole, written_last
 from flows.core.memory import available, require
+from vdm.choices import TrainingImages
 from vdm.model import VDM, count_parameters
 
 WEIGHTS, CONFIG = "weights.safetensors", "config.json"
@@ -35,8 +37,11 @@ class DamagedStateError(CheckpointError):
     """A training state that no later attempt can read either."""
 
 
-def save_model(folder: Path, model: VDM, config: dict[str, Any]) -> None:
-    """Write a model and the arguments it was built from: both files or neither.  Raises OSError that names the file."""
+def save_model(folder: Path, model: VDM, config: dict[str, Any], *, fitted_to: TrainingImages | None = None) -> None:
+    """Write a model and the arguments it was built from: both files or neither.  Raises OSError that names the file.
+
+    `fitted_to` are the images that it was trained on; None if that is not known.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     weights = save({name: tensor.contiguous().cpu() for name, tensor in model.state_dict().items()})
     description = {
@@ -44,6 +49,8 @@ def save_model(folder: Path, model: VDM, config: dict[str, Any]) -> None:
         "model_sha256": config_sha256(config),
         "weights_sha256": hashlib.sha256(weights).hexdigest(),
     }
+    if fitted_to:
+        description["fitted_to"] = fitted_to
     with written_last(folder / CONFIG, json.dumps(description, indent=2) + "\n"):
         write_whole(folder / WEIGHTS, weights)
 
@@ -149,11 +156,18 @@ def read_description(folder: Path) -> dict[str, Any]:
     keys = {"model", "model_sha256", "weights_sha256"}
     if not isinstance(description, dict) or not keys <= description.keys():
         raise CheckpointError(f"{folder / CONFIG}: must hold an object with {', '.join(sorted(keys))}")
+    if description.get("fitted_to", "train") not in get_args(TrainingImages):
+        raise CheckpointError(f"{folder / CONFIG}: `fitted_to` must be one of {', '.join(get_args(TrainingImages))}")
     if (wrong := mistyped(description["model"])) is not None:
         raise CheckpointError(f"{folder / CONFIG}: {wrong}; restore the file")
     if config_sha256(description["model"]) != description["model_sha256"]:
         raise CheckpointError(f"{folder / CONFIG}: `model` differs from its sha256; restore the file")
     return description
+
+
+def fitted_to(folder: Path) -> TrainingImages | None:
+    """Return the images that a model was trained on; None if its config.json does not say.  Raises CheckpointError."""
+    return read_description(folder).get("fitted_to")
 
 
 def mistyped(config: Any) -> str | None:

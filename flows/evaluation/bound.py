@@ -2,6 +2,7 @@
 
 import csv
 import json
+import logging
 import math
 from collections.abc import Iterable
 from functools import partial
@@ -12,13 +13,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from flows.core.checkpoint import load_model, model_sha256
+from flows.core.checkpoint import fitted_to, load_model, model_sha256
 from flows.core.device import find_device, find_devices, find_precision
 from flows.core.errors import Exit, UserError
 from flows.core.files import written_last
 from flows.core.memory import require
 from flows.evaluation.environment import environment
-from flows.evaluation.results import BoundMetrics, Split, SplitFigures, finite
+from flows.evaluation.results import BOTH, BoundMetrics, Split, SplitFigures, finite
 from flows.images.store import ImageSet, data_sha256, fault, load_images, spread
 from flows.process.ending import finish
 from flows.process.progress import bar
@@ -27,6 +28,8 @@ from vdm.model import VDM
 
 if TYPE_CHECKING:
     from flows.core.params import Evaluate
+
+log = logging.getLogger(__name__)
 
 
 def measure(
@@ -50,6 +53,7 @@ def measure(
         num_timesteps=settings.num_timesteps,
         precision=find_precision(settings.precision, device),
         environment=environment(device, requirements),
+        fitted_to=fitted_to(model),
         **digests(model, images),
     )
     return metrics, result
@@ -58,11 +62,11 @@ def measure(
 def other_splits(settings: "Evaluate", tested: BoundMetrics, *, model: Path, images: Path) -> dict[str, Any]:
     """Return the fields of metrics about validation and training images, given those about the test images.
 
-    Raises what `measure` raises.
+    A model that was fitted to the validation images has no figure of them.  Raises what `measure` raises.
     """
     training = figures(evaluate_split(settings, model, images, "train", tested.num_images))
     found: dict[str, Any] = {"training": training}
-    if len(load_images(images).validation):
+    if len(load_images(images).validation) and tested.fitted_to != BOTH:
         found["validation"] = figures(evaluate_split(settings, model, images, "validation"))
     if tested.bpd is not None and training.bpd is not None:
         errors = [error or math.nan for error in (tested.bpd_standard_error, training.bpd_standard_error)]
@@ -80,6 +84,7 @@ def evaluate_split(
     memory.
     """
     vdm, image_set = load_fitting(model, images, find_devices(settings.device, settings.num_devices)[0], split)
+    warn_if_seen(model, split)
     pixels = spread(getattr(image_set, split), num_images)
     require_memory(settings, vdm, len(pixels))
     parts = shares(len(pixels), settings.num_devices, **settings.model_dump(include={"batch_size", "times_per_image"}))
@@ -139,6 +144,12 @@ def load_fitting(model: Path, images: Path, device: torch.device, split: Split) 
         raise UserError(f"{model} is a model of images of {ours}; {images} holds {theirs}", Exit.USAGE)
     require_valid(image_set, images, split)
     return vdm, image_set
+
+
+def warn_if_seen(model: Path, split: Split) -> None:
+    """Warn if the model was fitted to the validation images and is evaluated on them."""
+    if split == "validation" and fitted_to(model) == BOTH:
+        log.warning("%s was fitted to the validation images, too, so they say nothing about other images", model)
 
 
 def require_valid(image_set: ImageSet, images: Path, split: Split) -> None:

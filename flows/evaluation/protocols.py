@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from flows.core.device import find_device
 from flows.core.memory import require
-from flows.evaluation.bound import digests, evaluate_split, load_fitting
+from flows.evaluation.bound import digests, evaluate_split, load_fitting, warn_if_seen
 from flows.evaluation.results import Comparison, ModelFigures, OdeMetrics, Split
 from flows.evaluation.solver import dopri5
 from flows.images.store import spread
@@ -29,6 +29,7 @@ def ode(settings: "Ode", *, model: Path, images: Path, split: Split = "test") ->
     """
     device = find_device(settings.device)
     vdm, image_set = load_fitting(model, images, device, split)
+    warn_if_seen(model, split)
     pixels = spread(getattr(image_set, split), settings.num_images)
     sizes = settings.model_dump(include={"num_draws", "num_probes", "batch_size"})
     advice = "ode: lower ode.batch_size, ode.num_draws or ode.num_probes (0 takes the most)"

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field
 
 from flows.core.documents import Count, Document, Number, Sha256
-from vdm.choices import Precision
+from vdm.choices import Precision, TrainingImages
 
 
 def finite(value: Any) -> Any:
@@ -20,6 +20,7 @@ def with_error(value: float | None, error: float | None) -> str:
     return shown if error is None else f"{shown} +- {error:.4f}"
 
 
+BOTH: TrainingImages = "train_and_validation"
 Split = Literal["train", "validation", "test"]
 Figure = Annotated[Number | None, BeforeValidator(finite)]
 
@@ -60,8 +61,9 @@ class BoundMetrics(Metrics):
     """metrics.json: the variational bound on the images of a split, its terms and its errors.
 
     The file of the pipeline is about the test images.  It also has the figures of the validation images, if there are
-    any, and of as many training images as test images, at the same times and with the same noise.  The generalisation
-    gap is that of the test images minus that of the training images: far above its standard error, the model overfits.
+    any to which the model was not fitted, and of as many training images as test images, at the same times and with the
+    same noise.  The generalisation gap is that of the test images minus that of the training images: far above its
+    standard error, the model overfits.
     """
 
     protocol: Literal["vlb"] = "vlb"
@@ -78,6 +80,7 @@ class BoundMetrics(Metrics):
     num_timesteps: Count | None
     precision: Precision | None = None
     environment: Environment | None = None
+    fitted_to: TrainingImages | None = None
     validation: SplitFigures | None = None
     training: SplitFigures | None = None
     generalisation_gap_bpd: Figure = None

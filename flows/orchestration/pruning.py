@@ -194,13 +194,13 @@ def describe(folder: Path) -> Entry:
         return found | {"problem": "no state"}
     try:
         state = load_state(paths[-1])
-        model, optimizer = state["model"], state["optimizers"][0]["param_groups"][0]
+        model = state["model"]
         return found | {
             "step": int(state["done"]),
             "weights": sum(tensor.numel() for tensor in model.values()),
             "width": len(model["network.conv_in.bias"]),
             "blocks": len({name.split(".")[2] for name in model if name.startswith("network.down.")}),
-            "learning_rate": float(optimizer["lr"]),
+            "learning_rate": float(state["learning_rate"]),
             "bpd": float(state["records"][-1][1]) if state["records"] else None,
         }
     except (UserError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:

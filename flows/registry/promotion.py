@@ -12,7 +12,6 @@ images are judged by test images, and the evidence says so.
 """
 
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,13 +20,13 @@ from flows.core.checkpoint import read_description
 from flows.core.errors import Exit, UserError
 from flows.evaluation.bound import measure
 from flows.evaluation.protocols import compare
-from flows.evaluation.results import BoundMetrics, ModelFigures, Split
-from flows.images.store import ImageSetError, data_sha256, load_images, split_sha256
+from flows.evaluation.results import BOTH, BoundMetrics, ModelFigures, Split
+from flows.images.store import load_images, split_sha256
 from flows.process.ending import finish
 from flows.registry.evidence import PROMOTE, REFUSE, ROLL_BACK, Evidence
 from flows.registry.git import identity, locked
 from flows.registry.lock_file import read_lock
-from flows.registry.storage import fetch
+from flows.registry.storage import fetch, fetch_images
 from flows.registry.verification import require_sound
 from flows.registry.versions import (
     CHAMPION,
@@ -42,9 +41,6 @@ from flows.registry.versions import (
 
 if TYPE_CHECKING:
     from flows.core.params import Evaluate, Promote
-
-
-BOTH = "train_and_validation"
 
 
 def challenge(root: Path, challenger: Version, *, settings: "Evaluate", rule: "Promote") -> Evidence:
@@ -85,7 +81,7 @@ def evaluated(
     Return no figures when the champion is the challenger, when it is a model of images of another shape or number of
     levels, or when the challenger was fitted to the validation images.
     """
-    images, model = test_images(root, challenger), fetch(root, challenger)
+    images, model = fetch_images(root, challenger), fetch(root, challenger)
     found = jury(root, challenger, images)
     split: Split = found["split"]
     splits: set[Split] = {split, "test"}
@@ -219,21 +215,6 @@ def rollback(root: Path) -> Evidence:
         finish()
         tag = make_champion(root, earlier, evidence.message(f"Roll back to {earlier.name}"))
     return evidence.model_copy(update={"tag": tag})
-
-
-def test_images(root: Path, version: Version) -> Path:
-    """Return the folder with the version's images: the working tree's if it has them, else they are fetched.
-
-    Raises UserError (exit 5).
-    """
-    expected = version.metrics.data_sha256
-    with suppress(ImageSetError):
-        if data_sha256(root / layout.IMAGES) == expected:
-            return root / layout.IMAGES
-    folder = fetch(root, version, str(layout.IMAGES))
-    if data_sha256(folder) != expected:
-        raise UserError(f"{folder} is damaged; delete it to fetch it again", Exit.MISSING)
-    return folder
 
 
 def fits(model: Path, images: Path) -> bool:

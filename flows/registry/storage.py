@@ -9,7 +9,7 @@ import hashlib
 import logging
 import shutil
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
@@ -23,6 +23,7 @@ from flows.core import layout
 from flows.core.documents import Document, Md5, RelativePath, read, require_apart
 from flows.core.errors import Exit, NetworkError, UserError
 from flows.core.files import inside, open_regular, read_bounded, scratch_folder
+from flows.images.store import ImageSetError, data_sha256
 from flows.registry.lock_file import model_path, read_lock
 from flows.registry.versions import Version, resolve
 
@@ -71,6 +72,21 @@ def fetch(root: Path, version: Version, path: str | None = None) -> Path:
         copy(root, version, path, digest, folder)
     if path == model and sha256_of_config(folder) != version.metrics.model_sha256:
         raise UserError(f"{folder} is not the model of {version.name}; delete it to fetch it again", Exit.MISSING)
+    return folder
+
+
+def fetch_images(root: Path, version: Version) -> Path:
+    """Return the folder with the version's images: the working tree's if it has them, else they are fetched.
+
+    Raises UserError (exit 5).
+    """
+    expected = version.metrics.data_sha256
+    with suppress(ImageSetError):
+        if data_sha256(root / layout.IMAGES) == expected:
+            return root / layout.IMAGES
+    folder = fetch(root, version, str(layout.IMAGES))
+    if data_sha256(folder) != expected:
+        raise UserError(f"{folder} is damaged; delete it to fetch it again", Exit.MISSING)
     return folder
 
 

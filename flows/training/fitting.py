@@ -74,7 +74,7 @@ def train_here(model: "Model", train: "Train", *, images: Path, out: Path, curve
         fit(trainer, run, curves, train, asked_to_stop)
         with agreement():
             if is_first():
-                write_model(trainer, config, out)
+                write_model(trainer, config, train.images, out)
                 run.finish(model_sha256(out))
 
 
@@ -210,10 +210,10 @@ def save(trainer: Trainer, run: Run) -> None:
             run.save(trainer.done, trainer.state())
 
 
-def write_model(trainer: Trainer, config: dict[str, Any], out: Path) -> None:
-    """Write the model of averaged weights.  Raises UserError (exit 1) if it cannot be written."""
+def write_model(trainer: Trainer, config: dict[str, Any], fitted_to: TrainingImages, out: Path) -> None:
+    """Write the model of averaged weights, and the images it was fitted to.  Raises UserError (exit 1) if it cannot."""
     try:
-        save_model(out, trainer.kept, config)
+        save_model(out, trainer.kept, config, fitted_to=fitted_to)
     except OSError as error:
         raise unwritten(str(error.filename or out), error) from error
 

@@ -271,6 +271,12 @@ def test_help_loads_nothing_heavy() -> None:
     assert result.stdout.splitlines()[-1] == "[] 0"
 
 
+def test_the_report_loads_no_torch() -> None:
+    program = "import sys, flows.commands.reporting; print({'torch', 'scipy', 'prefect'} & set(sys.modules))"
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert result.stdout == "set()\n"
+
+
 def test_every_command_in_the_documents_exists() -> None:
     help_text = subprocess.run(
         [sys.executable, "-m", "flows.cli", "--help"], capture_output=True, text=True, check=True, cwd=ROOT

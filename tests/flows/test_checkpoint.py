@@ -18,6 +18,7 @@ from flows.core import memory
 from flows.core.checkpoint import (
     DamagedStateError,
     config_sha256,
+    fitted_to,
     load_model,
     load_state,
     model_sha256,
@@ -41,6 +42,16 @@ def test_a_model_survives_the_round_trip(folder: Path, tiny_model: Callable[...,
     assert all(torch.equal(loaded.state_dict()[name], tensor) for name, tensor in saved.state_dict().items())
     assert not loaded.training
     assert sorted(path.name for path in folder.iterdir()) == ["config.json", "weights.safetensors"]
+
+
+def test_a_model_says_which_images_it_was_fitted_to(folder: Path, tiny_model: Callable[..., VDM]) -> None:
+    assert fitted_to(folder) is None
+    save_model(folder, tiny_model(), TINY, fitted_to="train_and_validation")
+    assert fitted_to(folder) == "train_and_validation"
+    config = folder / "config.json"
+    config.write_text(config.read_text().replace("train_and_validation", "test"))
+    with pytest.raises(CheckpointError, match="`fitted_to` must be one of train, train_and_validation"):
+        load_model(folder)
 
 
 @pytest.mark.parametrize("num_timesteps", [None, 50])

@@ -1,6 +1,8 @@
 """Training: the gradients, the data order, the averages, and that it learns."""
 
 import math
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,12 +11,13 @@ import numpy as np
 import pytest
 import torch
 import torch._inductor.config
+from conftest import TINY
 
 from flows.core.checkpoint import load_state, save_state
 from vdm.errors import TrainingDiverged
 from vdm.model import VDM
 from vdm.training.batches import Batch
-from vdm.training.optimizer import Muon, learning_rate_factor, optimizers, orthogonalised, set_learning_rate
+from vdm.training.optimizer import AdamW, Muon, learning_rate_factor, optimizers, orthogonalised
 from vdm.training.trainer import Trainer, TrainingSettings, backward
 from vdm.vlb import bits_per_dim, low_discrepancy_times
 
@@ -230,6 +233,22 @@ def test_checkpointed_activations_meet_the_same_dropout(tiny_model: Callable[...
     assert same_bits(plain, other)
 
 
+def test_a_step_without_compilation_loads_no_compiler() -> None:
+    """It would take every process a second and 70 MiB."""
+    program = f"""
+import sys, torch
+from vdm.model import VDM
+from vdm.training.trainer import Trainer, TrainingSettings
+settings = TrainingSettings(**{SETTINGS | {"optimizer": "muon"}})
+trainer = Trainer(VDM(**{TINY}), torch.zeros(16, 1, 8, 8, dtype=torch.uint8), settings)
+trainer.step()
+trainer.load_state(trainer.state())
+print(trainer.done, "torch._dynamo" in sys.modules)
+"""
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert result.stdout == "1 False\n"
+
+
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # the compiler reads it
 @pytest.mark.processes
 def test_a_compiled_step_in_bfloat16_follows_the_eager_float32_loss(
@@ -271,21 +290,35 @@ def test_the_average_is_exponential(tiny_model: Callable[..., VDM], digits: np.n
 def test_biases_norms_and_the_schedule_are_not_decayed(tiny_model: Callable[..., VDM], kind: Any) -> None:
     model = tiny_model(schedule="learned_monotone")
     used = optimizers(model, kind, betas=(0.9, 0.99), weight_decay=0.5)
-    groups = [group for optimizer in used for group in optimizer.param_groups]
-    decayed = {id(p) for group in groups if group["weight_decay"] for p in group["params"]}
+    decayed = {id(p) for optimizer in used if optimizer.weight_decay for p in optimizer.parameters}
     names = {name for name, p in model.named_parameters() if id(p) in decayed}
     assert names
     assert all(name.endswith("weight") and "norm" not in name and "schedule" not in name for name in names)
-    every = [id(p) for group in groups for p in group["params"]]
+    every = [id(p) for optimizer in used for p in optimizer.parameters]
     assert sorted(every) == sorted(map(id, model.parameters()))
 
 
 def test_muon_trains_the_matrices_of_the_blocks(tiny_model: Callable[..., VDM]) -> None:
     model = tiny_model()
-    _, muon = optimizers(model, "muon", betas=(0.9, 0.99), weight_decay=0.5)
-    trained = {id(p) for group in muon.param_groups for p in group["params"]}
+    *_, muon = optimizers(model, "muon", betas=(0.9, 0.99), weight_decay=0.5)
+    trained = {id(p) for p in muon.parameters}
     others = {name for name, p in model.network.named_parameters() if p.ndim > 1 and id(p) not in trained}
     assert others == {"condition_1.weight", "condition_2.weight", "conv_in.weight", "conv_out.weight"}
+
+
+def test_adamw_is_that_of_torch() -> None:
+    torch.manual_seed(0)
+    ours, theirs = ([torch.nn.Parameter(torch.ones(shape)) for shape in ((3, 4), (5,))] for _ in range(2))
+    optimizer = AdamW(ours, betas=(0.9, 0.99), weight_decay=0.5)
+    reference = torch.optim.AdamW(theirs, lr=0.1, betas=(0.9, 0.99), weight_decay=0.5, fused=True)
+    for _ in range(3):
+        for mine, other in zip(ours, theirs, strict=True):
+            mine.grad = torch.randn_like(mine)
+            other.grad = mine.grad.clone()
+        optimizer.step(0.1)
+        reference.step()
+    for mine, other in zip(ours, theirs, strict=True):
+        assert torch.equal(mine, other)
 
 
 @pytest.mark.parametrize("shape", [(3, 8, 20), (2, 20, 8), (1, 5, 5)])
@@ -304,8 +337,7 @@ def test_no_gradient_moves_nothing_but_by_decay() -> None:
     parameter = torch.nn.Parameter(torch.ones(4, 2, 3, 3))
     parameter.grad = torch.zeros_like(parameter)
     muon = Muon([parameter], weight_decay=0.5)
-    set_learning_rate([muon], 0.1)
-    muon.step()
+    muon.step(0.1)
     torch.testing.assert_close(parameter.detach(), torch.full((4, 2, 3, 3), 0.95))
 
 
@@ -316,13 +348,12 @@ def test_a_step_of_muon_on_a_convolution_is_that_of_torch_on_its_matrix() -> Non
     matrices = [torch.nn.Parameter(p.detach().flatten(1).clone()) for p in convolutions]
     before = [p.detach().clone() for p in matrices]
     ours = Muon(convolutions, weight_decay=0.5)
-    set_learning_rate([ours], 0.1)
     theirs = torch.optim.Muon(matrices, lr=0.1, weight_decay=0.5, adjust_lr_fn="match_rms_adamw")
     for _ in range(3):
         for convolution, matrix in zip(convolutions, matrices, strict=True):
             matrix.grad = torch.randn_like(matrix)
             convolution.grad = matrix.grad.view_as(convolution).clone()
-        ours.step()
+        ours.step(0.1)
         theirs.step()
     for convolution, matrix, start in zip(convolutions, matrices, before, strict=True):
         moved = convolution.detach().flatten(1) - start

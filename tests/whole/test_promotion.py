@@ -17,6 +17,7 @@ import pytest
 from project import Project, cached, one_line
 from scipy import stats
 
+from flows.core import layout
 from flows.core.errors import Exit, UserError
 from flows.core.params import Evaluate, Promote, read_params
 from flows.evaluation.results import Comparison, ModelFigures
@@ -211,6 +212,8 @@ def test_versions_without_validation_images_or_fitted_to_them(copied: Project) -
     for changes in (last_fit, no_validation):
         copied.edit("params.yaml", **changes)
         copied.reproduce(same_images=changes is last_fit)
+        if changes is last_fit:
+            shows_no_figure_of_the_images_it_was_fitted_to(copied)
         copied.git("add", "--all")
         copied.git("commit", "--quiet", "--message=Reproduce")
         found.append(evidence_for(copied, add_version(copied.folder, "HEAD", "Retrained").name))
@@ -221,6 +224,15 @@ def test_versions_without_validation_images_or_fitted_to_them(copied: Project) -
     assert (unvalidated.split, unvalidated.num_images, unvalidated.num_judged) == ("test", 359, None)
     assert "on test images, having no validation images" in unvalidated.reason
     assert unvalidated.challenger_bpd == unvalidated.challenger_test_bpd
+
+
+def shows_no_figure_of_the_images_it_was_fitted_to(project: Project) -> None:
+    metrics = json.loads((project.folder / layout.METRICS).read_text())
+    assert (metrics["fitted_to"], metrics["validation"]) == ("train_and_validation", None)
+    assert "they are left out" in (project.folder / layout.PAGE).read_text()
+    evaluated = project.vdmctl("evaluate", "--split", "validation")
+    assert "models/vdm was fitted to the validation images, too" in evaluated.stderr
+    assert "validation: no figure, since the model was fitted to these images" in project.vdmctl("report").stdout
 
 
 def test_a_champion_of_other_images_is_not_compared(registry: Project, tmp_path: Path) -> None:

@@ -1,19 +1,21 @@
 """AdamW (appendix B), Muon, and the course of their learning rate."""
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from itertools import groupby
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import Tensor
 from torch.nn import Parameter
+from torch.optim.adamw import adamw
 
 from vdm.choices import LearningRateDecay, OptimizerKind
 from vdm.model import VDM
 
 Weights = tuple[Tensor, ...] | list[Tensor]
 
+EPSILON = 1e-8
 MOMENTUM = 0.95
 ITERATIONS = 5
 # a x + b x^3 + c x^5 takes singular values between 0 and 1 close to 1 within few iterations (Jordan et al. 2024).
@@ -22,25 +24,45 @@ COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 STEP_SIZE = 0.2
 
 
-def optimizers(
-    model: VDM, kind: OptimizerKind, *, betas: Sequence[float], weight_decay: float
-) -> list[torch.optim.Optimizer]:
-    """Return the optimizers that together train all parameters of the model; `set_learning_rate` sets their rate.
+class AdamW:
+    """AdamW (Loshchilov and Hutter 2019, arXiv 1711.05101) in torch's fused implementation.
 
-    AdamW has no weight decay for biases, norms and the noise schedule.  With `muon`, `Muon` trains the weight matrices
-    of the blocks, and AdamW everything else: the first and last layers, the conditioning and the rest.
+    The class `torch.optim.AdamW` would load torch's compiler, which takes every process 0.7 s and 70 MiB.
     """
-    hidden = model.network.matrices_of_blocks() if kind == "muon" else []
-    others = [p for p in model.parameters() if p.requires_grad and not any(p is matrix for matrix in hidden)]
-    groups = [
-        {"params": [p for p in others if p.ndim > 1], "weight_decay": weight_decay},
-        {"params": [p for p in others if p.ndim <= 1], "weight_decay": 0.0},
-    ]
-    adamw = torch.optim.AdamW(groups, betas=(betas[0], betas[1]), fused=True)
-    return [adamw, Muon(hidden, weight_decay=weight_decay)] if hidden else [adamw]
+
+    def __init__(self, parameters: Iterable[Parameter], *, betas: Sequence[float], weight_decay: float) -> None:
+        self.parameters = list(parameters)
+        self.betas, self.weight_decay = betas, weight_decay
+        self.means = [torch.zeros_like(p) for p in self.parameters]
+        self.squares = [torch.zeros_like(p) for p in self.parameters]
+        self.steps = [torch.zeros((), device=p.device) for p in self.parameters]
+
+    @torch.no_grad()
+    def step(self, learning_rate: float) -> None:
+        """Update the parameters by their gradients."""
+        adamw(
+            cast(list[Tensor], self.parameters),
+            gradients(self.parameters),
+            self.means,
+            self.squares,
+            [],
+            self.steps,
+            fused=True,
+            amsgrad=False,
+            beta1=self.betas[0],
+            beta2=self.betas[1],
+            lr=learning_rate,
+            weight_decay=self.weight_decay,
+            eps=EPSILON,
+            maximize=False,
+        )
+
+    def state(self) -> list[Tensor]:
+        """Return what the next step depends on: the tensors themselves, into which a saved state can be copied."""
+        return [*self.means, *self.squares, *self.steps]
 
 
-class Muon(torch.optim.Optimizer):
+class Muon:
     """Gradient descent whose momentum is orthogonalised (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon/).
 
     A convolution counts as the matrix (outputs, inputs x height x width).  The step of a matrix is scaled to the size
@@ -50,31 +72,49 @@ class Muon(torch.optim.Optimizer):
     """
 
     def __init__(self, parameters: Iterable[Parameter], *, weight_decay: float) -> None:
-        super().__init__(parameters, {"lr": 1e-3, "weight_decay": weight_decay})
+        self.parameters = sorted(parameters, key=matrix_shape)
+        self.weight_decay = weight_decay
+        self.momenta = [torch.zeros_like(p) for p in self.parameters]
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> None:  # type: ignore[override]
-        for group in self.param_groups:
-            for _, parameters in groupby(sorted(group["params"], key=matrix_shape), key=matrix_shape):
-                self.update(list(parameters), group["lr"], group["weight_decay"])
+    def step(self, learning_rate: float) -> None:
+        """Update the parameters by their gradients, those of one shape together."""
+        alike = groupby(zip(self.parameters, self.momenta, strict=True), key=lambda each: matrix_shape(each[0]))
+        for _, group in alike:
+            parameters, momenta = zip(*group, strict=True)
+            self.update(parameters, momenta, learning_rate)
 
-    def update(self, parameters: list[Tensor], learning_rate: float, weight_decay: float) -> None:
+    def update(self, parameters: tuple[Parameter, ...], momenta: Weights, learning_rate: float) -> None:
         """Take the step of parameters that are matrices of one shape."""
-        gradients = [cast(Tensor, parameter.grad) for parameter in parameters]
-        momenta = [self.momentum(parameter) for parameter in parameters]
-        torch._foreach_lerp_(momenta, gradients, 1 - MOMENTUM)
-        directions = torch.stack(torch._foreach_lerp(gradients, momenta, MOMENTUM))
+        latest = gradients(parameters)
+        torch._foreach_lerp_(momenta, latest, 1 - MOMENTUM)
+        directions = torch.stack(torch._foreach_lerp(latest, momenta, MOMENTUM))
         steps = orthogonalised(directions.flatten(2)).reshape(directions.shape)
         size = STEP_SIZE * math.sqrt(max(matrix_shape(parameters[0])))
-        torch._foreach_mul_(parameters, 1 - learning_rate * weight_decay)
+        torch._foreach_mul_(parameters, 1 - learning_rate * self.weight_decay)
         torch._foreach_add_(parameters, steps.unbind(), alpha=-learning_rate * size)
 
-    def momentum(self, parameter: Tensor) -> Tensor:
-        """Return the running average of the parameter's gradients, which starts at zero."""
-        state = self.state[parameter]
-        if "momentum" not in state:
-            state["momentum"] = torch.zeros_like(parameter)
-        return state["momentum"]  # type: ignore[no-any-return]
+    def state(self) -> list[Tensor]:
+        """Return what the next step depends on: the tensors themselves, into which a saved state can be copied."""
+        return self.momenta
+
+
+def optimizers(model: VDM, kind: OptimizerKind, *, betas: Sequence[float], weight_decay: float) -> list[AdamW | Muon]:
+    """Return the optimizers that together train all parameters of the model.
+
+    AdamW has no weight decay for biases, norms and the noise schedule.  With `muon`, `Muon` trains the weight matrices
+    of the blocks, and AdamW everything else: the first and last layers, the conditioning and the rest.
+    """
+    hidden = model.network.matrices_of_blocks() if kind == "muon" else []
+    others = [p for p in model.parameters() if p.requires_grad and not any(p is matrix for matrix in hidden)]
+    decayed = AdamW([p for p in others if p.ndim > 1], betas=betas, weight_decay=weight_decay)
+    free = AdamW([p for p in others if p.ndim <= 1], betas=betas, weight_decay=0.0)
+    return [decayed, free, Muon(hidden, weight_decay=weight_decay)] if hidden else [decayed, free]
+
+
+def gradients(parameters: Iterable[Parameter]) -> list[Tensor]:
+    """Return the gradients of parameters that all have one."""
+    return [cast(Tensor, parameter.grad) for parameter in parameters]
 
 
 def matrix_shape(parameter: Tensor) -> tuple[int, int]:
@@ -95,13 +135,6 @@ def orthogonalised(matrices: Tensor) -> Tensor:
         gram = x @ x.mT
         x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
     return x.mT if tall else x
-
-
-def set_learning_rate(optimizers: Iterable[torch.optim.Optimizer], learning_rate: float) -> None:
-    """Give all parameters of the optimizers this learning rate."""
-    for optimizer in optimizers:
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate
 
 
 def learning_rate_factor(step: int, steps: int, warmup_steps: int, decay: LearningRateDecay) -> float:

@@ -10,7 +10,6 @@ it further, one after the other.  Neither changes the batch or its loss.
 
 import math
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, cast
@@ -18,7 +17,6 @@ from typing import Any, cast
 import numpy as np
 import torch
 from torch import Tensor, distributed
-from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 from torch.utils.checkpoint import checkpoint
 
@@ -27,7 +25,7 @@ from vdm.model import VDM
 from vdm.network import AttentionBlock, ResidualBlock
 from vdm.training.batches import Batch, augment, draw_batch
 from vdm.training.log import TrainingLog, TrainingRecord
-from vdm.training.optimizer import learning_rate_factor, move_average, optimizers, set_learning_rate
+from vdm.training.optimizer import learning_rate_factor, move_average, optimizers
 from vdm.training.processes import process
 from vdm.training.validation import Validation
 from vdm.vlb import PredictNoise, Terms, bits_per_dim
@@ -99,6 +97,9 @@ class Trainer:
         if images.is_cuda:
             # The layout of tensor cores; on CPUs it made convolutions half as fast.
             model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        if self.processes > 1:  # on another kind of CPU, the first weights may differ in their last bits
+            for value in model.state_dict().values():
+                distributed.broadcast(value, src=0)
         self.optimizers = optimizers(
             model, settings.optimizer, betas=settings.betas, weight_decay=settings.weight_decay
         )
@@ -148,18 +149,21 @@ class Trainer:
 
     def update(self) -> None:
         """Update the weights.  Raises TrainingDiverged if loss or gradient is not finite: now, on CUDA a step later."""
-        settings = self.settings
-        factor = learning_rate_factor(self.done, settings.steps, settings.warmup_steps, settings.learning_rate_decay)
-        set_learning_rate(self.optimizers, settings.learning_rate * factor)
         losses = self.accumulate_gradients(self.draw())
         self.average_over_processes(losses)
-        gradient_norm = torch.nn.utils.clip_grad_norm_(self.on_bound, settings.max_gradient_norm or math.inf)
+        gradient_norm = torch.nn.utils.clip_grad_norm_(self.on_bound, self.settings.max_gradient_norm or math.inf)
         for optimizer in self.optimizers:
-            optimizer.step()
-            optimizer.zero_grad()
+            optimizer.step(self.learning_rate(self.done))
+        self.model.zero_grad()
         self.average.update_parameters(self.model)
         self.done += 1
         self.log.add(self.done, torch.cat([bits_per_dim(losses, self.model.num_dims), gradient_norm[None]]))
+
+    def learning_rate(self, step: int) -> float:
+        """Return the learning rate of a step, whose number begins at 0."""
+        chosen = self.settings
+        factor = learning_rate_factor(step, chosen.steps, chosen.warmup_steps, chosen.learning_rate_decay)
+        return chosen.learning_rate * factor
 
     def accumulate_gradients(self, batch: Batch) -> Tensor:
         """Compute the gradients of this process's share of the batch.  Return its mean terms of the loss, (3,) nats."""
@@ -167,9 +171,8 @@ class Trainer:
         count = self.settings.accumulation
         for number in range(count):
             part = batch.part(self.rank * count + number, self.processes * count)
-            with unsynchronised(self.network) if number + 1 < count else nullcontext():
-                predict_noise = partial(self.network, augmented=part.augmented)
-                terms = backward(self.model, part, self.settings.precision, predict_noise, share=1 / count)
+            predict_noise = partial(self.network, augmented=part.augmented)
+            terms = backward(self.model, part, self.settings.precision, predict_noise, share=1 / count)
             losses += torch.stack([term.detach().mean() for term in terms]) / count
         return losses
 
@@ -178,7 +181,7 @@ class Trainer:
         line = self.log.line(
             self.done,
             ends=(self.model.schedule.gamma_0.item(), self.model.schedule.gamma_1.item()),
-            learning_rate=self.optimizers[0].param_groups[0]["lr"],
+            learning_rate=self.learning_rate(self.done - 1),
             batch_size=self.settings.batch_size,
             validation=validated,
         )
@@ -200,10 +203,10 @@ class Trainer:
         )
 
     def average_over_processes(self, losses: Tensor) -> None:
-        """Average the losses (3,) and the schedule's gradients, which DistributedDataParallel does not see."""
+        """Average the losses (3,) and the gradients over the processes."""
         if self.processes == 1:
             return
-        values = [losses, *(p.grad for p in self.model.schedule.parameters() if p.grad is not None)]
+        values = [losses, *(p.grad for p in self.model.parameters() if p.grad is not None)]
         sums = torch.cat([value.flatten() for value in values])
         distributed.all_reduce(sums)
         means = (sums / self.processes).split([value.numel() for value in values])
@@ -218,9 +221,10 @@ class Trainer:
         return {
             "log": self.log.state(),
             "done": self.done,
+            "learning_rate": self.learning_rate(max(0, self.done - 1)),
             "model": self.model.state_dict(),
             "average": self.average.state_dict(),
-            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+            "optimizers": [optimizer.state() for optimizer in self.optimizers],
             "records": [list(record) for record in self.records],
             "validation": self.validation.state() if self.validation else None,
         }
@@ -230,7 +234,8 @@ class Trainer:
         self.model.load_state_dict(state["model"])
         self.average.load_state_dict(state["average"])
         for optimizer, values in zip(self.optimizers, state["optimizers"], strict=True):
-            optimizer.load_state_dict(values)
+            for tensor, value in zip(optimizer.state(), values, strict=True):
+                tensor.copy_(value)
         self.log.load_state(state["log"])
         self.records = [TrainingRecord(*values) for values in state["records"]]
         if self.validation:
@@ -261,12 +266,7 @@ def prepare(model: VDM, settings: TrainingSettings) -> torch.nn.Module:
                 block.forward = partial(checkpoint, block.forward, use_reentrant=False)  # type: ignore[method-assign]
     if settings.compile:
         network.compile()
-    return DistributedDataParallel(network, gradient_as_bucket_view=True) if distributed.is_initialized() else network
-
-
-def unsynchronised(network: torch.nn.Module) -> AbstractContextManager[None]:
-    """Return a context whose gradients stay in this process until a backward pass outside of it."""
-    return network.no_sync() if isinstance(network, DistributedDataParallel) else nullcontext()
+    return network
 
 
 def backward(model: VDM, batch: Batch, precision: Precision, predict_noise: PredictNoise, *, share: float) -> Terms:
