@@ -220,12 +220,13 @@ def at_grid_times(times: np.ndarray, draws: np.ndarray) -> tuple[np.ndarray, np.
     return levels, np.stack(means, axis=1)
 
 
-def memory_needed(
-    model: VDM, *, num_images: int, times_per_image: int, batch_size: int, precision: Precision = "float32"
-) -> int:
-    """Return a lower bound of the bytes that `evaluate` takes: a batch's noise, the network, and all results."""
+def memory_needed(*, num_dims: int, network_bytes: int, num_images: int, times_per_image: int, batch_size: int) -> int:
+    """Return a lower bound of the bytes that `evaluate` takes: a batch's noise, the network, and all results.
+
+    The network takes `network_bytes` for each image (see `vdm.model.inference_bytes`).
+    """
     draws = times_per_image * min(num_images, images_per_batch(batch_size, times_per_image))
-    batch = draws * (8 * model.num_dims + model.inference_bytes(precision))
+    batch = draws * (8 * num_dims + network_bytes)
     return batch + 3 * 8 * num_images * times_per_image
 
 

@@ -72,6 +72,14 @@ def gradient_bytes(
     return tensors * width * math.prod(image_shape[1:]) * ACTIVATION_BYTES[precision]
 
 
+def inference_bytes(image_shape: Sequence[int], *, width: int, blocks: int, precision: Precision) -> int:
+    """Return a lower bound of the bytes per image that the network takes without gradients.
+
+    In the first block on the way up these are the outputs kept for the others, and eight tensors as large.
+    """
+    return (blocks + 8) * width * math.prod(image_shape[1:]) * ACTIVATION_BYTES[precision]
+
+
 class VDM(nn.Module):
     """A VDM over images of `image_shape` (C,H,W) with pixel levels 0..num_levels-1.
 
@@ -122,12 +130,9 @@ class VDM(nn.Module):
         return math.prod(self.image_shape)
 
     def inference_bytes(self, precision: Precision) -> int:
-        """Return a lower bound of the bytes per image that the network takes without gradients.
-
-        In the first block on the way up these are the outputs kept for the others, and eight tensors as large.
-        """
-        tensors = len(self.network.down) + 8
-        return tensors * self.network.width * math.prod(self.image_shape[1:]) * ACTIVATION_BYTES[precision]
+        """Return a lower bound of the bytes per image that the network takes without gradients."""
+        width, blocks = self.network.width, len(self.network.down)
+        return inference_bytes(self.image_shape, width=width, blocks=blocks, precision=precision)
 
     def forward(self, pixels: Tensor, eps: Tensor, t: Tensor, *, num_timesteps: int | None = None) -> Terms:
         """Return one draw of the bound's terms, each (B,) nats per image (eq. 11).

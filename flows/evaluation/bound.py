@@ -169,7 +169,8 @@ def require_memory(settings: "Evaluate", vdm: VDM, num_images: int) -> None:
     """Raise UserError (exit 2) when a batch and the results do not fit into memory."""
     sizes = settings.model_dump(include={"times_per_image", "batch_size"})
     device = next(vdm.parameters()).device
-    needed = memory_needed(vdm, num_images=num_images, precision=find_precision(settings.precision, device), **sizes)
+    network_bytes = vdm.inference_bytes(find_precision(settings.precision, device))
+    needed = memory_needed(num_dims=vdm.num_dims, network_bytes=network_bytes, num_images=num_images, **sizes)
     require(needed, device, "evaluate: lower evaluate.times_per_image or evaluate.batch_size")
 
 

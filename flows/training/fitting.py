@@ -30,7 +30,7 @@ from flows.training.collectives import (
 from flows.training.runs import Run, fingerprint, stop_signals, unwritten, writing_curves
 from vdm import evaluation
 from vdm.choices import TrainingImages
-from vdm.model import VDM, count_parameters, gradient_bytes
+from vdm.model import VDM, count_parameters, gradient_bytes, inference_bytes
 from vdm.training.log import TrainingRecord
 from vdm.training.processes import gather, process
 from vdm.training.trainer import Trainer, TrainingSettings, memory_needed
@@ -266,7 +266,10 @@ def require_memory(model: "Model", train: "Train", images: ImageSet, device: tor
 
 def validation_bytes(model: "Model", train: "Train", images: ImageSet) -> int:
     """Return a lower bound of the bytes that a validation takes."""
-    with torch.device("meta"):
-        vdm = VDM(image_shape=images.image_shape, num_levels=images.num_levels, **model.model_dump())
-    sizes = {"times_per_image": train.validation_times, "batch_size": train.batch_size}
-    return evaluation.memory_needed(vdm, num_images=len(images.validation), precision="float32", **sizes)
+    return evaluation.memory_needed(
+        num_dims=math.prod(images.image_shape),
+        network_bytes=inference_bytes(images.image_shape, width=model.width, blocks=model.blocks, precision="float32"),
+        num_images=len(images.validation),
+        times_per_image=train.validation_times,
+        batch_size=train.batch_size,
+    )

@@ -123,7 +123,8 @@ def test_every_preset_trains_with_80_gib_and_does_the_rest_with_24(
         model = VDM(image_shape=shape, num_levels=256, **params.model.model_dump())
     memory.require(drawing.memory_needed(model, params.sample), torch.device("cpu"), "sample")
     sizes = params.evaluate.model_dump(include={"times_per_image", "batch_size"})
-    memory.require(evaluation.memory_needed(model, num_images=50_000, **sizes), torch.device("cpu"), "evaluate")
+    network = {"num_dims": model.num_dims, "network_bytes": model.inference_bytes("float32")}
+    memory.require(evaluation.memory_needed(**network, num_images=50_000, **sizes), torch.device("cpu"), "evaluate")
     sizes = params.ode.model_dump(include={"num_draws", "num_probes", "batch_size"})
     memory.require(ode.memory_needed(model, num_images=10_000, **sizes), torch.device("cpu"), "ode")
 

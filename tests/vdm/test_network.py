@@ -102,7 +102,8 @@ def test_evaluation_and_sampling_take_the_memory_that_is_estimated(blocks: int, 
     pixels, sizes = np.zeros((8, 1, 16, 16), np.uint8), {"times_per_image": 2, "batch_size": 16}
     options: dict[str, Any] = {**sizes, "precision": precision}
     taken = peak(lambda: evaluation.evaluate(model, pixels, num_timesteps=None, seed=0, **options))
-    assert LEAST < evaluation.memory_needed(model, num_images=8, **options) / taken < 1
+    network = {"num_dims": model.num_dims, "network_bytes": model.inference_bytes(precision)}
+    assert LEAST < evaluation.memory_needed(**network, num_images=8, **sizes) / taken < 1
     solver = sampling.Solver(num_timesteps=2, precision=precision)
     taken = peak(lambda: sampling.sample(model, range(16), solver, seed=0))
     assert LEAST < sampling.memory_needed(model, 16, solver) / taken < 1
