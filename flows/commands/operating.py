@@ -94,9 +94,11 @@ def in_words(state: dict[str, Any]) -> str:
     written = f"{state['name'][:12]}, last written {datetime.fromtimestamp(state['written']):%Y-%m-%d}"
     if "problem" in state:
         return f"{written}: {state['problem']}"
-    bpd = "" if state["bpd"] is None else f", {state['bpd']:.4f} bits/dim"
     network = f"width {state['width']}, {state['blocks']} blocks, {state['weights']:,} weights"
-    return f"{written}: step {state['step']:,}, {network}, learning rate {state['learning_rate']:g}{bpd}"
+    found = f"{written}: step {state['step']:,}, {network}"
+    if state["bpd"] is None:  # no line of its log was written
+        return found
+    return f"{found}, learning rate {state['learning_rate']:g}, {state['bpd']:.4f} bits/dim"
 
 
 def champion_problems() -> list[str]:

@@ -321,7 +321,7 @@ def training_state(project: Project) -> dict[str, Any]:
     """Return the state of a run of the project's parameters after its first step."""
     torch.manual_seed(0)
     images = torch.randint(0, 17, (64, 1, 8, 8), dtype=torch.uint8)
-    train = read_params(project.folder / "params.yaml").train
+    train = read_params(project.folder / "params.yaml").train.model_copy(update={"log_every": 1})
     trainer = build(TINY, settings_of(train, torch.device("cpu")), images, None)
     trainer.step()
     return trainer.state()
@@ -348,7 +348,8 @@ def test_states_that_nobody_continued_are_shown_and_removed(project: Project) ->
     weights = sum(tensor.numel() for tensor in training_state(project)["model"].values())
     known = {"name": "old", "step": 1, "weights": weights, "width": 8, "blocks": 1}
     assert {key: old[key] for key in known} == known
-    assert f"step 1, width 8, 1 blocks, {weights:,} weights, learning rate" in text
+    assert f"step 1, width 8, 1 blocks, {weights:,} weights, learning rate {old['learning_rate']:g}" in text
+    assert f"{old['bpd']:.4f} bits/dim" in text
     assert [path.name for path in runs.iterdir()] == ["new"]
 
 

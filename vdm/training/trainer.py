@@ -221,7 +221,6 @@ class Trainer:
         return {
             "log": self.log.state(),
             "done": self.done,
-            "learning_rate": self.learning_rate(max(0, self.done - 1)),
             "model": self.model.state_dict(),
             "average": self.average.state_dict(),
             "optimizers": [optimizer.state() for optimizer in self.optimizers],
