@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.machine import describe
 from benchmarks.options import duration, positive
@@ -102,6 +101,8 @@ def peak_memory(device: torch.device) -> float:
 
 def count_flop(step: Callable[[], object]) -> int:
     """Return the floating-point operations of the matrix products and convolutions in one step."""
+    from torch.utils.flop_counter import FlopCounterMode  # loads torch's compiler, which would add to the peak memory
+
     with FlopCounterMode(display=False) as counter:
         step()
     return counter.get_total_flops()  # type: ignore[no-any-return]
