@@ -29,7 +29,7 @@ def main() -> None:
     sys.path.insert(0, chosen.folder)
     with explained(options):
         problem, device = read_problem(chosen), find_device(chosen.device)
-    size = chosen.batch_size
+    size = chosen.batch_size or problem.params.train.batch_size
     batch = (problem.images[:size].float() / 255).to(device)  # as its data loader does; it supports 256 levels only
     diffusion = build(problem.model, size, device)
     match chosen.what:

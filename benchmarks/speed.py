@@ -60,8 +60,7 @@ def read_problem(options: argparse.Namespace) -> Problem:
     *shape, num_levels = SHAPES[params.data.name]
     sizes = {"width": options.width or params.model.width, "blocks": options.blocks or params.model.blocks}
     model = {"image_shape": tuple(shape), "num_levels": num_levels, **params.model.model_dump(), **sizes}
-    with torch.device("meta"):
-        VDM(**model)
+    VDM(**model)
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(num_levels, (2048, *shape), generator=generator, dtype=torch.uint8)
     return Problem(params, model, images)

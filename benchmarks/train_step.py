@@ -33,7 +33,6 @@ from benchmarks.speed import (
 )
 from flows.core.checkpoint import save_state
 from flows.core.device import find_compile, find_device, find_devices, find_precision
-from flows.images.catalogue import PUBLISHED
 from flows.training.collectives import any_process, process_group
 from flows.training.distributed import results_of
 from flows.training.fitting import resolve
@@ -61,6 +60,8 @@ def saving_time(trainer: Trainer) -> float:
 
 def validation_time(problem: Problem, trainer: Trainer) -> float:
     """Return the seconds that a validation with the preset's number of images takes, from that of a few images."""
+    from flows.images.catalogue import PUBLISHED  # loads torchvision, which would add to the peak memory of training
+
     data, train = problem.params.data, problem.params.train
     num_train = PUBLISHED[data.name].num_train if data.name in PUBLISHED else NUM_TRAINING_DIGITS
     few = problem.images[: train.batch_size].numpy()
