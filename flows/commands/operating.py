@@ -96,7 +96,7 @@ def in_words(state: dict[str, Any]) -> str:
         return f"{written}: {state['problem']}"
     network = f"width {state['width']}, {state['blocks']} blocks, {state['weights']:,} weights"
     found = f"{written}: step {state['step']:,}, {network}"
-    if state["bpd"] is None:  # no line of its log was written
+    if state["bpd"] is None:  # the run ended before the first line of its log
         return found
     return f"{found}, learning rate {state['learning_rate']:g}, {state['bpd']:.4f} bits/dim"
 
