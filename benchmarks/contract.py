@@ -119,9 +119,9 @@ def verdict(known: CleanSet, reference: Path | None, keep: Path | None = None) -
         save_images(images, known.images, {"name": "benchmark", "num_levels": known.num_levels})
         for name, labels in known.labels.items():
             np.save(images / f"{name}_labels.npy", labels)
-        report = inspect_images(CONTRACT, images=images, out=Path(scratch, "report"), reference=reference)
-        if keep:
-            keep.write_bytes(Path(scratch, "report", "validation.json").read_bytes())
+        report = inspect_images(CONTRACT, images=images, reference=reference).report
+    if keep:
+        keep.write_text(report.model_dump_json())
     return {result.meaning: result.severity for result in report.expectations if not result.success}
 
 

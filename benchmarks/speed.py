@@ -112,7 +112,7 @@ def matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
 
     On a CPU without instructions for bfloat16 the product is small, since torch computes it number by number.
     """
-    size = 8192 if device.type == "cuda" else 2048
+    size = 8192 if device.type == "cuda" else 1024
     if device.type == "cpu" and dtype == torch.bfloat16 and find_precision("auto", device) == "float32":
         size = 256
     first, second = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))

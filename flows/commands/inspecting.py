@@ -9,7 +9,7 @@ from flows.core.escaping import visible
 from flows.core.files import scratch_folder
 from flows.images.preparing import write_images
 from flows.images.store import DESCRIPTION
-from flows.validation.inspection import inspect_images
+from flows.validation.inspection import inspect_images, write_report
 from flows.validation.report import Report
 
 if TYPE_CHECKING:
@@ -21,8 +21,8 @@ log = logging.getLogger(__name__)
 def inspect_path(data: "Data", contract: "Contract", *, path: Path, out: Path | None, reference: Path | None) -> Report:
     """Validate an image set, or a folder of images with the transforms and the split of `data`; return the report.
 
-    Writes the report, its site and its picture into the folder `out`, if given.  Raises what `write_images` and
-    `inspect_images` raise.
+    Writes the report, its picture and its site into the folder `out`, if given.  Raises what `write_images`,
+    `inspect_images` and `write_report` raise.
     """
     if out:
         out.mkdir(parents=True, exist_ok=True)  # fails before the images are read
@@ -34,4 +34,7 @@ def inspect_path(data: "Data", contract: "Contract", *, path: Path, out: Path | 
             folder = data.model_copy(update={"name": "image_folder"})
             origin = write_images(folder, source=path, out=images, downloads=scratch / "downloads")
             log.info("%s: transforms: %s", visible(str(path)), origin["transforms"])
-        return inspect_images(contract, images=images, out=out or scratch / "report", reference=reference)
+        inspection = inspect_images(contract, images=images, reference=reference)
+        if out:
+            write_report(inspection, out)
+        return inspection.report

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from flows.validation.inspection import inspect_images, require_success
+from flows.validation.inspection import inspect_images, require_success, write_report
 
 if TYPE_CHECKING:
     from flows.core.params import Contract
@@ -12,6 +12,10 @@ if TYPE_CHECKING:
 def validate(contract: "Contract", *, images: Path, out: Path, reference: Path | None = None) -> None:
     """Write the report on `images` into the folder `out`.
 
-    Raises what `inspect_images` raises, and UserError (exit 4), once the report is written, for invalid images.
+    Raises what `inspect_images` and `write_report` raise, and UserError (exit 4), once the report is written, for
+    invalid images.
     """
-    require_success(inspect_images(contract, images=images, out=out, reference=reference), images, out)
+    out.mkdir(parents=True, exist_ok=True)  # fails before the images are read
+    inspection = inspect_images(contract, images=images, reference=reference)
+    write_report(inspection, out)
+    require_success(inspection.report, images, out)

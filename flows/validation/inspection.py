@@ -1,11 +1,13 @@
-"""Check an image set against the discretization contract and write the report, its site and its picture."""
+"""Check an image set against the discretization contract, and write the report, its picture and its site."""
 
 import json
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
 
 from flows.core.errors import Exit, UserError
 from flows.core.escaping import visible
@@ -35,14 +37,21 @@ log = logging.getLogger(__name__)
 REPORT, DATA_DOCS, PICTURE = "validation.json", "data_docs", "validation.png"
 
 
-def inspect_images(contract: "Contract", *, images: Path, out: Path, reference: Path | None) -> Report:
-    """Check the image set in the folder `images`, write the report into the folder `out` and return it.
+class Inspection(NamedTuple):
+    """A report, and what its picture and its site are made of."""
 
-    The same images, contract and installed packages give the same bytes.  `reference` is a validation.json or an image
-    set from which the pixels should not have drifted.  Raises ImageSetError for unreadable images, UserError (exit 5)
-    for an unreadable reference, OSError that names what cannot be written.
+    report: Report
+    image_set: ImageSet
+    histograms: dict[str, np.ndarray]
+    checker: Checker
+
+
+def inspect_images(contract: "Contract", *, images: Path, reference: Path | None) -> Inspection:
+    """Check the image set in the folder `images`.
+
+    `reference` is a validation.json or an image set from which the pixels should not have drifted.  Raises
+    ImageSetError for unreadable images, UserError (exit 5) for an unreadable reference.
     """
-    out.mkdir(parents=True, exist_ok=True)  # fails before the images are read
     image_set = load_images(images)
     expected = read_reference(reference) if reference else None
     splits = present(image_set.description)
@@ -62,12 +71,21 @@ def inspect_images(contract: "Contract", *, images: Path, out: Path, reference: 
         alike=[entry(pair, found, images) for pair, found in alike.items()],
         differences=found,
     )
+    return Inspection(report, image_set, {split: known.histogram for split, known in facts.items()}, checker)
+
+
+def write_report(inspection: Inspection, out: Path) -> None:
+    """Write the report, its picture and its site into the folder `out`.
+
+    The same images, contract and installed packages give the same bytes.  Raises OSError that names what cannot be
+    written.
+    """
+    report, image_set, histograms, checker = inspection
     with replacing_report(out / REPORT, report):
-        picture = draw(image_set, {split: known.histogram for split, known in facts.items()}, report)
+        picture = draw(image_set, histograms, report)
         with written_last(out / PICTURE, picture), writing_folder(out / DATA_DOCS) as site:
             checker.build_site(site)
             finish()
-    return report
 
 
 def check_images(

@@ -8,6 +8,7 @@ import sys
 import tomllib
 import typing
 from collections.abc import Set
+from functools import cache
 from importlib import import_module, metadata
 from pathlib import Path
 from types import ModuleType
@@ -71,6 +72,7 @@ DOORS = {"cli", "train_vdm"}
 MOST_FILES = 15
 
 
+@cache
 def imported(path: Path, *, type_checking: bool = False) -> set[str]:
     """Return the modules that a file imports, anywhere in it; those under `if TYPE_CHECKING` only if asked."""
     names: set[str] = set()

@@ -235,7 +235,7 @@ def test_a_file_that_is_cut_short_returns_the_images_before_the_cut(
     write()
     content = (tmp_path / "images.vdmz").read_bytes()
     counts = []
-    for length in range(len(content) - 1, 60, -311):
+    for length in range(len(content) - 1, 60, -467):
         found, reason = read(content[:length], models[0])
         assert (found == pixels[: len(found)]).all()
         assert reason == f"cut short after {length:,} bytes"
@@ -264,7 +264,7 @@ def test_a_flipped_bit_is_found_wherever_it_is(
     header = io.BytesIO(content)
     read_header(header, "x")
     random = np.random.default_rng(0)
-    for place in [*range(header.tell()), *range(header.tell(), len(content), 151)]:
+    for place in [*range(header.tell()), *range(header.tell(), len(content), 307)]:
         damaged = bytearray(content)
         damaged[place] ^= 1 << int(random.integers(8))
         if place < header.tell():
@@ -425,7 +425,7 @@ def test_memory_does_not_grow_with_the_number_of_images(
     monkeypatch.setattr(words, "SPILLED", 256)
     monkeypatch.setattr(encoding, "SPOOLED_BYTES", 256)
     peaks = []
-    for count in (80, 320):
+    for count in (40, 160):
         np.save(tmp_path / "many.npy", np.tile(pixels, (count // 40, 1, 1, 1)))
         tracemalloc.start()
         write("many.npy", num_timesteps=1, batch_size=8, verify=True)

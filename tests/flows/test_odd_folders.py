@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -180,11 +181,12 @@ def test_a_folder_whose_name_begins_with_a_tilde_is_that_folder(folder: Path, mo
     folder.rename(folder.parent / "~nobody-of-this-name")
     monkeypatch.chdir(folder.parent)
     monkeypatch.setattr(
-        "flows.commands.inspecting.inspect_images", lambda *_, images, **__: {"read": len(load_images(images).train)}
+        "flows.commands.inspecting.inspect_images",
+        lambda *_, images, **__: SimpleNamespace(report=len(load_images(images).train)),
     )
     params = read_params(Path(__file__).parents[2] / "presets" / "digits.yaml")
     path = Path("~nobody-of-this-name")
-    assert inspect_path(params.data, params.contract, path=path, out=None, reference=None) == {"read": 5}
+    assert inspect_path(params.data, params.contract, path=path, out=None, reference=None) == 5
 
 
 @pytest.mark.processes

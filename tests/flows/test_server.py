@@ -65,7 +65,7 @@ def answering(**answers: Any) -> Iterator[str]:
             pass
 
     with HTTPServer(("127.0.0.1", 0), Answer) as server:
-        Thread(target=server.serve_forever, daemon=True).start()
+        Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
         yield f"http://127.0.0.1:{server.server_port}/api"
         server.shutdown()
 
@@ -80,7 +80,7 @@ def saying(said: bytes) -> Iterator[str]:
             self.request.sendall(said)
 
     with TCPServer(("127.0.0.1", 0), Say) as server:
-        Thread(target=server.serve_forever, daemon=True).start()
+        Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
         yield f"http://127.0.0.1:{server.server_address[1]}/api"
         server.shutdown()
 
@@ -246,7 +246,7 @@ def test_an_answer_that_breaks_off_is_no_answer() -> None:
             pass
 
     with HTTPServer(("127.0.0.1", 0), Dying) as server:
-        Thread(target=server.serve_forever, daemon=True).start()
+        Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
         with pytest.raises(UserError, match=r"no Prefect server answers \(the answer breaks off: IncompleteRead"):
             require_server(f"http://127.0.0.1:{server.server_port}/api")
         server.shutdown()

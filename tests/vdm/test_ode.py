@@ -183,7 +183,7 @@ def test_the_flow_of_a_trained_model_lies_at_or_below_the_bound(digits: np.ndarr
         gamma_0=-6.0,
         gamma_1=5.0,
         width=16,
-        blocks=2,
+        blocks=1,
         attention_everywhere=False,
         fourier_exponents=[2, 3],
         norm_groups=4,
@@ -191,7 +191,7 @@ def test_the_flow_of_a_trained_model_lies_at_or_below_the_bound(digits: np.ndarr
         dropout=0.0,
         augmentation_input=False,
     )
-    settings = SETTINGS | {"steps": 400, "batch_size": 32, "learning_rate": 3e-3, "log_every": 200}
+    settings = SETTINGS | {"steps": 250, "learning_rate": 5e-3, "log_every": 250}
     settings |= {"learning_rate_decay": "linear", "ema_decay": 0.95}
     averaged = fit(model, digits[:1437], **settings).averaged
     test = digits[1437:1453]

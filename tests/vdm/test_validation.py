@@ -77,34 +77,54 @@ def test_validation_changes_no_weights_and_no_other_figure(tiny_model: Callable[
     assert [record[:9] for record in other.records] == [record[:9] for record in plain.records]
 
 
+@pytest.fixture(scope="module")
+def impatient(digits: np.ndarray) -> Callable[[], Trainer]:
+    """Return a function that starts a run which patience ends after 80 steps."""
+    return lambda: validated(small_model(), digits[:4], digits[100:132], **OVERFIT, patience=1)
+
+
+@pytest.fixture(scope="module")
+def ended(impatient: Callable[[], Trainer]) -> Trainer:
+    """Return that run at its end."""
+    return run(impatient())
+
+
 @pytest.mark.parametrize("interrupted_after", [15, 75])
 def test_a_run_with_validation_resumes_to_the_same_bytes(
-    interrupted_after: int, digits: np.ndarray, tmp_path: Path
+    interrupted_after: int, impatient: Callable[[], Trainer], ended: Trainer, tmp_path: Path
 ) -> None:
     """The best weights, those of step 60, may be from before or after the interruption."""
-    whole, first, second = (
-        validated(small_model(), digits[:4], digits[100:132], **OVERFIT, patience=1) for _ in range(3)
-    )
-    run(whole)
-    assert whole.done == 80
+    first, second = impatient(), impatient()
+    assert ended.done == 80
     for _ in range(interrupted_after):
         first.step()
     save_state(tmp_path / "state", first.state())
     second.load_state(load_state(tmp_path / "state"))
     run(second)
-    assert second.done == whole.done
-    assert same_bits(second.kept.state_dict(), whole.kept.state_dict())
-    assert [record[:-1] for record in second.records] == [record[:-1] for record in whole.records]
+    assert second.done == ended.done
+    assert same_bits(second.kept.state_dict(), ended.kept.state_dict())
+    assert [record[:-1] for record in second.records] == [record[:-1] for record in ended.records]
+
+
+@pytest.fixture(scope="module")
+def short(digits: np.ndarray) -> Callable[[], Trainer]:
+    """Return a function that starts a run of 80 steps, of which each validation has four batches."""
+    settings: dict[str, Any] = OVERFIT | {"steps": 80, "batch_size": 32}
+    return lambda: validated(small_model(), digits[:4], digits[100:132], **settings)
+
+
+@pytest.fixture(scope="module")
+def whole(short: Callable[[], Trainer]) -> Trainer:
+    """Return that run at its end."""
+    return run(short())
 
 
 @pytest.mark.parametrize("interrupted_at", [60, 80])
 def test_an_abandoned_validation_is_the_first_thing_that_a_resumed_run_does(
-    interrupted_at: int, digits: np.ndarray, tmp_path: Path
+    interrupted_at: int, short: Callable[[], Trainer], whole: Trainer, tmp_path: Path
 ) -> None:
-    """Step 60 has the best weights, step 80 is the last one; each validation has four batches."""
-    settings: dict[str, Any] = OVERFIT | {"steps": 80, "batch_size": 32}
-    whole, first, second = (validated(small_model(), digits[:4], digits[100:132], **settings) for _ in range(3))
-    run(whole)
+    """Step 60 has the best weights, step 80 is the last one."""
+    first, second = short(), short()
     while first.done < interrupted_at - 1:
         first.step()
     for number in range(4):

@@ -170,7 +170,7 @@ def test_the_health_check_tells_a_server_that_answers_from_none() -> None:
     with HTTPServer(("127.0.0.1", 0), Healthy) as server:
         here = [argument.replace(":4200/", f":{server.server_port}/") for argument in arguments]
         assert here != arguments
-        thread = Thread(target=server.serve_forever)
+        thread = Thread(target=server.serve_forever, args=(0.01,))
         thread.start()
         assert subprocess.run([sys.executable, *here]).returncode == 0
         server.shutdown()

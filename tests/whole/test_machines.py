@@ -187,7 +187,7 @@ def messages(plant: Plant) -> Iterator[list[str]]:
             pass
 
     with HTTPServer(("127.0.0.1", 0), Receiver) as server:
-        Thread(target=server.serve_forever, daemon=True).start()
+        Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
         url = f"http://127.0.0.1:{server.server_port}"
         environment = plant.environment | {"PREFECT_API_URL": plant.url}
         made = subprocess.run([sys.executable, "-c", BLOCK, url], env=environment)

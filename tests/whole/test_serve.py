@@ -84,7 +84,7 @@ def test_a_port_at_which_something_answers_that_cannot_be_used(
 
     (tmp_path / "prefect.yaml").touch()
     with TCPServer(("127.0.0.1", 0), Say) as server:
-        Thread(target=server.serve_forever, daemon=True).start()
+        Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
         port = server.server_address[1]
         result = serve(tmp_path, "--port", str(port))
         server.shutdown()
