@@ -85,7 +85,7 @@ def read_images_layout(file: IO[bytes]) -> Layout:
     if len(shape) == 3 and shape[0] > 4:
         count, height, width = shape
         gray, one = f"({count},1,{height},{width})", f"(1,{count},{height},{width})"
-        raise BadImageError(f"an array of {shape}; gray images must be {gray}, one of {count} channels {one}")
+        raise BadImageError(f"an array of {shape}; gray images must be {gray}, one image of {count} channels {one}")
     return layout._replace(shape=(1,) * (4 - len(shape)) + shape)
 
 
@@ -124,11 +124,10 @@ def checked(images: np.ndarray, num_bits: int) -> np.ndarray:
 
 def read_layout(file: IO[bytes]) -> Layout:
     """Read the header of an array; the file is then at the first byte of the content.  Raises what NumPy raises."""
-    stream = io.BytesIO(file.read(MOST_HEAD_BYTES))
-    version = np.lib.format.read_magic(stream)
+    stream, formats = io.BytesIO(file.read(MOST_HEAD_BYTES)), np.lib.format
+    version = formats.read_magic(stream)
     if version not in ((1, 0), (2, 0), (3, 0)):
         raise ValueError(f"version {version} of the .npy format")
-    formats = np.lib.format
     read = formats.read_array_header_1_0 if version == (1, 0) else formats.read_array_header_2_0
     layout = Layout(*read(stream))
     if not all(0 <= length < 2**63 for length in layout.shape):

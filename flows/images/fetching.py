@@ -35,9 +35,9 @@ class TooLongError(http.client.HTTPException):
 
 @contextmanager
 def held(folder: Path) -> Iterator[None]:
-    """Keep other processes from downloading into a folder while the block runs, and remove it if that ends well.
+    """Keep other processes from downloading into a folder while the block runs.
 
-    Waits while another process holds the folder.
+    Waits while another process holds the folder.  Removes the folder if the block raises nothing.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     lock = folder.with_suffix(".lock")
@@ -54,20 +54,20 @@ def fetch_file(addresses: Sequence[str], path: Path, most: int = MOST_BYTES) -> 
     A partial download is kept as `path` + `.part` and resumed, also by a later run.  Raises NetworkError (exit 5) if
     every address failed after every pause or sent more than `most` bytes; OSError if `path` cannot be written.
     """
+    if path.exists():
+        return
     part = path.with_name(path.name + ".part")
     path.parent.mkdir(parents=True, exist_ok=True)
     failure = "no address"
     left = list(addresses)
     for pause in (0.0, *PAUSES):
-        if path.exists():
-            return
         time.sleep(pause if left else 0)
         for address in list(left):
             try:
                 receive(address, part, most)
                 part.rename(path)
                 return
-            except (URLError, http.client.HTTPException) as error:
+            except (HTTPError, http.client.HTTPException) as error:
                 failure = f"{address}: {brief(error)}"
                 log.info("%s", visible(failure))
                 if isinstance(error, TooLongError):
@@ -81,8 +81,8 @@ def fetch_file(addresses: Sequence[str], path: Path, most: int = MOST_BYTES) -> 
 def receive(address: str, part: Path, most: int) -> None:
     """Download the missing part of the file at the address and append it to `part`.
 
-    Raises URLError or HTTPException for any failure of the network or the server, including an answer that is too short
-    or too long; OSError that names `part`.
+    Raises HTTPError or HTTPException for any failure of the network or the server, including an answer that is too
+    short or too long; OSError that names `part`.
     """
     have = part.stat().st_size if part.exists() else 0
     wanted = request.Request(address, headers={"User-Agent": "vdm-pipeline", "Range": f"bytes={have}-"})
@@ -93,12 +93,13 @@ def receive(address: str, part: Path, most: int) -> None:
             part.unlink(missing_ok=True)  # complete or too long: the next attempt starts over
         raise
     except (OSError, ValueError) as error:  # ValueError: redirected to an invalid address
-        raise URLError(brief(error)) from error
+        reason = str(error.reason if isinstance(error, URLError) else error)
+        raise http.client.HTTPException(reason) from error
     with response:
         resumed = response.status == http.HTTPStatus.PARTIAL_CONTENT
         if resumed and other_range(response, have):
             part.unlink(missing_ok=True)
-            raise URLError(f"sends {response.headers['Content-Range']}, not the requested range")
+            raise http.client.HTTPException(f"sends {response.headers['Content-Range']}, not the requested range")
         try:
             with naming(part, part), part.open("ab" if resumed else "wb") as file:
                 copy(response, file, have if resumed else 0, most, part.stem)
@@ -149,9 +150,9 @@ def copy(response: http.client.HTTPResponse, file: BinaryIO, have: int, most: in
 
 
 def blocks(response: http.client.HTTPResponse) -> Iterator[bytes]:
-    """Yield the body.  Raises URLError or HTTPException, never another OSError, which would mean the disk."""
+    """Yield the body.  Raises HTTPException, never OSError, which would mean the disk."""
     try:
         while block := response.read(BLOCK):
             yield block
     except (OSError, ValueError) as error:
-        raise URLError(brief(error)) from error
+        raise http.client.HTTPException(str(error)) from error

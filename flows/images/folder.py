@@ -68,9 +68,10 @@ def read_folder(
     """Return the images in `source`, a folder or one .npy file, in the order of their names.
 
     Without train and test parts a seeded share is held out for the test, and without a validation part a seeded share
-    of the training images for validation.  Gray and RGB images together need `grayscale`,
-    several sizes `resized`.  Raises UserError that lists every unusable file (exit 5 if one is damaged or there is
-    none, else 4).  Reading the splits raises it, too.
+    of the training images for validation.  Gray and RGB images together need `grayscale`, several sizes `resized`.
+
+    Raises UserError that lists every unusable file (exit 5 if one is damaged, else 4), also when the splits are read.
+    Raises what `find_images` and `divide` raise, and UserError (exit 4) for images that remain of several kinds.
     """
     found = find_images(source)
     root, names = found.root, found.names

@@ -1,7 +1,6 @@
 """ImageNet at a low resolution, streamed from the publisher's archives without unpacking them."""
 
 import re
-import shutil
 import tarfile
 import zipfile
 from collections.abc import Iterator
@@ -22,7 +21,6 @@ if TYPE_CHECKING:
     from flows.images.catalogue import DownsampledImageNet
 
 ROWS = 1000
-MOST_BYTES = 2**34
 MOST_PNG_BYTES = 2**20
 
 
@@ -42,13 +40,13 @@ def read_imagenet(
     folder = source or downloads
     if source is None:
         for name in archives:
-            fetch_file([published.base_address + name], downloads / name, MOST_BYTES)
-    for name, sha256 in archives.items():
+            fetch_file([published.base_address + name], downloads / name)
+    for name in archives:
         try:
-            check_version(folder / name, sha256)
+            check_version(folder / name, archives)
         except UserError:
             if source is None:
-                shutil.rmtree(downloads)
+                (folder / name).unlink()  # so that the next run downloads it again
             raise
     train = [folder / name for name in published.train]
     test = [folder / name for name in published.test]
@@ -56,17 +54,20 @@ def read_imagenet(
     return Splits(*divided_train, read_archives(published, test, published.num_test))
 
 
-def check_version(path: Path, sha256: str) -> None:
-    """Raise UserError (exit 5) unless the file has this sha256.  The error names a known archive that it is instead."""
+def check_version(path: Path, archives: dict[str, str]) -> None:
+    """Raise UserError (exit 5) unless the file has the sha256 that `archives`, those of the set, gives for its name.
+
+    The error names the known archive that the file is, or for a missing file those of other versions in its folder.
+    """
     if not path.is_file():
-        others = [other for other in all_archives() if (path.parent / other).is_file()]
+        others = [other for other in all_archives() if other not in archives and (path.parent / other).is_file()]
         hint = f"; it holds {', '.join(others)}, the archives of another version" if others else ""
         raise UserError(f"{path.parent}: holds no {path.name}{hint}", Exit.MISSING)
-    actual = file_sha256(path)
-    if actual != sha256:
+    actual, expected = file_sha256(path), archives[path.name]
+    if actual != expected:
         names = [name for name, known in all_archives().items() if known == actual]
         what = f"that is {names[0]}" if names else "unknown"
-        raise UserError(f"{path}: sha256 is {actual} ({what}), the published archive has {sha256}", Exit.MISSING)
+        raise UserError(f"{path}: sha256 is {actual} ({what}), the published archive has {expected}", Exit.MISSING)
 
 
 def all_archives() -> dict[str, str]:

@@ -65,7 +65,7 @@ def head_of_image(image: Image.Image) -> Head:
 
 
 def format_of(image: Image.Image) -> str:
-    """Return the format of an opened picture, after `lossy` if it can be lossless, too, and is not."""
+    """Return the format of an opened picture, such as `PNG`; `lossy WEBP` or `lossy TIFF` if it is not lossless."""
     is_lossy = {"WEBP": lossy_webp, "TIFF": lossy_tiff}.get(str(image.format))
     return f"lossy {image.format}" if is_lossy and is_lossy(image) else str(image.format)
 

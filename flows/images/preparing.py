@@ -169,5 +169,5 @@ def split(data: "Data", given: str | None = None) -> str:
 
 
 def utf8(name: str) -> str:
-    """Return the name of a file with bytes that are not UTF-8 escaped: strict readers of JSON refuse them."""
+    """Return a file name in which bytes that are not valid UTF-8 are escaped: strict readers of JSON refuse them."""
     return os.fsencode(name).decode(errors="backslashreplace")

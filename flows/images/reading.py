@@ -53,7 +53,7 @@ class Head(NamedTuple):
     num_images: int
     """Number of images in the file."""
     format: str
-    """Its name, after `lossy` if the format can be lossless, too, and the pixels of this file are not."""
+    """Its name, preceded by `lossy` if it also has a lossless mode that this file does not use."""
     turned: bool
     """Whether it asks to be rotated or mirrored (EXIF)."""
 

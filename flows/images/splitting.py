@@ -16,7 +16,7 @@ NAMES = {
 """The names of the parts of a folder, by split."""
 TRAIN, VALIDATION, TEST = range(len(SPLITS))
 """The numbers of the splits in the result of `divide`."""
-MOST_IMAGES = 3_000_000  # validation holds up to 210 bytes of each, besides 450 MB: about 1 GB
+MOST_IMAGES = 3_000_000  # the validate stage keeps up to 210 bytes of each, besides 450 MB: about 1 GB
 
 
 def held_out(count: int, fraction: float, split_seed: int) -> np.ndarray:
@@ -51,11 +51,11 @@ def for_validation(count: int, fraction: float, split_seed: int) -> np.ndarray:
 def divide(
     root: Path, names: list[str], counts: list[int], test_fraction: float, validation_fraction: float, split_seed: int
 ) -> np.ndarray:
-    """Return the number of the split of every image in a folder (N,) int8.
+    """Return the split of every image in a folder as a number: TRAIN, VALIDATION or TEST, (N,) int8.
 
-    `counts` are the numbers of images in the files.  Images lie in the split of their part of the folder.  Without such
-    parts, a seeded share is held out for the test.  Without a validation part, a seeded share of the training images
-    is held out for validation.  Raises UserError (exit 4).
+    `counts` are the numbers of images in the files.  Parts of the folder, such as `train` and `test`, decide if
+    there are any.  Without parts, a seeded share is held out for the test.  Without a validation part, a seeded share
+    of the training images is held out for validation.  Raises UserError (exit 4).
     """
     if (total := sum(counts)) > MOST_IMAGES:
         raise UserError(f"{root}: {total:,} images, but at most {MOST_IMAGES:,} are read", Exit.INVALID_DATA)
@@ -95,8 +95,8 @@ def require_no_part(root: Path, names: list[str]) -> None:
     if split_named(part_of(found[0])) and len(names) > 1:
         train, validation, test = (", ".join(NAMES[split]) for split in SPLITS)
         raise UserError(
-            f"{root}: its parts must be one of {train}, one of {test}, perhaps one of {validation}, and nothing else; "
-            f"there is {listed(found[:5])}; rename or remove the others",
+            f"{root}: its parts must be for training ({train}), for the test ({test}), perhaps for validation "
+            f"({validation}), and nothing else; there is {listed(found[:5])}; rename or remove the others",
             Exit.INVALID_DATA,
         )
 

@@ -24,7 +24,7 @@ SPLITS = ("train", "validation", "test")
 DESCRIPTION = "dataset.json"
 MOST_CHUNK_BYTES = 2**25
 REQUIRED = {"name", "num_levels", "image_shape", "num_train", "num_test"}
-COUNTS = ("num_train", "num_validation", "num_test", "published_train", "published_test")
+COUNTS = ("num_train", "num_validation", "num_test", "published_train", "published_validation", "published_test")
 TEXTS = ("name", "title", "homepage", "licence", "formats", "split", "transforms")
 MOST_LEVELS = 2**16
 MOST_DESCRIPTION_BYTES = 2**20
@@ -197,9 +197,9 @@ def read_header(path: Path) -> tuple[tuple[int, ...], bool, np.dtype[Any], int]:
 
 
 def fault(image_set: ImageSet, split: str) -> str:
-    """Return why the images of a split do not have the set's shape and levels; "" if they have."""
+    """Return why the images of a split do not have the set's shape and levels; "" if they do."""
     images = getattr(image_set, split)
-    if images.dtype != np.uint8 or images.shape[1:] != image_set.image_shape or not len(images) > 0:
+    if images.dtype != np.uint8 or images.shape[1:] != image_set.image_shape or not len(images):
         return f"{split}.npy holds {len(images)} images of {images.dtype} and shape {images.shape[1:]}"
     highest = max(int(chunk.max()) for _, chunk in chunks(images, len(images)))
     return f"{split}.npy holds level {highest}" if highest >= image_set.num_levels else ""

@@ -5,15 +5,11 @@ The order: more than 8 bits down to 8, grayscale, resize, pad, down to `num_bits
 
 import math
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from flows.core.errors import Exit, UserError
 from flows.images.store import fitting
-
-if TYPE_CHECKING:
-    import torch
 
 # Of one image: a larger one cannot be trained on, since the model keeps the resolution throughout.
 MOST_LEVELS = 2**25
@@ -82,18 +78,14 @@ def gray(images: np.ndarray) -> np.ndarray:
 
 def resized(images: np.ndarray, size: list[int], num_levels: int) -> np.ndarray:
     """Return the images resized to `size` (H,W): bicubic, antialiased, overshoot at edges clipped to the levels."""
+    import torch
     from torchvision.transforms.v2 import functional
 
     bicubic = functional.InterpolationMode.BICUBIC
-    result = functional.resize(writable(images), size, interpolation=bicubic, antialias=True).numpy()
+    # np.require copies read-only images, of which torch warns.
+    tensor = torch.from_numpy(np.require(images, requirements=["C", "W"]))
+    result = functional.resize(tensor, size, interpolation=bicubic, antialias=True).numpy()
     return np.asarray(np.minimum(result, np.uint8(num_levels - 1)))
-
-
-def writable(images: np.ndarray) -> "torch.Tensor":
-    """Return a tensor of the images, copied if they are read-only, since torch warns of that."""
-    import torch
-
-    return torch.from_numpy(np.require(images, requirements=["C", "W"]))
 
 
 def shifted(images: np.ndarray, num_levels: int, num_bits: int) -> np.ndarray:

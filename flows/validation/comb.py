@@ -97,9 +97,9 @@ def falls(counts: np.ndarray) -> np.ndarray:
 def heights(histograms: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return how much fuller each level is than its neighbours, as a share, and the standard error (K,), both float.
 
-    The histograms (G,K) are those of groups of images; their differences give the error (the jackknife).  A level where
-    that says nothing, near the ends or with few pixels, has the error infinity.  Contrast that was changed in some of
-    the images changes the heights of some levels, by as much as these images' share.
+    The histograms (G,K) are those of groups of images; their differences give the error (the jackknife).  The error is
+    infinite for levels that are not judged, near the ends or with few pixels around them.  Contrast that was changed in
+    some of the images changes the heights of some levels, by as much as these images' share.
     """
     total = histograms.sum(axis=0)
     groups, num_levels = histograms.shape

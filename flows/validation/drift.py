@@ -105,8 +105,8 @@ def from_reference(reference: Profile, ours: Profile, settings: "Contract") -> l
 def shifts(ours: Profile, theirs: Profile, allowed: float) -> list[Shift]:
     """Return the differences of all that both profiles have: statistics of images, levels' heights, and labels.
 
-    The distance of a statistic is the mean distance of equal quantiles (Wasserstein) in its standard deviations;
-    `allowed` of these are not named, whatever chance does.  With few images on a side they are not compared.
+    The distance of a statistic is the mean distance of equal quantiles (Wasserstein) in its standard deviations.  A
+    distance up to `allowed` is not reported, whatever chance does.  Statistics of few images are not compared.
     """
     if not ours.mean or not theirs.mean:
         return []
@@ -164,9 +164,8 @@ def apart(first: list[float], second: list[float]) -> float:
 
 def shifts_of_levels(ours: Profile, theirs: Profile) -> list[Shift]:
     """Return how many levels stand out from their neighbours in one profile and less so in the other."""
-    if not ours.height or not len(ours.height) == len(theirs.height) == len(ours.height_error):
-        return []
-    if len(theirs.height_error) != len(ours.height_error):
+    columns = (ours.height, theirs.height, ours.height_error, theirs.height_error)
+    if not ours.height or len(set(map(len, columns))) > 1:
         return []
     errors = np.array([ours.height_error, theirs.height_error])
     known = (errors > 0).all(axis=0)

@@ -68,7 +68,7 @@ def inspect_images(contract: "Contract", *, images: Path, reference: Path | None
         transforms=image_set.transforms,
         expectations=[named(result, images) for result in checker.results],
         profile=profiles["train"],
-        alike=[entry(pair, found, images) for pair, found in alike.items()],
+        alike=[entry(pair, lookalikes, images) for pair, lookalikes in alike.items()],
         differences=found,
     )
     return Inspection(report, image_set, {split: known.histogram for split, known in facts.items()}, checker)
@@ -138,8 +138,7 @@ def entry(pair: tuple[str, str], found: Lookalikes, folder: Path) -> Alike:
 def replacing_report(path: Path, report: Report) -> Iterator[None]:
     """Write the report when the block, which writes the site and the picture, ends without an error.
 
-    After an error an older report is removed: it is about another contract or other images, and training would trust
-    it.
+    After an error an older report is removed: it may be about another contract, and training would trust it.
     """
     try:
         with written_last(path, json.dumps(report.model_dump(), indent=2, sort_keys=True) + "\n"):

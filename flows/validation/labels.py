@@ -12,7 +12,7 @@ FEWEST_IMAGES = 10 * GROUPS
 
 
 class Labels(NamedTuple):
-    """Of the labels of a split."""
+    """Facts about the labels of a split."""
 
     counts: dict[str, int]
     """Number of images by label."""

@@ -139,19 +139,21 @@ def search(images: np.ndarray, index: Index, others: np.ndarray, queries: np.nda
         own = places[some] if others is images else np.full(len(some), -1)
         place, distance = nearest(index, variants(gray), own, window)
         numbers = index.numbers[place]
-        unmoved, any_of_all = (
-            best_of(images, others, numbers, some, np.where(chosen, distance, np.inf))
-            for chosen in (np.isin(np.arange(VARIANTS), UNMOVED), np.ones(VARIANTS, dtype=bool))
-        )
-        closer = any_of_all.distance < unmoved.distance
-        parts.append(Found(*(np.where(closer, two, one) for one, two in zip(unmoved, any_of_all, strict=True))))
+        without_shifts = np.where(np.isin(np.arange(VARIANTS), UNMOVED), distance, np.inf)
+        unmoved = best_of(images, others, numbers, some, without_shifts)
+        best = best_of(images, others, numbers, some, distance)
+        closer = best.distance < unmoved.distance
+        parts.append(Found(*(np.where(closer, two, one) for one, two in zip(unmoved, best, strict=True))))
     return Found(*(np.concatenate(column) for column in zip(*parts, strict=True)))
 
 
 def best_of(
     images: np.ndarray, others: np.ndarray, numbers: np.ndarray, queries: np.ndarray, distance: np.ndarray
 ) -> Found:
-    """Compare the pixels of each query in its nearest variant, given the images found for all and distances (n,18)."""
+    """Compare the pixels of each query, in its nearest variant, with those of the image found for that variant.
+
+    `numbers` and `distance` are the images found for all variants and the distances of their thumbnails (n,18).
+    """
     every, variant = np.arange(len(queries)), distance.argmin(axis=1)
     number = numbers[every, variant]
     pixels = pixel_distances(images, others, number, queries, variant)

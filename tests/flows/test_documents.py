@@ -60,7 +60,7 @@ METRICS = {
     "data_sha256": SHA,
     "model_sha256": SHA,
 }
-PROFILE = {"histogram": [1, 2, 3], "mean": [0.0, 1.0], "deviation": [0.5, 0.5]}
+PROFILE = {"histogram": [1, 2, 3], "mean": [0.0, 1.0], "deviation": [0.5, 0.5], "labels": {"0": 5, "1": 7}}
 LISTING = [{"md5": "a" * 32, "relpath": "x/y"}, {"md5": "b" * 32, "relpath": "z"}]
 
 
@@ -150,8 +150,9 @@ def image_set(tmp_path: Path) -> Path:
     """Return a set of twelve small images with labels and names of files."""
     folder = tmp_path / "images"
     pixels = np.arange(12 * 64, dtype=np.uint8).reshape(12, 1, 8, 8) % 17
-    described = {"name": "x", "num_levels": 17, "transforms": "none", "formats": "PNG", "published_train": 12}
-    save_images(folder, {"train": pixels, "test": pixels}, described)
+    described = {"name": "x", "num_levels": 17, "transforms": "none", "formats": "PNG"}
+    described |= {"published_train": 12, "published_validation": 12}
+    save_images(folder, {"train": pixels, "validation": pixels, "test": pixels}, described)
     np.save(folder / "train_labels.npy", np.arange(12))
     (folder / "train_files.txt").write_text("".join(f'"{number}.png"\n' for number in range(12)))
     return folder

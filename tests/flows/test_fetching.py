@@ -115,6 +115,11 @@ def test_a_part_longer_than_the_file_is_dropped(address: str, tmp_path: Path, mo
     assert (tmp_path / "file.bin").read_bytes() == CONTENT
 
 
+def test_the_reason_of_a_failure_is_shown_once(address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UserError, match=r"downloaded: http://127\.0\.0\.1:9/x: \[Errno \d+\] Connection refused; try"):
+        fetch_file(["http://127.0.0.1:9/x"], tmp_path / "file.bin")
+
+
 def test_a_mirror_takes_over(address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     serve(monkeypatch, len(CONTENT))
     fetch_file(["http://127.0.0.1:9/file.bin", address], tmp_path / "file.bin")

@@ -113,6 +113,20 @@ def test_an_archive_of_another_version_under_this_name_is_refused(
     assert error.value.code == Exit.MISSING
 
 
+def test_an_archive_of_the_same_version_is_not_called_one_of_another(tmp_path: Path) -> None:
+    (tmp_path / "Imagenet32_val_npz.zip").touch()
+    with pytest.raises(UserError, match=r"holds no Imagenet32_train_npz.zip$"):
+        read_imagenet(IMAGENET32, tmp_path, tmp_path / "downloads", validation=NONE)
+
+
+def test_of_the_downloads_only_the_wrong_one_is_removed(pictures: tuple[DownsampledImageNet, Path]) -> None:
+    published, downloads = pictures
+    wrong = replace(published, test={"valid_32x32.tar": "0" * 64})
+    with pytest.raises(UserError, match=r"valid_32x32.tar: sha256 is"):
+        read_imagenet(wrong, None, downloads, validation=NONE)
+    assert [path.name for path in downloads.iterdir()] == ["train_32x32.tar"]
+
+
 def wrong_size(published: DownsampledImageNet, source: Path) -> DownsampledImageNet:
     return replace(published, size=64)
 
