@@ -35,7 +35,9 @@ def compress(
     ] = 100,
     batch_size: Annotated[int, typer.Option(min=1, max=1024, help="Images in a batch of the network, at most.")] = 32,
     device: Device = "auto",
-    verify: Annotated[bool, typer.Option(help="Decode the file before it gets its name.")] = True,
+    verify: Annotated[
+        bool, typer.Option(help="Check that the file decodes to the images, before it gets its name.")
+    ] = True,
     force: Annotated[bool, typer.Option("--force", help="Replace the file if it exists.")] = False,
     as_json: AsJson = False,
 ) -> None:

@@ -128,8 +128,7 @@ def evaluate(
         if model is None and split is Split.TEST:
             out = out or layout.EVALUATION
         arguments = {"model": folder, "images": images, "split": split.value}
-        one_device = {"num_devices": 1} if device else {}
-        show_bound(read.evaluate, one_device | given, num_timesteps, arguments, out=out, as_json=as_json)
+        show_bound(read.evaluate, given, num_timesteps, arguments, out=out, as_json=as_json)
         return
     if num_timesteps or out:
         raise UserError("--num-timesteps and --out belong to --protocol vlb", Exit.USAGE)
@@ -216,10 +215,7 @@ def import_checkpoint(
     out: Annotated[Path, typer.Option(help="The model folder to write.")],
     image_size: Annotated[
         tuple[int, int], typer.Option(help="Height and width of the images, which the file does not contain.")
-    ] = (
-        32,
-        32,
-    ),
+    ] = (32, 32),
     num_levels: Annotated[int, typer.Option(help="The number of levels of a pixel.", min=2, max=65536)] = 256,
     averaged: Annotated[
         bool, typer.Option(help="Import the moving average of the weights; otherwise the last weights.")

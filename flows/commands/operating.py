@@ -129,10 +129,8 @@ def rows(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
     for device in found["devices"]:
         yield "device", f"{device['device']}: {device['holder']} since {device['since']}"
     for worktree in found["worktrees"]:
-        yield (
-            "worktree",
-            f"{worktree['name']} {'in use' if worktree['in_use'] else 'left behind; the next run removes it'}",
-        )
+        state = "in use" if worktree["in_use"] else "left behind; the next run removes it"
+        yield "worktree", f"{worktree['name']} {state}"
     if "problem" not in registry:
         bpd = registry["champion_bpd"]
         figure = f" ({bpd:.4f} bits/dim)" if bpd is not None else ""

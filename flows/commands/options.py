@@ -1,6 +1,5 @@
 """Replace parameters of params.yaml by options of a command."""
 
-from collections.abc import Mapping
 from typing import Any, TypeVar
 
 from pydantic import ValidationError
@@ -13,12 +12,18 @@ MOST_SWEPT = 100
 SectionType = TypeVar("SectionType", bound=Section)
 
 
-def override(section: SectionType, values: Mapping[str, Any]) -> SectionType:
-    """Return the section with some values replaced by options.  Raises UserError (exit 2) that names the option."""
+def override(section: SectionType, values: dict[str, Any]) -> SectionType:
+    """Return the section with some values replaced by options.  Raises UserError (exit 2) that names the option.
+
+    The option --device names one device, so it also sets num_devices to 1.
+    """
+    replaced = section.model_dump()
+    if "device" in values and "num_devices" in replaced:
+        replaced["num_devices"] = 1
     try:
-        return type(section).model_validate({**section.model_dump(), **values})
+        return type(section).model_validate(replaced | values)
     except ValidationError as error:
-        first = error.errors()[0]
+        first = error.errors()[0]  # of one key: no option breaks a rule about several keys, whose error has no loc
         option = "--" + str(first["loc"][0]).replace("_", "-")
         if first["type"] == "extra_forbidden":
             raise UserError(f"{option} does not belong to this protocol", Exit.USAGE) from error

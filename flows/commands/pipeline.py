@@ -158,10 +158,8 @@ def preset(
     if name not in presets:
         listed = ", ".join(presets) or f"{layout.PRESETS}/ is empty"
         raise UserError(f"no preset {name!r}: {listed}", Exit.USAGE)
-    unchanged = not layout.PARAMS.exists() or any(
-        read_bounded(layout.PARAMS) == path.read_bytes() for path in presets.values()
-    )
-    if not unchanged and not force:
+    known = [path.read_bytes() for path in presets.values()]
+    if not force and layout.PARAMS.exists() and read_bounded(layout.PARAMS) not in known:
         raise UserError(f"{layout.PARAMS} differs from every preset; --force overwrites it", Exit.USAGE)
     with written_last(layout.PARAMS, presets[name].read_bytes()):
         finish()

@@ -129,7 +129,7 @@ def model_folder(model: str) -> Path:
 
 
 def model_or_ours(model: str | None) -> Path:
-    """Return the folder of the model, or of the project's own without one.  Raises UserError (exit 5)."""
+    """Return the folder of the model, or models/vdm without one.  Raises UserError (exit 5) if there is none."""
     if model:
         return model_folder(model)
     if not layout.REGISTERED.is_dir():
@@ -138,9 +138,9 @@ def model_or_ours(model: str | None) -> Path:
 
 
 def sample_metrics(model: str, folder: Path) -> "SampleMetrics | None":
-    """Return the quality of a version's samples, or for a folder that of the last samples here if it is its model's.
+    """Return the quality of the samples of a version, or of the model in a folder; None if it was not measured.
 
-    None where it was not measured.
+    That of a folder's model is known if the last samples in the working tree are of this model.
     """
     from flows.core.checkpoint import model_sha256
     from flows.core.documents import read
@@ -202,9 +202,10 @@ def shown(row: Mapping[str, Any]) -> tuple[str, ...]:
 def distance(figures: Mapping[str, Mapping[str, float | None]]) -> str:
     """Return FID or else the Frechet distance in the pipeline's features, of samples and of held-out images."""
     for name in ("fid", *figures):
-        values = [figures[name][key] for key in ("samples", "held_out")] if name in figures else [None]
-        if name.startswith("f") and None not in values:
-            return f"{name} {values[0]:.3f} ({values[1]:.3f})"
+        found = figures.get(name, {})
+        samples, held_out = found.get("samples"), found.get("held_out")
+        if name.startswith("f") and samples is not None and held_out is not None:
+            return f"{name} {samples:.3f} ({held_out:.3f})"
     return "unknown"
 
 

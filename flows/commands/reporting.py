@@ -84,10 +84,13 @@ def of_version(version: Version) -> Results:
 def gather(chain: Lineage, scratch: Path) -> dict[str, Path]:
     """Return the files with the results of a version, by their paths in the workspace: in DVC's cache or in `scratch`.
 
-    Raises UserError (exit 5) if one is damaged or cannot be fetched.
+    Raises UserError (exit 5) if one is damaged or cannot be fetched, or if dvc.lock does not list the metrics.
     """
     version, outputs = chain.version, chain.lock.outputs
-    listed = [str(path) for path in WORKSPACE if str(path) in outputs and path != layout.IMAGES]
+    # Without folders: `fetch_images` gets the images.
+    listed = [path for path in map(str, WORKSPACE) if path in outputs and not outputs[path].endswith(".dir")]
+    if str(layout.METRICS) not in listed:
+        raise UserError(f"{version.name}: its {layout.DVC_LOCK} does not list {layout.METRICS}", Exit.MISSING)
     found = contents(ROOT, [f"{version.commit}:{path}" for path in listed])
     places: dict[str, Path] = {}
     for path in listed:
@@ -97,17 +100,14 @@ def gather(chain: Lineage, scratch: Path) -> dict[str, Path]:
             write_whole(places[path], content)
     with opened(ROOT) as repo:
         cached = obtain(repo, {path: outputs[path] for path in listed if path not in places}, f"{version.name}: ")
-    for path, stored in cached.items():
-        for file in stored:
-            check(file.cached, file, f"{version.name}: {path}: ")
-            places[path] = file.cached
+    for path, (file,) in cached.items():
+        check(file.cached, file, f"{version.name}: {path}: ")
+        places[path] = file.cached
     return places
 
 
 def placed(places: Mapping[str, Path]) -> Files:
-    """Return the files of the workspace at other places, None for those that have none.  Raises UserError (exit 5)."""
-    if str(layout.METRICS) not in places:
-        raise UserError(f"its dvc.lock does not list {layout.METRICS}", Exit.MISSING)
+    """Return the files of the workspace at these places, None for those without a place."""
     return Files(*(places.get(str(path)) for path in WORKSPACE))  # type: ignore[arg-type]
 
 

@@ -110,7 +110,7 @@ def sample(
     from flows.commands.options import override
     from flows.sampling.request import Request, answer
 
-    settings = override(read.sample, {"num_images": DRAWN} | ({"num_devices": 1} if device else {}) | given)
+    settings = override(read.sample, {"num_images": DRAWN} | given)
     request = Request(model_folder(model), settings, out or OUT, film=film, known=known, mask=mask, force=force)
     done = answer(request)
     if as_json:

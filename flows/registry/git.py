@@ -26,7 +26,6 @@ FIELDS = "".join(
     )
 )
 
-
 # Hooks are for the commits of people: a hook of `dvc install` fails in a worktree that has no outputs yet.  A key to
 # sign with may need a password.
 UNATTENDED = ["-c", "core.hooksPath=/dev/null", "-c", "commit.gpgSign=false", "-c", "tag.gpgSign=false"]
@@ -93,6 +92,14 @@ def reason_in(stderr: str) -> str:
 def git_text(root: Path, *arguments: str, seconds: float | None = None) -> str:
     """Return what a git command prints as text, stripped.  Raises UserError (exit 5)."""
     return git(root, *arguments, seconds=seconds).decode(errors="replace").strip()
+
+
+def git_lines(root: Path, *arguments: str) -> list[str]:
+    """Return the lines that a git command prints, without empty ones.  Raises UserError (exit 5).
+
+    Only a line feed ends a line.  The name of a ref may have other characters at which `str.splitlines` splits.
+    """
+    return [line for line in git(root, *arguments).decode(errors="replace").split("\n") if line]
 
 
 def annotated_tags(root: Path, prefix: str) -> list[Tag]:

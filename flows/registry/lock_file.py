@@ -119,7 +119,7 @@ def read_yaml(model: type[Model], root: Path, version: Version | Tag, path: str)
 
 
 def parse_yaml(model: type[Model], content: bytes, name: str) -> Model:
-    """Return the document in YAML.  Raises UserError (exit 5) that names it."""
+    """Parse a YAML document.  Raises UserError (exit 5) that starts with `name`."""
     try:
         return checked(model, as_json(bounded_yaml.parse(content)), name)
     except ValueError as error:

@@ -78,8 +78,8 @@ def evaluated(
 ) -> dict[str, Any]:
     """Return the figures of both models on the challenger's images, or the challenger's if there is no champion.
 
-    Return no figures when the champion is the challenger, when it is a model of images of another shape or number of
-    levels, or when the challenger was fitted to the validation images.
+    Return no figures when the challenger is the champion already or was fitted to the validation images, or when the
+    champion is a model of images of another shape or number of levels.
     """
     images, model = fetch_images(root, challenger), fetch(root, challenger)
     found = jury(root, challenger, images)
@@ -108,9 +108,9 @@ def evaluated(
 
 
 def jury(root: Path, challenger: Version, images: Path) -> dict[str, Any]:
-    """Return which images decide, how many challengers they have judged, and whether this one was fitted to them.
+    """Return which images decide, how many challengers they have judged, and what this one was fitted to.
 
-    The result are fields of Evidence.
+    The keys are fields of Evidence.
     """
     found = {"split": "test", "challenger_fitted_to": fitted_to(root, challenger)}
     if not len(load_images(images).validation):

@@ -16,7 +16,7 @@ from dvc.repo import lock_repo
 
 from flows.core import layout
 from flows.core.errors import Exit, UserError
-from flows.registry.git import Tag, annotated_tags, commit_of, contents, git, git_text
+from flows.registry.git import Tag, annotated_tags, commit_of, contents, git, git_lines, git_text
 from flows.registry.lock_file import read_lock
 from flows.registry.publishing import remote_refs
 from flows.registry.storage import cached_at, files, opened, pull_listings, quiet, require
@@ -25,7 +25,7 @@ from flows.registry.versions import CHAMPION_TAG, MODEL, REFUSALS, Version, reig
 BRANCHES, TAGS, REMOTE = "refs/heads/", "refs/tags/", "origin"
 FIELDS = ("refname", "objectname", "*objectname", "committerdate:unix", "worktreepath")
 BETWEEN_CHECKS = 100
-"""The number of files that are deleted before the next look whether a run has started."""
+"""The number of files that are deleted between two checks that no run has started."""
 
 
 class Ref(NamedTuple):
@@ -64,8 +64,8 @@ class Plan(NamedTuple):
 def make_plan(root: Path, keep: int, published: Mapping[str, str] | None) -> Plan:
     """Return what to keep for the last `keep` champions and the `keep` newest versions.
 
-    `published` is what the remote has, commits by ref: a version or a branch that it lacks stays.  None is for a
-    repository without a remote.  Raises UserError (exit 5) outside a repository, or in one without a commit.
+    `published` has the remote's commits by ref, and is None without a remote: a version or a branch that the remote
+    lacks stays.  Raises UserError (exit 5) outside a repository, or in one without a commit.
     """
     known, tags = versions(root), annotated_tags(root, MODEL)
     names = {tag.commit: tag.name for tag in tags} | {version.commit: version.name for version in known}
@@ -97,7 +97,7 @@ def reasons_to_keep(
     found = [(int(match[2]), tag) for tag in tags if (match := CHAMPION_TAG.fullmatch(tag.name)) and not match[1]]
     history = [tag for _, tag in sorted(found)]
     other_stages = [tag for tag in tags if tag.name.startswith(f"{MODEL}#") and not CHAMPION_TAG.fullmatch(tag.name)]
-    notes = git_text(root, "notes", f"--ref={REFUSALS}", "list").splitlines()
+    notes = git_lines(root, "notes", f"--ref={REFUSALS}", "list")
     decided = {line.split()[1] for line in notes} | {tag.commit for tag in history}
     reasons: list[tuple[str, Iterable[str]]] = [
         (f"not on {REMOTE}", (each.commit for each in known if is_missing(each, published))),
@@ -127,7 +127,7 @@ def published(root: Path) -> dict[str, str] | None:
 def refs(root: Path) -> list[Ref]:
     """Return all local branches and tags."""
     form = "--format=" + "%00".join(f"%({field})" for field in FIELDS)
-    lines = git_text(root, "for-each-ref", form, BRANCHES, TAGS).splitlines()
+    lines = git_lines(root, "for-each-ref", form, BRANCHES, TAGS)
     # `*objectname` is the commit of an annotated tag, and empty for anything else.
     return [
         Ref(name, digest, commit or digest, int(made or 0), folder)
@@ -217,7 +217,7 @@ def require_listings(repo: Any, root: Path, tag: Tag) -> None:
 
 
 def delete_files(paths: list[Path], check: Callable[[], None]) -> None:
-    """Delete files.  `check` raises an error before the first and now and then, to stop."""
+    """Delete files.  Call `check`, which raises an error to stop, before every `BETWEEN_CHECKS` of them."""
     for start in range(0, len(paths), BETWEEN_CHECKS):
         check()
         for path in paths[start : start + BETWEEN_CHECKS]:

@@ -10,12 +10,11 @@ from dvc_data.hashfile.hash_info import HashInfo
 
 from flows.core import layout
 from flows.core.errors import Exit, NetworkError, UserError
-from flows.registry.git import Tag, annotated_tags, git, git_text, locked
+from flows.registry.git import Tag, annotated_tags, git, git_lines, git_text, locked
 from flows.registry.lock_file import read_lock
 from flows.registry.storage import obtain, opened, quiet, require_remote
 from flows.registry.versions import MODEL, REFUSALS
 
-AGAIN = "the next run publishes again"
 NOTES = f"refs/notes/{REFUSALS}"
 OURS = (f"refs/tags/{MODEL}@", f"refs/tags/{MODEL}#")
 # A remote may accept the connection and never answer.
@@ -39,18 +38,22 @@ def publish(root: Path, remote: str = "origin") -> list[str]:
     The refs are pushed at once: either the remote takes all of them, or none.  Return the names of the tags, branches
     and notes that were pushed.
 
-    Raises UserError (exit 2) without remotes, and NetworkError (exit 5) when a remote does not answer.  Some tags
-    cannot be pushed; after all others are, this raises Taken for a tag whose name the remote has for another commit,
-    and UserError (exit 5) for one whose files are lost.
+    Raises UserError (exit 2) without remotes, and NetworkError (exit 5) when a remote does not answer.  After pushing
+    everything else, raises Taken for tags whose names the remote has for other commits, or else UserError (exit 5) for
+    a tag whose files are lost.
     """
     require_remotes(root, remote)
-    while True:
+    try:
         there = remote_refs(root, remote)
-        try:
-            return push_missing(root, remote, there)
-        except NetworkError:
-            if remote_refs(root, remote) == there:  # else another machine has published meanwhile
-                raise
+        while True:
+            try:
+                return push_missing(root, remote, there)
+            except NetworkError:
+                before, there = there, remote_refs(root, remote)
+                if there == before:  # else another machine has published meanwhile
+                    raise
+    except NetworkError as error:
+        raise NetworkError(f"publish: {error}; the next run publishes again") from error
 
 
 def require_remotes(root: Path, remote: str = "origin") -> None:
@@ -97,13 +100,9 @@ def fetch_versions(root: Path, remote: str = "origin") -> list[str]:
     require_remotes(root, remote)
     there, mine = remote_refs(root, remote), local_refs(root)
     missing = sorted(name for name in there if name.startswith(OURS) and name not in mine)
-    wanted = "\n".join(f"{name}:{name}" for name in missing)
+    wanted = "\n".join(f"{name}:{name}" for name in missing).encode()
     heads = f"+refs/heads/*:refs/remotes/{remote}/*"
-    command = ["fetch", "--quiet", "--no-tags", "--stdin", remote, heads]
-    try:
-        git(root, *command, stdin=wanted.encode(), seconds=PUSH_SECONDS)
-    except UserError as error:
-        raise NetworkError(f"fetch: {error}") from error
+    ask(root, "fetch", "--quiet", "--no-tags", "--stdin", remote, heads, stdin=wanted, seconds=PUSH_SECONDS)
     if NOTES in there:
         merge_notes(root, remote)
     return [name.removeprefix("refs/tags/") for name in missing]
@@ -116,7 +115,7 @@ def withdraw(root: Path, commit: str) -> None:
     """
     with locked(root):
         for tag in annotated_tags(root, MODEL):
-            if tag.commit == commit:
+            if tag.commit == commit and f"refs/tags/{tag.name}".startswith(OURS):
                 git(root, "tag", "--delete", tag.name)
         git(root, "notes", f"--ref={REFUSALS}", "remove", "--ignore-missing", commit)
 
@@ -124,10 +123,7 @@ def withdraw(root: Path, commit: str) -> None:
 def merge_notes(root: Path, remote: str) -> None:
     """Merge the remote's notes of refusals, which other machines may have pushed, into the local ones."""
     theirs = f"{NOTES}-{remote}"
-    try:
-        git_text(root, "fetch", "--quiet", remote, f"+{NOTES}:{theirs}", seconds=PUSH_SECONDS)
-    except UserError as error:
-        raise NetworkError(f"publish: {error}; {AGAIN}") from error
+    ask(root, "fetch", "--quiet", remote, f"+{NOTES}:{theirs}", seconds=PUSH_SECONDS)
     with locked(root):
         git_text(root, "notes", f"--ref={NOTES}", "merge", "--quiet", "--strategy=ours", theirs)
 
@@ -135,14 +131,13 @@ def merge_notes(root: Path, remote: str) -> None:
 def finished_branches(root: Path) -> list[str]:
     """Return the branches that hold the commit of their run; a run that still works has not made it yet."""
     form = "--format=%(refname:short) %(trailers:key=Run,valueonly,separator=%2C)"
-    lines = git_text(root, "for-each-ref", form, f"refs/heads/{layout.RUN_BRANCHES}").splitlines()
-    listed = [line.split() for line in lines]
+    listed = [line.split(" ") for line in git_lines(root, "for-each-ref", form, f"refs/heads/{layout.RUN_BRANCHES}")]
     return [branch for branch, *runs in listed if branch.removeprefix(layout.RUN_BRANCHES) in runs]
 
 
 def local_refs(root: Path) -> dict[str, str]:
     """Return the digests by ref; for an annotated tag, the digest of its commit."""
-    lines = git_text(root, "show-ref", "--dereference").splitlines()
+    lines = git_lines(root, "show-ref", "--dereference")
     return {name.removesuffix("^{}"): digest for digest, name in (line.split(" ", 1) for line in lines)}
 
 
@@ -177,25 +172,27 @@ def upload(repo: Any, digests: set[str]) -> None:
         result = repo.cloud.push([HashInfo("md5", digest) for digest in sorted(digests)])
     except Exception as error:  # each kind of remote raises its own errors
         reason = str(error) or type(error).__name__
-        raise NetworkError(f"publish: the DVC remote failed: {reason}; {AGAIN}") from error
+        raise NetworkError(f"the DVC remote failed: {reason}") from error
     if result.failed:
-        raise NetworkError(f"publish: the DVC remote did not take {len(result.failed)} files; {AGAIN}")
+        raise NetworkError(f"the DVC remote did not take {len(result.failed)} files")
 
 
 def remote_refs(root: Path, remote: str) -> dict[str, str]:
     """Return the remote's digests by ref, for an annotated tag its commit's.  Raises NetworkError (exit 5)."""
-    try:
-        listed = git_text(root, "ls-remote", remote, seconds=LIST_SECONDS)
-    except UserError as error:
-        raise NetworkError(f"publish: {error}; {AGAIN}") from error
-    pairs = [line.split("\t", 1) for line in listed.splitlines()]
+    listed = ask(root, "ls-remote", remote, seconds=LIST_SECONDS).decode(errors="replace")
+    pairs = [line.split("\t", 1) for line in listed.split("\n") if line]
     # An annotated tag has two lines: its own digest, then NAME^{} with its commit's.
     return {name.removesuffix("^{}"): digest for digest, name in pairs}
 
 
 def push(root: Path, remote: str, refs: list[str]) -> None:
     """Push refs to the git remote, all or none.  Raises NetworkError (exit 5)."""
+    ask(root, "push", "--quiet", "--atomic", remote, *refs, seconds=PUSH_SECONDS)
+
+
+def ask(root: Path, *arguments: str, seconds: float, stdin: bytes | None = None) -> bytes:
+    """Run a git command that talks to a remote; return what it prints.  Raises NetworkError (exit 5) if it fails."""
     try:
-        git_text(root, "push", "--quiet", "--atomic", remote, *refs, seconds=PUSH_SECONDS)
+        return git(root, *arguments, stdin=stdin, seconds=seconds)
     except UserError as error:
-        raise NetworkError(f"publish: {error}; {AGAIN}") from error
+        raise NetworkError(str(error)) from error

@@ -157,7 +157,7 @@ def files(digest: str, place: Callable[[str], Path]) -> Iterable[Stored]:
         yield Stored("", place(digest), digest)
         return
     listing = place(digest)
-    check(listing, Stored("", listing, digest.removesuffix(".dir")), "")
+    check(listing, Stored("the listing", listing, digest.removesuffix(".dir")), "")
     listed = read(Listing, listing).root
     require_apart([entry.relpath for entry in listed], str(listing))
     for entry in listed:
@@ -168,7 +168,7 @@ def check(path: Path, file: Stored, subject: str) -> None:
     """Raise UserError (exit 5) unless `path`, a cached file or a copy of it, has the md5 of `file`."""
     with open_regular(path) as content:
         if hashlib.file_digest(content, "md5").hexdigest() != file.md5:
-            name = f"{subject}{file.place or 'the listing'}"
+            name = f"{subject}{file.place or 'the file'}"
             raise UserError(f"{name} is damaged in the cache; delete {file.cached} to fetch it again", Exit.MISSING)
 
 
@@ -204,7 +204,7 @@ def asking_the_remote(subject: str) -> Iterator[None]:
         with quiet("dvc", "dvc_data", "dvc_objects"):
             yield
     except FileNotFoundError:
-        return
+        return  # `require` then names the missing file
     except NoRemoteError as error:
         raise UserError(f"{subject}not in the cache, and DVC has no default remote", Exit.MISSING) from error
     except Exception as error:  # each kind of remote raises its own errors

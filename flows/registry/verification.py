@@ -112,10 +112,13 @@ def written_down(version: Version, path: str, stored: list[Stored], *, is_model:
 def sha256_of(path: str, stored: list[Stored], *, is_model: bool) -> Any:
     """Return the sha256 of a model, which must load, of images, or of the images that a validation report is about.
 
-    Raises CheckpointError, ImageSetError, OSError and UserError.
+    Raises CheckpointError, ImageSetError, OSError, and UserError (exit 5), also for a file in place of a folder.
     """
-    if path == VALIDATION:
-        return stated_digest(stored)
+    is_file = [file.place for file in stored] == [""]
+    if is_file != (path == VALIDATION):
+        raise UserError("a file, not a folder" if is_file else "a folder, not a file", Exit.MISSING)
+    if is_file:
+        return read(Validation, stored[0].cached).data_sha256
     with scratch_folder() as scratch:
         folder = scratch / Path(path).name
         folder.mkdir()
@@ -127,10 +130,3 @@ def sha256_of(path: str, stored: list[Stored], *, is_model: bool) -> Any:
             return data_sha256(folder)
         load_model(folder)
         return model_sha256(folder)
-
-
-def stated_digest(stored: list[Stored]) -> str:
-    """Return the sha256 of the images that a validation report is about.  Raises UserError (exit 5)."""
-    if [file.place for file in stored] != [""]:
-        raise UserError("not a file", Exit.MISSING)
-    return read(Validation, stored[0].cached).data_sha256

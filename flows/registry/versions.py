@@ -1,7 +1,7 @@
 """The registry of models: GTO's tags on the commits of the pipeline's runs.
 
-`vdm@v1.2.0` is a version.  `vdm#champion#7` says that a version became the champion, for the seventh time in the
-project.  Published champion's tags are never removed, so they are the champion's history.  Both kinds are annotated.
+`vdm@v1.2.0` is a version.  `vdm#champion#7` says that a version became the champion; the number orders these tags.
+Published tags of champions are never removed, so they are the champion's history.  Both kinds are annotated.
 The message of a champion's tag holds the evidence as JSON.  It is not written into the model card, since that would
 change the digest of the model folder that was evaluated; nor into another file, since that would need a new commit,
 which is not the one that was evaluated.  The evidence against a refused version is in a git note on its commit.
@@ -17,7 +17,7 @@ from flows.core.documents import parse
 from flows.core.errors import Exit, UserError
 from flows.evaluation.results import Metrics, SampleMetrics
 from flows.registry.evidence import ROLL_BACK, Evidence, evidence_of
-from flows.registry.git import Tag, annotated_tags, commit_of, contents, git, identity, locked, tag_exists
+from flows.registry.git import Tag, annotated_tags, commit_of, contents, git, git_lines, identity, locked, tag_exists
 
 MODEL = "vdm"
 CHAMPION = "champion"
@@ -155,8 +155,8 @@ def make_champion(root: Path, version: Version, message: str) -> str:
     Raises UserError (exit 2) without a git identity.
     """
     # As in GTO, all stages share one count.
-    listed = git(root, "for-each-ref", "--format=%(refname)", f"refs/tags/{MODEL}#*").decode(errors="replace")
-    taken = [int(count) for line in listed.splitlines() if re.fullmatch(NUMBER, count := line.rpartition("#")[2])]
+    listed = git_lines(root, "for-each-ref", "--format=%(refname)", f"refs/tags/{MODEL}#*")
+    taken = [int(count) for name in listed if re.fullmatch(NUMBER, count := name.rpartition("#")[2])]
     name = f"{MODEL}#{CHAMPION}#{max(taken, default=0) + 1}"
     create_tag(root, name, version.commit, message)
     return name
@@ -185,7 +185,7 @@ def refusal(root: Path, commit: str) -> Evidence | None:
 def judged_by(root: Path, validation_sha256: str) -> set[str]:
     """Return the names of the challengers that were promoted or refused by the validation images with this digest."""
     tags = annotated_tags(root, f"{MODEL}#{CHAMPION}")
-    listed = git(root, "notes", f"--ref={REFUSALS}", "list").decode(errors="replace").splitlines()
+    listed = git_lines(root, "notes", f"--ref={REFUSALS}", "list")
     notes = contents(root, [line.partition(" ")[0] for line in listed], MOST_BYTES).values()
     messages = [tag.message for tag in tags] + [note.decode(errors="replace") for note in notes if note is not None]
     decided = [evidence for message in messages if (evidence := evidence_of(message))]

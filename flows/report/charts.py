@@ -57,7 +57,7 @@ STYLE: Any = {
 }
 SIZE = (5.0, 3.2)
 MOST_POINTS = 400
-"""More points of a curve than that are not drawn."""
+"""The largest number of points of a curve that are drawn."""
 
 Tables = Mapping[str, Columns]
 """A table of each model, by the model's name; one or two."""
@@ -156,7 +156,7 @@ def histogram(images: Tables) -> Chart:
     """Draw how many images have which bits/dim."""
     found = {model: finite(table["bpd"])[0] for model, table in images.items()}
     every = np.concatenate(list(found.values()))
-    edges = np.histogram_bin_edges(every, min(40, max(5, math.isqrt(len(every))))).tolist() if len(every) else [0, 1]
+    edges = edges_of(every)
     said = [f"{labelled(model, 'images', images)}: {between(values)}" for model, values in found.items()]
 
     def draw(axes: "Axes") -> None:
@@ -171,6 +171,17 @@ def histogram(images: Tables) -> Chart:
 
     svg = drawn("per_image", draw)
     return Chart("per_image", "How many images have which bits/dim", f"Histogram in bits/dim. {'; '.join(said)}.", svg)
+
+
+def edges_of(values: np.ndarray) -> list[float]:
+    """Return the edges of the bins of a histogram."""
+    if not len(values):
+        return [0.0, 1.0]
+    low, high = float(values.min()), float(values.max())
+    if high - low <= 1e-9 * max(abs(low), abs(high)):  # floats may be too coarse for edges in between
+        low, high = low - 0.5, high + 0.5
+    bins = min(40, max(5, math.isqrt(len(values))))
+    return [float(edge) for edge in np.linspace(low, high, bins + 1)]
 
 
 def drawn(name: str, draw: "Callable[[Axes], None]") -> Markup:
@@ -201,7 +212,7 @@ def thinned(*columns: np.ndarray) -> Sequence[np.ndarray]:
 
 
 def places_of(column: np.ndarray) -> np.ndarray:
-    """Return the places that `thinned` keeps."""
+    """Return the indices of the rows that `thinned` keeps."""
     return np.unique(np.linspace(0, max(len(column) - 1, 0), MOST_POINTS).round().astype(int))[: len(column)]
 
 

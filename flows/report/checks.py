@@ -12,7 +12,7 @@ MOST_EXPECTATIONS = 500
 
 
 class Shown(NamedTuple):
-    """An image with what is said of it."""
+    """An image and its caption."""
 
     picture: Picture | None
     caption: str
@@ -26,7 +26,7 @@ class Offence(NamedTuple):
 
 
 class Pair(NamedTuple):
-    """Two images that look alike, with what is said of them."""
+    """Two images that look alike, and how alike they are."""
 
     later: Shown
     earlier: Shown
@@ -40,9 +40,9 @@ def offences(results: Results) -> list[Offence]:
 
 
 def expectations(results: Results) -> list[Result]:
-    """Return the expectations, broken ones first."""
-    found = results.validation.expectations[:MOST_EXPECTATIONS] if results.validation else []
-    return sorted(found, key=lambda result: result.success)
+    """Return the expectations, broken ones first, at most `MOST_EXPECTATIONS`."""
+    found = results.validation.expectations if results.validation else []
+    return sorted(found, key=lambda result: result.success)[:MOST_EXPECTATIONS]
 
 
 def row_of(results: Results, row: dict[str, Any], prefix: str = "") -> Shown:

@@ -24,7 +24,7 @@ class Picture(NamedTuple):
 
 
 def tile(image: np.ndarray, num_levels: int, alt: str) -> Picture:
-    """Return an image (C,H,W) of the levels 0..num_levels-1."""
+    """Return an image (C,H,W) of the levels 0..num_levels-1 as a picture."""
     return picture(shades(image, num_levels), TILE, alt)
 
 
@@ -69,5 +69,5 @@ def picture(pixels: np.ndarray, room: int, alt: str) -> Picture:
 
 
 def data_uri(content: bytes, media_type: str) -> Markup:
-    """Return the content as an address that contains it."""
+    """Return the content as a data: URI."""
     return Markup(f"data:{media_type};base64,{b64encode(content).decode()}")

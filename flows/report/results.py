@@ -17,6 +17,7 @@ from flows.images.store import COUNTS, REQUIRED, SPLITS, TEXTS, ImageSet, data_s
 from flows.report.tables import Columns, integers, read_table
 from flows.validation.report import Alike, Result, Validation
 
+NOISE_LEVELS = ("t", "gamma", "diffusion_bpd", "standard_error")
 T = TypeVar("T")
 
 
@@ -109,11 +110,8 @@ def read_results(files: Files, origin: Origin) -> Results:
     )
 
 
-NOISE_LEVELS = ("t", "gamma", "diffusion_bpd", "standard_error")
-
-
 def present(reader: Callable[[Path], T], path: Path | None) -> T | None:
-    """Return what the file or folder says; None if there is none."""
+    """Return what `reader` reads from the file or folder; None if there is no such file or folder."""
     return reader(path) if path is not None and path.exists() else None
 
 
@@ -174,6 +172,6 @@ def image_at(results: Results, split: Any, number: Any) -> np.ndarray | None:
 
 
 def description(images: ImageSet | None) -> dict[str, Any]:
-    """Return what the set states about itself, sorted by the keys that the pipeline knows."""
+    """Return the set's description, sorted, without the keys that the pipeline does not know."""
     known = sorted({*REQUIRED, *COUNTS, *TEXTS})
     return {key: images.description[key] for key in known if key in images.description} if images else {}

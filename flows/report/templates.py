@@ -29,7 +29,7 @@ def fill(template: str, **values: Any) -> str:
 
 
 def plain(output: Any) -> Any:
-    """Return text of bounded length without control characters; HTML that this room made stays as it is."""
+    """Return text of bounded length without control characters; HTML that `flows.report` made stays as it is."""
     if isinstance(output, Markup):
         return output
     text = visible(output)

@@ -23,6 +23,7 @@ from flows.core.errors import Exit, UserError
 from flows.core.params import read_params
 from flows.images.store import data_sha256
 from flows.report.charts import PALETTE
+from flows.report.checks import MOST_EXPECTATIONS
 from flows.report.comparison import comparison, difference
 from flows.report.page import Page, page
 from flows.report.results import Files, read_results
@@ -248,6 +249,22 @@ def test_figures_that_are_not_finite_are_left_out_of_charts(files: Files) -> Non
     made = page(read_results(files, ORIGIN))
     assert "not finite bits/dim on 40 test images" in words(Document(made.html).text)
     assert [chart.alt.count("no finite value") for chart in made.charts] == [1, 1, 1, 1]
+
+
+def test_bits_per_dim_that_hardly_differ_have_a_histogram(files: Files) -> None:
+    assert files.per_image
+    files.per_image.write_text("image,bpd\n" + "".join(f"{i},{3 if i else np.nextafter(3, 4)}\n" for i in range(40)))
+    made = page(read_results(files, ORIGIN))
+    assert made.charts[-1].alt == "Histogram in bits/dim. images: 3 to 3, mean 3."
+
+
+def test_of_many_expectations_the_broken_ones_are_shown(files: Files) -> None:
+    assert files.validation
+    report = json.loads(files.validation.read_text())
+    held = next(each for each in report["expectations"] if each["success"])
+    broken = held | {"success": False, "meaning": "the last one"}
+    files.validation.write_text(json.dumps(report | {"expectations": [held] * MOST_EXPECTATIONS + [broken]}))
+    assert "Broken: the last one" in shown(files)
 
 
 def test_text_from_files_is_only_text(tmp_path: Path, digits: np.ndarray) -> None:

@@ -17,8 +17,8 @@ from flows.orchestration.workspace import alike, require_contained, workspace
 from flows.registry.lineage import describe, lineage
 from flows.registry.lock_file import model_path, read_lock
 from flows.registry.promotion import challenge
-from flows.registry.pruning import make_plan
-from flows.registry.publishing import publish
+from flows.registry.pruning import make_plan, published
+from flows.registry.publishing import fetch_versions, publish
 from flows.registry.storage import fetch
 from flows.registry.verification import verify
 from flows.registry.versions import add_version, is_decided, make_champion, record_refusal, resolve, versions
@@ -174,6 +174,34 @@ def test_a_hostile_lock_is_one_line(lock: Callable[[Forge], str | bytes], forge:
             call(root, resolve(root, name))
         assert raised.value.code is Exit.MISSING
         assert len(str(raised.value)) < 500
+
+
+@pytest.mark.parametrize("output", ["models/vdm", "data/images"])
+def test_a_file_in_place_of_a_folder_does_not_verify(output: str, forge: Forge) -> None:
+    lock = forge.lock()
+    (entry,) = [entry for entry in lock["stages"]["all"]["outs"] if entry["path"] == output]
+    entry["md5"] = forge.store(b"a file")
+    root, name = forge.project.folder, forge.version("v1.1.0", lock=lock)
+    checks = {check.subject: check.problem for check in verify(root, resolve(root, name))}
+    assert checks[f"{output} sha256"] == "a file, not a folder"
+
+
+def test_a_page_needs_metrics_in_the_lock(forge: Forge) -> None:
+    name = forge.version("v1.1.0", {METRICS: "{}"})  # the forge lists metrics of its own only
+    result = forge.vdmctl("report", name, "--out", "page.html")
+    assert result.returncode == 5
+    assert f"{name}: its dvc.lock does not list {METRICS}" in one_line(result)
+
+
+def test_names_of_tags_with_other_line_breaks_break_nothing(forge: Forge) -> None:
+    """Git refuses a line feed in the name of a ref, and accepts these."""
+    root, names = forge.project.folder, {"vdm@v1.1.0\u2028", "vdm@\x85x", "vdm#champion#1\u2029x"}
+    for name in names:
+        forge.project.git("tag", "--annotate", "--message=x", name, "HEAD")
+    assert set(publish(root)) == {"vdm@v1.0.0", *names}
+    assert make_plan(root, 1, published(root)).refs == []
+    forge.project.git("tag", "--delete", *names)
+    assert set(fetch_versions(root)) == names
 
 
 @pytest.mark.parametrize(

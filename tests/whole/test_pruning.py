@@ -234,6 +234,7 @@ def test_what_origin_lacks_stays_and_origin_keeps_what_it_has(project: Project, 
     found = prune(project, code=Exit.MISSING)
     assert names(found) == {}
     assert "every version and branch stays" in found["problems"][0]
+    assert "publish" not in found["problems"][0]
 
 
 @pytest.mark.parametrize(

@@ -2,11 +2,13 @@
 
 import socket
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 from project import Project, cached
 
 from flows.core.errors import Exit, NetworkError, UserError
+from flows.orchestration import releasing
 from flows.registry import publishing
 from flows.registry.publishing import Taken, fetch_versions, publish, withdraw
 from flows.registry.versions import add_version, record_refusal, refusal, resolve
@@ -102,12 +104,29 @@ def test_a_version_whose_number_is_taken_takes_the_next_and_keeps_its_commit(pro
     with pytest.raises(Taken) as raised:
         publish(project.folder)
     assert raised.value.commits == [mine]
+    project.git("tag", "--annotate", "--message=Mine", "vdm-paper", mine)
     withdraw(project.folder, mine)
+    assert "vdm-paper" in project.git("tag")
     assert fetch_versions(project.folder) == ["vdm@v1.1.0"]
     assert resolve(project.folder, "v1.1.0").commit == resolve(project.folder, "v1.0.0").commit
     assert refusal(project.folder, mine) is None
     assert add_version(project.folder, mine, "Again").name == "vdm@v1.3.0"
     assert publish(project.folder) == ["the reasons of refusals", "vdm@v1.3.0"]
+
+
+def test_a_version_that_was_withdrawn_is_not_announced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another machine took its number, and the network failed before the model was compared again."""
+
+    def fail(root: Path, made: str) -> None:
+        raise NetworkError("no network")
+
+    monkeypatch.setattr(releasing, "publish_versions", lambda *_, **__: Mock(result=lambda: False))
+    monkeypatch.setattr(releasing, "release_again", fail)
+    announce = Mock()
+    monkeypatch.setattr(releasing, "announce", announce)
+    with pytest.raises(NetworkError):
+        releasing.conclude(tmp_path, releasing.Release(Mock(), "runs/1", Mock()), publish=True)
+    announce.assert_not_called()
 
 
 def test_two_that_publish_at_once_are_both_published(project: Project, tmp_path: Path) -> None:
@@ -131,6 +150,8 @@ def test_a_git_remote_that_never_answers(project: Project, monkeypatch: pytest.M
         project.git("remote", "set-url", "origin", f"git://127.0.0.1:{silent.getsockname()[1]}/models.git")
         with pytest.raises(NetworkError, match=r"git ls-remote in .*: no answer in 1 s; the next run publishes again"):
             publish(project.folder)
+        with pytest.raises(NetworkError, match=r"^git ls-remote in .*: no answer in 1 s$"):
+            fetch_versions(project.folder)
 
 
 def test_a_git_remote_that_refuses_is_quoted(project: Project, tmp_path: Path) -> None:

@@ -157,7 +157,7 @@ def test_a_page_about_versions_has_their_results_and_their_lineage(copied: Proje
     damaged.write_text("image,bpd")
     result = copied.vdmctl("report", "v1.0.0", "--out", "four.html")
     assert result.returncode == Exit.MISSING
-    assert "vdm@v1.0.0: reports/evaluation/per_image.csv: the listing is damaged in the cache" in one_line(result)
+    assert "vdm@v1.0.0: reports/evaluation/per_image.csv: the file is damaged in the cache" in one_line(result)
     assert not (copied.folder / "four.html").exists()
 
 
