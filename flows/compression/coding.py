@@ -21,7 +21,8 @@ GRID = [COARSE_CELLS, CELLS, PLACES]
 class Coding:
     """Encodes and decodes the batches of the images of a header, with a model in float64.
 
-    Raises UserError (exit 2) if its schedule has no such steps, or if a batch does not fit into memory.
+    Raises UserError (exit 2) if the model's schedule allows no code in this number of steps, or if a batch does not fit
+    into memory.
     """
 
     def __init__(self, vdm: VDM, header: Header) -> None:

@@ -16,7 +16,7 @@ from flows.core.checkpoint import load_model, model_sha256
 from flows.core.device import find_device
 from flows.core.documents import Count, Document, Number, Sha256
 from flows.core.errors import Exit, UserError
-from flows.core.files import open_regular, remove, scratch_folder, writing, writing_folder
+from flows.core.files import open_regular, place_of_folder, remove, scratch_folder, writing, writing_folder
 from flows.evaluation.results import Figure, Split
 from flows.process.ending import finish
 from flows.process.progress import bar
@@ -138,11 +138,13 @@ def require_same(file: Path, images: Images, out: Path, *, model: Path, device: 
 def decompress(file: Path, *, model: Path, out: Path, device: str, force: bool) -> Decompressed:
     """Write the images in a file into the folder `out`, completely or not at all.
 
-    The images before a damaged part go to the folder `OUT.recovered`.  Raises what `Decoder` raises, and UserError:
-    exit 2 for folders that exist, without `force` or with other files, and 5 for a file that cannot be decoded.
+    The images before a damaged part go to the folder `OUT.recovered`, which lies beside the target if `out` is a link.
+    Raises what `Decoder` raises, and UserError: exit 2 for folders that exist, without `force` or with other files, and
+    5 for a file that cannot be decoded.
     """
     require_new_folder(out, force=force)
-    recovered = out.with_name(f"{out.name}.recovered")
+    # Not beside a link, which may lead to another file system, from which no folder can be renamed.
+    recovered = place_of_folder(out).with_name(f"{out.name}.recovered")
     require_new_folder(recovered, force=force)
     with open_regular(file) as opened:
         decoder = Decoder(opened, str(file), model=model, device=device)
@@ -177,7 +179,10 @@ def require_new_folder(out: Path, *, force: bool) -> None:
 
 
 def keep(folder: Path, recovered: Path, decoder: Decoder, file: Path) -> NoReturn:
-    """Move a folder with the images before a damaged part to its place, and raise UserError (exit 5)."""
+    """Move `folder`, which has the images before the damaged part, to `recovered`, and raise UserError (exit 5).
+
+    A link called `recovered` is replaced, not followed.
+    """
     all_images, count = decoder.header.num_images, decoder.num_decoded
     where = ""
     if count:

@@ -56,8 +56,8 @@ class Machine(NamedTuple):
 class Header(Document):
     """The description.
 
-    `num_words` counts the 32-bit words of the code, and `pictures` says that the images came from pictures.  `grid` has
-    the cells of the coarse grid, of the fine grid, and the places of a mean in a standard deviation.
+    `num_words` counts the 32-bit words of the code, and `pictures` says whether the images came from pictures.  `grid`
+    has the cells of the coarse grid, of the fine grid, and the places of a mean in a standard deviation.
     """
 
     image_shape: Annotated[list[Size], Field(min_length=3, max_length=3)]

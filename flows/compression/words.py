@@ -63,7 +63,7 @@ class Stack:
         return [initial_word(self.depth - 1)]
 
     def spill(self, words: list[int]) -> None:
-        """Move the lower words of many from memory to the file."""
+        """Move all but the uppermost `SPILLED` words to the file, if there are more than twice as many."""
         if len(words) > 2 * SPILLED:
             self.put(words[:-SPILLED])
             del words[:-SPILLED]

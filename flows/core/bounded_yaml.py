@@ -14,6 +14,7 @@ from ruamel.yaml.events import (
     NodeEvent,
 )
 from ruamel.yaml.parser import RoundTripParser
+from ruamel.yaml.scalarbool import ScalarBoolean
 
 MOST_BYTES, MOST_NODES, MOST_DEPTH = 2**18, 20_000, 32
 LONGEST_REASON = 200
@@ -121,7 +122,7 @@ def shortened(reason: object) -> str:
 
 
 def plain(node: Any) -> Any:
-    """Return the document as plain dicts, lists and scalars.  Raises ValueError for a value that JSON does not have."""
+    """Return the document as plain dicts, lists and scalars.  Raises ValueError for other types, such as dates."""
     match node:
         case Mapping():
             return {key_of(key): plain(value) for key, value in node.items()}
@@ -129,6 +130,8 @@ def plain(node: Any) -> Any:
             return [plain(value) for value in node]
         case bool() | None:
             return node
+        case ScalarBoolean():  # a bool with an anchor: an int, but not a bool
+            return bool(node)
         case int():
             return int(node)
         case float():

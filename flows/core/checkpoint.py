@@ -104,8 +104,9 @@ def save_state(path: Path, state: dict[str, Any]) -> None:
 def load_state(path: Path, *, keys: Collection[str] = ()) -> dict[str, Any]:
     """Return the training state in `path`, on the CPU.
 
-    Raises DamagedStateError if the file is damaged, if this version of torch does not know its format, or if a key is
-    missing; CheckpointError if it cannot be read now; UserError (exit 2) if it does not fit into memory now.
+    Raises DamagedStateError if the file is damaged, if torch cannot load its content, or if a key is missing;
+    CheckpointError if it cannot be read now, or if a newer torch wrote it; UserError (exit 2) if it does not fit into
+    memory now.
     """
     try:
         size = path.stat().st_size

@@ -244,11 +244,11 @@ def remove_unfinished() -> None:
 
 
 def discard(path: Path) -> None:
-    """Remove a file or folder; ignore errors."""
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        with suppress(OSError):
+    """Remove a file, a link or a folder; ignore errors."""
+    with suppress(OSError):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
             path.unlink(missing_ok=True)
 
 
@@ -276,7 +276,9 @@ def clear(previous: Path, partial: Path) -> None:
 
 
 def remove(folder: Path) -> None:
-    """Remove a folder with its content, if it exists.  Raises OSError."""
+    """Remove a folder with its content, or a link to one, if it exists.  Raises OSError."""
+    if folder.is_symlink():
+        folder.unlink()
     with suppress(FileNotFoundError):
         shutil.rmtree(folder)
 

@@ -58,7 +58,7 @@ def number_in(text: str, key: str) -> int:
 
 
 def require(num_bytes: int, device: "torch.device", advice: str) -> None:
-    """Raise UserError (exit 2), with the advice on what to lower, if the device has less memory left."""
+    """Raise UserError (exit 2), beginning with the advice, if the device has fewer than `num_bytes` bytes free."""
     free = available()
     if device.type == "cuda":
         import torch

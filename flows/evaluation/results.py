@@ -145,9 +145,8 @@ class SampleMetrics(Document):
 
     `figures` has `fd_<8 hex>` and `kd_<8 hex>`, the Frechet and the kernel distance in the features of the network
     whose digest begins with these digits.  `precision` and `recall` are in the same features.  `fid` and `kid` need the
-    weights of Inception.  `nearer_than_held_out` is the probability that a sample is nearer to its
-    nearest training image, in pixels, than a held-out image is to its own: far above 0.5, the model repeats training
-    images.
+    weights of Inception.  `nearer_than_held_out` is the probability that a sample is nearer to its nearest training
+    image, in pixels, than a held-out image is to its own: far above 0.5, the model repeats training images.
     """
 
     figures: dict[str, QualityFigure]

@@ -55,7 +55,10 @@ def precision(images: np.ndarray, reference: np.ndarray) -> float:
 
 
 def share_within(images: np.ndarray, reference: np.ndarray, radii: np.ndarray) -> float:
-    """Return the share of images that are nearer to an image of the reference than the square root of its radius."""
+    """Return the share of images that lie within the radius of an image of the reference.
+
+    `radii` are the squared radii of the reference's images, (N,).
+    """
     return float((squared_distances(images, reference) <= radii).any(1).mean())
 
 

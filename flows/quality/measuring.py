@@ -1,4 +1,4 @@
-"""Compare samples with the training images, and the same number of held-out images, too."""
+"""Compare samples, and for reference the same number of held-out images, with the training images."""
 
 from collections.abc import Callable
 from functools import partial
@@ -15,6 +15,7 @@ from flows.core.memory import require
 from flows.evaluation.results import QualityFigure, SampleMetrics, SamplerSettings
 from flows.images.store import ImageSet, chunks, data_sha256, fault, load_images, spread
 from flows.quality.distances import (
+    NEIGHBOURS,
     Estimate,
     frechet_distance,
     kernel_distance,
@@ -86,7 +87,7 @@ def measure(
 
 
 def require_fitting(sample: "Sample", quality: "Quality", *, model: Path, features: Path, images: Path) -> None:
-    """Raise UserError (exit 2) unless the model is one of such images, and the features are those of these images.
+    """Raise UserError (exit 2) unless the model fits the images, and the features were trained on them.
 
     Raises UserError: exit 2 for too few images or too little memory to compare them, 4 for invalid images;
     CheckpointError and ImageSetError for damaged files.
@@ -107,8 +108,12 @@ def require_fitting(sample: "Sample", quality: "Quality", *, model: Path, featur
 def num_compared(num_samples: int, image_set: ImageSet, most: int) -> int:
     """Return the number of samples and of test images to compare.
 
-    Raises UserError (exit 2) for fewer than ten, from which nothing can be estimated.
+    Raises UserError (exit 2) for fewer than ten, from which nothing can be estimated, and for training images without
+    the neighbours that precision takes.
     """
+    if (num_training := len(image_set.train)) <= NEIGHBOURS:
+        reason = f"the quality of samples needs {NEIGHBOURS + 1} training images, got {num_training}"
+        raise UserError(reason, Exit.USAGE)
     count = min(num_samples, len(image_set.test), most)
     if count < 10:
         raise UserError(f"the quality of samples needs 10 samples and 10 test images, got {count}", Exit.USAGE)
@@ -116,7 +121,10 @@ def num_compared(num_samples: int, image_set: ImageSet, most: int) -> int:
 
 
 def choose(samples: np.ndarray, image_set: ImageSet, most: int) -> Pictures:
-    """Return as many samples as test images, and the training images, at most `most` of each, evenly spread."""
+    """Return the first samples, as many test images, and training images, at most `most` of each.
+
+    The images of the set are evenly spread over their split.
+    """
     count = num_compared(len(samples), image_set, most)
     return Pictures(np.array(samples[:count]), spread(image_set.test, count), spread(image_set.train, most))
 
@@ -124,7 +132,7 @@ def choose(samples: np.ndarray, image_set: ImageSet, most: int) -> Pictures:
 def feature_figures(
     samples: np.ndarray, held_out: np.ndarray, training: np.ndarray, *, name: str, quality: "Quality"
 ) -> dict[str, QualityFigure]:
-    """Return the distances, called by the digest of the features, precision and recall, from features (N,D)."""
+    """Return both distances, with `name` in their keys, and precision and recall, from features (N,D)."""
     measures: dict[str, Callable[[np.ndarray], float]] = {
         f"fd_{name}": partial(frechet_distance, training),
         f"kd_{name}": partial(kernel_distance, training),

@@ -69,6 +69,10 @@ def test_values_are_those_of_yaml_1_2() -> None:
     assert [type(value) for value in parse(content).values()][:3] == [float, str, int]
 
 
+def test_a_bool_with_an_anchor_stays_a_bool() -> None:
+    assert all(value is True for value in parse("a: &x true\nb: *x\n").values())
+
+
 def test_anchors_within_the_limits_are_read() -> None:
     content = "base: &base {a: 1, b: [2]}\nother:\n  <<: *base\n  a: 3\nagain: [*base, *base]\n"
     base = {"a": 1, "b": [2]}

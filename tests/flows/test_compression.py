@@ -256,6 +256,36 @@ def test_a_file_that_is_cut_short_returns_the_images_before_the_cut(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("leads_to", ["elsewhere", "nowhere"])
+def test_a_link_in_place_of_recovered_images_is_replaced_and_not_followed(
+    leads_to: str, write: Callable[..., Compressed], tmp_path: Path, models: tuple[Path, Path]
+) -> None:
+    write()
+    (tmp_path / "short.vdmz").write_bytes((tmp_path / "images.vdmz").read_bytes()[:-467])
+    (tmp_path / "elsewhere").mkdir()
+    recovered = tmp_path / "out.recovered"
+    recovered.symlink_to(leads_to)
+    with pytest.raises(UserError, match=r"recovered \d+ of 40 images, in"):
+        files.decompress(tmp_path / "short.vdmz", model=models[0], out=tmp_path / "out", device="cpu", force=True)
+    assert [path.name for path in recovered.iterdir()] == ["images.npy"]
+    assert not recovered.is_symlink()
+    assert not list((tmp_path / "elsewhere").iterdir())
+    assert not (tmp_path / "nowhere").exists()
+
+
+def test_recovered_images_lie_beside_the_folder_to_which_a_link_leads(
+    write: Callable[..., Compressed], tmp_path: Path, models: tuple[Path, Path]
+) -> None:
+    """The link may lead to another file system, from which no folder can be renamed."""
+    write()
+    (tmp_path / "short.vdmz").write_bytes((tmp_path / "images.vdmz").read_bytes()[:-467])
+    (tmp_path / "large/disk").mkdir(parents=True)
+    (tmp_path / "out").symlink_to("large/disk")
+    with pytest.raises(UserError, match=r"recovered \d+ of 40 images, in .*/large/out.recovered"):
+        files.decompress(tmp_path / "short.vdmz", model=models[0], out=tmp_path / "out", device="cpu", force=True)
+    assert [path.name for path in (tmp_path / "large/out.recovered").iterdir()] == ["images.npy"]
+
+
 def test_a_flipped_bit_is_found_wherever_it_is(
     write: Callable[..., Compressed], pixels: np.ndarray, tmp_path: Path, models: tuple[Path, Path]
 ) -> None:

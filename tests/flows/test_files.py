@@ -7,7 +7,16 @@ from pathlib import Path
 
 import pytest
 
-from flows.core.files import inside, open_regular, parse_json, read_bounded, write_whole, writing, writing_folder
+from flows.core.files import (
+    discard,
+    inside,
+    open_regular,
+    parse_json,
+    read_bounded,
+    write_whole,
+    writing,
+    writing_folder,
+)
 
 
 def test_a_fifo_a_socket_a_device_and_a_folder_are_refused_and_do_not_block(tmp_path: Path) -> None:
@@ -242,3 +251,17 @@ def test_what_has_the_name_of_the_temporary_file_is_not_written(tmp_path: Path) 
     write_whole(tmp_path / "file", "new")
     assert (tmp_path / "victim").read_text() == "precious"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "victim"]
+
+
+def test_a_link_with_the_name_of_the_partial_folder_is_not_followed(tmp_path: Path) -> None:
+    (tmp_path / "victim").mkdir()
+    (tmp_path / "victim/file").write_text("precious")
+    (tmp_path / ".folder.partial").symlink_to("victim")
+    with writing_folder(tmp_path / "folder") as whole:
+        (whole / "file").write_text("new")
+    assert (tmp_path / "victim/file").read_text() == "precious"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["folder", "victim"]
+
+
+def test_what_cannot_be_removed_does_not_hide_the_rest(tmp_path: Path) -> None:
+    discard(tmp_path / ("x" * 300))  # too long for a file system, so that not even its type is known

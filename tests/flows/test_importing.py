@@ -128,7 +128,11 @@ def test_the_peers_attention_in_every_block_is_imported(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("settings", "message"),
-    [({"n_attention_heads": 4}, "only 1 can be imported"), ({"gamma_min": "["}, "not a whole addtt checkpoint")],
+    [
+        ({"n_attention_heads": 4}, "only 1 can be imported"),
+        ({"gamma_min": "["}, "not a whole addtt checkpoint"),
+        ({"norm_groups": "x"}, "`model.norm_groups` is not an argument of vdm.model.VDM, or of the wrong type\n"),
+    ],
 )
 def test_unsupported_settings_of_the_peer_are_refused(
     settings: dict[str, object], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]

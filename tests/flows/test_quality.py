@@ -145,6 +145,13 @@ def test_images_that_cannot_be_compared_are_refused_before_any_is_drawn(
     assert "needs 10 samples and 10 test images, got 9" in capsys.readouterr().err
 
 
+def test_too_few_training_images_are_refused(small: Small) -> None:
+    image_set = load_images(Path("data/images"))
+    with pytest.raises(UserError, match="needs 4 training images, got 3"):
+        measuring.num_compared(12, image_set._replace(train=image_set.train[:3]), 100)
+    assert measuring.num_compared(12, image_set._replace(train=image_set.train[:4]), 100) == 12
+
+
 def test_training_images_in_place_of_samples_are_found(small: Small) -> None:
     from flows.core.params import read_params
 
