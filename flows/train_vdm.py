@@ -106,9 +106,9 @@ def as_user_error(error: UserError | OSError | DvcException) -> UserError:
 
 
 def leave_out_tracebacks() -> None:
-    """Keep out of the run's log what its last lines and its state say in one line.
+    """Filter from the run's log what its last lines and its state say in one line.
 
-    These are the tracebacks of expected errors, the failed states that tasks return, and that a cancelled run crashed.
+    These are tracebacks of expected errors, failed states that tasks return, and messages that a cancelled run crashed.
     """
     repeats = ("Crash detected! Execution was aborted", "Finished in state Running()")
 

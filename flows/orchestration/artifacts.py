@@ -29,7 +29,7 @@ STEP = re.compile(r"step (\d+)(?: of \d+)?: (.*)")
 VALIDATION = re.compile(r"validation \d[^,]*")
 ENDS = "training ends"
 NUM_LINES = 20
-"""The lines of the log of which the speed is measured."""
+"""The speed is computed from this number of the last lines of the log."""
 
 
 class Progress:

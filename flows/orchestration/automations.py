@@ -112,12 +112,14 @@ class Notifications:
 
     def switch_on(self, api: Api, entry: Entry, found: str) -> None:
         """Switch on a notification with the block's id, and print that, or why the server refuses it."""
-        self.blocks[entry["name"]] = found
         try:
             put(api, entry, found)
             say_on_stderr(f"{entry['name']}: on, since the block {entry['block']} exists")
         except Refused as error:
+            if error.code >= HTTPStatus.INTERNAL_SERVER_ERROR:  # it may accept it later, so try again
+                raise
             say_on_stderr(f"{entry['name']}: off, since the server refuses it: {error.said}")
+        self.blocks[entry["name"]] = found
 
 
 def notifications() -> list[Entry]:

@@ -62,8 +62,9 @@ def keep(entry: dict[str, Any], existing: "DeploymentResponse") -> dict[str, Any
     """Return the entry of prefect.yaml with the settings of the existing deployment."""
     kept = {key: value for key, value in entry.items() if key not in ("schedules", "concurrency_limit")}
     if existing.global_concurrency_limit:
+        given = entry.get("concurrency_limit")
         limit = {"limit": existing.global_concurrency_limit.limit}
-        kept["concurrency_limit"] = entry.get("concurrency_limit", {}) | limit
+        kept["concurrency_limit"] = given | limit if isinstance(given, dict) else limit  # Prefect takes a number, too
     pool = {"work_queue_name": existing.work_queue_name, "job_variables": existing.job_variables}
     return kept | {
         "paused": existing.paused,

@@ -22,7 +22,7 @@ OWN_AFFAIRS = ("server", "config")
 
 @register_hook
 def setup_environment(*, ctx: HookContext) -> SetupResult | None:
-    """Set the server, and complete a bare deployment name.  SystemExit with one line if that name is not unique."""
+    """Set the server, and complete a bare deployment name.  Raises SystemExit; see `full_name`."""
     words = [place for place, word in enumerate(sys.argv) if place and word[:1] != "-"]
     if not is_prefect() or not words:
         return None
@@ -45,7 +45,7 @@ def is_prefect() -> bool:
 
 
 def full_name(name: str, url: str | None) -> str:
-    """Return FLOW/DEPLOYMENT for a bare name.  SystemExit with one line unless exactly one deployment has that name."""
+    """Return FLOW/DEPLOYMENT for a bare name.  Raises SystemExit, with one line, unless one deployment has the name."""
     if url is None:
         sys.exit(f"{Path.cwd()} is not served; `vdmctl serve` starts a server, PREFECT_API_URL names another")
     try:

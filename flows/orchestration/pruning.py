@@ -57,8 +57,12 @@ class Pruning:
         self.skipped: list[str] = []
         self.problems: list[str] = []
         self.found: Entry = {
-            **{"dry_run": dry_run, "keep": keep, "removed": self.removed, "kept": {}},
-            **{"skipped": self.skipped, "problems": self.problems},
+            "dry_run": dry_run,
+            "keep": keep,
+            "removed": self.removed,
+            "kept": {},
+            "skipped": self.skipped,
+            "problems": self.problems,
         }
 
     def remove(self, kind: str, names: list[str], size: int | None, remove: Callable[[], object]) -> None:
@@ -80,7 +84,7 @@ class Pruning:
 def prune(root: Path, *, keep: int, dry_run: bool) -> Entry:
     """Remove what the last `keep` champions and the `keep` newest versions do not need; return it as a JSON object.
 
-    Its `skipped` and `problems` say what was left alone and why; something is wrong only with the latter.
+    Its `skipped` and `problems` say what was left alone and why; only `problems` are faults.
 
     Raises UserError: exit 5 outside a repository with git and DVC, 6 while a run or a DVC command is in progress, 2 for
     a wrong VDM_LOCK_DIR.
@@ -187,7 +191,7 @@ def last_written(folder: Path) -> float:
 def describe(folder: Path) -> Entry:
     """Return what a folder's newest state says about its run.
 
-    It holds weights and optimiser, and not the parameters, of which only some can be read off these.
+    A state does not hold the parameters of its run; width and blocks can be derived from the weights.
     """
     found: Entry = {"name": folder.name, "written": int(last_written(folder))}
     paths = sorted(folder.glob("step-*.state"))

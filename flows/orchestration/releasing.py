@@ -71,9 +71,10 @@ def promote(version: str, folder: Path, kept: Path) -> State[Evidence] | Evidenc
 
 @task(name="publish", task_run_name="publish", timeout_seconds=3600 * 6, **RETRIED)
 def publish_versions(root: Path, made: str | None) -> State[None] | bool:
-    """Push what the remotes lack; return False, after withdrawing it, if the number of the version `made` is taken.
+    """Push what the remotes lack, and return True.
 
-    A failed state carries UserError.
+    If another machine has taken the number of the version of commit `made`, withdraw that version and return False.  A
+    failed state carries UserError.
     """
     logger = get_run_logger()
     try:
@@ -123,6 +124,7 @@ def conclude(root: Path, outcome: Release | str, *, publish: bool) -> str:
             made = outcome.version.commit if isinstance(outcome, Release) else None
             if publish_versions(root, made, return_state=True).result():
                 break
+            outcome = "withdrawn"  # nothing to announce if the new comparison fails
             outcome = release_again(root, cast(str, made))
     finally:
         if isinstance(outcome, Release):

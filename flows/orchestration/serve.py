@@ -46,8 +46,8 @@ def serve(
     """Run the loop until SIGINT or SIGTERM.  A server that is started listens at `host` and `port`, if given.
 
     With `share`, its worker shares versions with workers on other machines.  Raises UserError: exit 2 outside a
-    project's folder, 6 when another `vdmctl serve` has the folder or the database; see `require_server` for what
-    answers there already.
+    project's folder, 6 when another `vdmctl serve` has the folder or the database; and what `require_server` raises
+    for a server that answers there already.
     """
     from flows.orchestration.automations import Notifications
 
@@ -126,8 +126,8 @@ def with_own_home() -> str:
 def prepare(url: str, worker: str | None) -> None:
     """Set up pool, queues, deployments and automations; end the runs whose process died with an earlier worker.
 
-    `worker` is the name of the worker that will be started.  Raises UserError: exit 6 when the pool has a worker with
-    which it must not mix; see `require_pool`.
+    `worker` is the name of the worker that will be started.  Raises UserError; see `refuse_to_mix`, `require_pool` and
+    `deploy`.
     """
     from flows.orchestration.automations import end_dead_runs, install
 
@@ -153,9 +153,9 @@ def create_pool(api: Api) -> None:
 
 
 def refuse_to_mix(url: str, worker: str, others: set[str]) -> None:
-    """Raise UserError (exit 6) if another worker of the pool shares versions and this one does not, or the reverse.
+    """Raise UserError (exit 6) if the pool has another worker, unless both share versions.
 
-    A worker that does not share keeps its models in its folder, so two of them would be two registries.
+    A worker that does not share keeps its models in its own folder, so the pool would have two registries.
     """
     for other in others:
         if worker.startswith(SHARED) and other.startswith(SHARED):

@@ -26,7 +26,7 @@ LOOPBACK, PORT = "127.0.0.1", 4200
 SECONDS = 3.0
 MOST_BYTES = 10_000
 DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-"""Sends requests to this machine: a proxy would look for the server on its own, and see the password."""
+"""Opens URLs of this machine.  A proxy would look for the server on the proxy's machine, and see the password."""
 
 
 class Address(NamedTuple):
@@ -133,7 +133,7 @@ def setting(name: str) -> str:
 
 
 class Refused(OSError):
-    """Something answered, but not as wanted: why, its HTTP status (0 unless that is the reason), and what it said."""
+    """An answer that is an error or not JSON: its HTTP status `code` (0 if it is not JSON) and its text `said`."""
 
     def __init__(self, reason: str, code: int = 0, said: str = "") -> None:
         super().__init__(reason)

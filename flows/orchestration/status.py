@@ -86,7 +86,7 @@ def flows() -> Entry:
 
 
 def schedule(deployment: Entry, each: Entry, planned: list[Entry]) -> Entry:
-    """Return a schedule of a deployment, with its next run."""
+    """Return a schedule of a deployment, with the next run of the deployment if the schedule is active."""
     times = [run["expected_start_time"] for run in planned if run["deployment_id"] == deployment["id"]]
     active = bool(each["active"]) and not deployment["paused"]
     when = each["schedule"].get("cron") or each["schedule"].get("rrule") or each["schedule"].get("interval")

@@ -80,9 +80,9 @@ def require_pool(api: Api) -> None:
 def alone(url: str) -> Iterator[None]:
     """Hold the folder's lock.  Raises UserError (exit 6) when `vdmctl serve` or another worker holds it."""
     LOCK.parent.mkdir(exist_ok=True)
-    with lock_file(LOCK, f"{os.getpid()} {url}") as other:
+    with lock_file(LOCK, f"process {os.getpid()} {url}") as other:
         if other is not None:
-            raise UserError(f"process {other.split()[0]} serves {Path.cwd()} already; stop it first", Exit.BUSY)
+            raise UserError(f"{' '.join(other.split()[:2])} serves {Path.cwd()} already; stop it first", Exit.BUSY)
         yield
 
 

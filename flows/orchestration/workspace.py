@@ -72,7 +72,7 @@ def claimed(folder: Path) -> Iterator[bool]:
 
 
 def prune(root: Path) -> list[str]:
-    """Remove what runs left behind in whose worktrees no process works any more; return the names of the runs."""
+    """Remove the worktrees that ended runs left behind, unless a process works in them; return the runs' names."""
     gone = []
     for folder in sorted(left_behind(root)):
         with claimed(folder) as free:

@@ -28,7 +28,7 @@ def process_group(
     Its stdout and stderr go to the pipe `process.stdout`.  With `stdout`, its stdout goes to that file, and its stderr
     to the pipe `process.stderr`.
     """
-    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    path = os.environ.get("PATH", os.defpath)
     process = subprocess.Popen(
         command,
         cwd=folder,
@@ -37,7 +37,7 @@ def process_group(
         text=True,
         errors="replace",
         start_new_session=True,
-        env=environment,
+        env=os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{path}"},
     )
     try:
         yield process

@@ -45,13 +45,13 @@ def acquire(descriptor: int, holder: str, *, wait: bool = False) -> str | None:
         return os.pread(descriptor, 4096, 0).decode(errors="replace").strip() or "another process"
     with suppress(OSError):  # a full disk; the lock then has no description
         os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, f"{holder}\n".encode(), 0)
+        os.pwrite(descriptor, os.fsencode(f"{holder}\n"), 0)
     return None
 
 
 def holder_of(path: Path) -> str | None:
     """Return the description of the process that holds the lock of a file; None if no process does."""
-    with suppress(FileNotFoundError, NotADirectoryError, PermissionError), path.open() as file:
+    with suppress(FileNotFoundError, NotADirectoryError, PermissionError), path.open(errors="replace") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -89,8 +89,8 @@ def held_inodes(folder: Path) -> set[int]:
 def device_of(folder: Path) -> str:
     """Return the device of a folder's file system as the kernel's list of locks has it.  Raises OSError.
 
-    The list of mounts has the same device; `st_dev` differs on btrfs, and is used if a chroot hides the mount.  The
-    PIDs in the list of locks would not do: a holder in a container writes another PID of itself into its lock.
+    The list of mounts has the same device; `st_dev` differs on btrfs, and is used if a chroot hides the mount.  PIDs
+    cannot be compared instead: a process in a container writes another PID into its lock than the list of locks has.
     """
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
@@ -138,7 +138,7 @@ def claim(device: "torch.device") -> Iterator[None]:
         opened(path / name, os.O_RDWR | os.O_CREAT | os.O_NONBLOCK, folder) as lock,
     ):
         with suppress(OSError):
-            os.fchmod(lock, 0o600)  # who can open a lock can hold it
+            os.fchmod(lock, 0o600)  # whoever can open a lock can hold it
             fcntl.flock(folder, fcntl.LOCK_SH | fcntl.LOCK_NB)  # systemd-tmpfiles does not clean a locked folder
         if other := acquire(lock, f"process {os.getpid()} in {Path.cwd()}"):
             raise UserError(f"{device} is busy: {other} trains on it; wait for it or stop it", Exit.BUSY)

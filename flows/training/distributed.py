@@ -54,9 +54,9 @@ CONTINUES = "run again to continue from the last saved state"
 def launch(function: Callable[[], None], *, num_processes: int, max_restarts: int, again: str = CONTINUES) -> None:
     """Run the function in `num_processes` processes on this machine.
 
-    When a process dies, all are restarted, at most `max_restarts` times.  Raises what the function raises, of several
-    errors a UserError, that of the lowest rank.  Raises UserError too if processes died too often (exit 1) or a signal
-    stopped this process (75).  Their messages end with the advice `again`.
+    When a process dies, all are restarted, at most `max_restarts` times.  Raises what the function raises: of several
+    errors the first UserError by rank, or without one the first error.  Also raises UserError, whose message ends with
+    the advice `again`, if processes died too often (exit 1) or a signal stopped this process (75).
     """
     with tempfile.TemporaryDirectory() as folder:
         configure_environment(num_processes, folder)

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# What a process takes that has loaded torch.
+# The memory of a process that has loaded torch.
 PROCESS_BYTES = 2**28
 # Parameters that do not change the result.
 CONDUCT = ("device", "max_restarts", "checkpoint_every_steps", "checkpoint_every_minutes", "keep_checkpoints")

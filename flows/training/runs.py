@@ -84,7 +84,7 @@ class Run:
         return None
 
     def finish(self, model: str) -> None:
-        """Keep only the newest state, for `forget`: the run has written the model of this sha256."""
+        """Delete all states but the newest, and note for `forget` the sha256 of the model that the run has written."""
         for path in self.states()[:-1]:
             path.unlink(missing_ok=True)
         try:

@@ -14,7 +14,9 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from socketserver import BaseRequestHandler, TCPServer
 from threading import Thread
+from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from prefect import __version__
@@ -22,11 +24,14 @@ from prefect.settings import PREFECT_API_URL, Settings, temporary_settings
 
 from flows.core import layout
 from flows.core.errors import Exit, UserError
+from flows.orchestration import automations
 from flows.orchestration import server as of_server
+from flows.orchestration.automations import Notifications
+from flows.orchestration.deployments import keep
 from flows.orchestration.plugin import full_name
-from flows.orchestration.server import Api, answers, bypass_proxy, find_address, refusal, require_server
+from flows.orchestration.server import Api, Refused, answers, bypass_proxy, find_address, refusal, require_server
 from flows.orchestration.status import address, server
-from flows.orchestration.workers import require_pool
+from flows.orchestration.workers import LOCK, alone, require_pool
 from flows.process.locks import lock_file
 
 TEAM, OWN, GIVEN = (f"http://{name}.example.org:4200/api" for name in ("team", "own", "given"))
@@ -213,6 +218,49 @@ def test_a_folder_has_only_the_server_that_serves_it(tmp_path: Path) -> None:
     with lock_file(tmp_path / layout.SERVE_LOCK, f"7 {OWN}"):
         assert address(tmp_path) == OWN
     assert address(tmp_path) == ""
+
+
+@pytest.mark.parametrize(("holder", "named"), [(f"process 7 {OWN}", "process 7"), ("", "another process")])
+def test_a_folder_is_served_once(holder: str, named: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    LOCK.parent.mkdir()
+    with (
+        lock_file(LOCK, holder),
+        pytest.raises(UserError, match=f"^{named} serves {tmp_path} already") as error,
+        alone(OWN),
+    ):
+        pass
+    assert error.value.code == Exit.BUSY
+
+
+@pytest.mark.parametrize("failure", [ConnectionError("down"), Refused("503 Service Unavailable", 503)])
+def test_a_notification_is_tried_again_when_the_server_failed(
+    failure: OSError, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    answers = iter([failure, Refused("422 Unprocessable", 422, "no such trigger"), None])
+
+    def put(*_: object) -> None:
+        if answer := next(answers):
+            raise answer
+
+    notification = {"name": "mail", "block": "sendgrid-email/vdm"}
+    monkeypatch.setattr(automations, "notifications", lambda: [notification])
+    monkeypatch.setattr(automations, "Api", lambda url: None)
+    monkeypatch.setattr(automations, "block", lambda api, name: "1")
+    monkeypatch.setattr(automations, "put", put)
+    found = Notifications(OWN)
+    with pytest.raises(type(failure)):
+        found.look()
+    for _ in range(3):
+        found.look()
+    assert capsys.readouterr().err == "mail: off, since the server refuses it: no such trigger\n"
+
+
+@pytest.mark.parametrize("given", [None, 1, {"limit": 1}])
+def test_a_deployment_keeps_its_limit(given: Any) -> None:
+    existing: Any = Mock(global_concurrency_limit=SimpleNamespace(limit=3))
+    entry = {"name": "weekly", "work_pool": {"name": "vdm"}, "concurrency_limit": given}
+    assert keep(entry, existing)["concurrency_limit"] == {"limit": 3}
 
 
 def test_a_server_that_cannot_write_is_not_taken_for_another_one() -> None:

@@ -152,6 +152,19 @@ def test_a_holder_keeps_its_name_when_another_asks(folder: Path) -> None:
         pass
 
 
+def test_a_holder_in_a_folder_whose_name_is_not_utf_8(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = tmp_path / os.fsdecode(b"caf\xe9")
+    place.mkdir()
+    monkeypatch.chdir(place)
+    with claim(CPU):
+        assert held_locks(folder)["cpu.lock"].endswith("caf\ufffd")
+        with pytest.raises(UserError, match="caf\ufffd trains on it"), claim(CPU):
+            pass
+        assert str(locks.holder_of(folder / "cpu.lock")).endswith("caf\ufffd")
+
+
 def test_logins_jobs_and_services_of_a_user_meet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """They use the same lock for any TMPDIR and XDG_RUNTIME_DIR.  The test uses a card that no machine has."""
     monkeypatch.delenv("VDM_LOCK_DIR", raising=False)
