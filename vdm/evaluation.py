@@ -23,9 +23,9 @@ GOLDEN_RATIO = (1 + math.sqrt(5)) / 2
 class NoiseLevels(NamedTuple):
     """The diffusion term at the noise levels of the times `t`, L of them, rising: (L,) float64 each.
 
-    `diffusion` is in bits/dim per unit of time, the mean over the images, and its mean over the levels is the diffusion
-    term; for T steps on average only, if T is below K and does not divide it.  `standard_error` is that of the mean
-    over the images; NaN for one image.
+    `diffusion` is the mean over the images, in bits/dim per unit of time; `standard_error` is that of this mean, NaN
+    for one image.  The mean of `diffusion` over the levels is the diffusion term: with T steps on average only, if T is
+    below K, the number of times per image, and does not divide it.
     """
 
     t: np.ndarray
@@ -98,9 +98,9 @@ def standard_error(values: np.ndarray) -> float:
 
 
 def student_quantile(confidence: float, degrees: int) -> float:
-    """Return how many standard errors of a mean on each side contain the true one with this probability.
+    """Return the half-width, in standard errors, of the interval that contains the true mean with this probability.
 
-    The mean is one of `degrees` + 1 values from a normal distribution (Student's t).  NaN for `degrees` 0.
+    It is around the mean of `degrees` + 1 values from a normal distribution (Student's t).  NaN for `degrees` 0.
     """
     if degrees < 1:
         return math.nan
@@ -210,8 +210,8 @@ def terms_of_set(terms: np.ndarray) -> Evaluation:
 def at_grid_times(times: np.ndarray, draws: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return the noise levels (L,) of draws (N,K) at grid times (N,K), and every image's mean draw at each: (N,L).
 
-    The levels are the grid times if every image has draws at each of them, so if T <= K.  Else they are the strata's
-    mean times.
+    The levels are the grid times if every image has draws at each of them, that is, if T <= K.  Otherwise they are the
+    mean times of the strata.
     """
     levels = np.unique(times)
     if len(levels) > times.shape[1]:

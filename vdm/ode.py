@@ -115,7 +115,6 @@ def log_density(
     The divergence is the mean of v' J v over `probes` v (P,B,C,H,W): unbiased for Rademacher probes (Hutchinson),
     exact for `basis_probes`.
     """
-
     num_dims = z_0[0].numel()
 
     def derivative(gamma: Tensor, state: State) -> State:

@@ -28,7 +28,7 @@ from vdm.model import VDM
 from vdm.schedule import LinearSchedule
 
 SAMPLING_STREAM = [0, 0, 0, 1]
-"""Where the counter of the noise starts.  That of `vdm.evaluation` starts at zero, with the same keys."""
+"""Where the counter of the noise starts.  With the same keys `vdm.evaluation` starts at zero: other noise."""
 
 
 class Solver(NamedTuple):
@@ -55,7 +55,8 @@ class Step(NamedTuple):
 
 def memory_needed(model: VDM, batch_size: int, solver: Solver) -> int:
     """Return a lower bound of the bytes that sampling a batch takes: the images and the network, or the schedule."""
-    features = sum(parameter.numel() for parameter in model.schedule.parameters())
+    # In gamma the steps follow from the end points alone.
+    features = sum(parameter.numel() for parameter in model.schedule.parameters()) if solver.grid == "t" else 0
     images = batch_size * (4 * model.num_dims + model.inference_bytes(solver.precision))
     return max(images, 4 * features * solver.num_timesteps)
 

@@ -69,6 +69,7 @@ def squared_error(x: Tensor, eps: Tensor, gamma_t: Tensor, predict_noise: Predic
 
 def diffusion_loss(x: Tensor, eps: Tensor, gamma_t: Tensor, dgamma_dt: Tensor, predict_noise: PredictNoise) -> Tensor:
     """Return 1/2 gamma'(t) |eps - eps_hat|^2: a draw of the continuous-time loss at t ~ U[0, 1) (eq. 17), (B,) nats.
+
     gamma_t and its derivative dgamma_dt (B,) come from `vdm.schedule.LinearSchedule.gamma_and_slope`.
     """
     return 0.5 * dgamma_dt * squared_error(x, eps, gamma_t, predict_noise)
@@ -78,6 +79,7 @@ def finite_diffusion_loss(
     x: Tensor, eps: Tensor, gamma_s: Tensor, gamma_t: Tensor, num_timesteps: int, predict_noise: PredictNoise
 ) -> Tensor:
     """Return T/2 expm1(gamma_t - gamma_s) |eps - eps_hat|^2: a draw of the T-step loss (section 4), (B,) nats.
+
     t = i/T with i uniform over 1..T (see `grid_times`), s = t - 1/T.  gamma_s, gamma_t (B,) should be float64, since
     for a large T they are almost equal; the network gets gamma_t with the dtype of x.
     """

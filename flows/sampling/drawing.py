@@ -20,6 +20,7 @@ from vdm.sampling import Solver, Step, decode, fill_in, trajectory
 if TYPE_CHECKING:
     from flows.core.params import Sample
 
+ADVICE = "sample: lower sample.num_images or sample.batch_size"
 REPEATS = 10
 """How often `fill` takes every step, as in RePaint."""
 Steps = Callable[[range], Iterator[Step]]
@@ -35,7 +36,7 @@ def draw(model: Path, settings: "Sample") -> np.ndarray:
     count = min(settings.num_devices, settings.num_images)
     devices = find_devices(settings.device, count)
     vdm = load_model(model, devices[0])
-    require(memory_needed(vdm, settings), devices[0], "sample: lower sample.num_images or sample.batch_size")
+    require(memory_needed(vdm, settings), devices[0], ADVICE)
     if count == 1:
         return draw_share(vdm, settings, range(settings.num_images))
     from flows.training.distributed import results_of
@@ -64,7 +65,11 @@ def draw_share(vdm: VDM, settings: "Sample", share: range, *, shown: bool = True
 
 
 def fill(vdm: VDM, settings: "Sample", known: torch.Tensor, missing: torch.Tensor) -> np.ndarray:
-    """Return `num_images` images with the pixels `known` (C,H,W) except where `missing` (H,W) is true."""
+    """Return `num_images` images with the pixels `known` (C,H,W) except where `missing` (H,W) is true.
+
+    Raises UserError (exit 2) if there is too little memory, and what `in_batches` raises.
+    """
+    require(memory_needed(vdm, settings), next(vdm.parameters()).device, ADVICE)
     images = in_batches(vdm, settings, range(settings.num_images), filling(vdm, settings, known, missing))
     return np.where(missing.numpy(), images, known.numpy().astype(images.dtype))
 

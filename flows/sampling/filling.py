@@ -17,40 +17,45 @@ def read_known(path: Path, vdm: VDM) -> torch.Tensor:
     Black and white of a picture are the first and the last level.  Raises UserError: exit 5 for a file that cannot be
     read, 4 for one that is no picture of levels, 2 for another size or other levels than the model's.
     """
-    stored = read(path)
+    stored, white = read(path)
     highest = vdm.num_levels - 1
     if path.suffix.lower() == ".npy":
         if stored.max() > highest:
             raise UserError(f"{path} holds level {stored.max()}, but the model's levels are 0 to {highest}", Exit.USAGE)
         levels = stored
     else:
-        levels = np.rint(stored * (highest / np.iinfo(stored.dtype).max))
+        levels = np.rint(stored * (highest / white))
     require_size(path, levels.shape, vdm.image_shape)
     return torch.from_numpy(levels.astype(np.int64))
 
 
 def read_mask(path: Path, vdm: VDM) -> torch.Tensor:
-    """Return where the mask is bright, in any channel: (H,W), true for the pixels to fill in.
+    """Return where the mask is bright, or above 0 in an .npy file, in any channel: (H,W), true for pixels to fill in.
 
     Raises UserError as `read_known`, and for a mask without bright pixels (exit 2).
     """
-    stored = read(path)
-    missing = (stored > np.iinfo(stored.dtype).max // 2 if path.suffix.lower() != ".npy" else stored > 0).any(0)
+    stored, white = read(path)
+    threshold = 0 if path.suffix.lower() == ".npy" else white // 2
+    missing = (stored > threshold).any(0)
     require_size(path, missing.shape, vdm.image_shape[1:])
     if not missing.any():
         raise UserError(f"{path}: no pixel of the mask is white, so there is nothing to fill in", Exit.USAGE)
     return torch.from_numpy(missing)
 
 
-def read(path: Path) -> np.ndarray:
-    """Return the first image of a file, (C,H,W) of an unsigned type.  Raises UserError (exit 4 or 5)."""
+def read(path: Path) -> tuple[np.ndarray, int]:
+    """Return the first image of a file, (C,H,W) of an unsigned type, and the highest level of its bits.
+
+    Raises UserError (exit 4 or 5).
+    """
     try:
-        images = next(picture_files.read(path))
+        head = picture_files.inspect(path)
+        images = next(picture_files.read(path, head))
     except BadImageError as error:
         raise UserError(f"{path}: {error}", error.code) from error
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}", Exit.MISSING) from error
-    return np.asarray(images[0])
+    return np.asarray(images[0]), 2**head.kind.num_bits - 1
 
 
 def require_size(path: Path, found: tuple[int, ...], expected: tuple[int, ...]) -> None:

@@ -62,7 +62,7 @@ def write_array(path: Path, images: np.ndarray) -> None:
 
 
 def shown(image: np.ndarray, num_levels: int) -> np.ndarray:
-    """Return an image (C,H,W) of levels as 8-bit pixels (H,W,3), or (H,W) unless it has three channels."""
+    """Return an image (C,H,W) of levels as 8-bit pixels (H,W,3), or its first channel (H,W) unless it has three."""
     pixels = np.rint(image.astype(float) * (255 / (num_levels - 1))).astype(np.uint8)
     return pixels.transpose(1, 2, 0) if len(pixels) == 3 else pixels[0]
 

@@ -1,5 +1,6 @@
 """Draw what `vdmctl sample MODEL` asks for, and write it."""
 
+from os.path import realpath
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -13,7 +14,7 @@ from flows.sampling import film, pictures
 from flows.sampling.drawing import draw, fill, filling, solver_of
 from flows.sampling.filling import read_known, read_mask
 from vdm.model import VDM
-from vdm.sampling import trajectory
+from vdm.sampling import noise_levels, trajectory
 
 if TYPE_CHECKING:
     from flows.core.params import Sample
@@ -37,7 +38,8 @@ def answer(request: Request) -> dict[str, Any]:
     Raises CheckpointError, UserError for options and files that do not fit, and OSError that names the file.
     """
     require_possible(request)
-    vdm = load_model(request.model, find_device(request.settings.device))
+    device = find_device(request.settings.device)
+    vdm = load_model(request.model, device)
     parts = read_parts(request, vdm)
     begin = perf_counter()
     images = fill(vdm, request.settings, *parts) if parts else draw(request.model, request.settings)
@@ -45,7 +47,7 @@ def answer(request: Request) -> dict[str, Any]:
     if request.film:
         film.write(request.film, record(request, vdm, parts))
     pictures.write(request.out, images, vdm.num_levels)
-    solver = solver_of(request.settings, find_device(request.settings.device))
+    solver = solver_of(request.settings, device)
     if parts:
         solver = solver._replace(order=1, eta=1.0)  # as `fill_in` always takes its steps
     return {
@@ -67,8 +69,8 @@ def require_possible(request: Request) -> None:
     if request.film:
         pictures.require_kind(request.film, ".png", ".gif")
         pictures.require_new(request.film, force=request.force)
-        if request.film.absolute() == request.out.absolute():
-            raise UserError(f"--out and --film are both {request.out}", Exit.USAGE)
+        if Path(realpath(request.film)).is_relative_to(realpath(request.out)):
+            raise UserError(f"--out {request.out} would replace --film {request.film}", Exit.USAGE)
     if (request.known is None) != (request.mask is None):
         raise UserError("--known and --mask belong together: a picture, and where to fill it in", Exit.USAGE)
     for path in filter(None, (request.out, request.film)):
@@ -82,13 +84,11 @@ def read_parts(request: Request, vdm: VDM) -> tuple[torch.Tensor, torch.Tensor] 
     return read_known(request.known, vdm), read_mask(request.mask, vdm)
 
 
+@torch.no_grad()
 def record(request: Request, vdm: VDM, parts: tuple[torch.Tensor, torch.Tensor] | None) -> film.Film:
     """Return the film of the first images."""
     settings = request.settings
     indices = range(min(settings.num_images, film.MOST_IMAGES))
-    if parts:
-        steps = filling(vdm, settings, *parts)(indices)
-    else:
-        solver = solver_of(settings, next(vdm.parameters()).device)
-        steps = trajectory(vdm, indices, solver, seed=settings.seed)
-    return film.record(steps, settings.num_timesteps)
+    solver = solver_of(settings, next(vdm.parameters()).device)
+    steps = filling(vdm, settings, *parts)(indices) if parts else trajectory(vdm, indices, solver, seed=settings.seed)
+    return film.record(steps, len(noise_levels(vdm.schedule, solver)) - 1)

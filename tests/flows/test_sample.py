@@ -74,6 +74,15 @@ def test_the_film_shows_noise_and_prediction(kind: str, small: Small) -> None:
             assert picture.size == (7 * 34 + 2, 2 * 3 * 34 + 2)
 
 
+def test_the_film_of_equal_noise_levels_shows_the_steps_that_are_taken(small: Small) -> None:
+    vdm = VDM(**TINY)
+    vdm.schedule.span.data.fill_(1e-6)  # two steps of float32
+    save_model(Path(MODEL), vdm, TINY)
+    assert run(["sample", MODEL, "-n", "1", "--steps", "1000", "--film", "film.gif"]) == Exit.DONE
+    with Image.open("film.gif") as picture:
+        assert picture.n_frames <= 2  # type: ignore[attr-defined]
+
+
 def test_missing_pixels_are_filled_in(small: Small, capsys: pytest.CaptureFixture[str]) -> None:
     known = np.load("data/images/test.npy")[0]
     np.save("known.npy", known)
@@ -87,6 +96,11 @@ def test_missing_pixels_are_filled_in(small: Small, capsys: pytest.CaptureFixtur
     assert (done["approximate"], done["order"], done["eta"]) == (True, 1, 1.0)
     Image.fromarray(np.rint(known[0] * (255 / 16)).astype(np.uint8)).save("known.png")
     np.testing.assert_array_equal(drawn("-n", "4", "--known", "known.png", "--mask", "mask.png"), filled)
+    # White is the highest level of one bit, too.
+    Image.fromarray(missing).convert("1").save("bit.png")
+    np.testing.assert_array_equal(drawn("-n", "4", "--known", "known.npy", "--mask", "bit.png"), filled)
+    Image.fromarray(255 - missing).save("mask.png")
+    assert (drawn("-n", "1", "--known", "bit.png", "--mask", "mask.png")[0, 0, 4:] == 16).all()
 
 
 @pytest.mark.parametrize(
@@ -133,13 +147,16 @@ def pictures() -> None:
         (["--out", "text", "--force"], 2, "text is a file; choose another --out"),
         (["--out", "text/a.png"], 5, "text"),
         (["--film", "film.mp4"], 2, "film.mp4: the output is chosen by its ending: .png, .gif"),
-        (["--film", "samples.png"], 2, "--out and --film are both samples.png"),
+        (["--film", "samples.png"], 2, "--out samples.png would replace --film samples.png"),
+        (["--film", "notes/../samples.png"], 2, "--out samples.png would replace --film notes/../samples.png"),
+        (["--out", "new", "--film", "new/film.png"], 2, "--out new would replace --film new/film.png"),
         (["--known", "fits.png"], 2, "--known and --mask belong together"),
         (["--known", "fits.png", "--mask", "fits.png", "--sampler", "ddim"], 2, "--sampler does not apply to --known"),
         (["--known", "fits.png", "--mask", "large.png"], 2, "large.png is 9 x 8, but the model's images are 8 x 8"),
         (["--known", "large.png", "--mask", "fits.png"], 2, "large.png is 1 x 9 x 8, but the model's images are"),
         (["--known", "fits.png", "--mask", "dark.png"], 2, "dark.png: no pixel of the mask is white"),
         (["--known", "bright.npy", "--mask", "fits.png"], 2, "bright.npy holds level 17, but the model's levels are"),
+        (["-n", "1000000000000", "--known", "fits.png", "--mask", "fits.png"], 2, "sample: lower sample.num_images"),
         (["--known", "absent.png", "--mask", "fits.png"], 5, "absent.png: "),
         (["--known", "cut.png", "--mask", "fits.png"], 5, "cut.png: "),
     ],

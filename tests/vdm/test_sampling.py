@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from vdm.model import VDM
-from vdm.sampling import Solver, Step, fill_in, noise_levels, sample, trajectory
+from vdm.sampling import Solver, Step, fill_in, memory_needed, noise_levels, sample, trajectory
 from vdm.schedule import alpha, sigma
 
 MEAN, VARIANCE = 0.2, 0.04
@@ -101,6 +101,15 @@ def test_the_noise_levels_run_from_noise_to_data(tiny_model: Callable[..., VDM])
     bent = noise_levels(model.schedule, solver(num_timesteps=4, grid="t")).detach()
     np.testing.assert_allclose(bent, model.schedule(torch.tensor([1, 0.75, 0.5, 0.25, 0])).detach(), atol=1e-5)
     assert (bent - levels).abs().max() > 0.1
+
+
+def test_the_memory_of_many_steps_is_counted_if_they_evaluate_the_schedule(tiny_model: Callable[..., VDM]) -> None:
+    model = tiny_model(schedule="learned_monotone")
+    few, even, bent = (
+        memory_needed(model, 1, solver(num_timesteps=number, grid=grid))
+        for number, grid in ((1, "gamma"), (100_000, "gamma"), (100_000, "t"))
+    )
+    assert few == even < bent
 
 
 def test_equal_noise_levels_are_left_out(tiny_model: Callable[..., VDM]) -> None:

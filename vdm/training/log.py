@@ -60,7 +60,10 @@ class TrainingLog:
         self.take(all_but=0 if arrival is None else 1)
 
     def take(self, all_but: int) -> None:
-        """Wait for the pending figures, except the newest `all_but`, and add them to the sums."""
+        """Wait for the pending figures, except the newest `all_but`, and add them to the sums.
+
+        Raises TrainingDiverged if one is not finite.
+        """
         while len(self.pending) > all_but:
             step, figures, arrival = self.pending.popleft()
             if arrival is not None:

@@ -229,7 +229,7 @@ class Trainer:
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Continue from `state`, of a run with the same arguments.  For any other state torch raises what it raises."""
+        """Continue from `state`, of a run with the same arguments.  Raises an error of any type for other states."""
         self.model.load_state_dict(state["model"])
         self.average.load_state_dict(state["average"])
         for optimizer, values in zip(self.optimizers, state["optimizers"], strict=True):
