@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import torch._inductor.config
 from conftest import TINY
 
 from flows.core.checkpoint import load_state, save_state
@@ -255,6 +254,8 @@ print(trainer.done, "torch._dynamo" in sys.modules)
 def test_a_compiled_step_in_bfloat16_follows_the_eager_float32_loss(
     tiny_model: Callable[..., VDM], digits: np.ndarray
 ) -> None:
+    import torch._inductor.config  # loads the compiler, which takes every pytest process a second
+
     settings = SETTINGS | {"steps": 6, "log_every": 1}
     eager = fit(tiny_model(), digits, **settings).records
     with torch._inductor.config.patch(compile_threads=1):  # more are processes, which import torch for a second of work
