@@ -110,7 +110,7 @@ def report(
         Path | None,
         typer.Option(help="The HTML file to write. reports/report.html without a model is the stage's output."),
     ] = None,
-    force: Annotated[bool, typer.Option(help="Overwrite an existing file.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite an existing file.")] = False,
 ) -> None:
     """Print the metrics of the last `dvc repro` and whether its outputs equal the commit's; with --out, write a page.
 
@@ -151,7 +151,9 @@ def print_results() -> None:
 @commands.command()
 def preset(
     name: Annotated[str, typer.Argument(help="The name of a file in presets/, without .yaml.")],
-    force: Annotated[bool, typer.Option(help="Overwrite a params.yaml that differs from every preset.")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Overwrite a params.yaml that differs from every preset.")
+    ] = False,
 ) -> None:
     """Write params.yaml from presets/NAME.yaml."""
     presets = {path.stem: path for path in sorted(layout.PRESETS.glob("*.yaml"))}

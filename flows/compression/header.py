@@ -14,11 +14,11 @@ bits and so takes no room.
 import json
 import struct
 import zlib
-from typing import Annotated, BinaryIO, NamedTuple
+from typing import Annotated, BinaryIO, NamedTuple, Self
 
 import numpy as np
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from flows.compression.batches import most_plain
 from flows.core.documents import Document, parse
@@ -72,6 +72,12 @@ class Header(Document):
     torch: str
     numpy: str
     processor: str
+
+    @model_validator(mode="after")
+    def require_channels(self) -> Self:
+        if self.pictures and self.image_shape[0] not in (1, 3):
+            raise ValueError(f"pictures of {self.image_shape[0]} channels")
+        return self
 
     @property
     def num_evaluations(self) -> int:

@@ -79,7 +79,8 @@ def explain(error: ValidationError) -> str:
     """Return the key of the first error and what is wrong with it."""
     first = error.errors(include_url=False)[0]
     place = ".".join(shown(str(part)) for part in first["loc"])
-    return f"{place}: {first['msg'][:200]}".removeprefix(": ")
+    reason = first["msg"].removeprefix("Value error, ")  # pydantic's, for what a validator of ours says
+    return f"{place}: {reason[:200]}".removeprefix(": ")
 
 
 def shown(text: str) -> str:

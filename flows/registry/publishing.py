@@ -130,7 +130,7 @@ def merge_notes(root: Path, remote: str) -> None:
 
 def finished_branches(root: Path) -> list[str]:
     """Return the branches that hold the commit of their run; a run that still works has not made it yet."""
-    form = "--format=%(refname:short) %(trailers:key=Run,valueonly,separator=%2C)"
+    form = "--format=%(refname:lstrip=2) %(trailers:key=Run,valueonly,separator=%2C)"
     listed = [line.split(" ") for line in git_lines(root, "for-each-ref", form, f"refs/heads/{layout.RUN_BRANCHES}")]
     return [branch for branch, *runs in listed if branch.removeprefix(layout.RUN_BRANCHES) in runs]
 

@@ -18,7 +18,7 @@ from flows.compression import batches, encoding, files, words
 from flows.compression.batches import groups
 from flows.compression.decoding import Decoder
 from flows.compression.files import Compressed
-from flows.compression.header import DICTIONARY, Header, packed, read_header
+from flows.compression.header import DICTIONARY, Header, packed, packed_text, read_header
 from flows.compression.rans import Rans
 from flows.compression.words import Stack
 from flows.core.checkpoint import save_model
@@ -177,6 +177,14 @@ def test_the_description_that_most_files_have_takes_few_bytes() -> None:
     content, checksum = packed(header, "ab" * 32)
     assert len(content) < 40
     assert read_header(io.BytesIO(content), "x") == (header, "ab" * 8, checksum)
+
+
+def test_pictures_of_two_channels_are_refused() -> None:
+    described = json.loads(DICTIONARY[DICTIONARY.rindex(b'{"image_shape"') :]) | {"pictures": True}
+    text = json.dumps(described | {"image_shape": [2, 8, 8]}).encode()
+    with pytest.raises(UserError, match="x: damaged: pictures of 2 channels") as error:
+        read_header(io.BytesIO(packed_text(text, "ab" * 32)), "x")
+    assert error.value.code == Exit.MISSING
 
 
 @pytest.mark.parametrize("batch_size", [1, 4, 64])
