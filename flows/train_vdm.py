@@ -100,6 +100,9 @@ def as_user_error(error: UserError | OSError | DvcException) -> UserError:
     """Return the error as one that `vdmctl` would end with."""
     if isinstance(error, UserError):
         return error
+    match error.args:
+        case ([(_, _, reason), *_],):  # a shutil.Error: of copies of files that failed
+            return UserError(str(reason), Exit.MISSING)
     if isinstance(error, OSError) and error.filename and error.strerror:
         return UserError(f"{error.filename}: {error.strerror}", Exit.MISSING)
     return UserError(brief(error), Exit.MISSING)

@@ -126,7 +126,10 @@ def next_time(schedule: Any) -> str:
 
     # Only the server's class of schedules can compute times.
     planned: Any = TypeAdapter(SCHEDULE_TYPES).validate_python(schedule.model_dump())
-    times = asyncio.run(planned.get_dates(n=1, start=datetime.now(UTC)))
+    try:
+        times = asyncio.run(planned.get_dates(n=1, start=datetime.now(UTC)))
+    except ValueError:  # a date that never comes, such as February 30
+        times = []
     return f"{times[0].astimezone(UTC):%Y-%m-%d %H:%M} UTC" if times else "never"
 
 

@@ -13,8 +13,8 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from flows.core.errors import UserError
 from flows.orchestration.deployments import full_names
-from flows.orchestration.serve import served_at
 from flows.orchestration.server import bypass_proxy, require_server
+from flows.orchestration.workers import served_at
 
 # Commands that need no server.
 OWN_AFFAIRS = ("server", "config")

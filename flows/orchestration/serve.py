@@ -6,7 +6,6 @@ and starts a worker.  Server and worker are restarted when they die.
 
 import os
 import signal
-import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -14,25 +13,26 @@ from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 
-from flows.core import layout
 from flows.core.errors import Exit, UserError
 from flows.orchestration.deployments import FLOW, POOL, deploy, prefect, run_prefect, schedules
 from flows.orchestration.server import Address, Api, answers, configure, find_address, require_server
 from flows.orchestration.workers import (
     CPU,
     GPU,
-    LOCK,
     SHARED,
     alone,
     keep_alive,
+    refuse_to_mix,
     require_pool,
     require_project,
     start_worker,
     until_stopped,
+    with_own_home,
     worker_name,
+    workers,
 )
 from flows.process.kept import Kept
-from flows.process.locks import holder_of, lock_file
+from flows.process.locks import lock_file
 from flows.process.streams import say_on_stderr
 
 START_SECONDS = 90
@@ -118,11 +118,6 @@ def owning_database() -> Iterator[None]:
         yield
 
 
-def with_own_home() -> str:
-    """Return the command that serves this folder with another database."""
-    return f"`PREFECT_HOME={Path.cwd() / layout.PRIVATE / 'prefect'} vdmctl serve --port N`"
-
-
 def prepare(url: str, worker: str | None) -> None:
     """Set up pool, queues, deployments and automations; end the runs whose process died with an earlier worker.
 
@@ -150,36 +145,6 @@ def create_pool(api: Api) -> None:
     existing = {queue["name"] for queue in api.ask(f"work_pools/{POOL}/queues/filter", limit=200)}
     for name in {GPU, CPU} - existing:
         api.ask(f"work_pools/{POOL}/queues", name=name)
-
-
-def refuse_to_mix(url: str, worker: str, others: set[str]) -> None:
-    """Raise UserError (exit 6) if the pool has another worker, unless both share versions.
-
-    A worker that does not share keeps its models in its own folder, so the pool would have two registries.
-    """
-    for other in others:
-        if worker.startswith(SHARED) and other.startswith(SHARED):
-            continue
-        host, _, folder = other.removeprefix(SHARED).replace("\\", "/").partition(":")
-        if other.startswith(SHARED):
-            advice = "`vdmctl serve --share` shares with it, and `vdmctl serve --no-worker` starts no worker"
-        elif host == socket.gethostname() and not served_at(Path(folder)):
-            continue  # it was killed, and is listed until its heartbeat is missed
-        else:
-            advice = f"{with_own_home()} starts another server"
-        raise UserError(f"{url} serves {folder} on {host} already; {advice}", Exit.BUSY)
-
-
-def workers(api: Api) -> set[str]:
-    """Return the names of the pool's workers that are online."""
-    found = api.ask(f"work_pools/{POOL}/workers/filter", limit=200)
-    return {worker["name"] for worker in found if worker["status"] == "ONLINE"}
-
-
-def served_at(folder: Path) -> str | None:
-    """Return the URL of the API that a running `vdmctl serve` uses in the folder; None if there is none."""
-    holder = holder_of(folder / LOCK)
-    return holder.split()[-1] if holder else None
 
 
 def wait_for(url: str, server: subprocess.Popen[str]) -> None:

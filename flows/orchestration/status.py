@@ -13,7 +13,8 @@ from typing import Any
 from flows.core import layout
 from flows.core.errors import UserError
 from flows.orchestration.deployments import FLOW, POOL
-from flows.orchestration.server import Api, refusal, setting
+from flows.orchestration.server import Api, setting
+from flows.orchestration.workers import why_unusable
 from flows.process.locks import folder_of_devices, held_locks
 from flows.registry.git import git_text
 from flows.registry.versions import MODEL, champion, versions
@@ -41,7 +42,7 @@ def server(root: Path) -> Entry:
             raise ConnectionError("this folder is not served")
         return {"url": url, "answers": True, **loop(Api(url))}
     except (OSError, LookupError, TypeError) as error:
-        return {"url": url, "answers": False, "reason": refusal(error)}
+        return {"url": url, "answers": False, "reason": why_unusable(error)}
 
 
 def address(root: Path) -> str:
@@ -86,8 +87,9 @@ def flows() -> Entry:
 
 
 def schedule(deployment: Entry, each: Entry, planned: list[Entry]) -> Entry:
-    """Return a schedule of a deployment, with the next run of the deployment if the schedule is active."""
-    times = [run["expected_start_time"] for run in planned if run["deployment_id"] == deployment["id"]]
+    """Return a schedule of a deployment, with its next run if it is active."""
+    key = f"scheduled {deployment['id']} {each['id']} "  # as Prefect's scheduler begins the keys of its runs
+    times = [run["expected_start_time"] for run in planned if str(run["idempotency_key"]).startswith(key)]
     active = bool(each["active"]) and not deployment["paused"]
     when = each["schedule"].get("cron") or each["schedule"].get("rrule") or each["schedule"].get("interval")
     return {

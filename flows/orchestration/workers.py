@@ -11,6 +11,7 @@ import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from http import HTTPStatus
 from pathlib import Path
 
 from flows.core import layout
@@ -20,7 +21,7 @@ from flows.orchestration.engines import stop_engines
 from flows.orchestration.server import Api, configure, find_address, refusal, require_server
 from flows.process.kept import STOP_SECONDS, Kept
 from flows.process.lifeline import hold_what_starts
-from flows.process.locks import lock_file
+from flows.process.locks import holder_of, lock_file
 from flows.process.streams import say_on_stderr
 
 LOCK = layout.SERVE_LOCK
@@ -35,21 +36,23 @@ def work(queues: list[str] | None) -> None:
     """Run a worker that shares versions through the remotes, until SIGINT or SIGTERM.
 
     Raises UserError: exit 2 outside a project's folder or without a remote of git or DVC, 6 if a worker runs in the
-    folder already; see `require_server` and `require_pool`.
+    folder already or the pool has a worker that does not share; see `require_server` and `require_pool`.
     """
     from flows.registry.publishing import require_remotes  # imports DVC, which `vdmctl serve` does not need
 
     require_project()
     address = find_address(None, None)
     require_server(address.url)
-    require_pool(Api(address.url))
+    api, name = Api(address.url), SHARED + worker_name(Path.cwd())
+    require_pool(api)
     require_remotes(Path.cwd())
+    refuse_to_mix(address.url, name, workers(api) - {name})
     configure(address)
     os.environ["VDM_SHARE"] = "1"
     with ExitStack() as stack, until_stopped():
         stack.enter_context(alone(address.url))
         # A run that finds every device busy waits at the server for another worker.
-        kept = start_worker(stack, address.url, SHARED + worker_name(Path.cwd()), queues, "--limit", "1")
+        kept = start_worker(stack, address.url, name, queues, "--limit", "1")
         say_on_stderr(f"working for {address.url}, queues {', '.join(queues or fitting())}")
         keep_alive([kept])
 
@@ -68,12 +71,54 @@ def require_pool(api: Api) -> None:
     try:
         kind = api.get(f"work_pools/{POOL}")["type"]
     except (OSError, LookupError, TypeError) as error:
-        missing = f"it has no work pool {POOL}; run `vdmctl serve` on the server's machine"
-        reason = missing if getattr(error, "code", None) == 404 else refusal(error)
-        raise UserError(f"{api.url}: {reason}", Exit.MISSING) from error
+        raise UserError(f"{api.url}: {why_unusable(error)}", Exit.MISSING) from error
     if kind != "process":
         advice = f"`prefect work-pool delete {POOL}`, and `vdmctl serve` creates the right one"
         raise UserError(f"{api.url}: the work pool {POOL} is of type {kind}, not process; {advice}", Exit.USAGE)
+
+
+def why_unusable(error: Exception) -> str:
+    """Return why a request about the work pool failed."""
+    if getattr(error, "code", None) == HTTPStatus.NOT_FOUND:
+        return f"it has no work pool {POOL}; run `vdmctl serve` on the server's machine"
+    return refusal(error)
+
+
+def refuse_to_mix(url: str, worker: str, others: set[str]) -> None:
+    """Raise UserError (exit 6) if the pool has another worker, unless both share versions.
+
+    A worker that does not share keeps its models in its own folder, so the pool would have two registries.
+    """
+    for other in others:
+        if worker.startswith(SHARED) and other.startswith(SHARED):
+            continue
+        host, _, folder = other.removeprefix(SHARED).replace("\\", "/").partition(":")
+        if other.startswith(SHARED):
+            advice = "`vdmctl serve --share` shares with it, and `vdmctl serve --no-worker` starts no worker"
+        elif host == socket.gethostname() and not served_at(Path(folder)):
+            continue  # it was killed, and is listed until its heartbeat is missed
+        elif worker.startswith(SHARED):
+            advice = "its worker shares versions only if `vdmctl serve --share` starts it"
+        else:
+            advice = f"{with_own_home()} starts another server"
+        raise UserError(f"{url} serves {folder} on {host} already; {advice}", Exit.BUSY)
+
+
+def workers(api: Api) -> set[str]:
+    """Return the names of the pool's workers that are online."""
+    found = api.ask(f"work_pools/{POOL}/workers/filter", limit=200)
+    return {worker["name"] for worker in found if worker["status"] == "ONLINE"}
+
+
+def served_at(folder: Path) -> str | None:
+    """Return the URL of the API that a running `vdmctl serve` uses in the folder; None if there is none."""
+    holder = holder_of(folder / LOCK)
+    return holder.split()[-1] if holder else None
+
+
+def with_own_home() -> str:
+    """Return the command that serves this folder with another database."""
+    return f"`PREFECT_HOME={Path.cwd() / layout.PRIVATE / 'prefect'} vdmctl serve --port N`"
 
 
 @contextmanager
