@@ -16,7 +16,8 @@ from flows.core.checkpoint import load_model, model_sha256
 from flows.core.device import find_device
 from flows.core.documents import Count, Document, Number, Sha256
 from flows.core.errors import Exit, UserError
-from flows.core.files import open_regular, place_of_folder, remove, scratch_folder, writing, writing_folder
+from flows.core.files import open_regular, scratch_folder, writing
+from flows.core.folders import place_of_folder, remove, writing_folder
 from flows.evaluation.results import Figure, Split
 from flows.process.ending import finish
 from flows.process.progress import bar

@@ -8,7 +8,8 @@ fields        the types of its parameters, with their limits
 sources       the path in `data.source`
 documents     JSON and YAML files parsed into typed models
 bounded_yaml  YAML whose size, depth and aliases are bounded
-files         reading regular files of bounded size, writing whole files and folders
+files         reading regular files of bounded size, writing whole files
+folders       writing whole folders, one process at a time
 checkpoint    a model or a training state on disk
 memory        sizes that do not fit into memory, refused before anything is allocated
 device        the device and the precision that the parameters select

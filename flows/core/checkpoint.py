@@ -9,7 +9,7 @@ import inspect
 import io
 import json
 import sys
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
@@ -37,10 +37,18 @@ class DamagedStateError(CheckpointError):
     """A training state that no later attempt can read either."""
 
 
-def save_model(folder: Path, model: VDM, config: dict[str, Any], *, fitted_to: TrainingImages | None = None) -> None:
+def save_model(
+    folder: Path,
+    model: VDM,
+    config: dict[str, Any],
+    *,
+    fitted_to: TrainingImages | None = None,
+    inputs: str | None = None,
+) -> None:
     """Write a model and the arguments it was built from: both files or neither.  Raises OSError that names the file.
 
-    `fitted_to` are the images that it was trained on; None if that is not known.
+    `fitted_to` are the images that it was trained on, and `inputs` is the digest of all inputs of the training; None
+    if that is not known.
     """
     folder.mkdir(parents=True, exist_ok=True)
     weights = save({name: tensor.contiguous().cpu() for name, tensor in model.state_dict().items()})
@@ -51,8 +59,16 @@ def save_model(folder: Path, model: VDM, config: dict[str, Any], *, fitted_to: T
     }
     if fitted_to:
         description["fitted_to"] = fitted_to
+    if inputs:
+        description["inputs_sha256"] = inputs
     with written_last(folder / CONFIG, json.dumps(description, indent=2) + "\n"):
         write_whole(folder / WEIGHTS, weights)
+
+
+def inputs_sha256(config: Mapping[str, Any], train: Mapping[str, Any], data_sha256: str) -> str:
+    """Return the digest of the inputs of a training: arguments of the model, parameters `train`, and images."""
+    inputs = {"model": config, "train": train, "data": data_sha256}
+    return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()
 
 
 def load_model(folder: Path, device: torch.device | str = "cpu") -> VDM:

@@ -1,9 +1,8 @@
-"""Files and folders: read regular files of bounded size; write files and folders that appear whole or not at all.
+"""Files: read regular files of bounded size; write files that appear whole or not at all.
 
 Errors are OSError with the name of the file, so that callers report them like a missing file.
 """
 
-import ctypes
 import errno
 import json
 import math
@@ -17,7 +16,6 @@ from io import BufferedReader
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, NoReturn
 
-AT_FDCWD, RENAME_EXCHANGE = -100, 2  # as in linux/fcntl.h and linux/fs.h
 ANYBODY_WRITES = stat.S_IWUSR | stat.S_IWGRP | stat.S_IWOTH
 MOST_BYTES = 64 * 2**20
 """The default limit of `read_bounded`, far above the size of any description, report or listing of the project."""
@@ -184,41 +182,6 @@ def save(file: BinaryIO) -> None:
 
 
 @contextmanager
-def writing_folder(path: Path) -> Iterator[Path]:
-    """Make an empty folder that replaces `path` if the block raises nothing; else the old folder stays.
-
-    If `path` is a link, the folder to which it leads is replaced.  Raises OSError that names `path`.
-    """
-    place = place_of_folder(path)
-    partial = place.with_name(f".{place.name}.partial")
-    previous = place.with_name(f".{place.name}.previous")
-    with naming(path, partial), unfinished(partial):
-        restore(place, previous)  # it exists if a process was killed between two renames
-        clear(previous, partial)
-        partial.mkdir(parents=True)
-        yield partial
-        try:
-            if not exchanged(partial, place):
-                if place.exists():
-                    place.rename(previous)
-                partial.rename(place)
-        finally:
-            restore(place, previous)
-        clear(previous, partial)
-
-
-def place_of_folder(path: Path) -> Path:
-    """Return the folder that a new one replaces: `path`, or where it links to.  DVC makes no links to folders.
-
-    Raises OSError for anything but a folder.
-    """
-    with suppress(FileNotFoundError):
-        if not stat.S_ISDIR(path.stat().st_mode):
-            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(path))
-    return path.resolve() if path.is_symlink() else path
-
-
-@contextmanager
 def scratch_folder(parent: Path | None = None) -> Iterator[Path]:
     """Make a folder that exists while the block runs, in `parent` or in the system's temporary folder."""
     folder = Path(tempfile.mkdtemp(prefix=".vdm-", dir=parent))
@@ -250,37 +213,6 @@ def discard(path: Path) -> None:
             shutil.rmtree(path, ignore_errors=True)
         else:
             path.unlink(missing_ok=True)
-
-
-def exchanged(first: Path, second: Path) -> bool:
-    """Exchange two files or folders in one step.  Return false if one is missing or the system cannot do it."""
-    try:
-        rename = ctypes.CDLL(None).renameat2
-    except AttributeError:  # not Linux
-        return False
-    return bool(rename(AT_FDCWD, os.fsencode(first), AT_FDCWD, os.fsencode(second), RENAME_EXCHANGE) == 0)
-
-
-def restore(path: Path, previous: Path) -> None:
-    """Rename `previous` to `path` if that does not exist.  Raises OSError."""
-    if previous.exists() and not path.exists():
-        previous.rename(path)
-
-
-def clear(previous: Path, partial: Path) -> None:
-    """Remove both folders.  `previous` is renamed first: `restore` must not find half of it.  Raises OSError."""
-    remove(partial)
-    if previous.exists():
-        previous.rename(partial)
-        remove(partial)
-
-
-def remove(folder: Path) -> None:
-    """Remove a folder with its content, or a link to one, if it exists.  Raises OSError."""
-    if folder.is_symlink():
-        folder.unlink()
-    with suppress(FileNotFoundError):
-        shutil.rmtree(folder)
 
 
 @contextmanager

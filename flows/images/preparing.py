@@ -12,7 +12,8 @@ import numpy as np
 
 from flows.core.errors import Exit, UserError
 from flows.core.escaping import visible
-from flows.core.files import naming, scratch_folder, writing_folder
+from flows.core.files import naming, scratch_folder
+from flows.core.folders import writing_folder
 from flows.images.fetching import held
 from flows.images.folder import read_folder
 from flows.images.imagenet import read_imagenet

@@ -16,7 +16,8 @@ from prefect.artifacts import (
 
 from flows.core import layout
 from flows.core.documents import read
-from flows.core.files import read_bounded, write_whole, writing_folder
+from flows.core.files import read_bounded, write_whole
+from flows.core.folders import writing_folder
 from flows.core.params import read_params
 from flows.evaluation.results import BoundMetrics, Metrics, SampleMetrics
 from flows.registry.evidence import Evidence

@@ -21,7 +21,8 @@ from torch.nn.functional import cross_entropy, relu
 from flows.core.checkpoint import CONFIG, WEIGHTS, model_sha256, read_bytes
 from flows.core.documents import Count, Document, Number, Sha256, parse
 from flows.core.errors import CheckpointError, UserError
-from flows.core.files import write_whole, writing_folder
+from flows.core.files import write_whole
+from flows.core.folders import writing_folder
 from vdm.errors import TrainingDiverged
 
 if TYPE_CHECKING:

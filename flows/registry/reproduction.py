@@ -2,23 +2,29 @@
 
 from pathlib import Path
 
+from dvc.exceptions import DvcException
+
 from flows.core import layout
 from flows.core.documents import parse, read
 from flows.core.errors import UserError
 from flows.evaluation.results import BoundMetrics, Environment
 from flows.registry.git import Tag, commit_of, contents
 from flows.registry.lock_file import Lock, lock_here, read_lock
+from flows.registry.storage import opened, quiet
 
 MOST_NAMED = 5
 
 
 def reproduction(root: Path) -> str:
-    """Return one line that compares the working tree's dvc.lock with the commit's; "" where there is no such commit."""
+    """Return one line that compares the outputs in the working tree with the commit's; "" where there is none."""
     try:
         commit = commit_of(root, "HEAD")
         theirs, ours = read_lock(root, Tag("HEAD", commit, "", "")), lock_here(root)
-    except UserError:
+        changed = changed_outputs(root)
+    except (DvcException, UserError):
         return ""
+    if changed:
+        return f"{', '.join(changed)}: changed or removed after DVC recorded them; `dvc repro` restores them"
     differing = sorted(path for path, md5 in ours.outputs.items() if theirs.outputs.get(path) != md5)
     if not differing:
         return f"every output has the bytes of commit {commit[:12]}"
@@ -26,6 +32,14 @@ def reproduction(root: Path) -> str:
         return f"{', '.join(differing)}: other bytes than in commit {commit[:12]}, since the inputs differ: {inputs}"
     reason = environments(root, commit)
     return f"{', '.join(differing)}: other bytes than in commit {commit[:12]}, from the same inputs; {reason}"
+
+
+def changed_outputs(root: Path) -> list[str]:
+    """Return the outputs that are not those of dvc.lock.  Raises UserError and DvcException."""
+    with opened(root) as repo, quiet("dvc"):
+        stages = repo.status()
+    causes = [cause for found in stages.values() for cause in found if isinstance(cause, dict)]
+    return sorted(path for cause in causes for path in cause.get("changed outs", ()))
 
 
 def changed_inputs(theirs: Lock, ours: Lock) -> str:

@@ -8,7 +8,8 @@ import numpy as np
 from PIL import Image
 
 from flows.core.errors import Exit, UserError
-from flows.core.files import write_whole, writing, writing_folder
+from flows.core.files import write_whole, writing
+from flows.core.folders import writing_folder
 from flows.images.store import write_header
 
 GAP = 2

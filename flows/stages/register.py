@@ -9,11 +9,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 
-from flows.core.checkpoint import CONFIG, WEIGHTS, load_model, model_sha256
+from flows.core.checkpoint import CONFIG, WEIGHTS, inputs_sha256, load_model, model_sha256, read_description
 from flows.core.errors import Exit, UserError
 from flows.core.escaping import markdown
-from flows.core.files import open_regular, write_whole, writing, writing_folder
-from flows.images.store import data_sha256, load_images
+from flows.core.files import open_regular, write_whole, writing
+from flows.core.folders import writing_folder
+from flows.images.store import ImageSet, data_sha256, load_images
 from flows.process.ending import finish
 
 if TYPE_CHECKING:
@@ -77,12 +78,15 @@ def register(
 ) -> None:
     """Write the folder `out`, all or nothing: the model in `trained` and its model card, `README.md`.
 
-    Raises CheckpointError when the model does not load, ImageSetError when the images are missing, UserError (exit 5)
-    when the training log is missing or damaged, and OSError that names a file that cannot be written.
+    Raises CheckpointError when the model does not load, ImageSetError when the images are missing, UserError when the
+    model was trained with other inputs (exit 2) or the training log is missing or damaged (exit 5), and OSError that
+    names a file that cannot be written.
     """
     vdm = load_model(trained)
+    image_set = load_images(images)
+    require_inputs(trained, model, train, image_set, images)
     log_of_training = read_curves(curves)
-    description = load_images(images).description
+    description = image_set.description
     parameters = {"data": data.model_dump(), "model": model.model_dump(), "train": train.model_dump()}
     card = CARD.format(
         **{key: markdown(description.get(key, "not stated")) for key in DESCRIBED},
@@ -104,6 +108,18 @@ def register(
         write_whole(folder / "README.md", card)
         finish()
     log.info("registered %s", out)
+
+
+def require_inputs(trained: Path, model: "Model", train: "Train", image_set: ImageSet, images: Path) -> None:
+    """Raise UserError (exit 2) if the model was trained with other parameters or images.
+
+    Models of earlier versions and imported ones do not state their inputs.
+    """
+    stated = read_description(trained).get("inputs_sha256")
+    config = {"image_shape": image_set.image_shape, "num_levels": image_set.num_levels, **model.model_dump()}
+    if stated and stated != inputs_sha256(config, train.model_dump(), data_sha256(images)):
+        reason = f"was trained with other parameters `model:` or `train:`, or other images than {images} holds now"
+        raise UserError(f"{trained} {reason}; run `vdmctl train`", Exit.USAGE)
 
 
 class Curves(NamedTuple):

@@ -3,7 +3,8 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from flows.core.files import write_whole, writing_folder, written_last
+from flows.core.files import write_whole, written_last
+from flows.core.folders import writing_folder
 from flows.process.ending import finish
 from flows.report.page import page
 from flows.report.results import Files, origin_here, read_results

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from flows.core.checkpoint import model_sha256, save_model
+from flows.core.checkpoint import inputs_sha256, model_sha256, save_model
 from flows.core.device import find_compile, find_devices, find_precision
 from flows.core.errors import Exit, UserError
 from flows.core.memory import require
@@ -60,8 +60,8 @@ def train_here(model: "Model", train: "Train", *, images: Path, out: Path, curve
             if device.type == "cuda":
                 require_memory(model, train, image_set, device, process()[1])
             config = {"image_shape": image_set.image_shape, "num_levels": image_set.num_levels, **model.model_dump()}
-            settings = resolve(train, device)
-            run = Run(runs / run_digest(config, train, settings, device, images), keep=train.keep_checkpoints)
+            settings, data = resolve(train, device), data_sha256(images)
+            run = Run(runs / run_digest(config, train, settings, device, data), keep=train.keep_checkpoints)
             if is_first():
                 for folder in (out, curves.parent, run.folder):
                     folder.mkdir(parents=True, exist_ok=True)
@@ -74,7 +74,7 @@ def train_here(model: "Model", train: "Train", *, images: Path, out: Path, curve
         fit(trainer, run, curves, train, asked_to_stop)
         with agreement():
             if is_first():
-                write_model(trainer, config, train.images, out)
+                write_model(trainer, config, train, data, out)
                 run.finish(model_sha256(out))
 
 
@@ -106,11 +106,11 @@ def validation_of(train: "Train", image_set: ImageSet) -> Validation | None:
 
 
 def run_digest(
-    config: dict[str, Any], train: "Train", settings: TrainingSettings, device: torch.device, images: Path
+    config: dict[str, Any], train: "Train", settings: TrainingSettings, device: torch.device, data: str
 ) -> str:
     """Return the name of the run: a digest of everything that its result depends on."""
     conditions = {"device": device.type, "processes": process()[1], **train.model_dump(include={*VALIDATION, "images"})}
-    return fingerprint(model=config, train=asdict(settings) | conditions, data=data_sha256(images))
+    return fingerprint(model=config, train=asdict(settings) | conditions, data=data)
 
 
 def build(
@@ -210,10 +210,14 @@ def save(trainer: Trainer, run: Run) -> None:
             run.save(trainer.done, trainer.state())
 
 
-def write_model(trainer: Trainer, config: dict[str, Any], fitted_to: TrainingImages, out: Path) -> None:
-    """Write the model of averaged weights, and the images it was fitted to.  Raises UserError (exit 1) if it cannot."""
+def write_model(trainer: Trainer, config: dict[str, Any], train: "Train", data: str, out: Path) -> None:
+    """Write the model of averaged weights, and what it was trained with.  Raises UserError (exit 1) if it cannot.
+
+    `data` is the digest of the images.
+    """
+    inputs = inputs_sha256(config, train.model_dump(), data)
     try:
-        save_model(out, trainer.kept, config, fitted_to=fitted_to)
+        save_model(out, trainer.kept, config, fitted_to=train.images, inputs=inputs)
     except OSError as error:
         raise unwritten(str(error.filename or out), error) from error
 

@@ -11,7 +11,8 @@ import numpy as np
 
 from flows.core.errors import Exit, UserError
 from flows.core.escaping import visible
-from flows.core.files import writing_folder, written_last
+from flows.core.files import written_last
+from flows.core.folders import writing_folder
 from flows.images.store import ImageSet, data_sha256, load_images, load_labels, present
 from flows.process.ending import finish
 from flows.validation.contract import (

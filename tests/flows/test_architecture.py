@@ -341,6 +341,7 @@ OTHER_WRITERS = {
     "flows/train_vdm.py": "a file in a run's worktree, committed at the end of the run",
     "flows/orchestration/workspace.py": "files in a worktree that is removed if its run fails",
     "flows/core/files.py": "all other files",
+    "flows/core/folders.py": "locks",
     "flows/images/store.py": "files in a folder that is moved to its place when it is complete",
 }
 

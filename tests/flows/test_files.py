@@ -7,16 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from flows.core.files import (
-    discard,
-    inside,
-    open_regular,
-    parse_json,
-    read_bounded,
-    write_whole,
-    writing,
-    writing_folder,
-)
+from flows.core.errors import Exit, UserError
+from flows.core.files import discard, inside, open_regular, parse_json, read_bounded, write_whole, writing
+from flows.core.folders import writing_folder
 
 
 def test_a_fifo_a_socket_a_device_and_a_folder_are_refused_and_do_not_block(tmp_path: Path) -> None:
@@ -132,6 +125,23 @@ def test_a_writer_that_was_killed_between_two_names_leaves_the_old_folder(tmp_pa
     assert list(tmp_path.iterdir()) == [folder]
 
 
+def test_a_folder_is_written_by_one_process_at_a_time(folder: Path) -> None:
+    """Two would delete each other's files."""
+    with writing_folder(folder) as partial:
+        (partial / "new").touch()
+        with (
+            pytest.raises(UserError, match=f"^{folder}: another process is writing it") as error,
+            writing_folder(folder),
+        ):
+            pass
+        assert error.value.code == Exit.BUSY
+    assert [path.name for path in folder.iterdir()] == ["new"]
+    folder.with_name(".folder.lock").touch()  # left by a process that was killed
+    with writing_folder(folder):
+        pass
+    assert list(folder.parent.iterdir()) == [folder]
+
+
 def test_a_folder_that_cannot_take_its_place_leaves_the_old_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -145,7 +155,7 @@ def test_a_folder_that_cannot_take_its_place_leaves_the_old_one(
             raise KeyboardInterrupt
         return rename(path, target)
 
-    monkeypatch.setattr("flows.core.files.exchanged", lambda first, second: False)  # as on macOS
+    monkeypatch.setattr("flows.core.folders.exchanged", lambda first, second: False)  # as on macOS
     monkeypatch.setattr(Path, "rename", interrupted)
     with pytest.raises(KeyboardInterrupt), writing_folder(folder):
         pass

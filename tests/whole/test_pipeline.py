@@ -401,16 +401,34 @@ def test_the_summary_names_the_bound_and_the_pictures(reproduced: Project) -> No
 
 def test_the_report_says_whether_the_outputs_are_those_of_the_commit(reproduced: Project) -> None:
     assert "every output has the bytes of commit" in reproduced.vdmctl("report").stdout
-    lock, metrics = (reproduced.folder / name for name in ("dvc.lock", "reports/evaluation/metrics.json"))
-    other = re.sub(r"(path: models/trained\n\s+hash: md5\n\s+md5: )\w+", rf"\g<1>{'0' * 32}", lock.read_text())
-    lock.write_text(other)
-    (line,) = [line for line in reproduced.vdmctl("report").stdout.splitlines() if "other bytes" in line]
+    metrics, written = (
+        "reports/evaluation/metrics.json",
+        (reproduced.folder / "reports/evaluation/metrics.json").read_text(),
+    )
+    (reproduced.folder / metrics).write_text(written + " ")
+    assert f"{metrics}: changed or removed after DVC recorded them" in reproduced.vdmctl("report").stdout
+    (reproduced.folder / metrics).write_text(written)
+
+    lock = (reproduced.folder / "dvc.lock").read_text()
+    other = re.sub(r"(path: models/trained\n\s+hash: md5\n\s+md5: )\w+", rf"\g<1>{'0' * 32}", lock)
+    (line,) = [line for line in reported_beside(reproduced, {"dvc.lock": other}).splitlines() if "other bytes" in line]
     assert line.startswith("models/trained: other bytes than in commit ")
     assert "from the same inputs; versions and kind of processor are the same" in line
-    metrics.write_text(metrics.read_text().replace(f'"torch": "{torch.__version__}"', '"torch": "9.9"'))
-    assert (
-        f"made with Python 3.{sys.version_info.minor}, torch {torch.__version__}" in reproduced.vdmctl("report").stdout
-    )
-    lock.write_text(other.replace("steps: 20\n", "steps: 21\n"))
-    assert "since the inputs differ: params.yaml train\n" in reproduced.vdmctl("report").stdout
-    reproduced.git("checkout", "--quiet", ".")
+    elsewhere = written.replace(f'"torch": "{torch.__version__}"', '"torch": "9.9"')
+    shown = reported_beside(reproduced, {"dvc.lock": other, metrics: elsewhere})
+    assert f"made with Python 3.{sys.version_info.minor}, torch 9.9" in shown
+    shown = reported_beside(reproduced, {"dvc.lock": other.replace("steps: 20\n", "steps: 21\n")})
+    assert "since the inputs differ: params.yaml train\n" in shown
+
+
+def reported_beside(project: Project, committed: dict[str, str]) -> str:
+    """Return the report where the last commit has other contents of some files than the working tree."""
+    here = {name: (project.folder / name).read_text() for name in committed}
+    for name, content in committed.items():
+        (project.folder / name).write_text(content)
+    project.git("commit", "--quiet", "--all", "--message=Other outputs")
+    for name, content in here.items():
+        (project.folder / name).write_text(content)
+    shown = project.vdmctl("report").stdout
+    project.git("reset", "--quiet", "--hard", "HEAD~1")
+    return shown

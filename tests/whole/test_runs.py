@@ -263,6 +263,8 @@ def test_other_parameters_start_afresh(killed: Project, undisturbed: tuple[str, 
     killed.edit("params.yaml", **{"weight_decay: 0.01": "weight_decay: 0.02"})
     result = killed.new_vdmctl("train")
     killed.edit("params.yaml", **{"weight_decay: 0.02": "weight_decay: 0.01"})
+    registered = killed.vdmctl("register")
+    assert (registered.returncode, "was trained with other parameters" in registered.stderr) == (Exit.USAGE, True)
     assert result.returncode == 0
     assert "continuing" not in result.stderr
     assert digests(killed) != undisturbed
