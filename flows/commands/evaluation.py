@@ -3,6 +3,7 @@
 Heavy modules are imported inside the commands.
 """
 
+import re
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -200,7 +201,11 @@ def compare(
     images = images or images_for(second)
     compared = compare(settings, **folders, images=images, confidence=confidence, split=split.value)
     quality = [sample_metrics(first, folders["first"]), sample_metrics(second, folders["second"])]
-    show(compared.model_copy(update={"samples": common_figures(*quality)}), as_json)
+    named = [
+        figures.model_copy(update={"model": name})
+        for figures, name in zip(compared.models, (first, second), strict=True)
+    ]
+    show(compared.model_copy(update={"models": named, "samples": common_figures(*quality)}), as_json)
 
 
 @commands.command("import-checkpoint")
@@ -228,6 +233,10 @@ def import_checkpoint(
     """Convert another implementation's checkpoint to a model folder for `vdmctl evaluate`."""
     if out.exists() and not force:
         raise UserError(f"{out} exists; name another folder, or replace it with --force", Exit.USAGE)
+    if min(image_size) < 1:
+        raise UserError(f"--image-size must be two numbers from 1, got {image_size[0]} {image_size[1]}", Exit.USAGE)
+    if sha256 and not re.fullmatch("[0-9a-fA-F]{64}", sha256):
+        raise UserError("--sha256 must be 64 hexadecimal digits", Exit.USAGE)
     from flows.evaluation.importing import import_checkpoint
 
     import_checkpoint(

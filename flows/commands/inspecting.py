@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from flows.core.errors import Exit, UserError
 from flows.core.escaping import visible
 from flows.core.files import scratch_folder
 from flows.images.preparing import write_images
@@ -21,10 +22,12 @@ log = logging.getLogger(__name__)
 def inspect_path(data: "Data", contract: "Contract", *, path: Path, out: Path | None, reference: Path | None) -> Report:
     """Validate an image set, or a folder of images with the transforms and the split of `data`; return the report.
 
-    Writes the report, its picture and its site into the folder `out`, if given.  Raises what `write_images`,
-    `inspect_images` and `write_report` raise.
+    Writes the report, its picture and its site into the folder `out`, if given.  Raises UserError
+    (exit 2) if it lies in `path`, and what `write_images`, `inspect_images` and `write_report` raise.
     """
     if out:
+        if Path(os.path.realpath(out)).is_relative_to(os.path.realpath(path)):
+            raise UserError(f"--out {out} lies in {path}, whose pictures are images of the set", Exit.USAGE)
         out.mkdir(parents=True, exist_ok=True)  # fails before the images are read
     with scratch_folder() as scratch:
         images = path

@@ -83,7 +83,7 @@ def compress(
     Raises what `open_images` and `require_fitting` raise, and UserError: exit 2 if the file exists, without `force`,
     and 5 if it does not decode to the images, or if the model's output is not finite.
     """
-    require_new_file(out, force=force)
+    require_new_file(out, source, force=force)
     vdm, given = load_model(model, find_device(device)), model_sha256(model)
     with scratch_folder() as scratch, writing(out) as file:
         images = open_images(source, split, scratch)
@@ -114,12 +114,14 @@ def compress(
     )
 
 
-def require_new_file(out: Path, *, force: bool) -> None:
-    """Raise UserError (exit 2) if `out` is a folder, or if it exists, without `force`."""
+def require_new_file(out: Path, source: Path, *, force: bool) -> None:
+    """Raise UserError (exit 2) if `out` is a folder or `source`, or if it exists, without `force`."""
     if out.is_dir():
         raise UserError(f"{out} is a folder; name a file", Exit.USAGE)
     if out.exists() and not force:
         raise UserError(f"{out} exists; name another file, or replace it with --force", Exit.USAGE)
+    if out.exists() and source.exists() and out.samefile(source):
+        raise UserError(f"{out} would replace the images that it is made from; name another file", Exit.USAGE)
 
 
 def require_same(file: Path, images: Images, out: Path, *, model: Path, device: str) -> None:

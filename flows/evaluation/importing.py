@@ -16,6 +16,7 @@ from flows.core import bounded_yaml
 from flows.core.checkpoint import mistyped, save_model
 from flows.core.errors import CheckpointError
 from flows.core.files import read_bounded
+from flows.core.folders import writing_folder
 from flows.evaluation.foreign_files import (
     DAMAGE,
     FEWEST_BYTES,
@@ -102,7 +103,8 @@ def import_checkpoint(
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         raise CheckpointError(f"{file}: not a whole {file_format} checkpoint: {reason}") from error
     finish()
-    save_model(out, model, config)
+    with writing_folder(out) as folder:
+        save_model(folder, model, config)
 
 
 def require_sound(config: Config, weights: Weights, size: int) -> None:

@@ -44,9 +44,9 @@ def read_mask(path: Path, vdm: VDM) -> torch.Tensor:
 
 
 def read(path: Path) -> tuple[np.ndarray, int]:
-    """Return the first image of a file, (C,H,W) of an unsigned type, and the highest level of its bits.
+    """Return the image in a file, (C,H,W) of an unsigned type, and the highest level of its bits.
 
-    Raises UserError (exit 4 or 5).
+    Raises UserError: exit 2 for several images, 4 or 5 for a file that holds none.
     """
     try:
         head = picture_files.inspect(path)
@@ -55,6 +55,8 @@ def read(path: Path) -> tuple[np.ndarray, int]:
         raise UserError(f"{path}: {error}", error.code) from error
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}", Exit.MISSING) from error
+    if head.num_images > 1:
+        raise UserError(f"{path} holds {head.num_images} images; give a file with one", Exit.USAGE)
     return np.asarray(images[0]), 2**head.kind.num_bits - 1
 
 

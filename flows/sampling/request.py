@@ -69,12 +69,23 @@ def require_possible(request: Request) -> None:
     if request.film:
         pictures.require_kind(request.film, ".png", ".gif")
         pictures.require_new(request.film, force=request.force)
-        if Path(realpath(request.film)).is_relative_to(realpath(request.out)):
-            raise UserError(f"--out {request.out} would replace --film {request.film}", Exit.USAGE)
+    require_apart(request)
     if (request.known is None) != (request.mask is None):
         raise UserError("--known and --mask belong together: a picture, and where to fill it in", Exit.USAGE)
     for path in filter(None, (request.out, request.film)):
         path.parent.mkdir(parents=True, exist_ok=True)  # fails now rather than after sampling
+
+
+def require_apart(request: Request) -> None:
+    """Raise UserError (exit 2) if an output would replace an input, or the other output."""
+    inputs = {"--known": request.known, "--mask": request.mask, "the model": request.model}
+    for output, place, others in (
+        ("--out", request.out, inputs | {"--film": request.film}),
+        ("--film", request.film, inputs),
+    ):
+        for name, path in others.items():
+            if place and path and Path(realpath(path)).is_relative_to(realpath(place)):
+                raise UserError(f"{output} {place} would replace {name} {path}", Exit.USAGE)
 
 
 def read_parts(request: Request, vdm: VDM) -> tuple[torch.Tensor, torch.Tensor] | None:

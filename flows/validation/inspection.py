@@ -146,7 +146,8 @@ def replacing_report(path: Path, report: Report) -> Iterator[None]:
             yield
     except Exception:
         with suppress(OSError):
-            path.unlink(missing_ok=True)
+            if path.is_file():
+                path.unlink()
         raise
 
 

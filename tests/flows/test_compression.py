@@ -179,6 +179,12 @@ def test_the_description_that_most_files_have_takes_few_bytes() -> None:
     assert read_header(io.BytesIO(content), "x") == (header, "ab" * 8, checksum)
 
 
+def test_the_images_are_not_replaced_by_their_file(tmp_path: Path) -> None:
+    (tmp_path / "images.npy").touch()
+    with pytest.raises(UserError, match=r"images\.npy would replace the images"):
+        files.require_new_file(tmp_path / "images.npy", tmp_path / "images.npy", force=True)
+
+
 def test_pictures_of_two_channels_are_refused() -> None:
     described = json.loads(DICTIONARY[DICTIONARY.rindex(b'{"image_shape"') :]) | {"pictures": True}
     text = json.dumps(described | {"image_shape": [2, 8, 8]}).encode()

@@ -126,6 +126,7 @@ def pictures() -> None:
     for name, size, level in (("fits", (8, 8), 255), ("large", (9, 8), 255), ("dark", (8, 8), 0)):
         Image.fromarray(np.full(size, level, np.uint8)).save(f"{name}.png")
     np.save("bright.npy", np.full((1, 8, 8), 17, np.uint8))
+    np.save("several.npy", np.zeros((2, 1, 8, 8), np.uint8))
     Path("cut.png").write_bytes(Path("fits.png").read_bytes()[:40])
     Path("text").write_text("not a folder")
     Path("notes").mkdir()
@@ -150,6 +151,17 @@ def pictures() -> None:
         (["--film", "samples.png"], 2, "--out samples.png would replace --film samples.png"),
         (["--film", "notes/../samples.png"], 2, "--out samples.png would replace --film notes/../samples.png"),
         (["--out", "new", "--film", "new/film.png"], 2, "--out new would replace --film new/film.png"),
+        (
+            ["--known", "fits.png", "--mask", "large.png", "--out", "fits.png", "--force"],
+            2,
+            "--out fits.png would replace --known fits.png",
+        ),
+        (
+            ["--film", f"{MODEL}/../../fits.png", "--force", "--known", "large.png", "--mask", "fits.png"],
+            2,
+            "--mask fits",
+        ),
+        (["--known", "several.npy", "--mask", "fits.png"], 2, "several.npy holds 2 images; give a file with one"),
         (["--known", "fits.png"], 2, "--known and --mask belong together"),
         (["--known", "fits.png", "--mask", "fits.png", "--sampler", "ddim"], 2, "--sampler does not apply to --known"),
         (["--known", "fits.png", "--mask", "large.png"], 2, "large.png is 9 x 8, but the model's images are 8 x 8"),

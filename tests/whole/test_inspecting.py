@@ -71,6 +71,7 @@ def test_transforms_of_the_parameters_apply(folder: Path) -> None:
         (["validate", "params.yaml"], 5, '"params.yaml"'),
         (["validate", "--json"], 2, "--out and --json need PATH"),
         (["validate", "pictures", "--reference", "nowhere"], 5, "nowhere: No such file or directory; a reference is"),
+        (["validate", "pictures", "--out", "pictures/report"], 2, "--out pictures/report lies in pictures, whose"),
         (["validate"], 5, "data/images/dataset.json: missing"),
     ],
 )

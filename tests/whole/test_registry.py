@@ -118,6 +118,7 @@ def test_a_version_is_evaluated_from_the_remote_when_the_cache_is_gone(copied: P
     assert len(list((copied.folder / ".vdm/models").iterdir())) == 1
     compared = json.loads(copied.vdmctl("compare", "v1.0.0", "champion", "--json").stdout)
     hashes = [model["model_sha256"] for model in compared["models"]]
+    assert [model["model"] for model in compared["models"]] == ["v1.0.0", "champion"]
     assert compared["samples"] is None  # in the features of other images
     assert hashes == [metrics_at(copied, f"vdm@{name}")["model_sha256"] for name in ("v1.0.0", "v1.2.0")]
     assert copied.git("status", "--porcelain", "--", ".vdm", "reports") == ""
