@@ -11,7 +11,7 @@ from flows.core import layout
 from flows.core.documents import json_value, read
 from flows.core.errors import Exit, UserError
 from flows.core.files import read_bounded, scratch_folder, write_whole
-from flows.evaluation.results import Metrics
+from flows.evaluation.results import BoundMetrics, Metrics
 from flows.registry.git import contents
 from flows.registry.lineage import Lineage, lineage
 from flows.registry.lock_file import lock_here
@@ -162,4 +162,12 @@ def of_folder(folder: Path) -> Results:
     )
     config = json_value(read_bounded(folder / "config.json"), f"{folder}/config.json")
     parameters_of_model = {"model": config.get("model")} if isinstance(config, dict) else {}
-    return read_results(files, Origin(str(folder), parameters_of_model, {}, [command]))
+    return read_results(files, Origin(str(folder), parameters_of_model, {}, [f"{command} {options_of(metrics)}"]))
+
+
+def options_of(metrics: Path) -> str:
+    """Return the options with which `vdmctl evaluate` gives these figures again.  Raises UserError (exit 5)."""
+    given = read(BoundMetrics, metrics)
+    steps = "continuous" if given.num_timesteps is None else given.num_timesteps
+    options = f"--split {given.split} --times-per-image {given.times_per_image} --num-timesteps {steps}"
+    return options if given.seed is None else f"{options} --seed {given.seed}"

@@ -409,6 +409,7 @@ def test_a_model_folder_has_results_of_its_own(
     text = words(Document((tmp_path / "page.html").read_text()).text)
     assert "There is no training log" in text
     assert "width 8" in text
+    assert "--out 'my model' --split test --times-per-image" in text
     (tmp_path / PLACES.metrics).write_text(json.dumps(written | {"model_sha256": own}))
     assert vdmctl("my model", "my model", "--out", "two.html").returncode == 0
     text = words(Document((tmp_path / "two.html").read_text()).text)
