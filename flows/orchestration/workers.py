@@ -45,8 +45,8 @@ def work(queues: list[str] | None) -> None:
     require_server(address.url)
     api, name = Api(address.url), SHARED + worker_name(Path.cwd())
     require_pool(api)
-    require_remotes(Path.cwd())
     refuse_to_mix(address.url, name, workers(api) - {name})
+    require_remotes(Path.cwd())
     configure(address)
     os.environ["VDM_SHARE"] = "1"
     with ExitStack() as stack, until_stopped():

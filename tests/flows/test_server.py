@@ -20,6 +20,7 @@ from unittest.mock import Mock
 
 import pytest
 from prefect import __version__
+from prefect.client.schemas.schedules import CronSchedule
 from prefect.settings import PREFECT_API_URL, Settings, temporary_settings
 
 from flows.core import layout
@@ -27,10 +28,10 @@ from flows.core.errors import Exit, UserError
 from flows.orchestration import automations
 from flows.orchestration import server as of_server
 from flows.orchestration.automations import Notifications
-from flows.orchestration.deployments import keep
+from flows.orchestration.deployments import keep, next_time
 from flows.orchestration.plugin import full_name
 from flows.orchestration.server import Api, Refused, answers, bypass_proxy, find_address, refusal, require_server
-from flows.orchestration.status import address, server
+from flows.orchestration.status import address, schedule, server
 from flows.orchestration.workers import LOCK, alone, require_pool
 from flows.process.locks import lock_file
 
@@ -254,6 +255,25 @@ def test_a_notification_is_tried_again_when_the_server_failed(
     for _ in range(3):
         found.look()
     assert capsys.readouterr().err == "mail: off, since the server refuses it: no such trigger\n"
+
+
+def test_a_date_that_never_comes_is_no_error() -> None:
+    assert next_time(CronSchedule(cron="0 0 30 2 *")) == "never"
+    assert next_time(CronSchedule(cron="5 4 1 1 *")).endswith("-01-01 04:05 UTC")
+
+
+def test_every_schedule_of_a_deployment_has_its_own_next_run() -> None:
+    deployment = {"id": "d", "name": "weekly", "paused": False}
+    planned = [
+        {"idempotency_key": f"scheduled d {each} {time}", "expected_start_time": time}
+        for each, time in (("hourly", "2026-01-01T01"), ("weekly", "2026-01-04T03"), ("hourly", "2026-01-01T00"))
+    ]
+    planned += [{"idempotency_key": None, "expected_start_time": "2025-12-31"}]  # planned by a person
+    found = [
+        schedule(deployment, {"id": name, "active": True, "schedule": {"cron": "x"}}, planned)["next_run"]
+        for name in ("hourly", "weekly", "yearly")
+    ]
+    assert found == ["2026-01-01T00", "2026-01-04T03", None]
 
 
 @pytest.mark.parametrize("given", [None, 1, {"limit": 1}])

@@ -25,6 +25,7 @@ from flows.core.errors import Exit
 from flows.orchestration.artifacts import Progress
 from flows.orchestration.streaming import failure
 from flows.process.groups import processes_in
+from flows.train_vdm import as_user_error
 
 # Only a machine that is busy with other things needs as long.
 pytestmark = pytest.mark.timeout(900)
@@ -269,6 +270,14 @@ def test_a_killed_engine_takes_its_trainer_along_and_a_killed_trainer_is_reporte
 def test_a_signal_is_named_under_every_shell(tmp_path: Path, status: int) -> None:
     last = ["", f"ERROR: failed to reproduce 'train': failed to run: python -m flows.cli train, exited with {status}"]
     assert str(failure(tmp_path / "none", last, 255)).startswith("SIGKILL ended it")
+
+
+def test_files_that_could_not_be_copied_are_one_line(tmp_path: Path) -> None:
+    (tmp_path / "reports").mkdir()
+    (tmp_path / "reports" / "page.html").symlink_to("nowhere")
+    with pytest.raises(shutil.Error) as error:
+        shutil.copytree(tmp_path / "reports", tmp_path / "copy")
+    assert str(as_user_error(error.value)).startswith("[Errno 2] No such file or directory: ")
 
 
 def test_a_champion_whose_bytes_are_damaged_is_named_before_training(plant: Plant) -> None:

@@ -193,6 +193,15 @@ def test_a_second_one_in_the_folder_and_one_in_another_leave_the_first_alone(pla
     assert f"{plant.project.folder} serves with Prefect's database in " in result.stderr
     assert f"`PREFECT_HOME={home} vdmctl serve --port N` serves this folder, too" in result.stderr
     assert result.stderr.count("\n") == 1  # no server was started
+    shares = subprocess.run(
+        [sys.executable, "-m", "flows.cli", "worker"],
+        cwd=other.folder,
+        env=other.environment | {"PREFECT_API_URL": plant.url},
+        capture_output=True,
+        text=True,
+    )
+    assert shares.returncode == Exit.BUSY, shares.stderr
+    assert "its worker shares versions only if `vdmctl serve --share` starts it" in shares.stderr
     steps = plant.api("deployments/name/train-vdm/train-vdm")["pull_steps"]
     assert "$VDM_PROJECT" in str(steps)  # the folder of the worker
 
