@@ -80,8 +80,9 @@ def locked(path: Path) -> Iterator[bool]:
             return
         except OSError:
             pass  # a file system without locks
-        if path.exists() and os.path.samestat(os.fstat(descriptor), path.stat()):
-            break
+        with suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(descriptor), path.stat()):
+                break
         os.close(descriptor)  # its holder removed it meanwhile
     try:
         yield True
