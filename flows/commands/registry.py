@@ -129,7 +129,7 @@ def model_folder(model: str) -> Path:
 
 
 def model_or_ours(model: str | None) -> Path:
-    """Return the folder of the model, or models/vdm without one.  Raises UserError (exit 5) if there is none."""
+    """Return the folder of `model`, by default models/vdm.  Raises UserError (exit 5) if that folder is missing."""
     if model:
         return model_folder(model)
     if not layout.REGISTERED.is_dir():

@@ -168,6 +168,6 @@ def of_folder(folder: Path) -> Results:
 def options_of(metrics: Path) -> str:
     """Return the options with which `vdmctl evaluate` gives these figures again.  Raises UserError (exit 5)."""
     given = read(BoundMetrics, metrics)
-    steps = "continuous" if given.num_timesteps is None else given.num_timesteps
-    options = f"--split {given.split} --times-per-image {given.times_per_image} --num-timesteps {steps}"
-    return options if given.seed is None else f"{options} --seed {given.seed}"
+    steps = given.num_timesteps or "continuous"
+    seed = "" if given.seed is None else f" --seed {given.seed}"
+    return f"--split {given.split} --times-per-image {given.times_per_image} --num-timesteps {steps}{seed}"

@@ -111,7 +111,7 @@ def workers(api: Api) -> set[str]:
 
 
 def served_at(folder: Path) -> str | None:
-    """Return the URL of the API that a running `vdmctl serve` uses in the folder; None if there is none."""
+    """Return the URL of the API that `vdmctl serve` uses in the folder; None if the folder is not served."""
     holder = holder_of(folder / LOCK)
     return holder.split()[-1] if holder else None
 

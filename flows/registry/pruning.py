@@ -64,8 +64,8 @@ class Plan(NamedTuple):
 def make_plan(root: Path, keep: int, published: Mapping[str, str] | None) -> Plan:
     """Return what to keep for the last `keep` champions and the `keep` newest versions.
 
-    `published` has the remote's commits by ref, and is None without a remote: a version or a branch that the remote
-    lacks stays.  Raises UserError (exit 5) outside a repository, or in one without a commit.
+    `published` maps the remote's refs to their commits; None means that no remote is configured.  A version or a branch
+    that the remote lacks stays.  Raises UserError (exit 5) outside a repository, or in one without a commit.
     """
     known, tags = versions(root), annotated_tags(root, MODEL)
     names = {tag.commit: tag.name for tag in tags} | {version.commit: version.name for version in known}

@@ -16,7 +16,7 @@ MOST_NAMED = 5
 
 
 def reproduction(root: Path) -> str:
-    """Return one line that compares the outputs in the working tree with the commit's; "" where there is none."""
+    """Return one line that compares the outputs in the working tree with the commit's; "" outside a repository."""
     try:
         commit = commit_of(root, "HEAD")
         theirs, ours = read_lock(root, Tag("HEAD", commit, "", "")), lock_here(root)
