@@ -97,7 +97,7 @@ def published(
     from flows.images.catalogue import PUBLISHED, PublishedSet  # torchvision: 2 s, which other sources do not need
 
     entry = PUBLISHED[name]
-    validation = for_validation(entry.num_train, data.validation_fraction, data.split_seed)
+    validation = for_validation(name, entry.num_train, data.validation_fraction, data.split_seed)
     if isinstance(entry, PublishedSet):
         splits = read_published(entry, source, downloads, scratch, validation=validation)
     else:

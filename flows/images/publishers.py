@@ -231,7 +231,7 @@ def read_digits(test_fraction: float, validation_fraction: float, split_seed: in
     test = for_test("digits", len(images), test_fraction, split_seed)
     train = np.random.default_rng(split_seed).permutation(len(images))[len(test) :]
     chunks = [Chunk(images[train], loaded.target[train])]
-    validation = for_validation(len(train), validation_fraction, split_seed)
+    validation = for_validation("digits", len(train), validation_fraction, split_seed)
     return Splits(*divided(lambda: chunks, validation), [Chunk(images[test], loaded.target[test])])
 
 

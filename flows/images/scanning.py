@@ -49,7 +49,8 @@ def find_images(source: Path) -> Found:
         if source.is_file():
             return Found(source.parent, [source.name], [])
         if not source.is_dir():
-            raise UserError(f"{source} is not a folder of images", Exit.MISSING)
+            reason = "is not a folder of images" if os.path.lexists(source) else "does not exist"
+            raise UserError(f"{source} {reason}", Exit.MISSING)
         found = scan(source)
     except OSError as error:
         hint = "; make it readable" if error.errno in (errno.EACCES, errno.EPERM) else ""

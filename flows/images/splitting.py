@@ -36,15 +36,16 @@ def for_test(what: str, count: int, fraction: float, split_seed: int) -> np.ndar
     return drawn
 
 
-def for_validation(count: int, fraction: float, split_seed: int) -> np.ndarray:
+def for_validation(what: str, count: int, fraction: float, split_seed: int) -> np.ndarray:
     """Return the numbers of the validation images among `count` training images.
 
-    Raises UserError (exit 4) if the fraction is not 0 but no image, or every image, would be drawn.
+    Raises UserError (exit 4), which begins with `what`, if the fraction is not 0 but no image, or every image, would
+    be drawn.
     """
     drawn = held_out(count, fraction, split_seed)
     if fraction and not 0 < len(drawn) < count:
-        reason = f"data.validation_fraction {fraction:g} takes {len(drawn)} of {count} training images"
-        raise UserError(f"{reason}; set it to 0, or so that both splits have images", Exit.INVALID_DATA)
+        reason = f"{len(drawn)} of {count} training images would be held out (data.validation_fraction {fraction:g})"
+        raise UserError(f"{what}: {reason}; set it to 0, or so that both splits have images", Exit.INVALID_DATA)
     return drawn
 
 
@@ -71,7 +72,7 @@ def divide(
         raise UserError(f"{root}: {reason}; exchange the folders, or move images", Exit.INVALID_DATA)
     if not num_validation:
         train = np.flatnonzero(chosen == TRAIN)
-        chosen[train[for_validation(num_train, validation_fraction, split_seed)]] = VALIDATION
+        chosen[train[for_validation(str(root), num_train, validation_fraction, split_seed)]] = VALIDATION
     return chosen
 
 
@@ -94,6 +95,9 @@ def require_no_part(root: Path, names: list[str]) -> None:
     found = sorted(first_parts, key=lambda part: (not split_named(part_of(part)), part))
     if split_named(part_of(found[0])) and len(names) > 1:
         train, validation, test = (", ".join(NAMES[split]) for split in SPLITS)
+        if first_parts == {found[0]}:
+            reason = f"{root}: all images are in {listed(found)}, but training and test images are needed"
+            raise UserError(f"{reason}; name that folder as the source, or add the other part", Exit.INVALID_DATA)
         raise UserError(
             f"{root}: its parts must be for training ({train}), for the test ({test}), perhaps for validation "
             f"({validation}), and nothing else; there is {listed(found[:5])}; rename or remove the others",

@@ -160,7 +160,7 @@ def compose_params(root: Path, base: str, preset: str | None, overrides: Mapping
         for section in sections:
             node = node.get(section) if isinstance(node, Mapping) else None
         if not isinstance(node, Mapping) or isinstance(node.get(last, node), Mapping):
-            raise UserError(f"override {key} is not a known parameter", Exit.USAGE)
+            raise UserError(f"override {key} is not a parameter of {name}, such as train.steps", Exit.USAGE)
         node[last] = value  # type: ignore[index]
     stream = StringIO()
     YAML(typ="rt").dump(document, stream)

@@ -29,6 +29,8 @@ def comparison(first: Results, second: Results) -> Page:
     names = [first.origin.name, second.origin.name]
     if names[0] == names[1]:
         names = [f"{name}, {place}" for name, place in zip(names, ("first", "second"), strict=True)]
+    before, after = (one.origin.parameters for one in pair)
+    both = [key for key in before if key in after]
     drawn = draw(dict(zip(names, pair, strict=True)))
     reason = unpaired(first, second)
     html = fill(
@@ -43,7 +45,8 @@ def comparison(first: Results, second: Results) -> Page:
         grids=[grids(one) for one in pair],
         measures=measures(first.sample_metrics, second.sample_metrics),
         other_features=len({one.sample_metrics.features_sha256 for one in pair if one.sample_metrics}) > 1,
-        changed=changed(first.origin.parameters, second.origin.parameters),
+        changed=[row for key in both for row in changed(before[key], after[key], key)],
+        one_sided=sorted(before.keys() ^ after.keys()),
         lineages=[lineage(one) for one in pair],
     )
     return Page(html, drawn)
@@ -79,12 +82,11 @@ def difference(first: Results, second: Results) -> Difference | None:
     return Difference(mean, error, mean - NORMAL_95 * error, mean + NORMAL_95 * error, len(change))
 
 
-def changed(first: Any, second: Any, name: str = "") -> list[tuple[str, Any, Any]]:
-    """Return the parameters that differ, by dotted name, with both values."""
+def changed(first: Any, second: Any, name: str) -> list[tuple[str, Any, Any]]:
+    """Return the parameters that differ, by dotted names that begin with `name`, with both values."""
     if not isinstance(first, dict) or not isinstance(second, dict):
         return [] if first == second else [(name, first, second)]
     found = []
     for key in [*first, *(key for key in second if key not in first)]:
-        inner = f"{name}.{key}" if name else str(key)
-        found += changed(first.get(key, "not set"), second.get(key, "not set"), inner)
+        found += changed(first.get(key, "not set"), second.get(key, "not set"), f"{name}.{key}")
     return found

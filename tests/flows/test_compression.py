@@ -427,7 +427,7 @@ def test_images_that_do_not_fit_the_model_are_refused(
         ("bright.npy", "image 33 holds level 17, and the levels of .* are 0 to 16", Exit.USAGE),
         ("deep.npy", "images of 16 bits", Exit.INVALID_DATA),
         ("floats.npy", "not levels", Exit.INVALID_DATA),
-        ("nothing", "is not a folder of images", Exit.MISSING),
+        ("nothing", "nothing does not exist", Exit.MISSING),
     ):
         with pytest.raises(UserError, match=message) as raised:
             write(name)

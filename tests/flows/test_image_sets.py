@@ -218,8 +218,8 @@ def test_the_test_images_do_not_depend_on_the_validation_split() -> None:
 
 @pytest.mark.parametrize("fraction", [0.0001, 0.6])
 def test_a_validation_fraction_that_leaves_a_split_empty_is_refused(fraction: float) -> None:
-    with pytest.raises(UserError, match=r"data.validation_fraction .* of 1 training images") as error:
-        for_validation(1, fraction, 0)
+    with pytest.raises(UserError, match=r"^digits: . of 1 training images .*data.validation_fraction") as error:
+        for_validation("digits", 1, fraction, 0)
     assert error.value.code == Exit.INVALID_DATA
 
 

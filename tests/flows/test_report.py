@@ -328,10 +328,14 @@ def test_two_models_are_compared_image_by_image(files: Files, tmp_path: Path, di
     assert "other is better on these images" in text
     assert "train.betas [0.9, 0.99] [0.9, 0.999]" in text
     assert "data.name" not in text
+    assert "Not compared" not in text
     assert "two different networks" not in text
     assert other.sample_metrics
     other.sample_metrics.write_text(other.sample_metrics.read_text().replace("0a1b2c3d", "ffffffff"))
     assert "two different networks" in comparison(first, read_results(other, origin)).html
+    text = words(Document(comparison(first, first._replace(origin=ORIGIN._replace(parameters={}))).html).text)
+    assert "None of the parameters that are known of both differ" in text
+    assert "known of one model only: data, train" in text
 
 
 @pytest.mark.parametrize(

@@ -67,7 +67,7 @@ def test_transforms_of_the_parameters_apply(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (["validate", "nowhere"], 5, "nowhere is not a folder of images"),
+        (["validate", "nowhere"], 5, "nowhere does not exist"),
         (["validate", "params.yaml"], 5, '"params.yaml"'),
         (["validate", "--json"], 2, "--out and --json need PATH"),
         (["validate", "pictures", "--reference", "nowhere"], 5, "nowhere: No such file or directory; a reference is"),

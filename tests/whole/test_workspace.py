@@ -26,10 +26,10 @@ COMMITTED = "params.yaml of commit HEAD"
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        ({"train": {"steps": 3}}, "override train is not a known parameter"),
-        ({"train.stepz": 5}, "override train.stepz is not a known parameter"),
-        ({"train.steps.more": 3}, "override train.steps.more is not a known parameter"),
-        ({"steps": 3}, "override steps is not a known parameter"),
+        ({"train": {"steps": 3}}, r"override train is not a parameter of params.yaml, such as train.steps"),
+        ({"train.stepz": 5}, r"override train.stepz is not a parameter of params.yaml, such as train.steps"),
+        ({"train.steps.more": 3}, r"override train.steps.more is not a parameter of params.yaml, such as train.steps"),
+        ({"steps": 3}, r"override steps is not a parameter of params.yaml, such as train.steps"),
         ({"train.steps": "many"}, r"params.yaml with the overrides:\d+: train.steps: .* got 'many'"),
     ],
 )
