@@ -1,5 +1,9 @@
 """Errors that the user can correct: one line that says where, what and how to continue, and an exit code."""
 
+import logging
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from enum import IntEnum
 
 from flows.core.escaping import visible
@@ -54,3 +58,25 @@ def brief(error: BaseException) -> str:
 def exit_code(error: Exception) -> Exit | None:
     """Return the exit code of an error that `vdm` raises; None for a bug."""
     return Exit.USAGE if isinstance(error, TrainingDiverged) else None
+
+
+@contextmanager
+def logged_errors(name: str) -> Iterator[list[BaseException]]:
+    """Collect the exceptions that a library logs instead of raising them.  Nothing that it logs reaches the log."""
+    errors: list[BaseException] = []
+
+    class Listener(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            error = record.exc_info[1] if record.exc_info else sys.exception()
+            errors.append(error or RuntimeError(record.getMessage()))
+
+    listener = Listener(logging.ERROR)
+    logger = logging.getLogger(name)
+    before = logger.propagate
+    logger.addHandler(listener)
+    logger.propagate = False
+    try:
+        yield errors
+    finally:
+        logger.removeHandler(listener)
+        logger.propagate = before

@@ -150,7 +150,10 @@ def delete_refs(root: Path, refs: Iterable[Ref]) -> None:
 
 @contextmanager
 def cache_locked(root: Path) -> Iterator[Any]:
-    """Open DVC's repository and hold its lock.  Raises UserError: exit 5 without one, 6 while a DVC command runs."""
+    """Open DVC's repository and hold its lock.
+
+    Raises UserError: exit 5 outside a repository or when the lock cannot be written, 6 while a DVC command runs.
+    """
     with ExitStack() as stack:
         repo = stack.enter_context(opened(root))
         stack.enter_context(quiet("dvc", "dvc_data", "dvc_objects"))
@@ -158,6 +161,9 @@ def cache_locked(root: Path) -> Iterator[Any]:
             stack.enter_context(lock_repo(repo))
         except LockError as error:
             raise UserError(f"{root}: another DVC command is running; wait for it", Exit.BUSY) from error
+        except OSError as error:
+            reason = f"{repo.tmp_dir}: DVC cannot write its lock: {error.strerror}"
+            raise UserError(f"{reason}; on a full disk, delete a file to make room for it", Exit.MISSING) from error
         yield repo
 
 

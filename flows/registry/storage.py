@@ -5,6 +5,7 @@ digests come from dvc.lock at the version's commit.  Cache and remote are those 
 configured in an old commit may be gone.
 """
 
+import errno
 import hashlib
 import logging
 import shutil
@@ -21,11 +22,14 @@ from pydantic import ConfigDict, FailFast, RootModel
 
 from flows.core import layout
 from flows.core.documents import Document, Md5, RelativePath, read, require_apart
-from flows.core.errors import Exit, NetworkError, UserError
+from flows.core.errors import Exit, NetworkError, UserError, logged_errors
 from flows.core.files import inside, open_regular, read_bounded, scratch_folder
 from flows.images.store import ImageSetError, data_sha256
 from flows.registry.lock_file import model_path, read_lock
 from flows.registry.versions import Version, resolve
+
+OF_THE_CACHE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
+"""The errors of pulling a file that come from the file system of the cache, since a remote is only read."""
 
 
 class Listed(Document):
@@ -196,18 +200,25 @@ def pull_listings(repo: Any, digests: set[str], subject: str) -> None:
 
 @contextmanager
 def asking_the_remote(subject: str) -> Iterator[None]:
-    """Turn the errors of a remote into one line that says why it gives nothing.
+    """Turn the errors of pulling from a remote into one line that says why.
 
-    Raises UserError (exit 5) without a remote, NetworkError (exit 5) when it does not answer.
+    Raises UserError (exit 5) without a remote or when the cache cannot be written, NetworkError (exit 5) when the
+    remote does not answer.
     """
     try:
-        with quiet("dvc", "dvc_data", "dvc_objects"):
+        with quiet("dvc", "dvc_objects"), logged_errors("dvc_data") as errors:
             yield
+        for error in errors:
+            if not isinstance(error, FileNotFoundError):
+                raise error
     except FileNotFoundError:
         return  # `require` then names the missing file
     except NoRemoteError as error:
         raise UserError(f"{subject}not in the cache, and DVC has no default remote", Exit.MISSING) from error
     except Exception as error:  # each kind of remote raises its own errors
+        if isinstance(error, OSError) and error.errno in OF_THE_CACHE:
+            reason = f"{error.filename2 or error.filename}: {error.strerror}"
+            raise UserError(f"{subject}cannot be pulled into the cache: {reason}", Exit.MISSING) from error
         reason = str(error) or type(error).__name__
         raise NetworkError(f"{subject}not in the cache, and the remote does not answer: {reason}") from error
 

@@ -1,14 +1,12 @@
 """Check tables with Great Expectations.  The results and the Data Docs site contain no times and no random ids."""
 
-import logging
 import re
-import sys
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from flows.core.errors import logged_errors
 from flows.core.files import write_whole
 from flows.validation.report import Result
 
@@ -82,33 +80,12 @@ class Checker:
     def build_site(self, folder: Path) -> None:
         """Write the site of all results into a folder.  Raises the exception for which a page could not be written."""
         self.context.add_data_docs_site("site", site_config(folder))
-        with heard("great_expectations") as errors:
+        with logged_errors("great_expectations") as errors:
             self.context.build_data_docs()
         for error in errors:
             raise error
         for page in sorted(folder.rglob("*.html")):
             write_whole(page, canonical_page(page.read_text(encoding="utf-8")))
-
-
-@contextmanager
-def heard(name: str) -> Iterator[list[BaseException]]:
-    """Collect the exceptions that a library logs instead of raising them.  They do not reach the log."""
-    errors: list[BaseException] = []
-
-    class Listener(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
-            errors.append(sys.exception() or RuntimeError(record.getMessage()))
-
-    listener = Listener(logging.ERROR)
-    logger = logging.getLogger(name)
-    before = logger.propagate
-    logger.addHandler(listener)
-    logger.propagate = False
-    try:
-        yield errors
-    finally:
-        logger.removeHandler(listener)
-        logger.propagate = before
 
 
 def site_config(folder: Path) -> dict[str, Any]:

@@ -139,14 +139,16 @@ def entry(pair: tuple[str, str], found: Lookalikes, folder: Path) -> Alike:
 def replacing_report(path: Path, report: Report) -> Iterator[None]:
     """Write the report when the block, which writes the site and the picture, ends without an error.
 
-    After an error an older report is removed: it may be about another contract, and training would trust it.
+    After an error an older report that differs is removed: it may be about another contract, and training would trust
+    it.
     """
+    content = json.dumps(report.model_dump(), indent=2, sort_keys=True) + "\n"
     try:
-        with written_last(path, json.dumps(report.model_dump(), indent=2, sort_keys=True) + "\n"):
+        with written_last(path, content):
             yield
     except Exception:
         with suppress(OSError):
-            if path.is_file():
+            if path.is_file() and path.read_text() != content:
                 path.unlink()
         raise
 

@@ -15,10 +15,9 @@ from project import ROOT, one_line
 from small import Small
 
 from flows.cli import run
-from flows.core.errors import Exit
+from flows.core.errors import Exit, logged_errors
 from flows.core.escaping import markdown, visible
 from flows.images.store import SPLITS, load_images, save_images
-from flows.validation.expectations import heard
 
 # Great Expectations warns about itself and about pandas.
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -120,6 +119,11 @@ def test_a_report_that_could_not_be_written_leaves_no_older_report(
     assert small.outputs() == before
     assert run(["train"]) == Exit.MISSING
     assert "validation.json: No such file or directory; run `vdmctl validate`" in capsys.readouterr().err
+    assert run(["validate"]) == Exit.DONE
+    before = small.outputs()
+    with no_file_above(size):
+        assert run(["validate"]) == Exit.MISSING
+    assert small.outputs() == before  # the report would have been the same
 
 
 def test_great_expectations_says_nothing_of_a_full_disk_itself(small: Small) -> None:
@@ -129,15 +133,16 @@ def test_great_expectations_says_nothing_of_a_full_disk_itself(small: Small) -> 
     assert one_line(result) == "vdmctl: reports/validation/data_docs: File too large"
 
 
-def test_errors_that_are_only_logged_are_heard(caplog: pytest.LogCaptureFixture) -> None:
-    with heard("some.library") as errors:
+def test_errors_that_are_only_logged_are_collected(caplog: pytest.LogCaptureFixture) -> None:
+    with logged_errors("some.library") as errors:
         try:
             raise OSError(28, "full")
         except OSError:
             logging.getLogger("some.library.module").error("An unexpected Exception occurred")
+        logging.getLogger("some.library").error("of a thread", exc_info=OSError(28, "full"))
         logging.getLogger("some.library").error("no exception")
         logging.getLogger("some.library").warning("nothing")
-    assert [repr(error) for error in errors] == ["OSError(28, 'full')", "RuntimeError('no exception')"]
+    assert [repr(error) for error in errors] == [*["OSError(28, 'full')"] * 2, "RuntimeError('no exception')"]
     assert caplog.records == []
 
 

@@ -265,6 +265,16 @@ def test_while_something_works_nothing_is_removed(
     assert everything(project) == before
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # DVC leaves its lock open
+def test_a_disk_without_room_for_dvcs_lock_is_named(project: Project, full_disk: Path) -> None:
+    (full_disk / "filler").write_bytes(bytes(256 * 1024))
+    shutil.rmtree(project.folder / ".dvc" / "tmp")
+    (project.folder / ".dvc" / "tmp").symlink_to(full_disk)
+    result = project.vdmctl("prune")
+    assert result.returncode == Exit.MISSING
+    assert "/.dvc/tmp: DVC cannot write its lock: No space left on device; on a full disk, delete" in one_line(result)
+
+
 def test_a_run_that_starts_meanwhile_loses_no_file(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     """The branches and tags are gone then, and the next prune removes the files that they named."""
     before = cached_files(project)

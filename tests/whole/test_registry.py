@@ -195,6 +195,17 @@ def test_bytes_that_nobody_has_are_one_line(remote: str | None, message: str, co
     assert list((copied.folder / ".vdm").glob("models/*")) == []
 
 
+def test_a_cache_without_room_is_not_taken_for_a_remote_that_does_not_answer(copied: Project, full_disk: Path) -> None:
+    assert copied.dvc("cache", "dir", "--local", str(full_disk)).returncode == 0
+    (full_disk / "filler").write_bytes(bytes(100 * 1024))
+    result = copied.vdmctl("verify", "v1.0.0")
+    assert result.returncode == 5
+    assert "does not answer" not in result.stdout
+    assert "does not provide it" not in result.stdout
+    assert f"cannot be pulled into the cache: {full_disk}" in result.stdout
+    assert "No space left on device" in one_line(result)
+
+
 def test_one_missing_file_of_a_folder_is_fetched_alone(copied: Project) -> None:
     """DVC itself would assume that the whole folder is cached, since its listing is."""
     version = of.resolve(copied.folder, "v1.0.0")
