@@ -50,7 +50,7 @@ def left(group: Group) -> int | None:
 
 
 def number_in(text: str, key: str) -> int:
-    """Return the number in the line that starts with the key.  Raises ValueError if there is none."""
+    """Return the number in the line that starts with the key.  Raises ValueError if no line does."""
     for line in text.splitlines():
         if line.split()[:1] == [key]:
             return int(line.split()[1])

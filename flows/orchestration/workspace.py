@@ -169,7 +169,7 @@ def compose_params(root: Path, base: str, preset: str | None, overrides: Mapping
 
 
 def finished(place: Workspace, *, shared: bool) -> str | None:
-    """Return a commit that already has the results of the workspace's parameters; None if there is none.
+    """Return a commit that already has the results of the workspace's parameters, or None.
 
     The candidates are the commit from which the run starts and the three newest commits with the same parameters.  The
     results are then checked out in the workspace.  If machines share versions, missing files come from DVC's remote.

@@ -129,7 +129,7 @@ def tag_exists(root: Path, name: str) -> bool:
 
 
 def commit_of(root: Path, revision: str) -> str:
-    """Return the full digest of a commit.  Raises UserError (exit 5) if there is none."""
+    """Return the full digest of a commit.  Raises UserError (exit 5) if git does not know it."""
     try:
         return git(root, "rev-parse", "--verify", "--quiet", f"{revision}^{{commit}}").decode().strip()
     except UserError as error:

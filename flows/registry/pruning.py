@@ -50,8 +50,8 @@ class Plan(NamedTuple):
 
     `versions` are the versions and champions that stay with all their files, by commit.  The files of the commits in
     `others` stay, too: of the commit that is checked out, and of the branches and tags that stay.  `runs` are the runs
-    that made any of these commits.  `since` is when the newest version was made, 0 without one: whatever is newer may
-    still become a version.
+    that made any of these commits.  `since` is when the newest version was made, 0 without versions: whatever is newer
+    may still become a version.
     """
 
     versions: dict[str, Kept]

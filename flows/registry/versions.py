@@ -114,7 +114,7 @@ def resolve(root: Path, reference: str) -> Version:
 
 
 def newest(root: Path) -> Version:
-    """Return the version with the highest number.  Raises UserError (exit 5) when there is none."""
+    """Return the version with the highest number.  Raises UserError (exit 5) in a project without versions."""
     known = versions(root)
     if not known:
         raise UserError(f"the registry has no version of {MODEL}", Exit.MISSING)
@@ -193,7 +193,7 @@ def judged_by(root: Path, validation_sha256: str) -> set[str]:
 
 
 def champion(root: Path) -> Version | None:
-    """Return the champion, or None if there is none.  Raises UserError (exit 5) when its version's tag is gone."""
+    """Return the champion, or None.  Raises UserError (exit 5) when its version's tag is gone."""
     return resolve(root, CHAMPION) if champion_tag(root) else None
 
 
@@ -205,13 +205,13 @@ def is_decided(root: Path, commit: str) -> bool:
 
 
 def champion_tag(root: Path) -> Tag | None:
-    """Return the tag of the present champion; None if there is none."""
+    """Return the tag of the present champion, or None."""
     reigning = reign(annotated_tags(root, f"{MODEL}#"))
     return reigning[-1] if reigning else None
 
 
 def previous_champion(root: Path) -> Version:
-    """Return the version that a roll-back makes the champion.  Raises UserError (exit 5) if there is none."""
+    """Return the version that a roll-back makes the champion.  Raises UserError (exit 5) without an earlier champion."""
     reigning = reign(annotated_tags(root, f"{MODEL}#"))
     if len(reigning) < 2:
         raise UserError("there is no earlier champion to go back to", Exit.MISSING)

@@ -162,7 +162,7 @@ def read_neighbours(path: Path, samples: np.ndarray | None, images: ImageSet | N
 
 
 def image_at(results: Results, split: Any, number: Any) -> np.ndarray | None:
-    """Return an image (C,H,W) of a split; None if there is none, whatever a damaged report names."""
+    """Return an image (C,H,W) of a split; None if a damaged report names an image that the split does not have."""
     if results.images is None or split not in SPLITS or type(number) is not int:
         return None
     images = getattr(results.images, split)

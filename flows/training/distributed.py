@@ -55,8 +55,8 @@ def launch(function: Callable[[], None], *, num_processes: int, max_restarts: in
     """Run the function in `num_processes` processes on this machine.
 
     When a process dies, all are restarted, at most `max_restarts` times.  Raises what the function raises: of several
-    errors the first UserError by rank, or without one the first error.  Also raises UserError, whose message ends with
-    the advice `again`, if processes died too often (exit 1) or a signal stopped this process (75).
+    errors the first UserError by rank, or the first error if no process raised a UserError.  Also raises UserError if
+    processes died too often (exit 1) or a signal stopped this process (75); its message ends with the advice `again`.
     """
     with tempfile.TemporaryDirectory() as folder:
         configure_environment(num_processes, folder)

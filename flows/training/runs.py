@@ -70,7 +70,7 @@ class Run:
             path.unlink(missing_ok=True)
 
     def newest(self, keys: Collection[str] = ()) -> dict[str, Any] | None:
-        """Return the newest undamaged state with the keys, None without one.  Warn of damaged states and rename them.
+        """Return the newest undamaged state with the keys, or None.  Warn of damaged states and rename them.
 
         Raises UserError if a state cannot be read now; an older one would lose the steps between them.
         """

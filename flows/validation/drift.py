@@ -153,7 +153,7 @@ def shares(histogram: list[int]) -> np.ndarray:
 
 
 def apart(first: list[float], second: list[float]) -> float:
-    """Return the mean distance of equal quantiles, but for the extremes, in standard deviations."""
+    """Return the mean distance of equal quantiles without the extremes, in standard deviations."""
     if len(first) != len(QUANTILES) or len(second) != len(QUANTILES):
         return 0.0
     inner = np.array([first, second])[:, 1:-1]

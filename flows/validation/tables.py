@@ -121,7 +121,7 @@ def histogram_rows(facts: dict[str, Facts], settings: "Contract") -> "pd.DataFra
 
 
 def broken(teeth: Comb, settings: "Contract") -> Comb:
-    """Return the levels that look wrong, or none of them where there are no more than the contract allows."""
+    """Return the levels that look wrong, or none of them if the contract allows that many."""
     limits = (settings.max_gaps, settings.max_peaks, settings.max_skipped)
     return Comb(*(flags & (flags.mean() > limit + 1e-9) for flags, limit in zip(teeth, limits, strict=True)))
 

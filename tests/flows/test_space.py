@@ -1,4 +1,4 @@
-"""Images that were enlarged, blurred or compressed are told from those that were not."""
+"""Images that were enlarged, blurred or compressed are distinguished from those that were not."""
 
 from collections.abc import Callable
 from functools import partial
