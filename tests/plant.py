@@ -22,7 +22,7 @@ from project import Project
 from flows.core.errors import Exit
 
 # A run that is long enough to be stopped, and short enough to be finished afterwards.
-LONG = {"train.steps": 500, "train.checkpoint_every_steps": 50, "train.log_every": 100}
+LONG = {"train.steps": 400, "train.checkpoint_every_steps": 20, "train.log_every": 20}
 
 
 class Plant:

@@ -211,7 +211,7 @@ def champion_tag(root: Path) -> Tag | None:
 
 
 def previous_champion(root: Path) -> Version:
-    """Return the version that a roll-back makes the champion.  Raises UserError (exit 5) without an earlier champion."""
+    """Return the version that a roll-back makes the champion.  Raises UserError (exit 5) if no earlier one is left."""
     reigning = reign(annotated_tags(root, f"{MODEL}#"))
     if len(reigning) < 2:
         raise UserError("there is no earlier champion to go back to", Exit.MISSING)

@@ -213,7 +213,7 @@ def test_a_graph_that_dvc_refuses_is_one_line(plant: Plant) -> None:
 def test_a_cancelled_run_is_continued_by_the_next(plant: Plant) -> None:
     """The run is cancelled from another shell, which finds the server by the folder."""
     run = plant.retrain(overrides=LONG)
-    wait_for_state(plant, 100)
+    wait_for_state(plant, 20)
     assert len(trainers(plant.project.folder)) == 1
     second = plant.retrain(overrides=LONG)
     assert plant.finish(second)[0] == "CANCELLED"  # only one run at a time: the second is cancelled
@@ -223,7 +223,7 @@ def test_a_cancelled_run_is_continued_by_the_next(plant: Plant) -> None:
     assert plant.finish(run)[0] == "CANCELLED"
     wait_until(lambda: "Flow run was cancelled." in plant.lines(run), 60, every=0.5)
     log = "\n".join(plant.lines(run))
-    assert re.search(r"stopped at step \d+ of 500; run again to continue", log)
+    assert re.search(r"stopped at step \d+ of 400; run again to continue", log)
     assert not re.search("Traceback|Crash detected|Finished in state Running", log)
 
     third = plant.retrain(overrides=LONG)
@@ -248,7 +248,7 @@ def test_a_killed_engine_takes_its_trainer_along_and_a_killed_trainer_is_reporte
     engine = subprocess.Popen(
         command, cwd=plant.project.folder, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
-    wait_for_state(plant, 100)
+    wait_for_state(plant, 20)
     engine.kill()
     engine.wait()
     wait_until(lambda: trainers(plant.project.folder) == [], 10)
@@ -325,7 +325,7 @@ def test_an_interrupted_publication_is_completed_by_the_next_run(plant: Plant) -
     hook.chmod(0o755)
     run = plant.retrain(overrides={"train.seed": 2}, publish=True)
     state, message = plant.finish(run, 300)
-    assert "is not shown to improve by more than" in plant.logged(run)  # 20 steps against 500
+    assert "is not shown to improve by more than" in plant.logged(run)  # 20 steps against 400
     assert state == "FAILED"
     assert "the next run publishes again" in message
     assert plant.project.git("ls-remote", "--tags", "origin") == ""  # files and commits first
@@ -437,7 +437,7 @@ def test_the_loop_runs_on_postgresql(database: str, tmp_path: Path, copied: Proj
 def test_ctrl_c_stops_everything_and_leaves_nothing_behind(plant: Plant) -> None:
     """A run trains meanwhile, and its state is saved.  This test is the last in the file, since it stops the plant."""
     run = plant.retrain(overrides=LONG | {"train.steps": 100_000})
-    wait_for_state(plant, 100)
+    wait_for_state(plant, 20)
     assert plant.read(run)["state"]["type"] == "RUNNING"
     output = plant.stop()
     assert plant.process.returncode == 0

@@ -25,8 +25,6 @@ from flows.process.locks import claim
 # Only a machine that is busy with other things needs as long.
 pytestmark = pytest.mark.timeout(900)
 
-RUN = LONG | {"train.steps": 400}
-
 
 def serve(folder: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
@@ -215,7 +213,7 @@ def test_a_worker_and_a_server_that_are_killed_are_replaced_and_the_run_is_conti
         wait_until(lambda line=line: line in plant.log.read_text(), 240)
     wait_until(plant.answers, 240)
     assert plant.finish(run)[0] == "CRASHED"  # its output has no reader any more
-    plant.continues(RUN | {"train.seed": 1})
+    plant.continues(LONG | {"train.seed": 1})
 
 
 def test_a_loop_that_is_killed_takes_everything_along_and_goes_on_when_it_is_served_again(plant: Plant) -> None:
@@ -229,7 +227,7 @@ def test_a_loop_that_is_killed_takes_everything_along_and_goes_on_when_it_is_ser
 
     plant.serve()
     assert plant.finish(run)[0] == "CRASHED"
-    plant.continues(RUN | {"train.seed": 3})
+    plant.continues(LONG | {"train.seed": 3})
 
 
 def test_a_loop_that_is_killed_and_started_again_at_once_goes_on(plant: Plant) -> None:
@@ -240,7 +238,7 @@ def test_a_loop_that_is_killed_and_started_again_at_once_goes_on(plant: Plant) -
     plant.serve()
     wait_until(plant.answers, 60, plant.log)
     assert plant.finish(run)[0] == "CRASHED"
-    plant.continues(RUN | {"train.seed": 5})
+    plant.continues(LONG | {"train.seed": 5})
 
 
 def test_a_run_that_died_unnoticed_is_ended_when_it_is_served_again(plant: Plant) -> None:
@@ -272,6 +270,6 @@ def train(plant: Plant, *, seed: int) -> str:
     """Start a run and wait until it has saved a state; return its id."""
     states = plant.project.folder / ".vdm" / "runs"
     before = set(states.glob("*/*.state"))
-    run = plant.retrain(overrides=RUN | {"train.seed": seed})
+    run = plant.retrain(overrides=LONG | {"train.seed": seed})
     wait_until(lambda: bool(set(states.glob("*/*.state")) - before), 240, plant.log)
     return run
