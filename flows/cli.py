@@ -75,14 +75,16 @@ def call(arguments: list[str]) -> None:
 
     from flows.commands.vdmctl import app
 
+    group = typer.main.get_command(app)
     try:
-        with typer.main.get_command(app).make_context("vdmctl", list(arguments)) as context:
+        with group.make_context("vdmctl", list(arguments)) as context:
             context.command.invoke(context)
     except typer.Exit:  # after --help
         return
     except typer.TyperException as error:
-        path = getattr(getattr(error, "ctx", None), "command_path", "vdmctl")
-        raise UserError(f"{error.format_message().rstrip('.')}; see `{path} --help`", Exit.USAGE) from error
+        known = [name for name in arguments[:1] if name in group.commands]  # type: ignore[attr-defined]
+        see = " ".join(["vdmctl", *known, "--help"])
+        raise UserError(f"{error.format_message().rstrip('.')}; see `{see}`", Exit.USAGE) from error
 
 
 if __name__ == "__main__":

@@ -233,8 +233,12 @@ def import_checkpoint(
     """Convert another implementation's checkpoint to a model folder for `vdmctl evaluate`."""
     if out.exists() and not force:
         raise UserError(f"{out} exists; name another folder, or replace it with --force", Exit.USAGE)
-    if min(image_size) < 1:
-        raise UserError(f"--image-size must be two numbers from 1, got {image_size[0]} {image_size[1]}", Exit.USAGE)
+    from flows.images.transforms import MOST_LEVELS
+
+    height, width = image_size
+    if min(image_size) < 1 or height * width > MOST_LEVELS:
+        wanted = f"two numbers from 1, whose product is at most {MOST_LEVELS:,}"
+        raise UserError(f"--image-size must be {wanted}, got {height} {width}", Exit.USAGE)
     if sha256 and not re.fullmatch("[0-9a-fA-F]{64}", sha256):
         raise UserError("--sha256 must be 64 hexadecimal digits", Exit.USAGE)
     from flows.evaluation.importing import import_checkpoint

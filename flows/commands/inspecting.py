@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from flows.core.errors import Exit, UserError
 from flows.core.escaping import visible
 from flows.core.files import scratch_folder
+from flows.core.folders import holds
 from flows.images.preparing import write_images
 from flows.images.store import DESCRIPTION
 from flows.validation.inspection import inspect_images, write_report
@@ -26,7 +27,7 @@ def inspect_path(data: "Data", contract: "Contract", *, path: Path, out: Path | 
     (exit 2) if it lies in `path`, and what `write_images`, `inspect_images` and `write_report` raise.
     """
     if out:
-        if Path(os.path.realpath(out)).is_relative_to(os.path.realpath(path)):
+        if holds(path, out):
             raise UserError(f"--out {out} lies in {path}, whose pictures are images of the set", Exit.USAGE)
         out.mkdir(parents=True, exist_ok=True)  # fails before the images are read
     with scratch_folder() as scratch:

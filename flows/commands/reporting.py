@@ -8,7 +8,7 @@ from pathlib import Path
 
 from flows.commands.arguments import parameters
 from flows.core import layout
-from flows.core.documents import json_value, read
+from flows.core.documents import read
 from flows.core.errors import Exit, UserError
 from flows.core.files import read_bounded, scratch_folder, write_whole
 from flows.evaluation.results import BoundMetrics, Metrics
@@ -47,6 +47,8 @@ def write_page(models: list[str], out: Path, *, force: bool) -> None:
     OSError that names `out`.
     """
     is_stage = not models and out == layout.PAGE
+    if out.is_dir():
+        raise UserError(f"{out} is a folder; name a file, such as {out / 'report.html'}", Exit.USAGE)
     if out.exists() and not force and not is_stage:
         raise UserError(f"{out} exists; --force overwrites it", Exit.USAGE)
     if is_stage:
@@ -140,17 +142,23 @@ def of_workspace(folder: Path) -> Results:
 def of_folder(folder: Path) -> Results:
     """Return the results of a model folder: the workspace's if they are of this model, else those in the folder.
 
-    `vdmctl evaluate FOLDER --out FOLDER` writes results into the folder.  Raises UserError (exit 5).
+    `vdmctl evaluate FOLDER --out FOLDER` writes results into the folder.  Raises UserError (exit 5), also
+    for a damaged model.
     """
+    from flows.core.checkpoint import read_description, read_weights  # torch: a second, which versions do not need
+
     digest = sha256_of_config(folder)
     if not digest:
         raise UserError(f"{folder}: no model folder, since it has no config.json", Exit.MISSING)
+    description = read_description(folder)
+    read_weights(folder, description)
     if layout.METRICS.exists() and read(Metrics, layout.METRICS).model_sha256 == digest:
         return of_workspace(folder)
     metrics = folder / layout.METRICS.name
     command = f"vdmctl evaluate {shlex.quote(str(folder))} --out {shlex.quote(str(folder))}"
     if not metrics.exists():
-        raise UserError(f"{folder}: not evaluated yet; run `{command}`", Exit.MISSING)
+        advice = f"run `{command}`, with `--images SET` if its images are not those in {layout.IMAGES}"
+        raise UserError(f"{folder}: not evaluated yet; {advice}", Exit.MISSING)
     if read(Metrics, metrics).model_sha256 != digest:
         raise UserError(f"{metrics} is about another model; run `{command}`", Exit.MISSING)
     files = Files(
@@ -160,9 +168,8 @@ def of_folder(folder: Path) -> Results:
         samples=folder / layout.SAMPLES_ARRAY.name,
         images=layout.IMAGES,
     )
-    config = json_value(read_bounded(folder / "config.json"), f"{folder}/config.json")
-    parameters_of_model = {"model": config.get("model")} if isinstance(config, dict) else {}
-    return read_results(files, Origin(str(folder), parameters_of_model, {}, [f"{command} {options_of(metrics)}"]))
+    command = f"{command} {options_of(metrics)}"
+    return read_results(files, Origin(str(folder), {"model": description["model"]}, {}, [command]))
 
 
 def options_of(metrics: Path) -> str:

@@ -17,7 +17,7 @@ from flows.core.device import find_device
 from flows.core.documents import Count, Document, Number, Sha256
 from flows.core.errors import Exit, UserError
 from flows.core.files import open_regular, scratch_folder, writing
-from flows.core.folders import place_of_folder, remove, writing_folder
+from flows.core.folders import holds, place_of_folder, remove, writing_folder
 from flows.evaluation.results import Figure, Split
 from flows.process.ending import finish
 from flows.process.progress import bar
@@ -120,7 +120,7 @@ def require_new_file(out: Path, source: Path, *, force: bool) -> None:
         raise UserError(f"{out} is a folder; name a file", Exit.USAGE)
     if out.exists() and not force:
         raise UserError(f"{out} exists; name another file, or replace it with --force", Exit.USAGE)
-    if out.exists() and source.exists() and out.samefile(source):
+    if holds(out, source):
         raise UserError(f"{out} would replace the images that it is made from; name another file", Exit.USAGE)
 
 

@@ -57,8 +57,8 @@ def open_images(path: Path, split: Split | None, scratch: Path) -> Images:
     if split:
         raise UserError(f"{path} is not an image set, so it has no splits; leave out --split", Exit.USAGE)
     found = find_images(path)
-    survey = look_at_all(found.root, found.names)
-    if agree(found.root, survey, grayscale=False, resized=False) > 256:
+    survey = look_at_all(found)
+    if agree(path, survey, grayscale=False, resized=False) > 256:
         raise UserError(f"{path}: images of 16 bits; models of at most 8 bits can compress", Exit.INVALID_DATA)
     problems: dict[str, BadImageError] = {}
     every = np.ones(sum(survey.counts), bool)
@@ -66,7 +66,7 @@ def open_images(path: Path, split: Split | None, scratch: Path) -> Images:
     try:
         write_array(scratch / ARRAY, (chunk.images for chunk in chunks))
     finally:
-        complain(found.root, problems, len(found.names))
+        complain(path, problems, len(found.names))
     arrays = all(head.format == "NPY" for head in survey.heads)
     return Images(load_array(scratch / ARRAY), not arrays)
 

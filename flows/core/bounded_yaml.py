@@ -1,6 +1,7 @@
 """Read YAML as DVC does, from input that may be hostile: size, depth and aliases are limited while it is parsed."""
 
 from collections.abc import Mapping
+from io import StringIO
 from typing import Any, NamedTuple
 
 from ruamel.yaml import YAML
@@ -14,6 +15,7 @@ from ruamel.yaml.events import (
     NodeEvent,
 )
 from ruamel.yaml.parser import RoundTripParser
+from ruamel.yaml.representer import RoundTripRepresenter
 from ruamel.yaml.scalarbool import ScalarBoolean
 
 MOST_BYTES, MOST_NODES, MOST_DEPTH = 2**18, 20_000, 32
@@ -89,6 +91,13 @@ class BoundedParser(RoundTripParser):
         raise MarkedYAMLError(problem=reason, problem_mark=event.start_mark)
 
 
+class WithNulls(RoundTripRepresenter):
+    """ruamel's representer, which writes null where its base class writes nothing."""
+
+
+WithNulls.add_representer(type(None), lambda self, _: self.represent_scalar("tag:yaml.org,2002:null", "null"))
+
+
 def load(content: bytes | str) -> Any:
     """Parse YAML 1.2 and return ruamel's document, which knows the line of every key.
 
@@ -108,6 +117,16 @@ def load(content: bytes | str) -> Any:
         raise ValueError(f"{where}{shortened(error.problem or error.context or 'damaged')}") from error
     except Exception as error:  # ruamel does not document what it raises for damaged input
         raise ValueError(shortened(error)) from error
+
+
+def dump(document: Any) -> str:
+    """Return the text of a document from `load`, where only changed values differ from the text that was loaded."""
+    yaml = YAML(typ="rt")
+    yaml.Representer = WithNulls
+    yaml.width = MOST_BYTES  # do not fold long lines
+    stream = StringIO()
+    yaml.dump(document, stream)
+    return stream.getvalue()
 
 
 def parse(content: bytes | str) -> Any:

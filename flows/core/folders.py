@@ -42,6 +42,11 @@ def writing_folder(path: Path) -> Iterator[Path]:
         clear(previous, partial)
 
 
+def holds(folder: Path, path: Path) -> bool:
+    """Whether `path` is the folder (or file) or lies in it, also through links: who replaces it removes `path`."""
+    return Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder))
+
+
 def place_of_folder(path: Path) -> Path:
     """Return the folder that a new one replaces: `path`, or where it links to.  DVC makes no links to folders.
 

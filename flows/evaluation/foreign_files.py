@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from flows.core.errors import CheckpointError
 from flows.core.files import open_regular, read_bounded
 from flows.core.memory import available
 
@@ -35,14 +36,17 @@ TENSORS = re.compile(r"collections OrderedDict|torch (\w+Storage|Size)|torch\._u
 
 
 def require_file(file: Path, sha256: str | None) -> int:
-    """Return the file's size.  Raises ValueError for a wrong digest or a file too large for memory, and OSError."""
+    """Return the file's size.
+
+    Raises CheckpointError for another digest, ValueError for a file too large for memory, and OSError.
+    """
     with open_regular(file) as content:
         size = content.seek(0, 2)
         if COPIES * size > available():
             raise ValueError(f"{size:,} bytes do not fit into memory")
         content.seek(0)
-        if sha256 and hashlib.file_digest(content, "sha256").hexdigest() != sha256.lower():
-            raise ValueError(f"its sha256 is not {sha256}")
+        if sha256 and (found := hashlib.file_digest(content, "sha256").hexdigest()) != sha256.lower():
+            raise CheckpointError(f"{file}: its sha256 is {found}; get the file again, or correct --sha256")
     return size
 
 

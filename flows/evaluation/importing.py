@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from flows.core import bounded_yaml
-from flows.core.checkpoint import mistyped, save_model
-from flows.core.errors import CheckpointError
+from flows.core import bounded_yaml, layout
+from flows.core.checkpoint import CONFIG, WEIGHTS, mistyped, save_model
+from flows.core.errors import CheckpointError, Exit, UserError, brief
 from flows.core.files import read_bounded
 from flows.core.folders import writing_folder
 from flows.evaluation.foreign_files import (
@@ -27,11 +27,16 @@ from flows.evaluation.foreign_files import (
     require_file,
     require_numbers,
 )
+from flows.images.scanning import listed
 from flows.process.ending import finish
 from vdm.model import VDM, count_parameters
 
 Format = Literal["google-vdm", "addtt"]
 Config = dict[str, Any]
+
+RESULTS = (layout.METRICS, layout.PER_IMAGE, layout.NOISE_LEVELS, layout.SAMPLES_ARRAY)
+MODEL_FILES = {CONFIG, WEIGHTS, layout.CARD.name, *(path.name for path in RESULTS)}
+"""The files of a model folder: the model, its card, and the results that `vdmctl evaluate --out` puts beside it."""
 
 GOOGLE_NAMES = [
     (r"^dense0/", "condition_1/"),
@@ -83,9 +88,11 @@ def import_checkpoint(
 ) -> None:
     """Write the model in `file` to the folder `out`, with the averaged weights or else the last ones.
 
-    Raises CheckpointError, with nothing written, if the file is missing, damaged, of another shape, has another digest
+    A folder `out` that exists is replaced.  Raises, with nothing written, UserError (exit 2) if it holds other files
+    than those of a model, and CheckpointError if the file is missing, damaged, of another shape, has another digest
     than `sha256`, or holds anything but weights.  Raises OSError that names a file that cannot be written.
     """
+    require_model_files(out)
     try:
         size = require_file(file, sha256)
         match file_format:
@@ -100,11 +107,19 @@ def import_checkpoint(
     except OSError as error:
         raise CheckpointError(f"{error.filename or file}: {error.strerror or error}") from error
     except DAMAGE as error:
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        ours = type(error) is ValueError  # other errors are of the libraries that read the file
+        reason = brief(error) if ours else f"{type(error).__name__}: {brief(error)}; is --format right?"
         raise CheckpointError(f"{file}: not a whole {file_format} checkpoint: {reason}") from error
     finish()
     with writing_folder(out) as folder:
         save_model(folder, model, config)
+
+
+def require_model_files(folder: Path) -> None:
+    """Raise UserError (exit 2) if the folder holds anything that is no file of a model or of its evaluation."""
+    others = sorted({path.name for path in folder.iterdir()} - MODEL_FILES) if folder.is_dir() else []
+    if others:
+        raise UserError(f"{folder} holds other files than a model's: {listed(others[:3])}; name another", Exit.USAGE)
 
 
 def require_sound(config: Config, weights: Weights, size: int) -> None:

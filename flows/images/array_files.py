@@ -77,7 +77,9 @@ def read_images_layout(file: IO[bytes]) -> Layout:
         if held < layout.num_bytes:
             raise ValueError(f"{held:,} bytes, but an array of {layout.shape} {layout.dtype} according to the header")
     shape = layout.shape
-    if not 2 <= len(shape) <= 4 or 0 in shape:
+    if 0 in shape:
+        raise BadImageError(f"an array of {shape}, which holds no pixel")
+    if not 2 <= len(shape) <= 4:
         raise BadImageError(f"an array of {shape}; wanted (H,W), (C,H,W) or (N,C,H,W)")
     # An array with at most 4 rows or columns is ambiguous: it is taken in the documented order.
     if len(shape) > 2 and shape[-1] in (1, 3, 4) and min(shape[-3:-1]) > 4:

@@ -75,9 +75,9 @@ def read_folder(
     """
     found = find_images(source)
     root, names = found.root, found.names
-    survey = look_at_all(root, names)
-    num_levels = agree(root, survey, grayscale=grayscale, resized=resized)
-    chosen = divide(root, names, survey.counts, test_fraction, validation_fraction, split_seed)
+    survey = look_at_all(found)
+    num_levels = agree(source, survey, grayscale=grayscale, resized=resized)
+    chosen = divide(source, names, survey.counts, test_fraction, validation_fraction, split_seed)
     labels = class_labels(found)
     problems: dict[str, BadImageError] = {}
 
@@ -89,7 +89,7 @@ def read_folder(
         if empty and not last:  # the caller stops here and does not read the other splits
             problems.update(all_problems(root, names, problems))
         if empty or last:
-            complain(root, problems, len(names))
+            complain(source, problems, len(names))
 
     given = parts_of(names)
     splits = Splits(
@@ -99,11 +99,12 @@ def read_folder(
     )
     words = "by its folders: " + ", ".join(f"{part} for {split}" for part, split in given.items()) if given else None
     has_validation = "validation" in given.values()
-    return ImageFolder(splits, list(survey.examples), num_levels, remark(root, survey), words, has_validation)
+    return ImageFolder(splits, list(survey.examples), num_levels, remark(source, survey), words, has_validation)
 
 
-def look_at_all(root: Path, names: list[str]) -> Survey:
+def look_at_all(found: Found) -> Survey:
     """Return the heads of all files.  Raises UserError that lists every unusable file."""
+    root, names = found.root, found.names
     survey = Survey([], {})
     known: dict[Head, Head] = {}
     problems = {}
@@ -119,7 +120,7 @@ def look_at_all(root: Path, names: list[str]) -> Survey:
         survey.heads.append(known.setdefault(head, head))
     if problems:
         # Pixels behind a good head may be damaged, too: read them, to name every unusable file at once.
-        complain(root, all_problems(root, names, problems), len(names))
+        complain(found.source, all_problems(root, names, problems), len(names))
     return survey
 
 
@@ -136,7 +137,7 @@ def all_problems(root: Path, names: list[str], known: dict[str, BadImageError]) 
     return problems
 
 
-def agree(root: Path, survey: Survey, *, grayscale: bool, resized: bool) -> int:
+def agree(source: Path, survey: Survey, *, grayscale: bool, resized: bool) -> int:
     """Return the number of levels.  Raises UserError unless the transforms make all images one kind."""
     kinds = {kind.after(grayscale=grayscale, resized=resized) for kind in survey.examples}
     if len(kinds) == 1:
@@ -149,7 +150,7 @@ def agree(root: Path, survey: Survey, *, grayscale: bool, resized: bool) -> int:
         f"{listed([name])} is {'x'.join(map(str, kind.shape))} of {kind.num_bits} bits"
         for _, name, kind in sorted(ranked)[:3]
     )
-    raise UserError(f"{root}: images of {len(survey.examples)} kinds: {shown}; {advice(kinds)}", Exit.INVALID_DATA)
+    raise UserError(f"{source}: images of {len(survey.examples)} kinds: {shown}; {advice(kinds)}", Exit.INVALID_DATA)
 
 
 def class_labels(found: Found) -> list[int] | None:
@@ -161,10 +162,10 @@ def class_labels(found: Found) -> list[int] | None:
         if len(classes) > 1:
             stray = [name for name, folder in zip(found.names, folders, strict=True) if not folder]
             text = "%s: images have no labels, since %d files are in no class folder, such as %s"
-            log.warning(text, visible(str(found.root)), len(stray), listed(stray[:3]))
+            log.warning(text, visible(str(found.source)), len(stray), listed(stray[:3]))
         return None
     if found.empty:
-        log.warning("%s: classes without images: %s", visible(str(found.root)), listed(sorted(found.empty)))
+        log.warning("%s: classes without images: %s", visible(str(found.source)), listed(sorted(found.empty)))
     numbers = {name: number for number, name in enumerate(classes)}
     return [numbers[folder] for folder in folders]
 
@@ -222,21 +223,21 @@ def batched(parts: Iterator[tuple[np.ndarray, int | None, str]]) -> Iterator[Chu
         yield joined()
 
 
-def complain(root: Path, problems: dict[str, BadImageError], count: int) -> None:
+def complain(source: Path, problems: dict[str, BadImageError], count: int) -> None:
     """Raise UserError that lists the unusable files, if there are any."""
     if problems:
         reasons = [f"{listed([name])}: {error}" for name, error in sorted(problems.items())]
         more = f"; and {len(reasons) - MOST_NAMED} more" if len(reasons) > MOST_NAMED else ""
         damaged = any(error.code is Exit.MISSING for error in problems.values())
         raise UserError(
-            f"{root}: {len(reasons)} of {count} files cannot be used: {'; '.join(reasons[:MOST_NAMED])}{more}",
+            f"{source}: {len(reasons)} of {count} files cannot be used: {'; '.join(reasons[:MOST_NAMED])}{more}",
             Exit.MISSING if damaged else Exit.INVALID_DATA,
         )
 
 
-def remark(root: Path, survey: Survey) -> str:
+def remark(source: Path, survey: Survey) -> str:
     """Return the number of files by format, in words.  Warn of lossy files and of images that EXIF turns."""
-    shown, formats = visible(str(root)), sorted(Counter(head.format for head in survey.heads).items())
+    shown, formats = visible(str(source)), sorted(Counter(head.format for head in survey.heads).items())
     num_turned = sum(head.turned for head in survey.heads)
     for name, count in formats:
         if name.startswith(("JPEG", "lossy")):

@@ -19,6 +19,8 @@ log = logging.getLogger(__name__)
 class Found(NamedTuple):
     """The files of images in a folder, or one file of images."""
 
+    source: Path
+    """The folder or the file."""
     root: Path
     names: list[str]
     """Sorted, relative to the root."""
@@ -47,7 +49,7 @@ def find_images(source: Path) -> Found:
     """
     try:
         if source.is_file():
-            return Found(source.parent, [source.name], [])
+            return Found(source, source.parent, [source.name], [])
         if not source.is_dir():
             reason = "is not a folder of images" if os.path.lexists(source) else "does not exist"
             raise UserError(f"{source} {reason}", Exit.MISSING)
@@ -67,7 +69,7 @@ def find_images(source: Path) -> Found:
     if found.others:
         some = listed(sorted(found.others)[:3])
         log.warning("%s: %d files are not images, such as %s", shown, len(found.others), some)
-    return Found(source, sorted(found.images), found.empty)
+    return Found(source, source, sorted(found.images), found.empty)
 
 
 def scan(root: Path) -> Scan:

@@ -11,7 +11,6 @@ import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
-from io import StringIO
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,7 +18,6 @@ from configobj import ConfigObj
 from dvc.config import Config
 from dvc.exceptions import DvcException
 from dvc.repo import Repo
-from ruamel.yaml import YAML
 
 from flows.core import bounded_yaml, layout
 from flows.core.errors import Exit, UserError
@@ -162,10 +160,9 @@ def compose_params(root: Path, base: str, preset: str | None, overrides: Mapping
         if not isinstance(node, Mapping) or isinstance(node.get(last, node), Mapping):
             raise UserError(f"override {key} is not a parameter of {name}, such as train.steps", Exit.USAGE)
         node[last] = value  # type: ignore[index]
-    stream = StringIO()
-    YAML(typ="rt").dump(document, stream)
-    parse_params(stream.getvalue(), f"{name} with the overrides")
-    return stream.getvalue()
+    text = bounded_yaml.dump(document)
+    parse_params(text, f"{name} with the overrides")
+    return text
 
 
 def finished(place: Workspace, *, shared: bool) -> str | None:

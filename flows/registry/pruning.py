@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from dvc.exceptions import DvcException
 from dvc.lock import LockError
 from dvc.repo import lock_repo
+from dvc.rwlock import rwlock
 
 from flows.core import layout
 from flows.core.errors import Exit, UserError
@@ -150,17 +151,20 @@ def delete_refs(root: Path, refs: Iterable[Ref]) -> None:
 
 @contextmanager
 def cache_locked(root: Path) -> Iterator[Any]:
-    """Open DVC's repository and hold its lock.
+    """Open DVC's repository and hold its locks: of the repository, and of all paths, which stages hold while they run.
 
-    Raises UserError: exit 5 outside a repository or when the lock cannot be written, 6 while a DVC command runs.
+    Raises UserError: exit 5 outside a repository or when a lock cannot be written, 6 while a DVC command runs.
     """
     with ExitStack() as stack:
         repo = stack.enter_context(opened(root))
         stack.enter_context(quiet("dvc", "dvc_data", "dvc_objects"))
         try:
             stack.enter_context(lock_repo(repo))
+            stack.enter_context(rwlock(repo.tmp_dir, repo.fs, "vdmctl prune", [], [repo.root_dir], False))
         except LockError as error:
             raise UserError(f"{root}: another DVC command is running; wait for it", Exit.BUSY) from error
+        except DvcException as error:
+            raise UserError(f"{root}: {error}", Exit.MISSING) from error
         except OSError as error:
             reason = f"{repo.tmp_dir}: DVC cannot write its lock: {error.strerror}"
             raise UserError(f"{reason}; on a full disk, delete a file to make room for it", Exit.MISSING) from error

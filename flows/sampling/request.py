@@ -1,6 +1,5 @@
 """Draw what `vdmctl sample MODEL` asks for, and write it."""
 
-from os.path import realpath
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -10,6 +9,7 @@ import torch
 from flows.core.checkpoint import load_model, model_sha256
 from flows.core.device import find_device
 from flows.core.errors import Exit, UserError
+from flows.core.folders import holds
 from flows.sampling import film, pictures
 from flows.sampling.drawing import draw, fill, filling, solver_of
 from flows.sampling.filling import read_known, read_mask
@@ -84,7 +84,7 @@ def require_apart(request: Request) -> None:
         ("--film", request.film, inputs),
     ):
         for name, path in others.items():
-            if place and path and Path(realpath(path)).is_relative_to(realpath(place)):
+            if place and path and holds(place, path):
                 raise UserError(f"{output} {place} would replace {name} {path}", Exit.USAGE)
 
 

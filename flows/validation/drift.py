@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from flows.core.documents import read
-from flows.images.store import load_images, load_labels
+from flows.core.errors import Exit, UserError
+from flows.images.store import DESCRIPTION, load_images, load_labels
 from flows.validation.comb import heights
 from flows.validation.facts import Facts, measure
 from flows.validation.labels import label_facts
@@ -73,12 +74,16 @@ def quantiles(values: np.ndarray) -> list[float]:
 def read_reference(path: Path) -> Profile:
     """Return the profile in a validation.json, or that of the training images in the folder of an image set.
 
-    Raises UserError (exit 5), and ImageSetError for a folder.
+    Raises UserError (exit 5), and ImageSetError for a damaged set.
     """
+    what = "a reference is a validation.json with a profile, or an image set"
     if path.is_dir():
+        if not (path / DESCRIPTION).exists():
+            advice = f"`vdmctl validate {path} --out FOLDER` writes FOLDER/validation.json about images"
+            raise UserError(f"{path} has no {DESCRIPTION}; {what}; {advice}", Exit.MISSING)
         image_set = load_images(path)
         return profile(measure(image_set.train, image_set.num_levels), load_labels(path, "train"))
-    return read(Reference, path, "a reference is a validation.json with a profile, or an image set").profile
+    return read(Reference, path, what).profile
 
 
 def from_reference(reference: Profile, ours: Profile, settings: "Contract") -> list[Shift]:

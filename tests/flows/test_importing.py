@@ -196,7 +196,11 @@ def test_an_imported_model_is_evaluated_by_the_command_line(
     (tmp_path / "model" / "README.md").write_text("of the model before")
     assert run([*imported, "--image-size", "16", "16", "--force"]) == 0
     assert sorted(path.name for path in (tmp_path / "model").iterdir()) == ["config.json", "weights.safetensors"]
-    for option, wrong in (("--image-size", ["0", "8"]), ("--sha256", ["abc"])):
+    for option, wrong in (
+        ("--image-size", ["0", "8"]),
+        ("--image-size", ["100000", "100000"]),
+        ("--sha256", ["abc"]),
+    ):
         assert run([*imported, option, *wrong, "--force"]) == 2
         assert f"{option} must be" in capsys.readouterr().err
     assert run(["evaluate", "model", "--images", "images", "--device", "cpu"]) == 2
@@ -210,8 +214,23 @@ def test_a_file_of_another_digest_is_refused(tmp_path: Path, capsys: pytest.Capt
     (tmp_path / "flipped.flax").write_bytes(content)
     command = ["import-checkpoint", str(tmp_path / "flipped.flax"), "--format", "google-vdm"]
     assert run([*command, "--sha256", digest, "--out", str(tmp_path / "model")]) == 5
-    assert "sha256" in capsys.readouterr().err
+    found = hashlib.sha256(content).hexdigest()
+    assert f"flipped.flax: its sha256 is {found}; get the file again" in capsys.readouterr().err
     assert not (tmp_path / "model").exists()
+
+
+def test_force_replaces_a_model_and_nothing_else(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Also not the folder of the checkpoint."""
+    peer = tmp_path / "peer"
+    shutil.copytree(ORACLES / "addtt_learned", peer)
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "thesis.tex").touch()
+    for out, other in (("peer", '"config.yaml", "model.pt"'), ("notes", '"thesis.tex"')):
+        before = sorted((tmp_path / out).iterdir())
+        command = ["import-checkpoint", str(peer / "model.pt"), "--format", "addtt", "--out", str(tmp_path / out)]
+        assert run([*command, "--force"]) == 2
+        assert f"{out} holds other files than a model's: {other}" in capsys.readouterr().err
+        assert sorted((tmp_path / out).iterdir()) == before
 
 
 class Hostile:

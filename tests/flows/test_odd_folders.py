@@ -56,6 +56,22 @@ def test_a_missing_folder_is_named(tmp_path: Path) -> None:
         load(tmp_path / "nowhere")
 
 
+@pytest.mark.parametrize("layout", ["same", "inside", "around", "linked"])
+def test_a_source_that_the_output_would_replace_or_join_is_refused(layout: str, tmp_path: Path) -> None:
+    out, own = tmp_path / "data" / "images", tmp_path / "data"
+    place = {"same": out, "inside": out / "mine", "around": own, "linked": own / "raw"}[layout]
+    place.mkdir(parents=True)
+    for number in range(10):
+        Image.fromarray(noise(4, 4, seed=number)).save(place / f"{number}.png")
+    if layout == "linked":
+        out.symlink_to("raw")
+    data = settings(place)
+    with pytest.raises(UserError, match="which is replaced, must lie apart; move the images") as refused:
+        download(data, out=out, downloads=tmp_path / "downloads")
+    assert refused.value.code is Exit.USAGE
+    assert len(list(place.glob("*.png"))) == 10
+
+
 def test_a_circular_link_a_pipe_and_an_invalid_path_are_refused_as_sources(tmp_path: Path) -> None:
     (tmp_path / "circle").symlink_to("circle")
     os.mkfifo(tmp_path / "pipe.npy")

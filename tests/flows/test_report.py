@@ -14,11 +14,13 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+from conftest import TINY
 from project import run_vdmctl
 from results import BPD, MODEL, ORIGIN, PLACES, metrics, validation, write_results
 from ruamel.yaml import YAML
 
 from flows.commands.reporting import SECTIONS, WORKSPACE
+from flows.core.checkpoint import save_model
 from flows.core.errors import Exit, UserError
 from flows.core.params import read_params
 from flows.images.store import data_sha256
@@ -28,6 +30,7 @@ from flows.report.comparison import comparison, difference
 from flows.report.page import Page, page
 from flows.report.results import Files, read_results
 from flows.stages.report import report
+from vdm.model import VDM
 
 ROOT = Path(__file__).parents[2]
 HOSTILE = "<script>alert(1)</script>\"'><img src=http://a/b onerror=alert(2)> {{ 7 * 7 }} $x^$ ]]> \x1b[2J\u202e\ud800"
@@ -388,7 +391,7 @@ def test_an_existing_file_is_kept_unless_it_is_the_stages_output(
 
 
 def test_a_model_folder_has_results_of_its_own(
-    vdmctl: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
+    vdmctl: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path, tiny_model: Callable[..., VDM]
 ) -> None:
     """Its results are the workspace's if they are of this model, else those that `vdmctl evaluate --out` wrote."""
     model = tmp_path / "my model"
@@ -397,10 +400,11 @@ def test_a_model_folder_has_results_of_its_own(
     assert (result.returncode, result.stderr) == (
         *(5, "vdmctl: my model: no model folder, since it has no config.json\n"),
     )
-    (model / "config.json").write_text('{"model": {"width": 8}}')
+    save_model(model, tiny_model(), TINY)
     result = vdmctl("my model", "--out", "page.html")
     advice = "run `vdmctl evaluate 'my model' --out 'my model'`"
-    assert (result.returncode, result.stderr) == (5, f"vdmctl: my model: not evaluated yet; {advice}\n")
+    assert result.returncode == 5
+    assert result.stderr.startswith(f"vdmctl: my model: not evaluated yet; {advice}, with `--images SET` if its images")
     written = json.loads((tmp_path / PLACES.metrics).read_text())
     (model / "metrics.json").write_text(json.dumps(written))
     result = vdmctl("my model", "--out", "page.html")
@@ -419,6 +423,13 @@ def test_a_model_folder_has_results_of_its_own(
     text = words(Document((tmp_path / "two.html").read_text()).text)
     assert "Loss while training" in text
     assert "my model, first" in text
+    weights = (model / "weights.safetensors").read_bytes()
+    (model / "weights.safetensors").write_bytes(weights[:-1])
+    result = vdmctl("my model", "--out", "damaged.html")
+    assert result.returncode == 5
+    assert result.stderr.startswith("vdmctl: my model/weights.safetensors: sha256 differs from the one in config.json")
+    assert not (tmp_path / "damaged.html").exists()
+    assert vdmctl("my model", "--out", ".").stderr == "vdmctl: . is a folder; name a file, such as report.html\n"
 
 
 @pytest.mark.parametrize(
@@ -428,7 +439,7 @@ def test_a_model_folder_has_results_of_its_own(
         (["--force"], 2, "a model and --force need --out FILE"),
         (["a", "b", "c", "--out", "x"], 2, "Got unexpected extra argument(s) (c); see `vdmctl report --help`"),
         (["--out", "params.yaml/x.html"], 5, "params.yaml: File exists"),
-        (["--out", "reports", "--force"], 5, "reports: Is a directory"),
+        (["--out", "reports", "--force"], 2, "reports is a folder; name a file, such as reports/report.html"),
         (["nowhere", "--out", "x.html"], 5, "nowhere: no model folder, since it has no config.json"),
     ],
 )

@@ -248,6 +248,7 @@ def test_the_walk_over_the_commands_finds_their_arguments() -> None:
         (["evaluate", "--nope"], "No such option: --nope; see `vdmctl evaluate --help`"),
         (["models", "extra"], "Got unexpected extra argument(s) (extra); see `vdmctl models --help`"),
         (["lineage"], "Missing argument 'model'; see `vdmctl lineage --help`"),
+        (["sample", "x", "--film"], "Option '--film' requires an argument; see `vdmctl sample --help`"),
         (["evaluate", "--seed", "ten"], "Invalid value for '--seed': "),
     ],
 )

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from pictures import noise
 from PIL import Image
 from project import OF_IMAGES, OF_THE_MODEL, Project
 
@@ -373,6 +374,21 @@ def test_a_wrong_source_fails_before_anything_is_trained(reproduced: Project) ->
     reproduced.git("checkout", "--quiet", ".")
     assert reproduced.dvc("checkout", "--force").returncode == 0
     assert ran(reproduced.dvc("repro").stdout) == []
+
+
+def test_images_inside_the_output_stay(reproduced: Project) -> None:
+    own = reproduced.folder / "data/images/mine"
+    own.mkdir()
+    for number in range(20):
+        Image.fromarray(noise(8, 8, seed=number)).save(own / f"{number}.png")
+    source = "source: data/images/mine"
+    reproduced.edit("params.yaml", **{"name: digits": "name: image_folder", "source: null": source})
+    result = reproduced.dvc("repro", "download")
+    assert result.returncode == 255
+    assert "data.source data/images/mine and data/images, which is replaced, must lie apart" in result.stderr
+    assert len(list(own.iterdir())) == 20
+    reproduced.git("checkout", "--quiet", ".")
+    assert reproduced.dvc("checkout", "--force").returncode == 0
 
 
 @pytest.mark.parametrize(

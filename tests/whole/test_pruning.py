@@ -13,7 +13,9 @@ from typing import Any
 import pytest
 import torch
 from conftest import TINY
+from dvc.fs import localfs
 from dvc.repo import Repo
+from dvc.rwlock import rwlock
 from project import Project, cached, one_line
 from ruamel.yaml import YAML
 
@@ -243,12 +245,13 @@ def test_what_origin_lacks_stays_and_origin_keeps_what_it_has(project: Project, 
         ("run", "run 20260101-000000-aaaa is in progress (process 7); prune when it has ended"),
         ("experiment", "exps; prune when it has ended"),
         ("dvc", "another DVC command is running"),
+        ("stage", "another DVC command is running"),
     ],
 )
 def test_while_something_works_nothing_is_removed(
     busy: str, message: str, project: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder = project.folder / {"run": ".vdm/worktrees", "experiment": ".dvc/tmp/exps", "dvc": ".vdm"}[busy]
+    folder = project.folder / {"run": ".vdm/worktrees", "experiment": ".dvc/tmp/exps"}.get(busy, ".vdm")
     folder.mkdir(parents=True)
     before = everything(project)
     with ExitStack() as stack:
@@ -257,8 +260,11 @@ def test_while_something_works_nothing_is_removed(
             before.add(str(folder / "20260101-000000-aaaa.lock"))
         elif busy == "experiment":
             monkeypatch.setattr(pruning, "processes_in", lambda place: [7] if place.resolve() == folder else [])
-        else:
+        elif busy == "dvc":
             stack.enter_context(stack.enter_context(Repo(str(project.folder))).lock)
+        else:  # DVC's own lock is free while a stage runs
+            paths = [str(project.folder / "params.yaml")], [str(project.folder / "models/trained")]
+            stack.enter_context(rwlock(str(project.folder / ".dvc/tmp"), localfs, "dvc repro", *paths, False))
         result = project.vdmctl("prune", "--keep=1")
     assert (result.returncode, result.stdout) == (Exit.BUSY, "")
     assert message in one_line(result)

@@ -58,6 +58,14 @@ def test_the_committed_file_is_checked(
     assert raised.value.code is Exit.USAGE
 
 
+def test_an_override_changes_its_line_alone(registry: Project) -> None:
+    before = registry.git("show", "HEAD:params.yaml").splitlines()
+    after = compose_params(registry.folder, "HEAD", None, {"train.steps": 5}).splitlines()
+    assert [(old, new) for old, new in zip(before, after, strict=True) if old != new] == [
+        ("  steps: 160", "  steps: 5")
+    ]
+
+
 def test_an_unknown_preset(registry: Project) -> None:
     known = "no preset 'digit' in commit HEAD; presets: cifar10, cifar10_aug"
     with pytest.raises(UserError, match=known) as raised:
