@@ -85,7 +85,8 @@ def evaluate(
     num_probes: Annotated[
         int | None,
         typer.Option(
-            help="ode: number of random probes that estimate the divergence; 0: exact.", show_default="ode.num_probes"
+            help="ode: number of random probes that estimate the divergence; 0: exact, as slow as C x H x W probes.",
+            show_default="ode.num_probes",
         ),
     ] = None,
     dequantisation: Annotated[

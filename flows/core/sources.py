@@ -10,6 +10,8 @@ def source_path(text: str) -> Path:
     """
     if not text.strip() or "\0" in text:
         raise ValueError(f"must name a folder or a file, or be null, got {text!r}")
+    if "://" in text:
+        raise ValueError(f"must name a folder or a file of this machine, got {text!r}; download the images first")
     try:
         return Path(text).expanduser()
     except RuntimeError as error:

@@ -39,6 +39,11 @@ def test_numbers_are_read_as_dvc_reads_them(tmp_path: Path) -> None:
         ("name: digits", "name: image_folder", "data: image_folder needs source: the folder of images"),
         ("source: null", "source: /nonexistent", "data: digits needs source: null"),
         ("source: null", "source: ''", "data.source: must name a folder or a file, or be null, got ''"),
+        (
+            "source: null",
+            "source: http://a.b/c",
+            "data.source: must name a folder or a file of this machine, got 'http",
+        ),
         ("source: null", "source: ' '", "data.source: must name a folder or a file, or be null, got ' '"),
         ("source: null", 'source: "a\\0b"', "data.source: must name a folder or a file, or be null, got 'a\\x00b'"),
         ("source: null", "source: ~nouser/x", "data.source: '~nouser/x' begins with a user who has no home folder"),
