@@ -13,7 +13,7 @@ import numpy as np
 from flows.core.errors import Exit, UserError
 from flows.core.escaping import visible
 from flows.core.files import naming, scratch_folder
-from flows.core.folders import holds, writing_folder
+from flows.core.folders import writing_folder
 from flows.images.fetching import held
 from flows.images.folder import read_folder
 from flows.images.imagenet import read_imagenet
@@ -37,13 +37,9 @@ def write_images(data: "Data", *, source: Path | None, out: Path, downloads: Pat
     """Write an image set (see `flows.images.store`) into the folder `out`, completely or not at all.
 
     Returns what `dataset.json` says of its origin.  Downloads are kept in `downloads`, in a folder of the set's name,
-    until all is written, so that a later run can resume them.  Raises UserError: exit 2 if writing `out` would remove
-    the source or become a part of it, 5 for a missing, damaged or unexpected file and for a full disk, 4 for images
-    that are not levels of one shape.
+    until all is written, so that a later run can resume them.  Raises UserError: exit 5 for a missing, damaged or
+    unexpected file and for a full disk, 4 for images that are not levels of one shape.
     """
-    if source and (holds(out, source) or holds(source, out)):
-        reason = f"data.source {source} and {out}, which is replaced, must lie apart"
-        raise UserError(f"{reason}; move the images to another folder", Exit.USAGE)
     downloads = downloads / data.name  # sets have files of the same names
     fetched = source is None and data.name != "digits"
     try:
