@@ -114,13 +114,6 @@ class Plant:
         found = self.api("logs/filter", logs={"flow_run_id": {"any_": [run]}}, limit=200, sort="TIMESTAMP_ASC")
         return [line["message"] for line in found]
 
-    def continues(self, parameters: dict[str, object]) -> None:
-        """Start a run, wait until it continues from a saved state, cancel it, and remove its states."""
-        run = self.retrain(overrides=parameters)
-        wait_until(lambda: any("continuing from step" in line for line in self.lines(run)), 240, self.log, every=0.5)
-        self.cancel(run)
-        self.remove_states()
-
     def remove_states(self) -> None:
         """Remove the saved states of all training runs."""
         for folder in (self.project.folder / ".vdm" / "runs").iterdir():

@@ -25,6 +25,9 @@ from flows.process.locks import claim
 # Only a machine that is busy with other things needs as long.
 pytestmark = pytest.mark.timeout(900)
 
+# Training that goes on until a test ends it.
+ENDLESS = LONG | {"train.steps": 1_000_000, "train.log_every": 1000}
+
 
 def serve(folder: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
@@ -145,10 +148,22 @@ def test_serving_again_keeps_what_the_operator_set(plant: Plant) -> None:
         assert plant.run("deployment", "schedule", "clear", name, "--accept-yes").returncode == 0
 
 
+def test_a_run_waits_for_a_busy_device_and_says_for_whom(plant: Plant, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VDM_LOCK_DIR", plant.environment["VDM_LOCK_DIR"])
+    with claim(torch.device("cpu")):
+        state, message = plant.finish(plant.retrain(overrides=ENDLESS, wait_hours=0.0))
+        assert state == "FAILED"
+        assert f"cpu is busy: process {os.getpid()} in " in message
+        run = plant.retrain(overrides=ENDLESS)
+        waits = re.compile(rf"cpu is busy: process {os.getpid()} in .*; this run waits for it, at most until 20")
+        wait_until(lambda: any(waits.search(line) for line in plant.lines(run)), 240, plant.log, every=0.5)
+    assert training(plant) == run
+
+
 def test_the_status_names_the_run_its_device_and_its_worktree(plant: Plant) -> None:
     """A loop with a server and a worker has no problem."""
+    run = training(plant)
     wait_until(lambda: not plant.status()["problems"], 60, plant.log)
-    run = train(plant, seed=9)
     found = plant.status()
     assert found["server"]["url"] == plant.url
     assert [one["name"] for one in found["server"]["runs"]] == [plant.read(run)["name"]]
@@ -159,21 +174,6 @@ def test_the_status_names_the_run_its_device_and_its_worktree(plant: Plant) -> N
     assert worktree["in_use"]
     assert worktree["name"] in device["holder"]
     assert found["disk_bytes"]["training_states"] > 0
-    plant.cancel(run)
-    plant.remove_states()
-
-
-def test_a_run_waits_for_a_busy_device_and_says_for_whom(plant: Plant, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("VDM_LOCK_DIR", plant.environment["VDM_LOCK_DIR"])
-    with claim(torch.device("cpu")):
-        run = plant.retrain(overrides={"train.seed": 11}, wait_hours=0.0)
-        state, message = plant.finish(run)
-        assert state == "FAILED"
-        assert f"cpu is busy: process {os.getpid()} in " in message
-        run = plant.retrain(overrides={"train.seed": 11})
-        waits = re.compile(rf"cpu is busy: process {os.getpid()} in .*; this run waits for it, at most until 20")
-        wait_until(lambda: any(waits.search(line) for line in plant.lines(run)), 240, plant.log, every=0.5)
-    assert plant.finish(run)[0] == "COMPLETED"
 
 
 def test_a_second_one_in_the_folder_and_one_in_another_leave_the_first_alone(plant: Plant, tmp_path: Path) -> None:
@@ -205,7 +205,7 @@ def test_a_second_one_in_the_folder_and_one_in_another_leave_the_first_alone(pla
 
 
 def test_a_worker_and_a_server_that_are_killed_are_replaced_and_the_run_is_continued(plant: Plant) -> None:
-    run = train(plant, seed=1)
+    run = training(plant)
     below = children(plant.process.pid)
     killed(below["prefect server"], below["prefect worker"])  # so the worker starts while there is no server
     for name in ("server", "worker"):
@@ -213,11 +213,11 @@ def test_a_worker_and_a_server_that_are_killed_are_replaced_and_the_run_is_conti
         wait_until(lambda line=line: line in plant.log.read_text(), 240)
     wait_until(plant.answers, 240)
     assert plant.finish(run)[0] == "CRASHED"  # its output has no reader any more
-    plant.continues(LONG | {"train.seed": 1})
+    continues(plant)
 
 
 def test_a_loop_that_is_killed_takes_everything_along_and_goes_on_when_it_is_served_again(plant: Plant) -> None:
-    run = train(plant, seed=3)
+    run = training(plant)
     (trainer,) = trainers(plant.project.folder)
     below = children(plant.process.pid)
     plant.process.kill()
@@ -227,22 +227,22 @@ def test_a_loop_that_is_killed_takes_everything_along_and_goes_on_when_it_is_ser
 
     plant.serve()
     assert plant.finish(run)[0] == "CRASHED"
-    plant.continues(LONG | {"train.seed": 3})
+    continues(plant)
 
 
 def test_a_loop_that_is_killed_and_started_again_at_once_goes_on(plant: Plant) -> None:
     """As a service manager does.  Its server, its worker and its run may still be about to end."""
-    run = train(plant, seed=5)
+    run = training(plant)
     plant.process.kill()
     plant.process.wait()
     plant.serve()
     wait_until(plant.answers, 60, plant.log)
     assert plant.finish(run)[0] == "CRASHED"
-    plant.continues(LONG | {"train.seed": 5})
+    continues(plant)
 
 
 def test_a_run_that_died_unnoticed_is_ended_when_it_is_served_again(plant: Plant) -> None:
-    run = train(plant, seed=4)
+    run = training(plant)
     below = children(plant.process.pid)
     (engine,) = children(below["prefect worker"]).values()
     killed(plant.process.pid, engine)
@@ -266,10 +266,17 @@ def test_a_run_whose_process_died_while_the_server_failed_is_ended(
     assert capsys.readouterr().err.endswith("its process was gone, so the run was ended\n")
 
 
-def train(plant: Plant, *, seed: int) -> str:
-    """Start a run and wait until it has saved a state; return its id."""
-    states = plant.project.folder / ".vdm" / "runs"
-    before = set(states.glob("*/*.state"))
-    run = plant.retrain(overrides=LONG | {"train.seed": seed})
-    wait_until(lambda: bool(set(states.glob("*/*.state")) - before), 240, plant.log)
-    return run
+def training(plant: Plant) -> str:
+    """Return the run that trains, possibly since an earlier test, or start one.  It has saved a state."""
+    state = {"type": {"any_": ["PENDING", "RUNNING"]}}
+    runs = [run["id"] for run in plant.api("flow_runs/filter", flow_runs={"state": state})]
+    (run,) = runs or [plant.retrain(overrides=ENDLESS)]
+    saved = (plant.project.folder / ".vdm" / "runs").glob
+    wait_until(lambda: bool(trainers(plant.project.folder)) and any(saved("*/*.state")), 240, plant.log)
+    return str(run)
+
+
+def continues(plant: Plant) -> None:
+    """Start a run, and wait until it continues from a saved state."""
+    run = plant.retrain(overrides=ENDLESS)
+    wait_until(lambda: any("continuing from step" in line for line in plant.lines(run)), 240, plant.log, every=0.5)
