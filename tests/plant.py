@@ -21,8 +21,8 @@ from project import Project
 
 from flows.core.errors import Exit
 
-# A run that is long enough to be stopped, and short enough to be finished afterwards.
-LONG = {"train.steps": 400, "train.checkpoint_every_steps": 20, "train.log_every": 20}
+# Training that goes on until a test ends it, and may be continued then.
+ENDLESS = {"train.steps": 1_000_000, "train.checkpoint_every_steps": 20, "train.log_every": 1000}
 
 
 class Plant:

@@ -16,7 +16,7 @@ from pathlib import Path
 from threading import Thread
 
 import pytest
-from plant import LONG, Plant, is_alive, killed, wait_until
+from plant import ENDLESS, Plant, is_alive, killed, wait_until
 from project import Project
 
 from flows.registry.versions import champion, resolve
@@ -216,18 +216,19 @@ def test_the_deployments_name_no_folder(plant: Plant) -> None:
 def test_another_machine_takes_over_from_one_that_is_switched_off(plant: Plant, machines: list[Machine]) -> None:
     """It starts from the first step, or continues where the saved states are on a shared file system."""
     first, second = machines
+    overrides = ENDLESS | {"train.log_every": 20}
     first.start()
-    plant.retrain(overrides=LONG)
+    plant.retrain(overrides=overrides)
     wait_until(lambda: len(first.states()) > 0, 240, first.log)
     first.switch_off()
     second.start()
-    run = plant.retrain_by("weekly", overrides=LONG)
+    run = plant.retrain_by("weekly", overrides=overrides)
     wait_until(lambda: any("step 20:" in line for line in plant.lines(run)), 240, second.log, every=0.5)
     assert any("no saved state of these parameters" in line for line in plant.lines(run))
     plant.cancel(run)
     shutil.rmtree(second.folder / ".vdm/runs")
     (second.folder / ".vdm/runs").symlink_to(first.folder / ".vdm/runs")
-    run = plant.retrain_by("weekly", overrides=LONG)
+    run = plant.retrain_by("weekly", overrides=overrides)
     wait_until(lambda: any("continuing from step" in line for line in plant.lines(run)), 240, second.log, every=0.5)
     plant.cancel(run)
     (second.folder / ".vdm/runs").unlink()

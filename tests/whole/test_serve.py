@@ -14,7 +14,7 @@ from threading import Thread
 
 import pytest
 import torch
-from plant import LONG, Plant, children, is_alive, killed, trainers, wait_until
+from plant import ENDLESS, Plant, children, is_alive, killed, trainers, wait_until
 from project import ROOT, Project
 
 from flows.core.errors import Exit
@@ -24,9 +24,6 @@ from flows.process.locks import claim
 
 # Only a machine that is busy with other things needs as long.
 pytestmark = pytest.mark.timeout(900)
-
-# Training that goes on until a test ends it.
-ENDLESS = LONG | {"train.steps": 1_000_000, "train.log_every": 1000}
 
 
 def serve(folder: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
