@@ -185,7 +185,7 @@ def test_a_second_trainer_is_refused_by_the_device_lock(project: Project, undist
     process = start(project)
     wait_for_step(project, process, 4)
     os.kill(process.pid, signal.SIGSTOP)
-    second = project.new_vdmctl("train")
+    second = project.vdmctl("train")
     os.kill(process.pid, signal.SIGCONT)
     process.kill()
     process.communicate()
