@@ -9,6 +9,7 @@ import io
 import json
 import os
 import random
+import re
 import resource
 import shutil
 import signal
@@ -77,6 +78,11 @@ def version(content: bytes, name: str) -> Version:
     """Return a version whose commit has the content in a file of that name."""
     lock_file.contents = lambda root, names: dict.fromkeys(names, content)  # type: ignore[attr-defined]
     return Version(name, "0" * 40, "", "", (), Metrics())
+
+
+def short_lock() -> bytes:
+    """Return the project's dvc.lock without most files of code: their entries are alike, and make the lock long."""
+    return re.sub(rb"    - path: (?:flows|vdm)/(?!core/e)\S+\n(?:      \S.*\n)+", b"", (ROOT / "dvc.lock").read_bytes())
 
 
 def image_set(folder: Path, **files: bytes) -> Path:
@@ -297,7 +303,7 @@ READERS = {
         (ValueError,),
     ),
     "dvc.lock": Reader(
-        lambda: [(ROOT / "dvc.lock").read_bytes()],
+        lambda: [short_lock()],
         lambda content, _: lock_file.read_lock(Path(), version(content, "dvc.lock")),
         (UserError,),
     ),
