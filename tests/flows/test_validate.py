@@ -22,7 +22,7 @@ from flows.core.params import read_params
 from flows.images.store import ImageSetError, data_sha256, load_images, save_images
 from flows.stages.download import download
 from flows.stages.validate import validate
-from flows.validation.inspection import inspect_images, require_success
+from flows.validation.inspection import inspect_images, require_success, write_report
 from flows.validation.report import Report
 
 # Great Expectations warns about itself and about pandas.
@@ -83,23 +83,31 @@ def test_two_processes_write_the_same_bytes(image_set: Path) -> None:
     train[:6, 0, 3, 3] = [19, 17, 18, 30, 17, 18]
     test[3] = train[5]
     write_set(image_set, train, test)
-    first = files_of_a_report(image_set, image_set.parent / "one", TZ="UTC", PYTHONHASHSEED="1")
-    second = files_of_a_report(image_set, image_set.parent / "two" / "report", TZ="Asia/Tokyo", PYTHONHASHSEED="2")
+    here, there = image_set.parent / "one", image_set.parent / "two" / "report"
+    here.mkdir()
+    write_report(inspect_images(CONTRACT, images=image_set, reference=None), here)
+    in_another_process(image_set, there)
+    first, second = contents(here), contents(there)
     assert {"validation.json", "validation.png", "data_docs/index.html"} <= first.keys()
     assert [name for name in first.keys() | second.keys() if first.get(name) != second.get(name)] == []
 
 
-def files_of_a_report(images: Path, out: Path, **environment: str) -> dict[str, bytes]:
-    """Return the files of a report that a new process writes, by name."""
+def in_another_process(images: Path, out: Path) -> None:
+    """Write a report in a new process, in another time zone and with another seed of hashes."""
     program = (
         "import sys; from pathlib import Path; from flows.core.params import read_params; "
         "from flows.validation.inspection import inspect_images, write_report; images, out = map(Path, sys.argv[1:]); "
         "contract = read_params(Path('presets/digits.yaml')).contract; out.mkdir(parents=True); "
         "write_report(inspect_images(contract, images=images, reference=None), out)"
     )
+    environment = os.environ | {"TZ": "Asia/Tokyo", "PYTHONHASHSEED": "2"}
     command = [sys.executable, "-c", program, str(images), str(out)]
-    subprocess.run(command, cwd=ROOT, env=os.environ | environment, capture_output=True, check=True)
-    return {str(path.relative_to(out)): path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, check=True)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Return the files below a folder by name."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def with_value(value: float, dtype: str) -> Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]:
@@ -319,7 +327,7 @@ def test_results_of_several_tables_add_up(image_set: Path, monkeypatch: pytest.M
     test[19] = train[6]
     write_set(image_set, train, test)
     whole = run(image_set, max_leaked=0.1)
-    monkeypatch.setattr("flows.validation.tables.ROWS", 8)
+    monkeypatch.setattr("flows.validation.tables.ROWS", 16)
     monkeypatch.setattr("flows.validation.facts.ROWS", 7)
     assert run(image_set, max_leaked=0.1) == whole
     with pytest.raises(UserError, match=r"in two splits: 2 of 70 rows \(test 3, test 19\)"):
