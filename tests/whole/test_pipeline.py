@@ -28,7 +28,7 @@ from vdm.model import VDM
 def reproduced(tmp_path_factory: pytest.TempPathFactory) -> Project:
     """Return a project after `dvc repro`.  Tests that share it must not change it."""
     project = Project(tmp_path_factory.mktemp("project"))
-    result = project.dvc("repro")
+    result = project.new_dvc("repro")
     assert result.returncode == 0, result.stdout + result.stderr
     project.git("add", "--all")
     project.git("commit", "--quiet", "--message=Reproduce")
@@ -82,7 +82,7 @@ def test_outputs_depend_on_nothing_but_their_declared_inputs(reproduced: Project
     other = reproduced.copy(tmp_path / "elsewhere")
     other.git("commit", "--quiet", "--allow-empty", "--message=Another commit")
     shutil.rmtree(other.folder / ".dvc" / "cache")
-    result = other.dvc("repro", "--force")
+    result = other.new_dvc("repro", "--force")
     assert result.returncode == 0, result.stdout + result.stderr
     assert len(ran(result.stdout)) == len(OF_IMAGES) + len(OF_THE_MODEL)
     assert other.git("status", "--porcelain") == ""
@@ -90,7 +90,7 @@ def test_outputs_depend_on_nothing_but_their_declared_inputs(reproduced: Project
 
 def test_a_second_repro_does_nothing_and_says_so(reproduced: Project) -> None:
     started = time.monotonic()
-    result = reproduced.dvc("repro")
+    result = reproduced.new_dvc("repro")
     assert ran(result.stdout) == []
     assert "up to date" in result.stdout
     # Typically 0.6 s; the bound leaves room for a busy machine.
@@ -101,12 +101,12 @@ def test_a_second_repro_does_nothing_and_says_so(reproduced: Project) -> None:
 def test_changed_evaluation_parameters_rerun_the_evaluation_and_the_report(reproduced: Project) -> None:
     before = json.loads((reproduced.folder / "reports/evaluation/metrics.json").read_text())
     reproduced.edit("params.yaml", **{"times_per_image: 2": "times_per_image: 3"})
-    assert ran(reproduced.dvc("repro").stdout) == ["evaluate", "report"]
+    assert ran(reproduced.new_dvc("repro").stdout) == ["evaluate", "report"]
     after = json.loads((reproduced.folder / "reports/evaluation/metrics.json").read_text())
     assert after["times_per_image"] == 3
     assert after["model_sha256"] == before["model_sha256"]
     reproduced.git("checkout", "--quiet", ".")
-    assert ran(reproduced.dvc("repro").stdout) == []  # the run-cache has it
+    assert ran(reproduced.new_dvc("repro").stdout) == []  # the run-cache has it
 
 
 def test_a_page_has_the_parameters_that_made_the_results(reproduced: Project) -> None:
@@ -123,9 +123,9 @@ def test_a_page_has_the_parameters_that_made_the_results(reproduced: Project) ->
 
 
 def test_dvc_shows_metrics_plots_and_the_artifact(reproduced: Project) -> None:
-    metrics = json.loads(reproduced.dvc("metrics", "show", "--json").stdout)
+    metrics = json.loads(reproduced.new_dvc("metrics", "show", "--json").stdout)
     assert metrics[""]["data"]["reports/evaluation/metrics.json"]["data"]["bpd"] > 0
-    plots = reproduced.dvc("plots", "show", "--out", "plots")
+    plots = reproduced.new_dvc("plots", "show", "--out", "plots")
     assert plots.returncode == 0, plots.stderr
     page = (reproduced.folder / "plots" / "index.html").read_text()
     assert "Training loss" in page
@@ -335,15 +335,15 @@ def test_a_failed_stage_leaves_what_dvc_can_restore(reproduced: Project) -> None
     pixels[0, 0, 0, 0] = 200
     images.unlink()
     np.save(images, pixels)
-    failed = reproduced.dvc("repro", "--single-item", "validate")
+    failed = reproduced.new_dvc("repro", "--single-item", "validate")
     assert failed.returncode == 255
     assert "no level above 16: 1 of 1797 rows, such as 200" in failed.stdout + failed.stderr
     refused = reproduced.vdmctl("train")
     assert refused.returncode == 4
     assert "vdmctl validate" in one_line(refused)
-    assert reproduced.dvc("checkout", "--force").returncode == 0
+    reproduced.dvc("checkout", "--force")
     reproduced.git("checkout", "--quiet", ".")
-    assert ran(reproduced.dvc("repro").stdout) == []
+    assert ran(reproduced.new_dvc("repro").stdout) == []
 
 
 def test_a_training_that_dvc_cannot_record_is_not_repeated(reproduced: Project) -> None:
@@ -352,28 +352,28 @@ def test_a_training_that_dvc_cannot_record_is_not_repeated(reproduced: Project) 
     aside = cache.rename(cache.with_name("aside"))
     cache.touch()
     reproduced.edit("params.yaml", **{"steps: 20\n": "steps: 21\n"})
-    failed = reproduced.dvc("repro", "--single-item", "train")
+    failed = reproduced.new_dvc("repro", "--single-item", "train")
     assert "step 21: " in failed.stderr
     assert failed.returncode != 0
     cache.unlink()
     aside.rename(cache)
-    result = reproduced.dvc("repro", "--single-item", "train")
+    result = reproduced.new_dvc("repro", "--single-item", "train")
     assert result.returncode == 0, result.stderr
     assert "continuing from step 21 of 21" in result.stderr
     reproduced.git("checkout", "--quiet", ".")
-    assert reproduced.dvc("checkout", "--force").returncode == 0
-    assert ran(reproduced.dvc("repro").stdout) == []
+    reproduced.dvc("checkout", "--force")
+    assert ran(reproduced.new_dvc("repro").stdout) == []
 
 
 def test_a_wrong_source_fails_before_anything_is_trained(reproduced: Project) -> None:
     reproduced.edit("params.yaml", **{"name: digits": "name: fashion_mnist", "source: null": "source: /nowhere"})
-    result = reproduced.dvc("repro")
+    result = reproduced.new_dvc("repro")
     assert result.returncode == 255
     assert ran(result.stdout) == ["download"]
     assert "data.source: /nowhere is not a folder" in result.stdout + result.stderr
     reproduced.git("checkout", "--quiet", ".")
-    assert reproduced.dvc("checkout", "--force").returncode == 0
-    assert ran(reproduced.dvc("repro").stdout) == []
+    reproduced.dvc("checkout", "--force")
+    assert ran(reproduced.new_dvc("repro").stdout) == []
 
 
 def test_images_inside_the_output_stay(reproduced: Project) -> None:
@@ -383,12 +383,12 @@ def test_images_inside_the_output_stay(reproduced: Project) -> None:
         Image.fromarray(noise(8, 8, seed=number)).save(own / f"{number}.png")
     source = "source: data/images/mine"
     reproduced.edit("params.yaml", **{"name: digits": "name: image_folder", "source: null": source})
-    result = reproduced.dvc("repro", "download")
+    result = reproduced.new_dvc("repro", "download")
     assert result.returncode == 255
     assert "data.source data/images/mine and data/images, which is replaced, must lie apart" in result.stderr
     assert len(list(own.iterdir())) == 20
     reproduced.git("checkout", "--quiet", ".")
-    assert reproduced.dvc("checkout", "--force").returncode == 0
+    reproduced.dvc("checkout", "--force")
 
 
 @pytest.mark.parametrize(
