@@ -8,6 +8,7 @@ import logging
 import os
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -42,7 +43,7 @@ from flows.orchestration.workspace import (
 from flows.process.environment import settle
 from flows.process.lifeline import end_with, hold_what_starts
 from flows.registry import versions as registry
-from flows.registry.git import git_text, identity
+from flows.registry.git import git_lines, git_text, identity
 from flows.registry.lock_file import read_lock
 from flows.registry.storage import obtain, opened
 from flows.validation.report import Validation
@@ -137,6 +138,8 @@ def retrain(
     if is_shared():
         fetch_versions(root, return_state=True).result()
     base = first_commit(root, shared=is_shared())
+    if is_shared():
+        warn_of_newer(root, base)
     params = compose_params(root, base, preset, overrides)
     for name in prune(root):
         logger.info("removed the worktree of run %s, which ended early", name)
@@ -169,13 +172,27 @@ def run_stages(place: Workspace, *, force: bool, wait_hours: float) -> None:
 
 
 def check_repository(root: Path) -> None:
-    """Warn about what the run will not contain.  Raises UserError (exit 2) if git has no identity to commit with."""
+    """Warn about what the run will not contain.
+
+    Raises UserError (exit 2) if there is no commit to start from, or if git has no identity to commit with.
+    """
     logger = get_run_logger()
     identity(root)
-    if git_text(root, "status", "--porcelain", "--untracked-files=no"):
+    state = git_lines(root, "status", "--porcelain=v2", "--branch", "--untracked-files=no")
+    if "# branch.oid (initial)" in state:
+        raise UserError(f"{root}: the branch has no commit yet from which a run could start; make one", Exit.USAGE)
+    if not all(line.startswith("# ") for line in state):
         logger.warning("%s has uncommitted changes, which are not part of this run", root)
-    if git_text(root, "rev-parse", "--abbrev-ref", "HEAD") == "HEAD":
+    if "# branch.head (detached)" in state:
         logger.warning("%s has no branch checked out; the run starts from its commit", root)
+
+
+def warn_of_newer(root: Path, base: str) -> None:
+    """Warn if the upstream branch has commits that the commit `base` does not contain."""
+    with suppress(UserError):  # no upstream branch
+        if (newer := git_text(root, "rev-list", "--count", f"{base}..@{{upstream}}")) != "0":
+            reason = f"{root} has commits of its own, so this run lacks {newer} of its upstream branch"
+            get_run_logger().warning("%s; rebase them, or `git reset --keep @{upstream}`", reason)
 
 
 def stages(folder: Path) -> list[str]:

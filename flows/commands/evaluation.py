@@ -200,8 +200,8 @@ def compare(
 
     folders = {"first": model_folder(first), "second": model_folder(second)}
     images = images or images_for(second)
-    compared = compare(settings, **folders, images=images, confidence=confidence, split=split.value)
     quality = [sample_metrics(first, folders["first"]), sample_metrics(second, folders["second"])]
+    compared = compare(settings, **folders, images=images, confidence=confidence, split=split.value)
     named = [
         figures.model_copy(update={"model": name})
         for figures, name in zip(compared.models, (first, second), strict=True)

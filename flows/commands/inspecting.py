@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from flows.core.errors import Exit, UserError
 from flows.core.escaping import visible
 from flows.core.files import scratch_folder
-from flows.core.folders import holds
+from flows.core.folders import contains
 from flows.images.preparing import write_images
 from flows.images.store import DESCRIPTION
 from flows.validation.inspection import inspect_images, write_report
@@ -24,10 +24,13 @@ def inspect_path(data: "Data", contract: "Contract", *, path: Path, out: Path | 
     """Validate an image set, or a folder of images with the transforms and the split of `data`; return the report.
 
     Writes the report, its picture and its site into the folder `out`, if given.  Raises UserError
-    (exit 2) if it lies in `path`, and what `write_images`, `inspect_images` and `write_report` raise.
+    (exit 2) if it lies in `path` or an image set, and what `write_images`, `inspect_images` and `write_report` raise.
     """
     if out:
-        if holds(path, out):
+        for place in (out.absolute(), *out.absolute().parents):
+            if os.access(place / DESCRIPTION, os.F_OK):
+                raise UserError(f"--out {out} lies in the image set {place}; choose another --out", Exit.USAGE)
+        if contains(path, out):
             raise UserError(f"--out {out} lies in {path}, whose pictures are images of the set", Exit.USAGE)
         out.mkdir(parents=True, exist_ok=True)  # fails before the images are read
     with scratch_folder() as scratch:

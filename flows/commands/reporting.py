@@ -12,6 +12,7 @@ from flows.core.documents import read
 from flows.core.errors import Exit, UserError
 from flows.core.files import read_bounded, scratch_folder, write_whole
 from flows.evaluation.results import BoundMetrics, Metrics
+from flows.images.store import data_sha256
 from flows.registry.git import contents
 from flows.registry.lineage import Lineage, lineage
 from flows.registry.lock_file import lock_here
@@ -142,8 +143,8 @@ def of_workspace(folder: Path) -> Results:
 def of_folder(folder: Path) -> Results:
     """Return the results of a model folder: the workspace's if they are of this model, else those in the folder.
 
-    `vdmctl evaluate FOLDER --out FOLDER` writes results into the folder.  Raises UserError (exit 5), also
-    for a damaged model.
+    `vdmctl evaluate FOLDER --out FOLDER` writes results into the folder.  Raises UserError (exit 5), also for a damaged
+    model.
     """
     from flows.core.checkpoint import read_description, read_weights  # torch: a second, which versions do not need
 
@@ -173,8 +174,13 @@ def of_folder(folder: Path) -> Results:
 
 
 def options_of(metrics: Path) -> str:
-    """Return the options with which `vdmctl evaluate` gives these figures again.  Raises UserError (exit 5)."""
+    """Return the options with which `vdmctl evaluate` gives these figures again.
+
+    SET stands for images that are not those in the workspace.  Raises UserError (exit 5), ImageSetError.
+    """
     given = read(BoundMetrics, metrics)
     steps = given.num_timesteps or "continuous"
     seed = "" if given.seed is None else f" --seed {given.seed}"
-    return f"--split {given.split} --times-per-image {given.times_per_image} --num-timesteps {steps}{seed}"
+    ours = data_sha256(layout.IMAGES) if layout.IMAGES.exists() else None
+    images = "" if given.data_sha256 == ours else "--images SET "
+    return f"{images}--split {given.split} --times-per-image {given.times_per_image} --num-timesteps {steps}{seed}"

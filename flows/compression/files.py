@@ -17,7 +17,7 @@ from flows.core.device import find_device
 from flows.core.documents import Count, Document, Number, Sha256
 from flows.core.errors import Exit, UserError
 from flows.core.files import open_regular, scratch_folder, writing
-from flows.core.folders import holds, place_of_folder, remove, writing_folder
+from flows.core.folders import contains, place_of_folder, remove, writing_folder
 from flows.evaluation.results import Figure, Split
 from flows.process.ending import finish
 from flows.process.progress import bar
@@ -83,7 +83,7 @@ def compress(
     Raises what `open_images` and `require_fitting` raise, and UserError: exit 2 if the file exists, without `force`,
     and 5 if it does not decode to the images, or if the model's output is not finite.
     """
-    require_new_file(out, source, force=force)
+    require_new_file(out, source, model, force=force)
     vdm, given = load_model(model, find_device(device)), model_sha256(model)
     with scratch_folder() as scratch, writing(out) as file:
         images = open_images(source, split, scratch)
@@ -97,15 +97,15 @@ def compress(
             require_same(Path(file.name), images, out, model=model, device=device)
         finish()
     pixel_bytes = images.number * vdm.num_dims
+    plain = min(most_plain(vdm.num_levels), images.number)
     return Compressed(
         out=str(out),
         **header.model_dump(include=set(Compressed.model_fields)),
         pixel_bytes=pixel_bytes,
         net_bpd=8 * written.file_bytes / pixel_bytes,
         **written._asdict(),
-        # log q - log p of Gaussians with a divergence of k nats has variance 2 k.
-        code_bpd_standard_deviation=math.sqrt(2 * bound / math.log(2) / pixel_bytes),
-        plain_images=min(most_plain(vdm.num_levels), images.number),
+        code_bpd_standard_deviation=deviation(bound, (images.number - plain) * vdm.num_dims),
+        plain_images=plain,
         bound_bpd=bound,
         bound_bpd_standard_error=error,
         verified=verify,
@@ -114,14 +114,24 @@ def compress(
     )
 
 
-def require_new_file(out: Path, source: Path, *, force: bool) -> None:
-    """Raise UserError (exit 2) if `out` is a folder or `source`, or if it exists, without `force`."""
+def deviation(bound: float, num_dims: int) -> float | None:
+    """Return the standard deviation of the bits/dim of `num_dims` dimensions, coded at a bound; None for no dimensions.
+
+    log q - log p of Gaussians with a divergence of k nats has variance 2 k.
+    """
+    return math.sqrt(2 * bound / math.log(2) / num_dims) if num_dims else None
+
+
+def require_new_file(out: Path, source: Path, model: Path, *, force: bool) -> None:
+    """Raise UserError (exit 2) if `out` is a folder, `source` or in `model`, or if it exists, without `force`."""
     if out.is_dir():
         raise UserError(f"{out} is a folder; name a file", Exit.USAGE)
     if out.exists() and not force:
         raise UserError(f"{out} exists; name another file, or replace it with --force", Exit.USAGE)
-    if holds(out, source):
+    if contains(out, source):
         raise UserError(f"{out} would replace the images that it is made from; name another file", Exit.USAGE)
+    if contains(model, out):
+        raise UserError(f"{out} lies in the folder of the model; name another file", Exit.USAGE)
 
 
 def require_same(file: Path, images: Images, out: Path, *, model: Path, device: str) -> None:

@@ -42,7 +42,7 @@ def writing_folder(path: Path) -> Iterator[Path]:
         clear(previous, partial)
 
 
-def holds(folder: Path, path: Path) -> bool:
+def contains(folder: Path, path: Path) -> bool:
     """Whether `path` is the folder (or file) or lies in it, also through links: who replaces it removes `path`."""
     return Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder))
 

@@ -90,7 +90,7 @@ def parts_of(names: list[str]) -> dict[str, str]:
 
 
 def require_no_part(root: Path, names: list[str]) -> None:
-    """Raise UserError (exit 4) if some of the files, but not all, lie in parts named like splits."""
+    """Raise UserError (exit 4) if only some of the files lie in parts named like splits, or all lie in one part."""
     first_parts = {name.partition("/")[0] for name in names}
     found = sorted(first_parts, key=lambda part: (not split_named(part_of(part)), part))
     if split_named(part_of(found[0])) and len(names) > 1:

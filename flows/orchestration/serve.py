@@ -6,6 +6,7 @@ and starts a worker.  Server and worker are restarted when they die.
 
 import os
 import signal
+import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -46,8 +47,8 @@ def serve(
     """Run the loop until SIGINT or SIGTERM.  A server that is started listens at `host` and `port`, if given.
 
     With `share`, its worker shares versions with workers on other machines.  Raises UserError: exit 2 outside a
-    project's folder, 6 when another `vdmctl serve` has the folder or the database; and what `require_server` raises
-    for a server that answers there already.
+    project's folder and where no server can listen, 6 when another `vdmctl serve` has the folder or the database; and
+    what `require_server` raises for a server that answers there already.
     """
     from flows.orchestration.automations import Notifications
 
@@ -66,6 +67,7 @@ def serve(
         if answers(address.url):
             require_server(address.url)
         else:
+            require_free(address)
             stack.enter_context(owning_database())
             kept.append(start_server(stack, address))
         name = (SHARED if share else "") + worker_name(Path.cwd())
@@ -89,6 +91,17 @@ def look(notifications: Callable[[], None], url: str | None) -> None:
         notifications()
         if url:
             end_dead_runs(url, after=DEAD_SECONDS)
+
+
+def require_free(address: Address) -> None:
+    """Raise UserError (exit 2) if no server can listen at the address.  Prefect would find out after some seconds."""
+    with socket.socket(socket.AF_INET6 if ":" in address.host else socket.AF_INET) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a server that ended just now keeps no port busy
+        try:
+            probe.bind((address.host, address.port))
+        except OSError as error:
+            reason = f"no server can listen at {address.host}, port {address.port}: {error.strerror}"
+            raise UserError(f"{reason}; --port picks another port, --host another address", Exit.USAGE) from error
 
 
 def start_server(stack: ExitStack, address: Address) -> Kept:

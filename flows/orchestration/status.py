@@ -67,6 +67,7 @@ def loop(api: Api) -> Entry:
     deployments = api.ask("deployments/filter", flows=flows())
     planned = runs(api, "SCHEDULED", sort="EXPECTED_START_TIME_ASC", limit=100)
     return {
+        "paused": paused(api),
         "workers": [{"name": one["name"], "status": one["status"]} for one in workers],
         "schedules": [schedule(one, each, planned) for one in deployments for each in one["schedules"]],
         "runs": [
@@ -79,6 +80,15 @@ def loop(api: Api) -> Entry:
             if one["state_name"] == "Late"
         ],
     }
+
+
+def paused(api: Api) -> list[str]:
+    """Return the commands that resume the pool and its queues, those that are paused."""
+    pool = api.ask("work_pools/filter", work_pools={"name": {"any_": [POOL]}}, limit=1)
+    queues = api.ask(f"work_pools/{POOL}/queues/filter", limit=200)
+    return [f"prefect work-pool resume {POOL}" for one in pool if one["is_paused"]] + [
+        f"prefect work-queue resume {one['name']} --pool {POOL}" for one in queues if one["is_paused"]
+    ]
 
 
 def flows() -> Entry:
@@ -178,6 +188,8 @@ def problems(found: Entry) -> Iterator[str]:
         yield f"{server['url'] or found['folder']}: {server['reason']}"
     elif not any(worker["status"] == "ONLINE" for worker in server["workers"]):
         yield f"no worker of the pool {POOL} is online, so no run starts; `vdmctl serve` or `vdmctl worker` starts one"
+    for command in server.get("paused", []):
+        yield f"no run of {command.split()[3]} starts, since it is paused; `{command}`"
     for run in server.get("late", []):
         yield f"run {run['name']}, planned for {run['planned']}, has not started; is a worker of its queue online?"
     if "problem" in found["registry"]:

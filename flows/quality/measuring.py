@@ -59,7 +59,7 @@ class Neighbours(NamedTuple):
 def measure(
     sample: "Sample", quality: "Quality", drawn: np.ndarray, *, model: Path, features: Path, images: Path
 ) -> tuple[SampleMetrics, pd.DataFrame]:
-    """Return the metrics of samples (N,C,H,W), and a table of the nearest training image of each.
+    """Return the metrics of samples (N,C,H,W), and a table of the nearest training image of each measured one.
 
     The table has the nearest pairs first.  The files must have passed `require_fitting`.  Raises CheckpointError and
     ImageSetError for damaged files.

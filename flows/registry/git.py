@@ -28,7 +28,8 @@ FIELDS = "".join(
 
 # Hooks are for the commits of people: a hook of `dvc install` fails in a worktree that has no outputs yet.  A key to
 # sign with may need a password.
-UNATTENDED = ["-c", "core.hooksPath=/dev/null", "-c", "commit.gpgSign=false", "-c", "tag.gpgSign=false"]
+SETTINGS = ("core.hooksPath=/dev/null", "commit.gpgSign=false", "tag.gpgSign=false", "log.showSignature=false")
+UNATTENDED = [option for setting in SETTINGS for option in ("-c", setting)]
 
 
 class Tag(NamedTuple):
@@ -83,10 +84,14 @@ def printed(root: Path, *arguments: str, stdin: bytes | None, seconds: float | N
 
 
 def reason_in(stderr: str) -> str:
-    """Return the line of git's stderr that says why it failed: the first marked as an error, else the last."""
+    """Return the line of git's stderr that says why it failed: the first marked as an error, else the last.
+
+    Of the lines about several refs that were pushed together, it is the first about a ref that was at fault.
+    """
     lines = [line.strip() for line in stderr.splitlines() if "failed to push some refs" not in line and line.strip()]
     marked = [line for line in lines if line.startswith(("fatal: ", "error: ", "! "))]
-    return (marked or lines[-1:] or ["no reason given"])[0]
+    at_fault = [line for line in marked if "atomic push" not in line]
+    return (at_fault or marked or lines[-1:] or ["no reason given"])[0]
 
 
 def git_text(root: Path, *arguments: str, seconds: float | None = None) -> str:

@@ -78,17 +78,34 @@ def push_missing(root: Path, remote: str, there: dict[str, str]) -> list[str]:
         **{tag.name: f"refs/tags/{tag.name}" for tag in tags if tag.name not in lost},
     }
     mine = local_refs(root)
-    pushed = [name for name, ref in refs.items() if ref in mine and there.get(ref) != mine[ref]]
+    pushed = [name for name, ref in refs.items() if ref in mine and not is_there(root, ref, mine[ref], there.get(ref))]
     if pushed:
         push(root, remote, [refs[name] for name in pushed])
     if taken:
-        name = next(iter(taken))
-        renumber = f"`git tag -d {name} && git fetch --tags {remote}`, and the next run gives it another number"
+        name, commit = next(iter(taken.items()))
+        ours = " ".join(
+            tag.name for tag in here if tag.commit == commit and (tag.name == name or tag.name not in tagged)
+        )
+        then = f"promote {MODEL}@..." if "#" in name else "a run with the same parameters gives it another number"
         problem = f"{name} is not published: {remote} has another commit by that name"
-        raise Taken(f"publish: {problem}; {renumber}", list(taken.values()))
+        raise Taken(
+            f"publish: {problem}; `git tag -d {ours} && git fetch --tags {remote}`, and then {then}",
+            list(taken.values()),
+        )
     for name, reason in lost.items():
         raise UserError(f"publish: {name} is not published: {reason}", Exit.MISSING)
     return pushed
+
+
+def is_there(root: Path, ref: str, mine: str, theirs: str | None) -> bool:
+    """Whether the remote has the commit of a ref: as the ref, or if it is a branch, below commits that others added."""
+    if theirs in (None, mine) or not ref.startswith("refs/heads/"):
+        return theirs == mine
+    try:
+        git(root, "merge-base", "--is-ancestor", theirs, mine)
+    except UserError:  # unknown here, or no ancestor
+        return True
+    return False
 
 
 def fetch_versions(root: Path, remote: str = "origin") -> list[str]:
@@ -187,7 +204,7 @@ def remote_refs(root: Path, remote: str) -> dict[str, str]:
 
 def push(root: Path, remote: str, refs: list[str]) -> None:
     """Push refs to the git remote, all or none.  Raises NetworkError (exit 5)."""
-    ask(root, "push", "--quiet", "--atomic", remote, *refs, seconds=PUSH_SECONDS)
+    ask(root, "push", "--quiet", "--atomic", "--no-follow-tags", remote, *refs, seconds=PUSH_SECONDS)
 
 
 def ask(root: Path, *arguments: str, seconds: float, stdin: bytes | None = None) -> bytes:

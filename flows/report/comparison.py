@@ -9,9 +9,6 @@ from flows.report.results import Results
 from flows.report.tables import finite
 from flows.report.templates import fill
 
-NORMAL_95 = 1.959964
-"""A normal variable is within that many standard deviations of its mean with probability 0.95."""
-
 
 class Difference(NamedTuple):
     """The mean over the same images of second - first, in bits/dim, its standard error, and its 95% interval."""
@@ -78,8 +75,11 @@ def difference(first: Results, second: Results) -> Difference | None:
     if len(before) < 2:
         return None
     change = after - before
+    from vdm.evaluation import student_quantile  # loads torch, for a second
+
     mean, error = float(change.mean()), float(change.std(ddof=1) / math.sqrt(len(change)))
-    return Difference(mean, error, mean - NORMAL_95 * error, mean + NORMAL_95 * error, len(change))
+    margin = student_quantile(0.95, len(change) - 1) * error
+    return Difference(mean, error, mean - margin, mean + margin, len(change))
 
 
 def changed(first: Any, second: Any, name: str) -> list[tuple[str, Any, Any]]:

@@ -1,6 +1,7 @@
 """Write images (N,C,H,W) of levels as a grid, as single PNG files, or as an array, by the name of the output."""
 
 import math
+import re
 from io import BytesIO
 from pathlib import Path
 
@@ -19,16 +20,21 @@ SMALLEST_SHOWN = 32
 def require_new(path: Path, *, force: bool) -> None:
     """Raise UserError (exit 2) if the output exists, unless it may be replaced.
 
-    A folder that does not hold pictures alone is never replaced.
+    A folder that holds anything but pictures with the names that `write` gives them is never replaced.
     """
     if not path.exists() and not path.is_symlink():
         return
     if not force:
         raise UserError(f"{path} exists; --force replaces it", Exit.USAGE)
-    if path.is_dir() and (path.suffix or any(each.suffix != ".png" for each in path.iterdir())):
-        raise UserError(f"{path} is a folder with other files than pictures; choose another --out", Exit.USAGE)
+    if path.is_dir() and (path.suffix or not all(is_sample(each) for each in path.iterdir())):
+        raise UserError(f"{path} is a folder with other files than samples; choose another --out", Exit.USAGE)
     if not path.is_dir() and not path.suffix:
         raise UserError(f"{path} is a file; choose another --out", Exit.USAGE)
+
+
+def is_sample(path: Path) -> bool:
+    """Whether a file in a folder has a name that `write` gives to the picture of a sample."""
+    return re.fullmatch(r"\d+\.png", path.name) is not None and path.is_file()
 
 
 def require_kind(path: Path, *kinds: str) -> None:
@@ -47,7 +53,7 @@ def write(path: Path, images: np.ndarray, num_levels: int) -> None:
         case ".png":
             write_whole(path, png(grid(images, num_levels)))
         case ".npy":
-            write_array(path, images)
+            write_array(path, images.astype(np.uint8 if num_levels <= 256 else np.uint16, copy=False))
         case _:
             digits = len(str(len(images) - 1))
             with writing_folder(path) as folder:

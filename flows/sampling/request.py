@@ -9,7 +9,7 @@ import torch
 from flows.core.checkpoint import load_model, model_sha256
 from flows.core.device import find_device
 from flows.core.errors import Exit, UserError
-from flows.core.folders import holds
+from flows.core.folders import contains
 from flows.sampling import film, pictures
 from flows.sampling.drawing import draw, fill, filling, solver_of
 from flows.sampling.filling import read_known, read_mask
@@ -84,7 +84,7 @@ def require_apart(request: Request) -> None:
         ("--film", request.film, inputs),
     ):
         for name, path in others.items():
-            if place and path and holds(place, path):
+            if place and path and contains(place, path):
                 raise UserError(f"{output} {place} would replace {name} {path}", Exit.USAGE)
 
 

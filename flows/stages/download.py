@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flows.core.errors import Exit, UserError
-from flows.core.folders import holds
+from flows.core.folders import contains
 from flows.core.sources import source_path
 from flows.images.preparing import write_images
 
@@ -21,7 +21,7 @@ def download(data: "Data", *, out: Path, downloads: Path) -> None:
     Raises UserError (exit 2) if that would remove images of the source or add to them, and what `write_images` raises.
     """
     source = source_path(data.source) if data.source is not None else None
-    if source and (holds(out, source) or holds(source, out)):
+    if source and (contains(out, source) or contains(source, out)):
         reason = f"data.source {source} and {out}, which is replaced, must lie apart"
         raise UserError(f"{reason}; move the images to another folder", Exit.USAGE)
     origin = write_images(data, source=source, out=out, downloads=downloads)

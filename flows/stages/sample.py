@@ -33,7 +33,7 @@ def sample(
 
     samples.npy     the samples (N,C,H,W), as levels
     samples.png     the first samples
-    neighbours.csv  the nearest training image of every sample, the nearest pairs first
+    neighbours.csv  the nearest training image of the samples that are measured, the nearest pairs first
     neighbours.png  the nearest pairs, each sample above its training image
     metrics.json    the quality of the samples, see `flows.evaluation.results.SampleMetrics`
 

@@ -55,6 +55,7 @@ def profile(facts: Facts, labels: np.ndarray | None) -> Profile:
         mean=statistics.pop("image mean"),
         deviation=statistics.pop("image deviation"),
         num_images=len(facts.digest),
+        image_shape=list(facts.image_shape),
         statistics=statistics,
         channels=channels.tolist() if len(channels) > 1 else [],
         height=height.round(6).tolist() if known.any() else [],
@@ -90,10 +91,12 @@ def from_reference(reference: Profile, ours: Profile, settings: "Contract") -> l
     """Return all differences from a reference: those of the levels' shares, and those of `shifts`.
 
     The distance of two histograms is the share of pixels that would have to change level (total variation).  If the
-    numbers of levels differ, that is the only difference.  Chance may exceed `max_drift` unless that is 0.
+    numbers of levels or the shapes differ, that is the only difference.  Chance may exceed `max_drift` unless it is 0.
     """
     if len(ours.histogram) != len(reference.histogram):
         return [Shift("number of levels", 1.0, settings.max_drift)]
+    if reference.image_shape and ours.image_shape != reference.image_shape:
+        return [Shift("shape of images", 1.0, settings.max_drift)]
     pairs = {"pixel histogram": (ours.histogram, reference.histogram)}
     if len(ours.channels) == len(reference.channels):
         for number, pair in enumerate(zip(ours.channels, reference.channels, strict=True)):

@@ -33,6 +33,7 @@ class Facts(NamedTuple):
     differ: np.ndarray
     """(channels,channels) whether channels i and j differ in any image, at [i, j] for i < j."""
     space: Space
+    image_shape: tuple[int, ...]
 
     @property
     def histogram(self) -> np.ndarray:
@@ -94,6 +95,7 @@ def no_facts(images: np.ndarray, num_levels: int) -> Facts:
         histograms=np.zeros((GROUPS, num_channels(images), num_levels), dtype=np.int64),
         differ=np.zeros((num_channels(images), num_channels(images)), dtype=bool),
         space=nothing(),
+        image_shape=images.shape[1:],
     )
 
 

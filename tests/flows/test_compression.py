@@ -182,7 +182,7 @@ def test_the_description_that_most_files_have_takes_few_bytes() -> None:
 def test_the_images_are_not_replaced_by_their_file(tmp_path: Path) -> None:
     (tmp_path / "images.npy").touch()
     with pytest.raises(UserError, match=r"images\.npy would replace the images"):
-        files.require_new_file(tmp_path / "images.npy", tmp_path / "images.npy", force=True)
+        files.require_new_file(tmp_path / "images.npy", tmp_path / "images.npy", tmp_path / "model", force=True)
 
 
 def test_pictures_of_two_channels_are_refused() -> None:
@@ -202,6 +202,8 @@ def test_every_pixel_comes_back(
     assert done.file_bytes == len(content)
     assert done.net_bpd == 8 * len(content) / pixels.size
     assert (done.num_images, done.plain_images, done.verified) == (40, 2, True)
+    variance = 2 * done.bound_bpd / math.log(2) / (38 * 30)  # of the dimensions that were coded
+    assert done.code_bpd_standard_deviation == pytest.approx(math.sqrt(variance))
     again = files.decompress(tmp_path / "images.vdmz", model=models[0], out=tmp_path / "out", device="cpu", force=False)
     assert again.pixels_sha256 == done.pixels_sha256
     assert (np.load(tmp_path / "out/images.npy") == pixels).all()
@@ -217,6 +219,7 @@ def test_a_few_images_come_back(
     done = write("few.npy", verify=True)
     assert done.num_images == count
     assert isinstance(done.code_bpd, float) == uses_model
+    assert isinstance(done.code_bpd_standard_deviation, float) == uses_model
 
 
 def test_pictures_come_back_as_pictures_and_a_split_as_an_array(
@@ -444,6 +447,8 @@ def test_outputs_that_exist_are_replaced_only_when_asked(
         write(force=False)
     with pytest.raises(UserError, match="is a folder; name a file"):
         write(out=tmp_path)
+    with pytest.raises(UserError, match="lies in the folder of the model; name another file"):
+        write(out=models[0] / "config.json", force=True)
 
     def decompress(*, force: bool, out: Path = out) -> None:
         files.decompress(file, model=models[0], out=out, device="cpu", force=force)

@@ -155,6 +155,12 @@ def test_a_reference_of_an_older_version_is_compared_by_what_it_has(patches: np.
     assert of(patches).model_dump() == Profile.model_validate(ours.model_dump()).model_dump()
 
 
+def test_a_reference_of_another_shape_is_named(patches: np.ndarray) -> None:
+    ours = of(patches)
+    for other in (ours.model_copy(update={"image_shape": shape}) for shape in ([3, 16, 4], [1, 8, 8])):
+        assert {shift.statistic for shift in from_reference(other, ours, CONTRACT)} == {"shape of images"}
+
+
 @pytest.mark.parametrize(
     "images",
     [np.zeros((0, 1, 8, 8)), np.full((9, 1, 8, 8), np.nan), np.zeros((9, 0, 8, 8), dtype=np.uint8), np.zeros(9)],

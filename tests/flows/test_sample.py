@@ -131,6 +131,8 @@ def pictures() -> None:
     Path("text").write_text("not a folder")
     Path("notes").mkdir()
     Path("notes/notes.txt").write_text("mine")
+    Path("photos").mkdir()
+    Path("photos/wedding.png").write_text("mine")
     Path("there.png").write_text("old")
 
 
@@ -144,7 +146,8 @@ def pictures() -> None:
         (["--device", "abacus"], 2, "--device: Input should be auto, cpu, cuda or cuda:N"),
         (["--out", "a.jpg"], 2, "a.jpg: the output is chosen by its ending: .png, .npy, a folder's name"),
         (["--out", "there.png"], 2, "there.png exists; --force replaces it"),
-        (["--out", "notes", "--force"], 2, "notes is a folder with other files than pictures; choose another --out"),
+        (["--out", "notes", "--force"], 2, "notes is a folder with other files than samples; choose another --out"),
+        (["--out", "photos", "--force"], 2, "photos is a folder with other files than samples; choose another --out"),
         (["--out", "text", "--force"], 2, "text is a file; choose another --out"),
         (["--out", "text/a.png"], 5, "text"),
         (["--film", "film.mp4"], 2, "film.mp4: the output is chosen by its ending: .png, .gif"),

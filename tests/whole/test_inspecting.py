@@ -72,10 +72,13 @@ def test_transforms_of_the_parameters_apply(folder: Path) -> None:
         (["validate", "--json"], 2, "--out and --json need PATH"),
         (["validate", "pictures", "--reference", "nowhere"], 5, "nowhere: No such file or directory; a reference is"),
         (["validate", "pictures", "--out", "pictures/report"], 2, "--out pictures/report lies in pictures, whose"),
+        (["validate", "pictures", "--out", "set/report"], 2, "--out set/report lies in the image set "),
         (["validate"], 5, "data/images/dataset.json: missing"),
     ],
 )
 def test_bad_arguments(arguments: list[str], code: int, message: str, folder: Path) -> None:
+    (folder / "set").mkdir()
+    (folder / "set" / "dataset.json").touch()
     result = vdmctl(folder, *arguments)
     assert (result.returncode, result.stdout) == (code, "")
     assert message in result.stderr.splitlines()[-1]

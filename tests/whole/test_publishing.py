@@ -49,7 +49,10 @@ def test_refusals_and_branches_with_a_commit_are_published(project: Project, tmp
     project.git("switch", "--quiet", "--create", "runs/20260101-000000-bbbb")
     project.git("commit", "--quiet", "--allow-empty", "--message=Retrain\n\nRun: 20260101-000000-bbbb")
     record_refusal(root, resolve(root, "v1.1.0"), 'Refuse\n\n{"decision": "refuse", "reason": "worse"}\n')
+    project.git("tag", "--annotate", "--message=Private", "mine")
+    project.git("config", "push.followTags", "true")
     assert publish(root)[:2] == ["branch runs/20260101-000000-bbbb", "the reasons of refusals"]
+    assert "refs/tags/mine" not in published(project)
     assert project.git("ls-remote", "--heads", "origin").split()[1::2] == ["refs/heads/runs/20260101-000000-bbbb"]
 
     other = Project.at(tmp_path / "other")
@@ -61,6 +64,13 @@ def test_refusals_and_branches_with_a_commit_are_published(project: Project, tmp
     record_refusal(root, resolve(root, "v1.0.0"), 'Refuse\n\n{"decision": "refuse", "reason": "first"}\n')
     assert publish(root) == ["the reasons of refusals"]
     assert publish(root) == []
+    branch = "refs/heads/runs/20260101-000000-bbbb"
+    other.git("commit", "--quiet", "--allow-empty", "--message=Note")
+    other.git("fetch", "--quiet", "origin", branch)
+    other.git("switch", "--quiet", "--detach", "FETCH_HEAD")
+    other.git("commit", "--quiet", "--allow-empty", "--message=Note")
+    other.git("push", "--quiet", "origin", f"HEAD:{branch}")
+    assert publish(root) == []  # origin has the branch's commit, below another one
     reasons = [refusal(root, resolve(root, version).commit).reason for version in ("v1.0.0", "v1.1.0", "v1.2.0")]
     assert reasons == ["first", "worse", "no better"]
 
@@ -85,7 +95,8 @@ def test_a_number_that_another_machine_took_first_stays_and_the_others_go(projec
     project.git("tag", "--annotate", "--message=Promote", "vdm#champion#1", "vdm@v1.1.0^{commit}")
     project.git("push", "--quiet", "origin", "vdm@v1.0.0^{commit}:refs/tags/vdm@v1.1.0")
     with pytest.raises(
-        UserError, match=r"vdm@v1.1.0 is not published: origin has another commit by that name"
+        UserError,
+        match=r"vdm@v1.1.0 is not published: origin has another .*`git tag -d vdm@v1.1.0 vdm#champion#1 && git",
     ) as raised:
         publish(project.folder)
     assert raised.value.code is Exit.USAGE

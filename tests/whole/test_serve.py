@@ -50,18 +50,18 @@ def test_a_server_elsewhere_that_does_not_answer(how: str, tmp_path: Path) -> No
     assert line.startswith(f"vdmctl: {url}: no Prefect server answers (")
 
 
-def test_a_port_that_something_else_has(tmp_path: Path) -> None:
+def test_where_no_server_can_listen(tmp_path: Path) -> None:
     (tmp_path / "prefect.yaml").touch()
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        result = serve(tmp_path, "--port", str(port))
-    assert result.returncode == Exit.USAGE, result.stderr
-    last = result.stderr.splitlines()[-1]
-    assert (
-        last == f"vdmctl: no server at http://127.0.0.1:{port}/api: Prefect says above why; --port picks another port"
-    )
+        for host, reason in (("127.0.0.1", "Address already in use"), ("192.0.2.7", "Cannot assign requested address")):
+            result = serve(tmp_path, "--host", host, "--port", str(port), PREFECT_SERVER_API_AUTH_STRING="a:b")
+            assert result.returncode == Exit.USAGE, result.stderr
+            last = result.stderr.splitlines()[-1]
+            advice = "--port picks another port, --host another address"
+            assert last == f"vdmctl: no server can listen at {host}, port {port}: {reason}; {advice}"
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """The worktree and parameters of a run, with real git and DVC; test_flow.py tests the runs themselves."""
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,7 +14,7 @@ from project import ROOT, Project
 
 from flows.core import layout
 from flows.core.errors import Exit, UserError
-from flows.orchestration.workspace import Workspace, commit, compose_params, finished, prune, workspace
+from flows.orchestration.workspace import Workspace, commit, compose_params, finished, prune, run_of, workspace
 from flows.process.environment import settle
 from flows.registry.git import identity
 
@@ -145,6 +146,18 @@ def test_a_run_keeps_states_and_downloads_for_the_next(shared: Path, plain: Proj
         (place.folder / shared / "part").write_text("kept")
     assert not place.folder.exists()
     assert (plain.folder / shared / "part").read_text() == "kept"
+
+
+@pytest.mark.skipif(not shutil.which("ssh-keygen"), reason="needs ssh-keygen")
+def test_a_signed_commit_is_no_commit_of_a_run(plain: Project, tmp_path: Path) -> None:
+    """With log.showSignature, `git log` prints what it thinks of a signature."""
+    key = tmp_path / "key"
+    subprocess.run(["ssh-keygen", "-q", "-N", "", "-t", "ed25519", "-f", str(key)], check=True)
+    for setting in ("gpg.format=ssh", f"user.signingKey={key}.pub", "log.showSignature=true"):
+        plain.git("config", *setting.split("="))
+    plain.git("commit", "--quiet", "--allow-empty", "--gpg-sign", "--message=Work")
+    assert plain.git("log", "-1", "--format=") != ""
+    assert run_of(plain.folder, plain.git("rev-parse", "HEAD").strip()) == ""
 
 
 def test_hooks_and_signatures_are_for_the_commits_of_people(plain: Project) -> None:
