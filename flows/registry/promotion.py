@@ -142,7 +142,7 @@ def decide(evidence: Evidence) -> tuple[str, str]:
     challenger, champion = evidence.challenger, evidence.champion
     if challenger == champion:
         return REFUSE, f"{challenger} is the champion already"
-    by_hand = f"`gto assign {str(challenger).replace('@', ' --version ')} --stage {CHAMPION}` promotes by hand"
+    by_hand = f"`gto assign {str(challenger).replace('@', ' --version ')} --stage {CHAMPION} --force` promotes by hand"
     if champion and evidence.challenger_fitted_to == BOTH:
         problem = f"{challenger} was fitted to the validation images (train.images), so they cannot judge it"
         return REFUSE, f"{problem}; {by_hand}"

@@ -103,7 +103,7 @@ def resolve(root: Path, reference: str) -> Version:
             if CHAMPION in version.stages:
                 return version
         if tag := champion_tag(root):
-            other = f"choose another with `gto assign {MODEL} --version vX.Y.Z --stage {CHAMPION}`"
+            other = f"choose another with `gto assign {MODEL} --version vX.Y.Z --stage {CHAMPION} --force`"
             raise UserError(f"{tag.name}: its version's tag is gone; run `git fetch --tags`, or {other}", Exit.MISSING)
         raise UserError("no version is the champion; `vdmctl promote` makes the first", Exit.MISSING)
     name = reference if "@" in reference else f"{MODEL}@{reference}"

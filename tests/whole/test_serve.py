@@ -171,6 +171,9 @@ def test_the_status_names_the_run_its_device_and_its_worktree(plant: Plant) -> N
     assert worktree["in_use"]
     assert worktree["name"] in device["holder"]
     assert found["disk_bytes"]["training_states"] > 0
+    assert plant.run("work-pool", "pause", "vdm").returncode == 0
+    assert plant.status()["problems"] == ["no run of vdm starts, since it is paused; `prefect work-pool resume vdm`"]
+    assert plant.run("work-pool", "resume", "vdm").returncode == 0
 
 
 def test_a_second_one_in_the_folder_and_one_in_another_leave_the_first_alone(plant: Plant, tmp_path: Path) -> None:
