@@ -192,7 +192,7 @@ def warn_of_newer(root: Path, base: str) -> None:
     with suppress(UserError):  # no upstream branch
         if (newer := git_text(root, "rev-list", "--count", f"{base}..@{{upstream}}")) != "0":
             reason = f"{root} has commits of its own, so this run lacks {newer} of its upstream branch"
-            get_run_logger().warning("%s; rebase them, or `git reset --keep @{upstream}`", reason)
+            get_run_logger().warning("%s; rebase them, or drop them with `git reset --keep @{upstream}`", reason)
 
 
 def stages(folder: Path) -> list[str]:

@@ -86,7 +86,7 @@ def push_missing(root: Path, remote: str, there: dict[str, str]) -> list[str]:
         ours = " ".join(
             tag.name for tag in here if tag.commit == commit and (tag.name == name or tag.name not in tagged)
         )
-        then = f"promote {MODEL}@..." if "#" in name else "a run with the same parameters gives it another number"
+        then = "promote or roll back again" if "#" in name else "a run with the same parameters gives it another number"
         problem = f"{name} is not published: {remote} has another commit by that name"
         raise Taken(
             f"publish: {problem}; `git tag -d {ours} && git fetch --tags {remote}`, and then {then}",

@@ -30,7 +30,7 @@ class Profile(Document):
     """Quantiles of the images' standard deviations."""
     # A reference that an older version wrote lacks the following.
     num_images: Level = 0
-    image_shape: Annotated[list[Level], Field(default_factory=list, max_length=3)]
+    image_shape: Annotated[list[Level], Field(default_factory=list, max_length=64)]
     """Channels, height and width."""
     statistics: Annotated[dict[str, Quantiles], Field(default_factory=dict, max_length=100)]
     """Quantiles by the names of `flows.validation.statistics`."""

@@ -163,7 +163,13 @@ def test_a_reference_of_another_shape_is_named(patches: np.ndarray) -> None:
 
 @pytest.mark.parametrize(
     "images",
-    [np.zeros((0, 1, 8, 8)), np.full((9, 1, 8, 8), np.nan), np.zeros((9, 0, 8, 8), dtype=np.uint8), np.zeros(9)],
+    [
+        np.zeros((0, 1, 8, 8)),
+        np.full((9, 1, 8, 8), np.nan),
+        np.zeros((9, 0, 8, 8), dtype=np.uint8),
+        np.zeros(9),
+        np.zeros((9, 1, 2, 2, 2)),
+    ],
 )
 def test_what_is_no_image_has_no_differences(images: np.ndarray) -> None:
     found = profile(measure(images, 17), np.arange(len(images)))
