@@ -82,13 +82,13 @@ def loop(api: Api) -> Entry:
     }
 
 
-def paused(api: Api) -> list[str]:
-    """Return the commands that resume the pool and its queues, those that are paused."""
+def paused(api: Api) -> list[Entry]:
+    """Return the pool and its queues, as far as they are paused, with the commands that resume them."""
     pool = api.ask("work_pools/filter", work_pools={"name": {"any_": [POOL]}}, limit=1)
     queues = api.ask(f"work_pools/{POOL}/queues/filter", limit=200)
-    return [f"prefect work-pool resume {POOL}" for one in pool if one["is_paused"]] + [
-        f"prefect work-queue resume {one['name']} --pool {POOL}" for one in queues if one["is_paused"]
-    ]
+    commands = {one["name"]: f"prefect work-queue resume {one['name']} --pool {POOL}" for one in queues}
+    commands |= {POOL: f"prefect work-pool resume {POOL}"}
+    return [{"name": one["name"], "resume": commands[one["name"]]} for one in pool + queues if one["is_paused"]]
 
 
 def flows() -> Entry:
@@ -188,8 +188,8 @@ def problems(found: Entry) -> Iterator[str]:
         yield f"{server['url'] or found['folder']}: {server['reason']}"
     elif not any(worker["status"] == "ONLINE" for worker in server["workers"]):
         yield f"no worker of the pool {POOL} is online, so no run starts; `vdmctl serve` or `vdmctl worker` starts one"
-    for command in server.get("paused", []):
-        yield f"no run of {command.split()[3]} starts, since it is paused; `{command}`"
+    for one in server.get("paused", []):
+        yield f"no run of {one['name']} starts, since it is paused; `{one['resume']}`"
     for run in server.get("late", []):
         yield f"run {run['name']}, planned for {run['planned']}, has not started; is a worker of its queue online?"
     if "problem" in found["registry"]:

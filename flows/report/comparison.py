@@ -1,6 +1,5 @@
 """The page that compares two models, by results that exist: nothing is evaluated."""
 
-import math
 from typing import Any, NamedTuple
 
 from flows.report.page import Page, draw, grids, lineage
@@ -75,9 +74,9 @@ def difference(first: Results, second: Results) -> Difference | None:
     if len(before) < 2:
         return None
     change = after - before
-    from vdm.evaluation import student_quantile  # loads torch, for a second
+    from vdm.evaluation import standard_error, student_quantile  # loads torch, for a second
 
-    mean, error = float(change.mean()), float(change.std(ddof=1) / math.sqrt(len(change)))
+    mean, error = float(change.mean()), standard_error(change)
     margin = student_quantile(0.95, len(change) - 1) * error
     return Difference(mean, error, mean - margin, mean + margin, len(change))
 
