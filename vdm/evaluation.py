@@ -111,9 +111,9 @@ def student_quantile(confidence: float, degrees: int) -> float:
     return math.sqrt(degrees) * math.tan(np.interp(confidence, inside / inside[-1], angle))
 
 
-def paired_difference(first: Evaluation, second: Evaluation, *, confidence: float) -> PairedDifference:
-    """Compare two evaluations of the same images at the same times with the same noise."""
-    difference = second.bpd - first.bpd
+def paired_difference(first: np.ndarray, second: np.ndarray, *, confidence: float) -> PairedDifference:
+    """Compare -VLB (N,) of the same images, evaluated at the same times with the same noise."""
+    difference = second - first
     mean, error = float(difference.mean()), standard_error(difference)
     half_width = student_quantile(confidence, len(difference) - 1) * error
     return PairedDifference(mean, error, confidence, (mean - half_width, mean + half_width), len(difference))

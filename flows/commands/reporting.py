@@ -53,7 +53,8 @@ def write_page(models: list[str], out: Path, *, force: bool) -> None:
     if out.exists() and not force and not is_stage:
         raise UserError(f"{out} exists; --force overwrites it", Exit.USAGE)
     if is_stage:
-        sections = [getattr(parameters(), name) for name in SECTIONS]
+        params = parameters()
+        sections = [getattr(params, name) for name in SECTIONS]
         report(*sections, files=WORKSPACE, model_folder=layout.REGISTERED, out=out, pictures=layout.PICTURES)
         return
     found = [results_of(model) for model in models] or [of_workspace(layout.REGISTERED)]
@@ -132,7 +133,8 @@ def of_workspace(folder: Path) -> Results:
 
     The parameters are those of dvc.lock if DVC made these results, since params.yaml may have changed after that.
     """
-    sections = {name: getattr(parameters(), name).model_dump() for name in SECTIONS}
+    params = parameters()
+    sections = {name: getattr(params, name).model_dump() for name in SECTIONS}
     with suppress(UserError, OSError):
         lock = lock_here(ROOT)
         if lock.outputs.get(str(layout.METRICS)) == hashlib.md5(read_bounded(layout.METRICS)).hexdigest():

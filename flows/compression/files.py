@@ -17,12 +17,12 @@ from flows.core.device import find_device
 from flows.core.documents import Count, Document, Number, Sha256
 from flows.core.errors import Exit, UserError
 from flows.core.files import open_regular, scratch_folder, writing
-from flows.core.folders import contains, place_of_folder, remove, writing_folder
+from flows.core.folders import contains, has_only, place_of_folder, remove, writing_folder
 from flows.evaluation.results import Figure, Split
 from flows.process.ending import finish
 from flows.process.progress import bar
 
-WRITTEN = re.compile(rf"\d+\.png|{re.escape(ARRAY)}")
+WRITTEN = rf"\d+\.png|{re.escape(ARRAY)}"
 
 
 class Compressed(Document):
@@ -187,7 +187,7 @@ def require_new_folder(out: Path, *, force: bool) -> None:
         return
     if not force:
         raise UserError(f"{out} exists; name another folder, or replace it with --force", Exit.USAGE)
-    if not out.is_dir() or not all(WRITTEN.fullmatch(path.name) for path in out.iterdir()):
+    if not out.is_dir() or not has_only(out, WRITTEN):
         raise UserError(f"{out} holds other files than decoded images; name another folder", Exit.USAGE)
 
 

@@ -4,6 +4,7 @@ import ctypes
 import errno
 import fcntl
 import os
+import re
 import shutil
 import stat
 from collections.abc import Iterator
@@ -45,6 +46,11 @@ def writing_folder(path: Path) -> Iterator[Path]:
 def contains(folder: Path, path: Path) -> bool:
     """Whether `path` is the folder (or file) or lies in it, also through links: who replaces it removes `path`."""
     return Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder))
+
+
+def has_only(folder: Path, names: str) -> bool:
+    """Whether everything in the folder is a file with a name that matches the pattern `names`."""
+    return all(re.fullmatch(names, path.name) and path.is_file() for path in folder.iterdir())
 
 
 def place_of_folder(path: Path) -> Path:

@@ -70,7 +70,7 @@ def compare(
         )
         for model, result in zip((first, second), results, strict=True)
     ]
-    paired = evaluation.paired_difference(*results, confidence=confidence)
+    paired = evaluation.paired_difference(*(result.bpd for result in results), confidence=confidence)
     return Comparison(
         split=split,
         models=figures,

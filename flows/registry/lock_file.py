@@ -1,5 +1,6 @@
 """dvc.lock and dvc.yaml at a commit: which data, parameters and code made which outputs."""
 
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -121,6 +122,12 @@ def read_yaml(model: type[Model], root: Path, version: Version | Tag, path: str)
 def parse_yaml(model: type[Model], content: bytes, name: str) -> Model:
     """Parse a YAML document.  Raises UserError (exit 5) that starts with `name`."""
     try:
-        return checked(model, as_json(bounded_yaml.parse(content)), name)
+        return checked(model, values_of(content), name)
     except ValueError as error:
         raise UserError(f"{name}: damaged: {error}", Exit.MISSING) from error
+
+
+@lru_cache(maxsize=32)  # a dvc.lock takes 0.1 s, and commands read that of a version several times
+def values_of(content: bytes) -> Any:
+    """Return the values of a YAML document, which nobody may change.  Raises ValueError."""
+    return as_json(bounded_yaml.parse(content))

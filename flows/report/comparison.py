@@ -1,6 +1,6 @@
 """The page that compares two models, by results that exist: nothing is evaluated."""
 
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from flows.report.page import Page, draw, grids, lineage
 from flows.report.quality import measures
@@ -8,15 +8,10 @@ from flows.report.results import Results
 from flows.report.tables import finite
 from flows.report.templates import fill
 
+if TYPE_CHECKING:
+    from vdm.evaluation import PairedDifference
 
-class Difference(NamedTuple):
-    """The mean over the same images of second - first, in bits/dim, its standard error, and its 95% interval."""
-
-    mean: float
-    standard_error: float
-    low: float
-    high: float
-    num_images: int
+CONFIDENCE = 0.95
 
 
 def comparison(first: Results, second: Results) -> Page:
@@ -66,19 +61,16 @@ def unpaired(first: Results, second: Results) -> str:
     return ""
 
 
-def difference(first: Results, second: Results) -> Difference | None:
+def difference(first: Results, second: Results) -> "PairedDifference | None":
     """Return the paired difference of the images with finite figures; None for fewer than two."""
     assert first.per_image is not None
     assert second.per_image is not None
     before, after = finite(first.per_image["bpd"], second.per_image["bpd"])
     if len(before) < 2:
         return None
-    change = after - before
-    from vdm.evaluation import standard_error, student_quantile  # loads torch, for a second
+    from vdm.evaluation import paired_difference  # loads torch, for a second
 
-    mean, error = float(change.mean()), standard_error(change)
-    margin = student_quantile(0.95, len(change) - 1) * error
-    return Difference(mean, error, mean - margin, mean + margin, len(change))
+    return paired_difference(before, after, confidence=CONFIDENCE)
 
 
 def changed(first: Any, second: Any, name: str) -> list[tuple[str, Any, Any]]:

@@ -1,7 +1,6 @@
 """Write images (N,C,H,W) of levels as a grid, as single PNG files, or as an array, by the name of the output."""
 
 import math
-import re
 from io import BytesIO
 from pathlib import Path
 
@@ -10,11 +9,12 @@ from PIL import Image
 
 from flows.core.errors import Exit, UserError
 from flows.core.files import write_whole, writing
-from flows.core.folders import writing_folder
+from flows.core.folders import has_only, writing_folder
 from flows.images.store import write_header
 
 GAP = 2
 SMALLEST_SHOWN = 32
+WRITTEN = r"\d+\.png"
 
 
 def require_new(path: Path, *, force: bool) -> None:
@@ -26,15 +26,10 @@ def require_new(path: Path, *, force: bool) -> None:
         return
     if not force:
         raise UserError(f"{path} exists; --force replaces it", Exit.USAGE)
-    if path.is_dir() and (path.suffix or not all(is_sample(each) for each in path.iterdir())):
+    if path.is_dir() and (path.suffix or not has_only(path, WRITTEN)):
         raise UserError(f"{path} is a folder with other files than samples; choose another --out", Exit.USAGE)
     if not path.is_dir() and not path.suffix:
         raise UserError(f"{path} is a file; choose another --out", Exit.USAGE)
-
-
-def is_sample(path: Path) -> bool:
-    """Whether a file in a folder has a name that `write` gives to the picture of a sample."""
-    return re.fullmatch(r"\d+\.png", path.name) is not None and path.is_file()
 
 
 def require_kind(path: Path, *kinds: str) -> None:

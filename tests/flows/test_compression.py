@@ -457,10 +457,13 @@ def test_outputs_that_exist_are_replaced_only_when_asked(
     with pytest.raises(UserError, match="exists; name another folder, or replace it with --force"):
         decompress(force=False)
     decompress(force=True)
-    (out / "mine.txt").write_text("precious")
-    with pytest.raises(UserError, match="holds other files than decoded images"):
-        decompress(force=True)
-    assert (out / "mine.txt").read_text() == "precious"
+    for mine in (out / "mine.txt", out / "0.png" / "mine.txt"):  # the name of a decoded image, but a folder
+        mine.parent.mkdir(exist_ok=True)
+        mine.write_text("precious")
+        with pytest.raises(UserError, match="holds other files than decoded images"):
+            decompress(force=True)
+        assert mine.read_text() == "precious"
+        mine.unlink()
     with pytest.raises(UserError, match=r"\. cannot be replaced"):
         decompress(force=True, out=Path())
 

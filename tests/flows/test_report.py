@@ -324,12 +324,14 @@ def test_two_models_are_compared_image_by_image(files: Files, tmp_path: Path, di
     second = read_results(other, origin)
     found = difference(first, second)
     assert found
-    assert found.mean == pytest.approx(change.mean(), abs=1e-6)
+    assert found.difference == pytest.approx(change.mean(), abs=1e-6)
     assert found.standard_error == pytest.approx(change.std(ddof=1) / np.sqrt(40), abs=1e-6)
     # Student's t with 39 degrees of freedom exceeds 2.0227 with probability 0.025.
-    assert found.high - found.mean == pytest.approx(2.0227 * found.standard_error, rel=1e-4)
+    assert found.interval[1] - found.difference == pytest.approx(2.0227 * found.standard_error, rel=1e-4)
     text = words(Document(comparison(first, second).html).text)
-    assert f"\N{MINUS SIGN}{-found.mean:.4f} ± {found.standard_error:.4f} bits/dim from models/vdm to other" in text
+    assert (
+        f"\N{MINUS SIGN}{-found.difference:.4f} ± {found.standard_error:.4f} bits/dim from models/vdm to other" in text
+    )
     assert "other is better on these images" in text
     assert "train.betas [0.9, 0.99] [0.9, 0.999]" in text
     assert "data.name" not in text
