@@ -329,7 +329,8 @@ def test_two_models_are_compared_image_by_image(files: Files, tmp_path: Path, di
     # Student's t with 39 degrees of freedom exceeds 2.0227 with probability 0.025.
     assert found.interval[1] - found.difference == pytest.approx(2.0227 * found.standard_error, rel=1e-4)
     text = words(Document(comparison(first, second).html).text)
-    assert (
+    shown = f"\N{MINUS SIGN}{-found.difference:.4f} ± {found.standard_error:.4f}"
+    assert f"{shown} bits/dim from models/vdm to other" in text
         f"\N{MINUS SIGN}{-found.difference:.4f} ± {found.standard_error:.4f} bits/dim from models/vdm to other" in text
     )
     assert "other is better on these images" in text
