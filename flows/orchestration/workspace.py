@@ -45,13 +45,13 @@ class Workspace(NamedTuple):
 def workspace(root: Path, params: str, base: str) -> Iterator[Workspace]:
     """Make a worktree of the commit `base` of the repository at `root`, with `params` as its params.yaml.
 
-    Raises UserError (exit 5) if git cannot make one.
+    Raises UserError: see `add_worktree`.
     """
     name = f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
     place = Workspace(root / layout.WORKTREES / name, layout.RUN_BRANCHES + name, root, base)
     place.folder.parent.mkdir(parents=True, exist_ok=True)
     with claimed(place.folder):
-        git_text(root, "worktree", "add", "--quiet", "-b", place.branch, str(place.folder), place.base)
+        add_worktree(place)
         (place.folder / layout.PRIVATE).mkdir()
         for shared in (layout.STATES, layout.DOWNLOADS):
             (root / shared).mkdir(exist_ok=True)
@@ -60,6 +60,19 @@ def workspace(root: Path, params: str, base: str) -> Iterator[Workspace]:
         (place.folder / layout.PARAMS).write_text(params, encoding="utf-8")
         yield place
         remove(root, place.folder)
+
+
+def add_worktree(place: Workspace) -> None:
+    """Make the run's branch and worktree, which has all files, even if the checkout is sparse.
+
+    Raises UserError: exit 2 in a submodule, 5 if git cannot make the worktree.
+    """
+    if parent := git_text(place.root, "rev-parse", "--show-superproject-working-tree"):
+        reason = "in whose worktrees DVC cannot work; serve a clone outside it"
+        raise UserError(f"{place.root} is a submodule of {parent}, {reason}", Exit.USAGE)
+    git_text(place.root, "worktree", "add", "--quiet", "-b", place.branch, str(place.folder), place.base)
+    if git_text(place.folder, "config", "--type=bool", "--default=false", "core.sparseCheckout") == "true":
+        git_text(place.folder, "sparse-checkout", "disable")
 
 
 @contextmanager

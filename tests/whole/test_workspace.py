@@ -102,6 +102,28 @@ def test_results_of_other_code_are_not_used(copied: Project) -> None:
         assert copied.run("git", "-C", str(place.folder), "status", "--porcelain").stdout == ""
 
 
+def test_a_run_has_all_files_although_the_checkout_is_sparse(copied: Project) -> None:
+    copied.git("status")  # or git keeps the files, which have other times than those of which this is a copy
+    copied.git("sparse-checkout", "set", "flows", "vdm", ".dvc")
+    assert not (copied.folder / "presets").exists()
+    with workspace(copied.folder, compose_params(copied.folder, "HEAD", "digits", {}), "HEAD") as place:
+        assert (place.folder / "presets" / "digits.yaml").exists()
+        (place.folder / "reports").mkdir(exist_ok=True)
+        (place.folder / "reports" / "card.md").write_text("new")
+        copied.git("-C", str(place.folder), "add", "reports/card.md")
+    assert not (copied.folder / "presets").exists()
+
+
+def test_a_submodule_is_refused(copied: Project, tmp_path: Path) -> None:
+    outer, root = Project.at(tmp_path), tmp_path / "sub"
+    outer.git("init", "--quiet")
+    outer.git("-c", "protocol.file.allow=always", "submodule", "--quiet", "add", str(copied.folder), "sub")
+    place = workspace(root, compose_params(root, "HEAD", None, {}), "HEAD")
+    with pytest.raises(UserError, match=f"{root} is a submodule of {tmp_path}, .* outside it") as raised, place:
+        pass
+    assert raised.value.code is Exit.USAGE
+
+
 @pytest.fixture
 def plain(tmp_path: Path) -> Project:
     """Return a project without results, on a path that is not ASCII."""
