@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 
 from flows.core.errors import Exit, UserError
-from flows.orchestration.deployments import FLOW, POOL, deploy, prefect, run_prefect, schedules
+from flows.orchestration.deployments import FLOW, POOL, deploy, prefect, schedules
 from flows.orchestration.server import Address, Api, answers, configure, find_address, require_server
 from flows.orchestration.workers import (
     CPU,
@@ -152,8 +152,11 @@ def prepare(url: str, worker: str | None) -> None:
 
 def create_pool(api: Api) -> None:
     """Create the work pool and its queues, where they do not exist.  Raises UserError; see `require_pool`."""
+    from prefect.workers.process import ProcessWorker
+
     if POOL not in {pool["name"] for pool in api.ask("work_pools/filter", limit=200)}:
-        run_prefect("work-pool", "create", POOL, "--type", "process")
+        template = ProcessWorker.get_default_base_job_template()
+        api.ask("work_pools/", name=POOL, type="process", base_job_template=template)
     require_pool(api)
     existing = {queue["name"] for queue in api.ask(f"work_pools/{POOL}/queues/filter", limit=200)}
     for name in {GPU, CPU} - existing:
