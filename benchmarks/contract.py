@@ -22,7 +22,7 @@ from benchmarks import corruptions as change
 from benchmarks.machine import describe
 from benchmarks.options import positive
 from benchmarks.validate import PRESET, measure
-from flows.core.params import read_params
+from flows.core.params_file import read_params
 from flows.images.preparing import write_images
 from flows.images.store import SPLITS, ImageSet, load_images, load_labels, save_images
 from flows.validation import facts

@@ -35,7 +35,8 @@ from benchmarks.speed import PRESETS
 from flows.core.checkpoint import load_model, save_model
 from flows.core.device import find_device, find_devices
 from flows.core.fields import device_name
-from flows.core.params import Params, read_params
+from flows.core.params import Params
+from flows.core.params_file import read_params
 from flows.evaluation.importing import import_checkpoint
 from flows.images.store import load_images
 from flows.training import fitting

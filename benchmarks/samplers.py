@@ -22,7 +22,8 @@ from benchmarks.options import explained, positive
 from flows.commands.sampling import SOLVERS, Sampler
 from flows.core import layout
 from flows.core.checkpoint import load_model
-from flows.core.params import Sample, read_params
+from flows.core.params import Sample
+from flows.core.params_file import read_params
 from flows.images.store import load_images
 from flows.quality.distances import frechet_distance, kernel_distance, precision, recall, with_error
 from flows.quality.features import embed, load_features

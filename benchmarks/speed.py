@@ -16,7 +16,8 @@ from benchmarks.machine import describe
 from benchmarks.options import duration, positive
 from flows.core.device import find_precision
 from flows.core.fields import device_name
-from flows.core.params import Params, read_params
+from flows.core.params import Params
+from flows.core.params_file import read_params
 from vdm.model import VDM
 
 PRESETS = Path(__file__).parents[1] / "presets"

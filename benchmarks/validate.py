@@ -18,7 +18,7 @@ import numpy as np
 
 from benchmarks.machine import describe
 from benchmarks.options import positive
-from flows.core.params import read_params
+from flows.core.params_file import read_params
 
 PRESET = Path(__file__).parents[1] / "presets" / "cifar10.yaml"
 

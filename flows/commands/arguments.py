@@ -1,7 +1,7 @@
-"""Read params.yaml for the commands of vdmctl, and refuse empty arguments."""
+"""The option --json, params.yaml as the commands of vdmctl read it, and the refusal of empty arguments."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.core import TyperGroup
@@ -10,6 +10,8 @@ from flows.core import layout
 
 if TYPE_CHECKING:
     from flows.core.params import Params
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 
 Context = Any
 """The context of a command or of a group.  Typer does not export the class that both have in common."""
@@ -42,6 +44,6 @@ def refuse_blank(context: Context, arguments: Sequence[str]) -> None:
 
 def parameters() -> "Params":
     """Return params.yaml of the current folder.  Raises UserError (exit 2) that names file, line and key."""
-    from flows.core.params import read_params  # 0.1 s, which `--help` does not need
+    from flows.core.params_file import read_params  # 0.1 s, which `--help` does not need
 
     return read_params(layout.PARAMS)

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from flows.commands.arguments import AsJson
 from flows.commands.evaluation import Split
 from flows.commands.registry import model_or_ours
 from flows.process.streams import say, say_json
@@ -15,7 +16,6 @@ Model = Annotated[
     str | None, typer.Argument(help="A model folder, a version (vdm@v1.2.0) or `champion`.", show_default="models/vdm")
 ]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 
 
 @commands.command()

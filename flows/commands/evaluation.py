@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from flows.commands.arguments import parameters
+from flows.commands.arguments import AsJson, parameters
 from flows.commands.registry import images_for, model_folder, model_or_ours, sample_metrics
 from flows.core import layout
 from flows.core.errors import Exit, UserError
@@ -105,7 +105,7 @@ def evaluate(
             show_default="reports/evaluation for the test images without MODEL",
         ),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Measure the bits/dim of the test images, with `evaluate:` -> reports/evaluation.
 
@@ -185,7 +185,7 @@ def compare(
     images: Annotated[Path | None, typer.Option(help=IMAGES_HELP, show_default="data/images")] = None,
     split: Annotated[Split, typer.Option(help=SPLIT_HELP)] = Split.TEST,
     confidence: Annotated[float, typer.Option(help="The confidence of the interval, between 0 and 1.")] = 0.95,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Measure SECOND - FIRST in bits/dim on the same images, times and noise, with `evaluate:`.
 

@@ -9,7 +9,8 @@ from typing import Annotated, Any
 
 import typer
 
-from flows.commands.registry import ROOT, AsJson, table
+from flows.commands.arguments import AsJson
+from flows.commands.registry import ROOT, table
 from flows.core.errors import Exit, UserError
 from flows.process.streams import say, say_json
 

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from flows.commands.arguments import parameters
+from flows.commands.arguments import AsJson, parameters
 from flows.core import layout
 from flows.core.errors import Exit, UserError
 from flows.core.files import read_bounded, written_last
@@ -37,7 +37,7 @@ def validate(
     out: Annotated[
         Path | None, typer.Option(help="With PATH: folder for the report; without it no report is written.")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Check that the images allow a likelihood, with `contract:` -> reports/validation.
 

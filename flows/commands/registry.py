@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from flows.commands.arguments import parameters
+from flows.commands.arguments import AsJson, parameters
 from flows.core import layout
 from flows.core.errors import Exit, UserError
 from flows.core.escaping import visible
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from flows.registry.versions import Version
 
 ROOT = Path()
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 Model = Annotated[str, typer.Argument(help="A version (vdm@v1.2.0, v1.2.0) or `champion`.")]
 
 commands = typer.Typer()

@@ -5,6 +5,7 @@ import shlex
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from flows.commands.arguments import parameters
 from flows.core import layout
@@ -53,9 +54,7 @@ def write_page(models: list[str], out: Path, *, force: bool) -> None:
     if out.exists() and not force and not is_stage:
         raise UserError(f"{out} exists; --force overwrites it", Exit.USAGE)
     if is_stage:
-        params = parameters()
-        sections = [getattr(params, name) for name in SECTIONS]
-        report(*sections, files=WORKSPACE, model_folder=layout.REGISTERED, out=out, pictures=layout.PICTURES)
+        report(sections(), files=WORKSPACE, model_folder=layout.REGISTERED, out=out, pictures=layout.PICTURES)
         return
     found = [results_of(model) for model in models] or [of_workspace(layout.REGISTERED)]
     made = page(*found) if len(found) == 1 else comparison(*found)
@@ -133,13 +132,18 @@ def of_workspace(folder: Path) -> Results:
 
     The parameters are those of dvc.lock if DVC made these results, since params.yaml may have changed after that.
     """
-    params = parameters()
-    sections = {name: getattr(params, name).model_dump() for name in SECTIONS}
+    shown = sections()
     with suppress(UserError, OSError):
         lock = lock_here(ROOT)
         if lock.outputs.get(str(layout.METRICS)) == hashlib.md5(read_bounded(layout.METRICS)).hexdigest():
-            sections |= lock.parameters
-    return read_results(WORKSPACE, origin_here(folder, sections))
+            shown |= lock.parameters
+    return read_results(WORKSPACE, origin_here(folder, shown))
+
+
+def sections() -> dict[str, Any]:
+    """Return the sections of params.yaml that the page shows.  Raises UserError; see `parameters`."""
+    params = parameters()
+    return {name: getattr(params, name).model_dump() for name in SECTIONS}
 
 
 def of_folder(folder: Path) -> Results:

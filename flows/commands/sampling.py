@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from flows.commands.arguments import parameters
+from flows.commands.arguments import AsJson, parameters
 from flows.commands.registry import model_folder
 from flows.core import layout
 from flows.core.errors import Exit, UserError
@@ -78,7 +78,7 @@ def sample(
     mask: Annotated[Path | None, typer.Option(help="A picture that is white where KNOWN is to be filled in.")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N.", show_default="sample.device")] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace outputs that exist.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Draw images from MODEL. Without MODEL, run the stage, with `sample:`, `quality:` -> reports/samples.
 

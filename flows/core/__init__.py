@@ -3,8 +3,9 @@
 errors        errors that the user can correct, and the exit codes
 escaping      text from data, escaped for terminals and Markdown
 layout        the paths in a project's folder
-params        params.yaml, parsed strictly
-fields        the types of its parameters, with their limits
+params        the sections of params.yaml, strictly typed
+fields        the types of their parameters, with their limits
+params_file   params.yaml itself: reading it, and saying where it is wrong
 sources       the path in `data.source`
 documents     JSON and YAML files parsed into typed models
 bounded_yaml  YAML whose size, depth and aliases are bounded

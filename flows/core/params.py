@@ -1,14 +1,9 @@
-"""Read params.yaml, the only source of numbers, as DVC reads it, into strictly typed sections."""
+"""The sections of params.yaml, the only source of numbers, strictly typed; `flows.core.params_file` reads them."""
 
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
-from flows.core import bounded_yaml
-from flows.core.documents import shown
-from flows.core.errors import Exit, UserError
 from flows.core.fields import (
     BatchSize,
     Device,
@@ -22,7 +17,6 @@ from flows.core.fields import (
     Timesteps,
     require_devices,
 )
-from flows.core.files import read_bounded
 from flows.core.sources import checked_source
 from vdm.choices import (
     Dequantisation,
@@ -255,46 +249,3 @@ class Params(Section):
         if self.train.validate_every_steps and not self.data.validation_fraction and self.data.name != "image_folder":
             raise ValueError("data.validation_fraction must be above 0, or train.validate_every_steps null")
         return self
-
-
-def read_params(path: Path) -> Params:
-    """Read params.yaml.  Raises UserError (exit 2) that names file, line and key."""
-    try:
-        content = read_bounded(path)
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror}; `vdmctl preset digits` writes one", Exit.USAGE) from error
-    return parse_params(content, str(path))
-
-
-def parse_params(content: bytes | str, name: str) -> Params:
-    """Parse the content of params.yaml.  Raises UserError (exit 2) that says `name`, the line and the key."""
-    try:
-        document = bounded_yaml.load(content)
-        values = bounded_yaml.plain(document)
-    except ValueError as error:
-        raise UserError(f"{name}: not YAML: {error}", Exit.USAGE) from error
-    if not isinstance(document, Mapping):
-        raise UserError(f"{name}:1: must hold sections such as `data:`; see presets/", Exit.USAGE)
-    try:
-        return Params.model_validate(values)
-    except ValidationError as error:
-        first = error.errors()[0]
-        # An error across sections has no place, and begins with the key.
-        line = bounded_yaml.line_of(document, first["loc"] or tuple(str(first["ctx"]["error"]).split()[0].split(".")))
-        key = ".".join(shown(str(part)) for part in first["loc"])
-        reason = f"{key}{explain(first)}".removeprefix(": ")
-        raise UserError(f"{name}:{line}: {reason}", Exit.USAGE) from error
-
-
-def explain(error: Mapping[str, Any]) -> str:
-    """Return what is wrong with a key and what would be right, as text to append to the key's name."""
-    got = "" if isinstance(error["input"], dict) else f", got {shown(repr(error['input']))}"
-    match error["type"]:
-        case "missing":
-            return " is missing"
-        case "extra_forbidden":
-            return " is not a known parameter"
-        case "value_error":
-            return f": {error['ctx']['error']}"
-        case _:
-            return f": {error['msg'][0].lower()}{error['msg'][1:]}{got}"

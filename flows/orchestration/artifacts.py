@@ -18,7 +18,7 @@ from flows.core import layout
 from flows.core.documents import read
 from flows.core.files import read_bounded, write_whole
 from flows.core.folders import writing_folder
-from flows.core.params import read_params
+from flows.core.params_file import read_params
 from flows.evaluation.results import BoundMetrics, Metrics, SampleMetrics
 from flows.registry.evidence import Evidence
 from flows.report import markdown

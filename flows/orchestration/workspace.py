@@ -21,7 +21,7 @@ from dvc.repo import Repo
 
 from flows.core import bounded_yaml, layout
 from flows.core.errors import Exit, UserError
-from flows.core.params import parse_params
+from flows.core.params_file import parse_params
 from flows.process.groups import processes_in
 from flows.process.locks import lock_file
 from flows.registry.git import Tag, contents, digests, git, git_text

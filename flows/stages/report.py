@@ -1,7 +1,8 @@
 """report: one HTML page with all results, and its charts as files."""
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 from flows.core.files import write_whole, written_last
 from flows.core.folders import writing_folder
@@ -9,33 +10,17 @@ from flows.process.ending import finish
 from flows.report.page import page
 from flows.report.results import Files, origin_here, read_results
 
-if TYPE_CHECKING:
-    from flows.core.params import Contract, Data, Evaluate, Features, Model, Quality, Sample, Train
-
 
 def report(
-    data: "Data",
-    contract: "Contract",
-    model: "Model",
-    train: "Train",
-    evaluate: "Evaluate",
-    features: "Features",
-    sample: "Sample",
-    quality: "Quality",
-    *,
-    files: Files,
-    model_folder: Path,
-    out: Path,
-    pictures: Path | None,
+    parameters: Mapping[str, Any], *, files: Files, model_folder: Path, out: Path, pictures: Path | None
 ) -> None:
     """Write the page about the results in `files` to `out`, and its charts into the folder `pictures`, or else neither.
 
-    Without `pictures` no charts are written.  Raises UserError (exit 5) for a result that is damaged, and without
-    metrics; OSError that names the file that cannot be written.
+    The page shows `parameters`, the sections of params.yaml by name.  Without `pictures` no charts are written.
+
+    Raises UserError (exit 5) for a result that is damaged, and without metrics; OSError that names the file that cannot
+    be written.
     """
-    sections = {"data": data, "contract": contract, "model": model, "train": train}
-    sections |= {"evaluate": evaluate, "features": features, "sample": sample, "quality": quality}
-    parameters = {name: section.model_dump() for name, section in sections.items()}
     made = page(read_results(files, origin_here(model_folder, parameters)))
     with written_last(out, made.html):
         if pictures:

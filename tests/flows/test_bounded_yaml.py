@@ -9,7 +9,7 @@ import pytest
 
 from flows.core.bounded_yaml import load, parse
 from flows.core.errors import Exit, UserError
-from flows.core.params import parse_params, read_params
+from flows.core.params_file import parse_params, read_params
 from flows.orchestration.workspace import compose_params
 
 ROOT = Path(__file__).parents[2]

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_sample_images
 
-from flows.core.params import Contract, read_params
+from flows.core.params import Contract
+from flows.core.params_file import read_params
 from flows.validation.comb import comb
 
 CONTRACT = read_params(Path(__file__).parents[2] / "presets" / "digits.yaml").contract

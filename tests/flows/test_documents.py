@@ -18,7 +18,7 @@ from flows.cli import run
 from flows.core import documents
 from flows.core.checkpoint import config_sha256, load_model, load_state, save_model, save_state
 from flows.core.errors import CheckpointError, Exit, UserError
-from flows.core.params import read_params
+from flows.core.params_file import read_params
 from flows.evaluation.bound import load_fitting
 from flows.evaluation.results import BoundMetrics
 from flows.images.store import (

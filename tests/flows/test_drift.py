@@ -10,7 +10,7 @@ import pytest
 from sklearn.datasets import load_digits
 
 from benchmarks import corruptions as change
-from flows.core.params import read_params
+from flows.core.params_file import read_params
 from flows.validation.drift import from_reference, link, profile, shifts
 from flows.validation.facts import measure
 from flows.validation.report import Profile

@@ -38,7 +38,7 @@ from flows.compression.words import read_blocks
 from flows.core import bounded_yaml
 from flows.core.checkpoint import config_sha256, load_model, load_state, model_sha256, save_model, save_state
 from flows.core.errors import CheckpointError, UserError
-from flows.core.params import parse_params, read_params
+from flows.core.params_file import parse_params, read_params
 from flows.evaluation.importing import import_checkpoint
 from flows.evaluation.results import Metrics
 from flows.images import picture_files, publishers

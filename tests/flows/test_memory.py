@@ -17,7 +17,7 @@ from flows.core import memory
 from flows.core.checkpoint import config_sha256, load_model, save_model
 from flows.core.errors import CheckpointError, Exit, UserError
 from flows.core.memory import Group, available, left
-from flows.core.params import read_params
+from flows.core.params_file import read_params
 from flows.images import store as images
 from flows.images.store import SPLITS, ImageSet, ImageSetError, data_sha256, load_images, save_images
 from flows.sampling import drawing

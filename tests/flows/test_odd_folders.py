@@ -15,7 +15,7 @@ from PIL import Image
 from flows.commands.inspecting import inspect_path
 from flows.core.errors import Exit, UserError
 from flows.core.files import parse_json
-from flows.core.params import read_params
+from flows.core.params_file import read_params
 from flows.images.folder import read_folder
 from flows.images.store import files_of, load_images
 from flows.stages.download import download

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from flows.core.errors import Exit, UserError
-from flows.core.params import read_params
+from flows.core.params_file import read_params
 
 PRESETS = sorted((Path(__file__).parents[2] / "presets").glob("*.yaml"))
 DIGITS = (Path(__file__).parents[2] / "presets" / "digits.yaml").read_text()

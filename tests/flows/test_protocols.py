@@ -9,7 +9,7 @@ from conftest import TINY
 
 from flows.commands.summary import summary
 from flows.core.checkpoint import load_model, save_model
-from flows.core.params import read_params
+from flows.core.params_file import read_params
 from flows.evaluation.bound import evaluate_split
 from flows.evaluation.protocols import NUM_REPEATED, ode
 from flows.images.store import save_images, spread

@@ -153,7 +153,7 @@ def test_too_few_training_images_are_refused(small: Small) -> None:
 
 
 def test_training_images_in_place_of_samples_are_found(small: Small) -> None:
-    from flows.core.params import read_params
+    from flows.core.params_file import read_params
 
     params, paths = read_params(Path("params.yaml")), {"model": "models/vdm", "features": "models/features"}
     where = {name: Path(path) for name, path in paths.items()} | {"images": Path("data/images")}

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from benchmarks import corruptions as change
-from flows.core.params import read_params
+from flows.core.params_file import read_params
 from flows.validation.facts import measure
 from flows.validation.space import jpeg_grid, lost_detail, nothing
 

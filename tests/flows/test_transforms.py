@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flows.core.errors import Exit, UserError
-from flows.core.params import read_params
+from flows.core.params_file import read_params
 from flows.images.store import MOST_CHUNK_BYTES, data_sha256, load_images
 from flows.images.transforms import MOST_LEVELS, describe, levels_left, parts, shape_left, transform
 from flows.stages.download import download

@@ -18,7 +18,7 @@ from PIL import Image
 
 from benchmarks import corruptions as change
 from flows.core.errors import Exit, UserError
-from flows.core.params import read_params
+from flows.core.params_file import read_params
 from flows.images.store import ImageSetError, data_sha256, load_images, save_images
 from flows.stages.download import download
 from flows.stages.validate import validate
@@ -95,7 +95,7 @@ def test_two_processes_write_the_same_bytes(image_set: Path) -> None:
 def in_another_process(images: Path, out: Path) -> None:
     """Write a report in a new process, in another time zone and with another seed of hashes."""
     program = (
-        "import sys; from pathlib import Path; from flows.core.params import read_params; "
+        "import sys; from pathlib import Path; from flows.core.params_file import read_params; "
         "from flows.validation.inspection import inspect_images, write_report; images, out = map(Path, sys.argv[1:]); "
         "contract = read_params(Path('presets/digits.yaml')).contract; out.mkdir(parents=True); "
         "write_report(inspect_images(contract, images=images, reference=None), out)"

@@ -1,6 +1,6 @@
 """The noise predictor."""
 
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -65,7 +65,7 @@ def test_the_papers_cifar10_network_has_30_58_million_parameters() -> None:
         {"width": 128, "blocks": 32, "norm_groups": 32},
     ],
 )
-@pytest.mark.parametrize("schedule", ["fixed_linear", "learned_linear", "learned_monotone"])
+@pytest.mark.parametrize("schedule", get_args(ScheduleKind))
 def test_parameters_are_counted_without_a_network(changes: dict[str, Any], schedule: ScheduleKind) -> None:
     config = {key: value for key, value in {**SETTINGS, **changes}.items() if key not in ("channels", "gamma_min")}
     shape = (changes.get("channels", SETTINGS["channels"]), 4, 4)

@@ -15,6 +15,7 @@ from conftest import TINY
 from flows.core.checkpoint import load_state, save_state
 from vdm.errors import TrainingDiverged
 from vdm.model import VDM
+from vdm.schedule import LinearSchedule
 from vdm.training.batches import Batch
 from vdm.training.optimizer import AdamW, Muon, learning_rate_factor, optimizers, orthogonalised
 from vdm.training.trainer import Trainer, TrainingSettings, backward
@@ -105,6 +106,28 @@ def test_the_shape_descends_on_the_squared_loss(bent_model: VDM, digits: np.ndar
         for index in (0, parameter.numel() // 2):
             expected = central_difference(squared_loss, parameter, index, 1e-5)
             assert parameter.grad.reshape(-1)[index].item() == pytest.approx(expected, rel=1e-4, abs=1e-9)
+
+
+class Power(LinearSchedule):
+    """A schedule t^exp(bend), whose shape is learned between fixed end points."""
+
+    def __init__(self, gamma_0: float, gamma_1: float) -> None:
+        super().__init__(gamma_0, gamma_1, learned=False)
+        self.bend = torch.nn.Parameter(torch.tensor(0.3))
+
+    def shape_parameters(self) -> list[torch.nn.Parameter]:
+        return [self.bend]
+
+    def shape(self, t: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        power = self.bend.exp()
+        return t**power, power * t ** (power - 1)
+
+
+def test_a_shape_is_learned_between_fixed_end_points(bent_model: VDM, digits: np.ndarray) -> None:
+    bent_model.schedule = Power(-7.0, 5.0).double()
+    test_the_shape_descends_on_the_squared_loss(bent_model, digits)
+    assert bent_model.schedule.end_points() == []
+    assert bent_model.schedule.start.grad is None
 
 
 def test_the_network_descends_on_the_bound(bent_model: VDM, digits: np.ndarray) -> None:
@@ -238,6 +261,7 @@ def test_a_step_without_compilation_loads_no_compiler() -> None:
     program = f"""
 import sys, torch
 from vdm.model import VDM
+from vdm.schedule import LinearSchedule
 from vdm.training.trainer import Trainer, TrainingSettings
 settings = TrainingSettings(**{SETTINGS | {"optimizer": "muon"}})
 trainer = Trainer(VDM(**{TINY}), torch.zeros(16, 1, 8, 8, dtype=torch.uint8), settings)

@@ -12,7 +12,7 @@ from project import one_line
 
 from flows.commands.registry import row_of, shown, table
 from flows.core.errors import Exit, UserError
-from flows.core.params import read_params
+from flows.core.params_file import read_params
 from flows.orchestration.workspace import alike, require_contained, workspace
 from flows.registry.lineage import describe, lineage
 from flows.registry.lock_file import model_path, read_lock

@@ -19,7 +19,8 @@ from scipy import stats
 
 from flows.core import layout
 from flows.core.errors import Exit, UserError
-from flows.core.params import Evaluate, Promote, read_params
+from flows.core.params import Evaluate, Promote
+from flows.core.params_file import read_params
 from flows.evaluation.results import Comparison, ModelFigures
 from flows.images.store import save_images
 from flows.registry.evidence import Evidence, evidence_of

@@ -21,7 +21,7 @@ from ruamel.yaml import YAML
 
 from flows.core.checkpoint import save_state
 from flows.core.errors import Exit
-from flows.core.params import read_params
+from flows.core.params_file import read_params
 from flows.orchestration import pruning
 from flows.orchestration.pruning import Pruning, prune_history
 from flows.process.locks import lock_file

@@ -18,7 +18,7 @@ from project import ROOT, Project, imports_torch
 
 from flows.core.checkpoint import save_state
 from flows.core.errors import Exit
-from flows.core.params import read_params
+from flows.core.params_file import read_params
 from flows.training.fitting import build, resolve
 
 # Changes of vdm/training/validation.py that announce every batch of a validation, and make it longer.

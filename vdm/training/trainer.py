@@ -278,7 +278,7 @@ def backward(model: VDM, batch: Batch, precision: Precision, predict_noise: Pred
     schedule, pixels = model.schedule, batch.pixels
     end_points, shape = schedule.end_points(), schedule.shape_parameters()
     gamma = schedule.gamma_and_slope(batch.t)
-    gamma_t, dgamma_dt = (value.detach().requires_grad_(bool(end_points)) for value in gamma)
+    gamma_t, dgamma_dt = (value.detach().requires_grad_(bool(end_points or shape)) for value in gamma)
     with torch.autocast(pixels.device.type, torch.bfloat16, enabled=precision == "bfloat16"):
         terms = model.terms(pixels, batch.eps, gamma_t, dgamma_dt, predict_noise)
     (share * bits_per_dim(terms.total.mean(), model.num_dims)).backward()
@@ -287,7 +287,8 @@ def backward(model: VDM, batch: Batch, precision: Precision, predict_noise: Pred
     # The gradients of the sum of `linear` are those of the loss.  torch.autograd.backward could take the gradients
     # themselves, but would import sympy for that, which takes 0.25 s.
     linear = gamma[0] * gamma_t.grad + gamma[1] * dgamma_dt.grad
-    linear.sum().backward(inputs=end_points, retain_graph=bool(shape))
+    if end_points:
+        linear.sum().backward(inputs=end_points, retain_graph=bool(shape))
     if shape:
         twice_loss = 2 * bits_per_dim(terms.diffusion.detach(), model.num_dims)
         (twice_loss * linear).sum().backward(inputs=shape)
