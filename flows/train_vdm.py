@@ -266,7 +266,7 @@ def check_champion(root: Path, folder: Path) -> State[None] | None:
         if champion := registry.champion(root):
             stream(["flows.cli", "verify", champion.name], folder, stdout=folder / layout.VERIFIED)
     except UserError as error:
-        advice = "restore its files, or go back to the champion before it with `vdmctl rollback`"
+        advice = "`git checkout TAG && make repro` makes its files again, `vdmctl rollback` takes an earlier champion"
         message = f"no comparison with the champion is possible: {error}; {advice}"
         return Failed(message=message, data=type(error)(message, error.code))
     return None

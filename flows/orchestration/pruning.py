@@ -90,8 +90,7 @@ def prune(root: Path, *, keep: int, dry_run: bool) -> Entry:
     a wrong VDM_LOCK_DIR.
     """
     devices = folder_of_devices()
-    # The first is the main one: the runs' worktrees and states are below it.
-    root = Path(git_text(root, "worktree", "list", "--porcelain").splitlines()[0].removeprefix("worktree "))
+    root = main_worktree(root)
     work = Pruning(keep=keep, dry_run=dry_run)
     require_idle(root)
     with cache_locked(root) as repo, locked(root):
@@ -104,6 +103,17 @@ def prune(root: Path, *, keep: int, dry_run: bool) -> Entry:
         prune_states(root, work, devices)
     prune_history(root, work, keep)
     return work.found
+
+
+def main_worktree(root: Path) -> Path:
+    """Return the repository's main worktree, below which are the runs' worktrees and states.
+
+    A bare repository has no main worktree: return the one at `root`.
+    """
+    first = git_text(root, "worktree", "list", "--porcelain").partition("\n\n")[0].splitlines()
+    if "bare" in first:
+        return Path(git_text(root, "rev-parse", "--show-toplevel"))
+    return Path(first[0].removeprefix("worktree "))
 
 
 def require_idle(root: Path) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 from flows.core import layout
 from flows.core.errors import UserError
 from flows.orchestration.deployments import FLOW, POOL
-from flows.orchestration.server import Api, setting
+from flows.orchestration.server import Api, Refused, setting
 from flows.orchestration.workers import why_unusable
 from flows.process.locks import folder_of_devices, held_locks
 from flows.registry.git import git_text
@@ -42,7 +42,7 @@ def server(root: Path) -> Entry:
             raise ConnectionError("this folder is not served")
         return {"url": url, "answers": True, **loop(Api(url))}
     except (OSError, LookupError, TypeError) as error:
-        return {"url": url, "answers": False, "reason": why_unusable(error)}
+        return {"url": url, "answers": isinstance(error, Refused), "reason": why_unusable(error)}
 
 
 def address(root: Path) -> str:
@@ -68,6 +68,7 @@ def loop(api: Api) -> Entry:
     planned = runs(api, "SCHEDULED", sort="EXPECTED_START_TIME_ASC", limit=100)
     return {
         "paused": paused(api),
+        "deployments": [one["name"] for one in deployments],
         "workers": [{"name": one["name"], "status": one["status"]} for one in workers],
         "schedules": [schedule(one, each, planned) for one in deployments for each in one["schedules"]],
         "runs": [
@@ -184,10 +185,14 @@ def size_of(folder: Path) -> int:
 def problems(found: Entry) -> Iterator[str]:
     """Yield a line for everything that an operator should look at, and what to do."""
     server = found["server"]
-    if not server["answers"]:
+    if "reason" in server:
         yield f"{server['url'] or found['folder']}: {server['reason']}"
-    elif not any(worker["status"] == "ONLINE" for worker in server["workers"]):
-        yield f"no worker of the pool {POOL} is online, so no run starts; `vdmctl serve` or `vdmctl worker` starts one"
+    else:
+        if FLOW not in server["deployments"]:
+            yield f"the server has no deployment {FLOW}; `vdmctl serve` creates it when it starts"
+        if not any(worker["status"] == "ONLINE" for worker in server["workers"]):
+            online = "`vdmctl serve` or `vdmctl worker` starts one"
+            yield f"no worker of the pool {POOL} is online, so no run starts; {online}"
     for one in server.get("paused", []):
         yield f"no run of {one['name']} starts, since it is paused; `{one['resume']}`"
     for run in server.get("late", []):

@@ -113,8 +113,8 @@ def remove(root: Path, folder: Path) -> None:
     folder.with_suffix(".lock").unlink(missing_ok=True)
     branch = layout.RUN_BRANCHES + folder.name
     with suppress(UserError):  # there is no such branch
-        own = ["rev-list", "--max-count=1", branch, "--not", "HEAD", f"--exclude={branch}", "--branches"]
-        if not git(root, *own):
+        others = ["HEAD", f"--exclude={branch}", "--branches", f"--exclude=*/{branch}", "--remotes"]
+        if not git(root, "rev-list", "--max-count=1", branch, "--not", *others):
             git(root, "branch", "--quiet", "-D", branch)
 
 

@@ -5,7 +5,7 @@ the refused ones (`num_judged`), and the next publication would carry a deletion
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, chdir, contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -204,7 +204,8 @@ def needed(repo: Any, root: Path, plan: Plan) -> set[str]:
     entries = Path(repo.stage_cache.cache_dir).glob("*/*/*")
     recent = [(path.parent.name, path.name) for path in entries if path.stat().st_mtime > plan.since]
     try:
-        used = repo.used_objs(revs=commits, all_experiments=True, used_run_cache=recent, force=True)
+        with chdir(root):  # DVC takes the stages in its run cache for those of the working directory
+            used = repo.used_objs(revs=commits, all_experiments=True, used_run_cache=recent, force=True)
     except DvcException as error:
         raise UserError(f"DVC cannot tell what is in use: {error}", Exit.MISSING) from error
     return {each.value for objects in used.values() for each in objects}

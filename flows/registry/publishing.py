@@ -109,20 +109,38 @@ def is_there(root: Path, ref: str, mine: str, theirs: str | None) -> bool:
 
 
 def fetch_versions(root: Path, remote: str = "origin") -> list[str]:
-    """Fetch the remote's branches, and the versions, champions and notes that this repository lacks; return their tags.
+    """Fetch the upstream branch, those of runs, and the versions, champions and notes that this repository lacks.
 
-    A tag that differs here and there stays as it is.  Raises UserError (exit 2) without the remote, NetworkError
-    (exit 5) when it does not answer.
+    Return the tags.  A tag that differs here and there stays as it is.  Raises UserError: exit 2 without the remote, 5
+    if the remote no longer has the upstream branch; NetworkError (exit 5) when it does not answer.
     """
     require_remotes(root, remote)
     there, mine = remote_refs(root, remote), local_refs(root)
     missing = sorted(name for name in there if name.startswith(OURS) and name not in mine)
     wanted = "\n".join(f"{name}:{name}" for name in missing).encode()
-    heads = f"+refs/heads/*:refs/remotes/{remote}/*"
-    ask(root, "fetch", "--quiet", "--no-tags", "--stdin", remote, heads, stdin=wanted, seconds=PUSH_SECONDS)
+    heads = [f"+refs/heads/{name}:refs/remotes/{remote}/{name}" for name in branches(root, remote, there)]
+    ask(root, "fetch", "--quiet", "--no-tags", "--stdin", remote, *heads, stdin=wanted, seconds=PUSH_SECONDS)
     if NOTES in there:
         merge_notes(root, remote)
     return [name.removeprefix("refs/tags/") for name in missing]
+
+
+def branches(root: Path, remote: str, there: dict[str, str]) -> list[str]:
+    """Return the names of the branches to fetch: those of runs, and if it is the remote's, the upstream branch.
+
+    Other branches are not fetched, since one in the way of another lets git refuse all of them.  Raises UserError (exit
+    5) if the remote, which has the refs `there`, no longer has the upstream branch.
+    """
+    checked_out = git_text(root, "rev-parse", "--symbolic-full-name", "HEAD")  # HEAD itself if it is detached
+    form = "--format=%(upstream:remotename) %(upstream:remoteref)"
+    place, _, ref = git_text(root, "for-each-ref", form, checked_out).partition(" ")
+    if place != remote:
+        return [f"{layout.RUN_BRANCHES}*"]
+    name = ref.removeprefix("refs/heads/")
+    if ref not in there:
+        advice = f"`git fetch {remote} && git branch -u {remote}/NAME` names another"
+        raise UserError(f"{root}: the upstream branch {name} is no longer at {remote}; {advice}", Exit.MISSING)
+    return [f"{layout.RUN_BRANCHES}*", name]
 
 
 def withdraw(root: Path, commit: str) -> None:

@@ -31,7 +31,7 @@ from flows.orchestration.automations import Notifications
 from flows.orchestration.deployments import keep, next_time
 from flows.orchestration.plugin import full_name
 from flows.orchestration.server import Api, Refused, answers, bypass_proxy, find_address, refusal, require_server
-from flows.orchestration.status import address, schedule, server
+from flows.orchestration.status import address, problems, schedule, server, status
 from flows.orchestration.workers import LOCK, alone, require_pool
 from flows.process.locks import lock_file
 
@@ -353,3 +353,19 @@ def test_a_pool_with_which_this_machine_cannot_work(answer: Any, message: str, c
     with answering(vdm=answer) as url, pytest.raises(UserError, match=message) as raised:
         require_pool(Api(url))
     assert raised.value.code is code
+
+
+def test_the_status_names_a_missing_deployment_and_a_missing_pool(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    online = {"url": "http://a/api", "answers": True, "workers": [{"name": "w", "status": "ONLINE"}]}
+    found: dict[str, Any] = {"folder": "/vdm", "registry": {"unpublished": None}, "worktrees": [], "disk_bytes": {}}
+    assert list(problems(found | {"server": online | {"deployments": ["train-vdm", "weekly"]}})) == []
+    (problem,) = problems(found | {"server": online | {"deployments": ["weekly"]}})
+    assert problem == "the server has no deployment train-vdm; `vdmctl serve` creates it when it starts"
+    with answering(**{"csrf-token": 422}) as url:  # and 501 for every POST, such as that which lists the workers
+        monkeypatch.setenv("PREFECT_API_URL", url)
+        server = status(tmp_path)["server"]
+        assert server["answers"]
+        (problem,) = problems(found | {"server": server})
+        assert problem.startswith(f"{url}: the server fails (501 ")

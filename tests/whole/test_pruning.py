@@ -441,3 +441,15 @@ def test_bad_input_is_one_line(arguments: list[str], code: Exit, message: str, t
     result = Project.at(tmp_path).vdmctl("prune", *arguments)
     assert (result.returncode, result.stdout) == (code, "")
     assert message in one_line(result)
+
+
+def test_it_works_from_a_worktree_elsewhere_and_in_one_of_a_bare_repository(project: Project, tmp_path: Path) -> None:
+    for entry in (project.folder / ".dvc/cache/runs").glob("*/*/*"):
+        aged(entry, -3600)  # newer than the newest version, so that DVC looks for its stage
+    project.git("worktree", "add", "--quiet", "-b", "mine", str(tmp_path / "mine"))
+    assert prune(Project.at(tmp_path / "mine"), "--dry-run")["removed"] == prune(project, "--dry-run")["removed"]
+    bare, linked = Project.at(tmp_path / "vdm.git"), Project.at(tmp_path / "linked")
+    project.git("clone", "--quiet", "--bare", ".", str(bare.folder))
+    bare.git("worktree", "add", "--quiet", str(linked.folder), "main")
+    shutil.copytree(project.folder / ".dvc" / "cache", linked.folder / ".dvc" / "cache")
+    assert prune(linked, "--dry-run")["problems"] == []

@@ -125,6 +125,29 @@ def test_a_version_whose_number_is_taken_takes_the_next_and_keeps_its_commit(pro
     assert publish(project.folder) == ["the reasons of refusals", "vdm@v1.3.0"]
 
 
+def test_the_upstream_branch_is_fetched_whatever_other_branches_the_remote_has(
+    project: Project, tmp_path: Path
+) -> None:
+    project.git("push", "--quiet", "origin", "main", "main:other")
+    clone = Project.at(tmp_path / "clone")
+    project.git("clone", "--quiet", "--branch=main", str(tmp_path / "remote.git"), str(clone.folder))
+    clone.dvc("remote", "add", "--default", "--local", "store2", str(tmp_path / "store"))
+    project.git("commit", "--quiet", "--allow-empty", "--message=Newer")
+    # The clone knows `other`, which is in the way of `other/one`.
+    project.git("push", "--quiet", "origin", ":other", "main:other/one", "main", "main:runs/20260101-000000-aaaa")
+    assert fetch_versions(clone.folder) == []
+    newest = project.git("rev-parse", "main")
+    assert [clone.git("rev-parse", f"origin/{name}") for name in ("main", "runs/20260101-000000-aaaa")] == [newest] * 2
+    project.git("push", "--quiet", "origin", "main:trunk", ":main")
+    with pytest.raises(
+        UserError, match="the upstream branch main is no longer at origin; `git fetch origin && "
+    ) as gone:
+        fetch_versions(clone.folder)
+    assert gone.value.code is Exit.MISSING
+    clone.git("checkout", "--quiet", "--detach")
+    assert fetch_versions(clone.folder) == []
+
+
 def test_a_version_that_was_withdrawn_is_not_announced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Another machine took its number, and the network failed before the model was compared again."""
 

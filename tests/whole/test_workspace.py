@@ -114,6 +114,18 @@ def test_a_run_has_all_files_although_the_checkout_is_sparse(copied: Project) ->
     assert not (copied.folder / "presets").exists()
 
 
+def test_no_branch_is_left_of_a_run_that_started_from_a_commit_of_the_remote_and_made_none(copied: Project) -> None:
+    newer = copied.git("commit-tree", "-p", "HEAD", "-m", "Newer", "HEAD^{tree}").strip()
+    copied.git("update-ref", "refs/remotes/origin/main", newer)
+    with workspace(copied.folder, copied.git("show", "HEAD:params.yaml"), newer) as place:
+        pass
+    assert copied.git("branch", "--list", "runs/*") == ""
+    with workspace(copied.folder, copied.git("show", "HEAD:params.yaml"), newer) as place:
+        copied.git("-C", str(place.folder), "commit", "--quiet", "--allow-empty", "--message=Retrain")
+        copied.git("update-ref", f"refs/remotes/origin/{place.branch}", place.branch)  # as if it was published
+    assert copied.git("branch", "--list", "runs/*", "--format=%(refname:short)").split() == [place.branch]
+
+
 def test_a_submodule_is_refused(copied: Project, tmp_path: Path) -> None:
     outer, root = Project.at(tmp_path), tmp_path / "sub"
     outer.git("init", "--quiet")
