@@ -1,13 +1,13 @@
 """The commands of vdmctl, by subject.
 
-vdmctl      the whole command line, its help, and `serve`
-pipeline    the stages, the report and the presets
-evaluation  likelihoods and comparisons
-sampling    samples, and their quality
+vdmctl      the whole command line, its help, `serve` and `worker`
+pipeline    the stages up to `register`, the report and the presets
+evaluation  the stage `evaluate`, and other likelihoods and comparisons
+sampling    the stages `features` and `sample`, and other samples
 compression  images to compressed files and back
 registry    versions and the champion
 operating   the state of the retraining loop
-arguments   checks of arguments, and params.yaml
+arguments   the option --json, params.yaml, and the refusal of empty arguments
 options     parameters replaced by options
 inspecting  `vdmctl validate PATH`
 reporting   `vdmctl report --out`

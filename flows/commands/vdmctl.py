@@ -1,4 +1,4 @@
-"""The whole command line `vdmctl`: its help, its groups of commands, and `vdmctl serve`."""
+"""The whole command line `vdmctl`: its help, its groups of commands, `vdmctl serve` and `vdmctl worker`."""
 
 from typing import Annotated
 

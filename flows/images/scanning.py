@@ -45,9 +45,11 @@ def find_images(source: Path) -> Found:
     """Return the files of images in a folder, or `source` itself if it is a file.
 
     Hidden files and folders are left out.  Raises UserError: exit 5 for a folder without images and for unreadable
-    folders, 4 for links out of the folder.
+    folders, 4 for links out of the folder and for an .npz file.
     """
     try:
+        if source.suffix == ".npz":
+            raise UserError(f"{source}: .npz files are not read; save the array of images as .npy", Exit.INVALID_DATA)
         if source.is_file():
             return Found(source, source.parent, [source.name], [])
         if not source.is_dir():

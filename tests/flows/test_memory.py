@@ -12,6 +12,7 @@ import torch
 from conftest import TINY
 from project import TINY_PARAMS
 
+from benchmarks.speed import SHAPES
 from flows.cli import run
 from flows.core import memory
 from flows.core.checkpoint import config_sha256, load_model, save_model
@@ -30,7 +31,6 @@ from vdm.model import VDM
 
 ROOT = Path(__file__).parents[2]
 PRESETS = sorted((ROOT / "presets").glob("*.yaml"))
-SHAPES = {"digits": (1, 8, 8), "mnist": (1, 28, 28), "fashion_mnist": (1, 28, 28), "imagenet64": (3, 64, 64)}
 PIXELS = np.arange(12 * 64, dtype=np.uint8).reshape(12, 1, 8, 8) % 17
 GIB = 2**30
 
@@ -112,15 +112,16 @@ def test_every_preset_trains_with_80_gib_and_does_the_rest_with_24(
 ) -> None:
     """The system takes part of the memory.  On a card compiling saves what ImageNet 64x64 does not find here."""
     monkeypatch.setattr(memory, "available", lambda: 76 * GIB)
-    params, shape = read_params(preset), SHAPES.get(preset.stem, (3, 32, 32))
+    params = read_params(preset)
+    *shape, num_levels = SHAPES[params.data.name]
     pixels = np.broadcast_to(np.uint8(0), (1_281_167, *shape))
-    described = {"num_levels": 256, "image_shape": list(shape)}
+    described = {"num_levels": num_levels, "image_shape": shape}
     image_set = ImageSet(described, pixels, pixels[:0], pixels)
     parts = {"accumulation": 8} if preset.stem == "imagenet64" else {}
     train.require_memory(params.model, params.train.model_copy(update=parts), image_set, torch.device("cpu"), 1)
     monkeypatch.setattr(memory, "available", lambda: 20 * GIB)
     with torch.device("meta"):
-        model = VDM(image_shape=shape, num_levels=256, **params.model.model_dump())
+        model = VDM(image_shape=shape, num_levels=num_levels, **params.model.model_dump())
     memory.require(drawing.memory_needed(model, params.sample), torch.device("cpu"), "sample")
     sizes = params.evaluate.model_dump(include={"times_per_image", "batch_size"})
     network = {"num_dims": model.num_dims, "network_bytes": model.inference_bytes("float32")}

@@ -56,6 +56,13 @@ def test_a_missing_folder_is_named(tmp_path: Path) -> None:
         load(tmp_path / "nowhere")
 
 
+def test_an_npz_file_is_not_taken_for_a_picture(tmp_path: Path) -> None:
+    np.savez(tmp_path / "images.npz", images=noise(4, 4))
+    with pytest.raises(UserError, match=r"\.npz files are not read; save the array of images as \.npy") as refused:
+        load(tmp_path / "images.npz")
+    assert refused.value.code is Exit.INVALID_DATA
+
+
 @pytest.mark.parametrize("layout", ["same", "inside", "around", "linked"])
 def test_a_source_that_the_output_would_replace_or_join_is_refused(layout: str, tmp_path: Path) -> None:
     out, own = tmp_path / "data" / "images", tmp_path / "data"
