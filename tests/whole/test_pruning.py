@@ -5,7 +5,6 @@ import os
 import shutil
 import socket
 import time
-from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -368,43 +367,6 @@ def test_states_that_nobody_continued_are_shown_and_removed(project: Project) ->
     assert f"step 1, width 8, 1 blocks, {weights:,} weights, learning rate {old['learning_rate']:g}" in text
     assert f"{old['bpd']:.4f} bits/dim" in text
     assert [path.name for path in runs.iterdir()] == ["new"]
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[str]:
-    """Return the URL of a Prefect server with its own database, which asks for a token as `vdmctl serve`'s does."""
-    from prefect.settings import PREFECT_API_URL, PREFECT_SERVER_CSRF_PROTECTION_ENABLED, temporary_settings
-    from prefect.testing.utilities import prefect_test_harness
-
-    with temporary_settings({PREFECT_SERVER_CSRF_PROTECTION_ENABLED: True}), prefect_test_harness():
-        yield PREFECT_API_URL.value()
-
-
-def test_the_ended_runs_beyond_the_newest_leave_the_history(
-    server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from prefect import flow
-    from prefect.client.orchestration import get_client
-    from prefect.client.schemas.actions import ArtifactCreate
-    from prefect.states import Cancelled, Completed, Failed, Running
-
-    monkeypatch.setenv("PREFECT_API_URL", server)
-    ours, other = (flow(name=name)(lambda: None) for name in ("train-vdm", "other"))
-    with get_client(sync_client=True) as client:
-        states = {"first": Completed, "second": Failed, "third": Cancelled, "fourth": Completed, "works": Running}
-        for name, state in states.items():
-            run = client.create_flow_run(ours, name=name, state=Running())
-            client.create_artifact(ArtifactCreate(key=name, flow_run_id=run.id))
-            client.set_flow_run_state(run.id, state(), force=True)
-        client.create_flow_run(other, name="other", state=Completed())
-        for dry_run in (True, False):
-            work = Pruning(keep=2, dry_run=dry_run)
-            prune_history(tmp_path, work, 2)
-            assert work.problems + work.skipped == []
-            assert work.removed["prefect_runs"]["names"] == ["second", "first"]
-            left = {"third", "fourth", "works"} | ({"first", "second"} if dry_run else set())
-            assert {run.name for run in client.read_flow_runs()} == left | {"other"}
-            assert {artifact.key for artifact in client.read_artifacts()} == left
 
 
 def test_a_server_that_this_folder_did_not_start_keeps_its_history(

@@ -1,4 +1,4 @@
-"""What stops `vdmctl serve` from starting, and what it survives; test_flow.py tests the loop itself."""
+"""What stops `vdmctl serve` from starting, what it survives, and its history; test_flow.py tests the loop itself."""
 
 import http
 import os
@@ -19,6 +19,7 @@ from project import ROOT, Project
 
 from flows.core.errors import Exit
 from flows.orchestration import serve as serving
+from flows.orchestration.pruning import Pruning, prune_history
 from flows.orchestration.server import is_loopback
 from flows.process.locks import claim
 
@@ -264,6 +265,35 @@ def test_a_run_whose_process_died_while_the_server_failed_is_ended(
     serving.look(lambda: None, plant.url)
     assert plant.read(run)["state"]["type"] == "CRASHED"
     assert capsys.readouterr().err.endswith("its process was gone, so the run was ended\n")
+
+
+def test_pruning_removes_the_ended_runs_beyond_the_newest_from_the_history(
+    plant: Plant, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from prefect import flow
+    from prefect.client.orchestration import get_client
+    from prefect.client.schemas.actions import ArtifactCreate
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+    from prefect.states import Cancelled, Completed, Failed, Running
+
+    monkeypatch.setenv("PREFECT_API_URL", plant.url)
+    prune_history(tmp_path, Pruning(keep=0, dry_run=False), 0)  # those of the tests before
+    ours, other = (flow(name=name)(lambda: None) for name in ("train-vdm", "other"))
+    with temporary_settings({PREFECT_API_URL: plant.url}), get_client(sync_client=True) as client:
+        states = {"first": Completed, "second": Failed, "third": Cancelled, "fourth": Completed, "works": Running}
+        for name, state in states.items():
+            run = client.create_flow_run(ours, name=name, state=Running())
+            client.create_artifact(ArtifactCreate(key=name, flow_run_id=run.id))
+            client.set_flow_run_state(run.id, state(), force=True)
+        client.create_flow_run(other, name="other", state=Completed())
+        for dry_run in (True, False):
+            work = Pruning(keep=2, dry_run=dry_run)
+            prune_history(tmp_path, work, 2)
+            assert work.problems + work.skipped == []
+            assert work.removed["prefect_runs"]["names"] == ["second", "first"]
+            left = {"third", "fourth", "works"} | ({"first", "second"} if dry_run else set())
+            assert {run.name for run in client.read_flow_runs()} == left | {"other"}
+            assert {artifact.key for artifact in client.read_artifacts()} == left
 
 
 def training(plant: Plant) -> str:
