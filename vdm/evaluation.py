@@ -112,7 +112,7 @@ def student_quantile(confidence: float, degrees: int) -> float:
 
 
 def paired_difference(first: np.ndarray, second: np.ndarray, *, confidence: float) -> PairedDifference:
-    """Compare -VLB (N,) of the same images, evaluated at the same times with the same noise."""
+    """Compare two models by the bits/dim (N,) of the same images, evaluated at the same times with the same noise."""
     difference = second - first
     mean, error = float(difference.mean()), standard_error(difference)
     half_width = student_quantile(confidence, len(difference) - 1) * error
