@@ -70,7 +70,11 @@ def add_worktree(place: Workspace) -> None:
     if parent := git_text(place.root, "rev-parse", "--show-superproject-working-tree"):
         reason = "in whose worktrees DVC cannot work; serve a clone outside it"
         raise UserError(f"{place.root} is a submodule of {parent}, {reason}", Exit.USAGE)
-    git_text(place.root, "worktree", "add", "--quiet", "-b", place.branch, str(place.folder), place.base)
+    try:
+        git_text(place.root, "worktree", "add", "--quiet", "-b", place.branch, str(place.folder), place.base)
+    except UserError as error:
+        free = shutil.disk_usage(place.folder.parent).free / 1e6
+        raise UserError(f"{error}; {place.folder.parent} has {free:,.1f} MB of free space", error.code) from error
     if git_text(place.folder, "config", "--type=bool", "--default=false", "core.sparseCheckout") == "true":
         git_text(place.folder, "sparse-checkout", "disable")
 

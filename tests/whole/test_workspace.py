@@ -126,6 +126,15 @@ def test_no_branch_is_left_of_a_run_that_started_from_a_commit_of_the_remote_and
     assert copied.git("branch", "--list", "runs/*", "--format=%(refname:short)").split() == [place.branch]
 
 
+def test_a_full_disk_is_named(copied: Project, full_disk: Path) -> None:
+    (copied.folder / ".vdm").mkdir(exist_ok=True)
+    (copied.folder / ".vdm" / "worktrees").symlink_to(full_disk)
+    place = workspace(copied.folder, "", "HEAD")
+    with pytest.raises(UserError, match=r"unable to .*; .*/worktrees has 0\.\d MB of free space") as raised, place:
+        pass
+    assert raised.value.code is Exit.MISSING
+
+
 def test_a_submodule_is_refused(copied: Project, tmp_path: Path) -> None:
     outer, root = Project.at(tmp_path), tmp_path / "sub"
     outer.git("init", "--quiet")
