@@ -77,7 +77,7 @@ def evaluate(
     ] = None,
     num_images: Annotated[
         int | None,
-        typer.Option(help="ode: number of images to evaluate, evenly spread.", show_default="ode.num_images"),
+        typer.Option(help="ode: most images to evaluate, evenly spread.", show_default="ode.num_images"),
     ] = None,
     num_draws: Annotated[
         int | None, typer.Option(help="ode: number of dequantisation draws per image.", show_default="ode.num_draws")
