@@ -112,12 +112,13 @@ def as_user_error(error: UserError | OSError | DvcException) -> UserError:
 def leave_out_tracebacks() -> None:
     """Filter from the run's log what its last lines and its state say in one line.
 
-    These are tracebacks of expected errors, failed states that tasks return, and messages that a cancelled run crashed.
+    These are tracebacks of expected errors and of exits, failed states that tasks return, and messages that a cancelled
+    run crashed.
     """
     repeats = ("Crash detected! Execution was aborted", "Finished in state Running()")
 
     def is_kept(record: logging.LogRecord) -> bool:
-        expected = record.exc_info and isinstance(record.exc_info[1], (*EXPECTED, type(None)))
+        expected = record.exc_info and isinstance(record.exc_info[1], (*EXPECTED, SystemExit, type(None)))
         return not expected and not record.getMessage().startswith(repeats)
 
     for name in ("prefect.engine", "prefect.flow_runs", "prefect.task_runs"):

@@ -124,7 +124,7 @@ def rows(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
         yield "worker", f"{worker['name']} {worker['status'].lower()}"
     for one in server.get("schedules", []):
         state = f"on, next run {one['next_run'] or 'not planned yet'}" if one["active"] else "off"
-        yield "schedule", f"{one['deployment']} {one['when']}: {state}"
+        yield "schedule", f"{one['deployment']}: {one['when']} {one['timezone']}: {state}"
     for run in server.get("runs", []):
         yield "run", f"{run['name']} {run['state'].lower()}, started {run['started'] or 'not yet'}"
     for device in found["devices"]:

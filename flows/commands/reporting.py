@@ -176,7 +176,9 @@ def of_folder(folder: Path) -> Results:
         images=layout.IMAGES,
     )
     command = f"{command} {options_of(metrics)}"
-    return read_results(files, Origin(str(folder), {"model": description["model"]}, {}, [command]))
+    # Shape and levels are those of the images, and no parameters.
+    model = {key: value for key, value in description["model"].items() if key not in ("image_shape", "num_levels")}
+    return read_results(files, Origin(str(folder), {"model": model}, {}, [command]))
 
 
 def options_of(metrics: Path) -> str:

@@ -9,6 +9,7 @@ import re
 import shutil
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -90,14 +91,16 @@ def prune(root: Path, *, keep: int, dry_run: bool) -> Entry:
     a wrong VDM_LOCK_DIR.
     """
     devices = folder_of_devices()
-    root = main_worktree(root)
+    root, *others = worktrees(root)
     work = Pruning(keep=keep, dry_run=dry_run)
-    require_idle(root)
-    with cache_locked(root) as repo, locked(root):
+    require_idle([root, *others])
+    with ExitStack() as stack:
+        repos = [stack.enter_context(cache_locked(each)) for each in (root, *others)]
+        stack.enter_context(locked(root))
         left = sorted((root / layout.WORKTREES).glob("*/"))
         work.remove("worktrees", [one.name for one in left], sum(map(size_of, left)), lambda: workspace.prune(root))
         plan = prune_registry(root, work, keep)
-        prune_cache(root, repo, work, plan)
+        prune_cache([root, *others], repos, work, plan)
         work.remove_folders("reports", list(old_reports(root, plan)))
         work.remove_folders("fetched_models", list(old_models(root, plan)))
         prune_states(root, work, devices)
@@ -105,24 +108,27 @@ def prune(root: Path, *, keep: int, dry_run: bool) -> Entry:
     return work.found
 
 
-def main_worktree(root: Path) -> Path:
-    """Return the repository's main worktree, below which are the runs' worktrees and states.
+def worktrees(root: Path) -> list[Path]:
+    """Return the repository's worktrees that have DVC's folder, without those of the runs of the first.
 
-    A bare repository has no main worktree: return the one at `root`.
+    The first is the main one, or if the repository is bare, the one at `root`.  It is pruned; the others may share its
+    cache, and be served, too.
     """
-    first = git_text(root, "worktree", "list", "--porcelain").partition("\n\n")[0].splitlines()
-    if "bare" in first:
-        return Path(git_text(root, "rev-parse", "--show-toplevel"))
-    return Path(first[0].removeprefix("worktree "))
+    entries = [entry.splitlines() for entry in git_text(root, "worktree", "list", "--porcelain").split("\n\n")]
+    folders = [Path(entry[0].removeprefix("worktree ")) for entry in entries if "bare" not in entry]
+    first = folders[0] if len(folders) == len(entries) else Path(git_text(root, "rev-parse", "--show-toplevel"))
+    apart = [each for each in folders if each != first and not each.is_relative_to(first / layout.WORKTREES)]
+    return [first, *(each for each in apart if (each / ".dvc").is_dir())]
 
 
-def require_idle(root: Path) -> None:
-    """Raise UserError (exit 6) that names a run in progress: it may use any file that is in the cache now."""
-    for name, holder in sorted(held_locks(root / layout.WORKTREES).items()):
-        raise UserError(f"run {Path(name).stem} is in progress ({holder}); prune when it has ended", Exit.BUSY)
-    for folder in (root / layout.WORKTREES, root / ".dvc/tmp/exps"):
-        for process in processes_in(folder):
-            raise UserError(f"process {process} works in {folder}; prune when it has ended", Exit.BUSY)
+def require_idle(folders: list[Path]) -> None:
+    """Raise UserError (exit 6) that names a run of a worktree: it may use any file that is in the cache now."""
+    for folder in folders:
+        for name, holder in sorted(held_locks(folder / layout.WORKTREES).items()):
+            raise UserError(f"run {Path(name).stem} is in progress ({holder}); prune when it has ended", Exit.BUSY)
+        for place in (folder / layout.WORKTREES, folder / ".dvc/tmp/exps"):
+            for process in processes_in(place):
+                raise UserError(f"process {process} works in {place}; prune when it has ended", Exit.BUSY)
 
 
 def prune_registry(root: Path, work: Pruning, keep: int) -> Plan:
@@ -141,17 +147,20 @@ def prune_registry(root: Path, work: Pruning, keep: int) -> Plan:
     return plan
 
 
-def prune_cache(root: Path, repo: Any, work: Pruning, plan: Plan) -> None:
-    """Delete the files in DVC's cache that nothing needs.  Raises UserError (exit 6) if a run starts meanwhile."""
+def prune_cache(folders: list[Path], repos: list[Any], work: Pruning, plan: Plan) -> None:
+    """Delete the files in the cache of the first worktree that nothing in any of them needs.
+
+    Raises UserError (exit 6) if a run starts meanwhile.
+    """
     try:
-        paths = superfluous(repo, root, plan)
+        paths = superfluous(repos, folders[0], plan)
     except UserError as error:
         work.problems.append(f"DVC's cache is not pruned: {error}")
         return
     size = sum(path.stat().st_size for path in paths)
     names = [path.parent.name + path.name for path in paths]
     # A run that starts now may use a file that is about to go, so look again.
-    work.remove("cached_files", names, size, lambda: delete_files(paths, lambda: require_idle(root)))
+    work.remove("cached_files", names, size, lambda: delete_files(paths, lambda: require_idle(folders)))
 
 
 def old_reports(root: Path, plan: Plan) -> Iterator[Path]:

@@ -6,7 +6,7 @@ It must be quick, so it asks the server by HTTP and reads files, and imports nei
 import os
 from collections.abc import Iterator
 from contextlib import suppress
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -102,10 +102,12 @@ def schedule(deployment: Entry, each: Entry, planned: list[Entry]) -> Entry:
     key = f"scheduled {deployment['id']} {each['id']} "  # as Prefect's scheduler begins the keys of its runs
     times = [run["expected_start_time"] for run in planned if str(run["idempotency_key"]).startswith(key)]
     active = bool(each["active"]) and not deployment["paused"]
-    when = each["schedule"].get("cron") or each["schedule"].get("rrule") or each["schedule"].get("interval")
+    given = each["schedule"]
+    when = given.get("cron") or given.get("rrule") or f"every {timedelta(seconds=given['interval'])}"
     return {
         "deployment": f"{FLOW}/{deployment['name']}",
-        "when": str(when),
+        "when": when,
+        "timezone": given.get("timezone") or "UTC",
         "active": active,
         "next_run": min(times) if active and times else None,
     }

@@ -171,16 +171,21 @@ def cache_locked(root: Path) -> Iterator[Any]:
         yield repo
 
 
-def superfluous(repo: Any, root: Path, plan: Plan) -> list[Path]:
+def superfluous(repos: list[Any], root: Path, plan: Plan) -> list[Path]:
     """Return the files in DVC's cache that nothing needs, listings of folders first.
+
+    `repos` are DVC's repositories of all worktrees, that at `root` first.
 
     Raises UserError: exit 5 when it is not known what a version needs, 2 for a cache outside the repository.
     """
+    repo, *others = repos
     if not Path(repo.cache.local_cache_dir).resolve().is_relative_to(root.resolve()):
         reason = "is outside the repository, so other projects may use it; `dvc gc --projects` prunes such a cache"
         raise UserError(f"DVC's cache {repo.cache.local_cache_dir} {reason}", Exit.USAGE)
     place, cached = cached_at(repo), set(repo.cache.local.all())
     going = cached - needed(repo, root, plan) if cached else set()
+    for other in others:
+        going -= used_in(other)
     # DVC takes a folder for complete if its listing is there, so no listing may outlive its files.
     return [place(digest) for digest in sorted(going, key=lambda digest: (not digest.endswith(".dir"), digest))]
 
@@ -203,11 +208,19 @@ def needed(repo: Any, root: Path, plan: Plan) -> set[str]:
                     raise
     entries = Path(repo.stage_cache.cache_dir).glob("*/*/*")
     recent = [(path.parent.name, path.name) for path in entries if path.stat().st_mtime > plan.since]
+    return used_in(repo, revs=commits, all_experiments=True, used_run_cache=recent)
+
+
+def used_in(repo: Any, **options: Any) -> set[str]:
+    """Return the digests of all files that a worktree needs, and those of `options`.
+
+    Raises UserError (exit 5) if DVC cannot find them.
+    """
     try:
-        with chdir(root):  # DVC takes the stages in its run cache for those of the working directory
-            used = repo.used_objs(revs=commits, all_experiments=True, used_run_cache=recent, force=True)
+        with chdir(repo.root_dir):  # DVC takes the stages in its run cache for those of the working directory
+            used = repo.used_objs(force=True, **options)
     except DvcException as error:
-        raise UserError(f"DVC cannot tell what is in use: {error}", Exit.MISSING) from error
+        raise UserError(f"DVC cannot tell what is in use in {repo.root_dir}: {error}", Exit.MISSING) from error
     return {each.value for objects in used.values() for each in objects}
 
 

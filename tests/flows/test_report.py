@@ -414,6 +414,7 @@ def test_a_model_folder_has_results_of_its_own(
     (model / "metrics.json").write_text(json.dumps(written | {"model_sha256": own}))
     assert vdmctl("my model", "--out", "page.html").returncode == 0
     text = words(Document((tmp_path / "page.html").read_text()).text)
+    assert text.count("image_shape") == 1  # of the images, and not a parameter of the model
     assert "There is no training log" in text
     assert "width 8" in text
     assert "--out 'my model' --split test --times-per-image" in text

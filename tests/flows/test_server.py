@@ -262,6 +262,13 @@ def test_a_date_that_never_comes_is_no_error() -> None:
     assert next_time(CronSchedule(cron="5 4 1 1 *")).endswith("-01-01 04:05 UTC")
 
 
+def test_an_interval_is_named_with_its_unit() -> None:
+    deployment = {"id": "d", "name": "weekly", "paused": False}
+    given = {"interval": 20.0, "timezone": "Europe/Berlin"}
+    shown = schedule(deployment, {"id": "s", "active": True, "schedule": given}, [])
+    assert (shown["when"], shown["timezone"], shown["next_run"]) == ("every 0:00:20", "Europe/Berlin", None)
+
+
 def test_every_schedule_of_a_deployment_has_its_own_next_run() -> None:
     deployment = {"id": "d", "name": "weekly", "paused": False}
     planned = [

@@ -415,3 +415,25 @@ def test_it_works_from_a_worktree_elsewhere_and_in_one_of_a_bare_repository(proj
     bare.git("worktree", "add", "--quiet", str(linked.folder), "main")
     shutil.copytree(project.folder / ".dvc" / "cache", linked.folder / ".dvc" / "cache")
     assert prune(linked, "--dry-run")["problems"] == []
+
+
+def test_what_another_worktree_needs_stays_and_its_run_is_waited_for(project: Project, tmp_path: Path) -> None:
+    """It shares the cache of the main one, and has results that are not committed."""
+    mine = Project.at(tmp_path / "mine")
+    project.git("worktree", "add", "--quiet", "--detach", str(mine.folder), "HEAD")
+    mine.dvc("cache", "dir", "--local", str(project.folder / ".dvc/cache"))
+    mine.edit("params.yaml", **{"split_seed: 1": "split_seed: 2"})
+    for stage in ("download", "validate"):
+        assert mine.vdmctl(stage).returncode == 0
+        mine.dvc("commit", "--force", stage)
+    listed = prune(project)["removed"]["cached_files"]["count"]
+    assert listed > 0  # those of v1.0.0
+    shutil.rmtree(mine.folder / "data" / "images")
+    mine.dvc("checkout", "download")  # from the cache, which has all of its files
+    run = mine.folder / ".vdm/worktrees/new.lock"
+    run.parent.mkdir(parents=True)
+    with lock_file(run, "process 7"):
+        for folder in (project, mine):
+            result = folder.vdmctl("prune", "--keep=1")
+            assert result.returncode == Exit.BUSY
+            assert "run new is in progress" in one_line(result)

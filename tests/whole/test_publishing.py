@@ -51,6 +51,7 @@ def test_refusals_and_branches_with_a_commit_are_published(project: Project, tmp
     record_refusal(root, resolve(root, "v1.1.0"), 'Refuse\n\n{"decision": "refuse", "reason": "worse"}\n')
     project.git("tag", "--annotate", "--message=Private", "mine")
     project.git("config", "push.followTags", "true")
+    project.git("config", "trailer.separators", "=")  # the run's name is in a trailer
     assert publish(root)[:2] == ["branch runs/20260101-000000-bbbb", "the reasons of refusals"]
     assert "refs/tags/mine" not in published(project)
     assert project.git("ls-remote", "--heads", "origin").split()[1::2] == ["refs/heads/runs/20260101-000000-bbbb"]
