@@ -109,10 +109,10 @@ def prune(root: Path, *, keep: int, dry_run: bool) -> Entry:
 
 
 def worktrees(root: Path) -> list[Path]:
-    """Return the repository's worktrees that have DVC's folder, without those of the runs of the first.
+    """Return the worktree to prune, and then the others in which DVC is set up, which may share its cache.
 
-    The first is the main one, or if the repository is bare, the one at `root`.  It is pruned; the others may share its
-    cache, and be served, too.
+    The first is the main worktree, or the one at `root` if the repository is bare.  The worktrees of its runs are left
+    out, since they are pruned.
     """
     entries = [entry.splitlines() for entry in git_text(root, "worktree", "list", "--porcelain").split("\n\n")]
     folders = [Path(entry[0].removeprefix("worktree ")) for entry in entries if "bare" not in entry]

@@ -29,7 +29,10 @@ FIELDS = "".join(
 # Hooks are for the commits of people: a hook of `dvc install` fails in a worktree that has no outputs yet.  A key to
 # sign with may need a password.
 SETTINGS = (
-    *("core.hooksPath=/dev/null", "commit.gpgSign=false", "tag.gpgSign=false", "log.showSignature=false"),
+    "core.hooksPath=/dev/null",
+    "commit.gpgSign=false",
+    "tag.gpgSign=false",
+    "log.showSignature=false",
     "trailer.separators=:",
 )
 UNATTENDED = [option for setting in SETTINGS for option in ("-c", setting)]
