@@ -4,6 +4,7 @@ Heavy modules are imported inside the commands.
 """
 
 import re
+import shlex
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -189,7 +190,7 @@ def compare(
 ) -> None:
     """Measure SECOND - FIRST in bits/dim on the same images, times and noise, with `evaluate:`.
 
-    Also print the quality of both models' samples, if both were measured in the same features.
+    Also print the quality of both models' samples, if both were measured in the same features, with the same images.
     """
     if not 0 < confidence < 1:
         raise UserError(f"--confidence must lie between 0 and 1, got {confidence}", Exit.USAGE)
@@ -253,3 +254,4 @@ def import_checkpoint(
         averaged=averaged,
         sha256=sha256,
     )
+    say(f"{out}: the model of {file}; `vdmctl evaluate {shlex.quote(str(out))}` measures its bits/dim")

@@ -29,8 +29,8 @@ def status(
 ) -> None:
     """Show the state of the retraining loop; exit 5 if there is a problem.
 
-    It shows the server, its workers, schedules and unfinished runs; who trains on which device; the worktrees of runs;
-    the champion; and the disk usage.  The last lines say what is wrong and what to do.
+    It shows the server, its workers, schedules, unfinished runs and the run that ended last; who trains on which
+    device; the worktrees of runs; the champion; and the disk usage.  The last lines say what is wrong and what to do.
     """
     from flows.orchestration.status import status
 
@@ -127,6 +127,8 @@ def rows(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
         yield "schedule", f"{one['deployment']}: {one['when']} {one['timezone']}: {state}"
     for run in server.get("runs", []):
         yield "run", f"{run['name']} {run['state'].lower()}, started {run['started'] or 'not yet'}"
+    if last := server.get("last_run"):
+        yield "last run", f"{last['name']} {last['state'].lower()}, ended {last['ended']}"
     for device in found["devices"]:
         yield "device", f"{device['device']}: {device['holder']} since {device['since']}"
     for worktree in found["worktrees"]:
@@ -139,5 +141,6 @@ def rows(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
     for kind, size in found["disk_bytes"].items():
         if size:
             yield "disk", f"{kind.replace('_', ' ')}: {size / 1e6:,.1f} MB"
+    yield "disk", f"free: {found['disk_free_bytes'] / 1e6:,.1f} MB"
     for problem in found["problems"]:
         yield "problem", problem

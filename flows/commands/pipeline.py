@@ -121,6 +121,7 @@ def report(
         from flows.commands.reporting import write_page
 
         write_page([model for model in (first, second) if model], out, force=force)
+        say(f"report: {out}")
     elif first or force:
         raise UserError("a model and --force need --out FILE", Exit.USAGE)
     else:

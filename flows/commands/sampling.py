@@ -75,7 +75,10 @@ def sample(
     known: Annotated[
         Path | None, typer.Option(help="A picture, or an .npy file of levels, to keep where the mask is dark.")
     ] = None,
-    mask: Annotated[Path | None, typer.Option(help="A picture that is white where KNOWN is to be filled in.")] = None,
+    mask: Annotated[
+        Path | None,
+        typer.Option(help="What to fill in of KNOWN: a picture that is white there, or an .npy file above 0 there."),
+    ] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N.", show_default="sample.device")] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace outputs that exist.")] = False,
     as_json: AsJson = False,

@@ -4,6 +4,7 @@ It must be quick, so it asks the server by HTTP and reads files, and imports nei
 """
 
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import suppress
 from datetime import datetime, timedelta
@@ -20,6 +21,7 @@ from flows.registry.git import git_text
 from flows.registry.versions import MODEL, champion, versions
 
 UNFINISHED = ["PENDING", "RUNNING", "CANCELLING"]
+ENDED = ["COMPLETED", "FAILED", "CRASHED", "CANCELLED"]
 Entry = dict[str, Any]
 
 
@@ -30,6 +32,7 @@ def status(root: Path) -> Entry:
     found["worktrees"] = worktrees(root)
     found["registry"] = registry(root)
     found["disk_bytes"] = disk(root)
+    found["disk_free_bytes"] = shutil.disk_usage(root).free
     found["problems"] = list(problems(found))
     return found
 
@@ -80,7 +83,22 @@ def loop(api: Api) -> Entry:
             for one in planned
             if one["state_name"] == "Late"
         ],
+        "last_run": last_run(api),
     }
+
+
+def last_run(api: Api) -> Entry | None:
+    """Return the run that ended last, with the reason if it failed; None before the first one."""
+    for one in runs(api, *ENDED, sort="END_TIME_DESC", limit=1):
+        state = one["state"]
+        failed = state["type"] in ("FAILED", "CRASHED")
+        return {
+            "name": one["name"],
+            "state": state["name"],
+            "ended": one["end_time"],
+            "reason": (state["message"] or "Prefect knows no reason") if failed else None,
+        }
+    return None
 
 
 def paused(api: Api) -> list[Entry]:
@@ -199,6 +217,8 @@ def problems(found: Entry) -> Iterator[str]:
         yield f"no run of {one['name']} starts, since it is paused; `{one['resume']}`"
     for run in server.get("late", []):
         yield f"run {run['name']}, planned for {run['planned']}, has not started; is a worker of its queue online?"
+    if (last := server.get("last_run")) and last["reason"]:
+        yield f"the last run, {last['name']}, {last['state'].lower()} at {last['ended']}: {last['reason']}"
     if "problem" in found["registry"]:
         yield found["registry"]["problem"]
     elif names := found["registry"]["unpublished"]:

@@ -79,8 +79,11 @@ def when_free(run: Callable[[], None], *, hours: float) -> None:
 
 
 def failure(reason: Path, last: list[str], returncode: int) -> UserError:
-    """Return the error of a failed command: from the file `reason`, else from its last lines and its exit status."""
-    if error := written(reason):
+    """Return the error of a failed command: from the file `reason`, else from its last lines and its exit status.
+
+    If the command was killed, a process that it had started may have written that somebody stopped it.
+    """
+    if returncode != -signal.SIGKILL and (error := written(reason)):
         return error
     # A process that was killed by a signal wrote no reason, but DVC prints the status of its shell.  bash replaces
     # itself by the command, so its status is minus the signal's number.  dash waits for it, and adds 128.

@@ -214,7 +214,9 @@ def previous_champion(root: Path) -> Version:
     """Return the version that a roll-back makes the champion.  Raises UserError (exit 5) if no earlier one is left."""
     reigning = reign(annotated_tags(root, f"{MODEL}#"))
     if len(reigning) < 2:
-        raise UserError("there is no earlier champion to go back to", Exit.MISSING)
+        present = resolve(root, CHAMPION).name.replace("@", " ")
+        advice = f"`gto deprecate {present} {CHAMPION}` leaves the project without a champion"
+        raise UserError(f"there is no earlier champion to go back to; {advice}", Exit.MISSING)
     for version in versions(root):
         if version.commit == reigning[-2].commit:
             return version

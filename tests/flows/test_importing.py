@@ -89,10 +89,13 @@ def test_float64_agrees_with_float32(google: tuple[VDM, dict[str, Tensor]]) -> N
         close(one, other)
 
 
-def test_the_pytorch_peers_checkpoint_agrees(tmp_path: Path) -> None:
+def test_the_pytorch_peers_checkpoint_agrees(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = ORACLES / "addtt_learned" / "model.pt"
-    assert run(["import-checkpoint", str(file), "--format", "addtt", "--out", str(tmp_path / "model")]) == 0
-    model, expected = load_model(tmp_path / "model"), oracle(ORACLES / "addtt_learned" / "oracle.npz")
+    out = tmp_path / "a model"
+    assert run(["import-checkpoint", str(file), "--format", "addtt", "--out", str(out)]) == 0
+    said = f"{out}: the model of {file}; `vdmctl evaluate '{out}'` measures its bits/dim\n"
+    assert capsys.readouterr() == (said, "")
+    model, expected = load_model(out), oracle(ORACLES / "addtt_learned" / "oracle.npz")
     close(model.schedule(expected["t"]), expected["gamma"])
     close(model.network(expected["z"], expected["gamma"]), expected["eps_hat"])
     terms = model(expected["pixels"], expected["eps"], expected["t"])

@@ -264,6 +264,14 @@ def test_a_signal_is_named_under_every_shell(tmp_path: Path, status: int) -> Non
     assert str(failure(tmp_path / "none", last, 255)).startswith("SIGKILL ended it")
 
 
+def test_a_killed_command_was_not_stopped_by_somebody(tmp_path: Path) -> None:
+    """Its trainer ends by itself then, and says that it was stopped."""
+    reason = tmp_path / "reason.json"
+    reason.write_text(json.dumps({"message": "stopped at step 3", "code": int(Exit.BUSY), "network": False}))
+    assert str(failure(reason, [], 255)) == "stopped at step 3"
+    assert str(failure(reason, [], -signal.SIGKILL)).startswith("SIGKILL ended it")
+
+
 def test_files_that_could_not_be_copied_are_one_line(tmp_path: Path) -> None:
     (tmp_path / "reports").mkdir()
     (tmp_path / "reports" / "page.html").symlink_to("nowhere")

@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import re
 import shutil
 import subprocess
 import sys
@@ -279,10 +280,23 @@ def test_rolling_back_goes_back_one_champion_at_a_time(copied: Project) -> None:
     assert (twice["champion"], twice["tag"]) == ("vdm@v1.0.0", "vdm#champion#5")
     thrice = copied.vdmctl("rollback")
     assert thrice.returncode == 5
-    assert "there is no earlier champion" in one_line(thrice)
+    advice = "`gto deprecate vdm v1.0.0 champion` leaves the project without a champion"
+    assert one_line(thrice) == f"vdmctl: there is no earlier champion to go back to; {advice}"
     assert history(copied) == [f"vdm@v1.{minor}.0" for minor in (0, 1, 2, 1, 0)]
     crown(copied, "v1.2.0")
     assert rollback(copied.folder).champion == "vdm@v1.0.0"
+
+
+def test_the_only_champion_is_withdrawn_by_the_command_that_a_rollback_names(copied: Project) -> None:
+    crown(copied, "v1.0.0")
+    (command,) = re.findall("`(.*)`", copied.vdmctl("rollback").stderr)
+    assert copied.run(*command.split()).returncode == 0
+    result = copied.vdmctl("rollback")
+    assert (result.returncode, one_line(result)) == (
+        5,
+        "vdmctl: no version is the champion; `vdmctl promote` makes the first",
+    )
+    assert json.loads(copied.vdmctl("promote", "v1.1.0", "--json").stdout)["decision"] == "promote"
 
 
 def test_rolling_back_to_bytes_that_are_gone_leaves_the_champion(copied: Project) -> None:

@@ -376,7 +376,7 @@ def test_without_a_git_identity_nothing_is_tagged(copied: Project, monkeypatch: 
         (["lineage", "vdm@latest"], 2, "vdm@latest: not a version such as vdm@v1.2.0"),
         (["verify", "v1.9.0"], 5, "there is no version vdm@v1.9.0"),
         (["promote", "models/vdm"], 2, "not a version"),
-        (["rollback"], 5, "there is no earlier champion"),
+        (["rollback"], 5, "no version is the champion; `vdmctl promote` makes the first"),
     ],
 )
 def test_a_model_that_is_not_there(arguments: list[str], code: int, message: str, registry: Project) -> None:

@@ -152,6 +152,8 @@ def test_a_run_waits_for_a_busy_device_and_says_for_whom(plant: Plant, monkeypat
         state, message = plant.finish(plant.retrain(overrides=ENDLESS, wait_hours=0.0))
         assert state == "FAILED"
         assert f"cpu is busy: process {os.getpid()} in " in message
+        last = plant.status()["server"]["last_run"]
+        assert (last["state"], last["reason"]) == ("Failed", message)
         run = plant.retrain(overrides=ENDLESS)
         waits = re.compile(rf"cpu is busy: process {os.getpid()} in .*; this run waits for it, at most until 20")
         wait_until(lambda: any(waits.search(line) for line in plant.lines(run)), 240, plant.log, every=0.5)
@@ -159,10 +161,12 @@ def test_a_run_waits_for_a_busy_device_and_says_for_whom(plant: Plant, monkeypat
 
 
 def test_the_status_names_the_run_its_device_and_its_worktree(plant: Plant) -> None:
-    """A loop with a server and a worker has no problem."""
+    """A loop with a server and a worker has no problem but that the last run failed."""
     run = training(plant)
-    wait_until(lambda: not plant.status()["problems"], 60, plant.log)
+    wait_until(lambda: len(plant.status()["problems"]) == 1, 60, plant.log)
     found = plant.status()
+    (failed,) = found["problems"]
+    assert re.fullmatch(r"the last run, [a-z]+-[a-z]+, failed at 20\S+: stage train failed: cpu is busy: .*", failed)
     assert found["server"]["url"] == plant.url
     assert [one["name"] for one in found["server"]["runs"]] == [plant.read(run)["name"]]
     assert [worker["status"] for worker in found["server"]["workers"]] == ["ONLINE"]
@@ -173,7 +177,8 @@ def test_the_status_names_the_run_its_device_and_its_worktree(plant: Plant) -> N
     assert worktree["name"] in device["holder"]
     assert found["disk_bytes"]["training_states"] > 0
     assert plant.run("work-pool", "pause", "vdm").returncode == 0
-    assert plant.status()["problems"] == ["no run of vdm starts, since it is paused; `prefect work-pool resume vdm`"]
+    paused = "no run of vdm starts, since it is paused; `prefect work-pool resume vdm`"
+    assert plant.status()["problems"] == [paused, failed]
     assert plant.run("work-pool", "resume", "vdm").returncode == 0
 
 
