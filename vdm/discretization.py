@@ -6,6 +6,7 @@ log p(level k | z_0) = l_k - logsumexp_j l_j,    l_j = -1/2 ((z_0 - alpha_0 x_j)
 
 import math
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -14,8 +15,21 @@ from vdm.schedule import alpha
 
 
 def pixels_to_x(pixels: Tensor, num_levels: int, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Return the level centres in (-1, 1) of pixels 0..num_levels-1 of an integer type, in the shape of the pixels."""
+    """Return the level centres in (-1, 1) of pixels 0..num_levels-1 of an integer type, in the shape of the pixels.
+
+    Raises TypeError for pixels of another type.
+    """
+    if pixels.is_floating_point():
+        raise TypeError(f"pixels must be levels of an integer type, got {pixels.dtype}")
     return 2 * (pixels.to(dtype) + 0.5) / num_levels - 1
+
+
+def require_levels(pixels: np.ndarray, num_levels: int) -> None:
+    """Raise TypeError unless the pixels are of an integer type, and ValueError unless they are 0..num_levels-1."""
+    if not np.issubdtype(pixels.dtype, np.integer):
+        raise TypeError(f"pixels must be levels of an integer type, got {pixels.dtype}")
+    if pixels.size and not (pixels.min() >= 0 and pixels.max() < num_levels):
+        raise ValueError(f"pixels must be 0 to {num_levels - 1}, got {pixels.min()} to {pixels.max()}")
 
 
 def nearest_pixels(z_0: Tensor, gamma_0: Tensor, num_levels: int) -> Tensor:

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from vdm.choices import Precision
+from vdm.discretization import require_levels
 from vdm.model import VDM
 from vdm.vlb import bits_per_dim, grid_times
 
@@ -167,13 +168,17 @@ def image_terms(
     `num_timesteps` None gives the continuous-time bound (eq. 17), T the bound of a T-step model (section 4).
     `batch_size` counts network evaluations; a batch has at least one image.  A float64 model is evaluated in float64.
     `precision` is that of the network's matrix products and convolutions; everything else has the model's.
+
+    Raises TypeError unless the pixels are of an integer type, and ValueError unless they are levels of the model.
     """
     place = next(model.parameters())  # its device and dtype are those of the computation
     size = images_per_batch(batch_size, times_per_image)
     parts = [torch.zeros(3, 0, dtype=torch.float64)]
     for first in progress(range(share.start, share.stop, size)):
         indices = range(first, min(first + size, share.stop))
-        batch = torch.from_numpy(np.array(pixels[first : indices.stop])).to(place.device)
+        images = np.array(pixels[first : indices.stop])
+        require_levels(images, model.num_levels)
+        batch = torch.from_numpy(images).to(place.device)
         t = torch.from_numpy(stratified_times(seed, indices, times_per_image)).flatten()
         t = t.to(place if num_timesteps is None else place.device)  # those of T steps stay float64
         t = t.clamp(max=1 - torch.finfo(t.dtype).eps)  # a float64 just below 1 may round to 1

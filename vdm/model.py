@@ -138,7 +138,7 @@ class VDM(nn.Module):
         """Return one draw of the bound's terms, each (B,) nats per image (eq. 11).
 
         pixels (B,C,H,W) of an integer type; eps (B,C,H,W) standard normal; t (B,) in [0, 1), which a model of
-        `num_timesteps` steps rounds up to its grid.
+        `num_timesteps` steps rounds up to its grid.  Raises TypeError for pixels of another type.
         """
         if num_timesteps is None:
             return self.terms(pixels, eps, *self.schedule.gamma_and_slope(t))

@@ -30,7 +30,8 @@ class NoisePredictor(nn.Module):
     number per image to the conditioning: whether the image was augmented.
 
     Raises ValueError if `width` is odd, below 4, or not a multiple of `norm_groups`, for more blocks than
-    `MOST_BLOCKS`, and for exponents beyond `LARGEST_EXPONENT`.
+    `MOST_BLOCKS`, for exponents beyond `LARGEST_EXPONENT`, unless `norm_eps` is above 0, and unless `dropout` is at
+    least 0 and below 1.
     """
 
     def __init__(
@@ -50,6 +51,7 @@ class NoisePredictor(nn.Module):
     ) -> None:
         super().__init__()
         require_sizes(width, blocks, norm_groups, fourier_exponents)
+        require_shares(norm_eps, dropout)
         self.width = width
         self.gamma_min = gamma_min
         self.gamma_max = gamma_max
@@ -113,6 +115,14 @@ def require_sizes(width: int, blocks: int, norm_groups: int, fourier_exponents: 
         raise ValueError(f"blocks {blocks} must be between 1 and {MOST_BLOCKS}")
     if any(abs(exponent) > LARGEST_EXPONENT for exponent in fourier_exponents):
         raise ValueError(f"an exponent of fourier_exponents is beyond {LARGEST_EXPONENT}")
+
+
+def require_shares(norm_eps: float, dropout: float) -> None:
+    """Raise ValueError for a share of values that cannot be dropped, and for a norm that could divide by zero."""
+    if not 0 <= dropout < 1:
+        raise ValueError(f"dropout must be at least 0 and below 1, got {dropout}")
+    if not 0 < norm_eps < math.inf:
+        raise ValueError(f"norm_eps must be above 0 and finite, got {norm_eps}")
 
 
 def num_parameters(

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from vdm.choices import Dequantisation
-from vdm.discretization import pixels_to_x
+from vdm.discretization import pixels_to_x, require_levels
 from vdm.model import VDM, gradient_bytes
 from vdm.schedule import alpha, sigma
 from vdm.vlb import PredictNoise, bits_per_dim
@@ -58,13 +58,17 @@ def evaluate_ode(
 
     The draws of an image share its Rademacher probes, so that the error they have in common leaves the logarithm.  The
     rest of the error stays inside: many draws with few probes give slightly too few bits.
+
+    Raises TypeError unless the pixels are of an integer type, and ValueError unless they are levels of the model.
     """
     place = next(model.parameters())  # its device and dtype are those of the network
     images_per_batch = max(1, batch_size // num_draws)
     results = []
     for first in progress(range(0, len(pixels), images_per_batch)):
         indices = range(first, min(first + images_per_batch, len(pixels)))
-        batch = torch.from_numpy(np.array(pixels[first : indices.stop])).repeat_interleave(num_draws, 0)
+        images = np.array(pixels[first : indices.stop])
+        require_levels(images, model.num_levels)
+        batch = torch.from_numpy(images).repeat_interleave(num_draws, 0)
         draws, probes = (
             torch.from_numpy(values).to(place.device)
             for values in dequantisation_draws(seed, indices, num_draws, num_probes, model.image_shape)

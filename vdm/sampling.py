@@ -15,7 +15,7 @@ number of threads, as in float32, may a pixel differ by a level.
 from collections import deque
 from collections.abc import Iterable, Iterator
 from itertools import pairwise
-from typing import NamedTuple
+from typing import NamedTuple, get_args
 
 import numpy as np
 import torch
@@ -35,7 +35,8 @@ class Solver(NamedTuple):
     """How to go from noise to an image: T steps between noise levels that are evenly spaced in gamma or in t.
 
     `order` is 1 or 2.  `eta` is the noise of a step, from 0 (none) to 1 (that of p(z_s | z_t)).  `clip` limits every
-    x_hat to [-1, 1], where all images lie.  `precision` is that of the network's matrix products.
+    x_hat to [-1, 1], where all images lie.  `precision` is that of the network's matrix products.  Sampling raises
+    ValueError for other values.
     """
 
     num_timesteps: int
@@ -109,8 +110,10 @@ def fill_in(
     drawn by a model that saw the known ones with noise only, so this is an approximation of p(missing | known).  As in
     RePaint (Lugmayr et al. 2022, arXiv 2201.09865), going back to t by `forward_step` and repeating the step, `repeats`
     times in all, makes both parts agree better.  Steps are of first order with all noise, whatever the solver says.
-    Raises ArithmeticError as `trajectory` does.
+    Raises ArithmeticError as `trajectory` does, and ValueError for `repeats` below 1.
     """
+    if repeats < 1:
+        raise ValueError(f"repeats must be at least 1, got {repeats}")
     noise = image_noise(model, indices, seed)
     gammas = noise_levels(model.schedule, solver)
     z = next(noise)
@@ -129,8 +132,12 @@ def noise_levels(schedule: LinearSchedule, solver: Solver) -> Tensor:
     """Return gamma at the ends of the steps, (T+1,), falling from gamma_1 to gamma_0.
 
     Levels that rounding makes equal are left out: a step between them would do nothing.  Raises ArithmeticError if
-    they all are.
+    they all are, and ValueError for a solver that does not exist.
     """
+    if solver.num_timesteps < 1 or solver.order not in (1, 2) or not 0 <= solver.eta <= 1:
+        raise ValueError(f"a solver has at least 1 step, order 1 or 2, and eta from 0 to 1, got {solver}")
+    if solver.grid not in get_args(Grid):
+        raise ValueError(f"unknown grid {solver.grid!r}: {', '.join(get_args(Grid))}")
     if not schedule.gamma_0 < schedule.gamma_1:
         raise ArithmeticError("the noise schedule does not increase")
     steps = torch.arange(solver.num_timesteps, -1, -1, device=schedule.gamma_0.device)

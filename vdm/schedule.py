@@ -8,6 +8,8 @@ In continuous time the bound depends only on the end points gamma_0 = gamma(0) a
 5.1).  The shape between them changes only the variance of the bound's estimate.
 """
 
+import math
+
 import torch
 from torch import Tensor, nn
 
@@ -32,13 +34,13 @@ class LinearSchedule(nn.Module):
     """gamma(t) = gamma_0 + (gamma_1 - gamma_0) t, with fixed or learned end points (appendix H).
 
     The parameters are gamma_0 and a span, of which only the absolute value counts: no update can make the schedule
-    decrease.  Raises ValueError unless gamma_0 < gamma_1.
+    decrease.  Raises ValueError unless gamma_0 < gamma_1 and both are finite.
     """
 
     def __init__(self, gamma_0: float, gamma_1: float, *, learned: bool) -> None:
         super().__init__()
-        if not gamma_0 < gamma_1:
-            raise ValueError(f"gamma_0 must lie below gamma_1, got {gamma_0} and {gamma_1}")
+        if not -math.inf < gamma_0 < gamma_1 < math.inf:
+            raise ValueError(f"gamma_0 must lie below gamma_1, both finite, got {gamma_0} and {gamma_1}")
         self.start = nn.Parameter(torch.tensor(float(gamma_0)), requires_grad=learned)
         self.span = nn.Parameter(torch.tensor(float(gamma_1) - float(gamma_0)), requires_grad=learned)
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from scipy import stats
 
+from flows.evaluation.solver import dopri5
 from vdm.evaluation import (
     Evaluation,
     evaluate,
@@ -20,6 +21,7 @@ from vdm.evaluation import (
     student_quantile,
 )
 from vdm.model import VDM
+from vdm.ode import evaluate_ode
 from vdm.vlb import bits_per_dim
 
 SETTINGS: dict[str, Any] = {"times_per_image": 4, "num_timesteps": None, "batch_size": 64, "seed": 3}
@@ -29,6 +31,36 @@ def test_the_result_does_not_depend_on_the_batch_size(tiny_model: Callable[..., 
     results = [evaluate(tiny_model(), digits[:23], **SETTINGS | {"batch_size": size}).bpd for size in (1, 7, 40, 1000)]
     for result in results[1:]:
         np.testing.assert_allclose(result, results[0], rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        (lambda pixels: pixels / 16, TypeError, "pixels must be levels of an integer type, got float64"),
+        (lambda pixels: pixels.astype(int) - 1, ValueError, "pixels must be 0 to 16, got -1 to 15"),
+        (lambda pixels: pixels + 1, ValueError, "pixels must be 0 to 16, got 1 to 17"),
+    ],
+)
+def test_pixels_that_are_no_levels_are_refused(
+    change: Callable[[np.ndarray], np.ndarray],
+    error: type[Exception],
+    message: str,
+    tiny_model: Callable[..., VDM],
+    digits: np.ndarray,
+) -> None:
+    """They would give a figure that looks like one."""
+    pixels = change(digits[:4])
+    with pytest.raises(error, match=message):
+        evaluate(tiny_model(), pixels, **SETTINGS)
+    ode = {"seed": 0, "num_draws": 1, "num_probes": 1, "dequantisation": "uniform", "batch_size": 4}
+    with pytest.raises(error, match=message):
+        evaluate_ode(tiny_model(), pixels, solve=dopri5(1e-3), **ode)  # type: ignore[arg-type]
+
+
+def test_the_bound_of_scaled_images_is_refused(tiny_model: Callable[..., VDM], digits: np.ndarray) -> None:
+    pixels = torch.from_numpy(digits[:2] / 16)
+    with pytest.raises(TypeError, match=r"pixels must be levels of an integer type, got torch\.float64"):
+        tiny_model()(pixels, torch.zeros(2, 1, 8, 8), torch.zeros(2))
 
 
 def test_float64_results_agree_for_any_batch_size(tiny_model: Callable[..., VDM], digits: np.ndarray) -> None:

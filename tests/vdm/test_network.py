@@ -1,5 +1,6 @@
 """The noise predictor."""
 
+import math
 from typing import Any, get_args
 
 import numpy as np
@@ -77,10 +78,22 @@ def test_parameters_are_counted_without_a_network(changes: dict[str, Any], sched
 
 
 @pytest.mark.parametrize(
-    "change", [{"blocks": 0}, {"blocks": 1025}, {"norm_groups": 0}, {"norm_groups": -4}, {"fourier_exponents": [65]}]
+    "change",
+    [
+        {"blocks": 0},
+        {"blocks": 1025},
+        {"norm_groups": 0},
+        {"norm_groups": -4},
+        {"fourier_exponents": [65]},
+        {"norm_eps": 0.0},
+        {"norm_eps": math.nan},
+        {"dropout": 1.0},
+        {"dropout": -0.1},
+    ],
 )
-def test_invalid_sizes_are_refused(change: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match=r"blocks|norm_groups|fourier_exponents"):
+def test_invalid_arguments_are_refused(change: dict[str, Any]) -> None:
+    (name,) = change
+    with pytest.raises(ValueError, match=name):
         predictor(**change)
 
 

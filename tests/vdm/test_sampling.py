@@ -143,8 +143,23 @@ def test_a_model_that_predicts_no_numbers_is_an_error(
     with pytest.raises(ArithmeticError, match="the network's output is not finite"):
         sample(model, range(2), solver(clip=clip), seed=0)
     missing = torch.ones(8, 8, dtype=torch.bool)
+    known = torch.zeros(1, 8, 8, dtype=torch.int64)
     with pytest.raises(ArithmeticError, match="the network's output is not finite"):
-        list(fill_in(model, torch.zeros(1, 8, 8), missing, range(2), solver(clip=clip), seed=0, repeats=1))
+        list(fill_in(model, known, missing, range(2), solver(clip=clip), seed=0, repeats=1))
+
+
+@pytest.mark.parametrize(
+    "change", [{"num_timesteps": 0}, {"order": 3}, {"eta": -0.1}, {"eta": 1.1}, {"eta": math.nan}, {"grid": "x"}]
+)
+def test_a_solver_that_does_not_exist_is_refused(change: dict[str, Any], tiny_model: Callable[..., VDM]) -> None:
+    with pytest.raises(ValueError, match=r"^a solver has at least 1 step|^unknown grid 'x': gamma, t$"):
+        sample(tiny_model(), range(2), solver(**change), seed=0)
+
+
+def test_pixels_are_filled_in_at_least_once(tiny_model: Callable[..., VDM]) -> None:
+    known, missing = torch.zeros(1, 8, 8, dtype=torch.int64), torch.ones(8, 8, dtype=torch.bool)
+    with pytest.raises(ValueError, match="repeats must be at least 1, got 0"):
+        list(fill_in(tiny_model(), known, missing, range(2), solver(), seed=0, repeats=0))
 
 
 def test_clipping_limits_what_the_network_predicts(tiny_model: Callable[..., VDM]) -> None:

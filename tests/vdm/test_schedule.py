@@ -1,5 +1,7 @@
 """The noise schedule: identities, end points, and the slope that weights the bound."""
 
+import math
+
 import pytest
 import torch
 
@@ -79,9 +81,10 @@ def test_no_update_makes_a_schedule_decrease() -> None:
     assert (schedule(torch.linspace(0, 1, 11)).diff() > 0).all()
 
 
-def test_ends_must_be_in_order() -> None:
+@pytest.mark.parametrize("ends", [(5.0, -13.3), (5.0, 5.0), (-math.inf, 5.0), (-13.3, math.inf), (math.nan, 5.0)])
+def test_ends_must_be_finite_and_in_order(ends: tuple[float, float]) -> None:
     with pytest.raises(ValueError, match="gamma_0 must lie below gamma_1"):
-        LinearSchedule(5.0, -13.3, learned=False)
+        LinearSchedule(*ends, learned=False)
 
 
 @pytest.mark.parametrize("schedule", [LinearSchedule(-13.3, 5.0, learned=True), bent_schedule()])
