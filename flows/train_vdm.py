@@ -267,7 +267,8 @@ def check_champion(root: Path, folder: Path) -> State[None] | None:
         if champion := registry.champion(root):
             stream(["flows.cli", "verify", champion.name], folder, stdout=folder / layout.VERIFIED)
     except UserError as error:
-        advice = "`git checkout TAG && make repro` makes its files again, `vdmctl rollback` takes an earlier champion"
+        again = "`git checkout TAG && make repro` makes its files again"
+        advice = f"{again}; `vdmctl rollback` takes an earlier champion, or says how to go on without one"
         message = f"no comparison with the champion is possible: {error}; {advice}"
         return Failed(message=message, data=type(error)(message, error.code))
     return None

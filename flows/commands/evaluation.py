@@ -102,7 +102,7 @@ def evaluate(
     out: Annotated[
         Path | None,
         typer.Option(
-            help="vlb: folder for metrics.json, per_image.csv and noise_levels.csv.",
+            help="vlb: folder for metrics.json, per_image.csv and noise_levels.csv, which are replaced.",
             show_default="reports/evaluation for the test images without MODEL",
         ),
     ] = None,
@@ -127,6 +127,10 @@ def evaluate(
     }
     given = {name: value for name, value in options.items() if value is not None}
     images = images or images_for(model)
+    if out:
+        from flows.registry.lock_file import require_no_outputs
+
+        require_no_outputs(Path(), out)
     if protocol is Protocol.VLB:
         if model is None and split is Split.TEST:
             out = out or layout.EVALUATION

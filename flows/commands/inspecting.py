@@ -11,6 +11,7 @@ from flows.core.files import scratch_folder
 from flows.core.folders import contains
 from flows.images.preparing import write_images
 from flows.images.store import DESCRIPTION
+from flows.registry.lock_file import require_no_outputs
 from flows.validation.inspection import inspect_images, write_report
 from flows.validation.report import Report
 
@@ -24,7 +25,8 @@ def inspect_path(data: "Data", contract: "Contract", *, path: Path, out: Path | 
     """Validate an image set, or a folder of images with the transforms and the split of `data`; return the report.
 
     Writes the report, its picture and its site into the folder `out`, if given.  Raises UserError
-    (exit 2) if it lies in `path` or an image set, and what `write_images`, `inspect_images` and `write_report` raise.
+    (exit 2) if it lies in `path` or an image set, or has outputs of the pipeline, and what `write_images`,
+    `inspect_images` and `write_report` raise.
     """
     if out:
         for place in (out.absolute(), *out.absolute().parents):
@@ -32,6 +34,7 @@ def inspect_path(data: "Data", contract: "Contract", *, path: Path, out: Path | 
                 raise UserError(f"--out {out} lies in the image set {place}; choose another --out", Exit.USAGE)
         if contains(path, out):
             raise UserError(f"--out {out} lies in {path}, whose pictures are images of the set", Exit.USAGE)
+        require_no_outputs(Path(), out)
         out.mkdir(parents=True, exist_ok=True)  # fails before the images are read
     with scratch_folder() as scratch:
         images = path

@@ -43,7 +43,7 @@ def silent_runs() -> AutomationCore:
             ChangeFlowRunState(
                 name=None,
                 # Not forced, so Prefect refuses it for a run that has ended.  The trigger may miss that end, since an
-                # event waits up to five minutes for the event that it follows.
+                # event waits up to 15 minutes for the event that it follows.
                 state=StateType.CRASHED,
                 force=False,
                 message="No heartbeat for two minutes; the next run continues from the last saved state.",

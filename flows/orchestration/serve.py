@@ -26,6 +26,7 @@ from flows.orchestration.workers import (
     refuse_to_mix,
     require_pool,
     require_project,
+    require_queues,
     start_worker,
     until_stopped,
     with_own_home,
@@ -47,8 +48,8 @@ def serve(
     """Run the loop until SIGINT or SIGTERM.  A server that is started listens at `host` and `port`, if given.
 
     With `share`, its worker shares versions with workers on other machines.  Raises UserError: exit 2 outside a
-    project's folder and where no server can listen, 6 when another `vdmctl serve` has the folder or the database; and
-    what `require_server` raises for a server that answers there already.
+    project's folder, where no server can listen, and for a queue that does not exist, 6 when another `vdmctl serve` has
+    the folder or the database; and what `require_server` raises for a server that answers there already.
     """
     from flows.orchestration.automations import Notifications
 
@@ -73,6 +74,7 @@ def serve(
         name = (SHARED if share else "") + worker_name(Path.cwd())
         prepare(address.url, name if worker else None)
         if worker:
+            require_queues(Api(address.url), queues)
             kept.append(start_worker(stack, address.url, name, queues))
         say_on_stderr("\n".join(schedules()))
         page = address.url.removesuffix("/api")

@@ -57,9 +57,9 @@ def address(root: Path) -> str:
     return setting("PREFECT_API_URL") or holder.rpartition(" ")[2]
 
 
-def runs(api: Api, *states: str, sort: str, limit: int) -> list[Entry]:
-    """Return runs of the flow in these states."""
-    chosen = {"state": {"type": {"any_": list(states)}}}
+def runs(api: Api, *states: str, sort: str, limit: int, **more: Entry) -> list[Entry]:
+    """Return runs of the flow in these states; `more` are other conditions of Prefect's filter."""
+    chosen = {"state": {"type": {"any_": list(states)}}, **more}
     found: list[Entry] = api.ask("flow_runs/filter", flows=flows(), flow_runs=chosen, sort=sort, limit=limit)
     return found
 
@@ -79,7 +79,7 @@ def loop(api: Api) -> Entry:
             for one in runs(api, *UNFINISHED, sort="START_TIME_ASC", limit=100)
         ],
         "late": [
-            {"name": one["name"], "planned": one["expected_start_time"]}
+            {"name": one["name"], "planned": one["expected_start_time"], "queue": one["work_queue_name"]}
             for one in planned
             if one["state_name"] == "Late"
         ],
@@ -88,16 +88,24 @@ def loop(api: Api) -> Entry:
 
 
 def last_run(api: Api) -> Entry | None:
-    """Return the run that ended last, with the reason if it failed; None before the first one."""
-    for one in runs(api, *ENDED, sort="END_TIME_DESC", limit=1):
-        state = one["state"]
-        failed = state["type"] in ("FAILED", "CRASHED")
-        return {
-            "name": one["name"],
-            "state": state["name"],
-            "ended": one["end_time"],
-            "reason": (state["message"] or "Prefect knows no reason") if failed else None,
-        }
+    """Return the run that ended last, with the reason if it failed; None before the first one.
+
+    Runs that never started, such as one that is cancelled since another one is in progress, do not count.
+    """
+    for one in runs(api, *ENDED, sort="END_TIME_DESC", limit=1, start_time={"is_null_": False}):
+        return {"name": one["name"], "state": one["state_name"], "ended": one["end_time"], "reason": reason(one)}
+    return None
+
+
+def reason(run: Entry) -> str | None:
+    """Return why a run failed or crashed; None for another end.  Prefect itself says nothing of continuing."""
+    message = run["state"]["message"] or "Prefect knows no reason"
+    match run["state"]["type"]:
+        case "FAILED":
+            return str(message)
+        case "CRASHED":
+            continues = "the next run continues from the last saved state"
+            return message if continues in message else f"{message.rstrip('.')}; {continues}"
     return None
 
 
@@ -216,10 +224,15 @@ def problems(found: Entry) -> Iterator[str]:
     for one in server.get("paused", []):
         yield f"no run of {one['name']} starts, since it is paused; `{one['resume']}`"
     for run in server.get("late", []):
-        yield f"run {run['name']}, planned for {run['planned']}, has not started; is a worker of its queue online?"
+        advice = f"the option `--queue {run['queue']}` of `vdmctl serve` and `vdmctl worker` lets one work for it"
+        late = f"run {run['name']}, planned for {run['planned']}, has not started; is a worker of the queue"
+        yield f"{late} {run['queue']} online? {advice}"
     if (last := server.get("last_run")) and last["reason"]:
         yield f"the last run, {last['name']}, {last['state'].lower()} at {last['ended']}: {last['reason']}"
     if "problem" in found["registry"]:
         yield found["registry"]["problem"]
-    elif names := found["registry"]["unpublished"]:
+        return
+    if found["registry"]["versions"] and not found["registry"]["champion"]:
+        yield "no version is the champion; `vdmctl promote VERSION` makes one"
+    if names := found["registry"]["unpublished"]:
         yield f"{', '.join(names)}: on no known branch of a remote; a run with publish=true pushes versions"

@@ -6,6 +6,7 @@ start from what the remotes have, and publish what they make.
 """
 
 import os
+import shlex
 import signal
 import socket
 import time
@@ -36,7 +37,8 @@ def work(queues: list[str] | None) -> None:
     """Run a worker that shares versions through the remotes, until SIGINT or SIGTERM.
 
     Raises UserError: exit 2 outside a project's folder or without a remote of git or DVC, 6 if a worker runs in the
-    folder already or the pool has a worker that does not share; see `require_server` and `require_pool`.
+    folder already or the pool has a worker that does not share; see `require_server`, `require_pool` and
+    `require_queues`.
     """
     from flows.registry.publishing import require_remotes  # imports DVC, which `vdmctl serve` does not need
 
@@ -45,6 +47,7 @@ def work(queues: list[str] | None) -> None:
     require_server(address.url)
     api, name = Api(address.url), SHARED + worker_name(Path.cwd())
     require_pool(api)
+    require_queues(api, queues)
     refuse_to_mix(address.url, name, workers(api) - {name})
     require_remotes(Path.cwd())
     configure(address)
@@ -75,6 +78,15 @@ def require_pool(api: Api) -> None:
     if kind != "process":
         advice = f"`prefect work-pool delete {POOL}`, and `vdmctl serve` creates the right one"
         raise UserError(f"{api.url}: the work pool {POOL} is of type {kind}, not process; {advice}", Exit.USAGE)
+
+
+def require_queues(api: Api, chosen: list[str] | None) -> None:
+    """Raise UserError (exit 2) if the work pool lacks one of the chosen queues: its worker would never get a run."""
+    existing = [queue["name"] for queue in api.ask(f"work_pools/{POOL}/queues/filter", limit=200)]
+    for name in chosen or []:
+        if name not in existing:
+            advice = f"`prefect work-queue create {shlex.quote(name)} --pool {POOL}` creates it"
+            raise UserError(f"the work pool has no queue {name}, only {', '.join(existing)}; {advice}", Exit.USAGE)
 
 
 def why_unusable(error: Exception) -> str:

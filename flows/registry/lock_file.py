@@ -86,6 +86,17 @@ def lock_here(root: Path) -> Lock:
         raise UserError(f"{path}: {error.strerror}; `dvc repro` writes it", Exit.MISSING) from error
 
 
+def require_no_outputs(root: Path, folder: Path) -> None:
+    """Raise UserError (exit 2) if dvc.lock has outputs of the pipeline in the folder, or the folder in an output."""
+    if not (root / layout.DVC_LOCK).exists():
+        return
+    place = folder.resolve()
+    for path in lock_here(root).outputs:
+        output = (root / path).resolve()
+        if output.parent == place or place.is_relative_to(output):
+            raise UserError(f"{folder}: {path} is an output of the pipeline; choose another folder", Exit.USAGE)
+
+
 def lock_of(file: LockFile, name: str) -> Lock:
     """Return the digests and parameters of all stages.  Raises UserError (exit 5) if two outputs overlap."""
     stages = file.stages.values()

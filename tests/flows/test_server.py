@@ -31,7 +31,7 @@ from flows.orchestration.automations import Notifications
 from flows.orchestration.deployments import keep, next_time
 from flows.orchestration.plugin import full_name
 from flows.orchestration.server import Api, Refused, answers, bypass_proxy, find_address, refusal, require_server
-from flows.orchestration.status import address, problems, schedule, server, status
+from flows.orchestration.status import address, problems, reason, schedule, server, status
 from flows.orchestration.workers import LOCK, alone, require_pool
 from flows.process.locks import lock_file
 
@@ -362,11 +362,31 @@ def test_a_pool_with_which_this_machine_cannot_work(answer: Any, message: str, c
     assert raised.value.code is code
 
 
+@pytest.mark.parametrize(
+    ("kind", "message", "expected"),
+    [
+        ("COMPLETED", "promote: vdm@v1.0.0", None),
+        ("CANCELLED", None, None),
+        ("FAILED", "stage train failed: no space", "stage train failed: no space"),
+        ("FAILED", None, "Prefect knows no reason"),
+        ("CRASHED", "Aborted by a signal.", "Aborted by a signal; the next run continues from the last saved state"),
+        ("CRASHED", automations.PROCESS_GONE, automations.PROCESS_GONE),
+    ],
+)
+def test_the_reason_of_a_run_that_did_not_succeed(kind: str, message: str | None, expected: str | None) -> None:
+    assert reason({"state": {"type": kind, "message": message}}) == expected
+
+
 def test_the_status_names_a_missing_deployment_and_a_missing_pool(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     online = {"url": "http://a/api", "answers": True, "workers": [{"name": "w", "status": "ONLINE"}]}
-    found: dict[str, Any] = {"folder": "/vdm", "registry": {"unpublished": None}, "worktrees": [], "disk_bytes": {}}
+    found: dict[str, Any] = {
+        "folder": "/vdm",
+        "registry": {"versions": 0, "unpublished": None},
+        "worktrees": [],
+        "disk_bytes": {},
+    }
     assert list(problems(found | {"server": online | {"deployments": ["train-vdm", "weekly"]}})) == []
     (problem,) = problems(found | {"server": online | {"deployments": ["weekly"]}})
     assert problem == "the server has no deployment train-vdm; `vdmctl serve` creates it when it starts"

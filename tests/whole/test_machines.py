@@ -6,6 +6,7 @@ They share the server, a git remote and a DVC remote, and nothing else.
 import base64
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -68,7 +69,7 @@ class Machine:
             command = [sys.executable, "-c", REACH, *map(str, listening.getsockname())]
             return subprocess.run(["ip", "netns", "exec", self.name, *command], capture_output=True).returncode == 0
 
-    def work(self, **environment: str) -> subprocess.Popen[bytes]:
+    def work(self, *options: str, **environment: str) -> subprocess.Popen[bytes]:
         """Start `vdmctl worker`."""
         own = {
             "PREFECT_API_URL": self.plant.url,
@@ -79,7 +80,7 @@ class Machine:
         }
         with self.log.open("wb") as log:
             return subprocess.Popen(
-                ["ip", "netns", "exec", self.name, sys.executable, "-m", "flows.cli", "worker"],
+                ["ip", "netns", "exec", self.name, sys.executable, "-m", "flows.cli", "worker", *options],
                 cwd=self.folder,
                 env=self.plant.environment | own | environment,
                 stdout=log,
@@ -99,9 +100,9 @@ class Machine:
         wait_until(lambda: "started!" in self.log.read_text() or process.poll() is not None, 120, self.log)
         assert process.poll() is None, self.log.read_text()
 
-    def refuses(self, **environment: str) -> str:
+    def refuses(self, *options: str, **environment: str) -> str:
         """Return the only line that `vdmctl worker` prints before it ends with an error."""
-        code = self.work(**environment).wait(60)
+        code = self.work(*options, **environment).wait(60)
         (line,) = self.log.read_text().splitlines()
         return f"{code} {line}"
 
@@ -170,6 +171,9 @@ def test_what_a_worker_cannot_work_with_is_one_line(machines: list[Machine]) -> 
     refused = machine.refuses(PREFECT_API_AUTH_STRING="operator:guess")
     assert refused.endswith("the server refuses the password; set PREFECT_API_AUTH_STRING=USER:PASSWORD")
     assert refused.startswith("2 ")
+    refused = machine.refuses("--queue", "cpu", "--queue", "big")
+    assert refused.startswith("2 vdmctl: the work pool has no queue big, only default, ")
+    assert refused.endswith("; `prefect work-queue create big --pool vdm` creates it")
 
 
 @pytest.fixture(scope="module")
@@ -203,8 +207,8 @@ def test_a_webhook_receives_that_a_planned_run_did_not_start(plant: Plant, messa
     assert messages[0].startswith(
         f"vdm: a planned run has not started: {plant.read(run)['name']} of train-vdm is late; "
     )
-    late = f"run {plant.read(run)['name']}, planned for "
-    assert any(problem.startswith(late) for problem in plant.status()["problems"])
+    late = rf"run {plant.read(run)['name']}, planned for \S+, has not started; is a worker of the queue default online"
+    assert any(re.match(late, problem) for problem in plant.status()["problems"])
     plant.api(f"flow_runs/{run}/set_state", state={"type": "CANCELLED"}, force=True)
 
 

@@ -291,6 +291,8 @@ def test_the_only_champion_is_withdrawn_by_the_command_that_a_rollback_names(cop
     crown(copied, "v1.0.0")
     (command,) = re.findall("`(.*)`", copied.vdmctl("rollback").stderr)
     assert copied.run(*command.split()).returncode == 0
+    problems = json.loads(copied.vdmctl("status", "--json").stdout)["problems"]
+    assert "no version is the champion; `vdmctl promote VERSION` makes one" in problems
     result = copied.vdmctl("rollback")
     assert (result.returncode, one_line(result)) == (
         5,
