@@ -126,7 +126,7 @@ def evaluate(
         "device": device,
     }
     given = {name: value for name, value in options.items() if value is not None}
-    images = images or images_for(model)
+    arguments: dict[str, Any] = {"model": folder, "images": images or images_for(model), "split": split.value}
     if out:
         from flows.registry.lock_file import require_no_outputs
 
@@ -134,7 +134,6 @@ def evaluate(
     if protocol is Protocol.VLB:
         if model is None and split is Split.TEST:
             out = out or layout.EVALUATION
-        arguments = {"model": folder, "images": images, "split": split.value}
         show_bound(read.evaluate, given, num_timesteps, arguments, out=out, as_json=as_json)
         return
     if num_timesteps or out:
@@ -143,7 +142,7 @@ def evaluate(
     from flows.commands.summary import show
     from flows.evaluation.protocols import ode
 
-    show(ode(override(read.ode, given), model=folder, images=images, split=split.value), as_json)
+    show(ode(override(read.ode, given), **arguments), as_json)
 
 
 def show_bound(

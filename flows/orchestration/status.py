@@ -21,7 +21,7 @@ from flows.registry.git import git_text
 from flows.registry.versions import MODEL, champion, versions
 
 UNFINISHED = ["PENDING", "RUNNING", "CANCELLING"]
-ENDED = ["COMPLETED", "FAILED", "CRASHED", "CANCELLED"]
+CONCLUDED = ["COMPLETED", "FAILED", "CRASHED"]
 Entry = dict[str, Any]
 
 
@@ -57,9 +57,9 @@ def address(root: Path) -> str:
     return setting("PREFECT_API_URL") or holder.rpartition(" ")[2]
 
 
-def runs(api: Api, *states: str, sort: str, limit: int, **more: Entry) -> list[Entry]:
-    """Return runs of the flow in these states; `more` are other conditions of Prefect's filter."""
-    chosen = {"state": {"type": {"any_": list(states)}}, **more}
+def runs(api: Api, *states: str, sort: str, limit: int) -> list[Entry]:
+    """Return runs of the flow in these states."""
+    chosen = {"state": {"type": {"any_": list(states)}}}
     found: list[Entry] = api.ask("flow_runs/filter", flows=flows(), flow_runs=chosen, sort=sort, limit=limit)
     return found
 
@@ -90,15 +90,15 @@ def loop(api: Api) -> Entry:
 def last_run(api: Api) -> Entry | None:
     """Return the run that ended last, with the reason if it failed; None before the first one.
 
-    Runs that never started, such as one that is cancelled since another one is in progress, do not count.
+    Cancelled runs do not count: Prefect cancels one also because another one is in progress.
     """
-    for one in runs(api, *ENDED, sort="END_TIME_DESC", limit=1, start_time={"is_null_": False}):
+    for one in runs(api, *CONCLUDED, sort="END_TIME_DESC", limit=1):
         return {"name": one["name"], "state": one["state_name"], "ended": one["end_time"], "reason": reason(one)}
     return None
 
 
 def reason(run: Entry) -> str | None:
-    """Return why a run failed or crashed; None for another end.  Prefect itself says nothing of continuing."""
+    """Return why a run failed or crashed; None if it did not.  Prefect itself says nothing of continuing."""
     message = run["state"]["message"] or "Prefect knows no reason"
     match run["state"]["type"]:
         case "FAILED":

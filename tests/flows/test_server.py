@@ -366,7 +366,6 @@ def test_a_pool_with_which_this_machine_cannot_work(answer: Any, message: str, c
     ("kind", "message", "expected"),
     [
         ("COMPLETED", "promote: vdm@v1.0.0", None),
-        ("CANCELLED", None, None),
         ("FAILED", "stage train failed: no space", "stage train failed: no space"),
         ("FAILED", None, "Prefect knows no reason"),
         ("CRASHED", "Aborted by a signal.", "Aborted by a signal; the next run continues from the last saved state"),

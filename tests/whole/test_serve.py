@@ -176,9 +176,9 @@ def test_the_status_names_the_run_its_device_and_its_worktree(plant: Plant) -> N
     assert worktree["in_use"]
     assert worktree["name"] in device["holder"]
     assert found["disk_bytes"]["training_states"] > 0
-    assert plant.run("work-pool", "pause", "vdm").returncode == 0
-    assert plant.finish(plant.retrain())[0] == "CANCELLED"  # it never starts, since the deployment has a run already
+    assert plant.finish(plant.retrain())[0] == "CANCELLED"  # the deployment has a run already
     assert plant.status()["problems"] == [failed]
+    assert plant.run("work-pool", "pause", "vdm").returncode == 0
     paused = "no run of vdm starts, since it is paused; `prefect work-pool resume vdm`"
     assert plant.status()["problems"] == [paused, failed]
     assert plant.run("work-pool", "resume", "vdm").returncode == 0
