@@ -1,6 +1,6 @@
 """The words that an option of the model, of training or of evaluation may take; without torch, for readers of files."""
 
-from typing import Literal
+from typing import Any, Literal, get_args
 
 ScheduleKind = Literal["fixed_linear", "learned_linear", "learned_monotone"]
 """A noise schedule of `vdm.schedule` (appendix H)."""
@@ -20,3 +20,9 @@ Dequantisation = Literal["uniform", "truncated_normal"]
 """The density inside a pixel's cell, which makes pixels continuous; see `vdm.ode.log_weight`."""
 Grid = Literal["gamma", "t"]
 """What the noise levels of a sampler's steps are evenly spaced in; see `vdm.sampling.Solver`."""
+
+
+def require_choice(name: str, value: str, choices: Any) -> None:
+    """Raise ValueError unless the value of the option `name` is one of its words, such as those of `Precision`."""
+    if value not in get_args(choices):
+        raise ValueError(f"unknown {name} {value!r}: {', '.join(get_args(choices))}")

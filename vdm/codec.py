@@ -128,10 +128,14 @@ class Codec:
 
     Decode the batches of `encode` in reverse order: the network must see the same batches in both directions.  A batch
     takes 2 log2(4.1 `cells`) bits per dimension or a little more off the stack before it returns them.  `cells` is a
-    power of two up to `PLACES`.  Raises ValueError for a schedule with steps that are too unequal.
+    power of two up to `PLACES`.  Raises ValueError for other `cells`, a schedule with steps that are too unequal, a
+    model of more than 256 levels, and one with dropout in training mode.
     """
 
     def __init__(self, model: VDM, num_timesteps: int, cells: int = CELLS) -> None:
+        model.require_evaluation_mode()
+        if PLACES % cells or model.num_levels > 256:
+            raise ValueError(f"no code in {cells} cells for {model.num_levels} levels")
         self.model = model
         self.places = PLACES // cells
         times = torch.arange(num_timesteps + 1, dtype=torch.float64) / num_timesteps
@@ -148,8 +152,10 @@ class Codec:
     def encode(self, coder: Coder, pixels: np.ndarray, tick: Callable[[int], object] = id) -> None:
         """Encode images (B,C,H,W) uint8.
 
-        `tick` is called with B after every step.  Raises ArithmeticError if the network's output is not finite.
+        `tick` is called with B after every step.  Raises ArithmeticError if the network's output is not finite, and
+        ValueError unless they are images of the model.
         """
+        self.model.require_images(pixels)
         z_t = self.q(0).pop(coder, self.first_mean(pixels))
         self.push_pixels(coder, pixels, z_t)
         for t in range(1, len(self.gammas)):

@@ -13,8 +13,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from vdm.choices import Precision
-from vdm.discretization import require_levels
+from vdm.choices import Precision, require_choice
 from vdm.model import VDM
 from vdm.vlb import bits_per_dim, grid_times
 
@@ -113,7 +112,14 @@ def student_quantile(confidence: float, degrees: int) -> float:
 
 
 def paired_difference(first: np.ndarray, second: np.ndarray, *, confidence: float) -> PairedDifference:
-    """Compare two models by the bits/dim (N,) of the same images, evaluated at the same times with the same noise."""
+    """Compare two models by the bits/dim (N,) of the same images, evaluated at the same times with the same noise.
+
+    Raises ValueError for different numbers of images, and unless `confidence` lies between 0 and 1.
+    """
+    if first.shape != second.shape or not 0 < confidence < 1:
+        raise ValueError(
+            f"figures of {first.shape} and {second.shape} images at confidence {confidence} do not compare"
+        )
     difference = second - first
     mean, error = float(difference.mean()), standard_error(difference)
     half_width = student_quantile(confidence, len(difference) - 1) * error
@@ -169,15 +175,20 @@ def image_terms(
     `batch_size` counts network evaluations; a batch has at least one image.  A float64 model is evaluated in float64.
     `precision` is that of the network's matrix products and convolutions; everything else has the model's.
 
-    Raises TypeError unless the pixels are of an integer type, and ValueError unless they are levels of the model.
+    Raises TypeError unless the pixels are of an integer type, and ValueError unless they are images of the model, for
+    other options than these, and for a model with dropout in training mode.
     """
+    model.require_evaluation_mode()
+    require_choice("precision", precision, Precision)
+    if times_per_image < 1 or (num_timesteps is not None and num_timesteps < 1):
+        raise ValueError(f"evaluation takes at least 1 time and 1 step, got {times_per_image} and {num_timesteps}")
     place = next(model.parameters())  # its device and dtype are those of the computation
     size = images_per_batch(batch_size, times_per_image)
     parts = [torch.zeros(3, 0, dtype=torch.float64)]
     for first in progress(range(share.start, share.stop, size)):
         indices = range(first, min(first + size, share.stop))
         images = np.array(pixels[first : indices.stop])
-        require_levels(images, model.num_levels)
+        model.require_images(images)
         batch = torch.from_numpy(images).to(place.device)
         t = torch.from_numpy(stratified_times(seed, indices, times_per_image)).flatten()
         t = t.to(place if num_timesteps is None else place.device)  # those of T steps stay float64

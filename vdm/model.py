@@ -2,12 +2,13 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any, get_args
+from typing import Any
 
+import numpy as np
 from torch import Tensor, nn
 
-from vdm.choices import Precision, ScheduleKind
-from vdm.discretization import pixels_to_x
+from vdm.choices import Precision, ScheduleKind, require_choice
+from vdm.discretization import pixels_to_x, require_levels
 from vdm.network import NoisePredictor, num_parameters
 from vdm.schedule import LinearSchedule, MonotoneSchedule
 from vdm.vlb import (
@@ -26,6 +27,7 @@ ACTIVATION_BYTES: dict[Precision, int] = {"float32": 4, "bfloat16": 2}
 
 def build_schedule(kind: ScheduleKind, gamma_0: float, gamma_1: float) -> LinearSchedule:
     """Return a noise schedule between the (initial) end points gamma_0 < gamma_1.  Raises ValueError."""
+    require_choice("schedule", kind, ScheduleKind)
     match kind:
         case "fixed_linear":
             return LinearSchedule(gamma_0, gamma_1, learned=False)
@@ -33,7 +35,6 @@ def build_schedule(kind: ScheduleKind, gamma_0: float, gamma_1: float) -> Linear
             return LinearSchedule(gamma_0, gamma_1, learned=True)
         case "learned_monotone":
             return MonotoneSchedule(gamma_0, gamma_1)
-    raise ValueError(f"unknown schedule {kind!r}: {', '.join(get_args(ScheduleKind))}")
 
 
 def count_parameters(
@@ -128,6 +129,20 @@ class VDM(nn.Module):
     def num_dims(self) -> int:
         """Dimensions of one image, C H W."""
         return math.prod(self.image_shape)
+
+    def require_images(self, pixels: np.ndarray) -> None:
+        """Raise TypeError unless the pixels (N,C,H,W) are integers, and ValueError unless they are images of the model.
+
+        They are if their shape is `image_shape` and their levels are 0..num_levels-1.
+        """
+        if pixels.shape[1:] != self.image_shape:
+            raise ValueError(f"images of the model are {self.image_shape}, got {pixels.shape[1:]}")
+        require_levels(pixels, self.num_levels)
+
+    def require_evaluation_mode(self) -> None:
+        """Raise ValueError in training mode if that changes the results: with dropout, until `eval` is called."""
+        if self.training and any(isinstance(module, nn.Dropout) and module.p for module in self.modules()):
+            raise ValueError("the model is in training mode, with dropout; call its method eval() first")
 
     def inference_bytes(self, precision: Precision) -> int:
         """Return a lower bound of the bytes per image that the network takes without gradients."""

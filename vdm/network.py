@@ -50,8 +50,7 @@ class NoisePredictor(nn.Module):
         augmentation_input: bool,
     ) -> None:
         super().__init__()
-        require_sizes(width, blocks, norm_groups, fourier_exponents)
-        require_shares(norm_eps, dropout)
+        require_possible(width, blocks, norm_groups, norm_eps, dropout, fourier_exponents)
         self.width = width
         self.gamma_min = gamma_min
         self.gamma_max = gamma_max
@@ -107,18 +106,16 @@ class NoisePredictor(nn.Module):
         return silu(self.condition_2(silu(self.condition_1(embedding))))
 
 
-def require_sizes(width: int, blocks: int, norm_groups: int, fourier_exponents: Sequence[int]) -> None:
-    """Raise ValueError unless a `NoisePredictor` of these sizes can be built."""
+def require_possible(
+    width: int, blocks: int, norm_groups: int, norm_eps: float, dropout: float, fourier_exponents: Sequence[int]
+) -> None:
+    """Raise ValueError unless a `NoisePredictor` with these arguments can be built and computes numbers."""
     if width < 4 or width % 2 or norm_groups < 1 or width % norm_groups:
         raise ValueError(f"width {width} must be even, at least 4 and a multiple of norm_groups {norm_groups}")
     if not 0 < blocks <= MOST_BLOCKS:
         raise ValueError(f"blocks {blocks} must be between 1 and {MOST_BLOCKS}")
     if any(abs(exponent) > LARGEST_EXPONENT for exponent in fourier_exponents):
         raise ValueError(f"an exponent of fourier_exponents is beyond {LARGEST_EXPONENT}")
-
-
-def require_shares(norm_eps: float, dropout: float) -> None:
-    """Raise ValueError for a share of values that cannot be dropped, and for a norm that could divide by zero."""
     if not 0 <= dropout < 1:
         raise ValueError(f"dropout must be at least 0 and below 1, got {dropout}")
     if not 0 < norm_eps < math.inf:

@@ -24,8 +24,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vdm.choices import Dequantisation
-from vdm.discretization import pixels_to_x, require_levels
+from vdm.choices import Dequantisation, require_choice
+from vdm.discretization import pixels_to_x
 from vdm.model import VDM, gradient_bytes
 from vdm.schedule import alpha, sigma
 from vdm.vlb import PredictNoise, bits_per_dim
@@ -59,15 +59,18 @@ def evaluate_ode(
     The draws of an image share its Rademacher probes, so that the error they have in common leaves the logarithm.  The
     rest of the error stays inside: many draws with few probes give slightly too few bits.
 
-    Raises TypeError unless the pixels are of an integer type, and ValueError unless they are levels of the model.
+    Raises TypeError unless the pixels are of an integer type, and ValueError unless they are images of the model, for
+    an unknown dequantisation, and for a model with dropout in training mode.
     """
+    model.require_evaluation_mode()
+    require_choice("dequantisation", dequantisation, Dequantisation)
     place = next(model.parameters())  # its device and dtype are those of the network
     images_per_batch = max(1, batch_size // num_draws)
     results = []
     for first in progress(range(0, len(pixels), images_per_batch)):
         indices = range(first, min(first + images_per_batch, len(pixels)))
         images = np.array(pixels[first : indices.stop])
-        require_levels(images, model.num_levels)
+        model.require_images(images)
         batch = torch.from_numpy(images).repeat_interleave(num_draws, 0)
         draws, probes = (
             torch.from_numpy(values).to(place.device)

@@ -15,13 +15,13 @@ number of threads, as in float32, may a pixel differ by a level.
 from collections import deque
 from collections.abc import Iterable, Iterator
 from itertools import pairwise
-from typing import NamedTuple, get_args
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from vdm.choices import Grid, Precision
+from vdm.choices import Grid, Precision, require_choice
 from vdm.diffusion import denoise, forward_step, reverse_step
 from vdm.discretization import nearest_pixels, pixels_to_x
 from vdm.model import VDM
@@ -36,7 +36,7 @@ class Solver(NamedTuple):
 
     `order` is 1 or 2.  `eta` is the noise of a step, from 0 (none) to 1 (that of p(z_s | z_t)).  `clip` limits every
     x_hat to [-1, 1], where all images lie.  `precision` is that of the network's matrix products.  Sampling raises
-    ValueError for other values.
+    ValueError for other values, and for a model with dropout in training mode.
     """
 
     num_timesteps: int
@@ -86,6 +86,7 @@ def trajectory(model: VDM, indices: Iterable[int], solver: Solver, *, seed: int)
 
     Raises ArithmeticError if the schedule does not increase or the network's output is not finite.
     """
+    model.require_evaluation_mode()
     noise = image_noise(model, indices, seed)
     gammas = noise_levels(model.schedule, solver)
     halves = -gammas.diff() / 2
@@ -114,6 +115,7 @@ def fill_in(
     """
     if repeats < 1:
         raise ValueError(f"repeats must be at least 1, got {repeats}")
+    model.require_evaluation_mode()
     noise = image_noise(model, indices, seed)
     gammas = noise_levels(model.schedule, solver)
     z = next(noise)
@@ -136,8 +138,8 @@ def noise_levels(schedule: LinearSchedule, solver: Solver) -> Tensor:
     """
     if solver.num_timesteps < 1 or solver.order not in (1, 2) or not 0 <= solver.eta <= 1:
         raise ValueError(f"a solver has at least 1 step, order 1 or 2, and eta from 0 to 1, got {solver}")
-    if solver.grid not in get_args(Grid):
-        raise ValueError(f"unknown grid {solver.grid!r}: {', '.join(get_args(Grid))}")
+    require_choice("grid", solver.grid, Grid)
+    require_choice("precision", solver.precision, Precision)
     if not schedule.gamma_0 < schedule.gamma_1:
         raise ArithmeticError("the noise schedule does not increase")
     steps = torch.arange(solver.num_timesteps, -1, -1, device=schedule.gamma_0.device)

@@ -147,6 +147,12 @@ class KnowsTheData:
         self.image_shape = (1, 1, num_dims)
         self.schedule = LinearSchedule(-9.0, 5.0, learned=False).double()
 
+    def require_evaluation_mode(self) -> None:
+        """It has no dropout."""
+
+    def require_images(self, pixels: np.ndarray) -> None:
+        assert pixels.shape[1:] == self.image_shape
+
     def parameters(self) -> Any:
         return self.schedule.parameters()
 
@@ -184,6 +190,17 @@ def test_a_model_that_predicts_no_numbers_is_an_error(tiny_model: Callable[..., 
         model.network.conv_out.bias.fill_(math.inf)
     with pytest.raises(ArithmeticError, match="not finite"):
         Codec(model, 2).encode(OneInteger(7**3000), some_pixels(1))
+
+
+def test_what_cannot_be_coded_is_refused(tiny_model: Callable[..., VDM]) -> None:
+    with pytest.raises(ValueError, match="no code in 48 cells for 17 levels"):
+        Codec(tiny_model(), 3, 48)
+    with pytest.raises(ValueError, match="no code in 64 cells for 257 levels"):
+        Codec(tiny_model(num_levels=257), 3)
+    with pytest.raises(ValueError, match="in training mode, with dropout"):
+        Codec(tiny_model(dropout=0.1).train(), 3)
+    with pytest.raises(ValueError, match=r"images of the model are \(1, 8, 8\), got \(1, 8, 7\)"):
+        Codec(tiny_model(), 3).encode(OneInteger(7**3000), some_pixels(1)[..., 1:])
 
 
 def test_a_schedule_that_stands_still_is_an_error(tiny_model: Callable[..., VDM]) -> None:

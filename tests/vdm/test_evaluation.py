@@ -22,6 +22,7 @@ from vdm.evaluation import (
 )
 from vdm.model import VDM
 from vdm.ode import evaluate_ode
+from vdm.sampling import Solver, sample
 from vdm.vlb import bits_per_dim
 
 SETTINGS: dict[str, Any] = {"times_per_image": 4, "num_timesteps": None, "batch_size": 64, "seed": 3}
@@ -39,9 +40,10 @@ def test_the_result_does_not_depend_on_the_batch_size(tiny_model: Callable[..., 
         (lambda pixels: pixels / 16, TypeError, "pixels must be levels of an integer type, got float64"),
         (lambda pixels: pixels.astype(int) - 1, ValueError, "pixels must be 0 to 16, got -1 to 15"),
         (lambda pixels: pixels + 1, ValueError, "pixels must be 0 to 16, got 1 to 17"),
+        (lambda pixels: pixels[..., :1], ValueError, r"images of the model are \(1, 8, 8\), got \(1, 8, 1\)"),
     ],
 )
-def test_pixels_that_are_no_levels_are_refused(
+def test_pixels_that_are_no_images_of_the_model_are_refused(
     change: Callable[[np.ndarray], np.ndarray],
     error: type[Exception],
     message: str,
@@ -55,6 +57,32 @@ def test_pixels_that_are_no_levels_are_refused(
     ode = {"seed": 0, "num_draws": 1, "num_probes": 1, "dequantisation": "uniform", "batch_size": 4}
     with pytest.raises(error, match=message):
         evaluate_ode(tiny_model(), pixels, solve=dopri5(1e-3), **ode)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "change", [{"times_per_image": 0}, {"num_timesteps": 0}, {"num_timesteps": -5}, {"precision": "bf16"}]
+)
+def test_options_that_do_not_exist_are_refused(
+    change: dict[str, Any], tiny_model: Callable[..., VDM], digits: np.ndarray
+) -> None:
+    with pytest.raises(ValueError, match=r"at least 1 time and 1 step|unknown precision 'bf16': float32, bfloat16"):
+        evaluate(tiny_model(), digits[:2], **SETTINGS | change)
+
+
+def test_dropout_does_not_change_figures(tiny_model: Callable[..., VDM], digits: np.ndarray) -> None:
+    """A new model is in training mode."""
+    model = tiny_model(dropout=0.1).train()
+    with pytest.raises(ValueError, match=r"in training mode, with dropout; call its method eval\(\) first"):
+        evaluate(model, digits[:2], **SETTINGS)
+    with pytest.raises(ValueError, match="in training mode"):
+        sample(model, range(2), Solver(2), seed=0)
+    assert np.isfinite(evaluate(tiny_model().train(), digits[:2], **SETTINGS).bpd).all()
+
+
+@pytest.mark.parametrize(("second", "confidence"), [(np.zeros(1), 0.95), (np.zeros(3), 95.0), (np.zeros(3), 0.0)])
+def test_figures_that_do_not_compare_are_refused(second: np.ndarray, confidence: float) -> None:
+    with pytest.raises(ValueError, match="do not compare"):
+        paired_difference(np.arange(3.0), second, confidence=confidence)
 
 
 def test_the_bound_of_scaled_images_is_refused(tiny_model: Callable[..., VDM], digits: np.ndarray) -> None:

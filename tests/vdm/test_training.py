@@ -293,6 +293,28 @@ def test_a_batch_that_cannot_be_split_is_refused(tiny_model: Callable[..., VDM],
         start(tiny_model(), digits, **SETTINGS | {"accumulation": 3})
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"optimizer": "Adam"}, "unknown optimizer 'Adam': adamw, muon"),
+        ({"precision": "bf16"}, "unknown precision 'bf16'"),
+        ({"learning_rate_decay": "step"}, "unknown learning_rate_decay 'step'"),
+        ({"augmentation": ["flip", "turn"]}, "unknown transform 'turn': flip, rotate, swap_channels"),
+    ],
+)
+def test_unknown_words_are_refused(
+    change: dict[str, Any], message: str, tiny_model: Callable[..., VDM], digits: np.ndarray
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        start(tiny_model(), digits, **SETTINGS | change)
+
+
+def test_images_of_another_shape_are_refused(tiny_model: Callable[..., VDM], digits: np.ndarray) -> None:
+    """The network takes images of any size, but the bits would count for other dimensions."""
+    with pytest.raises(ValueError, match=r"images of the model are \(1, 8, 8\), got \(1, 8, 7\)"):
+        start(tiny_model(), digits[..., 1:], **SETTINGS)
+
+
 def test_the_model_gets_the_augmentation_flag(tiny_model: Callable[..., VDM], digits: np.ndarray) -> None:
     """The weights of the flag change, since upright and turned images differ."""
     model = tiny_model(augmentation_input=True)

@@ -20,7 +20,7 @@ from torch import Tensor, distributed
 from torch.optim.swa_utils import AveragedModel
 from torch.utils.checkpoint import checkpoint
 
-from vdm.choices import LearningRateDecay, OptimizerKind, Precision, Transform
+from vdm.choices import LearningRateDecay, OptimizerKind, Precision, Transform, require_choice
 from vdm.model import VDM
 from vdm.network import AttentionBlock, ResidualBlock
 from vdm.training.batches import Batch, augment, draw_batch
@@ -78,13 +78,17 @@ class Trainer:
 
     `model` is trained in place on `images` (N,C,H,W), both on one device.  `averaged` is the model of averaged weights,
     `kept` the one with which the run ends.  `validation` may be None.
-    Raises ValueError unless processes and micro-batches divide the batch evenly, and if a transform does not suit the
-    images.
+    Raises ValueError unless processes and micro-batches divide the batch evenly, for an unknown word in the settings,
+    if the images have another shape than the model's, and if a transform does not suit them.
     """
 
     def __init__(
         self, model: VDM, images: Tensor, settings: TrainingSettings, validation: Validation | None = None
     ) -> None:
+        require_choice("precision", settings.precision, Precision)
+        require_choice("learning_rate_decay", settings.learning_rate_decay, LearningRateDecay)
+        if images.shape[1:] != model.image_shape:
+            raise ValueError(f"images of the model are {model.image_shape}, got {tuple(images.shape[1:])}")
         augment(images[:1], settings.augmentation, torch.Generator(images.device))
         self.rank, self.processes = process()
         if settings.batch_size % (self.processes * settings.accumulation):
@@ -216,7 +220,8 @@ class Trainer:
     def state(self) -> dict[str, Any]:
         """Return everything that the next step depends on, as tensors and plain values.
 
-        Raises TrainingDiverged if a loss so far was not finite.
+        The tensors are the trainer's, so save or copy them before the next step.  Raises TrainingDiverged if a loss so
+        far was not finite.
         """
         return {
             "log": self.log.state(),
@@ -229,7 +234,7 @@ class Trainer:
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Continue from `state`, of a run with the same arguments.  Raises an error of any type for other states."""
+        """Continue from `state`, of a run with the same arguments; an error of any type says that it does not fit."""
         self.model.load_state_dict(state["model"])
         self.average.load_state_dict(state["average"])
         for optimizer, values in zip(self.optimizers, state["optimizers"], strict=True):

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from torch import Tensor
 
-from vdm.choices import Keep
+from vdm.choices import Keep, require_choice
 from vdm.evaluation import Evaluation, image_terms, images_per_batch, terms_of_set
 from vdm.model import VDM
 from vdm.training.processes import gather, process
@@ -31,7 +31,7 @@ class Validation:
 
     `keep` says whether the run ends with the averaged weights of the best validation or with the last ones.  After
     `patience` validations in a row without a new best one, training ends; None for no such end.  Raises ValueError for
-    an empty set of images.
+    an empty set of images, and an unknown word in `keep`.
     """
 
     def __init__(
@@ -47,6 +47,7 @@ class Validation:
     ) -> None:
         if not len(images):
             raise ValueError("validate_every_steps needs validation images")
+        require_choice("keep", keep, Keep)
         self.images = images
         self.every_steps = every_steps
         self.keep, self.patience = keep, patience
