@@ -92,7 +92,7 @@ def require_no_outputs(root: Path, folder: Path) -> None:
         return
     place = folder.resolve()
     for path in lock_here(root).outputs:
-        output = (root / path).resolve()
+        output = (root / path).parent.resolve() / Path(path).name  # DVC may have linked the output itself to its cache
         if output.parent == place or place.is_relative_to(output):
             raise UserError(f"{folder}: {path} is an output of the pipeline; choose another folder", Exit.USAGE)
 

@@ -214,7 +214,8 @@ def asking_the_remote(subject: str) -> Iterator[None]:
     except FileNotFoundError:
         return  # `require` then names the missing file
     except NoRemoteError as error:
-        raise UserError(f"{subject}not in the cache, and DVC has no default remote", Exit.MISSING) from error
+        advice = "`dvc remote add --default NAME URL` names the one that has it"
+        raise UserError(f"{subject}not in the cache, and DVC has no default remote; {advice}", Exit.MISSING) from error
     except Exception as error:  # each kind of remote raises its own errors
         if isinstance(error, OSError) and error.errno in OF_THE_CACHE:
             reason = f"{error.filename2 or error.filename}: {error.strerror}"

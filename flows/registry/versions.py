@@ -53,9 +53,7 @@ def versions(root: Path) -> list[Version]:
     """Return every version, sorted by number.  Raises UserError (exit 5) outside a git repository."""
     tags = annotated_tags(root, MODEL)
     reigning = reign(tags)
-    # GTO deregisters a version with a tag `vdm@v1.2.0!`.
-    gone = {name for name, mark, _ in (tag.name.partition("!") for tag in tags) if mark}
-    numbered = sorted((numbers, tag) for tag in tags if (numbers := numbers_of(tag.name)) and tag.name not in gone)
+    numbered = registered(tags)
     paths = [f"{tag.commit}:{path}" for _, tag in numbered for path in (layout.METRICS, layout.SAMPLE_METRICS)]
     files = contents(root, paths, MOST_BYTES) if paths else {}
     return [
@@ -67,6 +65,13 @@ def versions(root: Path) -> list[Version]:
         )
         for _, tag in numbered
     ]
+
+
+def registered(tags: list[Tag]) -> list[tuple[tuple[int, int, int], Tag]]:
+    """Return the numbers and tags of the versions that are not deregistered, sorted by number."""
+    # GTO deregisters a version with a tag `vdm@v1.2.0!`.
+    gone = {name for name, mark, _ in (tag.name.partition("!") for tag in tags) if mark}
+    return sorted((numbers, tag) for tag in tags if (numbers := numbers_of(tag.name)) and tag.name not in gone)
 
 
 def metrics_in(content: bytes | None) -> tuple[Metrics, str]:
@@ -206,13 +211,13 @@ def is_decided(root: Path, commit: str) -> bool:
 
 def champion_tag(root: Path) -> Tag | None:
     """Return the tag of the present champion, or None."""
-    reigning = reign(annotated_tags(root, f"{MODEL}#"))
+    reigning = reign(annotated_tags(root, MODEL))
     return reigning[-1] if reigning else None
 
 
 def previous_champion(root: Path) -> Version:
     """Return the version that a roll-back makes the champion.  Raises UserError (exit 5) if no earlier one is left."""
-    reigning = reign(annotated_tags(root, f"{MODEL}#"))
+    reigning = reign(annotated_tags(root, MODEL))
     if len(reigning) < 2:
         present = resolve(root, CHAMPION).name.replace("@", " ")
         advice = f"`gto deprecate {present} {CHAMPION}` leaves the project without a champion"
@@ -227,7 +232,8 @@ def reign(tags: list[Tag]) -> list[Tag]:
     """Return the stack of champions' tags, the present champion last: a promotion pushes, a roll-back pops.
 
     So a second roll-back goes one champion further back, and not to the one that the first roll-back removed.  The tags
-    are sorted by number, since their times have only whole seconds.
+    are sorted by number, since their times have only whole seconds.  `tags` are those of versions and of champions:
+    versions that GTO deregistered do not count.
     """
     history = sorted((int(match[2]), match[1], tag) for tag in tags if (match := CHAMPION_TAG.fullmatch(tag.name)))
     reigning: list[Tag] = []
@@ -238,7 +244,9 @@ def reign(tags: list[Tag]) -> list[Tag]:
             reigning[-2:] = [tag]
         else:
             reigning.append(tag)
-    return reigning
+    live = {tag.commit for _, tag in registered(tags)}
+    gone = {tag.commit for tag in tags if tag.name.startswith(f"{MODEL}@") and "!" in tag.name} - live
+    return [tag for tag in reigning if tag.commit not in gone]
 
 
 def numbers_of(name: str) -> tuple[int, int, int] | None:

@@ -326,6 +326,17 @@ def test_a_champion_that_gto_removes_is_none(copied: Project) -> None:
     assert champion(copied) == "vdm@v1.2.0"
 
 
+def test_a_champion_whose_version_gto_deregisters_is_none(copied: Project) -> None:
+    """The champion before it is the champion again, and a roll-back does not return to it."""
+    crown(copied, "v1.0.0", "v1.1.0", "v1.2.0")
+    assert copied.run("gto", "deprecate", "vdm", "v1.2.0").returncode == 0
+    assert champion(copied) == "vdm@v1.1.0"
+    assert copied.run("gto", "deprecate", "vdm", "v1.0.0").returncode == 0
+    assert "there is no earlier champion" in one_line(copied.vdmctl("rollback"))
+    copied.git("tag", "vdm@v1.3.0", "vdm@v1.0.0^{commit}", "--annotate", "--message=Again")
+    assert json.loads(copied.vdmctl("rollback", "--json").stdout)["champion"] == "vdm@v1.3.0"
+
+
 def test_a_damaged_challenger_is_not_promoted(copied: Project) -> None:
     weights = cached(copied, "models/vdm", "weights.safetensors", "v1.0.0")
     weights.chmod(0o644)
@@ -343,7 +354,7 @@ def test_a_champion_without_bytes_stops_the_challenge(copied: Project) -> None:
     copied.dvc("remote", "remove", "store")
     result = copied.vdmctl("promote", "v1.1.0")
     assert result.returncode == 5
-    assert one_line(result) == "vdmctl: vdm@v1.0.0: not in the cache, and DVC has no default remote"
+    assert one_line(result).startswith("vdmctl: vdm@v1.0.0: not in the cache, and DVC has no default remote; `dvc ")
     assert history(copied) == ["vdm@v1.0.0"]
 
 
