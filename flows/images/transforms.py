@@ -84,8 +84,10 @@ def resized(images: np.ndarray, size: list[int], num_levels: int) -> np.ndarray:
     bicubic = functional.InterpolationMode.BICUBIC
     # np.require copies read-only images, of which torch warns.
     tensor = torch.from_numpy(np.require(images, requirements=["C", "W"]))
+    if size[1] == 1:  # torch fails for three channels then, and is wrong for five; one channel at a time is slower
+        tensor = tensor.flatten(0, 1)[:, None]
     result = functional.resize(tensor, size, interpolation=bicubic, antialias=True).numpy()
-    return np.asarray(np.minimum(result, np.uint8(num_levels - 1)))
+    return np.asarray(np.minimum(result, np.uint8(num_levels - 1))).reshape(*images.shape[:2], *size)
 
 
 def shifted(images: np.ndarray, num_levels: int, num_bits: int) -> np.ndarray:

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
 from flows.core.errors import Exit, UserError
 from flows.core.params_file import read_params
@@ -73,6 +74,18 @@ def test_gray_levels_of_other_channels_are_refused() -> None:
     with pytest.raises(UserError, match="images have 2") as error:
         transform(noise(1, 2, 4, 4).astype(np.uint8), 256, **NOTHING | {"grayscale": True})
     assert error.value.code == Exit.USAGE
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4, 5, 7])
+@pytest.mark.parametrize("size", [[1, 1], [8, 1], [2, 1], [1, 8], [5, 5]])
+def test_every_channel_is_resized_as_a_gray_image(channels: int, size: list[int]) -> None:
+    """torch's kernels fail or differ for some numbers of channels."""
+    images = np.random.default_rng(0).integers(0, 256, (3, channels, 50, 16), dtype=np.uint8)
+    done = transform(images, 256, **NOTHING | {"resize": size})
+    alone = [transform(images[:, [channel]], 256, **NOTHING | {"resize": size}) for channel in range(channels)]
+    assert (done == np.concatenate(alone, axis=1)).all()
+    gray = [Image.fromarray(image).resize((size[1], size[0]), Image.Resampling.BICUBIC) for image in images[:, 0]]
+    assert np.abs(done[:, 0].astype(int) - np.stack([np.asarray(each) for each in gray])).max() <= 1
 
 
 @pytest.mark.parametrize("change", [{"num_bits": 4}, {"pad": 1}, {"resize": [8, 9]}, {"split_seed": 1}])
