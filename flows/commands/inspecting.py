@@ -12,6 +12,7 @@ from flows.core.folders import contains
 from flows.images.preparing import write_images
 from flows.images.store import DESCRIPTION
 from flows.registry.lock_file import require_no_outputs
+from flows.validation.drift import read_reference
 from flows.validation.inspection import inspect_images, write_report
 from flows.validation.report import Report
 
@@ -36,6 +37,8 @@ def inspect_path(data: "Data", contract: "Contract", *, path: Path, out: Path | 
             raise UserError(f"--out {out} lies in {path}, whose pictures are images of the set", Exit.USAGE)
         require_no_outputs(Path(), out)
         out.mkdir(parents=True, exist_ok=True)  # fails before the images are read
+    if reference and not os.access(reference / DESCRIPTION, os.F_OK):
+        read_reference(reference)  # fails before the images are read
     with scratch_folder() as scratch:
         images = path
         # Path.is_file raises for a folder without permission to enter; write_images then names the folder.

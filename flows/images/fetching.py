@@ -7,7 +7,7 @@ import re
 import shutil
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
@@ -16,7 +16,7 @@ from urllib.error import HTTPError, URLError
 
 from tqdm import tqdm
 
-from flows.core.errors import NetworkError, brief
+from flows.core.errors import NetworkError, UserError, brief
 from flows.core.escaping import visible
 from flows.core.files import naming
 from flows.process.locks import holder_of, lock_file
@@ -48,13 +48,18 @@ def held(folder: Path) -> Iterator[None]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def fetch_file(addresses: Sequence[str], path: Path, most: int = MOST_BYTES) -> None:
-    """Download to `path`, unless it exists, from the first address that serves the file.
+def fetch_file(
+    addresses: Sequence[str], path: Path, most: int = MOST_BYTES, take: Callable[[], None] = lambda: None
+) -> None:
+    """Download to `path`, unless it exists, from the first address that serves the file, and call `take` to read it.
 
-    A partial download is kept as `path` + `.part` and resumed, also by a later run.  Raises NetworkError (exit 5) if
-    every address failed after every pause or sent more than `most` bytes; OSError if `path` cannot be written.
+    If `take` raises UserError, the file is not the wanted one: it is deleted, and the next address is asked.  A partial
+    download is kept as `path` + `.part` and resumed, also by a later run.
+
+    Raises NetworkError (exit 5) if every address failed after every pause, sent more than `most` bytes or another file;
+    OSError if `path` cannot be written.
     """
-    if path.exists():
+    if path.exists() and not refusal(path, take):
         return
     part = path.with_name(path.name + ".part")
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -66,16 +71,31 @@ def fetch_file(addresses: Sequence[str], path: Path, most: int = MOST_BYTES) -> 
             try:
                 receive(address, part, most)
                 part.rename(path)
-                return
+                if not (reason := refusal(path, take)):
+                    return
+                failure = f"{address}: {reason}"
+                left.remove(address)
             except (HTTPError, http.client.HTTPException) as error:
                 failure = f"{address}: {brief(error)}"
                 log.info("%s", visible(failure))
                 if isinstance(error, TooLongError):
                     left.remove(address)
+    kept = " (what has arrived is kept)" if part.exists() else ""
     raise NetworkError(
-        f"{path.name} could not be downloaded: {failure}; try again (what has arrived is kept), or set data.source in "
-        f"params.yaml to a folder that holds the publisher's files"
+        f"{path.name} could not be downloaded: {failure}; try again{kept}, or set data.source in params.yaml to a "
+        f"folder that holds the publisher's files"
     )
+
+
+def refusal(path: Path, take: Callable[[], None]) -> str:
+    """Return why `take` refuses the file, after deleting the file; "" if it does not."""
+    try:
+        take()
+    except UserError as error:
+        path.unlink()
+        log.info("%s", visible(str(error)))
+        return str(error)
+    return ""
 
 
 def receive(address: str, part: Path, most: int) -> None:
@@ -142,7 +162,7 @@ def copy(response: http.client.HTTPResponse, file: BinaryIO, have: int, most: in
             have += len(block)
             size = max(have, total or 0)
             if size > most:
-                raise TooLongError(f"sends {size:,} bytes, but the file has {most:,} at most")
+                raise TooLongError(f"sends more than {most:,} bytes, the limit")
             file.write(block)
             shown.update(len(block))
     if total is not None and have < total:

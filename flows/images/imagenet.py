@@ -4,6 +4,7 @@ import re
 import tarfile
 import zipfile
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
@@ -38,16 +39,12 @@ def read_imagenet(
         raise UserError(f"data.source: {source} is not a folder", Exit.MISSING)
     archives = published.train | published.test
     folder = source or downloads
-    if source is None:
-        for name in archives:
-            fetch_file([published.base_address + name], downloads / name)
     for name in archives:
-        try:
-            check_version(folder / name, archives)
-        except UserError:
-            if source is None:
-                (folder / name).unlink()  # so that the next run downloads it again
-            raise
+        check = partial(check_version, folder / name, archives)
+        if source is None:
+            fetch_file([published.base_address + name], downloads / name, take=check)
+        else:
+            check()
     train = [folder / name for name in published.train]
     test = [folder / name for name in published.test]
     divided_train = divided(lambda: read_archives(published, train, published.num_train), validation)
@@ -62,12 +59,13 @@ def check_version(path: Path, archives: dict[str, str]) -> None:
     if not path.is_file():
         others = [other for other in all_archives() if other not in archives and (path.parent / other).is_file()]
         hint = f"; it holds {', '.join(others)}, the archives of another version" if others else ""
-        raise UserError(f"{path.parent}: holds no {path.name}{hint}", Exit.MISSING)
+        raise UserError(f"{path.parent}: holds no {path.name}{hint}; correct data.source", Exit.MISSING)
     actual, expected = file_sha256(path), archives[path.name]
     if actual != expected:
         names = [name for name, known in all_archives().items() if known == actual]
         what = f"that is {names[0]}" if names else "unknown"
-        raise UserError(f"{path}: sha256 is {actual} ({what}), the published archive has {expected}", Exit.MISSING)
+        reason = f"sha256 is {actual} ({what}), the published archive has {expected}; fetch the file again"
+        raise UserError(f"{path}: {reason}", Exit.MISSING)
 
 
 def all_archives() -> dict[str, str]:

@@ -3,10 +3,10 @@
 import gzip
 import hashlib
 import os
-import shutil
 import tarfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, NamedTuple, cast
 
@@ -50,19 +50,17 @@ def read_published(
     `validation` are the numbers of the published training images that make the validation split.
 
     Downloads are kept in `downloads`; `scratch` is an empty folder for unpacked files.  Raises UserError (exit 5) for
-    a file that is missing, truncated or differs from the published one, and if no address can be reached.
+    a file that is missing, truncated or differs from the published one, and if no address has the published file.
     """
-    if source is None:
-        for name, addresses in published.addresses.items():
-            fetch_file(addresses, downloads / name, MOST_BYTES)
     folder = scratch / published.folder
     folder.mkdir(parents=True, exist_ok=True)
-    try:
-        take_files(published, source or downloads, folder)
-    except UserError:
-        if source is None:
-            shutil.rmtree(downloads)  # so that the next run downloads again
-        raise
+    if source:
+        take_files(published, published.files, source, folder)
+    else:
+        for name, addresses in published.addresses.items():
+            held = [file for file in published.files if name in (file, f"{file}.gz", published.archive)]
+            take = partial(take_files, published, held, downloads, folder)
+            fetch_file(addresses, downloads / name, MOST_BYTES, take)
     train, test = ([read_chunk(published, scratch, train)] for train in (True, False))
     return Splits(*divided(lambda: train, validation), test)
 
@@ -79,8 +77,8 @@ def read_chunk(published: "PublishedSet", scratch: Path, train: bool) -> Chunk:
     return Chunk(np.ascontiguousarray(images), labels)
 
 
-def take_files(published: "PublishedSet", source: Path, folder: Path) -> None:
-    """Unpack the files from `source` (plain, .gz, or in the publisher's archive) into `folder` and check them.
+def take_files(published: "PublishedSet", names: Iterable[str], source: Path, folder: Path) -> None:
+    """Unpack the named files from `source` (plain, .gz, or in the publisher's archive) into `folder` and check them.
 
     Raises UserError (exit 5).
     """
@@ -88,13 +86,13 @@ def take_files(published: "PublishedSet", source: Path, folder: Path) -> None:
         raise UserError(f"data.source: {source} is not a folder", Exit.MISSING)
     archive = source / published.archive if published.archive else None
     packed = []
-    for name, sha256 in published.files.items():
+    for name in names:
         places = source / name, source / folder.name / name, source / f"{name}.gz"
         found = next((place for place in places if place.is_file()), None)
         if found:
             with refusing_damage(source, name, found), uncompressed(found) as file:
                 copy_bounded(file, folder / name)
-            check_sha256(folder / name, sha256, source / name)
+            check_sha256(folder / name, published.files[name], source / name)
         elif archive and archive.is_file():
             packed.append(name)
         else:

@@ -32,7 +32,8 @@ def for_test(what: str, count: int, fraction: float, split_seed: int) -> np.ndar
     drawn = held_out(count, fraction, split_seed)
     if not 0 < len(drawn) < count:
         reason = f"{len(drawn)} of {count} images would be held out (data.test_fraction {fraction})"
-        raise UserError(f"{what}: {reason}, but training and test images are needed", Exit.INVALID_DATA)
+        advice = "both splits need images, so add images or change it"
+        raise UserError(f"{what}: {reason}; {advice}", Exit.INVALID_DATA)
     return drawn
 
 

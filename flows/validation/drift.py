@@ -16,7 +16,7 @@ from flows.images.store import DESCRIPTION, load_images, load_labels
 from flows.validation.comb import heights
 from flows.validation.facts import Facts, measure
 from flows.validation.labels import label_facts
-from flows.validation.report import Difference, Profile, Reference
+from flows.validation.report import REPORT, Difference, Profile, Reference
 
 if TYPE_CHECKING:
     from flows.core.params import Contract
@@ -73,17 +73,20 @@ def quantiles(values: np.ndarray) -> list[float]:
 
 
 def read_reference(path: Path) -> Profile:
-    """Return the profile in a validation.json, or that of the training images in the folder of an image set.
+    """Return the profile in a validation.json, or in the folder of one, or of the training images of an image set.
 
     Raises UserError (exit 5), and ImageSetError for a damaged set.
     """
-    what = "a reference is a validation.json with a profile, or an image set"
-    if path.is_dir():
-        if not (path / DESCRIPTION).exists():
-            advice = f"`vdmctl validate {path} --out FOLDER` writes FOLDER/validation.json about images"
-            raise UserError(f"{path} has no {DESCRIPTION}; {what}; {advice}", Exit.MISSING)
+    if (path / DESCRIPTION).exists():
         image_set = load_images(path)
         return profile(measure(image_set.train, image_set.num_levels), load_labels(path, "train"))
+    what = "a reference is a validation.json with a profile, or an image set"
+    if path.is_dir():
+        report = path / REPORT
+        if not report.is_file():
+            advice = f"`vdmctl validate {path} --out FOLDER` writes FOLDER/validation.json about images"
+            raise UserError(f"{path} has no {DESCRIPTION}; {what}; {advice}", Exit.MISSING)
+        path = report
     return read(Reference, path, what).profile
 
 

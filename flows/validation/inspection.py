@@ -26,7 +26,7 @@ from flows.validation.duplicates import Lookalikes, all_lookalikes, ranked
 from flows.validation.expectations import Checker
 from flows.validation.facts import Facts, measure
 from flows.validation.picture import draw
-from flows.validation.report import Alike, Difference, Report, Result
+from flows.validation.report import REPORT, Alike, Difference, Report, Result
 from flows.validation.tables import difference_rows, histogram_rows, image_rows, split_rows, with_files
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 # In the folder of a report.
-REPORT, DATA_DOCS, PICTURE = "validation.json", "data_docs", "validation.png"
+DATA_DOCS, PICTURE = "data_docs", "validation.png"
 
 
 class Inspection(NamedTuple):

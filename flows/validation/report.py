@@ -9,6 +9,7 @@ from flows.core.documents import Document, Sha256, read
 from flows.core.errors import Exit, UserError
 from flows.images.store import data_sha256, fault, load_images
 
+REPORT = "validation.json"
 Level = Annotated[int, Field(ge=0, lt=2**63)]
 # Means and deviations are those of float32 pixels: the difference of any two is finite in float64.
 Statistic = Annotated[float, Field(ge=-3.5e38, le=3.5e38)]

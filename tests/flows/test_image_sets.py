@@ -267,10 +267,11 @@ def test_a_set_leaves_the_downloads_of_others_alone(
     published, source = small_mnist
     monkeypatch.setitem(PUBLISHED, "fashion_mnist", published)
 
-    def copied(addresses: list[str], path: Path, most: int) -> None:
+    def copied(addresses: list[str], path: Path, most: int, take: Callable[[], None]) -> None:
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes((source / path.name).read_bytes())
+        take()
 
     monkeypatch.setattr("flows.images.publishers.fetch_file", copied)
     interrupted = tmp_path / "downloads" / "mnist" / "train-images-idx3-ubyte.gz"
@@ -283,17 +284,34 @@ def test_a_set_leaves_the_downloads_of_others_alone(
         assert [*(tmp_path / "downloads").rglob("*ubyte*")] == [interrupted]
 
 
-def test_a_web_page_in_place_of_a_file_is_named_and_not_kept(
-    small_mnist: tuple[PublishedSet, Path], tmp_path: Path
+def test_a_web_page_in_place_of_a_file_is_named_and_a_mirror_takes_over(
+    small_mnist: tuple[PublishedSet, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """The other files, which have arrived, stay."""
     published, source = small_mnist
+    page = tmp_path / "train-images-idx3-ubyte.gz"
+    page.write_text("<!DOCTYPE html><title>Too many requests</title>")
+    asked = []
+
+    def receive(address: str, part: Path, most: int) -> None:
+        asked.append(address)
+        part.write_bytes(((source if address == "mirror" else tmp_path) / part.stem).read_bytes())
+
+    monkeypatch.setattr("flows.images.fetching.receive", receive)
+    for name in published.files:
+        if name not in page.name:
+            (tmp_path / f"{name}.gz").write_bytes((source / f"{name}.gz").read_bytes())
+    bad = replace(published, addresses={name: ["publisher"] for name in published.addresses})
     downloads = tmp_path / "downloads"
-    downloads.mkdir()
-    for path in source.iterdir():
-        (downloads / path.name).write_text("<!DOCTYPE html><title>Too many requests</title>")
-    with pytest.raises(UserError, match=r"train-images-idx3-ubyte.gz is a web page"):
-        read_published(published, None, downloads, scratch(tmp_path), validation=NONE)
-    assert not downloads.exists()
+    with pytest.raises(UserError, match=r"train-images-idx3-ubyte.gz is a web page.*; try again, or set data.source"):
+        read_published(bad, None, downloads, scratch(tmp_path), validation=NONE)
+    assert page.name not in [path.name for path in downloads.iterdir()]
+    asked.clear()
+    both = replace(published, addresses={name: ["publisher", "mirror"] for name in published.addresses})
+    fetched = arrays(read_published(both, None, downloads, scratch(tmp_path), validation=NONE))
+    given = arrays(read_published(published, source, downloads, scratch(tmp_path), validation=NONE))
+    assert all((one == other).all() for one, other in zip(fetched, given, strict=True))
+    assert asked.count("mirror") == 1
 
 
 def test_a_bomb_is_not_unpacked(

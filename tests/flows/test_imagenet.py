@@ -115,12 +115,17 @@ def test_an_archive_of_another_version_under_this_name_is_refused(
 
 def test_an_archive_of_the_same_version_is_not_called_one_of_another(tmp_path: Path) -> None:
     (tmp_path / "Imagenet32_val_npz.zip").touch()
-    with pytest.raises(UserError, match=r"holds no Imagenet32_train_npz.zip$"):
+    with pytest.raises(UserError, match=r"holds no Imagenet32_train_npz.zip; correct data.source$"):
         read_imagenet(IMAGENET32, tmp_path, tmp_path / "downloads", validation=NONE)
 
 
-def test_of_the_downloads_only_the_wrong_one_is_removed(pictures: tuple[DownsampledImageNet, Path]) -> None:
+def test_of_the_downloads_only_the_wrong_one_is_removed(
+    pictures: tuple[DownsampledImageNet, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is downloaded again, and the server has the same wrong file."""
     published, downloads = pictures
+    content = (downloads / "valid_32x32.tar").read_bytes()
+    monkeypatch.setattr("flows.images.fetching.receive", lambda address, part, most: part.write_bytes(content))
     wrong = replace(published, test={"valid_32x32.tar": "0" * 64})
     with pytest.raises(UserError, match=r"valid_32x32.tar: sha256 is"):
         read_imagenet(wrong, None, downloads, validation=NONE)

@@ -59,7 +59,7 @@ def test_transforms_of_the_parameters_apply(folder: Path) -> None:
         "validation.json",
         "validation.png",
     ]
-    again = vdmctl(folder, "validate", "pictures", "--reference", "report/validation.json")
+    again = vdmctl(folder, "validate", "pictures", "--reference", "report")
     assert again.returncode == Exit.DONE, again.stderr
     assert again.stdout == ""
 
@@ -82,6 +82,7 @@ def test_bad_arguments(arguments: list[str], code: int, message: str, folder: Pa
     result = vdmctl(folder, *arguments)
     assert (result.returncode, result.stdout) == (code, "")
     assert message in result.stderr.splitlines()[-1]
+    assert "transforms: " not in result.stderr  # nothing was read before the error
 
 
 def test_train_equal_to_test(folder: Path) -> None:
