@@ -23,7 +23,7 @@ from pydantic import ConfigDict, FailFast, RootModel
 from flows.core import layout
 from flows.core.documents import Document, Md5, RelativePath, read, require_apart
 from flows.core.errors import Exit, NetworkError, UserError, logged_errors
-from flows.core.files import inside, open_regular, read_bounded, scratch_folder
+from flows.core.files import inside, open_regular, parse_json, read_bounded, scratch_folder
 from flows.images.store import ImageSetError, data_sha256
 from flows.registry.lock_file import model_path, read_lock
 from flows.registry.versions import Version, resolve
@@ -76,6 +76,8 @@ def fetch(root: Path, version: Version, path: str | None = None) -> Path:
         copy(root, version, path, digest, folder)
     if path == model and sha256_of_config(folder) != version.metrics.model_sha256:
         raise UserError(f"{folder} is not the model of {version.name}; delete it to fetch it again", Exit.MISSING)
+    if path == model and not has_its_weights(folder):
+        raise UserError(f"{folder}: its weights are damaged or missing; delete it to fetch it again", Exit.MISSING)
     return folder
 
 
@@ -122,6 +124,16 @@ def sha256_of_config(folder: Path) -> str:
         return hashlib.sha256(read_bounded(folder / "config.json")).hexdigest()
     except OSError:
         return ""
+
+
+def has_its_weights(folder: Path) -> bool:
+    """Whether a model's weights have the digest that its config.json states, without importing torch."""
+    try:
+        expected = parse_json(read_bounded(folder / "config.json"))["weights_sha256"]
+        with open_regular(folder / "weights.safetensors") as weights:
+            return hashlib.file_digest(weights, "sha256").hexdigest() == str(expected)
+    except (OSError, ValueError, LookupError, TypeError):
+        return False
 
 
 def obtain(repo: Any, outputs: dict[str, str], subject: str = "") -> dict[str, list[Stored]]:

@@ -169,6 +169,15 @@ def test_a_fetched_version_is_reused_and_never_trusted_blindly(copied: Project) 
     copied.dvc("remote", "remove", "store")
     assert fetch(copied.folder, version) == folder
     assert [path for path in folder.parent.iterdir() if path != folder] == []
+    weights = (folder / "weights.safetensors").read_bytes()
+    for damaged in (weights[:-1] + b"x", None):
+        (folder / "weights.safetensors").unlink()
+        if damaged:
+            (folder / "weights.safetensors").write_bytes(damaged)
+        line = one_line(copied.vdmctl("evaluate", "v1.0.0"))
+        place = folder.relative_to(copied.folder)
+        assert line == f"vdmctl: {place}: its weights are damaged or missing; delete it to fetch it again"
+    (folder / "weights.safetensors").write_bytes(weights)
     shutil.copyfile(copied.folder / "models/vdm/config.json", folder / "config.json")
     result = copied.vdmctl("evaluate", "v1.0.0")
     assert result.returncode == 5
