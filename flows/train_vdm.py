@@ -28,7 +28,7 @@ from flows.core.errors import Exit, UserError, brief
 from flows.evaluation.results import BoundMetrics
 from flows.orchestration import artifacts
 from flows.orchestration.announcing import announce, announce_drift
-from flows.orchestration.releasing import RETRIED, Release, conclude, fetch_versions, kept, release
+from flows.orchestration.releasing import RETRIED, Release, catch_up, conclude, kept, release
 from flows.orchestration.streaming import stream, when_free
 from flows.orchestration.workspace import (
     Workspace,
@@ -137,7 +137,7 @@ def retrain(
     logger = get_run_logger()
     check_repository(root)
     if is_shared():
-        fetch_versions(root, return_state=True).result()
+        catch_up(root)
     base = first_commit(root, shared=is_shared())
     if is_shared():
         warn_of_newer(root, base)
@@ -284,7 +284,7 @@ def record(place: Workspace) -> Release | str:
         return f"nothing new: {result}, as in commit {place.base[:12]}"
     get_run_logger().info("%s is commit %s on branch %s", result, made[:12], place.branch)
     if is_shared():
-        fetch_versions(place.root, return_state=True).result()  # the champion may be another one by now
+        catch_up(place.root)  # the champion may be another one by now
     return release(place, made)
 
 

@@ -70,21 +70,15 @@ def promote(version: str, folder: Path, kept: Path) -> State[Evidence] | Evidenc
 
 
 @task(name="publish", task_run_name="publish", timeout_seconds=3600 * 6, **RETRIED)
-def publish_versions(root: Path, made: str | None) -> State[None] | bool:
-    """Push what the remotes lack, and return True.
+def publish_versions(root: Path) -> State[None] | bool:
+    """Push what the remotes lack; return whether it was pushed, False if a version must be withdrawn first.
 
-    If another machine has taken the number of the version of commit `made`, withdraw that version and return False.  A
-    failed state carries UserError.
+    A failed state carries UserError.
     """
-    logger = get_run_logger()
     try:
         published = publishing.publish(root)
-        logger.info("published %s", ", ".join(published) or "nothing: the remotes have everything")
-    except publishing.Taken as error:
-        if made not in error.commits:
-            return Failed(message=str(error), data=error)
-        logger.warning("another machine published a version of this number first; taking the next number")
-        publishing.withdraw(root, made)
+        get_run_logger().info("published %s", ", ".join(published) or "nothing: the remotes have everything")
+    except publishing.Outrun:
         return False
     except UserError as error:
         return Failed(message=str(error), data=error)
@@ -92,14 +86,21 @@ def publish_versions(root: Path, made: str | None) -> State[None] | bool:
 
 
 @task(name="fetch", task_run_name="fetch", timeout_seconds=3600 * 6, **RETRIED)
-def fetch_versions(root: Path) -> State[None] | None:
-    """Fetch the branches, versions and champions of other machines.  A failed state carries UserError."""
+def fetch_versions(root: Path) -> State[None] | list[str]:
+    """Fetch the branches, versions and champions of other machines; return the commits of withdrawn versions.
+
+    A failed state carries UserError.
+    """
+    logger = get_run_logger()
     try:
-        fetched = publishing.fetch_versions(root)
-        get_run_logger().info("fetched %s", ", ".join(fetched) or "no new versions")
+        tags, withdrawn = publishing.fetch_versions(root)
     except UserError as error:
         return Failed(message=str(error), data=error)
-    return None
+    logger.info("fetched %s", ", ".join(tags) or "no new versions")
+    if withdrawn:
+        commits = ", ".join(commit[:12] for commit in withdrawn)
+        logger.warning("another machine published a version of this number first; renumbering commit %s", commits)
+    return withdrawn
 
 
 def release(place: Workspace, made: str) -> Release:
@@ -120,25 +121,36 @@ def conclude(root: Path, outcome: Release | str, *, publish: bool) -> str:
     Raises UserError if it cannot be published.
     """
     try:
-        while publish:
-            made = outcome.version.commit if isinstance(outcome, Release) else None
-            if publish_versions(root, made, return_state=True).result():
-                break
-            outcome = "withdrawn"  # nothing to announce if the new comparison fails
-            outcome = release_again(root, cast(str, made))
+        while publish and not publish_versions(root, return_state=True).result():
+            outcome, withdrawn = "withdrawn", outcome  # nothing to announce if the new comparison fails
+            made = withdrawn.version.commit if isinstance(withdrawn, Release) else None
+            outcome = catch_up(root, made) or withdrawn
     finally:
         if isinstance(outcome, Release):
-            decision: Outcome = "promoted" if outcome.evidence.tag else "refused"
-            version = outcome.version
-            announce(decision, outcome.evidence.reason, model=version.name, bpd=version.metrics.bpd)
+            announce_decision(outcome)
     return str(outcome)
 
 
-def release_again(root: Path, made: str) -> Release:
-    """Make a withdrawn commit a version after those of other machines, and compare it with the champion anew."""
-    fetch_versions(root, return_state=True).result()
-    with workspace(root, git_text(root, "show", f"{made}:{layout.PARAMS}") + "\n", made) as place:
-        return release(place, made)
+def catch_up(root: Path, made: str | None = None) -> Release | None:
+    """Fetch the versions of other machines, and release anew the versions that this withdraws.
+
+    Return the release of the commit `made` if it is among them.  The others are announced.
+    """
+    ours = None
+    for commit in cast(list[str], fetch_versions(root, return_state=True).result()):
+        with workspace(root, git_text(root, "show", f"{commit}:{layout.PARAMS}") + "\n", commit) as place:
+            again = release(place, commit)
+        if commit == made:
+            ours = again
+        else:
+            announce_decision(again)
+    return ours
+
+
+def announce_decision(decided: Release) -> None:
+    """Announce whether the version was promoted."""
+    outcome: Outcome = "promoted" if decided.evidence.tag else "refused"
+    announce(outcome, decided.evidence.reason, model=decided.version.name, bpd=decided.version.metrics.bpd)
 
 
 def kept(place: Workspace) -> Path:

@@ -26,6 +26,7 @@ from flows.process.groups import processes_in
 from flows.process.locks import lock_file
 from flows.registry.git import Tag, contents, digests, git, git_text
 from flows.registry.lock_file import read_lock
+from flows.registry.publishing import run_of
 from flows.registry.storage import cached_at, files, obtain, opened
 from flows.registry.versions import is_decided
 
@@ -248,11 +249,6 @@ def pending(place: Workspace, made: str) -> bool:
 def branch_of(place: Workspace, made: str) -> str:
     """Return the branch of the run that made the commit."""
     return layout.RUN_BRANCHES + run_of(place.root, made)
-
-
-def run_of(root: Path, commit: str) -> str:
-    """Return the name of the run that made a commit; '' if no run did."""
-    return git_text(root, "log", "-1", "--format=%(trailers:key=Run,valueonly)", commit)
 
 
 def commit(place: Workspace, message: str) -> str | None:

@@ -47,6 +47,24 @@ class Graph(Document):
     artifacts: dict[str, Artifact]
 
 
+class Outputs(Document):
+    """The outputs of a stage in dvc.yaml: paths, or paths with options."""
+
+    outs: list[str | dict[str, Any]] = Field(default_factory=list)
+    metrics: list[str | dict[str, Any]] = Field(default_factory=list)
+
+    @property
+    def paths(self) -> list[str]:
+        """Return the paths without their options."""
+        return [path for out in self.outs + self.metrics for path in ([out] if isinstance(out, str) else out)]
+
+
+class Plan(Document):
+    """The outputs of the stages in dvc.yaml."""
+
+    stages: dict[str, Outputs] = Field(default_factory=dict)
+
+
 class Lock(NamedTuple):
     """The digests and parameters in a dvc.lock.
 
@@ -87,11 +105,13 @@ def lock_here(root: Path) -> Lock:
 
 
 def require_no_outputs(root: Path, folder: Path) -> None:
-    """Raise UserError (exit 2) if dvc.lock has outputs of the pipeline in the folder, or the folder in an output."""
-    if not (root / layout.DVC_LOCK).exists():
+    """Raise UserError (exit 2) if dvc.yaml has outputs of the pipeline in the folder, or the folder in an output."""
+    graph = root / layout.DVC_GRAPH
+    if not graph.exists():
         return
     place = folder.resolve()
-    for path in lock_here(root).outputs:
+    stages = parse_yaml(Plan, read_bounded(graph), str(graph)).stages.values()
+    for path in (path for stage in stages for path in stage.paths):
         output = (root / path).parent.resolve() / Path(path).name  # DVC may have linked the output itself to its cache
         if output.parent == place or place.is_relative_to(output):
             raise UserError(f"{folder}: {path} is an output of the pipeline; choose another folder", Exit.USAGE)

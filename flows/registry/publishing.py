@@ -4,7 +4,7 @@ Whatever the remotes lack is pushed, so a run also completes the publication tha
 """
 
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from dvc_data.hashfile.hash_info import HashInfo
 
@@ -13,7 +13,7 @@ from flows.core.errors import Exit, NetworkError, UserError
 from flows.registry.git import Tag, annotated_tags, git, git_lines, git_text, locked
 from flows.registry.lock_file import read_lock
 from flows.registry.storage import obtain, opened, quiet, require_remote
-from flows.registry.versions import MODEL, REFUSALS
+from flows.registry.versions import MODEL, REFUSALS, registered
 
 NOTES = f"refs/notes/{REFUSALS}"
 OURS = (f"refs/tags/{MODEL}@", f"refs/tags/{MODEL}#")
@@ -21,15 +21,15 @@ OURS = (f"refs/tags/{MODEL}@", f"refs/tags/{MODEL}#")
 LIST_SECONDS, PUSH_SECONDS = 60, 900
 
 
-class Taken(UserError):
-    """The remote has tags of these names for other commits, which another machine made first (exit 2)."""
+class Outrun(UserError):
+    """Another machine published a version of the same number first; `fetch_versions` withdraws this one (exit 2)."""
 
-    def __init__(self, message: str, commits: list[str]) -> None:
-        super().__init__(message, Exit.USAGE)
-        self.commits = commits
 
-    def __reduce__(self) -> Any:
-        return type(self), (str(self), self.commits)
+class Fetched(NamedTuple):
+    """The names of the tags that were fetched, and the commits of the versions that were withdrawn, oldest first."""
+
+    tags: list[str]
+    withdrawn: list[str]
 
 
 def publish(root: Path, remote: str = "origin") -> list[str]:
@@ -38,9 +38,9 @@ def publish(root: Path, remote: str = "origin") -> list[str]:
     The refs are pushed at once: either the remote takes all of them, or none.  Return the names of the tags, branches
     and notes that were pushed.
 
-    Raises UserError (exit 2) without remotes, and NetworkError (exit 5) when a remote does not answer.  After pushing
-    everything else, raises Taken for tags whose names the remote has for other commits, or else UserError (exit 5) for
-    a tag whose files are lost.
+    Raises UserError (exit 2) without remotes, NetworkError (exit 5) when a remote does not answer, and Outrun, before
+    anything is pushed, if a run's version must be withdrawn.  After pushing everything else, raises UserError: exit 2
+    for another tag whose name the remote has for another commit, 5 for a tag whose files are lost.
     """
     require_remotes(root, remote)
     try:
@@ -65,6 +65,9 @@ def require_remotes(root: Path, remote: str = "origin") -> None:
 
 def push_missing(root: Path, remote: str, there: dict[str, str]) -> list[str]:
     """Push what the remote, which has the refs `there`, lacks; see `publish`."""
+    if withdrawn := to_withdraw(root, there):
+        commits = ", ".join(commit[:12] for commit in withdrawn)
+        raise Outrun(f"publish: {remote} has other versions by the numbers of commit {commits}", Exit.USAGE)
     here = [*annotated_tags(root, f"{MODEL}@"), *annotated_tags(root, f"{MODEL}#")]  # versions before champions
     tagged = {name.removeprefix("refs/tags/"): digest for name, digest in there.items()}
     taken = {tag.name: tag.commit for tag in here if tagged.get(tag.name, tag.commit) != tag.commit}
@@ -81,20 +84,20 @@ def push_missing(root: Path, remote: str, there: dict[str, str]) -> list[str]:
     pushed = [name for name, ref in refs.items() if ref in mine and not is_there(root, ref, mine[ref], there.get(ref))]
     if pushed:
         push(root, remote, [refs[name] for name in pushed])
-    if taken:
-        name, commit = next(iter(taken.items()))
-        ours = " ".join(
-            tag.name for tag in here if tag.commit == commit and (tag.name == name or tag.name not in tagged)
-        )
-        then = "promote or roll back again" if "#" in name else "a run with the same parameters gives it another number"
-        problem = f"{name} is not published: {remote} has another commit by that name"
-        raise Taken(
-            f"publish: {problem}; `git tag -d {ours} && git fetch --tags {remote}`, and then {then}",
-            list(taken.values()),
-        )
+    for name, commit in taken.items():
+        ours = [tag.name for tag in here if tag.commit == commit and (tag.name == name or tag.name not in tagged)]
+        raise UserError(f"publish: {how_to_renumber(name, commit, ours, remote)}", Exit.USAGE)
     for name, reason in lost.items():
         raise UserError(f"publish: {name} is not published: {reason}", Exit.MISSING)
     return pushed
+
+
+def how_to_renumber(name: str, commit: str, ours: list[str], remote: str) -> str:
+    """Say that the remote has another commit by this tag's name, and how to replace `ours`, the commit's tags."""
+    number = f"`gto register {MODEL} {commit[:12]}` gives it another number"
+    then = "promote or roll back again" if "#" in name else number
+    problem = f"{name} is not published: {remote} has another commit by that name"
+    return f"{problem}; `git tag -d {' '.join(ours)} && git fetch --tags {remote}`, and then {then}"
 
 
 def is_there(root: Path, ref: str, mine: str, theirs: str | None) -> bool:
@@ -108,21 +111,41 @@ def is_there(root: Path, ref: str, mine: str, theirs: str | None) -> bool:
     return False
 
 
-def fetch_versions(root: Path, remote: str = "origin") -> list[str]:
+def to_withdraw(root: Path, there: dict[str, str]) -> list[str]:
+    """Return the commits of runs whose versions are not published, oldest first, if another machine took a tag of one.
+
+    All of them, since a later version was compared with a champion that may be an earlier one.
+    """
+    tags = annotated_tags(root, MODEL)
+    published = {tag.commit for tag in tags if there.get(f"refs/tags/{tag.name}") == tag.commit}
+    taken = {tag.commit for tag in tags if there.get(f"refs/tags/{tag.name}", tag.commit) != tag.commit}
+    if taken <= published:
+        return []
+    commits = [tag.commit for _, tag in registered(tags) if tag.commit not in published and run_of(root, tag.commit)]
+    return commits if taken.intersection(commits) else []
+
+
+def fetch_versions(root: Path, remote: str = "origin") -> Fetched:
     """Fetch the upstream branch, those of runs, and the versions, champions and notes that this repository lacks.
 
-    Return the tags.  A tag that differs here and there stays as it is.  Raises UserError: exit 2 without the remote, 5
-    if the remote no longer has the upstream branch; NetworkError (exit 5) when it does not answer.
+    If another machine took the number of a run's version, that version is withdrawn: see `to_withdraw`.  Every other
+    tag that differs here and there stays as it is.  Raises UserError: exit 2 without the remote, 5 if the remote no
+    longer has the upstream branch; NetworkError (exit 5) when it does not answer.
     """
     require_remotes(root, remote)
     there, mine = remote_refs(root, remote), local_refs(root)
-    missing = sorted(name for name in there if name.startswith(OURS) and name not in mine)
-    wanted = "\n".join(f"{name}:{name}" for name in missing).encode()
+    withdrawn = to_withdraw(root, there)
+    ours = sorted(name for name in there if name.startswith(OURS))
+    missing = [name for name in ours if name not in mine]
+    replaced = [name for name in ours if mine.get(name) in withdrawn and mine[name] != there[name]]
+    wanted = "\n".join([f"{name}:{name}" for name in missing] + [f"+{name}:{name}" for name in replaced]).encode()
     heads = [f"+refs/heads/{name}:refs/remotes/{remote}/{name}" for name in branches(root, remote, there)]
     ask(root, "fetch", "--quiet", "--no-tags", "--stdin", remote, *heads, stdin=wanted, seconds=PUSH_SECONDS)
+    for commit in withdrawn:
+        withdraw(root, commit)
     if NOTES in there:
         merge_notes(root, remote)
-    return [name.removeprefix("refs/tags/") for name in missing]
+    return Fetched([name.removeprefix("refs/tags/") for name in sorted(missing + replaced)], withdrawn)
 
 
 def branches(root: Path, remote: str, there: dict[str, str]) -> list[str]:
@@ -161,6 +184,11 @@ def merge_notes(root: Path, remote: str) -> None:
     ask(root, "fetch", "--quiet", remote, f"+{NOTES}:{theirs}", seconds=PUSH_SECONDS)
     with locked(root):
         git_text(root, "notes", f"--ref={NOTES}", "merge", "--quiet", "--strategy=ours", theirs)
+
+
+def run_of(root: Path, commit: str) -> str:
+    """Return the name of the run that made a commit; '' if no run did."""
+    return git_text(root, "log", "-1", "--format=%(trailers:key=Run,valueonly)", commit)
 
 
 def finished_branches(root: Path) -> list[str]:

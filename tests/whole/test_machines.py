@@ -268,3 +268,23 @@ def test_two_that_finish_together_make_two_versions_and_one_champion(
     assert "bits/dim against vdm@v1.3.0 on" in logs
     for version in ("vdm@v1.3.0", "vdm@v1.4.0"):
         assert plant.project.vdmctl("verify", version).returncode == 0
+
+
+def test_a_run_whose_publication_failed_takes_another_number_in_the_next_run(
+    plant: Plant, machines: list[Machine], messages: list[str]
+) -> None:
+    """Meanwhile another machine has published a version by its number."""
+    project = plant.project
+    mine = resolve(project.folder, "vdm@v1.4.0").commit
+    for machine in machines:
+        subprocess.run(["git", "fetch", "--quiet", "--tags"], cwd=machine.folder, check=True)
+    promoted = [tag for tag in project.git("tag", "--points-at", mine).split() if "#" in tag]
+    project.git("push", "--quiet", "origin", "--delete", "vdm@v1.4.0", *promoted)
+    project.git("push", "--quiet", "origin", "vdm@v1.0.0:refs/tags/vdm@v1.4.0")
+    run = plant.retrain(overrides={"train.seed": 1})
+    state, message = plant.finish(run, 400)
+    assert state == "COMPLETED", message
+    assert f"renumbering commit {mine[:12]}" in plant.logged(run)
+    wait_until(lambda: any("vdm@v1.5.0" in text for text in messages), 60, plant.log)
+    subprocess.run(["git", "fetch", "--quiet", "--tags", "--force"], cwd=project.folder, check=True)
+    assert resolve(project.folder, "vdm@v1.5.0").commit == mine

@@ -4,6 +4,7 @@ import json
 import logging
 import re
 import resource
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -153,6 +154,21 @@ def test_a_folder_that_cannot_be_made_is_named_before_the_work(
     for command in (["validate", "data/images"], ["evaluate", "models/vdm"]):
         assert run([*command, "--out", "file"]) == Exit.MISSING
         assert capsys.readouterr().err == "vdmctl: file: File exists\n"
+
+
+def test_outputs_of_stages_that_have_not_run_yet_are_no_place_for_other_results(
+    small: Small, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copy(ROOT / "dvc.yaml", small.folder)
+    for folder, output in (
+        ("reports/evaluation", "reports/evaluation/noise_levels.csv"),
+        ("reports/samples", "reports/samples/samples.npy"),
+        ("models", "models/trained"),
+        ("models/vdm/new", "models/vdm"),
+    ):
+        assert run(["evaluate", "models/vdm", "--out", folder]) == Exit.USAGE
+        line = f"vdmctl: {folder}: {output} is an output of the pipeline; choose another folder\n"
+        assert capsys.readouterr().err == line
 
 
 HOSTILE = "a|b\n\n# Forged\n<script>alert(1)</script> ![x](http://a/b.png) `code` *bold* &lt; \x1b[31mred\u202e\x07"

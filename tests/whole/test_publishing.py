@@ -10,7 +10,7 @@ from project import Project, cached
 from flows.core.errors import Exit, NetworkError, UserError
 from flows.orchestration import releasing
 from flows.registry import publishing
-from flows.registry.publishing import Taken, fetch_versions, publish, withdraw
+from flows.registry.publishing import Outrun, fetch_versions, publish
 from flows.registry.versions import add_version, record_refusal, refusal, resolve
 
 # The versions are trained when the first test asks for them.
@@ -97,7 +97,7 @@ def test_a_number_that_another_machine_took_first_stays_and_the_others_go(projec
     project.git("push", "--quiet", "origin", "vdm@v1.0.0^{commit}:refs/tags/vdm@v1.1.0")
     with pytest.raises(
         UserError,
-        match=r"vdm@v1.1.0 is not published: origin has another .*`git tag -d vdm@v1.1.0 vdm#champion#1 && git",
+        match=r"vdm@v1.1.0 is not .*`git tag -d vdm@v1.1.0 vdm#champion#1 && .* then `gto register vdm \w{12}` gives",
     ) as raised:
         publish(project.folder)
     assert raised.value.code is Exit.USAGE
@@ -106,24 +106,47 @@ def test_a_number_that_another_machine_took_first_stays_and_the_others_go(projec
     assert publish(project.folder) == ["vdm#champion#1"]
 
 
-def test_a_version_whose_number_is_taken_takes_the_next_and_keeps_its_commit(project: Project) -> None:
-    mine = project.git("rev-parse", "vdm@v1.1.0^{commit}").strip()
-    record_refusal(project.folder, resolve(project.folder, "v1.1.0"), "not better")
-    tag = project.git("rev-parse", "vdm@v1.1.0").strip()
-    project.git("tag", "--force", "--annotate", "--message=Theirs", "vdm@v1.1.0", "vdm@v1.0.0^{commit}")
-    project.git("push", "--quiet", "origin", "vdm@v1.1.0")
-    project.git("update-ref", "refs/tags/vdm@v1.1.0", tag)
-    with pytest.raises(Taken) as raised:
-        publish(project.folder)
-    assert raised.value.commits == [mine]
-    project.git("tag", "--annotate", "--message=Mine", "vdm-paper", mine)
-    withdraw(project.folder, mine)
-    assert "vdm-paper" in project.git("tag")
-    assert fetch_versions(project.folder) == ["vdm@v1.1.0"]
-    assert resolve(project.folder, "v1.1.0").commit == resolve(project.folder, "v1.0.0").commit
-    assert refusal(project.folder, mine) is None
-    assert add_version(project.folder, mine, "Again").name == "vdm@v1.3.0"
-    assert publish(project.folder) == ["the reasons of refusals", "vdm@v1.3.0"]
+def made_by_a_run(project: Project, version: str) -> str:
+    """Put the results of a version into a commit as runs make it, which becomes that version; return the commit."""
+    name = f"20260101-000000-{version}"
+    project.git("switch", "--quiet", "--create", f"runs/{name}", f"vdm@{version}^{{commit}}")
+    project.git("commit", "--quiet", "--allow-empty", f"--message=Retrain\n\nRun: {name}")
+    project.git("tag", "--force", "--annotate", "--message=Mine", f"vdm@{version}")
+    project.git("switch", "--quiet", "main")
+    return project.git("rev-parse", f"vdm@{version}^{{commit}}").strip()
+
+
+def test_runs_whose_publication_failed_take_new_numbers(project: Project) -> None:
+    """Another machine published a version by one of their numbers meanwhile.  Hand-made versions keep theirs."""
+    root = project.folder
+    mine = [made_by_a_run(project, version) for version in ("v1.1.0", "v1.2.0")]
+    project.git("push", "--quiet", "origin", "vdm@v1.0.0:refs/tags/vdm@v1.1.0")
+    record_refusal(root, resolve(root, "v1.1.0"), "not better")
+    project.git("tag", "--annotate", "--message=Promote", "vdm#champion#1", mine[1])
+    project.git("tag", "--annotate", "--message=Mine", "vdm-paper", mine[0])
+    before = published(project)
+    with pytest.raises(Outrun, match=", ".join(commit[:12] for commit in mine)):
+        publish(root)
+    assert published(project) == before
+    assert fetch_versions(root) == (["vdm@v1.1.0"], mine)
+    assert project.git("tag").split() == ["vdm-paper", "vdm@v1.0.0", "vdm@v1.1.0"]
+    assert refusal(root, mine[0]) is None
+    assert [add_version(root, commit, "Again").name for commit in mine] == ["vdm@v1.2.0", "vdm@v1.3.0"]
+    assert {"vdm@v1.0.0", "vdm@v1.2.0", "vdm@v1.3.0"} <= set(publish(root))
+    assert fetch_versions(root) == ([], [])
+
+
+def test_a_run_that_is_published_keeps_its_number_when_a_roll_back_must_take_another(project: Project) -> None:
+    root = project.folder
+    mine = made_by_a_run(project, "v1.1.0")
+    publish(root)
+    project.git("tag", "--annotate", "--message=Roll back", "vdm#champion#1", mine)
+    project.git("push", "--quiet", "origin", "vdm@v1.0.0^{commit}:refs/tags/vdm#champion#1")
+    assert fetch_versions(root) == ([], [])
+    with pytest.raises(UserError, match=r"`git tag -d vdm#champion#1 && .* then promote or roll back again") as raised:
+        publish(root)
+    assert not isinstance(raised.value, Outrun)
+    assert resolve(root, "v1.1.0").commit == mine
 
 
 def test_the_upstream_branch_is_fetched_whatever_other_branches_the_remote_has(
@@ -136,7 +159,7 @@ def test_the_upstream_branch_is_fetched_whatever_other_branches_the_remote_has(
     project.git("commit", "--quiet", "--allow-empty", "--message=Newer")
     # The clone knows `other`, which is in the way of `other/one`.
     project.git("push", "--quiet", "origin", ":other", "main:other/one", "main", "main:runs/20260101-000000-aaaa")
-    assert fetch_versions(clone.folder) == []
+    assert fetch_versions(clone.folder) == ([], [])
     newest = project.git("rev-parse", "main")
     assert [clone.git("rev-parse", f"origin/{name}") for name in ("main", "runs/20260101-000000-aaaa")] == [newest] * 2
     project.git("push", "--quiet", "origin", "main:trunk", ":main")
@@ -146,17 +169,17 @@ def test_the_upstream_branch_is_fetched_whatever_other_branches_the_remote_has(
         fetch_versions(clone.folder)
     assert gone.value.code is Exit.MISSING
     clone.git("checkout", "--quiet", "--detach")
-    assert fetch_versions(clone.folder) == []
+    assert fetch_versions(clone.folder) == ([], [])
 
 
 def test_a_version_that_was_withdrawn_is_not_announced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Another machine took its number, and the network failed before the model was compared again."""
 
-    def fail(root: Path, made: str) -> None:
+    def fail(root: Path, made: str | None) -> None:
         raise NetworkError("no network")
 
     monkeypatch.setattr(releasing, "publish_versions", lambda *_, **__: Mock(result=lambda: False))
-    monkeypatch.setattr(releasing, "release_again", fail)
+    monkeypatch.setattr(releasing, "catch_up", fail)
     announce = Mock()
     monkeypatch.setattr(releasing, "announce", announce)
     with pytest.raises(NetworkError):
