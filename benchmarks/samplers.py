@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from benchmarks.machine import describe
 from benchmarks.options import explained, positive
-from flows.commands.sampling import SOLVERS, Sampler
+from flows.commands.sampling import SOLVERS
 from flows.core import layout
 from flows.core.checkpoint import load_model
 from flows.core.params import Sample
@@ -34,11 +34,11 @@ Row = dict[str, Any]
 
 def rows(chosen: argparse.Namespace) -> list[tuple[str, dict[str, Any]]]:
     """Return the name of every row and what it changes of the parameters `sample:`."""
-    grid = [(name, steps, {}) for name in Sampler for steps in chosen.steps]
+    grid = [(name, steps, {}) for name in SOLVERS for steps in chosen.steps]
     few = chosen.steps[len(chosen.steps) // 2]
-    best = Sampler.SDE_DPM
+    best = "sde-dpm-solver++"
     others = [
-        (Sampler.ANCESTRAL, chosen.reference_steps, {}),
+        ("ancestral", chosen.reference_steps, {}),
         (best, few, {"grid": "t"}),
         (best, few, {"clip": False}),
         (best, few, {"precision": "float32"}),
@@ -75,7 +75,7 @@ def plot(path: Path, table: list[Row], held_out: float) -> None:
 
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.add_subplot()
-    for name in Sampler:
+    for name in SOLVERS:
         line = [row for row in table if row["sampler"] == name]
         values, errors = ([row[key] for row in line] for key in ("fd", "fd_standard_error"))
         axes.errorbar([row["steps"] for row in line], values, errors, label=str(name), marker="o", capsize=3)

@@ -4,15 +4,18 @@ The commands are in `flows.commands`.  They are imported after the signal handle
 """
 
 import os
+import re
+import shlex
 import signal
 import sys
 from contextlib import suppress
 from pathlib import Path
 
-from flows.core.errors import Exit, NetworkError, UserError, exit_code
+from flows.core.errors import Exit, NetworkError, UserError
 from flows.core.escaping import visible
 from flows.process.ending import STOP, STOPPED, fail, finish, stop_at_once
 from flows.process.environment import settle
+from vdm.errors import TrainingDiverged
 
 
 def main() -> None:
@@ -37,6 +40,7 @@ def run(arguments: list[str]) -> int:
     start_logging()
     try:
         require_own_code()
+        refuse_blank(arguments)
         call(arguments)
         finish()
         sys.stdout.flush()
@@ -46,11 +50,8 @@ def run(arguments: list[str]) -> int:
         return fail(str(error), error.code, network=isinstance(error, NetworkError))
     except OSError as error:
         return fail(f"{visible(error.filename or 'a file')}: {error.strerror or error}", Exit.MISSING)
-    except Exception as error:
-        code = exit_code(error)
-        if code is None:
-            raise
-        return fail(str(error), code)
+    except TrainingDiverged as error:
+        return fail(str(error), Exit.USAGE)
     finally:
         with suppress(OSError):  # reported above, or less important than the error reported above
             sys.stdout.flush()
@@ -64,6 +65,17 @@ def require_own_code() -> None:
         reason = f"the stage runs the code in {Path(__file__).parents[1]} instead of that in {Path.cwd()}"
         advice = "activate the environment that was made in this folder, or unset PYTHONSAFEPATH"
         raise UserError(f"{reason}; {advice}", Exit.USAGE)
+
+
+def refuse_blank(arguments: list[str]) -> None:
+    """Raise UserError (exit 2) for an argument that is empty or only white space.
+
+    It would mean the default or the current folder, as in `vdmctl promote "$VERSION"` with an unset variable.
+    """
+    for number, argument in enumerate(arguments, 1):
+        if re.fullmatch(r"(--[\w-]+=)?\s*", argument):
+            what = f"argument {number} of `vdmctl {shlex.join(arguments)}` is empty"
+            raise UserError(f"{what}, perhaps from a variable that is not set", Exit.USAGE)
 
 
 def call(arguments: list[str]) -> None:

@@ -122,34 +122,6 @@ def require_possible(
         raise ValueError(f"norm_eps must be above 0 and finite, got {norm_eps}")
 
 
-def num_parameters(
-    *,
-    channels: int,
-    width: int,
-    blocks: int,
-    attention_everywhere: bool,
-    fourier_exponents: Sequence[int],
-    augmentation_input: bool,
-) -> int:
-    """Return the number of weights of a `NoisePredictor` with these arguments, without building it."""
-    w, inputs = width, channels * (1 + 2 * len(fourier_exponents))
-
-    def linear(inputs: int, outputs: int) -> int:
-        return outputs * (inputs + 1)
-
-    def convolution(inputs: int, outputs: int) -> int:
-        return outputs * (9 * inputs + 1)
-
-    condition = linear(w + augmentation_input, 4 * w) + linear(4 * w, 4 * w)
-    block = 2 * w + convolution(w, w) + 4 * w * w + 2 * w + convolution(w, w)
-    # Blocks on the way up have twice the inputs: a larger first norm and convolution, and a 1x1 shortcut.
-    up = block + 2 * w + 9 * w * w + linear(2 * w, w)
-    attention = 2 * w + linear(w, 3 * w) + linear(w, w)
-    ends = convolution(inputs, w) + 2 * w + convolution(w, channels)
-    attentions = 2 * blocks + 2 if attention_everywhere else 1
-    return condition + ends + (blocks + 2) * block + (blocks + 1) * up + attentions * attention
-
-
 class ResidualBlock(nn.Module):
     """x + conv(dropout(silu(norm(conv(silu(norm(x))) + projected condition)))), (B,inputs,H,W) -> (B,width,H,W)."""
 
@@ -225,7 +197,10 @@ def fourier_features(z: Tensor, exponents: Sequence[int]) -> Tensor:
 
 
 def time_embedding(gamma_t: Tensor, width: int, gamma_min: float, gamma_max: float) -> Tensor:
-    """Return sin and cos of 1000 (gamma_t - gamma_min) / (gamma_max - gamma_min): (B,) -> (B, width), width even."""
+    """Return sin and cos of time / 10,000^(i / (width/2 - 1)), i = 0..width/2 - 1: (B,) -> (B, width), width even.
+
+    time = 1000 (gamma_t - gamma_min) / (gamma_max - gamma_min).
+    """
     half = width // 2
     time = 1000 * (gamma_t - gamma_min) / (gamma_max - gamma_min)
     exponents = torch.arange(half, device=time.device, dtype=time.dtype) / (half - 1)

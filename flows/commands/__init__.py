@@ -7,7 +7,7 @@ sampling    the stages `features` and `sample`, and other samples
 compression  images to compressed files and back
 registry    versions and the champion
 operating   the state of the retraining loop
-arguments   the option --json, params.yaml, and the refusal of empty arguments
+arguments   the option --json, and params.yaml
 options     parameters replaced by options
 inspecting  `vdmctl validate PATH`
 reporting   `vdmctl report --out`

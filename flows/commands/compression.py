@@ -52,7 +52,7 @@ def compress(
 
     done = compress(
         images,
-        split=split.value if split else None,
+        split=split,
         model=folder,
         out=out,
         num_timesteps=num_timesteps,

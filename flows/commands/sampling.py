@@ -3,9 +3,8 @@
 Heavy modules are imported inside the commands.
 """
 
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -19,21 +18,13 @@ commands = typer.Typer()
 
 DRAWN, OUT = 64, Path("samples.png")
 
-
-class Sampler(StrEnum):
-    """The samplers by the names that people know them by."""
-
-    ANCESTRAL = "ancestral"
-    DDIM = "ddim"
-    DPM = "dpm-solver++"
-    SDE_DPM = "sde-dpm-solver++"
-
-
-SOLVERS = {
-    Sampler.ANCESTRAL: {"order": 1, "eta": 1.0},
-    Sampler.DDIM: {"order": 1, "eta": 0.0},
-    Sampler.DPM: {"order": 2, "eta": 0.0},
-    Sampler.SDE_DPM: {"order": 2, "eta": 1.0},
+Sampler = Literal["ancestral", "ddim", "dpm-solver++", "sde-dpm-solver++"]
+"""The samplers by the names that people know them by."""
+SOLVERS: dict[Sampler, dict[str, float]] = {
+    "ancestral": {"order": 1, "eta": 1.0},
+    "ddim": {"order": 1, "eta": 0.0},
+    "dpm-solver++": {"order": 2, "eta": 0.0},
+    "sde-dpm-solver++": {"order": 2, "eta": 1.0},
 }
 
 

@@ -5,10 +5,8 @@ from typing import Annotated
 import typer
 
 from flows.commands import compression, evaluation, operating, pipeline, registry, sampling
-from flows.commands.arguments import Commands
 
 app = typer.Typer(
-    cls=Commands,
     help="Train, evaluate and ship a Variational Diffusion Model.\n\n"
     "Parameters come from params.yaml in the current folder; `vdmctl preset NAME` writes one. "
     "`dvc repro` runs the stages whose inputs changed: download, validate, train, register, evaluate, features, sample "

@@ -9,7 +9,7 @@ bits they take.
 
 import math
 from collections.abc import Iterator
-from itertools import chain, repeat
+from itertools import accumulate, chain, groupby, pairwise, repeat
 
 PLAIN_BITS = 8
 """Bits per dimension that the plainly encoded images leave at least."""
@@ -28,35 +28,15 @@ def most_plain(num_levels: int) -> int:
     return math.ceil(PLAIN_BITS / math.log2(num_levels))
 
 
-def is_plain(batch: range, num_images: int, num_levels: int) -> bool:
-    """Whether the images of a batch are encoded without the model."""
-    return batch.start >= num_images - most_plain(num_levels)
-
-
-def is_coarse(batch: range, num_images: int) -> bool:
-    """Whether the images of a batch that is not plain are encoded on the coarse grid."""
-    return batch.stop > num_images - COARSE_IMAGES
-
-
 def groups(num_images: int, num_dims: int, most: int, *, decoding: bool) -> Iterator[list[range]]:
     """Yield the batches, of at most `most` images, in groups that share a checksum.
 
     Batches and groups come in the order of encoding, or of decoding.  No list of all is made.
     """
     every = -(-CHECKED_DIMS // num_dims)
-    group: list[range] = []
-    for batch in batches(num_images, most, decoding=decoding):
-        # The batch is the last of its group to be encoded, and the first to be decoded.
-        checked = batch.start == 0 or (num_images - batch.stop) // every < (num_images - batch.start) // every
-        if decoding and checked and group:
-            yield group
-            group = []
-        group.append(batch)
-        if not decoding and checked:
-            yield group
-            group = []
-    if group:
-        yield group
+    ordered = batches(num_images, most, decoding=decoding)
+    for _, group in groupby(ordered, lambda batch: (num_images - batch.stop) // every):
+        yield list(group)
 
 
 def batches(num_images: int, most: int, *, decoding: bool) -> Iterator[range]:
@@ -67,13 +47,6 @@ def batches(num_images: int, most: int, *, decoding: bool) -> Iterator[range]:
         coded += growing[-1]
     full, rest = divmod(num_images - coded, most)
     last = [rest] if rest else []
-    if decoding:
-        place = 0
-        for size in chain(last, repeat(most, full), reversed(growing)):
-            yield range(place, place + size)
-            place += size
-    else:
-        place = num_images
-        for size in chain(growing, repeat(most, full), last):
-            yield range(place - size, place)
-            place -= size
+    sizes = chain(last, repeat(most, full), reversed(growing)) if decoding else chain(growing, repeat(most, full), last)
+    for first, end in pairwise(accumulate(sizes, initial=0)):
+        yield range(first, end) if decoding else range(num_images - end, num_images - first)

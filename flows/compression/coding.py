@@ -7,7 +7,7 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 
-from flows.compression.batches import COARSE_CELLS, is_coarse, is_plain
+from flows.compression.batches import COARSE_CELLS, COARSE_IMAGES, most_plain
 from flows.compression.header import Header
 from flows.core.errors import Exit, UserError
 from flows.core.memory import require
@@ -37,26 +37,25 @@ class Coding:
             reason = f"a code in {header.num_timesteps} steps is not possible: {error}"
             raise UserError(f"{reason}; choose another --num-timesteps", Exit.USAGE) from error
 
-    def is_plain(self, batch: range) -> bool:
-        """Whether the images of a batch are encoded without the model."""
-        return is_plain(batch, self.header.num_images, self.header.num_levels)
-
-    def codec(self, batch: range) -> Codec:
-        """Return the codec of a batch that is not plain."""
-        return self.coarse if is_coarse(batch, self.header.num_images) else self.fine
+    def codec(self, batch: range) -> Codec | None:
+        """Return the codec of a batch; None if its images are encoded plainly, without the model."""
+        number = self.header.num_images
+        if batch.start >= number - most_plain(self.header.num_levels):
+            return None
+        return self.coarse if batch.stop > number - COARSE_IMAGES else self.fine
 
     def encode(self, coder: Coder, batch: range, pixels: np.ndarray, tick: Callable[[int], object]) -> None:
         """Encode a batch of images (B,C,H,W) uint8.  Raises ArithmeticError as `Codec.encode` does."""
-        if self.is_plain(batch):
-            encode_plainly(coder, pixels, self.header.num_levels)
+        if codec := self.codec(batch):
+            codec.encode(coder, pixels, tick)
         else:
-            self.codec(batch).encode(coder, pixels, tick)
+            encode_plainly(coder, pixels, self.header.num_levels)
 
     def decode(self, coder: Coder, batch: range, tick: Callable[[int], object]) -> np.ndarray:
         """Decode a batch of images, (B,C,H,W) uint8.  Raises ArithmeticError as `Codec.decode` does."""
-        if self.is_plain(batch):
-            return decode_plainly(coder, (len(batch), *self.shape), self.header.num_levels)
-        return self.codec(batch).decode(coder, len(batch), tick)
+        if codec := self.codec(batch):
+            return codec.decode(coder, len(batch), tick)
+        return decode_plainly(coder, (len(batch), *self.shape), self.header.num_levels)
 
 
 @contextmanager

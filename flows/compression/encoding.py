@@ -112,7 +112,7 @@ def encode(images: Images, stack: Stack, coding: Coding, tick: Callable[[int], o
         part = images.rows(first, group[0].stop)
         for batch in group:
             coding.encode(coder, batch, part[batch.start - first : batch.stop - first], tick)
-            if coding.is_plain(batch):
+            if not coding.codec(batch):
                 plain_bits = stack.bits + coder.bits
         coder.push(np.array([zlib.crc32(part.data)]), np.ones(1, np.int64))
         stack.spill(coder.words)

@@ -66,7 +66,8 @@ def open_images(path: Path, split: Split | None, scratch: Path) -> Images:
     try:
         write_array(scratch / ARRAY, (chunk.images for chunk in chunks))
     finally:
-        complain(path, problems, len(found.names))
+        if problems:
+            complain(path, problems, len(found.names))
     arrays = all(head.format == "NPY" for head in survey.heads)
     return Images(load_array(scratch / ARRAY), not arrays)
 

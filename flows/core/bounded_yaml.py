@@ -18,8 +18,9 @@ from ruamel.yaml.parser import RoundTripParser
 from ruamel.yaml.representer import RoundTripRepresenter
 from ruamel.yaml.scalarbool import ScalarBoolean
 
+from flows.core.errors import brief
+
 MOST_BYTES, MOST_NODES, MOST_DEPTH = 2**18, 20_000, 32
-LONGEST_REASON = 200
 
 
 class Size(NamedTuple):
@@ -114,9 +115,9 @@ def load(content: bytes | str) -> Any:
     except MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         where = f"line {mark.line + 1}: " if mark else ""
-        raise ValueError(f"{where}{shortened(error.problem or error.context or 'damaged')}") from error
+        raise ValueError(f"{where}{brief(error.problem or error.context or 'damaged')}") from error
     except Exception as error:  # ruamel does not document what it raises for damaged input
-        raise ValueError(shortened(error)) from error
+        raise ValueError(brief(error)) from error
 
 
 def dump(document: Any) -> str:
@@ -132,12 +133,6 @@ def dump(document: Any) -> str:
 def parse(content: bytes | str) -> Any:
     """Parse YAML into plain dicts, lists and scalars.  Raises ValueError."""
     return plain(load(content))
-
-
-def shortened(reason: object) -> str:
-    """Return a reason in one line of bounded length."""
-    line = " ".join(str(reason).split())
-    return line if len(line) <= LONGEST_REASON else f"{line[:LONGEST_REASON]} ..."
 
 
 def plain(node: Any) -> Any:
@@ -158,13 +153,13 @@ def plain(node: Any) -> Any:
         case str():
             return str(node)
         case _:
-            raise ValueError(f"{type(node).__name__} {shortened(node)} is not supported; quote it to make it text")
+            raise ValueError(f"{type(node).__name__} {brief(node)} is not supported; quote it to make it text")
 
 
 def key_of(key: Any) -> str:
     """Return the key as a plain str.  Raises ValueError if it is not text."""
     if not isinstance(key, str):
-        raise ValueError(f"the key {shortened(key)} is not text; quote it")
+        raise ValueError(f"the key {brief(key)} is not text; quote it")
     return str(key)
 
 

@@ -79,8 +79,7 @@ def load_model(folder: Path, device: torch.device | str = "cpu") -> VDM:
         model = VDM(**config["model"])
         model.load_state_dict(floats(load(weights)))
     except (SafetensorError, ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
-        reason = str(error).partition("\n")[0]
-        raise CheckpointError(f"{folder}: weights and {CONFIG} do not describe one model: {reason}") from error
+        raise CheckpointError(f"{folder}: weights and {CONFIG} do not describe one model: {brief(error)}") from error
     for name, tensor in model.state_dict().items():
         if not tensor.isfinite().all():
             raise CheckpointError(f"{folder / WEIGHTS}: {name} is not finite; restore the file or train again")
@@ -90,9 +89,14 @@ def load_model(folder: Path, device: torch.device | str = "cpu") -> VDM:
 def read_weights(folder: Path, config: dict[str, Any]) -> bytes:
     """Return the bytes of the weights.
 
-    Raises CheckpointError if digest or size disagree with `config`, or if the model does not fit into memory.
+    Raises CheckpointError if digest or size disagree with `config`, if that describes no model, or if the model does
+    not fit into memory.
     """
-    path, count = folder / WEIGHTS, count_parameters(**config["model"])
+    path = folder / WEIGHTS
+    try:
+        count = count_parameters(**config["model"])
+    except (ArithmeticError, RuntimeError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{folder}: weights and {CONFIG} do not describe one model: {brief(error)}") from error
     weights = read_bytes(path, min(MOST_NUMBER_BYTES * max(0, count) + MOST_HEADER_BYTES, available() // COPIES))
     if hashlib.sha256(weights).hexdigest() != config["weights_sha256"]:
         raise CheckpointError(f"{path}: sha256 differs from the one in {CONFIG}; restore the file")
@@ -149,8 +153,7 @@ def parse_state(content: bytes, path: Path) -> Any:
     except (MemoryError, RuntimeError):
         raise
     except Exception as error:  # torch does not document what it raises for a file of another format
-        reason = str(error).partition("\n")[0]
-        raise DamagedStateError(f"{path}: not a state of torch {torch.__version__}: {reason}") from error
+        raise DamagedStateError(f"{path}: not a state of torch {torch.__version__}: {brief(error)}") from error
 
 
 def unread(path: Path, reason: str | None, code: Exit = Exit.MISSING) -> CheckpointError:

@@ -47,16 +47,13 @@ def find_devices(name: str, count: int) -> list[torch.device]:
 
 def find_precision(name: Literal["auto", Precision], device: torch.device) -> Precision:
     """Return the precision of matrix products; `auto` is bfloat16 if the hardware supports it, else float32."""
-    match name, device.type:
-        case "auto", "cuda":
-            return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
-        case "auto", "cpu":
-            # Emulated bfloat16 is slower than float32.
-            native = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)()
-            return "bfloat16" if native else "float32"
-        case "auto", _:
-            return "float32"
-    return "bfloat16" if name == "bfloat16" else "float32"
+    if name != "auto":
+        return name
+    if device.type == "cuda":
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:  # emulated bfloat16 is slower than float32
+        native = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)()
+    return "bfloat16" if native else "float32"
 
 
 def find_compile(compile: Literal["auto"] | bool, device: torch.device) -> bool:

@@ -44,17 +44,13 @@ class Document(BaseModel):
 
 def parse(model: type[Model], content: bytes, name: str) -> Model:
     """Parse a JSON document.  Raises UserError (exit 5) that says `name`, the key and what is wrong."""
-    return checked(model, json_value(content, name), name)
-
-
-def json_value(content: bytes, name: str) -> Any:
-    """Parse JSON.  Raises UserError (exit 5) that starts with `name`."""
     if len(content) > MOST_BYTES:
         raise UserError(f"{name}: larger than {MOST_BYTES:,} bytes, the limit", Exit.MISSING)
     try:
-        return parse_json(content)
+        value = parse_json(content)
     except ValueError as error:
         raise UserError(f"{name}: damaged: {shown(str(error))}", Exit.MISSING) from error
+    return checked(model, value, name)
 
 
 def read(model: type[Model], path: Path, advice: str = "") -> Model:

@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from enum import IntEnum
 
 from flows.core.escaping import visible
-from vdm.errors import TrainingDiverged
 
 
 class Exit(IntEnum):
@@ -48,16 +47,11 @@ class CheckpointError(UserError):
         super().__init__(message, code)
 
 
-def brief(error: BaseException) -> str:
-    """Return the message of an error in one line of at most 200 characters."""
+def brief(error: object) -> str:
+    """Return the message of an error, or other text, in one line of at most 200 characters."""
     text = " ".join(str(error).split())
     text = text or ("takes too much memory" if isinstance(error, MemoryError) else type(error).__name__)
     return text if len(text) <= 200 else f"{text[:200]}..."
-
-
-def exit_code(error: Exception) -> Exit | None:
-    """Return the exit code of an error that `vdm` raises; None for a bug."""
-    return Exit.USAGE if isinstance(error, TrainingDiverged) else None
 
 
 @contextmanager

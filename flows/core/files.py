@@ -4,6 +4,7 @@ Errors are OSError with the name of the file, so that callers report them like a
 """
 
 import errno
+import hashlib
 import json
 import math
 import os
@@ -62,6 +63,12 @@ def read_bounded(path: Path, most: int = MOST_BYTES) -> bytes:
     if size > most:
         raise OSError(errno.EFBIG, f"larger than {most:,} bytes, the limit", str(path))
     return content
+
+
+def file_sha256(path: Path) -> str:
+    """Return the digest of a regular file.  Raises OSError."""
+    with open_regular(path) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def parse_json(content: bytes | str) -> Any:

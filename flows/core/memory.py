@@ -1,16 +1,15 @@
 """Find how much memory this process may still take, to refuse sizes before anything is allocated."""
 
-import os
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
+
+import psutil
 
 from flows.core.errors import Exit, UserError
 
 if TYPE_CHECKING:
     import torch
-
-MACHINE = Path("/proc/meminfo")
 
 
 class Group(NamedTuple):
@@ -33,12 +32,8 @@ GROUPS = [
 
 def available() -> int:
     """Return the number of bytes that are free or can be freed, on the machine and within the container's limit."""
-    found = [left(group) for group in GROUPS]
-    try:
-        found.append(number_in(MACHINE.read_text(), "MemAvailable:") * 1024)
-    except (OSError, ValueError):  # not Linux
-        found.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
-    return min(size for size in found if size is not None)
+    found = [psutil.virtual_memory().available, *map(left, GROUPS)]
+    return int(min(size for size in found if size is not None))
 
 
 def left(group: Group) -> int | None:

@@ -4,6 +4,7 @@ NumPy's own reader allocates what the header claims, and a process that maps a f
 """
 
 import io
+import math
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -30,20 +31,12 @@ class Layout(NamedTuple):
     @property
     def row_bytes(self) -> int:
         """Bytes of one entry of the first dimension."""
-        return size_of(self.shape[1:]) * self.dtype.itemsize
+        return math.prod(self.shape[1:]) * self.dtype.itemsize
 
     @property
     def num_bytes(self) -> int:
         """Bytes of the whole array."""
-        return size_of(self.shape) * self.dtype.itemsize
-
-
-def size_of(shape: tuple[int, ...]) -> int:
-    """Return the number of entries, as a Python integer, which does not overflow."""
-    size = 1
-    for length in shape:
-        size *= length
-    return size
+        return math.prod(self.shape) * self.dtype.itemsize
 
 
 def inspect_array(path: Path) -> Head:
@@ -150,12 +143,12 @@ def read_rows(file: IO[bytes], layout: Layout, most: int) -> Iterator[np.ndarray
     count = fitting(most, layout.row_bytes)
     firsts = range(0, layout.shape[0], count)
     if layout.fortran:
-        whole = read_entries(file, layout.dtype, size_of(layout.shape)).reshape(layout.shape, order="F")
+        whole = read_entries(file, layout.dtype, math.prod(layout.shape)).reshape(layout.shape, order="F")
         yield from (np.ascontiguousarray(whole[first : first + count]) for first in firsts)
         return
     for first in firsts:
         shape = (min(count, layout.shape[0] - first), *layout.shape[1:])
-        yield read_entries(file, layout.dtype, size_of(shape)).reshape(shape)
+        yield read_entries(file, layout.dtype, math.prod(shape)).reshape(shape)
 
 
 def read_entries(file: IO[bytes], dtype: np.dtype[Any], count: int) -> np.ndarray:

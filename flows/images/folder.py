@@ -8,7 +8,7 @@ import logging
 from collections import Counter, deque
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 
 import numpy as np
 
@@ -47,8 +47,8 @@ class Survey(NamedTuple):
 
     heads: list[Head]
     """One for each file."""
-    examples: dict[Kind, list[str]]
-    """Up to three files of each kind."""
+    examples: dict[Kind, str]
+    """The first file of each kind."""
 
     @property
     def counts(self) -> list[int]:
@@ -81,22 +81,14 @@ def read_folder(
     labels = class_labels(found)
     problems: dict[str, BadImageError] = {}
 
-    def stream(wanted: np.ndarray, *, last: bool) -> Iterator[Chunk]:
-        empty = True
-        for chunk in batched(pixels(root, names, survey.heads, wanted, labels, problems)):
-            empty = False
-            yield chunk
-        if empty and not last:  # the caller stops here and does not read the other splits
-            problems.update(all_problems(root, names, problems))
-        if empty or last:
-            complain(source, problems, len(names))
+    def stream(wanted: np.ndarray) -> Iterator[Chunk]:
+        yield from batched(pixels(root, names, survey.heads, wanted, labels, problems))
+        if problems:
+            complain(source, all_problems(root, names, problems), len(names))
 
     given = parts_of(names)
-    splits = Splits(
-        stream(chosen == TRAIN, last=False),
-        stream(chosen == VALIDATION, last=False) if VALIDATION in chosen else None,
-        stream(chosen == TEST, last=True),
-    )
+    validation = stream(chosen == VALIDATION) if VALIDATION in chosen else None
+    splits = Splits(stream(chosen == TRAIN), validation, stream(chosen == TEST))
     words = "by its folders: " + ", ".join(f"{part} for {split}" for part, split in given.items()) if given else None
     has_validation = "validation" in given.values()
     return ImageFolder(splits, list(survey.examples), num_levels, remark(source, survey), words, has_validation)
@@ -114,9 +106,7 @@ def look_at_all(found: Found) -> Survey:
         except BadImageError as error:
             problems[name] = error
             continue
-        examples = survey.examples.setdefault(head.kind, [])
-        if len(examples) < 3:
-            examples.append(name)
+        survey.examples.setdefault(head.kind, name)
         survey.heads.append(known.setdefault(head, head))
     if problems:
         # Pixels behind a good head may be damaged, too: read them, to name every unusable file at once.
@@ -142,13 +132,9 @@ def agree(source: Path, survey: Survey, *, grayscale: bool, resized: bool) -> in
     kinds = {kind.after(grayscale=grayscale, resized=resized) for kind in survey.examples}
     if len(kinds) == 1:
         return int(2 ** kinds.pop().num_bits)
-    ranked = []
-    for kind, names in survey.examples.items():
-        ranked += [(rank, name, kind) for rank, name in enumerate(sorted(names))]
-    # The first file of each kind comes before the second of any.
     shown = ", ".join(
         f"{listed([name])} is {'x'.join(map(str, kind.shape))} of {kind.num_bits} bits"
-        for _, name, kind in sorted(ranked)[:3]
+        for kind, name in list(survey.examples.items())[:3]
     )
     raise UserError(f"{source}: images of {len(survey.examples)} kinds: {shown}; {advice(kinds)}", Exit.INVALID_DATA)
 
@@ -223,16 +209,15 @@ def batched(parts: Iterator[tuple[np.ndarray, int | None, str]]) -> Iterator[Chu
         yield joined()
 
 
-def complain(source: Path, problems: dict[str, BadImageError], count: int) -> None:
-    """Raise UserError that lists the unusable files, if there are any."""
-    if problems:
-        reasons = [f"{listed([name])}: {error}" for name, error in sorted(problems.items())]
-        more = f"; and {len(reasons) - MOST_NAMED} more" if len(reasons) > MOST_NAMED else ""
-        damaged = any(error.code is Exit.MISSING for error in problems.values())
-        raise UserError(
-            f"{source}: {len(reasons)} of {count} files cannot be used: {'; '.join(reasons[:MOST_NAMED])}{more}",
-            Exit.MISSING if damaged else Exit.INVALID_DATA,
-        )
+def complain(source: Path, problems: dict[str, BadImageError], count: int) -> NoReturn:
+    """Raise UserError that lists the unusable files."""
+    reasons = [f"{listed([name])}: {error}" for name, error in sorted(problems.items())]
+    more = f"; and {len(reasons) - MOST_NAMED} more" if len(reasons) > MOST_NAMED else ""
+    damaged = any(error.code is Exit.MISSING for error in problems.values())
+    raise UserError(
+        f"{source}: {len(reasons)} of {count} files cannot be used: {'; '.join(reasons[:MOST_NAMED])}{more}",
+        Exit.MISSING if damaged else Exit.INVALID_DATA,
+    )
 
 
 def remark(source: Path, survey: Survey) -> str:

@@ -18,7 +18,7 @@ from flows.images.fetching import held
 from flows.images.folder import read_folder
 from flows.images.imagenet import read_imagenet
 from flows.images.publishers import Chunk, Splits, read_digits, read_published
-from flows.images.splitting import for_validation
+from flows.images.splitting import held_out
 from flows.images.store import files_of, save_images, write_array
 from flows.images.transforms import describe, levels_left, parts, shape_left, transform
 
@@ -97,7 +97,7 @@ def published(
     from flows.images.catalogue import PUBLISHED, PublishedSet  # torchvision: 2 s, which other sources do not need
 
     entry = PUBLISHED[name]
-    validation = for_validation(name, entry.num_train, data.validation_fraction, data.split_seed)
+    validation = held_out(name, entry.num_train, data.validation_fraction, data.split_seed, "data.validation_fraction")
     if isinstance(entry, PublishedSet):
         splits = read_published(entry, source, downloads, scratch, validation=validation)
     else:
@@ -133,16 +133,11 @@ def folder_of_images(data: "Data", source: Path) -> tuple[Splits, dict[str, Any]
 
 
 def transformed(data: "Data", splits: Splits, origin: dict[str, Any]) -> tuple[Splits, dict[str, Any]]:
-    """Return the splits transformed as `data` says, and the origin with the transforms and the levels left.
-
-    Reading the splits raises UserError (exit 4) if the numbers of labels and images differ.
-    """
+    """Return the splits transformed as `data` says, and the origin with the transforms and the levels left."""
     num_levels = origin["num_levels"]
 
     def stream(chunks: Iterable[Chunk]) -> Iterator[Chunk]:
         for images, labels, files in chunks:
-            if labels is not None and len(labels) != len(images):
-                raise UserError(f"{len(labels)} labels for {len(images)} images", Exit.INVALID_DATA)
             for part in parts(images, **steps(data)):
                 yield Chunk(
                     transform(images[part], num_levels, **steps(data)),

@@ -1,7 +1,6 @@
 """Read publishers' files.  Their sha256 is checked before anything parses them."""
 
 import gzip
-import hashlib
 import os
 import tarfile
 from collections.abc import Callable, Iterable, Iterator
@@ -13,10 +12,10 @@ from typing import IO, TYPE_CHECKING, NamedTuple, cast
 import numpy as np
 
 from flows.core.errors import Exit, UserError, brief
-from flows.core.files import naming, open_regular
+from flows.core.files import file_sha256, naming, open_regular
 from flows.images.fetching import fetch_file
 from flows.images.reading import limited
-from flows.images.splitting import for_test, for_validation
+from flows.images.splitting import held_out
 
 if TYPE_CHECKING:
     from flows.images.catalogue import PublishedSet
@@ -211,12 +210,6 @@ def check_sha256(path: Path, expected: str, shown: Path) -> None:
         )
 
 
-def file_sha256(path: Path) -> str:
-    """Return the digest of a regular file.  Raises OSError."""
-    with open_regular(path) as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def read_digits(test_fraction: float, validation_fraction: float, split_seed: int) -> Splits:
     """Return scikit-learn's 1,797 digits of 8x8 with levels 0..16, divided by seeded draws.
 
@@ -226,10 +219,10 @@ def read_digits(test_fraction: float, validation_fraction: float, split_seed: in
 
     loaded = load_digits()
     images = loaded.images.astype(np.uint8)[:, None]
-    test = for_test("digits", len(images), test_fraction, split_seed)
+    test = held_out("digits", len(images), test_fraction, split_seed, "data.test_fraction")
     train = np.random.default_rng(split_seed).permutation(len(images))[len(test) :]
     chunks = [Chunk(images[train], loaded.target[train])]
-    validation = for_validation("digits", len(train), validation_fraction, split_seed)
+    validation = held_out("digits", len(train), validation_fraction, split_seed, "data.validation_fraction")
     return Splits(*divided(lambda: chunks, validation), [Chunk(images[test], loaded.target[test])])
 
 

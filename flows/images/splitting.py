@@ -19,34 +19,16 @@ TRAIN, VALIDATION, TEST = range(len(SPLITS))
 MOST_IMAGES = 3_000_000  # the validate stage keeps up to 210 bytes of each, besides 450 MB: about 1 GB
 
 
-def held_out(count: int, fraction: float, split_seed: int) -> np.ndarray:
-    """Return the numbers of a seeded share of `count` images, in the order in which they were drawn."""
-    return np.random.default_rng(split_seed).permutation(count)[: round(fraction * count)]
+def held_out(what: str, count: int, fraction: float, split_seed: int, parameter: str) -> np.ndarray:
+    """Return the numbers of a seeded share of `count` images, in the order in which they were drawn.
 
-
-def for_test(what: str, count: int, fraction: float, split_seed: int) -> np.ndarray:
-    """Return the numbers of the test images among `count` images, in the order in which they were drawn.
-
-    Raises UserError (exit 4), which begins with `what`, if no image, or every image, would be drawn.
+    Raises UserError (exit 4), which begins with `what` and names the parameter of the fraction, if that is not 0 but no
+    image, or every image, would be drawn.
     """
-    drawn = held_out(count, fraction, split_seed)
-    if not 0 < len(drawn) < count:
-        reason = f"{len(drawn)} of {count} images would be held out (data.test_fraction {fraction})"
-        advice = "both splits need images, so add images or change it"
-        raise UserError(f"{what}: {reason}; {advice}", Exit.INVALID_DATA)
-    return drawn
-
-
-def for_validation(what: str, count: int, fraction: float, split_seed: int) -> np.ndarray:
-    """Return the numbers of the validation images among `count` training images.
-
-    Raises UserError (exit 4), which begins with `what`, if the fraction is not 0 but no image, or every image, would
-    be drawn.
-    """
-    drawn = held_out(count, fraction, split_seed)
+    drawn = np.random.default_rng(split_seed).permutation(count)[: round(fraction * count)]
     if fraction and not 0 < len(drawn) < count:
-        reason = f"{len(drawn)} of {count} training images would be held out (data.validation_fraction {fraction:g})"
-        raise UserError(f"{what}: {reason}; set it to 0, or so that both splits have images", Exit.INVALID_DATA)
+        reason = f"{len(drawn)} of {count} images would be held out ({parameter} {fraction:g})"
+        raise UserError(f"{what}: {reason}; both splits need images, so add images or change it", Exit.INVALID_DATA)
     return drawn
 
 
@@ -66,14 +48,15 @@ def divide(
     else:
         require_no_part(root, names)
         chosen = np.full(total, TRAIN, dtype=np.int8)
-        chosen[for_test(str(root), total, test_fraction, split_seed)] = TEST
+        chosen[held_out(str(root), total, test_fraction, split_seed, "data.test_fraction")] = TEST
     num_train, num_validation, _ = np.bincount(chosen, minlength=len(SPLITS)).tolist()
     if num_validation > num_train:
         reason = f"{num_validation} validation images, but only {num_train} training images"
         raise UserError(f"{root}: {reason}; exchange the folders, or move images", Exit.INVALID_DATA)
     if not num_validation:
         train = np.flatnonzero(chosen == TRAIN)
-        chosen[train[for_validation(str(root), num_train, validation_fraction, split_seed)]] = VALIDATION
+        drawn = held_out(str(root), num_train, validation_fraction, split_seed, "data.validation_fraction")
+        chosen[train[drawn]] = VALIDATION
     return chosen
 
 

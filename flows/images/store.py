@@ -16,8 +16,8 @@ from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
-from flows.core.errors import Exit, UserError
-from flows.core.files import naming, open_regular, parse_json, read_bounded
+from flows.core.errors import Exit, UserError, brief
+from flows.core.files import file_sha256, naming, open_regular, parse_json, read_bounded
 from flows.core.memory import available
 
 SPLITS = ("train", "validation", "test")
@@ -160,40 +160,23 @@ def is_text(value: Any) -> bool:
 
 
 def load_array(path: Path) -> np.ndarray:
-    """Return the array at `path`, mapped into memory.  Raises ImageSetError."""
+    """Return the array of numbers at `path`, mapped into memory.  Raises ImageSetError."""
     try:
-        shape, column_major, dtype, offset = read_header(path)
-        # Copy-on-write: the file cannot be changed through the map, and torch does not copy it.
-        array = np.memmap(path, dtype, "c", offset, shape, "F" if column_major else "C")
-    except (OSError, ValueError) as error:
+        open_regular(path).close()  # numpy would wait for the writer of a pipe
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")  # numpy warns of headers that it would not write itself
+            # Copy-on-write: the file cannot be changed through the map, and torch does not copy it.
+            array = np.lib.format.open_memmap(path, mode="c")
+    except Exception as error:  # numpy evaluates the header as a literal, which fails in many ways
         if isinstance(error, OSError) and error.errno == errno.ENOMEM:
             raise ImageSetError(f"{path}: larger than this machine can map into memory") from error
-        raise ImageSetError(f"{path}: missing or damaged: {error}") from error
+        raise ImageSetError(f"{path}: missing or damaged: {brief(error)}") from error
+    shape, dtype = array.shape, array.dtype
+    if not shape or dtype.kind not in "buif":
+        raise ImageSetError(f"{path}: holds {dtype} of {len(shape)} dimensions, not images")
     if COPIES * dtype.itemsize * math.prod(shape[1:]) + BYTES_PER_IMAGE * shape[0] > available():
         raise ImageSetError(f"{path}: {shape[0]:,} images of shape {shape[1:]} take more memory than is available")
     return array
-
-
-def read_header(path: Path) -> tuple[tuple[int, ...], bool, np.dtype[Any], int]:
-    """Return shape, whether the order is column-major, type and offset of the first number of a .npy file of numbers.
-
-    Raises OSError, and ValueError for another file or one whose size does not match its header.
-    """
-    with open_regular(path) as file, warnings.catch_warnings():
-        warnings.simplefilter("error")  # numpy warns of headers that it would not write itself
-        try:
-            readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
-            shape, column_major, dtype = readers[np.lib.format.read_magic(file)](file)
-        except Exception as error:  # numpy evaluates the header as a literal, which fails in many ways
-            raise ValueError(f"not a .npy file: {' '.join(str(error).split())[:200]}") from error
-        offset, size = file.tell(), file.seek(0, 2)
-    if not shape or dtype.kind not in "buif" or dtype.hasobject:
-        raise ValueError(f"holds {dtype} of {len(shape)} dimensions, not images")
-    if any(type(length) is not int or length < 0 for length in shape):
-        raise ValueError(f"impossible shape {shape}")
-    if size - offset != dtype.itemsize * math.prod(shape) or shape[0] > size:
-        raise ValueError(f"{size:,} bytes do not match a header of {offset} and an array of shape {shape}")
-    return shape, column_major, dtype, offset
 
 
 def fault(image_set: ImageSet, split: str) -> str:
@@ -280,12 +263,6 @@ def file_name(line: bytes) -> str:
     return name.encode(errors="backslashreplace").decode()
 
 
-def split_sha256(folder: Path, split: str) -> str:
-    """Return the digest of a split's file.  Raises OSError."""
-    with open_regular(folder / f"{split}.npy") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def data_sha256(folder: Path) -> str:
     """Return one digest of all that a likelihood depends on: the arrays, the number of levels and the transforms.
 
@@ -296,5 +273,5 @@ def data_sha256(folder: Path) -> str:
     if image_set.transforms != "none":
         digest.update(f"transforms={image_set.transforms}\n".encode())
     for split in present(image_set.description):
-        digest.update(f"{split} {split_sha256(folder, split)}\n".encode())
+        digest.update(f"{split} {file_sha256(folder / f'{split}.npy')}\n".encode())
     return digest.hexdigest()

@@ -3,6 +3,7 @@
 from datetime import UTC, datetime, timedelta
 from http import HTTPStatus
 from typing import Any
+from urllib.parse import quote
 from uuid import UUID
 
 from prefect.client.orchestration import get_client
@@ -146,7 +147,7 @@ def block(api: Api, name: str) -> str | None:
     """Return the id of a block TYPE/NAME; None if the server has none."""
     kind, _, own = name.partition("/")
     try:
-        return str(api.get(f"block_types/slug/{kind}/block_documents/name/{own}")["id"])
+        return str(api.get(f"block_types/slug/{quote(kind)}/block_documents/name/{quote(own, safe='')}")["id"])
     except Refused as error:
         if error.code == HTTPStatus.NOT_FOUND:
             return None

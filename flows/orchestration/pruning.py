@@ -27,7 +27,6 @@ from flows.registry.git import Tag, git_text, locked
 from flows.registry.lock_file import read_lock
 from flows.registry.pruning import (
     BRANCHES,
-    REMOTE,
     TAGS,
     Plan,
     cache_locked,
@@ -37,6 +36,7 @@ from flows.registry.pruning import (
     published,
     superfluous,
 )
+from flows.registry.publishing import REMOTE
 from vdm.training.log import TrainingRecord
 
 if TYPE_CHECKING:

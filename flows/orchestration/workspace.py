@@ -191,9 +191,7 @@ def finished(place: Workspace, *, shared: bool) -> str | None:
     """
     for made in [place.base, *alike(place)[:3]]:
         try:
-            if shared:
-                obtain_outputs(place.root, made)
-            require_contained(place.root, made)
+            require_contained(place.root, made, shared=shared)
             # The reports that DVC does not cache are in git.
             git_text(place.folder, "checkout", "--quiet", made, "--", str(layout.DVC_LOCK), str(layout.REPORTS))
         except (UserError, OSError):
@@ -206,24 +204,20 @@ def finished(place: Workspace, *, shared: bool) -> str | None:
     return None
 
 
-def obtain_outputs(root: Path, commit: str) -> None:
-    """Fetch the outputs of a commit that are not in DVC's cache.  Raises UserError if the remote lacks one."""
-    in_git = set(map(str, layout.IN_GIT))
-    outputs = read_lock(root, Tag(commit[:12], commit, "", "")).outputs
-    with opened(root) as repo:
-        obtain(repo, {path: digest for path, digest in outputs.items() if path not in in_git}, f"{commit[:12]}: ")
-
-
-def require_contained(root: Path, commit: str) -> None:
+def require_contained(root: Path, commit: str, *, shared: bool) -> None:
     """Raise UserError or OSError unless the commit's outputs stay inside the folder into which DVC checks them out.
 
-    DVC follows links and the paths in a folder's listing, and a version may come from somebody else.
+    DVC follows links and the paths in a folder's listing, and a version may come from somebody else.  If machines share
+    versions, outputs that are not in DVC's cache are fetched.
     """
     reports = git_text(root, "ls-tree", "-r", commit, str(layout.REPORTS)).splitlines()
     if any(line.startswith("120000") for line in reports):  # the mode of a symbolic link
         raise UserError(f"commit {commit[:12]} has links among its reports", Exit.MISSING)
     outputs = read_lock(root, Tag(commit[:12], commit, "", "")).outputs
+    in_git = set(map(str, layout.IN_GIT))
     with opened(root) as repo:
+        if shared:
+            obtain(repo, {path: digest for path, digest in outputs.items() if path not in in_git}, f"{commit[:12]}: ")
         for digest in outputs.values():
             list(files(digest, cached_at(repo)))
 

@@ -7,19 +7,21 @@ XDG_RUNTIME_DIR is removed when the user logs out.
 
 import fcntl
 import os
-import re
 import stat
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flows.core.errors import Exit, UserError
+from flows.core.files import open_regular
 
 if TYPE_CHECKING:
     import torch
 
-LOCKS = Path("/proc/locks")
+# How long a lock that is held may be held by `holder_of`, which looks.
+LOOK_SECONDS = 0.1
 
 
 @contextmanager
@@ -37,12 +39,19 @@ def lock_file(path: Path, holder: str = "", *, wait: bool = False) -> Iterator[s
 
 
 def acquire(descriptor: int, holder: str, *, wait: bool = False) -> str | None:
-    """Lock an open file.  Return None, or the description of another process that holds the lock."""
+    """Lock an open file.  Return None, or the description of another process that holds the lock.
+
+    It asks twice, since `holder_of` holds a lock for a moment.
+    """
     operation = fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB
-    try:
-        fcntl.flock(descriptor, operation)
-    except BlockingIOError:
-        return os.pread(descriptor, 4096, 0).decode(errors="replace").strip() or "another process"
+    for pause in (LOOK_SECONDS, None):
+        try:
+            fcntl.flock(descriptor, operation)
+            break
+        except BlockingIOError:
+            if pause is None:
+                return os.pread(descriptor, 4096, 0).decode(errors="replace").strip() or "another process"
+            time.sleep(pause)
     with suppress(OSError):  # a full disk; the lock then has no description
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, os.fsencode(f"{holder}\n"), 0)
@@ -51,57 +60,18 @@ def acquire(descriptor: int, holder: str, *, wait: bool = False) -> str | None:
 
 def holder_of(path: Path) -> str | None:
     """Return the description of the process that holds the lock of a file; None if no process does."""
-    with suppress(FileNotFoundError, NotADirectoryError, PermissionError), path.open(errors="replace") as file:
+    with suppress(OSError), open_regular(path) as file:
         try:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:
-            return file.read().strip()
+            return file.read(4096).decode(errors="replace").strip()
     return None
 
 
 def held_locks(folder: Path) -> dict[str, str]:
-    """Return the descriptions of the processes that hold locks in a folder, by the name of the lock's file.
-
-    It reads the kernel's list of locks (Linux): testing a lock would hold it briefly, and a trainer that needs it then
-    would fail.
-    """
-    found = {}
-    with suppress(OSError):
-        held = held_inodes(folder)
-        for path in folder.glob("*.lock"):
-            with suppress(OSError):
-                if path.stat().st_ino in held:
-                    found[path.name] = path.read_text(errors="replace").strip()
-    return found
-
-
-def held_inodes(folder: Path) -> set[int]:
-    """Return the inodes of the locked files in a folder's file system.  Raises OSError.
-
-    Other file systems have files of the same numbers: each tmpfs counts from 1.
-    """
-    fields = [line.split() for line in LOCKS.read_text().splitlines()]
-    places = [line[5].rpartition(":") for line in fields if line[1] == "FLOCK"]
-    device = device_of(folder)
-    return {int(inode) for place, _, inode in places if place == device}
-
-
-def device_of(folder: Path) -> str:
-    """Return the device of a folder's file system as the kernel's list of locks has it.  Raises OSError.
-
-    The list of mounts has the same device; `st_dev` differs on btrfs, and is used if a chroot hides the mount.  PIDs
-    cannot be compared instead: a process in a container writes another PID into its lock than the list of locks has.
-    """
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        own = os.fstat(descriptor).st_dev
-        mount = Path(f"/proc/self/fdinfo/{descriptor}").read_text().partition("mnt_id:")[2].partition("\n")[0].strip()
-    finally:
-        os.close(descriptor)
-    mounts = Path("/proc/self/mountinfo").read_text(errors="replace")
-    found = re.search(rf"^{mount} \d+ (\d+):(\d+) ", mounts, re.MULTILINE)
-    major, minor = map(int, found.groups()) if found else (os.major(own), os.minor(own))
-    return f"{major:02x}:{minor:02x}"
+    """Return the descriptions of the processes that hold locks in a folder, by the name of the lock's file."""
+    holders = {path.name: holder_of(path) for path in folder.glob("*.lock")}
+    return {name: holder for name, holder in holders.items() if holder is not None}
 
 
 def folder_of_devices() -> Path:

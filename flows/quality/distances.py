@@ -5,6 +5,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+Measure = Callable[[np.ndarray], float]
+"""A function of the features (N,D) of images."""
 NEIGHBOURS = 3
 """The k of precision and recall, as in Kynkaanniemi et al."""
 
@@ -21,12 +23,21 @@ def frechet_distance(first: np.ndarray, second: np.ndarray) -> float:
 
     |m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2)) (Heusel et al. 2017, arXiv 1706.08500, eq. 6)
     """
-    shift = first.mean(0) - second.mean(0)
-    covariances = [np.cov(features, rowvar=False) for features in (first, second)]
-    values, vectors = np.linalg.eigh(covariances[0])
+    return frechet_distance_from(first)(second)
+
+
+def frechet_distance_from(first: np.ndarray) -> Measure:
+    """Return the function from other features to `frechet_distance`; it computes what depends on `first` once."""
+    mean, covariance = first.mean(0), np.cov(first, rowvar=False)
+    values, vectors = np.linalg.eigh(covariance)
     root = (vectors * np.sqrt(values.clip(0))) @ vectors.T
-    common = np.sqrt(np.linalg.eigvalsh(root @ covariances[1] @ root).clip(0)).sum()
-    return float(shift @ shift + np.trace(covariances[0]) + np.trace(covariances[1]) - 2 * common)
+
+    def measure(second: np.ndarray) -> float:
+        shift, other = mean - second.mean(0), np.cov(second, rowvar=False)
+        common = np.sqrt(np.linalg.eigvalsh(root @ other @ root).clip(0)).sum()
+        return float(shift @ shift + np.trace(covariance) + np.trace(other) - 2 * common)
+
+    return measure
 
 
 def kernel_distance(first: np.ndarray, second: np.ndarray) -> float:
@@ -34,8 +45,17 @@ def kernel_distance(first: np.ndarray, second: np.ndarray) -> float:
 
     As in Binkowski et al. 2018, arXiv 1801.01401, section 4, but over all pairs instead of those of random subsets.
     """
-    within = [mean_of_pairs(kernel(features, features)) for features in (first, second)]
-    return float(sum(within) - 2 * kernel(first, second).mean())
+    return kernel_distance_from(first)(second)
+
+
+def kernel_distance_from(first: np.ndarray) -> Measure:
+    """Return the function from other features to `kernel_distance`; it computes what depends on `first` once."""
+    within = mean_of_pairs(kernel(first, first))
+
+    def measure(second: np.ndarray) -> float:
+        return float(within + mean_of_pairs(kernel(second, second)) - 2 * kernel(first, second).mean())
+
+    return measure
 
 
 def kernel(first: np.ndarray, second: np.ndarray) -> np.ndarray:

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, relu
 
 from flows.core.checkpoint import CONFIG, WEIGHTS, model_sha256, read_bytes
-from flows.core.documents import Count, Document, Number, Sha256, parse
-from flows.core.errors import CheckpointError, UserError
+from flows.core.documents import Count, Document, Number, Sha256, read
+from flows.core.errors import CheckpointError
 from flows.core.files import write_whole
 from flows.core.folders import writing_folder
 from vdm.errors import TrainingDiverged
@@ -155,11 +155,8 @@ def save_features(folder: Path, network: Classifier, described: dict[str, object
 
 
 def read_features_config(folder: Path) -> FeaturesConfig:
-    """Return the description of the features in the folder.  Raises CheckpointError."""
-    try:
-        return parse(FeaturesConfig, read_bytes(folder / CONFIG), str(folder / CONFIG))
-    except UserError as error:
-        raise CheckpointError(f"{error}; run `vdmctl features`") from error
+    """Return the description of the features in the folder.  Raises UserError (exit 5)."""
+    return read(FeaturesConfig, folder / CONFIG, "run `vdmctl features`")
 
 
 def load_features(folder: Path, device: torch.device) -> tuple[Classifier, FeaturesConfig, str]:

@@ -1,13 +1,12 @@
 """The features of Inception, for the true FID and KID.  Its weights are a file of the user's; nothing is downloaded."""
 
-import hashlib
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from flows.core.errors import Exit, UserError, brief
-from flows.core.files import open_regular
+from flows.core.files import file_sha256
 
 BATCH = 32
 LAYER = "2048"
@@ -43,8 +42,7 @@ def inception_features(
 def require_digest(weights: Path, sha256: str) -> None:
     """Raise UserError (exit 5) unless the file has the digest."""
     try:
-        with open_regular(weights) as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
+        found = file_sha256(weights)
     except OSError as error:
         raise UserError(f"{weights} (sample.inception_weights): {error.strerror}", Exit.MISSING) from error
     if found != sha256:

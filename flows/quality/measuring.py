@@ -1,6 +1,5 @@
 """Compare samples, and for reference the same number of held-out images, with the training images."""
 
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -17,8 +16,9 @@ from flows.images.store import ImageSet, chunks, data_sha256, fault, load_images
 from flows.quality.distances import (
     NEIGHBOURS,
     Estimate,
-    frechet_distance,
-    kernel_distance,
+    Measure,
+    frechet_distance_from,
+    kernel_distance_from,
     probability_nearer,
     radii,
     recall,
@@ -133,14 +133,14 @@ def feature_figures(
     samples: np.ndarray, held_out: np.ndarray, training: np.ndarray, *, name: str, quality: "Quality"
 ) -> dict[str, QualityFigure]:
     """Return both distances, with `name` in their keys, and precision and recall, from features (N,D)."""
-    measures: dict[str, Callable[[np.ndarray], float]] = {
-        f"fd_{name}": partial(frechet_distance, training),
-        f"kd_{name}": partial(kernel_distance, training),
+    measures: dict[str, Measure] = {
+        f"fd_{name}": frechet_distance_from(training),
+        f"kd_{name}": kernel_distance_from(training),
         "precision": partial(share_within, reference=training, radii=radii(training)),
         "recall": partial(recall, reference=training),
     }
 
-    def estimate(measure: Callable[[np.ndarray], float], images: np.ndarray) -> Estimate:
+    def estimate(measure: Measure, images: np.ndarray) -> Estimate:
         return with_error(lambda chosen: measure(images[chosen]), len(images), quality.resamples, quality.seed)
 
     return {key: figure(estimate(each, samples), estimate(each, held_out)) for key, each in measures.items()}

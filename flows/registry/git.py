@@ -100,9 +100,9 @@ def reason_in(stderr: str) -> str:
     return (at_fault or marked or lines[-1:] or ["no reason given"])[0]
 
 
-def git_text(root: Path, *arguments: str, seconds: float | None = None) -> str:
+def git_text(root: Path, *arguments: str) -> str:
     """Return what a git command prints as text, stripped.  Raises UserError (exit 5)."""
-    return git(root, *arguments, seconds=seconds).decode(errors="replace").strip()
+    return git(root, *arguments).decode(errors="replace").strip()
 
 
 def git_lines(root: Path, *arguments: str) -> list[str]:
@@ -132,11 +132,6 @@ def iso_time(seconds: str) -> str:
         return datetime.fromtimestamp(int(seconds), UTC).isoformat()
     except (ValueError, OverflowError, OSError):
         return ""
-
-
-def tag_exists(root: Path, name: str) -> bool:
-    """Whether there is a tag of that name, annotated or lightweight."""
-    return bool(git(root, "for-each-ref", f"refs/tags/{name}"))
 
 
 def commit_of(root: Path, revision: str) -> str:

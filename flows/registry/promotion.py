@@ -18,10 +18,11 @@ from typing import TYPE_CHECKING, Any
 from flows.core import layout
 from flows.core.checkpoint import read_description
 from flows.core.errors import Exit, UserError
+from flows.core.files import file_sha256
 from flows.evaluation.bound import measure
 from flows.evaluation.protocols import compare
 from flows.evaluation.results import BOTH, BoundMetrics, ModelFigures, Split
-from flows.images.store import load_images, split_sha256
+from flows.images.store import load_images
 from flows.process.ending import finish
 from flows.registry.evidence import PROMOTE, REFUSE, ROLL_BACK, Evidence
 from flows.registry.git import identity, locked
@@ -115,7 +116,7 @@ def jury(root: Path, challenger: Version, images: Path) -> dict[str, Any]:
     found = {"split": "test", "challenger_fitted_to": fitted_to(root, challenger)}
     if not len(load_images(images).validation):
         return found
-    digest = split_sha256(images, "validation")
+    digest = file_sha256(images / "validation.npy")
     num_judged = len(judged_by(root, digest) | {challenger.name})
     return found | {"split": "validation", "validation_sha256": digest, "num_judged": num_judged}
 

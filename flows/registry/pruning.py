@@ -19,11 +19,11 @@ from flows.core import layout
 from flows.core.errors import Exit, UserError
 from flows.registry.git import Tag, annotated_tags, commit_of, contents, git, git_lines, git_text
 from flows.registry.lock_file import read_lock
-from flows.registry.publishing import remote_refs
-from flows.registry.storage import cached_at, files, opened, pull_listings, quiet, require
+from flows.registry.publishing import REMOTE, remote_refs
+from flows.registry.storage import cached_at, files, opened, pull, quiet, require
 from flows.registry.versions import CHAMPION_TAG, MODEL, REFUSALS, Version, reign, versions
 
-BRANCHES, TAGS, REMOTE = "refs/heads/", "refs/tags/", "origin"
+BRANCHES, TAGS = "refs/heads/", "refs/tags/"
 FIELDS = ("refname", "objectname", "*objectname", "committerdate:unix", "worktreepath")
 BETWEEN_CHECKS = 100
 """The number of files that are deleted between two checks that no run has started."""
@@ -122,7 +122,7 @@ def last(tags: list[Tag], count: int) -> list[str]:
 
 def published(root: Path) -> dict[str, str] | None:
     """Return the commits of the remote's branches and tags; None without a remote.  Raises NetworkError (exit 5)."""
-    return remote_refs(root, REMOTE) if REMOTE in git_text(root, "remote").split() else None
+    return remote_refs(root) if REMOTE in git_text(root, "remote").split() else None
 
 
 def refs(root: Path) -> list[Ref]:
@@ -234,7 +234,7 @@ def require_listings(repo: Any, root: Path, tag: Tag) -> None:
     outputs = read_lock(root, tag).outputs
     listings = {path: digest for path, digest in outputs.items() if digest.endswith(".dir")}
     missing = {digest for digest in listings.values() if not place(digest).is_file()}
-    pull_listings(repo, missing, f"{tag.name}: ")
+    pull(repo, missing, f"{tag.name}: ")
     for path, digest in listings.items():
         require(repo, place(digest), f"{tag.name}: {path}")
         list(files(digest, place))

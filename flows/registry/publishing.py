@@ -15,6 +15,7 @@ from flows.registry.lock_file import read_lock
 from flows.registry.storage import obtain, opened, quiet, require_remote
 from flows.registry.versions import MODEL, REFUSALS, registered
 
+REMOTE = "origin"
 NOTES = f"refs/notes/{REFUSALS}"
 OURS = (f"refs/tags/{MODEL}@", f"refs/tags/{MODEL}#")
 # A remote may accept the connection and never answer.
@@ -32,7 +33,7 @@ class Fetched(NamedTuple):
     withdrawn: list[str]
 
 
-def publish(root: Path, remote: str = "origin") -> list[str]:
+def publish(root: Path) -> list[str]:
     """Push the model tags that the git remote lacks, with their files, the runs' branches and the notes of refusals.
 
     The refs are pushed at once: either the remote takes all of them, or none.  Return the names of the tags, branches
@@ -42,39 +43,39 @@ def publish(root: Path, remote: str = "origin") -> list[str]:
     anything is pushed, if a run's version must be withdrawn.  After pushing everything else, raises UserError: exit 2
     for another tag whose name the remote has for another commit, 5 for a tag whose files are lost.
     """
-    require_remotes(root, remote)
+    require_remotes(root)
     try:
-        there = remote_refs(root, remote)
+        there = remote_refs(root)
         while True:
             try:
-                return push_missing(root, remote, there)
+                return push_missing(root, there)
             except NetworkError:
-                before, there = there, remote_refs(root, remote)
+                before, there = there, remote_refs(root)
                 if there == before:  # else another machine has published meanwhile
                     raise
     except NetworkError as error:
         raise NetworkError(f"publish: {error}; the next run publishes again") from error
 
 
-def require_remotes(root: Path, remote: str = "origin") -> None:
+def require_remotes(root: Path) -> None:
     """Raise UserError (exit 2) unless git has the remote, and DVC a default remote."""
-    if remote not in git_text(root, "remote").split():
-        raise UserError(f"{root.absolute()}: no git remote {remote}; `git remote add {remote} URL`", Exit.USAGE)
+    if REMOTE not in git_text(root, "remote").split():
+        raise UserError(f"{root.absolute()}: no git remote {REMOTE}; `git remote add {REMOTE} URL`", Exit.USAGE)
     require_remote(root)
 
 
-def push_missing(root: Path, remote: str, there: dict[str, str]) -> list[str]:
+def push_missing(root: Path, there: dict[str, str]) -> list[str]:
     """Push what the remote, which has the refs `there`, lacks; see `publish`."""
     if withdrawn := to_withdraw(root, there):
         commits = ", ".join(commit[:12] for commit in withdrawn)
-        raise Outrun(f"publish: {remote} has other versions by the numbers of commit {commits}", Exit.USAGE)
+        raise Outrun(f"publish: {REMOTE} has other versions by the numbers of commit {commits}", Exit.USAGE)
     here = [*annotated_tags(root, f"{MODEL}@"), *annotated_tags(root, f"{MODEL}#")]  # versions before champions
     tagged = {name.removeprefix("refs/tags/"): digest for name, digest in there.items()}
     taken = {tag.name: tag.commit for tag in here if tagged.get(tag.name, tag.commit) != tag.commit}
     tags = [tag for tag in here if tag.name not in tagged and tag.commit not in taken.values()]
     lost = push_bytes(root, tags)
     if NOTES in there:
-        merge_notes(root, remote)
+        merge_notes(root)
     refs = {
         **{f"branch {branch}": f"refs/heads/{branch}" for branch in finished_branches(root)},
         "the reasons of refusals": NOTES,
@@ -83,21 +84,22 @@ def push_missing(root: Path, remote: str, there: dict[str, str]) -> list[str]:
     mine = local_refs(root)
     pushed = [name for name, ref in refs.items() if ref in mine and not is_there(root, ref, mine[ref], there.get(ref))]
     if pushed:
-        push(root, remote, [refs[name] for name in pushed])
+        chosen = [refs[name] for name in pushed]
+        ask(root, "push", "--quiet", "--atomic", "--no-follow-tags", REMOTE, *chosen, seconds=PUSH_SECONDS)
     for name, commit in taken.items():
         ours = [tag.name for tag in here if tag.commit == commit and (tag.name == name or tag.name not in tagged)]
-        raise UserError(f"publish: {how_to_renumber(name, commit, ours, remote)}", Exit.USAGE)
+        raise UserError(f"publish: {how_to_renumber(name, commit, ours)}", Exit.USAGE)
     for name, reason in lost.items():
         raise UserError(f"publish: {name} is not published: {reason}", Exit.MISSING)
     return pushed
 
 
-def how_to_renumber(name: str, commit: str, ours: list[str], remote: str) -> str:
+def how_to_renumber(name: str, commit: str, ours: list[str]) -> str:
     """Say that the remote has another commit by this tag's name, and how to replace `ours`, the commit's tags."""
     number = f"`gto register {MODEL} {commit[:12]}` gives it another number"
     then = "promote or roll back again" if "#" in name else number
-    problem = f"{name} is not published: {remote} has another commit by that name"
-    return f"{problem}; `git tag -d {' '.join(ours)} && git fetch --tags {remote}`, and then {then}"
+    problem = f"{name} is not published: {REMOTE} has another commit by that name"
+    return f"{problem}; `git tag -d {' '.join(ours)} && git fetch --tags {REMOTE}`, and then {then}"
 
 
 def is_there(root: Path, ref: str, mine: str, theirs: str | None) -> bool:
@@ -125,30 +127,30 @@ def to_withdraw(root: Path, there: dict[str, str]) -> list[str]:
     return commits if taken.intersection(commits) else []
 
 
-def fetch_versions(root: Path, remote: str = "origin") -> Fetched:
+def fetch_versions(root: Path) -> Fetched:
     """Fetch the upstream branch, those of runs, and the versions, champions and notes that this repository lacks.
 
     If another machine took the number of a run's version, that version is withdrawn: see `to_withdraw`.  Every other
     tag that differs here and there stays as it is.  Raises UserError: exit 2 without the remote, 5 if the remote no
     longer has the upstream branch; NetworkError (exit 5) when it does not answer.
     """
-    require_remotes(root, remote)
-    there, mine = remote_refs(root, remote), local_refs(root)
+    require_remotes(root)
+    there, mine = remote_refs(root), local_refs(root)
     withdrawn = to_withdraw(root, there)
     ours = sorted(name for name in there if name.startswith(OURS))
     missing = [name for name in ours if name not in mine]
     replaced = [name for name in ours if mine.get(name) in withdrawn and mine[name] != there[name]]
     wanted = "\n".join([f"{name}:{name}" for name in missing] + [f"+{name}:{name}" for name in replaced]).encode()
-    heads = [f"+refs/heads/{name}:refs/remotes/{remote}/{name}" for name in branches(root, remote, there)]
-    ask(root, "fetch", "--quiet", "--no-tags", "--stdin", remote, *heads, stdin=wanted, seconds=PUSH_SECONDS)
+    heads = [f"+refs/heads/{name}:refs/remotes/{REMOTE}/{name}" for name in branches(root, there)]
+    ask(root, "fetch", "--quiet", "--no-tags", "--stdin", REMOTE, *heads, stdin=wanted, seconds=PUSH_SECONDS)
     for commit in withdrawn:
         withdraw(root, commit)
     if NOTES in there:
-        merge_notes(root, remote)
+        merge_notes(root)
     return Fetched([name.removeprefix("refs/tags/") for name in sorted(missing + replaced)], withdrawn)
 
 
-def branches(root: Path, remote: str, there: dict[str, str]) -> list[str]:
+def branches(root: Path, there: dict[str, str]) -> list[str]:
     """Return the names of the branches to fetch: those of runs, and if it is the remote's, the upstream branch.
 
     Other branches are not fetched, since one in the way of another lets git refuse all of them.  Raises UserError (exit
@@ -157,12 +159,12 @@ def branches(root: Path, remote: str, there: dict[str, str]) -> list[str]:
     checked_out = git_text(root, "rev-parse", "--symbolic-full-name", "HEAD")  # HEAD itself if it is detached
     form = "--format=%(upstream:remotename) %(upstream:remoteref)"
     place, _, ref = git_text(root, "for-each-ref", form, checked_out).partition(" ")
-    if place != remote:
+    if place != REMOTE:
         return [f"{layout.RUN_BRANCHES}*"]
     name = ref.removeprefix("refs/heads/")
     if ref not in there:
-        advice = f"`git fetch {remote} && git branch -u {remote}/NAME` names another"
-        raise UserError(f"{root}: the upstream branch {name} is no longer at {remote}; {advice}", Exit.MISSING)
+        advice = f"`git fetch {REMOTE} && git branch -u {REMOTE}/NAME` names another"
+        raise UserError(f"{root}: the upstream branch {name} is no longer at {REMOTE}; {advice}", Exit.MISSING)
     return [f"{layout.RUN_BRANCHES}*", name]
 
 
@@ -178,10 +180,10 @@ def withdraw(root: Path, commit: str) -> None:
         git(root, "notes", f"--ref={REFUSALS}", "remove", "--ignore-missing", commit)
 
 
-def merge_notes(root: Path, remote: str) -> None:
+def merge_notes(root: Path) -> None:
     """Merge the remote's notes of refusals, which other machines may have pushed, into the local ones."""
-    theirs = f"{NOTES}-{remote}"
-    ask(root, "fetch", "--quiet", remote, f"+{NOTES}:{theirs}", seconds=PUSH_SECONDS)
+    theirs = f"{NOTES}-{REMOTE}"
+    ask(root, "fetch", "--quiet", REMOTE, f"+{NOTES}:{theirs}", seconds=PUSH_SECONDS)
     with locked(root):
         git_text(root, "notes", f"--ref={NOTES}", "merge", "--quiet", "--strategy=ours", theirs)
 
@@ -240,17 +242,12 @@ def upload(repo: Any, digests: set[str]) -> None:
         raise NetworkError(f"the DVC remote did not take {len(result.failed)} files")
 
 
-def remote_refs(root: Path, remote: str) -> dict[str, str]:
+def remote_refs(root: Path) -> dict[str, str]:
     """Return the remote's digests by ref, for an annotated tag its commit's.  Raises NetworkError (exit 5)."""
-    listed = ask(root, "ls-remote", remote, seconds=LIST_SECONDS).decode(errors="replace")
+    listed = ask(root, "ls-remote", REMOTE, seconds=LIST_SECONDS).decode(errors="replace")
     pairs = [line.split("\t", 1) for line in listed.split("\n") if line]
     # An annotated tag has two lines: its own digest, then NAME^{} with its commit's.
     return {name.removesuffix("^{}"): digest for digest, name in pairs}
-
-
-def push(root: Path, remote: str, refs: list[str]) -> None:
-    """Push refs to the git remote, all or none.  Raises NetworkError (exit 5)."""
-    ask(root, "push", "--quiet", "--atomic", "--no-follow-tags", remote, *refs, seconds=PUSH_SECONDS)
 
 
 def ask(root: Path, *arguments: str, seconds: float, stdin: bytes | None = None) -> bytes:

@@ -17,13 +17,12 @@ from typing import Annotated, Any, NamedTuple
 from dvc.config import NoRemoteError
 from dvc.exceptions import DvcException
 from dvc.repo import Repo
-from dvc_data.hashfile.hash_info import HashInfo
 from pydantic import ConfigDict, FailFast, RootModel
 
 from flows.core import layout
 from flows.core.documents import Document, Md5, RelativePath, read, require_apart
-from flows.core.errors import Exit, NetworkError, UserError, logged_errors
-from flows.core.files import inside, open_regular, parse_json, read_bounded, scratch_folder
+from flows.core.errors import Exit, NetworkError, UserError
+from flows.core.files import file_sha256, inside, open_regular, parse_json, read_bounded, scratch_folder
 from flows.images.store import ImageSetError, data_sha256
 from flows.registry.lock_file import model_path, read_lock
 from flows.registry.versions import Version, resolve
@@ -130,8 +129,7 @@ def has_its_weights(folder: Path) -> bool:
     """Whether a model's weights have the digest that its config.json states, without importing torch."""
     try:
         expected = parse_json(read_bounded(folder / "config.json"))["weights_sha256"]
-        with open_regular(folder / "weights.safetensors") as weights:
-            return hashlib.file_digest(weights, "sha256").hexdigest() == str(expected)
+        return file_sha256(folder / "weights.safetensors") == str(expected)
     except (OSError, ValueError, LookupError, TypeError):
         return False
 
@@ -143,10 +141,8 @@ def obtain(repo: Any, outputs: dict[str, str], subject: str = "") -> dict[str, l
     `check` compares them with their digests.
     """
     place = cached_at(repo)
-    missing = {digest for digest in outputs.values() if not place(digest).is_file()}
-    # DVC would pull whatever a listing names, so listings come first and are checked before their files are pulled.
-    pull_listings(repo, {digest for digest in missing if digest.endswith(".dir")}, subject)
-    pull(repo, {digest for digest in missing if not digest.endswith(".dir")}, subject)
+    # Folders' listings are checked before the files that they name are pulled.
+    pull(repo, {digest for digest in outputs.values() if not place(digest).is_file()}, subject)
     for path, digest in outputs.items():
         require(repo, place(digest), f"{subject}{path}")
     found = {path: list(files(digest, place)) for path, digest in outputs.items()}
@@ -189,40 +185,18 @@ def check(path: Path, file: Stored, subject: str) -> None:
 
 
 def pull(repo: Any, digests: set[str], subject: str) -> None:
-    """Pull the files that the default remote has into the cache.
-
-    Raises UserError (exit 5) without a remote, NetworkError (exit 5) when it does not answer.
-    """
-    with asking_the_remote(subject):
-        if digests:
-            repo.cloud.pull([HashInfo("md5", digest) for digest in sorted(digests)])
-
-
-def pull_listings(repo: Any, digests: set[str], subject: str) -> None:
-    """Pull folders' listings from the default remote into the cache, without the files that they name.
-
-    Raises what `pull` raises.
-    """
-    with asking_the_remote(subject):
-        if digests:
-            remote = repo.cloud.get_remote_odb(command="pull")
-            given = list(remote.oids_exist(sorted(digests)))
-            repo.cache.local.add([remote.oid_to_path(name) for name in given], remote.fs, given)
-
-
-@contextmanager
-def asking_the_remote(subject: str) -> Iterator[None]:
-    """Turn the errors of pulling from a remote into one line that says why.
+    """Pull the files and listings that the default remote has into the cache, a listing without the files it names.
 
     Raises UserError (exit 5) without a remote or when the cache cannot be written, NetworkError (exit 5) when the
     remote does not answer.
     """
+    if not digests:
+        return
     try:
-        with quiet("dvc", "dvc_objects"), logged_errors("dvc_data") as errors:
-            yield
-        for error in errors:
-            if not isinstance(error, FileNotFoundError):
-                raise error
+        with quiet("dvc", "dvc_data", "dvc_objects"):
+            remote = repo.cloud.get_remote_odb(command="pull")
+            given = list(remote.oids_exist(sorted(digests)))
+            repo.cache.local.add([remote.oid_to_path(name) for name in given], remote.fs, given)
     except FileNotFoundError:
         return  # `require` then names the missing file
     except NoRemoteError as error:

@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 from flows.core import bounded_yaml, layout
 from flows.core.checkpoint import load_model, model_sha256
 from flows.core.documents import read
-from flows.core.errors import CheckpointError, Exit, UserError
+from flows.core.errors import Exit, UserError
 from flows.core.files import inside, scratch_folder
-from flows.images.store import ImageSetError, data_sha256
+from flows.images.store import data_sha256
 from flows.registry.git import contents
 from flows.registry.lock_file import Lock, model_path, read_lock
 from flows.registry.storage import Stored, check, obtain, opened
@@ -103,7 +103,7 @@ def written_down(version: Version, path: str, stored: list[Stored], *, is_model:
     stated = version.metrics.model_sha256 if is_model else version.metrics.data_sha256
     try:
         actual = sha256_of(path, stored, is_model=is_model)
-    except (CheckpointError, ImageSetError, OSError, UserError) as error:
+    except (OSError, UserError) as error:
         return Check(f"{path} sha256", str(error))
     problem = "" if actual == stated else f"differs from {key} in {METRICS}"
     return Check(f"{path} sha256", problem)

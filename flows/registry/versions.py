@@ -17,7 +17,7 @@ from flows.core.documents import parse
 from flows.core.errors import Exit, UserError
 from flows.evaluation.results import Metrics, SampleMetrics
 from flows.registry.evidence import ROLL_BACK, Evidence, evidence_of
-from flows.registry.git import Tag, annotated_tags, commit_of, contents, git, git_lines, identity, locked, tag_exists
+from flows.registry.git import Tag, annotated_tags, commit_of, contents, git, git_lines, identity, locked
 
 MODEL = "vdm"
 CHAMPION = "champion"
@@ -130,7 +130,7 @@ def add_version(root: Path, commit: str, message: str) -> Version:
     """Tag a commit of a pipeline run as the next minor version; the first is v1.0.0.
 
     Raises UserError: exit 5 for a commit that is unknown or without an evaluation, 2 if the commit is a version
-    already, the tag exists, or there is no git identity.
+    already or there is no git identity.
     """
     commit = commit_of(root, commit)
     path = f"{commit}:{layout.METRICS}"
@@ -142,14 +142,11 @@ def add_version(root: Path, commit: str, message: str) -> Version:
         for version in versions(root):
             if version.commit == commit:
                 raise UserError(f"commit {commit[:12]} is {version.name} already", Exit.USAGE)
-        names = [tag.name for tag in annotated_tags(root, f"{MODEL}@")]
+        # All tags, since a lightweight one is no version, but takes the name.
+        names = git_lines(root, "for-each-ref", "--format=%(refname:strip=2)", f"refs/tags/{MODEL}@*")
         taken = [numbers for name in names if (numbers := numbers_of(name))]
         major, minor, _ = max(taken, default=(1, -1, 0))
         number = f"v{major}.{minor + 1}.0"
-        if tag_exists(root, f"{MODEL}@{number}"):
-            raise UserError(
-                f"the tag {MODEL}@{number} exists but is not a version; delete it with `git tag -d`", Exit.USAGE
-            )
         create_tag(root, f"{MODEL}@{number}", commit, message)
     return resolve(root, number)
 

@@ -97,11 +97,5 @@ def in_batches(vdm: VDM, settings: "Sample", share: range, steps_to: Steps, *, s
 
 def solver_of(settings: "Sample", device: torch.device) -> Solver:
     """Return the solver that the settings describe, with the precision that the device has."""
-    return Solver(
-        num_timesteps=settings.num_timesteps,
-        order=settings.order,
-        eta=settings.eta,
-        grid=settings.grid,
-        clip=settings.clip,
-        precision=find_precision(settings.precision, device),
-    )
+    chosen = settings.model_dump(include=set(Solver._fields) - {"precision"})
+    return Solver(precision=find_precision(settings.precision, device), **chosen)

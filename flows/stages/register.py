@@ -5,14 +5,13 @@ import json
 import logging
 import math
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from flows.core.checkpoint import CONFIG, WEIGHTS, inputs_sha256, load_model, model_sha256, read_description
 from flows.core.errors import Exit, UserError
 from flows.core.escaping import markdown
-from flows.core.files import open_regular, write_whole, writing
+from flows.core.files import open_regular, read_bounded, write_whole, writing
 from flows.core.folders import writing_folder
 from flows.images.store import ImageSet, data_sha256, load_images
 from flows.process.ending import finish
@@ -23,7 +22,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-LONGEST_LINE = 2**14
 DESCRIBED = (
     "title",
     "name",
@@ -145,22 +143,13 @@ def read_curves(curves: Path) -> Curves:
     step, bpd = 0, math.nan
     best: tuple[float, int] | None = None
     try:
-        with open_regular(curves) as file:
-            for row in csv.DictReader(lines(file)):
-                step, bpd = int(row["step"]), float(row["bpd"])
-                validated = float(row["validation_bpd"])
-                if math.isfinite(validated) and (best is None or validated < best[0]):
-                    best = validated, step
+        for row in csv.DictReader(read_bounded(curves).decode().splitlines()):
+            step, bpd = int(row["step"]), float(row["bpd"])
+            validated = float(row["validation_bpd"])
+            if math.isfinite(validated) and (best is None or validated < best[0]):
+                best = validated, step
         if step < 1 or not math.isfinite(bpd):
             raise ValueError(f"step {step} at {bpd} bits/dim")
     except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
         raise UserError(f"{curves}: missing or damaged; run `vdmctl train`", Exit.MISSING) from error
     return Curves(step, bpd, best)
-
-
-def lines(file: BinaryIO) -> Iterator[str]:
-    """Yield the lines of a text file.  Raises ValueError for a line that is too long."""
-    while line := file.readline(LONGEST_LINE):
-        if len(line) == LONGEST_LINE:
-            raise ValueError("a line is too long")
-        yield line.decode()

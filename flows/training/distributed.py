@@ -18,7 +18,6 @@ from contextlib import contextmanager
 from functools import partial
 from multiprocessing import active_children, parent_process
 from multiprocessing.resource_tracker import ensure_running
-from pathlib import Path
 from threading import Event, Thread
 from typing import Any
 
@@ -36,9 +35,7 @@ from torch.distributed.elastic.rendezvous import (
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 from torch.multiprocessing.spawn import ProcessExitedException
 
-from flows.core.errors import CheckpointError, Exit, UserError
-from flows.core.files import scratch_folder
-from flows.images.store import write_array
+from flows.core.errors import Exit, UserError
 from flows.process.lifeline import KILL_SECONDS, hold_what_starts
 from flows.process.streams import start_logging
 from flows.training.collectives import STORE, local_rank
@@ -51,8 +48,8 @@ BLAME_SECONDS = 1.0
 CONTINUES = "run again to continue from the last saved state"
 
 
-def launch(function: Callable[[], None], *, num_processes: int, max_restarts: int, again: str = CONTINUES) -> None:
-    """Run the function in `num_processes` processes on this machine.
+def launch(function: Callable[[], Any], *, num_processes: int, max_restarts: int, again: str = CONTINUES) -> list[Any]:
+    """Run the function in `num_processes` processes on this machine, and return its results, by rank.
 
     When a process dies, all are restarted, at most `max_restarts` times.  Raises what the function raises: of several
     errors the first UserError by rank, or the first error if no process raised a UserError.  Also raises UserError if
@@ -63,7 +60,7 @@ def launch(function: Callable[[], None], *, num_processes: int, max_restarts: in
         config = agent_config(num_processes, max_restarts, folder)
         try:
             with held_back(signal.SIGINT):
-                errors = elastic_launch(config, worker)(function)
+                outcomes = elastic_launch(config, worker)(function)
         except SignalException as signalled:
             for process in active_children():  # of an interrupted start, which the agent does not know
                 process.kill()
@@ -73,8 +70,10 @@ def launch(function: Callable[[], None], *, num_processes: int, max_restarts: in
             starts = 1 + max_restarts
             reason = f"process {rank} of {num_processes} {fate(failure)}, on start {starts} of {starts}"
             raise UserError(f"{reason}; {again}", Exit.BUG) from failed
-    if met := [error for _, error in sorted(errors.items()) if error]:
+    results = [outcome for _, outcome in sorted(outcomes.items())]
+    if met := [result for result in results if isinstance(result, Exception)]:
         raise min(met, key=lambda error: not isinstance(error, UserError))
+    return results
 
 
 def results_of(job: Callable[[int], np.ndarray], *, num_processes: int) -> list[np.ndarray]:
@@ -82,15 +81,12 @@ def results_of(job: Callable[[int], np.ndarray], *, num_processes: int) -> list[
 
     Raises what the job raises, and what `launch` raises.
     """
-    with scratch_folder() as folder:
-        launch(partial(save_result, job, folder), num_processes=num_processes, max_restarts=0, again="run again")
-        return [np.load(folder / f"{rank}.npy") for rank in range(num_processes)]
+    return launch(partial(run_job, job), num_processes=num_processes, max_restarts=0, again="run again")
 
 
-def save_result(job: Callable[[int], np.ndarray], folder: Path) -> None:
-    """Save what the job returns for this process."""
-    rank = local_rank()
-    write_array(folder / f"{rank}.npy", [job(rank)])
+def run_job(job: Callable[[int], np.ndarray]) -> np.ndarray:
+    """Return what the job returns for this process."""
+    return job(local_rank())
 
 
 def agent_config(num_processes: int, max_restarts: int, folder: str) -> LaunchConfig:
@@ -204,8 +200,8 @@ def held_back(number: signal.Signals) -> Iterator[None]:
 
 
 @record
-def worker(function: Callable[[], None]) -> Exception | None:
-    """Run the function in one of the processes.  Return an error that a restart would not help.
+def worker(function: Callable[[], Any]) -> Any:
+    """Run the function in one of the processes.  Return its result, or an error that a restart would not help.
 
     A process that is stopped by a signal exits with 75 instead, since torch's agent then waits for no result.
     """
@@ -214,15 +210,14 @@ def worker(function: Callable[[], None]) -> Exception | None:
         # A handler in Python would not run while this process waits in a collective for one that is gone.
         signal.signal(number, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
-    error: Exception | None = None
     try:
-        function()
-    except (UserError, TrainingDiverged, CheckpointError) as met:
-        error = met
+        outcome = function()
+    except (UserError, TrainingDiverged) as error:
+        outcome = error
     except Exception:
         time.sleep(BLAME_SECONDS)  # the cause may be another process that died, which the agent must see first
         raise
     agent = parent_process()
-    if (isinstance(error, UserError) and error.code is Exit.RESUMABLE) or (agent and not agent.is_alive()):
+    if (isinstance(outcome, UserError) and outcome.code is Exit.RESUMABLE) or (agent and not agent.is_alive()):
         sys.exit(Exit.RESUMABLE)
-    return error
+    return outcome

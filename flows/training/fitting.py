@@ -27,7 +27,7 @@ from flows.training.collectives import (
     local_rank,
     process_group,
 )
-from flows.training.runs import Run, fingerprint, stop_signals, unwritten, writing_curves
+from flows.training.runs import Run, fingerprint, reported, stop_signals, writing_curves
 from vdm import evaluation
 from vdm.choices import TrainingImages
 from vdm.model import VDM, count_parameters, gradient_bytes, inference_bytes
@@ -216,10 +216,8 @@ def write_model(trainer: Trainer, config: dict[str, Any], train: "Train", data: 
     `data` is the digest of the images.
     """
     inputs = inputs_sha256(config, train.model_dump(), data)
-    try:
+    with reported(f"{out}: the model"):
         save_model(out, trainer.kept, config, fitted_to=train.images, inputs=inputs)
-    except OSError as error:
-        raise unwritten(str(error.filename or out), error) from error
 
 
 def out_of_memory(error: Exception) -> bool:
@@ -250,8 +248,9 @@ def require_memory(model: "Model", train: "Train", images: ImageSet, device: tor
         precision=find_precision(train.precision, device),
         recomputed=train.activation_checkpointing or find_compile(train.compile, device),
     )
+    config = {"image_shape": images.image_shape, "num_levels": images.num_levels, **model.model_dump()}
     needed = memory_needed(
-        num_parameters=count_parameters(image_shape=images.image_shape, **model.model_dump()),
+        num_parameters=count_parameters(**config),
         num_dims=math.prod(images.image_shape),
         network_bytes=network_bytes,
         num_images=len(images.train) + (len(images.validation) if train.images == "train_and_validation" else 0),

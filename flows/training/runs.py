@@ -59,12 +59,13 @@ class Run:
         saved = self.folder / f"step-{step:09d}.state"
         for pause in (0.5, 2.0, None):
             try:
-                self.folder.mkdir(parents=True, exist_ok=True)
-                save_state(saved, state)
+                with reported(f"{self.folder}: the state at step {step}"):
+                    self.folder.mkdir(parents=True, exist_ok=True)
+                    save_state(saved, state)
                 break
-            except OSError as error:
+            except UserError:
                 if pause is None:
-                    raise unwritten(f"{self.folder}: the state at step {step}", error) from error
+                    raise
                 time.sleep(pause)
         for path in [one for one in self.states() if one <= saved][: -self.keep]:
             path.unlink(missing_ok=True)
@@ -80,18 +81,17 @@ class Run:
             except DamagedStateError as error:
                 aside = path.with_name(f"{path.name}.damaged")
                 log.warning("%s; falling back to the state before, and keeping this one as %s", error, aside.name)
-                rename(path, aside)
+                with reported(aside):
+                    path.replace(aside)
         return None
 
     def finish(self, model: str) -> None:
         """Delete all states but the newest, and note for `forget` the sha256 of the model that the run has written."""
         for path in self.states()[:-1]:
             path.unlink(missing_ok=True)
-        try:
-            with suppress(FileNotFoundError):  # without the folder there is nothing to forget
-                (self.folder / MODEL).write_text(model)
-        except OSError as error:
-            raise unwritten(str(self.folder / MODEL), error) from error
+        # Without the folder there is nothing to forget.
+        with reported(self.folder / MODEL), suppress(FileNotFoundError):
+            (self.folder / MODEL).write_text(model)
 
 
 def forget(runs: Path, model: str) -> None:
@@ -113,18 +113,14 @@ def fingerprint(**dependencies: Any) -> str:
     return hashlib.sha256(content.encode()).hexdigest()[:32]
 
 
-def rename(path: Path, new: Path) -> None:
-    """Rename a file.  Raises UserError (exit 1)."""
+@contextmanager
+def reported(what: Path | str) -> Iterator[None]:
+    """Make an OSError of the block the error of a training run that cannot write `what` (exit 1), as on a full disk."""
     try:
-        path.replace(new)
+        yield
     except OSError as error:
-        raise unwritten(str(new), error) from error
-
-
-def unwritten(what: str, error: OSError) -> UserError:
-    """Return the error of a training run that cannot write (exit 1), for example to a full disk."""
-    advice = "correct that and run again to continue from the last saved state"
-    return UserError(f"{what} could not be written: {error.strerror}; {advice}", Exit.BUG)
+        advice = "correct that and run again to continue from the last saved state"
+        raise UserError(f"{what} could not be written: {error.strerror}; {advice}", Exit.BUG) from error
 
 
 @contextmanager
@@ -135,20 +131,16 @@ def writing_curves(path: Path, records: Sequence[TrainingRecord]) -> Iterator[Ca
     """
 
     def add(record: TrainingRecord) -> None:
-        try:
+        with reported(path):
             # Leave out the last field, the images per second, so that equal runs write equal bytes.
             writer.writerow(["nan" if value is None else value for value in record[:-1]])
             file.flush()
-        except OSError as error:
-            raise unwritten(str(path), error) from error
 
-    try:
+    with reported(path):
         path.unlink(missing_ok=True)
         file = path.open("x", newline="")
         writer = csv.writer(file)
         writer.writerow(TrainingRecord._fields[:-1])
-    except OSError as error:
-        raise unwritten(str(path), error) from error
     try:
         for record in records:
             add(record)

@@ -20,20 +20,16 @@ def image_expectations(image_set: ImageSet, settings: "Contract") -> list[Any]:
     highest, shape = image_set.num_levels - 1, "x".join(map(str, image_set.image_shape))
     held_out = len(image_set.validation) + len(image_set.test)
     share_held_out = held_out / max(1, len(image_set.train) + held_out)
+    similar = "no more images look like one of an earlier split than by chance"
     return [
-        gxe.ExpectColumnValuesToBeInSet(column="shape", value_set=[shape], **meaning("shape of every image")),
-        gxe.ExpectColumnValuesToBeInSet(column="dtype", value_set=["uint8"], **meaning("pixels are uint8 integers")),
-        gxe.ExpectColumnValuesToBeInSet(column="num_nan", value_set=[0], **meaning("no pixel is NaN")),
-        gxe.ExpectColumnValuesToBeBetween(column="lowest", min_value=0, **meaning("no level below 0")),
-        gxe.ExpectColumnValuesToBeBetween(column="highest", max_value=highest, **meaning(f"no level above {highest}")),
+        expect(gxe.ExpectColumnValuesToBeInSet, "shape of every image", column="shape", value_set=[shape]),
+        expect(gxe.ExpectColumnValuesToBeInSet, "pixels are uint8 integers", column="dtype", value_set=["uint8"]),
+        expect(gxe.ExpectColumnValuesToBeInSet, "no pixel is NaN", column="num_nan", value_set=[0]),
+        expect(gxe.ExpectColumnValuesToBeBetween, "no level below 0", column="lowest", min_value=0),
+        expect(gxe.ExpectColumnValuesToBeBetween, f"no level above {highest}", column="highest", max_value=highest),
         never("in_earlier_split", settings.max_leaked * share_held_out, "no image is in two splits"),
         never("repeats", settings.max_duplicates, "no image is twice in a split"),
-        never(
-            "looks_like_earlier_split",
-            0.0,
-            "no more images look like one of an earlier split than by chance",
-            "warning",
-        ),
+        never("looks_like_earlier_split", 0.0, similar, "warning"),
         never("constant", settings.max_constant, "no image is of one level"),
     ]
 
@@ -47,29 +43,22 @@ def split_expectations(image_set: ImageSet, settings: "Contract") -> list[Any]:
 
     total = sum(image_set.description[f"num_{split}"] for split in present(image_set.description))
     kind = "lossy" if "lossy" in image_set.description.get("formats", "") else "JPEG"
+    labelled = "a label for every image, or none for any"
+    redundant = "no channel is of one level or repeats another (gray images in colour: set data.grayscale)"
+    published = "as many images as were published"
+    frequent = "images of the most frequent label, per image of the least frequent"
+    limit = settings.max_label_ratio
     return [
-        gxe.ExpectColumnSumToBeBetween(
-            column="num_images", min_value=total, max_value=total, **meaning("number of images")
+        expect(
+            gxe.ExpectColumnSumToBeBetween, "number of images", column="num_images", min_value=total, max_value=total
         ),
-        gxe.ExpectColumnValuesToBeBetween(column="num_images", min_value=1, **meaning("no empty split")),
-        gxe.ExpectColumnValuesToBeInSet(
-            column="more_than_published", value_set=[0], **meaning("as many images as were published")
-        ),
-        gxe.ExpectColumnValuesToBeInSet(
-            column="labels_without_images", value_set=[0], **meaning("a label for every image, or none for any")
-        ),
-        gxe.ExpectColumnValuesToBeInSet(
-            column="redundant_channels",
-            value_set=[0],
-            **meaning("no channel is of one level or repeats another (gray images in colour: set data.grayscale)"),
-        ),
+        expect(gxe.ExpectColumnValuesToBeBetween, "no empty split", column="num_images", min_value=1),
+        expect(gxe.ExpectColumnValuesToBeInSet, published, column="more_than_published", value_set=[0]),
+        expect(gxe.ExpectColumnValuesToBeInSet, labelled, column="labels_without_images", value_set=[0]),
+        expect(gxe.ExpectColumnValuesToBeInSet, redundant, column="redundant_channels", value_set=[0]),
         *detail_expectations(image_set, settings),
         never("jpeg", 0.0, f"no image comes from a {kind} file, whose pixels are the decoder's", "warning"),
-        gxe.ExpectColumnValuesToBeBetween(
-            column="label_ratio",
-            max_value=settings.max_label_ratio,
-            **meaning("images of the most frequent label, per image of the least frequent", "warning"),
-        ),
+        expect(gxe.ExpectColumnValuesToBeBetween, frequent, "warning", column="label_ratio", max_value=limit),
     ]
 
 
@@ -80,18 +69,15 @@ def detail_expectations(image_set: ImageSet, settings: "Contract") -> list[Any]:
     """
     from great_expectations import expectations as gxe
 
-    resized, lossy = "resized" in image_set.transforms, from_lossy_files(image_set)
+    resized = "warning" if "resized" in image_set.transforms else "critical"
+    lossy = "warning" if from_lossy_files(image_set) else "critical"
+    detail = "images were not enlarged or blurred (share without detail)"
+    grid = "images did not go through JPEG (how much they lie on its grid)"
     return [
-        gxe.ExpectColumnValuesToBeBetween(
-            column="lost_detail",
-            max_value=settings.max_lost_detail,
-            **meaning("images were not enlarged or blurred (share without detail)", severity_of(known=resized)),
+        expect(
+            gxe.ExpectColumnValuesToBeBetween, detail, resized, column="lost_detail", max_value=settings.max_lost_detail
         ),
-        gxe.ExpectColumnValuesToBeBetween(
-            column="jpeg_grid",
-            max_value=settings.max_jpeg_grid,
-            **meaning("images did not go through JPEG (how much they lie on its grid)", severity_of(known=lossy)),
-        ),
+        expect(gxe.ExpectColumnValuesToBeBetween, grid, lossy, column="jpeg_grid", max_value=settings.max_jpeg_grid),
     ]
 
 
@@ -101,29 +87,20 @@ def from_lossy_files(image_set: ImageSet) -> bool:
     return "JPEG" in formats or "lossy" in formats
 
 
-def severity_of(*, known: bool) -> str:
-    """Return the severity of what the description of the set does or does not say."""
-    return "warning" if known else "critical"
-
-
 def histogram_expectations(image_set: ImageSet) -> list[Any]:
     """Return the expectations of the table with one row per split and level."""
     from great_expectations import expectations as gxe
 
     splits = present(image_set.description)
-    num_pixels = sum(getattr(image_set, split).size for split in splits)
+    num_rows, pixels = len(splits) * image_set.num_levels, sum(getattr(image_set, split).size for split in splits)
+    counted = "every pixel has one of the levels"
+    bits = "levels of the upper half are used: the set has no fewer bits than stated"
     return [
-        gxe.ExpectTableRowCountToEqual(
-            value=len(splits) * image_set.num_levels, **meaning("one row per split and level")
-        ),
-        gxe.ExpectColumnValuesToBeBetween(column="count", min_value=0, **meaning("counts of levels")),
-        gxe.ExpectColumnSumToBeBetween(
-            column="count", min_value=num_pixels, max_value=num_pixels, **meaning("every pixel has one of the levels")
-        ),
-        gxe.ExpectColumnMaxToBeBetween(
-            column="level_in_use",
-            min_value=(image_set.num_levels - 1) // 2 + 1,
-            **meaning("levels of the upper half are used: the set has no fewer bits than stated"),
+        expect(gxe.ExpectTableRowCountToEqual, "one row per split and level", value=num_rows),
+        expect(gxe.ExpectColumnValuesToBeBetween, "counts of levels", column="count", min_value=0),
+        expect(gxe.ExpectColumnSumToBeBetween, counted, column="count", min_value=pixels, max_value=pixels),
+        expect(
+            gxe.ExpectColumnMaxToBeBetween, bits, column="level_in_use", min_value=(image_set.num_levels - 1) // 2 + 1
         ),
         never("gap", 0.0, "levels are not spread: almost empty between full ones"),
         never("peak", 0.0, "levels are not squeezed: much fuller than their neighbours"),
@@ -136,7 +113,7 @@ def difference_expectations(severity: str, text: str) -> list[Any]:
     """Return the expectation of a table with one row per difference."""
     from great_expectations import expectations as gxe
 
-    return [gxe.ExpectColumnValuesToBeBetween(column="times_the_limit", max_value=1, **meaning(text, severity))]
+    return [expect(gxe.ExpectColumnValuesToBeBetween, text, severity, column="times_the_limit", max_value=1)]
 
 
 def never(column: str, exceptions: float, text: str, severity: str = "critical") -> Any:
@@ -144,11 +121,10 @@ def never(column: str, exceptions: float, text: str, severity: str = "critical")
     from great_expectations import expectations as gxe
 
     # 1e-9 absorbs rounding: one row of seventy passes if the share is 1/70.
-    return gxe.ExpectColumnValuesToBeInSet(
-        column=column, value_set=[False], mostly=max(0.0, 1 - exceptions - 1e-9), **meaning(text, severity)
-    )
+    mostly = max(0.0, 1 - exceptions - 1e-9)
+    return expect(gxe.ExpectColumnValuesToBeInSet, text, severity, column=column, value_set=[False], mostly=mostly)
 
 
-def meaning(text: str, severity: str = "critical") -> dict[str, Any]:
-    """Return the text of an expectation for the site and error messages, and its severity."""
-    return {"meta": {"meaning": text}, "description": text, "severity": severity}
+def expect(kind: Any, text: str, severity: str = "critical", **arguments: Any) -> Any:
+    """Return an expectation of Great Expectations, with a text for the site and for error messages."""
+    return kind(**arguments, meta={"meaning": text}, description=text, severity=severity)

@@ -34,6 +34,7 @@ MOST_STEEP = 2
 REFERENCE = "reference"
 RARE = np.log(1e-6)
 """The logarithm of the probability below which a label is not missing by chance."""
+MOST_BY_CHANCE = 2**22
 
 
 class Shift(NamedTuple):
@@ -52,8 +53,8 @@ def profile(facts: Facts, labels: np.ndarray | None) -> Profile:
     of_labels = label_facts(labels, facts.thumbnails)
     return Profile(
         histogram=facts.histogram.tolist(),
-        mean=statistics.pop("image mean"),
-        deviation=statistics.pop("image deviation"),
+        mean=statistics.pop("image mean", []),
+        deviation=statistics.pop("image deviation", []),
         num_images=len(facts.digest),
         image_shape=list(facts.image_shape),
         statistics=statistics,
@@ -203,17 +204,17 @@ def shifts_of_labels(ours: dict[str, int], theirs: dict[str, int]) -> list[Shift
     for place, missing, other in (("first", 0, 1), ("second", 1, 0)):
         lacking = np.where(counts[missing] == 0, counts[other] / totals[other], 0)
         label = f"label {names[lacking.argmax()]}" if lacking.any() else "no label"
-        limit = largest_by_chance(int(totals[other]), int(totals[missing])) / totals[other]
+        limit = largest_by_chance(totals[other], totals[missing]) / totals[other]
         found.append(Shift(f"{label} missing in the {place}", float(lacking.max()), float(limit)))
     return found
 
 
-def largest_by_chance(num_here: int, num_there: int) -> int:
+def largest_by_chance(num_here: float, num_there: float) -> int:
     """Return how many images of a label may be in the first of two sets and none in the second, by chance.
 
-    The sets have `num_here` and `num_there` images.
+    The sets have `num_here` and `num_there` images.  It is at most `MOST_BY_CHANCE`, which bounds time and memory.
     """
-    number = np.arange(num_here)
+    number = np.arange(min(num_here, MOST_BY_CHANCE))
     # Entry m-1: the logarithm of the probability that all m images of a label are here (hypergeometric distribution).
     logarithm = np.log((num_here - number) / (num_here + num_there - number)).cumsum()
     return int((logarithm >= RARE).sum())

@@ -9,7 +9,7 @@ import numpy as np
 from flows.images.store import chunks
 from flows.validation.moved import thumbnails
 from flows.validation.space import SAMPLED, Space, nothing
-from flows.validation.statistics import brightness, is_image, names, num_channels, statistics
+from flows.validation.statistics import brightness, is_image, num_channels, statistics
 
 ROWS = 2000
 GROUPS = 20
@@ -25,7 +25,7 @@ class Facts(NamedTuple):
     digest: np.ndarray
     """(N,2) uint64, a hash of 128 bits."""
     statistics: dict[str, np.ndarray]
-    """By the names of `flows.validation.statistics`."""
+    """By name, see `flows.validation.statistics`; {} without pixels."""
     thumbnails: np.ndarray
     """(N,D) float16, see `flows.validation.moved`; D is 0 for what is not an image."""
     histograms: np.ndarray
@@ -75,7 +75,7 @@ def measure(images: np.ndarray, num_levels: int) -> Facts:
             facts.thumbnails[rows] = thumbnails(gray)
             facts.space.add(chunk[-first % step :: step], num_levels)
         for name, column in found.items():
-            facts.statistics[name][rows] = column
+            facts.statistics.setdefault(name, np.zeros(len(images), np.float32))[rows] = column
     return facts
 
 
@@ -84,13 +84,13 @@ def no_facts(images: np.ndarray, num_levels: int) -> Facts:
     count, cells = len(images), 0
     if is_image(images):
         cells = thumbnails(np.zeros((1, *images.shape[2:]), dtype=np.float32)).size
-    lowest, highest, *columns = np.zeros((2 + len(names(images)), count), dtype=np.float32)
+    lowest, highest = np.zeros((2, count), dtype=np.float32)
     return Facts(
         num_nan=np.zeros(count, dtype=np.int32),
         lowest=lowest,
         highest=highest,
         digest=np.zeros((count, 2), dtype=np.uint64),
-        statistics=dict(zip(names(images), columns, strict=True)),
+        statistics={},
         thumbnails=np.zeros((count, cells), dtype=np.float16),
         histograms=np.zeros((GROUPS, num_channels(images), num_levels), dtype=np.int64),
         differ=np.zeros((num_channels(images), num_channels(images)), dtype=bool),

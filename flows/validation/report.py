@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, FailFast, Field
+from pydantic import FailFast, Field
 
 from flows.core.documents import Document, Sha256, read
 from flows.core.errors import Exit, UserError
@@ -16,8 +16,6 @@ Statistic = Annotated[float, Field(ge=-3.5e38, le=3.5e38)]
 Label = Annotated[str, Field(pattern=r"^-?[0-9]{1,20}$")]
 Quantiles = Annotated[list[Statistic], FailFast(), Field(max_length=2**16)]
 Histogram = Annotated[list[Level], FailFast(), Field(max_length=2**16)]
-MOST_LABELLED = 2**26
-"""Labelled images of a reference.  Comparing labels takes 40 bytes for each."""
 
 
 class Profile(Document):
@@ -97,17 +95,10 @@ class Validation(Document):
     data_sha256: Sha256
 
 
-def comparable(profile: Profile) -> Profile:
-    """Return the profile.  Raises ValueError for labels of too many images."""
-    if sum(profile.labels.values()) > MOST_LABELLED:
-        raise ValueError(f"labels of more than {MOST_LABELLED:,} images")
-    return profile
-
-
 class Reference(Document):
     """What a reference for drift must hold of a report."""
 
-    profile: Annotated[Profile, AfterValidator(comparable)]
+    profile: Profile
 
 
 class Report(Validation):

@@ -23,14 +23,6 @@ def num_channels(images: np.ndarray) -> int:
     return images.shape[1] if is_image(images) and 2 <= images.shape[1] <= MOST_CHANNELS else 1
 
 
-def names(images: np.ndarray) -> list[str]:
-    """Return the names of the statistics of these images."""
-    if not is_image(images):
-        return ["image mean", "image deviation"]
-    channels = [f"channel {number}" for number in range(num_channels(images)) if num_channels(images) > 1]
-    return ["image mean", "image deviation", "direction", "sharpness", "balance across", "balance down", *channels]
-
-
 def brightness(values: np.ndarray) -> np.ndarray:
     """Return the mean of the channels of images (n,C,H,W), (n,H,W)."""
     return np.asarray(values[:, 0] if values.shape[1] == 1 else values.mean(axis=1))

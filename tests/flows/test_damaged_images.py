@@ -92,7 +92,7 @@ def mode(name: str, suffix: str = ".png") -> Callable[[Path], None]:
             Exit.INVALID_DATA,
             "16 bits per channel",
         ),
-        (mode("RGB"), Exit.INVALID_DATA, '"0.png" is 1x6x5 of 8 bits, "bad.png" is 3x6x5 of 8 bits, "1.png" is'),
+        (mode("RGB"), Exit.INVALID_DATA, '"0.png" is 1x6x5 of 8 bits, "bad.png" is 3x6x5 of 8 bits; '),
         (array(np.full((6, 5), np.nan)), Exit.INVALID_DATA, "float64 with NaN, not levels"),
         (array(np.float32([[0, 1]])), Exit.INVALID_DATA, "float32 from 0 to 1, not levels"),
         (array(np.array([[0, 256]])), Exit.INVALID_DATA, "level 256 of int64, outside 0..255"),

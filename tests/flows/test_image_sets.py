@@ -21,7 +21,7 @@ from flows.core.errors import Exit, UserError
 from flows.core.params import Data
 from flows.images.catalogue import CIFAR10, FASHION_MNIST, PUBLISHED, PublishedSet
 from flows.images.publishers import Splits, read_digits, read_published
-from flows.images.splitting import for_validation
+from flows.images.splitting import held_out
 from flows.images.store import load_images
 from flows.stages.download import download
 
@@ -199,9 +199,9 @@ def test_digits_are_split_by_the_seed() -> None:
     assert len(np.unique(np.concatenate(splits).reshape(1797, -1), axis=0)) == 1797
 
 
-@pytest.mark.parametrize(("fraction", "held_out"), [(0.0002, 0), (0.9999, 1797)])
-def test_a_test_fraction_that_leaves_a_split_empty_is_refused(fraction: float, held_out: int) -> None:
-    reason = rf"digits: {held_out} of 1797 images would be held out \(data.test_fraction {fraction}\)"
+@pytest.mark.parametrize(("fraction", "number"), [(0.0002, 0), (0.9999, 1797)])
+def test_a_test_fraction_that_leaves_a_split_empty_is_refused(fraction: float, number: int) -> None:
+    reason = rf"digits: {number} of 1797 images would be held out \(data.test_fraction {fraction}\)"
     with pytest.raises(UserError, match=reason) as error:
         read_digits(fraction, 0, 0)
     assert error.value.code == Exit.INVALID_DATA
@@ -218,8 +218,8 @@ def test_the_test_images_do_not_depend_on_the_validation_split() -> None:
 
 @pytest.mark.parametrize("fraction", [0.0001, 0.6])
 def test_a_validation_fraction_that_leaves_a_split_empty_is_refused(fraction: float) -> None:
-    with pytest.raises(UserError, match=r"^digits: . of 1 training images .*data.validation_fraction") as error:
-        for_validation("digits", 1, fraction, 0)
+    with pytest.raises(UserError, match=r"^digits: . of 1 images .*data.validation_fraction") as error:
+        held_out("digits", 1, fraction, 0, "data.validation_fraction")
     assert error.value.code == Exit.INVALID_DATA
 
 

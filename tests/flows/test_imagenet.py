@@ -2,11 +2,8 @@
 
 import hashlib
 import io
-import struct
 import tarfile
 import zipfile
-import zlib
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -130,108 +127,6 @@ def test_of_the_downloads_only_the_wrong_one_is_removed(
     with pytest.raises(UserError, match=r"valid_32x32.tar: sha256 is"):
         read_imagenet(wrong, None, downloads, validation=NONE)
     assert [path.name for path in downloads.iterdir()] == ["train_32x32.tar"]
-
-
-def wrong_size(published: DownsampledImageNet, source: Path) -> DownsampledImageNet:
-    return replace(published, size=64)
-
-
-def wrong_count(published: DownsampledImageNet, source: Path) -> DownsampledImageNet:
-    return replace(published, num_train=9)
-
-
-def hostile(published: DownsampledImageNet, source: Path) -> DownsampledImageNet:
-    """Replace the pixels by a pickle."""
-    path = source / "Imagenet32_train_npz.zip"
-    content = io.BytesIO()
-    np.savez(content, data=np.array([{}], dtype=object), labels=np.arange(1))
-    with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr("../batch_1.npz", content.getvalue())
-    return replace(published, train={path.name: sha256(path)})
-
-
-def encrypted(published: DownsampledImageNet, source: Path) -> DownsampledImageNet:
-    """Flag the archive's entries as encrypted."""
-    path = source / "Imagenet32_train_npz.zip"
-    content = bytearray(path.read_bytes())
-    for mark, place in ((b"PK\3\4", 6), (b"PK\1\2", 8)):
-        first = content.index(mark)
-        while first >= 0:
-            content[first + place] |= 1
-            first = content.find(mark, first + 4)
-    path.write_bytes(content)
-    return replace(published, train={path.name: sha256(path)})
-
-
-def endless_labels(published: DownsampledImageNet, source: Path) -> DownsampledImageNet:
-    """Claim a trillion labels in the header of an array."""
-    path = source / "Imagenet32_train_npz.zip"
-    batch, head = io.BytesIO(), io.BytesIO()
-    np.lib.format.write_array_header_1_0(head, {"descr": "<i8", "fortran_order": False, "shape": (10**12,)})
-    with zipfile.ZipFile(batch, "w") as inner:
-        inner.writestr("labels.npy", head.getvalue())
-    with zipfile.ZipFile(path, "w") as outer:
-        outer.writestr("batch_1.npz", batch.getvalue())
-    return replace(published, train={path.name: sha256(path)})
-
-
-def lying_zip(published: DownsampledImageNet, source: Path) -> DownsampledImageNet:
-    """Write wrong sizes into the archive's directory."""
-    path = source / "Imagenet32_train_npz.zip"
-    content = bytearray(path.read_bytes())
-    first = content.rindex(b"PK\1\2")
-    content[first + 20 : first + 28] = struct.pack("<II", 2**31, 2**31)
-    path.write_bytes(content)
-    return replace(published, train={path.name: sha256(path)})
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (encrypted, "damaged: .*encrypted"),
-        (endless_labels, "damaged|too large"),
-        (lying_zip, "damaged|too large"),
-        (wrong_size, r"images of \(3072,\) uint8"),
-        (wrong_count, "2300 images, 9 were published"),
-        (hostile, "damaged: an array of object"),
-    ],
-)
-def test_other_content_is_refused(
-    change: Callable[[DownsampledImageNet, Path], DownsampledImageNet],
-    message: str,
-    batches: tuple[DownsampledImageNet, Path],
-) -> None:
-    with pytest.raises(UserError, match=message) as error:
-        read(change(*batches), batches[1])
-    assert error.value.code == Exit.MISSING
-
-
-def negative(entry: bytearray) -> None:
-    entry[124:136] = (-512).to_bytes(12, "big", signed=True)
-    entry[148:156] = b" " * 8
-    entry[148:156] = b"%06o\0 " % sum(entry[:512])
-
-
-def large_picture(entry: bytearray) -> None:
-    """Claim 2^16 x 2^16 pixels in the header of a picture."""
-    place = entry.index(b"IHDR") + 4
-    entry[place : place + 8] = struct.pack(">II", 2**16, 2**16)
-    entry[place + 13 : place + 17] = struct.pack(">I", zlib.crc32(entry[place - 4 : place + 13]))
-
-
-@pytest.mark.timeout(30)
-@pytest.mark.parametrize("damage", [negative, large_picture])
-def test_damaged_archives_of_pictures_are_named(
-    damage: Callable[[bytearray], None], pictures: tuple[DownsampledImageNet, Path]
-) -> None:
-    published, source = pictures
-    path = source / "train_32x32.tar"
-    content = bytearray(path.read_bytes())
-    damage(content)
-    path.write_bytes(content)
-    with pytest.raises(UserError, match=r"train_32x32.tar: (damaged|too large)") as error:
-        read(replace(published, train={path.name: sha256(path)}), source)
-    assert error.value.code == Exit.MISSING
 
 
 def test_svhn_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

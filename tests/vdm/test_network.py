@@ -74,7 +74,7 @@ def test_parameters_are_counted_without_a_network(changes: dict[str, Any], sched
     with torch.device("meta"):
         model = VDM(num_levels=17, **config)
     expected = sum(tensor.numel() for tensor in model.state_dict().values())
-    assert count_parameters(**config) == expected
+    assert count_parameters(num_levels=17, **config) == expected
 
 
 @pytest.mark.parametrize(

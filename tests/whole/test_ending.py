@@ -4,15 +4,13 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import typer
 from project import ROOT, imports_torch
 from small import Small
-from typer.core import TyperCommand
 
 from flows import cli
 from flows.commands.vdmctl import app
@@ -199,47 +197,27 @@ def test_what_a_closed_stream_was_is_no_other_file(small: Small) -> None:
     (small.folder / "new").unlink()
 
 
-def empty_arguments() -> Iterator[tuple[str, list[str], str]]:
-    """Yield each argument and option with a value: the command, its arguments with that one empty, and its name."""
-    for command, parameters in ((name, command.params) for name, command in COMMANDS.items()):
-        for empty in (parameter for parameter in parameters if not getattr(parameter, "is_flag", False)):
-            shown = empty.name if empty.param_type_name == "argument" else "' / '".join(empty.opts)
-            for blank in ("", " \t"):
-                arguments = []
-                for parameter in parameters:
-                    if parameter.required or parameter is empty or comes_before(parameter, empty, parameters):
-                        arguments += [parameter.opts[0]] if parameter.param_type_name == "option" else []
-                        arguments += ["x"] * (parameter.nargs - 1) + [blank if parameter is empty else "x"]
-                yield command, arguments, shown
-
-
-def comes_before(parameter: Any, empty: Any, parameters: list[Any]) -> bool:
-    """Whether a parameter is an argument before another one, without which that would take its place."""
-    both = {parameter.param_type_name, empty.param_type_name} == {"argument"}
-    return both and parameters.index(parameter) < parameters.index(empty)
-
-
-@pytest.mark.parametrize(("command", "arguments", "name"), list(empty_arguments()))
+@pytest.mark.parametrize(
+    ("arguments", "number"),
+    [
+        (["promote", ""], 2),
+        (["evaluate", " \t", "--seed", "1"], 2),
+        (["evaluate", "--out="], 2),
+        (["sample", "x", "--film", ""], 4),
+        (["import-checkpoint", "x", "--image-size", "8", ""], 5),
+        (["compare", "x", "--", "\n"], 4),
+        ([""], 1),
+    ],
+)
 def test_no_command_takes_an_empty_argument(
-    command: str,
-    arguments: list[str],
-    name: str,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
+    arguments: list[str], number: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    # If the check failed, `serve` would start a server in the home of whoever runs the tests.
-    monkeypatch.setattr(TyperCommand, "invoke", lambda self, context: pytest.fail("the command runs"))
-    assert cli.run([command, *arguments]) == Exit.USAGE
+    assert cli.run(arguments) == Exit.USAGE
     captured = capsys.readouterr()
     assert captured.out == ""
-    assert f"'{name}': empty, perhaps from a variable that is not set; see `vdmctl {command} --help`" in captured.err
+    assert captured.err.startswith(f"vdmctl: argument {number} of `vdmctl ")
+    assert captured.err.endswith(" is empty, perhaps from a variable that is not set\n")
     assert len(captured.err.splitlines()) == 1
-
-
-def test_the_walk_over_the_commands_finds_their_arguments() -> None:
-    found = {(command, name) for command, _, name in empty_arguments()}
-    assert {("evaluate", "model"), ("promote", "model"), ("compare", "second"), ("validate", "--reference")} <= found
-    assert {("preset", "name"), ("import-checkpoint", "--image-size"), ("serve", "--host")} <= found
 
 
 @pytest.mark.parametrize(

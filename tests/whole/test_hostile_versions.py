@@ -125,15 +125,15 @@ def test_a_run_checks_no_hostile_version_out(forge: Forge) -> None:
     root, git = forge.project.folder, forge.project.git
     hostile = forge.version("v1.1.0", lock=forge.lock(entry(forge, relpath="../../../../escaped")))
     shutil.copytree(forge.remote / "files", root / ".dvc/cache/files")
-    require_contained(root, git("rev-parse", "vdm@v1.0.0^{commit}").strip())
+    require_contained(root, git("rev-parse", "vdm@v1.0.0^{commit}").strip(), shared=False)
     with pytest.raises(UserError, match="relpath"):
-        require_contained(root, git("rev-parse", f"{hostile}^{{commit}}").strip())
+        require_contained(root, git("rev-parse", f"{hostile}^{{commit}}").strip(), shared=False)
     (root / "reports").mkdir(exist_ok=True)
     (root / "reports" / "data_docs").symlink_to(forge.folder)
     git("add", "--force", "reports/data_docs")
     git("commit", "--quiet", "--message=Link")
     with pytest.raises(UserError, match="has links among its reports"):
-        require_contained(root, git("rev-parse", "HEAD").strip())
+        require_contained(root, git("rev-parse", "HEAD").strip(), shared=False)
 
 
 def changed(forge: Forge, **changes: Any) -> str:

@@ -336,13 +336,11 @@ def test_a_linked_worktree_shares_the_registry(copied: Project, tmp_path: Path) 
     assert (fetch(tmp_path / "run", version) / "config.json").is_file()
 
 
-def test_a_tag_that_exists_is_refused(copied: Project) -> None:
+def test_the_name_of_a_lightweight_tag_is_taken(copied: Project) -> None:
     copied.git("commit", "--quiet", "--allow-empty", "--message=A run")
-    copied.git("tag", "vdm@v1.3.0")  # lightweight: not a version to GTO, but the name is taken
-    with pytest.raises(UserError, match=r"the tag vdm@v1\.3\.0 exists but is not a version") as raised:
-        of.add_version(copied.folder, "HEAD", "Retrained")
-    assert raised.value.code == Exit.USAGE
-    assert of.newest(copied.folder).name == "vdm@v1.2.0"
+    copied.git("tag", "vdm@v1.3.0")  # not a version to GTO
+    assert of.add_version(copied.folder, "HEAD", "Retrained").name == "vdm@v1.4.0"
+    assert of.newest(copied.folder).name == "vdm@v1.4.0"
 
 
 @pytest.mark.parametrize(

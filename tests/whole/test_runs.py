@@ -305,7 +305,7 @@ def test_a_full_disk_ends_the_training_in_one_line_and_loses_nothing(
     result = project.new_vdmctl("train")
     assert result.returncode == Exit.BUG, result.stderr
     assert result.stderr.splitlines()[-1].startswith(
-        "vdmctl: models/trained/weights.safetensors could not be written: No space left on device; correct that and run"
+        "vdmctl: models/trained: the model could not be written: No space left on device; correct that and run again"
     )
     (full_disk / "filler").unlink()
     result = project.new_vdmctl("train")
