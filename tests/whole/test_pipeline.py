@@ -314,7 +314,11 @@ def test_pixels_that_are_none_are_not_evaluated(
         (["evaluate", "models/vdm", "--out", "params.yaml"], 5, "params.yaml: File exists"),
         (["evaluate", "models/vdm", "--out", "models/vdm"], 2, "models/vdm: models/vdm is an output of the pipeline; "),
         (["evaluate", "--out", "models/vdm/new"], 2, "models/vdm/new: models/vdm is an output of the pipeline; choose"),
-        (["evaluate", "models/vdm", "--out", "reports/evaluation"], 2, "reports/evaluation/metrics.json is an output"),
+        (
+            ["evaluate", "models/vdm", "--out", "reports/evaluation"],
+            2,
+            "reports/evaluation/noise_levels.csv is an output",
+        ),
         (
             ["validate", "data/images", "--out", "reports/validation"],
             2,
