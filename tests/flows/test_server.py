@@ -257,6 +257,12 @@ def test_a_notification_is_tried_again_when_the_server_failed(
     assert capsys.readouterr().err == "mail: off, since the server refuses it: no such trigger\n"
 
 
+def test_the_block_of_a_notification_may_have_any_name() -> None:
+    with answering(**{"mein%20B%C3%A4r": {"id": "7"}}) as url:
+        assert automations.block(Api(url), "custom-webhook/mein Bär") == "7"
+        assert automations.block(Api(url), "custom-webhook/a/b?c#d") is None
+
+
 def test_a_date_that_never_comes_is_no_error() -> None:
     assert next_time(CronSchedule(cron="0 0 30 2 *")) == "never"
     assert next_time(CronSchedule(cron="5 4 1 1 *")).endswith("-01-01 04:05 UTC")
