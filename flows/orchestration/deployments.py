@@ -8,11 +8,13 @@ from datetime import UTC, datetime
 from io import StringIO
 from typing import TYPE_CHECKING, Any
 
+from pydantic import ValidationError
 from ruamel.yaml import YAML
 
 from flows.core import bounded_yaml, layout
-from flows.core.errors import Exit, UserError
+from flows.core.errors import Exit, UserError, brief
 from flows.core.files import read_bounded, scratch_folder, write_whole
+from flows.process.streams import say_on_stderr
 
 if TYPE_CHECKING:
     from prefect.client.schemas.responses import DeploymentResponse
@@ -26,25 +28,58 @@ def deploy() -> None:
     """Create the deployments of prefect.yaml, or update the code and description of existing ones.
 
     A plain `prefect deploy` would switch their schedules off and delete those that the operator made.  Here an existing
-    deployment keeps its schedules, parameters, tags, queue, limit, job variables, and whether it is paused.
+    deployment keeps its schedules, tags, queue, limit, job variables, the parameters that the flow still has, and
+    whether it is paused.
 
-    Raises UserError (exit 2) for a file that Prefect does not accept.
+    Raises UserError (exit 2), before anything is changed, for a file that Prefect does not accept.
     """
     existing = {deployment.name: deployment for deployment in deployments()}
     try:
         document = bounded_yaml.parse(read_bounded(PROJECT))
+        for entry in document["deployments"]:
+            require_valid(entry)
         document["deployments"] = [
             keep(entry, existing[entry["name"]]) if entry["name"] in existing else entry
             for entry in document["deployments"]
         ]
-    except (OSError, LookupError, TypeError, ValueError) as error:
-        raise UserError(f"{PROJECT}: not a file of deployments: {error}", Exit.USAGE) from error
+    except (OSError, LookupError, TypeError, ValueError, AttributeError) as error:
+        raise UserError(f"{PROJECT}: no valid deployments: {brief(error)}", Exit.USAGE) from error
     text = StringIO()
     YAML(typ="safe").dump(document, text)
     with scratch_folder(layout.PRIVATE) as scratch:
         write_whole(scratch / PROJECT, text.getvalue())
         run_prefect("deploy", "--all", "--prefect-file", str(scratch / PROJECT))
     refuse_unknown_parameters()
+
+
+def require_valid(entry: dict[str, Any]) -> None:
+    """Raise ValueError that names the deployment if Prefect would refuse its schedules or parameters."""
+    from prefect.client.schemas.schedules import construct_schedule
+    from prefect.utilities.schema_tools import ValidationError as WrongParameter
+    from prefect.utilities.schema_tools import validate
+
+    times = ("interval", "anchor_date", "cron", "rrule", "timezone")
+    schedules = entry.get("schedules") or []
+    try:
+        for schedule in schedules:
+            construct_schedule(**{key: schedule[key] for key in times if key in schedule})
+        for each in (entry, *schedules):
+            if given := each.get("parameters"):
+                validate(given, parameters_of(entry), raise_on_error=True)
+    except WrongParameter as error:
+        raise ValueError(f"{entry['name']}: parameters: {error}") from error
+    except ValidationError as error:
+        raise ValueError(f"{entry['name']}: {error.errors()[0]['loc'][-1]}: {error.errors()[0]['msg']}") from error
+    except (TypeError, ValueError, AttributeError) as error:
+        raise ValueError(f"{entry['name']}: {error}") from error
+
+
+def parameters_of(entry: dict[str, Any]) -> dict[str, Any]:
+    """Return the JSON schema of the parameters of a deployment's flow, which allows no others."""
+    from prefect.flows import load_flow_from_entrypoint
+
+    flow: Any = load_flow_from_entrypoint(entry["entrypoint"])
+    return {**flow.parameters.model_dump_for_openapi(), "additionalProperties": False}
 
 
 def refuse_unknown_parameters() -> None:
@@ -65,10 +100,13 @@ def keep(entry: dict[str, Any], existing: "DeploymentResponse") -> dict[str, Any
         given = entry.get("concurrency_limit")
         limit = {"limit": existing.global_concurrency_limit.limit}
         kept["concurrency_limit"] = given | limit if isinstance(given, dict) else limit  # Prefect takes a number, too
+    known = parameters_of(entry)["properties"] if existing.parameters else {}
+    if gone := ", ".join(sorted(existing.parameters.keys() - known.keys())):
+        say_on_stderr(f"{entry['name']}: left out the parameters that {FLOW} does not have: {gone}")
     pool = {"work_queue_name": existing.work_queue_name, "job_variables": existing.job_variables}
     return kept | {
         "paused": existing.paused,
-        "parameters": existing.parameters,
+        "parameters": {name: value for name, value in existing.parameters.items() if name in known},
         "tags": existing.tags,
         "work_pool": entry["work_pool"] | pool,
     }

@@ -71,8 +71,9 @@ def push_missing(root: Path, there: dict[str, str]) -> list[str]:
         raise Outrun(f"publish: {REMOTE} has other versions by the numbers of commit {commits}", Exit.USAGE)
     here = [*annotated_tags(root, f"{MODEL}@"), *annotated_tags(root, f"{MODEL}#")]  # versions before champions
     tagged = {name.removeprefix("refs/tags/"): digest for name, digest in there.items()}
-    taken = {tag.name: tag.commit for tag in here if tagged.get(tag.name, tag.commit) != tag.commit}
-    tags = [tag for tag in here if tag.name not in tagged and tag.commit not in taken.values()]
+    taken = [tag for tag in here if tagged.get(tag.name, tag.commit) != tag.commit]
+    held = taken + [tag for tag in here if tag.name not in tagged and follows(tag, taken)]
+    tags = [tag for tag in here if tag.name not in tagged and tag not in held]
     lost = push_bytes(root, tags)
     if NOTES in there:
         merge_notes(root)
@@ -86,20 +87,29 @@ def push_missing(root: Path, there: dict[str, str]) -> list[str]:
     if pushed:
         chosen = [refs[name] for name in pushed]
         ask(root, "push", "--quiet", "--atomic", "--no-follow-tags", REMOTE, *chosen, seconds=PUSH_SECONDS)
-    for name, commit in taken.items():
-        ours = [tag.name for tag in here if tag.commit == commit and (tag.name == name or tag.name not in tagged)]
-        raise UserError(f"publish: {how_to_renumber(name, commit, ours)}", Exit.USAGE)
+    if taken:
+        raise UserError(f"publish: {how_to_renumber(taken, held)}", Exit.USAGE)
     for name, reason in lost.items():
         raise UserError(f"publish: {name} is not published: {reason}", Exit.MISSING)
     return pushed
 
 
-def how_to_renumber(name: str, commit: str, ours: list[str]) -> str:
-    """Say that the remote has another commit by this tag's name, and how to replace `ours`, the commit's tags."""
-    number = f"`gto register {MODEL} {commit[:12]}` gives it another number"
-    then = "promote or roll back again" if "#" in name else number
-    problem = f"{name} is not published: {REMOTE} has another commit by that name"
-    return f"{problem}; `git tag -d {' '.join(ours)} && git fetch --tags {REMOTE}`, and then {then}"
+def follows(tag: Tag, taken: list[Tag]) -> bool:
+    """Whether a tag means something else beside the remote's tags than beside ours, whose names are taken.
+
+    A tag on the commit of a taken one would name another version there.  A champion's tag depends on all before it.
+    """
+    return any(tag.commit == other.commit or ("#" in tag.name and "#" in other.name) for other in taken)
+
+
+def how_to_renumber(taken: list[Tag], held: list[Tag]) -> str:
+    """Say which tags' names the remote has for other commits, and how to replace them and the others that are held."""
+    names = ", ".join(tag.name for tag in taken)
+    problem = f"not published, since {REMOTE} has other commits by these names: {names}"
+    again = [f"`gto register {MODEL} {tag.commit[:12]}`" for tag in taken if "#" not in tag.name]
+    again += ["promote or roll back again"] if any("#" in tag.name for tag in held) else []
+    removed = " ".join(f"'{tag.name}'" for tag in held)
+    return f"{problem}; `git tag -d {removed} && git fetch --tags {REMOTE}`, and then {' and '.join(again)}"
 
 
 def is_there(root: Path, ref: str, mine: str, theirs: str | None) -> bool:

@@ -28,7 +28,7 @@ from flows.core.errors import Exit, UserError
 from flows.orchestration import automations
 from flows.orchestration import server as of_server
 from flows.orchestration.automations import Notifications
-from flows.orchestration.deployments import keep, next_time
+from flows.orchestration.deployments import keep, next_time, require_valid
 from flows.orchestration.plugin import full_name
 from flows.orchestration.server import Api, Refused, answers, bypass_proxy, find_address, refusal, require_server
 from flows.orchestration.status import address, problems, reason, schedule, server, status
@@ -289,9 +289,36 @@ def test_every_schedule_of_a_deployment_has_its_own_next_run() -> None:
     assert found == ["2026-01-01T00", "2026-01-04T03", None]
 
 
+TRAIN = {"name": "weekly", "entrypoint": "flows/train_vdm.py:train_vdm", "work_pool": {"name": "vdm"}}
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"schedules": [{"cron": "0 3 * * 9x"}]}, 'weekly: cron: .*Invalid cron string: "0 3 \\* \\* 9x"'),
+        ({"schedules": [{"cron": "0 3 * * 0", "timezone": "Mars/Phobos"}]}, "weekly: timezone: .*Mars/Phobos"),
+        ({"schedules": [{"rrule": "FREQ=SOMETIMES"}]}, "weekly: rrule: .*SOMETIMES"),
+        ({"schedules": [{"active": True}]}, "weekly: Either interval, cron, or rrule must be provided"),
+        ({"parameters": {"wait_hour": 2}}, r"weekly: parameters: .*\('wait_hour' was unexpected\)"),
+        ({"parameters": {"wait_hours": "many"}}, "weekly: parameters: .*'many' is not of type 'number'"),
+        ({"schedules": [{"interval": 60, "parameters": {"forse": True}}]}, "weekly: parameters: .*'forse'"),
+    ],
+)
+def test_deployments_that_prefect_would_refuse_are_named(changes: dict[str, Any], reason: str) -> None:
+    require_valid(TRAIN)
+    with pytest.raises(ValueError, match=reason):
+        require_valid(TRAIN | changes)
+
+
+def test_a_deployment_loses_the_parameters_that_its_flow_has_no_more(capsys: pytest.CaptureFixture[str]) -> None:
+    existing: Any = Mock(global_concurrency_limit=None, parameters={"force": True, "wait_hour": 2})
+    assert keep(TRAIN, existing)["parameters"] == {"force": True}
+    assert capsys.readouterr().err == "weekly: left out the parameters that train-vdm does not have: wait_hour\n"
+
+
 @pytest.mark.parametrize("given", [None, 1, {"limit": 1}])
 def test_a_deployment_keeps_its_limit(given: Any) -> None:
-    existing: Any = Mock(global_concurrency_limit=SimpleNamespace(limit=3))
+    existing: Any = Mock(global_concurrency_limit=SimpleNamespace(limit=3), parameters={})
     entry = {"name": "weekly", "work_pool": {"name": "vdm"}, "concurrency_limit": given}
     assert keep(entry, existing)["concurrency_limit"] == {"limit": 3}
 

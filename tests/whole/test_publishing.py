@@ -97,7 +97,7 @@ def test_a_number_that_another_machine_took_first_stays_and_the_others_go(projec
     project.git("push", "--quiet", "origin", "vdm@v1.0.0^{commit}:refs/tags/vdm@v1.1.0")
     with pytest.raises(
         UserError,
-        match=r"vdm@v1.1.0 is not .*`git tag -d vdm@v1.1.0 vdm#champion#1 && .* then `gto register vdm \w{12}` gives",
+        match=r"names: vdm@v1.1.0; `git tag -d 'vdm@v1.1.0' 'vdm#champion#1' && .* `gto register vdm \w{12}` and pro",
     ) as raised:
         publish(project.folder)
     assert raised.value.code is Exit.USAGE
@@ -143,10 +143,34 @@ def test_a_run_that_is_published_keeps_its_number_when_a_roll_back_must_take_ano
     project.git("tag", "--annotate", "--message=Roll back", "vdm#champion#1", mine)
     project.git("push", "--quiet", "origin", "vdm@v1.0.0^{commit}:refs/tags/vdm#champion#1")
     assert fetch_versions(root) == ([], [])
-    with pytest.raises(UserError, match=r"`git tag -d vdm#champion#1 && .* then promote or roll back again") as raised:
+    with pytest.raises(
+        UserError, match=r"`git tag -d 'vdm#champion#1' && .* then promote or roll back again"
+    ) as raised:
         publish(root)
     assert not isinstance(raised.value, Outrun)
     assert resolve(root, "v1.1.0").commit == mine
+
+
+def test_champions_that_two_machines_numbered_alike_are_named_at_once(project: Project) -> None:
+    """A champion's tag after a clash is not pushed, since it came from another history than the remote's."""
+    root = project.folder
+    publish(root)
+    for number, minor in ((1, 0), (2, 1), (3, 0)):
+        project.git(
+            "tag", "--annotate", f"--message=Promote v1.{minor}.0", f"vdm#champion#{number}", f"vdm@v1.{minor}.0^{{}}"
+        )
+    for number, minor in ((1, 1), (2, 2)):
+        project.git("push", "--quiet", "origin", f"vdm@v1.{minor}.0:refs/tags/vdm#champion#{number}")
+    advice = (
+        r"names: vdm#champion#1, vdm#champion#2; `git tag -d ('vdm#champion#[123]' ?){3} && git fetch --tags origin`"
+    )
+    with pytest.raises(UserError, match=advice):
+        publish(root)
+    assert "refs/tags/vdm#champion#3" not in published(project)
+    project.git("tag", "--delete", *(f"vdm#champion#{number}" for number in (1, 2, 3)))
+    project.git("fetch", "--quiet", "--tags", "origin")
+    assert publish(root) == []
+    assert resolve(root, "champion").name == "vdm@v1.2.0"
 
 
 def test_the_upstream_branch_is_fetched_whatever_other_branches_the_remote_has(
