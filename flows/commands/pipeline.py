@@ -151,7 +151,7 @@ def print_results() -> None:
 
 @commands.command()
 def preset(
-    name: Annotated[str, typer.Argument(help="The name of a file in presets/, without .yaml.")],
+    name: Annotated[str, typer.Argument(help="The name of a file in presets/ without .yaml, such as digits.")],
     force: Annotated[
         bool, typer.Option("--force", help="Overwrite a params.yaml that differs from every preset.")
     ] = False,

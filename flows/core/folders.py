@@ -22,9 +22,10 @@ def writing_folder(path: Path) -> Iterator[Path]:
     """Make an empty folder that replaces `path` if the block raises nothing; else the old folder stays.
 
     If `path` is a link, the folder to which it leads is replaced.  Raises UserError (exit 6) if another process is
-    writing the folder, OSError that names `path`.
+    writing the folder, and OSError that names `path`, also if the old folder could not be removed.
     """
     place = place_of_folder(path)
+    require_removable(place)
     partial = place.with_name(f".{place.name}.partial")
     previous = place.with_name(f".{place.name}.previous")
     place.parent.mkdir(parents=True, exist_ok=True)
@@ -41,6 +42,13 @@ def writing_folder(path: Path) -> Iterator[Path]:
         finally:
             restore(place, previous)
         clear(previous, partial)
+
+
+def require_removable(folder: Path) -> None:
+    """Raise PermissionError if a folder, or one in it, is read-only."""
+    for each, _, _ in os.walk(folder):
+        if not os.access(each, os.W_OK | os.X_OK, effective_ids=os.access in os.supports_effective_ids):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), each)
 
 
 def contains(folder: Path, path: Path) -> bool:
@@ -128,5 +136,9 @@ def remove(folder: Path) -> None:
     """Remove a folder with its content, or a link to one, if it exists.  Raises OSError."""
     if folder.is_symlink():
         folder.unlink()
-    with suppress(FileNotFoundError):
+    try:
         shutil.rmtree(folder)
+    except FileNotFoundError:
+        pass
+    except OSError as error:  # it names a file without its folder
+        raise type(error)(error.errno, error.strerror, str(folder)) from error

@@ -1,6 +1,5 @@
 """Read one file of images: its head, and its levels exactly as they are stored, or why it cannot be used."""
 
-import math
 import os
 import struct
 from collections.abc import Iterator
@@ -200,16 +199,24 @@ def unusable(image: Image.Image) -> str | None:
         count = "several" if image.format == "TIFF" else image.n_frames  # type: ignore[attr-defined]
         return f"{count} frames; save each as a file"
     tags = getattr(image, "tag_v2", {})  # only of TIFF files; the file chooses the types
-    sides = [side for tag in (322, 323) if isinstance(side := tags.get(tag, 1), int)]
-    if math.prod(sides) > MOST_TILE + 2 * image.width * image.height:
+    if max(numbers(tags.get(322))) * max(numbers(tags.get(323))) > MOST_TILE + 2 * image.width * image.height:
         return "tiles much larger than the picture; save it again"
     if image.mode not in MODES:
         return f"mode {image.mode}; convert it to gray levels or RGB"
     if "transparency" in image.info:
         return "a transparent colour; flatten it"
-    if image.mode == "RGB" and "16" in raw_mode(image):
+    if image.mode == "RGB" and ("16" in raw_mode(image) or max(numbers(tags.get(258))) > 8):
         return "16 bits per channel, of which 8 would be read; save it as .npy, (3,H,W) uint16"
+    if (samples := max(numbers(tags.get(277)))) > (read := MODES[image.mode][0]):
+        return f"{samples} channels, of which {read} would be read; save it as .npy, (C,H,W)"
+    if image.mode.startswith("I;16") and tags.get(262) == 0:
+        return "16 bits per level, of which 0 is white; save it with 0 as black"
     return None
+
+
+def numbers(value: Any) -> list[int]:
+    """Return the integers in the value of a TIFF tag, at least a 0."""
+    return [0, *(number for number in (value if isinstance(value, tuple) else [value]) if isinstance(number, int))]
 
 
 def orientation(image: Image.Image) -> int:

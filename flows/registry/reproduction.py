@@ -20,11 +20,15 @@ def reproduction(root: Path) -> str:
     try:
         commit = commit_of(root, "HEAD")
         theirs, ours = read_lock(root, Tag("HEAD", commit, "", "")), lock_here(root)
-        changed = changed_outputs(root)
+        changed, causes = changed_outputs(root)
     except (DvcException, UserError):
         return ""
+    if changed and causes:
+        made = f"not as DVC recorded them, nor are their inputs: {shortened(causes)}"
+        return f"{', '.join(changed)}: {made}; `dvc repro` makes and records them"
     if changed:
-        return f"{', '.join(changed)}: changed or removed after DVC recorded them; `dvc repro` restores them"
+        removed = "changed or removed after DVC recorded them"
+        return f"{', '.join(changed)}: {removed}; `dvc repro` restores them, or makes them again"
     differing = sorted(path for path, md5 in ours.outputs.items() if theirs.outputs.get(path) != md5)
     if not differing:
         return f"every output has the bytes of commit {commit[:12]}"
@@ -34,19 +38,28 @@ def reproduction(root: Path) -> str:
     return f"{', '.join(differing)}: other bytes than in commit {commit[:12]}, from the same inputs; {reason}"
 
 
-def changed_outputs(root: Path) -> list[str]:
-    """Return the outputs that are not those of dvc.lock.  Raises UserError and DvcException."""
+def changed_outputs(root: Path) -> tuple[list[str], list[str]]:
+    """Return the outputs, and the other inputs, that are not those of dvc.lock.  Raises UserError and DvcException."""
     with opened(root) as repo, quiet("dvc"):
         stages = repo.status()
     causes = [cause for found in stages.values() for cause in found if isinstance(cause, dict)]
-    return sorted(path for cause in causes for path in cause.get("changed outs", ()))
+    outputs = {path for cause in causes for path in cause.get("changed outs", ())}
+    inputs: set[str] = set()
+    for cause in causes:
+        for path, how in cause.get("changed deps", {}).items():
+            inputs |= {f"{path} {section}" for section in how} if isinstance(how, dict) else {path}
+    return sorted(outputs), sorted(inputs - outputs)
 
 
 def changed_inputs(theirs: Lock, ours: Lock) -> str:
     """Return the names of the first files and sections of params.yaml that differ, and how many more do."""
     files = [path for path, md5 in ours.code.items() if theirs.code.get(path) != md5]
     sections = [name for name, values in ours.parameters.items() if theirs.parameters.get(name) != values]
-    names = [*(f"{layout.PARAMS} {name}" for name in sorted(sections)), *sorted(files)]
+    return shortened([*(f"{layout.PARAMS} {name}" for name in sorted(sections)), *sorted(files)])
+
+
+def shortened(names: list[str]) -> str:
+    """Return the first names, and how many more there are."""
     more = f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
     return ", ".join(names[:MOST_NAMED]) + more
 

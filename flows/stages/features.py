@@ -49,14 +49,16 @@ def features(settings: "Features", *, images: Path, validation: Path, out: Path)
 def classes(images: Path, image_set: ImageSet, task: str) -> tuple[Task, np.ndarray | None, np.ndarray | None]:
     """Return the task and the classes of training and test images, numbered from 0; None for their symmetries.
 
-    Raises UserError (exit 2) for the task `labels` without labels, ImageSetError for labels that do not fit the images.
+    Raises UserError (exit 2) for the task `labels` without labels of two classes, ImageSetError for labels that do not
+    fit the images.
     """
-    labels = [load_labels(images, split) for split in ("train", "test")]
-    if task == "symmetries" or (task == "auto" and any(each is None for each in labels)):
+    if task == "symmetries":
         return "symmetries", None, None
-    train, test = labels
-    if train is None or test is None:
-        raise UserError(f"{images} has no labels; set features.task to auto or symmetries", Exit.USAGE)
+    train, test = (load_labels(images, split) for split in ("train", "test"))
+    if train is None or test is None or len(np.unique(train)) < 2:  # nothing can be learned from one class
+        if task == "auto":
+            return "symmetries", None, None
+        raise UserError(f"{images} has no labels of two classes; set features.task to auto or symmetries", Exit.USAGE)
     if (len(train), len(test)) != (len(image_set.train), len(image_set.test)):
         raise ImageSetError(f"{images}: the number of labels is not that of the images")
     _, numbers = np.unique(np.concatenate([train, test]), return_inverse=True)

@@ -145,7 +145,7 @@ def observed(results: list[dict[str, Any]]) -> Any:
     found = f"{total(results, 'unexpected_count')} of {total(results, 'element_count')} rows"
     if all(value is True for value in values):  # a flag needs no example
         return found
-    examples = sorted({str(value) for value in values})[:5]
+    examples = list(dict.fromkeys(map(str, values)))[:5]
     return f"{found}, such as {', '.join(examples)}"
 
 

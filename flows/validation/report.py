@@ -130,7 +130,8 @@ def require_validated(images: Path, validation: Path, *, with_validation: bool) 
         raise UserError(f"{reason}; run `vdmctl validate`", Exit.INVALID_DATA)
     image_set = load_images(images)
     if with_validation and not len(image_set.validation):
-        advice = "set data.validation_fraction, or train.images: train and train.validate_every_steps: null"
+        settings = "train.images: train, train.validate_every_steps: null, train.patience: null and train.keep: last"
+        advice = f"set data.validation_fraction, or train without them by {settings}"
         raise UserError(f"{images} has no validation images; {advice}", Exit.USAGE)
     for split in ("train", "validation") if with_validation else ("train",):
         if reason := fault(image_set, split):

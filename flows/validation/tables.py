@@ -1,6 +1,7 @@
 """The tables that are checked against the contract: images, splits, levels, differences."""
 
 from collections.abc import Iterator
+from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -127,7 +128,7 @@ def broken(teeth: Comb, settings: "Contract") -> Comb:
 
 
 def difference_rows(found: list[Difference]) -> "pd.DataFrame":
-    """Return one row per difference, with its distance as a multiple of its limit."""
+    """Return one row per difference, with its distance as a multiple of its limit, the largest first."""
     import pandas as pd
 
     rows = [
@@ -138,6 +139,7 @@ def difference_rows(found: list[Difference]) -> "pd.DataFrame":
         }
         for entry in found
     ]
+    rows.sort(key=itemgetter("times_the_limit"), reverse=True)
     return pd.DataFrame(rows, columns=["splits", "statistic", "times_the_limit"])
 
 

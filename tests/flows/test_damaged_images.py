@@ -8,13 +8,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-from pictures import SPLIT, load, noise, png
+from pictures import SPLIT, load, noise, png, tiff
 from PIL import Image
 
 from flows.core.errors import Exit, UserError
 from flows.images.folder import ImageFolder, read_folder
 from flows.images.picture_files import BadImageError, inspect, read
 from flows.images.store import load_images
+
+DEEP = noise(3, 6, 5).astype(np.uint16) * 257
 
 
 def small_bomb(path: Path) -> None:
@@ -64,6 +66,10 @@ def array(content: np.ndarray) -> Callable[[Path], None]:
     return lambda path: np.save(path.with_suffix(".npy"), content)
 
 
+def tif(planes: np.ndarray, **form: Any) -> Callable[[Path], None]:
+    return lambda path: path.with_suffix(".tif").write_bytes(tiff(planes, **form)) and None
+
+
 def mode(name: str, suffix: str = ".png") -> Callable[[Path], None]:
     return lambda path: Image.fromarray(noise(6, 5, 3)).convert(name).save(path.with_suffix(suffix))
 
@@ -92,6 +98,16 @@ def mode(name: str, suffix: str = ".png") -> Callable[[Path], None]:
             Exit.INVALID_DATA,
             "16 bits per channel",
         ),
+        (tif(DEEP, planar=True, photometric=2), Exit.INVALID_DATA, "16 bits per channel"),
+        (tif(DEEP, photometric=2), Exit.INVALID_DATA, "16 bits per channel"),
+        (
+            tif(noise(4, 6, 5), photometric=2),
+            Exit.INVALID_DATA,
+            "4 channels, of which 3 would be read; save it as .npy",
+        ),
+        (tif(noise(5, 6, 5), photometric=2), Exit.INVALID_DATA, "5 channels, of which 3 would be read"),
+        (tif(noise(2, 6, 5)), Exit.INVALID_DATA, "2 channels, of which 1 would be read"),
+        (tif(DEEP[:1], photometric=0), Exit.INVALID_DATA, "of which 0 is white; save it"),
         (mode("RGB"), Exit.INVALID_DATA, '"0.png" is 1x6x5 of 8 bits, "bad.png" is 3x6x5 of 8 bits; '),
         (array(np.full((6, 5), np.nan)), Exit.INVALID_DATA, "float64 with NaN, not levels"),
         (array(np.float32([[0, 1]])), Exit.INVALID_DATA, "float32 from 0 to 1, not levels"),
@@ -225,3 +241,19 @@ def test_a_damaged_tiff_file_gives_an_error_of_one_line(tmp_path: Path, capfd: p
     with pytest.raises(BadImageError):
         list(read(tmp_path / "a.tif"))
     assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("planes", "form"),
+    [
+        (noise(3, 6, 5), {"photometric": 2}),
+        (noise(3, 6, 5), {"photometric": 2, "planar": True}),
+        (noise(1, 6, 5), {}),
+        (DEEP[:1], {}),
+    ],
+)
+def test_tiff_files_of_other_tools_are_read_exactly(planes: np.ndarray, form: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "a.tif").write_bytes(tiff(planes, **form))
+    (found,) = read(tmp_path / "a.tif")
+    assert np.array_equal(found[0], planes)
+    assert found.dtype == planes.dtype

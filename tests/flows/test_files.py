@@ -6,6 +6,7 @@ import socket
 from pathlib import Path
 
 import pytest
+from pictures import unprivileged
 
 from flows.core.errors import Exit, UserError
 from flows.core.files import discard, inside, open_regular, parse_json, read_bounded, write_whole, writing
@@ -275,3 +276,33 @@ def test_a_link_with_the_name_of_the_partial_folder_is_not_followed(tmp_path: Pa
 
 def test_what_cannot_be_removed_does_not_hide_the_rest(tmp_path: Path) -> None:
     discard(tmp_path / ("x" * 300))  # too long for a file system, so that not even its type is known
+
+
+@pytest.fixture
+def everybodys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Change to a folder in which every user may write."""
+    tmp_path.chmod(0o777)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_a_read_only_folder_is_not_replaced(everybodys: Path) -> None:
+    (everybodys / "images" / "deep").mkdir(parents=True)
+    (everybodys / "images" / "deep").chmod(0o555)
+    (everybodys / "images").chmod(0o777)
+    with (
+        unprivileged(),
+        pytest.raises(PermissionError, match="Permission denied: 'images/deep'"),
+        writing_folder(Path("images")),
+    ):
+        pytest.fail("the work begins")
+    assert [path.name for path in everybodys.iterdir()] == ["images"]
+
+
+def test_the_rest_of_a_folder_that_cannot_be_removed_is_named(everybodys: Path) -> None:
+    rest = everybodys / ".images.partial"
+    rest.mkdir()
+    (rest / "train.npy").touch()
+    rest.chmod(0o555)
+    with unprivileged(), pytest.raises(PermissionError, match="'images'"), writing_folder(Path("images")):
+        pytest.fail("the work begins")

@@ -112,11 +112,18 @@ def test_a_classifier_that_diverges_is_an_error(small: Small, tmp_path: Path) ->
     assert not (tmp_path / "features").exists()
 
 
-def test_labels_that_a_set_does_not_have_are_an_error(small: Small, tmp_path: Path) -> None:
+@pytest.mark.parametrize("one_class", [False, True])
+def test_labels_that_a_set_does_not_have_are_an_error(one_class: bool, small: Small, tmp_path: Path) -> None:
     paths = {"images": Path("data/images"), "validation": Path("reports/validation/validation.json")}
-    with pytest.raises(UserError, match=r"has no labels; set features\.task to auto or symmetries") as error:
+    if one_class:
+        for split in ("train", "test"):
+            number = len(getattr(load_images(paths["images"]), split))
+            np.save(paths["images"] / f"{split}_labels.npy", np.ones(number, np.int64))
+    with pytest.raises(UserError, match=r"has no labels of two classes; set features\.task to auto or sym") as error:
         train_features(settings(task="labels"), **paths, out=tmp_path / "features")
     assert error.value.code is Exit.USAGE
+    train_features(settings(steps=1), **paths, out=tmp_path / "features")
+    assert features.load_features(tmp_path / "features", torch.device("cpu"))[1].task == "symmetries"
 
 
 def test_the_metrics_name_the_features_and_stand_beside_held_out_images(small: Small) -> None:
