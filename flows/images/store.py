@@ -167,6 +167,8 @@ def load_array(path: Path) -> np.ndarray:
             warnings.simplefilter("error")  # numpy warns of headers that it would not write itself
             # Copy-on-write: the file cannot be changed through the map, and torch does not copy it.
             array = np.lib.format.open_memmap(path, mode="c")
+        if array.offset + array.nbytes != path.stat().st_size:
+            raise ValueError("more bytes than its header says")
     except Exception as error:  # numpy evaluates the header as a literal, which fails in many ways
         if isinstance(error, OSError) and error.errno == errno.ENOMEM:
             raise ImageSetError(f"{path}: larger than this machine can map into memory") from error

@@ -39,15 +39,20 @@ def reproduction(root: Path) -> str:
 
 
 def changed_outputs(root: Path) -> tuple[list[str], list[str]]:
-    """Return the outputs, and the other inputs, that are not those of dvc.lock.  Raises UserError and DvcException."""
+    """Return the outputs that are not those of dvc.lock, and the other inputs of their stages that are not.
+
+    Raises UserError and DvcException.
+    """
     with opened(root) as repo, quiet("dvc"):
         stages = repo.status()
-    causes = [cause for found in stages.values() for cause in found if isinstance(cause, dict)]
-    outputs = {path for cause in causes for path in cause.get("changed outs", ())}
+    outputs: set[str] = set()
     inputs: set[str] = set()
-    for cause in causes:
-        for path, how in cause.get("changed deps", {}).items():
-            inputs |= {f"{path} {section}" for section in how} if isinstance(how, dict) else {path}
+    for found in stages.values():
+        causes = {kind: paths for cause in found if isinstance(cause, dict) for kind, paths in cause.items()}
+        outputs |= causes.get("changed outs", {}).keys()
+        if "changed outs" in causes:
+            for path, how in causes.get("changed deps", {}).items():
+                inputs |= {f"{path} {section}" for section in how} if isinstance(how, dict) else {path}
     return sorted(outputs), sorted(inputs - outputs)
 
 

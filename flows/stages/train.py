@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 import torch
 
 from flows.core.device import find_devices
-from flows.core.errors import Exit, UserError
+from flows.core.errors import Exit, UserError, brief
 from flows.images.store import load_images
+from flows.training.collectives import lost_another
 from flows.training.distributed import launch
 from flows.training.fitting import advice_on_memory, out_of_memory, require_memory, train_here
 from flows.validation.report import require_validated
@@ -50,6 +51,9 @@ def train(
     except (RuntimeError, UserError) as error:
         if out_of_memory(error):
             raise UserError(advice_on_memory(train), Exit.USAGE) from error
+        if launched and lost_another(error):
+            reason = f"another process of this training ended or cannot be reached: {brief(error)}"
+            raise UserError(f"{reason}; torchrun starts them again, --max-restarts times", Exit.BUG) from error
         raise
 
 

@@ -66,6 +66,11 @@ def is_first() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
+def lost_another(error: Exception) -> bool:
+    """Whether the error is that of a collective whose other processes ended or cannot be reached."""
+    return isinstance(error, distributed.DistError) or "gloo" in str(error)  # gloo raises a plain RuntimeError
+
+
 @contextmanager
 def agreement() -> Iterator[None]:
     """Raise in all processes what the block raises in one of them; of several errors that of the lowest rank.

@@ -180,6 +180,7 @@ def test_a_wrong_number_of_images_is_named(image_set: Path) -> None:
     [
         lambda folder: (folder / "train.npy").unlink(),
         lambda folder: (folder / "train.npy").write_bytes((folder / "train.npy").read_bytes()[:100]),
+        lambda folder: (folder / "train.npy").write_bytes((folder / "train.npy").read_bytes() + b"0"),
         lambda folder: (folder / "test.npy").write_bytes(b""),
         lambda folder: (folder / "dataset.json").write_text("{"),
         lambda folder: (folder / "dataset.json").write_text("{}"),
@@ -189,7 +190,19 @@ def test_a_wrong_number_of_images_is_named(image_set: Path) -> None:
         lambda folder: np.save(folder / "test.npy", np.array(3)),
         lambda folder: np.save(folder / "test.npy", np.array([{}], dtype=object), allow_pickle=True),
     ],
-    ids=["missing", "truncated", "empty", "description", "keys", "levels", "size", "text", "number", "pickle"],
+    ids=[
+        "missing",
+        "truncated",
+        "longer",
+        "empty",
+        "description",
+        "keys",
+        "levels",
+        "size",
+        "text",
+        "number",
+        "pickle",
+    ],
 )
 def test_a_damaged_file_is_named(damage: Callable[[Path], object], image_set: Path) -> None:
     damage(image_set)

@@ -5,6 +5,7 @@ import fcntl
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -343,6 +344,25 @@ def test_torchrun_starts_the_same_run(project: Project, undisturbed: bytes) -> N
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 0, errors
     assert weights(project) == undisturbed
+
+
+def test_a_process_on_another_machine_that_dies_is_named_in_one_line(project: Project, undisturbed: bytes) -> None:
+    """torchrun's agent is left out, which would end the other process on this machine at once."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = str(free.getsockname()[1])
+    group = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    group |= {"TORCHELASTIC_RUN_ID": "1", "TORCHELASTIC_RESTART_COUNT": "0"}
+    project.edit("vdm/training/validation.py", **SLOW)
+    first, second = (start(project, **group, RANK=rank, LOCAL_RANK=rank) for rank in ("0", "1"))
+    wait_for_state(project, first, 5)
+    second.kill()
+    second.communicate()
+    _, errors = first.communicate(timeout=120)
+    project.edit("vdm/training/validation.py", **{new: old for old, new in SLOW.items()})
+    shutil.rmtree(project.folder / ".vdm/runs")
+    assert first.returncode == Exit.BUG
+    assert errors.splitlines()[-1].startswith("vdmctl: another process of this training ended or cannot be reached: ")
+    assert "Traceback" not in errors
 
 
 @pytest.fixture

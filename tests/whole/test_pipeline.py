@@ -437,6 +437,10 @@ def test_the_report_says_whether_the_outputs_are_those_of_the_commit(reproduced:
     )
     (reproduced.folder / metrics).write_text(written + " ")
     assert f"{metrics}: changed or removed after DVC recorded them" in reproduced.vdmctl("report").stdout
+    reproduced.edit("params.yaml", **{"times_per_image:": "times_per_image: 3  #"})
+    shown = reproduced.vdmctl("report").stdout
+    assert f"{metrics}: not as DVC recorded them, nor are their inputs: params.yaml evaluate; `dvc repro` ma" in shown
+    reproduced.git("checkout", "--quiet", "params.yaml")
     (reproduced.folder / metrics).write_text(written)
 
     lock = (reproduced.folder / "dvc.lock").read_text()
