@@ -111,12 +111,15 @@ def report(
         typer.Option(help="The HTML file to write. reports/report.html without a model is the stage's output."),
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Overwrite an existing file.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Print the metrics of the last `dvc repro` and whether its outputs equal the commit's; with --out, write a page.
 
     The page has all results of the last run, of a version, or of two models side by side, and needs no network, no
     script and no other file -> reports/report.html.
     """
+    if out is not None and as_json:
+        raise UserError("--json prints the metrics, and belongs to `vdmctl report` without --out", Exit.USAGE)
     if out is not None:
         from flows.commands.reporting import write_page
 
@@ -125,17 +128,22 @@ def report(
     elif first or force:
         raise UserError("a model and --force need --out FILE", Exit.USAGE)
     else:
-        print_results()
+        print_results(as_json)
 
 
-def print_results() -> None:
+def print_results(as_json: bool) -> None:
     """Print the metrics, the paths of pictures, and whether the outputs equal the commit's.  Raises UserError."""
     from flows.commands.summary import summary
     from flows.core.documents import read
     from flows.evaluation.results import BoundMetrics
     from flows.registry.reproduction import reproduction
 
-    say(summary(read(BoundMetrics, layout.METRICS, "run `dvc repro`")))
+    metrics = read(BoundMetrics, layout.METRICS, "run `dvc repro`")
+    compared = reproduction(Path())
+    if as_json:
+        say_json({"metrics": metrics.model_dump(), "reproduction": compared._asdict() if compared else None})
+        return
+    say(summary(metrics))
     for title, path, shown, stage in (
         ("report", layout.PAGE, layout.PAGE, "report"),
         ("samples", layout.SAMPLES, layout.SAMPLES, "sample"),
@@ -145,8 +153,8 @@ def print_results() -> None:
     ):
         found = shown if path.is_file() else f"{path} is missing; `dvc repro {stage}` makes it"
         say(f"{title}: {found}")
-    if compared := reproduction(Path()):
-        say(compared)
+    if compared:
+        say(compared.line)
 
 
 @commands.command()

@@ -1,6 +1,7 @@
 """Whether the outputs in the working tree are those of the commit that is checked out, and if not, why that may be."""
 
 from pathlib import Path
+from typing import NamedTuple
 
 from dvc.exceptions import DvcException
 
@@ -15,27 +16,33 @@ from flows.registry.storage import opened, quiet
 MOST_NAMED = 5
 
 
-def reproduction(root: Path) -> str:
-    """Return one line that compares the outputs in the working tree with the commit's; "" outside a repository."""
+class Reproduction(NamedTuple):
+    """Whether the outputs in the working tree have the bytes of the commit's, and one line about it."""
+
+    is_equal: bool
+    line: str
+
+
+def reproduction(root: Path) -> Reproduction | None:
+    """Compare the outputs in the working tree with the commit's; None outside a repository."""
     try:
         commit = commit_of(root, "HEAD")
         theirs, ours = read_lock(root, Tag("HEAD", commit, "", "")), lock_here(root)
         changed, causes = changed_outputs(root)
     except (DvcException, UserError):
-        return ""
+        return None
     if changed and causes:
         made = f"not as DVC recorded them, nor are their inputs: {shortened(causes)}"
-        return f"{', '.join(changed)}: {made}; `dvc repro` makes and records them"
+        return Reproduction(False, f"{', '.join(changed)}: {made}; `dvc repro` makes and records them")
     if changed:
         removed = "changed or removed after DVC recorded them"
-        return f"{', '.join(changed)}: {removed}; `dvc repro` restores them, or makes them again"
+        return Reproduction(False, f"{', '.join(changed)}: {removed}; `dvc repro` restores them, or makes them again")
     differing = sorted(path for path, md5 in ours.outputs.items() if theirs.outputs.get(path) != md5)
     if not differing:
-        return f"every output has the bytes of commit {commit[:12]}"
-    if inputs := changed_inputs(theirs, ours):
-        return f"{', '.join(differing)}: other bytes than in commit {commit[:12]}, since the inputs differ: {inputs}"
-    reason = environments(root, commit)
-    return f"{', '.join(differing)}: other bytes than in commit {commit[:12]}, from the same inputs; {reason}"
+        return Reproduction(True, f"every output has the bytes of commit {commit[:12]}")
+    inputs = changed_inputs(theirs, ours)
+    reason = f"since the inputs differ: {inputs}" if inputs else f"from the same inputs; {environments(root, commit)}"
+    return Reproduction(False, f"{', '.join(differing)}: other bytes than in commit {commit[:12]}, {reason}")
 
 
 def changed_outputs(root: Path) -> tuple[list[str], list[str]]:

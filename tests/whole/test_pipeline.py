@@ -427,6 +427,12 @@ def test_the_summary_names_the_bound_and_the_pictures(reproduced: Project) -> No
     assert result.returncode == 0
     assert re.search(r"\d\.\d{4} \+- \d\.\d{4} bits/dim", result.stdout)
     assert "reports/samples/samples.png" in result.stdout
+    found = json.loads(reproduced.vdmctl("report", "--json").stdout)
+    assert found["metrics"] == json.loads((reproduced.folder / "reports/evaluation/metrics.json").read_text())
+    assert found["reproduction"] == {"is_equal": True, "line": result.stdout.splitlines()[-1]}
+    refused = reproduced.vdmctl("report", "--json", "--out", "page.html")
+    assert refused.returncode == 2
+    assert "--json prints the metrics" in one_line(refused)
 
 
 def test_the_report_says_whether_the_outputs_are_those_of_the_commit(reproduced: Project) -> None:
