@@ -10,7 +10,8 @@ from flows.images.catalogue import FASHION_MNIST
 from flows.images.publishers import Splits, read_digits, read_published
 from vdm.choices import ScheduleKind
 from vdm.model import VDM
-from vdm.training.trainer import Trainer, TrainingSettings
+from vdm.training.settings import TrainingSettings
+from vdm.training.trainer import Trainer
 
 
 def digits() -> tuple[np.ndarray, np.ndarray]:

@@ -15,6 +15,7 @@ from flows.core.errors import Exit, NetworkError, UserError
 from flows.core.escaping import visible
 from flows.process.ending import STOP, STOPPED, fail, finish, stop_at_once
 from flows.process.environment import settle
+from flows.process.inputs import unchanged_inputs
 from vdm.errors import TrainingDiverged
 
 
@@ -41,7 +42,8 @@ def run(arguments: list[str]) -> int:
     try:
         require_own_code()
         refuse_blank(arguments)
-        call(arguments)
+        with unchanged_inputs():
+            call(arguments)
         finish()
         sys.stdout.flush()
     except KeyboardInterrupt:

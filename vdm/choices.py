@@ -1,5 +1,6 @@
-"""The words that an option of the model, of training or of evaluation may take; without torch, for readers of files."""
+"""The words and the counts that an option of the model, of training or of evaluation may take; without torch."""
 
+from numbers import Integral
 from typing import Any, Literal, get_args
 
 ScheduleKind = Literal["fixed_linear", "learned_linear", "learned_monotone"]
@@ -20,6 +21,13 @@ Dequantisation = Literal["uniform", "truncated_normal"]
 """The density inside a pixel's cell, which makes pixels continuous; see `vdm.ode.log_weight`."""
 Grid = Literal["gamma", "t"]
 """What the noise levels of a sampler's steps are evenly spaced in; see `vdm.sampling.Solver`."""
+
+
+def require_counts(**counts: int) -> None:
+    """Raise ValueError unless every option is a whole number of at least 1."""
+    for name, value in counts.items():
+        if not isinstance(value, Integral) or value < 1:
+            raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
 
 
 def require_choice(name: str, value: str, choices: Any) -> None:

@@ -24,6 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vdm.choices import require_counts
 from vdm.diffusion import denoise, forward_step, reverse_step
 from vdm.discretization import pixels_to_x
 from vdm.model import VDM
@@ -128,12 +129,13 @@ class Codec:
 
     Decode the batches of `encode` in reverse order: the network must see the same batches in both directions.  A batch
     takes 2 log2(4.1 `cells`) bits per dimension or a little more off the stack before it returns them.  `cells` is a
-    power of two up to `PLACES`.  Raises ValueError for other `cells`, a schedule with steps that are too unequal, a
+    power of two up to `PLACES`.  Raises ValueError for other numbers, a schedule with steps that are too unequal, a
     model of more than 256 levels, and one with dropout in training mode.
     """
 
     def __init__(self, model: VDM, num_timesteps: int, cells: int = CELLS) -> None:
         model.require_evaluation_mode()
+        require_counts(num_timesteps=num_timesteps, cells=cells)
         if PLACES % cells or model.num_levels > 256:
             raise ValueError(f"no code in {cells} cells for {model.num_levels} levels")
         self.model = model

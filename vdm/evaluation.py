@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from vdm.choices import Precision, require_choice
+from vdm.choices import Precision, require_choice, require_counts
 from vdm.model import VDM
 from vdm.vlb import bits_per_dim, grid_times
 
@@ -180,8 +180,7 @@ def image_terms(
     """
     model.require_evaluation_mode()
     require_choice("precision", precision, Precision)
-    if times_per_image < 1 or (num_timesteps is not None and num_timesteps < 1):
-        raise ValueError(f"evaluation takes at least 1 time and 1 step, got {times_per_image} and {num_timesteps}")
+    require_counts(times_per_image=times_per_image, num_timesteps=1 if num_timesteps is None else num_timesteps)
     place = next(model.parameters())  # its device and dtype are those of the computation
     size = images_per_batch(batch_size, times_per_image)
     parts = [torch.zeros(3, 0, dtype=torch.float64)]

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from vdm.choices import Precision, ScheduleKind, require_choice
+from vdm.choices import Precision, ScheduleKind, require_choice, require_counts
 from vdm.discretization import pixels_to_x, require_levels
 from vdm.network import NoisePredictor
 from vdm.schedule import LinearSchedule, MonotoneSchedule
@@ -43,6 +43,7 @@ def count_parameters(**arguments: Any) -> int:
 
     It grows linearly with the blocks, so one and two of them say how.  Raises ValueError, TypeError and RuntimeError.
     """
+    require_counts(blocks=arguments["blocks"])
     with torch.device("meta"):
         one, two = (sum(p.numel() for p in VDM(**arguments | {"blocks": n}).parameters()) for n in (1, 2))
     return int(one + (arguments["blocks"] - 1) * (two - one))

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vdm.choices import Grid, Precision, require_choice
+from vdm.choices import Grid, Precision, require_choice, require_counts
 from vdm.diffusion import denoise, forward_step, reverse_step
 from vdm.discretization import nearest_pixels, pixels_to_x
 from vdm.model import VDM
@@ -111,11 +111,16 @@ def fill_in(
     drawn by a model that saw the known ones with noise only, so this is an approximation of p(missing | known).  As in
     RePaint (Lugmayr et al. 2022, arXiv 2201.09865), going back to t by `forward_step` and repeating the step, `repeats`
     times in all, makes both parts agree better.  Steps are of first order with all noise, whatever the solver says.
-    Raises ArithmeticError as `trajectory` does, and ValueError for `repeats` below 1.
+    Raises ArithmeticError as `trajectory` does, TypeError and ValueError unless `known` is an image of the model, and
+    ValueError for a mask of another shape and for `repeats` below 1.
     """
-    if repeats < 1:
-        raise ValueError(f"repeats must be at least 1, got {repeats}")
+    require_counts(repeats=repeats)
     model.require_evaluation_mode()
+    model.require_images(known[None].cpu().numpy())
+    if missing.shape != known.shape[1:] or missing.dtype != torch.bool:
+        raise ValueError(
+            f"a mask of bool {tuple(known.shape[1:])} is needed, got {missing.dtype} {tuple(missing.shape)}"
+        )
     noise = image_noise(model, indices, seed)
     gammas = noise_levels(model.schedule, solver)
     z = next(noise)
@@ -136,8 +141,9 @@ def noise_levels(schedule: LinearSchedule, solver: Solver) -> Tensor:
     Levels that rounding makes equal are left out: a step between them would do nothing.  Raises ArithmeticError if
     they all are, and ValueError for a solver that does not exist.
     """
-    if solver.num_timesteps < 1 or solver.order not in (1, 2) or not 0 <= solver.eta <= 1:
-        raise ValueError(f"a solver has at least 1 step, order 1 or 2, and eta from 0 to 1, got {solver}")
+    require_counts(num_timesteps=solver.num_timesteps)
+    if solver.order not in (1, 2) or not 0 <= solver.eta <= 1:
+        raise ValueError(f"a solver has order 1 or 2, and eta from 0 to 1, got {solver}")
     require_choice("grid", solver.grid, Grid)
     require_choice("precision", solver.precision, Precision)
     if not schedule.gamma_0 < schedule.gamma_1:

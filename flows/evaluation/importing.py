@@ -192,10 +192,11 @@ def read_addtt(file: Path, averaged: bool) -> tuple[Config, Weights]:
     if settings["n_attention_heads"] != 1:
         raise ValueError(f"n_attention_heads is {settings['n_attention_heads']}; only 1 can be imported")
     gamma_0, gamma_1 = float(settings["gamma_min"]), float(settings["gamma_max"])
-    schedule = {
-        "start": weights.get("gamma.b", torch.tensor(gamma_0)),
-        "span": weights.get("gamma.w", torch.tensor(gamma_1 - gamma_0)),
-    }
+    schedule = {"start": torch.tensor(gamma_0), "span": torch.tensor(gamma_1 - gamma_0)}
+    if settings["noise_schedule"] != "fixed_linear":
+        schedule = {"start": weights["gamma.b"], "span": weights["gamma.w"]}
+    elif "gamma.b" in weights:
+        raise ValueError("config.yaml says noise_schedule: fixed_linear, and the weights have a learned one")
     config = network_config(network) | {
         "schedule": settings["noise_schedule"],
         "gamma_0": gamma_0,

@@ -1,6 +1,7 @@
 """Run git, in as few processes as possible: a listing of a hundred versions starts two."""
 
 import os
+import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterator
@@ -78,7 +79,8 @@ def printed(root: Path, *arguments: str, stdin: bytes | None, seconds: float | N
                 ["git", *options, *arguments], cwd=root, env=environment, timeout=seconds, **streams
             )
         except FileNotFoundError as error:
-            raise UserError(f"git in {root}: {error.strerror}", Exit.MISSING) from error
+            reason = error.strerror if shutil.which("git") else "git is not installed, or not on PATH"
+            raise UserError(f"git in {root}: {reason}", Exit.MISSING) from error
         except subprocess.TimeoutExpired as error:
             message = f"git {arguments[0]} in {root.absolute()}: no answer in {seconds:g} s"
             raise UserError(message, Exit.MISSING) from error

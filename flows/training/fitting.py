@@ -33,7 +33,8 @@ from vdm.choices import TrainingImages
 from vdm.model import VDM, count_parameters, gradient_bytes, inference_bytes
 from vdm.training.log import TrainingRecord
 from vdm.training.processes import gather, process
-from vdm.training.trainer import Trainer, TrainingSettings, memory_needed
+from vdm.training.settings import TrainingSettings
+from vdm.training.trainer import Trainer, memory_needed
 from vdm.training.validation import Validation
 
 if TYPE_CHECKING:

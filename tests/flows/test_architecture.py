@@ -32,7 +32,7 @@ LAYERS = [
     {"diffusion"},
     {"discretization", "network"},
     {"vlb"},
-    {"model", "training.batches", "training.log", "training.processes"},
+    {"model", "training.batches", "training.log", "training.processes", "training.settings"},
     {"evaluation", "sampling", "ode", "codec", "training.optimizer"},
     {"training.validation"},
     {"training.trainer"},

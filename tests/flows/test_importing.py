@@ -120,6 +120,18 @@ def peer_checkpoint(folder: Path, **settings: object) -> Path:
     return folder / "model.pt"
 
 
+def test_a_checkpoint_of_the_peer_without_its_learned_schedule_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = peer_checkpoint(tmp_path, attention_everywhere="true")
+    state = torch.load(file, weights_only=True)
+    del state["ema"]["ema_model.gamma.w"]
+    torch.save(state, file)
+    assert run(["import-checkpoint", str(file), "--format", "addtt", "--out", str(tmp_path / "model")]) == 5
+    assert "not a whole addtt checkpoint: " in (line := capsys.readouterr().err)
+    assert "gamma.w" in line
+
+
 def test_the_peers_attention_in_every_block_is_imported(tmp_path: Path) -> None:
     file = peer_checkpoint(tmp_path, attention_everywhere="true")
     assert run(["import-checkpoint", str(file), "--format", "addtt", "--out", str(tmp_path / "model")]) == 0
@@ -134,6 +146,7 @@ def test_the_peers_attention_in_every_block_is_imported(tmp_path: Path) -> None:
     [
         ({"n_attention_heads": 4}, "only 1 can be imported"),
         ({"gamma_min": "["}, "not a whole addtt checkpoint"),
+        ({"noise_schedule": "fixed_linear"}, "says noise_schedule: fixed_linear, and the weights have a learned one"),
         ({"norm_groups": "x"}, "`model.norm_groups` is not an argument of vdm.model.VDM, or of the wrong type\n"),
     ],
 )

@@ -60,12 +60,21 @@ def test_pixels_that_are_no_images_of_the_model_are_refused(
 
 
 @pytest.mark.parametrize(
-    "change", [{"times_per_image": 0}, {"num_timesteps": 0}, {"num_timesteps": -5}, {"precision": "bf16"}]
+    "change",
+    [
+        {"times_per_image": 0},
+        {"num_timesteps": 0},
+        {"num_timesteps": -5},
+        {"num_timesteps": 2.5},
+        {"precision": "bf16"},
+    ],
 )
 def test_options_that_do_not_exist_are_refused(
     change: dict[str, Any], tiny_model: Callable[..., VDM], digits: np.ndarray
 ) -> None:
-    with pytest.raises(ValueError, match=r"at least 1 time and 1 step|unknown precision 'bf16': float32, bfloat16"):
+    with pytest.raises(
+        ValueError, match=r"a whole number of at least 1, got|unknown precision 'bf16': float32, bfloat16"
+    ):
         evaluate(tiny_model(), digits[:2], **SETTINGS | change)
 
 

@@ -13,7 +13,8 @@ from vdm import evaluation, network, ode, sampling
 from vdm.choices import Precision, ScheduleKind
 from vdm.model import VDM, count_parameters, gradient_bytes
 from vdm.network import Dropout, NoisePredictor, attention, fourier_features, time_embedding
-from vdm.training.trainer import Trainer, TrainingSettings
+from vdm.training.settings import TrainingSettings
+from vdm.training.trainer import Trainer
 
 SETTINGS = {
     "channels": 3,

@@ -149,17 +149,43 @@ def test_a_model_that_predicts_no_numbers_is_an_error(
 
 
 @pytest.mark.parametrize(
-    "change", [{"num_timesteps": 0}, {"order": 3}, {"eta": -0.1}, {"eta": 1.1}, {"eta": math.nan}, {"grid": "x"}]
+    "change",
+    [
+        {"num_timesteps": 0},
+        {"num_timesteps": 2.5},
+        {"order": 3},
+        {"eta": -0.1},
+        {"eta": 1.1},
+        {"eta": math.nan},
+        {"grid": "x"},
+    ],
 )
 def test_a_solver_that_does_not_exist_is_refused(change: dict[str, Any], tiny_model: Callable[..., VDM]) -> None:
-    with pytest.raises(ValueError, match=r"^a solver has at least 1 step|^unknown grid 'x': gamma, t$"):
+    with pytest.raises(
+        ValueError, match=r"^num_timesteps must be a whole|^a solver has order|^unknown grid 'x': gamma, t$"
+    ):
         sample(tiny_model(), range(2), solver(**change), seed=0)
 
 
 def test_pixels_are_filled_in_at_least_once(tiny_model: Callable[..., VDM]) -> None:
     known, missing = torch.zeros(1, 8, 8, dtype=torch.int64), torch.ones(8, 8, dtype=torch.bool)
-    with pytest.raises(ValueError, match="repeats must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="repeats must be a whole number of at least 1, got 0"):
         list(fill_in(tiny_model(), known, missing, range(2), solver(), seed=0, repeats=0))
+
+
+@pytest.mark.parametrize(
+    ("known", "missing", "message"),
+    [
+        (torch.zeros(1, 1, 1), torch.ones(8, 8), r"images of the model are \(1, 8, 8\), got \(1, 1, 1\)"),
+        (torch.full((1, 8, 8), 200), torch.ones(8, 8), "pixels must be 0 to 16, got 200 to 200"),
+        (torch.zeros(1, 8, 8), torch.ones(1, 8), r"a mask of bool \(8, 8\) is needed, got torch.bool \(1, 8\)"),
+    ],
+)
+def test_what_is_no_image_or_no_mask_is_not_filled_in(
+    known: torch.Tensor, missing: torch.Tensor, message: str, tiny_model: Callable[..., VDM]
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        list(fill_in(tiny_model(), known.long(), missing.bool(), range(2), solver(), seed=0, repeats=1))
 
 
 def test_clipping_limits_what_the_network_predicts(tiny_model: Callable[..., VDM]) -> None:

@@ -18,7 +18,8 @@ from vdm.model import VDM
 from vdm.schedule import LinearSchedule
 from vdm.training.batches import Batch
 from vdm.training.optimizer import AdamW, Muon, learning_rate_factor, optimizers, orthogonalised
-from vdm.training.trainer import Trainer, TrainingSettings, backward
+from vdm.training.settings import TrainingSettings
+from vdm.training.trainer import Trainer, backward
 from vdm.vlb import bits_per_dim, low_discrepancy_times
 
 SETTINGS: dict[str, Any] = {
@@ -300,13 +301,25 @@ def test_a_batch_that_cannot_be_split_is_refused(tiny_model: Callable[..., VDM],
         ({"precision": "bf16"}, "unknown precision 'bf16'"),
         ({"learning_rate_decay": "step"}, "unknown learning_rate_decay 'step'"),
         ({"augmentation": ["flip", "turn"]}, "unknown transform 'turn': flip, rotate, swap_channels"),
+        ({"accumulation": 0}, "accumulation must be a whole number of at least 1, got 0"),
+        ({"log_every": 0}, "log_every must be a whole number of at least 1, got 0"),
+        ({"batch_size": 2.5}, r"batch_size must be a whole number of at least 1, got 2\.5"),
+        ({"ema_decay": math.nan}, "ema_decay must be at least 0 and below 1, got nan"),
+        ({"betas": (0.9, 1)}, r"betas\[1\] must be at least 0 and below 1, got 1"),
+        ({"learning_rate": math.nan}, "learning_rate must be above 0 and finite, got nan"),
+        ({"max_gradient_norm": 0}, "max_gradient_norm must be above 0 and finite, got 0"),
     ],
 )
-def test_unknown_words_are_refused(
+def test_settings_with_which_no_training_is_possible_are_refused(
     change: dict[str, Any], message: str, tiny_model: Callable[..., VDM], digits: np.ndarray
 ) -> None:
     with pytest.raises(ValueError, match=message):
         start(tiny_model(), digits, **SETTINGS | change)
+
+
+def test_levels_that_the_model_does_not_have_are_refused(tiny_model: Callable[..., VDM], digits: np.ndarray) -> None:
+    with pytest.raises(ValueError, match="pixels must be 0 to 16, got -1 to 15"):
+        start(tiny_model(), digits.astype(np.int8) - 1, **SETTINGS)
 
 
 def test_images_of_another_shape_are_refused(tiny_model: Callable[..., VDM], digits: np.ndarray) -> None:

@@ -13,7 +13,8 @@ from test_training import SETTINGS, fit, same_bits
 
 from flows.core.checkpoint import load_state, save_state
 from vdm.model import VDM
-from vdm.training.trainer import Trainer, TrainingSettings
+from vdm.training.settings import TrainingSettings
+from vdm.training.trainer import Trainer
 from vdm.training.validation import Validation
 
 

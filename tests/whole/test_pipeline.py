@@ -10,15 +10,17 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from pictures import noise
 from PIL import Image
-from project import OF_IMAGES, OF_THE_MODEL, Project
+from plant import wait_until
+from project import OF_IMAGES, OF_THE_MODEL, Project, imports_torch
 
 from flows.core.checkpoint import load_model, save_model
 from vdm.model import VDM
@@ -107,6 +109,34 @@ def test_changed_evaluation_parameters_rerun_the_evaluation_and_the_report(repro
     assert after["model_sha256"] == before["model_sha256"]
     reproduced.git("checkout", "--quiet", ".")
     assert ran(reproduced.new_dvc("repro").stdout) == []  # the run-cache has it
+
+
+def test_parameters_that_change_while_their_stage_runs_are_not_recorded(reproduced: Project) -> None:
+    lock = (reproduced.folder / "dvc.lock").read_text()
+    reproduced.edit("params.yaml", **{"times_per_image: 2": "times_per_image: 40"})
+    process = subprocess.Popen(
+        [sys.executable, "-m", "dvc", "repro", "--single-item", "evaluate"],
+        cwd=reproduced.folder,
+        env=reproduced.environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+    def evaluates() -> bool:
+        with suppress(OSError, psutil.NoSuchProcess):
+            return any(imports_torch(child.pid) for child in psutil.Process(process.pid).children(recursive=True))
+        return False
+
+    wait_until(evaluates, 60, every=0.05)
+    reproduced.edit("params.yaml", **{"times_per_image: 40": "times_per_image: 3"})
+    output, _ = process.communicate(timeout=120)
+    reproduced.git("checkout", "--quiet", ".")
+    reproduced.dvc("checkout", "--force", "--quiet")
+    assert process.returncode != 0
+    assert "vdmctl: params.yaml evaluate changed while evaluate ran, so its result is not recorded; undo" in output
+    assert (reproduced.folder / "dvc.lock").read_text() == lock
+    assert ran(reproduced.new_dvc("repro").stdout) == []
 
 
 def test_a_page_has_the_parameters_that_made_the_results(reproduced: Project) -> None:

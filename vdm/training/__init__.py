@@ -1,6 +1,7 @@
 """Training (appendix B): stochastic gradient descent on the bound, with averaged weights and validation.
 
 trainer     one training run, step by step
+settings    the settings of a run
 batches     what a step draws: images, augmentation, times, noise
 optimizer   AdamW, Muon, and the course of their learning rate
 log         the training losses, averaged over intervals

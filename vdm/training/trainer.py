@@ -9,8 +9,7 @@ it further, one after the other.  Neither changes the batch or its loss.
 """
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from functools import partial
 from typing import Any, cast
 
@@ -20,57 +19,16 @@ from torch import Tensor, distributed
 from torch.optim.swa_utils import AveragedModel
 from torch.utils.checkpoint import checkpoint
 
-from vdm.choices import LearningRateDecay, OptimizerKind, Precision, Transform, require_choice
+from vdm.choices import Precision, require_counts
 from vdm.model import VDM
 from vdm.network import AttentionBlock, ResidualBlock
 from vdm.training.batches import Batch, augment, draw_batch
 from vdm.training.log import TrainingLog, TrainingRecord
 from vdm.training.optimizer import learning_rate_factor, move_average, optimizers
 from vdm.training.processes import process
+from vdm.training.settings import TrainingSettings
 from vdm.training.validation import Validation
 from vdm.vlb import PredictNoise, Terms, bits_per_dim
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainingSettings:
-    """The options of a training run (appendix B).
-
-    steps                     updates of the weights
-    batch_size                images of a step, over all processes and all their micro-batches
-    accumulation              micro-batches of a step in each process
-    augmentation              random transforms of the images, in this order (section 6)
-    optimizer                 AdamW for all weights, or Muon for the matrices of the blocks
-    learning_rate             the optimizer's, after the warm-up
-    warmup_steps              steps over which the learning rate rises linearly from 0
-    learning_rate_decay       its course from then on, see `learning_rate_factor`
-    betas                     AdamW's decay rates of both moments, per step
-    weight_decay              decay of weight matrices, per step and unit of the learning rate
-    max_gradient_norm         limit of the gradient's norm in bits/dim per unit of weight; None for no limit
-    ema_decay                 decay rate of the averaged weights, per step
-    precision                 number format of the network's matrix products; the loss is always float32
-    compile                   whether torch compiles the network
-    activation_checkpointing  whether blocks are computed again in the backward pass, which takes less memory
-    seed                      of everything that a step draws
-    log_every                 steps per line of the log
-    """
-
-    steps: int
-    batch_size: int
-    accumulation: int
-    augmentation: Sequence[Transform]
-    optimizer: OptimizerKind
-    learning_rate: float
-    warmup_steps: int
-    learning_rate_decay: LearningRateDecay
-    betas: Sequence[float]
-    weight_decay: float
-    max_gradient_norm: float | None
-    ema_decay: float
-    precision: Precision
-    compile: bool
-    activation_checkpointing: bool
-    seed: int
-    log_every: int
 
 
 class Trainer:
@@ -78,17 +36,15 @@ class Trainer:
 
     `model` is trained in place on `images` (N,C,H,W), both on one device.  `averaged` is the model of averaged weights,
     `kept` the one with which the run ends.  `validation` may be None.
-    Raises ValueError unless processes and micro-batches divide the batch evenly, for an unknown word in the settings,
-    if the images have another shape than the model's, and if a transform does not suit them.
+    Raises TypeError and ValueError unless these are images of the model, and ValueError unless processes and
+    micro-batches divide the batch evenly, and if a transform does not suit the images.
     """
 
     def __init__(
         self, model: VDM, images: Tensor, settings: TrainingSettings, validation: Validation | None = None
     ) -> None:
-        require_choice("precision", settings.precision, Precision)
-        require_choice("learning_rate_decay", settings.learning_rate_decay, LearningRateDecay)
-        if images.shape[1:] != model.image_shape:
-            raise ValueError(f"images of the model are {model.image_shape}, got {tuple(images.shape[1:])}")
+        require_counts(images=len(images))
+        model.require_images(images.cpu().numpy())
         augment(images[:1], settings.augmentation, torch.Generator(images.device))
         self.rank, self.processes = process()
         if settings.batch_size % (self.processes * settings.accumulation):

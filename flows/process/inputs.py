@@ -1,0 +1,63 @@
+"""Notice that somebody edits the inputs of a stage while DVC runs it.
+
+DVC reads parameters and code when the command has ended.  It would record the edited ones as those of the result, in
+dvc.lock and for every later run that asks its cache.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from flows.core import layout
+from flows.core.errors import Exit, UserError
+
+CODE = ("flows", "vdm")
+Contents = dict[str, bytes]
+
+
+@contextmanager
+def unchanged_inputs() -> Iterator[None]:
+    """Raise UserError (exit 2) if DVC runs this command as a stage, and an input of it changes during the block.
+
+    The inputs are the files and the sections of params.yaml that dvc.yaml lists.  Outputs of other stages do not count:
+    DVC keeps other processes from writing them.
+    """
+    stage = os.environ.get("DVC_STAGE", "").rpartition(":")[2]
+    if not stage:
+        yield
+        return
+    before = contents()
+    yield
+    after = contents()
+    if before != after and (changed := changed_inputs(stage, before, after)):
+        reason = f"{', '.join(changed)} changed while {stage} ran, so its result is not recorded"
+        raise UserError(
+            f"{reason}; undo the change and run again to record it, or run again with the change", Exit.USAGE
+        )
+
+
+def contents() -> Contents:
+    """Return the contents of params.yaml and of all code, by path."""
+    files = [layout.PARAMS, layout.DVC_GRAPH, *(path for folder in CODE for path in Path(folder).rglob("*.*"))]
+    return {str(path): path.read_bytes() for path in files if path.suffix != ".pyc" and path.is_file()}
+
+
+def changed_inputs(stage: str, before: Contents, after: Contents) -> list[str]:
+    """Return the files and the sections of params.yaml that the stage depends on and that differ."""
+    entry = sections(before, layout.DVC_GRAPH).get("stages", {}).get(stage, {})
+    old, new = sections(before, layout.PARAMS), sections(after, layout.PARAMS)
+    files = [path for path in entry.get("deps", []) if before.get(path) != after.get(path)]
+    return [f"{layout.PARAMS} {name}" for name in entry.get("params", []) if old.get(name) != new.get(name)] + files
+
+
+def sections(files: Contents, path: Path) -> dict[str, Any]:
+    """Return the sections of a YAML file; {} if it is missing or damaged."""
+    from flows.core import bounded_yaml  # not at the start of every command
+
+    try:
+        found = bounded_yaml.parse(files.get(str(path), b""))
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
