@@ -215,7 +215,7 @@ def unusable(image: Image.Image) -> str | None:
 
 
 def numbers(value: Any) -> list[int]:
-    """Return the integers in the value of a TIFF tag, at least a 0."""
+    """Return the integers in the value of a TIFF tag, after a 0."""
     return [0, *(number for number in (value if isinstance(value, tuple) else [value]) if isinstance(number, int))]
 
 

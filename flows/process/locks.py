@@ -20,7 +20,7 @@ from flows.core.files import open_regular
 if TYPE_CHECKING:
     import torch
 
-# How long a lock that is held may be held by `holder_of`, which looks.
+# `holder_of` takes a lock for a moment to see whether it is free.  So `acquire` waits this long and tries again.
 LOOK_SECONDS = 0.1
 
 
@@ -41,7 +41,7 @@ def lock_file(path: Path, holder: str = "", *, wait: bool = False) -> Iterator[s
 def acquire(descriptor: int, holder: str, *, wait: bool = False) -> str | None:
     """Lock an open file.  Return None, or the description of another process that holds the lock.
 
-    It asks twice, since `holder_of` holds a lock for a moment.
+    It tries twice: another process may only look at the lock, see `holder_of`.
     """
     operation = fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB
     for pause in (LOOK_SECONDS, None):

@@ -95,9 +95,9 @@ def push_missing(root: Path, there: dict[str, str]) -> list[str]:
 
 
 def follows(tag: Tag, taken: list[Tag]) -> bool:
-    """Whether a tag means something else beside the remote's tags than beside ours, whose names are taken.
+    """Whether a tag depends on one of those whose names the remote has for other commits.
 
-    A tag on the commit of a taken one would name another version there.  A champion's tag depends on all before it.
+    A champion's tag names a version by its commit, and depends on all champions before it.
     """
     return any(tag.commit == other.commit or ("#" in tag.name and "#" in other.name) for other in taken)
 

@@ -117,7 +117,8 @@ def require_inputs(trained: Path, model: "Model", train: "Train", image_set: Ima
     config = {"image_shape": image_set.image_shape, "num_levels": image_set.num_levels, **model.model_dump()}
     if stated and stated != inputs_sha256(config, train.model_dump(), data_sha256(images)):
         reason = f"was trained with other parameters `model:` or `train:`, or other images than {images} holds now"
-        raise UserError(f"{trained} {reason}; run `vdmctl train`", Exit.USAGE)
+        advice = "run `vdmctl train`, or with DVC `dvc repro --force --single-item train`"
+        raise UserError(f"{trained} {reason}; {advice}", Exit.USAGE)
 
 
 class Curves(NamedTuple):

@@ -67,7 +67,7 @@ def is_first() -> bool:
 
 
 def lost_another(error: Exception) -> bool:
-    """Whether the error is that of a collective whose other processes ended or cannot be reached."""
+    """Whether a collective failed because another process ended or cannot be reached."""
     return isinstance(error, distributed.DistError) or "gloo" in str(error)  # gloo raises a plain RuntimeError
 
 

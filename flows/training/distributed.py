@@ -201,7 +201,7 @@ def held_back(number: signal.Signals) -> Iterator[None]:
 
 @record
 def worker(function: Callable[[], Any]) -> Any:
-    """Run the function in one of the processes.  Return its result, or an error that a restart would not help.
+    """Run the function in one of the processes.  Return its result, or an error that a restart would not cure.
 
     A process that is stopped by a signal exits with 75 instead, since torch's agent then waits for no result.
     """

@@ -115,7 +115,7 @@ def fingerprint(**dependencies: Any) -> str:
 
 @contextmanager
 def reported(what: Path | str) -> Iterator[None]:
-    """Make an OSError of the block the error of a training run that cannot write `what` (exit 1), as on a full disk."""
+    """Turn an OSError of the block into UserError (exit 1), which says that the run cannot write `what`."""
     try:
         yield
     except OSError as error:
