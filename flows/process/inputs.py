@@ -21,8 +21,8 @@ Contents = dict[str, bytes]
 def unchanged_inputs() -> Iterator[None]:
     """Raise UserError (exit 2) if DVC runs this command as a stage, and an input of it changes during the block.
 
-    The inputs are the files and the sections of params.yaml that dvc.yaml lists.  Outputs of other stages do not count:
-    DVC keeps other processes from writing them.
+    The inputs are the files of code and the sections of params.yaml that dvc.yaml lists, and not the outputs of other
+    stages.
     """
     stage = os.environ.get("DVC_STAGE", "").rpartition(":")[2]
     if not stage:
@@ -31,7 +31,7 @@ def unchanged_inputs() -> Iterator[None]:
     before = contents()
     yield
     after = contents()
-    if before != after and (changed := changed_inputs(stage, before, after)):
+    if before != after and (changed := edited_inputs(stage, before, after)):
         reason = f"{', '.join(changed)} changed while {stage} ran, so its result is not recorded"
         raise UserError(
             f"{reason}; undo the change and run again to record it, or run again with the change", Exit.USAGE
@@ -39,13 +39,13 @@ def unchanged_inputs() -> Iterator[None]:
 
 
 def contents() -> Contents:
-    """Return the contents of params.yaml and of all code, by path."""
+    """Return the contents of params.yaml, dvc.yaml and all code, by path."""
     files = [layout.PARAMS, layout.DVC_GRAPH, *(path for folder in CODE for path in Path(folder).rglob("*.*"))]
     return {str(path): path.read_bytes() for path in files if path.suffix != ".pyc" and path.is_file()}
 
 
-def changed_inputs(stage: str, before: Contents, after: Contents) -> list[str]:
-    """Return the files and the sections of params.yaml that the stage depends on and that differ."""
+def edited_inputs(stage: str, before: Contents, after: Contents) -> list[str]:
+    """Return the sections of params.yaml and the files that the stage depends on and that were edited."""
     entry = sections(before, layout.DVC_GRAPH).get("stages", {}).get(stage, {})
     old, new = sections(before, layout.PARAMS), sections(after, layout.PARAMS)
     files = [path for path in entry.get("deps", []) if before.get(path) != after.get(path)]
