@@ -10,6 +10,7 @@ import signal
 import sys
 from contextlib import suppress
 from pathlib import Path
+from typing import NoReturn
 
 from flows.core.errors import Exit, NetworkError, UserError
 from flows.core.escaping import visible
@@ -28,10 +29,23 @@ def main() -> None:
 
     open_streams()
     try:
-        sys.exit(run(sys.argv[1:]))
+        leave(run(sys.argv[1:]))
     finally:
         for number in STOP:  # only the shutdown of Python is left, which takes time
             signal.signal(number, signal.SIG_IGN)
+
+
+def leave(code: int) -> NoReturn:
+    """Exit with the code.  Skip Python's shutdown if an error ended the work with other processes.
+
+    Threads of gloo still wait for those processes.  If one of them calls Python during the shutdown, it aborts this
+    process, and the exit code is lost.
+    """
+    distributed = sys.modules.get("torch.distributed")
+    if distributed and distributed.is_initialized():
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 def run(arguments: list[str]) -> int:

@@ -360,7 +360,7 @@ def test_a_process_on_another_machine_that_dies_is_named_in_one_line(project: Pr
     _, errors = first.communicate(timeout=120)
     project.edit("vdm/training/validation.py", **{new: old for old, new in SLOW.items()})
     shutil.rmtree(project.folder / ".vdm/runs")
-    assert first.returncode == Exit.BUG
+    assert first.returncode == Exit.BUG, errors
     assert errors.splitlines()[-1].startswith("vdmctl: another process of this training ended or cannot be reached: ")
     assert "Traceback" not in errors
 
