@@ -1,7 +1,7 @@
 """IMAGES of any kind as one array on disk, and decoded images as files."""
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image
 
 from flows.core.errors import Exit, UserError
+from flows.core.escaping import visible
 from flows.core.files import naming
 from flows.evaluation.bound import kind, require_valid
 from flows.evaluation.results import Split
@@ -28,6 +29,8 @@ class Images(NamedTuple):
 
     array: np.ndarray
     pictures: bool
+    files: Sequence[str] = ()
+    """The file of each image; empty for an image set."""
 
     @property
     def number(self) -> int:
@@ -63,13 +66,14 @@ def open_images(path: Path, split: Split | None, scratch: Path) -> Images:
     problems: dict[str, BadImageError] = {}
     every = np.ones(sum(survey.counts), bool)
     chunks = batched(pixels(found.root, found.names, survey.heads, every, None, problems))
+    files = [name for name, count in zip(found.names, survey.counts, strict=True) for _ in range(count)]
     try:
         write_array(scratch / ARRAY, (chunk.images for chunk in chunks))
     finally:
         if problems:
             complain(path, problems, len(found.names))
     arrays = all(head.format == "NPY" for head in survey.heads)
-    return Images(load_array(scratch / ARRAY), not arrays)
+    return Images(load_array(scratch / ARRAY), not arrays, files)
 
 
 def require_fitting(images: Images, vdm: VDM, path: Path, model: Path) -> bytes:
@@ -89,7 +93,8 @@ def require_fitting(images: Images, vdm: VDM, path: Path, model: Path) -> bytes:
         chunk = images.rows(first, min(first + size, images.number))
         if (highest := int(chunk.max())) >= vdm.num_levels:
             place = first + int(chunk.reshape(len(chunk), -1).max(1).argmax())
-            reason = f"image {place} holds level {highest}, and the levels of {model} are 0 to {vdm.num_levels - 1}"
+            where = f"image {place} ({visible(images.files[place])})" if images.files else f"image {place}"
+            reason = f"{where} holds level {highest}, and the levels of {model} are 0 to {vdm.num_levels - 1}"
             raise UserError(f"{path}: {reason}", Exit.USAGE)
         digest.update(chunk.data)
     return digest.digest()

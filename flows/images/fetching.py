@@ -29,6 +29,15 @@ MOST_BYTES = 2**34
 PAUSES = (1.0, 4.0, 15.0, 60.0)  # seconds before the second to the fifth attempt
 
 
+# Client errors that may pass: a timeout, a range behind the end (the next attempt starts over), and rate limits.
+PASSING = (
+    http.HTTPStatus.REQUEST_TIMEOUT,
+    http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE,
+    http.HTTPStatus.TOO_EARLY,
+    http.HTTPStatus.TOO_MANY_REQUESTS,
+)
+
+
 class TooLongError(http.client.HTTPException):
     """The server sends more than the largest possible size of the file."""
 
@@ -56,8 +65,8 @@ def fetch_file(
     If `take` raises UserError, the file is not the wanted one: it is deleted, and the next address is asked.  A partial
     download is kept as `path` + `.part` and resumed, also by a later run.
 
-    Raises NetworkError (exit 5) if every address failed after every pause, sent more than `most` bytes or another file;
-    OSError if `path` cannot be written.
+    Raises NetworkError (exit 5) if every address failed after every pause, refused the request, or sent another file or
+    more than `most` bytes; OSError if `path` cannot be written.
     """
     if path.exists() and not refusal(path, take):
         return
@@ -78,13 +87,20 @@ def fetch_file(
             except (HTTPError, http.client.HTTPException) as error:
                 failure = f"{address}: {brief(error)}"
                 log.info("%s", visible(failure))
-                if isinstance(error, TooLongError):
+                if is_final(error):
                     left.remove(address)
     kept = " (what has arrived is kept)" if part.exists() else ""
     raise NetworkError(
         f"{path.name} could not be downloaded: {failure}; try again{kept}, or set data.source in params.yaml to a "
         f"folder that holds the publisher's files"
     )
+
+
+def is_final(error: Exception) -> bool:
+    """Whether another request would fail in the same way, as for a file that does not exist (404)."""
+    if isinstance(error, HTTPError):
+        return 400 <= error.code < 500 and error.code not in PASSING
+    return isinstance(error, TooLongError)
 
 
 def refusal(path: Path, take: Callable[[], None]) -> str:

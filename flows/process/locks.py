@@ -43,19 +43,23 @@ def acquire(descriptor: int, holder: str, *, wait: bool = False) -> str | None:
 
     It tries twice: another process may only look at the lock, see `holder_of`.
     """
-    operation = fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB
-    for pause in (LOOK_SECONDS, None):
-        try:
-            fcntl.flock(descriptor, operation)
-            break
-        except BlockingIOError:
-            if pause is None:
-                return os.pread(descriptor, 4096, 0).decode(errors="replace").strip() or "another process"
-            time.sleep(pause)
+    if not locked(descriptor, wait=wait):
+        time.sleep(LOOK_SECONDS)
+        if not locked(descriptor, wait=wait):
+            return os.pread(descriptor, 4096, 0).decode(errors="replace").strip() or "another process"
     with suppress(OSError):  # a full disk; the lock then has no description
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, os.fsencode(f"{holder}\n"), 0)
     return None
+
+
+def locked(descriptor: int, *, wait: bool) -> bool:
+    """Try to lock an open file, and return whether this process now holds the lock.  With `wait`, wait for it."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def holder_of(path: Path) -> str | None:

@@ -119,7 +119,7 @@ def reported(what: Path | str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        advice = "correct that and run again to continue from the last saved state"
+        advice = "correct that and run again; training continues from its last saved state, if it has one"
         raise UserError(f"{what} could not be written: {error.strerror}; {advice}", Exit.BUG) from error
 
 

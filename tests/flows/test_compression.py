@@ -427,7 +427,7 @@ def test_images_that_do_not_fit_the_model_are_refused(
     np.save(tmp_path / "floats.npy", pixels / 16)
     for name, message, code in (
         ("large.npy", "is a model of images of 1x6x5 with 17 levels; .*large.npy holds 1x9x9", Exit.USAGE),
-        ("bright.npy", "image 33 holds level 17, and the levels of .* are 0 to 16", Exit.USAGE),
+        ("bright.npy", r"image 33 \(bright.npy\) holds level 17, and the levels of .* are 0 to 16", Exit.USAGE),
         ("deep.npy", "images of 16 bits", Exit.INVALID_DATA),
         ("floats.npy", "not levels", Exit.INVALID_DATA),
         ("nothing", "nothing does not exist", Exit.MISSING),

@@ -29,6 +29,8 @@ class Handler(BaseHTTPRequestHandler):
         first = int((self.headers["Range"] or "bytes=0-")[6:-1])
         if step == "away":
             self.send_error(503)
+        elif step == "gone":
+            self.send_error(404)
         elif step == "endless":
             self.send_response(200)
             self.end_headers()
@@ -124,6 +126,19 @@ def test_a_mirror_takes_over(address: str, tmp_path: Path, monkeypatch: pytest.M
     serve(monkeypatch, len(CONTENT))
     fetch_file(["http://127.0.0.1:9/file.bin", address], tmp_path / "file.bin")
     assert (tmp_path / "file.bin").read_bytes() == CONTENT
+
+
+def test_a_file_that_a_server_does_not_have_is_asked_for_once(
+    address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    serve(monkeypatch, "gone")
+    with pytest.raises(UserError, match=r"downloaded: http://\S+: HTTP Error 404: Not Found; try again"):
+        fetch_file([address], tmp_path / "file.bin")
+    assert len(Handler.asked) == 1
+    serve(monkeypatch, "gone", "away", len(CONTENT))
+    fetch_file([address, address + "?mirror"], tmp_path / "file.bin")
+    assert (tmp_path / "file.bin").read_bytes() == CONTENT
+    assert len(Handler.asked) == 4
 
 
 @pytest.mark.timeout(30)
