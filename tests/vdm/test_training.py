@@ -283,7 +283,7 @@ def test_a_compiled_step_in_bfloat16_follows_the_eager_float32_loss(
 
     settings = SETTINGS | {"steps": 6, "log_every": 1}
     eager = fit(tiny_model(), digits, **settings).records
-    # More threads are processes, which import torch for a second of work; trying the vector instructions takes another 10.
+    # More threads are processes, which import torch for a second of work.  Trying the vector instructions takes 10 s.
     with torch._inductor.config.patch({"compile_threads": 1, "cpp.vec_isa_ok": True}):
         compiled = fit(tiny_model(), digits, **settings | {"compile": True, "precision": "bfloat16"}).records
     for record, expected in zip(compiled, eager, strict=True):
