@@ -77,6 +77,15 @@ def test_transforms_are_independent_and_any_of_them_raises_the_flag() -> None:
     assert len(result.flatten(1).unique(dim=0)) == 8 * 6  # the square's symmetries times the orders of the channels
 
 
+def test_levels_of_16_bits_are_augmented_like_others() -> None:
+    pixels = torch.arange(2**16 - 60, 2**16).reshape(5, 3, 2, 2)
+    transforms = ["flip", "rotate", "swap_channels"]
+    deep, flags = augment(pixels.to(torch.uint16), transforms, torch.Generator().manual_seed(0))  # type: ignore[arg-type]
+    expected, expected_flags = augment(pixels, transforms, torch.Generator().manual_seed(0))  # type: ignore[arg-type]
+    assert torch.equal(deep.long(), expected)
+    assert torch.equal(flags, expected_flags)
+
+
 def test_a_rotation_needs_a_square() -> None:
     with pytest.raises(ValueError, match="rotate needs square images, got 4x5"):
         augment(torch.zeros(2, 1, 4, 5), ["rotate"], torch.Generator())

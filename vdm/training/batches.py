@@ -73,6 +73,8 @@ def augment(pixels: Tensor, transforms: Sequence[Transform], generator: torch.Ge
     Returns the pixels (B,C,H,W), and (B,) bool that is true for the images to which a transform was applied.  Raises
     ValueError for an unknown transform, a rotation of images that are not square, and a swap of a single channel.
     """
+    if pixels.dtype == torch.uint16:  # torch cannot flip these
+        pixels = pixels.int()
     augmented = torch.zeros(len(pixels), dtype=torch.bool, device=pixels.device)
     for transform in transforms:
         require_choice("transform", transform, Transform)
