@@ -112,10 +112,11 @@ def test_changed_evaluation_parameters_rerun_the_evaluation_and_the_report(repro
 
 
 def test_parameters_that_change_while_their_stage_runs_are_not_recorded(reproduced: Project) -> None:
+    """After the change is undone, the finished training is recorded without another step."""
     lock = (reproduced.folder / "dvc.lock").read_text()
-    reproduced.edit("params.yaml", **{"times_per_image: 2": "times_per_image: 40"})
+    reproduced.edit("params.yaml", **{"steps: 20\n": "steps: 90\n"})
     process = subprocess.Popen(
-        [sys.executable, "-m", "dvc", "repro", "--single-item", "evaluate"],
+        [sys.executable, "-m", "dvc", "repro", "--single-item", "train"],
         cwd=reproduced.folder,
         env=reproduced.environment,
         stdout=subprocess.PIPE,
@@ -123,19 +124,23 @@ def test_parameters_that_change_while_their_stage_runs_are_not_recorded(reproduc
         text=True,
     )
 
-    def evaluates() -> bool:
+    def trains() -> bool:
         with suppress(OSError, psutil.NoSuchProcess):
             return any(imports_torch(child.pid) for child in psutil.Process(process.pid).children(recursive=True))
         return False
 
-    wait_until(evaluates, 60, every=0.05)
-    reproduced.edit("params.yaml", **{"times_per_image: 40": "times_per_image: 3"})
+    wait_until(trains, 60, every=0.05)
+    reproduced.edit("params.yaml", **{"steps: 90\n": "steps: 80\n"})
     output, _ = process.communicate(timeout=120)
+    assert process.returncode != 0
+    assert "vdmctl: params.yaml train changed while train ran, so its result is not recorded; undo" in output
+    assert (reproduced.folder / "dvc.lock").read_text() == lock
+    reproduced.edit("params.yaml", **{"steps: 80\n": "steps: 90\n"})
+    again = reproduced.new_dvc("repro", "--single-item", "train")
+    assert again.returncode == 0, again.stderr
+    assert "continuing from step 90 of 90" in again.stderr
     reproduced.git("checkout", "--quiet", ".")
     reproduced.dvc("checkout", "--force", "--quiet")
-    assert process.returncode != 0
-    assert "vdmctl: params.yaml evaluate changed while evaluate ran, so its result is not recorded; undo" in output
-    assert (reproduced.folder / "dvc.lock").read_text() == lock
     assert ran(reproduced.new_dvc("repro").stdout) == []
 
 
