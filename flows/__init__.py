@@ -1,4 +1,4 @@
-"""The plant that runs the paper: parameters, DVC stages, the Prefect flow and the command line.
+"""The pipeline around `vdm`: parameters, DVC stages, the Prefect flow and the command line.
 
 Every process of the project imports this package first, before the slow imports.
 """

@@ -49,7 +49,7 @@ from flows.registry.storage import obtain, opened
 from flows.validation.report import Validation
 
 EXPECTED = (UserError, OSError, DvcException)
-# Training may take any time.  Other stages that take longer than this hang.
+# A stage that takes longer is assumed to hang, and is ended.  `train` has no limit.
 TIMEOUT_HOURS = {
     "download": 6.0,
     "validate": 2.0,
@@ -110,7 +110,7 @@ def as_user_error(error: UserError | OSError | DvcException) -> UserError:
 
 
 def leave_out_tracebacks() -> None:
-    """Filter from the run's log what its last lines and its state say in one line.
+    """Remove from the run's log what its last lines and its state say already.
 
     These are tracebacks of expected errors and of exits, failed states that tasks return, and messages that a cancelled
     run crashed.

@@ -84,7 +84,7 @@ class Gaussian(NamedTuple):
     @property
     def half(self) -> int:
         """Symbol `half` is the cell of the mean."""
-        return int(self.tables.shape[1] - 3 + self.is_q) // 2
+        return int(self.tables.shape[1]) // 2 - 1
 
     def push(self, coder: Coder, z: Tensor, mean: Tensor) -> None:
         """Encode z (B,C,H,W), multiples of the spacing.
@@ -151,7 +151,7 @@ class Codec:
         self.forward, self.backward = widths(forward / self.spacing), widths(backward / self.spacing)
 
     @torch.inference_mode()
-    def encode(self, coder: Coder, pixels: np.ndarray, tick: Callable[[int], object] = id) -> None:
+    def encode(self, coder: Coder, pixels: np.ndarray, tick: Callable[[int], object] = lambda _: None) -> None:
         """Encode images (B,C,H,W) uint8.
 
         `tick` is called with B after every step.  Raises ArithmeticError if the network's output is not finite, and
@@ -167,7 +167,7 @@ class Codec:
         self.p(-1).push(coder, z_t, torch.zeros_like(z_t))
 
     @torch.inference_mode()
-    def decode(self, coder: Coder, count: int, tick: Callable[[int], object] = id) -> np.ndarray:
+    def decode(self, coder: Coder, count: int, tick: Callable[[int], object] = lambda _: None) -> np.ndarray:
         """Decode a batch of `count` images: (count,C,H,W) uint8.
 
         `tick` is called as in `encode`.  Raises ArithmeticError if the stack turns out to be damaged.

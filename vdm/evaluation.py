@@ -24,8 +24,8 @@ class NoiseLevels(NamedTuple):
     """The diffusion term at the noise levels of the times `t`, L of them, rising: (L,) float64 each.
 
     `diffusion` is the mean over the images, in bits/dim per unit of time; `standard_error` is that of this mean, NaN
-    for one image.  The mean of `diffusion` over the levels is the diffusion term: with T steps on average only, if T is
-    below K, the number of times per image, and does not divide it.
+    for one image.  The mean of `diffusion` over the levels is the diffusion term.  With T steps this holds only on
+    average if T is below K, the number of times per image, and does not divide K.
     """
 
     t: np.ndarray

@@ -39,14 +39,18 @@ def build_schedule(kind: ScheduleKind, gamma_0: float, gamma_1: float) -> Linear
 
 
 def count_parameters(**arguments: Any) -> int:
-    """Return the number of weights of a `VDM` with these arguments, for which no memory is taken.
+    """Return the number of weights of a `VDM` with these arguments, without allocating memory for them.
 
-    It grows linearly with the blocks, so one and two of them say how.  Raises ValueError, TypeError and RuntimeError.
+    The number grows linearly with `blocks`, so models of one and of two blocks determine it.  Raises ValueError,
+    TypeError and RuntimeError.
     """
     require_counts(blocks=arguments["blocks"])
-    with torch.device("meta"):
-        one, two = (sum(p.numel() for p in VDM(**arguments | {"blocks": n}).parameters()) for n in (1, 2))
-    return int(one + (arguments["blocks"] - 1) * (two - one))
+
+    def count(blocks: int) -> int:
+        with torch.device("meta"):
+            return sum(p.numel() for p in VDM(**arguments | {"blocks": blocks}).parameters())
+
+    return count(1) + (int(arguments["blocks"]) - 1) * (count(2) - count(1))
 
 
 def gradient_bytes(

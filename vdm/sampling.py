@@ -92,11 +92,12 @@ def trajectory(model: VDM, indices: Iterable[int], solver: Solver, *, seed: int)
     halves = -gammas.diff() / 2
     z, before = next(noise), None
     for i, (gamma_t, gamma_s) in enumerate(pairwise(gammas)):
-        x_hat = x = predict(model, z, gamma_t, solver)
+        x_hat = predict(model, z, gamma_t, solver)
+        extrapolated = x_hat
         if solver.order == 2 and before is not None and i < len(halves) - 1:
-            x = x_hat + (x_hat - before) * halves[i] / (2 * halves[i - 1])
+            extrapolated = x_hat + (x_hat - before) * halves[i] / (2 * halves[i - 1])
         eps = next(noise) if solver.eta else torch.zeros_like(z)
-        z = reverse_step(z, x, eps, gamma_s, gamma_t, eta=solver.eta)
+        z = reverse_step(z, extrapolated, eps, gamma_s, gamma_t, eta=solver.eta)
         yield Step(z, x_hat)
         before = x_hat
 

@@ -62,7 +62,7 @@ def evaluate(
     ] = None,
     num_images: Annotated[
         int | None,
-        typer.Option(help="ode: most images to evaluate, evenly spread.", show_default="ode.num_images"),
+        typer.Option(help="ode: largest number of images, evenly spread.", show_default="ode.num_images"),
     ] = None,
     num_draws: Annotated[
         int | None, typer.Option(help="ode: number of dequantisation draws per image.", show_default="ode.num_draws")
@@ -121,7 +121,7 @@ def evaluate(
         show_bound(read.evaluate, given, num_timesteps, arguments, out=out, as_json=as_json)
         return
     if num_timesteps or out:
-        raise UserError("--num-timesteps and --out belong to --protocol vlb", Exit.USAGE)
+        raise UserError("--num-timesteps and --out need --protocol vlb", Exit.USAGE)
     from flows.commands.options import override
     from flows.commands.summary import show
     from flows.evaluation.protocols import ode

@@ -19,7 +19,7 @@ IMPORT_SECONDS = 5.0
 
 
 class Kept:
-    """A command in its own process group, restarted when it dies and stopped by the stack.
+    """A command in its own process group, restarted when it dies and stopped when `stack` is closed.
 
     On Linux it also ends when this process is killed.
     """

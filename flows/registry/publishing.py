@@ -83,13 +83,16 @@ def push_missing(root: Path, there: dict[str, str]) -> list[str]:
         **{tag.name: f"refs/tags/{tag.name}" for tag in tags if tag.name not in lost},
     }
     mine = local_refs(root)
-    pushed = [name for name, ref in refs.items() if ref in mine and not is_there(root, ref, mine[ref], there.get(ref))]
+    pushed = [
+        name for name, ref in refs.items() if ref in mine and not is_up_to_date(root, ref, mine[ref], there.get(ref))
+    ]
     if pushed:
         chosen = [refs[name] for name in pushed]
         ask(root, "push", "--quiet", "--atomic", "--no-follow-tags", REMOTE, *chosen, seconds=PUSH_SECONDS)
     if taken:
         raise UserError(f"publish: {how_to_renumber(taken, held)}", Exit.USAGE)
-    for name, reason in lost.items():
+    if lost:
+        name, reason = next(iter(lost.items()))
         raise UserError(f"publish: {name} is not published: {reason}", Exit.MISSING)
     return pushed
 
@@ -112,15 +115,17 @@ def how_to_renumber(taken: list[Tag], held: list[Tag]) -> str:
     return f"{problem}; `git tag -d {removed} && git fetch --tags {REMOTE}`, and then {' and '.join(again)}"
 
 
-def is_there(root: Path, ref: str, mine: str, theirs: str | None) -> bool:
-    """Whether the remote has the commit of a ref: as the ref, or if it is a branch, below commits that others added."""
-    if theirs in (None, mine) or not ref.startswith("refs/heads/"):
-        return theirs == mine
+def is_up_to_date(root: Path, ref: str, mine: str, theirs: str | None) -> bool:
+    """Whether the remote has the commit of a ref or, if it is a branch, a commit that ours does not contain."""
+    if theirs == mine:
+        return True
+    if theirs is None or not ref.startswith("refs/heads/"):
+        return False
     try:
         git(root, "merge-base", "--is-ancestor", theirs, mine)
-    except UserError:  # unknown here, or no ancestor
+    except UserError:  # the remote's branch has commits that this one lacks
         return True
-    return False
+    return False  # ours is ahead
 
 
 def to_withdraw(root: Path, there: dict[str, str]) -> list[str]:

@@ -17,7 +17,7 @@ MOST_NAMED = 5
 
 
 class Reproduction(NamedTuple):
-    """Whether the outputs in the working tree have the bytes of the commit's, and one line about it."""
+    """Whether the outputs in the working tree are identical to those of the commit, and one line about it."""
 
     is_equal: bool
     line: str
@@ -39,7 +39,7 @@ def reproduction(root: Path) -> Reproduction | None:
         return Reproduction(False, f"{', '.join(changed)}: {removed}; `dvc repro` restores them, or makes them again")
     differing = sorted(path for path, md5 in ours.outputs.items() if theirs.outputs.get(path) != md5)
     if not differing:
-        return Reproduction(True, f"every output has the bytes of commit {commit[:12]}")
+        return Reproduction(True, f"every output is identical to that of commit {commit[:12]}")
     inputs = changed_inputs(theirs, ours)
     reason = f"since the inputs differ: {inputs}" if inputs else f"from the same inputs; {environments(root, commit)}"
     return Reproduction(False, f"{', '.join(differing)}: other bytes than in commit {commit[:12]}, {reason}")

@@ -57,7 +57,7 @@ def origin_here(folder: Path, parameters: Mapping[str, Any]) -> Origin:
     commands = [
         "git checkout COMMIT     # the commit with the digests above",
         "make repro              # the environment, then every stage whose inputs changed",
-        "vdmctl report           # whether every output has the bytes of the commit",
+        "vdmctl report           # says whether every output is identical to that of the commit",
         f"vdmctl evaluate {folder}    # the likelihood alone",
     ]
     return Origin(str(folder), parameters, {}, commands)

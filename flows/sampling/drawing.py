@@ -1,6 +1,6 @@
 """Draw images from a model: in batches, and on several devices at once."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -80,6 +80,13 @@ def filling(vdm: VDM, settings: "Sample", known: torch.Tensor, missing: torch.Te
     return partial(fill_in, vdm, known, missing, solver=solver, seed=settings.seed, repeats=REPEATS)
 
 
+def counted(steps: Iterable[Step], progress: Iterator[int]) -> Iterator[Step]:
+    """Yield the steps, and advance the progress bar by one for each."""
+    for step in steps:
+        next(progress, None)
+        yield step
+
+
 def in_batches(vdm: VDM, settings: "Sample", share: range, steps_to: Steps, *, shown: bool = True) -> np.ndarray:
     """Return the images at the end of the steps, (N,C,H,W) levels, with one bar for the steps of all batches.
 
@@ -87,9 +94,9 @@ def in_batches(vdm: VDM, settings: "Sample", share: range, steps_to: Steps, *, s
     """
     firsts = range(share.start, share.stop, settings.batch_size)
     batches = [range(first, min(first + settings.batch_size, share.stop)) for first in firsts]
-    done = iter(bar("sampling", shown=shown)(range(len(batches) * settings.num_timesteps)))
+    progress = iter(bar("sampling", shown=shown)(range(len(batches) * settings.num_timesteps)))
     try:
-        parts = [decode(vdm, (step for step, _ in zip(steps_to(batch), done, strict=False))) for batch in batches]
+        parts = [decode(vdm, counted(steps_to(batch), progress)) for batch in batches]
     except ArithmeticError as error:
         raise UserError(f"no images can be drawn from this model: {error}", Exit.MISSING) from error
     return torch.cat(parts).cpu().numpy()

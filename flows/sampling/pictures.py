@@ -35,8 +35,8 @@ def require_new(path: Path, *, force: bool) -> None:
 def require_kind(path: Path, *kinds: str) -> None:
     """Raise UserError (exit 2) unless the path ends in one of the kinds; "" is a path without an ending."""
     if path.suffix.lower() not in kinds:
-        listed = ", ".join(kind or "a folder's name" for kind in kinds)
-        raise UserError(f"{path}: the output is chosen by its ending: {listed}", Exit.USAGE)
+        listed = " or ".join(kind or "no ending, for a folder" for kind in kinds)
+        raise UserError(f"{path}: unknown ending; choose {listed}", Exit.USAGE)
 
 
 def write(path: Path, images: np.ndarray, num_levels: int) -> None:

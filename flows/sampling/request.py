@@ -71,7 +71,7 @@ def require_possible(request: Request) -> None:
         pictures.require_new(request.film, force=request.force)
     require_apart(request)
     if (request.known is None) != (request.mask is None):
-        raise UserError("--known and --mask belong together: a picture, and where to fill it in", Exit.USAGE)
+        raise UserError("--known and --mask must be given together: a picture and its mask", Exit.USAGE)
     for path in filter(None, (request.out, request.film)):
         path.parent.mkdir(parents=True, exist_ok=True)  # fails now rather than after sampling
 

@@ -471,7 +471,7 @@ def test_the_summary_names_the_bound_and_the_pictures(reproduced: Project) -> No
 
 
 def test_the_report_says_whether_the_outputs_are_those_of_the_commit(reproduced: Project) -> None:
-    assert "every output has the bytes of commit" in reproduced.vdmctl("report").stdout
+    assert "every output is identical to that of commit" in reproduced.vdmctl("report").stdout
     metrics, written = (
         "reports/evaluation/metrics.json",
         (reproduced.folder / "reports/evaluation/metrics.json").read_text(),

@@ -1,4 +1,4 @@
-"""AdamW (appendix B), Muon, and the course of their learning rate."""
+"""AdamW (appendix B), Muon, their learning rate, and the moving average of the weights."""
 
 import math
 from collections.abc import Iterable, Sequence

@@ -63,8 +63,9 @@ class Trainer:
         self.optimizers = optimizers(
             model, settings.optimizer, betas=settings.betas, weight_decay=settings.weight_decay
         )
-        add = partial(move_average, decay=settings.ema_decay)
-        self.average = AveragedModel(model, multi_avg_fn=lambda old, new, _: add(old, new, step=self.done + 1))
+        self.average = AveragedModel(
+            model, multi_avg_fn=lambda old, new, _: move_average(old, new, settings.ema_decay, self.done + 1)
+        )
         self.network = prepare(model, settings)
         self.on_bound = [*model.network.parameters(), *model.schedule.end_points()]
         self.done = 0
@@ -102,7 +103,7 @@ class Trainer:
         if not self.unvalidated:
             self.update()
         if self.validation and self.unvalidated:
-            validated = self.validation.figures(self.averaged, self.done, stop)
+            validated = self.validation.validate(self.averaged, self.done, stop)
             return self.record(validated) if validated else None
         due = self.done >= self.settings.steps or self.done % self.settings.log_every == 0
         return self.record() if due else None

@@ -72,7 +72,7 @@ class Validation:
         model.load_state_dict(self.best.weights)
         return model
 
-    def figures(self, averaged: VDM, step: int, stop: Callable[[], bool]) -> tuple[float, float] | None:
+    def validate(self, averaged: VDM, step: int, stop: Callable[[], bool]) -> tuple[float, float] | None:
         """Validate, and compare the result with the best one.
 
         Return the bits/dim and their Monte Carlo standard error; None, and change nothing, if `stop` returned true.
