@@ -4,7 +4,6 @@ DVC decides which stages must run and caches their outputs.  Prefect decides whe
 passes between tasks.
 """
 
-import logging
 import os
 import sys
 from collections.abc import Mapping
@@ -28,8 +27,8 @@ from flows.core.errors import Exit, UserError, brief
 from flows.evaluation.results import BoundMetrics
 from flows.orchestration import artifacts
 from flows.orchestration.announcing import announce, announce_drift
-from flows.orchestration.releasing import RETRIED, Release, catch_up, conclude, kept, release
-from flows.orchestration.streaming import stream, when_free
+from flows.orchestration.releasing import RETRIED, Release, catch_up, conclude, release, report_folder
+from flows.orchestration.streaming import leave_out_tracebacks, stream, when_free
 from flows.orchestration.workspace import (
     Workspace,
     commit,
@@ -45,6 +44,7 @@ from flows.process.lifeline import end_with, hold_what_starts
 from flows.registry import versions as registry
 from flows.registry.git import git_lines, git_text, identity
 from flows.registry.lock_file import read_lock
+from flows.registry.publishing import require_remotes
 from flows.registry.storage import obtain, opened
 from flows.validation.report import Validation
 
@@ -79,14 +79,16 @@ def train_vdm(
         wait_hours: How long a stage waits for its device while another process holds it.
     """
     settle(os.environ)
-    leave_out_tracebacks()
+    leave_out_tracebacks(EXPECTED)
     hold_what_starts()
     if "PREFECT__FLOW_RUN_ID" in os.environ:
         end_with(os.getppid())  # the worker, which alone could cancel this run
     try:
         root = Path(git_text(Path.cwd(), "rev-parse", "--show-toplevel"))
+        if publish := publish or is_shared():
+            require_remotes(root)
         outcome = retrain(root, preset, overrides or {}, force=force, wait_hours=wait_hours)
-        message = conclude(root, outcome, publish=publish or is_shared())
+        message = conclude(root, outcome, publish=publish)
     except EXPECTED as error:
         reason = as_user_error(error)
         announce("failed", str(reason))
@@ -107,22 +109,6 @@ def as_user_error(error: UserError | OSError | DvcException) -> UserError:
     if isinstance(error, OSError) and error.filename and error.strerror:
         return UserError(f"{error.filename}: {error.strerror}", Exit.MISSING)
     return UserError(brief(error), Exit.MISSING)
-
-
-def leave_out_tracebacks() -> None:
-    """Remove from the run's log what its last lines and its state say already.
-
-    These are tracebacks of expected errors and of exits, failed states that tasks return, and messages that a cancelled
-    run crashed.
-    """
-    repeats = ("Crash detected! Execution was aborted", "Finished in state Running()")
-
-    def is_kept(record: logging.LogRecord) -> bool:
-        expected = record.exc_info and isinstance(record.exc_info[1], (*EXPECTED, SystemExit, type(None)))
-        return not expected and not record.getMessage().startswith(repeats)
-
-    for name in ("prefect.engine", "prefect.flow_runs", "prefect.task_runs"):
-        logging.getLogger(name).addFilter(is_kept)
 
 
 def is_shared() -> bool:
@@ -152,7 +138,7 @@ def retrain(
         check_champion(root, place.folder, return_state=True).result()
         logger.info("run %s of commit %s in %s", place.folder.name, place.base[:12], place.folder)
         run_stages(place, force=force, wait_hours=wait_hours)
-        artifacts.show_results(place.folder, kept(place))
+        artifacts.show_results(place.folder, report_folder(place))
         return record(place)
 
 
@@ -166,7 +152,7 @@ def run_stages(place: Workspace, *, force: bool, wait_hours: float) -> None:
             timeout_seconds=3600 * TIMEOUT_HOURS[stage] if stage in TIMEOUT_HOURS else None,
         )(stage, place.folder, force, wait_hours, return_state=True)
         if stage == "validate":
-            artifacts.show_data_docs(place.folder, kept(place))  # before its failure is raised
+            artifacts.show_data_docs(place.folder, report_folder(place))  # before its failure is raised
         state.result()
         if stage == "validate":
             drift(place.root, place.folder, return_state=True).result()

@@ -12,7 +12,7 @@ Precision = Literal["float32", "bfloat16"]
 OptimizerKind = Literal["adamw", "muon"]
 """The optimizer of the weights; see `vdm.training.optimizer.optimizers`."""
 LearningRateDecay = Literal["none", "linear", "cosine"]
-"""The course of the learning rate after its warm-up; see `vdm.training.optimizer.learning_rate_factor`."""
+"""How the learning rate decays after its warm-up; see `vdm.training.optimizer.learning_rate_factor`."""
 TrainingImages = Literal["train", "train_and_validation"]
 """The images that a model is fitted to."""
 Keep = Literal["best", "last"]

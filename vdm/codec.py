@@ -119,7 +119,7 @@ class Gaussian(NamedTuple):
         places = len(self.tables)
         fine = (mean * (places / self.spacing)).round().cpu().numpy().ravel()
         if not np.abs(fine).max() < FARTHEST * places:
-            raise ArithmeticError("the network's output is not finite")
+            raise ArithmeticError("the network's output is not finite or too large")
         cell, offset = np.divmod(fine.astype(np.int64), places)
         return cell, offset
 
@@ -137,7 +137,7 @@ class Codec:
         model.require_evaluation_mode()
         require_counts(num_timesteps=num_timesteps, cells=cells)
         if PLACES % cells or model.num_levels > 256:
-            raise ValueError(f"no code in {cells} cells for {model.num_levels} levels")
+            raise ValueError(f"cells must divide {PLACES}, got {cells}; levels are at most 256, got {model.num_levels}")
         self.model = model
         self.places = PLACES // cells
         times = torch.arange(num_timesteps + 1, dtype=torch.float64) / num_timesteps

@@ -116,10 +116,10 @@ def paired_difference(first: np.ndarray, second: np.ndarray, *, confidence: floa
 
     Raises ValueError for different numbers of images, and unless `confidence` lies between 0 and 1.
     """
-    if first.shape != second.shape or not 0 < confidence < 1:
-        raise ValueError(
-            f"figures of {first.shape} and {second.shape} images at confidence {confidence} do not compare"
-        )
+    if first.shape != second.shape:
+        raise ValueError(f"the models have figures of different images: {first.shape} and {second.shape}")
+    if not 0 < confidence < 1:
+        raise ValueError(f"confidence must lie between 0 and 1, got {confidence}")
     difference = second - first
     mean, error = float(difference.mean()), standard_error(difference)
     half_width = student_quantile(confidence, len(difference) - 1) * error
@@ -181,19 +181,19 @@ def image_terms(
     model.require_evaluation_mode()
     require_choice("precision", precision, Precision)
     require_counts(times_per_image=times_per_image, num_timesteps=1 if num_timesteps is None else num_timesteps)
-    place = next(model.parameters())  # its device and dtype are those of the computation
+    like = next(model.parameters())  # the computation has its device and dtype
     size = images_per_batch(batch_size, times_per_image)
     parts = [torch.zeros(3, 0, dtype=torch.float64)]
     for first in progress(range(share.start, share.stop, size)):
         indices = range(first, min(first + size, share.stop))
         images = np.array(pixels[first : indices.stop])
         model.require_images(images)
-        batch = torch.from_numpy(images).to(place.device)
+        batch = torch.from_numpy(images).to(like.device)
         t = torch.from_numpy(stratified_times(seed, indices, times_per_image)).flatten()
-        t = t.to(place if num_timesteps is None else place.device)  # those of T steps stay float64
+        t = t.to(like if num_timesteps is None else like.device)  # those of T steps stay float64
         t = t.clamp(max=1 - torch.finfo(t.dtype).eps)  # a float64 just below 1 may round to 1
-        eps = torch.from_numpy(image_noise(seed, indices, times_per_image, model.image_shape)).to(place)
-        with torch.autocast(place.device.type, torch.bfloat16, enabled=precision == "bfloat16"):
+        eps = torch.from_numpy(image_noise(seed, indices, times_per_image, model.image_shape)).to(like)
+        with torch.autocast(like.device.type, torch.bfloat16, enabled=precision == "bfloat16"):
             terms = model(batch.repeat_interleave(times_per_image, 0), eps, t, num_timesteps=num_timesteps)
         parts.append(torch.stack([bits_per_dim(term.double(), model.num_dims) for term in terms]).cpu())
     return torch.cat(parts, dim=1).reshape(3, len(share), times_per_image).numpy()

@@ -150,6 +150,7 @@ class Dropout(nn.Dropout):
     def forward(self, x: Tensor) -> Tensor:
         if x.device.type != "cpu" or not self.training or not self.p:
             return dropout(x, self.p, self.training)
+        # An int16 is uniform over -2^15 to 2^15 - 1: it is below zeros - 2^15 with probability zeros / 2^16, about p.
         zeros = min(round(self.p * 2**16), 2**16 - 1)
         bits = torch.randint(-(2**63), 2**63 - 1, (-(-x.numel() // 4),), device=x.device)
         kept = bits.view(torch.int16)[: x.numel()].view(x.shape).ge_(zeros - 2**15)

@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vdm.choices import Dequantisation, require_choice
+from vdm.choices import Dequantisation, require_choice, require_counts
 from vdm.discretization import pixels_to_x
 from vdm.model import VDM, gradient_bytes
 from vdm.schedule import alpha, sigma
@@ -60,11 +60,13 @@ def evaluate_ode(
     rest of the error stays inside: many draws with few probes give slightly too few bits.
 
     Raises TypeError unless the pixels are of an integer type, and ValueError unless they are images of the model, for
-    an unknown dequantisation, and for a model with dropout in training mode.
+    an unknown dequantisation, for counts with which no evaluation is possible, and for a model with dropout in
+    training mode.
     """
+    require_counts(images=len(pixels), num_draws=num_draws, batch_size=batch_size, num_probes=num_probes or 1)
     model.require_evaluation_mode()
     require_choice("dequantisation", dequantisation, Dequantisation)
-    place = next(model.parameters())  # its device and dtype are those of the network
+    like = next(model.parameters())  # the network has its device and dtype
     images_per_batch = max(1, batch_size // num_draws)
     results = []
     for first in progress(range(0, len(pixels), images_per_batch)):
@@ -73,18 +75,18 @@ def evaluate_ode(
         model.require_images(images)
         batch = torch.from_numpy(images).repeat_interleave(num_draws, 0)
         draws, probes = (
-            torch.from_numpy(values).to(place.device)
+            torch.from_numpy(values).to(like.device)
             for values in dequantisation_draws(seed, indices, num_draws, num_probes, model.image_shape)
         )
         log_weights = log_weight(
-            batch.to(place.device),
+            batch.to(like.device),
             draws,
             basis_probes(draws) if num_probes == 0 else probes,
             num_levels=model.num_levels,
             gamma_0=model.schedule.gamma_0.detach().double(),
             gamma_1=model.schedule.gamma_1.detach().double(),
             dequantisation=dequantisation,
-            predict_noise=lambda z, gamma: model.network(z.to(place.dtype), gamma.to(place.dtype)).double(),
+            predict_noise=lambda z, gamma: model.network(z.to(like.dtype), gamma.to(like.dtype)).double(),
             solve=solve,
         )
         results.append(importance_weighted(log_weights.reshape(-1, num_draws).T))

@@ -73,8 +73,8 @@ def decode(model: VDM, steps: Iterable[Step]) -> Tensor:
 
     At the usual gamma_0 they differ by less than one level.  Raises ArithmeticError as the steps do.
     """
-    ((z_0, _),) = deque(steps, maxlen=1)
-    return nearest_pixels(z_0, model.schedule.gamma_0, model.num_levels)
+    last = deque(steps, maxlen=1).pop()
+    return nearest_pixels(last.z, model.schedule.gamma_0, model.num_levels)
 
 
 @torch.no_grad()
@@ -89,13 +89,13 @@ def trajectory(model: VDM, indices: Iterable[int], solver: Solver, *, seed: int)
     model.require_evaluation_mode()
     noise = image_noise(model, indices, seed)
     gammas = noise_levels(model.schedule, solver)
-    halves = -gammas.diff() / 2
+    h = -gammas.diff() / 2
     z, before = next(noise), None
     for i, (gamma_t, gamma_s) in enumerate(pairwise(gammas)):
         x_hat = predict(model, z, gamma_t, solver)
         extrapolated = x_hat
-        if solver.order == 2 and before is not None and i < len(halves) - 1:
-            extrapolated = x_hat + (x_hat - before) * halves[i] / (2 * halves[i - 1])
+        if solver.order == 2 and before is not None and i < len(h) - 1:
+            extrapolated = x_hat + (x_hat - before) * h[i] / (2 * h[i - 1])
         eps = next(noise) if solver.eta else torch.zeros_like(z)
         z = reverse_step(z, extrapolated, eps, gamma_s, gamma_t, eta=solver.eta)
         yield Step(z, x_hat)
@@ -107,6 +107,8 @@ def fill_in(
     model: VDM, known: Tensor, missing: Tensor, indices: Iterable[int], solver: Solver, *, seed: int, repeats: int
 ) -> Iterator[Step]:
     """Yield the steps on the way to images that have the pixels `known` (C,H,W) except where `missing` (H,W) is true.
+
+    `decode` rounds z_0, which is noisy, so a known pixel may then differ by a level.  Put the known pixels back.
 
     Each step puts the known pixels into x_hat, so that there z_s is a draw from q(z_s | z_t, x).  The other pixels are
     drawn by a model that saw the known ones with noise only, so this is an approximation of p(missing | known).  As in
@@ -172,9 +174,9 @@ def image_noise(model: VDM, indices: Iterable[int], seed: int) -> Iterator[Tenso
     """Yield standard normal noise (N,C,H,W) without end, from one counter-based stream per image index."""
     streams = [np.random.Philox(key=[seed, index], counter=SAMPLING_STREAM) for index in indices]
     generators = [np.random.Generator(stream) for stream in streams]
-    place = next(model.parameters())
+    like = next(model.parameters())
     while True:
         noise = np.empty((len(generators), *model.image_shape), dtype=np.float32)
         for image, generator in zip(noise, generators, strict=True):
             generator.standard_normal(out=image, dtype=np.float32)
-        yield torch.from_numpy(noise).to(place)
+        yield torch.from_numpy(noise).to(like)

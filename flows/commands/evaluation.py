@@ -92,13 +92,13 @@ def evaluate(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Measure the bits/dim of the test images, with `evaluate:` -> reports/evaluation.
+    """Evaluate the bits/dim of the test images (parameters `evaluate:`), and write reports/evaluation.
 
     With MODEL or another split nothing is written unless --out names a folder. Written metrics of the test images also
     have the figures of the validation images, and the gap to as many training images. Options replace parameters of
     params.yaml; an option that the protocol does not have is an error.
     """
-    read = parameters()
+    params = parameters()
     folder = model_or_ours(model)
     options = {
         "times_per_image": times_per_image,
@@ -118,7 +118,7 @@ def evaluate(
     if protocol == "vlb":
         if model is None and split == "test":
             out = out or layout.EVALUATION
-        show_bound(read.evaluate, given, num_timesteps, arguments, out=out, as_json=as_json)
+        show_bound(params.evaluate, given, num_timesteps, arguments, out=out, as_json=as_json)
         return
     if num_timesteps or out:
         raise UserError("--num-timesteps and --out need --protocol vlb", Exit.USAGE)
@@ -126,7 +126,7 @@ def evaluate(
     from flows.commands.summary import show
     from flows.evaluation.protocols import ode
 
-    show(ode(override(read.ode, given), **arguments), as_json)
+    show(ode(override(params.ode, given), **arguments), as_json)
 
 
 def show_bound(
@@ -175,7 +175,7 @@ def compare(
     confidence: Annotated[float, typer.Option(help="The confidence of the interval, between 0 and 1.")] = 0.95,
     as_json: AsJson = False,
 ) -> None:
-    """Measure SECOND - FIRST in bits/dim on the same images, times and noise, with `evaluate:`.
+    """Compare two models: SECOND - FIRST in bits/dim, same images, times and noise (parameters `evaluate:`).
 
     Also print the quality of both models' samples, if both were measured in the same features, with the same images.
     """
@@ -208,7 +208,12 @@ def import_checkpoint(
     ],
     out: Annotated[Path, typer.Option(help="The model folder to write.")],
     image_size: Annotated[
-        tuple[int, int], typer.Option(help="Height and width of the images, which the file does not contain.")
+        tuple[int, int],
+        typer.Option(
+            metavar="HEIGHT WIDTH",
+            show_default=True,
+            help="Height and width of the images, which the file does not contain.",
+        ),
     ] = (32, 32),
     num_levels: Annotated[int, typer.Option(help="The number of levels of a pixel.", min=2, max=65536)] = 256,
     averaged: Annotated[
@@ -222,11 +227,11 @@ def import_checkpoint(
     """Convert another implementation's checkpoint to a model folder for `vdmctl evaluate`."""
     if out.exists() and not force:
         raise UserError(f"{out} exists; name another folder, or replace it with --force", Exit.USAGE)
-    from flows.images.transforms import MOST_LEVELS
+    from flows.images.transforms import MOST_DIMS
 
     height, width = image_size
-    if min(image_size) < 1 or height * width > MOST_LEVELS:
-        wanted = f"two numbers from 1, whose product is at most {MOST_LEVELS:,}"
+    if min(image_size) < 1 or height * width > MOST_DIMS:
+        wanted = f"two numbers from 1, whose product is at most {MOST_DIMS:,}"
         raise UserError(f"--image-size must be {wanted}, got {height} {width}", Exit.USAGE)
     if sha256 and not re.fullmatch("[0-9a-fA-F]{64}", sha256):
         raise UserError("--sha256 must be 64 hexadecimal digits", Exit.USAGE)

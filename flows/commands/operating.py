@@ -123,7 +123,8 @@ def rows(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
     for worker in server.get("workers", []):
         yield "worker", f"{worker['name']} {worker['status'].lower()}"
     for one in server.get("schedules", []):
-        state = f"on, next run {one['next_run'] or 'not planned yet'}" if one["active"] else "off"
+        off = "paused with its deployment, which Prefect's UI resumes" if one["paused"] else "off"
+        state = f"on, next run {one['next_run'] or 'not planned yet'}" if one["active"] else off
         yield "schedule", f"{one['deployment']}: {one['when']} {one['timezone']}: {state}"
     for run in server.get("runs", []):
         yield "run", f"{run['name']} {run['state'].lower()}, started {run['started'] or 'not yet'}"

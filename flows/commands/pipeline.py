@@ -20,7 +20,7 @@ commands = typer.Typer()
 
 @commands.command()
 def download() -> None:
-    """Fetch or read the image set of `data:` and check its checksums -> data/images."""
+    """Download or read the image set that `data:` names, check its checksums, and write data/images."""
     from flows.stages.download import download
 
     download(parameters().data, out=layout.IMAGES, downloads=layout.DOWNLOADS)
@@ -39,22 +39,22 @@ def validate(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Check that the images allow a likelihood, with `contract:` -> reports/validation.
+    """Check the images against the limits in `contract:`, and write reports/validation.
 
     Images at PATH are read with the transforms of `data:`; nothing is written unless --out names a folder.
     """
-    read = parameters()
+    params = parameters()
     from flows.stages.validate import validate
     from flows.validation.inspection import require_success
 
     if path is None:
         if out or as_json:
             raise UserError("--out and --json need PATH", Exit.USAGE)
-        validate(read.contract, images=layout.IMAGES, out=layout.VALIDATION.parent, reference=reference)
+        validate(params.contract, images=layout.IMAGES, out=layout.VALIDATION.parent, reference=reference)
         return
     from flows.commands.inspecting import inspect_path
 
-    report = inspect_path(read.data, read.contract, path=path, out=out, reference=reference)
+    report = inspect_path(params.data, params.contract, path=path, out=out, reference=reference)
     if as_json:
         say_json(report.model_dump())
     require_success(report, path, out)
@@ -62,13 +62,13 @@ def validate(
 
 @commands.command()
 def train() -> None:
-    """Train a model with `model:` and `train:` -> models/trained, reports/training."""
-    read = parameters()
+    """Train a model with the parameters `model:` and `train:`; write models/trained and reports/training."""
+    params = parameters()
     from flows.stages.train import train
 
     train(
-        read.model,
-        read.train,
+        params.model,
+        params.train,
         images=layout.IMAGES,
         validation=layout.VALIDATION,
         out=layout.TRAINED,
@@ -79,16 +79,16 @@ def train() -> None:
 
 @commands.command()
 def register() -> None:
-    """Write the folder of the trained model with its model card -> models/vdm."""
-    read = parameters()
+    """Write models/vdm: the trained model with its model card."""
+    params = parameters()
     from flows.core.checkpoint import model_sha256
     from flows.stages.register import register
     from flows.training.runs import forget
 
     register(
-        read.data,
-        read.model,
-        read.train,
+        params.data,
+        params.model,
+        params.train,
         trained=layout.TRAINED,
         curves=layout.CURVES,
         images=layout.IMAGES,
@@ -116,7 +116,7 @@ def report(
     """Print the metrics of the last `dvc repro` and whether its outputs equal the commit's; with --out, write a page.
 
     The page has all results of the last run, of a version, or of two models side by side, and needs no network, no
-    script and no other file -> reports/report.html.
+    script and no other file. The stage `report` writes reports/report.html.
     """
     if out is not None and as_json:
         raise UserError("--json prints the metrics, and belongs to `vdmctl report` without --out", Exit.USAGE)

@@ -79,7 +79,7 @@ def promote(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Make a version the champion if it beats the champion, with `evaluate:` and `promote:`; exit 3 if it does not.
+    """Make a version the champion if it beats the champion (parameters `evaluate:`, `promote:`), else exit 3.
 
     Both are evaluated on the same validation images, times and noise.  The confidence interval of their difference
     must show an improvement of more than promote.min_improvement_bpd.  If there is no champion, a version with correct

@@ -74,7 +74,7 @@ def sample(
     force: Annotated[bool, typer.Option("--force", help="Replace outputs that exist.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Draw images from MODEL. Without MODEL, run the stage, with `sample:`, `quality:` -> reports/samples.
+    """Draw images from MODEL. Without MODEL, run the stage (`sample:`, `quality:`), which writes reports/samples.
 
     The stage also compares the samples with held-out images, in the features of `vdmctl features`.
 
@@ -82,7 +82,7 @@ def sample(
 
     --known and --mask fill in a picture, ten times slower: an approximation, for which the model was not trained.
     """
-    read = parameters()
+    params = parameters()
     options = {
         "num_images": num_images,
         "num_timesteps": steps,
@@ -99,12 +99,12 @@ def sample(
         from flows.stages.sample import sample
 
         paths = {"model": layout.REGISTERED, "features": layout.FEATURES, "images": layout.IMAGES}
-        sample(read.sample, read.quality, **paths, out=layout.SAMPLES.parent)
+        sample(params.sample, params.quality, **paths, out=layout.SAMPLES.parent)
         return
     from flows.commands.options import override
     from flows.sampling.request import Request, answer
 
-    settings = override(read.sample, {"num_images": DRAWN} | given)
+    settings = override(params.sample, {"num_images": DRAWN} | given)
     request = Request(model_folder(model), settings, out or OUT, film=film, known=known, mask=mask, force=force)
     done = answer(request)
     if as_json:
@@ -115,8 +115,8 @@ def sample(
 
 @commands.command()
 def features() -> None:
-    """Train the classifier whose features compare images, with `features:` -> models/features."""
-    read = parameters()
+    """Train the classifier whose features compare images (parameters `features:`), and write models/features."""
+    params = parameters()
     from flows.stages.features import features
 
-    features(read.features, images=layout.IMAGES, validation=layout.VALIDATION, out=layout.FEATURES)
+    features(params.features, images=layout.IMAGES, validation=layout.VALIDATION, out=layout.FEATURES)

@@ -66,7 +66,7 @@ def difference(result: Comparison) -> str:
     images = f"{result.num_images} {result.split} images"
     lines.append(f"difference: {figure(result.difference_bpd, '+.4f')} bits/dim, {interval}, {images}")
     if result.samples is None:
-        lines.append("samples: not compared; that needs both models' samples measured alike, see `vdmctl sample`")
+        lines.append("samples: not compared: not measured with the same features and images; see `vdmctl sample`")
     for name, (first, second) in (result.samples or {}).items():
         lines.append(f"{name}: {first.of_samples}, {second.of_samples}; held-out images {first.of_held_out}")
     return "\n".join(lines)

@@ -35,7 +35,7 @@ QUEUES = Annotated[
         "--queue",
         metavar="NAME",
         help="A work queue whose runs the worker takes; may be repeated.",
-        show_default="default, and gpu on a machine with an NVIDIA card or else cpu",
+        show_default="default, and gpu on a machine with an NVIDIA GPU, else cpu",
     ),
 ]
 

@@ -75,12 +75,13 @@ class Decoder:
             self.pixels.update(part.data)
             self.num_decoded += len(part)
             yield part
-        # The encoder took initial words only when no others were left.  So if there are any, the images needed every
-        # block, and if there are none, the sha256 is left, which lies within one block.
+        # What is left: the initial words that the encoder took, the 8 words of the sha256, and the encoder's first
+        # state, 1.  If it took initial words, every block has been read.  Else only the sha256 is left, in one block.
         left = next(blocks, []) + coder.flushed()
         if next(blocks, None):
             raise BrokenCodeError("damaged: its code goes on after its last image")
-        if left != [*bottom(self.pixels.digest(), len(left) - 9), 1]:
+        depth = len(left) - 8 - 1
+        if left != [*bottom(self.pixels.digest(), depth), 1]:
             raise ArithmeticError("the pixels differ from their sha256")
 
     def disagreement(self) -> str:

@@ -4,6 +4,8 @@ Errors are OSError with the name of the file, so that callers report them like a
 """
 
 import errno
+import fcntl
+import glob
 import hashlib
 import json
 import math
@@ -138,11 +140,23 @@ def writing(path: Path) -> Iterator[BinaryIO]:
     place = place_of_file(path)
     temporary = place.with_name(f".{place.name}.{os.getpid()}")
     with naming(path, temporary), unfinished(temporary):
-        temporary.unlink(missing_ok=True)  # a process with this number may have been killed
+        remove_abandoned(place)
+        temporary.unlink(missing_ok=True)  # also where a file system has no locks
         with temporary.open("xb") as file:
+            with suppress(OSError):
+                fcntl.flock(file, fcntl.LOCK_EX)
             yield file
             save(file)
         temporary.replace(place)
+
+
+def remove_abandoned(place: Path) -> None:
+    """Remove what processes that were killed while they wrote the file have left: nobody holds its lock."""
+    for temporary in place.parent.glob(f".{glob.escape(place.name)}.*"):
+        if temporary.suffix[1:].isdecimal():
+            with suppress(OSError), open_regular(temporary) as file:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                temporary.unlink()
 
 
 def place_of_file(path: Path) -> Path:

@@ -1,4 +1,4 @@
-"""The sections of params.yaml, the only source of numbers, strictly typed; `flows.core.params_file` reads them."""
+"""The sections of params.yaml, strictly typed.  `flows.core.params_file` reads the file."""
 
 from typing import Annotated, Literal, Self
 
@@ -52,8 +52,10 @@ class Data(Section):
 
     @model_validator(mode="after")
     def consistent(self) -> Self:
-        if self.name == ("digits" if self.source else "image_folder"):
-            raise ValueError(f"{self.name} needs source: {'null' if self.source else 'the folder of images'}")
+        if self.name == "digits" and self.source:
+            raise ValueError("digits needs source: null")
+        if self.name == "image_folder" and not self.source:
+            raise ValueError("image_folder needs source: the folder of images")
         return self
 
 

@@ -28,7 +28,7 @@ def environment(device: torch.device, requirements: Path) -> Environment:
 
 
 def processor(device: torch.device) -> str:
-    """Return the name of the card, or the kind of the CPU."""
+    """Return the name of the GPU, or the kind of the CPU."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     vendor = "unknown"

@@ -68,7 +68,7 @@ def fetch_file(
     Raises NetworkError (exit 5) if every address failed after every pause, refused the request, or sent another file or
     more than `most` bytes; OSError if `path` cannot be written.
     """
-    if path.exists() and not refusal(path, take):
+    if path.exists() and not take_or_delete(path, take):
         return
     part = path.with_name(path.name + ".part")
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -80,7 +80,7 @@ def fetch_file(
             try:
                 receive(address, part, most)
                 part.rename(path)
-                if not (reason := refusal(path, take)):
+                if not (reason := take_or_delete(path, take)):
                     return
                 failure = f"{address}: {reason}"
                 left.remove(address)
@@ -103,8 +103,8 @@ def is_final(error: Exception) -> bool:
     return isinstance(error, TooLongError)
 
 
-def refusal(path: Path, take: Callable[[], None]) -> str:
-    """Return why `take` refuses the file, after deleting the file; "" if it does not."""
+def take_or_delete(path: Path, take: Callable[[], None]) -> str:
+    """Call `take`.  If it refuses the file, delete the file and return the reason; else return ""."""
     try:
         take()
     except UserError as error:

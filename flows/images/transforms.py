@@ -11,8 +11,8 @@ import numpy as np
 from flows.core.errors import Exit, UserError
 from flows.images.store import fitting
 
-# Of one image: a larger one cannot be trained on, since the model keeps the resolution throughout.
-MOST_LEVELS = 2**25
+# C x H x W of one image: a larger one cannot be trained on, since the model keeps the resolution throughout.
+MOST_DIMS = 2**25
 
 
 def transform(
@@ -45,8 +45,8 @@ def shape_left(shape: tuple[int, ...], *, grayscale: bool, resize: list[int] | N
         raise UserError(f"data.grayscale needs 1 or 3 channels, but the images have {channels}", Exit.USAGE)
     height, width = (side + 2 * pad for side in resize or (height, width))
     left = (1 if grayscale else channels, height, width)
-    if (num_levels := math.prod(left)) > MOST_LEVELS:
-        what = f"images of {'x'.join(map(str, left))} have {num_levels:,} levels, more than {MOST_LEVELS:,}"
+    if (num_dims := math.prod(left)) > MOST_DIMS:
+        what = f"images of {'x'.join(map(str, left))} have {num_dims:,} dimensions, more than {MOST_DIMS:,}"
         if resize or pad:
             raise UserError(f"data.resize and data.pad: {what}; lower them", Exit.USAGE)
         raise UserError(f"{what}; set data.resize to a smaller [height, width]", Exit.INVALID_DATA)

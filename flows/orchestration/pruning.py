@@ -165,7 +165,7 @@ def prune_cache(folders: list[Path], repos: list[Any], work: Pruning, plan: Plan
 
 def old_reports(root: Path, plan: Plan) -> Iterator[Path]:
     """Yield the reports of runs that made nothing that stays, and are not newer than the newest version."""
-    for folder in folders_in(root / layout.SHOWN):
+    for folder in folders_in(root / layout.RUN_REPORTS):
         if folder.name not in plan.runs and last_written(folder) <= plan.since:
             yield folder
 

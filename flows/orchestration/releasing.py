@@ -109,7 +109,7 @@ def release(place: Workspace, made: str) -> Release:
     subject = git_text(place.root, "log", "-1", "--format=%s", made)
     version = known[-1] if known else registry.add_version(place.root, made, subject)
     before = registry.champion(place.root)
-    evidence = cast(Evidence, promote(version.name, place.folder, kept(place), return_state=True).result())
+    evidence = cast(Evidence, promote(version.name, place.folder, report_folder(place), return_state=True).result())
     compared = [version, before] if before else [version]
     artifacts.show_metrics({each.name: each.metrics for each in compared}, evidence)
     return Release(version, branch_of(place, made), evidence)
@@ -153,6 +153,6 @@ def announce_decision(decided: Release) -> None:
     announce(outcome, decided.evidence.reason, model=decided.version.name, bpd=decided.version.metrics.bpd)
 
 
-def kept(place: Workspace) -> Path:
-    """Return the folder of what Prefect's UI links to, which stays when the run's worktree is removed."""
-    return place.root / layout.SHOWN / place.folder.name
+def report_folder(place: Workspace) -> Path:
+    """Return the folder for the run's report, Data Docs, card, samples and evidence.  It outlives the worktree."""
+    return place.root / layout.RUN_REPORTS / place.folder.name

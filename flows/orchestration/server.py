@@ -145,6 +145,8 @@ def send(url: str, path: str, headers: dict[str, str], content: bytes | None = N
 
     Raises Refused for an answer that is an error or not JSON, and another OSError without an answer.
     """
+    if not url.startswith(("http://", "https://")):
+        raise Refused("an address begins with http:// or https://")
     try:
         return receive(urllib.request.Request(f"{url.rstrip('/')}/{path}", content, headers, method=method))
     except (RemoteDisconnected, IncompleteRead) as error:  # the server died while it answered
@@ -221,9 +223,9 @@ def refusal(error: Exception) -> str:
     code = getattr(error, "code", 0)
     if code == HTTPStatus.UNAUTHORIZED:
         return "the server refuses the password; set PREFECT_API_AUTH_STRING=USER:PASSWORD"
-    if code >= HTTPStatus.INTERNAL_SERVER_ERROR:
+    if code >= HTTPStatus.INTERNAL_SERVER_ERROR and code != HTTPStatus.NOT_IMPLEMENTED:
         return f"the server fails ({error}); its own output says why, such as a full disk"
-    advice = "correct PREFECT_API_URL, or give `vdmctl serve` another --port"
+    advice = "correct PREFECT_API_URL, such as http://HOST:4200/api, or give `vdmctl serve` another --port"
     return f"not a Prefect server, or one of another version ({brief(error)}); {advice}"
 
 

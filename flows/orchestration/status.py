@@ -92,9 +92,11 @@ def last_run(api: Api) -> Entry | None:
 
     Cancelled runs do not count: Prefect cancels one also because another one is in progress.
     """
-    for one in runs(api, *CONCLUDED, sort="END_TIME_DESC", limit=1):
-        return {"name": one["name"], "state": one["state_name"], "ended": one["end_time"], "reason": reason(one)}
-    return None
+    ended = runs(api, *CONCLUDED, sort="END_TIME_DESC", limit=1)
+    if not ended:
+        return None
+    one = ended[0]
+    return {"name": one["name"], "state": one["state_name"], "ended": one["end_time"], "reason": reason(one)}
 
 
 def reason(run: Entry) -> str | None:
@@ -135,6 +137,7 @@ def schedule(deployment: Entry, each: Entry, planned: list[Entry]) -> Entry:
         "when": when,
         "timezone": given.get("timezone") or "UTC",
         "active": active,
+        "paused": bool(each["active"]) and not active,
         "next_run": min(times) if active and times else None,
     }
 
@@ -189,7 +192,7 @@ def disk(root: Path) -> dict[str, int]:
         "training_states": layout.STATES,
         "worktrees": layout.WORKTREES,
         "fetched_models": layout.FETCHED,
-        "reports_of_runs": layout.SHOWN,
+        "reports_of_runs": layout.RUN_REPORTS,
         "downloads": layout.DOWNLOADS,
         "git": Path(".git"),
     }
@@ -223,6 +226,8 @@ def problems(found: Entry) -> Iterator[str]:
             yield f"no worker of the pool {POOL} is online, so no run starts; {online}"
     for one in server.get("paused", []):
         yield f"no run of {one['name']} starts, since it is paused; `{one['resume']}`"
+    for name in sorted({one["deployment"] for one in server.get("schedules", []) if one["paused"]}):
+        yield f"no planned run of {name} starts, since the deployment is paused; resume it in Prefect's UI"
     for run in server.get("late", []):
         advice = f"the option `--queue {run['queue']}` of `vdmctl serve` and `vdmctl worker` lets one work for it"
         late = f"run {run['name']}, planned for {run['planned']}, has not started; is a worker of the queue"

@@ -1,5 +1,6 @@
 """Run the commands of a flow run: log their output, wait while a device is busy, raise errors with their reasons."""
 
+import logging
 import os
 import re
 import signal
@@ -24,6 +25,22 @@ from flows.process.groups import process_group
 POLL_SECONDS = 1.0
 # What DVC says after every stage.
 LEFT_OUT = ("Generating lock file", "Updating lock file", "Use `dvc push`")
+
+
+def leave_out_tracebacks(expected: tuple[type[Exception], ...]) -> None:
+    """Remove from the run's log what its last lines and its state say already.
+
+    These are tracebacks of `expected` errors and of exits, failed states that tasks return, and messages that a
+    cancelled run crashed.
+    """
+    repeats = ("Crash detected! Execution was aborted", "Finished in state Running()")
+
+    def is_kept(record: logging.LogRecord) -> bool:
+        known = record.exc_info and isinstance(record.exc_info[1], (*expected, SystemExit, type(None)))
+        return not known and not record.getMessage().startswith(repeats)
+
+    for name in ("prefect.engine", "prefect.flow_runs", "prefect.task_runs"):
+        logging.getLogger(name).addFilter(is_kept)
 
 
 def stream(

@@ -177,7 +177,7 @@ def identity(root: Path) -> Identity:
     Raises UserError (exit 2) unless a committer and an author are configured; git may not guess one.
     """
     try:
-        for role in ("GIT_AUTHOR_IDENT", "GIT_COMMITTER_IDENT"):
+        for role in ("GIT_AUTHOR_IDENT", "GIT_COMMITTER_IDENT"):  # the committer last: its line is parsed below
             line = git(root, "-c", "user.useConfigOnly=true", "var", role).decode()
     except UserError as error:
         raise UserError(

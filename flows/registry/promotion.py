@@ -6,9 +6,9 @@ than either figure.  With d = challenger - champion in bits/dim, the challenger 
 confidence interval lies below -min_improvement_bpd.  If the data changed since the champion was trained, the champion
 may have been trained on some of the new validation images, which only favours the champion.
 
-Whoever wins a comparison is partly lucky, so the champion's figure on the validation images falls a little with every
-challenger.  The figures on the test images decide nothing, so they stay what they are.  Only data without validation
-images are judged by test images, and the evidence says so.
+The winner of a comparison is partly lucky, so the champion's validation figure becomes a little too good with every
+challenger (selection bias).  The test figures decide nothing, so they have no such bias.  Only if the data have no
+validation images do the test images decide, and the evidence says so.
 """
 
 from collections.abc import Mapping
@@ -83,7 +83,7 @@ def evaluated(
     champion is a model of images of another shape or number of levels.
     """
     images, model = fetch_images(root, challenger), fetch(root, challenger)
-    found = jury(root, challenger, images)
+    found = deciding_images(root, challenger, images)
     split: Split = found["split"]
     splits: set[Split] = {split, "test"}
     if champion is None:
@@ -108,7 +108,7 @@ def evaluated(
     return found | {"champion_fitted_to": fitted_to(root, champion)} | compared[split].model_dump(include=shared)
 
 
-def jury(root: Path, challenger: Version, images: Path) -> dict[str, Any]:
+def deciding_images(root: Path, challenger: Version, images: Path) -> dict[str, Any]:
     """Return which images decide, how many challengers they have judged, and what this one was fitted to.
 
     The keys are fields of Evidence.

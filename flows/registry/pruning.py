@@ -107,6 +107,7 @@ def reasons_to_keep(
         ("among the newest", (version.commit for version in known[-keep:])),
         ("among the last champions", [*last(reign(tags), keep), *last(history, keep)]),
     ]
+    # The last reason for a commit counts, so the most important reasons are last.
     return {commit: reason for reason, commits in reasons for commit in commits}
 
 

@@ -32,7 +32,7 @@ def reproduction(root: Path) -> Reproduction | None:
     except (DvcException, UserError):
         return None
     if changed and causes:
-        made = f"not as DVC recorded them, nor are their inputs: {shortened(causes)}"
+        made = f"changed since DVC recorded them, and so did their inputs {shortened(causes)}"
         return Reproduction(False, f"{', '.join(changed)}: {made}; `dvc repro` makes and records them")
     if changed:
         removed = "changed or removed after DVC recorded them"
@@ -41,8 +41,8 @@ def reproduction(root: Path) -> Reproduction | None:
     if not differing:
         return Reproduction(True, f"every output is identical to that of commit {commit[:12]}")
     inputs = changed_inputs(theirs, ours)
-    reason = f"since the inputs differ: {inputs}" if inputs else f"from the same inputs; {environments(root, commit)}"
-    return Reproduction(False, f"{', '.join(differing)}: other bytes than in commit {commit[:12]}, {reason}")
+    reason = f"because the inputs differ: {inputs}" if inputs else f"with the same inputs; {environments(root, commit)}"
+    return Reproduction(False, f"{', '.join(differing)}: different from commit {commit[:12]}, {reason}")
 
 
 def changed_outputs(root: Path) -> tuple[list[str], list[str]]:

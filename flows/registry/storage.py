@@ -22,7 +22,7 @@ from pydantic import ConfigDict, FailFast, RootModel
 from flows.core import layout
 from flows.core.documents import Document, Md5, RelativePath, read, require_apart
 from flows.core.errors import Exit, NetworkError, UserError
-from flows.core.files import file_sha256, inside, open_regular, parse_json, read_bounded, scratch_folder
+from flows.core.files import file_sha256, inside, naming, open_regular, parse_json, read_bounded, scratch_folder
 from flows.images.store import ImageSetError, data_sha256
 from flows.registry.lock_file import model_path, read_lock
 from flows.registry.versions import Version, resolve
@@ -100,7 +100,7 @@ def copy(root: Path, version: Version, path: str, digest: str, folder: Path) -> 
     with opened(root) as repo:
         stored = obtain(repo, {path: digest}, f"{version.name}: ")[path]
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with scratch_folder(folder.parent) as scratch:
+    with scratch_folder(folder.parent) as scratch, naming(folder, scratch / "whole"):
         whole = scratch / "whole"
         whole.mkdir()
         for file in stored:

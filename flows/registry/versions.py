@@ -238,7 +238,7 @@ def reign(tags: list[Tag]) -> list[Tag]:
         if removed:
             reigning = [earlier for earlier in reigning if earlier.commit != tag.commit]
         elif (evidence := evidence_of(tag.message)) and evidence.decision == ROLL_BACK:
-            reigning[-2:] = [tag]
+            reigning[-2:] = [tag]  # remove the champion; the one before it reigns by its new tag
         else:
             reigning.append(tag)
     live = {tag.commit for _, tag in registered(tags)}

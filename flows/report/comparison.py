@@ -48,13 +48,13 @@ def unpaired(first: Results, second: Results) -> str:
     if first.per_image is None or second.per_image is None:
         return "one of them has no figures for each image"
     for field, text in (
-        ("data_sha256", "they were evaluated on other images"),
+        ("data_sha256", "they were evaluated on different images"),
         ("split", "they were evaluated on different splits"),
         ("num_images", "they were evaluated on different numbers of images"),
         ("seed", "they were evaluated with different seeds"),
         ("times_per_image", "they were evaluated at different numbers of times"),
-        ("num_timesteps", "one is evaluated in another number of steps"),
-        ("precision", "one is evaluated in another precision"),
+        ("num_timesteps", "they were evaluated with different numbers of steps"),
+        ("precision", "they were evaluated in different precisions"),
     ):
         if getattr(first.metrics, field) != getattr(second.metrics, field):
             return text

@@ -3,14 +3,12 @@
 from collections.abc import Iterable
 from io import BytesIO
 from itertools import islice
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from PIL import Image
 
-from flows.core.files import write_whole
 from flows.sampling.pictures import GAP, grid, png
 from vdm.sampling import Step
 
@@ -38,12 +36,9 @@ def pixels(x: torch.Tensor) -> np.ndarray:
     return np.asarray(((x[:MOST_IMAGES].float().clamp(-1, 1) + 1) * 127.5).round().byte().cpu())
 
 
-def write(path: Path, film: Film) -> None:
-    """Write the film as a GIF, or as a strip with a row of z_t above a row of x_hat for each image, by the ending.
-
-    Raises OSError that names the file.
-    """
-    write_whole(path, gif(film) if path.suffix.lower() == ".gif" else png(strip(film)))
+def encoded(film: Film, ending: str) -> bytes:
+    """Return the film as a GIF, or as a PNG strip with a row of z_t above a row of x_hat for each image."""
+    return gif(film) if ending.lower() == ".gif" else png(strip(film))
 
 
 def strip(film: Film) -> np.ndarray:

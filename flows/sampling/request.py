@@ -1,5 +1,6 @@
 """Draw what `vdmctl sample MODEL` asks for, and write it."""
 
+from contextlib import ExitStack
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -9,7 +10,9 @@ import torch
 from flows.core.checkpoint import load_model, model_sha256
 from flows.core.device import find_device
 from flows.core.errors import Exit, UserError
+from flows.core.files import written_last
 from flows.core.folders import contains
+from flows.process.ending import finish
 from flows.sampling import film, pictures
 from flows.sampling.drawing import draw, fill, filling, solver_of
 from flows.sampling.filling import read_known, read_mask
@@ -44,9 +47,12 @@ def answer(request: Request) -> dict[str, Any]:
     begin = perf_counter()
     images = fill(vdm, request.settings, *parts) if parts else draw(request.model, request.settings)
     seconds = perf_counter() - begin
-    if request.film:
-        film.write(request.film, record(request, vdm, parts))
-    pictures.write(request.out, images, vdm.num_levels)
+    with ExitStack() as stack:
+        if request.film:  # it appears after the images, or neither does
+            content = film.encoded(record(request, vdm, parts), request.film.suffix)
+            stack.enter_context(written_last(request.film, content))
+        pictures.write(request.out, images, vdm.num_levels)
+        finish()
     solver = solver_of(request.settings, device)
     if parts:
         solver = solver._replace(order=1, eta=1.0)  # as `fill_in` always takes its steps

@@ -72,7 +72,7 @@ def launch(function: Callable[[], Any], *, num_processes: int, max_restarts: int
             raise UserError(f"{reason}; {again}", Exit.BUG) from failed
     results = [outcome for _, outcome in sorted(outcomes.items())]
     if met := [result for result in results if isinstance(result, Exception)]:
-        raise min(met, key=lambda error: not isinstance(error, UserError))
+        raise next((error for error in met if isinstance(error, UserError)), met[0])
     return results
 
 

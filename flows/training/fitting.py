@@ -168,7 +168,8 @@ def fit(trainer: Trainer, run: Run, curves: Path, train: "Train", asked_to_stop:
     with ExitStack() as stack:
         with agreement():
             log_line = stack.enter_context(writing_curves(curves, trainer.records)) if is_first() else None
-        progress = bar("training", shown=is_first())(range(trainer.done - trainer.unvalidated, steps))
+        first = trainer.done - 1 if trainer.unvalidated else trainer.done  # a pending validation takes one more turn
+        progress = bar("training", shown=is_first())(range(first, steps))
         for _ in progress:
             if trainer.finished:
                 log.info("step %d of %d: training ends, since validation no longer improves", trainer.done, steps)

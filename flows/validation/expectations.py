@@ -82,8 +82,8 @@ class Checker:
         self.context.add_data_docs_site("site", site_config(folder))
         with logged_errors("great_expectations") as errors:
             self.context.build_data_docs()
-        for error in errors:
-            raise error
+        if errors:
+            raise errors[0]
         for page in sorted(folder.rglob("*.html")):
             write_whole(page, canonical_page(page.read_text(encoding="utf-8")))
 

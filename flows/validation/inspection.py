@@ -113,7 +113,7 @@ def check_differences(checker: Checker, contract: "Contract", found: list[Differ
         text = "splits differ by chance alone (times the limit)"
         checker.check("differences", [difference_rows(of_splits)], difference_expectations("warning", text), index)
     if of_reference:
-        text = "images do not differ from the reference's (times the limit)"
+        text = "images are like the reference's (times the limit)"
         severity = "warning" if contract.on_drift == "warn" else "critical"
         checker.check("drift", [difference_rows(of_reference)], difference_expectations(severity, text), index)
 
@@ -169,9 +169,9 @@ def require_success(report: Report, images: Path, out: Path | None) -> None:
 
 
 def described(result: Result) -> str:
-    """Return the meaning of an expectation, what was observed, and the first rows that break it."""
+    """Return the meaning of an expectation that fails, what was observed, and the first rows that break it."""
     rows = ", ".join(map(described_row, result.rows[:3]))
-    return f"{result.meaning}: {result.observed}{f' ({rows})' if rows else ''}"
+    return f"does not hold: {result.meaning}: {result.observed}{f' ({rows})' if rows else ''}"
 
 
 def described_row(row: dict[str, Any]) -> str:

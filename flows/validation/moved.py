@@ -20,6 +20,7 @@ MOST_COMPARED = 2048
 BRIGHTNESS = 0.006
 """Largest difference in mean brightness between an image and its copy, as a share of the range."""
 VARIANTS = 18
+"""Variant 9 m + 3 (d + 1) + (a + 1): mirrored if m is 1, shifted d pixels down and a pixels across, -1 to 1 each."""
 UNMOVED = (4, 13)
 """The variants that are not shifted: as it is, mirrored."""
 

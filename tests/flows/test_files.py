@@ -9,7 +9,16 @@ import pytest
 from pictures import unprivileged
 
 from flows.core.errors import Exit, UserError
-from flows.core.files import discard, inside, open_regular, parse_json, read_bounded, write_whole, writing
+from flows.core.files import (
+    discard,
+    inside,
+    open_regular,
+    parse_json,
+    read_bounded,
+    remove_abandoned,
+    write_whole,
+    writing,
+)
 from flows.core.folders import writing_folder
 
 
@@ -254,6 +263,19 @@ def test_a_file_and_a_folder_do_not_replace_each_other(tmp_path: Path) -> None:
     with pytest.raises(IsADirectoryError, match="/folder'"), writing(tmp_path / "folder"):
         pytest.fail("opened")
     assert (tmp_path / "file").read_text() == "old"
+
+
+def test_what_a_killed_process_left_is_removed_by_the_next_one(tmp_path: Path) -> None:
+    others = [".file.name", ".file.12x", "..file.12", ".file2.12"]
+    for name in (".file.12", ".file.123456", *others):
+        (tmp_path / name).touch()
+    with writing(tmp_path / "file") as first:
+        first.write(b"first")
+        write_whole(tmp_path / "other", "other")
+        assert (tmp_path / f".file.{os.getpid()}").exists()
+        remove_abandoned(tmp_path / "file")  # as another process would, while this one writes
+    assert (tmp_path / "file").read_bytes() == b"first"
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(["file", "other", *others])
 
 
 def test_what_has_the_name_of_the_temporary_file_is_not_written(tmp_path: Path) -> None:

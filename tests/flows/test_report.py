@@ -96,7 +96,7 @@ def test_the_page_says_everything_in_the_order_of_its_readers_questions(whole: P
         for part in (
             "2.0000 ± 0.0946 bits/dim on 40 test images",
             "at 2 times each, in continuous time, with seed 0",
-            "reconstruction finding the levels of the pixels from the image with the least noise 0.0300",
+            "reconstruction finding the levels of the pixels from z_0 0.0300",
             "validation 10 2.1000 ± 0.0500",
             "test \N{MINUS SIGN} training +0.1000 ± 0.0200",
             "Loss while training",
@@ -346,8 +346,8 @@ def test_two_models_are_compared_image_by_image(files: Files, tmp_path: Path, di
     [
         ({"seed": 1}, "they were evaluated with different seeds"),
         ({"times_per_image": 3}, "they were evaluated at different numbers of times"),
-        ({"num_timesteps": 100}, "one is evaluated in another number of steps"),
-        ({"data_sha256": "b" * 64}, "they were evaluated on other images"),
+        ({"num_timesteps": 100}, "they were evaluated with different numbers of steps"),
+        ({"data_sha256": "b" * 64}, "they were evaluated on different images"),
     ],
 )
 def test_figures_that_are_not_paired_are_not_subtracted(

@@ -1,5 +1,6 @@
 """`vdmctl sample MODEL`: its outputs by their endings, its film, filling in, and what it refuses."""
 
+import errno
 import json
 from pathlib import Path
 from typing import Any
@@ -72,6 +73,19 @@ def test_the_film_shows_noise_and_prediction(kind: str, small: Small) -> None:
             assert picture.size == (2 * (2 * 34 + 2) + 4, 2 * 34 + 2)
         else:
             assert picture.size == (7 * 34 + 2, 2 * 3 * 34 + 2)
+
+
+def test_the_film_stays_if_its_images_cannot_be_written(small: Small, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert run(["sample", MODEL, "-n", "1", "--steps", "2", "--out", "a.npy", "--film", "film.png"]) == Exit.DONE
+    before = Path("film.png").read_bytes()
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", "a.npy")
+
+    monkeypatch.setattr("flows.sampling.pictures.write", full)
+    again = ["sample", MODEL, "-n", "1", "--steps", "2", "--seed", "5", "--out", "a.npy", "--film", "film.png"]
+    assert run([*again, "--force"]) == Exit.MISSING
+    assert Path("film.png").read_bytes() == before
 
 
 def test_the_film_of_equal_noise_levels_shows_the_steps_that_are_taken(small: Small) -> None:

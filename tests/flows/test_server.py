@@ -97,6 +97,7 @@ def saying(said: bytes) -> Iterator[str]:
         ('"2.20.1"', r"the server at .* is Prefect 2.20.1, and this machine has 3.*; install one version", Exit.USAGE),
         (401, "the server refuses the password; set PREFECT_API_AUTH_STRING=USER:PASSWORD", Exit.USAGE),
         (404, r"not a Prefect server, or one of another version \(404 Not Found\)", Exit.MISSING),
+        (501, r"not a Prefect server, or one of another version \(501 Not Implemented\)", Exit.MISSING),
         (500, r"the server fails \(500 .*\); its own output says why, such as a full disk", Exit.MISSING),
         (503, r"the server fails \(503 .*\); its own output says why, such as a full disk", Exit.MISSING),
         ("<html>", r"not a Prefect server, .* \(Expecting value: .*\); correct PREFECT_API_URL", Exit.MISSING),
@@ -133,7 +134,11 @@ def test_something_else_that_answers_is_one_line(said: bytes, reason: str) -> No
     ("url", "message", "code"),
     [
         ("http://localhost:99999/api", "not the address of a server: Port out of range", Exit.USAGE),
-        ("localhost:4200/api", r"no Prefect server answers \(unknown url type: localhost\); ", Exit.MISSING),
+        (
+            "localhost:4200/api",
+            r"not a Prefect server, .* \(an address begins with http:// or https://\); correct PREFECT_API_URL",
+            Exit.MISSING,
+        ),
         ("http://server:port/api", "not the address of a server: Port could not be cast", Exit.USAGE),
     ],
 )
@@ -427,4 +432,4 @@ def test_the_status_names_a_missing_deployment_and_a_missing_pool(
         server = status(tmp_path)["server"]
         assert server["answers"]
         (problem,) = problems(found | {"server": server})
-        assert problem.startswith(f"{url}: the server fails (501 ")
+        assert problem.startswith(f"{url}: not a Prefect server, or one of another version (501 ")

@@ -12,7 +12,7 @@ from PIL import Image
 from flows.core.errors import Exit, UserError
 from flows.core.params_file import read_params
 from flows.images.store import MOST_CHUNK_BYTES, data_sha256, load_images
-from flows.images.transforms import MOST_LEVELS, describe, levels_left, parts, shape_left, transform
+from flows.images.transforms import MOST_DIMS, describe, levels_left, parts, shape_left, transform
 from flows.stages.download import download
 
 NOTHING: dict[str, Any] = {"grayscale": False, "resize": None, "pad": 0, "num_bits": 8}
@@ -111,7 +111,7 @@ def test_a_transform_that_leaves_the_bytes_is_still_in_the_digest(tmp_path: Path
 @pytest.mark.parametrize(
     ("shape", "change", "message", "code"),
     [
-        ((3, 9000, 9000), {}, "3x9000x9000 have 243,000,000 levels.*set data.resize to a smaller", Exit.INVALID_DATA),
+        ((3, 9000, 9000), {}, "3x9000x9000 have 243,000,000 dimensions.*set data.resize to a", Exit.INVALID_DATA),
         ((3, 8, 8), {"resize": [4096, 4096]}, "data.resize and data.pad: .*3x4096x4096 .*; lower them", Exit.USAGE),
         ((3, 8, 8), {"resize": [3000, 3000], "pad": 1024}, "3x5048x5048 .*; lower them", Exit.USAGE),
         ((1000, 4, 4), {"pad": 1024}, "1000x2052x2052 .*; lower them", Exit.USAGE),
@@ -146,7 +146,7 @@ def test_a_chunk_is_transformed_in_parts_that_fit(shape: tuple[int, int, int], c
     left = shape_left(shape, **{key: settings[key] for key in ("grayscale", "resize", "pad")})
     slices = list(parts(images, **settings))
     largest = max(int(np.prod(shape)), int(np.prod(left)))
-    assert largest <= MOST_LEVELS
+    assert largest <= MOST_DIMS
     assert sum(len(range(1000)[part]) for part in slices) == 1000
     assert max(len(range(1000)[part]) for part in slices) * largest <= max(MOST_CHUNK_BYTES, largest)
 

@@ -193,9 +193,9 @@ def test_a_model_that_predicts_no_numbers_is_an_error(tiny_model: Callable[..., 
 
 
 def test_what_cannot_be_coded_is_refused(tiny_model: Callable[..., VDM]) -> None:
-    with pytest.raises(ValueError, match="no code in 48 cells for 17 levels"):
+    with pytest.raises(ValueError, match="got 48"):
         Codec(tiny_model(), 3, 48)
-    with pytest.raises(ValueError, match="no code in 64 cells for 257 levels"):
+    with pytest.raises(ValueError, match="got 257"):
         Codec(tiny_model(num_levels=257), 3)
     with pytest.raises(ValueError, match="in training mode, with dropout"):
         Codec(tiny_model(dropout=0.1).train(), 3)

@@ -88,9 +88,16 @@ def test_dropout_does_not_change_figures(tiny_model: Callable[..., VDM], digits:
     assert np.isfinite(evaluate(tiny_model().train(), digits[:2], **SETTINGS).bpd).all()
 
 
-@pytest.mark.parametrize(("second", "confidence"), [(np.zeros(1), 0.95), (np.zeros(3), 95.0), (np.zeros(3), 0.0)])
-def test_figures_that_do_not_compare_are_refused(second: np.ndarray, confidence: float) -> None:
-    with pytest.raises(ValueError, match="do not compare"):
+@pytest.mark.parametrize(
+    ("second", "confidence", "message"),
+    [
+        (np.zeros(1), 0.95, "figures of different images"),
+        (np.zeros(3), 95.0, "confidence must lie between 0 and 1, got 95"),
+        (np.zeros(3), 0.0, "confidence must lie between 0 and 1, got 0"),
+    ],
+)
+def test_figures_that_do_not_compare_are_refused(second: np.ndarray, confidence: float, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         paired_difference(np.arange(3.0), second, confidence=confidence)
 
 

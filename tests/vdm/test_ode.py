@@ -172,6 +172,15 @@ def test_results_do_not_depend_on_the_other_images(tiny_model: Callable[..., VDM
     np.testing.assert_allclose(many[:2], few, atol=5e-3)
 
 
+@pytest.mark.parametrize("name", ["num_draws", "num_probes", "batch_size"])
+def test_counts_with_which_no_evaluation_is_possible_are_refused(
+    name: str, tiny_model: Callable[..., VDM], digits: np.ndarray
+) -> None:
+    settings = {"seed": 0, "num_draws": 1, "num_probes": 1, "batch_size": 4, "dequantisation": "uniform", name: -1}
+    with pytest.raises(ValueError, match=f"{name} must be a whole number of at least 1, got -1"):
+        evaluate_ode(tiny_model(), digits[:1], solve=dopri5(1e-3), **settings)  # type: ignore[arg-type]
+
+
 def test_the_flow_of_a_trained_model_lies_at_or_below_the_bound(digits: np.ndarray) -> None:
     from test_training import SETTINGS, fit
 

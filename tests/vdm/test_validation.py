@@ -171,14 +171,16 @@ def test_processes_share_a_validation_without_changing_it(
     np.testing.assert_allclose(shared.diffusion_variance, whole.diffusion_variance, rtol=1e-9)
 
 
-def test_validation_without_images_is_refused() -> None:
-    with pytest.raises(ValueError, match="needs validation images"):
-        Validation(
-            np.zeros((0, 1, 8, 8), dtype=np.uint8),
-            every_steps=1,
-            times_per_image=2,
-            batch_size=64,
-            seed=0,
-            keep="last",
-            patience=None,
-        )
+@pytest.mark.parametrize(
+    ("num_images", "change", "message"),
+    [
+        (0, {}, "needs validation images"),
+        (1, {"every_steps": 0}, "every_steps must be a whole number of at least 1, got 0"),
+        (1, {"patience": 0}, "patience must be a whole number of at least 1, got 0"),
+        (1, {"keep": "first"}, "unknown keep 'first': best, last"),
+    ],
+)
+def test_a_validation_that_is_not_possible_is_refused(num_images: int, change: dict[str, Any], message: str) -> None:
+    options = {"every_steps": 1, "times_per_image": 2, "batch_size": 64, "seed": 0, "keep": "best", "patience": None}
+    with pytest.raises(ValueError, match=message):
+        Validation(np.zeros((num_images, 1, 8, 8), dtype=np.uint8), **{**options, **change})

@@ -289,7 +289,7 @@ def test_figures_that_are_not_finite_are_null(reproduced: Project) -> None:
         assert json.loads(compared.stdout, parse_constant=pytest.fail)["difference_bpd"] is None
         text = reproduced.vdmctl("compare", name, name).stdout
         assert "difference: not finite bits/dim, no interval" in text
-        assert "\nsamples: not compared; that needs both models' samples measured alike" in text
+        assert "\nsamples: not compared: not measured with the same features and images" in text
         solved = reproduced.vdmctl("evaluate", name, "--protocol", "ode")
         assert solved.returncode == 2
         assert "ode.tolerance" in one_line(solved)
@@ -480,20 +480,20 @@ def test_the_report_says_whether_the_outputs_are_those_of_the_commit(reproduced:
     assert f"{metrics}: changed or removed after DVC recorded them" in reproduced.vdmctl("report").stdout
     reproduced.edit("params.yaml", **{"times_per_image:": "times_per_image: 3  #"})
     shown = reproduced.vdmctl("report").stdout
-    assert f"{metrics}: not as DVC recorded them, nor are their inputs: params.yaml evaluate; `dvc repro` ma" in shown
+    assert f"{metrics}: changed since DVC recorded them, and so did their inputs params.yaml evaluate; `dvc re" in shown
     reproduced.git("checkout", "--quiet", "params.yaml")
     (reproduced.folder / metrics).write_text(written)
 
     lock = (reproduced.folder / "dvc.lock").read_text()
     other = re.sub(r"(path: models/trained\n\s+hash: md5\n\s+md5: )\w+", rf"\g<1>{'0' * 32}", lock)
     (line,) = [line for line in reported_beside(reproduced, {"dvc.lock": other}).splitlines() if "other bytes" in line]
-    assert line.startswith("models/trained: other bytes than in commit ")
-    assert "from the same inputs; versions and kind of processor are the same" in line
+    assert line.startswith("models/trained: different from commit ")
+    assert "with the same inputs; versions and kind of processor are the same" in line
     elsewhere = written.replace(f'"torch": "{torch.__version__}"', '"torch": "9.9"')
     shown = reported_beside(reproduced, {"dvc.lock": other, metrics: elsewhere})
     assert f"made with Python 3.{sys.version_info.minor}, torch 9.9" in shown
     shown = reported_beside(reproduced, {"dvc.lock": other.replace("steps: 20\n", "steps: 21\n")})
-    assert "since the inputs differ: params.yaml train\n" in shown
+    assert "because the inputs differ: params.yaml train\n" in shown
 
 
 def reported_beside(project: Project, committed: dict[str, str]) -> str:

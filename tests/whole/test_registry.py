@@ -151,7 +151,7 @@ def test_a_page_about_versions_has_their_results_and_their_lineage(copied: Proje
     assert one.count("<svg") == 4
     difference = metrics_at(copied, "vdm@v1.1.0")["bpd"] - metrics["bpd"]
     assert f"\N{MINUS SIGN}{-difference:.4f}&nbsp;±" in two
-    assert "No paired difference: they were evaluated on other images." in three
+    assert "No paired difference: they were evaluated on different images." in three
 
     damaged = cached(copied, "reports/evaluation/per_image.csv", "", "v1.0.0")
     damaged.chmod(0o644)
@@ -202,6 +202,16 @@ def test_bytes_that_nobody_has_are_one_line(remote: str | None, message: str, co
     assert "vdm@v1.1.0: " in one_line(result)
     assert message in one_line(result)
     assert list((copied.folder / ".vdm").glob("models/*")) == []
+
+
+def test_a_model_for_which_there_is_no_room_is_named(copied: Project, full_disk: Path) -> None:
+    copied.run("mkdir", "-p", ".vdm")
+    (copied.folder / ".vdm/models").symlink_to(full_disk)
+    (full_disk / "filler").write_bytes(bytes(236 * 1024))
+    result = copied.vdmctl("evaluate", "v1.0.0")
+    assert result.returncode == 5
+    assert re.search(r"vdmctl: \.vdm/models/\S+: No space left on device", one_line(result))
+    assert [path.name for path in full_disk.iterdir()] == ["filler"]
 
 
 def test_a_cache_without_room_is_not_taken_for_a_remote_that_does_not_answer(copied: Project, full_disk: Path) -> None:

@@ -18,7 +18,7 @@ class TrainingSettings:
     optimizer                 AdamW for all weights, or Muon for the matrices of the blocks
     learning_rate             the optimizer's, after the warm-up
     warmup_steps              steps over which the learning rate rises linearly from 0
-    learning_rate_decay       its course from then on, see `learning_rate_factor`
+    learning_rate_decay       how it decays after the warm-up, see `learning_rate_factor`
     betas                     AdamW's decay rates of both moments, per step
     weight_decay              decay of weight matrices, per step and unit of the learning rate
     max_gradient_norm         limit of the gradient's norm in bits/dim per unit of weight; None for no limit
@@ -51,9 +51,16 @@ class TrainingSettings:
     log_every: int
 
     def __post_init__(self) -> None:
+        require_choice("optimizer", self.optimizer, OptimizerKind)
+        for transform in self.augmentation:
+            require_choice("transform", transform, Transform)
         require_choice("precision", self.precision, Precision)
         require_choice("learning_rate_decay", self.learning_rate_decay, LearningRateDecay)
-        require_counts(batch_size=self.batch_size, accumulation=self.accumulation, log_every=self.log_every)
+        require_counts(steps=self.steps, batch_size=self.batch_size, accumulation=self.accumulation)
+        require_counts(log_every=self.log_every)
+        for name, number in {"warmup_steps": self.warmup_steps, "weight_decay": self.weight_decay}.items():
+            if not 0 <= number < math.inf:
+                raise ValueError(f"{name} must be at least 0 and finite, got {number}")
         rates = {"learning_rate": self.learning_rate, "max_gradient_norm": self.max_gradient_norm}
         for name, value in rates.items():
             if value is not None and not 0 < value < math.inf:

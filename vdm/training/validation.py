@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from torch import Tensor
 
-from vdm.choices import Keep, require_choice
+from vdm.choices import Keep, require_choice, require_counts
 from vdm.evaluation import Evaluation, image_terms, images_per_batch, terms_of_set
 from vdm.model import VDM
 from vdm.training.processes import gather, process
@@ -31,7 +31,7 @@ class Validation:
 
     `keep` says whether the run ends with the averaged weights of the best validation or with the last ones.  After
     `patience` validations in a row without a new best one, training ends; None for no such end.  Raises ValueError for
-    an empty set of images, and an unknown word in `keep`.
+    an empty set of images, counts below 1, and an unknown word in `keep`.
     """
 
     def __init__(
@@ -48,6 +48,9 @@ class Validation:
         if not len(images):
             raise ValueError("validate_every_steps needs validation images")
         require_choice("keep", keep, Keep)
+        require_counts(every_steps=every_steps, times_per_image=times_per_image, batch_size=batch_size)
+        if patience is not None:
+            require_counts(patience=patience)
         self.images = images
         self.every_steps = every_steps
         self.keep, self.patience = keep, patience
@@ -96,7 +99,8 @@ class Validation:
         first, end = (len(self.images) * number // processes for number in (rank, rank + 1))
         size = images_per_batch(self.options["batch_size"], self.options["times_per_image"])
         parts = []
-        for start in range(first, first + -(-len(self.images) // processes), size):  # as many as the largest share has
+        largest_share = -(-len(self.images) // processes)  # all processes take as many batches, and so ask `stop` alike
+        for start in range(first, first + largest_share, size):
             if stop():
                 return None
             batch = range(start, min(start + size, end))
