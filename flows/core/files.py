@@ -25,6 +25,9 @@ MOST_BYTES = 64 * 2**20
 MOST_DEPTH = 32
 """The deepest nesting that `parse_json` accepts, far above that of any document of the project."""
 
+HIGHEST_PID = 2**22
+"""The highest number of a process that Linux gives."""
+
 UNFINISHED: set[Path] = set()
 """Files and folders that exist only while a block of this process runs."""
 
@@ -147,16 +150,30 @@ def writing(path: Path) -> Iterator[BinaryIO]:
                 fcntl.flock(file, fcntl.LOCK_EX)
             yield file
             save(file)
-        temporary.replace(place)
+            temporary.replace(place)
 
 
 def remove_abandoned(place: Path) -> None:
-    """Remove what processes that were killed while they wrote the file have left: nobody holds its lock."""
+    """Remove the temporary files of processes that were killed while they wrote the file `place`.
+
+    Such a process does not run here, and no process elsewhere holds the lock of its file.
+    """
     for temporary in place.parent.glob(f".{glob.escape(place.name)}.*"):
-        if temporary.suffix[1:].isdecimal():
+        number = temporary.suffix[1:]
+        if number.isdecimal() and int(number) <= HIGHEST_PID and not runs(int(number)):
             with suppress(OSError), open_regular(temporary) as file:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 temporary.unlink()
+
+
+def runs(pid: int) -> bool:
+    """Whether a process of this machine has the number."""
+    with suppress(PermissionError):
+        try:
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            return False
+    return True
 
 
 def place_of_file(path: Path) -> Path:

@@ -145,7 +145,7 @@ def send(url: str, path: str, headers: dict[str, str], content: bytes | None = N
 
     Raises Refused for an answer that is an error or not JSON, and another OSError without an answer.
     """
-    if not url.startswith(("http://", "https://")):
+    if not url.lower().startswith(("http://", "https://")):
         raise Refused("an address begins with http:// or https://")
     try:
         return receive(urllib.request.Request(f"{url.rstrip('/')}/{path}", content, headers, method=method))

@@ -1,8 +1,10 @@
 """Reading and writing files: no read blocks, no file is half written, no name leads out of its folder."""
 
 import errno
+import fcntl
 import os
 import socket
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -15,7 +17,6 @@ from flows.core.files import (
     open_regular,
     parse_json,
     read_bounded,
-    remove_abandoned,
     write_whole,
     writing,
 )
@@ -265,17 +266,29 @@ def test_a_file_and_a_folder_do_not_replace_each_other(tmp_path: Path) -> None:
     assert (tmp_path / "file").read_text() == "old"
 
 
+@pytest.mark.processes
 def test_what_a_killed_process_left_is_removed_by_the_next_one(tmp_path: Path) -> None:
-    others = [".file.name", ".file.12x", "..file.12", ".file2.12"]
-    for name in (".file.12", ".file.123456", *others):
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    others = [".file.name", f".file.{ended.pid}x", f"..file.{ended.pid}", f".file2.{ended.pid}", ".file.20261128"]
+    others += [f".file.{os.getppid()}"]
+    for name in (f".file.{ended.pid}", *others):
         (tmp_path / name).touch()
-    with writing(tmp_path / "file") as first:
-        first.write(b"first")
-        write_whole(tmp_path / "other", "other")
-        assert (tmp_path / f".file.{os.getpid()}").exists()
-        remove_abandoned(tmp_path / "file")  # as another process would, while this one writes
-    assert (tmp_path / "file").read_bytes() == b"first"
-    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(["file", "other", *others])
+    write_whole(tmp_path / "file", "whole")
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(["file", *others])
+
+
+@pytest.mark.processes
+def test_what_a_process_elsewhere_writes_stays(tmp_path: Path) -> None:
+    """A process in another container holds the lock of its file; here nobody has its number."""
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    with (tmp_path / f".file.{ended.pid}").open("wb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        write_whole(tmp_path / "file", "whole")
+        assert len(list(tmp_path.iterdir())) == 2
+    write_whole(tmp_path / "file", "whole")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 def test_what_has_the_name_of_the_temporary_file_is_not_written(tmp_path: Path) -> None:
