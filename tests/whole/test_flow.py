@@ -319,6 +319,16 @@ def test_images_that_drifted_from_the_champions_stop_the_run(plant: Plant) -> No
     assert "train" not in tasks(plant, run)
 
 
+def test_a_run_that_could_not_publish_fails_before_its_first_stage(plant: Plant) -> None:
+    plant.project.dvc("remote", "default", "--unset")
+    run = plant.retrain(publish=True)
+    state, message = plant.finish(run)
+    plant.project.git("checkout", "--quiet", ".dvc/config")
+    assert state == "FAILED"
+    assert "no DVC remote; `dvc remote add --default NAME URL`" in message
+    assert tasks(plant, run) == {}
+
+
 def test_an_interrupted_publication_is_completed_by_the_next_run(plant: Plant) -> None:
     hook = plant.remote / "hooks" / "update"
     hook.write_text('#!/bin/sh\ncase "$1" in refs/tags/*) echo no tags today >&2; exit 1;; esac\n')
