@@ -65,7 +65,8 @@ def run(arguments: list[str]) -> int:
     except UserError as error:
         return fail(str(error), error.code, network=isinstance(error, NetworkError))
     except OSError as error:
-        return fail(f"{visible(error.filename or 'a file')}: {error.strerror or error}", Exit.MISSING)
+        rest = "; nothing else failed" if error.filename == "standard output" else ""  # what a command does is done
+        return fail(f"{visible(error.filename or 'a file')}: {error.strerror or error}{rest}", Exit.MISSING)
     except TrainingDiverged as error:
         return fail(str(error), Exit.USAGE)
     finally:

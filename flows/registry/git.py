@@ -181,7 +181,7 @@ def identity(root: Path) -> Identity:
             line = git(root, "-c", "user.useConfigOnly=true", "var", role).decode()
     except UserError as error:
         raise UserError(
-            "a commit needs a git identity: `git config user.name NAME` and `git config user.email ADDRESS`", Exit.USAGE
+            "git needs an identity: `git config user.name NAME` and `git config user.email ADDRESS`", Exit.USAGE
         ) from error
     name, _, rest = line.rpartition("<")
     return Identity(name.strip(), rest.partition(">")[0])

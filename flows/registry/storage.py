@@ -8,6 +8,7 @@ configured in an old commit may be gone.
 import errno
 import hashlib
 import logging
+import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -203,11 +204,18 @@ def pull(repo: Any, digests: set[str], subject: str) -> None:
         advice = "`dvc remote add --default NAME URL` names the one that has it"
         raise UserError(f"{subject}not in the cache, and DVC has no default remote; {advice}", Exit.MISSING) from error
     except Exception as error:  # each kind of remote raises its own errors
-        if isinstance(error, OSError) and error.errno in OF_THE_CACHE:
+        if isinstance(error, OSError) and is_of_the_cache(error, Path(repo.cache.local_cache_dir)):
             reason = f"{error.filename2 or error.filename}: {error.strerror}"
             raise UserError(f"{subject}cannot be pulled into the cache: {reason}", Exit.MISSING) from error
         reason = str(error) or type(error).__name__
         raise NetworkError(f"{subject}not in the cache, and the remote does not answer: {reason}") from error
+
+
+def is_of_the_cache(error: OSError, cache: Path) -> bool:
+    """Whether an error of pulling a file comes from the folder of the cache, and not from the remote."""
+    named = error.filename2 or error.filename
+    forbidden = isinstance(error, PermissionError) and named and Path(os.fsdecode(named)).is_relative_to(cache)
+    return error.errno in OF_THE_CACHE or bool(forbidden)
 
 
 @contextmanager

@@ -406,7 +406,7 @@ def test_a_run_without_a_git_identity_says_so(plant: Plant) -> None:
         text=True,
     )
     assert result.returncode == Exit.USAGE, result.stderr
-    assert "a commit needs a git identity: `git config user.name NAME`" in result.stderr
+    assert "git needs an identity: `git config user.name NAME`" in result.stderr
 
 
 @pytest.fixture

@@ -204,6 +204,17 @@ def test_bytes_that_nobody_has_are_one_line(remote: str | None, message: str, co
     assert list((copied.folder / ".vdm").glob("models/*")) == []
 
 
+def test_a_cache_that_may_not_be_written_is_not_taken_for_a_remote_that_does_not_answer(copied: Project) -> None:
+    if shutil.which("setpriv") is None:
+        pytest.skip("needs setpriv of util-linux")
+    shutil.rmtree(copied.folder / ".dvc/cache")
+    (copied.folder / ".dvc/cache").mkdir(mode=0o555)
+    bounded = ["setpriv", "--bounding-set=-dac_override,-dac_read_search"] if os.geteuid() == 0 else []
+    result = copied.run(*bounded, sys.executable, "-m", "flows.cli", "evaluate", "v1.0.0")
+    assert result.returncode == 5
+    assert re.search(r"cannot be pulled into the cache: \S+/\.dvc/cache/files: Permission denied", one_line(result))
+
+
 def test_a_model_for_which_there_is_no_room_is_named(copied: Project, full_disk: Path) -> None:
     copied.run("mkdir", "-p", ".vdm")
     (copied.folder / ".vdm/models").symlink_to(full_disk)
@@ -374,13 +385,13 @@ def test_without_a_git_identity_nothing_is_tagged(copied: Project, monkeypatch: 
         monkeypatch.delenv(name)
     monkeypatch.setenv("GIT_CONFIG_GLOBAL", os.devnull)
     monkeypatch.setenv("GIT_CONFIG_SYSTEM", os.devnull)
-    with pytest.raises(UserError, match="a commit needs a git identity") as raised:
+    with pytest.raises(UserError, match="git needs an identity") as raised:
         of.add_version(copied.folder, "HEAD", "Retrained")
     assert raised.value.code == Exit.USAGE
     command = [sys.executable, "-m", "flows.cli", "promote"]
     result = subprocess.run(command, cwd=copied.folder, capture_output=True, text=True)
     assert result.returncode == 2
-    assert "a commit needs a git identity" in one_line(result)
+    assert "git needs an identity" in one_line(result)
     assert "vdm#" not in copied.git("tag")
 
 
