@@ -44,7 +44,7 @@ def test_a_folder_outside_the_pipeline(folder: Path) -> None:
     ]
     assert "pictures: transforms: none" in result.stderr
     assert tempfile.gettempdir() not in result.stderr.replace(str(folder), "")
-    assert result.stderr.splitlines()[-1].startswith("vdmctl: pictures: levels are not spread")
+    assert result.stderr.splitlines()[-1].startswith("vdmctl: pictures: does not hold: levels are not spread")
     assert sorted(folder.rglob("*")) == before
 
 
