@@ -29,10 +29,14 @@ def main() -> None:
 
     open_streams()
     try:
-        leave(run(sys.argv[1:]))
+        code = run(sys.argv[1:])
+    except Exception:
+        sys.excepthook(*sys.exc_info())
+        code = Exit.BUG
     finally:
         for number in STOP:  # only the shutdown of Python is left, which takes time
             signal.signal(number, signal.SIG_IGN)
+    leave(code)
 
 
 def leave(code: int) -> NoReturn:

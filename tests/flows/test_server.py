@@ -427,6 +427,12 @@ def test_the_status_names_a_missing_deployment_and_a_missing_pool(
     assert list(problems(found | {"server": online | {"deployments": ["train-vdm", "weekly"]}})) == []
     (problem,) = problems(found | {"server": online | {"deployments": ["weekly"]}})
     assert problem == "the server has no deployment train-vdm; `vdmctl serve` creates it when it starts"
+    paused = online | {"deployments": ["train-vdm"], "schedules": [{"deployment": "train-vdm/weekly", "paused": True}]}
+    (problem,) = problems(found | {"server": paused})
+    assert (
+        problem
+        == "no planned run of train-vdm/weekly starts, since the deployment is paused; resume it in Prefect's UI"
+    )
     with answering(**{"csrf-token": 422}) as url:  # and 501 for every POST, such as that which lists the workers
         monkeypatch.setenv("PREFECT_API_URL", url)
         server = status(tmp_path)["server"]
