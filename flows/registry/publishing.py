@@ -119,7 +119,7 @@ def is_up_to_date(root: Path, ref: str, mine: str, theirs: str | None) -> bool:
     """Whether the remote has the commit of a ref or, if it is a branch, a commit that ours does not contain."""
     if theirs == mine:
         return True
-    if theirs is None or not ref.startswith("refs/heads/"):
+    if not theirs or not ref.startswith("refs/heads/"):
         return False
     try:
         git(root, "merge-base", "--is-ancestor", theirs, mine)

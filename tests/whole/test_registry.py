@@ -205,7 +205,7 @@ def test_bytes_that_nobody_has_are_one_line(remote: str | None, message: str, co
 
 
 def test_a_cache_that_may_not_be_written_is_not_taken_for_a_remote_that_does_not_answer(copied: Project) -> None:
-    if shutil.which("setpriv") is None:
+    if not shutil.which("setpriv"):
         pytest.skip("needs setpriv of util-linux")
     shutil.rmtree(copied.folder / ".dvc/cache")
     (copied.folder / ".dvc/cache").mkdir(mode=0o555)
