@@ -40,7 +40,7 @@ def main() -> None:
 
 
 def leave(code: int) -> NoReturn:
-    """Exit with the code.  Skip Python's shutdown if an error ended the work with other processes.
+    """Exit with the code.  Skip Python's shutdown after an error in a process group.
 
     Threads of gloo still wait for those processes.  If one of them calls Python during the shutdown, it aborts this
     process, and the exit code is lost.

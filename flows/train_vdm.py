@@ -42,7 +42,7 @@ from flows.orchestration.workspace import (
 from flows.process.environment import settle
 from flows.process.lifeline import end_with, hold_what_starts
 from flows.registry import versions as registry
-from flows.registry.git import git_lines, git_text, identity
+from flows.registry.git import git_lines, git_text, require_identity
 from flows.registry.lock_file import read_lock
 from flows.registry.publishing import require_remotes
 from flows.registry.storage import obtain, opened
@@ -164,7 +164,7 @@ def check_repository(root: Path) -> None:
     Raises UserError (exit 2) if there is no commit to start from, or if git has no identity to commit with.
     """
     logger = get_run_logger()
-    identity(root)
+    require_identity(root)
     state = git_lines(root, "status", "--porcelain=v2", "--branch", "--untracked-files=no")
     if "# branch.oid (initial)" in state:
         raise UserError(f"{root}: the branch has no commit yet from which a run could start; make one", Exit.USAGE)

@@ -1,5 +1,6 @@
-"""The option --json, and params.yaml as the commands of vdmctl read it."""
+"""The project's folder, the option --json, and params.yaml as the commands of vdmctl read it."""
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -9,6 +10,8 @@ from flows.core import layout
 if TYPE_CHECKING:
     from flows.core.params import Params
 
+ROOT = Path()
+"""The project: the current folder."""
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 
 

@@ -7,7 +7,7 @@ import typer
 
 from flows.commands.arguments import AsJson
 from flows.commands.evaluation import Split
-from flows.commands.registry import model_or_ours
+from flows.commands.models import model_or_ours
 from flows.process.streams import say, say_json
 
 commands = typer.Typer()

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from flows.commands.arguments import AsJson, parameters
-from flows.commands.registry import images_for, model_folder, model_or_ours, sample_metrics
+from flows.commands.arguments import ROOT, AsJson, parameters
+from flows.commands.models import images_for, model_folder, model_or_ours, sample_metrics
 from flows.core import layout
 from flows.core.errors import Exit, UserError
 from flows.process.streams import say, say_json
@@ -114,7 +114,7 @@ def evaluate(
     if out:
         from flows.registry.lock_file import require_no_outputs
 
-        require_no_outputs(Path(), out)
+        require_no_outputs(ROOT, out)
     if protocol == "vlb":
         if model is None and split == "test":
             out = out or layout.EVALUATION

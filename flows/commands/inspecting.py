@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from flows.commands.arguments import ROOT
 from flows.core.errors import Exit, UserError
 from flows.core.escaping import visible
 from flows.core.files import scratch_folder
@@ -35,7 +36,7 @@ def inspect_path(data: "Data", contract: "Contract", *, path: Path, out: Path | 
                 raise UserError(f"--out {out} lies in the image set {place}; choose another --out", Exit.USAGE)
         if contains(path, out):
             raise UserError(f"--out {out} lies in {path}, whose pictures are images of the set", Exit.USAGE)
-        require_no_outputs(Path(), out)
+        require_no_outputs(ROOT, out)
         out.mkdir(parents=True, exist_ok=True)  # fails before the images are read
     if reference and not os.access(reference / DESCRIPTION, os.F_OK):
         read_reference(reference)  # fails before the images are read

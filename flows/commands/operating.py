@@ -9,8 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from flows.commands.arguments import AsJson
-from flows.commands.registry import ROOT, table
+from flows.commands.arguments import ROOT, AsJson
 from flows.core.errors import Exit, UserError
 from flows.process.streams import say, say_json
 
@@ -32,6 +31,7 @@ def status(
     It shows the server, its workers, schedules, unfinished runs and the run that ended last; who trains on which
     device; the worktrees of runs; the champion; and the disk usage.  The last lines say what is wrong and what to do.
     """
+    from flows.commands.summary import table
     from flows.orchestration.status import status
 
     found = status(ROOT)
@@ -60,6 +60,7 @@ def prune(
     fetched models, abandoned training states, and ended runs in Prefect's history. On remotes it removes nothing, and
     what a remote called origin lacks stays. Champions' tags stay.
     """
+    from flows.commands.summary import table
     from flows.orchestration.pruning import prune
 
     found = prune(ROOT, keep=keep, dry_run=dry_run)
@@ -123,7 +124,7 @@ def rows(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
     for worker in server.get("workers", []):
         yield "worker", f"{worker['name']} {worker['status'].lower()}"
     for one in server.get("schedules", []):
-        off = "paused with its deployment, which Prefect's UI resumes" if one["paused"] else "off"
+        off = "paused with its deployment; resume that in Prefect's UI" if one["paused"] else "off"
         state = f"on, next run {one['next_run'] or 'not planned yet'}" if one["active"] else off
         yield "schedule", f"{one['deployment']}: {one['when']} {one['timezone']}: {state}"
     for run in server.get("runs", []):

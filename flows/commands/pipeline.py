@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from flows.commands.arguments import AsJson, parameters
+from flows.commands.arguments import ROOT, AsJson, parameters
 from flows.core import layout
 from flows.core.errors import Exit, UserError
 from flows.core.files import read_bounded, written_last
@@ -139,7 +139,7 @@ def print_results(as_json: bool) -> None:
     from flows.registry.reproduction import reproduction
 
     metrics = read(BoundMetrics, layout.METRICS, "run `dvc repro`")
-    compared = reproduction(Path())
+    compared = reproduction(ROOT)
     if as_json:
         say_json({"metrics": metrics.model_dump(), "reproduction": compared._asdict() if compared else None})
         return

@@ -3,23 +3,18 @@
 Heavy modules are imported inside the commands.
 """
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from flows.commands.arguments import AsJson, parameters
-from flows.core import layout
+from flows.commands.arguments import ROOT, AsJson, parameters
 from flows.core.errors import Exit, UserError
-from flows.core.escaping import visible
 from flows.process.streams import say, say_json
 
 if TYPE_CHECKING:
-    from flows.evaluation.results import SampleMetrics
     from flows.registry.versions import Version
 
-ROOT = Path()
 Model = Annotated[str, typer.Argument(help="A version (vdm@v1.2.0, v1.2.0) or `champion`.")]
 
 commands = typer.Typer()
@@ -28,6 +23,7 @@ commands = typer.Typer()
 @commands.command()
 def models(as_json: AsJson = False) -> None:
     """List the registry's versions: stage, bits/dim with its standard error, samples' distance, data, commit."""
+    from flows.commands.summary import table
     from flows.registry.versions import MODEL, versions
 
     rows = [row_of(version) for version in versions(ROOT)]
@@ -56,6 +52,7 @@ def lineage(model: Model, as_json: AsJson = False) -> None:
 @commands.command()
 def verify(model: Model, as_json: AsJson = False) -> None:
     """Recompute every digest of a version: code, parameters, outputs, model, images; exit 5 if one differs."""
+    from flows.commands.summary import table
     from flows.registry.verification import verify
     from flows.registry.versions import resolve
 
@@ -113,59 +110,6 @@ def rollback(as_json: AsJson = False) -> None:
         say(f"{done.tag}: {done.reason}")
 
 
-def model_folder(model: str) -> Path:
-    """Return the folder of a model: fetch it if the text names a version or `champion`; else the text is the path.
-
-    `./champion` is a folder of that name.
-    """
-    from flows.registry.versions import REFERENCE
-
-    if not REFERENCE.fullmatch(model):
-        return Path(model)
-    from flows.registry.storage import locate
-
-    return locate(ROOT, model)
-
-
-def model_or_ours(model: str | None) -> Path:
-    """Return the folder of `model`, by default models/vdm.  Raises UserError (exit 5) if that folder is missing."""
-    if model:
-        return model_folder(model)
-    if not layout.REGISTERED.is_dir():
-        raise UserError(f"{layout.REGISTERED}: no model yet; `dvc repro` trains one", Exit.MISSING)
-    return layout.REGISTERED
-
-
-def sample_metrics(model: str, folder: Path) -> "SampleMetrics | None":
-    """Return the quality of the samples of a version, or of the model in a folder; None if it was not measured.
-
-    That of a folder's model is known if the last samples in the working tree are of this model.
-    """
-    from flows.core.checkpoint import model_sha256
-    from flows.core.documents import read
-    from flows.evaluation.results import SampleMetrics
-    from flows.registry.versions import REFERENCE, resolve
-
-    if REFERENCE.fullmatch(model):
-        return resolve(ROOT, model).samples
-    if not layout.SAMPLE_METRICS.exists():
-        return None
-    measured = read(SampleMetrics, layout.SAMPLE_METRICS, "run `vdmctl sample`")
-    return measured if measured.model_sha256 == model_sha256(folder) else None
-
-
-def images_for(model: str | None) -> Path:
-    """Return the image set to evaluate a model on: data/images, or if that is missing, the version's own."""
-    from flows.registry.versions import REFERENCE, resolve
-
-    images = ROOT / layout.IMAGES
-    if images.exists() or not model or not REFERENCE.fullmatch(model):
-        return images
-    from flows.registry.storage import fetch_images
-
-    return fetch_images(ROOT, resolve(ROOT, model))
-
-
 def row_of(version: "Version") -> dict[str, Any]:
     """Return a version as a JSON object of `vdmctl models`."""
     metrics = version.metrics
@@ -188,11 +132,11 @@ def row_of(version: "Version") -> dict[str, Any]:
 
 def shown(row: Mapping[str, Any]) -> tuple[str, ...]:
     """Return the cells of a row of `vdmctl models`."""
+    from flows.evaluation.results import with_error
+
     figure = "unreadable" if "problem" in row else "unknown"
     if row["bpd"] is not None:
-        figure = f"{row['bpd']:.4f}"
-        if row["bpd_standard_error"] is not None:
-            figure += f" +- {row['bpd_standard_error']:.4f}"
+        figure = with_error(row["bpd"], row["bpd_standard_error"])
     data = (row["data_sha256"] or "unknown")[:12]
     samples = distance(row["samples"] or {})
     return row["version"], ", ".join(row["stages"]), figure, samples, data, row["commit"][:12], row["created"]
@@ -206,10 +150,3 @@ def distance(figures: Mapping[str, Mapping[str, float | None]]) -> str:
         if name.startswith("f") and samples is not None and held_out is not None:
             return f"{name} {samples:.3f} ({held_out:.3f})"
     return "unknown"
-
-
-def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Return the rows as aligned columns of text."""
-    lines = [[visible(cell) for cell in line] for line in (header, *rows)]
-    widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
-    return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines)

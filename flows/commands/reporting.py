@@ -7,7 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from flows.commands.arguments import parameters
+from flows.commands.arguments import ROOT, parameters
 from flows.core import layout
 from flows.core.documents import read
 from flows.core.errors import Exit, UserError
@@ -24,7 +24,6 @@ from flows.report.page import page
 from flows.report.results import Files, Origin, Results, origin_here, read_results
 from flows.stages.report import report
 
-ROOT = Path()
 WORKSPACE = Files(
     metrics=layout.METRICS,
     per_image=layout.PER_IMAGE,

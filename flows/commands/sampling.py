@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 import typer
 
 from flows.commands.arguments import AsJson, parameters
-from flows.commands.registry import model_folder
+from flows.commands.models import model_folder
 from flows.core import layout
 from flows.core.errors import Exit, UserError
 from flows.process.streams import say, say_json

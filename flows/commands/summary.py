@@ -1,5 +1,8 @@
 """Print results as a few lines of text."""
 
+from collections.abc import Sequence
+
+from flows.core.escaping import visible
 from flows.evaluation.results import (
     BOTH,
     BoundMetrics,
@@ -80,3 +83,10 @@ def bits(result: Metrics | SplitFigures | ModelFigures) -> str:
 def figure(value: float | None, form: str = ".4f") -> str:
     """Return the number in that format, or "not finite" for None, which stands for it in JSON."""
     return "not finite" if value is None else format(value, form)
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Return the rows as aligned columns of text."""
+    lines = [[visible(cell) for cell in line] for line in (header, *rows)]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
+    return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines)

@@ -58,8 +58,7 @@ def compare(
 
     Raises what `load_fitting` raises.
     """
-    for model in (first, second):  # an error in the second is reported before the first is evaluated
-        load_fitting(model, images, find_device(settings.device), split)
+    load_fitting(second, images, find_device(settings.device), split)  # an error in it is reported first
     results = [evaluate_split(settings, model, images, split) for model in (first, second)]
     figures = [
         ModelFigures(

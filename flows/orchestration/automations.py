@@ -6,7 +6,6 @@ from typing import Any
 from urllib.parse import quote
 from uuid import UUID
 
-from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import StateType
 from prefect.events.actions import ChangeFlowRunState
 from prefect.events.schemas.automations import AutomationCore, EventTrigger, Posture
@@ -51,17 +50,6 @@ def silent_runs() -> AutomationCore:
             )
         ],
     )
-
-
-def install() -> None:
-    """Create the automation at the server, or update the one that an earlier version created."""
-    wanted = silent_runs()
-    with get_client(sync_client=True) as client:
-        existing = client.read_automations_by_name(wanted.name)
-        for automation in existing:
-            client.update_automation(automation.id, wanted.model_copy(update={"enabled": automation.enabled}))
-        if not existing:
-            client.create_automation(wanted)
 
 
 def end_dead_runs(url: str, *, after: float = 0.0) -> None:
@@ -114,7 +102,7 @@ class Notifications:
     def switch_on(self, api: Api, entry: Entry, found: str) -> None:
         """Switch on a notification with the block's id, and print that, or why the server refuses it."""
         try:
-            put(api, entry, found)
+            put(api, automation(entry, found))
             say_on_stderr(f"{entry['name']}: on, since the block {entry['block']} exists")
         except Refused as error:
             if error.code >= HTTPStatus.INTERNAL_SERVER_ERROR:  # it may accept it later, so try again
@@ -154,10 +142,10 @@ def block(api: Api, name: str) -> str | None:
         raise
 
 
-def put(api: Api, entry: Entry, block: str) -> None:
-    """Create the automation of an entry with the block's id, or update the one of that name."""
-    existing = api.ask("automations/filter", automations={"name": {"any_": [entry["name"]]}})
+def put(api: Api, wanted: Entry) -> None:
+    """Create an automation at the server, or update the one of that name, which stays enabled or disabled."""
+    existing = api.ask("automations/filter", automations={"name": {"any_": [wanted["name"]]}})
     for one in existing:
-        api.ask(f"automations/{one['id']}", "PUT", **automation(entry, block), enabled=one["enabled"])
+        api.ask(f"automations/{one['id']}", "PUT", **wanted | {"enabled": one["enabled"]})
     if not existing:
-        api.ask("automations/", **automation(entry, block))
+        api.ask("automations/", **wanted)

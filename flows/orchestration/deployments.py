@@ -142,7 +142,7 @@ def schedules() -> Iterator[str]:
         for schedule in deployment.schedules:
             when = describe(schedule.schedule)
             if deployment.paused:
-                state = "paused with its deployment, which Prefect's UI resumes"
+                state = "paused with its deployment; resume that in Prefect's UI"
             elif not schedule.active:
                 state = f"off; `prefect deployment schedule resume {name} {schedule.id}` switches it on"
             else:

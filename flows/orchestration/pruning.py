@@ -12,15 +12,14 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from flows.core import layout
 from flows.core.checkpoint import load_state
 from flows.core.errors import Exit, NetworkError, UserError, brief
 from flows.orchestration import workspace
-from flows.orchestration.deployments import FLOW
-from flows.orchestration.server import answers, bypass_proxy, require_server
-from flows.orchestration.status import address, size_of
+from flows.orchestration.server import Api, answers, require_server
+from flows.orchestration.status import CONCLUDED, Entry, address, runs, size_of
 from flows.process.groups import processes_in
 from flows.process.locks import folder_of_devices, held_locks
 from flows.registry.git import Tag, git_text, locked
@@ -39,14 +38,9 @@ from flows.registry.pruning import (
 from flows.registry.publishing import REMOTE
 from vdm.training.log import TrainingRecord
 
-if TYPE_CHECKING:
-    from prefect.client.orchestration import SyncPrefectClient
-    from prefect.client.schemas.objects import FlowRun
-
 ABANDONED_DAYS = 14
 """A state that was not continued for this long is abandoned: a weekly schedule had two chances to continue it."""
 MD5 = re.compile("[0-9a-f]{32}")
-Entry = dict[str, Any]
 
 
 class Pruning:
@@ -239,49 +233,33 @@ def prune_history(root: Path, work: Pruning, keep: int) -> None:
         why = f"no server answers at {url}" if url else f"{root} is not served, and PREFECT_API_URL names no server"
         work.skipped.append(f"Prefect's history: {why}")
         return
-    from prefect.client.orchestration import get_client
-    from prefect.settings import PREFECT_API_URL, temporary_settings
-
     try:
         require_server(url)
-        bypass_proxy(url)
-        with temporary_settings({PREFECT_API_URL: url}), get_client(sync_client=True) as client:
-            runs = ended_runs(client)[keep:]
-            names = [run.name for run in runs]
-            work.remove("prefect_runs", names, None, partial(delete_runs, client, runs))
+        api = Api(url)
+        ended = ended_runs(api)[keep:]
+        work.remove("prefect_runs", [run["name"] for run in ended], None, partial(delete_runs, api, ended))
     except UserError as error:
         work.problems.append(f"Prefect's history: {error}")
-    except Exception as error:  # those of the client's HTTP library, which this project does not import
+    except OSError as error:
         work.problems.append(f"Prefect's history at {url}: {brief(error)}")
 
 
-def ended_runs(client: "SyncPrefectClient") -> list["FlowRun"]:
+def ended_runs(api: Api) -> list[Entry]:
     """Return the runs of the flow that have ended, newest first."""
-    from prefect.client.schemas import filters
-    from prefect.client.schemas.objects import TERMINAL_STATES
-    from prefect.client.schemas.sorting import FlowRunSort
-
-    of_flow = filters.FlowFilter(name=filters.FlowFilterName(any_=[FLOW]))
-    kinds = filters.FlowRunFilterStateType(any_=list(TERMINAL_STATES))
-    ended = filters.FlowRunFilter(state=filters.FlowRunFilterState(type=kinds))
-    found: list[FlowRun] = []
-    while page := client.read_flow_runs(
-        flow_filter=of_flow, flow_run_filter=ended, sort=FlowRunSort.END_TIME_DESC, offset=len(found)
-    ):
+    found: list[Entry] = []
+    while page := runs(api, *CONCLUDED, "CANCELLED", sort="END_TIME_DESC", limit=200, offset=len(found)):
         found += page
     return found
 
 
-def delete_runs(client: "SyncPrefectClient", runs: list["FlowRun"]) -> None:
+def delete_runs(api: Api, ended: list[Entry]) -> None:
     """Delete runs with their artifacts; the server then deletes their logs.
 
     Artifacts go first: without their run nothing would lead to them.
     """
-    from prefect.client.schemas import filters
-
-    for run in runs:
-        of_run = filters.ArtifactFilter(flow_run_id=filters.ArtifactFilterFlowRunId(any_=[run.id]))
-        while page := client.read_artifacts(artifact_filter=of_run):
+    for run in ended:
+        of_run = {"flow_run_id": {"any_": [run["id"]]}}
+        while page := api.ask("artifacts/filter", artifacts=of_run, limit=200):
             for artifact in page:
-                client.delete_artifact(artifact.id)
-        client.delete_flow_run(run.id)
+                api.ask(f"artifacts/{artifact['id']}", "DELETE")
+        api.ask(f"flow_runs/{run['id']}", "DELETE")

@@ -139,7 +139,7 @@ def prepare(url: str, worker: str | None) -> None:
     `worker` is the name of the worker that will be started.  Raises UserError; see `refuse_to_mix`, `require_pool` and
     `deploy`.
     """
-    from flows.orchestration.automations import end_dead_runs, install
+    from flows.orchestration.automations import end_dead_runs, put, silent_runs
 
     api = Api(url)
     create_pool(api)
@@ -147,7 +147,7 @@ def prepare(url: str, worker: str | None) -> None:
     if worker:
         refuse_to_mix(url, worker, others)
     deploy()
-    install()
+    put(api, silent_runs().model_dump(mode="json"))
     if not others:  # the process of a run on another machine cannot be seen here
         end_dead_runs(url)
 

@@ -57,10 +57,11 @@ def address(root: Path) -> str:
     return setting("PREFECT_API_URL") or holder.rpartition(" ")[2]
 
 
-def runs(api: Api, *states: str, sort: str, limit: int) -> list[Entry]:
-    """Return runs of the flow in these states."""
+def runs(api: Api, *states: str, sort: str, limit: int, offset: int = 0) -> list[Entry]:
+    """Return at most `limit` runs of the flow in these states, after the first `offset`."""
     chosen = {"state": {"type": {"any_": list(states)}}}
-    found: list[Entry] = api.ask("flow_runs/filter", flows=flows(), flow_runs=chosen, sort=sort, limit=limit)
+    page: Entry = {"sort": sort, "limit": limit, "offset": offset}
+    found: list[Entry] = api.ask("flow_runs/filter", flows=flows(), flow_runs=chosen, **page)
     return found
 
 
@@ -240,4 +241,4 @@ def problems(found: Entry) -> Iterator[str]:
     if found["registry"]["versions"] and not found["registry"]["champion"]:
         yield "no version is the champion; `vdmctl promote VERSION` makes one"
     if names := found["registry"]["unpublished"]:
-        yield f"{', '.join(names)}: on no known branch of a remote; a run with publish=true pushes versions"
+        yield f"{', '.join(names)}: not pushed to any remote; a run with publish=true pushes versions"

@@ -24,7 +24,7 @@ from flows.core.errors import Exit, UserError
 from flows.core.params_file import parse_params
 from flows.process.groups import processes_in
 from flows.process.locks import lock_file
-from flows.registry.git import Tag, contents, digests, git, git_text
+from flows.registry.git import Tag, content_of, digests, git, git_text
 from flows.registry.lock_file import read_lock
 from flows.registry.publishing import run_of
 from flows.registry.storage import cached_at, files, obtain, opened
@@ -160,16 +160,16 @@ def compose_params(root: Path, base: str, preset: str | None, overrides: Mapping
     Raises UserError (exit 2) for an invalid file, an unknown preset or key, or an invalid value.
     """
     name = f"{layout.PRESETS}/{preset}.yaml" if preset else layout.PARAMS
-    content = contents(root, [f"{base}:{name}"])[f"{base}:{name}"]
-    if content is None:
+    found = content_of(root, f"{base}:{name}")
+    if found is None:
         listed = git_text(root, "ls-tree", "--name-only", base, f"{layout.PRESETS}/").split()
         known = ", ".join(sorted(Path(path).stem for path in listed))
         missing = f"preset {preset!r}" if preset else name
         raise UserError(f"no {missing} in commit {base[:12]}; presets: {known}", Exit.USAGE)
-    parse_params(content, f"{name} of commit {base[:12]}")
+    parse_params(found, f"{name} of commit {base[:12]}")
     if not overrides:
-        return content.decode()
-    document = bounded_yaml.load(content)
+        return found.decode()
+    document = bounded_yaml.load(found)
     for key, value in overrides.items():
         *sections, last = key.split(".")
         node = document

@@ -48,13 +48,6 @@ class Tag(NamedTuple):
     message: str
 
 
-class Identity(NamedTuple):
-    """The name and email of whoever makes a tag."""
-
-    name: str
-    email: str
-
-
 def git(root: Path, *arguments: str, stdin: bytes | None = None, seconds: float | None = None) -> bytes:
     """Return what a git command prints.  It runs no hooks, except `push`, and signs nothing.
 
@@ -163,6 +156,11 @@ def contents(root: Path, names: list[str], most: int = MOST_BYTES) -> dict[str, 
     return {name: found.get(name) for name in names}
 
 
+def content_of(root: Path, name: str, most: int = MOST_BYTES) -> bytes | None:
+    """Return the content of a file by its name `COMMIT:PATH`, as `contents` does."""
+    return contents(root, [name], most)[name]
+
+
 def digests(root: Path, names: list[str]) -> dict[str, str]:
     """Return git's digests of files by their names `COMMIT:PATH`, without the missing ones.  Reads none of them."""
     asked = [name for name in names if name.isprintable()]
@@ -171,20 +169,15 @@ def digests(root: Path, names: list[str]) -> dict[str, str]:
     return {name: line.split()[0] for name, line in lines if line.endswith(tuple("0123456789"))}
 
 
-def identity(root: Path) -> Identity:
-    """Return the committer.
-
-    Raises UserError (exit 2) unless a committer and an author are configured; git may not guess one.
-    """
+def require_identity(root: Path) -> None:
+    """Raise UserError (exit 2) unless a committer and an author are configured; git may not guess one."""
     try:
-        for role in ("GIT_AUTHOR_IDENT", "GIT_COMMITTER_IDENT"):  # the committer last: its line is parsed below
-            line = git(root, "-c", "user.useConfigOnly=true", "var", role).decode()
+        for role in ("GIT_AUTHOR_IDENT", "GIT_COMMITTER_IDENT"):
+            git(root, "-c", "user.useConfigOnly=true", "var", role)
     except UserError as error:
         raise UserError(
             "git needs an identity: `git config user.name NAME` and `git config user.email ADDRESS`", Exit.USAGE
         ) from error
-    name, _, rest = line.rpartition("<")
-    return Identity(name.strip(), rest.partition(">")[0])
 
 
 @contextmanager

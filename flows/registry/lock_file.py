@@ -10,7 +10,7 @@ from flows.core import bounded_yaml, layout
 from flows.core.documents import Document, FolderOrFileMd5, Model, RelativePath, as_json, checked, require_apart
 from flows.core.errors import Exit, UserError
 from flows.core.files import read_bounded
-from flows.registry.git import Tag, contents
+from flows.registry.git import Tag, content_of
 from flows.registry.versions import MODEL, Version
 
 
@@ -142,12 +142,10 @@ def model_path(root: Path, version: Version) -> str:
 
 def read_yaml(model: type[Model], root: Path, version: Version | Tag, path: str) -> Model:
     """Return a YAML file at the commit of a version or tag, parsed.  Raises UserError (exit 5)."""
-    name = f"{version.commit}:{path}"
-    place = f"{version.name}: {path} at {version.commit[:12]}"
-    content = contents(root, [name])[name]
-    if content is None:
+    found = content_of(root, f"{version.commit}:{path}")
+    if found is None:
         raise UserError(f"{version.name}: commit {version.commit[:12]} has no {path}", Exit.MISSING)
-    return parse_yaml(model, content, place)
+    return parse_yaml(model, found, f"{version.name}: {path} at {version.commit[:12]}")
 
 
 def parse_yaml(model: type[Model], content: bytes, name: str) -> Model:

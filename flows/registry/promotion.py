@@ -25,7 +25,7 @@ from flows.evaluation.results import BOTH, BoundMetrics, ModelFigures, Split
 from flows.images.store import load_images
 from flows.process.ending import finish
 from flows.registry.evidence import PROMOTE, REFUSE, ROLL_BACK, Evidence
-from flows.registry.git import identity, locked
+from flows.registry.git import locked, require_identity
 from flows.registry.lock_file import read_lock
 from flows.registry.storage import fetch, fetch_images
 from flows.registry.verification import require_sound
@@ -50,7 +50,7 @@ def challenge(root: Path, challenger: Version, *, settings: "Evaluate", rule: "P
     Raises UserError: exit 5 when a digest of the challenger does not verify or the champion's files cannot be fetched,
     2 without a git identity, which a promotion needs.
     """
-    identity(root)  # checked first, since the evaluation may take hours
+    require_identity(root)  # checked first, since the evaluation may take hours
     require_sound(root, challenger)
     tag = champion_tag(root)
     champion = resolve(root, CHAMPION) if tag else None

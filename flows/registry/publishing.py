@@ -116,7 +116,7 @@ def how_to_renumber(taken: list[Tag], held: list[Tag]) -> str:
 
 
 def is_up_to_date(root: Path, ref: str, mine: str, theirs: str | None) -> bool:
-    """Whether the remote has the commit of a ref or, if it is a branch, a commit that ours does not contain."""
+    """Whether there is nothing to push: the remote has the commit or, on a branch, one that ours does not contain."""
     if theirs == mine:
         return True
     if not theirs or not ref.startswith("refs/heads/"):

@@ -9,7 +9,7 @@ from flows.core import layout
 from flows.core.documents import parse, read
 from flows.core.errors import UserError
 from flows.evaluation.results import BoundMetrics, Environment
-from flows.registry.git import Tag, commit_of, contents
+from flows.registry.git import Tag, commit_of, content_of
 from flows.registry.lock_file import Lock, lock_here, read_lock
 from flows.registry.storage import opened, quiet
 
@@ -80,7 +80,7 @@ def environments(root: Path, commit: str) -> str:
     """Return how the environments of both evaluations differ, which may explain other bits."""
     name = f"{commit}:{layout.METRICS}"
     try:
-        there = parse(BoundMetrics, contents(root, [name])[name] or b"", name).environment
+        there = parse(BoundMetrics, content_of(root, name) or b"", name).environment
         here = read(BoundMetrics, root / layout.METRICS).environment
     except UserError:
         there = here = None

@@ -26,7 +26,7 @@ from flows.core.errors import Exit, NetworkError, UserError
 from flows.core.files import file_sha256, inside, naming, open_regular, parse_json, read_bounded, scratch_folder
 from flows.images.store import ImageSetError, data_sha256
 from flows.registry.lock_file import model_path, read_lock
-from flows.registry.versions import Version, resolve
+from flows.registry.versions import Version
 
 OF_THE_CACHE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
 """The errors of pulling a file that come from the file system of the cache, since a remote is only read."""
@@ -51,11 +51,6 @@ class Stored(NamedTuple):
     place: str
     cached: Path
     md5: str
-
-
-def locate(root: Path, reference: str) -> Path:
-    """Return the model folder of a version given by name, after fetching it.  Raises UserError."""
-    return fetch(root, resolve(root, reference))
 
 
 def fetch(root: Path, version: Version, path: str | None = None) -> Path:
@@ -186,7 +181,7 @@ def check(path: Path, file: Stored, subject: str) -> None:
 
 
 def pull(repo: Any, digests: set[str], subject: str) -> None:
-    """Pull the files and listings that the default remote has into the cache, a listing without the files it names.
+    """Pull into the cache what the default remote has of these files and listings.  A listing comes without its files.
 
     Raises UserError (exit 5) without a remote or when the cache cannot be written, NetworkError (exit 5) when the
     remote does not answer.

@@ -17,7 +17,17 @@ from flows.core.documents import parse
 from flows.core.errors import Exit, UserError
 from flows.evaluation.results import Metrics, SampleMetrics
 from flows.registry.evidence import ROLL_BACK, Evidence, evidence_of
-from flows.registry.git import Tag, annotated_tags, commit_of, contents, git, git_lines, identity, locked
+from flows.registry.git import (
+    Tag,
+    annotated_tags,
+    commit_of,
+    content_of,
+    contents,
+    git,
+    git_lines,
+    locked,
+    require_identity,
+)
 
 MODEL = "vdm"
 CHAMPION = "champion"
@@ -133,8 +143,7 @@ def add_version(root: Path, commit: str, message: str) -> Version:
     already or there is no git identity.
     """
     commit = commit_of(root, commit)
-    path = f"{commit}:{layout.METRICS}"
-    metrics, problem = metrics_in(contents(root, [path], MOST_BYTES)[path])
+    metrics, problem = metrics_in(content_of(root, f"{commit}:{layout.METRICS}", MOST_BYTES))
     if problem or not metrics.model_dump(exclude_unset=True):
         reason = problem or f"{layout.METRICS} is empty"
         raise UserError(f"commit {commit[:12]}: {reason}; run the pipeline and commit its results", Exit.MISSING)
@@ -166,7 +175,7 @@ def make_champion(root: Path, version: Version, message: str) -> str:
 
 def create_tag(root: Path, name: str, commit: str, message: str) -> None:
     """Tag a commit as GTO does.  Raises UserError: exit 2 without a git identity, 5 if git fails."""
-    identity(root)
+    require_identity(root)
     written = f"{message.strip()}\n".encode()
     git(root, "tag", "--annotate", "--cleanup=verbatim", "--file=-", name, commit, stdin=written)
 

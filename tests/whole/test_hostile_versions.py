@@ -10,7 +10,8 @@ import pytest
 from hostile import METRICS, Forge
 from project import one_line
 
-from flows.commands.registry import row_of, shown, table
+from flows.commands.registry import row_of, shown
+from flows.commands.summary import table
 from flows.core.errors import Exit, UserError
 from flows.core.params_file import read_params
 from flows.orchestration.workspace import alike, require_contained, workspace

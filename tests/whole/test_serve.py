@@ -37,15 +37,13 @@ def serve(folder: Path, *arguments: str, **environment: str) -> subprocess.Compl
     )
 
 
-@pytest.mark.parametrize("how", ["environment", "profile"])
-def test_a_server_elsewhere_that_does_not_answer(how: str, tmp_path: Path) -> None:
+def test_a_server_elsewhere_that_does_not_answer(tmp_path: Path) -> None:
     (tmp_path / "prefect.yaml").touch()
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         url = f"http://localhost.localdomain:{free.getsockname()[1]}/api"
-    if how == "profile":
-        (tmp_path / "profiles.toml").write_text(f'active = "team"\n[profiles.team]\nPREFECT_API_URL = "{url}"\n')
-    result = serve(tmp_path, **({"PREFECT_API_URL": url} if how == "environment" else {}))
+    (tmp_path / "profiles.toml").write_text(f'active = "team"\n[profiles.team]\nPREFECT_API_URL = "{url}"\n')
+    result = serve(tmp_path)
     assert result.returncode == Exit.MISSING, result.stderr
     (line,) = result.stderr.splitlines()
     assert line.startswith(f"vdmctl: {url}: no Prefect server answers (")
@@ -65,21 +63,11 @@ def test_where_no_server_can_listen(tmp_path: Path) -> None:
             assert last == f"vdmctl: no server can listen at {host}, port {port}: {reason}; {advice}"
 
 
-@pytest.mark.parametrize(
-    ("said", "message", "code"),
-    [
-        (b"SSH-2.0-OpenSSH_9.2\r\n", "not a Prefect server, or one of another version (SSH-2.0-OpenSSH_9.2)", 5),
-        (b"HTTP/1.0 200 OK\r\n\r\n<html>", "not a Prefect server, or one of another version (Expecting value", 5),
-        (b"HTTP/1.0 401 Unauthorized\r\n\r\n", "the server refuses the password; set PREFECT_API_AUTH_STRING=", 2),
-    ],
-)
-def test_a_port_at_which_something_answers_that_cannot_be_used(
-    said: bytes, message: str, code: int, tmp_path: Path
-) -> None:
+def test_a_port_at_which_something_else_answers(tmp_path: Path) -> None:
     class Say(BaseRequestHandler):
         def handle(self) -> None:
             self.request.recv(10_000)
-            self.request.sendall(said)
+            self.request.sendall(b"SSH-2.0-OpenSSH_9.2\r\n")
 
     (tmp_path / "prefect.yaml").touch()
     with TCPServer(("127.0.0.1", 0), Say) as server:
@@ -87,9 +75,10 @@ def test_a_port_at_which_something_answers_that_cannot_be_used(
         port = server.server_address[1]
         result = serve(tmp_path, "--port", str(port))
         server.shutdown()
-    assert result.returncode == code, result.stderr
+    assert result.returncode == Exit.MISSING, result.stderr
     (line,) = result.stderr.splitlines()
-    assert line.startswith(f"vdmctl: http://127.0.0.1:{port}/api: {message}")
+    reason = "not a Prefect server, or one of another version (SSH-2.0-OpenSSH_9.2)"
+    assert line.startswith(f"vdmctl: http://127.0.0.1:{port}/api: {reason}")
 
 
 def test_a_folder_that_is_no_project(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from flows.core import layout
 from flows.core.errors import Exit, UserError
 from flows.orchestration.workspace import Workspace, commit, compose_params, finished, prune, run_of, workspace
 from flows.process.environment import settle
-from flows.registry.git import identity
+from flows.registry.git import require_identity
 
 # The versions are trained when the first test asks for them.
 pytestmark = pytest.mark.timeout(900)
@@ -272,7 +272,7 @@ def test_author_and_committer_are_needed(role: str, plain: Project, monkeypatch:
         monkeypatch.delenv(f"GIT_{role}_{key}", raising=False)
         monkeypatch.setenv(f"GIT_{'AUTHOR' if role == 'COMMITTER' else 'COMMITTER'}_{key}", "a@example.org")
     with pytest.raises(UserError, match=r"git config user.name NAME") as raised:
-        identity(plain.folder)
+        require_identity(plain.folder)
     assert raised.value.code is Exit.USAGE
 
 
