@@ -13,7 +13,6 @@ import argparse
 import bz2
 import gzip
 import io
-import json
 import lzma
 import math
 import os
@@ -28,7 +27,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from benchmarks.machine import describe
+from benchmarks.machine import show
 from benchmarks.options import explained, positive
 from flows.compression import files
 from flows.compression.rans import Rans
@@ -217,12 +216,8 @@ def main() -> None:
         else:
             rows = general(images)
             rows += [ours(images, arguments.model, steps, arguments.batch_size) for steps in arguments.steps]
-    figures = {**describe(), "num_images": len(images), **coder_microseconds()}
-    if arguments.json:
-        print(json.dumps({**figures, "rows": rows}, indent=2))
-        return
-    print(*(f"{key}: {value}" for key, value in figures.items()), sep="\n")
-    print(f"\n{table(rows)}")
+    figures = {"num_images": len(images), **coder_microseconds(), "rows": rows}
+    show(figures, ["", table(rows)], as_json=arguments.json)
 
 
 if __name__ == "__main__":

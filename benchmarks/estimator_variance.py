@@ -8,14 +8,13 @@ reports 0.53 learned, 6.35 linear in log SNR, 31.6 beta-linear, 31.1 alpha-cosin
 """
 
 import argparse
-import json
 from collections.abc import Callable
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.machine import describe
+from benchmarks.machine import show
 from benchmarks.options import positive
 from benchmarks.small_models import digits, trained
 from vdm.discretization import pixels_to_x
@@ -76,14 +75,10 @@ def main() -> None:
     rows = {
         name: estimate(model, schedule, test_pixels[: arguments.images], 256) for name, schedule in schedules.items()
     }
-    if arguments.json:
-        result = {name: {"diffusion_bpd": mean, "variance": variance} for name, (mean, variance) in rows.items()}
-        print(json.dumps({**describe(), "steps": arguments.steps, "schedules": result}, indent=2))
-        return
-    print(*(f"{key}: {value}" for key, value in describe().items()), sep="\n")
-    print(f"\n{'schedule':15} {'diffusion, bits/dim':>20} {'variance':>10}")
-    for name, (mean, variance) in rows.items():
-        print(f"{name:15} {mean:20.4f} {variance:10.4f}")
+    schedules = {name: {"diffusion_bpd": mean, "variance": variance} for name, (mean, variance) in rows.items()}
+    lines = [f"\n{'schedule':15} {'diffusion, bits/dim':>20} {'variance':>10}"]
+    lines += [f"{name:15} {mean:20.4f} {variance:10.4f}" for name, (mean, variance) in rows.items()]
+    show({"steps": arguments.steps, "schedules": schedules}, lines, as_json=arguments.json)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ their ratio.  A command is a new process, imports included; a function is called
 """
 
 import argparse
-import json
 import os
 import subprocess
 import sys
@@ -18,7 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from benchmarks.aged import JUDGED_BY, ROOT, History, Load, build, server
-from benchmarks.machine import describe
+from benchmarks.machine import show
 from benchmarks.options import positive
 
 FULL = Load(versions=200, runs=10_000, flow_runs=1_000, rows=1_000_000)
@@ -62,8 +61,7 @@ def main() -> None:
             history = stack.enter_context(server(home))
         less, more = (measure(load, history, arguments.only, arguments.repeats) for load in (tenth, full))
     rows = [row(name, less[name], more[name]) for name in more]
-    figures = {**describe(), "load": full._asdict(), "rows": rows}
-    print(json.dumps(figures, indent=2) if arguments.json else text(figures))
+    show({"load": full._asdict(), "rows": rows}, lines(full, rows), as_json=arguments.json)
 
 
 def measure(load: Load, history: History | None, only: list[str], repeats: int) -> dict[str, Measured]:
@@ -156,14 +154,12 @@ def in_workspace(root: Path, repeats: int) -> Iterator[tuple[str, Measured]]:
         yield "finished", fastest(lambda: finished(place, shared=False), repeats)
 
 
-def text(figures: dict[str, Any]) -> str:
-    """Return the figures as a table."""
-    head = [f"{key}: {value}" for key, value in figures.items() if key != "rows"]
-    rows = [
-        f"{row['name']:<24}{row['tenth_s']:9.3f}{row['full_s']:9.3f}{row['ratio']:7.1f}  {row['exit_code'] or ''}"
-        for row in figures["rows"]
-    ]
-    return "\n".join([*head, f"{'':24}{'tenth, s':>9}{'full, s':>9}{'ratio':>7}", *rows])
+def lines(load: Load, rows: list[dict[str, Any]]) -> Iterator[str]:
+    """Yield the lines of the table."""
+    yield f"load: {load}"
+    yield f"{'':24}{'tenth, s':>9}{'full, s':>9}{'ratio':>7}"
+    for row in rows:
+        yield f"{row['name']:<24}{row['tenth_s']:9.3f}{row['full_s']:9.3f}{row['ratio']:7.1f}  {row['exit_code'] or ''}"
 
 
 if __name__ == "__main__":

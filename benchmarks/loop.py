@@ -13,7 +13,6 @@ Nothing else should run on the machine.
 """
 
 import argparse
-import json
 import os
 import re
 import signal
@@ -29,7 +28,7 @@ from typing import Any
 
 import psutil
 
-from benchmarks.machine import describe
+from benchmarks.machine import show
 
 ROOT = Path(__file__).parents[1]
 STEPS = re.compile("^  steps: 2600.*$", re.MULTILINE)
@@ -44,13 +43,9 @@ def main() -> None:
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         home = Path(scratch)
-        figures = {**describe(), "repro_step_s": by_dvc(clone(home / "dvc"), home), **by_prefect(home)}
+        figures = {"repro_step_s": by_dvc(clone(home / "dvc"), home), **by_prefect(home)}
     figures["added_s"] = figures["run_step_s"] - figures["repro_step_s"]
-    if arguments.json:
-        print(json.dumps(figures, indent=2))
-        return
-    print(*(f"{key}: {value:.2f}" if isinstance(value, float) else f"{key}: {value}" for key, value in figures.items()),
-          sep="\n")  # fmt: skip
+    show({name: round(value, 2) for name, value in figures.items()}, [], as_json=arguments.json)
 
 
 def clone(folder: Path) -> Path:

@@ -1,10 +1,23 @@
-"""Describe the machine, the versions and the commit of a measurement."""
+"""Print figures with the machine, the versions and the commit of their measurement."""
 
+import json
 import platform
 import subprocess
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import torch
+
+
+def show(figures: dict[str, Any], lines: Iterable[str], *, as_json: bool) -> None:
+    """Print the figures and the machine: as one JSON object, or a line for each number and text and then `lines`."""
+    figures = {**describe(), **figures}
+    if as_json:
+        print(json.dumps(figures, indent=2))
+        return
+    named = (f"{key}: {value}" for key, value in figures.items() if not isinstance(value, dict | list))
+    print(*named, *lines, sep="\n")
 
 
 def describe(device: torch.device | None = None) -> dict[str, str | int]:

@@ -8,7 +8,6 @@ is the difference from a tenth of the lowest tolerance.
 """
 
 import argparse
-import json
 import math
 from collections.abc import Callable
 
@@ -16,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.machine import describe
+from benchmarks.machine import show
 from benchmarks.options import positive
 from benchmarks.small_models import digits, trained
 from flows.evaluation.solver import dopri5
@@ -135,16 +134,15 @@ def main() -> None:
     arguments = parser.parse_args()
     train, test = digits()
     rows = finite_set(train[:64], arguments.images) + network(train, test[: arguments.images], arguments.steps)
-    if arguments.json:
-        print(json.dumps({**describe(), "rows": rows}, indent=2))
-        return
-    print(*(f"{key}: {value}" for key, value in describe().items()), sep="\n")
-    print(f"\n{'problem':12} {'state':5} {'tolerance':>9} {'evaluations':>11} {'mean error':>11} {'worst error':>11}")
-    for row in rows:
-        print(
-            f"{row['problem']:12} {row['state']:5} {row['tolerance']:9g} {row['evaluations']:11d} "
-            f"{row['mean_error_bpd']:+11.5f} {row['worst_error_bpd']:+11.5f}"
-        )
+    columns = (
+        f"\n{'problem':12} {'state':5} {'tolerance':>9} {'evaluations':>11} {'mean error':>11} {'worst error':>11}"
+    )
+    lines = [
+        f"{row['problem']:12} {row['state']:5} {row['tolerance']:9g} {row['evaluations']:11d} "
+        f"{row['mean_error_bpd']:+11.5f} {row['worst_error_bpd']:+11.5f}"
+        for row in rows
+    ]
+    show({"rows": rows}, [columns, *lines], as_json=arguments.json)
 
 
 if __name__ == "__main__":

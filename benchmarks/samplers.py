@@ -7,7 +7,6 @@ all, so that rows share the noise z_1.  --plot FILE draws the Frechet distance o
 """
 
 import argparse
-import json
 import time
 from functools import partial
 from pathlib import Path
@@ -17,7 +16,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from benchmarks.machine import describe
+from benchmarks.machine import show
 from benchmarks.options import explained, positive
 from flows.commands.sampling import SOLVERS
 from flows.core import layout
@@ -105,18 +104,14 @@ def main() -> None:
     held_out = frechet_distance(test, training)
     if chosen.plot:
         plot(chosen.plot, table, held_out)
-    if chosen.json:
-        found = {"features_sha256": digest, "num_images": chosen.images, "held_out_fd": held_out, "rows": table}
-        print(json.dumps(found | describe(), indent=2))
-        return
-    print(f"fd_{digest[:8]} of {len(test)} held-out images: {held_out:.4f}")
-    for row in table:
-        print(
-            f"{row['sampler']:38s} {row['steps']:5d} steps  fd {row['fd']:.3f} +- {row['fd_standard_error']:.3f}"
-            f"  kd {row['kd']:.4f} +- {row['kd_standard_error']:.4f}"
-            f"  precision {row['precision']:.3f}  recall {row['recall']:.3f}  {row['cpu_seconds']:.0f} CPU s"
-        )
-    print(describe())
+    lines = [
+        f"{row['sampler']:38s} {row['steps']:5d} steps  fd {row['fd']:.3f} +- {row['fd_standard_error']:.3f}"
+        f"  kd {row['kd']:.4f} +- {row['kd_standard_error']:.4f}"
+        f"  precision {row['precision']:.3f}  recall {row['recall']:.3f}  {row['cpu_seconds']:.0f} CPU s"
+        for row in table
+    ]
+    figures = {"features_sha256": digest, "num_images": chosen.images, "held_out_fd": held_out, "rows": table}
+    show(figures, lines, as_json=chosen.json)
 
 
 if __name__ == "__main__":

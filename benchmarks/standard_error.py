@@ -8,7 +8,6 @@ model, repeatedly with different seeds.  The figure is the standard deviation ov
 """
 
 import argparse
-import json
 import math
 import tempfile
 from pathlib import Path
@@ -16,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from benchmarks.machine import describe
+from benchmarks.machine import show
 from benchmarks.options import positive
 from benchmarks.small_models import digits, fashion_mnist, trained
 from vdm.discretization import reconstruction_draw
@@ -88,17 +87,14 @@ def main() -> None:
             train_pixels, 256, schedule="learned_linear", gamma_0=-13.3, width=16, steps=arguments.steps // 5
         )
         rows += [measure("fashion_mnist", model, test_pixels[:1000], 1, arguments.repeats // 7)]
-    if arguments.json:
-        print(json.dumps({**describe(), "rows": rows}, indent=2))
-        return
-    print(*(f"{key}: {value}" for key, value in describe().items()), sep="\n")
-    for row in rows:
-        print(
-            f"{row['set']}, {row['images']} images, {row['times_per_image']} times each: "
-            f"{row['ours_bpd']:.4f} +- {row['ours_standard_error']:.5f} ours, "
-            f"{row['plain_bpd']:.4f} +- {row['plain_standard_error']:.5f} plain, "
-            f"ratio {row['ratio']:.3f} +- {row['ratio_error']:.3f}"
-        )
+    lines = [
+        f"{row['set']}, {row['images']} images, {row['times_per_image']} times each: "
+        f"{row['ours_bpd']:.4f} +- {row['ours_standard_error']:.5f} ours, "
+        f"{row['plain_bpd']:.4f} +- {row['plain_standard_error']:.5f} plain, "
+        f"ratio {row['ratio']:.3f} +- {row['ratio_error']:.3f}"
+        for row in rows
+    ]
+    show({"rows": rows}, lines, as_json=arguments.json)
 
 
 if __name__ == "__main__":
