@@ -45,7 +45,7 @@ from flows.registry import versions as registry
 from flows.registry.git import git_lines, git_text, require_identity
 from flows.registry.lock_file import read_lock
 from flows.registry.publishing import require_remotes
-from flows.registry.storage import obtain, opened
+from flows.registry.storage import dvc_repository, obtain
 from flows.validation.report import Validation
 
 EXPECTED = (UserError, OSError, DvcException)
@@ -241,7 +241,7 @@ def champion_report(root: Path, folder: Path) -> Path | None:
     digest = read_lock(root, champion).outputs.get(path)
     if digest is None:
         return None
-    with opened(root) as repo:
+    with dvc_repository(root) as repo:
         (stored,) = obtain(repo, {path: digest}, f"{champion.name}: ")[path]
     return stored.cached
 

@@ -17,7 +17,7 @@ from flows.images.store import data_sha256
 from flows.registry.git import contents
 from flows.registry.lineage import Lineage, lineage
 from flows.registry.lock_file import lock_here
-from flows.registry.storage import check, fetch_images, obtain, opened, sha256_of_config
+from flows.registry.storage import check, dvc_repository, fetch_images, obtain, sha256_of_config
 from flows.registry.versions import REFERENCE, Version, resolve
 from flows.report.comparison import comparison
 from flows.report.page import page
@@ -100,7 +100,7 @@ def gather(chain: Lineage, scratch: Path) -> dict[str, Path]:
         if content is not None:  # DVC's metrics are in the commit and not in the cache
             places[path] = scratch / path
             write_whole(places[path], content)
-    with opened(ROOT) as repo:
+    with dvc_repository(ROOT) as repo:
         cached = obtain(repo, {path: outputs[path] for path in listed if path not in places}, f"{version.name}: ")
     for path, (file,) in cached.items():
         check(file.cached, file, f"{version.name}: {path}: ")

@@ -22,7 +22,7 @@ from flows.orchestration.server import Api, answers, require_server
 from flows.orchestration.status import CONCLUDED, Entry, address, runs, size_of
 from flows.process.groups import processes_in
 from flows.process.locks import folder_of_devices, held_locks
-from flows.registry.git import Tag, git_text, locked
+from flows.registry.git import Tag, git_text, registry_lock
 from flows.registry.lock_file import read_lock
 from flows.registry.pruning import (
     BRANCHES,
@@ -90,7 +90,7 @@ def prune(root: Path, *, keep: int, dry_run: bool) -> Entry:
     require_idle([root, *others])
     with ExitStack() as stack:
         repos = [stack.enter_context(cache_locked(each)) for each in (root, *others)]
-        stack.enter_context(locked(root))
+        stack.enter_context(registry_lock(root))
         left = sorted((root / layout.WORKTREES).glob("*/"))
         work.remove("worktrees", [one.name for one in left], sum(map(size_of, left)), lambda: workspace.prune(root))
         plan = prune_registry(root, work, keep)

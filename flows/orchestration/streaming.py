@@ -19,7 +19,7 @@ from flows.core import layout
 from flows.core.errors import Exit, NetworkError, UserError
 from flows.core.files import parse_json, read_bounded
 from flows.orchestration.status import devices
-from flows.process.groups import process_group
+from flows.process.groups import running
 
 # How often a run that waits looks whether its device is free.
 POLL_SECONDS = 1.0
@@ -59,7 +59,7 @@ def stream(
     try:
         with ExitStack() as stack:
             file = stack.enter_context(stdout.open("wb")) if stdout else None
-            process = stack.enter_context(process_group([sys.executable, "-m", *module], folder, stdout=file))
+            process = stack.enter_context(running([sys.executable, "-m", *module], folder, stdout=file))
             for line in process.stderr or process.stdout or ():
                 if line.startswith(LEFT_OUT):
                     continue

@@ -27,7 +27,7 @@ from flows.process.locks import lock_file
 from flows.registry.git import Tag, content_of, digests, git, git_text
 from flows.registry.lock_file import read_lock
 from flows.registry.publishing import run_of
-from flows.registry.storage import cached_at, files, obtain, opened
+from flows.registry.storage import cached_at, dvc_repository, files, obtain
 from flows.registry.versions import is_decided
 
 RESULTS = (f"refs/heads/{layout.RUN_BRANCHES}", "refs/tags/vdm@*")
@@ -215,7 +215,7 @@ def require_contained(root: Path, commit: str, *, shared: bool) -> None:
         raise UserError(f"commit {commit[:12]} has links among its reports", Exit.MISSING)
     outputs = read_lock(root, Tag(commit[:12], commit, "", "")).outputs
     in_git = set(map(str, layout.IN_GIT))
-    with opened(root) as repo:
+    with dvc_repository(root) as repo:
         if shared:
             obtain(repo, {path: digest for path, digest in outputs.items() if path not in in_git}, f"{commit[:12]}: ")
         for digest in outputs.values():

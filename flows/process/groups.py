@@ -20,9 +20,7 @@ LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
 
 
 @contextmanager
-def process_group(
-    command: list[str], folder: Path, *, stdout: IO[bytes] | None = None
-) -> Iterator[subprocess.Popen[str]]:
+def running(command: list[str], folder: Path, *, stdout: IO[bytes] | None = None) -> Iterator[subprocess.Popen[str]]:
     """Run the command in the folder, and stop its whole process group when the block ends.
 
     Its stdout and stderr go to the pipe `process.stdout`.  With `stdout`, its stdout goes to that file, and its stderr

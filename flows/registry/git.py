@@ -181,7 +181,7 @@ def require_identity(root: Path) -> None:
 
 
 @contextmanager
-def locked(root: Path) -> Iterator[None]:
+def registry_lock(root: Path) -> Iterator[None]:
     """Wait for the registry's lock and hold it.  All worktrees of a repository share one lock, like their tags."""
     folder = git(root, "rev-parse", "--path-format=absolute", "--git-common-dir").decode().rstrip("\n")
     with lock_file(Path(folder) / "vdm-registry.lock", wait=True):

@@ -25,7 +25,7 @@ from flows.evaluation.results import BOTH, BoundMetrics, ModelFigures, Split
 from flows.images.store import load_images
 from flows.process.ending import finish
 from flows.registry.evidence import PROMOTE, REFUSE, ROLL_BACK, Evidence
-from flows.registry.git import locked, require_identity
+from flows.registry.git import registry_lock, require_identity
 from flows.registry.lock_file import read_lock
 from flows.registry.storage import fetch, fetch_images
 from flows.registry.verification import require_sound
@@ -181,7 +181,7 @@ def promote(root: Path, challenger: Version, evidence: Evidence) -> str:
         if challenger.name != evidence.champion:
             record_refusal(root, challenger, evidence.message(f"Refuse {challenger.name}"))
         raise UserError(f"not promoted: {evidence.reason}", Exit.NOT_PROMOTED)
-    with locked(root):
+    with registry_lock(root):
         tag = champion_tag(root)
         if (tag.name if tag else None) != evidence.champion_tag:
             now = resolve(root, CHAMPION).name if tag else "none"
@@ -210,7 +210,7 @@ def rollback(root: Path) -> Evidence:
         champion=earlier.name,
         champion_tag=before.name if before else None,
     )
-    with locked(root):
+    with registry_lock(root):
         if champion_tag(root) != before:
             raise UserError("not rolled back: the champion changed meanwhile; see `vdmctl models`", Exit.BUSY)
         finish()

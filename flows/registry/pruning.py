@@ -20,7 +20,7 @@ from flows.core.errors import Exit, UserError
 from flows.registry.git import Tag, annotated_tags, commit_of, contents, git, git_lines, git_text
 from flows.registry.lock_file import read_lock
 from flows.registry.publishing import REMOTE, remote_refs
-from flows.registry.storage import cached_at, files, opened, pull, quiet, require
+from flows.registry.storage import cached_at, dvc_repository, files, pull, quiet, require
 from flows.registry.versions import CHAMPION_TAG, MODEL, REFUSALS, Version, reign, versions
 
 BRANCHES, TAGS = "refs/heads/", "refs/tags/"
@@ -157,7 +157,7 @@ def cache_locked(root: Path) -> Iterator[Any]:
     Raises UserError: exit 5 outside a repository or when a lock cannot be written, 6 while a DVC command runs.
     """
     with ExitStack() as stack:
-        repo = stack.enter_context(opened(root))
+        repo = stack.enter_context(dvc_repository(root))
         stack.enter_context(quiet("dvc", "dvc_data", "dvc_objects"))
         try:
             stack.enter_context(lock_repo(repo))

@@ -10,9 +10,9 @@ from dvc_data.hashfile.hash_info import HashInfo
 
 from flows.core import layout
 from flows.core.errors import Exit, NetworkError, UserError
-from flows.registry.git import Tag, annotated_tags, git, git_lines, git_text, locked
+from flows.registry.git import Tag, annotated_tags, git, git_lines, git_text, registry_lock
 from flows.registry.lock_file import read_lock
-from flows.registry.storage import obtain, opened, quiet, require_remote
+from flows.registry.storage import dvc_repository, obtain, quiet, require_remote
 from flows.registry.versions import MODEL, REFUSALS, registered
 
 REMOTE = "origin"
@@ -188,7 +188,7 @@ def withdraw(root: Path, commit: str) -> None:
 
     The commit stays on its run's branch, so that it can become a version again.  Raises UserError.
     """
-    with locked(root):
+    with registry_lock(root):
         for tag in annotated_tags(root, MODEL):
             if tag.commit == commit and f"refs/tags/{tag.name}".startswith(OURS):
                 git(root, "tag", "--delete", tag.name)
@@ -199,7 +199,7 @@ def merge_notes(root: Path) -> None:
     """Merge the remote's notes of refusals, which other machines may have pushed, into the local ones."""
     theirs = f"{NOTES}-{REMOTE}"
     ask(root, "fetch", "--quiet", REMOTE, f"+{NOTES}:{theirs}", seconds=PUSH_SECONDS)
-    with locked(root):
+    with registry_lock(root):
         git_text(root, "notes", f"--ref={NOTES}", "merge", "--quiet", "--strategy=ours", theirs)
 
 
@@ -227,7 +227,7 @@ def push_bytes(root: Path, tags: list[Tag]) -> dict[str, str]:
     Raises NetworkError (exit 5) when the remote does not answer.
     """
     lost = {}
-    with opened(root) as repo, quiet("dvc", "dvc_data", "dvc_objects"):
+    with dvc_repository(root) as repo, quiet("dvc", "dvc_data", "dvc_objects"):
         for tag in tags:
             try:
                 upload(repo, bytes_of(repo, root, tag))

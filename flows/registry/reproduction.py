@@ -11,7 +11,7 @@ from flows.core.errors import UserError
 from flows.evaluation.results import BoundMetrics, Environment
 from flows.registry.git import Tag, commit_of, content_of
 from flows.registry.lock_file import Lock, lock_here, read_lock
-from flows.registry.storage import opened, quiet
+from flows.registry.storage import dvc_repository, quiet
 
 MOST_NAMED = 5
 
@@ -50,7 +50,7 @@ def changed_outputs(root: Path) -> tuple[list[str], list[str]]:
 
     Raises UserError and DvcException.
     """
-    with opened(root) as repo, quiet("dvc"):
+    with dvc_repository(root) as repo, quiet("dvc"):
         stages = repo.status()
     outputs: set[str] = set()
     inputs: set[str] = set()

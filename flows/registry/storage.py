@@ -93,7 +93,7 @@ def fetch_images(root: Path, version: Version) -> Path:
 
 def copy(root: Path, version: Version, path: str, digest: str, folder: Path) -> None:
     """Copy an output's files from the cache to `folder`, all or nothing.  Raises UserError (exit 5)."""
-    with opened(root) as repo:
+    with dvc_repository(root) as repo:
         stored = obtain(repo, {path: digest}, f"{version.name}: ")[path]
     folder.parent.mkdir(parents=True, exist_ok=True)
     with scratch_folder(folder.parent) as scratch, naming(folder, scratch / "whole"):
@@ -229,7 +229,7 @@ def quiet(*names: str) -> Iterator[None]:
 
 def require_remote(root: Path) -> None:
     """Raise UserError (exit 2) unless DVC has a default remote."""
-    with opened(root) as repo:
+    with dvc_repository(root) as repo:
         try:
             repo.cloud.get_remote()
         except NoRemoteError as error:
@@ -237,7 +237,7 @@ def require_remote(root: Path) -> None:
             raise UserError(f"{root.absolute()}: no DVC remote; {advice}", Exit.USAGE) from error
 
 
-def opened(root: Path) -> Any:
+def dvc_repository(root: Path) -> Any:
     """Return DVC's repository at `root`, a context manager.  Raises UserError (exit 5)."""
     try:
         return Repo(str(root))

@@ -16,7 +16,7 @@ from flows.core.files import inside, scratch_folder
 from flows.images.store import data_sha256
 from flows.registry.git import contents
 from flows.registry.lock_file import Lock, model_path, read_lock
-from flows.registry.storage import Stored, check, obtain, opened
+from flows.registry.storage import Stored, check, dvc_repository, obtain
 from flows.registry.versions import Version
 from flows.validation.report import Validation
 
@@ -37,7 +37,7 @@ def verify(root: Path, version: Version) -> list[Check]:
     lock, model = read_lock(root, version), model_path(root, version)
     checks = in_git(root, version, lock)
     checks += [Check(path, "differs between stages") for path in lock.contradictions]
-    with opened(root) as repo:
+    with dvc_repository(root) as repo:
         for path, digest in sorted(lock.outputs.items()):
             if path not in IN_GIT:
                 checks += in_cache(repo, version, path, digest, model=model)

@@ -25,7 +25,7 @@ from flows.registry.git import (
     contents,
     git,
     git_lines,
-    locked,
+    registry_lock,
     require_identity,
 )
 
@@ -147,7 +147,7 @@ def add_version(root: Path, commit: str, message: str) -> Version:
     if problem or not metrics.model_dump(exclude_unset=True):
         reason = problem or f"{layout.METRICS} is empty"
         raise UserError(f"commit {commit[:12]}: {reason}; run the pipeline and commit its results", Exit.MISSING)
-    with locked(root):
+    with registry_lock(root):
         for version in versions(root):
             if version.commit == commit:
                 raise UserError(f"commit {commit[:12]} is {version.name} already", Exit.USAGE)
@@ -182,7 +182,7 @@ def create_tag(root: Path, name: str, commit: str, message: str) -> None:
 
 def record_refusal(root: Path, version: Version, message: str) -> None:
     """Write a git note on the version's commit that says why it was not promoted.  Raises UserError."""
-    with locked(root):  # of two notes that git adds at once, one is lost
+    with registry_lock(root):  # of two notes that git adds at once, one is lost
         git(root, "notes", f"--ref={REFUSALS}", "add", "--force", "--file=-", version.commit, stdin=message.encode())
 
 

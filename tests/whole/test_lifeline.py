@@ -13,7 +13,7 @@ import pytest
 from plant import wait_until
 from project import ROOT, session
 
-from flows.process.groups import process_group
+from flows.process.groups import running
 from flows.process.lifeline import HOLDER
 
 # Importing flows starts the watch; the process then prints a line and would live for a minute.
@@ -135,7 +135,7 @@ def test_a_process_that_is_gone_already_ends_the_one_that_asks(started: list[sub
 
 def test_a_command_runs_without_a_search_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("PATH")
-    with process_group(["sh", "-c", "command -v python; command -v ls"], tmp_path) as process:
+    with running(["sh", "-c", "command -v python; command -v ls"], tmp_path) as process:
         found = process.communicate()[0].split()
     assert found[0] == str(Path(sys.executable).with_name("python"))
     assert len(found) == 2

@@ -25,7 +25,7 @@ from flows.core.params_file import read_params
 from flows.evaluation.results import Comparison, ModelFigures
 from flows.images.store import save_images
 from flows.registry.evidence import Evidence, evidence_of
-from flows.registry.git import annotated_tags, locked
+from flows.registry.git import annotated_tags, registry_lock
 from flows.registry.promotion import challenge, decide, fits, promote, rollback
 from flows.registry.versions import add_version, champion_tag, is_decided, make_champion, record_refusal, resolve
 
@@ -46,7 +46,7 @@ def history(project: Project) -> list[str]:
 def crown(project: Project, *references: str) -> None:
     """Make the versions champion one after the other, without evidence."""
     for reference in references:
-        with locked(project.folder):
+        with registry_lock(project.folder):
             make_champion(project.folder, resolve(project.folder, reference), "By hand")
 
 
@@ -373,7 +373,7 @@ def test_of_two_promotions_at_once_one_wins(copied: Project, tmp_path: Path) -> 
     places = {"v1.1.0": copied.folder, "v1.2.0": tmp_path / "run"}
     evidence = {reference: evidence_for(copied, reference).model_dump_json(exclude_unset=True) for reference in places}
     assert {json.loads(text)["decision"] for text in evidence.values()} == {"promote"}
-    with locked(copied.folder):
+    with registry_lock(copied.folder):
         processes = [
             subprocess.Popen(
                 [sys.executable, "-c", program, str(place), evidence[reference]],
@@ -435,7 +435,7 @@ cli.main()
 def test_a_signal_stops_a_rollback_before_its_tag_or_not_at_all(copied: Project) -> None:
     """Exit 75 means "run again"; with the tag made, that would go back one champion more."""
     crown(copied, "v1.0.0", "v1.1.0", "v1.2.0")
-    with locked(copied.folder):
+    with registry_lock(copied.folder):
         waiting = subprocess.Popen(
             [sys.executable, "-m", "flows.cli", "rollback"],
             cwd=copied.folder,

@@ -24,7 +24,7 @@ from flows.core.params_file import read_params
 from flows.orchestration import pruning
 from flows.orchestration.pruning import Pruning, prune_history
 from flows.process.locks import lock_file
-from flows.registry.git import locked
+from flows.registry.git import registry_lock
 from flows.registry.pruning import make_plan, superfluous
 from flows.registry.versions import add_version, make_champion, record_refusal, resolve
 from flows.training.fitting import build
@@ -56,7 +56,7 @@ def refuse(project: Project, reference: str) -> None:
 
 
 def crown(project: Project, reference: str) -> None:
-    with locked(project.folder):
+    with registry_lock(project.folder):
         make_champion(project.folder, resolve(project.folder, reference), "By hand")
 
 

@@ -16,7 +16,7 @@ from ruamel.yaml import YAML
 from flows.core.errors import Exit, UserError
 from flows.core.layout import METRICS, SAMPLE_METRICS
 from flows.registry import versions as of
-from flows.registry.git import annotated_tags, contents, locked
+from flows.registry.git import annotated_tags, contents, registry_lock
 from flows.registry.lineage import lineage
 from flows.registry.storage import fetch
 from flows.registry.verification import verify
@@ -34,7 +34,7 @@ def metrics_of_samples(project: Project, version: str) -> dict[str, Any]:
 
 
 def test_the_status_names_the_champion_and_the_versions_that_no_remote_has(copied: Project, tmp_path: Path) -> None:
-    with locked(copied.folder):
+    with registry_lock(copied.folder):
         of.make_champion(copied.folder, of.resolve(copied.folder, "v1.1.0"), "By hand")
     copied.git("init", "--quiet", "--bare", str(tmp_path / "bare"))
     copied.git("remote", "add", "elsewhere", str(tmp_path / "bare"))
@@ -55,7 +55,7 @@ def test_the_status_names_the_champion_and_the_versions_that_no_remote_has(copie
 
 
 def test_models_lists_versions_with_figures_data_and_commit(copied: Project) -> None:
-    with locked(copied.folder):
+    with registry_lock(copied.folder):
         of.make_champion(copied.folder, of.resolve(copied.folder, "v1.1.0"), "By hand")
     rows = json.loads(copied.vdmctl("models", "--json").stdout)["versions"]
     assert [row["version"] for row in rows] == ["vdm@v1.0.0", "vdm@v1.1.0", "vdm@v1.2.0"]
@@ -105,7 +105,7 @@ def test_listing_loads_nothing_heavy(registry: Project) -> None:
 
 
 def test_a_version_is_evaluated_from_the_remote_when_the_cache_is_gone(copied: Project) -> None:
-    with locked(copied.folder):
+    with registry_lock(copied.folder):
         of.make_champion(copied.folder, of.resolve(copied.folder, "v1.2.0"), "By hand")
     shutil.rmtree(copied.folder / ".dvc" / "cache")
     shutil.rmtree(copied.folder / "models" / "vdm")
@@ -351,7 +351,7 @@ def test_a_linked_worktree_shares_the_registry(copied: Project, tmp_path: Path) 
     version = of.add_version(tmp_path / "run", "HEAD", "From a worktree")
     assert version.name == "vdm@v1.3.0"
     assert of.newest(copied.folder) == version
-    with locked(tmp_path / "run"):
+    with registry_lock(tmp_path / "run"):
         assert of.make_champion(tmp_path / "run", version, "By hand") == "vdm#champion#1"
     assert of.resolve(copied.folder, "champion").name == "vdm@v1.3.0"
     assert (fetch(tmp_path / "run", version) / "config.json").is_file()
