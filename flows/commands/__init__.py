@@ -4,7 +4,7 @@ vdmctl      the whole command line, its help, `serve` and `worker`
 pipeline    the stages up to `register`, the report and the presets
 evaluation  the stage `evaluate`, and other likelihoods and comparisons
 sampling    the stages `features` and `sample`, and other samples
-compression images to compressed files and back
+compression  images to compressed files and back
 registry    versions and the champion
 operating   the state of the retraining loop
 arguments   the folder, the option --json, and params.yaml

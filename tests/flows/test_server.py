@@ -249,7 +249,7 @@ def test_a_notification_is_tried_again_when_the_server_failed(
         if answer := next(answers):
             raise answer
 
-    notification = {"name": "mail", "block": "sendgrid-email/vdm"}
+    notification = {"name": "mail", "block": "sendgrid-email/vdm", "trigger": {}, "actions": []}
     monkeypatch.setattr(automations, "notifications", lambda: [notification])
     monkeypatch.setattr(automations, "Api", lambda url: None)
     monkeypatch.setattr(automations, "block", lambda api, name: "1")
