@@ -116,7 +116,7 @@ def run(command: list[str], root: Path, environment: dict[str, str]) -> int:
 def functions(root: Path, only: list[str], repeats: int) -> Iterator[tuple[str, Measured]]:
     """Yield the seconds of the functions that a run of the flow calls and that read the load."""
     from flows.orchestration.workspace import prune
-    from flows.registry import publishing, versions
+    from flows.registry import publishing, remote, versions
 
     champion = versions.champion(root)
     assert champion is not None
@@ -126,7 +126,7 @@ def functions(root: Path, only: list[str], repeats: int) -> Iterator[tuple[str, 
         "judged_by": lambda: versions.judged_by(root, JUDGED_BY),
         "is_decided": lambda: versions.is_decided(root, champion.commit),
         "finished_branches": lambda: publishing.finished_branches(root),
-        "local_refs": lambda: publishing.local_refs(root),
+        "local_refs": lambda: remote.local_refs(root),
         "prune": lambda: prune(root),
     }
     for name, action in actions.items():

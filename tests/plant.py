@@ -136,7 +136,7 @@ class Plant:
     def api(self, path: str, method: str | None = None, **body: object) -> Any:
         """Send a request to the server: a GET, or with a body a POST or `method`, with a CSRF token."""
         headers = {"Content-Type": "application/json"} | self.authorization
-        if body:
+        if body or method:
             client = str(uuid.uuid4())
             headers["Prefect-Csrf-Client"] = client
             headers["Prefect-Csrf-Token"] = self.api(f"csrf-token?client={client}")["token"]

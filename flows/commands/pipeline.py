@@ -167,7 +167,7 @@ def preset(
     """Write params.yaml from presets/NAME.yaml."""
     presets = {path.stem: path for path in sorted(layout.PRESETS.glob("*.yaml"))}
     if name not in presets:
-        listed = ", ".join(presets) or f"{layout.PRESETS}/ is empty"
+        listed = ", ".join(presets) or f"no files in {layout.PRESETS}/; run vdmctl in the project's folder"
         raise UserError(f"no preset {name!r}: {listed}", Exit.USAGE)
     known = [path.read_bytes() for path in presets.values()]
     if not force and layout.PARAMS.exists() and read_bounded(layout.PARAMS) not in known:

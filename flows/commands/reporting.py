@@ -146,7 +146,7 @@ def sections() -> dict[str, Any]:
 
 
 def of_folder(folder: Path) -> Results:
-    """Return the results of a model folder: the workspace's if they are of this model, else those in the folder.
+    """Return the results of a model folder: those in the folder, or if it has none, the workspace's of the same model.
 
     `vdmctl evaluate FOLDER --out FOLDER` writes results into the folder.  Raises UserError (exit 5), also for a damaged
     model.
@@ -158,9 +158,9 @@ def of_folder(folder: Path) -> Results:
         raise UserError(f"{folder}: no model folder, since it has no config.json", Exit.MISSING)
     description = read_description(folder)
     read_weights(folder, description)
-    if layout.METRICS.exists() and read(Metrics, layout.METRICS).model_sha256 == digest:
-        return of_workspace(folder)
     metrics = folder / layout.METRICS.name
+    if not metrics.exists() and layout.METRICS.exists() and read(Metrics, layout.METRICS).model_sha256 == digest:
+        return of_workspace(folder)
     command = f"vdmctl evaluate {shlex.quote(str(folder))} --out {shlex.quote(str(folder))}"
     if not metrics.exists():
         advice = f"run `{command}`, with `--images SET` if its images are not those in {layout.IMAGES}"

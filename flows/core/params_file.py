@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from flows.core import bounded_yaml
+from flows.core import bounded_yaml, layout
 from flows.core.documents import shown
 from flows.core.errors import Exit, UserError
 from flows.core.files import read_bounded
@@ -18,7 +18,9 @@ def read_params(path: Path) -> Params:
     try:
         content = read_bounded(path)
     except OSError as error:
-        raise UserError(f"{path}: {error.strerror}; `vdmctl preset digits` writes one", Exit.USAGE) from error
+        here = layout.PRESETS.is_dir()
+        advice = "`vdmctl preset digits` writes one" if here else "run vdmctl in the project's folder, such as a clone"
+        raise UserError(f"{path}: {error.strerror}; {advice}", Exit.USAGE) from error
     return parse_params(content, str(path))
 
 

@@ -1,7 +1,11 @@
 """Automations of the server: mark runs as crashed when their process is gone or silent, and notify somebody."""
 
+import os
+import signal
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from http import HTTPStatus
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 from uuid import UUID
@@ -21,6 +25,7 @@ from flows.process.streams import say_on_stderr
 Entry = dict[str, Any]
 
 PROCESS_GONE = "Its process is gone; the next run continues from the last saved state."
+NO_PAUSE = "A run of train-vdm cannot be paused, so it was cancelled; the next run continues from the last saved state."
 TERMINAL = {f"prefect.flow-run.{state}" for state in ("Completed", "Failed", "Cancelled", "Crashed")}
 
 
@@ -75,6 +80,29 @@ def end_dead_runs(url: str, *, after: float = 0.0) -> None:
             answer = api.ask(f"flow_runs/{run['id']}/set_state", state={"type": end, "message": PROCESS_GONE})
             if answer["status"] == "ACCEPT":
                 say_on_stderr(f"run {run['name']}: its process was gone, so the run was ended")
+
+
+def stop_unwanted_runs(url: str, folder: Path) -> None:
+    """Stop the folder's runs that were deleted or paused at the server; print a line for each.
+
+    Otherwise their trainer would keep the device, although Prefect does not list it any more.  Resuming a paused run
+    would start a second process of it.  Raises OSError if the server fails.
+    """
+    api = Api(url)
+    for run, pid in engines(url, folder).items():
+        try:
+            found = api.get(f"flow_runs/{run}")
+        except Refused as error:
+            if error.code != HTTPStatus.NOT_FOUND:
+                raise
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)  # its children save their state; it could only report that it is unknown
+            say_on_stderr(f"run {run}: it was deleted while it was in progress, so its process was stopped")
+            continue
+        if found["state"]["type"] == "PAUSED":
+            cancelling = {"type": "CANCELLING", "name": "Cancelling", "message": NO_PAUSE}
+            api.ask(f"flow_runs/{run}/set_state", state=cancelling, force=True)  # the worker then stops it
+            say_on_stderr(f"run {found['name']}: {NO_PAUSE}")
 
 
 class Notifications:

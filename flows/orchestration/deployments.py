@@ -1,10 +1,13 @@
 """Create the deployments of prefect.yaml at the server, and later keep what the operator changed."""
 
 import asyncio
+import json
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from datetime import UTC, datetime
+from functools import cache
 from io import StringIO
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +17,7 @@ from ruamel.yaml import YAML
 from flows.core import bounded_yaml, layout
 from flows.core.errors import Exit, UserError, brief
 from flows.core.files import read_bounded, scratch_folder, write_whole
+from flows.orchestration.server import Api
 from flows.process.streams import say_on_stderr
 
 if TYPE_CHECKING:
@@ -62,7 +66,9 @@ def require_valid(entry: dict[str, Any]) -> None:
     schedules = entry.get("schedules") or []
     try:
         for schedule in schedules:
-            construct_schedule(**{key: schedule[key] for key in times if key in schedule})
+            built = construct_schedule(**{key: schedule[key] for key in times if key in schedule})
+            if reason := why_impossible(built.model_dump_json()):
+                raise ValueError(f"{describe(built)}: no run can be planned: {reason}")
         for each in (entry, *schedules):
             if given := each.get("parameters"):
                 validate(given, parameters_of(entry), raise_on_error=True)
@@ -159,16 +165,47 @@ def describe(schedule: Any) -> str:
 
 def next_time(schedule: Any) -> str:
     """Return the time of a schedule's next run, in UTC."""
+    times = []
+    with suppress(ValueError):
+        times = next_times(schedule.model_dump_json())
+    return f"{times[0].astimezone(UTC):%Y-%m-%d %H:%M} UTC" if times else "never"
+
+
+def next_times(schedule: str) -> list[datetime]:
+    """Return the time of the next run of a schedule, given as JSON; [] after its last run.
+
+    Raises ValueError for a date that never comes, such as February 30.
+    """
     from prefect.server.schemas.schedules import SCHEDULE_TYPES
     from pydantic import TypeAdapter
 
     # Only the server's class of schedules can compute times.
-    planned: Any = TypeAdapter(SCHEDULE_TYPES).validate_python(schedule.model_dump())
+    planned: Any = TypeAdapter(SCHEDULE_TYPES).validate_json(schedule)
+    return list(asyncio.run(planned.get_dates(n=1, start=datetime.now(UTC))))
+
+
+@cache
+def why_impossible(schedule: str) -> str:
+    """Return why a schedule, given as JSON, can have no next run; "" if it can."""
     try:
-        times = asyncio.run(planned.get_dates(n=1, start=datetime.now(UTC)))
-    except ValueError:  # a date that never comes, such as February 30
-        times = []
-    return f"{times[0].astimezone(UTC):%Y-%m-%d %H:%M} UTC" if times else "never"
+        next_times(schedule)
+    except ValueError as error:
+        return brief(error)
+    return ""
+
+
+def switch_off_impossible(api: Api) -> None:
+    """Switch off the schedules that can have no next run; print a line for each.
+
+    Because of one, Prefect plans no run of any schedule of the same deployment.  Raises OSError if the server fails.
+    """
+    for deployment in api.ask("deployments/filter", flows={"name": {"any_": [FLOW]}}):
+        for one in deployment["schedules"]:
+            given = one["schedule"]
+            if one["active"] and (reason := why_impossible(json.dumps(given))):
+                api.ask(f"deployments/{deployment['id']}/schedules/{one['id']}", "PATCH", active=False)
+                name = f"{FLOW}/{deployment['name']}: {given.get('cron') or given.get('rrule')}"
+                say_on_stderr(f"{name}: switched off, since no run can be planned: {reason}")
 
 
 def run_prefect(*arguments: str) -> str:

@@ -22,24 +22,23 @@ from flows.orchestration.server import Api, answers, require_server
 from flows.orchestration.status import CONCLUDED, Entry, address, runs, size_of
 from flows.process.groups import processes_in
 from flows.process.locks import folder_of_devices, held_locks
-from flows.registry.git import Tag, git_text, registry_lock
+from flows.registry.cache import cache_locked, delete_files, superfluous
+from flows.registry.git import Tag, git_text, registry_lock, require_top
 from flows.registry.lock_file import read_lock
 from flows.registry.pruning import (
     BRANCHES,
     TAGS,
     Plan,
-    cache_locked,
-    delete_files,
     delete_refs,
     make_plan,
     published,
-    superfluous,
 )
-from flows.registry.publishing import REMOTE
+from flows.registry.remote import REMOTE
 from vdm.training.log import TrainingRecord
 
 ABANDONED_DAYS = 14
 """A state that was not continued for this long is abandoned: a weekly schedule had two chances to continue it."""
+DELETE_SECONDS = 30.0
 MD5 = re.compile("[0-9a-f]{32}")
 
 
@@ -81,10 +80,11 @@ def prune(root: Path, *, keep: int, dry_run: bool) -> Entry:
 
     Its `skipped` and `problems` say what was left alone and why; only `problems` are faults.
 
-    Raises UserError: exit 5 outside a repository with git and DVC, 6 while a run or a DVC command is in progress, 2 for
-    a wrong VDM_LOCK_DIR.
+    Raises UserError: exit 5 outside a repository with git and DVC, 6 while a run or a DVC command is in progress,
+    2 below the top of a repository and for a wrong VDM_LOCK_DIR.
     """
     devices = folder_of_devices()
+    require_top(root)
     root, *others = worktrees(root)
     work = Pruning(keep=keep, dry_run=dry_run)
     require_idle([root, *others])
@@ -147,10 +147,13 @@ def prune_cache(folders: list[Path], repos: list[Any], work: Pruning, plan: Plan
     Raises UserError (exit 6) if a run starts meanwhile.
     """
     try:
-        paths = superfluous(repos, folders[0], plan)
+        paths, num_unpushed = superfluous(repos, folders[0], plan)
     except UserError as error:
         work.problems.append(f"DVC's cache is not pruned: {error}")
         return
+    if num_unpushed:
+        reason = "the DVC remote lacks them; a run with publish=true pushes them"
+        work.skipped.append(f"{num_unpushed} files of earlier champions: {reason}")
     size = sum(path.stat().st_size for path in paths)
     names = [path.parent.name + path.name for path in paths]
     # A run that starts now may use a file that is about to go, so look again.
@@ -235,7 +238,7 @@ def prune_history(root: Path, work: Pruning, keep: int) -> None:
         return
     try:
         require_server(url)
-        api = Api(url)
+        api = Api(url, DELETE_SECONDS)
         ended = ended_runs(api)[keep:]
         work.remove("prefect_runs", [run["name"] for run in ended], None, partial(delete_runs, api, ended))
     except UserError as error:

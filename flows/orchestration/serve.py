@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 
 from flows.core.errors import Exit, UserError
-from flows.orchestration.deployments import FLOW, POOL, deploy, prefect, schedules
+from flows.orchestration.deployments import FLOW, POOL, deploy, prefect, schedules, switch_off_impossible
 from flows.orchestration.server import Address, Api, answers, configure, find_address, require_server
 from flows.orchestration.workers import (
     CPU,
@@ -79,19 +79,21 @@ def serve(
         say_on_stderr("\n".join(schedules()))
         page = address.url.removesuffix("/api")
         say_on_stderr(f"serving at {page}; `prefect deployment run {FLOW}` starts a run")
-        keep_alive(kept, partial(look, notifications.look, address.url if worker and not share else None))
+        keep_alive(kept, partial(look, notifications.look, address.url, sees_all_runs=worker and not share))
 
 
-def look(notifications: Callable[[], None], url: str | None) -> None:
-    """Look for new blocks of notifications, and, if a URL is given, end the dead runs of the server there.
+def look(notifications: Callable[[], None], url: str, *, sees_all_runs: bool) -> None:
+    """Look for new blocks of notifications, for schedules that never fire, and for runs to stop or to end.
 
     Where workers on other machines share the server, the processes of its runs cannot all be seen from here.
     """
-    from flows.orchestration.automations import end_dead_runs
+    from flows.orchestration.automations import end_dead_runs, stop_unwanted_runs
 
     with suppress(OSError):  # the server fails, or is being started again
         notifications()
-        if url:
+        switch_off_impossible(Api(url))
+        stop_unwanted_runs(url, Path.cwd())
+        if sees_all_runs:
             end_dead_runs(url, after=DEAD_SECONDS)
 
 
@@ -147,7 +149,7 @@ def prepare(url: str, worker: str | None) -> None:
     if worker:
         refuse_to_mix(url, worker, others)
     deploy()
-    put(api, silent_runs().model_dump(mode="json"))
+    put(api, silent_runs().model_dump(mode="json", exclude={"owner_resource"}))
     if not others:  # the process of a run on another machine cannot be seen here
         end_dead_runs(url)
 

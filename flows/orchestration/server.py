@@ -8,6 +8,7 @@ import base64
 import ipaddress
 import json
 import os
+import time
 import tomllib
 import urllib.error
 import urllib.request
@@ -27,6 +28,22 @@ SECONDS = 3.0
 MOST_BYTES = 10_000
 DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 """Opens URLs of this machine.  A proxy would look for the server on the proxy's machine, and see the password."""
+
+
+DEFAULTS = {
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
+    "PREFECT_SERVER_CSRF_PROTECTION_ENABLED": "true",
+    # In memory, the lease of a run in progress would end with the server, and some minutes later so would the run.
+    "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
+    # Relative, so that a browser on another machine uses the host from which it loaded the page.
+    "PREFECT_UI_API_URL": "/api",
+    # Without heartbeats nobody would notice that the process of a run was killed.
+    "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",
+    # A run starts within two seconds of its command, instead of ten.
+    "PREFECT_WORKER_QUERY_SECONDS": "2",
+}
+"""Settings of Prefect where the environment has no value."""
 
 
 class Address(NamedTuple):
@@ -96,15 +113,8 @@ def configure(address: Address) -> None:
     bypass_proxy(address.url)
     hosts = dict.fromkeys((urlsplit(address.url).hostname, "localhost"))
     defaults = {
-        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-        "PREFECT_SERVER_CSRF_PROTECTION_ENABLED": "true",
         "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": ",".join(f"http://{name}:{address.port}" for name in hosts),
-        # Relative, so that a browser on another machine uses the host from which it loaded the page.
-        "PREFECT_UI_API_URL": "/api",
-        # Without heartbeats nobody would notice that the process of a run was killed.
-        "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",
-        # A run starts within two seconds of its command, instead of ten.
-        "PREFECT_WORKER_QUERY_SECONDS": "2",
+        **DEFAULTS,
     }
     if password:
         defaults["PREFECT_API_AUTH_STRING"] = password.get_secret_value()
@@ -140,26 +150,33 @@ class Refused(OSError):
         self.code, self.said = code, said
 
 
-def send(url: str, path: str, headers: dict[str, str], content: bytes | None = None, method: str = "GET") -> Any:
+def send(
+    url: str,
+    path: str,
+    headers: dict[str, str],
+    content: bytes | None = None,
+    method: str = "GET",
+    seconds: float = SECONDS,
+) -> Any:
     """Return the answer of the API at the URL; None if it is empty.
 
-    Raises Refused for an answer that is an error or not JSON, and another OSError without an answer.
+    Raises Refused for an answer that is an error or not JSON, and another OSError without an answer in some seconds.
     """
     if not url.lower().startswith(("http://", "https://")):
         raise Refused("an address begins with http:// or https://")
     try:
-        return receive(urllib.request.Request(f"{url.rstrip('/')}/{path}", content, headers, method=method))
+        return receive(urllib.request.Request(f"{url.rstrip('/')}/{path}", content, headers, method=method), seconds)
     except (RemoteDisconnected, IncompleteRead) as error:  # the server died while it answered
         raise ConnectionError(f"the answer breaks off: {error!r}") from error
     except (HTTPException, ValueError, OverflowError) as error:
         raise Refused(brief(error)) from error
 
 
-def receive(request: urllib.request.Request) -> Any:
+def receive(request: urllib.request.Request, seconds: float) -> Any:
     """Return the answer to a request.  Raises Refused for an error, and what urllib and json raise."""
     here = is_loopback(urlsplit(request.full_url).hostname or "")
     try:
-        with (DIRECT.open if here else urllib.request.urlopen)(request, timeout=SECONDS) as response:
+        with (DIRECT.open if here else urllib.request.urlopen)(request, timeout=seconds) as response:
             return json.loads(response.read() or b"null")
     except urllib.error.HTTPError as error:
         with error:
@@ -173,8 +190,9 @@ class Api:
     Its methods raise OSError; see `send`.
     """
 
-    def __init__(self, url: str) -> None:
-        self.url = url
+    def __init__(self, url: str, seconds: float = SECONDS) -> None:
+        """Each answer may take some seconds."""
+        self.url, self.seconds = url, seconds
         self.headers = {"Content-Type": "application/json"}
         if password := setting("PREFECT_API_AUTH_STRING"):
             self.headers["Authorization"] = f"Basic {base64.b64encode(password.encode()).decode()}"
@@ -189,11 +207,21 @@ class Api:
 
     def get(self, path: str) -> Any:
         """Return the answer to a GET."""
-        return send(self.url, path, self.headers)
+        return send(self.url, path, self.headers, seconds=self.seconds)
 
     def ask(self, path: str, method: str = "POST", **body: Any) -> Any:
-        """Return the answer to a POST, or another method, with this body; None if it is empty."""
-        return send(self.url, path, self.headers, json.dumps(body).encode(), method)
+        """Return the answer to a POST, or another method, with this body; None if it is empty.
+
+        The server refuses a change while SQLite is busy, so it is asked again for `seconds`.
+        """
+        content, deadline = json.dumps(body).encode(), time.monotonic() + self.seconds
+        while True:
+            try:
+                return send(self.url, path, self.headers, content, method, self.seconds)
+            except Refused as error:
+                if error.code != HTTPStatus.SERVICE_UNAVAILABLE or time.monotonic() > deadline:
+                    raise
+            time.sleep(0.5)
 
 
 def require_server(url: str) -> None:

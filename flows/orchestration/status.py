@@ -20,7 +20,7 @@ from flows.process.locks import folder_of_devices, held_locks
 from flows.registry.git import git_text
 from flows.registry.versions import MODEL, champion, versions
 
-UNFINISHED = ["PENDING", "RUNNING", "CANCELLING"]
+UNFINISHED = ["PENDING", "RUNNING", "PAUSED", "CANCELLING"]
 CONCLUDED = ["COMPLETED", "FAILED", "CRASHED"]
 Entry = dict[str, Any]
 

@@ -11,7 +11,8 @@ import signal
 import socket
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from http import HTTPStatus
 from pathlib import Path
 
@@ -57,7 +58,15 @@ def work(queues: list[str] | None) -> None:
         # A run that finds every device busy waits at the server for another worker.
         kept = start_worker(stack, address.url, name, queues, "--limit", "1")
         say_on_stderr(f"working for {address.url}, queues {', '.join(queues or fitting())}")
-        keep_alive([kept])
+        keep_alive([kept], partial(look, address.url))
+
+
+def look(url: str) -> None:
+    """Stop the folder's runs that were deleted or paused at the server."""
+    from flows.orchestration.automations import stop_unwanted_runs
+
+    with suppress(OSError):  # the server fails, or is being started again
+        stop_unwanted_runs(url, Path.cwd())
 
 
 def require_project() -> None:

@@ -7,7 +7,9 @@ storage       a version's files, from DVC's cache or remote
 verification  recomputes every digest of a version
 promotion     compares challenger and champion; rolls back
 publishing    pushes files, then commits, then tags
-pruning       deletes tags, branches and cached files that nothing needs
+remote        the refs of this repository and of the git remote
+pruning       what stays, and the tags and branches that nothing needs
+cache         the files in DVC's cache that nothing needs
 lock_file     dvc.lock and dvc.yaml at a commit
 reproduction  whether the outputs are those of the commit that is checked out
 evidence      why a version became the champion, or was refused

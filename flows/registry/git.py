@@ -7,7 +7,9 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from itertools import takewhile
 from pathlib import Path
+from textwrap import shorten
 from typing import Any, BinaryIO, NamedTuple
 
 from flows.core.errors import Exit, UserError
@@ -36,6 +38,9 @@ SETTINGS = (
     "log.showSignature=false",
     "trailer.separators=:",
 )
+MARKS = ("fatal: ", "error: ", "! ")
+REMOTE_SAYS = "remote:"
+MOST_CHARACTERS = 500
 UNATTENDED = [option for setting in SETTINGS for option in ("-c", setting)]
 
 
@@ -85,14 +90,22 @@ def printed(root: Path, *arguments: str, stdin: bytes | None, seconds: float | N
 
 
 def reason_in(stderr: str) -> str:
-    """Return the line of git's stderr that says why it failed: the first marked as an error, else the last.
+    """Return why git failed, from its stderr, in one line: the first line marked as an error, else the last line.
 
-    Of the lines about several refs that were pushed together, it is the first about a ref that was at fault.
+    Of the lines about several refs that were pushed together, it is the first about a ref that was at fault.  The lines
+    that follow are git's advice, and those of the remote are what its hooks say.
     """
     lines = [line.strip() for line in stderr.splitlines() if "failed to push some refs" not in line and line.strip()]
-    marked = [line for line in lines if line.startswith(("fatal: ", "error: ", "! "))]
-    at_fault = [line for line in marked if "atomic push" not in line]
-    return (at_fault or marked or lines[-1:] or ["no reason given"])[0]
+    marked = [place for place, line in enumerate(lines) if line.startswith(MARKS)]
+    at_fault = [place for place in marked if "atomic push" not in lines[place]]
+    if not marked:
+        return (lines[-1:] or ["no reason given"])[0]
+    first = (at_fault or marked)[0]
+    said = " ".join(line.removeprefix(REMOTE_SAYS).strip() for line in lines if line.startswith(REMOTE_SAYS)).strip()
+    if said and lines[first].startswith("! "):
+        return shorten(f"{lines[first]}; the remote says: {said}", MOST_CHARACTERS, placeholder=" ...")
+    advice = takewhile(lambda line: not line.startswith((*MARKS, "To ", "hint: ")), lines[first + 1 :])
+    return shorten(" ".join([lines[first], *advice]), MOST_CHARACTERS, placeholder=" ...")
 
 
 def git_text(root: Path, *arguments: str) -> str:
@@ -108,8 +121,22 @@ def git_lines(root: Path, *arguments: str) -> list[str]:
     return [line for line in git(root, *arguments).decode(errors="replace").split("\n") if line]
 
 
+def require_top(root: Path) -> None:
+    """Raise UserError: exit 2 unless the folder is the top of its git repository, 5 outside a repository."""
+    if (root / ".git").exists():
+        return
+    top = git_text(root, "rev-parse", "--show-toplevel")
+    if Path(top).resolve() != root.resolve():
+        reason = f"not the top folder of its git repository, {top}, where a project with versions must be"
+        raise UserError(f"{root.absolute()}: {reason}; change to that folder, or move the project there", Exit.USAGE)
+
+
 def annotated_tags(root: Path, prefix: str) -> list[Tag]:
-    """Return the annotated tags whose names start with the prefix.  GTO ignores lightweight tags, too."""
+    """Return the annotated tags whose names start with the prefix.  GTO ignores lightweight tags, too.
+
+    Raises UserError; see `require_top`.
+    """
+    require_top(root)
     output = git(root, "for-each-ref", f"--format={FIELDS}", f"refs/tags/{prefix}*").decode(errors="replace")
     # Messages contain line breaks, so a record ends after its sixth field.
     fields = output.split("\0")[:-1]

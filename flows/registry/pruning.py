@@ -4,29 +4,18 @@ Nothing on a remote is deleted, no tag of a champion, and no note of a refusal: 
 the refused ones (`num_judged`), and the next publication would carry a deletion of notes to the remote.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, chdir, contextmanager
+from collections.abc import Iterable, Mapping
 from datetime import datetime
 from pathlib import Path
-from typing import Any, NamedTuple
-
-from dvc.exceptions import DvcException
-from dvc.lock import LockError
-from dvc.repo import lock_repo
-from dvc.rwlock import rwlock
+from typing import NamedTuple
 
 from flows.core import layout
-from flows.core.errors import Exit, UserError
-from flows.registry.git import Tag, annotated_tags, commit_of, contents, git, git_lines, git_text
-from flows.registry.lock_file import read_lock
-from flows.registry.publishing import REMOTE, remote_refs
-from flows.registry.storage import cached_at, dvc_repository, files, pull, quiet, require
+from flows.registry.git import Tag, annotated_tags, commit_of, git, git_lines, git_text
+from flows.registry.remote import REMOTE, remote_refs
 from flows.registry.versions import CHAMPION_TAG, MODEL, REFUSALS, Version, reign, versions
 
 BRANCHES, TAGS = "refs/heads/", "refs/tags/"
 FIELDS = ("refname", "objectname", "*objectname", "committerdate:unix", "worktreepath")
-BETWEEN_CHECKS = 100
-"""The number of files that are deleted between two checks that no run has started."""
 
 
 class Ref(NamedTuple):
@@ -52,7 +41,7 @@ class Plan(NamedTuple):
     `versions` are the versions and champions that stay with all their files, by commit.  The files of the commits in
     `others` stay, too: of the commit that is checked out, and of the branches and tags that stay.  `runs` are the runs
     that made any of these commits.  `since` is when the newest version was made, 0 without versions: whatever is newer
-    may still become a version.
+    may still become a version.  `past` are the champions whose tags stay, but not their files.
     """
 
     versions: dict[str, Kept]
@@ -60,6 +49,7 @@ class Plan(NamedTuple):
     refs: list[Ref]
     runs: set[str]
     since: float
+    past: list[Tag]
 
 
 def make_plan(root: Path, keep: int, published: Mapping[str, str] | None) -> Plan:
@@ -88,7 +78,8 @@ def make_plan(root: Path, keep: int, published: Mapping[str, str] | None) -> Pla
     stay = [ref for ref in every if not goes(ref) and not ref.name.startswith((f"{TAGS}{MODEL}@", f"{TAGS}{MODEL}#"))]
     others = {commit_of(root, "HEAD"), *(ref.commit for ref in stay)} - reasons.keys()
     kept = {commit: Kept(names[commit], reason) for commit, reason in reasons.items()}
-    return Plan(kept, sorted(others), list(filter(goes, every)), runs_of(root, {*reasons, *others}), since)
+    past = [tag for tag in tags if tag.commit in crowned - reasons.keys()]
+    return Plan(kept, sorted(others), list(filter(goes, every)), runs_of(root, {*reasons, *others}), since, past)
 
 
 def reasons_to_keep(
@@ -123,7 +114,9 @@ def last(tags: list[Tag], count: int) -> list[str]:
 
 def published(root: Path) -> dict[str, str] | None:
     """Return the commits of the remote's branches and tags; None without a remote.  Raises NetworkError (exit 5)."""
-    return remote_refs(root) if REMOTE in git_text(root, "remote").split() else None
+    if REMOTE not in git_text(root, "remote").split():
+        return None
+    return {name: target.commit for name, target in remote_refs(root).items()}
 
 
 def refs(root: Path) -> list[Ref]:
@@ -148,102 +141,3 @@ def delete_refs(root: Path, refs: Iterable[Ref]) -> None:
     """Delete branches and tags, all or none.  Raises UserError (exit 5) if one of them has changed meanwhile."""
     lines = "".join(f"delete {ref.name} {ref.digest}\n" for ref in refs)
     git(root, "update-ref", "--stdin", stdin=lines.encode())
-
-
-@contextmanager
-def cache_locked(root: Path) -> Iterator[Any]:
-    """Open DVC's repository and hold its locks: of the repository, and of all paths, which stages hold while they run.
-
-    Raises UserError: exit 5 outside a repository or when a lock cannot be written, 6 while a DVC command runs.
-    """
-    with ExitStack() as stack:
-        repo = stack.enter_context(dvc_repository(root))
-        stack.enter_context(quiet("dvc", "dvc_data", "dvc_objects"))
-        try:
-            stack.enter_context(lock_repo(repo))
-            stack.enter_context(rwlock(repo.tmp_dir, repo.fs, "vdmctl prune", [], [repo.root_dir], False))
-        except LockError as error:
-            raise UserError(f"{root}: another DVC command is running; wait for it", Exit.BUSY) from error
-        except DvcException as error:
-            raise UserError(f"{root}: {error}", Exit.MISSING) from error
-        except OSError as error:
-            reason = f"{repo.tmp_dir}: DVC cannot write its lock: {error.strerror}"
-            raise UserError(f"{reason}; on a full disk, delete a file to make room for it", Exit.MISSING) from error
-        yield repo
-
-
-def superfluous(repos: list[Any], root: Path, plan: Plan) -> list[Path]:
-    """Return the files in DVC's cache that nothing needs, listings of folders first.
-
-    `repos` are DVC's repositories of all worktrees, that at `root` first.
-
-    Raises UserError: exit 5 when it is not known what a version needs, 2 for a cache outside the repository.
-    """
-    repo, *others = repos
-    if not Path(repo.cache.local_cache_dir).resolve().is_relative_to(root.resolve()):
-        reason = "is outside the repository, so other projects may use it; `dvc gc --projects` prunes such a cache"
-        raise UserError(f"DVC's cache {repo.cache.local_cache_dir} {reason}", Exit.USAGE)
-    place, cached = cached_at(repo), set(repo.cache.local.all())
-    going = cached - needed(repo, root, plan) if cached else set()
-    for other in others:
-        going -= used_in(other)
-    # DVC takes a folder for complete if its listing is there, so no listing may outlive its files.
-    return [place(digest) for digest in sorted(going, key=lambda digest: (not digest.endswith(".dir"), digest))]
-
-
-def needed(repo: Any, root: Path, plan: Plan) -> set[str]:
-    """Return the digests of all files that the plan's commits, the working tree and DVC's experiments need.
-
-    A run that failed after its training has its results in DVC's run cache only.  Those newer than the newest version
-    stay, since the next run continues from them.
-    """
-    commits = [*plan.versions, *plan.others]
-    locks = contents(root, [f"{commit}:{layout.DVC_LOCK}" for commit in commits])
-    for commit in commits:
-        version = plan.versions.get(commit)
-        if locks[f"{commit}:{layout.DVC_LOCK}"] is not None:
-            try:
-                require_listings(repo, root, Tag(version.name if version else commit[:12], commit, "", ""))
-            except UserError:
-                if version:
-                    raise
-    entries = Path(repo.stage_cache.cache_dir).glob("*/*/*")
-    recent = [(path.parent.name, path.name) for path in entries if path.stat().st_mtime > plan.since]
-    return used_in(repo, revs=commits, all_experiments=True, used_run_cache=recent)
-
-
-def used_in(repo: Any, **options: Any) -> set[str]:
-    """Return the digests of all files that a worktree needs, and those of `options`.
-
-    Raises UserError (exit 5) if DVC cannot find them.
-    """
-    try:
-        with chdir(repo.root_dir):  # DVC takes the stages in its run cache for those of the working directory
-            used = repo.used_objs(force=True, **options)
-    except DvcException as error:
-        raise UserError(f"DVC cannot tell what is in use in {repo.root_dir}: {error}", Exit.MISSING) from error
-    return {each.value for objects in used.values() for each in objects}
-
-
-def require_listings(repo: Any, root: Path, tag: Tag) -> None:
-    """Fetch the listings of a commit's folders that are not in the cache.
-
-    Without a listing nobody knows the folder's files, so they would be deleted.  Raises UserError (exit 5) for one that
-    is damaged, or neither in the cache nor in the remote.
-    """
-    place = cached_at(repo)
-    outputs = read_lock(root, tag).outputs
-    listings = {path: digest for path, digest in outputs.items() if digest.endswith(".dir")}
-    missing = {digest for digest in listings.values() if not place(digest).is_file()}
-    pull(repo, missing, f"{tag.name}: ")
-    for path, digest in listings.items():
-        require(repo, place(digest), f"{tag.name}: {path}")
-        list(files(digest, place))
-
-
-def delete_files(paths: list[Path], check: Callable[[], None]) -> None:
-    """Delete files.  Call `check`, which raises an error to stop, before every `BETWEEN_CHECKS` of them."""
-    for start in range(0, len(paths), BETWEEN_CHECKS):
-        check()
-        for path in paths[start : start + BETWEEN_CHECKS]:
-            path.unlink(missing_ok=True)

@@ -10,16 +10,24 @@ from dvc_data.hashfile.hash_info import HashInfo
 
 from flows.core import layout
 from flows.core.errors import Exit, NetworkError, UserError
+from flows.registry.cache import files_of, lacking
 from flows.registry.git import Tag, annotated_tags, git, git_lines, git_text, registry_lock
 from flows.registry.lock_file import read_lock
+from flows.registry.remote import (
+    NOTES,
+    OURS,
+    PUSH_SECONDS,
+    REMOTE,
+    Target,
+    ask,
+    is_up_to_date,
+    local_refs,
+    other_objects,
+    remote_refs,
+    take_other_objects,
+)
 from flows.registry.storage import dvc_repository, obtain, quiet, require_remote
 from flows.registry.versions import MODEL, REFUSALS, registered
-
-REMOTE = "origin"
-NOTES = f"refs/notes/{REFUSALS}"
-OURS = (f"refs/tags/{MODEL}@", f"refs/tags/{MODEL}#")
-# A remote may accept the connection and never answer.
-LIST_SECONDS, PUSH_SECONDS = 60, 900
 
 
 class Outrun(UserError):
@@ -36,24 +44,30 @@ class Fetched(NamedTuple):
 def publish(root: Path) -> list[str]:
     """Push the model tags that the git remote lacks, with their files, the runs' branches and the notes of refusals.
 
-    The refs are pushed at once: either the remote takes all of them, or none.  Return the names of the tags, branches
-    and notes that were pushed.
+    The refs are pushed at once: either the remote takes all of them, or none.  A tag that the remote has for the same
+    commit, but as another object, is replaced by the remote's.  Return the names of the tags, branches and notes that
+    were pushed.
 
-    Raises UserError (exit 2) without remotes, NetworkError (exit 5) when a remote does not answer, and Outrun, before
-    anything is pushed, if a run's version must be withdrawn.  After pushing everything else, raises UserError: exit 2
-    for another tag whose name the remote has for another commit, 5 for a tag whose files are lost.
+    Raises UserError: exit 2 without remotes, 5 if a hook of the git remote declines the push.
+    Raises NetworkError (exit 5) when a remote does not answer.
+    Raises Outrun, before anything is pushed, if a run's version must be withdrawn.
+    After pushing everything else, raises UserError: exit 2 for a tag whose name the remote has for another commit,
+    5 for a tag whose files are lost.
     """
     require_remotes(root)
     try:
         there = remote_refs(root)
         while True:
             try:
+                take_other_objects(root, there)
                 return push_missing(root, there)
             except NetworkError:
                 before, there = there, remote_refs(root)
                 if there == before:  # else another machine has published meanwhile
                     raise
     except NetworkError as error:
+        if "hook declined" in str(error):
+            raise UserError(f"publish: {error}", Exit.MISSING) from error
         raise NetworkError(f"publish: {error}; the next run publishes again") from error
 
 
@@ -64,17 +78,17 @@ def require_remotes(root: Path) -> None:
     require_remote(root)
 
 
-def push_missing(root: Path, there: dict[str, str]) -> list[str]:
+def push_missing(root: Path, there: dict[str, Target]) -> list[str]:
     """Push what the remote, which has the refs `there`, lacks; see `publish`."""
     if withdrawn := to_withdraw(root, there):
         commits = ", ".join(commit[:12] for commit in withdrawn)
         raise Outrun(f"publish: {REMOTE} has other versions by the numbers of commit {commits}", Exit.USAGE)
     here = [*annotated_tags(root, f"{MODEL}@"), *annotated_tags(root, f"{MODEL}#")]  # versions before champions
-    tagged = {name.removeprefix("refs/tags/"): digest for name, digest in there.items()}
+    tagged = {name.removeprefix("refs/tags/"): target.commit for name, target in there.items()}
     taken = [tag for tag in here if tagged.get(tag.name, tag.commit) != tag.commit]
     held = taken + [tag for tag in here if tag.name not in tagged and follows(tag, taken)]
     tags = [tag for tag in here if tag.name not in tagged and tag not in held]
-    lost = push_bytes(root, tags)
+    lost = push_bytes(root, tags, [tag for tag in here if tag.name in tagged and tag not in taken])
     if NOTES in there:
         merge_notes(root)
     refs = {
@@ -90,7 +104,7 @@ def push_missing(root: Path, there: dict[str, str]) -> list[str]:
         chosen = [refs[name] for name in pushed]
         ask(root, "push", "--quiet", "--atomic", "--no-follow-tags", REMOTE, *chosen, seconds=PUSH_SECONDS)
     if taken:
-        raise UserError(f"publish: {how_to_renumber(taken, held)}", Exit.USAGE)
+        raise UserError(f"publish: {how_to_renumber(taken, held, here)}", Exit.USAGE)
     if lost:
         name, reason = next(iter(lost.items()))
         raise UserError(f"publish: {name} is not published: {reason}", Exit.MISSING)
@@ -105,37 +119,31 @@ def follows(tag: Tag, taken: list[Tag]) -> bool:
     return any(tag.commit == other.commit or ("#" in tag.name and "#" in other.name) for other in taken)
 
 
-def how_to_renumber(taken: list[Tag], held: list[Tag]) -> str:
-    """Say which tags' names the remote has for other commits, and how to replace them and the others that are held."""
+def how_to_renumber(taken: list[Tag], held: list[Tag], here: list[Tag]) -> str:
+    """Say which tags' names the remote has for other commits, and how to replace them and the others that are held.
+
+    `here` are all tags of this repository.
+    """
     names = ", ".join(tag.name for tag in taken)
     problem = f"not published, since {REMOTE} has other commits by these names: {names}"
-    again = [f"`gto register {MODEL} {tag.commit[:12]}`" for tag in taken if "#" not in tag.name]
+    numbered = {tag.commit for tag in here if tag not in held and "#" not in tag.name}
+    without = [tag for tag in taken if "#" not in tag.name and tag.commit not in numbered]
+    again = [f"`gto register {MODEL} {tag.commit[:12]}`" for tag in without]
     again += ["promote or roll back again"] if any("#" in tag.name for tag in held) else []
     removed = " ".join(f"'{tag.name}'" for tag in held)
-    return f"{problem}; `git tag -d {removed} && git fetch --tags {REMOTE}`, and then {' and '.join(again)}"
+    then = f", and then {' and '.join(again)}" if again else ""
+    return f"{problem}; `git tag -d {removed} && git fetch --tags {REMOTE}`{then}"
 
 
-def is_up_to_date(root: Path, ref: str, mine: str, theirs: str | None) -> bool:
-    """Whether there is nothing to push: the remote has the commit or, on a branch, one that ours does not contain."""
-    if theirs == mine:
-        return True
-    if not theirs or not ref.startswith("refs/heads/"):
-        return False
-    try:
-        git(root, "merge-base", "--is-ancestor", theirs, mine)
-    except UserError:  # the remote's branch has commits that this one lacks
-        return True
-    return False  # ours is ahead
-
-
-def to_withdraw(root: Path, there: dict[str, str]) -> list[str]:
+def to_withdraw(root: Path, there: dict[str, Target]) -> list[str]:
     """Return the commits of runs whose versions are not published, oldest first, if another machine took a tag of one.
 
     All of them, since a later version was compared with a champion that may be an earlier one.
     """
     tags = annotated_tags(root, MODEL)
-    published = {tag.commit for tag in tags if there.get(f"refs/tags/{tag.name}") == tag.commit}
-    taken = {tag.commit for tag in tags if there.get(f"refs/tags/{tag.name}", tag.commit) != tag.commit}
+    known = [(tag.commit, there[f"refs/tags/{tag.name}"].commit) for tag in tags if f"refs/tags/{tag.name}" in there]
+    published = {ours for ours, theirs in known if ours == theirs}
+    taken = {ours for ours, theirs in known if ours != theirs}
     if taken <= published:
         return []
     commits = [tag.commit for _, tag in registered(tags) if tag.commit not in published and run_of(root, tag.commit)]
@@ -154,7 +162,8 @@ def fetch_versions(root: Path) -> Fetched:
     withdrawn = to_withdraw(root, there)
     ours = sorted(name for name in there if name.startswith(OURS))
     missing = [name for name in ours if name not in mine]
-    replaced = [name for name in ours if mine.get(name) in withdrawn and mine[name] != there[name]]
+    replaced = [name for name in ours if name in mine and mine[name].commit in withdrawn and mine[name] != there[name]]
+    replaced += other_objects(there, mine)
     wanted = "\n".join([f"{name}:{name}" for name in missing] + [f"+{name}:{name}" for name in replaced]).encode()
     heads = [f"+refs/heads/{name}:refs/remotes/{REMOTE}/{name}" for name in branches(root, there)]
     ask(root, "fetch", "--quiet", "--no-tags", "--stdin", REMOTE, *heads, stdin=wanted, seconds=PUSH_SECONDS)
@@ -165,7 +174,7 @@ def fetch_versions(root: Path) -> Fetched:
     return Fetched([name.removeprefix("refs/tags/") for name in sorted(missing + replaced)], withdrawn)
 
 
-def branches(root: Path, there: dict[str, str]) -> list[str]:
+def branches(root: Path, there: dict[str, Target]) -> list[str]:
     """Return the names of the branches to fetch: those of runs, and if it is the remote's, the upstream branch.
 
     Other branches are not fetched, since one in the way of another lets git refuse all of them.  Raises UserError (exit
@@ -215,16 +224,11 @@ def finished_branches(root: Path) -> list[str]:
     return [branch for branch, *runs in listed if branch.removeprefix(layout.RUN_BRANCHES) in runs]
 
 
-def local_refs(root: Path) -> dict[str, str]:
-    """Return the digests by ref; for an annotated tag, the digest of its commit."""
-    lines = git_lines(root, "show-ref", "--dereference")
-    return {name.removesuffix("^{}"): digest for digest, name in (line.split(" ", 1) for line in lines)}
-
-
-def push_bytes(root: Path, tags: list[Tag]) -> dict[str, str]:
+def push_bytes(root: Path, tags: list[Tag], published: list[Tag]) -> dict[str, str]:
     """Push the tags' files to the DVC remote; return the tags whose files are lost, with the reason.
 
-    Raises NetworkError (exit 5) when the remote does not answer.
+    Of published tags, files that the remote lacks are pushed if they are in the cache.  Raises NetworkError (exit 5)
+    when the remote does not answer.
     """
     lost = {}
     with dvc_repository(root) as repo, quiet("dvc", "dvc_data", "dvc_objects"):
@@ -235,6 +239,7 @@ def push_bytes(root: Path, tags: list[Tag]) -> dict[str, str]:
                 raise
             except UserError as error:
                 lost[tag.name] = str(error)
+        upload(repo, lacking(repo, files_of(repo, root, published) & set(repo.cache.local.all())))
     return lost
 
 
@@ -248,6 +253,8 @@ def bytes_of(repo: Any, root: Path, tag: Tag) -> set[str]:
 
 def upload(repo: Any, digests: set[str]) -> None:
     """Push the objects with these digests to the DVC remote.  Raises NetworkError (exit 5)."""
+    if not digests:
+        return
     try:
         result = repo.cloud.push([HashInfo("md5", digest) for digest in sorted(digests)])
     except Exception as error:  # each kind of remote raises its own errors
@@ -255,19 +262,3 @@ def upload(repo: Any, digests: set[str]) -> None:
         raise NetworkError(f"the DVC remote failed: {reason}") from error
     if result.failed:
         raise NetworkError(f"the DVC remote did not take {len(result.failed)} files")
-
-
-def remote_refs(root: Path) -> dict[str, str]:
-    """Return the remote's digests by ref, for an annotated tag its commit's.  Raises NetworkError (exit 5)."""
-    listed = ask(root, "ls-remote", REMOTE, seconds=LIST_SECONDS).decode(errors="replace")
-    pairs = [line.split("\t", 1) for line in listed.split("\n") if line]
-    # An annotated tag has two lines: its own digest, then NAME^{} with its commit's.
-    return {name.removesuffix("^{}"): digest for digest, name in pairs}
-
-
-def ask(root: Path, *arguments: str, seconds: float, stdin: bytes | None = None) -> bytes:
-    """Run a git command that talks to a remote; return what it prints.  Raises NetworkError (exit 5) if it fails."""
-    try:
-        return git(root, *arguments, stdin=stdin, seconds=seconds)
-    except UserError as error:
-        raise NetworkError(str(error)) from error

@@ -392,7 +392,7 @@ def test_an_existing_file_is_kept_unless_it_is_the_stages_output(
 def test_a_model_folder_has_results_of_its_own(
     vdmctl: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path, tiny_model: Callable[..., VDM]
 ) -> None:
-    """Its results are the workspace's if they are of this model, else those that `vdmctl evaluate --out` wrote."""
+    """They are those that `vdmctl evaluate --out` wrote; without them, those of the same model in the workspace."""
     model = tmp_path / "my model"
     model.mkdir()
     result = vdmctl("my model", "--out", "page.html")
@@ -419,6 +419,9 @@ def test_a_model_folder_has_results_of_its_own(
     assert "width 8" in text
     assert "--out 'my model' --split test --times-per-image" in text
     (tmp_path / PLACES.metrics).write_text(json.dumps(written | {"model_sha256": own}))
+    assert vdmctl("my model", "--out", "page.html", "--force").returncode == 0
+    assert "There is no training log" in words(Document((tmp_path / "page.html").read_text()).text)
+    (model / "metrics.json").unlink()
     assert vdmctl("my model", "my model", "--out", "two.html").returncode == 0
     text = words(Document((tmp_path / "two.html").read_text()).text)
     assert "Loss while training" in text

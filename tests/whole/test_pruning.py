@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import socket
 import time
@@ -24,8 +25,11 @@ from flows.core.params_file import read_params
 from flows.orchestration import pruning
 from flows.orchestration.pruning import Pruning, prune_history
 from flows.process.locks import lock_file
+from flows.registry.cache import superfluous
 from flows.registry.git import registry_lock
-from flows.registry.pruning import make_plan, superfluous
+from flows.registry.pruning import make_plan
+from flows.registry.publishing import publish
+from flows.registry.verification import verify
 from flows.registry.versions import add_version, make_champion, record_refusal, resolve
 from flows.training.fitting import build
 from flows.training.fitting import resolve as settings_of
@@ -167,6 +171,38 @@ def test_an_old_champion_keeps_its_tag_and_loses_its_files(project: Project) -> 
     assert names(prune(project)) == {}
     assert [path.exists() for path in weights] == [False, False, True]
     assert project.vdmctl("verify", "champion").returncode == 0
+
+
+def test_files_of_an_old_champion_stay_if_the_dvc_remote_lacks_them(project: Project, tmp_path: Path) -> None:
+    """Nobody could fetch them again: `dvc push` was forgotten, or the remote lost them."""
+    crown(project, "v1.0.0")
+    crown(project, "v1.2.0")
+    old, newer = (cached(project, *WEIGHTS, version) for version in ("v1.0.0", "v1.1.0"))
+    project.dvc("remote", "add", "--default", "storage", str(tmp_path / "storage"))
+    project.git("init", "--quiet", "--bare", str(tmp_path / "origin.git"))
+    project.git("remote", "add", "origin", str(tmp_path / "origin.git"))
+    project.git("push", "--quiet", "--all")
+    project.git("push", "--quiet", "--tags")
+    (kept,) = [line for line in prune(project)["skipped"] if "champions" in line]
+    assert re.fullmatch(r"\d+ files of earlier champions: the DVC remote lacks them; a run with publish=true .*", kept)
+    assert old.exists()
+    assert newer.exists()
+    publish(project.folder)
+    prune(project)
+    assert not old.exists()
+    assert not newer.exists()
+    assert verify(project.folder, resolve(project.folder, "v1.0.0"))  # which fetches them
+    assert old.exists()
+
+
+def test_nothing_is_pruned_from_the_cache_when_the_dvc_remote_does_not_answer(project: Project) -> None:
+    crown(project, "v1.0.0")
+    crown(project, "v1.2.0")
+    before = cached_files(project)
+    project.dvc("remote", "add", "--default", "storage", "/dev/null")
+    (problem,) = prune(project, code=Exit.MISSING)["problems"]
+    assert problem.startswith("DVC's cache is not pruned: the DVC remote does not answer: ")
+    assert cached_files(project) == before
 
 
 def test_the_champion_after_a_rollback_stays_and_so_does_the_one_before(project: Project) -> None:

@@ -1,6 +1,7 @@
 """Publishing to a bare git remote and a DVC remote.  test_flow.py has a run whose publication is interrupted."""
 
 import socket
+import subprocess
 from pathlib import Path
 from unittest.mock import Mock
 
@@ -9,7 +10,7 @@ from project import Project, cached
 
 from flows.core.errors import Exit, NetworkError, UserError
 from flows.orchestration import releasing
-from flows.registry import publishing
+from flows.registry import remote
 from flows.registry.publishing import Outrun, fetch_versions, publish
 from flows.registry.versions import add_version, record_refusal, refusal, resolve
 
@@ -225,7 +226,7 @@ def test_two_that_publish_at_once_are_both_published(project: Project, tmp_path:
 
 
 def test_a_git_remote_that_never_answers(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(publishing, "LIST_SECONDS", 1)
+    monkeypatch.setattr(remote, "LIST_SECONDS", 1)
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
         silent.listen()
@@ -236,12 +237,40 @@ def test_a_git_remote_that_never_answers(project: Project, monkeypatch: pytest.M
             fetch_versions(project.folder)
 
 
+def test_of_two_tags_for_one_commit_that_of_the_remote_stays(project: Project) -> None:
+    """Two machines promoted or rolled back to the same version at once, so their tags hold other evidence."""
+    publish(project.folder)
+    first = project.git("rev-parse", "vdm@v1.0.0").strip()
+    commit = project.git("rev-parse", "vdm@v1.0.0^{commit}").strip()
+    for take in (publish, fetch_versions):
+        project.git("tag", "--force", "--annotate", "--message=Ours", "vdm@v1.0.0", commit)
+        assert project.git("rev-parse", "vdm@v1.0.0").strip() != first
+        take(project.folder)
+        assert project.git("rev-parse", "vdm@v1.0.0").strip() == first
+
+
+def test_a_moved_tag_is_replaced_by_the_commands_in_the_message(project: Project) -> None:
+    """Its commit is a version already, so it needs no other number."""
+    publish(project.folder)
+    first = project.git("rev-parse", "vdm@v1.0.0").strip()
+    project.git("tag", "--force", "--annotate", "--message=Moved", "vdm@v1.0.0", "vdm@v1.1.0^{commit}")
+    with pytest.raises(UserError, match="`git tag -d") as raised:
+        publish(project.folder)
+    command = str(raised.value).split("`")[1]
+    assert str(raised.value).endswith(f"`{command}`")
+    subprocess.run(command, shell=True, cwd=project.folder, check=True)
+    assert project.git("rev-parse", "vdm@v1.0.0").strip() == first
+    publish(project.folder)
+
+
 def test_a_git_remote_that_refuses_is_quoted(project: Project, tmp_path: Path) -> None:
     hook = tmp_path / "remote.git" / "hooks" / "update"
-    hook.write_text("#!/bin/sh\nexit 1\n")
+    hook.write_text("#!/bin/sh\necho No tags\necho on Saturdays\nexit 1\n")
     hook.chmod(0o755)
-    with pytest.raises(NetworkError, match=r"! \[remote rejected\] vdm@v1.0.0 .*\(hook declined\); the next"):
+    reason = r"! \[remote rejected\] vdm@v1.0.0 .*\(hook declined\); the remote says: No tags on Saturdays"
+    with pytest.raises(UserError, match=reason) as raised:
         publish(project.folder)
+    assert not isinstance(raised.value, NetworkError)  # a run need not try again
     project.git("remote", "set-url", "origin", str(tmp_path / "gone"))
     with pytest.raises(NetworkError, match="gone' does not appear to be a git repository"):
         publish(project.folder)

@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from ruamel.yaml import YAML
 
 from flows.core.errors import Exit, UserError
 from flows.core.layout import METRICS, SAMPLE_METRICS
+from flows.orchestration.pruning import prune
 from flows.registry import versions as of
 from flows.registry.git import annotated_tags, contents, registry_lock
 from flows.registry.lineage import lineage
@@ -419,6 +421,16 @@ def test_outside_a_repository(tmp_path: Path) -> None:
     result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert result.returncode == 5
     assert "not a git repository" in one_line(result)
+
+
+def test_a_folder_below_the_top_of_its_repository_is_refused(registry: Project) -> None:
+    """Paths of files in commits begin at the top."""
+    below = registry.folder / "flows"
+    for use in (of.versions, partial(prune, keep=1, dry_run=True)):
+        reason = f"{below}: not the top folder of its git repository, {registry.folder},"
+        with pytest.raises(UserError, match=re.escape(reason)) as raised:
+            use(below)
+        assert raised.value.code is Exit.USAGE
 
 
 def test_deregistered_versions_are_not_listed_and_their_numbers_not_reused(copied: Project) -> None:

@@ -1,0 +1,161 @@
+"""The files in DVC's cache that nothing needs."""
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, chdir, contextmanager, suppress
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from dvc.config import NoRemoteError
+from dvc.exceptions import DvcException
+from dvc.lock import LockError
+from dvc.repo import lock_repo
+from dvc.rwlock import rwlock
+
+from flows.core import layout
+from flows.core.errors import Exit, NetworkError, UserError
+from flows.registry.git import Tag, contents
+from flows.registry.lock_file import read_lock
+from flows.registry.pruning import Plan
+from flows.registry.storage import cached_at, dvc_repository, files, pull, quiet, require
+
+BETWEEN_CHECKS = 100
+"""The number of files that are deleted between two checks that no run has started."""
+
+
+@contextmanager
+def cache_locked(root: Path) -> Iterator[Any]:
+    """Open DVC's repository and hold its locks: of the repository, and of all paths, which stages hold while they run.
+
+    Raises UserError: exit 5 outside a repository or when a lock cannot be written, 6 while a DVC command runs.
+    """
+    with ExitStack() as stack:
+        repo = stack.enter_context(dvc_repository(root))
+        stack.enter_context(quiet("dvc", "dvc_data", "dvc_objects"))
+        try:
+            stack.enter_context(lock_repo(repo))
+            stack.enter_context(rwlock(repo.tmp_dir, repo.fs, "vdmctl prune", [], [repo.root_dir], False))
+        except LockError as error:
+            raise UserError(f"{root}: another DVC command is running; wait for it", Exit.BUSY) from error
+        except DvcException as error:
+            raise UserError(f"{root}: {error}", Exit.MISSING) from error
+        except OSError as error:
+            reason = f"{repo.tmp_dir}: DVC cannot write its lock: {error.strerror}"
+            raise UserError(f"{reason}; on a full disk, delete a file to make room for it", Exit.MISSING) from error
+        yield repo
+
+
+class Superfluous(NamedTuple):
+    """The files in DVC's cache that can go, listings of folders first, and the number of those that only it has."""
+
+    paths: list[Path]
+    num_unpushed: int
+
+
+def superfluous(repos: list[Any], root: Path, plan: Plan) -> Superfluous:
+    """Return the files in DVC's cache that nothing needs.
+
+    Files of past champions stay if DVC has a default remote that lacks them.  `repos` are DVC's repositories of all
+    worktrees, that at `root` first.
+
+    Raises UserError: exit 5 when it is not known what a version needs or what the remote has, 2 for a cache outside the
+    repository.
+    """
+    repo, *others = repos
+    if not Path(repo.cache.local_cache_dir).resolve().is_relative_to(root.resolve()):
+        reason = "is outside the repository, so other projects may use it; `dvc gc --projects` prunes such a cache"
+        raise UserError(f"DVC's cache {repo.cache.local_cache_dir} {reason}", Exit.USAGE)
+    place, cached = cached_at(repo), set(repo.cache.local.all())
+    going = cached - needed(repo, root, plan) if cached else set()
+    for other in others:
+        going -= used_in(other)
+    unpushed = lacking(repo, going & files_of(repo, root, plan.past))
+    going -= unpushed
+    # DVC takes a folder for complete if its listing is there, so no listing may outlive its files.
+    ordered = sorted(going, key=lambda digest: (not digest.endswith(".dir"), digest))
+    return Superfluous([place(digest) for digest in ordered], len(unpushed))
+
+
+def files_of(repo: Any, root: Path, tags: list[Tag]) -> set[str]:
+    """Return the digests of the outputs of the tags' commits, and of the files in those folders that are in the cache.
+
+    A commit without a readable dvc.lock has none.
+    """
+    place, found = cached_at(repo), set[str]()
+    for tag in {tag.commit: tag for tag in tags}.values():
+        with suppress(UserError):
+            found |= set(read_lock(root, tag).outputs.values())
+    listings = [digest for digest in found if digest.endswith(".dir") and place(digest).is_file()]
+    return found | {file.md5 for digest in listings for file in files(digest, place)}
+
+
+def lacking(repo: Any, digests: set[str]) -> set[str]:
+    """Return the objects that the default remote lacks; without a remote, none of them.
+
+    Raises NetworkError (exit 5) when the remote does not answer.
+    """
+    if not digests:
+        return set()
+    try:
+        return digests - set(repo.cloud.get_remote_odb(command="prune").oids_exist(sorted(digests)))
+    except NoRemoteError:
+        return set()
+    except Exception as error:  # each kind of remote raises its own errors
+        raise NetworkError(f"the DVC remote does not answer: {str(error) or type(error).__name__}") from error
+
+
+def needed(repo: Any, root: Path, plan: Plan) -> set[str]:
+    """Return the digests of all files that the plan's commits, the working tree and DVC's experiments need.
+
+    A run that failed after its training has its results in DVC's run cache only.  Those newer than the newest version
+    stay, since the next run continues from them.
+    """
+    commits = [*plan.versions, *plan.others]
+    locks = contents(root, [f"{commit}:{layout.DVC_LOCK}" for commit in commits])
+    for commit in commits:
+        version = plan.versions.get(commit)
+        if locks[f"{commit}:{layout.DVC_LOCK}"] is not None:
+            try:
+                require_listings(repo, root, Tag(version.name if version else commit[:12], commit, "", ""))
+            except UserError:
+                if version:
+                    raise
+    entries = Path(repo.stage_cache.cache_dir).glob("*/*/*")
+    recent = [(path.parent.name, path.name) for path in entries if path.stat().st_mtime > plan.since]
+    return used_in(repo, revs=commits, all_experiments=True, used_run_cache=recent)
+
+
+def used_in(repo: Any, **options: Any) -> set[str]:
+    """Return the digests of all files that a worktree needs, and those of `options`.
+
+    Raises UserError (exit 5) if DVC cannot find them.
+    """
+    try:
+        with chdir(repo.root_dir):  # DVC takes the stages in its run cache for those of the working directory
+            used = repo.used_objs(force=True, **options)
+    except DvcException as error:
+        raise UserError(f"DVC cannot tell what is in use in {repo.root_dir}: {error}", Exit.MISSING) from error
+    return {each.value for objects in used.values() for each in objects}
+
+
+def require_listings(repo: Any, root: Path, tag: Tag) -> None:
+    """Fetch the listings of a commit's folders that are not in the cache.
+
+    Without a listing nobody knows the folder's files, so they would be deleted.  Raises UserError (exit 5) for one that
+    is damaged, or neither in the cache nor in the remote.
+    """
+    place = cached_at(repo)
+    outputs = read_lock(root, tag).outputs
+    listings = {path: digest for path, digest in outputs.items() if digest.endswith(".dir")}
+    missing = {digest for digest in listings.values() if not place(digest).is_file()}
+    pull(repo, missing, f"{tag.name}: ")
+    for path, digest in listings.items():
+        require(repo, place(digest), f"{tag.name}: {path}")
+        list(files(digest, place))
+
+
+def delete_files(paths: list[Path], check: Callable[[], None]) -> None:
+    """Delete files.  Call `check`, which raises an error to stop, before every `BETWEEN_CHECKS` of them."""
+    for start in range(0, len(paths), BETWEEN_CHECKS):
+        check()
+        for path in paths[start : start + BETWEEN_CHECKS]:
+            path.unlink(missing_ok=True)

@@ -1,0 +1,81 @@
+"""The refs of this repository and of its git remote, and the commands of git that talk to the remote."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+from flows.core.errors import NetworkError, UserError
+from flows.registry.git import git, git_lines
+from flows.registry.versions import MODEL, REFUSALS
+
+REMOTE = "origin"
+NOTES = f"refs/notes/{REFUSALS}"
+OURS = (f"refs/tags/{MODEL}@", f"refs/tags/{MODEL}#")
+# A remote may accept the connection and never answer.
+LIST_SECONDS, PUSH_SECONDS = 60, 900
+
+
+class Target(NamedTuple):
+    """What a branch or tag names: an object, and its commit, which differs from the object for an annotated tag."""
+
+    digest: str
+    commit: str
+
+
+def local_refs(root: Path) -> dict[str, Target]:
+    """Return the targets of this repository's refs."""
+    return targets(line.split(" ", 1) for line in git_lines(root, "show-ref", "--dereference"))
+
+
+def targets(listed: Iterable[list[str]]) -> dict[str, Target]:
+    """Return the targets of refs, from pairs of a digest and a name, as git lists them.
+
+    An annotated tag has two pairs: its own digest, then NAME^{} with its commit's.
+    """
+    found: dict[str, Target] = {}
+    for digest, name in listed:
+        ref = name.removesuffix("^{}")
+        found[ref] = Target(digest if name == ref else found[ref].digest, digest)
+    return found
+
+
+def remote_refs(root: Path) -> dict[str, Target]:
+    """Return the targets of the remote's refs.  Raises NetworkError (exit 5)."""
+    listed = ask(root, "ls-remote", REMOTE, seconds=LIST_SECONDS).decode(errors="replace")
+    return targets(line.split("\t", 1) for line in listed.split("\n") if line)
+
+
+def ask(root: Path, *arguments: str, seconds: float, stdin: bytes | None = None) -> bytes:
+    """Run a git command that talks to a remote; return what it prints.  Raises NetworkError (exit 5) if it fails."""
+    try:
+        return git(root, *arguments, stdin=stdin, seconds=seconds)
+    except UserError as error:
+        raise NetworkError(str(error)) from error
+
+
+def other_objects(there: dict[str, Target], mine: dict[str, Target]) -> list[str]:
+    """Return the model tags that name the same commit here and at the remote, and are other objects.
+
+    Two machines made them, with other evidence.  The remote's was first, and replaces ours.
+    """
+    both = sorted(name for name in there if name.startswith(OURS) and name in mine)
+    return [name for name in both if mine[name] != there[name] and mine[name].commit == there[name].commit]
+
+
+def take_other_objects(root: Path, there: dict[str, Target]) -> None:
+    """Replace the tags that `other_objects` returns by those of the remote.  Raises NetworkError (exit 5)."""
+    if names := other_objects(there, local_refs(root)):
+        ask(root, "fetch", "--quiet", "--no-tags", REMOTE, *(f"+{name}:{name}" for name in names), seconds=PUSH_SECONDS)
+
+
+def is_up_to_date(root: Path, ref: str, mine: Target, theirs: Target | None) -> bool:
+    """Whether there is nothing to push: the remote has the commit or, on a branch, one that ours does not contain."""
+    if theirs == mine:
+        return True
+    if not theirs or not ref.startswith("refs/heads/"):
+        return False
+    try:
+        git(root, "merge-base", "--is-ancestor", theirs.commit, mine.commit)
+    except UserError:  # the remote's branch has commits that this one lacks
+        return True
+    return False  # ours is ahead
