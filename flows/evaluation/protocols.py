@@ -1,7 +1,13 @@
 """The likelihood of the probability-flow ODE on a split, and the paired comparison of two models."""
 
+import math
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from tqdm import tqdm
 
 from flows.core.device import find_device
 from flows.core.memory import require
@@ -9,7 +15,6 @@ from flows.evaluation.bound import digests, evaluate_split, load_fitting, warn_i
 from flows.evaluation.results import Comparison, ModelFigures, OdeMetrics, Split
 from flows.evaluation.solver import dopri5
 from flows.images.store import spread
-from flows.process.progress import bar
 from vdm import evaluation
 from vdm.ode import evaluate_ode, memory_needed
 
@@ -36,8 +41,9 @@ def ode(settings: "Ode", *, model: Path, images: Path, split: Split = "test") ->
     require(memory_needed(vdm, num_images=len(pixels), **sizes), device, advice)
     options = settings.model_dump(include={"seed", "dequantisation"}) | sizes
     repeated = pixels[:NUM_REPEATED]
-    accurate = evaluate_ode(vdm, repeated, solve=dopri5(settings.tolerance / 10), **options)
-    bpd = evaluate_ode(vdm, pixels, solve=dopri5(settings.tolerance), progress=bar("evaluating"), **options)
+    with meter(num_batches(settings, len(repeated)) + num_batches(settings, len(pixels))) as moved:
+        accurate = evaluate_ode(vdm, repeated, solve=dopri5(settings.tolerance / 10, moved), **options)
+        bpd = evaluate_ode(vdm, pixels, solve=dopri5(settings.tolerance, moved), **options)
     return OdeMetrics(
         split=split,
         bpd=bpd.mean(),
@@ -49,6 +55,20 @@ def ode(settings: "Ode", *, model: Path, images: Path, split: Split = "test") ->
         **options,
         **digests(model, images),
     )
+
+
+def num_batches(settings: "Ode", num_images: int) -> int:
+    """Return the number of batches in which `evaluate_ode` takes the images."""
+    return math.ceil(num_images / max(1, settings.batch_size // settings.num_draws))
+
+
+@contextmanager
+def meter(num_solutions: int) -> Iterator[Callable[[float], object]]:
+    """Show how far the solver is, on a terminal; yield the function that moves the bar by shares of a solution."""
+    form = "{desc}: {percentage:3.0f}%|{bar}| {elapsed}<{remaining}"
+    total = num_solutions * (1 + 1e-9)  # rounded shares add up to a little more
+    with tqdm(desc="evaluating", total=total, bar_format=form, disable=not sys.stderr.isatty(), leave=False) as shown:
+        yield shown.update
 
 
 def compare(

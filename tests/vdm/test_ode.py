@@ -81,6 +81,14 @@ def test_a_finite_set_of_images_has_its_exact_log_density_at_the_default_toleran
     assert bits_per_dim(ours - exact, 64).abs().max().item() < 1e-4
 
 
+def test_the_shares_of_the_way_add_up_to_all_of_it(covariance: Tensor) -> None:
+    z_0, shares = torch.zeros(2, 1, 1, len(covariance), dtype=torch.float64), list[float]()
+    solve = dopri5(1e-4, shares.append)
+    log_density(z_0, GAMMA_0, GAMMA_1, basis_probes(z_0), predict_noise=exact_noise(covariance), solve=solve)
+    assert min(shares) > 0
+    assert sum(shares) == pytest.approx(1)
+
+
 def test_rademacher_probes_are_unbiased(covariance: Tensor) -> None:
     z_0 = 0.2 * torch.randn(1, 3, 2, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     z_0 = z_0.expand(2000, -1, -1, -1)
