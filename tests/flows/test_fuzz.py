@@ -74,7 +74,7 @@ class Reader(NamedTuple):
 
 def version(content: bytes, name: str) -> Version:
     """Return a version whose commit has the content in a file of that name."""
-    lock_file.contents = lambda root, names: dict.fromkeys(names, content)  # type: ignore[attr-defined]
+    lock_file.content_of = lambda root, name: content
     return Version(name, "0" * 40, "", "", (), Metrics())
 
 
@@ -399,7 +399,7 @@ READERS = {
 @pytest.fixture(autouse=True)
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FUZZ_FOLDER", str(tmp_path))
-    monkeypatch.setattr(lock_file, "contents", lock_file.contents)  # restores it at the end
+    monkeypatch.setattr(lock_file, "content_of", lock_file.content_of)  # restores it at the end
 
 
 def too_slow(*_: object) -> None:
