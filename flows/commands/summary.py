@@ -30,12 +30,13 @@ def summary(result: BoundMetrics | OdeMetrics | Comparison) -> str:
         case BoundMetrics():
             return bound(result)
         case OdeMetrics():
-            probes = result.num_probes or "all"
+            images = counted(result.num_images, f"{result.split} image")
+            draws = counted(result.num_draws, f"{result.dequantisation} draw")
+            probes = counted(result.num_probes, "probe") if result.num_probes else "exact divergence"
             return (
-                f"{bits(result)} under the probability-flow ODE, {result.num_images} {result.split} images,"
-                f" {result.num_draws} {result.dequantisation} draws, {probes} probes\n"
-                f"numerical error {figure(result.bpd_numerical_error, '+.4f')} bits/dim: {result.num_repeated} images"
-                f" at tolerance {result.tolerance:g} and a tenth of it"
+                f"{bits(result)} under the probability-flow ODE, {images}, {draws}, {probes}\n"
+                f"numerical error {figure(result.bpd_numerical_error, '+.4f')} bits/dim:"
+                f" {counted(result.num_repeated, 'image')} at tolerance {result.tolerance:g} and a tenth of it"
             )
         case Comparison():
             return difference(result)
@@ -43,14 +44,13 @@ def summary(result: BoundMetrics | OdeMetrics | Comparison) -> str:
 
 def bound(result: BoundMetrics) -> str:
     """Return the bound with its terms and the settings of its evaluation, as text."""
-    steps = "continuous time" if result.num_timesteps is None else f"{result.num_timesteps} steps"
     lines = [
         f"{bits(result)} = {figure(result.prior_bpd)} prior + {figure(result.reconstruction_bpd)} reconstruction"
         f" + {figure(result.diffusion_bpd)} diffusion",
-        f"{result.num_images} {result.split} images, {result.times_per_image} times each, {steps}",
+        evaluated(result),
     ]
     if result.validation:
-        lines.append(f"validation: {bits(result.validation)}, {result.validation.num_images} images")
+        lines.append(f"validation: {bits(result.validation)}, {counted(result.validation.num_images, 'image')}")
     elif result.training and result.fitted_to == BOTH:
         lines.append("validation: no figure, since the model was fitted to these images")
     if result.training:
@@ -66,13 +66,24 @@ def difference(result: Comparison) -> str:
     if low is not None and high is not None:
         interval = f"{100 * result.confidence:g}% interval [{low:+.4f}, {high:+.4f}]"
     lines = [f"{model.model}: {bits(model)}" for model in result.models]
-    images = f"{result.num_images} {result.split} images"
-    lines.append(f"difference: {figure(result.difference_bpd, '+.4f')} bits/dim, {interval}, {images}")
+    lines.append(f"difference: {figure(result.difference_bpd, '+.4f')} bits/dim, {interval}, {evaluated(result)}")
     if result.samples is None:
         lines.append("samples: not compared: not measured with the same features and images; see `vdmctl sample`")
     for name, (first, second) in (result.samples or {}).items():
         lines.append(f"{name}: {first.of_samples}, {second.of_samples}; held-out images {first.of_held_out}")
     return "\n".join(lines)
+
+
+def evaluated(result: BoundMetrics | Comparison) -> str:
+    """Return the numbers of images, of times and of steps, as text."""
+    steps = "continuous time" if result.num_timesteps is None else counted(result.num_timesteps, "step")
+    images = counted(result.num_images, f"{result.split} image")
+    return f"{images}, {counted(result.times_per_image, 'time')} each, {steps}"
+
+
+def counted(number: int | None, noun: str) -> str:
+    """Return a number of things, such as "1 image" or "2 images"."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def bits(result: Metrics | SplitFigures | ModelFigures) -> str:
