@@ -26,6 +26,7 @@ Entry = dict[str, Any]
 
 PROCESS_GONE = "Its process is gone; the next run continues from the last saved state."
 NO_PAUSE = "A run of train-vdm cannot be paused, so it was cancelled; the next run continues from the last saved state."
+UNKNOWN_RUN = "Flow run not found"  # as Prefect says it
 TERMINAL = {f"prefect.flow-run.{state}" for state in ("Completed", "Failed", "Cancelled", "Crashed")}
 
 
@@ -93,7 +94,7 @@ def stop_unwanted_runs(url: str, folder: Path) -> None:
         try:
             found = api.get(f"flow_runs/{run}")
         except Refused as error:
-            if error.code != HTTPStatus.NOT_FOUND:
+            if UNKNOWN_RUN not in error.said:  # for example, something else answers at this port
                 raise
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)  # its children save their state; it could only report that it is unknown

@@ -25,20 +25,14 @@ from flows.process.locks import folder_of_devices, held_locks
 from flows.registry.cache import cache_locked, delete_files, superfluous
 from flows.registry.git import Tag, git_text, registry_lock, require_top
 from flows.registry.lock_file import read_lock
-from flows.registry.pruning import (
-    BRANCHES,
-    TAGS,
-    Plan,
-    delete_refs,
-    make_plan,
-    published,
-)
+from flows.registry.pruning import BRANCHES, TAGS, Plan, delete_refs, make_plan, published
 from flows.registry.remote import REMOTE
 from vdm.training.log import TrainingRecord
 
 ABANDONED_DAYS = 14
 """A state that was not continued for this long is abandoned: a weekly schedule had two chances to continue it."""
 DELETE_SECONDS = 30.0
+"""The server deletes the log of a run with it, which may take longer than an answer to a question."""
 MD5 = re.compile("[0-9a-f]{32}")
 
 

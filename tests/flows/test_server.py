@@ -262,6 +262,15 @@ def test_a_notification_is_tried_again_when_the_server_failed(
     assert capsys.readouterr().err == "mail: off, since the server refuses it: no such trigger\n"
 
 
+def test_a_run_is_not_stopped_because_something_else_answers(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    killed: list[tuple[int, int]] = []
+    monkeypatch.setattr(os, "kill", lambda *process: killed.append(process))
+    monkeypatch.setattr(automations, "engines", lambda url, folder: {"1": 7})
+    with answering() as url, pytest.raises(Refused, match="404"):
+        automations.stop_unwanted_runs(url, tmp_path)
+    assert killed == []
+
+
 def test_the_block_of_a_notification_may_have_any_name() -> None:
     with answering(**{"mein%20B%C3%A4r": {"id": "7"}}) as url:
         assert automations.block(Api(url), "custom-webhook/mein Bär") == "7"
