@@ -67,7 +67,7 @@ def publish(root: Path) -> list[str]:
                     raise
     except NetworkError as error:
         if "hook declined" in str(error):
-            raise UserError(f"publish: {error}", Exit.MISSING) from error
+            raise UserError(f"publish: {error}; correct that, and the next run publishes again", Exit.MISSING) from error
         raise NetworkError(f"publish: {error}; the next run publishes again") from error
 
 
