@@ -67,7 +67,8 @@ def publish(root: Path) -> list[str]:
                     raise
     except NetworkError as error:
         if "hook declined" in str(error):
-            raise UserError(f"publish: {error}; correct that, and the next run publishes again", Exit.MISSING) from error
+            advice = "correct that, and the next run publishes again"
+            raise UserError(f"publish: {error}; {advice}", Exit.MISSING) from error
         raise NetworkError(f"publish: {error}; the next run publishes again") from error
 
 
