@@ -1,7 +1,8 @@
 """The files in DVC's cache that nothing needs."""
 
+import re
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, chdir, contextmanager, suppress
+from contextlib import ExitStack, chdir, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,6 +19,7 @@ from flows.registry.lock_file import read_lock
 from flows.registry.pruning import Plan
 from flows.registry.storage import cached_at, dvc_repository, files, pull, quiet, require
 
+DIGEST = re.compile(rb"md5: ([0-9a-f]{32}(?:[.]dir)?)\n")
 BETWEEN_CHECKS = 100
 """The number of files that are deleted between two checks that no run has started."""
 
@@ -76,14 +78,13 @@ def superfluous(repos: list[Any], root: Path, plan: Plan) -> Superfluous:
 
 
 def files_of(repo: Any, root: Path, tags: list[Tag]) -> set[str]:
-    """Return the digests of the outputs of the tags' commits, and of the files in those folders that are in the cache.
+    """Return the digests in the dvc.lock of the tags' commits, and of the files in those folders that are in the cache.
 
-    A commit without a readable dvc.lock has none.
+    The text is searched and not parsed, which would take a fifth of a second for each of hundreds of tags.
     """
-    place, found = cached_at(repo), set[str]()
-    for tag in {tag.commit: tag for tag in tags}.values():
-        with suppress(UserError):
-            found |= set(read_lock(root, tag).outputs.values())
+    place, names = cached_at(repo), sorted({f"{tag.commit}:{layout.DVC_LOCK}" for tag in tags})
+    locks = contents(root, names).values()
+    found = {digest.decode() for lock in locks if lock for digest in DIGEST.findall(lock)}
     listings = [digest for digest in found if digest.endswith(".dir") and place(digest).is_file()]
     return found | {file.md5 for digest in listings for file in files(digest, place)}
 
