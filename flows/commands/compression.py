@@ -65,7 +65,9 @@ def compress(
         say_json(done.model_dump())
         return
     bound = with_error(done.bound_bpd, done.bound_bpd_standard_error)
-    code = "" if done.code_bpd is None else f", {done.code_bpd:.4f} for the images encoded with the model"
+    code = ""
+    if done.code_bpd is not None:
+        code = f", {done.code_bpd:.4f} for the images encoded with the model"
     say(
         f"{done.out}: {done.num_images} images, {done.pixel_bytes:,} -> {done.file_bytes:,} bytes,"
         f" {'verified' if done.verified else 'not verified'}\n"

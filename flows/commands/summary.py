@@ -76,7 +76,7 @@ def difference(result: Comparison) -> str:
 
 def evaluated(result: BoundMetrics | Comparison) -> str:
     """Return the numbers of images, of times and of steps, as text."""
-    steps = "continuous time" if result.num_timesteps is None else counted(result.num_timesteps, "step")
+    steps = counted(result.num_timesteps, "step") if result.num_timesteps else "continuous time"
     images = counted(result.num_images, f"{result.split} image")
     return f"{images}, {counted(result.times_per_image, 'time')} each, {steps}"
 

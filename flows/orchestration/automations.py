@@ -17,7 +17,7 @@ from prefect.events.schemas.automations import AutomationCore, EventTrigger, Pos
 from flows.core import bounded_yaml, layout
 from flows.core.errors import Exit, UserError, brief
 from flows.core.files import read_bounded
-from flows.orchestration.deployments import FLOW
+from flows.orchestration.deployments import OF_FLOW
 from flows.orchestration.engines import engines
 from flows.orchestration.server import Api, Refused
 from flows.process.streams import say_on_stderr
@@ -71,7 +71,7 @@ def end_dead_runs(url: str, *, after: float = 0.0) -> None:
         "deployment_id": {"is_null_": False},
         "state": {"type": {"any_": ["PENDING", "RUNNING", "CANCELLING"]}},
     }
-    runs = api.ask("flow_runs/filter", flows={"name": {"any_": [FLOW]}}, flow_runs=unfinished)
+    runs = api.ask("flow_runs/filter", flows=OF_FLOW, flow_runs=unfinished)
     alive, now = engines(url), datetime.now(UTC)
     for run in runs:
         seconds = (now - datetime.fromisoformat(run["state"]["timestamp"])).total_seconds()

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 PROJECT = layout.DEPLOYMENTS
 FLOW = "train-vdm"
 POOL = "vdm"
+OF_FLOW = {"name": {"any_": [FLOW]}}
+"""The filter of the flow, for requests to the server."""
 
 
 def deploy() -> None:
@@ -199,7 +201,7 @@ def switch_off_impossible(api: Api) -> None:
 
     Because of one, Prefect plans no run of any schedule of the same deployment.  Raises OSError if the server fails.
     """
-    for deployment in api.ask("deployments/filter", flows={"name": {"any_": [FLOW]}}):
+    for deployment in api.ask("deployments/filter", flows=OF_FLOW):
         for one in deployment["schedules"]:
             given = one["schedule"]
             if one["active"] and (reason := why_impossible(json.dumps(given))):

@@ -13,7 +13,7 @@ from typing import Any
 
 from flows.core import layout
 from flows.core.errors import UserError
-from flows.orchestration.deployments import FLOW, POOL
+from flows.orchestration.deployments import FLOW, OF_FLOW, POOL
 from flows.orchestration.server import Api, Refused, setting
 from flows.orchestration.workers import why_unusable
 from flows.process.locks import folder_of_devices, held_locks
@@ -61,14 +61,14 @@ def runs(api: Api, *states: str, sort: str, limit: int, offset: int = 0) -> list
     """Return at most `limit` runs of the flow in these states, after the first `offset`."""
     chosen = {"state": {"type": {"any_": list(states)}}}
     page: Entry = {"sort": sort, "limit": limit, "offset": offset}
-    found: list[Entry] = api.ask("flow_runs/filter", flows=flows(), flow_runs=chosen, **page)
+    found: list[Entry] = api.ask("flow_runs/filter", flows=OF_FLOW, flow_runs=chosen, **page)
     return found
 
 
 def loop(api: Api) -> Entry:
     """Return workers, schedules and runs."""
     workers = api.ask(f"work_pools/{POOL}/workers/filter", limit=100)
-    deployments = api.ask("deployments/filter", flows=flows())
+    deployments = api.ask("deployments/filter", flows=OF_FLOW)
     planned = runs(api, "SCHEDULED", sort="EXPECTED_START_TIME_ASC", limit=100)
     return {
         "paused": paused(api),
@@ -119,11 +119,6 @@ def paused(api: Api) -> list[Entry]:
     commands = {one["name"]: f"prefect work-queue resume {one['name']} --pool {POOL}" for one in queues}
     commands |= {POOL: f"prefect work-pool resume {POOL}"}
     return [{"name": one["name"], "resume": commands[one["name"]]} for one in pool + queues if one["is_paused"]]
-
-
-def flows() -> Entry:
-    """Return the filter of the flow."""
-    return {"name": {"any_": [FLOW]}}
 
 
 def schedule(deployment: Entry, each: Entry, planned: list[Entry]) -> Entry:

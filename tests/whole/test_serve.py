@@ -206,7 +206,7 @@ def test_a_schedule_that_never_fires_is_switched_off(plant: Plant) -> None:
     assert plant.run("deployment", "schedule", "delete", "train-vdm/weekly", made["id"], "--accept-yes").returncode == 0
 
 
-def test_the_lease_of_a_run_outlives_the_server(plant: Plant) -> None:
+def test_the_lease_of_a_run_is_in_a_file(plant: Plant) -> None:
     """Prefect ends a run that cannot renew its lease, some minutes after a server that kept it in memory has ended."""
     details = plant.read(training(plant))["state"]["state_details"]
     leases = Path(plant.environment["PREFECT_HOME"]) / "concurrency_leases"
