@@ -22,6 +22,9 @@ Dequantisation = Literal["uniform", "truncated_normal"]
 Grid = Literal["gamma", "t"]
 """What the noise levels of a sampler's steps are evenly spaced in; see `vdm.sampling.Solver`."""
 
+MOST_BLOCKS = 1024
+"""The largest number of residual blocks of the network on each way."""
+
 
 def require_counts(**counts: int) -> None:
     """Raise ValueError unless every option is a whole number of at least 1."""

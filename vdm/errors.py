@@ -2,4 +2,4 @@
 
 
 class TrainingDiverged(ArithmeticError):
-    """The loss, or the norm of its gradient, is no longer a finite number."""
+    """A loss, the norm of its gradient, or a weight is no longer a finite number."""

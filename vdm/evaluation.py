@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from vdm.choices import Precision, require_choice, require_counts
-from vdm.model import VDM
+from vdm.model import VDM, images_per_batch
 from vdm.vlb import bits_per_dim, grid_times
 
 GOLDEN_RATIO = (1 + math.sqrt(5)) / 2
@@ -168,9 +168,9 @@ def image_terms(
     precision: Precision = "float32",
     progress: Callable[[range], Iterable[int]] = iter,
 ) -> np.ndarray:
-    """Return the terms of the bound of the images in `share` at each of their times, (3,N,K) bits/dim.
+    """Return the terms of the bound of the images in `share` at each of their times, (3,M,K) bits/dim.
 
-    `share` are consecutive indices in `pixels` (N,C,H,W).  The terms are prior, reconstruction and diffusion.
+    `share` are M consecutive indices in `pixels` (N,C,H,W).  The terms are prior, reconstruction and diffusion.
     `num_timesteps` None gives the continuous-time bound (eq. 17), T the bound of a T-step model (section 4).
     `batch_size` counts network evaluations; a batch has at least one image.  A float64 model is evaluated in float64.
     `precision` is that of the network's matrix products and convolutions; everything else has the model's.
@@ -189,19 +189,15 @@ def image_terms(
         images = np.array(pixels[first : indices.stop])
         model.require_images(images)
         batch = torch.from_numpy(images).to(like.device)
-        t = torch.from_numpy(stratified_times(seed, indices, times_per_image)).flatten()
-        t = t.to(like if num_timesteps is None else like.device)  # those of T steps stay float64
+        t = torch.from_numpy(stratified_times(seed, indices, times_per_image)).flatten().to(like.device)
+        if num_timesteps is None:  # in float32, a time could round to another of T steps
+            t = t.to(like.dtype)
         t = t.clamp(max=1 - torch.finfo(t.dtype).eps)  # a float64 just below 1 may round to 1
         eps = torch.from_numpy(image_noise(seed, indices, times_per_image, model.image_shape)).to(like)
         with torch.autocast(like.device.type, torch.bfloat16, enabled=precision == "bfloat16"):
             terms = model(batch.repeat_interleave(times_per_image, 0), eps, t, num_timesteps=num_timesteps)
         parts.append(torch.stack([bits_per_dim(term.double(), model.num_dims) for term in terms]).cpu())
     return torch.cat(parts, dim=1).reshape(3, len(share), times_per_image).numpy()
-
-
-def images_per_batch(batch_size: int, times_per_image: int) -> int:
-    """Return the number of images, at least one, whose `times_per_image` network evaluations make a batch."""
-    return max(1, batch_size // times_per_image)
 
 
 def shares(num_images: int, count: int, *, batch_size: int, times_per_image: int) -> list[range]:

@@ -53,6 +53,11 @@ def count_parameters(**arguments: Any) -> int:
     return count(1) + (int(arguments["blocks"]) - 1) * (count(2) - count(1))
 
 
+def images_per_batch(batch_size: int, evaluations_per_image: int) -> int:
+    """Return the number of images, at least one, in a batch of `batch_size` network evaluations."""
+    return max(1, batch_size // evaluations_per_image)
+
+
 def gradient_bytes(
     image_shape: Sequence[int], *, width: int, blocks: int, precision: Precision, recomputed: bool = False
 ) -> int:

@@ -14,9 +14,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import dropout, scaled_dot_product_attention, silu
 
+from vdm.choices import MOST_BLOCKS
+
 Layer = TypeVar("Layer", nn.Conv2d, nn.Linear)
 
-MOST_BLOCKS = 1024
 LARGEST_EXPONENT = 64
 SCORES_AT_ONCE = 5 * 2**18
 """Attention scores in bfloat16 that a CPU core can keep in its cache."""

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from vdm.choices import Dequantisation, require_choice, require_counts
 from vdm.discretization import pixels_to_x
-from vdm.model import VDM, gradient_bytes
+from vdm.model import VDM, gradient_bytes, images_per_batch
 from vdm.schedule import alpha, sigma
 from vdm.vlb import PredictNoise, bits_per_dim
 
@@ -67,10 +67,10 @@ def evaluate_ode(
     model.require_evaluation_mode()
     require_choice("dequantisation", dequantisation, Dequantisation)
     like = next(model.parameters())  # the network has its device and dtype
-    images_per_batch = max(1, batch_size // num_draws)
+    size = images_per_batch(batch_size, num_draws)
     results = []
-    for first in progress(range(0, len(pixels), images_per_batch)):
-        indices = range(first, min(first + images_per_batch, len(pixels)))
+    for first in progress(range(0, len(pixels), size)):
+        indices = range(first, min(first + size, len(pixels)))
         images = np.array(pixels[first : indices.stop])
         model.require_images(images)
         batch = torch.from_numpy(images).repeat_interleave(num_draws, 0)
@@ -95,7 +95,7 @@ def evaluate_ode(
 
 def memory_needed(model: VDM, *, num_images: int, num_draws: int, num_probes: int, batch_size: int) -> int:
     """Return a lower bound of the bytes that `evaluate_ode` takes: a batch's draws, its probes and the network."""
-    draws = num_draws * min(num_images, max(1, batch_size // num_draws))
+    draws = num_draws * min(num_images, images_per_batch(batch_size, num_draws))
     probes = num_probes * draws if num_probes else model.num_dims
     width, blocks = model.network.width, len(model.network.down)
     network = gradient_bytes(model.image_shape, width=width, blocks=blocks, precision="float32")

@@ -8,20 +8,25 @@ import hashlib
 import inspect
 import io
 import json
-import sys
 from collections.abc import Collection, Mapping, Sequence
+from functools import cache
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin
+from typing import TYPE_CHECKING, Any, get_args
 
 import torch
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError, create_model
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 
+from flows.core.documents import explain
 from flows.core.errors import CheckpointError, Exit, brief
 from flows.core.files import MOST_BYTES, parse_json, read_bounded, write_whole, written_last
 from flows.core.memory import available, require
 from vdm.choices import TrainingImages
 from vdm.model import VDM, count_parameters
+
+if TYPE_CHECKING:
+    from flows.core.params import Model
 
 WEIGHTS, CONFIG = "weights.safetensors", "config.json"
 MOST_CONFIG_BYTES = 2**20
@@ -65,6 +70,11 @@ def save_model(
         write_whole(folder / WEIGHTS, weights)
 
 
+def arguments_of(model: "Model", image_shape: Sequence[int], num_levels: int) -> dict[str, Any]:
+    """Return the arguments of `vdm.model.VDM` for the parameters `model` and such images."""
+    return {"image_shape": image_shape, "num_levels": num_levels, **model.model_dump()}
+
+
 def inputs_sha256(config: Mapping[str, Any], train: Mapping[str, Any], data_sha256: str) -> str:
     """Return the digest of the inputs of a training: arguments of the model, parameters `train`, and images."""
     inputs = {"model": config, "train": train, "data": data_sha256}
@@ -97,7 +107,7 @@ def read_weights(folder: Path, config: dict[str, Any]) -> bytes:
         count = count_parameters(**config["model"])
     except (ArithmeticError, RuntimeError, TypeError, ValueError) as error:
         raise CheckpointError(f"{folder}: weights and {CONFIG} do not describe one model: {brief(error)}") from error
-    weights = read_bytes(path, min(MOST_NUMBER_BYTES * max(0, count) + MOST_HEADER_BYTES, available() // COPIES))
+    weights = read_bytes(path, min(MOST_NUMBER_BYTES * count + MOST_HEADER_BYTES, available() // COPIES))
     if hashlib.sha256(weights).hexdigest() != config["weights_sha256"]:
         raise CheckpointError(f"{path}: sha256 differs from the one in {CONFIG}; restore the file")
     if len(weights) < FEWEST_NUMBER_BYTES * count:
@@ -162,7 +172,10 @@ def unread(path: Path, reason: str | None, code: Exit = Exit.MISSING) -> Checkpo
 
 
 def model_sha256(folder: Path) -> str:
-    """Return the sha256 of config.json, which covers the model since it contains the digest of the weights."""
+    """Return the sha256 of config.json, which covers the model since it contains the digest of the weights.
+
+    The key `model_sha256` in that file is another digest, of the model's arguments alone.
+    """
     return hashlib.sha256(read_bytes(folder / CONFIG)).hexdigest()
 
 
@@ -191,28 +204,22 @@ def fitted_to(folder: Path) -> TrainingImages | None:
 
 
 def mistyped(config: Any) -> str | None:
-    """Return what is wrong with the arguments of a model, such as "`model.width` is missing"; None if nothing is."""
-    if not isinstance(config, dict):
-        return "`model` is not an object"
-    types = {name: kind for name, kind in inspect.get_annotations(VDM.__init__).items() if name != "return"}
-    for name, value in config.items():
-        if name not in types or not is_a(value, types[name]) or (name == "image_shape" and len(value) != 3):
-            return f"`model.{name[:50]}` is not an argument of vdm.model.VDM, or of the wrong type"
-    for name in types:
-        if name not in config:
-            return f"`model.{name}` is missing"
+    """Return what is wrong with the arguments of a model, such as "model.width: Field required"; None if nothing is."""
+    try:
+        description_of_a_model().validate_python({"model": config})
+    except ValidationError as error:
+        return explain(error)
     return None
 
 
-def is_a(value: Any, annotation: Any) -> bool:
-    """Whether a value read from JSON has the annotated type.  An int counts as a float, a bool not as an int."""
-    if get_origin(annotation) is Sequence:
-        return isinstance(value, list) and all(is_a(item, get_args(annotation)[0]) for item in value)
-    if get_origin(annotation) is Literal:
-        return value in get_args(annotation)
-    if annotation is float:
-        return type(value) in (int, float) and abs(value) <= sys.float_info.max
-    return type(value) is annotation
+@cache
+def description_of_a_model() -> TypeAdapter[dict[str, BaseModel]]:
+    """Return the type of {"model": the arguments of `vdm.model.VDM`}."""
+    kinds = inspect.get_annotations(VDM.__init__)
+    fields: dict[str, Any] = {name: (kind, ...) for name, kind in kinds.items() if name != "return"}
+    strict = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+    arguments = create_model("Arguments", __config__=strict, **fields)
+    return TypeAdapter(dict[str, arguments])  # type: ignore[valid-type]
 
 
 def config_sha256(config: Any) -> str:

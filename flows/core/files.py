@@ -158,22 +158,14 @@ def remove_abandoned(place: Path) -> None:
 
     Such a process does not run here, and no process elsewhere holds the lock of its file.
     """
+    import psutil  # few files leave any
+
     for temporary in place.parent.glob(f".{glob.escape(place.name)}.*"):
         number = temporary.suffix[1:]
-        if number.isdecimal() and int(number) <= HIGHEST_PID and not runs(int(number)):
+        if number.isdecimal() and int(number) <= HIGHEST_PID and not psutil.pid_exists(int(number)):
             with suppress(OSError), open_regular(temporary) as file:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 temporary.unlink()
-
-
-def runs(pid: int) -> bool:
-    """Whether a process of this machine has the number."""
-    with suppress(PermissionError):
-        try:
-            os.kill(pid, 0)
-        except ProcessLookupError:
-            return False
-    return True
 
 
 def place_of_file(path: Path) -> Path:

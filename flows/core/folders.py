@@ -52,7 +52,7 @@ def require_removable(folder: Path) -> None:
 
 
 def contains(folder: Path, path: Path) -> bool:
-    """Whether `path` is the folder (or file) or lies in it, also through links: who replaces it removes `path`."""
+    """Whether `path` is `folder` or lies in it, with links resolved: replacing `folder` would remove `path`."""
     return Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder))
 
 

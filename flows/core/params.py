@@ -4,6 +4,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
+from flows.core.documents import Sha256
 from flows.core.fields import (
     BatchSize,
     Device,
@@ -19,6 +20,7 @@ from flows.core.fields import (
 )
 from flows.core.sources import checked_source
 from vdm.choices import (
+    MOST_BLOCKS,
     Dequantisation,
     Grid,
     Keep,
@@ -84,7 +86,7 @@ class Model(Section):
     gamma_0: Gamma
     gamma_1: Gamma
     width: Annotated[int, Field(ge=4, le=2**14, multiple_of=2)]
-    blocks: Annotated[int, Field(ge=1, le=1024)]
+    blocks: Annotated[int, Field(ge=1, le=MOST_BLOCKS)]
     attention_everywhere: bool
     fourier_exponents: list[Annotated[int, Field(ge=-8, le=16)]]
     norm_groups: Positive
@@ -204,7 +206,7 @@ class Sample(Shared):
     grid: Grid
     clip: bool
     inception_weights: str | None
-    inception_sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None
+    inception_sha256: Sha256 | None
 
     @model_validator(mode="after")
     def consistent(self) -> Self:

@@ -69,7 +69,8 @@ def other_splits(settings: "Evaluate", tested: BoundMetrics, *, model: Path, ima
     if len(load_images(images).validation) and tested.fitted_to != BOTH:
         found["validation"] = figures(evaluate_split(settings, model, images, "validation"))
     if tested.bpd is not None and training.bpd is not None:
-        errors = [error or math.nan for error in (tested.bpd_standard_error, training.bpd_standard_error)]
+        both = (tested.bpd_standard_error, training.bpd_standard_error)
+        errors = [math.nan if error is None else error for error in both]
         found["generalisation_gap_bpd"] = tested.bpd - training.bpd
         found["generalisation_gap_standard_error"] = finite(math.hypot(*errors))
     return found

@@ -116,7 +116,7 @@ def import_checkpoint(
 
 
 def require_model_files(folder: Path) -> None:
-    """Raise UserError (exit 2) if the folder holds anything that is no file of a model or of its evaluation."""
+    """Raise UserError (exit 2) if the folder holds other files than those of a model and its evaluation."""
     others = sorted({path.name for path in folder.iterdir()} - MODEL_FILES) if folder.is_dir() else []
     if others:
         raise UserError(f"{folder} holds other files than a model's: {listed(others[:3])}; name another", Exit.USAGE)
@@ -151,6 +151,7 @@ def read_google(file: Path, averaged: bool) -> tuple[Config, Weights]:
         "gamma_0": -13.3,
         "gamma_1": 5.0,
         "fourier_exponents": [6, 7],
+        "norm_groups": 32,
         "norm_eps": 1e-6,
         "dropout": 0.1,
     }
@@ -237,7 +238,6 @@ def network_config(network: Weights) -> Config:
         "width": width,
         "blocks": sum(bool(re.fullmatch(r"down\.\d+\.conv_1\.weight", name)) for name in network),
         "attention_everywhere": any(name.startswith("down_attention.") for name in network),
-        "norm_groups": 32,
         "augmentation_input": network["condition_1.weight"].shape[1] == width + 1,
     }
 

@@ -1,7 +1,6 @@
 """The likelihood of the probability-flow ODE on a split, and the paired comparison of two models."""
 
 import math
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +15,7 @@ from flows.evaluation.results import Comparison, ModelFigures, OdeMetrics, Split
 from flows.evaluation.solver import dopri5
 from flows.images.store import spread
 from vdm import evaluation
+from vdm.model import images_per_batch
 from vdm.ode import evaluate_ode, memory_needed
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ def ode(settings: "Ode", *, model: Path, images: Path, split: Split = "test") ->
 
 def num_batches(settings: "Ode", num_images: int) -> int:
     """Return the number of batches in which `evaluate_ode` takes the images."""
-    return math.ceil(num_images / max(1, settings.batch_size // settings.num_draws))
+    return math.ceil(num_images / images_per_batch(settings.batch_size, settings.num_draws))
 
 
 @contextmanager
@@ -67,7 +67,7 @@ def meter(num_solutions: int) -> Iterator[Callable[[float], object]]:
     """Show how far the solver is, on a terminal; yield the function that moves the bar by shares of a solution."""
     form = "{desc}: {percentage:3.0f}%|{bar}| {elapsed}<{remaining}"
     total = num_solutions * (1 + 1e-9)  # rounded shares add up to a little more
-    with tqdm(desc="evaluating", total=total, bar_format=form, disable=not sys.stderr.isatty(), leave=False) as shown:
+    with tqdm(desc="evaluating", total=total, bar_format=form, disable=None, leave=False) as shown:
         yield shown.update
 
 

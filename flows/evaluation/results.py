@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field
 
 from flows.core.documents import Count, Document, Number, Sha256
-from vdm.choices import Precision, TrainingImages
+from vdm.choices import Dequantisation, Grid, Precision, TrainingImages
 
 
 def finite(value: Any) -> Any:
@@ -104,7 +104,7 @@ class OdeMetrics(Metrics):
     seed: Count
     num_draws: Count
     num_probes: Count
-    dequantisation: str
+    dequantisation: Dequantisation
     tolerance: Number
     batch_size: Count
 
@@ -116,7 +116,7 @@ class SamplerSettings(Document):
     num_timesteps: Count
     order: Count
     eta: Number
-    grid: Literal["gamma", "t"]
+    grid: Grid
     clip: bool
     precision: Precision
 

@@ -5,7 +5,6 @@ import logging
 import os
 import re
 import shutil
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -172,8 +171,7 @@ def copy(response: http.client.HTTPResponse, file: BinaryIO, have: int, most: in
     Raises IncompleteRead if the connection ends before the stated length, TooLongError beyond `most` bytes.
     """
     total = have + response.length if response.length is not None else None
-    quiet = not sys.stderr.isatty()
-    with tqdm(initial=have, total=total, desc=name, unit="B", unit_scale=True, leave=False, disable=quiet) as shown:
+    with tqdm(initial=have, total=total, desc=name, unit="B", unit_scale=True, leave=False, disable=None) as shown:
         for block in blocks(response):
             have += len(block)
             size = max(have, total or 0)

@@ -48,7 +48,7 @@ def read_imagenet(
 
 
 def check_version(path: Path, archives: dict[str, str]) -> None:
-    """Raise UserError (exit 5) unless the file has the sha256 that `archives`, those of the set, gives for its name.
+    """Raise UserError (exit 5) unless the file has the sha256 listed for its name in `archives`.
 
     The error names the known archive that the file is, or for a missing file those of other versions in its folder.
     """

@@ -25,7 +25,7 @@ MOST_MEMORY = 640 * 2**20
 
 
 class BadImageError(Exception):
-    """A file that cannot be used.  `code` is MISSING for damage, INVALID_DATA for content that is not levels."""
+    """A file that cannot be used: `code` is MISSING for damage, INVALID_DATA for what is not supported."""
 
     def __init__(self, reason: str, code: Exit = Exit.INVALID_DATA) -> None:
         super().__init__(reason)

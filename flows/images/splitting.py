@@ -22,8 +22,8 @@ MOST_IMAGES = 3_000_000  # the validate stage keeps up to 210 bytes of each, bes
 def held_out(what: str, count: int, fraction: float, split_seed: int, parameter: str) -> np.ndarray:
     """Return the numbers of a seeded share of `count` images, in the order in which they were drawn.
 
-    Raises UserError (exit 4), which begins with `what` and names the parameter of the fraction, if that is not 0 but no
-    image, or every image, would be drawn.
+    Raises UserError (exit 4), which begins with `what` and names the parameter, if a fraction above 0 draws no image or
+    every image.
     """
     drawn = np.random.default_rng(split_seed).permutation(count)[: round(fraction * count)]
     if fraction and not 0 < len(drawn) < count:

@@ -73,8 +73,8 @@ def save_images(
     """Write the splits, then the description, without which the folder is not a set.
 
     A split is an (N,C,H,W) array or an iterable of its chunks; `validation` may be missing.  Shape and counts are added
-    to the description unless it states them.  Raises ValueError for chunks of different shapes or types, and if there
-    are none.
+    to the description unless it states them.  Raises ValueError for chunks of different shapes or types, and for a
+    split without chunks.
     """
     folder.mkdir(parents=True, exist_ok=True)
     measured: dict[str, Any] = {"num_validation": 0}

@@ -20,7 +20,7 @@ from torch.nn.functional import cross_entropy, relu
 
 from flows.core.checkpoint import CONFIG, WEIGHTS, model_sha256, read_bytes
 from flows.core.documents import Count, Document, Number, Sha256, read
-from flows.core.errors import CheckpointError
+from flows.core.errors import CheckpointError, brief
 from flows.core.files import write_whole
 from flows.core.folders import writing_folder
 from vdm.errors import TrainingDiverged
@@ -172,6 +172,5 @@ def load_features(folder: Path, device: torch.device) -> tuple[Classifier, Featu
             network = Classifier(config.channels, config.num_levels, config.num_classes, config.width)
         network.load_state_dict(load(weights), assign=True)
     except (SafetensorError, ArithmeticError, RuntimeError, ValueError) as error:
-        reason = str(error).partition("\n")[0]
-        raise CheckpointError(f"{folder}: weights and {CONFIG} do not describe one network: {reason}") from error
+        raise CheckpointError(f"{folder}: weights and {CONFIG} do not describe one network: {brief(error)}") from error
     return network.eval().to(device), config, model_sha256(folder)

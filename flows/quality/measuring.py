@@ -139,6 +139,13 @@ def feature_figures(
         "precision": partial(share_within, reference=training, radii=radii(training)),
         "recall": partial(recall, reference=training),
     }
+    return figures_of(measures, samples, held_out, quality)
+
+
+def figures_of(
+    measures: dict[str, Measure], samples: np.ndarray, held_out: np.ndarray, quality: "Quality"
+) -> dict[str, QualityFigure]:
+    """Return each measure of the features (N,D) of samples and of held-out images, with its error."""
 
     def estimate(measure: Measure, images: np.ndarray) -> Estimate:
         return with_error(lambda chosen: measure(images[chosen]), len(images), quality.resamples, quality.seed)
@@ -164,9 +171,11 @@ def inception_figures(
 
     assert sample.inception_sha256 is not None
     weights, device = Path(sample.inception_weights), find_device(quality.device)
-    embedded = [inception_features(part, num_levels, weights, sample.inception_sha256, device) for part in pictures]
-    found = feature_figures(*embedded, name="inception", quality=quality)
-    return {"fid": found["fd_inception"], "kid": found["kd_inception"]}
+    samples, held_out, training = (
+        inception_features(part, num_levels, weights, sample.inception_sha256, device) for part in pictures
+    )
+    measures = {"fid": frechet_distance_from(training), "kid": kernel_distance_from(training)}
+    return figures_of(measures, samples, held_out, quality)
 
 
 def memorisation(pictures: Pictures, image_set: ImageSet, quality: "Quality") -> tuple[Estimate, pd.DataFrame]:

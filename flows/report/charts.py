@@ -55,12 +55,31 @@ STYLE: Any = {
     "legend.frameon": False,
     "lines.linewidth": 1.6,
 }
+TITLES = {
+    "loss": "Loss while training",
+    "noise_levels": "Loss at each noise level",
+    "schedule": "Noise schedule",
+    "per_image": "How many images have which bits/dim",
+}
+"""The titles of the charts, by the names of their files."""
 SIZE = (5.0, 3.2)
 MOST_POINTS = 400
 """The largest number of points of a curve that are drawn."""
 
-Tables = Mapping[str, Columns]
-"""A table of each model, by the model's name; one or two."""
+
+class Model(NamedTuple):
+    """A model on the page: its name, "" on a page about one model, and the colour of its curves."""
+
+    name: str
+    color: str
+
+    def curve(self, name: str) -> str:
+        """Return the name of a curve, after that of its model on a page about two."""
+        return f"{visible(self.name)[:30]}, {name}" if self.name else name
+
+
+Tables = Mapping[Model, Columns]
+"""The tables of one or two models."""
 
 
 class Chart(NamedTuple):
@@ -86,15 +105,15 @@ def loss(curves: Tables) -> Chart:
 
     def draw(axes: "Axes") -> None:
         tops = []
-        for color, (model, table) in zip(MODELS, curves.items(), strict=False):
+        for model, table in curves.items():
             steps, losses = finite(table["step"], table["bpd"])
-            axes.plot(*thinned(steps, losses), color=color, label=labelled(model, "training", curves), alpha=0.75)
-            said.append(f"{labelled(model, 'training', curves)}: {over(steps, losses)}")
+            axes.plot(*thinned(steps, losses), color=model.color, label=model.curve("training"), alpha=0.75)
+            said.append(f"{model.curve('training')}: {over(steps, losses)}")
             tops.append(np.quantile(losses, 0.9) if len(losses) else 0)
             steps, losses = finite(table["step"], table.get("validation_bpd", np.full(len(table["step"]), np.nan)))
             if len(steps):
-                label = labelled(model, "validation", curves)
-                axes.plot(*thinned(steps, losses), "o--", color=color, label=label, markersize=4)
+                label = model.curve("validation")
+                axes.plot(*thinned(steps, losses), "o--", color=model.color, label=label, markersize=4)
                 said.append(f"{label}: {over(steps, losses)}")
         lowest, highest = axes.get_ylim()
         # The first steps are far above the rest, which would look flat.
@@ -104,7 +123,7 @@ def loss(curves: Tables) -> Chart:
         add_legend(axes, curves)
 
     svg = drawn("loss", draw)
-    return Chart("loss", "Loss while training", f"Line chart in bits/dim. {'; '.join(said)}.", svg)
+    return Chart("loss", TITLES["loss"], f"Line chart in bits/dim. {'; '.join(said)}.", svg)
 
 
 def schedule(levels: Tables) -> Chart:
@@ -112,16 +131,16 @@ def schedule(levels: Tables) -> Chart:
     said = []
 
     def draw(axes: "Axes") -> None:
-        for color, (model, table) in zip(MODELS, levels.items(), strict=False):
+        for model, table in levels.items():
             times, gammas = finite(table["t"], table["gamma"])
-            axes.plot(*thinned(times, gammas), color=color, label=labelled(model, "gamma", levels), marker=".")
-            said.append(f"{labelled(model, 'gamma', levels)}: {over(times, gammas, 't')}")
+            axes.plot(*thinned(times, gammas), color=model.color, label=model.curve("gamma"), marker=".")
+            said.append(f"{model.curve('gamma')}: {over(times, gammas, 't')}")
         axes.set_xlabel("t (0: the image, 1: noise)")
         axes.set_ylabel("gamma = \N{MINUS SIGN}log SNR")
         add_legend(axes, levels)
 
     svg = drawn("schedule", draw)
-    return Chart("schedule", "Noise schedule", f"Line chart of gamma over the time t. {'; '.join(said)}.", svg)
+    return Chart("schedule", TITLES["schedule"], f"Line chart of gamma over the time t. {'; '.join(said)}.", svg)
 
 
 def noise_levels(levels: Tables) -> Chart:
@@ -129,19 +148,19 @@ def noise_levels(levels: Tables) -> Chart:
     said = []
 
     def draw(axes: "Axes") -> None:
-        for color, (model, table) in zip(MODELS, levels.items(), strict=False):
+        for model, table in levels.items():
             times, losses, errors = finite(table["t"], table["diffusion_bpd"], np.nan_to_num(table["standard_error"]))
             places = places_of(times)
             axes.errorbar(
                 times[places],
                 losses[places],
                 np.abs(errors[places]),
-                color=color,
-                label=labelled(model, "diffusion term", levels),
+                color=model.color,
+                label=model.curve("diffusion term"),
                 marker=".",
                 capsize=2,
             )
-            said.append(f"{labelled(model, 'diffusion term', levels)}: {between(losses)}")
+            said.append(f"{model.curve('diffusion term')}: {between(losses)}")
         axes.set_ylim(bottom=0)
         axes.set_xlabel("t (0: the image, 1: noise)")
         axes.set_ylabel("bits/dim per unit of t")
@@ -149,7 +168,7 @@ def noise_levels(levels: Tables) -> Chart:
 
     svg = drawn("noise_levels", draw)
     alt = f"Line chart with error bars over the time t, in bits/dim per unit of t. {'; '.join(said)}."
-    return Chart("noise_levels", "Loss at each noise level", alt, svg)
+    return Chart("noise_levels", TITLES["noise_levels"], alt, svg)
 
 
 def histogram(images: Tables) -> Chart:
@@ -157,20 +176,28 @@ def histogram(images: Tables) -> Chart:
     found = {model: finite(table["bpd"])[0] for model, table in images.items()}
     every = np.concatenate(list(found.values()))
     edges = edges_of(every)
-    said = [f"{labelled(model, 'images', images)}: {between(values)}" for model, values in found.items()]
+    said = [f"{model.curve('images')}: {between(values)}" for model, values in found.items()]
 
     def draw(axes: "Axes") -> None:
-        for color, (model, values) in zip(MODELS, found.items(), strict=False):
-            label = labelled(model, "images", images)
-            axes.hist(values, edges, label=label, histtype="stepfilled", alpha=0.45, facecolor=color, edgecolor=color)
+        for model, values in found.items():
+            label = model.curve("images")
+            axes.hist(
+                values,
+                edges,
+                label=label,
+                histtype="stepfilled",
+                alpha=0.45,
+                facecolor=model.color,
+                edgecolor=model.color,
+            )
             if len(values):
-                axes.axvline(values.mean(), color=color, linestyle="--", label=labelled(model, "mean", images))
+                axes.axvline(values.mean(), color=model.color, linestyle="--", label=model.curve("mean"))
         axes.set_xlabel("bits/dim of an image")
         axes.set_ylabel("number of images")
         add_legend(axes, images)
 
     svg = drawn("per_image", draw)
-    return Chart("per_image", "How many images have which bits/dim", f"Histogram in bits/dim. {'; '.join(said)}.", svg)
+    return Chart("per_image", TITLES["per_image"], f"Histogram in bits/dim. {'; '.join(said)}.", svg)
 
 
 def edges_of(values: np.ndarray) -> list[float]:
@@ -217,18 +244,13 @@ def places_of(column: np.ndarray) -> np.ndarray:
 
 
 def add_legend(axes: "Axes", models: Tables) -> None:
-    """Name the curves above the chart if there are several."""
+    """Name the curves above the chart, unless it is the only one on a page about one model."""
     handles, names = axes.get_legend_handles_labels()
     figure = axes.get_figure(root=True)
-    if figure and len(names) > 1:
+    if figure and (len(names) > 1 or any(model.name for model in models)):
         columns = 2 if len(models) == 1 else 1
         figure.set_figheight(SIZE[1] + 0.25 * len(names) / columns)
         figure.legend(handles, names, loc="outside upper left", ncols=columns)
-
-
-def labelled(model: str, curve: str, models: Tables) -> str:
-    """Return the name of a curve, with that of its model if there are two."""
-    return curve if len(models) == 1 else f"{visible(model)[:30]}, {curve}"
 
 
 def over(places: np.ndarray, values: np.ndarray, unit: str = "step") -> str:

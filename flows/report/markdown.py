@@ -17,6 +17,7 @@ from flows.core.errors import UserError
 from flows.core.escaping import markdown
 from flows.core.files import read_bounded
 from flows.evaluation.results import BoundMetrics, Metrics, SampleMetrics, with_error
+from flows.report.charts import TITLES
 from flows.report.quality import measures, sampler
 from flows.report.templates import value
 from flows.validation.report import Report, Result
@@ -26,20 +27,13 @@ WIDTH = 640
 MOST_BYTES = 2**19
 """The largest PNG file that is shown as it is."""
 MOST_ROWS, MOST_CHARACTERS = 500, 200
-CHARTS = {
-    "loss": "Loss while training",
-    "noise_levels": "Loss at each noise level",
-    "schedule": "Noise schedule",
-    "per_image": "Bits/dim of each image",
-}
-"""The titles of the charts in the folder of pictures, by the name of the file."""
 NAME = re.compile(r"(?<![`\w])\w+(?:@v|#\w+#)\d[\d.]*\b")
 """The name of a version or of a champion's tag."""
 
 
 def report(metrics: BoundMetrics, charts: Path, samples: Path, page: Path) -> str:
     """Return the key figures of a model with its curves and samples.  `page` is the file with all of the report."""
-    pictures = [(title, charts / f"{name}.svg") for name, title in CHARTS.items()]
+    pictures = [(title, charts / f"{name}.svg") for name, title in TITLES.items()]
     pictures.insert(1, ("Samples", samples))
     shown = [f"## {title}\n\n{picture(path, title)}" for title, path in pictures if path.is_file()]
     figures = table(("", "bits/dim"), likelihoods(metrics).items())

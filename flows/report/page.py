@@ -61,10 +61,11 @@ def page(results: Results) -> Page:
 
 def draw(models: dict[str, Results]) -> list[Chart]:
     """Return the charts for which a model has data, with a curve for each such model."""
+    drawn = [charts.Model(name, color) for name, color in zip(models, charts.MODELS, strict=False)]
 
-    def tables(field: str) -> dict[str, Columns]:
-        found = {name: getattr(results, field) for name, results in models.items()}
-        return {name: table for name, table in found.items() if table is not None}
+    def tables(field: str) -> dict[charts.Model, Columns]:
+        found = {model: getattr(results, field) for model, results in zip(drawn, models.values(), strict=True)}
+        return {model: table for model, table in found.items() if table is not None}
 
     wanted = (
         (charts.loss, "curves"),

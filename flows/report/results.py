@@ -120,7 +120,7 @@ def disagreements(
 ) -> Iterator[str]:
     """Yield sentences about results that are of another model or of other images than the metrics."""
     if digest not in (None, metrics.data_sha256):
-        yield "The images are others than those that the metrics are about, so none are shown."
+        yield "The image set is not the one that was evaluated, so no images are shown."
     if validation and validation.data_sha256 != metrics.data_sha256:
         yield "The data validation is about other images than the metrics."
     if samples and (samples.model_sha256, samples.data_sha256) != (metrics.model_sha256, metrics.data_sha256):

@@ -8,7 +8,15 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from flows.core.checkpoint import CONFIG, WEIGHTS, inputs_sha256, load_model, model_sha256, read_description
+from flows.core.checkpoint import (
+    CONFIG,
+    WEIGHTS,
+    arguments_of,
+    inputs_sha256,
+    load_model,
+    model_sha256,
+    read_description,
+)
 from flows.core.errors import Exit, UserError
 from flows.core.escaping import markdown
 from flows.core.files import open_regular, read_bounded, write_whole, writing
@@ -114,7 +122,7 @@ def require_inputs(trained: Path, model: "Model", train: "Train", image_set: Ima
     Models of earlier versions and imported ones do not state their inputs.
     """
     stated = read_description(trained).get("inputs_sha256")
-    config = {"image_shape": image_set.image_shape, "num_levels": image_set.num_levels, **model.model_dump()}
+    config = arguments_of(model, image_set.image_shape, image_set.num_levels)
     if stated and stated != inputs_sha256(config, train.model_dump(), data_sha256(images)):
         reason = f"was trained with other parameters `model:` or `train:`, or other images than {images} holds now"
         advice = "run `vdmctl train`, or with DVC `dvc repro --force --single-item train`"

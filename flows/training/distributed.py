@@ -8,7 +8,6 @@ end when the agent ends.
 import logging
 import os
 import signal
-import socket
 import sys
 import tempfile
 import time
@@ -128,9 +127,8 @@ def configure_environment(num_processes: int, folder: str) -> None:
     """
     threads = max(1, len(os.sched_getaffinity(0)) // num_processes)
     os.environ.setdefault("OMP_NUM_THREADS", str(threads))
-    loopback = next((name for _, name in socket.if_nameindex() if name in ("lo", "lo0")), "lo")
-    os.environ["GLOO_SOCKET_IFNAME"] = loopback
-    os.environ["NCCL_SOCKET_IFNAME"] = f"={loopback}"  # without `=` NCCL takes the name for a prefix
+    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+    os.environ["NCCL_SOCKET_IFNAME"] = "=lo"  # without `=` NCCL takes the name for a prefix
     os.environ[STORE] = folder
     hold_what_starts()
     elastic = "torch.distributed.elastic"
@@ -149,7 +147,7 @@ def without_traceback(record: logging.LogRecord) -> bool:
 class OneMachine(RendezvousHandler):
     """The rendezvous of a single agent, which needs no other.
 
-    That of torch would listen on every interface and unpickle what it receives, and it relies on the wall clock.
+    torch's own rendezvous listens on every interface, unpickles what it receives, and relies on the wall clock.
     """
 
     def __init__(self, parameters: RendezvousParameters) -> None:

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from flows.core.checkpoint import inputs_sha256, model_sha256, save_model
+from flows.core.checkpoint import arguments_of, inputs_sha256, model_sha256, save_model
 from flows.core.device import find_compile, find_devices, find_precision
-from flows.core.errors import Exit, UserError
+from flows.core.errors import Exit, UserError, brief
 from flows.core.memory import require
 from flows.images.store import ImageSet, data_sha256, load_images
 from flows.process.locks import claim
@@ -60,7 +60,7 @@ def train_here(model: "Model", train: "Train", *, images: Path, out: Path, curve
             image_set = load_images(images)
             if device.type == "cuda":
                 require_memory(model, train, image_set, device, process()[1])
-            config = {"image_shape": image_set.image_shape, "num_levels": image_set.num_levels, **model.model_dump()}
+            config = arguments_of(model, image_set.image_shape, image_set.num_levels)
             settings, data = resolve(train, device), data_sha256(images)
             run = Run(runs / run_digest(config, train, settings, device, data), keep=train.keep_checkpoints)
             if is_first():
@@ -150,8 +150,8 @@ def resume(trainer: Trainer, state: dict[str, Any], folder: Path) -> None:
     except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
         if out_of_memory(error):
             raise
-        reason = str(error).partition("\n")[0][:200]
-        raise UserError(f"{folder}: its newest state is of another run: {reason}; delete it", Exit.MISSING) from error
+        reason = f"{folder}: its newest state is of another run: {brief(error)}; delete it"
+        raise UserError(reason, Exit.MISSING) from error
 
 
 def fit(trainer: Trainer, run: Run, curves: Path, train: "Train", asked_to_stop: Callable[[], bool]) -> None:
@@ -201,7 +201,7 @@ def in_words(record: TrainingRecord) -> str:
     validation = ""
     if record.validation_bpd is not None:
         error = record.validation_monte_carlo_standard_error
-        validation = f", validation {record.validation_bpd:.4f} +- {error:.4f}"
+        validation = f", validation {record.validation_bpd:.4f} (Monte Carlo error {error:.4f})"
     return f"{record.bpd:.4f} bits/dim{validation}"
 
 
@@ -250,19 +250,20 @@ def require_memory(model: "Model", train: "Train", images: ImageSet, device: tor
         precision=find_precision(train.precision, device),
         recomputed=train.activation_checkpointing or find_compile(train.compile, device),
     )
-    config = {"image_shape": images.image_shape, "num_levels": images.num_levels, **model.model_dump()}
+    num_images = len(images.train) + (len(images.validation) if train.images == "train_and_validation" else 0)
+    num_dims = math.prod(images.image_shape)
     needed = memory_needed(
-        num_parameters=count_parameters(**config),
-        num_dims=math.prod(images.image_shape),
+        num_parameters=count_parameters(**arguments_of(model, images.image_shape, images.num_levels)),
+        num_dims=num_dims,
         network_bytes=network_bytes,
-        num_images=len(images.train) + (len(images.validation) if train.images == "train_and_validation" else 0),
+        num_images=num_images,
         batch_size=train.batch_size,
         part=train.batch_size // processes // train.accumulation,
     )
     if device.type == "cpu":  # the images stay in their file
         needed = train.num_devices * needed + (train.num_devices - 1) * PROCESS_BYTES
     else:
-        needed += images.train.nbytes
+        needed += num_images * num_dims
     sizes = "model.blocks, model.width, train.batch_size or train.num_devices"
     require(needed, device, f"train: lower {sizes}, or raise train.accumulation")
     if train.validate_every_steps is not None:

@@ -5,6 +5,7 @@ compressed with loss, and if no image is in two splits.  An expectation of sever
 stop the pipeline.
 """
 
+import re
 from typing import TYPE_CHECKING, Any
 
 from flows.images.store import ImageSet, present
@@ -66,16 +67,21 @@ def detail_expectations(image_set: ImageSet, settings: "Contract") -> list[Any]:
     """Return the expectations of the detail of each split.
 
     It is an error if images were enlarged or went through JPEG, unless the transforms or lossy files explain it.
+    Pixels that were shifted to 3 bits or fewer have little detail, too.
     """
     from great_expectations import expectations as gxe
 
-    resized = "warning" if "resized" in image_set.transforms else "critical"
+    severity = "warning" if re.search("resized|shifted to [1-3]$", image_set.transforms) else "critical"
     lossy = "warning" if from_lossy_files(image_set) else "critical"
     detail = "images were not enlarged or blurred (share without detail)"
     grid = "images did not go through JPEG (how much they lie on its grid)"
     return [
         expect(
-            gxe.ExpectColumnValuesToBeBetween, detail, resized, column="lost_detail", max_value=settings.max_lost_detail
+            gxe.ExpectColumnValuesToBeBetween,
+            detail,
+            severity,
+            column="lost_detail",
+            max_value=settings.max_lost_detail,
         ),
         expect(gxe.ExpectColumnValuesToBeBetween, grid, lossy, column="jpeg_grid", max_value=settings.max_jpeg_grid),
     ]

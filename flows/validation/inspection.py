@@ -170,8 +170,8 @@ def require_success(report: Report, images: Path, out: Path | None) -> None:
 
 def described(result: Result) -> str:
     """Return the meaning of an expectation that fails, what was observed, and the first rows that break it."""
-    rows = ", ".join(map(described_row, result.rows[:3]))
-    return f"does not hold: {result.meaning}: {result.observed}{f' ({rows})' if rows else ''}"
+    rows = f" ({', '.join(map(described_row, result.rows[:3]))})" if result.rows else ""
+    return f"does not hold: {result.meaning}: {result.observed}{rows}"
 
 
 def described_row(row: dict[str, Any]) -> str:

@@ -20,7 +20,6 @@ def draw(image_set: ImageSet, histograms: dict[str, np.ndarray], report: Report)
 
     Below are the pairs of images of two splits that look most alike.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     results = report.expectations
@@ -28,7 +27,6 @@ def draw(image_set: ImageSet, histograms: dict[str, np.ndarray], report: Report)
     pairs = sorted((pair for alike in report.alike for pair in alike.pairs), key=lambda pair: pair["by_chance"])
     num_rows = len(broken) + 2 * bool(pairs)
     figure = Figure(figsize=(10, 3 + 1.6 * num_rows))
-    FigureCanvasAgg(figure)
     grid = figure.add_gridspec(1 + num_rows, COLUMNS, height_ratios=[2] + [1] * num_rows, hspace=0.5)
     draw_histograms(figure.add_subplot(grid[0, :]), histograms)
     panels = [[figure.add_subplot(grid[1 + row, column]) for column in range(COLUMNS)] for row in range(num_rows)]

@@ -1,4 +1,4 @@
-"""The validation report, validation.json, as models; and the check that images are those that it accepts."""
+"""The models of the report validation.json, and the check that an image set is the one that it found valid."""
 
 from pathlib import Path
 from typing import Annotated, Any, Literal

@@ -147,7 +147,7 @@ def test_the_peers_attention_in_every_block_is_imported(tmp_path: Path) -> None:
         ({"n_attention_heads": 4}, "only 1 can be imported"),
         ({"gamma_min": "["}, "not a whole addtt checkpoint"),
         ({"noise_schedule": "fixed_linear"}, "says noise_schedule: fixed_linear, and the weights have a learned one"),
-        ({"norm_groups": "x"}, "`model.norm_groups` is not an argument of vdm.model.VDM, or of the wrong type\n"),
+        ({"norm_groups": "x"}, "model.norm_groups: Input should be a valid integer\n"),
     ],
 )
 def test_unsupported_settings_of_the_peer_are_refused(

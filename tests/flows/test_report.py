@@ -191,7 +191,7 @@ def test_results_that_do_not_belong_together_are_named(files: Files, tmp_path: P
     assert files.images
     other = write_results(tmp_path / "other", digits[::-1])
     text = shown(other._replace(metrics=files.metrics))
-    assert "The images are others than those that the metrics are about, so none are shown." in text
+    assert "The image set is not the one that was evaluated, so no images are shown." in text
     assert "The data validation is about other images than the metrics." in text
     assert "The quality of samples was measured with another model or other images" in text
     assert "Easiest" not in text
@@ -339,6 +339,17 @@ def test_two_models_are_compared_image_by_image(files: Files, tmp_path: Path, di
     text = words(Document(comparison(first, first._replace(origin=ORIGIN._replace(parameters={}))).html).text)
     assert "None of the parameters that are known of both differ" in text
     assert "known of one model only: data, train" in text
+
+
+def test_a_curve_of_one_of_two_models_has_its_name_and_its_colour(files: Files) -> None:
+    results = read_results(files, ORIGIN)
+    second = results._replace(origin=ORIGIN._replace(name="other"))
+    charts = {chart.name: chart for chart in comparison(results._replace(curves=None), second).charts}
+    assert "other, training: from " in charts["loss"].alt
+    assert ">other, training<" in charts["loss"].svg
+    assert "var(--second)" in charts["loss"].svg
+    assert "var(--first)" not in charts["loss"].svg
+    assert "var(--first)" in charts["schedule"].svg
 
 
 @pytest.mark.parametrize(

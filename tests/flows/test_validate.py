@@ -292,6 +292,17 @@ def test_resampled_and_compressed_images_fail_unless_that_is_known(
     assert [text in caplog.text for text in found] == [True, True]
 
 
+@pytest.mark.parametrize(("num_bits", "fails"), [(5, True), (3, False)])
+def test_images_shifted_to_few_bits_may_lack_detail(num_bits: int, fails: bool, tmp_path: Path) -> None:
+    """Of five bits, images that were not enlarged have enough of it."""
+    images = change.enlarged(change.photograph_patches(side=16, step=20), "bilinear") >> (8 - num_bits)
+    described: dict[str, Any] = {"num_levels": 2**num_bits, "transforms": f"8 bits shifted to {num_bits}"}
+    write_set(tmp_path / "images", images[::2], images[1::2], image_shape=[3, 32, 32], **described)
+    report = inspected(tmp_path / "images", max_leaked=1.0)
+    failed = {result.meaning: result.severity for result in report.expectations if not result.success}
+    assert failed["images were not enlarged or blurred (share without detail)"] == ("critical" if fails else "warning")
+
+
 def test_warnings_do_not_fail(image_set: Path, digits: np.ndarray, caplog: pytest.LogCaptureFixture) -> None:
     train, test = np.minimum(digits[:400], 15), np.minimum(digits[400:450], 15)
     test[2] = train[5]

@@ -174,7 +174,7 @@ def test_processes_share_a_validation_without_changing_it(
 @pytest.mark.parametrize(
     ("num_images", "change", "message"),
     [
-        (0, {}, "needs validation images"),
+        (0, {}, "images must be a whole number of at least 1, got 0"),
         (1, {"every_steps": 0}, "every_steps must be a whole number of at least 1, got 0"),
         (1, {"patience": 0}, "patience must be a whole number of at least 1, got 0"),
         (1, {"keep": "first"}, "unknown keep 'first': best, last"),

@@ -142,14 +142,15 @@ def test_the_progress_of_a_training_run_names_the_time_left(tmp_path: Path, monk
     monkeypatch.setattr(f"{module}.update_progress_artifact", lambda *given: shown.append(given[1:]))
     monkeypatch.setattr(f"{module}.time.monotonic", lambda: now[0])
     progress = Progress(tmp_path)
-    progress.read("step 300: 2.5 bits/dim, validation 2.6000 +- 0.0100, 900 images/s\n")
+    validation = "validation 2.6000 (Monte Carlo error 0.0100)"
+    progress.read(f"step 300: 2.5 bits/dim, {validation}, 900 images/s\n")
     now[0] += 50
     progress.read("step 400: 2.4 bits/dim, 900 images/s\n")
     progress.read("step 400 of 2600: training ends, since validation no longer improves\n")
     assert [description for _, description in shown] == [
-        "300 of 2600 steps: 2.5 bits/dim, validation 2.6000 ± 0.0100, 900 images/s",
-        "400 of 2600 steps, 18 min left: 2.4 bits/dim, 900 images/s; validation 2.6000 ± 0.0100 at step 300",
-        "400 of 2600 steps: training ends, since validation no longer improves; validation 2.6000 ± 0.0100 at step 300",
+        f"300 of 2600 steps: 2.5 bits/dim, {validation}, 900 images/s",
+        f"400 of 2600 steps, 18 min left: 2.4 bits/dim, 900 images/s; {validation} at step 300",
+        f"400 of 2600 steps: training ends, since validation no longer improves; {validation} at step 300",
     ]
     assert [percent for percent, _ in shown] == [100 * 300 / 2600, 100 * 400 / 2600, 100]
 

@@ -191,7 +191,7 @@ class Trainer:
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Continue from a result of `state`.  Raises some error if that is of a run with other arguments."""
+        """Continue from a result of `state`.  Raises one of several errors if it is the state of other arguments."""
         self.model.load_state_dict(state["model"])
         self.average.load_state_dict(state["average"])
         for optimizer, values in zip(self.optimizers, state["optimizers"], strict=True):

@@ -13,8 +13,8 @@ import numpy as np
 from torch import Tensor
 
 from vdm.choices import Keep, require_choice, require_counts
-from vdm.evaluation import Evaluation, image_terms, images_per_batch, terms_of_set
-from vdm.model import VDM
+from vdm.evaluation import Evaluation, image_terms, terms_of_set
+from vdm.model import VDM, images_per_batch
 from vdm.training.processes import gather, process
 
 
@@ -45,10 +45,9 @@ class Validation:
         keep: Keep,
         patience: int | None,
     ) -> None:
-        if not len(images):
-            raise ValueError("validate_every_steps needs validation images")
         require_choice("keep", keep, Keep)
-        require_counts(every_steps=every_steps, times_per_image=times_per_image, batch_size=batch_size)
+        counts = {"every_steps": every_steps, "times_per_image": times_per_image, "batch_size": batch_size}
+        require_counts(images=len(images), **counts)
         if patience is not None:
             require_counts(patience=patience)
         self.images = images
