@@ -367,6 +367,7 @@ def test_a_state_of_another_run_gives_an_error_of_one_line(tmp_path: Path, tiny_
         with pytest.raises(UserError, match=r"its newest state is of another run: .*; delete it") as raised:
             fitting.resume(trainer, state | change, tmp_path)
         assert raised.value.code is Exit.MISSING
+        assert change is not other or "size mismatch" in str(raised.value)
 
 
 def test_a_state_is_still_read(tmp_path: Path) -> None:
