@@ -196,7 +196,8 @@ def table(rows: Sequence[Row]) -> str:
 
 
 def shown(value: Any) -> str:
-    return "" if value is None else f"{value:.4f}" if isinstance(value, float) else str(value)
+    """Return a figure as text; "" for None."""
+    return f"{value:.4f}" if isinstance(value, float) else str("" if value is None else value)
 
 
 def main() -> None:

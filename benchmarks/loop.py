@@ -4,9 +4,9 @@ Starts `vdmctl serve` in a clone of the commit that is checked out, with the par
 
   serve_s          from the command to "serving at"
   idle_mib         memory of server, worker and `vdmctl serve` together, each shared page counted once (PSS)
-  status_s         `vdmctl status` with the server; and without it
+  status_s         `vdmctl status` with the server; status_without_s: without it
   repro_step_s     from `dvc repro features train` to the first line of the training log, in an equal clone
-  run_step_s       the same from `prefect deployment run train-vdm`; their difference is what the loop adds
+  run_step_s       the same from `prefect deployment run train-vdm`; added_s, the difference, is what the loop adds
   nothing_s        from `prefect deployment run train-vdm` to the end of a run that has nothing to do
 
 Nothing else should run on the machine.
@@ -55,12 +55,12 @@ def clone(folder: Path) -> Path:
     text, count = STEPS.subn("  steps: 100", params.read_text())
     assert count == 1
     params.write_text(text)
-    git = ["git", "-c", "user.name=Benchmark", "-c", "user.email=benchmark@example.org", "-C", str(folder)]
+    git = ["git", "-C", str(folder)]
+    for key, value in (("name", "Benchmark"), ("email", "benchmark@example.org")):
+        subprocess.run([*git, "config", f"user.{key}", value], check=True)
     subprocess.run([*git, "rm", "--quiet", "--cached", "dvc.lock"], check=True)
     (folder / "dvc.lock").unlink()
     subprocess.run([*git, "commit", "--quiet", "--all", "--message=Start"], check=True)
-    for key, value in (("name", "Benchmark"), ("email", "benchmark@example.org")):
-        subprocess.run([*git, "config", f"user.{key}", value], check=True)
     return folder
 
 
@@ -87,6 +87,8 @@ def by_dvc(folder: Path, home: Path) -> float:
             if FIRST_STEP.search(line):
                 seconds = time.perf_counter() - begin
                 break
+        else:
+            raise RuntimeError("`dvc repro features train` ended before its first step")
         os.killpg(process.pid, signal.SIGINT)
         process.communicate()
     return seconds

@@ -70,7 +70,9 @@ def run(arguments: list[str]) -> int:
         return fail(str(error), error.code, network=isinstance(error, NetworkError))
     except OSError as error:
         rest = "; nothing else failed" if error.filename == "standard output" else ""  # what a command does is done
-        return fail(f"{visible(error.filename or 'a file')}: {error.strerror or error}{rest}", Exit.MISSING)
+        # An error that does not come from the system is not about a file.
+        place = f"{visible(error.filename or 'a file')}: " if error.strerror else ""
+        return fail(f"{place}{error.strerror or error}{rest}", Exit.MISSING)
     except TrainingDiverged as error:
         return fail(str(error), Exit.USAGE)
     finally:

@@ -223,7 +223,8 @@ def drift(root: Path, folder: Path) -> State[None] | None:
         if reference:
             stream(["flows.cli", "validate", str(layout.IMAGES), "--reference", str(reference)], folder, announce_drift)
     except UserError as error:
-        announce("drifted", str(error))
+        if error.code is Exit.INVALID_DATA:
+            announce("drifted", str(error))
         return Failed(message=str(error), data=error)
     return None
 

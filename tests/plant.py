@@ -48,6 +48,7 @@ class Plant:
         self.url = f"http://127.0.0.1:{self.port}/api"
         self.log = folder / "log"
         self.authorization: dict[str, str] = {}
+        self.token: dict[str, str] = {}
 
     def serve(self, *options: str) -> None:
         """Start `vdmctl serve`, and wait until it is ready."""
@@ -137,9 +138,7 @@ class Plant:
         """Send a request to the server: a GET, or with a body a POST or `method`, with a CSRF token."""
         headers = {"Content-Type": "application/json"} | self.authorization
         if body or method:
-            client = str(uuid.uuid4())
-            headers["Prefect-Csrf-Client"] = client
-            headers["Prefect-Csrf-Token"] = self.api(f"csrf-token?client={client}")["token"]
+            headers |= self.csrf_headers()
         content = json.dumps(body).encode() if body else None
         request = urllib.request.Request(f"{self.url}/{path}", data=content, headers=headers, method=method)
         deadline = time.monotonic() + 10
@@ -152,6 +151,14 @@ class Plant:
                     raise
                 error.close()
             time.sleep(1)  # SQLite was busy
+
+    def csrf_headers(self) -> dict[str, str]:
+        """Return the headers that permit a change; the server's database keeps them for an hour."""
+        if not self.token:
+            client = str(uuid.uuid4())
+            token = self.api(f"csrf-token?client={client}")["token"]
+            self.token = {"Prefect-Csrf-Client": client, "Prefect-Csrf-Token": token}
+        return self.token
 
     def answers(self) -> bool:
         """Whether the server answers."""

@@ -13,6 +13,8 @@ OptimizerKind = Literal["adamw", "muon"]
 """The optimizer of the weights; see `vdm.training.optimizer.optimizers`."""
 LearningRateDecay = Literal["none", "linear", "cosine"]
 """How the learning rate decays after its warm-up; see `vdm.training.optimizer.learning_rate_factor`."""
+Split = Literal["train", "validation", "test"]
+"""A part of an image set."""
 TrainingImages = Literal["train", "train_and_validation"]
 """The images that a model is fitted to."""
 Keep = Literal["best", "last"]
@@ -22,6 +24,8 @@ Dequantisation = Literal["uniform", "truncated_normal"]
 Grid = Literal["gamma", "t"]
 """What the noise levels of a sampler's steps are evenly spaced in; see `vdm.sampling.Solver`."""
 
+MOST_LEVELS = 2**16
+"""The largest number of levels of a pixel."""
 MOST_BLOCKS = 1024
 """The largest number of residual blocks of the network on each way."""
 

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from vdm.choices import Precision, ScheduleKind, require_choice, require_counts
+from vdm.choices import MOST_LEVELS, Precision, ScheduleKind, require_choice, require_counts
 from vdm.discretization import pixels_to_x, require_levels
 from vdm.network import NoisePredictor
 from vdm.schedule import LinearSchedule, MonotoneSchedule
@@ -22,7 +22,6 @@ from vdm.vlb import (
     reconstruction_loss,
 )
 
-MOST_LEVELS = 2**16
 ACTIVATION_BYTES: dict[Precision, int] = {"float32": 4, "bfloat16": 2}
 
 

@@ -18,7 +18,7 @@ With the mean over several draws inside the logarithm (importance weighting) the
 """
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -49,7 +49,6 @@ def evaluate_ode(
     dequantisation: Dequantisation,
     batch_size: int,
     solve: Solve,
-    progress: Callable[[range], Iterable[int]] = iter,
 ) -> np.ndarray:
     """Return an upper bound of -log P(pixels) under the ODE for every image (N,C,H,W): (N,) bits/dim.
 
@@ -69,7 +68,7 @@ def evaluate_ode(
     like = next(model.parameters())  # the network has its device and dtype
     size = images_per_batch(batch_size, num_draws)
     results = []
-    for first in progress(range(0, len(pixels), size)):
+    for first in range(0, len(pixels), size):
         indices = range(first, min(first + size, len(pixels)))
         images = np.array(pixels[first : indices.stop])
         model.require_images(images)

@@ -5,16 +5,14 @@ from typing import Annotated
 
 import typer
 
-from flows.commands.arguments import AsJson
-from flows.commands.evaluation import Split
+from flows.commands.arguments import AsJson, Model
 from flows.commands.models import model_or_ours
+from flows.compression.batches import MOST_BATCH, MOST_TIMESTEPS
 from flows.process.streams import say, say_json
+from vdm.choices import Split
 
 commands = typer.Typer()
 
-Model = Annotated[
-    str | None, typer.Argument(help="A model folder, a version (vdm@v1.2.0) or `champion`.", show_default="models/vdm")
-]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 
 
@@ -31,9 +29,9 @@ def compress(
     ] = None,
     num_timesteps: Annotated[
         int,
-        typer.Option(min=1, max=10_000, help="Number of steps T: more take longer, and the file is smaller."),
+        typer.Option(min=1, max=MOST_TIMESTEPS, help="Number of steps T: more take longer, and the file is smaller."),
     ] = 100,
-    batch_size: Annotated[int, typer.Option(min=1, max=1024, help="Images in a batch of the network, at most.")] = 32,
+    batch_size: Annotated[int, typer.Option(min=1, max=MOST_BATCH, help="Most images in a batch.")] = 32,
     device: Device = "auto",
     verify: Annotated[
         bool, typer.Option(help="Check that the file decodes to the images, before it gets its name.")

@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from flows.commands.arguments import ROOT, AsJson, parameters
+from flows.commands.arguments import ROOT, AsJson, Model, parameters
 from flows.commands.models import images_for, model_folder, model_or_ours, sample_metrics
 from flows.core import layout
 from flows.core.errors import Exit, UserError
 from flows.process.streams import say, say_json
+from vdm.choices import Split
 
 if TYPE_CHECKING:
     from flows.core.params import Evaluate
@@ -26,18 +27,13 @@ SPLIT_HELP = "train, validation or test: the images to evaluate. Make every choi
 
 Protocol = Literal["vlb", "ode"]
 """The ways to compute a likelihood."""
-Split = Literal["train", "validation", "test"]
-"""The parts of an image set."""
 ImportFormat = Literal["google-vdm", "addtt"]
 """The implementations whose checkpoints can be imported."""
 
 
 @commands.command()
 def evaluate(
-    model: Annotated[
-        str | None,
-        typer.Argument(help="A model folder, a version (vdm@v1.2.0) or `champion`.", show_default="models/vdm"),
-    ] = None,
+    model: Model = None,
     images: Annotated[Path | None, typer.Option(help=IMAGES_HELP, show_default="data/images")] = None,
     split: Annotated[Split, typer.Option(help=SPLIT_HELP)] = "test",
     protocol: Annotated[

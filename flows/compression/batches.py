@@ -11,6 +11,7 @@ import math
 from collections.abc import Iterator
 from itertools import accumulate, chain, groupby, pairwise, repeat
 
+MOST_TIMESTEPS, MOST_BATCH = 10_000, 1024
 PLAIN_BITS = 8
 """Bits per dimension that the plainly encoded images leave at least."""
 COARSE_CELLS = 4

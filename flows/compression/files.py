@@ -18,9 +18,10 @@ from flows.core.documents import Count, Document, Number, Sha256
 from flows.core.errors import Exit, UserError
 from flows.core.files import open_regular, scratch_folder, writing
 from flows.core.folders import contains, has_only, place_of_folder, remove, writing_folder
-from flows.evaluation.results import Figure, Split
+from flows.evaluation.results import Figure
 from flows.process.ending import finish
 from flows.process.progress import bar
+from vdm.choices import Split
 
 WRITTEN = rf"\d+\.png|{re.escape(ARRAY)}"
 

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from pydantic import Field, model_validator
 
-from flows.compression.batches import most_plain
+from flows.compression.batches import MOST_BATCH, MOST_TIMESTEPS, most_plain
 from flows.core.documents import Document, parse
 from flows.core.errors import Exit, UserError
 from flows.evaluation.environment import processor
@@ -28,7 +28,6 @@ from flows.evaluation.environment import processor
 MAGIC, VERSION = b"VDMZ", 2
 START, CHECKSUM = struct.Struct("<4sB8sH"), struct.Struct("<I")
 MODEL_BYTES = 8
-MOST_TIMESTEPS, MOST_BATCH = 10_000, 1024
 MOST_BYTES = 2**12
 """The largest description, inflated."""
 DICTIONARY = (

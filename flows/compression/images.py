@@ -1,4 +1,4 @@
-"""IMAGES of any kind as one array on disk, and decoded images as files."""
+"""Images of any kind as one array on disk, and decoded images as files."""
 
 import hashlib
 from collections.abc import Iterator, Sequence
@@ -13,11 +13,11 @@ from flows.core.errors import Exit, UserError
 from flows.core.escaping import visible
 from flows.core.files import naming
 from flows.evaluation.bound import kind, require_valid
-from flows.evaluation.results import Split
 from flows.images.folder import agree, batched, complain, look_at_all, pixels
 from flows.images.reading import BadImageError
 from flows.images.scanning import find_images
 from flows.images.store import DESCRIPTION, fitting, load_array, load_images, write_array
+from vdm.choices import Split
 from vdm.model import VDM
 
 ARRAY = "images.npy"

@@ -15,7 +15,7 @@ def device_name(name: str) -> str:
 
 
 def require_devices(device: str, num_devices: int) -> None:
-    """Raise ValueError if several devices are asked for, and one is named."""
+    """Raise ValueError if `device` names one card and `num_devices` is above 1."""
     if num_devices > 1 and ":" in device:
         raise ValueError(f"device {device} is one device, but num_devices is {num_devices}")
 

@@ -19,10 +19,11 @@ from flows.core.errors import Exit, UserError
 from flows.core.files import written_last
 from flows.core.memory import require
 from flows.evaluation.environment import environment
-from flows.evaluation.results import BOTH, BoundMetrics, Split, SplitFigures, finite
+from flows.evaluation.results import BOTH, BoundMetrics, SplitFigures, finite
 from flows.images.store import ImageSet, data_sha256, fault, load_images, spread
 from flows.process.ending import finish
 from flows.process.progress import bar
+from vdm.choices import Split
 from vdm.evaluation import Evaluation, image_terms, memory_needed, shares, terms_of_set
 from vdm.model import VDM
 

@@ -11,10 +11,11 @@ from tqdm import tqdm
 from flows.core.device import find_device
 from flows.core.memory import require
 from flows.evaluation.bound import digests, evaluate_split, load_fitting, warn_if_seen
-from flows.evaluation.results import Comparison, ModelFigures, OdeMetrics, Split
+from flows.evaluation.results import Comparison, ModelFigures, OdeMetrics
 from flows.evaluation.solver import dopri5
 from flows.images.store import spread
 from vdm import evaluation
+from vdm.choices import Split
 from vdm.model import images_per_batch
 from vdm.ode import evaluate_ode, memory_needed
 

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field
 
 from flows.core.documents import Count, Document, Number, Sha256
-from vdm.choices import Dequantisation, Grid, Precision, TrainingImages
+from vdm.choices import Dequantisation, Grid, Precision, Split, TrainingImages
 
 
 def finite(value: Any) -> Any:
@@ -21,7 +21,6 @@ def with_error(value: float | None, error: float | None) -> str:
 
 
 BOTH: TrainingImages = "train_and_validation"
-Split = Literal["train", "validation", "test"]
 Figure = Annotated[Number | None, BeforeValidator(finite)]
 
 

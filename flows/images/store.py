@@ -12,21 +12,21 @@ import math
 import warnings
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple, get_args
 
 import numpy as np
 
 from flows.core.errors import Exit, UserError, brief
 from flows.core.files import file_sha256, naming, open_regular, parse_json, read_bounded
 from flows.core.memory import available
+from vdm.choices import MOST_LEVELS, Split
 
-SPLITS = ("train", "validation", "test")
+SPLITS = get_args(Split)
 DESCRIPTION = "dataset.json"
 MOST_CHUNK_BYTES = 2**25
 REQUIRED = {"name", "num_levels", "image_shape", "num_train", "num_test"}
 COUNTS = ("num_train", "num_validation", "num_test", "published_train", "published_validation", "published_test")
 TEXTS = ("name", "title", "homepage", "licence", "formats", "split", "transforms")
-MOST_LEVELS = 2**16
 MOST_DESCRIPTION_BYTES = 2**20
 # Memory of a pass over an array: float32 copies of one image, and the facts that are kept of every image.
 COPIES, BYTES_PER_IMAGE = 16, 300

@@ -58,7 +58,7 @@ def silent_runs() -> AutomationCore:
     )
 
 
-def end_dead_runs(url: str, *, after: float = 0.0) -> None:
+def end_dead_runs(api: Api, *, after: float = 0.0) -> None:
     """End the runs whose process is gone and that have been in their state for `after` seconds; print a line for each.
 
     Without this Prefect could show them as running forever: only a worker watches the process of a run, and its report
@@ -66,13 +66,12 @@ def end_dead_runs(url: str, *, after: float = 0.0) -> None:
 
     Raises OSError if the server fails.
     """
-    api = Api(url)
     unfinished = {
         "deployment_id": {"is_null_": False},
         "state": {"type": {"any_": ["PENDING", "RUNNING", "CANCELLING"]}},
     }
     runs = api.ask("flow_runs/filter", flows=OF_FLOW, flow_runs=unfinished)
-    alive, now = engines(url), datetime.now(UTC)
+    alive, now = engines(api.url), datetime.now(UTC)
     for run in runs:
         seconds = (now - datetime.fromisoformat(run["state"]["timestamp"])).total_seconds()
         if run["id"] not in alive and seconds >= after:
@@ -83,14 +82,13 @@ def end_dead_runs(url: str, *, after: float = 0.0) -> None:
                 say_on_stderr(f"run {run['name']}: its process was gone, so the run was ended")
 
 
-def stop_unwanted_runs(url: str, folder: Path) -> None:
+def stop_unwanted_runs(api: Api, folder: Path) -> None:
     """Stop the folder's runs that were deleted or paused at the server; print a line for each.
 
     Otherwise their trainer would keep the device, although Prefect does not list it any more.  Resuming a paused run
     would start a second process of it.  Raises OSError if the server fails.
     """
-    api = Api(url)
-    for run, pid in engines(url, folder).items():
+    for run, pid in engines(api.url, folder).items():
         try:
             found = api.get(f"flow_runs/{run}")
         except Refused as error:
@@ -109,19 +107,17 @@ def stop_unwanted_runs(url: str, folder: Path) -> None:
 class Notifications:
     """The notifications of automations.yaml, and for each the block with which it was switched on."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self) -> None:
         """Read automations.yaml, if the project has it.  Raises UserError (exit 2) for a file that is not valid."""
-        self.url = url
         self.entries = notifications()
         self.blocks: dict[str, str] = {}
 
-    def look(self) -> None:
+    def look(self, api: Api) -> None:
         """Switch on every notification whose block has appeared or changed; print a line for each.
 
         An operator's changes stay: a notification that is disabled stays so, and one that is deleted comes back only
         with another block or the next `vdmctl serve`.  Raises OSError if the server fails.
         """
-        api = Api(self.url)
         blocks = {name: block(api, name) for name in {entry["block"] for entry in self.entries}}
         for entry in self.entries:
             found = blocks[entry["block"]]

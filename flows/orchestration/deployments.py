@@ -210,13 +210,12 @@ def switch_off_impossible(api: Api) -> None:
                 say_on_stderr(f"{name}: switched off, since no run can be planned: {reason}")
 
 
-def run_prefect(*arguments: str) -> str:
-    """Run a `prefect` command and return its stdout.  Raises UserError (exit 1) with the last line of a failed one."""
+def run_prefect(*arguments: str) -> None:
+    """Run a `prefect` command.  Raises UserError (exit 1) with its last line if it fails."""
     done = subprocess.run(prefect(*arguments), capture_output=True, text=True, check=False)
     if done.returncode != 0:
         reason = ((done.stderr + done.stdout).strip().splitlines() or ["no reason given"])[-1]
         raise UserError(f"prefect {' '.join(arguments[:2])}: {reason}", Exit.BUG)
-    return done.stdout
 
 
 def prefect(*arguments: str) -> list[str]:

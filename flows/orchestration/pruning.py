@@ -163,7 +163,7 @@ def old_reports(root: Path, plan: Plan) -> Iterator[Path]:
 
 def old_models(root: Path, plan: Plan) -> Iterator[Path]:
     """Yield the fetched folders that are no output of a version that stays."""
-    tags = [Tag(version.name, commit, "", "") for commit, version in plan.versions.items()]
+    tags = [Tag(version.name, commit) for commit, version in plan.versions.items()]
     folders = [one for one in folders_in(root / layout.FETCHED) if MD5.fullmatch(one.name)]
     needed = {digest for tag in tags for digest in read_lock(root, tag).outputs.values()} if folders else set()
     yield from (folder for folder in folders if f"{folder.name}.dir" not in needed)

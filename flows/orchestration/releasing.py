@@ -60,7 +60,7 @@ def promote(version: str, folder: Path, kept: Path) -> State[Evidence] | Evidenc
         stream(["flows.cli", "promote", version, "--json"], folder, stdout=file)
     except UserError as error:
         if error.code is not Exit.NOT_PROMOTED:
-            problem = f"{version} is registered, but was not compared with the champion"
+            problem = f"{version} is registered, but neither promoted nor refused"
             message = f"{problem}: {error}; the next run tries again"
             return Failed(message=message, data=type(error)(message, error.code))
     evidence = read(Evidence, file)

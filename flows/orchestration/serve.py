@@ -48,8 +48,8 @@ def serve(
     """Run the loop until SIGINT or SIGTERM.  A server that is started listens at `host` and `port`, if given.
 
     With `share`, its worker shares versions with workers on other machines.  Raises UserError: exit 2 outside a
-    project's folder, where no server can listen, and for a queue that does not exist, 6 when another `vdmctl serve` has
-    the folder or the database; and what `require_server` raises for a server that answers there already.
+    project's folder, for an address at which no server can listen, and for a queue that does not exist, 6 when another
+    `vdmctl serve` has the folder or the database; and what `require_server` raises for a server that answers there.
     """
     from flows.orchestration.automations import Notifications
 
@@ -61,7 +61,7 @@ def serve(
         os.environ["VDM_SHARE"] = "1"
     address = find_address(host, port)
     configure(address)
-    notifications = Notifications(address.url)
+    notifications = Notifications()
     with ExitStack() as stack, until_stopped():
         stack.enter_context(alone(address.url))
         kept = []
@@ -82,7 +82,7 @@ def serve(
         keep_alive(kept, partial(look, notifications.look, address.url, sees_all_runs=worker and not share))
 
 
-def look(notifications: Callable[[], None], url: str, *, sees_all_runs: bool) -> None:
+def look(notifications: Callable[[Api], None], url: str, *, sees_all_runs: bool) -> None:
     """Look for new blocks of notifications, for schedules that never fire, and for runs to stop or to end.
 
     Where workers on other machines share the server, the processes of its runs cannot all be seen from here.
@@ -90,11 +90,12 @@ def look(notifications: Callable[[], None], url: str, *, sees_all_runs: bool) ->
     from flows.orchestration.automations import end_dead_runs, stop_unwanted_runs
 
     with suppress(OSError):  # the server fails, or is being started again
-        notifications()
-        switch_off_impossible(Api(url))
-        stop_unwanted_runs(url, Path.cwd())
+        api = Api(url)
+        notifications(api)
+        switch_off_impossible(api)
+        stop_unwanted_runs(api, Path.cwd())
         if sees_all_runs:
-            end_dead_runs(url, after=DEAD_SECONDS)
+            end_dead_runs(api, after=DEAD_SECONDS)
 
 
 def require_free(address: Address) -> None:
@@ -151,7 +152,7 @@ def prepare(url: str, worker: str | None) -> None:
     deploy()
     put(api, silent_runs().model_dump(mode="json", exclude={"owner_resource"}))
     if not others:  # the process of a run on another machine cannot be seen here
-        end_dead_runs(url)
+        end_dead_runs(api)
 
 
 def create_pool(api: Api) -> None:

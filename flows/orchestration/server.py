@@ -143,7 +143,10 @@ def setting(name: str) -> str:
 
 
 class Refused(OSError):
-    """An answer that is an error or not JSON: its HTTP status `code` (0 if it is not JSON) and its text `said`."""
+    """A URL that is not HTTP, or an answer that is an error or not JSON.
+
+    `code` is the HTTP status of an error, else 0, and `said` its text.
+    """
 
     def __init__(self, reason: str, code: int = 0, said: str = "") -> None:
         super().__init__(reason)
@@ -160,7 +163,7 @@ def send(
 ) -> Any:
     """Return the answer of the API at the URL; None if it is empty.
 
-    Raises Refused for an answer that is an error or not JSON, and another OSError without an answer in some seconds.
+    Raises Refused for an answer that is an error or not JSON, and another OSError if none comes within `seconds`.
     """
     if not url.lower().startswith(("http://", "https://")):
         raise Refused("an address begins with http:// or https://")
@@ -191,7 +194,7 @@ class Api:
     """
 
     def __init__(self, url: str, seconds: float = SECONDS) -> None:
-        """Each answer may take some seconds."""
+        """Get a token for changes.  Each answer may take `seconds`."""
         self.url, self.seconds = url, seconds
         self.headers = {"Content-Type": "application/json"}
         if password := setting("PREFECT_API_AUTH_STRING"):

@@ -66,7 +66,7 @@ def look(url: str) -> None:
     from flows.orchestration.automations import stop_unwanted_runs
 
     with suppress(OSError):  # the server fails, or is being started again
-        stop_unwanted_runs(url, Path.cwd())
+        stop_unwanted_runs(Api(url), Path.cwd())
 
 
 def require_project() -> None:
@@ -190,7 +190,7 @@ def until_stopped() -> Iterator[None]:
         say_on_stderr("stopping")
 
 
-def keep_alive(kept: list[Kept], look: Callable[[], None] = lambda: None) -> None:
+def keep_alive(kept: list[Kept], look: Callable[[], None]) -> None:
     """Start again what dies, and call `look` every LOOK_SECONDS, until an exception ends it.
 
     Raises UserError (exit 1); see `Kept.revive`.

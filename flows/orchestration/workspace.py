@@ -213,12 +213,11 @@ def require_contained(root: Path, commit: str, *, shared: bool) -> None:
     reports = git_text(root, "ls-tree", "-r", commit, str(layout.REPORTS)).splitlines()
     if any(line.startswith("120000") for line in reports):  # the mode of a symbolic link
         raise UserError(f"commit {commit[:12]} has links among its reports", Exit.MISSING)
-    outputs = read_lock(root, Tag(commit[:12], commit, "", "")).outputs
-    in_git = set(map(str, layout.IN_GIT))
+    lock = read_lock(root, Tag(commit[:12], commit))
     with dvc_repository(root) as repo:
         if shared:
-            obtain(repo, {path: digest for path, digest in outputs.items() if path not in in_git}, f"{commit[:12]}: ")
-        for digest in outputs.values():
+            obtain(repo, lock.cached, f"{commit[:12]}: ")
+        for digest in lock.outputs.values():
             list(files(digest, cached_at(repo)))
 
 

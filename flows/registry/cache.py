@@ -13,7 +13,7 @@ from dvc.repo import lock_repo
 from dvc.rwlock import rwlock
 
 from flows.core import layout
-from flows.core.errors import Exit, NetworkError, UserError
+from flows.core.errors import Exit, NetworkError, UserError, brief
 from flows.registry.git import Tag, contents
 from flows.registry.lock_file import read_lock
 from flows.registry.pruning import Plan
@@ -47,7 +47,10 @@ def cache_locked(root: Path) -> Iterator[Any]:
 
 
 class Superfluous(NamedTuple):
-    """The files in DVC's cache that can go, listings of folders first, and the number of those that only it has."""
+    """The files in DVC's cache that can go, listings of folders first.
+
+    `num_unpushed` files of past champions stay, since only this cache has them.
+    """
 
     paths: list[Path]
     num_unpushed: int
@@ -101,7 +104,7 @@ def lacking(repo: Any, digests: set[str]) -> set[str]:
     except NoRemoteError:
         return set()
     except Exception as error:  # each kind of remote raises its own errors
-        raise NetworkError(f"the DVC remote does not answer: {str(error) or type(error).__name__}") from error
+        raise NetworkError(f"the DVC remote does not answer: {brief(error)}") from error
 
 
 def needed(repo: Any, root: Path, plan: Plan) -> set[str]:
@@ -116,7 +119,7 @@ def needed(repo: Any, root: Path, plan: Plan) -> set[str]:
         version = plan.versions.get(commit)
         if locks[f"{commit}:{layout.DVC_LOCK}"] is not None:
             try:
-                require_listings(repo, root, Tag(version.name if version else commit[:12], commit, "", ""))
+                require_listings(repo, root, Tag(version.name if version else commit[:12], commit))
             except UserError:
                 if version:
                     raise
@@ -126,7 +129,7 @@ def needed(repo: Any, root: Path, plan: Plan) -> set[str]:
 
 
 def used_in(repo: Any, **options: Any) -> set[str]:
-    """Return the digests of all files that a worktree needs, and those of `options`.
+    """Return the digests of all files that a worktree needs, and of those that `options` of DVC's `used_objs` add.
 
     Raises UserError (exit 5) if DVC cannot find them.
     """

@@ -49,8 +49,8 @@ class Tag(NamedTuple):
 
     name: str
     commit: str
-    created: str
-    message: str
+    created: str = ""
+    message: str = ""
 
 
 def git(root: Path, *arguments: str, stdin: bytes | None = None, seconds: float | None = None) -> bytes:
@@ -92,8 +92,8 @@ def printed(root: Path, *arguments: str, stdin: bytes | None, seconds: float | N
 def reason_in(stderr: str) -> str:
     """Return why git failed, from its stderr, in one line: the first line marked as an error, else the last line.
 
-    Of the lines about several refs that were pushed together, it is the first about a ref that was at fault.  The lines
-    that follow are git's advice, and those of the remote are what its hooks say.
+    For refs that were pushed together, it is the first line about a ref that was rejected itself.  What the remote's
+    hooks say of that ref, or else git's advice below the line, is appended.
     """
     lines = [line.strip() for line in stderr.splitlines() if "failed to push some refs" not in line and line.strip()]
     marked = [place for place, line in enumerate(lines) if line.startswith(MARKS)]

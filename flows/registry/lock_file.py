@@ -41,12 +41,6 @@ class Artifact(Document):
     path: RelativePath
 
 
-class Graph(Document):
-    """The artifacts in dvc.yaml; the other keys are ignored."""
-
-    artifacts: dict[str, Artifact]
-
-
 class Outputs(Document):
     """The outputs of a stage in dvc.yaml: paths, or paths with options."""
 
@@ -59,9 +53,10 @@ class Outputs(Document):
         return [path for out in self.outs + self.metrics for path in ([out] if isinstance(out, str) else out)]
 
 
-class Plan(Document):
-    """The outputs of the stages in dvc.yaml."""
+class Graph(Document):
+    """The artifacts in dvc.yaml, and the outputs of its stages; the other keys are ignored."""
 
+    artifacts: dict[str, Artifact] = Field(default_factory=dict)
     stages: dict[str, Outputs] = Field(default_factory=dict)
 
 
@@ -76,6 +71,12 @@ class Lock(NamedTuple):
     dependencies: dict[str, set[str]]
     parameters: dict[str, Any]
     repeated: set[str]
+
+    @property
+    def cached(self) -> dict[str, str]:
+        """Return the outputs that are in DVC's cache and not in git."""
+        in_git = set(map(str, layout.IN_GIT))
+        return {path: digest for path, digest in self.outputs.items() if path not in in_git}
 
     @property
     def code(self) -> dict[str, str]:
@@ -110,7 +111,7 @@ def require_no_outputs(root: Path, folder: Path) -> None:
     if not graph.exists():
         return
     place = folder.resolve()
-    stages = parse_yaml(Plan, read_bounded(graph), str(graph)).stages.values()
+    stages = parse_yaml(Graph, read_bounded(graph), str(graph)).stages.values()
     for path in (path for stage in stages for path in stage.paths):
         output = (root / path).parent.resolve() / Path(path).name  # DVC may have linked the output itself to its cache
         if output.parent == place or place.is_relative_to(output):
@@ -158,5 +159,5 @@ def parse_yaml(model: type[Model], content: bytes, name: str) -> Model:
 
 @lru_cache(maxsize=32)  # a dvc.lock takes 0.1 s, and commands read that of a version several times
 def values_of(content: bytes) -> Any:
-    """Return the values of a YAML document, which nobody may change.  Raises ValueError."""
+    """Return the values of a YAML document, which are cached: callers must not change them.  Raises ValueError."""
     return as_json(bounded_yaml.parse(content))

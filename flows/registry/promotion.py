@@ -21,7 +21,7 @@ from flows.core.errors import Exit, UserError
 from flows.core.files import file_sha256
 from flows.evaluation.bound import measure
 from flows.evaluation.protocols import compare
-from flows.evaluation.results import BOTH, BoundMetrics, ModelFigures, Split
+from flows.evaluation.results import BOTH, BoundMetrics, ModelFigures
 from flows.images.store import load_images
 from flows.process.ending import finish
 from flows.registry.evidence import PROMOTE, REFUSE, ROLL_BACK, Evidence
@@ -39,6 +39,7 @@ from flows.registry.versions import (
     record_refusal,
     resolve,
 )
+from vdm.choices import Split
 
 if TYPE_CHECKING:
     from flows.core.params import Evaluate, Promote

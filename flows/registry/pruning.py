@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from flows.core import layout
 from flows.registry.git import Tag, annotated_tags, commit_of, git, git_lines, git_text
-from flows.registry.remote import REMOTE, remote_refs
+from flows.registry.remote import OURS, REMOTE, remote_refs
 from flows.registry.versions import CHAMPION_TAG, MODEL, REFUSALS, Version, reign, versions
 
 BRANCHES, TAGS = "refs/heads/", "refs/tags/"
@@ -75,7 +75,7 @@ def make_plan(root: Path, keep: int, published: Mapping[str, str] | None) -> Pla
         return not (ref.commit in reasons or in_use or unpublished or ref.made > since)
 
     every = refs(root)
-    stay = [ref for ref in every if not goes(ref) and not ref.name.startswith((f"{TAGS}{MODEL}@", f"{TAGS}{MODEL}#"))]
+    stay = [ref for ref in every if not goes(ref) and not ref.name.startswith(OURS)]
     others = {commit_of(root, "HEAD"), *(ref.commit for ref in stay)} - reasons.keys()
     kept = {commit: Kept(names[commit], reason) for commit, reason in reasons.items()}
     past = [tag for tag in tags if tag.commit in crowned - reasons.keys()]

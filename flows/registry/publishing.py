@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from dvc_data.hashfile.hash_info import HashInfo
 
 from flows.core import layout
-from flows.core.errors import Exit, NetworkError, UserError
+from flows.core.errors import Exit, NetworkError, UserError, brief
 from flows.registry.cache import files_of, lacking
 from flows.registry.git import Tag, annotated_tags, git, git_lines, git_text, registry_lock
 from flows.registry.lock_file import read_lock
@@ -155,7 +155,7 @@ def fetch_versions(root: Path) -> Fetched:
     """Fetch the upstream branch, those of runs, and the versions, champions and notes that this repository lacks.
 
     If another machine took the number of a run's version, that version is withdrawn: see `to_withdraw`.  Every other
-    tag that differs here and there stays as it is.  Raises UserError: exit 2 without the remote, 5 if the remote no
+    tag that differs here and there stays as it is.  Raises UserError: exit 2 without remotes, 5 if the remote no
     longer has the upstream branch; NetworkError (exit 5) when it does not answer.
     """
     require_remotes(root)
@@ -246,8 +246,7 @@ def push_bytes(root: Path, tags: list[Tag], published: list[Tag]) -> dict[str, s
 
 def bytes_of(repo: Any, root: Path, tag: Tag) -> set[str]:
     """Fetch the missing objects of a tag's commit; return the digests of all.  Raises UserError (exit 5)."""
-    in_git = set(map(str, layout.IN_GIT))
-    outputs = {path: digest for path, digest in read_lock(root, tag).outputs.items() if path not in in_git}
+    outputs = read_lock(root, tag).cached
     stored = obtain(repo, outputs)
     return {*outputs.values(), *(file.md5 for files in stored.values() for file in files)}
 
@@ -259,7 +258,6 @@ def upload(repo: Any, digests: set[str]) -> None:
     try:
         result = repo.cloud.push([HashInfo("md5", digest) for digest in sorted(digests)])
     except Exception as error:  # each kind of remote raises its own errors
-        reason = str(error) or type(error).__name__
-        raise NetworkError(f"the DVC remote failed: {reason}") from error
+        raise NetworkError(f"the DVC remote failed: {brief(error)}") from error
     if result.failed:
         raise NetworkError(f"the DVC remote did not take {len(result.failed)} files")

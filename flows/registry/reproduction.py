@@ -27,7 +27,7 @@ def reproduction(root: Path) -> Reproduction | None:
     """Compare the outputs in the working tree with the commit's; None outside a repository."""
     try:
         commit = commit_of(root, "HEAD")
-        theirs, ours = read_lock(root, Tag("HEAD", commit, "", "")), lock_here(root)
+        theirs, ours = read_lock(root, Tag("HEAD", commit)), lock_here(root)
         changed, causes = changed_outputs(root)
     except (DvcException, UserError):
         return None

@@ -22,7 +22,7 @@ from pydantic import ConfigDict, FailFast, RootModel
 
 from flows.core import layout
 from flows.core.documents import Document, Md5, RelativePath, read, require_apart
-from flows.core.errors import Exit, NetworkError, UserError
+from flows.core.errors import Exit, NetworkError, UserError, brief
 from flows.core.files import file_sha256, inside, naming, open_regular, parse_json, read_bounded, scratch_folder
 from flows.images.store import ImageSetError, data_sha256
 from flows.registry.lock_file import model_path, read_lock
@@ -116,7 +116,7 @@ def copy(root: Path, version: Version, path: str, digest: str, folder: Path) -> 
 def sha256_of_config(folder: Path) -> str:
     """Return the sha256 of a model, without importing torch; "" if the folder has no config.json."""
     try:
-        return hashlib.sha256(read_bounded(folder / "config.json")).hexdigest()
+        return file_sha256(folder / "config.json")
     except OSError:
         return ""
 
@@ -202,8 +202,8 @@ def pull(repo: Any, digests: set[str], subject: str) -> None:
         if isinstance(error, OSError) and is_of_the_cache(error, Path(repo.cache.local_cache_dir)):
             reason = f"{error.filename2 or error.filename}: {error.strerror}"
             raise UserError(f"{subject}cannot be pulled into the cache: {reason}", Exit.MISSING) from error
-        reason = str(error) or type(error).__name__
-        raise NetworkError(f"{subject}not in the cache, and the remote does not answer: {reason}") from error
+        reason = f"{subject}not in the cache, and the remote does not answer: {brief(error)}"
+        raise NetworkError(reason) from error
 
 
 def is_of_the_cache(error: OSError, cache: Path) -> bool:

@@ -22,7 +22,6 @@ from flows.validation.report import Validation
 
 # The paths as text, as in dvc.lock and git.
 IMAGES, VALIDATION, METRICS, PARAMS = map(str, (layout.IMAGES, layout.VALIDATION, layout.METRICS, layout.PARAMS))
-IN_GIT = set(map(str, layout.IN_GIT))
 
 
 class Check(NamedTuple):
@@ -33,14 +32,16 @@ class Check(NamedTuple):
 
 
 def verify(root: Path, version: Version) -> list[Check]:
-    """Return every check of the version, passed or not.  Raises UserError (exit 5) without a readable dvc.lock."""
+    """Return every check of the version, passed or not.
+
+    Raises UserError (exit 5) unless dvc.lock and dvc.yaml are readable.
+    """
     lock, model = read_lock(root, version), model_path(root, version)
     checks = in_git(root, version, lock)
     checks += [Check(path, "differs between stages") for path in lock.contradictions]
     with dvc_repository(root) as repo:
-        for path, digest in sorted(lock.outputs.items()):
-            if path not in IN_GIT:
-                checks += in_cache(repo, version, path, digest, model=model)
+        for path, digest in sorted(lock.cached.items()):
+            checks += in_cache(repo, version, path, digest, model=model)
     missing = {model, IMAGES, VALIDATION} - lock.outputs.keys()
     return checks + [Check(path, "dvc.lock does not list it") for path in sorted(missing)]
 
@@ -68,7 +69,7 @@ def require_sound(root: Path, version: Version) -> None:
 
 def in_git(root: Path, version: Version, lock: Lock) -> list[Check]:
     """Compare code, metrics and parameters at the commit with the digests and values in dvc.lock."""
-    metrics = {METRICS: ""} | {path: digest for path, digest in lock.outputs.items() if path in IN_GIT}
+    metrics = {METRICS: ""} | dict(lock.outputs.items() - lock.cached.items())
     names = {path: f"{version.commit}:{path}" for path in [*lock.code, *metrics, PARAMS]}
     found = contents(root, list(names.values()))
     checks = []

@@ -4,7 +4,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flows.evaluation.bound import measure, other_splits, write
-from flows.evaluation.results import BoundMetrics, Split
+from flows.evaluation.results import BoundMetrics
+from vdm.choices import Split
 
 if TYPE_CHECKING:
     from flows.core.params import Evaluate

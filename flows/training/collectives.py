@@ -85,7 +85,8 @@ def agreement() -> Iterator[None]:
             raise
         error = caught
         if isinstance(caught, OSError):
-            error = UserError(f"{caught.filename or 'a file'}: {caught.strerror or caught}", Exit.MISSING)
+            place = f"{caught.filename or 'a file'}: " if caught.strerror else ""
+            error = UserError(f"{place}{caught.strerror or caught}", Exit.MISSING)
     if distributed.is_initialized():
         for met in gather(error):
             if met:

@@ -295,10 +295,10 @@ def test_a_run_whose_process_died_while_the_server_failed_is_ended(
     """As on a full disk: the worker could not report the end, and the run would keep all others away."""
     deployment = plant.api("deployments/name/train-vdm/train-vdm")["id"]
     run = plant.api(f"deployments/{deployment}/create_flow_run", state={"type": "PENDING"})["id"]
-    serving.look(lambda: None, plant.url, sees_all_runs=True)
+    serving.look(lambda api: None, plant.url, sees_all_runs=True)
     assert plant.read(run)["state"]["type"] == "PENDING"
     monkeypatch.setattr(serving, "DEAD_SECONDS", 0.0)
-    serving.look(lambda: None, plant.url, sees_all_runs=True)
+    serving.look(lambda api: None, plant.url, sees_all_runs=True)
     assert plant.read(run)["state"]["type"] == "CRASHED"
     assert capsys.readouterr().err.endswith("its process was gone, so the run was ended\n")
 
