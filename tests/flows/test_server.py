@@ -23,6 +23,7 @@ from prefect import __version__
 from prefect.client.schemas.schedules import CronSchedule
 from prefect.settings import PREFECT_API_URL, Settings, temporary_settings
 
+from flows import cli
 from flows.core import layout
 from flows.core.errors import Exit, UserError
 from flows.orchestration import automations
@@ -268,6 +269,17 @@ def test_a_run_is_not_stopped_because_something_else_answers(monkeypatch: pytest
     with answering() as url, pytest.raises(Refused, match="404"):
         automations.stop_unwanted_runs(Api(url), tmp_path)
     assert killed == []
+
+
+def test_what_a_server_refuses_is_not_about_a_file(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def call(arguments: list[str]) -> None:
+        raise Refused("503 Service Unavailable", 503)
+
+    monkeypatch.setattr(cli, "call", call)
+    assert cli.run(["serve"]) == Exit.MISSING
+    assert capsys.readouterr().err == "vdmctl: 503 Service Unavailable\n"
 
 
 def test_the_block_of_a_notification_may_have_any_name() -> None:

@@ -19,13 +19,14 @@ from typing import Any
 
 import pytest
 from plant import ENDLESS, Plant, trainers, wait_until
+from prefect.states import StateType
 from project import ROOT, Project
 
-from flows.core.errors import Exit
+from flows.core.errors import Exit, UserError
 from flows.orchestration.artifacts import Progress
 from flows.orchestration.streaming import failure
 from flows.process.groups import processes_in
-from flows.train_vdm import as_user_error
+from flows.train_vdm import as_user_error, drift
 
 # Only a machine that is busy with other things needs as long.
 pytestmark = pytest.mark.timeout(900)
@@ -271,6 +272,23 @@ def test_a_killed_command_was_not_stopped_by_somebody(tmp_path: Path) -> None:
     reason.write_text(json.dumps({"message": "stopped at step 3", "code": int(Exit.BUSY), "network": False}))
     assert str(failure(reason, [], 255)) == "stopped at step 3"
     assert str(failure(reason, [], -signal.SIGKILL)).startswith("SIGKILL ended it")
+
+
+@pytest.mark.parametrize(("code", "announced"), [(Exit.INVALID_DATA, ["drifted"]), (Exit.MISSING, [])])
+def test_a_check_of_drift_that_fails_for_another_reason_is_not_announced_as_drift(
+    code: Exit, announced: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stream(*_: object) -> None:
+        raise UserError("the reason", code)
+
+    said: list[str] = []
+    monkeypatch.setattr("flows.train_vdm.stream", stream)
+    monkeypatch.setattr("flows.train_vdm.champion_report", lambda root, folder: tmp_path / "validation.json")
+    monkeypatch.setattr("flows.train_vdm.announce", lambda what, reason: said.append(what))
+    state = drift.fn(tmp_path, tmp_path)
+    assert state
+    assert (state.type, state.message) == (StateType.FAILED, "the reason")
+    assert said == announced
 
 
 def test_files_that_could_not_be_copied_are_one_line(tmp_path: Path) -> None:
