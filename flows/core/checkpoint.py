@@ -191,7 +191,7 @@ def read_description(folder: Path) -> dict[str, Any]:
         raise CheckpointError(f"{folder / CONFIG}: must hold an object with {', '.join(sorted(keys))}")
     if description.get("fitted_to", "train") not in get_args(TrainingImages):
         raise CheckpointError(f"{folder / CONFIG}: `fitted_to` must be one of {', '.join(get_args(TrainingImages))}")
-    if (wrong := mistyped(description["model"])) is not None:
+    if wrong := mistyped(description["model"]):
         raise CheckpointError(f"{folder / CONFIG}: {wrong}; restore the file")
     if config_sha256(description["model"]) != description["model_sha256"]:
         raise CheckpointError(f"{folder / CONFIG}: `model` differs from its sha256; restore the file")

@@ -158,7 +158,7 @@ def remove_abandoned(place: Path) -> None:
 
     Such a process does not run here, and no process elsewhere holds the lock of its file.
     """
-    import psutil  # few files leave any
+    import psutil  # not at the top, since every command imports this module
 
     for temporary in place.parent.glob(f".{glob.escape(place.name)}.*"):
         number = temporary.suffix[1:]
