@@ -105,7 +105,7 @@ class Plant:
     def finish(self, run: str, seconds: float = 240) -> tuple[str, str]:
         """Wait until a run has ended; return its state and message."""
         ends = ("COMPLETED", "FAILED", "CANCELLED", "CRASHED")
-        wait_until(lambda: self.read(run)["state"]["type"] in ends, seconds, self.log, every=0.5)
+        wait_until(lambda: self.read(run)["state"]["type"] in ends, seconds, self.log, every=1.0)
         state = self.read(run)["state"]
         return state["type"], state["message"]
 
@@ -131,7 +131,7 @@ class Plant:
             lines[:] = self.lines(run)
             return any("Finished in state" in line and not line.endswith("()") for line in lines)
 
-        wait_until(complete, 120, every=0.5)
+        wait_until(complete, 120, every=1.0)
         return "\n".join(lines)
 
     def api(self, path: str, method: str | None = None, **body: object) -> Any:

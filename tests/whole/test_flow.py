@@ -49,7 +49,7 @@ def artifacts(plant: Plant, run: str) -> dict[str, dict[str, Any]]:
 def announced(plant: Plant, run: str, event: str) -> dict[str, str]:
     """Wait until a run's event has arrived, and return its payload."""
     chosen = {"event": {"name": [event]}, "related": {"id": [f"prefect.flow-run.{run}"]}}
-    wait_until(lambda: bool(plant.api("events/filter", filter=chosen)["events"]), 60, plant.log)
+    wait_until(lambda: bool(plant.api("events/filter", filter=chosen)["events"]), 60, plant.log, every=1.0)
     return plant.api("events/filter", filter=chosen)["events"][0]["payload"]  # type: ignore[no-any-return]
 
 
@@ -222,7 +222,7 @@ def test_of_two_runs_one_is_cancelled_and_the_other_when_a_shell_in_the_folder_a
     assert plant.run("flow-run", "cancel", run).returncode == 0
     wait_until(lambda: trainers(plant.project.folder) == [], 10)
     assert plant.finish(run)[0] == "CANCELLED"
-    wait_until(lambda: "Flow run was cancelled." in plant.lines(run), 60, every=0.5)
+    wait_until(lambda: "Flow run was cancelled." in plant.lines(run), 60, every=1.0)
     log = "\n".join(plant.lines(run))
     assert re.search(r"stopped at step \d+ of \d+; run again to continue", log)
     assert not re.search("Traceback|Crash detected|Finished in state Running", log)
@@ -250,7 +250,7 @@ def test_runs_continue_after_a_cancelled_one_and_a_killed_one_and_name_the_signa
     wait_until(lambda: not orphans(plant), 10)
 
     run = plant.retrain(overrides=ENDLESS)
-    wait_until(lambda: any("continuing from step" in line for line in plant.lines(run)), 90, plant.log, every=0.5)
+    wait_until(lambda: any("continuing from step" in line for line in plant.lines(run)), 90, plant.log, every=1.0)
     (trainer,) = trainers(plant.project.folder)
     os.kill(trainer, signal.SIGKILL)
     state, message = plant.finish(run)
@@ -388,13 +388,13 @@ def test_runs_of_a_schedule_keep_the_state_in_which_they_ended(plant: Plant) -> 
 
     states = {"type": {"not_any_": ["SCHEDULED", "PENDING", "RUNNING", "CANCELLED"]}}
     chosen = {"flow_runs": {"deployment_id": {"any_": [deployment["id"]]}, "state": states}}
-    wait_until(lambda: bool(plant.api("flow_runs/filter", **chosen)), 120, plant.log)
+    wait_until(lambda: bool(plant.api("flow_runs/filter", **chosen)), 120, plant.log, every=1.0)
     # Only later events: runs of earlier tests have ended, too.
     since = {
         "event": {"name": ["prefect.automation.action.failed"]},
         "occurred": {"since": datetime.now(UTC).isoformat()},
     }
-    wait_until(lambda: bool(plant.api("events/filter", filter=since)["events"]), 120, plant.log)
+    wait_until(lambda: bool(plant.api("events/filter", filter=since)["events"]), 120, plant.log, every=1.0)
     assert plant.run("deployment", "schedule", "clear", name, "--accept-yes").returncode == 0
     plant.api(f"automations/{automation['id']}", "PUT", **given)
     assert {run["state"]["type"] for run in plant.api("flow_runs/filter", **chosen)} == {"COMPLETED"}

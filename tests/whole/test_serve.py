@@ -145,7 +145,7 @@ def test_a_run_waits_for_a_busy_device_and_says_for_whom(plant: Plant, monkeypat
         assert (last["state"], last["reason"]) == ("Failed", message)
         run = plant.retrain(overrides=ENDLESS)
         waits = re.compile(rf"cpu is busy: process {os.getpid()} in .*; this run waits for it, at most until 20")
-        wait_until(lambda: any(waits.search(line) for line in plant.lines(run)), 240, plant.log, every=0.5)
+        wait_until(lambda: any(waits.search(line) for line in plant.lines(run)), 240, plant.log, every=1.0)
     assert training(plant) == run
 
 
@@ -347,4 +347,4 @@ def training(plant: Plant) -> str:
 def continues(plant: Plant) -> None:
     """Start a run, and wait until it continues from a saved state."""
     run = plant.retrain(overrides=ENDLESS)
-    wait_until(lambda: any("continuing from step" in line for line in plant.lines(run)), 240, plant.log, every=0.5)
+    wait_until(lambda: any("continuing from step" in line for line in plant.lines(run)), 240, plant.log, every=1.0)
