@@ -1,6 +1,7 @@
 """Run pytest on copies of the code, each in a fork of this process, which has imported the slow libraries.
 
-Reads a list of [folder, test file] as JSON from stdin.  Writes pytest's exit codes as a JSON list to stdout.
+Reads a list of [folder, test file] as JSON from stdin: copies with a mistake, and an unchanged copy without a file.  In
+that one the tests run that failed in the others.  Writes pytest's exit codes as a JSON list to stdout.
 """
 
 import gc
@@ -30,7 +31,18 @@ for plugin in ("cacheprovider", "xdist", "anyio", "hypothesispytest"):
     OPTIONS += ["-p", f"no:{plugin}"]
 
 
-def start(folder: Path, tests: str) -> int:
+FAILED = Path("failed")
+
+
+class Failures:
+    """Writes the test that fails into the file `FAILED`; with -x it is the only one."""
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.failed:
+            FAILED.write_text(report.nodeid)
+
+
+def start(folder: Path, tests: list[str]) -> int:
     """Start pytest in a fork, and return its process."""
     if child := os.fork():
         return child
@@ -39,21 +51,23 @@ def start(folder: Path, tests: str) -> int:
     os.dup2(nowhere, 2)
     os.chdir(folder)
     sys.path[0] = str(folder)
-    os._exit(pytest.main([*OPTIONS, tests, "-k", CHOSEN]))
+    os._exit(pytest.main([*OPTIONS, *tests], plugins=[Failures()]))
 
 
 def main() -> None:
     """Run two at a time."""
     gc.freeze()  # pytest collects garbage at its end, which need not visit what is imported here
-    jobs = json.load(sys.stdin)
+    *changed, (unchanged, _) = [(Path(folder), file) for folder, file in json.load(sys.stdin)]
     codes: dict[int, int] = {}
     running: dict[int, int] = {}
-    for number, (folder, tests) in enumerate(jobs):
-        running[start(Path(folder), tests)] = number
-        while len(running) == 2 or (running and number == len(jobs) - 1):
+    for number, (folder, file) in enumerate(changed):
+        running[start(folder, [file, "-k", CHOSEN])] = number
+        while len(running) == 2 or (running and number == len(changed) - 1):
             child, status = os.wait()
             codes[running.pop(child)] = os.waitstatus_to_exitcode(status)
-    json.dump([codes[number] for number in range(len(jobs))], sys.stdout)
+    failed = {(folder / FAILED).read_text() for folder, _ in changed if (folder / FAILED).exists()}
+    _, status = os.waitpid(start(unchanged, sorted(failed)), 0)
+    json.dump([*(codes[number] for number in sorted(codes)), os.waitstatus_to_exitcode(status)], sys.stdout)
 
 
 if __name__ == "__main__":

@@ -24,9 +24,17 @@ from flows.core.errors import Exit
 # Training that goes on until a test ends it, and may be continued then.
 ENDLESS = {"train.steps": 1_000_000, "train.checkpoint_every_steps": 20, "train.log_every": 1000}
 
+# Training waits from its second saved state on, so that it takes no processor from the other tests.
+PATIENT = {
+    "        for _ in progress:\n": "        for _ in progress:\n"
+    f"            time.sleep(0.2 * (steps == {ENDLESS['train.steps']} and trainer.done > 20))\n"
+}
+
 # How often the server's services work: schedules more often than by default, for shorter waits, and the others seldom,
 # since those of three servers take 8% of a core.
 SERVICES = {"SCHEDULER": 5, "PAUSE_EXPIRATIONS": 60, "CLEANUP_RECONCILER": 60, "REPOSSESSOR": 60}
+# A worker asks for runs every two seconds by default.
+WORKER = {"PREFECT_WORKER_QUERY_SECONDS": "4"}
 LOOPS = {f"PREFECT_SERVER_SERVICES_{name}_LOOP_SECONDS": str(seconds) for name, seconds in SERVICES.items()}
 
 
@@ -35,6 +43,8 @@ class Plant:
 
     def __init__(self, folder: Path, project: Project | None = None, **environment: str) -> None:
         self.project = project or Project(folder / "project")
+        if not project:
+            self.project.edit("flows/training/fitting.py", **PATIENT)
         self.remote = folder / "remote.git"
         self.project.git("init", "--quiet", "--bare", str(self.remote))
         self.project.git("remote", "add", "origin", str(self.remote))
@@ -44,7 +54,7 @@ class Plant:
             probe.bind(("127.0.0.1", 0))
             self.port = probe.getsockname()[1]
         home = {"PREFECT_HOME": str(folder / "prefect"), "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
-        self.environment = self.project.environment | home | LOOPS | environment
+        self.environment = self.project.environment | home | LOOPS | WORKER | environment
         self.url = f"http://127.0.0.1:{self.port}/api"
         self.log = folder / "log"
         self.authorization: dict[str, str] = {}

@@ -107,6 +107,13 @@ class Project:
         with contextlib.chdir(self.folder), patch.dict(os.environ, self.environment, clear=True):
             assert main(list(arguments)) == 0
 
+    def up_to_date(self) -> bool:
+        """Whether `dvc repro` finds nothing to do."""
+        output = StringIO()
+        with redirect_stdout(output):
+            self.dvc("repro")
+        return "Running stage" not in output.getvalue() and "up to date" in output.getvalue()
+
     def new_dvc(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """Run DVC as a new process."""
         return self.run(sys.executable, "-m", "dvc", *arguments)

@@ -183,13 +183,13 @@ def google_schedule(arrays: Mapping[str, np.ndarray]) -> tuple[str, Weights]:
 
 def read_addtt(file: Path, averaged: bool) -> tuple[Config, Weights]:
     """Return configuration and weights of addtt's `model.pt`, with `config.yaml` beside it."""
+    settings = bounded_yaml.parse(read_bounded(file.with_name("config.yaml")))
     checkpoint = read_torch(file)
     state = checkpoint["ema" if averaged else "model"]
     prefix = "ema_model." if averaged else ""
     weights = {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
     require_numbers(weights, file.stat().st_size)
     network = addtt_network(weights)
-    settings = bounded_yaml.parse(read_bounded(file.with_name("config.yaml")))
     if settings["n_attention_heads"] != 1:
         raise ValueError(f"n_attention_heads is {settings['n_attention_heads']}; only 1 can be imported")
     gamma_0, gamma_1 = float(settings["gamma_min"]), float(settings["gamma_max"])

@@ -153,12 +153,13 @@ def distributions(paths: list[Path], own: Set[str] = frozenset()) -> set[str]:
     names = {name.split(".")[0] for path in paths for name in imported(path)}
     of_import = metadata.packages_distributions()
     foreign = names - sys.stdlib_module_names - {"vdm", "flows"} - own
-    return {distribution(of_import.get(name, [name])[0]) for name in foreign}
+    # `ruamel` is in two, of which one is a part of the other in C.
+    return {distribution(min(of_import.get(name, [name]), key=len)) for name in foreign}
 
 
 def distribution(requirement: str) -> str:
-    """Return the normalised name of a distribution in a line such as `ruamel.yaml>=0.18`."""
-    return re.sub(r"[-_.]+", "-", re.split(r"[<>=~! ]", requirement, maxsplit=1)[0]).lower()
+    """Return the normalised name of a distribution in a line such as `ruamel.yaml[oldlibyaml]>=0.19`."""
+    return re.sub(r"[-_.]+", "-", re.split(r"[\[<>=~! ]", requirement, maxsplit=1)[0]).lower()
 
 
 PAPER = {".".join(path.relative_to(ROOT / "vdm").with_suffix("").parts): path for path in ROOT.glob("vdm/**/*.py")}

@@ -440,6 +440,6 @@ def test_two_processes_draw_and_evaluate_as_one(tmp_path: Path) -> None:
     before, name, after = text.partition("\nevaluate:\n")
     params.write_text(before + name + after.replace("num_devices: 1", "num_devices: 2"))
     for stage in ("sample", "evaluate"):
-        result = small.run([sys.executable, "-m", "flows.cli", stage])
+        result = run_vdmctl(small.folder, small.environment, stage)
         assert result.returncode == 0, result.stderr
     assert found() == one

@@ -389,13 +389,13 @@ def test_runs_of_a_schedule_keep_the_state_in_which_they_ended(plant: Plant) -> 
     states = {"type": {"not_any_": ["SCHEDULED", "PENDING", "RUNNING", "CANCELLED"]}}
     chosen = {"flow_runs": {"deployment_id": {"any_": [deployment["id"]]}, "state": states}}
     wait_until(lambda: bool(plant.api("flow_runs/filter", **chosen)), 120, plant.log, every=1.0)
+    assert plant.run("deployment", "schedule", "clear", name, "--accept-yes").returncode == 0
     # Only later events: runs of earlier tests have ended, too.
     since = {
         "event": {"name": ["prefect.automation.action.failed"]},
         "occurred": {"since": datetime.now(UTC).isoformat()},
     }
     wait_until(lambda: bool(plant.api("events/filter", filter=since)["events"]), 120, plant.log, every=1.0)
-    assert plant.run("deployment", "schedule", "clear", name, "--accept-yes").returncode == 0
     plant.api(f"automations/{automation['id']}", "PUT", **given)
     assert {run["state"]["type"] for run in plant.api("flow_runs/filter", **chosen)} == {"COMPLETED"}
 

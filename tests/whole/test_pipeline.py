@@ -141,7 +141,7 @@ def test_parameters_that_change_while_their_stage_runs_are_not_recorded(reproduc
     assert "continuing from step 90 of 90" in again.stderr
     reproduced.git("checkout", "--quiet", ".")
     reproduced.dvc("checkout", "--force", "--quiet")
-    assert ran(reproduced.new_dvc("repro").stdout) == []
+    assert reproduced.up_to_date()
 
 
 def test_a_page_has_the_parameters_that_made_the_results(reproduced: Project) -> None:
@@ -392,7 +392,7 @@ def test_a_failed_stage_leaves_what_dvc_can_restore(reproduced: Project) -> None
     assert "vdmctl validate" in one_line(refused)
     reproduced.dvc("checkout", "--force")
     reproduced.git("checkout", "--quiet", ".")
-    assert ran(reproduced.new_dvc("repro").stdout) == []
+    assert reproduced.up_to_date()
 
 
 def test_a_training_that_dvc_cannot_record_is_not_repeated(reproduced: Project) -> None:
@@ -411,7 +411,7 @@ def test_a_training_that_dvc_cannot_record_is_not_repeated(reproduced: Project) 
     assert "continuing from step 21 of 21" in result.stderr
     reproduced.git("checkout", "--quiet", ".")
     reproduced.dvc("checkout", "--force")
-    assert ran(reproduced.new_dvc("repro").stdout) == []
+    assert reproduced.up_to_date()
 
 
 def test_a_wrong_source_fails_before_anything_is_trained(reproduced: Project) -> None:
@@ -422,7 +422,7 @@ def test_a_wrong_source_fails_before_anything_is_trained(reproduced: Project) ->
     assert "data.source: /nowhere is not a folder" in result.stdout + result.stderr
     reproduced.git("checkout", "--quiet", ".")
     reproduced.dvc("checkout", "--force")
-    assert ran(reproduced.new_dvc("repro").stdout) == []
+    assert reproduced.up_to_date()
 
 
 def test_images_inside_the_output_stay(reproduced: Project) -> None:
