@@ -104,7 +104,9 @@ class Project:
         """Run DVC in this process, since a new one would spend half a second on its imports.  It must succeed."""
         from dvc.cli import main  # loads much that most tests do not need
 
-        with contextlib.chdir(self.folder), patch.dict(os.environ, self.environment, clear=True):
+        changed = patch.dict(os.environ, self.environment, clear=True)
+        with contextlib.chdir(self.folder), changed, catch_warnings():
+            simplefilter("ignore", DeprecationWarning)  # as Python does in a program
             assert main(list(arguments)) == 0
 
     def up_to_date(self) -> bool:
