@@ -24,7 +24,7 @@ from flows.core.errors import Exit
 # Training that goes on until a test ends it, and may be continued then.
 ENDLESS = {"train.steps": 1_000_000, "train.checkpoint_every_steps": 20, "train.log_every": 1000}
 
-# Training waits from its second saved state on, so that it takes no processor from the other tests.
+# An endless training mostly sleeps after its first saved state, and leaves the processor to the other tests.
 PATIENT = {
     "        for _ in progress:\n": "        for _ in progress:\n"
     f"            time.sleep(0.2 * (steps == {ENDLESS['train.steps']} and trainer.done > 20))\n"

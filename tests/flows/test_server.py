@@ -254,7 +254,7 @@ def test_a_notification_is_tried_again_when_the_server_failed(
     monkeypatch.setattr(automations, "notifications", lambda: [notification])
     monkeypatch.setattr(automations, "block", lambda api, name: "1")
     monkeypatch.setattr(automations, "put", put)
-    found, api = Notifications(), cast(Api, None)  # nothing that is left uses it
+    found, api = Notifications(), cast(Api, None)  # what would use it is replaced
     with pytest.raises(type(failure)):
         found.look(api)
     for _ in range(3):
