@@ -196,8 +196,10 @@ def table(rows: Sequence[Row]) -> str:
 
 
 def shown(value: Any) -> str:
-    """Return a figure as text; "" for None."""
-    return f"{value:.4f}" if isinstance(value, float) else str("" if value is None else value)
+    """Return a figure as text, "" for a missing one."""
+    if value is None:
+        return ""
+    return f"{value:.4f}" if isinstance(value, float) else str(value)
 
 
 def main() -> None:
