@@ -7,7 +7,7 @@ sampling    the stages `features` and `sample`, and other samples
 compression  images to compressed files and back
 registry    versions and the champion
 operating   the state of the retraining loop
-arguments   the folder, the option --json, and params.yaml
+arguments   the folder, the argument MODEL, the option --json, and params.yaml
 models      the model that a command names, its images and its samples
 options     parameters replaced by options
 inspecting  `vdmctl validate PATH`

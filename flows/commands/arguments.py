@@ -1,4 +1,4 @@
-"""The project's folder, the option --json, and params.yaml as the commands of vdmctl read it."""
+"""The project's folder, the argument MODEL, the option --json, and params.yaml as the commands of vdmctl read it."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
