@@ -13,7 +13,18 @@ from vdm.choices import Split
 
 commands = typer.Typer()
 
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
+
+def known_device(name: str) -> str:
+    """Return the name of a device.  Raises BadParameter for another one."""
+    from flows.core.fields import device_name
+
+    try:
+        return device_name(name)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
+
+
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.", callback=known_device)]
 
 
 @commands.command()
@@ -34,7 +45,7 @@ def compress(
     batch_size: Annotated[int, typer.Option(min=1, max=MOST_BATCH, help="Most images in a batch.")] = 32,
     device: Device = "auto",
     verify: Annotated[
-        bool, typer.Option(help="Check that the file decodes to the images, before it gets its name.")
+        bool, typer.Option(help="Decode the file and compare the images before it is moved to OUT.")
     ] = True,
     force: Annotated[bool, typer.Option("--force", help="Replace the file if it exists.")] = False,
     as_json: AsJson = False,

@@ -61,14 +61,16 @@ def sample(
     ] = None,
     film: Annotated[
         Path | None,
-        typer.Option(help="Show z_t and x_hat of the first images on their way, too: a strip (.png) or a film (.gif)."),
+        typer.Option(
+            help="Also write z_t and x_hat of the first images at several steps: a strip (.png) or a film (.gif)."
+        ),
     ] = None,
     known: Annotated[
         Path | None, typer.Option(help="A picture, or an .npy file of levels, to keep where the mask is dark.")
     ] = None,
     mask: Annotated[
         Path | None,
-        typer.Option(help="What to fill in of KNOWN: a picture that is white there, or an .npy file above 0 there."),
+        typer.Option(help="The pixels of KNOWN to fill in: white in a picture, or above 0 in an .npy file."),
     ] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N.", show_default="sample.device")] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace outputs that exist.")] = False,
@@ -76,7 +78,7 @@ def sample(
 ) -> None:
     """Draw images from MODEL. Without MODEL, run the stage (`sample:`, `quality:`), which writes reports/samples.
 
-    The stage also compares the samples with held-out images, in the features of `vdmctl features`.
+    The stage also compares the samples with the training images, in the features of `vdmctl features`.
 
     Image i of a seed is the same picture, however many images are drawn.
 

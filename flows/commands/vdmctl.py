@@ -12,7 +12,7 @@ app = typer.Typer(
     "`dvc repro` runs the stages whose inputs changed: download, validate, train, register, evaluate, features, sample "
     "and report.\n\n"
     "Exit codes: 0 done, 1 a bug, or training that cannot continue (a full disk, a process that keeps dying), "
-    "2 usage or parameters, 3 the challenger was not promoted, 4 invalid data, "
+    "2 usage or parameters (also training that diverged), 3 the challenger was not promoted, 4 invalid data, "
     "5 a missing or damaged file, model or version, or one that cannot be written (a full disk), 6 busy, "
     "75 stopped (Ctrl-C, SIGTERM): run it again.",
     add_completion=False,
@@ -52,7 +52,7 @@ def serve(
     ] = None,
     worker: Annotated[bool, typer.Option("--worker/--no-worker", help="Start a worker, too.")] = True,
     share: Annotated[
-        bool, typer.Option("--share", help="Let its worker share versions with those of `vdmctl worker`.")
+        bool, typer.Option("--share", help="Let its worker share versions with the workers of `vdmctl worker`.")
     ] = False,
     queue: QUEUES = None,
 ) -> None:

@@ -135,6 +135,15 @@ def parse(content: bytes | str) -> Any:
     return plain(load(content))
 
 
+def sections(content: bytes | None) -> dict[str, Any]:
+    """Return the sections of a YAML file; {} if it is missing, empty or damaged."""
+    try:
+        found = parse(content or b"")
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
 def plain(node: Any) -> Any:
     """Return the document as plain dicts, lists and scalars.  Raises ValueError for other types, such as dates."""
     match node:

@@ -77,8 +77,7 @@ def arguments_of(model: "Model", image_shape: Sequence[int], num_levels: int) ->
 
 def inputs_sha256(config: Mapping[str, Any], train: Mapping[str, Any], data_sha256: str) -> str:
     """Return the digest of the inputs of a training: arguments of the model, parameters `train`, and images."""
-    inputs = {"model": config, "train": train, "data": data_sha256}
-    return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()
+    return config_sha256({"model": config, "train": train, "data": data_sha256})
 
 
 def load_model(folder: Path, device: torch.device | str = "cpu") -> VDM:

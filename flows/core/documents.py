@@ -3,7 +3,6 @@
 Keys that a model does not name are kept: another version of the pipeline may have written them.
 """
 
-import json
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, TypeVar
 
@@ -82,11 +81,6 @@ def explain(error: ValidationError) -> str:
 def shown(text: str) -> str:
     """Return the text, cut to 60 characters, for an error message.  `UserError` escapes it."""
     return text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]}..."
-
-
-def as_json(value: Any) -> Any:
-    """Convert a value read from YAML to JSON types.  Raises ValueError if that is impossible."""
-    return parse_json(json.dumps(value))
 
 
 def require_apart(paths: list[str], name: str) -> None:

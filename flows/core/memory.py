@@ -38,18 +38,11 @@ def available() -> int:
 
 def left(group: Group) -> int | None:
     """Return the number of bytes that a control group still allows; None without a group or a limit."""
-    with suppress(OSError, ValueError):
-        cache = number_in(group.details.read_text(), group.reclaimable)
+    with suppress(OSError, ValueError, LookupError):
+        details = dict(line.split() for line in group.details.read_text().splitlines())
+        cache = int(details[group.reclaimable])
         return max(0, int(group.limit.read_text()) - int(group.used.read_text()) + cache)
     return None
-
-
-def number_in(text: str, key: str) -> int:
-    """Return the number in the line that starts with the key.  Raises ValueError if no line does."""
-    for line in text.splitlines():
-        if line.split()[:1] == [key]:
-            return int(line.split()[1])
-    raise ValueError(f"no {key}")
 
 
 def require(num_bytes: int, device: "torch.device", advice: str) -> None:

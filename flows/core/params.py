@@ -226,7 +226,7 @@ class Features(Computation):
 
 
 class Quality(Computation):
-    """The comparison of samples with held-out images; see `flows.quality.measuring`."""
+    """The comparison of samples and test images with training images; see `flows.quality.measuring`."""
 
     num_images: Annotated[int, Field(ge=10, le=10**5)]
     resamples: Annotated[int, Field(ge=2, le=10**4)]

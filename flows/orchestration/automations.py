@@ -52,7 +52,7 @@ def silent_runs() -> AutomationCore:
                 # event waits up to 15 minutes for the event that it follows.
                 state=StateType.CRASHED,
                 force=False,
-                message="No heartbeat for two minutes; the next run continues from the last saved state.",
+                message="No heartbeat for 2 minutes; the next run on that machine continues from the last saved state.",
             )
         ],
     )

@@ -15,6 +15,7 @@ from pydantic import ValidationError
 from ruamel.yaml import YAML
 
 from flows.core import bounded_yaml, layout
+from flows.core.documents import explain
 from flows.core.errors import Exit, UserError, brief
 from flows.core.files import read_bounded, scratch_folder, write_whole
 from flows.orchestration.server import Api
@@ -77,7 +78,7 @@ def require_valid(entry: dict[str, Any]) -> None:
     except WrongParameter as error:
         raise ValueError(f"{entry['name']}: parameters: {error}") from error
     except ValidationError as error:
-        raise ValueError(f"{entry['name']}: {error.errors()[0]['loc'][-1]}: {error.errors()[0]['msg']}") from error
+        raise ValueError(f"{entry['name']}: {explain(error)}") from error
     except (TypeError, ValueError, AttributeError) as error:
         raise ValueError(f"{entry['name']}: {error}") from error
 
@@ -120,27 +121,19 @@ def keep(entry: dict[str, Any], existing: "DeploymentResponse") -> dict[str, Any
     }
 
 
-def deployments(name: str | None = None) -> list["DeploymentResponse"]:
-    """Return the deployments of train-vdm, or those of any flow that have the name."""
+def deployments() -> list["DeploymentResponse"]:
+    """Return the deployments of train-vdm."""
     from prefect.client.orchestration import get_client
-    from prefect.client.schemas.filters import DeploymentFilter, DeploymentFilterName, FlowFilter, FlowFilterName
+    from prefect.client.schemas.filters import FlowFilter, FlowFilterName
 
-    chosen: dict[str, Any]
-    if name:
-        chosen = {"deployment_filter": DeploymentFilter(name=DeploymentFilterName(any_=[name]))}
-    else:
-        chosen = {"flow_filter": FlowFilter(name=FlowFilterName(any_=[FLOW]))}
     with get_client(sync_client=True) as client:
-        return client.read_deployments(**chosen)
+        return client.read_deployments(flow_filter=FlowFilter(name=FlowFilterName(any_=[FLOW])))
 
 
-def full_names(name: str) -> list[str]:
-    """Return FLOW/DEPLOYMENT of every deployment with the name, sorted."""
-    from prefect.client.orchestration import get_client
-
-    found = deployments(name)
-    with get_client(sync_client=True) as client:
-        return sorted(f"{client.read_flow(each.flow_id).name}/{each.name}" for each in found)
+def full_names(api: Api, name: str) -> list[str]:
+    """Return FLOW/DEPLOYMENT of every deployment with the name, sorted.  Raises OSError."""
+    found = api.ask("deployments/filter", deployments={"name": {"any_": [name]}})
+    return sorted(f"{api.get('flows/' + one['flow_id'])['name']}/{name}" for one in found)
 
 
 def schedules() -> Iterator[str]:

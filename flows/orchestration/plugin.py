@@ -9,11 +9,10 @@ import sys
 from pathlib import Path
 
 from prefect.plugins import HookContext, SetupResult, register_hook
-from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from flows.core.errors import UserError
 from flows.orchestration.deployments import full_names
-from flows.orchestration.server import bypass_proxy, require_server
+from flows.orchestration.server import Api, bypass_proxy, require_server
 from flows.orchestration.workers import served_at
 
 # Commands that need no server.
@@ -50,10 +49,9 @@ def full_name(name: str, url: str | None) -> str:
         sys.exit(f"{Path.cwd()} is not served; `vdmctl serve` starts a server, PREFECT_API_URL names another")
     try:
         require_server(url)
-    except UserError as error:
+        found = full_names(Api(url), name)
+    except (OSError, UserError) as error:
         sys.exit(str(error))
-    with temporary_settings({PREFECT_API_URL: url}):
-        found = full_names(name)
     if len(found) != 1:
         known = "`prefect deployment ls` lists them"
         if found:

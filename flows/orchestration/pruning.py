@@ -9,7 +9,7 @@ import re
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -165,7 +165,10 @@ def old_models(root: Path, plan: Plan) -> Iterator[Path]:
     """Yield the fetched folders that are no output of a version that stays."""
     tags = [Tag(version.name, commit) for commit, version in plan.versions.items()]
     folders = [one for one in folders_in(root / layout.FETCHED) if MD5.fullmatch(one.name)]
-    needed = {digest for tag in tags for digest in read_lock(root, tag).outputs.values()} if folders else set()
+    needed: set[str] = set()
+    for tag in tags if folders else ():
+        with suppress(UserError):  # a version without a readable dvc.lock cannot have been fetched
+            needed |= set(read_lock(root, tag).outputs.values())
     yield from (folder for folder in folders if f"{folder.name}.dir" not in needed)
 
 

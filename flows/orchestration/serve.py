@@ -83,7 +83,7 @@ def serve(
 
 
 def look(notifications: Callable[[Api], None], url: str, *, sees_all_runs: bool) -> None:
-    """Look for new blocks of notifications, for schedules that never fire, and for runs to stop or to end.
+    """Look for schedules that never fire, for runs to stop or to end, and for new blocks of notifications.
 
     Where workers on other machines share the server, the processes of its runs cannot all be seen from here.
     """
@@ -91,11 +91,11 @@ def look(notifications: Callable[[Api], None], url: str, *, sees_all_runs: bool)
 
     with suppress(OSError):  # the server fails, or is being started again
         api = Api(url)
-        notifications(api)
         switch_off_impossible(api)
         stop_unwanted_runs(api, Path.cwd())
         if sees_all_runs:
             end_dead_runs(api, after=DEAD_SECONDS)
+        notifications(api)
 
 
 def require_free(address: Address) -> None:

@@ -15,7 +15,7 @@ from flows.core import layout
 from flows.core.errors import UserError
 from flows.orchestration.deployments import FLOW, OF_FLOW, POOL
 from flows.orchestration.server import Api, Refused, setting
-from flows.orchestration.workers import why_unusable
+from flows.orchestration.workers import served_at, why_unusable
 from flows.process.locks import folder_of_devices, held_locks
 from flows.registry.git import git_text
 from flows.registry.versions import MODEL, champion, versions
@@ -53,8 +53,7 @@ def address(root: Path) -> str:
 
     A server at Prefect's usual port may be that of another folder.
     """
-    holder = held_locks(root / layout.SERVE_LOCK.parent).get(layout.SERVE_LOCK.name, "")
-    return setting("PREFECT_API_URL") or holder.rpartition(" ")[2]
+    return setting("PREFECT_API_URL") or served_at(root) or ""
 
 
 def runs(api: Api, *states: str, sort: str, limit: int, offset: int = 0) -> list[Entry]:
@@ -107,8 +106,8 @@ def reason(run: Entry) -> str | None:
         case "FAILED":
             return str(message)
         case "CRASHED":
-            continues = "the next run continues from the last saved state"
-            return message if continues in message else f"{message.rstrip('.')}; {continues}"
+            continues = "continues from the last saved state"
+            return message if continues in message else f"{message.rstrip('.')}; the next run {continues}"
     return None
 
 
@@ -197,15 +196,11 @@ def disk(root: Path) -> dict[str, int]:
 
 def size_of(folder: Path) -> int:
     """Return the bytes of all files below a folder; links are not followed."""
-    total, pending = 0, [str(folder)]
-    while pending:
-        with suppress(OSError), os.scandir(pending.pop()) as entries:
-            for entry in entries:
-                with suppress(OSError):
-                    if entry.is_dir(follow_symlinks=False):
-                        pending.append(entry.path)
-                    else:
-                        total += entry.stat(follow_symlinks=False).st_size
+    total = 0
+    for place, _, names in os.walk(folder):
+        for name in names:
+            with suppress(OSError):
+                total += Path(place, name).lstat().st_size
     return total
 
 
@@ -225,7 +220,9 @@ def problems(found: Entry) -> Iterator[str]:
     for name in sorted({one["deployment"] for one in server.get("schedules", []) if one["paused"]}):
         yield f"no planned run of {name} starts, since the deployment is paused; resume it in Prefect's UI"
     for run in server.get("late", []):
-        advice = f"the option `--queue {run['queue']}` of `vdmctl serve` and `vdmctl worker` lets one work for it"
+        advice = (
+            f"the option `--queue {run['queue']}` makes the worker of `vdmctl serve` or `vdmctl worker` take its runs"
+        )
         late = f"run {run['name']}, planned for {run['planned']}, has not started; is a worker of the queue"
         yield f"{late} {run['queue']} online? {advice}"
     if (last := server.get("last_run")) and last["reason"]:

@@ -50,7 +50,6 @@ def workspace(root: Path, params: str, base: str) -> Iterator[Workspace]:
     """
     name = f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
     place = Workspace(root / layout.WORKTREES / name, layout.RUN_BRANCHES + name, root, base)
-    place.folder.parent.mkdir(parents=True, exist_ok=True)
     with claimed(place.folder):
         add_worktree(place)
         (place.folder / layout.PRIVATE).mkdir()
@@ -83,6 +82,7 @@ def add_worktree(place: Workspace) -> None:
 @contextmanager
 def claimed(folder: Path) -> Iterator[bool]:
     """Hold the folder's lock if it is free; yield whether it was."""
+    folder.parent.mkdir(parents=True, exist_ok=True)  # git may list a worktree whose folder is gone
     with lock_file(folder.with_suffix(".lock"), f"process {os.getpid()}") as other:
         yield other is None
 

@@ -20,17 +20,12 @@ SAFE_PATH = "PYTHONSAFEPATH"
 
 
 def settle(environment: MutableMapping[str, str]) -> None:
-    """Make git and Python work on the current folder, and let idle threads of OpenMP sleep sooner."""
+    """Make git and Python work on the current folder, and let idle threads of OpenMP sleep sooner.
+
+    By default such threads wait on their core so long that two jobs on the same cores slow each other down many times
+    (docs/results.md).  OpenMP reads the variables when torch is imported.
+    """
     for name in (*PLACES, SAFE_PATH):
         environment.pop(name, None)
-    share_cores(environment)
-
-
-def share_cores(environment: MutableMapping[str, str]) -> None:
-    """Limit how long idle threads of OpenMP wait on a core before they sleep, unless the user chose.
-
-    By default they wait so long that two jobs on the same cores slow each other down many times (docs/results.md).
-    OpenMP reads the variables when torch is imported.
-    """
     if "OMP_WAIT_POLICY" not in environment:
         environment.setdefault("GOMP_SPINCOUNT", "1000")

@@ -8,7 +8,6 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from flows.core import layout
 from flows.core.errors import Exit, UserError
@@ -21,8 +20,7 @@ Contents = dict[str, bytes]
 def unchanged_inputs() -> Iterator[None]:
     """Raise UserError (exit 2) if DVC runs this command as a stage, and an input of it changes during the block.
 
-    The inputs are the files of code and the sections of params.yaml that dvc.yaml lists, and not the outputs of other
-    stages.
+    The inputs are the sections of params.yaml and the files that dvc.yaml lists, but not the outputs of other stages.
     """
     stage = os.environ.get("DVC_STAGE", "").rpartition(":")[2]
     if not stage:
@@ -39,25 +37,22 @@ def unchanged_inputs() -> Iterator[None]:
 
 
 def contents() -> Contents:
-    """Return the contents of params.yaml, dvc.yaml and all code, by path."""
-    files = [layout.PARAMS, layout.DVC_GRAPH, *(path for folder in CODE for path in Path(folder).rglob("*.*"))]
+    """Return the contents of params.yaml, dvc.yaml, requirements.lock and all code, by path."""
+    files = [
+        layout.PARAMS,
+        layout.DVC_GRAPH,
+        layout.REQUIREMENTS,
+        *(path for folder in CODE for path in Path(folder).rglob("*.*")),
+    ]
     return {str(path): path.read_bytes() for path in files if path.suffix != ".pyc" and path.is_file()}
 
 
 def edited_inputs(stage: str, before: Contents, after: Contents) -> list[str]:
     """Return the sections of params.yaml and the files that the stage depends on and that were edited."""
-    entry = sections(before, layout.DVC_GRAPH).get("stages", {}).get(stage, {})
-    old, new = sections(before, layout.PARAMS), sections(after, layout.PARAMS)
+    from flows.core.bounded_yaml import sections  # not at the start of every command
+
+    graph, params = str(layout.DVC_GRAPH), str(layout.PARAMS)
+    entry = sections(before.get(graph)).get("stages", {}).get(stage, {})
+    old, new = sections(before.get(params)), sections(after.get(params))
     files = [path for path in entry.get("deps", []) if before.get(path) != after.get(path)]
     return [f"{layout.PARAMS} {name}" for name in entry.get("params", []) if old.get(name) != new.get(name)] + files
-
-
-def sections(files: Contents, path: Path) -> dict[str, Any]:
-    """Return the sections of a YAML file; {} if it is missing or damaged."""
-    from flows.core import bounded_yaml  # not at the start of every command
-
-    try:
-        found = bounded_yaml.parse(files.get(str(path), b""))
-    except ValueError:
-        return {}
-    return found if isinstance(found, dict) else {}

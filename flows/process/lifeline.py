@@ -80,9 +80,12 @@ def end() -> None:
 
 def starters(variable: str) -> list[int]:
     """Return the ids of the ancestors, nearest first, up to the one that set the variable.  Some may be shells."""
+    import psutil
+
     found = [os.getppid()]
-    while inherited(variable, found[-1]) and (above := parent(found[-1])):
-        found.append(above)
+    with suppress(psutil.Error, OSError):
+        while variable in (process := psutil.Process(found[-1])).environ() and (above := process.ppid()):
+            found.append(above)
     return found
 
 
@@ -95,24 +98,6 @@ def is_orphan(watched: list[int]) -> bool:
     with suppress(ProcessLookupError):
         return os.getpgid(watched[-1]) != group and group not in (os.getpid(), *watched)
     return True
-
-
-def inherited(variable: str, pid: int) -> bool:
-    """Whether the process was started with the variable in its environment, as far as the system says."""
-    import psutil
-
-    with suppress(psutil.Error, OSError):
-        return variable in psutil.Process(pid).environ()
-    return False
-
-
-def parent(pid: int) -> int:
-    """Return the id of the process's parent; 0 if the system does not say."""
-    import psutil
-
-    with suppress(psutil.Error, OSError):
-        return psutil.Process(pid).ppid()  # type: ignore[no-any-return]
-    return 0
 
 
 def start_time(pid: int) -> str:

@@ -1,4 +1,4 @@
-"""The quality of samples, compared with held-out images.
+"""The quality of samples, compared with that of test images.
 
 features    the network whose features compare images, trained by the pipeline
 distances   measures between two sets of images, and their errors

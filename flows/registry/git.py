@@ -68,7 +68,8 @@ def git(root: Path, *arguments: str, stdin: bytes | None = None, seconds: float 
 @contextmanager
 def printed(root: Path, *arguments: str, stdin: bytes | None, seconds: float | None = None) -> Iterator[BinaryIO]:
     """Yield a temporary file with what a git command prints, which may not fit into memory.  Raises UserError."""
-    environment = os.environ | {"GIT_TERMINAL_PROMPT": "0"}  # nobody can enter a password
+    # Nobody can enter a password, and `reason_in` reads English.
+    environment = os.environ | {"GIT_TERMINAL_PROMPT": "0", "LANGUAGE": "C"}
     with tempfile.TemporaryFile() as output:
         streams: dict[str, Any] = {"input": stdin, "stdout": output, "stderr": subprocess.PIPE}
         options = [] if arguments[0] == "push" else UNATTENDED

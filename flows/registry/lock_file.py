@@ -1,5 +1,6 @@
 """dvc.lock and dvc.yaml at a commit: which data, parameters and code made which outputs."""
 
+import json
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -7,9 +8,9 @@ from typing import Any, NamedTuple
 from pydantic import Field
 
 from flows.core import bounded_yaml, layout
-from flows.core.documents import Document, FolderOrFileMd5, Model, RelativePath, as_json, checked, require_apart
+from flows.core.documents import Document, FolderOrFileMd5, Model, RelativePath, checked, require_apart
 from flows.core.errors import Exit, UserError
-from flows.core.files import read_bounded
+from flows.core.files import parse_json, read_bounded
 from flows.registry.git import Tag, content_of
 from flows.registry.versions import MODEL, Version
 
@@ -159,5 +160,5 @@ def parse_yaml(model: type[Model], content: bytes, name: str) -> Model:
 
 @lru_cache(maxsize=32)  # a dvc.lock takes 0.1 s, and commands read that of a version several times
 def values_of(content: bytes) -> Any:
-    """Return the values of a YAML document, which are cached: callers must not change them.  Raises ValueError."""
-    return as_json(bounded_yaml.parse(content))
+    """Return a YAML document as JSON values, which are cached: callers must not change them.  Raises ValueError."""
+    return parse_json(json.dumps(bounded_yaml.parse(content)))

@@ -83,7 +83,7 @@ def push_missing(root: Path, there: dict[str, Target]) -> list[str]:
     """Push what the remote, which has the refs `there`, lacks; see `publish`."""
     if withdrawn := to_withdraw(root, there):
         commits = ", ".join(commit[:12] for commit in withdrawn)
-        raise Outrun(f"publish: {REMOTE} has other versions by the numbers of commit {commits}", Exit.USAGE)
+        raise Outrun(f"publish: {REMOTE} has other versions with the numbers of these commits: {commits}", Exit.USAGE)
     here = [*annotated_tags(root, f"{MODEL}@"), *annotated_tags(root, f"{MODEL}#")]  # versions before champions
     tagged = {name.removeprefix("refs/tags/"): target.commit for name, target in there.items()}
     taken = [tag for tag in here if tagged.get(tag.name, tag.commit) != tag.commit]
@@ -126,7 +126,7 @@ def how_to_renumber(taken: list[Tag], held: list[Tag], here: list[Tag]) -> str:
     `here` are all tags of this repository.
     """
     names = ", ".join(tag.name for tag in taken)
-    problem = f"not published, since {REMOTE} has other commits by these names: {names}"
+    problem = f"not published, since {REMOTE} has other commits under these names: {names}"
     numbered = {tag.commit for tag in here if tag not in held and "#" not in tag.name}
     without = [tag for tag in taken if "#" not in tag.name and tag.commit not in numbered]
     again = [f"`gto register {MODEL} {tag.commit[:12]}`" for tag in without]
@@ -235,20 +235,15 @@ def push_bytes(root: Path, tags: list[Tag], published: list[Tag]) -> dict[str, s
     with dvc_repository(root) as repo, quiet("dvc", "dvc_data", "dvc_objects"):
         for tag in tags:
             try:
-                upload(repo, bytes_of(repo, root, tag))
+                outputs = read_lock(root, tag).cached
+                stored = obtain(repo, outputs)
+                upload(repo, {*outputs.values(), *(file.md5 for files in stored.values() for file in files)})
             except NetworkError:
                 raise
             except UserError as error:
                 lost[tag.name] = str(error)
         upload(repo, lacking(repo, files_of(repo, root, published) & set(repo.cache.local.all())))
     return lost
-
-
-def bytes_of(repo: Any, root: Path, tag: Tag) -> set[str]:
-    """Fetch the missing objects of a tag's commit; return the digests of all.  Raises UserError (exit 5)."""
-    outputs = read_lock(root, tag).cached
-    stored = obtain(repo, outputs)
-    return {*outputs.values(), *(file.md5 for files in stored.values() for file in files)}
 
 
 def upload(repo: Any, digests: set[str]) -> None:

@@ -82,26 +82,17 @@ def in_git(root: Path, version: Version, lock: Lock) -> list[Check]:
         else:
             problem = ""
         checks.append(Check(path, problem))
-    written = parameters(found[names[PARAMS]])
+    written = bounded_yaml.sections(found[names[PARAMS]])
     for section, values in lock.parameters.items():
         same = written.get(section) == values
         checks.append(Check(f"{PARAMS} {section}", "" if same else "differs from the values in dvc.lock"))
     return checks
 
 
-def parameters(content: bytes | None) -> dict[str, Any]:
-    """Return the sections of a params.yaml; {} if it is missing, empty or unreadable."""
-    try:
-        found = bounded_yaml.parse(content or b"")
-    except ValueError:
-        return {}
-    return found if isinstance(found, dict) else {}
-
-
 def written_down(version: Version, path: str, stored: list[Stored], *, is_model: bool) -> Check:
     """Compare the sha256 of model or images in the metrics with that of the files."""
     key = "model_sha256" if is_model else "data_sha256"
-    stated = version.metrics.model_sha256 if is_model else version.metrics.data_sha256
+    stated = getattr(version.metrics, key)
     try:
         actual = sha256_of(path, stored, is_model=is_model)
     except (OSError, UserError) as error:

@@ -6,6 +6,6 @@ train     the model, with averaged weights
 register  the model with its card, frozen
 evaluate  bits/dim of every test image
 features  the classifier whose features compare images
-sample    images from the model, compared with held-out images
+sample    images from the model, compared with training images
 report    one page with all results
 """

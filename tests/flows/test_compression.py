@@ -14,6 +14,7 @@ import torch
 from conftest import TINY
 from PIL import Image
 
+from flows import cli
 from flows.compression import batches, encoding, files, words
 from flows.compression.batches import groups
 from flows.compression.decoding import Decoder
@@ -466,6 +467,15 @@ def test_outputs_that_exist_are_replaced_only_when_asked(
         mine.unlink()
     with pytest.raises(UserError, match=r"\. cannot be replaced"):
         decompress(force=True, out=Path())
+
+
+@pytest.mark.parametrize("arguments", [["compress", "images.npy", "model"], ["decompress", "a.vdmz", "model"]])
+@pytest.mark.parametrize("device", ["gpu", "cuda:-1", "mps"])
+def test_an_unknown_device_is_named(arguments: list[str], device: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run([*arguments, "--out=out", f"--device={device}"]) == Exit.USAGE
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "'--device'" in line
+    assert "auto, cpu, cuda or cuda:N" in line
 
 
 def test_memory_does_not_grow_with_the_number_of_images(

@@ -17,7 +17,7 @@ from flows.process.inputs import unchanged_inputs
 @pytest.fixture
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Change to a folder with the graph, the parameters and the code of the project, in the stage `evaluate`."""
-    for name in ("dvc.yaml", "params.yaml"):
+    for name in ("dvc.yaml", "params.yaml", "requirements.lock"):
         shutil.copy(ROOT / name, tmp_path)
     for name in ("flows", "vdm"):
         shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
@@ -27,7 +27,12 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def edit(name: str, old: str, new: str) -> Callable[[], object]:
-    return lambda: Path(name).write_text(Path(name).read_text().replace(old, new))
+    def change() -> None:
+        text = Path(name).read_text()
+        assert old in text
+        Path(name).write_text(text.replace(old, new))
+
+    return change
 
 
 @pytest.mark.parametrize(
@@ -37,6 +42,7 @@ def edit(name: str, old: str, new: str) -> Callable[[], object]:
         (edit("vdm/vlb.py", "import", "import "), "vdm/vlb.py"),
         (Path("vdm/vlb.py").unlink, "vdm/vlb.py"),
         (edit("params.yaml", "evaluate:", "evaluate: ["), "params.yaml evaluate"),
+        (edit("requirements.lock", "torch==", "torch==1"), "requirements.lock"),
     ],
 )
 def test_changed_inputs_are_named(change: Callable[[], object], changed: str, project: Path) -> None:
@@ -49,7 +55,7 @@ def test_changed_inputs_are_named(change: Callable[[], object], changed: str, pr
 @pytest.mark.parametrize(
     "change",
     [
-        edit("params.yaml", "steps: 3000", "steps: 1"),
+        edit("params.yaml", "steps: 2600", "steps: 1"),
         edit("flows/stages/sample.py", "import", "import "),
         edit("params.yaml", "evaluate:", "evaluate:  # the bound"),
         Path("flows/new.py").touch,

@@ -26,7 +26,7 @@ from prefect.settings import PREFECT_API_URL, Settings, temporary_settings
 from flows import cli
 from flows.core import layout
 from flows.core.errors import Exit, UserError
-from flows.orchestration import automations
+from flows.orchestration import automations, serve
 from flows.orchestration import server as of_server
 from flows.orchestration.automations import Notifications
 from flows.orchestration.deployments import keep, next_time, require_valid
@@ -262,6 +262,19 @@ def test_a_notification_is_tried_again_when_the_server_failed(
     assert capsys.readouterr().err == "mail: off, since the server refuses it: no such trigger\n"
 
 
+def test_runs_are_looked_after_although_a_notification_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(api: Api) -> None:
+        raise Refused("500 Internal Server Error", 500)
+
+    looked = Mock()
+    monkeypatch.setattr(serve, "Api", Mock())
+    monkeypatch.setattr(serve, "switch_off_impossible", looked.schedules)
+    monkeypatch.setattr(automations, "stop_unwanted_runs", looked.unwanted)
+    monkeypatch.setattr(automations, "end_dead_runs", looked.dead)
+    serve.look(refused, OWN, sees_all_runs=True)
+    assert [call[0] for call in looked.method_calls] == ["schedules", "unwanted", "dead"]
+
+
 def test_a_run_is_not_stopped_because_something_else_answers(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     killed: list[tuple[int, int]] = []
     monkeypatch.setattr(os, "kill", lambda *process: killed.append(process))
@@ -322,6 +335,7 @@ TRAIN = {"name": "weekly", "entrypoint": "flows/train_vdm.py:train_vdm", "work_p
     [
         ({"schedules": [{"cron": "0 3 * * 9x"}]}, 'weekly: cron: .*Invalid cron string: "0 3 \\* \\* 9x"'),
         ({"schedules": [{"cron": "0 3 * * 0", "timezone": "Mars/Phobos"}]}, "weekly: timezone: .*Mars/Phobos"),
+        ({"schedules": [{"interval": 3600, "timezone": "Mars/Phobos"}]}, "weekly: .*Mars/Phobos"),
         ({"schedules": [{"rrule": "FREQ=SOMETIMES"}]}, "weekly: rrule: .*SOMETIMES"),
         ({"schedules": [{"active": True}]}, "weekly: Either interval, cron, or rrule must be provided"),
         ({"parameters": {"wait_hour": 2}}, r"weekly: parameters: .*\('wait_hour' was unexpected\)"),

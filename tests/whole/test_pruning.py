@@ -223,6 +223,17 @@ def test_a_version_that_nobody_decided_about_stays(copied: Project) -> None:
     }
 
 
+def test_a_version_without_a_lock_keeps_no_fetched_model(project: Project) -> None:
+    project.git("rm", "--quiet", "dvc.lock")
+    project.git("commit", "--quiet", "--message=Without a lock")
+    project.git("tag", "--annotate", "--message=By hand", "vdm@v1.2.1")
+    project.git("reset", "--quiet", "--hard", "HEAD~1")
+    (project.folder / ".vdm/models" / ("0" * 32)).mkdir(parents=True)
+    found = prune(project)
+    assert found["kept"]["vdm@v1.2.1"]
+    assert names(found)["fetched_models"] == ["0" * 32]
+
+
 def test_a_branch_of_ones_own_keeps_its_files(project: Project) -> None:
     project.git("branch", "mine", "vdm@v1.0.0^{commit}")
     assert names(prune(project)) == {"versions": ["vdm@v1.0.0"]}

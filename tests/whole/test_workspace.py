@@ -16,7 +16,7 @@ from flows.core import layout
 from flows.core.errors import Exit, UserError
 from flows.orchestration.workspace import Workspace, commit, compose_params, finished, prune, run_of, workspace
 from flows.process.environment import settle
-from flows.registry.git import require_identity
+from flows.registry.git import git_text, require_identity
 
 # The versions are trained when the first test asks for them.
 pytestmark = pytest.mark.timeout(900)
@@ -260,9 +260,20 @@ def test_what_a_killed_run_left_behind_is_removed(plain: Project) -> None:
     assert len(plain.git("worktree", "list").splitlines()) == 1
 
 
+def test_a_killed_runs_worktree_is_removed_after_the_private_folder_was_deleted(plain: Project) -> None:
+    plain.git("worktree", "add", "--quiet", "-b", "runs/gone", str(plain.folder / ".vdm" / "worktrees" / "gone"))
+    shutil.rmtree(plain.folder / ".vdm")
+    assert prune(plain.folder) == ["gone"]
+    assert len(plain.git("worktree", "list").splitlines()) == 1
+
+
 def test_the_configuration_with_passwords_is_private(plain: Project) -> None:
     with run_in(plain) as place:
         assert (place.folder / ".dvc" / "config.local").stat().st_mode & 0o077 == 0
+
+
+def test_git_gives_its_reasons_in_english(plain: Project) -> None:
+    assert git_text(plain.folder, "-c", "alias.language=!printenv LANGUAGE", "language") == "C"
 
 
 @pytest.mark.parametrize("role", ["AUTHOR", "COMMITTER"])
