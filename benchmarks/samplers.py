@@ -61,8 +61,8 @@ def measure(
     drawn = embed(network, draw_share(model, settings, range(settings.num_images), shown=False))
     seconds = time.process_time() - begin
     figures: Row = {"steps": settings.num_timesteps, "cpu_seconds": seconds}
-    for name, distance in (("fd", frechet_distance), ("kd", kernel_distance)):
-        of = partial(lambda chosen, distance: distance(drawn[chosen], training), distance=distance)
+    for name, distance in (("fd", frechet_distance(training)), ("kd", kernel_distance(training))):
+        of = partial(lambda chosen, distance: distance(drawn[chosen]), distance=distance)
         estimate = with_error(of, len(drawn), resamples, 0)
         figures |= {name: estimate.value, f"{name}_standard_error": estimate.standard_error}
     return figures | {"precision": precision(drawn, training), "recall": recall(drawn, training)}
@@ -101,7 +101,7 @@ def main() -> None:
         {"sampler": name, **measure(changes, sample, model, network, training, 20)}
         for name, changes in tqdm(rows(chosen), disable=None)
     ]
-    held_out = frechet_distance(test, training)
+    held_out = frechet_distance(training)(test)
     if chosen.plot:
         plot(chosen.plot, table, held_out)
     lines = [

@@ -162,12 +162,7 @@ class VDM(nn.Module):
         return Terms(prior_loss(x, self.schedule.gamma_1), self.reconstruction_loss(pixels), diffusion)
 
     def terms(
-        self,
-        pixels: Tensor,
-        eps: Tensor,
-        gamma_t: Tensor,
-        dgamma_dt: Tensor,
-        predict_noise: PredictNoise | None = None,
+        self, pixels: Tensor, eps: Tensor, gamma_t: Tensor, dgamma_dt: Tensor, predict_noise: PredictNoise | None = None
     ) -> Terms:
         """Return the terms in continuous time, (B,) nats each, at gamma_t with slope dgamma_dt (B,) (eq. 11, 17).
 

@@ -57,8 +57,7 @@ def evaluate(
         ),
     ] = None,
     num_images: Annotated[
-        int | None,
-        typer.Option(help="ode: largest number of images, evenly spread.", show_default="ode.num_images"),
+        int | None, typer.Option(help="ode: largest number of images, evenly spread.", show_default="ode.num_images")
     ] = None,
     num_draws: Annotated[
         int | None, typer.Option(help="ode: number of dequantisation draws per image.", show_default="ode.num_draws")
@@ -234,12 +233,6 @@ def import_checkpoint(
     from flows.evaluation.importing import import_checkpoint
 
     import_checkpoint(
-        file,
-        file_format,
-        out=out,
-        image_size=image_size,
-        num_levels=num_levels,
-        averaged=averaged,
-        sha256=sha256,
+        file, file_format, out=out, image_size=image_size, num_levels=num_levels, averaged=averaged, sha256=sha256
     )
     say(f"{out}: the model of {file}; `vdmctl evaluate {shlex.quote(str(out))}` measures its bits/dim")

@@ -47,8 +47,7 @@ def serve(
         typer.Option(help="The address that the server listens on; 0.0.0.0 is all interfaces.", show_default=ADDRESS),
     ] = None,
     port: Annotated[
-        int | None,
-        typer.Option(min=1, max=65535, help="The port that the server listens on.", show_default=ADDRESS),
+        int | None, typer.Option(min=1, max=65535, help="The port that the server listens on.", show_default=ADDRESS)
     ] = None,
     worker: Annotated[bool, typer.Option("--worker/--no-worker", help="Start a worker, too.")] = True,
     share: Annotated[

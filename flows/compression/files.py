@@ -2,6 +2,7 @@
 
 import math
 import re
+from copy import deepcopy
 from pathlib import Path
 from typing import NoReturn
 
@@ -26,7 +27,19 @@ from vdm.choices import Split
 WRITTEN = rf"\d+\.png|{re.escape(ARRAY)}"
 
 
-class Compressed(Document):
+class Decompressed(Document):
+    """What `decompress` has written."""
+
+    out: str
+    num_images: Count
+    image_shape: list[Count]
+    num_levels: Count
+    num_timesteps: Count
+    pixels_sha256: Sha256
+    model_sha256: Sha256
+
+
+class Compressed(Decompressed):
     """What `compress` has written, in bytes and in bits/dim.
 
     `net_bpd` counts every byte of the file.  `code_bpd` is what the images added that were encoded with the model: all
@@ -36,11 +49,6 @@ class Compressed(Document):
     is over images.
     """
 
-    out: str
-    num_images: Count
-    image_shape: list[Count]
-    num_levels: Count
-    num_timesteps: Count
     batch_size: Count
     pixel_bytes: Count
     file_bytes: Count
@@ -52,20 +60,6 @@ class Compressed(Document):
     bound_bpd: Figure
     bound_bpd_standard_error: Figure
     verified: bool
-    pixels_sha256: Sha256
-    model_sha256: Sha256
-
-
-class Decompressed(Document):
-    """What `decompress` has written."""
-
-    out: str
-    num_images: Count
-    image_shape: list[Count]
-    num_levels: Count
-    num_timesteps: Count
-    pixels_sha256: Sha256
-    model_sha256: Sha256
 
 
 def compress(
@@ -90,9 +84,9 @@ def compress(
     with scratch_folder() as scratch, writing(out) as file:
         images = open_images(source, split, scratch)
         digest = require_fitting(images, vdm, source, model)
-        bound, error = mean_bound(vdm, images, num_timesteps)
         header = header_of(images, vdm, num_timesteps, batch_size)
-        coding = Coding(vdm.double(), header)
+        coding = Coding(deepcopy(vdm).double(), header)  # refuses options before the slow bound
+        bound, error = mean_bound(vdm, images, num_timesteps)
         with bar("compressing")(range(header.num_evaluations)) as shown:
             written = write_file(file, images, coding, given, digest, tick=shown.update)
         if verify:
@@ -172,10 +166,7 @@ def decompress(file: Path, *, model: Path, out: Path, device: str, force: bool) 
                 keep(folder, recovered, decoder, file)
     return Decompressed(
         out=str(out),
-        num_images=decoder.num_decoded,
-        image_shape=header.image_shape,
-        num_levels=header.num_levels,
-        num_timesteps=header.num_timesteps,
+        **header.model_dump(include=set(Decompressed.model_fields)),
         pixels_sha256=decoder.pixels.hexdigest(),
         model_sha256=model_sha256(model),
     )

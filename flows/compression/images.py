@@ -16,7 +16,7 @@ from flows.evaluation.bound import kind, require_valid
 from flows.images.folder import agree, batched, complain, look_at_all, pixels
 from flows.images.reading import BadImageError
 from flows.images.scanning import find_images
-from flows.images.store import DESCRIPTION, fitting, load_array, load_images, write_array
+from flows.images.store import DESCRIPTION, chunks, load_array, load_images, rows, write_array
 from vdm.choices import Split
 from vdm.model import VDM
 
@@ -38,13 +38,8 @@ class Images(NamedTuple):
         return len(self.array)
 
     def rows(self, first: int, last: int) -> np.ndarray:
-        """Return a copy of images `first` to `last` - 1; pages of the array that are read do not stay in memory."""
-        array = self.array
-        if not isinstance(array, np.memmap) or not array.flags.c_contiguous:
-            return np.ascontiguousarray(array[first:last])
-        offset = array.offset + first * array[0].nbytes
-        shape = (last - first, *array.shape[1:])
-        return np.array(np.memmap(str(array.filename), array.dtype, "r", offset, shape))
+        """Return images `first` to `last` - 1; pages of the array that are read do not stay in memory."""
+        return rows(self.array, first, last)
 
 
 def open_images(path: Path, split: Split | None, scratch: Path) -> Images:
@@ -88,9 +83,7 @@ def require_fitting(images: Images, vdm: VDM, path: Path, model: Path) -> bytes:
         ours = kind(vdm.image_shape, vdm.num_levels)
         raise UserError(f"{model} is a model of images of {ours}; {path} holds {theirs}", Exit.USAGE)
     digest = hashlib.sha256()
-    size = fitting(HASHED_AT_ONCE, images.array[0].nbytes)
-    for first in range(0, images.number, size):
-        chunk = images.rows(first, min(first + size, images.number))
+    for first, chunk in chunks(images.array, HASHED_AT_ONCE):
         if (highest := int(chunk.max())) >= vdm.num_levels:
             place = first + int(chunk.reshape(len(chunk), -1).max(1).argmax())
             where = f"image {place} ({visible(images.files[place])})" if images.files else f"image {place}"

@@ -70,9 +70,8 @@ def other_splits(settings: "Evaluate", tested: BoundMetrics, *, model: Path, ima
     if len(load_images(images).validation) and tested.fitted_to != BOTH:
         found["validation"] = figures(evaluate_split(settings, model, images, "validation"))
     if tested.bpd is not None and training.bpd is not None:
-        both = (tested.bpd_standard_error, training.bpd_standard_error)
-        errors = [math.nan if error is None else error for error in both]
         found["generalisation_gap_bpd"] = tested.bpd - training.bpd
+        errors = np.array([tested.bpd_standard_error, training.bpd_standard_error], float)  # NaN for null
         found["generalisation_gap_standard_error"] = finite(math.hypot(*errors))
     return found
 
@@ -101,13 +100,7 @@ def evaluate_split(
 
 
 def evaluate_part(
-    settings: "Evaluate",
-    model: Path,
-    images: Path,
-    split: Split,
-    num_images: int | None,
-    parts: list[range],
-    rank: int,
+    settings: "Evaluate", model: Path, images: Path, split: Split, num_images: int | None, parts: list[range], rank: int
 ) -> np.ndarray:
     """Return the terms of the images of one of several processes."""
     vdm, image_set = load_fitting(model, images, find_devices(settings.device, len(parts))[rank], split)

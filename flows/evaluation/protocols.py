@@ -83,10 +83,7 @@ def compare(
     results = [evaluate_split(settings, model, images, split) for model in (first, second)]
     figures = [
         ModelFigures(
-            model=str(model),
-            bpd=result.bpd.mean(),
-            bpd_standard_error=result.standard_error,
-            **digests(model, images),
+            model=str(model), bpd=result.bpd.mean(), bpd_standard_error=result.standard_error, **digests(model, images)
         )
         for model, result in zip((first, second), results, strict=True)
     ]

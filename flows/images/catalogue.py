@@ -1,7 +1,7 @@
 """The published image sets: one entry each with addresses, licence, counts and checksums."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,7 +18,6 @@ class PublishedSet:
     title: str
     homepage: str
     licence: str
-    num_levels: int
     num_train: int
     num_test: int
     reader: Callable[[Path, bool], Any]
@@ -31,6 +30,7 @@ class PublishedSet:
     """The tar file in which the publisher packs the folder, if any."""
     addresses: dict[str, list[str]]
     """The publisher's address and mirrors, by the name of the file to download."""
+    num_levels: int = 256
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,6 @@ def idx_set(title: str, homepage: str, licence: str, reader: type[TorchvisionMNI
         title=title,
         homepage=homepage,
         licence=licence,
-        num_levels=256,
         num_train=60_000,
         num_test=10_000,
         reader=reader,
@@ -94,7 +93,6 @@ CIFAR10 = PublishedSet(
     title="CIFAR-10",
     homepage="https://www.cs.toronto.edu/~kriz/cifar.html",
     licence="not stated by the publisher",
-    num_levels=256,
     num_train=50_000,
     num_test=10_000,
     reader=TorchvisionCIFAR10,
@@ -122,7 +120,6 @@ SVHN = PublishedSet(
     title="SVHN, cropped digits",
     homepage="http://ufldl.stanford.edu/housenumbers/",
     licence="non-commercial use only",
-    num_levels=256,
     num_train=73_257,
     num_test=26_032,
     reader=svhn,
@@ -148,19 +145,15 @@ IMAGENET32 = DownsampledImageNet(
     test={"Imagenet32_val_npz.zip": "013990e6dec1237dcd1f9beadbab81ead6604cc119af5cacbfb59ae28148377a"},
     base_address="https://image-net.org/data/downsample/",
 )
-IMAGENET64 = DownsampledImageNet(
+IMAGENET64 = replace(
+    IMAGENET32,
     title="ImageNet 64x64 (Chrabaszcz, Loshchilov and Hutter 2017)",
-    homepage="https://patrykchrabaszcz.github.io/Imagenet32/",
-    num_train=1_281_167,
-    num_test=50_000,
     size=64,
-    layout="npz",
     train={
         "Imagenet64_train_part1_npz.zip": "9422dc1dc5d092e9814a70a1cb7fc74880d2db5d88a0cb8a34ee363b12bde3f1",
         "Imagenet64_train_part2_npz.zip": "9fafc115afb7e6c301e66dc16b2d737152b427bd5dab26e1293487a6819c7f30",
     },
     test={"Imagenet64_val_npz.zip": "e1e75133158a1924135a9c6f97a80d2d237b158945e0b34074e58e6c8430eeb8"},
-    base_address="https://image-net.org/data/downsample/",
 )
 IMAGENET32_2016 = DownsampledImageNet(
     title="ImageNet 32x32 (van den Oord, Kalchbrenner and Kavukcuoglu 2016)",
@@ -173,16 +166,12 @@ IMAGENET32_2016 = DownsampledImageNet(
     test={"valid_32x32.tar": "862e559462b24cf736212a19f6b0d47b55c2dc8ebdaa95ccecfe71260124c8f7"},
     base_address="http://image-net.org/small/",
 )
-IMAGENET64_2016 = DownsampledImageNet(
+IMAGENET64_2016 = replace(
+    IMAGENET32_2016,
     title="ImageNet 64x64 (van den Oord, Kalchbrenner and Kavukcuoglu 2016)",
-    homepage="https://arxiv.org/abs/1601.06759",
-    num_train=1_281_149,
-    num_test=49_999,
     size=64,
-    layout="png",
     train={"train_64x64.tar": "e2a2c1947a748d0d256e98e6d82800d855441dc9e4de2e71a773f1324c4524d7"},
     test={"valid_64x64.tar": "eeac03ec4f585baf871d2b4cb9c974bfe345e74878a74e5820fe6eb1041629cd"},
-    base_address="http://image-net.org/small/",
 )
 
 PUBLISHED: dict[str, PublishedSet | DownsampledImageNet] = {

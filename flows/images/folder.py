@@ -57,13 +57,7 @@ class Survey(NamedTuple):
 
 
 def read_folder(
-    source: Path,
-    *,
-    test_fraction: float,
-    validation_fraction: float,
-    split_seed: int,
-    grayscale: bool,
-    resized: bool,
+    source: Path, *, test_fraction: float, validation_fraction: float, split_seed: int, grayscale: bool, resized: bool
 ) -> ImageFolder:
     """Return the images in `source`, a folder or one .npy file, in the order of their names.
 

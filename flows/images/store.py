@@ -17,7 +17,7 @@ from typing import Any, BinaryIO, NamedTuple, get_args
 import numpy as np
 
 from flows.core.errors import Exit, UserError, brief
-from flows.core.files import file_sha256, naming, open_regular, parse_json, read_bounded
+from flows.core.files import file_sha256, open_regular, parse_json, read_bounded, writing
 from flows.core.memory import available
 from vdm.choices import MOST_LEVELS, Split
 
@@ -92,9 +92,8 @@ def write_array(path: Path, chunks: Iterable[np.ndarray]) -> tuple[int, ...]:
     """
     shape: tuple[int, ...] = ()
     dtype = np.dtype(np.uint8)
-    partial = path.with_name(f"{path.name}.partial")
     # Not through a memory map: a full disk would kill the process with SIGBUS, where a write raises OSError.
-    with naming(path, partial), partial.open("wb") as file:
+    with writing(path) as file:
         for chunk in chunks:
             if not shape:
                 shape, dtype = (0, *chunk.shape[1:]), chunk.dtype
@@ -107,7 +106,6 @@ def write_array(path: Path, chunks: Iterable[np.ndarray]) -> tuple[int, ...]:
             raise ValueError("no images")
         file.seek(0)
         write_header(file, shape, dtype)
-    partial.replace(path)
     return shape
 
 
@@ -200,18 +198,22 @@ def spread(images: np.ndarray, count: int | None) -> np.ndarray:
 def chunks(images: np.ndarray, size: int) -> Iterator[tuple[int, np.ndarray]]:
     """Yield contiguous chunks of at most `size` images, fewer if they are large, each with the number of its first.
 
-    A mapped array is mapped again for each chunk, so that the pages read do not accumulate in this process.
+    The pages of a mapped array that are read do not stay in memory.
     """
-    mapped = isinstance(images, np.memmap) and images.flags.c_contiguous and images.size > 0
     size = fitting(size, images[0].nbytes) if images.size else size
     for first in range(0, len(images), size):
-        count = min(size, len(images) - first)
-        if mapped:
-            offset = images.offset + first * images[0].nbytes  # type: ignore[attr-defined]
-            name, shape = images.filename, (count, *images.shape[1:])  # type: ignore[attr-defined]
-            yield first, np.array(np.memmap(name, images.dtype, "r", offset, shape))
-        else:
-            yield first, np.ascontiguousarray(images[first : first + count])
+        yield first, rows(images, first, min(first + size, len(images)))
+
+
+def rows(images: np.ndarray, first: int, last: int) -> np.ndarray:
+    """Return images `first` to `last` - 1, contiguous.
+
+    A mapped array is mapped again each time, so that the pages read do not accumulate in this process.
+    """
+    if not isinstance(images, np.memmap) or not images.flags.c_contiguous or not images.size:
+        return np.ascontiguousarray(images[first:last])
+    offset, shape = images.offset + first * images[0].nbytes, (last - first, *images.shape[1:])
+    return np.array(np.memmap(str(images.filename), images.dtype, "r", offset, shape))
 
 
 def fitting(most: int, row_bytes: int) -> int:

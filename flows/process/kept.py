@@ -36,10 +36,7 @@ class Kept:
         """Start the command's process."""
         self.started = time.monotonic()
         self.process = subprocess.Popen(
-            self.command,
-            start_new_session=True,
-            text=True,
-            preexec_fn=partial(signal_with_parent, self.when_orphaned),
+            self.command, start_new_session=True, text=True, preexec_fn=partial(signal_with_parent, self.when_orphaned)
         )
 
     def revive(self) -> None:

@@ -18,16 +18,12 @@ class Estimate(NamedTuple):
     standard_error: float
 
 
-def frechet_distance(first: np.ndarray, second: np.ndarray) -> float:
-    """Return the Frechet distance of the Gaussians with the means and covariances of both sets, squared.
+def frechet_distance(first: np.ndarray) -> Measure:
+    """Return the function from other features to their squared Frechet distance from `first`.
 
-    |m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2)) (Heusel et al. 2017, arXiv 1706.08500, eq. 6)
+    It is that of the Gaussians with the means and covariances of both, |m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2))
+    (Heusel et al. 2017, arXiv 1706.08500, eq. 6).  What depends on `first` is computed once.
     """
-    return frechet_distance_from(first)(second)
-
-
-def frechet_distance_from(first: np.ndarray) -> Measure:
-    """Return the function from other features to `frechet_distance`; it computes what depends on `first` once."""
     mean, covariance = first.mean(0), np.cov(first, rowvar=False)
     values, vectors = np.linalg.eigh(covariance)
     root = (vectors * np.sqrt(values.clip(0))) @ vectors.T
@@ -40,16 +36,13 @@ def frechet_distance_from(first: np.ndarray) -> Measure:
     return measure
 
 
-def kernel_distance(first: np.ndarray, second: np.ndarray) -> float:
-    """Return the unbiased estimate of the squared maximum mean discrepancy with the kernel (x.y / D + 1)^3.
+def kernel_distance(first: np.ndarray) -> Measure:
+    """Return the function from other features to their kernel distance from `first`.
 
-    As in Binkowski et al. 2018, arXiv 1801.01401, section 4, but over all pairs instead of those of random subsets.
+    It is the unbiased estimate of the squared maximum mean discrepancy with the kernel (x.y / D + 1)^3 (Binkowski et
+    al. 2018, arXiv 1801.01401, section 4), over all pairs instead of those of random subsets.  What depends on `first`
+    is computed once.
     """
-    return kernel_distance_from(first)(second)
-
-
-def kernel_distance_from(first: np.ndarray) -> Measure:
-    """Return the function from other features to `kernel_distance`; it computes what depends on `first` once."""
     within = mean_of_pairs(kernel(first, first))
 
     def measure(second: np.ndarray) -> float:

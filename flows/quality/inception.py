@@ -1,5 +1,6 @@
 """The features of Inception, for the true FID and KID.  Its weights are a file of the user's; nothing is downloaded."""
 
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -17,15 +18,12 @@ def inception_features(
 ) -> np.ndarray:
     """Return the pooled features (N,2048) of images (N,C,H,W), gray or in colour.
 
-    torch-fidelity computes them, which gives the published FID's values.  Raises UserError: exit 2 if it is not
-    installed, 5 if the weights are missing, have another digest, or are not those of its Inception.
+    torch-fidelity computes them, which gives the published FID's values.  Raises what `require_inception` raises, and
+    UserError (exit 5) if the weights are not those of its Inception.
     """
-    try:
-        from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
-    except ImportError as error:
-        advice = "pip install 'vdm-pipeline[metrics]'"
-        raise UserError(f"sample.inception_weights needs torch-fidelity: {advice}", Exit.USAGE) from error
-    require_digest(weights, sha256)
+    require_inception(images.shape[1], weights, sha256)
+    from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+
     try:
         # torch-fidelity would unpickle anything; this reads tensors only, and fails for other files.
         torch.load(weights, map_location="cpu", weights_only=True)
@@ -39,8 +37,17 @@ def inception_features(
     return torch.cat([network(batch.to(device))[0].double().cpu() for batch in batches]).numpy()
 
 
-def require_digest(weights: Path, sha256: str) -> None:
-    """Raise UserError (exit 5) unless the file has the digest."""
+def require_inception(num_channels: int, weights: Path, sha256: str) -> None:
+    """Raise UserError unless images with this number of channels can be embedded.
+
+    Its exit code is 2 if the number is not 1 or 3, or if torch-fidelity is not installed, and 5 if the weights are
+    missing or have another digest.
+    """
+    if num_channels not in (1, 3):
+        raise UserError(f"Inception takes images of 1 or 3 channels, not {num_channels}", Exit.USAGE)
+    if not find_spec("torch_fidelity"):
+        advice = "pip install 'vdm-pipeline[metrics]'"
+        raise UserError(f"sample.inception_weights needs torch-fidelity: {advice}", Exit.USAGE)
     try:
         found = file_sha256(weights)
     except OSError as error:
@@ -50,11 +57,6 @@ def require_digest(weights: Path, sha256: str) -> None:
 
 
 def in_colour(images: np.ndarray, num_levels: int) -> torch.Tensor:
-    """Return images of levels as the 8-bit pixels (N,3,H,W) that Inception takes.
-
-    Raises UserError (exit 2) for images that are neither gray nor of three channels.
-    """
-    if images.shape[1] not in (1, 3):
-        raise UserError(f"Inception takes images of 1 or 3 channels, not {images.shape[1]}", Exit.USAGE)
+    """Return images of levels, gray or in colour, as the 8-bit pixels (N,3,H,W) that Inception takes."""
     pixels = np.rint(images.astype(float) * (255 / (num_levels - 1))).astype(np.uint8)
     return torch.from_numpy(pixels).expand(-1, 3, -1, -1)

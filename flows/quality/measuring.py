@@ -17,8 +17,8 @@ from flows.quality.distances import (
     NEIGHBOURS,
     Estimate,
     Measure,
-    frechet_distance_from,
-    kernel_distance_from,
+    frechet_distance,
+    kernel_distance,
     probability_nearer,
     radii,
     recall,
@@ -26,7 +26,8 @@ from flows.quality.distances import (
     squared_distances,
     with_error,
 )
-from flows.quality.features import embed, load_features, read_features_config
+from flows.quality.features import embed, load_features
+from flows.quality.inception import inception_features, require_inception
 
 if TYPE_CHECKING:
     from flows.core.params import Quality, Sample
@@ -89,17 +90,19 @@ def measure(
 def require_fitting(sample: "Sample", quality: "Quality", *, model: Path, features: Path, images: Path) -> None:
     """Raise UserError (exit 2) unless the model fits the images, and the features were trained on them.
 
-    Raises UserError: exit 2 for too few images or too little memory to compare them, 4 for invalid images;
-    CheckpointError and ImageSetError for damaged files.
+    Raises UserError: exit 2 for a missing device, too few images or too little memory to compare them, 4 for invalid
+    images; CheckpointError and ImageSetError for damaged files; what `require_inception` raises.
     """
     described, image_set = read_description(model)["model"], load_images(images)
     if (tuple(described["image_shape"]), described["num_levels"]) != (image_set.image_shape, image_set.num_levels):
         raise UserError(f"{model} is no model of images like those in {images}; run `vdmctl train`", Exit.USAGE)
-    if read_features_config(features).data_sha256 != data_sha256(images):
+    if load_features(features, find_device(quality.device))[1].data_sha256 != data_sha256(images):
         raise UserError(f"{features} was trained on other images than {images}; run `vdmctl features`", Exit.USAGE)
     for split in ("train", "test"):
         if reason := fault(image_set, split):
             raise UserError(f"{images}: {reason}; run `vdmctl validate`", Exit.INVALID_DATA)
+    if sample.inception_weights and sample.inception_sha256:
+        require_inception(image_set.image_shape[0], Path(sample.inception_weights), sample.inception_sha256)
     num_compared(sample.num_images, image_set, quality.num_images)
     most = min(quality.num_images, len(image_set.train))
     require(TABLES * 8 * most**2, find_device("cpu"), "sample: lower quality.num_images")
@@ -134,8 +137,8 @@ def feature_figures(
 ) -> dict[str, QualityFigure]:
     """Return both distances, with `name` in their keys, and precision and recall, from features (N,D)."""
     measures: dict[str, Measure] = {
-        f"fd_{name}": frechet_distance_from(training),
-        f"kd_{name}": kernel_distance_from(training),
+        f"fd_{name}": frechet_distance(training),
+        f"kd_{name}": kernel_distance(training),
         "precision": partial(share_within, reference=training, radii=radii(training)),
         "recall": partial(recall, reference=training),
     }
@@ -167,14 +170,12 @@ def inception_figures(
     """Return FID and KID if `sample.inception_weights` names the weights; else nothing."""
     if sample.inception_weights is None:
         return {}
-    from flows.quality.inception import inception_features
-
     assert sample.inception_sha256 is not None
     weights, device = Path(sample.inception_weights), find_device(quality.device)
     samples, held_out, training = (
         inception_features(part, num_levels, weights, sample.inception_sha256, device) for part in pictures
     )
-    measures = {"fid": frechet_distance_from(training), "kid": kernel_distance_from(training)}
+    measures = {"fid": frechet_distance(training), "kid": kernel_distance(training)}
     return figures_of(measures, samples, held_out, quality)
 
 

@@ -1,10 +1,10 @@
 """What validation found: every expectation with its result, and the images that break one."""
 
-import json
 from typing import Any, NamedTuple
 
 from flows.report.pictures import Picture, tile
 from flows.report.results import Results, image_at
+from flows.report.templates import value
 from flows.validation.report import Result
 
 MOST_SHOWN = 10
@@ -50,10 +50,10 @@ def row_of(results: Results, row: dict[str, Any], prefix: str = "") -> Shown:
     split, number = row.get(f"{prefix}split"), row.get(f"{prefix}image")
     image = image_at(results, split, number)
     if image is None or results.images is None:
-        return Shown(None, ", ".join(f"{key} {text(value)}" for key, value in list(row.items())[:MOST_SHOWN]))
+        return Shown(None, ", ".join(f"{key} {value(item)}" for key, item in list(row.items())[:MOST_SHOWN]))
     name = f"{split} image {number}"
     file = row.get(f"{prefix}file")
-    return Shown(tile(image, results.images.num_levels, name), f"{name}, {text(file)}" if file else name)
+    return Shown(tile(image, results.images.num_levels, name), f"{name}, {value(file)}" if file else name)
 
 
 def alike(results: Results) -> list[Pair]:
@@ -65,13 +65,8 @@ def alike(results: Results) -> list[Pair]:
         Pair(
             row_of(results, pair),
             row_of(results, pair, "of_"),
-            f"{text(pair.get('moved'))}, distance {text(pair.get('distance'))},"
-            f" {text(pair['by_chance'])} as close by chance",
+            f"{value(pair.get('moved'))}, distance {value(pair.get('distance'))},"
+            f" {value(pair['by_chance'])} as close by chance",
         )
         for pair in pairs
     ]
-
-
-def text(value: Any) -> str:
-    """Return a value of a report in words."""
-    return value if isinstance(value, str) else json.dumps(value)

@@ -46,5 +46,5 @@ def figure(number: float | None, error: float | None = None, form: str = ".4f") 
 
 
 def value(parameter: Any) -> str:
-    """Return the value of a parameter as in params.yaml."""
+    """Return a value as text: a string as it is, anything else as JSON, which is how params.yaml writes it."""
     return parameter if isinstance(parameter, str) else json.dumps(parameter, default=str)

@@ -36,7 +36,7 @@ def draw(model: Path, settings: "Sample") -> np.ndarray:
     count = min(settings.num_devices, settings.num_images)
     devices = find_devices(settings.device, count)
     vdm = load_model(model, devices[0])
-    require(memory_needed(vdm, settings), devices[0], ADVICE)
+    require(memory_needed(vdm, settings, settings.num_images // count), devices[0], ADVICE)
     if count == 1:
         return draw_share(vdm, settings, range(settings.num_images))
     from flows.training.distributed import results_of
@@ -44,9 +44,8 @@ def draw(model: Path, settings: "Sample") -> np.ndarray:
     return np.concatenate(results_of(partial(draw_part, model, settings, count), num_processes=count))
 
 
-def memory_needed(vdm: VDM, settings: "Sample") -> int:
-    """Return a lower bound of the bytes that drawing the images takes in one process."""
-    share = settings.num_images // min(settings.num_devices, settings.num_images)
+def memory_needed(vdm: VDM, settings: "Sample", share: int) -> int:
+    """Return a lower bound of the bytes that drawing `share` images takes in one process."""
     solver = solver_of(settings, next(vdm.parameters()).device)
     return sampling.memory_needed(vdm, min(settings.batch_size, share), solver) + 2 * share * vdm.num_dims
 
@@ -69,7 +68,7 @@ def fill(vdm: VDM, settings: "Sample", known: torch.Tensor, missing: torch.Tenso
 
     Raises UserError (exit 2) if there is too little memory, and what `in_batches` raises.
     """
-    require(memory_needed(vdm, settings), next(vdm.parameters()).device, ADVICE)
+    require(memory_needed(vdm, settings, settings.num_images), next(vdm.parameters()).device, ADVICE)
     images = in_batches(vdm, settings, range(settings.num_images), filling(vdm, settings, known, missing))
     return np.where(missing.numpy(), images, known.numpy().astype(images.dtype))
 

@@ -8,9 +8,9 @@ import numpy as np
 from PIL import Image
 
 from flows.core.errors import Exit, UserError
-from flows.core.files import write_whole, writing
+from flows.core.files import write_whole
 from flows.core.folders import has_only, writing_folder
-from flows.images.store import write_header
+from flows.images.store import write_array
 
 GAP = 2
 SMALLEST_SHOWN = 32
@@ -48,19 +48,12 @@ def write(path: Path, images: np.ndarray, num_levels: int) -> None:
         case ".png":
             write_whole(path, png(grid(images, num_levels)))
         case ".npy":
-            write_array(path, images.astype(np.uint8 if num_levels <= 256 else np.uint16, copy=False))
+            write_array(path, [images.astype(np.uint8 if num_levels <= 256 else np.uint16, copy=False)])
         case _:
             digits = len(str(len(images) - 1))
             with writing_folder(path) as folder:
                 for number, image in enumerate(images):
                     write_whole(folder / f"{number:0{digits}}.png", png(shown(image, num_levels)))
-
-
-def write_array(path: Path, images: np.ndarray) -> None:
-    """Write an .npy file, whole or not at all.  Raises OSError that names the file, which `numpy.save` may not do."""
-    with writing(path) as file:
-        write_header(file, images.shape, images.dtype)
-        file.write(np.ascontiguousarray(images).data)
 
 
 def shown(image: np.ndarray, num_levels: int) -> np.ndarray:

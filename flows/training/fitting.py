@@ -19,14 +19,7 @@ from flows.core.memory import require
 from flows.images.store import ImageSet, data_sha256, load_images
 from flows.process.locks import claim
 from flows.process.progress import bar
-from flows.training.collectives import (
-    agreement,
-    any_process,
-    from_first,
-    is_first,
-    local_rank,
-    process_group,
-)
+from flows.training.collectives import agreement, any_process, from_first, is_first, local_rank, process_group
 from flows.training.runs import Run, fingerprint, reported, stop_signals, writing_curves
 from vdm import evaluation
 from vdm.choices import TrainingImages

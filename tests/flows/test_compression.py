@@ -22,6 +22,7 @@ from flows.compression.files import Compressed
 from flows.compression.header import DICTIONARY, Header, packed, packed_text, read_header
 from flows.compression.rans import Rans
 from flows.compression.words import Stack
+from flows.core import memory
 from flows.core.checkpoint import save_model
 from flows.core.errors import Exit, UserError
 from flows.images.store import SPLITS, save_images
@@ -437,6 +438,15 @@ def test_images_that_do_not_fit_the_model_are_refused(
             write(name)
         assert raised.value.code == code
     assert not (tmp_path / "images.vdmz").exists()
+
+
+def test_options_are_refused_before_the_bound_is_computed(
+    write: Callable[..., Compressed], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(files, "mean_bound", lambda *_: pytest.fail("the bound is computed"))
+    monkeypatch.setattr(memory, "available", lambda: 1000)
+    with pytest.raises(UserError, match=r"^batches of 4 images, set by --batch-size: this needs at least"):
+        write()
 
 
 def test_outputs_that_exist_are_replaced_only_when_asked(

@@ -122,7 +122,7 @@ def test_every_preset_trains_with_80_gib_and_does_the_rest_with_24(
     monkeypatch.setattr(memory, "available", lambda: 20 * GIB)
     with torch.device("meta"):
         model = VDM(image_shape=shape, num_levels=num_levels, **params.model.model_dump())
-    memory.require(drawing.memory_needed(model, params.sample), torch.device("cpu"), "sample")
+    memory.require(drawing.memory_needed(model, params.sample, params.sample.num_images), torch.device("cpu"), "sample")
     sizes = params.evaluate.model_dump(include={"times_per_image", "batch_size"})
     network = {"num_dims": model.num_dims, "network_bytes": model.inference_bytes("float32")}
     memory.require(evaluation.memory_needed(**network, num_images=50_000, **sizes), torch.device("cpu"), "evaluate")

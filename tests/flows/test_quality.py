@@ -3,6 +3,7 @@
 import hashlib
 import json
 import pickle
+import re
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -41,18 +42,18 @@ def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Small:
 
 def test_the_frechet_distance_is_that_of_gaussians() -> None:
     """Between N(0, 1) and N(0.5, 4) in 6 dimensions it is 6 (0.5^2 + (2 - 1)^2)."""
-    distance = distances.frechet_distance(draws(0, 20_000), draws(1, 20_000, 0.5, 2.0))
+    distance = distances.frechet_distance(draws(0, 20_000))(draws(1, 20_000, 0.5, 2.0))
     assert distance == pytest.approx(6 * (0.25 + 1), rel=0.03)
-    assert distances.frechet_distance(draws(0), draws(0)) == pytest.approx(0, abs=1e-9)
+    assert distances.frechet_distance(draws(0))(draws(0)) == pytest.approx(0, abs=1e-9)
 
 
 def test_the_distances_are_those_of_torch_fidelity() -> None:
     first, second = draws(0), draws(1, shift=0.3)
     statistics = [{"mu": each.mean(0), "sigma": np.cov(each, rowvar=False)} for each in (first, second)]
     theirs = fid_statistics_to_metric(*statistics, False)["frechet_inception_distance"]
-    assert distances.frechet_distance(first, second) == pytest.approx(float(theirs), rel=1e-6)
+    assert distances.frechet_distance(first)(second) == pytest.approx(float(theirs), rel=1e-6)
     kid = kernel_mmd(first, second, kid_kernel="poly", kid_kernel_poly_degree=3, kid_kernel_poly_coef0=1.0)
-    assert distances.kernel_distance(first, second) == pytest.approx(kid, rel=1e-6)
+    assert distances.kernel_distance(first)(second) == pytest.approx(kid, rel=1e-6)
     both = prc_features_to_metric(*map(torch.from_numpy, (first, second)), prc_neighborhood=3, verbose=False)
     assert distances.precision(first, second) == pytest.approx(both["precision"])
     assert distances.recall(first, second) == pytest.approx(both["recall"])
@@ -147,9 +148,23 @@ def test_images_that_cannot_be_compared_are_refused_before_any_is_drawn(
     assert "sample: lower quality.num_images" in capsys.readouterr().err
     monkeypatch.setattr(memory, "available", available)
     params = Path("params.yaml")
-    params.write_text(params.read_text().replace("num_images: 12", "num_images: 9"))
-    assert run(["sample"]) == Exit.USAGE
-    assert "needs 10 samples and 10 test images, got 9" in capsys.readouterr().err
+    text = params.read_text()
+    inception = f"inception_weights: missing.pth\n  inception_sha256: {'a' * 64}"
+    for old, new, code, message in (
+        ("num_images: 12", "num_images: 9", Exit.USAGE, "needs 10 samples and 10 test images, got 9"),
+        (r"auto\n  num_images", "cuda\n  num_images", Exit.USAGE, "torch finds no CUDA device"),
+        (r"inception_weights.*\n.*null", inception, Exit.MISSING, "missing.pth (sample.inception_weights): No such"),
+    ):
+        changed, count = re.subn(old, new, text)
+        assert count
+        params.write_text(changed)
+        assert run(["sample"]) == code
+        assert message in capsys.readouterr().err
+    params.write_text(text)
+    weights = Path("models/features/weights.safetensors")
+    weights.write_bytes(weights.read_bytes()[:-1])
+    assert run(["sample"]) == Exit.MISSING
+    assert "models/features/weights.safetensors: sha256 differs" in capsys.readouterr().err
 
 
 def test_too_few_training_images_are_refused(small: Small) -> None:
