@@ -40,7 +40,7 @@ from flows.orchestration.workspace import (
     workspace,
 )
 from flows.process.environment import settle
-from flows.process.lifeline import end_with, hold_what_starts
+from flows.process.lifeline import end_with_parent, hold_what_starts
 from flows.registry import versions as registry
 from flows.registry.git import git_lines, git_text, require_identity
 from flows.registry.lock_file import read_lock
@@ -82,7 +82,7 @@ def train_vdm(
     leave_out_tracebacks(EXPECTED)
     hold_what_starts()
     if "PREFECT__FLOW_RUN_ID" in os.environ:
-        end_with(os.getppid())  # the worker, which alone could cancel this run
+        end_with_parent("prefect")  # the worker, which alone could cancel this run
     try:
         root = Path(git_text(Path.cwd(), "rev-parse", "--show-toplevel"))
         if publish := publish or is_shared():

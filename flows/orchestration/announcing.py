@@ -6,6 +6,8 @@ from prefect.client.orchestration import get_client
 from prefect.events import emit_event
 from prefect.runtime import flow_run
 
+from flows.orchestration.artifacts import dispensable
+
 Outcome = Literal["promoted", "refused", "failed", "drifted"]
 
 
@@ -20,15 +22,16 @@ def announce(outcome: Outcome, reason: str, *, model: str = "", bpd: float | Non
         "prefect.resource.name": flow_run.name,
         "prefect.resource.role": "flow-run",
     }
-    emit_event(
-        name,
-        {"prefect.resource.id": f"vdm.model.{model or 'none'}", "prefect.resource.name": model or "no model"},
-        related=[run],
-        payload={"model": model or None, "bpd": bpd, "reason": reason},
-    )
-    with get_client(sync_client=True) as client:
-        tags = {*client.read_flow_run(flow_run.id).tags, name}
-        client.update_flow_run(flow_run.id, tags=sorted(tags))
+    with dispensable():
+        emit_event(
+            name,
+            {"prefect.resource.id": f"vdm.model.{model or 'none'}", "prefect.resource.name": model or "no model"},
+            related=[run],
+            payload={"model": model or None, "bpd": bpd, "reason": reason},
+        )
+        with get_client(sync_client=True) as client:
+            tags = {*client.read_flow_run(flow_run.id).tags, name}
+            client.update_flow_run(flow_run.id, tags=sorted(tags))
 
 
 def announce_drift(line: str) -> None:

@@ -4,9 +4,12 @@ import re
 import shutil
 import time
 from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from prefect import get_run_logger
 from prefect.artifacts import (
     create_markdown_artifact,
     create_progress_artifact,
@@ -16,6 +19,7 @@ from prefect.artifacts import (
 
 from flows.core import layout
 from flows.core.documents import read
+from flows.core.errors import brief
 from flows.core.files import read_bounded, write_whole
 from flows.core.folders import writing_folder
 from flows.core.params_file import read_params
@@ -33,12 +37,23 @@ NUM_LINES = 20
 """The speed is computed from this number of the last lines of the log."""
 
 
+@contextmanager
+def dispensable() -> Iterator[None]:
+    """Log a warning if Prefect cannot show something, whatever its client raises: the run goes on without it."""
+    try:
+        yield
+    except Exception as error:
+        get_run_logger().warning("not shown in Prefect's UI: %s", brief(error))
+
+
 class Progress:
     """The progress bar of a training run, which follows the lines of its log."""
 
     def __init__(self, folder: Path) -> None:
         self.steps = read_params(folder / layout.PARAMS).train.steps
-        self.artifact: Any = create_progress_artifact(0.0, key="training", description=f"0 of {self.steps} steps")
+        self.artifact: Any = None
+        with dispensable():
+            self.artifact = create_progress_artifact(0.0, key="training", description=f"0 of {self.steps} steps")
         self.shown = 0.0
         self.validation = ""
         self.reached: deque[tuple[float, int]] = deque(maxlen=NUM_LINES)
@@ -55,11 +70,12 @@ class Progress:
         validation = VALIDATION.search(said)
         self.reached.append((now, step))
         ends = step == self.steps or said.startswith(ENDS)
-        if ends or now - self.shown > EVERY_SECONDS:
+        if self.artifact and (ends or now - self.shown > EVERY_SECONDS):
             left = "" if ends else self.left()
             percent = 100.0 if ends else 100 * step / self.steps
             description = f"{step} of {self.steps} steps{left}: {said}{'' if validation else self.validation}"
-            update_progress_artifact(self.artifact, percent, description)
+            with dispensable():
+                update_progress_artifact(self.artifact, percent, description)
             self.shown = now
         if validation:
             self.validation = f"; {validation[0]} at step {step}"
@@ -112,7 +128,8 @@ def show_results(folder: Path, kept: Path) -> None:
 
 def show(key: str, description: str, content: str) -> None:
     """Show a page in Markdown."""
-    create_markdown_artifact(content, key=key, description=description)
+    with dispensable():
+        create_markdown_artifact(content, key=key, description=description)
 
 
 def show_evidence(evidence: Path, kept: Path) -> None:
@@ -163,4 +180,5 @@ def show_metrics(models: dict[str, Metrics], evidence: Evidence) -> None:
     figures = {name: markdown.likelihoods(metrics) for name, metrics in models.items()}
     rows = dict.fromkeys(row for found in figures.values() for row in found)
     table = [{"bits/dim": row, **{name: found.get(row, "") for name, found in figures.items()}} for row in rows]
-    create_table_artifact(table, key="metrics", description=decision(evidence))
+    with dispensable():
+        create_table_artifact(table, key="metrics", description=decision(evidence))

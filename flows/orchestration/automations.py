@@ -2,8 +2,9 @@
 
 import os
 import signal
+import time
 from contextlib import suppress
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from prefect.events.schemas.automations import AutomationCore, EventTrigger, Pos
 from flows.core import bounded_yaml, layout
 from flows.core.errors import Exit, UserError, brief
 from flows.core.files import read_bounded
-from flows.orchestration.deployments import OF_FLOW
+from flows.orchestration.deployments import OF_FLOW, OF_POOL
 from flows.orchestration.engines import engines
 from flows.orchestration.server import Api, Refused
 from flows.process.streams import say_on_stderr
@@ -58,26 +59,29 @@ def silent_runs() -> AutomationCore:
     )
 
 
-def end_dead_runs(api: Api, *, after: float = 0.0) -> None:
-    """End the runs whose process is gone and that have been in their state for `after` seconds; print a line for each.
+def end_dead_runs(api: Api, absent: dict[str, float], *, after: float = 0.0) -> None:
+    """End the pool's runs that have had no process for `after` seconds, and print a line for each.
 
     Without this Prefect could show them as running forever: only a worker watches the process of a run, and its report
     is lost if the server fails just then.  While a worker runs, `after` must give it time to start a process.
 
-    Raises OSError if the server fails.
+    `absent` has the runs that the last call found without a process, and since when, on this machine's monotonic clock:
+    the server's clock may differ.  It is updated.  Raises OSError if the server fails.
     """
     unfinished = {
         "deployment_id": {"is_null_": False},
         "state": {"type": {"any_": ["PENDING", "RUNNING", "CANCELLING"]}},
     }
-    runs = api.ask("flow_runs/filter", flows=OF_FLOW, flow_runs=unfinished)
-    alive, now = engines(api.url), datetime.now(UTC)
-    for run in runs:
-        seconds = (now - datetime.fromisoformat(run["state"]["timestamp"])).total_seconds()
-        if run["id"] not in alive and seconds >= after:
+    runs = api.ask("flow_runs/filter", flows=OF_FLOW, work_pools=OF_POOL, flow_runs=unfinished)
+    alive, now = engines(api.url), time.monotonic()
+    gone = {run["id"]: run for run in runs if run["id"] not in alive}
+    for ended in absent.keys() - gone.keys():
+        del absent[ended]
+    for key, run in gone.items():
+        if now - absent.setdefault(key, now) >= after:
             end = "CANCELLED" if run["state"]["type"] == "CANCELLING" else "CRASHED"
             # Not forced, so a run that has ended meanwhile keeps its state.
-            answer = api.ask(f"flow_runs/{run['id']}/set_state", state={"type": end, "message": PROCESS_GONE})
+            answer = api.ask(f"flow_runs/{key}/set_state", state={"type": end, "message": PROCESS_GONE})
             if answer["status"] == "ACCEPT":
                 say_on_stderr(f"run {run['name']}: its process was gone, so the run was ended")
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -9,7 +10,7 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from functools import cache
 from io import StringIO
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from pydantic import ValidationError
 from ruamel.yaml import YAML
@@ -29,6 +30,9 @@ FLOW = "train-vdm"
 POOL = "vdm"
 OF_FLOW = {"name": {"any_": [FLOW]}}
 """The filter of the flow, for requests to the server."""
+OF_POOL = {"name": {"any_": [POOL]}}
+"""The filter of the work pool."""
+MOST_SECONDS = 3.0
 
 
 def deploy() -> None:
@@ -169,21 +173,37 @@ def next_time(schedule: Any) -> str:
 def next_times(schedule: str) -> list[datetime]:
     """Return the time of the next run of a schedule, given as JSON; [] after its last run.
 
-    Raises ValueError for a date that never comes, such as February 30.
+    Raises ValueError for a date that never comes, such as February 30, or that takes more than MOST_SECONDS of this
+    process's time to find.  Prefect's server would search for it, too.
     """
     from prefect.server.schemas.schedules import SCHEDULE_TYPES
     from pydantic import TypeAdapter
 
     # Only the server's class of schedules can compute times.
     planned: Any = TypeAdapter(SCHEDULE_TYPES).validate_json(schedule)
-    return list(asyncio.run(planned.get_dates(n=1, start=datetime.now(UTC))))
+    before = signal.signal(signal.SIGVTALRM, give_up)
+    signal.setitimer(signal.ITIMER_VIRTUAL, MOST_SECONDS)  # of its CPU time, which a busy machine does not change
+    try:
+        return list(asyncio.run(planned.get_dates(n=1, start=datetime.now(UTC))))
+    except OverflowError as error:
+        raise ValueError(brief(error)) from error
+    finally:
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+        signal.signal(signal.SIGVTALRM, before)
+
+
+def give_up(number: int, frame: object) -> NoReturn:
+    """Raise ValueError for a search that takes too long."""
+    raise ValueError(f"the search for its next run takes more than {MOST_SECONDS:g} s")
 
 
 @cache
 def why_impossible(schedule: str) -> str:
-    """Return why a schedule, given as JSON, can have no next run; "" if it can."""
+    """Return why a schedule, given as JSON, can have no next run; "" if it can, or if this machine cannot read it."""
     try:
         next_times(schedule)
+    except ValidationError:  # such as a time zone that only the server knows
+        return ""
     except ValueError as error:
         return brief(error)
     return ""

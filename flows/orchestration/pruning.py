@@ -19,7 +19,7 @@ from flows.core.checkpoint import load_state
 from flows.core.errors import Exit, NetworkError, UserError, brief
 from flows.orchestration import workspace
 from flows.orchestration.server import Api, answers, require_server
-from flows.orchestration.status import CONCLUDED, Entry, address, runs, size_of
+from flows.orchestration.status import CONCLUDED, Entry, address, all_runs, size_of
 from flows.process.groups import processes_in
 from flows.process.locks import folder_of_devices, held_locks
 from flows.registry.cache import cache_locked, delete_files, superfluous
@@ -236,20 +236,12 @@ def prune_history(root: Path, work: Pruning, keep: int) -> None:
     try:
         require_server(url)
         api = Api(url, DELETE_SECONDS)
-        ended = ended_runs(api)[keep:]
+        ended = all_runs(api, *CONCLUDED, "CANCELLED", sort="END_TIME_DESC")[keep:]
         work.remove("prefect_runs", [run["name"] for run in ended], None, partial(delete_runs, api, ended))
     except UserError as error:
         work.problems.append(f"Prefect's history: {error}")
     except OSError as error:
         work.problems.append(f"Prefect's history at {url}: {brief(error)}")
-
-
-def ended_runs(api: Api) -> list[Entry]:
-    """Return the runs of the flow that have ended, newest first."""
-    found: list[Entry] = []
-    while page := runs(api, *CONCLUDED, "CANCELLED", sort="END_TIME_DESC", limit=200, offset=len(found)):
-        found += page
-    return found
 
 
 def delete_runs(api: Api, ended: list[Entry]) -> None:

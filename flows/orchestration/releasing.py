@@ -106,13 +106,17 @@ def fetch_versions(root: Path) -> State[None] | list[str]:
 def release(place: Workspace, made: str) -> Release:
     """Make a commit a version, and the champion if it is better."""
     known = [version for version in registry.versions(place.root) if version.commit == made]
-    subject = git_text(place.root, "log", "-1", "--format=%s", made)
-    version = known[-1] if known else registry.add_version(place.root, made, subject)
+    version = known[-1] if known else registry.add_version(place.root, made, subject(place.root, made))
     before = registry.champion(place.root)
     evidence = cast(Evidence, promote(version.name, place.folder, report_folder(place), return_state=True).result())
     compared = [version, before] if before else [version]
     artifacts.show_metrics({each.name: each.metrics for each in compared}, evidence)
     return Release(version, branch_of(place, made), evidence)
+
+
+def subject(root: Path, commit: str) -> str:
+    """Return the first line of a commit's message."""
+    return git_text(root, "log", "-1", "--format=%s", commit)
 
 
 def conclude(root: Path, outcome: Release | str, *, publish: bool) -> str:
@@ -137,7 +141,10 @@ def catch_up(root: Path, made: str | None = None) -> Release | None:
     Return the release of the commit `made` if it is among them.  The others are announced.
     """
     ours = None
-    for commit in cast(list[str], fetch_versions(root, return_state=True).result()):
+    withdrawn = cast(list[str], fetch_versions(root, return_state=True).result())
+    for commit in withdrawn:  # all of them, before anything can fail: without a number nothing would name them again
+        registry.add_version(root, commit, subject(root, commit))
+    for commit in withdrawn:
         with workspace(root, git_text(root, "show", f"{commit}:{layout.PARAMS}") + "\n", commit) as place:
             again = release(place, commit)
         if commit == made:

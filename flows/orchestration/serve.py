@@ -15,8 +15,8 @@ from functools import partial
 from pathlib import Path
 
 from flows.core.errors import Exit, UserError
-from flows.orchestration.deployments import FLOW, POOL, deploy, prefect, schedules, switch_off_impossible
-from flows.orchestration.server import Address, Api, answers, configure, find_address, require_server
+from flows.orchestration.deployments import FLOW, OF_POOL, POOL, deploy, prefect, schedules, switch_off_impossible
+from flows.orchestration.server import Address, Api, answers, configure, find_address, refusal, require_server
 from flows.orchestration.workers import (
     CPU,
     GPU,
@@ -72,20 +72,25 @@ def serve(
             stack.enter_context(owning_database())
             kept.append(start_server(stack, address))
         name = (SHARED if share else "") + worker_name(Path.cwd())
-        prepare(address.url, name if worker else None)
+        try:
+            prepare(address.url, name if worker else None)
+        except OSError as error:
+            raise UserError(f"{address.url}: {refusal(error)}", Exit.MISSING) from error
         if worker:
             require_queues(Api(address.url), queues)
             kept.append(start_worker(stack, address.url, name, queues))
         say_on_stderr("\n".join(schedules()))
         page = address.url.removesuffix("/api")
         say_on_stderr(f"serving at {page}; `prefect deployment run {FLOW}` starts a run")
-        keep_alive(kept, partial(look, notifications.look, address.url, sees_all_runs=worker and not share))
+        absent: dict[str, float] | None = {} if worker and not share else None
+        keep_alive(kept, partial(look, notifications.look, address.url, absent))
 
 
-def look(notifications: Callable[[Api], None], url: str, *, sees_all_runs: bool) -> None:
+def look(notifications: Callable[[Api], None], url: str, absent: dict[str, float] | None) -> None:
     """Look for schedules that never fire, for runs to stop or to end, and for new blocks of notifications.
 
-    Where workers on other machines share the server, the processes of its runs cannot all be seen from here.
+    `absent` is that of `end_dead_runs`.  It is None where workers on other machines share the server, since the
+    processes of their runs cannot be seen from here.
     """
     from flows.orchestration.automations import end_dead_runs, stop_unwanted_runs
 
@@ -93,8 +98,8 @@ def look(notifications: Callable[[Api], None], url: str, *, sees_all_runs: bool)
         api = Api(url)
         switch_off_impossible(api)
         stop_unwanted_runs(api, Path.cwd())
-        if sees_all_runs:
-            end_dead_runs(api, after=DEAD_SECONDS)
+        if absent is not None:
+            end_dead_runs(api, absent, after=DEAD_SECONDS)
         notifications(api)
 
 
@@ -144,7 +149,7 @@ def prepare(url: str, worker: str | None) -> None:
     """
     from flows.orchestration.automations import end_dead_runs, put, silent_runs
 
-    api = Api(url)
+    api = Api(url, START_SECONDS)
     create_pool(api)
     others = workers(api) - {worker}
     if worker:
@@ -152,14 +157,14 @@ def prepare(url: str, worker: str | None) -> None:
     deploy()
     put(api, silent_runs().model_dump(mode="json", exclude={"owner_resource"}))
     if not others:  # the process of a run on another machine cannot be seen here
-        end_dead_runs(api)
+        end_dead_runs(api, {})
 
 
 def create_pool(api: Api) -> None:
     """Create the work pool and its queues, where they do not exist.  Raises UserError; see `require_pool`."""
     from prefect.workers.process import ProcessWorker
 
-    if POOL not in {pool["name"] for pool in api.ask("work_pools/filter", limit=200)}:
+    if not api.ask("work_pools/filter", work_pools=OF_POOL):
         template = ProcessWorker.get_default_base_job_template()
         api.ask("work_pools/", name=POOL, type="process", base_job_template=template)
     require_pool(api)

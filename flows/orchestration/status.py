@@ -13,7 +13,7 @@ from typing import Any
 
 from flows.core import layout
 from flows.core.errors import UserError
-from flows.orchestration.deployments import FLOW, OF_FLOW, POOL
+from flows.orchestration.deployments import FLOW, OF_FLOW, OF_POOL, POOL
 from flows.orchestration.server import Api, Refused, setting
 from flows.orchestration.workers import served_at, why_unusable
 from flows.process.locks import folder_of_devices, held_locks
@@ -22,6 +22,8 @@ from flows.registry.versions import MODEL, champion, versions
 
 UNFINISHED = ["PENDING", "RUNNING", "PAUSED", "CANCELLING"]
 CONCLUDED = ["COMPLETED", "FAILED", "CRASHED"]
+PAGE = 200
+"""The largest number of runs in an answer of the server."""
 Entry = dict[str, Any]
 
 
@@ -64,11 +66,19 @@ def runs(api: Api, *states: str, sort: str, limit: int, offset: int = 0) -> list
     return found
 
 
+def all_runs(api: Api, *states: str, sort: str) -> list[Entry]:
+    """Return all runs of the flow in these states."""
+    found: list[Entry] = []
+    while page := runs(api, *states, sort=sort, limit=PAGE, offset=len(found)):
+        found += page
+    return found
+
+
 def loop(api: Api) -> Entry:
     """Return workers, schedules and runs."""
     workers = api.ask(f"work_pools/{POOL}/workers/filter", limit=100)
     deployments = api.ask("deployments/filter", flows=OF_FLOW)
-    planned = runs(api, "SCHEDULED", sort="EXPECTED_START_TIME_ASC", limit=100)
+    planned = all_runs(api, "SCHEDULED", sort="EXPECTED_START_TIME_ASC")  # Prefect plans up to 100 of a deployment
     return {
         "paused": paused(api),
         "deployments": [one["name"] for one in deployments],
@@ -113,7 +123,7 @@ def reason(run: Entry) -> str | None:
 
 def paused(api: Api) -> list[Entry]:
     """Return the pool and its queues, as far as they are paused, with the commands that resume them."""
-    pool = api.ask("work_pools/filter", work_pools={"name": {"any_": [POOL]}}, limit=1)
+    pool = api.ask("work_pools/filter", work_pools=OF_POOL, limit=1)
     queues = api.ask(f"work_pools/{POOL}/queues/filter", limit=200)
     commands = {one["name"]: f"prefect work-queue resume {one['name']} --pool {POOL}" for one in queues}
     commands |= {POOL: f"prefect work-pool resume {POOL}"}

@@ -50,7 +50,9 @@ def workspace(root: Path, params: str, base: str) -> Iterator[Workspace]:
     """
     name = f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
     place = Workspace(root / layout.WORKTREES / name, layout.RUN_BRANCHES + name, root, base)
-    with claimed(place.folder):
+    with claimed(place.folder) as free:
+        if not free:
+            raise UserError(f"{place.folder} is in use by another process; run again", Exit.BUSY)
         add_worktree(place)
         (place.folder / layout.PRIVATE).mkdir()
         for shared in (layout.STATES, layout.DOWNLOADS):

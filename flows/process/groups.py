@@ -13,6 +13,8 @@ from typing import IO
 
 import psutil
 
+from flows.process.lifeline import KILL_SECONDS
+
 STOP_SECONDS = 8.0
 SET_PARENT_DEATH_SIGNAL = 1
 # Loaded here, since loading a library between fork and exec is not safe.
@@ -42,7 +44,9 @@ def running(command: list[str], folder: Path, *, stdout: IO[bytes] | None = None
         process.wait()
     finally:
         # DVC ignores SIGINT while its stage runs and waits for it; SIGTERM would kill DVC alone and orphan the stage.
-        stop_group(process, signal.SIGINT, signal.SIGTERM, signal.SIGKILL)
+        stop_group(
+            process, (signal.SIGINT, STOP_SECONDS), (signal.SIGTERM, KILL_SECONDS), (signal.SIGKILL, STOP_SECONDS)
+        )
         for pipe in (process.stdout, process.stderr):
             if pipe is not None:
                 pipe.close()
@@ -54,9 +58,9 @@ def signal_with_parent(number: signal.Signals) -> None:
         LIBC.prctl(SET_PARENT_DEATH_SIGNAL, number)
 
 
-def stop_group(process: subprocess.Popen[str], *numbers: signal.Signals, seconds: float = STOP_SECONDS) -> None:
-    """Send the signals in turn to the process group, and wait after each, until no process of it is left."""
-    for number in numbers:
+def stop_group(process: subprocess.Popen[str], *steps: tuple[signal.Signals, float]) -> None:
+    """Send signals to the process group, each with the seconds to wait after it, until no process of it is left."""
+    for number, seconds in steps:
         deadline = time.monotonic() + seconds
         try:
             os.killpg(process.pid, number)

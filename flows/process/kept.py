@@ -52,4 +52,4 @@ class Kept:
     def stop(self) -> None:
         """Stop the process group: SIGINT, or SIGTERM while it still imports, then SIGTERM, then SIGKILL."""
         first = signal.SIGTERM if time.monotonic() - self.started < IMPORT_SECONDS else signal.SIGINT
-        stop_group(self.process, first, signal.SIGTERM, signal.SIGKILL, seconds=STOP_SECONDS)
+        stop_group(self.process, *((number, STOP_SECONDS) for number in (first, signal.SIGTERM, signal.SIGKILL)))

@@ -56,6 +56,21 @@ def end_with(pid: int) -> None:
     Thread(target=watch, args=(pid, descriptor), daemon=True, name=f"lifeline {pid}").start()
 
 
+def end_with_parent(name: str) -> None:
+    """End this process when its parent ends, or now if that has ended and another process has adopted this one.
+
+    `name` is a part of the command line of the parent.
+    """
+    import psutil
+
+    parent = os.getppid()
+    end_with(parent)
+    with suppress(psutil.NoSuchProcess):
+        if any(name in word for word in psutil.Process(parent).cmdline()):
+            return
+    end()
+
+
 def watch(pid: int, descriptor: int | None) -> None:
     """Wait until the other process ends, then end this one."""
     if descriptor is None:

@@ -139,16 +139,20 @@ def how_to_renumber(taken: list[Tag], held: list[Tag], here: list[Tag]) -> str:
 def to_withdraw(root: Path, there: dict[str, Target]) -> list[str]:
     """Return the commits of runs whose versions are not published, oldest first, if another machine took a tag of one.
 
-    All of them, since a later version was compared with a champion that may be an earlier one.
+    All of them, since a later version was compared with a champion that may be an earlier one.  If this was interrupted
+    after the other machine's tags were fetched, champions are left whose version has no tag; they come first.
     """
     tags = annotated_tags(root, MODEL)
     known = [(tag.commit, there[f"refs/tags/{tag.name}"].commit) for tag in tags if f"refs/tags/{tag.name}" in there]
     published = {ours for ours, theirs in known if ours == theirs}
     taken = {ours for ours, theirs in known if ours != theirs}
-    if taken <= published:
+    of_versions = {tag.commit for tag in tags if "#" not in tag.name}
+    bare = [tag.commit for tag in tags if "#" in tag.name and tag.commit not in of_versions]
+    if not (started := taken.union(bare) - published):
         return []
-    commits = [tag.commit for _, tag in registered(tags) if tag.commit not in published and run_of(root, tag.commit)]
-    return commits if taken.intersection(commits) else []
+    commits = dict.fromkeys([*bare, *(tag.commit for _, tag in registered(tags))])
+    ours = [commit for commit in commits if commit not in published and run_of(root, commit)]
+    return ours if started.intersection(ours) else []
 
 
 def fetch_versions(root: Path) -> Fetched:

@@ -26,13 +26,13 @@ from prefect.settings import PREFECT_API_URL, Settings, temporary_settings
 from flows import cli
 from flows.core import layout
 from flows.core.errors import Exit, UserError
-from flows.orchestration import automations, serve
+from flows.orchestration import automations, deployments, serve
 from flows.orchestration import server as of_server
 from flows.orchestration.automations import Notifications
 from flows.orchestration.deployments import keep, next_time, require_valid
 from flows.orchestration.plugin import full_name
 from flows.orchestration.server import Api, Refused, answers, bypass_proxy, find_address, refusal, require_server
-from flows.orchestration.status import address, problems, reason, schedule, server, status
+from flows.orchestration.status import address, all_runs, problems, reason, schedule, server, status
 from flows.orchestration.workers import LOCK, alone, require_pool
 from flows.process.locks import lock_file
 
@@ -271,8 +271,40 @@ def test_runs_are_looked_after_although_a_notification_fails(monkeypatch: pytest
     monkeypatch.setattr(serve, "switch_off_impossible", looked.schedules)
     monkeypatch.setattr(automations, "stop_unwanted_runs", looked.unwanted)
     monkeypatch.setattr(automations, "end_dead_runs", looked.dead)
-    serve.look(refused, OWN, sees_all_runs=True)
+    serve.look(refused, OWN, {})
     assert [call[0] for call in looked.method_calls] == ["schedules", "unwanted", "dead"]
+
+
+def test_a_run_is_ended_when_it_had_no_process_for_some_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By this machine's monotonic clock: the server's clock may differ, and a suspended machine has no processes."""
+    now, alive = [1000.0], {"here": 7}
+    run = {"state": {"type": "RUNNING", "timestamp": "2000-01-01T00:00:00Z"}}
+    runs = [{"id": name, "name": name, **run} for name in ("here", "gone")]
+    api: Any = Mock(url=OWN, ask=Mock(side_effect=lambda path, **_: runs if "filter" in path else {"status": "ACCEPT"}))
+    monkeypatch.setattr(automations, "engines", lambda url: alive)
+    monkeypatch.setattr("flows.orchestration.automations.time.monotonic", lambda: now[0])
+    absent: dict[str, float] = {}
+
+    def ended(seconds: float) -> list[str]:
+        now[0] += seconds
+        api.ask.reset_mock()
+        automations.end_dead_runs(api, absent, after=60)
+        return [call.args[0] for call in api.ask.call_args_list[1:]]
+
+    assert ended(0) == []
+    assert ended(59) == []
+    assert ended(1) == ["flow_runs/gone/set_state"]
+    assert api.ask.call_args_list[0].kwargs["work_pools"] == {"name": {"any_": ["vdm"]}}
+    del alive["here"]
+    runs.pop()
+    assert ended(0) == []
+    assert absent == {"here": 1060.0}
+
+
+def test_all_runs_are_read_page_by_page(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("flows.orchestration.status.PAGE", 2)
+    api: Any = Mock(ask=lambda path, *, offset, limit, **_: [{"id": number} for number in range(5)][offset:][:limit])
+    assert [run["id"] for run in all_runs(api, "SCHEDULED", sort="EXPECTED_START_TIME_ASC")] == [0, 1, 2, 3, 4]
 
 
 def test_a_run_is_not_stopped_because_something_else_answers(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -304,6 +336,23 @@ def test_the_block_of_a_notification_may_have_any_name() -> None:
 def test_a_date_that_never_comes_is_no_error() -> None:
     assert next_time(CronSchedule(cron="0 0 30 2 *")) == "never"
     assert next_time(CronSchedule(cron="5 4 1 1 *")).endswith("-01-01 04:05 UTC")
+
+
+@pytest.mark.parametrize(
+    ("schedule", "reason"),
+    [
+        ({"rrule": "FREQ=DAILY;INTERVAL=0"}, "the search for its next run takes more than 0.1 s"),
+        ({"interval": 864e9}, "date value out of range"),
+        ({"cron": "0 3 * * 0"}, ""),
+        ({"cron": "0 3 * * 0", "timezone": "Mars/Phobos"}, ""),  # which the server may know
+    ],
+)
+def test_a_schedule_that_can_have_no_next_run(
+    schedule: dict[str, Any], reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(deployments, "MOST_SECONDS", 0.1)
+    deployments.why_impossible.cache_clear()
+    assert deployments.why_impossible(json.dumps(schedule)) == reason
 
 
 def test_an_interval_is_named_with_its_unit() -> None:

@@ -15,7 +15,8 @@ import urllib.error
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
+from unittest.mock import Mock
 
 import pytest
 from plant import ENDLESS, Plant, trainers, wait_until
@@ -23,9 +24,12 @@ from prefect.states import StateType
 from project import ROOT, Project
 
 from flows.core.errors import Exit, UserError
-from flows.orchestration.artifacts import Progress
+from flows.orchestration import releasing
+from flows.orchestration.announcing import announce
+from flows.orchestration.artifacts import Progress, show, show_metrics
 from flows.orchestration.streaming import failure
 from flows.process.groups import processes_in
+from flows.registry.evidence import Evidence
 from flows.train_vdm import as_user_error, drift
 
 # Only a machine that is busy with other things needs as long.
@@ -139,7 +143,7 @@ def test_the_progress_of_a_training_run_names_the_time_left(tmp_path: Path, monk
     shown, now = [], [1000.0]
     shutil.copyfile(ROOT / "presets" / "digits.yaml", tmp_path / "params.yaml")
     module = "flows.orchestration.artifacts"
-    monkeypatch.setattr(f"{module}.create_progress_artifact", lambda *_, **__: None)
+    monkeypatch.setattr(f"{module}.create_progress_artifact", lambda *_, **__: "1")
     monkeypatch.setattr(f"{module}.update_progress_artifact", lambda *given: shown.append(given[1:]))
     monkeypatch.setattr(f"{module}.time.monotonic", lambda: now[0])
     progress = Progress(tmp_path)
@@ -154,6 +158,40 @@ def test_the_progress_of_a_training_run_names_the_time_left(tmp_path: Path, monk
         f"400 of 2600 steps: training ends, since validation no longer improves; {validation} at step 300",
     ]
     assert [percent for percent, _ in shown] == [100 * 300 / 2600, 100 * 400 / 2600, 100]
+
+
+def test_a_run_goes_on_when_prefect_can_show_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: object, **__: object) -> NoReturn:
+        raise RuntimeError("500 Internal Server Error")
+
+    shutil.copyfile(ROOT / "presets" / "digits.yaml", tmp_path / "params.yaml")
+    module, said = "flows.orchestration.artifacts", Mock()
+    monkeypatch.setattr(f"{module}.get_run_logger", lambda: said)
+    for name in ("create_markdown_artifact", "create_table_artifact", "update_progress_artifact"):
+        monkeypatch.setattr(f"{module}.{name}", fails)
+    monkeypatch.setattr("flows.orchestration.announcing.get_client", fails)
+    monkeypatch.setattr("flows.orchestration.announcing.emit_event", lambda *_, **__: None)
+    monkeypatch.setattr(f"{module}.create_progress_artifact", lambda *_, **__: "1")
+    Progress(tmp_path).read("step 300: 2.5 bits/dim, 900 images/s\n")
+    monkeypatch.setattr(f"{module}.create_progress_artifact", fails)
+    Progress(tmp_path).read("step 300: 2.5 bits/dim, 900 images/s\n")
+    show("report", "a page", "content")
+    show_metrics({}, Evidence(decision="refused", reason="not better"))
+    announce("refused", "not better")
+    assert [call.args[1] for call in said.warning.call_args_list] == ["500 Internal Server Error"] * 5
+
+
+def test_withdrawn_versions_have_numbers_before_the_first_comparison(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    added = []
+    fetched = Mock(return_value=Mock(result=lambda: ["first", "second"]))
+    monkeypatch.setattr(releasing, "fetch_versions", fetched)
+    monkeypatch.setattr(releasing, "subject", lambda root, commit: f"Retrain {commit}")
+    monkeypatch.setattr(releasing.registry, "add_version", lambda root, commit, message: added.append(message))
+    with pytest.raises(UserError, match="not a git repository"):
+        releasing.catch_up(tmp_path)
+    assert added == ["Retrain first", "Retrain second"]
 
 
 def test_wrong_parameters_fail_before_anything_starts(plant: Plant) -> None:

@@ -13,6 +13,7 @@ import pytest
 from plant import wait_until
 from project import ROOT, session
 
+from flows.process import groups
 from flows.process.groups import running
 from flows.process.lifeline import HOLDER
 
@@ -131,6 +132,26 @@ def test_a_process_that_is_gone_already_ends_the_one_that_asks(started: list[sub
     gone.wait()
     process = start(started, sys.executable, "-c", HEEDLESS, str(gone.pid))
     assert process.wait(5) == -signal.SIGKILL
+
+
+def test_a_command_that_saves_is_not_killed_before_it_has_saved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(groups, "STOP_SECONDS", 0.2)
+    saving = "sleep 1; touch saved; exit 0"
+    with running(
+        ["sh", "-c", f"trap '{saving}' INT TERM; echo works; while :; do sleep 0.1; done"], tmp_path
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "works\n"
+        monkeypatch.setattr(process, "wait", lambda: None)  # as an exception would leave the block
+    assert (tmp_path / "saved").exists()
+
+
+@pytest.mark.parametrize(("name", "code"), [("pytest", 0), ("another", -signal.SIGTERM)])
+def test_an_adopted_process_ends(name: str, code: int, started: list[subprocess.Popen[str]]) -> None:
+    ask = f"from flows.process.lifeline import end_with_parent; end_with_parent({name!r})"
+    assert start(started, sys.executable, "-c", ask).wait(10) == code
 
 
 def test_a_command_runs_without_a_search_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

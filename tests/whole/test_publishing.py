@@ -137,6 +137,19 @@ def test_runs_whose_publication_failed_take_new_numbers(project: Project) -> Non
     assert fetch_versions(root) == ([], [])
 
 
+def test_a_champion_that_an_interrupted_withdrawal_left_behind_is_withdrawn(project: Project) -> None:
+    """The other machine's tag had replaced that of its version, and the process was killed."""
+    mine = made_by_a_run(project, "v1.1.0")
+    project.git("tag", "--annotate", "--message=Promote", "vdm#champion#1", mine)
+    project.git("push", "--quiet", "origin", "vdm@v1.0.0:refs/tags/vdm@v1.1.0")
+    project.git("fetch", "--quiet", "origin", "+refs/tags/vdm@v1.1.0:refs/tags/vdm@v1.1.0")
+    with pytest.raises(Outrun, match=mine[:12]):
+        publish(project.folder)
+    assert fetch_versions(project.folder) == ([], [mine])
+    assert "vdm#champion#1" not in project.git("tag").split()
+    assert fetch_versions(project.folder) == ([], [])
+
+
 def test_a_run_that_is_published_keeps_its_number_when_a_roll_back_must_take_another(project: Project) -> None:
     root = project.folder
     mine = made_by_a_run(project, "v1.1.0")

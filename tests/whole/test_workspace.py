@@ -5,7 +5,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -270,6 +270,16 @@ def test_a_killed_runs_worktree_is_removed_after_the_private_folder_was_deleted(
 def test_the_configuration_with_passwords_is_private(plain: Project) -> None:
     with run_in(plain) as place:
         assert (place.folder / ".dvc" / "config.local").stat().st_mode & 0o077 == 0
+
+
+def test_a_worktree_whose_lock_another_process_holds_is_not_used(
+    plain: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("flows.orchestration.workspace.claimed", lambda folder: nullcontext(False))
+    with pytest.raises(UserError, match="is in use by another process; run again") as error, run_in(plain):
+        pass
+    assert error.value.code == Exit.BUSY
+    assert len(plain.git("worktree", "list").splitlines()) == 1
 
 
 def test_git_gives_its_reasons_in_english(plain: Project) -> None:
