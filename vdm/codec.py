@@ -47,7 +47,7 @@ WIDEST = 2**14
 FRACTION = 4096
 """Standard deviations, in cells, are multiples of 1/FRACTION: a table follows from an integer alone."""
 PIXELS_AT_ONCE = 2**13
-"""Pixels that the network sees at once.  In float64 on a CPU more are slower, since they do not fit into its cache."""
+"""Pixels that the network or the coder takes at once.  In float64 on a CPU the network is slower with more."""
 FARTHEST = 2**30
 """The largest mean, in cells."""
 
@@ -207,19 +207,20 @@ class Codec:
         return reverse_step(z_t, denoise(z_t, eps_hat, gamma_t), torch.zeros_like(z_t), gamma_s, gamma_t)
 
     def push_pixels(self, coder: Coder, pixels: np.ndarray, z_0: Tensor) -> None:
-        """Encode pixels (B,C,H,W) under p(x | z_0), image by image, so that one table of pixels is in memory."""
-        for image, z in zip(pixels[::-1], z_0.flip(0), strict=True):
-            tables, level = self.pixel_tables(z), image.ravel().astype(np.int64)
+        """Encode pixels (B,C,H,W) under p(x | z_0), a part at a time, since a pixel's table takes K + 1 numbers."""
+        parts = zip(*(torch.as_tensor(each).reshape(-1).split(PIXELS_AT_ONCE) for each in (z_0, pixels)), strict=True)
+        for z, part in reversed(list(parts)):
+            tables, level = self.pixel_tables(z), part.numpy().astype(np.int64)
             dims = np.arange(len(level))
             coder.push(tables[dims, level], tables[dims, level + 1] - tables[dims, level])
 
     def pop_pixels(self, coder: Coder, z_0: Tensor) -> np.ndarray:
         """Decode pixels in the shape of z_0 (B,C,H,W), uint8."""
-        images = [coder.pop(self.pixel_tables(z), np.arange(z.numel())) for z in z_0]
-        return np.stack(images).reshape(z_0.shape).astype(np.uint8)
+        popped = [coder.pop(self.pixel_tables(z), np.arange(len(z))) for z in z_0.reshape(-1).split(PIXELS_AT_ONCE)]
+        return np.concatenate(popped).reshape(z_0.shape).astype(np.uint8)
 
     def pixel_tables(self, z_0: Tensor) -> np.ndarray:
-        """Return the cumulative frequencies of p(x | z_0) for every pixel of one image, (C H W, K+1) int64."""
+        """Return the cumulative frequencies of p(x | z_0) for pixels z_0 (N,) of any images, (N,K+1) int64."""
         levels = pixels_to_x(torch.arange(self.model.num_levels), self.model.num_levels, torch.float64).numpy()
         z, gamma_0 = (z_0 / alpha(self.gammas[0])).cpu().numpy().reshape(-1, 1), float(self.gammas[0])
         logits = -0.5 * np.square((z - levels) * math.exp(-gamma_0 / 2))

@@ -16,12 +16,15 @@ from flows.compression.rans import WORD_BITS, Rans
 from flows.compression.words import Stack, write_blocks
 from flows.core.errors import Exit, UserError
 from flows.core.files import save
+from flows.core.memory import require
 from flows.images.store import fitting
 from flows.process.progress import bar
-from vdm.evaluation import image_terms
+from vdm.evaluation import image_terms, memory_needed
 from vdm.model import VDM
 
 BOUND_TIMES, BOUND_BATCH = 32, 512
+MOST_BOUND_BYTES = 2**30
+"""The memory that the network may take for the bound, unless one image takes more."""
 SPOOLED_BYTES = 2**20
 """The size above which a temporary file is on disk."""
 
@@ -39,8 +42,13 @@ class Written(NamedTuple):
 def mean_bound(vdm: VDM, images: Images, num_timesteps: int) -> tuple[float, float]:
     """Return the mean of the images' bound in bits/dim, from 32 times each, and its standard error (NaN for one).
 
-    Only sums are kept, so that memory does not grow with the number of images.
+    Only sums are kept, so that memory does not grow with the number of images.  Raises UserError (exit 2) if one image
+    does not fit into memory at its times.
     """
+    network = {"num_dims": vdm.num_dims, "network_bytes": vdm.inference_bytes("float32")}
+    least = memory_needed(**network, num_images=1, times_per_image=BOUND_TIMES, batch_size=BOUND_TIMES)
+    require(least, next(vdm.parameters()).device, f"the bound of one image, at {BOUND_TIMES} times")
+    batch_size = max(BOUND_TIMES, min(BOUND_BATCH, MOST_BOUND_BYTES // network["network_bytes"]))
     total, squares = 0.0, 0.0
     size = fitting(BOUND_BATCH // BOUND_TIMES, 8 * BOUND_TIMES * vdm.num_dims)
     for first in bar("evaluating")(range(0, images.number, size)):
@@ -51,7 +59,7 @@ def mean_bound(vdm: VDM, images: Images, num_timesteps: int) -> tuple[float, flo
             range(len(rows)),
             times_per_image=BOUND_TIMES,
             num_timesteps=num_timesteps,
-            batch_size=BOUND_BATCH,
+            batch_size=batch_size,
             seed=first,
         )
         bounds = terms.sum(0).mean(1)

@@ -160,7 +160,8 @@ def decompress(file: Path, *, model: Path, out: Path, device: str, force: bool) 
         header = decoder.header
         with writing_folder(out) as folder:
             with bar("decompressing")(range(header.num_evaluations)) as shown:
-                write_decoded(decoder.images(shown.update), folder, count=header.num_images, pictures=header.pictures)
+                described = header.model_dump(include={"num_levels", "pictures"})
+                write_decoded(decoder.images(shown.update), folder, count=header.num_images, **described)
             finish()
             if decoder.reason:
                 keep(folder, recovered, decoder, file)

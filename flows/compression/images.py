@@ -22,12 +22,15 @@ from vdm.model import VDM
 
 ARRAY = "images.npy"
 HASHED_AT_ONCE = 1000
+SHADES = {2: np.uint8(255), 4: np.uint8(85), 16: np.uint8(17)}
+"""The step between the shades of pictures of 1, 2 and 4 bits, by their number of levels."""
 
 
 class Images(NamedTuple):
     """Images to encode: an array (N,C,H,W) uint8, mapped into memory, and whether they came from pictures."""
 
     array: np.ndarray
+    num_levels: int
     pictures: bool
     files: Sequence[str] = ()
     """The file of each image; empty for an image set."""
@@ -51,12 +54,12 @@ def open_images(path: Path, split: Split | None, scratch: Path) -> Images:
     if (path / DESCRIPTION).exists():
         image_set = load_images(path)
         require_valid(image_set, path, split or "test")
-        return Images(getattr(image_set, split or "test"), False)
+        return Images(getattr(image_set, split or "test"), image_set.num_levels, False)
     if split:
         raise UserError(f"{path} is not an image set, so it has no splits; leave out --split", Exit.USAGE)
     found = find_images(path)
     survey = look_at_all(found)
-    if agree(path, survey, grayscale=False, resized=False) > 256:
+    if (num_levels := agree(path, survey, grayscale=False, resized=False)) > 256:
         raise UserError(f"{path}: images of 16 bits; models of at most 8 bits can compress", Exit.INVALID_DATA)
     problems: dict[str, BadImageError] = {}
     every = np.ones(sum(survey.counts), bool)
@@ -68,13 +71,14 @@ def open_images(path: Path, split: Split | None, scratch: Path) -> Images:
         if problems:
             complain(path, problems, len(found.names))
     arrays = all(head.format == "NPY" for head in survey.heads)
-    return Images(load_array(scratch / ARRAY), not arrays, files)
+    return Images(load_array(scratch / ARRAY), num_levels, not arrays, files)
 
 
 def require_fitting(images: Images, vdm: VDM, path: Path, model: Path) -> bytes:
     """Return the sha256 of the pixels.
 
     Raises UserError (exit 2) unless they have the model's shape and levels, and for models of more than 256 levels.
+    Pictures of 1, 2 and 4 bits need a model of as many levels, to which `write_decoded` gives their shades again.
     """
     if vdm.num_levels > 256:
         raise UserError(f"{model} has {vdm.num_levels} levels; models of at most 256 can compress", Exit.USAGE)
@@ -82,6 +86,10 @@ def require_fitting(images: Images, vdm: VDM, path: Path, model: Path) -> bytes:
         theirs = "x".join(map(str, images.array.shape[1:]))
         ours = kind(vdm.image_shape, vdm.num_levels)
         raise UserError(f"{model} is a model of images of {ours}; {path} holds {theirs}", Exit.USAGE)
+    few = {images.num_levels, vdm.num_levels} & SHADES.keys()
+    if images.pictures and few and images.num_levels != vdm.num_levels:
+        reason = f"{path} holds pictures of {images.num_levels} levels"
+        raise UserError(f"{model} is a model of {vdm.num_levels} levels; {reason}", Exit.USAGE)
     digest = hashlib.sha256()
     for first, chunk in chunks(images.array, HASHED_AT_ONCE):
         if (highest := int(chunk.max())) >= vdm.num_levels:
@@ -93,14 +101,14 @@ def require_fitting(images: Images, vdm: VDM, path: Path, model: Path) -> bytes:
     return digest.digest()
 
 
-def write_decoded(parts: Iterator[np.ndarray], folder: Path, *, count: int, pictures: bool) -> None:
+def write_decoded(parts: Iterator[np.ndarray], folder: Path, *, count: int, num_levels: int, pictures: bool) -> None:
     """Write images into a folder: as numbered PNG files, or as `images.npy`.  Raises OSError that names the file."""
     if not pictures:
         first = next(parts, None)
         if first is not None:
             write_array(folder / ARRAY, chain([first], parts))
         return
-    for number, image in enumerate(image for part in parts for image in part):
+    for number, image in enumerate(image * SHADES.get(num_levels, np.uint8(1)) for part in parts for image in part):
         path = folder / f"{number:0{len(str(count - 1))}d}.png"
         with naming(path, path):
             Image.fromarray(image[0] if len(image) == 1 else image.transpose(1, 2, 0)).save(path)

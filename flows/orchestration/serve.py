@@ -72,10 +72,7 @@ def serve(
             stack.enter_context(owning_database())
             kept.append(start_server(stack, address))
         name = (SHARED if share else "") + worker_name(Path.cwd())
-        try:
-            prepare(address.url, name if worker else None)
-        except OSError as error:
-            raise UserError(f"{address.url}: {refusal(error)}", Exit.MISSING) from error
+        prepare(address.url, name if worker else None)
         if worker:
             require_queues(Api(address.url), queues)
             kept.append(start_worker(stack, address.url, name, queues))
@@ -144,20 +141,25 @@ def owning_database() -> Iterator[None]:
 def prepare(url: str, worker: str | None) -> None:
     """Set up pool, queues, deployments and automations; end the runs whose process died with an earlier worker.
 
-    `worker` is the name of the worker that will be started.  Raises UserError; see `refuse_to_mix`, `require_pool` and
-    `deploy`.
+    `worker` is the name of the worker that will be started.  Raises UserError: exit 5 if the server fails; see also
+    `refuse_to_mix`, `require_pool` and `deploy`.
     """
     from flows.orchestration.automations import end_dead_runs, put, silent_runs
 
-    api = Api(url, START_SECONDS)
-    create_pool(api)
-    others = workers(api) - {worker}
-    if worker:
-        refuse_to_mix(url, worker, others)
-    deploy()
-    put(api, silent_runs().model_dump(mode="json", exclude={"owner_resource"}))
-    if not others:  # the process of a run on another machine cannot be seen here
-        end_dead_runs(api, {})
+    try:
+        api = Api(url, START_SECONDS)
+        create_pool(api)
+        others = workers(api) - {worker}
+        if worker:
+            refuse_to_mix(url, worker, others)
+        deploy()
+        put(api, silent_runs().model_dump(mode="json", exclude={"owner_resource"}))
+        if not others:  # the process of a run on another machine cannot be seen here
+            end_dead_runs(api, {})
+    except OSError as error:
+        if error.filename:
+            raise
+        raise UserError(f"{url}: {refusal(error)}", Exit.MISSING) from error
 
 
 def create_pool(api: Api) -> None:

@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 Task = Literal["labels", "symmetries"]
 SYMMETRIES = ((), (2,), (3,), (2, 3))  # the axes to flip
 EMBEDDING_BATCH = 500
+MOST_BATCH_BYTES = 2**28
+"""The memory of the first layer's output for a batch, unless one image takes more."""
 
 
 class FeaturesConfig(Document):
@@ -53,7 +55,7 @@ class Classifier(nn.Module):
 
     def __init__(self, channels: int, num_levels: int, num_classes: int, width: int) -> None:
         super().__init__()
-        self.num_levels = num_levels
+        self.num_levels, self.width = num_levels, width
         sizes = [channels, width, 2 * width, 4 * width]
         self.convolutions = nn.ModuleList(
             nn.Conv2d(inputs, outputs, 3, stride=1 if place == 0 else 2, padding=1)
@@ -127,8 +129,9 @@ def accuracy(network: Classifier, pixels: np.ndarray, labels: np.ndarray | None,
     """Return the share of images whose class the network finds."""
     device, right = next(network.parameters()).device, 0
     generator = torch.Generator().manual_seed(seed)
-    for first in range(0, len(pixels), EMBEDDING_BATCH):
-        part = slice(first, first + EMBEDDING_BATCH)
+    size = embedding_batch(network, pixels)
+    for first in range(0, len(pixels), size):
+        part = slice(first, first + size)
         batch, target = exercise(np.array(pixels[part]), None if labels is None else labels[part], generator)
         right += int((network(batch.to(device)).argmax(1).cpu() == target).sum())
     return right / len(pixels)
@@ -137,12 +140,18 @@ def accuracy(network: Classifier, pixels: np.ndarray, labels: np.ndarray | None,
 @torch.inference_mode()
 def embed(network: Classifier, pixels: np.ndarray) -> np.ndarray:
     """Return the features (N,D) float64 of pixels (N,C,H,W)."""
-    device = next(network.parameters()).device
+    device, size = next(network.parameters()).device, embedding_batch(network, pixels)
     parts = [
-        network.features(torch.from_numpy(np.array(pixels[first : first + EMBEDDING_BATCH])).to(device)).double().cpu()
-        for first in range(0, len(pixels), EMBEDDING_BATCH)
+        network.features(torch.from_numpy(np.array(pixels[first : first + size])).to(device)).double().cpu()
+        for first in range(0, len(pixels), size)
     ]
     return torch.cat(parts).numpy()
+
+
+def embedding_batch(network: Classifier, pixels: np.ndarray) -> int:
+    """Return how many of the images (N,C,H,W) to embed at once, fewer of large ones."""
+    image_bytes = 4 * network.width * math.prod(pixels.shape[2:])
+    return max(1, min(EMBEDDING_BATCH, MOST_BATCH_BYTES // image_bytes))
 
 
 def save_features(folder: Path, network: Classifier, described: dict[str, object]) -> None:

@@ -1,5 +1,6 @@
 """Compare samples, and for reference the same number of held-out images, with the training images."""
 
+import math
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
 CHUNK = 2048
 TABLES = 3
 """The tables of numbers for all pairs of images that `flows.quality.distances` holds at once."""
+COPIES = 5
+"""The arrays of all pixels of the samples that `nearest` holds at once."""
 DIGITS = 9
 """The digits of a figure.  More would depend on the processor, for which NumPy's libraries choose an order of sums."""
 
@@ -103,9 +106,10 @@ def require_fitting(sample: "Sample", quality: "Quality", *, model: Path, featur
             raise UserError(f"{images}: {reason}; run `vdmctl validate`", Exit.INVALID_DATA)
     if sample.inception_weights and sample.inception_sha256:
         require_inception(image_set.image_shape[0], Path(sample.inception_weights), sample.inception_sha256)
-    num_compared(sample.num_images, image_set, quality.num_images)
+    count = num_compared(sample.num_images, image_set, quality.num_images)
     most = min(quality.num_images, len(image_set.train))
-    require(TABLES * 8 * most**2, find_device("cpu"), "sample: lower quality.num_images")
+    needed = max(TABLES * 8 * most**2, COPIES * 8 * count * math.prod(image_set.image_shape))
+    require(needed, find_device("cpu"), "sample: lower quality.num_images")
 
 
 def num_compared(num_samples: int, image_set: ImageSet, most: int) -> int:

@@ -2,10 +2,11 @@
 
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from flows.report.page import Page, draw, grids, lineage
 from flows.report.quality import measures
 from flows.report.results import Results
-from flows.report.tables import finite
 from flows.report.templates import fill
 
 if TYPE_CHECKING:
@@ -62,11 +63,11 @@ def unpaired(first: Results, second: Results) -> str:
 
 
 def difference(first: Results, second: Results) -> "PairedDifference | None":
-    """Return the paired difference of the images with finite figures; None for fewer than two."""
+    """Return the paired difference of the images; None for fewer than two, or if a figure is not finite."""
     assert first.per_image is not None
     assert second.per_image is not None
-    before, after = finite(first.per_image["bpd"], second.per_image["bpd"])
-    if len(before) < 2:
+    before, after = first.per_image["bpd"], second.per_image["bpd"]
+    if len(before) < 2 or not np.isfinite([before, after]).all():
         return None
     from vdm.evaluation import paired_difference  # loads torch, for a second
 

@@ -148,7 +148,7 @@ def fitted(png: bytes) -> tuple[bytes, str]:
     A small one is enlarged by a whole factor, which keeps its pixels sharp.
     """
     shown: Image.Image = Image.open(BytesIO(png))
-    factor = WIDTH // shown.width
+    factor = min(WIDTH // shown.width, 4 * WIDTH // shown.height)
     if factor > 1:
         shown = shown.resize((factor * shown.width, factor * shown.height), Image.Resampling.NEAREST)
         png = encoded(shown, "png")

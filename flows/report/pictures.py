@@ -60,11 +60,14 @@ def shades(image: np.ndarray, num_levels: int) -> np.ndarray:
 
 
 def picture(pixels: np.ndarray, room: int, alt: str) -> Picture:
-    """Return pixels (H,W,3) or (H,W,4) as a picture, enlarged by a whole factor to at most `room` pixels."""
+    """Return pixels (H,W,3) or (H,W,4) as a picture, enlarged by a whole factor.
+
+    It becomes at most `room` pixels wide and four times as high, unless it is larger already.
+    """
     file = BytesIO()
     Image.fromarray(pixels).save(file, format="png", optimize=True)
     height, width = pixels.shape[:2]
-    factor = max(1, room // width)
+    factor = max(1, min(room // width, 4 * room // height))
     return Picture(data_uri(file.getvalue(), "image/png"), factor * width, factor * height, alt)
 
 

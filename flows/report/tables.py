@@ -9,11 +9,12 @@ from flows.core.errors import Exit, UserError, brief
 from flows.core.files import read_bounded
 
 Columns = dict[str, np.ndarray]
-"""Columns by name, (N,) float64 each; NaN where a value is not finite."""
+"""Columns by name, (N,) float64 each; NaN where a value is not finite or beyond LARGEST."""
 
-MOST_BYTES = 2**26
+MOST_BYTES = 2**28
+"""The largest table that is read: a million rows of the training log take 170 MB."""
 LARGEST = 1e12
-"""The largest absolute value of a number, far above that of any result; larger ones would overflow in a chart."""
+"""The largest absolute value of a number.  Larger ones, which only a broken model has, would overflow in a chart."""
 
 
 def read_table(path: Path, names: Collection[str]) -> Columns:
@@ -39,9 +40,7 @@ def parsed(lines: list[str], names: Collection[str]) -> Columns:
     numbers = np.loadtxt(lines[1:], delimiter=",", comments=None, ndmin=2)
     if numbers.shape[1] != len(header):
         raise ValueError(f"{numbers.shape[1]} columns under {len(header)} names")
-    numbers[~np.isfinite(numbers)] = np.nan
-    if (np.abs(numbers) > LARGEST).any():
-        raise ValueError(f"a number is larger than {LARGEST:g}")
+    numbers[~(np.abs(numbers) <= LARGEST)] = np.nan
     return dict(zip(header, numbers.T, strict=True))
 
 

@@ -5,13 +5,14 @@ compressed with loss, and if no image is in two splits.  An expectation of sever
 stop the pipeline.
 """
 
-import re
 from typing import TYPE_CHECKING, Any
 
 from flows.images.store import ImageSet, present
 
 if TYPE_CHECKING:
     from flows.core.params import Contract
+
+FEW_LEVELS = 16
 
 
 def image_expectations(image_set: ImageSet, settings: "Contract") -> list[Any]:
@@ -61,9 +62,10 @@ def detail_expectations(image_set: ImageSet, settings: "Contract") -> list[Any]:
     """Return the expectations of the detail of each split.
 
     It is an error if images were enlarged or went through JPEG, unless the transforms or lossy files explain it.
-    Pixels that were shifted to 3 bits or fewer have little detail, too.
+    Pixels of few levels have little detail, too.
     """
-    severity = "warning" if re.search("resized|shifted to [1-3]$", image_set.transforms) else "critical"
+    explained = "resized" in image_set.transforms or image_set.num_levels <= FEW_LEVELS
+    severity = "warning" if explained else "critical"
     lossy = "warning" if from_lossy_files(image_set) else "critical"
     detail = "images were not enlarged or blurred (share without detail)"
     grid = "images did not go through JPEG (how much they lie on its grid)"

@@ -1,6 +1,7 @@
 """One pass over the images of a split: some 140 bytes of facts about each image, and sums over all."""
 
 import hashlib
+from collections.abc import Collection
 from itertools import combinations
 from typing import NamedTuple
 
@@ -40,14 +41,17 @@ class Facts(NamedTuple):
         """(K,) number of pixels of each level."""
         return np.asarray(self.histograms.sum(axis=(0, 1)))
 
-    @property
-    def num_redundant(self) -> int:
-        """The number of channels that are of one level in all images, or the same as an earlier channel."""
-        if len(self.differ) < 2:
-            return 0
-        of_one_level = np.count_nonzero(self.histograms.sum(axis=0), axis=1) < 2
-        repeated = np.triu(~self.differ, 1).any(axis=0)
-        return int(np.count_nonzero(of_one_level | repeated))
+
+def num_redundant(splits: Collection[Facts]) -> int:
+    """Return the number of channels that in all splits are of one level, or the same as an earlier channel.
+
+    0 for images of one channel, and for splits of different channels.
+    """
+    if len({len(facts.differ) for facts in splits} - {1}) != 1:
+        return 0
+    of_one_level = np.count_nonzero(sum(facts.histograms.sum(axis=0) for facts in splits), axis=1) < 2
+    repeated = np.triu(~np.any([facts.differ for facts in splits], axis=0), 1).any(axis=0)
+    return int(np.count_nonzero(of_one_level | repeated))
 
 
 @np.errstate(all="ignore")  # infinite pixels and those too large for float32 break the contract later

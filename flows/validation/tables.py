@@ -11,7 +11,7 @@ from flows.images.store import SPLITS, ImageSet, load_labels, read_file_names
 from flows.validation.comb import Comb, comb
 from flows.validation.contract import from_lossy_files
 from flows.validation.duplicates import Lookalikes, leaked, repeats
-from flows.validation.facts import Facts
+from flows.validation.facts import Facts, num_redundant
 from flows.validation.report import Difference
 from flows.validation.space import jpeg_grid, lost_detail
 
@@ -56,14 +56,15 @@ def image_rows(
 
 
 def split_rows(image_set: ImageSet, folder: Path, facts: dict[str, Facts]) -> "pd.DataFrame":
-    """Return one row per split: see `split_row`."""
+    """Return one row per split: see `split_row`.  Redundant channels are those of the whole set."""
     import pandas as pd
 
-    return pd.DataFrame([split_row(image_set, folder, split, known) for split, known in facts.items()])
+    rows = [split_row(image_set, folder, split, known) for split, known in facts.items()]
+    return pd.DataFrame(rows).assign(redundant_channels=num_redundant(facts.values()))
 
 
 def split_row(image_set: ImageSet, folder: Path, split: str, facts: Facts) -> dict[str, Any]:
-    """Return the counts of one split (images, how many more than published, labels, channels) and its detail."""
+    """Return the counts of one split (images, how many more than published, labels) and its detail."""
     num_images, labels = len(getattr(image_set, split)), load_labels(folder, split)
     frequencies = [1]
     if labels is not None and len(labels) == num_images > 0:
@@ -73,7 +74,6 @@ def split_row(image_set: ImageSet, folder: Path, split: str, facts: Facts) -> di
         "num_images": num_images,
         "more_than_published": num_images - published(image_set, split, num_images),
         "labels_without_images": 0 if labels is None else len(labels) - num_images,
-        "redundant_channels": facts.num_redundant,
         "jpeg": from_lossy_files(image_set),
         "label_ratio": max(frequencies) / min(frequencies),
         "lost_detail": round(lost_detail(facts.space), 4),

@@ -248,6 +248,35 @@ def test_pictures_come_back_as_pictures_and_a_split_as_an_array(
         write(split="test")
 
 
+@pytest.mark.parametrize("num_bits", [1, 2, 4])
+def test_pictures_of_few_bits_come_back_in_their_shades(num_bits: int, tmp_path: Path) -> None:
+    num_levels = 2**num_bits
+    described = SMALL | {"num_levels": num_levels}
+    torch.manual_seed(0)
+    save_model(tmp_path / "model", VDM(**described), described)  # type: ignore[arg-type]
+    (tmp_path / "pictures").mkdir()
+    levels = np.random.default_rng(0).integers(0, num_levels, (3, 6, 5), dtype=np.uint8)
+    for number, image in enumerate(levels):
+        shades = Image.fromarray(image * np.uint8(255 // (num_levels - 1)))
+        (shades.convert("1") if num_bits == 1 else shades).save(tmp_path / f"pictures/{number}.png", bits=num_bits)
+    options: dict[str, Any] = {"num_timesteps": 2, "batch_size": 4, "verify": True, "split": None}
+    options |= {"device": "cpu", "force": False}
+    file, out = tmp_path / "images.vdmz", tmp_path / "out"
+    files.compress(tmp_path / "pictures", model=tmp_path / "model", out=file, **options)
+    files.decompress(file, model=tmp_path / "model", out=out, device="cpu", force=False)
+    for number in range(3):
+        with Image.open(tmp_path / f"pictures/{number}.png") as before, Image.open(out / f"{number}.png") as after:
+            assert (np.asarray(before.convert("L")) == np.asarray(after.convert("L"))).all()
+
+
+def test_pictures_of_few_bits_need_a_model_of_as_many_levels(write: Callable[..., Compressed], tmp_path: Path) -> None:
+    (tmp_path / "pictures").mkdir()
+    Image.new("1", (5, 6)).save(tmp_path / "pictures/0.png")
+    with pytest.raises(UserError, match=r"is a model of 17 levels; .* holds pictures of 2 levels") as error:
+        write("pictures")
+    assert error.value.code == Exit.USAGE
+
+
 def test_a_file_that_is_cut_short_returns_the_images_before_the_cut(
     write: Callable[..., Compressed], pixels: np.ndarray, tmp_path: Path, models: tuple[Path, Path]
 ) -> None:

@@ -88,7 +88,9 @@ def settings(**changes: Any) -> Any:
 
 
 @pytest.mark.parametrize("labelled", [True, False])
-def test_the_classifier_learns_its_task(labelled: bool, small: Small, tmp_path: Path) -> None:
+def test_the_classifier_learns_its_task(
+    labelled: bool, small: Small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     images, out = Path("data/images"), tmp_path / "features"
     if labelled:  # bright or dark
         for split in ("train", "test"):
@@ -101,7 +103,11 @@ def test_the_classifier_learns_its_task(labelled: bool, small: Small, tmp_path: 
     assert config.task == ("labels" if labelled else "symmetries")
     assert config.num_classes == (2 if labelled else 4)
     assert config.accuracy > (0.7 if labelled else 0.45)
-    assert features.embed(network, load_images(images).test).shape == (40, 32)
+    embedded = features.embed(network, load_images(images).test)
+    assert embedded.shape == (40, 32)
+    monkeypatch.setattr(features, "MOST_BATCH_BYTES", 8 * 8 * 4 * 8 * 3)  # three images
+    assert features.embedding_batch(network, load_images(images).test) == 3
+    assert features.embed(network, load_images(images).test) == pytest.approx(embedded, rel=1e-5)
     fit(out=tmp_path / "again")
     assert features.load_features(tmp_path / "again", torch.device("cpu"))[2] == digest
 

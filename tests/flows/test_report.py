@@ -2,6 +2,7 @@
 
 import hashlib
 import html
+import io
 import json
 import re
 import shutil
@@ -15,6 +16,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 from conftest import TINY
+from PIL import Image
 from project import run_vdmctl
 from results import BPD, MODEL, ORIGIN, PLACES, metrics, validation, write_results
 from ruamel.yaml import YAML
@@ -23,6 +25,7 @@ from flows.commands.reporting import WORKSPACE
 from flows.core.checkpoint import save_model
 from flows.core.errors import Exit, UserError
 from flows.images.store import data_sha256
+from flows.report import markdown, pictures
 from flows.report.charts import PALETTE
 from flows.report.checks import MOST_EXPECTATIONS
 from flows.report.comparison import comparison, difference
@@ -211,7 +214,6 @@ def test_results_that_do_not_belong_together_are_named(files: Files, tmp_path: P
         ("curves", "step,bpd\n1,2\n3\n", "damaged: the number of columns changed"),
         ("curves", "step,bpd\n1,2,3\n", "damaged: 3 columns under 2 names"),
         ("curves", "step,bpd\n1,<script>\n", "damaged: could not convert string"),
-        ("noise_levels", "t,gamma,diffusion_bpd,standard_error\n0,0,1e300,0\n", "damaged: a number is larger than"),
         ("noise_levels", "\xff\xfe", "damaged: "),
         ("neighbours", "sample,train_image,distance\n16,0,0\n", "damaged: there is no sample 16"),
         ("neighbours", "sample,train_image,distance\n1,0.5,0\n", "damaged: there is no train_image 0.5"),
@@ -229,6 +231,26 @@ def test_a_damaged_file_is_one_line(name: str, content: str, reason: str, files:
     assert error.value.code == Exit.MISSING
     assert str(error.value).startswith(str(path))
     assert reason in str(error.value)
+
+
+def test_numbers_beyond_all_charts_are_not_finite(files: Files) -> None:
+    """A model that was not trained can have them."""
+    assert files.noise_levels
+    files.noise_levels.write_text("t,gamma,diffusion_bpd,standard_error\n0,0,1e300,0\n1,1,2.5,0\n")
+    results = read_results(files, ORIGIN)
+    assert results.noise_levels
+    assert results.noise_levels["diffusion_bpd"] == pytest.approx([np.nan, 2.5], nan_ok=True)
+    assert "How to reproduce" in page(results).html
+
+
+def test_tall_images_stay_small_on_the_page() -> None:
+    tall = np.zeros((1, 1000, 4), np.uint8)
+    assert (pictures.tile(tall, 17, "x").width, pictures.tile(tall, 17, "x").height) == (1, 250)
+    assert (pictures.tile(tall[:, :8], 17, "x").width, pictures.tile(tall[:, :8], 17, "x").height) == (64, 128)
+    png = io.BytesIO()
+    Image.new("L", (50, 8018)).save(png, "png")
+    with Image.open(io.BytesIO(markdown.fitted(png.getvalue())[0])) as shown:
+        assert shown.height == 8018
 
 
 def test_samples_of_another_shape_are_refused(files: Files) -> None:
@@ -339,6 +361,10 @@ def test_two_models_are_compared_image_by_image(files: Files, tmp_path: Path, di
     text = words(Document(comparison(first, first._replace(origin=ORIGIN._replace(parameters={}))).html).text)
     assert "None of the parameters that are known of both differ" in text
     assert "known of one model only: data, train" in text
+    other.per_image.write_text(f"image,bpd\n{rows}".replace(f"39,{BPD[39] + change[39]:.6f}", "39,inf"))
+    text = words(Document(comparison(first, read_results(other, origin)).html).text)
+    assert "No paired difference: not all figures are finite" in text
+    assert "is better on these images" not in text
 
 
 def test_a_curve_of_one_of_two_models_has_its_name_and_its_colour(files: Files) -> None:

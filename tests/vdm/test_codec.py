@@ -126,6 +126,22 @@ def test_images_come_back_and_the_stack_too(
     assert coder.num_plain > 0  # random weights predict values beyond the tables
 
 
+def test_pixels_are_coded_in_parts_that_change_no_bit(
+    tiny_model: Callable[..., VDM], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tiny_model().double()
+    tested = Codec(model, 2, 4)
+    pixels = np.random.default_rng(1).integers(0, model.num_levels, (3, *model.image_shape), dtype=np.uint8)
+    z = tested.first_mean(pixels)
+    coders = [OneInteger(7**12000) for _ in range(2)]
+    for coder, most in zip(coders, (codec.PIXELS_AT_ONCE, 50), strict=True):
+        monkeypatch.setattr(codec, "PIXELS_AT_ONCE", most)
+        tested.push_pixels(coder, pixels, z)
+    assert coders[0].state == coders[1].state
+    assert (tested.pop_pixels(coders[0], z) == pixels).all()
+    assert coders[0].state == 7**12000
+
+
 def test_plain_images_come_back() -> None:
     before = 7**100
     coder, pixels = OneInteger(before), some_pixels(2)
