@@ -27,6 +27,8 @@ MOST_DEPTH = 32
 
 HIGHEST_PID = 2**22
 """The highest number of a process that Linux gives."""
+SCRATCH = ".vdm-"
+"""How the names of temporary folders begin."""
 
 UNFINISHED: set[Path] = set()
 """Files and folders that exist only while a block of this process runs."""
@@ -141,13 +143,16 @@ def writing(path: Path) -> Iterator[BinaryIO]:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     place = place_of_file(path)
-    temporary = place.with_name(f".{place.name}.{os.getpid()}")
+    temporary = place.with_name(f".{place.name}.vdm-{os.getpid()}")
     with naming(path, temporary), unfinished(temporary):
         remove_abandoned(place)
         temporary.unlink(missing_ok=True)  # also where a file system has no locks
         with temporary.open("xb") as file:
             with suppress(OSError):
                 fcntl.flock(file, fcntl.LOCK_EX)
+            with suppress(OSError):
+                if (mode := place.stat().st_mode) & ANYBODY_WRITES:  # not that of a link to DVC's cache
+                    os.fchmod(file.fileno(), stat.S_IMODE(mode))
             yield file
             save(file)
             temporary.replace(place)
@@ -160,8 +165,8 @@ def remove_abandoned(place: Path) -> None:
     """
     import psutil  # not at the top, since every command imports this module
 
-    for temporary in place.parent.glob(f".{glob.escape(place.name)}.*"):
-        number = temporary.suffix[1:]
+    for temporary in place.parent.glob(f".{glob.escape(place.name)}.vdm-*"):
+        number = temporary.name.rpartition("-")[2]
         if number.isdecimal() and int(number) <= HIGHEST_PID and not psutil.pid_exists(int(number)):
             with suppress(OSError), open_regular(temporary) as file:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -214,7 +219,7 @@ def save(file: BinaryIO) -> None:
 @contextmanager
 def scratch_folder(parent: Path | None = None) -> Iterator[Path]:
     """Make a folder that exists while the block runs, in `parent` or in the system's temporary folder."""
-    folder = Path(tempfile.mkdtemp(prefix=".vdm-", dir=parent))
+    folder = Path(tempfile.mkdtemp(prefix=SCRATCH, dir=parent))
     with unfinished(folder):
         yield folder
 

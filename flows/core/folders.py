@@ -21,9 +21,12 @@ AT_FDCWD, RENAME_EXCHANGE = -100, 2  # as in linux/fcntl.h and linux/fs.h
 def writing_folder(path: Path) -> Iterator[Path]:
     """Make an empty folder that replaces `path` if the block raises nothing; else the old folder stays.
 
-    If `path` is a link, the folder to which it leads is replaced.  Raises UserError (exit 6) if another process is
-    writing the folder, and OSError that names `path`, also if the old folder could not be removed.
+    If `path` is a link, the folder to which it leads is replaced.  Raises UserError: exit 2 for a path such as ".", 6
+    if another process is writing the folder.  Raises OSError that names `path`, also if the old folder could not be
+    removed.
     """
+    if path.name in ("", ".."):
+        raise UserError(f"{path} cannot be replaced; name another folder", Exit.USAGE)
     place = place_of_folder(path)
     require_removable(place)
     partial = place.with_name(f".{place.name}.partial")

@@ -116,7 +116,9 @@ def import_checkpoint(
 
 
 def require_model_files(folder: Path) -> None:
-    """Raise UserError (exit 2) if the folder holds other files than those of a model and its evaluation."""
+    """Raise UserError (exit 2) for a path such as ".", and for a folder that holds other files than a model's."""
+    if folder.name in ("", ".."):
+        raise UserError(f"{folder} cannot be replaced; name another folder", Exit.USAGE)
     others = sorted({path.name for path in folder.iterdir()} - MODEL_FILES) if folder.is_dir() else []
     if others:
         raise UserError(f"{folder} holds other files than a model's: {listed(others[:3])}; name another", Exit.USAGE)

@@ -17,6 +17,7 @@ from typing import Any
 from flows.core import layout
 from flows.core.checkpoint import load_state
 from flows.core.errors import Exit, NetworkError, UserError, brief
+from flows.core.files import SCRATCH
 from flows.orchestration import workspace
 from flows.orchestration.server import Api, answers, require_server
 from flows.orchestration.status import CONCLUDED, Entry, address, all_runs, size_of
@@ -162,7 +163,11 @@ def old_reports(root: Path, plan: Plan) -> Iterator[Path]:
 
 
 def old_models(root: Path, plan: Plan) -> Iterator[Path]:
-    """Yield the fetched folders that are no output of a version that stays."""
+    """Yield the fetched folders that are no output of a version that stays, and those that were not fetched whole."""
+    yesterday = time.time() - 24 * 3600
+    for one in folders_in(root / layout.FETCHED):
+        if one.name.startswith(SCRATCH) and one.stat().st_mtime < yesterday:
+            yield one
     tags = [Tag(version.name, commit) for commit, version in plan.versions.items()]
     folders = [one for one in folders_in(root / layout.FETCHED) if MD5.fullmatch(one.name)]
     needed: set[str] = set()

@@ -14,7 +14,7 @@ from dvc.rwlock import rwlock
 
 from flows.core import layout
 from flows.core.errors import Exit, NetworkError, UserError, brief
-from flows.registry.git import Tag, contents
+from flows.registry.git import Tag, contents, git
 from flows.registry.lock_file import read_lock
 from flows.registry.pruning import Plan
 from flows.registry.storage import cached_at, dvc_repository, files, pull, quiet, require
@@ -114,6 +114,12 @@ def needed(repo: Any, root: Path, plan: Plan) -> set[str]:
     stay, since the next run continues from them.
     """
     commits = [*plan.versions, *plan.others]
+    # DVC would wait forever for an object that a partial clone lacks.
+    objects = ["rev-list", "--objects", "--no-walk", "--missing=print", "--stdin"]
+    listed = git(root, *objects, stdin="\n".join(commits).encode()).split(b"\n")
+    if any(line.startswith(b"?") for line in listed):
+        advice = "`git fetch --refetch --no-filter` completes a partial clone"
+        raise UserError(f"{root}: git lacks objects of commits that stay; {advice}", Exit.MISSING)
     locks = contents(root, [f"{commit}:{layout.DVC_LOCK}" for commit in commits])
     for commit in commits:
         version = plan.versions.get(commit)

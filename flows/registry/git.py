@@ -1,6 +1,7 @@
 """Run git, in as few processes as possible: a listing of a hundred versions starts two."""
 
 import os
+import re
 import shutil
 import subprocess
 import tempfile
@@ -39,6 +40,7 @@ SETTINGS = (
     "trailer.separators=:",
 )
 MARKS = ("fatal: ", "error: ", "! ")
+END_OF_ADVICE = r"fatal: |error: |! |hint: |To \S+$"
 REMOTE_SAYS = "remote:"
 MOST_CHARACTERS = 500
 UNATTENDED = [option for setting in SETTINGS for option in ("-c", setting)]
@@ -105,7 +107,7 @@ def reason_in(stderr: str) -> str:
     said = " ".join(line.removeprefix(REMOTE_SAYS).strip() for line in lines if line.startswith(REMOTE_SAYS)).strip()
     if said and lines[first].startswith("! "):
         return shorten(f"{lines[first]}; the remote says: {said}", MOST_CHARACTERS, placeholder=" ...")
-    advice = takewhile(lambda line: not line.startswith((*MARKS, "To ", "hint: ")), lines[first + 1 :])
+    advice = takewhile(lambda line: not re.match(END_OF_ADVICE, line), lines[first + 1 :])
     return shorten(" ".join([lines[first], *advice]), MOST_CHARACTERS, placeholder=" ...")
 
 
@@ -211,6 +213,6 @@ def require_identity(root: Path) -> None:
 @contextmanager
 def registry_lock(root: Path) -> Iterator[None]:
     """Wait for the registry's lock and hold it.  All worktrees of a repository share one lock, like their tags."""
-    folder = git(root, "rev-parse", "--path-format=absolute", "--git-common-dir").decode().rstrip("\n")
-    with lock_file(Path(folder) / "vdm-registry.lock", wait=True):
+    folder = git(root, "rev-parse", "--path-format=absolute", "--git-common-dir").rstrip(b"\n")
+    with lock_file(Path(os.fsdecode(folder)) / "vdm-registry.lock", wait=True):
         yield

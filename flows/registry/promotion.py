@@ -173,8 +173,8 @@ def decide(evidence: Evidence) -> tuple[str, str]:
 def promote(root: Path, challenger: Version, evidence: Evidence) -> str:
     """Make the challenger the champion if the evidence says so, and return the new tag, such as `vdm#champion#7`.
 
-    Raises UserError: exit 3 when the evidence refuses the challenger, 6 when the champion changed since the comparison,
-    2 without a git identity.
+    Raises UserError: exit 3 when the evidence refuses the challenger, 6 when it or the champion changed since the
+    comparison, 5 when its tag is gone, 2 without a git identity.
     """
     if evidence.challenger_commit != challenger.commit:
         raise UserError(f"the evidence is of {evidence.challenger}, not of {challenger.name}", Exit.USAGE)
@@ -183,6 +183,9 @@ def promote(root: Path, challenger: Version, evidence: Evidence) -> str:
             record_refusal(root, challenger, evidence.message(f"Refuse {challenger.name}"))
         raise UserError(f"not promoted: {evidence.reason}", Exit.NOT_PROMOTED)
     with registry_lock(root):
+        if resolve(root, challenger.name).commit != challenger.commit:  # raises UserError (exit 5) if it is gone
+            reason = f"{challenger.name} is another commit now"
+            raise UserError(f"{reason}; `vdmctl promote {challenger.name}` compares that", Exit.BUSY)
         tag = champion_tag(root)
         if (tag.name if tag else None) != evidence.champion_tag:
             now = resolve(root, CHAMPION).name if tag else "none"

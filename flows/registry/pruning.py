@@ -4,6 +4,7 @@ Nothing on a remote is deleted, no tag of a champion, and no note of a refusal: 
 the refused ones (`num_judged`), and the next publication would carry a deletion of notes to the remote.
 """
 
+import time
 from collections.abc import Iterable, Mapping
 from datetime import datetime
 from pathlib import Path
@@ -11,15 +12,26 @@ from typing import NamedTuple
 
 from flows.core import layout
 from flows.registry.git import Tag, annotated_tags, commit_of, git, git_lines, git_text
-from flows.registry.remote import OURS, REMOTE, remote_refs
+from flows.registry.remote import REMOTE, remote_refs
 from flows.registry.versions import CHAMPION_TAG, MODEL, REFUSALS, Version, reign, versions
 
 BRANCHES, TAGS = "refs/heads/", "refs/tags/"
-FIELDS = ("refname", "objectname", "*objectname", "committerdate:unix", "worktreepath")
+FIELDS = (
+    "refname",
+    "objectname",
+    "objecttype",
+    "*objectname",
+    "*objecttype",
+    "committerdate:unix",
+    "worktreepath",
+)
 
 
 class Ref(NamedTuple):
-    """A branch or tag: its full name, its object, its commit, when that was made, and where it is checked out."""
+    """A branch or tag: its full name, its object, its commit, when that was made, and where it is checked out.
+
+    The commit is "" for a tag of a file or a folder.
+    """
 
     name: str
     digest: str
@@ -62,7 +74,7 @@ def make_plan(root: Path, keep: int, published: Mapping[str, str] | None) -> Pla
     names = {tag.commit: tag.name for tag in tags} | {version.commit: version.name for version in known}
     reasons = reasons_to_keep(root, known, tags, keep, published)
     made = [datetime.fromisoformat(version.created).timestamp() for version in known if version.created]
-    since = max(made, default=0.0)
+    since = max((seconds for seconds in made if seconds <= time.time()), default=0.0)  # a clock may have been wrong
     crowned = {tag.commit for tag in tags if CHAMPION_TAG.fullmatch(tag.name)}
     # An old champion keeps its tag, since the champion's history names it; its files go.
     refused = {TAGS + each.name for each in known if each.commit not in {*reasons, *crowned}}
@@ -75,8 +87,9 @@ def make_plan(root: Path, keep: int, published: Mapping[str, str] | None) -> Pla
         return not (ref.commit in reasons or in_use or unpublished or ref.made > since)
 
     every = refs(root)
-    stay = [ref for ref in every if not goes(ref) and not ref.name.startswith(OURS)]
-    others = {commit_of(root, "HEAD"), *(ref.commit for ref in stay)} - reasons.keys()
+    of_versions = {TAGS + tag.name for tag in tags}
+    stay = [ref for ref in every if not goes(ref) and ref.name not in of_versions]
+    others = {commit_of(root, "HEAD"), *(ref.commit for ref in stay if ref.commit)} - reasons.keys()
     kept = {commit: Kept(names[commit], reason) for commit, reason in reasons.items()}
     past = [tag for tag in tags if tag.commit in crowned - reasons.keys()]
     return Plan(kept, sorted(others), list(filter(goes, every)), runs_of(root, {*reasons, *others}), since, past)
@@ -123,10 +136,10 @@ def refs(root: Path) -> list[Ref]:
     """Return all local branches and tags."""
     form = "--format=" + "%00".join(f"%({field})" for field in FIELDS)
     lines = git_lines(root, "for-each-ref", form, BRANCHES, TAGS)
-    # `*objectname` is the commit of an annotated tag, and empty for anything else.
+    # `*objectname` is what an annotated tag names, and empty for anything else.
     return [
-        Ref(name, digest, commit or digest, int(made or 0), folder)
-        for name, digest, commit, made, folder in (line.split("\0") for line in lines)
+        Ref(name, digest, (peeled or digest) if "commit" in (kind, of) else "", int(made or 0), folder)
+        for name, digest, kind, peeled, of, made, folder in (line.split("\0") for line in lines)
     ]
 
 

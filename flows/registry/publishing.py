@@ -26,7 +26,7 @@ from flows.registry.remote import (
     remote_refs,
     take_other_objects,
 )
-from flows.registry.storage import dvc_repository, obtain, quiet, require_remote
+from flows.registry.storage import check, dvc_repository, obtain, quiet, require_remote
 from flows.registry.versions import MODEL, REFUSALS, registered
 
 
@@ -139,20 +139,16 @@ def how_to_renumber(taken: list[Tag], held: list[Tag], here: list[Tag]) -> str:
 def to_withdraw(root: Path, there: dict[str, Target]) -> list[str]:
     """Return the commits of runs whose versions are not published, oldest first, if another machine took a tag of one.
 
-    All of them, since a later version was compared with a champion that may be an earlier one.  If this was interrupted
-    after the other machine's tags were fetched, champions are left whose version has no tag; they come first.
+    All of them, since a later version was compared with a champion that may be an earlier one.
     """
     tags = annotated_tags(root, MODEL)
     known = [(tag.commit, there[f"refs/tags/{tag.name}"].commit) for tag in tags if f"refs/tags/{tag.name}" in there]
     published = {ours for ours, theirs in known if ours == theirs}
     taken = {ours for ours, theirs in known if ours != theirs}
-    of_versions = {tag.commit for tag in tags if "#" not in tag.name}
-    bare = [tag.commit for tag in tags if "#" in tag.name and tag.commit not in of_versions]
-    if not (started := taken.union(bare) - published):
+    if taken <= published:
         return []
-    commits = dict.fromkeys([*bare, *(tag.commit for _, tag in registered(tags))])
-    ours = [commit for commit in commits if commit not in published and run_of(root, commit)]
-    return ours if started.intersection(ours) else []
+    commits = [tag.commit for _, tag in registered(tags) if tag.commit not in published and run_of(root, tag.commit)]
+    return commits if taken.intersection(commits) else []
 
 
 def fetch_versions(root: Path) -> Fetched:
@@ -167,16 +163,18 @@ def fetch_versions(root: Path) -> Fetched:
     withdrawn = to_withdraw(root, there)
     ours = sorted(name for name in there if name.startswith(OURS))
     missing = [name for name in ours if name not in mine]
-    replaced = [name for name in ours if name in mine and mine[name].commit in withdrawn and mine[name] != there[name]]
-    replaced += other_objects(there, mine)
-    wanted = "\n".join([f"{name}:{name}" for name in missing] + [f"+{name}:{name}" for name in replaced]).encode()
+    taken = {name: there[name].digest for name in ours if name in mine and mine[name].commit in withdrawn}
+    replaced = other_objects(there, mine)
+    # Of the tags that other machines took only the objects are fetched: `withdraw` changes all names at once.
+    wanted = [*(f"{name}:{name}" for name in missing), *(f"+{name}:{name}" for name in replaced), *taken]
     heads = [f"+refs/heads/{name}:refs/remotes/{REMOTE}/{name}" for name in branches(root, there)]
-    ask(root, "fetch", "--quiet", "--no-tags", "--stdin", REMOTE, *heads, stdin=wanted, seconds=PUSH_SECONDS)
-    for commit in withdrawn:
-        withdraw(root, commit)
+    given = "\n".join(wanted).encode()
+    ask(root, "fetch", "--quiet", "--no-tags", "--stdin", REMOTE, *heads, stdin=given, seconds=PUSH_SECONDS)
+    if withdrawn:
+        withdraw(root, withdrawn, taken)
     if NOTES in there:
         merge_notes(root)
-    return Fetched([name.removeprefix("refs/tags/") for name in sorted(missing + replaced)], withdrawn)
+    return Fetched([name.removeprefix("refs/tags/") for name in sorted([*missing, *replaced, *taken])], withdrawn)
 
 
 def branches(root: Path, there: dict[str, Target]) -> list[str]:
@@ -197,22 +195,25 @@ def branches(root: Path, there: dict[str, Target]) -> list[str]:
     return [f"{layout.RUN_BRANCHES}*", name]
 
 
-def withdraw(root: Path, commit: str) -> None:
-    """Remove the tags of a commit's version and champion and the note of its refusal, none of which is published.
+def withdraw(root: Path, commits: list[str], taken: dict[str, str]) -> None:
+    """Remove the tags of the commits' versions and champions and the notes of refusals, none of which is published.
 
-    The commit stays on its run's branch, so that it can become a version again.  Raises UserError.
+    The names in `taken` become tags of the given objects.  All tags change at once, or none.  The commits stay on their
+    runs' branches, so that they can become versions again.  Raises UserError.
     """
     with registry_lock(root):
-        for tag in annotated_tags(root, MODEL):
-            if tag.commit == commit and f"refs/tags/{tag.name}".startswith(OURS):
-                git(root, "tag", "--delete", tag.name)
-        git(root, "notes", f"--ref={REFUSALS}", "remove", "--ignore-missing", commit)
+        for commit in commits:
+            git(root, "notes", f"--ref={REFUSALS}", "remove", "--ignore-missing", commit)
+        names = [f"refs/tags/{tag.name}" for tag in annotated_tags(root, MODEL) if tag.commit in commits]
+        changes = [f"delete {name}\n" for name in names if name.startswith(OURS) and name not in taken]
+        changes += [f"update {name} {digest}\n" for name, digest in taken.items()]
+        git(root, "update-ref", "--stdin", stdin="".join(changes).encode())
 
 
 def merge_notes(root: Path) -> None:
     """Merge the remote's notes of refusals, which other machines may have pushed, into the local ones."""
     theirs = f"{NOTES}-{REMOTE}"
-    ask(root, "fetch", "--quiet", REMOTE, f"+{NOTES}:{theirs}", seconds=PUSH_SECONDS)
+    ask(root, "fetch", "--quiet", "--no-tags", REMOTE, f"+{NOTES}:{theirs}", seconds=PUSH_SECONDS)
     with registry_lock(root):
         git_text(root, "notes", f"--ref={NOTES}", "merge", "--quiet", "--strategy=ours", theirs)
 
@@ -241,12 +242,23 @@ def push_bytes(root: Path, tags: list[Tag], published: list[Tag]) -> dict[str, s
             try:
                 outputs = read_lock(root, tag).cached
                 stored = obtain(repo, outputs)
+                for path, files in stored.items():
+                    for file in files:
+                        check(file.cached, file, f"{tag.name}: {path}: ")
                 upload(repo, {*outputs.values(), *(file.md5 for files in stored.values() for file in files)})
             except NetworkError:
                 raise
             except UserError as error:
                 lost[tag.name] = str(error)
-        upload(repo, lacking(repo, files_of(repo, root, published) & set(repo.cache.local.all())))
+        known: set[str] = set()
+        for tag in published:
+            try:
+                known |= files_of(repo, root, [tag])
+            except NetworkError:
+                raise
+            except UserError as error:
+                lost[tag.name] = str(error)
+        upload(repo, lacking(repo, known & set(repo.cache.local.all())))
     return lost
 
 
@@ -258,5 +270,5 @@ def upload(repo: Any, digests: set[str]) -> None:
         result = repo.cloud.push([HashInfo("md5", digest) for digest in sorted(digests)])
     except Exception as error:  # each kind of remote raises its own errors
         raise NetworkError(f"the DVC remote failed: {brief(error)}") from error
-    if result.failed:
-        raise NetworkError(f"the DVC remote did not take {len(result.failed)} files")
+    if missing := max(len(result.failed), len(lacking(repo, digests))):  # DVC counts no file that it finds damaged
+        raise NetworkError(f"the DVC remote did not take {missing} files")

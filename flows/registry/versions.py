@@ -248,6 +248,8 @@ def reign(tags: list[Tag]) -> list[Tag]:
             reigning = [earlier for earlier in reigning if earlier.commit != tag.commit]
         elif (evidence := evidence_of(tag.message)) and evidence.decision == ROLL_BACK:
             reigning[-2:] = [tag]  # remove the champion; the one before it reigns by its new tag
+        elif reigning and reigning[-1].commit == tag.commit:  # it was promoted again
+            reigning[-1] = tag
         else:
             reigning.append(tag)
     live = {tag.commit for _, tag in registered(tags)}

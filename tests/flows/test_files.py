@@ -4,6 +4,7 @@ import errno
 import fcntl
 import os
 import socket
+import stat
 import subprocess
 from pathlib import Path
 
@@ -272,7 +273,7 @@ def test_what_a_killed_process_left_is_removed_by_the_next_one(tmp_path: Path) -
     ended.wait()
     others = [".file.name", f".file.{ended.pid}x", f"..file.{ended.pid}", f".file2.{ended.pid}", ".file.20261128"]
     others += [f".file.{os.getppid()}"]
-    for name in (f".file.{ended.pid}", *others):
+    for name in (f".file.vdm-{ended.pid}", *others):
         (tmp_path / name).touch()
     write_whole(tmp_path / "file", "whole")
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(["file", *others])
@@ -283,7 +284,7 @@ def test_what_a_process_elsewhere_writes_stays(tmp_path: Path) -> None:
     """A process in another container holds the lock of its file; here nobody has its number."""
     ended = subprocess.Popen(["true"])
     ended.wait()
-    with (tmp_path / f".file.{ended.pid}").open("wb") as file:
+    with (tmp_path / f".file.vdm-{ended.pid}").open("wb") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         write_whole(tmp_path / "file", "whole")
         assert len(list(tmp_path.iterdir())) == 2
@@ -291,9 +292,37 @@ def test_what_a_process_elsewhere_writes_stays(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
+def test_a_hidden_file_of_a_similar_name_stays(tmp_path: Path) -> None:
+    (tmp_path / ".file.2024").write_text("a backup")
+    write_whole(tmp_path / "file", "new")
+    assert (tmp_path / ".file.2024").read_text() == "a backup"
+
+
+@pytest.mark.parametrize(("mode", "expected"), [(0o600, 0o600), (0o664, 0o664), (0o444, None)])
+def test_a_file_keeps_its_permissions_unless_nobody_may_write_it(
+    mode: int, expected: int | None, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("old")
+    (tmp_path / "file").chmod(mode)
+    (tmp_path / "new").touch()
+    write_whole(tmp_path / "file", "new")
+    ordinary = (tmp_path / "new").stat().st_mode
+    assert stat.S_IMODE((tmp_path / "file").stat().st_mode) == stat.S_IMODE(expected or ordinary)
+
+
+@pytest.mark.parametrize("name", [".", "..", "/"])
+def test_a_folder_that_cannot_be_replaced_is_refused(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="cannot be replaced; name another folder") as error, writing_folder(Path(name)):
+        pass
+    assert error.value.code is Exit.USAGE
+
+
 def test_what_has_the_name_of_the_temporary_file_is_not_written(tmp_path: Path) -> None:
     (tmp_path / "victim").write_text("precious")
-    (tmp_path / f".file.{os.getpid()}").symlink_to("victim")
+    (tmp_path / f".file.vdm-{os.getpid()}").symlink_to("victim")
     write_whole(tmp_path / "file", "new")
     assert (tmp_path / "victim").read_text() == "precious"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "victim"]

@@ -27,7 +27,15 @@ from flows.images.store import save_images
 from flows.registry.evidence import Evidence, evidence_of
 from flows.registry.git import annotated_tags, registry_lock
 from flows.registry.promotion import challenge, decide, fits, promote, rollback
-from flows.registry.versions import add_version, champion_tag, is_decided, make_champion, record_refusal, resolve
+from flows.registry.versions import (
+    add_version,
+    champion_tag,
+    is_decided,
+    make_champion,
+    previous_champion,
+    record_refusal,
+    resolve,
+)
 
 # The versions are trained when the first test asks for them.
 pytestmark = pytest.mark.timeout(900)
@@ -402,6 +410,25 @@ def test_of_two_promotions_at_once_one_wins(copied: Project, tmp_path: Path) -> 
         f"vdmctl: {names[loser]} is not promoted: it was compared with the champion vdm@v1.0.0, but now the champion "
         f"is {names[winner]}; `vdmctl promote {names[loser]}` compares them\n"
     )
+
+
+def test_a_version_that_is_gone_or_another_commit_is_not_promoted(copied: Project) -> None:
+    evidence, version = evidence_for(copied, "v1.0.0"), resolve(copied.folder, "v1.0.0")
+    copied.git("tag", "--force", "--annotate", "--message=Moved", "vdm@v1.0.0", "vdm@v1.1.0^{commit}")
+    with pytest.raises(UserError, match=r"vdm@v1.0.0 is another commit now") as raised:
+        promote(copied.folder, version, evidence)
+    assert raised.value.code is Exit.BUSY
+    copied.git("tag", "--delete", "vdm@v1.0.0")
+    with pytest.raises(UserError) as raised:
+        promote(copied.folder, version, evidence)
+    assert raised.value.code is Exit.MISSING
+    assert copied.git("tag", "--list", "vdm#*") == ""
+
+
+def test_a_champion_that_is_promoted_again_reigns_once(copied: Project) -> None:
+    for number, minor in enumerate((0, 1, 1), start=1):
+        copied.git("tag", "--annotate", "--message=By hand", f"vdm#champion#{number}", f"vdm@v1.{minor}.0^{{commit}}")
+    assert previous_champion(copied.folder).name == "vdm@v1.0.0"
 
 
 def test_of_two_first_champions_one_wins(registry: Project, tmp_path: Path) -> None:

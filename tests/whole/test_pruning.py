@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import socket
+import subprocess
 import time
 from contextlib import ExitStack
 from pathlib import Path
@@ -20,15 +21,16 @@ from project import Project, cached, one_line
 from ruamel.yaml import YAML
 
 from flows.core.checkpoint import save_state
-from flows.core.errors import Exit
+from flows.core.errors import Exit, UserError
 from flows.core.params_file import read_params
 from flows.orchestration import pruning
 from flows.orchestration.pruning import Pruning, prune_history
 from flows.process.locks import lock_file
-from flows.registry.cache import superfluous
+from flows.registry.cache import needed, superfluous
 from flows.registry.git import registry_lock
 from flows.registry.pruning import make_plan
 from flows.registry.publishing import publish
+from flows.registry.storage import dvc_repository
 from flows.registry.verification import verify
 from flows.registry.versions import add_version, make_champion, record_refusal, resolve
 from flows.training.fitting import build
@@ -223,15 +225,49 @@ def test_a_version_that_nobody_decided_about_stays(copied: Project) -> None:
     }
 
 
+def test_tags_of_other_things_and_lightweight_ones_are_left_alone(project: Project) -> None:
+    """A tag of a file, as git's own repository has one, and a version's name without its annotation."""
+    blob = project.git("rev-parse", "HEAD:params.yaml").strip()
+    project.git("tag", "key", blob)
+    project.git("tag", "--delete", "vdm@v1.0.0")
+    commit = project.git("rev-list", "--max-parents=1", "--reverse", "main").split()[0]
+    project.git("tag", "vdm@v3.0.0", commit)
+    plan = make_plan(project.folder, 1, None)
+    assert commit in {*plan.versions, *plan.others}
+    prune(project)
+    assert {"key", "vdm@v3.0.0"} <= set(project.git("tag").split())
+
+
+def test_a_version_from_the_future_does_not_make_all_runs_old(project: Project) -> None:
+    environment = {"GIT_COMMITTER_DATE": "@4102444800 +0000"}
+    head = project.git("rev-parse", "vdm@v1.2.0^{commit}").strip()
+    command = ["git", "tag", "--force", "--annotate", "--message=Later", "vdm@v1.2.0", head]
+    subprocess.run(command, cwd=project.folder, env=project.environment | environment, check=True, capture_output=True)
+    assert 0 < make_plan(project.folder, 1, None).since < time.time()
+
+
+def test_a_clone_that_lacks_files_is_not_pruned(project: Project, tmp_path: Path) -> None:
+    project.git("config", "uploadpack.allowFilter", "true")
+    clone = Project.at(tmp_path / "clone")
+    project.git(
+        "clone", "--quiet", "--no-checkout", "--filter=blob:none", f"file://{project.folder}", str(clone.folder)
+    )
+    with dvc_repository(project.folder) as repo, pytest.raises(UserError, match="--refetch") as error:
+        needed(repo, clone.folder, make_plan(clone.folder, 1, None))
+    assert error.value.code is Exit.MISSING
+
+
 def test_a_version_without_a_lock_keeps_no_fetched_model(project: Project) -> None:
     project.git("rm", "--quiet", "dvc.lock")
     project.git("commit", "--quiet", "--message=Without a lock")
     project.git("tag", "--annotate", "--message=By hand", "vdm@v1.2.1")
     project.git("reset", "--quiet", "--hard", "HEAD~1")
-    (project.folder / ".vdm/models" / ("0" * 32)).mkdir(parents=True)
+    for name in ("0" * 32, ".vdm-killed", ".vdm-now"):
+        (project.folder / ".vdm/models" / name).mkdir(parents=True)
+    os.utime(project.folder / ".vdm/models/.vdm-killed", (0, 0))
     found = prune(project)
     assert found["kept"]["vdm@v1.2.1"]
-    assert names(found)["fetched_models"] == ["0" * 32]
+    assert names(found)["fetched_models"] == [".vdm-killed", "0" * 32]
 
 
 def test_a_branch_of_ones_own_keeps_its_files(project: Project) -> None:

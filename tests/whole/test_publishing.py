@@ -10,7 +10,7 @@ from project import Project, cached
 
 from flows.core.errors import Exit, NetworkError, UserError
 from flows.orchestration import releasing
-from flows.registry import remote
+from flows.registry import publishing, remote
 from flows.registry.publishing import Outrun, fetch_versions, publish
 from flows.registry.versions import add_version, record_refusal, refusal, resolve
 
@@ -137,17 +137,49 @@ def test_runs_whose_publication_failed_take_new_numbers(project: Project) -> Non
     assert fetch_versions(root) == ([], [])
 
 
-def test_a_champion_that_an_interrupted_withdrawal_left_behind_is_withdrawn(project: Project) -> None:
-    """The other machine's tag had replaced that of its version, and the process was killed."""
+def test_a_withdrawal_that_is_interrupted_changes_nothing(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else the champion's tag could be left without that of its version."""
     mine = made_by_a_run(project, "v1.1.0")
     project.git("tag", "--annotate", "--message=Promote", "vdm#champion#1", mine)
     project.git("push", "--quiet", "origin", "vdm@v1.0.0:refs/tags/vdm@v1.1.0")
-    project.git("fetch", "--quiet", "origin", "+refs/tags/vdm@v1.1.0:refs/tags/vdm@v1.1.0")
-    with pytest.raises(Outrun, match=mine[:12]):
-        publish(project.folder)
-    assert fetch_versions(project.folder) == ([], [mine])
+    before = project.git("show-ref", "--tags")
+    with monkeypatch.context() as patch:
+        patch.setattr(publishing, "withdraw", Mock(side_effect=KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            fetch_versions(project.folder)
+    assert project.git("show-ref", "--tags") == before
+    assert fetch_versions(project.folder) == (["vdm@v1.1.0"], [mine])
     assert "vdm#champion#1" not in project.git("tag").split()
-    assert fetch_versions(project.folder) == ([], [])
+
+
+def test_a_file_that_is_damaged_in_the_cache_is_not_published(project: Project) -> None:
+    weights = cached(project, "models/vdm", "weights.safetensors", "v1.2.0")
+    weights.chmod(0o644)
+    weights.write_bytes(weights.read_bytes()[:-1] + b"x")
+    with pytest.raises(UserError, match=r"vdm@v1.2.0 is not published: .*weights.safetensors is damaged in the cache"):
+        publish(project.folder)
+    assert "refs/tags/vdm@v1.2.0" not in published(project)
+    assert "refs/tags/vdm@v1.1.0" in published(project)
+
+
+def test_a_published_version_whose_listing_is_damaged_holds_up_no_other(project: Project) -> None:
+    project.git("push", "--quiet", "origin", "vdm@v1.0.0")
+    listing = cached(project, "models/vdm", "", "v1.0.0")
+    listing.chmod(0o644)
+    listing.write_text("{")
+    with pytest.raises(UserError, match=r"vdm@v1.0.0 is not published: "):
+        publish(project.folder)
+    assert "refs/tags/vdm@v1.2.0" in published(project)
+
+
+def test_the_notes_bring_no_deleted_tag_back(project: Project) -> None:
+    record_refusal(project.folder, resolve(project.folder, "v1.0.0"), "not better")
+    project.git("tag", "mine", "main")
+    publish(project.folder)
+    project.git("push", "--quiet", "origin", "mine")
+    project.git("tag", "--delete", "mine")
+    publish(project.folder)
+    assert "mine" not in project.git("tag").split()
 
 
 def test_a_run_that_is_published_keeps_its_number_when_a_roll_back_must_take_another(project: Project) -> None:

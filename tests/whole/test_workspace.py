@@ -16,7 +16,7 @@ from flows.core import layout
 from flows.core.errors import Exit, UserError
 from flows.orchestration.workspace import Workspace, commit, compose_params, finished, prune, run_of, workspace
 from flows.process.environment import settle
-from flows.registry.git import git_text, require_identity
+from flows.registry.git import git_text, reason_in, require_identity
 
 # The versions are trained when the first test asks for them.
 pytestmark = pytest.mark.timeout(900)
@@ -307,3 +307,14 @@ def test_a_stage_with_the_code_of_another_folder_is_refused(plain: Project) -> N
     assert done.returncode == Exit.USAGE
     assert done.stderr.startswith(f"vdmctl: the stage runs the code in {ROOT} instead of that in {plain.folder}; ")
     assert not (plain.folder / "data" / "images").exists()
+
+
+def test_the_advice_of_git_on_a_folder_of_another_user_is_shown() -> None:
+    said = (
+        "fatal: detected dubious ownership\nTo add an exception for this directory, call:\n\n\tgit config --global x\n"
+    )
+    assert reason_in(said).endswith("To add an exception for this directory, call: git config --global x")
+    assert (
+        reason_in("! [rejected] a -> a (fetch first)\nTo https://host/repository")
+        == "! [rejected] a -> a (fetch first)"
+    )
