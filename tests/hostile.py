@@ -4,7 +4,6 @@ import hashlib
 import json
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -58,9 +57,7 @@ class Forge:
 
     def vdmctl(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """Run vdmctl, with the code under test, in the repository, which has no code."""
-        command = [sys.executable, "-m", "flows.cli", *arguments]
-        environment = self.project.environment | {"PYTHONPATH": str(ROOT)}
-        return subprocess.run(command, cwd=self.project.folder, env=environment, capture_output=True, text=True)
+        return self.project.vdmctl(*arguments)
 
     def published(self) -> list[str]:
         """Return the tags in the git remote."""

@@ -5,7 +5,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -13,11 +12,12 @@ import urllib.error
 import urllib.request
 import uuid
 from collections.abc import Callable
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import psutil
-from project import Project
+from project import Project, run_vdmctl
 
 from flows.core.errors import Exit
 
@@ -36,6 +36,8 @@ SERVICES = {"SCHEDULER": 5, "PAUSE_EXPIRATIONS": 60, "CLEANUP_RECONCILER": 60, "
 # A worker asks for runs every two seconds by default.
 WORKER = {"PREFECT_WORKER_QUERY_SECONDS": "4"}
 LOOPS = {f"PREFECT_SERVER_SERVICES_{name}_LOOP_SECONDS": str(seconds) for name, seconds in SERVICES.items()}
+# Below the ports that systems give to programs which do not choose one, and others for every pytest process.
+PORTS = count(20_000 + 4 * (os.getpid() % 3000))
 
 
 class Plant:
@@ -50,9 +52,7 @@ class Plant:
         self.project.git("remote", "add", "origin", str(self.remote))
         self.project.dvc("remote", "add", "--default", "storage", "../storage")
         self.project.git("commit", "--quiet", "--all", "--message=Remote")
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
+        self.port = next(PORTS)
         home = {"PREFECT_HOME": str(folder / "prefect"), "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
         self.environment = self.project.environment | home | LOOPS | WORKER | environment
         self.url = f"http://127.0.0.1:{self.port}/api"
@@ -83,11 +83,8 @@ class Plant:
 
     def status(self) -> dict[str, Any]:
         """Return what `vdmctl status` prints."""
-        command = [sys.executable, "-m", "flows.cli", "status", "--json"]
-        server = {"PREFECT_API_URL": self.url}
-        done = subprocess.run(
-            command, cwd=self.project.folder, env=self.environment | server, capture_output=True, text=True
-        )
+        environment = self.environment | {"PREFECT_API_URL": self.url}
+        done = run_vdmctl(self.project.folder, environment, "status", "--json")
         assert done.returncode == (Exit.MISSING if json.loads(done.stdout)["problems"] else Exit.DONE), done.stderr
         return json.loads(done.stdout)  # type: ignore[no-any-return]
 
@@ -127,6 +124,12 @@ class Plant:
         """Return the lines of the run's log that have arrived."""
         found = self.api("logs/filter", logs={"flow_run_id": {"any_": [run]}}, limit=200, sort="TIMESTAMP_ASC")
         return [line["message"] for line in found]
+
+    def remove_schedules(self, name: str) -> None:
+        """Remove all schedules of a deployment, FLOW/DEPLOYMENT."""
+        deployment = self.api(f"deployments/name/{name}")
+        for schedule in deployment["schedules"]:
+            self.api(f"deployments/{deployment['id']}/schedules/{schedule['id']}", "DELETE")
 
     def remove_states(self) -> None:
         """Remove the saved states of all training runs."""

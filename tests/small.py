@@ -71,6 +71,7 @@ class Small:
         """Restore parameters and outputs."""
         text = (ROOT / "presets" / "digits.yaml").read_text()
         for old, new in TINY_PARAMS.items():
+            assert old in text, old
             text = text.replace(old, new)
         (self.folder / "params.yaml").write_text(text)
         for place in ("reports", "models/vdm", "models/imported"):
@@ -87,7 +88,8 @@ class Small:
         """Set numbers in the section `evaluate`."""
         before, name, after = (self.folder / "params.yaml").read_text().partition("\nevaluate:\n")
         for key, value in parameters.items():
-            after = re.sub(rf"^  {key}: \d+", f"  {key}: {value}", after, count=1, flags=re.MULTILINE)
+            after, count = re.subn(rf"^  {key}: \d+", f"  {key}: {value}", after, count=1, flags=re.MULTILINE)
+            assert count == 1, key
         (self.folder / "params.yaml").write_text(before + name + after)
 
     @property

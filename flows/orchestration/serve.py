@@ -79,8 +79,7 @@ def serve(
         say_on_stderr("\n".join(schedules()))
         page = address.url.removesuffix("/api")
         say_on_stderr(f"serving at {page}; `prefect deployment run {FLOW}` starts a run")
-        absent: dict[str, float] | None = {} if worker and not share else None
-        keep_alive(kept, partial(look, notifications.look, address.url, absent))
+        keep_alive(kept, partial(look, notifications.look, address.url, {} if worker and not share else None))
 
 
 def look(notifications: Callable[[Api], None], url: str, absent: dict[str, float] | None) -> None:

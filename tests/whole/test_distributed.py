@@ -310,6 +310,7 @@ def test_an_error_outside_every_agreement_leaves_nobody_waiting(project: Project
     result = project.run(
         "env", f"PYTHONPATH={project.folder}", "timeout", "60", sys.executable, str(tmp_path / "alone.py")
     )
+    assert result.returncode == 1, result.stderr  # `timeout` would give 124
     assert "process 0 of 2 failed: OSError: [Errno 28] No space left on device: 'somewhere'" in result.stderr
 
 
@@ -422,8 +423,10 @@ def test_two_machines_train_one_model(
 def test_two_processes_draw_and_evaluate_as_one(tmp_path: Path) -> None:
     """The samples, and the figures of every image to the last digit, are those of one process."""
     small = Small(tmp_path / "small")
+    evaluate = ("evaluate", "models/vdm", "--out", "reports/evaluation")  # of the test images alone
     params, results = small.folder / "params.yaml", ("samples/samples.npy", "evaluation/per_image.csv")
     # Three images a batch, so that no split of the images alone would give both processes the same batches as one.
+    assert "batch_size: 512" in params.read_text()
     text = params.read_text().replace("batch_size: 512", "batch_size: 6")
     params.write_text(text)
 
@@ -434,12 +437,13 @@ def test_two_processes_draw_and_evaluate_as_one(tmp_path: Path) -> None:
             file.unlink()
         return contents
 
-    for stage in ("sample", "evaluate"):
-        assert run_vdmctl(small.folder, small.environment, stage).returncode == 0
+    for command in (["sample"], evaluate):
+        assert run_vdmctl(small.folder, small.environment, *command).returncode == 0
     one = found()
     before, name, after = text.partition("\nevaluate:\n")
+    assert after.count("num_devices: 1") == 2  # of `evaluate` and of `sample`
     params.write_text(before + name + after.replace("num_devices: 1", "num_devices: 2"))
-    for stage in ("sample", "evaluate"):
-        result = run_vdmctl(small.folder, small.environment, stage)
+    for command in (["sample"], evaluate):
+        result = run_vdmctl(small.folder, small.environment, *command)
         assert result.returncode == 0, result.stderr
     assert found() == one

@@ -56,14 +56,18 @@ def stopped(process: subprocess.Popen[str], number: signal.Signals, marker: Call
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_every_command_is_stopped_from_its_first_moment(number: signal.Signals, small: Small) -> None:
     for place, name in enumerate(COMMANDS):
-        process = small.start(name, *ARGUMENTS.get(name, []))
-        # One moment each, over the imports of the quickest command, which ends by itself after 0.2 seconds.
-        begun = time.monotonic() + 0.1 * place / len(COMMANDS)
+        for _ in range(5):
+            process = small.start(name, *ARGUMENTS.get(name, []))
+            # One moment each, over the imports of the quickest command, which ends by itself after 0.2 seconds.
+            begun = time.monotonic() + 0.1 * place / len(COMMANDS)
 
-        def marker(process: subprocess.Popen[str] = process, begun: float = begun) -> bool:
-            return catches_sigterm(process.pid) and time.monotonic() > begun
+            def marker(process: subprocess.Popen[str] = process, begun: float = begun) -> bool:
+                return process.poll() is not None or (catches_sigterm(process.pid) and time.monotonic() > begun)
 
-        assert stopped(process, number, marker) == (75, STOPPED), name
+            result = stopped(process, number, marker)
+            if result[0] == Exit.RESUMABLE:  # on a busy machine a command may end before the signal arrives
+                break
+        assert result == (Exit.RESUMABLE, STOPPED), name
 
 
 @pytest.mark.parametrize(
@@ -96,7 +100,7 @@ def test_a_command_that_is_stopped_leaves_the_old_outputs_and_nothing_else(
 def stopped_at(moment: str, command: str, small: Small) -> tuple[int, str]:
     process = small.start(*command.split())
     markers = {
-        "unfinished file": lambda: (small.folder / f".images.vdmz.{process.pid}").exists(),
+        "unfinished file": lambda: (small.folder / f".images.vdmz.vdm-{process.pid}").exists(),
         "torch": lambda: imports_torch(process.pid),
         "images": lambda: "images/test.npy" in Path(f"/proc/{process.pid}/maps").read_text(),
     }

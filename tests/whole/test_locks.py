@@ -179,16 +179,13 @@ def test_logins_jobs_and_services_of_a_user_meet(tmp_path: Path, monkeypatch: py
     """They use the same lock for any TMPDIR and XDG_RUNTIME_DIR.  The test uses a card that no machine has."""
     monkeypatch.delenv("VDM_LOCK_DIR", raising=False)
     see(f"{'-' * 97}z", monkeypatch)
-    hold = "import torch; from types import SimpleNamespace; from flows.process.locks import claim\n"
-    hold += "torch.cuda.get_device_properties = lambda device: SimpleNamespace(uuid='uuid-z')\n"
-    hold += "with claim(torch.device('cuda:97')): print('has it')"
-    environments = [{"TMPDIR": str(tmp_path)}, {"XDG_RUNTIME_DIR": str(tmp_path)}, {"HOME": str(tmp_path)}]
-    with claim(torch.device("cuda:97")):
-        for environment in environments:
-            result = subprocess.run(
-                [sys.executable, "-c", hold], cwd=ROOT, env=os.environ | environment, capture_output=True, text=True
-            )
-            assert f"cuda:97 is busy: process {os.getpid()}" in result.stderr
+    card = torch.device("cuda:97")
+    with claim(card):
+        for name in ("TMPDIR", "XDG_RUNTIME_DIR", "HOME"):
+            with monkeypatch.context() as patch:
+                patch.setenv(name, str(tmp_path))
+                with pytest.raises(UserError, match=f"cuda:97 is busy: process {os.getpid()}"), claim(card):
+                    pass
 
 
 def test_a_relative_folder_for_locks_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from project import ROOT, one_line
+from project import ROOT, one_line, run_vdmctl
 from small import Small
 
 from flows.cli import run
@@ -128,8 +128,8 @@ def test_a_report_that_could_not_be_written_leaves_no_older_report(
 
 
 def test_great_expectations_says_nothing_of_a_full_disk_itself(small: Small) -> None:
-    limited = f"ulimit -f 40; exec {sys.executable} -m flows.cli validate"
-    result = small.run(["bash", "-c", limited], PYTHONDONTWRITEBYTECODE="1")
+    with no_file_above(40 * 1024):
+        result = run_vdmctl(small.folder, small.environment, "validate")
     assert result.returncode == Exit.MISSING
     assert one_line(result) == "vdmctl: reports/validation/data_docs: File too large"
 

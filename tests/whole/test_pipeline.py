@@ -23,6 +23,7 @@ from plant import wait_until
 from project import OF_IMAGES, OF_THE_MODEL, Project, imports_torch
 
 from flows.core.checkpoint import load_model, save_model
+from flows.core.errors import Exit
 from vdm.model import VDM
 
 
@@ -32,6 +33,7 @@ def reproduced(tmp_path_factory: pytest.TempPathFactory) -> Project:
     project = Project(tmp_path_factory.mktemp("project"))
     result = project.new_dvc("repro")
     assert result.returncode == 0, result.stdout + result.stderr
+    assert len(ran(result.stdout)) == len(OF_IMAGES) + len(OF_THE_MODEL)
     project.git("add", "--all")
     project.git("commit", "--quiet", "--message=Reproduce")
     return project
@@ -84,9 +86,9 @@ def test_outputs_depend_on_nothing_but_their_declared_inputs(reproduced: Project
     other = reproduced.copy(tmp_path / "elsewhere")
     other.git("commit", "--quiet", "--allow-empty", "--message=Another commit")
     shutil.rmtree(other.folder / ".dvc" / "cache")
-    result = other.new_dvc("repro", "--force")
-    assert result.returncode == 0, result.stdout + result.stderr
-    assert len(ran(result.stdout)) == len(OF_IMAGES) + len(OF_THE_MODEL)
+    for place in ("data/images", "models", "reports"):
+        shutil.rmtree(other.folder / place)
+    other.reproduce()
     assert other.git("status", "--porcelain") == ""
 
 
@@ -136,7 +138,7 @@ def test_parameters_that_change_while_their_stage_runs_are_not_recorded(reproduc
     assert "vdmctl: params.yaml train changed while train ran, so its result is not recorded; undo" in output
     assert (reproduced.folder / "dvc.lock").read_text() == lock
     reproduced.edit("params.yaml", **{"steps: 80\n": "steps: 90\n"})
-    again = reproduced.new_dvc("repro", "--single-item", "train")
+    again = reproduced.vdmctl("train")
     assert again.returncode == 0, again.stderr
     assert "continuing from step 90 of 90" in again.stderr
     reproduced.git("checkout", "--quiet", ".")
@@ -384,9 +386,9 @@ def test_a_failed_stage_leaves_what_dvc_can_restore(reproduced: Project) -> None
     pixels[0, 0, 0, 0] = 200
     images.unlink()
     np.save(images, pixels)
-    failed = reproduced.new_dvc("repro", "--single-item", "validate")
-    assert failed.returncode == 255
-    assert "no level above 16: 1 of 1797 rows, such as 200" in failed.stdout + failed.stderr
+    failed = reproduced.vdmctl("validate")
+    assert failed.returncode == Exit.INVALID_DATA
+    assert "no level above 16: 1 of 1797 rows, such as 200" in failed.stderr
     refused = reproduced.vdmctl("train")
     assert refused.returncode == 4
     assert "vdmctl validate" in one_line(refused)
@@ -448,7 +450,7 @@ def test_images_inside_the_output_stay(reproduced: Project) -> None:
     ],
 )
 def test_a_bad_parameter_stops_training_with_one_line(old: str, new: str, message: str, reproduced: Project) -> None:
-    if new == "device: cuda" and torch.cuda.is_available():
+    if new.strip() == "device: cuda" and torch.cuda.is_available():
         pytest.skip("this machine has a CUDA device")
     reproduced.edit("params.yaml", **{old: new})
     result = reproduced.vdmctl("train")

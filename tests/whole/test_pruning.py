@@ -426,8 +426,9 @@ def training_state(project: Project) -> dict[str, Any]:
     return trainer.state()
 
 
-def test_states_that_nobody_continued_are_shown_and_removed(project: Project) -> None:
+def test_states_that_nobody_continued_are_shown_and_removed(tmp_path: Path) -> None:
     """A state of yesterday stays, and every state while a trainer of this project works."""
+    project = Project(tmp_path / "project")
     runs = project.folder / ".vdm/runs"
     for name, days in {"old": 15, "new": 13, "damaged": 15}.items():
         path = runs / name / "step-000000001.state"

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from project import ROOT, Project, cached, one_line
+from project import ROOT, Project, cached, one_line, run_vdmctl
 from ruamel.yaml import YAML
 
 from flows.core.errors import Exit, UserError
@@ -390,9 +390,8 @@ def test_without_a_git_identity_nothing_is_tagged(copied: Project, monkeypatch: 
     with pytest.raises(UserError, match="git needs an identity") as raised:
         of.add_version(copied.folder, "HEAD", "Retrained")
     assert raised.value.code == Exit.USAGE
-    command = [sys.executable, "-m", "flows.cli", "promote"]
-    result = subprocess.run(command, cwd=copied.folder, capture_output=True, text=True)
-    assert result.returncode == 2
+    result = run_vdmctl(copied.folder, dict(os.environ), "promote")
+    assert result.returncode == Exit.USAGE
     assert "git needs an identity" in one_line(result)
     assert "vdm#" not in copied.git("tag")
 

@@ -15,7 +15,7 @@ from threading import Thread
 import pytest
 import torch
 from plant import ENDLESS, Plant, children, is_alive, killed, trainers, wait_until
-from project import ROOT, Project
+from project import ROOT, Project, run_vdmctl
 
 from flows.core.errors import Exit
 from flows.orchestration import serve as serving
@@ -82,7 +82,7 @@ def test_a_port_at_which_something_else_answers(tmp_path: Path) -> None:
 
 
 def test_a_folder_that_is_no_project(tmp_path: Path) -> None:
-    result = serve(tmp_path)
+    result = run_vdmctl(tmp_path, dict(os.environ), "serve")
     assert result.returncode == Exit.USAGE
     message = f"vdmctl: {tmp_path} has no prefect.yaml; change to the project's folder\n"
     assert result.stderr == message
@@ -91,7 +91,7 @@ def test_a_folder_that_is_no_project(tmp_path: Path) -> None:
 
 def test_a_host_that_lets_others_in_needs_a_password(tmp_path: Path) -> None:
     (tmp_path / "prefect.yaml").touch()
-    result = serve(tmp_path, "--host", "0.0.0.0")
+    result = run_vdmctl(tmp_path, os.environ | {"PREFECT_HOME": str(tmp_path)}, "serve", "--host", "0.0.0.0")
     assert result.returncode == Exit.USAGE, result.stderr
     assert result.stderr.startswith("vdmctl: --host 0.0.0.0 lets other machines in; set PREFECT_SERVER_API_AUTH_STRING")
     assert [is_loopback(host) for host in ("127.0.0.1", "127.1.2.3", "::1", "localhost")] == [True] * 4
@@ -112,27 +112,6 @@ def test_a_page_of_another_origin_changes_and_reads_nothing(plant: Plant) -> Non
     own = urllib.request.Request(token, headers={"Origin": plant.url.removesuffix("/api")})
     with urllib.request.urlopen(own) as response:
         assert response.headers["Access-Control-Allow-Origin"] == plant.url.removesuffix("/api")
-
-
-def test_serving_again_keeps_what_the_operator_set(plant: Plant) -> None:
-    weekly = plant.api("deployments/name/train-vdm/weekly")["schedules"][0]["id"]
-    assert plant.run("deployment", "schedule", "resume", "train-vdm/weekly", weekly).returncode == 0
-    assert plant.run("deployment", "schedule", "create", "train-vdm/train-vdm", "--cron", "5 4 1 1 *").returncode == 0
-    deployment = plant.api("deployments/name/train-vdm/train-vdm")["id"]
-    plant.api(f"deployments/{deployment}", "PATCH", parameters={"preset": "mnist"}, tags=["mine"])
-    plant.stop()
-    plant.serve()
-    log = plant.log.read_text()
-    assert re.search(r"train-vdm/weekly: 0 3 \* \* 0 UTC: on, next run 20\d\d-\d\d-\d\d 03:00 UTC\n", log)
-    assert re.search(r"train-vdm/train-vdm: 5 4 1 1 \* UTC: on, next run 20\d\d-01-01 04:05 UTC\n", log)
-    schedules = {one["deployment"]: one for one in plant.status()["server"]["schedules"]}
-    weekly_schedule = schedules["train-vdm/weekly"]
-    assert (weekly_schedule["when"], weekly_schedule["active"]) == ("0 3 * * 0", True)
-    after = plant.api("deployments/name/train-vdm/train-vdm")
-    assert (after["parameters"], after["tags"], after["paused"]) == ({"preset": "mnist"}, ["mine"], False)
-    plant.api(f"deployments/{deployment}", "PATCH", parameters={}, tags=[])
-    for name in ("train-vdm/weekly", "train-vdm/train-vdm"):
-        assert plant.run("deployment", "schedule", "clear", name, "--accept-yes").returncode == 0
 
 
 def test_a_run_waits_for_a_busy_device_and_says_for_whom(plant: Plant, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -167,10 +146,10 @@ def test_the_status_names_the_run_its_device_and_its_worktree(plant: Plant) -> N
     assert found["disk_bytes"]["training_states"] > 0
     assert plant.finish(plant.retrain())[0] == "CANCELLED"  # the deployment has a run already
     assert plant.status()["problems"] == [failed]
-    assert plant.run("work-pool", "pause", "vdm").returncode == 0
+    plant.api("work_pools/vdm", "PATCH", is_paused=True)
     paused = "no run of vdm starts, since it is paused; `prefect work-pool resume vdm`"
     assert plant.status()["problems"] == [paused, failed]
-    assert plant.run("work-pool", "resume", "vdm").returncode == 0
+    plant.api("work_pools/vdm", "PATCH", is_paused=False)
 
 
 def test_a_run_that_is_paused_is_cancelled(plant: Plant) -> None:
@@ -203,7 +182,7 @@ def test_a_schedule_that_never_fires_is_switched_off(plant: Plant) -> None:
     schedules = plant.api("deployments/name/train-vdm/weekly")["schedules"]
     (made,) = [one for one in schedules if one["schedule"].get("cron") == "0 0 30 2 *"]
     assert made["active"] is False
-    assert plant.run("deployment", "schedule", "delete", "train-vdm/weekly", made["id"], "--accept-yes").returncode == 0
+    plant.remove_schedules("train-vdm/weekly")
 
 
 def test_the_lease_of_a_run_is_in_a_file(plant: Plant) -> None:
@@ -254,15 +233,33 @@ def test_a_worker_and_a_server_that_are_killed_are_replaced_and_the_run_is_conti
 
 
 def test_a_loop_that_is_killed_takes_everything_along_and_goes_on_when_it_is_served_again(plant: Plant) -> None:
+    """It keeps what the operator set."""
     run = training(plant)
     (trainer,) = trainers(plant.project.folder)
     below = children(plant.process.pid)
+    weekly = plant.api("deployments/name/train-vdm/weekly")
+    (schedule,) = weekly["schedules"]
+    plant.api(f"deployments/{weekly['id']}/schedules/{schedule['id']}", "PATCH", active=True)
+    assert plant.run("deployment", "schedule", "create", "train-vdm/train-vdm", "--cron", "5 4 1 1 *").returncode == 0
+    deployment = plant.api("deployments/name/train-vdm/train-vdm")["id"]
+    plant.api(f"deployments/{deployment}", "PATCH", parameters={"preset": "mnist"}, tags=["mine"])
     plant.process.kill()
     plant.process.wait()
     # The engine may go on looking for a server.
     wait_until(lambda: not any(map(is_alive, (trainer, *below.values()))), 15)
 
     plant.serve()
+    log = plant.log.read_text()
+    assert re.search(r"train-vdm/weekly: 0 3 \* \* 0 UTC: on, next run 20\d\d-\d\d-\d\d 03:00 UTC\n", log)
+    assert re.search(r"train-vdm/train-vdm: 5 4 1 1 \* UTC: on, next run 20\d\d-01-01 04:05 UTC\n", log)
+    schedules = {one["deployment"]: one for one in plant.status()["server"]["schedules"]}
+    weekly_schedule = schedules["train-vdm/weekly"]
+    assert (weekly_schedule["when"], weekly_schedule["active"]) == ("0 3 * * 0", True)
+    after = plant.api("deployments/name/train-vdm/train-vdm")
+    assert (after["parameters"], after["tags"], after["paused"]) == ({"preset": "mnist"}, ["mine"], False)
+    plant.api(f"deployments/{deployment}", "PATCH", parameters={}, tags=[])
+    for name in ("train-vdm/weekly", "train-vdm/train-vdm"):
+        plant.remove_schedules(name)
     assert plant.finish(run)[0] == "CRASHED"
     continues(plant)
 

@@ -310,9 +310,7 @@ def test_a_stage_with_the_code_of_another_folder_is_refused(plain: Project) -> N
 
 
 def test_the_advice_of_git_on_a_folder_of_another_user_is_shown() -> None:
-    said = (
-        "fatal: detected dubious ownership\nTo add an exception for this directory, call:\n\n\tgit config --global x\n"
-    )
+    said = "fatal: detected dubious ownership\nTo add an exception for this directory, call:\n\n\tgit config x\n"
     assert reason_in(said).endswith("To add an exception for this directory, call: git config x")
     assert (
         reason_in("! [rejected] a -> a (fetch first)\nTo https://host/repository")
