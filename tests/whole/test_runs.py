@@ -131,9 +131,9 @@ def test_a_finished_run_is_repeated_from_its_last_state_until_its_model_is_regis
     project: Project, undisturbed: tuple[str, str]
 ) -> None:
     """So nothing is lost if DVC cannot record the outputs."""
-    assert project.vdmctl("train").returncode == 0
+    assert project.new_vdmctl("train").returncode == 0
     shutil.rmtree(project.folder / "models")
-    result = project.vdmctl("train")
+    result = project.new_vdmctl("train")
     assert "continuing from step 60 of 60" in result.stderr
     assert digests(project) == undisturbed
     (run,) = {path.parent for path in states(project)}
@@ -192,7 +192,7 @@ def test_a_second_trainer_is_refused_by_the_device_lock(project: Project, undist
     assert second.returncode == Exit.BUSY
     busy = f"cpu is busy: process {process.pid} in {project.folder} trains on it; wait for it or stop it"
     assert busy in second.stderr.splitlines()[-1]
-    assert project.vdmctl("train").returncode == 0  # the lock ended with its process
+    assert project.new_vdmctl("train").returncode == 0  # the lock ended with its process
 
 
 def test_a_trainer_saves_and_ends_when_dvc_is_killed(project: Project) -> None:
@@ -253,7 +253,7 @@ def test_a_damaged_newest_state_is_passed_over(
 ) -> None:
     newest = states(killed)[-1]
     damage(newest)
-    result = killed.vdmctl("train")
+    result = killed.new_vdmctl("train")
     assert f"{newest.name}: {reason}" in result.stderr
     assert "falling back to the state before" in result.stderr
     assert digests(killed) == undisturbed
@@ -261,14 +261,14 @@ def test_a_damaged_newest_state_is_passed_over(
 
 def test_other_parameters_start_afresh(killed: Project, undisturbed: tuple[str, str]) -> None:
     killed.edit("params.yaml", **{"weight_decay: 0.01": "weight_decay: 0.02"})
-    result = killed.vdmctl("train")
+    result = killed.new_vdmctl("train")
     killed.edit("params.yaml", **{"weight_decay: 0.02": "weight_decay: 0.01"})
     registered = killed.vdmctl("register")
     assert (registered.returncode, "was trained with other parameters" in registered.stderr) == (Exit.USAGE, True)
     assert result.returncode == 0
     assert "continuing" not in result.stderr
     assert digests(killed) != undisturbed
-    assert killed.vdmctl("train").returncode == 0
+    assert killed.new_vdmctl("train").returncode == 0
     assert digests(killed) == undisturbed
 
 
@@ -302,13 +302,13 @@ def test_a_full_disk_ends_the_training_in_one_line_and_loses_nothing(
     shutil.rmtree(models)
     models.symlink_to(full_disk)
     (full_disk / "filler").write_bytes(bytes(240 * 1024))
-    result = project.vdmctl("train")
+    result = project.new_vdmctl("train")
     assert result.returncode == Exit.BUG, result.stderr
     assert result.stderr.splitlines()[-1].startswith(
         "vdmctl: models/trained: the model could not be written: No space left on device; correct that and run again"
     )
     (full_disk / "filler").unlink()
-    result = project.vdmctl("train")
+    result = project.new_vdmctl("train")
     assert "continuing from step 60 of 60" in result.stderr
     assert digests(project) == undisturbed
     models.unlink()
