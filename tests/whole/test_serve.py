@@ -182,7 +182,8 @@ def test_a_schedule_that_never_fires_is_switched_off(plant: Plant) -> None:
     schedules = plant.api("deployments/name/train-vdm/weekly")["schedules"]
     (made,) = [one for one in schedules if one["schedule"].get("cron") == "0 0 30 2 *"]
     assert made["active"] is False
-    plant.remove_schedules("train-vdm/weekly")
+    weekly = plant.api("deployments/name/train-vdm/weekly")["id"]
+    plant.api(f"deployments/{weekly}/schedules/{made['id']}", "DELETE")
 
 
 def test_the_lease_of_a_run_is_in_a_file(plant: Plant) -> None:
@@ -292,10 +293,11 @@ def test_a_run_whose_process_died_while_the_server_failed_is_ended(
     """As on a full disk: the worker could not report the end, and the run would keep all others away."""
     deployment = plant.api("deployments/name/train-vdm/train-vdm")["id"]
     run = plant.api(f"deployments/{deployment}/create_flow_run", state={"type": "PENDING"})["id"]
-    serving.look(lambda api: None, plant.url, sees_all_runs=True)
+    absent: dict[str, float] = {}
+    serving.look(lambda api: None, plant.url, absent)
     assert plant.read(run)["state"]["type"] == "PENDING"
     monkeypatch.setattr(serving, "DEAD_SECONDS", 0.0)
-    serving.look(lambda api: None, plant.url, sees_all_runs=True)
+    serving.look(lambda api: None, plant.url, absent)
     assert plant.read(run)["state"]["type"] == "CRASHED"
     assert capsys.readouterr().err.endswith("its process was gone, so the run was ended\n")
 
