@@ -27,6 +27,7 @@ from flows.core.errors import Exit, UserError
 from flows.orchestration import releasing
 from flows.orchestration.announcing import announce
 from flows.orchestration.artifacts import Progress, show, show_metrics
+from flows.orchestration.plugin import full_name
 from flows.orchestration.streaming import failure
 from flows.process.groups import processes_in
 from flows.registry.evidence import Evidence
@@ -437,9 +438,10 @@ def test_runs_of_a_schedule_keep_the_state_in_which_they_ended(plant: Plant) -> 
 
 
 def test_an_unknown_or_ambiguous_bare_name_is_one_line(plant: Plant) -> None:
-    result = plant.run("deployment", "run", "train-vdn")
-    assert result.returncode == 1
-    assert result.stderr.strip() == "no single deployment is called 'train-vdn'; `prefect deployment ls` lists them"
+    with pytest.raises(
+        SystemExit, match="^no single deployment is called 'train-vdn'; `prefect deployment ls` lists them"
+    ):
+        full_name("train-vdn", plant.url)
     flow = plant.api("flows/", name="other")["id"]
     other = plant.api("deployments/", name="train-vdm", flow_id=flow)["id"]
     result = plant.run("deployment", "run", "train-vdm")
