@@ -78,7 +78,7 @@ def require_fitting(images: Images, vdm: VDM, path: Path, model: Path) -> bytes:
     """Return the sha256 of the pixels.
 
     Raises UserError (exit 2) unless they have the model's shape and levels, and for models of more than 256 levels.
-    Pictures of 1, 2 and 4 bits need a model of as many levels, to which `write_decoded` gives their shades again.
+    Pictures of 1, 2 and 4 bits need a model with the same number of levels; `write_decoded` restores their shades.
     """
     if vdm.num_levels > 256:
         raise UserError(f"{model} has {vdm.num_levels} levels; models of at most 256 can compress", Exit.USAGE)

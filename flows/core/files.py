@@ -139,7 +139,8 @@ def inside(folder: Path, name: str) -> Path:
 def writing(path: Path) -> Iterator[BinaryIO]:
     """Open a file that replaces `path`, after fsync, if the block raises nothing; else the old file stays.
 
-    `place_of_file` says what it replaces if `path` is a link.  Raises OSError that names `path`.
+    `place_of_file` says what it replaces if `path` is a link.  The new file has the permissions of the old one, unless
+    nobody may write that.  Raises OSError that names `path`.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     place = place_of_file(path)
@@ -151,7 +152,7 @@ def writing(path: Path) -> Iterator[BinaryIO]:
             with suppress(OSError):
                 fcntl.flock(file, fcntl.LOCK_EX)
             with suppress(OSError):
-                if (mode := place.stat().st_mode) & ANYBODY_WRITES:  # not that of a link to DVC's cache
+                if (mode := place.stat().st_mode) & ANYBODY_WRITES:  # else it belongs to DVC's cache
                     os.fchmod(file.fileno(), stat.S_IMODE(mode))
             yield file
             save(file)

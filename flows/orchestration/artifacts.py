@@ -39,11 +39,11 @@ NUM_LINES = 20
 
 @contextmanager
 def dispensable() -> Iterator[None]:
-    """Log a warning if Prefect cannot show something, whatever its client raises: the run goes on without it."""
+    """Log a warning if Prefect does not take an artifact or an event, whatever its client raises."""
     try:
         yield
     except Exception as error:
-        get_run_logger().warning("not shown in Prefect's UI: %s", brief(error))
+        get_run_logger().warning("Prefect did not take this, and the run goes on: %s", brief(error))
 
 
 class Progress:

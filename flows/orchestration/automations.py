@@ -65,8 +65,9 @@ def end_dead_runs(api: Api, absent: dict[str, float], *, after: float = 0.0) -> 
     Without this Prefect could show them as running forever: only a worker watches the process of a run, and its report
     is lost if the server fails just then.  While a worker runs, `after` must give it time to start a process.
 
-    `absent` has the runs that the last call found without a process, and since when, on this machine's monotonic clock:
-    the server's clock may differ.  It is updated.  Raises OSError if the server fails.
+    `absent` maps the runs that the last call found without a process to the time when that was first seen.  It is
+    updated.  The times are of this machine's monotonic clock, since the server's clock may differ.  Raises OSError if
+    the server fails.
     """
     unfinished = {
         "deployment_id": {"is_null_": False},

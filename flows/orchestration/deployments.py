@@ -182,7 +182,7 @@ def next_times(schedule: str) -> list[datetime]:
     # Only the server's class of schedules can compute times.
     planned: Any = TypeAdapter(SCHEDULE_TYPES).validate_json(schedule)
     before = signal.signal(signal.SIGVTALRM, give_up)
-    signal.setitimer(signal.ITIMER_VIRTUAL, MOST_SECONDS)  # of its CPU time, which a busy machine does not change
+    signal.setitimer(signal.ITIMER_VIRTUAL, MOST_SECONDS)  # CPU time, so that other programs do not count
     try:
         return list(asyncio.run(planned.get_dates(n=1, start=datetime.now(UTC))))
     except OverflowError as error:

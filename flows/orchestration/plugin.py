@@ -12,7 +12,7 @@ from prefect.plugins import HookContext, SetupResult, register_hook
 
 from flows.core.errors import UserError
 from flows.orchestration.deployments import full_names
-from flows.orchestration.server import Api, bypass_proxy, require_server
+from flows.orchestration.server import Api, bypass_proxy, refusal, require_server
 from flows.orchestration.workers import served_at
 
 # Commands that need no server.
@@ -50,8 +50,10 @@ def full_name(name: str, url: str | None) -> str:
     try:
         require_server(url)
         found = full_names(Api(url), name)
-    except (OSError, UserError) as error:
+    except UserError as error:
         sys.exit(str(error))
+    except OSError as error:
+        sys.exit(f"{url}: {refusal(error)}")
     if len(found) != 1:
         known = "`prefect deployment ls` lists them"
         if found:

@@ -99,7 +99,7 @@ def fetch_versions(root: Path) -> State[None] | list[str]:
     logger.info("fetched %s", ", ".join(tags) or "no new versions")
     if withdrawn:
         commits = ", ".join(commit[:12] for commit in withdrawn)
-        logger.warning("another machine published a version of this number first; renumbering commit %s", commits)
+        logger.warning("another machine published versions with these numbers first; renumbering commits %s", commits)
     return withdrawn
 
 
@@ -142,7 +142,7 @@ def catch_up(root: Path, made: str | None = None) -> Release | None:
     """
     ours = None
     withdrawn = cast(list[str], fetch_versions(root, return_state=True).result())
-    for commit in withdrawn:  # all of them, before anything can fail: without a number nothing would name them again
+    for commit in withdrawn:  # before anything can fail: no later run would find a commit without a number
         registry.add_version(root, commit, subject(root, commit))
     for commit in withdrawn:
         with workspace(root, git_text(root, "show", f"{commit}:{layout.PARAMS}") + "\n", commit) as place:

@@ -21,6 +21,7 @@ from flows.core.errors import Exit, UserError
 from flows.orchestration.deployments import POOL, PROJECT, prefect
 from flows.orchestration.engines import stop_engines
 from flows.orchestration.server import Api, configure, find_address, refusal, require_server
+from flows.process.groups import STOP_SECONDS
 from flows.process.kept import Kept
 from flows.process.lifeline import KILL_SECONDS, hold_what_starts
 from flows.process.locks import holder_of, lock_file
@@ -161,7 +162,7 @@ def start_worker(stack: ExitStack, url: str, name: str, queues: list[str] | None
     # SIGTERM would only make the worker wait for its runs.  They end when it does; see flows.train_vdm.
     kept = Kept(stack, "prefect worker start", command, when_orphaned=signal.SIGKILL)
     # The stack stops the runs first.  They stop their trainer, which saves its state.
-    stack.callback(stop_engines, url, Path.cwd(), KILL_SECONDS)
+    stack.callback(stop_engines, url, Path.cwd(), KILL_SECONDS + 2 * STOP_SECONDS)
     return kept
 
 

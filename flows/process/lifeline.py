@@ -57,7 +57,7 @@ def end_with(pid: int) -> None:
 
 
 def end_with_parent(name: str) -> None:
-    """End this process when its parent ends, or now if that has ended and another process has adopted this one.
+    """End this process when its parent ends, or now if the parent has ended and another process has adopted this one.
 
     `name` is a part of the command line of the parent.
     """
@@ -65,7 +65,7 @@ def end_with_parent(name: str) -> None:
 
     parent = os.getppid()
     end_with(parent)
-    with suppress(psutil.NoSuchProcess):
+    with suppress(psutil.Error):
         if any(name in word for word in psutil.Process(parent).cmdline()):
             return
     end()

@@ -21,8 +21,8 @@ class Estimate(NamedTuple):
 def frechet_distance(first: np.ndarray) -> Measure:
     """Return the function from other features to their squared Frechet distance from `first`.
 
-    It is that of the Gaussians with the means and covariances of both, |m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2))
-    (Heusel et al. 2017, arXiv 1706.08500, eq. 6).  What depends on `first` is computed once.
+    For Gaussians with the means and covariances of both it is |m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2)) (Heusel et
+    al. 2017, arXiv 1706.08500, eq. 6).  What depends on `first` is computed once.
     """
     mean, covariance = first.mean(0), np.cov(first, rowvar=False)
     values, vectors = np.linalg.eigh(covariance)

@@ -1,6 +1,5 @@
 """The features of Inception, for the true FID and KID.  Its weights are a file of the user's; nothing is downloaded."""
 
-from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -45,9 +44,11 @@ def require_inception(num_channels: int, weights: Path, sha256: str) -> None:
     """
     if num_channels not in (1, 3):
         raise UserError(f"Inception takes images of 1 or 3 channels, not {num_channels}", Exit.USAGE)
-    if not find_spec("torch_fidelity"):
+    try:
+        import torch_fidelity  # noqa: F401
+    except ImportError as error:
         advice = "pip install 'vdm-pipeline[metrics]'"
-        raise UserError(f"sample.inception_weights needs torch-fidelity: {advice}", Exit.USAGE)
+        raise UserError(f"sample.inception_weights needs torch-fidelity: {advice}", Exit.USAGE) from error
     try:
         found = file_sha256(weights)
     except OSError as error:

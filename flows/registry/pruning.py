@@ -138,7 +138,7 @@ def refs(root: Path) -> list[Ref]:
     lines = git_lines(root, "for-each-ref", form, BRANCHES, TAGS)
     # `*objectname` is what an annotated tag names, and empty for anything else.
     return [
-        Ref(name, digest, (peeled or digest) if "commit" in (kind, of) else "", int(made or 0), folder)
+        Ref(name, digest, "" if (of or kind) in ("blob", "tree") else (peeled or digest), int(made or 0), folder)
         for name, digest, kind, peeled, of, made, folder in (line.split("\0") for line in lines)
     ]
 

@@ -52,7 +52,7 @@ def publish(root: Path) -> list[str]:
     Raises NetworkError (exit 5) when a remote does not answer.
     Raises Outrun, before anything is pushed, if a run's version must be withdrawn.
     After pushing everything else, raises UserError: exit 2 for a tag whose name the remote has for another commit,
-    5 for a tag whose files are lost.
+    5 for a tag whose files are lost or damaged.
     """
     require_remotes(root)
     try:
@@ -108,7 +108,8 @@ def push_missing(root: Path, there: dict[str, Target]) -> list[str]:
         raise UserError(f"publish: {how_to_renumber(taken, held, here)}", Exit.USAGE)
     if lost:
         name, reason = next(iter(lost.items()))
-        raise UserError(f"publish: {name} is not published: {reason}", Exit.MISSING)
+        state = "is published, but damaged here" if name in tagged else "is not published"
+        raise UserError(f"publish: {name} {state}: {reason}", Exit.MISSING)
     return pushed
 
 
@@ -231,7 +232,7 @@ def finished_branches(root: Path) -> list[str]:
 
 
 def push_bytes(root: Path, tags: list[Tag], published: list[Tag]) -> dict[str, str]:
-    """Push the tags' files to the DVC remote; return the tags whose files are lost, with the reason.
+    """Push the tags' files to the DVC remote; return the tags whose files are lost or damaged, with the reason.
 
     Of published tags, files that the remote lacks are pushed if they are in the cache.  Raises NetworkError (exit 5)
     when the remote does not answer.

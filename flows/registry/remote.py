@@ -24,7 +24,7 @@ class Target(NamedTuple):
 
 def local_refs(root: Path) -> dict[str, Target]:
     """Return the targets of this repository's refs."""
-    if not git_lines(root, "for-each-ref", "--count=1"):  # for which `show-ref` fails
+    if not git_lines(root, "for-each-ref", "--count=1"):  # `show-ref` fails in a repository without refs
         return {}
     return targets(line.split(" ", 1) for line in git_lines(root, "show-ref", "--dereference"))
 

@@ -1,4 +1,4 @@
-"""The stage `sample`: draw images from the model, and compare them with held-out images."""
+"""The stage `sample`: draw images from the model, and compare them with the training images."""
 
 import json
 import logging

@@ -47,7 +47,8 @@ def num_redundant(splits: Collection[Facts]) -> int:
 
     0 for images of one channel, and for splits of different channels.
     """
-    if len({len(facts.differ) for facts in splits} - {1}) != 1:
+    channels = {len(facts.differ) for facts in splits}
+    if len(channels) != 1 or channels == {1}:
         return 0
     of_one_level = np.count_nonzero(sum(facts.histograms.sum(axis=0) for facts in splits), axis=1) < 2
     repeated = np.triu(~np.any([facts.differ for facts in splits], axis=0), 1).any(axis=0)

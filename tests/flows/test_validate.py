@@ -22,6 +22,7 @@ from flows.core.params_file import read_params
 from flows.images.store import ImageSetError, data_sha256, load_images, save_images
 from flows.stages.download import download
 from flows.stages.validate import validate
+from flows.validation.facts import measure, num_redundant
 from flows.validation.inspection import inspect_images, require_success, write_report
 from flows.validation.report import Report
 
@@ -441,3 +442,10 @@ def test_fashion_mnist_downloads_and_is_valid(tmp_path: Path) -> None:
     broken = [entry["meaning"] for entry in report["expectations"] if not entry["success"]]
     assert broken == []
     assert load_images(tmp_path / "images").description["published_train"] == 60_000
+
+
+def test_splits_of_different_channels_have_no_redundant_ones(digits: np.ndarray) -> None:
+    gray, colour = digits[:20], np.repeat(digits[:20], 3, axis=1)
+    assert num_redundant([measure(colour, 17), measure(gray, 17)]) == 0
+    assert num_redundant([measure(colour, 17), measure(colour, 17)]) == 2
+    assert num_redundant([measure(gray, 17)]) == 0

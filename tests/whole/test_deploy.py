@@ -23,13 +23,14 @@ from flows.cli import run
 from flows.core import layout
 from flows.core.device import find_compile
 from flows.core.errors import Exit, UserError
-from flows.process.kept import STOP_SECONDS
+from flows.process import groups, kept
+from flows.process.lifeline import KILL_SECONDS
 
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"
 COMPOSE = YAML(typ="safe").load(DEPLOY / "compose.yaml")
 # The runs, then three signals to the worker and three to the server.
-LONGEST_STOP = 7 * STOP_SECONDS
+LONGEST_STOP = KILL_SECONDS + 2 * groups.STOP_SECONDS + 6 * kept.STOP_SECONDS
 
 
 def unit() -> dict[str, str]:

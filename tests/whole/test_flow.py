@@ -439,7 +439,7 @@ def test_runs_of_a_schedule_keep_the_state_in_which_they_ended(plant: Plant) -> 
 
 def test_an_unknown_or_ambiguous_bare_name_is_one_line(plant: Plant) -> None:
     with pytest.raises(
-        SystemExit, match="^no single deployment is called 'train-vdn'; `prefect deployment ls` lists them"
+        SystemExit, match=r"^no single deployment is called 'train-vdn'; `prefect deployment ls` lists them"
     ):
         full_name("train-vdn", plant.url)
     flow = plant.api("flows/", name="other")["id"]

@@ -167,7 +167,7 @@ def test_a_published_version_whose_listing_is_damaged_holds_up_no_other(project:
     listing = cached(project, "models/vdm", "", "v1.0.0")
     listing.chmod(0o644)
     listing.write_text("{")
-    with pytest.raises(UserError, match=r"vdm@v1.0.0 is not published: "):
+    with pytest.raises(UserError, match=r"vdm@v1.0.0 is published, but damaged here: "):
         publish(project.folder)
     assert "refs/tags/vdm@v1.2.0" in published(project)
 
