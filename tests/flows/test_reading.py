@@ -66,11 +66,9 @@ def gray_tags(width: int, height: int) -> dict[int, tuple[int, int, int | bytes]
 
 def many_frames() -> bytes:
     """Return a TIFF file of 30,000 frames, each of which refers to the next."""
-    content = struct.pack("<2sHI", b"II", 42, 8)
     tags = b"".join(struct.pack("<HHII", tag, 3, 1, value) for tag, value in ((256, 4), (257, 4), (258, 8), (273, 8)))
-    for i in range(30_000):
-        content += struct.pack("<H", 4) + tags + struct.pack("<I", 8 + 54 * (i + 1))
-    return content
+    frames = (struct.pack("<H", 4) + tags + struct.pack("<I", 8 + 54 * (i + 1)) for i in range(30_000))
+    return struct.pack("<2sHI", b"II", 42, 8) + b"".join(frames)
 
 
 def many_offsets() -> bytes:

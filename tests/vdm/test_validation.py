@@ -85,26 +85,29 @@ def impatient(digits: np.ndarray) -> Callable[[], Trainer]:
 
 
 @pytest.fixture(scope="module")
-def ended(impatient: Callable[[], Trainer]) -> Trainer:
-    """Return that run at its end."""
-    return run(impatient())
+def ended(impatient: Callable[[], Trainer], tmp_path_factory: pytest.TempPathFactory) -> tuple[Trainer, Path]:
+    """Return that run at its end, and a folder with its states after 15 and 75 steps."""
+    trainer, folder = impatient(), tmp_path_factory.mktemp("states")
+    while not trainer.finished:
+        trainer.step()
+        if trainer.done in (15, 75):
+            save_state(folder / str(trainer.done), trainer.state())
+    return trainer, folder
 
 
 @pytest.mark.parametrize("interrupted_after", [15, 75])
 def test_a_run_with_validation_resumes_to_the_same_bytes(
-    interrupted_after: int, impatient: Callable[[], Trainer], ended: Trainer, tmp_path: Path
+    interrupted_after: int, impatient: Callable[[], Trainer], ended: tuple[Trainer, Path]
 ) -> None:
     """The best weights, those of step 60, may be from before or after the interruption."""
-    first, second = impatient(), impatient()
-    assert ended.done == 80
-    for _ in range(interrupted_after):
-        first.step()
-    save_state(tmp_path / "state", first.state())
-    second.load_state(load_state(tmp_path / "state"))
+    whole, folder = ended
+    assert whole.done == 80
+    second = impatient()
+    second.load_state(load_state(folder / str(interrupted_after)))
     run(second)
-    assert second.done == ended.done
-    assert same_bits(second.kept.state_dict(), ended.kept.state_dict())
-    assert [record[:-1] for record in second.records] == [record[:-1] for record in ended.records]
+    assert second.done == whole.done
+    assert same_bits(second.kept.state_dict(), whole.kept.state_dict())
+    assert [record[:-1] for record in second.records] == [record[:-1] for record in whole.records]
 
 
 @pytest.fixture(scope="module")

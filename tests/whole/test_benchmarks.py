@@ -25,7 +25,7 @@ MACHINE = {"device", "threads", "torch", "python", "commit"}
 @pytest.mark.parametrize(
     "command",
     [
-        ["benchmarks.standard_error", "--steps", "20", "--repeats", "2"],
+        ["benchmarks.standard_error", "--steps", "4", "--repeats", "2"],
         ["benchmarks.evaluate", "--seconds", "0", "--blocks", "1"],
         ["benchmarks.validate", "--images", "300"],
         ["benchmarks.contract", "--sets", "digits", "--rows", "a class missing, test", "--copies", "20"],
@@ -154,7 +154,7 @@ def test_the_continuous_bound_does_not_depend_on_the_schedule_between_its_ends(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The four schedules of the variance table differ only in variance (section 5.1)."""
-    monkeypatch.setattr(sys, "argv", ["benchmark", "--steps", "40", "--images", "8", "--json"])
+    monkeypatch.setattr(sys, "argv", ["benchmark", "--steps", "8", "--images", "8", "--json"])
     estimator_variance.main()
     figures = json.loads(capsys.readouterr().out)
     assert figures.keys() > MACHINE
