@@ -148,7 +148,7 @@ def test_a_command_that_saves_is_not_killed_before_it_has_saved(
     assert (tmp_path / "saved").exists()
 
 
-@pytest.mark.parametrize(("name", "code"), [("pytest", 0), ("another", -signal.SIGTERM)])
+@pytest.mark.parametrize(("name", "code"), [("python", 0), ("another", -signal.SIGTERM)])
 def test_an_adopted_process_ends(name: str, code: int, started: list[subprocess.Popen[str]]) -> None:
     ask = f"from flows.process.lifeline import end_with_parent; end_with_parent({name!r})"
     assert start(started, sys.executable, "-c", ask).wait(10) == code

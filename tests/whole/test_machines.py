@@ -255,7 +255,7 @@ def test_two_that_finish_together_make_two_versions_and_one_champion(
     assert sorted(message.split(",")[0] for _, message in ends) == ["vdm@v1.3.0", "vdm@v1.4.0"]
     wait_until(lambda: len([text for text in messages if "vdm@v1." in text]) == 2, 60, plant.log)
     logs = "\n".join(map(plant.logged, runs))
-    assert "another machine published a version of this number first" in logs
+    assert "another machine published versions with these numbers first" in logs
     folders = [plant.project.folder, *(machine.folder for machine in machines)]
     for folder in folders:
         subprocess.run(["git", "fetch", "--quiet", "--tags"], cwd=folder, check=True)
@@ -284,7 +284,7 @@ def test_a_run_whose_publication_failed_takes_another_number_in_the_next_run(
     run = plant.retrain(overrides={"train.seed": 1})
     state, message = plant.finish(run, 400)
     assert state == "COMPLETED", message
-    assert f"renumbering commit {mine[:12]}" in plant.logged(run)
+    assert f"renumbering commits {mine[:12]}" in plant.logged(run)
     wait_until(lambda: any("vdm@v1.5.0" in text for text in messages), 60, plant.log)
     subprocess.run(["git", "fetch", "--quiet", "--tags", "--force"], cwd=project.folder, check=True)
     assert resolve(project.folder, "vdm@v1.5.0").commit == mine
