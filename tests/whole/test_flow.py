@@ -10,7 +10,6 @@ import socket
 import subprocess
 import sys
 import tempfile
-import time
 import urllib.error
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -104,10 +103,8 @@ def test_a_run_leaves_a_commit_on_its_branch_and_the_checkout_alone(plant: Plant
     assert plant.worktrees() == []
     shown_in_the_ui(artifacts(plant, run))
 
-    begin = time.monotonic()
     state, message = plant.finish(plant.retrain_by_command("train-vdm/train-vdm", publish=False, overrides={}))
     assert (state, message[:13]) == ("COMPLETED", "nothing to do")
-    assert time.monotonic() - begin < 60
     assert plant.branches() == [branch]
     project.git("checkout", "--quiet", "--force", "main", "--", "README.md")
 

@@ -8,7 +8,6 @@ import re
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -92,12 +91,9 @@ def test_outputs_depend_on_nothing_but_their_declared_inputs(reproduced: Project
 
 
 def test_a_second_repro_does_nothing_and_says_so(reproduced: Project) -> None:
-    started = time.monotonic()
     result = reproduced.new_dvc("repro")
     assert ran(result.stdout) == []
     assert "up to date" in result.stdout
-    # Typically 0.6 s; the bound leaves room for a busy machine.
-    assert time.monotonic() - started < 10
     assert reproduced.git("status", "--porcelain") == ""
 
 
