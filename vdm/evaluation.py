@@ -190,8 +190,8 @@ def image_terms(
         model.require_images(images)
         batch = torch.from_numpy(images).to(like.device)
         t = torch.from_numpy(stratified_times(seed, indices, times_per_image)).flatten().to(like.device)
-        if num_timesteps is None:  # with T steps t stays float64: rounding could move it to another step
-            t = t.to(like.dtype)
+        if num_timesteps is None:
+            t = t.to(like.dtype)  # not for T steps: a rounded time may lie in another step
         t = t.clamp(max=1 - torch.finfo(t.dtype).eps)  # a float64 just below 1 may round to 1
         eps = torch.from_numpy(image_noise(seed, indices, times_per_image, model.image_shape)).to(like)
         with torch.autocast(like.device.type, torch.bfloat16, enabled=precision == "bfloat16"):

@@ -49,7 +49,8 @@ def count_parameters(**arguments: Any) -> int:
         with torch.device("meta"):
             return sum(p.numel() for p in VDM(**arguments | {"blocks": blocks}).parameters())
 
-    return count(1) + (int(arguments["blocks"]) - 1) * (count(2) - count(1))
+    one, two = count(1), count(2)
+    return one + (int(arguments["blocks"]) - 1) * (two - one)
 
 
 def images_per_batch(batch_size: int, evaluations_per_image: int) -> int:
@@ -105,6 +106,8 @@ class VDM(nn.Module):
         super().__init__()
         if len(image_shape) != 3 or min(image_shape) < 1 or not 2 <= num_levels <= MOST_LEVELS:
             raise ValueError(f"images cannot have shape {image_shape} and {num_levels} levels")
+        if norm_groups == width * math.prod(image_shape[1:]):
+            raise ValueError(f"norm_groups {norm_groups} normalises single numbers of images of 1x1 pixel; lower it")
         self.image_shape = (image_shape[0], image_shape[1], image_shape[2])
         self.num_levels = num_levels
         self.schedule = build_schedule(schedule, gamma_0, gamma_1)

@@ -21,7 +21,7 @@ from safetensors.torch import load, save
 from flows.core.documents import explain
 from flows.core.errors import CheckpointError, Exit, brief
 from flows.core.files import MOST_BYTES, parse_json, read_bounded, write_whole, written_last
-from flows.core.memory import available, require
+from flows.core.memory import require
 from vdm.choices import TrainingImages
 from vdm.model import VDM, count_parameters
 
@@ -81,7 +81,10 @@ def inputs_sha256(config: Mapping[str, Any], train: Mapping[str, Any], data_sha2
 
 
 def load_model(folder: Path, device: torch.device | str = "cpu") -> VDM:
-    """Return the model in `folder`, in evaluation mode on `device`.  Raises CheckpointError.  No pickle is read."""
+    """Return the model in `folder`, in evaluation mode on `device`.  No pickle is read.
+
+    Raises CheckpointError, and UserError (exit 2) if the model does not fit into memory now.
+    """
     config = read_description(folder)
     weights = read_weights(folder, config)
     try:
@@ -98,15 +101,18 @@ def load_model(folder: Path, device: torch.device | str = "cpu") -> VDM:
 def read_weights(folder: Path, config: dict[str, Any]) -> bytes:
     """Return the bytes of the weights.
 
-    Raises CheckpointError if digest or size disagree with `config`, if that describes no model, or if the model does
-    not fit into memory.
+    Raises CheckpointError if digest or size disagree with `config`, or if that describes no model; UserError (exit 2)
+    if the model does not fit into memory now.
     """
     path = folder / WEIGHTS
     try:
         count = count_parameters(**config["model"])
     except (ArithmeticError, RuntimeError, TypeError, ValueError) as error:
         raise CheckpointError(f"{folder}: weights and {CONFIG} do not describe one model: {brief(error)}") from error
-    weights = read_bytes(path, min(MOST_NUMBER_BYTES * count + MOST_HEADER_BYTES, available() // COPIES))
+    most = MOST_NUMBER_BYTES * count + MOST_HEADER_BYTES
+    if path.is_file():
+        require(COPIES * min(path.stat().st_size, most), torch.device("cpu"), f"{path}: free memory and run again")
+    weights = read_bytes(path, most)
     if hashlib.sha256(weights).hexdigest() != config["weights_sha256"]:
         raise CheckpointError(f"{path}: sha256 differs from the one in {CONFIG}; restore the file")
     if len(weights) < FEWEST_NUMBER_BYTES * count:

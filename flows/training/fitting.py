@@ -232,7 +232,7 @@ def advice_on_memory(train: "Train") -> str:
 
 
 def require_memory(model: "Model", train: "Train", images: ImageSet, device: torch.device, processes: int) -> None:
-    """Raise UserError (exit 2) if the largest parts of training do not fit into memory.
+    """Raise UserError (exit 2) if such a model cannot be built, or the largest parts of training exceed the memory.
 
     `processes` is their number on all machines, which split a batch.  On a CPU those of one machine share its memory.
     """
@@ -245,8 +245,12 @@ def require_memory(model: "Model", train: "Train", images: ImageSet, device: tor
     )
     num_images = len(images.train) + (len(images.validation) if train.images == "train_and_validation" else 0)
     num_dims = math.prod(images.image_shape)
+    try:
+        num_parameters = count_parameters(**arguments_of(model, images.image_shape, images.num_levels))
+    except ValueError as error:
+        raise UserError(f"train: {error}", Exit.USAGE) from error
     needed = memory_needed(
-        num_parameters=count_parameters(**arguments_of(model, images.image_shape, images.num_levels)),
+        num_parameters=num_parameters,
         num_dims=num_dims,
         network_bytes=network_bytes,
         num_images=num_images,

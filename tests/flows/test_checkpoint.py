@@ -210,6 +210,16 @@ def test_a_state_that_cannot_be_read_now_is_not_called_damaged(
     assert raised.value.code is code
 
 
+def test_a_model_larger_than_the_free_memory_is_not_called_damaged(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights = folder / "weights.safetensors"
+    monkeypatch.setattr(memory, "available", lambda: 3 * weights.stat().st_size - 1)
+    with pytest.raises(UserError, match=f"^{weights}: free memory and run again: this needs at least") as raised:
+        load_model(folder)
+    assert raised.value.code is Exit.USAGE
+
+
 def test_a_state_larger_than_the_free_memory_is_not_called_damaged(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

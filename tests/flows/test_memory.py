@@ -131,6 +131,16 @@ def test_every_preset_trains_with_80_gib_and_does_the_rest_with_24(
     memory.require(ode.memory_needed(model, num_images=10_000, **sizes), torch.device("cpu"), "ode")
 
 
+def test_a_model_that_cannot_be_built_for_the_images_is_one_line(project: Callable[..., None]) -> None:
+    project(**{"norm_groups: 4": "norm_groups: 8"})
+    params = read_params(Path("params.yaml"))
+    pixels = np.zeros((2, 1, 1, 1), np.uint8)
+    one_pixel = ImageSet({"num_levels": 17, "image_shape": (1, 1, 1)}, pixels, pixels[:0], pixels)
+    with pytest.raises(UserError, match=r"^train: norm_groups 8 normalises single numbers") as raised:
+        train.require_memory(params.model, params.train, one_pixel, torch.device("cpu"), 1)
+    assert raised.value.code is Exit.USAGE
+
+
 def sparse(path: Path, *shape: int) -> None:
     """Write a sparse .npy file of zeros, which takes no space on the disk."""
     with path.open("wb") as file:

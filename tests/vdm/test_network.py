@@ -98,6 +98,14 @@ def test_invalid_arguments_are_refused(change: dict[str, Any]) -> None:
         predictor(**change)
 
 
+def test_a_group_of_one_number_cannot_be_normalised() -> None:
+    one_pixel = TINY | {"image_shape": (1, 1, 1)}
+    with pytest.raises(ValueError, match="norm_groups 8 normalises single numbers"):
+        VDM(**one_pixel | {"norm_groups": 8})
+    eps_hat = VDM(**one_pixel | {"norm_groups": 4}).network(torch.zeros(1, 1, 1, 1), torch.zeros(1))
+    assert eps_hat.isfinite().all()
+
+
 def once(derivative: ode.Derivative, state: ode.State, times: torch.Tensor) -> ode.State:
     """Solve an ODE in one evaluation of its derivative."""
     derivative(times[0], state)
