@@ -1,7 +1,8 @@
 # `make repro` and `make test` need make, git and Python 3.11 or newer, and nothing else.
 PYTHON ?= python3
 BIN := .venv/bin
-# Stages and hooks run `python`: the environment's own.
+# Stages and hooks run `python`: the environment's own. Recipes name its folder, since older makes look a command up on
+# the path of their start.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 # Some containers set this, and then each of the hundreds of processes that the tests start compiles the code anew.
 unexport PYTHONDONTWRITEBYTECODE
@@ -9,42 +10,42 @@ unexport PYTHONDONTWRITEBYTECODE
 # Exact versions within the ranges of pyproject.toml. `make LOCK= TARGET` installs the newest within the ranges instead,
 # and removes the stamps, so that the next `make` returns to the lock.
 LOCK = requirements.lock
-INSTALL = python -m pip install --quiet --disable-pip-version-check \
+INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check \
 	$(if $(LOCK),--constraint $(LOCK),--upgrade --upgrade-strategy eager)
 STAMP = $(if $(LOCK),touch,rm -f .venv/installed-test)
 
-# Remove an environment that was left half made, or whose Python is gone.
+# Remove an environment that was left half made, or whose Python is gone or another one.
 .DELETE_ON_ERROR:
-$(shell test -x .venv/bin/python || rm -rf .venv)
+$(shell $(BIN)/python -c 'import pip' 2>/dev/null || rm -rf .venv)
 .PHONY: repro test static suite test-fast fuzz check lock newest clean
 
 repro: .venv/installed
-	dvc repro
-	vdmctl report
+	$(BIN)/dvc repro
+	$(BIN)/vdmctl report
 
 test: .venv/installed-test
 	$(MAKE) --jobs=2 static suite
 
 static: .venv/installed-test
-	ruff check .
-	ruff format --check .
-	mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 
 suite: .venv/installed-test
-	OMP_NUM_THREADS=1 pytest --numprocesses=3 --dist=loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses=3 --dist=loadfile --no-loadscope-reorder
 
 # One to three minutes: everything that starts no program, with fewer damaged inputs.
 test-fast: .venv/installed-test
-	VDM_FUZZ=30 OMP_NUM_THREADS=1 pytest tests/vdm tests/flows -m "not processes" --numprocesses=2 --dist=worksteal
+	VDM_FUZZ=30 OMP_NUM_THREADS=1 $(BIN)/pytest tests/vdm tests/flows -m "not processes" --numprocesses=2 --dist=worksteal
 
 # Hours: 100,000 inputs for every reader of files.
 fuzz: .venv/installed-test
-	VDM_FUZZ=$${VDM_FUZZ:-100000} OMP_NUM_THREADS=1 pytest tests/flows/test_fuzz.py --numprocesses=2 -s
+	VDM_FUZZ=$${VDM_FUZZ:-100000} OMP_NUM_THREADS=1 $(BIN)/pytest tests/flows/test_fuzz.py --numprocesses=2 -s
 
 check: .venv/installed-test
-	ruff check --fix .
-	ruff format .
-	mypy
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/mypy
 
 lock:
 	$(PYTHON) -m venv --clear .vdm/lock
@@ -57,16 +58,16 @@ lock:
 clean:
 	rm -rf .venv
 
-.venv/bin/python:
+$(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "$(PYTHON) is older than Python 3.11: make PYTHON=python3.12"; exit 1; }
 	$(PYTHON) -m venv .venv
 
-.venv/installed: .venv/bin/python pyproject.toml $(or $(LOCK),newest)
+.venv/installed: $(BIN)/python pyproject.toml $(or $(LOCK),newest)
 	$(INSTALL) --editable .
 	$(STAMP) $@
 
-.venv/installed-test: .venv/bin/python pyproject.toml $(or $(LOCK),newest)
+.venv/installed-test: $(BIN)/python pyproject.toml $(or $(LOCK),newest)
 	$(INSTALL) --editable '.[test]'
 	$(STAMP) $@ .venv/installed
 

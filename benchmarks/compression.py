@@ -33,7 +33,7 @@ from flows.compression import files
 from flows.compression.rans import Rans
 from flows.compression.words import Stack
 from flows.core.errors import Exit, UserError
-from flows.images.store import load_images
+from flows.images.store import load_images, write_array
 from vdm.codec import CELLS, FRACTION, PLACES, gaussian_tables
 
 Row = dict[str, Any]
@@ -170,7 +170,7 @@ def memory(images: np.ndarray, model: Path, times: int) -> Row:
     """Return the peak memory of both commands in MiB, each in a new process, for the images repeated `times` times."""
     with tempfile.TemporaryDirectory() as scratch:
         source, file, out = Path(scratch, "x.npy"), Path(scratch, "x.vdmz"), Path(scratch, "out")
-        np.save(source, np.tile(images, (times, 1, 1, 1)))
+        write_array(source, (images for _ in range(times)))  # one array would add to the peak of the child processes
         commands = {
             "compress": [str(source), str(model), "--out", str(file), "--num-timesteps=1", "--no-verify"],
             "decompress": [str(file), str(model), "--out", str(out)],

@@ -76,8 +76,8 @@ def main() -> None:
         name: estimate(model, schedule, test_pixels[: arguments.images], 256) for name, schedule in schedules.items()
     }
     schedules = {name: {"diffusion_bpd": mean, "variance": variance} for name, (mean, variance) in rows.items()}
-    lines = [f"\n{'schedule':15} {'diffusion, bits/dim':>20} {'variance':>10}"]
-    lines += [f"{name:15} {mean:20.4f} {variance:10.4f}" for name, (mean, variance) in rows.items()]
+    lines = [f"\n{'schedule':15} {'diffusion, bits/dim':>20} {'variance, (bits/dim)^2':>24}"]
+    lines += [f"{name:15} {mean:20.4f} {variance:24.4f}" for name, (mean, variance) in rows.items()]
     show({"steps": arguments.steps, "schedules": schedules}, lines, as_json=arguments.json)
 
 

@@ -133,7 +133,8 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     arguments = parser.parse_args()
     train, test = digits()
-    rows = finite_set(train[:64], arguments.images) + network(train, test[: arguments.images], arguments.steps)
+    rows = finite_set(train[: max(64, arguments.images)], arguments.images)
+    rows += network(train, test[: arguments.images], arguments.steps)
     columns = (
         f"\n{'problem':12} {'state':5} {'tolerance':>9} {'evaluations':>11} {'mean error':>11} {'worst error':>11}"
     )

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from benchmarks.options import explained, positive
-from benchmarks.speed import clock, parser, peak_memory, read_problem, report
+from benchmarks.speed import SAMPLED, clock, parser, peak_memory, read_problem, report
 from flows.core.device import find_device
 
 # The defaults of its train.py.
@@ -29,7 +29,9 @@ def main() -> None:
     sys.path.insert(0, chosen.folder)
     with explained(options):
         problem, device = read_problem(chosen), find_device(chosen.device)
-    size = chosen.batch_size or problem.params.train.batch_size
+    train, evaluate = problem.params.train, problem.params.evaluate
+    sizes = {"train_step": train.batch_size, "evaluate": evaluate.batch_size, "sample": SAMPLED}
+    size = chosen.batch_size or sizes[chosen.what]
     batch = (problem.images[:size].float() / 255).to(device)  # as its data loader does; it supports 256 levels only
     diffusion = build(problem.model, size, device)
     match chosen.what:

@@ -5,13 +5,11 @@ alternately, each in a new process.  The peer needs the packages accelerate, tor
 """
 
 from benchmarks.options import explained, positive
-from benchmarks.speed import against_peer, clock, parser, peak_memory, read_problem, report
+from benchmarks.speed import SAMPLED, against_peer, clock, parser, peak_memory, read_problem, report
 from flows.core.device import find_device
 from flows.sampling.drawing import solver_of
 from vdm.model import VDM
 from vdm.sampling import sample
-
-BATCH_SIZE = 64
 
 
 def main() -> None:
@@ -21,7 +19,7 @@ def main() -> None:
     chosen = options.parse_args()
     with explained(options):
         problem, device = read_problem(chosen), find_device(chosen.device)
-    size, steps = chosen.batch_size or BATCH_SIZE, chosen.num_timesteps
+    size, steps = chosen.batch_size or SAMPLED, chosen.num_timesteps
     if chosen.peer:
         both = ("--num-timesteps", str(steps))
         compared = against_peer("sample", chosen, problem, size, "--precision", chosen.precision, both=both)

@@ -29,6 +29,8 @@ SHAPES = {
     "imagenet32": (3, 32, 32, 256),
     "imagenet64": (3, 64, 64, 256),
 }
+SAMPLED = 64
+"""The number of images that are drawn at a time by default."""
 
 
 class Problem(NamedTuple):
@@ -63,7 +65,8 @@ def read_problem(options: argparse.Namespace) -> Problem:
     model = {"image_shape": tuple(shape), "num_levels": num_levels, **params.model.model_dump(), **sizes}
     VDM(**model)
     generator = torch.Generator().manual_seed(0)
-    images = torch.randint(num_levels, (2048, *shape), generator=generator, dtype=torch.uint8)
+    count = max(2048, options.batch_size or 0)
+    images = torch.randint(num_levels, (count, *shape), generator=generator, dtype=torch.uint8)
     return Problem(params, model, images)
 
 

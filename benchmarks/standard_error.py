@@ -77,6 +77,8 @@ def main() -> None:
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     arguments = parser.parse_args()
+    if arguments.repeats < (fewest := 14 if arguments.fashion_mnist else 2):
+        parser.error(f"--repeats must be at least {fewest} for a standard deviation of two values")
     train_pixels, test_pixels = digits()
     model = trained(train_pixels, 17, schedule="learned_linear", gamma_0=-7.0, width=32, steps=arguments.steps)
     rows = [measure("digits", model, test_pixels, times, arguments.repeats) for times in (1, 4)]

@@ -88,6 +88,8 @@ def main() -> None:
     chosen.num_devices = chosen.num_devices or train.num_devices
     if chosen.peer:
         extra = ["--precision", chosen.precision, "--compile", chosen.compile, "--num-devices", str(chosen.num_devices)]
+        extra += ["--accumulation", str(chosen.accumulation)] if chosen.accumulation else []
+        extra += ["--activation-checkpointing"] if chosen.activation_checkpointing else []
         figures = against_peer("train_step", chosen, problem, chosen.batch_size, *extra)
         report(figures, device, as_json=chosen.json)
         return
@@ -134,6 +136,8 @@ def measure(
     interval = min(60 * train.checkpoint_every_minutes, train.checkpoint_every_steps * seconds)
     flop = count_flop(build(problem, device, "float32", False, batch_size=chosen.batch_size).step)
     rate = matrix_rate(device, getattr(torch, trainer.settings.precision))
+    if device.type == "cuda":  # on a CPU the processes share the cores that the rate was measured with
+        rate *= chosen.num_devices
     return {
         "preset": chosen.preset,
         "precision": trainer.settings.precision,

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.machine import describe
+from benchmarks.machine import show
 from benchmarks.options import positive
 from flows.core.params_file import read_params
 
@@ -33,8 +33,9 @@ def main() -> None:
     if arguments.folder:
         print(json.dumps(run_step(arguments.step, arguments.folder)))
         return
-    figures = {**describe(), "runs": [measure(count) for count in arguments.images]}
-    print(json.dumps(figures, indent=2) if arguments.json else "\n".join(map(str, figures.items())))
+    runs = [measure(count) for count in arguments.images]
+    lines = [", ".join(f"{name}: {figure:.1f}" for name, figure in run.items()) for run in runs]
+    show({"runs": runs}, lines, as_json=arguments.json)
 
 
 def measure(count: int) -> dict[str, float]:
@@ -43,8 +44,9 @@ def measure(count: int) -> dict[str, float]:
 
     with tempfile.TemporaryDirectory() as scratch:
         (Path(scratch) / "source").mkdir()
-        write_array(Path(scratch, "source/train.npy"), noise(round(0.9 * count), seed=0))
-        write_array(Path(scratch, "source/test.npy"), noise(round(0.1 * count), seed=1))
+        num_test = max(1, count // 10)
+        write_array(Path(scratch, "source/train.npy"), noise(count - num_test, seed=0))
+        write_array(Path(scratch, "source/test.npy"), noise(num_test, seed=1))
         figures: dict[str, float] = {"images": count}
         for step in ("download", "validate"):
             command = [sys.executable, "-m", "benchmarks.validate", "--folder", scratch, "--step", step]

@@ -65,6 +65,13 @@ TITLES = {
 SIZE = (5.0, 3.2)
 MOST_POINTS = 400
 """The largest number of points of a curve that are drawn."""
+MOST_CHARACTERS = 30
+"""The length of a model's name in a legend."""
+
+
+def ending(name: str) -> str:
+    """Return the part of a model's name that a legend shows: folders of models differ at the end."""
+    return name[1 - MOST_CHARACTERS :]
 
 
 class Model(NamedTuple):
@@ -74,8 +81,14 @@ class Model(NamedTuple):
     color: str
 
     def curve(self, name: str) -> str:
-        """Return the name of a curve, after that of its model on a page about two."""
-        return f"{visible(self.name)[:30]}, {name}" if self.name else name
+        """Return the name of a curve, after the end of its model's name on a page about two."""
+        if not self.name:
+            return name
+        model = visible(self.name)
+        if len(model) > MOST_CHARACTERS:
+            model = "\N{HORIZONTAL ELLIPSIS}" + ending(model)
+        # matplotlib leaves names that begin with _ out of a legend.
+        return f"./{model}, {name}" if model.startswith("_") else f"{model}, {name}"
 
 
 Tables = Mapping[Model, Columns]

@@ -48,12 +48,13 @@ def expectations(results: Results) -> list[Result]:
 def row_of(results: Results, row: dict[str, Any], prefix: str = "") -> Shown:
     """Return the image that a row names, if it names one, and the row's values in words."""
     split, number = row.get(f"{prefix}split"), row.get(f"{prefix}image")
-    image = image_at(results, split, number)
-    if image is None or results.images is None:
+    if split is None or number is None:
         return Shown(None, ", ".join(f"{key} {value(item)}" for key, item in list(row.items())[:MOST_SHOWN]))
-    name = f"{split} image {number}"
+    name = f"{value(split)} image {value(number)}"
     file = row.get(f"{prefix}file")
-    return Shown(tile(image, results.images.num_levels, name), f"{name}, {value(file)}" if file else name)
+    image = image_at(results, split, number)
+    shown = tile(image, results.images.num_levels, name) if results.images and image is not None else None
+    return Shown(shown, f"{name}, {value(file)}" if file else name)
 
 
 def alike(results: Results) -> list[Pair]:

@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from flows.report.charts import ending
 from flows.report.page import Page, draw, grids, lineage
 from flows.report.quality import measures
 from flows.report.results import Results
@@ -19,7 +20,7 @@ def comparison(first: Results, second: Results) -> Page:
     """Return the page that compares two models."""
     pair = [first, second]
     names = [first.origin.name, second.origin.name]
-    if names[0] == names[1]:
+    if ending(names[0]) == ending(names[1]):
         names = [f"{name}, {place}" for name, place in zip(names, ("first", "second"), strict=True)]
     before, after = (one.origin.parameters for one in pair)
     both = [key for key in before if key in after]

@@ -119,7 +119,7 @@ def test_the_page_says_everything_in_the_order_of_its_readers_questions(whole: P
             "Not valid:",
             "Broken: no image is of one level (critical)",
             "test image 3, a.png",
-            "split test, image 1000000000",
+            "test image 1000000000",
             "2 expectations, 1 broken",
             "betas [0.9, 0.99]",
             f"model, sha256 {MODEL}",
@@ -291,6 +291,10 @@ def test_of_many_expectations_the_broken_ones_are_shown(files: Files) -> None:
     assert "Broken: the last one" in shown(files)
 
 
+def test_images_that_look_alike_are_named_also_without_the_images(files: Files) -> None:
+    assert re.search(r"test image \d+.*; train image \d+.*: as it is, distance", shown(files._replace(images=None)))
+
+
 def test_text_from_files_is_only_text(tmp_path: Path, digits: np.ndarray) -> None:
     hostile = HOSTILE[:-1]  # JSON with a lone surrogate is refused
     stated = dict.fromkeys(("title", "name", "homepage", "licence", "split", "transforms"), hostile)
@@ -376,6 +380,23 @@ def test_a_curve_of_one_of_two_models_has_its_name_and_its_colour(files: Files) 
     assert "var(--second)" in charts["loss"].svg
     assert "var(--first)" not in charts["loss"].svg
     assert "var(--first)" in charts["schedule"].svg
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("/home/anna/projects/diffusion/models/wide", "/home/anna/projects/diffusion/models/deep"),
+        ("/first/models/of/the/same/name/in/two/folders", "/second/models/of/the/same/name/in/two/folders"),
+        ("_old", "new"),
+        ("models/vdm", "models/vdm"),
+    ],
+)
+def test_every_curve_of_two_models_has_a_name_in_the_legend(names: tuple[str, str], files: Files) -> None:
+    results = read_results(files, ORIGIN)
+    first, second = (results._replace(origin=ORIGIN._replace(name=name)) for name in names)
+    charts = {chart.name: chart for chart in comparison(first, second).charts}
+    legend = re.findall(r">([^<>]*), training<", charts["loss"].svg)
+    assert len(set(legend)) == 2, legend
 
 
 @pytest.mark.parametrize(

@@ -12,9 +12,20 @@ import pytest
 import torch
 from conftest import TINY
 
-from benchmarks import compression, equal_minutes, estimator_variance, gpu_day, sample, train_step
+from benchmarks import (
+    compression,
+    equal_minutes,
+    estimator_variance,
+    gpu_day,
+    peer,
+    sample,
+    speed,
+    standard_error,
+    train_step,
+)
 from benchmarks.speed import PRESETS, parser, read_problem
 from flows.core.checkpoint import save_model
+from flows.core.params_file import read_params
 from flows.images.store import save_images
 from vdm.model import VDM
 
@@ -124,6 +135,42 @@ def test_every_preset_is_a_problem_of_speed(preset: str) -> None:
     assert problem.images.shape[1:] == problem.model["image_shape"]
 
 
+def test_a_large_batch_is_as_large_as_it_says() -> None:
+    problem = read_problem(parser(None).parse_args(["--preset", "digits", "--batch-size", "5000"]))
+    assert len(problem.images) == 5000
+
+
+def test_the_peer_is_measured_with_the_sizes_and_options_of_ours(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    params = read_params(PRESETS / "digits.yaml")
+    sizes = {"train_step": params.train.batch_size, "evaluate": params.evaluate.batch_size, "sample": speed.SAMPLED}
+    built: list[int] = []
+    monkeypatch.setattr(peer, "build", lambda model, size, device: built.append(size))
+    monkeypatch.setattr(peer, "training_step", lambda *_, **__: (list, None))
+    monkeypatch.setattr(peer, "evaluation", lambda *_: list)
+    monkeypatch.setattr(peer, "sampling", lambda *_: list)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    for what in sizes:
+        monkeypatch.setattr(sys, "argv", ["benchmark", what, "nowhere", "--preset", "digits", "--seconds", "0"])
+        peer.main()
+    assert built == list(sizes.values())
+
+    commands: list[list[str]] = []
+
+    def run(command: list[str]) -> dict[str, float]:
+        commands.append(command)
+        return {"images_per_second": 1.0, "peak_memory_mib": 1.0}
+
+    monkeypatch.setattr(speed, "run", run)
+    options = ["--accumulation", "2", "--activation-checkpointing", "--rounds", "1", "--peer", "nowhere"]
+    monkeypatch.setattr(sys, "argv", ["benchmark", *options, "--device", "cpu"])
+    train_step.main()
+    ours, theirs = commands
+    assert "--accumulation 2 --activation-checkpointing" in " ".join(ours)
+    assert theirs[:3] == ["benchmarks.peer", "train_step", "nowhere"]
+
+
 @pytest.mark.parametrize(
     ("main", "arguments", "message"),
     [
@@ -134,6 +181,8 @@ def test_every_preset_is_a_problem_of_speed(preset: str) -> None:
         (sample.main, ["--width", "9"], "error: width 9 must be even, at least 4 and a multiple of norm_groups 8"),
         (sample.main, ["--device", "abacus"], "argument --device: invalid"),
         (sample.main, ["--device", "cuda:99"], "error: device cuda:99: "),
+        (standard_error.main, ["--repeats", "1"], "error: --repeats must be at least 2"),
+        (standard_error.main, ["--repeats", "13", "--fashion-mnist", "x"], "error: --repeats must be at least 14"),
         (train_step.main, ["--accumulation", "7"], "error: batch_size 64 is not a multiple of num_devices x accumul"),
     ],
 )

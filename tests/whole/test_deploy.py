@@ -1,6 +1,7 @@
 """What may rot in deploy/: the commands, settings, paths and times that its files take from the project."""
 
 import ast
+import os
 import re
 import shlex
 import shutil
@@ -173,7 +174,8 @@ def test_the_health_check_tells_a_server_that_answers_from_none() -> None:
         assert here != arguments
         thread = Thread(target=server.serve_forever, args=(0.01,))
         thread.start()
-        assert subprocess.run([sys.executable, *here]).returncode == 0
+        proxy = os.environ | {"http_proxy": "http://127.0.0.1:9"}
+        assert subprocess.run([sys.executable, *here], env=proxy).returncode == 0
         server.shutdown()
         thread.join()
     assert subprocess.run([sys.executable, *here], stderr=subprocess.DEVNULL).returncode != 0
@@ -188,9 +190,9 @@ def test_systemd_understands_the_unit(tmp_path: Path) -> None:
     assert [line for line in done.stderr.splitlines() if fnmatch(line, "*vdm.service*")] == []
 
 
-@pytest.mark.parametrize("fails", [True, False])
-def test_an_environment_that_was_left_half_made_is_made_anew(fails: bool, tmp_path: Path) -> None:
-    """As by Debian's python3 without python3-venv, or after the Python of the environment was removed."""
+@pytest.mark.parametrize("found", ["half made", "without its Python", "without pip"])
+def test_an_environment_that_was_left_half_made_is_made_anew(found: str, tmp_path: Path) -> None:
+    """As by Debian's python3 without python3-venv, or after the Python of the environment was removed or replaced."""
     shutil.copyfile(ROOT / "Makefile", tmp_path / "Makefile")
     for name in ("pyproject.toml", "requirements.lock"):
         (tmp_path / name).touch()
@@ -199,13 +201,14 @@ def test_an_environment_that_was_left_half_made_is_made_anew(fails: bool, tmp_pa
     python.write_text(f"#!/bin/sh\ncase $* in *venv*) {made};; *pip*) echo pip >> calls;; esac\n")
     python.chmod(0o755)
     command = ["make", f"PYTHON={python}", ".venv/installed"]
-    if fails:
+    if found == "half made":
         (tmp_path / "code").write_text("1")
         assert subprocess.run(command, cwd=tmp_path, capture_output=True).returncode == 2
         (tmp_path / "calls").unlink()
     else:
         (tmp_path / ".venv" / "bin").mkdir(parents=True)
-        (tmp_path / ".venv" / "bin" / "python").symlink_to("/nowhere/python3")
+        target = "/nowhere/python3" if found == "without its Python" else shutil.which("false")
+        (tmp_path / ".venv" / "bin" / "python").symlink_to(str(target))
         (tmp_path / ".venv" / "installed").touch()
     (tmp_path / "code").write_text("0")
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
