@@ -119,7 +119,7 @@ class Gaussian(NamedTuple):
         places = len(self.tables)
         fine = (mean * (places / self.spacing)).round().cpu().numpy().ravel()
         if not np.abs(fine).max() < FARTHEST * places:
-            raise ArithmeticError("the network's output is not finite or too large")
+            raise ArithmeticError("the network's output is not finite or too large, or gamma_0 is too low")
         cell, offset = np.divmod(fine.astype(np.int64), places)
         return cell, offset
 
@@ -128,9 +128,9 @@ class Codec:
     """Encodes and decodes batches of images with a model in float64 and `num_timesteps` steps.
 
     Decode the batches of `encode` in reverse order: the network must see the same batches in both directions.  A batch
-    takes 2 log2(4.1 `cells`) bits per dimension or a little more off the stack before it returns them.  `cells` is a
-    power of two up to `PLACES`.  Raises ValueError for other numbers, a schedule with steps that are too unequal, a
-    model of more than 256 levels, and one with dropout in training mode.
+    takes 2 log2(4.1 `cells`) bits per dimension off the stack before it returns them, and up to 5 more if the steps are
+    many.  `cells` is a power of two up to `PLACES`.  Raises ValueError for other numbers, a schedule with steps that
+    are too unequal, a model of more than 256 levels, and one with dropout in training mode.
     """
 
     def __init__(self, model: VDM, num_timesteps: int, cells: int = CELLS) -> None:

@@ -184,7 +184,7 @@ class Ode(Computation):
     num_draws: Positive
     num_probes: NonNegative
     dequantisation: Dequantisation
-    tolerance: Annotated[Real, Field(gt=0, lt=1)]
+    tolerance: Annotated[Real, Field(ge=1e-9, lt=1)]  # below, the rounding of a float32 network makes steps tiny
     batch_size: BatchSize
 
 

@@ -57,7 +57,7 @@ parameters. The weights are the moving average {kept}.
 | transforms | {transforms} |
 | data sha256 | `{data_sha256}` |
 | model sha256 | `{model_sha256}` |
-| last training loss | {bpd:.4f} bits/dim at step {step} |
+| last training loss | {bpd:.4f} bits/dim, a mean over the last steps up to {step} |
 
 ## Load it
 
@@ -68,8 +68,8 @@ from flows.core.checkpoint import load_model
 model = load_model(Path("{out}"))  # a vdm.model.VDM in evaluation mode
 ```
 
-Its likelihood on the held-out images: `vdmctl evaluate {out} --json`. Which commit made it: `vdmctl lineage` of its
-version.
+If `data/images` has the images above, `vdmctl evaluate {out}` prints the bits/dim of the test images. If the model is
+registered, `vdmctl lineage VERSION` prints the commit that made it.
 
 ## Parameters
 
@@ -135,7 +135,7 @@ class Curves(NamedTuple):
     step: int
     """The last step."""
     bpd: float
-    """The training loss at the last step."""
+    """The training loss in the last line of the log, a mean over the steps since the line before."""
     best_validation: tuple[float, int] | None
     """The lowest validation bits/dim and its step; None without validations."""
 

@@ -68,7 +68,8 @@ def is_first() -> bool:
 
 def lost_another(error: Exception) -> bool:
     """Whether a collective failed because another process ended or cannot be reached."""
-    return isinstance(error, distributed.DistError) or "gloo" in str(error)  # gloo raises a plain RuntimeError
+    # gloo raises a plain RuntimeError
+    return isinstance(error, RuntimeError) and (isinstance(error, distributed.DistError) or "gloo" in str(error))
 
 
 @contextmanager

@@ -225,7 +225,8 @@ def out_of_memory(error: Exception) -> bool:
 def advice_on_memory(train: "Train") -> str:
     """Return a message that says which parameters to change when a step does not fit into memory."""
     part = train.batch_size // train.num_devices // train.accumulation
-    advice = f"train.accumulation: {2 * train.accumulation}" if part > 1 else "a smaller model"
+    factor = next((n for n in range(2, part + 1) if part % n == 0), None)  # it must divide the batch
+    advice = f"train.accumulation: {factor * train.accumulation}" if factor else "a smaller model"
     if not train.activation_checkpointing:
         advice += " or train.activation_checkpointing: true"
     return f"out of memory with {part} images of train.batch_size at a time; set {advice}"

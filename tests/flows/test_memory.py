@@ -24,6 +24,7 @@ from flows.images.store import SPLITS, ImageSet, ImageSetError, data_sha256, loa
 from flows.sampling import drawing
 from flows.stages import train
 from flows.stages.validate import validate
+from flows.training import fitting
 from flows.validation.comb import comb
 from flows.validation.facts import measure
 from vdm import evaluation, ode
@@ -139,6 +140,22 @@ def test_a_model_that_cannot_be_built_for_the_images_is_one_line(project: Callab
     with pytest.raises(UserError, match=r"^train: norm_groups 8 normalises single numbers") as raised:
         train.require_memory(params.model, params.train, one_pixel, torch.device("cpu"), 1)
     assert raised.value.code is Exit.USAGE
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "accumulation", "advice"),
+    [
+        (64, 1, "train.accumulation: 2 or "),
+        (100, 4, "train.accumulation: 20 or "),
+        (9, 1, "train.accumulation: 3 or "),
+        (7, 7, "a smaller model or "),
+    ],
+)
+def test_the_advice_after_a_step_without_memory_is_possible(batch_size: int, accumulation: int, advice: str) -> None:
+    settings = read_params(ROOT / "params.yaml").train.model_copy(update={"num_devices": 1})
+    settings = settings.model_copy(update={"batch_size": batch_size, "accumulation": accumulation})
+    message = f"; set {advice}train.activation_checkpointing: true"
+    assert fitting.advice_on_memory(settings).endswith(message)
 
 
 def sparse(path: Path, *shape: int) -> None:

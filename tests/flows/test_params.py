@@ -56,6 +56,11 @@ def test_numbers_are_read_as_dvc_reads_them(tmp_path: Path) -> None:
         ("learning_rate: 3e-3", "learning_rate: true", "train.learning_rate: input should be a valid number, got True"),
         ("learning_rate: 3e-3", "learning_rate: '3e-3'", "train.learning_rate: input should be a valid number"),
         ("betas: [0.9, 0.99]", "betas: [0.9]", "train.betas: list should have at least 2 items"),
+        (
+            "tolerance: 1e-5",
+            "tolerance: 1e-12",
+            "ode.tolerance: input should be greater than or equal to 0.000000001",
+        ),
         ("betas: [0.9, 0.99]", "betas: [0.9, 1.5]", "train.betas.1: input should be less than 1, got 1.5"),
         ("num_devices: 2", "num_devices: 3", "train: batch_size must be a multiple of num_devices x accumulation = 3"),
         ("device: cpu ", "device: cuda:1 ", "train: device cuda:1 is one device, but num_devices is 2"),

@@ -10,6 +10,7 @@ import torch
 
 from flows.core import memory
 from flows.core.errors import Exit, UserError
+from flows.training.collectives import lost_another
 from flows.training.runs import Run, forget, writing_curves
 from vdm.training.log import TrainingRecord
 
@@ -35,6 +36,12 @@ def test_curves_on_a_full_disk_are_named(full_disk: Path) -> None:
         with pytest.raises(UserError, match=f"{path} could not be written: No space left on device") as error:
             any(map(add, [RECORD] * 1000))
     assert error.value.code == Exit.BUG
+
+
+def test_only_an_error_of_a_collective_means_that_another_process_is_lost() -> None:
+    assert lost_another(RuntimeError("[/gloo/transport/tcp/pair.cc:534] Connection closed by peer [127.0.0.1]"))
+    assert not lost_another(RuntimeError("out of memory"))
+    assert not lost_another(UserError("/data/gloomy/images/dataset.json: missing or damaged", Exit.MISSING))
 
 
 def test_curves_are_a_new_file(tmp_path: Path) -> None:

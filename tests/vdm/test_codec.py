@@ -208,6 +208,12 @@ def test_a_model_that_predicts_no_numbers_is_an_error(tiny_model: Callable[..., 
         Codec(model, 2).encode(OneInteger(7**3000), some_pixels(1))
 
 
+def test_a_schedule_whose_grid_would_be_too_fine_is_an_error(tiny_model: Callable[..., VDM]) -> None:
+    model = tiny_model(schedule="fixed_linear", gamma_0=-40.0).double()
+    with pytest.raises(ArithmeticError, match="or gamma_0 is too low"):
+        Codec(model, 50).encode(OneInteger(7**3000), some_pixels(1))
+
+
 def test_what_cannot_be_coded_is_refused(tiny_model: Callable[..., VDM]) -> None:
     with pytest.raises(ValueError, match="got 48"):
         Codec(tiny_model(), 3, 48)
