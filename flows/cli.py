@@ -69,7 +69,7 @@ def run(arguments: list[str]) -> int:
     except UserError as error:
         return fail(str(error), error.code, network=isinstance(error, NetworkError))
     except OSError as error:
-        rest = "; nothing else failed" if error.filename == "standard output" else ""  # what a command does is done
+        rest = "; nothing else failed" if error.filename == "standard output" else ""  # the output comes last
         # An error that does not come from the system is not about a file.
         place = f"{visible(error.filename or 'a file')}: " if error.strerror else ""
         return fail(f"{place}{error.strerror or error}{rest}", Exit.MISSING)
@@ -82,7 +82,7 @@ def run(arguments: list[str]) -> int:
 
 
 def require_own_code() -> None:
-    """Raise UserError (exit 2) if DVC runs a stage with other code than the folder's, whose digests it records."""
+    """Raise UserError (exit 2) if a DVC stage runs code from another folder: DVC records this folder's digests."""
     own = Path("flows", "cli.py")
     if "DVC_STAGE" in os.environ and own.is_file() and not own.samefile(__file__):
         reason = f"the stage runs the code in {Path(__file__).parents[1]} instead of that in {Path.cwd()}"
@@ -119,7 +119,8 @@ def call(arguments: list[str]) -> None:
     except typer.TyperException as error:
         known = [name for name in arguments[:1] if name in group.commands]  # type: ignore[attr-defined]
         see = " ".join(["vdmctl", *known, "--help"])
-        raise UserError(f"{error.format_message().rstrip('.')}; see `{see}`", Exit.USAGE) from error
+        reason = error.format_message().rstrip(".").replace("Value error, ", "")
+        raise UserError(f"{reason}; see `{see}`", Exit.USAGE) from error
 
 
 if __name__ == "__main__":

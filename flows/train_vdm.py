@@ -5,6 +5,7 @@ passes between tasks.
 """
 
 import os
+import shutil
 import sys
 from collections.abc import Mapping
 from contextlib import suppress
@@ -14,7 +15,6 @@ from typing import Annotated, Any
 
 import networkx
 from dvc.exceptions import DvcException
-from dvc.repo import Repo
 from prefect import State, flow, get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 from prefect.states import Completed, Failed
@@ -103,9 +103,9 @@ def as_user_error(error: UserError | OSError | DvcException) -> UserError:
     """Return the error as one that `vdmctl` would end with."""
     if isinstance(error, UserError):
         return error
-    match error.args:
-        case ([(_, _, reason), *_],):  # a shutil.Error: of copies of files that failed
-            return UserError(str(reason), Exit.MISSING)
+    if isinstance(error, shutil.Error) and isinstance(error.args[0], list):  # several files could not be copied
+        _, _, reason = error.args[0][0]
+        return UserError(str(reason), Exit.MISSING)
     if isinstance(error, OSError) and error.filename and error.strerror:
         return UserError(f"{error.filename}: {error.strerror}", Exit.MISSING)
     return UserError(brief(error), Exit.MISSING)
@@ -178,13 +178,13 @@ def warn_of_newer(root: Path, base: str) -> None:
     """Warn if the upstream branch has commits that the commit `base` does not contain."""
     with suppress(UserError):  # no upstream branch
         if (newer := git_text(root, "rev-list", "--count", f"{base}..@{{upstream}}")) != "0":
-            reason = f"{root} has commits of its own, so this run lacks {newer} of its upstream branch"
+            reason = f"{root} has local commits, so this run lacks {newer} of the upstream branch"
             get_run_logger().warning("%s; rebase them, or drop them with `git reset --keep @{upstream}`", reason)
 
 
 def stages(folder: Path) -> list[str]:
     """Return the names of the stages, sorted so that each comes after its dependencies."""
-    with Repo(str(folder)) as repo:
+    with dvc_repository(folder) as repo:
         # DVC's edges point from a stage to what it needs.
         graph = networkx.reverse_view(repo.index.graph)
         return [stage.name for stage in networkx.lexicographical_topological_sort(graph, key=str)]

@@ -96,7 +96,7 @@ def validation(data: str, meaning: str = "no image is of one level", file: str =
         "transforms": "none",
         "expectations": [
             common | {"meaning": "no pixel is NaN", "success": True, "observed": "as expected", "rows": []},
-            common | {"meaning": meaning, "success": False, "observed": "2 of 110 rows", "rows": rows},
+            common | {"meaning": meaning, "success": False, "observed": "2 of 110 images", "rows": rows},
         ],
         "alike": [
             {"first": "train", "second": "test", "found": 1, "by_chance": 0.5, "excess": 0}

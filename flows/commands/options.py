@@ -6,7 +6,7 @@ from pydantic import ValidationError
 
 from flows.core.documents import shown
 from flows.core.errors import Exit, UserError
-from flows.core.params import Section
+from flows.core.params import Ode, Section
 
 MOST_SWEPT = 100
 SectionType = TypeVar("SectionType", bound=Section)
@@ -26,7 +26,8 @@ def override(section: SectionType, values: dict[str, Any]) -> SectionType:
         first = error.errors()[0]  # of one key: no option breaks a rule about several keys, whose error has no loc
         option = "--" + str(first["loc"][0]).replace("_", "-")
         if first["type"] == "extra_forbidden":
-            raise UserError(f"{option} does not belong to this protocol", Exit.USAGE) from error
+            needed = "vlb" if isinstance(section, Ode) else "ode"
+            raise UserError(f"{option} needs --protocol {needed}", Exit.USAGE) from error
         raise UserError(f"{option}: {first['msg']}, got {shown(repr(first['input']))}", Exit.USAGE) from error
 
 

@@ -144,14 +144,20 @@ def print_results(as_json: bool) -> None:
         say_json({"metrics": metrics.model_dump(), "reproduction": compared._asdict() if compared else None})
         return
     say(summary(metrics))
-    for title, path, shown, stage in (
-        ("report", layout.PAGE, layout.PAGE, "report"),
-        ("samples", layout.SAMPLES, layout.SAMPLES, "sample"),
-        ("model card", layout.CARD, layout.CARD, "register"),
-        ("validation", layout.DATA_DOCS / "index.html", layout.DATA_DOCS / "index.html", "validate"),
-        ("curves", layout.CURVES, "dvc plots show", "train"),
+    outdated = compared.outdated_stages if compared else []
+    for title, path, stage in (
+        ("report", layout.PAGE, "report"),
+        ("samples", layout.SAMPLES, "sample"),
+        ("model card", layout.CARD, "register"),
+        ("validation", layout.DATA_DOCS / "index.html", "validate"),
+        ("curves", layout.CURVES, "train"),
     ):
-        found = shown if path.is_file() else f"{path} is missing; `dvc repro {stage}` makes it"
+        if not path.is_file():
+            found = f"{path} is missing; `dvc repro {stage}` makes it"
+        elif stage in outdated:
+            found = f"{path} is older than its inputs; `dvc repro {stage}` makes it again"
+        else:
+            found = "`dvc plots show` draws them" if path == layout.CURVES else str(path)
         say(f"{title}: {found}")
     if compared:
         say(compared.line)
@@ -174,3 +180,4 @@ def preset(
         raise UserError(f"{layout.PARAMS} differs from every preset; --force overwrites it", Exit.USAGE)
     with written_last(layout.PARAMS, presets[name].read_bytes()):
         finish()
+    say(f"{layout.PARAMS}: the preset {name}; `dvc repro` runs the pipeline with it")

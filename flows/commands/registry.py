@@ -24,13 +24,13 @@ commands = typer.Typer()
 def models(as_json: AsJson = False) -> None:
     """List the registry's versions: stage, bits/dim with its standard error, samples' distance, data, commit."""
     from flows.commands.summary import table
-    from flows.registry.versions import MODEL, versions
+    from flows.registry.versions import NO_VERSION, versions
 
     rows = [row_of(version) for version in versions(ROOT)]
     if as_json:
         say_json({"versions": rows})
     elif not rows:
-        say(f"no versions of {MODEL} yet")
+        say(NO_VERSION)
     else:
         header = ("version", "stage", "bits/dim", "samples (held-out)", "data", "commit", "created")
         say(table(header, [shown(row) for row in rows]))
@@ -62,8 +62,10 @@ def verify(model: Model, as_json: AsJson = False) -> None:
     if as_json:
         listed = [check._asdict() for check in checks]
         say_json({"version": version.name, "sound": not problems, "checks": listed})
+    elif problems:
+        say(table(("digest of", "problem"), [(check.subject, check.problem) for check in problems]))
     else:
-        say(table(("digest of", "result"), [(check.subject, check.problem or "agrees") for check in checks]))
+        say(f"{version.name}: all {len(checks)} digests agree")
     if problems:
         first = f"{problems[0].subject}: {problems[0].problem}"
         raise UserError(f"{version.name}: {len(problems)} of {len(checks)} do not verify; {first}", Exit.MISSING)

@@ -1,5 +1,6 @@
 """The whole command line `vdmctl`: its help, its groups of commands, `vdmctl serve` and `vdmctl worker`."""
 
+import inspect
 from typing import Annotated
 
 import typer
@@ -19,12 +20,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.add_typer(pipeline.commands)
-app.add_typer(evaluation.commands)
-app.add_typer(sampling.commands)
-app.add_typer(compression.commands)
-app.add_typer(registry.commands)
-app.add_typer(operating.commands)
+GROUPS = [module.commands for module in (pipeline, evaluation, sampling, compression, registry, operating)]
+for group in GROUPS:
+    app.add_typer(group)
 
 ADDRESS = "from Prefect's api.url"
 
@@ -78,3 +76,13 @@ def worker(queue: QUEUES = None) -> None:
     from flows.orchestration.workers import work
 
     work(queue)
+
+
+def joined_lines(text: str) -> str:
+    """Return the text with one line for each paragraph: terminals have other widths than the code."""
+    return "\n\n".join(" ".join(paragraph.split()) for paragraph in inspect.cleandoc(text).split("\n\n"))
+
+
+for group in [app, *GROUPS]:
+    for command in group.registered_commands:
+        command.help = joined_lines(command.callback.__doc__ or "")

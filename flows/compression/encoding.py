@@ -66,7 +66,7 @@ def mean_bound(vdm: VDM, images: Images, num_timesteps: int) -> tuple[float, flo
         total, squares = total + bounds.sum(), squares + np.square(bounds).sum()
     mean = total / images.number
     variance = (squares / images.number - mean**2) / (images.number - 1) if images.number > 1 else math.nan
-    return float(mean), math.sqrt(max(variance, 0.0))  # of NaN the maximum is NaN
+    return float(mean), math.sqrt(max(variance, 0.0))  # max(nan, 0.0) is nan
 
 
 def header_of(images: Images, vdm: VDM, num_timesteps: int, batch_size: int) -> Header:

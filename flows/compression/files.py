@@ -74,7 +74,7 @@ def compress(
     verify: bool,
     force: bool,
 ) -> Compressed:
-    """Write the images in `source` (see `open_images`) to the file `out`, and decode it before it gets this name.
+    """Write the images in `source` (see `open_images`) to the file `out`.  With `verify`, decode it before that.
 
     Raises what `open_images` and `require_fitting` raise, and UserError: exit 2 if the file exists, without `force`,
     and 5 if it does not decode to the images, or if the model's output is not finite.

@@ -46,7 +46,7 @@ class Images(NamedTuple):
 
 
 def open_images(path: Path, split: Split | None, scratch: Path) -> Images:
-    """Return the images in `path`: a split of an image set, or a folder of pictures or one file in the order of names.
+    """Return the images in `path`: a split of an image set, a folder of pictures in the order of names, or one file.
 
     Images that are not in a set are copied into the folder `scratch`.  Raises UserError: exit 2 for a split of what is
     not a set, 4 for images of several kinds or of more than 8 bits, 5 for missing and damaged files.
@@ -108,7 +108,8 @@ def write_decoded(parts: Iterator[np.ndarray], folder: Path, *, count: int, num_
         if first is not None:
             write_array(folder / ARRAY, chain([first], parts))
         return
-    for number, image in enumerate(image * SHADES.get(num_levels, np.uint8(1)) for part in parts for image in part):
-        path = folder / f"{number:0{len(str(count - 1))}d}.png"
+    step, digits = SHADES.get(num_levels, np.uint8(1)), len(str(count - 1))
+    for number, image in enumerate(step * image for part in parts for image in part):
+        path = folder / f"{number:0{digits}d}.png"
         with naming(path, path):
             Image.fromarray(image[0] if len(image) == 1 else image.transpose(1, 2, 0)).save(path)

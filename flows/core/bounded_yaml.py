@@ -177,7 +177,8 @@ def line_of(document: Any, location: tuple[Any, ...]) -> int:
     line = 1
     for part in location:
         try:
-            line = document.lc.item(part)[0] + 1 if isinstance(part, int) else document.lc.key(part)[0] + 1
+            position = document.lc.item if isinstance(part, int) else document.lc.key
+            line = position(part)[0] + 1
             document = document[part]
         except (AttributeError, KeyError, IndexError, TypeError):
             break

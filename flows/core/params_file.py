@@ -36,10 +36,14 @@ def parse_params(content: bytes | str, name: str) -> Params:
     try:
         return Params.model_validate(values)
     except ValidationError as error:
-        first = error.errors()[0]
-        # An error across sections has no place, and begins with the key.
-        line = bounded_yaml.line_of(document, first["loc"] or tuple(str(first["ctx"]["error"]).split()[0].split(".")))
-        key = ".".join(shown(str(part)) for part in first["loc"])
+        # A misspelt key is unknown, and the right one is missing.
+        first = min(error.errors(), key=lambda each: each["type"] != "extra_forbidden")
+        place = first["loc"]
+        key = ".".join(shown(str(part)) for part in place)
+        if not place:  # the error is about two sections, and begins with a key
+            first_word = str(first["ctx"]["error"]).split()[0]
+            place = tuple(first_word.split("."))
+        line = bounded_yaml.line_of(document, place)
         reason = f"{key}{explain(first)}".removeprefix(": ")
         raise UserError(f"{name}:{line}: {reason}", Exit.USAGE) from error
 

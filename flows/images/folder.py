@@ -24,7 +24,7 @@ from flows.images.store import fitting
 log = logging.getLogger(__name__)
 
 ROWS = 1000
-MOST_NAMED = 1000
+MOST_REASONS, MOST_NAMED = 20, 100
 
 
 class ImageFolder(NamedTuple):
@@ -204,14 +204,23 @@ def batched(parts: Iterator[tuple[np.ndarray, int | None, str]]) -> Iterator[Chu
 
 
 def complain(source: Path, problems: dict[str, BadImageError], count: int) -> NoReturn:
-    """Raise UserError that lists the unusable files."""
-    reasons = [f"{listed([name])}: {error}" for name, error in sorted(problems.items())]
-    more = f"; and {len(reasons) - MOST_NAMED} more" if len(reasons) > MOST_NAMED else ""
+    """Raise UserError that lists the unusable files by reason."""
+    names: dict[str, list[str]] = {}
+    for name, error in sorted(problems.items()):
+        names.setdefault(str(error), []).append(name)
+    reasons = [f"{some(files)}: {reason}" for reason, files in names.items()]
+    more = f"; and {len(reasons) - MOST_REASONS} other reasons" if len(reasons) > MOST_REASONS else ""
     damaged = any(error.code is Exit.MISSING for error in problems.values())
     raise UserError(
-        f"{source}: {len(reasons)} of {count} files cannot be used: {'; '.join(reasons[:MOST_NAMED])}{more}",
+        f"{source}: {len(problems)} of {count} files cannot be used: {'; '.join(reasons[:MOST_REASONS])}{more}",
         Exit.MISSING if damaged else Exit.INVALID_DATA,
     )
+
+
+def some(names: list[str]) -> str:
+    """Return the first names, and how many more there are."""
+    more = f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
+    return f"{listed(names[:MOST_NAMED])}{more}"
 
 
 def remark(source: Path, survey: Survey) -> str:

@@ -28,6 +28,8 @@ REQUIRED = {"name", "num_levels", "image_shape", "num_train", "num_test"}
 COUNTS = ("num_train", "num_validation", "num_test", "published_train", "published_validation", "published_test")
 TEXTS = ("name", "title", "homepage", "licence", "formats", "split", "transforms")
 MOST_DESCRIPTION_BYTES = 2**20
+# The quality of samples cannot be estimated with fewer samples and test images.
+FEWEST_COMPARED = 10
 # Memory of a pass over an array: float32 copies of one image, and the facts that are kept of every image.
 COPIES, BYTES_PER_IMAGE = 16, 300
 # A path has at most 4096 bytes, and JSON may write each as six characters.
@@ -131,8 +133,10 @@ def read_description(path: Path) -> dict[str, Any]:
     """Return the content of a `dataset.json`.  Raises ImageSetError for missing keys and wrong types."""
     try:
         description = parse_json(read_bounded(path, MOST_DESCRIPTION_BYTES))
+    except FileNotFoundError as error:
+        raise ImageSetError(f"{path}: no such file; `vdmctl download` writes the images to data/images") from error
     except (OSError, ValueError) as error:
-        raise ImageSetError(f"{path}: missing or damaged: {error}") from error
+        raise ImageSetError(f"{path}: damaged: {getattr(error, 'strerror', None) or error}") from error
     if not isinstance(description, dict) or not description.keys() >= REQUIRED:
         raise ImageSetError(f"{path}: must be an object with {', '.join(sorted(REQUIRED))}")
     shape, num_levels = description["image_shape"], description["num_levels"]

@@ -18,7 +18,7 @@ from prefect.events.schemas.automations import AutomationCore, EventTrigger, Pos
 from flows.core import bounded_yaml, layout
 from flows.core.errors import Exit, UserError, brief
 from flows.core.files import read_bounded
-from flows.orchestration.deployments import OF_FLOW, OF_POOL
+from flows.orchestration.deployments import FLOW, OF_FLOW, OF_POOL
 from flows.orchestration.engines import engines
 from flows.orchestration.server import Api, Refused
 from flows.process.streams import say_on_stderr
@@ -40,7 +40,7 @@ def silent_runs() -> AutomationCore:
             after={"prefect.flow-run.heartbeat"},
             expect={"prefect.flow-run.heartbeat", *TERMINAL},
             match={"prefect.resource.id": ["prefect.flow-run.*"]},
-            match_related={"prefect.resource.role": "flow", "prefect.resource.name": "train-vdm"},
+            match_related={"prefect.resource.role": "flow", "prefect.resource.name": FLOW},
             for_each={"prefect.resource.id"},
             posture=Posture.Proactive,
             threshold=1,
@@ -49,8 +49,8 @@ def silent_runs() -> AutomationCore:
         actions=[
             ChangeFlowRunState(
                 name=None,
-                # Not forced, so Prefect refuses it for a run that has ended.  The trigger may miss that end, since an
-                # event waits up to 15 minutes for the event that it follows.
+                # Not forced, so Prefect refuses it for a run that has ended.  The trigger may miss that end: Prefect
+                # holds an event for up to 15 minutes until the one before it arrives.
                 state=StateType.CRASHED,
                 force=False,
                 message="No heartbeat for 2 minutes; the next run on that machine continues from the last saved state.",
@@ -100,7 +100,7 @@ def stop_unwanted_runs(api: Api, folder: Path) -> None:
             if UNKNOWN_RUN not in error.said:  # for example, something else answers at this port
                 raise
             with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)  # its children save their state; it could only report that it is unknown
+                os.kill(pid, signal.SIGKILL)  # its children save their state; the server would refuse its report
             say_on_stderr(f"run {run}: it was deleted while it was in progress, so its process was stopped")
             continue
         if found["state"]["type"] == "PAUSED":

@@ -7,7 +7,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import suppress
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from functools import cache
 from io import StringIO
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -164,17 +164,17 @@ def describe(schedule: Any) -> str:
 
 def next_time(schedule: Any) -> str:
     """Return the time of a schedule's next run, in UTC."""
-    times = []
+    found = None
     with suppress(ValueError):
-        times = next_times(schedule.model_dump_json())
-    return f"{times[0].astimezone(UTC):%Y-%m-%d %H:%M} UTC" if times else "never"
+        found = next_run(schedule.model_dump_json())
+    return f"{found.astimezone(UTC):%Y-%m-%d %H:%M} UTC" if found else "never"
 
 
-def next_times(schedule: str) -> list[datetime]:
-    """Return the time of the next run of a schedule, given as JSON; [] after its last run.
+def next_run(schedule: str) -> datetime | None:
+    """Return the time of the next run of a schedule, given as JSON; None after its last run.
 
     Raises ValueError for a date that never comes, such as February 30, or that takes more than MOST_SECONDS of this
-    process's time to find.  Prefect's server would search for it, too.
+    process's time to find.  Prefect's server would take as long.
     """
     from prefect.server.schemas.schedules import SCHEDULE_TYPES
     from pydantic import TypeAdapter
@@ -184,12 +184,13 @@ def next_times(schedule: str) -> list[datetime]:
     before = signal.signal(signal.SIGVTALRM, give_up)
     signal.setitimer(signal.ITIMER_VIRTUAL, MOST_SECONDS)  # CPU time, so that other programs do not count
     try:
-        return list(asyncio.run(planned.get_dates(n=1, start=datetime.now(UTC))))
+        dates = asyncio.run(planned.get_dates(n=1, start=datetime.now(UTC)))
     except OverflowError as error:
         raise ValueError(brief(error)) from error
     finally:
         signal.setitimer(signal.ITIMER_VIRTUAL, 0)
         signal.signal(signal.SIGVTALRM, before)
+    return dates[0] if dates else None
 
 
 def give_up(number: int, frame: object) -> NoReturn:
@@ -201,7 +202,7 @@ def give_up(number: int, frame: object) -> NoReturn:
 def why_impossible(schedule: str) -> str:
     """Return why a schedule, given as JSON, can have no next run; "" if it can, or if this machine cannot read it."""
     try:
-        next_times(schedule)
+        next_run(schedule)
     except ValidationError:  # such as a time zone that only the server knows
         return ""
     except ValueError as error:
@@ -212,15 +213,20 @@ def why_impossible(schedule: str) -> str:
 def switch_off_impossible(api: Api) -> None:
     """Switch off the schedules that can have no next run; print a line for each.
 
-    Because of one, Prefect plans no run of any schedule of the same deployment.  Raises OSError if the server fails.
+    If a deployment has one, Prefect plans no run of its other schedules either.  Raises OSError if the server fails.
     """
     for deployment in api.ask("deployments/filter", flows=OF_FLOW):
         for one in deployment["schedules"]:
             given = one["schedule"]
             if one["active"] and (reason := why_impossible(json.dumps(given))):
                 api.ask(f"deployments/{deployment['id']}/schedules/{one['id']}", "PATCH", active=False)
-                name = f"{FLOW}/{deployment['name']}: {given.get('cron') or given.get('rrule')}"
+                name = f"{FLOW}/{deployment['name']}: {when_of(given)}"
                 say_on_stderr(f"{name}: switched off, since no run can be planned: {reason}")
+
+
+def when_of(schedule: dict[str, Any]) -> str:
+    """Return when a schedule has runs, by its cron, rrule or interval in an answer of the server."""
+    return schedule.get("cron") or schedule.get("rrule") or f"every {timedelta(seconds=schedule['interval'])}"
 
 
 def run_prefect(*arguments: str) -> None:

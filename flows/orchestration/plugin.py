@@ -15,26 +15,26 @@ from flows.orchestration.deployments import full_names
 from flows.orchestration.server import Api, bypass_proxy, refusal, require_server
 from flows.orchestration.workers import served_at
 
-# Commands that need no server.
-OWN_AFFAIRS = ("server", "config")
+WITHOUT_SERVER = ("server", "config")
+"""Commands that need no server."""
 
 
 @register_hook
 def setup_environment(*, ctx: HookContext) -> SetupResult | None:
     """Set the server, and complete a bare deployment name.  Raises SystemExit; see `full_name`."""
-    words = [place for place, word in enumerate(sys.argv) if place and word[:1] != "-"]
-    if not is_prefect() or not words:
+    places = [place for place, word in enumerate(sys.argv) if place and not word.startswith("-")]
+    if not is_prefect() or not places:
         return None
     # A profile given on the command line may name a server.
-    profile = any(option.startswith(("-p", "--profile")) for option in sys.argv[1 : words[0]])
-    if profile or sys.argv[words[0]] in OWN_AFFAIRS:
+    profile = any(option.startswith(("-p", "--profile")) for option in sys.argv[1 : places[0]])
+    if profile or sys.argv[places[0]] in WITHOUT_SERVER:
         return None
     url = ctx.api_url or served_at(Path.cwd())
     if url:
         bypass_proxy(url)
-    if [sys.argv[place] for place in words[:2]] == ["deployment", "run"] and words[2:3] == [words[1] + 1]:
-        name = sys.argv[words[2]]
-        sys.argv[words[2]] = name if "/" in name else full_name(name, url)
+    if [sys.argv[place] for place in places[:2]] == ["deployment", "run"] and places[2:3] == [places[1] + 1]:
+        name = sys.argv[places[2]]
+        sys.argv[places[2]] = name if "/" in name else full_name(name, url)
     return SetupResult(env={"PREFECT_API_URL": url}) if url else None
 
 
@@ -46,7 +46,8 @@ def is_prefect() -> bool:
 def full_name(name: str, url: str | None) -> str:
     """Return FLOW/DEPLOYMENT for a bare name.  Raises SystemExit, with one line, unless one deployment has the name."""
     if url is None:
-        sys.exit(f"{Path.cwd()} is not served; `vdmctl serve` starts a server, PREFECT_API_URL names another")
+        advice = "start a server with `vdmctl serve`, or set PREFECT_API_URL to one's address"
+        sys.exit(f"{Path.cwd()} is not served; {advice}")
     try:
         require_server(url)
         found = full_names(Api(url), name)

@@ -33,7 +33,7 @@ from vdm.training.log import TrainingRecord
 ABANDONED_DAYS = 14
 """A state that was not continued for this long is abandoned: a weekly schedule had two chances to continue it."""
 DELETE_SECONDS = 30.0
-"""The server deletes the log of a run with it, which may take longer than an answer to a question."""
+"""How long the server may take to delete a run, whose log it deletes, too."""
 MD5 = re.compile("[0-9a-f]{32}")
 
 
@@ -156,7 +156,7 @@ def prune_cache(folders: list[Path], repos: list[Any], work: Pruning, plan: Plan
 
 
 def old_reports(root: Path, plan: Plan) -> Iterator[Path]:
-    """Yield the reports of runs that made nothing that stays, and are not newer than the newest version."""
+    """Yield the reports of runs without a kept commit that are not newer than the newest version."""
     for folder in folders_in(root / layout.RUN_REPORTS):
         if folder.name not in plan.runs and last_written(folder) <= plan.since:
             yield folder
@@ -164,17 +164,21 @@ def old_reports(root: Path, plan: Plan) -> Iterator[Path]:
 
 def old_models(root: Path, plan: Plan) -> Iterator[Path]:
     """Yield the fetched folders that are no output of a version that stays, and those that were not fetched whole."""
+    folders = folders_in(root / layout.FETCHED)
     yesterday = time.time() - 24 * 3600
-    for one in folders_in(root / layout.FETCHED):
-        if one.name.startswith(SCRATCH) and one.stat().st_mtime < yesterday:
-            yield one
-    tags = [Tag(version.name, commit) for commit, version in plan.versions.items()]
-    folders = [one for one in folders_in(root / layout.FETCHED) if MD5.fullmatch(one.name)]
+    for folder in folders:
+        if folder.name.startswith(SCRATCH) and folder.stat().st_mtime < yesterday:
+            yield folder
+    fetched = [folder for folder in folders if MD5.fullmatch(folder.name)]
+    if not fetched:
+        return
     needed: set[str] = set()
-    for tag in tags if folders else ():
+    for commit, version in plan.versions.items():
         with suppress(UserError):  # a version without a readable dvc.lock cannot have been fetched
-            needed |= set(read_lock(root, tag).outputs.values())
-    yield from (folder for folder in folders if f"{folder.name}.dir" not in needed)
+            needed |= set(read_lock(root, Tag(version.name, commit)).outputs.values())
+    for folder in fetched:
+        if f"{folder.name}.dir" not in needed:
+            yield folder
 
 
 def prune_states(root: Path, work: Pruning, devices: Path) -> None:

@@ -124,14 +124,15 @@ def conclude(root: Path, outcome: Release | str, *, publish: bool) -> str:
 
     Raises UserError if it cannot be published.
     """
+    decided: Release | str | None = outcome
     try:
         while publish and not publish_versions(root, return_state=True).result():
-            outcome, withdrawn = "withdrawn", outcome  # nothing to announce if the new comparison fails
-            made = withdrawn.version.commit if isinstance(withdrawn, Release) else None
-            outcome = catch_up(root, made) or withdrawn
+            decided = None  # if the new comparison fails, there is no decision to announce
+            made = outcome.version.commit if isinstance(outcome, Release) else None
+            outcome = decided = catch_up(root, made) or outcome
     finally:
-        if isinstance(outcome, Release):
-            announce_decision(outcome)
+        if isinstance(decided, Release):
+            announce_decision(decided)
     return str(outcome)
 
 

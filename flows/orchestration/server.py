@@ -177,9 +177,10 @@ def send(
 
 def receive(request: urllib.request.Request, seconds: float) -> Any:
     """Return the answer to a request.  Raises Refused for an error, and what urllib and json raise."""
-    here = is_loopback(urlsplit(request.full_url).hostname or "")
+    is_here = is_loopback(urlsplit(request.full_url).hostname or "")
+    open_url = DIRECT.open if is_here else urllib.request.urlopen
     try:
-        with (DIRECT.open if here else urllib.request.urlopen)(request, timeout=seconds) as response:
+        with open_url(request, timeout=seconds) as response:
             return json.loads(response.read() or b"null")
     except urllib.error.HTTPError as error:
         with error:
@@ -250,7 +251,8 @@ def refusal(error: Exception) -> str:
     """Return why a server did not answer as expected, and what to do."""
     if isinstance(error, OSError) and not isinstance(error, Refused):
         reason = getattr(error, "reason", error)
-        return f"no Prefect server answers ({reason}); `vdmctl serve` starts one, and PREFECT_API_URL names another"
+        advice = "start one with `vdmctl serve`, or set PREFECT_API_URL to another's address"
+        return f"no Prefect server answers ({reason}); {advice}"
     code = getattr(error, "code", 0)
     if code == HTTPStatus.UNAUTHORIZED:
         return "the server refuses the password; set PREFECT_API_AUTH_STRING=USER:PASSWORD"

@@ -7,13 +7,13 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import suppress
-from datetime import datetime, timedelta
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from flows.core import layout
 from flows.core.errors import UserError
-from flows.orchestration.deployments import FLOW, OF_FLOW, OF_POOL, POOL
+from flows.orchestration.deployments import FLOW, OF_FLOW, OF_POOL, POOL, when_of
 from flows.orchestration.server import Api, Refused, setting
 from flows.orchestration.workers import served_at, why_unusable
 from flows.process.locks import folder_of_devices, held_locks
@@ -29,18 +29,20 @@ Entry = dict[str, Any]
 
 def status(root: Path) -> Entry:
     """Return everything as a JSON object.  Its `problems` say what an operator should look at."""
-    found: Entry = {"folder": str(root.absolute()), "server": server(root)}
-    found["devices"] = devices()
-    found["worktrees"] = worktrees(root)
-    found["registry"] = registry(root)
-    found["disk_bytes"] = disk(root)
-    found["disk_free_bytes"] = shutil.disk_usage(root).free
-    found["problems"] = list(problems(found))
-    return found
+    found: Entry = {
+        "folder": str(root.absolute()),
+        "server": server(root),
+        "devices": devices(),
+        "worktrees": worktrees(root),
+        "registry": registry(root),
+        "disk_bytes": disk(root),
+        "disk_free_bytes": shutil.disk_usage(root).free,
+    }
+    return found | {"problems": list(problems(found))}
 
 
 def server(root: Path) -> Entry:
-    """Return what the Prefect server says about workers, schedules and runs; without an answer only why."""
+    """Return what the Prefect server says about workers, schedules and runs, or why it does not answer."""
     url = address(root)
     try:
         if not url:
@@ -136,10 +138,9 @@ def schedule(deployment: Entry, each: Entry, planned: list[Entry]) -> Entry:
     times = [run["expected_start_time"] for run in planned if str(run["idempotency_key"]).startswith(key)]
     active = bool(each["active"]) and not deployment["paused"]
     given = each["schedule"]
-    when = given.get("cron") or given.get("rrule") or f"every {timedelta(seconds=given['interval'])}"
     return {
         "deployment": f"{FLOW}/{deployment['name']}",
-        "when": when,
+        "when": when_of(given),
         "timezone": given.get("timezone") or "UTC",
         "active": active,
         "paused": bool(each["active"]) and not active,
@@ -174,7 +175,7 @@ def worktrees(root: Path) -> list[Entry]:
 def registry(root: Path) -> Entry:
     """Return the number of versions, the champion, and the versions whose commit no remote branch is known to have.
 
-    Without a repository, only why.
+    Without a repository, only the problem.
     """
     try:
         known, reigning = versions(root), champion(root)

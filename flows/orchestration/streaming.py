@@ -98,7 +98,7 @@ def when_free(run: Callable[[], None], *, hours: float) -> None:
 def failure(reason: Path, last: list[str], returncode: int) -> UserError:
     """Return the error of a failed command: from the file `reason`, else from its last lines and its exit status.
 
-    If the command was killed, a process that it had started may have written that somebody stopped it.
+    The file is ignored after SIGKILL: a child of the command may have written that it was stopped.
     """
     if returncode != -signal.SIGKILL and (error := written(reason)):
         return error

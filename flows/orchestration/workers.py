@@ -178,7 +178,7 @@ def worker_name(folder: Path) -> str:
 
 @contextmanager
 def until_stopped() -> Iterator[None]:
-    """Run the block until SIGINT or SIGTERM, also while it starts something; what it starts ends with this process.
+    """Run the block until SIGINT or SIGTERM.  Processes that it starts end with this process.
 
     A shell starts background jobs, and so their children, with SIGINT ignored.
     """
@@ -192,7 +192,7 @@ def until_stopped() -> Iterator[None]:
 
 
 def keep_alive(kept: list[Kept], look: Callable[[], None]) -> None:
-    """Start again what dies, and call `look` every LOOK_SECONDS, until an exception ends it.
+    """Restart what dies, and call `look` every LOOK_SECONDS, until an exception is raised.
 
     Raises UserError (exit 1); see `Kept.revive`.
     """

@@ -17,7 +17,6 @@ from typing import Any, NamedTuple
 from configobj import ConfigObj
 from dvc.config import Config
 from dvc.exceptions import DvcException
-from dvc.repo import Repo
 
 from flows.core import bounded_yaml, layout
 from flows.core.errors import Exit, UserError
@@ -28,9 +27,9 @@ from flows.registry.git import Tag, content_of, digests, git, git_text
 from flows.registry.lock_file import read_lock
 from flows.registry.publishing import run_of
 from flows.registry.storage import cached_at, dvc_repository, files, obtain
-from flows.registry.versions import is_decided
+from flows.registry.versions import MODEL, is_decided
 
-RESULTS = (f"refs/heads/{layout.RUN_BRANCHES}", "refs/tags/vdm@*")
+RESULTS = (f"refs/heads/{layout.RUN_BRANCHES}", f"refs/tags/{MODEL}@*")
 
 
 class Workspace(NamedTuple):
@@ -128,7 +127,7 @@ def remove(root: Path, folder: Path) -> None:
 def share_cache(root: Path, folder: Path) -> None:
     """Let DVC in `folder` use the cache and the remotes of the repository at `root`."""
     ours = Config(str(root / ".dvc"))
-    with Repo(str(root)) as repo:
+    with dvc_repository(root) as repo:
         cache = repo.cache.local_cache_dir
     # Not written by DVC, which writes its configuration as ASCII and fails on a path with an umlaut.
     config = ConfigObj(encoding="utf-8")
@@ -149,7 +148,7 @@ def first_commit(root: Path, *, shared: bool) -> str:
     """
     head = git_text(root, "rev-parse", "HEAD")
     if shared:
-        with suppress(UserError):  # no branch, no upstream, or a branch that has commits of its own
+        with suppress(UserError):  # no branch, no upstream branch, or a branch with local commits
             upstream = git_text(root, "rev-parse", "--verify", "--quiet", "@{upstream}")
             git_text(root, "merge-base", "--is-ancestor", head, upstream)
             return upstream
@@ -198,7 +197,7 @@ def finished(place: Workspace, *, shared: bool) -> str | None:
             git_text(place.folder, "checkout", "--quiet", made, "--", str(layout.DVC_LOCK), str(layout.REPORTS))
         except (UserError, OSError):
             continue
-        with Repo(str(place.folder)) as repo, suppress(DvcException):  # something is not in the cache
+        with dvc_repository(place.folder) as repo, suppress(DvcException):  # something is not in the cache
             repo.checkout(force=True)
             if not repo.status():
                 return made

@@ -13,7 +13,7 @@ from flows.core.device import find_device, find_precision
 from flows.core.errors import Exit, UserError
 from flows.core.memory import require
 from flows.evaluation.results import QualityFigure, SampleMetrics, SamplerSettings
-from flows.images.store import ImageSet, chunks, data_sha256, fault, load_images, spread
+from flows.images.store import FEWEST_COMPARED, ImageSet, chunks, data_sha256, fault, load_images, spread
 from flows.quality.distances import (
     NEIGHBOURS,
     Estimate,
@@ -122,8 +122,9 @@ def num_compared(num_samples: int, image_set: ImageSet, most: int) -> int:
         reason = f"the quality of samples needs {NEIGHBOURS + 1} training images, got {num_training}"
         raise UserError(reason, Exit.USAGE)
     count = min(num_samples, len(image_set.test), most)
-    if count < 10:
-        raise UserError(f"the quality of samples needs 10 samples and 10 test images, got {count}", Exit.USAGE)
+    if count < FEWEST_COMPARED:
+        found = f"{num_samples} samples, {len(image_set.test)} test images and quality.num_images {most}"
+        raise UserError(f"the quality of samples needs {FEWEST_COMPARED} of each, got {found}", Exit.USAGE)
     return count
 
 

@@ -17,7 +17,7 @@ from flows.core.errors import Exit, NetworkError, UserError, brief
 from flows.registry.git import Tag, contents, git
 from flows.registry.lock_file import read_lock
 from flows.registry.pruning import Plan
-from flows.registry.storage import cached_at, dvc_repository, files, pull, quiet, require
+from flows.registry.storage import cached_at, dvc_repository, files, quiet, require_cached
 
 DIGEST = re.compile(rb"md5: ([0-9a-f]{32}(?:[.]dir)?)\n")
 BETWEEN_CHECKS = 100
@@ -81,7 +81,7 @@ def superfluous(repos: list[Any], root: Path, plan: Plan) -> Superfluous:
 
 
 def files_of(repo: Any, root: Path, tags: list[Tag]) -> set[str]:
-    """Return the digests in the dvc.lock of the tags' commits, and of the files in those folders that are in the cache.
+    """Return the digests in the dvc.lock of the tags' commits, and in the listings of their folders that are cached.
 
     The text is searched and not parsed, which would take a fifth of a second for each of hundreds of tags.
     """
@@ -153,14 +153,11 @@ def require_listings(repo: Any, root: Path, tag: Tag) -> None:
     Without a listing nobody knows the folder's files, so they would be deleted.  Raises UserError (exit 5) for one that
     is damaged, or neither in the cache nor in the remote.
     """
-    place = cached_at(repo)
     outputs = read_lock(root, tag).outputs
     listings = {path: digest for path, digest in outputs.items() if digest.endswith(".dir")}
-    missing = {digest for digest in listings.values() if not place(digest).is_file()}
-    pull(repo, missing, f"{tag.name}: ")
-    for path, digest in listings.items():
-        require(repo, place(digest), f"{tag.name}: {path}")
-        list(files(digest, place))
+    require_cached(repo, listings, f"{tag.name}: ")
+    for digest in listings.values():
+        list(files(digest, cached_at(repo)))
 
 
 def delete_files(paths: list[Path], check: Callable[[], None]) -> None:

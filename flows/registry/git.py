@@ -95,8 +95,8 @@ def printed(root: Path, *arguments: str, stdin: bytes | None, seconds: float | N
 def reason_in(stderr: str) -> str:
     """Return why git failed, from its stderr, in one line: the first line marked as an error, else the last line.
 
-    For refs that were pushed together, it is the first line about a ref that was rejected itself.  What the remote's
-    hooks say of that ref, or else git's advice below the line, is appended.
+    If refs were pushed together, skip those that failed only because another one did.  Append what the remote's hooks
+    say about the ref, or else git's advice below the line.
     """
     lines = [line.strip() for line in stderr.splitlines() if "failed to push some refs" not in line and line.strip()]
     marked = [place for place, line in enumerate(lines) if line.startswith(MARKS)]
@@ -196,7 +196,7 @@ def digests(root: Path, names: list[str]) -> dict[str, str]:
     asked = [name for name in names if name.isprintable()]
     listed = git(root, "cat-file", "--batch-check", stdin="".join(f"{name}\n" for name in asked).encode())
     lines = zip(asked, listed.decode().splitlines(), strict=True)
-    return {name: line.split()[0] for name, line in lines if line.endswith(tuple("0123456789"))}
+    return {name: line.split()[0] for name, line in lines if line[-1].isdigit()}  # else it ends with `missing`
 
 
 def require_identity(root: Path) -> None:

@@ -27,7 +27,6 @@ class Lineage(NamedTuple):
         """Return the lineage as a JSON object."""
         version, lock = self.version, self.lock
         images, validation = str(layout.IMAGES), str(layout.VALIDATION)
-        promotions = [(tag, evidence_of(tag.message)) for tag in self.promotions]
         return {
             "version": version.name,
             "created": version.created,
@@ -41,8 +40,8 @@ class Lineage(NamedTuple):
             "outputs": lock.outputs,
             "metrics": version.metrics.model_dump(exclude_unset=True),
             "promotions": [
-                {"tag": tag.name, "created": tag.created, "evidence": fields(evidence) or {}}
-                for tag, evidence in promotions
+                {"tag": tag.name, "created": tag.created, "evidence": fields(evidence_of(tag.message)) or {}}
+                for tag in self.promotions
             ],
             "refusal": fields(self.refusal),
         }

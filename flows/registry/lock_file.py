@@ -124,7 +124,7 @@ def lock_of(file: LockFile, name: str) -> Lock:
     stages = file.stages.values()
     outs = [out for stage in stages for out in stage.outs]
     require_apart([out.path for out in outs], name)
-    lock = Lock({out.path: out.md5 for out in outs}, {}, {}, set())
+    lock = Lock(outputs={out.path: out.md5 for out in outs}, dependencies={}, parameters={}, repeated=set())
     for stage in stages:
         for dependency in stage.deps:
             lock.dependencies.setdefault(dependency.path, set()).add(dependency.md5)

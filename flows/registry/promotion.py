@@ -174,7 +174,7 @@ def promote(root: Path, challenger: Version, evidence: Evidence) -> str:
     """Make the challenger the champion if the evidence says so, and return the new tag, such as `vdm#champion#7`.
 
     Raises UserError: exit 3 when the evidence refuses the challenger, 6 when it or the champion changed since the
-    comparison, 5 when its tag is gone, 2 without a git identity.
+    comparison, 5 when its tag is gone, 2 without a git identity or for other evidence.
     """
     if evidence.challenger_commit != challenger.commit:
         raise UserError(f"the evidence is of {evidence.challenger}, not of {challenger.name}", Exit.USAGE)

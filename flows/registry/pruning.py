@@ -1,4 +1,4 @@
-"""What an installation needs to keep, and the tags, branches and cached files that it can do without.
+"""Decide which versions, branches and tags stay, and delete the branches and tags that do not.
 
 Nothing on a remote is deleted, no tag of a champion, and no note of a refusal: the evidence of later versions counts
 the refused ones (`num_judged`), and the next publication would carry a deletion of notes to the remote.
@@ -13,7 +13,7 @@ from typing import NamedTuple
 from flows.core import layout
 from flows.registry.git import Tag, annotated_tags, commit_of, git, git_lines, git_text
 from flows.registry.remote import REMOTE, remote_refs
-from flows.registry.versions import CHAMPION_TAG, MODEL, REFUSALS, Version, reign, versions
+from flows.registry.versions import CHAMPION_TAG, MODEL, Version, refusals, reign, versions
 
 BRANCHES, TAGS = "refs/heads/", "refs/tags/"
 FIELDS = (
@@ -83,7 +83,7 @@ def make_plan(root: Path, keep: int, published: Mapping[str, str] | None) -> Pla
         if not ref.name.startswith(BRANCHES + layout.RUN_BRANCHES):
             return ref.name in refused
         in_use = ref.folder and not Path(ref.folder).is_relative_to((root / layout.WORKTREES).resolve())
-        unpublished = published is not None and published.get(ref.name) != ref.commit
+        unpublished = is_missing(ref.name, ref.commit, published)
         return not (ref.commit in reasons or in_use or unpublished or ref.made > since)
 
     every = refs(root)
@@ -92,7 +92,14 @@ def make_plan(root: Path, keep: int, published: Mapping[str, str] | None) -> Pla
     others = {commit_of(root, "HEAD"), *(ref.commit for ref in stay if ref.commit)} - reasons.keys()
     kept = {commit: Kept(names[commit], reason) for commit, reason in reasons.items()}
     past = [tag for tag in tags if tag.commit in crowned - reasons.keys()]
-    return Plan(kept, sorted(others), list(filter(goes, every)), runs_of(root, {*reasons, *others}), since, past)
+    return Plan(
+        versions=kept,
+        others=sorted(others),
+        refs=[ref for ref in every if goes(ref)],
+        runs=runs_of(root, {*reasons, *others}),
+        since=since,
+        past=past,
+    )
 
 
 def reasons_to_keep(
@@ -102,10 +109,9 @@ def reasons_to_keep(
     found = [(int(match[2]), tag) for tag in tags if (match := CHAMPION_TAG.fullmatch(tag.name)) and not match[1]]
     history = [tag for _, tag in sorted(found)]
     other_stages = [tag for tag in tags if tag.name.startswith(f"{MODEL}#") and not CHAMPION_TAG.fullmatch(tag.name)]
-    notes = git_lines(root, "notes", f"--ref={REFUSALS}", "list")
-    decided = {line.split()[1] for line in notes} | {tag.commit for tag in history}
+    decided = {*refusals(root), *(tag.commit for tag in history)}
     reasons: list[tuple[str, Iterable[str]]] = [
-        (f"not on {REMOTE}", (each.commit for each in known if is_missing(each, published))),
+        (f"not on {REMOTE}", (each.commit for each in known if is_missing(TAGS + each.name, each.commit, published))),
         ("neither promoted nor refused", (each.commit for each in known if each.commit not in decided)),
         ("has another stage", (tag.commit for tag in other_stages)),
         ("among the newest", (version.commit for version in known[-keep:])),
@@ -115,9 +121,9 @@ def reasons_to_keep(
     return {commit: reason for reason, commits in reasons for commit in commits}
 
 
-def is_missing(version: Version, published: Mapping[str, str] | None) -> bool:
-    """Whether there is a remote and it lacks the version's tag, or has another commit by that name."""
-    return published is not None and published.get(TAGS + version.name) != version.commit
+def is_missing(ref: str, commit: str, published: Mapping[str, str] | None) -> bool:
+    """Whether there is a remote, and it lacks the branch or tag or has another commit by that name."""
+    return published is not None and published.get(ref) != commit
 
 
 def last(tags: list[Tag], count: int) -> list[str]:

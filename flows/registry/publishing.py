@@ -140,7 +140,7 @@ def how_to_renumber(taken: list[Tag], held: list[Tag], here: list[Tag]) -> str:
 def to_withdraw(root: Path, there: dict[str, Target]) -> list[str]:
     """Return the commits of runs whose versions are not published, oldest first, if another machine took a tag of one.
 
-    All of them, since a later version was compared with a champion that may be an earlier one.
+    All of them are returned, since a later version may have been compared with an earlier one.
     """
     tags = annotated_tags(root, MODEL)
     known = [(tag.commit, there[f"refs/tags/{tag.name}"].commit) for tag in tags if f"refs/tags/{tag.name}" in there]
@@ -148,16 +148,16 @@ def to_withdraw(root: Path, there: dict[str, Target]) -> list[str]:
     taken = {ours for ours, theirs in known if ours != theirs}
     if taken <= published:
         return []
-    commits = [tag.commit for _, tag in registered(tags) if tag.commit not in published and run_of(root, tag.commit)]
+    commits = [tag.commit for tag in registered(tags) if tag.commit not in published and run_of(root, tag.commit)]
     return commits if taken.intersection(commits) else []
 
 
 def fetch_versions(root: Path) -> Fetched:
     """Fetch the upstream branch, those of runs, and the versions, champions and notes that this repository lacks.
 
-    If another machine took the number of a run's version, that version is withdrawn: see `to_withdraw`.  Every other
-    tag that differs here and there stays as it is.  Raises UserError: exit 2 without remotes, 5 if the remote no
-    longer has the upstream branch; NetworkError (exit 5) when it does not answer.
+    If another machine took the number of a run's version, that version is withdrawn: see `to_withdraw`.  Of the other
+    tags that differ, those that `other_objects` returns are replaced, and the rest stay.  Raises UserError: exit 2
+    without remotes, 5 if the remote no longer has the upstream branch; NetworkError (exit 5) when it does not answer.
     """
     require_remotes(root)
     there, mine = remote_refs(root), local_refs(root)
@@ -179,10 +179,10 @@ def fetch_versions(root: Path) -> Fetched:
 
 
 def branches(root: Path, there: dict[str, Target]) -> list[str]:
-    """Return the names of the branches to fetch: those of runs, and if it is the remote's, the upstream branch.
+    """Return the names of the branches to fetch: those of runs, and the upstream branch if it is on the remote.
 
-    Other branches are not fetched, since one in the way of another lets git refuse all of them.  Raises UserError (exit
-    5) if the remote, which has the refs `there`, no longer has the upstream branch.
+    Other branches are not fetched: if two names conflict, such as `a` and `a/b`, git refuses all of them.  Raises
+    UserError (exit 5) if the upstream branch is not among the remote's refs `there`.
     """
     checked_out = git_text(root, "rev-parse", "--symbolic-full-name", "HEAD")  # HEAD itself if it is detached
     form = "--format=%(upstream:remotename) %(upstream:remoteref)"

@@ -71,7 +71,7 @@ def take_other_objects(root: Path, there: dict[str, Target]) -> None:
 
 
 def is_up_to_date(root: Path, ref: str, mine: Target, theirs: Target | None) -> bool:
-    """Whether there is nothing to push: the remote has the commit or, on a branch, one that ours does not contain."""
+    """Whether there is nothing to push: the remote has the same object, or its branch has commits that ours lacks."""
     if theirs == mine:
         return True
     if not theirs or not ref.startswith("refs/heads/"):

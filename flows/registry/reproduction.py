@@ -21,46 +21,70 @@ class Reproduction(NamedTuple):
 
     is_equal: bool
     line: str
+    outdated_stages: list[str]
+    """The stages whose inputs changed since they ran."""
+
+
+class Changes(NamedTuple):
+    """What differs from dvc.lock in the working tree."""
+
+    changed: list[str]
+    """Outputs with other contents."""
+    missing: list[str]
+    """Outputs that are not there."""
+    inputs: list[str]
+    """Inputs of stages, but for outputs of these two lists."""
+    stages: list[str]
+    """The stages with such inputs."""
 
 
 def reproduction(root: Path) -> Reproduction | None:
-    """Compare the outputs in the working tree with the commit's; None outside a repository."""
+    """Compare the outputs in the working tree with the commit's; None if that fails, as outside a repository."""
     try:
         commit = commit_of(root, "HEAD")
         theirs, ours = read_lock(root, Tag("HEAD", commit)), lock_here(root)
-        changed, causes = changed_outputs(root)
+        found = changes(root)
     except (DvcException, UserError):
         return None
-    if changed and causes:
-        made = f"changed since DVC recorded them, and so did their inputs {shortened(causes)}"
-        return Reproduction(False, f"{', '.join(changed)}: {made}; `dvc repro` makes and records them")
-    if changed:
-        removed = "changed or removed after DVC recorded them"
-        return Reproduction(False, f"{', '.join(changed)}: {removed}; `dvc repro` restores them, or makes them again")
+    if problem := not_recorded(found):
+        return Reproduction(False, problem, found.stages)
     differing = sorted(path for path, md5 in ours.outputs.items() if theirs.outputs.get(path) != md5)
     if not differing:
-        return Reproduction(True, f"every output is identical to that of commit {commit[:12]}")
+        return Reproduction(True, f"every output is identical to that of commit {commit[:12]}", [])
     inputs = changed_inputs(theirs, ours)
     reason = f"because the inputs differ: {inputs}" if inputs else f"with the same inputs; {environments(root, commit)}"
-    return Reproduction(False, f"{', '.join(differing)}: different from commit {commit[:12]}, {reason}")
+    return Reproduction(False, f"{', '.join(differing)}: different from commit {commit[:12]}, {reason}", [])
 
 
-def changed_outputs(root: Path) -> tuple[list[str], list[str]]:
-    """Return the outputs that are not those of dvc.lock, and the other inputs of their stages that are not.
+def not_recorded(found: Changes) -> str:
+    """Return what differs from dvc.lock, and how to correct it; "" if nothing does."""
+    problems = []
+    if found.changed:
+        problems.append(f"{shortened(found.changed)}: changed after DVC recorded them")
+    if found.missing:
+        problems.append(f"{shortened(found.missing)}: missing")
+    if found.stages:
+        changed = f": {shortened(found.inputs)}" if found.inputs else ""
+        problems.append(f"inputs of {', '.join(found.stages)} changed since they ran{changed}")
+    return f"{'; '.join(problems)}; `dvc repro` restores or makes the outputs" if problems else ""
 
-    Raises UserError and DvcException.
-    """
+
+def changes(root: Path) -> Changes:
+    """Return what differs from dvc.lock in the working tree.  Raises UserError and DvcException."""
     with dvc_repository(root) as repo, quiet("dvc"):
-        stages = repo.status()
-    outputs: set[str] = set()
+        status = repo.status()
+    outputs: dict[str, str] = {}
     inputs: set[str] = set()
-    for found in stages.values():
+    stages = []
+    for stage, found in status.items():
         causes = {kind: paths for cause in found if isinstance(cause, dict) for kind, paths in cause.items()}
-        outputs |= causes.get("changed outs", {}).keys()
-        if "changed outs" in causes:
-            for path, how in causes.get("changed deps", {}).items():
-                inputs |= {f"{path} {section}" for section in how} if isinstance(how, dict) else {path}
-    return sorted(outputs), sorted(inputs - outputs)
+        outputs |= causes.get("changed outs", {})
+        for path, how in causes.get("changed deps", {}).items():
+            inputs |= {f"{path} {section}" for section in how} if isinstance(how, dict) else {path}
+        if "changed deps" in causes:
+            stages.append(stage)
+    missing = {path for path, how in outputs.items() if how == "deleted"}
+    return Changes(sorted(outputs.keys() - missing), sorted(missing), sorted(inputs - outputs.keys()), stages)
 
 
 def changed_inputs(theirs: Lock, ours: Lock) -> str:

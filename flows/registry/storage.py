@@ -130,17 +130,23 @@ def has_its_weights(folder: Path) -> bool:
         return False
 
 
+def require_cached(repo: Any, outputs: dict[str, str], subject: str) -> None:
+    """Pull the files and listings of outputs that the cache lacks.  Raises UserError (exit 5) if that is impossible."""
+    place = cached_at(repo)
+    pull(repo, {digest for digest in outputs.values() if not place(digest).is_file()}, subject)
+    for path, digest in outputs.items():
+        require(repo, place(digest), f"{subject}{path}")
+
+
 def obtain(repo: Any, outputs: dict[str, str], subject: str = "") -> dict[str, list[Stored]]:
     """Return the cached files of every output (path -> md5), after pulling the missing ones from the remote.
 
     Raises UserError (exit 5) naming a file that neither the cache nor the remote has.  The files are not read here;
     `check` compares them with their digests.
     """
-    place = cached_at(repo)
     # Folders' listings are checked before the files that they name are pulled.
-    pull(repo, {digest for digest in outputs.values() if not place(digest).is_file()}, subject)
-    for path, digest in outputs.items():
-        require(repo, place(digest), f"{subject}{path}")
+    require_cached(repo, outputs, subject)
+    place = cached_at(repo)
     found = {path: list(files(digest, place)) for path, digest in outputs.items()}
     # If the listing is cached, DVC assumes that the whole folder is.  So the files are pulled by name.
     every = [file for stored in found.values() for file in stored]

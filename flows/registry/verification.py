@@ -64,7 +64,8 @@ def require_sound(root: Path, version: Version) -> None:
     """Raise UserError (exit 5) with the first check that fails."""
     for subject, problem in verify(root, version):
         if problem:
-            raise UserError(f"{version.name} does not verify: {subject}: {problem}", Exit.MISSING)
+            advice = "restore it, or register the commit of another run"
+            raise UserError(f"{version.name} does not verify: {subject}: {problem}; {advice}", Exit.MISSING)
 
 
 def in_git(root: Path, version: Version, lock: Lock) -> list[Check]:

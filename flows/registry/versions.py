@@ -31,6 +31,7 @@ from flows.registry.git import (
 
 MODEL = "vdm"
 CHAMPION = "champion"
+NO_VERSION = f"there is no version of {MODEL} yet; commit a run, then `gto register {MODEL} --version v1.0.0`"
 REFUSALS = f"{MODEL}-refusals"
 MOST_BYTES = 2**16
 """The largest metrics.json that is read, so that a listing of hundreds fits into memory."""
@@ -63,25 +64,24 @@ def versions(root: Path) -> list[Version]:
     """Return every version, sorted by number.  Raises UserError (exit 5) outside a git repository."""
     tags = annotated_tags(root, MODEL)
     reigning = reign(tags)
-    numbered = registered(tags)
-    paths = [f"{tag.commit}:{path}" for _, tag in numbered for path in (layout.METRICS, layout.SAMPLE_METRICS)]
+    known = registered(tags)
+    paths = [f"{tag.commit}:{path}" for tag in known for path in (layout.METRICS, layout.SAMPLE_METRICS)]
     files = contents(root, paths, MOST_BYTES) if paths else {}
-    return [
-        Version(
-            *tag,
-            (CHAMPION,) if reigning and reigning[-1].commit == tag.commit else (),
-            *metrics_in(files[f"{tag.commit}:{layout.METRICS}"]),
-            samples_in(files[f"{tag.commit}:{layout.SAMPLE_METRICS}"]),
-        )
-        for _, tag in numbered
-    ]
+    found = []
+    for tag in known:
+        stages = (CHAMPION,) if reigning and reigning[-1].commit == tag.commit else ()
+        metrics, problem = metrics_in(files[f"{tag.commit}:{layout.METRICS}"])
+        samples = samples_in(files[f"{tag.commit}:{layout.SAMPLE_METRICS}"])
+        found.append(Version(*tag, stages, metrics, problem, samples))
+    return found
 
 
-def registered(tags: list[Tag]) -> list[tuple[tuple[int, int, int], Tag]]:
-    """Return the numbers and tags of the versions that are not deregistered, sorted by number."""
+def registered(tags: list[Tag]) -> list[Tag]:
+    """Return the tags of the versions that are not deregistered, sorted by number."""
     # GTO deregisters a version with a tag `vdm@v1.2.0!`.
     gone = {name for name, mark, _ in (tag.name.partition("!") for tag in tags) if mark}
-    return sorted((numbers, tag) for tag in tags if (numbers := numbers_of(tag.name)) and tag.name not in gone)
+    known = [(numbers, tag) for tag in tags if (numbers := numbers_of(tag.name)) and tag.name not in gone]
+    return [tag for _, tag in sorted(known)]
 
 
 def metrics_in(content: bytes | None) -> tuple[Metrics, str]:
@@ -120,7 +120,8 @@ def resolve(root: Path, reference: str) -> Version:
         if tag := champion_tag(root):
             other = f"choose another with `gto assign {MODEL} --version vX.Y.Z --stage {CHAMPION} --force`"
             raise UserError(f"{tag.name}: its version's tag is gone; run `git fetch --tags`, or {other}", Exit.MISSING)
-        raise UserError("no version is the champion; `vdmctl promote` makes the first", Exit.MISSING)
+        advice = "`vdmctl promote` makes the first" if known else NO_VERSION
+        raise UserError(f"no version is the champion; {advice}", Exit.MISSING)
     name = reference if "@" in reference else f"{MODEL}@{reference}"
     for version in known:
         if version.name == name:
@@ -132,7 +133,7 @@ def newest(root: Path) -> Version:
     """Return the version with the highest number.  Raises UserError (exit 5) in a project without versions."""
     known = versions(root)
     if not known:
-        raise UserError(f"the registry has no version of {MODEL}", Exit.MISSING)
+        raise UserError(NO_VERSION, Exit.MISSING)
     return known[-1]
 
 
@@ -188,16 +189,21 @@ def record_refusal(root: Path, version: Version, message: str) -> None:
 
 def refusal(root: Path, commit: str) -> Evidence | None:
     """Return the evidence of the last refusal of a commit's version; None if it was never refused."""
-    if commit not in git(root, "notes", f"--ref={REFUSALS}", "list").decode(errors="replace").split():
+    if commit not in refusals(root):
         return None
     return evidence_of(git(root, "notes", f"--ref={REFUSALS}", "show", commit).decode(errors="replace"))
+
+
+def refusals(root: Path) -> dict[str, str]:
+    """Return the digests of the notes of refusals, by the commits that they are about."""
+    listed = [line.split() for line in git_lines(root, "notes", f"--ref={REFUSALS}", "list")]
+    return {commit: note for note, commit in listed}
 
 
 def judged_by(root: Path, validation_sha256: str) -> set[str]:
     """Return the names of the challengers that were promoted or refused by the validation images with this digest."""
     tags = annotated_tags(root, f"{MODEL}#{CHAMPION}")
-    listed = git_lines(root, "notes", f"--ref={REFUSALS}", "list")
-    notes = contents(root, [line.partition(" ")[0] for line in listed], MOST_BYTES).values()
+    notes = contents(root, list(refusals(root).values()), MOST_BYTES).values()
     messages = [tag.message for tag in tags] + [note.decode(errors="replace") for note in notes if note is not None]
     decided = [evidence for message in messages if (evidence := evidence_of(message))]
     return {str(one.challenger) for one in decided if one.challenger and one.validation_sha256 == validation_sha256}
@@ -252,7 +258,7 @@ def reign(tags: list[Tag]) -> list[Tag]:
             reigning[-1] = tag
         else:
             reigning.append(tag)
-    live = {tag.commit for _, tag in registered(tags)}
+    live = {tag.commit for tag in registered(tags)}
     gone = {tag.commit for tag in tags if tag.name.startswith(f"{MODEL}@") and "!" in tag.name} - live
     return [tag for tag in reigning if tag.commit not in gone]
 

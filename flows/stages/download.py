@@ -8,6 +8,7 @@ from flows.core.errors import Exit, UserError
 from flows.core.folders import contains
 from flows.core.sources import source_path
 from flows.images.preparing import write_images
+from flows.images.store import FEWEST_COMPARED, load_images
 
 if TYPE_CHECKING:
     from flows.core.params import Data
@@ -26,3 +27,6 @@ def download(data: "Data", *, out: Path, downloads: Path) -> None:
         raise UserError(f"{reason}; move the images to another folder", Exit.USAGE)
     origin = write_images(data, source=source, out=out, downloads=downloads)
     log.info("%s: %s, transforms: %s -> %s", data.name, origin["title"], origin["transforms"], out)
+    if (num_test := len(load_images(out).test)) < FEWEST_COMPARED:
+        reason = f"{num_test} test images, and the stage `sample` needs {FEWEST_COMPARED} to compare samples with"
+        log.warning("%s: %s: add images or raise data.test_fraction", out, reason)

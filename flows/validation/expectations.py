@@ -42,11 +42,13 @@ class Checker:
         self.results: list[Result] = []
         self.run_time = RUN_TIME
 
-    def check(self, name: str, tables: "Iterable[pd.DataFrame]", expectations: list[Any], index: list[str]) -> None:
+    def check(
+        self, name: str, tables: "Iterable[pd.DataFrame]", expectations: list[Any], index: list[str], unit: str
+    ) -> None:
         """Check tables of the same columns against the expectations.
 
         Each table gets a page in the site, and the results are those of all tables together.  `index` names the columns
-        that identify a row.
+        that identify a row, and `unit` what the rows are, such as images.
         """
         import great_expectations as gx
 
@@ -58,7 +60,7 @@ class Checker:
             title = name if number == 0 else f"{name} {number + 1}"
             definition = gx.ValidationDefinition(name=title, data=batch, suite=suite)
             entries.append(self.run(definition, table, index))
-        self.results += [canonical(name, index, list(parts)) for parts in zip(*entries, strict=True)]
+        self.results += [canonical(name, index, unit, list(parts)) for parts in zip(*entries, strict=True)]
 
     def run(self, definition: Any, table: "pd.DataFrame", index: list[str]) -> list[dict[str, Any]]:
         """Check one table and return the library's results, with the first rows that break each expectation."""
@@ -104,7 +106,7 @@ def canonical_page(page: str) -> str:
     return uuid.sub(lambda match: numbers[match[0]], page)
 
 
-def canonical(table: str, index: list[str], parts: list[dict[str, Any]]) -> Result:
+def canonical(table: str, index: list[str], unit: str, parts: list[dict[str, Any]]) -> Result:
     """Return the result of one expectation over all tables, without times, ids or paths."""
     for part in parts:
         # If a metric fails, the library gives the exceptions by metric, without this key.
@@ -119,7 +121,7 @@ def canonical(table: str, index: list[str], parts: list[dict[str, Any]]) -> Resu
         meaning=config["meta"]["meaning"],
         severity=config.get("severity", "critical"),
         success=holds(parts, allowed=1 - config["kwargs"].get("mostly", 1.0)),
-        observed=observed(results),
+        observed=observed(results, unit),
         rows=[{column: row[column] for column in index} for row in rows[:MOST_SHOWN]],
     )
 
@@ -132,14 +134,14 @@ def holds(parts: list[dict[str, Any]], allowed: float) -> bool:
     return all(part["success"] for part in parts)
 
 
-def observed(results: list[dict[str, Any]]) -> Any:
-    """Return the observed value, or how many rows break the expectation, with examples."""
+def observed(results: list[dict[str, Any]], unit: str) -> Any:
+    """Return the observed value, or how many rows, which are of the `unit`, break the expectation, with examples."""
     if results[0].get("observed_value") is not None:
         return results[0]["observed_value"]
     if not total(results, "unexpected_count"):
         return "as expected"
     values = [value for result in results for value in result["partial_unexpected_list"]]
-    found = f"{total(results, 'unexpected_count')} of {total(results, 'element_count')} rows"
+    found = f"{total(results, 'unexpected_count')} of {total(results, 'element_count')} {unit}"
     if all(value is True for value in values):  # a flag needs no example
         return found
     examples = list(dict.fromkeys(map(str, values)))[:5]

@@ -99,9 +99,13 @@ def check_images(
 ) -> None:
     """Check the images, the splits and the levels of a set."""
     rows = image_rows(image_set, facts, alike)
-    checker.check("images", rows, image_expectations(image_set, contract), ["split", "image"])
-    checker.check("splits", [split_rows(image_set, folder, facts)], split_expectations(image_set, contract), ["split"])
-    checker.check("histogram", [histogram_rows(facts, contract)], histogram_expectations(image_set), ["split", "level"])
+    checker.check("images", rows, image_expectations(image_set, contract), ["split", "image"], "images")
+    checker.check(
+        "splits", [split_rows(image_set, folder, facts)], split_expectations(image_set, contract), ["split"], "splits"
+    )
+    checker.check(
+        "histogram", [histogram_rows(facts, contract)], histogram_expectations(image_set), ["split", "level"], "levels"
+    )
 
 
 def check_differences(checker: Checker, contract: "Contract", found: list[Difference]) -> None:
@@ -111,11 +115,15 @@ def check_differences(checker: Checker, contract: "Contract", found: list[Differ
     index = ["splits", "statistic"]
     if of_splits:
         text = "splits differ by chance alone (times the limit)"
-        checker.check("differences", [difference_rows(of_splits)], difference_expectations("warning", text), index)
+        checker.check(
+            "differences", [difference_rows(of_splits)], difference_expectations("warning", text), index, "differences"
+        )
     if of_reference:
         text = "images are like the reference's (times the limit)"
         severity = "warning" if contract.on_drift == "warn" else "critical"
-        checker.check("drift", [difference_rows(of_reference)], difference_expectations(severity, text), index)
+        checker.check(
+            "drift", [difference_rows(of_reference)], difference_expectations(severity, text), index, "differences"
+        )
 
 
 def named(result: Result, folder: Path) -> Result:
@@ -171,7 +179,7 @@ def require_success(report: Report, images: Path, out: Path | None) -> None:
 def described(result: Result) -> str:
     """Return the meaning of an expectation that fails, what was observed, and the first rows that break it."""
     rows = f" ({', '.join(map(described_row, result.rows[:3]))})" if result.rows else ""
-    return f"does not hold: {result.meaning}: {result.observed}{rows}"
+    return f"broken: {result.meaning}: {result.observed}{rows}"
 
 
 def described_row(row: dict[str, Any]) -> str:

@@ -157,7 +157,7 @@ def test_images_that_cannot_be_compared_are_refused_before_any_is_drawn(
     text = params.read_text()
     inception = f"inception_weights: missing.pth\n  inception_sha256: {'a' * 64}"
     for old, new, code, message in (
-        ("num_images: 12", "num_images: 9", Exit.USAGE, "needs 10 samples and 10 test images, got 9"),
+        ("num_images: 12", "num_images: 9", Exit.USAGE, "needs 10 of each, got 9 samples, "),
         (r"auto\n  num_images", "cuda\n  num_images", Exit.USAGE, "torch finds no CUDA device"),
         (r"inception_weights.*\n.*null", inception, Exit.MISSING, "missing.pth (sample.inception_weights): No such"),
     ):

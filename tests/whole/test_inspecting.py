@@ -44,7 +44,7 @@ def test_a_folder_outside_the_pipeline(folder: Path) -> None:
     ]
     assert "pictures: transforms: none" in result.stderr
     assert tempfile.gettempdir() not in result.stderr.replace(str(folder), "")
-    assert result.stderr.splitlines()[-1].startswith("vdmctl: pictures: does not hold: levels are not spread")
+    assert result.stderr.splitlines()[-1].startswith("vdmctl: pictures: broken: levels are not spread")
     assert sorted(folder.rglob("*")) == before
 
 
@@ -90,4 +90,4 @@ def test_train_equal_to_test(folder: Path) -> None:
         shutil.copytree(folder / "pictures", folder / "both" / split)
     result = vdmctl(folder, "validate", "both")
     assert result.returncode == Exit.INVALID_DATA
-    assert 'no image is in two splits: 400 of 800 rows (test 0 "test/000.png", ' in result.stderr
+    assert 'no image is in two splits: 400 of 800 images (test 0 "test/000.png", ' in result.stderr

@@ -359,7 +359,7 @@ def test_pixels_that_are_none_are_not_evaluated(
         (["evaluate", "models/vdm", "--seed", "-1"], 2, "--seed"),
         (["evaluate", "models/vdm", "--num-timesteps", "ten"], 2, "10,100,continuous"),
         (["evaluate", "models/vdm", "--num-timesteps", "0"], 2, "--num-timesteps"),
-        (["evaluate", "models/vdm", "--num-draws", "3"], 2, "--num-draws does not belong"),
+        (["evaluate", "models/vdm", "--num-draws", "3"], 2, "--num-draws needs --protocol ode"),
         (["evaluate", "models/vdm", "--split", "tests"], 2, "--split"),
         (["compare", "models/vdm", "nowhere"], 5, "nowhere/config.json"),
         (["preset", "nonsense"], 2, "no preset 'nonsense': cifar10"),
@@ -383,7 +383,7 @@ def test_a_failed_stage_leaves_what_dvc_can_restore(reproduced: Project) -> None
     np.save(images, pixels)
     failed = reproduced.vdmctl("validate")
     assert failed.returncode == Exit.INVALID_DATA
-    assert "no level above 16: 1 of 1797 rows, such as 200" in failed.stderr
+    assert "no level above 16: 1 of 1797 images, such as 200" in failed.stderr
     refused = reproduced.vdmctl("train")
     assert refused.returncode == 4
     assert "vdmctl validate" in one_line(refused)
@@ -461,7 +461,8 @@ def test_the_summary_names_the_bound_and_the_pictures(reproduced: Project) -> No
     assert "reports/samples/samples.png" in result.stdout
     found = json.loads(reproduced.vdmctl("report", "--json").stdout)
     assert found["metrics"] == json.loads((reproduced.folder / "reports/evaluation/metrics.json").read_text())
-    assert found["reproduction"] == {"is_equal": True, "line": result.stdout.splitlines()[-1]}
+    line = result.stdout.splitlines()[-1]
+    assert found["reproduction"] == {"is_equal": True, "line": line, "outdated_stages": []}
     refused = reproduced.vdmctl("report", "--json", "--out", "page.html")
     assert refused.returncode == 2
     assert "--json prints the metrics" in one_line(refused)
@@ -474,12 +475,18 @@ def test_the_report_says_whether_the_outputs_are_those_of_the_commit(reproduced:
         (reproduced.folder / "reports/evaluation/metrics.json").read_text(),
     )
     (reproduced.folder / metrics).write_text(written + " ")
-    assert f"{metrics}: changed or removed after DVC recorded them" in reproduced.vdmctl("report").stdout
+    assert f"{metrics}: changed after DVC recorded them; `dvc repro` rest" in reproduced.vdmctl("report").stdout
     reproduced.edit("params.yaml", **{"times_per_image:": "times_per_image: 3  #"})
     shown = reproduced.vdmctl("report").stdout
-    assert f"{metrics}: changed since DVC recorded them, and so did their inputs params.yaml evaluate; `dvc re" in shown
+    expected = f"{metrics}: changed after DVC recorded them; inputs of evaluate, report changed since they ran: params."
+    assert expected in shown
+    assert "report: reports/report.html is older than its inputs; `dvc repro report` makes it again" in shown
     reproduced.git("checkout", "--quiet", "params.yaml")
     (reproduced.folder / metrics).write_text(written)
+    page = reproduced.folder / "reports" / "report.html"
+    page.rename(page.with_name("aside"))
+    assert "reports/report.html: missing; `dvc repro` restores or makes" in reproduced.vdmctl("report").stdout
+    page.with_name("aside").rename(page)
 
     lock = (reproduced.folder / "dvc.lock").read_text()
     other = re.sub(r"(path: models/trained\n\s+hash: md5\n\s+md5: )\w+", rf"\g<1>{'0' * 32}", lock)
