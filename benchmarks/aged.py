@@ -13,7 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import chdir, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -131,8 +131,11 @@ def metrics(number: int, rows: int, digests: dict[str, str]) -> str:
 
 def record_outputs(root: Path) -> None:
     """Put the outputs into DVC's cache, and write dvc.lock."""
-    for arguments in (["init"], ["config", "core.analytics", "false"], ["commit", "--force"]):
-        subprocess.run([sys.executable, "-m", "dvc", *arguments, "--quiet"], cwd=root, check=True)
+    from dvc.cli import main as dvc
+
+    with chdir(root):
+        for arguments in (["init"], ["config", "core.analytics", "false"], ["commit", "--force"]):
+            assert dvc([*arguments, "--quiet"]) == 0
 
 
 class Run(NamedTuple):

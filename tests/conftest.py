@@ -1,6 +1,9 @@
 """Fixtures that many tests share: small models, images and projects."""
 
+import os
+import shutil
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from itertools import accumulate
 from pathlib import Path
@@ -116,7 +119,7 @@ def digits() -> np.ndarray:
 def registry(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Project:
     """Return a project with three versions, which are in its DVC remote, too.  Tests that change it must copy it.
 
-    v1.0.0 is trained for 20 steps, v1.1.0 for 80, and v1.2.0 for 160 on another split of the data.
+    v1.0.0 is trained for 20 steps, v1.1.0 for 40, and v1.2.0 for 80 on another split of the data.
     """
     own = tmp_path_factory.getbasetemp()
     shared = own if worker_id == "master" else own.parent  # built once for all pytest processes; each gets a copy
@@ -132,7 +135,7 @@ def three_versions(project: Project, remote: Path) -> None:
     for key, value in IDENTITY.items():
         project.git("config", f"user.{key.lower()}", value)
     project.dvc("remote", "add", "--default", "store", str(remote))
-    longer, other_split = {"steps: 20": "steps: 80"}, {"steps: 80": "steps: 160", "split_seed: 0": "split_seed: 1"}
+    longer, other_split = {"steps: 20": "steps: 40"}, {"steps: 40": "steps: 80", "split_seed: 0": "split_seed: 1"}
     for change in ({}, longer, other_split):
         project.edit("params.yaml", **change)
         project.reproduce(same_images=change is longer)
@@ -148,10 +151,27 @@ def copied(registry: Project, tmp_path: Path) -> Project:
     return registry.copy(tmp_path / "project")
 
 
+@pytest.fixture(scope="session")
+def empty_database(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
+    """Return a database of Prefect's server without content, whose tables a server would make in five seconds."""
+    own = tmp_path_factory.getbasetemp()
+    home = (own if worker_id == "master" else own.parent) / "prefect"  # made once for all pytest processes
+    with FileLock(f"{home}.lock"):
+        if not home.exists():
+            part = home.with_name("prefect.part")
+            command = [sys.executable, "-m", "prefect", "server", "database", "upgrade", "--yes"]
+            subprocess.run(command, env=os.environ | {"PREFECT_HOME": str(part)}, check=True, capture_output=True)
+            part.rename(home)
+    return home / "prefect.db"
+
+
 @pytest.fixture(scope="module")
-def plant(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Plant]:
+def plant(tmp_path_factory: pytest.TempPathFactory, empty_database: Path) -> Iterator[Plant]:
     """Return a running retraining loop for the tests of a file, in a folder with a space and an umlaut in its path."""
     plant = Plant(tmp_path_factory.mktemp("plant") / "Bücher und Bilder")
+    home = Path(plant.environment["PREFECT_HOME"])
+    home.mkdir()
+    shutil.copy(empty_database, home)
     try:
         plant.serve()
         yield plant

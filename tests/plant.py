@@ -27,7 +27,7 @@ ENDLESS = {"train.steps": 1_000_000, "train.checkpoint_every_steps": 20, "train.
 # An endless training mostly sleeps after its first saved state, and leaves the processor to the other tests.
 PATIENT = {
     "        for _ in progress:\n": "        for _ in progress:\n"
-    f"            time.sleep(0.2 * (steps == {ENDLESS['train.steps']} and trainer.done > 20))\n"
+    f"            time.sleep(1.0 * (steps == {ENDLESS['train.steps']} and trainer.done > 20))\n"
 }
 
 # How often the server's services work: schedules more often than by default, for shorter waits, and the others seldom,
@@ -112,7 +112,7 @@ class Plant:
     def finish(self, run: str, seconds: float = 240) -> tuple[str, str]:
         """Wait until a run has ended; return its state and message."""
         ends = ("COMPLETED", "FAILED", "CANCELLED", "CRASHED")
-        wait_until(lambda: self.read(run)["state"]["type"] in ends, seconds, self.log, every=1.0)
+        wait_until(lambda: self.read(run)["state"]["type"] in ends, seconds, self.log, every=2.0)
         state = self.read(run)["state"]
         return state["type"], state["message"]
 
@@ -144,7 +144,7 @@ class Plant:
             lines[:] = self.lines(run)
             return any("Finished in state" in line and not line.endswith("()") for line in lines)
 
-        wait_until(complete, 120, every=1.0)
+        wait_until(complete, 120, every=2.0)
         return "\n".join(lines)
 
     def api(self, path: str, method: str | None = None, **body: object) -> Any:

@@ -118,19 +118,23 @@ def short(digits: np.ndarray) -> Callable[[], Trainer]:
 
 
 @pytest.fixture(scope="module")
-def whole(short: Callable[[], Trainer]) -> Trainer:
-    """Return that run at its end."""
-    return run(short())
+def whole(short: Callable[[], Trainer], tmp_path_factory: pytest.TempPathFactory) -> tuple[Trainer, Path]:
+    """Return that run at its end, and a folder with its states after 59 and 79 steps."""
+    trainer, folder = short(), tmp_path_factory.mktemp("states")
+    while not trainer.finished:
+        trainer.step()
+        if trainer.done in (59, 79):
+            save_state(folder / str(trainer.done), trainer.state())
+    return trainer, folder
 
 
 @pytest.mark.parametrize("interrupted_at", [60, 80])
 def test_an_abandoned_validation_is_the_first_thing_that_a_resumed_run_does(
-    interrupted_at: int, short: Callable[[], Trainer], whole: Trainer, tmp_path: Path
+    interrupted_at: int, short: Callable[[], Trainer], whole: tuple[Trainer, Path], tmp_path: Path
 ) -> None:
     """Step 60 has the best weights, step 80 is the last one."""
-    first, second = short(), short()
-    while first.done < interrupted_at - 1:
-        first.step()
+    first, second, (ended, states) = short(), short(), whole
+    first.load_state(load_state(states / str(interrupted_at - 1)))
     for number in range(4):
         answers = iter([False] * number + [True])
         assert first.step(lambda answers=answers: next(answers)) is None
@@ -143,9 +147,9 @@ def test_an_abandoned_validation_is_the_first_thing_that_a_resumed_run_does(
     assert record is not None
     assert record.step == second.done == interrupted_at
     run(second)
-    assert same_bits(second.state()["model"], whole.state()["model"])
-    assert same_bits(second.kept.state_dict(), whole.kept.state_dict())
-    assert [record[:-1] for record in second.records] == [record[:-1] for record in whole.records]
+    assert same_bits(second.state()["model"], ended.state()["model"])
+    assert same_bits(second.kept.state_dict(), ended.kept.state_dict())
+    assert [record[:-1] for record in second.records] == [record[:-1] for record in ended.records]
 
 
 def test_processes_share_a_validation_without_changing_it(

@@ -1,6 +1,7 @@
 """The benchmarks run.  Their figures are not asserted: a few seconds are too short to measure them."""
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -49,9 +50,15 @@ MACHINE = {"device", "threads", "torch", "python", "commit"}
     ids=lambda command: command[0],
 )
 def test_a_benchmark_prints_its_figures_and_the_machine(
-    command: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    command: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    empty_database: Path,
+    tmp_path: Path,
 ) -> None:
     module, *options = command
+    database = shutil.copy(empty_database, tmp_path)
+    monkeypatch.setenv("PREFECT_SERVER_DATABASE_CONNECTION_URL", f"sqlite+aiosqlite:///{database}")
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr(sys, "argv", [module, *options, "--json"])
     import_module(module).main()

@@ -249,7 +249,8 @@ def test_two_that_finish_together_make_two_versions_and_one_champion(
     dead = plant.api("flow_runs/filter", flow_runs={"state": {"type": {"any_": ["RUNNING", "PENDING"]}}})
     for run in dead:  # the machine that was switched off could not report its end
         plant.api(f"flow_runs/{run['id']}/set_state", state={"type": "CRASHED"}, force=True)
-    runs = [plant.retrain(overrides={"train.seed": 1}), plant.retrain_by("weekly", overrides={"train.seed": 2})]
+    first, second = ({"train.steps": 20, "train.seed": seed} for seed in (1, 2))
+    runs = [plant.retrain(overrides=first), plant.retrain_by("weekly", overrides=second)]
     ends = [plant.finish(run, 400) for run in runs]
     assert [state for state, _ in ends] == ["COMPLETED", "COMPLETED"], ends
     assert sorted(message.split(",")[0] for _, message in ends) == ["vdm@v1.3.0", "vdm@v1.4.0"]
@@ -281,7 +282,7 @@ def test_a_run_whose_publication_failed_takes_another_number_in_the_next_run(
     promoted = [tag for tag in project.git("tag", "--points-at", mine).split() if "#" in tag]
     project.git("push", "--quiet", "origin", "--delete", "vdm@v1.4.0", *promoted)
     project.git("push", "--quiet", "origin", "vdm@v1.0.0:refs/tags/vdm@v1.4.0")
-    run = plant.retrain(overrides={"train.seed": 1})
+    run = plant.retrain(overrides={"train.steps": 20, "train.seed": 1})
     state, message = plant.finish(run, 400)
     assert state == "COMPLETED", message
     assert f"renumbering commits {mine[:12]}" in plant.logged(run)

@@ -218,7 +218,7 @@ def test_versions_without_validation_images_or_fitted_to_them(copied: Project) -
         "images: train_and_validation ": "images: train ",
         "validation_fraction: 0.1": "validation_fraction: 0",
     }
-    copied.edit("params.yaml", **{"steps: 160": "steps: 20"})
+    copied.edit("params.yaml", **{"steps: 80": "steps: 20"})
     found = []
     for changes in (last_fit, no_validation):
         copied.edit("params.yaml", **changes)

@@ -302,7 +302,7 @@ def test_verify_finds_a_damaged_file_in_the_cache(place: str, copied: Project) -
 @pytest.mark.parametrize(
     ("old", "new", "subject"),
     [
-        ("steps: 160", "steps: 161", "params.yaml train"),
+        ("steps: 80", "steps: 81", "params.yaml train"),
         ("vdm/vlb.py", "vdm/vlb.py", "vdm/vlb.py"),
         ("models/vdm", "models/trained", "models/vdm sha256"),
         ("reports/evaluation/metrics.json", "reports/evaluation/metrics.json", "reports/evaluation/metrics.json"),

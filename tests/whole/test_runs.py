@@ -50,7 +50,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
 @pytest.fixture(scope="module")
 def undisturbed(project: Project) -> tuple[str, str]:
     """Return the digests of weights and log of a run that nothing interrupts."""
-    result = project.new_vdmctl("train")
+    result = project.vdmctl("train")
     assert result.returncode == 0, result.stderr
     assert [path.name for path in states(project)] == ["step-000000060.state"]
     return digests(project)
@@ -139,9 +139,9 @@ def test_a_finished_run_is_repeated_from_its_last_state_until_its_model_is_regis
     project: Project, undisturbed: tuple[str, str]
 ) -> None:
     """So nothing is lost if DVC cannot record the outputs."""
-    assert project.new_vdmctl("train").returncode == 0
+    assert project.vdmctl("train").returncode == 0
     shutil.rmtree(project.folder / "models")
-    result = project.new_vdmctl("train")
+    result = project.vdmctl("train")
     assert "continuing from step 60 of 60" in result.stderr
     assert digests(project) == undisturbed
     (run,) = {path.parent for path in states(project)}
@@ -257,7 +257,7 @@ def test_other_parameters_start_afresh(killed: Project, undisturbed: tuple[str, 
     """And leave the states of the first ones, from which a run may continue."""
     before = states(killed)
     killed.edit("params.yaml", **{"weight_decay: 0.01": "weight_decay: 0.02"})
-    result = killed.new_vdmctl("train")
+    result = killed.vdmctl("train")
     killed.edit("params.yaml", **{"weight_decay: 0.02": "weight_decay: 0.01"})
     registered = killed.vdmctl("register")
     assert (registered.returncode, "was trained with other parameters" in registered.stderr) == (Exit.USAGE, True)
@@ -297,13 +297,13 @@ def test_a_full_disk_ends_the_training_in_one_line_and_loses_nothing(
     shutil.rmtree(models)
     models.symlink_to(full_disk)
     (full_disk / "filler").write_bytes(bytes(240 * 1024))
-    result = project.new_vdmctl("train")
+    result = project.vdmctl("train")
     assert result.returncode == Exit.BUG, result.stderr
     assert result.stderr.splitlines()[-1].startswith(
         "vdmctl: models/trained: the model could not be written: No space left on device; correct that and run again"
     )
     (full_disk / "filler").unlink()
-    result = project.new_vdmctl("train")
+    result = project.vdmctl("train")
     assert "continuing from step 60 of 60" in result.stderr
     assert digests(project) == undisturbed
     models.unlink()
