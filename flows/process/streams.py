@@ -64,12 +64,17 @@ def opened(descriptor: int, name: str, required: bool) -> io.TextIOWrapper:
 
 def say(text: str) -> None:
     """Print lines of text on stdout, with control characters escaped.  Raises OSError."""
-    print("\n".join(map(visible, text.split("\n"))))
+    print(escaped(text))
 
 
 def say_on_stderr(text: str) -> None:
     """Print lines of text on stderr, with control characters escaped."""
-    print("\n".join(map(visible, text.split("\n"))), file=sys.stderr)
+    print(escaped(text), file=sys.stderr)
+
+
+def escaped(text: str) -> str:
+    """Return lines of text with the control characters in each line escaped."""
+    return "\n".join(map(visible, text.split("\n")))
 
 
 def say_json(value: Any) -> None:

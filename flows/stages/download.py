@@ -28,5 +28,5 @@ def download(data: "Data", *, out: Path, downloads: Path) -> None:
     origin = write_images(data, source=source, out=out, downloads=downloads)
     log.info("%s: %s, transforms: %s -> %s", data.name, origin["title"], origin["transforms"], out)
     if (num_test := len(load_images(out).test)) < FEWEST_COMPARED:
-        reason = f"{num_test} test images, and the stage `sample` needs {FEWEST_COMPARED} to compare samples with"
-        log.warning("%s: %s: add images or raise data.test_fraction", out, reason)
+        reason = f"fewer than {FEWEST_COMPARED} test images ({num_test}), which the stage `sample` needs for comparison"
+        log.warning("%s: %s; add images or raise data.test_fraction", out, reason)

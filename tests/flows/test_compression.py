@@ -473,7 +473,7 @@ def test_options_are_refused_before_the_bound_is_computed(
     write: Callable[..., Compressed], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(files, "mean_bound", lambda *_: pytest.fail("the bound is computed"))
-    monkeypatch.setattr(memory, "available", lambda: 1000)
+    monkeypatch.setattr(memory, "available", lambda: 10**5)
     with pytest.raises(UserError, match=r"^batches of 4 images, set by --batch-size: this needs at least"):
         write()
 

@@ -84,7 +84,7 @@ def mode(name: str, suffix: str = ".png") -> Callable[[Path], None]:
         (pipe, Exit.MISSING, '"bad.png": not a file'),
         (pipe_of_arrays, Exit.MISSING, '"bad.npy": not a file'),
         (socket_file, Exit.MISSING, '"bad.png": not a file'),
-        (circle, Exit.MISSING, '"bad.png": not a file'),
+        (circle, Exit.MISSING, '"bad.png", "other.png": not a file'),
         (linked_folder, Exit.MISSING, '"bad.png": not a file'),
         (out_of_the_folder, Exit.INVALID_DATA, 'links lead out of the folder: "bad.png"'),
         (small_bomb, Exit.INVALID_DATA, '"bad.png": too large'),

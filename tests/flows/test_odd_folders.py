@@ -152,7 +152,7 @@ def test_a_folder_renamed_by_a_mac_or_a_file_manager_is_read(folder: Path, caplo
         (folder / name).write_bytes(b"\0\5\x16\7")
     with caplog.at_level(logging.WARNING):
         assert len(load(folder).train) == 6
-    assert caplog.text == ""
+    assert [record.name for record in caplog.records] == ["flows.stages.download"]  # of the number of test images
     for name in (".copy.png", ".thumbnails/1.png"):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(noise(2, 2)).save(folder / name)
@@ -169,8 +169,7 @@ def test_strange_names_are_read_and_shown(tmp_path: Path) -> None:
         path.write_bytes(b"")
     with pytest.raises(UserError) as error:
         load(tmp_path / "set")
-    assert r'"line\nend.png": empty' in str(error.value)
-    assert '"käse 猫.png": empty' in str(error.value)
+    assert r'"käse 猫.png", "line\nend.png", "plain.png", "\udcff.png": empty' in str(error.value)
 
 
 @pytest.mark.parametrize("name", [os.fsdecode(b"caf\xe9"), "line\nend", "<b>\x1b[31mred", "\u202e\x7f\x85"])
@@ -187,7 +186,7 @@ def test_names_reach_no_reader_unescaped(name: str, tmp_path: Path, caplog: pyte
         for line in files_of(tmp_path / "images", split).read_text(encoding="ascii").splitlines():
             assert parse_json(line).startswith(name.encode(errors="backslashreplace").decode()[:1])
     assert all(record.getMessage().isprintable() for record in caplog.records)
-    assert len(caplog.records) == 3
+    assert len(caplog.records) == 4
     (tmp_path / name / "bad.png").touch()
     with pytest.raises(UserError) as error:
         load(tmp_path / name)

@@ -31,7 +31,7 @@ def test_numbers_are_read_as_dvc_reads_them(tmp_path: Path) -> None:
         ("batch_size: 64", "batch_size: 0", "train.batch_size: input should be greater than or equal to 1, got 0"),
         ("batch_size: 64", "batch_size: many", "train.batch_size: input should be a valid integer, got 'many'"),
         ("batch_size: 64", "batch_size: 6.5", "train.batch_size: input should be a valid integer, got 6.5"),
-        ("batch_size: 64", "batchsize: 64", "train.batch_size is missing"),
+        ("batch_size: 64", "batchsize: 64", "train.batchsize is not a known parameter"),
         ("  steps:", "  stepps: 1\n  steps:", "train.stepps is not a known parameter"),
         ("gamma_0: -9.0", "gamma_0: 7.0", "model: gamma_0 must lie below gamma_1, got 7.0 and 5.0"),
         ("gamma_0: -9.0", "gamma_0: .nan", "model.gamma_0: input should be a finite number, got nan"),

@@ -219,7 +219,7 @@ def test_a_folder_has_only_the_server_that_serves_it(tmp_path: Path) -> None:
     found = server(tmp_path)
     assert (found["url"], found["answers"]) == ("", False)
     assert found["reason"].startswith(
-        "no Prefect server answers (this folder is not served); `vdmctl serve` starts one"
+        "no Prefect server answers (this folder is not served); start one with `vdmctl serve`"
     )
     (tmp_path / layout.SERVE_LOCK).parent.mkdir()
     with lock_file(tmp_path / layout.SERVE_LOCK, f"7 {OWN}"):
@@ -452,7 +452,7 @@ def test_nobody_answers() -> None:
     with answering() as url:
         pass
     with pytest.raises(
-        UserError, match=r"no Prefect server answers \(.*refused\); `vdmctl serve` starts one"
+        UserError, match=r"no Prefect server answers \(.*refused\); start one with `vdmctl serve`"
     ) as raised:
         require_server(url)
     assert raised.value.code is Exit.MISSING
