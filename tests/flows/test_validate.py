@@ -377,12 +377,12 @@ def test_drift_from_a_reference_is_reported(image_set: Path, caplog: pytest.LogC
     assert run(image_set, reference=reference)["success"]
     assert "broken: images are like the reference's" in caplog.text
     with pytest.raises(
-        UserError, match=r"reference's .*: 2 of 7 images.*\(reference/train image mean, .* pixel histogram"
+        UserError, match=r"reference's .*: 2 of 7 differences.*\(reference/train image mean, .* pixel histogram"
     ):
         run(image_set, reference=image_set.parent / "same", on_drift="fail", max_drift=0.01)
     write_set(image_set, train, test, num_levels=18)
     with pytest.raises(
-        UserError, match=r"reference's .*: 1 of 1 images, such as 10.0 \(reference/train number of levels\)"
+        UserError, match=r"reference's .*: 1 of 1 differences, such as 10.0 \(reference/train number of levels\)"
     ):
         run(image_set, reference=reference, on_drift="fail")
     reference.write_text("{}")
