@@ -14,9 +14,11 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+import typer
 from ruamel.yaml import YAML
 
 from flows.commands.reporting import SECTIONS
+from flows.commands.vdmctl import app
 from flows.core import layout
 
 ROOT = Path(__file__).parents[2]
@@ -282,6 +284,12 @@ def test_help_loads_nothing_heavy() -> None:
     )
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT)
     assert result.stdout.splitlines()[-1] == "[] 0"
+
+
+def test_help_fits_narrow_terminals() -> None:
+    """The lines of a docstring are those of the code, and a terminal has others."""
+    for name, command in typer.main.get_command(app).commands.items():  # type: ignore[attr-defined]
+        assert not re.search(r"\S\n\S", command.help), name
 
 
 def test_the_report_loads_no_torch() -> None:

@@ -12,7 +12,7 @@ from pictures import SPLIT, load, noise, png, tiff
 from PIL import Image
 
 from flows.core.errors import Exit, UserError
-from flows.images.folder import ImageFolder, read_folder
+from flows.images.folder import ImageFolder, complain, read_folder
 from flows.images.picture_files import BadImageError, inspect, read
 from flows.images.store import load_images
 
@@ -153,6 +153,17 @@ def test_every_damaged_file_is_listed_once(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"3 of 3000 files cannot be used") as error:
         load(tmp_path / "set")
     assert [str(error.value).count(f'"{name}"') for name in cut] == [1, 1, 1]
+
+
+def test_thousands_of_unusable_files_give_a_short_message() -> None:
+    odd = {f"{i:04}.png": BadImageError("mode RGBA; convert it to gray levels or RGB") for i in range(3000)}
+    odd |= {f"cut{i}.png": BadImageError(f"damaged at byte {i}", Exit.MISSING) for i in range(50)}
+    with pytest.raises(UserError, match="3050 of 4000 files cannot be used: ") as raised:
+        complain(Path("pictures"), odd, 4000)
+    message = str(raised.value)
+    assert '"0099.png" and 2900 more: mode RGBA; convert it' in message
+    assert message.endswith("; and 31 other reasons")
+    assert len(message) < 3000
 
 
 def test_a_folder_of_damaged_files_is_refused(folder: Path) -> None:
