@@ -1,8 +1,8 @@
 # `make repro` and `make test` need make, git and Python 3.11 or newer, and nothing else.
 PYTHON ?= python3
 BIN := .venv/bin
-# Stages and hooks run `python`: the environment's own. Recipes name its folder, since older makes look a command up on
-# the path of their start.
+# Stages and hooks run `python`: the environment's own. Recipes name its folder, since old versions of make look for
+# commands on the PATH that they were started with.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 # Some containers set this, and then each of the hundreds of processes that the tests start compiles the code anew.
 unexport PYTHONDONTWRITEBYTECODE
@@ -14,9 +14,10 @@ INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check \
 	$(if $(LOCK),--constraint $(LOCK),--upgrade --upgrade-strategy eager)
 STAMP = $(if $(LOCK),touch,rm -f .venv/installed-test)
 
-# Remove an environment that was left half made, or whose Python is gone or another one.
+# Remove an environment that was left half made, or whose Python was removed or replaced.
 .DELETE_ON_ERROR:
-$(shell $(BIN)/python -c 'import pip' 2>/dev/null || rm -rf .venv)
+$(shell $(BIN)/python -c 'import pip' 2>/dev/null || \
+	{ test ! -e .venv || echo "removing .venv, whose Python or pip does not work" >&2; rm -rf .venv; })
 .PHONY: repro test static suite test-fast fuzz check lock newest clean
 
 repro: .venv/installed

@@ -135,7 +135,8 @@ def record_outputs(root: Path) -> None:
 
     with chdir(root):
         for arguments in (["init"], ["config", "core.analytics", "false"], ["commit", "--force"]):
-            assert dvc([*arguments, "--quiet"]) == 0
+            if code := dvc([*arguments, "--quiet"]):
+                raise SystemExit(f"dvc {' '.join(arguments)}: exit code {code}")
 
 
 class Run(NamedTuple):

@@ -33,8 +33,10 @@ def main() -> None:
     if arguments.folder:
         print(json.dumps(run_step(arguments.step, arguments.folder)))
         return
+    if min(arguments.images) < 2:
+        parser.error("--images must be at least 2: one to train and one to test")
     runs = [measure(count) for count in arguments.images]
-    lines = [", ".join(f"{name}: {figure:.1f}" for name, figure in run.items()) for run in runs]
+    lines = [", ".join(f"{name}: {round(figure, 1):,}" for name, figure in run.items()) for run in runs]
     show({"runs": runs}, lines, as_json=arguments.json)
 
 

@@ -119,7 +119,7 @@ def call(arguments: list[str]) -> None:
     except typer.TyperException as error:
         known = [name for name in arguments[:1] if name in group.commands]  # type: ignore[attr-defined]
         see = " ".join(["vdmctl", *known, "--help"])
-        reason = error.format_message().rstrip(".").replace("Value error, ", "")
+        reason = error.format_message().rstrip(".").replace("Value error, ", "")  # pydantic's words
         raise UserError(f"{reason}; see `{see}`", Exit.USAGE) from error
 
 

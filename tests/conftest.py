@@ -161,6 +161,7 @@ def empty_database(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> 
             part = home.with_name("prefect.part")
             command = [sys.executable, "-m", "prefect", "server", "database", "upgrade", "--yes"]
             subprocess.run(command, env=os.environ | {"PREFECT_HOME": str(part)}, check=True, capture_output=True)
+            assert not (part / "prefect.db-wal").exists()  # all tables are in the database itself
             part.rename(home)
     return home / "prefect.db"
 

@@ -83,6 +83,7 @@ def joined_lines(text: str) -> str:
     return "\n\n".join(" ".join(paragraph.split()) for paragraph in inspect.cleandoc(text).split("\n\n"))
 
 
+# After all commands: Typer would print the lines of their docstrings as they are.
 for group in [app, *GROUPS]:
     for command in group.registered_commands:
         command.help = joined_lines(command.callback.__doc__ or "")

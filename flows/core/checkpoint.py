@@ -237,7 +237,7 @@ def read_bytes(path: Path, most: int = MOST_BYTES) -> bytes:
     try:
         return read_bounded(path, most)
     except FileNotFoundError as error:
-        advice = "is this a model folder? `dvc repro` makes models/trained and models/vdm"
+        advice = "is this a model folder? `dvc repro` makes those in models"
         raise CheckpointError(f"{path}: no such file; {advice}") from error
     except OSError as error:
         raise CheckpointError(f"{path}: {error.strerror}; is this a model folder?") from error

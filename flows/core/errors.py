@@ -56,7 +56,7 @@ def brief(error: object) -> str:
 
 @contextmanager
 def logged_errors(name: str) -> Iterator[list[BaseException]]:
-    """Collect the exceptions that a library logs instead of raising them, and keep what it logs from the log."""
+    """Collect the exceptions that a library logs instead of raising them.  Nothing that it logs is shown."""
     errors: list[BaseException] = []
 
     class Listener(logging.Handler):

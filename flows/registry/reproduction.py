@@ -64,8 +64,7 @@ def not_recorded(found: Changes) -> str:
     if found.missing:
         problems.append(f"{shortened(found.missing)}: missing")
     if found.stages:
-        changed = f": {shortened(found.inputs)}" if found.inputs else ""
-        problems.append(f"inputs of {', '.join(found.stages)} changed since they ran{changed}")
+        problems.append(f"inputs of {', '.join(found.stages)} changed since they ran: {shortened(found.inputs)}")
     return f"{'; '.join(problems)}; `dvc repro` restores or makes the outputs" if problems else ""
 
 
@@ -73,18 +72,22 @@ def changes(root: Path) -> Changes:
     """Return what differs from dvc.lock in the working tree.  Raises UserError and DvcException."""
     with dvc_repository(root) as repo, quiet("dvc"):
         status = repo.status()
-    outputs: dict[str, str] = {}
+    causes = {
+        stage: {kind: paths for cause in found if isinstance(cause, dict) for kind, paths in cause.items()}
+        for stage, found in status.items()
+    }
+    outputs = {path for found in causes.values() for path in found.get("changed outs", {})}
+    # DVC calls an output "not in cache" if the cache lacks it, whether it is there or not.
+    missing = {path for path in outputs if not (root / path).exists()}
     inputs: set[str] = set()
     stages = []
-    for stage, found in status.items():
-        causes = {kind: paths for cause in found if isinstance(cause, dict) for kind, paths in cause.items()}
-        outputs |= causes.get("changed outs", {})
-        for path, how in causes.get("changed deps", {}).items():
+    for stage, found in causes.items():
+        changed = {path: how for path, how in found.get("changed deps", {}).items() if path not in outputs}
+        for path, how in changed.items():
             inputs |= {f"{path} {section}" for section in how} if isinstance(how, dict) else {path}
-        if "changed deps" in causes:
+        if changed:
             stages.append(stage)
-    missing = {path for path, how in outputs.items() if how == "deleted"}
-    return Changes(sorted(outputs.keys() - missing), sorted(missing), sorted(inputs - outputs.keys()), stages)
+    return Changes(sorted(outputs - missing), sorted(missing), sorted(inputs), stages)
 
 
 def changed_inputs(theirs: Lock, ours: Lock) -> str:

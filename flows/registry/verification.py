@@ -64,8 +64,7 @@ def require_sound(root: Path, version: Version) -> None:
     """Raise UserError (exit 5) with the first check that fails."""
     for subject, problem in verify(root, version):
         if problem:
-            advice = "restore it, or register the commit of another run"
-            raise UserError(f"{version.name} does not verify: {subject}: {problem}; {advice}", Exit.MISSING)
+            raise UserError(f"{version.name} does not verify: {subject}: {problem}", Exit.MISSING)
 
 
 def in_git(root: Path, version: Version, lock: Lock) -> list[Check]:

@@ -120,8 +120,8 @@ def resolve(root: Path, reference: str) -> Version:
         if tag := champion_tag(root):
             other = f"choose another with `gto assign {MODEL} --version vX.Y.Z --stage {CHAMPION} --force`"
             raise UserError(f"{tag.name}: its version's tag is gone; run `git fetch --tags`, or {other}", Exit.MISSING)
-        advice = "`vdmctl promote` makes the first" if known else NO_VERSION
-        raise UserError(f"no version is the champion; {advice}", Exit.MISSING)
+        no_champion = "no version is the champion; `vdmctl promote` makes the first"
+        raise UserError(no_champion if known else NO_VERSION, Exit.MISSING)
     name = reference if "@" in reference else f"{MODEL}@{reference}"
     for version in known:
         if version.name == name:

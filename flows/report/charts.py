@@ -70,8 +70,9 @@ MOST_CHARACTERS = 30
 
 
 def ending(name: str) -> str:
-    """Return the part of a model's name that a legend shows: folders of models differ at the end."""
-    return name[1 - MOST_CHARACTERS :]
+    """Return a model's name as a legend shows it: its end, since folders of models differ there."""
+    shown = visible(name)
+    return shown if len(shown) <= MOST_CHARACTERS else f"\N{HORIZONTAL ELLIPSIS}{shown[1 - MOST_CHARACTERS :]}"
 
 
 class Model(NamedTuple):
@@ -84,9 +85,7 @@ class Model(NamedTuple):
         """Return the name of a curve, after the end of its model's name on a page about two."""
         if not self.name:
             return name
-        model = visible(self.name)
-        if len(model) > MOST_CHARACTERS:
-            model = "\N{HORIZONTAL ELLIPSIS}" + ending(model)
+        model = ending(self.name)
         # matplotlib leaves names that begin with _ out of a legend.
         return f"./{model}, {name}" if model.startswith("_") else f"{model}, {name}"
 

@@ -8,7 +8,7 @@ from flows.core.errors import Exit, UserError
 from flows.core.folders import contains
 from flows.core.sources import source_path
 from flows.images.preparing import write_images
-from flows.images.store import FEWEST_COMPARED, load_images
+from flows.images.store import DESCRIPTION, FEWEST_COMPARED, read_description
 
 if TYPE_CHECKING:
     from flows.core.params import Data
@@ -27,6 +27,7 @@ def download(data: "Data", *, out: Path, downloads: Path) -> None:
         raise UserError(f"{reason}; move the images to another folder", Exit.USAGE)
     origin = write_images(data, source=source, out=out, downloads=downloads)
     log.info("%s: %s, transforms: %s -> %s", data.name, origin["title"], origin["transforms"], out)
-    if (num_test := len(load_images(out).test)) < FEWEST_COMPARED:
+    if (num_test := read_description(out / DESCRIPTION)["num_test"]) < FEWEST_COMPARED:
         reason = f"fewer than {FEWEST_COMPARED} test images ({num_test}), which the stage `sample` needs for comparison"
-        log.warning("%s: %s; add images or raise data.test_fraction", out, reason)
+        advice = "add test images, or raise data.test_fraction if the source does not choose them"
+        log.warning("%s: %s; %s", out, reason, advice)

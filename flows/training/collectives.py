@@ -68,8 +68,8 @@ def is_first() -> bool:
 
 def lost_another(error: Exception) -> bool:
     """Whether a collective failed because another process ended or cannot be reached."""
-    # gloo raises a plain RuntimeError
-    return isinstance(error, RuntimeError) and (isinstance(error, distributed.DistError) or "gloo" in str(error))
+    from_gloo = isinstance(error, RuntimeError) and "gloo" in str(error)  # it raises a plain RuntimeError
+    return isinstance(error, distributed.DistError) or from_gloo
 
 
 @contextmanager

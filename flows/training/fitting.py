@@ -249,7 +249,7 @@ def require_memory(model: "Model", train: "Train", images: ImageSet, device: tor
     try:
         num_parameters = count_parameters(**arguments_of(model, images.image_shape, images.num_levels))
     except ValueError as error:
-        raise UserError(f"train: {error}", Exit.USAGE) from error
+        raise UserError(f"model: {error}", Exit.USAGE) from error
     needed = memory_needed(
         num_parameters=num_parameters,
         num_dims=num_dims,

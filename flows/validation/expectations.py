@@ -135,7 +135,7 @@ def holds(parts: list[dict[str, Any]], allowed: float) -> bool:
 
 
 def observed(results: list[dict[str, Any]], unit: str) -> Any:
-    """Return the observed value, or how many rows, which are of the `unit`, break the expectation, with examples."""
+    """Return the observed value, or how many rows break the expectation, with examples.  `unit` names the rows."""
     if results[0].get("observed_value") is not None:
         return results[0]["observed_value"]
     if not total(results, "unexpected_count"):

@@ -179,7 +179,7 @@ def require_success(report: Report, images: Path, out: Path | None) -> None:
 def described(result: Result) -> str:
     """Return the meaning of an expectation that fails, what was observed, and the first rows that break it."""
     rows = f" ({', '.join(map(described_row, result.rows[:3]))})" if result.rows else ""
-    return f"broken: {result.meaning}: {result.observed}{rows}"
+    return f"broken expectation: {result.meaning}: {result.observed}{rows}"
 
 
 def described_row(row: dict[str, Any]) -> str:

@@ -137,7 +137,7 @@ def test_a_model_that_cannot_be_built_for_the_images_is_one_line(project: Callab
     params = read_params(Path("params.yaml"))
     pixels = np.zeros((2, 1, 1, 1), np.uint8)
     one_pixel = ImageSet({"num_levels": 17, "image_shape": (1, 1, 1)}, pixels, pixels[:0], pixels)
-    with pytest.raises(UserError, match=r"^train: norm_groups 8 normalises single numbers") as raised:
+    with pytest.raises(UserError, match=r"^model: norm_groups 8 normalises single numbers") as raised:
         train.require_memory(params.model, params.train, one_pixel, torch.device("cpu"), 1)
     assert raised.value.code is Exit.USAGE
 

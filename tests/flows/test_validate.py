@@ -375,7 +375,7 @@ def test_drift_from_a_reference_is_reported(image_set: Path, caplog: pytest.LogC
     write_set(image_set.parent / "same", train, test)
     write_set(image_set, 16 - train, 16 - test)
     assert run(image_set, reference=reference)["success"]
-    assert "broken: images are like the reference's" in caplog.text
+    assert "broken expectation: images are like the reference's" in caplog.text
     with pytest.raises(
         UserError, match=r"reference's .*: 2 of 7 differences.*\(reference/train image mean, .* pixel histogram"
     ):

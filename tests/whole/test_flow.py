@@ -359,7 +359,7 @@ def test_images_that_drifted_from_the_champions_stop_the_run(plant: Plant) -> No
     run = plant.retrain(overrides=overrides)
     state, message = plant.finish(run)
     assert state == "FAILED"
-    assert "broken: images are like the reference's" in message
+    assert "broken expectation: images are like the reference's" in message
     assert announced(plant, run, "vdm.drifted")["reason"] == message
     assert plant.read(run)["tags"] == ["vdm.drifted", "vdm.failed"]
     assert not re.search("Traceback|Task run failed with", plant.logged(run))

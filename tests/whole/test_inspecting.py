@@ -44,7 +44,7 @@ def test_a_folder_outside_the_pipeline(folder: Path) -> None:
     ]
     assert "pictures: transforms: none" in result.stderr
     assert tempfile.gettempdir() not in result.stderr.replace(str(folder), "")
-    assert result.stderr.splitlines()[-1].startswith("vdmctl: pictures: broken: levels are not spread")
+    assert result.stderr.splitlines()[-1].startswith("vdmctl: pictures: broken expectation: levels are not spread")
     assert sorted(folder.rglob("*")) == before
 
 
@@ -73,7 +73,7 @@ def test_transforms_of_the_parameters_apply(folder: Path) -> None:
         (["validate", "pictures", "--reference", "nowhere"], 5, "nowhere: No such file or directory; a reference is"),
         (["validate", "pictures", "--out", "pictures/report"], 2, "--out pictures/report lies in pictures, whose"),
         (["validate", "pictures", "--out", "set/report"], 2, "--out set/report lies in the image set "),
-        (["validate"], 5, "data/images/dataset.json: missing"),
+        (["validate"], 5, "data/images/dataset.json: no such file"),
     ],
 )
 def test_bad_arguments(arguments: list[str], code: int, message: str, folder: Path) -> None:
