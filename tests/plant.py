@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -40,6 +41,12 @@ LOOPS = {f"PREFECT_SERVER_SERVICES_{name}_LOOP_SECONDS": str(seconds) for name, 
 PORTS = count(20_000 + 4 * (os.getpid() % 3000))
 
 
+def is_free(port: int) -> bool:
+    """Whether no program listens on the port of this machine."""
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) != 0
+
+
 class Plant:
     """A project with a bare git remote and a DVC remote, served by `vdmctl serve`."""
 
@@ -52,7 +59,7 @@ class Plant:
         self.project.git("remote", "add", "origin", str(self.remote))
         self.project.dvc("remote", "add", "--default", "storage", "../storage")
         self.project.git("commit", "--quiet", "--all", "--message=Remote")
-        self.port = next(PORTS)
+        self.port = next(port for port in PORTS if is_free(port))
         home = {"PREFECT_HOME": str(folder / "prefect"), "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
         self.environment = self.project.environment | home | LOOPS | WORKER | environment
         self.url = f"http://127.0.0.1:{self.port}/api"
@@ -71,7 +78,7 @@ class Plant:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
-        wait_until(lambda: "serving at" in self.log.read_text() or self.process.poll() is not None, 240)
+        wait_until(lambda: "serving at" in self.log.read_text() or self.process.poll() is not None, 600)
         assert self.process.poll() is None, self.log.read_text()
 
     def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -109,7 +116,7 @@ class Plant:
         self.api(f"flow_runs/{run}/set_state", state={"type": "CANCELLING", "name": "Cancelling"})
         assert self.finish(run)[0] == "CANCELLED"
 
-    def finish(self, run: str, seconds: float = 240) -> tuple[str, str]:
+    def finish(self, run: str, seconds: float = 600) -> tuple[str, str]:
         """Wait until a run has ended; return its state and message."""
         ends = ("COMPLETED", "FAILED", "CANCELLED", "CRASHED")
         wait_until(lambda: self.read(run)["state"]["type"] in ends, seconds, self.log, every=2.0)
@@ -144,7 +151,7 @@ class Plant:
             lines[:] = self.lines(run)
             return any("Finished in state" in line and not line.endswith("()") for line in lines)
 
-        wait_until(complete, 120, every=2.0)
+        wait_until(complete, 300, every=2.0)
         return "\n".join(lines)
 
     def api(self, path: str, method: str | None = None, **body: object) -> Any:
@@ -154,7 +161,7 @@ class Plant:
             headers |= self.csrf_headers()
         content = json.dumps(body).encode() if body else None
         request = urllib.request.Request(f"{self.url}/{path}", data=content, headers=headers, method=method)
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 120
         while True:
             try:
                 with urllib.request.urlopen(request) as response:
@@ -184,7 +191,7 @@ class Plant:
         """Stop `vdmctl serve` by SIGINT, as Ctrl-C does; return its output."""
         if self.process.poll() is None:
             os.killpg(self.process.pid, signal.SIGINT)
-            self.process.wait(90)
+            self.process.wait(300)
         return self.log.read_text()
 
     def branches(self) -> list[str]:
@@ -208,7 +215,7 @@ def killed(*pids: int) -> None:
     """Kill processes, and wait until they are gone."""
     for pid in pids:
         os.kill(pid, signal.SIGKILL)
-    wait_until(lambda: not any(is_alive(pid) for pid in pids), 10)
+    wait_until(lambda: not any(is_alive(pid) for pid in pids), 60)
 
 
 def is_alive(pid: int) -> bool:

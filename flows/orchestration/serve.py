@@ -37,7 +37,7 @@ from flows.process.kept import Kept
 from flows.process.locks import lock_file
 from flows.process.streams import say_on_stderr
 
-START_SECONDS = 90
+START_SECONDS = 300
 DEAD_SECONDS = 60.0
 """A worker starts the process of a run long before this."""
 

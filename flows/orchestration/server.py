@@ -24,7 +24,7 @@ from urllib.parse import urlsplit
 from flows.core.errors import Exit, UserError, brief
 
 LOOPBACK, PORT = "127.0.0.1", 4200
-SECONDS = 3.0
+SECONDS = 10.0
 MOST_BYTES = 10_000
 DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 """Opens URLs of this machine.  A proxy would look for the server on the proxy's machine, and see the password."""
@@ -265,7 +265,7 @@ def refusal(error: Exception) -> str:
 def answers(url: str) -> bool:
     """Whether anything answers at the URL of an API; `require_server` says whether it is a server to work with."""
     try:
-        send(url, "health", {})
+        send(url, "health", {}, seconds=SECONDS)
     except OSError as error:
         return isinstance(error, Refused)
     return True

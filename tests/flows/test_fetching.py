@@ -2,6 +2,7 @@
 
 import os
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -141,7 +142,7 @@ def test_a_file_that_a_server_does_not_have_is_asked_for_once(
     assert len(Handler.asked) == 4
 
 
-@pytest.mark.timeout(30)
+@pytest.mark.timeout(120)
 @pytest.mark.parametrize("behaviour", ["endless", "no ranges"])
 def test_more_bytes_than_the_file_can_have_are_refused(
     behaviour: str, address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -207,7 +208,8 @@ def test_the_downloads_of_a_set_belong_to_one_process_at_a_time(
         folder.mkdir()
         waiting = threading.Thread(target=other)
         waiting.start()
-        waiting.join(0.2)
+        while "waits for process" not in caplog.text:
+            time.sleep(0.01)
         assert found == []
     waiting.join()
     assert found == [False]  # what was written is removed

@@ -406,7 +406,7 @@ def too_slow(*_: object) -> None:
     raise AssertionError(f"more than {SECONDS} seconds")
 
 
-@pytest.mark.timeout(0 if INPUTS > 1000 else 120)
+@pytest.mark.timeout(0 if INPUTS > 1000 else 600)
 @pytest.mark.parametrize("name", READERS)
 def test_damaged_files_are_refused(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     reader = READERS[name]

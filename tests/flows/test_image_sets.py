@@ -377,7 +377,7 @@ NEGATIVE = (-512).to_bytes(12, "big", signed=True)
 HUGE = b"\x80" + (2**62).to_bytes(11, "big")
 
 
-@pytest.mark.timeout(30)
+@pytest.mark.timeout(120)
 @pytest.mark.parametrize(
     ("entries", "size", "message"),
     [
@@ -443,7 +443,7 @@ def test_an_archive_that_a_browser_unpacked_is_read(small_cifar: tuple[Published
     assert len(train) == 10
 
 
-@pytest.mark.timeout(30)
+@pytest.mark.timeout(120)
 @pytest.mark.parametrize("suffix", ["", ".gz"])
 def test_pipes_are_not_opened(suffix: str, small_mnist: tuple[PublishedSet, Path], tmp_path: Path) -> None:
     published, source = small_mnist

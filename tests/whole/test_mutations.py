@@ -11,7 +11,7 @@ from typing import NamedTuple
 import pytest
 
 # The first test waits for the tests of all copies.
-pytestmark = pytest.mark.timeout(900)
+pytestmark = pytest.mark.timeout(1800)
 
 ROOT = Path(__file__).parents[2]
 

@@ -126,9 +126,9 @@ def test_parameters_that_change_while_their_stage_runs_are_not_recorded(reproduc
             return any(imports_torch(child.pid) for child in psutil.Process(process.pid).children(recursive=True))
         return False
 
-    wait_until(trains, 60, every=0.05)
+    wait_until(trains, 300, every=0.05)
     reproduced.edit("params.yaml", **{"steps: 90\n": "steps: 80\n"})
-    output, _ = process.communicate(timeout=120)
+    output, _ = process.communicate(timeout=600)
     assert process.returncode != 0
     assert "vdmctl: params.yaml train changed while train ran, so its result is not recorded; undo" in output
     assert (reproduced.folder / "dvc.lock").read_text() == lock

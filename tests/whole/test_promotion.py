@@ -38,7 +38,7 @@ from flows.registry.versions import (
 )
 
 # The versions are trained when the first test asks for them.
-pytestmark = pytest.mark.timeout(900)
+pytestmark = pytest.mark.timeout(1800)
 
 
 def champion(project: Project) -> str:
@@ -399,7 +399,7 @@ def test_of_two_promotions_at_once_one_wins(copied: Project, tmp_path: Path) -> 
         time.sleep(1.0)
         assert [process.poll() for process in processes] == [None, None]
         assert history(copied) == ["vdm@v1.0.0"]
-    outputs = [process.communicate(timeout=60) for process in processes]
+    outputs = [process.communicate(timeout=300) for process in processes]
     codes = [process.returncode for process in processes]
     assert sorted(codes) == [0, Exit.BUSY], outputs
     winner, loser = codes.index(0), codes.index(Exit.BUSY)
@@ -474,7 +474,7 @@ def test_a_signal_stops_a_rollback_before_its_tag_or_not_at_all(copied: Project)
             assert waiting.poll() is None
             time.sleep(0.01)
         waiting.terminate()
-        assert waiting.communicate(timeout=60)[1] == "vdmctl: stopped; run again\n"
+        assert waiting.communicate(timeout=300)[1] == "vdmctl: stopped; run again\n"
     assert waiting.returncode == Exit.RESUMABLE
     assert history(copied)[3:] == []
     late = copied.run(sys.executable, "-c", SIGNALLED)

@@ -37,7 +37,7 @@ from flows.training.fitting import build
 from flows.training.fitting import resolve as settings_of
 
 # The versions are trained when the first test asks for them.
-pytestmark = pytest.mark.timeout(900)
+pytestmark = pytest.mark.timeout(1800)
 
 WEIGHTS = ("models/vdm", "weights.safetensors")
 OLD, MADE, FAILED, LEFT = (f"20250101-00000{number}-aaaa" for number in range(4))

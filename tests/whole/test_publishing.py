@@ -15,7 +15,7 @@ from flows.registry.publishing import Outrun, fetch_versions, publish
 from flows.registry.versions import add_version, record_refusal, refusal, resolve
 
 # The versions are trained when the first test asks for them.
-pytestmark = pytest.mark.timeout(900)
+pytestmark = pytest.mark.timeout(1800)
 
 
 @pytest.fixture

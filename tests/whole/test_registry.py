@@ -24,7 +24,7 @@ from flows.registry.storage import fetch
 from flows.registry.verification import verify
 
 # The versions are trained when the first test asks for them.
-pytestmark = pytest.mark.timeout(900)
+pytestmark = pytest.mark.timeout(1800)
 
 
 def metrics_at(project: Project, commit: str) -> dict[str, float]:

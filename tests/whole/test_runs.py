@@ -120,7 +120,7 @@ def test_a_run_killed_and_stopped_many_times_ends_with_the_same_bits(
         process = start(project)
         wait_for_step(project, process, step)
         process.send_signal(number)
-        _, errors = process.communicate(timeout=60)
+        _, errors = process.communicate(timeout=300)
         if number is not signal.SIGKILL:
             assert process.returncode == Exit.RESUMABLE
             assert "vdmctl: stopped at step" in errors.splitlines()[-1]
@@ -161,7 +161,7 @@ def stopped_in_validation(process: subprocess.Popen[str], *, after: str) -> str:
             assert line
     process.send_signal(signal.SIGTERM)
     errors = process.stderr.read()
-    process.communicate(timeout=60)
+    process.communicate(timeout=300)
     assert process.returncode == Exit.RESUMABLE, errors
     return errors
 
@@ -173,7 +173,7 @@ def test_a_run_stopped_while_it_starts_exits_75_too(number: signal.Signals, proj
         assert process.poll() is None
         time.sleep(0.005)
     process.send_signal(number)
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=300)
     assert (process.returncode, errors) == (75, "vdmctl: stopped; run again\n")
 
 
@@ -217,7 +217,7 @@ def test_a_trainer_saves_and_ends_when_dvc_is_killed(project: Project) -> None:
             assert line
         process.kill()
         process.wait()
-        wait_until(lambda: not trainers(project.folder), 10)
+        wait_until(lambda: not trainers(project.folder), 60)
         assert "vdmctl: stopped" in process.stderr.read()
         process.stderr.close()
         (run,) = {path.parent for path in states(project)}
@@ -233,8 +233,8 @@ def test_a_trainer_outlives_the_shell_of_the_person_who_started_it(
     (project.folder / "reports/training/curves.csv").unlink(missing_ok=True)
     command = f"nohup {sys.executable} -m flows.cli train > /dev/null 2>&1 &"
     assert project.run("/bin/sh", "-c", command).returncode == 0
-    wait_until(lambda: bool(trainers(project.folder)), 10)
-    wait_until(lambda: not trainers(project.folder), 60)
+    wait_until(lambda: bool(trainers(project.folder)), 60)
+    wait_until(lambda: not trainers(project.folder), 240)
     assert digests(project) == undisturbed
 
 

@@ -19,7 +19,7 @@ from flows.process.environment import settle
 from flows.registry.git import git_text, reason_in, require_identity
 
 # The versions are trained when the first test asks for them.
-pytestmark = pytest.mark.timeout(900)
+pytestmark = pytest.mark.timeout(1800)
 
 COMMITTED = "params.yaml of commit HEAD"
 
