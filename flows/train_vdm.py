@@ -187,7 +187,8 @@ def stages(folder: Path) -> list[str]:
     with dvc_repository(folder) as repo:
         # DVC's edges point from a stage to what it needs.
         graph = networkx.reverse_view(repo.index.graph)
-        return [stage.name for stage in networkx.lexicographical_topological_sort(graph, key=str)]
+        # The stage of a `.dvc` file has no command.
+        return [stage.name for stage in networkx.lexicographical_topological_sort(graph, key=str) if stage.cmd]
 
 
 @task(**RETRIED)

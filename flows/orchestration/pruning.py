@@ -105,7 +105,9 @@ def worktrees(root: Path) -> list[Path]:
     """
     entries = [entry.splitlines() for entry in git_text(root, "worktree", "list", "--porcelain").split("\n\n")]
     folders = [Path(entry[0].removeprefix("worktree ")) for entry in entries if "bare" not in entry]
-    first = folders[0] if len(folders) == len(entries) else Path(git_text(root, "rev-parse", "--show-toplevel"))
+    # Git lists the folder of its own files for a submodule, and after `git clone --separate-git-dir`.
+    is_main = len(folders) == len(entries) and (folders[0] / ".git").exists()
+    first = folders[0] if is_main else Path(git_text(root, "rev-parse", "--show-toplevel"))
     apart = [each for each in folders if each != first and not each.is_relative_to(first / layout.WORKTREES)]
     return [first, *(each for each in apart if (each / ".dvc").is_dir())]
 
@@ -128,6 +130,7 @@ def prune_registry(root: Path, work: Pruning, keep: int) -> Plan:
         theirs = {}
         work.problems.append(f"every version and branch stays, since {REMOTE} does not say what it has: {error}")
     plan = make_plan(root, keep, theirs)
+    require_idle([root])  # a run that started meanwhile has a branch, which may be in the plan
     work.found["kept"] = dict(sorted(plan.versions.values()))
     for kind, prefix in (("branches", BRANCHES), ("versions", TAGS)):
         chosen = [ref for ref in plan.refs if ref.name.startswith(prefix)]

@@ -148,12 +148,12 @@ def prepare(url: str, worker: str | None) -> None:
     try:
         api = Api(url, START_SECONDS)
         create_pool(api)
-        others = workers(api) - {worker}
         if worker:
-            refuse_to_mix(url, worker, others)
+            refuse_to_mix(url, worker, workers(api, "ONLINE") - {worker})
         deploy()
         put(api, silent_runs().model_dump(mode="json", exclude={"owner_resource"}))
-        if not others:  # the process of a run on another machine cannot be seen here
+        # A run on another machine cannot be seen here.  Its worker is offline for a while after the server was down.
+        if not workers(api, "ONLINE", "OFFLINE") - {worker}:
             end_dead_runs(api, {})
     except OSError as error:
         if error.filename:

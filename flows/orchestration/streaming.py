@@ -9,7 +9,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 
 from prefect import get_run_logger
@@ -80,18 +80,18 @@ def when_free(run: Callable[[], None], *, hours: float) -> None:
 
     Raises UserError: that of `run`.
     """
-    deadline = time.time() + 3600 * hours
+    deadline = time.monotonic() + 3600 * hours
     while True:
         try:
             return run()
         except UserError as error:
-            if error.code is not Exit.BUSY or time.time() >= deadline:
+            if error.code is not Exit.BUSY or time.monotonic() >= deadline:
                 raise
             busy = str(error)
-        until = datetime.fromtimestamp(deadline).astimezone()
+        until = datetime.now().astimezone() + timedelta(seconds=deadline - time.monotonic())
         get_run_logger().warning("%s; this run waits for it, at most until %s", busy, f"{until:%Y-%m-%d %H:%M %Z}")
         time.sleep(POLL_SECONDS)
-        while time.time() < deadline and any(device["holder"] in busy for device in devices()):
+        while time.monotonic() < deadline and any(device["holder"] in busy for device in devices()):
             time.sleep(POLL_SECONDS)
 
 

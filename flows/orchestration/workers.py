@@ -50,7 +50,7 @@ def work(queues: list[str] | None) -> None:
     api, name = Api(address.url), SHARED + worker_name(Path.cwd())
     require_pool(api)
     require_queues(api, queues)
-    refuse_to_mix(address.url, name, workers(api) - {name})
+    refuse_to_mix(address.url, name, workers(api, "ONLINE") - {name})
     require_remotes(Path.cwd())
     configure(address)
     os.environ["VDM_SHARE"] = "1"
@@ -126,10 +126,10 @@ def refuse_to_mix(url: str, worker: str, others: set[str]) -> None:
         raise UserError(f"{url} serves {folder} on {host} already; {advice}", Exit.BUSY)
 
 
-def workers(api: Api) -> set[str]:
-    """Return the names of the pool's workers that are online."""
+def workers(api: Api, *states: str) -> set[str]:
+    """Return the names of the pool's workers in these states, ONLINE or OFFLINE."""
     found = api.ask(f"work_pools/{POOL}/workers/filter", limit=200)
-    return {worker["name"] for worker in found if worker["status"] == "ONLINE"}
+    return {worker["name"] for worker in found if worker["status"] in states}
 
 
 def served_at(folder: Path) -> str | None:

@@ -55,12 +55,20 @@ def workspace(root: Path, params: str, base: str) -> Iterator[Workspace]:
         add_worktree(place)
         (place.folder / layout.PRIVATE).mkdir()
         for shared in (layout.STATES, layout.DOWNLOADS):
-            (root / shared).mkdir(exist_ok=True)
+            make_shared(root / shared)
             (place.folder / shared).symlink_to(root / shared)
         share_cache(root, place.folder)
         (place.folder / layout.PARAMS).write_text(params, encoding="utf-8")
         yield place
         remove(root, place.folder)
+
+
+def make_shared(folder: Path) -> None:
+    """Make a folder that all runs share.  Raises UserError (exit 5) for a link to a folder that is missing."""
+    if folder.is_symlink() and not folder.exists():
+        target = folder.readlink()
+        raise UserError(f"{folder} is a link to {target}, which is missing; mount its disk and run again", Exit.MISSING)
+    folder.mkdir(exist_ok=True)
 
 
 def add_worktree(place: Workspace) -> None:
@@ -121,7 +129,8 @@ def remove(root: Path, folder: Path) -> None:
     with suppress(UserError):  # there is no such branch
         others = ["HEAD", f"--exclude={branch}", "--branches", f"--exclude=*/{branch}", "--remotes"]
         if not git(root, "rev-list", "--max-count=1", branch, "--not", *others):
-            git(root, "branch", "--quiet", "-D", branch)
+            # Not `git branch -D`: if the project was moved, the branch counts as checked out at the old place.
+            git(root, "update-ref", "-d", f"refs/heads/{branch}")
 
 
 def share_cache(root: Path, folder: Path) -> None:

@@ -142,8 +142,10 @@ def used_in(repo: Any, **options: Any) -> set[str]:
     try:
         with chdir(repo.root_dir):  # DVC takes the stages in its run cache for those of the working directory
             used = repo.used_objs(force=True, **options)
-    except DvcException as error:
-        raise UserError(f"DVC cannot tell what is in use in {repo.root_dir}: {error}", Exit.MISSING) from error
+    except Exception as error:  # each library that DVC reads git with raises its own errors
+        cause = f": {brief(error.__cause__)}" if error.__cause__ else ""
+        reason = f"DVC cannot tell what is in use in {repo.root_dir}: {brief(error)}{cause}"
+        raise UserError(reason, Exit.MISSING) from error
     return {each.value for objects in used.values() for each in objects}
 
 

@@ -4,6 +4,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -71,7 +72,9 @@ def git(root: Path, *arguments: str, stdin: bytes | None = None, seconds: float 
 def printed(root: Path, *arguments: str, stdin: bytes | None, seconds: float | None = None) -> Iterator[BinaryIO]:
     """Yield a temporary file with what a git command prints, which may not fit into memory.  Raises UserError."""
     # Nobody can enter a password, and `reason_in` reads English.
-    environment = os.environ | {"GIT_TERMINAL_PROMPT": "0", "LANGUAGE": "C"}
+    # The hook that `dvc install` writes calls `dvc`, and a service does not activate the environment.
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
+    environment = os.environ | {"GIT_TERMINAL_PROMPT": "0", "LANGUAGE": "C", "PATH": path}
     with tempfile.TemporaryFile() as output:
         streams: dict[str, Any] = {"input": stdin, "stdout": output, "stderr": subprocess.PIPE}
         options = [] if arguments[0] == "push" else UNATTENDED

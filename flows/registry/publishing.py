@@ -20,6 +20,7 @@ from flows.registry.remote import (
     REMOTE,
     Target,
     ask,
+    fetch,
     is_up_to_date,
     local_refs,
     other_objects,
@@ -170,11 +171,11 @@ def fetch_versions(root: Path) -> Fetched:
     wanted = [*(f"{name}:{name}" for name in missing), *(f"+{name}:{name}" for name in replaced), *taken]
     heads = [f"+refs/heads/{name}:refs/remotes/{REMOTE}/{name}" for name in branches(root, there)]
     given = "\n".join(wanted).encode()
-    ask(root, "fetch", "--quiet", "--no-tags", "--stdin", REMOTE, *heads, stdin=given, seconds=PUSH_SECONDS)
-    if withdrawn:
-        withdraw(root, withdrawn, taken)
+    fetch(root, "--stdin", REMOTE, *heads, stdin=given)
     if NOTES in there:
         merge_notes(root)
+    if withdrawn:  # at the end: after a failure below this, the next attempt would not find them
+        withdraw(root, withdrawn, taken)
     return Fetched([name.removeprefix("refs/tags/") for name in sorted([*missing, *replaced, *taken])], withdrawn)
 
 
@@ -214,7 +215,7 @@ def withdraw(root: Path, commits: list[str], taken: dict[str, str]) -> None:
 def merge_notes(root: Path) -> None:
     """Merge the remote's notes of refusals, which other machines may have pushed, into the local ones."""
     theirs = f"{NOTES}-{REMOTE}"
-    ask(root, "fetch", "--quiet", "--no-tags", REMOTE, f"+{NOTES}:{theirs}", seconds=PUSH_SECONDS)
+    fetch(root, REMOTE, f"+{NOTES}:{theirs}")
     with registry_lock(root):
         git_text(root, "notes", f"--ref={NOTES}", "merge", "--quiet", "--strategy=ours", theirs)
 

@@ -67,7 +67,13 @@ def other_objects(there: dict[str, Target], mine: dict[str, Target]) -> list[str
 def take_other_objects(root: Path, there: dict[str, Target]) -> None:
     """Replace the tags that `other_objects` returns by those of the remote.  Raises NetworkError (exit 5)."""
     if names := other_objects(there, local_refs(root)):
-        ask(root, "fetch", "--quiet", "--no-tags", REMOTE, *(f"+{name}:{name}" for name in names), seconds=PUSH_SECONDS)
+        fetch(root, REMOTE, *(f"+{name}:{name}" for name in names))
+
+
+def fetch(root: Path, *arguments: str, stdin: bytes | None = None) -> None:
+    """Fetch these refs and no others, whatever the remote's configuration adds.  Raises NetworkError (exit 5)."""
+    alone = ("--no-tags", "--refmap=", "--no-write-fetch-head")
+    ask(root, "fetch", "--quiet", *alone, *arguments, stdin=stdin, seconds=PUSH_SECONDS)
 
 
 def is_up_to_date(root: Path, ref: str, mine: Target, theirs: Target | None) -> bool:

@@ -275,6 +275,20 @@ def test_runs_are_looked_after_although_a_notification_fails(monkeypatch: pytest
     assert [call[0] for call in looked.method_calls] == ["schedules", "unwanted", "dead"]
 
 
+def test_runs_of_a_worker_that_is_offline_for_a_while_are_not_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As after the server was down: it takes all workers for offline until they report."""
+    ended, listed = Mock(), [{"name": "another:\\srv", "status": "OFFLINE"}]
+    monkeypatch.setattr(serve, "Api", Mock(return_value=Mock(ask=lambda *_, **__: listed)))
+    for module, name in ((serve, "create_pool"), (serve, "deploy"), (automations, "put")):
+        monkeypatch.setattr(module, name, Mock())
+    monkeypatch.setattr(automations, "end_dead_runs", ended)
+    serve.prepare(OWN, None)
+    assert ended.call_count == 0
+    listed.clear()
+    serve.prepare(OWN, None)
+    assert ended.call_count == 1
+
+
 def test_a_run_is_ended_when_it_had_no_process_for_some_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """By this machine's monotonic clock: the server's clock may differ, and a suspended machine has no processes."""
     now, alive = [1000.0], {"here": 7}

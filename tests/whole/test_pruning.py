@@ -9,6 +9,7 @@ import subprocess
 import time
 from contextlib import ExitStack
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -26,7 +27,7 @@ from flows.core.params_file import read_params
 from flows.orchestration import pruning
 from flows.orchestration.pruning import Pruning, prune_history
 from flows.process.locks import lock_file
-from flows.registry.cache import needed, superfluous
+from flows.registry.cache import needed, superfluous, used_in
 from flows.registry.git import registry_lock
 from flows.registry.pruning import make_plan
 from flows.registry.publishing import publish
@@ -385,6 +386,36 @@ def test_a_run_that_starts_meanwhile_loses_no_file(project: Project, monkeypatch
     assert [path.exists() for path in weights] == [False, True, True]
 
 
+def test_a_run_that_starts_before_anything_is_chosen_keeps_its_branch(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with ExitStack() as stack:
+
+        def start(root: Path) -> None:
+            (root / ".vdm/worktrees").mkdir(parents=True)
+            stack.enter_context(lock_file(root / ".vdm/worktrees/new.lock", "process 7"))
+            project.git("branch", "runs/new", "vdm@v1.0.0^{commit}")
+
+        monkeypatch.setattr(pruning, "published", start)
+        result = project.vdmctl("prune", "--keep=1")
+    assert result.returncode == Exit.BUSY
+    assert "run new is in progress" in one_line(result)
+    assert "runs/new" in project.git("branch", "--format=%(refname:short)").split()
+
+
+def test_a_repository_that_dvcs_libraries_cannot_read_is_one_line(tmp_path: Path) -> None:
+    def used_objs(**_: Any) -> None:
+        try:
+            raise KeyError("refstorage")
+        except KeyError as cause:
+            raise RuntimeError("unsupported extension") from cause
+
+    repo = SimpleNamespace(root_dir=str(tmp_path), used_objs=used_objs)
+    with pytest.raises(UserError, match=r"what is in use in .*: unsupported extension: 'refstorage'$") as raised:
+        used_in(repo)
+    assert raised.value.code is Exit.MISSING
+
+
 def test_a_lost_listing_of_the_champion_is_fetched_or_no_cached_file_is_removed(project: Project) -> None:
     listing = cached(project, "models/vdm", "", "v1.1.0")
     content = listing.read_bytes()
@@ -499,6 +530,10 @@ def test_it_works_from_a_worktree_elsewhere_and_in_one_of_a_bare_repository(proj
     bare.git("worktree", "add", "--quiet", str(linked.folder), "main")
     shutil.copytree(project.folder / ".dvc" / "cache", linked.folder / ".dvc" / "cache")
     assert prune(linked, "--dry-run")["problems"] == []
+    apart = Project.at(tmp_path / "apart")
+    project.git("clone", "--quiet", "--separate-git-dir", str(tmp_path / "apart.git"), ".", str(apart.folder))
+    shutil.copytree(project.folder / ".dvc" / "cache", apart.folder / ".dvc" / "cache")
+    assert prune(apart, "--dry-run")["problems"] == []
 
 
 def test_what_another_worktree_needs_stays_and_its_run_is_waited_for(project: Project, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Publishing to a bare git remote and a DVC remote.  test_flow.py has a run whose publication is interrupted."""
 
+import os
 import socket
 import subprocess
 from pathlib import Path
@@ -12,7 +13,7 @@ from flows.core.errors import Exit, NetworkError, UserError
 from flows.orchestration import releasing
 from flows.registry import publishing, remote
 from flows.registry.publishing import Outrun, fetch_versions, publish
-from flows.registry.versions import add_version, record_refusal, refusal, resolve
+from flows.registry.versions import add_version, record_refusal, refusal, refusals, resolve
 
 # The versions are trained when the first test asks for them.
 pytestmark = pytest.mark.timeout(1800)
@@ -150,6 +151,36 @@ def test_a_withdrawal_that_is_interrupted_changes_nothing(project: Project, monk
     assert project.git("show-ref", "--tags") == before
     assert fetch_versions(project.folder) == (["vdm@v1.1.0"], [mine])
     assert "vdm#champion#1" not in project.git("tag").split()
+
+
+def test_a_network_that_fails_before_a_withdrawal_loses_no_version(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record_refusal(project.folder, resolve(project.folder, "v1.0.0"), "not better")
+    mine = made_by_a_run(project, "v1.1.0")
+    project.git("push", "--quiet", "origin", "refs/notes/*", "vdm@v1.0.0:refs/tags/vdm@v1.1.0")
+    with monkeypatch.context() as patch:
+        patch.setattr(publishing, "merge_notes", Mock(side_effect=NetworkError("no route")))
+        with pytest.raises(NetworkError):
+            fetch_versions(project.folder)
+    assert fetch_versions(project.folder).withdrawn == [mine]
+
+
+def test_notes_that_git_is_set_up_to_fetch_are_merged_all_the_same(project: Project) -> None:
+    root = project.folder
+    record_refusal(root, resolve(root, "v1.0.0"), "not better")
+    publish(root)
+    project.git("config", "--add", "remote.origin.fetch", "+refs/notes/*:refs/notes/*")
+    record_refusal(root, resolve(root, "v1.1.0"), "not better")
+    assert len(refusals(root)) == 2
+    fetch_versions(root)
+    assert len(refusals(root)) == 2
+
+
+def test_the_hook_of_dvc_finds_dvc_in_a_service(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    project.dvc("install")
+    monkeypatch.setenv("PATH", os.defpath)
+    assert "vdm@v1.2.0" in publish(project.folder)
 
 
 def test_a_file_that_is_damaged_in_the_cache_is_not_published(project: Project) -> None:

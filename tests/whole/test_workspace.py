@@ -11,12 +11,14 @@ from typing import Any
 
 import pytest
 from project import ROOT, Project
+from ruamel.yaml import YAML
 
 from flows.core import layout
 from flows.core.errors import Exit, UserError
 from flows.orchestration.workspace import Workspace, commit, compose_params, finished, prune, run_of, workspace
 from flows.process.environment import settle
 from flows.registry.git import git_text, reason_in, require_identity
+from flows.train_vdm import stages
 
 # The versions are trained when the first test asks for them.
 pytestmark = pytest.mark.timeout(1800)
@@ -263,6 +265,29 @@ def test_a_killed_runs_worktree_is_removed_after_the_private_folder_was_deleted(
     shutil.rmtree(plain.folder / ".vdm")
     assert prune(plain.folder) == ["gone"]
     assert len(plain.git("worktree", "list").splitlines()) == 1
+
+
+def test_what_a_killed_run_left_behind_is_removed_after_the_project_was_moved(plain: Project, tmp_path: Path) -> None:
+    plain.git("worktree", "add", "--quiet", "-b", "runs/gone", str(plain.folder / ".vdm" / "worktrees" / "gone"))
+    moved = Project.at(plain.folder.rename(tmp_path / "moved"))
+    assert prune(moved.folder) == ["gone"]
+    assert moved.git("branch", "--list", "runs/*") == ""
+
+
+def test_a_shared_folder_on_a_missing_disk_is_named(plain: Project) -> None:
+    (plain.folder / ".vdm").mkdir()
+    (plain.folder / layout.STATES).symlink_to("/nowhere/runs")
+    with pytest.raises(UserError, match="is a link to /nowhere/runs, which is missing; mount its disk") as raised:
+        run_in(plain).__enter__()
+    assert raised.value.code is Exit.MISSING
+
+
+@pytest.mark.filterwarnings("ignore:_NoneStep.value:DeprecationWarning")  # of pygtrie, as DVC calls it
+def test_a_file_that_dvc_tracks_is_no_stage(plain: Project) -> None:
+    (plain.folder / "notes.bin").write_bytes(b"x")
+    plain.dvc("add", "notes.bin")
+    names = YAML(typ="safe").load(plain.folder / "dvc.yaml")["stages"]
+    assert sorted(stages(plain.folder)) == sorted(names)
 
 
 def test_the_configuration_with_passwords_is_private(plain: Project) -> None:
