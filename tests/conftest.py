@@ -21,7 +21,7 @@ from project import IDENTITY, Project
 from flows.registry.versions import add_version
 from vdm.model import VDM
 
-# Settings of whoever runs the tests do not reach them: a server to start runs on, a proxy, hooks and keys of git.
+# Variables of whoever runs the tests do not reach them, nor git's hooks and keys.
 os.umask(0o022)
 os.environ["GIT_CONFIG_GLOBAL"] = str(Path(__file__).with_name("gitconfig"))
 for name in list(os.environ):

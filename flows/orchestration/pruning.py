@@ -100,16 +100,28 @@ def prune(root: Path, *, keep: int, dry_run: bool) -> Entry:
 def worktrees(root: Path) -> list[Path]:
     """Return the worktree to prune, and then the others in which DVC is set up, which may share its cache.
 
-    The first is the main worktree, or the one at `root` if the repository is bare.  The worktrees of its runs are left
-    out, since they are pruned.
+    The first is that of `main_worktree`, which may raise UserError.  The worktrees of its runs are left out, since they
+    are pruned.
     """
     entries = [entry.splitlines() for entry in git_text(root, "worktree", "list", "--porcelain").split("\n\n")]
     folders = [Path(entry[0].removeprefix("worktree ")) for entry in entries if "bare" not in entry]
-    # Git lists the folder of its own files for a submodule, and after `git clone --separate-git-dir`.
-    is_main = len(folders) == len(entries) and (folders[0] / ".git").exists()
-    first = folders[0] if is_main else Path(git_text(root, "rev-parse", "--show-toplevel"))
+    first = main_worktree(root, folders, is_bare=len(folders) < len(entries))
     apart = [each for each in folders if each != first and not each.is_relative_to(first / layout.WORKTREES)]
     return [first, *(each for each in apart if (each / ".dvc").is_dir())]
+
+
+def main_worktree(root: Path, listed: list[Path], *, is_bare: bool) -> Path:
+    """Return the main worktree, by git's list of worktrees, or the one at `root` if the repository is bare.
+
+    Raises UserError (exit 2) if git does not list the main worktree, and `root` is another one.
+    """
+    if not is_bare:
+        if (listed[0] / ".git").exists():
+            return listed[0]
+        # In a submodule, and after `git clone --separate-git-dir`, git lists the folder of its own files in its place.
+        if git_text(root, "rev-parse", "--git-dir") != git_text(root, "rev-parse", "--git-common-dir"):
+            raise UserError(f"{root}: git does not say where the main worktree is; prune there", Exit.USAGE)
+    return Path(git_text(root, "rev-parse", "--show-toplevel"))
 
 
 def require_idle(folders: list[Path]) -> None:
@@ -123,7 +135,10 @@ def require_idle(folders: list[Path]) -> None:
 
 
 def prune_registry(root: Path, work: Pruning, keep: int) -> Plan:
-    """Delete refused versions and branches of runs that are not kept; return what is kept."""
+    """Delete refused versions and branches of runs that are not kept; return what is kept.
+
+    Raises UserError (exit 6) if a run started meanwhile.
+    """
     try:
         theirs = published(root)
     except NetworkError as error:

@@ -22,6 +22,7 @@ from flows.orchestration.workers import (
     GPU,
     SHARED,
     alone,
+    heard_of,
     keep_alive,
     refuse_to_mix,
     require_pool,
@@ -38,6 +39,7 @@ from flows.process.locks import lock_file
 from flows.process.streams import say_on_stderr
 
 START_SECONDS = 300
+DAY = 24 * 3600.0
 DEAD_SECONDS = 60.0
 """A worker starts the process of a run long before this."""
 
@@ -149,11 +151,12 @@ def prepare(url: str, worker: str | None) -> None:
         api = Api(url, START_SECONDS)
         create_pool(api)
         if worker:
-            refuse_to_mix(url, worker, workers(api, "ONLINE") - {worker})
+            refuse_to_mix(url, worker, workers(api) - {worker})
         deploy()
         put(api, silent_runs().model_dump(mode="json", exclude={"owner_resource"}))
+        own = worker_name(Path.cwd())
         # A run on another machine cannot be seen here.  Its worker is offline for a while after the server was down.
-        if not workers(api, "ONLINE", "OFFLINE") - {worker}:
+        if not heard_of(api, DAY) - {own, SHARED + own}:
             end_dead_runs(api, {})
     except OSError as error:
         if error.filename:

@@ -9,7 +9,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
-from datetime import datetime, timedelta
+from datetime import datetime
 from pathlib import Path
 
 from prefect import get_run_logger
@@ -88,7 +88,7 @@ def when_free(run: Callable[[], None], *, hours: float) -> None:
             if error.code is not Exit.BUSY or time.monotonic() >= deadline:
                 raise
             busy = str(error)
-        until = datetime.now().astimezone() + timedelta(seconds=deadline - time.monotonic())
+        until = datetime.fromtimestamp(time.time() + deadline - time.monotonic()).astimezone()
         get_run_logger().warning("%s; this run waits for it, at most until %s", busy, f"{until:%Y-%m-%d %H:%M %Z}")
         time.sleep(POLL_SECONDS)
         while time.monotonic() < deadline and any(device["holder"] in busy for device in devices()):

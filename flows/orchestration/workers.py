@@ -12,6 +12,7 @@ import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from http import HTTPStatus
 from pathlib import Path
@@ -50,7 +51,7 @@ def work(queues: list[str] | None) -> None:
     api, name = Api(address.url), SHARED + worker_name(Path.cwd())
     require_pool(api)
     require_queues(api, queues)
-    refuse_to_mix(address.url, name, workers(api, "ONLINE") - {name})
+    refuse_to_mix(address.url, name, workers(api) - {name})
     require_remotes(Path.cwd())
     configure(address)
     os.environ["VDM_SHARE"] = "1"
@@ -126,10 +127,16 @@ def refuse_to_mix(url: str, worker: str, others: set[str]) -> None:
         raise UserError(f"{url} serves {folder} on {host} already; {advice}", Exit.BUSY)
 
 
-def workers(api: Api, *states: str) -> set[str]:
-    """Return the names of the pool's workers in these states, ONLINE or OFFLINE."""
+def workers(api: Api) -> set[str]:
+    """Return the names of the pool's workers that are online."""
     found = api.ask(f"work_pools/{POOL}/workers/filter", limit=200)
-    return {worker["name"] for worker in found if worker["status"] in states}
+    return {worker["name"] for worker in found if worker["status"] == "ONLINE"}
+
+
+def heard_of(api: Api, seconds: float) -> set[str]:
+    """Return the names of the pool's workers with a heartbeat in the last `seconds`; the server forgets no worker."""
+    chosen = {"last_heartbeat_time": {"after_": (datetime.now(UTC) - timedelta(seconds=seconds)).isoformat()}}
+    return {worker["name"] for worker in api.ask(f"work_pools/{POOL}/workers/filter", workers=chosen, limit=200)}
 
 
 def served_at(folder: Path) -> str | None:

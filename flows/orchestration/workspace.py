@@ -45,7 +45,7 @@ class Workspace(NamedTuple):
 def workspace(root: Path, params: str, base: str) -> Iterator[Workspace]:
     """Make a worktree of the commit `base` of the repository at `root`, with `params` as its params.yaml.
 
-    Raises UserError: see `add_worktree`.
+    Raises UserError: see `add_worktree` and `make_shared`.
     """
     name = f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
     place = Workspace(root / layout.WORKTREES / name, layout.RUN_BRANCHES + name, root, base)
@@ -122,15 +122,15 @@ def left_behind(root: Path) -> set[Path]:
 def remove(root: Path, folder: Path) -> None:
     """Remove a worktree, and its branch unless it holds a commit that no other branch holds."""
     with suppress(UserError):  # it is no worktree, or not yet
-        git(root, "worktree", "remove", "--force", "--force", str(folder))
+        # By its name: git knows it at the old place if the project was moved.
+        git(root, "worktree", "remove", "--force", "--force", folder.name)
     shutil.rmtree(folder, ignore_errors=True)
     folder.with_suffix(".lock").unlink(missing_ok=True)
     branch = layout.RUN_BRANCHES + folder.name
     with suppress(UserError):  # there is no such branch
         others = ["HEAD", f"--exclude={branch}", "--branches", f"--exclude=*/{branch}", "--remotes"]
         if not git(root, "rev-list", "--max-count=1", branch, "--not", *others):
-            # Not `git branch -D`: if the project was moved, the branch counts as checked out at the old place.
-            git(root, "update-ref", "-d", f"refs/heads/{branch}")
+            git(root, "branch", "--quiet", "-D", branch)
 
 
 def share_cache(root: Path, folder: Path) -> None:

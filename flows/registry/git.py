@@ -71,9 +71,9 @@ def git(root: Path, *arguments: str, stdin: bytes | None = None, seconds: float 
 @contextmanager
 def printed(root: Path, *arguments: str, stdin: bytes | None, seconds: float | None = None) -> Iterator[BinaryIO]:
     """Yield a temporary file with what a git command prints, which may not fit into memory.  Raises UserError."""
-    # Nobody can enter a password, and `reason_in` reads English.
-    # The hook that `dvc install` writes calls `dvc`, and a service does not activate the environment.
+    # The hook that `dvc install` writes calls `dvc`, which is not on the PATH of a service.
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
+    # Nobody can enter a password, and `reason_in` reads English.
     environment = os.environ | {"GIT_TERMINAL_PROMPT": "0", "LANGUAGE": "C", "PATH": path}
     with tempfile.TemporaryFile() as output:
         streams: dict[str, Any] = {"input": stdin, "stdout": output, "stderr": subprocess.PIPE}

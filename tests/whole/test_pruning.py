@@ -534,6 +534,9 @@ def test_it_works_from_a_worktree_elsewhere_and_in_one_of_a_bare_repository(proj
     project.git("clone", "--quiet", "--separate-git-dir", str(tmp_path / "apart.git"), ".", str(apart.folder))
     shutil.copytree(project.folder / ".dvc" / "cache", apart.folder / ".dvc" / "cache")
     assert prune(apart, "--dry-run")["problems"] == []
+    apart.git("worktree", "add", "--quiet", "--detach", str(tmp_path / "second"))
+    refused = Project.at(tmp_path / "second").vdmctl("prune", "--dry-run")
+    assert (refused.returncode, "git does not say where the main worktree is" in refused.stderr) == (Exit.USAGE, True)
 
 
 def test_what_another_worktree_needs_stays_and_its_run_is_waited_for(project: Project, tmp_path: Path) -> None:

@@ -272,6 +272,18 @@ def test_what_a_killed_run_left_behind_is_removed_after_the_project_was_moved(pl
     moved = Project.at(plain.folder.rename(tmp_path / "moved"))
     assert prune(moved.folder) == ["gone"]
     assert moved.git("branch", "--list", "runs/*") == ""
+    assert len(moved.git("worktree", "list").splitlines()) == 1
+
+
+def test_a_branch_of_a_killed_run_that_somebody_works_on_stays(plain: Project) -> None:
+    worktrees = plain.folder / ".vdm" / "worktrees"
+    plain.git("worktree", "add", "--quiet", "-b", "runs/gone", str(worktrees / "gone"))
+    plain.git("worktree", "remove", str(worktrees / "gone"))
+    (worktrees / "gone.lock").touch()
+    plain.git("switch", "--quiet", "runs/gone")
+    assert prune(plain.folder) == ["gone"]
+    assert plain.git("branch", "--show-current") == "runs/gone\n"
+    assert plain.git("rev-parse", "HEAD") == plain.git("rev-parse", "main")
 
 
 def test_a_shared_folder_on_a_missing_disk_is_named(plain: Project) -> None:
