@@ -87,8 +87,8 @@ def serve(
 def look(notifications: Callable[[Api], None], url: str, absent: dict[str, float] | None) -> None:
     """Look for schedules that never fire, for runs to stop or to end, and for new blocks of notifications.
 
-    `absent` is passed to `end_dead_runs`.  If it is None, no run is ended: where workers on other machines share the
-    server, the processes of their runs cannot be seen from here.
+    `absent` is passed to `end_dead_runs`.  Without it no run is ended: if workers on other machines share the server,
+    the processes of their runs cannot be seen from here.
     """
     from flows.orchestration.automations import end_dead_runs, stop_unwanted_runs
 

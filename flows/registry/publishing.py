@@ -174,7 +174,7 @@ def fetch_versions(root: Path) -> Fetched:
     fetch(root, "--stdin", REMOTE, *heads, stdin=given)
     if NOTES in there:
         merge_notes(root)
-    if withdrawn:  # at the end: after a failure below this, the next attempt would not find them
+    if withdrawn:  # last, since another attempt after a failure would not find them again
         withdraw(root, withdrawn, taken)
     return Fetched([name.removeprefix("refs/tags/") for name in sorted([*missing, *replaced, *taken])], withdrawn)
 
