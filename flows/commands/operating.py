@@ -1,4 +1,4 @@
-"""Commands for the operator of the retraining loop.
+"""Commands for the operator of the retraining loop: start it, show its state, free its disk space.
 
 Heavy modules are imported inside the commands.
 """
@@ -13,10 +13,62 @@ from flows.commands.arguments import ROOT, AsJson
 from flows.core.errors import Exit, UserError
 from flows.process.streams import say, say_json
 
+ADDRESS = "from Prefect's api.url"
+
+QUEUES = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--queue",
+        metavar="NAME",
+        help="A work queue whose runs the worker takes; may be repeated.",
+        show_default="default, and gpu on a machine with an NVIDIA GPU, else cpu",
+    ),
+]
+
 SHOWN = 3
 """How many names of each kind `vdmctl prune` prints; `--json` prints all."""
 
 commands = typer.Typer()
+
+
+@commands.command()
+def serve(
+    host: Annotated[
+        str | None,
+        typer.Option(help="The address that the server listens on; 0.0.0.0 is all interfaces.", show_default=ADDRESS),
+    ] = None,
+    port: Annotated[
+        int | None, typer.Option(min=1, max=65535, help="The port that the server listens on.", show_default=ADDRESS)
+    ] = None,
+    worker: Annotated[bool, typer.Option("--worker/--no-worker", help="Start a worker, too.")] = True,
+    share: Annotated[
+        bool, typer.Option("--share", help="Let its worker share versions with the workers of `vdmctl worker`.")
+    ] = False,
+    queue: QUEUES = None,
+) -> None:
+    """Run the retraining loop: server, work pool, deployments and worker. Ctrl-C stops all of them.
+
+    The server is at Prefect's api.url (PREFECT_API_URL or a profile), by default http://127.0.0.1:4200/api. A server
+    that answers there is used and not stopped afterwards; otherwise one is started on this machine. Its database is
+    SQLite, or the one that PREFECT_SERVER_DATABASE_CONNECTION_URL names. The weekly deployment is off until
+    `prefect deployment schedule resume train-vdm/weekly ID` switches it on.
+    """
+    from flows.orchestration.serve import serve
+
+    serve(host, port, share=share, worker=worker, queues=queue)
+
+
+@commands.command()
+def worker(queue: QUEUES = None) -> None:
+    """Run a worker for the server of another machine, in a clone of the project. Ctrl-C stops it.
+
+    PREFECT_API_URL names the server's API, and PREFECT_API_AUTH_STRING its USER:PASSWORD. Machines share only the git
+    remote `origin` and DVC's default remote: a run starts from the newest commit of the upstream branch, fetches what
+    it needs, and publishes its results. A worker runs one run at a time.
+    """
+    from flows.orchestration.workers import work
+
+    work(queue)
 
 
 @commands.command()
