@@ -29,22 +29,13 @@ from flows.orchestration import artifacts
 from flows.orchestration.announcing import announce, announce_drift
 from flows.orchestration.releasing import RETRIED, Release, catch_up, conclude, release, report_folder
 from flows.orchestration.streaming import leave_out_tracebacks, stream, when_free
-from flows.orchestration.workspace import (
-    Workspace,
-    commit,
-    compose_params,
-    finished,
-    first_commit,
-    pending,
-    prune,
-    workspace,
-)
+from flows.orchestration.workspace import Workspace, commit, compose_params, finished, first_commit, prune, workspace
 from flows.process.environment import settle
 from flows.process.lifeline import end_with_parent, hold_what_starts
 from flows.registry import versions as registry
 from flows.registry.git import git_lines, git_text, require_identity
 from flows.registry.lock_file import read_lock
-from flows.registry.publishing import require_remotes
+from flows.registry.publishing import require_remotes, run_of
 from flows.registry.storage import dvc_repository, obtain
 from flows.validation.report import Validation
 
@@ -132,8 +123,8 @@ def retrain(
         logger.info("removed the worktree of run %s, which ended early", name)
     with workspace(root, params, base) as place:
         if not force and (ready := finished(place, shared=is_shared())):
-            if pending(place, ready):
-                return release(place, ready)  # made by a run that was killed between its commit and its tag
+            if run_of(root, ready) and not registry.is_decided(root, ready):
+                return release(place, ready)  # its run was killed before the model was promoted or refused
             return f"nothing to do: commit {ready[:12]} has the results of these parameters already"
         check_champion(root, place.folder, return_state=True).result()
         logger.info("run %s of commit %s in %s", place.folder.name, place.base[:12], place.folder)

@@ -8,7 +8,7 @@ import typer
 from flows.commands.arguments import AsJson, Model
 from flows.commands.models import model_or_ours
 from flows.compression.batches import MOST_BATCH, MOST_TIMESTEPS
-from flows.process.streams import say, say_json
+from flows.process.streams import say_result
 from vdm.choices import Split
 
 commands = typer.Typer()
@@ -70,19 +70,17 @@ def compress(
         verify=verify,
         force=force,
     )
-    if as_json:
-        say_json(done.model_dump())
-        return
     bound = with_error(done.bound_bpd, done.bound_bpd_standard_error)
     code = ""
     if done.code_bpd is not None:
         code = f", {done.code_bpd:.4f} for the images encoded with the model"
-    say(
+    text = (
         f"{done.out}: {done.num_images} images, {done.pixel_bytes:,} -> {done.file_bytes:,} bytes,"
         f" {'verified' if done.verified else 'not verified'}\n"
         f"{done.net_bpd:.4f} bits/dim for the whole file{code}\n"
         f"{bound} is the bound in {done.num_timesteps} steps"
     )
+    say_result(done.model_dump(), text, as_json)
 
 
 @commands.command()
@@ -105,7 +103,4 @@ def decompress(
     from flows.compression.files import decompress
 
     done = decompress(file, model=folder, out=out, device=device, force=force)
-    if as_json:
-        say_json(done.model_dump())
-    else:
-        say(f"{done.num_images} images in {done.out}")
+    say_result(done.model_dump(), f"{done.num_images} images in {done.out}", as_json)

@@ -14,7 +14,7 @@ from flows.commands.arguments import ROOT, AsJson, Model, parameters
 from flows.commands.models import images_for, model_folder, model_or_ours, sample_metrics
 from flows.core import layout
 from flows.core.errors import Exit, UserError
-from flows.process.streams import say, say_json
+from flows.process.streams import say, say_result
 from vdm.choices import Split
 
 if TYPE_CHECKING:
@@ -155,10 +155,8 @@ def show_bound(
             "several values of --num-timesteps write no files: name a MODEL, and leave out --out", Exit.USAGE
         )
     results = [measure(each, **arguments)[0] for each in sweep]
-    if as_json:
-        say_json({"protocol": "vlb", "sweep": [result.model_dump() for result in results]})
-    else:
-        say("\n".join(map(summary, results)))
+    swept = {"protocol": "vlb", "sweep": [result.model_dump() for result in results]}
+    say_result(swept, "\n".join(map(summary, results)), as_json)
 
 
 @commands.command()

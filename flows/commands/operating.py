@@ -11,7 +11,7 @@ import typer
 
 from flows.commands.arguments import ROOT, AsJson
 from flows.core.errors import Exit, UserError
-from flows.process.streams import say, say_json
+from flows.process.streams import say, say_json, say_result
 
 ADDRESS = "from Prefect's api.url"
 
@@ -116,10 +116,8 @@ def prune(
     from flows.orchestration.pruning import prune
 
     found = prune(ROOT, keep=keep, dry_run=dry_run)
-    if as_json:
-        say_json(found)
-    else:
-        say(table(("what", "would be removed" if dry_run else "removed", "MB"), list(removals(found))))
+    header = ("what", "would be removed" if dry_run else "removed", "MB")
+    say_result(found, table(header, list(removals(found))), as_json)
     if problems := found["problems"]:
         raise UserError(f"prune: {problems[0]}", Exit.MISSING)
 

@@ -10,7 +10,7 @@ import typer
 
 from flows.commands.arguments import ROOT, AsJson, parameters
 from flows.core.errors import Exit, UserError
-from flows.process.streams import say, say_json
+from flows.process.streams import say, say_json, say_result
 
 if TYPE_CHECKING:
     from flows.registry.versions import Version
@@ -43,10 +43,7 @@ def lineage(model: Model, as_json: AsJson = False) -> None:
     from flows.registry.versions import resolve
 
     chain = lineage(ROOT, resolve(ROOT, model))
-    if as_json:
-        say_json(chain.as_json())
-    else:
-        say(describe(chain))
+    say_result(chain.as_json(), describe(chain), as_json)
 
 
 @commands.command()
@@ -59,13 +56,11 @@ def verify(model: Model, as_json: AsJson = False) -> None:
     version = resolve(ROOT, model)
     checks = verify(ROOT, version)
     problems = [check for check in checks if check.problem]
-    if as_json:
-        listed = [check._asdict() for check in checks]
-        say_json({"version": version.name, "sound": not problems, "checks": listed})
-    elif problems:
-        say(table(("digest of", "problem"), [(check.subject, check.problem) for check in problems]))
-    else:
-        say(f"{version.name}: all {len(checks)} digests agree")
+    text = f"{version.name}: all {len(checks)} digests agree"
+    if problems:
+        text = table(("digest of", "problem"), problems)
+    found = {"version": version.name, "sound": not problems, "checks": [check._asdict() for check in checks]}
+    say_result(found, text, as_json)
     if problems:
         first = f"{problems[0].subject}: {problems[0].problem}"
         raise UserError(f"{version.name}: {len(problems)} of {len(checks)} do not verify; {first}", Exit.MISSING)
@@ -106,10 +101,7 @@ def rollback(as_json: AsJson = False) -> None:
     from flows.registry.promotion import rollback
 
     done = rollback(ROOT)
-    if as_json:
-        say_json(done.model_dump(exclude_unset=True))
-    else:
-        say(f"{done.tag}: {done.reason}")
+    say_result(done.model_dump(exclude_unset=True), f"{done.tag}: {done.reason}", as_json)
 
 
 def row_of(version: "Version") -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 import hashlib
 import shlex
-from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -74,8 +73,9 @@ def of_version(version: Version) -> Results:
         places = gather(chain, scratch)
         if str(layout.IMAGES) in chain.lock.outputs:
             places[str(layout.IMAGES)] = fetch_images(ROOT, version)
+        files = Files(*(places.get(str(path)) for path in WORKSPACE))  # type: ignore[arg-type]  # None: no such result
         try:
-            return read_results(placed(places), origin_of(chain))
+            return read_results(files, origin_of(chain))
         except UserError as error:
             message = str(error)
             for path, place in places.items():
@@ -106,11 +106,6 @@ def gather(chain: Lineage, scratch: Path) -> dict[str, Path]:
         check(file.cached, file, f"{version.name}: {path}: ")
         places[path] = file.cached
     return places
-
-
-def placed(places: Mapping[str, Path]) -> Files:
-    """Return the files of the workspace at these places, None for those without a place."""
-    return Files(*(places.get(str(path)) for path in WORKSPACE))  # type: ignore[arg-type]
 
 
 def origin_of(chain: Lineage) -> Origin:

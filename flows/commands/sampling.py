@@ -12,7 +12,7 @@ from flows.commands.arguments import AsJson, parameters
 from flows.commands.models import model_folder
 from flows.core import layout
 from flows.core.errors import Exit, UserError
-from flows.process.streams import say, say_json
+from flows.process.streams import say_result
 
 commands = typer.Typer()
 
@@ -109,10 +109,8 @@ def sample(
     settings = override(params.sample, {"num_images": DRAWN} | given)
     request = Request(model_folder(model), settings, out or OUT, film=film, known=known, mask=mask, force=force)
     done = answer(request)
-    if as_json:
-        say_json(done)
-    else:
-        say(f"{done['num_images']} images in {done['out']}" + (f", their film in {film}" if film else ""))
+    text = f"{done['num_images']} images in {done['out']}" + (f", their film in {film}" if film else "")
+    say_result(done, text, as_json)
 
 
 @commands.command()

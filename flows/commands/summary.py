@@ -13,15 +13,12 @@ from flows.evaluation.results import (
     SplitFigures,
     with_error,
 )
-from flows.process.streams import say, say_json
+from flows.process.streams import say_result
 
 
 def show(result: BoundMetrics | OdeMetrics | Comparison, as_json: bool) -> None:
     """Print a result as one JSON object or as text."""
-    if as_json:
-        say_json(result.model_dump())
-    else:
-        say(summary(result))
+    say_result(result.model_dump(), summary(result), as_json)
 
 
 def summary(result: BoundMetrics | OdeMetrics | Comparison) -> str:

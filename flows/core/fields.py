@@ -1,6 +1,7 @@
 """The types of single parameters, with their limits."""
 
 import re
+from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field
@@ -12,6 +13,19 @@ def device_name(name: str) -> str:
     if not re.fullmatch(r"auto|cpu|cuda(:[0-9]{1,3})?", name):
         raise PydanticCustomError("device", "Input should be auto, cpu, cuda or cuda:N")
     return name
+
+
+def source(text: str) -> str:
+    """Return the text.  Raises ValueError unless it can be the path of a folder or a file, which need not exist."""
+    if not text.strip() or "\0" in text:
+        raise ValueError(f"must name a folder or a file, or be null, got {text!r}")
+    if "://" in text:
+        raise ValueError(f"must name a folder or a file of this machine, got {text!r}; download the images first")
+    try:
+        Path(text).expanduser()
+    except RuntimeError as error:
+        raise ValueError(f"{text!r} begins with a user who has no home folder; name the folder itself") from error
+    return text
 
 
 def require_devices(device: str, num_devices: int) -> None:
@@ -28,6 +42,7 @@ Timesteps = Annotated[int, Field(ge=1, le=100_000)]
 Real = Annotated[float, Field(allow_inf_nan=False)]
 Share = Annotated[Real, Field(ge=0, le=1)]
 Gamma = Annotated[Real, Field(ge=-60, le=60)]
+Source = Annotated[str, AfterValidator(source)]
 Device = Annotated[str, AfterValidator(device_name)]
 Devices = Annotated[int, Field(ge=1, le=4096)]
 ImageNet = Literal["imagenet32", "imagenet64", "imagenet32_2016", "imagenet64_2016"]

@@ -1,8 +1,9 @@
 """Find how much memory this process may still take, to refuse sizes before anything is allocated."""
 
 from contextlib import suppress
+from itertools import starmap
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import psutil
 
@@ -12,36 +13,28 @@ if TYPE_CHECKING:
     import torch
 
 
-class Group(NamedTuple):
-    """The files of a control group, such as a container's, with its limit, its use, and the part that can be freed."""
-
-    limit: Path
-    used: Path
-    details: Path
-    reclaimable: str
-
-
 GROUPS = [
-    Group(folder / limit, folder / used, folder / "memory.stat", reclaimable)
-    for folder, limit, used, reclaimable in (
-        (Path("/sys/fs/cgroup"), "memory.max", "memory.current", "inactive_file"),
-        (Path("/sys/fs/cgroup/memory"), "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
-    )
+    (Path("/sys/fs/cgroup"), "memory.max", "memory.current", "inactive_file"),
+    (Path("/sys/fs/cgroup/memory"), "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
 ]
+"""The arguments of `left` for the control group of this machine or container, in version 2 and in version 1."""
 
 
 def available() -> int:
     """Return the number of bytes that are free or can be freed, on the machine and within the container's limit."""
-    found = [psutil.virtual_memory().available, *map(left, GROUPS)]
+    found = [psutil.virtual_memory().available, *starmap(left, GROUPS)]
     return int(min(size for size in found if size is not None))
 
 
-def left(group: Group) -> int | None:
-    """Return the number of bytes that a control group still allows; None without a group or a limit."""
+def left(folder: Path, limit: str, used: str, reclaimable: str) -> int | None:
+    """Return the number of bytes that a control group still allows; None without a group or a limit.
+
+    `limit` and `used` are files in its folder, and `reclaimable` is the part in `memory.stat` that can be freed.
+    """
     with suppress(OSError, ValueError, LookupError):
-        details = dict(line.split() for line in group.details.read_text().splitlines())
-        cache = int(details[group.reclaimable])
-        return max(0, int(group.limit.read_text()) - int(group.used.read_text()) + cache)
+        details = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+        free = int((folder / limit).read_text()) - int((folder / used).read_text())
+        return max(0, free + int(details[reclaimable]))
     return None
 
 

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from flows.core.documents import Sha256
 from flows.core.fields import (
@@ -15,10 +15,10 @@ from flows.core.fields import (
     Positive,
     Real,
     Share,
+    Source,
     Timesteps,
     require_devices,
 )
-from flows.core.sources import checked_source
 from vdm.choices import (
     MOST_BLOCKS,
     Dequantisation,
@@ -43,7 +43,7 @@ class Data(Section):
     """The image set and its transforms; see data/README.md."""
 
     name: Literal["digits", "mnist", "fashion_mnist", "cifar10", "svhn", ImageNet, "image_folder"]
-    source: Annotated[str, AfterValidator(checked_source)] | None
+    source: Source | None
     test_fraction: Annotated[Real, Field(gt=0, lt=1)]
     validation_fraction: Annotated[Real, Field(ge=0, le=0.5)]
     split_seed: NonNegative

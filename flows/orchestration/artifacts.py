@@ -139,7 +139,7 @@ def show_evidence(evidence: Path, kept: Path) -> None:
     found = read(Evidence, copy)
     by = f"`vdmctl lineage {found.challenger}` prints the decision, too."
     figures = markdown.table(("figures in bits/dim", ""), compared(found))
-    content = markdown.joined(f"**{decision(found)}**", figures, by, markdown.where("All of the evidence", copy))
+    content = "\n\n".join([f"**{decision(found)}**", figures, by, markdown.where("All of the evidence", copy)])
     show("evidence", f"{found.decision} {markdown.quoted(found.challenger or '')}", content)
 
 

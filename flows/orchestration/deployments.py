@@ -10,7 +10,7 @@ from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from functools import cache
 from io import StringIO
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn
 
 from pydantic import ValidationError
 from ruamel.yaml import YAML
@@ -22,9 +22,6 @@ from flows.core.files import read_bounded, scratch_folder, write_whole
 from flows.orchestration.server import Api
 from flows.process.streams import say_on_stderr
 
-if TYPE_CHECKING:
-    from prefect.client.schemas.responses import DeploymentResponse
-
 PROJECT = layout.DEPLOYMENTS
 FLOW = "train-vdm"
 POOL = "vdm"
@@ -35,16 +32,17 @@ OF_POOL = {"name": {"any_": [POOL]}}
 MOST_SECONDS = 3.0
 
 
-def deploy() -> None:
+def deploy(api: Api) -> None:
     """Create the deployments of prefect.yaml, or update the code and description of existing ones.
 
     A plain `prefect deploy` would switch their schedules off and delete those that the operator made.  Here an existing
     deployment keeps its schedules, tags, queue, limit, job variables, the parameters that the flow still has, and
     whether it is paused.
 
-    Raises UserError (exit 2), before anything is changed, for a file that Prefect does not accept.
+    Raises UserError (exit 2), before anything is changed, for a file that Prefect does not accept.  Raises OSError if
+    the server fails.
     """
-    existing = {deployment.name: deployment for deployment in deployments()}
+    existing = {deployment["name"]: deployment for deployment in api.ask("deployments/filter", flows=OF_FLOW)}
     try:
         document = bounded_yaml.parse(read_bounded(PROJECT))
         for entry in document["deployments"]:
@@ -60,7 +58,7 @@ def deploy() -> None:
     with scratch_folder(layout.PRIVATE) as scratch:
         write_whole(scratch / PROJECT, text.getvalue())
         run_prefect("deploy", "--all", "--prefect-file", str(scratch / PROJECT))
-    refuse_unknown_parameters()
+    refuse_unknown_parameters(api)
 
 
 def require_valid(entry: dict[str, Any]) -> None:
@@ -75,7 +73,7 @@ def require_valid(entry: dict[str, Any]) -> None:
         for schedule in schedules:
             built = construct_schedule(**{key: schedule[key] for key in times if key in schedule})
             if reason := why_impossible(built.model_dump_json()):
-                raise ValueError(f"{describe(built)}: no run can be planned: {reason}")
+                raise ValueError(f"{describe(built.model_dump(mode='json'))}: no run can be planned: {reason}")
         for each in (entry, *schedules):
             if given := each.get("parameters"):
                 validate(given, parameters_of(entry), raise_on_error=True)
@@ -83,7 +81,7 @@ def require_valid(entry: dict[str, Any]) -> None:
         raise ValueError(f"{entry['name']}: parameters: {error}") from error
     except ValidationError as error:
         raise ValueError(f"{entry['name']}: {explain(error)}") from error
-    except (TypeError, ValueError, AttributeError) as error:
+    except (TypeError, ValueError, AttributeError, OverflowError) as error:
         raise ValueError(f"{entry['name']}: {error}") from error
 
 
@@ -95,43 +93,30 @@ def parameters_of(entry: dict[str, Any]) -> dict[str, Any]:
     return {**flow.parameters.model_dump_for_openapi(), "additionalProperties": False}
 
 
-def refuse_unknown_parameters() -> None:
+def refuse_unknown_parameters(api: Api) -> None:
     """Let the server refuse runs with unknown parameters, which would end in a traceback."""
-    from prefect.client.orchestration import get_client
-    from prefect.client.schemas.actions import DeploymentUpdate
-
-    with get_client(sync_client=True) as client:
-        for deployment in deployments():
-            schema = (deployment.parameter_openapi_schema or {}) | {"additionalProperties": False}
-            client.update_deployment(deployment.id, DeploymentUpdate(parameter_openapi_schema=schema))
+    for deployment in api.ask("deployments/filter", flows=OF_FLOW):
+        schema = (deployment["parameter_openapi_schema"] or {}) | {"additionalProperties": False}
+        api.ask(f"deployments/{deployment['id']}", "PATCH", parameter_openapi_schema=schema)
 
 
-def keep(entry: dict[str, Any], existing: "DeploymentResponse") -> dict[str, Any]:
-    """Return the entry of prefect.yaml with the settings of the existing deployment."""
+def keep(entry: dict[str, Any], existing: dict[str, Any]) -> dict[str, Any]:
+    """Return the entry of prefect.yaml with the settings of the existing deployment, as the server gives it."""
     kept = {key: value for key, value in entry.items() if key not in ("schedules", "concurrency_limit")}
-    if existing.global_concurrency_limit:
+    if existing["global_concurrency_limit"]:
         given = entry.get("concurrency_limit")
-        limit = {"limit": existing.global_concurrency_limit.limit}
+        limit = {"limit": existing["global_concurrency_limit"]["limit"]}
         kept["concurrency_limit"] = given | limit if isinstance(given, dict) else limit  # Prefect takes a number, too
-    known = parameters_of(entry)["properties"] if existing.parameters else {}
-    if gone := ", ".join(sorted(existing.parameters.keys() - known.keys())):
+    known = parameters_of(entry)["properties"] if existing["parameters"] else {}
+    if gone := ", ".join(sorted(existing["parameters"].keys() - known.keys())):
         say_on_stderr(f"{entry['name']}: left out the parameters that {FLOW} does not have: {gone}")
-    pool = {"work_queue_name": existing.work_queue_name, "job_variables": existing.job_variables}
+    pool = {key: existing[key] for key in ("work_queue_name", "job_variables")}
     return kept | {
-        "paused": existing.paused,
-        "parameters": {name: value for name, value in existing.parameters.items() if name in known},
-        "tags": existing.tags,
+        "paused": existing["paused"],
+        "parameters": {name: value for name, value in existing["parameters"].items() if name in known},
+        "tags": existing["tags"],
         "work_pool": entry["work_pool"] | pool,
     }
-
-
-def deployments() -> list["DeploymentResponse"]:
-    """Return the deployments of train-vdm."""
-    from prefect.client.orchestration import get_client
-    from prefect.client.schemas.filters import FlowFilter, FlowFilterName
-
-    with get_client(sync_client=True) as client:
-        return client.read_deployments(flow_filter=FlowFilter(name=FlowFilterName(any_=[FLOW])))
 
 
 def full_names(api: Api, name: str) -> list[str]:
@@ -140,33 +125,31 @@ def full_names(api: Api, name: str) -> list[str]:
     return sorted(f"{api.get('flows/' + one['flow_id'])['name']}/{name}" for one in found)
 
 
-def schedules() -> Iterator[str]:
+def schedules(api: Api) -> Iterator[str]:
     """Yield a line for every schedule: its deployment, when it fires, and the next run or how to switch it on."""
-    for deployment in deployments():
-        name = f"{FLOW}/{deployment.name}"
-        for schedule in deployment.schedules:
-            when = describe(schedule.schedule)
-            if deployment.paused:
+    for deployment in api.ask("deployments/filter", flows=OF_FLOW):
+        name = f"{FLOW}/{deployment['name']}"
+        for one in deployment["schedules"]:
+            when = describe(one["schedule"])
+            if deployment["paused"]:
                 state = "paused with its deployment; resume that in Prefect's UI"
-            elif not schedule.active:
-                state = f"off; `prefect deployment schedule resume {name} {schedule.id}` switches it on"
+            elif not one["active"]:
+                state = f"off; `prefect deployment schedule resume {name} {one['id']}` switches it on"
             else:
-                state = f"on, next run {next_time(schedule.schedule)}"
+                state = f"on, next run {next_time(one['schedule'])}"
             yield f"{name}: {when}: {state}"
 
 
-def describe(schedule: Any) -> str:
-    """Return when a schedule fires (cron, rrule or interval) and its time zone, as text."""
-    given = getattr(schedule, "cron", None) or getattr(schedule, "rrule", None)
-    when = given or f"every {schedule.interval}"
-    return f"{when} {schedule.timezone or 'UTC'}"
+def describe(schedule: dict[str, Any]) -> str:
+    """Return when a schedule fires and its time zone, as text."""
+    return f"{when_of(schedule)} {schedule.get('timezone') or 'UTC'}"
 
 
-def next_time(schedule: Any) -> str:
+def next_time(schedule: dict[str, Any]) -> str:
     """Return the time of a schedule's next run, in UTC."""
     found = None
     with suppress(ValueError):
-        found = next_run(schedule.model_dump_json())
+        found = next_run(json.dumps(schedule))
     return f"{found.astimezone(UTC):%Y-%m-%d %H:%M} UTC" if found else "never"
 
 

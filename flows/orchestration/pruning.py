@@ -10,6 +10,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -37,22 +38,16 @@ DELETE_SECONDS = 30.0
 MD5 = re.compile("[0-9a-f]{32}")
 
 
+@dataclass
 class Pruning:
-    """What `vdmctl prune` removes, or with `dry_run` would remove, and what it found."""
+    """The JSON object of `vdmctl prune`: what it removes, or with `dry_run` would remove, and what it found."""
 
-    def __init__(self, *, keep: int, dry_run: bool) -> None:
-        self.dry_run = dry_run
-        self.removed: Entry = {}
-        self.skipped: list[str] = []
-        self.problems: list[str] = []
-        self.found: Entry = {
-            "dry_run": dry_run,
-            "keep": keep,
-            "removed": self.removed,
-            "kept": {},
-            "skipped": self.skipped,
-            "problems": self.problems,
-        }
+    dry_run: bool
+    keep: int
+    removed: Entry = field(default_factory=dict)
+    kept: dict[str, str] = field(default_factory=dict)
+    skipped: list[str] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
 
     def remove(self, kind: str, names: list[str], size: int | None, remove: Callable[[], object]) -> None:
         """Note things of one kind with their bytes on disk (None if they are unknown), and remove them."""
@@ -94,7 +89,7 @@ def prune(root: Path, *, keep: int, dry_run: bool) -> Entry:
         work.remove_folders("fetched_models", list(old_models(root, plan)))
         prune_states(root, work, devices)
     prune_history(root, work, keep)
-    return work.found
+    return vars(work)
 
 
 def worktrees(root: Path) -> list[Path]:
@@ -146,7 +141,7 @@ def prune_registry(root: Path, work: Pruning, keep: int) -> Plan:
         work.problems.append(f"every version and branch stays, since {REMOTE} does not say what it has: {error}")
     plan = make_plan(root, keep, theirs)
     require_idle([root])  # a run that started meanwhile has a branch, which may be in the plan
-    work.found["kept"] = dict(sorted(plan.versions.values()))
+    work.kept = dict(sorted(plan.versions.values()))
     for kind, prefix in (("branches", BRANCHES), ("versions", TAGS)):
         chosen = [ref for ref in plan.refs if ref.name.startswith(prefix)]
         names = [ref.name.removeprefix(prefix) for ref in chosen]

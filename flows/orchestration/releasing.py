@@ -17,7 +17,7 @@ from flows.core.errors import Exit, NetworkError, UserError
 from flows.orchestration import artifacts
 from flows.orchestration.announcing import Outcome, announce
 from flows.orchestration.streaming import stream
-from flows.orchestration.workspace import Workspace, branch_of, workspace
+from flows.orchestration.workspace import Workspace, workspace
 from flows.registry import publishing
 from flows.registry import versions as registry
 from flows.registry.evidence import Evidence
@@ -111,7 +111,7 @@ def release(place: Workspace, made: str) -> Release:
     evidence = cast(Evidence, promote(version.name, place.folder, report_folder(place), return_state=True).result())
     compared = [version, before] if before else [version]
     artifacts.show_metrics({each.name: each.metrics for each in compared}, evidence)
-    return Release(version, branch_of(place, made), evidence)
+    return Release(version, layout.RUN_BRANCHES + publishing.run_of(place.root, made), evidence)
 
 
 def subject(root: Path, commit: str) -> str:

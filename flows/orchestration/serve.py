@@ -10,7 +10,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -75,30 +75,28 @@ def serve(
             kept.append(start_server(stack, address))
         name = (SHARED if share else "") + worker_name(Path.cwd())
         prepare(address.url, name if worker else None)
+        api = Api(address.url)
         if worker:
-            require_queues(Api(address.url), queues)
+            require_queues(api, queues)
             kept.append(start_worker(stack, address.url, name, queues))
-        say_on_stderr("\n".join(schedules()))
-        page = address.url.removesuffix("/api")
-        say_on_stderr(f"serving at {page}; `prefect deployment run {FLOW}` starts a run")
-        keep_alive(kept, partial(look, notifications.look, address.url, {} if worker and not share else None))
+        say_on_stderr("\n".join(schedules(api)))
+        say_on_stderr(f"serving at {address.url.removesuffix('/api')}; `prefect deployment run {FLOW}` starts a run")
+        keep_alive(kept, address.url, partial(look, notifications.look, absent={} if worker and not share else None))
 
 
-def look(notifications: Callable[[Api], None], url: str, absent: dict[str, float] | None) -> None:
+def look(notifications: Callable[[Api], None], api: Api, absent: dict[str, float] | None) -> None:
     """Look for schedules that never fire, for runs to stop or to end, and for new blocks of notifications.
 
     `absent` is passed to `end_dead_runs`.  Without it no run is ended: if workers on other machines share the server,
-    the processes of their runs cannot be seen from here.
+    the processes of their runs cannot be seen from here.  Raises OSError if the server fails.
     """
     from flows.orchestration.automations import end_dead_runs, stop_unwanted_runs
 
-    with suppress(OSError):  # the server fails, or is being started again
-        api = Api(url)
-        switch_off_impossible(api)
-        stop_unwanted_runs(api, Path.cwd())
-        if absent is not None:
-            end_dead_runs(api, absent, after=DEAD_SECONDS)
-        notifications(api)
+    switch_off_impossible(api)
+    stop_unwanted_runs(api, Path.cwd())
+    if absent is not None:
+        end_dead_runs(api, absent, after=DEAD_SECONDS)
+    notifications(api)
 
 
 def require_free(address: Address) -> None:
@@ -152,7 +150,7 @@ def prepare(url: str, worker: str | None) -> None:
         create_pool(api)
         if worker:
             refuse_to_mix(url, worker, workers(api) - {worker})
-        deploy()
+        deploy(api)
         put(api, silent_runs().model_dump(mode="json", exclude={"owner_resource"}))
         own = worker_name(Path.cwd())
         # A run on another machine cannot be seen here.  Its worker is offline for a while after the server was down.

@@ -43,6 +43,7 @@ def work(queues: list[str] | None) -> None:
     folder already or the pool has a worker that does not share; see `require_server`, `require_pool` and
     `require_queues`.
     """
+    from flows.orchestration.automations import stop_unwanted_runs
     from flows.registry.publishing import require_remotes  # imports DVC, which `vdmctl serve` does not need
 
     require_project()
@@ -60,15 +61,7 @@ def work(queues: list[str] | None) -> None:
         # A run that finds every device busy waits at the server for another worker.
         kept = start_worker(stack, address.url, name, queues, "--limit", "1")
         say_on_stderr(f"working for {address.url}, queues {', '.join(queues or fitting())}")
-        keep_alive([kept], partial(look, address.url))
-
-
-def look(url: str) -> None:
-    """Stop the folder's runs that were deleted or paused at the server."""
-    from flows.orchestration.automations import stop_unwanted_runs
-
-    with suppress(OSError):  # the server fails, or is being started again
-        stop_unwanted_runs(Api(url), Path.cwd())
+        keep_alive([kept], address.url, partial(stop_unwanted_runs, folder=Path.cwd()))
 
 
 def require_project() -> None:
@@ -198,8 +191,8 @@ def until_stopped() -> Iterator[None]:
         say_on_stderr("stopping")
 
 
-def keep_alive(kept: list[Kept], look: Callable[[], None]) -> None:
-    """Restart what dies, and call `look` every LOOK_SECONDS, until an exception is raised.
+def keep_alive(kept: list[Kept], url: str, look: Callable[[Api], None]) -> None:
+    """Restart what dies, and call `look` with the server's API every LOOK_SECONDS, until an exception is raised.
 
     Raises UserError (exit 1); see `Kept.revive`.
     """
@@ -208,6 +201,7 @@ def keep_alive(kept: list[Kept], look: Callable[[], None]) -> None:
         for each in kept:
             each.revive()
         if time.monotonic() - looked > LOOK_SECONDS:
-            look()
+            with suppress(OSError):  # the server fails, or is being started again
+                look(Api(url))
             looked = time.monotonic()
         time.sleep(0.5)

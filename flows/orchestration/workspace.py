@@ -23,11 +23,10 @@ from flows.core.errors import Exit, UserError
 from flows.core.params_file import parse_params
 from flows.process.groups import processes_in
 from flows.process.locks import lock_file
-from flows.registry.git import Tag, content_of, digests, git, git_text
+from flows.registry.git import Tag, content_of, contents, git, git_text
 from flows.registry.lock_file import read_lock
-from flows.registry.publishing import run_of
 from flows.registry.storage import cached_at, dvc_repository, files, obtain
-from flows.registry.versions import MODEL, is_decided
+from flows.registry.versions import MODEL
 
 RESULTS = (f"refs/heads/{layout.RUN_BRANCHES}", f"refs/tags/{MODEL}@*")
 
@@ -239,19 +238,9 @@ def alike(place: Workspace) -> list[str]:
     listed = [line.split() for line in git_text(place.root, "for-each-ref", form, *RESULTS).splitlines()]
     dated = sorted((int(line[0]), line[1]) for line in listed if line[0].isdecimal())
     commits = dict.fromkeys(commit for _, commit in reversed(dated))
-    found = digests(place.root, [f"{commit}:{layout.PARAMS}" for commit in commits])
-    wanted = git_text(place.folder, "hash-object", "--no-filters", str(layout.PARAMS))
-    return [commit for commit in commits if found.get(f"{commit}:{layout.PARAMS}") == wanted]
-
-
-def pending(place: Workspace, made: str) -> bool:
-    """Whether a run made the commit, and its model is not a version yet or was neither promoted nor refused."""
-    return bool(run_of(place.root, made)) and not is_decided(place.root, made)
-
-
-def branch_of(place: Workspace, made: str) -> str:
-    """Return the branch of the run that made the commit."""
-    return layout.RUN_BRANCHES + run_of(place.root, made)
+    wanted = (place.folder / layout.PARAMS).read_bytes()
+    found = contents(place.root, [f"{commit}:{layout.PARAMS}" for commit in commits], len(wanted))
+    return [commit for commit in commits if found[f"{commit}:{layout.PARAMS}"] == wanted]
 
 
 def commit(place: Workspace, message: str) -> str | None:

@@ -31,7 +31,10 @@ def lock_file(path: Path, holder: str = "", *, wait: bool = False) -> Iterator[s
     Yields None if this process now holds the lock, else the description of the process that does.  With `wait`, waits
     until the lock is free.  Raises OSError that names the file.
     """
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    except PermissionError:  # another user of a shared folder made it: hold it without a description
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         yield acquire(descriptor, holder, wait=wait)
     finally:

@@ -82,6 +82,14 @@ def say_json(value: Any) -> None:
     say(json.dumps(value, indent=2, allow_nan=False))
 
 
+def say_result(value: Any, text: str, as_json: bool) -> None:
+    """Print a result on stdout, as one JSON object or as text.  Raises what `say_json` raises."""
+    if as_json:
+        say_json(value)
+    else:
+        say(text)
+
+
 class OneLine(logging.Formatter):
     """A formatter that escapes line breaks in messages; a traceback keeps its lines."""
 

@@ -163,17 +163,13 @@ def save_features(folder: Path, network: Classifier, described: dict[str, object
         write_whole(whole / CONFIG, json.dumps(described, indent=2, sort_keys=True) + "\n")
 
 
-def read_features_config(folder: Path) -> FeaturesConfig:
-    """Return the description of the features in the folder.  Raises UserError (exit 5)."""
-    return read(FeaturesConfig, folder / CONFIG, "run `vdmctl features`")
-
-
 def load_features(folder: Path, device: torch.device) -> tuple[Classifier, FeaturesConfig, str]:
     """Return the network, its description and the sha256 of the description, which covers the weights.
 
     Raises CheckpointError.
     """
-    config, weights = read_features_config(folder), read_bytes(folder / WEIGHTS)
+    config = read(FeaturesConfig, folder / CONFIG, "run `vdmctl features`")
+    weights = read_bytes(folder / WEIGHTS)
     if hashlib.sha256(weights).hexdigest() != config.weights_sha256:
         raise CheckpointError(f"{folder / WEIGHTS}: sha256 differs from the one in {CONFIG}; restore the file")
     try:

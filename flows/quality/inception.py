@@ -12,15 +12,12 @@ BATCH = 32
 LAYER = "2048"
 
 
-def inception_features(
-    images: np.ndarray, num_levels: int, weights: Path, sha256: str, device: torch.device
-) -> np.ndarray:
+def inception_features(images: np.ndarray, num_levels: int, weights: Path, device: torch.device) -> np.ndarray:
     """Return the pooled features (N,2048) of images (N,C,H,W), gray or in colour.
 
-    torch-fidelity computes them, which gives the published FID's values.  Raises what `require_inception` raises, and
-    UserError (exit 5) if the weights are not those of its Inception.
+    torch-fidelity computes them, which gives the published FID's values.  The weights must have passed
+    `require_inception`.  Raises UserError (exit 5) if they are not those of its Inception.
     """
-    require_inception(images.shape[1], weights, sha256)
     from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
     try:

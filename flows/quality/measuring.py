@@ -175,11 +175,8 @@ def inception_figures(
     """Return FID and KID if `sample.inception_weights` names the weights; else nothing."""
     if sample.inception_weights is None:
         return {}
-    assert sample.inception_sha256 is not None
     weights, device = Path(sample.inception_weights), find_device(quality.device)
-    samples, held_out, training = (
-        inception_features(part, num_levels, weights, sample.inception_sha256, device) for part in pictures
-    )
+    samples, held_out, training = (inception_features(part, num_levels, weights, device) for part in pictures)
     measures = {"fid": frechet_distance(training), "kid": kernel_distance(training)}
     return figures_of(measures, samples, held_out, quality)
 

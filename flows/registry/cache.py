@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, chdir, contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from dvc.config import NoRemoteError
 from dvc.exceptions import DvcException
@@ -30,9 +30,7 @@ def cache_locked(root: Path) -> Iterator[Any]:
 
     Raises UserError: exit 5 outside a repository or when a lock cannot be written, 6 while a DVC command runs.
     """
-    with ExitStack() as stack:
-        repo = stack.enter_context(dvc_repository(root))
-        stack.enter_context(quiet("dvc", "dvc_data", "dvc_objects"))
+    with dvc_repository(root) as repo, quiet(), ExitStack() as stack:
         try:
             stack.enter_context(lock_repo(repo))
             stack.enter_context(rwlock(repo.tmp_dir, repo.fs, "vdmctl prune", [], [repo.root_dir], False))
@@ -46,21 +44,11 @@ def cache_locked(root: Path) -> Iterator[Any]:
         yield repo
 
 
-class Superfluous(NamedTuple):
-    """The files in DVC's cache that can go, listings of folders first.
+def superfluous(repos: list[Any], root: Path, plan: Plan) -> tuple[list[Path], int]:
+    """Return the files in DVC's cache that nothing needs, listings of folders first.
 
-    `num_unpushed` files of past champions stay, since only this cache has them.
-    """
-
-    paths: list[Path]
-    num_unpushed: int
-
-
-def superfluous(repos: list[Any], root: Path, plan: Plan) -> Superfluous:
-    """Return the files in DVC's cache that nothing needs.
-
-    Files of past champions stay if DVC has a default remote that lacks them.  `repos` are DVC's repositories of all
-    worktrees, that at `root` first.
+    Files of past champions stay if DVC has a default remote that lacks them; also return their number.  `repos` are
+    DVC's repositories of all worktrees, that at `root` first.
 
     Raises UserError: exit 5 when it is not known what a version needs or what the remote has, 2 for a cache outside the
     repository.
@@ -77,7 +65,7 @@ def superfluous(repos: list[Any], root: Path, plan: Plan) -> Superfluous:
     going -= unpushed
     # DVC takes a folder for complete if its listing is there, so no listing may outlive its files.
     ordered = sorted(going, key=lambda digest: (not digest.endswith(".dir"), digest))
-    return Superfluous([place(digest) for digest in ordered], len(unpushed))
+    return [place(digest) for digest in ordered], len(unpushed)
 
 
 def files_of(repo: Any, root: Path, tags: list[Tag]) -> set[str]:

@@ -19,17 +19,7 @@ from flows.core.files import MOST_BYTES
 from flows.process.locks import lock_file
 
 # Subject and body, since `contents` would include a signature.
-FIELDS = "".join(
-    f"%({field})%00"
-    for field in (
-        "refname:strip=2",
-        "objecttype",
-        "*objectname",
-        "taggerdate:unix",
-        "contents:subject",
-        "contents:body",
-    )
-)
+FIELDS = ("refname:strip=2", "objecttype", "*objectname", "taggerdate:unix", "contents:subject", "contents:body")
 
 # Hooks are for the commits of people: a hook of `dvc install` fails in a worktree that has no outputs yet.  A key to
 # sign with may need a password.
@@ -143,7 +133,8 @@ def annotated_tags(root: Path, prefix: str) -> list[Tag]:
     Raises UserError; see `require_top`.
     """
     require_top(root)
-    output = git(root, "for-each-ref", f"--format={FIELDS}", f"refs/tags/{prefix}*").decode(errors="replace")
+    form = "--format=" + "".join(f"%({field})%00" for field in FIELDS)
+    output = git(root, "for-each-ref", form, f"refs/tags/{prefix}*").decode(errors="replace")
     # Messages contain line breaks, so a record ends after its sixth field.
     fields = output.split("\0")[:-1]
     records = [fields[start : start + 6] for start in range(0, len(fields), 6)]
@@ -192,14 +183,6 @@ def contents(root: Path, names: list[str], most: int = MOST_BYTES) -> dict[str, 
 def content_of(root: Path, name: str, most: int = MOST_BYTES) -> bytes | None:
     """Return the content of a file by its name `COMMIT:PATH`, as `contents` does."""
     return contents(root, [name], most)[name]
-
-
-def digests(root: Path, names: list[str]) -> dict[str, str]:
-    """Return git's digests of files by their names `COMMIT:PATH`, without the missing ones.  Reads none of them."""
-    asked = [name for name in names if name.isprintable()]
-    listed = git(root, "cat-file", "--batch-check", stdin="".join(f"{name}\n" for name in asked).encode())
-    lines = zip(asked, listed.decode().splitlines(), strict=True)
-    return {name: line.split()[0] for name, line in lines if line[-1].isdigit()}  # else it ends with `missing`
 
 
 def require_identity(root: Path) -> None:

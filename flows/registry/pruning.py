@@ -11,20 +11,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 from flows.core import layout
-from flows.registry.git import Tag, annotated_tags, commit_of, git, git_lines, git_text
+from flows.registry.git import Tag, commit_of, git, git_lines, git_text
 from flows.registry.remote import REMOTE, remote_refs
-from flows.registry.versions import CHAMPION_TAG, MODEL, Version, refusals, reign, versions
+from flows.registry.versions import CHAMPION_TAG, MODEL, Version, model_tags, refusals, reign, versions
 
 BRANCHES, TAGS = "refs/heads/", "refs/tags/"
-FIELDS = (
-    "refname",
-    "objectname",
-    "objecttype",
-    "*objectname",
-    "*objecttype",
-    "committerdate:unix",
-    "worktreepath",
-)
+FIELDS = ("refname", "objectname", "objecttype", "*objectname", "*objecttype", "committerdate:unix", "worktreepath")
 
 
 class Ref(NamedTuple):
@@ -70,7 +62,7 @@ def make_plan(root: Path, keep: int, published: Mapping[str, str] | None) -> Pla
     `published` maps the remote's refs to their commits; None means that no remote is configured.  A version or a branch
     that the remote lacks stays.  Raises UserError (exit 5) outside a repository, or in one without a commit.
     """
-    known, tags = versions(root), annotated_tags(root, MODEL)
+    known, tags = versions(root), model_tags(root)
     names = {tag.commit: tag.name for tag in tags} | {version.commit: version.name for version in known}
     reasons = reasons_to_keep(root, known, tags, keep, published)
     made = [datetime.fromisoformat(version.created).timestamp() for version in known if version.created]

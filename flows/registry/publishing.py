@@ -4,7 +4,7 @@ Whatever the remotes lack is pushed, so a run also completes the publication tha
 """
 
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from dvc_data.hashfile.hash_info import HashInfo
 
@@ -28,18 +28,11 @@ from flows.registry.remote import (
     take_other_objects,
 )
 from flows.registry.storage import check, dvc_repository, obtain, quiet, require_remote
-from flows.registry.versions import MODEL, REFUSALS, registered
+from flows.registry.versions import MODEL, REFUSALS, model_tags, registered
 
 
 class Outrun(UserError):
     """Another machine published a version of the same number first; `fetch_versions` withdraws this one (exit 2)."""
-
-
-class Fetched(NamedTuple):
-    """The names of the tags that were fetched, and the commits of the versions that were withdrawn, oldest first."""
-
-    tags: list[str]
-    withdrawn: list[str]
 
 
 def publish(root: Path) -> list[str]:
@@ -143,7 +136,7 @@ def to_withdraw(root: Path, there: dict[str, Target]) -> list[str]:
 
     All of them are returned, since a later version may have been compared with an earlier one.
     """
-    tags = annotated_tags(root, MODEL)
+    tags = model_tags(root)
     known = [(tag.commit, there[f"refs/tags/{tag.name}"].commit) for tag in tags if f"refs/tags/{tag.name}" in there]
     published = {ours for ours, theirs in known if ours == theirs}
     taken = {ours for ours, theirs in known if ours != theirs}
@@ -153,11 +146,12 @@ def to_withdraw(root: Path, there: dict[str, Target]) -> list[str]:
     return commits if taken.intersection(commits) else []
 
 
-def fetch_versions(root: Path) -> Fetched:
+def fetch_versions(root: Path) -> tuple[list[str], list[str]]:
     """Fetch the upstream branch, those of runs, and the versions, champions and notes that this repository lacks.
 
     If another machine took the number of a run's version, that version is withdrawn: see `to_withdraw`.  Of the other
-    tags that differ, those that `other_objects` returns are replaced, and the rest stay.  Raises UserError: exit 2
+    tags that differ, those that `other_objects` returns are replaced, and the rest stay.  Return the names of the tags
+    that were fetched, and the commits of the versions that were withdrawn, oldest first.  Raises UserError: exit 2
     without remotes, 5 if the remote no longer has the upstream branch; NetworkError (exit 5) when it does not answer.
     """
     require_remotes(root)
@@ -176,7 +170,7 @@ def fetch_versions(root: Path) -> Fetched:
         merge_notes(root)
     if withdrawn:  # last, since another attempt after a failure would not find them again
         withdraw(root, withdrawn, taken)
-    return Fetched([name.removeprefix("refs/tags/") for name in sorted([*missing, *replaced, *taken])], withdrawn)
+    return [name.removeprefix("refs/tags/") for name in sorted([*missing, *replaced, *taken])], withdrawn
 
 
 def branches(root: Path, there: dict[str, Target]) -> list[str]:
@@ -206,8 +200,8 @@ def withdraw(root: Path, commits: list[str], taken: dict[str, str]) -> None:
     with registry_lock(root):
         for commit in commits:
             git(root, "notes", f"--ref={REFUSALS}", "remove", "--ignore-missing", commit)
-        names = [f"refs/tags/{tag.name}" for tag in annotated_tags(root, MODEL) if tag.commit in commits]
-        changes = [f"delete {name}\n" for name in names if name.startswith(OURS) and name not in taken]
+        names = [f"refs/tags/{tag.name}" for tag in model_tags(root) if tag.commit in commits]
+        changes = [f"delete {name}\n" for name in names if name not in taken]
         changes += [f"update {name} {digest}\n" for name, digest in taken.items()]
         git(root, "update-ref", "--stdin", stdin="".join(changes).encode())
 
@@ -239,7 +233,7 @@ def push_bytes(root: Path, tags: list[Tag], published: list[Tag]) -> dict[str, s
     when the remote does not answer.
     """
     lost = {}
-    with dvc_repository(root) as repo, quiet("dvc", "dvc_data", "dvc_objects"):
+    with dvc_repository(root) as repo, quiet():
         for tag in tags:
             try:
                 outputs = read_lock(root, tag).cached
@@ -256,8 +250,6 @@ def push_bytes(root: Path, tags: list[Tag], published: list[Tag]) -> dict[str, s
         for tag in published:
             try:
                 known |= files_of(repo, root, [tag])
-            except NetworkError:
-                raise
             except UserError as error:
                 lost[tag.name] = str(error)
         upload(repo, lacking(repo, known & set(repo.cache.local.all())))

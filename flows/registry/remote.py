@@ -1,6 +1,5 @@
 """The refs of this repository and of its git remote, and the commands of git that talk to the remote."""
 
-from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,27 +23,22 @@ class Target(NamedTuple):
 
 def local_refs(root: Path) -> dict[str, Target]:
     """Return the targets of this repository's refs."""
-    if not git_lines(root, "for-each-ref", "--count=1"):  # `show-ref` fails in a repository without refs
-        return {}
-    return targets(line.split(" ", 1) for line in git_lines(root, "show-ref", "--dereference"))
-
-
-def targets(listed: Iterable[list[str]]) -> dict[str, Target]:
-    """Return the targets of refs, from pairs of a digest and a name, as git lists them.
-
-    An annotated tag has two pairs: its own digest, then NAME^{} with its commit's.
-    """
-    found: dict[str, Target] = {}
-    for digest, name in listed:
-        ref = name.removesuffix("^{}")
-        found[ref] = Target(digest if name == ref else found[ref].digest, digest)
-    return found
+    # `*objectname` is the commit of an annotated tag, and empty for any other ref.
+    listed = git_lines(root, "for-each-ref", "--format=%(objectname) %(*objectname) %(refname)")
+    return {name: Target(digest, of or digest) for digest, of, name in (line.split(" ", 2) for line in listed)}
 
 
 def remote_refs(root: Path) -> dict[str, Target]:
-    """Return the targets of the remote's refs.  Raises NetworkError (exit 5)."""
+    """Return the targets of the remote's refs.  Raises NetworkError (exit 5).
+
+    git lists an annotated tag twice: with its own digest, then as NAME^{} with its commit's.
+    """
+    found: dict[str, Target] = {}
     listed = ask(root, "ls-remote", REMOTE, seconds=LIST_SECONDS).decode(errors="replace")
-    return targets(line.split("\t", 1) for line in listed.split("\n") if line)
+    for digest, name in (line.split("\t", 1) for line in listed.split("\n") if line):
+        ref = name.removesuffix("^{}")
+        found[ref] = Target(digest if name == ref else found[ref].digest, digest)
+    return found
 
 
 def ask(root: Path, *arguments: str, seconds: float, stdin: bytes | None = None) -> bytes:

@@ -25,29 +25,16 @@ class Reproduction(NamedTuple):
     """The stages whose inputs changed since they ran."""
 
 
-class Changes(NamedTuple):
-    """What differs from dvc.lock in the working tree."""
-
-    changed: list[str]
-    """Outputs with other contents."""
-    missing: list[str]
-    """Outputs that are not there."""
-    inputs: list[str]
-    """Inputs of stages, but for outputs of these two lists."""
-    stages: list[str]
-    """The stages with such inputs."""
-
-
 def reproduction(root: Path) -> Reproduction | None:
     """Compare the outputs in the working tree with the commit's; None if that fails, as outside a repository."""
     try:
         commit = commit_of(root, "HEAD")
         theirs, ours = read_lock(root, Tag("HEAD", commit)), lock_here(root)
-        found = changes(root)
+        problem, stages = changes(root)
     except (DvcException, UserError):
         return None
-    if problem := not_recorded(found):
-        return Reproduction(False, problem, found.stages)
+    if problem:
+        return Reproduction(False, problem, stages)
     differing = sorted(path for path, md5 in ours.outputs.items() if theirs.outputs.get(path) != md5)
     if not differing:
         return Reproduction(True, f"every output is identical to that of commit {commit[:12]}", [])
@@ -56,28 +43,19 @@ def reproduction(root: Path) -> Reproduction | None:
     return Reproduction(False, f"{', '.join(differing)}: different from commit {commit[:12]}, {reason}", [])
 
 
-def not_recorded(found: Changes) -> str:
-    """Return what differs from dvc.lock, and how to correct it; "" if nothing does."""
-    problems = []
-    if found.changed:
-        problems.append(f"{shortened(found.changed)}: changed after DVC recorded them")
-    if found.missing:
-        problems.append(f"{shortened(found.missing)}: missing")
-    if found.stages:
-        problems.append(f"inputs of {', '.join(found.stages)} changed since they ran: {shortened(found.inputs)}")
-    return f"{'; '.join(problems)}; `dvc repro` restores or makes the outputs" if problems else ""
+def changes(root: Path) -> tuple[str, list[str]]:
+    """Return what differs from dvc.lock in the working tree, in words or "", and the stages whose inputs changed.
 
-
-def changes(root: Path) -> Changes:
-    """Return what differs from dvc.lock in the working tree.  Raises UserError and DvcException."""
-    with dvc_repository(root) as repo, quiet("dvc"):
+    Raises UserError and DvcException.
+    """
+    with dvc_repository(root) as repo, quiet():
         status = repo.status()
+        # Not those in `status`: it also names an output that the cache lacks, whether it changed or not.
+        outputs = {path for out in repo.index.outs for path in out.workspace_status()}
     causes = {
         stage: {kind: paths for cause in found if isinstance(cause, dict) for kind, paths in cause.items()}
         for stage, found in status.items()
     }
-    outputs = {path for found in causes.values() for path in found.get("changed outs", {})}
-    # DVC calls an output "not in cache" if the cache lacks it, whether it is there or not.
     missing = {path for path in outputs if not (root / path).exists()}
     inputs: set[str] = set()
     stages = []
@@ -87,7 +65,14 @@ def changes(root: Path) -> Changes:
             inputs |= {f"{path} {section}" for section in how} if isinstance(how, dict) else {path}
         if changed:
             stages.append(stage)
-    return Changes(sorted(outputs - missing), sorted(missing), sorted(inputs), stages)
+    problems = []
+    if outputs - missing:
+        problems.append(f"{shortened(sorted(outputs - missing))}: changed after DVC recorded them")
+    if missing:
+        problems.append(f"{shortened(sorted(missing))}: missing")
+    if stages:
+        problems.append(f"inputs of {', '.join(stages)} changed since they ran: {shortened(sorted(inputs))}")
+    return f"{'; '.join(problems)}; `dvc repro` restores or makes the outputs" if problems else "", stages
 
 
 def changed_inputs(theirs: Lock, ours: Lock) -> str:

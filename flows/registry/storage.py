@@ -10,13 +10,14 @@ import hashlib
 import logging
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
 from dvc.config import NoRemoteError
 from dvc.exceptions import DvcException
+from dvc.logger import set_loggers_level
 from dvc.repo import Repo
 from pydantic import ConfigDict, FailFast, RootModel
 
@@ -66,10 +67,11 @@ def fetch(root: Path, version: Version, path: str | None = None) -> Path:
     digest = read_lock(root, version).outputs.get(path)
     if digest is None or not digest.endswith(".dir"):
         raise UserError(f"{version.name}: its dvc.lock has no folder {path}", Exit.MISSING)
+    expected = stated(version, "model_sha256") if path == model else ""
     folder = root / layout.FETCHED / digest.removesuffix(".dir")
     if not folder.is_dir():
         copy(root, version, path, digest, folder)
-    if path == model and sha256_of_config(folder) != version.metrics.model_sha256:
+    if path == model and sha256_of_config(folder) != expected:
         raise UserError(f"{folder} is not the model of {version.name}; delete it to fetch it again", Exit.MISSING)
     if path == model and not has_its_weights(folder):
         raise UserError(f"{folder}: its weights are damaged or missing; delete it to fetch it again", Exit.MISSING)
@@ -81,7 +83,7 @@ def fetch_images(root: Path, version: Version) -> Path:
 
     Raises UserError (exit 5).
     """
-    expected = version.metrics.data_sha256
+    expected = stated(version, "data_sha256")
     with suppress(ImageSetError):
         if data_sha256(root / layout.IMAGES) == expected:
             return root / layout.IMAGES
@@ -89,6 +91,14 @@ def fetch_images(root: Path, version: Version) -> Path:
     if data_sha256(folder) != expected:
         raise UserError(f"{folder} is damaged; delete it to fetch it again", Exit.MISSING)
     return folder
+
+
+def stated(version: Version, key: str) -> str:
+    """Return a digest that the version's metrics state.  Raises UserError (exit 5) if they do not."""
+    digest: str | None = getattr(version.metrics, key)
+    if digest is None:
+        raise UserError(f"{version.name}: {layout.METRICS} at its commit does not state {key}", Exit.MISSING)
+    return digest
 
 
 def copy(root: Path, version: Version, path: str, digest: str, folder: Path) -> None:
@@ -130,12 +140,16 @@ def has_its_weights(folder: Path) -> bool:
         return False
 
 
-def require_cached(repo: Any, outputs: dict[str, str], subject: str) -> None:
-    """Pull the files and listings of outputs that the cache lacks.  Raises UserError (exit 5) if that is impossible."""
+def require_cached(repo: Any, names: dict[str, str], subject: str) -> None:
+    """Pull the files and listings (name -> digest) that the cache lacks.  Raises UserError (exit 5) for a lost one."""
     place = cached_at(repo)
-    pull(repo, {digest for digest in outputs.values() if not place(digest).is_file()}, subject)
-    for path, digest in outputs.items():
-        require(repo, place(digest), f"{subject}{path}")
+    pull(repo, {digest for digest in names.values() if not place(digest).is_file()}, subject)
+    for name, digest in names.items():
+        if not place(digest).is_file():
+            # Some kinds of remote report a missing file when they do not answer at all.
+            remote = repo.config["core"].get("remote")
+            reason = f"is not in the cache, and the remote `{remote}` does not provide it"
+            raise UserError(f"{subject}{name} {reason}", Exit.MISSING)
 
 
 def obtain(repo: Any, outputs: dict[str, str], subject: str = "") -> dict[str, list[Stored]]:
@@ -149,20 +163,9 @@ def obtain(repo: Any, outputs: dict[str, str], subject: str = "") -> dict[str, l
     place = cached_at(repo)
     found = {path: list(files(digest, place)) for path, digest in outputs.items()}
     # If the listing is cached, DVC assumes that the whole folder is.  So the files are pulled by name.
-    every = [file for stored in found.values() for file in stored]
-    pull(repo, {file.md5 for file in every if not file.cached.is_file()}, subject)
-    for path, stored in found.items():
-        for file in stored:
-            require(repo, file.cached, f"{subject}{path}/{file.place}".rstrip("/"))
+    every = {f"{path}/{file.place}".rstrip("/"): file.md5 for path, stored in found.items() for file in stored}
+    require_cached(repo, every, subject)
     return found
-
-
-def require(repo: Any, cached: Path, name: str) -> None:
-    """Raise UserError (exit 5) unless the file is in the cache by now."""
-    if not cached.is_file():
-        # Some kinds of remote report a missing file when they do not answer at all.
-        remote = repo.config["core"].get("remote")
-        raise UserError(f"{name} is not in the cache, and the remote `{remote}` does not provide it", Exit.MISSING)
 
 
 def files(digest: str, place: Callable[[str], Path]) -> Iterable[Stored]:
@@ -195,12 +198,12 @@ def pull(repo: Any, digests: set[str], subject: str) -> None:
     if not digests:
         return
     try:
-        with quiet("dvc", "dvc_data", "dvc_objects"):
+        with quiet():
             remote = repo.cloud.get_remote_odb(command="pull")
             given = list(remote.oids_exist(sorted(digests)))
             repo.cache.local.add([remote.oid_to_path(name) for name in given], remote.fs, given)
     except FileNotFoundError:
-        return  # `require` then names the missing file
+        return  # `require_cached` then names the missing file
     except NoRemoteError as error:
         advice = "`dvc remote add --default NAME URL` names the one that has it"
         raise UserError(f"{subject}not in the cache, and DVC has no default remote; {advice}", Exit.MISSING) from error
@@ -219,18 +222,9 @@ def is_of_the_cache(error: OSError, cache: Path) -> bool:
     return error.errno in OF_THE_CACHE or bool(forbidden)
 
 
-@contextmanager
-def quiet(*names: str) -> Iterator[None]:
-    """Silence loggers: the caller reports in one line what DVC would warn about."""
-    loggers = [logging.getLogger(name) for name in names]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.CRITICAL + 1)
-    try:
-        yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
+def quiet() -> Any:
+    """Silence DVC's loggers in a `with` block: the caller reports in one line what DVC would warn about."""
+    return set_loggers_level(logging.CRITICAL + 1)
 
 
 def require_remote(root: Path) -> None:

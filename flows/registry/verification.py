@@ -16,7 +16,7 @@ from flows.core.files import inside, scratch_folder
 from flows.images.store import data_sha256
 from flows.registry.git import contents
 from flows.registry.lock_file import Lock, model_path, read_lock
-from flows.registry.storage import Stored, check, dvc_repository, obtain
+from flows.registry.storage import Stored, check, dvc_repository, obtain, stated
 from flows.registry.versions import Version
 from flows.validation.report import Validation
 
@@ -39,25 +39,30 @@ def verify(root: Path, version: Version) -> list[Check]:
     lock, model = read_lock(root, version), model_path(root, version)
     checks = in_git(root, version, lock)
     checks += [Check(path, "differs between stages") for path in lock.contradictions]
+    keys = {IMAGES: "data_sha256", VALIDATION: "data_sha256", model: "model_sha256"}
     with dvc_repository(root) as repo:
         for path, digest in sorted(lock.cached.items()):
-            checks += in_cache(repo, version, path, digest, model=model)
-    missing = {model, IMAGES, VALIDATION} - lock.outputs.keys()
+            checks += in_cache(repo, version, path, digest, keys.get(path))
+    missing = keys.keys() - lock.outputs.keys()
     return checks + [Check(path, "dvc.lock does not list it") for path in sorted(missing)]
 
 
-def in_cache(repo: Any, version: Version, path: str, digest: str, *, model: str) -> list[Check]:
-    """Compare an output's files with its digest in dvc.lock, and the sha256 of model and images with the metrics."""
+def in_cache(repo: Any, version: Version, path: str, digest: str, key: str | None) -> list[Check]:
+    """Compare an output's files with its digest in dvc.lock, and their sha256 with `key` of the metrics, if given."""
     try:
         stored = obtain(repo, {path: digest})[path]
         for file in stored:
             check(file.cached, file, "")
     except (OSError, UserError) as error:
         return [Check(path, str(error))]
-    checks = [Check(path, "")]
-    if path in (model, IMAGES, VALIDATION):
-        checks.append(written_down(version, path, stored, is_model=path == model))
-    return checks
+    if key is None:
+        return [Check(path, "")]
+    try:
+        same = sha256_of(path, stored, key) == stated(version, key)
+        problem = "" if same else f"differs from {key} in {METRICS}"
+    except (OSError, UserError) as error:
+        problem = str(error)
+    return [Check(path, ""), Check(f"{path} sha256", problem)]
 
 
 def require_sound(root: Path, version: Version) -> None:
@@ -89,19 +94,7 @@ def in_git(root: Path, version: Version, lock: Lock) -> list[Check]:
     return checks
 
 
-def written_down(version: Version, path: str, stored: list[Stored], *, is_model: bool) -> Check:
-    """Compare the sha256 of model or images in the metrics with that of the files."""
-    key = "model_sha256" if is_model else "data_sha256"
-    stated = getattr(version.metrics, key)
-    try:
-        actual = sha256_of(path, stored, is_model=is_model)
-    except (OSError, UserError) as error:
-        return Check(f"{path} sha256", str(error))
-    problem = "" if actual == stated else f"differs from {key} in {METRICS}"
-    return Check(f"{path} sha256", problem)
-
-
-def sha256_of(path: str, stored: list[Stored], *, is_model: bool) -> Any:
+def sha256_of(path: str, stored: list[Stored], key: str) -> str:
     """Return the sha256 of a model, which must load, of images, or of the images that a validation report is about.
 
     Raises CheckpointError, ImageSetError, OSError, and UserError (exit 5), also for a file in place of a folder.
@@ -118,7 +111,7 @@ def sha256_of(path: str, stored: list[Stored], *, is_model: bool) -> Any:
             place = inside(folder, file.place)
             place.parent.mkdir(parents=True, exist_ok=True)
             place.symlink_to(file.cached)
-        if not is_model:
+        if key == "data_sha256":
             return data_sha256(folder)
         load_model(folder)
         return model_sha256(folder)

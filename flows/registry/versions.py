@@ -8,12 +8,11 @@ which is not the one that was evaluated.  The evidence against a refused version
 """
 
 import re
-from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
 from flows.core import layout
-from flows.core.documents import parse
+from flows.core.documents import Model, parse
 from flows.core.errors import Exit, UserError
 from flows.evaluation.results import Metrics, SampleMetrics
 from flows.registry.evidence import ROLL_BACK, Evidence, evidence_of
@@ -62,7 +61,7 @@ class Version(NamedTuple):
 
 def versions(root: Path) -> list[Version]:
     """Return every version, sorted by number.  Raises UserError (exit 5) outside a git repository."""
-    tags = annotated_tags(root, MODEL)
+    tags = model_tags(root)
     reigning = reign(tags)
     known = registered(tags)
     paths = [f"{tag.commit}:{path}" for tag in known for path in (layout.METRICS, layout.SAMPLE_METRICS)]
@@ -70,10 +69,15 @@ def versions(root: Path) -> list[Version]:
     found = []
     for tag in known:
         stages = (CHAMPION,) if reigning and reigning[-1].commit == tag.commit else ()
-        metrics, problem = metrics_in(files[f"{tag.commit}:{layout.METRICS}"])
-        samples = samples_in(files[f"{tag.commit}:{layout.SAMPLE_METRICS}"])
-        found.append(Version(*tag, stages, metrics, problem, samples))
+        metrics, problem = found_in(Metrics, files[f"{tag.commit}:{layout.METRICS}"], layout.METRICS)
+        samples, _ = found_in(SampleMetrics, files[f"{tag.commit}:{layout.SAMPLE_METRICS}"], layout.SAMPLE_METRICS)
+        found.append(Version(*tag, stages, metrics or Metrics(), problem, samples))
     return found
+
+
+def model_tags(root: Path) -> list[Tag]:
+    """Return the tags of versions and stages, without others that begin alike, such as `vdm-paper`."""
+    return [tag for tag in annotated_tags(root, MODEL) if tag.name.startswith((f"{MODEL}@", f"{MODEL}#"))]
 
 
 def registered(tags: list[Tag]) -> list[Tag]:
@@ -84,25 +88,16 @@ def registered(tags: list[Tag]) -> list[Tag]:
     return [tag for _, tag in sorted(known)]
 
 
-def metrics_in(content: bytes | None) -> tuple[Metrics, str]:
-    """Return the metrics in a commit's metrics.json and, where they are unreadable, what is wrong."""
+def found_in(model: type[Model], content: bytes | None, path: Path) -> tuple[Model | None, str]:
+    """Return the document in a commit's file, or None and why it is missing or unreadable."""
     if content is None:
-        return Metrics(), f"the commit has no {layout.METRICS}"
+        return None, f"the commit has no {path}"
     if len(content) > MOST_BYTES:
-        return Metrics(), f"{layout.METRICS}: larger than {MOST_BYTES:,} bytes"
+        return None, f"{path}: larger than {MOST_BYTES:,} bytes"
     try:
-        return parse(Metrics, content, str(layout.METRICS)), ""
+        return parse(model, content, str(path)), ""
     except UserError as error:
-        return Metrics(), str(error)
-
-
-def samples_in(content: bytes | None) -> SampleMetrics | None:
-    """Return the quality of the samples in a commit's file; None if the file is missing or unreadable."""
-    if content is None or len(content) > MOST_BYTES:
-        return None
-    with suppress(UserError):
-        return parse(SampleMetrics, content, str(layout.SAMPLE_METRICS))
-    return None
+        return None, str(error)
 
 
 def resolve(root: Path, reference: str) -> Version:
@@ -144,8 +139,9 @@ def add_version(root: Path, commit: str, message: str) -> Version:
     already or there is no git identity.
     """
     commit = commit_of(root, commit)
-    metrics, problem = metrics_in(content_of(root, f"{commit}:{layout.METRICS}", MOST_BYTES))
-    if problem or not metrics.model_dump(exclude_unset=True):
+    content = content_of(root, f"{commit}:{layout.METRICS}", MOST_BYTES)
+    metrics, problem = found_in(Metrics, content, layout.METRICS)
+    if metrics is None or not metrics.model_dump(exclude_unset=True):
         reason = problem or f"{layout.METRICS} is empty"
         raise UserError(f"commit {commit[:12]}: {reason}; run the pipeline and commit its results", Exit.MISSING)
     with registry_lock(root):
@@ -216,20 +212,20 @@ def champion(root: Path) -> Version | None:
 
 def is_decided(root: Path, commit: str) -> bool:
     """Whether the commit has a version that was promoted or refused."""
-    tags = [tag for tag in annotated_tags(root, MODEL) if tag.commit == commit]
+    tags = [tag for tag in model_tags(root) if tag.commit == commit]
     promoted = any(CHAMPION_TAG.fullmatch(tag.name) for tag in tags)
     return any(numbers_of(tag.name) for tag in tags) and (promoted or refusal(root, commit) is not None)
 
 
 def champion_tag(root: Path) -> Tag | None:
     """Return the tag of the present champion, or None."""
-    reigning = reign(annotated_tags(root, MODEL))
+    reigning = reign(model_tags(root))
     return reigning[-1] if reigning else None
 
 
 def previous_champion(root: Path) -> Version:
     """Return the version that a roll-back makes the champion.  Raises UserError (exit 5) if no earlier one is left."""
-    reigning = reign(annotated_tags(root, MODEL))
+    reigning = reign(model_tags(root))
     if len(reigning) < 2:
         present = resolve(root, CHAMPION).name.replace("@", " ")
         advice = f"`gto deprecate {present} {CHAMPION}` leaves the project without a champion"

@@ -7,7 +7,7 @@ is in.  As a separate file it follows the style that `Chart.file` adds.
 import math
 import re
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from io import BytesIO
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -62,6 +62,12 @@ TITLES = {
     "per_image": "How many images have which bits/dim",
 }
 """The titles of the charts, by the names of their files."""
+KINDS = {
+    "loss": "Line chart in bits/dim",
+    "noise_levels": "Line chart with error bars over the time t, in bits/dim per unit of t",
+    "schedule": "Line chart of gamma over the time t",
+    "per_image": "Histogram in bits/dim",
+}
 SIZE = (5.0, 3.2)
 MOST_POINTS = 400
 """The largest number of points of a curve that are drawn."""
@@ -111,105 +117,71 @@ class Chart(NamedTuple):
         return f'<?xml version="1.0" encoding="utf-8"?>\n{head}{bracket}<style>{style}</style>{body}\n'
 
 
-def loss(curves: Tables) -> Chart:
-    """Draw the training loss and the validations of the training logs."""
-    said = []
-
-    def draw(axes: "Axes") -> None:
-        tops = []
-        for model, table in curves.items():
-            steps, losses = finite(table["step"], table["bpd"])
-            axes.plot(*thinned(steps, losses), color=model.color, label=model.curve("training"), alpha=0.75)
-            said.append(f"{model.curve('training')}: {over(steps, losses)}")
-            tops.append(np.quantile(losses, 0.9) if len(losses) else 0)
-            steps, losses = finite(table["step"], table.get("validation_bpd", np.full(len(table["step"]), np.nan)))
-            if len(steps):
-                label = model.curve("validation")
-                axes.plot(*thinned(steps, losses), "o--", color=model.color, label=label, markersize=4)
-                said.append(f"{label}: {over(steps, losses)}")
-        lowest, highest = axes.get_ylim()
-        # The first steps are far above the rest, which would look flat.
-        axes.set_ylim(lowest, min(highest, lowest + 3 * max(max(tops) - lowest, 1e-6)))
-        axes.set_xlabel("step")
-        axes.set_ylabel("bits/dim")
-        add_legend(axes, curves)
-
-    svg = drawn("loss", draw)
-    return Chart("loss", TITLES["loss"], f"Line chart in bits/dim. {'; '.join(said)}.", svg)
+def loss(axes: "Axes", curves: Tables) -> Iterator[str]:
+    """Draw the training loss and the validations of the training logs; yield them in words."""
+    tops = []
+    for model, table in curves.items():
+        steps, losses = finite(table["step"], table["bpd"])
+        axes.plot(*thinned(steps, losses), color=model.color, label=model.curve("training"), alpha=0.75)
+        yield f"{model.curve('training')}: {over(steps, losses)}"
+        tops.append(np.quantile(losses, 0.9) if len(losses) else 0)
+        steps, losses = finite(table["step"], table.get("validation_bpd", np.full(len(table["step"]), np.nan)))
+        if len(steps):
+            label = model.curve("validation")
+            axes.plot(*thinned(steps, losses), "o--", color=model.color, label=label, markersize=4)
+            yield f"{label}: {over(steps, losses)}"
+    lowest, highest = axes.get_ylim()
+    # The first steps are far above the rest, which would look flat.
+    axes.set_ylim(lowest, min(highest, lowest + 3 * max(max(tops) - lowest, 1e-6)))
+    axes.set(xlabel="step", ylabel="bits/dim")
 
 
-def schedule(levels: Tables) -> Chart:
-    """Draw gamma(t)."""
-    said = []
-
-    def draw(axes: "Axes") -> None:
-        for model, table in levels.items():
-            times, gammas = finite(table["t"], table["gamma"])
-            axes.plot(*thinned(times, gammas), color=model.color, label=model.curve("gamma"), marker=".")
-            said.append(f"{model.curve('gamma')}: {over(times, gammas, 't')}")
-        axes.set_xlabel("t (0: the image, 1: noise)")
-        axes.set_ylabel("gamma = \N{MINUS SIGN}log SNR")
-        add_legend(axes, levels)
-
-    svg = drawn("schedule", draw)
-    return Chart("schedule", TITLES["schedule"], f"Line chart of gamma over the time t. {'; '.join(said)}.", svg)
+def schedule(axes: "Axes", levels: Tables) -> Iterator[str]:
+    """Draw gamma(t); yield it in words."""
+    for model, table in levels.items():
+        times, gammas = finite(table["t"], table["gamma"])
+        axes.plot(*thinned(times, gammas), color=model.color, label=model.curve("gamma"), marker=".")
+        yield f"{model.curve('gamma')}: {over(times, gammas, 't')}"
+    axes.set(xlabel="t (0: the image, 1: noise)", ylabel="gamma = \N{MINUS SIGN}log SNR")
 
 
-def noise_levels(levels: Tables) -> Chart:
-    """Draw the diffusion term over the noise levels, with standard errors."""
-    said = []
-
-    def draw(axes: "Axes") -> None:
-        for model, table in levels.items():
-            times, losses, errors = finite(table["t"], table["diffusion_bpd"], np.nan_to_num(table["standard_error"]))
-            places = places_of(times)
-            axes.errorbar(
-                times[places],
-                losses[places],
-                np.abs(errors[places]),
-                color=model.color,
-                label=model.curve("diffusion term"),
-                marker=".",
-                capsize=2,
-            )
-            said.append(f"{model.curve('diffusion term')}: {between(losses)}")
-        axes.set_ylim(bottom=0)
-        axes.set_xlabel("t (0: the image, 1: noise)")
-        axes.set_ylabel("bits/dim per unit of t")
-        add_legend(axes, levels)
-
-    svg = drawn("noise_levels", draw)
-    alt = f"Line chart with error bars over the time t, in bits/dim per unit of t. {'; '.join(said)}."
-    return Chart("noise_levels", TITLES["noise_levels"], alt, svg)
+def noise_levels(axes: "Axes", levels: Tables) -> Iterator[str]:
+    """Draw the diffusion term over the noise levels, with standard errors; yield it in words."""
+    for model, table in levels.items():
+        times, losses, errors = finite(table["t"], table["diffusion_bpd"], np.nan_to_num(table["standard_error"]))
+        places = places_of(times)
+        axes.errorbar(
+            times[places],
+            losses[places],
+            np.abs(errors[places]),
+            color=model.color,
+            label=model.curve("diffusion term"),
+            marker=".",
+            capsize=2,
+        )
+        yield f"{model.curve('diffusion term')}: {between(losses)}"
+    axes.set_ylim(bottom=0)
+    axes.set(xlabel="t (0: the image, 1: noise)", ylabel="bits/dim per unit of t")
 
 
-def histogram(images: Tables) -> Chart:
-    """Draw how many images have which bits/dim."""
+def histogram(axes: "Axes", images: Tables) -> Iterator[str]:
+    """Draw how many images have which bits/dim; yield that in words."""
     found = {model: finite(table["bpd"])[0] for model, table in images.items()}
-    every = np.concatenate(list(found.values()))
-    edges = edges_of(every)
-    said = [f"{model.curve('images')}: {between(values)}" for model, values in found.items()]
-
-    def draw(axes: "Axes") -> None:
-        for model, values in found.items():
-            label = model.curve("images")
-            axes.hist(
-                values,
-                edges,
-                label=label,
-                histtype="stepfilled",
-                alpha=0.45,
-                facecolor=model.color,
-                edgecolor=model.color,
-            )
-            if len(values):
-                axes.axvline(values.mean(), color=model.color, linestyle="--", label=model.curve("mean"))
-        axes.set_xlabel("bits/dim of an image")
-        axes.set_ylabel("number of images")
-        add_legend(axes, images)
-
-    svg = drawn("per_image", draw)
-    return Chart("per_image", TITLES["per_image"], f"Histogram in bits/dim. {'; '.join(said)}.", svg)
+    edges = edges_of(np.concatenate(list(found.values())))
+    for model, values in found.items():
+        axes.hist(
+            values,
+            edges,
+            label=model.curve("images"),
+            histtype="stepfilled",
+            alpha=0.45,
+            facecolor=model.color,
+            edgecolor=model.color,
+        )
+        if len(values):
+            axes.axvline(values.mean(), color=model.color, linestyle="--", label=model.curve("mean"))
+        yield f"{model.curve('images')}: {between(values)}"
+    axes.set(xlabel="bits/dim of an image", ylabel="number of images")
 
 
 def edges_of(values: np.ndarray) -> list[float]:
@@ -223,8 +195,8 @@ def edges_of(values: np.ndarray) -> list[float]:
     return [float(edge) for edge in np.linspace(low, high, bins + 1)]
 
 
-def drawn(name: str, draw: "Callable[[Axes], None]") -> Markup:
-    """Return what `draw` draws as SVG, with the same bytes for the same data.  Ids begin with `name`."""
+def drawn(name: str, draw: "Callable[[Axes, Tables], Iterable[str]]", models: Tables) -> Chart:
+    """Return what `draw` draws and says, with the same bytes for the same data.  Ids in the SVG begin with `name`."""
     import matplotlib
     from matplotlib.figure import Figure
 
@@ -233,7 +205,9 @@ def drawn(name: str, draw: "Callable[[Axes], None]") -> Markup:
     with matplotlib.rc_context(STYLE), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         figure = Figure(figsize=SIZE, layout="constrained")
-        draw(figure.subplots())
+        axes = figure.subplots()
+        said = "; ".join(draw(axes, models))
+        add_legend(axes, models)
         figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
     svg = file.getvalue().decode().partition("<svg ")[2]
     svg = re.sub(r'width="[\d.]+pt" height="[\d.]+pt" ', "", f"<svg {svg}", count=1)
@@ -242,7 +216,8 @@ def drawn(name: str, draw: "Callable[[Axes], None]") -> Markup:
     svg = re.sub(r"font: ([\d.]+px) [^;\"]*", r"font: \1 system-ui, sans-serif", svg)
     for role, color in ROLES.items():
         svg = svg.replace(color, f"var(--{role})")
-    return Markup(re.sub(r"\s*\n\s*", "\n", svg).strip())
+    svg = re.sub(r"\s*\n\s*", "\n", svg).strip()
+    return Chart(name, TITLES[name], f"{KINDS[name]}. {said}.", Markup(svg))
 
 
 def thinned(*columns: np.ndarray) -> Sequence[np.ndarray]:

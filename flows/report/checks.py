@@ -18,25 +18,10 @@ class Shown(NamedTuple):
     caption: str
 
 
-class Offence(NamedTuple):
-    """A broken expectation with the first rows that break it."""
-
-    result: Result
-    rows: list[Shown]
-
-
-class Pair(NamedTuple):
-    """Two images that look alike, and how alike they are."""
-
-    later: Shown
-    earlier: Shown
-    caption: str
-
-
-def offences(results: Results) -> list[Offence]:
+def offences(results: Results) -> list[tuple[Result, list[Shown]]]:
     """Return the broken expectations, each with the first images or other rows that break it."""
     broken = [result for result in expectations(results) if not result.success]
-    return [Offence(result, [row_of(results, row) for row in result.rows[:MOST_SHOWN]]) for result in broken]
+    return [(result, [row_of(results, row) for row in result.rows[:MOST_SHOWN]]) for result in broken]
 
 
 def expectations(results: Results) -> list[Result]:
@@ -57,13 +42,13 @@ def row_of(results: Results, row: dict[str, Any], prefix: str = "") -> Shown:
     return Shown(shown, f"{name}, {value(file)}" if file else name)
 
 
-def alike(results: Results) -> list[Pair]:
-    """Return the pairs of images of two splits that look most alike."""
+def alike(results: Results) -> list[tuple[Shown, Shown, str]]:
+    """Return the pairs of images of two splits that look most alike, and how alike they are."""
     found = [pair for alike in results.validation.alike for pair in alike.pairs] if results.validation else []
     found = [pair for pair in found if isinstance(pair.get("by_chance"), int | float)]
     pairs = sorted(found, key=lambda pair: pair["by_chance"])[:MOST_SHOWN]
     return [
-        Pair(
+        (
             row_of(results, pair),
             row_of(results, pair, "of_"),
             f"{value(pair.get('moved'))}, distance {value(pair.get('distance'))},"

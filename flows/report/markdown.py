@@ -37,7 +37,7 @@ def report(metrics: BoundMetrics, charts: Path, samples: Path, page: Path) -> st
     pictures.insert(1, ("Samples", samples))
     shown = [f"## {title}\n\n{picture(path, title)}" for title, path in pictures if path.is_file()]
     figures = table(("", "bits/dim"), likelihoods(metrics).items())
-    return joined(figures, *shown, where("The whole report", page))
+    return "\n\n".join([figures, *shown, where("The whole report", page)])
 
 
 def headline(metrics: BoundMetrics) -> str:
@@ -74,7 +74,7 @@ def samples(metrics: SampleMetrics, drawn: Path, page: Path) -> str:
     rows.append(("probability to be nearer to a training image than a held-out image is", nearer, "0.5"))
     figures = table((f"{metrics.num_images:,} samples", "samples", "held-out images"), rows)
     how = f"Drawn in {markdown(sampler(metrics.sampler))}."
-    return joined(picture(drawn, "Samples"), how, figures, where("The picture", page))
+    return "\n\n".join([picture(drawn, "Samples"), how, figures, where("The picture", page)])
 
 
 def data_docs(validation: Report, drawn: Path, page: Path) -> str:
@@ -83,7 +83,7 @@ def data_docs(validation: Report, drawn: Path, page: Path) -> str:
     found = table(("expectation", "result", "observed"), [expectation(result) for result in results])
     pictures = [picture(drawn, "The images")] if drawn.is_file() else []
     about = f"Transforms of the source's pixels: {markdown(validation.transforms)}."
-    return joined(about, found, *pictures, where("The Data Docs", page))
+    return "\n\n".join([about, found, *pictures, where("The Data Docs", page)])
 
 
 def verdict(validation: Report) -> str:
@@ -104,11 +104,6 @@ def expectation(result: Result) -> tuple[str, str, str]:
 def figure(number: float | None, error: float | None = None) -> str:
     """Return a figure with its standard error, if there is one, such as "1.7091 ± 0.0130"."""
     return with_error(number, error).replace("+-", "±")
-
-
-def joined(*parts: str) -> str:
-    """Return the parts as one page."""
-    return "\n\n".join(parts)
 
 
 def table(names: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

@@ -68,12 +68,12 @@ def draw(models: dict[str, Results]) -> list[Chart]:
         return {model: table for model, table in found.items() if table is not None}
 
     wanted = (
-        (charts.loss, "curves"),
-        (charts.schedule, "noise_levels"),
-        (charts.noise_levels, "noise_levels"),
-        (charts.histogram, "per_image"),
+        ("loss", charts.loss, "curves"),
+        ("schedule", charts.schedule, "noise_levels"),
+        ("noise_levels", charts.noise_levels, "noise_levels"),
+        ("per_image", charts.histogram, "per_image"),
     )
-    return [chart(data) for chart, field in wanted if (data := tables(field))]
+    return [charts.drawn(name, curves, data) for name, curves, field in wanted if (data := tables(field))]
 
 
 def extremes(results: Results) -> list[tuple[str, list[Shown]]]:

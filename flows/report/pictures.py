@@ -68,9 +68,5 @@ def picture(pixels: np.ndarray, room: int, alt: str) -> Picture:
     Image.fromarray(pixels).save(file, format="png", optimize=True)
     height, width = pixels.shape[:2]
     factor = max(1, min(room // width, 4 * room // height))
-    return Picture(data_uri(file.getvalue(), "image/png"), factor * width, factor * height, alt)
-
-
-def data_uri(content: bytes, media_type: str) -> Markup:
-    """Return the content as a data: URI."""
-    return Markup(f"data:{media_type};base64,{b64encode(content).decode()}")
+    src = Markup(f"data:image/png;base64,{b64encode(file.getvalue()).decode()}")
+    return Picture(src, factor * width, factor * height, alt)

@@ -43,7 +43,9 @@ def answer(request: Request) -> dict[str, Any]:
     require_possible(request)
     device = find_device(request.settings.device)
     vdm = load_model(request.model, device)
-    parts = read_parts(request, vdm)
+    parts = None
+    if request.known and request.mask:
+        parts = read_known(request.known, vdm), read_mask(request.mask, vdm)
     begin = perf_counter()
     images = fill(vdm, request.settings, *parts) if parts else draw(request.model, request.settings)
     seconds = perf_counter() - begin
@@ -92,13 +94,6 @@ def require_apart(request: Request) -> None:
         for name, path in others.items():
             if place and path and contains(place, path):
                 raise UserError(f"{output} {place} would replace {name} {path}", Exit.USAGE)
-
-
-def read_parts(request: Request, vdm: VDM) -> tuple[torch.Tensor, torch.Tensor] | None:
-    """Return the known pixels and where they are missing, or None if nothing is to be filled in."""
-    if request.known is None or request.mask is None:
-        return None
-    return read_known(request.known, vdm), read_mask(request.mask, vdm)
 
 
 @torch.no_grad()

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 
 from flows.core.errors import Exit, UserError
 from flows.core.folders import contains
-from flows.core.sources import source_path
 from flows.images.preparing import write_images
 from flows.images.store import DESCRIPTION, FEWEST_COMPARED, read_description
 
@@ -21,7 +20,7 @@ def download(data: "Data", *, out: Path, downloads: Path) -> None:
 
     Raises UserError (exit 2) if that would remove images of the source or add to them, and what `write_images` raises.
     """
-    source = source_path(data.source) if data.source is not None else None
+    source = Path(data.source).expanduser() if data.source is not None else None
     if source and (contains(out, source) or contains(source, out)):
         reason = f"data.source {source} and {out}, which is replaced, must lie apart"
         raise UserError(f"{reason}; move the images to another folder", Exit.USAGE)

@@ -6,7 +6,7 @@ import logging
 import math
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from flows.core.checkpoint import (
     CONFIG,
@@ -26,7 +26,6 @@ from flows.process.ending import finish
 
 if TYPE_CHECKING:
     from flows.core.params import Data, Model, Train
-    from vdm.choices import Keep
 
 log = logging.getLogger(__name__)
 
@@ -91,7 +90,10 @@ def register(
     vdm = load_model(trained)
     image_set = load_images(images)
     require_inputs(trained, model, train, image_set, images)
-    log_of_training = read_curves(curves)
+    step, bpd, best = read_curves(curves)
+    kept = "at the end of training"
+    if train.keep == "best" and best:
+        kept = f"at step {best[1]}, the best on the validation images, at {best[0]:.4f} bits/dim"
     description = image_set.description
     parameters = {"data": data.model_dump(), "model": model.model_dump(), "train": train.model_dump()}
     card = CARD.format(
@@ -100,9 +102,9 @@ def register(
         num_parameters=sum(p.numel() for p in vdm.parameters()),
         data_sha256=data_sha256(images),
         model_sha256=model_sha256(trained),
-        bpd=log_of_training.bpd,
-        step=log_of_training.step,
-        kept=log_of_training.kept(train.keep),
+        bpd=bpd,
+        step=step,
+        kept=kept,
         fitted_to="training images" if train.images == "train" else "training and validation images together",
         out=out,
         parameters=json.dumps(parameters, indent=2),
@@ -129,26 +131,12 @@ def require_inputs(trained: Path, model: "Model", train: "Train", image_set: Ima
         raise UserError(f"{trained} {reason}; {advice}", Exit.USAGE)
 
 
-class Curves(NamedTuple):
-    """What the model card states of the training log; bits/dim."""
+def read_curves(curves: Path) -> tuple[int, float, tuple[float, int] | None]:
+    """Return the last step of the training log, its loss, and the lowest validation bits/dim with its step.
 
-    step: int
-    """The last step."""
-    bpd: float
-    """The training loss in the last line of the log, a mean over the steps since the line before."""
-    best_validation: tuple[float, int] | None
-    """The lowest validation bits/dim and its step; None without validations."""
-
-    def kept(self, keep: "Keep") -> str:
-        """Return which averaged weights were kept, in words."""
-        if keep == "last" or self.best_validation is None:
-            return "at the end of training"
-        bpd, step = self.best_validation
-        return f"at step {step}, the best on the validation images, at {bpd:.4f} bits/dim"
-
-
-def read_curves(curves: Path) -> Curves:
-    """Return what the training log says.  Raises UserError (exit 5) if it is missing or damaged."""
+    The loss is a mean over the steps since the line before, in bits/dim.  The lowest validation is None without
+    validations.  Raises UserError (exit 5) if the log is missing or damaged.
+    """
     step, bpd = 0, math.nan
     best: tuple[float, int] | None = None
     try:
@@ -161,4 +149,4 @@ def read_curves(curves: Path) -> Curves:
             raise ValueError(f"step {step} at {bpd} bits/dim")
     except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
         raise UserError(f"{curves}: missing or damaged; run `vdmctl train`", Exit.MISSING) from error
-    return Curves(step, bpd, best)
+    return step, bpd, best

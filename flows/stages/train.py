@@ -32,7 +32,8 @@ def train(
     missing (2) or busy (6), memory is too small (2), a file cannot be written or processes end too often (1), or the
     run was asked to stop (75); ImageSetError for unreadable images; TrainingDiverged.
     """
-    require_validated(images, validation, with_validation=needs_validation(train))
+    with_validation = train.validate_every_steps is not None or train.images == "train_and_validation"
+    require_validated(images, validation, with_validation=with_validation)
     devices = find_devices(train.device, train.num_devices)
     launched = torch.distributed.is_torchelastic_launched()
     if devices[0].type == "cpu":  # on CUDA the processes that train ask: the question itself takes memory
@@ -55,8 +56,3 @@ def train(
             reason = f"another process of this training ended or cannot be reached: {brief(error)}"
             raise UserError(f"{reason}; torchrun starts them again, --max-restarts times", Exit.BUG) from error
         raise
-
-
-def needs_validation(train: "Train") -> bool:
-    """Whether the run uses the validation images."""
-    return train.validate_every_steps is not None or train.images == "train_and_validation"

@@ -4,14 +4,13 @@ import re
 from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import pandas as pd
 
 from flows.core.errors import logged_errors
 from flows.core.files import write_whole
 from flows.validation.report import Result
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 MOST_SHOWN = 20
 RUN_TIME = datetime(2000, 1, 1, tzinfo=UTC)
@@ -43,7 +42,7 @@ class Checker:
         self.run_time = RUN_TIME
 
     def check(
-        self, name: str, tables: "Iterable[pd.DataFrame]", expectations: list[Any], index: list[str], unit: str
+        self, name: str, tables: Iterable[pd.DataFrame], expectations: list[Any], index: list[str], unit: str
     ) -> None:
         """Check tables of the same columns against the expectations.
 
@@ -62,7 +61,7 @@ class Checker:
             entries.append(self.run(definition, table, index))
         self.results += [canonical(name, index, unit, list(parts)) for parts in zip(*entries, strict=True)]
 
-    def run(self, definition: Any, table: "pd.DataFrame", index: list[str]) -> list[dict[str, Any]]:
+    def run(self, definition: Any, table: pd.DataFrame, index: list[str]) -> list[dict[str, Any]]:
         """Check one table and return the library's results, with the first rows that break each expectation."""
         from great_expectations.core.run_identifier import RunIdentifier
 
@@ -78,22 +77,16 @@ class Checker:
 
     def build_site(self, folder: Path) -> None:
         """Write the site of all results into a folder.  Raises the exception for which a page could not be written."""
-        self.context.add_data_docs_site("site", site_config(folder))
+        backend = {"class_name": "TupleFilesystemStoreBackend", "base_directory": str(folder.absolute())}
+        index = {"class_name": "DefaultSiteIndexBuilder"}
+        site = {"class_name": "SiteBuilder", "site_index_builder": index, "store_backend": backend}
+        self.context.add_data_docs_site("site", site)
         with logged_errors("great_expectations") as errors:
             self.context.build_data_docs()
         if errors:
             raise errors[0]
         for page in sorted(folder.rglob("*.html")):
             write_whole(page, canonical_page(page.read_text(encoding="utf-8")))
-
-
-def site_config(folder: Path) -> dict[str, Any]:
-    """Return the configuration of a Data Docs site in `folder`."""
-    return {
-        "class_name": "SiteBuilder",
-        "site_index_builder": {"class_name": "DefaultSiteIndexBuilder"},
-        "store_backend": {"class_name": "TupleFilesystemStoreBackend", "base_directory": str(folder.absolute())},
-    }
 
 
 def canonical_page(page: str) -> str:

@@ -67,7 +67,9 @@ def inspect_images(contract: "Contract", *, images: Path, reference: Path | None
         success=all(result.success or result.severity == "warning" for result in checker.results),
         data_sha256=data_sha256(images),
         transforms=image_set.transforms,
-        expectations=[named(result, images) for result in checker.results],
+        expectations=[
+            result.model_copy(update={"rows": with_files(result.rows, images)}) for result in checker.results
+        ],
         profile=profiles["train"],
         alike=[entry(pair, lookalikes, images) for pair, lookalikes in alike.items()],
         differences=found,
@@ -110,25 +112,14 @@ def check_images(
 
 def check_differences(checker: Checker, contract: "Contract", found: list[Difference]) -> None:
     """Check the differences of the splits, and those from a reference if there are any."""
-    of_splits = [difference for difference in found if difference.first != REFERENCE]
-    of_reference = [difference for difference in found if difference.first == REFERENCE]
-    index = ["splits", "statistic"]
-    if of_splits:
-        text = "splits differ by chance alone (times the limit)"
-        checker.check(
-            "differences", [difference_rows(of_splits)], difference_expectations("warning", text), index, "differences"
-        )
-    if of_reference:
-        text = "images are like the reference's (times the limit)"
-        severity = "warning" if contract.on_drift == "warn" else "critical"
-        checker.check(
-            "drift", [difference_rows(of_reference)], difference_expectations(severity, text), index, "differences"
-        )
-
-
-def named(result: Result, folder: Path) -> Result:
-    """Return a result with the names of files in the rows about images of the set in `folder`."""
-    return result.model_copy(update={"rows": with_files(result.rows, folder)})
+    on_drift = "warning" if contract.on_drift == "warn" else "critical"
+    for name, of_reference, severity, text in (
+        ("differences", False, "warning", "splits differ by chance alone (times the limit)"),
+        ("drift", True, on_drift, "images are like the reference's (times the limit)"),
+    ):
+        if some := [each for each in found if (each.first == REFERENCE) == of_reference]:
+            expected = difference_expectations(severity, text)
+            checker.check(name, [difference_rows(some)], expected, ["splits", "statistic"], "differences")
 
 
 def entry(pair: tuple[str, str], found: Lookalikes, folder: Path) -> Alike:
@@ -156,7 +147,7 @@ def replacing_report(path: Path, report: Report) -> Iterator[None]:
             yield
     except Exception:
         with suppress(OSError):
-            if path.is_file() and path.read_text() != content:
+            if path.is_file() and path.read_bytes() != content.encode():
                 path.unlink()
         raise
 

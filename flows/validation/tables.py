@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 
 from flows.images.store import SPLITS, ImageSet, load_labels, read_file_names
 from flows.validation.comb import Comb, comb
@@ -16,8 +17,6 @@ from flows.validation.report import Difference
 from flows.validation.space import jpeg_grid, lost_detail
 
 if TYPE_CHECKING:
-    import pandas as pd
-
     from flows.core.params import Contract
 
 ROWS = 100_000
@@ -25,10 +24,8 @@ ROWS = 100_000
 
 def image_rows(
     image_set: ImageSet, facts: dict[str, Facts], alike: dict[tuple[str, str], Lookalikes]
-) -> "Iterator[pd.DataFrame]":
+) -> Iterator[pd.DataFrame]:
     """Yield tables with one row per image, at most `ROWS` rows each, so that memory stays bounded."""
-    import pandas as pd
-
     for split, known in facts.items():
         images, again = getattr(image_set, split), repeats(known.digest)
         in_earlier, looks_like_earlier = np.zeros((2, len(images)), dtype=bool)
@@ -55,10 +52,8 @@ def image_rows(
             )
 
 
-def split_rows(image_set: ImageSet, folder: Path, facts: dict[str, Facts]) -> "pd.DataFrame":
+def split_rows(image_set: ImageSet, folder: Path, facts: dict[str, Facts]) -> pd.DataFrame:
     """Return one row per split: see `split_row`.  Redundant channels are those of the whole set."""
-    import pandas as pd
-
     rows = [split_row(image_set, folder, split, known) for split, known in facts.items()]
     return pd.DataFrame(rows).assign(redundant_channels=num_redundant(facts.values()))
 
@@ -92,13 +87,11 @@ def published(image_set: ImageSet, split: str, num_images: int) -> int:
     return int(count) - (len(image_set.validation) if split == "train" else 0)
 
 
-def histogram_rows(facts: dict[str, Facts], settings: "Contract") -> "pd.DataFrame":
+def histogram_rows(facts: dict[str, Facts], settings: "Contract") -> pd.DataFrame:
     """Return one row per split and level: its pixels in the split, and the comb test's result.
 
     A level is flagged if the split or the whole set has more such levels than the contract allows.
     """
-    import pandas as pd
-
     whole = np.sum([known.histogram for known in facts.values()], axis=0)
     levels, of_whole = np.arange(len(whole)), broken(comb(whole), settings)
     parts = []
@@ -127,10 +120,8 @@ def broken(teeth: Comb, settings: "Contract") -> Comb:
     return Comb(*(flags & (flags.mean() > limit + 1e-9) for flags, limit in zip(teeth, limits, strict=True)))
 
 
-def difference_rows(found: list[Difference]) -> "pd.DataFrame":
+def difference_rows(found: list[Difference]) -> pd.DataFrame:
     """Return one row per difference, with its distance as a multiple of its limit, the largest first."""
-    import pandas as pd
-
     rows = [
         {
             "splits": f"{entry.first}/{entry.second}",

@@ -305,7 +305,10 @@ READERS = {
         (UserError,),
     ),
     "metrics.json": Reader(
-        lambda: report("evaluation/metrics.json"), lambda content, _: registry.metrics_in(content), (), True
+        lambda: report("evaluation/metrics.json"),
+        lambda content, _: registry.found_in(Metrics, content, Path()),
+        (),
+        True,
     ),
     "evidence": Reader(
         lambda: [json.dumps(EVIDENCE).encode()],

@@ -17,7 +17,7 @@ from flows.cli import run
 from flows.core import memory
 from flows.core.checkpoint import config_sha256, load_model, save_model
 from flows.core.errors import CheckpointError, Exit, UserError
-from flows.core.memory import Group, available, left
+from flows.core.memory import available, left
 from flows.core.params_file import read_params
 from flows.images import store as images
 from flows.images.store import SPLITS, ImageSet, ImageSetError, data_sha256, load_images, save_images
@@ -249,13 +249,13 @@ def test_the_memory_of_this_machine_is_found() -> None:
 
 
 def test_a_containers_limit_counts(tmp_path: Path) -> None:
-    group = Group(tmp_path / "limit", tmp_path / "used", tmp_path / "stat", "inactive_file")
-    assert left(group) is None
-    group.limit.write_text("max\n")
-    group.used.write_text("700\n")
-    group.details.write_text("active_file 50\ninactive_file 100\n")
-    assert left(group) is None
-    group.limit.write_text("1000\n")
-    assert left(group) == 1000 - 700 + 100
-    group.used.write_text("2000\n")
-    assert left(group) == 0
+    group = (tmp_path, "limit", "used", "inactive_file")
+    assert left(*group) is None
+    (tmp_path / "limit").write_text("max\n")
+    (tmp_path / "used").write_text("700\n")
+    (tmp_path / "memory.stat").write_text("active_file 50\ninactive_file 100\n")
+    assert left(*group) is None
+    (tmp_path / "limit").write_text("1000\n")
+    assert left(*group) == 1000 - 700 + 100
+    (tmp_path / "used").write_text("2000\n")
+    assert left(*group) == 0

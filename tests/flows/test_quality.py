@@ -1,6 +1,5 @@
 """Distances between sets of images, the features that they use, and the samples' metrics."""
 
-import hashlib
 import json
 import pickle
 import re
@@ -239,13 +238,12 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_inceptions_features_come_from_the_given_file(weights: Path) -> None:
-    digest = hashlib.sha256(weights.read_bytes()).hexdigest()
     images = np.random.default_rng(0).integers(17, size=(2, 1, 8, 8), dtype=np.uint8)
-    embedded = inception.inception_features(images, 17, weights, digest, torch.device("cpu"))
+    embedded = inception.inception_features(images, 17, weights, torch.device("cpu"))
     assert embedded.shape == (2, 2048)
     assert np.isfinite(embedded).all()
     with pytest.raises(UserError, match=r"its sha256 is [0-9a-f]{64}, sample.inception_sha256 says 000") as error:
-        inception.inception_features(images, 17, weights, "0" * 64, torch.device("cpu"))
+        inception.require_inception(1, weights, "0" * 64)
     assert error.value.code is Exit.MISSING
 
 
@@ -256,9 +254,8 @@ def test_a_pickle_that_runs_code_is_not_loaded(tmp_path: Path) -> None:
 
     path = tmp_path / "weights.pth"
     path.write_bytes(pickle.dumps(Hostile()))
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
     with pytest.raises(UserError, match="not the weights of torch-fidelity's Inception"):
-        inception.inception_features(np.zeros((1, 1, 8, 8), np.uint8), 17, path, digest, torch.device("cpu"))
+        inception.inception_features(np.zeros((1, 1, 8, 8), np.uint8), 17, path, torch.device("cpu"))
     assert not (tmp_path / "ran").exists()
 
 

@@ -55,6 +55,22 @@ def test_a_lock_that_somebody_looks_at_is_free(folder: Path, monkeypatch: pytest
             assert held_locks(folder) != {}
 
 
+def test_the_file_of_a_lock_may_belong_to_another_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a git folder that users share: the one who runs first makes the file, which the others cannot write."""
+    monkeypatch.chdir(tmp_path)
+    lock = Path("shared.lock")
+    lock.touch()
+    lock.chmod(0o444)
+    tmp_path.chmod(0o755)
+    if os.geteuid() == 0:
+        os.seteuid(SOMEBODY)
+    try:
+        with lock_file(lock, "mine") as other, lock_file(lock) as another:
+            assert (other, another) == (None, "another process")
+    finally:
+        os.seteuid(os.getuid())
+
+
 def test_a_container_finds_the_locks_of_its_host(folder: Path) -> None:
     unshare = ["unshare", "--pid", "--fork", "--mount-proc"]
     if subprocess.run([*unshare, "true"], capture_output=True).returncode != 0:

@@ -489,6 +489,11 @@ def test_the_report_says_whether_the_outputs_are_those_of_the_commit(reproduced:
     model.with_name("aside").rename(model)
     assert "models/vdm: missing; `dvc repro` restores or makes" in shown
     assert "older than its inputs" not in shown
+    cache = reproduced.folder / ".dvc" / "cache"
+    cache.rename(cache.with_name("aside"))
+    shown = reproduced.vdmctl("report").stdout
+    cache.with_name("aside").rename(cache)
+    assert "every output is identical to that of commit" in shown
 
     lock = (reproduced.folder / "dvc.lock").read_text()
     other = re.sub(r"(path: models/trained\n\s+hash: md5\n\s+md5: )\w+", rf"\g<1>{'0' * 32}", lock)

@@ -271,10 +271,13 @@ def test_a_version_without_a_lock_keeps_no_fetched_model(project: Project) -> No
     assert names(found)["fetched_models"] == [".vdm-killed", "0" * 32]
 
 
-def test_a_branch_of_ones_own_keeps_its_files(project: Project) -> None:
-    project.git("branch", "mine", "vdm@v1.0.0^{commit}")
+@pytest.mark.parametrize(
+    "reference", [("branch", "mine"), ("tag", "--annotate", "--message=Mine", "vdm-mine")], ids=["branch", "tag"]
+)
+def test_a_branch_or_tag_of_ones_own_keeps_its_files(reference: tuple[str, ...], project: Project) -> None:
+    project.git(*reference, "vdm@v1.0.0^{commit}")
     assert names(prune(project)) == {"versions": ["vdm@v1.0.0"]}
-    project.git("tag", "vdm@v1.0.0", "mine")
+    project.git("tag", "vdm@v1.0.0", reference[-1])
     assert cached(project, *WEIGHTS, "v1.0.0").exists()
 
 

@@ -15,9 +15,10 @@ from ruamel.yaml import YAML
 
 from flows.core import layout
 from flows.core.errors import Exit, UserError
-from flows.orchestration.workspace import Workspace, commit, compose_params, finished, prune, run_of, workspace
+from flows.orchestration.workspace import Workspace, commit, compose_params, finished, prune, workspace
 from flows.process.environment import settle
 from flows.registry.git import git_text, reason_in, require_identity
+from flows.registry.publishing import run_of
 from flows.train_vdm import stages
 
 # The versions are trained when the first test asks for them.
