@@ -33,6 +33,7 @@ from flows.training.distributed import launch
 from flows.training.fitting import resolve
 from vdm.choices import Precision
 from vdm.model import VDM
+from vdm.training.optimizer import optimizers
 from vdm.training.trainer import Trainer
 
 REINDEXING = "TORCHINDUCTOR_LOOP_REINDEXING_AFTER_FUSION"
@@ -172,7 +173,11 @@ def build(row: Row, problem: Problem, size: int, device: torch.device) -> Traine
     settings = resolve(problem.params.train, device)
     settings = replace(settings, precision=row.precision, compile=False, batch_size=size, log_every=1, warmup_steps=0)
     trainer = Trainer(VDM(**problem.model).to(device), problem.images.to(device), settings)
-    trainer.model.to(memory_format=FORMATS[row.memory_format])  # type: ignore[call-overload]
+    for module in (trainer.model, trainer.average):
+        module.to(memory_format=FORMATS[row.memory_format])  # type: ignore[call-overload]
+    # Their state must have the layout of the weights, or AdamW's fused kernel for CUDA refuses it.
+    options = {"betas": settings.betas, "weight_decay": settings.weight_decay}
+    trainer.optimizers = optimizers(trainer.model, settings.optimizer, **options)
     if row.mode != "eager":
         trainer.network.compile(mode="default" if row.mode == "compile" else "max-autotune-no-cudagraphs")
     return trainer

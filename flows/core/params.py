@@ -205,7 +205,7 @@ class Sample(Shared):
     eta: Share
     grid: Grid
     clip: bool
-    inception_weights: str | None
+    inception_weights: Source | None
     inception_sha256: Sha256 | None
 
     @model_validator(mode="after")

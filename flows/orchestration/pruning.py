@@ -81,7 +81,7 @@ def prune(root: Path, *, keep: int, dry_run: bool) -> Entry:
     with ExitStack() as stack:
         repos = [stack.enter_context(cache_locked(each)) for each in (root, *others)]
         stack.enter_context(registry_lock(root))
-        left = sorted((root / layout.WORKTREES).glob("*/"))
+        left = sorted(workspace.left_behind(root))
         work.remove("worktrees", [one.name for one in left], sum(map(size_of, left)), lambda: workspace.prune(root))
         plan = prune_registry(root, work, keep)
         prune_cache([root, *others], repos, work, plan)

@@ -33,8 +33,10 @@ def lock_file(path: Path, holder: str = "", *, wait: bool = False) -> Iterator[s
     """
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-    except PermissionError:  # another user of a shared folder made it: hold it without a description
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except PermissionError:
+        if holder or not path.exists():  # the lock would be held with the description of an earlier holder
+            raise
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)  # another user of a shared folder made it
     try:
         yield acquire(descriptor, holder, wait=wait)
     finally:

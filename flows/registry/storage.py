@@ -94,10 +94,11 @@ def fetch_images(root: Path, version: Version) -> Path:
 
 
 def stated(version: Version, key: str) -> str:
-    """Return a digest that the version's metrics state.  Raises UserError (exit 5) if they do not."""
+    """Return a digest that the version's metrics state.  Raises UserError (exit 5) if they do not, or are damaged."""
     digest: str | None = getattr(version.metrics, key)
     if digest is None:
-        raise UserError(f"{version.name}: {layout.METRICS} at its commit does not state {key}", Exit.MISSING)
+        reason = version.problem or f"{layout.METRICS} at its commit does not state {key}"
+        raise UserError(f"{version.name}: {reason}", Exit.MISSING)
     return digest
 
 

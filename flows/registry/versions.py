@@ -76,13 +76,14 @@ def versions(root: Path) -> list[Version]:
 
 
 def model_tags(root: Path) -> list[Tag]:
-    """Return the tags of versions and stages, without others that begin alike, such as `vdm-paper`."""
-    return [tag for tag in annotated_tags(root, MODEL) if tag.name.startswith((f"{MODEL}@", f"{MODEL}#"))]
+    """Return the tags of versions and stages, without others that begin alike: `vdm-paper`, `vdm@paper`."""
+    found = annotated_tags(root, MODEL)
+    # GTO deregisters a version with a tag `vdm@v1.2.0!`.
+    return [tag for tag in found if tag.name.startswith(f"{MODEL}#") or numbers_of(tag.name.partition("!")[0])]
 
 
 def registered(tags: list[Tag]) -> list[Tag]:
     """Return the tags of the versions that are not deregistered, sorted by number."""
-    # GTO deregisters a version with a tag `vdm@v1.2.0!`.
     gone = {name for name, mark, _ in (tag.name.partition("!") for tag in tags) if mark}
     known = [(numbers, tag) for tag in tags if (numbers := numbers_of(tag.name)) and tag.name not in gone]
     return [tag for _, tag in sorted(known)]

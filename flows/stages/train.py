@@ -36,8 +36,8 @@ def train(
     require_validated(images, validation, with_validation=with_validation)
     devices = find_devices(train.device, train.num_devices)
     launched = torch.distributed.is_torchelastic_launched()
+    processes = int(os.environ["WORLD_SIZE"]) if launched else train.num_devices
     if devices[0].type == "cpu":  # on CUDA the processes that train ask: the question itself takes memory
-        processes = int(os.environ["WORLD_SIZE"]) if launched else train.num_devices
         require_memory(model, train, load_images(images), devices[0], processes)
     if launched and (started := int(os.environ["LOCAL_WORLD_SIZE"])) != train.num_devices:
         raise UserError(f"torchrun started {started} processes, train.num_devices is {train.num_devices}", Exit.USAGE)
@@ -51,7 +51,7 @@ def train(
         raise TrainingDiverged(f"{error} (train.learning_rate, train.max_gradient_norm)") from error
     except (RuntimeError, UserError) as error:
         if out_of_memory(error):
-            raise UserError(advice_on_memory(train), Exit.USAGE) from error
+            raise UserError(advice_on_memory(train, processes), Exit.USAGE) from error
         if launched and lost_another(error):
             reason = f"another process of this training ended or cannot be reached: {brief(error)}"
             raise UserError(f"{reason}; torchrun starts them again, --max-restarts times", Exit.BUG) from error

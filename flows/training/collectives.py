@@ -34,7 +34,7 @@ def process_group(device: torch.device) -> Iterator[None]:
     if not is_first():
         logging.getLogger("flows").setLevel(logging.ERROR)
     if device.type == "cuda":
-        torch.cuda.set_device(device)
+        torch.cuda.set_device(device.index or 0)  # the only device of a machine has no number
     # Gloo with CUDA too: the processes decide on the CPU.
     distributed.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", **meeting_place())
     yield

@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from functools import partial
 from multiprocessing import active_children, parent_process
 from multiprocessing.resource_tracker import ensure_running
+from pathlib import Path
 from threading import Event, Thread
 from typing import Any
 
@@ -66,6 +67,8 @@ def launch(function: Callable[[], Any], *, num_processes: int, max_restarts: int
             raise UserError(f"stopped; {again}", Exit.RESUMABLE) from signalled
         except ChildFailedError as failed:
             rank, failure = failed.get_first_failure()
+            if failure.exitcode == Exit.RESUMABLE:
+                raise UserError(f"stopped; {again}", Exit.RESUMABLE) from failed
             starts = 1 + max_restarts
             reason = f"process {rank} of {num_processes} {fate(failure)}, on start {starts} of {starts}"
             raise UserError(f"{reason}; {again}", Exit.BUG) from failed
@@ -102,13 +105,9 @@ def agent_config(num_processes: int, max_restarts: int, folder: str) -> LaunchCo
     # Older releases of torch do not read these: they handle all signals, and kill processes 30 seconds after a signal.
     config.shutdown_timeout = int(KILL_SECONDS)
     # Signals that nohup or a shell set to be ignored stay ignored.
-    config.signals_to_handle = ",".join(number.name for number in STOPPING if not ignored(number))
+    handled = [number.name for number in STOPPING if signal.getsignal(number) is not signal.SIG_IGN]
+    config.signals_to_handle = ",".join(handled)
     return config
-
-
-def ignored(number: signal.Signals) -> bool:
-    """Whether this process ignores the signal."""
-    return signal.getsignal(number) is signal.SIG_IGN
 
 
 def fate(failure: ProcessFailure) -> str:
@@ -204,6 +203,9 @@ def worker(function: Callable[[], Any]) -> Any:
     A process that is stopped by a signal exits with 75 instead, since torch's agent then waits for no result.
     """
     start_logging()
+    stopped = Path(os.environ[STORE], "stopped")
+    if stopped.exists():  # a signal stopped the processes but not the agent, which starts them again
+        return UserError(f"stopped; {CONTINUES}", Exit.RESUMABLE)
     for number in (signal.SIGINT, signal.SIGTERM):
         # A handler in Python would not run while this process waits in a collective for one that is gone.
         signal.signal(number, signal.SIG_DFL)
@@ -217,5 +219,6 @@ def worker(function: Callable[[], Any]) -> Any:
         raise
     agent = parent_process()
     if (isinstance(outcome, UserError) and outcome.code is Exit.RESUMABLE) or (agent and not agent.is_alive()):
+        stopped.touch()
         sys.exit(Exit.RESUMABLE)
     return outcome

@@ -222,9 +222,12 @@ def out_of_memory(error: Exception) -> bool:
     return isinstance(error, torch.OutOfMemoryError) or any(word in str(error) for word in words)
 
 
-def advice_on_memory(train: "Train") -> str:
-    """Return a message that says which parameters to change when a step does not fit into memory."""
-    part = train.batch_size // train.num_devices // train.accumulation
+def advice_on_memory(train: "Train", processes: int) -> str:
+    """Return a message that says which parameters to change when a step does not fit into memory.
+
+    `processes` is their number on all machines, which split a batch.
+    """
+    part = train.batch_size // processes // train.accumulation
     factor = next((n for n in range(2, part + 1) if part % n == 0), None)  # it must divide the batch
     advice = f"train.accumulation: {factor * train.accumulation}" if factor else "a smaller model"
     if not train.activation_checkpointing:

@@ -143,19 +143,22 @@ def test_a_model_that_cannot_be_built_for_the_images_is_one_line(project: Callab
 
 
 @pytest.mark.parametrize(
-    ("batch_size", "accumulation", "advice"),
+    ("batch_size", "accumulation", "processes", "advice"),
     [
-        (64, 1, "train.accumulation: 2 or "),
-        (100, 4, "train.accumulation: 20 or "),
-        (9, 1, "train.accumulation: 3 or "),
-        (7, 7, "a smaller model or "),
+        (64, 1, 1, "train.accumulation: 2 or "),
+        (100, 4, 1, "train.accumulation: 20 or "),
+        (9, 1, 1, "train.accumulation: 3 or "),
+        (7, 7, 1, "a smaller model or "),
+        (6, 1, 2, "train.accumulation: 3 or "),  # one device on each of two machines
     ],
 )
-def test_the_advice_after_a_step_without_memory_is_possible(batch_size: int, accumulation: int, advice: str) -> None:
+def test_the_advice_after_a_step_without_memory_is_possible(
+    batch_size: int, accumulation: int, processes: int, advice: str
+) -> None:
     settings = read_params(ROOT / "params.yaml").train.model_copy(update={"num_devices": 1})
     settings = settings.model_copy(update={"batch_size": batch_size, "accumulation": accumulation})
     message = f"; set {advice}train.activation_checkpointing: true"
-    assert fitting.advice_on_memory(settings).endswith(message)
+    assert fitting.advice_on_memory(settings, processes).endswith(message)
 
 
 def sparse(path: Path, *shape: int) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from flows.core.errors import Exit, UserError
-from flows.core.params_file import read_params
+from flows.core.params_file import parse_params, read_params
 
 PRESETS = sorted((Path(__file__).parents[2] / "presets").glob("*.yaml"))
 DIGITS = (Path(__file__).parents[2] / "presets" / "digits.yaml").read_text()
@@ -103,3 +103,10 @@ def test_a_file_that_cannot_be_read_is_named(content: str | None, message: str, 
     with pytest.raises(UserError, match=message) as error:
         read_params(path)
     assert "\n" not in str(error.value)
+
+
+def test_weights_of_inception_that_name_no_file_are_refused() -> None:
+    text = DIGITS.replace("inception_weights: null", 'inception_weights: ""', 1)
+    text = text.replace("inception_sha256: null", f'inception_sha256: "{"0" * 64}"', 1)
+    with pytest.raises(UserError, match=r"sample.inception_weights: must name a folder or a file"):
+        parse_params(text, "params.yaml")

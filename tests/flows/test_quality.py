@@ -237,6 +237,14 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+def test_weights_that_changed_while_samples_were_drawn_are_refused(weights: Path) -> None:
+    sample: Any = SimpleNamespace(inception_weights=str(weights), inception_sha256="0" * 64)
+    quality: Any = SimpleNamespace(device="cpu")
+    pictures = measuring.Pictures(*np.zeros((3, 2, 1, 8, 8), np.uint8))
+    with pytest.raises(UserError, match=r"sample.inception_sha256 says 000"):
+        measuring.inception_figures(sample, quality, pictures, 17)
+
+
 def test_inceptions_features_come_from_the_given_file(weights: Path) -> None:
     images = np.random.default_rng(0).integers(17, size=(2, 1, 8, 8), dtype=np.uint8)
     embedded = inception.inception_features(images, 17, weights, torch.device("cpu"))

@@ -24,7 +24,7 @@ from prefect.settings import PREFECT_API_URL, Settings, temporary_settings
 from flows import cli
 from flows.core import layout
 from flows.core.errors import Exit, UserError
-from flows.orchestration import automations, deployments, serve
+from flows.orchestration import automations, deployments, serve, workers
 from flows.orchestration import server as of_server
 from flows.orchestration.automations import Notifications
 from flows.orchestration.deployments import keep, next_time, require_valid
@@ -271,6 +271,15 @@ def test_runs_are_looked_after_although_a_notification_fails(monkeypatch: pytest
     with pytest.raises(Refused):
         serve.look(refused, Mock(), {})
     assert [call[0] for call in looked.method_calls] == ["schedules", "unwanted", "dead"]
+
+
+def test_a_server_that_fails_does_not_end_the_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    looked = Mock(side_effect=[Refused("500 Internal Server Error", 500), KeyboardInterrupt])
+    monkeypatch.setattr(workers, "Api", Mock())
+    monkeypatch.setattr(workers, "LOOK_SECONDS", -1.0)
+    with pytest.raises(KeyboardInterrupt):
+        workers.keep_alive([], OWN, looked)
+    assert looked.call_count == 2
 
 
 def test_runs_of_a_worker_that_is_offline_for_a_while_are_not_ended(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import distributed
 
 from flows.core import memory
 from flows.core.errors import Exit, UserError
-from flows.training.collectives import lost_another
+from flows.training.collectives import STORE, lost_another, process_group
 from flows.training.runs import Run, forget, writing_curves
 from vdm.training.log import TrainingRecord
 
@@ -138,3 +139,17 @@ def test_a_state_that_cannot_be_read_now_is_not_passed_over(
     assert error.value.code is Exit.USAGE
     assert [path.name for path in run.folder.iterdir()] == [path.name for path in run.states()]
     assert run.newest() == {"done": 10}
+
+
+def test_the_only_process_of_a_machine_takes_a_card_without_a_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen: list[int] = []
+    monkeypatch.delenv(STORE, raising=False)
+    monkeypatch.setattr(distributed, "is_torchelastic_launched", lambda: True)
+    monkeypatch.setattr(distributed, "init_process_group", lambda *_, **__: None)
+    monkeypatch.setattr(distributed, "destroy_process_group", lambda: None)
+    index_of = torch.cuda._utils._get_device_index  # what set_device calls first
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: chosen.append(index_of(device)))
+    for name in ("cuda", "cuda:1"):
+        with process_group(torch.device(name)):
+            pass
+    assert chosen == [0, 1]

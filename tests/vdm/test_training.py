@@ -17,6 +17,7 @@ from vdm.errors import TrainingDiverged
 from vdm.model import VDM
 from vdm.schedule import LinearSchedule
 from vdm.training.batches import Batch
+from vdm.training.log import TrainingLog
 from vdm.training.optimizer import AdamW, Muon, learning_rate_factor, optimizers, orthogonalised
 from vdm.training.settings import TrainingSettings
 from vdm.training.trainer import Trainer, backward
@@ -435,3 +436,25 @@ def test_the_learning_rate_warms_up_and_decays() -> None:
     assert factors("linear")[4:] == pytest.approx([1, 5 / 6, 4 / 6, 3 / 6, 2 / 6, 1 / 6, 0])
     assert factors("cosine")[7] == pytest.approx(0.5)
     assert factors("cosine")[10] == pytest.approx(0)
+
+
+def test_figures_of_a_card_are_awaited_on_its_own_stream(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The current device may be another card, whose stream has nothing to wait for."""
+    recorded: list[Any] = []
+
+    class OnCard:
+        is_cuda, device = True, torch.device("cuda:1")
+
+        def to(self, place: str, *, non_blocking: bool) -> torch.Tensor:
+            return torch.ones(4)
+
+    class Event:
+        def __init__(self, device: str) -> None: ...
+
+        def record(self, stream: Any = None) -> None:
+            recorded.append(stream)
+
+    monkeypatch.setattr(torch, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: f"stream of {device}")
+    TrainingLog().add(1, OnCard())  # type: ignore[arg-type]
+    assert recorded == ["stream of cuda:1"]

@@ -219,3 +219,13 @@ def test_the_continuous_bound_does_not_depend_on_the_schedule_between_its_ends(
     # 8 images at 256 times: the standard error is sqrt(variance / 2048), low-discrepancy times make it smaller.
     errors = [(row["variance"] / (8 * 256)) ** 0.5 for row in schedules]
     assert max(means) - min(means) < 4 * 2**0.5 * max(errors)
+
+
+@pytest.mark.parametrize("memory_format", gpu_day.FORMATS)
+def test_the_state_of_the_optimizers_has_the_layout_of_the_weights(memory_format: str) -> None:
+    problem = read_problem(parser(None).parse_args(["--preset", "digits", "--blocks", "1"]))
+    row = gpu_day.Row("float32", "eager", memory_format)
+    trainer = gpu_day.build(row, problem, 16, torch.device("cpu"))
+    for optimizer in trainer.optimizers:
+        for weight, value in zip(optimizer.parameters, optimizer.state(), strict=False):
+            assert weight.stride() == value.stride()

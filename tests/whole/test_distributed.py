@@ -149,6 +149,16 @@ def test_a_group_that_dies_too_often_or_is_asked_to_stop_continues_when_run_agai
     project.edit("vdm/training/validation.py", **{new: old for old, new in SLOW.items()})
 
 
+def test_a_signal_to_one_process_stops_the_whole_group(project: Project, undisturbed: bytes) -> None:
+    process = start(project)
+    wait_for_state(project, process, 5)
+    os.kill(workers(process)[1], signal.SIGTERM)
+    _, errors = process.communicate(timeout=600)
+    assert process.returncode == Exit.RESUMABLE, errors
+    assert "\nvdmctl: stopped; run again to continue" in errors
+    continued(project, start(project), undisturbed)
+
+
 @pytest.mark.parametrize("send", [os.kill, os.killpg])
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_group_stopped_while_it_starts_says_so_in_one_line(

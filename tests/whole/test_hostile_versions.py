@@ -14,15 +14,16 @@ from flows.commands.registry import row_of, shown
 from flows.commands.summary import table
 from flows.core.errors import Exit, UserError
 from flows.core.params_file import read_params
+from flows.evaluation.results import Metrics
 from flows.orchestration.workspace import alike, require_contained, workspace
 from flows.registry.lineage import describe, lineage
 from flows.registry.lock_file import model_path, read_lock
 from flows.registry.promotion import challenge
 from flows.registry.pruning import make_plan, published
 from flows.registry.publishing import fetch_versions, publish
-from flows.registry.storage import fetch
+from flows.registry.storage import fetch, stated
 from flows.registry.verification import verify
-from flows.registry.versions import add_version, is_decided, make_champion, record_refusal, resolve, versions
+from flows.registry.versions import Version, add_version, is_decided, make_champion, record_refusal, resolve, versions
 
 DEEP = "[" * 500 + "]" * 500
 
@@ -110,6 +111,14 @@ def test_a_hostile_listing_is_refused_wherever_it_is_read(listing: Callable[[For
     new = files_below(forge.folder) - before
     ours = [forge.project.folder / name for name in (".dvc/cache", ".dvc/tmp", ".git")] + [forge.git]
     assert [path for path in new if not any(path.is_relative_to(folder) for folder in ours)] == []
+
+
+def test_unreadable_metrics_are_not_said_to_lack_a_digest() -> None:
+    version = Version("vdm@v1.0.0", "c", "", "", (), Metrics(), f"{METRICS}: damaged: bpd: wrong")
+    with pytest.raises(UserError, match="damaged: bpd: wrong"):
+        stated(version, "model_sha256")
+    with pytest.raises(UserError, match=r"metrics.json at its commit does not state data_sha256"):
+        stated(version._replace(problem=""), "data_sha256")
 
 
 @pytest.mark.parametrize("command", [["evaluate"], ["verify"], ["promote"]])

@@ -65,10 +65,27 @@ def test_the_file_of_a_lock_may_belong_to_another_user(tmp_path: Path, monkeypat
     if os.geteuid() == 0:
         os.seteuid(SOMEBODY)
     try:
-        with lock_file(lock, "mine") as other, lock_file(lock) as another:
+        with lock_file(lock) as other, lock_file(lock) as another:
             assert (other, another) == (None, "another process")
     finally:
         os.seteuid(os.getuid())
+
+
+def test_a_lock_that_cannot_be_made_or_described_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with lock_file(Path("old.lock"), "process 1 http://127.0.0.1:4200/api"):
+        pass
+    Path("old.lock").chmod(0o444)
+    tmp_path.chmod(0o555)
+    if os.geteuid() == 0:
+        os.seteuid(SOMEBODY)
+    try:
+        for name, holder in (("new.lock", ""), ("old.lock", "mine")):
+            with pytest.raises(PermissionError, match=name), lock_file(Path(name), holder):
+                pass
+    finally:
+        os.seteuid(os.getuid())
+        tmp_path.chmod(0o755)
 
 
 def test_a_container_finds_the_locks_of_its_host(folder: Path) -> None:

@@ -41,6 +41,7 @@ from flows.training.fitting import resolve as settings_of
 pytestmark = pytest.mark.timeout(1800)
 
 WEIGHTS = ("models/vdm", "weights.safetensors")
+MINE = ("tag", "--annotate", "--message=Mine")
 OLD, MADE, FAILED, LEFT = (f"20250101-00000{number}-aaaa" for number in range(4))
 
 
@@ -120,6 +121,7 @@ def clutter(project: Project) -> None:
     for run, age in {OLD: 3600, MADE: 3600, FAILED: -60}.items():
         report(project, run, age)
     project.git("worktree", "add", "--quiet", "-b", f"runs/{LEFT}", f".vdm/worktrees/{LEFT}")
+    (project.folder / ".vdm/worktrees/never.lock").touch()
     for version in ("v1.0.0", "v1.1.0"):
         md5 = digest_of(project, version, "register").removesuffix(".dir")
         (project.folder / ".vdm/models" / md5).mkdir(parents=True)
@@ -136,7 +138,7 @@ def test_what_the_champion_and_the_newest_version_do_not_need_goes(project: Proj
     assert planned["kept"] == {"vdm@v1.1.0": "among the last champions", "vdm@v1.3.0": "among the newest"}
     found = prune(project)
     assert names(found) == {
-        "worktrees": [LEFT],
+        "worktrees": [LEFT, "never"],
         "branches": [f"runs/{OLD}"],
         "versions": ["vdm@v1.0.0", "vdm@v1.2.0"],
         "reports": [OLD],
@@ -272,7 +274,7 @@ def test_a_version_without_a_lock_keeps_no_fetched_model(project: Project) -> No
 
 
 @pytest.mark.parametrize(
-    "reference", [("branch", "mine"), ("tag", "--annotate", "--message=Mine", "vdm-mine")], ids=["branch", "tag"]
+    "reference", [("branch", "mine"), (*MINE, "vdm-mine"), (*MINE, "vdm@mine"), (*MINE, "vdm@v1.0.0-rc1")], ids=" ".join
 )
 def test_a_branch_or_tag_of_ones_own_keeps_its_files(reference: tuple[str, ...], project: Project) -> None:
     project.git(*reference, "vdm@v1.0.0^{commit}")

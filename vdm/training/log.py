@@ -52,9 +52,10 @@ class TrainingLog:
         """Add the figures (4,) of a step.  Raises TrainingDiverged if figures that have arrived are not finite."""
         arrival = None
         if figures.is_cuda:
+            stream = torch.cuda.current_stream(figures.device)  # the current device may be another card
             figures = figures.to("cpu", non_blocking=True)
             arrival = torch.Event("cuda")
-            arrival.record()
+            arrival.record(stream)
         self.pending.append((step, figures, arrival))
         self.timed += 1
         self.take(all_but=0 if arrival is None else 1)
