@@ -28,7 +28,7 @@ from flows.evaluation.results import BoundMetrics
 from flows.orchestration import artifacts
 from flows.orchestration.announcing import announce, announce_drift
 from flows.orchestration.releasing import RETRIED, Release, catch_up, conclude, release, report_folder
-from flows.orchestration.streaming import leave_out_tracebacks, stream, when_free
+from flows.orchestration.streaming import leave_out_tracebacks, result_of, stream, when_free
 from flows.orchestration.workspace import Workspace, commit, compose_params, finished, first_commit, prune, workspace
 from flows.process.environment import settle
 from flows.process.lifeline import end_with_parent, hold_what_starts
@@ -126,7 +126,7 @@ def retrain(
             if run_of(root, ready) and not registry.is_decided(root, ready):
                 return release(place, ready)  # its run was killed before the model was promoted or refused
             return f"nothing to do: commit {ready[:12]} has the results of these parameters already"
-        check_champion(root, place.folder, return_state=True).result()
+        result_of(check_champion(root, place.folder, return_state=True), "champion")
         logger.info("run %s of commit %s in %s", place.folder.name, place.base[:12], place.folder)
         run_stages(place, force=force, wait_hours=wait_hours)
         artifacts.show_results(place.folder, report_folder(place))
@@ -144,9 +144,9 @@ def run_stages(place: Workspace, *, force: bool, wait_hours: float) -> None:
         )(stage, place.folder, force, wait_hours, return_state=True)
         if stage == "validate":
             artifacts.show_data_docs(place.folder, report_folder(place))  # before its failure is raised
-        state.result()
+        result_of(state, f"stage {stage}")
         if stage == "validate":
-            drift(place.root, place.folder, return_state=True).result()
+            result_of(drift(place.root, place.folder, return_state=True), "drift")
 
 
 def check_repository(root: Path) -> None:

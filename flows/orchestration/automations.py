@@ -132,8 +132,8 @@ class Notifications:
     def switch_on(self, api: Api, entry: Entry, found: str) -> None:
         """Switch on a notification with the block's id, and print that, or why the server refuses it."""
         try:
-            put(api, automation(entry, found))
-            say_on_stderr(f"{entry['name']}: on, since the block {entry['block']} exists")
+            if put(api, automation(entry, found)):
+                say_on_stderr(f"{entry['name']}: on, since the block {entry['block']} exists")
         except Refused as error:
             if error.code >= HTTPStatus.INTERNAL_SERVER_ERROR:  # it may accept it later, so try again
                 raise
@@ -172,10 +172,14 @@ def block(api: Api, name: str) -> str | None:
         raise
 
 
-def put(api: Api, wanted: Entry) -> None:
-    """Create an automation at the server, or update the one of that name, which stays enabled or disabled."""
+def put(api: Api, wanted: Entry) -> bool:
+    """Create an automation at the server, or update the one of that name, which stays enabled or disabled.
+
+    Return whether it is enabled.
+    """
     existing = api.ask("automations/filter", automations={"name": {"any_": [wanted["name"]]}})
     for one in existing:
         api.ask(f"automations/{one['id']}", "PUT", **wanted | {"enabled": one["enabled"]})
     if not existing:
         api.ask("automations/", **wanted)
+    return all(one["enabled"] for one in existing)

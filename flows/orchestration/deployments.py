@@ -105,7 +105,7 @@ def keep(entry: dict[str, Any], existing: dict[str, Any]) -> dict[str, Any]:
     kept = {key: value for key, value in entry.items() if key not in ("schedules", "concurrency_limit")}
     if existing["global_concurrency_limit"]:
         given = entry.get("concurrency_limit")
-        limit = {"limit": existing["global_concurrency_limit"]["limit"]}
+        limit = (existing["concurrency_options"] or {}) | {"limit": existing["global_concurrency_limit"]["limit"]}
         kept["concurrency_limit"] = given | limit if isinstance(given, dict) else limit  # Prefect takes a number, too
     known = parameters_of(entry)["properties"] if existing["parameters"] else {}
     if gone := ", ".join(sorted(existing["parameters"].keys() - known.keys())):

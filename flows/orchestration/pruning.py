@@ -101,7 +101,8 @@ def worktrees(root: Path) -> list[Path]:
     entries = [entry.splitlines() for entry in git_text(root, "worktree", "list", "--porcelain").split("\n\n")]
     folders = [Path(entry[0].removeprefix("worktree ")) for entry in entries if "bare" not in entry]
     first = main_worktree(root, folders, is_bare=len(folders) < len(entries))
-    apart = [each for each in folders if each != first and not each.is_relative_to(first / layout.WORKTREES)]
+    of_runs = (first / layout.WORKTREES).resolve()  # git resolves links
+    apart = [each for each in folders if each != first and not each.is_relative_to(of_runs)]
     return [first, *(each for each in apart if (each / ".dvc").is_dir())]
 
 

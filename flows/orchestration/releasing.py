@@ -5,7 +5,7 @@ other one takes the next number, and its model is compared with the champion of 
 """
 
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 from prefect import State, get_run_logger, task
 from prefect.cache_policies import NO_CACHE
@@ -16,7 +16,7 @@ from flows.core.documents import read
 from flows.core.errors import Exit, NetworkError, UserError
 from flows.orchestration import artifacts
 from flows.orchestration.announcing import Outcome, announce
-from flows.orchestration.streaming import stream
+from flows.orchestration.streaming import result_of, stream
 from flows.orchestration.workspace import Workspace, workspace
 from flows.registry import publishing
 from flows.registry import versions as registry
@@ -108,7 +108,8 @@ def release(place: Workspace, made: str) -> Release:
     known = [version for version in registry.versions(place.root) if version.commit == made]
     version = known[-1] if known else registry.add_version(place.root, made, subject(place.root, made))
     before = registry.champion(place.root)
-    evidence = cast(Evidence, promote(version.name, place.folder, report_folder(place), return_state=True).result())
+    deciding = promote(version.name, place.folder, report_folder(place), return_state=True)
+    evidence: Evidence = result_of(deciding, "promote")
     compared = [version, before] if before else [version]
     artifacts.show_metrics({each.name: each.metrics for each in compared}, evidence)
     return Release(version, layout.RUN_BRANCHES + publishing.run_of(place.root, made), evidence)
@@ -126,7 +127,7 @@ def conclude(root: Path, outcome: Release | str, *, publish: bool) -> str:
     """
     decided: Release | str | None = outcome
     try:
-        while publish and not publish_versions(root, return_state=True).result():
+        while publish and not result_of(publish_versions(root, return_state=True), "publish"):
             decided = None  # if the new comparison fails, there is no decision to announce
             made = outcome.version.commit if isinstance(outcome, Release) else None
             outcome = decided = catch_up(root, made) or outcome
@@ -142,7 +143,7 @@ def catch_up(root: Path, made: str | None = None) -> Release | None:
     Return the release of the commit `made` if it is among them.  The others are announced.
     """
     ours = None
-    withdrawn = cast(list[str], fetch_versions(root, return_state=True).result())
+    withdrawn: list[str] = result_of(fetch_versions(root, return_state=True), "fetch")
     for commit in withdrawn:  # before anything can fail: no later run would find a commit without a number
         registry.add_version(root, commit, subject(root, commit))
     for commit in withdrawn:

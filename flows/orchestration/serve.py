@@ -148,13 +148,14 @@ def prepare(url: str, worker: str | None) -> None:
     try:
         api = Api(url, START_SECONDS)
         create_pool(api)
+        own = worker_name(Path.cwd())
+        ours = {own, SHARED + own}  # an earlier one has ended, since `alone` holds the folder, but may still be listed
         if worker:
-            refuse_to_mix(url, worker, workers(api) - {worker})
+            refuse_to_mix(url, worker, workers(api) - ours)
         deploy(api)
         put(api, silent_runs().model_dump(mode="json", exclude={"owner_resource"}))
-        own = worker_name(Path.cwd())
         # A run on another machine cannot be seen here.  Its worker is offline for a while after the server was down.
-        if not heard_of(api, DAY) - {own, SHARED + own}:
+        if not heard_of(api, DAY) - ours:
             end_dead_runs(api, {})
     except OSError as error:
         if error.filename:

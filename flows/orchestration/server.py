@@ -67,10 +67,10 @@ def find_address(host: str | None, port: int | None) -> Address:
     url = (given or f"http://{connected(host or LOOPBACK)}:{port or PORT}/api").rstrip("/")
     try:
         parts = urlsplit(url)
-        address = Address(url, host or parts.hostname or "", parts.port or PORT)
+        address = Address(url, host or parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80))
     except ValueError as error:
         raise UserError(f"{url}: not the address of a server: {error}", Exit.USAGE) from error
-    if given and not is_loopback(address.host):
+    if given and (parts.scheme == "https" or not is_loopback(address.host)):  # a server started here has no TLS
         require_server(url)
     if host and not is_loopback(host) and not settings.server.api.auth_string:
         raise UserError(

@@ -4,6 +4,7 @@ It must be quick, so it asks the server by HTTP and reads files, and imports nei
 """
 
 import os
+import shlex
 import shutil
 from collections.abc import Iterator
 from contextlib import suppress
@@ -127,7 +128,7 @@ def paused(api: Api) -> list[Entry]:
     """Return the pool and its queues, as far as they are paused, with the commands that resume them."""
     pool = api.ask("work_pools/filter", work_pools=OF_POOL, limit=1)
     queues = api.ask(f"work_pools/{POOL}/queues/filter", limit=200)
-    commands = {one["name"]: f"prefect work-queue resume {one['name']} --pool {POOL}" for one in queues}
+    commands = {one["name"]: f"prefect work-queue resume {shlex.quote(one['name'])} --pool {POOL}" for one in queues}
     commands |= {POOL: f"prefect work-pool resume {POOL}"}
     return [{"name": one["name"], "resume": commands[one["name"]]} for one in pool + queues if one["is_paused"]]
 
@@ -231,9 +232,8 @@ def problems(found: Entry) -> Iterator[str]:
     for name in sorted({one["deployment"] for one in server.get("schedules", []) if one["paused"]}):
         yield f"no planned run of {name} starts, since the deployment is paused; resume it in Prefect's UI"
     for run in server.get("late", []):
-        advice = (
-            f"the option `--queue {run['queue']}` makes the worker of `vdmctl serve` or `vdmctl worker` take its runs"
-        )
+        option = f"--queue {shlex.quote(str(run['queue']))}"
+        advice = f"the option `{option}` makes the worker of `vdmctl serve` or `vdmctl worker` take its runs"
         late = f"run {run['name']}, planned for {run['planned']}, has not started; is a worker of the queue"
         yield f"{late} {run['queue']} online? {advice}"
     if (last := server.get("last_run")) and last["reason"]:
@@ -244,4 +244,5 @@ def problems(found: Entry) -> Iterator[str]:
     if found["registry"]["versions"] and not found["registry"]["champion"]:
         yield "no version is the champion; `vdmctl promote VERSION` makes one"
     if names := found["registry"]["unpublished"]:
-        yield f"{', '.join(names)}: not pushed to any remote; a run with publish=true pushes versions"
+        advice = "a run with publish=true pushes those of runs, `git push` others"
+        yield f"{', '.join(names)}: not pushed to any remote; {advice}"

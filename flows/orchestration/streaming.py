@@ -11,8 +11,9 @@ from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
-from prefect import get_run_logger
+from prefect import State, get_run_logger
 from prefect.exceptions import TerminationSignal
 
 from flows.core import layout
@@ -73,6 +74,13 @@ def stream(
         raise
     if process.returncode != 0:
         raise failure(reason, list(last), process.returncode)
+
+
+def result_of(state: State[Any], task: str) -> Any:
+    """Return the result of a task.  Raises what the task raised, and UserError (exit 1) if the task took too long."""
+    if state.name == "TimedOut":  # Prefect's error does not name the task
+        raise UserError(f"{task} took too long, so it was ended: {state.message}", Exit.BUG)
+    return state.result()
 
 
 def when_free(run: Callable[[], None], *, hours: float) -> None:

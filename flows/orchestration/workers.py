@@ -140,7 +140,8 @@ def served_at(folder: Path) -> str | None:
 
 def with_own_home() -> str:
     """Return the command that serves this folder with another database."""
-    return f"`PREFECT_HOME={Path.cwd() / layout.PRIVATE / 'prefect'} vdmctl serve --port N`"
+    home = shlex.quote(str(Path.cwd() / layout.PRIVATE / "prefect"))
+    return f"`PREFECT_HOME={home} vdmctl serve --port N`"
 
 
 @contextmanager

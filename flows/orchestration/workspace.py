@@ -111,11 +111,11 @@ def left_behind(root: Path) -> set[Path]:
 
     `git worktree prune` would also remove the entries of other worktrees whose disk is not mounted now.
     """
-    parent = root / layout.WORKTREES
+    parent = (root / layout.WORKTREES).resolve()  # git resolves links
     listed = git_text(root, "worktree", "list", "--porcelain").splitlines()
     known = {Path(line.removeprefix("worktree ")) for line in listed if line.startswith("worktree ")}
     locks = {lock.with_suffix("") for lock in parent.glob("*.lock")}
-    return {folder for folder in known if folder.parent == parent.resolve()} | {*parent.glob("*/")} | locks
+    return {folder for folder in known if folder.parent == parent} | {*parent.glob("*/")} | locks
 
 
 def remove(root: Path, folder: Path) -> None:

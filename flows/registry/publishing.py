@@ -54,7 +54,11 @@ def publish(root: Path) -> list[str]:
         while True:
             try:
                 take_other_objects(root, there)
-                return push_missing(root, there)
+                pushed = push_missing(root, there)
+                # In a clone of one branch git's push leaves out the remote-tracking branches, which `status` reads.
+                runs = f"{layout.RUN_BRANCHES}*"
+                fetch(root, REMOTE, f"+refs/heads/{runs}:refs/remotes/{REMOTE}/{runs}")
+                return pushed
             except NetworkError:
                 before, there = there, remote_refs(root)
                 if there == before:  # else another machine has published meanwhile

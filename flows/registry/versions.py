@@ -250,7 +250,9 @@ def reign(tags: list[Tag]) -> list[Tag]:
         if removed:
             reigning = [earlier for earlier in reigning if earlier.commit != tag.commit]
         elif (evidence := evidence_of(tag.message)) and evidence.decision == ROLL_BACK:
-            reigning[-2:] = [tag]  # remove the champion; the one before it reigns by its new tag
+            # Remove the champion, and versions before it that GTO deregistered; the earlier one reigns by its new tag.
+            below = [place for place, earlier in enumerate(reigning[:-1]) if earlier.commit == tag.commit]
+            reigning[below[-1] if below else -2 :] = [tag]
         elif reigning and reigning[-1].commit == tag.commit:  # it was promoted again
             reigning[-1] = tag
         else:

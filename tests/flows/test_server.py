@@ -7,6 +7,7 @@ import base64
 import json
 import os
 import re
+import shlex
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -30,7 +31,7 @@ from flows.orchestration.automations import Notifications
 from flows.orchestration.deployments import keep, next_time, require_valid
 from flows.orchestration.plugin import full_name
 from flows.orchestration.server import Api, Refused, answers, bypass_proxy, find_address, refusal, require_server
-from flows.orchestration.status import address, all_runs, problems, reason, schedule, server, status
+from flows.orchestration.status import address, all_runs, paused, problems, reason, schedule, server, status
 from flows.orchestration.workers import LOCK, alone, require_pool, worker_name
 from flows.process.locks import lock_file
 
@@ -148,6 +149,16 @@ def test_what_cannot_be_an_address(url: str, message: str, code: Exit) -> None:
     ):
         find_address(None, None)
     assert raised.value.code is code
+
+
+def test_a_server_is_started_where_the_url_says_or_not_at_all() -> None:
+    with temporary_settings({PREFECT_API_URL: "http://127.0.0.1/api"}):
+        assert find_address(None, None).port == 80
+    with (
+        temporary_settings({PREFECT_API_URL: "https://127.0.0.1:9/api"}),
+        pytest.raises(UserError, match="no Prefect server answers"),
+    ):
+        find_address(None, None)
 
 
 def test_an_address_may_end_in_slashes() -> None:
@@ -296,6 +307,22 @@ def test_runs_of_a_worker_that_is_offline_for_a_while_are_not_ended(monkeypatch:
     assert ended.call_count == 1
 
 
+@pytest.mark.parametrize(("before", "now"), [("", "shared "), ("shared ", "")])
+def test_a_folder_may_begin_and_cease_to_share(
+    before: str, now: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Prefect lists the worker of the `vdmctl serve` before for a while."""
+    monkeypatch.chdir(tmp_path)
+    own = worker_name(Path.cwd())
+    listed = [{"name": before + own, "status": "ONLINE"}]
+    monkeypatch.setattr(serve, "Api", Mock(return_value=Mock(ask=lambda *_, **__: listed)))
+    for module, name in ((serve, "create_pool"), (serve, "deploy"), (automations, "put")):
+        monkeypatch.setattr(module, name, Mock())
+    monkeypatch.setattr(automations, "end_dead_runs", Mock())
+    with alone(OWN):
+        serve.prepare(OWN, now + own)
+
+
 def test_a_run_is_ended_when_it_had_no_process_for_some_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """By this machine's monotonic clock: the server's clock may differ, and a suspended machine has no processes."""
     now, alive = [1000.0], {"here": 7}
@@ -346,6 +373,19 @@ def test_what_a_server_refuses_is_not_about_a_file(
     monkeypatch.setattr(cli, "call", call)
     assert cli.run(["serve"]) == Exit.MISSING
     assert capsys.readouterr().err == "vdmctl: 503 Service Unavailable\n"
+
+
+@pytest.mark.parametrize(("existing", "said"), [([], True), ([True], True), ([False], False)])
+def test_a_notification_that_stays_off_is_not_said_to_be_on(
+    existing: list[bool], said: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    listed = [{"id": "1", "enabled": enabled} for enabled in existing]
+    notification = {"name": "mail", "block": "sendgrid-email/vdm", "trigger": {}, "actions": []}
+    monkeypatch.setattr(automations, "notifications", lambda: [notification])
+    monkeypatch.setattr(automations, "block", lambda api, name: "1")
+    api: Any = Mock(ask=lambda path, *_, **__: listed if path == "automations/filter" else None)
+    Notifications().look(api)
+    assert ("mail: on" in capsys.readouterr().err) is said
 
 
 def test_the_block_of_a_notification_may_have_any_name() -> None:
@@ -422,6 +462,7 @@ def test_deployments_that_prefect_would_refuse_are_named(changes: dict[str, Any]
 
 EXISTING: dict[str, Any] = {
     "global_concurrency_limit": None,
+    "concurrency_options": None,
     "parameters": {},
     "work_queue_name": "default",
     "job_variables": {},
@@ -441,6 +482,25 @@ def test_a_deployment_keeps_its_limit(given: Any) -> None:
     existing = EXISTING | {"global_concurrency_limit": {"limit": 3}}
     entry = {"name": "weekly", "work_pool": {"name": "vdm"}, "concurrency_limit": given}
     assert keep(entry, existing)["concurrency_limit"] == {"limit": 3}
+
+
+def test_a_deployment_keeps_what_happens_to_a_run_beyond_its_limit() -> None:
+    options = {"collision_strategy": "ENQUEUE"}
+    existing = EXISTING | {"global_concurrency_limit": {"limit": 3}, "concurrency_options": options}
+    given = {"limit": 1, "collision_strategy": "CANCEL_NEW"}
+    entry = {"name": "weekly", "work_pool": {"name": "vdm"}, "concurrency_limit": given}
+    assert keep(entry, existing)["concurrency_limit"] == {"limit": 3, "collision_strategy": "ENQUEUE"}
+
+
+def test_advice_is_quoted_for_a_shell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "my data").mkdir()
+    monkeypatch.chdir(tmp_path / "my data")
+    home = f"PREFECT_HOME={Path.cwd()}/.vdm/prefect"
+    assert shlex.split(workers.with_own_home().strip("`"))[:2] == [home, "vdmctl"]
+    pool, queue = {"name": "vdm", "is_paused": False}, {"name": "big jobs", "is_paused": True}
+    api: Any = Mock(ask=lambda path, **_: [queue] if "queues" in path else [pool])
+    (one,) = paused(api)
+    assert shlex.split(one["resume"]) == ["prefect", "work-queue", "resume", "big jobs", "--pool", "vdm"]
 
 
 def test_a_server_that_cannot_write_is_not_taken_for_another_one() -> None:

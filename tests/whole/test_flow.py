@@ -19,7 +19,7 @@ from unittest.mock import Mock
 
 import pytest
 from plant import ENDLESS, Plant, trainers, wait_until
-from prefect.states import StateType
+from prefect.states import Failed, StateType
 from project import ROOT, Project
 
 from flows.core.errors import Exit, UserError
@@ -27,7 +27,7 @@ from flows.orchestration import releasing
 from flows.orchestration.announcing import announce
 from flows.orchestration.artifacts import Progress, show, show_metrics
 from flows.orchestration.plugin import full_name
-from flows.orchestration.streaming import failure
+from flows.orchestration.streaming import failure, result_of
 from flows.process.groups import processes_in
 from flows.registry.evidence import Evidence
 from flows.train_vdm import EXPECTED, as_user_error, drift, stages, train_vdm
@@ -318,6 +318,12 @@ def test_a_check_of_drift_that_fails_for_another_reason_is_not_announced_as_drif
     assert state
     assert (state.type, state.message) == (StateType.FAILED, "the reason")
     assert said == announced
+
+
+def test_a_task_that_takes_too_long_is_named() -> None:
+    message, error = "Task run exceeded timeout of 7.0 second(s)", TimeoutError("Scope timed out")
+    with pytest.raises(UserError, match=rf"^stage evaluate took too long, so it was ended: {re.escape(message)}$"):
+        result_of(Failed(name="TimedOut", message=message, data=error), "stage evaluate")
 
 
 def test_files_that_could_not_be_copied_are_one_line(tmp_path: Path) -> None:

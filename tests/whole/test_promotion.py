@@ -295,6 +295,15 @@ def test_rolling_back_goes_back_one_champion_at_a_time(copied: Project) -> None:
     assert rollback(copied.folder).champion == "vdm@v1.0.0"
 
 
+@pytest.mark.parametrize("gone", ["v1.1.0", "v1.2.0"])
+def test_a_roll_back_passes_a_version_that_gto_deregistered(gone: str, copied: Project) -> None:
+    crown(copied, "v1.0.0", "v1.1.0", "v1.2.0")
+    assert copied.run("gto", "deprecate", "vdm", gone).returncode == 0
+    assert rollback(copied.folder).champion == "vdm@v1.0.0"
+    with pytest.raises(UserError, match="there is no earlier champion"):
+        previous_champion(copied.folder)
+
+
 def test_the_only_champion_is_withdrawn_by_the_command_that_a_rollback_names(copied: Project) -> None:
     crown(copied, "v1.0.0")
     (command,) = re.findall("`(.*)`", copied.vdmctl("rollback").stderr)

@@ -462,6 +462,16 @@ def training_state(project: Project) -> dict[str, Any]:
     return trainer.state()
 
 
+def test_worktrees_of_runs_may_be_on_another_disk(project: Project, tmp_path: Path) -> None:
+    (tmp_path / "disk").mkdir()
+    (project.folder / ".vdm").mkdir(exist_ok=True)
+    (project.folder / ".vdm/worktrees").symlink_to(tmp_path / "disk")
+    project.git("worktree", "add", "--quiet", "-b", f"runs/{LEFT}", f".vdm/worktrees/{LEFT}")
+    assert names(prune(project, "--dry-run"))["worktrees"] == [LEFT]
+    assert names(prune(project))["worktrees"] == [LEFT]
+    assert not list((tmp_path / "disk").iterdir())
+
+
 def test_states_that_nobody_continued_are_shown_and_removed(tmp_path: Path) -> None:
     """A state of yesterday stays, and every state while a trainer of this project works."""
     project = Project(tmp_path / "project")

@@ -191,6 +191,14 @@ def test_the_hook_of_dvc_finds_dvc_in_a_service(project: Project, monkeypatch: p
     assert "vdm@v1.2.0" in publish(project.folder)
 
 
+def test_git_knows_what_was_published_also_in_a_clone_of_one_branch(project: Project) -> None:
+    project.git("config", "remote.origin.fetch", "+refs/heads/main:refs/remotes/origin/main")
+    project.git("switch", "--quiet", "--create", "runs/20260101-000000-bbbb")
+    project.git("commit", "--quiet", "--allow-empty", "--message=Retrain\n\nRun: 20260101-000000-bbbb")
+    assert publish(project.folder)[0] == "branch runs/20260101-000000-bbbb"
+    assert "origin/runs/20260101-000000-bbbb" in project.git("branch", "--remotes").split()
+
+
 def test_a_file_that_is_damaged_in_the_cache_is_not_published(project: Project) -> None:
     weights = cached(project, "models/vdm", "weights.safetensors", "v1.2.0")
     weights.chmod(0o644)
