@@ -106,13 +106,12 @@ def main() -> None:
     report(measure(problem, chosen, device, *times[0, :2], times[:, 2].sum()), device, as_json=chosen.json)
 
 
-def trainer_of(problem: Problem, chosen: argparse.Namespace, device: torch.device) -> Trainer:
-    """Return the run that the options describe."""
+def trainer_of(problem: Problem, chosen: argparse.Namespace, device: torch.device, parts: int = 1) -> Trainer:
+    """Return the run that the options describe, with `parts` times as many micro-batches."""
     precision = find_precision(chosen.precision, device)
     compile = find_compile({"true": True, "false": False}.get(chosen.compile, "auto"), device)
     changes = {"batch_size": chosen.batch_size, "activation_checkpointing": chosen.activation_checkpointing}
-    if chosen.accumulation:
-        changes["accumulation"] = chosen.accumulation
+    changes["accumulation"] = parts * (chosen.accumulation or problem.params.train.accumulation)
     return build(problem, device, precision, compile, **changes)
 
 
@@ -129,12 +128,14 @@ def measure(
     problem: Problem, chosen: argparse.Namespace, device: torch.device, first: float, seconds: float, memory: float
 ) -> dict[str, Any]:
     """Return the figures of a step that takes `seconds`, `first` the first time, and `memory` MiB in all processes."""
-    trainer, train = trainer_of(problem, chosen, device), problem.params.train
+    # One process takes the parts of all, one after the other, so that they fit into memory as they did.
+    trainer, train = trainer_of(problem, chosen, device, parts=chosen.num_devices), problem.params.train
     trainer.step()
     saving, validation = saving_time(trainer), validation_time(problem, trainer)
     validated = (train.validate_every_steps or math.inf) * seconds
     interval = min(60 * train.checkpoint_every_minutes, train.checkpoint_every_steps * seconds)
-    flop = count_flop(build(problem, device, "float32", False, batch_size=chosen.batch_size).step)
+    size = chosen.batch_size  # image by image, which takes as many operations and little memory
+    flop = count_flop(build(problem, device, "float32", False, batch_size=size, accumulation=size).step)
     rate = matrix_rate(device, getattr(torch, trainer.settings.precision))
     if device.type == "cuda":  # on a CPU the processes share the cores that the rate was measured with
         rate *= chosen.num_devices

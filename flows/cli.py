@@ -75,6 +75,11 @@ def run(arguments: list[str]) -> int:
         return fail(f"{place}{error.strerror or error}{rest}", Exit.MISSING)
     except TrainingDiverged as error:
         return fail(str(error), Exit.USAGE)
+    except RuntimeError as error:
+        if type(error).__name__ != "OutOfMemoryError":  # of torch, which `vdmctl --help` must not load
+            raise
+        reason = str(error).partition(". ")[0]
+        return fail(f"{reason}; lower the batch size of this stage, or free the card, and run again", Exit.USAGE)
     finally:
         with suppress(OSError):  # reported above, or less important than the error reported above
             sys.stdout.flush()

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from flows.commands.arguments import AsJson, Model
+from flows.commands.arguments import ROOT, AsJson, Model
 from flows.commands.models import model_or_ours
 from flows.compression.batches import MOST_BATCH, MOST_TIMESTEPS
 from flows.process.streams import say_result
@@ -58,7 +58,9 @@ def compress(
     folder = model_or_ours(model)
     from flows.compression.files import compress
     from flows.evaluation.results import with_error
+    from flows.registry.lock_file import require_no_outputs
 
+    require_no_outputs(ROOT, out)
     done = compress(
         images,
         split=split,
@@ -101,6 +103,8 @@ def decompress(
     """
     folder = model_or_ours(model)
     from flows.compression.files import decompress
+    from flows.registry.lock_file import require_no_outputs
 
+    require_no_outputs(ROOT, out)
     done = decompress(file, model=folder, out=out, device=device, force=force)
     say_result(done.model_dump(), f"{done.num_images} images in {done.out}", as_json)

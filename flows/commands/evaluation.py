@@ -4,14 +4,13 @@ Heavy modules are imported inside the commands.
 """
 
 import re
-import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from flows.commands.arguments import ROOT, AsJson, Model, parameters
-from flows.commands.models import images_for, model_folder, model_or_ours, sample_metrics
+from flows.commands.models import as_argument, images_for, model_folder, model_or_ours, sample_metrics
 from flows.core import layout
 from flows.core.errors import Exit, UserError
 from flows.process.streams import say, say_result
@@ -178,9 +177,10 @@ def compare(
     from flows.commands.summary import show
     from flows.evaluation.protocols import compare
     from flows.evaluation.results import common_figures
+    from flows.registry.versions import REFERENCE
 
     folders = {"first": model_folder(first), "second": model_folder(second)}
-    images = images or images_for(second)
+    images = images or images_for(second if REFERENCE.fullmatch(second) else first)
     quality = [sample_metrics(first, folders["first"]), sample_metrics(second, folders["second"])]
     compared = compare(settings, **folders, images=images, confidence=confidence, split=split)
     named = [
@@ -233,4 +233,4 @@ def import_checkpoint(
     import_checkpoint(
         file, file_format, out=out, image_size=image_size, num_levels=num_levels, averaged=averaged, sha256=sha256
     )
-    say(f"{out}: the model of {file}; `vdmctl evaluate {shlex.quote(str(out))}` measures its bits/dim")
+    say(f"{out}: the model of {file}; `vdmctl evaluate {as_argument(out)}` measures its bits/dim")

@@ -3,6 +3,7 @@
 Heavy modules are imported inside the functions.
 """
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,6 +27,13 @@ def model_folder(model: str) -> Path:
     from flows.registry.storage import fetch
 
     return fetch(ROOT, resolve(ROOT, model))
+
+
+def as_argument(folder: Path) -> str:
+    """Return a model folder as an argument in a shell: `./champion`, since `champion` is a version."""
+    from flows.registry.versions import REFERENCE
+
+    return shlex.quote(f"./{folder}" if REFERENCE.fullmatch(str(folder)) else str(folder))
 
 
 def model_or_ours(model: str | None) -> Path:

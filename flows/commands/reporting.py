@@ -1,12 +1,12 @@
 """Find the results of the models that `vdmctl report --out` names, and write the page."""
 
 import hashlib
-import shlex
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from flows.commands.arguments import ROOT, parameters
+from flows.commands.models import as_argument
 from flows.core import layout
 from flows.core.documents import read
 from flows.core.errors import Exit, UserError
@@ -15,7 +15,7 @@ from flows.evaluation.results import BoundMetrics, Metrics
 from flows.images.store import data_sha256
 from flows.registry.git import contents
 from flows.registry.lineage import Lineage, lineage
-from flows.registry.lock_file import lock_here
+from flows.registry.lock_file import lock_here, output_at, require_no_outputs
 from flows.registry.storage import check, dvc_repository, fetch_images, obtain, sha256_of_config
 from flows.registry.versions import REFERENCE, Version, resolve
 from flows.report.comparison import comparison
@@ -43,8 +43,8 @@ def write_page(models: list[str], out: Path, *, force: bool) -> None:
 
     Without models and to `flows.core.layout.PAGE` this is the stage, which replaces its output and its charts.
 
-    Raises UserError (exit 2) if the file exists, unless `force`; UserError (exit 5) if results are missing or damaged;
-    OSError that names `out`.
+    Raises UserError: exit 2 if the file exists, unless `force`, or lies in an output of the pipeline, 5 if results are
+    missing or damaged; OSError that names `out`.
     """
     is_stage = not models and out == layout.PAGE
     if out.is_dir():
@@ -54,6 +54,7 @@ def write_page(models: list[str], out: Path, *, force: bool) -> None:
     if is_stage:
         report(sections(), files=WORKSPACE, model_folder=layout.REGISTERED, out=out, pictures=layout.PICTURES)
         return
+    require_no_outputs(ROOT, out)
     found = [results_of(model) for model in models] or [of_workspace(layout.REGISTERED)]
     made = page(*found) if len(found) == 1 else comparison(*found)
     write_whole(out, made.html)
@@ -112,7 +113,9 @@ def origin_of(chain: Lineage) -> Origin:
     """Return where a version comes from."""
     version = chain.version
     rows = {"version": version.name, "registered": version.created, "commit": version.commit}
-    promotions = {f"promoted, {tag.name}": tag.created for tag in chain.promotions}
+    promotions = {
+        f"{'withdrawn' if '!' in tag.name else 'promoted'}, {tag.name}": tag.created for tag in chain.promotions
+    }
     commands = [
         f"git checkout {version.name} && make repro",
         f"vdmctl verify {version.name}    # recomputes every digest",
@@ -156,9 +159,11 @@ def of_folder(folder: Path) -> Results:
     metrics = folder / layout.METRICS.name
     if not metrics.exists() and layout.METRICS.exists() and read(Metrics, layout.METRICS).model_sha256 == digest:
         return of_workspace(folder)
-    command = f"vdmctl evaluate {shlex.quote(str(folder))} --out {shlex.quote(str(folder))}"
+    command = f"vdmctl evaluate {as_argument(folder)} --out {as_argument(folder)}"
     if not metrics.exists():
         advice = f"run `{command}`, with `--images SET` if its images are not those in {layout.IMAGES}"
+        if output_at(ROOT, folder):
+            advice = "run `dvc repro evaluate`"
         raise UserError(f"{folder}: not evaluated yet; {advice}", Exit.MISSING)
     if read(Metrics, metrics).model_sha256 != digest:
         raise UserError(f"{metrics} is about another model; run `{command}`", Exit.MISSING)

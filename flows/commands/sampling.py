@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from flows.commands.arguments import AsJson, parameters
+from flows.commands.arguments import ROOT, AsJson, parameters
 from flows.commands.models import model_folder
 from flows.core import layout
 from flows.core.errors import Exit, UserError
@@ -104,11 +104,13 @@ def sample(
         sample(params.sample, params.quality, **paths, out=layout.SAMPLES.parent)
         return
     from flows.commands.options import override
+    from flows.registry.lock_file import require_no_outputs
     from flows.sampling.request import Request, answer
 
+    for place in filter(None, (out, film)):
+        require_no_outputs(ROOT, place)
     settings = override(params.sample, {"num_images": DRAWN} | given)
-    request = Request(model_folder(model), settings, out or OUT, film=film, known=known, mask=mask, force=force)
-    done = answer(request)
+    done = answer(Request(model_folder(model), settings, out or OUT, film=film, known=known, mask=mask, force=force))
     text = f"{done['num_images']} images in {done['out']}" + (f", their film in {film}" if film else "")
     say_result(done, text, as_json)
 

@@ -119,12 +119,15 @@ def deviation(bound: float, num_dims: int) -> float | None:
 
 
 def require_new_file(out: Path, source: Path, model: Path, *, force: bool) -> None:
-    """Raise UserError (exit 2) if `out` is a folder, `source` or in `model`, or if it exists, without `force`."""
+    """Raise UserError (exit 2) if `out` is a folder, `source`, a file in it or in `model`, or exists, without `force`.
+
+    A new file may lie in `source`.
+    """
     if out.is_dir():
         raise UserError(f"{out} is a folder; name a file", Exit.USAGE)
     if out.exists() and not force:
         raise UserError(f"{out} exists; name another file, or replace it with --force", Exit.USAGE)
-    if contains(out, source):
+    if contains(out, source) or (out.exists() and contains(source, out)):
         raise UserError(f"{out} would replace the images that it is made from; name another file", Exit.USAGE)
     if contains(model, out):
         raise UserError(f"{out} lies in the folder of the model; name another file", Exit.USAGE)

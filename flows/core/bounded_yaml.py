@@ -155,6 +155,8 @@ def plain(node: Any) -> Any:
             return node
         case ScalarBoolean():  # a bool with an anchor: an int, but not a bool
             return bool(node)
+        case int() if node.bit_length() > 64:  # a longer one may have no decimal text
+            raise ValueError("an integer of more than 64 bits")
         case int():
             return int(node)
         case float():

@@ -1,7 +1,9 @@
 """Find the devices and the precision that the parameters select."""
 
 import os
+import sysconfig
 from importlib.util import find_spec
+from pathlib import Path
 from shutil import which
 from typing import Literal
 
@@ -50,7 +52,8 @@ def find_precision(name: Literal["auto", Precision], device: torch.device) -> Pr
     if name != "auto":
         return name
     if device.type == "cuda":
-        native = torch.cuda.is_bf16_supported(including_emulation=False)
+        with torch.cuda.device(device):  # torch answers for the current card
+            native = torch.cuda.is_bf16_supported(including_emulation=False)
     else:  # emulated bfloat16 is slower than float32
         native = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)()
     return "bfloat16" if native else "float32"
@@ -59,13 +62,23 @@ def find_precision(name: Literal["auto", Precision], device: torch.device) -> Pr
 def find_compile(compile: Literal["auto"] | bool, device: torch.device) -> bool:
     """Whether to compile the network.
 
-    `auto` means on GPUs, if Triton and a C compiler are installed.  On CPUs compiling takes more time than it saves.
-    Raises UserError (exit 2) without a compiler if the network is to be compiled.
+    `auto` means on GPUs that Triton knows, if it, a C compiler and the headers of Python are installed.  On CPUs
+    compiling takes more time than it saves.  Raises UserError (exit 2) without a compiler or headers if the network is
+    to be compiled.
     """
     variable, *programs = ("CC", "gcc", "clang") if device.type == "cuda" else ("CXX", "g++", "clang++")
     found = bool(os.environ.get(variable) or any(map(which, programs)))
+    headers = Path(sysconfig.get_path("include", "posix_prefix"), "Python.h")  # what is compiled includes it
     if compile == "auto":
-        return found and device.type == "cuda" and find_spec("triton") is not None
+        installed = found and headers.is_file() and find_spec("triton") is not None
+        return device.type == "cuda" and installed and is_known_to_triton(device)
     if compile and not found:
         raise UserError(f"train.compile: true needs a compiler: install {programs[0]} or set {variable}", Exit.USAGE)
+    if compile and not headers.is_file():
+        raise UserError(f"train.compile: true needs {headers}: install the headers, such as python3-dev", Exit.USAGE)
     return compile
+
+
+def is_known_to_triton(card: torch.device) -> bool:
+    """Whether Triton compiles for the card: for all of AMD, and for those of NVIDIA since compute capability 7.0."""
+    return torch.version.hip is not None or torch.cuda.get_device_properties(card).major >= 7

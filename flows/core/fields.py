@@ -4,15 +4,22 @@ import re
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field
 from pydantic_core import PydanticCustomError
 
 
 def device_name(name: str) -> str:
     """Return the name.  Raises PydanticCustomError unless it is auto, cpu, cuda or cuda:N."""
-    if not re.fullmatch(r"auto|cpu|cuda(:[0-9]{1,3})?", name):
+    if not re.fullmatch(r"auto|cpu|cuda(:(0|[1-9][0-9]?))?", name):  # torch reads cuda:256 as cuda:0
         raise PydanticCustomError("device", "Input should be auto, cpu, cuda or cuda:N")
     return name
+
+
+def compile_choice(value: object) -> object:
+    """Return the value.  Raises PydanticCustomError unless it is auto, true or false."""
+    if value != "auto" and not isinstance(value, bool):
+        raise PydanticCustomError("compile", "Input should be auto, true or false")
+    return value
 
 
 def source(text: str) -> str:
@@ -43,6 +50,7 @@ Real = Annotated[float, Field(allow_inf_nan=False)]
 Share = Annotated[Real, Field(ge=0, le=1)]
 Gamma = Annotated[Real, Field(ge=-60, le=60)]
 Source = Annotated[str, AfterValidator(source)]
+Compile = Annotated[Literal["auto"] | bool, BeforeValidator(compile_choice)]
 Device = Annotated[str, AfterValidator(device_name)]
 Devices = Annotated[int, Field(ge=1, le=4096)]
 ImageNet = Literal["imagenet32", "imagenet64", "imagenet32_2016", "imagenet64_2016"]

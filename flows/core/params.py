@@ -7,6 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from flows.core.documents import Sha256
 from flows.core.fields import (
     BatchSize,
+    Compile,
     Device,
     Devices,
     Gamma,
@@ -112,7 +113,7 @@ class Train(Section):
     num_devices: Devices
     max_restarts: NonNegative
     precision: Literal["auto", Precision]
-    compile: Literal["auto"] | bool
+    compile: Compile
     activation_checkpointing: bool
     steps: Positive
     batch_size: BatchSize

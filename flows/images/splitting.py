@@ -44,6 +44,7 @@ def divide(
     if (total := sum(counts)) > MOST_IMAGES:
         raise UserError(f"{root}: {total:,} images, but at most {MOST_IMAGES:,} are read", Exit.INVALID_DATA)
     if given := parts_of(names):
+        require_full_parts(root, names)
         chosen = np.repeat(np.array([SPLITS.index(given[part_of(name)]) for name in names], dtype=np.int8), counts)
     else:
         require_no_part(root, names)
@@ -71,6 +72,14 @@ def parts_of(names: list[str]) -> dict[str, str]:
     if len(splits) < len(given) or len(given) < 2 or "train" not in splits or "" in splits:
         return {}
     return {part: split if split == "train" or "test" in splits else "test" for part, split in given.items()}
+
+
+def require_full_parts(root: Path, names: list[str]) -> None:
+    """Raise UserError (exit 4) if a folder is named like a split and has no images: another split would replace it."""
+    full = {split_named(part_of(name)) for name in names}
+    parts = [path.name for path in root.iterdir() if path.is_dir() and split_named(part_of(path.name))]
+    if empty := sorted(part for part in parts if split_named(part_of(part)) not in full):
+        raise UserError(f"{root}: no images in {listed(empty)}; add them, or remove that folder", Exit.INVALID_DATA)
 
 
 def require_no_part(root: Path, names: list[str]) -> None:

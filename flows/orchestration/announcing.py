@@ -9,6 +9,8 @@ from prefect.runtime import flow_run
 from flows.orchestration.artifacts import dispensable
 
 Outcome = Literal["promoted", "refused", "failed", "drifted"]
+ENDS = {"vdm.promoted", "vdm.refused", "vdm.failed"}
+"""The tags that exclude each other."""
 
 
 def announce(outcome: Outcome, reason: str, *, model: str = "", bpd: float | None = None) -> None:
@@ -30,8 +32,10 @@ def announce(outcome: Outcome, reason: str, *, model: str = "", bpd: float | Non
             payload={"model": model or None, "bpd": bpd, "reason": reason},
         )
         with get_client(sync_client=True) as client:
-            tags = {*client.read_flow_run(flow_run.id).tags, name}
-            client.update_flow_run(flow_run.id, tags=sorted(tags))
+            tags = set(client.read_flow_run(flow_run.id).tags)
+            if name in ENDS:  # a run that is repeated, as by Prefect's "Retry", has the tag of its first attempt
+                tags -= ENDS
+            client.update_flow_run(flow_run.id, tags=sorted({*tags, name}))
 
 
 def announce_drift(line: str) -> None:

@@ -179,7 +179,9 @@ def put(api: Api, wanted: Entry) -> bool:
     """
     existing = api.ask("automations/filter", automations={"name": {"any_": [wanted["name"]]}})
     for one in existing:
-        api.ask(f"automations/{one['id']}", "PUT", **wanted | {"enabled": one["enabled"]})
+        # The server finds what a trigger waits for by the trigger's id.
+        trigger = wanted["trigger"] | {"id": one["trigger"]["id"]}
+        api.ask(f"automations/{one['id']}", "PUT", **wanted | {"enabled": one["enabled"], "trigger": trigger})
     if not existing:
         api.ask("automations/", **wanted)
     return all(one["enabled"] for one in existing)

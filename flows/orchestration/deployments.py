@@ -53,17 +53,21 @@ def deploy(api: Api) -> None:
         ]
     except (OSError, LookupError, TypeError, ValueError, AttributeError) as error:
         raise UserError(f"{PROJECT}: no valid deployments: {brief(error)}", Exit.USAGE) from error
-    text = StringIO()
-    YAML(typ="safe").dump(document, text)
+    text, yaml = StringIO(), YAML(typ="safe", pure=True)
+    yaml.version = (1, 1)  # as Prefect reads it: in YAML 1.1 a bare 5e-05 is text, and a bare `on` is true
+    yaml.dump(document, text)
     with scratch_folder(layout.PRIVATE) as scratch:
         write_whole(scratch / PROJECT, text.getvalue())
         run_prefect("deploy", "--all", "--prefect-file", str(scratch / PROJECT))
+    for one in existing.values():  # `prefect deploy` fills in their templates, such as {{ prefect.blocks.secret.NAME }}
+        api.ask(f"deployments/{one['id']}", "PATCH", job_variables=one["job_variables"])
     refuse_unknown_parameters(api)
 
 
 def require_valid(entry: dict[str, Any]) -> None:
     """Raise ValueError that names the deployment if Prefect would refuse its schedules or parameters."""
     from prefect.client.schemas.schedules import construct_schedule
+    from prefect.exceptions import MissingFlowError
     from prefect.utilities.schema_tools import ValidationError as WrongParameter
     from prefect.utilities.schema_tools import validate
 
@@ -81,7 +85,7 @@ def require_valid(entry: dict[str, Any]) -> None:
         raise ValueError(f"{entry['name']}: parameters: {error}") from error
     except ValidationError as error:
         raise ValueError(f"{entry['name']}: {explain(error)}") from error
-    except (TypeError, ValueError, AttributeError, OverflowError) as error:
+    except (TypeError, ValueError, AttributeError, OverflowError, MissingFlowError) as error:
         raise ValueError(f"{entry['name']}: {error}") from error
 
 

@@ -29,9 +29,11 @@ def engines(url: str, folder: Path | None = None) -> dict[str, int]:
 
 def stop_engines(url: str, folder: Path, seconds: float) -> None:
     """Send SIGTERM to the folder's runs of the server at `url`, which then stop their children; wait for their end."""
-    for pid in engines(url, folder).values():
-        with suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGTERM)
+    signalled: set[int] = set()
     deadline = time.monotonic() + seconds
-    while engines(url, folder) and time.monotonic() < deadline:
+    while (found := set(engines(url, folder).values())) and time.monotonic() < deadline:
+        for pid in found - signalled:  # one may have started meanwhile
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGTERM)
+        signalled |= found
         time.sleep(0.1)

@@ -8,6 +8,7 @@ import base64
 import ipaddress
 import json
 import os
+import ssl
 import time
 import tomllib
 import urllib.error
@@ -26,9 +27,6 @@ from flows.core.errors import Exit, UserError, brief
 LOOPBACK, PORT = "127.0.0.1", 4200
 SECONDS = 10.0
 MOST_BYTES = 10_000
-DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-"""Opens URLs of this machine.  A proxy would look for the server on the proxy's machine, and see the password."""
-
 
 DEFAULTS = {
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
@@ -177,10 +175,15 @@ def send(
 
 def receive(request: urllib.request.Request, seconds: float) -> Any:
     """Return the answer to a request.  Raises Refused for an error, and what urllib and json raise."""
-    is_here = is_loopback(urlsplit(request.full_url).hostname or "")
-    open_url = DIRECT.open if is_here else urllib.request.urlopen
+    handlers: list[urllib.request.BaseHandler] = []
+    if is_loopback(urlsplit(request.full_url).hostname or ""):
+        # A proxy would look for the server on the proxy's machine, and see the password.
+        handlers.append(urllib.request.ProxyHandler({}))
+    if request.type == "https":
+        trusted = ssl.create_default_context(cafile=setting("PREFECT_API_SSL_CERT_FILE") or None)
+        handlers.append(urllib.request.HTTPSHandler(context=trusted))
     try:
-        with open_url(request, timeout=seconds) as response:
+        with urllib.request.build_opener(*handlers).open(request, timeout=seconds) as response:
             return json.loads(response.read() or b"null")
     except urllib.error.HTTPError as error:
         with error:

@@ -18,6 +18,7 @@ from prefect.exceptions import TerminationSignal
 
 from flows.core import layout
 from flows.core.errors import Exit, NetworkError, UserError
+from flows.core.escaping import visible
 from flows.core.files import parse_json, read_bounded
 from flows.orchestration.status import devices
 from flows.process.groups import running
@@ -99,8 +100,13 @@ def when_free(run: Callable[[], None], *, hours: float) -> None:
         until = datetime.fromtimestamp(time.time() + deadline - time.monotonic()).astimezone()
         get_run_logger().warning("%s; this run waits for it, at most until %s", busy, f"{until:%Y-%m-%d %H:%M %Z}")
         time.sleep(POLL_SECONDS)
-        while time.monotonic() < deadline and any(device["holder"] in busy for device in devices()):
+        while time.monotonic() < deadline and any(named(device["holder"]) in busy for device in devices()):
             time.sleep(POLL_SECONDS)
+
+
+def named(holder: str) -> str:
+    """Return the holder of a device as an error, whose text is one line, names it; see `flows.process.locks`."""
+    return visible(" ".join((holder or "another process").split()))
 
 
 def failure(reason: Path, last: list[str], returncode: int) -> UserError:

@@ -105,7 +105,8 @@ def require_fitting(sample: "Sample", quality: "Quality", *, model: Path, featur
         if reason := fault(image_set, split):
             raise UserError(f"{images}: {reason}; run `vdmctl validate`", Exit.INVALID_DATA)
     if sample.inception_weights is not None and sample.inception_sha256 is not None:
-        require_inception(image_set.image_shape[0], Path(sample.inception_weights), sample.inception_sha256)
+        weights = Path(sample.inception_weights).expanduser()
+        require_inception(image_set.image_shape[0], weights, sample.inception_sha256)
     count = num_compared(sample.num_images, image_set, quality.num_images)
     most = min(quality.num_images, len(image_set.train))
     needed = max(TABLES * 8 * most**2, COPIES * 8 * count * math.prod(image_set.image_shape))
@@ -176,7 +177,7 @@ def inception_figures(
     if sample.inception_weights is None:
         return {}
     assert sample.inception_sha256 is not None
-    weights, device = Path(sample.inception_weights), find_device(quality.device)
+    weights, device = Path(sample.inception_weights).expanduser(), find_device(quality.device)
     # Drawing the samples took a while, in which the file may have been replaced.
     require_inception(pictures.samples.shape[1], weights, sample.inception_sha256)
     samples, held_out, training = (inception_features(part, num_levels, weights, device) for part in pictures)

@@ -79,7 +79,7 @@ def describe(chain: Lineage) -> str:
     for tag in chain.promotions:
         evidence = evidence_of(tag.message)
         reason = evidence.reason if evidence else "made by hand"
-        lines.append(f"champion    {tag.name} {tag.created}: {reason}")
+        lines.append(f"{'withdrawn' if '!' in tag.name else 'champion':12}{tag.name} {tag.created}: {reason}")
     if chain.refusal:
         lines.append(f"refused     {chain.refusal.reason}")
     return "\n".join(visible(line[:1000]) for line in lines)

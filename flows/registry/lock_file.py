@@ -106,17 +106,29 @@ def lock_here(root: Path) -> Lock:
         raise UserError(f"{path}: {error.strerror}; `dvc repro` writes it", Exit.MISSING) from error
 
 
-def require_no_outputs(root: Path, folder: Path) -> None:
-    """Raise UserError (exit 2) if dvc.yaml has outputs of the pipeline in the folder, or the folder in an output."""
+def require_no_outputs(root: Path, out: Path) -> None:
+    """Raise UserError (exit 2) for a folder with outputs of the pipeline, and for a place in one: DVC removes it."""
+    if path := output_at(root, out):
+        raise UserError(f"{out}: {path} is an output of the pipeline; choose another place", Exit.USAGE)
+
+
+def output_at(root: Path, place: Path) -> str | None:
+    """Return an output in dvc.yaml that lies in the folder `place`, or in which `place` lies; None if there is none."""
     graph = root / layout.DVC_GRAPH
     if not graph.exists():
-        return
-    place = folder.resolve()
+        return None
+    ends = place.resolve(), unlinked(place)  # DVC may have linked an output itself to its cache
     stages = parse_yaml(Graph, read_bounded(graph), str(graph)).stages.values()
     for path in (path for stage in stages for path in stage.paths):
-        output = (root / path).parent.resolve() / Path(path).name  # DVC may have linked the output itself to its cache
-        if output.parent == place or place.is_relative_to(output):
-            raise UserError(f"{folder}: {path} is an output of the pipeline; choose another folder", Exit.USAGE)
+        output = unlinked(root / path)
+        if any(end == output.parent or end.is_relative_to(output) for end in ends):
+            return path
+    return None
+
+
+def unlinked(path: Path) -> Path:
+    """Return the absolute path without links, except that the path itself may be one."""
+    return path.parent.resolve() / path.name
 
 
 def lock_of(file: LockFile, name: str) -> Lock:

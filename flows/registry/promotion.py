@@ -55,6 +55,8 @@ def challenge(root: Path, challenger: Version, *, settings: "Evaluate", rule: "P
     require_sound(root, challenger)
     tag = champion_tag(root)
     champion = resolve(root, CHAMPION) if tag else None
+    if champion and champion.commit == challenger.commit:
+        champion = challenger  # by another of its numbers
     evidence = Evidence(
         decision="",
         reason="",

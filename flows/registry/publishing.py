@@ -11,7 +11,7 @@ from dvc_data.hashfile.hash_info import HashInfo
 from flows.core import layout
 from flows.core.errors import Exit, NetworkError, UserError, brief
 from flows.registry.cache import files_of, lacking
-from flows.registry.git import Tag, annotated_tags, git, git_lines, git_text, registry_lock
+from flows.registry.git import Tag, git, git_lines, git_text, registry_lock
 from flows.registry.lock_file import read_lock
 from flows.registry.remote import (
     NOTES,
@@ -82,19 +82,17 @@ def push_missing(root: Path, there: dict[str, Target]) -> list[str]:
     if withdrawn := to_withdraw(root, there):
         commits = ", ".join(commit[:12] for commit in withdrawn)
         raise Outrun(f"publish: {REMOTE} has other versions with the numbers of these commits: {commits}", Exit.USAGE)
-    here = [*annotated_tags(root, f"{MODEL}@"), *annotated_tags(root, f"{MODEL}#")]  # versions before champions
+    here = sorted(model_tags(root), key=lambda tag: "#" in tag.name)  # versions before champions
     tagged = {name.removeprefix("refs/tags/"): target.commit for name, target in there.items()}
     taken = [tag for tag in here if tagged.get(tag.name, tag.commit) != tag.commit]
     held = taken + [tag for tag in here if tag.name not in tagged and follows(tag, taken)]
     tags = [tag for tag in here if tag.name not in tagged and tag not in held]
-    lost = push_bytes(root, tags, [tag for tag in here if tag.name in tagged and tag not in taken])
+    bare = without_files(tags, here)
+    known = [tag for tag in here if tag.name in tagged and tag not in taken]
+    lost = push_bytes(root, [tag for tag in tags if tag not in bare], known + bare)
     if NOTES in there:
         merge_notes(root)
-    refs = {
-        **{f"branch {branch}": f"refs/heads/{branch}" for branch in finished_branches(root)},
-        "the reasons of refusals": NOTES,
-        **{tag.name: f"refs/tags/{tag.name}" for tag in tags if tag.name not in lost},
-    }
+    refs = named_refs(root, [tag for tag in tags if tag.name not in lost])
     mine = local_refs(root)
     pushed = [
         name for name, ref in refs.items() if ref in mine and not is_up_to_date(root, ref, mine[ref], there.get(ref))
@@ -109,6 +107,25 @@ def push_missing(root: Path, there: dict[str, Target]) -> list[str]:
         state = "is published, but damaged here" if name in tagged else "is not published"
         raise UserError(f"publish: {name} {state}: {reason}", Exit.MISSING)
     return pushed
+
+
+def named_refs(root: Path, tags: list[Tag]) -> dict[str, str]:
+    """Return what is pushed, by the names for the log: the branches of runs, the notes of refusals, and the tags."""
+    return {
+        **{f"branch {branch}": f"refs/heads/{branch}" for branch in finished_branches(root)},
+        "the reasons of refusals": NOTES,
+        **{tag.name: f"refs/tags/{tag.name}" for tag in tags},
+    }
+
+
+def without_files(tags: list[Tag], here: list[Tag]) -> list[Tag]:
+    """Return those of the tags that need no files: they withdraw something, or GTO deregistered their version.
+
+    `here` are all tags of this repository.
+    """
+    gone = {tag.commit for tag in here if "!" in tag.name and "#" not in tag.name}
+    gone -= {tag.commit for tag in registered(here)}
+    return [tag for tag in tags if "!" in tag.name or tag.commit in gone]
 
 
 def follows(tag: Tag, taken: list[Tag]) -> bool:
@@ -147,7 +164,7 @@ def to_withdraw(root: Path, there: dict[str, Target]) -> list[str]:
     if taken <= published:
         return []
     commits = [tag.commit for tag in registered(tags) if tag.commit not in published and run_of(root, tag.commit)]
-    return commits if taken.intersection(commits) else []
+    return list(dict.fromkeys(commits)) if taken.intersection(commits) else []  # a commit may have two versions
 
 
 def fetch_versions(root: Path) -> tuple[list[str], list[str]]:

@@ -212,10 +212,11 @@ def champion(root: Path) -> Version | None:
 
 
 def is_decided(root: Path, commit: str) -> bool:
-    """Whether the commit has a version that was promoted or refused."""
+    """Whether the commit has a version that was promoted or refused, or that GTO deregistered."""
     tags = [tag for tag in model_tags(root) if tag.commit == commit]
     promoted = any(CHAMPION_TAG.fullmatch(tag.name) for tag in tags)
-    return any(numbers_of(tag.name) for tag in tags) and (promoted or refusal(root, commit) is not None)
+    decided = promoted or not registered(tags) or refusal(root, commit) is not None
+    return any(numbers_of(tag.name) for tag in tags) and decided
 
 
 def champion_tag(root: Path) -> Tag | None:

@@ -141,7 +141,7 @@ def resume(trainer: Trainer, state: dict[str, Any], folder: Path) -> None:
     try:
         trainer.load_state(state)
     except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
-        if out_of_memory(error):
+        if out_of_memory(error) or "CUDA error" in str(error):  # of the card, not of the state
             raise
         reason = f"{folder}: its newest state is of another run: {brief(error)}; delete it"
         raise UserError(reason, Exit.MISSING) from error
@@ -218,8 +218,10 @@ def write_model(trainer: Trainer, config: dict[str, Any], train: "Train", data: 
 def out_of_memory(error: Exception) -> bool:
     """Whether the error says that memory ran out."""
     # On a CPU, and in an error from another process, only the message says so.
-    words = ("can't allocate memory", "CUDA out of memory")
-    return isinstance(error, torch.OutOfMemoryError) or any(word in str(error) for word in words)
+    # Outside torch's allocator, CUDA, cuBLAS and NCCL have words of their own.
+    words = ("can't allocate memory", "CUDA out of memory", "CUDA error: out of memory", "_ALLOC_FAILED")
+    of_nccl = "NCCL" in str(error) and "out of memory" in str(error)
+    return isinstance(error, torch.OutOfMemoryError) or of_nccl or any(word in str(error) for word in words)
 
 
 def advice_on_memory(train: "Train", processes: int) -> str:

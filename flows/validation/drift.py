@@ -144,7 +144,7 @@ def differences(profiles: dict[str, Profile], reference: Profile | None, setting
             first=first,
             second=second,
             statistic=shift.statistic,
-            distance=round(shift.distance, 6),
+            distance=round(shift.distance, 6) or float(f"{shift.distance:.6g}"),  # the limit may be 0
             limit=round(shift.limit, 6),
         )
         for (first, second), all_shifts in found.items()

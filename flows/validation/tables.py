@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from flows.core.params import Contract
 
 ROWS = 100_000
+LEAST = 1e-12
+"""A limit of 0 counts as this: one pixel of 10^11 that changed exceeds it, and rounding does not."""
 
 
 def image_rows(
@@ -126,7 +128,7 @@ def difference_rows(found: list[Difference]) -> pd.DataFrame:
         {
             "splits": f"{entry.first}/{entry.second}",
             "statistic": entry.statistic,
-            "times_the_limit": round(entry.distance / max(entry.limit, 1e-6), 4),
+            "times_the_limit": round(entry.distance / max(entry.limit, LEAST), 4),
         }
         for entry in found
     ]

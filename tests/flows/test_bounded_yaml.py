@@ -125,3 +125,11 @@ def test_a_bomb_in_a_committed_preset_gives_an_error_of_one_line(tmp_path: Path)
         subprocess.run(["git", *command], cwd=tmp_path, check=True)
     with pytest.raises(UserError, match="not YAML: line 5: more than 20,000 values"):
         compose_params(tmp_path, "HEAD", None, {"train.steps": 1})
+
+
+@pytest.mark.parametrize("prefix", ["0x", "0o"])
+def test_an_integer_that_cannot_be_printed_is_an_error_of_one_line(prefix: str) -> None:
+    text = (ROOT / "presets/digits.yaml").read_text().replace("split_seed: 0", f"split_seed: {prefix}{'7' * 5000}", 1)
+    with pytest.raises(UserError, match="not YAML: an integer of more than 64 bits") as raised:
+        parse_params(text, "params.yaml")
+    assert raised.value.code is Exit.USAGE

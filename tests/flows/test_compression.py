@@ -535,3 +535,14 @@ def test_memory_does_not_grow_with_the_number_of_images(
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
     assert peaks[1] < 1.1 * peaks[0]
+
+
+def test_no_image_of_a_folder_is_replaced_by_the_file(write: Callable[..., Compressed], tmp_path: Path) -> None:
+    (tmp_path / "pictures").mkdir()
+    mine = tmp_path / "pictures" / "0.png"
+    Image.fromarray(np.zeros((6, 5), np.uint8)).save(mine)
+    before = mine.read_bytes()
+    with pytest.raises(UserError, match=r"0\.png would replace the images that it is made from") as raised:
+        write("pictures", out=mine)
+    assert raised.value.code == Exit.USAGE
+    assert mine.read_bytes() == before

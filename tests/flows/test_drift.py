@@ -11,9 +11,10 @@ from sklearn.datasets import load_digits
 
 from benchmarks import corruptions as change
 from flows.core.params_file import read_params
-from flows.validation.drift import from_reference, link, profile, shifts
+from flows.validation.drift import differences, from_reference, link, profile, shifts
 from flows.validation.facts import measure
 from flows.validation.report import Profile
+from flows.validation.tables import difference_rows
 
 CONTRACT = read_params(Path(__file__).parents[2] / "presets" / "digits.yaml").contract
 LABELS = load_digits().target
@@ -174,3 +175,16 @@ def test_a_reference_of_another_shape_is_named(patches: np.ndarray) -> None:
 def test_what_is_no_image_has_no_differences(images: np.ndarray) -> None:
     found = profile(measure(images, 17), np.arange(len(images)))
     assert named(found, found) == set()
+
+
+def test_a_limit_of_zero_names_a_few_pixels_of_millions(digits: np.ndarray) -> None:
+    exact = CONTRACT.model_copy(update={"max_drift": 0.0})
+    ours = of(digits)
+    many = [1000 * count for count in ours.histogram]
+    changed = list(many)
+    changed[3] += 30
+    changed[4] -= 30
+    reference, other = (ours.model_copy(update={"histogram": counts}) for counts in (many, changed))
+    for train, differs in ((reference, False), (other, True)):
+        rows = difference_rows(differences({"train": train}, reference, exact))
+        assert (max(rows["times_the_limit"]) > 1) == differs

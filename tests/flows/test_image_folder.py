@@ -297,3 +297,25 @@ def test_mixed_sizes_need_a_size(folder: Path) -> None:
     images = load(folder, resize=[3, 3])
     assert images.image_shape == (1, 3, 3)
     assert images.transforms == "resized to 3x3 (bicubic, antialiased)"
+
+
+@pytest.mark.parametrize(("full", "empty"), [("val", "test"), ("test", "validation")])
+def test_a_part_without_images_is_refused(full: str, empty: str, tmp_path: Path) -> None:
+    for part, count in (("train", 6), (full, 2), (empty, 0)):
+        (tmp_path / "set" / part).mkdir(parents=True)
+        for i in range(count):
+            Image.fromarray(noise(4, 4, seed=i)).save(tmp_path / "set" / part / f"{i}.png")
+    with pytest.raises(UserError, match=f'set: no images in "{empty}"; add them') as error:
+        load(tmp_path / "set")
+    assert error.value.code is Exit.INVALID_DATA
+    (tmp_path / "set" / empty).rmdir()
+    load(tmp_path / "set")
+
+
+def test_a_relative_source_that_is_missing_is_named_with_its_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=f"pictures does not exist in {tmp_path}; name its absolute path") as error:
+        load(Path("pictures"))
+    assert error.value.code is Exit.MISSING

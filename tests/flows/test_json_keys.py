@@ -173,6 +173,17 @@ def test_the_keys_of_the_versions(monkeypatch: pytest.MonkeyPatch, capsys: pytes
     require_rows("Models", set(keys_in(printed(capsys, "models"))))
 
 
+@pytest.mark.parametrize("pair", [("champion", "models/vdm"), ("models/vdm", "champion")])
+def test_a_version_is_compared_on_its_own_images_if_there_are_no_others(
+    pair: tuple[str, str], small: Small, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("data/images").rename("its own")
+    monkeypatch.setattr("flows.registry.versions.resolve", returning(VERSION))
+    monkeypatch.setattr("flows.registry.storage.fetch", returning(Path("models/vdm")))
+    monkeypatch.setattr("flows.registry.storage.fetch_images", returning(Path("its own")))
+    assert printed(capsys, "compare", *pair)["difference_bpd"] == 0
+
+
 def test_the_keys_of_a_lineage() -> None:
     found = Lineage(VERSION, Lock({}, {}, {}, set()), [Tag("vdm#champion#1", VERSION.commit)], None).as_json()
     require_rows("Lineage", set(keys_in(found)))

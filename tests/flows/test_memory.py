@@ -23,10 +23,11 @@ from flows.images import store as images
 from flows.images.store import SPLITS, ImageSet, ImageSetError, data_sha256, load_images, save_images
 from flows.sampling import drawing
 from flows.stages import train
-from flows.stages.validate import validate
 from flows.training import fitting
 from flows.validation.comb import comb
 from flows.validation.facts import measure
+from flows.validation.inspection import inspect_images, require_success
+from flows.validation.picture import draw
 from vdm import evaluation, ode
 from vdm.model import VDM
 
@@ -213,9 +214,10 @@ def test_pixels_of_any_type_are_refused_without_a_warning(
     train = PIXELS.astype(np.asarray(value).dtype)
     train[3, 0, 0, 0] = value
     save_images(tmp_path / "set", {"train": train, "test": PIXELS[:6]}, {"name": "x", "num_levels": 17})
-    contract = read_params(PRESETS[0]).contract
+    inspection = inspect_images(read_params(PRESETS[0]).contract, images=tmp_path / "set", reference=None)
+    assert draw(inspection.image_set, inspection.histograms, inspection.report)
     with pytest.raises(UserError, match="pixels are uint8 integers") as raised:
-        validate(contract, images=tmp_path / "set", out=tmp_path / "report")
+        require_success(inspection.report, tmp_path / "set", None)
     assert raised.value.code is Exit.INVALID_DATA
     assert "Warning" not in capfd.readouterr().err
 

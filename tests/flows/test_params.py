@@ -64,7 +64,7 @@ def test_numbers_are_read_as_dvc_reads_them(tmp_path: Path) -> None:
         ("betas: [0.9, 0.99]", "betas: [0.9, 1.5]", "train.betas.1: input should be less than 1, got 1.5"),
         ("num_devices: 2", "num_devices: 3", "train: batch_size must be a multiple of num_devices x accumulation = 3"),
         ("device: cpu ", "device: cuda:1 ", "train: device cuda:1 is one device, but num_devices is 2"),
-        ("compile: auto", "compile: yes", "train.compile"),
+        ("compile: auto", "compile: yes", "train.compile: input should be auto, true or false, got 'yes'"),
         ("augmentation: []", "augmentation: [turn]", "train.augmentation.0: input should be 'flip', 'rotate' or"),
         ("augmentation: []", "augmentation: [flip]", "train.augmentation needs model.augmentation_input: true"),
         ("device: cpu ", "device: gpu ", "train.device: input should be auto, cpu, cuda or cuda:N, got 'gpu'"),
@@ -109,4 +109,11 @@ def test_weights_of_inception_that_name_no_file_are_refused() -> None:
     text = DIGITS.replace("inception_weights: null", 'inception_weights: ""', 1)
     text = text.replace("inception_sha256: null", f'inception_sha256: "{"0" * 64}"', 1)
     with pytest.raises(UserError, match=r"sample.inception_weights: must name a folder or a file"):
+        parse_params(text, "params.yaml")
+
+
+@pytest.mark.parametrize("device", ["cuda:01", "cuda:200", "cuda:256"])
+def test_a_card_whose_number_torch_would_misread_is_refused(device: str) -> None:
+    text = DIGITS.replace("device: cpu ", f"device: {device} ", 1)
+    with pytest.raises(UserError, match=rf"train.device: input should be auto, cpu, cuda or cuda:N, got '{device}'"):
         parse_params(text, "params.yaml")

@@ -273,3 +273,12 @@ def test_training_the_classifier_takes_the_memory_that_is_estimated() -> None:
     settings: Any = SimpleNamespace(seed=0, width=16, steps=4, batch_size=64, learning_rate=1e-3)
     taken = peak(lambda: features.fit(pixels, None, settings, num_levels=17, device=torch.device("cpu")))
     assert 1 / 4 < features.gradient_bytes((1, 16, 16), width=16, batch_size=64) / taken < 1
+
+
+def test_weights_of_inception_may_lie_in_the_home_folder(weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(weights.parent))
+    sample: Any = SimpleNamespace(inception_weights=f"~/{weights.name}", inception_sha256="0" * 64)
+    quality: Any = SimpleNamespace(device="cpu")
+    pictures = measuring.Pictures(*np.zeros((3, 2, 1, 8, 8), np.uint8))
+    with pytest.raises(UserError, match=r"its sha256 is [0-9a-f]{64}"):
+        measuring.inception_figures(sample, quality, pictures, 17)

@@ -560,3 +560,27 @@ def test_a_browser_without_a_network_shows_everything(
     (found,) = re.findall(r'<pre id="found">(.*?)</pre>', result.stdout)
     expected = {"pictures": made.html.count("<img"), "broken": 0, "wider": 0, "charts": 4, "paper": paper, "smooth": 0}
     assert json.loads(html.unescape(found)) == {"phone": expected, "desktop": expected}
+
+
+@pytest.mark.parametrize("name", ["champion", "v1.0.0"])
+def test_a_folder_called_like_a_version_is_named_as_a_folder(
+    name: str,
+    vdmctl: Callable[..., subprocess.CompletedProcess[str]],
+    tmp_path: Path,
+    tiny_model: Callable[..., VDM],
+) -> None:
+    save_model(tmp_path / name, tiny_model(), TINY)
+    result = vdmctl(f"./{name}", "--out", "page.html")
+    assert result.returncode == 5
+    assert f"run `vdmctl evaluate ./{name} --out ./{name}`" in result.stderr
+
+
+def test_a_model_of_the_pipeline_is_evaluated_by_the_pipeline(
+    vdmctl: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path, tiny_model: Callable[..., VDM]
+) -> None:
+    """`vdmctl evaluate --out` writes into no output of the pipeline."""
+    shutil.copyfile(ROOT / "dvc.yaml", tmp_path / "dvc.yaml")
+    save_model(tmp_path / "models/trained", tiny_model(), TINY)
+    result = vdmctl("models/trained", "--out", "page.html")
+    assert result.returncode == 5
+    assert result.stderr == "vdmctl: models/trained: not evaluated yet; run `dvc repro evaluate`\n"

@@ -21,11 +21,12 @@ from unittest.mock import Mock
 import pytest
 from prefect import __version__
 from prefect.settings import PREFECT_API_URL, Settings, temporary_settings
+from ruamel.yaml import YAML
 
 from flows import cli
 from flows.core import layout
 from flows.core.errors import Exit, UserError
-from flows.orchestration import automations, deployments, serve, workers
+from flows.orchestration import automations, deployments, engines, serve, workers
 from flows.orchestration import server as of_server
 from flows.orchestration.automations import Notifications
 from flows.orchestration.deployments import keep, next_time, require_valid
@@ -375,11 +376,37 @@ def test_what_a_server_refuses_is_not_about_a_file(
     assert capsys.readouterr().err == "vdmctl: 503 Service Unavailable\n"
 
 
+def test_an_automation_that_is_updated_goes_on_waiting() -> None:
+    """Prefect keeps what a trigger has seen by the trigger's id."""
+    api: Any = Mock(ask=Mock(return_value=[{"id": "1", "enabled": True, "trigger": {"id": "7", "within": 1}}]))
+    automations.put(api, {"name": "late", "trigger": {"type": "event"}, "actions": []})
+    assert api.ask.call_args.args == ("automations/1", "PUT")
+    assert api.ask.call_args.kwargs["trigger"] == {"type": "event", "id": "7"}
+
+
+def test_a_run_that_starts_while_the_others_stop_is_stopped_too(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    running, stopped = iter([{"first": 7}, {"first": 7}, {"second": 8}, {}]), []
+    monkeypatch.setattr(engines, "engines", lambda url, folder: next(running, {}))
+    monkeypatch.setattr(os, "kill", lambda pid, number: stopped.append(pid))
+    engines.stop_engines(OWN, tmp_path, 60)
+    assert stopped == [7, 8]
+
+
+def test_the_certificates_are_those_of_prefects_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = Mock(side_effect=OSError("no certificates"))
+    monkeypatch.setattr("ssl.create_default_context", asked)
+    monkeypatch.setenv("PREFECT_API_SSL_CERT_FILE", "/etc/ca.pem")
+    assert not answers("https://127.0.0.1:9/api")
+    assert asked.call_args.kwargs == {"cafile": "/etc/ca.pem"}
+
+
 @pytest.mark.parametrize(("existing", "said"), [([], True), ([True], True), ([False], False)])
 def test_a_notification_that_stays_off_is_not_said_to_be_on(
     existing: list[bool], said: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    listed = [{"id": "1", "enabled": enabled} for enabled in existing]
+    listed = [{"id": "1", "enabled": enabled, "trigger": {"id": "t"}} for enabled in existing]
     notification = {"name": "mail", "block": "sendgrid-email/vdm", "trigger": {}, "actions": []}
     monkeypatch.setattr(automations, "notifications", lambda: [notification])
     monkeypatch.setattr(automations, "block", lambda api, name: "1")
@@ -452,6 +479,7 @@ TRAIN = {"name": "weekly", "entrypoint": "flows/train_vdm.py:train_vdm", "work_p
         ({"parameters": {"wait_hours": "many"}}, "weekly: parameters: .*'many' is not of type 'number'"),
         ({"schedules": [{"interval": 60, "parameters": {"forse": True}}]}, "weekly: parameters: .*'forse'"),
         ({"schedules": [{"interval": 1e15}]}, "weekly: .*too large"),
+        ({"entrypoint": "flows/train_vdm.py:nope", "parameters": {"force": True}}, "weekly: Flow function .*'nope'"),
     ],
 )
 def test_deployments_that_prefect_would_refuse_are_named(changes: dict[str, Any], reason: str) -> None:
@@ -490,6 +518,45 @@ def test_a_deployment_keeps_what_happens_to_a_run_beyond_its_limit() -> None:
     given = {"limit": 1, "collision_strategy": "CANCEL_NEW"}
     entry = {"name": "weekly", "work_pool": {"name": "vdm"}, "concurrency_limit": given}
     assert keep(entry, existing)["concurrency_limit"] == {"limit": 3, "collision_strategy": "ENQUEUE"}
+
+
+@pytest.fixture
+def with_deployments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Work in a project whose only deployment is `weekly`."""
+    monkeypatch.chdir(tmp_path)
+    layout.PRIVATE.mkdir()
+    layout.DEPLOYMENTS.write_text(json.dumps({"deployments": [TRAIN]}))
+    monkeypatch.setattr(deployments, "require_valid", Mock())
+    monkeypatch.setattr(deployments, "refuse_unknown_parameters", Mock())
+
+
+@pytest.mark.usefixtures("with_deployments")
+def test_prefect_reads_what_a_deployment_keeps_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Prefect reads YAML 1.1, in which a bare 5e-05 is text, and a bare `on` is true."""
+    parameters, variables = {"overrides": {"train.learning_rate": 5e-05}}, {"env": {"DEBUG": "off"}}
+    existing = EXISTING | {"id": "1", "name": "weekly", "tags": ["no"]}
+    existing |= {"parameters": parameters, "job_variables": variables}
+    read: list[Any] = []
+    reader = YAML(typ="safe", pure=True)
+    reader.version = (1, 1)
+    monkeypatch.setattr(deployments, "parameters_of", lambda entry: {"properties": {"overrides": {}}})
+    monkeypatch.setattr(deployments, "run_prefect", lambda *given: read.append(reader.load(Path(given[-1]))))
+    api: Any = Mock(ask=lambda *_, **__: [existing])
+    deployments.deploy(api)
+    (entry,) = read[0]["deployments"]
+    assert (entry["parameters"], entry["tags"]) == (parameters, ["no"])
+    assert entry["work_pool"]["job_variables"] == variables
+
+
+@pytest.mark.usefixtures("with_deployments")
+def test_a_secret_in_the_job_variables_stays_a_reference(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`prefect deploy` replaces it by the secret, which everybody could read then."""
+    variables = {"env": {"TOKEN": "{{ prefect.blocks.secret.token }}"}}
+    api: Any = Mock(ask=Mock(return_value=[EXISTING | {"id": "1", "name": "weekly", "job_variables": variables}]))
+    monkeypatch.setattr(deployments, "run_prefect", lambda *_: api.ask("deployed"))
+    deployments.deploy(api)
+    last = api.ask.call_args_list[-1]
+    assert (last.args, last.kwargs) == (("deployments/1", "PATCH"), {"job_variables": variables})
 
 
 def test_advice_is_quoted_for_a_shell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

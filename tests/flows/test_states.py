@@ -3,15 +3,21 @@
 import errno
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from torch import distributed
 
 from flows.core import memory
+from flows.core.device import find_precision
 from flows.core.errors import Exit, UserError
 from flows.training.collectives import STORE, lost_another, process_group
+from flows.training.fitting import out_of_memory, resume
 from flows.training.runs import Run, forget, writing_curves
 from vdm.training.log import TrainingRecord
 
@@ -153,3 +159,31 @@ def test_the_only_process_of_a_machine_takes_a_card_without_a_number(monkeypatch
         with process_group(torch.device(name)):
             pass
     assert chosen == [0, 1]
+
+
+@pytest.mark.parametrize(
+    "said", ["CUDA error: out of memory\nSearch for `cudaErrorMemoryAllocation'", "CUDA error: ECC"]
+)
+def test_a_failing_card_is_not_a_wrong_state(said: str, tmp_path: Path) -> None:
+    def load_state(state: dict[str, Any]) -> None:
+        raise RuntimeError(said)
+
+    with pytest.raises(RuntimeError, match="CUDA error"):
+        resume(SimpleNamespace(load_state=load_state), {}, tmp_path)  # type: ignore[arg-type]
+    assert out_of_memory(RuntimeError(said)) is ("memory" in said)
+    assert out_of_memory(RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"))
+
+
+def test_the_precision_is_that_of_the_card_that_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    current = ["cuda:0"]
+
+    @contextmanager
+    def device(chosen: torch.device) -> Iterator[None]:
+        current.append(str(chosen))
+        yield
+        current.pop()
+
+    monkeypatch.setattr(torch.cuda, "device", device)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: current[-1] == "cuda:1")
+    assert find_precision("auto", torch.device("cuda:1")) == "bfloat16"
+    assert find_precision("auto", torch.device("cuda:0")) == "float32"

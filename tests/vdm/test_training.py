@@ -458,3 +458,24 @@ def test_figures_of_a_card_are_awaited_on_its_own_stream(monkeypatch: pytest.Mon
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: f"stream of {device}")
     TrainingLog().add(1, OnCard())  # type: ignore[arg-type]
     assert recorded == ["stream of cuda:1"]
+
+
+def test_a_step_copies_nothing_from_the_cpu(
+    tiny_model: Callable[..., VDM], digits: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a card it would wait for everything that the card has still to do."""
+    trainer = start(tiny_model(schedule="learned_monotone"), digits[:64], **SETTINGS)
+    trainer.step()
+    copied: list[Any] = []
+    to, tensor, new_tensor = torch.Tensor.to, torch.tensor, torch.Tensor.new_tensor
+
+    def moved(self: torch.Tensor, *args: Any, **options: Any) -> torch.Tensor:
+        if self.ndim == 0 and self.dtype == torch.int64:  # a count, which is on the CPU
+            copied.append(self)
+        return to(self, *args, **options)
+
+    monkeypatch.setattr(torch.Tensor, "to", moved)
+    monkeypatch.setattr(torch, "tensor", lambda *a, **k: (copied.append(a), tensor(*a, **k))[1])
+    monkeypatch.setattr(torch.Tensor, "new_tensor", lambda *a, **k: (copied.append(a), new_tensor(*a, **k))[1])
+    trainer.step()
+    assert not copied

@@ -1,5 +1,6 @@
 """The benchmarks run.  Their figures are not asserted: a few seconds are too short to measure them."""
 
+import argparse
 import json
 import shutil
 import subprocess
@@ -7,11 +8,13 @@ import sys
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from conftest import TINY
+from torch import distributed
 
 from benchmarks import (
     compression,
@@ -29,6 +32,7 @@ from flows.core.checkpoint import save_model
 from flows.core.params_file import read_params
 from flows.images.store import save_images
 from vdm.model import VDM
+from vdm.training import trainer
 
 ROOT = Path(__file__).parents[2]
 MACHINE = {"device", "threads", "torch", "python", "commit"}
@@ -225,7 +229,40 @@ def test_the_continuous_bound_does_not_depend_on_the_schedule_between_its_ends(
 def test_the_state_of_the_optimizers_has_the_layout_of_the_weights(memory_format: str) -> None:
     problem = read_problem(parser(None).parse_args(["--preset", "digits", "--blocks", "1"]))
     row = gpu_day.Row("float32", "eager", memory_format)
-    trainer = gpu_day.build(row, problem, 16, torch.device("cpu"))
-    for optimizer in trainer.optimizers:
+    for optimizer in gpu_day.build(row, problem, 16, torch.device("cpu")).optimizers:
         for weight, value in zip(optimizer.parameters, optimizer.state(), strict=False):
             assert weight.stride() == value.stride()
+
+
+def test_no_micro_batch_of_the_benchmark_is_larger_than_those_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A card that has room for those has none for larger ones, and the figures would be lost."""
+    sizes: list[int] = []
+    backward = trainer.backward
+
+    def counted(model: VDM, batch: Any, *args: Any, **options: Any) -> Any:
+        sizes.append(len(batch.pixels))
+        return backward(model, batch, *args, **options)
+
+    monkeypatch.setattr(trainer, "backward", counted)
+    monkeypatch.setattr(train_step, "matrix_rate", lambda *_: 1.0)
+    monkeypatch.setattr(train_step, "validation_time", lambda *_: 1.0)
+    problem = read_problem(parser(None).parse_args(["--preset", "digits", "--blocks", "1"]))
+    chosen = argparse.Namespace(preset="digits", precision="float32", compile="false", batch_size=16)
+    vars(chosen).update(activation_checkpointing=False, accumulation=2, num_devices=2)
+    train_step.measure(problem, chosen, torch.device("cpu"), 1.0, 1.0, 1.0)
+    assert max(sizes) == 4
+
+
+def test_a_step_in_a_process_group_of_one_communicates(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else the day of a card would say nothing about NCCL."""
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
+    problem = read_problem(parser(None).parse_args(["--preset", "digits", "--blocks", "1"]))
+    distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
+    try:
+        shared: list[torch.Tensor] = []
+        monkeypatch.setattr(distributed, "all_reduce", shared.append)
+        row = gpu_day.Row("float32", "eager", "channels_last", distributed=True)
+        gpu_day.build(row, problem, 16, torch.device("cpu")).step()
+        assert len(shared) == 1
+    finally:
+        distributed.destroy_process_group()

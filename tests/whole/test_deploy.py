@@ -12,6 +12,7 @@ from fnmatch import fnmatch
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path, PurePosixPath
 from threading import Thread
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -223,6 +224,9 @@ def test_the_image_has_the_compiler_that_torch_needs_on_a_gpu() -> None:
 
 def test_nothing_is_compiled_without_a_compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("flows.core.device.find_spec", lambda name: name)
+    monkeypatch.setattr("sysconfig.get_path", lambda *_: str(tmp_path))
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(major=8))
+    (tmp_path / "Python.h").touch()
     card, cpu = torch.device("cuda"), torch.device("cpu")
     for variable in ("CC", "CXX"):
         monkeypatch.delenv(variable, raising=False)
@@ -236,3 +240,21 @@ def test_nothing_is_compiled_without_a_compiler(tmp_path: Path, monkeypatch: pyt
     with pytest.raises(UserError, match=r"train\.compile: true needs a compiler: install gcc or set CC") as refused:
         find_compile(True, card)
     assert refused.value.code is Exit.USAGE
+
+
+@pytest.mark.parametrize(("headers", "major", "compiled"), [(True, 8, True), (False, 8, False), (True, 6, False)])
+def test_auto_compiles_only_with_the_headers_and_for_cards_that_triton_knows(
+    headers: bool, major: int, compiled: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("flows.core.device.find_spec", lambda name: name)
+    monkeypatch.setattr("sysconfig.get_path", lambda *_: str(tmp_path))
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(major=major))
+    monkeypatch.setenv("CC", "gcc")
+    monkeypatch.setenv("CXX", "g++")
+    if headers:
+        (tmp_path / "Python.h").touch()
+    assert find_compile("auto", torch.device("cuda")) is compiled
+    if not headers:
+        with pytest.raises(UserError, match=r"Python\.h: install the headers") as refused:
+            find_compile(True, torch.device("cuda"))
+        assert refused.value.code is Exit.USAGE

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 import typer
 from project import ROOT, imports_torch
 from small import Small
@@ -245,6 +246,16 @@ def test_usage_errors_are_one_line(arguments: list[str], message: str, capsys: p
     assert captured.out == ""
     assert captured.err.startswith(f"vdmctl: {message}")
     assert len(captured.err.splitlines()) == 1
+
+
+def test_a_full_card_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def call(arguments: list[str]) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0 has a total capacity of")
+
+    monkeypatch.setattr(cli, "call", call)
+    assert cli.run(["evaluate", "models/vdm"]) == Exit.USAGE
+    line = "vdmctl: CUDA out of memory; lower the batch size of this stage, or free the card, and run again\n"
+    assert capsys.readouterr().err == line
 
 
 def test_the_exit_codes_are_documented() -> None:

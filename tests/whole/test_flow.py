@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NoReturn
-from unittest.mock import Mock
+from unittest.mock import MagicMock, Mock
 
 import pytest
 from plant import ENDLESS, Plant, trainers, wait_until
@@ -27,7 +27,7 @@ from flows.orchestration import releasing
 from flows.orchestration.announcing import announce
 from flows.orchestration.artifacts import Progress, show, show_metrics
 from flows.orchestration.plugin import full_name
-from flows.orchestration.streaming import failure, result_of
+from flows.orchestration.streaming import failure, result_of, when_free
 from flows.process.groups import processes_in
 from flows.registry.evidence import Evidence
 from flows.train_vdm import EXPECTED, as_user_error, drift, stages, train_vdm
@@ -324,6 +324,33 @@ def test_a_task_that_takes_too_long_is_named() -> None:
     message, error = "Task run exceeded timeout of 7.0 second(s)", TimeoutError("Scope timed out")
     with pytest.raises(UserError, match=rf"^stage evaluate took too long, so it was ended: {re.escape(message)}$"):
         result_of(Failed(name="TimedOut", message=message, data=error), "stage evaluate")
+
+
+@pytest.mark.parametrize(("held", "looks"), [("process 7 in /my  data", 3), ("", 1)])
+def test_a_run_waits_for_the_process_that_holds_its_device_and_no_other(
+    held: str, looks: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = "flows.orchestration.streaming"
+    found = iter([[{"holder": held}], [{"holder": held}], []])
+    listed = Mock(side_effect=lambda: next(found))
+    busy = UserError("cpu is busy: process 7 in /my  data trains on it; wait for it or stop it", Exit.BUSY)
+    run = Mock(side_effect=[busy, None])
+    monkeypatch.setattr(f"{module}.devices", listed)
+    monkeypatch.setattr(f"{module}.POLL_SECONDS", 0.0)
+    monkeypatch.setattr(f"{module}.get_run_logger", Mock())
+    when_free(run, hours=1.0)
+    assert (run.call_count, listed.call_count) == (2, looks)
+
+
+def test_a_run_that_is_repeated_loses_the_outcome_of_its_first_attempt(monkeypatch: pytest.MonkeyPatch) -> None:
+    client = MagicMock()
+    client.__enter__.return_value = client
+    client.read_flow_run.return_value.tags = ["mine", "vdm.drifted", "vdm.failed"]
+    monkeypatch.setattr("flows.orchestration.announcing.get_client", lambda **_: client)
+    monkeypatch.setattr("flows.orchestration.announcing.flow_run", Mock(id="1"))
+    monkeypatch.setattr("flows.orchestration.announcing.emit_event", Mock())
+    announce("promoted", "better")
+    assert client.update_flow_run.call_args.kwargs == {"tags": ["mine", "vdm.drifted", "vdm.promoted"]}
 
 
 def test_files_that_could_not_be_copied_are_one_line(tmp_path: Path) -> None:

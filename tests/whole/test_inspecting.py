@@ -91,3 +91,23 @@ def test_train_equal_to_test(folder: Path) -> None:
     result = vdmctl(folder, "validate", "both")
     assert result.returncode == Exit.INVALID_DATA
     assert 'no image is in two splits: 400 of 800 images (test 0 "test/000.png", ' in result.stderr
+
+
+@pytest.mark.parametrize("reference", ["report", "report/validation.json", "pictures/../report"])
+def test_the_reference_is_not_replaced(reference: str, folder: Path) -> None:
+    (folder / "report").mkdir()
+    (folder / "report" / "validation.json").write_text("mine")
+    result = vdmctl(folder, "validate", "pictures", "--reference", reference, "--out", "report")
+    assert result.returncode == Exit.USAGE
+    assert result.stderr == f"vdmctl: --out report would replace --reference {reference}; choose another --out\n"
+    assert (folder / "report" / "validation.json").read_text() == "mine"
+
+
+def test_a_folder_that_is_no_site_is_not_replaced(folder: Path) -> None:
+    shutil.copytree(folder / "pictures", folder / "mine" / "data_docs")
+    before = len(list((folder / "mine" / "data_docs").iterdir()))
+    for path in ("pictures", "mine/data_docs"):
+        result = vdmctl(folder, "validate", path, "--out", "mine")
+        assert result.returncode == Exit.USAGE, result.stderr
+        assert "mine/data_docs, which the report replaces, holds other files" in result.stderr
+    assert len(list((folder / "mine" / "data_docs").iterdir())) == before

@@ -167,7 +167,7 @@ def test_outputs_of_stages_that_have_not_run_yet_are_no_place_for_other_results(
         ("models/vdm/new", "models/vdm"),
     ):
         assert run(["evaluate", "models/vdm", "--out", folder]) == Exit.USAGE
-        line = f"vdmctl: {folder}: {output} is an output of the pipeline; choose another folder\n"
+        line = f"vdmctl: {folder}: {output} is an output of the pipeline; choose another place\n"
         assert capsys.readouterr().err == line
 
 
@@ -230,6 +230,25 @@ def test_a_tag_message_is_only_text_on_the_terminal(tmp_path: Path) -> None:
         assert all(line.isprintable() for line in lines), command
         assert not any(line.startswith(("forged", "# Forged", "b")) for line in lines)
         assert r"\u001b[2J" in result.stdout
+
+
+def test_no_command_writes_into_an_output_of_the_pipeline(small: Small, capsys: pytest.CaptureFixture[str]) -> None:
+    """DVC would remove the file when it runs the stage again."""
+    shutil.copy(ROOT / "dvc.yaml", small.folder)
+    Path("images.vdmz").touch()
+    before = small.outputs()
+    for command, option, place, output in (
+        (SAMPLE, "--out", "reports/pictures/mine.png", "reports/pictures"),
+        (SAMPLE, "--film", "data/images/film.gif", "data/images"),
+        ([*SAMPLE, "--force"], "--out", "reports/samples/samples.png", "reports/samples/samples.png"),
+        (["compress", "data/images"], "--out", "data/images/test.vdmz", "data/images"),
+        (["decompress", "images.vdmz"], "--out", "models/vdm/decoded", "models/vdm"),
+        (["report"], "--out", "reports/pictures/page.html", "reports/pictures"),
+    ):
+        assert run([*command, option, place]) == Exit.USAGE
+        line = f"vdmctl: {place}: {output} is an output of the pipeline; choose another place\n"
+        assert capsys.readouterr().err == line
+    assert small.outputs() == before
 
 
 def test_a_report_says_what_is_missing(small: Small, capsys: pytest.CaptureFixture[str]) -> None:

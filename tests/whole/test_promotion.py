@@ -295,6 +295,22 @@ def test_rolling_back_goes_back_one_champion_at_a_time(copied: Project) -> None:
     assert rollback(copied.folder).champion == "vdm@v1.0.0"
 
 
+def test_a_version_that_gto_deregistered_is_decided(copied: Project) -> None:
+    commit = resolve(copied.folder, "v1.2.0").commit
+    assert not is_decided(copied.folder, commit)
+    assert copied.run("gto", "deprecate", "vdm", "v1.2.0").returncode == 0
+    assert is_decided(copied.folder, commit)
+
+
+def test_the_champion_by_another_number_is_the_champion_already(copied: Project) -> None:
+    crown(copied, "v1.0.0")
+    copied.git("tag", "--annotate", "--message=Release", "vdm@v2.0.0", "vdm@v1.0.0^{commit}")
+    result = copied.vdmctl("promote", "v2.0.0")
+    assert result.returncode == Exit.NOT_PROMOTED
+    assert one_line(result) == "vdmctl: not promoted: vdm@v2.0.0 is the champion already"
+    assert copied.git("notes", "--ref=vdm-refusals", "list") == ""
+
+
 @pytest.mark.parametrize("gone", ["v1.1.0", "v1.2.0"])
 def test_a_roll_back_passes_a_version_that_gto_deregistered(gone: str, copied: Project) -> None:
     crown(copied, "v1.0.0", "v1.1.0", "v1.2.0")

@@ -138,6 +138,34 @@ def test_runs_whose_publication_failed_take_new_numbers(project: Project) -> Non
     assert fetch_versions(root) == ([], [])
 
 
+def test_what_is_withdrawn_is_published_without_its_files(project: Project) -> None:
+    root = project.folder
+    project.git("tag", "--annotate", "--message=Promote", "vdm#champion#1", "vdm@v1.0.0^{commit}")
+    project.git("push", "--quiet", "origin", "vdm@v1.0.0", "vdm#champion#1")
+    for version in ("v1.0.0", "v1.1.0"):
+        cached(project, "models/vdm", "weights.safetensors", version).unlink()
+    assert project.run("gto", "deprecate", "vdm", "v1.0.0", "champion").returncode == 0
+    assert project.run("gto", "deprecate", "vdm", "v1.1.0").returncode == 0
+    assert publish(root) == ["vdm@v1.1.0", "vdm@v1.1.0!", "vdm@v1.2.0", "vdm#champion!#2"]
+    assert publish(root) == []
+
+
+def test_a_tag_of_ones_own_that_begins_like_a_version_is_not_published(project: Project) -> None:
+    first = project.git("rev-list", "--max-parents=0", "HEAD").strip()
+    project.git("tag", "--annotate", "--message=Mine", "vdm@paper", first)
+    project.git("push", "--quiet", "origin", "vdm@v1.0.0:refs/tags/vdm@v1.1.0-rc1")
+    project.git("tag", "--annotate", "--message=Mine", "vdm@v1.1.0-rc1", "vdm@v1.1.0^{commit}")
+    assert publish(project.folder) == ["vdm@v1.0.0", "vdm@v1.1.0", "vdm@v1.2.0"]
+    assert "refs/tags/vdm@paper" not in published(project)
+
+
+def test_a_commit_with_two_numbers_is_withdrawn_once(project: Project) -> None:
+    mine = made_by_a_run(project, "v1.1.0")
+    project.git("tag", "--annotate", "--message=Mine", "vdm@v2.0.0", mine)
+    project.git("push", "--quiet", "origin", "vdm@v1.0.0:refs/tags/vdm@v1.1.0")
+    assert fetch_versions(project.folder) == (["vdm@v1.1.0"], [mine])
+
+
 def test_a_tag_of_ones_own_that_differs_at_the_remote_withdraws_nothing(project: Project) -> None:
     mine = made_by_a_run(project, "v1.1.0")
     project.git("tag", "--annotate", "--message=Mine", "vdm-latest", mine)

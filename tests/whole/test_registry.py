@@ -20,7 +20,7 @@ from flows.orchestration.pruning import prune
 from flows.registry import versions as of
 from flows.registry.git import annotated_tags, contents, registry_lock
 from flows.registry.lineage import lineage
-from flows.registry.storage import fetch
+from flows.registry.storage import fetch, fetch_images
 from flows.registry.verification import verify
 
 # The versions are trained when the first test asks for them.
@@ -269,6 +269,31 @@ def test_lineage_goes_from_the_tag_to_every_digest(registry: Project) -> None:
     places = [text.index(word) for word in ("tag ", "commit ", "parameters", "data ", "validation ", "code", "outputs")]
     assert places == sorted(places)
     assert all(md5 in text for md5 in [*outs.values(), *chain["code"].values()])
+
+
+def test_a_tag_that_withdraws_a_champion_is_no_promotion(copied: Project) -> None:
+    with registry_lock(copied.folder):
+        of.make_champion(copied.folder, of.resolve(copied.folder, "v1.0.0"), "By hand")
+    assert copied.run("gto", "deprecate", "vdm", "v1.0.0", "champion").returncode == 0
+    text = copied.vdmctl("lineage", "v1.0.0").stdout
+    assert "\nchampion    vdm#champion#1 " in text
+    assert "\nwithdrawn   vdm#champion!#2 " in text
+    assert copied.vdmctl("report", "v1.0.0", "--out", "one.html").returncode == 0
+    page = (copied.folder / "one.html").read_text()
+    assert "promoted, vdm#champion#1" in page
+    assert "promoted, vdm#champion!#2" not in page
+
+
+@pytest.mark.parametrize("name", ["dataset.json", "train.npy"])
+def test_fetched_images_that_lost_a_file_are_fetched_again_as_the_message_says(name: str, copied: Project) -> None:
+    version = of.resolve(copied.folder, "v1.0.0")
+    folder = fetch_images(copied.folder, version)
+    assert folder != copied.folder / "data/images"  # the working tree has those of v1.2.0
+    (folder / name).unlink()
+    with pytest.raises(UserError, match=r"is damaged; delete it to fetch it again$"):
+        fetch_images(copied.folder, version)
+    shutil.rmtree(folder)
+    assert fetch_images(copied.folder, version) == folder
 
 
 def test_verify_agrees_with_an_untouched_version_fetched_from_the_remote(copied: Project) -> None:

@@ -57,15 +57,13 @@ class Trainer:
         if images.is_cuda:
             # The layout of tensor cores; on CPUs it made convolutions half as fast.
             model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        if self.processes > 1:  # on another kind of CPU, the first weights may differ in their last bits
+        if distributed.is_initialized():  # on another kind of CPU, the first weights may differ in their last bits
             for value in model.state_dict().values():
                 distributed.broadcast(value, src=0)
         self.optimizers = optimizers(
             model, settings.optimizer, betas=settings.betas, weight_decay=settings.weight_decay
         )
-        self.average = AveragedModel(
-            model, multi_avg_fn=lambda old, new, _: move_average(old, new, settings.ema_decay, self.done + 1)
-        )
+        self.average = AveragedModel(model)
         self.network = prepare(model, settings)
         self.on_bound = [*model.network.parameters(), *model.schedule.end_points()]
         self.done = 0
@@ -116,8 +114,10 @@ class Trainer:
         for optimizer in self.optimizers:
             optimizer.step(self.learning_rate(self.done))
         self.model.zero_grad()
-        self.average.update_parameters(self.model)
         self.done += 1
+        # Not `update_parameters`: on CUDA it waits for the card, to which it copies its number of updates.
+        averages, weights = self.average.module.parameters(), self.model.parameters()
+        move_average([*averages], [*weights], self.settings.ema_decay, self.done)
         self.log.add(self.done, torch.cat([bits_per_dim(losses, self.model.num_dims), gradient_norm[None]]))
 
     def learning_rate(self, step: int) -> float:
@@ -165,7 +165,7 @@ class Trainer:
 
     def average_over_processes(self, losses: Tensor) -> None:
         """Average the losses (3,) and the gradients over the processes."""
-        if self.processes == 1:
+        if not distributed.is_initialized():
             return
         values = [losses, *(p.grad for p in self.model.parameters() if p.grad is not None)]
         sums = torch.cat([value.flatten() for value in values])
