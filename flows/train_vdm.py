@@ -35,7 +35,7 @@ from flows.process.lifeline import end_with_parent, hold_what_starts
 from flows.registry import versions as registry
 from flows.registry.git import git_lines, git_text, require_identity
 from flows.registry.lock_file import read_lock
-from flows.registry.publishing import require_remotes, run_of
+from flows.registry.publishing import is_own, require_remotes
 from flows.registry.storage import dvc_repository, obtain
 from flows.validation.report import Validation
 
@@ -123,7 +123,7 @@ def retrain(
         logger.info("removed the worktree of run %s, which ended early", name)
     with workspace(root, params, base) as place:
         if not force and (ready := finished(place, shared=is_shared())):
-            if run_of(root, ready) and not registry.is_decided(root, ready):
+            if is_own(root, ready) and not registry.is_decided(root, ready):
                 return release(place, ready)  # its run was killed before the model was promoted or refused
             return f"nothing to do: commit {ready[:12]} has the results of these parameters already"
         result_of(check_champion(root, place.folder, return_state=True), "champion")

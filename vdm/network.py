@@ -193,7 +193,7 @@ def fourier_features(z: Tensor, exponents: Sequence[int]) -> Tensor:
     Sines come before cosines, each channel-major.  At least float32, since the argument reaches 800 rad.
     """
     z = z if z.dtype == torch.float64 else z.float()
-    # Made on the device: `torch.tensor` would copy them from the CPU, and wait until all work before that is done.
+    # Made on the device: `torch.tensor` would copy them from the CPU, and so wait for all earlier work of the device.
     frequencies = torch.cat([z.new_empty(0), *(z.new_full((1,), 2 * math.pi * 2.0**n) for n in exponents)])
     angles = (z.unsqueeze(2) * frequencies[:, None, None]).flatten(1, 2)
     return torch.cat([angles.sin(), angles.cos()], dim=1)

@@ -106,7 +106,7 @@ class MonotoneSchedule(LinearSchedule):
 
     def shape(self, t: Tensor) -> tuple[Tensor, Tensor]:
         # With t and both ends in one evaluation, the share at 0 is exactly 0 and the share at 1 exactly 1.
-        times = torch.cat([t, t.new_zeros(1), t.new_ones(1)])  # made on the device: a copy from the CPU waits for it
+        times = torch.cat([t, t.new_zeros(1), t.new_ones(1)])  # no copy from the CPU, which would wait for the device
         straight, inner, outer = self.linear.abs().clamp(min=1e-6), self.inner.abs(), 2 * self.outer.abs()
         hidden = torch.sigmoid(inner * (2 * times[:, None] - 1) + self.bias)
         rise = straight * times + (outer * (hidden - hidden[-2])).mean(dim=1)

@@ -12,6 +12,7 @@ from flows.compression.batches import most_plain
 from flows.compression.coding import Coding
 from flows.compression.decoding import Decoder
 from flows.compression.encoding import header_of, mean_bound, write_file
+from flows.compression.header import MAGIC
 from flows.compression.images import ARRAY, Images, open_images, require_fitting, write_decoded
 from flows.core.checkpoint import load_model, model_sha256
 from flows.core.device import find_device
@@ -121,16 +122,22 @@ def deviation(bound: float, num_dims: int) -> float | None:
 def require_new_file(out: Path, source: Path, model: Path, *, force: bool) -> None:
     """Raise UserError (exit 2) if `out` is a folder, `source`, a file in it or in `model`, or exists, without `force`.
 
-    A new file may lie in `source`.
+    A new file may lie in `source`, and so may an earlier compressed file, which is replaced.
     """
     if out.is_dir():
         raise UserError(f"{out} is a folder; name a file", Exit.USAGE)
     if out.exists() and not force:
         raise UserError(f"{out} exists; name another file, or replace it with --force", Exit.USAGE)
-    if contains(out, source) or (out.exists() and contains(source, out)):
+    if contains(out, source) or (out.exists() and contains(source, out) and not is_compressed(out)):
         raise UserError(f"{out} would replace the images that it is made from; name another file", Exit.USAGE)
     if contains(model, out):
         raise UserError(f"{out} lies in the folder of the model; name another file", Exit.USAGE)
+
+
+def is_compressed(file: Path) -> bool:
+    """Whether a file begins like those that `compress` writes.  Raises OSError."""
+    with open_regular(file) as opened:
+        return opened.read(len(MAGIC)) == MAGIC
 
 
 def require_same(file: Path, images: Images, out: Path, *, model: Path, device: str) -> None:

@@ -27,7 +27,7 @@ def source(text: str) -> str:
     if not text.strip() or "\0" in text:
         raise ValueError(f"must name a folder or a file, or be null, got {text!r}")
     if "://" in text:
-        raise ValueError(f"must name a folder or a file of this machine, got {text!r}; download the images first")
+        raise ValueError(f"must name a folder or a file of this machine, got {text!r}; download it first")
     try:
         Path(text).expanduser()
     except RuntimeError as error:

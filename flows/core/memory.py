@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     import torch
 
 
+PROCESS_BYTES = 2**28
+"""The memory of a process that has loaded torch."""
 GROUPS = [
     (Path("/sys/fs/cgroup"), "memory.max", "memory.current", "inactive_file"),
     (Path("/sys/fs/cgroup/memory"), "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
@@ -38,8 +40,13 @@ def left(folder: Path, limit: str, used: str, reclaimable: str) -> int | None:
     return None
 
 
-def require(num_bytes: int, device: "torch.device", advice: str) -> None:
-    """Raise UserError (exit 2), beginning with the advice, if the device has fewer than `num_bytes` bytes free."""
+def require(num_bytes: int, device: "torch.device", advice: str, processes: int = 1) -> None:
+    """Raise UserError (exit 2), beginning with the advice, if the device has fewer than `num_bytes` bytes free.
+
+    On a CPU, `processes` take as much each, and share the memory.
+    """
+    if device.type == "cpu":
+        num_bytes = processes * num_bytes + (processes - 1) * PROCESS_BYTES
     free = available()
     if device.type == "cuda":
         import torch

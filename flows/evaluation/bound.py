@@ -87,8 +87,8 @@ def evaluate_split(
     vdm, image_set = load_fitting(model, images, find_devices(settings.device, settings.num_devices)[0], split)
     warn_if_seen(model, split)
     pixels = spread(getattr(image_set, split), num_images)
-    require_memory(settings, vdm, len(pixels))
     parts = shares(len(pixels), settings.num_devices, **settings.model_dump(include={"batch_size", "times_per_image"}))
+    require_memory(settings, vdm, parts)
     if len(parts) == 1:
         return terms_of_set(terms_of_share(settings, vdm, pixels, parts[0]))
     from flows.training.distributed import results_of
@@ -160,13 +160,15 @@ def kind(shape: tuple[int, ...], num_levels: int) -> str:
     return "x".join(map(str, shape)) + f" with {num_levels} levels"
 
 
-def require_memory(settings: "Evaluate", vdm: VDM, num_images: int) -> None:
-    """Raise UserError (exit 2) when a batch and the results do not fit into memory."""
+def require_memory(settings: "Evaluate", vdm: VDM, parts: list[range]) -> None:
+    """Raise UserError (exit 2) when a batch and the results of every process do not fit into memory."""
     sizes = settings.model_dump(include={"times_per_image", "batch_size"})
     device = next(vdm.parameters()).device
     network_bytes = vdm.inference_bytes(find_precision(settings.precision, device))
-    needed = memory_needed(num_dims=vdm.num_dims, network_bytes=network_bytes, num_images=num_images, **sizes)
-    require(needed, device, "evaluate: lower evaluate.times_per_image or evaluate.batch_size")
+    most = max(map(len, parts))
+    needed = memory_needed(num_dims=vdm.num_dims, network_bytes=network_bytes, num_images=most, **sizes)
+    advice = "evaluate: lower evaluate.times_per_image, evaluate.batch_size or evaluate.num_devices"
+    require(needed, device, advice, len(parts))
 
 
 def digests(model: Path, images: Path) -> dict[str, Any]:

@@ -77,10 +77,12 @@ def fetch_file(
         time.sleep(pause if left else 0)
         for address in list(left):
             try:
-                receive(address, part, most)
-                part.rename(path)
-                if not (reason := take_or_delete(path, take)):
-                    return
+                continued = True
+                while continued:  # what was there may be of another file: then this address is asked for all of it
+                    continued = receive(address, part, most)
+                    part.rename(path)
+                    if not (reason := take_or_delete(path, take)):
+                        return
                 failure = f"{address}: {reason}"
                 left.remove(address)
             except (HTTPError, http.client.HTTPException) as error:
@@ -113,8 +115,8 @@ def take_or_delete(path: Path, take: Callable[[], None]) -> str:
     return ""
 
 
-def receive(address: str, part: Path, most: int) -> None:
-    """Download the missing part of the file at the address and append it to `part`.
+def receive(address: str, part: Path, most: int) -> bool:
+    """Download the missing part of the file at the address and append it to `part`; return whether there was any.
 
     Raises HTTPError or HTTPException for any failure of the network or the server, including an answer that is too
     short or too long; OSError that names `part`.
@@ -141,6 +143,7 @@ def receive(address: str, part: Path, most: int) -> None:
         except TooLongError:
             part.unlink()
             raise
+    return resumed and have > 0
 
 
 def opener() -> request.OpenerDirector:
@@ -171,6 +174,8 @@ def copy(response: http.client.HTTPResponse, file: BinaryIO, have: int, most: in
     Raises IncompleteRead if the connection ends before the stated length, TooLongError beyond `most` bytes.
     """
     total = have + response.length if response.length is not None else None
+    if stated := re.match(r"bytes \d+-\d+/(\d+)", response.headers.get("Content-Range", "")):
+        total = int(stated[1])  # a server may send less than what was asked for
     with tqdm(initial=have, total=total, desc=name, unit="B", unit_scale=True, leave=False, disable=None) as shown:
         for block in blocks(response):
             have += len(block)

@@ -164,8 +164,7 @@ def start_worker(stack: ExitStack, url: str, name: str, queues: list[str] | None
     kept = Kept(stack, "prefect worker start", command, when_orphaned=signal.SIGKILL)
     # The stack stops the runs first.  They stop their trainer, which saves its state.
     stack.callback(stop_engines, url, Path.cwd(), KILL_SECONDS + 2 * STOP_SECONDS)
-    # Before that, the worker takes no more runs: after SIGTERM it waits for those that it has.
-    stack.callback(lambda: kept.process.terminate())
+    stack.callback(kept.drain)  # before that, so that the worker takes no more runs meanwhile
     return kept
 
 

@@ -141,7 +141,9 @@ def share_cache(root: Path, folder: Path) -> None:
     config = ConfigObj(encoding="utf-8")
     config.filename = str(folder / ".dvc" / "config.local")
     Path(config.filename).touch(mode=0o600)  # it may contain passwords
-    config["core"] = {**ours.get("core", {}), "autostage": True}
+    # By default DVC keeps databases of every folder that it ever worked in, in /var/tmp; these go with the worktree.
+    databases = str(folder / ".dvc" / "tmp")
+    config["core"] = {**ours.get("core", {}), "autostage": True, "site_cache_dir": databases}
     config["cache"] = {**ours.get("cache", {}), "dir": cache}
     for name, settings in ours.get("remote", {}).items():
         # DVC made the paths absolute, so a remote beside the repository is found from the worktree, too.

@@ -3,7 +3,7 @@
 import signal
 import subprocess
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from functools import partial
 
 from flows.core.errors import Exit, UserError
@@ -29,6 +29,7 @@ class Kept:
         self.name, self.command = name, command
         self.when_orphaned = when_orphaned
         self.restarted: float | None = None
+        self.drained = False
         self.start()
         stack.callback(self.stop)
 
@@ -49,7 +50,18 @@ class Kept:
         self.restarted = time.monotonic()
         self.start()
 
+    def drain(self) -> None:
+        """Send SIGTERM: Prefect's worker then takes no more runs, and ends after those that it has."""
+        self.process.terminate()
+        self.drained = True
+
     def stop(self) -> None:
-        """Stop the process group: SIGINT, or SIGTERM while it still imports, then SIGTERM, then SIGKILL."""
+        """Stop the process group: SIGINT, or SIGTERM while it still imports, then SIGTERM, then SIGKILL.
+
+        After `drain` the command first has time to end, since Prefect's worker kills itself at a second signal.
+        """
+        if self.drained:
+            with suppress(subprocess.TimeoutExpired):
+                self.process.wait(STOP_SECONDS)
         first = signal.SIGTERM if time.monotonic() - self.started < IMPORT_SECONDS else signal.SIGINT
         stop_group(self.process, *((number, STOP_SECONDS) for number in (first, signal.SIGTERM, signal.SIGKILL)))

@@ -180,10 +180,6 @@ def promote(root: Path, challenger: Version, evidence: Evidence) -> str:
     """
     if evidence.challenger_commit != challenger.commit:
         raise UserError(f"the evidence is of {evidence.challenger}, not of {challenger.name}", Exit.USAGE)
-    if evidence.decision != PROMOTE:
-        if challenger.name != evidence.champion:
-            record_refusal(root, challenger, evidence.message(f"Refuse {challenger.name}"))
-        raise UserError(f"not promoted: {evidence.reason}", Exit.NOT_PROMOTED)
     with registry_lock(root):
         if resolve(root, challenger.name).commit != challenger.commit:  # raises UserError (exit 5) if it is gone
             reason = f"{challenger.name} is another commit now"
@@ -197,8 +193,12 @@ def promote(root: Path, challenger: Version, evidence: Evidence) -> str:
                 f"is {now}; `vdmctl promote {challenger.name}` compares them",
                 Exit.BUSY,
             )
-        finish()
-        return make_champion(root, challenger, evidence.message(f"Promote {challenger.name}"))
+        if evidence.decision == PROMOTE:
+            finish()
+            return make_champion(root, challenger, evidence.message(f"Promote {challenger.name}"))
+    if challenger.name != evidence.champion:
+        record_refusal(root, challenger, evidence.message(f"Refuse {challenger.name}"))
+    raise UserError(f"not promoted: {evidence.reason}", Exit.NOT_PROMOTED)
 
 
 def rollback(root: Path) -> Evidence:

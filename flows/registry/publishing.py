@@ -3,6 +3,7 @@
 Whatever the remotes lack is pushed, so a run also completes the publication that an earlier run left unfinished.
 """
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +58,8 @@ def publish(root: Path) -> list[str]:
                 pushed = push_missing(root, there)
                 # In a clone of one branch git's push leaves out the remote-tracking branches, which `status` reads.
                 runs = f"{layout.RUN_BRANCHES}*"
-                fetch(root, REMOTE, f"+refs/heads/{runs}:refs/remotes/{REMOTE}/{runs}")
+                with suppress(NetworkError):  # everything is published already
+                    fetch(root, REMOTE, f"+refs/heads/{runs}:refs/remotes/{REMOTE}/{runs}")
                 return pushed
             except NetworkError:
                 before, there = there, remote_refs(root)
@@ -240,6 +242,15 @@ def run_of(root: Path, commit: str) -> str:
     return git_text(root, "log", "-1", "--format=%(trailers:key=Run,valueonly)", commit)
 
 
+def is_own(root: Path, commit: str) -> bool:
+    """Whether a run made this very commit.  A rebased or squashed copy has the run's name, too, but no new model."""
+    run = run_of(root, commit)
+    refs = f"refs/heads/{layout.RUN_BRANCHES}{run}", f"refs/tags/{MODEL}@*"
+    return (
+        bool(run) and commit in git_text(root, "for-each-ref", "--format=%(objectname) %(*objectname)", *refs).split()
+    )
+
+
 def finished_branches(root: Path) -> list[str]:
     """Return the branches that hold the commit of their run; a run that still works has not made it yet."""
     form = "--format=%(refname:lstrip=2) %(trailers:key=Run,valueonly,separator=%2C)"
@@ -250,8 +261,8 @@ def finished_branches(root: Path) -> list[str]:
 def push_bytes(root: Path, tags: list[Tag], published: list[Tag]) -> dict[str, str]:
     """Push the tags' files to the DVC remote; return the tags whose files are lost or damaged, with the reason.
 
-    Of published tags, files that the remote lacks are pushed if they are in the cache.  Raises NetworkError (exit 5)
-    when the remote does not answer.
+    Of published tags, and of tags that need no files, those that the remote lacks are pushed if they are in the cache.
+    Raises NetworkError (exit 5) when the remote does not answer.
     """
     lost = {}
     with dvc_repository(root) as repo, quiet():

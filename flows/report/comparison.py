@@ -60,7 +60,7 @@ def unpaired(first: Results, second: Results) -> str:
     ):
         if getattr(first.metrics, field) != getattr(second.metrics, field):
             return text
-    return ""
+    return "" if first.metrics.num_images > 1 else "one image has no standard error"
 
 
 def difference(first: Results, second: Results) -> "PairedDifference | None":

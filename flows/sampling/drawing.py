@@ -20,7 +20,7 @@ from vdm.sampling import Solver, Step, decode, fill_in, trajectory
 if TYPE_CHECKING:
     from flows.core.params import Sample
 
-ADVICE = "sample: lower sample.num_images or sample.batch_size"
+ADVICE = "sample: lower sample.num_images, sample.batch_size or sample.num_devices"
 REPEATS = 10
 """How often `fill` takes every step, as in RePaint."""
 Steps = Callable[[range], Iterator[Step]]
@@ -36,7 +36,7 @@ def draw(model: Path, settings: "Sample") -> np.ndarray:
     count = min(settings.num_devices, settings.num_images)
     devices = find_devices(settings.device, count)
     vdm = load_model(model, devices[0])
-    require(memory_needed(vdm, settings, settings.num_images // count), devices[0], ADVICE)
+    require(memory_needed(vdm, settings, settings.num_images // count), devices[0], ADVICE, count)
     if count == 1:
         return draw_share(vdm, settings, range(settings.num_images))
     from flows.training.distributed import results_of

@@ -35,8 +35,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# The memory of a process that has loaded torch.
-PROCESS_BYTES = 2**28
 # Parameters that do not change the result.
 CONDUCT = ("device", "max_restarts", "checkpoint_every_steps", "checkpoint_every_minutes", "keep_checkpoints")
 # Parameters of `vdm.training.validation.Validation`.
@@ -218,7 +216,7 @@ def write_model(trainer: Trainer, config: dict[str, Any], train: "Train", data: 
 def out_of_memory(error: Exception) -> bool:
     """Whether the error says that memory ran out."""
     # On a CPU, and in an error from another process, only the message says so.
-    # Outside torch's allocator, CUDA, cuBLAS and NCCL have words of their own.
+    # CUDA, cuBLAS and NCCL, outside torch's allocator, say it differently.
     words = ("can't allocate memory", "CUDA out of memory", "CUDA error: out of memory", "_ALLOC_FAILED")
     of_nccl = "NCCL" in str(error) and "out of memory" in str(error)
     return isinstance(error, torch.OutOfMemoryError) or of_nccl or any(word in str(error) for word in words)
@@ -263,12 +261,10 @@ def require_memory(model: "Model", train: "Train", images: ImageSet, device: tor
         batch_size=train.batch_size,
         part=train.batch_size // processes // train.accumulation,
     )
-    if device.type == "cpu":  # the images stay in their file
-        needed = train.num_devices * needed + (train.num_devices - 1) * PROCESS_BYTES
-    else:
+    if device.type != "cpu":  # where they stay in their file
         needed += num_images * num_dims
     sizes = "model.blocks, model.width, train.batch_size or train.num_devices"
-    require(needed, device, f"train: lower {sizes}, or raise train.accumulation")
+    require(needed, device, f"train: lower {sizes}, or raise train.accumulation", train.num_devices)
     if train.validate_every_steps is not None:
         require(validation_bytes(model, train, images), device, "train: lower train.validation_times")
 

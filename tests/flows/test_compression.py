@@ -546,3 +546,14 @@ def test_no_image_of_a_folder_is_replaced_by_the_file(write: Callable[..., Compr
         write("pictures", out=mine)
     assert raised.value.code == Exit.USAGE
     assert mine.read_bytes() == before
+
+
+def test_a_compressed_file_in_the_folder_of_its_images_is_replaced(
+    write: Callable[..., Compressed], tmp_path: Path, pixels: np.ndarray
+) -> None:
+    (tmp_path / "arrays").mkdir()
+    np.save(tmp_path / "arrays" / "images.npy", pixels)
+    out = tmp_path / "arrays" / "all.vdmz"
+    write("arrays", out=out)
+    write("arrays", out=out)  # with force
+    assert out.is_file()

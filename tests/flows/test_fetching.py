@@ -26,6 +26,9 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         self.asked.append(self.headers["Range"])
+        if self.path.endswith("?page"):
+            self.answer(200, b"<html>" * 1000, 4000)
+            return
         step = self.behaviour.pop(0) if len(self.behaviour) > 1 else self.behaviour[0]
         first = int((self.headers["Range"] or "bytes=0-")[6:-1])
         if step == "away":
@@ -47,6 +50,14 @@ class Handler(BaseHTTPRequestHandler):
             self.send_response(302)
             self.send_header("Location", step)
             self.end_headers()
+        elif step == "less than asked":
+            some = CONTENT[first : first + 400_000]
+            self.send_response(206)
+            self.send_header("Content-Range", f"bytes {first}-{first + len(some) - 1}/{len(CONTENT)}")
+            self.send_header("Content-Length", str(len(some)))
+            self.end_headers()
+            self.wfile.write(some)
+            self.close_connection = True
         elif step == "no ranges":
             self.answer(200, CONTENT, len(CONTENT))
         elif first >= len(CONTENT):
@@ -222,3 +233,31 @@ def test_downloads_are_kept_if_the_set_could_not_be_written(tmp_path: Path) -> N
         folder.mkdir()
         raise OSError
     assert folder.is_dir()
+
+
+def test_what_another_server_left_does_not_spoil_the_file_of_a_mirror(
+    address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "file.bin"
+
+    def take() -> None:
+        if path.read_bytes() != CONTENT:
+            raise UserError("another sha256", Exit.MISSING)
+
+    serve(monkeypatch, len(CONTENT))
+    fetch_file([address + "?page", address], path, take=take)
+    assert path.read_bytes() == CONTENT
+    assert Handler.asked == ["bytes=0-", "bytes=4000-", "bytes=0-"]
+    path.unlink()
+    (tmp_path / "file.bin.part").write_bytes(b"x" * 5000)  # of a file that the publisher has replaced
+    fetch_file([address], path, take=take)
+    assert path.read_bytes() == CONTENT
+
+
+def test_a_server_that_sends_less_than_was_asked_for_is_asked_for_the_rest(
+    address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    serve(monkeypatch, "less than asked")
+    fetch_file([address], tmp_path / "file.bin")
+    assert (tmp_path / "file.bin").read_bytes() == CONTENT
+    assert Handler.asked == ["bytes=0-", "bytes=400000-", "bytes=800000-"]

@@ -415,12 +415,18 @@ def test_hostile_settings_of_the_peer_give_an_error_of_one_line(
     assert capsys.readouterr().err.count("\n") == 1
 
 
-@pytest.mark.parametrize("file_format", ["google-vdm", "addtt"])
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize(
+    ("file_format", "name"), [("google-vdm", "model.pt"), ("addtt", "model.pt"), ("addtt", "config.yaml")]
+)
 @pytest.mark.parametrize("kind", ["fifo", "device", "too large"])
 def test_paths_that_are_not_regular_files_are_never_read(
-    kind: str, file_format: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    kind: str, file_format: str, name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    file = tmp_path / "model.pt"
+    for each in ("model.pt", "config.yaml"):
+        shutil.copyfile(ORACLES / "addtt_learned" / each, tmp_path / each)
+    file = tmp_path / name
+    file.unlink()
     match kind:
         case "fifo":
             os.mkfifo(file)
@@ -429,5 +435,8 @@ def test_paths_that_are_not_regular_files_are_never_read(
         case "too large":
             with file.open("wb") as content:
                 content.truncate(2**43)
-    assert run(["import-checkpoint", str(file), "--format", file_format, "--out", str(tmp_path / "out")]) == 5
-    assert capsys.readouterr().err.count("\n") == 1
+    command = ["import-checkpoint", str(tmp_path / "model.pt"), "--format", file_format]
+    assert run([*command, "--out", str(tmp_path / "out")]) == 5
+    captured = capsys.readouterr()
+    assert captured.err.count("\n") == 1
+    assert str(file) in captured.err

@@ -1,6 +1,7 @@
 """Sizes in parameters and files that do not fit into memory are refused before anything is allocated."""
 
 import json
+import re
 import resource
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,6 +20,7 @@ from flows.core.checkpoint import config_sha256, load_model, save_model
 from flows.core.errors import CheckpointError, Exit, UserError
 from flows.core.memory import available, left
 from flows.core.params_file import read_params
+from flows.evaluation import bound
 from flows.images import store as images
 from flows.images.store import SPLITS, ImageSet, ImageSetError, data_sha256, load_images, save_images
 from flows.sampling import drawing
@@ -29,7 +31,7 @@ from flows.validation.facts import measure
 from flows.validation.inspection import inspect_images, require_success
 from flows.validation.picture import draw
 from vdm import evaluation, ode
-from vdm.model import VDM
+from vdm.model import VDM, count_parameters
 
 ROOT = Path(__file__).parents[2]
 PRESETS = sorted((ROOT / "presets").glob("*.yaml"))
@@ -264,3 +266,27 @@ def test_a_containers_limit_counts(tmp_path: Path) -> None:
     assert left(*group) == 1000 - 700 + 100
     (tmp_path / "used").write_text("2000\n")
     assert left(*group) == 0
+
+
+def test_the_processes_of_an_evaluation_and_of_sampling_share_the_memory_of_a_cpu(
+    project: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project()
+    params = read_params(Path("params.yaml"))
+    shared = {"num_devices": 12, "device": "cpu"}
+    monkeypatch.setattr("flows.training.distributed.results_of", None)  # no process is started
+    monkeypatch.setattr(memory, "available", lambda: GIB)
+    with pytest.raises(UserError, match=r"sample\.num_devices: this needs at least"):
+        drawing.draw(Path("models/vdm"), params.sample.model_copy(update=shared))
+    settings = params.evaluate.model_copy(update=shared | {"batch_size": 2})
+    with pytest.raises(UserError, match=r"evaluate\.num_devices: this needs at least"):
+        bound.evaluate_split(settings, Path("models/vdm"), Path("data/images"), "test")
+
+
+@pytest.mark.parametrize("preset", PRESETS, ids=lambda path: path.stem)
+def test_a_preset_states_the_number_of_its_parameters(preset: Path) -> None:
+    params = read_params(preset)
+    *shape, num_levels = SHAPES[params.data.name]
+    count = count_parameters(image_shape=shape, num_levels=num_levels, **params.model.model_dump())
+    for stated in re.findall(r"([\d.]+) million\s+(?:#\s+)?parameters", preset.read_text()):
+        assert stated == f"{count / 1e6:.1f}"

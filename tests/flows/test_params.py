@@ -110,6 +110,9 @@ def test_weights_of_inception_that_name_no_file_are_refused() -> None:
     text = text.replace("inception_sha256: null", f'inception_sha256: "{"0" * 64}"', 1)
     with pytest.raises(UserError, match=r"sample.inception_weights: must name a folder or a file"):
         parse_params(text, "params.yaml")
+    text = text.replace('inception_weights: ""', "inception_weights: https://example.org/weights.pth", 1)
+    with pytest.raises(UserError, match=r"got 'https://example.org/weights.pth'; download it first"):
+        parse_params(text, "params.yaml")
 
 
 @pytest.mark.parametrize("device", ["cuda:01", "cuda:200", "cuda:256"])

@@ -584,3 +584,14 @@ def test_a_model_of_the_pipeline_is_evaluated_by_the_pipeline(
     result = vdmctl("models/trained", "--out", "page.html")
     assert result.returncode == 5
     assert result.stderr == "vdmctl: models/trained: not evaluated yet; run `dvc repro evaluate`\n"
+
+
+def test_two_models_of_one_image_are_not_said_to_have_infinite_figures(files: Files) -> None:
+    assert files.per_image
+    files.per_image.write_text("image,bpd\n0,1.5\n")
+    described = json.loads(files.metrics.read_text()) | {"num_images": 1, "bpd": 1.5, "bpd_standard_error": None}
+    files.metrics.write_text(json.dumps(described))
+    results = read_results(files, ORIGIN)
+    text = words(Document(comparison(results, results).html).text)
+    assert "No paired difference: one image has no standard error." in text
+    assert "not all figures are finite" not in text

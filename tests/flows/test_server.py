@@ -9,8 +9,10 @@ import os
 import re
 import shlex
 import socket
+import sys
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from socketserver import BaseRequestHandler, TCPServer
@@ -681,3 +683,27 @@ def test_the_status_names_a_missing_deployment_and_a_missing_pool(
         assert server["answers"]
         (problem,) = problems(found | {"server": server})
         assert problem.startswith(f"{url}: not a Prefect server, or one of another version (501 ")
+
+
+@pytest.mark.processes
+def test_a_worker_has_time_to_report_its_last_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Prefect's worker kills itself at the second signal."""
+    program = (
+        "import os, pathlib, signal, time\n"
+        "def first(*_):\n"
+        "    for number in (signal.SIGINT, signal.SIGTERM):\n"
+        "        signal.signal(number, lambda *_: os.kill(os.getpid(), signal.SIGKILL))\n"
+        "    time.sleep(1)\n"
+        "    os._exit(0)\n"
+        "signal.signal(signal.SIGTERM, first)\n"
+        "pathlib.Path('ready').touch()\n"
+        "time.sleep(60)\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("VDM_PROJECT", "")  # `start_worker` sets it
+    monkeypatch.setattr(workers, "prefect", lambda *_: [sys.executable, "-c", program])
+    with ExitStack() as stack:
+        kept = workers.start_worker(stack, OWN, "name", ["default"])
+        while not Path("ready").exists():
+            time.sleep(0.05)
+    assert kept.process.returncode == 0

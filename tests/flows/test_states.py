@@ -3,23 +3,29 @@
 import errno
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from project import ROOT
 from torch import distributed
 
 from flows.core import memory
 from flows.core.device import find_precision
 from flows.core.errors import Exit, UserError
+from flows.core.params_file import read_params
+from flows.training import fitting
 from flows.training.collectives import STORE, lost_another, process_group
-from flows.training.fitting import out_of_memory, resume
+from flows.training.fitting import fit, out_of_memory, resume
 from flows.training.runs import Run, forget, writing_curves
+from vdm.model import VDM
 from vdm.training.log import TrainingRecord
+from vdm.training.trainer import Trainer
 
 RECORD = TrainingRecord(5, 3.0, 1.0, 1.0, 1.0, -7.0, 5.0, 1.0, 1e-3, None, None, 100.0)
 
@@ -172,6 +178,9 @@ def test_a_failing_card_is_not_a_wrong_state(said: str, tmp_path: Path) -> None:
         resume(SimpleNamespace(load_state=load_state), {}, tmp_path)  # type: ignore[arg-type]
     assert out_of_memory(RuntimeError(said)) is ("memory" in said)
     assert out_of_memory(RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"))
+    nccl = "NCCL error in: init.cpp:5, unhandled cuda error\nLast error:\nCuda failure 2 'out of memory'"
+    assert out_of_memory(RuntimeError(nccl))
+    assert not out_of_memory(RuntimeError(nccl.replace("out of memory", "invalid argument")))
 
 
 def test_the_precision_is_that_of_the_card_that_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -187,3 +196,18 @@ def test_the_precision_is_that_of_the_card_that_is_named(monkeypatch: pytest.Mon
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: current[-1] == "cuda:1")
     assert find_precision("auto", torch.device("cuda:1")) == "bfloat16"
     assert find_precision("auto", torch.device("cuda:0")) == "float32"
+
+
+def test_a_state_is_saved_when_the_minutes_are_over(
+    tmp_path: Path, tiny_model: Callable[..., VDM], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every look at the clock is 40 seconds after the one before."""
+    train: Any = read_params(ROOT / "presets/digits.yaml").train
+    train = train.model_copy(update={"num_devices": 1, "steps": 6, "checkpoint_every_minutes": 1.0})
+    images = torch.zeros(64, 1, 8, 8, dtype=torch.uint8)
+    trainer = Trainer(tiny_model(), images, fitting.resolve(train, torch.device("cpu")))
+    clock, saved = count(0.0, 40.0), list[int]()
+    monkeypatch.setattr(fitting, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    monkeypatch.setattr(fitting, "save", lambda trainer, run: saved.append(trainer.done))
+    fit(trainer, Run(tmp_path / "run", keep=2), tmp_path / "curves.csv", train, lambda: False)
+    assert saved == [2, 4, 6]

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -281,13 +282,16 @@ def test_a_compiled_step_in_bfloat16_follows_the_eager_float32_loss(
     tiny_model: Callable[..., VDM], digits: np.ndarray
 ) -> None:
     import torch._inductor.config  # loads the compiler, which takes every pytest process a second
+    from torch._dynamo.utils import counters
 
     settings = SETTINGS | {"steps": 6, "log_every": 1}
     eager = fit(tiny_model(), digits, **settings).records
     # More threads are processes, which import torch for a second of work.  Trying the vector instructions takes 10 s;
     # code with them takes half as long again to compile.
+    counters.clear()
     with torch._inductor.config.patch({"compile_threads": 1, "cpp.vec_isa_ok": True, "cpp.simdlen": 1}):
         compiled = fit(tiny_model(), digits, **settings | {"compile": True, "precision": "bfloat16"}).records
+    assert counters["stats"]["unique_graphs"] > 0  # steps that are not compiled would follow the loss, too
     for record, expected in zip(compiled, eager, strict=True):
         assert record.bpd == pytest.approx(expected.bpd, rel=0.02)  # bfloat16 has 8 bits of mantissa
 
@@ -479,3 +483,41 @@ def test_a_step_copies_nothing_from_the_cpu(
     monkeypatch.setattr(torch.Tensor, "new_tensor", lambda *a, **k: (copied.append(a), new_tensor(*a, **k))[1])
     trainer.step()
     assert not copied
+
+
+def test_the_optimizer_gets_clipped_gradients_and_the_rate_of_the_step(
+    tiny_model: Callable[..., VDM], digits: np.ndarray
+) -> None:
+    changes = {"steps": 4, "warmup_steps": 2, "learning_rate_decay": "linear", "max_gradient_norm": 0.01}
+    trainer, rates, norms = start(tiny_model(), digits[:64], **SETTINGS | changes), list[float](), list[float]()
+
+    def step(rate: float) -> None:
+        rates.append(rate)
+        norms.append(torch.cat([p.grad.flatten() for p in trainer.on_bound if p.grad is not None]).norm().item())
+
+    trainer.optimizers = [SimpleNamespace(step=step)]  # type: ignore[list-item]
+    for _ in range(4):
+        trainer.step()
+    assert rates == pytest.approx([0.5e-3, 1e-3, 1e-3, 0.5e-3])
+    assert norms == pytest.approx([0.01] * 4, rel=1e-3)  # without a limit they are far above it
+
+
+def test_steps_and_seeds_have_their_own_noise_and_processes_their_own_dropout(
+    tiny_model: Callable[..., VDM], digits: np.ndarray
+) -> None:
+    trainer, other = (start(tiny_model(), digits[:64], **SETTINGS | {"seed": seed}) for seed in (0, 1))
+    first, again, of_dropout = trainer.draw(), trainer.draw(), [torch.initial_seed()]
+    assert torch.equal(first.eps, again.eps)
+    trainer.done = 1
+    second = trainer.draw()
+    of_dropout.append(torch.initial_seed())
+    trainer.processes, trainer.rank = 2, 1
+    assert torch.equal(trainer.draw().eps, second.eps)  # the batch is the same in all processes
+    of_dropout.append(torch.initial_seed())
+    for batch in (second, other.draw()):
+        for field in ("pixels", "t", "eps"):
+            assert not torch.equal(getattr(first, field), getattr(batch, field)), field
+    assert len(set(of_dropout)) == 3
+    generator = torch.Generator().manual_seed(of_dropout[0])
+    torch.rand((), generator=generator)
+    assert not torch.equal(torch.randn(first.eps.shape, generator=generator), first.eps)

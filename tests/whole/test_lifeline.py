@@ -8,9 +8,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import psutil
 import pytest
-from plant import wait_until
+from plant import is_alive, wait_until
 from project import ROOT, session
 
 from flows.process import groups
@@ -91,15 +90,16 @@ def test_a_system_without_pidfd_is_watched_too(started: list[subprocess.Popen[st
 
 
 def test_what_a_person_started_outlives_the_shell(started: list[subprocess.Popen[str]], tmp_path: Path) -> None:
+    """The shell ends after the command has looked for the processes that started it."""
     out = tmp_path / "out"
     out.touch()
-    shell = start(started, "/bin/sh", "-c", f'nohup {sys.executable} -c "{WORK}" > {out} 2>&1 & echo $!')
+    wait = f"until grep -q works {out}; do sleep 0.05; done"
+    shell = start(started, "/bin/sh", "-c", f'nohup {sys.executable} -c "{WORK}" > {out} 2>&1 & echo $!; {wait}')
     assert shell.stdout is not None
-    worker = psutil.Process(int(shell.stdout.readline()))
-    wait_until(lambda: "works" in out.read_text(), 30)
-    shell.wait()
+    worker = int(shell.stdout.readline())
+    assert shell.wait(60) == 0
     time.sleep(0.5)
-    assert worker.is_running()
+    assert is_alive(worker)
 
 
 HEEDLESS = """

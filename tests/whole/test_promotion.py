@@ -295,6 +295,17 @@ def test_rolling_back_goes_back_one_champion_at_a_time(copied: Project) -> None:
     assert rollback(copied.folder).champion == "vdm@v1.0.0"
 
 
+def test_a_refusal_by_a_former_champion_is_not_recorded(copied: Project) -> None:
+    crown(copied, "v1.2.0", "v1.1.0")
+    evidence, version = evidence_for(copied, "v1.0.0"), resolve(copied.folder, "v1.0.0")
+    assert evidence.decision == "refuse"
+    rollback(copied.folder)
+    with pytest.raises(UserError, match=r"with the champion vdm@v1.1.0, but now the champion is vdm@v1.2.0") as raised:
+        promote(copied.folder, version, evidence)
+    assert raised.value.code is Exit.BUSY
+    assert not is_decided(copied.folder, version.commit)
+
+
 def test_a_version_that_gto_deregistered_is_decided(copied: Project) -> None:
     commit = resolve(copied.folder, "v1.2.0").commit
     assert not is_decided(copied.folder, commit)

@@ -227,6 +227,13 @@ def test_git_knows_what_was_published_also_in_a_clone_of_one_branch(project: Pro
     assert "origin/runs/20260101-000000-bbbb" in project.git("branch", "--remotes").split()
 
 
+def test_a_network_that_fails_after_the_push_does_not_fail_the_publication(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(publishing, "fetch", Mock(side_effect=NetworkError("no route")))
+    assert publish(project.folder) == ["vdm@v1.0.0", "vdm@v1.1.0", "vdm@v1.2.0"]
+
+
 def test_a_file_that_is_damaged_in_the_cache_is_not_published(project: Project) -> None:
     weights = cached(project, "models/vdm", "weights.safetensors", "v1.2.0")
     weights.chmod(0o644)

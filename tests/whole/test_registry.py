@@ -47,6 +47,9 @@ def test_the_status_names_the_champion_and_the_versions_that_no_remote_has(copie
     assert "no Prefect server answers" in one_line(result)
     assert found["registry"]["champion"] == "vdm@v1.1.0"
     assert found["registry"]["unpublished"] == ["vdm@v1.2.0"]
+    assert [problem for problem in found["problems"] if "not pushed" in problem] == [
+        "vdm@v1.2.0: not pushed to any remote; a run with publish=true pushes those of runs, `git push` others"
+    ]
     assert not any("does not verify" in problem for problem in found["problems"])
 
     weights = cached(copied, "models/vdm", "weights.safetensors", "v1.1.0")

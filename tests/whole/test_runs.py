@@ -83,7 +83,8 @@ def digests(project: Project) -> tuple[str, str]:
 
 
 def remove_finished(project: Project) -> None:
-    """Remove the states of finished runs, which a run with the same parameters would continue."""
+    """Remove the last model, and the states of finished runs, which a run with the same parameters would continue."""
+    shutil.rmtree(project.folder / "models" / "trained", ignore_errors=True)
     for path in (project.folder / ".vdm" / "runs").glob("*/model_sha256"):
         shutil.rmtree(path.parent)
 

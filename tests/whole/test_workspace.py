@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from project import ROOT, Project
@@ -15,11 +16,12 @@ from ruamel.yaml import YAML
 
 from flows.core import layout
 from flows.core.errors import Exit, UserError
-from flows.orchestration.workspace import Workspace, commit, compose_params, finished, prune, workspace
+from flows.orchestration.workspace import Workspace, commit, compose_params, finished, first_commit, prune, workspace
 from flows.process.environment import settle
 from flows.registry.git import git_text, reason_in, require_identity
-from flows.registry.publishing import run_of
-from flows.train_vdm import stages
+from flows.registry.publishing import is_own, run_of
+from flows.registry.storage import dvc_repository
+from flows.train_vdm import stages, warn_of_newer
 
 # The versions are trained when the first test asks for them.
 pytestmark = pytest.mark.timeout(1800)
@@ -352,3 +354,49 @@ def test_the_advice_of_git_on_a_folder_of_another_user_is_shown() -> None:
         reason_in("! [rejected] a -> a (fetch first)\nTo https://host/repository")
         == "! [rejected] a -> a (fetch first)"
     )
+
+
+def test_a_run_that_shares_versions_starts_from_the_newest_upstream_commit_unless_there_are_local_ones(
+    plain: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain.git("init", "--quiet", "--bare", str(tmp_path / "origin.git"))
+    plain.git("remote", "add", "origin", str(tmp_path / "origin.git"))
+    plain.git("push", "--quiet", "--set-upstream", "origin", "main")
+    head = plain.git("rev-parse", "HEAD").strip()
+    newer = plain.git("commit-tree", "-p", "HEAD", "-m", "Newer", "HEAD^{tree}").strip()
+    plain.git("update-ref", "refs/remotes/origin/main", newer)
+    assert [first_commit(plain.folder, shared=shared) for shared in (True, False)] == [newer, head]
+    plain.git("commit", "--quiet", "--allow-empty", "--message=Local")
+    local = plain.git("rev-parse", "HEAD").strip()
+    assert first_commit(plain.folder, shared=True) == local
+    logger = Mock()
+    monkeypatch.setattr("flows.train_vdm.get_run_logger", lambda: logger)
+    warn_of_newer(plain.folder, local)
+    assert "has local commits, so this run lacks 1 of the upstream branch" in str(logger.warning.call_args)
+    warn_of_newer(plain.folder, newer)
+    assert logger.warning.call_count == 1
+
+
+def test_a_copy_of_a_runs_commit_is_no_commit_of_a_run(plain: Project) -> None:
+    """As after `git cherry-pick`, `git rebase`, or a pull request that was squashed: the trailer is copied, too."""
+    with run_in(plain) as place:
+        made = results(place)
+    plain.git("commit", "--quiet", "--allow-empty", "--message=Other work")
+    plain.git("cherry-pick", made)
+    copy = plain.git("rev-parse", "HEAD").strip()
+    assert run_of(plain.folder, copy) == run_of(plain.folder, made) == place.folder.name
+    assert is_own(plain.folder, made)
+    assert not is_own(plain.folder, copy)
+    plain.git("tag", "--annotate", "--message=Version", "vdm@v1.0.0", made)
+    plain.git("branch", "-D", place.branch)
+    assert is_own(plain.folder, made)
+    assert not is_own(plain.folder, copy)
+
+
+def test_what_dvc_keeps_about_a_run_goes_with_its_worktree(plain: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("DVC_SITE_CACHE_DIR", raising=False)
+    with run_in(plain) as place, dvc_repository(place.folder) as repo:
+        kept = Path(repo.site_cache_dir)
+        assert kept.is_dir()
+        assert kept.is_relative_to(place.folder)
+    assert not kept.exists()
