@@ -205,13 +205,14 @@ def test_a_page_needs_metrics_in_the_lock(forge: Forge) -> None:
 
 def test_names_of_tags_with_other_line_breaks_break_nothing(forge: Forge) -> None:
     """Git refuses a line feed in the name of a ref, and accepts these."""
-    root, names = forge.project.folder, {"vdm@v1.1.0\u2028", "vdm@\x85x", "vdm#champion#1\u2029x"}
+    root, ours = forge.project.folder, "vdm#champion#1\u2029x"
+    names = {"vdm@v1.1.0\u2028", "vdm@\x85x", ours}  # the others are no versions
     for name in names:
         forge.project.git("tag", "--annotate", "--message=x", name, "HEAD")
-    assert set(publish(root)) == {"vdm@v1.0.0", *names}
+    assert set(publish(root)) == {"vdm@v1.0.0", ours}
     assert make_plan(root, 1, published(root)).refs == []
     forge.project.git("tag", "--delete", *names)
-    assert set(fetch_versions(root)[0]) == names
+    assert fetch_versions(root) == ([ours], [])
 
 
 @pytest.mark.parametrize(
