@@ -244,11 +244,10 @@ def run_of(root: Path, commit: str) -> str:
 
 def is_own(root: Path, commit: str) -> bool:
     """Whether a run made this very commit.  A rebased or squashed copy has the run's name, too, but no new model."""
-    run = run_of(root, commit)
+    if not (run := run_of(root, commit)):
+        return False
     refs = f"refs/heads/{layout.RUN_BRANCHES}{run}", f"refs/tags/{MODEL}@*"
-    return (
-        bool(run) and commit in git_text(root, "for-each-ref", "--format=%(objectname) %(*objectname)", *refs).split()
-    )
+    return commit in git_text(root, "for-each-ref", "--format=%(objectname) %(*objectname)", *refs).split()
 
 
 def finished_branches(root: Path) -> list[str]:
