@@ -50,6 +50,8 @@ def main() -> None:
     parser.add_argument("--images", type=positive, help="also measure time and memory for this many of 32x32x3")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
+    if arguments.images == 1:
+        parser.error("--images must be at least 2: one to train and one to test")
     # First, because a process starts with the peak memory of the one that started it.
     cost = measure(arguments.images) if arguments.images else {}
     sets = clean_sets(arguments.sets, arguments.fashion_mnist)

@@ -29,7 +29,7 @@ import numpy as np
 import torch
 
 from benchmarks.machine import describe
-from benchmarks.options import duration, explained, positive
+from benchmarks.options import duration, explained, picture, positive
 from benchmarks.peer import BATCH_SIZE, LEARNING_RATE, build, training_step
 from benchmarks.speed import PRESETS
 from flows.core.checkpoint import load_model, save_model
@@ -56,6 +56,10 @@ def main() -> None:
     chosen = options.parse_args()
     with explained(options):
         params, device = problem(chosen), find_device(chosen.device)
+        if not len(load_images(chosen.images).validation):
+            raise ValueError(f"{chosen.images} has no validation images")
+        if min(chosen.seeds) < 0:
+            raise ValueError("--seeds must be at least 0")
     if chosen.train:
         {"ours": train_ours, "peer": train_peer}[chosen.train](chosen, params)
         return
@@ -97,7 +101,7 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument("--num-images", type=positive, default=512, help="validation images to evaluate")
     options.add_argument("--times-per-image", type=positive, default=8, help="noise levels per image")
     options.add_argument("--device", type=device_name, default="auto", help="auto, cpu, cuda or cuda:N")
-    options.add_argument("--plot", type=Path, help="the picture of the curves to write")
+    options.add_argument("--plot", type=picture, help="the picture of the curves, a .png or .svg file")
     options.add_argument("--json", action="store_true", help="print one JSON object")
     for name in ("--train", "--seed", "--out"):  # of the processes that this one starts
         options.add_argument(name, help=argparse.SUPPRESS)

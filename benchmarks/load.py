@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 from benchmarks.aged import JUDGED_BY, ROOT, History, Load, build, server
 from benchmarks.machine import show
 from benchmarks.options import positive
+from flows.process.environment import settle
 
 FULL = Load(versions=200, runs=10_000, flow_runs=1_000, rows=1_000_000)
 LAST, PAGE = "{last}", "{page}"
@@ -53,7 +54,10 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
     full = Load(*(getattr(arguments, name) for name in Load._fields))
+    if full.versions > full.runs:
+        parser.error(f"--versions {full.versions} must be at most --runs {full.runs}: every version is that of a run")
     tenth = Load(*(max(1, count // 10) for count in full))
+    settle(os.environ)  # hooks of git lead to their repository
     with ExitStack() as stack:
         history = None
         if any(is_chosen(name, arguments.only) for name in ASKING):

@@ -29,6 +29,7 @@ from typing import Any
 import psutil
 
 from benchmarks.machine import show
+from flows.process.environment import settle
 
 ROOT = Path(__file__).parents[1]
 STEPS = re.compile("^  steps: 2600.*$", re.MULTILINE)
@@ -41,6 +42,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     arguments = parser.parse_args()
+    settle(os.environ)  # hooks of git lead to their repository
     with tempfile.TemporaryDirectory() as scratch:
         home = Path(scratch)
         figures = {"repro_step_s": by_dvc(clone(home / "dvc"), home), **by_prefect(home)}

@@ -4,6 +4,7 @@ import argparse
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from flows.core.errors import UserError
 
@@ -20,6 +21,14 @@ def duration(text: str) -> float:
     if not 0 <= (number := float(text)) < math.inf:
         raise argparse.ArgumentTypeError(f"must be a finite number from 0, got {text}")
     return number
+
+
+def picture(text: str) -> Path:
+    """Parse the path of a picture that can be written at the end.  Raises ArgumentTypeError."""
+    path = Path(text)
+    if path.suffix not in (".png", ".svg") or not path.parent.is_dir():
+        raise argparse.ArgumentTypeError(f"must be a .png or .svg file in a folder that exists, got {text}")
+    return path
 
 
 @contextmanager

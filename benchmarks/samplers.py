@@ -17,7 +17,7 @@ import torch
 from tqdm import tqdm
 
 from benchmarks.machine import show
-from benchmarks.options import explained, positive
+from benchmarks.options import explained, picture, positive
 from flows.commands.sampling import SOLVERS
 from flows.core import layout
 from flows.core.checkpoint import load_model
@@ -89,7 +89,7 @@ def main() -> None:
     options.add_argument("--images", type=positive, default=4000, help="samples per row")
     options.add_argument("--steps", type=positive, nargs="+", default=[10, 25, 50])
     options.add_argument("--reference-steps", type=positive, default=1000, help="steps of the ancestral reference")
-    options.add_argument("--plot", type=Path, help="a .png or .svg file")
+    options.add_argument("--plot", type=picture, help="a .png or .svg file")
     options.add_argument("--json", action="store_true", help="print one JSON object")
     chosen = options.parse_args()
     with explained(options):

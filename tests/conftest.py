@@ -23,10 +23,12 @@ from vdm.model import VDM
 
 # Variables of whoever runs the tests do not reach them, nor git's hooks and keys.
 os.umask(0o022)
-os.environ["GIT_CONFIG_GLOBAL"] = str(Path(__file__).with_name("gitconfig"))
 for name in list(os.environ):
-    if name.startswith("PREFECT_") or name.lower().endswith("_proxy"):
+    # git names the repository to its hooks: the tests would commit to it.
+    of_git = name.startswith("GIT_") and name not in ("GIT_EXEC_PATH", "GIT_SSL_CAINFO")
+    if of_git or name.startswith("PREFECT_") or name.lower().endswith("_proxy"):
         del os.environ[name]
+os.environ["GIT_CONFIG_GLOBAL"] = str(Path(__file__).with_name("gitconfig"))
 
 TINY = {
     "image_shape": (1, 8, 8),

@@ -180,8 +180,7 @@ def receive(request: urllib.request.Request, seconds: float) -> Any:
         # A proxy would look for the server on the proxy's machine, and see the password.
         handlers.append(urllib.request.ProxyHandler({}))
     if request.type == "https":
-        trusted = ssl.create_default_context(cafile=setting("PREFECT_API_SSL_CERT_FILE") or None)
-        handlers.append(urllib.request.HTTPSHandler(context=trusted))
+        handlers.append(urllib.request.HTTPSHandler(context=certificates()))
     try:
         with urllib.request.build_opener(*handlers).open(request, timeout=seconds) as response:
             return json.loads(response.read() or b"null")
@@ -189,6 +188,15 @@ def receive(request: urllib.request.Request, seconds: float) -> Any:
         with error:
             said = error.read(MOST_BYTES).decode(errors="replace")
         raise Refused(f"{error.code} {error.reason}", error.code, said) from error
+
+
+def certificates() -> ssl.SSLContext:
+    """Return the certificates to trust: the system's, or Prefect's setting.  Raises UserError (exit 2)."""
+    file = setting("PREFECT_API_SSL_CERT_FILE") or None
+    try:
+        return ssl.create_default_context(cafile=file)
+    except OSError as error:  # it does not name the file
+        raise UserError(f"PREFECT_API_SSL_CERT_FILE: {file}: {error.strerror or error}", Exit.USAGE) from error
 
 
 class Api:

@@ -25,6 +25,7 @@ from flows.process.groups import processes_in
 from flows.process.locks import lock_file
 from flows.registry.git import Tag, content_of, contents, git, git_text
 from flows.registry.lock_file import read_lock
+from flows.registry.publishing import run_of
 from flows.registry.storage import cached_at, dvc_repository, files, obtain
 from flows.registry.versions import MODEL
 
@@ -119,7 +120,7 @@ def left_behind(root: Path) -> set[Path]:
 
 
 def remove(root: Path, folder: Path) -> None:
-    """Remove a worktree, and its branch unless it holds a commit that no other branch holds."""
+    """Remove a worktree.  Remove its branch unless its commit is on no other branch, or has no version yet."""
     with suppress(UserError):  # it is no worktree, or not yet
         # By its name: git knows it at the old place if the project was moved.
         git(root, "worktree", "remove", "--force", "--force", folder.name)
@@ -128,7 +129,10 @@ def remove(root: Path, folder: Path) -> None:
     branch = layout.RUN_BRANCHES + folder.name
     with suppress(UserError):  # there is no such branch
         others = ["HEAD", f"--exclude={branch}", "--branches", f"--exclude=*/{branch}", "--remotes"]
-        if not git(root, "rev-list", "--max-count=1", branch, "--not", *others):
+        # Without its branch, a commit that has no version yet would be taken for a copy: see `is_own`.
+        numbered = git(root, "tag", "--list", f"{MODEL}@*", "--points-at", branch)
+        waits = run_of(root, branch) == folder.name and not numbered
+        if not waits and not git(root, "rev-list", "--max-count=1", branch, "--not", *others):
             git(root, "branch", "--quiet", "-D", branch)
 
 
@@ -143,7 +147,7 @@ def share_cache(root: Path, folder: Path) -> None:
     Path(config.filename).touch(mode=0o600)  # it may contain passwords
     # By default DVC keeps databases of every folder that it ever worked in, in /var/tmp; these go with the worktree.
     databases = str(folder / ".dvc" / "tmp")
-    config["core"] = {**ours.get("core", {}), "autostage": True, "site_cache_dir": databases}
+    config["core"] = {"site_cache_dir": databases, **ours.get("core", {}), "autostage": True}
     config["cache"] = {**ours.get("cache", {}), "dir": cache}
     for name, settings in ours.get("remote", {}).items():
         # DVC made the paths absolute, so a remote beside the repository is found from the worktree, too.

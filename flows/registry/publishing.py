@@ -92,6 +92,7 @@ def push_missing(root: Path, there: dict[str, Target]) -> list[str]:
     bare = without_files(tags, here)
     known = [tag for tag in here if tag.name in tagged and tag not in taken]
     lost = push_bytes(root, [tag for tag in tags if tag not in bare], known + bare)
+    lost = {name: reason for name, reason in lost.items() if name not in {tag.name for tag in bare}}
     if NOTES in there:
         merge_notes(root)
     refs = named_refs(root, [tag for tag in tags if tag.name not in lost])

@@ -8,6 +8,7 @@ which is not the one that was evaluated.  The evidence against a refused version
 """
 
 import re
+from itertools import groupby
 from pathlib import Path
 from typing import NamedTuple
 
@@ -260,7 +261,9 @@ def reign(tags: list[Tag]) -> list[Tag]:
             reigning.append(tag)
     live = {tag.commit for tag in registered(tags)}
     gone = {tag.commit for tag in tags if tag.name.startswith(f"{MODEL}@") and "!" in tag.name} - live
-    return [tag for tag in reigning if tag.commit not in gone]
+    left = [tag for tag in reigning if tag.commit not in gone]
+    # What lay between two tags of one version may be gone; then that version reigns once.
+    return [list(same)[-1] for _, same in groupby(left, key=lambda tag: tag.commit)]
 
 
 def numbers_of(name: str) -> tuple[int, int, int] | None:

@@ -397,10 +397,11 @@ def test_a_run_that_starts_while_the_others_stop_is_stopped_too(
 
 
 def test_the_certificates_are_those_of_prefects_settings(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = Mock(side_effect=OSError("no certificates"))
+    asked = Mock(side_effect=FileNotFoundError(2, "No such file or directory"))
     monkeypatch.setattr("ssl.create_default_context", asked)
     monkeypatch.setenv("PREFECT_API_SSL_CERT_FILE", "/etc/ca.pem")
-    assert not answers("https://127.0.0.1:9/api")
+    with pytest.raises(UserError, match=r"^PREFECT_API_SSL_CERT_FILE: /etc/ca.pem: No such file or directory$"):
+        answers("https://127.0.0.1:9/api")
     assert asked.call_args.kwargs == {"cafile": "/etc/ca.pem"}
 
 

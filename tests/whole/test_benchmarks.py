@@ -18,11 +18,14 @@ from torch import distributed
 
 from benchmarks import (
     compression,
+    contract,
     equal_minutes,
     estimator_variance,
     gpu_day,
+    load,
     peer,
     sample,
+    samplers,
     speed,
     standard_error,
     train_step,
@@ -196,6 +199,10 @@ def test_the_peer_is_measured_with_the_sizes_and_options_of_ours(
         (sample.main, ["--device", "abacus"], "argument --device: invalid"),
         (sample.main, ["--device", "cuda:99"], "error: device cuda:99: "),
         (standard_error.main, ["--repeats", "1"], "error: --repeats must be at least 2"),
+        (samplers.main, ["--plot", "nowhere/x.png"], "argument --plot: must be a .png or .svg file in a folder that"),
+        (samplers.main, ["--plot", "x.jpg"], "argument --plot: must be a .png or .svg file in a folder that"),
+        (contract.main, ["--images", "1"], "error: --images must be at least 2"),
+        (load.main, ["--runs", "100"], "error: --versions 200 must be at most --runs 100"),
         (standard_error.main, ["--repeats", "13", "--fashion-mnist", "x"], "error: --repeats must be at least 14"),
         (train_step.main, ["--accumulation", "7"], "error: batch_size 64 is not a multiple of num_devices x accumul"),
     ],
@@ -269,3 +276,16 @@ def test_a_step_in_a_process_group_of_one_communicates(monkeypatch: pytest.Monke
         assert len(shared) == 1
     finally:
         distributed.destroy_process_group()
+
+
+def test_a_set_without_validation_images_is_refused_before_the_training(
+    digits: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    splits = {"train": digits[:80], "validation": digits[:0], "test": digits[90:99]}
+    save_images(tmp_path / "images", splits, {"name": "x", "num_levels": 17})
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: pytest.fail("trained"))
+    options = ["--peer", "nowhere", "--images", str(tmp_path / "images"), "--preset", "digits", "--device", "cpu"]
+    monkeypatch.setattr(sys, "argv", ["benchmark", *options])
+    with pytest.raises(SystemExit, match="2"):
+        equal_minutes.main()
+    assert "has no validation images" in capsys.readouterr().err.splitlines()[-1]

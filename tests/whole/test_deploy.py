@@ -258,3 +258,19 @@ def test_auto_compiles_only_with_the_headers_and_for_cards_that_triton_knows(
         with pytest.raises(UserError, match=r"Python\.h: install the headers") as refused:
             find_compile(True, torch.device("cuda"))
         assert refused.value.code is Exit.USAGE
+
+
+def test_only_the_owner_can_read_the_passwords_of_compose(tmp_path: Path) -> None:
+    commands = re.findall(r"^\$ (.* deploy/\.env)$", (ROOT / "docs/operations.md").read_text(), re.MULTILINE)
+    (tmp_path / "deploy").mkdir()
+    subprocess.run(["bash", "-c", f"umask 022; {' && '.join(commands)}"], cwd=tmp_path, check=True)
+    file = tmp_path / "deploy" / ".env"
+    assert "VDM_PASSWORD=ONE\n" in file.read_text()
+    assert file.stat().st_mode & 0o777 == 0o600
+
+
+def test_the_home_of_the_service_is_not_the_checkout() -> None:
+    """Its keys and caches would be untracked files of the repository, which `git add --all` commits."""
+    (home,) = re.findall(r"useradd .*--home-dir (\S+)", (ROOT / "docs/operations.md").read_text())
+    assert home == f"/var/lib/{unit()['StateDirectory']}"
+    assert not PurePosixPath(home).is_relative_to(unit()["WorkingDirectory"])

@@ -306,6 +306,16 @@ def test_a_refusal_by_a_former_champion_is_not_recorded(copied: Project) -> None
     assert not is_decided(copied.folder, version.commit)
 
 
+@pytest.mark.parametrize("stage", [(), ("champion",)])
+def test_a_champion_does_not_follow_itself_when_the_one_between_is_gone(
+    stage: tuple[str, ...], copied: Project
+) -> None:
+    crown(copied, "v1.0.0", "v1.1.0", "v1.0.0")
+    assert copied.run("gto", "deprecate", "vdm", "v1.1.0", *stage).returncode == 0
+    with pytest.raises(UserError, match="there is no earlier champion"):
+        rollback(copied.folder)
+
+
 def test_a_version_that_gto_deregistered_is_decided(copied: Project) -> None:
     commit = resolve(copied.folder, "v1.2.0").commit
     assert not is_decided(copied.folder, commit)

@@ -159,6 +159,14 @@ def test_a_tag_of_ones_own_that_begins_like_a_version_is_not_published(project: 
     assert "refs/tags/vdm@paper" not in published(project)
 
 
+def test_a_version_is_withdrawn_although_its_listing_is_damaged(project: Project) -> None:
+    listing = cached(project, "models/vdm", "", "v1.0.0")
+    listing.chmod(0o644)
+    listing.write_text("{")
+    assert project.run("gto", "deprecate", "vdm", "v1.0.0").returncode == 0
+    assert {"vdm@v1.0.0", "vdm@v1.0.0!"} <= set(publish(project.folder))
+
+
 def test_a_commit_with_two_numbers_is_withdrawn_once(project: Project) -> None:
     mine = made_by_a_run(project, "v1.1.0")
     project.git("tag", "--annotate", "--message=Mine", "vdm@v2.0.0", mine)

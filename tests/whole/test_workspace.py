@@ -5,7 +5,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
@@ -400,3 +400,35 @@ def test_what_dvc_keeps_about_a_run_goes_with_its_worktree(plain: Project, monke
         assert kept.is_dir()
         assert kept.is_relative_to(place.folder)
     assert not kept.exists()
+
+
+def test_a_merged_commit_of_a_run_that_ended_before_its_version_stays_the_runs_own(plain: Project) -> None:
+    with suppress(RuntimeError), run_in(plain) as place:
+        made = results(place)
+        raise RuntimeError("killed before the commit became a version")
+    plain.git("merge", "--quiet", "--ff-only", place.branch)
+    assert prune(plain.folder) == [place.folder.name]
+    assert is_own(plain.folder, made)
+
+
+def test_dvc_keeps_its_databases_where_the_operator_says(
+    plain: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("DVC_SITE_CACHE_DIR", raising=False)
+    plain.dvc("config", "--local", "core.site_cache_dir", str(tmp_path / "databases"))
+    with run_in(plain) as place, dvc_repository(place.folder) as repo:
+        assert Path(repo.site_cache_dir).is_relative_to(tmp_path / "databases")
+
+
+def test_tests_that_a_hook_of_git_starts_leave_its_repository_alone(tmp_path: Path) -> None:
+    """In a linked worktree git gives GIT_DIR to its hooks and to `rebase --exec`."""
+    given = {"GIT_DIR": str(tmp_path), "GIT_INDEX_FILE": "x", "GIT_CONFIG_PARAMETERS": "'commit.gpgsign'='true'"}
+    code = "import os, conftest; print(sorted(name for name in os.environ if name.startswith('GIT_')))"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env=os.environ | given | {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert not any(name in done.stdout for name in given)
