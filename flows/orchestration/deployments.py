@@ -59,8 +59,11 @@ def deploy(api: Api) -> None:
     with scratch_folder(layout.PRIVATE) as scratch:
         write_whole(scratch / PROJECT, text.getvalue())
         run_prefect("deploy", "--all", "--prefect-file", str(scratch / PROJECT))
-    for one in existing.values():  # `prefect deploy` fills in their templates, such as {{ prefect.blocks.secret.NAME }}
-        api.ask(f"deployments/{one['id']}", "PATCH", job_variables=one["job_variables"])
+    for entry in document["deployments"]:
+        if one := existing.get(entry["name"]):
+            # `prefect deploy` filled in their templates, such as {{ prefect.blocks.secret.NAME }}.
+            given = {"parameters": entry["parameters"], "job_variables": one["job_variables"]}
+            api.ask(f"deployments/{one['id']}", "PATCH", **given)
     refuse_unknown_parameters(api)
 
 

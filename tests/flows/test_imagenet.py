@@ -122,7 +122,12 @@ def test_of_the_downloads_only_the_wrong_one_is_removed(
     """It is downloaded again, and the server has the same wrong file."""
     published, downloads = pictures
     content = (downloads / "valid_32x32.tar").read_bytes()
-    monkeypatch.setattr("flows.images.fetching.receive", lambda address, part, most: part.write_bytes(content))
+
+    def receive(address: str, part: Path, most: int) -> bool:
+        part.write_bytes(content)
+        return False
+
+    monkeypatch.setattr("flows.images.fetching.receive", receive)
     wrong = replace(published, test={"valid_32x32.tar": "0" * 64})
     with pytest.raises(UserError, match=r"valid_32x32.tar: sha256 is"):
         read_imagenet(wrong, None, downloads, validation=NONE)

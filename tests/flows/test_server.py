@@ -23,18 +23,16 @@ from unittest.mock import Mock
 import pytest
 from prefect import __version__
 from prefect.settings import PREFECT_API_URL, Settings, temporary_settings
-from ruamel.yaml import YAML
 
 from flows import cli
 from flows.core import layout
 from flows.core.errors import Exit, UserError
-from flows.orchestration import automations, deployments, engines, serve, workers
+from flows.orchestration import automations, engines, serve, workers
 from flows.orchestration import server as of_server
 from flows.orchestration.automations import Notifications
-from flows.orchestration.deployments import keep, next_time, require_valid
 from flows.orchestration.plugin import full_name
 from flows.orchestration.server import Api, Refused, answers, bypass_proxy, find_address, refusal, require_server
-from flows.orchestration.status import address, all_runs, paused, problems, reason, schedule, server, status
+from flows.orchestration.status import address, all_runs, paused, problems, reason, server, status
 from flows.orchestration.workers import LOCK, alone, require_pool, worker_name
 from flows.process.locks import lock_file
 
@@ -422,144 +420,6 @@ def test_the_block_of_a_notification_may_have_any_name() -> None:
     with answering(**{"mein%20B%C3%A4r": {"id": "7"}}) as url:
         assert automations.block(Api(url), "custom-webhook/mein Bär") == "7"
         assert automations.block(Api(url), "custom-webhook/a/b?c#d") is None
-
-
-def test_a_date_that_never_comes_is_no_error() -> None:
-    assert next_time({"cron": "0 0 30 2 *"}) == "never"
-    assert next_time({"cron": "5 4 1 1 *"}).endswith("-01-01 04:05 UTC")
-
-
-@pytest.mark.parametrize(
-    ("schedule", "reason"),
-    [
-        ({"rrule": "FREQ=DAILY;INTERVAL=0"}, "the search for its next run takes more than 0.1 s"),
-        ({"interval": 864e9}, "date value out of range"),
-        ({"cron": "0 3 * * 0"}, ""),
-        ({"cron": "0 3 * * 0", "timezone": "Mars/Phobos"}, ""),  # which the server may know
-    ],
-)
-def test_a_schedule_that_can_have_no_next_run(
-    schedule: dict[str, Any], reason: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(deployments, "MOST_SECONDS", 0.1)
-    deployments.why_impossible.cache_clear()
-    assert deployments.why_impossible(json.dumps(schedule)) == reason
-
-
-def test_an_interval_is_named_with_its_unit() -> None:
-    deployment = {"id": "d", "name": "weekly", "paused": False}
-    given = {"interval": 20.0, "timezone": "Europe/Berlin"}
-    shown = schedule(deployment, {"id": "s", "active": True, "schedule": given}, [])
-    assert (shown["when"], shown["timezone"], shown["next_run"]) == ("every 0:00:20", "Europe/Berlin", None)
-
-
-def test_every_schedule_of_a_deployment_has_its_own_next_run() -> None:
-    deployment = {"id": "d", "name": "weekly", "paused": False}
-    planned = [
-        {"idempotency_key": f"scheduled d {each} {time}", "expected_start_time": time}
-        for each, time in (("hourly", "2026-01-01T01"), ("weekly", "2026-01-04T03"), ("hourly", "2026-01-01T00"))
-    ]
-    planned += [{"idempotency_key": None, "expected_start_time": "2025-12-31"}]  # planned by a person
-    found = [
-        schedule(deployment, {"id": name, "active": True, "schedule": {"cron": "x"}}, planned)["next_run"]
-        for name in ("hourly", "weekly", "yearly")
-    ]
-    assert found == ["2026-01-01T00", "2026-01-04T03", None]
-
-
-TRAIN = {"name": "weekly", "entrypoint": "flows/train_vdm.py:train_vdm", "work_pool": {"name": "vdm"}}
-
-
-@pytest.mark.parametrize(
-    ("changes", "reason"),
-    [
-        ({"schedules": [{"cron": "0 3 * * 9x"}]}, 'weekly: cron: .*Invalid cron string: "0 3 \\* \\* 9x"'),
-        ({"schedules": [{"cron": "0 3 * * 0", "timezone": "Mars/Phobos"}]}, "weekly: timezone: .*Mars/Phobos"),
-        ({"schedules": [{"interval": 3600, "timezone": "Mars/Phobos"}]}, "weekly: .*Mars/Phobos"),
-        ({"schedules": [{"rrule": "FREQ=SOMETIMES"}]}, "weekly: rrule: .*SOMETIMES"),
-        ({"schedules": [{"active": True}]}, "weekly: Either interval, cron, or rrule must be provided"),
-        ({"parameters": {"wait_hour": 2}}, r"weekly: parameters: .*\('wait_hour' was unexpected\)"),
-        ({"parameters": {"wait_hours": "many"}}, "weekly: parameters: .*'many' is not of type 'number'"),
-        ({"schedules": [{"interval": 60, "parameters": {"forse": True}}]}, "weekly: parameters: .*'forse'"),
-        ({"schedules": [{"interval": 1e15}]}, "weekly: .*too large"),
-        ({"entrypoint": "flows/train_vdm.py:nope", "parameters": {"force": True}}, "weekly: Flow function .*'nope'"),
-    ],
-)
-def test_deployments_that_prefect_would_refuse_are_named(changes: dict[str, Any], reason: str) -> None:
-    require_valid(TRAIN)
-    with pytest.raises(ValueError, match=reason):
-        require_valid(TRAIN | changes)
-
-
-EXISTING: dict[str, Any] = {
-    "global_concurrency_limit": None,
-    "concurrency_options": None,
-    "parameters": {},
-    "work_queue_name": "default",
-    "job_variables": {},
-    "paused": False,
-    "tags": [],
-}
-
-
-def test_a_deployment_loses_the_parameters_that_its_flow_has_no_more(capsys: pytest.CaptureFixture[str]) -> None:
-    existing = EXISTING | {"parameters": {"force": True, "wait_hour": 2}}
-    assert keep(TRAIN, existing)["parameters"] == {"force": True}
-    assert capsys.readouterr().err == "weekly: left out the parameters that train-vdm does not have: wait_hour\n"
-
-
-@pytest.mark.parametrize("given", [None, 1, {"limit": 1}])
-def test_a_deployment_keeps_its_limit(given: Any) -> None:
-    existing = EXISTING | {"global_concurrency_limit": {"limit": 3}}
-    entry = {"name": "weekly", "work_pool": {"name": "vdm"}, "concurrency_limit": given}
-    assert keep(entry, existing)["concurrency_limit"] == {"limit": 3}
-
-
-def test_a_deployment_keeps_what_happens_to_a_run_beyond_its_limit() -> None:
-    options = {"collision_strategy": "ENQUEUE"}
-    existing = EXISTING | {"global_concurrency_limit": {"limit": 3}, "concurrency_options": options}
-    given = {"limit": 1, "collision_strategy": "CANCEL_NEW"}
-    entry = {"name": "weekly", "work_pool": {"name": "vdm"}, "concurrency_limit": given}
-    assert keep(entry, existing)["concurrency_limit"] == {"limit": 3, "collision_strategy": "ENQUEUE"}
-
-
-@pytest.fixture
-def with_deployments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Work in a project whose only deployment is `weekly`."""
-    monkeypatch.chdir(tmp_path)
-    layout.PRIVATE.mkdir()
-    layout.DEPLOYMENTS.write_text(json.dumps({"deployments": [TRAIN]}))
-    monkeypatch.setattr(deployments, "require_valid", Mock())
-    monkeypatch.setattr(deployments, "refuse_unknown_parameters", Mock())
-
-
-@pytest.mark.usefixtures("with_deployments")
-def test_prefect_reads_what_a_deployment_keeps_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Prefect reads YAML 1.1, in which a bare 5e-05 is text, and a bare `on` is true."""
-    parameters, variables = {"overrides": {"train.learning_rate": 5e-05}}, {"env": {"DEBUG": "off"}}
-    existing = EXISTING | {"id": "1", "name": "weekly", "tags": ["no"]}
-    existing |= {"parameters": parameters, "job_variables": variables}
-    read: list[Any] = []
-    reader = YAML(typ="safe", pure=True)
-    reader.version = (1, 1)
-    monkeypatch.setattr(deployments, "parameters_of", lambda entry: {"properties": {"overrides": {}}})
-    monkeypatch.setattr(deployments, "run_prefect", lambda *given: read.append(reader.load(Path(given[-1]))))
-    api: Any = Mock(ask=lambda *_, **__: [existing])
-    deployments.deploy(api)
-    (entry,) = read[0]["deployments"]
-    assert (entry["parameters"], entry["tags"]) == (parameters, ["no"])
-    assert entry["work_pool"]["job_variables"] == variables
-
-
-@pytest.mark.usefixtures("with_deployments")
-def test_a_secret_in_the_job_variables_stays_a_reference(monkeypatch: pytest.MonkeyPatch) -> None:
-    """`prefect deploy` replaces it by the secret, which everybody could read then."""
-    variables = {"env": {"TOKEN": "{{ prefect.blocks.secret.token }}"}}
-    api: Any = Mock(ask=Mock(return_value=[EXISTING | {"id": "1", "name": "weekly", "job_variables": variables}]))
-    monkeypatch.setattr(deployments, "run_prefect", lambda *_: api.ask("deployed"))
-    deployments.deploy(api)
-    last = api.ask.call_args_list[-1]
-    assert (last.args, last.kwargs) == (("deployments/1", "PATCH"), {"job_variables": variables})
 
 
 def test_advice_is_quoted_for_a_shell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
