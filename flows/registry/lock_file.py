@@ -113,7 +113,7 @@ def require_no_outputs(root: Path, out: Path) -> None:
 
 
 def output_at(root: Path, place: Path) -> str | None:
-    """Return an output in dvc.yaml that lies in the folder `place`, or in which `place` lies; None if there is none."""
+    """Return an output in dvc.yaml that lies in the folder `place`, or contains it; None if there is no such output."""
     graph = root / layout.DVC_GRAPH
     if not graph.exists():
         return None
