@@ -12,14 +12,14 @@ BATCH = 32
 LAYER = "2048"
 
 
-def inception_features(images: np.ndarray, num_levels: int, weights: Path, device: torch.device) -> np.ndarray:
-    """Return the pooled features (N,2048) of images (N,C,H,W), gray or in colour.
+def inception_network(weights: Path) -> torch.nn.Module:
+    """Return torch-fidelity's Inception, which gives the published FID's values, with the weights of the file.
 
-    torch-fidelity computes them, which gives the published FID's values.  The weights must have passed
-    `require_inception`.  Raises UserError (exit 5) if they are not those of its Inception.
+    The file must have passed `require_inception`.  Raises UserError (exit 5) if it is not of this network.
     """
     from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
+    network: torch.nn.Module
     try:
         # torch-fidelity would unpickle anything; this reads tensors only, and fails for other files.
         torch.load(weights, map_location="cpu", weights_only=True)
@@ -28,7 +28,13 @@ def inception_features(images: np.ndarray, num_levels: int, weights: Path, devic
         raise UserError(
             f"{weights}: not the weights of torch-fidelity's Inception: {brief(error)}", Exit.MISSING
         ) from error
-    network.to(device)
+    return network
+
+
+def inception_features(
+    images: np.ndarray, num_levels: int, network: torch.nn.Module, device: torch.device
+) -> np.ndarray:
+    """Return the pooled features (N,2048) of images (N,C,H,W), gray or in colour, with the network on the device."""
     batches = in_colour(images, num_levels).split(BATCH)
     return torch.cat([network(batch.to(device))[0].double().cpu() for batch in batches]).numpy()
 

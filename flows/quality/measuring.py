@@ -28,7 +28,7 @@ from flows.quality.distances import (
     with_error,
 )
 from flows.quality.features import embed, load_features
-from flows.quality.inception import inception_features, require_inception
+from flows.quality.inception import inception_features, inception_network, require_inception
 
 if TYPE_CHECKING:
     from flows.core.params import Quality, Sample
@@ -180,7 +180,8 @@ def inception_figures(
     weights, device = Path(sample.inception_weights).expanduser(), find_device(quality.device)
     # Drawing the samples took a while, in which the file may have been replaced.
     require_inception(pictures.samples.shape[1], weights, sample.inception_sha256)
-    samples, held_out, training = (inception_features(part, num_levels, weights, device) for part in pictures)
+    network = inception_network(weights).to(device)
+    samples, held_out, training = (inception_features(part, num_levels, network, device) for part in pictures)
     measures = {"fid": frechet_distance(training), "kid": kernel_distance(training)}
     return figures_of(measures, samples, held_out, quality)
 

@@ -247,7 +247,8 @@ def test_weights_that_changed_while_samples_were_drawn_are_refused(weights: Path
 
 def test_inceptions_features_come_from_the_given_file(weights: Path) -> None:
     images = np.random.default_rng(0).integers(17, size=(2, 1, 8, 8), dtype=np.uint8)
-    embedded = inception.inception_features(images, 17, weights, torch.device("cpu"))
+    network = inception.inception_network(weights)
+    embedded = inception.inception_features(images, 17, network, torch.device("cpu"))
     assert embedded.shape == (2, 2048)
     assert np.isfinite(embedded).all()
     with pytest.raises(UserError, match=r"its sha256 is [0-9a-f]{64}, sample.inception_sha256 says 000") as error:
@@ -263,7 +264,7 @@ def test_a_pickle_that_runs_code_is_not_loaded(tmp_path: Path) -> None:
     path = tmp_path / "weights.pth"
     path.write_bytes(pickle.dumps(Hostile()))
     with pytest.raises(UserError, match="not the weights of torch-fidelity's Inception"):
-        inception.inception_features(np.zeros((1, 1, 8, 8), np.uint8), 17, path, torch.device("cpu"))
+        inception.inception_network(path)
     assert not (tmp_path / "ran").exists()
 
 
