@@ -1,4 +1,4 @@
-# `make repro` and `make test` need make, git and Python 3.11 or newer, and nothing else.
+# `make repro` and `make test` need make, git and Python 3.11 to 3.14, and nothing else.
 PYTHON ?= python3
 BIN := .venv/bin
 # Stages and hooks run `python`: the environment's own. Recipes name its folder, since old versions of make look for
@@ -14,10 +14,11 @@ INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check \
 	$(if $(LOCK),--constraint $(LOCK),--upgrade --upgrade-strategy eager)
 STAMP = $(if $(LOCK),touch,rm -f .venv/installed-test)
 
-# Remove an environment that was left half made, or whose Python was removed or replaced.
+# Remove an environment that was left half made, whose Python was removed or replaced, or that was made in another
+# folder: its programs would run the code there.
 .DELETE_ON_ERROR:
-$(shell $(BIN)/python -c 'import pip' 2>/dev/null || \
-	{ test ! -e .venv || echo "removing .venv, whose Python or pip does not work" >&2; rm -rf .venv; })
+$(shell { $(BIN)/python -c 'import pip' && grep -qF "$(CURDIR)/$(BIN)/" $(BIN)/pip; } 2>/dev/null || \
+	{ test ! -e .venv || echo "removing .venv, whose Python or pip does not work here" >&2; rm -rf .venv; })
 .PHONY: repro test static suite test-fast fuzz check lock newest clean
 
 repro: .venv/installed
@@ -60,8 +61,8 @@ clean:
 	rm -rf .venv
 
 $(BIN)/python:
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
-		{ echo "$(PYTHON) is older than Python 3.11: make PYTHON=python3.12"; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 15))' || \
+		{ echo "$(PYTHON) is not Python 3.11 to 3.14; name another: make PYTHON=python3.12"; exit 1; }
 	$(PYTHON) -m venv .venv
 
 .venv/installed: $(BIN)/python pyproject.toml $(or $(LOCK),newest)

@@ -3,6 +3,7 @@
 Heavy modules are imported inside the commands.
 """
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -12,6 +13,7 @@ from flows.commands.arguments import ROOT, AsJson, parameters
 from flows.core import layout
 from flows.core.errors import Exit, UserError
 from flows.core.files import read_bounded, written_last
+from flows.core.folders import contains
 from flows.process.ending import finish
 from flows.process.streams import say, say_json
 
@@ -46,10 +48,15 @@ def validate(
     params = parameters()
     from flows.stages.validate import validate
     from flows.validation.inspection import require_success
+    from flows.validation.report import REPORT
 
     if path is None:
         if out or as_json:
             raise UserError("--out and --json need PATH", Exit.USAGE)
+        if reference and contains(layout.VALIDATION, reference / REPORT if reference.is_dir() else reference):
+            command = shlex.join(["vdmctl", "validate", str(layout.IMAGES), "--reference", str(reference)])
+            advice = f"`{command}` compares and writes nothing"
+            raise UserError(f"the report would replace --reference {reference}; {advice}", Exit.USAGE)
         validate(params.contract, images=layout.IMAGES, out=layout.VALIDATION.parent, reference=reference)
         return
     from flows.commands.inspecting import inspect_path

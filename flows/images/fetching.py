@@ -133,6 +133,8 @@ def receive(address: str, part: Path, most: int) -> bool:
         reason = str(error.reason if isinstance(error, URLError) else error)
         raise http.client.HTTPException(reason) from error
     with response:
+        if response.headers.get_content_type() == "text/html":  # it must not replace what has arrived
+            raise http.client.HTTPException("sends a web page")
         resumed = response.status == http.HTTPStatus.PARTIAL_CONTENT
         if resumed and other_range(response, have):
             part.unlink(missing_ok=True)

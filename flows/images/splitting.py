@@ -43,8 +43,9 @@ def divide(
     """
     if (total := sum(counts)) > MOST_IMAGES:
         raise UserError(f"{root}: {total:,} images, but at most {MOST_IMAGES:,} are read", Exit.INVALID_DATA)
-    if given := parts_of(names):
+    if root.is_dir():  # the name of a single file says nothing
         require_full_parts(root, names)
+    if given := parts_of(names):
         chosen = np.repeat(np.array([SPLITS.index(given[part_of(name)]) for name in names], dtype=np.int8), counts)
     else:
         require_no_part(root, names)
@@ -86,11 +87,11 @@ def require_no_part(root: Path, names: list[str]) -> None:
     """Raise UserError (exit 4) if only some of the files lie in parts named like splits, or all lie in one part."""
     first_parts = {name.partition("/")[0] for name in names}
     found = sorted(first_parts, key=lambda part: (not split_named(part_of(part)), part))
-    if split_named(part_of(found[0])) and len(names) > 1:
+    if split_named(part_of(found[0])) and root.is_dir():
         train, validation, test = (", ".join(NAMES[split]) for split in SPLITS)
         if first_parts == {found[0]}:
             reason = f"{root}: all images are in {listed(found)}, but training and test images are needed"
-            raise UserError(f"{reason}; name that folder as the source, or add the other part", Exit.INVALID_DATA)
+            raise UserError(f"{reason}; name it as the source, or add the other part", Exit.INVALID_DATA)
         raise UserError(
             f"{root}: its parts must be for training ({train}), for the test ({test}), perhaps for validation "
             f"({validation}), and nothing else; there is {listed(found[:5])}; rename or remove the others",

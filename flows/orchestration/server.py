@@ -262,7 +262,7 @@ def refusal(error: Exception) -> str:
     """Return why a server did not answer as expected, and what to do."""
     if isinstance(error, OSError) and not isinstance(error, Refused):
         reason = getattr(error, "reason", error)
-        advice = "start one with `vdmctl serve`, or set PREFECT_API_URL to another's address"
+        advice = "start one with `vdmctl serve`, beyond loopback with its --host, or set PREFECT_API_URL to another's"
         return f"no Prefect server answers ({reason}); {advice}"
     code = getattr(error, "code", 0)
     if code == HTTPStatus.UNAUTHORIZED:

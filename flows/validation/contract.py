@@ -47,6 +47,7 @@ def split_expectations(image_set: ImageSet, settings: "Contract") -> list[Any]:
     kind = "lossy" if "lossy" in image_set.description.get("formats", "") else "JPEG"
     labelled = "a label for every image, or none for any"
     redundant = "no channel is of one level or repeats another (gray images in colour: set data.grayscale)"
+    stated = "as many images in every split as stated"
     published = "as many images as were published"
     frequent = "images of the most frequent label, per image of the least frequent"
     limit = settings.max_label_ratio
@@ -55,6 +56,7 @@ def split_expectations(image_set: ImageSet, settings: "Contract") -> list[Any]:
             gxe.ExpectColumnSumToBeBetween, "number of images", column="num_images", min_value=total, max_value=total
         ),
         expect(gxe.ExpectColumnValuesToBeBetween, "no empty split", column="num_images", min_value=1),
+        expect(gxe.ExpectColumnValuesToBeInSet, stated, column="more_than_stated", value_set=[0]),
         expect(gxe.ExpectColumnValuesToBeInSet, published, column="more_than_published", value_set=[0]),
         expect(gxe.ExpectColumnValuesToBeInSet, labelled, column="labels_without_images", value_set=[0]),
         expect(gxe.ExpectColumnValuesToBeInSet, redundant, column="redundant_channels", value_set=[0]),

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from flows.images.store import SPLITS, ImageSet, load_labels, read_file_names
+from flows.images.store import SPLITS, ImageSet, load_labels, present, read_file_names
 from flows.validation.comb import Comb, comb
 from flows.validation.contract import from_lossy_files
 from flows.validation.duplicates import Lookalikes, leaked, repeats
@@ -63,14 +63,16 @@ def split_rows(image_set: ImageSet, folder: Path, facts: dict[str, Facts]) -> pd
 def split_row(image_set: ImageSet, folder: Path, split: str, facts: Facts) -> dict[str, Any]:
     """Return the counts of one split (images, how many more than published, labels) and its detail."""
     num_images, labels = len(getattr(image_set, split)), load_labels(folder, split)
+    labelled = any(load_labels(folder, each) is not None for each in present(image_set.description))
     frequencies = [1]
     if labels is not None and len(labels) == num_images > 0:
         frequencies = np.unique(labels, return_counts=True)[1].tolist()
     return {
         "split": split,
         "num_images": num_images,
+        "more_than_stated": num_images - image_set.description[f"num_{split}"],
         "more_than_published": num_images - published(image_set, split, num_images),
-        "labels_without_images": 0 if labels is None else len(labels) - num_images,
+        "labels_without_images": (0 if labels is None else len(labels)) - num_images if labelled else 0,
         "jpeg": from_lossy_files(image_set),
         "label_ratio": max(frequencies) / min(frequencies),
         "lost_detail": round(lost_detail(facts.space), 4),

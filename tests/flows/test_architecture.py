@@ -30,7 +30,8 @@ DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "data/README.m
 
 # Each layer may import those before it.
 LAYERS = [
-    {"choices", "errors", "schedule"},
+    {"choices", "errors"},
+    {"schedule"},
     {"diffusion"},
     {"discretization", "network"},
     {"vlb"},
@@ -157,6 +158,13 @@ def distributions(paths: list[Path], own: Set[str] = frozenset()) -> set[str]:
     foreign = names - sys.stdlib_module_names - {"vdm", "flows"} - own
     # `ruamel` is in two, of which one is a part of the other in C.
     return {distribution(min(of_import.get(name, [name]), key=len)) for name in foreign}
+
+
+def test_every_dependency_takes_each_version_of_python_that_the_project_takes() -> None:
+    (first_refused,) = re.findall(r"<3\.(\d+)", PROJECT["requires-python"])
+    for line in PROJECT["dependencies"]:
+        taken = metadata.metadata(distribution(line))["Requires-Python"] or ""
+        assert all(int(first_refused) <= int(minor) for minor in re.findall(r"<3\.(\d+)", taken)), f"{line}: {taken}"
 
 
 def distribution(requirement: str) -> str:

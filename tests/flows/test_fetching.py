@@ -58,6 +58,12 @@ class Handler(BaseHTTPRequestHandler):
             self.end_headers()
             self.wfile.write(some)
             self.close_connection = True
+        elif step == "web page":
+            self.send_response(200)
+            self.send_header("Content-Type", "text/html; charset=utf-8")
+            self.end_headers()
+            self.wfile.write(b"<html>Please log in")
+            self.close_connection = True
         elif step == "no ranges":
             self.answer(200, CONTENT, len(CONTENT))
         elif first >= len(CONTENT):
@@ -261,3 +267,16 @@ def test_a_server_that_sends_less_than_was_asked_for_is_asked_for_the_rest(
     fetch_file([address], tmp_path / "file.bin")
     assert (tmp_path / "file.bin").read_bytes() == CONTENT
     assert Handler.asked == ["bytes=0-", "bytes=400000-", "bytes=800000-"]
+
+
+def test_a_web_page_does_not_replace_what_has_arrived(
+    address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "file.bin"
+    serve(monkeypatch, 300_000, "web page")
+    with pytest.raises(UserError, match=r"sends a web page; try again \(what has arrived is kept\)"):
+        fetch_file([address], path)
+    serve(monkeypatch, len(CONTENT))
+    fetch_file([address], path)
+    assert path.read_bytes() == CONTENT
+    assert Handler.asked[-1] == "bytes=300000-"

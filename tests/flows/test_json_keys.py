@@ -132,7 +132,7 @@ def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Small:
 def test_every_command_with_json_has_a_section() -> None:
     commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
     with_json = {name for name, each in commands.items() if any("--json" in option.opts for option in each.params)}
-    assert set(re.findall(r"^`vdmctl (\w+)[^`\n]* --json`", PAGE, re.MULTILINE)) == with_json
+    assert set(re.findall(r"^`vdmctl ([\w-]+)[^`\n]* --json`", PAGE, re.MULTILINE)) == with_json
     assert ROWS.keys() == DOCUMENTS.keys() | OTHERS
 
 

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -26,7 +27,7 @@ from flows.stages.download import download
     [
         ([], Exit.MISSING, "holds no .jpeg, "),
         (["one.png"], Exit.INVALID_DATA, "0 of 1 images would be held out"),
-        (["train/1.png"], Exit.INVALID_DATA, "0 of 1 images would be held out"),
+        (["train/1.png"], Exit.INVALID_DATA, 'all images are in "train", but'),
         (["train/1.png", "train/2.png"], Exit.INVALID_DATA, 'all images are in "train", but'),
         (["train/1.png", "test/1.png", "a/1.png"], Exit.INVALID_DATA, 'there is "test", "train", "a"; rename'),
         (["test/1.png", "val/1.png"], Exit.INVALID_DATA, 'there is "test", "val"; rename'),
@@ -49,6 +50,25 @@ def test_unusable_folders_are_refused(names: list[str], code: Exit, message: str
         load(tmp_path / "set")
     assert error.value.code == code
     assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("names", "empty", "message"),
+    [
+        (["train/a.npy"], "cat", 'all images are in "train", but'),
+        (["test.npy"], "cat", 'all images are in "test.npy", but'),
+        (["train.npy"], "test", 'no images in "test"; add them'),
+        (["cat/a.npy", "dog/b.npy"], "test", 'no images in "test"; add them'),
+    ],
+)
+def test_one_part_is_not_a_whole_set(names: list[str], empty: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "set" / empty).mkdir(parents=True)
+    for name in names:
+        (tmp_path / "set" / name).parent.mkdir(exist_ok=True)
+        np.save(tmp_path / "set" / name, noise(20, 1, 6, 6))
+    with pytest.raises(UserError, match=re.escape(message)) as error:
+        load(tmp_path / "set")
+    assert error.value.code is Exit.INVALID_DATA
 
 
 def test_a_missing_folder_is_named(tmp_path: Path) -> None:

@@ -236,7 +236,13 @@ def digits_of(image_set: Path) -> tuple[np.ndarray, np.ndarray]:
     ("describe", "labels", "reason"),
     [
         ({"published_train": 60_000}, None, "as many images as were published: 1 of 2 splits, such as -59950 (train)"),
-        ({}, np.arange(49), "a label for every image, or none for any: 1 of 2 splits, such as -1 (train)"),
+        ({}, np.arange(49), "a label for every image, or none for any: 2 of 2 splits, such as -1, -20 (train, test)"),
+        ({}, np.arange(50), "a label for every image, or none for any: 1 of 2 splits, such as -20 (test)"),
+        (
+            {"num_train": 20, "num_test": 50},
+            None,
+            "as many images in every split as stated: 2 of 2 splits, such as 30, -30",
+        ),
     ],
 )
 def test_counts_and_labels(describe: dict[str, int], labels: np.ndarray | None, reason: str, image_set: Path) -> None:
@@ -314,6 +320,7 @@ def test_warnings_do_not_fail(image_set: Path, digits: np.ndarray, caplog: pytes
     test[2, 0, 4, 4] ^= 1
     write_set(image_set, train, test, formats="450 JPEG")
     np.save(image_set / "train_labels.npy", np.repeat([0, 1], [392, 8]))
+    np.save(image_set / "test_labels.npy", np.repeat([0, 1], 25))
     report = run(image_set)
     assert report["success"]
     (pair,) = report["alike"][0]["pairs"]

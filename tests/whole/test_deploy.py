@@ -127,7 +127,7 @@ def test_the_image_is_built_of_files_that_exist() -> None:
     assert packages == set(re.findall(r"(\w+)/__init__\.py", made))
     version = re.match(r"python:(\d+)\.(\d+)", instruction("FROM"))
     assert version
-    least = re.fullmatch(r">=(\d+)\.(\d+)", project["project"]["requires-python"])
+    least = re.match(r">=(\d+)\.(\d+),", project["project"]["requires-python"])
     assert least
     assert tuple(map(int, version.groups())) >= tuple(map(int, least.groups()))
 
@@ -191,9 +191,9 @@ def test_systemd_understands_the_unit(tmp_path: Path) -> None:
     assert [line for line in done.stderr.splitlines() if fnmatch(line, "*vdm.service*")] == []
 
 
-@pytest.mark.parametrize("found", ["half made", "without its Python", "without pip"])
-def test_an_environment_that_was_left_half_made_is_made_anew(found: str, tmp_path: Path) -> None:
-    """As by Debian's python3 without python3-venv, or after the Python of the environment was removed or replaced."""
+@pytest.mark.parametrize("found", ["half made", "without its Python", "without pip", "made in another folder"])
+def test_an_environment_that_does_not_work_is_made_anew(found: str, tmp_path: Path) -> None:
+    """As by Debian's python3 without python3-venv, after its Python was removed or replaced, or in a copied folder."""
     shutil.copyfile(ROOT / "Makefile", tmp_path / "Makefile")
     for name in ("pyproject.toml", "requirements.lock"):
         (tmp_path / name).touch()
@@ -208,13 +208,27 @@ def test_an_environment_that_was_left_half_made_is_made_anew(found: str, tmp_pat
         (tmp_path / "calls").unlink()
     else:
         (tmp_path / ".venv" / "bin").mkdir(parents=True)
-        target = "/nowhere/python3" if found == "without its Python" else shutil.which("false")
-        (tmp_path / ".venv" / "bin" / "python").symlink_to(str(target))
+        target = {"without its Python": "/nowhere/python3", "without pip": "/bin/false"}.get(found, "/bin/true")
+        (tmp_path / ".venv" / "bin" / "python").symlink_to(target)
+        (tmp_path / ".venv" / "bin" / "pip").write_text(f"#!{ROOT}/.venv/bin/python\n")
         (tmp_path / ".venv" / "installed").touch()
     (tmp_path / "code").write_text("0")
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "calls").read_text() == "venv\npip\n"
+
+
+def test_an_environment_of_this_folder_is_kept(tmp_path: Path) -> None:
+    shutil.copyfile(ROOT / "Makefile", tmp_path / "Makefile")
+    binaries = tmp_path / ".venv" / "bin"
+    binaries.mkdir(parents=True)
+    (binaries / "python").symlink_to("/bin/true")
+    (binaries / "pip").write_text(f"#!{binaries}/python\n")
+    for name in ("pyproject.toml", "requirements.lock", ".venv/installed"):
+        (tmp_path / name).touch()
+    done = subprocess.run(["make", ".venv/installed"], cwd=tmp_path, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "is up to date" in done.stdout
 
 
 def test_the_image_has_the_compiler_that_torch_needs_on_a_gpu() -> None:
