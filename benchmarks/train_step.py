@@ -35,7 +35,7 @@ from flows.core.checkpoint import save_state
 from flows.core.device import find_compile, find_device, find_devices, find_precision
 from flows.training.collectives import any_process, process_group
 from flows.training.distributed import results_of
-from flows.training.fitting import resolve
+from flows.training.fitting import micro_batch, resolve
 from vdm.model import VDM
 from vdm.training.trainer import Trainer
 from vdm.training.validation import Validation
@@ -66,7 +66,7 @@ def validation_time(problem: Problem, trainer: Trainer) -> float:
     num_train = PUBLISHED[data.name].num_train if data.name in PUBLISHED else NUM_TRAINING_DIGITS
     few = problem.images[: train.batch_size].numpy()
     options = {"every_steps": 1, "times_per_image": train.validation_times, "keep": train.keep, "patience": None}
-    validation = Validation(few, batch_size=train.batch_size, seed=0, **options)
+    validation = Validation(few, batch_size=micro_batch(train, 1), seed=0, **options)
     validation.evaluate(trainer.averaged, lambda: False)
     begin = time.perf_counter()
     validation.evaluate(trainer.averaged, lambda: False)

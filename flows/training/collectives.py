@@ -58,12 +58,13 @@ def meeting_place() -> dict[str, Any]:
 
 def local_rank() -> int:
     """Return the number of this process on its machine."""
-    return int(os.environ.get("LOCAL_RANK", "0"))
+    return int(os.environ.get("LOCAL_RANK", "0")) if distributed.is_torchelastic_launched() else 0
 
 
 def is_first() -> bool:
     """Whether this is the process that writes the files and the log."""
-    return os.environ.get("RANK", "0") == "0"
+    # Other launchers number processes that do not train together, each of which writes its own model.
+    return not distributed.is_torchelastic_launched() or os.environ.get("RANK", "0") == "0"
 
 
 def lost_another(error: Exception) -> bool:

@@ -22,6 +22,7 @@ from threading import Event, Thread
 from typing import Any
 
 import numpy as np
+from torch import OutOfMemoryError
 from torch.distributed import HashStore  # type: ignore[attr-defined]
 from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure, record
@@ -86,9 +87,12 @@ def results_of(job: Callable[[int], np.ndarray], *, num_processes: int) -> list[
     return launch(partial(run_job, job), num_processes=num_processes, max_restarts=0, again="run again")
 
 
-def run_job(job: Callable[[int], np.ndarray]) -> np.ndarray:
-    """Return what the job returns for this process."""
-    return job(local_rank())
+def run_job(job: Callable[[int], np.ndarray]) -> np.ndarray | OutOfMemoryError:
+    """Return what the job returns for this process, or the error of a full card, which `launch` then raises."""
+    try:
+        return job(local_rank())
+    except OutOfMemoryError as error:
+        return error
 
 
 def agent_config(num_processes: int, max_restarts: int, folder: str) -> LaunchConfig:

@@ -90,11 +90,16 @@ def validation_of(train: "Train", image_set: ImageSet) -> Validation | None:
         image_set.validation,
         every_steps=train.validate_every_steps,
         times_per_image=train.validation_times,
-        batch_size=train.batch_size,
+        batch_size=micro_batch(train, process()[1]),
         seed=train.seed,
         keep=train.keep,
         patience=train.patience,
     )
+
+
+def micro_batch(train: "Train", processes: int) -> int:
+    """Return how many images one of the processes puts through the network at once, at least 1."""
+    return max(1, train.batch_size // processes // train.accumulation)
 
 
 def run_digest(
@@ -227,7 +232,7 @@ def advice_on_memory(train: "Train", processes: int) -> str:
 
     `processes` is their number on all machines, which split a batch.
     """
-    part = train.batch_size // processes // train.accumulation
+    part = micro_batch(train, processes)
     factor = next((n for n in range(2, part + 1) if part % n == 0), None)  # it must divide the batch
     advice = f"train.accumulation: {factor * train.accumulation}" if factor else "a smaller model"
     if not train.activation_checkpointing:
@@ -259,22 +264,23 @@ def require_memory(model: "Model", train: "Train", images: ImageSet, device: tor
         network_bytes=network_bytes,
         num_images=num_images,
         batch_size=train.batch_size,
-        part=train.batch_size // processes // train.accumulation,
+        part=micro_batch(train, processes),
     )
     if device.type != "cpu":  # where they stay in their file
         needed += num_images * num_dims
     sizes = "model.blocks, model.width, train.batch_size or train.num_devices"
     require(needed, device, f"train: lower {sizes}, or raise train.accumulation", train.num_devices)
     if train.validate_every_steps is not None:
-        require(validation_bytes(model, train, images), device, "train: lower train.validation_times")
+        advice = "train: lower train.validation_times, or raise train.accumulation"
+        require(validation_bytes(model, train, images, processes), device, advice, train.num_devices)
 
 
-def validation_bytes(model: "Model", train: "Train", images: ImageSet) -> int:
-    """Return a lower bound of the bytes that a validation takes."""
+def validation_bytes(model: "Model", train: "Train", images: ImageSet, processes: int) -> int:
+    """Return a lower bound of the bytes that a validation takes in one of the processes."""
     return evaluation.memory_needed(
         num_dims=math.prod(images.image_shape),
         network_bytes=inference_bytes(images.image_shape, width=model.width, blocks=model.blocks, precision="float32"),
-        num_images=len(images.validation),
+        num_images=-(-len(images.validation) // processes),
         times_per_image=train.validation_times,
-        batch_size=train.batch_size,
+        batch_size=micro_batch(train, processes),
     )

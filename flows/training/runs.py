@@ -27,7 +27,7 @@ from vdm.training.log import TrainingRecord
 log = logging.getLogger(__name__)
 
 # The packages whose code determines the result of a training run.
-CODE = ("vdm.", "flows.stages.", "flows.training.", "flows.images.")
+CODE = ("vdm.", "flows.training.", "flows.images.")
 
 MODEL = "model_sha256"
 

@@ -201,6 +201,18 @@ def test_a_header_that_claims_more_than_the_file_has_is_refused(project: Callabl
         assert run([command]) == 5
 
 
+def test_accumulation_bounds_the_memory_of_validations_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "available", lambda: 24 * GIB)
+    params = read_params(ROOT / "presets" / "cifar10_aug.yaml")
+    pixels = np.broadcast_to(np.uint8(0), (50_000, 3, 32, 32))
+    image_set = ImageSet({"num_levels": 256, "image_shape": [3, 32, 32]}, pixels, pixels[:1000], pixels)
+    settings = params.train.model_copy(update={"accumulation": 64})
+    train.require_memory(params.model, settings, image_set, torch.device("cpu"), 1)
+    validation = fitting.validation_of(settings, image_set)
+    assert validation is not None
+    assert validation.options["batch_size"] == 1024 // 64
+
+
 def test_large_images_are_read_a_few_at_a_time() -> None:
     large = np.broadcast_to(np.uint8(1), (40, 1, 2048, 2048))
     sizes = [len(chunk) for _, chunk in images.chunks(large, 2000)]

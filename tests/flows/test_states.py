@@ -3,6 +3,8 @@
 import errno
 import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import count
@@ -10,6 +12,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from project import ROOT
@@ -19,8 +22,9 @@ from flows.core import memory
 from flows.core.device import find_precision
 from flows.core.errors import Exit, UserError
 from flows.core.params_file import read_params
-from flows.training import fitting
+from flows.training import collectives, fitting
 from flows.training.collectives import STORE, lost_another, process_group
+from flows.training.distributed import run_job
 from flows.training.fitting import fit, out_of_memory, resume
 from flows.training.runs import Run, forget, writing_curves
 from vdm.model import VDM
@@ -211,3 +215,33 @@ def test_a_state_is_saved_when_the_minutes_are_over(
     monkeypatch.setattr(fitting, "save", lambda trainer, run: saved.append(trainer.done))
     fit(trainer, Run(tmp_path / "run", keep=2), tmp_path / "curves.csv", train, lambda: False)
     assert saved == [2, 4, 6]
+
+
+def test_ranks_count_only_in_processes_of_torchs_agent(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other launchers number processes that do not train together, each of which writes its own model."""
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
+    assert (collectives.is_first(), collectives.local_rank()) == (True, 0)
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "x")
+    assert (collectives.is_first(), collectives.local_rank()) == (False, 1)
+
+
+@pytest.mark.processes
+def test_a_run_has_one_name_however_its_processes_are_started() -> None:
+    """Processes of torchrun import the stage; those that `launch` starts do not."""
+    program = "import {}\nfrom flows.training.runs import fingerprint\nprint(fingerprint())"
+    names = {
+        subprocess.run(
+            [sys.executable, "-c", program.format(modules)], capture_output=True, text=True, check=True, cwd=ROOT
+        ).stdout
+        for modules in ("flows.training.distributed, flows.training.fitting", "flows.stages.train")
+    }
+    assert len(names) == 1
+
+
+def test_a_full_card_in_one_of_several_processes_is_reported_as_one() -> None:
+    def job(rank: int) -> np.ndarray:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0 has a total capacity of")
+
+    assert isinstance(run_job(job), torch.OutOfMemoryError)
