@@ -218,6 +218,9 @@ def import_checkpoint(
     force: Annotated[bool, typer.Option("--force", help="Replace OUT if it exists.")] = False,
 ) -> None:
     """Convert another implementation's checkpoint to a model folder for `vdmctl evaluate`."""
+    from flows.registry.lock_file import require_no_outputs
+
+    require_no_outputs(ROOT, out)
     if out.exists() and not force:
         raise UserError(f"{out} exists; name another folder, or replace it with --force", Exit.USAGE)
     from flows.images.transforms import MOST_DIMS

@@ -10,7 +10,7 @@ from flows.commands.models import as_argument
 from flows.core import layout
 from flows.core.documents import read
 from flows.core.errors import Exit, UserError
-from flows.core.files import read_bounded, scratch_folder, write_whole
+from flows.core.files import open_regular, read_bounded, scratch_folder, write_whole
 from flows.evaluation.results import BoundMetrics, Metrics
 from flows.images.store import data_sha256
 from flows.registry.git import contents
@@ -36,6 +36,7 @@ WORKSPACE = Files(
 )
 SECTIONS = ("data", "contract", "model", "train", "evaluate", "features", "sample", "quality")
 """The sections of params.yaml that the stage takes."""
+DOCTYPE = b"<!DOCTYPE html>"
 
 
 def write_page(models: list[str], out: Path, *, force: bool) -> None:
@@ -43,21 +44,31 @@ def write_page(models: list[str], out: Path, *, force: bool) -> None:
 
     Without models and to `flows.core.layout.PAGE` this is the stage, which replaces its output and its charts.
 
-    Raises UserError: exit 2 if the file exists, unless `force`, or lies in an output of the pipeline, 5 if results are
-    missing or damaged; OSError that names `out`.
+    Raises UserError: exit 2 if the file exists, unless it is a page and `force` is set, or if it lies in an output of
+    the pipeline, 5 if results are missing or damaged; OSError that names `out`.
     """
     is_stage = not models and out == layout.PAGE
     if out.is_dir():
         raise UserError(f"{out} is a folder; name a file, such as {out / 'report.html'}", Exit.USAGE)
-    if out.exists() and not force and not is_stage:
-        raise UserError(f"{out} exists; --force overwrites it", Exit.USAGE)
     if is_stage:
         report(sections(), files=WORKSPACE, model_folder=layout.REGISTERED, out=out, pictures=layout.PICTURES)
         return
     require_no_outputs(ROOT, out)
+    if out.exists() and not force:
+        raise UserError(f"{out} exists; --force overwrites it", Exit.USAGE)
+    if out.exists() and not is_page(out):
+        raise UserError(f"{out} exists and is not an HTML page; name another file", Exit.USAGE)
     found = [results_of(model) for model in models] or [of_workspace(layout.REGISTERED)]
     made = page(*found) if len(found) == 1 else comparison(*found)
     write_whole(out, made.html)
+
+
+def is_page(file: Path) -> bool:
+    """Whether a file has the name or the beginning of a page.  Others may be what a page is made from."""
+    if file.suffix.lower() in (".html", ".htm"):
+        return True
+    with open_regular(file) as opened:
+        return opened.read(len(DOCTYPE)) == DOCTYPE
 
 
 def results_of(model: str) -> Results:

@@ -52,7 +52,8 @@ def bound(result: BoundMetrics) -> str:
         lines.append("validation: no figure, since the model was fitted to these images")
     if result.training:
         gap, error = result.generalisation_gap_bpd, result.generalisation_gap_standard_error
-        lines.append(f"test - training: {figure(gap, '+.4f')} +- {figure(error)} bits/dim")
+        shown = figure(gap, "+.4f") + ("" if error is None else f" +- {figure(error)}")
+        lines.append(f"test - training: {shown} bits/dim")
     return "\n".join(lines)
 
 

@@ -30,7 +30,8 @@ class Coding:
         at_once = min(header.batch_size, max(1, PIXELS_AT_ONCE // math.prod(vdm.image_shape[1:])))
         network = {"num_dims": vdm.num_dims, "network_bytes": vdm.inference_bytes("float32")}
         size = 2 * memory_needed(**network, num_images=at_once, times_per_image=1, batch_size=at_once)
-        require(size, next(vdm.parameters()).device, f"batches of {header.batch_size} images, set by --batch-size")
+        advice = f"batches of {header.batch_size} images, set by --batch-size of `vdmctl compress`"
+        require(size, next(vdm.parameters()).device, advice)
         try:
             self.coarse, self.fine = (Codec(vdm, header.num_timesteps, cells) for cells in (COARSE_CELLS, CELLS))
         except ValueError as error:

@@ -3,6 +3,7 @@
 import math
 import zlib
 from collections.abc import Callable
+from pathlib import Path
 from tempfile import SpooledTemporaryFile
 from typing import BinaryIO, NamedTuple
 
@@ -98,7 +99,8 @@ def write_file(
     `tick` is called with the number of images after every step.  Raises UserError (exit 5) if the network's output is
     not finite, and OSError.
     """
-    with SpooledTemporaryFile(SPOOLED_BYTES) as words:
+    # On the disk of the file, since an error is reported as one of that file, and /tmp may be in memory.
+    with SpooledTemporaryFile(SPOOLED_BYTES, dir=str(Path(file.name).parent)) as words:
         stack = Stack(words, pixels_sha256)
         try:
             with exactly(coding.header.threads):

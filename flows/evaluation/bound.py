@@ -149,8 +149,9 @@ def warn_if_seen(model: Path, split: Split) -> None:
 
 def require_valid(image_set: ImageSet, images: Path, split: Split) -> None:
     """Raise UserError if a split of the set in the folder `images` is empty (exit 2) or invalid (4)."""
-    if split == "validation" and not len(image_set.validation):
-        raise UserError(f"{images} has no validation images; set data.validation_fraction", Exit.USAGE)
+    if not len(getattr(image_set, split)):
+        advice = "set data.validation_fraction" if split == "validation" else "choose another split or set"
+        raise UserError(f"{images} has no {split} images; {advice}", Exit.USAGE)
     if reason := fault(image_set, split):
         raise UserError(f"{images}: {reason}; run `vdmctl validate`", Exit.INVALID_DATA)
 

@@ -3,11 +3,13 @@
 import io
 import json
 import math
+import tempfile
 import tracemalloc
 from collections.abc import Callable
 from itertools import chain, repeat
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -476,7 +478,7 @@ def test_options_are_refused_before_the_bound_is_computed(
     monkeypatch.setattr(files, "mean_bound", lambda *_: pytest.fail("the bound is computed"))
     free = chain([10**9], repeat(1000))  # the first question is that of loading the model
     monkeypatch.setattr(memory, "available", lambda: next(free))
-    with pytest.raises(UserError, match=r"^batches of 4 images, set by --batch-size: this needs at least"):
+    with pytest.raises(UserError, match=r"^batches of 4 images, set by --batch-size of `vdmctl compress`: this needs"):
         write()
 
 
@@ -557,3 +559,26 @@ def test_a_compressed_file_in_the_folder_of_its_images_is_replaced(
     write("arrays", out=out)
     write("arrays", out=out)  # with force
     assert out.is_file()
+
+
+def test_the_code_is_spilled_to_the_disk_of_its_file(
+    write: Callable[..., Compressed], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An error of a full temporary folder would name the file, whose disk has space."""
+    monkeypatch.setattr(words, "SPILLED", 256)
+    monkeypatch.setattr(encoding, "SPOOLED_BYTES", 16)
+    opened = Mock(wraps=tempfile.SpooledTemporaryFile)
+    monkeypatch.setattr(encoding, "SpooledTemporaryFile", opened)
+    write(verify=True)
+    assert [call.kwargs for call in opened.call_args_list] == [{"dir": str(tmp_path)}]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["images.npy", "images.vdmz"]
+
+
+def test_too_large_batches_of_a_file_name_the_command_that_chose_them(
+    write: Callable[..., Compressed], models: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write()
+    free = chain([10**9], repeat(1000))  # the first question is that of loading the model
+    monkeypatch.setattr(memory, "available", lambda: next(free))
+    with pytest.raises(UserError, match=r"^batches of 4 images, set by --batch-size of `vdmctl compress`: this needs"):
+        files.decompress(tmp_path / "images.vdmz", model=models[0], out=tmp_path / "out", device="cpu", force=False)

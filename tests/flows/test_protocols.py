@@ -1,6 +1,7 @@
 """Some images of a set represent all of it, and the ODE protocol states its numerical error."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,10 +10,13 @@ from conftest import TINY
 
 from flows.commands.summary import summary
 from flows.core.checkpoint import load_model, save_model
+from flows.core.errors import Exit, UserError
 from flows.core.params_file import read_params
-from flows.evaluation.bound import evaluate_split
+from flows.evaluation.bound import evaluate_split, require_valid
 from flows.evaluation.protocols import NUM_REPEATED, ode
-from flows.images.store import save_images, spread
+from flows.evaluation.results import BoundMetrics, SplitFigures
+from flows.images.store import SPLITS, load_images, save_images, spread
+from vdm.choices import Split
 from vdm.evaluation import image_terms
 from vdm.model import VDM
 from vdm.ode import Derivative, State, evaluate_ode
@@ -77,3 +81,31 @@ def test_the_reported_error_is_that_of_the_figure(num_images: int, digits: np.nd
     assert figures.bpd_numerical_error == pytest.approx(figures.bpd - true, rel=0.5, abs=1e-7)
     assert figures.num_repeated == min(num_images, NUM_REPEATED)
     assert f"numerical error {figures.bpd_numerical_error:+.4f} bits/dim" in summary(figures)
+
+
+def test_the_gap_of_one_image_has_no_error() -> None:
+    one: dict[str, Any] = {
+        "bpd": 1.5,
+        "bpd_standard_error": None,
+        "bpd_monte_carlo_standard_error": None,
+        "num_images": 1,
+    }
+    terms = dict.fromkeys(("prior_bpd", "reconstruction_bpd", "diffusion_bpd"), 0.5)
+    metrics = BoundMetrics(
+        **one,
+        **terms,
+        times_per_image=2,
+        num_timesteps=None,
+        training=SplitFigures(**one),
+        generalisation_gap_bpd=0.0,
+    )
+    assert summary(metrics).splitlines()[-1] == "test - training: +0.0000 bits/dim"
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_an_empty_split_is_wrong_usage(split: Split, digits: np.ndarray, tmp_path: Path) -> None:
+    splits = {name: digits[: 0 if name == split else 5] for name in SPLITS}
+    save_images(tmp_path, splits, {"name": "digits", "num_levels": 17})
+    with pytest.raises(UserError, match=f"has no {split} images; ") as raised:
+        require_valid(load_images(tmp_path), tmp_path, split)
+    assert raised.value.code is Exit.USAGE

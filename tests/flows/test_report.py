@@ -595,3 +595,33 @@ def test_two_models_of_one_image_are_not_said_to_have_infinite_figures(files: Fi
     text = words(Document(comparison(results, results).html).text)
     assert "No paired difference: one image has no standard error." in text
     assert "not all figures are finite" not in text
+
+
+def test_no_input_of_the_page_is_replaced(
+    vdmctl: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path, tiny_model: Callable[..., VDM]
+) -> None:
+    model = tmp_path / "mine"
+    save_model(model, tiny_model(), TINY)
+    own = hashlib.sha256((model / "config.json").read_bytes()).hexdigest()
+    written = json.loads((tmp_path / PLACES.metrics).read_text())
+    (model / "metrics.json").write_text(json.dumps(written | {"model_sha256": own}))
+    for place in (model / "weights.safetensors", model / "metrics.json", tmp_path / "params.yaml"):
+        before = place.read_bytes()
+        result = vdmctl("mine", "--out", str(place), "--force")
+        error = f"vdmctl: {place} exists and is not an HTML page; name another file\n"
+        assert (result.returncode, result.stderr) == (2, error)
+        assert place.read_bytes() == before
+    for _ in range(2):  # a page may have another suffix
+        assert vdmctl("mine", "--out", "mine/page", "--force").returncode == 0
+
+
+@pytest.mark.parametrize("more", [[], ["--force"]])
+def test_force_is_not_advised_where_it_is_refused(
+    more: list[str], vdmctl: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
+) -> None:
+    shutil.copyfile(ROOT / "dvc.yaml", tmp_path / "dvc.yaml")
+    place = "reports/report.html"
+    (tmp_path / place).write_text("the stage's")
+    result = vdmctl("models/vdm", "--out", place, *more)
+    line = f"vdmctl: {place}: {place} is an output of the pipeline; choose another place\n"
+    assert (result.returncode, result.stderr) == (2, line)

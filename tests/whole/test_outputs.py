@@ -261,3 +261,20 @@ def test_a_report_says_what_is_missing(small: Small, capsys: pytest.CaptureFixtu
     assert "samples: reports/samples/samples.png is missing; `dvc repro sample` makes it" in lines
     assert "model card: models/vdm/README.md" in lines
     assert "curves: reports/training/curves.csv is missing; `dvc repro train` makes it" in lines
+
+
+def test_an_imported_model_is_not_written_into_an_output_of_the_pipeline(
+    small: Small, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """DVC would remove it, or it would replace the model that was trained."""
+    shutil.copy(ROOT / "dvc.yaml", small.folder)
+    before = small.outputs()
+    for place, output in (
+        ("models/vdm", "models/vdm"),
+        ("reports/pictures/model", "reports/pictures"),
+        ("reports/evaluation", "reports/evaluation/noise_levels.csv"),
+    ):
+        assert run([*IMPORT[:-3], "--out", place, "--force"]) == Exit.USAGE
+        line = f"vdmctl: {place}: {output} is an output of the pipeline; choose another place\n"
+        assert capsys.readouterr().err == line
+    assert small.outputs() == before
