@@ -19,7 +19,7 @@ from flows.registry.lock_file import read_lock
 from flows.registry.pruning import Plan
 from flows.registry.storage import cached_at, dvc_repository, files, quiet, require_cached
 
-DIGEST = re.compile(rb"md5: ([0-9a-f]{32}(?:[.]dir)?)\n")
+DIGEST = re.compile(rb"md5: '?([0-9a-f]{32}(?:[.]dir)?)'?\n")  # YAML quotes one that looks like a number
 BETWEEN_CHECKS = 100
 """The number of files that are deleted between two checks that no run has started."""
 

@@ -56,8 +56,8 @@ def lineage(root: Path, version: Version) -> Lineage:
     """Return the lineage of a version.  Raises UserError (exit 5) if its dvc.lock is missing or damaged."""
     lock = read_lock(root, version)
     tags = [tag for tag in annotated_tags(root, f"{MODEL}#") if tag.commit == version.commit]
-    promotions = [tag for tag in tags if CHAMPION_TAG.fullmatch(tag.name)]
-    return Lineage(version, lock, promotions, refusal(root, version.commit))
+    numbered = [(int(match[2]), tag) for tag in tags if (match := CHAMPION_TAG.fullmatch(tag.name))]
+    return Lineage(version, lock, [tag for _, tag in sorted(numbered)], refusal(root, version.commit))
 
 
 def describe(chain: Lineage) -> str:

@@ -13,7 +13,16 @@ from typing import NamedTuple
 from flows.core import layout
 from flows.registry.git import Tag, commit_of, git, git_lines, git_text
 from flows.registry.remote import REMOTE, remote_refs
-from flows.registry.versions import CHAMPION_TAG, MODEL, Version, model_tags, refusals, reign, versions
+from flows.registry.versions import (
+    CHAMPION_TAG,
+    Version,
+    deregistered,
+    model_tags,
+    of_stage,
+    refusals,
+    reign,
+    versions,
+)
 
 BRANCHES, TAGS = "refs/heads/", "refs/tags/"
 FIELDS = ("refname", "objectname", "objecttype", "*objectname", "*objecttype", "committerdate:unix", "worktreepath")
@@ -81,8 +90,9 @@ def make_plan(root: Path, keep: int, published: Mapping[str, str] | None) -> Pla
     every = refs(root)
     of_versions = {TAGS + tag.name for tag in tags}
     stay = [ref for ref in every if not goes(ref) and ref.name not in of_versions]
-    others = {commit_of(root, "HEAD"), *(ref.commit for ref in stay if ref.commit)} - reasons.keys()
-    kept = {commit: Kept(names[commit], reason) for commit, reason in reasons.items()}
+    gone = deregistered(tags)  # their files stay, but may be lost
+    kept = {commit: Kept(names[commit], reason) for commit, reason in reasons.items() if commit not in gone}
+    others = {commit_of(root, "HEAD"), *(ref.commit for ref in stay if ref.commit), *reasons} - kept.keys()
     past = [tag for tag in tags if tag.commit in crowned - reasons.keys()]
     return Plan(
         versions=kept,
@@ -100,7 +110,7 @@ def reasons_to_keep(
     """Return why the commits of versions and champions stay, by commit."""
     found = [(int(match[2]), tag) for tag in tags if (match := CHAMPION_TAG.fullmatch(tag.name)) and not match[1]]
     history = [tag for _, tag in sorted(found)]
-    other_stages = [tag for tag in tags if tag.name.startswith(f"{MODEL}#") and not CHAMPION_TAG.fullmatch(tag.name)]
+    other_stages = [tag for tag in tags if of_stage(tag) and not CHAMPION_TAG.fullmatch(tag.name)]
     decided = {*refusals(root), *(tag.commit for tag in history)}
     reasons: list[tuple[str, Iterable[str]]] = [
         (f"not on {REMOTE}", (each.commit for each in known if is_missing(TAGS + each.name, each.commit, published))),

@@ -29,7 +29,7 @@ from flows.registry.remote import (
     take_other_objects,
 )
 from flows.registry.storage import check, dvc_repository, obtain, quiet, require_remote
-from flows.registry.versions import MODEL, REFUSALS, model_tags, registered
+from flows.registry.versions import MODEL, REFUSALS, deregistered, model_tags, of_stage, registered
 
 
 class Outrun(UserError):
@@ -84,7 +84,7 @@ def push_missing(root: Path, there: dict[str, Target]) -> list[str]:
     if withdrawn := to_withdraw(root, there):
         commits = ", ".join(commit[:12] for commit in withdrawn)
         raise Outrun(f"publish: {REMOTE} has other versions with the numbers of these commits: {commits}", Exit.USAGE)
-    here = sorted(model_tags(root), key=lambda tag: "#" in tag.name)  # versions before champions
+    here = sorted(model_tags(root), key=of_stage)  # versions before champions
     tagged = {name.removeprefix("refs/tags/"): target.commit for name, target in there.items()}
     taken = [tag for tag in here if tagged.get(tag.name, tag.commit) != tag.commit]
     held = taken + [tag for tag in here if tag.name not in tagged and follows(tag, taken)]
@@ -126,8 +126,7 @@ def without_files(tags: list[Tag], here: list[Tag]) -> list[Tag]:
 
     `here` are all tags of this repository.
     """
-    gone = {tag.commit for tag in here if "!" in tag.name and "#" not in tag.name}
-    gone -= {tag.commit for tag in registered(here)}
+    gone = deregistered(here)
     return [tag for tag in tags if "!" in tag.name or tag.commit in gone]
 
 
@@ -136,7 +135,7 @@ def follows(tag: Tag, taken: list[Tag]) -> bool:
 
     A champion's tag names a version by its commit, and depends on all champions before it.
     """
-    return any(tag.commit == other.commit or ("#" in tag.name and "#" in other.name) for other in taken)
+    return any(tag.commit == other.commit or (of_stage(tag) and of_stage(other)) for other in taken)
 
 
 def how_to_renumber(taken: list[Tag], held: list[Tag], here: list[Tag]) -> str:
@@ -146,10 +145,12 @@ def how_to_renumber(taken: list[Tag], held: list[Tag], here: list[Tag]) -> str:
     """
     names = ", ".join(tag.name for tag in taken)
     problem = f"not published, since {REMOTE} has other commits under these names: {names}"
-    numbered = {tag.commit for tag in here if tag not in held and "#" not in tag.name}
-    without = [tag for tag in taken if "#" not in tag.name and tag.commit not in numbered]
+    numbered = {tag.commit for tag in here if tag not in held and not of_stage(tag)}
+    without = [tag for tag in taken if not of_stage(tag) and tag.commit not in numbered]
     again = [f"`gto register {MODEL} {tag.commit[:12]}`" for tag in without]
-    again += ["promote or roll back again"] if any("#" in tag.name for tag in held) else []
+    gone = [tag.commit[:12] for tag in without if tag.commit in deregistered(here)]
+    again += [f"`gto deprecate {MODEL} vX.Y.Z` with the new number of {commit}" for commit in gone]
+    again += ["promote or roll back again"] if any(map(of_stage, held)) else []
     removed = " ".join(f"'{tag.name}'" for tag in held)
     then = f", and then {' and '.join(again)}" if again else ""
     return f"{problem}; `git tag -d {removed} && git fetch --tags {REMOTE}`{then}"

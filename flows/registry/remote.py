@@ -52,10 +52,12 @@ def ask(root: Path, *arguments: str, seconds: float, stdin: bytes | None = None)
 def other_objects(there: dict[str, Target], mine: dict[str, Target]) -> list[str]:
     """Return the model tags that name the same commit here and at the remote, and are other objects.
 
-    Two machines made them, with other evidence.  The remote's was first, and replaces ours.
+    Two machines made them, with other evidence.  The remote's was first, and replaces ours, unless it is not annotated:
+    then it is no version.
     """
     both = sorted(name for name in there if name.startswith(OURS) and name in mine)
-    return [name for name in both if mine[name] != there[name] and mine[name].commit == there[name].commit]
+    alike = [name for name in both if mine[name] != there[name] and mine[name].commit == there[name].commit]
+    return [name for name in alike if there[name].digest != there[name].commit]
 
 
 def take_other_objects(root: Path, there: dict[str, Target]) -> None:

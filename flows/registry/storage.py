@@ -230,13 +230,16 @@ def quiet() -> Any:
 
 
 def require_remote(root: Path) -> None:
-    """Raise UserError (exit 2) unless DVC has a default remote."""
+    """Raise UserError (exit 2) unless DVC has a default remote to which `dvc push` can write."""
     with dvc_repository(root) as repo:
         try:
-            repo.cloud.get_remote()
+            repo.cloud.get_remote_odb(command="push")  # refuses also a remote that keeps versions of files itself
         except NoRemoteError as error:
             advice = "`dvc remote add --default NAME URL`"
             raise UserError(f"{root.absolute()}: no DVC remote; {advice}", Exit.USAGE) from error
+        except Exception as error:  # each kind of remote raises its own errors
+            reason = f"DVC's default remote cannot be used: {brief(error)}"
+            raise UserError(f"{root.absolute()}: {reason}", Exit.USAGE) from error
 
 
 def dvc_repository(root: Path) -> Any:

@@ -90,6 +90,17 @@ def registered(tags: list[Tag]) -> list[Tag]:
     return [tag for _, tag in sorted(known)]
 
 
+def deregistered(tags: list[Tag]) -> set[str]:
+    """Return the commits that are no version any more, since GTO deregistered all their versions."""
+    gone = {tag.commit for tag in tags if not of_stage(tag) and "!" in tag.name}
+    return gone - {tag.commit for tag in registered(tags)}
+
+
+def of_stage(tag: Tag) -> bool:
+    """Whether a tag gives a stage such as `champion`, or takes it back; others register and deregister versions."""
+    return tag.name.startswith(f"{MODEL}#")
+
+
 def found_in(model: type[Model], content: bytes | None, path: Path) -> tuple[Model | None, str]:
     """Return the document in a commit's file, or None and why it is missing or unreadable."""
     if content is None:
@@ -251,16 +262,15 @@ def reign(tags: list[Tag]) -> list[Tag]:
     for _, removed, tag in history:
         if removed:
             reigning = [earlier for earlier in reigning if earlier.commit != tag.commit]
+        elif reigning and reigning[-1].commit == tag.commit:  # promoted again, or the one rolled back has no tag here
+            reigning[-1] = tag
         elif (evidence := evidence_of(tag.message)) and evidence.decision == ROLL_BACK:
             # Remove the champion, and versions before it that GTO deregistered; the earlier one reigns by its new tag.
             below = [place for place, earlier in enumerate(reigning[:-1]) if earlier.commit == tag.commit]
             reigning[below[-1] if below else -2 :] = [tag]
-        elif reigning and reigning[-1].commit == tag.commit:  # it was promoted again
-            reigning[-1] = tag
         else:
             reigning.append(tag)
-    live = {tag.commit for tag in registered(tags)}
-    gone = {tag.commit for tag in tags if tag.name.startswith(f"{MODEL}@") and "!" in tag.name} - live
+    gone = deregistered(tags)
     left = [tag for tag in reigning if tag.commit not in gone]
     # What lay between two tags of one version may be gone; then that version reigns once.
     return [list(same)[-1] for _, same in groupby(left, key=lambda tag: tag.commit)]

@@ -543,3 +543,12 @@ def test_a_reader_that_goes_away_costs_no_promotion(copied: Project) -> None:
     result = copied.run("bash", "-c", command)
     assert (result.returncode, result.stderr) == (0, "")
     assert history(copied) == ["vdm@v1.0.0", "vdm@v1.1.0"]
+
+
+def test_a_roll_back_from_a_champion_that_was_withdrawn_removes_no_other(copied: Project) -> None:
+    """Its tag is not published if its files are lost, and goes if another machine took its number."""
+    crown(copied, "v1.0.0", "v1.1.0", "v1.2.0")
+    assert rollback(copied.folder).champion == "vdm@v1.1.0"
+    copied.git("tag", "--delete", "vdm#champion#3")
+    assert champion(copied) == "vdm@v1.1.0"
+    assert rollback(copied.folder).champion == "vdm@v1.0.0"

@@ -1,5 +1,6 @@
 """`vdmctl prune` with real git, DVC and Prefect.  No test may reach a server that runs on this machine."""
 
+import io
 import json
 import os
 import re
@@ -27,7 +28,7 @@ from flows.core.params_file import read_params
 from flows.orchestration import pruning
 from flows.orchestration.pruning import Pruning, prune_history
 from flows.process.locks import lock_file
-from flows.registry.cache import needed, superfluous, used_in
+from flows.registry.cache import DIGEST, needed, superfluous, used_in
 from flows.registry.git import registry_lock
 from flows.registry.pruning import make_plan
 from flows.registry.publishing import publish
@@ -574,3 +575,19 @@ def test_what_another_worktree_needs_stays_and_its_run_is_waited_for(project: Pr
             result = folder.vdmctl("prune", "--keep=1")
             assert result.returncode == Exit.BUSY
             assert "run new is in progress" in one_line(result)
+
+
+def test_a_champion_that_gto_deregistered_needs_no_listing(project: Project) -> None:
+    assert project.run("gto", "deprecate", "vdm", "v1.1.0").returncode == 0
+    weights = cached(project, *WEIGHTS, "v1.1.0")
+    prune(project)
+    assert weights.exists()
+    cached(project, "models/vdm", "", "v1.1.0").unlink()
+    assert "vdm@v1.1.0!" not in prune(project)["kept"]
+
+
+@pytest.mark.parametrize("digest", ["1" * 32, f"{'1' * 29}e12", "a" * 32, f"{'1' * 32}.dir"])
+def test_digests_that_look_like_numbers_are_found(digest: str) -> None:
+    stream = io.BytesIO()
+    YAML().dump({"outs": [{"md5": digest, "path": "file"}]}, stream)
+    assert DIGEST.findall(stream.getvalue()) == [digest.encode()]

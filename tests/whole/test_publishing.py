@@ -1,8 +1,10 @@
 """Publishing to a bare git remote and a DVC remote.  test_flow.py has a run whose publication is interrupted."""
 
 import os
+import re
 import socket
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 from unittest.mock import ANY, Mock
 
@@ -429,3 +431,44 @@ def test_without_remotes(project: Project) -> None:
     with pytest.raises(UserError, match="no git remote origin; `git remote add origin URL`") as raised:
         publish(project.folder)
     assert raised.value.code is Exit.USAGE
+
+
+@pytest.mark.parametrize(
+    ("setting", "reason"),
+    [
+        (("remote", "modify", "store", "url", "s3://bucket/store"), "requires 'dvc-s3' to be installed"),
+        (("config", "core.remote", "other"), "remote 'other' doesn't exist"),
+        (("remote", "modify", "store", "worktree", "true"), "unsupported for cloud versioned remotes"),
+    ],
+)
+def test_a_dvc_remote_that_cannot_be_used_is_refused_at_once(
+    setting: tuple[str, ...], reason: str, project: Project
+) -> None:
+    project.dvc(*setting)
+    with pytest.raises(UserError, match=f"DVC's default remote cannot be used: .*{reason}") as raised:
+        publishing.require_remotes(project.folder)
+    assert raised.value.code is Exit.USAGE
+
+
+@pytest.mark.parametrize("take", [publish, fetch_versions])
+def test_a_lightweight_tag_at_the_remote_replaces_no_version(take: Callable[[Path], object], project: Project) -> None:
+    mine = project.git("rev-parse", "vdm@v1.0.0").strip()
+    project.git("push", "--quiet", "origin", "vdm@v1.0.0^{commit}:refs/tags/vdm@v1.0.0")
+    take(project.folder)
+    assert project.git("rev-parse", "vdm@v1.0.0").strip() == mine
+    assert resolve(project.folder, "v1.0.0").name == "vdm@v1.0.0"
+
+
+def test_a_version_that_gto_deregistered_with_a_counter_needs_no_files(project: Project) -> None:
+    cached(project, "models/vdm", "weights.safetensors", "v1.1.0").unlink()
+    assert project.run("gto", "deprecate", "vdm", "v1.1.0", "--simple", "false").returncode == 0
+    assert publish(project.folder) == ["vdm@v1.0.0", "vdm@v1.1.0", "vdm@v1.1.0!#1", "vdm@v1.2.0"]
+
+
+def test_a_deregistered_version_that_needs_another_number_is_deregistered_again(project: Project) -> None:
+    mine = made_by_a_run(project, "v1.1.0")[:12]
+    assert project.run("gto", "deprecate", "vdm", "v1.1.0").returncode == 0
+    project.git("push", "--quiet", "origin", "vdm@v1.0.0:refs/tags/vdm@v1.1.0")
+    advice = f"`gto register vdm {mine}` and `gto deprecate vdm vX.Y.Z` with the new number of {mine}"
+    with pytest.raises(UserError, match=re.escape(advice)):
+        publish(project.folder)

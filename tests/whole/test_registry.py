@@ -472,3 +472,11 @@ def test_files_of_commits_that_are_not_there(registry: Project) -> None:
     found = contents(registry.folder, names)
     assert found["HEAD:no such file"] is None
     assert found["HEAD:params.yaml"] == registry.git("show", "HEAD:params.yaml").encode()
+
+
+def test_promotions_are_listed_in_their_order(copied: Project) -> None:
+    names = ["vdm#champion#2", "vdm#champion!#3", "vdm#champion#10"]
+    for name in names:
+        copied.git("tag", "--annotate", "--message=By hand", name, "vdm@v1.0.0^{commit}")
+    chain = lineage(copied.folder, of.resolve(copied.folder, "v1.0.0"))
+    assert [tag.name for tag in chain.promotions] == names
