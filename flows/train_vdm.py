@@ -26,7 +26,7 @@ from flows.core.documents import read
 from flows.core.errors import Exit, UserError, brief
 from flows.evaluation.results import BoundMetrics
 from flows.orchestration import artifacts
-from flows.orchestration.announcing import announce, announce_drift
+from flows.orchestration.announcing import announce, announce_drift, forget_outcome
 from flows.orchestration.releasing import RETRIED, Release, catch_up, conclude, release, report_folder
 from flows.orchestration.streaming import leave_out_tracebacks, result_of, stream, when_free
 from flows.orchestration.workspace import Workspace, commit, compose_params, finished, first_commit, prune, workspace
@@ -74,6 +74,7 @@ def train_vdm(
     hold_what_starts()
     if "PREFECT__FLOW_RUN_ID" in os.environ:
         end_with_parent("prefect")  # the worker, which alone could cancel this run
+    forget_outcome()
     try:
         root = Path(git_text(Path.cwd(), "rev-parse", "--show-toplevel"))
         if publish := publish or is_shared():

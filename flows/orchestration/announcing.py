@@ -11,6 +11,7 @@ from flows.orchestration.artifacts import dispensable
 Outcome = Literal["promoted", "refused", "failed", "drifted"]
 ENDS = {"vdm.promoted", "vdm.refused", "vdm.failed"}
 """The tags that exclude each other."""
+ALL = {*ENDS, "vdm.drifted"}
 
 
 def announce(outcome: Outcome, reason: str, *, model: str = "", bpd: float | None = None) -> None:
@@ -33,9 +34,17 @@ def announce(outcome: Outcome, reason: str, *, model: str = "", bpd: float | Non
         )
         with get_client(sync_client=True) as client:
             tags = set(client.read_flow_run(flow_run.id).tags)
-            if name in ENDS:  # a run that is repeated, as by Prefect's "Retry", has the tag of its first attempt
+            if name in ENDS:  # a run that is promoted, but cannot be published, fails
                 tags -= ENDS
             client.update_flow_run(flow_run.id, tags=sorted({*tags, name}))
+
+
+def forget_outcome() -> None:
+    """Remove the tags of its first attempt from a run that is repeated, as by Prefect's "Retry"."""
+    with dispensable(), get_client(sync_client=True) as client:
+        tags = set(client.read_flow_run(flow_run.id).tags)
+        if tags & ALL:
+            client.update_flow_run(flow_run.id, tags=sorted(tags - ALL))
 
 
 def announce_drift(line: str) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from functools import cache
+from http import HTTPStatus
 from io import StringIO
 from typing import Any, NoReturn
 
@@ -19,7 +20,7 @@ from flows.core import bounded_yaml, layout
 from flows.core.documents import explain
 from flows.core.errors import Exit, UserError, brief
 from flows.core.files import read_bounded, scratch_folder, write_whole
-from flows.orchestration.server import Api
+from flows.orchestration.server import Api, Refused
 from flows.process.streams import say_on_stderr
 
 PROJECT = layout.DEPLOYMENTS
@@ -36,31 +37,32 @@ def deploy(api: Api) -> None:
     """Create the deployments of prefect.yaml, or update the code and description of existing ones.
 
     A plain `prefect deploy` would switch their schedules off and delete those that the operator made.  Here an existing
-    deployment keeps its schedules, tags, queue, limit, job variables, the parameters that the flow still has, and
+    deployment keeps its schedules, tags, queue, limit, job variables, the parameters that its flow still takes, and
     whether it is paused.
 
     Raises UserError (exit 2), before anything is changed, for a file that Prefect does not accept.  Raises OSError if
     the server fails.
     """
-    existing = {deployment["name"]: deployment for deployment in api.ask("deployments/filter", flows=OF_FLOW)}
     try:
         document = bounded_yaml.parse(read_bounded(PROJECT))
         for entry in document["deployments"]:
             require_valid(entry)
-        document["deployments"] = [
-            keep(entry, existing[entry["name"]]) if entry["name"] in existing else entry
-            for entry in document["deployments"]
-        ]
+        names = [full_name(entry) for entry in document["deployments"]]
     except (OSError, LookupError, TypeError, ValueError, AttributeError) as error:
         raise UserError(f"{PROJECT}: no valid deployments: {brief(error)}", Exit.USAGE) from error
+    found = by_full_name(api, *(name.partition("/")[2] for name in names))
+    existing = [found.get(name) for name in names]
+    document["deployments"] = [
+        keep(entry, one) if one else entry for entry, one in zip(document["deployments"], existing, strict=True)
+    ]
     text, yaml = StringIO(), YAML(typ="safe", pure=True)
     yaml.version = (1, 1)  # as Prefect reads it: in YAML 1.1 a bare 5e-05 is text, and a bare `on` is true
     yaml.dump(document, text)
     with scratch_folder(layout.PRIVATE) as scratch:
         write_whole(scratch / PROJECT, text.getvalue())
         run_prefect("deploy", "--all", "--prefect-file", str(scratch / PROJECT))
-    for entry in document["deployments"]:
-        if one := existing.get(entry["name"]):
+    for entry, one in zip(document["deployments"], existing, strict=True):
+        if one:
             # `prefect deploy` filled in their templates, such as {{ prefect.blocks.secret.NAME }}.
             given = {"parameters": entry["parameters"], "job_variables": one["job_variables"]}
             api.ask(f"deployments/{one['id']}", "PATCH", **given)
@@ -68,21 +70,28 @@ def deploy(api: Api) -> None:
 
 
 def require_valid(entry: dict[str, Any]) -> None:
-    """Raise ValueError that names the deployment if Prefect would refuse its schedules or parameters."""
+    """Raise ValueError that names the deployment if Prefect would refuse its flow, schedules or parameters.
+
+    Parameters and schedules with a template, which Prefect fills in first, are not checked.
+    """
     from prefect.client.schemas.schedules import construct_schedule
     from prefect.exceptions import MissingFlowError
     from prefect.utilities.schema_tools import ValidationError as WrongParameter
     from prefect.utilities.schema_tools import validate
 
     times = ("interval", "anchor_date", "cron", "rrule", "timezone")
-    schedules = entry.get("schedules") or []
+    schedules = entry.get("schedules") or [one for one in [entry.get("schedule")] if one]
     try:
+        full_name(entry)
         for schedule in schedules:
+            if "{{" in str(schedule):
+                continue
             built = construct_schedule(**{key: schedule[key] for key in times if key in schedule})
             if reason := why_impossible(built.model_dump_json()):
                 raise ValueError(f"{describe(built.model_dump(mode='json'))}: no run can be planned: {reason}")
         for each in (entry, *schedules):
-            if given := each.get("parameters"):
+            parameters = each.get("parameters") or {}
+            if given := {name: value for name, value in parameters.items() if "{{" not in str(value)}:
                 validate(given, parameters_of(entry), raise_on_error=True)
     except WrongParameter as error:
         raise ValueError(f"{entry['name']}: parameters: {error}") from error
@@ -90,6 +99,14 @@ def require_valid(entry: dict[str, Any]) -> None:
         raise ValueError(f"{entry['name']}: {explain(error)}") from error
     except (TypeError, ValueError, AttributeError, OverflowError, MissingFlowError) as error:
         raise ValueError(f"{entry['name']}: {error}") from error
+
+
+def full_name(entry: dict[str, Any]) -> str:
+    """Return FLOW/DEPLOYMENT of an entry of prefect.yaml."""
+    from prefect.flows import load_flow_arguments_from_entrypoint
+
+    flow = load_flow_arguments_from_entrypoint(entry["entrypoint"], {"name"})["name"]
+    return f"{flow}/{entry['name']}"
 
 
 def parameters_of(entry: dict[str, Any]) -> dict[str, Any]:
@@ -101,35 +118,49 @@ def parameters_of(entry: dict[str, Any]) -> dict[str, Any]:
 
 
 def refuse_unknown_parameters(api: Api) -> None:
-    """Let the server refuse runs with unknown parameters, which would end in a traceback."""
+    """Let the server refuse runs with unknown parameters, which would end in a traceback.
+
+    Print a line for a deployment that the operator made with such parameters.  Raises OSError if the server fails.
+    """
     for deployment in api.ask("deployments/filter", flows=OF_FLOW):
         schema = (deployment["parameter_openapi_schema"] or {}) | {"additionalProperties": False}
-        api.ask(f"deployments/{deployment['id']}", "PATCH", parameter_openapi_schema=schema)
+        try:
+            api.ask(f"deployments/{deployment['id']}", "PATCH", parameter_openapi_schema=schema)
+        except Refused as error:
+            if error.code != HTTPStatus.CONFLICT:
+                raise
+            name = f"{FLOW}/{deployment['name']}"
+            say_on_stderr(f"{name}: correct its parameters in Prefect's UI: {brief(error.said)}")
 
 
 def keep(entry: dict[str, Any], existing: dict[str, Any]) -> dict[str, Any]:
     """Return the entry of prefect.yaml with the settings of the existing deployment, as the server gives it."""
-    kept = {key: value for key, value in entry.items() if key not in ("schedules", "concurrency_limit")}
+    from prefect.utilities.schema_tools import validate
+
+    kept = {key: value for key, value in entry.items() if key not in ("schedule", "schedules", "concurrency_limit")}
     if existing["global_concurrency_limit"]:
-        given = entry.get("concurrency_limit")
-        limit = (existing["concurrency_options"] or {}) | {"limit": existing["global_concurrency_limit"]["limit"]}
-        kept["concurrency_limit"] = given | limit if isinstance(given, dict) else limit  # Prefect takes a number, too
-    known = parameters_of(entry)["properties"] if existing["parameters"] else {}
-    if gone := ", ".join(sorted(existing["parameters"].keys() - known.keys())):
-        say_on_stderr(f"{entry['name']}: left out the parameters that {FLOW} does not have: {gone}")
+        given, limit = entry.get("concurrency_limit"), existing["global_concurrency_limit"]["limit"]
+        options = (given if isinstance(given, dict) else {}) | (existing["concurrency_options"] or {})
+        # Prefect refuses an object without a strategy, and takes a number, too.
+        kept["concurrency_limit"] = options | {"limit": limit} if options.get("collision_strategy") else limit
+    values = existing["parameters"]
+    schema = parameters_of(entry) if values else {}
+    known = {name: one for name, one in values.items() if not validate({name: one}, schema, ignore_required=True)}
+    if gone := ", ".join(sorted(values.keys() - known.keys())):
+        say_on_stderr(f"{entry['name']}: left out the parameters that its flow does not take: {gone}")
     pool = {key: existing[key] for key in ("work_queue_name", "job_variables")}
     return kept | {
         "paused": existing["paused"],
-        "parameters": {name: value for name, value in existing["parameters"].items() if name in known},
+        "parameters": known,
         "tags": existing["tags"],
         "work_pool": entry["work_pool"] | pool,
     }
 
 
-def full_names(api: Api, name: str) -> list[str]:
-    """Return FLOW/DEPLOYMENT of every deployment with the name, sorted.  Raises OSError."""
-    found = api.ask("deployments/filter", deployments={"name": {"any_": [name]}})
-    return sorted(f"{api.get('flows/' + one['flow_id'])['name']}/{name}" for one in found)
+def by_full_name(api: Api, *names: str) -> dict[str, dict[str, Any]]:
+    """Return the server's deployments with these names, by FLOW/DEPLOYMENT.  Raises OSError."""
+    found = api.ask("deployments/filter", deployments={"name": {"any_": list(names)}})
+    return {f"{api.get('flows/' + one['flow_id'])['name']}/{one['name']}": one for one in found}
 
 
 def schedules(api: Api) -> Iterator[str]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from prefect.plugins import HookContext, SetupResult, register_hook
 
 from flows.core.errors import UserError
-from flows.orchestration.deployments import full_names
+from flows.orchestration.deployments import by_full_name
 from flows.orchestration.server import Api, bypass_proxy, refusal, require_server
 from flows.orchestration.workers import served_at
 
@@ -50,7 +50,7 @@ def full_name(name: str, url: str | None) -> str:
         sys.exit(f"{Path.cwd()} is not served; {advice}")
     try:
         require_server(url)
-        found = full_names(Api(url), name)
+        found = sorted(by_full_name(Api(url), name))
     except UserError as error:
         sys.exit(str(error))
     except OSError as error:

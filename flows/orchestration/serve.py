@@ -63,7 +63,7 @@ def serve(
         os.environ["VDM_SHARE"] = "1"
     address = find_address(host, port)
     configure(address)
-    notifications = Notifications()
+    watch = partial(look, Notifications().look, queues or [], {} if worker and not share else None)
     with ExitStack() as stack, until_stopped():
         stack.enter_context(alone(address.url))
         kept = []
@@ -81,11 +81,11 @@ def serve(
             kept.append(start_worker(stack, address.url, name, queues))
         say_on_stderr("\n".join(schedules(api)))
         say_on_stderr(f"serving at {address.url.removesuffix('/api')}; `prefect deployment run {FLOW}` starts a run")
-        keep_alive(kept, address.url, partial(look, notifications.look, absent={} if worker and not share else None))
+        keep_alive(kept, address.url, watch)
 
 
-def look(notifications: Callable[[Api], None], api: Api, absent: dict[str, float] | None) -> None:
-    """Look for schedules that never fire, for runs to stop or to end, and for new blocks of notifications.
+def look(notifications: Callable[[Api], None], queues: list[str], absent: dict[str, float] | None, api: Api) -> None:
+    """Look for schedules that never fire, runs to stop or to end, deleted queues, and new blocks of notifications.
 
     `absent` is passed to `end_dead_runs`.  Without it no run is ended: if workers on other machines share the server,
     the processes of their runs cannot be seen from here.  Raises OSError if the server fails.
@@ -96,6 +96,7 @@ def look(notifications: Callable[[Api], None], api: Api, absent: dict[str, float
     stop_unwanted_runs(api, Path.cwd())
     if absent is not None:
         end_dead_runs(api, absent, after=DEAD_SECONDS)
+    create_queues(api, queues)
     notifications(api)
 
 
@@ -171,8 +172,16 @@ def create_pool(api: Api) -> None:
         template = ProcessWorker.get_default_base_job_template()
         api.ask("work_pools/", name=POOL, type="process", base_job_template=template)
     require_pool(api)
+    create_queues(api, [])
+
+
+def create_queues(api: Api, more: list[str]) -> None:
+    """Create the queues of workers' hardware, and `more`, where they do not exist.
+
+    A worker gets no run of any queue while one of its queues does not exist.
+    """
     existing = {queue["name"] for queue in api.ask(f"work_pools/{POOL}/queues/filter", limit=200)}
-    for name in {GPU, CPU} - existing:
+    for name in sorted({GPU, CPU, *more} - existing):
         api.ask(f"work_pools/{POOL}/queues", name=name)
 
 

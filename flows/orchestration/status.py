@@ -85,6 +85,7 @@ def loop(api: Api) -> Entry:
     return {
         "paused": paused(api),
         "deployments": [one["name"] for one in deployments],
+        "without_queue": [one["name"] for one in deployments if one["pull_steps"] and not one["work_pool_name"]],
         "workers": [{"name": one["name"], "status": one["status"]} for one in workers],
         "schedules": [schedule(one, each, planned) for one in deployments for each in one["schedules"]],
         "runs": [
@@ -221,7 +222,20 @@ def problems(found: Entry) -> Iterator[str]:
     server = found["server"]
     if "reason" in server:
         yield f"{server['url'] or found['folder']}: {server['reason']}"
-    else:
+    yield from problems_of_loop(server)
+    if "problem" in found["registry"]:
+        yield found["registry"]["problem"]
+        return
+    if found["registry"]["versions"] and not found["registry"]["champion"]:
+        yield "no version is the champion; `vdmctl promote VERSION` makes one"
+    if names := found["registry"]["unpublished"]:
+        advice = "a run with publish=true pushes those of runs, `git push` others"
+        yield f"{', '.join(names)}: not pushed to any remote; {advice}"
+
+
+def problems_of_loop(server: Entry) -> Iterator[str]:
+    """Yield a line for everything that keeps runs from starting, and for the last run if it failed."""
+    if "reason" not in server:
         if FLOW not in server["deployments"]:
             yield f"the server has no deployment {FLOW}; `vdmctl serve` creates it when it starts"
         if not any(worker["status"] == "ONLINE" for worker in server["workers"]):
@@ -231,6 +245,9 @@ def problems(found: Entry) -> Iterator[str]:
         yield f"no run of {one['name']} starts, since it is paused; `{one['resume']}`"
     for name in sorted({one["deployment"] for one in server.get("schedules", []) if one["paused"]}):
         yield f"no planned run of {name} starts, since the deployment is paused; resume it in Prefect's UI"
+    for name in server.get("without_queue", []):
+        advice = "`vdmctl serve` repairs those of prefect.yaml when it starts"
+        yield f"no run of {FLOW}/{name} starts, since its work queue was deleted; {advice}"
     for run in server.get("late", []):
         option = f"--queue {shlex.quote(str(run['queue']))}"
         advice = f"the option `{option}` makes the worker of `vdmctl serve` or `vdmctl worker` take its runs"
@@ -238,11 +255,3 @@ def problems(found: Entry) -> Iterator[str]:
         yield f"{late} {run['queue']} online? {advice}"
     if (last := server.get("last_run")) and last["reason"]:
         yield f"the last run, {last['name']}, {last['state'].lower()} at {last['ended']}: {last['reason']}"
-    if "problem" in found["registry"]:
-        yield found["registry"]["problem"]
-        return
-    if found["registry"]["versions"] and not found["registry"]["champion"]:
-        yield "no version is the champion; `vdmctl promote VERSION` makes one"
-    if names := found["registry"]["unpublished"]:
-        advice = "a run with publish=true pushes those of runs, `git push` others"
-        yield f"{', '.join(names)}: not pushed to any remote; {advice}"

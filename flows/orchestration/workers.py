@@ -30,6 +30,7 @@ from flows.process.streams import say_on_stderr
 
 LOCK = layout.SERVE_LOCK
 SHARED = "shared "
+PERCENT = "\N{FULLWIDTH PERCENT SIGN}"
 DEFAULT, GPU, CPU = "default", "gpu", "cpu"
 LOOK_SECONDS = 10.0
 # Present if the driver of an NVIDIA card is loaded.
@@ -85,9 +86,9 @@ def require_pool(api: Api) -> None:
 
 
 def require_queues(api: Api, chosen: list[str] | None) -> None:
-    """Raise UserError (exit 2) if the work pool lacks one of the chosen queues: its worker would never get a run."""
+    """Raise UserError (exit 2) if the work pool lacks one of the worker's queues: it would never get a run."""
     existing = [queue["name"] for queue in api.ask(f"work_pools/{POOL}/queues/filter", limit=200)]
-    for name in chosen or []:
+    for name in chosen or fitting():
         if name not in existing:
             advice = f"`prefect work-queue create {shlex.quote(name)} --pool {POOL}` creates it"
             raise UserError(f"the work pool has no queue {name}, only {', '.join(existing)}; {advice}", Exit.USAGE)
@@ -108,7 +109,7 @@ def refuse_to_mix(url: str, worker: str, others: set[str]) -> None:
     for other in others:
         if worker.startswith(SHARED) and other.startswith(SHARED):
             continue
-        host, _, folder = other.removeprefix(SHARED).replace("\\", "/").partition(":")
+        host, _, folder = other.removeprefix(SHARED).replace("\\", "/").replace(PERCENT, "%").partition(":")
         if other.startswith(SHARED):
             advice = "`vdmctl serve --share` shares with it, and `vdmctl serve --no-worker` starts no worker"
         elif host == socket.gethostname() and not served_at(Path(folder)):
@@ -174,8 +175,8 @@ def fitting() -> list[str]:
 
 
 def worker_name(folder: Path) -> str:
-    """Return the name of the folder's worker.  Prefect allows no slash in it."""
-    return f"{socket.gethostname()}:{folder}".replace("/", "\\")
+    """Return the name of the folder's worker.  Prefect allows no slash and no percent sign in it."""
+    return f"{socket.gethostname()}:{folder}".replace("/", "\\").replace("%", PERCENT)
 
 
 @contextmanager

@@ -90,12 +90,11 @@ def make_plan(root: Path, keep: int, published: Mapping[str, str] | None) -> Pla
     every = refs(root)
     of_versions = {TAGS + tag.name for tag in tags}
     stay = [ref for ref in every if not goes(ref) and ref.name not in of_versions]
-    gone = deregistered(tags)  # their files stay, but may be lost
-    kept = {commit: Kept(names[commit], reason) for commit, reason in reasons.items() if commit not in gone}
-    others = {commit_of(root, "HEAD"), *(ref.commit for ref in stay if ref.commit), *reasons} - kept.keys()
+    needed = reasons.keys() - deregistered(tags)  # the files of the others stay, too, but may be lost
+    others = {commit_of(root, "HEAD"), *(ref.commit for ref in stay if ref.commit), *reasons} - needed
     past = [tag for tag in tags if tag.commit in crowned - reasons.keys()]
     return Plan(
-        versions=kept,
+        versions={commit: Kept(names[commit], reasons[commit]) for commit in needed},
         others=sorted(others),
         refs=[ref for ref in every if goes(ref)],
         runs=runs_of(root, {*reasons, *others}),

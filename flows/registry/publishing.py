@@ -143,8 +143,7 @@ def how_to_renumber(taken: list[Tag], held: list[Tag], here: list[Tag]) -> str:
 
     `here` are all tags of this repository.
     """
-    names = ", ".join(tag.name for tag in taken)
-    problem = f"not published, since {REMOTE} has other commits under these names: {names}"
+    problem = f"not published, since {REMOTE} has other commits under these names: {', '.join(t.name for t in taken)}"
     numbered = {tag.commit for tag in here if tag not in held and not of_stage(tag)}
     without = [tag for tag in taken if not of_stage(tag) and tag.commit not in numbered]
     again = [f"`gto register {MODEL} {tag.commit[:12]}`" for tag in without]

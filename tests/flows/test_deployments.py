@@ -11,6 +11,7 @@ from ruamel.yaml import YAML
 from flows.core import layout
 from flows.orchestration import deployments
 from flows.orchestration.deployments import keep, next_time, require_valid
+from flows.orchestration.server import Refused
 from flows.orchestration.status import schedule
 
 
@@ -72,7 +73,8 @@ TRAIN = {"name": "weekly", "entrypoint": "flows/train_vdm.py:train_vdm", "work_p
         ({"parameters": {"wait_hours": "many"}}, "weekly: parameters: .*'many' is not of type 'number'"),
         ({"schedules": [{"interval": 60, "parameters": {"forse": True}}]}, "weekly: parameters: .*'forse'"),
         ({"schedules": [{"interval": 1e15}]}, "weekly: .*too large"),
-        ({"entrypoint": "flows/train_vdm.py:nope", "parameters": {"force": True}}, "weekly: Flow function .*'nope'"),
+        ({"entrypoint": "flows/train_vdm.py:nope"}, "weekly: .*'nope'"),
+        ({"schedule": {"cron": "99 99 * * *"}}, "weekly: cron: "),
     ],
 )
 def test_deployments_that_prefect_would_refuse_are_named(changes: dict[str, Any], reason: str) -> None:
@@ -81,7 +83,15 @@ def test_deployments_that_prefect_would_refuse_are_named(changes: dict[str, Any]
         require_valid(TRAIN | changes)
 
 
+def test_what_prefect_fills_in_is_not_checked() -> None:
+    hours, cron = "{{ prefect.variables.hours }}", "{{ prefect.variables.cron }}"
+    require_valid(TRAIN | {"parameters": {"wait_hours": hours}, "schedules": [{"cron": cron}]})
+    with pytest.raises(ValueError, match="'forse'"):
+        require_valid(TRAIN | {"parameters": {"wait_hours": hours, "forse": True}})
+
+
 EXISTING: dict[str, Any] = {
+    "flow_id": "f",
     "global_concurrency_limit": None,
     "concurrency_options": None,
     "parameters": {},
@@ -92,17 +102,34 @@ EXISTING: dict[str, Any] = {
 }
 
 
-def test_a_deployment_loses_the_parameters_that_its_flow_has_no_more(capsys: pytest.CaptureFixture[str]) -> None:
-    existing = EXISTING | {"parameters": {"force": True, "wait_hour": 2}}
+def test_a_deployment_loses_the_parameters_that_its_flow_takes_no_more(capsys: pytest.CaptureFixture[str]) -> None:
+    existing = EXISTING | {"parameters": {"force": True, "wait_hour": 2, "wait_hours": "2"}}
     assert keep(TRAIN, existing)["parameters"] == {"force": True}
-    assert capsys.readouterr().err == "weekly: left out the parameters that train-vdm does not have: wait_hour\n"
+    left_out = "wait_hour, wait_hours"
+    assert capsys.readouterr().err == f"weekly: left out the parameters that its flow does not take: {left_out}\n"
+
+
+def test_wrong_parameters_of_an_operators_deployment_are_named(capsys: pytest.CaptureFixture[str]) -> None:
+    def ask(path: str, *_: Any, **__: Any) -> Any:
+        if path.endswith("/filter"):
+            return [{"id": "1", "name": "nightly", "parameter_openapi_schema": None}]
+        raise Refused("409 Conflict", 409, "('forse' was unexpected)")
+
+    deployments.refuse_unknown_parameters(Mock(ask=ask))
+    line = "train-vdm/nightly: correct its parameters in Prefect's UI: ('forse' was unexpected)\n"
+    assert capsys.readouterr().err == line
+
+
+def test_a_single_schedule_does_not_replace_those_of_the_operator() -> None:
+    assert "schedule" not in keep(TRAIN | {"schedule": {"cron": "0 3 * * 0"}}, EXISTING)
 
 
 @pytest.mark.parametrize("given", [None, 1, {"limit": 1}])
 def test_a_deployment_keeps_its_limit(given: Any) -> None:
+    """Prefect refuses an object without a strategy."""
     existing = EXISTING | {"global_concurrency_limit": {"limit": 3}}
     entry = {"name": "weekly", "work_pool": {"name": "vdm"}, "concurrency_limit": given}
-    assert keep(entry, existing)["concurrency_limit"] == {"limit": 3}
+    assert keep(entry, existing)["concurrency_limit"] == 3
 
 
 def test_a_deployment_keeps_what_happens_to_a_run_beyond_its_limit() -> None:
@@ -120,6 +147,7 @@ def with_deployments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     layout.PRIVATE.mkdir()
     layout.DEPLOYMENTS.write_text(json.dumps({"deployments": [TRAIN]}))
     monkeypatch.setattr(deployments, "require_valid", Mock())
+    monkeypatch.setattr(deployments, "full_name", lambda entry: f"train-vdm/{entry['name']}")
     monkeypatch.setattr(deployments, "parameters_of", lambda entry: {"properties": {"overrides": {}, "preset": {}}})
     monkeypatch.setattr(deployments, "refuse_unknown_parameters", Mock())
 
@@ -134,7 +162,7 @@ def test_prefect_reads_what_a_deployment_keeps_as_it_was(monkeypatch: pytest.Mon
     reader = YAML(typ="safe", pure=True)
     reader.version = (1, 1)
     monkeypatch.setattr(deployments, "run_prefect", lambda *given: read.append(reader.load(Path(given[-1]))))
-    api: Any = Mock(ask=lambda *_, **__: [existing])
+    api: Any = Mock(ask=lambda *_, **__: [existing], get=lambda path: {"name": "train-vdm"})
     deployments.deploy(api)
     (entry,) = read[0]["deployments"]
     assert (entry["parameters"], entry["tags"]) == (parameters, ["no"])
@@ -149,7 +177,19 @@ def test_templates_and_references_to_secrets_stay_as_they_are(monkeypatch: pytes
         "job_variables": {"env": {"TOKEN": "{{ prefect.blocks.secret.token }}"}},
     }
     api: Any = Mock(ask=Mock(return_value=[EXISTING | {"id": "1", "name": "weekly"} | given]))
+    api.get = lambda path: {"name": "train-vdm"}
     monkeypatch.setattr(deployments, "run_prefect", lambda *_: api.ask("deployed"))
     deployments.deploy(api)
     last = api.ask.call_args_list[-1]
     assert (last.args, last.kwargs) == (("deployments/1", "PATCH"), given)
+
+
+@pytest.mark.usefixtures("with_deployments")
+def test_a_deployment_of_another_flow_does_not_take_its_namesakes_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    api: Any = Mock(ask=Mock(return_value=[EXISTING | {"id": "1", "name": "weekly", "tags": ["mine"]}]))
+    api.get = lambda path: {"name": "clean"}
+    read: list[Any] = []
+    monkeypatch.setattr(deployments, "run_prefect", lambda *given: read.append(YAML().load(Path(given[-1]))))
+    deployments.deploy(api)
+    assert "tags" not in read[0]["deployments"][0]
+    assert api.ask.call_count == 1  # and nothing is changed

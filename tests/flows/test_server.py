@@ -280,9 +280,34 @@ def test_runs_are_looked_after_although_a_notification_fails(monkeypatch: pytest
     monkeypatch.setattr(serve, "switch_off_impossible", looked.schedules)
     monkeypatch.setattr(automations, "stop_unwanted_runs", looked.unwanted)
     monkeypatch.setattr(automations, "end_dead_runs", looked.dead)
+    monkeypatch.setattr(serve, "create_queues", looked.queues)
     with pytest.raises(Refused):
-        serve.look(refused, Mock(), {})
-    assert [call[0] for call in looked.method_calls] == ["schedules", "unwanted", "dead"]
+        serve.look(refused, [], {}, Mock())
+    assert [call[0] for call in looked.method_calls] == ["schedules", "unwanted", "dead", "queues"]
+
+
+def test_a_queue_that_was_deleted_is_made_again() -> None:
+    """Prefect gives a worker no run of any queue if one of its queues does not exist."""
+    made: list[str] = []
+
+    def ask(path: str, **given: Any) -> Any:
+        return [{"name": "default"}, {"name": "gpu"}] if path.endswith("/filter") else made.append(given["name"])
+
+    serve.create_queues(cast(Api, Mock(ask=ask)), ["nightly"])
+    assert made == ["cpu", "nightly"]
+
+
+def test_a_folder_may_have_a_percent_sign(tmp_path: Path) -> None:
+    """Prefect allows none in the name of a worker."""
+    folder = tmp_path / "100%"
+    name = workers.worker_name(folder)
+    assert not {"/", "%"} & set(name)
+    (folder / workers.LOCK).parent.mkdir(parents=True)
+    with (
+        lock_file(folder / workers.LOCK, f"process 7 {OWN}"),
+        pytest.raises(UserError, match=re.escape(f"serves {folder} on ")),
+    ):
+        workers.refuse_to_mix(OWN, "another", {name})
 
 
 def test_a_server_that_fails_does_not_end_the_loop(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -532,6 +557,8 @@ def test_the_status_names_a_missing_deployment_and_a_missing_pool(
     assert list(problems(found | {"server": online | {"deployments": ["train-vdm", "weekly"]}})) == []
     (problem,) = problems(found | {"server": online | {"deployments": ["weekly"]}})
     assert problem == "the server has no deployment train-vdm; `vdmctl serve` creates it when it starts"
+    (problem,) = problems(found | {"server": online | {"deployments": ["train-vdm"], "without_queue": ["weekly"]}})
+    assert problem.startswith("no run of train-vdm/weekly starts, since its work queue was deleted; `vdmctl serve`")
     paused = online | {"deployments": ["train-vdm"], "schedules": [{"deployment": "train-vdm/weekly", "paused": True}]}
     (problem,) = problems(found | {"server": paused})
     assert (

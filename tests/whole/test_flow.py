@@ -24,7 +24,7 @@ from project import ROOT, Project
 
 from flows.core.errors import Exit, UserError
 from flows.orchestration import releasing
-from flows.orchestration.announcing import announce
+from flows.orchestration.announcing import announce, forget_outcome
 from flows.orchestration.artifacts import Progress, show, show_metrics
 from flows.orchestration.plugin import full_name
 from flows.orchestration.streaming import failure, result_of, when_free
@@ -351,6 +351,8 @@ def test_a_run_that_is_repeated_loses_the_outcome_of_its_first_attempt(monkeypat
     monkeypatch.setattr("flows.orchestration.announcing.emit_event", Mock())
     announce("promoted", "better")
     assert client.update_flow_run.call_args.kwargs == {"tags": ["mine", "vdm.drifted", "vdm.promoted"]}
+    forget_outcome()
+    assert client.update_flow_run.call_args.kwargs == {"tags": ["mine"]}
 
 
 def test_files_that_could_not_be_copied_are_one_line(tmp_path: Path) -> None:
@@ -407,7 +409,7 @@ def test_a_run_that_could_not_publish_fails_before_it_starts(tmp_path: Path, mon
     announced = Mock()
     monkeypatch.setattr("flows.train_vdm.announce", announced)
     monkeypatch.setattr("flows.train_vdm.retrain", lambda *_, **__: pytest.fail("the run starts"))
-    for name in ("hold_what_starts", "settle", "leave_out_tracebacks"):
+    for name in ("hold_what_starts", "settle", "leave_out_tracebacks", "forget_outcome"):
         monkeypatch.setattr(f"flows.train_vdm.{name}", lambda *_: None)
     state = train_vdm.fn(publish=True)
     assert state.type is StateType.FAILED

@@ -294,10 +294,10 @@ def test_a_run_whose_process_died_while_the_server_failed_is_ended(
     deployment = plant.api("deployments/name/train-vdm/train-vdm")["id"]
     run = plant.api(f"deployments/{deployment}/create_flow_run", state={"type": "PENDING"})["id"]
     absent: dict[str, float] = {}
-    serving.look(lambda api: None, Api(plant.url), absent)
+    serving.look(lambda api: None, [], absent, Api(plant.url))
     assert plant.read(run)["state"]["type"] == "PENDING"
     monkeypatch.setattr(serving, "DEAD_SECONDS", 0.0)
-    serving.look(lambda api: None, Api(plant.url), absent)
+    serving.look(lambda api: None, [], absent, Api(plant.url))
     assert plant.read(run)["state"]["type"] == "CRASHED"
     assert capsys.readouterr().err.endswith("its process was gone, so the run was ended\n")
 
