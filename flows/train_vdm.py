@@ -261,7 +261,7 @@ def record(place: Workspace) -> Release | str:
     result = bits(read(BoundMetrics, place.folder / layout.METRICS))
     made = commit(place, f"Retrain: {result}")
     if made is None:
-        return f"nothing new: {result}, as in commit {place.base[:12]}"
+        return f"nothing new: {result}, as in an earlier commit"
     get_run_logger().info("%s is commit %s on branch %s", result, made[:12], place.branch)
     if is_shared():
         catch_up(place.root)  # the champion may be another one by now

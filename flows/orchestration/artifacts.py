@@ -33,6 +33,8 @@ EVERY_SECONDS = 5.0
 STEP = re.compile(r"step (\d+)(?: of \d+)?: (.*)")
 VALIDATION = re.compile(r"validation \d[^,]*")
 ENDS = "training ends"
+RUNS = "Running stage "
+"""What DVC says unless it skips the stage."""
 NUM_LINES = 20
 """The speed is computed from this number of the last lines of the log."""
 
@@ -52,8 +54,7 @@ class Progress:
     def __init__(self, folder: Path) -> None:
         self.steps = read_params(folder / layout.PARAMS).train.steps
         self.artifact: Any = None
-        with dispensable():
-            self.artifact = create_progress_artifact(0.0, key="training", description=f"0 of {self.steps} steps")
+        self.started = False
         self.shown = 0.0
         self.validation = ""
         self.reached: deque[tuple[float, int]] = deque(maxlen=NUM_LINES)
@@ -64,6 +65,10 @@ class Progress:
         The description has the time left and the last validation, too.
         """
         found = STEP.match(line.strip().replace("+-", "±"))
+        if not self.started and (found or line.startswith(RUNS)):
+            self.started = True
+            with dispensable():
+                self.artifact = create_progress_artifact(0.0, key="training", description=f"0 of {self.steps} steps")
         if not found:
             return
         step, said, now = int(found[1]), found[2], time.monotonic()

@@ -11,6 +11,7 @@ from pathlib import Path
 from prefect.plugins import HookContext, SetupResult, register_hook
 
 from flows.core.errors import UserError
+from flows.core.escaping import visible
 from flows.orchestration.deployments import by_full_name
 from flows.orchestration.server import Api, bypass_proxy, refusal, require_server
 from flows.orchestration.workers import served_at
@@ -54,10 +55,10 @@ def full_name(name: str, url: str | None) -> str:
     except UserError as error:
         sys.exit(str(error))
     except OSError as error:
-        sys.exit(f"{url}: {refusal(error)}")
+        sys.exit(visible(f"{url}: {refusal(error)}"))
     if len(found) != 1:
         known = "`prefect deployment ls` lists them"
         if found:
             known = f"{len(found)} deployments have it: {', '.join(found)}"
-        sys.exit(f"no single deployment is called {name!r}; {known}")
+        sys.exit(visible(f"no single deployment is called {name!r}; {known}"))
     return found[0]

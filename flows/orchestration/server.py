@@ -173,9 +173,16 @@ def send(
         raise Refused(brief(error)) from error
 
 
+class NoRedirects(urllib.request.HTTPRedirectHandler):
+    """Take a redirect for an error."""
+
+    def redirect_request(self, *_: Any) -> None:
+        """Return no other request."""
+
+
 def receive(request: urllib.request.Request, seconds: float) -> Any:
     """Return the answer to a request.  Raises Refused for an error, and what urllib and json raise."""
-    handlers: list[urllib.request.BaseHandler] = []
+    handlers: list[urllib.request.BaseHandler] = [NoRedirects()]  # urllib would send the password to another host
     if is_loopback(urlsplit(request.full_url).hostname or ""):
         # A proxy would look for the server on the proxy's machine, and see the password.
         handlers.append(urllib.request.ProxyHandler({}))

@@ -23,7 +23,7 @@ from flows.core.errors import Exit, UserError
 from flows.core.params_file import parse_params
 from flows.process.groups import processes_in
 from flows.process.locks import lock_file
-from flows.registry.git import Tag, content_of, contents, git, git_text
+from flows.registry.git import Tag, content_of, contents, git, git_lines, git_text, require_identity
 from flows.registry.lock_file import read_lock
 from flows.registry.publishing import run_of
 from flows.registry.storage import cached_at, dvc_repository, files, obtain
@@ -45,7 +45,7 @@ class Workspace(NamedTuple):
 def workspace(root: Path, params: str, base: str) -> Iterator[Workspace]:
     """Make a worktree of the commit `base` of the repository at `root`, with `params` as its params.yaml.
 
-    Raises UserError: see `add_worktree` and `make_shared`.
+    Raises UserError: see `add_worktree`, `require_identity` and `make_shared`.
     """
     name = f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
     place = Workspace(root / layout.WORKTREES / name, layout.RUN_BRANCHES + name, root, base)
@@ -53,6 +53,7 @@ def workspace(root: Path, params: str, base: str) -> Iterator[Workspace]:
         if not free:
             raise UserError(f"{place.folder} is in use by another process; run again", Exit.BUSY)
         add_worktree(place)
+        require_identity(place.folder)  # git's configuration may depend on the folder and the branch
         (place.folder / layout.PRIVATE).mkdir()
         for shared in (layout.STATES, layout.DOWNLOADS):
             make_shared(root / shared)
@@ -206,9 +207,12 @@ def finished(place: Workspace, *, shared: bool) -> str | None:
     """
     for made in [place.base, *alike(place)[:3]]:
         try:
-            require_contained(place.root, made, shared=shared)
-            # The reports that DVC does not cache are in git.
-            git_text(place.folder, "checkout", "--quiet", made, "--", str(layout.DVC_LOCK), str(layout.REPORTS))
+            require_contained(place.root, made, place.base, shared=shared)
+            # Only the reports that DVC does not cache: it would check out what a `.dvc` file beside them names.
+            in_git = [str(path) for path in layout.IN_GIT]
+            there = git_lines(place.root, "ls-tree", "-r", "--name-only", made, *in_git)
+            taken = [path for path in in_git if path in there]
+            git_text(place.folder, "checkout", "--quiet", made, "--", str(layout.DVC_LOCK), *taken)
         except (UserError, OSError):
             continue
         with dvc_repository(place.folder) as repo, suppress(DvcException):  # something is not in the cache
@@ -219,16 +223,17 @@ def finished(place: Workspace, *, shared: bool) -> str | None:
     return None
 
 
-def require_contained(root: Path, commit: str, *, shared: bool) -> None:
+def require_contained(root: Path, commit: str, base: str, *, shared: bool) -> None:
     """Raise UserError or OSError unless the commit's outputs stay inside the folder into which DVC checks them out.
 
-    DVC follows links and the paths in a folder's listing, and a version may come from somebody else.  If machines share
-    versions, outputs that are not in DVC's cache are fetched.
+    DVC follows links and the paths in a folder's listing, and a version may come from somebody else.  DVC reads its
+    dvc.lock with the dvc.yaml of the commit `base`.  If machines share versions, outputs that are not in DVC's cache
+    are fetched.
     """
-    reports = git_text(root, "ls-tree", "-r", commit, str(layout.REPORTS)).splitlines()
-    if any(line.startswith("120000") for line in reports):  # the mode of a symbolic link
-        raise UserError(f"commit {commit[:12]} has links among its reports", Exit.MISSING)
-    lock = read_lock(root, Tag(commit[:12], commit))
+    taken = git_lines(root, "ls-tree", "-r", commit, str(layout.DVC_LOCK), str(layout.REPORTS))
+    if any(line.startswith("120000") for line in taken):  # the mode of a symbolic link
+        raise UserError(f"commit {commit[:12]} has links among its reports, or as its dvc.lock", Exit.MISSING)
+    lock = read_lock(root, Tag(commit[:12], commit), base)
     with dvc_repository(root) as repo:
         if shared:
             obtain(repo, lock.cached, f"{commit[:12]}: ")
@@ -250,9 +255,13 @@ def alike(place: Workspace) -> list[str]:
 
 
 def commit(place: Workspace, message: str) -> str | None:
-    """Commit what the run changed and return the commit; None if nothing that git tracks changed."""
+    """Commit what the run changed and return the commit.
+
+    Return None if nothing that git tracks changed, or if a run that worked at the same time has committed the same.
+    """
     git_text(place.folder, "add", "--all")
-    if not git_text(place.folder, "status", "--porcelain"):
+    tree = git_text(place.folder, "write-tree")
+    if any(git_text(place.root, "rev-parse", f"{made}^{{tree}}") == tree for made in [place.base, *alike(place)[:3]]):
         return None
     name = place.folder.name
     git_text(place.folder, "commit", "--quiet", "--no-verify", f"--message={message}\n\nRun: {name}")

@@ -12,7 +12,7 @@ from dvc.lock import LockError
 from dvc.repo import lock_repo
 from dvc.rwlock import rwlock
 
-from flows.core import layout
+from flows.core import bounded_yaml, layout
 from flows.core.errors import Exit, NetworkError, UserError, brief
 from flows.registry.git import Tag, contents, git
 from flows.registry.lock_file import read_lock
@@ -74,7 +74,7 @@ def files_of(repo: Any, root: Path, tags: list[Tag]) -> set[str]:
     The text is searched and not parsed, which would take a fifth of a second for each of hundreds of tags.
     """
     place, names = cached_at(repo), sorted({f"{tag.commit}:{layout.DVC_LOCK}" for tag in tags})
-    locks = contents(root, names).values()
+    locks = contents(root, names, bounded_yaml.MOST_BYTES).values()
     found = {digest.decode() for lock in locks if lock for digest in DIGEST.findall(lock)}
     listings = [digest for digest in found if digest.endswith(".dir") and place(digest).is_file()]
     return found | {file.md5 for digest in listings for file in files(digest, place)}
@@ -108,7 +108,8 @@ def needed(repo: Any, root: Path, plan: Plan) -> set[str]:
     if any(line.startswith(b"?") for line in listed):
         advice = "`git fetch --refetch --no-filter` completes a partial clone"
         raise UserError(f"{root}: git lacks objects of commits that stay; {advice}", Exit.MISSING)
-    locks = contents(root, [f"{commit}:{layout.DVC_LOCK}" for commit in commits])
+    names = [f"{commit}:{layout.DVC_LOCK}" for commit in commits]
+    locks = contents(root, names, bounded_yaml.MOST_BYTES)
     for commit in commits:
         version = plan.versions.get(commit)
         if locks[f"{commit}:{layout.DVC_LOCK}"] is not None:

@@ -1,4 +1,4 @@
-"""Run git, in as few processes as possible: a listing of a hundred versions starts two."""
+"""Run git, in as few processes as possible: a listing of a hundred versions starts three."""
 
 import os
 import re
@@ -162,22 +162,28 @@ def commit_of(root: Path, revision: str) -> str:
 
 
 def contents(root: Path, names: list[str], most: int = MOST_BYTES) -> dict[str, bytes | None]:
-    """Return the contents of files by their names `COMMIT:PATH`, None for a missing one.  Runs git once.
+    """Return the contents of files by their names `COMMIT:PATH`, None for a missing one.  Runs git twice.
 
-    A file larger than `most` bytes is cut after `most` + 1, so that the caller can see that it is too large.
+    A file larger than `most` bytes is replaced by `most` + 1 zeros, so that the caller can see that it is too large.
+    git would write all of it to the disk, and a few bytes in the repository may be a terabyte.
     """
-    found: dict[str, bytes | None] = {}
     asked = [name for name in names if name.isprintable()]  # a line break would ask for two files
-    with printed(root, "cat-file", "--batch", stdin="".join(f"{name}\n" for name in asked).encode()) as output:
-        for name in asked:
-            *_, last = output.readline().split()
-            if last.isdigit():
-                start, size = output.tell(), int(last)
-                found[name] = output.read(min(size, most + 1))
-                output.seek(start + size + 1)
-            else:
-                found[name] = None
+    with printed(root, "cat-file", "--batch-check", stdin=lines(asked)) as output:
+        last_words = [line.split()[-1] for line in output]
+    sizes = {name: int(last) for name, last in zip(asked, last_words, strict=True) if last.isdigit()}
+    small = [name for name, size in sizes.items() if size <= most]
+    found: dict[str, bytes] = dict.fromkeys(sizes.keys() - set(small), bytes(most + 1))
+    with printed(root, "cat-file", "--batch", stdin=lines(small)) as output:
+        for name in small:
+            output.readline()  # digest, type and size
+            found[name] = output.read(sizes[name])
+            output.readline()
     return {name: found.get(name) for name in names}
+
+
+def lines(names: list[str]) -> bytes:
+    """Return the names as the lines of a standard input."""
+    return "".join(f"{name}\n" for name in names).encode()
 
 
 def content_of(root: Path, name: str, most: int = MOST_BYTES) -> bytes | None:

@@ -20,6 +20,7 @@ class Entry(Document):
 
     path: RelativePath
     md5: FolderOrFileMd5
+    files: None = None  # a listing that DVC would use in place of that with the digest
 
 
 class Stage(Document):
@@ -91,17 +92,22 @@ class Lock(NamedTuple):
         return sorted({path for path, digests in seen.items() if len(digests) > 1} | self.repeated)
 
 
-def read_lock(root: Path, version: Version | Tag) -> Lock:
-    """Return the dvc.lock of a version's or tag's commit.  Raises UserError (exit 5)."""
+def read_lock(root: Path, version: Version | Tag, base: str | None = None) -> Lock:
+    """Return the dvc.lock of a version's or tag's commit, with the stages of dvc.yaml at the commit `base`.
+
+    Without `base` that is the same commit.  Raises UserError (exit 5).
+    """
     file = read_yaml(LockFile, root, version, str(layout.DVC_LOCK))
-    return lock_of(file, f"{version.name}: {layout.DVC_LOCK} at {version.commit[:12]}")
+    graph = content_of(root, f"{base or version.commit}:{layout.DVC_GRAPH}")
+    return lock_of(file, graph, f"{version.name}: {layout.DVC_LOCK} at {version.commit[:12]}")
 
 
 def lock_here(root: Path) -> Lock:
     """Return the dvc.lock in the working tree.  Raises UserError (exit 5)."""
-    path = root / layout.DVC_LOCK
+    path, graph = root / layout.DVC_LOCK, root / layout.DVC_GRAPH
     try:
-        return lock_of(parse_yaml(LockFile, read_bounded(path), str(path)), str(path))
+        defined = read_bounded(graph) if graph.is_file() else None
+        return lock_of(parse_yaml(LockFile, read_bounded(path), str(path)), defined, str(path))
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}; `dvc repro` writes it", Exit.MISSING) from error
 
@@ -131,9 +137,25 @@ def unlinked(path: Path) -> Path:
     return path.parent.resolve() / path.name
 
 
-def lock_of(file: LockFile, name: str) -> Lock:
-    """Return the digests and parameters of all stages.  Raises UserError (exit 5) if two outputs overlap."""
-    stages = file.stages.values()
+def stages_of(file: LockFile, graph: bytes | None) -> list[Stage]:
+    """Return the stages that dvc.yaml still has, and all of them if it is missing or damaged.
+
+    DVC leaves the others, which were renamed or removed, in dvc.lock, and ignores them.
+    """
+    try:
+        names = values_of(graph or b"")["stages"].keys()
+    except (ValueError, LookupError, TypeError, AttributeError):
+        return list(file.stages.values())
+    # `foreach` and `matrix` make stages such as `train@1`.
+    return [stage for name, stage in file.stages.items() if name.partition("@")[0] in names]
+
+
+def lock_of(file: LockFile, graph: bytes | None, name: str) -> Lock:
+    """Return the digests and parameters of the stages in the dvc.yaml `graph`.
+
+    Raises UserError (exit 5) if two outputs overlap.
+    """
+    stages = stages_of(file, graph)
     outs = [out for stage in stages for out in stage.outs]
     require_apart([out.path for out in outs], name)
     lock = Lock(outputs={out.path: out.md5 for out in outs}, dependencies={}, parameters={}, repeated=set())

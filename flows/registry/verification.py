@@ -14,7 +14,7 @@ from flows.core.documents import read
 from flows.core.errors import Exit, UserError
 from flows.core.files import inside, scratch_folder
 from flows.images.store import data_sha256
-from flows.registry.git import contents
+from flows.registry.git import content_of, contents
 from flows.registry.lock_file import Lock, model_path, read_lock
 from flows.registry.storage import Stored, check, dvc_repository, obtain, stated
 from flows.registry.versions import Version
@@ -22,6 +22,10 @@ from flows.validation.report import Validation
 
 # The paths as text, as in dvc.lock and git.
 IMAGES, VALIDATION, METRICS, PARAMS = map(str, (layout.IMAGES, layout.VALIDATION, layout.METRICS, layout.PARAMS))
+MOST_BYTES = 2**23
+"""The largest file that is read from git."""
+AT_ONCE = 32
+"""How many of them are in memory at once."""
 
 
 class Check(NamedTuple):
@@ -75,23 +79,26 @@ def require_sound(root: Path, version: Version) -> None:
 def in_git(root: Path, version: Version, lock: Lock) -> list[Check]:
     """Compare code, metrics and parameters at the commit with the digests and values in dvc.lock."""
     metrics = {METRICS: ""} | dict(lock.outputs.items() - lock.cached.items())
-    names = {path: f"{version.commit}:{path}" for path in [*lock.code, *metrics, PARAMS]}
-    found = contents(root, list(names.values()))
+    digests = sorted((lock.code | metrics).items())
     checks = []
-    for path, digest in sorted((lock.code | metrics).items()):
-        content = found[names[path]]
-        if content is None:
-            problem = "not in the commit"
-        elif hashlib.md5(content).hexdigest() != digest:
-            problem = "differs from its md5 in dvc.lock"
-        else:
-            problem = ""
-        checks.append(Check(path, problem))
-    written = bounded_yaml.sections(found[names[PARAMS]])
+    for start in range(0, len(digests), AT_ONCE):
+        part = digests[start : start + AT_ONCE]
+        found = contents(root, [f"{version.commit}:{path}" for path, _ in part], MOST_BYTES)
+        checks += [Check(path, fault(found[f"{version.commit}:{path}"], digest)) for path, digest in part]
+    written = bounded_yaml.sections(content_of(root, f"{version.commit}:{PARAMS}", MOST_BYTES))
     for section, values in lock.parameters.items():
         same = written.get(section) == values
         checks.append(Check(f"{PARAMS} {section}", "" if same else "differs from the values in dvc.lock"))
     return checks
+
+
+def fault(content: bytes | None, digest: str) -> str:
+    """Return what is wrong with a file at a commit, or ''."""
+    if content is None:
+        return "not in the commit"
+    if len(content) > MOST_BYTES:
+        return f"larger than {MOST_BYTES:,} bytes"
+    return "" if hashlib.md5(content).hexdigest() == digest else "differs from its md5 in dvc.lock"
 
 
 def sha256_of(path: str, stored: list[Stored], key: str) -> str:

@@ -2,6 +2,7 @@
 
 import logging
 import math
+import os
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -17,7 +18,7 @@ from flows.core.device import find_compile, find_devices, find_precision
 from flows.core.errors import Exit, UserError, brief
 from flows.core.memory import require
 from flows.images.store import ImageSet, data_sha256, load_images
-from flows.process.locks import claim
+from flows.process.locks import claim, folder_of_devices
 from flows.process.progress import bar
 from flows.training.collectives import agreement, any_process, from_first, is_first, local_rank, process_group
 from flows.training.runs import Run, fingerprint, reported, stop_signals, writing_curves
@@ -48,6 +49,8 @@ def train_here(model: "Model", train: "Train", *, images: Path, out: Path, curve
         with agreement():
             if device.type == "cuda" or local_rank() == 0:  # on a CPU one claim covers all processes of the machine
                 stack.enter_context(claim(device))
+            # By default in /tmp, where another user may put code first; `claim` checks this folder.
+            os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder_of_devices() / "compiled"))
             image_set = load_images(images)
             if device.type == "cuda":
                 require_memory(model, train, image_set, device, process()[1])

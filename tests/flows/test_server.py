@@ -595,3 +595,22 @@ def test_a_worker_has_time_to_report_its_last_run(monkeypatch: pytest.MonkeyPatc
         while not Path("ready").exists():
             time.sleep(0.05)
     assert kept.process.returncode == 0
+
+
+def test_the_password_is_sent_to_no_other_host(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PREFECT_API_AUTH_STRING", "operator:secret")
+    with answering(version=f'"{__version__}"') as other:
+        said = f"HTTP/1.0 302 Found\r\nLocation: {other}/admin/version\r\n\r\n".encode()
+        with saying(said) as url, pytest.raises(UserError, match="302 Found"):
+            require_server(url)
+
+
+def test_names_of_flows_are_text_on_the_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("flows.orchestration.plugin.require_server", lambda url: None)
+    monkeypatch.setattr("flows.orchestration.plugin.Api", lambda url: None)
+    names = ["\x1b[31mred/train-vdm", "train-vdm/train-vdm"]
+    monkeypatch.setattr("flows.orchestration.plugin.by_full_name", lambda api, name: names)
+    with pytest.raises(SystemExit) as raised:
+        full_name("train-vdm", "http://127.0.0.1:4200/api")
+    assert "\x1b" not in str(raised.value)
+    assert "\\u001b[31mred/train-vdm" in str(raised.value)

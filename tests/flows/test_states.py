@@ -3,6 +3,7 @@
 import errno
 import os
 import shutil
+import stat
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -11,6 +12,7 @@ from itertools import count
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -245,3 +247,15 @@ def test_a_full_card_in_one_of_several_processes_is_reported_as_one() -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0 has a total capacity of")
 
     assert isinstance(run_job(job), torch.OutOfMemoryError)
+
+
+def test_compiled_code_is_kept_where_no_other_user_can_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VDM_LOCK_DIR", str(tmp_path / "locks"))
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "")  # so that the end of the test restores it
+    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR")
+    monkeypatch.setattr(fitting, "load_images", Mock(side_effect=UserError("stop here", Exit.USAGE)))
+    train = read_params(ROOT / "presets/digits.yaml").train.model_copy(update={"device": "cpu", "num_devices": 1})
+    with pytest.raises(UserError, match="stop here"):
+        fitting.train_here(Mock(), train, images=tmp_path, out=tmp_path, curves=tmp_path / "c", runs=tmp_path)
+    assert Path(os.environ["TORCHINDUCTOR_CACHE_DIR"]).is_relative_to(tmp_path / "locks")
+    assert stat.S_IMODE((tmp_path / "locks").stat().st_mode) == 0o700

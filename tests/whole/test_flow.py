@@ -125,7 +125,7 @@ def shown_in_the_ui(found: dict[str, dict[str, Any]]) -> None:
     assert re.search(r"\| test images \| " + figure, found["report"]["data"])
     assert found["report"]["data"].count("(data:image/svg+xml;base64,") == 4
     assert "(data:image/png;base64," in found["samples"]["data"]
-    assert found["data-docs"]["description"] == "The images are valid: 27 of 27 expectations hold"
+    assert found["data-docs"]["description"] == "The images are valid: 28 of 28 expectations hold"
     assert "| number of images | holds | 1797 |" in found["data-docs"]["data"]
     assert found["model-card"]["data"].startswith("# Variational diffusion model of ")
     assert found["evidence"]["data"].startswith("**promote as `vdm#champion#1`: `vdm@v1.0.0` is the first champion")
@@ -547,3 +547,16 @@ def test_ctrl_c_stops_everything_and_leaves_nothing_behind(plant: Plant) -> None
     left = subprocess.run(["pgrep", "--full", str(plant.port)], capture_output=True, text=True)
     assert left.stdout == ""
     assert any((plant.project.folder / ".vdm" / "runs").glob("*/step-*.state"))
+
+
+def test_a_training_that_dvc_does_not_repeat_shows_no_progress(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copyfile(ROOT / "presets" / "digits.yaml", tmp_path / "params.yaml")
+    created = Mock(return_value="1")
+    monkeypatch.setattr("flows.orchestration.artifacts.create_progress_artifact", created)
+    progress = Progress(tmp_path)
+    progress.read("Stage 'train' is cached - skipping run, checking out outputs\n")
+    progress.read("Stage 'train' didn't change, skipping\n")
+    assert created.call_count == 0
+    for _ in range(2):  # a busy device is tried again
+        progress.read("Running stage 'train':\n")
+    assert created.call_count == 1

@@ -1,7 +1,9 @@
 """Versions with forged documents: nothing is written outside its folder, and one line says what is wrong."""
 
 import json
+import os
 import shutil
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,7 @@ from flows.commands.summary import table
 from flows.core.errors import Exit, UserError
 from flows.core.params_file import read_params
 from flows.evaluation.results import Metrics
-from flows.orchestration.workspace import alike, require_contained, workspace
+from flows.orchestration.workspace import alike, finished, require_contained, workspace
 from flows.registry.lineage import describe, lineage
 from flows.registry.lock_file import model_path, read_lock
 from flows.registry.promotion import challenge
@@ -135,15 +137,15 @@ def test_a_run_checks_no_hostile_version_out(forge: Forge) -> None:
     root, git = forge.project.folder, forge.project.git
     hostile = forge.version("v1.1.0", lock=forge.lock(entry(forge, relpath="../../../../escaped")))
     shutil.copytree(forge.remote / "files", root / ".dvc/cache/files")
-    require_contained(root, git("rev-parse", "vdm@v1.0.0^{commit}").strip(), shared=False)
+    require_contained(root, git("rev-parse", "vdm@v1.0.0^{commit}").strip(), "HEAD", shared=False)
     with pytest.raises(UserError, match="relpath"):
-        require_contained(root, git("rev-parse", f"{hostile}^{{commit}}").strip(), shared=False)
+        require_contained(root, git("rev-parse", f"{hostile}^{{commit}}").strip(), "HEAD", shared=False)
     (root / "reports").mkdir(exist_ok=True)
     (root / "reports" / "data_docs").symlink_to(forge.folder)
     git("add", "--force", "reports/data_docs")
     git("commit", "--quiet", "--message=Link")
     with pytest.raises(UserError, match="has links among its reports"):
-        require_contained(root, git("rev-parse", "HEAD").strip(), shared=False)
+        require_contained(root, git("rev-parse", "HEAD").strip(), "HEAD", shared=False)
 
 
 def changed(forge: Forge, **changes: Any) -> str:
@@ -163,6 +165,7 @@ def changed(forge: Forge, **changes: Any) -> str:
         lambda forge: changed(forge, path="a\nHEAD:params.yaml"),
         lambda forge: changed(forge, md5="../../../../etc/passwd"),
         lambda forge: changed(forge, md5=None),
+        lambda forge: changed(forge, files=[{"relpath": "../../../escaped", "md5": "0" * 32}]),
         lambda forge: '{"stages": []}',
         lambda forge: '{"stages": {"a": {"params": {"params.yaml": 3}}}}',
         lambda forge: '{"stages": {"a": {"params": {"params.yaml": {"train": 2020-01-01}}}}}',
@@ -326,3 +329,62 @@ def test_a_tag_with_a_number_that_no_version_has_is_none(forge: Forge) -> None:
     forge.tag("vdm@v1." + "9" * 200 + ".0", content)
     forge.tag("vdm#champion#" + "9" * 200, content)
     assert [version.name for version in versions(forge.project.folder)] == ["vdm@v1.0.0"]
+
+
+def test_a_version_brings_no_dvc_files_of_its_own(forge: Forge) -> None:
+    """DVC checks out what any `.dvc` file in the tree names; the next stage would import a module at the top."""
+    root, code = forge.project.folder, b"print('hostile')"
+    digest = forge.store(code)
+    cached = root / ".dvc/cache/files/md5" / digest[:2] / digest[2:]
+    cached.parent.mkdir(parents=True)  # only this object, so that the base itself has no results
+    cached.write_bytes(code)
+    entry = {"path": "typer.py", "hash": "md5", "md5": digest, "size": len(code)}
+    extra = json.dumps({"wdir": "..", "outs": [entry]})
+    forge.version("v1.1.0", {"reports/extra.dvc": extra, "dvc.lock": '{"schema": "2.0", "stages": {}}'})
+    with workspace(root, (root / "params.yaml").read_text(), "HEAD~1") as place:
+        finished(place, shared=False)
+        assert not (place.folder / "typer.py").exists()
+        assert not (place.folder / "reports/extra.dvc").exists()
+
+
+def test_a_link_in_place_of_the_lock_is_not_checked_out(forge: Forge) -> None:
+    """git gives the target of a link as its content, and a target may be YAML."""
+    root, git, target = forge.project.folder, forge.project.git, "reports/l: 1\nstages: {}"
+    forge.write(target, json.dumps(forge.lock(entry(forge, relpath="../../../../escaped"))))
+    (root / "dvc.lock").unlink()
+    (root / "dvc.lock").symlink_to(target)
+    git("add", "--all")
+    git("commit", "--quiet", "--message=Link")
+    with pytest.raises(UserError, match="has links"):
+        require_contained(root, git("rev-parse", "HEAD").strip(), "HEAD", shared=False)
+
+
+def test_a_large_file_of_a_commit_is_not_written_to_disk(forge: Forge, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Zeros take a thousandth of their size in the repository."""
+    forge.version("v1.1.0", {METRICS: bytes(2**24)})
+    kept, make = [], tempfile.TemporaryFile
+
+    def recorded(*arguments: Any, **options: Any) -> Any:
+        file = make(*arguments, **options)
+        kept.append(os.dup(file.fileno()))
+        return file
+
+    monkeypatch.setattr("flows.registry.git.tempfile.TemporaryFile", recorded)
+    assert "larger than" in versions(forge.project.folder)[-1].problem
+    assert max(os.fstat(descriptor).st_size for descriptor in kept) < 2**20
+
+
+def test_a_lock_that_contradicts_itself_or_is_incomplete_does_not_verify(forge: Forge) -> None:
+    """As when an input changed between two stages."""
+
+    def problems(name: str) -> dict[str, str]:
+        version = resolve(forge.project.folder, name)
+        return {each.subject: each.problem for each in verify(forge.project.folder, version) if each.problem}
+
+    other = {"path": "models/vdm", "hash": "md5", "md5": f"{'0' * 32}.dir"}
+    lock = forge.lock()
+    lock["stages"]["later"] = {"cmd": "true", "deps": [other], "outs": []}
+    assert problems(forge.version("v1.1.0", lock=lock)) == {"models/vdm": "differs between stages"}
+    lock = forge.lock()
+    path = lock["stages"]["all"]["outs"].pop()["path"]
+    assert problems(forge.version("v1.2.0", lock=lock)) == {path: "dvc.lock does not list it"}

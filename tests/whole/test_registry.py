@@ -480,3 +480,17 @@ def test_promotions_are_listed_in_their_order(copied: Project) -> None:
         copied.git("tag", "--annotate", "--message=By hand", name, "vdm@v1.0.0^{commit}")
     chain = lineage(copied.folder, of.resolve(copied.folder, "v1.0.0"))
     assert [tag.name for tag in chain.promotions] == names
+
+
+def test_stages_that_dvc_yaml_no_longer_has_do_not_count(copied: Project) -> None:
+    """DVC leaves stages that were renamed or removed in dvc.lock."""
+    lock = YAML(typ="safe").load((copied.folder / "dvc.lock").read_text())
+    code = {"path": "vdm/vlb.py", "hash": "md5", "md5": "0" * 32}
+    out = {"path": "models/old", "hash": "md5", "md5": f"{'f' * 32}.dir"}
+    lock["stages"]["name before"] = lock["stages"]["features"]
+    lock["stages"]["removed"] = {"cmd": "true", "deps": [code], "outs": [out]}
+    (copied.folder / "dvc.lock").write_text(json.dumps(lock))
+    copied.git("commit", "--quiet", "--all", "--message=Other stages")
+    version = of.add_version(copied.folder, "HEAD", "Other stages")
+    assert [check for check in verify(copied.folder, version) if check.problem] == []
+    assert "models/old" not in lineage(copied.folder, version).lock.outputs

@@ -432,3 +432,42 @@ def test_tests_that_a_hook_of_git_starts_leave_its_repository_alone(tmp_path: Pa
         check=True,
     )
     assert not any(name in done.stdout for name in given)
+
+
+def test_an_identity_for_the_branch_of_the_checkout_is_not_enough(
+    plain: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for role in ("AUTHOR", "COMMITTER"):
+        for key in ("NAME", "EMAIL"):
+            monkeypatch.delenv(f"GIT_{role}_{key}", raising=False)
+    (tmp_path / "who").write_text("[user]\nname = a\nemail = a@example.org\n")
+    (tmp_path / "config").write_text(f'[includeIf "onbranch:main"]\npath = {tmp_path}/who\n')
+    monkeypatch.setenv("GIT_CONFIG_GLOBAL", str(tmp_path / "config"))
+    require_identity(plain.folder)
+    head = git_text(plain.folder, "rev-parse", "HEAD")
+    place = workspace(plain.folder, (plain.folder / "params.yaml").read_text(), head)
+    with pytest.raises(UserError, match=r"git config user.name NAME") as raised, place:
+        pass
+    assert raised.value.code is Exit.USAGE
+
+
+def test_of_two_runs_with_the_same_results_one_makes_a_commit(plain: Project) -> None:
+    with run_in(plain) as first, run_in(plain) as second:
+        results(first)
+        (second.folder / "reports").mkdir(exist_ok=True)
+        (second.folder / "reports" / "card.md").write_text("# A model")
+        assert commit(second, "Retrain: 1.0") is None
+
+
+def test_the_worktree_of_a_run_in_progress_stays(plain: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its lock is held; or its engine was killed, and its trainer still saves."""
+    with run_in(plain) as place:
+        assert prune(plain.folder) == []
+        assert place.folder.is_dir()
+    killed = plain.folder / layout.WORKTREES / "killed"
+    plain.git("worktree", "add", "--quiet", "-b", "runs/killed", str(killed))
+    with monkeypatch.context() as patch:
+        patch.setattr("flows.orchestration.workspace.processes_in", lambda folder: [7])
+        assert prune(plain.folder) == []
+    assert killed.is_dir()
+    assert prune(plain.folder) == ["killed"]
