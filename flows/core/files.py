@@ -144,10 +144,10 @@ def writing(path: Path) -> Iterator[BinaryIO]:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     place = place_of_file(path)
-    temporary = place.with_name(f".{place.name}.vdm-{os.getpid()}")
+    # Processes in two containers, or on two machines, may have the same number.
+    temporary = place.with_name(f".{place.name}.vdm-{os.urandom(4).hex()}-{os.getpid()}")
     with naming(path, temporary), unfinished(temporary):
         remove_abandoned(place)
-        temporary.unlink(missing_ok=True)  # also where a file system has no locks
         with temporary.open("xb") as file:
             with suppress(OSError):
                 fcntl.flock(file, fcntl.LOCK_EX)
@@ -162,13 +162,15 @@ def writing(path: Path) -> Iterator[BinaryIO]:
 def remove_abandoned(place: Path) -> None:
     """Remove the temporary files of processes that were killed while they wrote the file `place`.
 
-    Such a process does not run here, and no process elsewhere holds the lock of its file.
+    Such a process does not run here, or this one has its number, and no process holds the lock of its file.
     """
     import psutil  # not at the top, since every command imports this module
 
     for temporary in place.parent.glob(f".{glob.escape(place.name)}.vdm-*"):
         number = temporary.name.rpartition("-")[2]
-        if number.isdecimal() and int(number) <= HIGHEST_PID and not psutil.pid_exists(int(number)):
+        if not number.isdecimal() or int(number) > HIGHEST_PID:
+            continue
+        if int(number) == os.getpid() or not psutil.pid_exists(int(number)):
             with suppress(OSError), open_regular(temporary) as file:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 temporary.unlink()

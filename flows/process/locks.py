@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flows.core.errors import Exit, UserError
-from flows.core.files import open_regular
+from flows.core.files import naming, open_regular
 
 if TYPE_CHECKING:
     import torch
@@ -38,7 +38,9 @@ def lock_file(path: Path, holder: str = "", *, wait: bool = False) -> Iterator[s
             raise
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)  # another user of a shared folder made it
     try:
-        yield acquire(descriptor, holder, wait=wait)
+        with naming(path, path):  # a file system may have no locks
+            other = acquire(descriptor, holder, wait=wait)
+        yield other
     finally:
         os.close(descriptor)
 
@@ -119,7 +121,11 @@ def claim(device: "torch.device") -> Iterator[None]:
         with suppress(OSError):
             os.fchmod(lock, 0o600)  # whoever can open a lock can hold it
             fcntl.flock(folder, fcntl.LOCK_SH | fcntl.LOCK_NB)  # systemd-tmpfiles does not clean a locked folder
-        if other := acquire(lock, f"process {os.getpid()} in {Path.cwd()}"):
+        try:
+            other = acquire(lock, f"process {os.getpid()} in {Path.cwd()}")
+        except OSError as error:
+            raise unsafe(path / name, f"cannot be locked: {error.strerror}") from error
+        if other:
             raise UserError(f"{device} is busy: {other} trains on it; wait for it or stop it", Exit.BUSY)
         yield
 

@@ -8,6 +8,7 @@ import io
 import json
 import logging
 import os
+import select
 import sys
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
@@ -32,7 +33,9 @@ class Stream(io.FileIO):
         if self.failed:
             return len(memoryview(data))
         try:
-            return super().write(data)
+            while (written := super().write(data)) is None:  # another program made it non-blocking, and it is full
+                select.select([], [self], [])
+            return written
         except OSError as error:
             self.failed = True
             if self.required and not isinstance(error, BrokenPipeError):
@@ -48,7 +51,7 @@ def open_streams() -> None:
             continue
         # os.open returns the lowest free descriptor, which is this one.  If it stayed closed, the next file that is
         # opened would get it, and what libraries print would go to that file.
-        os.open(os.devnull, os.O_RDWR)
+        os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # also for the programs that this one starts
     sys.stdout = opened(1, "standard output", True)
     sys.stderr = opened(2, "standard error", False)
 

@@ -11,6 +11,7 @@ from flows.core.errors import Exit, UserError
 from flows.core.files import write_whole
 from flows.core.folders import has_only, writing_folder
 from flows.images.store import write_array
+from flows.process.ending import finish
 
 GAP = 2
 SMALLEST_SHOWN = 32
@@ -42,18 +43,23 @@ def require_kind(path: Path, *kinds: str) -> None:
 def write(path: Path, images: np.ndarray, num_levels: int) -> None:
     """Write a grid (.png), an array of levels (.npy), or a folder with a PNG file for each image.
 
-    The output appears whole or not at all.  Raises OSError that names the file.
+    The output appears whole or not at all, and signals no longer stop the command: see `flows.process.ending.finish`.
+    Raises OSError that names the file.
     """
     match path.suffix.lower():
         case ".png":
-            write_whole(path, png(grid(images, num_levels)))
+            content = png(grid(images, num_levels))
+            finish()
+            write_whole(path, content)
         case ".npy":
+            finish()
             write_array(path, [images.astype(np.uint8 if num_levels <= 256 else np.uint16, copy=False)])
         case _:
             digits = len(str(len(images) - 1))
             with writing_folder(path) as folder:
                 for number, image in enumerate(images):
                     write_whole(folder / f"{number:0{digits}}.png", png(shown(image, num_levels)))
+                finish()
 
 
 def shown(image: np.ndarray, num_levels: int) -> np.ndarray:

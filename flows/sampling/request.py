@@ -12,7 +12,6 @@ from flows.core.device import find_device
 from flows.core.errors import Exit, UserError
 from flows.core.files import written_last
 from flows.core.folders import contains
-from flows.process.ending import finish
 from flows.sampling import film, pictures
 from flows.sampling.drawing import draw, fill, filling, solver_of
 from flows.sampling.filling import read_known, read_mask
@@ -54,7 +53,6 @@ def answer(request: Request) -> dict[str, Any]:
             content = film.encoded(record(request, vdm, parts), request.film.suffix)
             stack.enter_context(written_last(request.film, content))
         pictures.write(request.out, images, vdm.num_levels)
-        finish()
     solver = solver_of(request.settings, device)
     if parts:
         solver = solver._replace(order=1, eta=1.0)  # as `fill_in` always takes its steps

@@ -9,7 +9,6 @@ import logging
 import os
 import signal
 import sys
-import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -37,6 +36,7 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 from torch.multiprocessing.spawn import ProcessExitedException
 
 from flows.core.errors import Exit, UserError
+from flows.core.files import scratch_folder
 from flows.process.lifeline import KILL_SECONDS, hold_what_starts
 from flows.process.streams import start_logging
 from flows.training.collectives import STORE, local_rank
@@ -56,9 +56,9 @@ def launch(function: Callable[[], Any], *, num_processes: int, max_restarts: int
     errors the first UserError by rank, or the first error if no process raised a UserError.  Also raises UserError if
     processes died too often (exit 1) or a signal stopped this process (75); its message ends with the advice `again`.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        configure_environment(num_processes, folder)
-        config = agent_config(num_processes, max_restarts, folder)
+    with scratch_folder() as folder, handlers_restored():
+        configure_environment(num_processes, str(folder))
+        config = agent_config(num_processes, max_restarts, str(folder))
         try:
             with held_back(signal.SIGINT):
                 outcomes = elastic_launch(config, worker)(function)
@@ -179,6 +179,18 @@ class OneMachine(RendezvousHandler):
 
 
 rendezvous_handler_registry.register(ONE_MACHINE, OneMachine)
+
+
+@contextmanager
+def handlers_restored() -> Iterator[None]:
+    """Restore the handlers of the signals in STOPPING after the block, since torch's agent leaves its own."""
+    before = {number: signal.getsignal(number) for number in STOPPING}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            if handler is not None:  # None: it was not set by Python
+                signal.signal(number, handler)
 
 
 @contextmanager

@@ -370,3 +370,16 @@ def test_the_rest_of_a_folder_that_cannot_be_removed_is_named(everybodys: Path) 
     rest.chmod(0o555)
     with unprivileged(), pytest.raises(PermissionError, match="'images'"), writing_folder(Path("images")):
         pytest.fail("the work begins")
+
+
+def test_a_process_elsewhere_with_the_same_number_keeps_its_file(tmp_path: Path) -> None:
+    """Containers number their processes alike: each writes its own temporary file."""
+    path = tmp_path / "file"
+    with writing(path) as first:
+        first.write(b"fir")
+        with writing(path) as second:
+            second.write(b"second")
+        assert path.read_bytes() == b"second"
+        first.write(b"st")
+    assert path.read_bytes() == b"first"
+    assert list(tmp_path.iterdir()) == [path]

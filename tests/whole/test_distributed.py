@@ -16,7 +16,7 @@ from pathlib import Path
 import psutil
 import pytest
 from plant import wait_until
-from project import Project, imports_torch, one_line, run_vdmctl, session
+from project import ROOT, Project, imports_torch, one_line, run_vdmctl, session
 from small import Small
 from test_runs import SLOW, remove_finished, stopped_in_validation
 
@@ -454,3 +454,19 @@ def test_two_processes_draw_and_evaluate_as_one(tmp_path: Path) -> None:
         result = run_vdmctl(small.folder, small.environment, *command)
         assert result.returncode == 0, result.stderr
     assert found() == one
+
+
+def test_a_command_is_stopped_after_its_processes_as_before() -> None:
+    """torch's agent leaves handlers that raise an exception which nobody expects."""
+    program = """
+import os, signal
+from functools import partial
+from flows.process.ending import stop_at_once
+from flows.training.distributed import launch
+for number in (signal.SIGINT, signal.SIGTERM):
+    signal.signal(number, stop_at_once)
+assert launch(partial(int), num_processes=2, max_restarts=0) == [0, 0]
+os.kill(os.getpid(), signal.SIGTERM)
+"""
+    result = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert (result.returncode, result.stderr) == (Exit.RESUMABLE, "vdmctl: stopped; run again\n")

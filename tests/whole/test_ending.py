@@ -1,8 +1,11 @@
 """How real commands end: signals at many moments, closed pipes, full devices, bad arguments."""
 
+import io
+import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -10,13 +13,14 @@ from pathlib import Path
 import pytest
 import torch
 import typer
-from project import ROOT, imports_torch
+from project import ROOT, imports_torch, run_vdmctl
 from small import Small
 
 from flows import cli
 from flows.commands.vdmctl import app
 from flows.core.errors import Exit
 from flows.process.environment import settle
+from flows.process.streams import Stream
 
 STOPPED = "vdmctl: stopped; run again\n"
 COMMANDS = typer.main.get_command(app).commands  # type: ignore[attr-defined]
@@ -104,7 +108,7 @@ def test_a_command_that_is_stopped_leaves_the_old_outputs_and_nothing_else(
 def stopped_at(moment: str, command: str, small: Small) -> tuple[int, str]:
     process = small.start(*command.split())
     markers = {
-        "unfinished file": lambda: (small.folder / f".images.vdmz.vdm-{process.pid}").exists(),
+        "unfinished file": lambda: any(small.folder.glob(f".images.vdmz.vdm-*-{process.pid}")),
         "torch": lambda: imports_torch(process.pid),
         "images": lambda: "images/test.npy" in Path(f"/proc/{process.pid}/maps").read_text(),
     }
@@ -283,3 +287,63 @@ def test_idle_threads_leave_the_cores_to_others_unless_the_user_chose(
     environment = dict(chosen)
     settle(environment)
     assert environment.get("GOMP_SPINCOUNT") == spins
+
+
+# The signal comes when the old folder is removed, or the file has its place.
+AT_THE_END = """
+import os, signal
+from flows import cli
+from flows.core import folders
+from pathlib import Path
+remove, replace = folders.remove, Path.replace
+def removed(folder):
+    if (folder / "0.png").exists():
+        os.kill(os.getpid(), signal.SIGTERM)
+    remove(folder)
+def replaced(self, target):
+    found = replace(self, target)
+    if Path(target).name in ("a.npy", "a.png"):
+        os.kill(os.getpid(), signal.SIGTERM)
+    return found
+folders.remove, Path.replace = removed, replaced
+cli.main()
+"""
+
+
+@pytest.mark.parametrize("out", ["pictures", "a.npy", "a.png"])
+def test_images_and_their_film_are_replaced_together(out: str, small: Small) -> None:
+    command = ["sample", "models/vdm", "-n", "1", "--steps", "2", "--out", out, "--film", "film.png", "--force"]
+    assert run_vdmctl(small.folder, small.environment, *command, "--seed", "1").returncode == 0
+    before = (small.folder / "film.png").read_bytes()
+    result = small.run([sys.executable, "-c", AT_THE_END, *command, "--seed", "2"])
+    assert (result.returncode, "stopped" in result.stderr) == (0, False)
+    assert (small.folder / "film.png").read_bytes() != before
+
+
+def test_what_a_closed_stream_was_is_no_other_file_of_a_child_either(small: Small) -> None:
+    child = "f = open('new', 'w'); print(f.fileno() > 2, file=f)"
+    call = f'subprocess.run([sys.executable, \\"-c\\", \\"{child}\\"], check=True)'
+    program = f"import subprocess, sys; from flows.process.streams import open_streams; open_streams(); {call}"
+    result = small.run(["bash", "-c", f'{sys.executable} -c "{program}" <&- >&- 2>&-'])
+    assert result.returncode == 0
+    assert (small.folder / "new").read_text() == "True\n"
+    (small.folder / "new").unlink()
+
+
+def test_a_full_stream_that_does_not_block_is_waited_for() -> None:
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    found: list[bytes] = []
+
+    def read() -> None:
+        time.sleep(0.2)  # by now the pipe is full
+        with os.fdopen(reading, "rb") as file:
+            found.append(file.read())
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    with io.BufferedWriter(Stream(writing, "standard error", required=False)) as stream:
+        stream.write(b"x" * 1_000_000)
+    os.close(writing)
+    reader.join()
+    assert found == [b"x" * 1_000_000]

@@ -1,5 +1,6 @@
 """There is one trainer per device, also among several users of a machine."""
 
+import errno
 import fcntl
 import json
 import os
@@ -245,3 +246,13 @@ def test_the_status_is_printed_although_the_champion_cannot_be_verified(
     problem = "the champion does not verify: vdm@v1.0.0: dvc.lock is damaged"
     assert json.loads(result.stdout)["problems"] == [problem]
     assert (result.returncode, one_line(result)) == (Exit.MISSING, f"vdmctl: status: {problem}")
+
+
+def test_a_file_system_without_locks_is_named(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def flock(*_: object) -> NoReturn:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with pytest.raises(OSError, match=r"No locks available: '.*/a\.lock'"), lock_file(tmp_path / "a.lock"):
+        pass
+    assert refusal().startswith(f"{folder / 'cpu.lock'} cannot be locked: No locks available")
