@@ -2,11 +2,12 @@
 
 import argparse
 import json
+import math
 import resource
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -106,9 +107,22 @@ def count_flop(step: Callable[[], object]) -> int:
     """Return the floating-point operations of the matrix products and convolutions in one step."""
     from torch.utils.flop_counter import FlopCounterMode  # loads torch's compiler, which would add to the peak memory
 
-    with FlopCounterMode(display=False) as counter:
+    # Torch counts the fused attention of CUDA, and counts that of CPUs as nothing.
+    name, aten = "_scaled_dot_product_flash_attention_for_cpu", torch.ops.aten
+    fused = {getattr(aten, name): attention_flop, getattr(aten, f"{name}_backward"): attention_backward_flop}
+    with FlopCounterMode(display=False, custom_mapping=fused) as counter:
         step()
     return counter.get_total_flops()  # type: ignore[no-any-return]
+
+
+def attention_flop(query: Sequence[int], key: Sequence[int], *_: Any, **__: Any) -> int:
+    """Return the operations of attention's two matrix products, from the shapes (B,heads,N,D) of query and key."""
+    return 4 * math.prod(query) * key[2]
+
+
+def attention_backward_flop(_: Any, query: Sequence[int], key: Sequence[int], *__: Any, **___: Any) -> int:
+    """Return the operations of the four matrix products of attention's backward pass."""
+    return 2 * attention_flop(query, key)
 
 
 def matrix_rate(device: torch.device, dtype: torch.dtype) -> float:

@@ -271,4 +271,8 @@ def stratified_variance(draws: np.ndarray) -> np.ndarray:
         return np.full(num_rows, math.nan)
     if num_rows > 1:
         draws = (draws - draws.mean(axis=0)) * math.sqrt(num_rows / (num_rows - 1))
-    return np.square(np.diff(draws, axis=1)).mean(axis=1) / 2 / num_draws  # type: ignore[no-any-return]
+    # The outer differences count more, since the first and the last draw are in one difference only.
+    weights = np.ones(num_draws - 1)
+    weights[0] += 0.5
+    weights[-1] += 0.5
+    return np.square(np.diff(draws, axis=1)) @ weights / 2 / num_draws**2  # type: ignore[no-any-return]

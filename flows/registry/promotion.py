@@ -11,7 +11,7 @@ challenger (selection bias).  The test figures decide nothing, so they have no s
 validation images do the test images decide, and the evidence says so.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -168,8 +168,16 @@ def decide(evidence: Evidence) -> tuple[str, str]:
     least = evidence.min_improvement_bpd or 0
     if high < -least:
         return PROMOTE, f"{challenger} improves by more than {least:g}: {interval}"
-    unfair = "; the champion was fitted to validation images, too" if evidence.champion_fitted_to == BOTH else ""
-    return REFUSE, f"{challenger} is not shown to improve by more than {least:g}: {interval}{unfair}"
+    reason = f"{challenger} is not shown to improve by more than {least:g}: {interval}"
+    return REFUSE, "; ".join([reason, *advantage(evidence)])
+
+
+def advantage(evidence: Evidence) -> Iterator[str]:
+    """Yield why the champion may be better on these images than on others."""
+    if evidence.champion_fitted_to == BOTH:
+        yield "the champion was fitted to validation images, too"
+    elif evidence.data_changed:
+        yield "the data changed, so the champion may have been trained on some of these images"
 
 
 def promote(root: Path, challenger: Version, evidence: Evidence) -> str:

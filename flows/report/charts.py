@@ -119,20 +119,23 @@ class Chart(NamedTuple):
 
 def loss(axes: "Axes", curves: Tables) -> Iterator[str]:
     """Draw the training loss and the validations of the training logs; yield them in words."""
-    tops = []
+    shown, tops = list[float](), []
     for model, table in curves.items():
         steps, losses = finite(table["step"], table["bpd"])
+        shown += losses.tolist()
         axes.plot(*thinned(steps, losses), color=model.color, label=model.curve("training"), alpha=0.75)
         yield f"{model.curve('training')}: {over(steps, losses)}"
         tops.append(np.quantile(losses, 0.9) if len(losses) else 0)
         steps, losses = finite(table["step"], table.get("validation_bpd", np.full(len(table["step"]), np.nan)))
+        shown += losses.tolist()
         if len(steps):
             label = model.curve("validation")
             axes.plot(*thinned(steps, losses), "o--", color=model.color, label=label, markersize=4)
             yield f"{label}: {over(steps, losses)}"
-    lowest, highest = axes.get_ylim()
-    # The first steps are far above the rest, which would look flat.
-    axes.set_ylim(lowest, min(highest, lowest + 3 * max(max(tops) - lowest, 1e-6)))
+    # The first steps are far above the rest, which would look flat; so would matplotlib's margin, a share of the whole.
+    lowest, highest = min(shown, default=0.0), axes.get_ylim()[1]
+    height = max(max(tops) - lowest, 0.05 * abs(lowest), 1e-6)
+    axes.set_ylim(lowest - 0.15 * height, min(highest, lowest + 3 * height))
     axes.set(xlabel="step", ylabel="bits/dim")
 
 

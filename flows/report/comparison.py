@@ -11,6 +11,7 @@ from flows.report.results import Results
 from flows.report.templates import fill
 
 if TYPE_CHECKING:
+    from flows.evaluation.results import SampleMetrics
     from vdm.evaluation import PairedDifference
 
 CONFIDENCE = 0.95
@@ -37,12 +38,29 @@ def comparison(first: Results, second: Results) -> Page:
         charts={chart.name: chart for chart in drawn},
         grids=[grids(one) for one in pair],
         measures=measures(first.sample_metrics, second.sample_metrics),
-        other_features=len({one.sample_metrics.features_sha256 for one in pair if one.sample_metrics}) > 1,
+        cautions=cautions(first.sample_metrics, second.sample_metrics),
         changed=[row for key in both for row in changed(before[key], after[key], key)],
         one_sided=sorted(before.keys() ^ after.keys()),
         lineages=[lineage(one) for one in pair],
     )
     return Page(html, drawn)
+
+
+def cautions(first: "SampleMetrics | None", second: "SampleMetrics | None") -> list[str]:
+    """Return sentences about figures of two models' samples that cannot be compared."""
+    if first is None or second is None:
+        return []
+    found = []
+    if first.features_sha256 != second.features_sha256:
+        possible = "only FID, KID and figures in pixels can be compared"
+        found.append(f"The features are those of two different networks, so {possible}.")
+    counts = [f"{one.num_images:,} samples with {one.num_training_images:,} training images" for one in (first, second)]
+    if counts[0] != counts[1]:
+        found.append(
+            f"Different numbers of images were compared: {counts[0]}, and {counts[1]}. Fewer images make the Fréchet "
+            "distance larger and change the recall, so compare each model with its test images only."
+        )
+    return found
 
 
 def unpaired(first: Results, second: Results) -> str:

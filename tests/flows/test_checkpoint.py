@@ -4,6 +4,7 @@ import errno
 import hashlib
 import json
 import math
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -232,3 +233,14 @@ def test_a_state_larger_than_the_free_memory_is_not_called_damaged(
     assert raised.value.code is Exit.USAGE
     monkeypatch.setattr(memory, "available", lambda: 3 * path.stat().st_size)
     assert load_state(path) == {"done": 3}
+
+
+def test_a_state_runs_no_code(tmp_path: Path) -> None:
+    class Makes:
+        def __reduce__(self) -> tuple[object, ...]:
+            return os.mkdir, (str(tmp_path / "made"),)
+
+    save_state(tmp_path / "state", {"done": Makes()})
+    with pytest.raises(DamagedStateError, match="not a state of torch"):
+        load_state(tmp_path / "state")
+    assert not (tmp_path / "made").exists()

@@ -193,3 +193,8 @@ def test_a_deployment_of_another_flow_does_not_take_its_namesakes_settings(monke
     deployments.deploy(api)
     assert "tags" not in read[0]["deployments"][0]
     assert api.ask.call_count == 1  # and nothing is changed
+
+
+def test_a_deployment_stays_paused_in_its_queue() -> None:
+    kept = keep(TRAIN, EXISTING | {"paused": True, "work_queue_name": "gpu"})
+    assert (kept["paused"], kept["work_pool"]["work_queue_name"]) == (True, "gpu")

@@ -25,7 +25,7 @@ from flows.commands.reporting import WORKSPACE
 from flows.core.checkpoint import save_model
 from flows.core.errors import Exit, UserError
 from flows.images.store import data_sha256
-from flows.report import markdown, pictures
+from flows.report import charts, markdown, pictures
 from flows.report.charts import PALETTE
 from flows.report.checks import MOST_EXPECTATIONS
 from flows.report.comparison import comparison, difference
@@ -625,3 +625,27 @@ def test_force_is_not_advised_where_it_is_refused(
     result = vdmctl("models/vdm", "--out", place, *more)
     line = f"vdmctl: {place}: {place} is an output of the pipeline; choose another place\n"
     assert (result.returncode, result.stderr) == (2, line)
+
+
+def test_samples_of_different_numbers_are_not_compared_without_a_word(
+    files: Files, tmp_path: Path, digits: np.ndarray
+) -> None:
+    first = read_results(files, ORIGIN)
+    assert "Different numbers" not in comparison(first, first).html
+    other = write_results(tmp_path / "other", digits)
+    assert other.sample_metrics
+    other.sample_metrics.write_text(other.sample_metrics.read_text().replace('"num_images": 16', '"num_images": 12'))
+    text = words(Document(comparison(first, read_results(other, ORIGIN)).html).text)
+    assert "16 samples with 60 training images, and 12 samples with 60 training images" in text
+
+
+@pytest.mark.parametrize("first", [13.0, 400.0, 1e5])
+def test_a_first_loss_far_above_the_rest_does_not_flatten_the_chart(first: float) -> None:
+    from matplotlib.figure import Figure
+
+    axes = Figure().subplots()
+    table = {"step": np.arange(31.0), "bpd": np.array([first, *np.linspace(3, 2, 30)])}
+    list(charts.loss(axes, {charts.Model("", charts.MODELS[0]): table}))
+    low, high = axes.get_ylim()
+    assert 1.5 < low < 2
+    assert 3 < high < 6

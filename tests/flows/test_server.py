@@ -12,11 +12,13 @@ import socket
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
+from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from socketserver import BaseRequestHandler, TCPServer
 from threading import Thread
+from types import SimpleNamespace
 from typing import Any, cast
 from unittest.mock import Mock
 
@@ -614,3 +616,57 @@ def test_names_of_flows_are_text_on_the_terminal(monkeypatch: pytest.MonkeyPatch
         full_name("train-vdm", "http://127.0.0.1:4200/api")
     assert "\x1b" not in str(raised.value)
     assert "\\u001b[31mred/train-vdm" in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "ends"),
+    [({}, True), ({"share": True}, False), ({"worker": False}, False), ({"worker": False, "share": True}, False)],
+)
+def test_runs_are_ended_only_where_all_their_processes_can_be_seen(
+    options: dict[str, bool], ends: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Workers on other machines may share the server, and their processes are not here."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("VDM_SHARE", "")  # `serve` sets it
+    monkeypatch.setattr("flows.registry.publishing.require_remotes", Mock())
+    replaced = "require_project configure require_server prepare Api require_queues start_worker"
+    for name in [*replaced.split(), "switch_off_impossible", "create_queues"]:
+        monkeypatch.setattr(serve, name, Mock())
+    for name in ("until_stopped", "alone"):
+        monkeypatch.setattr(serve, name, lambda *_: nullcontext())
+    monkeypatch.setattr(serve, "find_address", lambda *_: Mock(url=OWN))
+    monkeypatch.setattr(serve, "answers", lambda url: True)
+    monkeypatch.setattr(serve, "schedules", lambda api: [])
+    monkeypatch.setattr(serve, "keep_alive", lambda kept, url, look: look(Mock()))
+    monkeypatch.setattr(automations, "stop_unwanted_runs", Mock())
+    ended = Mock()
+    monkeypatch.setattr(automations, "end_dead_runs", ended)
+    serve.serve(None, None, **options)
+    assert ended.called is ends
+
+
+def test_only_runs_of_the_server_and_of_the_folder_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    def process(pid: int, url: str = OWN, folder: str = "/mine", module: str = "prefect.engine") -> SimpleNamespace:
+        given = {"PREFECT__FLOW_RUN_ID": f"run {pid}", "PREFECT_API_URL": url, "VDM_PROJECT": folder}
+        return SimpleNamespace(pid=pid, cmdline=lambda: ["python", "-m", module], environ=lambda: given)
+
+    listed = [process(1), process(2, folder="/other"), process(3, url=TEAM), process(4, module="flows.cli")]
+    monkeypatch.setattr(engines.psutil, "process_iter", lambda: listed)
+    assert engines.engines(OWN, Path("/mine")) == {"run 1": 1}
+    assert engines.engines(OWN) == {"run 1": 1, "run 2": 2}
+
+
+def test_the_server_is_asked_for_the_workers_of_the_last_hour() -> None:
+    api: Any = Mock(ask=Mock(return_value=[{"name": "a"}]))
+    assert workers.heard_of(api, 3600) == {"a"}
+    after = api.ask.call_args.kwargs["workers"]["last_heartbeat_time"]["after_"]
+    assert 3590 < (datetime.now(UTC) - datetime.fromisoformat(after)).total_seconds() < 3700
+
+
+@pytest.mark.parametrize(
+    ("worker", "other", "refused"),
+    [("a", "shared b:x", True), ("shared a", "b:x", True), ("a", "b:x", True), ("shared a", "shared b:x", False)],
+)
+def test_workers_that_share_and_those_that_do_not_never_mix(worker: str, other: str, refused: bool) -> None:
+    with pytest.raises(UserError, match="already; ") if refused else nullcontext():
+        workers.refuse_to_mix(OWN, worker, {other})

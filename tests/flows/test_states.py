@@ -17,10 +17,12 @@ from unittest.mock import Mock
 import numpy as np
 import pytest
 import torch
+from conftest import TINY
 from project import ROOT
 from torch import distributed
 
 from flows.core import memory
+from flows.core.checkpoint import fitted_to, load_model
 from flows.core.device import find_precision
 from flows.core.errors import Exit, UserError
 from flows.core.params_file import read_params
@@ -29,6 +31,7 @@ from flows.training.collectives import STORE, lost_another, process_group
 from flows.training.distributed import run_job
 from flows.training.fitting import fit, out_of_memory, resume
 from flows.training.runs import Run, forget, writing_curves
+from vdm import vlb
 from vdm.model import VDM
 from vdm.training.log import TrainingRecord
 from vdm.training.trainer import Trainer
@@ -259,3 +262,34 @@ def test_compiled_code_is_kept_where_no_other_user_can_write(tmp_path: Path, mon
         fitting.train_here(Mock(), train, images=tmp_path, out=tmp_path, curves=tmp_path / "c", runs=tmp_path)
     assert Path(os.environ["TORCHINDUCTOR_CACHE_DIR"]).is_relative_to(tmp_path / "locks")
     assert stat.S_IMODE((tmp_path / "locks").stat().st_mode) == 0o700
+
+
+def test_a_run_of_other_inputs_has_another_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else it would continue from a state of the old ones."""
+    given = read_params(ROOT / "presets/digits.yaml").train
+    cpu = torch.device("cpu")
+
+    def name(config: dict[str, Any] = TINY, data: str = "a", **changes: Any) -> str:
+        train = given.model_copy(update=changes)
+        return fitting.run_digest(config, train, fitting.resolve(train, cpu), cpu, data)
+
+    names = [name(), name(data="b"), name(TINY | {"width": 16}), name(seed=9), name(images="train_and_validation")]
+    names += [name(keep="last"), name(patience=3), name(validate_every_steps=7), name(validation_times=1)]
+    with monkeypatch.context() as patch:
+        patch.setattr(fitting, "process", lambda: (0, 2))
+        names.append(name())
+    with monkeypatch.context() as patch:
+        patch.setattr(vlb, "__file__", __file__)  # other code
+        names.append(name())
+    assert len(set(names)) == len(names)
+    assert name(checkpoint_every_steps=7, keep_checkpoints=9) == names[0]
+
+
+def test_the_model_that_is_written_is_the_one_that_is_kept(tmp_path: Path) -> None:
+    kept, last = VDM(**TINY), VDM(**TINY)
+    trainer: Any = SimpleNamespace(kept=kept, averaged=last, model=last)
+    fitting.write_model(trainer, TINY, read_params(ROOT / "presets/digits.yaml").train, "0" * 64, tmp_path / "model")
+    written = load_model(tmp_path / "model").network.conv_in.weight
+    assert torch.equal(written, kept.network.conv_in.weight)
+    assert not torch.equal(written, last.network.conv_in.weight)
+    assert fitted_to(tmp_path / "model") == "train"

@@ -282,3 +282,10 @@ def test_the_monte_carlo_error_matches_repeated_evaluations(
 
 def test_one_time_per_image_has_no_monte_carlo_error() -> None:
     assert np.isnan(stratified_variance(np.ones((3, 1)))).all()
+
+
+def test_noise_at_one_end_of_time_is_in_the_monte_carlo_error() -> None:
+    deviations = np.exp(-6 * (np.arange(8) + 0.5) / 8)
+    draws = np.random.default_rng(0).normal(0, deviations, (20_000, 8))
+    ratio = np.sqrt(stratified_variance(draws).mean() / np.square(deviations / 8).sum())
+    assert 0.9 < ratio < 1.1

@@ -144,11 +144,8 @@ def test_importance_weighting_includes_the_logarithm_of_the_draws() -> None:
     assert importance_weighted(mixed) > mixed.mean()
 
 
-def test_an_untrained_model_agrees_with_its_closed_form(tiny_model: Callable[..., VDM], digits: np.ndarray) -> None:
-    """With eps_hat = z the flow is linear: dz/dgamma = 1/2 sigma (1 - sigma) z, integrated exactly."""
-    model = tiny_model()
-    torch.nn.init.zeros_(model.network.conv_out.weight)
-    torch.nn.init.zeros_(model.network.conv_out.bias)
+def test_a_linear_flow_agrees_with_its_closed_form(digits: np.ndarray) -> None:
+    """With eps_hat = z, as of an untrained model, dz/dgamma = 1/2 sigma (1 - sigma) z, integrated exactly."""
     x = torch.from_numpy(digits[:3]).double() / 17
     ours = log_density(
         x,
@@ -225,3 +222,25 @@ def test_the_flow_of_a_trained_model_lies_at_or_below_the_bound(digits: np.ndarr
     )
     difference = flow - bound.bpd
     assert difference.mean() < 4 * standard_error(difference)
+
+
+@pytest.mark.parametrize("num_probes", [0, 1])
+def test_the_figure_of_an_untrained_model_is_that_of_its_closed_form(
+    num_probes: int, tiny_model: Callable[..., VDM], digits: np.ndarray
+) -> None:
+    """With eps_hat = z one probe is exact, too."""
+    model = tiny_model(image_shape=(1, 2, 2)).double()
+    torch.nn.init.zeros_(model.network.conv_out.weight)
+    torch.nn.init.zeros_(model.network.conv_out.bias)
+    pixels, settings = digits[:2, :, 3:5, 3:5], {"seed": 0, "num_draws": 2, "dequantisation": "uniform"}
+    ours = evaluate_ode(model, pixels, num_probes=num_probes, batch_size=4, solve=dopri5(1e-3), **settings)  # type: ignore[arg-type]
+    gamma_0, gamma_1 = model.schedule.gamma_0.detach(), model.schedule.gamma_1.detach()
+    draws, _ = dequantisation_draws(0, range(2), 2, 1, (1, 2, 2))
+    x = pixels_to_x(torch.from_numpy(pixels), 17, torch.float64).repeat_interleave(2, 0)
+    z_0 = alpha(gamma_0) * (x + (2 * torch.from_numpy(draws) - 1) / 17)
+    gammas = torch.linspace(gamma_0.item(), gamma_1.item(), 20_001, dtype=torch.float64)
+    growth = torch.trapezoid(0.5 * sigma(gammas) * (1 - sigma(gammas)), gammas)
+    log_p = -0.5 * ((z_0 * growth.exp()).square() + math.log(2 * math.pi)).flatten(1).sum(1) + 4 * growth
+    log_weights = (log_p + 4 * torch.log(2 * alpha(gamma_0) / 17)).reshape(2, 2)
+    expected = bits_per_dim(math.log(2) - torch.logsumexp(log_weights, 1), 4)
+    np.testing.assert_allclose(ours, expected, atol=2e-3)

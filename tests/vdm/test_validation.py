@@ -12,6 +12,7 @@ from conftest import TINY
 from test_training import SETTINGS, fit, same_bits
 
 from flows.core.checkpoint import load_state, save_state
+from vdm.evaluation import Evaluation
 from vdm.model import VDM
 from vdm.training.settings import TrainingSettings
 from vdm.training.trainer import Trainer
@@ -191,3 +192,16 @@ def test_a_validation_that_is_not_possible_is_refused(num_images: int, change: d
     options = {"every_steps": 1, "times_per_image": 2, "batch_size": 64, "seed": 0, "keep": "best", "patience": None}
     with pytest.raises(ValueError, match=message):
         Validation(np.zeros((num_images, 1, 8, 8), dtype=np.uint8), **{**options, **change})
+
+
+def test_a_figure_that_is_not_finite_is_never_the_best(
+    tiny_model: Callable[..., VDM], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images, zero, figures = np.zeros((1, 1, 8, 8), np.uint8), np.zeros(1), iter([math.nan, math.inf, 2.5, math.nan])
+    options = {"every_steps": 1, "times_per_image": 1, "batch_size": 1, "seed": 0, "keep": "best", "patience": None}
+    validation = Validation(images, **options)  # type: ignore[arg-type]
+    monkeypatch.setattr(validation, "evaluate", lambda *_: Evaluation(zero, zero, np.full((1, 1), next(figures))))
+    for step in range(1, 5):
+        validation.validate(tiny_model(), step, never)
+    assert validation.best is not None
+    assert (validation.best.step, validation.best.bpd, validation.since_best) == (3, 2.5, 1)

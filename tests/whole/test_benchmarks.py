@@ -35,6 +35,7 @@ from flows.core.checkpoint import save_model
 from flows.core.params_file import read_params
 from flows.images.store import save_images
 from vdm.model import VDM
+from vdm.network import attention
 from vdm.training import trainer
 
 ROOT = Path(__file__).parents[2]
@@ -289,3 +290,10 @@ def test_a_set_without_validation_images_is_refused_before_the_training(
     with pytest.raises(SystemExit, match="2"):
         equal_minutes.main()
     assert "has no validation images" in capsys.readouterr().err.splitlines()[-1]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_operations_of_attention_are_counted(dtype: torch.dtype) -> None:
+    query, key, value = (torch.randn(2, 16, 8, dtype=dtype, requires_grad=True) for _ in range(3))
+    forward = 2 * 2 * (2 * 16 * 16 * 8)  # two images, two products of 2 N N D operations
+    assert speed.count_flop(lambda: attention(query, key, value).sum().backward()) == 3 * forward

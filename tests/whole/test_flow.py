@@ -89,7 +89,7 @@ def test_a_run_leaves_a_commit_on_its_branch_and_the_checkout_alone(plant: Plant
     assert "has uncommitted changes, which are not part of this run" in log
     assert "step 20:" in log
     assert "promote: vdm@v1.0.0 is the first champion" in log
-    assert "challenger_sha256" not in log  # the log does not contain the evidence, which is an artifact
+    assert "challenger_model_sha256" not in log  # the log does not contain the evidence, which is an artifact
     assert "dvc push" not in log
     assert before == (project.git("status", "--porcelain"), project.git("rev-parse", "HEAD"), project.git("write-tree"))
     assert not (project.folder / "models" / "vdm").exists()

@@ -24,8 +24,9 @@ from flows.core.params import Evaluate, Promote
 from flows.core.params_file import read_params
 from flows.evaluation.results import Comparison, ModelFigures
 from flows.images.store import save_images
+from flows.registry import promotion
 from flows.registry.evidence import Evidence, evidence_of
-from flows.registry.git import annotated_tags, registry_lock
+from flows.registry.git import Tag, annotated_tags, registry_lock
 from flows.registry.promotion import challenge, decide, fits, promote, rollback
 from flows.registry.versions import (
     add_version,
@@ -34,6 +35,7 @@ from flows.registry.versions import (
     make_champion,
     previous_champion,
     record_refusal,
+    reign,
     resolve,
 )
 
@@ -186,6 +188,11 @@ BASE = {
         ({}, "promote", "improves by more than 0.01: 95% interval [-0.2000, -0.0500] bits/dim against vdm@v1.0.0"),
         ({"confidence_interval": [-0.2, -0.01]}, "refuse", "is not shown to improve"),
         ({"confidence_interval": [-0.2, 0.1]}, "refuse", "is not shown to improve"),
+        (
+            {"confidence_interval": [-0.2, 0.1], "data_changed": True},
+            "refuse",
+            "the data changed, so the champion may have been trained on some of these images",
+        ),
         ({"confidence_interval": [0.0, 0.0], "min_improvement_bpd": 0.0}, "refuse", "is not shown to improve"),
         ({"confidence_interval": [None, None]}, "refuse", "one image gives no confidence interval"),
         ({"challenger_bpd": None}, "refuse", "are not finite"),
@@ -552,3 +559,25 @@ def test_a_roll_back_from_a_champion_that_was_withdrawn_removes_no_other(copied:
     copied.git("tag", "--delete", "vdm#champion#3")
     assert champion(copied) == "vdm@v1.1.0"
     assert rollback(copied.folder).champion == "vdm@v1.0.0"
+
+
+def test_the_tenth_champion_follows_the_ninth() -> None:
+    names = [f"vdm#champion#{number}" for number in range(1, 12)]
+    assert [tag.name for tag in reign([Tag(name, commit=name) for name in sorted(names)])] == names
+
+
+def test_a_champion_that_came_meanwhile_is_not_rolled_back(copied: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    crown(copied, "v1.0.0", "v1.1.0")
+    monkeypatch.setattr(promotion, "require_sound", lambda *_: crown(copied, "v1.2.0"))
+    with pytest.raises(UserError, match="not rolled back: the champion changed meanwhile") as raised:
+        rollback(copied.folder)
+    assert raised.value.code is Exit.BUSY
+    assert champion(copied) == "vdm@v1.2.0"
+
+
+def test_a_champion_that_gto_removed_may_be_promoted_again(copied: Project) -> None:
+    crown(copied, "v1.0.0", "v1.1.0")
+    assert copied.run("gto", "deprecate", "vdm", "v1.1.0", "champion").returncode == 0
+    crown(copied, "v1.1.0")
+    assert champion(copied) == "vdm@v1.1.0"
+    assert copied.git("tag", "--list", "vdm#champion#*").split()[-1] == "vdm#champion#4"

@@ -30,7 +30,7 @@ from flows.orchestration.pruning import Pruning, prune_history
 from flows.process.locks import lock_file
 from flows.registry.cache import DIGEST, needed, superfluous, used_in
 from flows.registry.git import registry_lock
-from flows.registry.pruning import make_plan
+from flows.registry.pruning import delete_refs, make_plan
 from flows.registry.publishing import publish
 from flows.registry.storage import dvc_repository
 from flows.registry.verification import verify
@@ -135,6 +135,9 @@ def test_what_the_champion_and_the_newest_version_do_not_need_goes(project: Proj
     before, size = everything(project), refused.stat().st_size
 
     planned = prune(project, "--dry-run")
+    listings = [name.endswith(".dir") for name in planned["removed"]["cached_files"]["names"]]
+    assert listings[0]
+    assert listings == sorted(listings, reverse=True)  # they go before the files that they name
     assert everything(project) == before
     assert planned["kept"] == {"vdm@v1.1.0": "among the last champions", "vdm@v1.3.0": "among the newest"}
     found = prune(project)
@@ -591,3 +594,22 @@ def test_digests_that_look_like_numbers_are_found(digest: str) -> None:
     stream = io.BytesIO()
     YAML().dump({"outs": [{"md5": digest, "path": "file"}]}, stream)
     assert DIGEST.findall(stream.getvalue()) == [digest.encode()]
+
+
+def test_a_runs_branch_that_is_checked_out_stays(project: Project, tmp_path: Path) -> None:
+    project.git("branch", f"runs/{OLD}", "vdm@v1.0.0^{commit}")
+    named = [f"refs/heads/runs/{OLD}", "refs/tags/vdm@v1.0.0"]
+    assert [ref.name for ref in make_plan(project.folder, 1, None).refs] == named
+    project.git("worktree", "add", "--quiet", str(tmp_path / "mine"), f"runs/{OLD}")
+    assert [ref.name for ref in make_plan(project.folder, 1, None).refs] == named[1:]
+
+
+def test_a_branch_that_moved_meanwhile_is_not_deleted_nor_anything_else(project: Project) -> None:
+    project.git("branch", f"runs/{OLD}", "vdm@v1.0.0^{commit}")
+    plan = make_plan(project.folder, 1, None)
+    project.git("branch", "--force", f"runs/{OLD}", "main")
+    with pytest.raises(UserError) as raised:
+        delete_refs(project.folder, plan.refs)
+    assert raised.value.code is Exit.MISSING
+    left = project.git("for-each-ref", "--format=%(refname)").split()
+    assert {f"refs/heads/runs/{OLD}", "refs/tags/vdm@v1.0.0"} <= set(left)

@@ -472,3 +472,35 @@ def test_a_deregistered_version_that_needs_another_number_is_deregistered_again(
     advice = f"`gto register vdm {mine}` and `gto deprecate vdm vX.Y.Z` with the new number of {mine}"
     with pytest.raises(UserError, match=re.escape(advice)):
         publish(project.folder)
+
+
+def test_the_git_remote_takes_all_refs_or_none(project: Project, tmp_path: Path) -> None:
+    hook = tmp_path / "remote.git" / "hooks" / "update"
+    hook.write_text('#!/bin/sh\ncase "$1" in *v1.1.0) exit 1;; esac\n')
+    hook.chmod(0o755)
+    with pytest.raises(UserError, match=r"vdm@v1.1.0 \(hook declined\)"):
+        publish(project.folder)
+    assert published(project) == []
+
+
+@pytest.mark.parametrize(("failed", "absent"), [(["a"], set()), ([], {"a"})])
+def test_files_that_the_dvc_remote_did_not_take_are_an_error(
+    failed: list[str], absent: set[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """DVC counts none that it finds damaged."""
+    monkeypatch.setattr(publishing, "lacking", lambda repo, digests: absent)
+    repo = Mock(cloud=Mock(push=lambda _: Mock(failed=failed)))
+    with pytest.raises(NetworkError, match="the DVC remote did not take 1 files"):
+        publishing.upload(repo, {"a", "b"})
+
+
+def test_a_version_that_two_machines_refused_does_not_end_publishing(project: Project) -> None:
+    root, note = project.folder, 'Refuse\n\n{{"decision": "refuse", "reason": "{}"}}\n'
+    record_refusal(root, resolve(root, "v1.0.0"), note.format("theirs"))
+    publish(root)
+    project.git("update-ref", "-d", "refs/notes/vdm-refusals")
+    record_refusal(root, resolve(root, "v1.0.0"), note.format("ours"))
+    assert publish(root) == ["the reasons of refusals"]
+    found = refusal(root, resolve(root, "v1.0.0").commit)
+    assert found
+    assert found.reason == "ours"
