@@ -58,15 +58,17 @@ def saving_time(trainer: Trainer) -> float:
         return time.perf_counter() - begin
 
 
-def validation_time(problem: Problem, trainer: Trainer) -> float:
+def validation_time(problem: Problem, chosen: argparse.Namespace, trainer: Trainer) -> float:
     """Return the seconds that a validation with the preset's number of images takes, from that of a few images."""
     from flows.images.catalogue import PUBLISHED  # loads torchvision, which would add to the peak memory of training
 
     data, train = problem.params.data, problem.params.train
+    sizes = {"batch_size": chosen.batch_size, "accumulation": chosen.accumulation or train.accumulation}
+    batch_size = micro_batch(train.model_copy(update=sizes), chosen.num_devices)
     num_train = PUBLISHED[data.name].num_train if data.name in PUBLISHED else NUM_TRAINING_DIGITS
     few = problem.images[: train.batch_size].numpy()
     options = {"every_steps": 1, "times_per_image": train.validation_times, "keep": train.keep, "patience": None}
-    validation = Validation(few, batch_size=micro_batch(train, 1), seed=0, **options)
+    validation = Validation(few, batch_size=batch_size, seed=0, **options)
     validation.evaluate(trainer.averaged, lambda: False)
     begin = time.perf_counter()
     validation.evaluate(trainer.averaged, lambda: False)
@@ -131,7 +133,7 @@ def measure(
     # One process takes the parts of all, one after the other, so that they fit into memory as they did.
     trainer, train = trainer_of(problem, chosen, device, parts=chosen.num_devices), problem.params.train
     trainer.step()
-    saving, validation = saving_time(trainer), validation_time(problem, trainer)
+    saving, validation = saving_time(trainer), validation_time(problem, chosen, trainer)
     validated = (train.validate_every_steps or math.inf) * seconds
     interval = min(60 * train.checkpoint_every_minutes, train.checkpoint_every_steps * seconds)
     size = chosen.batch_size  # image by image, which takes as many operations and little memory

@@ -49,8 +49,8 @@ TINY = {
 LONGEST = [
     "test_flow",
     "test_serve",
-    "test_machines",
     "test_distributed",
+    "test_machines",
     "test_runs",
     "test_mutations",
     "test_pipeline",

@@ -117,7 +117,7 @@ def report(
         Path | None,
         typer.Option(help="The HTML file to write. reports/report.html without a model is the stage's output."),
     ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Overwrite an existing file.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite an existing page.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Print the metrics of the last `dvc repro` and whether its outputs equal the commit's; with --out, write a page.

@@ -54,21 +54,21 @@ def write_page(models: list[str], out: Path, *, force: bool) -> None:
         report(sections(), files=WORKSPACE, model_folder=layout.REGISTERED, out=out, pictures=layout.PICTURES)
         return
     require_no_outputs(ROOT, out)
-    if out.exists() and not force:
-        raise UserError(f"{out} exists; --force overwrites it", Exit.USAGE)
     if out.exists() and not is_page(out):
         raise UserError(f"{out} exists and is not an HTML page; name another file", Exit.USAGE)
+    if out.exists() and not force:
+        raise UserError(f"{out} exists; --force overwrites it", Exit.USAGE)
     found = [results_of(model) for model in models] or [of_workspace(layout.REGISTERED)]
     made = page(*found) if len(found) == 1 else comparison(*found)
     write_whole(out, made.html)
 
 
 def is_page(file: Path) -> bool:
-    """Whether a file has the name or the beginning of a page.  Others may be what a page is made from."""
+    """Whether a file is empty, or has the name or the beginning of a page.  A page may be made from any other file."""
     if file.suffix.lower() in (".html", ".htm"):
         return True
     with open_regular(file) as opened:
-        return opened.read(len(DOCTYPE)) == DOCTYPE
+        return opened.read(len(DOCTYPE)) in (b"", DOCTYPE)
 
 
 def results_of(model: str) -> Results:

@@ -109,6 +109,7 @@ def load(content: bytes | str) -> Any:
         raise ValueError(f"larger than {MOST_BYTES:,} bytes, the limit")
     # The round-trip reader reads YAML 1.2, as DVC does.  YAML 1.1 readers read 2e-4 as a string.
     yaml = YAML(typ="rt")
+    yaml.preserve_quotes = True
     yaml.Parser = BoundedParser
     try:
         return yaml.load(content)
@@ -121,7 +122,7 @@ def load(content: bytes | str) -> Any:
 
 
 def dump(document: Any) -> str:
-    """Return the text of a document from `load`, where only changed values differ from the text that was loaded."""
+    """Return the text of a document from `load`, with its comments and quotes, and with ruamel's indents and blanks."""
     yaml = YAML(typ="rt")
     yaml.Representer = WithNulls
     yaml.width = MOST_BYTES  # do not fold long lines

@@ -97,6 +97,8 @@ def head_of(file: IO[bytes], layout: Layout) -> Head:
             num_bits = 8
         case name:
             raise BadImageError(f"an array of {name}, not levels")
+    if os.fstat(file.fileno()).st_size - file.tell() > layout.num_bytes:
+        raise BadImageError("more bytes than its array has, perhaps of a second array; save all images as one array")
     channels, height, width = layout.shape[1:]
     return Head(Kind((channels, height, width), num_bits), layout.shape[0], "NPY", False)
 

@@ -34,13 +34,13 @@ def announce(outcome: Outcome, reason: str, *, model: str = "", bpd: float | Non
         )
         with get_client(sync_client=True) as client:
             tags = set(client.read_flow_run(flow_run.id).tags)
-            if name in ENDS:  # a run that is promoted, but cannot be published, fails
+            if name in ENDS:  # a run can promote its model and then fail to publish it
                 tags -= ENDS
             client.update_flow_run(flow_run.id, tags=sorted({*tags, name}))
 
 
 def forget_outcome() -> None:
-    """Remove the tags of its first attempt from a run that is repeated, as by Prefect's "Retry"."""
+    """Remove the tags of an earlier attempt from a run that is repeated, as by Prefect's "Retry"."""
     with dispensable(), get_client(sync_client=True) as client:
         tags = set(client.read_flow_run(flow_run.id).tags)
         if tags & ALL:

@@ -3,6 +3,7 @@
 import os
 import signal
 import time
+from collections.abc import Iterator
 from contextlib import suppress
 from datetime import timedelta
 from http import HTTPStatus
@@ -14,6 +15,7 @@ from uuid import UUID
 from prefect.client.schemas.objects import StateType
 from prefect.events.actions import ChangeFlowRunState
 from prefect.events.schemas.automations import AutomationCore, EventTrigger, Posture
+from pydantic import BaseModel, RootModel
 
 from flows.core import bounded_yaml, layout
 from flows.core.errors import Exit, UserError, brief
@@ -147,18 +149,40 @@ def notifications() -> list[Entry]:
         return []
     try:
         found: list[Entry] = bounded_yaml.parse(read_bounded(layout.AUTOMATIONS))["automations"]
+        names = {silent_runs().name}
         for entry in found:
             entry["block"].index("/")
-            AutomationCore.model_validate(automation(entry, str(UUID(int=0))))
+            read = AutomationCore.model_validate(automation(entry, str(UUID(int=0))))
+            if unknown := ", ".join(ignored({key: value for key, value in entry.items() if key != "block"}, read)):
+                raise ValueError(f"{read.name}: Prefect does not know {unknown}")
+            if read.name in names:  # `put` finds an automation by its name
+                raise ValueError(f"{read.name}: the name of two automations")
+            names.add(read.name)
         return found
     except (OSError, LookupError, TypeError, ValueError, AttributeError) as error:
         raise UserError(f"{layout.AUTOMATIONS}: not a file of automations: {brief(error)}", Exit.USAGE) from error
 
 
+def ignored(given: Any, read: Any) -> Iterator[str]:
+    """Yield the keys that Prefect's model of a document does not have: Prefect ignores them, also misspelt ones."""
+    if isinstance(given, dict) and isinstance(read, BaseModel) and not isinstance(read, RootModel):
+        for key, value in given.items():
+            if key in type(read).model_fields:
+                yield from ignored(value, getattr(read, key))
+            else:
+                yield str(key)
+    elif isinstance(given, list) and isinstance(read, list):
+        for one, other in zip(given, read, strict=True):
+            yield from ignored(one, other)
+
+
 def automation(entry: Entry, block: str) -> Entry:
     """Return the automation of an entry with the block's id."""
-    actions = [{**action, "block_document_id": block} for action in entry["actions"]]
-    return {"name": entry["name"], "trigger": entry["trigger"], "actions": actions}
+    found = {key: value for key, value in entry.items() if key != "block"}
+    for key in ("actions", "actions_on_trigger", "actions_on_resolve"):
+        if key in found:
+            found[key] = [{**action, "block_document_id": block} for action in found[key]]
+    return found
 
 
 def block(api: Api, name: str) -> str | None:
@@ -184,4 +208,4 @@ def put(api: Api, wanted: Entry) -> bool:
         api.ask(f"automations/{one['id']}", "PUT", **wanted | {"enabled": one["enabled"], "trigger": trigger})
     if not existing:
         api.ask("automations/", **wanted)
-    return all(one["enabled"] for one in existing)
+    return all(one["enabled"] for one in existing or [{"enabled": True, **wanted}])

@@ -75,7 +75,6 @@ def require_valid(entry: dict[str, Any]) -> None:
     Parameters and schedules with a template, which Prefect fills in first, are not checked.
     """
     from prefect.client.schemas.schedules import construct_schedule
-    from prefect.exceptions import MissingFlowError
     from prefect.utilities.schema_tools import ValidationError as WrongParameter
     from prefect.utilities.schema_tools import validate
 
@@ -83,6 +82,8 @@ def require_valid(entry: dict[str, Any]) -> None:
     schedules = entry.get("schedules") or [one for one in [entry.get("schedule")] if one]
     try:
         full_name(entry)
+        if not isinstance(entry.get("work_pool"), dict):
+            raise ValueError("work_pool must have a name")
         for schedule in schedules:
             if "{{" in str(schedule):
                 continue
@@ -92,21 +93,23 @@ def require_valid(entry: dict[str, Any]) -> None:
         for each in (entry, *schedules):
             parameters = each.get("parameters") or {}
             if given := {name: value for name, value in parameters.items() if "{{" not in str(value)}:
-                validate(given, parameters_of(entry), raise_on_error=True)
+                validate(given, parameters_of(entry), raise_on_error=True, ignore_required=True)
     except WrongParameter as error:
         raise ValueError(f"{entry['name']}: parameters: {error}") from error
     except ValidationError as error:
         raise ValueError(f"{entry['name']}: {explain(error)}") from error
-    except (TypeError, ValueError, AttributeError, OverflowError, MissingFlowError) as error:
-        raise ValueError(f"{entry['name']}: {error}") from error
+    except KeyError as error:
+        raise ValueError(f"{entry['name']}: it has no {error.args[0]}") from error
+    except Exception as error:  # Prefect raises many kinds, and so does the code of a flow
+        raise ValueError(f"{entry['name']}: {brief(error)}") from error
 
 
 def full_name(entry: dict[str, Any]) -> str:
     """Return FLOW/DEPLOYMENT of an entry of prefect.yaml."""
-    from prefect.flows import load_flow_arguments_from_entrypoint
+    from prefect.flows import load_flow_from_entrypoint
 
-    flow = load_flow_arguments_from_entrypoint(entry["entrypoint"], {"name"})["name"]
-    return f"{flow}/{entry['name']}"
+    flow: Any = load_flow_from_entrypoint(entry["entrypoint"])
+    return f"{flow.name}/{entry['name']}"
 
 
 def parameters_of(entry: dict[str, Any]) -> dict[str, Any]:
@@ -129,8 +132,10 @@ def refuse_unknown_parameters(api: Api) -> None:
         except Refused as error:
             if error.code != HTTPStatus.CONFLICT:
                 raise
-            name = f"{FLOW}/{deployment['name']}"
-            say_on_stderr(f"{name}: correct its parameters in Prefect's UI: {brief(error.said)}")
+            name, said = f"{FLOW}/{deployment['name']}", error.said
+            with suppress(ValueError, LookupError, TypeError):
+                said = json.loads(said)["detail"]
+            say_on_stderr(f"{name}: correct its parameters in Prefect's UI: {brief(said)}")
 
 
 def keep(entry: dict[str, Any], existing: dict[str, Any]) -> dict[str, Any]:

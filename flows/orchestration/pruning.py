@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from functools import partial
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from flows.core.checkpoint import load_state
 from flows.core.errors import Exit, NetworkError, UserError, brief
 from flows.core.files import SCRATCH
 from flows.orchestration import workspace
-from flows.orchestration.server import Api, answers, require_server
+from flows.orchestration.server import Api, Refused, answers, require_server
 from flows.orchestration.status import CONCLUDED, Entry, address, all_runs, size_of
 from flows.process.groups import processes_in
 from flows.process.locks import folder_of_devices, held_locks
@@ -276,5 +277,14 @@ def delete_runs(api: Api, ended: list[Entry]) -> None:
         of_run = {"flow_run_id": {"any_": [run["id"]]}}
         while page := api.ask("artifacts/filter", artifacts=of_run, limit=200):
             for artifact in page:
-                api.ask(f"artifacts/{artifact['id']}", "DELETE")
-        api.ask(f"flow_runs/{run['id']}", "DELETE")
+                delete(api, f"artifacts/{artifact['id']}")
+        delete(api, f"flow_runs/{run['id']}")
+
+
+def delete(api: Api, path: str) -> None:
+    """Delete something at the server, if it is still there.  Raises OSError."""
+    try:
+        api.ask(path, "DELETE")
+    except Refused as error:
+        if error.code != HTTPStatus.NOT_FOUND:
+            raise

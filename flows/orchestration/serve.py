@@ -63,7 +63,7 @@ def serve(
         os.environ["VDM_SHARE"] = "1"
     address = find_address(host, port)
     configure(address)
-    watch = partial(look, Notifications().look, queues or [], {} if worker and not share else None)
+    watch = partial(look, Notifications().look, (worker and queues) or [], {} if worker and not share else None)
     with ExitStack() as stack, until_stopped():
         stack.enter_context(alone(address.url))
         kept = []

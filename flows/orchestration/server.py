@@ -174,10 +174,10 @@ def send(
 
 
 class NoRedirects(urllib.request.HTTPRedirectHandler):
-    """Take a redirect for an error."""
+    """Treat a redirect as an error."""
 
     def redirect_request(self, *_: Any) -> None:
-        """Return no other request."""
+        """Return None: no redirect is followed."""
 
 
 def receive(request: urllib.request.Request, seconds: float) -> Any:
@@ -269,7 +269,7 @@ def refusal(error: Exception) -> str:
     """Return why a server did not answer as expected, and what to do."""
     if isinstance(error, OSError) and not isinstance(error, Refused):
         reason = getattr(error, "reason", error)
-        advice = "start one with `vdmctl serve`, beyond loopback with its --host, or set PREFECT_API_URL to another's"
+        advice = "start one with `vdmctl serve` (--host lets other machines in), or set PREFECT_API_URL to another's"
         return f"no Prefect server answers ({reason}); {advice}"
     code = getattr(error, "code", 0)
     if code == HTTPStatus.UNAUTHORIZED:

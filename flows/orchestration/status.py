@@ -93,7 +93,12 @@ def loop(api: Api) -> Entry:
             for one in runs(api, *UNFINISHED, sort="START_TIME_ASC", limit=100)
         ],
         "late": [
-            {"name": one["name"], "planned": one["expected_start_time"], "queue": one["work_queue_name"]}
+            # In runs of a deleted queue Prefect keeps its name, but not the id by which workers find them.
+            {
+                "name": one["name"],
+                "planned": one["expected_start_time"],
+                "queue": one["work_queue_name"] if one["work_queue_id"] else None,
+            }
             for one in planned
             if one["state_name"] == "Late"
         ],
@@ -129,9 +134,9 @@ def paused(api: Api) -> list[Entry]:
     """Return the pool and its queues, as far as they are paused, with the commands that resume them."""
     pool = api.ask("work_pools/filter", work_pools=OF_POOL, limit=1)
     queues = api.ask(f"work_pools/{POOL}/queues/filter", limit=200)
-    commands = {one["name"]: f"prefect work-queue resume {shlex.quote(one['name'])} --pool {POOL}" for one in queues}
-    commands |= {POOL: f"prefect work-pool resume {POOL}"}
-    return [{"name": one["name"], "resume": commands[one["name"]]} for one in pool + queues if one["is_paused"]]
+    found = [(one, f"prefect work-pool resume {POOL}") for one in pool]
+    found += [(one, f"prefect work-queue resume {shlex.quote(one['name'])} --pool {POOL}") for one in queues]
+    return [{"name": one["name"], "resume": command} for one, command in found if one["is_paused"]]
 
 
 def schedule(deployment: Entry, each: Entry, planned: list[Entry]) -> Entry:
@@ -246,12 +251,15 @@ def problems_of_loop(server: Entry) -> Iterator[str]:
     for name in sorted({one["deployment"] for one in server.get("schedules", []) if one["paused"]}):
         yield f"no planned run of {name} starts, since the deployment is paused; resume it in Prefect's UI"
     for name in server.get("without_queue", []):
-        advice = "`vdmctl serve` repairs those of prefect.yaml when it starts"
+        advice = "`vdmctl serve` repairs the deployments of prefect.yaml when it starts"
         yield f"no run of {FLOW}/{name} starts, since its work queue was deleted; {advice}"
     for run in server.get("late", []):
-        option = f"--queue {shlex.quote(str(run['queue']))}"
+        late = f"run {run['name']}, planned for {run['planned']}, has not started"
+        if run["queue"] is None:
+            yield f"{late}, since it is in no work queue, or in one that was deleted; cancel it in Prefect's UI"
+            continue
+        option = f"--queue {shlex.quote(run['queue'])}"
         advice = f"the option `{option}` makes the worker of `vdmctl serve` or `vdmctl worker` take its runs"
-        late = f"run {run['name']}, planned for {run['planned']}, has not started; is a worker of the queue"
-        yield f"{late} {run['queue']} online? {advice}"
+        yield f"{late}; is a worker of the queue {run['queue']} online? {advice}"
     if (last := server.get("last_run")) and last["reason"]:
         yield f"the last run, {last['name']}, {last['state'].lower()} at {last['ended']}: {last['reason']}"

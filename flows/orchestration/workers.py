@@ -86,7 +86,7 @@ def require_pool(api: Api) -> None:
 
 
 def require_queues(api: Api, chosen: list[str] | None) -> None:
-    """Raise UserError (exit 2) if the work pool lacks one of the worker's queues: it would never get a run."""
+    """Raise UserError (exit 2) if the work pool lacks one of the worker's queues, so that it would get no run."""
     existing = [queue["name"] for queue in api.ask(f"work_pools/{POOL}/queues/filter", limit=200)]
     for name in chosen or fitting():
         if name not in existing:

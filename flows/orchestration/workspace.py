@@ -257,7 +257,8 @@ def alike(place: Workspace) -> list[str]:
 def commit(place: Workspace, message: str) -> str | None:
     """Commit what the run changed and return the commit.
 
-    Return None if nothing that git tracks changed, or if a run that worked at the same time has committed the same.
+    Return None if nothing that git tracks changed, or if another run has committed the same files, such as one that
+    worked at the same time.
     """
     git_text(place.folder, "add", "--all")
     tree = git_text(place.folder, "write-tree")

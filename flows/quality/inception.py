@@ -34,7 +34,7 @@ def inception_network(weights: Path) -> torch.nn.Module:
 def inception_features(
     images: np.ndarray, num_levels: int, network: torch.nn.Module, device: torch.device
 ) -> np.ndarray:
-    """Return the pooled features (N,2048) of images (N,C,H,W), gray or in colour, with the network on the device."""
+    """Return the pooled features (N,2048) of images (N,C,H,W), gray or in colour, by the network on the device."""
     batches = in_colour(images, num_levels).split(BATCH)
     return torch.cat([network(batch.to(device))[0].double().cpu() for batch in batches]).numpy()
 

@@ -177,7 +177,7 @@ def advantage(evidence: Evidence) -> Iterator[str]:
     if evidence.champion_fitted_to == BOTH:
         yield "the champion was fitted to validation images, too"
     elif evidence.data_changed:
-        yield "the data changed, so the champion may have been trained on some of these images"
+        yield "the data changed or is unknown, so the champion may have been trained on some of these images"
 
 
 def promote(root: Path, challenger: Version, evidence: Evidence) -> str:

@@ -52,9 +52,10 @@ class Plan(NamedTuple):
     """What stays, and the branches and tags that go.
 
     `versions` are the versions and champions that stay with all their files, by commit.  The files of the commits in
-    `others` stay, too: of the commit that is checked out, and of the branches and tags that stay.  `runs` are the runs
-    that made any of these commits.  `since` is when the newest version was made, 0 without versions: whatever is newer
-    may still become a version.  `past` are the champions whose tags stay, but not their files.
+    `others` stay, too, as far as they exist: of the commit that is checked out, of the branches and tags that stay, and
+    of champions that GTO deregistered.  `runs` are the runs that made any of these commits.  `since` is when the newest
+    version was made, 0 without versions: whatever is newer may still become a version.  `past` are the champions whose
+    tags stay, but not their files.
     """
 
     versions: dict[str, Kept]
@@ -90,7 +91,7 @@ def make_plan(root: Path, keep: int, published: Mapping[str, str] | None) -> Pla
     every = refs(root)
     of_versions = {TAGS + tag.name for tag in tags}
     stay = [ref for ref in every if not goes(ref) and ref.name not in of_versions]
-    needed = reasons.keys() - deregistered(tags)  # the files of the others stay, too, but may be lost
+    needed = reasons.keys() - deregistered(tags)
     others = {commit_of(root, "HEAD"), *(ref.commit for ref in stay if ref.commit), *reasons} - needed
     past = [tag for tag in tags if tag.commit in crowned - reasons.keys()]
     return Plan(

@@ -50,6 +50,8 @@ def cautions(first: "SampleMetrics | None", second: "SampleMetrics | None") -> l
     """Return sentences about figures of two models' samples that cannot be compared."""
     if first is None or second is None:
         return []
+    if first.data_sha256 != second.data_sha256:
+        return ["The samples were compared with different images, so compare each model with its test images only."]
     found = []
     if first.features_sha256 != second.features_sha256:
         possible = "only FID, KID and figures in pixels can be compared"

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from ruamel.yaml.events import Event
 
-from flows.core.bounded_yaml import MOST_NODES, BoundedParser, load, parse
+from flows.core.bounded_yaml import MOST_NODES, BoundedParser, dump, load, parse
 from flows.core.errors import Exit, UserError
 from flows.core.params_file import parse_params, read_params
 from flows.orchestration.workspace import compose_params
@@ -133,3 +133,8 @@ def test_an_integer_that_cannot_be_printed_is_an_error_of_one_line(prefix: str) 
     with pytest.raises(UserError, match="not YAML: an integer of more than 64 bits") as raised:
         parse_params(text, "params.yaml")
     assert raised.value.code is Exit.USAGE
+
+
+def test_a_document_keeps_its_quotes_and_comments() -> None:
+    text = "h: \"q\"  # why\nk: '1'\nn: plain\n"
+    assert dump(load(text)) == text

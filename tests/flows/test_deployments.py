@@ -113,11 +113,19 @@ def test_wrong_parameters_of_an_operators_deployment_are_named(capsys: pytest.Ca
     def ask(path: str, *_: Any, **__: Any) -> Any:
         if path.endswith("/filter"):
             return [{"id": "1", "name": "nightly", "parameter_openapi_schema": None}]
-        raise Refused("409 Conflict", 409, "('forse' was unexpected)")
+        raise Refused("409 Conflict", 409, json.dumps({"detail": "('forse' was unexpected)"}))
 
     deployments.refuse_unknown_parameters(Mock(ask=ask))
     line = "train-vdm/nightly: correct its parameters in Prefect's UI: ('forse' was unexpected)\n"
     assert capsys.readouterr().err == line
+
+    def fail(path: str, *_: Any, **__: Any) -> Any:
+        if path.endswith("/filter"):
+            return [{"id": "1", "name": "nightly", "parameter_openapi_schema": None}]
+        raise Refused("500 Internal Server Error", 500)
+
+    with pytest.raises(Refused, match="500"):
+        deployments.refuse_unknown_parameters(Mock(ask=fail))
 
 
 def test_a_single_schedule_does_not_replace_those_of_the_operator() -> None:

@@ -273,7 +273,7 @@ def test_what_a_killed_process_left_is_removed_by_the_next_one(tmp_path: Path) -
     ended.wait()
     others = [".file.name", f".file.{ended.pid}x", f"..file.{ended.pid}", f".file2.{ended.pid}", ".file.20261128"]
     others += [f".file.{os.getppid()}"]
-    for name in (f".file.vdm-{ended.pid}", *others):
+    for name in (f".file.vdm-{ended.pid}", f".file.vdm-1a2b3c4d-{ended.pid}", *others):  # the first is of older code
         (tmp_path / name).touch()
     write_whole(tmp_path / "file", "whole")
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(["file", *others])
@@ -284,7 +284,7 @@ def test_what_a_process_elsewhere_writes_stays(tmp_path: Path) -> None:
     """A process in another container holds the lock of its file; here nobody has its number."""
     ended = subprocess.Popen(["true"])
     ended.wait()
-    with (tmp_path / f".file.vdm-{ended.pid}").open("wb") as file:
+    with (tmp_path / f".file.vdm-1a2b3c4d-{ended.pid}").open("wb") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         write_whole(tmp_path / "file", "whole")
         assert len(list(tmp_path.iterdir())) == 2
@@ -320,9 +320,13 @@ def test_a_folder_that_cannot_be_replaced_is_refused(
     assert error.value.code is Exit.USAGE
 
 
-def test_what_has_the_name_of_the_temporary_file_is_not_written(tmp_path: Path) -> None:
+def test_what_has_the_name_of_the_temporary_file_is_not_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "urandom", lambda number: bytes(number))
     (tmp_path / "victim").write_text("precious")
-    (tmp_path / f".file.vdm-{os.getpid()}").symlink_to("victim")
+    for name in (f".file.vdm-00000000-{os.getpid()}", f".file.vdm-{os.getpid()}"):
+        (tmp_path / name).symlink_to("victim")
     write_whole(tmp_path / "file", "new")
     assert (tmp_path / "victim").read_text() == "precious"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "victim"]

@@ -268,6 +268,7 @@ def test_a_download_that_is_killed_at_any_time_leaves_the_old_set_or_the_new(tmp
         "    print(known.index(data_sha256(out)), end='')\n"
     )
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
+    environment |= {"TMPDIR": str(tmp_path)}  # the folders of killed downloads stay
     command = [sys.executable, "-c", program, str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     assert len(done.stdout) == 25, done.stderr

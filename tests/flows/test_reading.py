@@ -249,3 +249,15 @@ def test_arrays_of_any_integers_in_any_order_are_read(fortran: bool, dtype: str,
     images = np.concatenate(list(read(tmp_path / "a.npy")))
     assert np.array_equal(images, levels)
     assert images.dtype == (np.uint16 if dtype.endswith("u2") else np.uint8)
+
+
+def test_an_array_after_the_images_is_refused(tmp_path: Path) -> None:
+    """`np.save` on an open file appends; NumPy reads the first array only, and the others would be lost."""
+    path = tmp_path / "a.npy"
+    with path.open("wb") as file:
+        for level in range(2):
+            np.save(file, np.full((10, 1, 4, 4), level, np.uint8))
+    with pytest.raises(BadImageError, match="more bytes than its array has"):
+        inspect(path)
+    with pytest.raises(BadImageError, match="more bytes than its array has"):
+        list(read(path))

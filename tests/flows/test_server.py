@@ -34,7 +34,17 @@ from flows.orchestration import server as of_server
 from flows.orchestration.automations import Notifications
 from flows.orchestration.plugin import full_name
 from flows.orchestration.server import Api, Refused, answers, bypass_proxy, find_address, refusal, require_server
-from flows.orchestration.status import address, all_runs, paused, problems, reason, server, status
+from flows.orchestration.status import (
+    address,
+    all_runs,
+    loop,
+    paused,
+    problems,
+    problems_of_loop,
+    reason,
+    server,
+    status,
+)
 from flows.orchestration.workers import LOCK, alone, require_pool, worker_name
 from flows.process.locks import lock_file
 
@@ -159,7 +169,7 @@ def test_a_server_is_started_where_the_url_says_or_not_at_all() -> None:
         assert find_address(None, None).port == 80
     with (
         temporary_settings({PREFECT_API_URL: "https://127.0.0.1:9/api"}),
-        pytest.raises(UserError, match=r"no Prefect server answers .* beyond loopback with its --host"),
+        pytest.raises(UserError, match=r"no Prefect server answers .* \(--host lets other machines in\)"),
     ):
         find_address(None, None)
 
@@ -630,8 +640,10 @@ def test_runs_are_ended_only_where_all_their_processes_can_be_seen(
     monkeypatch.setenv("VDM_SHARE", "")  # `serve` sets it
     monkeypatch.setattr("flows.registry.publishing.require_remotes", Mock())
     replaced = "require_project configure require_server prepare Api require_queues start_worker"
-    for name in [*replaced.split(), "switch_off_impossible", "create_queues"]:
+    for name in [*replaced.split(), "switch_off_impossible"]:
         monkeypatch.setattr(serve, name, Mock())
+    made = Mock()
+    monkeypatch.setattr(serve, "create_queues", made)
     for name in ("until_stopped", "alone"):
         monkeypatch.setattr(serve, name, lambda *_: nullcontext())
     monkeypatch.setattr(serve, "find_address", lambda *_: Mock(url=OWN))
@@ -641,8 +653,9 @@ def test_runs_are_ended_only_where_all_their_processes_can_be_seen(
     monkeypatch.setattr(automations, "stop_unwanted_runs", Mock())
     ended = Mock()
     monkeypatch.setattr(automations, "end_dead_runs", ended)
-    serve.serve(None, None, **options)
+    serve.serve(None, None, queues=["nightly"], **options)
     assert ended.called is ends
+    assert made.call_args.args[1] == (["nightly"] if options.get("worker", True) else [])
 
 
 def test_only_runs_of_the_server_and_of_the_folder_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -670,3 +683,59 @@ def test_the_server_is_asked_for_the_workers_of_the_last_hour() -> None:
 def test_workers_that_share_and_those_that_do_not_never_mix(worker: str, other: str, refused: bool) -> None:
     with pytest.raises(UserError, match="already; ") if refused else nullcontext():
         workers.refuse_to_mix(OWN, worker, {other})
+
+
+EVENT = {"type": "event", "posture": "Reactive", "expect": ["vdm.failed"], "threshold": 1}
+MAIL = {"type": "send-notification", "subject": "s", "body": "b"}
+NOTIFICATION: dict[str, Any] = {"name": "mail", "block": "sendgrid-email/vdm", "trigger": EVENT, "actions": [MAIL]}
+
+
+@pytest.mark.parametrize(
+    ("entries", "reason"),
+    [
+        ([NOTIFICATION, NOTIFICATION | {"block": "slack-webhook/vdm"}], "mail: the name of two automations"),
+        ([NOTIFICATION | {"name": automations.silent_runs().name}], "stuck runs: the name of two automations"),
+        ([NOTIFICATION | {"trigger": EVENT | {"expct": []}}], "mail: Prefect does not know expct"),
+        ([NOTIFICATION | {"actions": [MAIL | {"subjct": ""}]}], "mail: Prefect does not know subjct"),
+        ([NOTIFICATION | {"enable": False}], "mail: Prefect does not know enable"),
+    ],
+)
+def test_notifications_that_prefect_would_misunderstand_are_refused(
+    entries: list[dict[str, Any]], reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    layout.AUTOMATIONS.write_text(json.dumps({"automations": entries}))
+    with pytest.raises(UserError, match=rf"{re.escape(reason)}$") as error:
+        Notifications()
+    assert error.value.code == Exit.USAGE
+
+
+def test_a_notification_has_all_that_its_entry_says(capsys: pytest.CaptureFixture[str]) -> None:
+    made: list[dict[str, Any]] = []
+    more = {"enabled": False, "description": "mine", "actions_on_resolve": [MAIL]}
+    api: Any = Mock(ask=lambda path, **given: [] if path.endswith("/filter") else made.append(given))
+    assert not automations.put(api, automations.automation(NOTIFICATION | more, "7"))
+    sent = [MAIL | {"block_document_id": "7"}]
+    assert made == [
+        {"name": "mail", "trigger": EVENT, "actions": sent, **more, "actions_on_resolve": sent},
+    ]
+
+
+@pytest.mark.parametrize(("key", "named"), [(None, "or in one that was deleted"), ("7", "`--queue nightly` makes")])
+def test_a_late_run_of_a_deleted_queue_is_not_said_to_wait_for_a_worker(key: str | None, named: str) -> None:
+    late = {"name": "owl", "state_name": "Late", "expected_start_time": "T", "idempotency_key": None}
+    late |= {"work_queue_name": "nightly", "work_queue_id": key}
+
+    def ask(path: str, **given: Any) -> list[dict[str, Any]]:
+        wanted = given.get("flow_runs", {}).get("state", {}).get("type", {}).get("any_")
+        return [late] if wanted == ["SCHEDULED"] and not given["offset"] else []
+
+    (*_, problem) = problems_of_loop(loop(cast(Api, Mock(ask=ask))))
+    assert problem.startswith("run owl, planned for T, has not started")
+    assert named in problem
+
+
+def test_a_queue_may_have_the_name_of_the_pool() -> None:
+    pool, queue = {"name": "vdm", "is_paused": False}, {"name": "vdm", "is_paused": True}
+    api: Any = Mock(ask=lambda path, **_: [queue] if "queues" in path else [pool])
+    assert paused(api) == [{"name": "vdm", "resume": "prefect work-queue resume vdm --pool vdm"}]

@@ -208,9 +208,10 @@ def test_an_environment_that_does_not_work_is_made_anew(found: str, tmp_path: Pa
         (tmp_path / "calls").unlink()
     else:
         (tmp_path / ".venv" / "bin").mkdir(parents=True)
-        target = {"without its Python": "/nowhere/python3", "without pip": "/bin/false"}.get(found, "/bin/true")
-        (tmp_path / ".venv" / "bin" / "python").symlink_to(target)
-        (tmp_path / ".venv" / "bin" / "pip").write_text(f"#!{ROOT}/.venv/bin/python\n")
+        works = {"without its Python": "/nowhere/python3", "without pip": shutil.which("false")}
+        (tmp_path / ".venv" / "bin" / "python").symlink_to(str(works.get(found, shutil.which("true"))))
+        owner = ROOT if found == "made in another folder" else tmp_path
+        (tmp_path / ".venv" / "bin" / "pip").write_text(f"#!{owner}/.venv/bin/python\n")
         (tmp_path / ".venv" / "installed").touch()
     (tmp_path / "code").write_text("0")
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
@@ -222,11 +223,12 @@ def test_an_environment_of_this_folder_is_kept(tmp_path: Path) -> None:
     shutil.copyfile(ROOT / "Makefile", tmp_path / "Makefile")
     binaries = tmp_path / ".venv" / "bin"
     binaries.mkdir(parents=True)
-    (binaries / "python").symlink_to("/bin/true")
+    (binaries / "python").symlink_to(str(shutil.which("true")))
     (binaries / "pip").write_text(f"#!{binaries}/python\n")
     for name in ("pyproject.toml", "requirements.lock", ".venv/installed"):
         (tmp_path / name).touch()
-    done = subprocess.run(["make", ".venv/installed"], cwd=tmp_path, capture_output=True, text=True)
+    english = os.environ | {"LC_ALL": "C", "MAKEFLAGS": ""}
+    done = subprocess.run(["make", ".venv/installed"], cwd=tmp_path, env=english, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
     assert "is up to date" in done.stdout
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import psutil
 import pytest
 from plant import wait_until
-from project import ROOT, Project, imports_torch, one_line, run_vdmctl, session
+from project import Project, imports_torch, one_line, run_vdmctl, session
 from small import Small
 from test_runs import SLOW, remove_finished, stopped_in_validation
 
@@ -67,7 +67,8 @@ def start(project: Project, *arguments: str, **environment: str) -> subprocess.P
     """Start a training, which may continue from the states of an unfinished one."""
     remove_finished(project)
     command = [sys.executable, *(arguments or ("-m", "flows.cli", "train"))]
-    environment = project.environment | environment
+    # The agent that a test kills leaves its folder of temporary files.
+    environment = project.environment | {"TMPDIR": str(project.folder.parent)} | environment
     return subprocess.Popen(
         command, cwd=project.folder, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True
     )
@@ -450,23 +451,17 @@ def test_two_processes_draw_and_evaluate_as_one(tmp_path: Path) -> None:
     before, name, after = text.partition("\nevaluate:\n")
     assert after.count("num_devices: 1") == 2  # of `evaluate` and of `sample`
     params.write_text(before + name + after.replace("num_devices: 1", "num_devices: 2"))
-    for command in (["sample"], evaluate):
-        result = run_vdmctl(small.folder, small.environment, *command)
-        assert result.returncode == 0, result.stderr
+
+    def stop(*_: object) -> None:
+        pytest.fail("stopped")
+
+    before_them = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        for command in (["sample"], evaluate):
+            result = run_vdmctl(small.folder, small.environment, *command)
+            assert result.returncode == 0, result.stderr
+            assert {signal.getsignal(number) for number in before_them} == {stop}  # torch's agent leaves its own
+    finally:
+        for number, handler in before_them.items():
+            signal.signal(number, handler)
     assert found() == one
-
-
-def test_a_command_is_stopped_after_its_processes_as_before() -> None:
-    """torch's agent leaves handlers that raise an exception which nobody expects."""
-    program = """
-import os, signal
-from functools import partial
-from flows.process.ending import stop_at_once
-from flows.training.distributed import launch
-for number in (signal.SIGINT, signal.SIGTERM):
-    signal.signal(number, stop_at_once)
-assert launch(partial(int), num_processes=2, max_restarts=0) == [0, 0]
-os.kill(os.getpid(), signal.SIGTERM)
-"""
-    result = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=300)
-    assert (result.returncode, result.stderr) == (Exit.RESUMABLE, "vdmctl: stopped; run again\n")

@@ -1,7 +1,9 @@
 """How real commands end: signals at many moments, closed pipes, full devices, bad arguments."""
 
 import io
+import json
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -60,9 +62,10 @@ def stopped(process: subprocess.Popen[str], number: signal.Signals, marker: Call
     return process.returncode, errors
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_every_command_is_stopped_from_its_first_moment(number: signal.Signals, small: Small) -> None:
+def test_every_command_is_stopped_from_its_first_moment(small: Small) -> None:
+    """Both signals have one handler, which is set before the command is known; so the commands take turns."""
     for place, name in enumerate(COMMANDS):
+        number = (signal.SIGINT, signal.SIGTERM)[place % 2]
         for attempt in range(5):
             process = small.start(name, *ARGUMENTS.get(name, []))
             # One moment each, over the imports of the quickest command, which ends by itself after 0.2 seconds; sooner
@@ -291,7 +294,8 @@ def test_idle_threads_leave_the_cores_to_others_unless_the_user_chose(
 
 # The signal comes when the old folder is removed, or the file has its place.
 AT_THE_END = """
-import os, signal
+import json, os, signal, sys
+import flows.sampling.request
 from flows import cli
 from flows.core import folders
 from pathlib import Path
@@ -306,18 +310,28 @@ def replaced(self, target):
         os.kill(os.getpid(), signal.SIGTERM)
     return found
 folders.remove, Path.replace = removed, replaced
-cli.main()
+for arguments in json.loads(sys.argv[1]):
+    sys.argv[1:] = arguments
+    if not (child := os.fork()):
+        cli.main()
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 """
 
 
-@pytest.mark.parametrize("out", ["pictures", "a.npy", "a.png"])
-def test_images_and_their_film_are_replaced_together(out: str, small: Small) -> None:
-    command = ["sample", "models/vdm", "-n", "1", "--steps", "2", "--out", out, "--film", "film.png", "--force"]
-    assert run_vdmctl(small.folder, small.environment, *command, "--seed", "1").returncode == 0
-    before = (small.folder / "film.png").read_bytes()
-    result = small.run([sys.executable, "-c", AT_THE_END, *command, "--seed", "2"])
-    assert (result.returncode, "stopped" in result.stderr) == (0, False)
-    assert (small.folder / "film.png").read_bytes() != before
+def test_images_and_their_film_are_replaced_together(small: Small) -> None:
+    films = {"pictures": "film-1.png", "a.npy": "film-2.png", "a.png": "film-3.png"}
+
+    def commands(seed: int) -> list[list[str]]:
+        settings = ["-n", "1", "--steps", "2", "--seed", str(seed), "--force"]
+        return [["sample", "models/vdm", *settings, "--out", out, "--film", film] for out, film in films.items()]
+
+    for command in commands(1):
+        assert run_vdmctl(small.folder, small.environment, *command).returncode == 0
+    before = [(small.folder / film).read_bytes() for film in films.values()]
+    result = small.run([sys.executable, "-c", AT_THE_END, json.dumps(commands(2))])
+    codes = [line for line in result.stdout.splitlines() if line.lstrip("-").isdecimal()]
+    assert (codes, "stopped" in result.stderr) == (["0"] * 3, False), result.stderr
+    assert all((small.folder / film).read_bytes() != old for film, old in zip(films.values(), before, strict=True))
 
 
 def test_what_a_closed_stream_was_is_no_other_file_of_a_child_either(small: Small) -> None:
@@ -336,14 +350,17 @@ def test_a_full_stream_that_does_not_block_is_waited_for() -> None:
     found: list[bytes] = []
 
     def read() -> None:
-        time.sleep(0.2)  # by now the pipe is full
+        while select.select([], [writing], [], 0)[1]:  # until the pipe is full
+            time.sleep(0.01)
         with os.fdopen(reading, "rb") as file:
             found.append(file.read())
 
-    reader = threading.Thread(target=read)
+    reader = threading.Thread(target=read, daemon=True)  # else a failure would hang the tests
     reader.start()
-    with io.BufferedWriter(Stream(writing, "standard error", required=False)) as stream:
-        stream.write(b"x" * 1_000_000)
-    os.close(writing)
-    reader.join()
+    try:
+        with io.BufferedWriter(Stream(writing, "standard error", required=False)) as stream:
+            stream.write(b"x" * 1_000_000)
+    finally:
+        os.close(writing)
+    reader.join(60)
     assert found == [b"x" * 1_000_000]

@@ -370,8 +370,12 @@ def test_a_large_file_of_a_commit_is_not_written_to_disk(forge: Forge, monkeypat
         return file
 
     monkeypatch.setattr("flows.registry.git.tempfile.TemporaryFile", recorded)
-    assert "larger than" in versions(forge.project.folder)[-1].problem
-    assert max(os.fstat(descriptor).st_size for descriptor in kept) < 2**20
+    problem = versions(forge.project.folder)[-1].problem
+    sizes = [os.fstat(descriptor).st_size for descriptor in kept]
+    for descriptor in kept:
+        os.close(descriptor)
+    assert "larger than" in problem
+    assert max(sizes) < 2**20
 
 
 def test_a_lock_that_contradicts_itself_or_is_incomplete_does_not_verify(forge: Forge) -> None:

@@ -191,7 +191,7 @@ BASE = {
         (
             {"confidence_interval": [-0.2, 0.1], "data_changed": True},
             "refuse",
-            "the data changed, so the champion may have been trained on some of these images",
+            "the data changed or is unknown, so the champion may have been trained on some of these images",
         ),
         ({"confidence_interval": [0.0, 0.0], "min_improvement_bpd": 0.0}, "refuse", "is not shown to improve"),
         ({"confidence_interval": [None, None]}, "refuse", "one image gives no confidence interval"),

@@ -11,7 +11,8 @@ import time
 from contextlib import ExitStack
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -26,7 +27,8 @@ from flows.core.checkpoint import save_state
 from flows.core.errors import Exit, UserError
 from flows.core.params_file import read_params
 from flows.orchestration import pruning
-from flows.orchestration.pruning import Pruning, prune_history
+from flows.orchestration.pruning import Pruning, delete_runs, prune_history
+from flows.orchestration.server import Api, Refused
 from flows.process.locks import lock_file
 from flows.registry.cache import DIGEST, needed, superfluous, used_in
 from flows.registry.git import registry_lock
@@ -282,9 +284,13 @@ def test_a_version_without_a_lock_keeps_no_fetched_model(project: Project) -> No
 )
 def test_a_branch_or_tag_of_ones_own_keeps_its_files(reference: tuple[str, ...], project: Project) -> None:
     project.git(*reference, "vdm@v1.0.0^{commit}")
-    assert names(prune(project)) == {"versions": ["vdm@v1.0.0"]}
-    project.git("tag", "vdm@v1.0.0", reference[-1])
-    assert cached(project, *WEIGHTS, "v1.0.0").exists()
+    plan = make_plan(project.folder, 1, None)
+    assert [ref.name for ref in plan.refs] == ["refs/tags/vdm@v1.0.0"]
+    assert project.git("rev-parse", "vdm@v1.0.0^{commit}").strip() in plan.others
+    if reference == (*MINE, "vdm@mine"):  # the files of `others` stay
+        assert names(prune(project)) == {"versions": ["vdm@v1.0.0"]}
+        project.git("tag", "vdm@v1.0.0", reference[-1])
+        assert cached(project, *WEIGHTS, "v1.0.0").exists()
 
 
 def test_results_that_are_newer_than_the_newest_version_stay(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -613,3 +619,16 @@ def test_a_branch_that_moved_meanwhile_is_not_deleted_nor_anything_else(project:
     assert raised.value.code is Exit.MISSING
     left = project.git("for-each-ref", "--format=%(refname)").split()
     assert {f"refs/heads/runs/{OLD}", "refs/tags/vdm@v1.0.0"} <= set(left)
+
+
+def test_a_run_that_somebody_else_deleted_meanwhile_does_not_end_the_pruning() -> None:
+    left = {"flow_runs/2", "flow_runs/3"}
+
+    def ask(path: str, method: str = "POST", **_: Any) -> list[Any]:
+        if method == "DELETE" and path not in left:
+            raise Refused("404 Not Found", 404)
+        left.discard(path)
+        return []
+
+    delete_runs(cast(Api, Mock(ask=ask)), [{"id": "1"}, {"id": "2"}, {"id": "3"}])
+    assert left == set()

@@ -4,6 +4,7 @@ import os
 import re
 import socket
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from unittest.mock import ANY, Mock
@@ -442,8 +443,9 @@ def test_without_remotes(project: Project) -> None:
     ],
 )
 def test_a_dvc_remote_that_cannot_be_used_is_refused_at_once(
-    setting: tuple[str, ...], reason: str, project: Project
+    setting: tuple[str, ...], reason: str, project: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setitem(sys.modules, "dvc_s3", None)  # not installed
     project.dvc(*setting)
     with pytest.raises(UserError, match=f"DVC's default remote cannot be used: .*{reason}") as raised:
         publishing.require_remotes(project.folder)

@@ -443,6 +443,7 @@ def test_an_identity_for_the_branch_of_the_checkout_is_not_enough(
     (tmp_path / "who").write_text("[user]\nname = a\nemail = a@example.org\n")
     (tmp_path / "config").write_text(f'[includeIf "onbranch:main"]\npath = {tmp_path}/who\n')
     monkeypatch.setenv("GIT_CONFIG_GLOBAL", str(tmp_path / "config"))
+    monkeypatch.setenv("GIT_CONFIG_NOSYSTEM", "1")
     require_identity(plain.folder)
     head = git_text(plain.folder, "rev-parse", "HEAD")
     place = workspace(plain.folder, (plain.folder / "params.yaml").read_text(), head)
