@@ -130,7 +130,7 @@ def figures(result: Evaluation) -> SplitFigures:
 def load_fitting(model: Path, images: Path, device: torch.device, split: Split) -> tuple[VDM, ImageSet]:
     """Load model and images.
 
-    Raises UserError if they do not fit each other or the split is empty (exit 2), or if its images are invalid (4).
+    Raises UserError if they do not fit each other (exit 2); see also `require_valid`.
     """
     vdm, image_set = load_model(model, device), load_images(images)
     ours = kind(vdm.image_shape, vdm.num_levels)
@@ -148,10 +148,12 @@ def warn_if_seen(model: Path, split: Split) -> None:
 
 
 def require_valid(image_set: ImageSet, images: Path, split: Split) -> None:
-    """Raise UserError if a split of the set in the folder `images` is empty (exit 2) or invalid (4)."""
-    if not len(getattr(image_set, split)):
-        advice = "set data.validation_fraction" if split == "validation" else "choose another split or set"
-        raise UserError(f"{images} has no {split} images; {advice}", Exit.USAGE)
+    """Raise UserError if the set in the folder `images` has no validation images to evaluate (exit 2).
+
+    Also raise it if the split is invalid (4), as is an empty training or test split.
+    """
+    if split == "validation" and not len(image_set.validation):
+        raise UserError(f"{images} has no validation images; set data.validation_fraction", Exit.USAGE)
     if reason := fault(image_set, split):
         raise UserError(f"{images}: {reason}; run `vdmctl validate`", Exit.INVALID_DATA)
 
