@@ -218,20 +218,16 @@ def test_the_deployments_name_no_folder(plant: Plant) -> None:
 
 
 def test_another_machine_takes_over_from_one_that_is_switched_off(plant: Plant, machines: list[Machine]) -> None:
-    """It starts from the first step, or continues where the saved states are on a shared file system."""
+    """It continues where the saved states are on a shared file system; the runs of the next test find no state."""
     first, second = machines
     overrides = ENDLESS | {"train.log_every": 20}
     first.start()
     plant.retrain(overrides=overrides)
     wait_until(lambda: len(first.states()) > 0, 600, first.log)
     first.switch_off()
-    second.start()
-    run = plant.retrain_by("weekly", overrides=overrides)
-    wait_until(lambda: any("step 20:" in line for line in plant.lines(run)), 600, second.log, every=1.0)
-    assert any("no saved state of these parameters" in line for line in plant.lines(run))
-    plant.cancel(run)
-    shutil.rmtree(second.folder / ".vdm/runs")
+    (second.folder / ".vdm").mkdir(exist_ok=True)
     (second.folder / ".vdm/runs").symlink_to(first.folder / ".vdm/runs")
+    second.start()
     run = plant.retrain_by("weekly", overrides=overrides)
     wait_until(lambda: any("continuing from step" in line for line in plant.lines(run)), 600, second.log, every=1.0)
     plant.cancel(run)
@@ -256,6 +252,7 @@ def test_two_that_finish_together_make_two_versions_and_one_champion(
     assert sorted(message.split(",")[0] for _, message in ends) == ["vdm@v1.3.0", "vdm@v1.4.0"]
     wait_until(lambda: len([text for text in messages if "vdm@v1." in text]) == 2, 300, plant.log)
     logs = "\n".join(map(plant.logged, runs))
+    assert logs.count("no saved state of these parameters") == 2
     assert "another machine published versions with these numbers first" in logs
     folders = [plant.project.folder, *(machine.folder for machine in machines)]
     for folder in folders:

@@ -244,13 +244,15 @@ def test_a_loop_that_is_killed_takes_everything_along_and_goes_on_when_it_is_ser
     assert plant.run("deployment", "schedule", "create", "train-vdm/train-vdm", "--cron", "5 4 1 1 *").returncode == 0
     deployment = plant.api("deployments/name/train-vdm/train-vdm")["id"]
     plant.api(f"deployments/{deployment}", "PATCH", parameters={"preset": "mnist"}, tags=["mine"])
-    plant.process.kill()
+    (engine,) = children(below["prefect worker"]).values()
+    killed(plant.process.pid, engine)  # so that nobody can report the end of the run
     plant.process.wait()
-    # The engine may go on looking for a server.
     wait_until(lambda: not any(map(is_alive, (trainer, *below.values()))), 60)
 
     plant.serve()
     log = plant.log.read_text()
+    assert "its process was gone, so the run was ended" in log
+    assert plant.read(run)["state"]["type"] == "CRASHED"
     assert re.search(r"train-vdm/weekly: 0 3 \* \* 0 UTC: on, next run 20\d\d-\d\d-\d\d 03:00 UTC\n", log)
     assert re.search(r"train-vdm/train-vdm: 5 4 1 1 \* UTC: on, next run 20\d\d-01-01 04:05 UTC\n", log)
     schedules = {one["deployment"]: one for one in plant.status()["server"]["schedules"]}
@@ -261,36 +263,28 @@ def test_a_loop_that_is_killed_takes_everything_along_and_goes_on_when_it_is_ser
     plant.api(f"deployments/{deployment}", "PATCH", parameters={}, tags=[])
     for name in ("train-vdm/weekly", "train-vdm/train-vdm"):
         plant.remove_schedules(name)
-    assert plant.finish(run)[0] == "CRASHED"
     continues(plant)
 
 
 def test_a_loop_that_is_killed_and_started_again_at_once_goes_on(plant: Plant) -> None:
     """As a service manager does.  Its server, its worker and its run may still be about to end."""
     run = training(plant)
+    (trainer,) = trainers(plant.project.folder)
+    (engine,) = children(children(plant.process.pid)["prefect worker"]).values()
     plant.process.kill()
     plant.process.wait()
     plant.serve()
     wait_until(plant.answers, 300, plant.log)
     assert plant.finish(run)[0] == "CRASHED"
+    wait_until(lambda: not is_alive(trainer) and not is_alive(engine), 60)
     continues(plant)
-
-
-def test_a_run_that_died_unnoticed_is_ended_when_it_is_served_again(plant: Plant) -> None:
-    run = training(plant)
-    below = children(plant.process.pid)
-    (engine,) = children(below["prefect worker"]).values()
-    killed(plant.process.pid, engine)
-    plant.process.wait()
-    plant.serve()
-    assert "its process was gone, so the run was ended" in plant.log.read_text()
-    assert plant.read(run)["state"]["type"] == "CRASHED"
 
 
 def test_a_run_whose_process_died_while_the_server_failed_is_ended(
     plant: Plant, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """As on a full disk: the worker could not report the end, and the run would keep all others away."""
+    plant.cancel(training(plant))
     deployment = plant.api("deployments/name/train-vdm/train-vdm")["id"]
     run = plant.api(f"deployments/{deployment}/create_flow_run", state={"type": "PENDING"})["id"]
     absent: dict[str, float] = {}
