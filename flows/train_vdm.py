@@ -23,7 +23,7 @@ from pydantic import Field
 from flows.commands.summary import bits
 from flows.core import layout
 from flows.core.documents import read
-from flows.core.errors import Exit, UserError, brief
+from flows.core.errors import Exit, NetworkError, UserError, brief
 from flows.evaluation.results import BoundMetrics
 from flows.orchestration import artifacts
 from flows.orchestration.announcing import announce, announce_drift, forget_outcome
@@ -249,7 +249,9 @@ def check_champion(root: Path, folder: Path) -> State[None] | None:
     except UserError as error:
         again = "`git checkout TAG && make repro` makes its files again"
         advice = f"{again}; `vdmctl rollback` takes an earlier champion, or says how to go on without one"
-        message = f"no comparison with the champion is possible: {error}; {advice}"
+        message = f"no comparison with the champion is possible: {error}"
+        if not isinstance(error, NetworkError):
+            message += f"; {advice}"
         return Failed(message=message, data=type(error)(message, error.code))
     return None
 

@@ -145,7 +145,7 @@ def writing(path: Path) -> Iterator[BinaryIO]:
     path.parent.mkdir(parents=True, exist_ok=True)
     place = place_of_file(path)
     # Processes in two containers, or on two machines, may have the same number.
-    temporary = place.with_name(f".{place.name}.vdm-{os.urandom(4).hex()}-{os.getpid()}")
+    temporary = place.with_name(f"{beginning(place)}{os.urandom(4).hex()}-{os.getpid()}")
     with naming(path, temporary), unfinished(temporary):
         remove_abandoned(place)
         with temporary.open("xb") as file:
@@ -159,6 +159,11 @@ def writing(path: Path) -> Iterator[BinaryIO]:
             temporary.replace(place)
 
 
+def beginning(place: Path) -> str:
+    """Return how the names of temporary files for `place` begin; file systems take at most 255 bytes of a name."""
+    return f".{os.fsdecode(os.fsencode(place.name)[:200])}.vdm-"
+
+
 def remove_abandoned(place: Path) -> None:
     """Remove the temporary files of processes that were killed while they wrote the file `place`.
 
@@ -166,7 +171,7 @@ def remove_abandoned(place: Path) -> None:
     """
     import psutil  # not at the top, since every command imports this module
 
-    for temporary in place.parent.glob(f".{glob.escape(place.name)}.vdm-*"):
+    for temporary in place.parent.glob(f"{glob.escape(beginning(place))}*"):
         number = temporary.name.rpartition("-")[2]
         if not number.isdecimal() or int(number) > HIGHEST_PID:
             continue

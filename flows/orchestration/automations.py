@@ -13,7 +13,7 @@ from urllib.parse import quote
 from uuid import UUID
 
 from prefect.client.schemas.objects import StateType
-from prefect.events.actions import ChangeFlowRunState
+from prefect.events.actions import ChangeFlowRunState, UnknownAction
 from prefect.events.schemas.automations import AutomationCore, EventTrigger, Posture
 from pydantic import BaseModel, RootModel
 
@@ -164,8 +164,10 @@ def notifications() -> list[Entry]:
 
 
 def ignored(given: Any, read: Any) -> Iterator[str]:
-    """Yield the keys that Prefect's model of a document does not have: Prefect ignores them, also misspelt ones."""
-    if isinstance(given, dict) and isinstance(read, BaseModel) and not isinstance(read, RootModel):
+    """Yield the keys and kinds of actions that Prefect does not know, such as misspelt ones: it ignores the keys."""
+    if isinstance(read, UnknownAction):
+        yield f"the action {read.type}"
+    elif isinstance(given, dict) and isinstance(read, BaseModel) and not isinstance(read, RootModel):
         for key, value in given.items():
             if key in type(read).model_fields:
                 yield from ignored(value, getattr(read, key))
@@ -206,6 +208,4 @@ def put(api: Api, wanted: Entry) -> bool:
         # The server finds what a trigger waits for by the trigger's id.
         trigger = wanted["trigger"] | {"id": one["trigger"]["id"]}
         api.ask(f"automations/{one['id']}", "PUT", **wanted | {"enabled": one["enabled"], "trigger": trigger})
-    if not existing:
-        api.ask("automations/", **wanted)
-    return all(one["enabled"] for one in existing or [{"enabled": True, **wanted}])
+    return all(one["enabled"] for one in existing or [api.ask("automations/", **wanted)])

@@ -78,12 +78,11 @@ def require_valid(entry: dict[str, Any]) -> None:
     from prefect.utilities.schema_tools import ValidationError as WrongParameter
     from prefect.utilities.schema_tools import validate
 
+    require_names(entry)
     times = ("interval", "anchor_date", "cron", "rrule", "timezone")
     schedules = entry.get("schedules") or [one for one in [entry.get("schedule")] if one]
     try:
         full_name(entry)
-        if not isinstance(entry.get("work_pool"), dict):
-            raise ValueError("work_pool must have a name")
         for schedule in schedules:
             if "{{" in str(schedule):
                 continue
@@ -104,20 +103,36 @@ def require_valid(entry: dict[str, Any]) -> None:
         raise ValueError(f"{entry['name']}: {brief(error)}") from error
 
 
+def require_names(entry: object) -> None:
+    """Raise ValueError unless the entry and its work pool have names."""
+    if not isinstance(entry, dict) or not isinstance(entry.get("name"), str):
+        raise ValueError("a deployment has no name")
+    pool = entry.get("work_pool")
+    if not isinstance(pool, dict) or not pool.get("name"):
+        raise ValueError(f"{entry['name']}: work_pool must have a name")
+
+
 def full_name(entry: dict[str, Any]) -> str:
     """Return FLOW/DEPLOYMENT of an entry of prefect.yaml."""
+    return f"{flow_of(entry).name}/{entry['name']}"
+
+
+def flow_of(entry: dict[str, Any]) -> Any:
+    """Return the flow of an entry of prefect.yaml, whose module is run.  Raises what Prefect and the module raise."""
     from prefect.flows import load_flow_from_entrypoint
 
-    flow: Any = load_flow_from_entrypoint(entry["entrypoint"])
-    return f"{flow.name}/{entry['name']}"
+    before = sys.path[:]
+    try:
+        return load_flow_from_entrypoint(entry["entrypoint"])
+    except SystemExit as error:
+        raise ValueError(f"{entry['entrypoint']} exits when it is loaded") from error
+    finally:
+        sys.path[:] = before  # Prefect puts the folder of the flow first, whose modules would hide others
 
 
 def parameters_of(entry: dict[str, Any]) -> dict[str, Any]:
     """Return the JSON schema of the parameters of a deployment's flow, which allows no others."""
-    from prefect.flows import load_flow_from_entrypoint
-
-    flow: Any = load_flow_from_entrypoint(entry["entrypoint"])
-    return {**flow.parameters.model_dump_for_openapi(), "additionalProperties": False}
+    return {**flow_of(entry).parameters.model_dump_for_openapi(), "additionalProperties": False}
 
 
 def refuse_unknown_parameters(api: Api) -> None:

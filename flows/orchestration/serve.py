@@ -57,7 +57,7 @@ def serve(
 
     require_project()
     if share:
-        from flows.registry.publishing import require_remotes  # imports DVC, which a loop on one machine does not need
+        from flows.registry.publishing import require_remotes
 
         require_remotes(Path.cwd())
         os.environ["VDM_SHARE"] = "1"
@@ -96,8 +96,8 @@ def look(notifications: Callable[[Api], None], queues: list[str], absent: dict[s
     stop_unwanted_runs(api, Path.cwd())
     if absent is not None:
         end_dead_runs(api, absent, after=DEAD_SECONDS)
-    create_queues(api, queues)
     notifications(api)
+    create_queues(api, queues)
 
 
 def require_free(address: Address) -> None:

@@ -19,7 +19,7 @@ from dvc.config import Config
 from dvc.exceptions import DvcException
 
 from flows.core import bounded_yaml, layout
-from flows.core.errors import Exit, UserError
+from flows.core.errors import Exit, NetworkError, UserError
 from flows.core.params_file import parse_params
 from flows.process.groups import processes_in
 from flows.process.locks import lock_file
@@ -204,6 +204,7 @@ def finished(place: Workspace, *, shared: bool) -> str | None:
 
     The candidates are the commit from which the run starts and the three newest commits with the same parameters.  The
     results are then checked out in the workspace.  If machines share versions, missing files come from DVC's remote.
+    Raises NetworkError (exit 5) when that does not answer.
     """
     for made in [place.base, *alike(place)[:3]]:
         try:
@@ -213,6 +214,8 @@ def finished(place: Workspace, *, shared: bool) -> str | None:
             there = git_lines(place.root, "ls-tree", "-r", "--name-only", made, *in_git)
             taken = [path for path in in_git if path in there]
             git_text(place.folder, "checkout", "--quiet", made, "--", str(layout.DVC_LOCK), *taken)
+        except NetworkError:
+            raise  # the results exist, and to train them again takes hours
         except (UserError, OSError):
             continue
         with dvc_repository(place.folder) as repo, suppress(DvcException):  # something is not in the cache

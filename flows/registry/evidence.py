@@ -25,6 +25,7 @@ class Evidence(Document):
     challenger_fitted_to: str | None = None
     champion: str | None = None
     champion_tag: str | None = None
+    champion_commit: str | None = None
     champion_fitted_to: str | None = None
     data_sha256: str | None = None
     data_changed: bool | None = None

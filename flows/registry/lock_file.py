@@ -107,6 +107,9 @@ def lock_here(root: Path) -> Lock:
     path, graph = root / layout.DVC_LOCK, root / layout.DVC_GRAPH
     try:
         defined = read_bounded(graph) if graph.is_file() else None
+    except OSError as error:
+        raise UserError(f"{graph}: {error.strerror}", Exit.MISSING) from error
+    try:
         return lock_of(parse_yaml(LockFile, read_bounded(path), str(path)), defined, str(path))
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}; `dvc repro` writes it", Exit.MISSING) from error

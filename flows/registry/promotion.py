@@ -64,6 +64,7 @@ def challenge(root: Path, challenger: Version, *, settings: "Evaluate", rule: "P
         challenger_commit=challenger.commit,
         champion=champion.name if champion else None,
         champion_tag=tag.name if tag else None,
+        champion_commit=tag.commit if tag else None,
         data_sha256=challenger.metrics.data_sha256,
         data_changed=champion is not None and champion.metrics.data_sha256 != challenger.metrics.data_sha256,
         min_improvement_bpd=rule.min_improvement_bpd,
@@ -193,7 +194,8 @@ def promote(root: Path, challenger: Version, evidence: Evidence) -> str:
             reason = f"{challenger.name} is another commit now"
             raise UserError(f"{reason}; `vdmctl promote {challenger.name}` compares that", Exit.BUSY)
         tag = champion_tag(root)
-        if (tag.name if tag else None) != evidence.champion_tag:
+        found = (tag.name, tag.commit) if tag else (None, None)  # another machine's tag may have taken the name
+        if found != (evidence.champion_tag, evidence.champion_commit):
             now = resolve(root, CHAMPION).name if tag else "none"
             before = evidence.champion or "none"
             raise UserError(

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from flows.core import bounded_yaml, layout
 from flows.core.checkpoint import load_model, model_sha256
 from flows.core.documents import read
-from flows.core.errors import Exit, UserError
+from flows.core.errors import Exit, NetworkError, UserError
 from flows.core.files import inside, scratch_folder
 from flows.images.store import data_sha256
 from flows.registry.git import content_of, contents
@@ -38,7 +38,8 @@ class Check(NamedTuple):
 def verify(root: Path, version: Version) -> list[Check]:
     """Return every check of the version, passed or not.
 
-    Raises UserError (exit 5) unless dvc.lock and dvc.yaml are readable.
+    Raises UserError (exit 5) unless dvc.lock and dvc.yaml are readable; NetworkError (exit 5) when the DVC remote does
+    not answer.
     """
     lock, model = read_lock(root, version), model_path(root, version)
     checks = in_git(root, version, lock)
@@ -57,6 +58,8 @@ def in_cache(repo: Any, version: Version, path: str, digest: str, key: str | Non
         stored = obtain(repo, {path: digest})[path]
         for file in stored:
             check(file.cached, file, "")
+    except NetworkError:
+        raise  # nothing is known about the files, and another attempt may succeed
     except (OSError, UserError) as error:
         return [Check(path, str(error))]
     if key is None:

@@ -166,6 +166,9 @@ def add_version(root: Path, commit: str, message: str) -> Version:
         taken = [numbers for name in names if (numbers := numbers_of(name))]
         major, minor, _ = max(taken, default=(1, -1, 0))
         number = f"v{major}.{minor + 1}.0"
+        if not re.fullmatch(NUMBERS, number):
+            advice = f"`gto register {MODEL} {commit[:12]} --version v{major + 1}.0.0` begins a new count"
+            raise UserError(f"commit {commit[:12]}: no number follows v{major}.{minor}; {advice}", Exit.USAGE)
         create_tag(root, f"{MODEL}@{number}", commit, message)
     return resolve(root, number)
 
@@ -224,11 +227,15 @@ def champion(root: Path) -> Version | None:
 
 
 def is_decided(root: Path, commit: str) -> bool:
-    """Whether the commit has a version that was promoted or refused, or that GTO deregistered."""
+    """Whether the commit has a version that was promoted, or that GTO deregistered, or one that was refused.
+
+    `vdmctl prune` deletes the tag of a refused version and keeps the note.
+    """
+    if commit in refusals(root):
+        return True
     tags = [tag for tag in model_tags(root) if tag.commit == commit]
     promoted = any(CHAMPION_TAG.fullmatch(tag.name) for tag in tags)
-    decided = promoted or not registered(tags) or refusal(root, commit) is not None
-    return any(numbers_of(tag.name) for tag in tags) and decided
+    return any(numbers_of(tag.name) for tag in tags) and (promoted or not registered(tags))
 
 
 def champion_tag(root: Path) -> Tag | None:

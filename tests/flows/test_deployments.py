@@ -1,6 +1,7 @@
 """Schedules, and the deployments of prefect.yaml: what is refused, and what an operator changed and keeps."""
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
@@ -75,6 +76,8 @@ TRAIN = {"name": "weekly", "entrypoint": "flows/train_vdm.py:train_vdm", "work_p
         ({"schedules": [{"interval": 1e15}]}, "weekly: .*too large"),
         ({"entrypoint": "flows/train_vdm.py:nope"}, "weekly: .*'nope'"),
         ({"schedule": {"cron": "99 99 * * *"}}, "weekly: cron: "),
+        ({"work_pool": {}}, "weekly: work_pool must have a name"),
+        ({"work_pool": "vdm"}, "weekly: work_pool must have a name"),
     ],
 )
 def test_deployments_that_prefect_would_refuse_are_named(changes: dict[str, Any], reason: str) -> None:
@@ -206,3 +209,18 @@ def test_a_deployment_of_another_flow_does_not_take_its_namesakes_settings(monke
 def test_a_deployment_stays_paused_in_its_queue() -> None:
     kept = keep(TRAIN, EXISTING | {"paused": True, "work_queue_name": "gpu"})
     assert (kept["paused"], kept["work_pool"]["work_queue_name"]) == (True, "gpu")
+
+
+@pytest.mark.parametrize("entry", ["weekly", None, {key: one for key, one in TRAIN.items() if key != "name"}])
+def test_a_deployment_without_a_name_is_refused(entry: Any) -> None:
+    with pytest.raises(ValueError, match="a deployment has no name"):
+        require_valid(entry)
+
+
+def test_the_check_of_a_deployment_leaves_the_search_path(tmp_path: Path) -> None:
+    before = sys.path[:]
+    require_valid(TRAIN)
+    assert sys.path == before
+    (tmp_path / "ends.py").write_text("raise SystemExit(3)")
+    with pytest.raises(ValueError, match="exits when it is loaded"):
+        require_valid(TRAIN | {"entrypoint": f"{tmp_path}/ends.py:nope"})

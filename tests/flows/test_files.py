@@ -387,3 +387,10 @@ def test_a_process_elsewhere_with_the_same_number_keeps_its_file(tmp_path: Path)
         first.write(b"st")
     assert path.read_bytes() == b"first"
     assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("name", ["a" * 240, "a" * 255, "é" * 127])
+def test_a_file_may_have_the_longest_name(name: str, tmp_path: Path) -> None:
+    for content in ("old", "new"):
+        write_whole(tmp_path / name, content)
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [(name, "new")]

@@ -295,7 +295,7 @@ def test_runs_are_looked_after_although_a_notification_fails(monkeypatch: pytest
     monkeypatch.setattr(serve, "create_queues", looked.queues)
     with pytest.raises(Refused):
         serve.look(refused, [], {}, Mock())
-    assert [call[0] for call in looked.method_calls] == ["schedules", "unwanted", "dead", "queues"]
+    assert [call[0] for call in looked.method_calls] == ["schedules", "unwanted", "dead"]
 
 
 def test_a_queue_that_was_deleted_is_made_again() -> None:
@@ -448,7 +448,7 @@ def test_a_notification_that_stays_off_is_not_said_to_be_on(
     notification = {"name": "mail", "block": "sendgrid-email/vdm", "trigger": {}, "actions": []}
     monkeypatch.setattr(automations, "notifications", lambda: [notification])
     monkeypatch.setattr(automations, "block", lambda api, name: "1")
-    api: Any = Mock(ask=lambda path, *_, **__: listed if path == "automations/filter" else None)
+    api: Any = Mock(ask=lambda path, *_, **__: listed if path == "automations/filter" else {"enabled": True})
     Notifications().look(api)
     assert ("mail: on" in capsys.readouterr().err) is said
 
@@ -698,6 +698,7 @@ NOTIFICATION: dict[str, Any] = {"name": "mail", "block": "sendgrid-email/vdm", "
         ([NOTIFICATION | {"trigger": EVENT | {"expct": []}}], "mail: Prefect does not know expct"),
         ([NOTIFICATION | {"actions": [MAIL | {"subjct": ""}]}], "mail: Prefect does not know subjct"),
         ([NOTIFICATION | {"enable": False}], "mail: Prefect does not know enable"),
+        ([NOTIFICATION | {"actions": [MAIL | {"type": "mail"}]}], "mail: Prefect does not know the action mail"),
     ],
 )
 def test_notifications_that_prefect_would_misunderstand_are_refused(
@@ -710,15 +711,19 @@ def test_notifications_that_prefect_would_misunderstand_are_refused(
     assert error.value.code == Exit.USAGE
 
 
-def test_a_notification_has_all_that_its_entry_says(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_notification_has_all_that_its_entry_says() -> None:
     made: list[dict[str, Any]] = []
-    more = {"enabled": False, "description": "mine", "actions_on_resolve": [MAIL]}
-    api: Any = Mock(ask=lambda path, **given: [] if path.endswith("/filter") else made.append(given))
-    assert not automations.put(api, automations.automation(NOTIFICATION | more, "7"))
+    more = {"enabled": "no", "description": "mine", "actions_on_resolve": [MAIL]}
+
+    def ask(path: str, **given: Any) -> Any:
+        if path.endswith("/filter"):
+            return []
+        made.append(given)
+        return given | {"enabled": given["enabled"] != "no"}  # as Prefect reads it
+
+    assert not automations.put(cast(Api, Mock(ask=ask)), automations.automation(NOTIFICATION | more, "7"))
     sent = [MAIL | {"block_document_id": "7"}]
-    assert made == [
-        {"name": "mail", "trigger": EVENT, "actions": sent, **more, "actions_on_resolve": sent},
-    ]
+    assert made == [{"name": "mail", "trigger": EVENT, "actions": sent, **more, "actions_on_resolve": sent}]
 
 
 @pytest.mark.parametrize(("key", "named"), [(None, "or in one that was deleted"), ("7", "`--queue nightly` makes")])
@@ -739,3 +744,14 @@ def test_a_queue_may_have_the_name_of_the_pool() -> None:
     pool, queue = {"name": "vdm", "is_paused": False}, {"name": "vdm", "is_paused": True}
     api: Any = Mock(ask=lambda path, **_: [queue] if "queues" in path else [pool])
     assert paused(api) == [{"name": "vdm", "resume": "prefect work-queue resume vdm --pool vdm"}]
+
+
+def test_notifications_do_not_wait_for_queues(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("end_dead_runs", "stop_unwanted_runs"):
+        monkeypatch.setattr(automations, name, Mock())
+    monkeypatch.setattr(serve, "switch_off_impossible", Mock())
+    monkeypatch.setattr(serve, "create_queues", Mock(side_effect=Refused("404 Not Found", 404)))
+    looked = Mock()
+    with pytest.raises(Refused):
+        serve.look(looked, [], None, Mock())
+    assert looked.called

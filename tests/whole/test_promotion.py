@@ -581,3 +581,26 @@ def test_a_champion_that_gto_removed_may_be_promoted_again(copied: Project) -> N
     crown(copied, "v1.1.0")
     assert champion(copied) == "vdm@v1.1.0"
     assert copied.git("tag", "--list", "vdm#champion#*").split()[-1] == "vdm#champion#4"
+
+
+def test_a_refused_version_without_its_tag_or_a_readable_note_is_decided(copied: Project) -> None:
+    """`vdmctl prune` deletes the tags of refused versions; people append to notes."""
+    versions = [resolve(copied.folder, reference) for reference in ("v1.0.0", "v1.1.0")]
+    for version in versions:
+        record_refusal(copied.folder, version, Evidence(decision="refuse", reason="worse").message("Refuse"))
+    copied.git("tag", "--delete", "vdm@v1.0.0")
+    copied.git("notes", "--ref=vdm-refusals", "append", "--message=See the ticket", versions[1].commit)
+    assert [is_decided(copied.folder, version.commit) for version in versions] == [True, True]
+
+
+def test_a_champion_of_the_same_name_that_came_meanwhile_is_noticed(copied: Project) -> None:
+    """Origin's tag takes the name if another machine published its champion first."""
+    crown(copied, "v1.0.0")
+    evidence, version = evidence_for(copied, "v1.1.0"), resolve(copied.folder, "v1.1.0")
+    assert evidence.decision == "promote"
+    copied.git("tag", "--delete", "vdm#champion#1")
+    crown(copied, "v1.2.0")
+    with pytest.raises(UserError, match=r"with the champion vdm@v1.0.0, but now the champion is vdm@v1.2.0") as raised:
+        promote(copied.folder, version, evidence)
+    assert raised.value.code is Exit.BUSY
+    assert champion(copied) == "vdm@v1.2.0"

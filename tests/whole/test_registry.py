@@ -14,12 +14,13 @@ import pytest
 from project import ROOT, Project, cached, one_line, run_vdmctl
 from ruamel.yaml import YAML
 
-from flows.core.errors import Exit, UserError
+from flows.core.errors import Exit, NetworkError, UserError
 from flows.core.layout import METRICS, SAMPLE_METRICS
 from flows.orchestration.pruning import prune
 from flows.registry import versions as of
 from flows.registry.git import annotated_tags, contents, registry_lock
 from flows.registry.lineage import lineage
+from flows.registry.lock_file import lock_here
 from flows.registry.storage import fetch, fetch_images
 from flows.registry.verification import verify
 
@@ -494,3 +495,31 @@ def test_stages_that_dvc_yaml_no_longer_has_do_not_count(copied: Project) -> Non
     version = of.add_version(copied.folder, "HEAD", "Other stages")
     assert [check for check in verify(copied.folder, version) if check.problem] == []
     assert "models/old" not in lineage(copied.folder, version).lock.outputs
+
+
+def test_a_dvc_yaml_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    (tmp_path / "dvc.lock").write_text("schema: '2.0'\nstages: {}\n")
+    with (tmp_path / "dvc.yaml").open("wb") as file:
+        file.truncate(2**27)  # more than is read
+    with pytest.raises(UserError, match=r"dvc\.yaml: ") as error:
+        lock_here(tmp_path)
+    assert error.value.code is Exit.MISSING
+
+
+def test_a_remote_that_does_not_answer_says_nothing_about_a_version(copied: Project) -> None:
+    """The task that verifies the champion tries again after a NetworkError only."""
+    shutil.rmtree(copied.folder / ".dvc" / "cache")
+    copied.dvc("remote", "modify", "store", "url", "/dev/null")
+    with pytest.raises(NetworkError, match="the remote does not answer"):
+        verify(copied.folder, of.resolve(copied.folder, "v1.0.0"))
+    result = copied.vdmctl("verify", "v1.0.0", "--json")
+    assert (result.returncode, result.stdout) == (5, "")
+    assert "does not verify" not in one_line(result)
+
+
+def test_no_version_follows_the_last_number(copied: Project) -> None:
+    copied.git("tag", "--annotate", "--message=Last", "vdm@v1.999999999.0", "vdm@v1.0.0^{commit}")
+    copied.git("commit", "--quiet", "--allow-empty", "--message=Another")
+    with pytest.raises(UserError, match=r"no number follows v1.999999999; `gto register vdm \w+ --version v2.0.0`"):
+        of.add_version(copied.folder, "HEAD", "Retrained")
+    assert "1000000000" not in copied.git("tag", "--list")

@@ -15,7 +15,7 @@ from project import ROOT, Project
 from ruamel.yaml import YAML
 
 from flows.core import layout
-from flows.core.errors import Exit, UserError
+from flows.core.errors import Exit, NetworkError, UserError
 from flows.orchestration.workspace import Workspace, commit, compose_params, finished, first_commit, prune, workspace
 from flows.process.environment import settle
 from flows.registry.git import git_text, reason_in, require_identity
@@ -472,3 +472,11 @@ def test_the_worktree_of_a_run_in_progress_stays(plain: Project, monkeypatch: py
         assert prune(plain.folder) == []
     assert killed.is_dir()
     assert prune(plain.folder) == ["killed"]
+
+
+def test_results_are_not_made_again_because_the_remote_does_not_answer(copied: Project) -> None:
+    shutil.rmtree(copied.folder / ".dvc" / "cache")
+    copied.dvc("remote", "modify", "store", "url", "/dev/null")
+    place = workspace(copied.folder, copied.git("show", "HEAD:params.yaml"), "HEAD")
+    with place as made, pytest.raises(NetworkError, match="the remote does not answer"):
+        finished(made, shared=True)
