@@ -96,11 +96,14 @@ def require_own_code() -> None:
 
 
 def refuse_blank(arguments: list[str]) -> None:
-    """Raise UserError (exit 2) for an argument that is empty or only white space.
+    """Raise UserError (exit 2) for an argument that is empty, only white space, or -, which would be a file's name.
 
-    It would mean the default or the current folder, as in `vdmctl promote "$VERSION"` with an unset variable.
+    An empty one would mean the default or the current folder, as in `vdmctl promote "$VERSION"` with an unset variable.
     """
     for number, argument in enumerate(arguments, 1):
+        if re.fullmatch(r"(--[\w-]+=)?-", argument):
+            what = f"argument {number} of `vdmctl {shlex.join(arguments)}` is -"
+            raise UserError(f"{what}, and no command reads or writes streams; name a file, or ./-", Exit.USAGE)
         if re.fullmatch(r"(--[\w-]+=)?\s*", argument):
             what = f"argument {number} of `vdmctl {shlex.join(arguments)}` is empty"
             raise UserError(f"{what}, perhaps from a variable that is not set", Exit.USAGE)

@@ -56,6 +56,7 @@ def compress(
     same model, the same versions of torch and NumPy and the same kind of processor, which the file names.
     """
     folder = model_or_ours(model)
+    from flows.commands.summary import counted
     from flows.compression.files import compress
     from flows.evaluation.results import with_error
     from flows.registry.lock_file import require_no_outputs
@@ -77,7 +78,7 @@ def compress(
     if done.code_bpd is not None:
         code = f", {done.code_bpd:.4f} for the images encoded with the model"
     text = (
-        f"{done.out}: {done.num_images} images, {done.pixel_bytes:,} -> {done.file_bytes:,} bytes,"
+        f"{done.out}: {counted(done.num_images, 'image')}, {done.pixel_bytes:,} -> {done.file_bytes:,} bytes,"
         f" {'verified' if done.verified else 'not verified'}\n"
         f"{done.net_bpd:.4f} bits/dim for the whole file{code}\n"
         f"{bound} is the bound in {done.num_timesteps} steps"
@@ -102,9 +103,10 @@ def decompress(
     If the file is cut short or damaged, the images before that place go to OUT.recovered, and the exit code is 5.
     """
     folder = model_or_ours(model)
+    from flows.commands.summary import counted
     from flows.compression.files import decompress
     from flows.registry.lock_file import require_no_outputs
 
     require_no_outputs(ROOT, out)
     done = decompress(file, model=folder, out=out, device=device, force=force)
-    say_result(done.model_dump(), f"{done.num_images} images in {done.out}", as_json)
+    say_result(done.model_dump(), f"{counted(done.num_images, 'image')} in {done.out}", as_json)

@@ -205,7 +205,7 @@ def import_checkpoint(
         typer.Option(
             metavar="HEIGHT WIDTH",
             show_default=True,
-            help="Height and width of the images, which the file does not contain.",
+            help="Two numbers, the height and width of the images, which the file does not contain.",
         ),
     ] = (32, 32),
     num_levels: Annotated[int, typer.Option(help="The number of levels of a pixel.", min=2, max=65536)] = 256,

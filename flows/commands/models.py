@@ -23,6 +23,9 @@ def model_folder(model: str) -> Path:
     from flows.registry.versions import REFERENCE, resolve
 
     if not REFERENCE.fullmatch(model):
+        if "/" not in model and not Path(model).exists():
+            reason = "no such folder, and not a version such as vdm@v1.2.0, nor `champion`"
+            raise UserError(f"{model}: {reason}; `vdmctl models` lists the versions", Exit.MISSING)
         return Path(model)
     from flows.registry.storage import fetch
 

@@ -85,13 +85,8 @@ def sample(
     --known and --mask fill in a picture, ten times slower: an approximation, for which the model was not trained.
     """
     params = parameters()
-    options = {
-        "num_images": num_images,
-        "num_timesteps": steps,
-        "seed": seed,
-        "device": device,
-        **(SOLVERS[sampler] if sampler else {}),
-    }
+    options = {"num_images": num_images, "num_timesteps": steps, "seed": seed, "device": device}
+    options |= SOLVERS[sampler] if sampler else {}
     if sampler and known:
         raise UserError("--sampler does not apply to --known: pixels are filled in by ancestral sampling", Exit.USAGE)
     given = {name: value for name, value in options.items() if value is not None}
@@ -104,6 +99,7 @@ def sample(
         sample(params.sample, params.quality, **paths, out=layout.SAMPLES.parent)
         return
     from flows.commands.options import override
+    from flows.commands.summary import counted
     from flows.registry.lock_file import require_no_outputs
     from flows.sampling.request import Request, answer
 
@@ -111,7 +107,7 @@ def sample(
         require_no_outputs(ROOT, place)
     settings = override(params.sample, {"num_images": DRAWN} | given)
     done = answer(Request(model_folder(model), settings, out or OUT, film=film, known=known, mask=mask, force=force))
-    text = f"{done['num_images']} images in {done['out']}" + (f", their film in {film}" if film else "")
+    text = f"{counted(done['num_images'], 'image')} in {done['out']}" + (f", their film in {film}" if film else "")
     say_result(done, text, as_json)
 
 

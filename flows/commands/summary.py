@@ -97,5 +97,7 @@ def figure(value: float | None, form: str = ".4f") -> str:
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Return the rows as aligned columns of text."""
     lines = [[visible(cell) for cell in line] for line in (header, *rows)]
-    widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
+    # A cell with nothing on its right, such as a long reason, does not widen its column.
+    columns = range(len(header))
+    widths = [max((len(line[column]) for line in lines if any(line[column + 1 :])), default=0) for column in columns]
     return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines)

@@ -1,12 +1,13 @@
 """The whole command line `vdmctl`: its help and its groups of commands."""
 
 import inspect
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
 from flows.commands import compression, evaluation, operating, pipeline, registry, sampling
+from flows.process.streams import say
 
 
 class CommandsBySubject(TyperGroup):
@@ -18,6 +19,15 @@ class CommandsBySubject(TyperGroup):
             commands = typer.main.get_group(group).commands
             with formatter.section(heading):
                 formatter.write_dl([(name, (commands[name].help or "").split("\n\n")[0]) for name in commands])
+
+
+def print_version(asked: bool) -> None:
+    """Print the version of the package, if the option --version is given, and end."""
+    if asked:
+        from importlib.metadata import version
+
+        say(f"vdmctl {version('vdm-pipeline')}")
+        raise typer.Exit
 
 
 app = typer.Typer(
@@ -35,6 +45,17 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     rich_markup_mode=None,  # importing Rich takes longer than all else that the help does
 )
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=print_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """Hold the options of vdmctl itself.  Its help is that of `app`."""
+
+
 GROUPS = {
     "Pipeline": pipeline.commands,
     "Evaluation": evaluation.commands,

@@ -108,7 +108,7 @@ def import_checkpoint(
         raise CheckpointError(f"{error.filename or file}: {error.strerror or error}") from error
     except DAMAGE as error:
         ours = type(error) is ValueError  # other errors are of the libraries that read the file
-        reason = brief(error) if ours else f"{type(error).__name__}: {brief(error)}; is --format right?"
+        reason = brief(error) if ours else f"{type(error).__name__}: {brief(error).rstrip('.')}; is --format right?"
         raise CheckpointError(f"{file}: not a whole {file_format} checkpoint: {reason}") from error
     finish()
     with writing_folder(out) as folder:
@@ -185,7 +185,10 @@ def google_schedule(arrays: Mapping[str, np.ndarray]) -> tuple[str, Weights]:
 
 def read_addtt(file: Path, averaged: bool) -> tuple[Config, Weights]:
     """Return configuration and weights of addtt's `model.pt`, with `config.yaml` beside it."""
-    settings = bounded_yaml.parse(read_bounded(file.with_name("config.yaml")))
+    beside = file.with_name("config.yaml")
+    if not beside.exists():
+        raise CheckpointError(f"{beside}: No such file; it must lie beside {file.name}, as addtt's training leaves it")
+    settings = bounded_yaml.parse(read_bounded(beside))
     checkpoint = read_torch(file)
     state = checkpoint["ema" if averaged else "model"]
     prefix = "ema_model." if averaged else ""

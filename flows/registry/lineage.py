@@ -3,6 +3,7 @@
 All of this is read from git.  `flows.registry.storage` reads the files that the digests describe.
 """
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -88,7 +89,8 @@ def describe(chain: Lineage) -> str:
 def listed(values: Any) -> str:
     """Return the parameters of a section as one line."""
     pairs = values.items() if isinstance(values, Mapping) else [("", values)]
-    return ", ".join(f"{key} {'null' if value is None else value}" for key, value in pairs)
+    texts = [(key, value if isinstance(value, str) else json.dumps(value, default=str)) for key, value in pairs]
+    return ", ".join(f"{key} {text}" for key, text in texts)
 
 
 def digests(files: Mapping[str, str]) -> list[str]:

@@ -440,3 +440,12 @@ def test_paths_that_are_not_regular_files_are_never_read(
     captured = capsys.readouterr()
     assert captured.err.count("\n") == 1
     assert str(file) in captured.err
+
+
+def test_config_yaml_of_the_peer_must_lie_beside_its_weights(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = peer_checkpoint(tmp_path, attention_everywhere="true")
+    (tmp_path / "config.yaml").unlink()
+    assert run(["import-checkpoint", str(file), "--format", "addtt", "--out", str(tmp_path / "model")]) == 5
+    assert "it must lie beside model.pt" in capsys.readouterr().err

@@ -364,3 +364,14 @@ def test_a_full_stream_that_does_not_block_is_waited_for() -> None:
         os.close(writing)
     reader.join(60)
     assert found == [b"x" * 1_000_000]
+
+
+@pytest.mark.parametrize("arguments", [["sample", "m", "--out", "-"], ["sample", "m", "--out=-"], ["validate", "-"]])
+def test_no_command_takes_a_dash_for_a_stream(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(arguments) == Exit.USAGE
+    assert capsys.readouterr().err.endswith("no command reads or writes streams; name a file, or ./-\n")
+
+
+def test_the_version_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(["--version"]) == Exit.DONE
+    assert capsys.readouterr().out.startswith("vdmctl ")

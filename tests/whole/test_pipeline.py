@@ -339,7 +339,10 @@ def test_pixels_that_are_none_are_not_evaluated(
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (["evaluate", "nowhere"], 5, "nowhere/config.json"),
+        (["evaluate", "nowhere"], 5, "nowhere: no such folder, and not a version such as vdm@v1.2.0, nor `champion`"),
+        (["evaluate", "no/where"], 5, "no/where/config.json"),
+        (["sample", "models/vdm", "--out", "-"], 2, "no command reads or writes streams; name a file, or ./-"),
+        (["sample", "models/vdm", "--out=-"], 2, "no command reads or writes streams; name a file, or ./-"),
         (["evaluate", "models/vdm", "--images", "nowhere"], 5, "nowhere/dataset.json"),
         (["evaluate", "models/vdm", "--device", "cuda:99"], 2, "device cuda:99"),
         (["evaluate", "models/vdm", "--device", "abacus"], 2, "--device"),
@@ -361,7 +364,7 @@ def test_pixels_that_are_none_are_not_evaluated(
         (["evaluate", "models/vdm", "--num-timesteps", "0"], 2, "--num-timesteps"),
         (["evaluate", "models/vdm", "--num-draws", "3"], 2, "--num-draws needs --protocol ode"),
         (["evaluate", "models/vdm", "--split", "tests"], 2, "--split"),
-        (["compare", "models/vdm", "nowhere"], 5, "nowhere/config.json"),
+        (["compare", "models/vdm", "nowhere"], 5, "nowhere: no such folder"),
         (["preset", "nonsense"], 2, "no preset 'nonsense': cifar10"),
         (["preset", "digits"], 2, "--force"),
     ],
