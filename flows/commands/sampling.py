@@ -4,7 +4,7 @@ Heavy modules are imported inside the commands.
 """
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -85,7 +85,7 @@ def sample(
     --known and --mask fill in a picture, ten times slower: an approximation, for which the model was not trained.
     """
     params = parameters()
-    options = {"num_images": num_images, "num_timesteps": steps, "seed": seed, "device": device}
+    options: dict[str, Any] = {"num_images": num_images, "num_timesteps": steps, "seed": seed, "device": device}
     options |= SOLVERS[sampler] if sampler else {}
     if sampler and known:
         raise UserError("--sampler does not apply to --known: pixels are filled in by ancestral sampling", Exit.USAGE)
