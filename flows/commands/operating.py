@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from flows.commands.arguments import ROOT, AsJson
-from flows.core.errors import Exit, UserError
+from flows.core.errors import Exit, NetworkError, UserError
 from flows.process.streams import say, say_json, say_result
 
 ADDRESS = "from Prefect's api.url"
@@ -161,6 +161,8 @@ def champion_problems() -> list[str]:
     try:
         reigning = resolve(ROOT, CHAMPION)
         checks = verify(ROOT, reigning)
+    except NetworkError as error:
+        return [f"the champion cannot be verified now: {error}"]
     except UserError as error:
         return [f"the champion does not verify: {error}"]
     return [f"{reigning.name} does not verify: {check.subject}: {check.problem}" for check in checks if check.problem]

@@ -161,7 +161,7 @@ def writing(path: Path) -> Iterator[BinaryIO]:
 
 def beginning(place: Path) -> str:
     """Return how the names of temporary files for `place` begin; file systems take at most 255 bytes of a name."""
-    return f".{os.fsdecode(os.fsencode(place.name)[:200])}.vdm-"
+    return f".{os.fsencode(place.name)[:200].decode(errors='ignore')}.vdm-"  # whole characters
 
 
 def remove_abandoned(place: Path) -> None:

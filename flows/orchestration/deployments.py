@@ -105,7 +105,7 @@ def require_valid(entry: dict[str, Any]) -> None:
 
 def require_names(entry: object) -> None:
     """Raise ValueError unless the entry and its work pool have names."""
-    if not isinstance(entry, dict) or not isinstance(entry.get("name"), str):
+    if not isinstance(entry, dict) or not isinstance(entry.get("name"), str) or not entry["name"].strip():
         raise ValueError("a deployment has no name")
     pool = entry.get("work_pool")
     if not isinstance(pool, dict) or not pool.get("name"):

@@ -96,8 +96,10 @@ def look(notifications: Callable[[Api], None], queues: list[str], absent: dict[s
     stop_unwanted_runs(api, Path.cwd())
     if absent is not None:
         end_dead_runs(api, absent, after=DEAD_SECONDS)
-    notifications(api)
-    create_queues(api, queues)
+    try:
+        notifications(api)
+    finally:  # neither waits for the other
+        create_queues(api, queues)
 
 
 def require_free(address: Address) -> None:

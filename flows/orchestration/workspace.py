@@ -204,8 +204,9 @@ def finished(place: Workspace, *, shared: bool) -> str | None:
 
     The candidates are the commit from which the run starts and the three newest commits with the same parameters.  The
     results are then checked out in the workspace.  If machines share versions, missing files come from DVC's remote.
-    Raises NetworkError (exit 5) when that does not answer.
+    Raises NetworkError (exit 5) when that does not answer and no candidate is complete without it.
     """
+    silent: NetworkError | None = None
     for made in [place.base, *alike(place)[:3]]:
         try:
             require_contained(place.root, made, place.base, shared=shared)
@@ -214,14 +215,17 @@ def finished(place: Workspace, *, shared: bool) -> str | None:
             there = git_lines(place.root, "ls-tree", "-r", "--name-only", made, *in_git)
             taken = [path for path in in_git if path in there]
             git_text(place.folder, "checkout", "--quiet", made, "--", str(layout.DVC_LOCK), *taken)
-        except NetworkError:
-            raise  # the results exist, and to train them again takes hours
+        except NetworkError as error:
+            silent = error  # a later candidate may need nothing from the remote
+            continue
         except (UserError, OSError):
             continue
         with dvc_repository(place.folder) as repo, suppress(DvcException):  # something is not in the cache
             repo.checkout(force=True)
             if not repo.status():
                 return made
+    if silent:  # the results may exist, and to train them again takes hours
+        raise silent
     git_text(place.folder, "restore", f"--source={place.base}", "--staged", "--worktree", ".", ":!params.yaml")
     return None
 

@@ -80,8 +80,8 @@ def printed(root: Path, *arguments: str, stdin: bytes | None, seconds: float | N
             raise UserError(message, Exit.MISSING) from error
         if result.returncode != 0:
             reason = reason_in(result.stderr.decode(errors="replace"))
-            if "fatal: not a git repository" in reason:
-                reason += "; run vdmctl in the project's folder, such as a clone"
+            if "fatal: not a git repository (or any" in reason:  # else git names a worktree whose repository is gone
+                reason += "; change to the project's folder, which must be a git repository"
             raise UserError(f"git {arguments[0]} in {root.absolute()}: {reason}", Exit.MISSING)
         output.seek(0)
         yield output

@@ -89,7 +89,7 @@ def describe(chain: Lineage) -> str:
 def listed(values: Any) -> str:
     """Return the parameters of a section as one line."""
     pairs = values.items() if isinstance(values, Mapping) else [("", values)]
-    texts = [(key, value if isinstance(value, str) else json.dumps(value, default=str)) for key, value in pairs]
+    texts = [(key, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)) for key, value in pairs]
     return ", ".join(f"{key} {text}" for key, text in texts)
 
 

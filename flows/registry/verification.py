@@ -58,8 +58,8 @@ def in_cache(repo: Any, version: Version, path: str, digest: str, key: str | Non
         stored = obtain(repo, {path: digest})[path]
         for file in stored:
             check(file.cached, file, "")
-    except NetworkError:
-        raise  # nothing is known about the files, and another attempt may succeed
+    except NetworkError as error:  # nothing is known about the files, and another attempt may succeed
+        raise NetworkError(f"{version.name}: {path}: {error}") from error
     except (OSError, UserError) as error:
         return [Check(path, str(error))]
     if key is None:

@@ -149,7 +149,7 @@ def add_version(root: Path, commit: str, message: str) -> Version:
     """Tag a commit of a pipeline run as the next minor version; the first is v1.0.0.
 
     Raises UserError: exit 5 for a commit that is unknown or without an evaluation, 2 if the commit is a version
-    already or there is no git identity.
+    already, if no number is left, or without a git identity.
     """
     commit = commit_of(root, commit)
     content = content_of(root, f"{commit}:{layout.METRICS}", MOST_BYTES)

@@ -211,7 +211,9 @@ def test_a_deployment_stays_paused_in_its_queue() -> None:
     assert (kept["paused"], kept["work_pool"]["work_queue_name"]) == (True, "gpu")
 
 
-@pytest.mark.parametrize("entry", ["weekly", None, {key: one for key, one in TRAIN.items() if key != "name"}])
+@pytest.mark.parametrize(
+    "entry", ["weekly", None, TRAIN | {"name": ""}, {key: one for key, one in TRAIN.items() if key != "name"}]
+)
 def test_a_deployment_without_a_name_is_refused(entry: Any) -> None:
     with pytest.raises(ValueError, match="a deployment has no name"):
         require_valid(entry)

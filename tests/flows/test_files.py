@@ -13,6 +13,7 @@ from pictures import unprivileged
 
 from flows.core.errors import Exit, UserError
 from flows.core.files import (
+    beginning,
     discard,
     inside,
     open_regular,
@@ -394,3 +395,7 @@ def test_a_file_may_have_the_longest_name(name: str, tmp_path: Path) -> None:
     for content in ("old", "new"):
         write_whole(tmp_path / name, content)
     assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [(name, "new")]
+
+
+def test_a_temporary_name_has_whole_characters() -> None:
+    assert beginning(Path("a" + "é" * 120)) == f".a{'é' * 99}.vdm-"

@@ -295,7 +295,7 @@ def test_runs_are_looked_after_although_a_notification_fails(monkeypatch: pytest
     monkeypatch.setattr(serve, "create_queues", looked.queues)
     with pytest.raises(Refused):
         serve.look(refused, [], {}, Mock())
-    assert [call[0] for call in looked.method_calls] == ["schedules", "unwanted", "dead"]
+    assert [call[0] for call in looked.method_calls] == ["schedules", "unwanted", "dead", "queues"]
 
 
 def test_a_queue_that_was_deleted_is_made_again() -> None:

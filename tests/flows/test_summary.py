@@ -10,5 +10,5 @@ def test_a_long_reason_widens_no_column() -> None:
 
 
 def test_parameters_are_shown_as_yaml_writes_them() -> None:
-    values = {"a": False, "b": None, "c": "digits", "d": [1, 2], "e": 1e-06}
-    assert listed(values) == "a false, b null, c digits, d [1, 2], e 1e-06"
+    values = {"a": False, "b": None, "c": "digits", "d": [1, 2], "e": 1e-06, "f": ["é"]}
+    assert listed(values) == 'a false, b null, c digits, d [1, 2], e 1e-06, f ["é"]'

@@ -9,16 +9,18 @@ import sys
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from project import ROOT, Project, cached, one_line, run_vdmctl
 from ruamel.yaml import YAML
 
+from flows.commands import operating
 from flows.core.errors import Exit, NetworkError, UserError
 from flows.core.layout import METRICS, SAMPLE_METRICS
 from flows.orchestration.pruning import prune
 from flows.registry import versions as of
-from flows.registry.git import annotated_tags, contents, registry_lock
+from flows.registry.git import annotated_tags, contents, git_text, registry_lock
 from flows.registry.lineage import lineage
 from flows.registry.lock_file import lock_here
 from flows.registry.storage import fetch, fetch_images
@@ -510,7 +512,7 @@ def test_a_remote_that_does_not_answer_says_nothing_about_a_version(copied: Proj
     """The task that verifies the champion tries again after a NetworkError only."""
     shutil.rmtree(copied.folder / ".dvc" / "cache")
     copied.dvc("remote", "modify", "store", "url", "/dev/null")
-    with pytest.raises(NetworkError, match="the remote does not answer"):
+    with pytest.raises(NetworkError, match=r"^vdm@v1\.0\.0: \S+: not in the cache, and the remote does not answer"):
         verify(copied.folder, of.resolve(copied.folder, "v1.0.0"))
     result = copied.vdmctl("verify", "v1.0.0", "--json")
     assert (result.returncode, result.stdout) == (5, "")
@@ -523,3 +525,19 @@ def test_no_version_follows_the_last_number(copied: Project) -> None:
     with pytest.raises(UserError, match=r"no number follows v1.999999999; `gto register vdm \w+ --version v2.0.0`"):
         of.add_version(copied.folder, "HEAD", "Retrained")
     assert "1000000000" not in copied.git("tag", "--list")
+
+
+def test_the_status_does_not_blame_the_champion_for_the_remote(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(of, "resolve", Mock())
+    silent = Mock(side_effect=NetworkError("the remote does not answer"))
+    monkeypatch.setattr("flows.registry.verification.verify", silent)
+    assert operating.champion_problems() == ["the champion cannot be verified now: the remote does not answer"]
+
+
+def test_only_a_folder_outside_every_repository_is_to_be_left(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="change to the project's folder"):
+        git_text(tmp_path, "rev-parse", "HEAD")
+    (tmp_path / ".git").write_text("gitdir: /gone/.git/worktrees/x\n")
+    with pytest.raises(UserError, match="not a git repository: /gone") as error:
+        git_text(tmp_path, "rev-parse", "HEAD")
+    assert "project's folder" not in str(error.value)

@@ -480,3 +480,14 @@ def test_results_are_not_made_again_because_the_remote_does_not_answer(copied: P
     place = workspace(copied.folder, copied.git("show", "HEAD:params.yaml"), "HEAD")
     with place as made, pytest.raises(NetworkError, match="the remote does not answer"):
         finished(made, shared=True)
+
+
+def test_results_in_the_cache_count_although_the_remote_does_not_answer_for_others(
+    copied: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    head = copied.git("rev-parse", "HEAD").strip()
+    contained = Mock(side_effect=[NetworkError("the remote does not answer"), None])
+    monkeypatch.setattr("flows.orchestration.workspace.require_contained", contained)
+    monkeypatch.setattr("flows.orchestration.workspace.alike", lambda place: [head])
+    with workspace(copied.folder, copied.git("show", "HEAD:params.yaml"), "HEAD") as made:
+        assert finished(made, shared=True) == head
