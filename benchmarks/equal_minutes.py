@@ -29,7 +29,7 @@ import numpy as np
 import torch
 
 from benchmarks.machine import describe
-from benchmarks.options import duration, explained, picture, positive
+from benchmarks.options import duration, explained, picture, positive, require_peer
 from benchmarks.peer import BATCH_SIZE, LEARNING_RATE, build, training_step
 from benchmarks.speed import PRESETS
 from flows.core.checkpoint import load_model, save_model
@@ -60,6 +60,10 @@ def main() -> None:
             raise ValueError(f"{chosen.images} has no validation images")
         if min(chosen.seeds) < 0:
             raise ValueError("--seeds must be at least 0")
+        if chosen.train != "ours":
+            if (num_levels := load_images(chosen.images).num_levels) != 256:
+                raise ValueError(f"{chosen.images} has {num_levels} levels; the peer supports 256 only")
+            require_peer(chosen.peer)
     if chosen.train:
         {"ours": train_ours, "peer": train_peer}[chosen.train](chosen, params)
         return

@@ -25,7 +25,7 @@ from typing import Any
 import torch
 
 from benchmarks.machine import describe
-from benchmarks.options import explained
+from benchmarks.options import duration, explained, require_peer
 from benchmarks.speed import Problem, clock, count_flop, matrix_rate, parser, peak_memory, read_problem
 from flows.core.device import find_device
 from flows.training.collectives import process_group
@@ -77,11 +77,13 @@ def main() -> None:
     options.set_defaults(preset="cifar10", seconds=5.0)
     options.add_argument("--out", type=Path, required=True, help="the folder to write")
     options.add_argument("--peer", type=Path, help="a checkout of the PyTorch peer to measure, too")
-    options.add_argument("--minutes", type=float, default=9.0, help="no row begins after this time")
+    options.add_argument("--minutes", type=duration, default=9.0, help="no row begins after this time")
     options.add_argument("--row", type=int, help=argparse.SUPPRESS)  # of the processes that this one starts
     chosen = options.parse_args()
     with explained(options):
         problem, device = read_problem(chosen), find_device(chosen.device)
+        if chosen.peer:
+            require_peer(chosen.peer)
     if chosen.row is not None:
         measure(ROWS[chosen.row], problem, chosen, device)
         return

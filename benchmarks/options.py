@@ -31,6 +31,12 @@ def picture(text: str) -> Path:
     return path
 
 
+def require_peer(folder: Path) -> None:
+    """Raise ValueError unless the folder is a checkout of the peer."""
+    if not (folder / "vdm_unet.py").is_file():
+        raise ValueError(f"--peer {folder} is not a checkout of the peer: it has no vdm_unet.py")
+
+
 @contextmanager
 def explained(parser: argparse.ArgumentParser) -> Iterator[None]:
     """Turn a UserError or ValueError in the block into a usage error of the parser (exit 2)."""

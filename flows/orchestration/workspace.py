@@ -8,6 +8,7 @@ or killed run left behind is removed when the next run starts, if no process wor
 import os
 import secrets
 import shutil
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
@@ -254,7 +255,8 @@ def alike(place: Workspace) -> list[str]:
     # by a forged date.
     form = "--format=%(creatordate:unix) %(*objectname) %(objectname)"
     listed = [line.split() for line in git_text(place.root, "for-each-ref", form, *RESULTS).splitlines()]
-    dated = sorted((int(line[0]), line[1]) for line in listed if line[0].isdecimal())
+    made, now = [(int(line[0]), line[1]) for line in listed if line[0].isdecimal()], time.time()
+    dated = sorted((at if at <= now else 0, commit) for at, commit in made)  # a clock may have been wrong
     commits = dict.fromkeys(commit for _, commit in reversed(dated))
     wanted = (place.folder / layout.PARAMS).read_bytes()
     found = contents(place.root, [f"{commit}:{layout.PARAMS}" for commit in commits], len(wanted))

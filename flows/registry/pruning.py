@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from flows.core import layout
 from flows.registry.git import Tag, commit_of, git, git_lines, git_text
-from flows.registry.remote import REMOTE, remote_refs
+from flows.registry.remote import REMOTE, is_merged, remote_refs
 from flows.registry.versions import (
     CHAMPION_TAG,
     Version,
@@ -85,7 +85,7 @@ def make_plan(root: Path, keep: int, published: Mapping[str, str] | None) -> Pla
         if not ref.name.startswith(BRANCHES + layout.RUN_BRANCHES):
             return ref.name in refused
         in_use = ref.folder and not Path(ref.folder).is_relative_to((root / layout.WORKTREES).resolve())
-        unpublished = is_missing(ref.name, ref.commit, published)
+        unpublished = is_missing(ref.name, ref.commit, published) and not is_merged(root, ref.commit, published or {})
         return not (ref.commit in reasons or in_use or unpublished or ref.made > since)
 
     every = refs(root)

@@ -43,7 +43,7 @@ def publish(root: Path) -> list[str]:
     commit, but as another object, is replaced by the remote's.  Return the names of the tags, branches and notes that
     were pushed.
 
-    Raises UserError: exit 2 without remotes, 5 if a hook of the git remote declines the push.
+    Raises UserError: exit 2 without remotes, 5 if a hook or a rule of the git remote declines the push.
     Raises NetworkError (exit 5) when a remote does not answer.
     Raises Outrun, before anything is pushed, if a run's version must be withdrawn.
     After pushing everything else, raises UserError: exit 2 for a tag whose name the remote has for another commit,
@@ -66,7 +66,7 @@ def publish(root: Path) -> list[str]:
                 if there == before:  # else another machine has published meanwhile
                     raise
     except NetworkError as error:
-        if "hook declined" in str(error):
+        if "declined" in str(error):  # by a hook, or by a rule of the forge
             advice = "correct that, and the next run publishes again"
             raise UserError(f"publish: {error}; {advice}", Exit.MISSING) from error
         raise NetworkError(f"publish: {error}; the next run publishes again") from error
@@ -97,9 +97,7 @@ def push_missing(root: Path, there: dict[str, Target]) -> list[str]:
         merge_notes(root)
     refs = named_refs(root, [tag for tag in tags if tag.name not in lost])
     mine = local_refs(root)
-    pushed = [
-        name for name, ref in refs.items() if ref in mine and not is_up_to_date(root, ref, mine[ref], there.get(ref))
-    ]
+    pushed = [name for name, ref in refs.items() if ref in mine and not is_up_to_date(root, ref, mine[ref], there)]
     if pushed:
         chosen = [refs[name] for name in pushed]
         ask(root, "push", "--quiet", "--atomic", "--no-follow-tags", REMOTE, *chosen, seconds=PUSH_SECONDS)
@@ -206,11 +204,13 @@ def branches(root: Path, there: dict[str, Target]) -> list[str]:
     checked_out = git_text(root, "rev-parse", "--symbolic-full-name", "HEAD")  # HEAD itself if it is detached
     form = "--format=%(upstream:remotename) %(upstream:remoteref)"
     place, _, ref = git_text(root, "for-each-ref", form, checked_out).partition(" ")
-    if place != REMOTE:
+    advice = f"`git fetch {REMOTE} && git branch -u {REMOTE}/NAME` names another"
+    if place in ("", "."):  # no upstream branch, or a local one
         return [f"{layout.RUN_BRANCHES}*"]
+    if place != REMOTE:
+        raise UserError(f"{root}: the upstream branch is at {place}, not at {REMOTE}; {advice}", Exit.USAGE)
     name = ref.removeprefix("refs/heads/")
     if ref not in there:
-        advice = f"`git fetch {REMOTE} && git branch -u {REMOTE}/NAME` names another"
         raise UserError(f"{root}: the upstream branch {name} is no longer at {REMOTE}; {advice}", Exit.MISSING)
     return [f"{layout.RUN_BRANCHES}*", name]
 

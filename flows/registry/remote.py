@@ -1,8 +1,10 @@
 """The refs of this repository and of its git remote, and the commands of git that talk to the remote."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
+from flows.core import layout
 from flows.core.errors import NetworkError, UserError
 from flows.registry.git import git, git_lines
 from flows.registry.versions import MODEL, REFUSALS
@@ -72,14 +74,30 @@ def fetch(root: Path, *arguments: str, stdin: bytes | None = None) -> None:
     ask(root, "fetch", "--quiet", *alone, *arguments, stdin=stdin, seconds=PUSH_SECONDS)
 
 
-def is_up_to_date(root: Path, ref: str, mine: Target, theirs: Target | None) -> bool:
-    """Whether there is nothing to push: the remote has the same object, or its branch has commits that ours lacks."""
+def is_up_to_date(root: Path, ref: str, mine: Target, there: dict[str, Target]) -> bool:
+    """Whether there is nothing to push to the remote, which has the refs `there`.
+
+    It has the same object, its branch has commits that ours lacks, or our branch was merged there and then deleted.
+    """
+    theirs = there.get(ref)
     if theirs == mine:
         return True
-    if not theirs or not ref.startswith("refs/heads/"):
+    if not ref.startswith("refs/heads/"):
         return False
+    if not theirs:
+        return is_merged(root, mine.commit, {name: target.commit for name, target in there.items()})
     try:
         git(root, "merge-base", "--is-ancestor", theirs.commit, mine.commit)
     except UserError:  # the remote's branch has commits that this one lacks
         return True
     return False  # ours is ahead
+
+
+def is_merged(root: Path, commit: str, there: Mapping[str, str]) -> bool:
+    """Whether a branch of the remote that is not a run's has the commit, as far as this repository knows.
+
+    `there` maps the remote's refs to their commits.
+    """
+    branches, runs = "refs/heads/", f"refs/heads/{layout.RUN_BRANCHES}"
+    heads = [head for name, head in there.items() if name.startswith(branches) and not name.startswith(runs)]
+    return bool(heads) and not git(root, "rev-list", "--ignore-missing", "--max-count=1", commit, "--not", *heads)

@@ -2,7 +2,8 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from types import SimpleNamespace
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -10,7 +11,8 @@ from sklearn.datasets import load_sample_images
 
 from flows.core.params import Contract
 from flows.core.params_file import read_params
-from flows.validation.comb import comb
+from flows.validation import tables
+from flows.validation.comb import Comb, comb
 
 CONTRACT = read_params(Path(__file__).parents[2] / "presets" / "digits.yaml").contract
 
@@ -119,3 +121,14 @@ def test_few_levels_and_few_pixels_are_not_judged(digits: np.ndarray) -> None:
     assert shares(np.array([0, 255, 7])) == (0, 0, 0)
     assert shares(np.zeros(10**6), 2) == (0, 0, 0)
     assert shares(np.array([]), 256) == (0, 0, 0)
+
+
+def test_each_limit_is_that_of_its_flag() -> None:
+    limits = {"max_gaps": 0.01, "max_peaks": 0.02, "max_skipped": 0.03}
+    flags = Comb(*(np.arange(100) < 100 * limit for limit in limits.values()))
+    allowed: Any = SimpleNamespace(**limits)
+    assert not np.any(tables.broken(flags, allowed))
+    for name, limit in limits.items():
+        stricter: Any = SimpleNamespace(**limits | {name: limit - 0.005})
+        found = [bool(each.any()) for each in tables.broken(flags, stricter)]
+        assert dict(zip(limits, found, strict=True)) == {key: key == name for key in limits}

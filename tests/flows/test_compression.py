@@ -23,13 +23,15 @@ from flows.compression.batches import groups
 from flows.compression.decoding import Decoder
 from flows.compression.files import Compressed
 from flows.compression.header import DICTIONARY, Header, packed, packed_text, read_header
+from flows.compression.images import Images
 from flows.compression.rans import Rans
 from flows.compression.words import Stack
 from flows.core import memory
-from flows.core.checkpoint import save_model
+from flows.core.checkpoint import load_model, save_model
 from flows.core.errors import Exit, UserError
 from flows.images.store import SPLITS, save_images
 from vdm.codec import TOTAL, Codec
+from vdm.evaluation import evaluate
 from vdm.model import VDM
 
 SHAPE = (1, 6, 5)
@@ -209,6 +211,10 @@ def test_every_pixel_comes_back(
     assert (done.num_images, done.plain_images, done.verified) == (40, 2, True)
     variance = 2 * done.bound_bpd / math.log(2) / (38 * 30)  # of the dimensions that were coded
     assert done.code_bpd_standard_deviation == pytest.approx(math.sqrt(variance))
+    header, _, _ = read_header(io.BytesIO(content), "x")
+    others = done.initial_bits + 256 + 2 * 30 * math.log2(17)  # the sha256, and the images that are encoded plainly
+    assert done.code_bpd is not None
+    assert done.code_bpd * 38 * 30 == pytest.approx(32 * header.num_words - others, abs=64)
     again = files.decompress(tmp_path / "images.vdmz", model=models[0], out=tmp_path / "out", device="cpu", force=False)
     assert again.pixels_sha256 == done.pixels_sha256
     assert (np.load(tmp_path / "out/images.npy") == pixels).all()
@@ -582,3 +588,15 @@ def test_too_large_batches_of_a_file_name_the_command_that_chose_them(
     monkeypatch.setattr(memory, "available", lambda: next(free))
     with pytest.raises(UserError, match=r"^batches of 4 images, set by --batch-size of `vdmctl compress`: this needs"):
         files.decompress(tmp_path / "images.vdmz", model=models[0], out=tmp_path / "out", device="cpu", force=False)
+
+
+def test_the_bound_is_that_of_as_many_steps(
+    models: tuple[Path, Path], pixels: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(encoding, "BOUND_BATCH", 4)  # two images at a time
+    model = load_model(models[0])
+    mean, error = encoding.mean_bound(model, Images(pixels[:5], 17, False), 3)
+    options: dict[str, Any] = {"times_per_image": 2, "num_timesteps": 3, "batch_size": 4}
+    bounds = [evaluate(model, pixels[first : min(first + 2, 5)], seed=first, **options).bpd for first in (0, 2, 4)]
+    assert mean == pytest.approx(np.concatenate(bounds).mean(), rel=1e-6)
+    assert error == pytest.approx(np.concatenate(bounds).std(ddof=1) / math.sqrt(5), rel=1e-6)

@@ -388,3 +388,18 @@ def test_the_report_says_what_is_wrong_in_one_line(
     path.write_text(json.dumps(METRICS | {"bpd": None}))
     assert run(["report"]) == 0
     assert capsys.readouterr().out.startswith("not finite bits/dim = 0.1000 prior")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"success": False}, r"validation\.json says that .* is not valid; run `vdmctl validate`"),
+        ({"data_sha256": "0" * 64}, r"validation\.json is about data 0{64}, but .* is [0-9a-f]{64}; run `vdmctl val"),
+    ],
+)
+def test_images_that_were_not_found_valid_are_refused(change: dict[str, Any], message: str, image_set: Path) -> None:
+    report = image_set.parent / "validation.json"
+    report.write_text(json.dumps({"success": True, "data_sha256": data_sha256(image_set)} | change))
+    with pytest.raises(UserError, match=message) as raised:
+        require_validated(image_set, report, with_validation=False)
+    assert raised.value.code is Exit.INVALID_DATA

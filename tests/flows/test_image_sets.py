@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torchvision
 from pictures import settings
+from sklearn.datasets import load_digits
 
 from flows.core.errors import Exit, UserError
 from flows.core.params import Data
@@ -461,3 +462,19 @@ def test_a_wrong_file_is_named_before_the_others_are_unpacked(
     with pytest.raises(UserError, match="train-images-idx3-ubyte: sha256"):
         read_published(published, source, tmp_path / "downloads", scratch(tmp_path), validation=NONE)
     assert [path.name for path in scratch(tmp_path).rglob("*") if path.is_file()] == ["train-images-idx3-ubyte"]
+
+
+@pytest.mark.parametrize(("seed", "drawn"), [(0, [9, 2, 7]), (7, [4, 6, 10])])
+def test_a_seed_holds_out_the_same_images_in_every_version(seed: int, drawn: list[int]) -> None:
+    """Else a model would be tested on images to which an older version fitted it."""
+    assert held_out("x", 12, 0.25, seed, "data.test_fraction").tolist() == drawn
+
+
+def test_digits_keep_their_labels() -> None:
+    loaded = load_digits()
+    known = {image.astype(np.uint8).tobytes(): label for image, label in zip(loaded.images, loaded.target, strict=True)}
+    for chunks in read_digits(0.2, 0.1, 0):
+        assert chunks is not None
+        for pixels, labels, _ in chunks:
+            assert labels is not None
+            assert [known[image.tobytes()] for image in pixels] == labels.tolist()

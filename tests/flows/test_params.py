@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from flows.commands.options import override
 from flows.core.errors import Exit, UserError
 from flows.core.params_file import parse_params, read_params
 
@@ -120,3 +121,9 @@ def test_a_card_whose_number_torch_would_misread_is_refused(device: str) -> None
     text = DIGITS.replace("device: cpu ", f"device: {device} ", 1)
     with pytest.raises(UserError, match=rf"train.device: input should be auto, cpu, cuda or cuda:N, got '{device}'"):
         parse_params(text, "params.yaml")
+
+
+def test_the_option_device_names_one_device() -> None:
+    evaluate = parse_params(DIGITS, "params.yaml").evaluate.model_copy(update={"num_devices": 2})
+    assert override(evaluate, {"device": "cuda:1"}).num_devices == 1
+    assert override(evaluate, {"seed": 3}).num_devices == 2

@@ -1,5 +1,6 @@
 """Some images of a set represent all of it, and the ODE protocol states its numerical error."""
 
+import csv
 from pathlib import Path
 from typing import Any
 
@@ -7,14 +8,16 @@ import numpy as np
 import pytest
 import torch
 from conftest import TINY
+from results import sample_metrics
 
 from flows.commands.summary import summary
 from flows.core.checkpoint import load_model, save_model
 from flows.core.errors import Exit, UserError
 from flows.core.params_file import read_params
+from flows.evaluation import bound
 from flows.evaluation.bound import evaluate_split, require_valid
 from flows.evaluation.protocols import NUM_REPEATED, ode
-from flows.evaluation.results import BoundMetrics, SplitFigures
+from flows.evaluation.results import BoundMetrics, SampleMetrics, SplitFigures, common_figures
 from flows.images.store import SPLITS, load_images, save_images, spread
 from vdm.choices import Split
 from vdm.evaluation import image_terms
@@ -112,3 +115,47 @@ def test_an_empty_split_is_not_evaluated(split: Split, code: Exit, digits: np.nd
     with pytest.raises(UserError, match=r"validation images; set|test\.npy holds 0|train\.npy holds 0") as raised:
         require_valid(load_images(tmp_path), tmp_path, split)
     assert raised.value.code is code
+
+
+def test_metrics_and_tables_have_every_figure_under_its_name(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bound, "finish", lambda: None)
+    settings = read_params(ROOT / "params.yaml").evaluate
+    settings = settings.model_copy(update={"device": "cpu", "precision": "float32", "times_per_image": 2})
+    model, out = folder / "model", folder / "out"
+    metrics, result = bound.measure(settings, model=model, images=folder / "images", requirements=folder / "none")
+    terms = {
+        "bpd": result.bpd,
+        "prior_bpd": result.prior,
+        "reconstruction_bpd": result.reconstruction,
+        "diffusion_bpd": result.diffusion,
+    }
+    assert {name: getattr(metrics, name) for name in terms} == {name: each.mean() for name, each in terms.items()}
+    out.mkdir()
+    bound.write(out, metrics, result, model)
+    levels = result.noise_levels(seed=settings.seed, num_timesteps=settings.num_timesteps)
+    gamma = load_model(model).schedule(torch.from_numpy(levels.t).float()).detach().numpy()
+    of_levels = {
+        "t": levels.t,
+        "gamma": gamma,
+        "diffusion_bpd": levels.diffusion,
+        "standard_error": levels.standard_error,
+    }
+    for name, columns in (("per_image.csv", terms), ("noise_levels.csv", of_levels)):
+        with (out / name).open() as file:
+            rows = list(csv.DictReader(file))
+        for column, values in columns.items():
+            np.testing.assert_allclose([float(row[column]) for row in rows], values, atol=2e-6, err_msg=column)
+
+
+def test_samples_are_compared_only_if_they_were_measured_alike() -> None:
+    one = SampleMetrics(**sample_metrics("b" * 64))
+    better = one.figures["precision"].model_copy(update={"samples": 0.5})
+    other = one.model_copy(update={"model_sha256": "c" * 64, "figures": {"precision": better}})
+    found = common_figures(one, other)
+    assert found is not None
+    assert {name: [each.samples for each in both] for name, both in found.items()} == {"precision": [1.25, 0.5]}
+    assert common_figures(one, None) is None
+    digest = "d" * 64
+    changes = {"features_sha256": digest, "data_sha256": digest, "num_images": 15, "num_training_images": 59}
+    for change in ({name: value} for name, value in changes.items()):
+        assert common_figures(one, other.model_copy(update=change)) is None

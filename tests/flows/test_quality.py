@@ -22,7 +22,7 @@ from flows.cli import run
 from flows.core import memory
 from flows.core.errors import CheckpointError, Exit, UserError
 from flows.evaluation.results import SampleMetrics
-from flows.images.store import load_images
+from flows.images.store import ImageSet, load_images
 from flows.quality import distances, features, inception, measuring
 from flows.stages.features import features as train_features
 from vdm.errors import TrainingDiverged
@@ -283,3 +283,66 @@ def test_weights_of_inception_may_lie_in_the_home_folder(weights: Path, monkeypa
     pictures = measuring.Pictures(*np.zeros((3, 2, 1, 8, 8), np.uint8))
     with pytest.raises(UserError, match=r"its sha256 is [0-9a-f]{64}"):
         measuring.inception_figures(sample, quality, pictures, 17)
+
+
+def test_every_figure_is_that_of_its_name_and_of_its_images() -> None:
+    quality: Any = SimpleNamespace(resamples=3, seed=0)
+    samples, held_out, training = draws(1, 40, 0.5), draws(2, 40), draws(0, 60)
+    found = measuring.feature_figures(samples, held_out, training, name="ab", quality=quality)
+    measures = {
+        "fd_ab": distances.frechet_distance(training),
+        "kd_ab": distances.kernel_distance(training),
+        "precision": partial(distances.precision, reference=training),
+        "recall": partial(distances.recall, reference=training),
+    }
+    assert found.keys() == measures.keys()
+    for name, measure in measures.items():
+        figure = found[name]
+        assert (figure.samples, figure.held_out) == pytest.approx((measure(samples), measure(held_out)), rel=1e-8), name
+        errors = [
+            distances.with_error(lambda chosen, of=of, measure=measure: measure(of[chosen]), 40, 3, 0).standard_error
+            for of in (samples, held_out)
+        ]
+        assert (figure.samples_standard_error, figure.held_out_standard_error) == pytest.approx(errors, rel=1e-8), name
+
+
+def test_the_nearest_training_image_is_found_in_every_chunk(
+    digits: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One of 64 pixels is off by one of 16 levels, which are 2/16 apart in [-1, 1]."""
+    monkeypatch.setattr(measuring, "CHUNK", 7)
+    image_set = ImageSet({"num_levels": 17}, digits[:60], digits[:0], digits[60:100])
+    images = np.array(digits[[3, 30, 59]])
+    images[:, 0, 0, 0] ^= 1
+    found = measuring.nearest(images, image_set)
+    assert found.image.tolist() == [3, 30, 59]
+    assert found.distance == pytest.approx(np.full(3, 2 / 16 / 8))
+
+
+def test_fid_and_kid_are_distances_from_the_training_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measuring, "require_inception", lambda *_: None)
+    monkeypatch.setattr(measuring, "inception_network", lambda _: torch.nn.Identity())
+    monkeypatch.setattr(measuring, "inception_features", lambda images, *_: images)
+    samples, held_out, training = draws(1, 40, 0.5), draws(2, 40), draws(0, 60)
+    sample: Any = SimpleNamespace(inception_weights="weights.pth", inception_sha256="0" * 64)
+    quality: Any = SimpleNamespace(device="cpu", resamples=2, seed=0)
+    found = measuring.inception_figures(sample, quality, measuring.Pictures(samples, held_out, training), 17)
+    for name, measure in (("fid", distances.frechet_distance(training)), ("kid", distances.kernel_distance(training))):
+        figure = found[name]
+        assert (figure.samples, figure.held_out) == pytest.approx((measure(samples), measure(held_out)), rel=1e-8)
+
+
+def test_inception_sees_all_shades_from_black_to_white() -> None:
+    levels = np.array([0, 8, 16], np.uint8).reshape(1, 1, 1, 3)
+    assert inception.in_colour(levels, 17).tolist() == [[[[0, 128, 255]]] * 3]
+    colours = np.arange(12, dtype=np.uint8).reshape(1, 3, 2, 2)
+    assert inception.in_colour(colours, 256).tolist() == colours.tolist()
+
+
+def test_images_of_all_of_a_sorted_split_are_compared() -> None:
+    numbers = np.arange(100, dtype=np.uint8).reshape(-1, 1, 1, 1)
+    image_set = ImageSet({"num_levels": 256}, numbers[:50], numbers[50:60], numbers[60:])
+    chosen = measuring.choose(numbers[::-1][:30], image_set, 20)
+    assert chosen.samples.ravel().tolist() == list(range(99, 79, -1))
+    for part, first, last in ((chosen.held_out, 60, 99), (chosen.training, 0, 49)):
+        assert (len(part), part.min(), part.max()) == (20, first, last)

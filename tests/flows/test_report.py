@@ -18,19 +18,20 @@ import pytest
 from conftest import TINY
 from PIL import Image
 from project import run_vdmctl
-from results import BPD, MODEL, ORIGIN, PLACES, metrics, validation, write_results
+from results import BPD, MODEL, ORIGIN, PLACES, metrics, sample_metrics, validation, write_results
 from ruamel.yaml import YAML
 
 from flows.commands.reporting import WORKSPACE
 from flows.core.checkpoint import save_model
 from flows.core.errors import Exit, UserError
+from flows.evaluation.results import BoundMetrics, SampleMetrics
 from flows.images.store import data_sha256
 from flows.report import charts, markdown, pictures
 from flows.report.charts import PALETTE
 from flows.report.checks import MOST_EXPECTATIONS
 from flows.report.comparison import cautions, comparison, difference
 from flows.report.page import Page, page
-from flows.report.results import Files, read_results
+from flows.report.results import Files, disagreements, read_results
 from flows.stages.report import report
 from vdm.model import VDM
 
@@ -421,6 +422,8 @@ def test_every_curve_of_two_models_has_a_name_in_the_legend(names: tuple[str, st
         ({"times_per_image": 3}, "they were evaluated at different numbers of times"),
         ({"num_timesteps": 100}, "they were evaluated with different numbers of steps"),
         ({"data_sha256": "b" * 64}, "they were evaluated on different images"),
+        ({"split": "train"}, "they were evaluated on different splits"),
+        ({"precision": "bfloat16"}, "they were evaluated in different precisions"),
     ],
 )
 def test_figures_that_are_not_paired_are_not_subtracted(
@@ -664,3 +667,13 @@ def test_a_first_loss_far_above_the_rest_does_not_flatten_the_chart(first: float
     low, high = axes.get_ylim()
     assert 1.5 < low < 2
     assert 3 < high < 6
+
+
+def test_samples_of_another_model_are_named() -> None:
+    data, samples = "b" * 64, SampleMetrics(**sample_metrics("b" * 64))
+    found = [
+        list(disagreements(BoundMetrics(**metrics(data) | change), data, None, samples))
+        for change in ({}, {"model_sha256": "c" * 64})
+    ]
+    said = "The quality of samples was measured with another model or other images than the metrics."
+    assert found == [[], [said]]

@@ -23,7 +23,7 @@ from torch import distributed
 
 from flows.core import memory
 from flows.core.checkpoint import fitted_to, load_model
-from flows.core.device import find_precision
+from flows.core.device import find_device, find_precision
 from flows.core.errors import Exit, UserError
 from flows.core.params_file import read_params
 from flows.training import collectives, fitting
@@ -295,3 +295,12 @@ def test_the_model_that_is_written_is_the_one_that_is_kept(tmp_path: Path) -> No
     assert torch.equal(written, kept.network.conv_in.weight)
     assert not torch.equal(written, last.network.conv_in.weight)
     assert fitted_to(tmp_path / "model") == "train"
+
+
+def test_float32_is_not_rounded_to_tf32(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[bool] = []
+    monkeypatch.setattr(torch._C, "_set_cublas_allow_tf32", asked.append)
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    find_device("cpu")
+    assert not torch.backends.cudnn.allow_tf32
+    assert asked == [False]

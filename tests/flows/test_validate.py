@@ -22,6 +22,7 @@ from flows.core.params_file import read_params
 from flows.images.store import ImageSetError, data_sha256, load_images, save_images
 from flows.stages.download import download
 from flows.stages.validate import validate
+from flows.validation.contract import histogram_expectations
 from flows.validation.facts import measure, num_redundant
 from flows.validation.inspection import described, inspect_images, require_success, write_report
 from flows.validation.report import Report
@@ -453,3 +454,12 @@ def test_splits_of_different_channels_have_no_redundant_ones(digits: np.ndarray)
     assert num_redundant([measure(colour, 17), measure(gray, 17)]) == 0
     assert num_redundant([measure(colour, 17), measure(colour, 17)]) == 2
     assert num_redundant([measure(gray, 17)]) == 0
+
+
+def test_wrong_levels_are_critical(image_set: Path) -> None:
+    """Seven bits in a set of eight have no gap and no peak: only the highest level shows them."""
+    found = histogram_expectations(load_images(image_set))
+    critical = {each.column: each for each in found if hasattr(each, "column") and each.severity == "critical"}
+    assert critical.keys() == {"count", "level_in_use", "gap", "peak", "skipped"}
+    assert critical["level_in_use"].min_value == 9  # of 17 levels
+    assert min(critical[flag].mostly for flag in ("gap", "peak", "skipped")) > 1 - 1e-6

@@ -10,6 +10,7 @@ import torch
 from scipy import stats
 
 from flows.evaluation.solver import dopri5
+from vdm.discretization import pixels_to_x
 from vdm.evaluation import (
     Evaluation,
     evaluate,
@@ -23,7 +24,7 @@ from vdm.evaluation import (
 from vdm.model import VDM
 from vdm.ode import evaluate_ode
 from vdm.sampling import Solver, sample
-from vdm.vlb import bits_per_dim
+from vdm.vlb import bits_per_dim, prior_loss, reconstruction_loss
 
 SETTINGS: dict[str, Any] = {"times_per_image": 4, "num_timesteps": None, "batch_size": 64, "seed": 3}
 
@@ -289,3 +290,12 @@ def test_noise_at_one_end_of_time_is_in_the_monte_carlo_error() -> None:
     draws = np.random.default_rng(0).normal(0, deviations, (20_000, 8))
     ratio = np.sqrt(stratified_variance(draws).mean() / np.square(deviations / 8).sum())
     assert 0.9 < ratio < 1.1
+
+
+def test_every_term_has_its_name(tiny_model: Callable[..., VDM], digits: np.ndarray) -> None:
+    model, pixels = tiny_model(), torch.from_numpy(digits[:5])
+    found = evaluate(model, digits[:5], **SETTINGS)
+    prior = prior_loss(pixels_to_x(pixels, 17), model.schedule.gamma_1)
+    reconstruction = reconstruction_loss(pixels, model.schedule.gamma_0, 17)
+    for values, nats in ((found.prior, prior), (found.reconstruction, reconstruction)):
+        np.testing.assert_allclose(values, bits_per_dim(nats, 64).detach(), rtol=1e-5)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from vdm import evaluation, sampling
 from vdm.model import VDM
 from vdm.sampling import Solver, Step, fill_in, memory_needed, noise_levels, sample, trajectory
 from vdm.schedule import alpha, sigma
@@ -235,3 +236,18 @@ def test_repeated_steps_make_missing_pixels_agree_with_known_ones(tiny_model: Ca
 
     once, often = disagreement(1), disagreement(10)
     assert often < once / 2
+
+
+def test_the_first_and_the_last_step_are_of_first_order(tiny_model: Callable[..., VDM]) -> None:
+    first, second = (
+        list(trajectory(tiny_model(), range(2), solver(num_timesteps=2, order=order, eta=0.0), seed=0))
+        for order in (1, 2)
+    )
+    for one, other in zip(first, second, strict=True):
+        assert torch.equal(one.z, other.z)
+
+
+def test_samples_are_of_other_noise_than_an_evaluation_with_the_same_seed(tiny_model: Callable[..., VDM]) -> None:
+    model = tiny_model()
+    drawn = next(sampling.image_noise(model, range(4), 3)).numpy()
+    assert not np.isin(drawn, evaluation.image_noise(3, range(4), 1, model.image_shape)).any()

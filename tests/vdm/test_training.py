@@ -17,6 +17,7 @@ from flows.core.checkpoint import load_state, save_state
 from vdm.errors import TrainingDiverged
 from vdm.model import VDM
 from vdm.schedule import LinearSchedule
+from vdm.training import log as training_log
 from vdm.training.batches import Batch
 from vdm.training.log import TrainingLog
 from vdm.training.optimizer import AdamW, Muon, learning_rate_factor, optimizers, orthogonalised
@@ -488,7 +489,13 @@ def test_a_step_copies_nothing_from_the_cpu(
 def test_the_optimizer_gets_clipped_gradients_and_the_rate_of_the_step(
     tiny_model: Callable[..., VDM], digits: np.ndarray
 ) -> None:
-    changes = {"steps": 4, "warmup_steps": 2, "learning_rate_decay": "linear", "max_gradient_norm": 0.01}
+    changes = {
+        "steps": 4,
+        "warmup_steps": 2,
+        "learning_rate_decay": "linear",
+        "max_gradient_norm": 0.01,
+        "log_every": 1,
+    }
     trainer, rates, norms = start(tiny_model(), digits[:64], **SETTINGS | changes), list[float](), list[float]()
 
     def step(rate: float) -> None:
@@ -500,6 +507,7 @@ def test_the_optimizer_gets_clipped_gradients_and_the_rate_of_the_step(
         trainer.step()
     assert rates == pytest.approx([0.5e-3, 1e-3, 1e-3, 0.5e-3])
     assert norms == pytest.approx([0.01] * 4, rel=1e-3)  # without a limit they are far above it
+    assert [record.learning_rate for record in trainer.records] == pytest.approx(rates)
 
 
 def test_steps_and_seeds_have_their_own_noise_and_processes_their_own_dropout(
@@ -521,3 +529,22 @@ def test_steps_and_seeds_have_their_own_noise_and_processes_their_own_dropout(
     generator = torch.Generator().manual_seed(of_dropout[0])
     torch.rand((), generator=generator)
     assert not torch.equal(torch.randn(first.eps.shape, generator=generator), first.eps)
+
+
+def test_a_line_of_the_log_has_every_mean_under_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter([10.0, 14.0, 15.0])
+    monkeypatch.setattr(training_log.time, "perf_counter", lambda: next(clock))
+    log = TrainingLog()
+    log.add(1, torch.tensor([1.0, 2.0, 4.0, 8.0]))
+    log.add(2, torch.tensor([3.0, 4.0, 6.0, 10.0]))
+    line = log.line(2, ends=(-7.0, 5.0), learning_rate=0.1, batch_size=16, validation=(2.5, 0.5))
+    assert line == (2, 10.0, 2.0, 3.0, 5.0, -7.0, 5.0, 9.0, 0.1, 2.5, 0.5, 8.0)
+
+
+def test_the_gradient_of_the_shape_is_not_clipped_with_that_of_the_bound(
+    tiny_model: Callable[..., VDM], digits: np.ndarray
+) -> None:
+    model = tiny_model(schedule="learned_monotone")
+    trainer = start(model, digits[:64], **SETTINGS)
+    of_shape = set(map(id, model.schedule.shape_parameters()))
+    assert set(map(id, trainer.on_bound)) == set(map(id, model.parameters())) - of_shape

@@ -23,6 +23,7 @@ from benchmarks import (
     estimator_variance,
     gpu_day,
     load,
+    loop,
     peer,
     sample,
     samplers,
@@ -205,6 +206,16 @@ def test_the_peer_is_measured_with_the_sizes_and_options_of_ours(
         (contract.main, ["--images", "1"], "error: --images must be at least 2"),
         (load.main, ["--runs", "100"], "error: --versions 200 must be at most --runs 100"),
         (standard_error.main, ["--repeats", "13", "--fashion-mnist", "x"], "error: --repeats must be at least 14"),
+        (
+            gpu_day.main,
+            ["--out", "x", "--minutes", "nan"],
+            "argument --minutes: must be a finite number from 0, got nan",
+        ),
+        (
+            gpu_day.main,
+            ["--out", "x", "--preset", "digits", "--peer", "nowhere"],
+            "error: --peer nowhere is not a check",
+        ),
         (train_step.main, ["--accumulation", "7"], "error: batch_size 64 is not a multiple of num_devices x accumul"),
     ],
 )
@@ -297,3 +308,35 @@ def test_the_operations_of_attention_are_counted(dtype: torch.dtype) -> None:
     query, key, value = (torch.randn(2, 16, 8, dtype=dtype, requires_grad=True) for _ in range(3))
     forward = 2 * 2 * (2 * 16 * 16 * 8)  # two images, two products of 2 N N D operations
     assert speed.count_flop(lambda: attention(query, key, value).sum().backward()) == 3 * forward
+
+
+def test_the_benchmark_of_the_loop_leaves_the_operators_server_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("PREFECT_API_URL", "PREFECT_SERVER_DATABASE_CONNECTION_URL", "PREFECT_API_AUTH_STRING", "VDM_SHARE"):
+        monkeypatch.setenv(name, "production")
+    found = loop.environment(tmp_path)
+    assert "production" not in found.values()
+    assert found["PREFECT_HOME"] == str(tmp_path / "prefect")
+
+
+@pytest.mark.parametrize(
+    ("num_levels", "reason"),
+    [(17, "has 17 levels; the peer supports 256 only"), (256, "is not a checkout of the peer")],
+)
+def test_what_the_peer_cannot_be_trained_with_is_refused_before_ours_is_trained(
+    num_levels: int,
+    reason: str,
+    digits: np.ndarray,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    splits = {"train": digits[:80], "validation": digits[80:90], "test": digits[90:99]}
+    save_images(tmp_path / "images", splits, {"name": "x", "num_levels": num_levels})
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: pytest.fail("trained"))
+    options = ["--peer", "nowhere", "--images", str(tmp_path / "images"), "--preset", "digits", "--device", "cpu"]
+    monkeypatch.setattr(sys, "argv", ["benchmark", *options])
+    with pytest.raises(SystemExit, match="2"):
+        equal_minutes.main()
+    assert reason in capsys.readouterr().err.splitlines()[-1]

@@ -506,3 +506,40 @@ def test_a_version_that_two_machines_refused_does_not_end_publishing(project: Pr
     found = refusal(root, resolve(root, "v1.0.0").commit)
     assert found
     assert found.reason == "ours"
+
+
+@pytest.mark.parametrize("why", ["repository rule violations", "email privacy restrictions"])
+def test_a_rule_of_the_forge_that_refuses_is_no_network_error(
+    why: str, project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = f"git push: ! [remote rejected] vdm@v1.0.0 -> vdm@v1.0.0 (push declined due to {why})"
+    monkeypatch.setattr(publishing, "ask", Mock(side_effect=NetworkError(said)))
+    with pytest.raises(UserError, match="correct that, and the next run publishes again") as raised:
+        publish(project.folder)
+    assert not isinstance(raised.value, NetworkError)  # a run need not try again
+
+
+def test_a_branch_that_was_merged_and_deleted_at_the_remote_stays_deleted(project: Project) -> None:
+    name = "runs/20260101-000000-bbbb"
+    project.git("switch", "--quiet", "--create", name)
+    project.git("commit", "--quiet", "--allow-empty", "--message=Retrain\n\nRun: 20260101-000000-bbbb")
+    assert publish(project.folder)[0] == f"branch {name}"
+    project.git("switch", "--quiet", "main")
+    project.git("merge", "--quiet", "--no-ff", "--message=Merge", name)
+    project.git("push", "--quiet", "origin", "main", f":{name}")
+    assert publish(project.folder) == []
+    assert project.git("ls-remote", "--heads", "origin").split()[1::2] == ["refs/heads/main"]
+
+
+def test_an_upstream_branch_at_another_remote_is_refused(project: Project, tmp_path: Path) -> None:
+    project.git("push", "--quiet", "origin", "main")
+    project.git("remote", "add", "moved", str(tmp_path / "remote.git"))
+    project.git("fetch", "--quiet", "moved")
+    project.git("branch", "--quiet", "--set-upstream-to=moved/main")
+    with pytest.raises(
+        UserError, match="the upstream branch is at moved, not at origin; `git fetch origin && "
+    ) as raised:
+        fetch_versions(project.folder)
+    assert raised.value.code is Exit.USAGE
+    project.git("branch", "--unset-upstream")
+    assert fetch_versions(project.folder) == ([], [])

@@ -491,3 +491,20 @@ def test_results_in_the_cache_count_although_the_remote_does_not_answer_for_othe
     monkeypatch.setattr("flows.orchestration.workspace.alike", lambda place: [head])
     with workspace(copied.folder, copied.git("show", "HEAD:params.yaml"), "HEAD") as made:
         assert finished(made, shared=True) == head
+
+
+def test_results_are_found_although_the_clock_of_another_machine_was_wrong(
+    copied: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, first = copied.folder, copied.git("rev-parse", "vdm@v1.0.0^{commit}").strip()
+    copied.git("checkout", "--quiet", first, "--", "params.yaml")
+    copied.git("rm", "--quiet", "--cached", "dvc.lock")
+    tree = copied.git("write-tree").strip()
+    copied.git("reset", "--quiet", "--hard")
+    monkeypatch.setenv("GIT_COMMITTER_DATE", "@4000000000 +0000")
+    for number in range(3):
+        made = copied.git("commit-tree", "-p", "HEAD", "-m", f"Retrain {number}", tree).strip()
+        copied.git("branch", f"runs/{number}", made)
+    monkeypatch.delenv("GIT_COMMITTER_DATE")
+    with workspace(root, copied.git("show", f"{first}:params.yaml"), "HEAD") as place:
+        assert finished(place, shared=False) == first
