@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from benchmarks.options import own_environment
 from flows.core import layout
 from flows.orchestration.deployments import FLOW, POOL
 from flows.orchestration.server import Api, answers
@@ -255,7 +256,8 @@ def server(home: Path) -> Iterator[History]:
     url = f"http://127.0.0.1:{port}/api"
     settings = {"PREFECT_HOME": str(home), "PREFECT_API_URL": url, "PREFECT_SERVER_ANALYTICS_ENABLED": "false"}
     command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
-    process = subprocess.Popen(command, env=os.environ | settings, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    process = subprocess.Popen(command, env=own_environment(**settings), **quiet)
     try:
         deadline = time.monotonic() + START_SECONDS
         while not answers(url):

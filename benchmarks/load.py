@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 from benchmarks.aged import JUDGED_BY, ROOT, History, Load, build, server
 from benchmarks.machine import show
-from benchmarks.options import positive
+from benchmarks.options import own_environment, positive
 from flows.process.environment import settle
 
 FULL = Load(versions=200, runs=10_000, flow_runs=1_000, rows=1_000_000)
@@ -74,7 +74,7 @@ def measure(load: Load, history: History | None, only: list[str], repeats: int) 
         root = Path(scratch, "repository")
         build(root, load)
         # Locks of devices and Prefect's settings are those of the scratch folder.
-        environment = os.environ | {"PYTHONPATH": str(ROOT), "VDM_LOCK_DIR": scratch, "PREFECT_HOME": scratch}
+        environment = own_environment(PYTHONPATH=str(ROOT), VDM_LOCK_DIR=scratch, PREFECT_HOME=scratch)
         if history:
             history.grow(load.flow_runs)
             environment["PREFECT_API_URL"] = history.api.url

@@ -29,6 +29,7 @@ from typing import Any
 import psutil
 
 from benchmarks.machine import show
+from benchmarks.options import own_environment
 from flows.process.environment import settle
 
 ROOT = Path(__file__).parents[1]
@@ -69,9 +70,7 @@ def clone(folder: Path) -> Path:
 def environment(home: Path) -> dict[str, str]:
     """Return the environment of a user whose settings and locks are in `home`."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    # Prefect's variables lead to the operator's server and database.
-    others = {name: value for name, value in os.environ.items() if not name.startswith(("PREFECT_", "VDM_"))}
-    return others | {"PATH": path, "PREFECT_HOME": str(home / "prefect"), "VDM_LOCK_DIR": str(home / "locks")}
+    return own_environment(PATH=path, PREFECT_HOME=str(home / "prefect"), VDM_LOCK_DIR=str(home / "locks"))
 
 
 def by_dvc(folder: Path, home: Path) -> float:

@@ -2,6 +2,7 @@
 
 import argparse
 import math
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,7 +18,7 @@ def positive(text: str) -> int:
 
 
 def duration(text: str) -> float:
-    """Parse a finite number of seconds of at least 0.  Raises ArgumentTypeError."""
+    """Parse a finite duration of at least 0.  Raises ArgumentTypeError."""
     if not 0 <= (number := float(text)) < math.inf:
         raise argparse.ArgumentTypeError(f"must be a finite number from 0, got {text}")
     return number
@@ -29,6 +30,12 @@ def picture(text: str) -> Path:
     if path.suffix not in (".png", ".svg") or not path.parent.is_dir():
         raise argparse.ArgumentTypeError(f"must be a .png or .svg file in a folder that exists, got {text}")
     return path
+
+
+def own_environment(**variables: str) -> dict[str, str]:
+    """Return the environment with these variables, and without those that lead to an operator's server or database."""
+    others = {name: value for name, value in os.environ.items() if not name.startswith(("PREFECT_", "VDM_"))}
+    return others | variables
 
 
 def require_peer(folder: Path) -> None:

@@ -108,7 +108,7 @@ def import_checkpoint(
         raise CheckpointError(f"{error.filename or file}: {error.strerror or error}") from error
     except DAMAGE as error:
         ours = type(error) is ValueError  # other errors are of the libraries that read the file
-        said = brief(str(error).strip().removesuffix("."))
+        said = brief(str(error).strip().removesuffix(".") or error)
         reason = said if ours else f"{type(error).__name__}: {said}; is --format right?"
         raise CheckpointError(f"{file}: not a whole {file_format} checkpoint: {reason}") from error
     finish()

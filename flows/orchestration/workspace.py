@@ -27,6 +27,7 @@ from flows.process.locks import lock_file
 from flows.registry.git import Tag, content_of, contents, git, git_lines, git_text, require_identity
 from flows.registry.lock_file import read_lock
 from flows.registry.publishing import run_of
+from flows.registry.remote import REMOTE
 from flows.registry.storage import cached_at, dvc_repository, files, obtain
 from flows.registry.versions import MODEL
 
@@ -160,10 +161,16 @@ def share_cache(root: Path, folder: Path) -> None:
 def first_commit(root: Path, *, shared: bool) -> str:
     """Return the commit from which a run starts: the one that is checked out.
 
-    If machines share versions, it is the commit of the upstream branch where that is newer.
+    If machines share versions, it is the commit of the upstream branch where that is newer.  Raises UserError (exit 2)
+    if that branch is at another remote than origin, from which nothing is fetched.
     """
     head = git_text(root, "rev-parse", "HEAD")
     if shared:
+        branch = git_text(root, "rev-parse", "--symbolic-full-name", "HEAD")
+        place = git_text(root, "for-each-ref", "--format=%(upstream:remotename)", branch)
+        if place not in ("", ".", REMOTE):
+            advice = f"`git fetch {REMOTE} && git branch -u {REMOTE}/NAME` names another"
+            raise UserError(f"{root}: the upstream branch is at {place}, not at {REMOTE}; {advice}", Exit.USAGE)
         with suppress(UserError):  # no branch, no upstream branch, or a branch with local commits
             upstream = git_text(root, "rev-parse", "--verify", "--quiet", "@{upstream}")
             git_text(root, "merge-base", "--is-ancestor", head, upstream)
@@ -250,14 +257,15 @@ def require_contained(root: Path, commit: str, base: str, *, shared: bool) -> No
 
 
 def alike(place: Workspace) -> list[str]:
-    """Return the commits of runs and versions with the workspace's parameters, newest first."""
+    """Return the commits of runs and versions with the workspace's parameters: the newest first, future ones last."""
     # `*objectname` is the commit of a tag, and empty for a branch, whose `objectname` is the commit.  git cannot sort
     # by a forged date.
     form = "--format=%(creatordate:unix) %(*objectname) %(objectname)"
     listed = [line.split() for line in git_text(place.root, "for-each-ref", form, *RESULTS).splitlines()]
-    made, now = [(int(line[0]), line[1]) for line in listed if line[0].isdecimal()], time.time()
-    dated = sorted((at if at <= now else 0, commit) for at, commit in made)  # a clock may have been wrong
-    commits = dict.fromkeys(commit for _, commit in reversed(dated))
+    made = [(int(line[0]), line[1]) for line in listed if line[0].isdecimal()]
+    tomorrow = time.time() + 24 * 3600
+    dated = sorted((at < tomorrow, at, commit) for at, commit in made)  # a clock may have been wrong
+    commits = dict.fromkeys(commit for _, _, commit in reversed(dated))
     wanted = (place.folder / layout.PARAMS).read_bytes()
     found = contents(place.root, [f"{commit}:{layout.PARAMS}" for commit in commits], len(wanted))
     return [commit for commit in commits if found[f"{commit}:{layout.PARAMS}"] == wanted]

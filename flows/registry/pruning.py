@@ -69,8 +69,9 @@ class Plan(NamedTuple):
 def make_plan(root: Path, keep: int, published: Mapping[str, str] | None) -> Plan:
     """Return what to keep for the last `keep` champions and the `keep` newest versions.
 
-    `published` maps the remote's refs to their commits; None means that no remote is configured.  A version or a branch
-    that the remote lacks stays.  Raises UserError (exit 5) outside a repository, or in one without a commit.
+    `published` maps the remote's refs to their commits; None means that no remote is configured.  A version that the
+    remote lacks stays, and so does a branch whose commit no branch of the remote has.  Raises UserError (exit 5)
+    outside a repository, or in one without a commit.
     """
     known, tags = versions(root), model_tags(root)
     names = {tag.commit: tag.name for tag in tags} | {version.commit: version.name for version in known}

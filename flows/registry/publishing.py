@@ -66,7 +66,7 @@ def publish(root: Path) -> list[str]:
                 if there == before:  # else another machine has published meanwhile
                     raise
     except NetworkError as error:
-        if "declined" in str(error):  # by a hook, or by a rule of the forge
+        if "hook declined" in str(error) or "push declined" in str(error):  # by a rule of the forge
             advice = "correct that, and the next run publishes again"
             raise UserError(f"publish: {error}; {advice}", Exit.MISSING) from error
         raise NetworkError(f"publish: {error}; the next run publishes again") from error
@@ -204,13 +204,11 @@ def branches(root: Path, there: dict[str, Target]) -> list[str]:
     checked_out = git_text(root, "rev-parse", "--symbolic-full-name", "HEAD")  # HEAD itself if it is detached
     form = "--format=%(upstream:remotename) %(upstream:remoteref)"
     place, _, ref = git_text(root, "for-each-ref", form, checked_out).partition(" ")
-    advice = f"`git fetch {REMOTE} && git branch -u {REMOTE}/NAME` names another"
-    if place in ("", "."):  # no upstream branch, or a local one
+    if place != REMOTE:  # no upstream branch, or one from which no shared run starts: see `first_commit`
         return [f"{layout.RUN_BRANCHES}*"]
-    if place != REMOTE:
-        raise UserError(f"{root}: the upstream branch is at {place}, not at {REMOTE}; {advice}", Exit.USAGE)
     name = ref.removeprefix("refs/heads/")
     if ref not in there:
+        advice = f"`git fetch {REMOTE} && git branch -u {REMOTE}/NAME` names another"
         raise UserError(f"{root}: the upstream branch {name} is no longer at {REMOTE}; {advice}", Exit.MISSING)
     return [f"{layout.RUN_BRANCHES}*", name]
 

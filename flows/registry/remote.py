@@ -77,7 +77,7 @@ def fetch(root: Path, *arguments: str, stdin: bytes | None = None) -> None:
 def is_up_to_date(root: Path, ref: str, mine: Target, there: dict[str, Target]) -> bool:
     """Whether there is nothing to push to the remote, which has the refs `there`.
 
-    It has the same object, its branch has commits that ours lacks, or our branch was merged there and then deleted.
+    It has the same object, or its branch has commits that ours lacks, or another branch there has our commit.
     """
     theirs = there.get(ref)
     if theirs == mine:

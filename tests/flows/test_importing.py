@@ -7,6 +7,7 @@ import re
 import shutil
 import zipfile
 from pathlib import Path
+from unittest.mock import Mock
 
 import msgpack
 import numpy as np
@@ -16,6 +17,8 @@ from torch import Tensor
 
 from flows.cli import run
 from flows.core.checkpoint import load_model
+from flows.core.errors import CheckpointError
+from flows.evaluation import importing
 from flows.images.store import save_images
 from vdm.diffusion import denoise, reverse_step
 from vdm.discretization import nearest_pixels, reconstruction_draw
@@ -449,3 +452,12 @@ def test_config_yaml_of_the_peer_must_lie_beside_its_weights(
     (tmp_path / "config.yaml").unlink()
     assert run(["import-checkpoint", str(file), "--format", "addtt", "--out", str(tmp_path / "model")]) == 5
     assert "it must lie beside model.pt" in capsys.readouterr().err
+
+
+def test_a_library_that_gives_no_reason_is_not_quoted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_bytes(b"x")
+    monkeypatch.setattr(importing, "read_addtt", Mock(side_effect=EOFError()))
+    with pytest.raises(CheckpointError, match="checkpoint: EOFError: EOFError; is --format right"):
+        importing.import_checkpoint(
+            tmp_path / "file", "addtt", out=tmp_path / "out", image_size=(8, 8), num_levels=17, averaged=True
+        )

@@ -533,7 +533,7 @@ def test_steps_and_seeds_have_their_own_noise_and_processes_their_own_dropout(
 
 def test_a_line_of_the_log_has_every_mean_under_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter([10.0, 14.0, 15.0])
-    monkeypatch.setattr(training_log.time, "perf_counter", lambda: next(clock))
+    monkeypatch.setattr(training_log, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
     log = TrainingLog()
     log.add(1, torch.tensor([1.0, 2.0, 4.0, 8.0]))
     log.add(2, torch.tensor([3.0, 4.0, 6.0, 10.0]))

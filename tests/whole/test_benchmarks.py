@@ -9,6 +9,7 @@ from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from conftest import TINY
 from torch import distributed
 
 from benchmarks import (
+    aged,
     compression,
     contract,
     equal_minutes,
@@ -340,3 +342,14 @@ def test_what_the_peer_cannot_be_trained_with_is_refused_before_ours_is_trained(
     with pytest.raises(SystemExit, match="2"):
         equal_minutes.main()
     assert reason in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_the_server_of_the_benchmarks_has_its_own_database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PREFECT_SERVER_DATABASE_CONNECTION_URL", "production")
+    started = Mock()
+    monkeypatch.setattr(aged.subprocess, "Popen", started)
+    monkeypatch.setattr(aged, "answers", lambda url: True)
+    monkeypatch.setattr(aged, "History", Mock())
+    with aged.server(tmp_path):
+        pass
+    assert "production" not in started.call_args.kwargs["env"].values()

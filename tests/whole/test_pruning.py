@@ -632,3 +632,18 @@ def test_a_run_that_somebody_else_deleted_meanwhile_does_not_end_the_pruning() -
 
     delete_runs(cast(Api, Mock(ask=ask)), [{"id": "1"}, {"id": "2"}, {"id": "3"}])
     assert left == set()
+
+
+def test_a_runs_branch_that_was_merged_and_deleted_at_the_remote_goes(project: Project) -> None:
+    first = project.git("rev-parse", "vdm@v1.0.0^{commit}").strip()
+    project.git("branch", f"runs/{OLD}", first)
+    named = (f"vdm@v1.{number}.0" for number in range(2))
+    tags = {f"refs/tags/{name}": project.git("rev-parse", f"{name}^{{commit}}").strip() for name in named}
+
+    def goes(there: dict[str, str]) -> bool:
+        return f"refs/heads/runs/{OLD}" in [ref.name for ref in make_plan(project.folder, 1, tags | there).refs]
+
+    assert not goes({})
+    assert not goes({"refs/heads/runs/other": first})
+    assert not goes({"refs/heads/main": "1" * 40})  # not known here
+    assert goes({"refs/heads/main": project.git("rev-parse", "main").strip()})

@@ -14,6 +14,7 @@ from project import Project, cached
 
 from flows.core.errors import Exit, NetworkError, UserError
 from flows.orchestration import releasing
+from flows.orchestration.workspace import first_commit
 from flows.registry import publishing, remote
 from flows.registry.publishing import Outrun, fetch_versions, publish
 from flows.registry.versions import add_version, record_refusal, refusal, refusals, resolve
@@ -536,10 +537,17 @@ def test_an_upstream_branch_at_another_remote_is_refused(project: Project, tmp_p
     project.git("remote", "add", "moved", str(tmp_path / "remote.git"))
     project.git("fetch", "--quiet", "moved")
     project.git("branch", "--quiet", "--set-upstream-to=moved/main")
-    with pytest.raises(
-        UserError, match="the upstream branch is at moved, not at origin; `git fetch origin && "
-    ) as raised:
-        fetch_versions(project.folder)
+    with pytest.raises(UserError, match="the upstream branch is at moved, not at origin; `git fetch") as raised:
+        first_commit(project.folder, shared=True)
     assert raised.value.code is Exit.USAGE
-    project.git("branch", "--unset-upstream")
-    assert fetch_versions(project.folder) == ([], [])
+    assert first_commit(project.folder, shared=False) == project.git("rev-parse", "HEAD").strip()
+    assert fetch_versions(project.folder) == ([], [])  # a run that does not share gives its versions other numbers
+
+
+def test_an_address_with_the_word_declined_is_a_network_error(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = "git push: fatal: unable to access 'https://declined.example/'"
+    monkeypatch.setattr(publishing, "ask", Mock(side_effect=NetworkError(said)))
+    with pytest.raises(NetworkError):
+        publish(project.folder)

@@ -16,7 +16,16 @@ from ruamel.yaml import YAML
 
 from flows.core import layout
 from flows.core.errors import Exit, NetworkError, UserError
-from flows.orchestration.workspace import Workspace, commit, compose_params, finished, first_commit, prune, workspace
+from flows.orchestration.workspace import (
+    Workspace,
+    alike,
+    commit,
+    compose_params,
+    finished,
+    first_commit,
+    prune,
+    workspace,
+)
 from flows.process.environment import settle
 from flows.registry.git import git_text, reason_in, require_identity
 from flows.registry.publishing import is_own, run_of
@@ -508,3 +517,18 @@ def test_results_are_found_although_the_clock_of_another_machine_was_wrong(
     monkeypatch.delenv("GIT_COMMITTER_DATE")
     with workspace(root, copied.git("show", f"{first}:params.yaml"), "HEAD") as place:
         assert finished(place, shared=False) == first
+
+
+def test_results_keep_their_order_although_this_clock_is_behind(
+    copied: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tree, made = copied.git("rev-parse", "HEAD^{tree}").strip(), []
+    for number in range(6):
+        with monkeypatch.context() as patch:
+            for kind in ("AUTHOR", "COMMITTER"):
+                patch.setenv(f"GIT_{kind}_DATE", f"@{4000000000 + number} +0000")
+            made.append(copied.git("commit-tree", "-p", "HEAD", "-m", f"Retrain {number}", tree).strip())
+        copied.git("branch", f"runs/{number}", made[-1])
+    monkeypatch.setattr("flows.orchestration.workspace.time", Mock(time=lambda: 0.0))
+    with workspace(copied.folder, copied.git("show", "HEAD:params.yaml"), "HEAD") as place:
+        assert alike(place)[:6] == made[::-1]
