@@ -27,7 +27,7 @@ from flows.process.locks import lock_file
 from flows.registry.git import Tag, content_of, contents, git, git_lines, git_text, require_identity
 from flows.registry.lock_file import read_lock
 from flows.registry.publishing import run_of
-from flows.registry.remote import REMOTE
+from flows.registry.remote import NAME_ANOTHER, REMOTE, upstream
 from flows.registry.storage import cached_at, dvc_repository, files, obtain
 from flows.registry.versions import MODEL
 
@@ -166,15 +166,13 @@ def first_commit(root: Path, *, shared: bool) -> str:
     """
     head = git_text(root, "rev-parse", "HEAD")
     if shared:
-        branch = git_text(root, "rev-parse", "--symbolic-full-name", "HEAD")
-        place = git_text(root, "for-each-ref", "--format=%(upstream:remotename)", branch)
+        place, _ = upstream(root)
         if place not in ("", ".", REMOTE):
-            advice = f"`git fetch {REMOTE} && git branch -u {REMOTE}/NAME` names another"
-            raise UserError(f"{root}: the upstream branch is at {place}, not at {REMOTE}; {advice}", Exit.USAGE)
+            raise UserError(f"{root}: the upstream branch is at {place}, not at {REMOTE}; {NAME_ANOTHER}", Exit.USAGE)
         with suppress(UserError):  # no branch, no upstream branch, or a branch with local commits
-            upstream = git_text(root, "rev-parse", "--verify", "--quiet", "@{upstream}")
-            git_text(root, "merge-base", "--is-ancestor", head, upstream)
-            return upstream
+            newest = git_text(root, "rev-parse", "--verify", "--quiet", "@{upstream}")
+            git_text(root, "merge-base", "--is-ancestor", head, newest)
+            return newest
     return head
 
 

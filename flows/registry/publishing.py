@@ -15,6 +15,7 @@ from flows.registry.cache import files_of, lacking
 from flows.registry.git import Tag, git, git_lines, git_text, registry_lock
 from flows.registry.lock_file import read_lock
 from flows.registry.remote import (
+    NAME_ANOTHER,
     NOTES,
     OURS,
     PUSH_SECONDS,
@@ -27,6 +28,7 @@ from flows.registry.remote import (
     other_objects,
     remote_refs,
     take_other_objects,
+    upstream,
 )
 from flows.registry.storage import check, dvc_repository, obtain, quiet, require_remote
 from flows.registry.versions import MODEL, REFUSALS, deregistered, model_tags, of_stage, registered
@@ -145,8 +147,9 @@ def how_to_renumber(taken: list[Tag], held: list[Tag], here: list[Tag]) -> str:
     numbered = {tag.commit for tag in here if tag not in held and not of_stage(tag)}
     without = [tag for tag in taken if not of_stage(tag) and tag.commit not in numbered]
     again = [f"`gto register {MODEL} {tag.commit[:12]}`" for tag in without]
-    gone = [tag.commit[:12] for tag in without if tag.commit in deregistered(here)]
-    again += [f"`gto deprecate {MODEL} vX.Y.Z` with the new number of {commit}" for commit in gone]
+    gone = deregistered(here)
+    back = [tag.commit[:12] for tag in without if tag.commit in gone]
+    again += [f"`gto deprecate {MODEL} vX.Y.Z` with the new number of {commit}" for commit in back]
     again += ["promote or roll back again"] if any(map(of_stage, held)) else []
     removed = " ".join(f"'{tag.name}'" for tag in held)
     then = f", and then {' and '.join(again)}" if again else ""
@@ -201,15 +204,12 @@ def branches(root: Path, there: dict[str, Target]) -> list[str]:
     Other branches are not fetched: if two names conflict, such as `a` and `a/b`, git refuses all of them.  Raises
     UserError (exit 5) if the upstream branch is not among the remote's refs `there`.
     """
-    checked_out = git_text(root, "rev-parse", "--symbolic-full-name", "HEAD")  # HEAD itself if it is detached
-    form = "--format=%(upstream:remotename) %(upstream:remoteref)"
-    place, _, ref = git_text(root, "for-each-ref", form, checked_out).partition(" ")
+    place, ref = upstream(root)
     if place != REMOTE:  # no upstream branch, or one from which no shared run starts: see `first_commit`
         return [f"{layout.RUN_BRANCHES}*"]
     name = ref.removeprefix("refs/heads/")
     if ref not in there:
-        advice = f"`git fetch {REMOTE} && git branch -u {REMOTE}/NAME` names another"
-        raise UserError(f"{root}: the upstream branch {name} is no longer at {REMOTE}; {advice}", Exit.MISSING)
+        raise UserError(f"{root}: the upstream branch {name} is no longer at {REMOTE}; {NAME_ANOTHER}", Exit.MISSING)
     return [f"{layout.RUN_BRANCHES}*", name]
 
 

@@ -6,12 +6,14 @@ from typing import NamedTuple
 
 from flows.core import layout
 from flows.core.errors import NetworkError, UserError
-from flows.registry.git import git, git_lines
+from flows.registry.git import git, git_lines, git_text
 from flows.registry.versions import MODEL, REFUSALS
 
 REMOTE = "origin"
 NOTES = f"refs/notes/{REFUSALS}"
 OURS = (f"refs/tags/{MODEL}@", f"refs/tags/{MODEL}#")
+NAME_ANOTHER = f"`git fetch {REMOTE} && git branch -u {REMOTE}/NAME` names another"
+"""What to do about an upstream branch that cannot be used."""
 # A remote may accept the connection and never answer.
 LIST_SECONDS, PUSH_SECONDS = 60, 900
 
@@ -21,6 +23,14 @@ class Target(NamedTuple):
 
     digest: str
     commit: str
+
+
+def upstream(root: Path) -> tuple[str, str]:
+    """Return the remote and the ref of the upstream branch: "" for both without one, "." for a branch of this clone."""
+    checked_out = git_text(root, "rev-parse", "--symbolic-full-name", "HEAD")  # HEAD itself if it is detached
+    form = "--format=%(upstream:remotename) %(upstream:remoteref)"
+    remote, _, ref = git_text(root, "for-each-ref", form, checked_out).partition(" ")
+    return remote, ref
 
 
 def local_refs(root: Path) -> dict[str, Target]:
