@@ -160,6 +160,14 @@ def copied(registry: Project, tmp_path: Path) -> Project:
     return registry.copy(tmp_path / "project")
 
 
+@pytest.fixture
+def without_profiles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let Prefect have no settings but those of the test."""
+    monkeypatch.setenv("PREFECT_HOME", str(tmp_path))
+    for name in ("API_URL", "API_AUTH_STRING", "PROFILE", "PROFILES_PATH"):
+        monkeypatch.delenv(f"PREFECT_{name}", raising=False)
+
+
 @pytest.fixture(scope="session")
 def empty_database(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
     """Return a database of Prefect's server without content, whose tables a server would make in five seconds."""

@@ -1,0 +1,107 @@
+"""`vdmctl status`: what it asks the server, and which problems it names."""
+
+from pathlib import Path
+from typing import Any, cast
+from unittest.mock import Mock
+
+import pytest
+from servers import OWN, answering
+
+from flows.core import layout
+from flows.orchestration import automations
+from flows.orchestration.server import Api
+from flows.orchestration.status import (
+    address,
+    all_runs,
+    loop,
+    paused,
+    problems,
+    problems_of_loop,
+    reason,
+    server,
+    status,
+)
+from flows.process.locks import lock_file
+
+pytestmark = pytest.mark.usefixtures("without_profiles")
+
+
+def test_a_folder_has_only_the_server_that_serves_it(tmp_path: Path) -> None:
+    found = server(tmp_path)
+    assert (found["url"], found["answers"]) == ("", False)
+    assert found["reason"].startswith(
+        "no Prefect server answers (this folder is not served); start one with `vdmctl serve`"
+    )
+    (tmp_path / layout.SERVE_LOCK).parent.mkdir()
+    with lock_file(tmp_path / layout.SERVE_LOCK, f"7 {OWN}"):
+        assert address(tmp_path) == OWN
+    assert address(tmp_path) == ""
+
+
+def test_all_runs_are_read_page_by_page(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("flows.orchestration.status.PAGE", 2)
+    api: Any = Mock(ask=lambda path, *, offset, limit, **_: [{"id": number} for number in range(5)][offset:][:limit])
+    assert [run["id"] for run in all_runs(api, "SCHEDULED", sort="EXPECTED_START_TIME_ASC")] == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize(
+    ("kind", "message", "expected"),
+    [
+        ("COMPLETED", "promote: vdm@v1.0.0", None),
+        ("FAILED", "stage train failed: no space", "stage train failed: no space"),
+        ("FAILED", None, "Prefect knows no reason"),
+        ("CRASHED", "Aborted by a signal.", "Aborted by a signal; the next run continues from the last saved state"),
+        ("CRASHED", automations.PROCESS_GONE, automations.PROCESS_GONE),
+    ],
+)
+def test_the_reason_of_a_run_that_did_not_succeed(kind: str, message: str | None, expected: str | None) -> None:
+    assert reason({"state": {"type": kind, "message": message}}) == expected
+
+
+def test_the_status_names_a_missing_deployment_and_a_missing_pool(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    online = {"url": "http://a/api", "answers": True, "workers": [{"name": "w", "status": "ONLINE"}]}
+    found: dict[str, Any] = {
+        "folder": "/vdm",
+        "registry": {"versions": 0, "unpublished": None},
+        "worktrees": [],
+        "disk_bytes": {},
+    }
+    assert list(problems(found | {"server": online | {"deployments": ["train-vdm", "weekly"]}})) == []
+    (problem,) = problems(found | {"server": online | {"deployments": ["weekly"]}})
+    assert problem == "the server has no deployment train-vdm; `vdmctl serve` creates it when it starts"
+    (problem,) = problems(found | {"server": online | {"deployments": ["train-vdm"], "without_queue": ["weekly"]}})
+    assert problem.startswith("no run of train-vdm/weekly starts, since its work queue was deleted; `vdmctl serve`")
+    paused = online | {"deployments": ["train-vdm"], "schedules": [{"deployment": "train-vdm/weekly", "paused": True}]}
+    (problem,) = problems(found | {"server": paused})
+    assert (
+        problem
+        == "no planned run of train-vdm/weekly starts, since the deployment is paused; resume it in Prefect's UI"
+    )
+    with answering(**{"csrf-token": 422}) as url:  # and 501 for every POST, such as that which lists the workers
+        monkeypatch.setenv("PREFECT_API_URL", url)
+        server = status(tmp_path)["server"]
+        assert server["answers"]
+        (problem,) = problems(found | {"server": server})
+        assert problem.startswith(f"{url}: not a Prefect server, or one of another version (501 ")
+
+
+@pytest.mark.parametrize(("key", "named"), [(None, "or in one that was deleted"), ("7", "`--queue nightly` makes")])
+def test_a_late_run_of_a_deleted_queue_is_not_said_to_wait_for_a_worker(key: str | None, named: str) -> None:
+    late = {"name": "owl", "state_name": "Late", "expected_start_time": "T", "idempotency_key": None}
+    late |= {"work_queue_name": "nightly", "work_queue_id": key}
+
+    def ask(path: str, **given: Any) -> list[dict[str, Any]]:
+        wanted = given.get("flow_runs", {}).get("state", {}).get("type", {}).get("any_")
+        return [late] if wanted == ["SCHEDULED"] and not given["offset"] else []
+
+    (*_, problem) = problems_of_loop(loop(cast(Api, Mock(ask=ask))))
+    assert problem.startswith("run owl, planned for T, has not started")
+    assert named in problem
+
+
+def test_a_queue_may_have_the_name_of_the_pool() -> None:
+    pool, queue = {"name": "vdm", "is_paused": False}, {"name": "vdm", "is_paused": True}
+    api: Any = Mock(ask=lambda path, **_: [queue] if "queues" in path else [pool])
+    assert paused(api) == [{"name": "vdm", "resume": "prefect work-queue resume vdm --pool vdm"}]
