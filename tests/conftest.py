@@ -17,8 +17,10 @@ from pictures import noise
 from PIL import Image
 from plant import Plant
 from project import IDENTITY, Project
+from results import write_results
 
 from flows.registry.versions import add_version
+from flows.report.results import Files
 from vdm.model import VDM
 
 # Variables of whoever runs the tests do not reach them, nor git's hooks and keys.
@@ -122,6 +124,12 @@ def digits() -> np.ndarray:
     from sklearn.datasets import load_digits
 
     return load_digits().images.astype(np.uint8)[:, None]
+
+
+@pytest.fixture
+def files(tmp_path: Path, digits: np.ndarray) -> Files:
+    """Return the files of complete results, for the tests of reports."""
+    return write_results(tmp_path, digits)
 
 
 @pytest.fixture(scope="session")

@@ -1,90 +1,41 @@
 """The page with all results: what it says, what it leaves out, and what it never contains."""
 
-import hashlib
 import html
 import io
 import json
 import re
 import shutil
 import subprocess
-from collections.abc import Callable
-from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
 from xml.etree import ElementTree
 
 import numpy as np
 import pytest
-from conftest import TINY
+from documents import Document, words
 from PIL import Image
-from project import run_vdmctl
 from results import BPD, MODEL, ORIGIN, PLACES, metrics, sample_metrics, validation, write_results
 from ruamel.yaml import YAML
 
 from flows.commands.reporting import WORKSPACE
-from flows.core.checkpoint import save_model
 from flows.core.errors import Exit, UserError
 from flows.evaluation.results import BoundMetrics, SampleMetrics
 from flows.images.store import data_sha256
 from flows.report import charts, markdown, pictures
 from flows.report.charts import PALETTE
 from flows.report.checks import MOST_EXPECTATIONS
-from flows.report.comparison import cautions, comparison, difference
+from flows.report.comparison import comparison
 from flows.report.page import Page, page
 from flows.report.results import Files, disagreements, read_results
 from flows.stages.report import report
-from vdm.model import VDM
 
 ROOT = Path(__file__).parents[2]
 HOSTILE = "<script>alert(1)</script>\"'><img src=http://a/b onerror=alert(2)> {{ 7 * 7 }} $x^$ ]]> \x1b[2J\u202e\ud800"
-VOID = {"meta", "img", "br"}
-
-
-class Document(HTMLParser):
-    """What a page consists of: tags with their attributes, its text, and whether tags are nested as they should be."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.text, self.open = "", list[str]()
-        self.feed(text)
-        self.close()
-        assert self.open == []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        assert len(dict(attrs)) == len(attrs)
-        self.tags.append((tag, dict(attrs)))
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-
-    def handle_endtag(self, tag: str) -> None:
-        self.text += " " if tag in ("td", "th", "li", "caption") else ""
-        assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        if not self.open or self.open[-1] != "style":
-            self.text += data
-
-    def all(self, tag: str) -> list[dict[str, str | None]]:
-        return [attributes for name, attributes in self.tags if name == tag]
-
-
-def words(text: str) -> str:
-    """Return the text with every white space as one space."""
-    return " ".join(text.split())
 
 
 def shown(files: Files) -> str:
     """Return the text of the page about the results in files."""
     return words(Document(page(read_results(files, ORIGIN)).html).text)
-
-
-@pytest.fixture
-def files(tmp_path: Path, digits: np.ndarray) -> Files:
-    return write_results(tmp_path, digits)
 
 
 @pytest.fixture(scope="module")
@@ -352,187 +303,10 @@ def test_the_stage_writes_page_and_charts_that_stand_alone(files: Files, tmp_pat
         assert "#00000" not in content
 
 
-def test_two_models_are_compared_image_by_image(files: Files, tmp_path: Path, digits: np.ndarray) -> None:
-    first = read_results(files, ORIGIN)
-    other = write_results(tmp_path / "other", digits)
-    change = np.random.default_rng(0).normal(-0.1, 0.05, 40)
-    assert other.per_image
-    rows = "".join(f"{i},{bpd:.6f}\n" for i, bpd in enumerate(BPD + change))
-    other.per_image.write_text(f"image,bpd\n{rows}")
-    origin = ORIGIN._replace(name="other", parameters={"data": {"name": "digits"}, "train": {"betas": [0.9, 0.999]}})
-    second = read_results(other, origin)
-    found = difference(first, second)
-    assert found
-    assert found.difference == pytest.approx(change.mean(), abs=1e-6)
-    assert found.standard_error == pytest.approx(change.std(ddof=1) / np.sqrt(40), abs=1e-6)
-    # Student's t with 39 degrees of freedom exceeds 2.0227 with probability 0.025.
-    assert found.interval[1] - found.difference == pytest.approx(2.0227 * found.standard_error, rel=1e-4)
-    text = words(Document(comparison(first, second).html).text)
-    shown = f"\N{MINUS SIGN}{-found.difference:.4f} ± {found.standard_error:.4f}"
-    assert f"{shown} bits/dim from models/vdm to other" in text
-    assert "other is better on these images" in text
-    assert "train.betas [0.9, 0.99] [0.9, 0.999]" in text
-    assert "data.name" not in text
-    assert "Not compared" not in text
-    assert "two different networks" not in text
-    assert other.sample_metrics
-    other.sample_metrics.write_text(other.sample_metrics.read_text().replace("0a1b2c3d", "ffffffff"))
-    assert "two different networks" in comparison(first, read_results(other, origin)).html
-    text = words(Document(comparison(first, first._replace(origin=ORIGIN._replace(parameters={}))).html).text)
-    assert "None of the parameters that are known of both differ" in text
-    assert "known of one model only: data, train" in text
-    other.per_image.write_text(f"image,bpd\n{rows}".replace(f"39,{BPD[39] + change[39]:.6f}", "39,inf"))
-    text = words(Document(comparison(first, read_results(other, origin)).html).text)
-    assert "No paired difference: not all figures are finite" in text
-    assert "is better on these images" not in text
-
-
-def test_a_curve_of_one_of_two_models_has_its_name_and_its_colour(files: Files) -> None:
-    results = read_results(files, ORIGIN)
-    second = results._replace(origin=ORIGIN._replace(name="other"))
-    charts = {chart.name: chart for chart in comparison(results._replace(curves=None), second).charts}
-    assert "other, training: from " in charts["loss"].alt
-    assert ">other, training<" in charts["loss"].svg
-    assert "var(--second)" in charts["loss"].svg
-    assert "var(--first)" not in charts["loss"].svg
-    assert "var(--first)" in charts["schedule"].svg
-
-
-@pytest.mark.parametrize(
-    "names",
-    [
-        ("/home/anna/projects/diffusion/models/wide", "/home/anna/projects/diffusion/models/deep"),
-        ("/first/models/of/the/same/name/in/two/folders", "/second/models/of/the/same/name/in/two/folders"),
-        ("_old", "new"),
-        ("models/vdm", "models/vdm"),
-    ],
-)
-def test_every_curve_of_two_models_has_a_name_in_the_legend(names: tuple[str, str], files: Files) -> None:
-    results = read_results(files, ORIGIN)
-    first, second = (results._replace(origin=ORIGIN._replace(name=name)) for name in names)
-    charts = {chart.name: chart for chart in comparison(first, second).charts}
-    legend = re.findall(r">([^<>]*), training<", charts["loss"].svg)
-    assert len(set(legend)) == 2, legend
-
-
-@pytest.mark.parametrize(
-    ("changes", "reason"),
-    [
-        ({"seed": 1}, "they were evaluated with different seeds"),
-        ({"times_per_image": 3}, "they were evaluated at different numbers of times"),
-        ({"num_timesteps": 100}, "they were evaluated with different numbers of steps"),
-        ({"data_sha256": "b" * 64}, "they were evaluated on different images"),
-        ({"split": "train"}, "they were evaluated on different splits"),
-        ({"precision": "bfloat16"}, "they were evaluated in different precisions"),
-    ],
-)
-def test_figures_that_are_not_paired_are_not_subtracted(
-    changes: dict[str, object], reason: str, files: Files, tmp_path: Path, digits: np.ndarray
-) -> None:
-    other = write_results(tmp_path / "other", digits)
-    assert other.images
-    other.metrics.write_text(json.dumps(metrics(data_sha256(other.images)) | changes))
-    text = words(Document(comparison(read_results(files, ORIGIN), read_results(other, ORIGIN)).html).text)
-    assert f"No paired difference: {reason}." in text
-    assert "95% interval" not in text
-
-
 def test_the_stage_declares_every_file_that_it_shows() -> None:
     stage = YAML(typ="safe").load(ROOT / "dvc.yaml")["stages"]["report"]
     assert WORKSPACE == PLACES
     assert {str(path) for path in WORKSPACE} == {dep for dep in stage["deps"] if not dep.startswith(("flows", "vdm"))}
-
-
-@pytest.fixture
-def vdmctl(tmp_path: Path, digits: np.ndarray) -> Callable[..., subprocess.CompletedProcess[str]]:
-    write_results(tmp_path, digits)
-    shutil.copyfile(ROOT / "presets" / "digits.yaml", tmp_path / "params.yaml")
-    return lambda *arguments: run_vdmctl(tmp_path, {}, "report", *arguments)
-
-
-def test_an_existing_file_is_kept_unless_it_is_the_stages_output(
-    vdmctl: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
-) -> None:
-    (tmp_path / "page.html").write_text("mine")
-    refused = vdmctl("--out", "page.html")
-    assert (refused.returncode, refused.stderr) == (2, "vdmctl: page.html exists; --force overwrites it\n")
-    assert (tmp_path / "page.html").read_text() == "mine"
-    assert vdmctl("--out", "page.html", "--force").returncode == 0
-    for _ in range(2):
-        assert vdmctl("--out", "reports/report.html").returncode == 0
-    assert (tmp_path / "reports/report.html").read_bytes() == (tmp_path / "page.html").read_bytes()
-    assert len(list((tmp_path / "reports/pictures").iterdir())) == 4
-    assert vdmctl("models/vdm", "--out", "reports/report.html").returncode == 2  # not the stage
-
-
-def test_a_model_folder_has_results_of_its_own(
-    vdmctl: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path, tiny_model: Callable[..., VDM]
-) -> None:
-    """They are those that `vdmctl evaluate --out` wrote; without them, those of the same model in the workspace."""
-    model = tmp_path / "my model"
-    model.mkdir()
-    result = vdmctl("my model", "--out", "page.html")
-    assert (result.returncode, result.stderr) == (
-        *(5, "vdmctl: my model: no model folder, since it has no config.json\n"),
-    )
-    save_model(model, tiny_model(), TINY)
-    result = vdmctl("my model", "--out", "page.html")
-    advice = "run `vdmctl evaluate 'my model' --out 'my model'`"
-    assert result.returncode == 5
-    assert result.stderr.startswith(f"vdmctl: my model: not evaluated yet; {advice}, with `--images SET` if its images")
-    written = json.loads((tmp_path / PLACES.metrics).read_text())
-    (model / "metrics.json").write_text(json.dumps(written))
-    result = vdmctl("my model", "--out", "page.html")
-    assert (result.returncode, result.stderr) == (
-        *(5, f"vdmctl: my model/metrics.json is about another model; {advice}\n"),
-    )
-    own = hashlib.sha256((model / "config.json").read_bytes()).hexdigest()
-    (model / "metrics.json").write_text(json.dumps(written | {"model_sha256": own}))
-    assert vdmctl("my model", "--out", "page.html").returncode == 0
-    text = words(Document((tmp_path / "page.html").read_text()).text)
-    assert text.count("image_shape") == 1  # of the images, and not a parameter of the model
-    assert "There is no training log" in text
-    assert "width 8" in text
-    assert "--out 'my model' --split test --times-per-image" in text
-    (tmp_path / PLACES.metrics).write_text(json.dumps(written | {"model_sha256": own}))
-    assert vdmctl("my model", "--out", "page.html", "--force").returncode == 0
-    assert "There is no training log" in words(Document((tmp_path / "page.html").read_text()).text)
-    (model / "metrics.json").unlink()
-    assert vdmctl("my model", "my model", "--out", "two.html").returncode == 0
-    text = words(Document((tmp_path / "two.html").read_text()).text)
-    assert "Loss while training" in text
-    assert "my model, first" in text
-    weights = (model / "weights.safetensors").read_bytes()
-    (model / "weights.safetensors").write_bytes(weights[:-1])
-    result = vdmctl("my model", "--out", "damaged.html")
-    assert result.returncode == 5
-    assert result.stderr.startswith("vdmctl: my model/weights.safetensors: sha256 differs from the one in config.json")
-    assert not (tmp_path / "damaged.html").exists()
-    assert vdmctl("my model", "--out", ".").stderr == "vdmctl: . is a folder; name a file, such as report.html\n"
-
-
-@pytest.mark.parametrize(
-    ("arguments", "code", "message"),
-    [
-        (["models/vdm"], 2, "a model and --force need --out FILE"),
-        (["--force"], 2, "a model and --force need --out FILE"),
-        (["a", "b", "c", "--out", "x"], 2, "Got unexpected extra argument(s) (c); see `vdmctl report --help`"),
-        (["--out", "params.yaml/x.html"], 5, "params.yaml: File exists"),
-        (["--out", "reports", "--force"], 2, "reports is a folder; name a file, such as reports/report.html"),
-        (["nowhere", "--out", "x.html"], 5, "nowhere: no model folder, since it has no config.json"),
-    ],
-)
-def test_errors_are_one_line(
-    arguments: list[str],
-    code: int,
-    message: str,
-    vdmctl: Callable[..., subprocess.CompletedProcess[str]],
-    tmp_path: Path,
-) -> None:
-    before = sorted(tmp_path.rglob("*"))
-    result = vdmctl(*arguments)
-    assert (result.returncode, result.stderr) == (code, f"vdmctl: {message}\n")
-    assert sorted(tmp_path.rglob("*")) == before
 
 
 # Shows the page in frames of two widths and reports what a reader would miss.
@@ -578,83 +352,6 @@ def test_a_browser_without_a_network_shows_everything(
     (found,) = re.findall(r'<pre id="found">(.*?)</pre>', result.stdout)
     expected = {"pictures": made.html.count("<img"), "broken": 0, "wider": 0, "charts": 4, "paper": paper, "smooth": 0}
     assert json.loads(html.unescape(found)) == {"phone": expected, "desktop": expected}
-
-
-@pytest.mark.parametrize("name", ["champion", "v1.0.0"])
-def test_a_folder_called_like_a_version_is_named_as_a_folder(
-    name: str,
-    vdmctl: Callable[..., subprocess.CompletedProcess[str]],
-    tmp_path: Path,
-    tiny_model: Callable[..., VDM],
-) -> None:
-    save_model(tmp_path / name, tiny_model(), TINY)
-    result = vdmctl(f"./{name}", "--out", "page.html")
-    assert result.returncode == 5
-    assert f"run `vdmctl evaluate ./{name} --out ./{name}`" in result.stderr
-
-
-def test_a_model_of_the_pipeline_is_evaluated_by_the_pipeline(
-    vdmctl: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path, tiny_model: Callable[..., VDM]
-) -> None:
-    """`vdmctl evaluate --out` writes into no output of the pipeline."""
-    shutil.copyfile(ROOT / "dvc.yaml", tmp_path / "dvc.yaml")
-    save_model(tmp_path / "models/trained", tiny_model(), TINY)
-    result = vdmctl("models/trained", "--out", "page.html")
-    assert result.returncode == 5
-    assert result.stderr == "vdmctl: models/trained: not evaluated yet; run `dvc repro evaluate`\n"
-
-
-def test_two_models_of_one_image_are_not_said_to_have_infinite_figures(files: Files) -> None:
-    assert files.per_image
-    files.per_image.write_text("image,bpd\n0,1.5\n")
-    described = json.loads(files.metrics.read_text()) | {"num_images": 1, "bpd": 1.5, "bpd_standard_error": None}
-    files.metrics.write_text(json.dumps(described))
-    results = read_results(files, ORIGIN)
-    text = words(Document(comparison(results, results).html).text)
-    assert "No paired difference: one image has no standard error." in text
-    assert "not all figures are finite" not in text
-
-
-def test_no_input_of_the_page_is_replaced(
-    vdmctl: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path, tiny_model: Callable[..., VDM]
-) -> None:
-    model = tmp_path / "mine"
-    save_model(model, tiny_model(), TINY)
-    own = hashlib.sha256((model / "config.json").read_bytes()).hexdigest()
-    written = json.loads((tmp_path / PLACES.metrics).read_text())
-    (model / "metrics.json").write_text(json.dumps(written | {"model_sha256": own}))
-    for place in (model / "weights.safetensors", model / "metrics.json", tmp_path / "params.yaml"):
-        before = place.read_bytes()
-        result = vdmctl("mine", "--out", str(place), "--force")
-        error = f"vdmctl: {place} exists and is not an HTML page; name another file\n"
-        assert (result.returncode, result.stderr) == (2, error)
-        assert place.read_bytes() == before
-    for _ in range(2):  # a page may have another suffix
-        assert vdmctl("mine", "--out", "mine/page", "--force").returncode == 0
-
-
-@pytest.mark.parametrize("more", [[], ["--force"]])
-def test_force_is_not_advised_where_it_is_refused(
-    more: list[str], vdmctl: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
-) -> None:
-    shutil.copyfile(ROOT / "dvc.yaml", tmp_path / "dvc.yaml")
-    place = "reports/report.html"
-    (tmp_path / place).write_text("the stage's")
-    result = vdmctl("models/vdm", "--out", place, *more)
-    line = f"vdmctl: {place}: {place} is an output of the pipeline; choose another place\n"
-    assert (result.returncode, result.stderr) == (2, line)
-
-
-def test_samples_of_different_numbers_are_not_compared_without_a_word(
-    files: Files, tmp_path: Path, digits: np.ndarray
-) -> None:
-    first = read_results(files, ORIGIN)
-    assert cautions(first.sample_metrics, first.sample_metrics) == []
-    other = write_results(tmp_path / "other", digits)
-    assert other.sample_metrics
-    other.sample_metrics.write_text(other.sample_metrics.read_text().replace('"num_images": 16', '"num_images": 12'))
-    text = words(Document(comparison(first, read_results(other, ORIGIN)).html).text)
-    assert "16 samples with 60 training images, and 12 samples with 60 training images" in text
 
 
 @pytest.mark.parametrize("first", [13.0, 400.0, 1e5])
