@@ -79,7 +79,7 @@ def run(arguments: list[str]) -> int:
         if type(error).__name__ != "OutOfMemoryError":  # of torch, which `vdmctl --help` must not load
             raise
         reason = str(error).partition(". ")[0]
-        return fail(f"{reason}; lower the batch size of this stage, or free the card, and run again", Exit.USAGE)
+        return fail(f"{reason}; lower the batch size of this stage, or free GPU memory, and run again", Exit.USAGE)
     finally:
         with suppress(OSError):  # reported above, or less important than the error reported above
             sys.stdout.flush()

@@ -15,7 +15,7 @@ commands = typer.Typer()
 
 
 def known_device(name: str) -> str:
-    """Return the name of a device.  Raises BadParameter for another one."""
+    """Return `name` if it names a device.  Raises BadParameter for any other text."""
     from flows.core.fields import device_name
 
     try:
@@ -53,7 +53,8 @@ def compress(
     """Compress images without loss to a file, near the model's bound in T steps.
 
     It takes T evaluations of the network for each image, and as many again to verify. `vdmctl decompress` needs the
-    same model, the same versions of torch and NumPy and the same kind of processor, which the file names.
+    same model. It is sure to work only with the versions of torch and NumPy and the kind of processor that the
+    file names.
     """
     folder = model_or_ours(model)
     from flows.commands.summary import counted

@@ -38,7 +38,7 @@ def evaluate(
     protocol: Annotated[
         Protocol,
         typer.Option(
-            help="vlb: the variational bound, with `evaluate:`; ode: the probability-flow ODE, with `ode:`,"
+            help="vlb: the variational bound (parameters `evaluate:`); ode: the probability-flow ODE (`ode:`),"
             " and the numerical error, measured on 8 images at a tenth of ode.tolerance."
         ),
     ] = "vlb",
@@ -72,7 +72,7 @@ def evaluate(
         str | None, typer.Option(help="ode: uniform or truncated_normal noise.", show_default="ode.dequantisation")
     ] = None,
     seed: Annotated[
-        int | None, typer.Option(help="Seed of the times and the noise.", show_default="the protocol's parameter")
+        int | None, typer.Option(help="Seed of the times and the noise.", show_default="evaluate.seed or ode.seed")
     ] = None,
     device: Annotated[
         str | None, typer.Option(help="auto, cpu, cuda or cuda:N.", show_default="the protocol's parameter")

@@ -42,7 +42,7 @@ def serve(
     ] = None,
     worker: Annotated[bool, typer.Option("--worker/--no-worker", help="Start a worker, too.")] = True,
     share: Annotated[
-        bool, typer.Option("--share", help="Let its worker share versions with the workers of `vdmctl worker`.")
+        bool, typer.Option("--share", help="Let the worker share versions with the workers of `vdmctl worker`.")
     ] = False,
     queue: QUEUES = None,
 ) -> None:

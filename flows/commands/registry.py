@@ -80,7 +80,7 @@ def promote(
 
     Both are evaluated on the same validation images, times and noise.  The confidence interval of their difference
     must show an improvement of more than promote.min_improvement_bpd.  If there is no champion, a version with correct
-    digests becomes the champion.
+    digests and finite bits/dim becomes the champion.
     """
     from flows.registry.versions import newest, resolve
 

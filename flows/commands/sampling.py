@@ -19,7 +19,7 @@ commands = typer.Typer()
 DRAWN, OUT = 64, Path("samples.png")
 
 Sampler = Literal["ancestral", "ddim", "dpm-solver++", "sde-dpm-solver++"]
-"""The samplers by the names that people know them by."""
+"""The samplers, by their usual names."""
 SOLVERS: dict[Sampler, dict[str, float]] = {
     "ancestral": {"order": 1, "eta": 1.0},
     "ddim": {"order": 1, "eta": 0.0},

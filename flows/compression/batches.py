@@ -25,14 +25,14 @@ CHECKED_DIMS = 2**12
 
 
 def most_plain(num_levels: int) -> int:
-    """Return the number of images that are encoded first, without the model, if there are as many."""
+    """Return the number of images that are encoded first, without the model, if the set has that many."""
     return math.ceil(PLAIN_BITS / math.log2(num_levels))
 
 
 def groups(num_images: int, num_dims: int, most: int, *, decoding: bool) -> Iterator[list[range]]:
     """Yield the batches, of at most `most` images, in groups that share a checksum.
 
-    Batches and groups come in the order of encoding, or of decoding.  No list of all is made.
+    Batches and groups come in the order of encoding, or with `decoding` of decoding, and are made one at a time.
     """
     every = -(-CHECKED_DIMS // num_dims)
     ordered = batches(num_images, most, decoding=decoding)

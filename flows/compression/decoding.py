@@ -88,4 +88,4 @@ class Decoder:
         """Return why the next images decode differently, although their blocks are intact."""
         made, ours = self.header.machine, this_machine(self.device)._replace(threads=self.header.threads)
         here = "the same" if made == ours else str(ours)
-        return f"its next images decode differently on this machine: it was made with {made}, and here is {here}"
+        return f"its next images decode differently on this machine: it was made with {made}; this machine has {here}"

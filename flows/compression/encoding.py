@@ -48,7 +48,8 @@ def mean_bound(vdm: VDM, images: Images, num_timesteps: int) -> tuple[float, flo
     """
     network = {"num_dims": vdm.num_dims, "network_bytes": vdm.inference_bytes("float32")}
     least = memory_needed(**network, num_images=1, times_per_image=BOUND_TIMES, batch_size=BOUND_TIMES)
-    require(least, next(vdm.parameters()).device, f"the bound of one image, at {BOUND_TIMES} times")
+    advice = f"compute the bound of an image at {BOUND_TIMES} times on another --device or with a smaller model"
+    require(least, next(vdm.parameters()).device, advice)
     batch_size = max(BOUND_TIMES, min(BOUND_BATCH, MOST_BOUND_BYTES // network["network_bytes"]))
     total, squares = 0.0, 0.0
     size = fitting(BOUND_BATCH // BOUND_TIMES, 8 * BOUND_TIMES * vdm.num_dims)

@@ -71,7 +71,7 @@ def save_model(
 
 
 def arguments_of(model: "Model", image_shape: Sequence[int], num_levels: int) -> dict[str, Any]:
-    """Return the arguments of `vdm.model.VDM` for the parameters `model` and such images."""
+    """Return the arguments of `vdm.model.VDM` for the parameters `model` and images of this shape and these levels."""
     return {"image_shape": image_shape, "num_levels": num_levels, **model.model_dump()}
 
 

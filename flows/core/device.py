@@ -25,7 +25,8 @@ def find_device(name: str) -> torch.device:
         case "cuda" if not torch.cuda.is_available():
             raise UserError(f"device {name}: torch finds no CUDA device; set device to auto or cpu", Exit.USAGE)
         case "cuda" if (device.index or 0) >= torch.cuda.device_count():
-            raise UserError(f"device {name}: this machine has {torch.cuda.device_count()} CUDA devices", Exit.USAGE)
+            found = f"this machine has {torch.cuda.device_count()} CUDA devices, numbered from 0"
+            raise UserError(f"device {name}: {found}; choose one of them", Exit.USAGE)
     # By default torch computes float32 convolutions with 10 bits of mantissa on recent GPUs.
     torch.backends.cudnn.allow_tf32 = False
     torch.backends.cuda.matmul.allow_tf32 = False
@@ -35,7 +36,7 @@ def find_device(name: str) -> torch.device:
 def find_devices(name: str, count: int) -> list[torch.device]:
     """Return one device for each of `count` processes: the one called `name`, or the first `count` GPUs.
 
-    On the CPU all processes share it.
+    On a CPU, all processes get the same device.
 
     Raises UserError (exit 2) when the machine does not have them.
     """
@@ -43,7 +44,8 @@ def find_devices(name: str, count: int) -> list[torch.device]:
     if count == 1 or device.type == "cpu":
         return [device] * count
     if count > torch.cuda.device_count():
-        raise UserError(f"num_devices {count}: this machine has {torch.cuda.device_count()} CUDA devices", Exit.USAGE)
+        found = f"this machine has {torch.cuda.device_count()} CUDA devices"
+        raise UserError(f"num_devices {count}: {found}; lower num_devices, or set device: cpu", Exit.USAGE)
     return [torch.device(device.type, index) for index in range(count)]
 
 

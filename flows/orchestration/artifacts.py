@@ -1,4 +1,4 @@
-"""Show a run in Prefect's UI: progress, metrics, samples, report, model card, Data Docs, and the decision about it."""
+"""Show a run in Prefect's UI: progress, metrics, samples, report, model card, Data Docs, and promotion."""
 
 import re
 import shutil
@@ -45,7 +45,7 @@ def dispensable() -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        get_run_logger().warning("Prefect did not take this, and the run goes on: %s", brief(error))
+        get_run_logger().warning("Prefect refused an artifact, event or tag, and the run goes on: %s", brief(error))
 
 
 class Progress:

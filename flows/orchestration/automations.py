@@ -86,7 +86,7 @@ def end_dead_runs(api: Api, absent: dict[str, float], *, after: float = 0.0) -> 
             # Not forced, so a run that has ended meanwhile keeps its state.
             answer = api.ask(f"flow_runs/{key}/set_state", state={"type": end, "message": PROCESS_GONE})
             if answer["status"] == "ACCEPT":
-                say_on_stderr(f"run {run['name']}: its process was gone, so the run was ended")
+                say_on_stderr(f"run {run['name']}: its process was gone, so the run was marked as ended")
 
 
 def stop_unwanted_runs(api: Api, folder: Path) -> None:

@@ -99,7 +99,7 @@ def fetch_versions(root: Path) -> State[None] | list[str]:
     logger.info("fetched %s", ", ".join(tags) or "no new versions")
     if withdrawn:
         commits = ", ".join(commit[:12] for commit in withdrawn)
-        logger.warning("another machine published versions with these numbers first; renumbering commits %s", commits)
+        logger.warning("another machine published the same version numbers first; renumbering commits %s", commits)
     return withdrawn
 
 

@@ -128,7 +128,7 @@ def workers(api: Api) -> set[str]:
 
 
 def heard_of(api: Api, seconds: float) -> set[str]:
-    """Return the names of the pool's workers with a heartbeat in the last `seconds`; the server lists all for ever."""
+    """Return the names of the pool's workers with a heartbeat in the last `seconds`; the server never forgets one."""
     chosen = {"last_heartbeat_time": {"after_": (datetime.now(UTC) - timedelta(seconds=seconds)).isoformat()}}
     return {worker["name"] for worker in api.ask(f"work_pools/{POOL}/workers/filter", workers=chosen, limit=200)}
 

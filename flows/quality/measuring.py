@@ -116,8 +116,8 @@ def require_fitting(sample: "Sample", quality: "Quality", *, model: Path, featur
 def num_compared(num_samples: int, image_set: ImageSet, most: int) -> int:
     """Return the number of samples and of test images to compare.
 
-    Raises UserError (exit 2) for fewer than ten, from which nothing can be estimated, and for training images without
-    the neighbours that precision takes.
+    Raises UserError (exit 2) for fewer than ten, from which nothing can be estimated, and for too few training
+    images: precision needs the third neighbour of each.
     """
     if (num_training := len(image_set.train)) <= NEIGHBOURS:
         reason = f"the quality of samples needs {NEIGHBOURS + 1} training images, got {num_training}"

@@ -6,7 +6,7 @@ lineage       a tag's data, parameters, code and outputs
 storage       a version's files, from DVC's cache or remote
 verification  recomputes every digest of a version
 promotion     compares challenger and champion; rolls back
-publishing    pushes files, then commits, then tags
+publishing    pushes files, then commits and tags in one step
 remote        the refs of this repository and of the git remote
 pruning       what stays, and the tags and branches that nothing needs
 cache         the files in DVC's cache that nothing needs

@@ -152,7 +152,7 @@ def decide(evidence: Evidence) -> tuple[str, str]:
         problem = f"{challenger} was fitted to the validation images (train.images), so they cannot judge it"
         return REFUSE, f"{problem}; {by_hand}"
     if evidence.num_images is None:
-        problem = f"the champion {champion} is a model of other images and cannot be compared"
+        problem = f"the champion {champion} takes images of another shape or number of levels, so it cannot be compared"
         return REFUSE, f"{problem}; {by_hand}"
     if evidence.challenger_bpd is None:
         return REFUSE, f"the bits/dim of {challenger} are not finite"
@@ -164,7 +164,7 @@ def decide(evidence: Evidence) -> tuple[str, str]:
     if low is None or high is None:
         return REFUSE, f"one image gives no confidence interval between {challenger} and {champion}"
     percent = 100 * (evidence.confidence or 0)
-    images = "validation images" if evidence.split == "validation" else "test images, having no validation images"
+    images = "validation images" if evidence.split == "validation" else "test images, for lack of validation images"
     interval = f"{percent:g}% interval [{low:+.4f}, {high:+.4f}] bits/dim against {champion} on {images}"
     least = evidence.min_improvement_bpd or 0
     if high < -least:
@@ -191,7 +191,7 @@ def promote(root: Path, challenger: Version, evidence: Evidence) -> str:
         raise UserError(f"the evidence is of {evidence.challenger}, not of {challenger.name}", Exit.USAGE)
     with registry_lock(root):
         if resolve(root, challenger.name).commit != challenger.commit:  # raises UserError (exit 5) if it is gone
-            reason = f"{challenger.name} is another commit now"
+            reason = f"{challenger.name} names another commit now"
             raise UserError(f"{reason}; `vdmctl promote {challenger.name}` compares that", Exit.BUSY)
         tag = champion_tag(root)
         found = (tag.name, tag.commit) if tag else (None, None)  # another machine's tag may have taken the name

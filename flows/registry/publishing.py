@@ -214,7 +214,7 @@ def branches(root: Path, there: dict[str, Target]) -> list[str]:
 
 
 def withdraw(root: Path, commits: list[str], taken: dict[str, str]) -> None:
-    """Remove the tags of the commits' versions and champions and the notes of refusals, none of which is published.
+    """Remove the unpublished tags of these commits (versions, champions) and their unpublished notes of refusals.
 
     The names in `taken` become tags of the given objects.  All tags change at once, or none.  The commits stay on their
     runs' branches, so that they can become versions again.  Raises UserError.

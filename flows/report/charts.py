@@ -88,7 +88,7 @@ class Model(NamedTuple):
     color: str
 
     def curve(self, name: str) -> str:
-        """Return the name of a curve, after the end of its model's name on a page about two."""
+        """Return the name of a curve; on a page about two models, prefixed with the end of its model's name."""
         if not self.name:
             return name
         model = ending(self.name)
@@ -200,7 +200,7 @@ def edges_of(values: np.ndarray) -> list[float]:
 
 
 def drawn(name: str, draw: "Callable[[Axes, Tables], Iterable[str]]", models: Tables) -> Chart:
-    """Return what `draw` draws and says, with the same bytes for the same data.  Ids in the SVG begin with `name`."""
+    """Return the chart that `draw` draws and describes.  Equal data give equal bytes; its ids begin with `name`."""
     import matplotlib
     from matplotlib.figure import Figure
 

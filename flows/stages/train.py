@@ -40,7 +40,8 @@ def train(
     if devices[0].type == "cpu":  # on CUDA the processes that train ask: the question itself takes memory
         require_memory(model, train, load_images(images), devices[0], processes)
     if launched and (started := int(os.environ["LOCAL_WORLD_SIZE"])) != train.num_devices:
-        raise UserError(f"torchrun started {started} processes, train.num_devices is {train.num_devices}", Exit.USAGE)
+        wrong = f"torchrun started {started} processes, but train.num_devices is {train.num_devices}"
+        raise UserError(f"{wrong}; set --nproc-per-node to train.num_devices", Exit.USAGE)
     job = partial(train_here, model, train, images=images, out=out, curves=curves, runs=runs)
     try:
         if train.num_devices > 1 and not launched:

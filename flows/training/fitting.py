@@ -149,7 +149,7 @@ def resume(trainer: Trainer, state: dict[str, Any], folder: Path) -> None:
     except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
         if out_of_memory(error) or "CUDA error" in str(error):  # of the card, not of the state
             raise
-        reason = f"{folder}: its newest state is of another run: {brief(error)}; delete it"
+        reason = f"{folder}: its newest state is of another run: {brief(error)}; delete this folder"
         raise UserError(reason, Exit.MISSING) from error
 
 
@@ -244,7 +244,7 @@ def advice_on_memory(train: "Train", processes: int) -> str:
 
 
 def require_memory(model: "Model", train: "Train", images: ImageSet, device: torch.device, processes: int) -> None:
-    """Raise UserError (exit 2) if such a model cannot be built, or the largest parts of training exceed the memory.
+    """Raise UserError (exit 2) if no such model can be built, or if training needs more memory than is free.
 
     `processes` is their number on all machines, which split a batch.  On a CPU those of one machine share its memory.
     """

@@ -187,7 +187,7 @@ def shifts_of_levels(ours: Profile, theirs: Profile) -> list[Shift]:
 
 
 def shifts_of_labels(ours: dict[str, int], theirs: dict[str, int]) -> list[Shift]:
-    """Return the difference of the labels' shares, and the share of the most frequent label that one of both lacks.
+    """Return the difference of the labels' shares, and for each side the share of the most frequent label it lacks.
 
     The first is chi-squared per degree of freedom.  Both limits are those of chance.
     """

@@ -440,7 +440,7 @@ def test_a_machine_that_computes_other_means_is_named_and_no_wrong_image_is_retu
     monkeypatch.setattr(Codec, "backward_mean", lambda self, z_t, t: original(self, z_t, t) * 1.01)
     found, reason = read(content, models[0])
     assert len(found) == 0
-    assert "and here is torch 9.9, NumPy" in reason
+    assert "this machine has torch 9.9, NumPy" in reason
 
 
 def test_compress_refuses_a_file_that_does_not_decode_here(

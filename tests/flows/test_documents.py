@@ -364,7 +364,7 @@ def test_a_state_of_another_run_gives_an_error_of_one_line(tmp_path: Path, tiny_
     changes = [change for change in changes if change != {"validation": None}]
     changes += [{"log": {"sums": [1.0], "count": 1}}, {"log": {"sums": ["x"] * 4, "count": 1}}]
     for change in [other, *changes]:
-        with pytest.raises(UserError, match=r"its newest state is of another run: .*; delete it") as raised:
+        with pytest.raises(UserError, match=r"its newest state is of another run: .*; delete this folder") as raised:
             fitting.resume(trainer, state | change, tmp_path)
         assert raised.value.code is Exit.MISSING
         assert change is not other or "size mismatch" in str(raised.value)

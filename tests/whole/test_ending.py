@@ -261,7 +261,7 @@ def test_a_full_card_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest
 
     monkeypatch.setattr(cli, "call", call)
     assert cli.run(["evaluate", "models/vdm"]) == Exit.USAGE
-    line = "vdmctl: CUDA out of memory; lower the batch size of this stage, or free the card, and run again\n"
+    line = "vdmctl: CUDA out of memory; lower the batch size of this stage, or free GPU memory, and run again\n"
     assert capsys.readouterr().err == line
 
 

@@ -253,7 +253,7 @@ def test_two_that_finish_together_make_two_versions_and_one_champion(
     wait_until(lambda: len([text for text in messages if "vdm@v1." in text]) == 2, 300, plant.log)
     logs = "\n".join(map(plant.logged, runs))
     assert logs.count("no saved state of these parameters") == 2
-    assert "another machine published versions with these numbers first" in logs
+    assert "another machine published the same version numbers first" in logs
     folders = [plant.project.folder, *(machine.folder for machine in machines)]
     for folder in folders:
         subprocess.run(["git", "fetch", "--quiet", "--tags"], cwd=folder, check=True)

@@ -201,7 +201,7 @@ BASE = {
         ({"champion": None}, "promote", "is the first champion, at 2.0000 bits/dim"),
         ({"champion": "vdm@v1.1.0"}, "refuse", "is the champion already"),
         ({"split": "validation"}, "promote", "against vdm@v1.0.0 on validation images"),
-        ({"split": "test"}, "promote", "against vdm@v1.0.0 on test images, having no validation images"),
+        ({"split": "test"}, "promote", "against vdm@v1.0.0 on test images, for lack of validation images"),
         (
             {"challenger_fitted_to": "train_and_validation", "num_images": None},
             "refuse",
@@ -240,7 +240,7 @@ def test_versions_without_validation_images_or_fitted_to_them(copied: Project) -
     assert fitted.challenger_bpd is None
     assert "they cannot judge it" in fitted.reason
     assert (unvalidated.split, unvalidated.num_images, unvalidated.num_judged) == ("test", 359, None)
-    assert "on test images, having no validation images" in unvalidated.reason
+    assert "on test images, for lack of validation images" in unvalidated.reason
     assert unvalidated.challenger_bpd == unvalidated.challenger_test_bpd
 
 
@@ -468,7 +468,7 @@ def test_of_two_promotions_at_once_one_wins(copied: Project, tmp_path: Path) -> 
 def test_a_version_that_is_gone_or_another_commit_is_not_promoted(copied: Project) -> None:
     evidence, version = evidence_for(copied, "v1.0.0"), resolve(copied.folder, "v1.0.0")
     copied.git("tag", "--force", "--annotate", "--message=Moved", "vdm@v1.0.0", "vdm@v1.1.0^{commit}")
-    with pytest.raises(UserError, match=r"vdm@v1.0.0 is another commit now") as raised:
+    with pytest.raises(UserError, match=r"vdm@v1.0.0 names another commit now") as raised:
         promote(copied.folder, version, evidence)
     assert raised.value.code is Exit.BUSY
     copied.git("tag", "--delete", "vdm@v1.0.0")

@@ -51,7 +51,8 @@ def test_the_status_names_the_champion_and_the_versions_that_no_remote_has(copie
     assert found["registry"]["champion"] == "vdm@v1.1.0"
     assert found["registry"]["unpublished"] == ["vdm@v1.2.0"]
     assert [problem for problem in found["problems"] if "not pushed" in problem] == [
-        "vdm@v1.2.0: not pushed to any remote; a run with publish=true pushes those of runs, `git push` others"
+        "vdm@v1.2.0: not pushed to any remote; "
+        "a run with publish=true pushes those that runs made; push others with `git push`"
     ]
     assert not any("does not verify" in problem for problem in found["problems"])
 

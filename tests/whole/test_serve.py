@@ -251,7 +251,7 @@ def test_a_loop_that_is_killed_takes_everything_along_and_goes_on_when_it_is_ser
 
     plant.serve()
     log = plant.log.read_text()
-    assert "its process was gone, so the run was ended" in log
+    assert "its process was gone, so the run was marked as ended" in log
     assert plant.read(run)["state"]["type"] == "CRASHED"
     assert re.search(r"train-vdm/weekly: 0 3 \* \* 0 UTC: on, next run 20\d\d-\d\d-\d\d 03:00 UTC\n", log)
     assert re.search(r"train-vdm/train-vdm: 5 4 1 1 \* UTC: on, next run 20\d\d-01-01 04:05 UTC\n", log)
@@ -293,7 +293,7 @@ def test_a_run_whose_process_died_while_the_server_failed_is_ended(
     monkeypatch.setattr(serving, "DEAD_SECONDS", 0.0)
     serving.look(lambda api: None, [], absent, Api(plant.url))
     assert plant.read(run)["state"]["type"] == "CRASHED"
-    assert capsys.readouterr().err.endswith("its process was gone, so the run was ended\n")
+    assert capsys.readouterr().err.endswith("its process was gone, so the run was marked as ended\n")
 
 
 def test_pruning_removes_the_ended_runs_beyond_the_newest_from_the_history(
