@@ -34,7 +34,7 @@ static: .venv/installed-test
 	$(BIN)/mypy
 
 suite: .venv/installed-test
-	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses=3 --dist=loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses=4 --dist=loadfile --no-loadscope-reorder
 
 # One to three minutes: everything that starts no program, with fewer damaged inputs.
 test-fast: .venv/installed-test

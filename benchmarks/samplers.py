@@ -65,7 +65,7 @@ def measure(
         of = partial(lambda chosen, distance: distance(drawn[chosen]), distance=distance)
         estimate = with_error(of, len(drawn), resamples, 0)
         figures |= {name: estimate.value, f"{name}_standard_error": estimate.standard_error}
-    return figures | {"precision": precision(drawn, training), "recall": recall(drawn, training)}
+    return figures | {"precision": precision(training)(drawn), "recall": recall(training)(drawn)}
 
 
 def plot(path: Path, table: list[Row], held_out: float) -> None:

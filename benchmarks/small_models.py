@@ -27,7 +27,7 @@ def fashion_mnist(source: Path, scratch: Path) -> tuple[np.ndarray, np.ndarray]:
 
 def arrays(splits: Splits) -> tuple[np.ndarray, np.ndarray]:
     """Return the training and the test images as one array each."""
-    train, test = (np.concatenate([chunk.images for chunk in chunks]) for chunks in (splits.train, splits.test))
+    train, test = (np.concatenate([chunk.images for chunk in chunks]) for chunks in splits.values())
     return train, test
 
 

@@ -184,8 +184,8 @@ def stages(folder: Path) -> list[str]:
 
 
 @task(**RETRIED)
-def reproduce(stage: str, folder: Path, force: bool, wait_hours: float) -> State[None] | None:
-    """Run `dvc repro --single-item STAGE` in the folder.  A failed state carries UserError with the exit code.
+def reproduce(stage: str, folder: Path, force: bool, wait_hours: float) -> None:
+    """Run `dvc repro --single-item STAGE` in the folder.  Raises UserError with the exit code.
 
     If another process holds the stage's device, wait for it at most `wait_hours`.
     """
@@ -198,28 +198,24 @@ def reproduce(stage: str, folder: Path, force: bool, wait_hours: float) -> State
         read = artifacts.Progress(folder).read if stage == "train" else None
         when_free(partial(stream, command, folder, read), hours=wait_hours)
     except UserError as error:
-        # Returned, not raised: a raised error would put a traceback into the log.
-        failure = type(error)(f"stage {stage} failed: {error}", error.code)
-        return Failed(message=str(failure), data=failure)
-    return None
+        raise type(error)(f"stage {stage} failed: {error}", error.code) from error
 
 
 @task(name="drift", task_run_name="drift", cache_policy=NO_CACHE, timeout_seconds=3600 * 2)
-def drift(root: Path, folder: Path) -> State[None] | None:
-    """Compare the run's images with the champion's, by `contract:`.  A failed state carries UserError (exit 4)."""
+def drift(root: Path, folder: Path) -> None:
+    """Compare the run's images with the champion's, by `contract:`.  Raises UserError (exit 4)."""
     try:
         reference = champion_report(root, folder)
     except UserError as error:
         get_run_logger().warning("drift from the champion's images is not checked: %s", error)
-        return None
+        return
     try:
         if reference:
             stream(["flows.cli", "validate", str(layout.IMAGES), "--reference", str(reference)], folder, announce_drift)
     except UserError as error:
         if error.code is Exit.INVALID_DATA:
             announce("drifted", str(error))
-        return Failed(message=str(error), data=error)
-    return None
+        raise
 
 
 def champion_report(root: Path, folder: Path) -> Path | None:
@@ -241,8 +237,8 @@ def champion_report(root: Path, folder: Path) -> Path | None:
 
 
 @task(name="champion", task_run_name="champion", timeout_seconds=3600 * 6, **RETRIED)
-def check_champion(root: Path, folder: Path) -> State[None] | None:
-    """Verify the champion, with which the new model will be compared.  A failed state carries UserError (exit 5)."""
+def check_champion(root: Path, folder: Path) -> None:
+    """Verify the champion, with which the new model will be compared.  Raises UserError (exit 5)."""
     try:
         if champion := registry.champion(root):
             stream(["flows.cli", "verify", champion.name], folder, stdout=folder / layout.VERIFIED)
@@ -252,8 +248,7 @@ def check_champion(root: Path, folder: Path) -> State[None] | None:
         message = f"no comparison with the champion is possible: {error}"
         if not isinstance(error, NetworkError):
             message += f"; {advice}"
-        return Failed(message=message, data=type(error)(message, error.code))
-    return None
+        raise type(error)(message, error.code) from error
 
 
 def record(place: Workspace) -> Release | str:

@@ -1,7 +1,6 @@
 """Fixtures that many tests share: small models, images and projects."""
 
 import os
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -15,7 +14,6 @@ import torch
 from filelock import FileLock
 from pictures import noise
 from PIL import Image
-from plant import Plant
 from project import IDENTITY, Project
 from results import write_results
 
@@ -51,8 +49,9 @@ TINY = {
 LONGEST = [
     "test_flow",
     "test_serve",
-    "test_distributed",
     "test_machines",
+    "test_training",
+    "test_distributed",
     "test_runs",
     "test_mutations",
     "test_pipeline",
@@ -189,17 +188,3 @@ def empty_database(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> 
             assert not (part / "prefect.db-wal").exists()  # all tables are in the database itself
             part.rename(home)
     return home / "prefect.db"
-
-
-@pytest.fixture(scope="module")
-def plant(tmp_path_factory: pytest.TempPathFactory, empty_database: Path) -> Iterator[Plant]:
-    """Return a running retraining loop for the tests of a file, in a folder with a space and an umlaut in its path."""
-    plant = Plant(tmp_path_factory.mktemp("plant") / "Bücher und Bilder")
-    home = Path(plant.environment["PREFECT_HOME"])
-    home.mkdir()
-    shutil.copy(empty_database, home)
-    try:
-        plant.serve()
-        yield plant
-    finally:
-        plant.stop()

@@ -12,7 +12,7 @@ import time
 import urllib.error
 import urllib.request
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,8 @@ PATIENT = {
 
 # How often the server's services work: schedules more often than by default, for shorter waits, and the others seldom,
 # since those of three servers take 8% of a core.
-SERVICES = {"SCHEDULER": 5, "PAUSE_EXPIRATIONS": 60, "CLEANUP_RECONCILER": 60, "REPOSSESSOR": 60}
+SELDOM = ("PAUSE_EXPIRATIONS", "CLEANUP_RECONCILER", "REPOSSESSOR", "CANCELLATION_CLEANUP", "FOREMAN", "LATE_RUNS")
+SERVICES = {"SCHEDULER": 5} | dict.fromkeys(SELDOM, 60)
 # A worker asks for runs every two seconds by default.
 WORKER = {"PREFECT_WORKER_QUERY_SECONDS": "4"}
 LOOPS = {f"PREFECT_SERVER_SERVICES_{name}_LOOP_SECONDS": str(seconds) for name, seconds in SERVICES.items()}
@@ -61,6 +62,7 @@ class Plant:
         self.project.git("commit", "--quiet", "--all", "--message=Remote")
         self.port = next(port for port in PORTS if is_free(port))
         home = {"PREFECT_HOME": str(folder / "prefect"), "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
+        home |= {"PREFECT_SERVER_REGISTER_BLOCKS_ON_START": "false"}  # seconds of work, and few tests need blocks
         self.environment = self.project.environment | home | LOOPS | WORKER | environment
         self.url = f"http://127.0.0.1:{self.port}/api"
         self.log = folder / "log"
@@ -201,6 +203,19 @@ class Plant:
     def worktrees(self) -> list[Path]:
         """Return the worktrees of runs."""
         return list((self.project.folder / ".vdm" / "worktrees").glob("*/"))
+
+
+def served(plant: Plant, database: Path | None) -> Iterator[Plant]:
+    """Serve the plant while a fixture is in use, with a copy of an SQLite database if one is given."""
+    home = Path(plant.environment["PREFECT_HOME"])
+    home.mkdir()
+    if database:
+        shutil.copy(database, home)
+    try:
+        plant.serve()
+        yield plant
+    finally:
+        plant.stop()
 
 
 def wait_until(condition: Callable[[], bool], seconds: float, log: Path | None = None, *, every: float = 0.2) -> None:

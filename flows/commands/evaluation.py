@@ -179,15 +179,11 @@ def compare(
     from flows.evaluation.results import common_figures
     from flows.registry.versions import REFERENCE
 
-    folders = {"first": model_folder(first), "second": model_folder(second)}
+    models = [(name, model_folder(name)) for name in (first, second)]
     images = images or images_for(second if REFERENCE.fullmatch(second) else first)
-    quality = [sample_metrics(first, folders["first"]), sample_metrics(second, folders["second"])]
-    compared = compare(settings, **folders, images=images, confidence=confidence, split=split)
-    named = [
-        figures.model_copy(update={"model": name})
-        for figures, name in zip(compared.models, (first, second), strict=True)
-    ]
-    show(compared.model_copy(update={"models": named, "samples": common_figures(*quality)}), as_json)
+    samples = common_figures(*(sample_metrics(*model) for model in models))
+    compared = compare(settings, *models, images=images, confidence=confidence, split=split)
+    show(compared.model_copy(update={"samples": samples}), as_json)
 
 
 @commands.command("import-checkpoint")

@@ -32,7 +32,7 @@ def summary(result: BoundMetrics | OdeMetrics | Comparison) -> str:
             probes = counted(result.num_probes, "probe") if result.num_probes else "exact divergence"
             return (
                 f"{bits(result)} under the probability-flow ODE, {images}, {draws}, {probes}\n"
-                f"numerical error {figure(result.bpd_numerical_error, '+.4f')} bits/dim:"
+                f"numerical error {with_error(result.bpd_numerical_error, form='+.4f')} bits/dim:"
                 f" {counted(result.num_repeated, 'image')} at tolerance {result.tolerance:g} and a tenth of it"
             )
         case Comparison():
@@ -41,19 +41,16 @@ def summary(result: BoundMetrics | OdeMetrics | Comparison) -> str:
 
 def bound(result: BoundMetrics) -> str:
     """Return the bound with its terms and the settings of its evaluation, as text."""
-    lines = [
-        f"{bits(result)} = {figure(result.prior_bpd)} prior + {figure(result.reconstruction_bpd)} reconstruction"
-        f" + {figure(result.diffusion_bpd)} diffusion",
-        evaluated(result),
-    ]
+    prior, reconstruction = with_error(result.prior_bpd), with_error(result.reconstruction_bpd)
+    terms = f"{prior} prior + {reconstruction} reconstruction + {with_error(result.diffusion_bpd)} diffusion"
+    lines = [f"{bits(result)} = {terms}", evaluated(result)]
     if result.validation:
         lines.append(f"validation: {bits(result.validation)}, {counted(result.validation.num_images, 'image')}")
     elif result.training and result.fitted_to == BOTH:
         lines.append("validation: no figure, since the model was fitted to these images")
     if result.training:
         gap, error = result.generalisation_gap_bpd, result.generalisation_gap_standard_error
-        shown = figure(gap, "+.4f") + ("" if error is None else f" +- {figure(error)}")
-        lines.append(f"test - training: {shown} bits/dim")
+        lines.append(f"test - training: {with_error(gap, error, '+.4f')} bits/dim")
     return "\n".join(lines)
 
 
@@ -64,7 +61,8 @@ def difference(result: Comparison) -> str:
     if low is not None and high is not None:
         interval = f"{100 * result.confidence:g}% interval [{low:+.4f}, {high:+.4f}]"
     lines = [f"{model.model}: {bits(model)}" for model in result.models]
-    lines.append(f"difference: {figure(result.difference_bpd, '+.4f')} bits/dim, {interval}, {evaluated(result)}")
+    bpd = with_error(result.difference_bpd, form="+.4f")
+    lines.append(f"difference: {bpd} bits/dim, {interval}, {evaluated(result)}")
     if result.samples is None:
         lines.append("samples: not compared: not measured with the same features and images; see `vdmctl sample`")
     for name, (first, second) in (result.samples or {}).items():
@@ -87,11 +85,6 @@ def counted(number: int | None, noun: str) -> str:
 def bits(result: Metrics | SplitFigures | ModelFigures) -> str:
     """Return the mean with its standard error, if there is one, as text."""
     return f"{with_error(result.bpd, result.bpd_standard_error)} bits/dim"
-
-
-def figure(value: float | None, form: str = ".4f") -> str:
-    """Return the number in that format, or "not finite" for None, which stands for it in JSON."""
-    return "not finite" if value is None else format(value, form)
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -20,7 +20,7 @@ from flows.core.files import save
 from flows.core.memory import require
 from flows.images.store import fitting
 from flows.process.progress import bar
-from vdm.evaluation import image_terms, memory_needed
+from vdm.evaluation import image_terms, memory_needed, standard_error
 from vdm.model import VDM
 
 BOUND_TIMES, BOUND_BATCH = 32, 512
@@ -43,15 +43,14 @@ class Written(NamedTuple):
 def mean_bound(vdm: VDM, images: Images, num_timesteps: int) -> tuple[float, float]:
     """Return the mean of the images' bound in bits/dim, from 32 times each, and its standard error (NaN for one).
 
-    Only sums are kept, so that memory does not grow with the number of images.  Raises UserError (exit 2) if one image
-    does not fit into memory at its times.
+    Raises UserError (exit 2) if one image does not fit into memory at its times.
     """
     network = {"num_dims": vdm.num_dims, "network_bytes": vdm.inference_bytes("float32")}
     least = memory_needed(**network, num_images=1, times_per_image=BOUND_TIMES, batch_size=BOUND_TIMES)
     advice = f"compute the bound of an image at {BOUND_TIMES} times on another --device or with a smaller model"
     require(least, next(vdm.parameters()).device, advice)
     batch_size = max(BOUND_TIMES, min(BOUND_BATCH, MOST_BOUND_BYTES // network["network_bytes"]))
-    total, squares = 0.0, 0.0
+    bounds = []
     size = fitting(BOUND_BATCH // BOUND_TIMES, 8 * BOUND_TIMES * vdm.num_dims)
     for first in bar("evaluating")(range(0, images.number, size)):
         rows = images.rows(first, min(first + size, images.number))
@@ -64,11 +63,9 @@ def mean_bound(vdm: VDM, images: Images, num_timesteps: int) -> tuple[float, flo
             batch_size=batch_size,
             seed=first,
         )
-        bounds = terms.sum(0).mean(1)
-        total, squares = total + bounds.sum(), squares + np.square(bounds).sum()
-    mean = total / images.number
-    variance = (squares / images.number - mean**2) / (images.number - 1) if images.number > 1 else math.nan
-    return float(mean), math.sqrt(max(variance, 0.0))  # max(nan, 0.0) is nan
+        bounds.append(terms.sum(0).mean(1))
+    every = np.concatenate(bounds)
+    return float(every.mean()), standard_error(every)
 
 
 def header_of(images: Images, vdm: VDM, num_timesteps: int, batch_size: int) -> Header:

@@ -13,8 +13,7 @@ from flows.core.errors import Exit, UserError
 from flows.core.escaping import visible
 from flows.core.files import naming
 from flows.evaluation.bound import kind, require_valid
-from flows.images.folder import agree, batched, complain, look_at_all, pixels
-from flows.images.reading import BadImageError
+from flows.images.folder import agree, batched, look_at_all, pixels
 from flows.images.scanning import find_images
 from flows.images.store import DESCRIPTION, chunks, load_array, load_images, rows, write_array
 from vdm.choices import Split
@@ -61,15 +60,10 @@ def open_images(path: Path, split: Split | None, scratch: Path) -> Images:
     survey = look_at_all(found)
     if (num_levels := agree(path, survey, grayscale=False, resized=False)) > 256:
         raise UserError(f"{path}: images of 16 bits; models of at most 8 bits can compress", Exit.INVALID_DATA)
-    problems: dict[str, BadImageError] = {}
     every = np.ones(sum(survey.counts), bool)
-    chunks = batched(pixels(found.root, found.names, survey.heads, every, None, problems))
+    chunks = batched(pixels(found, survey.heads, every, None))
     files = [name for name, count in zip(found.names, survey.counts, strict=True) for _ in range(count)]
-    try:
-        write_array(scratch / ARRAY, (chunk.images for chunk in chunks))
-    finally:
-        if problems:
-            complain(path, problems, len(found.names))
+    write_array(scratch / ARRAY, (chunk.images for chunk in chunks))
     arrays = all(head.format == "NPY" for head in survey.heads)
     return Images(load_array(scratch / ARRAY), num_levels, not arrays, files)
 

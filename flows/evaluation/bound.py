@@ -84,9 +84,9 @@ def evaluate_split(
     `num_devices` processes share them.  Raises what `load_fitting` raises, and UserError (exit 2) for devices and
     memory.
     """
-    vdm, image_set = load_fitting(model, images, find_devices(settings.device, settings.num_devices)[0], split)
+    device = find_devices(settings.device, settings.num_devices)[0]
+    vdm, pixels = load_fitting(model, images, device, split, num_images)
     warn_if_seen(model, split)
-    pixels = spread(getattr(image_set, split), num_images)
     parts = shares(len(pixels), settings.num_devices, **settings.model_dump(include={"batch_size", "times_per_image"}))
     require_memory(settings, vdm, parts)
     if len(parts) == 1:
@@ -103,8 +103,7 @@ def evaluate_part(
     settings: "Evaluate", model: Path, images: Path, split: Split, num_images: int | None, parts: list[range], rank: int
 ) -> np.ndarray:
     """Return the terms of the images of one of several processes."""
-    vdm, image_set = load_fitting(model, images, find_devices(settings.device, len(parts))[rank], split)
-    pixels = spread(getattr(image_set, split), num_images)
+    vdm, pixels = load_fitting(model, images, find_devices(settings.device, len(parts))[rank], split, num_images)
     return terms_of_share(settings, vdm, pixels, parts[rank], shown=rank == 0)
 
 
@@ -127,8 +126,10 @@ def figures(result: Evaluation) -> SplitFigures:
     )
 
 
-def load_fitting(model: Path, images: Path, device: torch.device, split: Split) -> tuple[VDM, ImageSet]:
-    """Load model and images.
+def load_fitting(
+    model: Path, images: Path, device: torch.device, split: Split, num_images: int | None = None
+) -> tuple[VDM, np.ndarray]:
+    """Load the model, and `num_images` images of the split, evenly spread, or all for None.
 
     Raises UserError if they do not fit each other (exit 2); see also `require_valid`.
     """
@@ -138,7 +139,7 @@ def load_fitting(model: Path, images: Path, device: torch.device, split: Split) 
     if ours != theirs:
         raise UserError(f"{model} is a model of images of {ours}; {images} holds {theirs}", Exit.USAGE)
     require_valid(image_set, images, split)
-    return vdm, image_set
+    return vdm, spread(getattr(image_set, split), num_images)
 
 
 def warn_if_seen(model: Path, split: Split) -> None:
@@ -191,7 +192,9 @@ def write(out: Path, metrics: BoundMetrics, result: Evaluation, model: Path) -> 
     terms = (result.bpd, result.prior, result.reconstruction, result.diffusion)
     images = table("image bpd prior_bpd reconstruction_bpd diffusion_bpd", range(len(result.bpd)), *terms)
     levels = result.noise_levels(seed=metrics.seed or 0, num_timesteps=metrics.num_timesteps)
-    noise = table("t gamma diffusion_bpd standard_error", levels.t, gamma_at(levels.t, model), *levels[1:])
+    with torch.inference_mode():
+        gamma = load_model(model).schedule(torch.from_numpy(levels.t).float()).numpy()
+    noise = table("t gamma diffusion_bpd standard_error", levels.t, gamma, *levels[1:])
     with (
         written_last(out / "metrics.json", text),
         written_last(out / "per_image.csv", images),
@@ -208,9 +211,3 @@ def table(header: str, *columns: Iterable[float]) -> str:
     for row in zip(*columns, strict=True):
         writer.writerow([value if isinstance(value, int) else f"{value:.6f}" for value in row])
     return text.getvalue()
-
-
-def gamma_at(t: np.ndarray, model: Path) -> np.ndarray:
-    """Return gamma(t) of a model at times (K,).  Raises CheckpointError."""
-    with torch.inference_mode():
-        return load_model(model).schedule(torch.from_numpy(t).float()).numpy()  # type: ignore[no-any-return]

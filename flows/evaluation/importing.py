@@ -117,9 +117,7 @@ def import_checkpoint(
 
 
 def require_model_files(folder: Path) -> None:
-    """Raise UserError (exit 2) for a path such as ".", and for a folder that holds other files than a model's."""
-    if folder.name in ("", ".."):
-        raise UserError(f"{folder} cannot be replaced; name another folder", Exit.USAGE)
+    """Raise UserError (exit 2) for a folder that holds other files than a model's."""
     others = sorted({path.name for path in folder.iterdir()} - MODEL_FILES) if folder.is_dir() else []
     if others:
         raise UserError(f"{folder} holds other files than a model's: {listed(others[:3])}; name another", Exit.USAGE)
@@ -131,7 +129,6 @@ def require_sound(config: Config, weights: Weights, size: int) -> None:
         raise ValueError(wrong)
     if (count := count_parameters(**config)) * FEWEST_BYTES > size:
         raise ValueError(f"{size:,} bytes cannot hold {count:,} weights")
-    require_numbers(weights, size)
     for name, weight in weights.items():
         if not weight.isfinite().all():
             raise ValueError(f"{name} has numbers that are not finite")

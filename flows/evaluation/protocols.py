@@ -13,7 +13,6 @@ from flows.core.memory import require
 from flows.evaluation.bound import digests, evaluate_split, load_fitting, warn_if_seen
 from flows.evaluation.results import Comparison, ModelFigures, OdeMetrics
 from flows.evaluation.solver import dopri5
-from flows.images.store import spread
 from vdm import evaluation
 from vdm.choices import Split
 from vdm.model import images_per_batch
@@ -34,9 +33,8 @@ def ode(settings: "Ode", *, model: Path, images: Path, split: Split = "test") ->
     solver's tolerance do not suffice.
     """
     device = find_device(settings.device)
-    vdm, image_set = load_fitting(model, images, device, split)
+    vdm, pixels = load_fitting(model, images, device, split, settings.num_images)
     warn_if_seen(model, split)
-    pixels = spread(getattr(image_set, split), settings.num_images)
     sizes = settings.model_dump(include={"num_draws", "num_probes", "batch_size"})
     advice = "ode: lower ode.batch_size, ode.num_draws or ode.num_probes (0 takes the most)"
     require(memory_needed(vdm, num_images=len(pixels), **sizes), device, advice)
@@ -73,19 +71,19 @@ def meter(num_solutions: int) -> Iterator[Callable[[float], object]]:
 
 
 def compare(
-    settings: "Evaluate", *, first: Path, second: Path, images: Path, confidence: float, split: Split = "test"
+    settings: "Evaluate", *models: tuple[str, Path], images: Path, confidence: float, split: Split = "test"
 ) -> Comparison:
     """Return the difference second - first in bits/dim over the same images, times and noise, with its interval.
 
-    Raises what `load_fitting` raises.
+    `models` are the names and folders of the two.  Raises what `load_fitting` raises.
     """
-    load_fitting(second, images, find_device(settings.device), split)  # an error in it is reported first
-    results = [evaluate_split(settings, model, images, split) for model in (first, second)]
+    load_fitting(models[1][1], images, find_device(settings.device), split)  # an error in it is reported first
+    results = [evaluate_split(settings, model, images, split) for _, model in models]
     figures = [
         ModelFigures(
-            model=str(model), bpd=result.bpd.mean(), bpd_standard_error=result.standard_error, **digests(model, images)
+            model=name, bpd=result.bpd.mean(), bpd_standard_error=result.standard_error, **digests(model, images)
         )
-        for model, result in zip((first, second), results, strict=True)
+        for (name, model), result in zip(models, results, strict=True)
     ]
     paired = evaluation.paired_difference(*(result.bpd for result in results), confidence=confidence)
     return Comparison(

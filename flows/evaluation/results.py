@@ -14,9 +14,9 @@ def finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def with_error(value: float | None, error: float | None) -> str:
-    """Return a figure as text, with its standard error if there is one; "not finite" for None."""
-    shown = "not finite" if value is None else f"{value:.4f}"
+def with_error(value: float | None, error: float | None = None, form: str = ".4f") -> str:
+    """Return a figure as text, with its standard error if there is one; "not finite" for None, its value in JSON."""
+    shown = "not finite" if value is None else format(value, form)
     return shown if error is None else f"{shown} +- {error:.4f}"
 
 

@@ -51,7 +51,7 @@ def read_array(path: Path, expected: Head | None) -> Iterator[np.ndarray]:
         layout = read_images_layout(file)
         head = head_of(file, layout)
         unchanged(head, expected)
-        rows = read_rows(file, layout, ROWS)
+        rows = read_rows(file, layout)
         while (chunk := next_of(rows)) is not None:
             yield checked(chunk, head.kind.num_bits)
 
@@ -86,8 +86,6 @@ def read_images_layout(file: IO[bytes]) -> Layout:
 
 def head_of(file: IO[bytes], layout: Layout) -> Head:
     """Return the head of an (N,C,H,W) array as images.  Raises BadImageError unless its entries are levels."""
-    if layout.dtype.kind == "f":
-        raise BadImageError(floats(next_of(read_rows(file, layout, ROWS))))
     match layout.dtype.name:
         case "bool":
             num_bits = 1
@@ -96,19 +94,11 @@ def head_of(file: IO[bytes], layout: Layout) -> Head:
         case _ if layout.dtype.kind in "iu":
             num_bits = 8
         case name:
-            raise BadImageError(f"an array of {name}, not levels")
+            raise BadImageError(f"an array of {name}, not levels; save the integers that it was made of")
     if os.fstat(file.fileno()).st_size - file.tell() > layout.num_bytes:
         raise BadImageError("more bytes than its array has, perhaps of a second array; save all images as one array")
     channels, height, width = layout.shape[1:]
     return Head(Kind((channels, height, width), num_bits), layout.shape[0], "NPY", False)
-
-
-def floats(array: Any) -> str:
-    """Return why an array of floats is refused."""
-    if np.isnan(array).any():
-        return f"{array.dtype} with NaN, not levels"
-    lowest, highest = array.min(), array.max()
-    return f"{array.dtype} from {lowest:g} to {highest:g}, not levels; save the integers that it was made of"
 
 
 def checked(images: np.ndarray, num_bits: int) -> np.ndarray:
@@ -133,8 +123,8 @@ def read_layout(file: IO[bytes]) -> Layout:
     return layout
 
 
-def read_rows(file: IO[bytes], layout: Layout, most: int) -> Iterator[np.ndarray]:
-    """Yield the rows (n,...) after the header, at most `most` and a bounded number of bytes at a time.
+def read_rows(file: IO[bytes], layout: Layout) -> Iterator[np.ndarray]:
+    """Yield the rows (n,...) after the header, at most `ROWS` and a bounded number of bytes at a time.
 
     Raises ValueError if the file is too short, and MemoryError for rows that are too large.
     """
@@ -142,7 +132,7 @@ def read_rows(file: IO[bytes], layout: Layout, most: int) -> Iterator[np.ndarray
     if bound > MOST_ROW_BYTES:
         what = "in Fortran order" if layout.fortran else "in one image"
         raise MemoryError(f"{bound:,} bytes {what}, of which at most {MOST_ROW_BYTES:,} are read")
-    count = fitting(most, layout.row_bytes)
+    count = fitting(ROWS, layout.row_bytes)
     firsts = range(0, layout.shape[0], count)
     if layout.fortran:
         whole = read_entries(file, layout.dtype, math.prod(layout.shape)).reshape(layout.shape, order="F")

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NoReturn
 from urllib import request
 from urllib.error import HTTPError, URLError
 
@@ -39,6 +39,13 @@ PASSING = (
 
 class TooLongError(http.client.HTTPException):
     """The server sends more than the largest possible size of the file."""
+
+
+class NoFTPHandler(request.FTPHandler):
+    """Refuse FTP: urllib would follow a redirect to it, as to http and https."""
+
+    def ftp_open(self, req: request.Request) -> NoReturn:
+        raise URLError("unknown url type: ftp")
 
 
 @contextmanager
@@ -124,7 +131,7 @@ def receive(address: str, part: Path, most: int) -> bool:
     have = part.stat().st_size if part.exists() else 0
     wanted = request.Request(address, headers={"User-Agent": "vdm-pipeline", "Range": f"bytes={have}-"})
     try:
-        response = opener().open(wanted, timeout=TIMEOUT)
+        response = request.build_opener(NoFTPHandler).open(wanted, timeout=TIMEOUT)
     except HTTPError as error:
         if error.code == http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
             part.unlink(missing_ok=True)  # complete or too long: the next attempt starts over
@@ -146,22 +153,6 @@ def receive(address: str, part: Path, most: int) -> bool:
             part.unlink()
             raise
     return resumed and have > 0
-
-
-def opener() -> request.OpenerDirector:
-    """Return an opener for http and https only; urllib's default would follow a redirect to FTP."""
-    made = request.OpenerDirector()
-    for handler in (
-        request.ProxyHandler,
-        request.UnknownHandler,
-        request.HTTPHandler,
-        request.HTTPSHandler,
-        request.HTTPDefaultErrorHandler,
-        request.HTTPRedirectHandler,
-        request.HTTPErrorProcessor,
-    ):
-        made.add_handler(handler())
-    return made
 
 
 def other_range(response: http.client.HTTPResponse, have: int) -> bool:

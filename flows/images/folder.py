@@ -18,8 +18,8 @@ from flows.images.picture_files import advice, inspect, read
 from flows.images.publishers import Chunk, Splits
 from flows.images.reading import BadImageError, Head, Kind
 from flows.images.scanning import Found, find_images, listed
-from flows.images.splitting import TEST, TRAIN, VALIDATION, divide, parts_of
-from flows.images.store import fitting
+from flows.images.splitting import divide, parts_of
+from flows.images.store import SPLITS, fitting
 
 log = logging.getLogger(__name__)
 
@@ -32,14 +32,11 @@ class ImageFolder(NamedTuple):
 
     splits: Splits
     """Images as they are stored; chunks may differ in shape."""
-    kinds: list[Kind]
     num_levels: int
     formats: str
     """The number of files by format, in words."""
-    split: str | None
-    """How the folder itself splits the images, in words; None if it does not."""
-    has_validation: bool
-    """Whether the folder itself has a validation part."""
+    parts: dict[str, str]
+    """The split of each part of the folder, as `parts_of` returns them; {} if the images were drawn."""
 
 
 class Survey(NamedTuple):
@@ -68,57 +65,42 @@ def read_folder(
     Raises what `find_images` and `divide` raise, and UserError (exit 4) for images that remain of several kinds.
     """
     found = find_images(source)
-    root, names = found.root, found.names
     survey = look_at_all(found)
     num_levels = agree(source, survey, grayscale=grayscale, resized=resized)
-    chosen = divide(source, names, survey.counts, test_fraction, validation_fraction, split_seed)
+    chosen = divide(source, found.names, survey.counts, test_fraction, validation_fraction, split_seed)
     labels = class_labels(found)
-    problems: dict[str, BadImageError] = {}
 
-    def stream(wanted: np.ndarray) -> Iterator[Chunk]:
-        yield from batched(pixels(root, names, survey.heads, wanted, labels, problems))
-        if problems:
-            complain(source, all_problems(root, names, problems), len(names))
+    def stream(split: int) -> Iterator[Chunk]:
+        return batched(pixels(found, survey.heads, chosen == split, labels))
 
-    given = parts_of(names)
-    validation = stream(chosen == VALIDATION) if VALIDATION in chosen else None
-    splits = Splits(stream(chosen == TRAIN), validation, stream(chosen == TEST))
-    words = "by its folders: " + ", ".join(f"{part} for {split}" for part, split in given.items()) if given else None
-    has_validation = "validation" in given.values()
-    return ImageFolder(splits, list(survey.examples), num_levels, remark(source, survey), words, has_validation)
+    splits: Splits = {split: stream(number) for number, split in enumerate(SPLITS) if number in chosen}
+    return ImageFolder(splits, num_levels, remark(source, survey), parts_of(found.names))
 
 
 def look_at_all(found: Found) -> Survey:
     """Return the heads of all files.  Raises UserError that lists every unusable file."""
-    root, names = found.root, found.names
     survey = Survey([], {})
     known: dict[Head, Head] = {}
-    problems = {}
-    for name in names:
+    for name in found.names:
         try:
-            head = inspect(root / name)
+            head = inspect(found.root / name)
         except BadImageError as error:
-            problems[name] = error
-            continue
+            refuse(found, name, error)
         survey.examples.setdefault(head.kind, name)
         survey.heads.append(known.setdefault(head, head))
-    if problems:
-        # Pixels behind a good head may be damaged, too: read them, to name every unusable file at once.
-        complain(found.source, all_problems(root, names, problems), len(names))
     return survey
 
 
-def all_problems(root: Path, names: list[str], known: dict[str, BadImageError]) -> dict[str, BadImageError]:
-    """Return the known problems and those found by reading the pixels of the other files."""
-    problems = dict(known)
-    for name in names:
-        if name in known:
-            continue
-        try:
-            deque(read(root / name), maxlen=0)
-        except BadImageError as error:
-            problems[name] = error
-    return problems
+def refuse(found: Found, name: str, error: BadImageError) -> NoReturn:
+    """Raise UserError that lists a file with its error, and all other unusable files, whose pixels are read for it."""
+    problems = {name: error}
+    for other in found.names:
+        if other != name:
+            try:
+                deque(read(found.root / other), maxlen=0)
+            except BadImageError as another:
+                problems[other] = another
+    complain(found.source, problems, len(found.names))
 
 
 def agree(source: Path, survey: Survey, *, grayscale: bool, resized: bool) -> int:
@@ -151,31 +133,26 @@ def class_labels(found: Found) -> list[int] | None:
 
 
 def pixels(
-    root: Path,
-    names: list[str],
-    heads: list[Head],
-    wanted: np.ndarray,
-    labels: list[int] | None,
-    problems: dict[str, BadImageError],
+    found: Found, heads: list[Head], wanted: np.ndarray, labels: list[int] | None
 ) -> Iterator[tuple[np.ndarray, int | None, str]]:
     """Yield the images where `wanted` (N,) is true, file by file, with label and name.
 
-    Adds files that cannot be read, or changed since their heads were read, to `problems`.
+    Raises UserError that lists every file that cannot be read, also if one changed since its head was read.
     """
     first = 0
-    for number, (name, head) in enumerate(zip(names, heads, strict=True)):
+    for number, (name, head) in enumerate(zip(found.names, heads, strict=True)):
         place, first = first, first + head.num_images
-        if name in problems or not wanted[place:first].any():
+        if not wanted[place:first].any():
             continue
         try:
-            for images in read(root / name, head):
+            for images in read(found.root / name, head):
                 these = wanted[place : place + len(images)]
                 place += len(images)
                 if these.any():
                     label = labels[number] if labels else None
                     yield images if these.all() else images[these], label, name
         except BadImageError as error:
-            problems[name] = error
+            refuse(found, name, error)
 
 
 def batched(parts: Iterator[tuple[np.ndarray, int | None, str]]) -> Iterator[Chunk]:

@@ -34,45 +34,25 @@ def read_imagenet(
     """
     if source is not None and not source.is_dir():
         raise UserError(f"data.source: {source} is not a folder", Exit.MISSING)
-    archives = published.train | published.test
     folder = source or downloads
-    for name in archives:
-        check = partial(check_version, folder / name, archives)
+    for name, expected in (published.train | published.test).items():
+        check = partial(check_archive, folder / name, expected)
         if source is None:
             fetch_file([published.base_address + name], downloads / name, take=check)
         else:
             check()
     train = [folder / name for name in published.train]
     test = [folder / name for name in published.test]
-    return Splits(*divided(lambda: read_archives(published, train), validation), read_archives(published, test))
+    return divided(lambda: read_archives(published, train), validation) | {"test": read_archives(published, test)}
 
 
-def check_version(path: Path, archives: dict[str, str]) -> None:
-    """Raise UserError (exit 5) unless the file has the sha256 listed for its name in `archives`.
-
-    The error names the known archive that the file is, or for a missing file those of other versions in its folder.
-    """
+def check_archive(path: Path, expected: str) -> None:
+    """Raise UserError (exit 5) unless the file has this sha256."""
     if not path.is_file():
-        others = [other for other in all_archives() if other not in archives and (path.parent / other).is_file()]
-        hint = f"; it holds {', '.join(others)}, the archives of another version" if others else ""
-        raise UserError(f"{path.parent}: holds no {path.name}{hint}; correct data.source", Exit.MISSING)
-    actual, expected = file_sha256(path), archives[path.name]
-    if actual != expected:
-        names = [name for name, known in all_archives().items() if known == actual]
-        what = f"that is {names[0]}" if names else "unknown"
-        reason = f"sha256 is {actual} ({what}), the published archive has {expected}; fetch the file again"
+        raise UserError(f"{path.parent}: holds no {path.name}; correct data.source", Exit.MISSING)
+    if (actual := file_sha256(path)) != expected:
+        reason = f"sha256 is {actual}, the published archive has {expected}; fetch the file again"
         raise UserError(f"{path}: {reason}", Exit.MISSING)
-
-
-def all_archives() -> dict[str, str]:
-    """Return the sha256 of every archive of both versions, by name."""
-    from flows.images.catalogue import PUBLISHED, DownsampledImageNet
-
-    archives: dict[str, str] = {}
-    for entry in PUBLISHED.values():
-        if isinstance(entry, DownsampledImageNet):
-            archives.update(entry.train | entry.test)
-    return archives
 
 
 def read_archives(published: "DownsampledImageNet", paths: list[Path]) -> Iterator[Chunk]:
@@ -92,7 +72,7 @@ def zipped_batches(path: Path, size: int) -> Iterator[Chunk]:
                     labels = np.lib.format.read_array(entry) - 1
                 with inner.open("data.npy") as entry:
                     first = 0
-                    for rows in read_rows(entry, read_layout(entry), ROWS):
+                    for rows in read_rows(entry, read_layout(entry)):
                         yield Chunk(rows.reshape(-1, 3, size, size), labels[first : first + len(rows)])
                         first += len(rows)
 

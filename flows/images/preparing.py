@@ -20,7 +20,7 @@ from flows.images.imagenet import read_imagenet
 from flows.images.publishers import Chunk, Splits, read_digits, read_published
 from flows.images.splitting import held_out
 from flows.images.store import files_of, save_images, write_array
-from flows.images.transforms import describe, levels_left, parts, shape_left, transform
+from flows.images.transforms import describe, levels_left, parts, transform
 
 if TYPE_CHECKING:
     from flows.core.params import Data
@@ -45,11 +45,7 @@ def write_images(data: "Data", *, source: Path | None, out: Path, downloads: Pat
     try:
         with held(downloads) if fetched else nullcontext(), scratch_folder() as scratch, writing_folder(out) as folder:
             splits, origin = read(data, source, downloads, scratch)
-            images = {
-                split: written_beside(chunks, folder, split)
-                for split, chunks in splits._asdict().items()
-                if chunks is not None
-            }
+            images = {split: written_beside(chunks, folder, split) for split, chunks in splits.items()}
             save_images(folder, images, origin | {"name": data.name})
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
@@ -117,16 +113,15 @@ def folder_of_images(data: "Data", source: Path) -> tuple[Splits, dict[str, Any]
         grayscale=data.grayscale,
         resized=data.resize is not None,
     )
-    for kind in found.kinds:
-        # Fails for impossible transforms before the first pixel is read.
-        shape_left(kind.shape, grayscale=data.grayscale, resize=data.resize, pad=data.pad)
+    described = ", ".join(f"{part} for {of}" for part, of in found.parts.items())
+    given = f"by its folders: {described}" if described else None
     name = source.resolve().name if source.name in ("", "..") else source.name
     origin = {
         "title": visible(name) or "images",
         "homepage": "a folder",
         "licence": "not stated",
         "formats": found.formats,
-        "split": found.split if found.has_validation else split(data, found.split),
+        "split": given if "validation" in found.parts.values() else split(data, given),
         "num_levels": found.num_levels,
     }
     return transformed(data, found.splits, origin)
@@ -146,8 +141,7 @@ def transformed(data: "Data", splits: Splits, origin: dict[str, Any]) -> tuple[S
                 )
 
     done = {"num_levels": levels_left(num_levels, data.num_bits), "transforms": describe(num_levels, **steps(data))}
-    validation = None if splits.validation is None else stream(splits.validation)
-    return Splits(stream(splits.train), validation, stream(splits.test)), origin | done
+    return {split: stream(chunks) for split, chunks in splits.items()}, origin | done
 
 
 def steps(data: "Data") -> dict[str, Any]:

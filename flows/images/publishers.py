@@ -32,13 +32,8 @@ class Chunk(NamedTuple):
     files: list[str] | None = None
 
 
-class Splits(NamedTuple):
-    """The images in chunks, to be read once and in this order."""
-
-    train: Iterable[Chunk]
-    validation: Iterable[Chunk] | None
-    """None in a set without a validation split."""
-    test: Iterable[Chunk]
+Splits = dict[str, Iterable[Chunk]]
+"""The images in chunks, to be read once and in the order train, validation (if the set has this split), test."""
 
 
 def read_published(
@@ -61,7 +56,7 @@ def read_published(
             take = partial(take_files, published, held, downloads, folder)
             fetch_file(addresses, downloads / name, MOST_BYTES, take)
     train, test = ([read_chunk(published, scratch, train)] for train in (True, False))
-    return Splits(*divided(lambda: train, validation), test)
+    return divided(lambda: train, validation) | {"test": test}
 
 
 def read_chunk(published: "PublishedSet", scratch: Path, train: bool) -> Chunk:
@@ -223,19 +218,17 @@ def read_digits(test_fraction: float, validation_fraction: float, split_seed: in
     train = np.random.default_rng(split_seed).permutation(len(images))[len(test) :]
     chunks = [Chunk(images[train], loaded.target[train])]
     validation = held_out("digits", len(train), validation_fraction, split_seed, "data.validation_fraction")
-    return Splits(*divided(lambda: chunks, validation), [Chunk(images[test], loaded.target[test])])
+    return divided(lambda: chunks, validation) | {"test": [Chunk(images[test], loaded.target[test])]}
 
 
-def divided(
-    read: Callable[[], Iterable[Chunk]], validation: np.ndarray
-) -> tuple[Iterable[Chunk], Iterable[Chunk] | None]:
+def divided(read: Callable[[], Iterable[Chunk]], validation: np.ndarray) -> Splits:
     """Return the training and the validation images of a source; `validation` are the numbers of the latter.
 
     `read` is called for each of them, so that neither is kept in memory.
     """
     if not len(validation):
-        return read(), None
-    return taken(read, validation, invert=True), taken(read, validation, invert=False)
+        return {"train": read()}
+    return {split: taken(read, validation, invert=split == "train") for split in ("train", "validation")}
 
 
 def taken(read: Callable[[], Iterable[Chunk]], numbers: np.ndarray, *, invert: bool) -> Iterator[Chunk]:

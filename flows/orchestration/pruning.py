@@ -26,7 +26,7 @@ from flows.orchestration.status import CONCLUDED, Entry, address, all_runs, size
 from flows.process.groups import processes_in
 from flows.process.locks import folder_of_devices, held_locks
 from flows.registry.cache import cache_locked, delete_files, superfluous
-from flows.registry.git import Tag, git_text, registry_lock, require_top
+from flows.registry.git import Tag, git_lines, git_text, registry_lock, require_top
 from flows.registry.lock_file import read_lock
 from flows.registry.pruning import BRANCHES, TAGS, Plan, delete_refs, make_plan, published
 from flows.registry.remote import REMOTE
@@ -96,29 +96,21 @@ def prune(root: Path, *, keep: int, dry_run: bool) -> Entry:
 def worktrees(root: Path) -> list[Path]:
     """Return the worktree to prune, and then the others in which DVC is set up, which may share its cache.
 
-    The first is that of `main_worktree`, which may raise UserError.  The worktrees of its runs are left out, since they
-    are pruned.
+    The first is the main worktree, or the one at `root` if the repository is bare.  The worktrees of its runs are left
+    out, since they are pruned.  Raises UserError (exit 2) if git does not list the main worktree, and `root` is another
+    one.
     """
-    entries = [entry.splitlines() for entry in git_text(root, "worktree", "list", "--porcelain").split("\n\n")]
-    folders = [Path(entry[0].removeprefix("worktree ")) for entry in entries if "bare" not in entry]
-    first = main_worktree(root, folders, is_bare=len(folders) < len(entries))
+    listed = git_lines(root, "worktree", "list", "--porcelain")
+    folders = [Path(line.removeprefix("worktree ")) for line in listed if line.startswith("worktree ")]
+    first, is_bare = folders[0], "bare" in listed
+    if is_bare or not (first / ".git").exists():
+        # In a submodule, and after `git clone --separate-git-dir`, git lists the folder of its own files in its place.
+        first = Path(git_text(root, "rev-parse", "--show-toplevel"))
+        if not is_bare and git_text(root, "rev-parse", "--git-dir") != git_text(root, "rev-parse", "--git-common-dir"):
+            raise UserError(f"{root}: git does not say where the main worktree is; prune there", Exit.USAGE)
     of_runs = (first / layout.WORKTREES).resolve()  # git resolves links
     apart = [each for each in folders if each != first and not each.is_relative_to(of_runs)]
     return [first, *(each for each in apart if (each / ".dvc").is_dir())]
-
-
-def main_worktree(root: Path, listed: list[Path], *, is_bare: bool) -> Path:
-    """Return the main worktree, by git's list of worktrees, or the one at `root` if the repository is bare.
-
-    Raises UserError (exit 2) if git does not list the main worktree, and `root` is another one.
-    """
-    if not is_bare:
-        if (listed[0] / ".git").exists():
-            return listed[0]
-        # In a submodule, and after `git clone --separate-git-dir`, git lists the folder of its own files in its place.
-        if git_text(root, "rev-parse", "--git-dir") != git_text(root, "rev-parse", "--git-common-dir"):
-            raise UserError(f"{root}: git does not say where the main worktree is; prune there", Exit.USAGE)
-    return Path(git_text(root, "rev-parse", "--show-toplevel"))
 
 
 def require_idle(folders: list[Path]) -> None:
@@ -179,20 +171,14 @@ def old_reports(root: Path, plan: Plan) -> Iterator[Path]:
 
 def old_models(root: Path, plan: Plan) -> Iterator[Path]:
     """Yield the fetched folders that are no output of a version that stays, and those that were not fetched whole."""
-    folders = folders_in(root / layout.FETCHED)
-    yesterday = time.time() - 24 * 3600
-    for folder in folders:
-        if folder.name.startswith(SCRATCH) and folder.stat().st_mtime < yesterday:
-            yield folder
-    fetched = [folder for folder in folders if MD5.fullmatch(folder.name)]
-    if not fetched:
-        return
     needed: set[str] = set()
     for commit, version in plan.versions.items():
         with suppress(UserError):  # a version without a readable dvc.lock cannot have been fetched
             needed |= set(read_lock(root, Tag(version.name, commit)).outputs.values())
-    for folder in fetched:
-        if f"{folder.name}.dir" not in needed:
+    yesterday = time.time() - 24 * 3600
+    for folder in folders_in(root / layout.FETCHED):
+        unfinished = folder.name.startswith(SCRATCH) and folder.stat().st_mtime < yesterday
+        if unfinished or (MD5.fullmatch(folder.name) and f"{folder.name}.dir" not in needed):
             yield folder
 
 

@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 
 from prefect import State, get_run_logger, task
 from prefect.cache_policies import NO_CACHE
-from prefect.states import Failed
 
 from flows.core import layout
 from flows.core.documents import read
@@ -53,16 +52,15 @@ RETRIED: dict[str, Any] = {
 
 
 @task(name="promote", task_run_name="promote", timeout_seconds=3600 * 48, **RETRIED)
-def promote(version: str, folder: Path, kept: Path) -> State[Evidence] | Evidence:
-    """Run `vdmctl promote VERSION` with the run's code; return the evidence.  A failed state carries UserError."""
+def promote(version: str, folder: Path, kept: Path) -> Evidence:
+    """Run `vdmctl promote VERSION` with the run's code; return the evidence.  Raises UserError."""
     file = folder / layout.EVIDENCE
     try:
         stream(["flows.cli", "promote", version, "--json"], folder, stdout=file)
     except UserError as error:
         if error.code is not Exit.NOT_PROMOTED:
             problem = f"{version} is registered, but neither promoted nor refused"
-            message = f"{problem}: {error}; the next run tries again"
-            return Failed(message=message, data=type(error)(message, error.code))
+            raise type(error)(f"{problem}: {error}; the next run tries again", error.code) from error
     evidence = read(Evidence, file)
     artifacts.show_evidence(file, kept)
     get_run_logger().info("%s: %s; the evidence: `vdmctl lineage %s`", evidence.decision, evidence.reason, version)
@@ -70,32 +68,27 @@ def promote(version: str, folder: Path, kept: Path) -> State[Evidence] | Evidenc
 
 
 @task(name="publish", task_run_name="publish", timeout_seconds=3600 * 6, **RETRIED)
-def publish_versions(root: Path) -> State[None] | bool:
+def publish_versions(root: Path) -> bool:
     """Push what the remotes lack; return whether it was pushed, False if a version must be withdrawn first.
 
-    A failed state carries UserError.
+    Raises UserError.
     """
     try:
         published = publishing.publish(root)
-        get_run_logger().info("published %s", ", ".join(published) or "nothing: the remotes have everything")
     except publishing.Outrun:
         return False
-    except UserError as error:
-        return Failed(message=str(error), data=error)
+    get_run_logger().info("published %s", ", ".join(published) or "nothing: the remotes have everything")
     return True
 
 
 @task(name="fetch", task_run_name="fetch", timeout_seconds=3600 * 6, **RETRIED)
-def fetch_versions(root: Path) -> State[None] | list[str]:
+def fetch_versions(root: Path) -> list[str]:
     """Fetch the branches, versions and champions of other machines; return the commits of withdrawn versions.
 
-    A failed state carries UserError.
+    Raises UserError.
     """
     logger = get_run_logger()
-    try:
-        tags, withdrawn = publishing.fetch_versions(root)
-    except UserError as error:
-        return Failed(message=str(error), data=error)
+    tags, withdrawn = publishing.fetch_versions(root)
     logger.info("fetched %s", ", ".join(tags) or "no new versions")
     if withdrawn:
         commits = ", ".join(commit[:12] for commit in withdrawn)

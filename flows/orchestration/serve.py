@@ -7,14 +7,16 @@ and starts a worker.  Server and worker are restarted when they die.
 import os
 import signal
 import socket
-import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 
+from prefect.settings import get_current_settings
+
 from flows.core.errors import Exit, UserError
+from flows.orchestration import automations
 from flows.orchestration.deployments import FLOW, OF_POOL, POOL, deploy, prefect, schedules, switch_off_impossible
 from flows.orchestration.server import Address, Api, answers, configure, find_address, refusal, require_server
 from flows.orchestration.workers import (
@@ -53,8 +55,6 @@ def serve(
     project's folder, for an address at which no server can listen, and for a queue that does not exist, 6 when another
     `vdmctl serve` has the folder or the database; and what `require_server` raises for a server that answers there.
     """
-    from flows.orchestration.automations import Notifications
-
     require_project()
     if share:
         from flows.registry.publishing import require_remotes
@@ -63,7 +63,8 @@ def serve(
         os.environ["VDM_SHARE"] = "1"
     address = find_address(host, port)
     configure(address)
-    watch = partial(look, Notifications().look, (worker and queues) or [], {} if worker and not share else None)
+    notifications = automations.Notifications()
+    watch = partial(look, notifications.look, (worker and queues) or [], {} if worker and not share else None)
     with ExitStack() as stack, until_stopped():
         stack.enter_context(alone(address.url))
         kept = []
@@ -90,12 +91,10 @@ def look(notifications: Callable[[Api], None], queues: list[str], absent: dict[s
     `absent` is passed to `end_dead_runs`.  Without it no run is ended: if workers on other machines share the server,
     the processes of their runs cannot be seen from here.  Raises OSError if the server fails.
     """
-    from flows.orchestration.automations import end_dead_runs, stop_unwanted_runs
-
     switch_off_impossible(api)
-    stop_unwanted_runs(api, Path.cwd())
+    automations.stop_unwanted_runs(api, Path.cwd())
     if absent is not None:
-        end_dead_runs(api, absent, after=DEAD_SECONDS)
+        automations.end_dead_runs(api, absent, after=DEAD_SECONDS)
     try:
         notifications(api)
     finally:  # neither waits for the other
@@ -114,10 +113,19 @@ def require_free(address: Address) -> None:
 
 
 def start_server(stack: ExitStack, address: Address) -> Kept:
-    """Start a server, which the stack stops, and wait until it answers.  Raises UserError; see `wait_for`."""
+    """Start a server, which the stack stops, and wait until it answers.
+
+    Raises UserError: exit 2 if it ends, 1 if it does not answer in time.
+    """
     command = prefect("server", "start", "--host", address.host, "--port", str(address.port))
     kept = Kept(stack, "prefect server start", command, when_orphaned=signal.SIGTERM)
-    wait_for(address.url, kept.process)
+    url, deadline = address.url, time.monotonic() + START_SECONDS
+    while not answers(url):
+        if kept.process.poll() is not None:
+            raise UserError(f"no server at {url}: Prefect says above why; --port picks another port", Exit.USAGE)
+        if time.monotonic() > deadline:
+            raise UserError(f"the Prefect server does not answer at {url} after {START_SECONDS} s", Exit.BUG)
+        time.sleep(0.3)
     return kept
 
 
@@ -127,8 +135,6 @@ def owning_database() -> Iterator[None]:
 
     Raises UserError (exit 6) when another `vdmctl serve` holds it.
     """
-    from prefect.settings import get_current_settings
-
     home = get_current_settings().home
     home.mkdir(parents=True, exist_ok=True)
     with lock_file(home / "vdm-serve.lock", str(Path.cwd())) as other:
@@ -146,8 +152,6 @@ def prepare(url: str, worker: str | None) -> None:
     `worker` is the name of the worker that will be started.  Raises UserError: exit 5 if the server fails; see also
     `refuse_to_mix`, `require_pool` and `deploy`.
     """
-    from flows.orchestration.automations import end_dead_runs, put, silent_runs
-
     try:
         api = Api(url, START_SECONDS)
         create_pool(api)
@@ -156,10 +160,10 @@ def prepare(url: str, worker: str | None) -> None:
         if worker:
             refuse_to_mix(url, worker, workers(api) - ours)
         deploy(api)
-        put(api, silent_runs().model_dump(mode="json", exclude={"owner_resource"}))
+        automations.put(api, automations.silent_runs().model_dump(mode="json", exclude={"owner_resource"}))
         # A run on another machine cannot be seen here.  Its worker is offline for a while after the server was down.
         if not heard_of(api, DAY) - ours:
-            end_dead_runs(api, {})
+            automations.end_dead_runs(api, {})
     except OSError as error:
         if error.filename:
             raise
@@ -185,14 +189,3 @@ def create_queues(api: Api, more: list[str]) -> None:
     existing = {queue["name"] for queue in api.ask(f"work_pools/{POOL}/queues/filter", limit=200)}
     for name in sorted({GPU, CPU, *more} - existing):
         api.ask(f"work_pools/{POOL}/queues", name=name)
-
-
-def wait_for(url: str, server: subprocess.Popen[str]) -> None:
-    """Wait until the server answers.  Raises UserError: exit 2 if it ends, 1 if it does not answer in time."""
-    deadline = time.monotonic() + START_SECONDS
-    while not answers(url):
-        if server.poll() is not None:
-            raise UserError(f"no server at {url}: Prefect says above why; --port picks another port", Exit.USAGE)
-        if time.monotonic() > deadline:
-            raise UserError(f"the Prefect server does not answer at {url} after {START_SECONDS} s", Exit.BUG)
-        time.sleep(0.3)

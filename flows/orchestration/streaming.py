@@ -32,13 +32,12 @@ LEFT_OUT = ("Generating lock file", "Updating lock file", "Use `dvc push`")
 def leave_out_tracebacks(expected: tuple[type[Exception], ...]) -> None:
     """Remove from the run's log what its last lines and its state say already.
 
-    These are tracebacks of `expected` errors and of exits, failed states that tasks return, and messages that a
-    cancelled run crashed.
+    These are tracebacks of `expected` errors and of exits, and messages that a cancelled run crashed.
     """
     repeats = ("Crash detected! Execution was aborted", "Finished in state Running()")
 
     def is_kept(record: logging.LogRecord) -> bool:
-        known = record.exc_info and isinstance(record.exc_info[1], (*expected, SystemExit, type(None)))
+        known = record.exc_info and isinstance(record.exc_info[1], (*expected, SystemExit))
         return not known and not record.getMessage().startswith(repeats)
 
     for name in ("prefect.engine", "prefect.flow_runs", "prefect.task_runs"):

@@ -62,27 +62,19 @@ def mean_of_pairs(values: np.ndarray) -> float:
     return float((values.sum() - np.trace(values)) / (size * (size - 1)))
 
 
-def precision(images: np.ndarray, reference: np.ndarray) -> float:
-    """Return the share of images that lie within the reference (Kynkaanniemi et al. 2019, arXiv 1904.06991, eq. 2)."""
-    return share_within(images, reference, radii(reference))
+def precision(reference: np.ndarray) -> Measure:
+    """Return the function from images to the share that lies within the reference.
 
-
-def share_within(images: np.ndarray, reference: np.ndarray, radii: np.ndarray) -> float:
-    """Return the share of images that lie within the radius of an image of the reference.
-
-    `radii` are the squared radii of the reference's images, (N,).
+    An image does if it is as near to one of the reference as that one's third neighbour in it (Kynkaanniemi et al.
+    2019, arXiv 1904.06991, eq. 2).  What depends on `reference` is computed once.
     """
-    return float((squared_distances(images, reference) <= radii).any(1).mean())
+    radii = np.partition(squared_distances(reference, reference), NEIGHBOURS, axis=1)[:, NEIGHBOURS]
+    return lambda images: float((squared_distances(images, reference) <= radii).any(1).mean())
 
 
-def radii(reference: np.ndarray) -> np.ndarray:
-    """Return the squared distance of every image of the reference from its third neighbour in it, (N,)."""
-    return np.partition(squared_distances(reference, reference), NEIGHBOURS, axis=1)[:, NEIGHBOURS]
-
-
-def recall(images: np.ndarray, reference: np.ndarray) -> float:
-    """Return the share of the reference that lies within the images (eq. 2)."""
-    return precision(reference, images)
+def recall(reference: np.ndarray) -> Measure:
+    """Return the function from images to the share of the reference that lies within them (eq. 2)."""
+    return lambda images: precision(images)(reference)
 
 
 def squared_distances(first: np.ndarray, second: np.ndarray) -> np.ndarray:

@@ -23,11 +23,10 @@ from flows.core.documents import Count, Document, Number, Sha256, read
 from flows.core.errors import CheckpointError, brief
 from flows.core.files import write_whole
 from flows.core.folders import writing_folder
+from flows.process.progress import bar
 from vdm.errors import TrainingDiverged
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
-
     from flows.core.params import Features
 
 Task = Literal["labels", "symmetries"]
@@ -82,7 +81,6 @@ def fit(
     *,
     num_levels: int,
     device: torch.device,
-    progress: "Callable[[range], Iterable[int]]" = iter,
 ) -> Classifier:
     """Return a classifier fitted to pixels (N,C,H,W) with labels (N,) from 0, or to their symmetries for None.
 
@@ -95,7 +93,7 @@ def fit(
         network = Classifier(pixels.shape[1], num_levels, num_classes, settings.width).to(device)
     optimizer = torch.optim.AdamW(network.parameters(), settings.learning_rate)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, settings.learning_rate, settings.steps)
-    for _ in progress(range(settings.steps)):
+    for _ in bar("features")(range(settings.steps)):
         chosen = torch.randint(len(pixels), (settings.batch_size,), generator=generator).numpy()
         batch, target = exercise(pixels[chosen], None if labels is None else labels[chosen], generator)
         loss = cross_entropy(network(batch.to(device)), target.to(device))

@@ -1,7 +1,6 @@
 """Compare samples, and for reference the same number of held-out images, with the training images."""
 
 import math
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -20,10 +19,9 @@ from flows.quality.distances import (
     Measure,
     frechet_distance,
     kernel_distance,
+    precision,
     probability_nearer,
-    radii,
     recall,
-    share_within,
     squared_distances,
     with_error,
 )
@@ -145,8 +143,8 @@ def feature_figures(
     measures: dict[str, Measure] = {
         f"fd_{name}": frechet_distance(training),
         f"kd_{name}": kernel_distance(training),
-        "precision": partial(share_within, reference=training, radii=radii(training)),
-        "recall": partial(recall, reference=training),
+        "precision": precision(training),
+        "recall": recall(training),
     }
     return figures_of(measures, samples, held_out, quality)
 

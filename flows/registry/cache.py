@@ -12,9 +12,9 @@ from dvc.lock import LockError
 from dvc.repo import lock_repo
 from dvc.rwlock import rwlock
 
-from flows.core import bounded_yaml, layout
+from flows.core import layout
 from flows.core.errors import Exit, NetworkError, UserError, brief
-from flows.registry.git import Tag, contents, git
+from flows.registry.git import Tag, content_of, contents, git
 from flows.registry.lock_file import read_lock
 from flows.registry.pruning import Plan
 from flows.registry.storage import cached_at, dvc_repository, files, quiet, require_cached
@@ -108,16 +108,13 @@ def needed(repo: Any, root: Path, plan: Plan) -> set[str]:
     if any(line.startswith(b"?") for line in listed):
         advice = "`git fetch --refetch --no-filter` completes a partial clone"
         raise UserError(f"{root}: git lacks objects of commits that stay; {advice}", Exit.MISSING)
-    names = [f"{commit}:{layout.DVC_LOCK}" for commit in commits]
-    locks = contents(root, names, bounded_yaml.MOST_BYTES)
     for commit in commits:
         version = plan.versions.get(commit)
-        if locks[f"{commit}:{layout.DVC_LOCK}"] is not None:
-            try:
-                require_listings(repo, root, Tag(version.name if version else commit[:12], commit))
-            except UserError:
-                if version:
-                    raise
+        try:
+            require_listings(repo, root, Tag(version.name if version else commit[:12], commit))
+        except UserError:
+            if version and content_of(root, f"{commit}:{layout.DVC_LOCK}") is not None:
+                raise
     entries = Path(repo.stage_cache.cache_dir).glob("*/*/*")
     recent = [(path.parent.name, path.name) for path in entries if path.stat().st_mtime > plan.since]
     return used_in(repo, revs=commits, all_experiments=True, used_run_cache=recent)

@@ -103,16 +103,10 @@ def read_lock(root: Path, version: Version | Tag, base: str | None = None) -> Lo
 
 
 def lock_here(root: Path) -> Lock:
-    """Return the dvc.lock in the working tree.  Raises UserError (exit 5)."""
+    """Return the dvc.lock in the working tree.  Raises OSError, UserError (exit 5)."""
     path, graph = root / layout.DVC_LOCK, root / layout.DVC_GRAPH
-    try:
-        defined = read_bounded(graph) if graph.is_file() else None
-    except OSError as error:
-        raise UserError(f"{graph}: {error.strerror}", Exit.MISSING) from error
-    try:
-        return lock_of(parse_yaml(LockFile, read_bounded(path), str(path)), defined, str(path))
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror}; `dvc repro` writes it", Exit.MISSING) from error
+    defined = read_bounded(graph) if graph.is_file() else None
+    return lock_of(parse_yaml(LockFile, read_bounded(path), str(path)), defined, str(path))
 
 
 def require_no_outputs(root: Path, out: Path) -> None:

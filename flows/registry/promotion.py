@@ -11,12 +11,12 @@ challenger (selection bias).  The test figures decide nothing, so they have no s
 validation images do the test images decide, and the evidence says so.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flows.core import layout
-from flows.core.checkpoint import read_description
+from flows.core.checkpoint import fitted_to, read_description
 from flows.core.errors import Exit, UserError
 from flows.core.files import file_sha256
 from flows.evaluation.bound import measure
@@ -26,7 +26,6 @@ from flows.images.store import load_images
 from flows.process.ending import finish
 from flows.registry.evidence import PROMOTE, REFUSE, ROLL_BACK, Evidence
 from flows.registry.git import registry_lock, require_identity
-from flows.registry.lock_file import read_lock
 from flows.registry.storage import fetch, fetch_images
 from flows.registry.verification import require_sound
 from flows.registry.versions import (
@@ -87,7 +86,7 @@ def evaluated(
     champion is a model of images of another shape or number of levels.
     """
     images, model = fetch_images(root, challenger), fetch(root, challenger)
-    found = deciding_images(root, challenger, images)
+    found = deciding_images(root, challenger, images) | {"challenger_fitted_to": fitted_to(model) or "train"}
     split: Split = found["split"]
     splits: set[Split] = {split, "test"}
     if champion is None:
@@ -101,34 +100,23 @@ def evaluated(
         return found
     if not fits(reigning := fetch(root, champion), images):
         return found
+    models = ("champion", reigning), ("challenger", model)
     compared = {
-        each: compare(settings, first=reigning, second=model, images=images, confidence=rule.confidence, split=each)
-        for each in splits
+        each: compare(settings, *models, images=images, confidence=rule.confidence, split=each) for each in splits
     }
-    roles = ("champion", "challenger")
-    for role, decided, tested in zip(roles, compared[split].models, compared["test"].models, strict=True):
-        found |= figures(role, decided, tested)
+    for decided, tested in zip(compared[split].models, compared["test"].models, strict=True):
+        found |= figures(decided.model, decided, tested)
     shared = {"difference_bpd", "difference_standard_error", "confidence_interval", "num_images"}
-    return found | {"champion_fitted_to": fitted_to(root, champion)} | compared[split].model_dump(include=shared)
+    return found | {"champion_fitted_to": fitted_to(reigning) or "train"} | compared[split].model_dump(include=shared)
 
 
 def deciding_images(root: Path, challenger: Version, images: Path) -> dict[str, Any]:
-    """Return which images decide, how many challengers they have judged, and what this one was fitted to.
-
-    The keys are fields of Evidence.
-    """
-    found = {"split": "test", "challenger_fitted_to": fitted_to(root, challenger)}
+    """Return which images decide, and how many challengers they have judged.  The keys are fields of Evidence."""
     if not len(load_images(images).validation):
-        return found
+        return {"split": "test"}
     digest = file_sha256(images / "validation.npy")
     num_judged = len(judged_by(root, digest) | {challenger.name})
-    return found | {"split": "validation", "validation_sha256": digest, "num_judged": num_judged}
-
-
-def fitted_to(root: Path, version: Version) -> str:
-    """Return the images that a version was fitted to, `train.images` in its dvc.lock."""
-    train = read_lock(root, version).parameters.get("train")
-    return str(train.get("images", "train")) if isinstance(train, Mapping) else "train"
+    return {"split": "validation", "validation_sha256": digest, "num_judged": num_judged}
 
 
 def figures(role: str, decided: BoundMetrics | ModelFigures, tested: BoundMetrics | ModelFigures) -> dict[str, Any]:

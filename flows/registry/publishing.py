@@ -91,7 +91,8 @@ def push_missing(root: Path, there: dict[str, Target]) -> list[str]:
     taken = [tag for tag in here if tagged.get(tag.name, tag.commit) != tag.commit]
     held = taken + [tag for tag in here if tag.name not in tagged and follows(tag, taken)]
     tags = [tag for tag in here if tag.name not in tagged and tag not in held]
-    bare = without_files(tags, here)
+    gone = deregistered(here)
+    bare = [tag for tag in tags if "!" in tag.name or tag.commit in gone]  # they need no files
     known = [tag for tag in here if tag.name in tagged and tag not in taken]
     lost = push_bytes(root, [tag for tag in tags if tag not in bare], known + bare)
     lost = {name: reason for name, reason in lost.items() if name not in {tag.name for tag in bare}}
@@ -119,15 +120,6 @@ def named_refs(root: Path, tags: list[Tag]) -> dict[str, str]:
         "the reasons of refusals": NOTES,
         **{tag.name: f"refs/tags/{tag.name}" for tag in tags},
     }
-
-
-def without_files(tags: list[Tag], here: list[Tag]) -> list[Tag]:
-    """Return those of the tags that need no files: they withdraw something, or GTO deregistered their version.
-
-    `here` are all tags of this repository.
-    """
-    gone = deregistered(here)
-    return [tag for tag in tags if "!" in tag.name or tag.commit in gone]
 
 
 def follows(tag: Tag, taken: list[Tag]) -> bool:

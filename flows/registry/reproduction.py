@@ -31,7 +31,7 @@ def reproduction(root: Path) -> Reproduction | None:
         commit = commit_of(root, "HEAD")
         theirs, ours = read_lock(root, Tag("HEAD", commit)), lock_here(root)
         problem, stages = changes(root)
-    except (DvcException, UserError):
+    except (DvcException, OSError, UserError):
         return None
     if problem:
         return Reproduction(False, problem, stages)

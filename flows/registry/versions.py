@@ -121,20 +121,18 @@ def resolve(root: Path, reference: str) -> Version:
     if not REFERENCE.fullmatch(reference):
         raise UserError(f"{reference}: not a version such as {MODEL}@v1.2.0, nor `{CHAMPION}`", Exit.USAGE)
     known = versions(root)
-    if reference in (CHAMPION, f"{MODEL}#{CHAMPION}"):
-        for version in known:
-            if CHAMPION in version.stages:
-                return version
-        if tag := champion_tag(root):
-            other = f"choose another with `gto assign {MODEL} --version vX.Y.Z --stage {CHAMPION} --force`"
-            raise UserError(f"{tag.name}: its version's tag is gone; run `git fetch --tags`, or {other}", Exit.MISSING)
-        no_champion = "no version is the champion; `vdmctl promote` makes the first"
-        raise UserError(no_champion if known else NO_VERSION, Exit.MISSING)
     name = reference if "@" in reference else f"{MODEL}@{reference}"
+    wanted = CHAMPION if reference.endswith(CHAMPION) else name
     for version in known:
-        if version.name == name:
+        if wanted in (version.name, *version.stages):
             return version
-    raise UserError(f"there is no version {name}; `vdmctl models` lists them", Exit.MISSING)
+    if wanted == name:
+        raise UserError(f"there is no version {name}; `vdmctl models` lists them", Exit.MISSING)
+    if tag := champion_tag(root):
+        other = f"choose another with `gto assign {MODEL} --version vX.Y.Z --stage {CHAMPION} --force`"
+        raise UserError(f"{tag.name}: its version's tag is gone; run `git fetch --tags`, or {other}", Exit.MISSING)
+    no_champion = "no version is the champion; `vdmctl promote` makes the first"
+    raise UserError(no_champion if known else NO_VERSION, Exit.MISSING)
 
 
 def newest(root: Path) -> Version:
@@ -149,7 +147,7 @@ def add_version(root: Path, commit: str, message: str) -> Version:
     """Tag a commit of a pipeline run as the next minor version; the first is v1.0.0.
 
     Raises UserError: exit 5 for a commit that is unknown or without an evaluation, 2 if the commit is a version
-    already, if no number is left, or without a git identity.
+    already, or without a git identity.
     """
     commit = commit_of(root, commit)
     content = content_of(root, f"{commit}:{layout.METRICS}", MOST_BYTES)
@@ -166,9 +164,6 @@ def add_version(root: Path, commit: str, message: str) -> Version:
         taken = [numbers for name in names if (numbers := numbers_of(name))]
         major, minor, _ = max(taken, default=(1, -1, 0))
         number = f"v{major}.{minor + 1}.0"
-        if not re.fullmatch(NUMBERS, number):
-            advice = f"`gto register {MODEL} {commit[:12]} --version v{major + 1}.0.0` begins a new count"
-            raise UserError(f"commit {commit[:12]}: no number follows v{major}.{minor}; {advice}", Exit.USAGE)
         create_tag(root, f"{MODEL}@{number}", commit, message)
     return resolve(root, number)
 

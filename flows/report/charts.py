@@ -153,11 +153,11 @@ def noise_levels(axes: "Axes", levels: Tables) -> Iterator[str]:
     """Draw the diffusion term over the noise levels, with standard errors; yield it in words."""
     for model, table in levels.items():
         times, losses, errors = finite(table["t"], table["diffusion_bpd"], np.nan_to_num(table["standard_error"]))
-        places = places_of(times)
+        t, loss, error = thinned(times, losses, np.abs(errors))
         axes.errorbar(
-            times[places],
-            losses[places],
-            np.abs(errors[places]),
+            t,
+            loss,
+            error,
             color=model.color,
             label=model.curve("diffusion term"),
             marker=".",
@@ -226,12 +226,9 @@ def drawn(name: str, draw: "Callable[[Axes, Tables], Iterable[str]]", models: Ta
 
 def thinned(*columns: np.ndarray) -> Sequence[np.ndarray]:
     """Return evenly spread rows of columns (N,), at most `MOST_POINTS`, with the first and the last."""
-    return [column[places_of(column)] for column in columns]
-
-
-def places_of(column: np.ndarray) -> np.ndarray:
-    """Return the indices of the rows that `thinned` keeps."""
-    return np.unique(np.linspace(0, max(len(column) - 1, 0), MOST_POINTS).round().astype(int))[: len(column)]
+    size = len(columns[0])
+    rows = np.unique(np.linspace(0, max(size - 1, 0), MOST_POINTS).round().astype(int))[:size]
+    return [column[rows] for column in columns]
 
 
 def add_legend(axes: "Axes", models: Tables) -> None:

@@ -2,8 +2,9 @@
 
 from typing import Any, NamedTuple
 
+from flows.images.store import SPLITS
 from flows.report.pictures import Picture, tile
-from flows.report.results import Results, image_at
+from flows.report.results import Results
 from flows.report.templates import value
 from flows.validation.report import Result
 
@@ -37,9 +38,17 @@ def row_of(results: Results, row: dict[str, Any], prefix: str = "") -> Shown:
         return Shown(None, ", ".join(f"{key} {value(item)}" for key, item in list(row.items())[:MOST_SHOWN]))
     name = f"{value(split)} image {value(number)}"
     file = row.get(f"{prefix}file")
-    image = image_at(results, split, number)
-    shown = tile(image, results.images.num_levels, name) if results.images and image is not None else None
-    return Shown(shown, f"{name}, {value(file)}" if file else name)
+    return Shown(image_of(results, split, number, name), f"{name}, {value(file)}" if file else name)
+
+
+def image_of(results: Results, split: Any, number: Any, name: str) -> Picture | None:
+    """Return an image of a split; None if a damaged report names an image that the split does not have."""
+    if results.images is None or split not in SPLITS or type(number) is not int:
+        return None
+    images = getattr(results.images, split)
+    if images.ndim != 4 or not 0 <= number < len(images) or not images[0].size:
+        return None
+    return tile(images[number], results.images.num_levels, name)
 
 
 def alike(results: Results) -> list[tuple[Shown, Shown, str]]:

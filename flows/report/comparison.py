@@ -26,15 +26,13 @@ def comparison(first: Results, second: Results) -> Page:
     before, after = (one.origin.parameters for one in pair)
     both = [key for key in before if key in after]
     drawn = draw(dict(zip(names, pair, strict=True)))
-    reason = unpaired(first, second)
     html = fill(
         "comparison.html",
         names=names,
         pair=pair,
         metrics=[one.metrics for one in pair],
         notes=[(name, note) for name, one in zip(names, pair, strict=True) for note in one.notes],
-        reason=reason,
-        difference=None if reason else difference(first, second),
+        difference=difference(first, second),
         charts={chart.name: chart for chart in drawn},
         grids=[grids(one) for one in pair],
         measures=measures(first.sample_metrics, second.sample_metrics),
@@ -65,8 +63,8 @@ def cautions(first: "SampleMetrics | None", second: "SampleMetrics | None") -> l
     return found
 
 
-def unpaired(first: Results, second: Results) -> str:
-    """Return why the figures of the images of two models cannot be paired; "" if they can."""
+def difference(first: Results, second: Results) -> "PairedDifference | str":
+    """Return the paired difference of the images of two models, or why there is none."""
     if first.per_image is None or second.per_image is None:
         return "one of them has no figures for each image"
     for field, text in (
@@ -80,16 +78,11 @@ def unpaired(first: Results, second: Results) -> str:
     ):
         if getattr(first.metrics, field) != getattr(second.metrics, field):
             return text
-    return "" if first.metrics.num_images > 1 else "one image has no standard error"
-
-
-def difference(first: Results, second: Results) -> "PairedDifference | None":
-    """Return the paired difference of the images; None for fewer than two, or if a figure is not finite."""
-    assert first.per_image is not None
-    assert second.per_image is not None
     before, after = first.per_image["bpd"], second.per_image["bpd"]
-    if len(before) < 2 or not np.isfinite([before, after]).all():
-        return None
+    if len(before) < 2:
+        return "one image has no standard error"
+    if not np.isfinite([before, after]).all():
+        return "not all figures are finite"
     from vdm.evaluation import paired_difference  # loads torch, for a second
 
     return paired_difference(before, after, confidence=CONFIDENCE)

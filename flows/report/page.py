@@ -10,10 +10,10 @@ import numpy as np
 from flows.images.store import spread
 from flows.report import charts
 from flows.report.charts import Chart
-from flows.report.checks import Shown, alike, expectations, offences
+from flows.report.checks import Shown, alike, expectations, image_of, offences
 from flows.report.pictures import Picture, columns_of, grid, tile
 from flows.report.quality import measures, sampler
-from flows.report.results import Results, description, image_at
+from flows.report.results import Results, description
 from flows.report.tables import Columns, finite
 from flows.report.templates import fill
 
@@ -83,20 +83,13 @@ def extremes(results: Results) -> list[tuple[str, list[Shown]]]:
     numbers, bpd = finite(results.per_image["image"], results.per_image["bpd"])
     order = np.argsort(bpd, kind="stable")
     size = min(MOST_EXTREMES, len(order) // 2)
-    chosen = {"Easiest": order[:size], "Hardest": order[::-1][:size]}
-    return [
-        (title, [shown for row in rows if (shown := example(results, int(numbers[row]), bpd[row]))])
-        for title, rows in chosen.items()
-    ]
+    split = results.metrics.split
 
+    def shown(row: int) -> Shown:
+        number = int(numbers[row])
+        return Shown(image_of(results, split, number, f"{split} image {number}"), f"{bpd[row]:.3f}")
 
-def example(results: Results, number: int, bpd: float) -> Shown | None:
-    """Return an image of the evaluated split with its bits/dim."""
-    image = image_at(results, results.metrics.split, number)
-    if image is None or results.images is None:
-        return None
-    alt = f"{results.metrics.split} image {number}"
-    return Shown(tile(image, results.images.num_levels, alt), f"{bpd:.3f}")
+    return [("Easiest", list(map(shown, order[:size]))), ("Hardest", list(map(shown, order[::-1][:size])))]
 
 
 def grids(results: Results) -> Grids | None:
@@ -116,11 +109,9 @@ def neighbours(results: Results) -> list[tuple[Shown, Shown, float]]:
         return []
     levels, shown = results.images.num_levels, []
     for sample, number, distance in results.neighbours[:MOST_NEIGHBOURS]:
-        image = image_at(results, "train", number)
-        if image is not None:
+        if nearest := image_of(results, "train", number, f"training image {number}"):
             left = Shown(tile(results.samples[sample], levels, f"sample {sample}"), f"sample {sample}")
-            right = Shown(tile(image, levels, f"training image {number}"), f"train {number}")
-            shown.append((left, right, distance))
+            shown.append((left, Shown(nearest, f"train {number}"), distance))
     return shown
 
 

@@ -13,7 +13,7 @@ from pydantic import Field
 from flows.core.documents import read
 from flows.core.errors import Exit, UserError
 from flows.evaluation.results import BoundMetrics, SampleMetrics
-from flows.images.store import COUNTS, REQUIRED, SPLITS, TEXTS, ImageSet, data_sha256, load_array, load_images
+from flows.images.store import COUNTS, REQUIRED, TEXTS, ImageSet, data_sha256, load_array, load_images
 from flows.report.tables import Columns, integers, read_table
 from flows.validation.report import Alike, Result, Validation
 
@@ -159,16 +159,6 @@ def read_neighbours(path: Path, samples: np.ndarray | None, images: ImageSet | N
         strict=True,
     )
     return [Neighbour(*pair) for pair in pairs]
-
-
-def image_at(results: Results, split: Any, number: Any) -> np.ndarray | None:
-    """Return an image (C,H,W) of a split; None if a damaged report names an image that the split does not have."""
-    if results.images is None or split not in SPLITS or type(number) is not int:
-        return None
-    images = getattr(results.images, split)
-    if images.ndim != 4 or not 0 <= number < len(images) or not images[0].size:
-        return None
-    return np.asarray(images[number])
 
 
 def description(images: ImageSet | None) -> dict[str, Any]:

@@ -10,7 +10,6 @@ from flows.core.device import find_device
 from flows.core.errors import Exit, UserError
 from flows.core.memory import require
 from flows.images.store import ImageSet, ImageSetError, data_sha256, load_images, load_labels
-from flows.process.progress import bar
 from flows.quality.features import Task, accuracy, fit, gradient_bytes, save_features
 from flows.validation.report import require_validated
 
@@ -32,17 +31,18 @@ def features(settings: "Features", *, images: Path, validation: Path, out: Path)
     needed = gradient_bytes(image_set.image_shape, width=settings.width, batch_size=settings.batch_size)
     require(needed, device, "features: lower features.batch_size or features.width")
     task, train, test = classes(images, image_set, settings.task)
+    network = fit(image_set.train, train, settings, num_levels=image_set.num_levels, device=device)
+    right = accuracy(network, image_set.test, test, settings.seed)
     described: dict[str, object] = {
         "task": task,
         "channels": image_set.image_shape[0],
         "num_levels": image_set.num_levels,
+        "num_classes": network.head.out_features,
+        "width": settings.width,
+        "accuracy": right,
+        "data_sha256": data_sha256(images),
     }
-    network = fit(
-        image_set.train, train, settings, num_levels=image_set.num_levels, device=device, progress=bar("features")
-    )
-    right = accuracy(network, image_set.test, test, settings.seed)
-    described |= {"num_classes": network.head.out_features, "width": settings.width, "accuracy": right}
-    save_features(out, network, described | {"data_sha256": data_sha256(images)})
+    save_features(out, network, described)
     log.info("features: %.1f%% of the test images' %s found", 100 * right, task)
 
 

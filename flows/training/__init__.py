@@ -3,5 +3,5 @@
 fitting      the training in one process, with states saved on the way
 distributed  the start of several processes, on torch's elastic agent
 collectives  what the processes do together: share values, raise each other's errors
-runs         saved states, the training log, the signals that stop a run
+runs         saved states, the training log
 """

@@ -10,7 +10,6 @@ import os
 import signal
 import sys
 import time
-import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -28,7 +27,6 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, P
 from torch.distributed.elastic.rendezvous import (
     RendezvousHandler,
     RendezvousInfo,
-    RendezvousParameters,
     RendezvousStoreInfo,
     rendezvous_handler_registry,
 )
@@ -101,7 +99,7 @@ def agent_config(num_processes: int, max_restarts: int, folder: str) -> LaunchCo
         min_nodes=1,
         max_nodes=1,
         nproc_per_node=num_processes,
-        run_id=uuid.uuid4().hex,
+        run_id=ONE_MACHINE,
         rdzv_backend=ONE_MACHINE,
         max_restarts=max_restarts,
         logs_specs=DefaultLogsSpecs(log_dir=folder),
@@ -153,9 +151,6 @@ class OneMachine(RendezvousHandler):
     torch's own rendezvous listens on every interface, unpickles what it receives, and relies on the wall clock.
     """
 
-    def __init__(self, parameters: RendezvousParameters) -> None:
-        self.run_id = parameters.run_id
-
     def next_rendezvous(self) -> RendezvousInfo:
         return RendezvousInfo(HashStore(), 0, 1, RendezvousStoreInfo("localhost", 0))
 
@@ -163,7 +158,7 @@ class OneMachine(RendezvousHandler):
         return ONE_MACHINE
 
     def get_run_id(self) -> str:
-        return self.run_id
+        return ONE_MACHINE
 
     def num_nodes_waiting(self) -> int:
         return 0
@@ -178,7 +173,7 @@ class OneMachine(RendezvousHandler):
         return True
 
 
-rendezvous_handler_registry.register(ONE_MACHINE, OneMachine)
+rendezvous_handler_registry.register(ONE_MACHINE, lambda _: OneMachine())
 
 
 @contextmanager

@@ -18,10 +18,11 @@ from flows.core.device import find_compile, find_devices, find_precision
 from flows.core.errors import Exit, UserError, brief
 from flows.core.memory import require
 from flows.images.store import ImageSet, data_sha256, load_images
+from flows.process.ending import on_stop
 from flows.process.locks import claim, folder_of_devices
 from flows.process.progress import bar
 from flows.training.collectives import agreement, any_process, from_first, is_first, local_rank, process_group
-from flows.training.runs import Run, fingerprint, reported, stop_signals, writing_curves
+from flows.training.runs import Run, fingerprint, reported, writing_curves
 from vdm import evaluation
 from vdm.choices import TrainingImages
 from vdm.model import VDM, count_parameters, gradient_bytes, inference_bytes
@@ -65,8 +66,9 @@ def train_here(model: "Model", train: "Train", *, images: Path, out: Path, curve
         pixels = torch.from_numpy(training_images(image_set, train.images)).to(device)
         trainer = build(config, settings, pixels, validation_of(train, image_set))
         restore(trainer, run)
-        asked_to_stop = stack.enter_context(stop_signals())
-        fit(trainer, run, curves, train, asked_to_stop)
+        signals: list[int] = []
+        stack.enter_context(on_stop(lambda number, frame: signals.append(number)))
+        fit(trainer, run, curves, train, lambda: bool(signals))
         with agreement():
             if is_first():
                 write_model(trainer, config, train, data, out)

@@ -1,4 +1,4 @@
-"""A training run on this machine: its saved states, its training log, and the signals that stop it.
+"""A training run on this machine: its saved states and its training log.
 
 DVC deletes a stage's outputs before it runs the stage, so states are kept elsewhere.  The name of their folder is a
 digest of parameters, data and code: a run that differs in one of them uses another folder.  The last state stays until
@@ -21,7 +21,6 @@ from typing import Any
 
 from flows.core.checkpoint import DamagedStateError, load_state, save_state, unread
 from flows.core.errors import Exit, UserError
-from flows.process.ending import on_stop
 from vdm.training.log import TrainingRecord
 
 log = logging.getLogger(__name__)
@@ -148,11 +147,3 @@ def writing_curves(path: Path, records: Sequence[TrainingRecord]) -> Iterator[Ca
     finally:
         with suppress(OSError):  # closing writes again what `add` could not write
             file.close()
-
-
-@contextmanager
-def stop_signals() -> Iterator[Callable[[], bool]]:
-    """Catch SIGINT and SIGTERM, and return a function that says whether one of them arrived."""
-    received: list[int] = []
-    with on_stop(lambda number, frame: received.append(number)):
-        yield lambda: bool(received)

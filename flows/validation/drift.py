@@ -50,7 +50,6 @@ def profile(facts: Facts, labels: np.ndarray | None) -> Profile:
     height, error = heights(facts.histograms.sum(axis=1))
     known, statistics = np.isfinite(error), {name: quantiles(values) for name, values in facts.statistics.items()}
     channels = facts.histograms.sum(axis=0)
-    of_labels = label_facts(labels, facts.thumbnails)
     return Profile(
         histogram=facts.histogram.tolist(),
         mean=statistics.pop("image mean", []),
@@ -61,9 +60,7 @@ def profile(facts: Facts, labels: np.ndarray | None) -> Profile:
         channels=channels.tolist() if len(channels) > 1 else [],
         height=height.round(6).tolist() if known.any() else [],
         height_error=np.where(known, error, -1).round(6).tolist() if known.any() else [],
-        labels=of_labels.counts,
-        label_link=of_labels.explained,
-        label_link_error=of_labels.error,
+        **label_facts(labels, facts.thumbnails),
     )
 
 

@@ -1,6 +1,6 @@
 """What labels say about the images: how frequent each is, and how much of the images' differences they explain."""
 
-from typing import NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -11,35 +11,28 @@ FEWEST_IMAGES = 10 * GROUPS
 """The error is that of groups of images; it is not certain enough if these are small."""
 
 
-class Labels(NamedTuple):
-    """Facts about the labels of a split."""
+def label_facts(labels: np.ndarray | None, thumbnails: np.ndarray) -> dict[str, Any]:
+    """Return the fields of `flows.validation.report.Profile` about labels (N,), given the thumbnails (N,D) of images.
 
-    counts: dict[str, int]
-    """Number of images by label."""
-    explained: float | None
-    """Share of the variance of the thumbnails that lies between labels; falls if labels are given to other images.
-
-    It is 0 on average for labels given at random, whatever their number.
+    There are none if the numbers of labels and images differ, and for too many labels.
     """
-    error: float | None
-    """Its standard error."""
-
-
-def label_facts(labels: np.ndarray | None, thumbnails: np.ndarray) -> Labels:
-    """Return the facts of labels (N,), given the images' thumbnails (N,D); nothing if the numbers differ."""
     if labels is None or len(labels) != len(thumbnails) or not len(labels):
-        return Labels({}, None, None)
+        return {}
     values, codes = np.unique(labels, return_inverse=True)
     if len(values) > MOST_LABELS:
-        return Labels({}, None, None)
+        return {}
     counts = dict(zip(map(str, values.tolist()), np.bincount(codes).tolist(), strict=True))
     if not thumbnails.shape[1] or len(values) < 2 or len(labels) < FEWEST_IMAGES:
-        return Labels(counts, None, None)
-    return Labels(counts, *explained(codes, len(values), thumbnails))
+        return {"labels": counts}
+    share, error = explained(codes, len(values), thumbnails)
+    return {"labels": counts, "label_link": share, "label_link_error": error}
 
 
 def explained(codes: np.ndarray, num_labels: int, thumbnails: np.ndarray) -> tuple[float | None, float | None]:
-    """Return the share of the variance between labels and its jackknife standard error, from groups of images."""
+    """Return the share of the variance between labels and its jackknife standard error, from groups of images.
+
+    The share falls if labels are given to other images; at random it is 0 on average, whatever the number of labels.
+    """
     group = np.arange(len(codes)) % GROUPS
     place, size = group * num_labels + codes, GROUPS * num_labels
     counts = np.bincount(place, minlength=size).reshape(GROUPS, num_labels)

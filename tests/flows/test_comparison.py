@@ -12,6 +12,7 @@ from results import BPD, ORIGIN, metrics, write_results
 from flows.images.store import data_sha256
 from flows.report.comparison import cautions, comparison, difference
 from flows.report.results import Files, read_results
+from vdm.evaluation import PairedDifference
 
 
 def test_two_models_are_compared_image_by_image(files: Files, tmp_path: Path, digits: np.ndarray) -> None:
@@ -24,7 +25,7 @@ def test_two_models_are_compared_image_by_image(files: Files, tmp_path: Path, di
     origin = ORIGIN._replace(name="other", parameters={"data": {"name": "digits"}, "train": {"betas": [0.9, 0.999]}})
     second = read_results(other, origin)
     found = difference(first, second)
-    assert found
+    assert isinstance(found, PairedDifference)
     assert found.difference == pytest.approx(change.mean(), abs=1e-6)
     assert found.standard_error == pytest.approx(change.std(ddof=1) / np.sqrt(40), abs=1e-6)
     # Student's t with 39 degrees of freedom exceeds 2.0227 with probability 0.025.

@@ -109,8 +109,8 @@ def mode(name: str, suffix: str = ".png") -> Callable[[Path], None]:
         (tif(noise(2, 6, 5)), Exit.INVALID_DATA, "2 channels, of which 1 would be read"),
         (tif(DEEP[:1], photometric=0), Exit.INVALID_DATA, "of which 0 is white; save it"),
         (mode("RGB"), Exit.INVALID_DATA, '"0.png" is 1x6x5 of 8 bits, "bad.png" is 3x6x5 of 8 bits; '),
-        (array(np.full((6, 5), np.nan)), Exit.INVALID_DATA, "float64 with NaN, not levels"),
-        (array(np.float32([[0, 1]])), Exit.INVALID_DATA, "float32 from 0 to 1, not levels"),
+        (array(np.full((6, 5), np.nan)), Exit.INVALID_DATA, "an array of float64, not levels; save the integers"),
+        (array(np.float32([[0, 1]])), Exit.INVALID_DATA, "an array of float32, not levels; save the integers"),
         (array(np.array([[0, 256]])), Exit.INVALID_DATA, "level 256 of int64, outside 0..255"),
         (array(np.array([[0, -1]])), Exit.INVALID_DATA, "level -1 of int64"),
         (array(noise(6, 5, 3)), Exit.INVALID_DATA, "channels last"),
@@ -197,8 +197,8 @@ def test_damage_raises_only_documented_errors(suffix: str, tmp_path: Path) -> No
 
 
 def exhaust(found: ImageFolder) -> None:
-    for chunks in found.splits:
-        for _ in chunks or ():
+    for chunks in found.splits.values():
+        for _ in chunks:
             pass
 
 

@@ -84,8 +84,8 @@ def small_cifar(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Publis
 
 
 def arrays(splits: Splits) -> list[np.ndarray]:
-    """Return the splits that are there as arrays."""
-    return [np.concatenate([chunk.images for chunk in chunks]) for chunks in splits if chunks is not None]
+    """Return the splits as arrays."""
+    return [np.concatenate([chunk.images for chunk in chunks]) for chunks in splits.values()]
 
 
 def published_arrays(entry: PublishedSet, source: Path, folder: Path) -> list[np.ndarray]:
@@ -210,7 +210,7 @@ def test_a_test_fraction_that_leaves_a_split_empty_is_refused(fraction: float, n
 
 def test_the_test_images_do_not_depend_on_the_validation_split() -> None:
     whole, divided = read_digits(0.2, 0, 0), read_digits(0.2, 0.1, 0)
-    assert whole.validation is None
+    assert list(whole) == ["train", "test"]
     all_train, test = arrays(whole)
     train, validation, same_test = arrays(divided)
     assert np.array_equal(test, same_test)
@@ -230,9 +230,7 @@ def test_published_validation_images_are_training_images_with_their_labels(
     entry, source = small_mnist
     whole = read_published(entry, source, tmp_path / "downloads", scratch(tmp_path), validation=NONE)
     parts = read_published(entry, source, tmp_path / "downloads", scratch(tmp_path), validation=np.array([3, 0]))
-    (everything,), (train,) = whole.train, parts.train
-    assert parts.validation is not None
-    (validation,) = parts.validation
+    (everything,), (train,), (validation,) = whole["train"], parts["train"], parts["validation"]
     for part, numbers in ((train, [1, 2, 4]), (validation, [0, 3])):
         assert np.array_equal(part.images, everything.images[numbers])
         assert np.array_equal(part.labels, everything.labels[numbers])
@@ -473,8 +471,7 @@ def test_a_seed_holds_out_the_same_images_in_every_version(seed: int, drawn: lis
 def test_digits_keep_their_labels() -> None:
     loaded = load_digits()
     known = {image.astype(np.uint8).tobytes(): label for image, label in zip(loaded.images, loaded.target, strict=True)}
-    for chunks in read_digits(0.2, 0.1, 0):
-        assert chunks is not None
+    for chunks in read_digits(0.2, 0.1, 0).values():
         for pixels, labels, _ in chunks:
             assert labels is not None
             assert [known[image.tobytes()] for image in pixels] == labels.tolist()

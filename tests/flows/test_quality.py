@@ -54,17 +54,17 @@ def test_the_distances_are_those_of_torch_fidelity() -> None:
     kid = kernel_mmd(first, second, kid_kernel="poly", kid_kernel_poly_degree=3, kid_kernel_poly_coef0=1.0)
     assert distances.kernel_distance(first)(second) == pytest.approx(kid, rel=1e-6)
     both = prc_features_to_metric(*map(torch.from_numpy, (first, second)), prc_neighborhood=3, verbose=False)
-    assert distances.precision(first, second) == pytest.approx(both["precision"])
-    assert distances.recall(first, second) == pytest.approx(both["recall"])
+    assert distances.precision(second)(first) == pytest.approx(both["precision"])
+    assert distances.recall(second)(first) == pytest.approx(both["recall"])
 
 
 def test_precision_and_recall_see_missing_and_foreign_images() -> None:
     real = np.concatenate([draws(0, shift=-20), draws(1, shift=20)])
     one_mode, with_strangers = draws(2, shift=20), np.concatenate([real, draws(3, 600, shift=100)])
-    assert distances.precision(one_mode, real) > 0.8
-    assert 0.35 < distances.recall(one_mode, real) < 0.5
-    assert distances.precision(with_strangers, real) == pytest.approx(0.5, abs=0.01)
-    assert distances.recall(with_strangers, real) == 1
+    assert distances.precision(real)(one_mode) > 0.8
+    assert 0.35 < distances.recall(real)(one_mode) < 0.5
+    assert distances.precision(real)(with_strangers) == pytest.approx(0.5, abs=0.01)
+    assert distances.recall(real)(with_strangers) == 1
 
 
 def test_copies_are_nearer_than_held_out_images() -> None:
@@ -292,8 +292,8 @@ def test_every_figure_is_that_of_its_name_and_of_its_images() -> None:
     measures = {
         "fd_ab": distances.frechet_distance(training),
         "kd_ab": distances.kernel_distance(training),
-        "precision": partial(distances.precision, reference=training),
-        "recall": partial(distances.recall, reference=training),
+        "precision": distances.precision(training),
+        "recall": distances.recall(training),
     }
     assert found.keys() == measures.keys()
     for name, measure in measures.items():

@@ -12,7 +12,9 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from unittest.mock import patch
 
+import jobs
 import psutil
 import pytest
 from plant import wait_until
@@ -20,7 +22,8 @@ from project import Project, imports_torch, one_line, run_vdmctl, session
 from small import Small
 from test_runs import SLOW, remove_finished, stopped_in_validation
 
-from flows.core.errors import Exit
+from flows.core.errors import CheckpointError, Exit, UserError
+from flows.training.distributed import launch, results_of
 
 PARAMS = {
     "num_devices: 1": "num_devices: 2",
@@ -150,24 +153,28 @@ def test_a_group_that_dies_too_often_or_is_asked_to_stop_continues_when_run_agai
     project.edit("vdm/training/validation.py", **{new: old for old, new in SLOW.items()})
 
 
-def test_a_signal_to_one_process_stops_the_whole_group(project: Project, undisturbed: bytes) -> None:
+def test_a_signal_to_one_process_stops_the_whole_group_and_torchrun_continues_its_run(
+    project: Project, undisturbed: bytes
+) -> None:
     process = start(project)
     wait_for_state(project, process, 5)
     os.kill(workers(process)[1], signal.SIGTERM)
     _, errors = process.communicate(timeout=600)
     assert process.returncode == Exit.RESUMABLE, errors
     assert "\nvdmctl: stopped; run again to continue" in errors
-    continued(project, start(project), undisturbed)
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "flows.cli", "train"]
+    continued(project, start(project, *torchrun), undisturbed)
 
 
-@pytest.mark.parametrize("send", [os.kill, os.killpg])
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    ("send", "number"), [(os.kill, signal.SIGTERM), (os.killpg, signal.SIGINT), (os.killpg, signal.SIGTERM)]
+)
 def test_a_group_stopped_while_it_starts_says_so_in_one_line(
     send: Callable[[int, int], None], number: signal.Signals, project: Project
 ) -> None:
     process = start(project)
     while not any(map(imports_torch, workers(process))):
-        time.sleep(0.005)
+        time.sleep(0.02)
     send(process.pid, number)
     _, errors = process.communicate(timeout=300)
     assert process.returncode == Exit.RESUMABLE
@@ -209,7 +216,7 @@ def test_processes_that_still_start_do_not_outlive_it_either(
 ) -> None:
     process = start(project)
     while not phase(process):
-        time.sleep(0.005)
+        time.sleep(0.02)
     process.kill()
     process.communicate()  # all that hold its stderr
     wait_until(lambda: not session(process.pid), 60)
@@ -250,7 +257,7 @@ def test_a_group_outlives_its_terminal_and_its_first_process_and_nothing_listens
     def watch() -> None:
         while process.poll() is None:
             found.update(listening(process.pid))
-            time.sleep(0.02)
+            time.sleep(0.1)
 
     watcher = threading.Thread(target=watch)
     watcher.start()
@@ -297,62 +304,16 @@ def test_an_error_that_only_one_meets_on_the_way_ends_all(project: Project, undi
     )
 
 
-ALONE = """
-import torch
-from flows.training.collectives import any_process, is_first, process_group
-from flows.training.distributed import launch
-
-def job():
-    with process_group(torch.device("cpu")):
-        if is_first():
-            raise OSError(28, "No space left on device", "somewhere")
-        any_process(False)
-
-if __name__ == "__main__":
-    launch(job, num_processes=2, max_restarts=0)
-"""
+def test_an_error_outside_every_agreement_leaves_nobody_waiting() -> None:
+    reason = r"process 0 of 2 failed: OSError: \[Errno 28\] No space left on device: 'somewhere'"
+    with patch.dict(os.environ), pytest.raises(UserError, match=reason):
+        launch(jobs.alone, num_processes=2, max_restarts=0)
 
 
-def test_an_error_outside_every_agreement_leaves_nobody_waiting(project: Project, tmp_path: Path) -> None:
-    (tmp_path / "alone.py").write_text(ALONE)
-    result = project.run(
-        "env", f"PYTHONPATH={project.folder}", "timeout", "600", sys.executable, str(tmp_path / "alone.py")
-    )
-    assert result.returncode == 1, result.stderr  # `timeout` would give 124
-    assert "process 0 of 2 failed: OSError: [Errno 28] No space left on device: 'somewhere'" in result.stderr
-
-
-SECOND = """
-import numpy as np
-from flows.core.errors import CheckpointError
-from flows.training.distributed import results_of
-from vdm.errors import TrainingDiverged
-
-def job(rank):
-    if rank == 1:
-        raise TrainingDiverged("a number")
-    if rank == 2:
-        raise CheckpointError("the model is damaged")
-    return np.zeros(3)
-
-if __name__ == "__main__":
-    results_of(job, num_processes=3)
-"""
-
-
-def test_an_error_of_another_process_than_the_first_is_raised(project: Project, tmp_path: Path) -> None:
+def test_an_error_of_another_process_than_the_first_is_raised() -> None:
     """Of two errors it is the one that says what to do."""
-    (tmp_path / "second.py").write_text(SECOND)
-    result = project.run("env", f"PYTHONPATH={project.folder}", sys.executable, str(tmp_path / "second.py"))
-    assert result.stderr.splitlines()[-1] == "flows.core.errors.CheckpointError: the model is damaged"
-
-
-def test_torchrun_starts_the_same_run(project: Project, undisturbed: bytes) -> None:
-    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "flows.cli", "train"]
-    process = start(project, *torchrun)
-    _, errors = process.communicate(timeout=600)
-    assert process.returncode == 0, errors
-    assert weights(project) == undisturbed
+    with patch.dict(os.environ), pytest.raises(CheckpointError, match=r"^the model is damaged$"):
+        results_of(jobs.second, num_processes=3)
 
 
 def test_a_process_on_another_machine_that_dies_is_named_in_one_line(project: Project, undisturbed: bytes) -> None:

@@ -18,9 +18,9 @@ from typing import Any, NoReturn
 from unittest.mock import MagicMock, Mock
 
 import pytest
-from plant import ENDLESS, Plant, trainers, wait_until
+from plant import ENDLESS, Plant, served, trainers, wait_until
 from prefect.states import Failed, StateType
-from project import ROOT, Project
+from project import IDENTITY, ROOT, Project
 
 from flows.core.errors import Exit, UserError
 from flows.orchestration import releasing
@@ -38,6 +38,40 @@ pytestmark = pytest.mark.timeout(1800)
 STAGES = ["download", "validate", "features", "train", "register", "evaluate", "sample", "report"]
 
 
+@pytest.fixture(scope="module")
+def database() -> Iterator[dict[str, str]]:
+    """Start PostgreSQL from Debian's package on a loopback port; return the setting of Prefect, or {} without it."""
+    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/pg_ctl"))
+    if not found or os.getuid() != 0:  # root runs it as its own user
+        yield {}
+        return
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    folder = Path(tempfile.mkdtemp(prefix="vdm-postgresql-"))
+    shutil.chown(folder, "postgres", "postgres")
+
+    def control(*arguments: str) -> None:
+        command = ["runuser", "-u", "postgres", "--", str(found[-1]), "--pgdata", str(folder / "data"), *arguments]
+        subprocess.run(command, check=True, cwd=folder, stdout=subprocess.DEVNULL)
+
+    control("init", "--options=--auth=trust")
+    control("start", "--wait", f"--log={folder}/log", f"--options=-p {port} -c listen_addresses=127.0.0.1 -k {folder}")
+    try:
+        url = f"postgresql+asyncpg://postgres@127.0.0.1:{port}/postgres"
+        yield {"PREFECT_SERVER_DATABASE_CONNECTION_URL": url}
+    finally:
+        control("stop", "--mode=immediate")
+        shutil.rmtree(folder)
+
+
+@pytest.fixture(scope="module")
+def plant(tmp_path_factory: pytest.TempPathFactory, empty_database: Path, database: dict[str, str]) -> Iterator[Plant]:
+    """Return a running retraining loop for these tests, in a folder with a space and an umlaut in its path."""
+    plant = Plant(tmp_path_factory.mktemp("plant") / "Bücher und Bilder", **database)
+    yield from served(plant, None if database else empty_database)
+
+
 def tasks(plant: Plant, run: str) -> dict[str, str]:
     chosen = {"flow_runs": {"id": {"any_": [run]}}}
     listed = plant.api("task_runs/filter", sort="EXPECTED_START_TIME_ASC", **chosen)
@@ -53,8 +87,14 @@ def artifacts(plant: Plant, run: str) -> dict[str, dict[str, Any]]:
 def announced(plant: Plant, run: str, event: str) -> dict[str, str]:
     """Wait until a run's event has arrived, and return its payload."""
     chosen = {"event": {"name": [event]}, "related": {"id": [f"prefect.flow-run.{run}"]}}
-    wait_until(lambda: bool(plant.api("events/filter", filter=chosen)["events"]), 300, plant.log, every=1.0)
-    return plant.api("events/filter", filter=chosen)["events"][0]["payload"]  # type: ignore[no-any-return]
+    found: list[Any] = []
+
+    def arrived() -> bool:
+        found[:] = plant.api("events/filter", filter=chosen)["events"]
+        return bool(found)
+
+    wait_until(arrived, 300, plant.log, every=1.0)
+    return found[0]["payload"]  # type: ignore[no-any-return]
 
 
 def wait_for_state(plant: Plant, step: int) -> None:
@@ -206,15 +246,21 @@ def test_withdrawn_versions_have_numbers_before_the_first_comparison(
     assert added == ["Retrain first", "Retrain second"]
 
 
-def test_wrong_parameters_fail_before_anything_starts(plant: Plant) -> None:
+def test_wrong_parameters_fail_before_anything_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """test_workspace.py has more of them."""
-    run = plant.retrain(overrides={"train.steps": 0})
-    state, reason = plant.finish(run)
-    assert state == "FAILED"
-    assert "train.steps: input should be greater than or equal to 1, got 0" in reason
-    assert "\n" not in reason
-    assert plant.worktrees() == []
-    assert "Traceback" not in plant.logged(run)
+    project = Project(tmp_path)
+    monkeypatch.chdir(project.folder)
+    for key, value in IDENTITY.items():
+        for role in ("AUTHOR", "COMMITTER"):
+            monkeypatch.setenv(f"GIT_{role}_{key}", value)
+    for name in ("hold_what_starts", "settle", "leave_out_tracebacks", "forget_outcome", "announce"):
+        monkeypatch.setattr(f"flows.train_vdm.{name}", lambda *_: None)
+    monkeypatch.setattr("flows.train_vdm.get_run_logger", Mock())
+    state = train_vdm.fn(overrides={"train.steps": 0})
+    assert state.type is StateType.FAILED
+    assert "train.steps: input should be greater than or equal to 1, got 0" in str(state.message)
+    assert "\n" not in str(state.message)
+    assert not (project.folder / ".vdm" / "worktrees").exists()
 
 
 def test_an_unknown_parameter_of_the_flow_starts_no_run(plant: Plant) -> None:
@@ -242,6 +288,7 @@ def test_the_code_that_runs_is_that_of_the_commit(plant: Plant) -> None:
     assert "has no branch checked out; the run starts from its commit" in log
     assert "COMMITTED" in log
     assert "UNCOMMITTED" not in log
+    assert "Traceback" not in log
     project.git("checkout", "--quiet", "--force", "main")
     project.git("reset", "--quiet", "--hard", "HEAD~1")
 
@@ -277,29 +324,29 @@ def test_prefects_commands_find_the_server_of_the_folder_and_its_settings_are_it
     assert plant.url not in plant.run("config", "view", "--hide-sources").stdout
 
 
-def test_runs_continue_after_a_cancelled_one_and_a_killed_one_and_name_the_signal_that_ends_training(
+def test_a_run_by_hand_continues_a_cancelled_one_and_names_the_signal_that_ends_training(
     plant: Plant, tmp_path: Path
 ) -> None:
-    """The second run's engine is killed, which takes its trainer along; then the third run's trainer is killed."""
-    command = [sys.executable, "-c", f"from flows.train_vdm import train_vdm; train_vdm(overrides={ENDLESS})"]
+    """Its trainer is killed."""
+    run = f"print(train_vdm(overrides={ENDLESS}, return_state=True).message)"
     environment = plant.environment | {"PREFECT_API_URL": plant.url}  # otherwise Prefect would start a temporary server
     log = tmp_path / "log"
     with log.open("wb") as output:
-        engine = subprocess.Popen(command, cwd=plant.project.folder, env=environment, stdout=output, stderr=output)
+        engine = subprocess.Popen(
+            [sys.executable, "-c", f"from flows.train_vdm import train_vdm; {run}"],
+            cwd=plant.project.folder,
+            env=environment,
+            stdout=output,
+            stderr=output,
+        )
     wait_until(lambda: "continuing from step" in log.read_text(), 600, log)
-    engine.kill()
-    engine.wait()
-    wait_until(lambda: trainers(plant.project.folder) == [], 60)
-    wait_until(lambda: not orphans(plant), 60)
-
-    run = plant.retrain(overrides=ENDLESS)
-    wait_until(lambda: any("continuing from step" in line for line in plant.lines(run)), 600, plant.log, every=1.0)
     (trainer,) = trainers(plant.project.folder)
     os.kill(trainer, signal.SIGKILL)
-    state, message = plant.finish(run)
-    assert state == "FAILED"
-    assert message.startswith("stage train failed: SIGKILL ended it (the kernel does that when memory runs out)")
-    assert "Traceback" not in plant.logged(run)
+    assert engine.wait(600) == 0
+    said = log.read_text()
+    assert "\nstage train failed: SIGKILL ended it (the kernel does that when memory runs out)" in said
+    assert "Traceback" not in said
+    assert orphans(plant) == []
     plant.remove_states()
 
 
@@ -328,9 +375,8 @@ def test_a_check_of_drift_that_fails_for_another_reason_is_not_announced_as_drif
     monkeypatch.setattr("flows.train_vdm.stream", stream)
     monkeypatch.setattr("flows.train_vdm.champion_report", lambda root, folder: tmp_path / "validation.json")
     monkeypatch.setattr("flows.train_vdm.announce", lambda what, reason: said.append(what))
-    state = drift.fn(tmp_path, tmp_path)
-    assert state
-    assert (state.type, state.message) == (StateType.FAILED, "the reason")
+    with pytest.raises(UserError, match=r"^the reason$"):
+        drift.fn(tmp_path, tmp_path)
     assert said == announced
 
 
@@ -512,40 +558,11 @@ def test_a_run_without_a_git_identity_says_so(plant: Plant) -> None:
     assert "git needs an identity: `git config user.name NAME`" in result.stderr
 
 
-@pytest.fixture
-def database(tmp_path: Path) -> Iterator[str]:
-    """Start PostgreSQL from Debian's package on a loopback port; return the URL for Prefect."""
-    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/pg_ctl"))
-    if not found or os.getuid() != 0:
+def test_the_loop_runs_on_postgresql(plant: Plant, database: dict[str, str]) -> None:
+    """All runs of this file do, if it is installed; else they use SQLite."""
+    if not database:
         pytest.skip("needs Debian's postgresql, and root to run it as its own user")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    folder = Path(tempfile.mkdtemp(prefix="vdm-postgresql-"))
-    shutil.chown(folder, "postgres", "postgres")
-
-    def control(*arguments: str) -> None:
-        command = ["runuser", "-u", "postgres", "--", str(found[-1]), "--pgdata", str(folder / "data"), *arguments]
-        subprocess.run(command, check=True, cwd=folder, stdout=subprocess.DEVNULL)
-
-    control("init", "--options=--auth=trust")
-    control("start", "--wait", f"--log={folder}/log", f"--options=-p {port} -c listen_addresses=127.0.0.1 -k {folder}")
-    try:
-        yield f"postgresql+asyncpg://postgres@127.0.0.1:{port}/postgres"
-    finally:
-        control("stop", "--mode=immediate")
-        shutil.rmtree(folder)
-
-
-def test_the_loop_runs_on_postgresql(database: str, tmp_path: Path, copied: Project) -> None:
-    plant = Plant(tmp_path, copied, PREFECT_SERVER_DATABASE_CONNECTION_URL=database)
-    try:
-        plant.serve()
-        state, message = plant.finish(plant.retrain())
-        assert (state, message[:13]) == ("COMPLETED", "nothing to do")
-        assert not (tmp_path / "prefect" / "prefect.db").exists()
-    finally:
-        plant.stop()
+    assert not (Path(plant.environment["PREFECT_HOME"]) / "prefect.db").exists()
 
 
 def test_ctrl_c_stops_everything_and_leaves_nothing_behind(plant: Plant) -> None:

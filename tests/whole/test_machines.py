@@ -132,6 +132,8 @@ def plant(registry: Project, tmp_path_factory: pytest.TempPathFactory) -> Iterat
         registry.copy(folder / "project"),
         PREFECT_SERVER_API_AUTH_STRING=PASSWORD,
         PREFECT_API_AUTH_STRING=PASSWORD,
+        PREFECT_SERVER_SERVICES_LATE_RUNS_LOOP_SECONDS="5",
+        PREFECT_SERVER_REGISTER_BLOCKS_ON_START="true",
     )
     plant.project.edit("automations.yaml", **{"within: 600": "within: 10"})
     plant.project.git("push", "--quiet", "--set-upstream", "origin", "main", "--tags")

@@ -108,8 +108,8 @@ def test_changed_evaluation_parameters_rerun_the_evaluation_and_the_report(repro
     assert ran(reproduced.new_dvc("repro").stdout) == []  # the run-cache has it
 
 
-def test_parameters_that_change_while_their_stage_runs_are_not_recorded(reproduced: Project) -> None:
-    """After the change is undone, the finished training is recorded without another step."""
+def test_a_training_that_is_not_recorded_is_not_repeated(reproduced: Project) -> None:
+    """Its parameters change while it runs; when the change is undone, DVC cannot write into its cache."""
     lock = (reproduced.folder / "dvc.lock").read_text()
     reproduced.edit("params.yaml", **{"steps: 20\n": "steps: 90\n"})
     process = subprocess.Popen(
@@ -133,9 +133,17 @@ def test_parameters_that_change_while_their_stage_runs_are_not_recorded(reproduc
     assert "vdmctl: params.yaml train changed while train ran, so its result is not recorded; undo" in output
     assert (reproduced.folder / "dvc.lock").read_text() == lock
     reproduced.edit("params.yaml", **{"steps: 80\n": "steps: 90\n"})
+    cache = reproduced.folder / ".dvc" / "cache" / "files"
+    aside = cache.rename(cache.with_name("aside"))
+    cache.touch()  # stands for a full disk
+    failed = reproduced.new_dvc("repro", "--single-item", "train")
+    cache.unlink()
+    aside.rename(cache)
+    assert failed.returncode != 0
     again = reproduced.new_dvc("repro", "--single-item", "train")
     assert again.returncode == 0, again.stderr
-    assert "continuing from step 90 of 90" in again.stderr
+    for result in (failed, again):
+        assert "continuing from step 90 of 90" in result.stderr
     reproduced.git("checkout", "--quiet", ".")
     reproduced.dvc("checkout", "--force", "--quiet")
     assert reproduced.up_to_date()
@@ -392,25 +400,6 @@ def test_a_failed_stage_leaves_what_dvc_can_restore(reproduced: Project) -> None
     assert "vdmctl validate" in one_line(refused)
     reproduced.dvc("checkout", "--force")
     reproduced.git("checkout", "--quiet", ".")
-    assert reproduced.up_to_date()
-
-
-def test_a_training_that_dvc_cannot_record_is_not_repeated(reproduced: Project) -> None:
-    """A file in the place of the cache's folder stands for a full disk."""
-    cache = reproduced.folder / ".dvc" / "cache" / "files"
-    aside = cache.rename(cache.with_name("aside"))
-    cache.touch()
-    reproduced.edit("params.yaml", **{"steps: 20\n": "steps: 21\n"})
-    failed = reproduced.new_dvc("repro", "--single-item", "train")
-    assert "step 21: " in failed.stderr
-    assert failed.returncode != 0
-    cache.unlink()
-    aside.rename(cache)
-    result = reproduced.new_dvc("repro", "--single-item", "train")
-    assert result.returncode == 0, result.stderr
-    assert "continuing from step 21 of 21" in result.stderr
-    reproduced.git("checkout", "--quiet", ".")
-    reproduced.dvc("checkout", "--force")
     assert reproduced.up_to_date()
 
 

@@ -263,7 +263,7 @@ def test_a_champion_of_other_images_is_not_compared(registry: Project, tmp_path:
         assert not fits(model, tmp_path)
     decision, reason = decide(Evidence.model_validate(BASE | {"num_images": None}))
     assert decision == "refuse"
-    assert "a model of other images" in reason
+    assert "takes images of another shape or number of levels" in reason
     assert "`gto assign vdm --version v1.1.0 --stage champion --force`" in reason
 
 

@@ -10,6 +10,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -56,23 +57,34 @@ def undisturbed(project: Project) -> tuple[str, str]:
     return digests(project)
 
 
+class Killed(NamedTuple):
+    """A run that was killed after step 12."""
+
+    process: int
+    states: Path
+    second: subprocess.CompletedProcess[str]
+    """What a second trainer met while the run was stopped."""
+
+
 @pytest.fixture(scope="module")
-def saved(project: Project, undisturbed: tuple[str, str], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a copy of the saved states of a run that was killed after step 12."""
+def saved(project: Project, undisturbed: tuple[str, str], tmp_path_factory: pytest.TempPathFactory) -> Killed:
+    """Return a run that was killed after step 12, with a copy of its saved states."""
     process = start(project)
     wait_for_step(project, process, 12)
+    os.kill(process.pid, signal.SIGSTOP)
+    second = project.vdmctl("train")
     process.kill()
     process.communicate()
     copy = tmp_path_factory.mktemp("states") / "runs"
     (project.folder / ".vdm" / "runs").rename(copy)
-    return copy
+    return Killed(process.pid, copy, second)
 
 
 @pytest.fixture
-def killed(project: Project, saved: Path) -> Project:
+def killed(project: Project, saved: Killed) -> Project:
     """Return the project as it is after that run was killed."""
     remove_finished(project)
-    shutil.copytree(saved, project.folder / ".vdm" / "runs", dirs_exist_ok=True)
+    shutil.copytree(saved.states, project.folder / ".vdm" / "runs", dirs_exist_ok=True)
     return project
 
 
@@ -178,21 +190,12 @@ def test_a_run_stopped_while_it_starts_exits_75_too(number: signal.Signals, proj
     assert (process.returncode, errors) == (75, "vdmctl: stopped; run again\n")
 
 
-def test_a_second_trainer_is_refused_by_the_device_lock(project: Project, undisturbed: tuple[str, str]) -> None:
-    process = start(project)
-    wait_for_step(project, process, 4)
-    os.kill(process.pid, signal.SIGSTOP)
-    second = project.vdmctl("train")
-    os.kill(process.pid, signal.SIGCONT)
-    process.kill()
-    process.communicate()
-    assert second.returncode == Exit.BUSY
-    busy = f"cpu is busy: process {process.pid} in {project.folder} trains on it; wait for it or stop it"
-    assert busy in second.stderr.splitlines()[-1]
+def test_a_second_trainer_is_refused_by_the_device_lock(project: Project, saved: Killed) -> None:
+    assert saved.second.returncode == Exit.BUSY
+    busy = f"cpu is busy: process {saved.process} in {project.folder} trains on it; wait for it or stop it"
+    assert busy in saved.second.stderr.splitlines()[-1]
     with (project.folder / ".vdm/cpu.lock").open("a") as lock:  # which ended with its process
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    (run,) = {path.parent for path in states(project)}
-    shutil.rmtree(run)
 
 
 def test_a_trainer_saves_and_ends_when_dvc_is_killed(project: Project) -> None:
@@ -247,7 +250,7 @@ def test_damaged_states_are_passed_over(killed: Project, undisturbed: tuple[str,
     *_, older, newest = states(killed)
     truncate(older)
     save_state(newest, {"done": 12})
-    result = killed.new_vdmctl("train")
+    result = killed.vdmctl("train")
     assert f"{newest.name}: must hold average, done, " in result.stderr
     assert f"{older.name}: truncated or damaged" in result.stderr
     assert result.stderr.count("falling back to the state before") == 2

@@ -8,13 +8,14 @@ import subprocess
 import sys
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
 from socketserver import BaseRequestHandler, TCPServer
 from threading import Thread
 
 import pytest
 import torch
-from plant import ENDLESS, Plant, children, is_alive, killed, trainers, wait_until
+from plant import ENDLESS, PATIENT, Plant, children, is_alive, killed, served, trainers, wait_until
 from project import ROOT, Project, run_vdmctl
 
 from flows.core.errors import Exit
@@ -25,6 +26,25 @@ from flows.process.locks import claim
 
 # Only a machine that is busy with other things needs as long.
 pytestmark = pytest.mark.timeout(1800)
+
+
+@pytest.fixture(scope="module")
+def plant(tmp_path_factory: pytest.TempPathFactory, empty_database: Path) -> Iterator[Plant]:
+    """Return a running loop, in a folder with a space and an umlaut in its path, whose runs only train."""
+    folder = tmp_path_factory.mktemp("plant") / "Bücher und Bilder"
+    yield from served(Plant(folder, only_training(folder / "project")), empty_database)
+
+
+def only_training(folder: Path) -> Project:
+    """Return a project whose images are in git, and whose only stage is the training."""
+    project = Project(folder)
+    project.edit("flows/training/fitting.py", **PATIENT)
+    for stage in ("download", "validate"):
+        assert project.vdmctl(stage).returncode == 0
+    (train,) = re.findall(r"(?ms)^  train:\n.*?\n\n", (folder / "dvc.yaml").read_text())
+    (folder / "dvc.yaml").write_text(f"stages:\n{train}")
+    project.git("add", "--force", "data/images", "reports/validation/validation.json")
+    return project
 
 
 def serve(folder: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -53,7 +73,6 @@ def test_where_no_server_can_listen(tmp_path: Path) -> None:
     (tmp_path / "prefect.yaml").touch()
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
-        taken.listen()
         port = taken.getsockname()[1]
         for host, reason in (("127.0.0.1", "Address already in use"), ("192.0.2.7", "Cannot assign requested address")):
             result = serve(tmp_path, "--host", host, "--port", str(port), PREFECT_SERVER_API_AUTH_STRING="a:b")
@@ -131,7 +150,7 @@ def test_a_run_waits_for_a_busy_device_and_says_for_whom(plant: Plant, monkeypat
 def test_the_status_names_the_run_its_device_and_its_worktree(plant: Plant) -> None:
     """A loop with a server and a worker has no problem but that the last run failed."""
     run = training(plant)
-    wait_until(lambda: len(plant.status()["problems"]) == 1, 300, plant.log)
+    wait_until(lambda: len(plant.status()["problems"]) == 1, 300, plant.log, every=1.0)
     found = plant.status()
     (failed,) = found["problems"]
     assert re.fullmatch(r"the last run, [a-z]+-[a-z]+, failed at 20\S+: stage train failed: cpu is busy: .*", failed)
@@ -333,7 +352,7 @@ def training(plant: Plant) -> str:
     runs = [run["id"] for run in plant.api("flow_runs/filter", flow_runs={"state": state})]
     (run,) = runs or [plant.retrain(overrides=ENDLESS)]
     saved = (plant.project.folder / ".vdm" / "runs").glob
-    wait_until(lambda: bool(trainers(plant.project.folder)) and any(saved("*/*.state")), 600, plant.log)
+    wait_until(lambda: any(saved("*/*.state")) and bool(trainers(plant.project.folder)), 600, plant.log, every=0.5)
     return str(run)
 
 
