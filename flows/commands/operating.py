@@ -49,9 +49,9 @@ def serve(
     """Run the retraining loop: server, work pool, deployments and worker. Ctrl-C stops all of them.
 
     The server is at Prefect's api.url (PREFECT_API_URL or a profile), by default http://127.0.0.1:4200/api. A server
-    that answers there is used and not stopped afterwards; otherwise one is started on this machine. Its database is
-    SQLite, or the one that PREFECT_SERVER_DATABASE_CONNECTION_URL names. The weekly deployment is off until
-    `prefect deployment schedule resume train-vdm/weekly ID` switches it on.
+    that answers there is used and not stopped afterwards; otherwise one is started there, if the address is loopback or
+    given by --host or --port. Its database is SQLite, or the one that PREFECT_SERVER_DATABASE_CONNECTION_URL names.
+    The weekly deployment is off until `prefect deployment schedule resume train-vdm/weekly ID` switches it on.
     """
     from flows.orchestration.serve import serve
 

@@ -43,7 +43,8 @@ def validate(
 ) -> None:
     """Check the images against the limits in `contract:`, and write reports/validation.
 
-    Images at PATH are read with the transforms of `data:`; nothing is written unless --out names a folder.
+    A folder of images at PATH is read with the transforms of `data:`, an image set as it is. Nothing is written unless
+    --out names a folder.
     """
     params = parameters()
     from flows.stages.validate import validate

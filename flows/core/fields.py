@@ -35,6 +35,12 @@ def source(text: str) -> str:
     return text
 
 
+def require_devices(device: str, num_devices: int) -> None:
+    """Raise ValueError if `device` names one card and `num_devices` is above 1."""
+    if num_devices > 1 and ":" in device:
+        raise ValueError(f"device {device} is one device, but num_devices is {num_devices}")
+
+
 Positive = Annotated[int, Field(ge=1, le=10**12)]
 NonNegative = Annotated[int, Field(ge=0, le=10**12)]
 BatchSize = Annotated[int, Field(ge=1, le=10**6)]

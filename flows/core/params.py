@@ -18,6 +18,7 @@ from flows.core.fields import (
     Share,
     Source,
     Timesteps,
+    require_devices,
 )
 from vdm.choices import (
     MOST_BLOCKS,
@@ -103,31 +104,15 @@ class Model(Section):
         return self
 
 
-class Computation(Section):
-    """A section of a computation with random draws."""
-
-    seed: NonNegative
-    device: Device
-
-
-class Shared(Computation):
-    """A section of a computation that several devices can share."""
-
-    num_devices: Devices
-    precision: Literal["auto", Precision]
-
-    @model_validator(mode="after")
-    def one_for_each(self) -> Self:
-        if self.num_devices > 1 and ":" in self.device:
-            raise ValueError(f"device {self.device} is one device, but num_devices is {self.num_devices}")
-        return self
-
-
-class Train(Shared):
+class Train(Section):
     """The settings of the optimisation; see `vdm.training.trainer` and `vdm.training.validation`."""
 
     images: TrainingImages
+    seed: NonNegative
+    device: Device
+    num_devices: Devices
     max_restarts: NonNegative
+    precision: Literal["auto", Precision]
     compile: Compile
     activation_checkpointing: bool
     steps: Positive
@@ -158,10 +143,30 @@ class Train(Shared):
             raise ValueError(
                 f"batch_size must be a multiple of num_devices x accumulation = {parts}, got {self.batch_size}"
             )
+        require_devices(self.device, self.num_devices)
         if self.validate_every_steps is None and (self.keep == "best" or self.patience is not None):
             raise ValueError("keep: best and patience need validate_every_steps, the steps between validations")
         if self.validate_every_steps is not None and self.images == "train_and_validation":
             raise ValueError("images: train_and_validation leaves no images for validate_every_steps; set it to null")
+        return self
+
+
+class Computation(Section):
+    """A section of a computation with random draws."""
+
+    seed: NonNegative
+    device: Device
+
+
+class Shared(Computation):
+    """A section of a computation that several devices can share."""
+
+    num_devices: Devices
+    precision: Literal["auto", Precision]
+
+    @model_validator(mode="after")
+    def one_for_each(self) -> Self:
+        require_devices(self.device, self.num_devices)
         return self
 
 

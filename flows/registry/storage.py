@@ -5,8 +5,10 @@ digests come from dvc.lock at the version's commit.  Cache and remote are those 
 configured in an old commit may be gone.
 """
 
+import errno
 import hashlib
 import logging
+import os
 import shutil
 from collections.abc import Callable, Iterable
 from contextlib import suppress
@@ -26,6 +28,9 @@ from flows.core.files import file_sha256, inside, naming, open_regular, parse_js
 from flows.images.store import ImageSetError, data_sha256
 from flows.registry.lock_file import model_path, read_lock
 from flows.registry.versions import Version
+
+OF_THE_CACHE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
+"""The errors of pulling a file that come from the file system of the cache, since a remote is only read."""
 
 
 class Listed(Document):
@@ -189,8 +194,8 @@ def check(path: Path, file: Stored, subject: str) -> None:
 def pull(repo: Any, digests: set[str], subject: str) -> None:
     """Pull into the cache what the default remote has of these files and listings.  A listing comes without its files.
 
-    Raises UserError (exit 5) without a remote, NetworkError (exit 5) when the remote does not answer or the cache
-    cannot be written: each kind of remote raises its own errors, which do not say which it was.
+    Raises UserError (exit 5) without a remote or when the cache cannot be written, NetworkError (exit 5) when the
+    remote does not answer.
     """
     if not digests:
         return
@@ -204,8 +209,18 @@ def pull(repo: Any, digests: set[str], subject: str) -> None:
     except NoRemoteError as error:
         advice = "`dvc remote add --default NAME URL` names the one that has it"
         raise UserError(f"{subject}not in the cache, and DVC has no default remote; {advice}", Exit.MISSING) from error
-    except Exception as error:
-        raise NetworkError(f"{subject}not in the cache, and cannot be pulled into it: {brief(error)}") from error
+    except Exception as error:  # each kind of remote raises its own errors
+        reason = f"{subject}not in the cache, and cannot be pulled into it: {brief(error)}"
+        if isinstance(error, OSError) and is_of_the_cache(error, Path(repo.cache.local_cache_dir)):
+            raise UserError(reason, Exit.MISSING) from error  # another attempt would fail, too
+        raise NetworkError(reason) from error
+
+
+def is_of_the_cache(error: OSError, cache: Path) -> bool:
+    """Whether an error of pulling a file comes from the folder of the cache, and not from the remote."""
+    named = error.filename2 or error.filename
+    forbidden = isinstance(error, PermissionError) and named and Path(os.fsdecode(named)).is_relative_to(cache)
+    return error.errno in OF_THE_CACHE or bool(forbidden)
 
 
 def quiet() -> Any:

@@ -19,6 +19,7 @@ from flows.cli import run
 from flows.core.checkpoint import load_model
 from flows.core.errors import CheckpointError
 from flows.evaluation import importing
+from flows.evaluation.foreign_files import flatten
 from flows.images.store import save_images
 from vdm.diffusion import denoise, reverse_step
 from vdm.discretization import nearest_pixels, reconstruction_draw
@@ -343,6 +344,12 @@ def nested(depth: int) -> dict[str, object]:
 
 def flax(tree: object) -> bytes:
     return bytes(msgpack.packb({"ema_params": {"score_model": tree}}))
+
+
+def test_a_checkpoint_may_not_be_nested_deeply() -> None:
+    """Every leaf keeps its path, so long names would take memory with the square of the depth."""
+    with pytest.raises(ValueError, match="nested too deeply"):
+        flatten(nested(40))
 
 
 BOMBS: dict[str, bytes] = {

@@ -4,9 +4,12 @@ import re
 from pathlib import Path
 
 import pytest
+from project import ROOT
+from ruamel.yaml import YAML
 
 from flows.commands.options import override
 from flows.core.errors import Exit, UserError
+from flows.core.params import Params
 from flows.core.params_file import parse_params, read_params
 
 PRESETS = sorted((Path(__file__).parents[2] / "presets").glob("*.yaml"))
@@ -127,3 +130,12 @@ def test_the_option_device_names_one_device() -> None:
     evaluate = parse_params(DIGITS, "params.yaml").evaluate.model_copy(update={"num_devices": 2})
     assert override(evaluate, {"device": "cuda:1"}).num_devices == 1
     assert override(evaluate, {"seed": 3}).num_devices == 2
+
+
+def test_the_parameters_are_in_the_order_of_the_file() -> None:
+    """The model card has them in the order of the fields, and its bytes are those of an output."""
+    written = YAML(typ="safe").load(ROOT / "params.yaml")
+    assert list(written) == list(Params.model_fields)
+    for name, section in Params.model_fields.items():
+        assert section.annotation
+        assert list(written[name]) == list(section.annotation.model_fields)

@@ -167,7 +167,7 @@ def test_a_signal_to_one_process_stops_the_whole_group_and_torchrun_continues_it
 
 
 @pytest.mark.parametrize(
-    ("send", "number"), [(os.kill, signal.SIGTERM), (os.killpg, signal.SIGINT), (os.killpg, signal.SIGTERM)]
+    ("send", "number"), [(os.kill, signal.SIGINT), (os.kill, signal.SIGTERM), (os.killpg, signal.SIGINT)]
 )
 def test_a_group_stopped_while_it_starts_says_so_in_one_line(
     send: Callable[[int, int], None], number: signal.Signals, project: Project

@@ -6,10 +6,8 @@ import platform
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
-import tempfile
 import urllib.error
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -39,37 +37,9 @@ STAGES = ["download", "validate", "features", "train", "register", "evaluate", "
 
 
 @pytest.fixture(scope="module")
-def database() -> Iterator[dict[str, str]]:
-    """Start PostgreSQL from Debian's package on a loopback port; return the setting of Prefect, or {} without it."""
-    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/pg_ctl"))
-    if not found or os.getuid() != 0:  # root runs it as its own user
-        yield {}
-        return
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    folder = Path(tempfile.mkdtemp(prefix="vdm-postgresql-"))
-    shutil.chown(folder, "postgres", "postgres")
-
-    def control(*arguments: str) -> None:
-        command = ["runuser", "-u", "postgres", "--", str(found[-1]), "--pgdata", str(folder / "data"), *arguments]
-        subprocess.run(command, check=True, cwd=folder, stdout=subprocess.DEVNULL)
-
-    control("init", "--options=--auth=trust")
-    control("start", "--wait", f"--log={folder}/log", f"--options=-p {port} -c listen_addresses=127.0.0.1 -k {folder}")
-    try:
-        url = f"postgresql+asyncpg://postgres@127.0.0.1:{port}/postgres"
-        yield {"PREFECT_SERVER_DATABASE_CONNECTION_URL": url}
-    finally:
-        control("stop", "--mode=immediate")
-        shutil.rmtree(folder)
-
-
-@pytest.fixture(scope="module")
-def plant(tmp_path_factory: pytest.TempPathFactory, empty_database: Path, database: dict[str, str]) -> Iterator[Plant]:
+def plant(tmp_path_factory: pytest.TempPathFactory, empty_database: Path) -> Iterator[Plant]:
     """Return a running retraining loop for these tests, in a folder with a space and an umlaut in its path."""
-    plant = Plant(tmp_path_factory.mktemp("plant") / "Bücher und Bilder", **database)
-    yield from served(plant, None if database else empty_database)
+    yield from served(Plant(tmp_path_factory.mktemp("plant") / "Bücher und Bilder"), empty_database)
 
 
 def tasks(plant: Plant, run: str) -> dict[str, str]:
@@ -339,10 +309,14 @@ def test_a_run_by_hand_continues_a_cancelled_one_and_names_the_signal_that_ends_
             stdout=output,
             stderr=output,
         )
-    wait_until(lambda: "continuing from step" in log.read_text(), 600, log)
-    (trainer,) = trainers(plant.project.folder)
-    os.kill(trainer, signal.SIGKILL)
-    assert engine.wait(600) == 0
+    try:
+        wait_until(lambda: "continuing from step" in log.read_text(), 600, log)
+        (trainer,) = trainers(plant.project.folder)
+        os.kill(trainer, signal.SIGKILL)
+        assert engine.wait(600) == 0
+    finally:
+        engine.kill()  # its trainer ends with it
+        engine.wait()
     said = log.read_text()
     assert "\nstage train failed: SIGKILL ended it (the kernel does that when memory runs out)" in said
     assert "Traceback" not in said
@@ -494,7 +468,7 @@ def test_an_interrupted_publication_is_completed_by_the_next_run(plant: Plant) -
     state, message = plant.finish(plant.retrain(overrides={"train.steps": 10}, publish=True))
     assert state == "COMPLETED"
     assert message.startswith(f"{newest}, commit ")
-    assert plant.worktrees() == []  # also those that failed and killed runs left behind
+    assert plant.worktrees() == []  # also those that failed runs left behind
     branches = plant.project.git("branch", "--format=%(refname:short)", "--points-at", f"{newest}^{{commit}}").split()
     assert f" on branch {branches[0]}, not promoted: " in message  # the branch of the run that was interrupted
     there = plant.project.git("ls-remote", "--tags", "--refs", "origin").split()[1::2]
@@ -556,13 +530,6 @@ def test_a_run_without_a_git_identity_says_so(plant: Plant) -> None:
     )
     assert result.returncode == Exit.USAGE, result.stderr
     assert "git needs an identity: `git config user.name NAME`" in result.stderr
-
-
-def test_the_loop_runs_on_postgresql(plant: Plant, database: dict[str, str]) -> None:
-    """All runs of this file do, if it is installed; else they use SQLite."""
-    if not database:
-        pytest.skip("needs Debian's postgresql, and root to run it as its own user")
-    assert not (Path(plant.environment["PREFECT_HOME"]) / "prefect.db").exists()
 
 
 def test_ctrl_c_stops_everything_and_leaves_nothing_behind(plant: Plant) -> None:

@@ -236,8 +236,9 @@ def test_a_model_for_which_there_is_no_room_is_named(copied: Project, full_disk:
 def test_a_cache_without_room_is_one_line(copied: Project, full_disk: Path) -> None:
     copied.dvc("cache", "dir", "--local", str(full_disk))
     (full_disk / "filler").write_bytes(bytes(100 * 1024))
-    result = copied.vdmctl("verify", "v1.0.0")
+    result = copied.vdmctl("verify", "v1.0.0", "--json")
     assert result.returncode == 5
+    assert json.loads(result.stdout)["sound"] is False
     assert "cannot be pulled into it: [Errno 28] No space left on device" in one_line(result)
 
 

@@ -73,6 +73,7 @@ def test_where_no_server_can_listen(tmp_path: Path) -> None:
     (tmp_path / "prefect.yaml").touch()
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
+        taken.listen()
         port = taken.getsockname()[1]
         for host, reason in (("127.0.0.1", "Address already in use"), ("192.0.2.7", "Cannot assign requested address")):
             result = serve(tmp_path, "--host", host, "--port", str(port), PREFECT_SERVER_API_AUTH_STRING="a:b")
