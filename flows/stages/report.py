@@ -11,21 +11,16 @@ from flows.report.page import page
 from flows.report.results import Files, origin_here, read_results
 
 
-def report(
-    parameters: Mapping[str, Any], *, files: Files, model_folder: Path, out: Path, pictures: Path | None
-) -> None:
+def report(parameters: Mapping[str, Any], *, files: Files, model_folder: Path, out: Path, pictures: Path) -> None:
     """Write the page about the results in `files` to `out`, and its charts into the folder `pictures`, or else neither.
 
-    The page shows `parameters`, the sections of params.yaml by name.  Without `pictures` no charts are written.
+    The page shows `parameters`, the sections of params.yaml by name.
 
     Raises UserError (exit 5) for a result that is damaged, and without metrics; OSError that names the file that cannot
     be written.
     """
     made = page(read_results(files, origin_here(model_folder, parameters)))
-    with written_last(out, made.html):
-        if pictures:
-            with writing_folder(pictures) as folder:
-                for chart in made.charts:
-                    write_whole(folder / f"{chart.name}.svg", chart.file)
-                finish()
+    with written_last(out, made.html), writing_folder(pictures) as folder:
+        for chart in made.charts:
+            write_whole(folder / f"{chart.name}.svg", chart.file)
         finish()

@@ -15,6 +15,7 @@ from flows.report.results import Files, read_results
 from vdm.evaluation import PairedDifference
 
 
+@pytest.mark.slow
 def test_two_models_are_compared_image_by_image(files: Files, tmp_path: Path, digits: np.ndarray) -> None:
     first = read_results(files, ORIGIN)
     other = write_results(tmp_path / "other", digits)
@@ -50,6 +51,7 @@ def test_two_models_are_compared_image_by_image(files: Files, tmp_path: Path, di
     assert "is better on these images" not in text
 
 
+@pytest.mark.slow
 def test_a_curve_of_one_of_two_models_has_its_name_and_its_colour(files: Files) -> None:
     results = read_results(files, ORIGIN)
     second = results._replace(origin=ORIGIN._replace(name="other"))
@@ -61,6 +63,7 @@ def test_a_curve_of_one_of_two_models_has_its_name_and_its_colour(files: Files) 
     assert "var(--first)" in charts["schedule"].svg
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "names",
     [
@@ -78,6 +81,7 @@ def test_every_curve_of_two_models_has_a_name_in_the_legend(names: tuple[str, st
     assert len(set(legend)) == 2, legend
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
@@ -100,6 +104,7 @@ def test_figures_that_are_not_paired_are_not_subtracted(
     assert "95% interval" not in text
 
 
+@pytest.mark.slow
 def test_two_models_of_one_image_are_not_said_to_have_infinite_figures(files: Files) -> None:
     assert files.per_image
     files.per_image.write_text("image,bpd\n0,1.5\n")
@@ -111,6 +116,7 @@ def test_two_models_of_one_image_are_not_said_to_have_infinite_figures(files: Fi
     assert "not all figures are finite" not in text
 
 
+@pytest.mark.slow
 def test_samples_of_different_numbers_are_not_compared_without_a_word(
     files: Files, tmp_path: Path, digits: np.ndarray
 ) -> None:

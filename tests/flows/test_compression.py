@@ -200,6 +200,7 @@ def test_pictures_of_two_channels_are_refused() -> None:
     assert error.value.code == Exit.MISSING
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch_size", [1, 4, 64])
 def test_every_pixel_comes_back(
     batch_size: int, write: Callable[..., Compressed], pixels: np.ndarray, tmp_path: Path, models: tuple[Path, Path]
@@ -233,6 +234,7 @@ def test_a_few_images_come_back(
     assert isinstance(done.code_bpd_standard_deviation, float) == uses_model
 
 
+@pytest.mark.slow
 def test_pictures_come_back_as_pictures_and_a_split_as_an_array(
     write: Callable[..., Compressed], pixels: np.ndarray, tmp_path: Path, models: tuple[Path, Path]
 ) -> None:
@@ -286,6 +288,7 @@ def test_pictures_of_few_bits_need_a_model_of_as_many_levels(write: Callable[...
     assert error.value.code == Exit.USAGE
 
 
+@pytest.mark.slow
 def test_a_file_that_is_cut_short_returns_the_images_before_the_cut(
     write: Callable[..., Compressed], pixels: np.ndarray, tmp_path: Path, models: tuple[Path, Path]
 ) -> None:
@@ -313,6 +316,7 @@ def test_a_file_that_is_cut_short_returns_the_images_before_the_cut(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("leads_to", ["elsewhere", "nowhere"])
 def test_a_link_in_place_of_recovered_images_is_replaced_and_not_followed(
     leads_to: str, write: Callable[..., Compressed], tmp_path: Path, models: tuple[Path, Path]
@@ -330,6 +334,7 @@ def test_a_link_in_place_of_recovered_images_is_replaced_and_not_followed(
     assert not (tmp_path / "nowhere").exists()
 
 
+@pytest.mark.slow
 def test_recovered_images_lie_beside_the_folder_to_which_a_link_leads(
     write: Callable[..., Compressed], tmp_path: Path, models: tuple[Path, Path]
 ) -> None:
@@ -343,6 +348,7 @@ def test_recovered_images_lie_beside_the_folder_to_which_a_link_leads(
     assert [path.name for path in (tmp_path / "large/out.recovered").iterdir()] == ["images.npy"]
 
 
+@pytest.mark.slow
 def test_a_flipped_bit_is_found_wherever_it_is(
     write: Callable[..., Compressed], pixels: np.ndarray, tmp_path: Path, models: tuple[Path, Path]
 ) -> None:
@@ -366,6 +372,7 @@ def test_a_flipped_bit_is_found_wherever_it_is(
     assert (len(found), reason) == (40, "damaged: it does not end with its code")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("plain_bits", [8, 0])
 def test_words_below_the_last_image_are_found_and_take_no_memory(
     plain_bits: int,
@@ -488,6 +495,7 @@ def test_options_are_refused_before_the_bound_is_computed(
         write()
 
 
+@pytest.mark.slow
 def test_outputs_that_exist_are_replaced_only_when_asked(
     write: Callable[..., Compressed], tmp_path: Path, models: tuple[Path, Path]
 ) -> None:
@@ -527,6 +535,7 @@ def test_an_unknown_device_is_named(arguments: list[str], device: str, capsys: p
     assert "auto, cpu, cuda or cuda:N" in line
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_number_of_images(
     write: Callable[..., Compressed],
     pixels: np.ndarray,
@@ -556,6 +565,7 @@ def test_no_image_of_a_folder_is_replaced_by_the_file(write: Callable[..., Compr
     assert mine.read_bytes() == before
 
 
+@pytest.mark.slow
 def test_a_compressed_file_in_the_folder_of_its_images_is_replaced(
     write: Callable[..., Compressed], tmp_path: Path, pixels: np.ndarray
 ) -> None:
@@ -580,6 +590,7 @@ def test_the_code_is_spilled_to_the_disk_of_its_file(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["images.npy", "images.vdmz"]
 
 
+@pytest.mark.slow
 def test_too_large_batches_of_a_file_name_the_command_that_chose_them(
     write: Callable[..., Compressed], models: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

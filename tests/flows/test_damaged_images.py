@@ -136,6 +136,7 @@ def test_a_bad_file_is_named(add: Callable[[Path], None], code: Exit, message: s
     assert sorted(path.name for path in folder.parent.iterdir() if "elsewhere" not in path.name) == ["folder", "images"]
 
 
+@pytest.mark.slow
 def test_every_damaged_file_is_listed_once(tmp_path: Path) -> None:
     (tmp_path / "set").mkdir()
     good = png(noise(4, 4), 8)

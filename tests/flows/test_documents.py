@@ -168,6 +168,7 @@ def use(folder: Path) -> None:
     json.dumps(rows, ensure_ascii=False).encode()
 
 
+@pytest.mark.slow
 def test_a_hostile_description_of_images_is_refused_or_read(image_set: Path) -> None:
     use(image_set)
     path = image_set / "dataset.json"
@@ -180,6 +181,7 @@ HEADERS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["train.npy", "train_labels.npy"])
 def test_a_hostile_array_is_refused_or_read(name: str, image_set: Path) -> None:
     path, chance = image_set / name, random.Random(0)
@@ -231,6 +233,7 @@ def test_labels_of_a_wrong_shape_or_type_are_refused(image_set: Path) -> None:
             load_labels(image_set, "train")
 
 
+@pytest.mark.slow
 def test_a_hostile_model_whose_digests_agree_is_refused_or_read(tmp_path: Path, image_set: Path) -> None:
     torch.manual_seed(0)
     save_model(tmp_path / "model", VDM(**TINY), TINY)

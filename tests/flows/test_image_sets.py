@@ -236,6 +236,7 @@ def test_published_validation_images_are_training_images_with_their_labels(
         assert np.array_equal(part.labels, everything.labels[numbers])
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not DEBIAN_FASHION_MNIST.is_dir(), reason="Debian's dataset-fashion-mnist is not installed")
 def test_debians_recompressed_fashion_mnist_has_the_published_bytes(tmp_path: Path) -> None:
     train, test = arrays(
@@ -423,6 +424,7 @@ def test_a_file_that_an_archive_holds_twice_is_refused(small_cifar: tuple[Publis
         read_published(published, source, tmp_path / "downloads", scratch(tmp_path), validation=NONE)
 
 
+@pytest.mark.slow
 def test_an_archive_cannot_fill_the_memory(
     small_cifar: tuple[PublishedSet, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -73,6 +73,7 @@ def read(published: DownsampledImageNet, source: Path) -> tuple[np.ndarray, np.n
     return train, test
 
 
+@pytest.mark.slow
 def test_batches_stream_in_the_order_of_their_numbers(batches: tuple[DownsampledImageNet, Path]) -> None:
     train, test = read(*batches)
     assert np.array_equal(train, pixels(2300))

@@ -124,6 +124,7 @@ def peer_checkpoint(folder: Path, **settings: object) -> Path:
     return folder / "model.pt"
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_the_peer_without_its_learned_schedule_is_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -165,6 +166,7 @@ def test_unsupported_settings_of_the_peer_are_refused(
     assert "config.yaml: No such file" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_no_flipped_bit_of_the_peers_file_ends_in_a_traceback(tmp_path: Path) -> None:
     peer = (ORACLES / "addtt_learned" / "model.pt").read_bytes()
     shutil.copyfile(ORACLES / "addtt_learned" / "config.yaml", tmp_path / "config.yaml")
@@ -403,6 +405,7 @@ def test_a_bomb_for_torch_gives_an_error_of_one_line(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "settings",
     [

@@ -47,6 +47,7 @@ def decoded(page: str) -> Image.Image:
     return Image.open(BytesIO(base64.b64decode(found[2])))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("side", "shown", "kind"),
     [(10, 640, "PNG"), (138, 552, "PNG"), (682, 682, "JPEG"), (1400, 1280, "JPEG")],

@@ -220,6 +220,7 @@ def test_large_images_are_read_a_few_at_a_time() -> None:
     assert [len(chunk) for _, chunk in images.chunks(PIXELS, 5)] == [5, 5, 2]
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # Great Expectations warns about itself
 @pytest.mark.parametrize("value", [np.float32("inf"), 1e300, -1e300, np.int64(2**62), np.float16(3)])
 def test_pixels_of_any_type_are_refused_without_a_warning(

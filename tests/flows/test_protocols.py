@@ -63,6 +63,7 @@ def exactly(derivative: Derivative, start: State, times: torch.Tensor) -> State:
     return start[0] * growth.exp(), start[1] + growth
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_images", [3, 10])
 def test_the_reported_error_is_that_of_the_figure(num_images: int, digits: np.ndarray, tmp_path: Path) -> None:
     network = VDM(**TINY)

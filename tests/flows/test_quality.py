@@ -86,6 +86,7 @@ def settings(**changes: Any) -> Any:
     return SimpleNamespace(**{**defaults, "learning_rate": 1e-2, **changes})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("labelled", [True, False])
 def test_the_classifier_learns_its_task(
     labelled: bool, small: Small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -111,6 +112,7 @@ def test_the_classifier_learns_its_task(
     assert features.load_features(tmp_path / "again", torch.device("cpu"))[2] == digest
 
 
+@pytest.mark.slow
 def test_a_classifier_that_diverges_is_an_error(small: Small, tmp_path: Path) -> None:
     paths = {"images": Path("data/images"), "validation": Path("reports/validation/validation.json")}
     with pytest.raises(TrainingDiverged, match=r"lower features\.learning_rate"):
@@ -237,6 +239,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_weights_that_changed_while_samples_were_drawn_are_refused(weights: Path) -> None:
     sample: Any = SimpleNamespace(inception_weights=str(weights), inception_sha256="0" * 64)
     quality: Any = SimpleNamespace(device="cpu")
@@ -245,6 +248,7 @@ def test_weights_that_changed_while_samples_were_drawn_are_refused(weights: Path
         measuring.inception_figures(sample, quality, pictures, 17)
 
 
+@pytest.mark.slow
 def test_inceptions_features_come_from_the_given_file(weights: Path) -> None:
     images = np.random.default_rng(0).integers(17, size=(2, 1, 8, 8), dtype=np.uint8)
     network = inception.inception_network(weights)

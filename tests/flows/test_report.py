@@ -44,6 +44,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory, digits: np.ndarray) -> Page:
     return page(read_results(write_results(tmp_path_factory.mktemp("whole"), digits), ORIGIN))
 
 
+@pytest.mark.slow
 def test_the_page_says_everything_in_the_order_of_its_readers_questions(whole: Page) -> None:
     text = words(Document(whole.html).text)
     places = [
@@ -116,11 +117,13 @@ def test_text_has_enough_contrast_in_light_and_dark() -> None:
             assert name in ("paper", "line") or (light + 0.05) / (dark + 0.05) >= 4.5, name
 
 
+@pytest.mark.slow
 def test_the_same_results_give_the_same_bytes(tmp_path: Path, digits: np.ndarray, whole: Page) -> None:
     again = page(read_results(write_results(tmp_path / "elsewhere", digits), ORIGIN))
     assert again == whole
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("missing", "sentences"),
     [
@@ -157,6 +160,7 @@ def test_what_is_missing_is_left_out_with_a_sentence(missing: list[str], sentenc
     assert "2.0000 ± 0.0946 bits/dim" in text
 
 
+@pytest.mark.slow
 def test_results_that_do_not_belong_together_are_named(files: Files, tmp_path: Path, digits: np.ndarray) -> None:
     assert files.images
     other = write_results(tmp_path / "other", digits[::-1])
@@ -200,6 +204,7 @@ def test_a_damaged_file_is_one_line(name: str, content: str, reason: str, files:
     assert reason in str(error.value)
 
 
+@pytest.mark.slow
 def test_numbers_beyond_all_charts_are_not_finite(files: Files) -> None:
     """A model that was not trained can have them."""
     assert files.noise_levels
@@ -228,6 +233,7 @@ def test_samples_of_another_shape_are_refused(files: Files) -> None:
             read_results(files, ORIGIN)
 
 
+@pytest.mark.slow
 def test_figures_that_are_not_finite_are_left_out_of_charts(files: Files) -> None:
     assert files.per_image
     assert files.noise_levels
@@ -242,6 +248,7 @@ def test_figures_that_are_not_finite_are_left_out_of_charts(files: Files) -> Non
     assert [chart.alt.count("no finite value") for chart in made.charts] == [1, 1, 1, 1]
 
 
+@pytest.mark.slow
 def test_bits_per_dim_that_hardly_differ_have_a_histogram(files: Files) -> None:
     assert files.per_image
     files.per_image.write_text("image,bpd\n" + "".join(f"{i},{3 if i else np.nextafter(3, 4)}\n" for i in range(40)))
@@ -249,6 +256,7 @@ def test_bits_per_dim_that_hardly_differ_have_a_histogram(files: Files) -> None:
     assert made.charts[-1].alt == "Histogram in bits/dim. images: 3 to 3, mean 3."
 
 
+@pytest.mark.slow
 def test_of_many_expectations_the_broken_ones_are_shown(files: Files) -> None:
     assert files.validation
     report = json.loads(files.validation.read_text())
@@ -258,10 +266,12 @@ def test_of_many_expectations_the_broken_ones_are_shown(files: Files) -> None:
     assert "Broken: the last one" in shown(files)
 
 
+@pytest.mark.slow
 def test_images_that_look_alike_are_named_also_without_the_images(files: Files) -> None:
     assert re.search(r"test image \d+.*; train image \d+.*: as it is, distance", shown(files._replace(images=None)))
 
 
+@pytest.mark.slow
 def test_text_from_files_is_only_text(tmp_path: Path, digits: np.ndarray) -> None:
     hostile = HOSTILE[:-1]  # JSON with a lone surrogate is refused
     stated = dict.fromkeys(("title", "name", "homepage", "licence", "split", "transforms"), hostile)

@@ -27,6 +27,7 @@ def vdmctl(tmp_path: Path, digits: np.ndarray) -> Callable[..., subprocess.Compl
     return lambda *arguments: run_vdmctl(tmp_path, {}, "report", *arguments)
 
 
+@pytest.mark.slow
 def test_an_existing_file_is_kept_unless_it_is_the_stages_output(
     vdmctl: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
 ) -> None:
@@ -42,6 +43,7 @@ def test_an_existing_file_is_kept_unless_it_is_the_stages_output(
     assert vdmctl("models/vdm", "--out", "reports/report.html").returncode == 2  # not the stage
 
 
+@pytest.mark.slow
 def test_a_model_folder_has_results_of_its_own(
     vdmctl: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path, tiny_model: Callable[..., VDM]
 ) -> None:

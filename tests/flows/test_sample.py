@@ -97,6 +97,7 @@ def test_the_film_of_equal_noise_levels_shows_the_steps_that_are_taken(small: Sm
         assert picture.n_frames <= 2  # type: ignore[attr-defined]
 
 
+@pytest.mark.slow
 def test_missing_pixels_are_filled_in(small: Small, capsys: pytest.CaptureFixture[str]) -> None:
     known = np.load("data/images/test.npy")[0]
     np.save("known.npy", known)

@@ -28,6 +28,7 @@ def judged(images: np.ndarray, num_levels: int = 256) -> tuple[float, float]:
     return lost_detail(space), jpeg_grid(space)
 
 
+@pytest.mark.slow
 def test_unprocessed_images_have_detail_and_no_grid(patches: np.ndarray, digits: np.ndarray) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (100, 1, 40, 40), dtype=np.uint8)
     for images in (patches, patches[:, :1, :28, :28], noise, change.contrast(patches, 0.5), patches >> 3 << 3):
@@ -36,6 +37,7 @@ def test_unprocessed_images_have_detail_and_no_grid(patches: np.ndarray, digits:
     assert judged(digits, 17) == (0, 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kernel", ["nearest", "bilinear", "bicubic"])
 def test_enlarged_images_lack_detail(kernel: str, patches: np.ndarray, digits: np.ndarray) -> None:
     for factor in (1.5, 2, 3):

@@ -39,6 +39,7 @@ from vdm.training.trainer import Trainer
 RECORD = TrainingRecord(5, 3.0, 1.0, 1.0, 1.0, -7.0, 5.0, 1.0, 1e-3, None, None, 100.0)
 
 
+@pytest.mark.slow
 def test_a_full_disk_keeps_the_state_before(full_disk: Path) -> None:
     run = Run(full_disk / "run", keep=2)
     run.save(1, {"done": 1, "weights": torch.zeros(10_000)})

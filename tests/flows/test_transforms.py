@@ -108,6 +108,7 @@ def test_a_transform_that_leaves_the_bytes_is_still_in_the_digest(tmp_path: Path
     assert len(digests) == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("shape", "change", "message", "code"),
     [

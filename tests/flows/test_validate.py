@@ -27,9 +27,8 @@ from flows.validation.facts import measure, num_redundant
 from flows.validation.inspection import described, inspect_images, require_success, write_report
 from flows.validation.report import Report
 
-# Great Expectations warns about itself and about pandas.
-pytestmark = pytest.mark.filterwarnings("ignore")
-
+# Great Expectations takes most of a second for each set, and warns about itself and about pandas.
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 
 DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
 ROOT = Path(__file__).parents[2]

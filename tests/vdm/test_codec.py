@@ -177,6 +177,7 @@ class KnowsTheData:
         return s * z_t / (a**2 * VARIANCE + s**2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_timesteps", [10, 50])
 def test_the_code_is_as_long_as_the_bound(num_timesteps: int) -> None:
     num_dims = 60_000

@@ -118,6 +118,7 @@ def test_float64_results_agree_for_any_batch_size(tiny_model: Callable[..., VDM]
     np.testing.assert_allclose(one.bpd, direct.detach().numpy(), rtol=1e-8)
 
 
+@pytest.mark.slow
 def test_bfloat16_changes_the_figure_by_less_than_a_tenth_of_its_error(
     tiny_model: Callable[..., VDM], digits: np.ndarray
 ) -> None:
@@ -174,6 +175,7 @@ def test_each_image_has_one_time_in_every_stratum() -> None:
     assert np.diff(places).max() < 0.03
 
 
+@pytest.mark.slow
 def test_agrees_with_the_plain_average_of_the_bound(tiny_model: Callable[..., VDM], digits: np.ndarray) -> None:
     """The average has independent uniform times and another noise, and is computed in one call of the model."""
     model, images = tiny_model(), digits[:4]
@@ -187,6 +189,7 @@ def test_agrees_with_the_plain_average_of_the_bound(tiny_model: Callable[..., VD
     assert abs(plain.mean().item() - ours.bpd.mean()) < 4 * math.hypot(error, ours.monte_carlo_standard_error)
 
 
+@pytest.mark.slow
 def test_finite_steps_cost_more_than_continuous_time(digits: np.ndarray, tiny_model: Callable[..., VDM]) -> None:
     """With the predictor eps_hat = z_t every term is known, and coarse steps give a higher bound."""
     model = tiny_model()
@@ -269,6 +272,7 @@ def test_the_paired_difference_has_the_interval_of_the_mean_of_three() -> None:
     assert (paired.confidence, paired.num_images) == (0.95, 3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("times_per_image", [2, 4, 16])
 def test_the_monte_carlo_error_matches_repeated_evaluations(
     times_per_image: int, digits: np.ndarray, tiny_model: Callable[..., VDM]

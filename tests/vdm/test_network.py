@@ -140,6 +140,7 @@ def test_the_ode_takes_the_memory_that_is_estimated(blocks: int) -> None:
     assert LEAST < ode.memory_needed(model, num_images=4, **sizes) / taken < 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 @pytest.mark.parametrize("recomputed", [False, True])
 @pytest.mark.parametrize("blocks", [2, 16])
@@ -261,6 +262,7 @@ def test_dropout_near_one_is_finite_and_without_training_does_nothing() -> None:
     assert torch.equal(Dropout(0.5).eval()(x), x)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_dropout_can_be_traced_in_one_graph() -> None:
     """A graph that breaks at each dropout would take away most of what compilation gains."""

@@ -63,6 +63,7 @@ def test_a_gaussian_model_has_its_exact_log_density(covariance: Tensor) -> None:
     assert error < 1e-3
 
 
+@pytest.mark.slow
 def test_a_finite_set_of_images_has_its_exact_log_density_at_the_default_tolerance(digits: np.ndarray) -> None:
     """The exact predictor is a softmax over the images, and z_0 has a mixture of Gaussians.
 
@@ -159,6 +160,7 @@ def test_a_linear_flow_agrees_with_its_closed_form(digits: np.ndarray) -> None:
     torch.testing.assert_close(ours, expected, rtol=1e-6, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_results_do_not_depend_on_the_other_images(tiny_model: Callable[..., VDM], digits: np.ndarray) -> None:
     for many, few in zip(
         dequantisation_draws(0, range(5), 2, 3, (1, 8, 8)),
@@ -183,6 +185,7 @@ def test_counts_with_which_no_evaluation_is_possible_are_refused(
         evaluate_ode(tiny_model(), digits[:1], solve=dopri5(1e-3), **settings)  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 def test_the_flow_of_a_trained_model_lies_at_or_below_the_bound(digits: np.ndarray) -> None:
     from test_training import SETTINGS, fit
 

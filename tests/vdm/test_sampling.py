@@ -59,6 +59,7 @@ def test_an_image_depends_on_its_index_and_the_seed_alone(
     assert len(images.unique(dim=0)) == 40
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("order", "eta"), SOLVERS)
 def test_the_exact_predictor_samples_the_data_distribution(
     order: int, eta: float, tiny_model: Callable[..., VDM]
@@ -205,6 +206,7 @@ def filled(model: VDM, known: torch.Tensor, missing: torch.Tensor, **changes: An
     return last
 
 
+@pytest.mark.slow
 def test_filling_in_keeps_known_pixels_and_draws_the_others(tiny_model: Callable[..., VDM]) -> None:
     """Pixels that are independent have the same distribution, whatever the known pixels are."""
     model = gaussian_model(tiny_model)
@@ -219,6 +221,7 @@ def test_filling_in_keeps_known_pixels_and_draws_the_others(tiny_model: Callable
     assert drawn.var().item() == pytest.approx(VARIANCE, rel=4 * (2 / drawn.numel()) ** 0.5 + 0.02)
 
 
+@pytest.mark.slow
 def test_repeated_steps_make_missing_pixels_agree_with_known_ones(tiny_model: Callable[..., VDM]) -> None:
     """All pixels of an image are one number, N(0, 0.25), so a missing one must equal the known ones."""
     model = tiny_model(image_shape=(1, 1, 2), num_levels=256, gamma_0=-13.3)

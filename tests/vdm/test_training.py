@@ -149,6 +149,7 @@ def test_a_fixed_schedule_stays_where_it_is(tiny_model: Callable[..., VDM], digi
     assert (schedule.gamma_0.item(), schedule.gamma_1.item()) == (-7.0, 5.0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("schedule", ["learned_linear", "learned_monotone"])
 @pytest.mark.parametrize("learning_rate", [1e-3, 0.3])
 def test_a_learned_schedule_moves_and_stays_monotone(
@@ -164,6 +165,7 @@ def test_a_learned_schedule_moves_and_stays_monotone(
     assert not torch.equal(gamma, before)
 
 
+@pytest.mark.slow
 def test_training_lowers_the_bound(tiny_model: Callable[..., VDM], digits: np.ndarray) -> None:
     settings = SETTINGS | {"steps": 90, "learning_rate": 1e-2, "log_every": 30}
     records = fit(tiny_model(), digits, **settings).records
@@ -178,6 +180,7 @@ def same_bits(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -
     return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_weights(tiny_model: Callable[..., VDM], digits: np.ndarray) -> None:
     runs = [fit(tiny_model(), digits[:64], **SETTINGS).averaged.state_dict() for _ in range(2)]
     other = fit(tiny_model(), digits[:64], **SETTINGS | {"seed": 1}).averaged.state_dict()
@@ -185,6 +188,7 @@ def test_the_same_seed_gives_the_same_weights(tiny_model: Callable[..., VDM], di
     assert not same_bits(runs[0], other)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("schedule", "optimizer"), [("learned_linear", "adamw"), ("learned_monotone", "muon")])
 def test_a_run_continued_from_any_step_ends_with_the_same_bits(
     schedule: str, optimizer: str, tiny_model: Callable[..., VDM], digits: np.ndarray, tmp_path: Path
@@ -210,6 +214,7 @@ def test_a_run_continued_from_any_step_ends_with_the_same_bits(
         assert [record[:-1] for record in second.records] == [record[:-1] for record in whole.records]
 
 
+@pytest.mark.slow
 def test_bfloat16_follows_the_float32_loss(tiny_model: Callable[..., VDM], digits: np.ndarray) -> None:
     losses = {
         precision: fit(tiny_model(), digits, **SETTINGS | {"precision": precision}).records[0].bpd
@@ -231,6 +236,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_at_that_step(
         trainer.step()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "settings",
     [
@@ -252,6 +258,7 @@ def test_the_losses_do_not_depend_on_how_a_step_is_computed(
         assert figures == pytest.approx(wanted, rel=2e-4)
 
 
+@pytest.mark.slow
 def test_checkpointed_activations_meet_the_same_dropout(tiny_model: Callable[..., VDM], digits: np.ndarray) -> None:
     plain, other = (
         fit(tiny_model(dropout=0.3), digits, **SETTINGS | {"activation_checkpointing": flag}).averaged.state_dict()
@@ -260,6 +267,7 @@ def test_checkpointed_activations_meet_the_same_dropout(tiny_model: Callable[...
     assert same_bits(plain, other)
 
 
+@pytest.mark.slow
 def test_a_step_without_compilation_loads_no_compiler() -> None:
     """The compiler would take every process a second and 70 MiB, and sympy a quarter of that."""
     program = f"""
@@ -339,6 +347,7 @@ def test_images_of_another_shape_are_refused(tiny_model: Callable[..., VDM], dig
         start(tiny_model(), digits[..., 1:], **SETTINGS)
 
 
+@pytest.mark.slow
 def test_the_model_gets_the_augmentation_flag(tiny_model: Callable[..., VDM], digits: np.ndarray) -> None:
     """The weights of the flag change, since upright and turned images differ."""
     model = tiny_model(augmentation_input=True)

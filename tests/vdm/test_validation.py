@@ -49,6 +49,7 @@ def small_model() -> VDM:
     )
 
 
+@pytest.mark.slow
 def test_the_best_weights_of_a_model_that_overfits_are_kept(digits: np.ndarray) -> None:
     trainer = run(validated(small_model(), digits[:4], digits[100:132], **OVERFIT))
     curve = {record.step: record.validation_bpd or math.inf for record in trainer.records if record.validation_bpd}
@@ -63,6 +64,7 @@ def test_the_best_weights_of_a_model_that_overfits_are_kept(digits: np.ndarray) 
         assert found.bpd.mean() == curve[step]
 
 
+@pytest.mark.slow
 def test_training_ends_when_patience_ends_and_may_keep_the_last_weights(digits: np.ndarray) -> None:
     trainer = run(validated(small_model(), digits[:4], digits[100:132], **OVERFIT, patience=1, keep="last"))
     curve = [record.validation_bpd for record in trainer.records if record.validation_bpd]
@@ -71,6 +73,7 @@ def test_training_ends_when_patience_ends_and_may_keep_the_last_weights(digits: 
     assert trainer.kept is trainer.averaged
 
 
+@pytest.mark.slow
 def test_validation_changes_no_weights_and_no_other_figure(tiny_model: Callable[..., VDM], digits: np.ndarray) -> None:
     plain = fit(tiny_model(dropout=0.3), digits[:64], **SETTINGS)
     torch.manual_seed(0)
@@ -96,6 +99,7 @@ def ended(impatient: Callable[[], Trainer], tmp_path_factory: pytest.TempPathFac
     return trainer, folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("interrupted_after", [15, 75])
 def test_a_run_with_validation_resumes_to_the_same_bytes(
     interrupted_after: int, impatient: Callable[[], Trainer], ended: tuple[Trainer, Path]
@@ -129,6 +133,7 @@ def whole(short: Callable[[], Trainer], tmp_path_factory: pytest.TempPathFactory
     return trainer, folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("interrupted_at", [60, 80])
 def test_an_abandoned_validation_is_the_first_thing_that_a_resumed_run_does(
     interrupted_at: int, short: Callable[[], Trainer], whole: tuple[Trainer, Path], tmp_path: Path
