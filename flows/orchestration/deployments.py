@@ -34,9 +34,11 @@ MOST_SECONDS = 3.0
 
 
 def deploy(api: Api) -> None:
-    """Create the deployments of prefect.yaml, and update the code and description of those that exist.
+    """Create the deployments of prefect.yaml, or update the code and description of existing ones.
 
-    `prefect deploy` would switch the schedules of existing ones off and delete those that the operator made.
+    A plain `prefect deploy` would switch their schedules off and delete those that the operator made.  Here an existing
+    deployment keeps its schedules, tags, queue, limit, job variables, the parameters that its flow still takes, and
+    whether it is paused.
 
     Raises UserError (exit 2), before anything is changed, for a file that Prefect does not accept.  Raises OSError if
     the server fails.
@@ -45,20 +47,25 @@ def deploy(api: Api) -> None:
         document = bounded_yaml.parse(read_bounded(PROJECT))
         for entry in document["deployments"]:
             require_valid(entry)
-        named = {full_name(entry): entry for entry in document["deployments"]}
+        names = [full_name(entry) for entry in document["deployments"]]
     except (OSError, LookupError, TypeError, ValueError, AttributeError) as error:
         raise UserError(f"{PROJECT}: no valid deployments: {brief(error)}", Exit.USAGE) from error
-    existing = by_full_name(api, *(name.partition("/")[2] for name in named))
-    if new := [entry for name, entry in named.items() if name not in existing]:
-        text, yaml = StringIO(), YAML(typ="safe", pure=True)
-        yaml.version = (1, 1)  # as Prefect reads it: in YAML 1.1 a bare 5e-05 is text, and a bare `on` is true
-        yaml.dump(document | {"deployments": new}, text)
-        with scratch_folder(layout.PRIVATE) as scratch:
-            write_whole(scratch / PROJECT, text.getvalue())
-            run_prefect("deploy", "--all", "--prefect-file", str(scratch / PROJECT))
-    for name, entry in named.items():
-        if one := existing.get(name):
-            update(api, entry, one, document.get("pull"))
+    found = by_full_name(api, *(name.partition("/")[2] for name in names))
+    existing = [found.get(name) for name in names]
+    document["deployments"] = [
+        keep(entry, one) if one else entry for entry, one in zip(document["deployments"], existing, strict=True)
+    ]
+    text, yaml = StringIO(), YAML(typ="safe", pure=True)
+    yaml.version = (1, 1)  # as Prefect reads it: in YAML 1.1 a bare 5e-05 is text, and a bare `on` is true
+    yaml.dump(document, text)
+    with scratch_folder(layout.PRIVATE) as scratch:
+        write_whole(scratch / PROJECT, text.getvalue())
+        run_prefect("deploy", "--all", "--prefect-file", str(scratch / PROJECT))
+    for entry, one in zip(document["deployments"], existing, strict=True):
+        if one:
+            # `prefect deploy` filled in their templates, such as {{ prefect.blocks.secret.NAME }}.
+            given = {"parameters": entry["parameters"], "job_variables": one["job_variables"]}
+            api.ask(f"deployments/{one['id']}", "PATCH", **given)
     refuse_unknown_parameters(api)
 
 
@@ -146,30 +153,28 @@ def refuse_unknown_parameters(api: Api) -> None:
             say_on_stderr(f"{name}: correct its parameters in Prefect's UI: {brief(said)}")
 
 
-def update(api: Api, entry: dict[str, Any], existing: dict[str, Any], pull: Any) -> None:
-    """Update an existing deployment, as the server gives it, by its entry in prefect.yaml and that file's `pull`.
-
-    It keeps its queue and the parameters that its flow still takes, and whatever is not sent: schedules, tags, limit,
-    job variables, and whether it is paused.  Raises OSError if the server fails.
-    """
+def keep(entry: dict[str, Any], existing: dict[str, Any]) -> dict[str, Any]:
+    """Return the entry of prefect.yaml with the settings of the existing deployment, as the server gives it."""
     from prefect.utilities.schema_tools import validate
 
-    flow, schema, values = flow_of(entry), parameters_of(entry), existing["parameters"]
+    kept = {key: value for key, value in entry.items() if key not in ("schedule", "schedules", "concurrency_limit")}
+    if existing["global_concurrency_limit"]:
+        given, limit = entry.get("concurrency_limit"), existing["global_concurrency_limit"]["limit"]
+        options = (given if isinstance(given, dict) else {}) | (existing["concurrency_options"] or {})
+        # Prefect refuses an object without a strategy, and takes a number, too.
+        kept["concurrency_limit"] = options | {"limit": limit} if options.get("collision_strategy") else limit
+    values = existing["parameters"]
+    schema = parameters_of(entry) if values else {}
     known = {name: one for name, one in values.items() if not validate({name: one}, schema, ignore_required=True)}
     if gone := ", ".join(sorted(values.keys() - known.keys())):
         say_on_stderr(f"{entry['name']}: left out the parameters that its flow does not take: {gone}")
-    api.ask(
-        f"deployments/{existing['id']}",
-        "PATCH",
-        entrypoint=entry["entrypoint"],
-        version=entry.get("version") or flow.version,
-        description=entry.get("description") or flow.description,
-        pull_steps=entry.get("pull") or pull or existing["pull_steps"],
-        parameter_openapi_schema=schema,
-        parameters=known,
-        work_pool_name=entry["work_pool"]["name"],
-        work_queue_name=existing["work_queue_name"],
-    )
+    pool = {key: existing[key] for key in ("work_queue_name", "job_variables")}
+    return kept | {
+        "paused": existing["paused"],
+        "parameters": known,
+        "tags": existing["tags"],
+        "work_pool": entry["work_pool"] | pool,
+    }
 
 
 def by_full_name(api: Api, *names: str) -> dict[str, dict[str, Any]]:

@@ -20,7 +20,6 @@ MERGED_BOMB = "a0: &a0 {k: 1}\n" + "".join(f"a{n}: &a{n} {{x: *a{n - 1}, y: *a{n
 CHAIN = "a0: &a0 [x]\n" + "".join(f"a{n}: &a{n} [*a{n - 1}]\n" for n in range(1, 40))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("content", "reason"),
     [

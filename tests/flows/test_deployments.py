@@ -11,7 +11,7 @@ from ruamel.yaml import YAML
 
 from flows.core import layout
 from flows.orchestration import deployments
-from flows.orchestration.deployments import next_time, require_valid, update
+from flows.orchestration.deployments import keep, next_time, require_valid
 from flows.orchestration.server import Refused
 from flows.orchestration.status import schedule
 
@@ -93,21 +93,21 @@ def test_what_prefect_fills_in_is_not_checked() -> None:
         require_valid(TRAIN | {"parameters": {"wait_hours": hours, "forse": True}})
 
 
-EXISTING: dict[str, Any] = {"id": "1", "flow_id": "f", "parameters": {}, "work_queue_name": "gpu", "pull_steps": [{}]}
-
-
-def test_what_is_not_sent_stays_as_the_operator_set_it() -> None:
-    api = Mock()
-    update(api, TRAIN | {"schedule": {"cron": "0 3 * * 0"}, "concurrency_limit": 1}, EXISTING, None)
-    sent = api.ask.call_args.kwargs
-    assert not sent.keys() & {"schedules", "tags", "paused", "concurrency_limit", "job_variables"}
-    assert (sent["work_pool_name"], sent["work_queue_name"], sent["pull_steps"]) == ("vdm", "gpu", [{}])
+EXISTING: dict[str, Any] = {
+    "flow_id": "f",
+    "global_concurrency_limit": None,
+    "concurrency_options": None,
+    "parameters": {},
+    "work_queue_name": "default",
+    "job_variables": {},
+    "paused": False,
+    "tags": [],
+}
 
 
 def test_a_deployment_loses_the_parameters_that_its_flow_takes_no_more(capsys: pytest.CaptureFixture[str]) -> None:
-    api = Mock()
-    update(api, TRAIN, EXISTING | {"parameters": {"force": True, "wait_hour": 2, "wait_hours": "2"}}, None)
-    assert api.ask.call_args.kwargs["parameters"] == {"force": True}
+    existing = EXISTING | {"parameters": {"force": True, "wait_hour": 2, "wait_hours": "2"}}
+    assert keep(TRAIN, existing)["parameters"] == {"force": True}
     left_out = "wait_hour, wait_hours"
     assert capsys.readouterr().err == f"weekly: left out the parameters that its flow does not take: {left_out}\n"
 
@@ -131,44 +131,84 @@ def test_wrong_parameters_of_an_operators_deployment_are_named(capsys: pytest.Ca
         deployments.refuse_unknown_parameters(Mock(ask=fail))
 
 
+def test_a_single_schedule_does_not_replace_those_of_the_operator() -> None:
+    assert "schedule" not in keep(TRAIN | {"schedule": {"cron": "0 3 * * 0"}}, EXISTING)
+
+
+@pytest.mark.parametrize("given", [None, 1, {"limit": 1}])
+def test_a_deployment_keeps_its_limit(given: Any) -> None:
+    """Prefect refuses an object without a strategy."""
+    existing = EXISTING | {"global_concurrency_limit": {"limit": 3}}
+    entry = {"name": "weekly", "work_pool": {"name": "vdm"}, "concurrency_limit": given}
+    assert keep(entry, existing)["concurrency_limit"] == 3
+
+
+def test_a_deployment_keeps_what_happens_to_a_run_beyond_its_limit() -> None:
+    options = {"collision_strategy": "ENQUEUE"}
+    existing = EXISTING | {"global_concurrency_limit": {"limit": 3}, "concurrency_options": options}
+    given = {"limit": 1, "collision_strategy": "CANCEL_NEW"}
+    entry = {"name": "weekly", "work_pool": {"name": "vdm"}, "concurrency_limit": given}
+    assert keep(entry, existing)["concurrency_limit"] == {"limit": 3, "collision_strategy": "ENQUEUE"}
+
+
 @pytest.fixture
 def with_deployments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Work in a project whose only deployment is `weekly`."""
     monkeypatch.chdir(tmp_path)
     layout.PRIVATE.mkdir()
-    given = TRAIN | {"parameters": {"overrides": {"train.learning_rate": 5e-05}}}
-    layout.DEPLOYMENTS.write_text(json.dumps({"deployments": [given]}))
+    layout.DEPLOYMENTS.write_text(json.dumps({"deployments": [TRAIN]}))
     monkeypatch.setattr(deployments, "require_valid", Mock())
     monkeypatch.setattr(deployments, "full_name", lambda entry: f"train-vdm/{entry['name']}")
-    monkeypatch.setattr(deployments, "flow_of", Mock())
     monkeypatch.setattr(deployments, "parameters_of", lambda entry: {"properties": {"overrides": {}, "preset": {}}})
     monkeypatch.setattr(deployments, "refuse_unknown_parameters", Mock())
 
 
 @pytest.mark.usefixtures("with_deployments")
-def test_an_existing_deployment_keeps_its_templates_and_is_not_deployed_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    """`prefect deploy` replaces a reference by the secret, which everybody could read then."""
-    given = {"parameters": {"preset": "{{ $PRESET }}"}}
-    api: Any = Mock(ask=Mock(return_value=[EXISTING | {"name": "weekly"} | given]))
-    api.get = lambda path: {"name": "train-vdm"}
-    monkeypatch.setattr(deployments, "run_prefect", Mock(side_effect=AssertionError))
-    deployments.deploy(api)
-    last = api.ask.call_args_list[-1]
-    assert (last.args, last.kwargs["parameters"]) == (("deployments/1", "PATCH"), given["parameters"])
-
-
-@pytest.mark.usefixtures("with_deployments")
-def test_a_deployment_of_another_flow_leaves_its_namesake_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Prefect reads YAML 1.1, in which a bare 5e-05 is text."""
-    api: Any = Mock(ask=Mock(return_value=[EXISTING | {"name": "weekly"}]))
-    api.get = lambda path: {"name": "clean"}
+def test_prefect_reads_what_a_deployment_keeps_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Prefect reads YAML 1.1, in which a bare 5e-05 is text, and a bare `on` is true."""
+    parameters, variables = {"overrides": {"train.learning_rate": 5e-05}}, {"env": {"DEBUG": "off"}}
+    existing = EXISTING | {"id": "1", "name": "weekly", "tags": ["no"]}
+    existing |= {"parameters": parameters, "job_variables": variables}
     read: list[Any] = []
     reader = YAML(typ="safe", pure=True)
     reader.version = (1, 1)
     monkeypatch.setattr(deployments, "run_prefect", lambda *given: read.append(reader.load(Path(given[-1]))))
+    api: Any = Mock(ask=lambda *_, **__: [existing], get=lambda path: {"name": "train-vdm"})
     deployments.deploy(api)
-    assert read[0]["deployments"][0]["parameters"] == {"overrides": {"train.learning_rate": 5e-05}}
+    (entry,) = read[0]["deployments"]
+    assert (entry["parameters"], entry["tags"]) == (parameters, ["no"])
+    assert entry["work_pool"]["job_variables"] == variables
+
+
+@pytest.mark.usefixtures("with_deployments")
+def test_templates_and_references_to_secrets_stay_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`prefect deploy` replaces a reference by the secret, which everybody could read then."""
+    given = {
+        "parameters": {"preset": "{{ $PRESET }}"},
+        "job_variables": {"env": {"TOKEN": "{{ prefect.blocks.secret.token }}"}},
+    }
+    api: Any = Mock(ask=Mock(return_value=[EXISTING | {"id": "1", "name": "weekly"} | given]))
+    api.get = lambda path: {"name": "train-vdm"}
+    monkeypatch.setattr(deployments, "run_prefect", lambda *_: api.ask("deployed"))
+    deployments.deploy(api)
+    last = api.ask.call_args_list[-1]
+    assert (last.args, last.kwargs) == (("deployments/1", "PATCH"), given)
+
+
+@pytest.mark.usefixtures("with_deployments")
+def test_a_deployment_of_another_flow_does_not_take_its_namesakes_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    api: Any = Mock(ask=Mock(return_value=[EXISTING | {"id": "1", "name": "weekly", "tags": ["mine"]}]))
+    api.get = lambda path: {"name": "clean"}
+    read: list[Any] = []
+    monkeypatch.setattr(deployments, "run_prefect", lambda *given: read.append(YAML().load(Path(given[-1]))))
+    deployments.deploy(api)
+    assert "tags" not in read[0]["deployments"][0]
     assert api.ask.call_count == 1  # and nothing is changed
+
+
+def test_a_deployment_stays_paused_in_its_queue() -> None:
+    kept = keep(TRAIN, EXISTING | {"paused": True, "work_queue_name": "gpu"})
+    assert (kept["paused"], kept["work_pool"]["work_queue_name"]) == (True, "gpu")
 
 
 @pytest.mark.parametrize(

@@ -271,7 +271,6 @@ def test_images_that_look_alike_are_named_also_without_the_images(files: Files) 
     assert re.search(r"test image \d+.*; train image \d+.*: as it is, distance", shown(files._replace(images=None)))
 
 
-@pytest.mark.slow
 def test_text_from_files_is_only_text(tmp_path: Path, digits: np.ndarray) -> None:
     hostile = HOSTILE[:-1]  # JSON with a lone surrogate is refused
     stated = dict.fromkeys(("title", "name", "homepage", "licence", "split", "transforms"), hostile)

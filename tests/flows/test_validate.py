@@ -27,8 +27,8 @@ from flows.validation.facts import measure, num_redundant
 from flows.validation.inspection import described, inspect_images, require_success, write_report
 from flows.validation.report import Report
 
-# Great Expectations takes most of a second for each set, and warns about itself and about pandas.
-pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
+# Great Expectations warns about itself and about pandas.
+pytestmark = pytest.mark.filterwarnings("ignore")
 
 DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
 ROOT = Path(__file__).parents[2]
@@ -66,6 +66,7 @@ def run_stage(images: Path) -> dict[str, Any]:
     return json.loads((out / "validation.json").read_text())  # type: ignore[no-any-return]
 
 
+@pytest.mark.slow
 def test_good_images_pass_and_the_report_has_their_digest(image_set: Path) -> None:
     report = run_stage(image_set)
     assert report["success"]
@@ -120,6 +121,7 @@ def with_value(value: float, dtype: str) -> Callable[[np.ndarray, np.ndarray], t
     return break_it
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("break_it", "reason"),
     [
@@ -146,6 +148,7 @@ def test_a_broken_contract_is_named(
     assert reason in str(error.value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("channels", "number"),
     [("aaa", 2), ("abb", 1), ("abab", 2), ("aa1", 2), ("abc1", 1), ("abc", 0)],
@@ -164,6 +167,7 @@ def test_redundant_channels_are_named(channels: str, number: int, digits: np.nda
         assert (expected in found) == (number > 0)
 
 
+@pytest.mark.slow
 def test_a_split_of_gray_images_in_a_set_of_colour_is_no_error(digits: np.ndarray, tmp_path: Path) -> None:
     train = np.concatenate([digits[:50], digits[200:250], digits[400:450]], axis=1)
     test = np.repeat(digits[50:60], 3, axis=1)
@@ -232,6 +236,7 @@ def digits_of(image_set: Path) -> tuple[np.ndarray, np.ndarray]:
     return np.array(loaded.train), np.array(loaded.test)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("describe", "labels", "reason"),
     [
@@ -254,6 +259,7 @@ def test_counts_and_labels(describe: dict[str, int], labels: np.ndarray | None, 
     assert reason in str(error.value)
 
 
+@pytest.mark.slow
 def test_repeated_and_constant_images_are_allowed_up_to_a_share(image_set: Path) -> None:
     train, test = digits_of(image_set)
     train[7], train[9] = train[3], 5
@@ -265,6 +271,7 @@ def test_repeated_and_constant_images_are_allowed_up_to_a_share(image_set: Path)
     assert run(image_set, max_duplicates=0.02, max_constant=0.02)["success"]
 
 
+@pytest.mark.slow
 def test_leakage_is_allowed_up_to_a_share_of_the_test_images(image_set: Path) -> None:
     train, test = digits_of(image_set)
     test[3] = train[5]
@@ -274,6 +281,7 @@ def test_leakage_is_allowed_up_to_a_share_of_the_test_images(image_set: Path) ->
         run(image_set, max_leaked=0.99 / 20)
 
 
+@pytest.mark.slow
 def test_leakage_is_found_between_any_two_splits(tmp_path: Path, digits: np.ndarray) -> None:
     train, validation, test = (np.array(part) for part in np.split(digits[:80], [50, 60]))
     validation[1], test[3], test[4] = train[2], validation[2], train[5]
@@ -286,6 +294,7 @@ def test_leakage_is_found_between_any_two_splits(tmp_path: Path, digits: np.ndar
     assert {(difference.first, difference.second) for difference in report.differences} == {*combinations(splits, 2)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("formats", ["100 JPEG", "100 lossy TIFF"])
 def test_resampled_and_compressed_images_fail_unless_that_is_known(
     formats: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
@@ -303,6 +312,7 @@ def test_resampled_and_compressed_images_fail_unless_that_is_known(
     assert [text in caplog.text for text in found] == [True, True]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("num_bits", "fails"), [(5, True), (4, False), (3, False)])
 def test_images_of_few_levels_may_lack_detail(num_bits: int, fails: bool, tmp_path: Path) -> None:
     """Of five bits, images that were not enlarged have enough of it."""
@@ -314,6 +324,7 @@ def test_images_of_few_levels_may_lack_detail(num_bits: int, fails: bool, tmp_pa
     assert failed["images were not enlarged or blurred (share without detail)"] == ("critical" if fails else "warning")
 
 
+@pytest.mark.slow
 def test_warnings_do_not_fail(image_set: Path, digits: np.ndarray, caplog: pytest.LogCaptureFixture) -> None:
     train, test = np.minimum(digits[:400], 15), np.minimum(digits[400:450], 15)
     test[2] = train[5]
@@ -332,6 +343,7 @@ def test_warnings_do_not_fail(image_set: Path, digits: np.ndarray, caplog: pytes
     assert "per image of the least frequent: 1 of 2 splits, such as 49.0 (train)" in caplog.text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("formats", ["70 lossy WEBP", "69 PNG, 1 lossy TIFF", "35 JPEG, 35 lossy WEBP"])
 def test_lossy_files_cause_a_warning(formats: str, image_set: Path, caplog: pytest.LogCaptureFixture) -> None:
     write_set(image_set, *digits_of(image_set), formats=formats)
@@ -339,12 +351,14 @@ def test_lossy_files_cause_a_warning(formats: str, image_set: Path, caplog: pyte
     assert "comes from a lossy file, whose pixels are the decoder's: 2 of 2 splits (train, test)" in caplog.text
 
 
+@pytest.mark.slow
 def test_lossless_files_cause_no_warning(image_set: Path, caplog: pytest.LogCaptureFixture) -> None:
     write_set(image_set, *digits_of(image_set), formats="35 TIFF, 35 WEBP")
     assert run(image_set)["success"]
     assert "decoder" not in caplog.text
 
 
+@pytest.mark.slow
 def test_a_gray_and_a_colour_copy_are_the_same_image(tmp_path: Path) -> None:
     for part, mode in (("train", "L"), ("test", "RGB")):
         (tmp_path / "set" / part).mkdir(parents=True)
@@ -357,6 +371,7 @@ def test_a_gray_and_a_colour_copy_are_the_same_image(tmp_path: Path) -> None:
     assert error.value.code == Exit.INVALID_DATA
 
 
+@pytest.mark.slow
 def test_results_of_several_tables_add_up(image_set: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     train, test = digits_of(image_set)
     test[3] = train[5]
@@ -370,6 +385,7 @@ def test_results_of_several_tables_add_up(image_set: Path, monkeypatch: pytest.M
         run(image_set)
 
 
+@pytest.mark.slow
 def test_drift_from_a_reference_is_reported(image_set: Path, caplog: pytest.LogCaptureFixture) -> None:
     train, test = digits_of(image_set)
     reference = image_set.parent / "reference.json"
@@ -394,6 +410,7 @@ def test_drift_from_a_reference_is_reported(image_set: Path, caplog: pytest.LogC
     assert error.value.code == Exit.MISSING
 
 
+@pytest.mark.slow
 def test_the_picture_shows_histograms_and_offenders(image_set: Path) -> None:
     run_stage(image_set)
     path = image_set.parent / "report" / "validation.png"
@@ -436,6 +453,7 @@ def opened(page: Path, profile: Path) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=True, timeout=120).stdout
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not DEBIAN_FASHION_MNIST.is_dir(), reason="Debian's dataset-fashion-mnist is not installed")
 def test_fashion_mnist_downloads_and_is_valid(tmp_path: Path) -> None:
     data = read_params(ROOT / "presets" / "fashion_mnist.yaml").data

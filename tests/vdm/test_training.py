@@ -188,8 +188,10 @@ def test_the_same_seed_gives_the_same_weights(tiny_model: Callable[..., VDM], di
     assert not same_bits(runs[0], other)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("schedule", "optimizer"), [("learned_linear", "adamw"), ("learned_monotone", "muon")])
+@pytest.mark.parametrize(
+    ("schedule", "optimizer"),
+    [("learned_linear", "adamw"), pytest.param("learned_monotone", "muon", marks=pytest.mark.slow)],
+)
 def test_a_run_continued_from_any_step_ends_with_the_same_bits(
     schedule: str, optimizer: str, tiny_model: Callable[..., VDM], digits: np.ndarray, tmp_path: Path
 ) -> None:
