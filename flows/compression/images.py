@@ -58,7 +58,8 @@ def open_images(path: Path, split: Split | None, scratch: Path) -> Images:
         raise UserError(f"{path} is not an image set, so it has no splits; leave out --split", Exit.USAGE)
     found = find_images(path)
     survey = look_at_all(found)
-    if (num_levels := agree(path, survey, grayscale=False, resized=False)) > 256:
+    remedy = "`vdmctl compress` transforms nothing, so convert them to one kind, or compress an image set"
+    if (num_levels := agree(path, survey, grayscale=False, resized=False, remedy=remedy)) > 256:
         raise UserError(f"{path}: images of 16 bits; models of at most 8 bits can compress", Exit.INVALID_DATA)
     every = np.ones(sum(survey.counts), bool)
     chunks = batched(pixels(found, survey.heads, every, None))

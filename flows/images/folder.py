@@ -103,8 +103,12 @@ def refuse(found: Found, name: str, error: BadImageError) -> NoReturn:
     complain(found.source, problems, len(found.names))
 
 
-def agree(source: Path, survey: Survey, *, grayscale: bool, resized: bool) -> int:
-    """Return the number of levels.  Raises UserError unless the transforms make all images one kind."""
+def agree(source: Path, survey: Survey, *, grayscale: bool, resized: bool, remedy: str = "") -> int:
+    """Return the number of levels.
+
+    Raises UserError (exit 4), with the remedy or by default one by parameters, unless the transforms make all images
+    one kind.
+    """
     kinds = {kind.after(grayscale=grayscale, resized=resized) for kind in survey.examples}
     if len(kinds) == 1:
         return int(2 ** kinds.pop().num_bits)
@@ -112,7 +116,8 @@ def agree(source: Path, survey: Survey, *, grayscale: bool, resized: bool) -> in
         f"{listed([name])} is {'x'.join(map(str, kind.shape))} of {kind.num_bits} bits"
         for kind, name in list(survey.examples.items())[:3]
     )
-    raise UserError(f"{source}: images of {len(survey.examples)} kinds: {shown}; {advice(kinds)}", Exit.INVALID_DATA)
+    reason = f"images of {len(survey.examples)} kinds: {shown}; {remedy or advice(kinds)}"
+    raise UserError(f"{source}: {reason}", Exit.INVALID_DATA)
 
 
 def class_labels(found: Found) -> list[int] | None:

@@ -65,6 +65,8 @@ def head_of_image(image: Image.Image) -> Head:
 
 def format_of(image: Image.Image) -> str:
     """Return the format of an opened picture, such as `PNG`; `lossy WEBP` or `lossy TIFF` if it is not lossless."""
+    if image.format == "MPO":
+        return "JPEG"
     is_lossy = {"WEBP": lossy_webp, "TIFF": lossy_tiff}.get(str(image.format))
     return f"lossy {image.format}" if is_lossy and is_lossy(image) else str(image.format)
 
@@ -194,7 +196,8 @@ class Counted:
 
 def unusable(image: Image.Image) -> str | None:
     """Return why an intact picture cannot be used; None if it can."""
-    if getattr(image, "is_animated", False):
+    # A JPEG file that also holds a preview or a gain map is "MPO"; its first frame is the photograph.
+    if getattr(image, "is_animated", False) and image.format != "MPO":
         # Counting the frames of a TIFF file means walking from each to the next.
         count = "several" if image.format == "TIFF" else image.n_frames  # type: ignore[attr-defined]
         return f"{count} frames; save each as a file"

@@ -4,6 +4,7 @@ Images are drawn one by one, so the differences of two splits that were drawn al
 A difference is reported if it is beyond both what chance does and what the contract allows.
 """
 
+import shlex
 from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -82,7 +83,8 @@ def read_reference(path: Path) -> Profile:
     if path.is_dir():
         report = path / REPORT
         if not report.is_file():
-            advice = f"`vdmctl validate {path} --out FOLDER` writes FOLDER/validation.json about images"
+            command = f"vdmctl validate {shlex.quote(str(path))} --out FOLDER"
+            advice = f"`{command}` writes FOLDER/validation.json about images"
             raise UserError(f"{path} has no {DESCRIPTION}; {what}; {advice}", Exit.MISSING)
         path = report
     return read(Reference, path, what).profile

@@ -611,3 +611,15 @@ def test_the_bound_is_that_of_as_many_steps(
     bounds = [evaluate(model, pixels[first : min(first + 2, 5)], seed=first, **options).bpd for first in (0, 2, 4)]
     assert mean == pytest.approx(np.concatenate(bounds).mean(), rel=1e-6)
     assert error == pytest.approx(np.concatenate(bounds).std(ddof=1) / math.sqrt(5), rel=1e-6)
+
+
+def test_pictures_of_several_kinds_are_refused_without_advice_on_parameters(
+    write: Callable[..., Compressed], pixels: np.ndarray, tmp_path: Path
+) -> None:
+    (tmp_path / "mixed").mkdir()
+    Image.fromarray(pixels[0, 0]).save(tmp_path / "mixed" / "0.png")
+    Image.fromarray(np.zeros((9, 9, 3), np.uint8)).save(tmp_path / "mixed" / "1.png")
+    with pytest.raises(UserError, match=r'images of 2 kinds: "0.png" is 1x6x5 .*"1.png" is 3x9x9 ') as raised:
+        write("mixed")
+    assert raised.value.code == Exit.INVALID_DATA
+    assert "data." not in str(raised.value).partition("kinds")[2]

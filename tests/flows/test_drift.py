@@ -10,8 +10,9 @@ import pytest
 from sklearn.datasets import load_digits
 
 from benchmarks import corruptions as change
+from flows.core.errors import UserError
 from flows.core.params_file import read_params
-from flows.validation.drift import differences, from_reference, link, profile, shifts
+from flows.validation.drift import differences, from_reference, link, profile, read_reference, shifts
 from flows.validation.facts import measure
 from flows.validation.report import Profile
 from flows.validation.tables import difference_rows
@@ -188,3 +189,9 @@ def test_a_limit_of_zero_names_a_few_pixels_of_millions(digits: np.ndarray) -> N
     for train, differs in ((reference, False), (other, True)):
         rows = difference_rows(differences({"train": train}, reference, exact))
         assert (max(rows["times_the_limit"]) > 1) == differs
+
+
+def test_the_command_that_makes_a_reference_quotes_its_folder(tmp_path: Path) -> None:
+    (tmp_path / "My Photos").mkdir()
+    with pytest.raises(UserError, match=r"`vdmctl validate '.*/My Photos' --out FOLDER` writes"):
+        read_reference(tmp_path / "My Photos")

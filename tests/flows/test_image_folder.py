@@ -319,3 +319,17 @@ def test_a_relative_source_that_is_missing_is_named_with_its_folder(
     with pytest.raises(UserError, match=f"pictures does not exist in {tmp_path}; name its absolute path") as error:
         load(Path("pictures"))
     assert error.value.code is Exit.MISSING
+
+
+def test_a_photograph_with_a_preview_is_read_as_the_photograph(tmp_path: Path) -> None:
+    """Phones and cameras append previews and gain maps to their JPEG files."""
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turned by a quarter
+    photograph, preview = (Image.fromarray(noise(*size, 3)) for size in ((20, 17), (5, 4)))
+    photograph.save(tmp_path / "plain.jpg", exif=exif)
+    photograph.save(tmp_path / "camera.jpg", format="MPO", save_all=True, append_images=[preview], exif=exif)
+    plain, camera = (inspect(tmp_path / name) for name in ("plain.jpg", "camera.jpg"))
+    assert camera == plain
+    assert camera.format == "JPEG"
+    pixels = [next(read(tmp_path / name, plain)) for name in ("plain.jpg", "camera.jpg")]
+    assert np.array_equal(*pixels)

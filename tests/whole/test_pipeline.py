@@ -149,6 +149,14 @@ def test_a_training_that_is_not_recorded_is_not_repeated(reproduced: Project) ->
     assert reproduced.up_to_date()
 
 
+def test_the_report_says_that_other_images_explain_other_outputs(reproduced: Project) -> None:
+    lock = (reproduced.folder / "dvc.lock").read_text()
+    other = re.sub(r"(path: data/images\n\s+hash: md5\n\s+md5: )[\w.]+", rf"\g<1>{'0' * 32}.dir", lock)
+    shown = reported_beside(reproduced, {"dvc.lock": other})
+    assert "because the inputs differ: data/images\n" in shown
+    assert "with the same inputs" not in shown
+
+
 def test_a_page_has_the_parameters_that_made_the_results(reproduced: Project) -> None:
     """Not those that params.yaml has by now."""
     reproduced.edit("params.yaml", **{"ema_decay: 0.99": "ema_decay: 0.9977"})
