@@ -192,7 +192,9 @@ def import_checkpoint(
     file_format: Annotated[
         ImportFormat,
         typer.Option(
-            "--format", help="google-vdm: a flax msgpack file; addtt: model.pt, with config.yaml in the same folder."
+            "--format",
+            help="google-vdm: a flax msgpack file of a model with gamma_min -13.3 and gamma_max 5, which the file does"
+            " not contain; addtt: model.pt, with config.yaml in the same folder.",
         ),
     ],
     out: Annotated[Path, typer.Option(help="The model folder to write.")],

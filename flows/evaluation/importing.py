@@ -146,11 +146,10 @@ def read_google(file: Path, averaged: bool) -> tuple[Config, Weights]:
     renamed = {rename(path, GOOGLE_NAMES): torch_layout(path, array) for path, array in arrays.items()}
     network = join_attention(renamed)
     kind, schedule = google_schedule(flatten(tree.get("gamma", {})))
-    config = network_config(network) | {
+    config = network_config(network, exponents=[6, 7]) | {
         "schedule": kind,
         "gamma_0": -13.3,
         "gamma_1": 5.0,
-        "fourier_exponents": [6, 7],
         "norm_groups": 32,
         "norm_eps": 1e-6,
         "dropout": 0.1,
@@ -201,11 +200,10 @@ def read_addtt(file: Path, averaged: bool) -> tuple[Config, Weights]:
         schedule = {"start": weights["gamma.b"], "span": weights["gamma.w"]}
     elif "gamma.b" in weights:
         raise ValueError("config.yaml says noise_schedule: fixed_linear, and the weights have a learned one")
-    config = network_config(network) | {
+    config = network_config(network, exponents=[5, 6]) | {
         "schedule": settings["noise_schedule"],
         "gamma_0": gamma_0,
         "gamma_1": gamma_1,
-        "fourier_exponents": [5, 6] if settings["use_fourier_features"] else [],
         "norm_groups": settings["norm_groups"],
         "norm_eps": 1e-5,
         "dropout": settings["dropout_prob"],
@@ -233,11 +231,15 @@ def channel_major(kernel: Tensor, channels: int) -> Tensor:
     return torch.cat([plain, by_frequency.transpose(2, 3).flatten(1, 3)], dim=1)
 
 
-def network_config(network: Weights) -> Config:
-    """Return the configuration of the network that follows from the shapes of its parameters."""
-    width = network["conv_in.weight"].shape[0]
+def network_config(network: Weights, *, exponents: list[int]) -> Config:
+    """Return the configuration of the network that follows from the shapes of its parameters.
+
+    `exponents` are those of its Fourier features, if it has any.
+    """
+    width, channels = network["conv_in.weight"].shape[0], network["conv_out.weight"].shape[0]
     return {
-        "channels": network["conv_out.weight"].shape[0],
+        "channels": channels,
+        "fourier_exponents": exponents if network["conv_in.weight"].shape[1] > channels else [],
         "width": width,
         "blocks": sum(bool(re.fullmatch(r"down\.\d+\.conv_1\.weight", name)) for name in network),
         "attention_everywhere": any(name.startswith("down_attention.") for name in network),

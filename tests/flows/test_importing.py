@@ -336,6 +336,24 @@ def array_of(shape: list[int], content: bytes = b"") -> msgpack.ExtType:
     return msgpack.ExtType(1, msgpack.packb([shape, "float32", content]))
 
 
+def test_a_network_without_fourier_features_is_one_that_ignores_them(tmp_path: Path) -> None:
+    state = msgpack.unpackb((ORACLES / f"{GOOGLE[0]}.flax").read_bytes(), strict_map_key=False)
+    layer = state["ema_params"]["score_model"]["conv_in"]
+    shape, kind, numbers = msgpack.unpackb(layer["kernel"].data)
+    kernel = np.frombuffer(numbers, kind).reshape(shape)
+    ignored = kernel.copy()
+    ignored[:, :, 3:] = 0
+    networks = []
+    for name, weights in (("ignored", ignored), ("none", kernel[:, :, :3])):
+        layer["kernel"] = msgpack.ExtType(1, msgpack.packb([weights.shape, kind, weights.tobytes()]))
+        (tmp_path / f"{name}.flax").write_bytes(msgpack.packb(state))
+        command = ["import-checkpoint", str(tmp_path / f"{name}.flax"), "--format", "google-vdm"]
+        assert run([*command, "--image-size", "8", "8", "--out", str(tmp_path / name)]) == 0
+        networks.append(load_model(tmp_path / name).network)
+    expected = oracle(ORACLES / f"{GOOGLE[0]}.npz")
+    close(*(network(expected["z"], expected["g_t"]) for network in networks))
+
+
 def nested(depth: int) -> dict[str, object]:
     """Return a tree of that depth."""
     tree: dict[str, object] = {"kernel": array_of([1], bytes(4))}
