@@ -208,7 +208,8 @@ class Codec:
 
     def push_pixels(self, coder: Coder, pixels: np.ndarray, z_0: Tensor) -> None:
         """Encode pixels (B,C,H,W) under p(x | z_0), a part at a time, since a pixel's table takes K + 1 numbers."""
-        parts = zip(*(torch.as_tensor(each).reshape(-1).split(PIXELS_AT_ONCE) for each in (z_0, pixels)), strict=True)
+        flat = z_0.reshape(-1), torch.from_numpy(pixels).reshape(-1)
+        parts = zip(*(each.split(PIXELS_AT_ONCE) for each in flat), strict=True)
         for z, part in reversed(list(parts)):
             tables, level = self.pixel_tables(z), part.numpy().astype(np.int64)
             dims = np.arange(len(level))
@@ -221,7 +222,8 @@ class Codec:
 
     def pixel_tables(self, z_0: Tensor) -> np.ndarray:
         """Return the cumulative frequencies of p(x | z_0) for pixels z_0 (N,) of any images, (N,K+1) int64."""
-        levels = pixels_to_x(torch.arange(self.model.num_levels), self.model.num_levels, torch.float64).numpy()
+        num_levels = self.model.num_levels
+        levels = pixels_to_x(torch.arange(num_levels, device="cpu"), num_levels, torch.float64).numpy()
         z, gamma_0 = (z_0 / alpha(self.gammas[0])).cpu().numpy().reshape(-1, 1), float(self.gammas[0])
         logits = -0.5 * np.square((z - levels) * math.exp(-gamma_0 / 2))
         weights = np.exp(logits - logits.max(1, keepdims=True)).cumsum(1)

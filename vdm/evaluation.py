@@ -183,7 +183,7 @@ def image_terms(
     require_counts(times_per_image=times_per_image, num_timesteps=1 if num_timesteps is None else num_timesteps)
     like = next(model.parameters())  # the computation has its device and dtype
     size = images_per_batch(batch_size, times_per_image)
-    parts = [torch.zeros(3, 0, dtype=torch.float64)]
+    parts = [torch.zeros(3, 0, dtype=torch.float64, device="cpu")]
     for first in progress(range(share.start, share.stop, size)):
         indices = range(first, min(first + size, share.stop))
         images = np.array(pixels[first : indices.stop])

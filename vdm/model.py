@@ -141,7 +141,7 @@ class VDM(nn.Module):
 
     def require_evaluation_mode(self) -> None:
         """Raise ValueError in training mode if that changes the results: with dropout, until `eval` is called."""
-        if self.training and any(isinstance(module, nn.Dropout) and module.p for module in self.modules()):
+        if any(isinstance(module, nn.Dropout) and module.p and module.training for module in self.modules()):
             raise ValueError("the model is in training mode, with dropout; call its method eval() first")
 
     def inference_bytes(self, precision: Precision) -> int:

@@ -39,6 +39,7 @@ The state is y (B,C,H,W) and the gain of log density (B,) in nats per dimension.
 """
 
 
+@torch.inference_mode(False)  # the divergence takes gradients
 def evaluate_ode(
     model: VDM,
     pixels: np.ndarray,

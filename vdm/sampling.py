@@ -163,7 +163,7 @@ def noise_levels(schedule: LinearSchedule, solver: Solver) -> Tensor:
 def predict(model: VDM, z_t: Tensor, gamma_t: Tensor, solver: Solver) -> Tensor:
     """Return x_hat(z_t) (B,C,H,W), within [-1, 1] if the solver clips.  Raises ArithmeticError if it is not finite."""
     with torch.autocast(z_t.device.type, torch.bfloat16, enabled=solver.precision == "bfloat16"):
-        eps_hat = model.network(z_t, gamma_t[None])  # one noise level for the whole batch
+        eps_hat = model.network(z_t, gamma_t.expand(len(z_t)))
     x_hat = denoise(z_t, eps_hat, gamma_t)
     if not x_hat.isfinite().all():
         raise ArithmeticError("the network's output is not finite")

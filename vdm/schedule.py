@@ -102,7 +102,7 @@ class MonotoneSchedule(LinearSchedule):
         self.outer = nn.Parameter(0.01 * torch.randn(num_features))
 
     def shape_parameters(self) -> list[nn.Parameter]:
-        return [self.linear, self.inner, self.bias, self.outer]
+        return [p for p in (self.linear, self.inner, self.bias, self.outer) if p.requires_grad]
 
     def shape(self, t: Tensor) -> tuple[Tensor, Tensor]:
         # With t and both ends in one evaluation, the share at 0 is exactly 0 and the share at 1 exactly 1.

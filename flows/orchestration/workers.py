@@ -19,6 +19,7 @@ from pathlib import Path
 
 from flows.core import layout
 from flows.core.errors import Exit, UserError
+from flows.core.files import open_regular
 from flows.orchestration.deployments import POOL, PROJECT, prefect
 from flows.orchestration.engines import stop_engines
 from flows.orchestration.server import Api, configure, find_address, refusal, require_server
@@ -112,7 +113,7 @@ def refuse_to_mix(url: str, worker: str, others: set[str]) -> None:
         host, _, folder = other.removeprefix(SHARED).replace("\\", "/").replace(PERCENT, "%").partition(":")
         if other.startswith(SHARED):
             advice = "`vdmctl serve --share` shares with it, and `vdmctl serve --no-worker` starts no worker"
-        elif host == socket.gethostname() and not served_at(Path(folder)):
+        elif host == socket.gethostname() and has_ended(Path(folder)):
             continue  # it was killed, and is listed until its heartbeat is missed
         elif worker.startswith(SHARED):
             advice = "its worker shares versions only if `vdmctl serve --share` starts it"
@@ -137,6 +138,17 @@ def served_at(folder: Path) -> str | None:
     """Return the URL of the API that `vdmctl serve` uses in the folder; None if the folder is not served."""
     holder = holder_of(folder / LOCK)
     return holder.split()[-1] if holder else None
+
+
+def has_ended(folder: Path) -> bool:
+    """Whether no worker runs in a folder of this machine; false if that cannot be seen, as in another user's home."""
+    try:
+        open_regular(folder / LOCK).close()
+    except PermissionError:
+        return False
+    except OSError:
+        return True
+    return not served_at(folder)
 
 
 def with_own_home() -> str:

@@ -25,7 +25,7 @@ from flows.core.params_file import parse_params
 from flows.process.groups import processes_in
 from flows.process.locks import lock_file
 from flows.registry.git import Tag, content_of, contents, git, git_lines, git_text, require_identity
-from flows.registry.lock_file import read_lock
+from flows.registry.lock_file import lock_here, read_lock
 from flows.registry.publishing import run_of
 from flows.registry.remote import NAME_ANOTHER, REMOTE, upstream
 from flows.registry.storage import cached_at, dvc_repository, files, obtain
@@ -208,40 +208,59 @@ def compose_params(root: Path, base: str, preset: str | None, overrides: Mapping
 def finished(place: Workspace, *, shared: bool) -> str | None:
     """Return a commit that already has the results of the workspace's parameters, or None.
 
-    The candidates are the commit from which the run starts and the three newest commits with the same parameters.  The
-    results are then checked out in the workspace.  If machines share versions, missing files come from DVC's remote.
-    Raises NetworkError (exit 5) when that does not answer and no candidate is complete without it.
+    The candidates are the commit from which the run starts and the three newest commits with the same parameters, if
+    they have the images that are recorded in the former.  The results are then checked out in the workspace.  If
+    machines share versions, missing files come from DVC's remote.  Raises NetworkError (exit 5) when that does not
+    answer and no candidate is complete without it.
     """
     silent: NetworkError | None = None
+    images = None  # of the base: DVC does not watch where images come from
     for made in [place.base, *alike(place)[:3]]:
         try:
             require_contained(place.root, made, place.base, shared=shared)
-            # Only the reports that DVC does not cache: it would check out what a `.dvc` file beside them names.
-            in_git = [str(path) for path in layout.IN_GIT]
-            there = git_lines(place.root, "ls-tree", "-r", "--name-only", made, *in_git)
-            taken = [path for path in in_git if path in there]
-            git_text(place.folder, "checkout", "--quiet", made, "--", str(layout.DVC_LOCK), *taken)
+            theirs = take_results(place, made)
         except NetworkError as error:
             silent = error  # a later candidate may need nothing from the remote
             continue
         except (UserError, OSError):
             continue
-        with dvc_repository(place.folder) as repo, suppress(DvcException):  # something is not in the cache
-            repo.checkout(force=True)
-            if not repo.status():
-                return made
+        if images not in (None, theirs):
+            continue
+        stages = outdated(place.folder)
+        if not stages:
+            return made
+        if made == place.base and "download" not in stages:
+            images = theirs
     if silent:  # the results may exist, and to train them again takes hours
         raise silent
     git_text(place.folder, "restore", f"--source={place.base}", "--staged", "--worktree", ".", ":!params.yaml")
     return None
 
 
+def take_results(place: Workspace, commit: str) -> str | None:
+    """Check out a commit's dvc.lock and reports; return the digest of its images.  Raises UserError and OSError."""
+    # Only the reports that DVC does not cache: it would check out what a `.dvc` file beside them names.
+    in_git = [str(path) for path in layout.IN_GIT]
+    there = git_lines(place.root, "ls-tree", "-r", "--name-only", commit, *in_git)
+    taken = [path for path in in_git if path in there]
+    git_text(place.folder, "checkout", "--quiet", commit, "--", str(layout.DVC_LOCK), *taken)
+    return lock_here(place.folder).outputs.get(str(layout.IMAGES))
+
+
+def outdated(folder: Path) -> set[str]:
+    """Check out the recorded outputs that DVC's cache has; return the stages whose inputs or outputs differ."""
+    with dvc_repository(folder) as repo, suppress(DvcException):
+        with suppress(DvcException):  # something is not in the cache
+            repo.checkout(force=True)
+        return {stage.rpartition(":")[2] for stage in repo.status()}
+    return {"download"}
+
+
 def require_contained(root: Path, commit: str, base: str, *, shared: bool) -> None:
     """Raise UserError or OSError unless the commit's outputs stay inside the folder into which DVC checks them out.
 
-    DVC follows links and the paths in a folder's listing, and a version may come from somebody else.  DVC reads its
-    dvc.lock with the dvc.yaml of the commit `base`.  If machines share versions, outputs that are not in DVC's cache
-    are fetched.
+    DVC follows links and the paths in a listing, and a version may come from somebody else.  DVC reads its dvc.lock
+    with the dvc.yaml of the commit `base`.  If machines share versions, missing outputs are fetched.
     """
     taken = git_lines(root, "ls-tree", "-r", commit, str(layout.DVC_LOCK), str(layout.REPORTS))
     if any(line.startswith("120000") for line in taken):  # the mode of a symbolic link
@@ -256,13 +275,11 @@ def require_contained(root: Path, commit: str, base: str, *, shared: bool) -> No
 
 def alike(place: Workspace) -> list[str]:
     """Return the commits of runs and versions with the workspace's parameters: the newest first, future ones last."""
-    # `*objectname` is the commit of a tag, and empty for a branch, whose `objectname` is the commit.  git cannot sort
-    # by a forged date.
+    # `*objectname` is the commit of a tag, and empty for a branch.  git cannot sort by a forged date.
     form = "--format=%(creatordate:unix) %(*objectname) %(objectname)"
     listed = [line.split() for line in git_text(place.root, "for-each-ref", form, *RESULTS).splitlines()]
     made = [(int(line[0]), line[1]) for line in listed if line[0].isdecimal()]
-    tomorrow = time.time() + 24 * 3600
-    dated = sorted((at < tomorrow, at, commit) for at, commit in made)  # a clock may have been wrong
+    dated = sorted((at < time.time() + 86_400, at, commit) for at, commit in made)  # a clock may have been wrong
     commits = dict.fromkeys(commit for _, _, commit in reversed(dated))
     wanted = (place.folder / layout.PARAMS).read_bytes()
     found = contents(place.root, [f"{commit}:{layout.PARAMS}" for commit in commits], len(wanted))
@@ -279,6 +296,5 @@ def commit(place: Workspace, message: str) -> str | None:
     tree = git_text(place.folder, "write-tree")
     if any(git_text(place.root, "rev-parse", f"{made}^{{tree}}") == tree for made in [place.base, *alike(place)[:3]]):
         return None
-    name = place.folder.name
-    git_text(place.folder, "commit", "--quiet", "--no-verify", f"--message={message}\n\nRun: {name}")
+    git_text(place.folder, "commit", "--quiet", "--no-verify", f"--message={message}\n\nRun: {place.folder.name}")
     return git_text(place.folder, "rev-parse", "HEAD")

@@ -274,3 +274,14 @@ def test_notifications_do_not_wait_for_queues(monkeypatch: pytest.MonkeyPatch) -
     with pytest.raises(Refused):
         serve.look(looked, [], None, Mock())
     assert looked.called
+
+
+def test_a_folder_that_another_user_hides_may_be_served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Homes are private, and without a look at the lock nobody knows whether its holder has ended."""
+    name = workers.worker_name(tmp_path)
+    workers.refuse_to_mix(OWN, "another", {name})  # it has ended
+    hidden = Mock(side_effect=PermissionError(13, "Permission denied"))
+    for module in ("flows.orchestration.workers", "flows.process.locks"):
+        monkeypatch.setattr(f"{module}.open_regular", hidden, raising=False)
+    with pytest.raises(UserError, match=re.escape(f"serves {tmp_path} on ")):
+        workers.refuse_to_mix(OWN, "another", {name})

@@ -234,3 +234,13 @@ def test_a_schedule_that_stands_still_is_an_error(tiny_model: Callable[..., VDM]
         Codec(model, 4)
     with pytest.raises(ValueError, match="too unequal"):
         codec.widths(np.array([4.0, codec.WIDEST + 1]))
+
+
+def test_the_default_device_may_be_another(tiny_model: Callable[..., VDM], digits: np.ndarray) -> None:
+    tested, bits = Codec(tiny_model().double(), 2), []
+    for device in ("cpu", "meta"):
+        coder = CountsBits()
+        with torch.device(device):
+            tested.encode(coder, digits[:2])
+        bits.append(coder.bits)
+    assert bits[0] == bits[1]

@@ -303,3 +303,19 @@ def test_every_term_has_its_name(tiny_model: Callable[..., VDM], digits: np.ndar
     reconstruction = reconstruction_loss(pixels, model.schedule.gamma_0, 17)
     for values, nats in ((found.prior, prior), (found.reconstruction, reconstruction)):
         np.testing.assert_allclose(values, bits_per_dim(nats, 64).detach(), rtol=1e-5)
+
+
+def test_the_default_device_may_be_another(tiny_model: Callable[..., VDM], digits: np.ndarray) -> None:
+    model = tiny_model()
+    expected = evaluate(model, digits[:3], **SETTINGS)
+    with torch.device("meta"):
+        np.testing.assert_array_equal(evaluate(model, digits[:3], **SETTINGS).bpd, expected.bpd)
+
+
+def test_the_mode_is_that_of_the_dropout(tiny_model: Callable[..., VDM], digits: np.ndarray) -> None:
+    model = tiny_model(dropout=0.1)
+    model.network.train()
+    with pytest.raises(ValueError, match="in training mode, with dropout"):
+        evaluate(model, digits[:2], **SETTINGS)
+    model.train().network.eval()
+    assert np.isfinite(evaluate(model, digits[:2], **SETTINGS).bpd).all()

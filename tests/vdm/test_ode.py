@@ -244,3 +244,15 @@ def test_the_figure_of_an_untrained_model_is_that_of_its_closed_form(
     log_weights = (log_p + 4 * torch.log(2 * alpha(gamma_0) / 17)).reshape(2, 2)
     expected = bits_per_dim(math.log(2) - torch.logsumexp(log_weights, 1), 4)
     np.testing.assert_allclose(ours, expected, atol=2e-3)
+
+
+def test_an_evaluation_without_gradients_takes_those_that_it_needs(
+    tiny_model: Callable[..., VDM], digits: np.ndarray
+) -> None:
+    settings = {"seed": 0, "num_draws": 1, "num_probes": 1, "batch_size": 4, "dequantisation": "uniform"}
+    model = tiny_model(fourier_exponents=[])
+    expected = evaluate_ode(model, digits[:2], solve=dopri5(1e-2), **settings)  # type: ignore[arg-type]
+    for mode in (torch.no_grad, torch.inference_mode):
+        with mode():
+            found = evaluate_ode(model, digits[:2], solve=dopri5(1e-2), **settings)  # type: ignore[arg-type]
+        np.testing.assert_array_equal(found, expected)

@@ -254,3 +254,17 @@ def test_samples_are_of_other_noise_than_an_evaluation_with_the_same_seed(tiny_m
     model = tiny_model()
     drawn = next(sampling.image_noise(model, range(4), 3)).numpy()
     assert not np.isin(drawn, evaluation.image_noise(3, range(4), 1, model.image_shape)).any()
+
+
+def test_the_network_gets_a_noise_level_for_every_image(tiny_model: Callable[..., VDM]) -> None:
+    """As it does in training: another network may need one for each, and so does torch's DataParallel."""
+    model, shapes = tiny_model(), []
+    network = model.network.forward
+
+    def recorded(z_t: torch.Tensor, gamma_t: torch.Tensor) -> torch.Tensor:
+        shapes.append((len(z_t), *gamma_t.shape))
+        return network(z_t, gamma_t)
+
+    model.network.forward = recorded  # type: ignore[assignment]
+    sample(model, range(3), solver(num_timesteps=2), seed=0)
+    assert shapes == [(3, 3), (3, 3)]

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -559,3 +560,45 @@ def test_the_gradient_of_the_shape_is_not_clipped_with_that_of_the_bound(
     trainer = start(model, digits[:64], **SETTINGS)
     of_shape = set(map(id, model.schedule.shape_parameters()))
     assert set(map(id, trainer.on_bound)) == set(map(id, model.parameters())) - of_shape
+
+
+def test_an_interrupted_step_is_repeated_as_if_it_had_not_begun(
+    tiny_model: Callable[..., VDM], digits: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain, interrupted = (start(tiny_model(), digits[:64], **SETTINGS) for _ in range(2))
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "average_over_processes", Mock(side_effect=KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            interrupted.step()
+    for trainer in (plain, interrupted):
+        trainer.step()
+    assert same_bits(plain.model.state_dict(), interrupted.model.state_dict())
+
+
+@pytest.mark.parametrize("decay", ["linear", "cosine"])
+def test_the_learning_rate_stays_zero_after_the_last_step(decay: Any) -> None:
+    assert [learning_rate_factor(step, 10, 4, decay) for step in (10, 13, 16, 30)] == [0.0] * 4
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_frozen_parameters_stay_where_they_are(
+    optimizer: str, tiny_model: Callable[..., VDM], digits: np.ndarray
+) -> None:
+    model = tiny_model(schedule="learned_monotone")
+    model.schedule.requires_grad_(False)
+    model.network.down.requires_grad_(False)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    start(model, digits[:64], **SETTINGS | {"optimizer": optimizer}).step()
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[name]) == name.startswith(("schedule.", "network.down."))
+
+
+def test_the_fused_optimizer_counts_in_float32(tiny_model: Callable[..., VDM]) -> None:
+    """Its kernel for CUDA reads the four bytes of a float, whatever the counter is."""
+    torch.set_default_dtype(torch.float64)
+    try:
+        decayed, *_ = optimizers(tiny_model(), "adamw", betas=(0.9, 0.99), weight_decay=0.0)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert isinstance(decayed, AdamW)
+    assert {step.dtype for step in decayed.steps} == {torch.float32}

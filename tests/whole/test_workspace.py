@@ -532,3 +532,22 @@ def test_results_keep_their_order_although_this_clock_is_behind(
     monkeypatch.setattr("flows.orchestration.workspace.time", Mock(time=lambda: 0.0))
     with workspace(copied.folder, copied.git("show", "HEAD:params.yaml"), "HEAD") as place:
         assert alike(place)[:6] == made[::-1]
+
+
+def test_results_of_other_images_than_the_commit_has_are_not_used(copied: Project) -> None:
+    """As after `dvc repro --force download` and a commit: DVC does not watch the source of the images."""
+    copied.git("branch", "runs/older", "HEAD")
+    copied.dvc("checkout", "--force", "download")
+    (copied.folder / "data" / "images" / "more").write_text("another file")
+    copied.dvc("commit", "--force", "download")
+    copied.git("commit", "--quiet", "--all", "--message=New images")
+    with workspace(copied.folder, copied.git("show", "HEAD:params.yaml"), "HEAD") as place:
+        assert alike(place)
+        assert finished(place, shared=False) is None
+        assert (place.folder / "data" / "images" / "more").read_text() == "another file"
+
+
+def test_a_link_to_the_private_folder_is_not_committed(plain: Project, tmp_path: Path) -> None:
+    (tmp_path / "large disk").mkdir()
+    (plain.folder / layout.PRIVATE).symlink_to(tmp_path / "large disk")
+    assert plain.git("status", "--porcelain") == ""

@@ -35,7 +35,7 @@ class AdamW:
         self.betas, self.weight_decay = betas, weight_decay
         self.means = [torch.zeros_like(p) for p in self.parameters]
         self.squares = [torch.zeros_like(p) for p in self.parameters]
-        self.steps = [torch.zeros((), device=p.device) for p in self.parameters]
+        self.steps = [torch.zeros((), dtype=torch.float32, device=p.device) for p in self.parameters]
 
     @torch.no_grad()
     def step(self, learning_rate: float) -> None:
@@ -106,7 +106,7 @@ def optimizers(model: VDM, kind: OptimizerKind, *, betas: Sequence[float], weigh
     of the blocks, and AdamW everything else: the first and last layers, the conditioning and the rest.
     """
     require_choice("optimizer", kind, OptimizerKind)
-    hidden = model.network.matrices_of_blocks() if kind == "muon" else []
+    hidden = [p for p in model.network.matrices_of_blocks() if p.requires_grad] if kind == "muon" else []
     others = [p for p in model.parameters() if p.requires_grad and not any(p is matrix for matrix in hidden)]
     decayed = AdamW([p for p in others if p.ndim > 1], betas=betas, weight_decay=weight_decay)
     free = AdamW([p for p in others if p.ndim <= 1], betas=betas, weight_decay=0.0)
@@ -142,7 +142,7 @@ def learning_rate_factor(step: int, steps: int, warmup_steps: int, decay: Learni
     """Return the learning rate's multiplier at 0-based `step`: linear warm-up, then `decay` towards 0 at `steps`."""
     if step < warmup_steps:
         return (step + 1) / warmup_steps
-    done = (step - warmup_steps) / max(1, steps - warmup_steps)
+    done = min(1.0, (step - warmup_steps) / max(1, steps - warmup_steps))
     match decay:
         case "none":
             return 1.0

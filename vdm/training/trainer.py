@@ -108,6 +108,7 @@ class Trainer:
 
     def update(self) -> None:
         """Update the weights.  Raises TrainingDiverged if loss or gradient is not finite: now, on CUDA a step later."""
+        self.model.zero_grad()  # of an interrupted step, or of the caller
         losses = self.accumulate_gradients(self.draw())
         self.average_over_processes(losses)
         gradient_norm = torch.nn.utils.clip_grad_norm_(self.on_bound, self.settings.max_gradient_norm or math.inf)
