@@ -29,13 +29,14 @@ from flows.orchestration import artifacts
 from flows.orchestration.announcing import announce, announce_drift, forget_outcome
 from flows.orchestration.releasing import RETRIED, Release, catch_up, conclude, release, report_folder
 from flows.orchestration.streaming import leave_out_tracebacks, result_of, stream, when_free
-from flows.orchestration.workspace import Workspace, commit, compose_params, finished, first_commit, prune, workspace
+from flows.orchestration.workspace import Workspace, commit, compose_params, finished, prune, workspace
 from flows.process.environment import settle
 from flows.process.lifeline import end_with_parent, hold_what_starts
 from flows.registry import versions as registry
 from flows.registry.git import git_lines, git_text, require_identity
 from flows.registry.lock_file import read_lock
 from flows.registry.publishing import is_own, require_remotes
+from flows.registry.remote import first_commit
 from flows.registry.storage import dvc_repository, obtain
 from flows.validation.report import Validation
 

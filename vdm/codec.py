@@ -208,8 +208,7 @@ class Codec:
 
     def push_pixels(self, coder: Coder, pixels: np.ndarray, z_0: Tensor) -> None:
         """Encode pixels (B,C,H,W) under p(x | z_0), a part at a time, since a pixel's table takes K + 1 numbers."""
-        flat = z_0.reshape(-1), torch.from_numpy(pixels).reshape(-1)
-        parts = zip(*(each.split(PIXELS_AT_ONCE) for each in flat), strict=True)
+        parts = zip(*(each.reshape(-1).split(PIXELS_AT_ONCE) for each in (z_0, torch.from_numpy(pixels))), strict=True)
         for z, part in reversed(list(parts)):
             tables, level = self.pixel_tables(z), part.numpy().astype(np.int64)
             dims = np.arange(len(level))

@@ -8,8 +8,8 @@ The paper samples ancestrally.  `Solver` has two more choices, with which the sa
     order 2, eta 1    its stochastic form, SDE-DPM-Solver++(2M)
 
 The noise of an image depends on the seed and on the image's index alone.  So image i is the same picture, whatever the
-other images and the batch size are.  Only where the rounding of a convolution depends on the batch size or on the
-number of threads, as in float32, may a pixel differ by a level.
+other images and the batch size are.  Only where the rounding of a convolution or of a matrix product depends on the
+batch size or on the number of threads, as in float32, may a pixel differ by a level.
 """
 
 from collections import deque

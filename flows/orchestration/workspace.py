@@ -27,7 +27,6 @@ from flows.process.locks import lock_file
 from flows.registry.git import Tag, content_of, contents, git, git_lines, git_text, require_identity
 from flows.registry.lock_file import lock_here, read_lock
 from flows.registry.publishing import run_of
-from flows.registry.remote import NAME_ANOTHER, REMOTE, upstream
 from flows.registry.storage import cached_at, dvc_repository, files, obtain
 from flows.registry.versions import MODEL
 
@@ -158,24 +157,6 @@ def share_cache(root: Path, folder: Path) -> None:
     config.write()
 
 
-def first_commit(root: Path, *, shared: bool) -> str:
-    """Return the commit from which a run starts: the one that is checked out.
-
-    If machines share versions, it is the commit of the upstream branch where that is newer.  Raises UserError (exit 2)
-    if that branch is at another remote than origin, from which nothing is fetched.
-    """
-    head = git_text(root, "rev-parse", "HEAD")
-    if shared:
-        place, _ = upstream(root)
-        if place not in ("", ".", REMOTE):
-            raise UserError(f"{root}: the upstream branch is at {place}, not at {REMOTE}; {NAME_ANOTHER}", Exit.USAGE)
-        with suppress(UserError):  # no branch, no upstream branch, or a branch with local commits
-            newest = git_text(root, "rev-parse", "--verify", "--quiet", "@{upstream}")
-            git_text(root, "merge-base", "--is-ancestor", head, newest)
-            return newest
-    return head
-
-
 def compose_params(root: Path, base: str, preset: str | None, overrides: Mapping[str, Any]) -> str:
     """Return the params.yaml of a run: that of the commit `base`, or a preset of it, with the overrides by dotted key.
 
@@ -214,7 +195,7 @@ def finished(place: Workspace, *, shared: bool) -> str | None:
     answer and no candidate is complete without it.
     """
     silent: NetworkError | None = None
-    images = None  # of the base: DVC does not watch where images come from
+    images = recorded_images(place.folder)
     for made in [place.base, *alike(place)[:3]]:
         try:
             require_contained(place.root, made, place.base, shared=shared)
@@ -226,11 +207,8 @@ def finished(place: Workspace, *, shared: bool) -> str | None:
             continue
         if images not in (None, theirs):
             continue
-        stages = outdated(place.folder)
-        if not stages:
+        if is_complete(place.folder):
             return made
-        if made == place.base and "download" not in stages:
-            images = theirs
     if silent:  # the results may exist, and to train them again takes hours
         raise silent
     git_text(place.folder, "restore", f"--source={place.base}", "--staged", "--worktree", ".", ":!params.yaml")
@@ -247,13 +225,24 @@ def take_results(place: Workspace, commit: str) -> str | None:
     return lock_here(place.folder).outputs.get(str(layout.IMAGES))
 
 
-def outdated(folder: Path) -> set[str]:
-    """Check out the recorded outputs that DVC's cache has; return the stages whose inputs or outputs differ."""
-    with dvc_repository(folder) as repo, suppress(DvcException):
-        with suppress(DvcException):  # something is not in the cache
-            repo.checkout(force=True)
-        return {stage.rpartition(":")[2] for stage in repo.status()}
-    return {"download"}
+def recorded_images(folder: Path) -> str | None:
+    """Return the digest of the images in the dvc.lock of a new worktree; None if `download` has other inputs now.
+
+    It counts although the images are missing, since DVC does not watch where they come from.
+    """
+    with suppress(UserError, OSError, DvcException), dvc_repository(folder) as repo:
+        found = {stage.rpartition(":")[2]: causes for stage, causes in repo.status().items()}
+        if all(isinstance(cause, dict) and "changed outs" in cause for cause in found.get("download", [])):
+            return lock_here(folder).outputs.get(str(layout.IMAGES))
+    return None
+
+
+def is_complete(folder: Path) -> bool:
+    """Check out the recorded outputs; return whether all are there, made of the inputs that the folder has."""
+    with dvc_repository(folder) as repo, suppress(DvcException):  # something is not in the cache
+        repo.checkout(force=True)
+        return not repo.status()
+    return False
 
 
 def require_contained(root: Path, commit: str, base: str, *, shared: bool) -> None:

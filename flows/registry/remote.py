@@ -1,11 +1,12 @@
 """The refs of this repository and of its git remote, and the commands of git that talk to the remote."""
 
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
 from flows.core import layout
-from flows.core.errors import NetworkError, UserError
+from flows.core.errors import Exit, NetworkError, UserError
 from flows.registry.git import git, git_lines, git_text
 from flows.registry.versions import MODEL, REFUSALS
 
@@ -31,6 +32,24 @@ def upstream(root: Path) -> tuple[str, str]:
     form = "--format=%(upstream:remotename) %(upstream:remoteref)"
     remote, _, ref = git_text(root, "for-each-ref", form, checked_out).partition(" ")
     return remote, ref
+
+
+def first_commit(root: Path, *, shared: bool) -> str:
+    """Return the commit from which a run starts: the one that is checked out.
+
+    If machines share versions, it is the commit of the upstream branch where that is newer.  Raises UserError (exit 2)
+    if that branch is at another remote than origin, from which nothing is fetched.
+    """
+    head = git_text(root, "rev-parse", "HEAD")
+    if shared:
+        place, _ = upstream(root)
+        if place not in ("", ".", REMOTE):
+            raise UserError(f"{root}: the upstream branch is at {place}, not at {REMOTE}; {NAME_ANOTHER}", Exit.USAGE)
+        with suppress(UserError):  # no branch, no upstream branch, or a branch with local commits
+            newest = git_text(root, "rev-parse", "--verify", "--quiet", "@{upstream}")
+            git_text(root, "merge-base", "--is-ancestor", head, newest)
+            return newest
+    return head
 
 
 def local_refs(root: Path) -> dict[str, Target]:

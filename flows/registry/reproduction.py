@@ -38,9 +38,10 @@ def reproduction(root: Path) -> Reproduction | None:
     differing = sorted(path for path, md5 in ours.outputs.items() if theirs.outputs.get(path) != md5)
     if not differing:
         return Reproduction(True, f"every output is identical to that of commit {commit[:12]}", [])
-    # DVC does not watch where the images come from.
-    inputs = changed_inputs(theirs, ours) or (str(layout.IMAGES) if str(layout.IMAGES) in differing else "")
+    inputs = changed_inputs(theirs, ours)
     reason = f"because the inputs differ: {inputs}" if inputs else f"with the same inputs; {environments(root, commit)}"
+    if not inputs and str(layout.IMAGES) in differing:  # DVC does not watch where they come from
+        reason = f"because the images do: their source changed, or what reads them; {environments(root, commit)}"
     return Reproduction(False, f"{', '.join(differing)}: different from commit {commit[:12]}, {reason}", [])
 
 

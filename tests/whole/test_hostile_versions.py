@@ -331,7 +331,7 @@ def test_a_tag_with_a_number_that_no_version_has_is_none(forge: Forge) -> None:
     assert [version.name for version in versions(forge.project.folder)] == ["vdm@v1.0.0"]
 
 
-def test_a_version_brings_no_dvc_files_of_its_own(forge: Forge) -> None:
+def test_a_version_brings_no_dvc_files_of_its_own(forge: Forge, monkeypatch: pytest.MonkeyPatch) -> None:
     """DVC checks out what any `.dvc` file in the tree names; the next stage would import a module at the top."""
     root, code = forge.project.folder, b"print('hostile')"
     digest = forge.store(code)
@@ -341,6 +341,7 @@ def test_a_version_brings_no_dvc_files_of_its_own(forge: Forge) -> None:
     entry = {"path": "typer.py", "hash": "md5", "md5": digest, "size": len(code)}
     extra = json.dumps({"wdir": "..", "outs": [entry]})
     forge.version("v1.1.0", {"reports/extra.dvc": extra, "dvc.lock": '{"schema": "2.0", "stages": {}}'})
+    monkeypatch.setattr("flows.orchestration.workspace.recorded_images", lambda folder: None)  # it has no images
     with workspace(root, (root / "params.yaml").read_text(), "HEAD~1") as place:
         finished(place, shared=False)
         assert not (place.folder / "typer.py").exists()

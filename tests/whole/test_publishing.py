@@ -14,9 +14,9 @@ from project import Project, cached
 
 from flows.core.errors import Exit, NetworkError, UserError
 from flows.orchestration import releasing
-from flows.orchestration.workspace import first_commit
 from flows.registry import publishing, remote
 from flows.registry.publishing import Outrun, fetch_versions, publish
+from flows.registry.remote import first_commit
 from flows.registry.versions import add_version, record_refusal, refusal, refusals, resolve
 
 # The versions are trained when the first test asks for them.

@@ -1,6 +1,7 @@
 """The worktree and parameters of a run, with real git and DVC; test_flow.py tests the runs themselves."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -22,13 +23,13 @@ from flows.orchestration.workspace import (
     commit,
     compose_params,
     finished,
-    first_commit,
     prune,
     workspace,
 )
 from flows.process.environment import settle
 from flows.registry.git import git_text, reason_in, require_identity
 from flows.registry.publishing import is_own, run_of
+from flows.registry.remote import first_commit
 from flows.registry.storage import dvc_repository
 from flows.train_vdm import stages, warn_of_newer
 
@@ -545,6 +546,25 @@ def test_results_of_other_images_than_the_commit_has_are_not_used(copied: Projec
         assert alike(place)
         assert finished(place, shared=False) is None
         assert (place.folder / "data" / "images" / "more").read_text() == "another file"
+
+
+@pytest.mark.parametrize("remote", ["answers", "silent"])
+def test_results_of_other_images_are_not_used_although_those_of_the_commit_are_not_here(
+    remote: str, copied: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As after `git pull` without `dvc pull`."""
+    copied.git("branch", "runs/older", "HEAD")
+    lock = copied.folder / "dvc.lock"
+    images = r"(path: data/images\n\s+hash: md5\n\s+md5: )[\w.]+"
+    lock.write_text(re.sub(images, rf"\g<1>{'0' * 32}.dir", lock.read_text()))
+    copied.git("commit", "--quiet", "--all", "--message=New images")
+    if remote == "silent":
+        contained = Mock(side_effect=[NetworkError("silent"), None, None, None])
+        monkeypatch.setattr("flows.orchestration.workspace.require_contained", contained)
+    with workspace(copied.folder, copied.git("show", "HEAD:params.yaml"), "HEAD") as place:
+        assert alike(place)
+        with pytest.raises(NetworkError) if remote == "silent" else nullcontext():
+            assert finished(place, shared=remote == "silent") is None
 
 
 def test_a_link_to_the_private_folder_is_not_committed(plain: Project, tmp_path: Path) -> None:
