@@ -98,8 +98,8 @@ def with_error(measure: Callable[[np.ndarray], float], size: int, resamples: int
     """Return the measure of all `size` images, and its standard error.
 
     `measure` takes indices.  The error is the standard deviation over random halves of the images: halves drawn without
-    replacement vary as much as whole sets of images do.  Kernel distances near 0, as of images of one distribution, are
-    the exception: halves vary up to twice as much, so the error is too large.
+    replacement vary as much as whole sets of images do.  Distances near 0, as of images of one distribution, are the
+    exception: halves vary up to twice as much, so the error is too large.
     """
     generator = np.random.default_rng(seed)
     halves = [measure(generator.permutation(size)[: size // 2]) for _ in range(resamples)]

@@ -212,8 +212,8 @@ def judged_by(root: Path, validation_sha256: str) -> set[str]:
     tags = annotated_tags(root, f"{MODEL}#{CHAMPION}")
     notes = contents(root, list(refusals(root).values()), MOST_BYTES).values()
     messages = [tag.message for tag in tags] + [note.decode(errors="replace") for note in notes if note is not None]
-    decided = [evidence for message in messages if (evidence := evidence_of(message))]
-    return {str(one.challenger) for one in decided if one.challenger and one.validation_sha256 == validation_sha256}
+    judged = [one for message in messages if (one := evidence_of(message)) and one.num_images]
+    return {str(one.challenger) for one in judged if one.challenger and one.validation_sha256 == validation_sha256}
 
 
 def champion(root: Path) -> Version | None:

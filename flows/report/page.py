@@ -1,7 +1,5 @@
 """The page about one model."""
 
-import hashlib
-import json
 import math
 from typing import Any, NamedTuple
 
@@ -119,11 +117,9 @@ def lineage(results: Results) -> dict[str, Any]:
     """Return what the model was made from, as digests, after the tags and the commit if it is a version."""
     metrics = results.metrics
     requirements = metrics.environment.requirements_sha256 if metrics.environment else None
-    parameters = json.dumps(results.origin.parameters, sort_keys=True, default=str)
     return {
         **results.origin.lineage,
         "model, sha256": metrics.model_sha256,
         "images, sha256": metrics.data_sha256,
-        "parameters, sha256": hashlib.sha256(parameters.encode()).hexdigest(),
         "requirements.lock, sha256": requirements,
     }

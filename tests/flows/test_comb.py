@@ -14,7 +14,8 @@ from flows.core.params_file import read_params
 from flows.validation import tables
 from flows.validation.comb import Comb, comb
 
-CONTRACT = read_params(Path(__file__).parents[2] / "presets" / "digits.yaml").contract
+PRESETS = Path(__file__).parents[2] / "presets"
+CONTRACT = read_params(PRESETS / "digits.yaml").contract
 
 
 class Shares(NamedTuple):
@@ -132,3 +133,29 @@ def test_each_limit_is_that_of_its_flag() -> None:
         stricter: Any = SimpleNamespace(**limits | {name: limit - 0.005})
         found = [bool(each.any()) for each in tables.broken(flags, stricter)]
         assert dict(zip(limits, found, strict=True)) == {key: key == name for key in limits}
+
+
+MNIST = """
+6328781 3832 5756 6100 6371 6635 6236 6587 4952 6412 6055 5832 4956 6808 4436 4707 4789 4477 4584 5911 5113 6097 4774
+3685 4239 4993 4051 3884 4098 5828 3818 4281 4805 2634 3214 3441 3655 4109 4480 2985 3269 4555 3623 3546 3102 3441 2883
+4012 3330 2834 4107 4016 2319 3276 2997 3033 3795 4958 2333 2945 2874 2925 3198 3856 8188 2528 2910 2665 2724 2852 3335
+3020 2873 3113 2308 2605 2910 2326 3090 2973 2421 2929 3664 2439 4267 4117 3955 2161 2734 2895 2032 2924 3089 2891 2739
+2809 2813 2314 2723 2931 2548 2348 3876 2451 2738 2411 3011 2687 3021 2943 2655 2625 2999 3422 3762 2509 3192 2482 2661
+2584 2672 2938 2772 3078 2279 2681 2822 2579 13266 2796 3021 3211 3234 2508 2556 2793 2720 3012 2749 3306 2756 4258 3134
+2658 3115 2968 2722 2755 2840 2548 2845 3678 3063 2621 2980 3156 3153 2438 2571 2580 3060 2912 3023 3138 2509 2655 2265
+2386 4171 4245 4589 2852 3123 3219 2766 2706 2870 2820 2856 2931 2849 2811 2538 3492 2936 3035 2900 2843 2814 3110 3182
+9017 3345 3131 2899 3266 3766 3690 4104 3061 2887 2943 3192 5086 2920 3157 3582 3586 2932 3256 3631 3773 3864 4344 4317
+3972 3739 4112 3714 3192 3426 3961 4200 4402 3908 4496 5589 4225 4877 3834 4652 5136 5081 6390 5666 4806 5238 4906 4455
+4477 5481 5853 5275 6208 6174 5771 5556 6229 5667 6551 6686 13593 118612 261831 136217 56835
+"""
+"""Pixels of MNIST's 10,000 test images by level."""
+
+
+def test_the_preset_of_mnist_allows_the_peaks_that_mnist_has() -> None:
+    """Its digits seem to be smoothed binary ones, so levels such as 64, 128 and 191 are frequent."""
+    histogram = np.array(MNIST.split(), dtype=int)
+    assert histogram.sum() == 10_000 * 28 * 28
+    found = Shares(*(float(flags.mean()) for flags in comb(histogram)))
+    assert found == (0, 7 / 256, 0)
+    assert broken(found)  # images of unknown origin with so many peaks are refused
+    assert not broken(found, read_params(PRESETS / "mnist.yaml").contract)

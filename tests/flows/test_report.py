@@ -25,7 +25,7 @@ from flows.report import charts, markdown, pictures
 from flows.report.charts import PALETTE
 from flows.report.checks import MOST_EXPECTATIONS
 from flows.report.comparison import comparison
-from flows.report.page import Page, page
+from flows.report.page import Page, lineage, page
 from flows.report.results import Files, disagreements, read_results
 from flows.stages.report import report
 
@@ -383,3 +383,13 @@ def test_samples_of_another_model_are_named() -> None:
     ]
     said = "The quality of samples was measured with another model or other images than the metrics."
     assert found == [[], [said]]
+
+
+def test_integers_and_equal_floats_are_the_same_parameters(files: Files) -> None:
+    """dvc.lock has the number as it was written, and the parsed parameters have a float."""
+    results = read_results(files, ORIGIN)
+    whole, real = (
+        results._replace(origin=ORIGIN._replace(parameters={"train": {"checkpoint_every_minutes": minutes}}))
+        for minutes in (5, 5.0)
+    )
+    assert lineage(whole) == lineage(real)

@@ -32,6 +32,7 @@ from flows.registry.versions import (
     add_version,
     champion_tag,
     is_decided,
+    judged_by,
     make_champion,
     previous_champion,
     record_refusal,
@@ -239,6 +240,10 @@ def test_versions_without_validation_images_or_fitted_to_them(copied: Project) -
     assert (fitted.decision, fitted.challenger_fitted_to) == ("refuse", "train_and_validation")
     assert fitted.challenger_bpd is None
     assert "they cannot judge it" in fitted.reason
+    assert fitted.validation_sha256
+    version = resolve(copied.folder, str(fitted.challenger))
+    record_refusal(copied.folder, version, fitted.message("Refuse"))
+    assert version.name not in judged_by(copied.folder, fitted.validation_sha256)
     assert (unvalidated.split, unvalidated.num_images, unvalidated.num_judged) == ("test", 359, None)
     assert "on test images, for lack of validation images" in unvalidated.reason
     assert unvalidated.challenger_bpd == unvalidated.challenger_test_bpd
