@@ -77,7 +77,8 @@ def compare(
 
     `models` are the names and folders of the two.  Raises what `load_fitting` raises.
     """
-    load_fitting(models[1][1], images, find_device(settings.device), split)  # an error in it is reported first
+    _, (_, second) = models
+    load_fitting(second, images, find_device(settings.device), split)  # an error in it is reported first
     results = [evaluate_split(settings, model, images, split) for _, model in models]
     figures = [
         ModelFigures(

@@ -208,7 +208,7 @@ def refusals(root: Path) -> dict[str, str]:
 
 
 def judged_by(root: Path, validation_sha256: str) -> set[str]:
-    """Return the names of the challengers that were promoted or refused by the validation images with this digest."""
+    """Return the names of the challengers that were evaluated on the validation images with this digest."""
     tags = annotated_tags(root, f"{MODEL}#{CHAMPION}")
     notes = contents(root, list(refusals(root).values()), MOST_BYTES).values()
     messages = [tag.message for tag in tags] + [note.decode(errors="replace") for note in notes if note is not None]

@@ -64,7 +64,7 @@ def cautions(first: "SampleMetrics | None", second: "SampleMetrics | None") -> l
 
 
 def difference(first: Results, second: Results) -> "PairedDifference | str":
-    """Return the paired difference of the images of two models, or why there is none."""
+    """Return the paired difference of the images of two models, or the reason why they cannot be paired."""
     if first.per_image is None or second.per_image is None:
         return "one of them has no figures for each image"
     for field, text in (
