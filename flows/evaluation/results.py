@@ -15,7 +15,7 @@ def finite(value: Any) -> Any:
 
 
 def with_error(value: float | None, error: float | None = None, form: str = ".4f") -> str:
-    """Return a figure as text, with its standard error if there is one; "not finite" for None, its value in JSON."""
+    """Return a figure as text, with its standard error if it has one; "not finite" for None, which is null in JSON."""
     shown = "not finite" if value is None else format(value, form)
     return shown if error is None else f"{shown} +- {error:.4f}"
 

@@ -122,8 +122,8 @@ def test_float64_results_agree_for_any_batch_size(tiny_model: Callable[..., VDM]
 def test_bfloat16_changes_the_figure_by_less_than_a_tenth_of_its_error(
     tiny_model: Callable[..., VDM], digits: np.ndarray
 ) -> None:
-    from test_training import SETTINGS as TRAINING
-    from test_training import fit
+    from trainings import SETTINGS as TRAINING
+    from trainings import fit
 
     model = fit(tiny_model(), digits[:400], **TRAINING | {"steps": 60, "learning_rate": 1e-2}).averaged
     plain, rounded = (evaluate(model, digits[400:600], **SETTINGS | {"precision": p}) for p in ("float32", "bfloat16"))

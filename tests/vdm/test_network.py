@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import TINY, peak
-from test_training import SETTINGS as TRAINING
+from trainings import SETTINGS as TRAINING
 
 from vdm import evaluation, network, ode, sampling
 from vdm.choices import Precision, ScheduleKind

@@ -187,7 +187,7 @@ def test_counts_with_which_no_evaluation_is_possible_are_refused(
 
 @pytest.mark.slow
 def test_the_flow_of_a_trained_model_lies_at_or_below_the_bound(digits: np.ndarray) -> None:
-    from test_training import SETTINGS, fit
+    from trainings import SETTINGS, fit
 
     torch.manual_seed(0)
     model = VDM(

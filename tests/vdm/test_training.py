@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import TINY
+from trainings import SETTINGS, fit, same_bits, start
 
 from flows.core.checkpoint import load_state, save_state
 from vdm.errors import TrainingDiverged
@@ -21,43 +22,8 @@ from vdm.schedule import LinearSchedule
 from vdm.training import log as training_log
 from vdm.training.batches import Batch
 from vdm.training.log import TrainingLog
-from vdm.training.optimizer import AdamW, Muon, learning_rate_factor, optimizers, orthogonalised
-from vdm.training.settings import TrainingSettings
 from vdm.training.trainer import Trainer, backward
 from vdm.vlb import bits_per_dim, low_discrepancy_times
-
-SETTINGS: dict[str, Any] = {
-    "steps": 20,
-    "batch_size": 16,
-    "accumulation": 1,
-    "augmentation": [],
-    "optimizer": "adamw",
-    "learning_rate": 1e-3,
-    "warmup_steps": 5,
-    "learning_rate_decay": "none",
-    "betas": (0.9, 0.99),
-    "weight_decay": 0.01,
-    "max_gradient_norm": 1.0,
-    "ema_decay": 0.9,
-    "precision": "float32",
-    "compile": False,
-    "activation_checkpointing": False,
-    "seed": 0,
-    "log_every": 10,
-}
-
-
-def start(model: VDM, pixels: np.ndarray, **settings: Any) -> Trainer:
-    """Return a run before its first step."""
-    return Trainer(model, torch.from_numpy(pixels), TrainingSettings(**settings))
-
-
-def fit(model: VDM, pixels: np.ndarray, **settings: Any) -> Trainer:
-    """Return a run after its last step."""
-    trainer = start(model, pixels, **settings)
-    for _ in range(settings["steps"]):
-        trainer.step()
-    return trainer
 
 
 def draw(model: VDM, digits: np.ndarray, size: int = 6) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -175,10 +141,6 @@ def test_training_lowers_the_bound(tiny_model: Callable[..., VDM], digits: np.nd
     assert records[-1].bpd == pytest.approx(
         records[-1].prior_bpd + records[-1].reconstruction_bpd + records[-1].diffusion_bpd
     )
-
-
-def same_bits(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
-    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
 
 
 @pytest.mark.slow
@@ -362,99 +324,6 @@ def test_the_model_gets_the_augmentation_flag(tiny_model: Callable[..., VDM], di
         start(model, digits, **SETTINGS | {"augmentation": ["swap_channels"]})
 
 
-def test_the_average_is_exponential(tiny_model: Callable[..., VDM], digits: np.ndarray) -> None:
-    """With decay 0.9, the weights of three steps count 0.81, 0.9 and 1, whatever the initial ones are."""
-    runs = [fit(tiny_model(), digits[:64], **SETTINGS | {"steps": n, "warmup_steps": 0}) for n in (1, 2, 3)]
-    first, second, third = (run.model.network.conv_in.weight.detach() for run in runs)
-    expected = (0.81 * first + 0.9 * second + third) / (0.81 + 0.9 + 1)
-    torch.testing.assert_close(runs[2].averaged.network.conv_in.weight.detach(), expected)
-
-
-@pytest.mark.parametrize("kind", ["adamw", "muon"])
-def test_biases_norms_and_the_schedule_are_not_decayed(tiny_model: Callable[..., VDM], kind: Any) -> None:
-    model = tiny_model(schedule="learned_monotone")
-    used = optimizers(model, kind, betas=(0.9, 0.99), weight_decay=0.5)
-    decayed = {id(p) for optimizer in used if optimizer.weight_decay for p in optimizer.parameters}
-    names = {name for name, p in model.named_parameters() if id(p) in decayed}
-    assert names
-    assert all(name.endswith("weight") and "norm" not in name and "schedule" not in name for name in names)
-    every = [id(p) for optimizer in used for p in optimizer.parameters]
-    assert sorted(every) == sorted(map(id, model.parameters()))
-
-
-def test_muon_trains_the_matrices_of_the_blocks(tiny_model: Callable[..., VDM]) -> None:
-    model = tiny_model()
-    *_, muon = optimizers(model, "muon", betas=(0.9, 0.99), weight_decay=0.5)
-    trained = {id(p) for p in muon.parameters}
-    others = {name for name, p in model.network.named_parameters() if p.ndim > 1 and id(p) not in trained}
-    assert others == {"condition_1.weight", "condition_2.weight", "conv_in.weight", "conv_out.weight"}
-
-
-def test_adamw_is_that_of_torch() -> None:
-    torch.manual_seed(0)
-    ours, theirs = ([torch.nn.Parameter(torch.ones(shape)) for shape in ((3, 4), (5,))] for _ in range(2))
-    optimizer = AdamW(ours, betas=(0.9, 0.99), weight_decay=0.5)
-    reference = torch.optim.AdamW(theirs, lr=0.1, betas=(0.9, 0.99), weight_decay=0.5, fused=True)
-    for _ in range(3):
-        for mine, other in zip(ours, theirs, strict=True):
-            mine.grad = torch.randn_like(mine)
-            other.grad = mine.grad.clone()
-        optimizer.step(0.1)
-        reference.step()
-    for mine, other in zip(ours, theirs, strict=True):
-        assert torch.equal(mine, other)
-
-
-@pytest.mark.parametrize("shape", [(3, 8, 20), (2, 20, 8), (1, 5, 5)])
-def test_a_matrix_is_orthogonalised_along_its_singular_vectors(shape: tuple[int, int, int]) -> None:
-    torch.manual_seed(0)
-    matrices = torch.randn(shape, dtype=torch.float64)
-    left, _, right = torch.linalg.svd(matrices, full_matrices=False)
-    values = left.mT @ orthogonalised(matrices) @ right.mT
-    diagonal = values.diagonal(dim1=1, dim2=2)
-    torch.testing.assert_close(values, torch.diag_embed(diagonal))
-    assert (diagonal > 0.6).all()
-    assert (diagonal < 1.3).all()
-
-
-def test_no_gradient_moves_nothing_but_by_decay() -> None:
-    parameter = torch.nn.Parameter(torch.ones(4, 2, 3, 3))
-    parameter.grad = torch.zeros_like(parameter)
-    muon = Muon([parameter], weight_decay=0.5)
-    muon.step(0.1)
-    torch.testing.assert_close(parameter.detach(), torch.full((4, 2, 3, 3), 0.95))
-
-
-@pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="needs torch 2.9")
-def test_a_step_of_muon_on_a_convolution_is_that_of_torch_on_its_matrix() -> None:
-    torch.manual_seed(0)
-    convolutions = [torch.nn.Parameter(torch.randn(shape)) for shape in ((6, 4, 3, 3), (6, 4, 3, 3), (40, 2, 1, 1))]
-    matrices = [torch.nn.Parameter(p.detach().flatten(1).clone()) for p in convolutions]
-    before = [p.detach().clone() for p in matrices]
-    ours = Muon(convolutions, weight_decay=0.5)
-    theirs = torch.optim.Muon(matrices, lr=0.1, weight_decay=0.5, adjust_lr_fn="match_rms_adamw")
-    for _ in range(3):
-        for convolution, matrix in zip(convolutions, matrices, strict=True):
-            matrix.grad = torch.randn_like(matrix)
-            convolution.grad = matrix.grad.view_as(convolution).clone()
-        ours.step(0.1)
-        theirs.step()
-    for convolution, matrix, start in zip(convolutions, matrices, before, strict=True):
-        moved = convolution.detach().flatten(1) - start
-        # Theirs iterates in bfloat16, with 8 bits of mantissa.
-        assert (moved - (matrix.detach() - start)).norm() < 0.03 * moved.norm()
-
-
-def test_the_learning_rate_warms_up_and_decays() -> None:
-    def factors(decay: Any) -> list[float]:
-        return [learning_rate_factor(step, 10, 4, decay) for step in range(11)]
-
-    assert factors("none") == [0.25, 0.5, 0.75, 1.0] + [1.0] * 7
-    assert factors("linear")[4:] == pytest.approx([1, 5 / 6, 4 / 6, 3 / 6, 2 / 6, 1 / 6, 0])
-    assert factors("cosine")[7] == pytest.approx(0.5)
-    assert factors("cosine")[10] == pytest.approx(0)
-
-
 def test_figures_of_a_card_are_awaited_on_its_own_stream(monkeypatch: pytest.MonkeyPatch) -> None:
     """The current device may be another card, whose stream has nothing to wait for."""
     recorded: list[Any] = []
@@ -498,30 +367,6 @@ def test_a_step_copies_nothing_from_the_cpu(
     assert not copied
 
 
-def test_the_optimizer_gets_clipped_gradients_and_the_rate_of_the_step(
-    tiny_model: Callable[..., VDM], digits: np.ndarray
-) -> None:
-    changes = {
-        "steps": 4,
-        "warmup_steps": 2,
-        "learning_rate_decay": "linear",
-        "max_gradient_norm": 0.01,
-        "log_every": 1,
-    }
-    trainer, rates, norms = start(tiny_model(), digits[:64], **SETTINGS | changes), list[float](), list[float]()
-
-    def step(rate: float) -> None:
-        rates.append(rate)
-        norms.append(torch.cat([p.grad.flatten() for p in trainer.on_bound if p.grad is not None]).norm().item())
-
-    trainer.optimizers = [SimpleNamespace(step=step)]  # type: ignore[list-item]
-    for _ in range(4):
-        trainer.step()
-    assert rates == pytest.approx([0.5e-3, 1e-3, 1e-3, 0.5e-3])
-    assert norms == pytest.approx([0.01] * 4, rel=1e-3)  # without a limit they are far above it
-    assert [record.learning_rate for record in trainer.records] == pytest.approx(rates)
-
-
 def test_steps_and_seeds_have_their_own_noise_and_processes_their_own_dropout(
     tiny_model: Callable[..., VDM], digits: np.ndarray
 ) -> None:
@@ -553,15 +398,6 @@ def test_a_line_of_the_log_has_every_mean_under_its_name(monkeypatch: pytest.Mon
     assert line == (2, 10.0, 2.0, 3.0, 5.0, -7.0, 5.0, 9.0, 0.1, 2.5, 0.5, 8.0)
 
 
-def test_the_gradient_of_the_shape_is_not_clipped_with_that_of_the_bound(
-    tiny_model: Callable[..., VDM], digits: np.ndarray
-) -> None:
-    model = tiny_model(schedule="learned_monotone")
-    trainer = start(model, digits[:64], **SETTINGS)
-    of_shape = set(map(id, model.schedule.shape_parameters()))
-    assert set(map(id, trainer.on_bound)) == set(map(id, model.parameters())) - of_shape
-
-
 def test_an_interrupted_step_is_repeated_as_if_it_had_not_begun(
     tiny_model: Callable[..., VDM], digits: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -575,30 +411,34 @@ def test_an_interrupted_step_is_repeated_as_if_it_had_not_begun(
     assert same_bits(plain.model.state_dict(), interrupted.model.state_dict())
 
 
-@pytest.mark.parametrize("decay", ["linear", "cosine"])
-def test_the_learning_rate_stays_zero_after_the_last_step(decay: Any) -> None:
-    assert [learning_rate_factor(step, 10, 4, decay) for step in (10, 13, 16, 30)] == [0.0] * 4
+def test_the_optimizer_gets_clipped_gradients_and_the_rate_of_the_step(
+    tiny_model: Callable[..., VDM], digits: np.ndarray
+) -> None:
+    changes = {
+        "steps": 4,
+        "warmup_steps": 2,
+        "learning_rate_decay": "linear",
+        "max_gradient_norm": 0.01,
+        "log_every": 1,
+    }
+    trainer, rates, norms = start(tiny_model(), digits[:64], **SETTINGS | changes), list[float](), list[float]()
+
+    def step(rate: float) -> None:
+        rates.append(rate)
+        norms.append(torch.cat([p.grad.flatten() for p in trainer.on_bound if p.grad is not None]).norm().item())
+
+    trainer.optimizers = [SimpleNamespace(step=step)]  # type: ignore[list-item]
+    for _ in range(4):
+        trainer.step()
+    assert rates == pytest.approx([0.5e-3, 1e-3, 1e-3, 0.5e-3])
+    assert norms == pytest.approx([0.01] * 4, rel=1e-3)  # without a limit they are far above it
+    assert [record.learning_rate for record in trainer.records] == pytest.approx(rates)
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
-def test_frozen_parameters_stay_where_they_are(
-    optimizer: str, tiny_model: Callable[..., VDM], digits: np.ndarray
+def test_the_gradient_of_the_shape_is_not_clipped_with_that_of_the_bound(
+    tiny_model: Callable[..., VDM], digits: np.ndarray
 ) -> None:
     model = tiny_model(schedule="learned_monotone")
-    model.schedule.requires_grad_(False)
-    model.network.down.requires_grad_(False)
-    before = {name: value.clone() for name, value in model.state_dict().items()}
-    start(model, digits[:64], **SETTINGS | {"optimizer": optimizer}).step()
-    for name, value in model.state_dict().items():
-        assert torch.equal(value, before[name]) == name.startswith(("schedule.", "network.down."))
-
-
-def test_the_fused_optimizer_counts_in_float32(tiny_model: Callable[..., VDM]) -> None:
-    """Its kernel for CUDA reads the four bytes of a float, whatever the counter is."""
-    torch.set_default_dtype(torch.float64)
-    try:
-        decayed, *_ = optimizers(tiny_model(), "adamw", betas=(0.9, 0.99), weight_decay=0.0)
-    finally:
-        torch.set_default_dtype(torch.float32)
-    assert isinstance(decayed, AdamW)
-    assert {step.dtype for step in decayed.steps} == {torch.float32}
+    trainer = start(model, digits[:64], **SETTINGS)
+    of_shape = set(map(id, model.schedule.shape_parameters()))
+    assert set(map(id, trainer.on_bound)) == set(map(id, model.parameters())) - of_shape

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import TINY
-from test_training import SETTINGS, fit, same_bits
+from trainings import SETTINGS, fit, same_bits
 
 from flows.core.checkpoint import load_state, save_state
 from vdm.evaluation import Evaluation

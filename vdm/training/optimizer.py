@@ -142,7 +142,7 @@ def learning_rate_factor(step: int, steps: int, warmup_steps: int, decay: Learni
     """Return the learning rate's multiplier at 0-based `step`: linear warm-up, then `decay` towards 0 at `steps`."""
     if step < warmup_steps:
         return (step + 1) / warmup_steps
-    done = min(1.0, (step - warmup_steps) / max(1, steps - warmup_steps))
+    done = 1.0 if step >= steps else (step - warmup_steps) / (steps - warmup_steps)
     match decay:
         case "none":
             return 1.0

@@ -1,0 +1,47 @@
+"""Short training runs for tests of the library `vdm`."""
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from vdm.model import VDM
+from vdm.training.settings import TrainingSettings
+from vdm.training.trainer import Trainer
+
+SETTINGS: dict[str, Any] = {
+    "steps": 20,
+    "batch_size": 16,
+    "accumulation": 1,
+    "augmentation": [],
+    "optimizer": "adamw",
+    "learning_rate": 1e-3,
+    "warmup_steps": 5,
+    "learning_rate_decay": "none",
+    "betas": (0.9, 0.99),
+    "weight_decay": 0.01,
+    "max_gradient_norm": 1.0,
+    "ema_decay": 0.9,
+    "precision": "float32",
+    "compile": False,
+    "activation_checkpointing": False,
+    "seed": 0,
+    "log_every": 10,
+}
+
+
+def start(model: VDM, pixels: np.ndarray, **settings: Any) -> Trainer:
+    """Return a run before its first step."""
+    return Trainer(model, torch.from_numpy(pixels), TrainingSettings(**settings))
+
+
+def fit(model: VDM, pixels: np.ndarray, **settings: Any) -> Trainer:
+    """Return a run after its last step."""
+    trainer = start(model, pixels, **settings)
+    for _ in range(settings["steps"]):
+        trainer.step()
+    return trainer
+
+
+def same_bits(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
