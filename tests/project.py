@@ -4,6 +4,7 @@ import contextlib
 import json
 import logging
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -19,8 +20,9 @@ from ruamel.yaml import YAML
 from flows import cli
 
 ROOT = Path(__file__).parents[1]
-OF_IMAGES = [["download"], ["validate"], ["features"]]
-OF_THE_MODEL = [["train"], ["register"], ["evaluate"], ["sample"], ["report", "--out", "reports/report.html"]]
+STAGES = [shlex.split(each["cmd"])[3:] for each in YAML(typ="safe").load(ROOT / "dvc.yaml")["stages"].values()]
+"""The arguments of vdmctl of each stage, in the order of dvc.yaml, in which a stage comes after what it needs."""
+OF_IMAGES = {"download", "validate", "features"}
 TINY_PARAMS = {
     "width: 32": "width: 8",
     "blocks: 4": "blocks: 1",
@@ -129,7 +131,9 @@ class Project:
 
         `same_images` leaves out the stages that do not depend on the model.
         """
-        for stage in [*([] if same_images else OF_IMAGES), *OF_THE_MODEL]:
+        for stage in STAGES:
+            if same_images and stage[0] in OF_IMAGES:
+                continue
             result = self.vdmctl(*stage)
             assert result.returncode == 0, result.stderr
         self.dvc("commit", "--force")

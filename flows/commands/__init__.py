@@ -1,16 +1,16 @@
 """The commands of vdmctl, by subject.
 
-vdmctl      the whole command line and its help
-pipeline    the stages up to `register`, the report and the presets
-evaluation  the stage `evaluate`, and other likelihoods and comparisons
-sampling    the stages `features` and `sample`, and other samples
+vdmctl       the whole command line and its help
+pipeline     the stages up to `register`, the report and the presets
+evaluation   the stage `evaluate`, and other likelihoods and comparisons
+sampling     the stages `features` and `sample`, and other samples
 compression  images to compressed files and back
-registry    versions and the champion
-operating   the retraining loop: start it, show its state, free its disk space
-arguments   the folder, the argument MODEL, the option --json, and params.yaml
-models      the model that a command names, its images and its samples
-options     parameters replaced by options
-inspecting  `vdmctl validate PATH`
-reporting   `vdmctl report --out`
-summary     results as text
+registry     versions and the champion
+operating    the retraining loop: start it, show its state, free its disk space
+arguments    the folder, the argument MODEL, the option --json, and params.yaml
+models       the model that a command names, its images and its samples
+options      parameters replaced by options
+inspecting   `vdmctl validate PATH`
+reporting    `vdmctl report --out`
+summary      results as text
 """

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 ROOT = Path()
 """The project: the current folder."""
-Model = Annotated[
+ModelArgument = Annotated[
     str | None, typer.Argument(help="A model folder, a version (vdm@v1.2.0) or `champion`.", show_default="models/vdm")
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout; see docs/json.md.")]

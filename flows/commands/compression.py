@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from flows.commands.arguments import ROOT, AsJson, Model
+from flows.commands.arguments import ROOT, AsJson, ModelArgument
 from flows.commands.models import model_or_ours
 from flows.compression.batches import MOST_BATCH, MOST_TIMESTEPS
 from flows.process.streams import say_result
@@ -32,7 +32,7 @@ def compress(
     images: Annotated[
         Path, typer.Argument(help="An image set, such as data/images, a folder of pictures, or an .npy file.")
     ],
-    model: Model = None,
+    model: ModelArgument = None,
     *,
     out: Annotated[Path, typer.Option(help="The file to write, by convention NAME.vdmz.")],
     split: Annotated[
@@ -82,7 +82,7 @@ def compress(
         f"{done.out}: {counted(done.num_images, 'image')}, {done.pixel_bytes:,} -> {done.file_bytes:,} bytes,"
         f" {'verified' if done.verified else 'not verified'}\n"
         f"{done.net_bpd:.4f} bits/dim for the whole file{code}\n"
-        f"{bound} is the bound in {done.num_timesteps} steps"
+        f"{bound} is the bound in {counted(done.num_timesteps, 'step')}"
     )
     say_result(done.model_dump(), text, as_json)
 
@@ -90,7 +90,7 @@ def compress(
 @commands.command()
 def decompress(
     file: Annotated[Path, typer.Argument(help="A file of `vdmctl compress`.")],
-    model: Model = None,
+    model: ModelArgument = None,
     *,
     out: Annotated[
         Path, typer.Option(help="The folder to write: images.npy, or PNG files if pictures were compressed.")

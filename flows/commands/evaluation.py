@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from flows.commands.arguments import ROOT, AsJson, Model, parameters
+from flows.commands.arguments import ROOT, AsJson, ModelArgument, parameters
 from flows.commands.models import as_argument, images_for, model_folder, model_or_ours, sample_metrics
 from flows.core import layout
 from flows.core.errors import Exit, UserError
@@ -32,7 +32,7 @@ ImportFormat = Literal["google-vdm", "addtt"]
 
 @commands.command()
 def evaluate(
-    model: Model = None,
+    model: ModelArgument = None,
     images: Annotated[Path | None, typer.Option(help=IMAGES_HELP, show_default="data/images")] = None,
     split: Annotated[Split, typer.Option(help=SPLIT_HELP)] = "test",
     protocol: Annotated[

@@ -15,7 +15,7 @@ from flows.process.streams import say, say_json, say_result
 if TYPE_CHECKING:
     from flows.registry.versions import Version
 
-Model = Annotated[str, typer.Argument(help="A version (vdm@v1.2.0, v1.2.0) or `champion`.")]
+VersionArgument = Annotated[str, typer.Argument(help="A version (vdm@v1.2.0, v1.2.0) or `champion`.")]
 
 commands = typer.Typer()
 
@@ -40,7 +40,7 @@ def models(as_json: AsJson = False) -> None:
 
 
 @commands.command()
-def lineage(model: Model, as_json: AsJson = False) -> None:
+def lineage(model: VersionArgument, as_json: AsJson = False) -> None:
     """Show the origin of a version: tag, commit, parameters, data, validation report, code, outputs, with digests."""
     from flows.registry.lineage import describe, lineage
     from flows.registry.versions import resolve
@@ -50,7 +50,7 @@ def lineage(model: Model, as_json: AsJson = False) -> None:
 
 
 @commands.command()
-def verify(model: Model, as_json: AsJson = False) -> None:
+def verify(model: VersionArgument, as_json: AsJson = False) -> None:
     """Recompute every digest of a version: code, parameters, outputs, model, images; exit 5 if one differs."""
     from flows.commands.summary import table
     from flows.registry.verification import verify

@@ -83,7 +83,7 @@ def compress(
     require_new_file(out, source, model, force=force)
     vdm, given = load_model(model, find_device(device)), model_sha256(model)
     with scratch_folder() as scratch, writing(out) as file:
-        images = open_images(source, split, scratch)
+        images = open_images(source, split, scratch, vdm, model)
         digest = require_fitting(images, vdm, source, model)
         header = header_of(images, vdm, num_timesteps, batch_size)
         coding = Coding(deepcopy(vdm).double(), header)  # refuses options before the slow bound

@@ -44,11 +44,12 @@ class Images(NamedTuple):
         return rows(self.array, first, last)
 
 
-def open_images(path: Path, split: Split | None, scratch: Path) -> Images:
+def open_images(path: Path, split: Split | None, scratch: Path, vdm: VDM, model: Path) -> Images:
     """Return the images in `path`: a split of an image set, a folder of pictures in the order of names, or one file.
 
-    Images that are not in a set are copied into the folder `scratch`.  Raises UserError: exit 2 for a split of what is
-    not a set, 4 for images of several kinds or of more than 8 bits, 5 for missing and damaged files.
+    Images that are not in a set are copied into the folder `scratch`, if they have the shape of the model's.  Raises
+    UserError: exit 2 for a split of what is not a set and for another shape, 4 for images of several kinds or of more
+    than 8 bits, 5 for missing and damaged files.
     """
     if (path / DESCRIPTION).exists():
         image_set = load_images(path)
@@ -61,6 +62,7 @@ def open_images(path: Path, split: Split | None, scratch: Path) -> Images:
     remedy = "`vdmctl compress` transforms nothing, so convert them to one kind, or compress an image set"
     if (num_levels := agree(path, survey, grayscale=False, resized=False, remedy=remedy)) > 256:
         raise UserError(f"{path}: images of 16 bits; models of at most 8 bits can compress", Exit.INVALID_DATA)
+    require_shape(survey.heads[0].kind.shape, vdm, path, model)
     every = np.ones(sum(survey.counts), bool)
     chunks = batched(pixels(found, survey.heads, every, None))
     files = [name for name, count in zip(found.names, survey.counts, strict=True) for _ in range(count)]
@@ -77,10 +79,7 @@ def require_fitting(images: Images, vdm: VDM, path: Path, model: Path) -> bytes:
     """
     if vdm.num_levels > 256:
         raise UserError(f"{model} has {vdm.num_levels} levels; models of at most 256 can compress", Exit.USAGE)
-    if images.array.shape[1:] != vdm.image_shape:
-        theirs = "x".join(map(str, images.array.shape[1:]))
-        ours = kind(vdm.image_shape, vdm.num_levels)
-        raise UserError(f"{model} is a model of images of {ours}; {path} holds {theirs}", Exit.USAGE)
+    require_shape(images.array.shape[1:], vdm, path, model)
     few = {images.num_levels, vdm.num_levels} & SHADES.keys()
     if images.pictures and few and images.num_levels != vdm.num_levels:
         reason = f"{path} holds pictures of {images.num_levels} levels"
@@ -94,6 +93,13 @@ def require_fitting(images: Images, vdm: VDM, path: Path, model: Path) -> bytes:
             raise UserError(f"{path}: {reason}", Exit.USAGE)
         digest.update(chunk.data)
     return digest.digest()
+
+
+def require_shape(shape: tuple[int, ...], vdm: VDM, path: Path, model: Path) -> None:
+    """Raise UserError (exit 2) unless the images in `path`, of this shape (C,H,W), have the shape of the model's."""
+    if shape != vdm.image_shape:
+        theirs, ours = "x".join(map(str, shape)), kind(vdm.image_shape, vdm.num_levels)
+        raise UserError(f"{model} is a model of images of {ours}; {path} holds {theirs}", Exit.USAGE)
 
 
 def write_decoded(parts: Iterator[np.ndarray], folder: Path, *, count: int, num_levels: int, pictures: bool) -> None:

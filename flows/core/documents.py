@@ -11,7 +11,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from flows.core.errors import Exit, UserError
 from flows.core.files import inside, parse_json, read_bounded
 
-Model = TypeVar("Model", bound=BaseModel)
+DocumentType = TypeVar("DocumentType", bound=BaseModel)
 LONGEST_SHOWN = 60
 MOST_BYTES = 2**24
 """The largest document that is read; the parsed document may take fifty times this size."""
@@ -41,7 +41,7 @@ class Document(BaseModel):
     model_config = ConfigDict(extra="allow", frozen=True, strict=True)
 
 
-def parse(model: type[Model], content: bytes, name: str) -> Model:
+def parse(model: type[DocumentType], content: bytes, name: str) -> DocumentType:
     """Parse a JSON document.  Raises UserError (exit 5) that says `name`, the key and what is wrong."""
     if len(content) > MOST_BYTES:
         raise UserError(f"{name}: larger than {MOST_BYTES:,} bytes, the limit", Exit.MISSING)
@@ -52,7 +52,7 @@ def parse(model: type[Model], content: bytes, name: str) -> Model:
     return checked(model, value, name)
 
 
-def read(model: type[Model], path: Path, advice: str = "") -> Model:
+def read(model: type[DocumentType], path: Path, advice: str = "") -> DocumentType:
     """Read a JSON document from a file.  Raises UserError (exit 5) that ends with the advice."""
     try:
         return parse(model, read_bounded(path, MOST_BYTES), str(path))
@@ -62,7 +62,7 @@ def read(model: type[Model], path: Path, advice: str = "") -> Model:
         raise UserError(message, Exit.MISSING) from error
 
 
-def checked(model: type[Model], value: Any, name: str) -> Model:
+def checked(model: type[DocumentType], value: Any, name: str) -> DocumentType:
     """Convert a value to the model.  Raises UserError (exit 5) that says `name`, the key and what is wrong."""
     try:
         return model.model_validate(value)

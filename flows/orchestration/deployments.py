@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import shlex
 import signal
 import subprocess
 import sys
@@ -40,8 +41,8 @@ def deploy(api: Api) -> None:
     deployment keeps its schedules, tags, queue, limit, job variables, the parameters that its flow still takes, and
     whether it is paused.
 
-    Raises UserError (exit 2), before anything is changed, for a file that Prefect does not accept.  Raises OSError if
-    the server fails.
+    Raises UserError (exit 2), before anything is changed, for a file that Prefect does not accept, and for a work pool
+    that the server does not have.  Raises OSError if the server fails.
     """
     try:
         document = bounded_yaml.parse(read_bounded(PROJECT))
@@ -50,6 +51,7 @@ def deploy(api: Api) -> None:
         names = [full_name(entry) for entry in document["deployments"]]
     except (OSError, LookupError, TypeError, ValueError, AttributeError) as error:
         raise UserError(f"{PROJECT}: no valid deployments: {brief(error)}", Exit.USAGE) from error
+    require_pools(api, document["deployments"])
     found = by_full_name(api, *(name.partition("/")[2] for name in names))
     existing = [found.get(name) for name in names]
     document["deployments"] = [
@@ -67,6 +69,20 @@ def deploy(api: Api) -> None:
             given = {"parameters": entry["parameters"], "job_variables": one["job_variables"]}
             api.ask(f"deployments/{one['id']}", "PATCH", **given)
     refuse_unknown_parameters(api)
+
+
+def require_pools(api: Api, entries: list[dict[str, Any]]) -> None:
+    """Raise UserError (exit 2) if the server does not have the work pool of a deployment.
+
+    A name with a template, which Prefect fills in first, is not checked.
+    """
+    names = {str(entry["work_pool"]["name"]) for entry in entries}
+    chosen = {"name": {"any_": sorted(names)}}
+    existing = {pool["name"] for pool in api.ask("work_pools/filter", work_pools=chosen)}
+    for name in sorted(names - existing):
+        if "{{" not in name:
+            advice = f"`prefect work-pool create {shlex.quote(name)} --type process` creates it"
+            raise UserError(f"{PROJECT}: the server has no work pool {name}; {advice}", Exit.USAGE)
 
 
 def require_valid(entry: dict[str, Any]) -> None:

@@ -27,6 +27,7 @@ from flows.orchestration.workers import (
     heard_of,
     keep_alive,
     refuse_to_mix,
+    require_clock,
     require_pool,
     require_project,
     require_queues,
@@ -53,7 +54,8 @@ def serve(
 
     With `share`, its worker shares versions with workers on other machines.  Raises UserError: exit 2 outside a
     project's folder, for an address at which no server can listen, and for a queue that does not exist, 6 when another
-    `vdmctl serve` has the folder or the database; and what `require_server` raises for a server that answers there.
+    `vdmctl serve` has the folder or the database; and what `require_server` and `require_clock` raise for a server that
+    answers there.
     """
     require_project()
     if share:
@@ -78,6 +80,7 @@ def serve(
         prepare(address.url, name if worker else None)
         api = Api(address.url)
         if worker:
+            require_clock(api)
             require_queues(api, queues)
             kept.append(start_worker(stack, address.url, name, queues))
         say_on_stderr("\n".join(schedules(api)))

@@ -15,6 +15,7 @@ import urllib.error
 import urllib.request
 import uuid
 from contextlib import suppress
+from email.message import Message
 from http import HTTPStatus
 from http.client import HTTPException, IncompleteRead, RemoteDisconnected
 from importlib.metadata import version
@@ -158,8 +159,8 @@ def send(
     content: bytes | None = None,
     method: str = "GET",
     seconds: float = SECONDS,
-) -> Any:
-    """Return the answer of the API at the URL; None if it is empty.
+) -> tuple[Any, Message]:
+    """Return the answer of the API at the URL, None if it is empty, and its headers.
 
     Raises Refused for an answer that is an error or not JSON, and another OSError if none comes within `seconds`.
     """
@@ -180,8 +181,8 @@ class NoRedirects(urllib.request.HTTPRedirectHandler):
         """Return None: no redirect is followed."""
 
 
-def receive(request: urllib.request.Request, seconds: float) -> Any:
-    """Return the answer to a request.  Raises Refused for an error, and what urllib and json raise."""
+def receive(request: urllib.request.Request, seconds: float) -> tuple[Any, Message]:
+    """Return the answer to a request, and its headers.  Raises Refused for an error, and what urllib and json raise."""
     handlers: list[urllib.request.BaseHandler] = [NoRedirects()]  # urllib would send the password to another host
     if is_loopback(urlsplit(request.full_url).hostname or ""):
         # A proxy would look for the server on the proxy's machine, and see the password.
@@ -190,7 +191,7 @@ def receive(request: urllib.request.Request, seconds: float) -> Any:
         handlers.append(urllib.request.HTTPSHandler(context=certificates()))
     try:
         with urllib.request.build_opener(*handlers).open(request, timeout=seconds) as response:
-            return json.loads(response.read() or b"null")
+            return json.loads(response.read() or b"null"), response.headers
     except urllib.error.HTTPError as error:
         with error:
             said = error.read(MOST_BYTES).decode(errors="replace")
@@ -229,7 +230,7 @@ class Api:
 
     def get(self, path: str) -> Any:
         """Return the answer to a GET."""
-        return send(self.url, path, self.headers, seconds=self.seconds)
+        return send(self.url, path, self.headers, seconds=self.seconds)[0]
 
     def ask(self, path: str, method: str = "POST", **body: Any) -> Any:
         """Return the answer to a POST, or another method, with this body; None if it is empty.
@@ -239,7 +240,7 @@ class Api:
         content, deadline = json.dumps(body).encode(), time.monotonic() + self.seconds
         while True:
             try:
-                return send(self.url, path, self.headers, content, method, self.seconds)
+                return send(self.url, path, self.headers, content, method, self.seconds)[0]
             except Refused as error:
                 if error.code != HTTPStatus.SERVICE_UNAVAILABLE or time.monotonic() > deadline:
                     raise

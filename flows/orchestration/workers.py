@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime, timedelta
+from email.utils import parsedate_to_datetime
 from functools import partial
 from http import HTTPStatus
 from pathlib import Path
@@ -22,7 +23,7 @@ from flows.core.errors import Exit, UserError
 from flows.core.files import open_regular
 from flows.orchestration.deployments import POOL, PROJECT, prefect
 from flows.orchestration.engines import stop_engines
-from flows.orchestration.server import Api, configure, find_address, refusal, require_server
+from flows.orchestration.server import Api, configure, find_address, refusal, require_server, send
 from flows.process.groups import STOP_SECONDS
 from flows.process.kept import Kept
 from flows.process.lifeline import KILL_SECONDS, hold_what_starts
@@ -34,6 +35,7 @@ SHARED = "shared "
 PERCENT = "\N{FULLWIDTH PERCENT SIGN}"
 DEFAULT, GPU, CPU = "default", "gpu", "cpu"
 LOOK_SECONDS = 10.0
+MOST_SECONDS_APART = 60.0
 # Present if the driver of an NVIDIA card is loaded.
 DRIVER = Path("/proc/driver/nvidia/version")
 
@@ -42,8 +44,8 @@ def work(queues: list[str] | None) -> None:
     """Run a worker that shares versions through the remotes, until SIGINT or SIGTERM.
 
     Raises UserError: exit 2 outside a project's folder or without a remote of git or DVC, 6 if a worker runs in the
-    folder already or the pool has a worker that does not share; see `require_server`, `require_pool` and
-    `require_queues`.
+    folder already or the pool has a worker that does not share; see `require_server`, `require_clock`, `require_pool`
+    and `require_queues`.
     """
     from flows.orchestration.automations import stop_unwanted_runs
     from flows.registry.publishing import require_remotes  # imports DVC, which `vdmctl serve` does not need
@@ -52,6 +54,7 @@ def work(queues: list[str] | None) -> None:
     address = find_address(None, None)
     require_server(address.url)
     api, name = Api(address.url), SHARED + worker_name(Path.cwd())
+    require_clock(api)
     require_pool(api)
     require_queues(api, queues)
     refuse_to_mix(address.url, name, workers(api) - {name})
@@ -70,6 +73,19 @@ def require_project() -> None:
     """Raise UserError (exit 2) unless the working directory is a project's folder."""
     if not PROJECT.is_file():
         raise UserError(f"{Path.cwd()} has no {PROJECT}; change to the project's folder", Exit.USAGE)
+
+
+def require_clock(api: Api) -> None:
+    """Raise UserError (exit 2) if this machine's clock differs from that of the server by more than a minute.
+
+    The server compares the times of a run's heartbeats, which this machine writes, with its own clock.  If this clock
+    were two minutes behind, every run would be marked as crashed when it starts.  Raises OSError if the server fails.
+    """
+    _, headers = send(api.url, "admin/version", api.headers)
+    behind = parsedate_to_datetime(headers["Date"]).timestamp() - time.time() if headers["Date"] else 0.0
+    if abs(behind) > MOST_SECONDS_APART:
+        how = f"{abs(behind):,.0f} s {'behind' if behind > 0 else 'ahead of'} that of the server at {api.url}"
+        raise UserError(f"the clock of this machine is {how}; set both by NTP", Exit.USAGE)
 
 
 def require_pool(api: Api) -> None:

@@ -8,8 +8,8 @@ verification  recomputes every digest of a version
 promotion     compares challenger and champion; rolls back
 publishing    pushes files, then commits and tags in one step
 remote        the refs of this repository and of the git remote
-pruning       what stays, and the tags and branches that nothing needs
-cache         the files in DVC's cache that nothing needs
+pruning       chooses the versions that stay; removes tags and branches of the others
+cache         removes the files in DVC's cache that no version needs
 lock_file     dvc.lock and dvc.yaml at a commit
 reproduction  whether the outputs are those of the commit that is checked out
 evidence      why a version became the champion, or was refused

@@ -207,6 +207,6 @@ def require_identity(root: Path) -> None:
 @contextmanager
 def registry_lock(root: Path) -> Iterator[None]:
     """Wait for the registry's lock and hold it.  All worktrees of a repository share one lock, like their tags."""
-    folder = git(root, "rev-parse", "--path-format=absolute", "--git-common-dir").rstrip(b"\n")
-    with lock_file(Path(os.fsdecode(folder)) / "vdm-registry.lock", wait=True):
+    folder = git(root, "rev-parse", "--git-common-dir").rstrip(b"\n")  # relative to `root`, or absolute
+    with lock_file(root / os.fsdecode(folder) / "vdm-registry.lock", wait=True):
         yield

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from pydantic import Field
 
 from flows.core import bounded_yaml, layout
-from flows.core.documents import Document, FolderOrFileMd5, Model, RelativePath, checked, require_apart
+from flows.core.documents import Document, DocumentType, FolderOrFileMd5, RelativePath, checked, require_apart
 from flows.core.errors import Exit, UserError
 from flows.core.files import parse_json, read_bounded
 from flows.registry.git import Tag, content_of
@@ -173,7 +173,7 @@ def model_path(root: Path, version: Version) -> str:
     return artifacts[MODEL].path
 
 
-def read_yaml(model: type[Model], root: Path, version: Version | Tag, path: str) -> Model:
+def read_yaml(model: type[DocumentType], root: Path, version: Version | Tag, path: str) -> DocumentType:
     """Return a YAML file at the commit of a version or tag, parsed.  Raises UserError (exit 5)."""
     found = content_of(root, f"{version.commit}:{path}")
     if found is None:
@@ -181,7 +181,7 @@ def read_yaml(model: type[Model], root: Path, version: Version | Tag, path: str)
     return parse_yaml(model, found, f"{version.name}: {path} at {version.commit[:12]}")
 
 
-def parse_yaml(model: type[Model], content: bytes, name: str) -> Model:
+def parse_yaml(model: type[DocumentType], content: bytes, name: str) -> DocumentType:
     """Parse a YAML document.  Raises UserError (exit 5) that starts with `name`."""
     try:
         return checked(model, values_of(content), name)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from flows.core import layout
 from flows.core.checkpoint import fitted_to, read_description
-from flows.core.errors import Exit, UserError
+from flows.core.errors import Exit, NetworkError, UserError
 from flows.core.files import file_sha256
 from flows.evaluation.bound import measure
 from flows.evaluation.protocols import compare
@@ -30,6 +30,7 @@ from flows.registry.storage import fetch, fetch_images
 from flows.registry.verification import require_sound
 from flows.registry.versions import (
     CHAMPION,
+    MODEL,
     Version,
     champion_tag,
     judged_by,
@@ -206,8 +207,14 @@ def rollback(root: Path) -> Evidence:
     6 when the champion changed meanwhile.
     """
     before, earlier = champion_tag(root), previous_champion(root)
-    # Check that the earlier champion still works.  This may take long, so the lock is not held yet.
-    require_sound(root, earlier)
+    try:
+        require_sound(root, earlier)  # this may take long, so the lock is not held yet
+    except NetworkError:
+        raise
+    except UserError as error:
+        _, number = earlier.name.split("@")
+        advice = f"`gto deprecate {MODEL} {number}` makes the next roll-back pass over it"
+        raise UserError(f"{error}; {advice}", error.code) from error
     evidence = Evidence(
         decision=ROLL_BACK,
         reason=f"rolled back from {resolve(root, CHAMPION).name} to {earlier.name}",

@@ -5,6 +5,8 @@ fetching the missing ones.  The sha256 of model and images that the pipeline wro
 """
 
 import hashlib
+import json
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,7 +16,7 @@ from flows.core.documents import read
 from flows.core.errors import Exit, NetworkError, UserError
 from flows.core.files import inside, scratch_folder
 from flows.images.store import data_sha256
-from flows.registry.git import content_of, contents
+from flows.registry.git import content_of, contents, git
 from flows.registry.lock_file import Lock, model_path, read_lock
 from flows.registry.storage import Stored, check, dvc_repository, obtain, stated
 from flows.registry.versions import Version
@@ -82,17 +84,34 @@ def require_sound(root: Path, version: Version) -> None:
 def in_git(root: Path, version: Version, lock: Lock) -> list[Check]:
     """Compare code, metrics and parameters at the commit with the digests and values in dvc.lock."""
     metrics = {METRICS: ""} | dict(lock.outputs.items() - lock.cached.items())
-    digests = sorted((lock.code | metrics).items())
-    checks = []
-    for start in range(0, len(digests), AT_ONCE):
-        part = digests[start : start + AT_ONCE]
-        found = contents(root, [f"{version.commit}:{path}" for path, _ in part], MOST_BYTES)
-        checks += [Check(path, fault(found[f"{version.commit}:{path}"], digest)) for path, digest in part]
+    digests = lock.code | metrics
+    folders = {path: digest.removesuffix(".dir") for path, digest in digests.items() if digest.endswith(".dir")}
+    files = files_at(root, version.commit, digests.keys() - folders.keys())
+    checks = [Check(path, fault(content, digests[path])) for path, content in files]
+    for folder in sorted(folders):
+        checks.append(Check(folder, fault(listing(root, version.commit, folder), folders[folder])))
     written = bounded_yaml.sections(content_of(root, f"{version.commit}:{PARAMS}", MOST_BYTES))
     for section, values in lock.parameters.items():
         same = written.get(section) == values
         checks.append(Check(f"{PARAMS} {section}", "" if same else "differs from the values in dvc.lock"))
     return checks
+
+
+def files_at(root: Path, commit: str, paths: Iterable[str]) -> Iterator[tuple[str, bytes | None]]:
+    """Yield the paths, sorted, and the files' contents at a commit as `contents` returns them."""
+    ordered = sorted(paths)
+    for start in range(0, len(ordered), AT_ONCE):
+        part = ordered[start : start + AT_ONCE]
+        found = contents(root, [f"{commit}:{path}" for path in part], MOST_BYTES)
+        yield from ((path, found[f"{commit}:{path}"]) for path in part)
+
+
+def listing(root: Path, commit: str, folder: str) -> bytes:
+    """Return the text whose md5 is DVC's digest of a folder: the md5 and the path of every file, here at a commit."""
+    paths = git(root, "ls-tree", "-r", "-z", "--name-only", commit, f"{folder}/").decode(errors="replace").split("\0")
+    files = files_at(root, commit, filter(None, paths))
+    listed = [{"md5": hashlib.md5(file or b"").hexdigest(), "relpath": path[len(folder) + 1 :]} for path, file in files]
+    return json.dumps(listed, sort_keys=True).encode()
 
 
 def fault(content: bytes | None, digest: str) -> str:

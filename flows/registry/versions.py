@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from flows.core import layout
-from flows.core.documents import Model, parse
+from flows.core.documents import DocumentType, parse
 from flows.core.errors import Exit, UserError
 from flows.evaluation.results import Metrics, SampleMetrics
 from flows.registry.evidence import ROLL_BACK, Evidence, evidence_of
@@ -101,7 +101,7 @@ def of_stage(tag: Tag) -> bool:
     return tag.name.startswith(f"{MODEL}#")
 
 
-def found_in(model: type[Model], content: bytes | None, path: Path) -> tuple[Model | None, str]:
+def found_in(model: type[DocumentType], content: bytes | None, path: Path) -> tuple[DocumentType | None, str]:
     """Return the document in a commit's file, or None and why it is missing or unreadable."""
     if content is None:
         return None, f"the commit has no {path}"

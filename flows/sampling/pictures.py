@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 
 from flows.core.errors import Exit, UserError
-from flows.core.files import write_whole
+from flows.core.files import naming, write_whole
 from flows.core.folders import has_only, writing_folder
 from flows.images.store import write_array
 from flows.process.ending import finish
@@ -58,7 +58,9 @@ def write(path: Path, images: np.ndarray, num_levels: int) -> None:
             digits = len(str(len(images) - 1))
             with writing_folder(path) as folder:
                 for number, image in enumerate(images):
-                    write_whole(folder / f"{number:0{digits}}.png", png(shown(image, num_levels)))
+                    file = folder / f"{number:0{digits}}.png"
+                    with naming(file, file):  # not `write_whole`, which would list the folder for every file
+                        file.write_bytes(png(shown(image, num_levels)))
                 finish()
 
 

@@ -1,5 +1,7 @@
 """Draw what `vdmctl sample MODEL` asks for, and write it."""
 
+import errno
+import os
 from contextlib import ExitStack
 from pathlib import Path
 from time import perf_counter
@@ -12,8 +14,9 @@ from flows.core.device import find_device
 from flows.core.errors import Exit, UserError
 from flows.core.files import written_last
 from flows.core.folders import contains
+from flows.process.progress import bar
 from flows.sampling import film, pictures
-from flows.sampling.drawing import draw, fill, filling, solver_of
+from flows.sampling.drawing import counted, draw, fill, filling, solver_of
 from flows.sampling.filling import read_known, read_mask
 from vdm.model import VDM
 from vdm.sampling import noise_levels, trajectory
@@ -69,7 +72,10 @@ def answer(request: Request) -> dict[str, Any]:
 
 
 def require_possible(request: Request) -> None:
-    """Raise UserError (exit 2) for outputs of another kind, or that exist, and for options that do not fit together."""
+    """Raise UserError (exit 2) for outputs of another kind, or that exist, and for options that do not fit together.
+
+    Raises OSError for an output that cannot be written.
+    """
     pictures.require_kind(request.out, ".png", ".npy", "")
     pictures.require_new(request.out, force=request.force)
     if request.film:
@@ -79,7 +85,11 @@ def require_possible(request: Request) -> None:
     if (request.known is None) != (request.mask is None):
         raise UserError("--known and --mask must be given together: a picture and its mask", Exit.USAGE)
     for path in filter(None, (request.out, request.film)):
-        path.parent.mkdir(parents=True, exist_ok=True)  # fails now rather than after sampling
+        # What cannot be written fails now, not after sampling.
+        path.parent.mkdir(parents=True, exist_ok=True)
+        folder = (path.resolve() if path.is_symlink() else path).parent
+        if not os.access(folder, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
 
 
 def require_apart(request: Request) -> None:
@@ -101,4 +111,5 @@ def record(request: Request, vdm: VDM, parts: tuple[torch.Tensor, torch.Tensor] 
     indices = range(min(settings.num_images, film.MOST_IMAGES))
     solver = solver_of(settings, next(vdm.parameters()).device)
     steps = filling(vdm, settings, *parts)(indices) if parts else trajectory(vdm, indices, solver, seed=settings.seed)
-    return film.record(steps, len(noise_levels(vdm.schedule, solver)) - 1)
+    number = len(noise_levels(vdm.schedule, solver)) - 1
+    return film.record(counted(steps, iter(bar("film")(range(number)))), number)

@@ -25,7 +25,7 @@ def features(settings: "Features", *, images: Path, validation: Path, out: Path)
     Raises UserError for labels that the set does not have or too little memory (exit 2), if `validation` does not say
     that `images` are valid (4), or is missing (5); ImageSetError for unreadable images; OSError that names the file.
     """
-    require_validated(images, validation, with_validation=False)
+    require_validated(images, validation, needs_validation_images=False)
     out.parent.mkdir(parents=True, exist_ok=True)
     image_set, device = load_images(images), find_device(settings.device)
     needed = gradient_bytes(image_set.image_shape, width=settings.width, batch_size=settings.batch_size)

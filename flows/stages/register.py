@@ -115,7 +115,7 @@ def register(
                 shutil.copyfileobj(source, copy)
         write_whole(folder / "README.md", card)
         finish()
-    log.info("registered %s", out)
+    log.info("wrote the model and its card to %s", out)
 
 
 def require_inputs(trained: Path, model: "Model", train: "Train", image_set: ImageSet, images: Path) -> None:

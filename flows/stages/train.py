@@ -32,8 +32,8 @@ def train(
     missing (2) or busy (6), memory is too small (2), a file cannot be written or processes end too often (1), or the
     run was asked to stop (75); ImageSetError for unreadable images; TrainingDiverged.
     """
-    with_validation = train.validate_every_steps is not None or train.images == "train_and_validation"
-    require_validated(images, validation, with_validation=with_validation)
+    needed = train.validate_every_steps is not None or train.images == "train_and_validation"
+    require_validated(images, validation, needs_validation_images=needed)
     devices = find_devices(train.device, train.num_devices)
     launched = torch.distributed.is_torchelastic_launched()
     processes = int(os.environ["WORLD_SIZE"]) if launched else train.num_devices

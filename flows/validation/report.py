@@ -115,24 +115,24 @@ class Report(Validation):
         return [result for result in self.expectations if result.severity == severity and not result.success]
 
 
-def require_validated(images: Path, validation: Path, *, with_validation: bool) -> None:
+def require_validated(images: Path, report: Path, *, needs_validation_images: bool) -> None:
     """Raise UserError (exit 4) unless the validation report says that exactly these bytes are valid.
 
-    Raises UserError (exit 5) if there is no readable report, and (exit 2) if the run needs validation images and there
-    are none.
+    Raises UserError (exit 5) if there is no readable report, and (exit 2) if validation images are needed and there are
+    none.
     """
-    report = read(Validation, validation, "run `vdmctl validate`")
-    if not report.success:
-        raise UserError(f"{validation} says that {images} is not valid; run `vdmctl validate`", Exit.INVALID_DATA)
+    written = read(Validation, report, "run `vdmctl validate`")
+    if not written.success:
+        raise UserError(f"{report} says that {images} is not valid; run `vdmctl validate`", Exit.INVALID_DATA)
     actual = data_sha256(images)
-    if report.data_sha256 != actual:
-        reason = f"{validation} is about data {report.data_sha256}, but {images} is {actual}"
+    if written.data_sha256 != actual:
+        reason = f"{report} is about data {written.data_sha256}, but {images} is {actual}"
         raise UserError(f"{reason}; run `vdmctl validate`", Exit.INVALID_DATA)
     image_set = load_images(images)
-    if with_validation and not len(image_set.validation):
+    if needs_validation_images and not len(image_set.validation):
         settings = "train.images: train, train.validate_every_steps: null, train.patience: null and train.keep: last"
         advice = f"set data.validation_fraction, or train without them by {settings}"
         raise UserError(f"{images} has no validation images; {advice}", Exit.USAGE)
-    for split in ("train", "validation") if with_validation else ("train",):
+    for split in ("train", "validation") if needs_validation_images else ("train",):
         if reason := fault(image_set, split):
             raise UserError(f"{images}: {reason}; run `vdmctl validate`", Exit.INVALID_DATA)

@@ -623,3 +623,13 @@ def test_pictures_of_several_kinds_are_refused_without_advice_on_parameters(
         write("mixed")
     assert raised.value.code == Exit.INVALID_DATA
     assert "data." not in str(raised.value).partition("kinds")[2]
+
+
+def test_pictures_of_another_size_are_refused_before_they_are_copied(
+    write: Callable[..., Compressed], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "photos").mkdir()
+    Image.fromarray(np.zeros((9, 9), np.uint8)).save(tmp_path / "photos" / "0.png")
+    monkeypatch.setattr("flows.compression.images.write_array", lambda *_: pytest.fail("they are copied"))
+    with pytest.raises(UserError, match=r"is a model of images of 1x6x5 with 17 levels; .*photos holds 1x9x9"):
+        write("photos")

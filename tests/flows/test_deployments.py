@@ -10,6 +10,7 @@ import pytest
 from ruamel.yaml import YAML
 
 from flows.core import layout
+from flows.core.errors import Exit, UserError
 from flows.orchestration import deployments
 from flows.orchestration.deployments import keep, next_time, require_valid
 from flows.orchestration.server import Refused
@@ -158,6 +159,7 @@ def with_deployments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     layout.PRIVATE.mkdir()
     layout.DEPLOYMENTS.write_text(json.dumps({"deployments": [TRAIN]}))
     monkeypatch.setattr(deployments, "require_valid", Mock())
+    monkeypatch.setattr(deployments, "require_pools", Mock())
     monkeypatch.setattr(deployments, "full_name", lambda entry: f"train-vdm/{entry['name']}")
     monkeypatch.setattr(deployments, "parameters_of", lambda entry: {"properties": {"overrides": {}, "preset": {}}})
     monkeypatch.setattr(deployments, "refuse_unknown_parameters", Mock())
@@ -204,6 +206,16 @@ def test_a_deployment_of_another_flow_does_not_take_its_namesakes_settings(monke
     deployments.deploy(api)
     assert "tags" not in read[0]["deployments"][0]
     assert api.ask.call_count == 1  # and nothing is changed
+
+
+def test_a_work_pool_that_the_server_does_not_have_is_named() -> None:
+    entries = [TRAIN | {"work_pool": {"name": name}} for name in ("vdm", "{{ $POOL }}", "big jobs")]
+    api: Any = Mock(ask=Mock(return_value=[{"name": "vdm"}]))
+    deployments.require_pools(api, entries[:2])
+    command = "`prefect work-pool create 'big jobs' --type process` creates it"
+    with pytest.raises(UserError, match=f"prefect.yaml: the server has no work pool big jobs; {command}") as raised:
+        deployments.require_pools(api, entries)
+    assert raised.value.code is Exit.USAGE
 
 
 def test_a_deployment_stays_paused_in_its_queue() -> None:

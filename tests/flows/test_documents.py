@@ -317,7 +317,7 @@ def test_a_report_that_calls_impossible_levels_valid_is_refused(image_set: Path)
     np.save(image_set / "train.npy", pixels)
     report.write_text(json.dumps({"success": True, "data_sha256": data_sha256(image_set)}))
     with pytest.raises(UserError, match=r"train\.npy holds level 99; run `vdmctl validate`") as raised:
-        require_validated(image_set, report, with_validation=False)
+        require_validated(image_set, report, needs_validation_images=False)
     assert raised.value.code is Exit.INVALID_DATA
 
 
@@ -404,5 +404,5 @@ def test_images_that_were_not_found_valid_are_refused(change: dict[str, Any], me
     report = image_set.parent / "validation.json"
     report.write_text(json.dumps({"success": True, "data_sha256": data_sha256(image_set)} | change))
     with pytest.raises(UserError, match=message) as raised:
-        require_validated(image_set, report, with_validation=False)
+        require_validated(image_set, report, needs_validation_images=False)
     assert raised.value.code is Exit.INVALID_DATA

@@ -17,10 +17,11 @@ import pytest
 import torchvision
 from pictures import settings
 from sklearn.datasets import load_digits
+from torchvision.datasets import SVHN as TorchvisionSVHN
 
 from flows.core.errors import Exit, UserError
 from flows.core.params import Data
-from flows.images.catalogue import CIFAR10, FASHION_MNIST, PUBLISHED, PublishedSet
+from flows.images.catalogue import CIFAR10, FASHION_MNIST, PUBLISHED, SVHN, PublishedSet
 from flows.images.publishers import Splits, read_digits, read_published
 from flows.images.splitting import held_out
 from flows.images.store import load_images
@@ -477,3 +478,27 @@ def test_digits_keep_their_labels() -> None:
         for pixels, labels, _ in chunks:
             assert labels is not None
             assert [known[image.tobytes()] for image in pixels] == labels.tolist()
+
+
+def test_svhn_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scipy_io = pytest.importorskip("scipy.io")
+    files, lists = {}, {}
+    for seed, split in enumerate(("train", "test")):
+        path = tmp_path / f"{split}_32x32.mat"
+        shown = images(4, 3, 32, 32, seed=seed).transpose(2, 3, 1, 0)
+        scipy_io.savemat(path, {"X": shown, "y": np.array([[1], [10], [3], [9]], dtype=np.uint8)})
+        files[path.name] = sha256(path.read_bytes())
+        lists[split] = ["", path.name, hashlib.md5(path.read_bytes()).hexdigest()]
+    monkeypatch.setattr(TorchvisionSVHN, "split_list", lists)
+    (tmp_path / "scratch").mkdir()
+    entry = replace(SVHN, files=files)
+    splits = read_published(entry, tmp_path, tmp_path / "none", tmp_path / "scratch", validation=NONE)
+    (train,), (test,) = splits["train"], splits["test"]
+    assert np.array_equal(train.images, images(4, 3, 32, 32))
+    assert np.array_equal(test.images, images(4, 3, 32, 32, seed=1))
+    assert train.labels is not None
+    assert train.labels.tolist() == [1, 0, 3, 9]
+
+
+def test_the_entries_know_where_svhn_comes_from() -> None:
+    assert SVHN.addresses["test_32x32.mat"] == ["http://ufldl.stanford.edu/housenumbers/test_32x32.mat"]

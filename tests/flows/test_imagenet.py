@@ -1,4 +1,4 @@
-"""Both versions of the downsampled ImageNet, and SVHN, on small files in the publishers' formats."""
+"""Both versions of the downsampled ImageNet, on small files in the publishers' formats."""
 
 import hashlib
 import io
@@ -11,12 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from torchvision.datasets import SVHN as TorchvisionSVHN
 
 from flows.core.errors import Exit, UserError
-from flows.images.catalogue import IMAGENET32, IMAGENET32_2016, SVHN, DownsampledImageNet
+from flows.images.catalogue import IMAGENET32, IMAGENET32_2016, DownsampledImageNet
 from flows.images.imagenet import read_imagenet
-from flows.images.publishers import read_published
 
 NONE = np.zeros(0, dtype=np.int64)
 
@@ -117,27 +115,3 @@ def test_of_the_downloads_only_the_wrong_one_is_removed(
     with pytest.raises(UserError, match=r"valid_32x32.tar: sha256 is"):
         read_imagenet(wrong, None, downloads, validation=NONE)
     assert [path.name for path in downloads.iterdir()] == ["train_32x32.tar"]
-
-
-def test_svhn_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    scipy_io = pytest.importorskip("scipy.io")
-    files, lists = {}, {}
-    for seed, split in enumerate(("train", "test")):
-        path = tmp_path / f"{split}_32x32.mat"
-        images = pixels(4, seed=seed).transpose(2, 3, 1, 0)
-        scipy_io.savemat(path, {"X": images, "y": np.array([[1], [10], [3], [9]], dtype=np.uint8)})
-        files[path.name] = sha256(path)
-        lists[split] = ["", path.name, hashlib.md5(path.read_bytes()).hexdigest()]
-    monkeypatch.setattr(TorchvisionSVHN, "split_list", lists)
-    (tmp_path / "scratch").mkdir()
-    entry = replace(SVHN, files=files)
-    splits = read_published(entry, tmp_path, tmp_path / "none", tmp_path / "scratch", validation=NONE)
-    (train,), (test,) = splits["train"], splits["test"]
-    assert np.array_equal(train.images, pixels(4))
-    assert np.array_equal(test.images, pixels(4, seed=1))
-    assert train.labels is not None
-    assert train.labels.tolist() == [1, 0, 3, 9]
-
-
-def test_the_entries_know_where_svhn_comes_from() -> None:
-    assert SVHN.addresses["test_32x32.mat"] == ["http://ufldl.stanford.edu/housenumbers/test_32x32.mat"]

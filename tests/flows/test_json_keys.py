@@ -53,18 +53,6 @@ DOCUMENTS: dict[str, tuple[type[BaseModel], set[str]]] = {
 }
 # Keys of requests to the server, and states that it answers.
 ASKED = {"any_", "flow_run_id", "limit", "offset", "sort", "type", "FAILED", "CRASHED"}
-OTHERS = {
-    "Evaluate: several numbers of steps",
-    "Report",
-    "Validate",
-    "Sample",
-    "Models",
-    "Lineage",
-    "Verify",
-    "Rollback",
-    "Status",
-    "Prune",
-}
 
 
 def keys_of(model: type[BaseModel], whole: Collection[str] = (), prefix: str = "") -> Iterator[str]:
@@ -133,7 +121,8 @@ def test_every_command_with_json_has_a_section() -> None:
     commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
     with_json = {name for name, each in commands.items() if any("--json" in option.opts for option in each.params)}
     assert set(re.findall(r"^`vdmctl ([\w-]+)[^`\n]* --json`", PAGE, re.MULTILINE)) == with_json
-    assert ROWS.keys() == DOCUMENTS.keys() | OTHERS
+    tested = Path(__file__).read_text()
+    assert [section for section in ROWS if f'"{section}"' not in tested] == [], "docs/json.md: no test of the keys"
 
 
 @pytest.mark.parametrize("section", DOCUMENTS)

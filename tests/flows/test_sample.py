@@ -2,8 +2,10 @@
 
 import errno
 import json
+import os
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -14,6 +16,8 @@ from small import Small
 from flows.cli import run
 from flows.core.checkpoint import save_model
 from flows.core.errors import Exit
+from flows.process.progress import bar
+from flows.sampling.pictures import write
 from vdm.model import VDM
 
 MODEL = "models/vdm"
@@ -213,3 +217,28 @@ def test_a_model_of_other_images_is_no_model_for_the_stage(small: Small, capsys:
     description.write_text(description.read_text().replace('"num_levels": 17', '"num_levels": 20'))
     assert run(["sample"]) == Exit.USAGE
     assert "models/vdm is no model of images like those in data/images; run `vdmctl train`" in capsys.readouterr().err
+
+
+def test_a_folder_is_not_listed_for_each_of_its_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The time of many pictures would be quadratic."""
+    monkeypatch.setattr(Path, "glob", lambda *_: pytest.fail("the folder is listed"))
+    write(tmp_path / "many", np.zeros((3, 1, 8, 8), np.uint8), 256)
+    assert sorted(path.name for path in (tmp_path / "many").iterdir()) == ["0.png", "1.png", "2.png"]
+
+
+@pytest.mark.parametrize("option", ["--out", "--film"])
+def test_a_folder_that_cannot_be_written_is_named_before_sampling(
+    option: str, small: Small, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Path("locked").mkdir()
+    monkeypatch.setattr(os, "access", lambda path, *_, **__: Path(path).name != "locked")  # root may write anywhere
+    monkeypatch.setattr("flows.sampling.request.draw", lambda *_: pytest.fail("images are drawn"))
+    assert run(["sample", MODEL, "-n", "1", option, "locked/a.png"]) == Exit.MISSING
+    assert "locked/a.png: Permission denied" in capsys.readouterr().err
+
+
+def test_the_film_shows_its_progress(small: Small, monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = Mock(side_effect=bar)
+    monkeypatch.setattr("flows.sampling.request.bar", shown)
+    assert run(["sample", MODEL, "-n", "1", "--steps", "7", "--film", "film.gif"]) == Exit.DONE
+    shown.assert_called_once_with("film")

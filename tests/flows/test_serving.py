@@ -219,7 +219,7 @@ def test_runs_are_ended_only_where_all_their_processes_can_be_seen(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("VDM_SHARE", "")  # `serve` sets it
     monkeypatch.setattr("flows.registry.publishing.require_remotes", Mock())
-    replaced = "require_project configure require_server prepare Api require_queues start_worker"
+    replaced = "require_project configure require_server prepare Api require_clock require_queues start_worker"
     for name in [*replaced.split(), "switch_off_impossible"]:
         monkeypatch.setattr(serve, name, Mock())
     made = Mock()
@@ -236,6 +236,18 @@ def test_runs_are_ended_only_where_all_their_processes_can_be_seen(
     serve.serve(None, None, queues=["nightly"], **options)
     assert ended.called is ends
     assert made.call_args.args[1] == (["nightly"] if options.get("worker", True) else [])
+
+
+@pytest.mark.parametrize(("seconds", "how"), [(-180, "behind"), (180, "ahead of")])
+def test_a_machine_whose_clock_is_wrong_is_refused(seconds: int, how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The server would mark its runs as crashed, since their heartbeats look old."""
+    with answering(version="3") as url:
+        api = Api(url)
+        workers.require_clock(api)
+        monkeypatch.setattr(workers, "time", SimpleNamespace(time=lambda: time.time() + seconds))
+        with pytest.raises(UserError, match=rf"clock of this machine is 1(79|80|81) s {how} that of the") as raised:
+            workers.require_clock(api)
+    assert raised.value.code is Exit.USAGE
 
 
 def test_only_runs_of_the_server_and_of_the_folder_are_found(monkeypatch: pytest.MonkeyPatch) -> None:

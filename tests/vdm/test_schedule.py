@@ -1,6 +1,7 @@
 """The noise schedule: identities, end points, and the slope that weights the bound."""
 
 import math
+from copy import deepcopy
 
 import pytest
 import torch
@@ -19,6 +20,9 @@ def bent_schedule(gamma_0: float = -13.3, gamma_1: float = 5.0) -> MonotoneSched
     return schedule
 
 
+SCHEDULES = [LinearSchedule(-13.3, 5.0, learned=True), bent_schedule()]
+
+
 def test_the_process_preserves_variance() -> None:
     torch.testing.assert_close(alpha(GAMMAS) ** 2 + sigma(GAMMAS) ** 2, torch.ones_like(GAMMAS))
 
@@ -35,7 +39,7 @@ def test_sigma_keeps_its_digits_where_alpha_is_nearly_one() -> None:
     assert abs((1 - alpha(gamma) ** 2).sqrt().double() / exact - 1) > 1e-3
 
 
-@pytest.mark.parametrize("schedule", [LinearSchedule(-13.3, 5.0, learned=True), bent_schedule()])
+@pytest.mark.parametrize("schedule", SCHEDULES)
 @pytest.mark.parametrize("batch", [1, 2, 7, 64, 129])
 def test_ends_are_met_to_the_bit(schedule: LinearSchedule, batch: int) -> None:
     t = torch.rand(batch)
@@ -87,9 +91,9 @@ def test_ends_must_be_finite_and_in_order(ends: tuple[float, float]) -> None:
         LinearSchedule(*ends, learned=False)
 
 
-@pytest.mark.parametrize("schedule", [LinearSchedule(-13.3, 5.0, learned=True), bent_schedule()])
+@pytest.mark.parametrize("schedule", SCHEDULES)
 def test_the_slope_is_the_derivative(schedule: LinearSchedule) -> None:
-    schedule = schedule.double()
+    schedule = deepcopy(schedule).double()
     t = torch.linspace(0.05, 0.95, 19, dtype=torch.float64)
     _, slope = schedule.gamma_and_slope(t)
     step = 1e-5

@@ -33,7 +33,7 @@ from flows.train_vdm import EXPECTED, as_user_error, drift, stages, train_vdm
 # Only a machine that is busy with other things needs as long.
 pytestmark = pytest.mark.timeout(1800)
 
-STAGES = ["download", "validate", "features", "train", "register", "evaluate", "sample", "report"]
+STAGES = list(stages(ROOT))
 
 
 @pytest.fixture(scope="module")

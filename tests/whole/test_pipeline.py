@@ -19,7 +19,7 @@ import torch
 from pictures import noise
 from PIL import Image
 from plant import wait_until
-from project import OF_IMAGES, OF_THE_MODEL, Project, imports_torch
+from project import STAGES, Project, imports_torch
 
 from flows.core.checkpoint import load_model, save_model
 from flows.core.errors import Exit
@@ -32,7 +32,7 @@ def reproduced(tmp_path_factory: pytest.TempPathFactory) -> Project:
     project = Project(tmp_path_factory.mktemp("project"))
     result = project.new_dvc("repro")
     assert result.returncode == 0, result.stdout + result.stderr
-    assert len(ran(result.stdout)) == len(OF_IMAGES) + len(OF_THE_MODEL)
+    assert len(ran(result.stdout)) == len(STAGES)
     project.git("add", "--all")
     project.git("commit", "--quiet", "--message=Reproduce")
     return project

@@ -377,6 +377,15 @@ def test_rolling_back_to_bytes_that_are_gone_leaves_the_champion(copied: Project
     assert champion(copied) == "vdm@v1.1.0"
 
 
+def test_a_roll_back_names_the_command_that_passes_over_a_champion_whose_bytes_are_gone(copied: Project) -> None:
+    crown(copied, "v1.0.0", "v1.1.0", "v1.2.0")
+    cached(copied, "models/vdm", "weights.safetensors", "v1.1.0").unlink()
+    copied.dvc("remote", "remove", "store")
+    (command,) = re.findall("`(gto .*?)`", one_line(copied.vdmctl("rollback")))
+    assert copied.run(*command.split()).returncode == 0
+    assert rollback(copied.folder).champion == "vdm@v1.0.0"
+
+
 def test_refusals_at_the_same_time_are_all_recorded(copied: Project) -> None:
     root = copied.folder
     with ThreadPoolExecutor(3) as pool:

@@ -366,6 +366,23 @@ def test_verify_finds_code_that_changed_without_a_run(copied: Project) -> None:
     assert [check.subject for check in verify(copied.folder, version) if check.problem] == ["vdm/vlb.py"]
 
 
+def test_a_folder_of_code_is_compared_with_its_files_in_git(copied: Project) -> None:
+    """A user's dvc.yaml may name a folder in place of every file in it."""
+    (copied.folder / "vdm" / "training-old").mkdir()  # "training-" sorts before "training/", and after "training"
+    (copied.folder / "vdm" / "training-old" / "größe.py").write_text("WIDTH = 8\n")
+    graph = (copied.folder / "dvc.yaml").read_text()
+    (copied.folder / "dvc.yaml").write_text(graph.replace("    deps:\n", "    deps:\n    - vdm\n", 1))
+    copied.git("add", "vdm")
+    copied.dvc("commit", "--force", "download")
+    copied.git("commit", "--quiet", "--all", "--message=A folder")
+    version = of.add_version(copied.folder, "HEAD", "A folder")
+    assert [check for check in verify(copied.folder, version) if check.problem] == []
+    (copied.folder / "vdm" / "training-old" / "größe.py").write_text("WIDTH = 9\n")
+    copied.git("commit", "--quiet", "--all", "--message=Change code alone")
+    version = of.add_version(copied.folder, "HEAD", "Untrue")
+    assert [check.subject for check in verify(copied.folder, version) if check.problem] == ["vdm"]
+
+
 def test_versions_count_up_and_carry_their_message(copied: Project) -> None:
     tags = annotated_tags(copied.folder, "vdm@")
     assert [tag.name for tag in tags] == ["vdm@v1.0.0", "vdm@v1.1.0", "vdm@v1.2.0"]
