@@ -7,6 +7,7 @@ passes between tasks.
 import os
 import shutil
 import sys
+from argparse import ArgumentParser
 from collections.abc import Mapping
 from contextlib import suppress
 from functools import partial
@@ -268,6 +269,11 @@ def record(place: Workspace) -> Release | str:
 
 def main() -> int:
     """Run the flow without a deployment; return one of vdmctl's exit codes."""
+    ArgumentParser(
+        prog="python -m flows.train_vdm",
+        description="Do one run with the parameters of the commit that is checked out. "
+        "A run with other parameters is one of `vdmctl serve` and `prefect deployment run train-vdm`.",
+    ).parse_args()
     state = train_vdm(return_state=True)
     error = state.result(raise_on_failure=False)
     return error.code if isinstance(error, UserError) else int(not state.is_completed())

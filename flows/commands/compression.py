@@ -30,7 +30,8 @@ Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.", callback
 @commands.command()
 def compress(
     images: Annotated[
-        Path, typer.Argument(help="An image set, such as data/images, a folder of pictures, or an .npy file.")
+        Path,
+        typer.Argument(help="An image set (data/images), a folder of pictures, a picture, or an .npy file."),
     ],
     model: ModelArgument = None,
     *,

@@ -83,7 +83,7 @@ def status(
     It shows the server, its workers, schedules, unfinished runs and the run that ended last; who trains on which
     device; the worktrees of runs; the champion; and the disk usage.  The last lines say what is wrong and what to do.
     """
-    from flows.commands.summary import table
+    from flows.commands.summary import counted, table
     from flows.orchestration.status import status
 
     found = status(ROOT)
@@ -94,8 +94,7 @@ def status(
     else:
         say(table(("what", "state"), list(rows(found))))
     if problems := found["problems"]:
-        more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-        raise UserError(f"status: {problems[0]}{more}", Exit.MISSING)
+        raise UserError(f"status: {counted(len(problems), 'problem')}; see its output", Exit.MISSING)
 
 
 @commands.command()
@@ -180,7 +179,8 @@ def rows(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
         state = f"on, next run {one['next_run'] or 'not planned yet'}" if one["active"] else off
         yield "schedule", f"{one['deployment']}: {one['when']} {one['timezone']}: {state}"
     for run in server.get("runs", []):
-        yield "run", f"{run['name']} {run['state'].lower()}, started {run['started'] or 'not yet'}"
+        started = f"started {run['started']}" if run["started"] else "not started yet"
+        yield "run", f"{run['name']} {run['state'].lower()}, {started}"
     if last := server.get("last_run"):
         yield "last run", f"{last['name']} {last['state'].lower()}, ended {last['ended']}"
     for device in found["devices"]:

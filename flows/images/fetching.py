@@ -80,7 +80,7 @@ def fetch_file(
     path.parent.mkdir(parents=True, exist_ok=True)
     failure = "no address"
     left = list(addresses)
-    for pause in (0.0, *PAUSES):
+    for number, pause in enumerate((0.0, *PAUSES), start=1):
         time.sleep(pause if left else 0)
         for address in list(left):
             try:
@@ -94,7 +94,7 @@ def fetch_file(
                 left.remove(address)
             except (HTTPError, http.client.HTTPException) as error:
                 failure = f"{address}: {brief(error)}"
-                log.info("%s", visible(failure))
+                log.info("attempt %d of %d: %s", number, 1 + len(PAUSES), visible(failure))
                 if is_final(error):
                     left.remove(address)
     kept = " (what has arrived is kept)" if part.exists() else ""

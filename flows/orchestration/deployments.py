@@ -76,7 +76,7 @@ def require_pools(api: Api, entries: list[dict[str, Any]]) -> None:
 
     A name with a template, which Prefect fills in first, is not checked.
     """
-    names = {str(entry["work_pool"]["name"]) for entry in entries}
+    names = {entry["work_pool"]["name"] for entry in entries}
     chosen = {"name": {"any_": sorted(names)}}
     existing = {pool["name"] for pool in api.ask("work_pools/filter", work_pools=chosen)}
     for name in sorted(names - existing):
@@ -124,7 +124,7 @@ def require_names(entry: object) -> None:
     if not isinstance(entry, dict) or not isinstance(entry.get("name"), str) or not entry["name"].strip():
         raise ValueError("a deployment has no name")
     pool = entry.get("work_pool")
-    if not isinstance(pool, dict) or not pool.get("name"):
+    if not isinstance(pool, dict) or not isinstance(pool.get("name"), str) or not pool["name"].strip():
         raise ValueError(f"{entry['name']}: work_pool must have a name")
 
 

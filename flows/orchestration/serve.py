@@ -72,6 +72,7 @@ def serve(
         kept = []
         if answers(address.url):
             require_server(address.url)
+            require_clock(Api(address.url))
         else:
             require_free(address)
             stack.enter_context(owning_database())
@@ -80,7 +81,6 @@ def serve(
         prepare(address.url, name if worker else None)
         api = Api(address.url)
         if worker:
-            require_clock(api)
             require_queues(api, queues)
             kept.append(start_worker(stack, address.url, name, queues))
         say_on_stderr("\n".join(schedules(api)))

@@ -4,6 +4,7 @@ It must be quick, so it asks the server by HTTP and reads files, and imports nei
 """
 
 import os
+import re
 import shlex
 import shutil
 from collections.abc import Iterator
@@ -89,14 +90,14 @@ def loop(api: Api) -> Entry:
         "workers": [{"name": one["name"], "status": one["status"]} for one in workers],
         "schedules": [schedule(one, each, planned) for one in deployments for each in one["schedules"]],
         "runs": [
-            {"name": one["name"], "state": one["state_name"], "started": one["start_time"]}
+            {"name": one["name"], "state": one["state_name"], "started": whole_seconds(one["start_time"])}
             for one in runs(api, *UNFINISHED, sort="START_TIME_ASC", limit=100)
         ],
         "late": [
             # In runs of a deleted queue Prefect keeps its name, but not the id by which workers find them.
             {
                 "name": one["name"],
-                "planned": one["expected_start_time"],
+                "planned": whole_seconds(one["expected_start_time"]),
                 "queue": one["work_queue_name"] if one["work_queue_id"] else None,
             }
             for one in planned
@@ -104,6 +105,11 @@ def loop(api: Api) -> Entry:
         ],
         "last_run": last_run(api),
     }
+
+
+def whole_seconds(time: str | None) -> str | None:
+    """Return a time of the server without the fraction of its second; None for None."""
+    return time and re.sub(r"\.\d+", "", time)
 
 
 def last_run(api: Api) -> Entry | None:
@@ -115,7 +121,8 @@ def last_run(api: Api) -> Entry | None:
     if not ended:
         return None
     one = ended[0]
-    return {"name": one["name"], "state": one["state_name"], "ended": one["end_time"], "reason": reason(one)}
+    time = whole_seconds(one["end_time"])
+    return {"name": one["name"], "state": one["state_name"], "ended": time, "reason": reason(one)}
 
 
 def reason(run: Entry) -> str | None:
@@ -151,7 +158,7 @@ def schedule(deployment: Entry, each: Entry, planned: list[Entry]) -> Entry:
         "timezone": given.get("timezone") or "UTC",
         "active": active,
         "paused": bool(each["active"]) and not active,
-        "next_run": min(times) if active and times else None,
+        "next_run": whole_seconds(min(times)) if active and times else None,
     }
 
 
@@ -234,7 +241,7 @@ def problems(found: Entry) -> Iterator[str]:
     if found["registry"]["versions"] and not found["registry"]["champion"]:
         yield "no version is the champion; `vdmctl promote VERSION` makes one"
     if names := found["registry"]["unpublished"]:
-        advice = "a run with publish=true pushes those that runs made; push others with `git push`"
+        advice = "a run with publish=true pushes those that runs made; `git push --follow-tags` pushes others"
         yield f"{', '.join(names)}: not pushed to any remote; {advice}"
 
 

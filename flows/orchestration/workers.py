@@ -10,10 +10,11 @@ import shlex
 import signal
 import socket
 import time
+from calendar import timegm
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime, timedelta
-from email.utils import parsedate_to_datetime
+from email.utils import parsedate
 from functools import partial
 from http import HTTPStatus
 from pathlib import Path
@@ -82,7 +83,8 @@ def require_clock(api: Api) -> None:
     were two minutes behind, every run would be marked as crashed when it starts.  Raises OSError if the server fails.
     """
     _, headers = send(api.url, "admin/version", api.headers)
-    behind = parsedate_to_datetime(headers["Date"]).timestamp() - time.time() if headers["Date"] else 0.0
+    there = parsedate(headers["Date"])  # None if the server says no time; it is always GMT
+    behind = timegm(there) - time.time() if there else 0.0
     if abs(behind) > MOST_SECONDS_APART:
         how = f"{abs(behind):,.0f} s {'behind' if behind > 0 else 'ahead of'} that of the server at {api.url}"
         raise UserError(f"the clock of this machine is {how}; set both by NTP", Exit.USAGE)

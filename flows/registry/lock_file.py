@@ -3,22 +3,35 @@
 import json
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
-from pydantic import Field
+from pydantic import AfterValidator, BeforeValidator, Field
 
 from flows.core import bounded_yaml, layout
-from flows.core.documents import Document, DocumentType, FolderOrFileMd5, RelativePath, checked, require_apart
+from flows.core.documents import (
+    Document,
+    DocumentType,
+    FolderOrFileMd5,
+    RelativePath,
+    checked,
+    relative_path,
+    require_apart,
+)
 from flows.core.errors import Exit, UserError
 from flows.core.files import parse_json, read_bounded
 from flows.registry.git import Tag, content_of
 from flows.registry.versions import MODEL, Version
 
 
+def without_slash(path: Any) -> Any:
+    """Return the path of a folder as `vdm` where dvc.yaml names it `vdm/`; DVC copies that to dvc.lock."""
+    return path.removesuffix("/") if isinstance(path, str) else path
+
+
 class Entry(Document):
     """A dependency or an output of a stage in dvc.lock."""
 
-    path: RelativePath
+    path: Annotated[str, BeforeValidator(without_slash), AfterValidator(relative_path)]
     md5: FolderOrFileMd5
     files: None = None  # a listing that DVC would use in place of that with the digest
 

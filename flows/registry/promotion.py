@@ -30,7 +30,6 @@ from flows.registry.storage import fetch, fetch_images
 from flows.registry.verification import require_sound
 from flows.registry.versions import (
     CHAMPION,
-    MODEL,
     Version,
     champion_tag,
     judged_by,
@@ -212,8 +211,8 @@ def rollback(root: Path) -> Evidence:
     except NetworkError:
         raise
     except UserError as error:
-        _, number = earlier.name.split("@")
-        advice = f"`gto deprecate {MODEL} {number}` makes the next roll-back pass over it"
+        given_up = f"`gto deprecate {earlier.name.replace('@', ' ')}`"
+        advice = f"if it cannot be repaired, {given_up} makes the next roll-back pass over it"
         raise UserError(f"{error}; {advice}", error.code) from error
     evidence = Evidence(
         decision=ROLL_BACK,

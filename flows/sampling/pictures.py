@@ -60,7 +60,7 @@ def write(path: Path, images: np.ndarray, num_levels: int) -> None:
                 for number, image in enumerate(images):
                     file = folder / f"{number:0{digits}}.png"
                     with naming(file, file):  # not `write_whole`, which would list the folder for every file
-                        file.write_bytes(png(shown(image, num_levels)))
+                        Image.fromarray(shown(image, num_levels)).save(file)
                 finish()
 
 

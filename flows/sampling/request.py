@@ -1,7 +1,5 @@
 """Draw what `vdmctl sample MODEL` asks for, and write it."""
 
-import errno
-import os
 from contextlib import ExitStack
 from pathlib import Path
 from time import perf_counter
@@ -12,8 +10,8 @@ import torch
 from flows.core.checkpoint import load_model, model_sha256
 from flows.core.device import find_device
 from flows.core.errors import Exit, UserError
-from flows.core.files import written_last
-from flows.core.folders import contains
+from flows.core.files import place_of_file, scratch_folder, written_last
+from flows.core.folders import contains, place_of_folder
 from flows.process.progress import bar
 from flows.sampling import film, pictures
 from flows.sampling.drawing import counted, draw, fill, filling, solver_of
@@ -86,10 +84,13 @@ def require_possible(request: Request) -> None:
         raise UserError("--known and --mask must be given together: a picture and its mask", Exit.USAGE)
     for path in filter(None, (request.out, request.film)):
         # What cannot be written fails now, not after sampling.
-        path.parent.mkdir(parents=True, exist_ok=True)
-        folder = (path.resolve() if path.is_symlink() else path).parent
-        if not os.access(folder, os.W_OK | os.X_OK):
-            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        folder = (place_of_file(path) if path.suffix else place_of_folder(path)).parent
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            with scratch_folder(folder):
+                pass
+        except OSError as error:
+            raise type(error)(error.errno, error.strerror, str(path)) from error
 
 
 def require_apart(request: Request) -> None:

@@ -2,7 +2,7 @@
 
 import errno
 import json
-import os
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
@@ -231,10 +231,25 @@ def test_a_folder_that_cannot_be_written_is_named_before_sampling(
     option: str, small: Small, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     Path("locked").mkdir()
-    monkeypatch.setattr(os, "access", lambda path, *_, **__: Path(path).name != "locked")  # root may write anywhere
+
+    def refused(folder: Path) -> AbstractContextManager[Path]:  # root may write anywhere
+        if folder.name == "locked":
+            raise OSError(errno.EROFS, "Read-only file system", f"{folder}/scratch")
+        return nullcontext(folder)
+
+    monkeypatch.setattr("flows.sampling.request.scratch_folder", refused)
     monkeypatch.setattr("flows.sampling.request.draw", lambda *_: pytest.fail("images are drawn"))
     assert run(["sample", MODEL, "-n", "1", option, "locked/a.png"]) == Exit.MISSING
-    assert "locked/a.png: Permission denied" in capsys.readouterr().err
+    assert "locked/a.png: Read-only file system" in capsys.readouterr().err
+
+
+def test_a_link_that_leads_nowhere_is_replaced(small: Small, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("a.png").symlink_to("missing/folder/b.png")
+    assert run(["sample", MODEL, "-n", "1", "--force", "--out", "a.png"]) == Exit.DONE
+    assert not Path("a.png").is_symlink()
+    Path("loop.png").symlink_to("loop.png")
+    assert run(["sample", MODEL, "-n", "1", "--force", "--out", "loop.png"]) == Exit.MISSING
+    assert "loop.png: Too many levels of symbolic links" in capsys.readouterr().err
 
 
 def test_the_film_shows_its_progress(small: Small, monkeypatch: pytest.MonkeyPatch) -> None:

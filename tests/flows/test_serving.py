@@ -235,6 +235,7 @@ def test_runs_are_ended_only_where_all_their_processes_can_be_seen(
     monkeypatch.setattr(automations, "end_dead_runs", ended)
     serve.serve(None, None, queues=["nightly"], **options)
     assert ended.called is ends
+    cast(Mock, serve.require_clock).assert_called_once()
     assert made.call_args.args[1] == (["nightly"] if options.get("worker", True) else [])
 
 

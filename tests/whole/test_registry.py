@@ -46,12 +46,13 @@ def test_the_status_names_the_champion_and_the_versions_that_no_remote_has(copie
     result = copied.vdmctl("status", "--verify", "--json")
     found = json.loads(result.stdout)
     assert result.returncode == Exit.MISSING
-    assert "no Prefect server answers" in one_line(result)
+    assert one_line(result) == f"vdmctl: status: {len(found['problems'])} problems; see its output"
+    assert "no Prefect server answers" in found["problems"][0]
     assert found["registry"]["champion"] == "vdm@v1.1.0"
     assert found["registry"]["unpublished"] == ["vdm@v1.2.0"]
     assert [problem for problem in found["problems"] if "not pushed" in problem] == [
         "vdm@v1.2.0: not pushed to any remote; "
-        "a run with publish=true pushes those that runs made; push others with `git push`"
+        "a run with publish=true pushes those that runs made; `git push --follow-tags` pushes others"
     ]
     assert not any("does not verify" in problem for problem in found["problems"])
 
@@ -366,12 +367,13 @@ def test_verify_finds_code_that_changed_without_a_run(copied: Project) -> None:
     assert [check.subject for check in verify(copied.folder, version) if check.problem] == ["vdm/vlb.py"]
 
 
-def test_a_folder_of_code_is_compared_with_its_files_in_git(copied: Project) -> None:
+@pytest.mark.parametrize("name", ["vdm", "vdm/"])
+def test_a_folder_of_code_is_compared_with_its_files_in_git(name: str, copied: Project) -> None:
     """A user's dvc.yaml may name a folder in place of every file in it."""
     (copied.folder / "vdm" / "training-old").mkdir()  # "training-" sorts before "training/", and after "training"
     (copied.folder / "vdm" / "training-old" / "größe.py").write_text("WIDTH = 8\n")
     graph = (copied.folder / "dvc.yaml").read_text()
-    (copied.folder / "dvc.yaml").write_text(graph.replace("    deps:\n", "    deps:\n    - vdm\n", 1))
+    (copied.folder / "dvc.yaml").write_text(graph.replace("    deps:\n", f"    deps:\n    - {name}\n", 1))
     copied.git("add", "vdm")
     copied.dvc("commit", "--force", "download")
     copied.git("commit", "--quiet", "--all", "--message=A folder")
