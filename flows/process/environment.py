@@ -1,6 +1,8 @@
 """Settle the environment variables of a program, which everything that it starts inherits."""
 
+import os
 from collections.abc import MutableMapping
+from getpass import getuser
 
 # git sets these for the hooks that it runs.  They lead to a repository, an index or a folder.
 PLACES = (
@@ -20,12 +22,17 @@ SAFE_PATH = "PYTHONSAFEPATH"
 
 
 def settle(environment: MutableMapping[str, str]) -> None:
-    """Make git and Python work on the current folder, and let idle threads of OpenMP sleep sooner.
+    """Make git and Python work on the current folder, name the user, and let idle threads of OpenMP sleep sooner.
 
-    By default such threads wait on their core so long that two jobs on the same cores slow each other down many times
+    DVC needs the user's name, which a container that runs under a number of its host does not have.  By default OpenMP's
+    threads wait on their core so long that two jobs on the same cores slow each other down many times
     (docs/results.md).  OpenMP reads the variables when torch is imported.
     """
     for name in (*PLACES, SAFE_PATH):
         environment.pop(name, None)
+    try:
+        getuser()
+    except (KeyError, OSError):
+        environment["LOGNAME"] = str(os.getuid())
     if "OMP_WAIT_POLICY" not in environment:
         environment.setdefault("GOMP_SPINCOUNT", "1000")

@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -290,6 +291,16 @@ def test_idle_threads_leave_the_cores_to_others_unless_the_user_chose(
     environment = dict(chosen)
     settle(environment)
     assert environment.get("GOMP_SPINCOUNT") == spins
+
+
+def test_a_user_without_a_name_has_a_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a container that runs under a number of its host; DVC would fail with a KeyError."""
+    for name in ("LOGNAME", "USER", "LNAME", "USERNAME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("pwd.getpwuid", Mock(side_effect=KeyError))
+    environment: dict[str, str] = {}
+    settle(environment)
+    assert environment["LOGNAME"] == str(os.getuid())
 
 
 # The signal comes when the old folder is removed, or the file has its place.
