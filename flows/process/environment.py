@@ -24,8 +24,9 @@ SAFE_PATH = "PYTHONSAFEPATH"
 def settle(environment: MutableMapping[str, str]) -> None:
     """Make git and Python work on the current folder, name the user, and let idle threads of OpenMP sleep sooner.
 
-    DVC needs the user's name, which a container that runs under a number of its host does not have.  By default OpenMP's
-    threads wait on their core so long that two jobs on the same cores slow each other down many times
+    DVC needs a name of the user, and a container that runs under a number of its host has none.
+
+    By default idle threads wait on their core so long that two jobs on the same cores slow each other down many times
     (docs/results.md).  OpenMP reads the variables when torch is imported.
     """
     for name in (*PLACES, SAFE_PATH):
