@@ -20,7 +20,7 @@ import numpy as np
 
 from benchmarks import corruptions as change
 from benchmarks.machine import describe
-from benchmarks.options import positive
+from benchmarks.options import explained, positive
 from benchmarks.validate import PRESET, measure
 from flows.core.params_file import read_params
 from flows.images.preparing import write_images
@@ -52,9 +52,12 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.images == 1:
         parser.error("--images must be at least 2: one to train and one to test")
+    if not any(arguments.rows in entry.name for entry in corruptions()):
+        parser.error(f"--rows: no corruption has {arguments.rows!r} in its name; data/README.md lists the names")
     # First, because a process starts with the peak memory of the one that started it.
     cost = measure(arguments.images) if arguments.images else {}
-    sets = clean_sets(arguments.sets, arguments.fashion_mnist)
+    with explained(parser):
+        sets = clean_sets(arguments.sets, arguments.fashion_mnist)
     with warnings.catch_warnings(), quiet():
         warnings.simplefilter("ignore")  # Great Expectations warns about itself and about pandas
         figures = {

@@ -25,7 +25,7 @@ from typing import Any
 import torch
 
 from benchmarks.machine import describe
-from benchmarks.options import duration, explained, require_peer
+from benchmarks.options import duration, explained
 from benchmarks.speed import Problem, clock, count_flop, matrix_rate, parser, peak_memory, read_problem
 from flows.core.device import find_device
 from flows.training.collectives import process_group
@@ -82,8 +82,6 @@ def main() -> None:
     chosen = options.parse_args()
     with explained(options):
         problem, device = read_problem(chosen), find_device(chosen.device)
-        if chosen.peer:
-            require_peer(chosen.peer)
     if chosen.row is not None:
         measure(ROWS[chosen.row], problem, chosen, device)
         return

@@ -5,9 +5,13 @@ import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 
 from flows.core.errors import UserError
+
+PEER_NEEDS = {"accelerate": "accelerate", "ema_pytorch": "ema-pytorch", "torchinfo": "torchinfo", "yaml": "pyyaml"}
+"""The packages of the peer: the names of their modules, and those to install."""
 
 
 def positive(text: str) -> int:
@@ -39,9 +43,11 @@ def own_environment(**variables: str) -> dict[str, str]:
 
 
 def require_peer(folder: Path) -> None:
-    """Raise ValueError unless the folder is a checkout of the peer."""
+    """Raise ValueError unless the folder is a checkout of the peer, and the packages that it needs are installed."""
     if not (folder / "vdm_unet.py").is_file():
         raise ValueError(f"--peer {folder} is not a checkout of the peer: it has no vdm_unet.py")
+    if missing := [name for module, name in PEER_NEEDS.items() if not find_spec(module)]:
+        raise ValueError(f"the peer needs packages that are not installed: `pip install {' '.join(missing)}`")
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 
 from benchmarks.machine import describe
-from benchmarks.options import duration, positive
+from benchmarks.options import duration, positive, require_peer
 from flows.core.device import find_precision
 from flows.core.fields import device_name
 from flows.core.params import Params
@@ -59,7 +59,12 @@ def parser(description: str | None, *, peer: bool = False) -> argparse.ArgumentP
 
 
 def read_problem(options: argparse.Namespace) -> Problem:
-    """Return the problem that the options describe.  Raises ValueError if no model can be built from them."""
+    """Return the problem that the options describe.  Raises ValueError if no model can be built from them.
+
+    Also raises what `require_peer` raises for the option --peer, before anything is measured.
+    """
+    if peer := getattr(options, "peer", None):
+        require_peer(peer)
     params = read_params(PRESETS / f"{options.preset}.yaml")
     *shape, num_levels = SHAPES[params.data.name]
     sizes = {"width": options.width or params.model.width, "blocks": options.blocks or params.model.blocks}

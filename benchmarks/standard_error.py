@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from benchmarks.machine import show
-from benchmarks.options import positive
+from benchmarks.options import explained, positive
 from benchmarks.small_models import digits, fashion_mnist, trained
 from vdm.discretization import reconstruction_draw
 from vdm.evaluation import evaluate
@@ -79,12 +79,15 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.repeats < (fewest := 14 if arguments.fashion_mnist else 2):
         parser.error(f"--repeats must be at least {fewest} for a standard deviation of two values")
+    fashion = None
+    if arguments.fashion_mnist:  # read first, since a wrong folder must not cost the training
+        with explained(parser), tempfile.TemporaryDirectory() as scratch:
+            fashion = fashion_mnist(arguments.fashion_mnist, Path(scratch))
     train_pixels, test_pixels = digits()
     model = trained(train_pixels, 17, schedule="learned_linear", gamma_0=-7.0, width=32, steps=arguments.steps)
     rows = [measure("digits", model, test_pixels, times, arguments.repeats) for times in (1, 4)]
-    if arguments.fashion_mnist:
-        with tempfile.TemporaryDirectory() as scratch:
-            train_pixels, test_pixels = fashion_mnist(arguments.fashion_mnist, Path(scratch))
+    if fashion:
+        train_pixels, test_pixels = fashion
         model = trained(
             train_pixels, 256, schedule="learned_linear", gamma_0=-13.3, width=16, steps=arguments.steps // 5
         )

@@ -272,7 +272,7 @@ def main() -> int:
     ArgumentParser(
         prog="python -m flows.train_vdm",
         description="Do one run with the parameters of the commit that is checked out. "
-        "A run with other parameters is one of `vdmctl serve` and `prefect deployment run train-vdm`.",
+        "For other parameters start `vdmctl serve`, then `prefect deployment run train-vdm --param ...`.",
     ).parse_args()
     state = train_vdm(return_state=True)
     error = state.result(raise_on_failure=False)

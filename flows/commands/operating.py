@@ -94,7 +94,9 @@ def status(
     else:
         say(table(("what", "state"), list(rows(found))))
     if problems := found["problems"]:
-        raise UserError(f"status: {counted(len(problems), 'problem')}; see its output", Exit.MISSING)
+        number = counted(len(problems), "problem")
+        reason = f"{problems[0]} (of {number})" if as_json else f"{number}; see the last lines of its output"
+        raise UserError(f"status: {reason}", Exit.MISSING)
 
 
 @commands.command()

@@ -90,7 +90,7 @@ def require_fitting(images: Images, vdm: VDM, path: Path, model: Path) -> bytes:
             place = first + int(chunk.reshape(len(chunk), -1).max(1).argmax())
             where = f"image {place} ({visible(images.files[place])})" if images.files else f"image {place}"
             reason = f"{where} holds level {highest}, and the levels of {model} are 0 to {vdm.num_levels - 1}"
-            advice = "; `vdmctl sample --out FILE.npy` writes levels" if images.pictures else ""
+            advice = "; pictures of `vdmctl sample` hold shades, and its .npy output levels" if images.pictures else ""
             raise UserError(f"{path}: {reason}{advice}", Exit.USAGE)
         digest.update(chunk.data)
     return digest.digest()

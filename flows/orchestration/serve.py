@@ -4,7 +4,6 @@ It starts a Prefect server if none answers, creates the work pool, the deploymen
 and starts a worker.  Server and worker are restarted when they die.
 """
 
-import os
 import signal
 import socket
 import time
@@ -31,6 +30,7 @@ from flows.orchestration.workers import (
     require_pool,
     require_project,
     require_queues,
+    share_versions,
     start_worker,
     until_stopped,
     with_own_home,
@@ -59,10 +59,7 @@ def serve(
     """
     require_project()
     if share:
-        from flows.registry.publishing import require_remotes
-
-        require_remotes(Path.cwd())
-        os.environ["VDM_SHARE"] = "1"
+        share_versions()
     address = find_address(host, port)
     configure(address)
     notifications = automations.Notifications()
@@ -72,7 +69,8 @@ def serve(
         kept = []
         if answers(address.url):
             require_server(address.url)
-            require_clock(Api(address.url))
+            if worker:
+                require_clock(Api(address.url))
         else:
             require_free(address)
             stack.enter_context(owning_database())

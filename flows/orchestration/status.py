@@ -241,7 +241,7 @@ def problems(found: Entry) -> Iterator[str]:
     if found["registry"]["versions"] and not found["registry"]["champion"]:
         yield "no version is the champion; `vdmctl promote VERSION` makes one"
     if names := found["registry"]["unpublished"]:
-        advice = "a run with publish=true pushes those that runs made; `git push --follow-tags` pushes others"
+        advice = "a run with publish=true pushes those of runs; `dvc push` and `git push --follow-tags` push others"
         yield f"{', '.join(names)}: not pushed to any remote; {advice}"
 
 

@@ -49,7 +49,6 @@ def work(queues: list[str] | None) -> None:
     and `require_queues`.
     """
     from flows.orchestration.automations import stop_unwanted_runs
-    from flows.registry.publishing import require_remotes  # imports DVC, which `vdmctl serve` does not need
 
     require_project()
     address = find_address(None, None)
@@ -59,15 +58,22 @@ def work(queues: list[str] | None) -> None:
     require_pool(api)
     require_queues(api, queues)
     refuse_to_mix(address.url, name, workers(api) - {name})
-    require_remotes(Path.cwd())
+    share_versions()
     configure(address)
-    os.environ["VDM_SHARE"] = "1"
     with ExitStack() as stack, until_stopped():
         stack.enter_context(alone(address.url))
         # A run that finds every device busy waits at the server for another worker.
         kept = start_worker(stack, address.url, name, queues, "--limit", "1")
         say_on_stderr(f"working for {address.url}, queues {', '.join(queues or fitting())}")
         keep_alive([kept], address.url, partial(stop_unwanted_runs, folder=Path.cwd()))
+
+
+def share_versions() -> None:
+    """Let the worker of this process share versions.  Raises UserError (exit 2) without a remote of git or DVC."""
+    from flows.registry.publishing import require_remotes  # imports DVC, which other workers do not need
+
+    require_remotes(Path.cwd())
+    os.environ["VDM_SHARE"] = "1"
 
 
 def require_project() -> None:

@@ -66,8 +66,8 @@ def opened(descriptor: int, name: str, required: bool) -> io.TextIOWrapper:
 
 
 def say(text: str) -> None:
-    """Print lines of text on stdout at once, with control characters escaped.  Raises OSError."""
-    print(escaped(text), flush=True)
+    """Print lines of text on stdout, with control characters escaped.  Raises OSError."""
+    print(escaped(text))
 
 
 def say_on_stderr(text: str) -> None:

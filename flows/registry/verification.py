@@ -109,7 +109,7 @@ def files_at(root: Path, commit: str, paths: Iterable[str]) -> Iterator[tuple[st
 def listing(root: Path, commit: str, folder: str) -> bytes:
     """Return the text whose md5 is DVC's digest of a folder: the md5 and the path of every file, here at a commit.
 
-    It is another text if the folder has links, submodules, files that .dvcignore names, or of more than MOST_BYTES.
+    It is another text if the folder has links, submodules, files that .dvcignore names, or files above MOST_BYTES.
     """
     names = git(root, "ls-tree", "-r", "-z", "--name-only", commit, "--", f"{folder}/").decode(errors="replace")
     files = files_at(root, commit, filter(None, names.split("\0")))

@@ -60,7 +60,7 @@ def write(path: Path, images: np.ndarray, num_levels: int) -> None:
                 for number, image in enumerate(images):
                     file = folder / f"{number:0{digits}}.png"
                     with naming(file, file):  # not `write_whole`, which would list the folder for every file
-                        Image.fromarray(shown(image, num_levels)).save(file)
+                        Image.fromarray(shown(image, num_levels)).save(file, optimize=True)
                 finish()
 
 

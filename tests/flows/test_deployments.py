@@ -79,6 +79,7 @@ TRAIN = {"name": "weekly", "entrypoint": "flows/train_vdm.py:train_vdm", "work_p
         ({"schedule": {"cron": "99 99 * * *"}}, "weekly: cron: "),
         ({"work_pool": {}}, "weekly: work_pool must have a name"),
         ({"work_pool": "vdm"}, "weekly: work_pool must have a name"),
+        ({"work_pool": {"name": 5}}, "weekly: work_pool must have a name"),
     ],
 )
 def test_deployments_that_prefect_would_refuse_are_named(changes: dict[str, Any], reason: str) -> None:

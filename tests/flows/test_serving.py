@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
-from unittest.mock import Mock
+from unittest.mock import MagicMock, Mock
 
 import pytest
 from servers import OWN, TEAM, answering
@@ -235,7 +235,7 @@ def test_runs_are_ended_only_where_all_their_processes_can_be_seen(
     monkeypatch.setattr(automations, "end_dead_runs", ended)
     serve.serve(None, None, queues=["nightly"], **options)
     assert ended.called is ends
-    cast(Mock, serve.require_clock).assert_called_once()
+    assert cast(Mock, serve.require_clock).called is options.get("worker", True)
     assert made.call_args.args[1] == (["nightly"] if options.get("worker", True) else [])
 
 
@@ -249,6 +249,22 @@ def test_a_machine_whose_clock_is_wrong_is_refused(seconds: int, how: str, monke
         with pytest.raises(UserError, match=rf"clock of this machine is 1(79|80|81) s {how} that of the") as raised:
             workers.require_clock(api)
     assert raised.value.code is Exit.USAGE
+
+
+def test_a_worker_starts_only_after_all_checks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    checks = "require_project require_server require_clock require_pool require_queues refuse_to_mix share_versions"
+    for name in [*checks.split(), "find_address", "Api", "workers", "configure", "keep_alive"]:
+        monkeypatch.setattr(workers, name, MagicMock())
+    for name in ("until_stopped", "alone"):
+        monkeypatch.setattr(workers, name, lambda *_: nullcontext())
+
+    def started(*_: object) -> Mock:
+        assert [name for name in checks.split() if not getattr(workers, name).called] == []
+        return Mock()
+
+    monkeypatch.setattr(workers, "start_worker", started)
+    workers.work(None)
 
 
 def test_only_runs_of_the_server_and_of_the_folder_are_found(monkeypatch: pytest.MonkeyPatch) -> None:

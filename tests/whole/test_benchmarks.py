@@ -34,6 +34,7 @@ from benchmarks import (
     standard_error,
     train_step,
 )
+from benchmarks.options import require_peer
 from benchmarks.speed import PRESETS, parser, read_problem
 from flows.core.checkpoint import save_model
 from flows.core.params_file import read_params
@@ -188,6 +189,7 @@ def test_the_peer_is_measured_with_the_sizes_and_options_of_ours(
         return {"images_per_second": 1.0, "peak_memory_mib": 1.0}
 
     monkeypatch.setattr(speed, "run", run)
+    monkeypatch.setattr(speed, "require_peer", lambda folder: None)
     options = ["--accumulation", "2", "--activation-checkpointing", "--rounds", "1", "--peer", "nowhere"]
     monkeypatch.setattr(sys, "argv", ["benchmark", *options, "--device", "cpu"])
     train_step.main()
@@ -196,10 +198,31 @@ def test_the_peer_is_measured_with_the_sizes_and_options_of_ours(
     assert theirs[:3] == ["benchmarks.peer", "train_step", "nowhere"]
 
 
+def test_packages_that_the_peer_lacks_are_named_before_ours_is_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "vdm_unet.py").touch()
+    monkeypatch.setattr("benchmarks.options.find_spec", lambda name: name if name != "ema_pytorch" else None)
+    with pytest.raises(ValueError, match="not installed: `pip install ema-pytorch`"):
+        require_peer(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("main", "arguments", "message"),
     [
         (sample.main, ["--batch-size", "0"], "argument --batch-size: must be at least 1, got 0"),
+        (train_step.main, ["--peer", "nowhere", "--seconds", "0"], "error: --peer nowhere is not a checkout"),
+        (contract.main, ["--rows", "JPG"], "error: --rows: no corruption has 'JPG' in its name"),
+        (
+            contract.main,
+            ["--sets", "digits", "--fashion-mnist", "nowhere"],
+            "error: data.source: nowhere is not a folder",
+        ),
+        (
+            standard_error.main,
+            ["--fashion-mnist", "nowhere", "--steps", "1", "--repeats", "14"],
+            "error: data.source: nowhere is not a folder",
+        ),
         (sample.main, ["--num-timesteps", "-3"], "argument --num-timesteps: must be at least 1, got -3"),
         (sample.main, ["--seconds", "-1"], "argument --seconds: must be a finite number from 0, got -1"),
         (sample.main, ["--seconds", "nan"], "argument --seconds: must be a finite number from 0, got nan"),
