@@ -74,7 +74,7 @@ def evaluated(result: BoundMetrics | Comparison) -> str:
     """Return the numbers of images, of times and of steps, as text."""
     steps = counted(result.num_timesteps, "step") if result.num_timesteps else "continuous time"
     images = counted(result.num_images, f"{result.split} image")
-    return f"{images}, {counted(result.times_per_image, 'time')} each, {steps}"
+    return f"{images}, {counted(result.times_per_image, 'noise level')} each, {steps}"
 
 
 def counted(number: int | None, noun: str) -> str:

@@ -41,9 +41,9 @@ class Written(NamedTuple):
 
 
 def mean_bound(vdm: VDM, images: Images, num_timesteps: int) -> tuple[float, float]:
-    """Return the mean of the images' bound in bits/dim, from 32 times each, and its standard error (NaN for one).
+    """Return the mean of the images' bound in bits/dim, from 32 noise levels each, and its standard error.
 
-    Raises UserError (exit 2) if one image does not fit into memory at its times.
+    The error of one image is NaN.  Raises UserError (exit 2) if one image does not fit into memory at its times.
     """
     network = {"num_dims": vdm.num_dims, "network_bytes": vdm.inference_bytes("float32")}
     least = memory_needed(**network, num_images=1, times_per_image=BOUND_TIMES, batch_size=BOUND_TIMES)

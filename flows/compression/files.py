@@ -46,8 +46,8 @@ class Compressed(Decompressed):
     `net_bpd` counts every byte of the file.  `code_bpd` is what the images added that were encoded with the model: all
     but `plain_images`, which are encoded first.  The noise that is drawn makes it vary around the bound, with
     `code_bpd_standard_deviation`; in few steps it may be shorter (docs/codec.md).  `initial_bits` are pseudo-random
-    bits in the file.  `bound_bpd` is the bound of all images in as many steps, from 32 times each; its standard error
-    is over images.
+    bits in the file.  `bound_bpd` is the bound of all images in as many steps, from 32 noise levels each; its standard
+    error is over images.
     """
 
     batch_size: Count

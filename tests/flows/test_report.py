@@ -51,7 +51,7 @@ def test_the_page_says_everything_in_the_order_of_its_readers_questions(whole: P
         text.find(part)
         for part in (
             "2.0000 ± 0.0946 bits/dim on 40 test images",
-            "at 2 times each, in continuous time, with seed 0",
+            "at 2 noise levels each, in continuous time, with seed 0",
             "reconstruction finding the levels of the pixels from z_0 0.0300",
             "validation 10 2.1000 ± 0.0500",
             "test \N{MINUS SIGN} training +0.1000 ± 0.0200",
