@@ -94,9 +94,9 @@ def status(
     else:
         say(table(("what", "state"), list(rows(found))))
     if problems := found["problems"]:
-        number = counted(len(problems), "problem")
-        reason = f"{problems[0]} (of {number})" if as_json else f"{number}; see the last lines of its output"
-        raise UserError(f"status: {reason}", Exit.MISSING)
+        more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+        shown = f"{counted(len(problems), 'problem')}; see the last lines of its output"
+        raise UserError(f"status: {problems[0] + more if as_json else shown}", Exit.MISSING)
 
 
 @commands.command()
