@@ -100,7 +100,7 @@ def copy_code(copy: Path, mistake: Mistake | None) -> None:
     """Copy the code and its tests into the folder, with the mistake."""
     for name in ("vdm", "flows", "tests", "benchmarks"):
         shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("oracles", "*.pyc.*"))
-    for name in ("pyproject.toml", "params.yaml"):
+    for name in ("pyproject.toml", "params.yaml", "dvc.yaml"):
         shutil.copyfile(ROOT / name, copy / name)
     if mistake:
         path = copy / "vdm" / f"{mistake.file}.py"
