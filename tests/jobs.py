@@ -1,5 +1,7 @@
 """Jobs that fail in several processes, which import this module."""
 
+import time
+
 import numpy as np
 import torch
 
@@ -22,4 +24,12 @@ def second(rank: int) -> np.ndarray:
         raise TrainingDiverged("a number")
     if rank == 2:
         raise CheckpointError("the model is damaged")
+    return np.zeros(3)
+
+
+def full(rank: int) -> np.ndarray:
+    """Run out of a card's memory in the second process; the first would take longer than a test may."""
+    if rank == 1:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
+    time.sleep(3600)
     return np.zeros(3)

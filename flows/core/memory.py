@@ -43,10 +43,11 @@ def left(folder: Path, limit: str, used: str, reclaimable: str) -> int | None:
 def require(num_bytes: int, device: "torch.device", advice: str, processes: int = 1) -> None:
     """Raise UserError (exit 2), beginning with the advice, if the device has fewer than `num_bytes` bytes free.
 
-    On a CPU, `processes` take as much each, and share the memory.
+    On a CPU, `processes` take as much each, and share the memory, so the advice also is to lower their number.
     """
-    if device.type == "cpu":
+    if device.type == "cpu" and processes > 1:
         num_bytes = processes * num_bytes + (processes - 1) * PROCESS_BYTES
+        advice += ", or lower num_devices"
     free = available()
     if device.type == "cuda":
         import torch

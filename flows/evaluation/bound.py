@@ -171,7 +171,7 @@ def require_memory(settings: "Evaluate", vdm: VDM, parts: list[range]) -> None:
     network_bytes = vdm.inference_bytes(find_precision(settings.precision, device))
     most = max(map(len, parts))
     needed = memory_needed(num_dims=vdm.num_dims, network_bytes=network_bytes, num_images=most, **sizes)
-    advice = "evaluate: lower evaluate.times_per_image, evaluate.batch_size or evaluate.num_devices"
+    advice = "evaluate: lower evaluate.times_per_image or evaluate.batch_size"
     require(needed, device, advice, len(parts))
 
 

@@ -20,7 +20,7 @@ from vdm.sampling import Solver, Step, decode, fill_in, trajectory
 if TYPE_CHECKING:
     from flows.core.params import Sample
 
-ADVICE = "sample: lower sample.num_images, sample.batch_size or sample.num_devices"
+ADVICE = "sample: lower sample.num_images or sample.batch_size"
 REPEATS = 10
 """How often `fill` takes every step, as in RePaint."""
 Steps = Callable[[range], Iterator[Step]]

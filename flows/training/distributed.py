@@ -31,7 +31,7 @@ from torch.distributed.elastic.rendezvous import (
     rendezvous_handler_registry,
 )
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
-from torch.multiprocessing.spawn import ProcessExitedException
+from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedException
 
 from flows.core.errors import Exit, UserError
 from flows.core.files import scratch_folder
@@ -41,6 +41,7 @@ from flows.training.collectives import STORE, local_rank
 from vdm.errors import TrainingDiverged
 
 ONE_MACHINE = "one machine"
+FULL_CARD = "OutOfMemoryError: "
 STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
 # How long a process that fails lives on, so that the agent first sees another one that died.
 BLAME_SECONDS = 1.0
@@ -53,6 +54,7 @@ def launch(function: Callable[[], Any], *, num_processes: int, max_restarts: int
     When a process dies, all are restarted, at most `max_restarts` times.  Raises what the function raises: of several
     errors the first UserError by rank, or the first error if no process raised a UserError.  Also raises UserError if
     processes died too often (exit 1) or a signal stopped this process (75); its message ends with the advice `again`.
+    Raises OutOfMemoryError if a card was full, which ends the processes on the others.
     """
     with scratch_folder() as folder, handlers_restored():
         configure_environment(num_processes, str(folder))
@@ -68,9 +70,10 @@ def launch(function: Callable[[], Any], *, num_processes: int, max_restarts: int
             rank, failure = failed.get_first_failure()
             if failure.exitcode == Exit.RESUMABLE:
                 raise UserError(f"stopped; {again}", Exit.RESUMABLE) from failed
-            starts = 1 + max_restarts
-            reason = f"process {rank} of {num_processes} {fate(failure)}, on start {starts} of {starts}"
-            raise UserError(f"{reason}; {again}", Exit.BUG) from failed
+            starts, reason = 1 + max_restarts, f"process {rank} of {num_processes} {fate(failure)}"
+            if FULL_CARD in reason:
+                raise OutOfMemoryError(reason) from failed
+            raise UserError(f"{reason}, on start {starts} of {starts}; {again}", Exit.BUG) from failed
     results = [outcome for _, outcome in sorted(outcomes.items())]
     if met := [result for result in results if isinstance(result, Exception)]:
         raise next((error for error in met if isinstance(error, UserError)), met[0])
@@ -85,12 +88,9 @@ def results_of(job: Callable[[int], np.ndarray], *, num_processes: int) -> list[
     return launch(partial(run_job, job), num_processes=num_processes, max_restarts=0, again="run again")
 
 
-def run_job(job: Callable[[int], np.ndarray]) -> np.ndarray | OutOfMemoryError:
-    """Return what the job returns for this process, or the error of a full card, which `launch` then raises."""
-    try:
-        return job(local_rank())
-    except OutOfMemoryError as error:
-        return error
+def run_job(job: Callable[[int], np.ndarray]) -> np.ndarray:
+    """Return what the job returns for the rank of this process."""
+    return job(local_rank())
 
 
 def agent_config(num_processes: int, max_restarts: int, folder: str) -> LaunchConfig:
@@ -139,9 +139,14 @@ def configure_environment(num_processes: int, folder: str) -> None:
 
 
 def without_traceback(record: logging.LogRecord) -> bool:
-    """Replace the traceback in a record about a process that was killed or exited by one line; pass every record."""
-    if record.exc_info and isinstance(record.exc_info[1], ProcessExitedException):
-        record.msg, record.args, record.exc_info = str(record.exc_info[1]), (), None
+    """Replace the traceback of a process that was killed or exited, or whose card was full, by one line.
+
+    Return True: every record is logged.
+    """
+    error = record.exc_info[1] if record.exc_info else None
+    full = isinstance(error, ProcessRaisedException) and FULL_CARD in str(error)  # its text is a traceback
+    if full or isinstance(error, ProcessExitedException):
+        record.msg, record.args, record.exc_info = str(error).strip().splitlines()[-1], (), None
     return True
 
 

@@ -62,7 +62,9 @@ def train_here(model: "Model", train: "Train", *, images: Path, out: Path, curve
                 for folder in (out, curves.parent, run.folder):
                     folder.mkdir(parents=True, exist_ok=True)
         if len(set(gather(run.folder.name))) > 1:
-            raise UserError("the machines differ in parameters, data or code; make them the same", Exit.USAGE)
+            autos = "what train.precision: auto and train.compile: auto mean on them"
+            reason = f"the machines or devices differ in parameters, data, code, or {autos}"
+            raise UserError(f"{reason}; make them the same, or replace auto", Exit.USAGE)
         pixels = torch.from_numpy(training_images(image_set, train.images)).to(device)
         trainer = build(config, settings, pixels, validation_of(train, image_set))
         restore(trainer, run)
@@ -273,8 +275,8 @@ def require_memory(model: "Model", train: "Train", images: ImageSet, device: tor
     )
     if device.type != "cpu":  # where they stay in their file
         needed += num_images * num_dims
-    sizes = "model.blocks, model.width, train.batch_size or train.num_devices"
-    require(needed, device, f"train: lower {sizes}, or raise train.accumulation", train.num_devices)
+    advice = "train: lower model.blocks, model.width or train.batch_size, or raise train.accumulation"
+    require(needed, device, advice, train.num_devices)
     if train.validate_every_steps is not None:
         advice = "train: lower train.validation_times, or raise train.accumulation"
         require(validation_bytes(model, train, images, processes), device, advice, train.num_devices)

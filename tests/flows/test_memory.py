@@ -289,11 +289,24 @@ def test_the_processes_of_an_evaluation_and_of_sampling_share_the_memory_of_a_cp
     shared = {"num_devices": 12, "device": "cpu"}
     monkeypatch.setattr("flows.training.distributed.results_of", None)  # no process is started
     monkeypatch.setattr(memory, "available", lambda: GIB)
-    with pytest.raises(UserError, match=r"sample\.num_devices: this needs at least"):
+    with pytest.raises(UserError, match=r"^sample: lower .*, or lower num_devices: this needs at least"):
         drawing.draw(Path("models/vdm"), params.sample.model_copy(update=shared))
     settings = params.evaluate.model_copy(update=shared | {"batch_size": 2})
-    with pytest.raises(UserError, match=r"evaluate\.num_devices: this needs at least"):
+    with pytest.raises(UserError, match=r"^evaluate: lower .*, or lower num_devices: this needs at least"):
         bound.evaluate_split(settings, Path("models/vdm"), Path("data/images"), "test")
+
+
+def test_fewer_devices_are_advised_only_where_they_share_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fewer cards take larger parts of the batch each."""
+    params = read_params(ROOT / "params.yaml")
+    settings = params.train.model_copy(update={"num_devices": 2, "precision": "float32", "compile": False})
+    image_set = ImageSet({"num_levels": 17, "image_shape": (1, 8, 8)}, PIXELS, PIXELS, PIXELS)
+    monkeypatch.setattr(memory, "available", lambda: 2**10)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (2**10, 80 * GIB))
+    for device, advised in (("cpu", True), ("cuda", False)):
+        with pytest.raises(UserError, match="^train: lower") as raised:
+            fitting.require_memory(params.model, settings, image_set, torch.device(device), 2)
+        assert ("num_devices" in str(raised.value)) is advised
 
 
 @pytest.mark.parametrize("preset", PRESETS, ids=lambda path: path.stem)

@@ -14,7 +14,6 @@ from types import SimpleNamespace
 from typing import Any
 from unittest.mock import Mock
 
-import numpy as np
 import pytest
 import torch
 from conftest import TINY
@@ -28,7 +27,6 @@ from flows.core.errors import Exit, UserError
 from flows.core.params_file import read_params
 from flows.training import collectives, fitting
 from flows.training.collectives import STORE, lost_another, process_group
-from flows.training.distributed import run_job
 from flows.training.fitting import fit, out_of_memory, resume
 from flows.training.runs import Run, forget, writing_curves
 from vdm import vlb
@@ -248,11 +246,20 @@ print(fingerprint())
     assert first == second
 
 
-def test_a_full_card_in_one_of_several_processes_is_reported_as_one() -> None:
-    def job(rank: int) -> np.ndarray:
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0 has a total capacity of")
-
-    assert isinstance(run_job(job), torch.OutOfMemoryError)
+@pytest.mark.parametrize("setting", ["train.compile", "train.precision"])
+def test_machines_on_which_auto_has_another_meaning_are_refused(
+    setting: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VDM_LOCK_DIR", str(tmp_path / "locks"))
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(fitting, "load_images", Mock())
+    monkeypatch.setattr(fitting, "arguments_of", Mock(return_value=TINY))
+    monkeypatch.setattr(fitting, "data_sha256", Mock(return_value="a"))
+    monkeypatch.setattr(fitting, "gather", lambda name: [name, "of another machine"])
+    train = read_params(ROOT / "presets/digits.yaml").train.model_copy(update={"device": "cpu", "num_devices": 1})
+    with pytest.raises(UserError, match=f"{setting}: auto") as raised:
+        fitting.train_here(Mock(), train, images=tmp_path, out=tmp_path, curves=tmp_path / "c", runs=tmp_path)
+    assert raised.value.code is Exit.USAGE
 
 
 def test_compiled_code_is_kept_where_no_other_user_can_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,8 +17,9 @@ from unittest.mock import patch
 import jobs
 import psutil
 import pytest
+import torch
 from plant import wait_until
-from project import Project, imports_torch, one_line, run_vdmctl, session
+from project import ROOT, Project, imports_torch, one_line, run_vdmctl, session
 from small import Small
 from test_runs import SLOW, remove_finished, stopped_in_validation
 
@@ -314,6 +315,20 @@ def test_an_error_of_another_process_than_the_first_is_raised() -> None:
     """Of two errors it is the one that says what to do."""
     with patch.dict(os.environ), pytest.raises(CheckpointError, match=r"^the model is damaged$"):
         results_of(jobs.second, num_processes=3)
+
+
+def test_a_full_card_ends_the_processes_on_the_others(capfd: pytest.CaptureFixture[str]) -> None:
+    reason = "^process 1 of 2 failed: OutOfMemoryError: CUDA out of memory. Tried"
+    with patch.dict(os.environ), pytest.raises(torch.OutOfMemoryError, match=reason):
+        results_of(jobs.full, num_processes=2)
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def test_the_readme_sets_what_two_machines_need() -> None:
+    """By default gloo may listen on loopback alone, as where /etc/hosts gives the host's own name 127.0.1.1."""
+    readme = (ROOT / "README.md").read_text()
+    for variable in (*SEPARATE_STORES, "GLOO_SOCKET_IFNAME"):
+        assert f"export {variable}=" in readme
 
 
 def test_a_process_on_another_machine_that_dies_is_named_in_one_line(project: Project, undisturbed: bytes) -> None:
