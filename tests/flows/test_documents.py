@@ -310,14 +310,15 @@ def test_the_end_of_a_long_training_log_is_read(tmp_path: Path) -> None:
     assert read_curves(path) == (3, 3.3, (3.1, 2))
 
 
-def test_a_report_that_calls_impossible_levels_valid_is_refused(image_set: Path) -> None:
+@pytest.mark.parametrize("split", ["train", "validation"])
+def test_a_report_that_calls_impossible_levels_valid_is_refused(split: str, image_set: Path) -> None:
     report = image_set.parent / "validation.json"
-    pixels = np.array(load_images(image_set).train)
+    pixels = np.array(getattr(load_images(image_set), split))
     pixels[3, 0, 0, 0] = 99
-    np.save(image_set / "train.npy", pixels)
+    np.save(image_set / f"{split}.npy", pixels)
     report.write_text(json.dumps({"success": True, "data_sha256": data_sha256(image_set)}))
-    with pytest.raises(UserError, match=r"train\.npy holds level 99; run `vdmctl validate`") as raised:
-        require_validated(image_set, report, needs_validation_images=False)
+    with pytest.raises(UserError, match=rf"{split}\.npy holds level 99; run `vdmctl validate`") as raised:
+        require_validated(image_set, report, needs_validation_images=split == "validation")
     assert raised.value.code is Exit.INVALID_DATA
 
 

@@ -399,3 +399,12 @@ def test_a_file_may_have_the_longest_name(name: str, tmp_path: Path) -> None:
 
 def test_a_temporary_name_has_whole_characters() -> None:
     assert beginning(Path("a" + "é" * 120)) == f".a{'é' * 99}.vdm-"
+
+
+def test_a_file_is_on_the_disk_before_it_takes_its_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else a power failure could leave an empty file in place of the old one."""
+    path, saved = tmp_path / "file", []
+    path.write_text("old")
+    monkeypatch.setattr(os, "fsync", lambda number: saved.append((os.fstat(number).st_size, path.read_text())))
+    write_whole(path, "newer")
+    assert set(saved) == {(len("newer"), "old")}

@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from flows.orchestration import artifacts
+from flows.registry.evidence import Evidence
 from flows.report import markdown
 from flows.validation.report import Report, Result
 
@@ -71,3 +73,11 @@ def test_names_of_versions_are_not_addresses() -> None:
         == "`vdm@v1.0.0`\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}`vdm#champion#2`: x"
     )
     assert markdown.quoted("`vdmctl lineage` of vdm@v1.0.0.") == "`vdmctl lineage` of `vdm@v1.0.0`."
+
+
+def test_a_page_about_a_decision_names_the_bound_of_the_interval() -> None:
+    found = Evidence(
+        decision="refuse", reason="", confidence=0.95, confidence_interval=[-0.2, -0.005], min_improvement_bpd=0.01
+    )
+    expected = ("95% interval of the difference", "-0.2000 to -0.0050; its upper end must be below -0.01")
+    assert expected in artifacts.compared(found)

@@ -4,6 +4,7 @@ import json
 import re
 import resource
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -304,7 +305,7 @@ def test_fewer_devices_are_advised_only_where_they_share_memory(monkeypatch: pyt
     monkeypatch.setattr(memory, "available", lambda: 2**10)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (2**10, 80 * GIB))
     for device, advised in (("cpu", True), ("cuda", False)):
-        with pytest.raises(UserError, match="^train: lower") as raised:
+        with pytest.raises(UserError, match=r"^train: lower") as raised:
             fitting.require_memory(params.model, settings, image_set, torch.device(device), 2)
         assert ("num_devices" in str(raised.value)) is advised
 
@@ -316,3 +317,12 @@ def test_a_preset_states_the_number_of_its_parameters(preset: Path) -> None:
     count = count_parameters(image_shape=shape, num_levels=num_levels, **params.model.model_dump())
     for stated in re.findall(r"([\d.]+) million\s+(?:#\s+)?parameters", preset.read_text()):
         assert stated == f"{count / 1e6:.1f}"
+
+
+@pytest.mark.parametrize(("free", "fits"), [(3 * 100 + 2 * 256, True), (3 * 100 + 2 * 256 - 1, False)])
+def test_each_process_on_a_cpu_takes_its_own_memory(free: int, fits: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "available", lambda: free * 2**20)
+    with ExitStack() as stack:
+        if not fits:
+            stack.enter_context(pytest.raises(UserError, match="lower num_devices: this needs at least"))
+        memory.require(100 * 2**20, torch.device("cpu"), "lower num_devices", processes=3)

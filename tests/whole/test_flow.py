@@ -28,7 +28,7 @@ from flows.orchestration.plugin import full_name
 from flows.orchestration.streaming import failure, result_of, when_free
 from flows.process.groups import processes_in
 from flows.registry.evidence import Evidence
-from flows.train_vdm import EXPECTED, as_user_error, drift, stages, train_vdm
+from flows.train_vdm import EXPECTED, as_user_error, check_champion, drift, reproduce, stages, train_vdm
 
 # Only a machine that is busy with other things needs as long.
 pytestmark = pytest.mark.timeout(1800)
@@ -531,6 +531,17 @@ def test_a_run_without_a_git_identity_says_so(plant: Plant) -> None:
     result = run()
     assert result.returncode == Exit.USAGE, result.stderr
     assert "git needs an identity: `git config user.name NAME`" in result.stderr
+
+
+@pytest.mark.parametrize("network", [True, False])
+def test_only_what_the_network_prevented_is_tried_again(network: bool, tmp_path: Path) -> None:
+    reason = tmp_path / "reason.json"
+    reason.write_text(json.dumps({"message": "no answer", "code": int(Exit.MISSING), "network": network}))
+    state = Failed(data=failure(reason, [], 5))
+    for task in (releasing.promote, releasing.publish_versions, releasing.fetch_versions, reproduce, check_champion):
+        assert task.retries == 2
+        assert task.retry_condition_fn is not None
+        assert task.retry_condition_fn(task, Mock(), state) is network
 
 
 def test_ctrl_c_stops_everything_and_leaves_nothing_behind(plant: Plant) -> None:

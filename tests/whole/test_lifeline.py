@@ -6,14 +6,17 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 from plant import is_alive, wait_until
 from project import ROOT, session
 
+from flows.core.errors import Exit, UserError
 from flows.process import groups
 from flows.process.groups import running
+from flows.process.kept import Kept
 from flows.process.lifeline import HOLDER
 
 # Importing flows starts the watch; the process then prints a line and would live for a minute.
@@ -161,3 +164,15 @@ def test_a_command_runs_without_a_search_path(tmp_path: Path, monkeypatch: pytes
         found = process.communicate()[0].split()
     assert found[0] == str(Path(sys.executable).with_name("python"))
     assert len(found) == 2
+
+
+def test_a_process_that_dies_again_at_once_is_not_started_again(capsys: pytest.CaptureFixture[str]) -> None:
+    with ExitStack() as stack:
+        one = Kept(stack, "the server", ["true"], when_orphaned=signal.SIGKILL)
+        one.process.wait()
+        one.revive()
+        one.process.wait()
+        with pytest.raises(UserError, match="`the server` ended; see its output above") as raised:
+            one.revive()
+    assert raised.value.code is Exit.BUG
+    assert capsys.readouterr().err == "`the server` ended; starting it again\n"

@@ -256,3 +256,22 @@ def test_a_file_system_without_locks_is_named(folder: Path, tmp_path: Path, monk
     with pytest.raises(OSError, match=r"No locks available: '.*/a\.lock'"), lock_file(tmp_path / "a.lock"):
         pass
     assert refusal().startswith(f"{folder / 'cpu.lock'} cannot be locked: No locks available")
+
+
+def test_somebody_who_looks_at_a_lock_does_not_hold_it(tmp_path: Path) -> None:
+    """Two commands that look at once, such as `vdmctl status` and `vdmctl prune`, see no run of the past."""
+    with lock_file(tmp_path / "run.lock", "process 7"):
+        pass
+    with (tmp_path / "run.lock").open() as looking:
+        fcntl.flock(looking, fcntl.LOCK_SH)
+        assert held_locks(tmp_path) == {}
+
+
+def test_the_folder_of_a_lock_that_is_held_is_locked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """systemd-tmpfiles removes old files from /tmp, but not from a locked folder."""
+    monkeypatch.setenv("VDM_LOCK_DIR", str(tmp_path / "locks"))
+    with claim(CPU):
+        cleaning = os.open(tmp_path / "locks", os.O_RDONLY)
+        with pytest.raises(BlockingIOError):
+            fcntl.flock(cleaning, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.close(cleaning)

@@ -5,13 +5,15 @@ import json
 import math
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -19,16 +21,18 @@ from project import Project, cached, one_line
 from scipy import stats
 
 from flows.core import layout
-from flows.core.errors import Exit, UserError
+from flows.core.errors import Exit, NetworkError, UserError
 from flows.core.params import Evaluate, Promote
 from flows.core.params_file import read_params
-from flows.evaluation.results import Comparison, ModelFigures
+from flows.evaluation.results import BOTH, Comparison, Metrics, ModelFigures
 from flows.images.store import save_images
+from flows.process.ending import STOP, on_stop, stop_at_once
 from flows.registry import promotion
 from flows.registry.evidence import Evidence, evidence_of
 from flows.registry.git import Tag, annotated_tags, registry_lock
-from flows.registry.promotion import challenge, decide, fits, promote, rollback
+from flows.registry.promotion import challenge, decide, evaluated, fits, promote, rollback
 from flows.registry.versions import (
+    Version,
     add_version,
     champion_tag,
     is_decided,
@@ -618,3 +622,53 @@ def test_a_champion_of_the_same_name_that_came_meanwhile_is_noticed(copied: Proj
         promote(copied.folder, version, evidence)
     assert raised.value.code is Exit.BUSY
     assert champion(copied) == "vdm@v1.2.0"
+
+
+def test_a_roll_back_that_the_network_prevents_passes_over_no_champion(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(promotion, "champion_tag", Mock())
+    monkeypatch.setattr(promotion, "previous_champion", Mock())
+    monkeypatch.setattr(promotion, "require_sound", Mock(side_effect=NetworkError("the remote does not answer")))
+    with pytest.raises(NetworkError, match=r"^the remote does not answer$"):
+        rollback(Path())
+
+
+def test_the_evidence_says_what_the_champion_was_fitted_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    known = {"bpd": 2.0, "bpd_standard_error": 0.1, "model_sha256": "0" * 64, "data_sha256": "0" * 64}
+    figures = ModelFigures.model_validate({"model": "champion"} | known)
+    pair = [figures, figures.model_copy(update={"model": "challenger"})]
+    compared = Comparison.model_construct(
+        models=pair, difference_bpd=0.1, difference_standard_error=0.1, confidence_interval=[-0.1, 0.3], num_images=3
+    )
+    fitted = {Path("champion"): BOTH, Path("challenger"): "train"}
+    monkeypatch.setattr(promotion, "fetch", lambda root, version: Path(version.name))
+    monkeypatch.setattr(promotion, "fetch_images", Mock())
+    monkeypatch.setattr(promotion, "deciding_images", lambda *_: {"split": "validation"})
+    monkeypatch.setattr(promotion, "fits", Mock(return_value=True))
+    monkeypatch.setattr(promotion, "fitted_to", fitted.get)
+    monkeypatch.setattr(promotion, "compare", Mock(return_value=compared))
+    challenger, champion = Mock(commit="1"), Mock(commit="2")
+    challenger.name, champion.name = "challenger", "champion"
+    found = evaluated(Path(), challenger, champion, settings=Mock(), rule=Mock(confidence=0.95))
+    assert (found["champion_fitted_to"], found["challenger_fitted_to"]) == (BOTH, "train")
+    names = {"decision": "", "reason": "", "champion": champion.name, "challenger": challenger.name}
+    decision, reason = decide(Evidence(**names, data_changed=True, **found))
+    assert (decision, reason.rpartition("; ")[2]) == ("refuse", "the champion was fitted to validation images, too")
+
+
+def test_no_signal_ends_a_promotion_between_its_tag_and_its_exit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Exit 75 means "run again", which would then be refused: the version is the champion already."""
+    handlers: list[Any] = []
+
+    def tag(*_: object) -> str:
+        handlers.extend(map(signal.getsignal, STOP))
+        return "vdm#champion#1"
+
+    version = Version("vdm@v1.0.0", "1" * 40, "", "", (), Metrics())
+    monkeypatch.setattr(promotion, "registry_lock", Mock(return_value=nullcontext()))
+    monkeypatch.setattr(promotion, "resolve", Mock(return_value=version))
+    monkeypatch.setattr(promotion, "champion_tag", Mock(return_value=None))
+    monkeypatch.setattr(promotion, "make_champion", tag)
+    evidence = Evidence(decision="promote", reason="", challenger=version.name, challenger_commit=version.commit)
+    with on_stop(stop_at_once):
+        assert promotion.promote(Path(), version, evidence) == "vdm#champion#1"
+    assert handlers == [signal.SIG_IGN, signal.SIG_IGN]

@@ -29,8 +29,8 @@ from flows.core.params_file import read_params
 from flows.orchestration import pruning
 from flows.orchestration.pruning import Pruning, delete_runs, prune_history
 from flows.orchestration.server import Api, Refused
-from flows.process.locks import lock_file
-from flows.registry.cache import DIGEST, needed, superfluous, used_in
+from flows.process.locks import holder_of, lock_file
+from flows.registry.cache import BETWEEN_CHECKS, DIGEST, delete_files, needed, superfluous, used_in
 from flows.registry.git import registry_lock
 from flows.registry.pruning import delete_refs, make_plan
 from flows.registry.publishing import publish
@@ -647,3 +647,26 @@ def test_a_runs_branch_that_was_merged_and_deleted_at_the_remote_goes(project: P
     assert not goes({"refs/heads/runs/other": first})
     assert not goes({"refs/heads/main": "1" * 40})  # not known here
     assert goes({"refs/heads/main": project.git("rev-parse", "main").strip()})
+
+
+def test_what_goes_is_chosen_under_the_registrys_lock(copied: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A promotion meanwhile could make a version the champion whose files are about to go."""
+    held = []
+
+    def choose(root: Path, *_: object) -> None:
+        held.append(holder_of(root / ".git/vdm-registry.lock"))
+        raise UserError("enough", Exit.BUSY)
+
+    monkeypatch.setattr(pruning, "prune_registry", choose)
+    with pytest.raises(UserError, match="enough"):
+        pruning.prune(copied.folder, keep=1, dry_run=False)
+    assert held == [""]
+
+
+def test_a_run_that_starts_while_files_are_deleted_keeps_the_rest(tmp_path: Path) -> None:
+    paths = [tmp_path / str(number) for number in range(BETWEEN_CHECKS + 1)]
+    for path in paths:
+        path.touch()
+    with pytest.raises(UserError):
+        delete_files(paths, Mock(side_effect=[None, UserError("a run is in progress", Exit.BUSY)]))
+    assert [path for path in paths if path.exists()] == paths[BETWEEN_CHECKS:]

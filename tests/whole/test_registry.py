@@ -17,13 +17,18 @@ from ruamel.yaml import YAML
 
 from flows.commands import operating
 from flows.core.errors import Exit, NetworkError, UserError
+from flows.core.files import write_whole
 from flows.core.layout import METRICS, SAMPLE_METRICS
 from flows.orchestration.pruning import prune
+from flows.process.locks import holder_of
+from flows.registry import git as registry_git
+from flows.registry import publishing
 from flows.registry import versions as of
 from flows.registry.git import annotated_tags, contents, git_text, registry_lock
 from flows.registry.lineage import lineage
 from flows.registry.storage import fetch, fetch_images
 from flows.registry.verification import verify
+from flows.registry.versions import add_version, record_refusal
 
 # The versions are trained when the first test asks for them.
 pytestmark = pytest.mark.timeout(1800)
@@ -542,3 +547,29 @@ def test_only_a_folder_outside_every_repository_is_to_be_left(tmp_path: Path) ->
     with pytest.raises(UserError, match="not a git repository: /gone") as error:
         git_text(tmp_path, "rev-parse", "HEAD")
     assert "project's folder" not in str(error.value)
+
+
+def test_refs_change_only_under_the_registrys_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else two runs could count the same tags, and a note or a tag of one of them would be lost."""
+    project, unlocked, printed = Project.at(tmp_path), [], registry_git.printed
+    project.git("init", "--quiet", "--initial-branch=main")
+    write_whole(tmp_path / "reports/evaluation/metrics.json", '{"bpd": 2.0}')
+    project.git("add", "--all")
+    project.git("commit", "--quiet", "--message=A run")
+    project.git("remote", "add", "origin", ".")
+    for key, value in {"name": "Test", "email": "test@example.org"}.items():
+        project.git("config", f"user.{key}", value)
+
+    def noted(root: Path, *arguments: str, **options: Any) -> Any:
+        changes = {"tag", "update-ref", "add", "remove", "merge"}.intersection(arguments)
+        if changes and holder_of(tmp_path / ".git/vdm-registry.lock") is None:
+            unlocked.append(arguments)
+        return printed(root, *arguments, **options)
+
+    monkeypatch.setattr(registry_git, "printed", noted)
+    version = add_version(tmp_path, "HEAD", "Retrained")
+    record_refusal(tmp_path, version, "Refuse")
+    publishing.merge_notes(tmp_path)
+    publishing.withdraw(tmp_path, [version.commit], {})
+    assert unlocked == []
+    assert project.git("for-each-ref", "refs/tags") == ""
