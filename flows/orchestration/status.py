@@ -241,7 +241,8 @@ def problems(found: Entry) -> Iterator[str]:
     if found["registry"]["versions"] and not found["registry"]["champion"]:
         yield "no version is the champion; `vdmctl promote VERSION` makes one"
     if names := found["registry"]["unpublished"]:
-        advice = "a run with publish=true pushes those of runs; `dvc push` and `git push --follow-tags` push others"
+        others = "`dvc push --all-tags` and `git push --follow-tags` push the rest"
+        advice = f"a run with publish=true pushes what runs made; {others}"
         yield f"{', '.join(names)}: not pushed to any remote; {advice}"
 
 

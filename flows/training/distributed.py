@@ -41,7 +41,8 @@ from flows.training.collectives import STORE, local_rank
 from vdm.errors import TrainingDiverged
 
 ONE_MACHINE = "one machine"
-FULL_CARD = "OutOfMemoryError: "
+# As torch's allocator, CUDA and cuBLAS say it.
+FULL_CARD = ("OutOfMemoryError: ", "CUDA error: out of memory", "_ALLOC_FAILED")
 STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
 # How long a process that fails lives on, so that the agent first sees another one that died.
 BLAME_SECONDS = 1.0
@@ -71,8 +72,8 @@ def launch(function: Callable[[], Any], *, num_processes: int, max_restarts: int
             if failure.exitcode == Exit.RESUMABLE:
                 raise UserError(f"stopped; {again}", Exit.RESUMABLE) from failed
             starts, reason = 1 + max_restarts, f"process {rank} of {num_processes} {fate(failure)}"
-            if FULL_CARD in reason:
-                raise OutOfMemoryError(reason) from failed
+            if says_full_card(reason):
+                raise OutOfMemoryError(reason.partition("\n")[0]) from failed
             raise UserError(f"{reason}, on start {starts} of {starts}; {again}", Exit.BUG) from failed
     results = [outcome for _, outcome in sorted(outcomes.items())]
     if met := [result for result in results if isinstance(result, Exception)]:
@@ -144,10 +145,17 @@ def without_traceback(record: logging.LogRecord) -> bool:
     Return True: every record is logged.
     """
     error = record.exc_info[1] if record.exc_info else None
-    full = isinstance(error, ProcessRaisedException) and FULL_CARD in str(error)  # its text is a traceback
-    if full or isinstance(error, ProcessExitedException):
-        record.msg, record.args, record.exc_info = str(error).strip().splitlines()[-1], (), None
+    lines = [str(error)] if isinstance(error, ProcessExitedException) else []
+    if isinstance(error, ProcessRaisedException):  # its text is a traceback
+        lines = [line for line in str(error).splitlines() if says_full_card(line)]
+    if lines:
+        record.msg, record.args, record.exc_info = lines[-1], (), None
     return True
+
+
+def says_full_card(text: str) -> bool:
+    """Whether the text of an error says that the memory of a card ran out."""
+    return any(words in text for words in FULL_CARD)
 
 
 class OneMachine(RendezvousHandler):

@@ -2,6 +2,7 @@
 
 import csv
 import fcntl
+import logging
 import os
 import shutil
 import signal
@@ -22,9 +23,10 @@ from plant import wait_until
 from project import ROOT, Project, imports_torch, one_line, run_vdmctl, session
 from small import Small
 from test_runs import SLOW, remove_finished, stopped_in_validation
+from torch.multiprocessing.spawn import ProcessRaisedException
 
 from flows.core.errors import CheckpointError, Exit, UserError
-from flows.training.distributed import launch, results_of
+from flows.training.distributed import launch, results_of, without_traceback
 
 PARAMS = {
     "num_devices: 1": "num_devices: 2",
@@ -317,11 +319,27 @@ def test_an_error_of_another_process_than_the_first_is_raised() -> None:
         results_of(jobs.second, num_processes=3)
 
 
-def test_a_full_card_ends_the_processes_on_the_others(capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_full_card_ends_the_processes_on_the_others() -> None:
     reason = "^process 1 of 2 failed: OutOfMemoryError: CUDA out of memory. Tried"
     with patch.dict(os.environ), pytest.raises(torch.OutOfMemoryError, match=reason):
         results_of(jobs.full, num_processes=2)
-    assert "Traceback" not in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("line", "one_line"),
+    [
+        ("torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 20.00 GiB.", True),
+        ("torch.AcceleratorError: CUDA error: out of memory", True),
+        ("RuntimeError: CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`", True),
+        ("OSError: [Errno 28] No space left on device", False),
+    ],
+)
+def test_torchs_agent_logs_a_full_card_without_a_traceback(line: str, one_line: bool) -> None:
+    text = f"\n\n-- Process 3 terminated with the following error:\nTraceback:\n{line}\nCompile with TORCH_USE_CUDA_DSA"
+    error = ProcessRaisedException(text, 3, 7)
+    record = logging.LogRecord("agent", logging.ERROR, "", 0, "failed", (), (ProcessRaisedException, error, None))
+    assert without_traceback(record)
+    assert (record.getMessage(), record.exc_info is None) == (line if one_line else "failed", one_line)
 
 
 def test_the_readme_sets_what_two_machines_need() -> None:

@@ -56,7 +56,8 @@ def test_the_status_names_the_champion_and_the_versions_that_no_remote_has(copie
     assert found["registry"]["unpublished"] == ["vdm@v1.2.0"]
     assert [problem for problem in found["problems"] if "not pushed" in problem] == [
         "vdm@v1.2.0: not pushed to any remote; "
-        "a run with publish=true pushes those of runs; `dvc push` and `git push --follow-tags` push others"
+        "a run with publish=true pushes what runs made; "
+        "`dvc push --all-tags` and `git push --follow-tags` push the rest"
     ]
     assert not any("does not verify" in problem for problem in found["problems"])
 
@@ -551,7 +552,8 @@ def test_only_a_folder_outside_every_repository_is_to_be_left(tmp_path: Path) ->
 
 def test_refs_change_only_under_the_registrys_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Else two runs could count the same tags, and a note or a tag of one of them would be lost."""
-    project, unlocked, printed = Project.at(tmp_path), [], registry_git.printed
+    project, printed = Project.at(tmp_path), registry_git.printed
+    unlocked, seen = list[tuple[str, ...]](), set[str]()
     project.git("init", "--quiet", "--initial-branch=main")
     write_whole(tmp_path / "reports/evaluation/metrics.json", '{"bpd": 2.0}')
     project.git("add", "--all")
@@ -562,6 +564,7 @@ def test_refs_change_only_under_the_registrys_lock(tmp_path: Path, monkeypatch: 
 
     def noted(root: Path, *arguments: str, **options: Any) -> Any:
         changes = {"tag", "update-ref", "add", "remove", "merge"}.intersection(arguments)
+        seen.update(changes)
         if changes and holder_of(tmp_path / ".git/vdm-registry.lock") is None:
             unlocked.append(arguments)
         return printed(root, *arguments, **options)
@@ -572,4 +575,5 @@ def test_refs_change_only_under_the_registrys_lock(tmp_path: Path, monkeypatch: 
     publishing.merge_notes(tmp_path)
     publishing.withdraw(tmp_path, [version.commit], {})
     assert unlocked == []
+    assert {"tag", "add"} <= seen
     assert project.git("for-each-ref", "refs/tags") == ""
