@@ -98,6 +98,7 @@ def loop(api: Api) -> Entry:
             {
                 "name": one["name"],
                 "planned": whole_seconds(one["expected_start_time"]),
+                "pool": one["work_pool_name"],
                 "queue": one["work_queue_name"] if one["work_queue_id"] else None,
             }
             for one in planned
@@ -262,12 +263,18 @@ def problems_of_loop(server: Entry) -> Iterator[str]:
         advice = "`vdmctl serve` repairs the deployments of prefect.yaml when it starts"
         yield f"no run of {FLOW}/{name} starts, since its work queue was deleted; {advice}"
     for run in server.get("late", []):
-        late = f"run {run['name']}, planned for {run['planned']}, has not started"
-        if run["queue"] is None:
-            yield f"{late}, since it is in no work queue, or in one that was deleted; cancel it in Prefect's UI"
-            continue
-        option = f"--queue {shlex.quote(run['queue'])}"
-        advice = f"the option `{option}` makes the worker of `vdmctl serve` or `vdmctl worker` take its runs"
-        yield f"{late}; is a worker of the queue {run['queue']} online? {advice}"
+        yield f"run {run['name']}, planned for {run['planned']}, has not started{why_late(run)}"
     if (last := server.get("last_run")) and last["reason"]:
         yield f"the last run, {last['name']}, {last['state'].lower()} at {last['ended']}: {last['reason']}"
+
+
+def why_late(run: Entry) -> str:
+    """Return the end of the line about a run that is late: why that may be, and what to do."""
+    queue, pool = run["queue"], run["pool"]
+    if queue is None:
+        return ", since it is in no work queue, or in one that was deleted; cancel it in Prefect's UI"
+    if pool != POOL:
+        return f"; is a worker of the pool {pool} online? Those of `vdmctl` take only the runs of the pool {POOL}"
+    option = f"--queue {shlex.quote(queue)}"
+    advice = f"the option `{option}` makes the worker of `vdmctl serve` or `vdmctl worker` take its runs"
+    return f"; is a worker of the queue {queue} online? {advice}"

@@ -87,10 +87,19 @@ def test_the_status_names_a_missing_deployment_and_a_missing_pool(
         assert problem.startswith(f"{url}: not a Prefect server, or one of another version (501 ")
 
 
-@pytest.mark.parametrize(("key", "named"), [(None, "or in one that was deleted"), ("7", "`--queue nightly` makes")])
-def test_a_late_run_of_a_deleted_queue_is_not_said_to_wait_for_a_worker(key: str | None, named: str) -> None:
+@pytest.mark.parametrize(
+    ("pool", "key", "named"),
+    [
+        ("vdm", None, "or in one that was deleted"),
+        ("vdm", "7", "`--queue nightly` makes"),
+        ("gpu", "7", "is a worker of the pool gpu online"),
+    ],
+)
+def test_what_the_status_says_of_a_late_run_depends_on_its_pool_and_queue(
+    pool: str, key: str | None, named: str
+) -> None:
     late = {"name": "owl", "state_name": "Late", "expected_start_time": "T", "idempotency_key": None}
-    late |= {"work_queue_name": "nightly", "work_queue_id": key}
+    late |= {"work_pool_name": pool, "work_queue_name": "nightly", "work_queue_id": key}
 
     def ask(path: str, **given: Any) -> list[dict[str, Any]]:
         wanted = given.get("flow_runs", {}).get("state", {}).get("type", {}).get("any_")
