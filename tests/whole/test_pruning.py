@@ -16,6 +16,7 @@ from unittest.mock import Mock
 
 import pytest
 import torch
+from champions import crown
 from conftest import TINY
 from dvc.fs import localfs
 from dvc.repo import Repo
@@ -31,12 +32,11 @@ from flows.orchestration.pruning import Pruning, delete_runs, prune_history
 from flows.orchestration.server import Api, Refused
 from flows.process.locks import holder_of, lock_file
 from flows.registry.cache import BETWEEN_CHECKS, DIGEST, delete_files, needed, superfluous, used_in
-from flows.registry.git import registry_lock
 from flows.registry.pruning import delete_refs, make_plan
 from flows.registry.publishing import publish
 from flows.registry.storage import dvc_repository
 from flows.registry.verification import verify
-from flows.registry.versions import add_version, make_champion, record_refusal, resolve
+from flows.registry.versions import add_version, record_refusal, resolve
 from flows.training.fitting import build
 from flows.training.fitting import resolve as settings_of
 
@@ -64,11 +64,6 @@ def project(copied: Project) -> Project:
 
 def refuse(project: Project, reference: str) -> None:
     record_refusal(project.folder, resolve(project.folder, reference), "Refuse\n\n{}\n")
-
-
-def crown(project: Project, reference: str) -> None:
-    with registry_lock(project.folder):
-        make_champion(project.folder, resolve(project.folder, reference), "By hand")
 
 
 def prune(project: Project, *arguments: str, code: int = 0) -> dict[str, Any]:
