@@ -62,8 +62,12 @@ class Evaluation(NamedTuple):
 
     @property
     def monte_carlo_standard_error(self) -> float:
-        """The part of the standard error in bits/dim that more times per image would remove; NaN for one time each."""
-        return float(np.sqrt(self.diffusion_variance.sum()) / len(self.bpd))
+        """The part of the standard error in bits/dim that more times per image would remove; NaN for one time each.
+
+        With few times it is too large, but at most the whole error: see `stratified_variance`.
+        """
+        part = np.sqrt(self.diffusion_variance.sum()) / len(self.bpd)
+        return float(min(part, self.standard_error))  # of two, min returns the first if one is NaN
 
     def noise_levels(self, *, seed: int, num_timesteps: int | None) -> NoiseLevels:
         """Return the diffusion term at each noise level; the arguments are those of `evaluate`.
@@ -264,7 +268,8 @@ def stratified_variance(draws: np.ndarray) -> np.ndarray:
     """Return the variance of the mean of each row of draws (N,K) at rising stratified times: (N,), NaN if K is 1.
 
     Successive differences measure the noise and little of the trend over time, which stratification removes.  The trend
-    common to all rows is subtracted first, which matters when K is small.
+    common to all rows is subtracted first, which matters when K is small.  What differs between the trends of the rows
+    stays, so the variance is too large for few draws.
     """
     num_rows, num_draws = draws.shape
     if num_draws == 1:

@@ -169,7 +169,8 @@ def compare(
 ) -> None:
     """Compare two models: SECOND - FIRST in bits/dim, same images, times and noise (parameters `evaluate:`).
 
-    Also print the quality of both models' samples, if both were measured in the same features, with the same images.
+    Also print the quality of both models' samples, if both were drawn by the same sampler and measured in the same
+    features, with the same images.
     """
     if not 0 < confidence < 1:
         raise UserError(f"--confidence must lie between 0 and 1, got {confidence}", Exit.USAGE)
@@ -177,10 +178,9 @@ def compare(
     from flows.commands.summary import show
     from flows.evaluation.protocols import compare
     from flows.evaluation.results import common_figures
-    from flows.registry.versions import REFERENCE
 
     models = [(name, model_folder(name)) for name in (first, second)]
-    images = images or images_for(second if REFERENCE.fullmatch(second) else first)
+    images = images or images_for(first, second)
     samples = common_figures(*(sample_metrics(*model) for model in models))
     compared = compare(settings, *models, images=images, confidence=confidence, split=split)
     show(compared.model_copy(update={"samples": samples}), as_json)

@@ -3,6 +3,7 @@
 Heavy modules are imported inside the functions.
 """
 
+import logging
 import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,6 +14,8 @@ from flows.core.errors import Exit, UserError
 
 if TYPE_CHECKING:
     from flows.evaluation.results import SampleMetrics
+
+log = logging.getLogger(__name__)
 
 
 def model_folder(model: str) -> Path:
@@ -66,13 +69,24 @@ def sample_metrics(model: str, folder: Path) -> "SampleMetrics | None":
     return measured if measured.model_sha256 == model_sha256(folder) else None
 
 
-def images_for(model: str | None) -> Path:
-    """Return the image set to evaluate a model on: data/images, or if that is missing, the version's own."""
+def images_for(*models: str | None) -> Path:
+    """Return the image set to evaluate models on: data/images, or if that is missing, those of the last version.
+
+    Log a warning for a version that was trained with another image set, which may contain the evaluated images.
+    """
     from flows.registry.versions import REFERENCE, resolve
 
     images = ROOT / layout.IMAGES
-    if images.exists() or not model or not REFERENCE.fullmatch(model):
+    versions = [resolve(ROOT, model) for model in models if model and REFERENCE.fullmatch(model)]
+    if not versions:
         return images
+    from flows.images.store import data_sha256
     from flows.registry.storage import fetch_images
 
-    return fetch_images(ROOT, resolve(ROOT, model))
+    if not images.exists():
+        images = fetch_images(ROOT, versions[-1])
+    digest = data_sha256(images)
+    for version in versions:
+        if version.metrics.data_sha256 not in (None, digest):
+            log.warning("%s was trained with other images than %s, and may have seen these", version.name, images)
+    return images

@@ -20,12 +20,18 @@ from flows.process.streams import say, say_json
 commands = typer.Typer()
 
 
+def kept(folder: Path) -> Path:
+    """Return the project's own folder if this is DVC's copy of the project for an experiment, which DVC deletes."""
+    project, copy, _ = str(Path.cwd()).partition("/.dvc/tmp/exps/")
+    return Path(project, folder) if copy else folder
+
+
 @commands.command()
 def download() -> None:
     """Download or read the image set that `data:` names, check its checksums, and write data/images."""
     from flows.stages.download import download
 
-    download(parameters().data, out=layout.IMAGES, downloads=layout.DOWNLOADS)
+    download(parameters().data, out=layout.IMAGES, downloads=kept(layout.DOWNLOADS))
 
 
 @commands.command()
@@ -81,7 +87,7 @@ def train() -> None:
         validation=layout.VALIDATION,
         out=layout.TRAINED,
         curves=layout.CURVES,
-        runs=layout.STATES,
+        runs=kept(layout.STATES),
     )
 
 
@@ -102,7 +108,7 @@ def register() -> None:
         images=layout.IMAGES,
         out=layout.REGISTERED,
     )
-    forget(layout.STATES, model_sha256(layout.REGISTERED))
+    forget(kept(layout.STATES), model_sha256(layout.REGISTERED))
 
 
 @commands.command()

@@ -1,6 +1,5 @@
 """Compress images to a .vdmz file, and decompress it: both write their output completely or not at all."""
 
-import math
 import re
 from copy import deepcopy
 from pathlib import Path
@@ -44,10 +43,9 @@ class Compressed(Decompressed):
     """What `compress` has written, in bytes and in bits/dim.
 
     `net_bpd` counts every byte of the file.  `code_bpd` is what the images added that were encoded with the model: all
-    but `plain_images`, which are encoded first.  The noise that is drawn makes it vary around the bound, with
-    `code_bpd_standard_deviation`; in few steps it may be shorter (docs/codec.md).  `initial_bits` are pseudo-random
-    bits in the file.  `bound_bpd` is the bound of all images in as many steps, from 32 noise levels each; its standard
-    error is over images.
+    but `plain_images`, which are encoded first.  The noise that is drawn makes it vary around the bound; in few steps
+    it may be shorter (docs/codec.md).  `initial_bits` are pseudo-random bits in the file.  `bound_bpd` is the bound of
+    all images in as many steps, from 32 noise levels each; its standard error is over images.
     """
 
     batch_size: Count
@@ -55,7 +53,6 @@ class Compressed(Decompressed):
     file_bytes: Count
     net_bpd: Number
     code_bpd: Figure
-    code_bpd_standard_deviation: Figure
     initial_bits: Count
     plain_images: Count
     bound_bpd: Figure
@@ -94,29 +91,19 @@ def compress(
             require_same(Path(file.name), images, out, model=model, device=device)
         finish()
     pixel_bytes = images.number * vdm.num_dims
-    plain = min(most_plain(vdm.num_levels), images.number)
     return Compressed(
         out=str(out),
         **header.model_dump(include=set(Compressed.model_fields)),
         pixel_bytes=pixel_bytes,
         net_bpd=8 * written.file_bytes / pixel_bytes,
         **written._asdict(),
-        code_bpd_standard_deviation=deviation(bound, (images.number - plain) * vdm.num_dims),
-        plain_images=plain,
+        plain_images=min(most_plain(vdm.num_levels), images.number),
         bound_bpd=bound,
         bound_bpd_standard_error=error,
         verified=verify,
         pixels_sha256=digest.hex(),
         model_sha256=given,
     )
-
-
-def deviation(bound: float, num_dims: int) -> float | None:
-    """Return the standard deviation of the bits/dim of `num_dims` dimensions, coded at a bound; None for no dimensions.
-
-    log q - log p of Gaussians with a divergence of k nats has variance 2 k.
-    """
-    return math.sqrt(2 * bound / math.log(2) / num_dims) if num_dims else None
 
 
 def require_new_file(out: Path, source: Path, model: Path, *, force: bool) -> None:

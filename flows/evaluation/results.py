@@ -119,6 +119,11 @@ class SamplerSettings(Document):
     clip: bool
     precision: Precision
 
+    def is_like(self, other: "SamplerSettings") -> bool:
+        """Whether both draw in the same way, but for the seed and the rounding of another device."""
+        own = {"seed", "precision"}
+        return self.model_dump(exclude=own) == other.model_dump(exclude=own)
+
 
 class QualityFigure(Document):
     """A measure of the samples, and of the same number of held-out real images, with their standard errors."""
@@ -192,12 +197,14 @@ class Comparison(Document):
 def common_figures(first: SampleMetrics | None, second: SampleMetrics | None) -> dict[str, list[QualityFigure]] | None:
     """Return the figures that both models' samples have, or None if they cannot be compared.
 
-    They can if the features, the held-out images and the numbers of images are the same.
+    They can if the features, the held-out images, the numbers of images and the sampler are the same.
     """
     if first is None or second is None:
         return None
     alike = ("features_sha256", "data_sha256", "num_images", "num_training_images")
-    if any(getattr(first, name) != getattr(second, name) for name in alike):
+    if any(getattr(first, name) != getattr(second, name) for name in alike) or not first.sampler.is_like(
+        second.sampler
+    ):
         return None
     shared = [name for name in first.figures if name in second.figures]
     return {name: [first.figures[name], second.figures[name]] for name in shared}

@@ -252,6 +252,7 @@ def push_bytes(root: Path, tags: list[Tag], published: list[Tag]) -> dict[str, s
     """Push the tags' files to the DVC remote; return the tags whose files are lost or damaged, with the reason.
 
     Of published tags, and of tags that need no files, those that the remote lacks are pushed if they are in the cache.
+    So are cached copies of the metrics that git has, which `vdmctl prune` would miss at the remote.
     Raises NetworkError (exit 5) when the remote does not answer.
     """
     lost = {}
@@ -269,7 +270,7 @@ def push_bytes(root: Path, tags: list[Tag], published: list[Tag]) -> dict[str, s
             except UserError as error:
                 lost[tag.name] = str(error)
         known: set[str] = set()
-        for tag in published:
+        for tag in [*published, *(tag for tag in tags if tag.name not in lost)]:
             try:
                 known |= files_of(repo, root, [tag])
             except UserError as error:

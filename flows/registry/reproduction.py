@@ -28,8 +28,15 @@ class Reproduction(NamedTuple):
 def reproduction(root: Path) -> Reproduction | None:
     """Compare the outputs in the working tree with the commit's; None if that fails, as outside a repository."""
     try:
+        ours = lock_here(root)
+    except OSError:
+        return None
+    except UserError as error:  # such as the marks of a merge with conflicts
+        advice = f"`git checkout HEAD {layout.DVC_LOCK} && dvc repro` makes both anew"
+        return Reproduction(False, f"{error}, so the results may be of other inputs; {advice}", [])
+    try:
         commit = commit_of(root, "HEAD")
-        theirs, ours = read_lock(root, Tag("HEAD", commit)), lock_here(root)
+        theirs = read_lock(root, Tag("HEAD", commit))
         problem, stages = changes(root)
     except (DvcException, OSError, UserError):
         return None
@@ -54,6 +61,7 @@ def changes(root: Path) -> tuple[str, list[str]]:
         status = repo.status()
         # Not those in `status`: it also names an output that the cache lacks, whether it changed or not.
         outputs = {path for out in repo.index.outs for path in out.workspace_status()}
+        has_remote = bool(repo.config["core"].get("remote"))
     causes = {
         stage: {kind: paths for cause in found if isinstance(cause, dict) for kind, paths in cause.items()}
         for stage, found in status.items()
@@ -74,7 +82,10 @@ def changes(root: Path) -> tuple[str, list[str]]:
         problems.append(f"{shortened(sorted(missing))}: missing")
     if stages:
         problems.append(f"inputs of {', '.join(stages)} changed since they ran: {shortened(sorted(inputs))}")
-    return f"{'; '.join(problems)}; `dvc repro` restores or makes the outputs" if problems else "", stages
+    advice = "`dvc repro` restores or makes the outputs"
+    if missing and has_remote:
+        advice = "`dvc pull` restores what the remote has, and `dvc repro` makes the rest"
+    return "; ".join([*problems, advice] if problems else []), stages
 
 
 def changed_inputs(theirs: Lock, ours: Lock) -> str:

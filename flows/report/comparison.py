@@ -6,7 +6,7 @@ import numpy as np
 
 from flows.report.charts import ending
 from flows.report.page import Page, draw, grids, lineage
-from flows.report.quality import measures
+from flows.report.quality import measures, sampler
 from flows.report.results import Results
 from flows.report.templates import fill
 
@@ -51,6 +51,8 @@ def cautions(first: "SampleMetrics | None", second: "SampleMetrics | None") -> l
     if first.data_sha256 != second.data_sha256:
         return ["The samples were compared with different images, so compare each model with its test images only."]
     found = []
+    if not first.sampler.is_like(second.sampler):
+        found.append(f"The samples were drawn differently: {sampler(first.sampler)}; and {sampler(second.sampler)}.")
     if first.features_sha256 != second.features_sha256:
         possible = "only FID, KID and figures in pixels can be compared"
         found.append(f"The features are those of two different networks, so {possible}.")

@@ -56,11 +56,20 @@ def origin_here(folder: Path, parameters: Mapping[str, Any]) -> Origin:
     """Return where the model in the folder comes from if this project made it with these parameters."""
     commands = [
         "git checkout COMMIT     # the commit with the digests above",
+        *recorded_images(parameters),
         "make repro              # the environment, then every stage whose inputs changed",
         "vdmctl report           # says whether every output is identical to that of the commit",
         f"vdmctl evaluate {folder}    # the likelihood alone",
     ]
     return Origin(str(folder), parameters, {}, commands)
+
+
+def recorded_images(parameters: Mapping[str, Any]) -> list[str]:
+    """Return the command that restores images from a source of the user's, which `make repro` would read anew."""
+    data = parameters.get("data")
+    if not isinstance(data, Mapping) or not data.get("source"):
+        return []
+    return ["dvc checkout data/images || dvc pull data/images    # data.source may hold other images by now"]
 
 
 class Neighbour(NamedTuple):

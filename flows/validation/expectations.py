@@ -77,7 +77,8 @@ class Checker:
 
     def build_site(self, folder: Path) -> None:
         """Write the site of all results into a folder.  Raises the exception for which a page could not be written."""
-        backend = {"class_name": "TupleFilesystemStoreBackend", "base_directory": str(folder.absolute())}
+        place = str(folder.absolute()).replace("$", r"\$")  # Great Expectations would fill in variables
+        backend = {"class_name": "TupleFilesystemStoreBackend", "base_directory": place}
         index = {"class_name": "DefaultSiteIndexBuilder"}
         site = {"class_name": "SiteBuilder", "site_index_builder": index, "store_backend": backend}
         self.context.add_data_docs_site("site", site)

@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from documents import Document, words
-from results import BPD, ORIGIN, metrics, write_results
+from results import BPD, ORIGIN, metrics, sample_metrics, write_results
 
+from flows.evaluation.results import SampleMetrics
 from flows.images.store import data_sha256
 from flows.report.comparison import cautions, comparison, difference
 from flows.report.results import Files, read_results
@@ -126,3 +127,11 @@ def test_samples_of_different_numbers_are_not_compared_without_a_word(
     other.sample_metrics.write_text(other.sample_metrics.read_text().replace('"num_images": 16', '"num_images": 12'))
     text = words(Document(comparison(first, read_results(other, ORIGIN)).html).text)
     assert "16 samples with 60 training images, and 12 samples with 60 training images" in text
+
+
+def test_samples_of_another_sampler_are_not_compared_without_a_word() -> None:
+    first = SampleMetrics(**sample_metrics("a" * 64))
+    settings = first.sampler.model_copy(update={"num_timesteps": 7})
+    (caution,) = cautions(first, first.model_copy(update={"sampler": settings}))
+    assert caution.startswith("The samples were drawn differently: ")
+    assert "; and 7 steps of " in caution

@@ -160,3 +160,6 @@ def test_samples_are_compared_only_if_they_were_measured_alike() -> None:
     changes = {"features_sha256": digest, "data_sha256": digest, "num_images": 15, "num_training_images": 59}
     for change in ({name: value} for name, value in changes.items()):
         assert common_figures(one, other.model_copy(update=change)) is None
+    seeded, shorter = (one.sampler.model_copy(update=change) for change in ({"seed": 7}, {"num_timesteps": 7}))
+    assert common_figures(one, other.model_copy(update={"sampler": seeded})) is not None
+    assert common_figures(one, other.model_copy(update={"sampler": shorter})) is None

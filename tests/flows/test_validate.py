@@ -427,6 +427,17 @@ def test_the_picture_shows_histograms_and_offenders(image_set: Path) -> None:
         assert picture.height > height
 
 
+@pytest.mark.slow
+def test_the_site_is_in_a_folder_with_a_dollar_sign(image_set: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Great Expectations fills in environment variables in the paths that it is given."""
+    monkeypatch.setenv("PLACE", "elsewhere")
+    moved = image_set.parent / "a $PLACE, $MISSING" / "images"
+    moved.parent.mkdir()
+    image_set.rename(moved)
+    run_stage(moved)
+    assert (moved.parent / "report" / "data_docs" / "index.html").is_file()
+
+
 @pytest.mark.processes
 @pytest.mark.skipif(not shutil.which("chromium"), reason="chromium is not installed")
 def test_the_site_opens_in_a_browser_and_names_what_failed(image_set: Path, tmp_path: Path) -> None:

@@ -285,6 +285,14 @@ def test_the_monte_carlo_error_matches_repeated_evaluations(
     assert 0.75 * spread < claimed < 1.6 * spread
 
 
+def test_the_monte_carlo_error_is_at_most_the_whole_error() -> None:
+    """The images have other trends over time, which two draws do not tell from noise."""
+    draws = np.array([[0.0, 2.0], [2.0, 0.1], [0.2, 2.1], [2.2, 0.0]])
+    result = Evaluation(np.zeros(4), np.zeros(4), draws)
+    assert math.sqrt(stratified_variance(draws).sum()) / 4 > result.standard_error
+    assert result.monte_carlo_standard_error == result.standard_error
+
+
 def test_one_time_per_image_has_no_monte_carlo_error() -> None:
     assert np.isnan(stratified_variance(np.ones((3, 1)))).all()
 

@@ -6,9 +6,10 @@ from contextlib import nullcontext
 from unittest.mock import Mock
 
 import pytest
-from project import Project
+from project import Project, cached
 
 from flows.core.errors import NetworkError
+from flows.images.store import data_sha256
 from flows.orchestration.workspace import alike, compose_params, finished, workspace
 
 # The versions are trained when the first test asks for them.
@@ -34,6 +35,15 @@ def test_results_of_other_code_are_not_used(copied: Project) -> None:
     with workspace(copied.folder, compose_params(copied.folder, "HEAD", None, {}), "HEAD") as place:
         assert finished(place, shared=False) is None
         assert copied.run("git", "-C", str(place.folder), "status", "--porcelain").stdout == ""
+
+
+def test_the_recorded_images_are_taken_although_the_other_results_are_missing(copied: Project) -> None:
+    """`download` would read its source anew, which may hold other images by now."""
+    cached(copied, "models/vdm", "weights.safetensors", "v1.2.0").unlink()
+    copied.dvc("remote", "remove", "store")
+    with workspace(copied.folder, copied.git("show", "HEAD:params.yaml"), "HEAD") as place:
+        assert finished(place, shared=False) is None
+        assert data_sha256(place.folder / "data/images") == data_sha256(copied.folder / "data/images")
 
 
 def test_results_are_not_made_again_because_the_remote_does_not_answer(copied: Project) -> None:

@@ -75,7 +75,6 @@ def wait_for_state(plant: Plant, step: int) -> None:
     wait_until(saved, 600, plant.log)
 
 
-@pytest.mark.filterwarnings("ignore:_NoneStep.value:DeprecationWarning")  # of pygtrie, as DVC calls it
 def test_a_run_leaves_a_commit_on_its_branch_and_the_checkout_alone(plant: Plant) -> None:
     project = plant.project
     (project.folder / "README.md").write_text("work in progress")

@@ -149,6 +149,17 @@ def test_a_training_that_is_not_recorded_is_not_repeated(reproduced: Project) ->
     assert reproduced.up_to_date()
 
 
+def test_an_experiment_in_a_copy_keeps_its_training_state_in_the_project(reproduced: Project) -> None:
+    """DVC deletes the copy when the experiment ends, also after an interruption."""
+    states = reproduced.folder / ".vdm/runs"
+    before = set(states.glob("*"))
+    result = reproduced.new_dvc("exp", "run", "--temp", "--set-param", "train.steps=30", "train")
+    assert result.returncode == 0, result.stderr
+    (made,) = set(states.glob("*")) - before
+    shutil.rmtree(made)
+    assert reproduced.up_to_date()
+
+
 def test_the_report_says_that_other_images_explain_other_outputs(reproduced: Project) -> None:
     lock = (reproduced.folder / "dvc.lock").read_text()
     other = re.sub(r"(path: data/images\n\s+hash: md5\n\s+md5: )[\w.]+", rf"\g<1>{'0' * 32}.dir", lock)
@@ -470,10 +481,8 @@ def test_the_summary_names_the_bound_and_the_pictures(reproduced: Project) -> No
 
 def test_the_report_says_whether_the_outputs_are_those_of_the_commit(reproduced: Project) -> None:
     assert "every output is identical to that of commit" in reproduced.vdmctl("report").stdout
-    metrics, written = (
-        "reports/evaluation/metrics.json",
-        (reproduced.folder / "reports/evaluation/metrics.json").read_text(),
-    )
+    metrics = "reports/evaluation/metrics.json"
+    written = (reproduced.folder / metrics).read_text()
     (reproduced.folder / metrics).write_text(written + " ")
     assert f"{metrics}: changed after DVC recorded them; `dvc repro` rest" in reproduced.vdmctl("report").stdout
     reproduced.edit("params.yaml", **{"times_per_image:": "times_per_image: 3  #"})
@@ -494,6 +503,32 @@ def test_the_report_says_whether_the_outputs_are_those_of_the_commit(reproduced:
     shown = reproduced.vdmctl("report").stdout
     cache.with_name("aside").rename(cache)
     assert "every output is identical to that of commit" in shown
+
+
+def test_the_report_advises_to_pull_what_is_missing_if_there_is_a_remote(reproduced: Project) -> None:
+    reproduced.dvc("remote", "add", "--default", "--local", "store", "/nowhere")
+    model = reproduced.folder / "models" / "vdm"
+    model.rename(model.with_name("aside"))
+    shown = reproduced.vdmctl("report").stdout
+    model.with_name("aside").rename(model)
+    reproduced.dvc("remote", "remove", "--local", "store")
+    assert "models/vdm: missing; `dvc pull` restores what the remote has, and `dvc repro` makes the rest" in shown
+
+
+def test_the_report_names_a_lock_with_the_marks_of_a_merge(reproduced: Project) -> None:
+    lock = reproduced.folder / "dvc.lock"
+    lock.write_text("<<<<<<< HEAD\n" + lock.read_text())
+    result = reproduced.vdmctl("report", "--json")
+    reproduced.git("checkout", "--quiet", "HEAD", "dvc.lock")
+    found = json.loads(result.stdout)["reproduction"]
+    assert not found["is_equal"]
+    assert found["line"].startswith("dvc.lock: ")
+    assert found["line"].endswith("; `git checkout HEAD dvc.lock && dvc repro` makes both anew")
+
+
+def test_the_report_compares_outputs_with_those_of_the_commit(reproduced: Project) -> None:
+    metrics = "reports/evaluation/metrics.json"
+    written = (reproduced.folder / metrics).read_text()
 
     lock = (reproduced.folder / "dvc.lock").read_text()
     other = re.sub(r"(path: models/trained\n\s+hash: md5\n\s+md5: )\w+", rf"\g<1>{'0' * 32}", lock)

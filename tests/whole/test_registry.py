@@ -132,7 +132,10 @@ def test_a_version_is_evaluated_from_the_remote_when_the_cache_is_gone(copied: P
         assert result.returncode == 0, result.stderr
         assert json.loads(result.stdout) == expected
     assert len(list((copied.folder / ".vdm/models").iterdir())) == 1
-    compared = json.loads(copied.vdmctl("compare", "v1.0.0", "champion", "--json").stdout)
+    shown = copied.vdmctl("compare", "v1.0.0", "champion", "--json")
+    assert shown.stderr.count("trained with other images") == 1
+    assert "vdm@v1.0.0 was trained with other images than data/images, and may have seen these" in shown.stderr
+    compared = json.loads(shown.stdout)
     hashes = [model["model_sha256"] for model in compared["models"]]
     assert [model["model"] for model in compared["models"]] == ["v1.0.0", "champion"]
     assert compared["samples"] is None  # in the features of other images

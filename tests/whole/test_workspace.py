@@ -283,7 +283,6 @@ def test_a_shared_folder_on_a_missing_disk_is_named(plain: Project) -> None:
     assert raised.value.code is Exit.MISSING
 
 
-@pytest.mark.filterwarnings("ignore:_NoneStep.value:DeprecationWarning")  # of pygtrie, as DVC calls it
 def test_a_file_that_dvc_tracks_is_no_stage(plain: Project) -> None:
     (plain.folder / "notes.bin").write_bytes(b"x")
     plain.dvc("add", "notes.bin")
