@@ -5,17 +5,20 @@ Heavy modules are imported inside the commands.
 
 import shlex
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from flows.commands.arguments import ROOT, AsJson, parameters
 from flows.core import layout
-from flows.core.errors import Exit, UserError
+from flows.core.errors import Exit, UserError, brief
 from flows.core.files import read_bounded, written_last
 from flows.core.folders import contains
 from flows.process.ending import finish
-from flows.process.streams import say, say_json
+from flows.process.streams import say, say_json, say_on_stderr
+
+if TYPE_CHECKING:
+    from flows.registry.reproduction import Reproduction
 
 commands = typer.Typer()
 
@@ -150,10 +153,9 @@ def print_results(as_json: bool) -> None:
     from flows.commands.summary import summary
     from flows.core.documents import read
     from flows.evaluation.results import BoundMetrics
-    from flows.registry.reproduction import reproduction
 
     metrics = read(BoundMetrics, layout.METRICS, "run `dvc repro`")
-    compared = reproduction(ROOT)
+    compared = compared_with_commit()
     if as_json:
         say_json({"metrics": metrics.model_dump(), "reproduction": compared._asdict() if compared else None})
         return
@@ -175,6 +177,19 @@ def print_results(as_json: bool) -> None:
         say(f"{title}: {found}")
     if compared:
         say(compared.line)
+
+
+def compared_with_commit() -> "Reproduction | None":
+    """Return how the outputs differ from the commit's.  If that is unknown, print why on stderr and return None."""
+    from dvc.exceptions import DvcException
+
+    from flows.registry.reproduction import reproduction
+
+    try:
+        return reproduction(ROOT)
+    except (DvcException, OSError, UserError) as error:
+        say_on_stderr(f"the outputs are not compared with those of a commit: {brief(error)}")
+    return None
 
 
 @commands.command()

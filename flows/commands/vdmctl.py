@@ -39,7 +39,7 @@ app = typer.Typer(
     "Exit codes: 0 done, 1 a bug, or training that cannot continue (a full disk, a process that keeps dying), "
     "2 usage or parameters (also training that diverged), 3 the challenger was not promoted, 4 invalid data, "
     "5 a missing or damaged file, model or version, or one that cannot be written (a full disk), 6 busy, "
-    "75 stopped (Ctrl-C, SIGTERM): run it again.",
+    "75 stopped (Ctrl-C, SIGTERM, a closed terminal): run it again.",
     add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},

@@ -25,6 +25,7 @@ from flows.core.files import open_regular
 from flows.orchestration.deployments import POOL, PROJECT, prefect
 from flows.orchestration.engines import stop_engines
 from flows.orchestration.server import Api, configure, find_address, refusal, require_server, send
+from flows.process.ending import STOP
 from flows.process.groups import STOP_SECONDS
 from flows.process.kept import Kept
 from flows.process.lifeline import KILL_SECONDS, hold_what_starts
@@ -217,12 +218,12 @@ def worker_name(folder: Path) -> str:
 
 @contextmanager
 def until_stopped() -> Iterator[None]:
-    """Run the block until SIGINT or SIGTERM.  Processes that it starts end with this process.
+    """Run the block until a signal of STOP.  Processes that it starts end with this process.
 
     A shell starts background jobs, and so their children, with SIGINT ignored.
     """
     hold_what_starts()
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in STOP:
         signal.signal(number, signal.default_int_handler)
     try:
         yield

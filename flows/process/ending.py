@@ -12,7 +12,8 @@ from flows.core.errors import Exit
 from flows.core.escaping import visible
 from flows.core.files import remove_unfinished, write_whole
 
-STOP = (signal.SIGINT, signal.SIGTERM)
+# A closed terminal sends SIGHUP, which nohup makes a command ignore.
+STOP = (signal.SIGINT, signal.SIGTERM, *([] if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else [signal.SIGHUP]))
 STOPPED = "stopped; run again"
 
 
@@ -38,7 +39,7 @@ def record(message: str, code: Exit, *, network: bool = False) -> None:
 
 @contextmanager
 def on_stop(handler: Callable[..., object]) -> Iterator[None]:
-    """Handle SIGINT and SIGTERM with `handler` inside the block."""
+    """Handle the signals of STOP with `handler` inside the block."""
     before = {number: signal.signal(number, handler) for number in STOP}
     try:
         yield
@@ -48,7 +49,7 @@ def on_stop(handler: Callable[..., object]) -> Iterator[None]:
 
 
 def stop_at_once(*_: object) -> None:
-    """Handle SIGINT and SIGTERM in commands that have nothing to save: exit, and leave the outputs as they were.
+    """Handle a signal in commands that have nothing to save: exit, and leave the outputs as they were.
 
     This raises no exception, since a library could catch or wrap it.  It writes to the file descriptor, since the
     signal may have interrupted a write to `sys.stderr`.
@@ -63,7 +64,7 @@ def stop_at_once(*_: object) -> None:
 
 
 def finish() -> None:
-    """Ignore SIGINT and SIGTERM from now on, unless the command has set another handler.
+    """Ignore the signals of STOP from now on, unless the command has set another handler.
 
     For quick steps that must not be interrupted: moving all outputs to their places, and exiting.
     """

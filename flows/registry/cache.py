@@ -37,7 +37,8 @@ def cache_locked(root: Path) -> Iterator[Any]:
         except LockError as error:
             raise UserError(f"{root}: another DVC command is running; wait for it", Exit.BUSY) from error
         except DvcException as error:
-            raise UserError(f"{root}: {error}", Exit.MISSING) from error
+            advice = f"if no DVC command runs, delete {repo.tmp_dir}/rwlock, which a full disk may have cut short"
+            raise UserError(f"{root}: {brief(error)}; {advice}", Exit.MISSING) from error
         except OSError as error:
             reason = f"{repo.tmp_dir}: DVC cannot write its lock: {error.strerror}"
             raise UserError(f"{reason}; on a full disk, delete a file to make room for it", Exit.MISSING) from error

@@ -3,8 +3,6 @@
 from pathlib import Path
 from typing import NamedTuple
 
-from dvc.exceptions import DvcException
-
 from flows.core import layout
 from flows.core.documents import parse, read
 from flows.core.errors import UserError
@@ -25,21 +23,19 @@ class Reproduction(NamedTuple):
     """The stages whose inputs changed since they ran."""
 
 
-def reproduction(root: Path) -> Reproduction | None:
-    """Compare the outputs in the working tree with the commit's; None if that fails, as outside a repository."""
+def reproduction(root: Path) -> Reproduction:
+    """Compare the outputs in the working tree with the commit's.
+
+    Raises UserError, OSError and DvcException if that fails, as outside a repository or without a commit.
+    """
     try:
         ours = lock_here(root)
-    except OSError:
-        return None
     except UserError as error:  # such as the marks of a merge with conflicts
         advice = f"`git checkout HEAD {layout.DVC_LOCK} && dvc repro` makes both anew"
         return Reproduction(False, f"{error}, so the results may be of other inputs; {advice}", [])
-    try:
-        commit = commit_of(root, "HEAD")
-        theirs = read_lock(root, Tag("HEAD", commit))
-        problem, stages = changes(root)
-    except (DvcException, OSError, UserError):
-        return None
+    commit = commit_of(root, "HEAD")
+    theirs = read_lock(root, Tag("HEAD", commit))
+    problem, stages = changes(root)
     if problem:
         return Reproduction(False, problem, stages)
     differing = sorted(path for path, md5 in ours.outputs.items() if theirs.outputs.get(path) != md5)

@@ -124,8 +124,8 @@ def continued(project: Project, process: subprocess.Popen[str], undisturbed: byt
 def test_a_group_that_dies_too_often_or_is_asked_to_stop_continues_when_run_again(
     project: Project, undisturbed: bytes
 ) -> None:
-    """One run is ended three times: by a process that dies, by SIGINT to all as from a terminal, and by SIGTERM to one
-    in a validation.
+    """One run is ended three times: by a process that dies, by SIGHUP to all as from a terminal that is closed, and by
+    SIGTERM to one in a validation.
     """
     project.edit("vdm/training/validation.py", **SLOW)
     project.edit("params.yaml", **{"max_restarts: 3": "max_restarts: 0"})
@@ -141,7 +141,7 @@ def test_a_group_that_dies_too_often_or_is_asked_to_stop_continues_when_run_agai
 
     process = start(project)
     wait_for_state(project, process, 10)
-    os.killpg(process.pid, signal.SIGINT)
+    os.killpg(process.pid, signal.SIGHUP)
     _, errors = process.communicate(timeout=300)
     assert process.returncode == Exit.RESUMABLE, errors
     assert "continuing from step" in errors
@@ -170,7 +170,8 @@ def test_a_signal_to_one_process_stops_the_whole_group_and_torchrun_continues_it
 
 
 @pytest.mark.parametrize(
-    ("send", "number"), [(os.kill, signal.SIGINT), (os.kill, signal.SIGTERM), (os.killpg, signal.SIGINT)]
+    ("send", "number"),
+    [(os.kill, signal.SIGINT), (os.kill, signal.SIGTERM), (os.killpg, signal.SIGINT), (os.killpg, signal.SIGHUP)],
 )
 def test_a_group_stopped_while_it_starts_says_so_in_one_line(
     send: Callable[[int, int], None], number: signal.Signals, project: Project

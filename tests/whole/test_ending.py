@@ -64,9 +64,9 @@ def stopped(process: subprocess.Popen[str], number: signal.Signals, marker: Call
 
 
 def test_every_command_is_stopped_from_its_first_moment(small: Small) -> None:
-    """Both signals have one handler, which is set before the command is known; so the commands take turns."""
+    """All signals have one handler, which is set before the command is known; so the commands take turns."""
     for place, name in enumerate(COMMANDS):
-        number = (signal.SIGINT, signal.SIGTERM)[place % 2]
+        number = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)[place % 3]
         for attempt in range(5):
             process = small.start(name, *ARGUMENTS.get(name, []))
             # One moment each, over the imports of the quickest command, which ends by itself after 0.2 seconds; sooner
@@ -273,7 +273,7 @@ def test_the_exit_codes_are_documented() -> None:
     for text in (helped, (ROOT / "README.md").read_text()):
         codes = " ".join(text.partition("Exit codes:")[2].split())[:900]
         assert [code for code in Exit if f" {code.value} " not in f" {codes}"] == []
-        assert "75 stopped (Ctrl-C, SIGTERM)" in codes
+        assert "75 stopped (Ctrl-C, SIGTERM, a closed terminal)" in codes
 
 
 def test_a_reason_that_cannot_be_written_changes_no_exit_code(small: Small) -> None:

@@ -526,6 +526,15 @@ def test_the_report_names_a_lock_with_the_marks_of_a_merge(reproduced: Project) 
     assert found["line"].endswith("; `git checkout HEAD dvc.lock && dvc repro` makes both anew")
 
 
+def test_the_report_says_why_nothing_is_compared(reproduced: Project) -> None:
+    git = reproduced.folder / ".git"
+    git.rename(git.with_name("aside"))
+    result = reproduced.vdmctl("report", "--json")
+    git.with_name("aside").rename(git)
+    assert json.loads(result.stdout)["reproduction"] is None
+    assert result.stderr.startswith("the outputs are not compared with those of a commit: ")
+
+
 def test_the_report_compares_outputs_with_those_of_the_commit(reproduced: Project) -> None:
     metrics = "reports/evaluation/metrics.json"
     written = (reproduced.folder / metrics).read_text()

@@ -374,6 +374,15 @@ def test_a_disk_without_room_for_dvcs_lock_is_named(project: Project, full_disk:
     assert "/.dvc/tmp: DVC cannot write its lock: No space left on device; on a full disk, delete" in one_line(result)
 
 
+def test_a_lock_of_dvc_that_was_cut_short_is_to_be_deleted(project: Project) -> None:
+    lock = project.folder / ".dvc/tmp/rwlock"
+    lock.parent.mkdir(exist_ok=True)
+    lock.write_text('{"cut')
+    result = project.vdmctl("prune")
+    assert result.returncode == Exit.MISSING
+    assert f"; if no DVC command runs, delete {lock}, which" in one_line(result)
+
+
 def test_a_run_that_starts_meanwhile_loses_no_file(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     """The branches and tags are gone then, and the next prune removes the files that they named."""
     before = cached_files(project)

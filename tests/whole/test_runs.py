@@ -179,7 +179,7 @@ def stopped_in_validation(process: subprocess.Popen[str], *, after: str) -> str:
     return errors
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_run_stopped_while_it_starts_exits_75_too(number: signal.Signals, project: Project) -> None:
     process = start(project)
     while not imports_torch(process.pid):
