@@ -101,6 +101,8 @@ class Model(Section):
             raise ValueError(f"gamma_0 must lie below gamma_1, got {self.gamma_0} and {self.gamma_1}")
         if self.width % self.norm_groups:
             raise ValueError(f"width must be a multiple of norm_groups, got {self.width} and {self.norm_groups}")
+        if self.width == self.norm_groups:  # the norm of one channel takes away what gamma_t adds to it
+            raise ValueError(f"norm_groups must be less than width, or the network ignores gamma_t; got {self.width}")
         return self
 
 

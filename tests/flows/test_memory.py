@@ -137,12 +137,13 @@ def test_every_preset_trains_with_80_gib_and_does_the_rest_with_24(
 
 
 def test_a_model_that_cannot_be_built_for_the_images_is_one_line(project: Callable[..., None]) -> None:
-    project(**{"norm_groups: 4": "norm_groups: 8"})
+    project()
     params = read_params(Path("params.yaml"))
+    model = params.model.model_copy(update={"norm_groups": 8})
     pixels = np.zeros((2, 1, 1, 1), np.uint8)
     one_pixel = ImageSet({"num_levels": 17, "image_shape": (1, 1, 1)}, pixels, pixels[:0], pixels)
     with pytest.raises(UserError, match=r"^model: norm_groups 8 normalises single numbers") as raised:
-        train.require_memory(params.model, params.train, one_pixel, torch.device("cpu"), 1)
+        train.require_memory(model, params.train, one_pixel, torch.device("cpu"), 1)
     assert raised.value.code is Exit.USAGE
 
 

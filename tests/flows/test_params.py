@@ -80,6 +80,7 @@ def test_numbers_are_read_as_dvc_reads_them(tmp_path: Path) -> None:
         ("keep: best", "keep: first", "train.keep: input should be 'best' or 'last', got 'first'"),
         ("patience: null", "patience: 0", "train.patience: input should be greater than or equal to 1, got 0"),
         ("norm_groups: 8", "norm_groups: 7", "model: width must be a multiple of norm_groups, got 32 and 7"),
+        ("norm_groups: 8", "norm_groups: 32", "model: norm_groups must be less than width, or the network ignores"),
     ],
 )
 def test_an_error_names_file_line_and_key(old: str, new: str, message: str, tmp_path: Path) -> None:

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from vdm import codec
 from vdm.codec import FRACTION, TOTAL, Codec, decode_plainly, encode_plainly, gaussian_tables, normal_cdf
-from vdm.discretization import pixels_to_x
+from vdm.diffusion import diffuse
+from vdm.discretization import log_p_pixels, pixels_to_x
 from vdm.model import VDM
 from vdm.schedule import LinearSchedule, alpha, sigma
 from vdm.vlb import bits_per_dim, finite_diffusion_loss, prior_loss, reconstruction_loss
@@ -140,6 +141,46 @@ def test_pixels_are_coded_in_parts_that_change_no_bit(
     assert coders[0].state == coders[1].state
     assert (tested.pop_pixels(coders[0], z) == pixels).all()
     assert coders[0].state == 7**12000
+
+
+def test_pixels_are_coded_under_p_of_x_given_z_0(tiny_model: Callable[..., VDM]) -> None:
+    """At a gamma_0 at which alpha_0 is not near 1 and z_0 leaves several levels possible."""
+    model = tiny_model(gamma_0=-2.0).double()
+    tested, gamma_0 = Codec(model, 3), torch.tensor(-2.0, dtype=torch.float64)
+    z_0 = tested.first_mean(some_pixels(2))
+    x = pixels_to_x(torch.from_numpy(some_pixels(2)), 17, torch.float64)
+    torch.testing.assert_close(z_0, diffuse(x, gamma_0, torch.zeros_like(x)))
+    z = z_0.reshape(-1, 1, 1, 1)
+    log_p = torch.stack([log_p_pixels(torch.full_like(z, level).long(), z, gamma_0, 17) for level in range(17)], dim=1)
+    shares = np.diff(tested.pixel_tables(z_0.flatten())) / TOTAL
+    np.testing.assert_allclose(shares, log_p.exp(), atol=1e-8)
+
+
+def test_a_standard_deviation_has_as_many_cells_as_are_asked_for(tiny_model: Callable[..., VDM]) -> None:
+    """Up to the factor of sqrt(2) by which a power of two may differ from it."""
+    tested = Codec(tiny_model().double(), 100, 16)
+    widths = [min(pair) / FRACTION for pair in zip(tested.forward, tested.backward, strict=True)]
+    assert all(16 / math.sqrt(2) - 0.01 < width < 16 * math.sqrt(2) + 0.01 for width in widths)
+
+
+def test_noise_is_drawn_from_scattered_bits_and_nothing_else_is(tiny_model: Callable[..., VDM]) -> None:
+    """Noise drawn from bits as they are would follow the errors of the network: the code would be longer."""
+
+    class Notes(OneInteger):
+        popped, pushed = list[bool](), list[bool]()
+
+        def push(self, starts: np.ndarray, frequencies: np.ndarray, *, scattered: bool = False) -> None:
+            self.pushed.append(scattered)
+            super().push(starts, frequencies, scattered=scattered)
+
+        def pop(self, tables: np.ndarray, rows: np.ndarray, *, scattered: bool = False) -> np.ndarray:
+            self.popped.append(scattered)
+            return super().pop(tables, rows, scattered=scattered)
+
+    coder = Notes(7**3000)
+    Codec(tiny_model().double(), 2, 4).encode(coder, some_pixels(1))
+    assert coder.popped == [True] * 3
+    assert set(coder.pushed) == {False}
 
 
 def test_plain_images_come_back() -> None:

@@ -15,6 +15,7 @@ from vdm.evaluation import (
     Evaluation,
     evaluate,
     image_noise,
+    memory_needed,
     paired_difference,
     shares,
     stratified_times,
@@ -143,6 +144,11 @@ def test_bfloat16_changes_the_figure_by_less_than_a_tenth_of_its_error(
 def test_shares_are_of_whole_batches(num_images: int, count: int, expected: list[tuple[int, int]]) -> None:
     found = shares(num_images, count, batch_size=13, times_per_image=4)
     assert [(share.start, share.stop) for share in found] == expected
+
+
+def test_a_batch_takes_no_memory_for_images_that_there_are_not() -> None:
+    sizes = {"num_dims": 64, "network_bytes": 1000, "num_images": 2, "times_per_image": 4}
+    assert memory_needed(**sizes, batch_size=8) == memory_needed(**sizes, batch_size=1000)
 
 
 def test_every_image_is_evaluated_once_and_independently(tiny_model: Callable[..., VDM], digits: np.ndarray) -> None:

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import TINY, peak
+from torch.nn.functional import silu
 from trainings import SETTINGS as TRAINING
 
 from vdm import evaluation, network, ode, sampling
@@ -49,6 +50,16 @@ def test_images_of_any_channels_and_size_are_accepted(
 def test_the_initial_prediction_is_the_input() -> None:
     z = torch.randn(2, 3, 8, 8)
     assert torch.equal(predictor()(z, torch.tensor([-13.3, 5.0])), z)
+
+
+def test_the_blocks_of_a_new_network_add_nothing() -> None:
+    new = predictor()
+    x = torch.randn(2, 8, 5, 5)
+    assert torch.equal(new.middle_1(x, torch.randn(2, 32)), x)
+    assert torch.equal(new.middle_attention(x), x)
+    assert not new.middle_1.project.weight.any()
+    wide = torch.randn(2, 16, 5, 5)
+    assert torch.equal(new.up[0](wide, torch.randn(2, 32)), new.up[0].shortcut(wide))  # type: ignore[operator, union-attr]
 
 
 def test_the_papers_cifar10_network_has_30_58_million_parameters() -> None:
@@ -96,6 +107,18 @@ def test_invalid_arguments_are_refused(change: dict[str, Any]) -> None:
     (name,) = change
     with pytest.raises(ValueError, match=name):
         predictor(**change)
+
+
+@pytest.mark.parametrize("change", [{"image_shape": (8, 8)}, {"num_levels": 1}, {"num_levels": 2**16 + 1}])
+def test_what_is_no_image_is_refused(change: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="images cannot have shape"):
+        VDM(**TINY | change)
+
+
+def test_every_norm_has_the_chosen_groups_and_epsilon() -> None:
+    modules = predictor(attention_everywhere=True, norm_groups=2, norm_eps=1e-3).modules()
+    norms = [module for module in modules if isinstance(module, torch.nn.GroupNorm)]
+    assert {(norm.num_groups, norm.eps) for norm in norms} == {(2, 1e-3)}
 
 
 def test_a_group_of_one_number_cannot_be_normalised() -> None:
@@ -201,6 +224,35 @@ def test_the_time_embedding_spans_a_thousand_radians() -> None:
     torch.testing.assert_close(embedding[1], torch.cat([angles.sin(), angles.cos()]))
 
 
+def test_the_condition_is_that_of_googles_score_unet() -> None:
+    """swish(dense(swish(dense(embedding and flag)))), added to a block between its convolution and its second norm.
+
+    The recorded networks of others cannot show this: their width is the number of their groups, so the second norm
+    takes away what the condition adds to a channel.
+    """
+    model = predictor(augmentation_input=True).double()
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    gamma, flag = torch.tensor([-13.3, -3.0, 5.0], dtype=torch.float64), torch.tensor([0.0, 1.0, 1.0])
+    time = 1000 * (gamma.numpy()[:, None] + 13.3) / 18.3 * 10_000.0 ** (-np.arange(4) / 3)
+    condition = np.concatenate([np.sin(time), np.cos(time), flag.numpy()[:, None]], axis=1)
+    for layer in (model.condition_1, model.condition_2):
+        condition = condition @ layer.weight.detach().numpy().T + layer.bias.detach().numpy()
+        condition = condition / (1 + np.exp(-condition))
+    found = model.condition(gamma, flag)
+    np.testing.assert_allclose(found.detach(), condition)
+    block, x = model.middle_1, torch.randn(3, 8, 5, 5, dtype=torch.float64)
+    shift = (found @ block.project.weight.T)[:, :, None, None]
+    h = block.norm_2(block.conv_1(silu(block.norm_1(x))) + shift)
+    torch.testing.assert_close(block(x, found), x + block.conv_2(silu(h)))
+    assert (block(x, found) - block(x, 0 * found)).abs().max() > 0.1
+
+
+def test_the_ends_of_the_schedule_scale_the_time() -> None:
+    network = VDM(**TINY).network
+    assert (network.gamma_min, network.gamma_max) == (TINY["gamma_0"], TINY["gamma_1"])
+
+
 @pytest.mark.parametrize("changes", [{"width": 7}, {"width": 2, "norm_groups": 2}, {"width": 8, "norm_groups": 3}])
 def test_invalid_widths_are_refused(changes: dict[str, int]) -> None:
     with pytest.raises(ValueError, match="width"):
@@ -244,6 +296,15 @@ def test_dropout_is_independent_and_keeps_the_mean(p: float, dtype: torch.dtype)
     assert abs(zero.mean()) < 5 * error
     for lag in range(1, 9):  # four neighbours are parts of one random number
         assert abs((zero[lag:] * zero[:-lag]).mean()) < 5 * error * (p * (1 - p)) ** 0.5
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_the_network_drops_values_in_training_alone(training: bool) -> None:
+    network = predictor(dropout=0.5).train(training)
+    for parameter in network.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    z, gamma = torch.randn(2, 3, 6, 6), torch.tensor([-3.0, 1.0])
+    assert torch.equal(network(z, gamma), network(z, gamma)) == (not training)
 
 
 def test_dropout_is_drawn_from_torchs_seed() -> None:

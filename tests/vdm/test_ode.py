@@ -23,6 +23,7 @@ from vdm.ode import (
     importance_weighted,
     log_density,
     log_weight,
+    memory_needed,
 )
 from vdm.schedule import alpha, sigma
 from vdm.vlb import bits_per_dim
@@ -176,6 +177,12 @@ def test_results_do_not_depend_on_the_other_images(tiny_model: Callable[..., VDM
     np.testing.assert_allclose(many[:2], few, atol=5e-3)
 
 
+def test_the_seed_decides_draws_and_probes() -> None:
+    first, second = (dequantisation_draws(seed, range(2), 2, 3, (1, 8, 8)) for seed in (0, 1))
+    for one, other in zip(first, second, strict=True):
+        assert not np.array_equal(one, other)
+
+
 @pytest.mark.parametrize("name", ["num_draws", "num_probes", "batch_size"])
 def test_counts_with_which_no_evaluation_is_possible_are_refused(
     name: str, tiny_model: Callable[..., VDM], digits: np.ndarray
@@ -183,6 +190,23 @@ def test_counts_with_which_no_evaluation_is_possible_are_refused(
     settings = {"seed": 0, "num_draws": 1, "num_probes": 1, "batch_size": 4, "dequantisation": "uniform", name: -1}
     with pytest.raises(ValueError, match=f"{name} must be a whole number of at least 1, got -1"):
         evaluate_ode(tiny_model(), digits[:1], solve=dopri5(1e-3), **settings)  # type: ignore[arg-type]
+
+
+def test_an_unknown_dequantisation_is_refused(tiny_model: Callable[..., VDM], digits: np.ndarray) -> None:
+    settings = {"seed": 0, "num_draws": 1, "num_probes": 1, "batch_size": 4, "dequantisation": "normal"}
+    with pytest.raises(ValueError, match="unknown dequantisation 'normal'"):
+        evaluate_ode(tiny_model(), digits[:1], solve=dopri5(1e-3), **settings)  # type: ignore[arg-type]
+
+
+def test_dropout_does_not_change_figures(tiny_model: Callable[..., VDM], digits: np.ndarray) -> None:
+    settings = {"seed": 0, "num_draws": 1, "num_probes": 1, "batch_size": 4, "dequantisation": "uniform"}
+    with pytest.raises(ValueError, match="in training mode, with dropout"):
+        evaluate_ode(tiny_model(dropout=0.1).train(), digits[:1], solve=dopri5(1e-3), **settings)  # type: ignore[arg-type]
+
+
+def test_the_memory_of_the_exact_divergence_counts_a_probe_for_each_dimension(tiny_model: Callable[..., VDM]) -> None:
+    exact, one = (memory_needed(tiny_model(), num_images=1, num_draws=1, num_probes=n, batch_size=4) for n in (0, 1))
+    assert exact - one == 8 * 64 * (64 - 1)
 
 
 @pytest.mark.slow

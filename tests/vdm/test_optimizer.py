@@ -32,6 +32,15 @@ def test_biases_norms_and_the_schedule_are_not_decayed(tiny_model: Callable[...,
     assert sorted(every) == sorted(map(id, model.parameters()))
 
 
+@pytest.mark.parametrize("kind", ["adamw", "muon"])
+def test_every_matrix_is_decayed_and_every_moment_has_its_rate(tiny_model: Callable[..., VDM], kind: Any) -> None:
+    model = tiny_model()
+    used = optimizers(model, kind, betas=(0.9, 0.99), weight_decay=0.5)
+    decays = {id(p): optimizer.weight_decay for optimizer in used for p in optimizer.parameters}
+    assert {decays[id(p)] for p in model.network.parameters() if p.ndim > 1} == {0.5}
+    assert {tuple(optimizer.betas) for optimizer in used if isinstance(optimizer, AdamW)} == {(0.9, 0.99)}
+
+
 def test_muon_trains_the_matrices_of_the_blocks(tiny_model: Callable[..., VDM]) -> None:
     model = tiny_model()
     *_, muon = optimizers(model, "muon", betas=(0.9, 0.99), weight_decay=0.5)

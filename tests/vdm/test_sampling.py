@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from vdm import evaluation, sampling
+from vdm.diffusion import reverse_step
 from vdm.model import VDM
 from vdm.sampling import Solver, Step, fill_in, memory_needed, noise_levels, sample, trajectory
 from vdm.schedule import alpha, sigma
@@ -34,12 +35,12 @@ def gaussian_model(tiny_model: Callable[..., VDM], **changes: Any) -> VDM:
     return model
 
 
-@pytest.mark.parametrize(("num_levels", "dtype"), [(2, torch.uint8), (17, torch.uint8), (1024, torch.int32)])
+@pytest.mark.parametrize(("num_levels", "dtype"), [(2, torch.uint8), (256, torch.uint8), (1024, torch.int32)])
 def test_samples_are_pixels(num_levels: int, dtype: torch.dtype, tiny_model: Callable[..., VDM]) -> None:
     pixels = sample(tiny_model(num_levels=num_levels, image_shape=(3, 5, 7)), range(3), solver(), seed=0)
     assert pixels.shape == (3, 3, 5, 7)
     assert pixels.dtype == dtype
-    assert pixels.max() < num_levels
+    assert pixels.max().item() < num_levels
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
@@ -93,11 +94,35 @@ def test_the_error_without_noise_falls_with_the_order(order: int, grid: str, tin
     assert error(100) / error(200) == pytest.approx(2**order, rel=0.15)
 
 
-def test_the_noise_levels_run_from_noise_to_data(tiny_model: Callable[..., VDM]) -> None:
+def bent_model(tiny_model: Callable[..., VDM]) -> VDM:
+    """Return a model whose schedule is far from a straight line."""
     model = tiny_model(schedule="learned_monotone")
     with torch.no_grad():
         model.schedule.bias.add_(3)  # type: ignore[union-attr, operator]
         model.schedule.outer.mul_(500)  # type: ignore[union-attr, operator]
+    return model
+
+
+def test_steps_of_unequal_length_extrapolate_to_their_middle(tiny_model: Callable[..., VDM]) -> None:
+    """The second order is exact for an x_hat that is linear in gamma, here gamma itself."""
+    model = bent_model(tiny_model).double()
+
+    def gives_gamma(z_t: torch.Tensor, gamma_t: torch.Tensor) -> torch.Tensor:
+        gamma = gamma_t.reshape(-1, 1, 1, 1)
+        return (z_t - alpha(gamma) * gamma) / sigma(gamma)
+
+    model.network.forward = gives_gamma  # type: ignore[assignment]
+    settings = solver(order=2, eta=0.0, grid="t", clip=False)
+    z = [step.z for step in trajectory(model, range(2), settings, seed=0)]
+    gammas = noise_levels(model.schedule, settings).detach()
+    for i in (1, 2, 3):
+        middle = (gammas[i] + gammas[i + 1]).expand_as(z[0]) / 2
+        expected = reverse_step(z[i - 1], middle, torch.zeros_like(middle), gammas[i + 1], gammas[i], eta=0.0)
+        torch.testing.assert_close(z[i], expected)
+
+
+def test_the_noise_levels_run_from_noise_to_data(tiny_model: Callable[..., VDM]) -> None:
+    model = bent_model(tiny_model)
     levels = noise_levels(model.schedule, solver(num_timesteps=4)).detach()
     np.testing.assert_allclose(levels, [5.0, 2.0, -1.0, -4.0, -7.0], atol=1e-5)
     bent = noise_levels(model.schedule, solver(num_timesteps=4, grid="t")).detach()
@@ -160,13 +185,20 @@ def test_a_model_that_predicts_no_numbers_is_an_error(
         {"eta": 1.1},
         {"eta": math.nan},
         {"grid": "x"},
+        {"precision": "bf16"},
     ],
 )
 def test_a_solver_that_does_not_exist_is_refused(change: dict[str, Any], tiny_model: Callable[..., VDM]) -> None:
     with pytest.raises(
-        ValueError, match=r"^num_timesteps must be a whole|^a solver has order|^unknown grid 'x': gamma, t$"
+        ValueError, match=r"^num_timesteps must be a whole|^a solver has order|^unknown (grid|precision) "
     ):
         sample(tiny_model(), range(2), solver(**change), seed=0)
+
+
+def test_pixels_are_not_filled_in_with_dropout(tiny_model: Callable[..., VDM]) -> None:
+    known, missing = torch.zeros(1, 8, 8, dtype=torch.int64), torch.ones(8, 8, dtype=torch.bool)
+    with pytest.raises(ValueError, match="in training mode, with dropout"):
+        list(fill_in(tiny_model(dropout=0.1).train(), known, missing, range(2), solver(), seed=0, repeats=1))
 
 
 def test_pixels_are_filled_in_at_least_once(tiny_model: Callable[..., VDM]) -> None:
@@ -190,6 +222,15 @@ def test_what_is_no_image_or_no_mask_is_not_filled_in(
         list(fill_in(tiny_model(), known.long(), missing.bool(), range(2), solver(), seed=0, repeats=1))
 
 
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_the_network_alone_computes_in_the_chosen_precision(precision: str, tiny_model: Callable[..., VDM]) -> None:
+    model, found = tiny_model(), set[torch.dtype]()
+    model.network.middle_1.conv_1.register_forward_hook(lambda *given: found.add(given[-1].dtype))  # type: ignore[union-attr]
+    *_, last = trajectory(model, range(2), solver(precision=precision), seed=0)
+    assert found == {getattr(torch, precision)}
+    assert last.z.dtype == torch.float32
+
+
 def test_clipping_limits_what_the_network_predicts(tiny_model: Callable[..., VDM]) -> None:
     model = tiny_model()
     free, clipped = (
@@ -204,6 +245,20 @@ def filled(model: VDM, known: torch.Tensor, missing: torch.Tensor, **changes: An
     settings = solver(num_timesteps=100, clip=False)
     *_, last = fill_in(model, known, missing, range(300), settings, seed=0, **{"repeats": 3, **changes})
     return last
+
+
+def test_an_image_that_is_filled_in_depends_on_its_index_and_the_seed(tiny_model: Callable[..., VDM]) -> None:
+    model, known = tiny_model().double(), torch.zeros(1, 8, 8, dtype=torch.uint8)
+    missing = torch.ones(8, 8, dtype=torch.bool)
+
+    def last(indices: list[int], seed: int) -> torch.Tensor:
+        *_, step = fill_in(model, known, missing, indices, solver(), seed=seed, repeats=2)
+        return step.z
+
+    images = last([0, 1, 2], 0)
+    torch.testing.assert_close(last([2], 0), images[2:])
+    assert not torch.allclose(last([2], 1), images[2:])
+    assert not torch.allclose(images[1], images[2])
 
 
 @pytest.mark.slow

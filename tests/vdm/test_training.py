@@ -191,6 +191,11 @@ def test_bfloat16_follows_the_float32_loss(tiny_model: Callable[..., VDM], digit
     assert losses["bfloat16"] != losses["float32"]
 
 
+def test_a_model_in_evaluation_mode_is_trained_with_dropout(tiny_model: Callable[..., VDM], digits: np.ndarray) -> None:
+    plain, dropped = (fit(tiny_model(dropout=p).eval(), digits[:64], **SETTINGS | {"steps": 1}) for p in (0, 0.5))
+    assert dropped.records[0].bpd != plain.records[0].bpd
+
+
 def test_a_loss_that_is_not_finite_stops_the_run_at_that_step(
     tiny_model: Callable[..., VDM], digits: np.ndarray
 ) -> None:
@@ -390,13 +395,38 @@ def test_steps_and_seeds_have_their_own_noise_and_processes_their_own_dropout(
 
 
 def test_a_line_of_the_log_has_every_mean_under_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = iter([10.0, 14.0, 15.0])
+    clock = iter([10.0, 14.0, 15.0, 17.0, 18.0])
     monkeypatch.setattr(training_log, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
     log = TrainingLog()
     log.add(1, torch.tensor([1.0, 2.0, 4.0, 8.0]))
     log.add(2, torch.tensor([3.0, 4.0, 6.0, 10.0]))
     line = log.line(2, ends=(-7.0, 5.0), learning_rate=0.1, batch_size=16, validation=(2.5, 0.5))
     assert line == (2, 10.0, 2.0, 3.0, 5.0, -7.0, 5.0, 9.0, 0.1, 2.5, 0.5, 8.0)
+    log.add(3, torch.tensor([5.0, 6.0, 7.0, 8.0]))
+    line = log.line(3, ends=(-6.0, 4.0), learning_rate=0.2, batch_size=16, validation=None)
+    assert line == (3, 18.0, 5.0, 6.0, 7.0, -6.0, 4.0, 8.0, 0.2, None, None, 8.0)
+
+
+@pytest.mark.parametrize("figure", range(4))
+def test_a_loss_or_gradient_that_is_not_finite_ends_training(figure: int) -> None:
+    figures = torch.ones(4)
+    figures[figure] = math.inf
+    with pytest.raises(TrainingDiverged, match="step 7: the loss is "):
+        TrainingLog().add(7, figures)
+
+
+def test_a_line_has_the_losses_of_its_step_in_bits_and_the_schedules_ends(
+    tiny_model: Callable[..., VDM], digits: np.ndarray
+) -> None:
+    trainer = start(tiny_model(), digits[:64], **SETTINGS | {"log_every": 1})
+    batch = trainer.draw()
+    terms = trainer.model(batch.pixels, batch.eps, batch.t)
+    line = trainer.step()
+    assert line is not None
+    losses = (line.prior_bpd, line.reconstruction_bpd, line.diffusion_bpd)
+    assert losses == pytest.approx([bits_per_dim(term.mean(), 64).item() for term in terms])
+    schedule = trainer.model.schedule
+    assert (line.gamma_0, line.gamma_1) == (schedule.gamma_0.item(), schedule.gamma_1.item())
 
 
 def test_an_interrupted_step_is_repeated_as_if_it_had_not_begun(
@@ -434,6 +464,20 @@ def test_the_optimizer_gets_clipped_gradients_and_the_rate_of_the_step(
     assert rates == pytest.approx([0.5e-3, 1e-3, 1e-3, 0.5e-3])
     assert norms == pytest.approx([0.01] * 4, rel=1e-3)  # without a limit they are far above it
     assert [record.learning_rate for record in trainer.records] == pytest.approx(rates)
+
+
+def test_gradients_without_a_limit_stay_as_they_are(tiny_model: Callable[..., VDM], digits: np.ndarray) -> None:
+    norms = []
+    for limit in (None, 1e6):
+        changes = {"steps": 1, "max_gradient_norm": limit}
+        trainer = start(tiny_model(), digits[:64], **SETTINGS | changes)
+
+        def step(rate: float, trainer: Trainer = trainer) -> None:
+            norms.append(torch.cat([p.grad.flatten() for p in trainer.on_bound if p.grad is not None]).norm().item())
+
+        trainer.optimizers = [SimpleNamespace(step=step)]  # type: ignore[list-item]
+        trainer.step()
+    assert norms[0] == norms[1] > 1
 
 
 def test_the_gradient_of_the_shape_is_not_clipped_with_that_of_the_bound(

@@ -38,6 +38,19 @@ def run(trainer: Trainer) -> Trainer:
     return trainer
 
 
+@pytest.mark.parametrize("with_validation", [True, False])
+def test_a_run_ends_with_a_line_and_a_validation(
+    with_validation: bool, tiny_model: Callable[..., VDM], digits: np.ndarray
+) -> None:
+    settings = {"steps": 3, "every_steps": 2, "log_every": 2}
+    trainer = validated(tiny_model(), digits[:16], digits[16:18], **settings)
+    if not with_validation:
+        trainer.validation = None
+    run(trainer)
+    lines = [(line.step, line.validation_bpd is not None) for line in trainer.records]
+    assert lines == [(2, with_validation), (3, with_validation)]
+
+
 OVERFIT: dict[str, Any] = {"steps": 120, "learning_rate": 1e-2, "every_steps": 20}
 
 
@@ -210,3 +223,27 @@ def test_a_figure_that_is_not_finite_is_never_the_best(
         validation.validate(tiny_model(), step, never)
     assert validation.best is not None
     assert (validation.best.step, validation.best.bpd, validation.since_best) == (3, 2.5, 1)
+
+
+def test_a_state_with_validations_does_not_continue_without_them(
+    tiny_model: Callable[..., VDM], digits: np.ndarray
+) -> None:
+    trainer = validated(tiny_model(), digits[:16], digits[16:18])
+    state = trainer.state()
+    trainer.validation = None
+    with pytest.raises(ValueError, match="the state is of a run with validation"):
+        trainer.load_state(state)
+
+
+def test_a_restart_does_not_renew_patience(tiny_model: Callable[..., VDM], monkeypatch: pytest.MonkeyPatch) -> None:
+    images, zero, figures = np.zeros((1, 1, 8, 8), np.uint8), np.zeros(1), iter([1.0, 2.0, 3.0])
+    options = {"every_steps": 1, "times_per_image": 1, "batch_size": 1, "seed": 0, "keep": "last", "patience": 2}
+    first, second = (Validation(images, **options) for _ in range(2))  # type: ignore[arg-type]
+    for validation in (first, second):
+        monkeypatch.setattr(validation, "evaluate", lambda *_: Evaluation(zero, zero, np.full((1, 1), next(figures))))
+    for step in (1, 2):
+        first.validate(tiny_model(), step, never)
+    assert not first.impatient
+    second.load_state(first.state())
+    second.validate(tiny_model(), 3, never)
+    assert second.impatient
