@@ -5,7 +5,6 @@ passes between tasks.
 """
 
 import os
-import shutil
 import sys
 from argparse import ArgumentParser
 from collections.abc import Mapping
@@ -15,7 +14,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import networkx
-from dvc.exceptions import DvcException
 from prefect import State, flow, get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 from prefect.states import Completed, Failed
@@ -29,8 +27,16 @@ from flows.evaluation.results import BoundMetrics
 from flows.orchestration import artifacts
 from flows.orchestration.announcing import announce, announce_drift, forget_outcome
 from flows.orchestration.releasing import RETRIED, Release, catch_up, conclude, release, report_folder
-from flows.orchestration.streaming import leave_out_tracebacks, result_of, stream, when_free
-from flows.orchestration.workspace import Workspace, commit, compose_params, finished, prune, workspace
+from flows.orchestration.streaming import EXPECTED, as_user_error, leave_out_tracebacks, result_of, stream, when_free
+from flows.orchestration.workspace import (
+    Workspace,
+    commit,
+    compose_params,
+    finished,
+    prune,
+    take_images,
+    workspace,
+)
 from flows.process.environment import settle
 from flows.process.lifeline import end_with_parent, hold_what_starts
 from flows.registry import versions as registry
@@ -41,7 +47,6 @@ from flows.registry.remote import first_commit
 from flows.registry.storage import dvc_repository, obtain
 from flows.validation.report import Validation
 
-EXPECTED = (UserError, OSError, DvcException)
 # A stage that takes longer is assumed to hang, and is ended.  `train` has no limit.
 TIMEOUT_HOURS = {
     "download": 6.0,
@@ -72,7 +77,7 @@ def train_vdm(
         wait_hours: How long a stage waits for its device while another process holds it.
     """
     settle(os.environ)
-    leave_out_tracebacks(EXPECTED)
+    leave_out_tracebacks()
     hold_what_starts()
     if "PREFECT__FLOW_RUN_ID" in os.environ:
         end_with_parent("prefect")  # the worker, which alone could cancel this run
@@ -91,18 +96,6 @@ def train_vdm(
         announce("failed", f"a bug: {brief(error)}; the log has the traceback")
         raise
     return Completed(message=message)
-
-
-def as_user_error(error: UserError | OSError | DvcException) -> UserError:
-    """Return the error as one that `vdmctl` would end with."""
-    if isinstance(error, UserError):
-        return error
-    if isinstance(error, shutil.Error) and isinstance(error.args[0], list):  # several files could not be copied
-        _, _, reason = error.args[0][0]
-        return UserError(str(reason), Exit.MISSING)
-    if isinstance(error, OSError) and error.filename and error.strerror:
-        return UserError(f"{error.filename}: {error.strerror}", Exit.MISSING)
-    return UserError(brief(error), Exit.MISSING)
 
 
 def is_shared() -> bool:
@@ -129,11 +122,26 @@ def retrain(
             if is_own(root, ready) and not registry.is_decided(root, ready):
                 return release(place, ready)  # its run was killed before the model was promoted or refused
             return f"nothing to do: commit {ready[:12]} has the results of these parameters already"
+        if not force:
+            restore_images(place)
         result_of(check_champion(root, place.folder, return_state=True), "champion")
         logger.info("run %s of commit %s in %s", place.folder.name, place.base[:12], place.folder)
         run_stages(place, force=force, wait_hours=wait_hours)
         artifacts.show_results(place.folder, report_folder(place))
         return record(place)
+
+
+def restore_images(place: Workspace) -> None:
+    """Check out the images that the run's commit records, or warn that `download` reads their source anew.
+
+    Raises NetworkError (exit 5) if machines share versions and the remote does not answer.
+    """
+    try:
+        take_images(place)
+    except UserError as error:
+        if is_shared() and isinstance(error, NetworkError):
+            raise
+        get_run_logger().warning("the recorded images are missing, so their source is read again: %s", error)
 
 
 def run_stages(place: Workspace, *, force: bool, wait_hours: float) -> None:
@@ -245,7 +253,7 @@ def check_champion(root: Path, folder: Path) -> None:
         if champion := registry.champion(root):
             stream(["flows.cli", "verify", champion.name], folder, stdout=folder / layout.VERIFIED)
     except UserError as error:
-        again = "`git checkout TAG && make repro` makes its files again"
+        again = "`git checkout TAG && make repro` makes its files again from the same images"
         advice = f"{again}; `vdmctl rollback` takes an earlier champion, or says how to go on without one"
         message = f"no comparison with the champion is possible: {error}"
         if not isinstance(error, NetworkError):

@@ -1,6 +1,7 @@
 """Fixtures that many tests share: small models, images and projects."""
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -23,6 +24,7 @@ from vdm.model import VDM
 
 # Variables of whoever runs the tests do not reach them, nor git's hooks and keys.
 os.umask(0o022)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup ignores it
 for name in list(os.environ):
     # git names the repository to its hooks: the tests would commit to it.
     of_git = name.startswith("GIT_") and name not in ("GIT_EXEC_PATH", "GIT_SSL_CAINFO")

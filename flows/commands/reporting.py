@@ -20,7 +20,7 @@ from flows.registry.storage import check, dvc_repository, fetch_images, obtain, 
 from flows.registry.versions import REFERENCE, Version, resolve
 from flows.report.comparison import comparison
 from flows.report.page import page
-from flows.report.results import Files, Origin, Results, origin_here, read_results, recorded_images
+from flows.report.results import Files, Origin, Results, origin_here, read_results, restoring_images
 from flows.stages.report import report
 
 WORKSPACE = Files(
@@ -129,7 +129,7 @@ def origin_of(chain: Lineage) -> Origin:
     }
     commands = [
         f"git checkout {version.name}",
-        *recorded_images(chain.lock.parameters),
+        *restoring_images(chain.lock.parameters),
         "make repro",
         f"vdmctl verify {version.name}    # recomputes every digest",
         f"vdmctl evaluate {version.name}  # the likelihood alone",

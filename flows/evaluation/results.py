@@ -202,9 +202,9 @@ def common_figures(first: SampleMetrics | None, second: SampleMetrics | None) ->
     if first is None or second is None:
         return None
     alike = ("features_sha256", "data_sha256", "num_images", "num_training_images")
-    if any(getattr(first, name) != getattr(second, name) for name in alike) or not first.sampler.is_like(
-        second.sampler
-    ):
+    if any(getattr(first, name) != getattr(second, name) for name in alike):
+        return None
+    if not first.sampler.is_like(second.sampler):
         return None
     shared = [name for name in first.figures if name in second.figures]
     return {name: [first.figures[name], second.figures[name]] for name in shared}

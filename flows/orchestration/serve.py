@@ -50,7 +50,7 @@ DEAD_SECONDS = 60.0
 def serve(
     host: str | None, port: int | None, *, share: bool = False, worker: bool = True, queues: list[str] | None = None
 ) -> None:
-    """Run the loop until SIGINT or SIGTERM.  A server that is started listens at `host` and `port`, if given.
+    """Run the loop until SIGINT, SIGTERM or SIGHUP.  A server that is started listens at `host` and `port`, if given.
 
     With `share`, its worker shares versions with workers on other machines.  Raises UserError: exit 2 outside a
     project's folder, for an address at which no server can listen, and for a queue that does not exist, 6 when another

@@ -3,6 +3,7 @@
 import logging
 import os
 import re
+import shutil
 import signal
 import sys
 import time
@@ -13,11 +14,12 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from dvc.exceptions import DvcException
 from prefect import State, get_run_logger
 from prefect.exceptions import TerminationSignal
 
 from flows.core import layout
-from flows.core.errors import Exit, NetworkError, UserError
+from flows.core.errors import Exit, NetworkError, UserError, brief
 from flows.core.escaping import visible
 from flows.core.files import parse_json, read_bounded
 from flows.orchestration.status import devices
@@ -27,17 +29,31 @@ from flows.process.groups import running
 POLL_SECONDS = 1.0
 # What DVC says after every stage.
 LEFT_OUT = ("Generating lock file", "Updating lock file", "Use `dvc push`")
+EXPECTED = (UserError, OSError, DvcException)
+"""The errors of a run that are no bugs."""
 
 
-def leave_out_tracebacks(expected: tuple[type[Exception], ...]) -> None:
+def as_user_error(error: UserError | OSError | DvcException) -> UserError:
+    """Return the error as one that `vdmctl` would end with."""
+    if isinstance(error, UserError):
+        return error
+    if isinstance(error, shutil.Error) and isinstance(error.args[0], list):  # several files could not be copied
+        _, _, reason = error.args[0][0]
+        return UserError(str(reason), Exit.MISSING)
+    if isinstance(error, OSError) and error.filename and error.strerror:
+        return UserError(f"{error.filename}: {error.strerror}", Exit.MISSING)
+    return UserError(brief(error), Exit.MISSING)
+
+
+def leave_out_tracebacks() -> None:
     """Remove from the run's log what its last lines and its state say already.
 
-    These are tracebacks of `expected` errors and of exits, and messages that a cancelled run crashed.
+    These are tracebacks of EXPECTED errors and of exits, and messages that a cancelled run crashed.
     """
     repeats = ("Crash detected! Execution was aborted", "Finished in state Running()")
 
     def is_kept(record: logging.LogRecord) -> bool:
-        known = record.exc_info and isinstance(record.exc_info[1], (*expected, SystemExit))
+        known = record.exc_info and isinstance(record.exc_info[1], (*EXPECTED, SystemExit))
         return not known and not record.getMessage().startswith(repeats)
 
     for name in ("prefect.engine", "prefect.flow_runs", "prefect.task_runs"):

@@ -18,6 +18,7 @@ from email.utils import parsedate
 from functools import partial
 from http import HTTPStatus
 from pathlib import Path
+from typing import NoReturn
 
 from flows.core import layout
 from flows.core.errors import Exit, UserError
@@ -43,7 +44,7 @@ DRIVER = Path("/proc/driver/nvidia/version")
 
 
 def work(queues: list[str] | None) -> None:
-    """Run a worker that shares versions through the remotes, until SIGINT or SIGTERM.
+    """Run a worker that shares versions through the remotes, until a signal of STOP.
 
     Raises UserError: exit 2 outside a project's folder or without a remote of git or DVC, 6 if a worker runs in the
     folder already or the pool has a worker that does not share; see `require_server`, `require_clock`, `require_pool`
@@ -224,11 +225,17 @@ def until_stopped() -> Iterator[None]:
     """
     hold_what_starts()
     for number in STOP:
-        signal.signal(number, signal.default_int_handler)
+        signal.signal(number, interrupt)
     try:
         yield
     except KeyboardInterrupt:
         say_on_stderr("stopping")
+
+
+def interrupt(*_: object) -> NoReturn:
+    """Raise KeyboardInterrupt, and ignore SIGHUP from now on: a terminal that is closed sends it twice."""
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    raise KeyboardInterrupt
 
 
 def keep_alive(kept: list[Kept], url: str, look: Callable[[Api], None]) -> None:

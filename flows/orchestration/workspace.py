@@ -191,8 +191,8 @@ def finished(place: Workspace, *, shared: bool) -> str | None:
 
     The candidates are the commit from which the run starts and the three newest commits with the same parameters, if
     they have the images that are recorded in the former.  The results are then checked out in the workspace.  If
-    machines share versions, missing files come from DVC's remote.  If there is no such commit, the recorded images are
-    checked out.  Raises NetworkError (exit 5) when the remote does not answer and no candidate is complete without it.
+    machines share versions, missing files come from DVC's remote.  Raises NetworkError (exit 5) when that does not
+    answer and no candidate is complete without it.
     """
     silent: NetworkError | None = None
     images = recorded_images(place.folder)
@@ -212,16 +212,18 @@ def finished(place: Workspace, *, shared: bool) -> str | None:
     if silent:  # the results may exist, and to train them again takes hours
         raise silent
     git_text(place.folder, "restore", f"--source={place.base}", "--staged", "--worktree", ".", ":!params.yaml")
-    if images:
-        take_images(place, images)
     return None
 
 
-def take_images(place: Workspace, digest: str) -> None:
-    """Check out the recorded images if the cache or the remote has them, since DVC would read their source anew."""
-    with suppress(UserError, DvcException), dvc_repository(place.folder) as repo:
-        obtain(repo, {str(layout.IMAGES): digest})
-        repo.checkout([str(place.folder / layout.IMAGES)], force=True)
+def take_images(place: Workspace) -> None:
+    """Check out the recorded images, if there are any, from the cache or the remote.  DVC would read their source anew.
+
+    Raises UserError (exit 5) if neither has them, NetworkError (exit 5) if the remote does not answer.
+    """
+    if digest := recorded_images(place.folder):
+        with dvc_repository(place.folder) as repo:
+            obtain(repo, {str(layout.IMAGES): digest})
+            repo.checkout([str(place.folder / layout.IMAGES)], force=True)
 
 
 def take_results(place: Workspace, commit: str) -> str | None:

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from flows.core import layout
 from flows.core.documents import parse, read
-from flows.core.errors import UserError
+from flows.core.errors import Exit, UserError
 from flows.evaluation.results import BoundMetrics, Environment
 from flows.registry.git import Tag, commit_of, content_of
 from flows.registry.lock_file import Lock, lock_here, read_lock
@@ -26,12 +26,14 @@ class Reproduction(NamedTuple):
 def reproduction(root: Path) -> Reproduction:
     """Compare the outputs in the working tree with the commit's.
 
-    Raises UserError, OSError and DvcException if that fails, as outside a repository or without a commit.
+    Raises UserError, OSError or DvcException if that fails, as outside a repository or without a commit.
     """
     try:
         ours = lock_here(root)
+    except FileNotFoundError as error:
+        raise UserError(f"{layout.DVC_LOCK} is missing; `dvc repro` writes it", Exit.MISSING) from error
     except UserError as error:  # such as the marks of a merge with conflicts
-        advice = f"`git checkout HEAD {layout.DVC_LOCK} && dvc repro` makes both anew"
+        advice = f"`git checkout HEAD {layout.DVC_LOCK} && dvc repro` restores it and makes the results again"
         return Reproduction(False, f"{error}, so the results may be of other inputs; {advice}", [])
     commit = commit_of(root, "HEAD")
     theirs = read_lock(root, Tag("HEAD", commit))

@@ -56,7 +56,7 @@ def origin_here(folder: Path, parameters: Mapping[str, Any]) -> Origin:
     """Return where the model in the folder comes from if this project made it with these parameters."""
     commands = [
         "git checkout COMMIT     # the commit with the digests above",
-        *recorded_images(parameters),
+        *restoring_images(parameters),
         "make repro              # the environment, then every stage whose inputs changed",
         "vdmctl report           # says whether every output is identical to that of the commit",
         f"vdmctl evaluate {folder}    # the likelihood alone",
@@ -64,12 +64,14 @@ def origin_here(folder: Path, parameters: Mapping[str, Any]) -> Origin:
     return Origin(str(folder), parameters, {}, commands)
 
 
-def recorded_images(parameters: Mapping[str, Any]) -> list[str]:
-    """Return the command that restores images from a source of the user's, which `make repro` would read anew."""
+def restoring_images(parameters: Mapping[str, Any]) -> list[str]:
+    """Return the commands that restore images from a `data.source`, which `make repro` would read anew."""
     data = parameters.get("data")
     if not isinstance(data, Mapping) or not data.get("source"):
         return []
-    return ["dvc checkout data/images || dvc pull data/images    # data.source may hold other images by now"]
+    dvc = ".venv/bin/dvc"
+    restore = f"{dvc} checkout data/images || {dvc} pull data/images    # data.source may hold other images by now"
+    return ["make .venv/installed", restore]
 
 
 class Neighbour(NamedTuple):

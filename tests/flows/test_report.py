@@ -26,7 +26,7 @@ from flows.report.charts import PALETTE
 from flows.report.checks import MOST_EXPECTATIONS
 from flows.report.comparison import comparison
 from flows.report.page import Page, lineage, page
-from flows.report.results import Files, disagreements, read_results
+from flows.report.results import Files, disagreements, origin_here, read_results
 from flows.stages.report import report
 
 ROOT = Path(__file__).parents[2]
@@ -373,6 +373,15 @@ def test_a_first_loss_far_above_the_rest_does_not_flatten_the_chart(first: float
     low, high = axes.get_ylim()
     assert 1.5 < low < 2
     assert 3 < high < 6
+
+
+def test_images_from_a_source_are_restored_before_the_stages_run() -> None:
+    commands = origin_here(Path("models/vdm"), {"data": {"source": "/pictures"}}).commands
+    names = [command.partition("    ")[0] for command in commands]
+    restored = names.index(".venv/bin/dvc checkout data/images || .venv/bin/dvc pull data/images")
+    assert names.index("make .venv/installed") < restored < names.index("make repro")
+    without = origin_here(Path("models/vdm"), {"data": {"source": None}}).commands
+    assert not any("data/images" in command for command in without)
 
 
 def test_samples_of_another_model_are_named() -> None:

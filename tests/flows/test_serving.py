@@ -3,6 +3,7 @@
 import os
 import re
 import shlex
+import signal
 import sys
 import time
 from contextlib import ExitStack, nullcontext
@@ -74,6 +75,17 @@ def test_a_folder_may_have_a_percent_sign(tmp_path: Path) -> None:
         pytest.raises(UserError, match=re.escape(f"serves {folder} on ")),
     ):
         workers.refuse_to_mix(OWN, "another", {name})
+
+
+def test_a_terminal_that_is_closed_interrupts_the_loop_once() -> None:
+    """It sends SIGHUP twice, and the second would interrupt the end of the runs."""
+    before = signal.getsignal(signal.SIGHUP)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            workers.interrupt()
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_a_server_that_fails_does_not_end_the_loop(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,9 +8,9 @@ from unittest.mock import Mock
 import pytest
 from project import Project, cached
 
-from flows.core.errors import NetworkError
+from flows.core.errors import NetworkError, UserError
 from flows.images.store import data_sha256
-from flows.orchestration.workspace import alike, compose_params, finished, workspace
+from flows.orchestration.workspace import alike, compose_params, finished, take_images, workspace
 
 # The versions are trained when the first test asks for them.
 pytestmark = pytest.mark.timeout(1800)
@@ -39,11 +39,29 @@ def test_results_of_other_code_are_not_used(copied: Project) -> None:
 
 def test_the_recorded_images_are_taken_although_the_other_results_are_missing(copied: Project) -> None:
     """`download` would read its source anew, which may hold other images by now."""
-    cached(copied, "models/vdm", "weights.safetensors", "v1.2.0").unlink()
+    cached(copied, "models/vdm", "", "v1.2.0").unlink()
     copied.dvc("remote", "remove", "store")
     with workspace(copied.folder, copied.git("show", "HEAD:params.yaml"), "HEAD") as place:
         assert finished(place, shared=False) is None
+        take_images(place)
         assert data_sha256(place.folder / "data/images") == data_sha256(copied.folder / "data/images")
+
+
+@pytest.mark.parametrize(
+    ("url", "kind", "reason"),
+    [
+        ("/dev/null", NetworkError, "cannot be pulled into it"),
+        ("empty", UserError, "data/images/test.npy is not in the cache"),
+    ],
+)
+def test_recorded_images_that_nobody_has_are_named(
+    url: str, kind: type[UserError], reason: str, copied: Project
+) -> None:
+    cached(copied, "data/images", "test.npy", "v1.2.0").unlink()
+    copied.dvc("remote", "modify", "store", "url", url)
+    place = workspace(copied.folder, copied.git("show", "HEAD:params.yaml"), "HEAD")
+    with place as made, pytest.raises(kind, match=reason):
+        take_images(made)
 
 
 def test_results_are_not_made_again_because_the_remote_does_not_answer(copied: Project) -> None:

@@ -25,10 +25,10 @@ from flows.orchestration import releasing
 from flows.orchestration.announcing import announce, forget_outcome
 from flows.orchestration.artifacts import Progress, show, show_metrics
 from flows.orchestration.plugin import full_name
-from flows.orchestration.streaming import failure, result_of, when_free
+from flows.orchestration.streaming import EXPECTED, as_user_error, failure, result_of, when_free
 from flows.process.groups import processes_in
 from flows.registry.evidence import Evidence
-from flows.train_vdm import EXPECTED, as_user_error, check_champion, drift, reproduce, stages, train_vdm
+from flows.train_vdm import check_champion, drift, reproduce, stages, train_vdm
 
 # Only a machine that is busy with other things needs as long.
 pytestmark = pytest.mark.timeout(1800)

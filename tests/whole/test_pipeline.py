@@ -523,7 +523,7 @@ def test_the_report_names_a_lock_with_the_marks_of_a_merge(reproduced: Project) 
     found = json.loads(result.stdout)["reproduction"]
     assert not found["is_equal"]
     assert found["line"].startswith("dvc.lock: ")
-    assert found["line"].endswith("; `git checkout HEAD dvc.lock && dvc repro` makes both anew")
+    assert found["line"].endswith("; `git checkout HEAD dvc.lock && dvc repro` restores it and makes the results again")
 
 
 def test_the_report_says_why_nothing_is_compared(reproduced: Project) -> None:

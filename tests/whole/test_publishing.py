@@ -15,8 +15,11 @@ from project import Project, cached
 from flows.core.errors import Exit, NetworkError, UserError
 from flows.orchestration import releasing
 from flows.registry import publishing, remote
+from flows.registry.cache import files_of, lacking
+from flows.registry.git import annotated_tags
 from flows.registry.publishing import Outrun, fetch_versions, publish
 from flows.registry.remote import first_commit
+from flows.registry.storage import dvc_repository
 from flows.registry.versions import add_version, record_refusal, refusal, refusals, resolve
 
 # The versions are trained when the first test asks for them.
@@ -46,6 +49,14 @@ def test_a_clone_of_what_was_published_verifies(project: Project, tmp_path: Path
     clone.folder = tmp_path / "clone"
     result = clone.vdmctl("verify", "v1.1.0")
     assert result.returncode == 0, result.stdout + result.stderr
+
+
+def test_every_cached_file_of_a_published_version_is_at_the_remote(project: Project) -> None:
+    """Also the copies of the metrics in git, which DVC's run cache has: `vdmctl prune` would keep what is missing."""
+    publish(project.folder)
+    with dvc_repository(project.folder) as repo:
+        files = files_of(repo, project.folder, annotated_tags(project.folder, "vdm@"))
+        assert lacking(repo, files & set(repo.cache.local.all())) == set()
 
 
 def test_refusals_and_branches_with_a_commit_are_published(project: Project, tmp_path: Path) -> None:
