@@ -104,6 +104,14 @@ def test_figures_that_are_not_paired_are_not_subtracted(
     assert "95% interval" not in text
 
 
+def test_figures_of_different_numbers_of_images_are_not_subtracted(files: Files) -> None:
+    first = read_results(files, ORIGIN)
+    assert first.per_image
+    fewer = {name: column[:39] for name, column in first.per_image.items()}
+    second = first._replace(metrics=first.metrics.model_copy(update={"num_images": 39}), per_image=fewer)
+    assert difference(first, second) == "they were evaluated on different numbers of images"
+
+
 @pytest.mark.slow
 def test_two_models_of_one_image_are_not_said_to_have_infinite_figures(files: Files) -> None:
     assert files.per_image

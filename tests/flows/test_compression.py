@@ -1,5 +1,6 @@
 """Compressed files: the entropy coder, the format, damage at any place, and files of other models and machines."""
 
+import hashlib
 import io
 import json
 import math
@@ -18,19 +19,20 @@ from conftest import TINY
 from PIL import Image
 
 from flows import cli
-from flows.compression import batches, encoding, files, words
+from flows.compression import batches, coding, encoding, files, words
 from flows.compression.batches import groups
+from flows.compression.coding import exactly
 from flows.compression.decoding import Decoder
 from flows.compression.files import Compressed
 from flows.compression.header import DICTIONARY, Header, packed, packed_text, read_header
-from flows.compression.images import Images
+from flows.compression.images import Images, write_decoded
 from flows.compression.rans import Rans
 from flows.compression.words import Stack
 from flows.core import memory
 from flows.core.checkpoint import load_model, save_model
 from flows.core.errors import Exit, UserError
 from flows.images.store import SPLITS, save_images
-from vdm.codec import TOTAL, Codec
+from vdm.codec import TOTAL, Codec, encode_plainly
 from vdm.evaluation import evaluate
 from vdm.model import VDM
 
@@ -630,3 +632,65 @@ def test_pictures_of_another_size_are_refused_before_they_are_copied(
     monkeypatch.setattr("flows.compression.images.write_array", lambda *_: pytest.fail("they are copied"))
     with pytest.raises(UserError, match=r"is a model of images of 1x6x5 with 17 levels; .*photos holds 1x9x9"):
         write("photos")
+
+
+def test_a_file_of_this_version_has_the_batches_that_its_readers_expect(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other batches need another version in the header, or files that exist could no longer be decoded."""
+    monkeypatch.undo()  # the sizes of the other tests
+    sizes = [[len(batch) for batch in group] for group in groups(61, 683, 3, decoding=False)]
+    assert list(chain(*sizes)) == [*[1] * 24, *[2] * 6, *[3] * 8, 1]
+    assert [sum(group) for group in sizes] == [*[6] * 10, 1]
+    assert [batches.most_plain(levels) for levels in (2, 17, 256)] == [8, 2, 1]
+
+
+def test_a_file_of_this_version_has_the_code_that_its_readers_expect() -> None:
+    """Another code needs another version in the header, or files that exist could no longer be decoded."""
+    stack = Stack(io.BytesIO(), bytes(32))
+    coder = Rans(stack.take, state=1)
+    encode_plainly(coder, np.arange(90, dtype=np.uint8).reshape(3, *SHAPE) % 17, 17)
+    coder.push(np.arange(50) * 2**20, np.full(50, 2**20), scattered=True)
+    stack.put(coder.flushed())
+    stack.file.seek(0)
+    assert [words.initial_word(place) for place in range(2)] == [191631630, 3336172768]
+    assert hashlib.sha256(stack.file.read()).hexdigest()[:16] == "2941a54ede66f4cc"
+
+
+def test_sums_are_computed_with_the_threads_of_the_header() -> None:
+    before, flags = torch.get_num_threads(), (torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark)
+    with exactly(before + 1):
+        assert torch.get_num_threads() == before + 1
+        assert (torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark) == (True, False)
+    assert torch.get_num_threads() == before
+    assert (torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark) == flags
+
+
+def test_a_folder_of_pictures_and_arrays_comes_back_as_pictures(
+    write: Callable[..., Compressed], pixels: np.ndarray, tmp_path: Path, models: tuple[Path, Path]
+) -> None:
+    (tmp_path / "mixed").mkdir()
+    Image.fromarray(pixels[0, 0]).save(tmp_path / "mixed" / "0.png")
+    np.save(tmp_path / "mixed" / "1.npy", pixels[1])
+    write("mixed")
+    files.decompress(tmp_path / "images.vdmz", model=models[0], out=tmp_path / "out", device="cpu", force=False)
+    found = [np.asarray(Image.open(tmp_path / "out" / name)) for name in ("0.png", "1.png")]
+    assert (np.array(found) == pixels[:2, 0]).all()
+
+
+def test_initial_bits_are_no_bits_of_the_images(
+    write: Callable[..., Compressed], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batches, "PLAIN_BITS", 1)  # one image
+    monkeypatch.setattr(coding, "COARSE_IMAGES", 0)
+    done = write()
+    header, _, _ = read_header(io.BytesIO((tmp_path / "images.vdmz").read_bytes()), "x")
+    others = done.initial_bits + 256 + 30 * math.log2(17)  # the sha256, and the image that is encoded plainly
+    assert done.initial_bits > 64
+    assert done.code_bpd is not None
+    assert done.code_bpd * 39 * 30 == pytest.approx(32 * header.num_words - others, abs=64)
+
+
+def test_colours_come_back(tmp_path: Path) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (3, 3, 4, 5), dtype=np.uint8)
+    write_decoded(iter([images[:2], images[2:]]), tmp_path, count=3, num_levels=256, pictures=True)
+    found = [np.asarray(Image.open(tmp_path / f"{number}.png")).transpose(2, 0, 1) for number in range(3)]
+    assert np.array_equal(found, images)

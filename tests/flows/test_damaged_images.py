@@ -114,6 +114,7 @@ def mode(name: str, suffix: str = ".png") -> Callable[[Path], None]:
         (array(np.array([[0, 256]])), Exit.INVALID_DATA, "level 256 of int64, outside 0..255"),
         (array(np.array([[0, -1]])), Exit.INVALID_DATA, "level -1 of int64"),
         (array(noise(6, 5, 3)), Exit.INVALID_DATA, "channels last"),
+        (array(noise(8, 6, 5, 4)), Exit.INVALID_DATA, "channels last"),
         (array(np.array("text")), Exit.INVALID_DATA, "wanted (H,W), (C,H,W) or (N,C,H,W)"),
         (array(noise(100, 8, 8)), Exit.INVALID_DATA, "an array of (100, 8, 8); gray images must be (100,1,8,8)"),
         (array(np.zeros((0, 1, 6, 5), np.uint8)), Exit.INVALID_DATA, "an array of (0, 1, 6, 5)"),

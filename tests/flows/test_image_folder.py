@@ -13,6 +13,7 @@ from pictures import load, noise, png
 from PIL import Image
 
 from flows.core.errors import Exit, UserError
+from flows.images import picture_files, store
 from flows.images.picture_files import inspect, read
 from flows.images.store import files_of, load_labels
 
@@ -333,3 +334,31 @@ def test_a_photograph_with_a_preview_is_read_as_the_photograph(tmp_path: Path) -
     assert camera.format == "JPEG"
     pixels = [next(read(tmp_path / name, plain)) for name in ("plain.jpg", "camera.jpg")]
     assert np.array_equal(*pixels)
+
+
+@pytest.mark.parametrize("shape", [(9, 7), (9, 7, 3)])
+def test_a_large_picture_is_read_in_strips(
+    shape: tuple[int, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(picture_files, "STRIP", 2 * 7)  # two rows; the last strip has one
+    Image.fromarray(noise(*shape)).save(tmp_path / "large.png")
+    assert np.array_equal(
+        next(read(tmp_path / "large.png"))[0], noise(9, 7, *shape[2:]).reshape(9, 7, -1).transpose(2, 0, 1)
+    )
+
+
+def test_images_that_are_transformed_in_parts_keep_their_labels_and_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store, "MOST_CHUNK_BYTES", 200)  # six images of 4x8, three of 6x10
+    for split in ("train", "test"):
+        for label in range(5):
+            (tmp_path / "set" / split / str(label)).mkdir(parents=True)
+            Image.fromarray(np.full((4, 8), label, dtype=np.uint8)).save(tmp_path / "set" / split / f"{label}/0.png")
+    images = load(tmp_path / "set", pad=1)
+    labels = load_labels(tmp_path / "images", "train")
+    assert images.train[:, 0, 2, 2].tolist() == list(range(5))
+    assert labels is not None
+    assert labels.tolist() == list(range(5))
+    names = files_of(tmp_path / "images", "train").read_text().splitlines()
+    assert names == [f'"train/{label}/0.png"' for label in range(5)]

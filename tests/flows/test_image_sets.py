@@ -22,9 +22,9 @@ from torchvision.datasets import SVHN as TorchvisionSVHN
 from flows.core.errors import Exit, UserError
 from flows.core.params import Data
 from flows.images.catalogue import CIFAR10, FASHION_MNIST, PUBLISHED, SVHN, PublishedSet
-from flows.images.publishers import Splits, read_digits, read_published
+from flows.images.publishers import Chunk, Splits, divided, read_digits, read_published
 from flows.images.splitting import held_out
-from flows.images.store import load_images
+from flows.images.store import data_sha256, load_images, save_images
 from flows.stages.download import download
 
 NONE = np.zeros(0, dtype=np.int64)
@@ -502,3 +502,21 @@ def test_svhn_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_entries_know_where_svhn_comes_from() -> None:
     assert SVHN.addresses["test_32x32.mat"] == ["http://ufldl.stanford.edu/housenumbers/test_32x32.mat"]
+
+
+def test_validation_images_are_taken_from_every_chunk() -> None:
+    images = np.arange(10, dtype=np.uint8).reshape(-1, 1, 1, 1)
+    chunks = [Chunk(images[part], part) for part in np.split(np.arange(10), [4, 7])]
+    splits = divided(lambda: chunks, np.array([8, 1, 5]))
+    for split, expected in (("train", [0, 2, 3, 4, 6, 7, 9]), ("validation", [1, 5, 8])):
+        found = list(splits[split])
+        assert np.concatenate([chunk.images.ravel() for chunk in found]).tolist() == expected
+        assert [label for chunk in found if chunk.labels is not None for label in chunk.labels] == expected
+
+
+def test_the_digest_of_images_stays_that_of_versions_that_are_registered(tmp_path: Path) -> None:
+    images = np.zeros((3, 1, 2, 2), np.uint8)
+    save_images(tmp_path, {"train": images, "test": images[:2]}, {"name": "x", "num_levels": 17, "transforms": "gray"})
+    files = [hashlib.sha256((tmp_path / f"{split}.npy").read_bytes()).hexdigest() for split in ("train", "test")]
+    content = f"num_levels=17\ntransforms=gray\ntrain {files[0]}\ntest {files[1]}\n"
+    assert data_sha256(tmp_path) == hashlib.sha256(content.encode()).hexdigest()

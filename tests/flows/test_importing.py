@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from flows.cli import run
-from flows.core.checkpoint import load_model
+from flows.core.checkpoint import load_model, read_description
 from flows.core.errors import CheckpointError
 from flows.evaluation import importing
 from flows.evaluation.foreign_files import flatten
@@ -100,6 +100,7 @@ def test_the_pytorch_peers_checkpoint_agrees(tmp_path: Path, capsys: pytest.Capt
     said = f"{out}: the model of {file}; `vdmctl evaluate '{out}'` measures its bits/dim\n"
     assert capsys.readouterr() == (said, "")
     model, expected = load_model(out), oracle(ORACLES / "addtt_learned" / "oracle.npz")
+    assert read_description(out)["model"]["norm_eps"] == 1e-5  # torch's, where the official code has 1e-6
     close(model.schedule(expected["t"]), expected["gamma"])
     close(model.network(expected["z"], expected["gamma"]), expected["eps_hat"])
     terms = model(expected["pixels"], expected["eps"], expected["t"])
@@ -396,7 +397,9 @@ def test_a_bomb_for_flax_gives_an_error_of_one_line(
     assert capsys.readouterr().err.count("\n") == 1
 
 
-@pytest.mark.parametrize("kind", ["compressed", "growing", "expanded", "sparse", "whole numbers", "not a zip file"])
+@pytest.mark.parametrize(
+    "kind", ["compressed", "growing", "expanded", "sparse", "whole numbers", "not finite", "not a zip file"]
+)
 def test_a_bomb_for_torch_gives_an_error_of_one_line(
     kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -412,6 +415,8 @@ def test_a_bomb_for_torch_gives_an_error_of_one_line(
             state["ema"][name] = torch.eye(3).to_sparse_coo()
         case "whole numbers":
             state["ema"][name] = state["ema"][name].int()
+        case "not finite":
+            state["ema"][name][0, 0, 0, 0] = torch.nan
     torch.save(state, file, _use_new_zipfile_serialization=kind != "not a zip file")
     if kind == "compressed":
         with zipfile.ZipFile(file) as stored, zipfile.ZipFile(tmp_path / "small", "w", zipfile.ZIP_DEFLATED) as packed:
@@ -419,7 +424,10 @@ def test_a_bomb_for_torch_gives_an_error_of_one_line(
                 packed.writestr(member, stored.read(member))
         (tmp_path / "small").replace(file)
     assert run(["import-checkpoint", str(file), "--format", "addtt", "--out", str(tmp_path / "out")]) == 5
-    assert capsys.readouterr().err.count("\n") == 1
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    if kind == "expanded":  # before anything of that size is allocated
+        assert "bytes cannot hold model.conv_in.weight" in error
     assert not (tmp_path / "out").exists()
 
 

@@ -8,7 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from results import metrics, sample_metrics
 
+from flows.evaluation.results import BoundMetrics, SampleMetrics
 from flows.orchestration import artifacts
 from flows.registry.evidence import Evidence
 from flows.report import markdown
@@ -81,3 +83,27 @@ def test_a_page_about_a_decision_names_the_bound_of_the_interval() -> None:
     )
     expected = ("95% interval of the difference", "-0.2000 to -0.0050; its upper end must be below -0.01")
     assert expected in artifacts.compared(found)
+
+
+def test_every_likelihood_has_its_own_error() -> None:
+    bound = BoundMetrics(**metrics("b" * 64))
+    assert markdown.likelihoods(bound) == {
+        "test images": "2.0000 ± 0.0946",
+        "validation images": "2.1000 ± 0.0500",
+        "training images": "1.9000 ± 0.0500",
+        "test - training images": "0.1000 ± 0.0200",
+        "prior term": "0.0010",
+        "reconstruction term": "0.0300",
+        "diffusion term": "1.9690",
+    }
+
+
+def test_figures_of_samples_stand_before_those_of_held_out_images(tmp_path: Path) -> None:
+    Image.new("L", (8, 8)).save(tmp_path / "samples.png")
+    measured = SampleMetrics(**sample_metrics("b" * 64))
+    page = markdown.samples(measured, tmp_path / "samples.png", tmp_path / "index.html")
+    figure = measured.figures["precision"]
+    shown = (figure.of_samples, figure.of_held_out)
+    both = " | ".join(each.replace(" +- ", "\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}") for each in shown)
+    assert shown[0] != shown[1]
+    assert f" | {both} |" in page

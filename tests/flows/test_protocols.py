@@ -18,7 +18,8 @@ from flows.evaluation import bound
 from flows.evaluation.bound import evaluate_split, require_valid
 from flows.evaluation.protocols import NUM_REPEATED, ode
 from flows.evaluation.results import BoundMetrics, SampleMetrics, SplitFigures, common_figures
-from flows.images.store import SPLITS, load_images, save_images, spread
+from flows.evaluation.solver import largest
+from flows.images.store import SPLITS, fault, load_images, save_images, spread
 from vdm.choices import Split
 from vdm.evaluation import image_terms
 from vdm.model import VDM
@@ -118,6 +119,14 @@ def test_an_empty_split_is_not_evaluated(split: Split, code: Exit, digits: np.nd
     assert raised.value.code is code
 
 
+def test_the_first_level_that_a_set_does_not_have_is_a_fault(folder: Path) -> None:
+    image_set = load_images(folder / "images")
+    assert int(image_set.test.max()) == 16
+    assert fault(image_set, "test") == ""
+    found = image_set._replace(description=image_set.description | {"num_levels": 16})
+    assert fault(found, "test") == "test.npy holds level 16"
+
+
 def test_metrics_and_tables_have_every_figure_under_its_name(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bound, "finish", lambda: None)
     settings = read_params(ROOT / "params.yaml").evaluate
@@ -163,3 +172,11 @@ def test_samples_are_compared_only_if_they_were_measured_alike() -> None:
     seeded, shorter = (one.sampler.model_copy(update=change) for change in ({"seed": 7}, {"num_timesteps": 7}))
     assert common_figures(one, other.model_copy(update={"sampler": seeded})) is not None
     assert common_figures(one, other.model_copy(update={"sampler": shorter})) is None
+
+
+def test_the_error_of_a_step_is_that_of_the_worst_image() -> None:
+    y, gain = torch.zeros(3, 1, 2, 2), torch.zeros(3)
+    y[1] = 2
+    assert largest((y, gain)) == 2
+    gain[2] = -3
+    assert largest((y, gain)) == 3

@@ -20,9 +20,10 @@ from torch_fidelity.metric_prc import prc_features_to_metric
 
 from flows.cli import run
 from flows.core import memory
+from flows.core.checkpoint import model_sha256
 from flows.core.errors import CheckpointError, Exit, UserError
 from flows.evaluation.results import SampleMetrics
-from flows.images.store import ImageSet, load_images
+from flows.images.store import ImageSet, data_sha256, load_images
 from flows.quality import distances, features, inception, measuring
 from flows.stages.features import features as train_features
 from vdm.errors import TrainingDiverged
@@ -181,6 +182,12 @@ def test_too_few_training_images_are_refused(small: Small) -> None:
     assert measuring.num_compared(12, image_set._replace(train=image_set.train[:4]), 100) == 12
 
 
+def test_no_more_samples_are_compared_than_there_are_test_images(small: Small) -> None:
+    image_set = load_images(Path("data/images"))
+    assert measuring.num_compared(50, image_set, 100) == len(image_set.test) == 40
+    assert measuring.num_compared(50, image_set, 30) == 30
+
+
 def test_training_images_in_place_of_samples_are_found(small: Small) -> None:
     from flows.core.params_file import read_params
 
@@ -191,6 +198,20 @@ def test_training_images_in_place_of_samples_are_found(small: Small) -> None:
     assert metrics.nearer_than_held_out == 1
     assert neighbours["train_image"].tolist() == list(range(20, 40))
     assert neighbours["distance"].tolist() == [0.0] * 20
+    assert metrics.model_sha256 == model_sha256(where["model"])
+    assert metrics.data_sha256 == data_sha256(where["images"])
+
+
+def test_the_nearest_pairs_come_first(digits: np.ndarray) -> None:
+    samples = np.array(digits[:3])
+    for number, differing in enumerate((3, 1, 2)):
+        samples[number, 0, 0, :differing] ^= 1
+    image_set = ImageSet({"num_levels": 17}, digits[:60], digits[:0], digits[60:100])
+    quality: Any = SimpleNamespace(resamples=2, seed=0)
+    pictures = measuring.Pictures(samples, digits[60:63], digits[:60])
+    _, table = measuring.memorisation(pictures, image_set, quality)
+    assert table["sample"].tolist() == table["train_image"].tolist() == [1, 2, 0]
+    assert table["distance"].is_monotonic_increasing
 
 
 @pytest.mark.parametrize(
@@ -350,3 +371,11 @@ def test_images_of_all_of_a_sorted_split_are_compared() -> None:
     assert chosen.samples.ravel().tolist() == list(range(99, 79, -1))
     for part, first, last in ((chosen.held_out, 60, 99), (chosen.training, 0, 49)):
         assert (len(part), part.min(), part.max()) == (20, first, last)
+
+
+def test_the_classifier_sees_images_of_few_levels_in_full_contrast() -> None:
+    of_two = features.Classifier(1, 2, 3, 4)
+    of_256 = features.Classifier(1, 256, 3, 4)
+    of_256.load_state_dict(of_two.state_dict())
+    levels = torch.randint(2, (5, 1, 8, 8), generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(of_two.features(levels), of_256.features(255 * levels))

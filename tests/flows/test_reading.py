@@ -16,7 +16,7 @@ from PIL import Image
 
 from flows.core.errors import Exit
 from flows.images.picture_files import BadImageError, inspect, read
-from flows.images.store import MOST_CHUNK_BYTES, chunks, fitting
+from flows.images.store import MOST_CHUNK_BYTES, chunks, fitting, load_array
 
 # A program of two parts, run in a child process, which prints the MiB that the second part adds to the peak memory.
 MEASURED = """
@@ -262,3 +262,12 @@ def test_an_array_after_the_images_is_refused(tmp_path: Path) -> None:
         inspect(path)
     with pytest.raises(BadImageError, match="more bytes than its array has"):
         list(read(path))
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_chunks_of_a_mapped_array_are_its_images(dtype: type, tmp_path: Path) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (7, 1, 3, 2)).astype(dtype)
+    np.save(tmp_path / "images.npy", images)
+    found = list(chunks(load_array(tmp_path / "images.npy"), 3))
+    assert [first for first, _ in found] == [0, 3, 6]
+    assert np.array_equal(np.concatenate([chunk for _, chunk in found]), images)

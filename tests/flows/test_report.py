@@ -8,6 +8,7 @@ import shutil
 import subprocess
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import numpy as np
@@ -20,12 +21,13 @@ from ruamel.yaml import YAML
 from flows.commands.reporting import WORKSPACE
 from flows.core.errors import Exit, UserError
 from flows.evaluation.results import BoundMetrics, SampleMetrics
-from flows.images.store import data_sha256
+from flows.images.store import data_sha256, spread
 from flows.report import charts, markdown, pictures
 from flows.report.charts import PALETTE
-from flows.report.checks import MOST_EXPECTATIONS
+from flows.report.checks import MOST_EXPECTATIONS, alike
 from flows.report.comparison import comparison
-from flows.report.page import Page, lineage, page
+from flows.report.page import Page, extremes, grids, lineage, page
+from flows.report.quality import sampler
 from flows.report.results import Files, disagreements, origin_here, read_results
 from flows.stages.report import report
 
@@ -402,3 +404,75 @@ def test_integers_and_equal_floats_are_the_same_parameters(files: Files) -> None
         for minutes in (5, 5.0)
     )
     assert lineage(whole) == lineage(real)
+
+
+def test_the_easiest_and_the_hardest_images_are_those_of_the_rows(files: Files) -> None:
+    """The rows may be in any order, and rows that are not finite are left out."""
+    assert files.per_image
+    bpd = [1.5, 1.0, 4.0, 2.0, 3.0] + [2.0] * 35
+    rows = [f"{39 - row},{value}" for row, value in enumerate(bpd)]
+    files.per_image.write_text("\n".join(["image,bpd", rows[0], "38,inf", *rows[2:]]) + "\n")
+    (_, easiest), (_, hardest) = extremes(read_results(files, ORIGIN))
+    found = [(image.picture.alt, image.caption) for image in (easiest[0], *hardest[:2]) if image.picture]
+    assert found == [("test image 39", "1.500"), ("test image 37", "4.000"), ("test image 35", "3.000")]
+    assert (len(easiest), len(hardest)) == (8, 8)
+
+
+@pytest.mark.parametrize(("order", "eta", "name"), [(1, 1, "ancestral sampling"), (1, 0, "DDIM"), (2, 0.5, "order 2")])
+def test_the_sampler_has_its_name(order: int, eta: float, name: str) -> None:
+    settings = SampleMetrics(**sample_metrics("b" * 64)).sampler.model_copy(update={"order": order, "eta": eta})
+    assert re.match(rf"\d+ steps of {name}[, ]", sampler(settings))
+
+
+def test_neighbours_are_training_images(files: Files) -> None:
+    """There are 60 of them, and 40 test images."""
+    assert files.neighbours
+    files.neighbours.write_text("sample,train_image,distance\n15,59,0.25\n")
+    assert read_results(files, ORIGIN).neighbours == [(15, 59, 0.25)]
+    files.neighbours.write_text("sample,train_image,distance\n15,60,0.25\n")
+    with pytest.raises(UserError, match="there is no train_image 60"):
+        read_results(files, ORIGIN)
+
+
+def test_the_pairs_that_are_least_likely_by_chance_come_first(files: Files) -> None:
+    assert files.validation
+    described = json.loads(files.validation.read_text())
+    (pair,) = described["alike"][0]["pairs"]
+    described["alike"][0]["pairs"] = [pair | {"image": image, "by_chance": image / 10} for image in (5, 1, 3)]
+    files.validation.write_text(json.dumps(described))
+    found = [(image.caption, how) for image, _, how in alike(read_results(files, ORIGIN))]
+    assert [caption for caption, _ in found] == ["test image 1", "test image 3", "test image 5"]
+    assert "0.1 as close by chance" in found[0][1]
+
+
+def test_charts_draw_the_errors_and_the_mean() -> None:
+    from matplotlib.figure import Figure
+
+    table = {
+        "t": np.array([0.25, 0.75]),
+        "diffusion_bpd": np.array([1.5, 2.0]),
+        "standard_error": np.array([0.5, 0.25]),
+    }
+    axes = Figure().subplots()
+    list(charts.noise_levels(axes, {charts.Model("", "red"): table}))
+    drawn: Any = axes.containers[0]
+    bars = drawn.lines[2][0].get_segments()
+    assert [[y for _, y in bar] for bar in bars] == [[1.0, 2.0], [1.75, 2.25]]
+    axes = Figure().subplots()
+    list(charts.histogram(axes, {charts.Model("", "red"): {"bpd": np.array([1.0, 1.0, 4.0])}}))
+    (mean,) = axes.lines
+    assert list(np.asarray(mean.get_xdata())) == [2.0, 2.0]
+
+
+def test_real_images_beside_the_samples_are_of_all_of_a_sorted_split(files: Files) -> None:
+    results = read_results(files, ORIGIN)
+    assert results.images
+    assert results.samples is not None
+    both = grids(results)
+    assert both
+    assert both.samples.src == pictures.grid(results.samples, 17, "").src
+    assert both.held_out.src == pictures.grid(spread(results.images.test, 16), 17, "").src
+
+
+def test_a_picture_has_all_shades_of_its_levels() -> None:
+    assert pictures.shades(np.array([[[0, 8, 16]]]), 17).tolist() == [[[shade] * 3 for shade in (0, 128, 255)]]

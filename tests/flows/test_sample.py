@@ -2,6 +2,7 @@
 
 import errno
 import json
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from unittest.mock import Mock
 
 import numpy as np
 import pytest
+import torch
 from conftest import TINY
 from PIL import Image
 from small import Small
@@ -17,8 +19,11 @@ from flows.cli import run
 from flows.core.checkpoint import save_model
 from flows.core.errors import Exit
 from flows.process.progress import bar
-from flows.sampling.pictures import write
+from flows.sampling import film
+from flows.sampling.filling import read_mask
+from flows.sampling.pictures import grid, shown, write
 from vdm.model import VDM
+from vdm.sampling import Step
 
 MODEL = "models/vdm"
 
@@ -257,3 +262,45 @@ def test_the_film_shows_its_progress(small: Small, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr("flows.sampling.request.bar", shown)
     assert run(["sample", MODEL, "-n", "1", "--steps", "7", "--film", "film.gif"]) == Exit.DONE
     shown.assert_called_once_with("film")
+
+
+def test_levels_above_255_are_written_as_they_are(tmp_path: Path) -> None:
+    images = np.array([0, 256, 1023]).reshape(3, 1, 1, 1)
+    write(tmp_path / "a.npy", images, 1024)
+    assert np.load(tmp_path / "a.npy").tolist() == images.tolist()
+
+
+def test_a_mask_is_bright_where_one_of_its_channels_is(tmp_path: Path, tiny_model: Callable[..., VDM]) -> None:
+    mask = np.zeros((8, 8, 3), np.uint8)
+    for channel in range(3):
+        mask[channel, :, channel] = 255
+    Image.fromarray(mask).save(tmp_path / "mask.png")
+    assert read_mask(tmp_path / "mask.png", tiny_model()).all(1).tolist() == [True] * 3 + [False] * 5
+
+
+@pytest.mark.parametrize("number", [59, 60, 62, 131])
+def test_a_film_ends_with_the_last_step(number: int) -> None:
+    steps = [Step(*torch.full((2, 1, 1, 1, 1), step / 130)) for step in range(number)]
+    recorded = film.record(iter(steps), number)
+    assert len(recorded.z) <= film.MOST_FRAMES
+    assert recorded.z[-1].tolist() == film.pixels(steps[-1].z).tolist()
+
+
+def test_pictures_have_all_shades_and_colours() -> None:
+    colours = np.random.default_rng(0).integers(0, 256, (3, 4, 5), dtype=np.uint8)
+    assert np.array_equal(shown(colours, 256), colours.transpose(1, 2, 0))
+    assert shown(np.array([[[0, 8, 16]]]), 17).tolist() == [[0, 128, 255]]
+
+
+def test_images_of_a_grid_are_in_rows() -> None:
+    images = np.arange(7, dtype=np.uint8).reshape(7, 1, 1, 1).repeat(40, 2).repeat(50, 3)
+    picture = grid(images, 256)
+    tiles = [picture[2 + 42 * row :, 2 + 52 * column :][:40, :50] for row, column in np.ndindex(3, 3)]
+    assert [np.unique(tile).tolist() for tile in tiles] == [*([number] for number in range(7)), [128], [128]]
+
+
+def test_the_strip_of_a_film_has_noise_above_predictions() -> None:
+    z, x_hat = (np.arange(first, first + 6, dtype=np.uint8).reshape(3, 2, 1, 1, 1) for first in (0, 10))
+    strip = film.strip(film.Film(z, x_hat))
+    tiles = strip[20::34, 20::34]
+    assert tiles.tolist() == [[0, 2, 4], [10, 12, 14], [1, 3, 5], [11, 13, 15]]

@@ -14,6 +14,7 @@ from types import SimpleNamespace
 from typing import Any
 from unittest.mock import Mock
 
+import numpy as np
 import pytest
 import torch
 from conftest import TINY
@@ -21,11 +22,12 @@ from project import ROOT
 from torch import distributed
 
 from flows.core import memory
-from flows.core.checkpoint import fitted_to, load_model
+from flows.core.checkpoint import fitted_to, load_model, save_state
 from flows.core.device import find_device, find_precision
 from flows.core.errors import Exit, UserError
 from flows.core.params_file import read_params
-from flows.training import collectives, fitting
+from flows.images.store import ImageSet
+from flows.training import collectives, fitting, runs
 from flows.training.collectives import STORE, lost_another, process_group
 from flows.training.fitting import fit, out_of_memory, resume
 from flows.training.runs import Run, forget, writing_curves
@@ -75,6 +77,7 @@ def test_curves_are_a_new_file(tmp_path: Path) -> None:
             add(RECORD)
         assert cached.read_text() == "old"
         assert path.read_text().count("\n5,3.0,") == 2
+        assert len({line.count(",") for line in path.read_text().splitlines()}) == 1  # without the images per second
         path.unlink()
     os.mkfifo(path)
     with writing_curves(path, []):
@@ -312,3 +315,41 @@ def test_float32_is_not_rounded_to_tf32(monkeypatch: pytest.MonkeyPatch) -> None
     find_device("cpu")
     assert not torch.backends.cudnn.allow_tf32
     assert asked == [False]
+
+
+def test_no_test_image_is_trained_on() -> None:
+    train, validation, test = (np.arange(first, first + 4, dtype=np.uint8).reshape(4, 1, 1, 1) for first in (0, 4, 8))
+    image_set = ImageSet({}, train, validation, test)
+    assert fitting.training_images(image_set, "train").ravel().tolist() == [0, 1, 2, 3]
+    assert fitting.training_images(image_set, "train_and_validation").ravel().tolist() == [0, 1, 2, 3, 4, 5, 6, 7]
+
+
+def test_a_state_that_cannot_be_written_is_tried_three_times(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    errors, pauses = [OSError(errno.EIO, "Input/output error") for _ in range(2)], list[float]()
+
+    def failing(path: Path, state: dict[str, Any]) -> None:
+        if errors:
+            raise errors.pop()
+        save_state(path, state)
+
+    monkeypatch.setattr(runs, "save_state", failing)
+    monkeypatch.setattr(runs.time, "sleep", pauses.append)
+    run = Run(tmp_path, keep=1)
+    run.save(5, {"done": 5})
+    assert run.newest() == {"done": 5}
+    assert pauses == [0.5, 2.0]
+    errors += [OSError(errno.EIO, "Input/output error") for _ in range(3)]
+    with pytest.raises(UserError, match="the state at step 10 could not be written: Input/output error"):
+        run.save(10, {"done": 10})
+    assert run.newest() == {"done": 5}
+
+
+def test_a_run_that_is_asked_to_stop_at_its_last_step_has_finished(
+    tmp_path: Path, tiny_model: Callable[..., VDM]
+) -> None:
+    train: Any = read_params(ROOT / "presets/digits.yaml").train
+    train = train.model_copy(update={"num_devices": 1, "steps": 2})
+    images = torch.zeros(64, 1, 8, 8, dtype=torch.uint8)
+    trainer = Trainer(tiny_model(), images, fitting.resolve(train, torch.device("cpu")))
+    fit(trainer, Run(tmp_path, keep=2), tmp_path / "curves.csv", train, lambda: trainer.done == 2)
+    assert [path.name for path in Run(tmp_path, keep=2).states()] == ["step-000000002.state"]
