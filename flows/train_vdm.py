@@ -28,15 +28,7 @@ from flows.orchestration import artifacts
 from flows.orchestration.announcing import announce, announce_drift, forget_outcome
 from flows.orchestration.releasing import RETRIED, Release, catch_up, conclude, release, report_folder
 from flows.orchestration.streaming import EXPECTED, as_user_error, leave_out_tracebacks, result_of, stream, when_free
-from flows.orchestration.workspace import (
-    Workspace,
-    commit,
-    compose_params,
-    finished,
-    prune,
-    take_images,
-    workspace,
-)
+from flows.orchestration.workspace import Workspace, commit, compose_params, finished, prune, take_images, workspace
 from flows.process.environment import settle
 from flows.process.lifeline import end_with_parent, hold_what_starts
 from flows.registry import versions as registry
@@ -253,7 +245,7 @@ def check_champion(root: Path, folder: Path) -> None:
         if champion := registry.champion(root):
             stream(["flows.cli", "verify", champion.name], folder, stdout=folder / layout.VERIFIED)
     except UserError as error:
-        again = "`git checkout TAG && make repro` makes its files again from the same images"
+        again = "`git checkout TAG && make repro` makes its files again, given the same images"
         advice = f"{again}; `vdmctl rollback` takes an earlier champion, or says how to go on without one"
         message = f"no comparison with the champion is possible: {error}"
         if not isinstance(error, NetworkError):
