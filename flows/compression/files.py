@@ -115,7 +115,7 @@ def require_new_file(out: Path, source: Path, model: Path, *, force: bool) -> No
         raise UserError(f"{out} is a folder; name a file", Exit.USAGE)
     if out.exists() and not force:
         raise UserError(f"{out} exists; name another file, or replace it with --force", Exit.USAGE)
-    if contains(out, source) or (out.exists() and contains(source, out) and not is_compressed(out)):
+    if out.exists() and contains(source, out) and not is_compressed(out):
         raise UserError(f"{out} would replace the images that it is made from; name another file", Exit.USAGE)
     if contains(model, out):
         raise UserError(f"{out} lies in the folder of the model; name another file", Exit.USAGE)
