@@ -208,11 +208,14 @@ def held_back(number: signal.Signals) -> Iterator[None]:
     Otherwise a process that gets it while it imports would end with a traceback.  Processes inherit the blocked signal
     from the main thread.  This process still receives it, in another thread.
     """
-    # Start multiprocessing's resource tracker first: in Python 3.11 its start unblocks SIGINT.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
+    # Start multiprocessing's resource tracker first: in Python 3.11 its start unblocks SIGINT.  A closed terminal must
+    # not end it, since the processes need it until they have saved.
     ensure_running()
+    signal.pthread_sigmask(signal.SIG_SETMASK, before)
     done = Event()
     Thread(target=done.wait, daemon=True).start()
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {number})
+    signal.pthread_sigmask(signal.SIG_BLOCK, {number})
     try:
         yield
     finally:
