@@ -146,7 +146,7 @@ def test_shares_are_of_whole_batches(num_images: int, count: int, expected: list
     assert [(share.start, share.stop) for share in found] == expected
 
 
-def test_a_batch_takes_no_memory_for_images_that_there_are_not() -> None:
+def test_a_batch_takes_memory_for_no_more_images_than_there_are() -> None:
     sizes = {"num_dims": 64, "network_bytes": 1000, "num_images": 2, "times_per_image": 4}
     assert memory_needed(**sizes, batch_size=8) == memory_needed(**sizes, batch_size=1000)
 
