@@ -133,7 +133,7 @@ def restore_images(place: Workspace) -> None:
     except UserError as error:
         if is_shared() and isinstance(error, NetworkError):
             raise
-        get_run_logger().warning("the recorded images are missing, so their source is read again: %s", error)
+        get_run_logger().warning("the recorded images cannot be restored, so their source is read again: %s", error)
 
 
 def run_stages(place: Workspace, *, force: bool, wait_hours: float) -> None:

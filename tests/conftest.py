@@ -24,7 +24,8 @@ from vdm.model import VDM
 
 # Variables of whoever runs the tests do not reach them, nor git's hooks and keys.
 os.umask(0o022)
-signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup ignores it
+if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:  # by nohup
+    signal.signal(signal.SIGHUP, lambda *_: None)  # programs that tests start do not inherit this
 for name in list(os.environ):
     # git names the repository to its hooks: the tests would commit to it.
     of_git = name.startswith("GIT_") and name not in ("GIT_EXEC_PATH", "GIT_SSL_CAINFO")

@@ -30,7 +30,7 @@ from flows.registry.remote import (
     take_other_objects,
     upstream,
 )
-from flows.registry.storage import check, dvc_repository, obtain, quiet, require_remote
+from flows.registry.storage import cached_at, check, dvc_repository, is_sound, obtain, quiet, require_remote
 from flows.registry.versions import MODEL, REFUSALS, deregistered, model_tags, of_stage, registered
 
 
@@ -252,7 +252,7 @@ def push_bytes(root: Path, tags: list[Tag], published: list[Tag]) -> dict[str, s
     """Push the tags' files to the DVC remote; return the tags whose files are lost or damaged, with the reason.
 
     Of published tags, and of tags that need no files, those that the remote lacks are pushed if they are in the cache.
-    So are cached copies of the metrics that git has, which `vdmctl prune` would miss at the remote.
+    Cached copies of the metrics that git has are pushed, too, since `vdmctl prune` keeps files that the remote lacks.
     Raises NetworkError (exit 5) when the remote does not answer.
     """
     lost = {}
@@ -275,7 +275,9 @@ def push_bytes(root: Path, tags: list[Tag], published: list[Tag]) -> dict[str, s
                 known |= files_of(repo, root, [tag])
             except UserError as error:
                 lost[tag.name] = str(error)
-        upload(repo, lacking(repo, known & set(repo.cache.local.all())))
+        place = cached_at(repo)
+        spare = lacking(repo, known & set(repo.cache.local.all()))
+        upload(repo, {digest for digest in spare if is_sound(place(digest), digest)})
     return lost
 
 

@@ -31,7 +31,8 @@ def reproduction(root: Path) -> Reproduction:
     try:
         ours = lock_here(root)
     except FileNotFoundError as error:
-        raise UserError(f"{layout.DVC_LOCK} is missing; `dvc repro` writes it", Exit.MISSING) from error
+        advice = f"`git checkout HEAD {layout.DVC_LOCK}` restores it, or `dvc repro` writes it"
+        raise UserError(f"{layout.DVC_LOCK} is missing; {advice}", Exit.MISSING) from error
     except UserError as error:  # such as the marks of a merge with conflicts
         advice = f"`git checkout HEAD {layout.DVC_LOCK} && dvc repro` restores it and makes the results again"
         return Reproduction(False, f"{error}, so the results may be of other inputs; {advice}", [])

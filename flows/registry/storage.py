@@ -191,6 +191,14 @@ def check(path: Path, file: Stored, subject: str) -> None:
             raise UserError(f"{name} is damaged in the cache; delete {file.cached} to fetch it again", Exit.MISSING)
 
 
+def is_sound(file: Path, digest: str) -> bool:
+    """Whether a cached file has its md5."""
+    with suppress(UserError, OSError):
+        check(file, Stored("", file, digest.removesuffix(".dir")), "")
+        return True
+    return False
+
+
 def pull(repo: Any, digests: set[str], subject: str) -> None:
     """Pull into the cache what the default remote has of these files and listings.  A listing comes without its files.
 

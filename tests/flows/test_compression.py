@@ -655,7 +655,8 @@ def test_a_file_of_this_version_has_the_code_that_its_readers_expect() -> None:
     assert hashlib.sha256(stack.file.read()).hexdigest()[:16] == "2941a54ede66f4cc"
 
 
-def test_sums_are_computed_with_the_threads_of_the_header() -> None:
+def test_sums_are_computed_with_the_threads_of_the_header(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", True)
     before, flags = torch.get_num_threads(), (torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark)
     with exactly(before + 1):
         assert torch.get_num_threads() == before + 1

@@ -21,6 +21,7 @@ from flows.orchestration import automations, engines, serve, workers
 from flows.orchestration.server import Api, Refused
 from flows.orchestration.status import paused
 from flows.orchestration.workers import LOCK, alone, require_pool, worker_name
+from flows.process.ending import STOP
 from flows.process.locks import lock_file
 
 pytestmark = pytest.mark.usefixtures("without_profiles")
@@ -77,15 +78,18 @@ def test_a_folder_may_have_a_percent_sign(tmp_path: Path) -> None:
         workers.refuse_to_mix(OWN, "another", {name})
 
 
-def test_a_terminal_that_is_closed_interrupts_the_loop_once() -> None:
+def test_a_terminal_that_is_closed_interrupts_the_loop_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """It sends SIGHUP twice, and the second would interrupt the end of the runs."""
-    before = signal.getsignal(signal.SIGHUP)
+    monkeypatch.setattr(workers, "hold_what_starts", Mock())
+    before = {number: signal.getsignal(number) for number in (*STOP, signal.SIGHUP)}
     try:
-        with pytest.raises(KeyboardInterrupt):
+        with workers.until_stopped():
+            assert [signal.getsignal(number) for number in STOP] == [workers.interrupt] * len(STOP)
             workers.interrupt()
         assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
     finally:
-        signal.signal(signal.SIGHUP, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def test_a_server_that_fails_does_not_end_the_loop(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import urllib.error
 from collections.abc import Iterator
+from contextlib import nullcontext
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NoReturn
@@ -20,7 +21,7 @@ from plant import ENDLESS, Plant, served, trainers, wait_until
 from prefect.states import Failed, StateType
 from project import IDENTITY, ROOT, Project
 
-from flows.core.errors import Exit, UserError
+from flows.core.errors import Exit, NetworkError, UserError
 from flows.orchestration import releasing
 from flows.orchestration.announcing import announce, forget_outcome
 from flows.orchestration.artifacts import Progress, show, show_metrics
@@ -28,7 +29,7 @@ from flows.orchestration.plugin import full_name
 from flows.orchestration.streaming import EXPECTED, as_user_error, failure, result_of, when_free
 from flows.process.groups import processes_in
 from flows.registry.evidence import Evidence
-from flows.train_vdm import check_champion, drift, reproduce, stages, train_vdm
+from flows.train_vdm import check_champion, drift, reproduce, restore_images, stages, train_vdm
 
 # Only a machine that is busy with other things needs as long.
 pytestmark = pytest.mark.timeout(1800)
@@ -230,6 +231,28 @@ def test_wrong_parameters_fail_before_anything_starts(tmp_path: Path, monkeypatc
     assert "train.steps: input should be greater than or equal to 1, got 0" in str(state.message)
     assert "\n" not in str(state.message)
     assert not (project.folder / ".vdm" / "worktrees").exists()
+
+
+@pytest.mark.parametrize(
+    ("error", "shared", "raises"),
+    [
+        (UserError("lost", Exit.MISSING), True, False),
+        (NetworkError("silent"), False, False),
+        (NetworkError("silent"), True, True),
+    ],
+)
+def test_recorded_images_that_cannot_be_restored_are_read_from_their_source_again(
+    error: UserError, shared: bool, raises: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If machines share versions, they wait for the remote instead."""
+    logger = Mock()
+    monkeypatch.setattr("flows.train_vdm.get_run_logger", lambda: logger)
+    monkeypatch.setattr("flows.train_vdm.take_images", Mock(side_effect=error))
+    if shared:
+        monkeypatch.setenv("VDM_SHARE", "1")
+    with pytest.raises(NetworkError) if raises else nullcontext():
+        restore_images(Mock())
+    assert logger.warning.called != raises
 
 
 def test_an_unknown_parameter_of_the_flow_starts_no_run(plant: Plant) -> None:
