@@ -30,7 +30,7 @@ POLL_SECONDS = 1.0
 # What DVC says after every stage.
 LEFT_OUT = ("Generating lock file", "Updating lock file", "Use `dvc push`")
 EXPECTED = (UserError, OSError, DvcException)
-"""The errors of a run that are no bugs."""
+"""The errors that a run reports in one line; any other is a bug."""
 
 
 def as_user_error(error: UserError | OSError | DvcException) -> UserError:

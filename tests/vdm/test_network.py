@@ -110,7 +110,7 @@ def test_invalid_arguments_are_refused(change: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("change", [{"image_shape": (8, 8)}, {"num_levels": 1}, {"num_levels": 2**16 + 1}])
-def test_what_is_no_image_is_refused(change: dict[str, Any]) -> None:
+def test_impossible_images_are_refused(change: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="images cannot have shape"):
         VDM(**TINY | change)
 
