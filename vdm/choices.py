@@ -1,4 +1,4 @@
-"""The words and the counts that an option of the model, of training or of evaluation may take; without torch."""
+"""The words and counts that options of the model, of training, evaluation and sampling may take.  Loads no torch."""
 
 from numbers import Integral
 from typing import Any, Literal, get_args
@@ -22,12 +22,12 @@ Keep = Literal["best", "last"]
 Dequantisation = Literal["uniform", "truncated_normal"]
 """The density inside a pixel's cell, which makes pixels continuous; see `vdm.ode.log_weight`."""
 Grid = Literal["gamma", "t"]
-"""What the noise levels of a sampler's steps are evenly spaced in; see `vdm.sampling.Solver`."""
+"""The quantity in which the noise levels of a sampler's steps are evenly spaced; see `vdm.sampling.Solver`."""
 
 MOST_LEVELS = 2**16
 """The largest number of levels of a pixel."""
 MOST_BLOCKS = 1024
-"""The largest number of residual blocks of the network on each way."""
+"""The largest `blocks` of `vdm.network.NoisePredictor`."""
 
 
 def require_counts(**counts: int) -> None:

@@ -83,7 +83,7 @@ class Gaussian(NamedTuple):
 
     @property
     def half(self) -> int:
-        """Symbol `half` is the cell of the mean."""
+        """The symbol of the mean's cell."""
         return int(self.tables.shape[1]) // 2 - 1
 
     def push(self, coder: Coder, z: Tensor, mean: Tensor) -> None:
@@ -128,9 +128,9 @@ class Codec:
     """Encodes and decodes batches of images with a model in float64 and `num_timesteps` steps.
 
     Decode the batches of `encode` in reverse order: the network must see the same batches in both directions.  A batch
-    takes 2 log2(4.1 `cells`) bits per dimension off the stack before it returns them, and up to 5 more if the steps are
-    many.  `cells` is a power of two up to `PLACES`.  Raises ValueError for other numbers, a schedule with steps that
-    are too unequal, a model of more than 256 levels, and one with dropout in training mode.
+    takes 2 log2(4.1 `cells`) bits per dimension off the stack before it returns them, and up to 5 more if there are
+    many steps.  Raises ValueError unless `cells` is a power of two up to `PLACES`, for a schedule whose steps are too
+    unequal, a model of more than 256 levels, and one with dropout in training mode.
     """
 
     def __init__(self, model: VDM, num_timesteps: int, cells: int = CELLS) -> None:
@@ -208,11 +208,11 @@ class Codec:
 
     def push_pixels(self, coder: Coder, pixels: np.ndarray, z_0: Tensor) -> None:
         """Encode pixels (B,C,H,W) under p(x | z_0), a part at a time, since a pixel's table takes K + 1 numbers."""
-        parts = zip(*(each.reshape(-1).split(PIXELS_AT_ONCE) for each in (z_0, torch.from_numpy(pixels))), strict=True)
-        for z, part in reversed(list(parts)):
-            tables, level = self.pixel_tables(z), part.numpy().astype(np.int64)
-            dims = np.arange(len(level))
-            coder.push(tables[dims, level], tables[dims, level + 1] - tables[dims, level])
+        z, level = z_0.reshape(-1), pixels.reshape(-1).astype(np.int64)
+        for first in reversed(range(0, len(level), PIXELS_AT_ONCE)):
+            part = level[first : first + PIXELS_AT_ONCE]
+            tables, dims = self.pixel_tables(z[first : first + PIXELS_AT_ONCE]), np.arange(len(part))
+            coder.push(tables[dims, part], tables[dims, part + 1] - tables[dims, part])
 
     def pop_pixels(self, coder: Coder, z_0: Tensor) -> np.ndarray:
         """Decode pixels in the shape of z_0 (B,C,H,W), uint8."""

@@ -41,8 +41,8 @@ def reverse_step(
 ) -> Tensor:
     """Return a draw of z_s from p(z_s | z_t) = q(z_s | z_t, x = x_hat) (appendix A.4, eq. 34), or one with less noise.
 
-    z_t, x_hat, eps (B,C,H,W); gamma_s < gamma_t, (B,) or scalars.  `eta` below 1 gives a step with less noise that
-    leads to the same marginals if x_hat is exact, 0 one without noise (Song et al. 2020).  With
+    z_t, x_hat, eps (B,C,H,W); gamma_s < gamma_t, (B,) or scalars.  `eta` is the noise of the step, from 0 (none) to 1
+    (that of p).  If x_hat is exact, every eta leads to the same marginals (Song et al. 2020).  With
     h = (gamma_t - gamma_s)/2:
 
         z_s = (sigma_s/sigma_t) e^(-eta h) z_t + alpha_s (1 - e^(-(1 + eta) h)) x_hat

@@ -63,11 +63,11 @@ def reconstruction_table(gamma_0: Tensor, num_levels: int) -> Tensor:
     The expected reconstruction loss of a pixel depends on its level and on gamma_0 alone, so a table replaces a draw.
     With d = (level spacing) / sqrt(exp(gamma_0)), the loss at eps is
 
-        log sum_m exp(-d m eps - d^2 m^2 / 2),    m = k - j from k - K + 1 to k,
+        log sum_m exp(-d m eps - d^2 m^2 / 2),    m = k - j from k - K + 1 to k.
 
-    two running sums from m = 0 outwards that all levels share.  A trapezoid sum gives the expectation: it converges
-    exponentially for a smooth integrand times a Gaussian.  Level k at eps has the loss of level K - 1 - k at -eps, so
-    the nodes from eps = 0 suffice.
+    All levels share two running sums, from m = 0 upwards and downwards.  A trapezoid sum over eps gives the
+    expectation: it converges exponentially for a smooth integrand times a Gaussian.  Level k at eps has the loss of
+    level K - 1 - k at -eps, so the nodes eps >= 0 suffice.
     """
     half_width, step = 9.0, 0.04  # beyond 9 standard deviations lies 1e-19 of the mass
     num_nodes = round(half_width / step) + 1

@@ -21,7 +21,7 @@ GOLDEN_RATIO = (1 + math.sqrt(5)) / 2
 
 
 class NoiseLevels(NamedTuple):
-    """The diffusion term at the noise levels of the times `t`, L of them, rising: (L,) float64 each.
+    """The diffusion term at L noise levels, those of the rising times `t`: (L,) float64 each.
 
     `diffusion` is the mean over the images, in bits/dim per unit of time; `standard_error` is that of this mean, NaN
     for one image.  The mean of `diffusion` over the levels is the diffusion term.  With T steps this holds only on
@@ -104,7 +104,7 @@ def standard_error(values: np.ndarray) -> float:
 def student_quantile(confidence: float, degrees: int) -> float:
     """Return the half-width, in standard errors, of the interval that contains the true mean with this probability.
 
-    It is around the mean of `degrees` + 1 values from a normal distribution (Student's t).  NaN for `degrees` 0.
+    Its centre is the mean of `degrees` + 1 values from a normal distribution (Student's t).  NaN for `degrees` 0.
     """
     if degrees < 1:
         return math.nan
@@ -180,7 +180,7 @@ def image_terms(
     `precision` is that of the network's matrix products and convolutions; everything else has the model's.
 
     Raises TypeError unless the pixels are of an integer type, and ValueError unless they are images of the model, for
-    other options than these, and for a model with dropout in training mode.
+    an unknown precision, for times or steps below 1, and for a model with dropout in training mode.
     """
     model.require_evaluation_mode()
     require_choice("precision", precision, Precision)

@@ -41,7 +41,7 @@ def count_parameters(**arguments: Any) -> int:
     """Return the number of weights of a `VDM` with these arguments, without allocating memory for them.
 
     The number grows linearly with `blocks`, so models of one and of two blocks determine it.  Raises ValueError,
-    TypeError and RuntimeError.
+    TypeError or RuntimeError for wrong arguments.
     """
     require_counts(blocks=arguments["blocks"])
 
@@ -63,8 +63,8 @@ def gradient_bytes(
 ) -> int:
     """Return a lower bound of the bytes per image that the network takes with gradients.
 
-    A residual block keeps six tensors of `width` channels, and nine on the way up.  If they are `recomputed`, it keeps
-    only its input, one or two, and the block at work keeps seven more.
+    A residual block keeps six tensors of `width` channels, on the way up nine.  If they are `recomputed`, a block keeps
+    only its input (one tensor, on the way up two), and the block that is being recomputed keeps seven more.
     """
     down, up = blocks + 2, blocks + 1
     tensors = down + 2 * up + 7 if recomputed else 6 * down + 9 * up
@@ -74,7 +74,7 @@ def gradient_bytes(
 def inference_bytes(image_shape: Sequence[int], *, width: int, blocks: int, precision: Precision) -> int:
     """Return a lower bound of the bytes per image that the network takes without gradients.
 
-    In the first block on the way up these are the outputs kept for the others, and eight tensors as large.
+    They are needed in the first block on the way up: the outputs kept for the other blocks, and eight tensors as large.
     """
     return (blocks + 8) * width * math.prod(image_shape[1:]) * ACTIVATION_BYTES[precision]
 
@@ -140,7 +140,7 @@ class VDM(nn.Module):
         require_levels(pixels, self.num_levels)
 
     def require_evaluation_mode(self) -> None:
-        """Raise ValueError in training mode if that changes the results: with dropout, until `eval` is called."""
+        """Raise ValueError if dropout is active, as in training mode until `eval` is called."""
         if any(isinstance(module, nn.Dropout) and module.p and module.training for module in self.modules()):
             raise ValueError("the model is in training mode, with dropout; call its method eval() first")
 
@@ -152,8 +152,8 @@ class VDM(nn.Module):
     def forward(self, pixels: Tensor, eps: Tensor, t: Tensor, *, num_timesteps: int | None = None) -> Terms:
         """Return one draw of the bound's terms, each (B,) nats per image (eq. 11).
 
-        pixels (B,C,H,W) of an integer type; eps (B,C,H,W) standard normal; t (B,) in [0, 1), which a model of
-        `num_timesteps` steps rounds up to its grid.  Raises TypeError for pixels of another type.
+        pixels (B,C,H,W) of an integer type; eps (B,C,H,W) standard normal; t (B,) in [0, 1), rounded up to the grid of
+        `num_timesteps` steps unless that is None.  Raises TypeError for pixels of another type.
         """
         if num_timesteps is None:
             return self.terms(pixels, eps, *self.schedule.gamma_and_slope(t))

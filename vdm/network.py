@@ -30,9 +30,9 @@ class NoisePredictor(nn.Module):
     time embedding; they are constants even if the schedule's end points are learned.  `augmentation_input` adds one
     number per image to the conditioning: whether the image was augmented.
 
-    Raises ValueError if `width` is odd, below 4, or not a multiple of `norm_groups`, for more blocks than
-    `MOST_BLOCKS`, for exponents beyond `LARGEST_EXPONENT`, unless `norm_eps` is above 0, and unless `dropout` is at
-    least 0 and below 1.
+    Raises ValueError unless `width` is even, at least 4 and a multiple of `norm_groups`, `blocks` is 1 to
+    `MOST_BLOCKS`, the exponents are at most `LARGEST_EXPONENT` in size, `norm_eps` is above 0 and finite, and `dropout`
+    is at least 0 and below 1.
     """
 
     def __init__(
@@ -176,8 +176,8 @@ class AttentionBlock(nn.Module):
 def attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """Return softmax(query key^T / sqrt(D)) value, (B,N,D), of three tensors of this shape.
 
-    On a CPU in bfloat16 it takes a few images at a time, whose scores stay in the cache.  For 28x28 pixels that is
-    twice as fast as torch's fused kernel, also backward.
+    On a CPU in bfloat16 it takes a few images at a time, so that their scores stay in the cache.  For 28x28 pixels that
+    is twice as fast as torch's fused kernel, forward and backward.
     """
     images = SCORES_AT_ONCE // query.shape[1] ** 2
     if query.device.type != "cpu" or query.dtype != torch.bfloat16 or not images:
@@ -190,7 +190,7 @@ def attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
 def fourier_features(z: Tensor, exponents: Sequence[int]) -> Tensor:
     """Return sin and cos of 2 pi 2^n z for the N `exponents` n (appendix C): (B,C,H,W) -> (B, 2 N C, H, W).
 
-    Sines come before cosines, each channel-major.  At least float32, since the argument reaches 800 rad.
+    Sines come before cosines, each channel-major.  The result is at least float32, since the argument exceeds 800 rad.
     """
     z = z if z.dtype == torch.float64 else z.float()
     # Made on the device: `torch.tensor` would copy them from the CPU, and so wait for all earlier work of the device.

@@ -6,8 +6,8 @@ With gamma itself as the time and y = z / sigma as the state, the image in units
     dy/dgamma = 1/2 (eps_hat(sigma y, gamma) - y)
     log p(y_0) = log p(y_1) + integral over gamma of div(dy/dgamma),    log p(z) = log p(y) - D log sigma
 
-Neither depends on the schedule between its end points.  An error of y moves the density by the same amount at every
-noise level.  An error of z of 1e-4, small compared with an image, is 8% of the noise at gamma_0 = -13.3.
+Neither depends on the schedule between its end points.  An error of y moves the density by about the same amount at
+every noise level.  An error of z of 1e-4, small compared with an image, is 8% of the noise at gamma_0 = -13.3.
 
 Dequantisation turns the density into a probability of pixels:
 level k owns the cell of width 2 alpha_0 / K around alpha_0 x_k, and for any density q on the cell
@@ -56,12 +56,13 @@ def evaluate_ode(
     The mean over `num_draws` draws is inside the logarithm.  `num_probes` 0 takes the exact divergence.  Draws and
     probes depend on the seed and on the image's index alone.  `batch_size` counts images times draws.
 
-    The draws of an image share its Rademacher probes, so that the error they have in common leaves the logarithm.  The
-    rest of the error stays inside: many draws with few probes give slightly too few bits.
+    The draws of an image share its Rademacher probes.  An error that is the same in all draws only adds to the
+    logarithm, and is 0 on average.  The errors that differ make the mean inside the logarithm too large on average:
+    many draws with few probes give slightly too few bits.
 
     Raises TypeError unless the pixels are of an integer type, and ValueError unless they are images of the model, for
-    an unknown dequantisation, for counts with which no evaluation is possible, and for a model with dropout in
-    training mode.
+    an unknown dequantisation, for no images, for counts below 1 (`num_probes`: below 0), and for a model with dropout
+    in training mode.
     """
     require_counts(images=len(pixels), num_draws=num_draws, batch_size=batch_size, num_probes=num_probes or 1)
     model.require_evaluation_mode()

@@ -21,7 +21,7 @@ def alpha(gamma: Tensor) -> Tensor:
 
 def sigma(gamma: Tensor) -> Tensor:
     """Return the standard deviation of the noise, sqrt(sigmoid(gamma)), same shape as gamma (section 3.2)."""
-    # sqrt(1 - alpha^2) would be 0.3% off in float32 at gamma = -13.3.
+    # 1 - alpha^2 would be 0.3% off in float32 at gamma = -13.3.
     return torch.sigmoid(gamma).sqrt()
 
 
@@ -33,8 +33,8 @@ def snr(gamma: Tensor) -> Tensor:
 class LinearSchedule(nn.Module):
     """gamma(t) = gamma_0 + (gamma_1 - gamma_0) t, with fixed or learned end points (appendix H).
 
-    The parameters are gamma_0 and a span, of which only the absolute value counts: no update can make the schedule
-    decrease.  Raises ValueError unless gamma_0 < gamma_1 and both are finite.
+    The parameters are gamma_0 and a span.  Only the absolute value of the span is used, so no update can make the
+    schedule decrease.  Raises ValueError unless gamma_0 < gamma_1 and both are finite.
     """
 
     def __init__(self, gamma_0: float, gamma_1: float, *, learned: bool) -> None:

@@ -124,9 +124,10 @@ def matrix_shape(parameter: Tensor) -> tuple[int, int]:
 
 
 def orthogonalised(matrices: Tensor) -> Tensor:
-    """Return matrices (K,M,N) with nearly the same singular vectors, and singular values between 0.6 and 1.3.
+    """Return matrices (K,M,N) with nearly the same singular vectors, and singular values near 1.
 
-    They are the result of five Newton-Schulz iterations, which take matrix products only.
+    Five Newton-Schulz iterations, which take matrix products only, bring those above 0.2% of the matrix's norm to
+    between 0.6 and 1.3.  Smaller ones may stay below.
     """
     a, b, c = COEFFICIENTS
     x: Tensor = matrices / matrices.flatten(1).norm(dim=1).clamp(min=1e-7)[:, None, None]
@@ -154,9 +155,9 @@ def learning_rate_factor(step: int, steps: int, warmup_steps: int, decay: Learni
 
 @torch.no_grad()
 def move_average(averages: Weights, weights: Weights, decay: float, step: int) -> None:
-    """Move the averages, in place, towards the weights after `step` steps, which is at least 1.
+    """Move the averages, in place, towards the weights after `step` steps, at least 1.
 
-    It is an exponential moving average with the bias correction of Adam (Kingma and Ba 2015, section 3): the weights of
-    step k count `decay ** (step - k)`.  Without the correction the first weights would count far more in a short run.
+    The average is exponential, with the bias correction of Adam (Kingma and Ba 2015, section 3): the weights of step k
+    count `decay ** (step - k)`.  Without the correction the first weights would count far more in a short run.
     """
     torch._foreach_lerp_(averages, weights, (1 - decay) / (1 - decay**step))

@@ -107,7 +107,7 @@ class Trainer:
         return self.record() if due else None
 
     def update(self) -> None:
-        """Update the weights.  Raises TrainingDiverged if loss or gradient is not finite: now, on CUDA a step later."""
+        """Update the weights.  Raises TrainingDiverged if loss or gradient is not finite, on CUDA one step later."""
         self.model.zero_grad()  # of an interrupted step, or of the caller
         losses = self.accumulate_gradients(self.draw())
         self.average_over_processes(losses)
@@ -192,7 +192,7 @@ class Trainer:
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Continue from a result of `state`.  Raises one of several errors if it is the state of other arguments."""
+        """Continue from a result of `state`.  Raises one of several errors for the state of another run."""
         self.model.load_state_dict(state["model"])
         self.average.load_state_dict(state["average"])
         for optimizer, values in zip(self.optimizers, state["optimizers"], strict=True):

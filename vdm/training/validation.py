@@ -30,8 +30,8 @@ class Validation:
     """The validations of one training run on `images` (N,C,H,W), every `every_steps` steps.
 
     `keep` says whether the run ends with the averaged weights of the best validation or with the last ones.  After
-    `patience` validations in a row without a new best one, training ends; None for no such end.  Raises ValueError for
-    an empty set of images, counts below 1, and an unknown word in `keep`.
+    `patience` validations in a row without a new best one, training ends, unless `patience` is None.  Raises ValueError
+    for an empty set of images, counts below 1, and an unknown word in `keep`.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class Validation:
         return self.patience is not None and self.since_best >= self.patience
 
     def due(self, step: int, *, steps: int) -> bool:
-        """Whether a validation follows the step, the last of `steps` or one of every `every_steps`."""
+        """Whether a validation follows the step: the last of `steps`, and every one divisible by `every_steps`."""
         return step > 0 and (step >= steps or step % self.every_steps == 0)
 
     def kept(self, averaged: VDM) -> VDM:
@@ -98,7 +98,7 @@ class Validation:
         first, end = (len(self.images) * number // processes for number in (rank, rank + 1))
         size = images_per_batch(self.options["batch_size"], self.options["times_per_image"])
         parts = []
-        largest_share = -(-len(self.images) // processes)  # all processes take as many batches, and so ask `stop` alike
+        largest_share = -(-len(self.images) // processes)  # so that all processes call `stop` equally often
         for start in range(first, first + largest_share, size):
             if stop():
                 return None
