@@ -21,7 +21,7 @@ COARSE_IMAGES = 24
 GROWTH = 12
 """Images whose bits suffice to encode one more."""
 CHECKED_DIMS = 2**12
-"""Dimensions after which a batch ends with a checksum of 32 bits."""
+"""About how many dimensions share a checksum of 32 bits; see `groups`."""
 
 
 def most_plain(num_levels: int) -> int:
@@ -32,7 +32,8 @@ def most_plain(num_levels: int) -> int:
 def groups(num_images: int, num_dims: int, most: int, *, decoding: bool) -> Iterator[list[range]]:
     """Yield the batches, of at most `most` images, in groups that share a checksum.
 
-    Batches and groups come in the order of encoding, or with `decoding` of decoding, and are made one at a time.
+    A group has the batches that begin within the same `CHECKED_DIMS` dimensions, rounded up to whole images.  Batches
+    and groups come in the order of encoding, or with `decoding` of decoding, and are made one at a time.
     """
     every = -(-CHECKED_DIMS // num_dims)
     ordered = batches(num_images, most, decoding=decoding)

@@ -41,7 +41,7 @@ class Decoder:
         self.num_decoded = 0
         """The images that were decoded, and whose checksums agree."""
         self.reason = ""
-        """Why not all images could be decoded, if so."""
+        """Why decoding ended before the last image; empty if it did not."""
         self.pixels = hashlib.sha256()
 
     def images(self, tick: Callable[[int], object]) -> Iterator[np.ndarray]:

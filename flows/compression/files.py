@@ -72,21 +72,21 @@ def compress(
     verify: bool,
     force: bool,
 ) -> Compressed:
-    """Write the images in `source` (see `open_images`) to the file `out`.  With `verify`, decode it before that.
+    """Write the images in `source` (see `open_images`) to the file `out`.  With `verify`, first check that it decodes.
 
     Raises what `open_images` and `require_fitting` raise, and UserError: exit 2 if the file exists, without `force`,
     and 5 if it does not decode to the images, or if the model's output is not finite.
     """
     require_new_file(out, source, model, force=force)
-    vdm, given = load_model(model, find_device(device)), model_sha256(model)
+    vdm, model_digest = load_model(model, find_device(device)), model_sha256(model)
     with scratch_folder() as scratch, writing(out) as file:
         images = open_images(source, split, scratch, vdm, model)
-        digest = require_fitting(images, vdm, source, model)
+        pixels_digest = require_fitting(images, vdm, source, model)
         header = header_of(images, vdm, num_timesteps, batch_size)
         coding = Coding(deepcopy(vdm).double(), header)  # refuses options before the slow bound
         bound, error = mean_bound(vdm, images, num_timesteps)
         with bar("compressing")(range(header.num_evaluations)) as shown:
-            written = write_file(file, images, coding, given, digest, tick=shown.update)
+            written = write_file(file, images, coding, model_digest, pixels_digest, tick=shown.update)
         if verify:
             require_same(Path(file.name), images, out, model=model, device=device)
         finish()
@@ -101,15 +101,16 @@ def compress(
         bound_bpd=bound,
         bound_bpd_standard_error=error,
         verified=verify,
-        pixels_sha256=digest.hex(),
-        model_sha256=given,
+        pixels_sha256=pixels_digest.hex(),
+        model_sha256=model_digest,
     )
 
 
 def require_new_file(out: Path, source: Path, model: Path, *, force: bool) -> None:
-    """Raise UserError (exit 2) if `out` is a folder, `source`, a file in it or in `model`, or exists, without `force`.
+    """Raise UserError (exit 2) if `out` must not be written: a folder, or a file that exists, without `force`.
 
-    A new file may lie in `source`, and so may an earlier compressed file, which is replaced.
+    Nor may it lie in the folder `model`, or replace an image in `source`.  It may be a new file there, or replace an
+    earlier compressed file.
     """
     if out.is_dir():
         raise UserError(f"{out} is a folder; name a file", Exit.USAGE)

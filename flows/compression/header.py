@@ -121,15 +121,15 @@ def read_header(file: BinaryIO, name: str) -> tuple[Header, str, int]:
         reason = f"version {start[4]} of the format, and this program reads version {VERSION}; or the file is damaged"
         raise UserError(f"{name}: {reason}", Exit.MISSING)
     length = START.unpack(start)[3] if len(start) == START.size else 0
-    rest = file.read(length + CHECKSUM.size)
-    if not length or len(rest) < length + CHECKSUM.size:
+    description, expected = file.read(length), file.read(CHECKSUM.size)
+    if not length or len(expected) < CHECKSUM.size:
         raise UserError(f"{name}: cut short in its header; no image can be recovered", Exit.MISSING)
-    content, checksum = start + rest[:length], zlib.crc32(start + rest[:length])
-    if CHECKSUM.unpack(rest[length:])[0] != checksum:
+    checksum = zlib.crc32(start + description)
+    if CHECKSUM.unpack(expected)[0] != checksum:
         raise UserError(f"{name}: its header is damaged; no image can be recovered", Exit.MISSING)
     inflate = zlib.decompressobj(-15, zdict=DICTIONARY)
     try:
-        text = inflate.decompress(content[START.size :], MOST_BYTES)
+        text = inflate.decompress(description, MOST_BYTES)
     except zlib.error as error:
         raise UserError(f"{name}: its header is damaged: {error}", Exit.MISSING) from error
     return parse(Header, text, name), start[5 : 5 + MODEL_BYTES].hex(), checksum

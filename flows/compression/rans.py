@@ -51,7 +51,8 @@ class Rans:
         self.state = state
 
     def pop(self, tables: np.ndarray, rows: np.ndarray, *, scattered: bool = False) -> np.ndarray:
-        listed, symbols, state, factor = tables.tolist(), [], self.state, SCATTER if scattered else 1
+        listed, state, factor = tables.tolist(), self.state, SCATTER if scattered else 1
+        symbols = []
         for row in rows.tolist():
             table = listed[row]
             place = state % WORD * factor % WORD

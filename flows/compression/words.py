@@ -5,8 +5,8 @@ first, since decoding begins with it.  The words come in blocks of 4,096 bytes, 
 that of the block before.
 
 At the bottom lies the sha256 of the pixels.  Below it lie the initial words, which are pseudo-random and known to every
-decoder.  Images that need more bits than the stack has take them.  Each word that is taken makes the file longer by a
-word; the others are not written.
+decoder.  Images that need more bits than the stack holds take initial words.  Each one makes the file longer by a word;
+those that are not taken are not written.
 """
 
 import hashlib

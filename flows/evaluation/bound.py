@@ -40,7 +40,7 @@ def measure(
 
     The metrics name the versions of libraries, the processor, and the digest of the file `requirements`.
 
-    Raises CheckpointError, ImageSetError, and UserError (exit 2) when model and images do not fit each other.
+    Raises what `evaluate_split` raises.
     """
     result, device = evaluate_split(settings, model, images, split), find_device(settings.device)
     metrics = BoundMetrics(
@@ -81,8 +81,8 @@ def evaluate_split(
 ) -> Evaluation:
     """Return the bound of `num_images` images of a split, evenly spread, or of all for None.
 
-    `num_devices` processes share them.  Raises what `load_fitting` raises, and UserError (exit 2) for devices and
-    memory.
+    At most `num_devices` processes share them.  Raises what `load_fitting` raises, and UserError (exit 2) for devices
+    and memory.
     """
     device = find_devices(settings.device, settings.num_devices)[0]
     vdm, pixels = load_fitting(model, images, device, split, num_images)
@@ -131,7 +131,8 @@ def load_fitting(
 ) -> tuple[VDM, np.ndarray]:
     """Load the model, and `num_images` images of the split, evenly spread, or all for None.
 
-    Raises UserError if they do not fit each other (exit 2); see also `require_valid`.
+    Raises CheckpointError, ImageSetError, UserError if model and images do not fit each other (exit 2), and what
+    `require_valid` raises.
     """
     vdm, image_set = load_model(model, device), load_images(images)
     ours = kind(vdm.image_shape, vdm.num_levels)
@@ -149,9 +150,9 @@ def warn_if_seen(model: Path, split: Split) -> None:
 
 
 def require_valid(image_set: ImageSet, images: Path, split: Split) -> None:
-    """Raise UserError if the set in the folder `images` has no validation images to evaluate (exit 2).
+    """Raise UserError if the split has no validation images (exit 2), or is invalid, such as an empty test split (4).
 
-    Also raise it if the split is invalid (4), as is an empty training or test split.
+    `images` is the folder of the set.
     """
     if split == "validation" and not len(image_set.validation):
         raise UserError(f"{images} has no validation images; set data.validation_fraction", Exit.USAGE)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from flows.core.params import Evaluate, Ode
 
 NUM_REPEATED = 8
-"""The number of images of which `ode` measures the numerical error, so that a whole set hardly takes longer."""
+"""The number of images on which `ode` measures the numerical error: few, so that a whole set hardly takes longer."""
 
 
 def ode(settings: "Ode", *, model: Path, images: Path, split: Split = "test") -> OdeMetrics:
@@ -78,7 +78,7 @@ def compare(
     `models` are the names and folders of the two.  Raises what `load_fitting` raises.
     """
     _, (_, second) = models
-    load_fitting(second, images, find_device(settings.device), split)  # an error in it is reported first
+    load_fitting(second, images, find_device(settings.device), split)  # report its errors before the first is evaluated
     results = [evaluate_split(settings, model, images, split) for _, model in models]
     figures = [
         ModelFigures(

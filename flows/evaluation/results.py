@@ -109,7 +109,7 @@ class OdeMetrics(Metrics):
 
 
 class SamplerSettings(Document):
-    """How samples were drawn; see `vdm.sampling.sample`."""
+    """How samples were drawn; see `vdm.sampling.Solver`."""
 
     seed: Count
     num_timesteps: Count
@@ -120,9 +120,9 @@ class SamplerSettings(Document):
     precision: Precision
 
     def is_like(self, other: "SamplerSettings") -> bool:
-        """Whether both draw in the same way, but for the seed and the rounding of another device."""
-        own = {"seed", "precision"}
-        return self.model_dump(exclude=own) == other.model_dump(exclude=own)
+        """Whether both draw in the same way, except for the seed and the precision."""
+        ignored = {"seed", "precision"}
+        return self.model_dump(exclude=ignored) == other.model_dump(exclude=ignored)
 
 
 class QualityFigure(Document):

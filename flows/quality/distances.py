@@ -65,8 +65,8 @@ def mean_of_pairs(values: np.ndarray) -> float:
 def precision(reference: np.ndarray) -> Measure:
     """Return the function from images to the share that lies within the reference.
 
-    An image does if it is as near to one of the reference as that one's third neighbour in it (Kynkaanniemi et al.
-    2019, arXiv 1904.06991, eq. 2).  What depends on `reference` is computed once.
+    An image does if its distance from an image of the reference is at most the distance of that image from its third
+    neighbour there (Kynkaanniemi et al. 2019, arXiv 1904.06991, eq. 2).  What depends on `reference` is computed once.
     """
     radii = np.partition(squared_distances(reference, reference), NEIGHBOURS, axis=1)[:, NEIGHBOURS]
     return lambda images: float((squared_distances(images, reference) <= radii).any(1).mean())

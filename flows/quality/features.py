@@ -1,4 +1,4 @@
-"""The network whose features compare images: a small classifier of the training images, in a separate folder.
+"""The network whose features compare images: a small classifier of the training images, saved in its own folder.
 
 The task is the images' labels.  Without labels it is their orientation: which of the four symmetries of a rectangle an
 image went through (after Gidaris et al. 2018, arXiv 1803.07728).

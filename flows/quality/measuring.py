@@ -91,8 +91,8 @@ def measure(
 def require_fitting(sample: "Sample", quality: "Quality", *, model: Path, features: Path, images: Path) -> None:
     """Raise UserError (exit 2) unless the model fits the images, and the features were trained on them.
 
-    Raises UserError: exit 2 for a missing device, too few images or too little memory to compare them, 4 for invalid
-    images; CheckpointError and ImageSetError for damaged files; what `require_inception` raises.
+    Also raises UserError: exit 2 for a missing device, too few images or too little memory to compare them, 4 for
+    invalid images.  Raises CheckpointError and ImageSetError for damaged files, and what `require_inception` raises.
     """
     described, image_set = read_description(model)["model"], load_images(images)
     if (tuple(described["image_shape"]), described["num_levels"]) != (image_set.image_shape, image_set.num_levels):
@@ -204,9 +204,10 @@ def nearest(images: np.ndarray, image_set: ImageSet) -> Neighbours:
     index = np.zeros(len(rows), int)
     for first, chunk in chunks(image_set.train, CHUNK):
         distances = squared_distances(rows, scaled(chunk, image_set.num_levels))
-        closer = distances.min(1) < best
+        least = distances.min(1)
+        closer = least < best
         index[closer] = first + distances.argmin(1)[closer]
-        best[closer] = distances.min(1)[closer]
+        best[closer] = least[closer]
     # From the differences themselves: a product of rows would not give exactly 0 for equal images.
     difference = rows - scaled(image_set.train[index], image_set.num_levels)
     return Neighbours(index, np.sqrt(np.square(difference).mean(1)))

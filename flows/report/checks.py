@@ -53,9 +53,9 @@ def image_of(results: Results, split: Any, number: Any, name: str) -> Picture | 
 
 def alike(results: Results) -> list[tuple[Shown, Shown, str]]:
     """Return the pairs of images of two splits that look most alike, and how alike they are."""
-    found = [pair for alike in results.validation.alike for pair in alike.pairs] if results.validation else []
-    found = [pair for pair in found if isinstance(pair.get("by_chance"), int | float)]
-    pairs = sorted(found, key=lambda pair: pair["by_chance"])[:MOST_SHOWN]
+    compared = results.validation.alike if results.validation else []
+    pairs = [pair for splits in compared for pair in splits.pairs if isinstance(pair.get("by_chance"), int | float)]
+    pairs = sorted(pairs, key=lambda pair: pair["by_chance"])[:MOST_SHOWN]
     return [
         (
             row_of(results, pair),

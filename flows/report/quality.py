@@ -32,7 +32,7 @@ class Measure(NamedTuple):
 
 
 def measures(*metrics: SampleMetrics | None) -> list[Measure]:
-    """Return the measures that a model has, with the figures of all models."""
+    """Return the measures that at least one model has, with the figures of all models."""
     keys = list(dict.fromkeys(key for one in metrics if one for key in one.figures))[:MOST_MEASURES]
     return [Measure(key, *named(key), [one.figures.get(key) if one else None for one in metrics]) for key in keys]
 

@@ -28,11 +28,13 @@ def record(steps: Iterable[Step], num_timesteps: int) -> Film:
     """Return the frames of a trajectory, evenly spread, at most `MOST_FRAMES`, the last one among them."""
     every = -(-num_timesteps // MOST_FRAMES)
     chosen = list(islice(steps, (num_timesteps - 1) % every, None, every))
-    return Film(*(np.stack([pixels(getattr(step, part)) for step in chosen]) for part in Step._fields))
+    z = np.stack([pixels(step.z) for step in chosen])
+    x_hat = np.stack([pixels(step.x_hat) for step in chosen])
+    return Film(z, x_hat)
 
 
 def pixels(x: torch.Tensor) -> np.ndarray:
-    """Return values (N,C,H,W) as 8-bit pixels; those beyond [-1, 1], where all images lie, are black or white."""
+    """Return the first `MOST_IMAGES` of x (N,C,H,W) as 8-bit pixels; values beyond [-1, 1] are black or white."""
     return np.asarray(((x[:MOST_IMAGES].float().clamp(-1, 1) + 1) * 127.5).round().byte().cpu())
 
 

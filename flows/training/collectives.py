@@ -35,7 +35,7 @@ def process_group(device: torch.device) -> Iterator[None]:
         logging.getLogger("flows").setLevel(logging.ERROR)
     if device.type == "cuda":
         torch.cuda.set_device(device.index or 0)  # the only device of a machine has no number
-    # Gloo with CUDA too: the processes decide on the CPU.
+    # Gloo with CUDA, too: the flags, values and errors that processes share here are on the CPU.
     distributed.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", **meeting_place())
     yield
     # Not after an error: another process may wait in a collective that this one will not join.
@@ -77,7 +77,8 @@ def lost_another(error: Exception) -> bool:
 def agreement() -> Iterator[None]:
     """Raise in all processes what the block raises in one of them; of several errors that of the lowest rank.
 
-    An OSError becomes UserError (exit 5).  So an OSError outside such a block is one of this process alone.
+    With several processes, an OSError becomes UserError (exit 5).  So an OSError that still leaves one of them was
+    raised outside such a block, in that process alone.
     """
     error: Exception | None = None
     try:

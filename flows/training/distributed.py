@@ -41,10 +41,10 @@ from flows.training.collectives import STORE, local_rank
 from vdm.errors import TrainingDiverged
 
 ONE_MACHINE = "one machine"
-# As torch's allocator, CUDA and cuBLAS say it.
+# The words of torch's allocator, CUDA and cuBLAS.
 FULL_CARD = ("OutOfMemoryError: ", "CUDA error: out of memory", "_ALLOC_FAILED")
 STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
-# How long a process that fails lives on, so that the agent first sees another one that died.
+# How long a process that fails waits before it ends, so that the agent first sees another one that died.
 BLAME_SECONDS = 1.0
 CONTINUES = "run again to continue from the last saved state"
 
@@ -52,10 +52,11 @@ CONTINUES = "run again to continue from the last saved state"
 def launch(function: Callable[[], Any], *, num_processes: int, max_restarts: int, again: str = CONTINUES) -> list[Any]:
     """Run the function in `num_processes` processes on this machine, and return its results, by rank.
 
-    When a process dies, all are restarted, at most `max_restarts` times.  Raises what the function raises: of several
-    errors the first UserError by rank, or the first error if no process raised a UserError.  Also raises UserError if
-    processes died too often (exit 1) or a signal stopped this process (75); its message ends with the advice `again`.
-    Raises OutOfMemoryError if a card was full, which ends the processes on the others.
+    When a process dies, all are restarted, at most `max_restarts` times.  Raises the UserError or TrainingDiverged that
+    the function raises: of several the first UserError by rank, else the first error.  A process that raises any other
+    error counts as dead.  Also raises UserError if processes died too often (exit 1) or a signal stopped this process
+    (75); its message ends with the advice `again`.  Raises OutOfMemoryError if a card was full, which ends the
+    processes on the others.
     """
     with scratch_folder() as folder, handlers_restored():
         configure_environment(num_processes, str(folder))
@@ -84,7 +85,7 @@ def launch(function: Callable[[], Any], *, num_processes: int, max_restarts: int
 def results_of(job: Callable[[int], np.ndarray], *, num_processes: int) -> list[np.ndarray]:
     """Run the job in `num_processes` processes on this machine; return what it returns for each rank.
 
-    Raises what the job raises, and what `launch` raises.
+    Raises what `launch` raises.
     """
     return launch(partial(run_job, job), num_processes=num_processes, max_restarts=0, again="run again")
 

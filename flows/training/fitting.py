@@ -237,7 +237,7 @@ def out_of_memory(error: Exception) -> bool:
 def advice_on_memory(train: "Train", processes: int) -> str:
     """Return a message that says which parameters to change when a step does not fit into memory.
 
-    `processes` is their number on all machines, which split a batch.
+    `processes` is the number of processes on all machines, which split a batch.
     """
     part = micro_batch(train, processes)
     factor = next((n for n in range(2, part + 1) if part % n == 0), None)  # it must divide the batch
@@ -250,7 +250,8 @@ def advice_on_memory(train: "Train", processes: int) -> str:
 def require_memory(model: "Model", train: "Train", images: ImageSet, device: torch.device, processes: int) -> None:
     """Raise UserError (exit 2) if no such model can be built, or if training needs more memory than is free.
 
-    `processes` is their number on all machines, which split a batch.  On a CPU those of one machine share its memory.
+    `processes` is the number of processes on all machines, which split a batch.  On a CPU, the processes of a machine
+    share its memory.
     """
     network_bytes = gradient_bytes(
         images.image_shape,
@@ -273,7 +274,7 @@ def require_memory(model: "Model", train: "Train", images: ImageSet, device: tor
         batch_size=train.batch_size,
         part=micro_batch(train, processes),
     )
-    if device.type != "cpu":  # where they stay in their file
+    if device.type != "cpu":  # on a CPU they may stay in their file
         needed += num_images * num_dims
     advice = "train: lower model.blocks, model.width or train.batch_size, or raise train.accumulation"
     require(needed, device, advice, train.num_devices)

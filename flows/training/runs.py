@@ -38,7 +38,7 @@ class Run:
         self.folder, self.keep = folder, keep
 
     def states(self) -> list[Path]:
-        """Return the files with states, oldest first; other things of such a name, such as a FIFO, are left out.
+        """Return the files with states, oldest first, without other things of such a name, such as a FIFO.
 
         Raises CheckpointError if the folder cannot be read.
         """
@@ -51,7 +51,7 @@ class Run:
             raise unread(self.folder, error.strerror) from error
 
     def save(self, step: int, state: dict[str, Any]) -> None:
-        """Write a state, with two retries, and delete the oldest states up to it.
+        """Write a state, with two retries.  Of the states up to it, delete all but the newest `keep`.
 
         Raises UserError (exit 1) if it cannot be written; then the older states stay.
         """
