@@ -128,7 +128,7 @@ class Codec:
     """Encodes and decodes batches of images with a model in float64 and `num_timesteps` steps.
 
     Decode the batches of `encode` in reverse order: the network must see the same batches in both directions.  A batch
-    takes 2 log2(4.1 `cells`) bits per dimension off the stack before it returns them, and up to 5 more if there are
+    takes 2 log2(4.1 `cells`) bits per dimension off the stack before it returns them, and up to 6 more if there are
     many steps.  Raises ValueError unless `cells` is a power of two up to `PLACES`, for a schedule whose steps are too
     unequal, a model of more than 256 levels, and one with dropout in training mode.
     """

@@ -1,9 +1,9 @@
 """In which batches images are coded, and which of them share a checksum.
 
 Images are encoded from the last to the first, so that they are decoded in order.  On the grid of `vdm.codec.CELLS` an
-image takes 16 to 21 bits per dimension off the stack before it returns them, and a batch as many for each of its
+image takes 16 to 22 bits per dimension off the stack before it returns them, and a batch as many for each of its
 images.  So the first images (one of 256 levels, two of 17) are encoded plainly.  The next ones are encoded on a coarse
-grid, which takes half the bits, each alone.  From then on, batches grow with the number of images encoded before them,
+grid, which takes 8 bits less, each alone.  From then on, batches grow with the number of images encoded before them,
 whose bits they take.
 """
 
