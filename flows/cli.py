@@ -69,10 +69,10 @@ def run(arguments: list[str]) -> int:
     except UserError as error:
         return fail(str(error), error.code, network=isinstance(error, NetworkError))
     except OSError as error:
-        rest = "; nothing else failed" if error.filename == "standard output" else ""  # the output comes last
+        note = "; nothing else failed" if error.filename == "standard output" else ""  # results are printed last
         # An error that does not come from the system is not about a file.
         place = f"{visible(error.filename or 'a file')}: " if error.strerror else ""
-        return fail(f"{place}{error.strerror or error}{rest}", Exit.MISSING)
+        return fail(f"{place}{error.strerror or error}{note}", Exit.MISSING)
     except TrainingDiverged as error:
         return fail(str(error), Exit.USAGE)
     except RuntimeError as error:
@@ -96,17 +96,17 @@ def require_own_code() -> None:
 
 
 def refuse_blank(arguments: list[str]) -> None:
-    """Raise UserError (exit 2) for an argument that is empty, only white space, or -, which would be a file's name.
+    """Raise UserError (exit 2) for an argument, or an option's value after `=`, that is blank or `-`.
 
-    An empty one would mean the default or the current folder, as in `vdmctl promote "$VERSION"` with an unset variable.
+    `-` would be taken as the name of a file.  A blank one would mean the default or the current folder, as in `vdmctl
+    promote "$VERSION"` with an unset variable.
     """
     for number, argument in enumerate(arguments, 1):
+        place = f"argument {number} of `vdmctl {shlex.join(arguments)}`"
         if re.fullmatch(r"(--[\w-]+=)?-", argument):
-            what = f"argument {number} of `vdmctl {shlex.join(arguments)}` is -"
-            raise UserError(f"{what}, and no command reads or writes streams; name a file, or ./-", Exit.USAGE)
+            raise UserError(f"{place} is -, and no command reads or writes streams; name a file, or ./-", Exit.USAGE)
         if re.fullmatch(r"(--[\w-]+=)?\s*", argument):
-            what = f"argument {number} of `vdmctl {shlex.join(arguments)}` is empty"
-            raise UserError(f"{what}, perhaps from a variable that is not set", Exit.USAGE)
+            raise UserError(f"{place} is empty, perhaps from a variable that is not set", Exit.USAGE)
 
 
 def call(arguments: list[str]) -> None:

@@ -6,7 +6,7 @@ layout        the paths in a project's folder
 params        the sections of params.yaml, strictly typed
 fields        the types of their parameters, with their limits
 params_file   params.yaml itself: reading it, and saying where it is wrong
-documents     JSON and YAML files parsed into typed models
+documents     JSON files and parsed YAML as typed models
 bounded_yaml  YAML whose size, depth and aliases are bounded
 files         reading regular files of bounded size, writing whole files
 folders       writing whole folders, one process at a time

@@ -50,10 +50,10 @@ def save_model(
     fitted_to: TrainingImages | None = None,
     inputs: str | None = None,
 ) -> None:
-    """Write a model and the arguments it was built from: both files or neither.  Raises OSError that names the file.
+    """Write a model and the arguments it was built from.  Raises OSError that names the file.
 
-    `fitted_to` are the images that it was trained on, and `inputs` is the digest of all inputs of the training; None
-    if that is not known.
+    A full disk leaves both old files.  `fitted_to` are the images that the model was trained on, and `inputs` is the
+    digest of all inputs of the training; both are None if they are not known.
     """
     folder.mkdir(parents=True, exist_ok=True)
     weights = save({name: tensor.contiguous().cpu() for name, tensor in model.state_dict().items()})

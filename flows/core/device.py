@@ -61,26 +61,26 @@ def find_precision(name: Literal["auto", Precision], device: torch.device) -> Pr
     return "bfloat16" if native else "float32"
 
 
-def find_compile(compile: Literal["auto"] | bool, device: torch.device) -> bool:
+def find_compile(choice: Literal["auto"] | bool, device: torch.device) -> bool:
     """Whether to compile the network.
 
-    `auto` means on GPUs that Triton knows, if it, a C compiler and the headers of Python are installed.  On CPUs
-    compiling takes more time than it saves.  Raises UserError (exit 2) without a compiler or headers if the network is
-    to be compiled.
+    `auto` compiles on GPUs that Triton supports, if Triton, a C compiler and Python's headers are installed, and never
+    on CPUs, where compiling takes more time than it saves.  Raises UserError (exit 2) if the choice is true and the
+    compiler or the headers are missing.
     """
     variable, *programs = ("CC", "gcc", "clang") if device.type == "cuda" else ("CXX", "g++", "clang++")
     found = bool(os.environ.get(variable) or any(map(which, programs)))
-    headers = Path(sysconfig.get_path("include", "posix_prefix"), "Python.h")  # what is compiled includes it
-    if compile == "auto":
+    headers = Path(sysconfig.get_path("include", "posix_prefix"), "Python.h")  # the compiled code includes it
+    if choice == "auto":
         installed = found and headers.is_file() and find_spec("triton") is not None
         return device.type == "cuda" and installed and is_known_to_triton(device)
-    if compile and not found:
+    if choice and not found:
         raise UserError(f"train.compile: true needs a compiler: install {programs[0]} or set {variable}", Exit.USAGE)
-    if compile and not headers.is_file():
+    if choice and not headers.is_file():
         raise UserError(f"train.compile: true needs {headers}: install the headers, such as python3-dev", Exit.USAGE)
-    return compile
+    return choice
 
 
 def is_known_to_triton(card: torch.device) -> bool:
-    """Whether Triton compiles for the card: for all of AMD, and for those of NVIDIA since compute capability 7.0."""
+    """Whether Triton compiles for the card: any of AMD's, or one of NVIDIA's from compute capability 7.0."""
     return torch.version.hip is not None or torch.cuda.get_device_properties(card).major >= 7

@@ -1,4 +1,4 @@
-"""Parse JSON and YAML from files and from git into pydantic models, with errors of one line.
+"""Turn JSON from files and from git, and values parsed from YAML, into pydantic models, with errors of one line.
 
 Keys that a model does not name are kept: another version of the pipeline may have written them.
 """

@@ -48,7 +48,7 @@ class CheckpointError(UserError):
 
 
 def brief(error: object) -> str:
-    """Return the message of an error, or other text, in one line of at most 200 characters."""
+    """Return the message of an error, or other text, in one line, cut after 200 characters."""
     text = " ".join(str(error).split())
     text = text or ("takes too much memory" if isinstance(error, MemoryError) else type(error).__name__)
     return text if len(text) <= 200 else f"{text[:200]}..."

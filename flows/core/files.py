@@ -28,7 +28,7 @@ MOST_DEPTH = 32
 HIGHEST_PID = 2**22
 """The highest number of a process that Linux gives."""
 SCRATCH = ".vdm-"
-"""How the names of temporary folders begin."""
+"""The prefix of the names of temporary folders."""
 
 UNFINISHED: set[Path] = set()
 """Files and folders that exist only while a block of this process runs."""
@@ -82,7 +82,7 @@ def parse_json(content: bytes | str) -> Any:
     """Parse strict JSON.
 
     Raises ValueError also for NaN, infinities, integers of more than 64 bits, characters that UTF-8 cannot encode, and
-    nesting deeper than `MOST_DEPTH`, which would all fail when the value is printed.
+    nesting deeper than `MOST_DEPTH`: such values may fail later, when they are printed.
     """
     try:
         value = json.loads(content, parse_constant=refuse, parse_float=finite, parse_int=short)
@@ -105,7 +105,7 @@ def require_shallow(value: Any) -> None:
 
 
 def refuse(text: str) -> NoReturn:
-    """Raise ValueError which says that the text is not JSON."""
+    """Raise ValueError that says that the text is not JSON."""
     raise ValueError(f"{text} is not JSON")
 
 

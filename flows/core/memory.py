@@ -43,16 +43,17 @@ def left(folder: Path, limit: str, used: str, reclaimable: str) -> int | None:
 def require(num_bytes: int, device: "torch.device", advice: str, processes: int = 1) -> None:
     """Raise UserError (exit 2), beginning with the advice, if the device has fewer than `num_bytes` bytes free.
 
-    On a CPU, `processes` take as much each, and share the memory, so the advice also is to lower their number.
+    On a CPU, each of the `processes` takes as much of the same memory, so the error also advises to lower their number.
     """
     if device.type == "cpu" and processes > 1:
         num_bytes = processes * num_bytes + (processes - 1) * PROCESS_BYTES
         advice += ", or lower num_devices"
-    free = available()
     if device.type == "cuda":
         import torch
 
         free = torch.cuda.mem_get_info(device)[0]
+    else:
+        free = available()
     if num_bytes > free:
         sizes = f"at least {num_bytes / 2**30:,.1f} GiB of memory, and {free / 2**30:,.1f} GiB are free"
         raise UserError(f"{advice}: this needs {sizes}", Exit.USAGE)

@@ -4,7 +4,7 @@ import os
 from collections.abc import MutableMapping
 from getpass import getuser
 
-# git sets these for the hooks that it runs.  They lead to a repository, an index or a folder.
+# git sets these for the hooks that it runs.  They would make other git commands use that repository, index or folder.
 PLACES = (
     "GIT_DIR",
     "GIT_WORK_TREE",
@@ -17,16 +17,16 @@ PLACES = (
     "GIT_SHALLOW_FILE",
     "GIT_GRAFT_FILE",
 )
-# With this one `python -m flows.cli` runs the installed code instead of the code in the current folder.
+# With this variable `python -m flows.cli` runs the installed code instead of the code in the current folder.
 SAFE_PATH = "PYTHONSAFEPATH"
 
 
 def settle(environment: MutableMapping[str, str]) -> None:
     """Make git and Python work on the current folder, name the user, and let idle threads of OpenMP sleep sooner.
 
-    DVC needs a name of the user, and a container that runs under a number of its host has none.
+    DVC needs a user name, which a container that runs under a numeric user id of its host may not have.
 
-    By default idle threads wait on their core so long that two jobs on the same cores slow each other down many times
+    By default idle threads keep their core so long that two jobs on the same cores slow each other down many times
     (docs/results.md).  OpenMP reads the variables when torch is imported.
     """
     for name in (*PLACES, SAFE_PATH):

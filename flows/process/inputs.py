@@ -1,7 +1,7 @@
 """Notice that somebody edits the inputs of a stage while DVC runs it.
 
-DVC reads parameters and code when the command has ended.  It would record the edited ones as those of the result, in
-dvc.lock and for every later run that asks its cache.
+DVC reads parameters and code when the command has ended.  It would record the edited ones as the inputs of the result,
+in dvc.lock and in its run cache.
 """
 
 import os
@@ -54,5 +54,6 @@ def edited_inputs(stage: str, before: Contents, after: Contents) -> list[str]:
     graph, params = str(layout.DVC_GRAPH), str(layout.PARAMS)
     entry = sections(before.get(graph)).get("stages", {}).get(stage, {})
     old, new = sections(before.get(params)), sections(after.get(params))
-    files = [path for path in entry.get("deps", []) if before.get(path) != after.get(path)]
-    return [f"{layout.PARAMS} {name}" for name in entry.get("params", []) if old.get(name) != new.get(name)] + files
+    edited_sections = [name for name in entry.get("params", []) if old.get(name) != new.get(name)]
+    edited_files = [path for path in entry.get("deps", []) if before.get(path) != after.get(path)]
+    return [f"{layout.PARAMS} {name}" for name in edited_sections] + edited_files
