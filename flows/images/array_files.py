@@ -74,7 +74,7 @@ def read_images_layout(file: IO[bytes]) -> Layout:
         raise BadImageError(f"an array of {shape}, which holds no pixel")
     if not 2 <= len(shape) <= 4:
         raise BadImageError(f"an array of {shape}; wanted (H,W), (C,H,W) or (N,C,H,W)")
-    # An array with at most 4 rows or columns is ambiguous: it is taken in the documented order.
+    # If one of the two axes before the last has at most 4 entries, it may be the channels: the documented order holds.
     if len(shape) > 2 and shape[-1] in (1, 3, 4) and min(shape[-3:-1]) > 4:
         raise BadImageError(f"an array of {shape}, channels last; transpose it to (N,C,H,W)")
     if len(shape) == 3 and shape[0] > 4:
@@ -126,7 +126,8 @@ def read_layout(file: IO[bytes]) -> Layout:
 def read_rows(file: IO[bytes], layout: Layout) -> Iterator[np.ndarray]:
     """Yield the rows (n,...) after the header, at most `ROWS` and a bounded number of bytes at a time.
 
-    Raises ValueError if the file is too short, and MemoryError for rows that are too large.
+    An array in Fortran order is read as a whole.  Raises ValueError if the file is too short, and MemoryError if a row,
+    or an array in Fortran order, is too large.
     """
     bound = layout.num_bytes if layout.fortran else layout.row_bytes
     if bound > MOST_ROW_BYTES:

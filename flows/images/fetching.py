@@ -28,7 +28,7 @@ MOST_BYTES = 2**34
 PAUSES = (1.0, 4.0, 15.0, 60.0)  # seconds before the second to the fifth attempt
 
 
-# Client errors that may pass: a timeout, a range behind the end (the next attempt starts over), and rate limits.
+# Client errors that may pass: a timeout, a range beyond the end (the next attempt starts over), and rate limits.
 PASSING = (
     http.HTTPStatus.REQUEST_TIMEOUT,
     http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE,
@@ -85,7 +85,7 @@ def fetch_file(
         for address in list(left):
             try:
                 continued = True
-                while continued:  # what was there may be of another file: then this address is asked for all of it
+                while continued:  # if the whole is refused, the part may be of another file: ask for all of it
                     continued = receive(address, part, most)
                     part.rename(path)
                     if not (reason := take_or_delete(path, take)):
@@ -123,7 +123,9 @@ def take_or_delete(path: Path, take: Callable[[], None]) -> str:
 
 
 def receive(address: str, part: Path, most: int) -> bool:
-    """Download the missing part of the file at the address and append it to `part`; return whether there was any.
+    """Download the file at the address to `part`, and return whether that continued an earlier download.
+
+    A server that does not support ranges sends the whole file.
 
     Raises HTTPError or HTTPException for any failure of the network or the server, including an answer that is too
     short or too long; OSError that names `part`.
@@ -156,7 +158,7 @@ def receive(address: str, part: Path, most: int) -> bool:
 
 
 def other_range(response: http.client.HTTPResponse, have: int) -> bool:
-    """Whether the answer says that it begins at another byte than `have`."""
+    """Whether the answer says that it does not begin at byte `have`."""
     stated = re.match(r"bytes (\d+)-", response.headers.get("Content-Range", ""))
     return stated is not None and int(stated[1]) != have
 

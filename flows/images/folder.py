@@ -87,7 +87,7 @@ def look_at_all(found: Found) -> Survey:
         except BadImageError as error:
             refuse(found, name, error)
         survey.examples.setdefault(head.kind, name)
-        survey.heads.append(known.setdefault(head, head))
+        survey.heads.append(known.setdefault(head, head))  # one object for all equal heads
     return survey
 
 
@@ -106,8 +106,8 @@ def refuse(found: Found, name: str, error: BadImageError) -> NoReturn:
 def agree(source: Path, survey: Survey, *, grayscale: bool, resized: bool, remedy: str = "") -> int:
     """Return the number of levels.
 
-    Raises UserError (exit 4), with the remedy or by default one by parameters, unless the transforms make all images
-    one kind.
+    Raises UserError (exit 4) unless the transforms make all images one kind.  The error ends with `remedy` or, by
+    default, with the parameters to set.
     """
     kinds = {kind.after(grayscale=grayscale, resized=resized) for kind in survey.examples}
     if len(kinds) == 1:
@@ -144,10 +144,10 @@ def pixels(
 
     Raises UserError that lists every file that cannot be read, also if one changed since its head was read.
     """
-    first = 0
+    end = 0
     for number, (name, head) in enumerate(zip(found.names, heads, strict=True)):
-        place, first = first, first + head.num_images
-        if not wanted[place:first].any():
+        place, end = end, end + head.num_images
+        if not wanted[place:end].any():
             continue
         try:
             for images in read(found.root / name, head):
@@ -178,7 +178,7 @@ def batched(parts: Iterator[tuple[np.ndarray, int | None, str]]) -> Iterator[Chu
         waiting.append(images)
         labels += [label] * len(images)
         files += [name] * len(images)
-        if len(labels) >= most:  # before the next arrives, or two large images would be in memory
+        if len(labels) >= most:  # now: after the next part, two large images would be in memory
             yield joined()
             waiting, labels, files = [], [], []
     if waiting:

@@ -64,7 +64,7 @@ def head_of_image(image: Image.Image) -> Head:
 
 
 def format_of(image: Image.Image) -> str:
-    """Return the format of an opened picture, such as `PNG`; `lossy WEBP` or `lossy TIFF` if it is not lossless."""
+    """Return the format of an opened picture, such as `PNG`; `lossy WEBP` or `lossy TIFF` if it may lose detail."""
     if image.format == "MPO":
         return "JPEG"
     is_lossy = {"WEBP": lossy_webp, "TIFF": lossy_tiff}.get(str(image.format))
@@ -72,7 +72,7 @@ def format_of(image: Image.Image) -> str:
 
 
 def lossy_webp(image: Image.Image) -> bool:
-    """Whether the first pixels of a WebP file are a chunk `VP8 ` rather than `VP8L`; a frame is in a chunk `ANMF`."""
+    """Whether the first pixels of a WebP file are in a chunk `VP8 `, not `VP8L`.  Frames are in chunks `ANMF`."""
     file = image.fp  # type: ignore[attr-defined]
     place, name = 12, b""
     while name not in (b"VP8 ", b"VP8L"):

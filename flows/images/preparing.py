@@ -38,7 +38,8 @@ def write_images(data: "Data", *, source: Path | None, out: Path, downloads: Pat
 
     Returns what `dataset.json` says of its origin.  Downloads are kept in `downloads`, in a folder of the set's name,
     until all is written, so that a later run can resume them.  Raises UserError: exit 5 for a missing, damaged or
-    unexpected file and for a full disk, 4 for images that are not levels of one shape.
+    unexpected file and for a full disk, 4 for images that are not levels of one shape, 2 for transforms that the images
+    do not allow, 6 if another process is writing the folder.
     """
     downloads = downloads / data.name  # sets have files of the same names
     fetched = source is None and data.name != "digits"
@@ -78,7 +79,7 @@ def read(data: "Data", source: Path | None, downloads: Path, scratch: Path) -> t
     match data.name:
         case "digits":
             splits = read_digits(data.test_fraction, data.validation_fraction, data.split_seed)
-            return transformed(data, splits, DIGITS | {"split": split(data)})
+            return transformed(data, splits, DIGITS | {"split": division(data)})
         case "image_folder":
             assert source  # checked with the parameters
             return folder_of_images(data, source)
@@ -100,7 +101,7 @@ def published(
         splits = read_imagenet(entry, source, downloads, validation=validation)
     origin = {key: getattr(entry, key) for key in ("title", "homepage", "licence", "num_levels")}
     counts = {"published_train": entry.num_train, "published_test": entry.num_test}
-    return transformed(data, splits, origin | counts | {"split": split(data, "as published")})
+    return transformed(data, splits, origin | counts | {"split": division(data, "as published")})
 
 
 def folder_of_images(data: "Data", source: Path) -> tuple[Splits, dict[str, Any]]:
@@ -113,7 +114,7 @@ def folder_of_images(data: "Data", source: Path) -> tuple[Splits, dict[str, Any]
         grayscale=data.grayscale,
         resized=data.resize is not None,
     )
-    described = ", ".join(f"{part} for {of}" for part, of in found.parts.items())
+    described = ", ".join(f"{part} for {split}" for part, split in found.parts.items())
     given = f"by its folders: {described}" if described else None
     name = source.resolve().name if source.name in ("", "..") else source.name
     origin = {
@@ -121,7 +122,7 @@ def folder_of_images(data: "Data", source: Path) -> tuple[Splits, dict[str, Any]
         "homepage": "a folder",
         "licence": "not stated",
         "formats": found.formats,
-        "split": given if "validation" in found.parts.values() else split(data, given),
+        "split": given if "validation" in found.parts.values() else division(data, given),
         "num_levels": found.num_levels,
     }
     return transformed(data, found.splits, origin)
@@ -149,7 +150,7 @@ def steps(data: "Data") -> dict[str, Any]:
     return {"grayscale": data.grayscale, "resize": data.resize, "pad": data.pad, "num_bits": data.num_bits}
 
 
-def split(data: "Data", given: str | None = None) -> str:
+def division(data: "Data", given: str | None = None) -> str:
     """Describe how the images were divided; `given` says how the source divides training and test images."""
     seed = f"with seed {data.split_seed}"
     test = given or f"{data.test_fraction:g} held out {seed}"

@@ -52,8 +52,8 @@ def read_published(
         take_files(published, published.files, source, folder)
     else:
         for name, addresses in published.addresses.items():
-            held = [file for file in published.files if name in (file, f"{file}.gz", published.archive)]
-            take = partial(take_files, published, held, downloads, folder)
+            contents = [file for file in published.files if name in (file, f"{file}.gz", published.archive)]
+            take = partial(take_files, published, contents, downloads, folder)
             fetch_file(addresses, downloads / name, MOST_BYTES, take)
     train, test = ([read_chunk(published, scratch, train)] for train in (True, False))
     return divided(lambda: train, validation) | {"test": test}
@@ -160,7 +160,7 @@ def uncompressed(path: Path) -> Iterator[IO[bytes]]:
 
 @contextmanager
 def refusing_damage(source: Path, name: str, path: Path) -> Iterator[None]:
-    """Raise UserError (exit 5) for an archive that is damaged or takes too much memory."""
+    """Raise UserError (exit 5) for a file that is damaged or takes too much memory."""
     try:
         with limited():
             yield
@@ -222,9 +222,9 @@ def read_digits(test_fraction: float, validation_fraction: float, split_seed: in
 
 
 def divided(read: Callable[[], Iterable[Chunk]], validation: np.ndarray) -> Splits:
-    """Return the training and the validation images of a source; `validation` are the numbers of the latter.
+    """Return the training and the validation images of a source; `validation` are the numbers of the validation images.
 
-    `read` is called for each of them, so that neither is kept in memory.
+    `read` is called once for each split, so that images which it streams are not kept in memory.
     """
     if not len(validation):
         return {"train": read()}

@@ -40,7 +40,7 @@ class Kind(NamedTuple):
     num_bits: int
 
     def after(self, *, grayscale: bool, resized: bool) -> "Kind":
-        """Return the kind with neutral values for what these transforms make equal."""
+        """Return the kind after the transforms, with the size (0, 0) if they make all sizes equal."""
         num_channels, *size = self.shape
         height, width = (0, 0) if resized else size
         return self._replace(shape=(1 if grayscale and num_channels == 3 else num_channels, height, width))
@@ -53,7 +53,7 @@ class Head(NamedTuple):
     num_images: int
     """Number of images in the file."""
     format: str
-    """Its name, preceded by `lossy` if it also has a lossless mode that this file does not use."""
+    """`NPY`, or the name that `flows.images.picture_files.format_of` returns."""
     turned: bool
     """Whether it asks to be rotated or mirrored (EXIF)."""
 

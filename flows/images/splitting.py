@@ -19,16 +19,17 @@ TRAIN, VALIDATION, TEST = range(len(SPLITS))
 MOST_IMAGES = 3_000_000  # the validate stage keeps up to 210 bytes of each, besides 450 MB: about 1 GB
 
 
-def held_out(what: str, count: int, fraction: float, split_seed: int, parameter: str) -> np.ndarray:
+def held_out(source: str, count: int, fraction: float, split_seed: int, parameter: str) -> np.ndarray:
     """Return the numbers of a seeded share of `count` images, in the order in which they were drawn.
 
-    Raises UserError (exit 4), which begins with `what` and names the parameter, if a fraction above 0 draws no image or
-    every image.
+    Raises UserError (exit 4), which names the source and the parameter, if a fraction above 0 draws no image or every
+    image.
     """
     drawn = np.random.default_rng(split_seed).permutation(count)[: round(fraction * count)]
     if fraction and not 0 < len(drawn) < count:
         reason = f"{len(drawn)} of {count} images would be held out ({parameter} {fraction:g})"
-        raise UserError(f"{what}: {reason}; both splits need images, so add images or change it", Exit.INVALID_DATA)
+        advice = "both splits need images, so add some or change the share"
+        raise UserError(f"{source}: {reason}; {advice}", Exit.INVALID_DATA)
     return drawn
 
 
@@ -37,9 +38,9 @@ def divide(
 ) -> np.ndarray:
     """Return the split of every image in a folder as a number: TRAIN, VALIDATION or TEST, (N,) int8.
 
-    `counts` are the numbers of images in the files.  Parts of the folder, such as `train` and `test`, decide if
-    there are any.  Without parts, a seeded share is held out for the test.  Without a validation part, a seeded share
-    of the training images is held out for validation.  Raises UserError (exit 4).
+    `counts` are the numbers of images in the files.  If the folder has parts, such as `train` and `test`, they decide.
+    Without parts, a seeded share is held out for the test.  Without a validation part, a seeded share of the training
+    images is held out for validation.  Raises UserError (exit 4).
     """
     if (total := sum(counts)) > MOST_IMAGES:
         raise UserError(f"{root}: {total:,} images, but at most {MOST_IMAGES:,} are read", Exit.INVALID_DATA)
@@ -84,19 +85,21 @@ def require_full_parts(root: Path, names: list[str]) -> None:
 
 
 def require_no_part(root: Path, names: list[str]) -> None:
-    """Raise UserError (exit 4) if only some of the files lie in parts named like splits, or all lie in one part."""
-    first_parts = {name.partition("/")[0] for name in names}
-    found = sorted(first_parts, key=lambda part: (not split_named(part_of(part)), part))
-    if split_named(part_of(found[0])) and root.is_dir():
-        train, validation, test = (", ".join(NAMES[split]) for split in SPLITS)
-        if first_parts == {found[0]}:
-            reason = f"{root}: all images are in {listed(found)}, but training and test images are needed"
-            raise UserError(f"{reason}; name it as the source, or add the other part", Exit.INVALID_DATA)
-        raise UserError(
-            f"{root}: its parts must be for training ({train}), for the test ({test}), perhaps for validation "
-            f"({validation}), and nothing else; there is {listed(found[:5])}; rename or remove the others",
-            Exit.INVALID_DATA,
-        )
+    """Raise UserError (exit 4) if a part is named like a split, although the parts do not divide the folder."""
+    parts = {name.partition("/")[0] for name in names}
+    splits = [part for part in parts if split_named(part_of(part))]
+    if not splits or not root.is_dir():
+        return
+    if len(parts) == 1:
+        reason = f"{root}: all images are in {listed(splits)}, but training and test images are needed"
+        raise UserError(f"{reason}; name it as the source, or add the other part", Exit.INVALID_DATA)
+    shown = sorted(splits) + sorted(parts.difference(splits))
+    train, validation, test = (", ".join(NAMES[split]) for split in SPLITS)
+    raise UserError(
+        f"{root}: its parts must be for training ({train}), for the test ({test}), perhaps for validation "
+        f"({validation}), and nothing else; there is {listed(shown[:5])}; rename or remove the others",
+        Exit.INVALID_DATA,
+    )
 
 
 def split_named(part: str) -> str:

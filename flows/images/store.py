@@ -2,7 +2,7 @@
 
 The arrays are `train.npy`, `test.npy` and, unless the validation split is empty, `validation.npy`.  A set with labels
 also has `train_labels.npy` and so on, (N,) integers.  A set made of files has `train_files.txt` and so on.  No
-likelihood depends on these.  Arrays are mapped into memory and never unpickled.
+likelihood depends on the labels or the names of files.  Arrays are mapped into memory and never unpickled.
 """
 
 import errno
