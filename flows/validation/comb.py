@@ -10,15 +10,15 @@ from typing import NamedTuple
 
 import numpy as np
 
-# Below these a difference may be chance: 200 and 280 pixels are nearly four sigmas apart, 40 and 4 nearly six.
+# Below these a difference may be chance: 200 and 280 pixels are 3.7 standard deviations apart, 40 and 4 are 5.4.
 FEWEST_FOR_PEAK = 200
 FEWEST_FOR_GAP = 40
-# Plain areas of a few images make one or two peaks, so that many peaks count at once and fewer need better evidence:
-# this many pixels beside, and a bend this many times that of most levels.
+# Plain areas of a few images make one or two peaks.  So `MANY_PEAKS` peaks count at once, while fewer need this many
+# pixels in a level beside them, and a bend this many times the median one.
 MANY_PEAKS = 3
 FEWEST_FOR_LONE_PEAK = 600
 SHARP = 10
-# With fewer the error of a height, from 20 groups, is not certain enough.
+# With fewer pixels the error of a height, from 20 groups, is not certain enough.
 FEWEST_FOR_HEIGHT = 1000
 # Mean number of pixels per level from which an empty level counts as skipped.
 FEWEST_PER_LEVEL = 100
@@ -73,7 +73,7 @@ def certain(peaks: np.ndarray, histogram: np.ndarray, beside: np.ndarray) -> np.
 
 
 def bends(histogram: np.ndarray) -> np.ndarray:
-    """Return how far the logarithm of each level but two at each end is above its neighbours' mean (K,), else NaN."""
+    """Return how far the logarithm of each count is above the mean of its neighbours' (K,); NaN for two at each end."""
     logs = np.log(np.maximum(histogram, 1))
     bent = np.full(len(histogram), np.nan)
     bent[2:-2] = logs[2:-2] - (logs[1:-3] + logs[3:-1]) / 2
@@ -81,7 +81,7 @@ def bends(histogram: np.ndarray) -> np.ndarray:
 
 
 def enclosing(histogram: np.ndarray) -> np.ndarray:
-    """Return the smaller count of the nearest used levels below and above each empty level (K,), 0 at the ends."""
+    """Return the smaller count of the nearest used levels below and above each empty level (K,), 0 outside them."""
     used = np.flatnonzero(histogram)
     counts = np.concatenate([[0], histogram[used], [0]])
     place = np.searchsorted(used, np.arange(len(histogram)))
@@ -95,11 +95,11 @@ def falls(counts: np.ndarray) -> np.ndarray:
 
 
 def heights(histograms: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return how much fuller each level is than its neighbours, as a share, and the standard error (K,), both float.
+    """Return how much fuller each level is than its neighbours, as a share (K,), and its standard error (K,).
 
     The histograms (G,K) are those of groups of images; their differences give the error (the jackknife).  The error is
-    infinite for levels that are not judged, near the ends or with few pixels around them.  Contrast that was changed in
-    some of the images changes the heights of some levels, by as much as these images' share.
+    infinite for levels that are not judged: near the ends, or with few pixels around them.  If the contrast of a share
+    of the images was changed, the heights of some levels change by as much as this share.
     """
     total = histograms.sum(axis=0)
     groups, num_levels = histograms.shape
@@ -115,7 +115,7 @@ def heights(histograms: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def above_neighbours(counts: np.ndarray) -> np.ndarray:
-    """Return by which share each level but two at each end is fuller than the levels around it (...,K-4)."""
+    """Return the share by which each level but two at each end is fuller than the levels around it (...,K-4)."""
     return np.asarray(counts[..., 2:-2] / np.maximum(around(counts), 1) - 1)
 
 

@@ -24,14 +24,15 @@ if TYPE_CHECKING:
 
 QUANTILES = np.linspace(0, 1, 101)
 CHANCE = 5.0
-"""Chance alone does not move any of about ten statistics by this many standard errors, in sets of `FEWEST_IMAGES`."""
+"""Standard errors by which chance alone moves none of about ten statistics, in sets of `FEWEST_IMAGES` or more."""
 FEWEST_IMAGES = 10
-"""With fewer on a side, the deviation that a distance is measured in is itself a matter of chance."""
+"""With fewer on a side, the standard deviation, in which distances are measured, is too uncertain."""
 CHANCE_OF_LEVELS = 1.7
 """Chance moves a smaller share of pixels than this many standard errors: mostly 1.1 in photographs, 0.4 in clothes."""
 STEEP = 4.0
-"""Standard errors beyond which a level's height counts as another one; one level in 250 sets may be by chance."""
+"""Standard errors beyond which a level's height counts as different; chance gives one such level in 250 sets."""
 MOST_STEEP = 2
+"""Levels of different height up to which a difference is not reported."""
 REFERENCE = "reference"
 RARE = np.log(1e-6)
 """The logarithm of the probability below which a label is not missing by chance."""
@@ -47,7 +48,7 @@ class Shift(NamedTuple):
 
 
 def profile(facts: Facts, labels: np.ndarray | None) -> Profile:
-    """Return what is compared of a split."""
+    """Return the profile of a split, which is compared with those of others."""
     height, error = heights(facts.histograms.sum(axis=1))
     known, statistics = np.isfinite(error), {name: quantiles(values) for name, values in facts.statistics.items()}
     channels = facts.histograms.sum(axis=0)
@@ -72,29 +73,30 @@ def quantiles(values: np.ndarray) -> list[float]:
 
 
 def read_reference(path: Path) -> Profile:
-    """Return the profile in a validation.json, or in the folder of one, or of the training images of an image set.
+    """Return the profile of a reference: a validation.json, a folder with one, or an image set (its training images).
 
     Raises UserError (exit 5), and ImageSetError for a damaged set.
     """
     if (path / DESCRIPTION).exists():
         image_set = load_images(path)
         return profile(measure(image_set.train, image_set.num_levels), load_labels(path, "train"))
-    what = "a reference is a validation.json with a profile, or an image set"
+    wanted = "a reference is a validation.json with a profile, or an image set"
     if path.is_dir():
         report = path / REPORT
         if not report.is_file():
             command = f"vdmctl validate {shlex.quote(str(path))} --out FOLDER"
             advice = f"`{command}` writes FOLDER/validation.json about images"
-            raise UserError(f"{path} has no {DESCRIPTION}; {what}; {advice}", Exit.MISSING)
+            raise UserError(f"{path} has no {DESCRIPTION}; {wanted}; {advice}", Exit.MISSING)
         path = report
-    return read(Reference, path, what).profile
+    return read(Reference, path, wanted).profile
 
 
 def from_reference(reference: Profile, ours: Profile, settings: "Contract") -> list[Shift]:
     """Return all differences from a reference: those of the levels' shares, and those of `shifts`.
 
-    The distance of two histograms is the share of pixels that would have to change level (total variation).  If the
-    numbers of levels or the shapes differ, that is the only difference.  Chance may exceed `max_drift` unless it is 0.
+    The distance of two histograms is the share of pixels that would have to change level (total variation).  Its limit
+    is the larger of `max_drift` and of what chance does; if `max_drift` is 0, so is the limit.  If the numbers of
+    levels or the shapes differ, that is the only difference.
     """
     if len(ours.histogram) != len(reference.histogram):
         return [Shift("number of levels", 1.0, settings.max_drift)]
@@ -188,7 +190,7 @@ def shifts_of_levels(ours: Profile, theirs: Profile) -> list[Shift]:
 def shifts_of_labels(ours: dict[str, int], theirs: dict[str, int]) -> list[Shift]:
     """Return the difference of the labels' shares, and for each side the share of the most frequent label it lacks.
 
-    The first is chi-squared per degree of freedom.  Both limits are those of chance.
+    The difference is chi-squared per degree of freedom.  All limits are those of chance.
     """
     names = sorted(ours.keys() | theirs.keys())
     counts = np.array([[side.get(name, 0) for name in names] for side in (ours, theirs)], dtype=float)

@@ -1,9 +1,9 @@
 """Find images that are equal, and rank those that look like one of another split, compared with what chance gives.
 
-Images are ranked by their difference relative to their contrast: plain images are close to many.  Chance is what the
-images of the first split look like among one another: with splits drawn at random, an image of the second split has as
-many similar images in the first as any image of the first has.  A power law is fitted to the closest 5% of these.  It
-says how many images would be as close by chance, even at distances that no pair of the first split has.
+Images are ranked by their difference relative to their contrast, since plain images are close to many.  What chance
+gives is estimated from the first split: with splits drawn at random, an image of the second split has as many similar
+images in the first as an image of the first has.  A power law is fitted to the closest 5% of the pairs in the first
+split.  It says how many images would be as close by chance, even at distances that no such pair has.
 """
 
 from typing import Any, NamedTuple
@@ -38,7 +38,7 @@ class Lookalikes(NamedTuple):
     by_chance: np.ndarray
     """How many images would be as close, or closer, by chance alone."""
     excess: int
-    """The number of the closest images that chance does not explain."""
+    """How many of the closest images chance does not explain."""
 
 
 def repeats(digests: np.ndarray) -> np.ndarray:
@@ -59,7 +59,7 @@ def leaked(first: np.ndarray, second: np.ndarray) -> np.ndarray:
 
 
 class Usual(NamedTuple):
-    """The searchable images of a split, and how similar they are to one another: what chance gives."""
+    """The searchable images of a split, and how similar they are to one another, from which chance is estimated."""
 
     known: Index
     relative: np.ndarray
@@ -89,9 +89,9 @@ def usual_of(image_set: ImageSet, facts: Facts, split: str) -> Usual | None:
 
 def differences(image_set: ImageSet, facts: Facts, found: Found) -> tuple[np.ndarray, np.ndarray]:
     """Return the differences from the images found, relative to their contrast, and as shares of the range (n,)."""
-    distance, contrast = (
-        values / (image_set.num_levels - 1) for values in (found.distance, facts.statistics["image deviation"])
-    )
+    highest = image_set.num_levels - 1
+    distance = found.distance / highest
+    contrast = facts.statistics["image deviation"] / highest
     return distance / (contrast[found.number] + LEAST_CONTRAST), distance
 
 
@@ -99,13 +99,14 @@ def lookalikes(
     image_set: ImageSet, facts: dict[str, Facts], pair: tuple[str, str], usual: Usual | None, limit: float
 ) -> Lookalikes:
     """Rank the images of the second split that are within `limit` of one of the first without being equal to it."""
-    known, (images, others) = facts[pair[0]], (getattr(image_set, split) for split in pair)
-    queries = np.flatnonzero(~leaked(known.digest, facts[pair[1]].digest))
+    first, second = pair
+    images, others = getattr(image_set, first), getattr(image_set, second)
+    queries = np.flatnonzero(~leaked(facts[first].digest, facts[second].digest))
     if not usual or not is_image(others) or images.shape[1:] != others.shape[1:] or not len(queries):
         nothing = np.zeros(0, dtype=np.int64)
         return Lookalikes(nothing, nothing, nothing, np.zeros(0), np.zeros(0), 0)
     found = search(images, usual.known, others, queries, image_set.num_levels)
-    relative, distance = differences(image_set, known, found)
+    relative, distance = differences(image_set, facts[first], found)
     order = np.argsort(relative, kind="stable")
     order = order[distance[order] <= limit]
     by_chance = len(queries) * shares_by_chance(usual.relative, usual.distance <= limit, relative[order])
@@ -126,9 +127,9 @@ def shares_by_chance(usual: np.ndarray, within: np.ndarray, difference: np.ndarr
         return np.ones(len(difference))
     steepness = tail / max(1e-9, np.log(usual[tail] / usual[:tail]).sum())
     power = steepness * (1 - 2 / np.sqrt(tail))
-    closer, in_tail = (
-        np.searchsorted(usual[within[order]], value, side="right") for value in (difference, usual[tail])
-    )
+    counted = usual[within[order]]
+    closer = np.searchsorted(counted, difference, side="right")
+    in_tail = np.searchsorted(counted, usual[tail], side="right")
     fitted = upper(np.maximum(in_tail, 1)) * np.minimum(1, difference / usual[tail]) ** power
     return np.asarray(np.minimum(1, np.maximum(upper(closer), fitted) / len(usual)))
 

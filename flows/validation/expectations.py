@@ -14,7 +14,7 @@ from flows.validation.report import Result
 
 MOST_SHOWN = 20
 RUN_TIME = datetime(2000, 1, 1, tzinfo=UTC)
-"""Of the first run, in place of the clock: the index is sorted by time, so each run is a second later."""
+"""The time of the first run, not the clock's.  Each run is a second later, since the index is sorted by time."""
 
 
 class Checker:
@@ -76,7 +76,7 @@ class Checker:
         return list(result.to_json_dict()["results"])
 
     def build_site(self, folder: Path) -> None:
-        """Write the site of all results into a folder.  Raises the exception for which a page could not be written."""
+        """Write the site of all results into a folder.  Raises the exception that kept a page from being written."""
         place = str(folder.absolute()).replace("$", r"\$")  # Great Expectations would fill in variables
         backend = {"class_name": "TupleFilesystemStoreBackend", "base_directory": place}
         index = {"class_name": "DefaultSiteIndexBuilder"}
@@ -129,7 +129,7 @@ def holds(parts: list[dict[str, Any]], allowed: float) -> bool:
 
 
 def observed(results: list[dict[str, Any]], unit: str) -> Any:
-    """Return the observed value, or how many rows break the expectation, with examples.  `unit` names the rows."""
+    """Return the observed value, or how many rows break the expectation, with examples.  `unit` says what a row is."""
     if results[0].get("observed_value") is not None:
         return results[0]["observed_value"]
     if not total(results, "unexpected_count"):

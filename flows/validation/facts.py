@@ -14,7 +14,7 @@ from flows.validation.statistics import brightness, is_image, num_channels, stat
 
 ROWS = 2000
 GROUPS = 20
-"""Parts of a split, of every 20th image, whose histograms differ by chance alone."""
+"""Groups of a split's images, each of every 20th image.  Their histograms differ by chance alone."""
 
 
 class Facts(NamedTuple):
@@ -43,9 +43,9 @@ class Facts(NamedTuple):
 
 
 def num_redundant(splits: Collection[Facts]) -> int:
-    """Return the number of channels that in all splits are of one level, or the same as an earlier channel.
+    """Return the number of channels that in all splits are of one level, or equal an earlier channel.
 
-    0 for images of one channel, and for splits of different channels.
+    Return 0 for images of one channel, and if the splits have different numbers of channels.
     """
     channels = {len(facts.differ) for facts in splits}
     if len(channels) != 1 or channels == {1}:
@@ -57,7 +57,7 @@ def num_redundant(splits: Collection[Facts]) -> int:
 
 @np.errstate(all="ignore")  # infinite pixels and those too large for float32 break the contract later
 def measure(images: np.ndarray, num_levels: int) -> Facts:
-    """Return the facts of (N,...) images, in memory of some 140 bytes for each and one chunk of pixels."""
+    """Return the facts about (N,...) images.  Takes some 140 bytes of memory per image, and those of a chunk."""
     facts = no_facts(images, num_levels)
     step = -(-len(images) // SAMPLED)
     for first, chunk in chunks(images, ROWS):
@@ -85,7 +85,7 @@ def measure(images: np.ndarray, num_levels: int) -> Facts:
 
 
 def no_facts(images: np.ndarray, num_levels: int) -> Facts:
-    """Return zeros for the facts of the images."""
+    """Return facts about the images that are all zero."""
     count, cells = len(images), 0
     if is_image(images):
         cells = thumbnails(np.zeros((1, *images.shape[2:]), dtype=np.float32)).size

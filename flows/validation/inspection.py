@@ -39,7 +39,7 @@ DATA_DOCS, PICTURE = "data_docs", "validation.png"
 
 
 class Inspection(NamedTuple):
-    """A report, and what its picture and its site are made of."""
+    """A report, and the data for its picture and its site."""
 
     report: Report
     image_set: ImageSet
@@ -117,9 +117,9 @@ def check_differences(checker: Checker, contract: "Contract", found: list[Differ
         ("differences", False, "warning", "splits differ by chance alone (times the limit)"),
         ("drift", True, on_drift, "images are like the reference's (times the limit)"),
     ):
-        if some := [each for each in found if (each.first == REFERENCE) == of_reference]:
+        if selected := [each for each in found if (each.first == REFERENCE) == of_reference]:
             expected = difference_expectations(severity, text)
-            checker.check(name, [difference_rows(some)], expected, ["splits", "statistic"], "differences")
+            checker.check(name, [difference_rows(selected)], expected, ["splits", "statistic"], "differences")
 
 
 def entry(pair: tuple[str, str], found: Lookalikes, folder: Path) -> Alike:

@@ -8,13 +8,13 @@ from flows.validation.facts import GROUPS
 
 MOST_LABELS = 2000
 FEWEST_IMAGES = 10 * GROUPS
-"""The error is that of groups of images; it is not certain enough if these are small."""
+"""The error comes from groups of images, and is too uncertain if they are small."""
 
 
 def label_facts(labels: np.ndarray | None, thumbnails: np.ndarray) -> dict[str, Any]:
     """Return the fields of `flows.validation.report.Profile` about labels (N,), given the thumbnails (N,D) of images.
 
-    There are none if the numbers of labels and images differ, and for too many labels.
+    Return {} without labels, with too many different ones, and if the numbers of labels and images differ.
     """
     if labels is None or len(labels) != len(thumbnails) or not len(labels):
         return {}
@@ -31,7 +31,8 @@ def label_facts(labels: np.ndarray | None, thumbnails: np.ndarray) -> dict[str, 
 def explained(codes: np.ndarray, num_labels: int, thumbnails: np.ndarray) -> tuple[float | None, float | None]:
     """Return the share of the variance between labels and its jackknife standard error, from groups of images.
 
-    The share falls if labels are given to other images; at random it is 0 on average, whatever the number of labels.
+    The share falls if labels are shuffled; of random labels it is 0 on average, whatever their number.  Both are None
+    if they cannot be estimated.
     """
     group = np.arange(len(codes)) % GROUPS
     place, size = group * num_labels + codes, GROUPS * num_labels

@@ -1,8 +1,8 @@
-"""Find the most similar image of another set, also if it was mirrored, shifted by a pixel, or carries noise.
+"""Find the most similar image of another set, even if it was mirrored or shifted by a pixel, or has noise.
 
 Images are compared as gray thumbnails.  A query has 18: of itself and its mirror image, each shifted by up to a pixel
-in both directions.  Of the images that are as bright on average, the one with the nearest thumbnail is compared pixel
-by pixel.
+in both directions.  Among the images that are as bright on average, two are compared with the query pixel by pixel: the
+one with the nearest thumbnail, and the one nearest without a shift.  The closer of them is the result.
 """
 
 from pathlib import Path
@@ -26,7 +26,7 @@ UNMOVED = (4, 13)
 
 
 class Index(NamedTuple):
-    """Thumbnails sorted by brightness, and what each is."""
+    """Thumbnails sorted by brightness, and the image of each."""
 
     brightness: np.ndarray
     thumbnails: np.ndarray
@@ -46,7 +46,7 @@ class Found(NamedTuple):
 
 
 def pooling(length: int) -> np.ndarray:
-    """Return the matrix (3 cells, length) that averages a line over its cells, shifted by -1, 0 and 1 pixel."""
+    """Return the matrices (3,cells,length) that average a line over its cells, shifted by -1, 0 and 1 pixel."""
     cells = min(CELLS, length - 2)
     ends = np.linspace(0, length - 2, cells + 1)
     place = np.arange(length - 2)
@@ -81,10 +81,10 @@ def index_of(known: np.ndarray, numbers: np.ndarray) -> Index:
 
 
 def nearest(index: Index, queries: np.ndarray, own: np.ndarray, window: float) -> tuple[np.ndarray, np.ndarray]:
-    """Return the place in the index of the nearest thumbnail to each of the variants (n,18,D), and its distance (n,18).
+    """Return the place of the thumbnail nearest to each variant (n,18,D), and its squared distance, both (n,18).
 
-    `own` is the place that must not be found, or -1.  The distance is infinite if no thumbnail is within `window`
-    levels in brightness.
+    `own` (n,) are the places of the queries themselves, which are passed over, or -1.  The distance is infinite if no
+    thumbnail is within `window` levels in brightness.
     """
     flat = queries.reshape(-1, queries.shape[2])
     brightness, except_for = flat.mean(axis=1), np.repeat(own, VARIANTS)
@@ -122,11 +122,11 @@ def squared_distances(first: np.ndarray, second: np.ndarray) -> np.ndarray:
 
 
 def search(images: np.ndarray, index: Index, others: np.ndarray, queries: np.ndarray, num_levels: int) -> Found:
-    """Return the most similar image in `index`, of the split `images`, to each image of `others` that is in `queries`.
+    """Return, for each image of `others` in `queries`, the most similar image of `images` that is in `index`.
 
     If `others` is `images`, an image is not compared with itself.
     """
-    # One pixel that is inverted changes the mean by up to one in as many levels as there are pixels.
+    # Inverting one of n pixels changes the mean by up to 1/n of the range.
     pixels = (images.shape[2] - 2) * (images.shape[3] - 2)
     window = (num_levels - 1) * max(BRIGHTNESS, 1.5 / pixels)
     places = np.full(len(images), -1)
@@ -153,7 +153,7 @@ def best_of(
 ) -> Found:
     """Compare the pixels of each query, in its nearest variant, with those of the image found for that variant.
 
-    `numbers` and `distance` are the images found for all variants and the distances of their thumbnails (n,18).
+    `numbers` are the images found for all variants, and `distance` the squared distances of their thumbnails (n,18).
     """
     every, variant = np.arange(len(queries)), distance.argmin(axis=1)
     number = numbers[every, variant]
@@ -164,7 +164,7 @@ def best_of(
 def pick(images: np.ndarray, numbers: np.ndarray) -> list[np.ndarray]:
     """Return copies of some images in parts.
 
-    Those of a mapped file are read, since the pages of a map that are touched at random accumulate in this process.
+    A mapped file is read instead: pages of a map that are touched at random would accumulate in this process.
     """
     step = fitting(PICKED, images[0].nbytes)
     parts = [numbers[first : first + step] for first in range(0, len(numbers), step)]

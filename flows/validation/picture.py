@@ -16,9 +16,9 @@ SIDE = 256
 
 
 def draw(image_set: ImageSet, histograms: dict[str, np.ndarray], report: Report) -> bytes:
-    """Return a PNG: the share of pixels by level, above a row of images for each broken expectation about images.
+    """Return a PNG: the share of pixels by level, below it a row of images for each broken expectation about images.
 
-    Below are the pairs of images of two splits that look most alike.
+    At the bottom are the pairs of images of two splits that look most alike.
     """
     from matplotlib.figure import Figure
 
@@ -36,8 +36,8 @@ def draw(image_set: ImageSet, histograms: dict[str, np.ndarray], report: Report)
         draw_offenders(row, result, image_set)
     if pairs:
         draw_pairs(panels[-2], panels[-1], pairs, image_set)
-    # Without the version of matplotlib in the metadata.
     picture = BytesIO()
+    # `Software` would be the version of matplotlib.
     figure.savefig(picture, dpi=100, bbox_inches="tight", metadata={"Software": None})
     return picture.getvalue()
 
@@ -73,7 +73,7 @@ def draw_histograms(axes: "Axes", histograms: dict[str, np.ndarray]) -> None:
 
 
 def draw_image(axes: "Axes", image: np.ndarray, num_levels: int) -> None:
-    """Draw an image (C,H,W), in colour if it has three channels, else its first in gray; nothing for other shapes."""
+    """Draw an image (C,H,W): three channels in colour, else the first in gray.  Draw nothing for other shapes."""
     if image.ndim == 3 and image.size and num_levels > 1:
         step = max(1, max(image.shape[1:]) // SIDE)
         image = image[:, ::step, ::step]

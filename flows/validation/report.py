@@ -1,4 +1,4 @@
-"""The models of the report validation.json, and the check that an image set is the one that it found valid."""
+"""The models of the report validation.json, and the check that the report found an image set valid."""
 
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -72,7 +72,7 @@ class Alike(Document):
     by_chance: float
     """How many would be, at most, if the splits were drawn at random."""
     excess: int
-    """The closest ones that are more than chance explains."""
+    """How many of the closest ones chance does not explain."""
     pairs: list[dict[str, Any]]
     """The closest ones, with how many would be as close by chance."""
 
@@ -89,14 +89,14 @@ class Difference(Document):
 
 
 class Validation(Document):
-    """The verdict on an image set, which is all that training and the registry read of a report."""
+    """The verdict on an image set: the part of a report that training and the registry read."""
 
     success: bool
     data_sha256: Sha256
 
 
 class Reference(Document):
-    """What a reference for drift must hold of a report."""
+    """The part of a report that a reference for drift needs."""
 
     profile: Profile
 

@@ -31,7 +31,8 @@ class Space(NamedTuple):
     """Sums over images."""
 
     moments: np.ndarray
-    """(2,2,17,17): of segments without end levels and of all, along rows and columns: products of (1, pixels)."""
+    """(2,2,17,17): sums of the products of (1, pixels), first of the segments without end levels, then of all; of each
+    along rows, then along columns."""
     grid: np.ndarray
     """(2,64,S): by frequency and step, the sum of cos(2 pi c / step) and the number of coefficients |c| > step / 2."""
 
@@ -59,7 +60,7 @@ def cropped(pixels: np.ndarray, most: int) -> np.ndarray:
 
 
 def products(segments: np.ndarray, num_levels: int) -> np.ndarray:
-    """Return the sums of the products of (1, pixels) over segments (...,16), without those at end levels and with."""
+    """Return the sums of the products of (1, pixels): of the segments (...,16) without end levels, and of all."""
     flat = segments.reshape(-1, SEGMENT)
     inner = (flat.min(axis=1) > 0) & (flat.max(axis=1) < num_levels - 1)
     rows = np.concatenate([np.ones((len(flat), 1)), flat], axis=1)
@@ -68,12 +69,15 @@ def products(segments: np.ndarray, num_levels: int) -> np.ndarray:
 
 
 def lost_detail(space: Space) -> float:
-    """Return the share of directions that carry nothing but rounding, along rows or columns; 0 for few segments."""
+    """Return the larger share of directions with nothing but rounding, along rows or columns; 0 for few segments."""
     return max((lost(moments[axis]) for axis in range(2) for moments in chosen(space, axis)), default=0.0)
 
 
 def chosen(space: Space, axis: int) -> list[np.ndarray]:
-    """Return the sums to judge by: those of segments without end levels, where clipping added no detail, if enough."""
+    """Return the sums to judge by: of segments without end levels, where clipping added no detail, or else of all.
+
+    Return none if there are too few segments.
+    """
     return [kind for kind in space.moments if kind[axis][0, 0] >= FEWEST_SEGMENTS][:1]
 
 
@@ -113,7 +117,7 @@ def coefficients(pixels: np.ndarray) -> np.ndarray:
 
 
 def grid_sums(found: np.ndarray) -> np.ndarray:
-    """Return for (B,64) coefficients what `Space.grid` sums up (2,64,S)."""
+    """Return what (B,64) coefficients add to `Space.grid` (2,64,S)."""
     sums = np.zeros((2, BLOCK**2, len(STEPS)))
     for number, step in enumerate(STEPS):
         outside = np.abs(found) > step / 2

@@ -1,14 +1,14 @@
-"""Measure the contrast, channels, directions, sharpness and balance of every image.
+"""Measure the direction, sharpness, balance and channels of every image.
 
-A set whose channels or axes were exchanged, or that was blurred, differs from its reference in these, although the
-histogram of its levels is the same or hardly differs.
+A set whose channels or axes were exchanged, or that was blurred, differs from its reference in these statistics,
+although the histogram of its levels is the same or hardly differs.
 """
 
 import numpy as np
 
 MOST_CHANNELS = 4
 FEWEST_PIXELS = 3
-"""A side of an image needs as many pixels for a second difference."""
+"""Pixels that each side of an image needs for a second difference."""
 
 
 def is_image(images: np.ndarray) -> bool:
@@ -24,12 +24,12 @@ def num_channels(images: np.ndarray) -> int:
 
 
 def brightness(values: np.ndarray) -> np.ndarray:
-    """Return the mean of the channels of images (n,C,H,W), (n,H,W)."""
+    """Return the mean (n,H,W) of the channels of images (n,C,H,W)."""
     return np.asarray(values[:, 0] if values.shape[1] == 1 else values.mean(axis=1))
 
 
 def statistics(values: np.ndarray, gray: np.ndarray, num_levels: int) -> dict[str, np.ndarray]:
-    """Return statistics of float32 images (n,C,H,W) with K levels and their brightness (n,H,W), by name (n,).
+    """Return statistics (n,) by name, from float32 images (n,C,H,W) with K levels and their brightness (n,H,W).
 
     `direction` is the logarithm of the change from left to right over that from top to bottom, `sharpness` that of the
     second over the first differences.  `balance` is the difference of two halves, and `channel i` the distance of a
@@ -53,6 +53,6 @@ def statistics(values: np.ndarray, gray: np.ndarray, num_levels: int) -> dict[st
 
 
 def halves(means: np.ndarray) -> np.ndarray:
-    """Return the mean of the last half minus that of the first half of each row of (n,L) means (n,)."""
+    """Return for each row of (n,L) means the mean of its last half minus that of its first half (n,)."""
     middle = means.shape[1] // 2
     return np.asarray(means[:, -middle:].mean(axis=1) - means[:, :middle].mean(axis=1))

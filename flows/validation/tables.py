@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 ROWS = 100_000
 LEAST = 1e-12
-"""A limit of 0 counts as this: one pixel of 10^11 that changed exceeds it, and rounding does not."""
+"""A limit of 0 counts as this, which rounding does not exceed, but one changed pixel of 10^11 does."""
 
 
 def image_rows(
@@ -61,7 +61,7 @@ def split_rows(image_set: ImageSet, folder: Path, facts: dict[str, Facts]) -> pd
 
 
 def split_row(image_set: ImageSet, folder: Path, split: str, facts: Facts) -> dict[str, Any]:
-    """Return the counts of one split (images, how many more than published, labels) and its detail."""
+    """Return the counts of one split (images, how many more than stated and published, labels) and its detail."""
     num_images, labels = len(getattr(image_set, split)), load_labels(folder, split)
     labelled = any(load_labels(folder, each) is not None for each in present(image_set.description))
     frequencies = [1]
@@ -81,7 +81,7 @@ def split_row(image_set: ImageSet, folder: Path, split: str, facts: Facts) -> di
 
 
 def published(image_set: ImageSet, split: str, num_images: int) -> int:
-    """Return how many images of a split were published, and `num_images` if that is unknown.
+    """Return how many images of a split were published, or `num_images` if that is unknown.
 
     The validation images are part of the published training images.
     """
