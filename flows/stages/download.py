@@ -19,7 +19,8 @@ log = logging.getLogger(__name__)
 def download(data: "Data", *, out: Path, downloads: Path) -> None:
     """Write the images that the parameters name, and log their origin.
 
-    Raises UserError (exit 2) if that would remove images of the source or add to them, and what `write_images` raises.
+    Raises UserError: exit 2 if that would remove images of the source or add to them, 5 for a relative source that does
+    not exist.  Also raises what `write_images` raises.
     """
     source = Path(data.source).expanduser() if data.source is not None else None
     if source and (contains(out, source) or contains(source, out)):

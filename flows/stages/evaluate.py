@@ -16,7 +16,7 @@ def evaluate(
 ) -> BoundMetrics:
     """Write `metrics.json`, `per_image.csv` and `noise_levels.csv` into `out`, and return the metrics, in bits/dim.
 
-    Those of the test images also state the figures of the other splits.
+    The metrics of the test images also state the figures of the other splits.
 
     Raises what `flows.evaluation.bound.measure` raises, and OSError that names the file that cannot be written.
     """

@@ -27,22 +27,22 @@ MOST_SHOWN, MOST_PAIRS = 64, 16
 
 
 def sample(
-    sample: "Sample", quality: "Quality", *, model: Path, features: Path, images: Path, out: Path
+    settings: "Sample", quality: "Quality", *, model: Path, features: Path, images: Path, out: Path
 ) -> SampleMetrics:
     """Write `num_images` samples and their metrics into `out`: all files or none.  Return the metrics.
 
     samples.npy     the samples (N,C,H,W), as levels
     samples.png     the first samples
-    neighbours.csv  the nearest training image of the samples that are measured, the nearest pairs first
+    neighbours.csv  the nearest training image of each sample that is measured, the nearest pairs first
     neighbours.png  the nearest pairs, each sample above its training image
     metrics.json    the quality of the samples, see `flows.evaluation.results.SampleMetrics`
 
     Raises CheckpointError, ImageSetError, UserError (exit 2, 4 or 5), and OSError that names the file.
     """
     out.mkdir(parents=True, exist_ok=True)  # an unwritable folder is reported before sampling
-    require_fitting(sample, quality, model=model, features=features, images=images)
-    drawn = draw(model, sample)
-    metrics, neighbours = measure(sample, quality, drawn, model=model, features=features, images=images)
+    require_fitting(settings, quality, model=model, features=features, images=images)
+    drawn = draw(model, settings)
+    metrics, neighbours = measure(settings, quality, drawn, model=model, features=features, images=images)
     contents: dict[str, bytes | str] = {"metrics.json": json.dumps(metrics.model_dump(), indent=2) + "\n"}
     contents |= tables_and_pictures(drawn, neighbours, load_images(images))
     with ExitStack() as stack:
@@ -56,8 +56,9 @@ def sample(
 
 def tables_and_pictures(drawn: np.ndarray, neighbours: pd.DataFrame, image_set: ImageSet) -> dict[str, bytes]:
     """Return the content of the files about the samples except the metrics, by name."""
-    array, nearest = BytesIO(), neighbours[:MOST_PAIRS]
+    array = BytesIO()
     np.save(array, drawn)
+    nearest = neighbours[:MOST_PAIRS]
     pairs = np.concatenate([drawn[nearest["sample"]], image_set.train[nearest["train_image"]]])
     return {
         "neighbours.csv": neighbours.to_csv(index=False).encode(),

@@ -21,38 +21,39 @@ if TYPE_CHECKING:
 
 
 def train(
-    model: "Model", train: "Train", *, images: Path, validation: Path, out: Path, curves: Path, runs: Path
+    model: "Model", settings: "Train", *, images: Path, validation: Path, out: Path, curves: Path, runs: Path
 ) -> None:
     """Write the model of averaged weights to `out` and one line per log interval to `curves` (CSV).
 
     Saved states are in a folder in `runs`.  A run that was stopped or killed continues from the newest state.
-    `num_devices` processes train together.  If torchrun started this process, its processes train together instead.
+    `num_devices` processes train together.  If torchrun started this process, torchrun's processes train together
+    instead.
 
     Raises UserError if `validation` is missing (exit 5) or does not say that `images` are valid (4), a device is
     missing (2) or busy (6), memory is too small (2), a file cannot be written or processes end too often (1), or the
     run was asked to stop (75); ImageSetError for unreadable images; TrainingDiverged.
     """
-    needed = train.validate_every_steps is not None or train.images == "train_and_validation"
+    needed = settings.validate_every_steps is not None or settings.images == "train_and_validation"
     require_validated(images, validation, needs_validation_images=needed)
-    devices = find_devices(train.device, train.num_devices)
+    devices = find_devices(settings.device, settings.num_devices)
     launched = torch.distributed.is_torchelastic_launched()
-    processes = int(os.environ["WORLD_SIZE"]) if launched else train.num_devices
+    processes = int(os.environ["WORLD_SIZE"]) if launched else settings.num_devices
     if devices[0].type == "cpu":  # on CUDA the processes that train ask: the question itself takes memory
-        require_memory(model, train, load_images(images), devices[0], processes)
-    if launched and (started := int(os.environ["LOCAL_WORLD_SIZE"])) != train.num_devices:
-        wrong = f"torchrun started {started} processes, but train.num_devices is {train.num_devices}"
+        require_memory(model, settings, load_images(images), devices[0], processes)
+    if launched and (started := int(os.environ["LOCAL_WORLD_SIZE"])) != settings.num_devices:
+        wrong = f"torchrun started {started} processes, but train.num_devices is {settings.num_devices}"
         raise UserError(f"{wrong}; set --nproc-per-node to train.num_devices", Exit.USAGE)
-    job = partial(train_here, model, train, images=images, out=out, curves=curves, runs=runs)
+    job = partial(train_here, model, settings, images=images, out=out, curves=curves, runs=runs)
     try:
-        if train.num_devices > 1 and not launched:
-            launch(job, num_processes=train.num_devices, max_restarts=train.max_restarts)
+        if settings.num_devices > 1 and not launched:
+            launch(job, num_processes=settings.num_devices, max_restarts=settings.max_restarts)
         else:
             job()
     except TrainingDiverged as error:
         raise TrainingDiverged(f"{error} (train.learning_rate, train.max_gradient_norm)") from error
     except (RuntimeError, UserError) as error:
         if out_of_memory(error):
-            raise UserError(advice_on_memory(train, processes), Exit.USAGE) from error
+            raise UserError(advice_on_memory(settings, processes), Exit.USAGE) from error
         if launched and lost_another(error):
             reason = f"another process of this training ended or cannot be reached: {brief(error)}"
             raise UserError(f"{reason}; torchrun starts them again, --max-restarts times", Exit.BUG) from error
