@@ -1,4 +1,4 @@
-# `make repro` and `make test` need make, git and Python 3.11 to 3.14, and nothing else.
+# `make repro` and `make test` need Linux, make, git, Python 3.11 to 3.14, and a network for the installation.
 PYTHON ?= python3
 BIN := .venv/bin
 # Stages and hooks run `python`: the environment's own. Recipes name its folder, since old versions of make look for
@@ -16,9 +16,9 @@ STAMP = $(if $(LOCK),touch,rm -f .venv/installed-test)
 
 # Remove an environment that was left half made, whose Python was removed or replaced, or that was made in another
 # folder: its programs would run the code there.
-.DELETE_ON_ERROR:
 $(shell { $(BIN)/python -c 'import pip' && grep -qF "$(CURDIR)/$(BIN)/" $(BIN)/pip; } 2>/dev/null || \
 	{ test ! -e .venv || echo "removing .venv, whose Python or pip does not work here" >&2; rm -rf .venv; })
+.DELETE_ON_ERROR:
 .PHONY: repro test static suite test-fast fuzz check lock newest clean
 
 repro: .venv/installed
