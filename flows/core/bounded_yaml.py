@@ -105,7 +105,8 @@ def load(content: bytes | str) -> Any:
     Raises ValueError with a short reason, and the line if it is known, for damaged YAML, too many bytes or values, too
     much depth, tags, directives, repeated keys, and aliases that contain themselves.
     """
-    if len(content) > MOST_BYTES:
+    num_bytes = len(content.encode() if isinstance(content, str) else content)
+    if num_bytes > MOST_BYTES:
         raise ValueError(f"larger than {MOST_BYTES:,} bytes, the limit")
     # The round-trip reader reads YAML 1.2, as DVC does.  YAML 1.1 readers read 2e-4 as a string.
     yaml = YAML(typ="rt")

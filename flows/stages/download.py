@@ -1,4 +1,4 @@
-"""download: write an image set as arrays, after checking its published checksums."""
+"""The stage `download`: write an image set as arrays, after checking its published checksums."""
 
 import logging
 import os

@@ -1,4 +1,4 @@
-"""evaluate: the likelihood of every image of a split, as a number with its error and as a table."""
+"""The stage `evaluate`: the likelihood of every image of a split, as a number with its error and as a table."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING

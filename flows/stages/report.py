@@ -1,4 +1,4 @@
-"""report: one HTML page with all results, and its charts as files."""
+"""The stage `report`: one HTML page with all results, and its charts as files."""
 
 from collections.abc import Mapping
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""train: fit a VDM to the training images and keep the averaged weights."""
+"""The stage `train`: fit a VDM to the training images and keep the averaged weights."""
 
 import os
 from functools import partial

@@ -1,4 +1,4 @@
-"""validate: check the images against the discretization contract."""
+"""The stage `validate`: check the images against the discretization contract."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING

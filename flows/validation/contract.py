@@ -22,7 +22,7 @@ def image_expectations(image_set: ImageSet, settings: "Contract") -> list[Any]:
     highest, shape = image_set.num_levels - 1, "x".join(map(str, image_set.image_shape))
     held_out = len(image_set.validation) + len(image_set.test)
     share_held_out = held_out / max(1, len(image_set.train) + held_out)
-    similar = "no more images look like one of an earlier split than by chance"
+    similar = "images look like one of an earlier split no more often than by chance"
     return [
         expect(gxe.ExpectColumnValuesToBeInSet, "shape of every image", column="shape", value_set=[shape]),
         expect(gxe.ExpectColumnValuesToBeInSet, "pixels are uint8 integers", column="dtype", value_set=["uint8"]),
