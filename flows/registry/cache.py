@@ -46,10 +46,10 @@ def cache_locked(root: Path) -> Iterator[Any]:
 
 
 def superfluous(repos: list[Any], root: Path, plan: Plan) -> tuple[list[Path], int]:
-    """Return the files in DVC's cache that nothing needs, listings of folders first.
+    """Return the files in DVC's cache that nothing needs, listings of folders first, and the number of unpushed files.
 
-    Files of past champions stay if DVC has a default remote that lacks them; also return their number.  `repos` are
-    DVC's repositories of all worktrees, that at `root` first.
+    Unpushed files are those of past champions that DVC's default remote lacks; they stay.  `repos` are DVC's
+    repositories of all worktrees, the one at `root` first.
 
     Raises UserError: exit 5 when it is not known what a version needs or what the remote has, 2 for a cache outside the
     repository.
@@ -72,7 +72,7 @@ def superfluous(repos: list[Any], root: Path, plan: Plan) -> tuple[list[Path], i
 def files_of(repo: Any, root: Path, tags: list[Tag]) -> set[str]:
     """Return the digests in the dvc.lock of the tags' commits, and in the listings of their folders that are cached.
 
-    The text is searched and not parsed, which would take a fifth of a second for each of hundreds of tags.
+    The text is searched and not parsed: parsing takes a quarter of a second for each of hundreds of tags.
     """
     place, names = cached_at(repo), sorted({f"{tag.commit}:{layout.DVC_LOCK}" for tag in tags})
     locks = contents(root, names).values()

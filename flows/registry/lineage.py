@@ -17,7 +17,10 @@ from flows.registry.versions import CHAMPION_TAG, MODEL, Version, refusal
 
 
 class Lineage(NamedTuple):
-    """A version with its dvc.lock, the tags that made it the champion, and the evidence of its last refusal."""
+    """A version with its dvc.lock and the evidence of its last refusal.
+
+    `promotions` are the tags that made it the champion, and those that took this back.
+    """
 
     version: Version
     lock: Lock

@@ -33,7 +33,7 @@ class Entry(Document):
 
     path: Annotated[str, BeforeValidator(without_slash), AfterValidator(relative_path)]
     md5: FolderOrFileMd5
-    files: None = None  # a listing that DVC would use in place of that with the digest
+    files: None = None  # DVC would use a listing here instead of the one with the digest
 
 
 class Stage(Document):
@@ -78,8 +78,9 @@ class Graph(Document):
 class Lock(NamedTuple):
     """The digests and parameters in a dvc.lock.
 
-    `outputs` and `dependencies` map paths to md5 digests, which end in `.dir` for a folder.  `parameters` maps sections
-    to their values.  `repeated` names the sections whose values differ between stages.
+    `outputs` maps paths to md5 digests, which end in `.dir` for a folder; `dependencies` maps paths to the digests that
+    the stages list.  `parameters` maps sections to their values.  `repeated` names the sections whose values differ
+    between stages.
     """
 
     outputs: dict[str, str]
@@ -106,9 +107,9 @@ class Lock(NamedTuple):
 
 
 def read_lock(root: Path, version: Version | Tag, base: str | None = None) -> Lock:
-    """Return the dvc.lock of a version's or tag's commit, with the stages of dvc.yaml at the commit `base`.
+    """Return the dvc.lock of a version's or tag's commit, without stages that dvc.yaml at the commit `base` lacks.
 
-    Without `base` that is the same commit.  Raises UserError (exit 5).
+    The default for `base` is the same commit.  Raises UserError (exit 5).
     """
     file = read_yaml(LockFile, root, version, str(layout.DVC_LOCK))
     graph = content_of(root, f"{base or version.commit}:{layout.DVC_GRAPH}")
@@ -123,13 +124,13 @@ def lock_here(root: Path) -> Lock:
 
 
 def require_no_outputs(root: Path, out: Path) -> None:
-    """Raise UserError (exit 2) for a folder with outputs of the pipeline, and for a place in one: DVC removes it."""
+    """Raise UserError (exit 2) if `out` lies in an output of the pipeline, which DVC would remove, or contains one."""
     if path := output_at(root, out):
         raise UserError(f"{out}: {path} is an output of the pipeline; choose another place", Exit.USAGE)
 
 
 def output_at(root: Path, place: Path) -> str | None:
-    """Return an output in dvc.yaml that lies in the folder `place`, or contains it; None if there is no such output."""
+    """Return an output in dvc.yaml that lies directly in the folder `place`, or contains `place`; None if none does."""
     graph = root / layout.DVC_GRAPH
     if not graph.exists():
         return None
@@ -148,9 +149,9 @@ def unlinked(path: Path) -> Path:
 
 
 def stages_of(file: LockFile, graph: bytes | None) -> list[Stage]:
-    """Return the stages that dvc.yaml still has, and all of them if it is missing or damaged.
+    """Return the stages of dvc.lock that dvc.yaml still has; all of them if dvc.yaml is missing or damaged.
 
-    DVC leaves the others, which were renamed or removed, in dvc.lock, and ignores them.
+    DVC leaves stages that were renamed or removed in dvc.lock, and ignores them.
     """
     try:
         names = values_of(graph or b"")["stages"].keys()
@@ -202,7 +203,7 @@ def parse_yaml(model: type[DocumentType], content: bytes, name: str) -> Document
         raise UserError(f"{name}: damaged: {error}", Exit.MISSING) from error
 
 
-@lru_cache(maxsize=32)  # a dvc.lock takes 0.1 s, and commands read that of a version several times
+@lru_cache(maxsize=32)  # a dvc.lock takes a quarter of a second, and commands read the same one several times
 def values_of(content: bytes) -> Any:
     """Return a YAML document as JSON values, which are cached: callers must not change them.  Raises ValueError."""
     return parse_json(json.dumps(bounded_yaml.parse(content)))

@@ -1,7 +1,7 @@
 """Decide which versions, branches and tags stay, and delete the branches and tags that do not.
 
-Nothing on a remote is deleted, no tag of a champion, and no note of a refusal: the evidence of later versions counts
-the refused ones (`num_judged`), and the next publication would carry a deletion of notes to the remote.
+Nothing on a remote is deleted.  Tags of champions stay, and so do notes of refusals: the evidence of later versions
+counts the refused ones (`num_judged`), and the next publication would delete the notes at the remote, too.
 """
 
 import time
@@ -31,7 +31,7 @@ FIELDS = ("refname", "objectname", "objecttype", "*objectname", "*objecttype", "
 class Ref(NamedTuple):
     """A branch or tag: its full name, its object, its commit, when that was made, and where it is checked out.
 
-    The commit is "" for a tag of a file or a folder.
+    The commit is "" for a tag of a file or a folder.  The time is 0 for an annotated tag.
     """
 
     name: str
@@ -147,8 +147,8 @@ def refs(root: Path) -> list[Ref]:
     lines = git_lines(root, "for-each-ref", form, BRANCHES, TAGS)
     # `*objectname` is what an annotated tag names, and empty for anything else.
     return [
-        Ref(name, digest, "" if (of or kind) in ("blob", "tree") else (peeled or digest), int(made or 0), folder)
-        for name, digest, kind, peeled, of, made, folder in (line.split("\0") for line in lines)
+        Ref(name, digest, "" if (of_kind or kind) in ("blob", "tree") else (of or digest), int(made or 0), folder)
+        for name, digest, kind, of, of_kind, made, folder in (line.split("\0") for line in lines)
     ]
 
 

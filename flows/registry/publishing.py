@@ -18,8 +18,8 @@ from flows.registry.remote import (
     NAME_ANOTHER,
     NOTES,
     OURS,
-    PUSH_SECONDS,
     REMOTE,
+    TRANSFER_SECONDS,
     Target,
     ask,
     fetch,
@@ -47,7 +47,7 @@ def publish(root: Path) -> list[str]:
 
     Raises UserError: exit 2 without remotes, 5 if a hook or a rule of the git remote declines the push.
     Raises NetworkError (exit 5) when a remote does not answer.
-    Raises Outrun, before anything is pushed, if a run's version must be withdrawn.
+    Raises Outrun, before any ref is pushed, if a run's version must be withdrawn.
     After pushing everything else, raises UserError: exit 2 for a tag whose name the remote has for another commit,
     5 for a tag whose files are lost or damaged.
     """
@@ -82,7 +82,10 @@ def require_remotes(root: Path) -> None:
 
 
 def push_missing(root: Path, there: dict[str, Target]) -> list[str]:
-    """Push what the remote, which has the refs `there`, lacks; see `publish`."""
+    """Push what the remote, which has the refs `there`, lacks; see `publish`.
+
+    Not pushed are the tags `taken`, whose names the remote has for other commits, and those that depend on them.
+    """
     if withdrawn := to_withdraw(root, there):
         commits = ", ".join(commit[:12] for commit in withdrawn)
         raise Outrun(f"publish: {REMOTE} has other versions with the numbers of these commits: {commits}", Exit.USAGE)
@@ -103,7 +106,7 @@ def push_missing(root: Path, there: dict[str, Target]) -> list[str]:
     pushed = [name for name, ref in refs.items() if ref in mine and not is_up_to_date(root, ref, mine[ref], there)]
     if pushed:
         chosen = [refs[name] for name in pushed]
-        ask(root, "push", "--quiet", "--atomic", "--no-follow-tags", REMOTE, *chosen, seconds=PUSH_SECONDS)
+        ask(root, "push", "--quiet", "--atomic", "--no-follow-tags", REMOTE, *chosen, seconds=TRANSFER_SECONDS)
     if taken:
         raise UserError(f"publish: {how_to_renumber(taken, held, here)}", Exit.USAGE)
     if lost:
@@ -137,14 +140,15 @@ def how_to_renumber(taken: list[Tag], held: list[Tag], here: list[Tag]) -> str:
     """
     problem = f"not published, since {REMOTE} has other commits under these names: {', '.join(t.name for t in taken)}"
     numbered = {tag.commit for tag in here if tag not in held and not of_stage(tag)}
-    without = [tag for tag in taken if not of_stage(tag) and tag.commit not in numbered]
-    again = [f"`gto register {MODEL} {tag.commit[:12]}`" for tag in without]
+    unnumbered = [tag.commit for tag in taken if not of_stage(tag) and tag.commit not in numbered]
+    steps = [f"`gto register {MODEL} {commit[:12]}`" for commit in unnumbered]
     gone = deregistered(here)
-    back = [tag.commit[:12] for tag in without if tag.commit in gone]
-    again += [f"`gto deprecate {MODEL} vX.Y.Z` with the new number of {commit}" for commit in back]
-    again += ["promote or roll back again"] if any(map(of_stage, held)) else []
+    deprecate = f"`gto deprecate {MODEL} vX.Y.Z` with the new number of"
+    steps += [f"{deprecate} {commit[:12]}" for commit in unnumbered if commit in gone]
+    if any(map(of_stage, held)):
+        steps.append("promote or roll back again")
     removed = " ".join(f"'{tag.name}'" for tag in held)
-    then = f", and then {' and '.join(again)}" if again else ""
+    then = f", and then {' and '.join(steps)}" if steps else ""
     return f"{problem}; `git tag -d {removed} && git fetch --tags {REMOTE}`{then}"
 
 
@@ -154,9 +158,9 @@ def to_withdraw(root: Path, there: dict[str, Target]) -> list[str]:
     All of them are returned, since a later version may have been compared with an earlier one.
     """
     tags = model_tags(root)
-    known = [(tag.commit, there[f"refs/tags/{tag.name}"].commit) for tag in tags if f"refs/tags/{tag.name}" in there]
-    published = {ours for ours, theirs in known if ours == theirs}
-    taken = {ours for ours, theirs in known if ours != theirs}
+    pairs = [(tag.commit, there[f"refs/tags/{tag.name}"].commit) for tag in tags if f"refs/tags/{tag.name}" in there]
+    published = {ours for ours, theirs in pairs if ours == theirs}
+    taken = {ours for ours, theirs in pairs if ours != theirs}
     if taken <= published:
         return []
     commits = [tag.commit for tag in registered(tags) if tag.commit not in published and run_of(root, tag.commit)]
@@ -164,7 +168,7 @@ def to_withdraw(root: Path, there: dict[str, Target]) -> list[str]:
 
 
 def fetch_versions(root: Path) -> tuple[list[str], list[str]]:
-    """Fetch the upstream branch, those of runs, and the versions, champions and notes that this repository lacks.
+    """Fetch the upstream branch, the branches of runs, and the versions, champions and notes that are not here yet.
 
     If another machine took the number of a run's version, that version is withdrawn: see `to_withdraw`.  Of the other
     tags that differ, those that `other_objects` returns are replaced, and the rest stay.  Return the names of the tags

@@ -16,7 +16,7 @@ OURS = (f"refs/tags/{MODEL}@", f"refs/tags/{MODEL}#")
 NAME_ANOTHER = f"`git fetch {REMOTE} && git branch -u {REMOTE}/NAME` names another"
 """What to do about an upstream branch that cannot be used."""
 # A remote may accept the connection and never answer.
-LIST_SECONDS, PUSH_SECONDS = 60, 900
+LIST_SECONDS, TRANSFER_SECONDS = 60, 900
 
 
 class Target(NamedTuple):
@@ -38,7 +38,7 @@ def first_commit(root: Path, *, shared: bool) -> str:
     """Return the commit from which a run starts: the one that is checked out.
 
     If machines share versions, it is the commit of the upstream branch where that is newer.  Raises UserError (exit 2)
-    if that branch is at another remote than origin, from which nothing is fetched.
+    if that branch is not at the remote `REMOTE`: nothing is fetched from other remotes.
     """
     head = git_text(root, "rev-parse", "HEAD")
     if shared:
@@ -100,7 +100,7 @@ def take_other_objects(root: Path, there: dict[str, Target]) -> None:
 def fetch(root: Path, *arguments: str, stdin: bytes | None = None) -> None:
     """Fetch these refs and no others, whatever the remote's configuration adds.  Raises NetworkError (exit 5)."""
     alone = ("--no-tags", "--refmap=", "--no-write-fetch-head")
-    ask(root, "fetch", "--quiet", *alone, *arguments, stdin=stdin, seconds=PUSH_SECONDS)
+    ask(root, "fetch", "--quiet", *alone, *arguments, stdin=stdin, seconds=TRANSFER_SECONDS)
 
 
 def is_up_to_date(root: Path, ref: str, mine: Target, there: dict[str, Target]) -> bool:

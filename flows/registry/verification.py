@@ -27,7 +27,7 @@ IMAGES, VALIDATION, METRICS, PARAMS = map(str, (layout.IMAGES, layout.VALIDATION
 MOST_BYTES = 2**23
 """The largest file that is read from git."""
 AT_ONCE = 32
-"""How many of them are in memory at once."""
+"""How many files from git are in memory at once."""
 
 
 class Check(NamedTuple):
@@ -109,7 +109,7 @@ def files_at(root: Path, commit: str, paths: Iterable[str]) -> Iterator[tuple[st
 def listing(root: Path, commit: str, folder: str) -> bytes:
     """Return the text whose md5 is DVC's digest of a folder: the md5 and the path of every file, here at a commit.
 
-    It is another text if the folder has links, submodules, files that .dvcignore names, or files above MOST_BYTES.
+    It differs from DVC's if the folder has links, submodules, files that .dvcignore names, or files above MOST_BYTES.
     """
     names = git(root, "ls-tree", "-r", "-z", "--name-only", commit, "--", f"{folder}/").decode(errors="replace")
     files = files_at(root, commit, filter(None, names.split("\0")))
