@@ -95,9 +95,9 @@ def reason_in(stderr: str) -> str:
     """
     lines = [line.strip() for line in stderr.splitlines() if "failed to push some refs" not in line and line.strip()]
     marked = [place for place, line in enumerate(lines) if line.startswith(MARKS)]
-    at_fault = [place for place in marked if "atomic push" not in lines[place]]
     if not marked:
-        return (lines[-1:] or ["no reason given"])[0]
+        return lines[-1] if lines else "no reason given"
+    at_fault = [place for place in marked if "atomic push" not in lines[place]]
     first = (at_fault or marked)[0]
     said = " ".join(line.removeprefix(REMOTE_SAYS).strip() for line in lines if line.startswith(REMOTE_SAYS)).strip()
     if said and lines[first].startswith("! "):

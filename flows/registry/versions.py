@@ -269,7 +269,8 @@ def reign(tags: list[Tag]) -> list[Tag]:
         elif (evidence := evidence_of(tag.message)) and evidence.decision == ROLL_BACK:
             # Remove the champion, and versions before it that GTO deregistered; the earlier one reigns by its new tag.
             below = [place for place, earlier in enumerate(reigning[:-1]) if earlier.commit == tag.commit]
-            reigning[below[-1] if below else -2 :] = [tag]
+            del reigning[below[-1] if below else -2 :]
+            reigning.append(tag)
         else:
             reigning.append(tag)
     gone = deregistered(tags)
