@@ -53,9 +53,9 @@ def compress(
 ) -> None:
     """Compress images without loss to a file, near the model's bound in T steps.
 
-    It takes T evaluations of the network for each image, and as many again to verify. `vdmctl decompress` needs the
-    same model. It is sure to work only with the versions of torch and NumPy and the kind of processor that the
-    file names.
+    It takes T evaluations of the network for each image, 32 more for the bound, and T again to verify.
+    `vdmctl decompress` needs the same model. It is sure to work only with the versions of torch and NumPy and the
+    kind of processor that the file names.
     """
     folder = model_or_ours(model)
     from flows.commands.summary import counted

@@ -94,9 +94,10 @@ def status(
     else:
         say(table(("what", "state"), list(rows(found))))
     if problems := found["problems"]:
-        more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-        shown = f"{counted(len(problems), 'problem')}; see the last lines of its output"
-        raise UserError(f"status: {problems[0] + more if as_json else shown}", Exit.MISSING)
+        message = f"{counted(len(problems), 'problem')}; see the last lines of its output"
+        if as_json:
+            message = problems[0] + (f" (and {len(problems) - 1} more)" if len(problems) > 1 else "")
+        raise UserError(f"status: {message}", Exit.MISSING)
 
 
 @commands.command()

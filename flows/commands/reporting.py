@@ -64,7 +64,10 @@ def write_page(models: list[str], out: Path, *, force: bool) -> None:
 
 
 def is_page(file: Path) -> bool:
-    """Whether a file is empty, or has the name or the beginning of a page.  A page may be made from any other file."""
+    """Whether a page may replace a file: it is empty, or has the name or the beginning of a page.
+
+    Any other file may hold results.
+    """
     if file.suffix.lower() in (".html", ".htm"):
         return True
     with open_regular(file) as opened:

@@ -36,7 +36,7 @@ ENDS = "training ends"
 RUNS = "Running stage "
 """What DVC says unless it skips the stage."""
 NUM_LINES = 20
-"""The speed is computed from this number of the last lines of the log."""
+"""How many of the last lines of the log the speed is computed from."""
 
 
 @contextmanager
@@ -92,7 +92,7 @@ class Progress:
 
 
 def in_words(seconds: float) -> str:
-    """Return a duration in the units that matter."""
+    """Return a duration in seconds, in minutes, or in hours and minutes."""
     minutes = round(seconds / 60)
     if minutes < 2:
         return f"{seconds:.0f} s"

@@ -122,8 +122,8 @@ class Notifications:
     def look(self, api: Api) -> None:
         """Switch on every notification whose block has appeared or changed; print a line for each.
 
-        An operator's changes stay: a notification that is disabled stays so, and one that is deleted comes back only
-        with another block or the next `vdmctl serve`.  Raises OSError if the server fails.
+        A notification that the operator disabled stays disabled.  One that was edited or deleted at the server is
+        restored only with another block or by the next `vdmctl serve`.  Raises OSError if the server fails.
         """
         blocks = {name: block(api, name) for name in {entry["block"] for entry in self.entries}}
         for entry in self.entries:

@@ -41,8 +41,8 @@ def deploy(api: Api) -> None:
     deployment keeps its schedules, tags, queue, limit, job variables, the parameters that its flow still takes, and
     whether it is paused.
 
-    Raises UserError (exit 2), before anything is changed, for a file that Prefect does not accept, and for a work pool
-    that the server does not have.  Raises OSError if the server fails.
+    Raises UserError: exit 2, before anything is changed, for a file that Prefect does not accept and for a work pool
+    that the server does not have; exit 1 if `prefect deploy` fails.  Raises OSError if the server fails.
     """
     try:
         document = bounded_yaml.parse(read_bounded(PROJECT))
@@ -152,7 +152,7 @@ def parameters_of(entry: dict[str, Any]) -> dict[str, Any]:
 
 
 def refuse_unknown_parameters(api: Api) -> None:
-    """Let the server refuse runs with unknown parameters, which would end in a traceback.
+    """Let the server refuse runs with unknown parameters, which would otherwise end in a traceback.
 
     Print a line for a deployment that the operator made with such parameters.  Raises OSError if the server fails.
     """

@@ -10,9 +10,9 @@ import psutil
 
 
 def engines(url: str, folder: Path | None = None) -> dict[str, int]:
-    """Return the process ids of the runs of the Prefect server at `url`, by run id, also of runs without a worker.
+    """Return the process ids of the runs of the Prefect server at `url`, by run id, even if their worker has ended.
 
-    With a folder, only those that a worker of that folder started.
+    With a folder, return only the runs that a worker of that folder started.
     """
     found = {}
     for process in psutil.process_iter():

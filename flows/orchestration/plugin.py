@@ -1,6 +1,6 @@
 """A Prefect plugin for the `prefect` command in the project's folder.
 
-It points every command to the server that `vdmctl serve` uses here, unless Prefect's settings name another.  Without it
+It points commands to the server that `vdmctl serve` uses here, unless Prefect's settings name another.  Without it
 Prefect would start a temporary server, which lists the runs but cannot stop them.  It also lets
 `prefect deployment run train-vdm` take a bare name, where Prefect wants FLOW/DEPLOYMENT.
 """
@@ -33,6 +33,7 @@ def setup_environment(*, ctx: HookContext) -> SetupResult | None:
     url = ctx.api_url or served_at(Path.cwd())
     if url:
         bypass_proxy(url)
+    # No option may lie between `deployment run` and the name: the word after an option can be its value.
     if [sys.argv[place] for place in places[:2]] == ["deployment", "run"] and places[2:3] == [places[1] + 1]:
         name = sys.argv[places[2]]
         sys.argv[places[2]] = name if "/" in name else full_name(name, url)

@@ -114,7 +114,7 @@ def worktrees(root: Path) -> list[Path]:
 
 
 def require_idle(folders: list[Path]) -> None:
-    """Raise UserError (exit 6) that names a run of a worktree: it may use any file that is in the cache now."""
+    """Raise UserError (exit 6) if a run or an experiment works in a worktree: it may use any file of the cache."""
     for folder in folders:
         for name, holder in sorted(held_locks(folder / layout.WORKTREES).items()):
             raise UserError(f"run {Path(name).stem} is in progress ({holder}); prune when it has ended", Exit.BUSY)
@@ -189,7 +189,7 @@ def prune_states(root: Path, work: Pruning, devices: Path) -> None:
     `devices` is the folder of the devices' locks.
     """
     for name, holder in held_locks(devices).items():
-        if Path(holder.partition(" in ")[2]).is_relative_to(root):
+        if Path(holder.partition(" in ")[2]).is_relative_to(root):  # "process 1234 in FOLDER"
             work.skipped.append(f"training states: {holder} trains on {Path(name).stem}")
             return
     before = time.time() - ABANDONED_DAYS * 24 * 3600

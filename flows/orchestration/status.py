@@ -1,6 +1,6 @@
 """The state of the retraining loop on this machine, for an operator and for monitoring: `vdmctl status`.
 
-It must be quick, so it asks the server by HTTP and reads files, and imports neither Prefect nor DVC.
+It must be quick, so it asks the server by HTTP, runs git and reads files, and imports neither Prefect nor DVC.
 """
 
 import os
@@ -127,7 +127,10 @@ def last_run(api: Api) -> Entry | None:
 
 
 def reason(run: Entry) -> str | None:
-    """Return why a run failed or crashed; None if it did not.  Prefect itself says nothing of continuing."""
+    """Return why a run failed or crashed; None if it did not.
+
+    Of a crash it says that the next run continues, which Prefect's own messages do not.
+    """
     message = run["state"]["message"] or "Prefect knows no reason"
     match run["state"]["type"]:
         case "FAILED":
@@ -139,7 +142,7 @@ def reason(run: Entry) -> str | None:
 
 
 def paused(api: Api) -> list[Entry]:
-    """Return the pool and its queues, as far as they are paused, with the commands that resume them."""
+    """Return which of the pool and its queues are paused, with the commands that resume them."""
     pool = api.ask("work_pools/filter", work_pools=OF_POOL, limit=1)
     queues = api.ask(f"work_pools/{POOL}/queues/filter", limit=200)
     found = [(one, f"prefect work-pool resume {POOL}") for one in pool]

@@ -64,7 +64,7 @@ def work(queues: list[str] | None) -> None:
     configure(address)
     with ExitStack() as stack, until_stopped():
         stack.enter_context(alone(address.url))
-        # A run that finds every device busy waits at the server for another worker.
+        # It takes one run at a time: others wait at the server, where a worker with a free device may take them.
         kept = start_worker(stack, address.url, name, queues, "--limit", "1")
         say_on_stderr(f"working for {address.url}, queues {', '.join(queues or fitting())}")
         keep_alive([kept], address.url, partial(stop_unwanted_runs, folder=Path.cwd()))
@@ -163,7 +163,7 @@ def heard_of(api: Api, seconds: float) -> set[str]:
 def served_at(folder: Path) -> str | None:
     """Return the URL of the API that `vdmctl serve` uses in the folder; None if the folder is not served."""
     holder = holder_of(folder / LOCK)
-    return holder.split()[-1] if holder else None
+    return holder.split()[-1] if holder else None  # "process 1234 URL", see `alone`
 
 
 def has_ended(folder: Path) -> bool:
@@ -221,7 +221,7 @@ def worker_name(folder: Path) -> str:
 def until_stopped() -> Iterator[None]:
     """Run the block until a signal of STOP.  Processes that it starts end with this process.
 
-    A shell starts background jobs, and so their children, with SIGINT ignored.
+    SIGINT gets a handler, too, since a shell starts background jobs with SIGINT ignored.
     """
     hold_what_starts()
     for number in STOP:

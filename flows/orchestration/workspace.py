@@ -1,8 +1,8 @@
 """Give each run a folder: a git worktree on a new branch, which shares DVC's cache, training states and downloads.
 
-A run starts from the commit that is checked out in the repository and commits its results to `runs/NAME`.  It does not
-touch the checkout, the index or uncommitted work.  The worktree is removed when the run ends well.  One that a failed
-or killed run left behind is removed when the next run starts, if no process works in it any more.
+A run starts from a commit, see `flows.registry.remote.first_commit`, and commits its results to `runs/NAME`.  It does
+not touch the checkout, the index or uncommitted work.  The worktree is removed when the run ends well.  One that a
+failed or killed run left behind is removed when the next run starts, if no process works in it any more.
 """
 
 import os
@@ -122,7 +122,7 @@ def left_behind(root: Path) -> set[Path]:
 
 
 def remove(root: Path, folder: Path) -> None:
-    """Remove a worktree.  Remove its branch unless its commit is on no other branch, or has no version yet."""
+    """Remove a worktree, and its branch if others have its commits, unless its commit waits to become a version."""
     with suppress(UserError):  # it is no worktree, or not yet
         # By its name: git knows it at the old place if the project was moved.
         git(root, "worktree", "remove", "--force", "--force", folder.name)
@@ -131,7 +131,7 @@ def remove(root: Path, folder: Path) -> None:
     branch = layout.RUN_BRANCHES + folder.name
     with suppress(UserError):  # there is no such branch
         others = ["HEAD", f"--exclude={branch}", "--branches", f"--exclude=*/{branch}", "--remotes"]
-        # Without its branch, a commit that has no version yet would be taken for a copy: see `is_own`.
+        # Without its branch, a commit that has no version yet would be taken for a copy; see `is_own`.
         numbered = git(root, "tag", "--list", f"{MODEL}@*", "--points-at", branch)
         waits = run_of(root, branch) == folder.name and not numbered
         if not waits and not git(root, "rev-list", "--max-count=1", branch, "--not", *others):
@@ -189,8 +189,8 @@ def compose_params(root: Path, base: str, preset: str | None, overrides: Mapping
 def finished(place: Workspace, *, shared: bool) -> str | None:
     """Return a commit that already has the results of the workspace's parameters, or None.
 
-    The candidates are the commit from which the run starts and the three newest commits with the same parameters, if
-    they have the images that are recorded in the former.  The results are then checked out in the workspace.  If
+    The candidates are the commit from which the run starts and the three newest commits with the same parameters.  If
+    the first one records images, the others must have the same.  The results are then checked out in the workspace.  If
     machines share versions, missing files come from DVC's remote.  Raises NetworkError (exit 5) when that does not
     answer and no candidate is complete without it.
     """
@@ -239,7 +239,7 @@ def take_results(place: Workspace, commit: str) -> str | None:
 def recorded_images(folder: Path) -> str | None:
     """Return the digest of the images in the dvc.lock of a new worktree; None if `download` has other inputs now.
 
-    It counts although the images are missing, since DVC does not watch where they come from.
+    The images themselves may be missing.  The digest still counts, since DVC does not watch where images come from.
     """
     with suppress(UserError, OSError, DvcException), dvc_repository(folder) as repo:
         found = {stage.rpartition(":")[2]: causes for stage, causes in repo.status().items()}
