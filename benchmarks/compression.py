@@ -3,7 +3,7 @@
     python -m benchmarks.compression [--model models/vdm] [--images data/images] [--count N] [--steps 50 100 250]
     python -m benchmarks.compression --memory
 
-The general codecs are given the images one by one, as in a folder of pictures, and all as one picture, a square of
+PNG, WebP and JPEG XL are given the images one by one, as in a folder of pictures, and all as one picture, a square of
 tiles.  gzip, bzip2 and xz are given the array.  JPEG XL is left out if `cjxl` is not installed.  Our files are decoded
 and compared with the images.  --memory measures the peak memory of `compress` and `decompress` in one step, for the
 images and for four and sixteen times as many.
@@ -97,15 +97,17 @@ def general(images: np.ndarray) -> list[Row]:
             continue
         for what, pictures in (("each image", images), ("one picture", [tiled(images)])):
             begin = cpu_seconds()
-            rows.append(row(name, what, sum(size(picture(pixels)) for pixels in pictures), images, begin))
+            num_bytes = sum(size(picture(pixels)) for pixels in pictures)
+            rows.append(row(name, what, num_bytes, images, begin))
     for name, compressed in ARRAYS.items():
         begin = cpu_seconds()
-        rows.append(row(name, "the array", len(compressed(images.tobytes())), images, begin))
+        num_bytes = len(compressed(images.tobytes()))
+        rows.append(row(name, "the array", num_bytes, images, begin))
     return rows
 
 
 def row(codec: str, what: str, num_bytes: int, images: np.ndarray, begin: float) -> Row:
-    """Return the figures of a codec that began to encode at `begin`."""
+    """Return the figures of a codec that began to encode at `begin` and has just ended."""
     seconds = cpu_seconds() - begin
     return {"codec": codec, "of": what, "bytes": num_bytes, "bpd": 8 * num_bytes / images.size, "encode_s": seconds}
 

@@ -1,8 +1,8 @@
 """Measure what the data contract finds: python -m benchmarks.contract --fashion-mnist FOLDER
 
-Corrupts three clean sets, 8x8 digits, 32x32 patches of photographs and Fashion-MNIST, in every way that data/README.md
-names.  Prints for each whether validation ends with an error, warns or misses it, and the share of copied images that
-it finds.
+Corrupts clean sets, 8x8 digits, 32x32 patches of photographs and with --fashion-mnist that set, in every way that
+data/README.md names.  Prints for each whether validation ends with an error, warns or misses it, and the share of
+copied images that it finds.
 """
 
 import argparse
@@ -185,7 +185,7 @@ def corruptions() -> list[Corruption]:
 
 
 def of_space() -> list[Corruption]:
-    """Return images that were resampled, blurred or compressed."""
+    """Return the rows of images that were resampled, blurred or compressed."""
     kernels, qualities, blurs = ("nearest", "bilinear", "bicubic"), (75, 85, 90, 95), (0.5, 0.7, 1)
     cut = lambda part: change.jpeg(part, quality=90)[:, :, 3:, 3:]  # noqa: E731
     return [
@@ -209,7 +209,7 @@ def of_space() -> list[Corruption]:
 
 
 def of_some_images() -> list[Corruption]:
-    """Return sets of which only the test images, or a random tenth of the training images, were changed."""
+    """Return the rows of sets with changes only in the test images, or in a random tenth of the training images."""
     kinds = {
         "JPEG, quality 90": partial(change.jpeg, quality=90),
         "contrast x 0.97": partial(change.contrast, factor=0.97),
@@ -225,7 +225,7 @@ def of_some_images() -> list[Corruption]:
 
 
 def of_labels_channels_and_axes() -> list[Corruption]:
-    """Return sets whose labels, channels or axes were exchanged."""
+    """Return the rows of sets whose labels, channels or axes were exchanged."""
     rows = [
         Corruption("20% of the labels shuffled, reference", shuffled_labels, True, has_labels),
         Corruption(

@@ -24,14 +24,14 @@ def photograph_patches(side: int, step: int) -> np.ndarray:
 
 
 def pictures(images: np.ndarray, function: Callable[[Image.Image], Image.Image]) -> np.ndarray:
-    """Return the images after a function of Pillow."""
+    """Return the images after a function that changes one of Pillow's pictures."""
     changed = [function(Image.fromarray(image[0] if len(image) == 1 else image.transpose(1, 2, 0))) for image in images]
     arrays = np.stack([np.asarray(picture) for picture in changed])
     return arrays[:, None] if arrays.ndim == 3 else np.ascontiguousarray(arrays.transpose(0, 3, 1, 2))
 
 
 def resized(picture: Image.Image, size: tuple[int, int], kind: str) -> Image.Image:
-    """Return a picture of another size (width, height); levels above the picture's highest are cut."""
+    """Return a picture of another size (width, height); if it has at most 17 levels, levels above 16 are cut."""
     highest = int(np.asarray(picture).max())
     larger = picture.resize(size, Image.Resampling[kind.upper()])
     return larger if highest > 16 else larger.point(lambda level: min(level, 16))

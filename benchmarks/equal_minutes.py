@@ -3,9 +3,9 @@
     python -m benchmarks.equal_minutes --peer FOLDER --images SET [--preset NAME] [--minutes M] [--seeds 0 1]
 
 For each seed ours and the peer train in turn, each alone on the machine in new processes.  At --points evenly spaced
-moments, with the clock stopped, each saves its averaged weights; the peer also its last weights, and the better of
-both count.  All are then evaluated on the validation images of SET, a folder that `vdmctl download` wrote, at the same
-times with the same noise.
+moments, with the clock stopped, each saves its averaged weights.  The peer also saves its last weights, and the better
+of the two count.  All are then evaluated on the validation images of SET, a folder that `vdmctl download` wrote, at the
+same times with the same noise.
 
 Ours has the preset's recipe, with as many steps as --minutes allow by the speed of the first ones; the weights are
 averaged over the same share of the steps as in the preset.  The peer has its own recipe and the preset's sizes of the
@@ -250,16 +250,19 @@ def difference(ours: list[Evaluation], peer: list[Evaluation]) -> Any:
     return paired_difference(mean(ours), mean(peer), confidence=CONFIDENCE)
 
 
+def figures_of(point: dict[str, Any]) -> dict[str, Any]:
+    """Return the figures of a point of a curve."""
+    result = point["evaluation"]
+    figures = {key: point[key] for key in ("minutes", "steps", "images")}
+    return figures | {"bpd": result.bpd.mean(), "standard_error": result.standard_error}
+
+
 def report(
     curves: dict[tuple[str, int], list[dict[str, Any]]], chosen: argparse.Namespace, device: torch.device
 ) -> None:
     """Print the curves and the difference at their ends, and draw them."""
     rows = [
-        {"who": who, "seed": seed, **{key: point[key] for key in ("minutes", "steps", "images")}}
-        | {"bpd": result.bpd.mean(), "standard_error": result.standard_error}
-        for (who, seed), points in curves.items()
-        for point in points
-        for result in [point["evaluation"]]
+        {"who": who, "seed": seed, **figures_of(point)} for (who, seed), points in curves.items() for point in points
     ]
     ends = {who: [points[-1]["evaluation"] for (name, _), points in curves.items() if name == who] for who in WHO}
     end = difference(ends["ours"], ends["peer"])

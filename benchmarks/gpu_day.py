@@ -57,7 +57,11 @@ class Row:
     def name(self) -> str:
         """The row's name in the table."""
         parts = [self.mode, self.memory_format, self.precision]
-        return ", ".join([*parts, *["no reindexing"] * (not self.reindexing), *["process group"] * self.distributed])
+        if not self.reindexing:
+            parts.append("no reindexing")
+        if self.distributed:
+            parts.append("process group")
+        return ", ".join(parts)
 
 
 REFERENCE = Row("float32", "eager", "contiguous")

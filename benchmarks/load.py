@@ -1,8 +1,8 @@
 """Measure what a long life costs: python -m benchmarks.load
 
 Makes two scratch repositories and a Prefect server (`benchmarks/aged.py`), first with a tenth of the load, then with
-all of it.  Prints for every command, and for every function of the flow that reads them, the seconds with both and
-their ratio.  A command is a new process, imports included; a function is called in this process.
+all of it.  Prints the seconds with both, and their ratio, for every command and every function of the flow that reads
+the load.  A command is a new process, imports included; a function is called in this process.
 """
 
 import argparse
@@ -13,6 +13,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -79,11 +80,11 @@ def measure(load: Load, history: History | None, only: list[str], repeats: int) 
             history.grow(load.flow_runs)
             environment["PREFECT_API_URL"] = history.api.url
         names = {LAST: f"v1.{load.versions - 1}.0", PAGE: str(Path(scratch, "page.html"))}
-        found = {
-            f"vdmctl {name}": fastest(lambda: run(command, root, environment), repeats)
-            for name, template in COMMANDS.items()
-            if is_chosen(name, only) and (command := [names.get(word, word) for word in template])
-        }
+        found = {}
+        for name, template in COMMANDS.items():
+            if is_chosen(name, only):
+                command = [names.get(word, word) for word in template]
+                found[f"vdmctl {name}"] = fastest(partial(run, command, root, environment), repeats)
         return found | dict(functions(root, only, repeats))
 
 

@@ -2,7 +2,7 @@
 
 The first problem is a finite set of images at gamma_0 = -13.3, where predictor and density are known.  It is solved
 with the state z, and with the state y = z / sigma of `vdm.ode`.  The second is a small model of the digits.  Its error
-is the difference from a tenth of the lowest tolerance.
+is the difference from the result at a tenth of the lowest tolerance.
 
     python -m benchmarks.ode_error [--steps 1500] [--json]
 """

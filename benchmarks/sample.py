@@ -1,7 +1,7 @@
 """Measure the speed and memory of sampling with the preset's solver, in images x steps per second.
 
 With --peer FOLDER, a checkout of addtt/variational-diffusion-models, ours and the peer's ancestral sampling run
-alternately, each in a new process.  The peer needs the packages accelerate, torchinfo and pyyaml.
+alternately, each in a new process.  benchmarks/train_step.py says which packages the peer needs.
 """
 
 from benchmarks.options import explained, positive

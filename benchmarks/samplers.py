@@ -1,7 +1,8 @@
 """Measure the quality of samples against their cost: samplers x numbers of steps, on a reproduced project.
 
-Run in a folder in which `dvc repro` has made data/images, models/vdm and models/features.  The same seed is used for
-all, so that rows share the noise z_1.  --plot FILE draws the Frechet distance over the number of steps.
+Run in a folder in which `dvc repro` has made data/images, models/vdm and models/features.  All rows but one have the
+same seed, and so the same noise z_1; that one shows what the seed changes.  --plot FILE draws the Frechet distance over
+the number of steps.
 
     python -m benchmarks.samplers [--images 4000] [--steps 10 25 50] [--reference-steps 1000] [--plot FILE] [--json]
 """

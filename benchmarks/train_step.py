@@ -1,8 +1,9 @@
 """Measure the speed and memory of a training step: forward, backward, clipping, AdamW and averaging, on random images.
 
-The processes that share each batch are as many as the preset's `train.num_devices`, and their memory is added up.  The
-shares of time spent on saved states and on validation are computed from the preset's intervals and the time that one
-takes here.
+The preset's `train.num_devices`, or --num-devices, is the number of processes that share each batch; their memory is
+added up.  The shares of time spent on saved states and on validation are computed from the preset's intervals and the
+time that one takes here.
+
 With --peer FOLDER, a checkout of addtt/variational-diffusion-models, ours and the peer's step run alternately, each in
 a new process.  The peer needs the packages accelerate, ema-pytorch, torchinfo and pyyaml.
 """
