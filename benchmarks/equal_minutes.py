@@ -55,7 +55,7 @@ def main() -> None:
     options = parser()
     chosen = options.parse_args()
     with explained(options):
-        params, device = problem(chosen), find_device(chosen.device)
+        params, device = chosen_params(chosen), find_device(chosen.device)
         if not len(load_images(chosen.images).validation):
             raise ValueError(f"{chosen.images} has no validation images")
         if min(chosen.seeds) < 0:
@@ -112,7 +112,7 @@ def parser() -> argparse.ArgumentParser:
     return options
 
 
-def problem(chosen: argparse.Namespace) -> Params:
+def chosen_params(chosen: argparse.Namespace) -> Params:
     """Return the preset's parameters with the sizes that were chosen.  Raises ValueError if they do not fit."""
     read = read_params(PRESETS / f"{chosen.preset}.yaml").model_dump()
     read["model"] |= {name: size for name in ("width", "blocks") if (size := getattr(chosen, name))}

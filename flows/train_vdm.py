@@ -62,7 +62,7 @@ def train_vdm(
     """Train, evaluate and register a model with the code of the checked-out commit, and promote it if it is better.
 
     Args:
-        preset: A file of presets/ to take in place of params.yaml.
+        preset: The name of a file in presets/, without .yaml, that replaces params.yaml.
         overrides: Parameters by dotted key, such as {"train.steps": 5000}.
         force: Run every stage, also those whose inputs did not change.
         publish: Push data, branch and tags to the remotes.  Workers that share versions always do.

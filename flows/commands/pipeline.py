@@ -24,7 +24,7 @@ commands = typer.Typer()
 
 
 def kept(folder: Path) -> Path:
-    """Return the project's own folder if this is DVC's copy of the project for an experiment, which DVC deletes."""
+    """Return `folder`, in the project itself if this is the copy that DVC makes for an experiment and then deletes."""
     project, copy, _ = str(Path.cwd()).partition("/.dvc/tmp/exps/")
     return Path(project, folder) if copy else folder
 

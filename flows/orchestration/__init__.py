@@ -3,7 +3,7 @@
 serve        `vdmctl serve`: server, worker and deployments in one command
 workers      `vdmctl worker`, on another machine
 server       where the Prefect server is, and who may use it
-deployments  the deployments of prefect.yaml, created once and then left to the operator
+deployments  the deployments of prefect.yaml, whose settings are left to the operator once they exist
 automations  marks runs as crashed when their process is gone; notifications
 engines      the processes of runs
 status       `vdmctl status`, quickly

@@ -1,7 +1,7 @@
 """Run the retraining loop until Ctrl-C: `vdmctl serve`.
 
 It starts a Prefect server if none answers, creates the work pool, the deployments of prefect.yaml and the automations,
-and starts a worker.  Server and worker are restarted when they die.
+and starts a worker.  Server and worker are restarted when they die; if one dies again at once, the loop ends.
 """
 
 import signal

@@ -124,13 +124,19 @@ def lock_here(root: Path) -> Lock:
 
 
 def require_no_outputs(root: Path, out: Path) -> None:
-    """Raise UserError (exit 2) if `out` lies in an output of the pipeline, which DVC would remove, or contains one."""
+    """Raise UserError (exit 2) if `out` lies in an output of the pipeline, which DVC would remove, or contains one.
+
+    Also raises UserError (exit 5) for a damaged dvc.yaml.
+    """
     if path := output_at(root, out):
         raise UserError(f"{out}: {path} is an output of the pipeline; choose another place", Exit.USAGE)
 
 
 def output_at(root: Path, place: Path) -> str | None:
-    """Return an output in dvc.yaml that lies directly in the folder `place`, or contains `place`; None if none does."""
+    """Return an output in dvc.yaml that lies directly in the folder `place`, or contains `place`; None if none does.
+
+    Raises UserError (exit 5) for a damaged dvc.yaml.
+    """
     graph = root / layout.DVC_GRAPH
     if not graph.exists():
         return None

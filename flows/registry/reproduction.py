@@ -1,7 +1,7 @@
 """Whether the outputs in the working tree are those of the commit that is checked out, and if not, why that may be."""
 
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from flows.core import layout
 from flows.core.documents import parse, read
@@ -61,15 +61,11 @@ def changes(root: Path) -> tuple[str, list[str]]:
         # Not those in `status`: it also names an output that the cache lacks, whether it changed or not.
         outputs = {path for out in repo.index.outs for path in out.workspace_status()}
         has_remote = bool(repo.config["core"].get("remote"))
-    causes = {
-        stage: {kind: paths for cause in found if isinstance(cause, dict) for kind, paths in cause.items()}
-        for stage, found in status.items()
-    }
     missing = {path for path in outputs if not (root / path).exists()}
     inputs: set[str] = set()
     stages = []
-    for stage, found in causes.items():
-        changed = {path: how for path, how in found.get("changed deps", {}).items() if path not in outputs}
+    for stage, causes in status.items():
+        changed = {path: how for path, how in changed_dependencies(causes).items() if path not in outputs}
         for path, how in changed.items():
             inputs |= {f"{path} {section}" for section in how} if isinstance(how, dict) else {path}
         if changed:
@@ -85,6 +81,18 @@ def changes(root: Path) -> tuple[str, list[str]]:
     if missing and has_remote:
         advice = "`dvc pull` restores what the remote has, and `dvc repro` makes the rest"
     return "; ".join([*problems, advice] if problems else []), stages
+
+
+def changed_dependencies(causes: list[Any]) -> dict[str, Any]:
+    """Return how the dependencies of a stage changed, by path: a text or, for params.yaml, a dict by section.
+
+    `causes` are those that DVC's status names for the stage: dicts, or texts such as "always changed".
+    """
+    found: dict[str, Any] = {}
+    for cause in causes:
+        if isinstance(cause, dict):
+            found |= cause.get("changed deps", {})
+    return found
 
 
 def changed_inputs(theirs: Lock, ours: Lock) -> str:
