@@ -51,7 +51,8 @@ def server(root: Path) -> Entry:
             raise ConnectionError("this folder is not served")
         return {"url": url, "answers": True, **loop(Api(url))}
     except (OSError, LookupError, TypeError) as error:
-        return {"url": url, "answers": isinstance(error, Refused), "reason": why_unusable(error)}
+        answers = isinstance(error, Refused) or not isinstance(error, OSError)  # else the connection failed
+        return {"url": url, "answers": answers, "reason": why_unusable(error)}
 
 
 def address(root: Path) -> str:

@@ -85,6 +85,11 @@ def test_the_status_names_a_missing_deployment_and_a_missing_pool(
         assert server["answers"]
         (problem,) = problems(found | {"server": server})
         assert problem.startswith(f"{url}: not a Prefect server, or one of another version (501 ")
+    with answering(**{"csrf-token": {"key": "of another service"}}) as url:
+        monkeypatch.setenv("PREFECT_API_URL", url)
+        assert status(tmp_path)["server"]["answers"]
+    monkeypatch.setenv("PREFECT_API_URL", url)  # nobody answers there any more
+    assert not status(tmp_path)["server"]["answers"]
 
 
 @pytest.mark.parametrize(

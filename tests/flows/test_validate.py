@@ -337,7 +337,9 @@ def test_warnings_do_not_fail(image_set: Path, digits: np.ndarray, caplog: pytes
     (pair,) = report["alike"][0]["pairs"]
     assert pair["by_chance"] < 1e-4
     assert (pair["image"], pair["of_image"], pair["moved"], pair["distance"]) == (2, 5, "as it is", 0.000977)
-    assert "images look like one of an earlier split no more often than by chance: 1 of 450 images (test 2)" in caplog.text
+    assert (
+        "images look like one of an earlier split no more often than by chance: 1 of 450 images (test 2)" in caplog.text
+    )
     assert "no image comes from a JPEG file, whose pixels are the decoder's: 2 of 2 splits (train, test)" in caplog.text
     assert "every level is used: 2 of 34 levels (train 16, test 16)" in caplog.text
     assert "per image of the least frequent: 1 of 2 splits, such as 49.0 (train)" in caplog.text
