@@ -138,7 +138,8 @@ def load_fitting(
     ours = kind(vdm.image_shape, vdm.num_levels)
     theirs = kind(image_set.image_shape, image_set.num_levels)
     if ours != theirs:
-        raise UserError(f"{model} is a model of images of {ours}; {images} holds {theirs}", Exit.USAGE)
+        reason = f"{model} is a model of images of {ours}; {images} holds {theirs}"
+        raise UserError(f"{reason}; name the model's images with --images", Exit.USAGE)
     require_valid(image_set, images, split)
     return vdm, spread(getattr(image_set, split), num_images)
 
