@@ -15,13 +15,13 @@ from types import ModuleType
 
 import pytest
 import typer
+from project import ROOT
 from ruamel.yaml import YAML
 
 from flows.commands.reporting import SECTIONS
 from flows.commands.vdmctl import app
 from flows.core import layout
 
-ROOT = Path(__file__).parents[2]
 DVC = YAML(typ="safe").load(ROOT / "dvc.yaml")
 STAGES = list(DVC["stages"])
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]

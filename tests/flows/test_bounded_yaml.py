@@ -5,6 +5,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from project import ROOT
 from ruamel.yaml.events import Event
 
 from flows.core.bounded_yaml import MOST_NODES, BoundedParser, dump, load, parse
@@ -12,7 +13,6 @@ from flows.core.errors import Exit, UserError
 from flows.core.params_file import parse_params, read_params
 from flows.orchestration.workspace import compose_params
 
-ROOT = Path(__file__).parents[2]
 BOMB = "a0: &a0 [x,x,x,x,x,x,x,x,x]\n" + "".join(
     f"a{n}: &a{n} [{','.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, 10)
 )

@@ -1,12 +1,12 @@
 """The comb test: real 8-bit pixels pass, and each way to fake them is detected."""
 
 from collections.abc import Callable
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
+from project import ROOT
 from sklearn.datasets import load_sample_images
 
 from flows.core.params import Contract
@@ -14,7 +14,7 @@ from flows.core.params_file import read_params
 from flows.validation import tables
 from flows.validation.comb import Comb, comb
 
-PRESETS = Path(__file__).parents[2] / "presets"
+PRESETS = ROOT / "presets"
 CONTRACT = read_params(PRESETS / "digits.yaml").contract
 
 

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import TINY
+from project import ROOT
 
 from flows.cli import run
 from flows.core import documents
@@ -40,7 +41,6 @@ from flows.validation.tables import split_rows, with_files
 from vdm.model import VDM
 from vdm.training.trainer import Trainer
 
-ROOT = Path(__file__).parents[2]
 CONTRACT = read_params(ROOT / "presets/digits.yaml").contract
 SHA = "a" * 64
 VALUES: list[Any] = [

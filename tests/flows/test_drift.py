@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from project import ROOT
 from sklearn.datasets import load_digits
 
 from benchmarks import corruptions as change
@@ -17,7 +18,7 @@ from flows.validation.facts import measure
 from flows.validation.report import Profile
 from flows.validation.tables import difference_rows
 
-CONTRACT = read_params(Path(__file__).parents[2] / "presets" / "digits.yaml").contract
+CONTRACT = read_params(ROOT / "presets" / "digits.yaml").contract
 LABELS = load_digits().target
 
 

@@ -13,6 +13,7 @@ import msgpack
 import numpy as np
 import pytest
 import torch
+from project import ROOT
 from torch import Tensor
 
 from flows.cli import run
@@ -210,7 +211,7 @@ def test_an_imported_model_is_evaluated_by_the_command_line(
     pixels = oracle(ORACLES / f"{GOOGLE[0]}.npz")["x"].contiguous().numpy()
     description = {"name": "oracle", "num_levels": 256, "image_shape": [3, 8, 8], "num_train": 4, "num_test": 4}
     save_images(tmp_path / "images", {"train": pixels, "test": pixels}, description)
-    shutil.copyfile(Path(__file__).parents[2] / "presets" / "cifar10.yaml", tmp_path / "params.yaml")
+    shutil.copyfile(ROOT / "presets" / "cifar10.yaml", tmp_path / "params.yaml")
     monkeypatch.chdir(tmp_path)
     imported = ["import-checkpoint", str(ORACLES / f"{GOOGLE[0]}.flax"), "--format", "google-vdm", "--out", "model"]
     assert run([*imported, "--image-size", "8", "8"]) == 0

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import typer
+from project import ROOT
 from pydantic import BaseModel
 from small import Small
 
@@ -34,7 +35,7 @@ from flows.validation.duplicates import Lookalikes, ranked
 from flows.validation.report import Report
 from flows.validation.tables import with_files
 
-PAGE = (Path(__file__).parents[2] / "docs/json.md").read_text()
+PAGE = (ROOT / "docs/json.md").read_text()
 ROWS = {
     part.partition("\n")[0]: re.findall(r"^\| `([^`]+)` \|", part, re.MULTILINE) for part in PAGE.split("\n## ")[1:]
 }

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import TINY
-from project import TINY_PARAMS
+from project import ROOT, TINY_PARAMS
 
 from benchmarks.speed import SHAPES
 from flows.cli import run
@@ -34,7 +34,6 @@ from flows.validation.picture import draw
 from vdm import evaluation, ode
 from vdm.model import VDM, count_parameters
 
-ROOT = Path(__file__).parents[2]
 PRESETS = sorted((ROOT / "presets").glob("*.yaml"))
 PIXELS = np.arange(12 * 64, dtype=np.uint8).reshape(12, 1, 8, 8) % 17
 GIB = 2**30

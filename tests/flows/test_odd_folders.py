@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from pictures import SPLIT, load, noise, settings, unprivileged
 from PIL import Image
+from project import ROOT
 
 from flows.commands.inspecting import inspect_path
 from flows.core.errors import Exit, UserError
@@ -122,7 +123,7 @@ def test_a_folder_that_cannot_be_read_is_named(
     (folder / "locked").chmod(mode)
     folder.parent.chmod(0o755)
     monkeypatch.chdir(folder.parent)  # whose own parents other users may not enter
-    params = read_params(Path(__file__).parents[2] / "presets" / "digits.yaml")
+    params = read_params(ROOT / "presets" / "digits.yaml")
     with unprivileged(), pytest.raises(UserError, match=r"^folder/locked\S*: Permission denied; make it") as error:
         inspect_path(params.data, params.contract, path=Path(source), out=None, reference=None)
     assert error.value.code == Exit.MISSING
@@ -226,7 +227,7 @@ def test_a_folder_whose_name_begins_with_a_tilde_is_that_folder(folder: Path, mo
         "flows.commands.inspecting.inspect_images",
         lambda *_, images, **__: SimpleNamespace(report=len(load_images(images).train)),
     )
-    params = read_params(Path(__file__).parents[2] / "presets" / "digits.yaml")
+    params = read_params(ROOT / "presets" / "digits.yaml")
     path = Path("~nobody-of-this-name")
     assert inspect_path(params.data, params.contract, path=path, out=None, reference=None) == 5
 

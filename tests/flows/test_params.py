@@ -12,8 +12,8 @@ from flows.core.errors import Exit, UserError
 from flows.core.params import Params
 from flows.core.params_file import parse_params, read_params
 
-PRESETS = sorted((Path(__file__).parents[2] / "presets").glob("*.yaml"))
-DIGITS = (Path(__file__).parents[2] / "presets" / "digits.yaml").read_text()
+PRESETS = sorted((ROOT / "presets").glob("*.yaml"))
+DIGITS = (ROOT / "presets" / "digits.yaml").read_text()
 
 
 @pytest.mark.parametrize("preset", PRESETS, ids=lambda path: path.stem)

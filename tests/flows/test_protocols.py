@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import TINY
+from project import ROOT
 from results import sample_metrics
 
 from flows.commands.summary import summary
@@ -25,8 +26,6 @@ from vdm.evaluation import image_terms
 from vdm.model import VDM
 from vdm.ode import Derivative, State, evaluate_ode
 from vdm.schedule import sigma
-
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from documents import Document, words
 from PIL import Image
+from project import ROOT
 from results import BPD, MODEL, ORIGIN, PLACES, metrics, sample_metrics, validation, write_results
 from ruamel.yaml import YAML
 
@@ -31,7 +32,6 @@ from flows.report.quality import sampler
 from flows.report.results import Files, disagreements, origin_here, read_results
 from flows.stages.report import report
 
-ROOT = Path(__file__).parents[2]
 HOSTILE = "<script>alert(1)</script>\"'><img src=http://a/b onerror=alert(2)> {{ 7 * 7 }} $x^$ ]]> \x1b[2J\u202e\ud800"
 
 

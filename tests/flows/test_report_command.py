@@ -11,13 +11,11 @@ import numpy as np
 import pytest
 from conftest import TINY
 from documents import Document, words
-from project import run_vdmctl
+from project import ROOT, run_vdmctl
 from results import PLACES, write_results
 
 from flows.core.checkpoint import save_model
 from vdm.model import VDM
-
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture

@@ -2,17 +2,17 @@
 
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import pytest
+from project import ROOT
 
 from benchmarks import corruptions as change
 from flows.core.params_file import read_params
 from flows.validation.facts import measure
 from flows.validation.space import jpeg_grid, lost_detail, nothing
 
-CONTRACT = read_params(Path(__file__).parents[2] / "presets" / "digits.yaml").contract
+CONTRACT = read_params(ROOT / "presets" / "digits.yaml").contract
 Change = Callable[[np.ndarray], np.ndarray]
 
 

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from project import ROOT
 
 from flows.core.errors import Exit, UserError
 from flows.core.params_file import read_params
@@ -16,7 +17,7 @@ from flows.images.transforms import MOST_DIMS, describe, levels_left, parts, sha
 from flows.stages.download import download
 
 NOTHING: dict[str, Any] = {"grayscale": False, "resize": None, "pad": 0, "num_bits": 8}
-DIGITS = read_params(Path(__file__).parents[2] / "presets" / "digits.yaml").data
+DIGITS = read_params(ROOT / "presets" / "digits.yaml").data
 
 
 def noise(*shape: int, highest: int = 255) -> np.ndarray:

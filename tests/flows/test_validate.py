@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from pictures import load, noise
 from PIL import Image
+from project import ROOT
 
 from benchmarks import corruptions as change
 from flows.core.errors import Exit, UserError
@@ -31,7 +32,6 @@ from flows.validation.report import Report
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
-ROOT = Path(__file__).parents[2]
 CONTRACT = read_params(ROOT / "presets" / "digits.yaml").contract
 
 

@@ -2,11 +2,11 @@
 
 import math
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from project import ROOT
 from torch import Tensor
 from torch.distributions import MultivariateNormal
 
@@ -28,7 +28,6 @@ from vdm.ode import (
 from vdm.schedule import alpha, sigma
 from vdm.vlb import bits_per_dim
 
-ROOT = Path(__file__).parents[2]
 NUM_DIMS = 12
 GAMMA_0, GAMMA_1 = torch.tensor(-7.0, dtype=torch.float64), torch.tensor(10.0, dtype=torch.float64)
 

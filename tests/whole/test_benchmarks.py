@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import TINY
+from project import ROOT
 from torch import distributed
 
 from benchmarks import (
@@ -43,7 +44,6 @@ from vdm.model import VDM
 from vdm.network import attention
 from vdm.training import trainer
 
-ROOT = Path(__file__).parents[2]
 MACHINE = {"device", "threads", "torch", "python", "commit"}
 
 

@@ -19,6 +19,7 @@ import pytest
 import torch
 from prefect.settings import Settings
 from prefect.settings.legacy import _get_settings_fields
+from project import ROOT
 from ruamel.yaml import YAML
 
 from flows.cli import run
@@ -28,7 +29,6 @@ from flows.core.errors import Exit, UserError
 from flows.process import groups, kept
 from flows.process.lifeline import KILL_SECONDS
 
-ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"
 COMPOSE = YAML(typ="safe").load(DEPLOY / "compose.yaml")
 # The runs, then three signals to the worker and three to the server.

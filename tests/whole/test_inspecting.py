@@ -10,11 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from project import run_vdmctl
+from project import ROOT, run_vdmctl
 
 from flows.core.errors import Exit
-
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture

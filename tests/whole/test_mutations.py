@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from project import ROOT
 
 # The first test waits for the tests of all copies.
 pytestmark = pytest.mark.timeout(1800)
-
-ROOT = Path(__file__).parents[2]
 
 
 class Mistake(NamedTuple):
