@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Iterator
 from itertools import accumulate
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -21,6 +21,9 @@ from results import write_results
 from flows.registry.versions import add_version
 from flows.report.results import Files
 from vdm.model import VDM
+
+if TYPE_CHECKING:  # it imports TINY from here
+    from small import Small
 
 # Variables of whoever runs the tests do not reach them, nor git's hooks and keys.
 os.umask(0o022)
@@ -112,6 +115,16 @@ def full_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 @pytest.fixture
+def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> "Small":
+    """Change to a folder in which every command but those of the registry can run, and return it."""
+    from small import Small
+
+    small = Small(tmp_path / "small")
+    monkeypatch.chdir(small.folder)
+    return small
+
+
+@pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """Return a folder of eight gray PNG images of 6x5 pixels; image i is noise of seed i."""
     folder = tmp_path / "folder"
@@ -127,6 +140,12 @@ def digits() -> np.ndarray:
     from sklearn.datasets import load_digits
 
     return load_digits().images.astype(np.uint8)[:, None]
+
+
+@pytest.fixture
+def space_of_one_image(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Measure detail and the grid of JPEG, which take longest, on one image of a split, and not on 2,500."""
+    monkeypatch.setattr("flows.validation.facts.SAMPLED", 1)
 
 
 @pytest.fixture

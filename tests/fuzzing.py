@@ -1,27 +1,18 @@
-"""Make almost valid inputs: good files with damaged bytes, and JSON documents with unexpected values.
+"""Make almost valid inputs: good files with damaged bytes, JSON documents with unexpected values, hostile pickles.
 
-Everything follows from a seed, so that an input that fails can be made again.
+Damage and values follow from a seed, so that an input that fails can be made again.
 """
 
 import json
 import random
 from copy import deepcopy
+from pathlib import Path
 from typing import Any
 
 TOKENS = [
     *(b"", b"\0", b"\xff\xfe", b"\n\n", b"-", b"~", b"!!python/object:os.system x", b"<<: *a", b"&a", b"*a"),
-    *(
-        b"NaN",
-        b"1e400",
-        b"-1",
-        b"0",
-        b"9" * 25,
-        b"1" + b"0" * 400,
-        b"[" * 5000,
-        b'{"a":' * 5000,
-        b"\\ud800",
-        b"\\u0000",
-    ),
+    *(b"NaN", b"1e400", b"-1", b"0", b"9" * 25, b"1" + b"0" * 400),
+    *(b"[" * 5000, b'{"a":' * 5000, b"\\ud800", b"\\u0000"),
     *(b"../../etc/passwd", b"/dev/zero", b"null", b"true", b"x" * 5000, b"# comment\n" * 500),
 ]
 VALUES: list[Any] = [
@@ -29,6 +20,16 @@ VALUES: list[Any] = [
     *("", "\0", "\ud800", "../up", "/etc/passwd", "a/../b", "\x1b[2J", "0" * 32, "f" * 64, "x" * 5000),
     *([], {}, [[]], [0] * 1000, {"": {}}, {"a": 1}),
 ]
+
+
+class Hostile:
+    """An object that creates a file when it is unpickled."""
+
+    def __init__(self, trace: Path) -> None:
+        self.trace = trace
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (Path.touch, (self.trace,))
 
 
 def damaged(content: bytes, random_: random.Random) -> bytes:

@@ -94,7 +94,7 @@ class Small:
 
     @property
     def environment(self) -> dict[str, str]:
-        """Return the environment of this process with the code under test first on PYTHONPATH."""
+        """Return the environment of this process, with the code under test on PYTHONPATH and locks in the folder."""
         return self.environment_of(self.folder)
 
     @staticmethod

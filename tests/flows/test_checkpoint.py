@@ -4,7 +4,6 @@ import errno
 import hashlib
 import json
 import math
-import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import TINY
+from fuzzing import Hostile
 
 from flows.core import memory
 from flows.core.checkpoint import (
@@ -236,11 +236,7 @@ def test_a_state_larger_than_the_free_memory_is_not_called_damaged(
 
 
 def test_a_state_runs_no_code(tmp_path: Path) -> None:
-    class Makes:
-        def __reduce__(self) -> tuple[object, ...]:
-            return os.mkdir, (str(tmp_path / "made"),)
-
-    save_state(tmp_path / "state", {"done": Makes()})
+    save_state(tmp_path / "state", {"done": Hostile(tmp_path / "made")})
     with pytest.raises(DamagedStateError, match="not a state of torch"):
         load_state(tmp_path / "state")
     assert not (tmp_path / "made").exists()

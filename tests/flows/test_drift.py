@@ -18,6 +18,8 @@ from flows.validation.facts import measure
 from flows.validation.report import Profile
 from flows.validation.tables import difference_rows
 
+pytestmark = pytest.mark.usefixtures("space_of_one_image")  # which is not compared here
+
 CONTRACT = read_params(ROOT / "presets" / "digits.yaml").contract
 LABELS = load_digits().target
 
@@ -27,12 +29,6 @@ def patches() -> np.ndarray:
     """Return 1,000 patches (N,3,32,32) of photographs in random order."""
     images = change.photograph_patches(side=32, step=10)
     return images[np.random.default_rng(0).permutation(len(images))][:1000]
-
-
-@pytest.fixture(autouse=True)
-def nothing_of_space(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Leave out what takes longest and is not compared here."""
-    monkeypatch.setattr("flows.validation.facts.SAMPLED", 1)
 
 
 def of(images: np.ndarray, labels: np.ndarray | None = None) -> Profile:

@@ -11,6 +11,8 @@ from flows.images.store import ImageSet
 from flows.validation.duplicates import Lookalikes, all_lookalikes, beyond, kind, ranked, shares_by_chance
 from flows.validation.facts import measure
 
+pytestmark = pytest.mark.usefixtures("space_of_one_image")  # which is not compared here
+
 DISTANCE = 0.03
 Change = Callable[[np.ndarray], np.ndarray]
 
@@ -20,12 +22,6 @@ def patches() -> np.ndarray:
     """Return 1,044 patches (N,3,32,32) of photographs in random order: next ones overlap, as some skies do."""
     images = change.photograph_patches(side=32, step=10)
     return images[np.random.default_rng(0).permutation(len(images))]
-
-
-@pytest.fixture(autouse=True)
-def nothing_of_space(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Leave out what takes longest and is not compared here."""
-    monkeypatch.setattr("flows.validation.facts.SAMPLED", 1)
 
 
 def compared(num_levels: int = 256, **splits: np.ndarray) -> dict[tuple[str, str], Lookalikes]:

@@ -293,12 +293,6 @@ def test_what_a_process_elsewhere_writes_stays(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
-def test_a_hidden_file_of_a_similar_name_stays(tmp_path: Path) -> None:
-    (tmp_path / ".file.2024").write_text("a backup")
-    write_whole(tmp_path / "file", "new")
-    assert (tmp_path / ".file.2024").read_text() == "a backup"
-
-
 @pytest.mark.parametrize(("mode", "expected"), [(0o600, 0o600), (0o664, 0o664), (0o444, None)])
 def test_a_file_keeps_its_permissions_unless_nobody_may_write_it(
     mode: int, expected: int | None, tmp_path: Path

@@ -15,6 +15,7 @@ from typing import get_args
 import numpy as np
 import pytest
 import torchvision
+from fuzzing import Hostile
 from pictures import settings
 from sklearn.datasets import load_digits
 from torchvision.datasets import SVHN as TorchvisionSVHN
@@ -160,12 +161,7 @@ def test_a_bad_file_is_named(
 
 def test_a_hostile_pickle_is_refused_before_it_is_read(small_cifar: tuple[PublishedSet, Path], tmp_path: Path) -> None:
     published, source = small_cifar
-
-    class Hostile:
-        def __reduce__(self) -> tuple[object, ...]:
-            return (Path.touch, (tmp_path / "trace",))
-
-    (source / "data_batch_1").write_bytes(pickle.dumps(Hostile()))
+    (source / "data_batch_1").write_bytes(pickle.dumps(Hostile(tmp_path / "trace")))
     with pytest.raises(UserError, match="data_batch_1: sha256"):
         read_published(published, source, tmp_path / "downloads", scratch(tmp_path), validation=NONE)
     assert not (tmp_path / "trace").exists()
@@ -173,8 +169,8 @@ def test_a_hostile_pickle_is_refused_before_it_is_read(small_cifar: tuple[Publis
 
 def test_a_truncated_archive_is_named(small_cifar: tuple[PublishedSet, Path], tmp_path: Path) -> None:
     published, source = small_cifar
-    cut(source / "cifar-10-python.tar.gz")
-    (source / "cifar-10-python.tar.gz").write_bytes((source / "cifar-10-python.tar.gz").read_bytes()[:5000])
+    packed = source / "cifar-10-python.tar.gz"
+    packed.write_bytes(packed.read_bytes()[:5000])
     with pytest.raises(UserError, match="truncated or damaged"):
         read_published(published, source, tmp_path / "downloads", scratch(tmp_path), validation=NONE)
 
@@ -490,9 +486,8 @@ def test_svhn_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         files[path.name] = sha256(path.read_bytes())
         lists[split] = ["", path.name, hashlib.md5(path.read_bytes()).hexdigest()]
     monkeypatch.setattr(TorchvisionSVHN, "split_list", lists)
-    (tmp_path / "scratch").mkdir()
     entry = replace(SVHN, files=files)
-    splits = read_published(entry, tmp_path, tmp_path / "none", tmp_path / "scratch", validation=NONE)
+    splits = read_published(entry, tmp_path, tmp_path / "none", scratch(tmp_path), validation=NONE)
     (train,), (test,) = splits["train"], splits["test"]
     assert np.array_equal(train.images, images(4, 3, 32, 32))
     assert np.array_equal(test.images, images(4, 3, 32, 32, seed=1))

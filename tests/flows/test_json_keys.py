@@ -110,14 +110,6 @@ def returning(value: Any) -> Callable[..., Any]:
     return lambda *arguments, **options: value
 
 
-@pytest.fixture
-def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Small:
-    """Return a folder with images and a model, which is the working directory."""
-    small = Small(tmp_path / "small")
-    monkeypatch.chdir(small.folder)
-    return small
-
-
 def test_every_command_with_json_has_a_section() -> None:
     commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
     with_json = {name for name, each in commands.items() if any("--json" in option.opts for option in each.params)}

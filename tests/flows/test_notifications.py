@@ -68,11 +68,7 @@ def test_the_block_of_a_notification_may_have_any_name() -> None:
 
 
 EVENT = {"type": "event", "posture": "Reactive", "expect": ["vdm.failed"], "threshold": 1}
-
-
 MAIL = {"type": "send-notification", "subject": "s", "body": "b"}
-
-
 NOTIFICATION: dict[str, Any] = {"name": "mail", "block": "sendgrid-email/vdm", "trigger": EVENT, "actions": [MAIL]}
 
 

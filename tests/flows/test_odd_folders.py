@@ -152,6 +152,7 @@ def test_circular_links_are_ignored(folder: Path) -> None:
     assert len(load(folder).train) == 6
 
 
+@pytest.mark.processes
 def test_folders_deeper_than_the_recursion_limit_are_read(folder: Path) -> None:
     here = Path.cwd()
     try:

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import peak
+from fuzzing import Hostile
 from small import Small
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 from torch_fidelity.metric_fid import fid_statistics_to_metric
@@ -31,13 +32,6 @@ from vdm.errors import TrainingDiverged
 
 def draws(seed: int, count: int = 300, shift: float = 0.0, scale: float = 1.0) -> np.ndarray:
     return np.random.default_rng(seed).normal(shift, scale, (count, 6))
-
-
-@pytest.fixture
-def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Small:
-    small = Small(tmp_path / "small")
-    monkeypatch.chdir(small.folder)
-    return small
 
 
 def test_the_frechet_distance_is_that_of_gaussians() -> None:
@@ -282,12 +276,8 @@ def test_inceptions_features_come_from_the_given_file(weights: Path) -> None:
 
 
 def test_a_pickle_that_runs_code_is_not_loaded(tmp_path: Path) -> None:
-    class Hostile:
-        def __reduce__(self) -> tuple[Any, tuple[str]]:
-            return (Path.touch, (Path(tmp_path / "ran"),))  # type: ignore[return-value]
-
     path = tmp_path / "weights.pth"
-    path.write_bytes(pickle.dumps(Hostile()))
+    path.write_bytes(pickle.dumps(Hostile(tmp_path / "ran")))
     with pytest.raises(UserError, match="not the weights of torch-fidelity's Inception"):
         inception.inception_network(path)
     assert not (tmp_path / "ran").exists()

@@ -28,13 +28,6 @@ from vdm.sampling import Step
 MODEL = "models/vdm"
 
 
-@pytest.fixture
-def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Small:
-    small = Small(tmp_path / "small")
-    monkeypatch.chdir(small.folder)
-    return small
-
-
 def drawn(*options: str) -> np.ndarray:
     """Return the levels that `vdmctl sample MODEL` draws."""
     assert run(["sample", MODEL, "--out", "drawn.npy", "--force", *options]) == Exit.DONE

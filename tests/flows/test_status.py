@@ -1,13 +1,18 @@
 """`vdmctl status`: what it asks the server, and which problems it names."""
 
+import json
+import os
 from pathlib import Path
 from typing import Any, cast
 from unittest.mock import Mock
 
 import pytest
+from project import one_line, run_vdmctl
 from servers import OWN, answering
 
+from flows.commands import operating
 from flows.core import layout
+from flows.core.errors import Exit, NetworkError, UserError
 from flows.orchestration import automations
 from flows.orchestration.server import Api
 from flows.orchestration.status import (
@@ -119,3 +124,24 @@ def test_a_queue_may_have_the_name_of_the_pool() -> None:
     pool, queue = {"name": "vdm", "is_paused": False}, {"name": "vdm", "is_paused": True}
     api: Any = Mock(ask=lambda path, **_: [queue] if "queues" in path else [pool])
     assert paused(api) == [{"name": "vdm", "resume": "prefect work-queue resume vdm --pool vdm"}]
+
+
+def test_the_status_is_printed_although_the_champion_cannot_be_verified(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = {"registry": {"champion": "vdm@v1.0.0"}, "problems": []}
+    damaged = Mock(side_effect=UserError("vdm@v1.0.0: dvc.lock is damaged", Exit.MISSING))
+    monkeypatch.setattr("flows.orchestration.status.status", lambda root: found)
+    monkeypatch.setattr("flows.registry.versions.resolve", Mock())
+    monkeypatch.setattr("flows.registry.verification.verify", damaged)
+    result = run_vdmctl(tmp_path, dict(os.environ), "status", "--json", "--verify")
+    problem = "the champion does not verify: vdm@v1.0.0: dvc.lock is damaged"
+    assert json.loads(result.stdout)["problems"] == [problem]
+    assert (result.returncode, one_line(result)) == (Exit.MISSING, f"vdmctl: status: {problem}")
+
+
+def test_the_status_does_not_blame_the_champion_for_the_remote(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("flows.registry.versions.resolve", Mock())
+    silent = Mock(side_effect=NetworkError("the remote does not answer"))
+    monkeypatch.setattr("flows.registry.verification.verify", silent)
+    assert operating.champion_problems() == ["the champion cannot be verified now: the remote does not answer"]

@@ -78,7 +78,7 @@ def test_options_that_do_not_exist_are_refused(
         evaluate(tiny_model(), digits[:2], **SETTINGS | change)
 
 
-def test_dropout_does_not_change_figures(tiny_model: Callable[..., VDM], digits: np.ndarray) -> None:
+def test_dropout_in_training_mode_is_refused(tiny_model: Callable[..., VDM], digits: np.ndarray) -> None:
     """A new model is in training mode."""
     model = tiny_model(dropout=0.1).train()
     with pytest.raises(ValueError, match=r"in training mode, with dropout; call its method eval\(\) first"):

@@ -65,19 +65,24 @@ def test_end_points_descend_on_the_bound(bent_model: VDM, digits: np.ndarray) ->
         assert parameter.grad.item() == pytest.approx(expected, rel=1e-5)
 
 
-def test_the_shape_descends_on_the_squared_loss(bent_model: VDM, digits: np.ndarray) -> None:
-    pixels, eps, t = draw(bent_model, digits)
-    backward(bent_model, Batch(pixels, torch.zeros(len(t)), t, eps), "float32", bent_model.network, share=1.0)
+def require_descent_of_the_shape(model: VDM, digits: np.ndarray) -> None:
+    """Require that the gradients of the shape are those of the mean squared diffusion loss."""
+    pixels, eps, t = draw(model, digits)
+    backward(model, Batch(pixels, torch.zeros(len(t)), t, eps), "float32", model.network, share=1.0)
 
     def squared_loss() -> float:
-        loss = bits_per_dim(bent_model(pixels, eps, t).diffusion, bent_model.num_dims)
+        loss = bits_per_dim(model(pixels, eps, t).diffusion, model.num_dims)
         return loss.square().mean().item()
 
-    for parameter in bent_model.schedule.shape_parameters():
+    for parameter in model.schedule.shape_parameters():
         assert parameter.grad is not None
         for index in (0, parameter.numel() // 2):
             expected = central_difference(squared_loss, parameter, index, 1e-5)
             assert parameter.grad.reshape(-1)[index].item() == pytest.approx(expected, rel=1e-4, abs=1e-9)
+
+
+def test_the_shape_descends_on_the_squared_loss(bent_model: VDM, digits: np.ndarray) -> None:
+    require_descent_of_the_shape(bent_model, digits)
 
 
 class Power(LinearSchedule):
@@ -97,7 +102,7 @@ class Power(LinearSchedule):
 
 def test_a_shape_is_learned_between_fixed_end_points(bent_model: VDM, digits: np.ndarray) -> None:
     bent_model.schedule = Power(-7.0, 5.0).double()
-    test_the_shape_descends_on_the_squared_loss(bent_model, digits)
+    require_descent_of_the_shape(bent_model, digits)
     assert bent_model.schedule.end_points() == []
     assert not bent_model.schedule.start.requires_grad
 
@@ -238,7 +243,7 @@ def test_checkpointed_activations_meet_the_same_dropout(tiny_model: Callable[...
     assert same_bits(plain, other)
 
 
-@pytest.mark.slow
+@pytest.mark.processes
 def test_a_step_without_compilation_loads_no_compiler() -> None:
     """The compiler would take every process a second and 70 MiB, and sympy a quarter of that."""
     program = f"""

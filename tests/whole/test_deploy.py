@@ -9,11 +9,9 @@ import subprocess
 import sys
 import tomllib
 from fnmatch import fnmatch
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path, PurePosixPath
-from threading import Thread
 from types import SimpleNamespace
-from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 import torch
@@ -21,6 +19,7 @@ from prefect.settings import Settings
 from prefect.settings.legacy import _get_settings_fields
 from project import ROOT
 from ruamel.yaml import YAML
+from servers import answering
 
 from flows.cli import run
 from flows.core import layout
@@ -155,30 +154,15 @@ def test_passwords_are_in_no_file_of_git() -> None:
     assert subprocess.run(["git", "check-ignore", "--quiet", "deploy/.env"], cwd=ROOT).returncode == 0
 
 
-class Healthy(BaseHTTPRequestHandler):
-    """A server of which only /api/health answers."""
-
-    def do_GET(self) -> None:
-        self.send_response(200 if self.path == "/api/health" else 404)
-        self.end_headers()
-
-    def log_message(self, format: str, *args: Any) -> None:
-        pass
-
-
 def test_the_health_check_tells_a_server_that_answers_from_none() -> None:
     _, _, command = instruction("HEALTHCHECK").partition(" CMD ")
     program, *arguments = ast.literal_eval(command)
     assert program == "python"
-    with HTTPServer(("127.0.0.1", 0), Healthy) as server:
-        here = [argument.replace(":4200/", f":{server.server_port}/") for argument in arguments]
+    with answering(health=True) as url:
+        here = [argument.replace(":4200/", f":{urlsplit(url).port}/") for argument in arguments]
         assert here != arguments
-        thread = Thread(target=server.serve_forever, args=(0.01,))
-        thread.start()
         proxy = os.environ | {"http_proxy": "http://127.0.0.1:9"}
         assert subprocess.run([sys.executable, *here], env=proxy).returncode == 0
-        server.shutdown()
-        thread.join()
     assert subprocess.run([sys.executable, *here], stderr=subprocess.DEVNULL).returncode != 0
 
 

@@ -19,10 +19,10 @@ import jobs
 import psutil
 import pytest
 import torch
+from interrupted import SLOW, remove_finished, stopped_in_validation, wait_for_step
 from plant import wait_until
 from project import ROOT, Project, imports_torch, one_line, run_vdmctl, session
 from small import Small
-from test_runs import SLOW, remove_finished, stopped_in_validation
 from torch.multiprocessing.spawn import ProcessRaisedException
 
 from flows.core.errors import CheckpointError, Exit, UserError
@@ -80,13 +80,6 @@ def start(project: Project, *arguments: str, **environment: str) -> subprocess.P
     )
 
 
-def wait_for_state(project: Project, process: subprocess.Popen[str], step: int) -> None:
-    runs = project.folder / ".vdm" / "runs"
-    while not any(int(path.stem.removeprefix("step-")) >= step for path in runs.glob("*/step-*.state")):
-        assert process.poll() is None, process.stderr and process.stderr.read()
-        time.sleep(0.005)
-
-
 def workers(process: subprocess.Popen[str]) -> list[int]:
     """Return the training processes in the order of their start, which is that of their ranks."""
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
@@ -130,7 +123,7 @@ def test_a_group_that_dies_too_often_or_is_asked_to_stop_continues_when_run_agai
     project.edit("vdm/training/validation.py", **SLOW)
     project.edit("params.yaml", **{"max_restarts: 3": "max_restarts: 0"})
     process = start(project)
-    wait_for_state(project, process, 5)
+    wait_for_step(project, process, 5)
     os.kill(workers(process)[1], signal.SIGKILL)
     _, errors = process.communicate(timeout=600)
     project.edit("params.yaml", **{"max_restarts: 0": "max_restarts: 3"})
@@ -140,7 +133,7 @@ def test_a_group_that_dies_too_often_or_is_asked_to_stop_continues_when_run_agai
     assert "Traceback" not in errors
 
     process = start(project)
-    wait_for_state(project, process, 10)
+    wait_for_step(project, process, 10)
     os.killpg(process.pid, signal.SIGHUP)
     _, errors = process.communicate(timeout=300)
     assert process.returncode == Exit.RESUMABLE, errors
@@ -160,7 +153,7 @@ def test_a_signal_to_one_process_stops_the_whole_group_and_torchrun_continues_it
     project: Project, undisturbed: bytes
 ) -> None:
     process = start(project)
-    wait_for_state(project, process, 5)
+    wait_for_step(project, process, 5)
     os.kill(workers(process)[1], signal.SIGTERM)
     _, errors = process.communicate(timeout=600)
     assert process.returncode == Exit.RESUMABLE, errors
@@ -265,12 +258,12 @@ def test_a_group_outlives_its_terminal_and_its_first_process_and_nothing_listens
 
     watcher = threading.Thread(target=watch)
     watcher.start()
-    wait_for_state(project, process, 5)
+    wait_for_step(project, process, 5)
     os.killpg(process.pid, signal.SIGHUP)
     os.killpg(process.pid, signal.SIGSTOP)
     second = project.vdmctl("train")
     os.killpg(process.pid, signal.SIGCONT)
-    wait_for_state(project, process, 10)
+    wait_for_step(project, process, 10)
     os.kill(workers(process)[0], signal.SIGKILL)
     watcher.join()
     assert continued(project, process, undisturbed).count("continuing from step") == 1
@@ -359,7 +352,7 @@ def test_a_process_on_another_machine_that_dies_is_named_in_one_line(project: Pr
     group |= {"TORCHELASTIC_RUN_ID": "1", "TORCHELASTIC_RESTART_COUNT": "0"}
     project.edit("vdm/training/validation.py", **SLOW)
     first, second = (start(project, **group, RANK=rank, LOCAL_RANK=rank) for rank in ("0", "1"))
-    wait_for_state(project, first, 5)
+    wait_for_step(project, first, 5)
     second.kill()
     second.communicate()
     _, errors = first.communicate(timeout=600)
@@ -451,13 +444,13 @@ def test_two_processes_draw_and_evaluate_as_one(tmp_path: Path) -> None:
     def stop(*_: object) -> None:
         pytest.fail("stopped")
 
-    before_them = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    handlers = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         for command in (["sample"], evaluate):
             result = run_vdmctl(small.folder, small.environment, *command)
             assert result.returncode == 0, result.stderr
-            assert {signal.getsignal(number) for number in before_them} == {stop}  # torch's agent leaves its own
+            assert {signal.getsignal(number) for number in handlers} == {stop}  # torch's agent leaves its own
     finally:
-        for number, handler in before_them.items():
+        for number, handler in handlers.items():
             signal.signal(number, handler)
     assert found() == one

@@ -200,7 +200,7 @@ def test_a_file_in_place_of_a_folder_does_not_verify(output: str, forge: Forge) 
 
 
 def test_a_page_needs_metrics_in_the_lock(forge: Forge) -> None:
-    name = forge.version("v1.1.0", {METRICS: "{}"})  # the forge lists metrics of its own only
+    name = forge.version("v1.1.0", {METRICS: "{}"})  # dvc.lock lists metrics only if `version` wrote them itself
     result = forge.vdmctl("report", name, "--out", "page.html")
     assert result.returncode == 5
     assert f"{name}: its dvc.lock does not list {METRICS}" in one_line(result)
@@ -323,7 +323,7 @@ def test_messages_and_dates_of_tags_break_nothing(date: str, message: bytes, for
         assert alike(place) == [commit]
 
 
-def test_a_tag_with_a_number_that_no_version_has_is_none(forge: Forge) -> None:
+def test_a_tag_with_a_number_that_no_version_has_is_no_version(forge: Forge) -> None:
     commit = forge.project.git("rev-parse", "HEAD").strip()
     content = f"object {commit}\ntype commit\ntag x\ntagger T <t@e> 1 +0000\n\nx".encode()
     forge.tag("vdm@v1." + "9" * 200 + ".0", content)

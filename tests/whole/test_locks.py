@@ -2,7 +2,6 @@
 
 import errno
 import fcntl
-import json
 import os
 import subprocess
 import sys
@@ -230,22 +229,6 @@ def test_a_relative_folder_for_locks_is_refused(tmp_path: Path, monkeypatch: pyt
         result = run_vdmctl(tmp_path, dict(os.environ), command)
         assert (result.returncode, result.stdout) == (Exit.USAGE, "")
         assert one_line(result).startswith("vdmctl: VDM_LOCK_DIR: .vdm/locks is another folder in every")
-
-
-def test_the_status_is_printed_although_the_champion_cannot_be_verified(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def damaged(*_: object) -> NoReturn:
-        raise UserError("vdm@v1.0.0: dvc.lock is damaged", Exit.MISSING)
-
-    found = {"registry": {"champion": "vdm@v1.0.0"}, "problems": []}
-    monkeypatch.setattr("flows.orchestration.status.status", lambda root: found)
-    monkeypatch.setattr("flows.registry.versions.resolve", lambda root, name: SimpleNamespace(name="vdm@v1.0.0"))
-    monkeypatch.setattr("flows.registry.verification.verify", damaged)
-    result = run_vdmctl(tmp_path, dict(os.environ), "status", "--json", "--verify")
-    problem = "the champion does not verify: vdm@v1.0.0: dvc.lock is damaged"
-    assert json.loads(result.stdout)["problems"] == [problem]
-    assert (result.returncode, one_line(result)) == (Exit.MISSING, f"vdmctl: status: {problem}")
 
 
 def test_a_file_system_without_locks_is_named(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

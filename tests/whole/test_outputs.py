@@ -39,13 +39,6 @@ IMPORT = [
 ]
 
 
-@pytest.fixture
-def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Small:
-    small = Small(tmp_path / "small")
-    monkeypatch.chdir(small.folder)
-    return small
-
-
 @contextmanager
 def no_file_above(size: int) -> Iterator[None]:
     """Let writes fail that would make a file larger than the limit, as on a full disk.
@@ -148,9 +141,11 @@ def test_errors_that_are_only_logged_are_collected(caplog: pytest.LogCaptureFixt
 
 
 def test_a_folder_that_cannot_be_made_is_named_before_the_work(
-    small: Small, capsys: pytest.CaptureFixture[str]
+    small: Small, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (small.folder / "file").write_text("")
+    monkeypatch.setattr("flows.commands.inspecting.inspect_images", lambda *_, **__: pytest.fail("validates"))
+    monkeypatch.setattr("flows.evaluation.bound.evaluate_split", lambda *_, **__: pytest.fail("evaluates"))
     for command in (["validate", "data/images"], ["evaluate", "models/vdm"]):
         assert run([*command, "--out", "file"]) == Exit.MISSING
         assert capsys.readouterr().err == "vdmctl: file: File exists\n"

@@ -19,7 +19,7 @@ import torch
 from pictures import noise
 from PIL import Image
 from plant import wait_until
-from project import STAGES, Project, imports_torch
+from project import STAGES, Project, imports_torch, one_line
 
 from flows.core.checkpoint import load_model, save_model
 from flows.core.errors import Exit
@@ -278,13 +278,6 @@ def test_evaluate_writes_into_the_given_folder(reproduced: Project, tmp_path: Pa
     assert written == ["metrics.json", "noise_levels.csv", "per_image.csv"]
 
 
-def one_line(result: subprocess.CompletedProcess[str]) -> str:
-    """Return the only line on stderr."""
-    lines = result.stderr.splitlines()
-    assert len(lines) == 1, result.stderr
-    return lines[0]
-
-
 def test_a_model_of_other_images_is_refused(reproduced: Project) -> None:
     description = json.loads((reproduced.folder / "models/vdm/config.json").read_text())
     config = description["model"] | {"num_levels": 256}
@@ -351,7 +344,7 @@ def test_a_model_that_is_not_there_yet_is_to_be_trained(reproduced: Project) -> 
     ],
     ids=["negative", "level", "empty", "shape"],
 )
-def test_pixels_that_are_none_are_not_evaluated(
+def test_pixels_that_the_model_does_not_take_are_not_evaluated(
     change: Callable[[np.ndarray], np.ndarray], message: str, reproduced: Project, tmp_path: Path
 ) -> None:
     shutil.copytree(reproduced.folder / "data" / "images", tmp_path / "images")
@@ -368,8 +361,6 @@ def test_pixels_that_are_none_are_not_evaluated(
     [
         (["evaluate", "nowhere"], 5, "nowhere: no such folder, and not a version such as vdm@v1.2.0, nor `champion`"),
         (["evaluate", "no/where"], 5, "no/where/config.json"),
-        (["sample", "models/vdm", "--out", "-"], 2, "no command reads or writes streams; name a file, or ./-"),
-        (["sample", "models/vdm", "--out=-"], 2, "no command reads or writes streams; name a file, or ./-"),
         (["evaluate", "models/vdm", "--images", "nowhere"], 5, "nowhere/dataset.json"),
         (["evaluate", "models/vdm", "--device", "cuda:99"], 2, "device cuda:99"),
         (["evaluate", "models/vdm", "--device", "abacus"], 2, "--device"),

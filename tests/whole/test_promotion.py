@@ -381,17 +381,17 @@ def test_a_version_that_is_gone_or_another_commit_is_not_promoted(copied: Projec
     assert copied.git("tag", "--list", "vdm#*") == ""
 
 
-def test_of_two_first_champions_one_wins(registry: Project, tmp_path: Path) -> None:
-    project = registry.copy(tmp_path / "project")
-    evidence = {reference: evidence_for(project, reference) for reference in ("v1.0.0", "v1.1.0")}
-    promote(project.folder, resolve(project.folder, "v1.0.0"), evidence["v1.0.0"])
+def test_of_two_first_champions_one_wins(copied: Project) -> None:
+    root = copied.folder
+    evidence = {reference: evidence_for(copied, reference) for reference in ("v1.0.0", "v1.1.0")}
+    promote(root, resolve(root, "v1.0.0"), evidence["v1.0.0"])
     with pytest.raises(UserError, match="it was compared with the champion none, but now") as raised:
-        promote(project.folder, resolve(project.folder, "v1.1.0"), evidence["v1.1.0"])
+        promote(root, resolve(root, "v1.1.0"), evidence["v1.1.0"])
     assert raised.value.code == Exit.BUSY
     with pytest.raises(UserError, match="the evidence is of") as raised:
-        promote(project.folder, resolve(project.folder, "v1.2.0"), evidence["v1.1.0"])
+        promote(root, resolve(root, "v1.2.0"), evidence["v1.1.0"])
     assert raised.value.code == Exit.USAGE
-    assert [tag.name for tag in annotated_tags(project.folder, "vdm#")] == ["vdm#champion#1"]
+    assert [tag.name for tag in annotated_tags(root, "vdm#")] == ["vdm#champion#1"]
 
 
 def test_a_reader_that_goes_away_costs_no_promotion(copied: Project) -> None:

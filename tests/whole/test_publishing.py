@@ -46,9 +46,7 @@ def test_a_clone_of_what_was_published_verifies(project: Project, tmp_path: Path
     project.git("commit", "--quiet", "--all", "--message=Remote")
     project.git("push", "--quiet", "origin", "main")
     project.git("clone", "--quiet", "--branch=main", str(tmp_path / "remote.git"), str(tmp_path / "clone"))
-    clone = object.__new__(Project)
-    clone.folder = tmp_path / "clone"
-    result = clone.vdmctl("verify", "v1.1.0")
+    result = Project.at(tmp_path / "clone").vdmctl("verify", "v1.1.0")
     assert result.returncode == 0, result.stdout + result.stderr
 
 

@@ -9,13 +9,12 @@ import sys
 from functools import partial
 from pathlib import Path
 from typing import Any
-from unittest.mock import Mock
 
 import pytest
-from project import ROOT, Project, cached, one_line, run_vdmctl
+from champions import crown
+from project import IDENTITY, Project, cached, one_line, run_vdmctl
 from ruamel.yaml import YAML
 
-from flows.commands import operating
 from flows.core.errors import Exit, NetworkError, UserError
 from flows.core.files import write_whole
 from flows.core.layout import METRICS, SAMPLE_METRICS
@@ -43,8 +42,7 @@ def metrics_of_samples(project: Project, version: str) -> dict[str, Any]:
 
 
 def test_the_status_names_the_champion_and_the_versions_that_no_remote_has(copied: Project, tmp_path: Path) -> None:
-    with registry_lock(copied.folder):
-        of.make_champion(copied.folder, of.resolve(copied.folder, "v1.1.0"), "By hand")
+    crown(copied, "v1.1.0")
     copied.git("init", "--quiet", "--bare", str(tmp_path / "bare"))
     copied.git("remote", "add", "elsewhere", str(tmp_path / "bare"))
     copied.git("push", "--quiet", "elsewhere", "vdm@v1.1.0^{commit}:refs/heads/main")
@@ -71,8 +69,7 @@ def test_the_status_names_the_champion_and_the_versions_that_no_remote_has(copie
 
 
 def test_models_lists_versions_with_figures_data_and_commit(copied: Project) -> None:
-    with registry_lock(copied.folder):
-        of.make_champion(copied.folder, of.resolve(copied.folder, "v1.1.0"), "By hand")
+    crown(copied, "v1.1.0")
     rows = json.loads(copied.vdmctl("models", "--json").stdout)["versions"]
     assert [row["version"] for row in rows] == ["vdm@v1.0.0", "vdm@v1.1.0", "vdm@v1.2.0"]
     assert [row["stages"] for row in rows] == [[], ["champion"], []]
@@ -103,10 +100,7 @@ def test_a_hundred_versions_keep_their_figures(tmp_path: Path) -> None:
         stream += [f"M 100644 inline {METRICS}\ndata {len(metrics)}\n{metrics}\n"]
         stream += [f"tag {name}\nfrom :{minor + 1}\ntagger {who}\ndata 9\nLine\n\nTwo\n"]
     subprocess.run(["git", "fast-import", "--quiet"], input="".join(stream), text=True, cwd=tmp_path, check=True)
-    command = [sys.executable, "-m", "flows.cli", "models", "--json"]
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
-    rows = json.loads(result.stdout)["versions"]
+    rows = json.loads(Project.at(tmp_path).vdmctl("models", "--json").stdout)["versions"]
     assert [row["version"] for row in rows] == [f"vdm@v1.{minor}.0" for minor in range(100)]
     assert [row["bpd"] for row in rows] == [2 + minor / 1000 for minor in range(100)]
     assert [int(row["data_sha256"], 16) for row in rows] == list(range(100))
@@ -121,8 +115,7 @@ def test_listing_loads_nothing_heavy(registry: Project) -> None:
 
 
 def test_a_version_is_evaluated_from_the_remote_when_the_cache_is_gone(copied: Project) -> None:
-    with registry_lock(copied.folder):
-        of.make_champion(copied.folder, of.resolve(copied.folder, "v1.2.0"), "By hand")
+    crown(copied, "v1.2.0")
     shutil.rmtree(copied.folder / ".dvc" / "cache")
     shutil.rmtree(copied.folder / "models" / "vdm")
     other_splits = ("validation", "training", "generalisation_gap_bpd", "generalisation_gap_standard_error")
@@ -287,8 +280,7 @@ def test_lineage_goes_from_the_tag_to_every_digest(registry: Project) -> None:
 
 
 def test_a_tag_that_withdraws_a_champion_is_no_promotion(copied: Project) -> None:
-    with registry_lock(copied.folder):
-        of.make_champion(copied.folder, of.resolve(copied.folder, "v1.0.0"), "By hand")
+    crown(copied, "v1.0.0")
     assert copied.run("gto", "deprecate", "vdm", "v1.0.0", "champion").returncode == 0
     text = copied.vdmctl("lineage", "v1.0.0").stdout
     assert "\nchampion    vdm#champion#1 " in text
@@ -473,9 +465,8 @@ def test_a_model_that_is_not_there(arguments: list[str], code: int, message: str
 
 
 def test_outside_a_repository(tmp_path: Path) -> None:
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "GIT_CEILING_DIRECTORIES": str(tmp_path.parent)}
-    command = [sys.executable, "-m", "flows.cli", "models"]
-    result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    environment = os.environ | {"GIT_CEILING_DIRECTORIES": str(tmp_path.parent)}
+    result = run_vdmctl(tmp_path, environment, "models")
     assert result.returncode == 5
     assert "not a git repository" in one_line(result)
 
@@ -537,13 +528,6 @@ def test_a_remote_that_does_not_answer_says_nothing_about_a_version(copied: Proj
     assert "does not verify" not in one_line(result)
 
 
-def test_the_status_does_not_blame_the_champion_for_the_remote(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(of, "resolve", Mock())
-    silent = Mock(side_effect=NetworkError("the remote does not answer"))
-    monkeypatch.setattr("flows.registry.verification.verify", silent)
-    assert operating.champion_problems() == ["the champion cannot be verified now: the remote does not answer"]
-
-
 def test_only_a_folder_outside_every_repository_is_to_be_left(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="change to the project's folder"):
         git_text(tmp_path, "rev-parse", "HEAD")
@@ -562,8 +546,8 @@ def test_refs_change_only_under_the_registrys_lock(tmp_path: Path, monkeypatch: 
     project.git("add", "--all")
     project.git("commit", "--quiet", "--message=A run")
     project.git("remote", "add", "origin", ".")
-    for key, value in {"name": "Test", "email": "test@example.org"}.items():
-        project.git("config", f"user.{key}", value)
+    for key, value in IDENTITY.items():
+        project.git("config", f"user.{key.lower()}", value)
 
     def noted(root: Path, *arguments: str, **options: Any) -> Any:
         changes = {"tag", "update-ref", "add", "remove", "merge"}.intersection(arguments)

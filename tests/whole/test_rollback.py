@@ -99,7 +99,7 @@ def test_a_roll_back_names_the_command_that_passes_over_a_champion_whose_bytes_a
     assert rollback(copied.folder).champion == "vdm@v1.0.0"
 
 
-def test_a_champion_that_gto_removes_is_none(copied: Project) -> None:
+def test_a_champion_that_gto_removes_reigns_no_more(copied: Project) -> None:
     crown(copied, "v1.0.0", "v1.1.0")
     assert copied.run("gto", "deprecate", "vdm", "v1.1.0", "champion").returncode == 0
     assert champion(copied) == "vdm@v1.0.0"
@@ -107,7 +107,7 @@ def test_a_champion_that_gto_removes_is_none(copied: Project) -> None:
     assert champion(copied) == "vdm@v1.2.0"
 
 
-def test_a_champion_whose_version_gto_deregisters_is_none(copied: Project) -> None:
+def test_a_champion_whose_version_gto_deregisters_reigns_no_more(copied: Project) -> None:
     """The champion before it is the champion again, and a roll-back does not return to it."""
     crown(copied, "v1.0.0", "v1.1.0", "v1.2.0")
     assert copied.run("gto", "deprecate", "vdm", "v1.2.0").returncode == 0

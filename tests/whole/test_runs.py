@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import pytest
 import torch
+from interrupted import SLOW, remove_finished, states, stopped_in_validation, wait_for_step
 from plant import trainers, wait_until
 from project import ROOT, Project, imports_torch
 
@@ -21,12 +22,6 @@ from flows.core.checkpoint import save_state
 from flows.core.errors import Exit
 from flows.core.params_file import read_params
 from flows.training.fitting import build, resolve
-
-# Changes of vdm/training/validation.py that announce every batch of a validation, and make it longer.
-SLOW = {
-    "import math\n": "import math\nimport sys\nimport time\n",
-    "if stop():": "if print('validating', file=sys.stderr, flush=True) or time.sleep(0.1) or stop():",
-}
 
 
 @pytest.fixture(scope="module")
@@ -94,13 +89,6 @@ def digests(project: Project) -> tuple[str, str]:
     return first, second
 
 
-def remove_finished(project: Project) -> None:
-    """Remove the last model, and the states of finished runs, which a run with the same parameters would continue."""
-    shutil.rmtree(project.folder / "models" / "trained", ignore_errors=True)
-    for path in (project.folder / ".vdm" / "runs").glob("*/model_sha256"):
-        shutil.rmtree(path.parent)
-
-
 def start(project: Project) -> subprocess.Popen[str]:
     """Start a training, which may continue from the states of an unfinished one."""
     remove_finished(project)
@@ -111,17 +99,6 @@ def start(project: Project) -> subprocess.Popen[str]:
         stderr=subprocess.PIPE,
         text=True,
     )
-
-
-def states(project: Project) -> list[Path]:
-    return sorted((project.folder / ".vdm" / "runs").glob("*/step-*.state"))
-
-
-def wait_for_step(project: Project, process: subprocess.Popen[str], step: int) -> None:
-    """Wait until a state at or after the step is on disk."""
-    while not any(int(path.stem.removeprefix("step-")) >= step for path in states(project)):
-        assert process.poll() is None, process.stderr and process.stderr.read()
-        time.sleep(0.005)
 
 
 def test_a_run_killed_and_stopped_many_times_ends_with_the_same_bits(
@@ -164,19 +141,6 @@ def test_a_finished_run_is_repeated_from_its_last_state_until_its_model_is_regis
     assert project.vdmctl("register").returncode == 0
     assert list(run.parent.iterdir()) == [other]
     shutil.rmtree(other)
-
-
-def stopped_in_validation(process: subprocess.Popen[str], *, after: str) -> str:
-    """Send SIGTERM inside the first validation after a line of the log; return what follows on stderr."""
-    assert process.stderr is not None
-    for awaited in (after, "validating"):
-        while awaited not in (line := process.stderr.readline()):
-            assert line
-    process.send_signal(signal.SIGTERM)
-    errors = process.stderr.read()
-    process.communicate(timeout=300)
-    assert process.returncode == Exit.RESUMABLE, errors
-    return errors
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])

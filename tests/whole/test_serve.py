@@ -10,13 +10,13 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
-from socketserver import BaseRequestHandler, TCPServer
-from threading import Thread
+from urllib.parse import urlsplit
 
 import pytest
 import torch
 from plant import ENDLESS, PATIENT, Plant, children, is_alive, killed, served, trainers, wait_until
 from project import ROOT, Project, run_vdmctl
+from servers import saying
 
 from flows.core.errors import Exit
 from flows.orchestration import serve as serving
@@ -84,21 +84,13 @@ def test_where_no_server_can_listen(tmp_path: Path) -> None:
 
 
 def test_a_port_at_which_something_else_answers(tmp_path: Path) -> None:
-    class Say(BaseRequestHandler):
-        def handle(self) -> None:
-            self.request.recv(10_000)
-            self.request.sendall(b"SSH-2.0-OpenSSH_9.2\r\n")
-
     (tmp_path / "prefect.yaml").touch()
-    with TCPServer(("127.0.0.1", 0), Say) as server:
-        Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
-        port = server.server_address[1]
-        result = serve(tmp_path, "--port", str(port))
-        server.shutdown()
+    with saying(b"SSH-2.0-OpenSSH_9.2\r\n") as url:
+        result = serve(tmp_path, "--port", str(urlsplit(url).port))
     assert result.returncode == Exit.MISSING, result.stderr
     (line,) = result.stderr.splitlines()
     reason = "not a Prefect server, or one of another version (SSH-2.0-OpenSSH_9.2)"
-    assert line.startswith(f"vdmctl: http://127.0.0.1:{port}/api: {reason}")
+    assert line.startswith(f"vdmctl: {url}: {reason}")
 
 
 def test_a_folder_that_is_no_project(tmp_path: Path) -> None:
