@@ -59,10 +59,6 @@ class Forge:
         """Run vdmctl, with the code under test, in the repository, which has no code."""
         return self.project.vdmctl(*arguments)
 
-    def published(self) -> list[str]:
-        """Return the tags in the git remote."""
-        return self.project.git("ls-remote", "--tags", "--refs", "origin").split()[1::2]
-
     def tag(self, name: str, content: bytes) -> None:
         """Make a tag of any content, also one that `git tag` would refuse."""
         command = ["git", "hash-object", "-t", "tag", "-w", "--literally", "--stdin"]

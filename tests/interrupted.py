@@ -29,21 +29,33 @@ def remove_finished(project: Project) -> None:
         shutil.rmtree(path.parent)
 
 
+def has_state(project: Project, step: int) -> bool:
+    """Whether a state at or after the step is on disk."""
+    return any(int(path.stem.removeprefix("step-")) >= step for path in states(project))
+
+
 def wait_for_step(project: Project, process: subprocess.Popen[str], step: int) -> None:
-    """Wait until a state at or after the step is on disk."""
-    while not any(int(path.stem.removeprefix("step-")) >= step for path in states(project)):
+    """Wait until the process has saved a state at or after the step."""
+    while not has_state(project, step):
         assert process.poll() is None, process.stderr and process.stderr.read()
         time.sleep(0.005)
 
 
+def read_until(process: subprocess.Popen[str], text: str) -> None:
+    """Read stderr up to the first line with the text."""
+    assert process.stderr is not None
+    while text not in (line := process.stderr.readline()):
+        assert line, f"the process ended without {text!r}"
+
+
 def stopped_in_validation(process: subprocess.Popen[str], *, after: str) -> str:
     """Send SIGTERM inside the first validation after a line of the log; return what follows on stderr."""
-    assert process.stderr is not None
     for awaited in (after, "validating"):
-        while awaited not in (line := process.stderr.readline()):
-            assert line
+        read_until(process, awaited)
     process.send_signal(signal.SIGTERM)
-    errors = process.stderr.read()
-    process.communicate(timeout=300)
+    assert process.stderr is not None
+    errors = process.stderr.read()  # `communicate` would leave out what `readline` has buffered
+    process.wait(300)
+    process.stderr.close()
     assert process.returncode == Exit.RESUMABLE, errors
     return errors

@@ -102,6 +102,10 @@ class Project:
         assert result.returncode == 0, result.stderr
         return result.stdout
 
+    def published(self) -> list[str]:
+        """Return the tags in the git remote `origin`."""
+        return self.git("ls-remote", "--tags", "--refs", "origin").split()[1::2]
+
     def dvc(self, *arguments: str) -> None:
         """Run DVC in this process, since a new one would spend half a second on its imports.  It must succeed."""
         from dvc.cli import main  # loads much that most tests do not need

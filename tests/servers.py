@@ -19,7 +19,7 @@ def answering(**answers: Any) -> Iterator[str]:
         def do_GET(self) -> None:
             _, *folders, name = self.path.partition("?")[0].split("/")
             found = answers.get(name, 404) if all(folders) else 404
-            self.send_response(found if isinstance(found, int) else 200)
+            self.send_response(found if type(found) is int else 200)  # True is an answer
             self.end_headers()
             self.wfile.write(found.encode() if isinstance(found, str) else json.dumps(found).encode())
 

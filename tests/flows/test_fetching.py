@@ -133,7 +133,8 @@ def test_a_part_longer_than_the_file_is_dropped(address: str, tmp_path: Path, mo
     assert (tmp_path / "file.bin").read_bytes() == CONTENT
 
 
-def test_the_reason_of_a_failure_is_shown_once(address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_reason_of_a_failure_is_shown_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("flows.images.fetching.PAUSES", (0.01, 0.01, 0.01))
     with pytest.raises(UserError, match=r"downloaded: http://127\.0\.0\.1:9/x: \[Errno \d+\] Connection refused; try"):
         fetch_file(["http://127.0.0.1:9/x"], tmp_path / "file.bin")
 

@@ -337,7 +337,7 @@ def test_a_link_with_the_name_of_the_partial_folder_is_not_followed(tmp_path: Pa
     assert sorted(path.name for path in tmp_path.iterdir()) == ["folder", "victim"]
 
 
-def test_what_cannot_be_removed_does_not_hide_the_rest(tmp_path: Path) -> None:
+def test_what_cannot_be_discarded_is_no_error(tmp_path: Path) -> None:
     discard(tmp_path / ("x" * 300))  # too long for a file system, so that not even its type is known
 
 

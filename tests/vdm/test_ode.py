@@ -197,7 +197,7 @@ def test_an_unknown_dequantisation_is_refused(tiny_model: Callable[..., VDM], di
         evaluate_ode(tiny_model(), digits[:1], solve=dopri5(1e-3), **settings)  # type: ignore[arg-type]
 
 
-def test_dropout_does_not_change_figures(tiny_model: Callable[..., VDM], digits: np.ndarray) -> None:
+def test_dropout_in_training_mode_is_refused(tiny_model: Callable[..., VDM], digits: np.ndarray) -> None:
     settings = {"seed": 0, "num_draws": 1, "num_probes": 1, "batch_size": 4, "dequantisation": "uniform"}
     with pytest.raises(ValueError, match="in training mode, with dropout"):
         evaluate_ode(tiny_model(dropout=0.1).train(), digits[:1], solve=dopri5(1e-3), **settings)  # type: ignore[arg-type]

@@ -166,9 +166,7 @@ def test_a_large_batch_is_as_large_as_it_says() -> None:
     assert len(problem.images) == 5000
 
 
-def test_the_peer_is_measured_with_the_sizes_and_options_of_ours(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_peer_is_measured_with_the_sizes_and_options_of_ours(monkeypatch: pytest.MonkeyPatch) -> None:
     params = read_params(PRESETS / "digits.yaml")
     sizes = {"train_step": params.train.batch_size, "evaluate": params.evaluate.batch_size, "sample": speed.SAMPLED}
     built: list[int] = []

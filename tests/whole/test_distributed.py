@@ -19,7 +19,7 @@ import jobs
 import psutil
 import pytest
 import torch
-from interrupted import SLOW, remove_finished, stopped_in_validation, wait_for_step
+from interrupted import SLOW, read_until, remove_finished, states, stopped_in_validation, wait_for_step
 from plant import wait_until
 from project import ROOT, Project, imports_torch, one_line, run_vdmctl, session
 from small import Small
@@ -178,21 +178,20 @@ def test_a_group_stopped_while_it_starts_says_so_in_one_line(
     assert errors == "vdmctl: stopped; run again to continue from the last saved state\n"
 
 
-def test_processes_do_not_outlive_the_one_that_started_them(project: Project, undisturbed: bytes) -> None:
+def test_processes_do_not_outlive_the_one_that_started_them(project: Project) -> None:
     """The steps since the last planned state are saved, too."""
     every = {"checkpoint_every_steps: 5\n": "checkpoint_every_steps: 1000\n", "steps: 30\n": "steps: 3000\n"}
     project.edit("params.yaml", **every)
     process = start(project)
-    assert process.stderr is not None
-    wait_until(lambda: "step 3:" in process.stderr.readline(), 300)
+    read_until(process, "step 3:")
     process.kill()
     process.wait()
     wait_until(lambda: not session(process.pid), 60)
+    assert process.stderr is not None
     process.stderr.close()
-    states = list((project.folder / ".vdm" / "runs").glob("*/step-*.state"))
     project.edit("params.yaml", **{new: old for old, new in every.items()})
-    assert len(states) == 1
-    shutil.rmtree(states[0].parent)
+    (state,) = states(project)
+    shutil.rmtree(state.parent)
 
 
 def agent_imports(process: subprocess.Popen[str]) -> bool:
@@ -208,7 +207,7 @@ def workers_import(process: subprocess.Popen[str]) -> bool:
 
 
 @pytest.mark.parametrize("phase", [agent_imports, first_worker_starts, workers_import])
-def test_processes_that_still_start_do_not_outlive_it_either(
+def test_processes_that_still_start_do_not_outlive_the_one_that_started_them_either(
     phase: Callable[[subprocess.Popen[str]], bool], project: Project
 ) -> None:
     process = start(project)
@@ -239,9 +238,9 @@ NOHUP = "import os, sys; os.execvp('nohup', ['nohup', sys.executable, '-m', *sys
 def test_a_group_outlives_its_terminal_and_its_first_process_and_nothing_listens_beyond_loopback(
     project: Project, undisturbed: bytes
 ) -> None:
-    """Under nohup, and no second training gets its device.
+    """It is started by nohup.  It restarts from its last state, and no second training gets its device.
 
-    It restarts from the last state.  It listens on loopback alone from start to end, for any environment of the user.
+    It listens on loopback alone from start to end, whatever interface the environment names.
     """
     addresses = psutil.net_if_addrs().items()
     others = [
@@ -344,7 +343,7 @@ def test_the_readme_sets_what_two_machines_need() -> None:
         assert f"export {variable}=" in readme
 
 
-def test_a_process_on_another_machine_that_dies_is_named_in_one_line(project: Project, undisturbed: bytes) -> None:
+def test_a_process_on_another_machine_that_dies_is_named_in_one_line(project: Project) -> None:
     """torchrun's agent is left out, which would end the other process on this machine at once."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = str(free.getsockname()[1])

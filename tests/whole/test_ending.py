@@ -198,8 +198,8 @@ def test_streams_that_are_closed_or_full(shell: str, code: int, errors: str, sma
     small.reset()
 
 
-def test_what_a_closed_stream_was_is_no_other_file(small: Small) -> None:
-    """If file descriptors 1 and 2 stayed closed, the next opened files would get them, and what libraries print."""
+def test_no_file_gets_the_number_of_a_closed_stream(small: Small) -> None:
+    """If file descriptors 1 and 2 stayed closed, the next files that are opened would get what libraries print."""
     opened = "import os; os.write(2, b'x'); f = open('new', 'w')"
     program = f"from flows.process.streams import open_streams; open_streams(); {opened}"
     result = small.run(["bash", "-c", f'{sys.executable} -c "{program}; print(f.fileno() > 2, file=f)" <&- >&- 2>&-'])
@@ -338,7 +338,7 @@ def test_images_and_their_film_are_replaced_together(small: Small) -> None:
     assert all((small.folder / film).read_bytes() != old for film, old in zip(films.values(), before, strict=True))
 
 
-def test_what_a_closed_stream_was_is_no_other_file_of_a_child_either(small: Small) -> None:
+def test_no_file_of_a_child_gets_the_number_of_a_closed_stream(small: Small) -> None:
     child = "f = open('new', 'w'); print(f.fileno() > 2, file=f)"
     call = f'subprocess.run([sys.executable, \\"-c\\", \\"{child}\\"], check=True)'
     program = f"import subprocess, sys; from flows.process.streams import open_streams; open_streams(); {call}"

@@ -17,6 +17,7 @@ from typing import Any, NoReturn
 from unittest.mock import MagicMock, Mock
 
 import pytest
+from interrupted import has_state
 from plant import ENDLESS, Plant, served, trainers, wait_until
 from prefect.states import Failed, StateType
 from project import IDENTITY, ROOT, Project
@@ -68,12 +69,7 @@ def announced(plant: Plant, run: str, event: str) -> dict[str, str]:
 
 def wait_for_state(plant: Plant, step: int) -> None:
     """Wait until the trainer has saved a state at or after the step."""
-    states = plant.project.folder / ".vdm" / "runs"
-
-    def saved() -> bool:
-        return any(int(path.stem.removeprefix("step-")) >= step for path in states.glob("*/step-*.state"))
-
-    wait_until(saved, 600, plant.log)
+    wait_until(lambda: has_state(plant.project, step), 600, plant.log)
 
 
 def test_a_run_leaves_a_commit_on_its_branch_and_the_checkout_alone(plant: Plant) -> None:
@@ -295,7 +291,7 @@ def test_a_graph_that_dvc_refuses_is_one_line(tmp_path: Path) -> None:
     assert "\n" not in reason
 
 
-def test_of_two_runs_one_is_cancelled_and_the_other_when_a_shell_in_the_folder_asks(plant: Plant) -> None:
+def test_a_second_run_is_cancelled_at_once_and_the_first_by_prefects_command(plant: Plant) -> None:
     run = plant.retrain(overrides=ENDLESS)
     wait_for_state(plant, 20)
     assert len(trainers(plant.project.folder)) == 1
@@ -311,7 +307,7 @@ def test_of_two_runs_one_is_cancelled_and_the_other_when_a_shell_in_the_folder_a
     assert not re.search("Traceback|Crash detected|Finished in state Running", log)
 
 
-def test_prefects_commands_find_the_server_of_the_folder_and_its_settings_are_its_own(plant: Plant) -> None:
+def test_prefects_commands_find_the_server_of_the_folder_and_keep_their_own_settings(plant: Plant) -> None:
     assert "vdm" in plant.run("--no-prompt", "work-pool", "ls").stdout
     assert plant.url not in plant.run("config", "view", "--hide-sources").stdout
 
@@ -414,9 +410,12 @@ def test_a_run_that_is_repeated_loses_the_outcome_of_its_first_attempt(monkeypat
 def test_files_that_could_not_be_copied_are_one_line(tmp_path: Path) -> None:
     (tmp_path / "reports").mkdir()
     (tmp_path / "reports" / "page.html").symlink_to("nowhere")
+    (tmp_path / "reports" / "other.html").symlink_to("nowhere")
     with pytest.raises(shutil.Error) as error:
         shutil.copytree(tmp_path / "reports", tmp_path / "copy")
-    assert str(as_user_error(error.value)).startswith("[Errno 2] No such file or directory: ")
+    reason = str(as_user_error(error.value))
+    assert reason.startswith("[Errno 2] No such file or directory: ")
+    assert "\n" not in reason
 
 
 def test_a_champion_whose_bytes_are_damaged_is_named_before_training(plant: Plant) -> None:
@@ -493,8 +492,7 @@ def test_an_interrupted_publication_is_completed_by_the_next_run(plant: Plant) -
     assert plant.worktrees() == []  # also those that failed runs left behind
     branches = plant.project.git("branch", "--format=%(refname:short)", "--points-at", f"{newest}^{{commit}}").split()
     assert f" on branch {branches[0]}, not promoted: " in message  # the branch of the run that was interrupted
-    there = plant.project.git("ls-remote", "--tags", "--refs", "origin").split()[1::2]
-    assert sorted(there) == sorted(f"refs/tags/{tag}" for tag in plant.project.git("tag").split())
+    assert sorted(plant.project.published()) == sorted(f"refs/tags/{tag}" for tag in plant.project.git("tag").split())
     clone = plant.remote.parent / "clone"
     plant.project.git("clone", "--quiet", "--branch=vdm@v1.0.0", str(plant.remote), str(clone))
     assert Project.at(clone).vdmctl("verify", "v1.0.0").returncode == 0  # all files come from the remote

@@ -70,7 +70,7 @@ def use(forge: Forge, name: str) -> dict[str, Exit | None]:
 
 def test_a_sound_version_can_be_used(forge: Forge) -> None:
     assert use(forge, "vdm@v1.0.0") == dict.fromkeys(("fetch", "verify", "promote", "publish"))
-    assert forge.published() == ["refs/tags/vdm@v1.0.0"]
+    assert forge.project.published() == ["refs/tags/vdm@v1.0.0"]
 
 
 def entry(forge: Forge, **changes: Any) -> bytes:
@@ -109,7 +109,7 @@ def test_a_hostile_listing_is_refused_wherever_it_is_read(listing: Callable[[For
     before = files_below(forge.folder)
     outcome = use(forge, name)
     assert outcome == dict.fromkeys(("fetch", "verify", "promote", "publish"), Exit.MISSING)
-    assert forge.published() == ["refs/tags/vdm@v1.0.0"]  # only the hostile version is left
+    assert forge.project.published() == ["refs/tags/vdm@v1.0.0"]  # only the hostile version is left
     new = files_below(forge.folder) - before
     ours = [forge.project.folder / name for name in (".dvc/cache", ".dvc/tmp", ".git")] + [forge.git]
     assert [path for path in new if not any(path.is_relative_to(folder) for folder in ours)] == []
@@ -246,9 +246,7 @@ def test_a_hostile_graph_is_one_line(graph: str, forge: Forge) -> None:
         b'{"bpd": 2.0, "more": "' + b"x" * 2**20 + b'"}',
     ],
 )
-def test_unreadable_metrics_are_a_row_that_says_so(
-    content: bytes, forge: Forge, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_unreadable_metrics_are_a_row_that_says_so(content: bytes, forge: Forge) -> None:
     name = forge.version("v1.1.0", {METRICS: content})
     rows = [row_of(version) for version in versions(forge.project.folder)]
     assert [row["version"] for row in rows] == ["vdm@v1.0.0", name]

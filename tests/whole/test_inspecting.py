@@ -83,7 +83,7 @@ def test_bad_arguments(arguments: list[str], code: int, message: str, folder: Pa
     assert "transforms: " not in result.stderr  # nothing was read before the error
 
 
-def test_train_equal_to_test(folder: Path) -> None:
+def test_a_test_split_that_equals_the_training_split_is_refused(folder: Path) -> None:
     for split in ("train", "test"):
         shutil.copytree(folder / "pictures", folder / "both" / split)
     result = vdmctl(folder, "validate", "both")

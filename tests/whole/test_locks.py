@@ -106,11 +106,13 @@ def test_a_lock_is_found_through_a_link_to_its_folder(folder: Path, tmp_path: Pa
         assert held_locks(tmp_path / "link") == {"a.lock": "somebody"}
 
 
-def test_locks_are_nobody_elses(folder: Path) -> None:
+def test_no_other_user_can_read_the_locks(folder: Path) -> None:
     before = os.umask(0)
-    with claim(CPU):
-        modes = [path.stat().st_mode & 0o777 for path in (folder, folder / "cpu.lock")]
-    os.umask(before)
+    try:
+        with claim(CPU):
+            modes = [path.stat().st_mode & 0o777 for path in (folder, folder / "cpu.lock")]
+    finally:
+        os.umask(before)
     assert modes == [0o700, 0o600]
 
 

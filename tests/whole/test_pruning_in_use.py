@@ -247,7 +247,7 @@ def test_bad_input_is_one_line(arguments: list[str], code: Exit, message: str, t
     assert message in one_line(result)
 
 
-def test_it_works_from_a_worktree_elsewhere_and_in_one_of_a_bare_repository(project: Project, tmp_path: Path) -> None:
+def test_a_worktree_elsewhere_or_of_a_bare_repository_is_pruned_too(project: Project, tmp_path: Path) -> None:
     for entry in (project.folder / ".dvc/cache/runs").glob("*/*/*"):
         aged(entry, -3600)  # newer than the newest version, so that DVC looks for its stage
     project.git("worktree", "add", "--quiet", "-b", "mine", str(tmp_path / "mine"))

@@ -36,10 +36,6 @@ def project(copied: Project, tmp_path: Path) -> Project:
     return copied
 
 
-def published(project: Project) -> list[str]:
-    return project.git("ls-remote", "--tags", "--refs", "origin").split()[1::2]
-
-
 def test_a_clone_of_what_was_published_verifies(project: Project, tmp_path: Path) -> None:
     assert publish(project.folder) == ["vdm@v1.0.0", "vdm@v1.1.0", "vdm@v1.2.0"]
     assert publish(project.folder) == []
@@ -74,7 +70,7 @@ def test_refusals_and_branches_with_a_commit_are_published(project: Project, tmp
     project.git("config", "push.followTags", "true")
     project.git("config", "trailer.separators", "=")  # the run's name is in a trailer
     assert publish(root)[:2] == ["branch runs/20260101-000000-bbbb", "the reasons of refusals"]
-    assert "refs/tags/mine" not in published(project)
+    assert "refs/tags/mine" not in project.published()
     assert project.git("ls-remote", "--heads", "origin").split()[1::2] == ["refs/heads/runs/20260101-000000-bbbb"]
 
     other = Project.at(tmp_path / "other")
@@ -107,7 +103,7 @@ def test_a_version_whose_bytes_are_lost_stays_and_the_others_go(place: str, proj
         with pytest.raises(UserError, match=r"vdm@v1.1.0 is not published: models/.* is not in the cache") as raised:
             publish(project.folder)
         assert raised.value.code is Exit.MISSING
-        assert published(project) == ["refs/tags/vdm@v1.0.0", "refs/tags/vdm@v1.2.0"]
+        assert project.published() == ["refs/tags/vdm@v1.0.0", "refs/tags/vdm@v1.2.0"]
     lost.write_bytes(content)
     assert publish(project.folder) == ["vdm@v1.1.0"]
 
@@ -122,7 +118,7 @@ def test_a_number_that_another_machine_took_first_stays_and_the_others_go(projec
     ) as raised:
         publish(project.folder)
     assert raised.value.code is Exit.USAGE
-    assert published(project) == [f"refs/tags/vdm@v1.{minor}.0" for minor in range(3)]
+    assert project.published() == [f"refs/tags/vdm@v1.{minor}.0" for minor in range(3)]
     project.git("tag", "--delete", "vdm@v1.1.0")
     assert publish(project.folder) == ["vdm#champion#1"]
 
@@ -145,10 +141,10 @@ def test_runs_whose_publication_failed_take_new_numbers(project: Project) -> Non
     record_refusal(root, resolve(root, "v1.1.0"), "not better")
     project.git("tag", "--annotate", "--message=Promote", "vdm#champion#1", mine[1])
     project.git("tag", "--annotate", "--message=Mine", "vdm-paper", mine[0])
-    before = published(project)
+    before = project.published()
     with pytest.raises(Outrun, match=", ".join(commit[:12] for commit in mine)):
         publish(root)
-    assert published(project) == before
+    assert project.published() == before
     assert fetch_versions(root) == (["vdm@v1.1.0"], mine)
     assert project.git("tag").split() == ["vdm-paper", "vdm@v1.0.0", "vdm@v1.1.0"]
     assert refusal(root, mine[0]) is None
@@ -175,7 +171,7 @@ def test_a_tag_of_ones_own_that_begins_like_a_version_is_not_published(project: 
     project.git("push", "--quiet", "origin", "vdm@v1.0.0:refs/tags/vdm@v1.1.0-rc1")
     project.git("tag", "--annotate", "--message=Mine", "vdm@v1.1.0-rc1", "vdm@v1.1.0^{commit}")
     assert publish(project.folder) == ["vdm@v1.0.0", "vdm@v1.1.0", "vdm@v1.2.0"]
-    assert "refs/tags/vdm@paper" not in published(project)
+    assert "refs/tags/vdm@paper" not in project.published()
 
 
 def test_a_version_is_withdrawn_although_its_listing_is_damaged(project: Project) -> None:
@@ -267,8 +263,8 @@ def test_a_file_that_is_damaged_in_the_cache_is_not_published(project: Project) 
     weights.write_bytes(weights.read_bytes()[:-1] + b"x")
     with pytest.raises(UserError, match=r"vdm@v1.2.0 is not published: .*weights.safetensors is damaged in the cache"):
         publish(project.folder)
-    assert "refs/tags/vdm@v1.2.0" not in published(project)
-    assert "refs/tags/vdm@v1.1.0" in published(project)
+    assert "refs/tags/vdm@v1.2.0" not in project.published()
+    assert "refs/tags/vdm@v1.1.0" in project.published()
 
 
 def test_a_published_version_whose_listing_is_damaged_holds_up_no_other(project: Project) -> None:
@@ -278,7 +274,7 @@ def test_a_published_version_whose_listing_is_damaged_holds_up_no_other(project:
     listing.write_text("{")
     with pytest.raises(UserError, match=r"vdm@v1.0.0 is published, but damaged here: "):
         publish(project.folder)
-    assert "refs/tags/vdm@v1.2.0" in published(project)
+    assert "refs/tags/vdm@v1.2.0" in project.published()
 
 
 def test_the_notes_bring_no_deleted_tag_back(project: Project) -> None:
@@ -321,7 +317,7 @@ def test_champions_that_two_machines_numbered_alike_are_named_at_once(project: P
     )
     with pytest.raises(UserError, match=advice):
         publish(root)
-    assert "refs/tags/vdm#champion#3" not in published(project)
+    assert "refs/tags/vdm#champion#3" not in project.published()
     project.git("tag", "--delete", *(f"vdm#champion#{number}" for number in (1, 2, 3)))
     project.git("fetch", "--quiet", "--tags", "origin")
     assert publish(root) == []
@@ -376,7 +372,7 @@ def test_two_that_publish_at_once_are_both_published(project: Project, tmp_path:
     project.git("push", "--quiet", "origin", f"{other}:refs/tags/other")  # so that the remote has the object
     hook.chmod(0o755)
     assert publish(project.folder) == ["vdm@v1.1.0", "vdm@v1.2.0"]
-    assert {f"refs/tags/vdm@v1.{minor}.0" for minor in range(3)} <= set(published(project))
+    assert {f"refs/tags/vdm@v1.{minor}.0" for minor in range(3)} <= set(project.published())
 
 
 def test_a_git_remote_that_never_answers(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -435,7 +431,7 @@ def test_a_dvc_remote_that_fails_publishes_nothing(project: Project, tmp_path: P
     with pytest.raises(NetworkError, match=r"the DVC remote failed: .*; the next run publishes again") as raised:
         publish(project.folder)
     assert raised.value.code is Exit.MISSING
-    assert published(project) == []
+    assert project.published() == []
 
 
 def test_without_remotes(project: Project) -> None:
@@ -443,7 +439,7 @@ def test_without_remotes(project: Project) -> None:
     with pytest.raises(UserError, match="no DVC remote; `dvc remote add --default NAME URL`") as raised:
         publish(project.folder)
     assert raised.value.code is Exit.USAGE
-    assert published(project) == []
+    assert project.published() == []
     project.git("remote", "remove", "origin")
     with pytest.raises(UserError, match="no git remote origin; `git remote add origin URL`") as raised:
         publish(project.folder)
@@ -498,7 +494,7 @@ def test_the_git_remote_takes_all_refs_or_none(project: Project, tmp_path: Path)
     hook.chmod(0o755)
     with pytest.raises(UserError, match=r"vdm@v1.1.0 \(hook declined\)"):
         publish(project.folder)
-    assert published(project) == []
+    assert project.published() == []
 
 
 @pytest.mark.parametrize(("failed", "absent"), [(["a"], set()), ([], {"a"})])

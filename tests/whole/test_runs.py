@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import pytest
 import torch
-from interrupted import SLOW, remove_finished, states, stopped_in_validation, wait_for_step
+from interrupted import SLOW, read_until, remove_finished, states, stopped_in_validation, wait_for_step
 from plant import trainers, wait_until
 from project import ROOT, Project, imports_torch
 
@@ -180,12 +180,11 @@ def test_a_trainer_saves_and_ends_when_dvc_is_killed(project: Project) -> None:
             stderr=subprocess.PIPE,
             text=True,
         )
-        assert process.stderr is not None
-        while awaited not in (line := process.stderr.readline()):
-            assert line
+        read_until(process, awaited)
         process.kill()
         process.wait()
         wait_until(lambda: not trainers(project.folder), 60)
+        assert process.stderr is not None
         assert "vdmctl: stopped" in process.stderr.read()
         process.stderr.close()
         (run,) = {path.parent for path in states(project)}
