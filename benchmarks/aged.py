@@ -123,7 +123,7 @@ def write_project(root: Path, rows: int) -> None:
 
 
 def metrics(number: int, rows: int, digests: dict[str, str]) -> str:
-    """Return the metrics.json of a run, which always has the same length, since dvc.lock has its size."""
+    """Return the metrics.json of a run.  Its length is always the same, which dvc.lock states as its size."""
     terms = {f"{name}_bpd": 0.5 for name in ("prior", "reconstruction", "diffusion")}
     bpd = round(2 - 1e-5 * (number % 10_000) + 1e-9, 9)
     figures = {"bpd": bpd, "bpd_standard_error": 0.01, **terms}

@@ -1,7 +1,7 @@
 """Measure what the data contract finds: python -m benchmarks.contract --fashion-mnist FOLDER
 
-Corrupts clean sets, 8x8 digits, 32x32 patches of photographs and with --fashion-mnist that set, in every way that
-data/README.md names.  Prints for each whether validation ends with an error, warns or misses it, and the share of
+Corrupts clean sets (8x8 digits, 32x32 patches of photographs, and Fashion-MNIST if a folder is given) in every way
+that data/README.md names.  Prints for each whether validation ends with an error, warns or misses it, and the share of
 copied images that it finds.
 """
 

@@ -31,7 +31,7 @@ def pictures(images: np.ndarray, function: Callable[[Image.Image], Image.Image])
 
 
 def resized(picture: Image.Image, size: tuple[int, int], kind: str) -> Image.Image:
-    """Return a picture of another size (width, height); if it has at most 17 levels, levels above 16 are cut."""
+    """Return a picture of another size (width, height); if none of its levels is above 16, none of the new ones is."""
     highest = int(np.asarray(picture).max())
     larger = picture.resize(size, Image.Resampling[kind.upper()])
     return larger if highest > 16 else larger.point(lambda level: min(level, 16))

@@ -98,8 +98,8 @@ def require_own_code() -> None:
 def refuse_blank(arguments: list[str]) -> None:
     """Raise UserError (exit 2) for an argument, or an option's value after `=`, that is blank or `-`.
 
-    `-` would be taken as the name of a file.  A blank one would mean the default or the current folder, as in `vdmctl
-    promote "$VERSION"` with an unset variable.
+    `-` would be taken as the name of a file.  A blank one would mean the default or the current folder, as in
+    `vdmctl promote "$VERSION"` with an unset variable.
     """
     for number, argument in enumerate(arguments, 1):
         place = f"argument {number} of `vdmctl {shlex.join(arguments)}`"

@@ -63,8 +63,8 @@ def gradient_bytes(
 ) -> int:
     """Return a lower bound of the bytes per image that the network takes with gradients.
 
-    A residual block keeps six tensors of `width` channels, on the way up nine.  If they are `recomputed`, a block keeps
-    only its input (one tensor, on the way up two), and the block that is being recomputed keeps seven more.
+    A residual block keeps six tensors of `width` channels, or nine on the way up.  If they are `recomputed`, a block
+    keeps only its input (one tensor, or two on the way up), and the block that is being recomputed keeps seven more.
     """
     down, up = blocks + 2, blocks + 1
     tensors = down + 2 * up + 7 if recomputed else 6 * down + 9 * up
@@ -140,7 +140,7 @@ class VDM(nn.Module):
         require_levels(pixels, self.num_levels)
 
     def require_evaluation_mode(self) -> None:
-        """Raise ValueError if dropout is active, as in training mode until `eval` is called."""
+        """Raise ValueError if dropout is active: in training mode, until `eval` is called."""
         if any(isinstance(module, nn.Dropout) and module.p and module.training for module in self.modules()):
             raise ValueError("the model is in training mode, with dropout; call its method eval() first")
 

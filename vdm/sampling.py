@@ -72,8 +72,8 @@ def sample(model: VDM, indices: Iterable[int], solver: Solver, *, seed: int) -> 
 def decode(model: VDM, steps: Iterable[Step]) -> Tensor:
     """Return the pixels (N,C,H,W) at the end of the steps: the mode of p(x | z_0) instead of a draw.
 
-    For images of 256 levels at gamma_0 = -13.3, they differ in 0.2% of the pixels, by one level.  Raises
-    ArithmeticError as the steps do.
+    For images of 256 levels at gamma_0 = -13.3, a draw would differ from it in 0.2% of the pixels, by one level.
+    Raises ArithmeticError as the steps do.
     """
     last = deque(steps, maxlen=1).pop()
     return nearest_pixels(last.z, model.schedule.gamma_0, model.num_levels)

@@ -54,7 +54,7 @@ def model_or_ours(model: str | None) -> Path:
 def sample_metrics(model: str, folder: Path) -> "SampleMetrics | None":
     """Return the quality of the samples of a version, or of the model in a folder; None if it was not measured.
 
-    For a folder these are the last samples in the working tree, if they are of its model.
+    That of a folder's model is measured on the last samples in the working tree, if this model drew them.
     """
     from flows.core.checkpoint import model_sha256
     from flows.core.documents import read

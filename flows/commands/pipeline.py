@@ -24,7 +24,7 @@ commands = typer.Typer()
 
 
 def kept(folder: Path) -> Path:
-    """Return `folder`, in the project itself if this is the copy that DVC makes for an experiment and then deletes."""
+    """Return `folder`; in the copy that DVC makes for an experiment, and deletes, return the project's own one."""
     project, copy, _ = str(Path.cwd()).partition("/.dvc/tmp/exps/")
     return Path(project, folder) if copy else folder
 

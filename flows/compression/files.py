@@ -107,10 +107,9 @@ def compress(
 
 
 def require_new_file(out: Path, source: Path, model: Path, *, force: bool) -> None:
-    """Raise UserError (exit 2) if `out` must not be written: a folder, or a file that exists, without `force`.
+    """Raise UserError (exit 2) if `out` is a folder, lies in the folder `model`, or exists, without `force`.
 
-    Nor may it lie in the folder `model`, or replace an image in `source`.  It may be a new file there, or replace an
-    earlier compressed file.
+    Even with `force`, it may replace no file in `source` (or `source` itself) but an earlier compressed file.
     """
     if out.is_dir():
         raise UserError(f"{out} is a folder; name a file", Exit.USAGE)

@@ -9,7 +9,7 @@ MARKUP = re.compile(r"[\\`*|\[\]<>&~$]|(?<![^\W_])_|_(?![^\W_])")
 def visible(text: object) -> str:
     """Return the text as one line, with characters that are not printable as escapes such as `\\u001b`.
 
-    A line from `json.dumps` keeps its value, since that escapes everything beyond ASCII itself.
+    A line from `json.dumps` keeps its value, since `json.dumps` leaves no character beyond ASCII.
     """
     return "".join(character if character.isprintable() else escape(character) for character in str(text))
 

@@ -85,7 +85,7 @@ def fetch_file(
         for address in list(left):
             try:
                 continued = True
-                while continued:  # if the whole is refused, the part may be of another file: ask for all of it
+                while continued:  # `part` may have been of another file: then ask for the whole file
                     continued = receive(address, part, most)
                     part.rename(path)
                     if not (reason := take_or_delete(path, take)):

@@ -36,7 +36,7 @@ ENDS = "training ends"
 RUNS = "Running stage "
 """What DVC says unless it skips the stage."""
 NUM_LINES = 20
-"""How many of the last lines of the log the speed is computed from."""
+"""The number of last lines of the log from which the speed is computed."""
 
 
 @contextmanager

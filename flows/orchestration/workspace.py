@@ -1,8 +1,8 @@
 """Give each run a folder: a git worktree on a new branch, which shares DVC's cache, training states and downloads.
 
-A run starts from a commit, see `flows.registry.remote.first_commit`, and commits its results to `runs/NAME`.  It does
-not touch the checkout, the index or uncommitted work.  The worktree is removed when the run ends well.  One that a
-failed or killed run left behind is removed when the next run starts, if no process works in it any more.
+A run starts from the commit that is checked out, or a newer one of the upstream branch if machines share versions.  It
+commits its results to `runs/NAME`, and touches neither the checkout nor the index nor uncommitted work.  The worktree
+is removed when the run ends well, or else when the next run starts, if no process works in it any more.
 """
 
 import os
@@ -122,7 +122,7 @@ def left_behind(root: Path) -> set[Path]:
 
 
 def remove(root: Path, folder: Path) -> None:
-    """Remove a worktree, and its branch if others have its commits, unless its commit waits to become a version."""
+    """Remove a worktree, and its branch unless a commit would be lost or still has to get a version."""
     with suppress(UserError):  # it is no worktree, or not yet
         # By its name: git knows it at the old place if the project was moved.
         git(root, "worktree", "remove", "--force", "--force", folder.name)

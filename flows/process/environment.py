@@ -4,7 +4,7 @@ import os
 from collections.abc import MutableMapping
 from getpass import getuser
 
-# git sets these for the hooks that it runs.  They would make other git commands use that repository, index or folder.
+# git sets these for the hooks that it runs.  They would make git use the hook's repository, index or folder.
 PLACES = (
     "GIT_DIR",
     "GIT_WORK_TREE",
@@ -26,7 +26,7 @@ def settle(environment: MutableMapping[str, str]) -> None:
 
     DVC needs a user name, which a container that runs under a numeric user id of its host may not have.
 
-    By default idle threads keep their core so long that two jobs on the same cores slow each other down many times
+    By default idle threads keep their core busy so long that two jobs on the same cores slow each other down many times
     (docs/results.md).  OpenMP reads the variables when torch is imported.
     """
     for name in (*PLACES, SAFE_PATH):

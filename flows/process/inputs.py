@@ -1,7 +1,7 @@
 """Notice that somebody edits the inputs of a stage while DVC runs it.
 
 DVC reads parameters and code when the command has ended.  It would record the edited ones as the inputs of the result,
-in dvc.lock and in its run cache.
+in dvc.lock and in DVC's run cache.
 """
 
 import os

@@ -124,9 +124,9 @@ def lock_here(root: Path) -> Lock:
 
 
 def require_no_outputs(root: Path, out: Path) -> None:
-    """Raise UserError (exit 2) if `out` lies in an output of the pipeline, which DVC would remove, or contains one.
+    """Raise UserError (exit 2) if `out` lies in an output of the pipeline, or an output lies directly in `out`.
 
-    Also raises UserError (exit 5) for a damaged dvc.yaml.
+    DVC removes outputs before it makes them again.  Also raises UserError (exit 5) for a damaged dvc.yaml.
     """
     if path := output_at(root, out):
         raise UserError(f"{out}: {path} is an output of the pipeline; choose another place", Exit.USAGE)

@@ -84,7 +84,7 @@ def require_remotes(root: Path) -> None:
 def push_missing(root: Path, there: dict[str, Target]) -> list[str]:
     """Push what the remote, which has the refs `there`, lacks; see `publish`.
 
-    Not pushed are the tags `taken`, whose names the remote has for other commits, and those that depend on them.
+    Tags whose names the remote has for other commits, and tags that depend on these, are not pushed.
     """
     if withdrawn := to_withdraw(root, there):
         commits = ", ".join(commit[:12] for commit in withdrawn)

@@ -132,8 +132,8 @@ def loss(axes: "Axes", curves: Tables) -> Iterator[str]:
             label = model.curve("validation")
             axes.plot(*thinned(steps, losses), "o--", color=model.color, label=label, markersize=4)
             yield f"{label}: {over(steps, losses)}"
-    # Cut off the first steps: they are far above the rest, which would look flat.  So do not use matplotlib's margin,
-    # either, which is a share of the whole range.
+    # Cut off the first steps: they are far above the rest, which would look flat.  matplotlib's margin, a share of the
+    # whole range, would flatten it, too.
     lowest, highest = min(shown, default=0.0), axes.get_ylim()[1]
     height = max(max(tops) - lowest, 0.05 * abs(lowest), 1e-6)
     axes.set_ylim(lowest - 0.15 * height, min(highest, lowest + 3 * height))

@@ -77,7 +77,7 @@ def lost_another(error: Exception) -> bool:
 def agreement() -> Iterator[None]:
     """Raise in all processes what the block raises in one of them; of several errors that of the lowest rank.
 
-    With several processes, an OSError becomes UserError (exit 5).  So an OSError that still leaves one of them was
+    With several processes, an OSError becomes UserError (exit 5).  So if one of them ends with an OSError, this was
     raised outside such a block, in that process alone.
     """
     error: Exception | None = None

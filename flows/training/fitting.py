@@ -274,7 +274,7 @@ def require_memory(model: "Model", train: "Train", images: ImageSet, device: tor
         batch_size=train.batch_size,
         part=micro_batch(train, processes),
     )
-    if device.type != "cpu":  # on a CPU they may stay in their file
+    if device.type != "cpu":  # on a CPU the images may stay in their file
         needed += num_images * num_dims
     advice = "train: lower model.blocks, model.width or train.batch_size, or raise train.accumulation"
     require(needed, device, advice, train.num_devices)

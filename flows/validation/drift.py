@@ -30,9 +30,9 @@ FEWEST_IMAGES = 10
 CHANCE_OF_LEVELS = 1.7
 """Chance moves a smaller share of pixels than this many standard errors: mostly 1.1 in photographs, 0.4 in clothes."""
 STEEP = 4.0
-"""Standard errors beyond which a level's height counts as different; chance gives one such level in 250 sets."""
+"""Standard errors beyond which a level's height counts as different; chance seldom gives such a level."""
 MOST_STEEP = 2
-"""Levels of different height up to which a difference is not reported."""
+"""Up to this many levels of different height are not reported."""
 REFERENCE = "reference"
 RARE = np.log(1e-6)
 """The logarithm of the probability below which a label is not missing by chance."""

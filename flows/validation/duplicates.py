@@ -2,8 +2,9 @@
 
 Images are ranked by their difference relative to their contrast, since plain images are close to many.  What chance
 gives is estimated from the first split: with splits drawn at random, an image of the second split has as many similar
-images in the first as an image of the first has.  A power law is fitted to the closest 5% of the pairs in the first
-split.  It says how many images would be as close by chance, even at distances that no such pair has.
+images in the first as an image of the first has.  Each image of the first split is paired with the most similar other
+one, and a power law is fitted to the closest 5% of these pairs.  It says how many images would be as close by chance,
+even at distances that no such pair has.
 """
 
 from typing import Any, NamedTuple

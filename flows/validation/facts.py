@@ -57,7 +57,7 @@ def num_redundant(splits: Collection[Facts]) -> int:
 
 @np.errstate(all="ignore")  # infinite pixels and those too large for float32 break the contract later
 def measure(images: np.ndarray, num_levels: int) -> Facts:
-    """Return the facts about (N,...) images.  Takes some 140 bytes of memory per image, and those of a chunk."""
+    """Return the facts about (N,...) images, in memory of some 140 bytes for each, and that of one chunk of pixels."""
     facts = no_facts(images, num_levels)
     step = -(-len(images) // SAMPLED)
     for first, chunk in chunks(images, ROWS):

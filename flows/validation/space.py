@@ -76,7 +76,7 @@ def lost_detail(space: Space) -> float:
 def chosen(space: Space, axis: int) -> list[np.ndarray]:
     """Return the sums to judge by: of segments without end levels, where clipping added no detail, or else of all.
 
-    Return none if there are too few segments.
+    The list has one entry, or is empty if there are too few segments.
     """
     return [kind for kind in space.moments if kind[axis][0, 0] >= FEWEST_SEGMENTS][:1]
 

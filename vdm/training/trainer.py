@@ -192,7 +192,7 @@ class Trainer:
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Continue from a result of `state`.  Raises one of several errors for the state of another run."""
+        """Continue from a result of `state`.  Raises one of several errors if it does not fit this run."""
         self.model.load_state_dict(state["model"])
         self.average.load_state_dict(state["average"])
         for optimizer, values in zip(self.optimizers, state["optimizers"], strict=True):
