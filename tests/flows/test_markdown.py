@@ -85,6 +85,24 @@ def test_a_page_about_a_decision_names_the_bound_of_the_interval() -> None:
     assert expected in artifacts.compared(found)
 
 
+@pytest.mark.parametrize("split", ["validation", "test"])
+def test_a_page_about_a_decision_gives_every_model_its_own_figures(split: str) -> None:
+    bpd = {"challenger": 1.0, "champion": 2.0, "difference": -1.0, "challenger_test": 3.0, "champion_test": 4.0}
+    figures = {f"{name}_bpd": value for name, value in bpd.items()}
+    figures |= {f"{name}_standard_error": abs(value) / 10 for name, value in bpd.items()}
+    found = Evidence(decision="", reason="", challenger="new", champion="old", split=split, **figures)  # type: ignore[arg-type]
+    deciding = [
+        (f"challenger new, {split} images", "1.0000 ± 0.1000"),
+        (f"champion old, {split} images", "2.0000 ± 0.2000"),
+        ("difference: challenger - champion", "-1.0000 ± 0.1000"),
+    ]
+    others = [
+        ("challenger, test images, which decide nothing", "3.0000 ± 0.3000"),
+        ("champion, test images, which decide nothing", "4.0000 ± 0.4000"),
+    ]
+    assert artifacts.compared(found) == deciding + (others if split == "validation" else [])
+
+
 def test_every_likelihood_has_its_own_error() -> None:
     bound = BoundMetrics(**metrics("b" * 64))
     assert markdown.likelihoods(bound) == {

@@ -18,13 +18,19 @@ from flows.orchestration.server import Api
 from flows.orchestration.status import (
     address,
     all_runs,
+    devices,
+    last_run,
     loop,
     paused,
     problems,
     problems_of_loop,
     reason,
+    schedule,
     server,
+    size_of,
     status,
+    whole_seconds,
+    worktrees,
 )
 from flows.process.locks import lock_file
 
@@ -145,3 +151,77 @@ def test_the_status_does_not_blame_the_champion_for_the_remote(monkeypatch: pyte
     silent = Mock(side_effect=NetworkError("the remote does not answer"))
     monkeypatch.setattr("flows.registry.verification.verify", silent)
     assert operating.champion_problems() == ["the champion cannot be verified now: the remote does not answer"]
+
+
+@pytest.mark.parametrize(
+    ("champion", "unpublished", "expected"),
+    [
+        ("vdm@v1.0.0", [], []),
+        ("vdm@v1.0.0", None, []),  # there is no remote
+        (None, [], ["no version is the champion"]),
+        ("vdm@v1.0.0", ["vdm@v1.0.0", "vdm@v1.1.0"], ["vdm@v1.0.0, vdm@v1.1.0: not pushed to any remote"]),
+    ],
+)
+def test_the_problems_of_the_versions(champion: str | None, unpublished: list[str] | None, expected: list[str]) -> None:
+    server = {"deployments": ["train-vdm"], "workers": [{"status": "OFFLINE"}, {"status": "ONLINE"}]}
+    registry = {"versions": 2, "champion": champion, "unpublished": unpublished}
+    said = [problem.split(";")[0] for problem in problems({"server": server, "registry": registry})]
+    assert said == expected
+
+
+def test_the_last_run_is_the_one_that_ended_last_of_those_that_were_not_cancelled() -> None:
+    run = {"name": "owl", "state_name": "Failed", "end_time": "2026-01-04T03:00:00.123456+00:00"}
+    ask = Mock(return_value=[run | {"state": {"type": "FAILED", "message": "no space"}}])
+    found = last_run(cast(Api, Mock(ask=ask)))
+    assert found == {"name": "owl", "state": "Failed", "ended": "2026-01-04T03:00:00+00:00", "reason": "no space"}
+    assert ask.call_args.kwargs["sort"] == "END_TIME_DESC"
+    assert ask.call_args.kwargs["flow_runs"] == {"state": {"type": {"any_": ["COMPLETED", "FAILED", "CRASHED"]}}}
+
+
+def test_a_time_keeps_its_zone() -> None:
+    assert whole_seconds("2026-01-04T03:00:00.123456Z") == "2026-01-04T03:00:00Z"
+    assert whole_seconds(None) is None
+
+
+@pytest.mark.parametrize(
+    ("active", "paused", "expected"),
+    [
+        (True, False, (True, False, "2026-01-04T03")),
+        (True, True, (False, True, None)),
+        (False, False, (False, False, None)),
+        (False, True, (False, False, None)),
+    ],
+)
+def test_a_schedule_is_paused_only_if_it_would_be_active(
+    active: bool, paused: bool, expected: tuple[bool, bool, str | None]
+) -> None:
+    each = {"id": "s", "active": active, "schedule": {"cron": "0 3 * * 0"}}
+    planned = [{"idempotency_key": "scheduled d s 1", "expected_start_time": "2026-01-04T03"}]
+    shown = schedule({"id": "d", "name": "weekly", "paused": paused}, each, planned)
+    assert (shown["active"], shown["paused"], shown["next_run"]) == expected
+
+
+def test_the_devices_and_worktrees_in_use_are_those_whose_locks_are_held(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VDM_LOCK_DIR", str(tmp_path))
+    folder = tmp_path / layout.WORKTREES
+    for name in ("running", "left"):
+        (folder / name).mkdir(parents=True)
+    with (
+        lock_file(tmp_path / "cuda-7.lock", "process 7"),
+        lock_file(tmp_path / "other.lock", "process 8"),
+        lock_file(folder / "running.lock", "process 9"),
+    ):
+        assert [(one["device"], one["holder"]) for one in devices()] == [("cuda-7", "process 7")]
+        assert worktrees(tmp_path) == [{"name": "left", "in_use": False}, {"name": "running", "in_use": True}]
+    assert devices() == []
+
+
+def test_the_size_of_a_folder_does_not_count_what_links_lead_to(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").write_bytes(bytes(5000))
+    (tmp_path / "folder" / "below").mkdir(parents=True)
+    (tmp_path / "folder" / "below" / "file").write_bytes(bytes(300))
+    link = tmp_path / "folder" / "link"
+    link.symlink_to(tmp_path / "elsewhere")
+    assert size_of(tmp_path / "folder") == 300 + link.lstat().st_size

@@ -1,4 +1,4 @@
-"""The benchmarks run.  Their times are not asserted: a few seconds are too short to measure them."""
+"""The benchmarks run.  A few seconds are too short to measure; test_figures.py tests what they compute."""
 
 import argparse
 import json
@@ -86,7 +86,7 @@ def test_a_training_step_is_timed_in_as_many_processes_as_the_preset_has() -> No
     figures = json.loads(done.stdout)
     assert figures.keys() > MACHINE
     assert figures["num_devices"] == 2
-    assert figures["peak_memory_mib"] > 300  # a process with torch takes more than half of it
+    assert figures["peak_memory_mib"] > 500  # that of both; one takes less
 
 
 def test_the_comparison_of_codecs_prints_a_row_for_each(

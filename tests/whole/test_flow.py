@@ -22,10 +22,11 @@ from plant import ENDLESS, Plant, served, trainers, wait_until
 from prefect.states import Failed, StateType
 from project import IDENTITY, ROOT, Project
 
+from flows.core import layout
 from flows.core.errors import Exit, NetworkError, UserError
 from flows.orchestration import releasing
-from flows.orchestration.announcing import announce, forget_outcome
-from flows.orchestration.artifacts import Progress, show, show_metrics
+from flows.orchestration.announcing import announce, announce_drift, forget_outcome
+from flows.orchestration.artifacts import Progress, in_words, show, show_metrics
 from flows.orchestration.plugin import full_name
 from flows.orchestration.streaming import EXPECTED, as_user_error, failure, result_of, when_free
 from flows.process.groups import processes_in
@@ -562,6 +563,128 @@ def test_only_what_the_network_prevented_is_tried_again(network: bool, tmp_path:
         assert task.retries == 2
         assert task.retry_condition_fn is not None
         assert task.retry_condition_fn(task, Mock(), state) is network
+
+
+@pytest.mark.parametrize("error", [NetworkError("silent", Exit.USAGE), UserError("wrong", Exit.INVALID_DATA)])
+def test_a_task_that_fails_keeps_the_kind_and_the_code_of_its_reason(
+    error: UserError, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else what the network prevented would not be tried again."""
+    for module in ("flows.train_vdm", "flows.orchestration.releasing"):
+        monkeypatch.setattr(f"{module}.stream", Mock(side_effect=error))
+    monkeypatch.setattr("flows.train_vdm.registry.champion", lambda root: Mock())
+    tasks = (
+        lambda: reproduce.fn("evaluate", tmp_path, False, 1.0),
+        lambda: check_champion.fn(tmp_path, tmp_path),
+        lambda: releasing.promote.fn("vdm@v1.0.0", tmp_path, tmp_path),
+    )
+    for task in tasks:
+        with pytest.raises(UserError, match=str(error)) as raised:
+            task()
+        assert (type(raised.value), raised.value.code) == (type(error), error.code)
+
+
+@pytest.mark.parametrize(
+    ("force", "shared", "options"),
+    [(False, False, []), (True, False, ["--force"]), (False, True, ["--pull"]), (True, True, ["--force", "--pull"])],
+)
+def test_a_stage_is_forced_if_asked_and_pulls_what_another_machine_made(
+    force: bool, shared: bool, options: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stream = Mock()
+    monkeypatch.setattr("flows.train_vdm.stream", stream)
+    if shared:
+        monkeypatch.setenv("VDM_SHARE", "1")
+    reproduce.fn("evaluate", tmp_path, force, 1.0)
+    assert stream.call_args.args == (["dvc", "repro", "--single-item", "evaluate", *options], tmp_path, None)
+
+
+def test_a_model_that_is_not_promoted_has_its_evidence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    evidence = Evidence(decision="refuse", reason="not better")
+
+    def stream(*_: object, stdout: Path) -> NoReturn:
+        stdout.parent.mkdir()
+        stdout.write_text(evidence.model_dump_json(exclude_unset=True))
+        raise UserError("not better", Exit.NOT_PROMOTED)
+
+    shown = Mock()
+    monkeypatch.setattr(releasing, "stream", stream)
+    monkeypatch.setattr(releasing.artifacts, "show_evidence", shown)
+    monkeypatch.setattr(releasing, "get_run_logger", Mock())
+    assert releasing.promote.fn("vdm@v1.0.0", tmp_path, tmp_path / "kept") == evidence
+    assert shown.call_args.args == (tmp_path / layout.EVIDENCE, tmp_path / "kept")
+
+
+def released(name: str, tag: str | None) -> releasing.Release:
+    version = Mock(commit=name, metrics=Mock(bpd=2.0))
+    version.name = f"vdm@{name}"
+    return releasing.Release(version, f"runs/{name}", Evidence(decision="", reason="measured", tag=tag))
+
+
+def test_versions_that_another_machine_withdraws_are_decided_anew_and_the_runs_own_is_announced_at_its_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The model was promoted, but the champion that another machine published first is better."""
+    announced = Mock()
+    publish = Mock(side_effect=[Mock(result=lambda: False), Mock(result=lambda: True)])
+    tags = {"ours": None, "other": "vdm#champion#2"}
+    monkeypatch.setattr(releasing, "publish_versions", publish)
+    monkeypatch.setattr(releasing, "fetch_versions", Mock(return_value=Mock(result=lambda: ["other", "ours"])))
+    monkeypatch.setattr(releasing, "subject", lambda root, commit: commit)
+    monkeypatch.setattr(releasing, "git_text", lambda *_: "")
+    monkeypatch.setattr(releasing.registry, "add_version", Mock())
+    monkeypatch.setattr(releasing, "workspace", lambda *_: nullcontext())
+    monkeypatch.setattr(releasing, "release", lambda place, commit: released(commit, tags[commit]))
+    monkeypatch.setattr(releasing, "announce", announced)
+    message = releasing.conclude(tmp_path, released("ours", "vdm#champion#1"), publish=True)
+    assert message == "vdm@ours, commit ours on branch runs/ours, not promoted: measured"
+    assert [(call.args, call.kwargs["model"]) for call in announced.call_args_list] == [
+        (("promoted", "measured"), "vdm@other"),
+        (("refused", "measured"), "vdm@ours"),
+    ]
+
+
+def test_an_event_has_the_model_with_its_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    emitted = Mock()
+    monkeypatch.setattr("flows.orchestration.announcing.get_client", MagicMock())
+    monkeypatch.setattr("flows.orchestration.announcing.flow_run", Mock(id="1"))
+    monkeypatch.setattr("flows.orchestration.announcing.emit_event", emitted)
+    announce("refused", "worse", model="vdm@v1.0.0", bpd=2.5)
+    assert emitted.call_args.kwargs["payload"] == {"model": "vdm@v1.0.0", "bpd": 2.5, "reason": "worse"}
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("warning: images are like the reference's (times the limit): 1.2\n", True),
+        ("warning: number of images\n", False),
+        ("compared with the reference's profile\n", False),
+    ],
+)
+def test_only_a_warning_about_the_reference_is_drift(line: str, said: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    announced = Mock()
+    monkeypatch.setattr("flows.orchestration.announcing.announce", announced)
+    announce_drift(line)
+    assert announced.called is said
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"), [(89, "89 s"), (90, "2 min"), (7140, "119 min"), (7200, "2 h 0 min"), (9000, "2 h 30 min")]
+)
+def test_the_time_left_is_in_seconds_minutes_or_hours(seconds: float, words: str) -> None:
+    assert in_words(seconds) == words
+
+
+def test_a_bug_is_announced_and_raised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    announced = Mock()
+    monkeypatch.chdir(Project(tmp_path).folder)
+    monkeypatch.setattr("flows.train_vdm.announce", announced)
+    monkeypatch.setattr("flows.train_vdm.retrain", Mock(side_effect=ZeroDivisionError("by zero")))
+    for name in ("hold_what_starts", "settle", "leave_out_tracebacks", "forget_outcome"):
+        monkeypatch.setattr(f"flows.train_vdm.{name}", lambda *_: None)
+    with pytest.raises(ZeroDivisionError):
+        train_vdm.fn()
+    assert announced.call_args.args == ("failed", "a bug: by zero; the log has the traceback")
 
 
 def test_ctrl_c_stops_everything_and_leaves_nothing_behind(plant: Plant) -> None:
