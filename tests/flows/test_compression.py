@@ -1,6 +1,7 @@
 """`vdmctl compress` and `decompress`: every pixel comes back; damage, other models and machines are named."""
 
 import io
+import json
 import math
 import tempfile
 import tracemalloc
@@ -438,6 +439,49 @@ def test_outputs_that_exist_are_replaced_only_when_asked(
         mine.unlink()
     with pytest.raises(UserError, match=r"\. cannot be replaced"):
         decompress(force=True, out=Path())
+
+
+@pytest.fixture
+def command(
+    models: tuple[Path, Path], pixels: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> list[str]:
+    """Return the arguments that compress a set of 15 training, 15 validation and 10 test images in one step."""
+    monkeypatch.chdir(tmp_path)
+    splits = {"train": pixels[:15], "validation": pixels[15:30], "test": pixels[30:]}
+    save_images(Path("images"), splits, {"name": "x", "num_levels": 17})
+    return ["compress", "images", str(models[0]), "--out=images.vdmz", "--num-timesteps=1", "--device=cpu"]
+
+
+def test_the_options_of_compress_decide_what_is_written(
+    command: list[str], models: tuple[Path, Path], pixels: np.ndarray, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = ["--split=validation", "--num-timesteps=3", "--batch-size=5", "--no-verify", "--json"]
+    assert cli.run([*command, *given]) == Exit.DONE
+    done = json.loads(capsys.readouterr().out)
+    expected = {"num_images": 15, "num_timesteps": 3, "batch_size": 5, "verified": False}
+    assert {name: done[name] for name in expected} == expected
+    assert cli.run(["decompress", "images.vdmz", str(models[0]), "--out=decoded", "--device=cpu"]) == Exit.DONE
+    np.testing.assert_array_equal(np.load("decoded/images.npy"), pixels[15:30])
+
+
+@pytest.mark.slow
+def test_neither_command_replaces_its_output_without_force(
+    command: list[str], models: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    decompress = ["decompress", "images.vdmz", str(models[0]), "--out=decoded", "--device=cpu"]
+    for arguments, out in ((command, "images.vdmz"), (decompress, "decoded")):
+        assert cli.run(arguments) == Exit.DONE
+        assert cli.run(arguments) == Exit.USAGE
+        assert f"{out} exists; " in capsys.readouterr().err
+        assert cli.run([*arguments, "--force"]) == Exit.DONE
+
+
+def test_compress_says_how_large_the_file_is(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(command) == Exit.DONE
+    first, second, _ = capsys.readouterr().out.splitlines()
+    size = Path("images.vdmz").stat().st_size
+    assert first == f"images.vdmz: 10 images, 300 -> {size:,} bytes, verified"
+    assert second.startswith(f"{8 * size / 300:.4f} bits/dim for the whole file")
 
 
 @pytest.mark.parametrize("arguments", [["compress", "images.npy", "model"], ["decompress", "a.vdmz", "model"]])

@@ -235,6 +235,12 @@ def test_an_imported_model_is_evaluated_by_the_command_line(
     assert "model is a model of images of 3x16x16" in capsys.readouterr().err
 
 
+def test_the_height_of_images_comes_before_their_width(tmp_path: Path) -> None:
+    command = ["import-checkpoint", str(ORACLES / f"{GOOGLE[0]}.flax"), "--format", "google-vdm"]
+    assert run([*command, "--image-size", "8", "16", "--out", str(tmp_path / "model")]) == 0
+    assert load_model(tmp_path / "model").image_shape == (3, 8, 16)
+
+
 def test_a_file_of_another_digest_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     content = bytearray((ORACLES / f"{GOOGLE[0]}.flax").read_bytes())
     digest = hashlib.sha256(content).hexdigest()

@@ -4,15 +4,18 @@ import json
 import pickle
 import re
 from functools import partial
+from io import BytesIO
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from conftest import peak
 from fuzzing import Hostile
+from PIL import Image
 from small import Small
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 from torch_fidelity.metric_fid import fid_statistics_to_metric
@@ -24,9 +27,10 @@ from flows.core import memory
 from flows.core.checkpoint import model_sha256
 from flows.core.errors import CheckpointError, Exit, UserError
 from flows.evaluation.results import SampleMetrics
-from flows.images.store import ImageSet, data_sha256, load_images
+from flows.images.store import ImageSet, ImageSetError, data_sha256, load_images
 from flows.quality import distances, features, inception, measuring
 from flows.stages.features import features as train_features
+from flows.stages.sample import tables_and_pictures
 from vdm.errors import TrainingDiverged
 
 
@@ -105,6 +109,28 @@ def test_the_classifier_learns_its_task(
     assert features.embed(network, load_images(images).test) == pytest.approx(embedded, rel=1e-5)
     fit(out=tmp_path / "again")
     assert features.load_features(tmp_path / "again", torch.device("cpu"))[2] == digest
+
+
+@pytest.mark.slow
+def test_the_classifier_is_fitted_to_training_images_and_its_accuracy_is_that_on_test_images(
+    small: Small, tmp_path: Path
+) -> None:
+    """The labels of the test images are the wrong ones."""
+    images = Path("data/images")
+    for split in ("train", "test"):
+        bright = getattr(load_images(images), split).mean((1, 2, 3)) > 4.8
+        np.save(images / f"{split}_labels.npy", (bright == (split == "train")).astype(np.int64))
+    validation = Path("reports/validation/validation.json")
+    train_features(settings(steps=100), images=images, validation=validation, out=tmp_path / "features")
+    assert features.load_features(tmp_path / "features", torch.device("cpu"))[1].accuracy < 0.4
+
+
+def test_labels_of_other_images_are_refused(small: Small, tmp_path: Path) -> None:
+    paths = {"images": Path("data/images"), "validation": Path("reports/validation/validation.json")}
+    for split, number in (("train", 60), ("test", 39)):
+        np.save(paths["images"] / f"{split}_labels.npy", np.arange(number) % 2)
+    with pytest.raises(ImageSetError, match="the number of labels is not that of the images"):
+        train_features(settings(steps=1), **paths, out=tmp_path / "features")
 
 
 @pytest.mark.slow
@@ -206,6 +232,23 @@ def test_the_nearest_pairs_come_first(digits: np.ndarray) -> None:
     _, table = measuring.memorisation(pictures, image_set, quality)
     assert table["sample"].tolist() == table["train_image"].tolist() == [1, 2, 0]
     assert table["distance"].is_monotonic_increasing
+
+
+def test_the_files_about_samples_show_them_and_their_nearest_training_images(small: Small) -> None:
+    """The samples are training images, so that both images of a pair are the same."""
+    image_set = load_images(Path("data/images"))
+    samples = np.array(image_set.train[[50, 51, 52, *range(47), *range(20)]])
+    table = pd.DataFrame({"sample": [2, 0, 1, 4, 3], "train_image": [52, 50, 51, 1, 0], "distance": [0.0] * 5})
+    found = tables_and_pictures(samples, table, image_set)
+    with Image.open(BytesIO(found["neighbours.png"])) as picture:
+        above, below = np.asarray(picture)[2:34], np.asarray(picture)[36:68]
+    assert above.shape == (32, 5 * 34 + 2)
+    np.testing.assert_array_equal(above, below)
+    assert (above[:, 2:34] != above[:, 36:68]).any()  # of different samples
+    with Image.open(BytesIO(found["samples.png"])) as picture:
+        assert picture.size == (8 * 34 + 2, 8 * 34 + 2)
+    np.testing.assert_array_equal(np.load(BytesIO(found["samples.npy"])), samples)
+    assert found["neighbours.csv"].startswith(b"sample,train_image,distance\n2,52,0.0\n")
 
 
 @pytest.mark.parametrize(

@@ -164,3 +164,36 @@ def test_force_is_not_advised_where_it_is_refused(
     result = vdmctl("models/vdm", "--out", place, *more)
     line = f"vdmctl: {place}: {place} is an output of the pipeline; choose another place\n"
     assert (result.returncode, result.stderr) == (2, line)
+
+
+def test_the_command_of_a_page_says_that_the_images_are_others(
+    vdmctl: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path, tiny_model: Callable[..., VDM]
+) -> None:
+    save_model(tmp_path / "mine", tiny_model(), TINY)
+    own = hashlib.sha256((tmp_path / "mine/config.json").read_bytes()).hexdigest()
+    written = json.loads((tmp_path / PLACES.metrics).read_text())
+    written |= {"model_sha256": own, "data_sha256": "b" * 64}
+    (tmp_path / "mine/metrics.json").write_text(json.dumps(written))
+    result = vdmctl("mine", "--out", "page.html")
+    assert result.returncode == 0, result.stderr
+    text = words(Document((tmp_path / "page.html").read_text()).text)
+    assert "vdmctl evaluate mine --out mine --images SET --split test --times-per-image 2" in text
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recorded", [True, False])
+def test_the_parameters_of_the_lock_are_shown_only_if_its_stages_made_the_results(
+    recorded: bool, vdmctl: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
+) -> None:
+    """`vdmctl evaluate` without DVC takes those of params.yaml."""
+    shutil.copyfile(ROOT / "dvc.yaml", tmp_path / "dvc.yaml")
+    md5 = hashlib.md5((tmp_path / PLACES.metrics).read_bytes()).hexdigest() if recorded else "0" * 32
+    stage = {
+        "cmd": "vdmctl evaluate",
+        "params": {"params.yaml": {"evaluate": {"batch_size": 98765}}},
+        "outs": [{"path": str(PLACES.metrics), "hash": "md5", "md5": md5}],
+    }
+    (tmp_path / "dvc.lock").write_text(json.dumps({"schema": "2.0", "stages": {"evaluate": stage}}))
+    result = vdmctl("--out", "page.html")
+    assert result.returncode == 0, result.stderr
+    assert ("98765" in (tmp_path / "page.html").read_text()) is recorded

@@ -205,8 +205,24 @@ def test_what_does_not_fit_is_refused_in_one_line_and_nothing_is_written(
     assert small.outputs() == before
 
 
-def test_options_without_a_model_are_refused(small: Small, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(["sample", "-n", "3"]) == Exit.USAGE
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["-n", "3"],
+        ["--seed", "0"],
+        ["--out", "a.png"],
+        ["--film", "a.gif"],
+        ["--known", "a.png"],
+        ["--mask", "a.png"],
+        ["--force"],
+        ["--json"],
+    ],
+    ids=lambda options: options[0],
+)
+def test_options_without_a_model_are_refused(
+    options: list[str], small: Small, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["sample", *options]) == Exit.USAGE
     assert "options need a MODEL, such as models/vdm; without it the stage runs" in capsys.readouterr().err
 
 

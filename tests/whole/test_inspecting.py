@@ -57,9 +57,9 @@ def test_transforms_of_the_parameters_apply(folder: Path) -> None:
         "validation.json",
         "validation.png",
     ]
-    again = vdmctl(folder, "validate", "pictures", "--reference", "report")
+    again = vdmctl(folder, "validate", "pictures", "--reference", "report", "--json")
     assert again.returncode == Exit.DONE, again.stderr
-    assert again.stdout == ""
+    assert [e["observed"] for e in json.loads(again.stdout)["expectations"] if e["table"] == "drift"] == ["as expected"]
 
 
 @pytest.mark.parametrize(
@@ -70,6 +70,7 @@ def test_transforms_of_the_parameters_apply(folder: Path) -> None:
         (["validate", "--json"], 2, "--out and --json need PATH"),
         (["validate", "pictures", "--reference", "nowhere"], 5, "nowhere: No such file or directory; a reference is"),
         (["validate", "pictures", "--out", "pictures/report"], 2, "--out pictures/report lies in pictures, whose"),
+        (["validate", "pictures", "--out", "set"], 2, "--out set lies in the image set "),
         (["validate", "pictures", "--out", "set/report"], 2, "--out set/report lies in the image set "),
         (["validate"], 5, "data/images/dataset.json: no such file"),
     ],
@@ -115,6 +116,7 @@ def test_the_reference_is_not_replaced(reference: str, folder: Path) -> None:
 
 def test_a_folder_that_is_no_site_is_not_replaced(folder: Path) -> None:
     shutil.copytree(folder / "pictures", folder / "mine" / "data_docs")
+    (folder / "mine" / "data_docs" / "index.html").touch()  # which sites have, too
     before = len(list((folder / "mine" / "data_docs").iterdir()))
     for path in ("pictures", "mine/data_docs"):
         result = vdmctl(folder, "validate", path, "--out", "mine")

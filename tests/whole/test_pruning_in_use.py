@@ -201,7 +201,10 @@ def test_states_that_nobody_continued_are_shown_and_removed(tmp_path: Path) -> N
         assert "process 7" in found["skipped"][0]
     with lock_file(project.folder / ".vdm/cpu.lock", "process 7 in /elsewhere"):
         damaged, old = prune(project, "--dry-run")["removed"]["training_states"]["states"]
+        planned = project.vdmctl("prune", "--dry-run").stdout
         text = project.vdmctl("prune").stdout
+    assert planned.split("\n")[0].split() == ["what", "would", "be", "removed", "MB"]
+    assert text.split("\n")[0].split() == ["what", "removed", "MB"]
     assert "truncated or damaged" in damaged["problem"]
     weights = sum(tensor.numel() for tensor in training_state(project)["model"].values())
     known = {"name": "old", "step": 1, "weights": weights, "width": 8, "blocks": 1}

@@ -146,6 +146,8 @@ def test_without_images_in_the_working_tree_a_version_meets_its_own(copied: Proj
     for name, pair in compared["samples"].items():
         assert pair == [metrics["figures"][name] for metrics in kept]
     assert "precision" in compared["samples"]
+    compared = json.loads(copied.vdmctl("compare", "v1.0.0", "v1.2.0", "--json").stdout)
+    assert {model["data_sha256"] for model in compared["models"]} == {metrics_at(copied, "vdm@v1.2.0")["data_sha256"]}
 
 
 def test_a_page_about_versions_has_their_results_and_their_lineage(copied: Project) -> None:

@@ -1,0 +1,165 @@
+"""`vdmctl evaluate` and `vdmctl compare`: their options reach the evaluation, and what they refuse."""
+
+import json
+from pathlib import Path
+from typing import Any
+from unittest.mock import Mock
+
+import numpy as np
+import pytest
+from results import sample_metrics
+from small import Small
+
+from flows.cli import run
+from flows.commands.summary import summary
+from flows.core.checkpoint import load_model, model_sha256, read_description, save_model
+from flows.core.errors import Exit
+from flows.evaluation.results import Comparison, OdeMetrics, SampleMetrics
+from flows.images.store import data_sha256, load_images, save_images
+
+MODEL, OTHER = "models/vdm", "models/other"
+
+
+def printed(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, Any]:
+    """Return the object that a command prints."""
+    capsys.readouterr()
+    assert run([*arguments, "--json"]) == Exit.DONE
+    return json.loads(capsys.readouterr().out)  # type: ignore[no-any-return]
+
+
+def other_model() -> None:
+    """Write a model with other weights of its last layer."""
+    model = load_model(Path(MODEL))
+    model.network.conv_out.weight.data.fill_(0.1)
+    save_model(Path(OTHER), model, read_description(Path(MODEL))["model"])
+
+
+def test_options_of_the_ode_replace_its_parameters_also_with_zero(
+    small: Small, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    solved = Mock(side_effect=lambda model, pixels, **_: np.zeros(len(pixels)))  # exactly, it takes seconds
+    monkeypatch.setattr("flows.evaluation.protocols.evaluate_ode", solved)
+    before, section, after = Path("params.yaml").read_text().partition("\node:")
+    assert "\n  seed: 0\n" in after
+    Path("params.yaml").write_text(before + section + after.replace("seed: 0", "seed: 5", 1))
+    given = {"seed": 0, "num_draws": 2, "num_probes": 0, "dequantisation": "uniform"}
+    options = [f"--{name.replace('_', '-')}={value}" for name, value in given.items()]
+    found = printed(capsys, "evaluate", MODEL, "--protocol=ode", "--num-images=2", *options)
+    assert {name: found[name] for name in given} == given
+    assert {name: solved.call_args.kwargs[name] for name in given} == given
+    assert found["num_images"] == 2
+
+
+def test_options_of_the_bound_replace_its_parameters_also_with_zero(
+    small: Small, capsys: pytest.CaptureFixture[str]
+) -> None:
+    small.edit(seed=5)
+    for steps in (["3"], ["3", "4"]):
+        given = ["--seed=0", "--times-per-image=1", f"--num-timesteps={','.join(steps)}"]
+        found = printed(capsys, "evaluate", MODEL, *given)
+        for each, number in zip(found.get("sweep", [found]), steps, strict=True):
+            assert (each["seed"], each["times_per_image"], each["num_timesteps"]) == (0, 1, int(number))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([MODEL, "--protocol=ode", "--out=new"], "--num-timesteps and --out need --protocol vlb"),
+        ([MODEL, "--protocol=ode", "--num-timesteps=3"], "--num-timesteps and --out need --protocol vlb"),
+        ([MODEL, "--num-timesteps=1,2", "--out=new"], "several values of --num-timesteps write no files: name a MODEL"),
+        (
+            ["--num-timesteps=1,2"],
+            "several values of --num-timesteps write no files: name a MODEL, and leave out --out",
+        ),
+    ],
+)
+def test_what_would_not_be_written_is_refused(
+    arguments: list[str], message: str, small: Small, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = small.outputs()
+    assert run(["evaluate", *arguments]) == Exit.USAGE
+    assert message in capsys.readouterr().err
+    assert small.outputs() == before
+
+
+def test_a_comparison_is_about_the_given_split_at_the_given_confidence(
+    small: Small, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other_model()
+    half, most = (
+        printed(capsys, "compare", MODEL, OTHER, "--split=validation", f"--confidence={confidence}")
+        for confidence in (0.5, 0.95)
+    )
+    assert (half["split"], half["num_images"], half["confidence"]) == ("validation", 10, 0.5)
+    (low, high), (lowest, highest) = half["confidence_interval"], most["confidence_interval"]
+    assert lowest < low < half["difference_bpd"] < high < highest
+
+
+def test_a_comparison_is_about_the_given_images(small: Small, capsys: pytest.CaptureFixture[str]) -> None:
+    loaded = load_images(Path("data/images"))
+    splits = {"train": loaded.train, "validation": loaded.validation, "test": loaded.test[:7]}
+    save_images(Path("few"), splits, loaded.description)
+    found = printed(capsys, "compare", MODEL, MODEL, "--images=few")
+    assert found["num_images"] == 7
+    assert {model["data_sha256"] for model in found["models"]} == {data_sha256(Path("few"))}
+
+
+@pytest.mark.parametrize("confidence", ["0", "1", "95"])
+def test_a_confidence_outside_0_to_1_is_refused(confidence: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["compare", MODEL, OTHER, f"--confidence={confidence}"]) == Exit.USAGE
+    assert "--confidence must lie between 0 and 1, got " in capsys.readouterr().err
+
+
+def test_samples_belong_to_the_model_from_which_they_were_drawn(
+    small: Small, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other_model()
+    path = Path("reports/samples/metrics.json")
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"model_sha256": model_sha256(Path(MODEL))}))
+    assert printed(capsys, "compare", MODEL, MODEL)["samples"] is not None
+    assert printed(capsys, "compare", MODEL, OTHER)["samples"] is None
+
+
+def test_a_comparison_as_text(small: Small, capsys: pytest.CaptureFixture[str]) -> None:
+    other_model()
+    path = Path("reports/samples/metrics.json")
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"model_sha256": model_sha256(Path(MODEL))}))
+    found = printed(capsys, "compare", MODEL, OTHER)
+    assert run(["compare", MODEL, OTHER]) == Exit.DONE
+    first, second, difference, _ = capsys.readouterr().out.splitlines()
+    for line, model in zip((first, second), found["models"], strict=True):
+        assert line.startswith(f"{model['model']}: {model['bpd']:.4f} +- {model['bpd_standard_error']:.4f} bits/dim")
+    low, high = found["confidence_interval"]
+    assert difference == (
+        f"difference: {found['difference_bpd']:+.4f} bits/dim, 95% interval [{low:+.4f}, {high:+.4f}],"
+        " 40 test images, 2 noise levels each, continuous time"
+    )
+    measured = SampleMetrics(**sample_metrics("b" * 64)).figures["precision"]
+    pair = [measured, measured.model_copy(update={"samples": 0.5})]
+    text = summary(Comparison(**found).model_copy(update={"samples": {"precision": pair}}))
+    assert text.splitlines()[-1] == "precision: 1.2500 +- 0.0500, 0.5000 +- 0.0500; held-out images 0.7500 +- 0.0400"
+
+
+def test_the_bound_as_text(small: Small, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["evaluate"]) == Exit.DONE
+    found = json.loads(Path("reports/evaluation/metrics.json").read_text())
+    terms = " + ".join(f"{found[f'{name}_bpd']:.4f} {name}" for name in ("prior", "reconstruction", "diffusion"))
+    validation = f"{found['validation']['bpd']:.4f} +- {found['validation']['bpd_standard_error']:.4f} bits/dim"
+    gap = f"{found['generalisation_gap_bpd']:+.4f} +- {found['generalisation_gap_standard_error']:.4f}"
+    assert capsys.readouterr().out.splitlines() == [
+        f"{found['bpd']:.4f} +- {found['bpd_standard_error']:.4f} bits/dim = {terms}",
+        "40 test images, 2 noise levels each, continuous time",
+        f"validation: {validation}, 10 images",
+        f"test - training: {gap} bits/dim",
+    ]
+
+
+@pytest.mark.parametrize(("probes", "shown"), [(0, "exact divergence"), (1, "1 probe"), (2, "2 probes")])
+def test_the_ode_as_text(probes: int, shown: str) -> None:
+    figures = dict.fromkeys(("bpd", "bpd_standard_error", "bpd_numerical_error", "tolerance"), 0.5)
+    counts = {"num_images": 9, "num_repeated": 8, "seed": 0, "num_draws": 3, "num_probes": probes, "batch_size": 1}
+    found = OdeMetrics(**figures, **counts, dequantisation="uniform")
+    assert summary(found) == (
+        f"0.5000 +- 0.5000 bits/dim under the probability-flow ODE, 9 test images, 3 uniform draws, {shown}\n"
+        "numerical error +0.5000 bits/dim: 8 images at tolerance 0.5 and a tenth of it"
+    )
