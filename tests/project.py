@@ -8,7 +8,7 @@ import shlex
 import shutil
 import subprocess
 import sys
-from contextlib import redirect_stderr, redirect_stdout
+from contextlib import redirect_stderr, redirect_stdout, suppress
 from io import StringIO
 from pathlib import Path
 from unittest.mock import patch
@@ -172,6 +172,15 @@ def one_line(result: subprocess.CompletedProcess[str]) -> str:
 def imports_torch(pid: int) -> bool:
     """Whether a process has begun to import torch, which takes another second or more."""
     return "libtorch" in Path(f"/proc/{pid}/maps").read_text()
+
+
+def open_files(pid: int) -> set[str]:
+    """Return the names of the files that a process has open."""
+    names = set()
+    for entry in Path(f"/proc/{pid}/fd").iterdir():
+        with suppress(FileNotFoundError):  # closed meanwhile
+            names.add(entry.readlink().name)
+    return names
 
 
 def session(leader: int) -> list[psutil.Process]:

@@ -7,7 +7,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from pathlib import Path
@@ -17,7 +16,8 @@ from unittest.mock import Mock
 import numpy as np
 import pytest
 from champions import champion, crown, history
-from project import Project, cached, one_line
+from plant import wait_until
+from project import Project, cached, one_line, open_files
 from scipy import stats
 
 from flows.core import layout
@@ -352,7 +352,7 @@ def test_of_two_promotions_at_once_one_wins(copied: Project, tmp_path: Path) -> 
         for process in processes:
             assert process.stdout is not None
             assert process.stdout.readline() == "ready\n"
-        time.sleep(1.0)
+        wait_until(lambda: all("vdm-registry.lock" in open_files(process.pid) for process in processes), 60)
         assert [process.poll() for process in processes] == [None, None]
         assert history(copied) == ["vdm@v1.0.0"]
     outputs = [process.communicate(timeout=300) for process in processes]

@@ -5,13 +5,12 @@ import re
 import subprocess
 import sys
 import time
-from contextlib import suppress
 from pathlib import Path
 from unittest.mock import Mock
 
 import pytest
 from champions import champion, crown, history
-from project import Project, cached, one_line
+from project import Project, cached, one_line, open_files
 
 from flows.core.errors import Exit, NetworkError, UserError
 from flows.registry import promotion
@@ -160,15 +159,6 @@ def test_a_signal_stops_a_rollback_before_its_tag_or_not_at_all(copied: Project)
     late = copied.run(sys.executable, "-c", SIGNALLED)
     assert (late.returncode, late.stderr) == (0, "")
     assert history(copied)[3:] == ["vdm@v1.1.0"]
-
-
-def open_files(pid: int) -> set[str]:
-    """Return the names of the files that a process has open."""
-    names = set()
-    for entry in Path(f"/proc/{pid}/fd").iterdir():
-        with suppress(FileNotFoundError):  # closed meanwhile
-            names.add(entry.readlink().name)
-    return names
 
 
 def test_a_roll_back_from_a_champion_that_was_withdrawn_removes_no_other(copied: Project) -> None:
