@@ -61,6 +61,16 @@ def test_options_of_the_bound_replace_its_parameters_also_with_zero(
             assert (each["seed"], each["times_per_image"], each["num_timesteps"]) == (0, 1, int(number))
 
 
+@pytest.mark.parametrize("split", ["validation", "test"])
+def test_only_the_metrics_of_the_test_images_compare_the_splits(
+    split: str, small: Small, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = printed(capsys, "evaluate", MODEL, "--times-per-image=1", f"--split={split}", "--out=new")
+    assert json.loads(Path("new/metrics.json").read_text()) == found
+    for name in ("training", "validation", "generalisation_gap_bpd"):
+        assert (found[name] is not None) == (split == "test")
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from project import ROOT
 
+from flows import cli
 from flows.core.errors import Exit, UserError
 from flows.process.inputs import unchanged_inputs
 
@@ -70,3 +71,9 @@ def test_a_command_that_dvc_does_not_run_records_nothing(project: Path, monkeypa
     monkeypatch.delenv("DVC_STAGE")
     with unchanged_inputs():
         (project / "params.yaml").unlink()
+
+
+def test_a_stage_does_not_run_the_code_of_another_folder(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """DVC would record the digests of this folder's code for what the other made."""
+    assert cli.run(["evaluate"]) == Exit.USAGE
+    assert f"the stage runs the code in {ROOT} instead of that in {project}; " in capsys.readouterr().err

@@ -282,7 +282,7 @@ def test_a_containers_limit_counts(tmp_path: Path) -> None:
     assert left(*group) == 0
 
 
-def test_the_processes_of_an_evaluation_and_of_sampling_share_the_memory_of_a_cpu(
+def test_the_processes_of_a_stage_share_the_memory_of_a_cpu(
     project: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     project()
@@ -295,6 +295,16 @@ def test_the_processes_of_an_evaluation_and_of_sampling_share_the_memory_of_a_cp
     settings = params.evaluate.model_copy(update=shared | {"batch_size": 2})
     with pytest.raises(UserError, match=r"^evaluate: lower .*, or lower num_devices: this needs at least"):
         bound.evaluate_split(settings, Path("models/vdm"), Path("data/images"), "test")
+    monkeypatch.setattr(train, "launch", None)
+    out = {name: Path("new") for name in ("out", "curves", "runs")}
+    with pytest.raises(UserError, match=r"^train: lower .*num_devices: this needs at least"):
+        train.train(
+            params.model,
+            params.train.model_copy(update=shared),
+            images=Path("data/images"),
+            validation=Path("reports/validation/validation.json"),
+            **out,
+        )
 
 
 def test_fewer_devices_are_advised_only_where_they_share_memory(monkeypatch: pytest.MonkeyPatch) -> None:

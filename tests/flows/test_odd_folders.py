@@ -152,6 +152,13 @@ def test_circular_links_are_ignored(folder: Path) -> None:
     assert len(load(folder).train) == 6
 
 
+def test_a_source_may_lie_in_the_home_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(folder.parent))
+    monkeypatch.chdir(folder)
+    download(settings(Path("~/folder")), out=folder.parent / "images", downloads=folder.parent / "downloads")
+    assert load_images(folder.parent / "images").description["title"] == "folder"
+
+
 @pytest.mark.processes
 def test_folders_deeper_than_the_recursion_limit_are_read(folder: Path) -> None:
     here = Path.cwd()

@@ -22,6 +22,7 @@ from torch_fidelity.metric_fid import fid_statistics_to_metric
 from torch_fidelity.metric_kid import kernel_mmd
 from torch_fidelity.metric_prc import prc_features_to_metric
 
+from flows import cli
 from flows.cli import run
 from flows.core import memory
 from flows.core.checkpoint import model_sha256
@@ -31,7 +32,6 @@ from flows.images.store import ImageSet, ImageSetError, data_sha256, load_images
 from flows.quality import distances, features, inception, measuring
 from flows.stages.features import features as train_features
 from flows.stages.sample import tables_and_pictures
-from vdm.errors import TrainingDiverged
 
 
 def draws(seed: int, count: int = 300, shift: float = 0.0, scale: float = 1.0) -> np.ndarray:
@@ -134,10 +134,16 @@ def test_labels_of_other_images_are_refused(small: Small, tmp_path: Path) -> Non
 
 
 @pytest.mark.slow
-def test_a_classifier_that_diverges_is_an_error(small: Small, tmp_path: Path) -> None:
-    paths = {"images": Path("data/images"), "validation": Path("reports/validation/validation.json")}
-    with pytest.raises(TrainingDiverged, match=r"lower features\.learning_rate"):
+def test_a_classifier_that_diverges_is_an_error(
+    small: Small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def call(arguments: list[str]) -> None:
+        paths = {"images": Path("data/images"), "validation": Path("reports/validation/validation.json")}
         train_features(settings(learning_rate=1e30), **paths, out=tmp_path / "features")
+
+    monkeypatch.setattr(cli, "call", call)
+    assert cli.run(["features"]) == Exit.USAGE
+    assert "lower features.learning_rate" in capsys.readouterr().err
     assert not (tmp_path / "features").exists()
 
 

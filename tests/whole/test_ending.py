@@ -22,7 +22,9 @@ from small import Small
 
 from flows import cli
 from flows.commands.vdmctl import app
-from flows.core.errors import Exit
+from flows.core.errors import Exit, UserError
+from flows.images import fetching
+from flows.images.fetching import fetch_file
 from flows.process.environment import settle
 from flows.process.streams import Stream
 
@@ -181,6 +183,10 @@ def test_an_interrupt_that_a_library_raises_is_a_stop_too(
         ("{report} <&- >&- 2>&-", 0, ""),
         ("{report} >/dev/full", 5, "vdmctl: standard output: No space left on device; nothing else failed\n"),
         ("{vdmctl} --help >/dev/full", 5, "vdmctl: standard output: No space left on device; nothing else failed\n"),
+        (
+            "{vdmctl} preset digits --force >/dev/full",
+            *(5, "vdmctl: standard output: No space left on device; nothing else failed\n"),
+        ),
         ("{vdmctl} preset nonsense >/dev/full", 2, "vdmctl: no preset 'nonsense': "),
         ("{vdmctl} preset nonsense 2>&-", 2, ""),
         ("{vdmctl} preset nonsense 2>/dev/full", 2, ""),
@@ -273,6 +279,24 @@ def test_a_reason_that_cannot_be_written_changes_no_exit_code(small: Small) -> N
     environment = {"VDM_REASON": "/dev/full/reason"}
     result = small.run([sys.executable, "-m", "flows.cli", "preset", "nonsense"], **environment)
     assert (result.returncode, len(result.stderr.splitlines())) == (2, 1)
+
+
+@pytest.mark.parametrize("network", [True, False])
+def test_the_reason_says_whether_the_network_failed(
+    network: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The flow tries only those tasks again."""
+
+    def call(arguments: list[str]) -> None:
+        if network:
+            fetch_file(["http://127.0.0.1:9/a.gz"], tmp_path / "a.gz")
+        raise UserError("no such file", Exit.MISSING)
+
+    monkeypatch.setattr(fetching, "PAUSES", ())
+    monkeypatch.setattr(cli, "call", call)
+    monkeypatch.setenv("VDM_REASON", str(tmp_path / "reason"))
+    assert cli.run(["download"]) == Exit.MISSING
+    assert json.loads((tmp_path / "reason").read_text())["network"] == network
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,159 @@
+"""The stages `validate`, `train` and `register`: which inputs they refuse, and what the model card states."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import TINY
+from safetensors.numpy import load_file
+from small import Small
+
+from flows.cli import run
+from flows.core import layout
+from flows.core.checkpoint import WEIGHTS, arguments_of, inputs_sha256, model_sha256, save_model
+from flows.core.errors import Exit, UserError
+from flows.core.params_file import read_params
+from flows.images.store import data_sha256, load_images, save_images
+from flows.training.runs import MODEL
+from vdm.model import VDM
+
+LAST_FIT = {
+    "images: train ": "images: train_and_validation ",
+    "keep: best": "keep: last",
+    "validate_every_steps: 10": "validate_every_steps: null",
+}
+
+
+def set_parameters(**replacements: str) -> None:
+    """Replace texts in params.yaml."""
+    text = Path("params.yaml").read_text()
+    for old, new in replacements.items():
+        assert old in text, old
+        text = text.replace(old, new)
+    Path("params.yaml").write_text(text)
+
+
+def test_the_card_states_the_digests_the_parameters_and_the_last_loss(small: Small) -> None:
+    layout.CURVES.write_text("step,bpd,validation_bpd\n10,7.5,6.4\n20,6.5,6.6\n")
+    assert run(["register"]) == Exit.DONE
+    card = layout.CARD.read_text()
+    assert f"| model sha256 | `{model_sha256(layout.TRAINED)}` |" in card
+    assert f"| data sha256 | `{data_sha256(layout.IMAGES)}` |" in card
+    number = sum(array.size for array in load_file(layout.TRAINED / WEIGHTS).values())
+    assert f"{number:,} parameters" in card.replace("\n", " ")
+    assert "| 6.5000 bits/dim, a mean over the last steps up to 20 |" in card
+
+
+@pytest.mark.parametrize(
+    ("changes", "kept", "fitted_to"),
+    [
+        ({}, "at step 10, the best on the validation images, at 6.4000 bits/dim.", "training images"),
+        ({"keep: best": "keep: last"}, "at the end of training.", "training images"),
+        (LAST_FIT, "at the end of training.", "training and validation images together"),
+    ],
+)
+def test_the_card_states_which_weights_are_kept_and_what_they_were_fitted_to(
+    changes: dict[str, str], kept: str, fitted_to: str, small: Small
+) -> None:
+    layout.CURVES.write_text("step,bpd,validation_bpd\n10,7.5,6.4\n20,6.5,6.6\n")
+    set_parameters(**changes)
+    assert run(["register"]) == Exit.DONE
+    card = layout.CARD.read_text()
+    assert f"The weights are the moving average {kept}" in card
+    assert f"| fitted to | {fitted_to} |" in card
+
+
+@pytest.mark.parametrize("changes", [{}, {"steps: 20": "steps: 21"}, {"blocks: 1": "blocks: 2"}])
+def test_a_model_that_was_trained_with_other_inputs_is_not_registered(
+    changes: dict[str, str], small: Small, capsys: pytest.CaptureFixture[str]
+) -> None:
+    params = read_params(layout.PARAMS)
+    image_set = load_images(layout.IMAGES)
+    config: dict[str, Any] = arguments_of(params.model, image_set.image_shape, image_set.num_levels)
+    inputs = inputs_sha256(config, params.train.model_dump(), data_sha256(layout.IMAGES))
+    save_model(layout.TRAINED, VDM(**TINY), TINY, inputs=inputs)
+    set_parameters(**changes)
+    assert run(["register"]) == (Exit.USAGE if changes else Exit.DONE)
+    assert ("was trained with other parameters" in capsys.readouterr().err) == bool(changes)
+    assert (layout.CARD.read_text() == "old") == bool(changes)
+    assert (model_sha256(layout.REGISTERED) != model_sha256(layout.TRAINED)) == bool(changes)
+
+
+def test_an_experiments_copy_deletes_the_states_in_the_project(small: Small, monkeypatch: pytest.MonkeyPatch) -> None:
+    """DVC runs the stages of `dvc exp run --temp` in a copy in .dvc/tmp/exps.
+
+    With its own states, a forced rerun would continue a run that has finished.
+    """
+    copy = small.folder.parent / "project/.dvc/tmp/exps/copy"
+    copy.parent.mkdir(parents=True)
+    small.folder.rename(copy)
+    monkeypatch.chdir(copy)
+    states = small.folder.parent / "project" / layout.STATES
+    (states / "own").mkdir(parents=True)
+    (states / "own" / MODEL).write_text(model_sha256(layout.TRAINED))
+    assert run(["register"]) == Exit.DONE
+    assert list(states.iterdir()) == []
+
+
+def test_images_that_were_not_found_valid_are_not_trained_on(small: Small, capsys: pytest.CaptureFixture[str]) -> None:
+    report = layout.VALIDATION.read_text()
+    layout.VALIDATION.write_text(report.replace('"success": true', '"success": false'))
+    assert run(["train"]) == Exit.INVALID_DATA
+    assert "data/images is not valid" in capsys.readouterr().err
+
+
+def test_a_last_fit_needs_validation_images(small: Small, capsys: pytest.CaptureFixture[str]) -> None:
+    """Without them, the model card would state images that the model was not fitted to."""
+    images = load_images(layout.IMAGES)
+    splits = {"train": images.train, "validation": images.train[:0], "test": images.test}
+    before = data_sha256(layout.IMAGES)
+    save_images(layout.IMAGES, splits, images.description)
+    layout.VALIDATION.write_text(layout.VALIDATION.read_text().replace(before, data_sha256(layout.IMAGES)))
+    set_parameters(**LAST_FIT)
+    assert run(["train"]) == Exit.USAGE
+    assert "data/images has no validation images" in capsys.readouterr().err
+
+
+def test_another_error_of_torch_is_not_taken_for_a_lack_of_memory(
+    small: Small, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is a bug, and keeps its traceback."""
+
+    def train_here(*_: object, **__: object) -> None:
+        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+
+    monkeypatch.setattr("flows.stages.train.train_here", train_here)
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        run(["train"])
+
+
+def test_the_stage_validate_reads_the_reference(small: Small, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["validate", "--reference", "nowhere"]) == Exit.MISSING
+    assert "nowhere: No such file or directory; a reference is" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("started", [1, 3])
+def test_torchrun_must_start_the_processes_that_the_parameters_name(
+    started: int, small: Small, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    set_parameters(**{"num_devices: 1 ": "num_devices: 2 "})
+    for name, value in (("TORCHELASTIC_RUN_ID", "a"), ("WORLD_SIZE", "6"), ("LOCAL_WORLD_SIZE", str(started))):
+        monkeypatch.setenv(name, value)
+    assert run(["train"]) == Exit.USAGE
+    assert f"torchrun started {started} processes, but train.num_devices is 2" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("launched", "number"), [(False, 2), (True, 6)])
+def test_the_processes_of_all_machines_share_a_batch(
+    launched: bool, number: int, small: Small, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def require_memory(*given: object) -> None:
+        raise UserError(f"{given[-1]} processes", Exit.USAGE)
+
+    set_parameters(**{"num_devices: 1 ": "num_devices: 2 "})
+    if launched:
+        for name, value in (("TORCHELASTIC_RUN_ID", "a"), ("WORLD_SIZE", "6"), ("LOCAL_WORLD_SIZE", "2")):
+            monkeypatch.setenv(name, value)
+    monkeypatch.setattr("flows.stages.train.require_memory", require_memory)
+    assert run(["train"]) == Exit.USAGE
+    assert capsys.readouterr().err == f"vdmctl: {number} processes\n"
