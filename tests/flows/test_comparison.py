@@ -82,6 +82,7 @@ def test_every_curve_of_two_models_has_a_name_in_the_legend(names: tuple[str, st
     assert len(set(legend)) == 2, legend
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [

@@ -120,6 +120,7 @@ def test_a_confidence_outside_0_to_1_is_refused(confidence: str, capsys: pytest.
     assert "--confidence must lie between 0 and 1, got " in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_samples_belong_to_the_model_from_which_they_were_drawn(
     small: Small, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -130,6 +131,7 @@ def test_samples_belong_to_the_model_from_which_they_were_drawn(
     assert printed(capsys, "compare", MODEL, OTHER)["samples"] is None
 
 
+@pytest.mark.slow
 def test_a_comparison_as_text(small: Small, capsys: pytest.CaptureFixture[str]) -> None:
     other_model()
     path = Path("reports/samples/metrics.json")

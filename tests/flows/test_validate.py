@@ -177,6 +177,7 @@ def test_a_split_of_gray_images_in_a_set_of_colour_is_no_error(digits: np.ndarra
     assert redundant.success
 
 
+@pytest.mark.slow
 def test_a_wrong_number_of_images_is_named(image_set: Path) -> None:
     loaded = load_images(image_set)
     write_set(image_set, np.array(loaded.train), np.array(loaded.test), num_train=60_000)

@@ -269,6 +269,7 @@ def test_the_figure_of_an_untrained_model_is_that_of_its_closed_form(
     np.testing.assert_allclose(ours, expected, atol=2e-3)
 
 
+@pytest.mark.slow
 def test_an_evaluation_without_gradients_takes_those_that_it_needs(
     tiny_model: Callable[..., VDM], digits: np.ndarray
 ) -> None:
