@@ -29,9 +29,9 @@ class Best(NamedTuple):
 class Validation:
     """The validations of one training run on `images` (N,C,H,W), every `every_steps` steps.
 
-    `keep` says whether the run ends with the averaged weights of the best validation or with the last ones.  After
-    `patience` validations in a row without a new best one, training ends, unless `patience` is None.  Raises ValueError
-    for an empty set of images, counts below 1, and an unknown word in `keep`.
+    `keep` says whether the run ends with the averaged weights of the best validation or with the last ones.  Training
+    ends early after `patience` validations in a row without a new best one.  Raises ValueError for an empty set of
+    images, counts below 1, and an unknown word in `keep`.
     """
 
     def __init__(
