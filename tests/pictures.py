@@ -14,9 +14,6 @@ from flows.core.params import Data
 from flows.images.store import ImageSet, load_images
 from flows.stages.download import download
 
-# The arguments of `read_folder` besides the folder.
-SPLIT: Any = {"test_fraction": 0.25, "validation_fraction": 0, "split_seed": 0, "grayscale": False, "resized": False}
-
 
 def settings(source: Path, **changes: Any) -> Data:
     defaults = {

@@ -8,7 +8,7 @@ import logging
 from collections import Counter, deque
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple, NoReturn
+from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
 import numpy as np
 
@@ -20,6 +20,9 @@ from flows.images.reading import BadImageError, Head, Kind
 from flows.images.scanning import Found, find_images, listed
 from flows.images.splitting import divide, parts_of
 from flows.images.store import SPLITS, fitting
+
+if TYPE_CHECKING:
+    from flows.core.params import Data
 
 log = logging.getLogger(__name__)
 
@@ -53,21 +56,19 @@ class Survey(NamedTuple):
         return [head.num_images for head in self.heads]
 
 
-def read_folder(
-    source: Path, *, test_fraction: float, validation_fraction: float, split_seed: int, grayscale: bool, resized: bool
-) -> ImageFolder:
+def read_folder(source: Path, data: "Data") -> ImageFolder:
     """Return the images in `source`, a folder or one .npy file, in the order of their names.
 
-    Without train and test parts a seeded share is held out for the test, and without a validation part a seeded share
-    of the training images for validation.  Gray and RGB images together need `grayscale`, several sizes `resized`.
+    `divide` says how they are divided.  Gray and RGB images together need `data.grayscale`, several sizes
+    `data.resize`.
 
     Raises UserError that lists every unusable file (exit 5 if one is damaged, else 4), also when the splits are read.
     Raises what `find_images` and `divide` raise, and UserError (exit 4) for images that remain of several kinds.
     """
     found = find_images(source)
     survey = look_at_all(found)
-    num_levels = agree(source, survey, grayscale=grayscale, resized=resized)
-    chosen = divide(source, found.names, survey.counts, test_fraction, validation_fraction, split_seed)
+    num_levels = agree(source, survey, grayscale=data.grayscale, resized=data.resize is not None)
+    chosen = divide(source, found.names, survey.counts, data)
     labels = class_labels(found)
 
     def stream(split: int) -> Iterator[Chunk]:

@@ -106,14 +106,7 @@ def published(
 
 def folder_of_images(data: "Data", source: Path) -> tuple[Splits, dict[str, Any]]:
     """Return the transformed splits of a folder, and what `dataset.json` says of them."""
-    found = read_folder(
-        source,
-        test_fraction=data.test_fraction,
-        validation_fraction=data.validation_fraction,
-        split_seed=data.split_seed,
-        grayscale=data.grayscale,
-        resized=data.resize is not None,
-    )
+    found = read_folder(source, data)
     described = ", ".join(f"{part} for {split}" for part, split in found.parts.items())
     given = f"by its folders: {described}" if described else None
     name = source.resolve().name if source.name in ("", "..") else source.name
@@ -134,20 +127,15 @@ def transformed(data: "Data", splits: Splits, origin: dict[str, Any]) -> tuple[S
 
     def stream(chunks: Iterable[Chunk]) -> Iterator[Chunk]:
         for images, labels, files in chunks:
-            for part in parts(images, **steps(data)):
+            for part in parts(images, data):
                 yield Chunk(
-                    transform(images[part], num_levels, **steps(data)),
+                    transform(images[part], num_levels, data),
                     labels[part] if labels is not None else None,
                     files[part] if files is not None else None,
                 )
 
-    done = {"num_levels": levels_left(num_levels, data.num_bits), "transforms": describe(num_levels, **steps(data))}
+    done = {"num_levels": levels_left(num_levels, data.num_bits), "transforms": describe(num_levels, data)}
     return {split: stream(chunks) for split, chunks in splits.items()}, origin | done
-
-
-def steps(data: "Data") -> dict[str, Any]:
-    """Return the arguments of `flows.images.transforms.transform` that the parameters declare."""
-    return {"grayscale": data.grayscale, "resize": data.resize, "pad": data.pad, "num_bits": data.num_bits}
 
 
 def division(data: "Data", given: str | None = None) -> str:

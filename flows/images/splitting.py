@@ -1,12 +1,16 @@
 """Divide images into training, validation and test images: by the names of folders, or by seeded draws."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from flows.core.errors import Exit, UserError
 from flows.images.scanning import listed
 from flows.images.store import SPLITS
+
+if TYPE_CHECKING:
+    from flows.core.params import Data
 
 NAMES = {
     "train": ("train", "training"),
@@ -33,9 +37,7 @@ def held_out(source: str, count: int, fraction: float, split_seed: int, paramete
     return drawn
 
 
-def divide(
-    root: Path, names: list[str], counts: list[int], test_fraction: float, validation_fraction: float, split_seed: int
-) -> np.ndarray:
+def divide(root: Path, names: list[str], counts: list[int], data: "Data") -> np.ndarray:
     """Return the split of every image in a folder as a number: TRAIN, VALIDATION or TEST, (N,) int8.
 
     `counts` are the numbers of images in the files.  If the folder has parts, such as `train` and `test`, they decide.
@@ -51,14 +53,15 @@ def divide(
     else:
         require_no_part(root, names)
         chosen = np.full(total, TRAIN, dtype=np.int8)
-        chosen[held_out(str(root), total, test_fraction, split_seed, "data.test_fraction")] = TEST
+        chosen[held_out(str(root), total, data.test_fraction, data.split_seed, "data.test_fraction")] = TEST
     num_train, num_validation, _ = np.bincount(chosen, minlength=len(SPLITS)).tolist()
     if num_validation > num_train:
         reason = f"{num_validation} validation images, but only {num_train} training images"
         raise UserError(f"{root}: {reason}; exchange the folders, or move images", Exit.INVALID_DATA)
     if not num_validation:
         train = np.flatnonzero(chosen == TRAIN)
-        drawn = held_out(str(root), num_train, validation_fraction, split_seed, "data.validation_fraction")
+        share = data.validation_fraction
+        drawn = held_out(str(root), num_train, share, data.split_seed, "data.validation_fraction")
         chosen[train[drawn]] = VALIDATION
     return chosen
 

@@ -5,57 +5,55 @@ The order: more than 8 bits down to 8, grayscale, resize, pad, down to `num_bits
 
 import math
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from flows.core.errors import Exit, UserError
 from flows.images.store import fitting
 
+if TYPE_CHECKING:
+    from flows.core.params import Data
+
 # C x H x W of one image: a larger one cannot be trained on, since the model keeps the resolution throughout.
 MOST_DIMS = 2**25
 
 
-def transform(
-    images: np.ndarray, num_levels: int, *, grayscale: bool, resize: list[int] | None, pad: int, num_bits: int
-) -> np.ndarray:
-    """Return (N,C,H,W) levels 0..num_levels-1, uint8 or uint16, transformed to uint8 levels 0..levels_left(...)-1.
-
-    Raises what `shape_left` raises.
-    """
-    shape_left(images.shape[1:], grayscale=grayscale, resize=resize, pad=pad)
+def transform(images: np.ndarray, num_levels: int, data: "Data") -> np.ndarray:
+    """Return (N,C,H,W) levels 0..num_levels-1, uint8 or uint16, transformed to uint8 levels 0..levels_left(...)-1."""
     images = shifted(images, num_levels, 8).astype(np.uint8, copy=False)
     num_levels = levels_left(num_levels, 8)
-    if grayscale and images.shape[1] == 3:
+    if data.grayscale and images.shape[1] == 3:
         images = gray(images)
-    if resize and list(images.shape[2:]) != resize:
-        images = resized(images, resize, num_levels)
-    if pad:
-        images = np.pad(images, ((0, 0), (0, 0), (pad, pad), (pad, pad)))
-    return shifted(images, num_levels, num_bits)
+    if data.resize and list(images.shape[2:]) != data.resize:
+        images = resized(images, data.resize, num_levels)
+    if data.pad:
+        images = np.pad(images, ((0, 0), (0, 0), (data.pad, data.pad), (data.pad, data.pad)))
+    return shifted(images, num_levels, data.num_bits)
 
 
-def shape_left(shape: tuple[int, ...], *, grayscale: bool, resize: list[int] | None, pad: int) -> tuple[int, int, int]:
+def shape_left(shape: tuple[int, ...], data: "Data") -> tuple[int, int, int]:
     """Return the shape (C,H,W) of an image after the transforms.
 
     Raises UserError: exit 2 for grayscale of other than 1 or 3 channels and for parameters that make the image too
     large, 4 for an image that is too large itself.
     """
     channels, height, width = shape
-    if channels not in (1, 3) and grayscale:
+    if channels not in (1, 3) and data.grayscale:
         raise UserError(f"data.grayscale needs 1 or 3 channels, but the images have {channels}", Exit.USAGE)
-    height, width = (side + 2 * pad for side in resize or (height, width))
-    left = (1 if grayscale else channels, height, width)
+    height, width = (side + 2 * data.pad for side in data.resize or (height, width))
+    left = (1 if data.grayscale else channels, height, width)
     if (num_dims := math.prod(left)) > MOST_DIMS:
         what = f"images of {'x'.join(map(str, left))} have {num_dims:,} dimensions, more than {MOST_DIMS:,}"
-        if resize or pad:
+        if data.resize or data.pad:
             raise UserError(f"data.resize and data.pad: {what}; lower them", Exit.USAGE)
         raise UserError(f"{what}; set data.resize to a smaller [height, width]", Exit.INVALID_DATA)
     return left
 
 
-def parts(images: np.ndarray, *, grayscale: bool, resize: list[int] | None, pad: int, num_bits: int) -> Iterator[slice]:
-    """Yield the slices of images to transform at a time, so that memory is bounded."""
-    row = math.prod(shape_left(images.shape[1:], grayscale=grayscale, resize=resize, pad=pad))
+def parts(images: np.ndarray, data: "Data") -> Iterator[slice]:
+    """Yield the slices of images to transform at a time, which bounds memory.  Raises what `shape_left` raises."""
+    row = math.prod(shape_left(images.shape[1:], data))
     step = fitting(len(images), max(row, images[0].nbytes))
     for first in range(0, len(images), step):
         yield slice(first, first + step)
@@ -106,13 +104,13 @@ def levels_left(num_levels: int, num_bits: int) -> int:
     return ((num_levels - 1) >> lost_bits(num_levels, num_bits)) + 1
 
 
-def describe(num_levels: int, *, grayscale: bool, resize: list[int] | None, pad: int, num_bits: int) -> str:
+def describe(num_levels: int, data: "Data") -> str:
     """Return the transforms in words, for `dataset.json`, the digest and the model card; `none` without any."""
     bits = (num_levels - 1).bit_length()
     steps = [
-        "grayscale (ITU-R 601, rounded)" if grayscale else "",
-        f"resized to {resize[0]}x{resize[1]} (bicubic, antialiased)" if resize else "",
-        f"padded by {pad}" if pad else "",
-        f"{bits} bits shifted to {num_bits}" if bits > num_bits else "",
+        "grayscale (ITU-R 601, rounded)" if data.grayscale else "",
+        f"resized to {data.resize[0]}x{data.resize[1]} (bicubic, antialiased)" if data.resize else "",
+        f"padded by {data.pad}" if data.pad else "",
+        f"{bits} bits shifted to {data.num_bits}" if bits > data.num_bits else "",
     ]
     return ", ".join(step for step in steps if step) or "none"

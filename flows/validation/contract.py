@@ -98,11 +98,6 @@ def histogram_expectations(image_set: ImageSet) -> list[Any]:
     ]
 
 
-def difference_expectations(severity: str, text: str) -> list[Any]:
-    """Return the expectation of a table with one row per difference."""
-    return [between("times_the_limit", text, severity, max_value=1)]
-
-
 def never(column: str, exceptions: float, text: str, severity: str = "critical") -> Any:
     """Expect the flag in `column` to be false for all rows but a share of `exceptions`."""
     # 1e-9 absorbs rounding: one row of seventy passes if the share is 1/70.

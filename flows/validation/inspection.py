@@ -15,12 +15,7 @@ from flows.core.files import written_last
 from flows.core.folders import writing_folder
 from flows.images.store import ImageSet, data_sha256, load_images, load_labels, present
 from flows.process.ending import finish
-from flows.validation.contract import (
-    difference_expectations,
-    histogram_expectations,
-    image_expectations,
-    split_expectations,
-)
+from flows.validation.contract import between, histogram_expectations, image_expectations, split_expectations
 from flows.validation.drift import REFERENCE, differences, profile, read_reference
 from flows.validation.duplicates import Lookalikes, all_lookalikes, ranked
 from flows.validation.expectations import Checker
@@ -118,8 +113,8 @@ def check_differences(checker: Checker, contract: "Contract", found: list[Differ
         ("drift", True, on_drift, "images are like the reference's (times the limit)"),
     ):
         if selected := [each for each in found if (each.first == REFERENCE) == of_reference]:
-            expected = difference_expectations(severity, text)
-            checker.check(name, [difference_rows(selected)], expected, ["splits", "statistic"], "differences")
+            expected = between("times_the_limit", text, severity, max_value=1)
+            checker.check(name, [difference_rows(selected)], [expected], ["splits", "statistic"], "differences")
 
 
 def entry(pair: tuple[str, str], found: Lookalikes, folder: Path) -> Alike:

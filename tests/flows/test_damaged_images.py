@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from pictures import SPLIT, load, noise, png, tiff
+from pictures import load, noise, png, settings, tiff
 from PIL import Image
 
 from flows.core.errors import Exit, UserError
@@ -219,7 +219,7 @@ def exhaust(found: ImageFolder) -> None:
     ids=["gone", "empty", "cut", "larger", "colour", "deeper", "a folder", "a pipe"],
 )
 def test_a_picture_that_changes_after_its_head_was_read_is_named(change: Callable[[Path], Any], folder: Path) -> None:
-    found = read_folder(folder, **SPLIT)
+    found = read_folder(folder, settings(Path("images")))
     change(folder / "3.png")
     with pytest.raises(UserError, match=r'1 of 8 files cannot be used: "3\.png": ') as error:
         exhaust(found)
@@ -229,7 +229,7 @@ def test_a_picture_that_changes_after_its_head_was_read_is_named(change: Callabl
 @pytest.mark.parametrize("images", [noise(4000, 1, 6, 5), noise(2000, 1, 6, 5), noise(3000, 1, 5, 6)])
 def test_an_array_that_changes_after_its_head_was_read_is_named(images: np.ndarray, tmp_path: Path) -> None:
     np.save(tmp_path / "a.npy", noise(3000, 1, 6, 5))
-    found = read_folder(tmp_path / "a.npy", **SPLIT)
+    found = read_folder(tmp_path / "a.npy", settings(Path("images")))
     np.save(tmp_path / "a.npy", images)
     with pytest.raises(UserError, match=r'"a\.npy": changed while it was read; run again') as error:
         exhaust(found)

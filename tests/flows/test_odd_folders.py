@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from pictures import SPLIT, load, noise, settings, unprivileged
+from pictures import load, noise, settings, unprivileged
 from PIL import Image
 from project import ROOT
 
@@ -105,11 +105,11 @@ def test_a_circular_link_a_pipe_and_an_invalid_path_are_refused_as_sources(tmp_p
     os.mkfifo(tmp_path / "pipe.npy")
     for name in ("circle", "pipe.npy", "nul\0"):
         with pytest.raises(UserError, match=r"is not a folder of images|does not exist") as error:
-            read_folder(tmp_path / name, **SPLIT)
+            read_folder(tmp_path / name, settings(Path("images")))
         assert error.value.code == Exit.MISSING
         assert str(error.value).isprintable()
     with pytest.raises(UserError, match=r"x: File name too long$"):
-        read_folder(tmp_path / ("x" * 300), **SPLIT)
+        read_folder(tmp_path / ("x" * 300), settings(Path("images")))
 
 
 @pytest.mark.parametrize(
@@ -134,7 +134,7 @@ def test_a_file_that_may_not_be_read_is_named(folder: Path, monkeypatch: pytest.
     folder.parent.chmod(0o755)
     monkeypatch.chdir(folder.parent)  # whose own parents other users may not enter
     with unprivileged(), pytest.raises(UserError, match=r'"3\.png": Permission denied; make it readable') as error:
-        read_folder(Path("folder"), **SPLIT)
+        read_folder(Path("folder"), settings(Path("images")))
     assert error.value.code == Exit.MISSING
 
 

@@ -11,13 +11,18 @@ from PIL import Image
 from project import ROOT
 
 from flows.core.errors import Exit, UserError
+from flows.core.params import Data
 from flows.core.params_file import read_params
 from flows.images.store import MOST_CHUNK_BYTES, data_sha256, load_images
 from flows.images.transforms import MOST_DIMS, describe, levels_left, parts, shape_left, transform
 from flows.stages.download import download
 
-NOTHING: dict[str, Any] = {"grayscale": False, "resize": None, "pad": 0, "num_bits": 8}
 DIGITS = read_params(ROOT / "presets" / "digits.yaml").data
+"""It has no transforms."""
+
+
+def declared(**transforms: Any) -> Data:
+    return DIGITS.model_copy(update=transforms)
 
 
 def noise(*shape: int, highest: int = 255) -> np.ndarray:
@@ -26,8 +31,8 @@ def noise(*shape: int, highest: int = 255) -> np.ndarray:
 
 def test_no_transform_changes_nothing() -> None:
     pixels = noise(3, 2, 4, 5).astype(np.uint8)
-    assert transform(pixels, 256, **NOTHING) is pixels
-    assert describe(256, **NOTHING) == "none"
+    assert transform(pixels, 256, DIGITS) is pixels
+    assert describe(256, DIGITS) == "none"
 
 
 @given(num_levels=st.integers(2, 2**16), num_bits=st.integers(1, 8))
@@ -35,7 +40,7 @@ def test_bits_are_shifted_and_the_levels_follow(num_levels: int, num_bits: int) 
     levels = np.arange(num_levels).astype(np.uint16).reshape(1, 1, 1, -1)
     if num_levels <= 256:
         levels = levels.astype(np.uint8)
-    left = transform(levels, num_levels, **NOTHING | {"num_bits": num_bits})
+    left = transform(levels, num_levels, declared(num_bits=num_bits))
     assert left.dtype == np.uint8
     count = int(left.max()) + 1
     assert count == levels_left(num_levels, num_bits) <= 2**num_bits
@@ -44,36 +49,36 @@ def test_bits_are_shifted_and_the_levels_follow(num_levels: int, num_bits: int) 
 
 
 def test_transforms_have_a_fixed_order_and_a_description() -> None:
-    settings = {"grayscale": True, "resize": [4, 6], "pad": 2, "num_bits": 3}
-    done = transform(noise(2, 3, 8, 8, highest=2**16 - 1), 2**16, **settings)
+    settings = declared(grayscale=True, resize=[4, 6], pad=2, num_bits=3)
+    done = transform(noise(2, 3, 8, 8, highest=2**16 - 1), 2**16, settings)
     assert done.shape == (2, 1, 8, 10)
     assert done.max() < 8
     assert done.sum() == done[:, :, 2:6, 2:8].sum() > 0
     words = "grayscale (ITU-R 601, rounded), resized to 4x6 (bicubic, antialiased), padded by 2, 16 bits shifted to 3"
-    assert describe(2**16, **settings) == words
+    assert describe(2**16, settings) == words
 
 
 def test_resizing_stays_within_the_levels() -> None:
     edge = np.zeros((1, 1, 16, 16), dtype=np.uint8)
     edge[..., 7:] = 16
-    done = transform(edge, 17, **NOTHING | {"resize": [24, 24]})
+    done = transform(edge, 17, declared(resize=[24, 24]))
     assert done.max() == 16
-    constant = transform(edge[..., 7:], 17, **NOTHING | {"resize": [5, 5]})
+    constant = transform(edge[..., 7:], 17, declared(resize=[5, 5]))
     assert (constant == 16).all()
 
 
 def test_gray_levels_are_rounded() -> None:
     levels = np.arange(256, dtype=np.uint8)
     gray = np.broadcast_to(levels, (1, 3, 1, 256))
-    assert np.array_equal(transform(gray, 256, **NOTHING | {"grayscale": True})[0, 0, 0], levels)
+    assert np.array_equal(transform(gray, 256, declared(grayscale=True))[0, 0, 0], levels)
     colours = noise(4, 3, 50, 60).astype(np.uint8)
     exact = np.tensordot([0.299, 0.587, 0.114], colours, axes=(0, 1))[:, None]
-    assert np.abs(transform(colours, 256, **NOTHING | {"grayscale": True}) - exact).max() <= 0.5 + 1e-9
+    assert np.abs(transform(colours, 256, declared(grayscale=True)) - exact).max() <= 0.5 + 1e-9
 
 
 def test_gray_levels_of_other_channels_are_refused() -> None:
     with pytest.raises(UserError, match="images have 2") as error:
-        transform(noise(1, 2, 4, 4).astype(np.uint8), 256, **NOTHING | {"grayscale": True})
+        shape_left((2, 4, 4), declared(grayscale=True))
     assert error.value.code == Exit.USAGE
 
 
@@ -82,8 +87,8 @@ def test_gray_levels_of_other_channels_are_refused() -> None:
 def test_every_channel_is_resized_as_a_gray_image(channels: int, size: list[int]) -> None:
     """torch's kernels fail or differ for some numbers of channels."""
     images = np.random.default_rng(0).integers(0, 256, (3, channels, 50, 16), dtype=np.uint8)
-    done = transform(images, 256, **NOTHING | {"resize": size})
-    alone = [transform(images[:, [channel]], 256, **NOTHING | {"resize": size}) for channel in range(channels)]
+    done = transform(images, 256, declared(resize=size))
+    alone = [transform(images[:, [channel]], 256, declared(resize=size)) for channel in range(channels)]
     assert (done == np.concatenate(alone, axis=1)).all()
     gray = [Image.fromarray(image).resize((size[1], size[0]), Image.Resampling.BICUBIC) for image in images[:, 0]]
     assert np.abs(done[:, 0].astype(int) - np.stack([np.asarray(each) for each in gray])).max() <= 1
@@ -91,7 +96,7 @@ def test_every_channel_is_resized_as_a_gray_image(channels: int, size: list[int]
 
 @pytest.mark.parametrize("change", [{"num_bits": 4}, {"pad": 1}, {"resize": [8, 9]}, {"split_seed": 1}])
 def test_each_declaration_changes_the_digest_and_is_recorded(change: dict[str, Any], tmp_path: Path) -> None:
-    for name, settings in (("plain", DIGITS), ("changed", DIGITS.model_copy(update=change))):
+    for name, settings in (("plain", DIGITS), ("changed", declared(**change))):
         download(settings, out=tmp_path / name, downloads=tmp_path / "downloads")
     assert data_sha256(tmp_path / "plain") != data_sha256(tmp_path / "changed")
     plain, changed = (load_images(tmp_path / name).description for name in ("plain", "changed"))
@@ -144,9 +149,9 @@ def test_too_large_results_are_refused_before_they_are_made(
 @pytest.mark.parametrize("shape", [(3, 32, 32), (1, 2000, 3000)])
 def test_a_chunk_is_transformed_in_parts_that_fit(shape: tuple[int, int, int], change: dict[str, Any]) -> None:
     images = np.broadcast_to(np.uint8(1), (1000, *shape))
-    settings = NOTHING | change
-    left = shape_left(shape, **{key: settings[key] for key in ("grayscale", "resize", "pad")})
-    slices = list(parts(images, **settings))
+    settings = declared(**change)
+    left = shape_left(shape, settings)
+    slices = list(parts(images, settings))
     largest = max(int(np.prod(shape)), int(np.prod(left)))
     assert largest <= MOST_DIMS
     assert sum(len(range(1000)[part]) for part in slices) == 1000
@@ -155,6 +160,6 @@ def test_a_chunk_is_transformed_in_parts_that_fit(shape: tuple[int, int, int], c
 
 def test_large_colour_images_turn_gray_band_by_band() -> None:
     pixels = noise(1, 3, 5000, 2500).astype(np.uint8)
-    whole = transform(pixels, 256, **NOTHING | {"grayscale": True})
-    assert np.array_equal(whole[:, :, :100], transform(pixels[:, :, :100], 256, **NOTHING | {"grayscale": True}))
-    assert np.array_equal(whole[:, :, -99:], transform(pixels[:, :, -99:], 256, **NOTHING | {"grayscale": True}))
+    whole = transform(pixels, 256, declared(grayscale=True))
+    assert np.array_equal(whole[:, :, :100], transform(pixels[:, :, :100], 256, declared(grayscale=True)))
+    assert np.array_equal(whole[:, :, -99:], transform(pixels[:, :, -99:], 256, declared(grayscale=True)))
