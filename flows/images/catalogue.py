@@ -1,14 +1,11 @@
-"""The published image sets: one entry each with addresses, licence, counts and checksums."""
+"""The published image sets of 256 levels: one entry each with addresses, licence, counts and checksums."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from torchvision.datasets import CIFAR10 as TorchvisionCIFAR10
-from torchvision.datasets import MNIST as TorchvisionMNIST
-from torchvision.datasets import SVHN as TorchvisionSVHN
-from torchvision.datasets import FashionMNIST as TorchvisionFashionMNIST
+from torchvision import datasets
 
 
 @dataclass(frozen=True)
@@ -30,7 +27,6 @@ class PublishedSet:
     """The tar file in which the publisher packs the folder, if any."""
     addresses: dict[str, list[str]]
     """The publisher's address and mirrors, by the name of the file to download."""
-    num_levels: int = 256
 
 
 @dataclass(frozen=True)
@@ -49,10 +45,9 @@ class DownsampledImageNet:
     test: dict[str, str]
     base_address: str
     licence: str = "non-commercial research and education (ImageNet's terms of access)"
-    num_levels: int = 256
 
 
-def idx_set(title: str, homepage: str, licence: str, reader: type[TorchvisionMNIST], *sha256: str) -> PublishedSet:
+def idx_set(title: str, homepage: str, licence: str, reader: type[datasets.MNIST], *sha256: str) -> PublishedSet:
     """Return the entry of a set of 60,000 and 10,000 images of 28x28 in MNIST's file format."""
     names = [f"{split}-{kind}" for split in ("train", "t10k") for kind in ("images-idx3-ubyte", "labels-idx1-ubyte")]
     return PublishedSet(
@@ -73,7 +68,7 @@ MNIST = idx_set(
     "MNIST",
     "http://yann.lecun.com/exdb/mnist/",
     "CC BY-SA 3.0",
-    TorchvisionMNIST,
+    datasets.MNIST,
     "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
     "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5",
     "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
@@ -83,7 +78,7 @@ FASHION_MNIST = idx_set(
     "Fashion-MNIST",
     "https://github.com/zalandoresearch/fashion-mnist",
     "MIT",
-    TorchvisionFashionMNIST,
+    datasets.FashionMNIST,
     "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",
     "bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9",
     "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b",
@@ -95,7 +90,7 @@ CIFAR10 = PublishedSet(
     licence="not stated by the publisher",
     num_train=50_000,
     num_test=10_000,
-    reader=TorchvisionCIFAR10,
+    reader=datasets.CIFAR10,
     folder="cifar-10-batches-py",
     files={
         "data_batch_1": "54636561a3ce25bd3e19253c6b0d8538147b0ae398331ac4a2d86c6d987368cd",
@@ -107,13 +102,13 @@ CIFAR10 = PublishedSet(
         "batches.meta": "f962466ef690d46b226450fb9aadc74ba4bc64a76aa526b5827fe4bc5c7125cb",
     },
     archive="cifar-10-python.tar.gz",
-    addresses={"cifar-10-python.tar.gz": [TorchvisionCIFAR10.url]},
+    addresses={"cifar-10-python.tar.gz": [datasets.CIFAR10.url]},
 )
 
 
-def svhn(root: Path, train: bool) -> TorchvisionSVHN:
+def svhn(root: Path, train: bool) -> datasets.SVHN:
     """Return torchvision's reader, which takes the name of a split where the others take a flag."""
-    return TorchvisionSVHN(root, split="train" if train else "test")
+    return datasets.SVHN(root, split="train" if train else "test")
 
 
 SVHN = PublishedSet(
@@ -129,7 +124,7 @@ SVHN = PublishedSet(
         "test_32x32.mat": "cdce80dfb2a2c4c6160906d0bd7c68ec5a99d7ca4831afa54f09182025b6a75b",
     },
     archive=None,
-    addresses={f"{split}_32x32.mat": [TorchvisionSVHN.split_list[split][0]] for split in ("train", "test")},
+    addresses={f"{split}_32x32.mat": [datasets.SVHN.split_list[split][0]] for split in ("train", "test")},
 )
 
 # ImageNet was published at low resolution twice, under the same names.  The images were resized differently: the same

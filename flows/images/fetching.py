@@ -27,7 +27,6 @@ TIMEOUT = 60.0  # seconds without a byte
 MOST_BYTES = 2**34
 PAUSES = (1.0, 4.0, 15.0, 60.0)  # seconds before the second to the fifth attempt
 
-
 # Client errors that may pass: a timeout, a range beyond the end (the next attempt starts over), and rate limits.
 PASSING = (
     http.HTTPStatus.REQUEST_TIMEOUT,
@@ -145,7 +144,8 @@ def receive(address: str, part: Path, most: int) -> bool:
         if response.headers.get_content_type() == "text/html":  # it must not replace what has arrived
             raise http.client.HTTPException("sends a web page")
         resumed = response.status == http.HTTPStatus.PARTIAL_CONTENT
-        if resumed and other_range(response, have):
+        begins = re.match(r"bytes (\d+)-", response.headers.get("Content-Range", ""))
+        if resumed and begins and int(begins[1]) != have:
             part.unlink(missing_ok=True)
             raise http.client.HTTPException(f"sends {response.headers['Content-Range']}, not the requested range")
         try:
@@ -155,12 +155,6 @@ def receive(address: str, part: Path, most: int) -> bool:
             part.unlink()
             raise
     return resumed and have > 0
-
-
-def other_range(response: http.client.HTTPResponse, have: int) -> bool:
-    """Whether the answer says that it does not begin at byte `have`."""
-    stated = re.match(r"bytes (\d+)-", response.headers.get("Content-Range", ""))
-    return stated is not None and int(stated[1]) != have
 
 
 def copy(response: http.client.HTTPResponse, file: BinaryIO, have: int, most: int, name: str) -> None:

@@ -14,6 +14,7 @@ import numpy as np
 
 from flows.core.errors import Exit, UserError
 from flows.core.escaping import visible
+from flows.images.array_files import ROWS
 from flows.images.picture_files import advice, inspect, read
 from flows.images.publishers import Chunk, Splits
 from flows.images.reading import BadImageError, Head, Kind
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-ROWS = 1000
 MOST_REASONS, MOST_NAMED = 20, 100
 
 

@@ -13,14 +13,12 @@ from PIL import Image
 
 from flows.core.errors import Exit, UserError
 from flows.core.files import file_sha256
-from flows.images.array_files import read_layout, read_rows
+from flows.images.array_files import ROWS, read_layout, read_rows
 from flows.images.fetching import fetch_file
 from flows.images.publishers import Chunk, Splits, divided, entries, file_of
 
 if TYPE_CHECKING:
     from flows.images.catalogue import DownsampledImageNet
-
-ROWS = 1000
 
 
 def read_imagenet(

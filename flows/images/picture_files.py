@@ -13,7 +13,6 @@ from PIL import Image, ImageOps
 from flows.images.array_files import inspect_array, read_array
 from flows.images.reading import FORMATS, BadImageError, Head, Kind, damage_named, limited, open_file, unchanged
 
-SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".npy"})
 MOST_FILE_BYTES = 2**28
 MOST_HEAD_BYTES = 2**23
 MOST_SCANS = 100
@@ -65,10 +64,14 @@ def head_of_image(image: Image.Image) -> Head:
 
 def format_of(image: Image.Image) -> str:
     """Return the format of an opened picture, such as `PNG`; `lossy WEBP` or `lossy TIFF` if it may lose detail."""
-    if image.format == "MPO":
-        return "JPEG"
-    is_lossy = {"WEBP": lossy_webp, "TIFF": lossy_tiff}.get(str(image.format))
-    return f"lossy {image.format}" if is_lossy and is_lossy(image) else str(image.format)
+    match image.format:
+        case "MPO":
+            return "JPEG"
+        case "WEBP" if lossy_webp(image):
+            return "lossy WEBP"
+        case "TIFF" if image.info["compression"] in ("tiff_jpeg", "jpeg", "webp"):  # lossless WebP counts, too
+            return "lossy TIFF"
+    return str(image.format)
 
 
 def lossy_webp(image: Image.Image) -> bool:
@@ -82,11 +85,6 @@ def lossy_webp(image: Image.Image) -> bool:
     return bool(name == b"VP8 ")
 
 
-def lossy_tiff(image: Image.Image) -> bool:
-    """Whether a TIFF file holds JPEG or WebP.  Lossless WebP counts, too."""
-    return image.info["compression"] in ("tiff_jpeg", "jpeg", "webp")
-
-
 def decoded(image: Image.Image, head: Head) -> np.ndarray:
     """Return the levels of an opened picture, upright, (C,H,W) uint8 or uint16."""
     if "progressive" in image.info:
@@ -96,15 +94,12 @@ def decoded(image: Image.Image, head: Head) -> np.ndarray:
     if head.turned:
         ImageOps.exif_transpose(image, in_place=True)
     width, height = image.size
+    channels, bits = MODES[image.mode]
+    pixels = np.empty((channels, height, width), np.uint8 if bits <= 8 else np.uint16)
     rows = max(1, STRIP // width)
-    if height <= rows:
-        pixels = planes(image)
-    else:  # in strips, since NumPy makes two copies of what it converts
-        channels, bits = MODES[image.mode]
-        pixels = np.empty((channels, height, width), np.uint8 if bits <= 8 else np.uint16)
-        for top in range(0, height, rows):
-            bottom = min(top + rows, height)
-            pixels[:, top:bottom] = planes(image.crop((0, top, width, bottom)))
+    for top in range(0, height, rows):  # in strips, since NumPy makes two copies of what it converts
+        bottom = min(top + rows, height)
+        pixels[:, top:bottom] = planes(image.crop((0, top, width, bottom)))
     factor = max(1, 255 // (2**head.kind.num_bits - 1))
     return pixels // pixels.dtype.type(factor) if factor > 1 else pixels
 

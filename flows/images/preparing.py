@@ -99,7 +99,7 @@ def published(
         splits = read_published(entry, source, downloads, scratch, validation=validation)
     else:
         splits = read_imagenet(entry, source, downloads, validation=validation)
-    origin = {key: getattr(entry, key) for key in ("title", "homepage", "licence", "num_levels")}
+    origin = {"title": entry.title, "homepage": entry.homepage, "licence": entry.licence, "num_levels": 256}
     counts = {"published_train": entry.num_train, "published_test": entry.num_test}
     return transformed(data, splits, origin | counts | {"split": division(data, "as published")})
 

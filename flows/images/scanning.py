@@ -9,9 +9,8 @@ from typing import NamedTuple
 
 from flows.core.errors import Exit, UserError
 from flows.core.escaping import visible
-from flows.images.picture_files import SUFFIXES
 
-ENDINGS = tuple(sorted(SUFFIXES))
+ENDINGS = (".jpeg", ".jpg", ".npy", ".png", ".tif", ".tiff", ".webp")
 
 log = logging.getLogger(__name__)
 

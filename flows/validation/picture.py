@@ -47,9 +47,7 @@ def draw_pairs(upper: "list[Axes]", lower: "list[Axes]", pairs: list[dict[str, A
     upper[0].set_title("pairs that look most alike, and how many by chance", fontsize=8, loc="left", y=1.25)
     for above, below, pair in zip(upper, lower, pairs, strict=False):
         for axes, prefix in ((above, ""), (below, "of_")):
-            split, number = pair[f"{prefix}split"], pair[f"{prefix}image"]
-            draw_image(axes, getattr(image_set, split)[number], image_set.num_levels)
-            axes.text(0, -0.02, f"{split} {number}", fontsize=7, va="top", transform=axes.transAxes)
+            draw_image(axes, image_set, pair[f"{prefix}split"], pair[f"{prefix}image"])
         note = f"{pair['moved']}\n{pair['distance']:.4f}, {pair['by_chance']:.2g}"
         below.text(0, -0.2, note, fontsize=6, va="top", transform=below.transAxes)
 
@@ -58,8 +56,7 @@ def draw_offenders(panels: "list[Axes]", result: Result, image_set: ImageSet) ->
     """Draw the first images that break an expectation, one in each panel, under its meaning."""
     panels[0].set_title(f"{result.meaning}: {result.severity}", fontsize=8, loc="left", y=1.25)
     for axes, row in zip(panels, result.rows, strict=False):
-        draw_image(axes, getattr(image_set, row["split"])[row["image"]], image_set.num_levels)
-        axes.text(0, -0.02, f"{row['split']} {row['image']}", fontsize=7, va="top", transform=axes.transAxes)
+        draw_image(axes, image_set, row["split"], row["image"])
 
 
 def draw_histograms(axes: "Axes", histograms: dict[str, np.ndarray]) -> None:
@@ -72,10 +69,12 @@ def draw_histograms(axes: "Axes", histograms: dict[str, np.ndarray]) -> None:
     axes.legend()
 
 
-def draw_image(axes: "Axes", image: np.ndarray, num_levels: int) -> None:
-    """Draw an image (C,H,W): three channels in colour, else the first in gray.  Draw nothing for other shapes."""
-    if image.ndim == 3 and image.size and num_levels > 1:
+def draw_image(axes: "Axes", image_set: ImageSet, split: str, number: int) -> None:
+    """Draw an image above its number: three channels in colour, else the first in gray.  Draw no other shapes."""
+    image, highest = getattr(image_set, split)[number], image_set.num_levels - 1
+    if image.ndim == 3 and image.size:
         step = max(1, max(image.shape[1:]) // SIDE)
         image = image[:, ::step, ::step]
-        shown = np.clip(np.nan_to_num(image.astype(float)) / (num_levels - 1), 0, 1)
+        shown = np.clip(np.nan_to_num(image.astype(float)) / highest, 0, 1)
         axes.imshow(shown.transpose(1, 2, 0) if len(shown) == 3 else shown[0], cmap="gray", vmin=0, vmax=1)
+    axes.text(0, -0.02, f"{split} {number}", fontsize=7, va="top", transform=axes.transAxes)
