@@ -20,7 +20,7 @@ from flows.core.files import written_last
 from flows.core.memory import require
 from flows.evaluation.environment import environment
 from flows.evaluation.results import BOTH, BoundMetrics, SplitFigures, finite
-from flows.images.store import ImageSet, data_sha256, fault, load_images, spread
+from flows.images.store import ImageSet, data_sha256, load_images, require_levels, spread
 from flows.process.ending import finish
 from flows.process.progress import bar
 from vdm.choices import Split
@@ -157,8 +157,7 @@ def require_valid(image_set: ImageSet, images: Path, split: Split) -> None:
     """
     if split == "validation" and not len(image_set.validation):
         raise UserError(f"{images} has no validation images; set data.validation_fraction", Exit.USAGE)
-    if reason := fault(image_set, split):
-        raise UserError(f"{images}: {reason}; run `vdmctl validate`", Exit.INVALID_DATA)
+    require_levels(image_set, images, split)
 
 
 def kind(shape: tuple[int, ...], num_levels: int) -> str:

@@ -98,8 +98,9 @@ def decoded(image: Image.Image, head: Head) -> np.ndarray:
     pixels = np.empty((channels, height, width), np.uint8 if bits <= 8 else np.uint16)
     rows = max(1, STRIP // width)
     for top in range(0, height, rows):  # in strips, since NumPy makes two copies of what it converts
-        bottom = min(top + rows, height)
-        pixels[:, top:bottom] = planes(image.crop((0, top, width, bottom)))
+        strip = image.crop((0, top, width, min(top + rows, height)))
+        levels = np.asarray(strip.convert("L") if strip.mode == "1" else strip)
+        pixels[:, top : top + rows] = levels if levels.ndim == 2 else levels.transpose(2, 0, 1)
     factor = max(1, 255 // (2**head.kind.num_bits - 1))
     return pixels // pixels.dtype.type(factor) if factor > 1 else pixels
 
@@ -124,13 +125,6 @@ def require_few_scans(image: Image.Image) -> None:
     count = file.read().count(b"\xff\xda")
     if count > MOST_SCANS:
         raise BadImageError(f"{count} scans, of which at most {MOST_SCANS} are decoded; save it again")
-
-
-def planes(image: Image.Image) -> np.ndarray:
-    """Return the levels as Pillow decodes them, (C,H,W) uint8 or uint16."""
-    pixels = np.asarray(image.convert("L") if image.mode == "1" else image)
-    pixels = pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
-    return pixels if pixels.dtype == np.uint8 else pixels.astype(np.uint16)
 
 
 def advice(kinds: set[Kind]) -> str:

@@ -183,13 +183,15 @@ def load_array(path: Path) -> np.ndarray:
     return array
 
 
-def fault(image_set: ImageSet, split: str) -> str:
-    """Return why the images of a split do not have the set's shape and levels; "" if they do."""
-    images = getattr(image_set, split)
+def require_levels(image_set: ImageSet, folder: Path, split: str) -> None:
+    """Raise UserError (exit 4) unless the images of a split have the shape and the levels of the set in `folder`."""
+    images, advice = getattr(image_set, split), "run `vdmctl validate`"
     if images.dtype != np.uint8 or images.shape[1:] != image_set.image_shape or not len(images):
-        return f"{split}.npy holds {len(images)} images of {images.dtype} and shape {images.shape[1:]}"
+        found = f"{len(images)} images of {images.dtype} and shape {images.shape[1:]}"
+        raise UserError(f"{folder}: {split}.npy holds {found}; {advice}", Exit.INVALID_DATA)
     highest = max(int(chunk.max()) for _, chunk in chunks(images, len(images)))
-    return f"{split}.npy holds level {highest}" if highest >= image_set.num_levels else ""
+    if highest >= image_set.num_levels:
+        raise UserError(f"{folder}: {split}.npy holds level {highest}; {advice}", Exit.INVALID_DATA)
 
 
 def spread(images: np.ndarray, count: int | None) -> np.ndarray:

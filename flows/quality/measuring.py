@@ -12,7 +12,7 @@ from flows.core.device import find_device, find_precision
 from flows.core.errors import Exit, UserError
 from flows.core.memory import require
 from flows.evaluation.results import QualityFigure, SampleMetrics, SamplerSettings
-from flows.images.store import FEWEST_COMPARED, ImageSet, chunks, data_sha256, fault, load_images, spread
+from flows.images.store import FEWEST_COMPARED, ImageSet, chunks, data_sha256, load_images, require_levels, spread
 from flows.quality.distances import (
     NEIGHBOURS,
     Estimate,
@@ -100,8 +100,7 @@ def require_fitting(sample: "Sample", quality: "Quality", *, model: Path, featur
     if load_features(features, find_device(quality.device))[1].data_sha256 != data_sha256(images):
         raise UserError(f"{features} was trained on other images than {images}; run `vdmctl features`", Exit.USAGE)
     for split in ("train", "test"):
-        if reason := fault(image_set, split):
-            raise UserError(f"{images}: {reason}; run `vdmctl validate`", Exit.INVALID_DATA)
+        require_levels(image_set, images, split)
     if sample.inception_weights is not None and sample.inception_sha256 is not None:
         weights = Path(sample.inception_weights).expanduser()
         require_inception(image_set.image_shape[0], weights, sample.inception_sha256)

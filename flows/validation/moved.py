@@ -129,7 +129,7 @@ def search(images: np.ndarray, index: Index, others: np.ndarray, queries: np.nda
     # Inverting one of n pixels changes the mean by up to 1/n of the range.
     pixels = (images.shape[2] - 2) * (images.shape[3] - 2)
     window = (num_levels - 1) * max(BRIGHTNESS, 1.5 / pixels)
-    places = np.full(len(images), -1)
+    places = np.full(len(others), -1)
     if others is images:
         places[index.numbers] = np.arange(len(index.numbers))
     parts = []
@@ -137,8 +137,7 @@ def search(images: np.ndarray, index: Index, others: np.ndarray, queries: np.nda
     for first in range(0, len(queries), step):
         some = queries[first : first + step]
         gray = np.concatenate([part.mean(axis=1, dtype=np.float32) for part in pick(others, some)])
-        own = places[some] if others is images else np.full(len(some), -1)
-        place, distance = nearest(index, variants(gray), own, window)
+        place, distance = nearest(index, variants(gray), places[some], window)
         numbers = index.numbers[place]
         without_shifts = np.where(np.isin(np.arange(VARIANTS), UNMOVED), distance, np.inf)
         unmoved = best_of(images, others, numbers, some, without_shifts)

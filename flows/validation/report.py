@@ -7,7 +7,7 @@ from pydantic import FailFast, Field
 
 from flows.core.documents import Document, Sha256, read
 from flows.core.errors import Exit, UserError
-from flows.images.store import data_sha256, fault, load_images
+from flows.images.store import data_sha256, load_images, require_levels
 
 REPORT = "validation.json"
 Level = Annotated[int, Field(ge=0, lt=2**63)]
@@ -21,7 +21,7 @@ Histogram = Annotated[list[Level], FailFast(), Field(max_length=2**16)]
 class Profile(Document):
     """What `flows.validation.drift` compares of two image sets."""
 
-    histogram: Annotated[list[Level], FailFast(), Field(min_length=1, max_length=2**16)]
+    histogram: Annotated[Histogram, Field(min_length=1)]
     """Number of pixels by level."""
     mean: Quantiles
     """Quantiles of the images' means; empty when no mean is finite."""
@@ -134,5 +134,4 @@ def require_validated(images: Path, report: Path, *, needs_validation_images: bo
         advice = f"set data.validation_fraction, or train without them by {settings}"
         raise UserError(f"{images} has no validation images; {advice}", Exit.USAGE)
     for split in ("train", "validation") if needs_validation_images else ("train",):
-        if reason := fault(image_set, split):
-            raise UserError(f"{images}: {reason}; run `vdmctl validate`", Exit.INVALID_DATA)
+        require_levels(image_set, images, split)

@@ -69,16 +69,16 @@ def products(segments: np.ndarray, num_levels: int) -> np.ndarray:
 
 
 def lost_detail(space: Space) -> float:
-    """Return the larger share of directions with nothing but rounding, along rows or columns; 0 for few segments."""
-    return max((lost(moments[axis]) for axis in range(2) for moments in chosen(space, axis)), default=0.0)
+    """Return the larger share of directions with nothing but rounding, along rows or columns; 0 for few segments.
 
-
-def chosen(space: Space, axis: int) -> list[np.ndarray]:
-    """Return the sums to judge by: of segments without end levels, where clipping added no detail, or else of all.
-
-    The list has one entry, or is empty if there are too few segments.
+    Segments with end levels, where clipping added detail, are left out if there are enough others.
     """
-    return [kind for kind in space.moments if kind[axis][0, 0] >= FEWEST_SEGMENTS][:1]
+    shares = [0.0]
+    for inner, every in space.moments.swapaxes(0, 1):
+        moments = inner if inner[0, 0] >= FEWEST_SEGMENTS else every
+        if moments[0, 0] >= FEWEST_SEGMENTS:
+            shares.append(lost(moments))
+    return max(shares)
 
 
 def lost(moments: np.ndarray) -> float:

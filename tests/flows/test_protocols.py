@@ -20,7 +20,7 @@ from flows.evaluation.bound import evaluate_split, require_valid
 from flows.evaluation.protocols import NUM_REPEATED, ode
 from flows.evaluation.results import BoundMetrics, SampleMetrics, SplitFigures, common_figures
 from flows.evaluation.solver import largest
-from flows.images.store import SPLITS, fault, load_images, save_images, spread
+from flows.images.store import SPLITS, load_images, require_levels, save_images, spread
 from vdm.choices import Split
 from vdm.evaluation import image_terms
 from vdm.model import VDM
@@ -121,9 +121,11 @@ def test_an_empty_split_is_not_evaluated(split: Split, code: Exit, digits: np.nd
 def test_the_first_level_that_a_set_does_not_have_is_a_fault(folder: Path) -> None:
     image_set = load_images(folder / "images")
     assert int(image_set.test.max()) == 16
-    assert fault(image_set, "test") == ""
+    require_levels(image_set, folder, "test")
     found = image_set._replace(description=image_set.description | {"num_levels": 16})
-    assert fault(found, "test") == "test.npy holds level 16"
+    with pytest.raises(UserError, match=r"test\.npy holds level 16; run `vdmctl validate`") as raised:
+        require_levels(found, folder, "test")
+    assert raised.value.code is Exit.INVALID_DATA
 
 
 def test_metrics_and_tables_have_every_figure_under_its_name(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
