@@ -104,20 +104,13 @@ CIFAR10 = PublishedSet(
     archive="cifar-10-python.tar.gz",
     addresses={"cifar-10-python.tar.gz": [datasets.CIFAR10.url]},
 )
-
-
-def svhn(root: Path, train: bool) -> datasets.SVHN:
-    """Return torchvision's reader, which takes the name of a split where the others take a flag."""
-    return datasets.SVHN(root, split="train" if train else "test")
-
-
 SVHN = PublishedSet(
     title="SVHN, cropped digits",
     homepage="http://ufldl.stanford.edu/housenumbers/",
     licence="non-commercial use only",
     num_train=73_257,
     num_test=26_032,
-    reader=svhn,
+    reader=lambda root, train: datasets.SVHN(root, split="train" if train else "test"),
     folder="",
     files={
         "train_32x32.mat": "435e94d69a87fde4fd4d7f3dd208dfc32cb6ae8af2240d066de1df7508d083b8",

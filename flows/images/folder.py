@@ -8,7 +8,7 @@ import logging
 from collections import Counter, deque
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 import numpy as np
 
@@ -19,7 +19,7 @@ from flows.images.picture_files import advice, inspect, read
 from flows.images.publishers import Chunk, Splits
 from flows.images.reading import BadImageError, Head, Kind
 from flows.images.scanning import Found, find_images, listed
-from flows.images.splitting import divide, parts_of
+from flows.images.splitting import divide, division, parts_of
 from flows.images.store import SPLITS, fitting
 
 if TYPE_CHECKING:
@@ -28,18 +28,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 MOST_REASONS, MOST_NAMED = 20, 100
-
-
-class ImageFolder(NamedTuple):
-    """A folder of images before its pixels are read."""
-
-    splits: Splits
-    """Images as they are stored; chunks may differ in shape."""
-    num_levels: int
-    formats: str
-    """The number of files by format, in words."""
-    parts: dict[str, str]
-    """The split of each part of the folder, as `parts_of` returns them; {} if the images were drawn."""
 
 
 class Survey(NamedTuple):
@@ -56,11 +44,11 @@ class Survey(NamedTuple):
         return [head.num_images for head in self.heads]
 
 
-def read_folder(source: Path, data: "Data") -> ImageFolder:
-    """Return the images in `source`, a folder or one .npy file, in the order of their names.
+def read_folder(source: Path, data: "Data") -> tuple[Splits, dict[str, Any]]:
+    """Return the images in `source`, a folder or one .npy file, and what `dataset.json` says of them.
 
-    `divide` says how they are divided.  Gray and RGB images together need `data.grayscale`, several sizes
-    `data.resize`.
+    They are as they are stored, in the order of their names; `divide` says how they are divided.  Chunks may differ in
+    shape: gray and RGB images together need `data.grayscale`, several sizes `data.resize`.
 
     Raises UserError that lists every unusable file (exit 5 if one is damaged, else 4), also when the splits are read.
     Raises what `find_images` and `divide` raise, and UserError (exit 4) for images that remain of several kinds.
@@ -75,7 +63,19 @@ def read_folder(source: Path, data: "Data") -> ImageFolder:
         return batched(pixels(found, survey.heads, chosen == split, labels))
 
     splits: Splits = {split: stream(number) for number, split in enumerate(SPLITS) if number in chosen}
-    return ImageFolder(splits, num_levels, remark(source, survey), parts_of(found.names))
+    parts = parts_of(found.names)
+    described = ", ".join(f"{part} for {split}" for part, split in parts.items())
+    given = f"by its folders: {described}" if described else None
+    name = source.resolve().name if source.name in ("", "..") else source.name
+    origin = {
+        "title": visible(name) or "images",
+        "homepage": "a folder",
+        "licence": "not stated",
+        "formats": remark(source, survey),
+        "split": given if "validation" in parts.values() else division(data, given),
+        "num_levels": num_levels,
+    }
+    return splits, origin
 
 
 def look_at_all(found: Found) -> Survey:
@@ -191,19 +191,16 @@ def complain(source: Path, problems: dict[str, BadImageError], count: int) -> No
     names: dict[str, list[str]] = {}
     for name, error in sorted(problems.items()):
         names.setdefault(str(error), []).append(name)
-    reasons = [f"{some(files)}: {reason}" for reason, files in names.items()]
+    reasons = []
+    for reason, files in names.items():
+        others = f" and {len(files) - MOST_NAMED} more" if len(files) > MOST_NAMED else ""
+        reasons.append(f"{listed(files[:MOST_NAMED])}{others}: {reason}")
     more = f"; and {len(reasons) - MOST_REASONS} other reasons" if len(reasons) > MOST_REASONS else ""
     damaged = any(error.code is Exit.MISSING for error in problems.values())
     raise UserError(
         f"{source}: {len(problems)} of {count} files cannot be used: {'; '.join(reasons[:MOST_REASONS])}{more}",
         Exit.MISSING if damaged else Exit.INVALID_DATA,
     )
-
-
-def some(names: list[str]) -> str:
-    """Return the first names, and how many more there are."""
-    more = f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
-    return f"{listed(names[:MOST_NAMED])}{more}"
 
 
 def remark(source: Path, survey: Survey) -> str:

@@ -61,10 +61,10 @@ def read_archives(published: "DownsampledImageNet", paths: list[Path]) -> Iterat
 
 
 def zipped_batches(path: Path, size: int) -> Iterator[Chunk]:
-    """Yield (n,3,H,W) uint8 images and labels from 0, from the npz files in a zip file."""
+    """Yield (n,3,H,W) uint8 images and labels from 0, from the npz files in a zip file: batch 10 after batch 9."""
     with zipfile.ZipFile(path) as outer:
         batches = [name for name in outer.namelist() if name.endswith(".npz")]
-        for batch in sorted(batches, key=numbers_in):
+        for batch in sorted(batches, key=lambda name: [int(digits) for digits in re.findall(r"\d+", Path(name).name)]):
             with outer.open(batch) as packed, zipfile.ZipFile(packed) as inner:
                 with inner.open("labels.npy") as entry:
                     labels = np.lib.format.read_array(entry) - 1
@@ -73,11 +73,6 @@ def zipped_batches(path: Path, size: int) -> Iterator[Chunk]:
                     for rows in read_rows(entry, read_layout(entry)):
                         yield Chunk(rows.reshape(-1, 3, size, size), labels[first : first + len(rows)])
                         first += len(rows)
-
-
-def numbers_in(name: str) -> list[int]:
-    """Return the numbers in the name of a file, so that batch 10 is sorted behind batch 9."""
-    return [int(digits) for digits in re.findall(r"\d+", Path(name).name)]
 
 
 def tarred_images(path: Path, size: int) -> Iterator[Chunk]:

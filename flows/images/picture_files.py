@@ -41,16 +41,12 @@ def read(path: Path, expected: Head | None = None) -> Iterator[np.ndarray]:
     """
     if path.suffix.lower() == ".npy":
         yield from read_array(path, expected)
-    else:
-        yield read_picture(path, expected)[None]
-
-
-def read_picture(path: Path, expected: Head | None) -> np.ndarray:
-    """Return the levels of a picture, (C,H,W) uint8 or uint16.  Raises BadImageError."""
+        return
     with damage_named(), open_image(path) as image:
         head = head_of_image(image)
         unchanged(head, expected)
-        return decoded(image, head)
+        levels = decoded(image, head)
+    yield levels[None]
 
 
 def head_of_image(image: Image.Image) -> Head:
@@ -58,7 +54,9 @@ def head_of_image(image: Image.Image) -> Head:
     turned = orientation(image)
     # Pillow reports the size of a TIFF file as it is after turning.
     width, height = image.size[::-1] if turned >= 5 and image.format != "TIFF" else image.size
-    kind = Kind((MODES[image.mode][0], height, width), stored_bits(image))
+    channels, bits = MODES[image.mode]
+    # The suffixes I and R are TIFF's inverted levels and reversed bits.
+    kind = Kind((channels, height, width), STORED.get(raw_mode(image).rstrip("IR"), bits))
     return Head(kind, 1, format_of(image), turned != 1)
 
 
@@ -219,11 +217,6 @@ def orientation(image: Image.Image) -> int:
     asked = image.format != "PNG" or "exif" in image.info
     stated = image.getexif().get(0x0112, 1) if asked else 1
     return int(stated) if stated in range(2, 9) else 1
-
-
-def stored_bits(image: Image.Image) -> int:
-    """Return the bits per level in the file.  The suffixes I and R are TIFF's inverted levels and reversed bits."""
-    return STORED.get(raw_mode(image).rstrip("IR"), MODES[image.mode][1])
 
 
 def raw_mode(image: Image.Image) -> str:

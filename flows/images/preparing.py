@@ -11,14 +11,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from flows.core.errors import Exit, UserError
-from flows.core.escaping import visible
 from flows.core.files import naming, scratch_folder
 from flows.core.folders import writing_folder
 from flows.images.fetching import held
 from flows.images.folder import read_folder
 from flows.images.imagenet import read_imagenet
 from flows.images.publishers import Chunk, Splits, read_digits, read_published
-from flows.images.splitting import held_out
+from flows.images.splitting import division, held_out
 from flows.images.store import files_of, save_images, write_array
 from flows.images.transforms import describe, levels_left, parts, transform
 
@@ -68,7 +67,8 @@ def written_beside(chunks: Iterable[Chunk], folder: Path, split: str) -> Iterato
             labels.append(chunk.labels)
         if chunk.files is not None:
             with naming(names, names), names.open("a", encoding="ascii") as file:
-                file.writelines(f"{json.dumps(utf8(name))}\n" for name in chunk.files)
+                for name in chunk.files:  # strict readers of JSON refuse a name that is not valid UTF-8
+                    file.write(f"{json.dumps(os.fsencode(name).decode(errors='backslashreplace'))}\n")
         yield chunk.images
     if labels:
         write_array(folder / f"{split}_labels.npy", [np.concatenate(labels).astype(np.int64)])
@@ -79,18 +79,19 @@ def read(data: "Data", source: Path | None, downloads: Path, scratch: Path) -> t
     match data.name:
         case "digits":
             splits = read_digits(data.test_fraction, data.validation_fraction, data.split_seed)
-            return transformed(data, splits, DIGITS | {"split": division(data)})
+            origin: dict[str, Any] = DIGITS | {"split": division(data)}
         case "image_folder":
             assert source  # checked with the parameters
-            return folder_of_images(data, source)
+            splits, origin = read_folder(source, data)
         case name:
-            return published(data, name, source, downloads, scratch)
+            splits, origin = published(data, name, source, downloads, scratch)
+    return transformed(data, splits, origin)
 
 
 def published(
     data: "Data", name: str, source: Path | None, downloads: Path, scratch: Path
 ) -> tuple[Splits, dict[str, Any]]:
-    """Return the transformed splits of a published set, and what `dataset.json` says of them."""
+    """Return the splits of a published set, and what `dataset.json` says of them."""
     from flows.images.catalogue import PUBLISHED, PublishedSet  # torchvision: 2 s, which other sources do not need
 
     entry = PUBLISHED[name]
@@ -101,24 +102,7 @@ def published(
         splits = read_imagenet(entry, source, downloads, validation=validation)
     origin = {"title": entry.title, "homepage": entry.homepage, "licence": entry.licence, "num_levels": 256}
     counts = {"published_train": entry.num_train, "published_test": entry.num_test}
-    return transformed(data, splits, origin | counts | {"split": division(data, "as published")})
-
-
-def folder_of_images(data: "Data", source: Path) -> tuple[Splits, dict[str, Any]]:
-    """Return the transformed splits of a folder, and what `dataset.json` says of them."""
-    found = read_folder(source, data)
-    described = ", ".join(f"{part} for {split}" for part, split in found.parts.items())
-    given = f"by its folders: {described}" if described else None
-    name = source.resolve().name if source.name in ("", "..") else source.name
-    origin = {
-        "title": visible(name) or "images",
-        "homepage": "a folder",
-        "licence": "not stated",
-        "formats": found.formats,
-        "split": given if "validation" in found.parts.values() else division(data, given),
-        "num_levels": found.num_levels,
-    }
-    return transformed(data, found.splits, origin)
+    return splits, origin | counts | {"split": division(data, "as published")}
 
 
 def transformed(data: "Data", splits: Splits, origin: dict[str, Any]) -> tuple[Splits, dict[str, Any]]:
@@ -136,17 +120,3 @@ def transformed(data: "Data", splits: Splits, origin: dict[str, Any]) -> tuple[S
 
     done = {"num_levels": levels_left(num_levels, data.num_bits), "transforms": describe(num_levels, data)}
     return {split: stream(chunks) for split, chunks in splits.items()}, origin | done
-
-
-def division(data: "Data", given: str | None = None) -> str:
-    """Describe how the images were divided; `given` says how the source divides training and test images."""
-    seed = f"with seed {data.split_seed}"
-    test = given or f"{data.test_fraction:g} held out {seed}"
-    if not data.validation_fraction:
-        return test
-    return f"{test}; {data.validation_fraction:g} of the training images held out for validation {seed}"
-
-
-def utf8(name: str) -> str:
-    """Return a file name in which bytes that are not valid UTF-8 are escaped: strict readers of JSON refuse them."""
-    return os.fsencode(name).decode(errors="backslashreplace")

@@ -66,6 +66,15 @@ def divide(root: Path, names: list[str], counts: list[int], data: "Data") -> np.
     return chosen
 
 
+def division(data: "Data", given: str | None = None) -> str:
+    """Describe how the images were divided; `given` says how the source divides training and test images."""
+    seed = f"with seed {data.split_seed}"
+    test = given or f"{data.test_fraction:g} held out {seed}"
+    if not data.validation_fraction:
+        return test
+    return f"{test}; {data.validation_fraction:g} of the training images held out for validation {seed}"
+
+
 def parts_of(names: list[str]) -> dict[str, str]:
     """Return the split of each part of a folder, such as {"train": "train", "val": "test"}.
 

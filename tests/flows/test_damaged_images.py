@@ -12,8 +12,9 @@ from pictures import load, noise, png, settings, tiff
 from PIL import Image
 
 from flows.core.errors import Exit, UserError
-from flows.images.folder import ImageFolder, complain, read_folder
+from flows.images.folder import complain, read_folder
 from flows.images.picture_files import BadImageError, inspect, read
+from flows.images.publishers import Splits
 from flows.images.store import load_images
 
 DEEP = noise(3, 6, 5).astype(np.uint16) * 257
@@ -198,8 +199,8 @@ def test_damage_raises_only_documented_errors(suffix: str, tmp_path: Path) -> No
     assert num_bad > 30
 
 
-def exhaust(found: ImageFolder) -> None:
-    for chunks in found.splits.values():
+def exhaust(splits: Splits) -> None:
+    for chunks in splits.values():
         for _ in chunks:
             pass
 
@@ -219,20 +220,20 @@ def exhaust(found: ImageFolder) -> None:
     ids=["gone", "empty", "cut", "larger", "colour", "deeper", "a folder", "a pipe"],
 )
 def test_a_picture_that_changes_after_its_head_was_read_is_named(change: Callable[[Path], Any], folder: Path) -> None:
-    found = read_folder(folder, settings(Path("images")))
+    splits, _ = read_folder(folder, settings(Path("images")))
     change(folder / "3.png")
     with pytest.raises(UserError, match=r'1 of 8 files cannot be used: "3\.png": ') as error:
-        exhaust(found)
+        exhaust(splits)
     assert error.value.code == Exit.MISSING
 
 
 @pytest.mark.parametrize("images", [noise(4000, 1, 6, 5), noise(2000, 1, 6, 5), noise(3000, 1, 5, 6)])
 def test_an_array_that_changes_after_its_head_was_read_is_named(images: np.ndarray, tmp_path: Path) -> None:
     np.save(tmp_path / "a.npy", noise(3000, 1, 6, 5))
-    found = read_folder(tmp_path / "a.npy", settings(Path("images")))
+    splits, _ = read_folder(tmp_path / "a.npy", settings(Path("images")))
     np.save(tmp_path / "a.npy", images)
     with pytest.raises(UserError, match=r'"a\.npy": changed while it was read; run again') as error:
-        exhaust(found)
+        exhaust(splits)
     assert error.value.code == Exit.MISSING
 
 
