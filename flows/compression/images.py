@@ -58,16 +58,15 @@ def open_images(path: Path, split: Split | None, scratch: Path, vdm: VDM, model:
     if split:
         raise UserError(f"{path} is not an image set, so it has no splits; leave out --split", Exit.USAGE)
     found = find_images(path)
-    survey = look_at_all(found)
+    heads = look_at_all(found)
     remedy = "`vdmctl compress` transforms nothing, so convert them to one kind, or compress an image set"
-    if (num_levels := agree(path, survey, grayscale=False, resized=False, remedy=remedy)) > 256:
+    if (num_levels := agree(found, heads, grayscale=False, resized=False, remedy=remedy)) > 256:
         raise UserError(f"{path}: images of 16 bits; models of at most 8 bits can compress", Exit.INVALID_DATA)
-    require_shape(survey.heads[0].kind.shape, vdm, path, model)
-    every = np.ones(sum(survey.counts), bool)
-    chunks = batched(pixels(found, survey.heads, every, None))
-    files = [name for name, count in zip(found.names, survey.counts, strict=True) for _ in range(count)]
+    require_shape(heads[0].kind.shape, vdm, path, model)
+    files = [name for name, head in zip(found.names, heads, strict=True) for _ in range(head.num_images)]
+    chunks = batched(pixels(found, heads, np.ones(len(files), bool), None))
     write_array(scratch / ARRAY, (chunk.images for chunk in chunks))
-    arrays = all(head.format == "NPY" for head in survey.heads)
+    arrays = all(head.format == "NPY" for head in heads)
     return Images(load_array(scratch / ARRAY), num_levels, not arrays, files)
 
 

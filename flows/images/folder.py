@@ -8,7 +8,7 @@ import logging
 from collections import Counter, deque
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 
@@ -30,20 +30,6 @@ log = logging.getLogger(__name__)
 MOST_REASONS, MOST_NAMED = 20, 100
 
 
-class Survey(NamedTuple):
-    """The heads of all files."""
-
-    heads: list[Head]
-    """One for each file."""
-    examples: dict[Kind, str]
-    """The first file of each kind."""
-
-    @property
-    def counts(self) -> list[int]:
-        """Number of images in each file."""
-        return [head.num_images for head in self.heads]
-
-
 def read_folder(source: Path, data: "Data") -> tuple[Splits, dict[str, Any]]:
     """Return the images in `source`, a folder or one .npy file, and what `dataset.json` says of them.
 
@@ -54,13 +40,13 @@ def read_folder(source: Path, data: "Data") -> tuple[Splits, dict[str, Any]]:
     Raises what `find_images` and `divide` raise, and UserError (exit 4) for images that remain of several kinds.
     """
     found = find_images(source)
-    survey = look_at_all(found)
-    num_levels = agree(source, survey, grayscale=data.grayscale, resized=data.resize is not None)
-    chosen = divide(source, found.names, survey.counts, data)
+    heads = look_at_all(found)
+    num_levels = agree(found, heads, grayscale=data.grayscale, resized=data.resize is not None)
+    chosen = divide(source, found.names, [head.num_images for head in heads], data)
     labels = class_labels(found)
 
     def stream(split: int) -> Iterator[Chunk]:
-        return batched(pixels(found, survey.heads, chosen == split, labels))
+        return batched(pixels(found, heads, chosen == split, labels))
 
     splits: Splits = {split: stream(number) for number, split in enumerate(SPLITS) if number in chosen}
     parts = parts_of(found.names)
@@ -71,25 +57,24 @@ def read_folder(source: Path, data: "Data") -> tuple[Splits, dict[str, Any]]:
         "title": visible(name) or "images",
         "homepage": "a folder",
         "licence": "not stated",
-        "formats": remark(source, survey),
+        "formats": remark(source, heads),
         "split": given if "validation" in parts.values() else division(data, given),
         "num_levels": num_levels,
     }
     return splits, origin
 
 
-def look_at_all(found: Found) -> Survey:
+def look_at_all(found: Found) -> list[Head]:
     """Return the heads of all files.  Raises UserError that lists every unusable file."""
-    survey = Survey([], {})
+    heads: list[Head] = []
     known: dict[Head, Head] = {}
     for name in found.names:
         try:
             head = inspect(found.root / name)
         except BadImageError as error:
             refuse(found, name, error)
-        survey.examples.setdefault(head.kind, name)
-        survey.heads.append(known.setdefault(head, head))  # one object for all equal heads
-    return survey
+        heads.append(known.setdefault(head, head))  # one object for all equal heads
+    return heads
 
 
 def refuse(found: Found, name: str, error: BadImageError) -> NoReturn:
@@ -104,21 +89,24 @@ def refuse(found: Found, name: str, error: BadImageError) -> NoReturn:
     complain(found.source, problems, len(found.names))
 
 
-def agree(source: Path, survey: Survey, *, grayscale: bool, resized: bool, remedy: str = "") -> int:
+def agree(found: Found, heads: list[Head], *, grayscale: bool, resized: bool, remedy: str = "") -> int:
     """Return the number of levels.
 
     Raises UserError (exit 4) unless the transforms make all images one kind.  The error ends with `remedy` or, by
     default, with the parameters to set.
     """
-    kinds = {kind.after(grayscale=grayscale, resized=resized) for kind in survey.examples}
+    examples: dict[Kind, str] = {}
+    for name, head in zip(found.names, heads, strict=True):
+        examples.setdefault(head.kind, name)
+    kinds = {kind.after(grayscale=grayscale, resized=resized) for kind in examples}
     if len(kinds) == 1:
         return int(2 ** kinds.pop().num_bits)
     shown = ", ".join(
         f"{listed([name])} is {'x'.join(map(str, kind.shape))} of {kind.num_bits} bits"
-        for kind, name in list(survey.examples.items())[:3]
+        for kind, name in list(examples.items())[:3]
     )
-    reason = f"images of {len(survey.examples)} kinds: {shown}; {remedy or advice(kinds)}"
-    raise UserError(f"{source}: {reason}", Exit.INVALID_DATA)
+    reason = f"images of {len(examples)} kinds: {shown}; {remedy or advice(kinds)}"
+    raise UserError(f"{found.source}: {reason}", Exit.INVALID_DATA)
 
 
 def class_labels(found: Found) -> list[int] | None:
@@ -203,10 +191,10 @@ def complain(source: Path, problems: dict[str, BadImageError], count: int) -> No
     )
 
 
-def remark(source: Path, survey: Survey) -> str:
+def remark(source: Path, heads: list[Head]) -> str:
     """Return the number of files by format, in words.  Warn of lossy files and of images that EXIF turns."""
-    shown, formats = visible(str(source)), sorted(Counter(head.format for head in survey.heads).items())
-    num_turned = sum(head.turned for head in survey.heads)
+    shown, formats = visible(str(source)), sorted(Counter(head.format for head in heads).items())
+    num_turned = sum(head.turned for head in heads)
     for name, count in formats:
         if name.startswith(("JPEG", "lossy")):
             log.warning("%s: %d %s files: their bits/dim are those of decoded %s", shown, count, name, name)

@@ -26,9 +26,8 @@ def read_imagenet(
 ) -> Splits:
     """Return the splits, from the archives in `source`, or downloaded from the publisher if it is None.
 
-    `validation` are the numbers of the published training images that make the validation split.
-
-    Raises UserError (exit 5) for an archive that is missing or differs from the published one.
+    `validation` are the numbers of the published training images that make the validation split.  Raises UserError
+    (exit 5) for an archive that is missing or differs from the published one.
     """
     if source is not None and not source.is_dir():
         raise UserError(f"data.source: {source} is not a folder", Exit.MISSING)

@@ -41,10 +41,9 @@ def read_published(
 ) -> Splits:
     """Return the splits, from the publisher's files in `source`, or downloaded from the publisher if it is None.
 
-    `validation` are the numbers of the published training images that make the validation split.
-
-    Downloads are kept in `downloads`; `scratch` is an empty folder for unpacked files.  Raises UserError (exit 5) for
-    a file that is missing, truncated or differs from the published one, and if no address has the published file.
+    `validation` are the numbers of the published training images that make the validation split.  Downloads are kept
+    in `downloads`; `scratch` is an empty folder for unpacked files.  Raises UserError (exit 5) for a file that is
+    missing, truncated or differs from the published one, and if no address has the published file.
     """
     folder = scratch / published.folder
     folder.mkdir(parents=True, exist_ok=True)
@@ -72,10 +71,7 @@ def read_chunk(published: "PublishedSet", scratch: Path, train: bool) -> Chunk:
 
 
 def take_files(published: "PublishedSet", names: Iterable[str], source: Path, folder: Path) -> None:
-    """Unpack the named files from `source` (plain, .gz, or in the publisher's archive) into `folder` and check them.
-
-    Raises UserError (exit 5).
-    """
+    """Unpack files of `source` (plain, .gz or archived) into `folder`, and check them.  Raises UserError (exit 5)."""
     if not source.is_dir():
         raise UserError(f"data.source: {source} is not a folder", Exit.MISSING)
     archive = source / published.archive if published.archive else None
@@ -174,10 +170,7 @@ def refusing_damage(source: Path, name: str, path: Path) -> Iterator[None]:
 
 
 def copy_bounded(source: IO[bytes], path: Path) -> None:
-    """Copy at most MOST_BYTES, so that an archive bomb does not fill the disk.
-
-    Raises ValueError for more, and OSError that names `path`.
-    """
+    """Copy a file.  Raises ValueError beyond MOST_BYTES, as of an archive bomb, and OSError that names `path`."""
     left = MOST_BYTES
     with naming(path, path), path.open("wb") as out:
         while block := source.read(2**20):
@@ -206,10 +199,7 @@ def check_sha256(path: Path, expected: str, shown: Path) -> None:
 
 
 def read_digits(test_fraction: float, validation_fraction: float, split_seed: int) -> Splits:
-    """Return scikit-learn's 1,797 digits of 8x8 with levels 0..16, divided by seeded draws.
-
-    Raises UserError (exit 4) if a split would be empty.
-    """
+    """Return scikit-learn's digits, 8x8 of 17 levels, in seeded splits.  Raises UserError (exit 4) if one is empty."""
     from sklearn.datasets import load_digits
 
     loaded = load_digits()

@@ -98,16 +98,13 @@ def damage_named() -> Iterator[None]:
 
 @contextmanager
 def limited() -> Iterator[None]:
-    """Make allocations in the block fail (MemoryError) beyond MOST_MEMORY more than what is allocated before.
-
-    There is no limit on systems without /proc (macOS).
-    """
+    """Make allocations in the block fail (MemoryError) beyond MOST_MEMORY more than what is allocated before."""
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
     limits = [limit for limit in (soft, hard) if limit != resource.RLIM_INFINITY]
     try:
         pages = int(os.pread(status_file(os.getpid()), 64, 0).split()[0])  # of this process's address space
         limits.append(pages * resource.getpagesize() + MOST_MEMORY)
-    except FileNotFoundError:
+    except FileNotFoundError:  # no /proc, as on macOS
         yield
         return
     resource.setrlimit(resource.RLIMIT_AS, (min(limits), hard))

@@ -202,10 +202,7 @@ def spread(images: np.ndarray, count: int | None) -> np.ndarray:
 
 
 def chunks(images: np.ndarray, size: int) -> Iterator[tuple[int, np.ndarray]]:
-    """Yield contiguous chunks of at most `size` images, fewer if they are large, each with the number of its first.
-
-    The pages of a mapped array that are read do not stay in memory.
-    """
+    """Yield contiguous chunks of at most `size` images, fewer if they are large, each with the number of its first."""
     size = fitting(size, images[0].nbytes) if images.size else size
     for first in range(0, len(images), size):
         yield first, rows(images, first, min(first + size, len(images)))
@@ -244,10 +241,7 @@ def files_of(folder: Path, split: str) -> Path:
 
 
 def read_file_names(folder: Path, split: str, images: Collection[int]) -> dict[int, str]:
-    """Return the names of the files of some images of a split, {} if the set was not made of files.
-
-    Raises ImageSetError.
-    """
+    """Return the files of some images of a split by number, {} if it was not made of files.  Raises ImageSetError."""
     path = files_of(folder, split)
     names: dict[int, str] = {}
     if not images or not path.exists():
@@ -274,10 +268,7 @@ def file_name(line: bytes) -> str:
 
 
 def data_sha256(folder: Path) -> str:
-    """Return one digest of all that a likelihood depends on: the arrays, the number of levels and the transforms.
-
-    Raises ImageSetError.
-    """
+    """Return a digest of what likelihoods depend on: arrays, number of levels, transforms.  Raises ImageSetError."""
     image_set = load_images(folder)
     digest = hashlib.sha256(f"num_levels={image_set.num_levels}\n".encode())
     if image_set.transforms != "none":

@@ -60,13 +60,10 @@ def parts(images: np.ndarray, data: "Data") -> Iterator[slice]:
 
 
 def gray(images: np.ndarray) -> np.ndarray:
-    """Return the gray levels of (N,3,H,W) uint8, rounded, so that colours without hue keep their level.
-
-    They are computed a band of rows at a time, since the sums need 32 bits.
-    """
+    """Return the gray levels of (N,3,H,W) uint8, rounded, so that colours without hue keep their level."""
     count, _, height, width = images.shape
     done = np.empty((count, 1, height, width), np.uint8)
-    rows = fitting(height, images[:, :, :1].nbytes)
+    rows = fitting(height, images[:, :, :1].nbytes)  # a band at a time, since the sums need 32 bits
     for top in range(0, height, rows):
         band = slice(top, top + rows)
         red, green, blue = images[:, :, band].astype(np.uint32).swapaxes(0, 1)

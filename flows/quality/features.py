@@ -75,12 +75,7 @@ class Classifier(nn.Module):
 
 
 def fit(
-    pixels: np.ndarray,
-    labels: np.ndarray | None,
-    settings: "Features",
-    *,
-    num_levels: int,
-    device: torch.device,
+    pixels: np.ndarray, labels: np.ndarray | None, settings: "Features", *, num_levels: int, device: torch.device
 ) -> Classifier:
     """Return a classifier fitted to pixels (N,C,H,W) with labels (N,) from 0, or to their symmetries for None.
 
@@ -162,10 +157,7 @@ def save_features(folder: Path, network: Classifier, described: dict[str, object
 
 
 def load_features(folder: Path, device: torch.device) -> tuple[Classifier, FeaturesConfig, str]:
-    """Return the network, its description and the sha256 of the description, which covers the weights.
-
-    Raises CheckpointError.
-    """
+    """Return the network, its description, and the digest of that, which covers both.  Raises CheckpointError."""
     config = read(FeaturesConfig, folder / CONFIG, "run `vdmctl features`")
     weights = read_bytes(folder / WEIGHTS)
     if hashlib.sha256(weights).hexdigest() != config.weights_sha256:

@@ -51,10 +51,7 @@ def repeats(digests: np.ndarray) -> np.ndarray:
 
 
 def leaked(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Return whether each image of the second split has the digest of one of the first (N,).
-
-    Digests are (n,2) uint64.
-    """
+    """Return whether each digest (N,2) uint64 of the second split is one of the first split (N,)."""
     pair = np.dtype([("high", np.uint64), ("low", np.uint64)])
     return np.isin(second.view(pair)[:, 0], first.view(pair)[:, 0])
 
