@@ -83,7 +83,10 @@ def measure(
         features_sha256=digest,
         model_sha256=model_sha256(model),
         data_sha256=config.data_sha256,
-        sampler=sampler(sample),
+        sampler=SamplerSettings(
+            precision=find_precision(sample.precision, find_device(sample.device)),
+            **sample.model_dump(include=SamplerSettings.model_fields.keys() - {"precision"}),
+        ),
     )
     return metrics, neighbours
 
@@ -215,10 +218,3 @@ def nearest(images: np.ndarray, image_set: ImageSet) -> Neighbours:
 def scaled(images: np.ndarray, num_levels: int) -> np.ndarray:
     """Return images as rows (N,D) of float64 numbers in [-1, 1]."""
     return images.reshape(len(images), -1).astype(float) * (2 / (num_levels - 1)) - 1
-
-
-def sampler(sample: "Sample") -> SamplerSettings:
-    """Return how the samples were drawn."""
-    names = SamplerSettings.model_fields.keys() - {"precision"}
-    used = find_precision(sample.precision, find_device(sample.device))
-    return SamplerSettings(precision=used, **sample.model_dump(include=names))
