@@ -63,7 +63,8 @@ def zipped_batches(path: Path, size: int) -> Iterator[Chunk]:
     """Yield (n,3,H,W) uint8 images and labels from 0, from the npz files in a zip file: batch 10 after batch 9."""
     with zipfile.ZipFile(path) as outer:
         batches = [name for name in outer.namelist() if name.endswith(".npz")]
-        for batch in sorted(batches, key=lambda name: [int(digits) for digits in re.findall(r"\d+", Path(name).name)]):
+        batches.sort(key=lambda name: [int(digits) for digits in re.findall(r"\d+", Path(name).name)])
+        for batch in batches:
             with outer.open(batch) as packed, zipfile.ZipFile(packed) as inner:
                 with inner.open("labels.npy") as entry:
                     labels = np.lib.format.read_array(entry) - 1

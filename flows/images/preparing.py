@@ -68,7 +68,8 @@ def written_beside(chunks: Iterable[Chunk], folder: Path, split: str) -> Iterato
         if chunk.files is not None:
             with naming(names, names), names.open("a", encoding="ascii") as file:
                 for name in chunk.files:  # strict readers of JSON refuse a name that is not valid UTF-8
-                    file.write(f"{json.dumps(os.fsencode(name).decode(errors='backslashreplace'))}\n")
+                    escaped = os.fsencode(name).decode(errors="backslashreplace")
+                    file.write(f"{json.dumps(escaped)}\n")
         yield chunk.images
     if labels:
         write_array(folder / f"{split}_labels.npy", [np.concatenate(labels).astype(np.int64)])
