@@ -4,7 +4,6 @@ inspection    check an image set against the contract, write the report
 contract      the expectations
 tables        the tables that are checked
 facts         one pass over the images: facts about each, and sums
-statistics    direction, sharpness, balance and channels of every image
 space         detail that is missing, and the grid that JPEG leaves
 comb          gaps and peaks in the histogram of the levels
 moved         the most similar image of another split, even if it is mirrored, shifted or noisy

@@ -12,9 +12,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from flows.images.store import ImageSet
-from flows.validation.facts import Facts
+from flows.validation.facts import Facts, is_image
 from flows.validation.moved import UNMOVED, VARIANTS, Found, Index, index_of, search
-from flows.validation.statistics import is_image
 
 PROBES = 10_000
 FEWEST_PROBES = 10

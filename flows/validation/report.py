@@ -32,7 +32,7 @@ class Profile(Document):
     image_shape: Annotated[list[Level], Field(default_factory=list, max_length=64)]
     """Channels, height and width."""
     statistics: Annotated[dict[str, Quantiles], Field(default_factory=dict, max_length=100)]
-    """Quantiles by the names of `flows.validation.statistics`."""
+    """Quantiles by the names of `flows.validation.facts.statistics`."""
     channels: Annotated[list[Histogram], Field(default_factory=list, max_length=4)]
     """Histograms of 2 to 4 channels."""
     height: Annotated[Quantiles, Field(default_factory=list)]
