@@ -1,6 +1,7 @@
 """Read publishers' files.  Their sha256 is checked before anything parses them."""
 
 import gzip
+import hashlib
 import os
 import tarfile
 from collections.abc import Callable, Iterable, Iterator
@@ -12,7 +13,7 @@ from typing import IO, TYPE_CHECKING, NamedTuple, cast
 import numpy as np
 
 from flows.core.errors import Exit, UserError, brief
-from flows.core.files import file_sha256, naming, open_regular
+from flows.core.files import naming, open_regular
 from flows.images.fetching import fetch_file
 from flows.images.reading import limited
 from flows.images.splitting import held_out
@@ -81,8 +82,7 @@ def take_files(published: "PublishedSet", names: Iterable[str], source: Path, fo
         found = next((place for place in places if place.is_file()), None)
         if found:
             with refusing_damage(source, name, found), uncompressed(found) as file:
-                copy_bounded(file, folder / name)
-            check_sha256(folder / name, published.files[name], source / name)
+                copy_checked(file, folder / name, published.files[name], source / name)
         elif archive and archive.is_file():
             packed.append(name)
         else:
@@ -111,8 +111,7 @@ def unpack(archive: Path, folder: Path, files: dict[str, str]) -> None:
             with refusing_damage(source, name, archive):
                 if left.pop(entry.name, None) is None:
                     raise ValueError("the archive holds it twice")
-                copy_bounded(file_of(tar, entry), folder / name)
-            check_sha256(folder / name, files[name], source / name)
+                copy_checked(file_of(tar, entry), folder / name, files[name], source / name)
         if left:
             raise ValueError(f"it holds no {min(left)}")
 
@@ -169,15 +168,23 @@ def refusing_damage(source: Path, name: str, path: Path) -> Iterator[None]:
         raise UserError(f"{source}: {name} is truncated or damaged: {reason}", Exit.MISSING) from error
 
 
-def copy_bounded(source: IO[bytes], path: Path) -> None:
-    """Copy a file.  Raises ValueError beyond MOST_BYTES, as of an archive bomb, and OSError that names `path`."""
-    left = MOST_BYTES
+def copy_checked(source: IO[bytes], path: Path, expected: str, shown: Path) -> None:
+    """Copy a file.
+
+    Raises UserError (exit 5) that names `shown` unless the content has the expected sha256, ValueError beyond
+    MOST_BYTES, as of an archive bomb, and OSError that names `path`.
+    """
+    left, digest = MOST_BYTES, hashlib.sha256()
     with naming(path, path), path.open("wb") as out:
         while block := source.read(2**20):
             left -= len(block)
             if left < 0:
                 raise ValueError(f"unpacks to more than {MOST_BYTES} bytes")
+            digest.update(block)
             out.write(block)
+    if (actual := digest.hexdigest()) != expected:
+        reason = f"sha256 of the uncompressed bytes is {actual}, the published file has {expected}"
+        raise UserError(f"{shown}: {reason}; fetch the file again", Exit.MISSING)
 
 
 def looks_like_a_page(path: Path) -> str:
@@ -185,17 +192,6 @@ def looks_like_a_page(path: Path) -> str:
     with open_regular(path) as file:
         page = file.read(512).lstrip().lower().startswith((b"<!doctype html", b"<html"))
     return f"; {path.name} is a web page, probably an error message of the server" if page else ""
-
-
-def check_sha256(path: Path, expected: str, shown: Path) -> None:
-    """Raise UserError (exit 5) that names `shown` unless the bytes of `path` have that digest."""
-    actual = file_sha256(path)
-    if actual != expected:
-        raise UserError(
-            f"{shown}: sha256 of the uncompressed bytes is {actual}, the published file has {expected}; "
-            f"fetch the file again",
-            Exit.MISSING,
-        )
 
 
 def read_digits(test_fraction: float, validation_fraction: float, split_seed: int) -> Splits:
