@@ -39,12 +39,16 @@ def split_expectations(image_set: ImageSet, settings: "Contract") -> list[Any]:
 
     They include the number of images, since an empty table of images passes every row-wise check.
     """
+    from great_expectations import expectations as gxe
+
     total = sum(image_set.description[f"num_{split}"] for split in present(image_set.description))
     kind = "lossy" if "lossy" in image_set.description.get("formats", "") else "JPEG"
     redundant = "no channel is of one level or repeats another (gray images in colour: set data.grayscale)"
     frequent = "images of the most frequent label, per image of the least frequent"
     return [
-        expect("ExpectColumnSumToBeBetween", "number of images", column="num_images", min_value=total, max_value=total),
+        expect(
+            gxe.ExpectColumnSumToBeBetween, "number of images", column="num_images", min_value=total, max_value=total
+        ),
         between("num_images", "no empty split", min_value=1),
         among("more_than_stated", [0], "as many images in every split as stated"),
         among("more_than_published", [0], "as many images as were published"),
@@ -81,16 +85,18 @@ def from_lossy_files(image_set: ImageSet) -> bool:
 
 def histogram_expectations(image_set: ImageSet) -> list[Any]:
     """Return the expectations of the table with one row per split and level."""
+    from great_expectations import expectations as gxe
+
     splits = present(image_set.description)
     num_rows, pixels = len(splits) * image_set.num_levels, sum(getattr(image_set, split).size for split in splits)
     counted = "every pixel has one of the levels"
     bits = "levels of the upper half are used: the set has no fewer bits than stated"
     half = (image_set.num_levels - 1) // 2 + 1
     return [
-        expect("ExpectTableRowCountToEqual", "one row per split and level", value=num_rows),
+        expect(gxe.ExpectTableRowCountToEqual, "one row per split and level", value=num_rows),
         between("count", "counts of levels", min_value=0),
-        expect("ExpectColumnSumToBeBetween", counted, column="count", min_value=pixels, max_value=pixels),
-        expect("ExpectColumnMaxToBeBetween", bits, column="level_in_use", min_value=half),
+        expect(gxe.ExpectColumnSumToBeBetween, counted, column="count", min_value=pixels, max_value=pixels),
+        expect(gxe.ExpectColumnMaxToBeBetween, bits, column="level_in_use", min_value=half),
         never("gap", 0.0, "levels are not spread: almost empty between full ones"),
         never("peak", 0.0, "levels are not squeezed: much fuller than their neighbours"),
         never("skipped", 0.0, "levels are used: empty between the lowest and the highest"),
@@ -100,24 +106,27 @@ def histogram_expectations(image_set: ImageSet) -> list[Any]:
 
 def never(column: str, exceptions: float, text: str, severity: str = "critical") -> Any:
     """Expect the flag in `column` to be false for all rows but a share of `exceptions`."""
+    from great_expectations.expectations import ExpectColumnValuesToBeInSet
+
     # 1e-9 absorbs rounding: one row of seventy passes if the share is 1/70.
     mostly = max(0.0, 1 - exceptions - 1e-9)
-    return expect("ExpectColumnValuesToBeInSet", text, severity, column=column, value_set=[False], mostly=mostly)
+    return expect(ExpectColumnValuesToBeInSet, text, severity, column=column, value_set=[False], mostly=mostly)
 
 
 def among(column: str, values: list[Any], text: str) -> Any:
     """Expect the values in `column` to be among `values`."""
-    return expect("ExpectColumnValuesToBeInSet", text, column=column, value_set=values)
+    from great_expectations.expectations import ExpectColumnValuesToBeInSet
+
+    return expect(ExpectColumnValuesToBeInSet, text, column=column, value_set=values)
 
 
 def between(column: str, text: str, severity: str = "critical", **limits: float) -> Any:
     """Expect the values in `column` to be within the limits, `min_value` or `max_value`."""
-    return expect("ExpectColumnValuesToBeBetween", text, severity, column=column, **limits)
+    from great_expectations.expectations import ExpectColumnValuesToBeBetween
+
+    return expect(ExpectColumnValuesToBeBetween, text, severity, column=column, **limits)
 
 
-def expect(kind: str, text: str, severity: str = "critical", **arguments: Any) -> Any:
-    """Return an expectation of this class of Great Expectations, with a text for the site and for error messages."""
-    from great_expectations import expectations  # seconds, which wrong arguments of a command must not wait for
-
-    build = getattr(expectations, kind)
-    return build(**arguments, meta={"meaning": text}, description=text, severity=severity)
+def expect(kind: Any, text: str, severity: str = "critical", **arguments: Any) -> Any:
+    """Return an expectation of Great Expectations, with a text for the site and for error messages."""
+    return kind(**arguments, meta={"meaning": text}, description=text, severity=severity)
