@@ -14,7 +14,6 @@ from flows.core.fields import (
     ImageNet,
     NonNegative,
     Positive,
-    Real,
     Share,
     Source,
     Timesteps,
@@ -35,9 +34,9 @@ from vdm.choices import (
 
 
 class Section(BaseModel):
-    """A section in which an unknown, missing or mistyped key is an error."""
+    """A section in which an unknown, missing or mistyped key is an error, and so are NaN and infinities."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 class Data(Section):
@@ -45,8 +44,8 @@ class Data(Section):
 
     name: Literal["digits", "mnist", "fashion_mnist", "cifar10", "svhn", ImageNet, "image_folder"]
     source: Source | None
-    test_fraction: Annotated[Real, Field(gt=0, lt=1)]
-    validation_fraction: Annotated[Real, Field(ge=0, le=0.5)]
+    test_fraction: Annotated[float, Field(gt=0, lt=1)]
+    validation_fraction: Annotated[float, Field(ge=0, le=0.5)]
     split_seed: NonNegative
     grayscale: bool
     resize: Annotated[list[Annotated[int, Field(ge=1, le=4096)]], Field(min_length=2, max_length=2)] | None
@@ -69,13 +68,13 @@ class Contract(Section):
     max_duplicates: Share
     near_duplicate_distance: Share
     max_constant: Share
-    max_label_ratio: Annotated[Real, Field(ge=1)]
+    max_label_ratio: Annotated[float, Field(ge=1)]
     max_gaps: Share
     max_peaks: Share
     max_skipped: Share
     max_lost_detail: Share
     max_jpeg_grid: Share
-    max_shift: Annotated[Real, Field(ge=0)]
+    max_shift: Annotated[float, Field(ge=0)]
     max_drift: Share
     on_drift: Literal["warn", "fail"]
 
@@ -91,8 +90,8 @@ class Model(Section):
     attention_everywhere: bool
     fourier_exponents: list[Annotated[int, Field(ge=-8, le=16)]]
     norm_groups: Positive
-    norm_eps: Annotated[Real, Field(gt=0)]
-    dropout: Annotated[Real, Field(ge=0, lt=1)]
+    norm_eps: Annotated[float, Field(gt=0)]
+    dropout: Annotated[float, Field(ge=0, lt=1)]
     augmentation_input: bool
 
     @model_validator(mode="after")
@@ -122,20 +121,20 @@ class Train(Section):
     accumulation: Positive
     augmentation: list[Transform]
     optimizer: OptimizerKind
-    learning_rate: Annotated[Real, Field(gt=0, le=1)]
+    learning_rate: Annotated[float, Field(gt=0, le=1)]
     warmup_steps: NonNegative
     learning_rate_decay: LearningRateDecay
-    betas: Annotated[list[Annotated[Real, Field(ge=0, lt=1)]], Field(min_length=2, max_length=2)]
-    weight_decay: Annotated[Real, Field(ge=0)]
-    max_gradient_norm: Annotated[Real, Field(gt=0)] | None
-    ema_decay: Annotated[Real, Field(ge=0, lt=1)]
+    betas: Annotated[list[Annotated[float, Field(ge=0, lt=1)]], Field(min_length=2, max_length=2)]
+    weight_decay: Annotated[float, Field(ge=0)]
+    max_gradient_norm: Annotated[float, Field(gt=0)] | None
+    ema_decay: Annotated[float, Field(ge=0, lt=1)]
     log_every: Positive
     validate_every_steps: Positive | None
     validation_times: Annotated[int, Field(ge=2, le=10**6)]  # one time has no known error
     keep: Keep
     patience: Positive | None
     checkpoint_every_steps: Positive
-    checkpoint_every_minutes: Annotated[Real, Field(gt=0)]
+    checkpoint_every_minutes: Annotated[float, Field(gt=0)]
     keep_checkpoints: Positive
 
     @model_validator(mode="after")
@@ -187,15 +186,15 @@ class Ode(Computation):
     num_draws: Positive
     num_probes: NonNegative
     dequantisation: Dequantisation
-    tolerance: Annotated[Real, Field(ge=1e-9, lt=1)]  # below, the rounding of a float32 network makes steps tiny
+    tolerance: Annotated[float, Field(ge=1e-9, lt=1)]  # below, the rounding of a float32 network makes steps tiny
     batch_size: BatchSize
 
 
 class Promote(Section):
     """The conditions for a version to become the champion; see `flows.registry.promotion`."""
 
-    min_improvement_bpd: Annotated[Real, Field(ge=0)]
-    confidence: Annotated[Real, Field(gt=0, lt=1)]
+    min_improvement_bpd: Annotated[float, Field(ge=0)]
+    confidence: Annotated[float, Field(gt=0, lt=1)]
 
 
 class Sample(Shared):
@@ -225,7 +224,7 @@ class Features(Computation):
     width: Annotated[int, Field(ge=4, le=1024, multiple_of=4)]
     steps: Positive
     batch_size: BatchSize
-    learning_rate: Annotated[Real, Field(gt=0, le=1)]
+    learning_rate: Annotated[float, Field(gt=0, le=1)]
 
 
 class Quality(Computation):
