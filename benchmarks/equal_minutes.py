@@ -33,7 +33,7 @@ from benchmarks.options import duration, explained, picture, positive, require_p
 from benchmarks.peer import BATCH_SIZE, LEARNING_RATE, build, training_step
 from benchmarks.speed import PRESETS
 from flows.core.checkpoint import load_model, save_model
-from flows.core.device import find_device, find_devices
+from flows.core.device import find_device
 from flows.core.fields import device_name
 from flows.core.params import Params
 from flows.core.params_file import read_params
@@ -136,7 +136,7 @@ def train_ours(chosen: argparse.Namespace, params: Params) -> None:
 
 def train_part(params: Params, images: Path, minutes: float, points: int, out: Path) -> None:
     """Take this process's part in the training of ours."""
-    device = find_devices(params.train.device, params.train.num_devices)[local_rank()]
+    device = find_device(params.train.device, params.train.num_devices, local_rank())
     config, settings = config_of(params, images), fitting.resolve(params.train, device)
     with process_group(device):
         pixels = torch.from_numpy(fitting.training_images(load_images(images), "train")).to(device)

@@ -33,7 +33,7 @@ from benchmarks.speed import (
     report,
 )
 from flows.core.checkpoint import save_state
-from flows.core.device import find_compile, find_device, find_devices, find_precision
+from flows.core.device import find_compile, find_device, find_precision
 from flows.training.collectives import any_process, process_group
 from flows.training.distributed import results_of
 from flows.training.fitting import micro_batch, resolve
@@ -101,7 +101,7 @@ def main() -> None:
             raise ValueError(
                 f"batch_size {chosen.batch_size} is not a multiple of num_devices x accumulation = {parts}"
             )
-        find_devices(chosen.device, chosen.num_devices)
+        find_device(chosen.device, chosen.num_devices)
     if chosen.num_devices > 1:
         times = np.stack(results_of(partial(timed, chosen), num_processes=chosen.num_devices))
     else:
@@ -120,7 +120,7 @@ def trainer_of(problem: Problem, chosen: argparse.Namespace, device: torch.devic
 
 def timed(chosen: argparse.Namespace, rank: int) -> np.ndarray:
     """Return the seconds of the first and of a later step, and the peak memory in MiB of this process: (3,)."""
-    device = find_devices(chosen.device, chosen.num_devices)[rank]
+    device = find_device(chosen.device, chosen.num_devices, rank)
     with process_group(device):
         trainer = trainer_of(read_problem(chosen), chosen, device)
         times = clock(trainer.step, device, chosen.seconds, over=lambda passed: any_process(passed)[0])

@@ -13,10 +13,11 @@ from flows.core.errors import Exit, UserError
 from vdm.choices import Precision
 
 
-def find_device(name: str) -> torch.device:
-    """Return the device called `name`, and switch TF32 off.  `auto` is the GPU if there is one, else the CPU.
+def find_device(name: str, count: int = 1, rank: int = 0) -> torch.device:
+    """Return the device called `name` for the process `rank` of `count` on this machine, and switch TF32 off.
 
-    Raises UserError (exit 2) when the machine has no such device.
+    `auto` is the GPU if there is one, else the CPU.  Several processes have a GPU each, the first `count`, or all have
+    the same CPU.  Raises UserError (exit 2) when the machine has no such device, or not as many.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
@@ -27,26 +28,13 @@ def find_device(name: str) -> torch.device:
         case "cuda" if (device.index or 0) >= torch.cuda.device_count():
             found = f"this machine has {torch.cuda.device_count()} CUDA devices, numbered from 0"
             raise UserError(f"device {name}: {found}; choose one of them", Exit.USAGE)
+        case "cuda" if count > torch.cuda.device_count():
+            found = f"this machine has {torch.cuda.device_count()} CUDA devices"
+            raise UserError(f"num_devices {count}: {found}; lower num_devices, or set device: cpu", Exit.USAGE)
     # By default torch computes float32 convolutions with 10 bits of mantissa on recent GPUs.
     torch.backends.cudnn.allow_tf32 = False
     torch.backends.cuda.matmul.allow_tf32 = False
-    return device
-
-
-def find_devices(name: str, count: int) -> list[torch.device]:
-    """Return one device for each of `count` processes: the one called `name`, or the first `count` GPUs.
-
-    On a CPU, all processes get the same device.
-
-    Raises UserError (exit 2) when the machine does not have them.
-    """
-    device = find_device(name)
-    if count == 1 or device.type == "cpu":
-        return [device] * count
-    if count > torch.cuda.device_count():
-        found = f"this machine has {torch.cuda.device_count()} CUDA devices"
-        raise UserError(f"num_devices {count}: {found}; lower num_devices, or set device: cpu", Exit.USAGE)
-    return [torch.device(device.type, index) for index in range(count)]
+    return device if count == 1 or device.type == "cpu" else torch.device(device.type, rank)
 
 
 def find_precision(name: Literal["auto", Precision], device: torch.device) -> Precision:

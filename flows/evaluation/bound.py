@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from flows.core.checkpoint import fitted_to, load_model, model_sha256
-from flows.core.device import find_device, find_devices, find_precision
+from flows.core.device import find_device, find_precision
 from flows.core.errors import Exit, UserError
 from flows.core.files import written_last
 from flows.core.memory import require
@@ -84,7 +84,7 @@ def evaluate_split(
     At most `num_devices` processes share them.  Raises what `load_fitting` raises, and UserError (exit 2) for devices
     and memory.
     """
-    device = find_devices(settings.device, settings.num_devices)[0]
+    device = find_device(settings.device, settings.num_devices)
     vdm, pixels = load_fitting(model, images, device, split, num_images)
     warn_if_seen(model, split)
     parts = shares(len(pixels), settings.num_devices, **settings.model_dump(include={"batch_size", "times_per_image"}))
@@ -103,7 +103,7 @@ def evaluate_part(
     settings: "Evaluate", model: Path, images: Path, split: Split, num_images: int | None, parts: list[range], rank: int
 ) -> np.ndarray:
     """Return the terms of the images of one of several processes."""
-    vdm, pixels = load_fitting(model, images, find_devices(settings.device, len(parts))[rank], split, num_images)
+    vdm, pixels = load_fitting(model, images, find_device(settings.device, len(parts), rank), split, num_images)
     return terms_of_share(settings, vdm, pixels, parts[rank], shown=rank == 0)
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from flows.core.checkpoint import load_model
-from flows.core.device import find_devices, find_precision
+from flows.core.device import find_device, find_precision
 from flows.core.errors import Exit, UserError
 from flows.core.memory import require
 from flows.process.progress import bar
@@ -34,9 +34,9 @@ def draw(model: Path, settings: "Sample") -> np.ndarray:
     UserError (exit 2) for devices and memory.
     """
     count = min(settings.num_devices, settings.num_images)
-    devices = find_devices(settings.device, count)
-    vdm = load_model(model, devices[0])
-    require(memory_needed(vdm, settings, settings.num_images // count), devices[0], ADVICE, count)
+    device = find_device(settings.device, count)
+    vdm = load_model(model, device)
+    require(memory_needed(vdm, settings, settings.num_images // count), device, ADVICE, count)
     if count == 1:
         return draw_share(vdm, settings, range(settings.num_images))
     from flows.training.distributed import results_of
@@ -52,7 +52,7 @@ def memory_needed(vdm: VDM, settings: "Sample", share: int) -> int:
 
 def draw_part(model: Path, settings: "Sample", count: int, rank: int) -> np.ndarray:
     """Return the images of one of `count` processes."""
-    device = find_devices(settings.device, count)[rank]
+    device = find_device(settings.device, count, rank)
     share = range(rank * settings.num_images // count, (rank + 1) * settings.num_images // count)
     return draw_share(load_model(model, device), settings, share, shown=rank == 0)
 

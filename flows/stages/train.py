@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from flows.core.device import find_devices
+from flows.core.device import find_device
 from flows.core.errors import Exit, UserError, brief
 from flows.images.store import load_images
 from flows.training.collectives import lost_another
@@ -35,11 +35,11 @@ def train(
     """
     needed = settings.validate_every_steps is not None or settings.images == "train_and_validation"
     require_validated(images, validation, needs_validation_images=needed)
-    devices = find_devices(settings.device, settings.num_devices)
+    device = find_device(settings.device, settings.num_devices)
     launched = torch.distributed.is_torchelastic_launched()
     processes = int(os.environ["WORLD_SIZE"]) if launched else settings.num_devices
-    if devices[0].type == "cpu":  # on CUDA the processes that train ask: the question itself takes memory
-        require_memory(model, settings, load_images(images), devices[0], processes)
+    if device.type == "cpu":  # on CUDA the processes that train ask: the question itself takes memory
+        require_memory(model, settings, load_images(images), device, processes)
     if launched and (started := int(os.environ["LOCAL_WORLD_SIZE"])) != settings.num_devices:
         wrong = f"torchrun started {started} processes, but train.num_devices is {settings.num_devices}"
         raise UserError(f"{wrong}; set --nproc-per-node to train.num_devices", Exit.USAGE)

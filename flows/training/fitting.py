@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from flows.core.checkpoint import arguments_of, inputs_sha256, model_sha256, save_model
-from flows.core.device import find_compile, find_devices, find_precision
+from flows.core.device import find_compile, find_device, find_precision
 from flows.core.errors import Exit, UserError, brief
 from flows.core.memory import require
 from flows.images.store import ImageSet, data_sha256, load_images
@@ -45,7 +45,7 @@ VALIDATION = ("validate_every_steps", "validation_times", "keep", "patience")
 
 def train_here(model: "Model", train: "Train", *, images: Path, out: Path, curves: Path, runs: Path) -> None:
     """Take this process's part in the training.  The first process writes the files."""
-    device = find_devices(train.device, train.num_devices)[local_rank()]
+    device = find_device(train.device, train.num_devices, local_rank())
     with process_group(device), ExitStack() as stack:
         with agreement():
             if device.type == "cuda" or local_rank() == 0:  # on a CPU one claim covers all processes of the machine
