@@ -1,8 +1,6 @@
 """The likelihood of the probability-flow ODE on a split, and the paired comparison of two models."""
 
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -40,9 +38,12 @@ def ode(settings: "Ode", *, model: Path, images: Path, split: Split = "test") ->
     require(memory_needed(vdm, num_images=len(pixels), **sizes), device, advice)
     options = settings.model_dump(include={"seed", "dequantisation"}) | sizes
     repeated = pixels[:NUM_REPEATED]
-    with meter(num_batches(settings, len(repeated)) + num_batches(settings, len(pixels))) as moved:
-        accurate = evaluate_ode(vdm, repeated, solve=dopri5(settings.tolerance / 10, moved), **options)
-        bpd = evaluate_ode(vdm, pixels, solve=dopri5(settings.tolerance, moved), **options)
+    form = "{desc}: {percentage:3.0f}%|{bar}| {elapsed}<{remaining}"
+    # The solver adds the shares of a solution.  Rounded, they add up to a little more than 1.
+    total = (1 + 1e-9) * (num_batches(settings, len(repeated)) + num_batches(settings, len(pixels)))
+    with tqdm(desc="evaluating", total=total, bar_format=form, disable=None, leave=False) as shown:
+        accurate = evaluate_ode(vdm, repeated, solve=dopri5(settings.tolerance / 10, shown.update), **options)
+        bpd = evaluate_ode(vdm, pixels, solve=dopri5(settings.tolerance, shown.update), **options)
     return OdeMetrics(
         split=split,
         bpd=bpd.mean(),
@@ -59,15 +60,6 @@ def ode(settings: "Ode", *, model: Path, images: Path, split: Split = "test") ->
 def num_batches(settings: "Ode", num_images: int) -> int:
     """Return the number of batches in which `evaluate_ode` takes the images."""
     return math.ceil(num_images / images_per_batch(settings.batch_size, settings.num_draws))
-
-
-@contextmanager
-def meter(num_solutions: int) -> Iterator[Callable[[float], object]]:
-    """Show how far the solver is, on a terminal; yield the function that moves the bar by shares of a solution."""
-    form = "{desc}: {percentage:3.0f}%|{bar}| {elapsed}<{remaining}"
-    total = num_solutions * (1 + 1e-9)  # rounded shares add up to a little more
-    with tqdm(desc="evaluating", total=total, bar_format=form, disable=None, leave=False) as shown:
-        yield shown.update
 
 
 def compare(
