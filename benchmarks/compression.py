@@ -9,7 +9,6 @@ and compared with the images.  --memory measures the peak memory of `compress` a
 images and for four and sixteen times as many.
 """
 
-import argparse
 import bz2
 import gzip
 import io
@@ -20,7 +19,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +27,7 @@ import numpy as np
 from PIL import Image
 
 from benchmarks.machine import show
-from benchmarks.options import explained, positive
+from benchmarks.options import explained, new_parser, positive
 from flows.compression import files
 from flows.compression.rans import Rans
 from flows.compression.words import Stack
@@ -187,32 +186,14 @@ def memory(images: np.ndarray, model: Path, times: int) -> Row:
         return found
 
 
-def table(rows: Sequence[Row]) -> str:
-    """Return rows as text."""
-    keys = list(dict.fromkeys(key for row in rows for key in row))
-    lines = [[shown(row.get(key)) for key in keys] for row in rows]
-    widths = [max(map(len, column)) for column in zip(keys, *lines, strict=True)]
-    return "\n".join(
-        "  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)) for line in [keys, *lines]
-    )
-
-
-def shown(value: Any) -> str:
-    """Return a figure as text, "" for a missing one."""
-    if value is None:
-        return ""
-    return f"{value:.4f}" if isinstance(value, float) else str(value)
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = new_parser(__doc__)
     parser.add_argument("--model", type=Path, default=Path("models/vdm"), help="a model folder")
     parser.add_argument("--images", type=Path, default=Path("data/images"), help="the image set; its test images")
     parser.add_argument("--count", type=positive, help="number of images, the first of the set; default: all")
     parser.add_argument("--steps", type=positive, nargs="*", default=[50, 100, 250], help="numbers of steps T")
     parser.add_argument("--batch-size", type=positive, default=32)
     parser.add_argument("--memory", action="store_true", help="measure memory instead")
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
     arguments = parser.parse_args()
     with explained(parser):
         images = np.array(load_images(arguments.images).test[: arguments.count])
@@ -222,7 +203,7 @@ def main() -> None:
             rows = general(images)
             rows += [ours(images, arguments.model, steps, arguments.batch_size) for steps in arguments.steps]
     figures = {"num_images": len(images), **coder_microseconds(), "rows": rows}
-    show(figures, ["", table(rows)], as_json=arguments.json)
+    show(figures, as_json=arguments.json)
 
 
 if __name__ == "__main__":

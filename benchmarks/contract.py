@@ -5,7 +5,6 @@ that data/README.md names.  Prints for each whether validation ends with an erro
 copied images that it finds.
 """
 
-import argparse
 import json
 import logging
 import tempfile
@@ -20,7 +19,7 @@ import numpy as np
 
 from benchmarks import corruptions as change
 from benchmarks.machine import describe
-from benchmarks.options import explained, positive
+from benchmarks.options import explained, new_parser, positive
 from benchmarks.validate import PRESET, measure
 from flows.core.params_file import read_params
 from flows.images.preparing import write_images
@@ -42,13 +41,12 @@ class CleanSet(NamedTuple):
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = new_parser(__doc__)
     parser.add_argument("--sets", nargs="+", choices=("digits", "photographs"), default=["digits", "photographs"])
     parser.add_argument("--fashion-mnist", type=Path, metavar="FOLDER", help="also this set: the publisher's files")
     parser.add_argument("--copies", type=positive, default=300, help="images that are copied into the test images")
     parser.add_argument("--rows", default="", help="only the corruptions with this in their names")
     parser.add_argument("--images", type=positive, help="also measure time and memory for this many of 32x32x3")
-    parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
     if arguments.images == 1:
         parser.error("--images must be at least 2: one to train and one to test")

@@ -28,8 +28,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.machine import describe
-from benchmarks.options import duration, explained, picture, positive, require_peer
+from benchmarks.machine import chart, show
+from benchmarks.options import duration, explained, new_parser, picture, positive, require_peer
 from benchmarks.peer import BATCH_SIZE, LEARNING_RATE, build, training_step
 from benchmarks.speed import PRESETS
 from flows.core.checkpoint import load_model, save_model
@@ -84,7 +84,7 @@ def main() -> None:
 
 def parser() -> argparse.ArgumentParser:
     """Return the parser of the options."""
-    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options = new_parser(__doc__)
     options.add_argument("--peer", type=Path, required=True, help="a checkout of the peer")
     options.add_argument("--images", type=Path, required=True, help="a prepared image set with validation images")
     options.add_argument(
@@ -106,7 +106,6 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument("--times-per-image", type=positive, default=8, help="noise levels per image")
     options.add_argument("--device", type=device_name, default="auto", help="auto, cpu, cuda or cuda:N")
     options.add_argument("--plot", type=picture, help="the picture of the curves, a .png or .svg file")
-    options.add_argument("--json", action="store_true", help="print one JSON object")
     for name in ("--train", "--seed", "--out"):  # of the processes that this one starts
         options.add_argument(name, help=argparse.SUPPRESS)
     return options
@@ -276,32 +275,17 @@ def report(
     }
     if chosen.plot:
         plot(rows, chosen.plot)
-    if chosen.json:
-        print(json.dumps({**figures, **describe(device)}, indent=2))
-        return
-    print(*(f"{key}: {value}" for key, value in describe(device).items()), sep="\n")
-    print(f"\n{'':6} {'seed':>4} {'minutes':>8} {'steps':>7} {'images':>9}   bits/dim")
-    for row in rows:
-        cells = f"{row['who']:6} {row['seed']:4} {row['minutes']:8.2f} {row['steps']:7} {row['images']:9}"
-        print(f"{cells}   {row['bpd']:.4f} +- {row['standard_error']:.4f}")
-    low, high = end.interval
-    print(f"\npeer - ours: {end.difference:.4f} bits/dim, {CONFIDENCE:.0%} interval {low:.4f} to {high:.4f}")
+    show(figures, as_json=chosen.json, device=device)
 
 
 def plot(rows: list[dict[str, Any]], path: Path) -> None:
     """Draw bits/dim over minutes, a line for each training."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7, 4), layout="constrained")
-    axes = figure.add_subplot()
-    for who, style in zip(WHO, ("o-", "s--"), strict=True):
-        for seed in sorted({row["seed"] for row in rows}):
-            line = [row for row in rows if (row["who"], row["seed"]) == (who, seed)]
-            points = [[row[key] for row in line] for key in ("minutes", "bpd", "standard_error")]
-            axes.errorbar(points[0], points[1], points[2], fmt=style, capsize=3, label=f"{who}, seed {seed}")
-    axes.set(xlabel="minutes of training", ylabel="bits/dim of the validation images")
-    axes.legend()
-    figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else {"Software": None})
+    with chart(path, xlabel="minutes of training", ylabel="bits/dim of the validation images") as axes:
+        for who, style in zip(WHO, ("o-", "s--"), strict=True):
+            for seed in sorted({row["seed"] for row in rows}):
+                line = [row for row in rows if (row["who"], row["seed"]) == (who, seed)]
+                points = [[row[key] for row in line] for key in ("minutes", "bpd", "standard_error")]
+                axes.errorbar(points[0], points[1], points[2], fmt=style, capsize=3, label=f"{who}, seed {seed}")
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ offset.  On CIFAR-10 the paper reports 0.53 learned, 6.35 linear in log SNR, 31.
     python -m benchmarks.estimator_variance [--steps 3000] [--json]
 """
 
-import argparse
 from collections.abc import Callable
 
 import numpy as np
@@ -15,7 +14,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.machine import show
-from benchmarks.options import positive
+from benchmarks.options import new_parser, positive
 from benchmarks.small_models import digits, trained
 from vdm.discretization import pixels_to_x
 from vdm.model import VDM
@@ -58,10 +57,9 @@ def estimate(model: VDM, schedule: Schedule, pixels: np.ndarray, times_per_image
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = new_parser(__doc__)
     parser.add_argument("--steps", type=positive, default=3000, help="training steps of the model")
     parser.add_argument("--images", type=positive, default=128, help="held-out digits, each at 256 times")
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
     arguments = parser.parse_args()
     train_pixels, test_pixels = digits()
     model = trained(train_pixels, 17, schedule="learned_monotone", gamma_0=-7.0, width=32, steps=arguments.steps)
@@ -72,13 +70,12 @@ def main() -> None:
         "beta-linear": beta_linear(*ends),
         "alpha-cosine": alpha_cosine(*ends),
     }
-    rows = {
-        name: estimate(model, schedule, test_pixels[: arguments.images], 256) for name, schedule in schedules.items()
-    }
-    schedules = {name: {"diffusion_bpd": mean, "variance": variance} for name, (mean, variance) in rows.items()}
-    lines = [f"\n{'schedule':15} {'diffusion, bits/dim':>20} {'variance, (bits/dim)^2':>24}"]
-    lines += [f"{name:15} {mean:20.4f} {variance:24.4f}" for name, (mean, variance) in rows.items()]
-    show({"steps": arguments.steps, "schedules": schedules}, lines, as_json=arguments.json)
+    found: dict[str, dict[str, float]] = {}
+    for name, schedule in schedules.items():
+        mean, variance = estimate(model, schedule, test_pixels[: arguments.images], 256)
+        found[name] = {"diffusion_bpd": mean, "variance": variance}
+    rows = [{"schedule": name, **figures} for name, figures in found.items()]
+    show({"steps": arguments.steps, "schedules": found if arguments.json else rows}, as_json=arguments.json)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,6 @@ all of it.  Prints the seconds with both, and their ratio, for every command and
 the load.  A command is a new process, imports included; a function is called in this process.
 """
 
-import argparse
 import os
 import subprocess
 import sys
@@ -19,7 +18,7 @@ from typing import Any, NamedTuple
 
 from benchmarks.aged import JUDGED_BY, ROOT, History, Load, build, server
 from benchmarks.machine import show
-from benchmarks.options import own_environment, positive
+from benchmarks.options import new_parser, own_environment, positive
 from flows.process.environment import settle
 
 FULL = Load(versions=200, runs=10_000, flow_runs=1_000, rows=1_000_000)
@@ -47,12 +46,11 @@ class Measured(NamedTuple):
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = new_parser(__doc__)
     for name, value in FULL._asdict().items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=positive, default=value)
     parser.add_argument("--only", nargs="+", default=[""], help="commands and functions with one of these in the name")
     parser.add_argument("--repeats", type=positive, default=3, help="measurements, of which the fastest counts")
-    parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
     full = Load(*(getattr(arguments, name) for name in Load._fields))
     if full.versions > full.runs:
@@ -66,7 +64,7 @@ def main() -> None:
             history = stack.enter_context(server(home))
         less, more = (measure(load, history, arguments.only, arguments.repeats) for load in (tenth, full))
     rows = [row(name, less[name], more[name]) for name in more]
-    show({"load": full._asdict(), "rows": rows}, lines(full, rows), as_json=arguments.json)
+    show({"load": full._asdict(), "rows": rows}, as_json=arguments.json)
 
 
 def measure(load: Load, history: History | None, only: list[str], repeats: int) -> dict[str, Measured]:
@@ -157,14 +155,6 @@ def in_workspace(root: Path, repeats: int) -> Iterator[tuple[str, Measured]]:
     with workspace(root, params, base) as place:
         yield "alike", fastest(lambda: alike(place), repeats)
         yield "finished", fastest(lambda: finished(place, shared=False), repeats)
-
-
-def lines(load: Load, rows: list[dict[str, Any]]) -> Iterator[str]:
-    """Yield the lines of the table."""
-    yield f"load: {load}"
-    yield f"{'':24}{'tenth, s':>9}{'full, s':>9}{'ratio':>7}"
-    for row in rows:
-        yield f"{row['name']:<24}{row['tenth_s']:9.3f}{row['full_s']:9.3f}{row['ratio']:7.1f}  {row['exit_code'] or ''}"
 
 
 if __name__ == "__main__":

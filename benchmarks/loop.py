@@ -12,7 +12,6 @@ Starts `vdmctl serve` in a clone of the commit that is checked out, with the par
 Nothing else should run on the machine.
 """
 
-import argparse
 import os
 import re
 import signal
@@ -29,7 +28,7 @@ from typing import Any
 import psutil
 
 from benchmarks.machine import show
-from benchmarks.options import own_environment
+from benchmarks.options import new_parser, own_environment
 from flows.process.environment import settle
 
 ROOT = Path(__file__).parents[1]
@@ -40,15 +39,13 @@ SECONDS = 300.0
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
-    arguments = parser.parse_args()
+    arguments = new_parser(__doc__).parse_args()
     settle(os.environ)  # hooks of git lead to their repository
     with tempfile.TemporaryDirectory() as scratch:
         home = Path(scratch)
         figures = {"repro_step_s": by_dvc(clone(home / "dvc"), home), **by_prefect(home)}
     figures["added_s"] = figures["run_step_s"] - figures["repro_step_s"]
-    show({name: round(value, 2) for name, value in figures.items()}, [], as_json=arguments.json)
+    show({name: round(value, 2) for name, value in figures.items()}, as_json=arguments.json)
 
 
 def clone(folder: Path) -> Path:

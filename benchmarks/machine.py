@@ -1,23 +1,57 @@
-"""Print figures with the machine, the versions and the commit of their measurement."""
+"""Print figures with the machine, the versions and the commit of their measurement, and draw them."""
 
 import json
 import platform
 import subprocess
-from collections.abc import Iterable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from flows.commands import summary
 
-def show(figures: dict[str, Any], lines: Iterable[str], *, as_json: bool) -> None:
-    """Print the figures and the machine: as one JSON object, or a line for each number and text and then `lines`."""
-    figures = {**describe(), **figures}
+
+def show(figures: dict[str, Any], *, as_json: bool, device: torch.device | None = None) -> None:
+    """Print the figures and the machine: as one JSON object, or a line for each figure and a table for a list of rows.
+
+    A row is a mapping.
+    """
+    figures = {**describe(device), **figures}
     if as_json:
         print(json.dumps(figures, indent=2))
         return
-    named = (f"{key}: {value}" for key, value in figures.items() if not isinstance(value, dict | list))
-    print(*named, *lines, sep="\n")
+    for key, value in figures.items():
+        match value:
+            case [dict(), *_]:
+                print(f"\n{table(value)}")
+            case _:
+                print(f"{key}: {value}")
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Return the rows as text, with a column for each of their keys."""
+    keys = list(dict.fromkeys(key for row in rows for key in row))
+    return summary.table(keys, [[cell(row.get(key, "")) for key in keys] for row in rows])
+
+
+def cell(value: Any) -> str:
+    """Return a figure as text, a float with five digits."""
+    return f"{value:.5g}" if isinstance(value, float) else str(value)
+
+
+@contextmanager
+def chart(path: Path, **options: Any) -> Iterator[Any]:
+    """Yield the axes of a chart with these options, such as its labels; then add a legend and write the file."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.add_subplot()
+    yield axes
+    axes.set(**options)
+    axes.legend()
+    figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else {"Software": None})
 
 
 def describe(device: torch.device | None = None) -> dict[str, str | int]:

@@ -7,7 +7,6 @@ is the difference from the result at a tenth of the lowest tolerance.
     python -m benchmarks.ode_error [--steps 1500] [--json]
 """
 
-import argparse
 import math
 from collections.abc import Callable
 
@@ -16,7 +15,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.machine import show
-from benchmarks.options import positive
+from benchmarks.options import new_parser, positive
 from benchmarks.small_models import digits, trained
 from flows.evaluation.solver import dopri5
 from vdm.discretization import pixels_to_x
@@ -127,23 +126,14 @@ def network(train: np.ndarray, test: np.ndarray, steps: int) -> list[Row]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = new_parser(__doc__)
     parser.add_argument("--steps", type=positive, default=1500, help="training steps of the model")
     parser.add_argument("--images", type=positive, default=8, help="number of images to evaluate")
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
     arguments = parser.parse_args()
     train, test = digits()
     rows = finite_set(train[: max(64, arguments.images)], arguments.images)
     rows += network(train, test[: arguments.images], arguments.steps)
-    columns = (
-        f"\n{'problem':12} {'state':5} {'tolerance':>9} {'evaluations':>11} {'mean error':>11} {'worst error':>11}"
-    )
-    lines = [
-        f"{row['problem']:12} {row['state']:5} {row['tolerance']:9g} {row['evaluations']:11d} "
-        f"{row['mean_error_bpd']:+11.5f} {row['worst_error_bpd']:+11.5f}"
-        for row in rows
-    ]
-    show({"rows": rows}, [columns, *lines], as_json=arguments.json)
+    show({"rows": rows}, as_json=arguments.json)
 
 
 if __name__ == "__main__":

@@ -50,6 +50,13 @@ def require_peer(folder: Path) -> None:
         raise ValueError(f"the peer needs packages that are not installed: `pip install {' '.join(missing)}`")
 
 
+def new_parser(description: str | None) -> argparse.ArgumentParser:
+    """Return a parser with the option of all benchmarks, --json."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    return parser
+
+
 @contextmanager
 def explained(parser: argparse.ArgumentParser) -> Iterator[None]:
     """Turn a UserError or ValueError in the block into a usage error of the parser (exit 2)."""

@@ -17,8 +17,8 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from benchmarks.machine import show
-from benchmarks.options import explained, picture, positive
+from benchmarks.machine import chart, show
+from benchmarks.options import explained, new_parser, picture, positive
 from flows.commands.sampling import SOLVERS
 from flows.core import layout
 from flows.core.checkpoint import load_model
@@ -71,27 +71,21 @@ def measure(
 
 def plot(path: Path, table: list[Row], held_out: float) -> None:
     """Draw the Frechet distance over the number of steps, one line per sampler."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7, 4), layout="constrained")
-    axes = figure.add_subplot()
-    for name in SOLVERS:
-        line = [row for row in table if row["sampler"] == name]
-        values, errors = ([row[key] for row in line] for key in ("fd", "fd_standard_error"))
-        axes.errorbar([row["steps"] for row in line], values, errors, label=str(name), marker="o", capsize=3)
-    axes.axhline(held_out, color="gray", linestyle="--", label="held-out images")
-    axes.set(xscale="log", xlabel="steps", ylabel="Frechet distance to the training images", ylim=(0, None))
-    axes.legend()
-    figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else {"Software": None})
+    y = "Frechet distance to the training images"
+    with chart(path, xscale="log", xlabel="steps", ylabel=y, ylim=(0, None)) as axes:
+        for name in SOLVERS:
+            line = [row for row in table if row["sampler"] == name]
+            values, errors = ([row[key] for row in line] for key in ("fd", "fd_standard_error"))
+            axes.errorbar([row["steps"] for row in line], values, errors, label=str(name), marker="o", capsize=3)
+        axes.axhline(held_out, color="gray", linestyle="--", label="held-out images")
 
 
 def main() -> None:
-    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options = new_parser(__doc__)
     options.add_argument("--images", type=positive, default=4000, help="samples per row")
     options.add_argument("--steps", type=positive, nargs="+", default=[10, 25, 50])
     options.add_argument("--reference-steps", type=positive, default=1000, help="steps of the ancestral reference")
     options.add_argument("--plot", type=picture, help="a .png or .svg file")
-    options.add_argument("--json", action="store_true", help="print one JSON object")
     chosen = options.parse_args()
     with explained(options):
         sample = read_params(layout.PARAMS).sample.model_copy(update={"num_images": chosen.images})
@@ -105,14 +99,8 @@ def main() -> None:
     held_out = frechet_distance(training)(test)
     if chosen.plot:
         plot(chosen.plot, table, held_out)
-    lines = [
-        f"{row['sampler']:38s} {row['steps']:5d} steps  fd {row['fd']:.3f} +- {row['fd_standard_error']:.3f}"
-        f"  kd {row['kd']:.4f} +- {row['kd_standard_error']:.4f}"
-        f"  precision {row['precision']:.3f}  recall {row['recall']:.3f}  {row['cpu_seconds']:.0f} CPU s"
-        for row in table
-    ]
     figures = {"features_sha256": digest, "num_images": chosen.images, "held_out_fd": held_out, "rows": table}
-    show(figures, lines, as_json=chosen.json)
+    show(figures, as_json=chosen.json)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 
 from benchmarks.machine import describe
-from benchmarks.options import duration, positive, require_peer
+from benchmarks.options import duration, new_parser, positive, require_peer
 from flows.core.device import find_precision
 from flows.core.fields import device_name
 from flows.core.params import Params
@@ -44,14 +44,13 @@ class Problem(NamedTuple):
 
 def parser(description: str | None, *, peer: bool = False) -> argparse.ArgumentParser:
     """Return a parser with the options of every benchmark of speed and, if asked, those of the comparison."""
-    options = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options = new_parser(description)
     options.add_argument("--preset", default="digits", choices=sorted(path.stem for path in PRESETS.glob("*.yaml")))
     options.add_argument("--width", type=positive, help="network width instead of the preset's")
     options.add_argument("--blocks", type=positive, help="number of blocks instead of the preset's")
     options.add_argument("--batch-size", type=positive, help="images per batch instead of the preset's")
     options.add_argument("--device", type=device_name, default="auto", help="auto, cpu, cuda or cuda:N")
     options.add_argument("--seconds", type=duration, default=20.0, help="seconds to measure, after the first steps")
-    options.add_argument("--json", action="store_true", help="print one JSON object")
     if peer:
         options.add_argument("--peer", type=Path, help="a checkout of the PyTorch peer to compare with")
         options.add_argument("--rounds", type=positive, default=3, help="rounds of the comparison")

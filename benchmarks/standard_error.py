@@ -7,7 +7,6 @@ model, repeatedly with different seeds.  The figure is the standard deviation ov
     python -m benchmarks.standard_error [--fashion-mnist FOLDER] [--json]
 """
 
-import argparse
 import math
 import tempfile
 from pathlib import Path
@@ -16,7 +15,7 @@ import numpy as np
 import torch
 
 from benchmarks.machine import show
-from benchmarks.options import explained, positive
+from benchmarks.options import explained, new_parser, positive
 from benchmarks.small_models import digits, fashion_mnist, trained
 from vdm.discretization import reconstruction_draw
 from vdm.evaluation import evaluate
@@ -67,7 +66,7 @@ def measure(name: str, model: VDM, pixels: np.ndarray, times_per_image: int, rep
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = new_parser(__doc__)
     parser.add_argument("--fashion-mnist", type=Path, help="folder with its files; adds 1,000 of its images")
     parser.add_argument(
         "--steps", type=positive, default=1500, help="training steps; a fifth of them for Fashion-MNIST"
@@ -75,7 +74,6 @@ def main() -> None:
     parser.add_argument(
         "--repeats", type=positive, default=150, help="number of seeds; a seventh of them for Fashion-MNIST"
     )
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
     arguments = parser.parse_args()
     if arguments.repeats < (fewest := 14 if arguments.fashion_mnist else 2):
         parser.error(f"--repeats must be at least {fewest} for a standard deviation of two values")
@@ -92,14 +90,7 @@ def main() -> None:
             train_pixels, 256, schedule="learned_linear", gamma_0=-13.3, width=16, steps=arguments.steps // 5
         )
         rows += [measure("fashion_mnist", model, test_pixels[:1000], 1, arguments.repeats // 7)]
-    lines = [
-        f"{row['set']}, {row['images']} images, {row['times_per_image']} times each: "
-        f"{row['ours_bpd']:.4f} +- {row['ours_standard_error']:.5f} ours, "
-        f"{row['plain_bpd']:.4f} +- {row['plain_standard_error']:.5f} plain, "
-        f"ratio {row['ratio']:.3f} +- {row['ratio_error']:.3f}"
-        for row in rows
-    ]
-    show({"rows": rows}, lines, as_json=arguments.json)
+    show({"rows": rows}, as_json=arguments.json)
 
 
 if __name__ == "__main__":

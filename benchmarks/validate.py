@@ -4,7 +4,6 @@ The images are noise in a temporary folder, 3 GB for a million.  One process rea
 validates them.
 """
 
-import argparse
 import json
 import resource
 import subprocess
@@ -17,16 +16,15 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.machine import show
-from benchmarks.options import positive
+from benchmarks.options import new_parser, positive
 from flows.core.params_file import read_params
 
 PRESET = Path(__file__).parents[1] / "presets" / "cifar10.yaml"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = new_parser(__doc__)
     parser.add_argument("--images", type=positive, nargs="+", default=[60_000])
-    parser.add_argument("--json", action="store_true")
     parser.add_argument("--folder", type=Path, help="run this step in this process")
     parser.add_argument("--step", choices=["download", "validate"])
     arguments = parser.parse_args()
@@ -36,8 +34,7 @@ def main() -> None:
     if min(arguments.images) < 2:
         parser.error("--images must be at least 2: one to train and one to test")
     runs = [measure(count) for count in arguments.images]
-    lines = [", ".join(f"{name}: {round(figure, 1):,}" for name, figure in run.items()) for run in runs]
-    show({"runs": runs}, lines, as_json=arguments.json)
+    show({"runs": runs}, as_json=arguments.json)
 
 
 def measure(count: int) -> dict[str, float]:

@@ -375,8 +375,8 @@ def test_the_options_of_the_day_reach_its_rows_and_those_of_the_peer() -> None:
 def test_a_row_of_the_load_is_the_full_one_over_a_tenth_of_it() -> None:
     found = load.row("status", load.Measured(2.0, 0), load.Measured(3.0, 5))
     assert found == {"name": "status", "tenth_s": 2.0, "full_s": 3.0, "ratio": 1.5, "exit_code": 5}
-    *_, line = load.lines(load.FULL, [found])
-    assert line.split() == ["status", "2.000", "3.000", "1.5", "5"]
+    *_, line = machine.table([found]).splitlines()
+    assert line.split() == ["status", "2", "3", "1.5", "5"]
 
 
 def test_the_fastest_call_counts(monkeypatch: pytest.MonkeyPatch) -> None:
