@@ -75,11 +75,8 @@ def build(root: Path, load: Load) -> None:
     """Make the repository at `root`."""
     write_project(root, load.rows)
     git(root, "init", "--quiet", "--initial-branch=main")
-    for key, value in (("name", "Benchmark"), ("email", "benchmark@example.org")):
-        git(root, "config", f"user.{key}", value)
     record_outputs(root)
-    git(root, "add", "--all")
-    git(root, "commit", "--quiet", "--message=Start")
+    commit_all(root)
     (root / layout.PRIVATE).mkdir()
     git(root, "fast-import", "--quiet", stdin=b"".join(history(root, load)))
     git(root, "pack-refs", "--all")  # as `git gc` does, which commits start from time to time
@@ -89,6 +86,14 @@ def build(root: Path, load: Load) -> None:
 def git(root: Path, *arguments: str, stdin: bytes | None = None) -> None:
     """Run git, which must succeed."""
     subprocess.run(["git", *arguments], cwd=root, input=stdin, check=True)
+
+
+def commit_all(root: Path) -> None:
+    """Commit all files of a repository whose commits are those of the benchmark."""
+    for key, value in (("name", "Benchmark"), ("email", "benchmark@example.org")):
+        git(root, "config", f"user.{key}", value)
+    git(root, "add", "--all")
+    git(root, "commit", "--quiet", "--message=Start")
 
 
 def write_project(root: Path, rows: int) -> None:
@@ -248,12 +253,17 @@ def create(api: Api, path: str, **body: Any) -> str:
     return str(api.ask(path, **body)["id"])
 
 
+def free_port() -> int:
+    """Return the number of a port of this machine that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
 @contextmanager
 def server(home: Path) -> Iterator[History]:
     """Run a Prefect server; yield its history, which is empty."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     url = f"http://127.0.0.1:{port}/api"
     settings = {"PREFECT_HOME": str(home), "PREFECT_API_URL": url, "PREFECT_SERVER_ANALYTICS_ENABLED": "false"}
     command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]

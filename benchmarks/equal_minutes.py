@@ -32,7 +32,7 @@ from benchmarks.machine import chart, show
 from benchmarks.options import duration, explained, new_parser, picture, positive, require_peer
 from benchmarks.peer import BATCH_SIZE, LEARNING_RATE, build, training_step
 from benchmarks.speed import PRESETS
-from flows.core.checkpoint import load_model, save_model
+from flows.core.checkpoint import arguments_of, load_model, save_model
 from flows.core.device import find_device
 from flows.core.fields import device_name
 from flows.core.params import Params
@@ -124,7 +124,7 @@ def chosen_params(chosen: argparse.Namespace) -> Params:
 def config_of(params: Params, images: Path) -> dict[str, Any]:
     """Return the arguments of the model of the images."""
     image_set = load_images(images)
-    return {"image_shape": image_set.image_shape, "num_levels": image_set.num_levels, **params.model.model_dump()}
+    return arguments_of(params.model, image_set.image_shape, image_set.num_levels)
 
 
 def train_ours(chosen: argparse.Namespace, params: Params) -> None:

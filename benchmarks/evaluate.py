@@ -19,7 +19,7 @@ def main() -> None:
         problem, device = read_problem(chosen), find_device(chosen.device)
     size = chosen.batch_size or problem.params.evaluate.batch_size
     if chosen.peer:
-        compared = against_peer("evaluate", chosen, problem, size, "--precision", chosen.precision)
+        compared = against_peer("evaluate", chosen, "--precision", chosen.precision)
         report(compared, device, as_json=chosen.json)
         return
     precision = find_precision(chosen.precision, device)

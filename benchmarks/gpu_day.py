@@ -26,7 +26,7 @@ import torch
 
 from benchmarks.machine import describe
 from benchmarks.options import duration, explained
-from benchmarks.speed import Problem, clock, count_flop, matrix_rate, parser, peak_memory, read_problem
+from benchmarks.speed import Problem, clock, common, count_flop, matrix_rate, parser, peak_memory, read_problem
 from flows.core.device import find_device
 from flows.training.collectives import process_group
 from flows.training.distributed import launch
@@ -117,13 +117,6 @@ def commands(chosen: argparse.Namespace) -> dict[str, list[str]]:
     theirs = ("train_step", *kinds)
     peer = {f"{kind}, peer": ["benchmarks.peer", kind, str(chosen.peer), *common(chosen), "--json"] for kind in theirs}
     return ours | peer
-
-
-def common(chosen: argparse.Namespace) -> list[str]:
-    """Return the options that all processes share."""
-    names = ("preset", "width", "blocks", "batch_size", "device", "seconds")
-    given = {name: value for name in names if (value := getattr(chosen, name)) is not None}
-    return [text for name, value in given.items() for text in (f"--{name.replace('_', '-')}", str(value))]
 
 
 def run(module: list[str], deadline: float, variables: dict[str, str]) -> Figures:

@@ -15,7 +15,6 @@ Nothing else should run on the machine.
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -27,11 +26,11 @@ from typing import Any
 
 import psutil
 
+from benchmarks.aged import ROOT, commit_all, free_port
 from benchmarks.machine import show
 from benchmarks.options import new_parser, own_environment
 from flows.process.environment import settle
 
-ROOT = Path(__file__).parents[1]
 STEPS = re.compile("^  steps: 2600.*$", re.MULTILINE)
 FIRST_STEP = re.compile(r"step \d+: ")
 RUN_END = re.compile("Flow run '.*' - Finished in state Completed")
@@ -55,12 +54,8 @@ def clone(folder: Path) -> Path:
     text, count = STEPS.subn("  steps: 100", params.read_text())
     assert count == 1
     params.write_text(text)
-    git = ["git", "-C", str(folder)]
-    for key, value in (("name", "Benchmark"), ("email", "benchmark@example.org")):
-        subprocess.run([*git, "config", f"user.{key}", value], check=True)
-    subprocess.run([*git, "rm", "--quiet", "--cached", "dvc.lock"], check=True)
     (folder / "dvc.lock").unlink()
-    subprocess.run([*git, "commit", "--quiet", "--all", "--message=Start"], check=True)
+    commit_all(folder)
     return folder
 
 
@@ -97,12 +92,9 @@ def by_dvc(folder: Path, home: Path) -> float:
 def by_prefect(home: Path) -> dict[str, Any]:
     """Return the figures of the loop."""
     folder, found = clone(home / "loop"), {}
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
     found["status_without_s"] = timed(lambda: vdmctl(folder, home, "status"))
     begin = time.perf_counter()
-    with serving(folder, home, port) as (process, log):
+    with serving(folder, home, free_port()) as (process, log):
         wait_until(lambda: "serving at" in log.read_text())
         found["serve_s"] = time.perf_counter() - begin
         time.sleep(10)

@@ -22,7 +22,7 @@ def main() -> None:
     size, steps = chosen.batch_size or SAMPLED, chosen.num_timesteps
     if chosen.peer:
         both = ("--num-timesteps", str(steps))
-        compared = against_peer("sample", chosen, problem, size, "--precision", chosen.precision, both=both)
+        compared = against_peer("sample", chosen, "--precision", chosen.precision, both=both)
         report(compared, device, as_json=chosen.json)
         return
     changes = {"num_timesteps": steps, "precision": chosen.precision}

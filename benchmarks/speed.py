@@ -15,6 +15,7 @@ import torch
 
 from benchmarks.machine import describe
 from benchmarks.options import duration, new_parser, positive, require_peer
+from flows.core.checkpoint import arguments_of
 from flows.core.device import find_precision
 from flows.core.fields import device_name
 from flows.core.params import Params
@@ -67,7 +68,7 @@ def read_problem(options: argparse.Namespace) -> Problem:
     params = read_params(PRESETS / f"{options.preset}.yaml")
     *shape, num_levels = SHAPES[params.data.name]
     sizes = {"width": options.width or params.model.width, "blocks": options.blocks or params.model.blocks}
-    model = {"image_shape": tuple(shape), "num_levels": num_levels, **params.model.model_dump(), **sizes}
+    model = arguments_of(params.model.model_copy(update=sizes), tuple(shape), num_levels)
     VDM(**model)
     generator = torch.Generator().manual_seed(0)
     count = max(2048, options.batch_size or 0)
@@ -142,19 +143,22 @@ def matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
     return 2 * size**3 / best
 
 
-def against_peer(
-    name: str, chosen: argparse.Namespace, problem: Problem, size: int, *extra: str, both: tuple[str, ...] = ()
-) -> dict[str, Any]:
+def common(chosen: argparse.Namespace) -> list[str]:
+    """Return the options of `parser` that were chosen, for other processes."""
+    names = ("preset", "width", "blocks", "batch_size", "device", "seconds")
+    given = {name: value for name in names if (value := getattr(chosen, name)) is not None}
+    return [text for name, value in given.items() for text in (f"--{name.replace('_', '-')}", str(value))]
+
+
+def against_peer(name: str, chosen: argparse.Namespace, *extra: str, both: tuple[str, ...] = ()) -> dict[str, Any]:
     """Run our benchmark `name`, with `extra` options, and the peer's alternately; return both and their ratios.
 
     Both get the options `both`.
 
     A ratio is ours / peer, of images per second and of memory, computed per round.
     """
-    common = ["--preset", chosen.preset, "--width", str(problem.model["width"])]
-    common += ["--blocks", str(problem.model["blocks"]), "--batch-size", str(size)]
-    common += ["--device", chosen.device, "--seconds", str(chosen.seconds), *both]
-    ours, peer = [f"benchmarks.{name}", *common, *extra], ["benchmarks.peer", name, str(chosen.peer), *common]
+    options = [*common(chosen), *both]
+    ours, peer = [f"benchmarks.{name}", *options, *extra], ["benchmarks.peer", name, str(chosen.peer), *options]
     pairs = [(run(ours), run(peer)) for _ in range(chosen.rounds)]
     speed = [mine["images_per_second"] / other["images_per_second"] for mine, other in pairs]
     memory = [mine["peak_memory_mib"] / other["peak_memory_mib"] for mine, other in pairs]

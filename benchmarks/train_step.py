@@ -93,7 +93,7 @@ def main() -> None:
         extra = ["--precision", chosen.precision, "--compile", chosen.compile, "--num-devices", str(chosen.num_devices)]
         extra += ["--accumulation", str(chosen.accumulation)] if chosen.accumulation else []
         extra += ["--activation-checkpointing"] if chosen.activation_checkpointing else []
-        figures = against_peer("train_step", chosen, problem, chosen.batch_size, *extra)
+        figures = against_peer("train_step", chosen, *extra)
         report(figures, device, as_json=chosen.json)
         return
     with explained(options):

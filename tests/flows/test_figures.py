@@ -216,7 +216,8 @@ def test_a_ratio_is_ours_to_the_peers_in_each_round(tmp_path: Path, monkeypatch:
     run = Mock(side_effect=answers)
     monkeypatch.setattr(speed, "run", run)
     chosen = argparse.Namespace(preset="digits", device="cpu", seconds=1.0, peer=tmp_path, rounds=2)
-    found = speed.against_peer("evaluate", chosen, Mock(model={"width": 8, "blocks": 1}), 4)
+    vars(chosen).update(width=8, blocks=1, batch_size=4)
+    found = speed.against_peer("evaluate", chosen)
     assert [call.args[0][0] for call in run.call_args_list] == ["benchmarks.evaluate", "benchmarks.peer"] * 2
     assert (found["ours"], found["peer"]) == (answers[::2], answers[1::2])
     assert (found["speed_ratio"], found["speed_ratio_range"]) == (2.5, [2.0, 3.0])
