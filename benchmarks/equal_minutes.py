@@ -20,7 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -223,14 +223,10 @@ def measured(folder: Path, chosen: argparse.Namespace, device: torch.device) -> 
     images = load_images(chosen.images).validation[: chosen.num_images]
     points = json.loads((folder / "points.json").read_text())
     for number, point in enumerate(points):
-        results = [bound(model, images, chosen, device) for model in models_in(folder / str(number))]
+        models = [file.parent for file in sorted(Path(folder, str(number)).rglob("config.json"))]
+        results = [bound(model, images, chosen, device) for model in models]
         point["evaluation"] = min(results, key=lambda result: float(result.bpd.mean()))
     return points  # type: ignore[no-any-return]
-
-
-def models_in(folder: Path) -> Iterator[Path]:
-    """Return the model folders of a point."""
-    return (path.parent for path in sorted(folder.rglob("config.json")))
 
 
 def bound(model: Path, images: np.ndarray, chosen: argparse.Namespace, device: torch.device) -> Evaluation:

@@ -1,6 +1,5 @@
 """What decides the last digits of a figure besides data, parameters and code: the libraries and the processor."""
 
-import hashlib
 import platform
 import sys
 from contextlib import suppress
@@ -9,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from flows.core.files import read_bounded
+from flows.core.files import file_sha256
 from flows.evaluation.results import Environment
 
 
@@ -17,7 +16,7 @@ def environment(device: torch.device, requirements: Path) -> Environment:
     """Return the environment of figures that are computed on the device by this process."""
     digest = None
     with suppress(OSError):
-        digest = hashlib.sha256(read_bounded(requirements)).hexdigest()
+        digest = file_sha256(requirements)
     return Environment(
         python=f"{sys.version_info.major}.{sys.version_info.minor}",
         torch=torch.__version__,

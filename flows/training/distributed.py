@@ -62,7 +62,7 @@ def launch(function: Callable[[], Any], *, num_processes: int, max_restarts: int
         configure_environment(num_processes, str(folder))
         config = agent_config(num_processes, max_restarts, str(folder))
         try:
-            with held_back(signal.SIGINT):
+            with interrupt_held_back():
                 outcomes = elastic_launch(config, worker)(function)
         except SignalException as signalled:
             for process in active_children():  # of an interrupted start, which the agent does not know
@@ -203,8 +203,8 @@ def handlers_restored() -> Iterator[None]:
 
 
 @contextmanager
-def held_back(number: signal.Signals) -> Iterator[None]:
-    """Block the signal in processes that start in the `with` block, until `worker` unblocks it.
+def interrupt_held_back() -> Iterator[None]:
+    """Block SIGINT in processes that start in the `with` block, until `worker` unblocks it.
 
     Otherwise a process that gets it while it imports would end with a traceback.  Processes inherit the blocked signal
     from the main thread.  This process still receives it, in another thread.
@@ -216,7 +216,7 @@ def held_back(number: signal.Signals) -> Iterator[None]:
     signal.pthread_sigmask(signal.SIG_SETMASK, before)
     done = Event()
     Thread(target=done.wait, daemon=True).start()
-    signal.pthread_sigmask(signal.SIG_BLOCK, {number})
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
     finally:
