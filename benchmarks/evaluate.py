@@ -13,14 +13,12 @@ from vdm.model import VDM
 
 def main() -> None:
     options = parser(__doc__, peer=True)
-    options.add_argument("--precision", choices=["auto", "float32", "bfloat16"], default="auto")
     chosen = options.parse_args()
     with explained(options):
         problem, device = read_problem(chosen), find_device(chosen.device)
     size = chosen.batch_size or problem.params.evaluate.batch_size
     if chosen.peer:
-        compared = against_peer("evaluate", chosen, "--precision", chosen.precision)
-        report(compared, device, as_json=chosen.json)
+        report(against_peer("evaluate", chosen), device, as_json=chosen.json)
         return
     precision = find_precision(chosen.precision, device)
     model = VDM(**problem.model).to(device).eval()

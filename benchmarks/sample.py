@@ -15,14 +15,12 @@ from vdm.sampling import sample
 def main() -> None:
     options = parser(__doc__, peer=True)
     options.add_argument("--num-timesteps", type=positive, default=20, help="number of steps from noise to image")
-    options.add_argument("--precision", choices=["auto", "float32", "bfloat16"], default="auto")
     chosen = options.parse_args()
     with explained(options):
         problem, device = read_problem(chosen), find_device(chosen.device)
     size, steps = chosen.batch_size or SAMPLED, chosen.num_timesteps
     if chosen.peer:
-        both = ("--num-timesteps", str(steps))
-        compared = against_peer("sample", chosen, "--precision", chosen.precision, both=both)
+        compared = against_peer("sample", chosen, both=("--num-timesteps", str(steps)))
         report(compared, device, as_json=chosen.json)
         return
     changes = {"num_timesteps": steps, "precision": chosen.precision}

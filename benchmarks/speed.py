@@ -54,6 +54,7 @@ def parser(description: str | None, *, peer: bool = False) -> argparse.ArgumentP
     options.add_argument("--seconds", type=duration, default=20.0, help="seconds to measure, after the first steps")
     if peer:
         options.add_argument("--peer", type=Path, help="a checkout of the PyTorch peer to compare with")
+        options.add_argument("--precision", choices=["auto", "float32", "bfloat16"], default="auto")
         options.add_argument("--rounds", type=positive, default=3, help="rounds of the comparison")
     return options
 
@@ -153,12 +154,11 @@ def common(chosen: argparse.Namespace) -> list[str]:
 def against_peer(name: str, chosen: argparse.Namespace, *extra: str, both: tuple[str, ...] = ()) -> dict[str, Any]:
     """Run our benchmark `name`, with `extra` options, and the peer's alternately; return both and their ratios.
 
-    Both get the options `both`.
-
-    A ratio is ours / peer, of images per second and of memory, computed per round.
+    Both get the options `both`.  A ratio is ours / peer, of images per second and of memory, computed per round.
     """
     options = [*common(chosen), *both]
-    ours, peer = [f"benchmarks.{name}", *options, *extra], ["benchmarks.peer", name, str(chosen.peer), *options]
+    ours = [f"benchmarks.{name}", *options, "--precision", chosen.precision, *extra]
+    peer = ["benchmarks.peer", name, str(chosen.peer), *options]
     pairs = [(run(ours), run(peer)) for _ in range(chosen.rounds)]
     speed = [mine["images_per_second"] / other["images_per_second"] for mine, other in pairs]
     memory = [mine["peak_memory_mib"] / other["peak_memory_mib"] for mine, other in pairs]

@@ -78,7 +78,6 @@ def validation_time(problem: Problem, chosen: argparse.Namespace, trainer: Train
 
 def main() -> None:
     options = parser(__doc__, peer=True)
-    options.add_argument("--precision", default="auto", choices=["auto", "float32", "bfloat16"])
     options.add_argument("--compile", default="auto", choices=["auto", "true", "false"])
     options.add_argument("--activation-checkpointing", action="store_true")
     options.add_argument("--accumulation", type=positive)
@@ -90,7 +89,7 @@ def main() -> None:
     chosen.batch_size = chosen.batch_size or train.batch_size
     chosen.num_devices = chosen.num_devices or train.num_devices
     if chosen.peer:
-        extra = ["--precision", chosen.precision, "--compile", chosen.compile, "--num-devices", str(chosen.num_devices)]
+        extra = ["--compile", chosen.compile, "--num-devices", str(chosen.num_devices)]
         extra += ["--accumulation", str(chosen.accumulation)] if chosen.accumulation else []
         extra += ["--activation-checkpointing"] if chosen.activation_checkpointing else []
         figures = against_peer("train_step", chosen, *extra)

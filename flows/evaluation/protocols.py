@@ -39,8 +39,9 @@ def ode(settings: "Ode", *, model: Path, images: Path, split: Split = "test") ->
     options = settings.model_dump(include={"seed", "dequantisation"}) | sizes
     repeated = pixels[:NUM_REPEATED]
     form = "{desc}: {percentage:3.0f}%|{bar}| {elapsed}<{remaining}"
-    # The solver adds the shares of a solution.  Rounded, they add up to a little more than 1.
-    total = (1 + 1e-9) * (num_batches(settings, len(repeated)) + num_batches(settings, len(pixels)))
+    per_batch = images_per_batch(settings.batch_size, settings.num_draws)
+    # The solver moves the bar by the shares of a batch.  Rounded, they add up to a little more than 1.
+    total = (1 + 1e-9) * (math.ceil(len(repeated) / per_batch) + math.ceil(len(pixels) / per_batch))
     with tqdm(desc="evaluating", total=total, bar_format=form, disable=None, leave=False) as shown:
         accurate = evaluate_ode(vdm, repeated, solve=dopri5(settings.tolerance / 10, shown.update), **options)
         bpd = evaluate_ode(vdm, pixels, solve=dopri5(settings.tolerance, shown.update), **options)
@@ -55,11 +56,6 @@ def ode(settings: "Ode", *, model: Path, images: Path, split: Split = "test") ->
         **options,
         **digests(model, images),
     )
-
-
-def num_batches(settings: "Ode", num_images: int) -> int:
-    """Return the number of batches in which `evaluate_ode` takes the images."""
-    return math.ceil(num_images / images_per_batch(settings.batch_size, settings.num_draws))
 
 
 def compare(

@@ -216,7 +216,7 @@ def test_a_ratio_is_ours_to_the_peers_in_each_round(tmp_path: Path, monkeypatch:
     run = Mock(side_effect=answers)
     monkeypatch.setattr(speed, "run", run)
     chosen = argparse.Namespace(preset="digits", device="cpu", seconds=1.0, peer=tmp_path, rounds=2)
-    vars(chosen).update(width=8, blocks=1, batch_size=4)
+    vars(chosen).update(width=8, blocks=1, batch_size=4, precision="auto")
     found = speed.against_peer("evaluate", chosen)
     assert [call.args[0][0] for call in run.call_args_list] == ["benchmarks.evaluate", "benchmarks.peer"] * 2
     assert (found["ours"], found["peer"]) == (answers[::2], answers[1::2])
