@@ -236,15 +236,6 @@ def bound(model: Path, images: np.ndarray, chosen: argparse.Namespace, device: t
     return evaluate(vdm, images, times_per_image=times, num_timesteps=None, batch_size=512, seed=0)
 
 
-def difference(ours: list[Evaluation], peer: list[Evaluation]) -> Any:
-    """Return peer - ours over the same images, in which every image has the mean over the seeds."""
-
-    def mean(results: list[Evaluation]) -> np.ndarray:
-        return np.mean([result.bpd for result in results], axis=0)  # type: ignore[no-any-return]
-
-    return paired_difference(mean(ours), mean(peer), confidence=CONFIDENCE)
-
-
 def figures_of(point: dict[str, Any]) -> dict[str, Any]:
     """Return the figures of a point of a curve."""
     result = point["evaluation"]
@@ -259,8 +250,12 @@ def report(
     rows = [
         {"who": who, "seed": seed, **figures_of(point)} for (who, seed), points in curves.items() for point in points
     ]
-    ends = {who: [points[-1]["evaluation"] for (name, _), points in curves.items() if name == who] for who in WHO}
-    end = difference(ends["ours"], ends["peer"])
+    # Every image has the mean over the seeds.
+    ours, peer = (
+        np.mean([points[-1]["evaluation"].bpd for (name, _), points in curves.items() if name == who], axis=0)
+        for who in WHO
+    )
+    end = paired_difference(ours, peer, confidence=CONFIDENCE)
     figures = {
         "preset": chosen.preset,
         "rows": rows,
