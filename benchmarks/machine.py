@@ -33,11 +33,13 @@ def show(figures: dict[str, Any], *, as_json: bool, device: torch.device | None 
 def table(rows: list[dict[str, Any]]) -> str:
     """Return the rows as text, with a column for each of their keys."""
     keys = list(dict.fromkeys(key for row in rows for key in row))
-    return summary.table(keys, [[cell(row.get(key, "")) for key in keys] for row in rows])
+    return summary.table(keys, [[cell(row.get(key)) for key in keys] for row in rows])
 
 
 def cell(value: Any) -> str:
-    """Return a figure as text, a float with five digits."""
+    """Return a figure as text: a float with five digits, "" for a missing one."""
+    if value is None:
+        return ""
     return f"{value:.5g}" if isinstance(value, float) else str(value)
 
 

@@ -376,8 +376,13 @@ def test_the_options_of_the_day_reach_its_rows_and_those_of_the_peer() -> None:
 def test_a_row_of_the_load_is_the_full_one_over_a_tenth_of_it() -> None:
     found = load.row("status", load.Measured(2.0, 0), load.Measured(3.0, 5))
     assert found == {"name": "status", "tenth_s": 2.0, "full_s": 3.0, "ratio": 1.5, "exit_code": 5}
-    *_, line = machine.table([found]).splitlines()
-    assert line.split() == ["status", "2", "3", "1.5", "5"]
+
+
+def test_a_table_has_a_column_for_each_figure_of_any_row() -> None:
+    rows = [{"codec": "PNG", "bpd": 1.23456789}, {"codec": "ours", "bpd": 1e-5, "bytes": 123456, "code_bpd": None}]
+    head, *lines = machine.table(rows).splitlines()
+    assert [line.split() for line in lines] == [["PNG", "1.2346"], ["ours", "1e-05", "123456"]]
+    assert head.split() == ["codec", "bpd", "bytes", "code_bpd"]
 
 
 def test_the_fastest_call_counts(monkeypatch: pytest.MonkeyPatch) -> None:
