@@ -24,8 +24,8 @@ def main() -> None:
         report(compared, device, as_json=chosen.json)
         return
     changes = {"num_timesteps": steps, "precision": chosen.precision}
-    solver = solver_of(problem.params.sample.model_copy(update=changes), device)
     model = VDM(**problem.model).to(device).eval()
+    solver = solver_of(problem.params.sample.model_copy(update=changes), model)
     times = clock(lambda: sample(model, range(size), solver, seed=0), device, chosen.seconds)
     figures = {
         "preset": chosen.preset,

@@ -46,8 +46,8 @@ def draw(model: Path, settings: "Sample") -> np.ndarray:
 
 def memory_needed(vdm: VDM, settings: "Sample", share: int) -> int:
     """Return a lower bound of the bytes that drawing `share` images takes in one process."""
-    solver = solver_of(settings, next(vdm.parameters()).device)
-    return sampling.memory_needed(vdm, min(settings.batch_size, share), solver) + 2 * share * vdm.num_dims
+    batch_size = min(settings.batch_size, share)
+    return sampling.memory_needed(vdm, batch_size, solver_of(settings, vdm)) + 2 * share * vdm.num_dims
 
 
 def draw_part(model: Path, settings: "Sample", count: int, rank: int) -> np.ndarray:
@@ -59,7 +59,7 @@ def draw_part(model: Path, settings: "Sample", count: int, rank: int) -> np.ndar
 
 def draw_share(vdm: VDM, settings: "Sample", share: range, *, shown: bool = True) -> np.ndarray:
     """Return the images with the indices in `share`, (N,C,H,W) levels."""
-    solver = solver_of(settings, next(vdm.parameters()).device)
+    solver = solver_of(settings, vdm)
     return in_batches(vdm, settings, share, partial(trajectory, vdm, solver=solver, seed=settings.seed), shown=shown)
 
 
@@ -75,7 +75,7 @@ def fill(vdm: VDM, settings: "Sample", known: torch.Tensor, missing: torch.Tenso
 
 def filling(vdm: VDM, settings: "Sample", known: torch.Tensor, missing: torch.Tensor) -> Steps:
     """Return the function from indices to the steps of `vdm.sampling.fill_in`."""
-    solver = solver_of(settings, next(vdm.parameters()).device)
+    solver = solver_of(settings, vdm)
     return partial(fill_in, vdm, known, missing, solver=solver, seed=settings.seed, repeats=REPEATS)
 
 
@@ -101,7 +101,7 @@ def in_batches(vdm: VDM, settings: "Sample", share: range, steps_to: Steps, *, s
     return torch.cat(parts).cpu().numpy()
 
 
-def solver_of(settings: "Sample", device: torch.device) -> Solver:
-    """Return the solver that the settings describe, with the precision that the device has."""
+def solver_of(settings: "Sample", vdm: VDM) -> Solver:
+    """Return the solver that the settings describe, with the precision that the model's device has."""
     chosen = settings.model_dump(include=set(Solver._fields) - {"precision"})
-    return Solver(precision=find_precision(settings.precision, device), **chosen)
+    return Solver(precision=find_precision(settings.precision, next(vdm.parameters()).device), **chosen)

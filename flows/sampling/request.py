@@ -41,8 +41,7 @@ def answer(request: Request) -> dict[str, Any]:
     Raises CheckpointError, UserError for options and files that do not fit, and OSError that names the file.
     """
     require_possible(request)
-    device = find_device(request.settings.device)
-    vdm = load_model(request.model, device)
+    vdm = load_model(request.model, find_device(request.settings.device))
     parts = None
     if request.known and request.mask:
         parts = read_known(request.known, vdm), read_mask(request.mask, vdm)
@@ -54,7 +53,7 @@ def answer(request: Request) -> dict[str, Any]:
             content = film.encoded(record(request, vdm, parts), request.film.suffix)
             stack.enter_context(written_last(request.film, content))
         pictures.write(request.out, images, vdm.num_levels)
-    solver = solver_of(request.settings, device)
+    solver = solver_of(request.settings, vdm)
     if parts:
         solver = solver._replace(order=1, eta=1.0)  # as `fill_in` always takes its steps
     return {
@@ -110,7 +109,7 @@ def record(request: Request, vdm: VDM, parts: tuple[torch.Tensor, torch.Tensor] 
     """Return the film of the first images."""
     settings = request.settings
     indices = range(min(settings.num_images, film.MOST_IMAGES))
-    solver = solver_of(settings, next(vdm.parameters()).device)
+    solver = solver_of(settings, vdm)
     steps = filling(vdm, settings, *parts)(indices) if parts else trajectory(vdm, indices, solver, seed=settings.seed)
     number = len(noise_levels(vdm.schedule, solver)) - 1
     return film.record(counted(steps, iter(bar("film")(range(number)))), number)
