@@ -145,10 +145,7 @@ def ours(images: np.ndarray, model: Path, num_timesteps: int, batch_size: int) -
         "bpd": done.net_bpd,
         "encode_s": middle - begin,
         "decode_s": end - middle,
-        "code_bpd": done.code_bpd,
-        "bound_bpd": done.bound_bpd,
-        "bound_bpd_standard_error": done.bound_bpd_standard_error,
-        "initial_bits": done.initial_bits,
+        **done.model_dump(include={"code_bpd", "bound_bpd", "bound_bpd_standard_error", "initial_bits"}),
     }
 
 
