@@ -9,7 +9,7 @@ from typing import Annotated, Any, TypeVar
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from flows.core.errors import Exit, UserError
-from flows.core.files import inside, parse_json, read_bounded
+from flows.core.files import parse_json, read_bounded
 
 DocumentType = TypeVar("DocumentType", bound=BaseModel)
 LONGEST_SHOWN = 60
@@ -19,8 +19,10 @@ MOST_BYTES = 2**24
 
 def relative_path(name: str) -> str:
     """Return the path.  Raises ValueError unless it is relative, in POSIX notation, and stays inside its folder."""
-    inside(Path(), name)
-    if str(PurePosixPath(name)) != name or not name.isprintable():
+    place = PurePosixPath(name)
+    if not place.parts or place.is_absolute() or ".." in place.parts or "\0" in name:
+        raise ValueError(f"{name!r} is not a path inside a folder")
+    if str(place) != name or not name.isprintable():
         raise ValueError("not a path in its shortest form")
     if max(len(part.encode()) for part in name.split("/")) > 255 or len(name.encode()) > 4000:
         raise ValueError("a path that is too long for a file system")

@@ -16,7 +16,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from io import BufferedReader
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
 
 ANYBODY_WRITES = stat.S_IWUSR | stat.S_IWGRP | stat.S_IWOTH
@@ -122,17 +122,6 @@ def short(text: str) -> int:
     if len(text) > 20 or not -(2**63) <= int(text) < 2**64:
         refuse(text[:30])
     return int(text)
-
-
-def inside(folder: Path, name: str) -> Path:
-    """Return the path of `name`, a relative path from data, in the folder.
-
-    Raises ValueError if it is empty or absolute, leads upwards, or has a NUL character.
-    """
-    place = PurePosixPath(name)
-    if not place.parts or place.is_absolute() or ".." in place.parts or "\0" in name:
-        raise ValueError(f"{name!r} is not a path inside a folder")
-    return folder / place
 
 
 @contextmanager

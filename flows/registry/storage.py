@@ -24,7 +24,7 @@ from pydantic import ConfigDict, FailFast, RootModel
 from flows.core import layout
 from flows.core.documents import Document, Md5, RelativePath, read, require_apart
 from flows.core.errors import Exit, NetworkError, UserError, brief
-from flows.core.files import file_sha256, inside, naming, open_regular, parse_json, read_bounded, scratch_folder
+from flows.core.files import file_sha256, naming, open_regular, parse_json, read_bounded, scratch_folder
 from flows.images.store import ImageSetError, data_sha256
 from flows.registry.lock_file import model_path, read_lock
 from flows.registry.versions import Version
@@ -112,7 +112,7 @@ def copy(root: Path, version: Version, path: str, digest: str, folder: Path) -> 
         whole = scratch / "whole"
         whole.mkdir()
         for file in stored:
-            target = inside(whole, file.place)
+            target = whole / file.place
             target.parent.mkdir(parents=True, exist_ok=True)
             with open_regular(file.cached) as source, target.open("wb") as copied:
                 shutil.copyfileobj(source, copied)

@@ -14,7 +14,7 @@ from flows.core import bounded_yaml, layout
 from flows.core.checkpoint import load_model, model_sha256
 from flows.core.documents import read
 from flows.core.errors import Exit, NetworkError, UserError
-from flows.core.files import inside, scratch_folder
+from flows.core.files import scratch_folder
 from flows.images.store import data_sha256
 from flows.registry.git import content_of, contents, git
 from flows.registry.lock_file import Lock, model_path, read_lock
@@ -140,7 +140,7 @@ def sha256_of(path: str, stored: list[Stored], key: str) -> str:
         folder = scratch / Path(path).name
         folder.mkdir()
         for file in stored:
-            place = inside(folder, file.place)
+            place = folder / file.place
             place.parent.mkdir(parents=True, exist_ok=True)
             place.symlink_to(file.cached)
         if key == "data_sha256":

@@ -407,3 +407,10 @@ def test_images_that_were_not_found_valid_are_refused(change: dict[str, Any], me
     with pytest.raises(UserError, match=message) as raised:
         require_validated(image_set, report, needs_validation_images=False)
     assert raised.value.code is Exit.INVALID_DATA
+
+
+@pytest.mark.parametrize("name", ["", ".", "/etc/passwd", "../up", "a/../../up", "a/..", "nul\0"])
+def test_no_path_in_a_document_leads_out_of_its_folder(name: str) -> None:
+    with pytest.raises(ValueError, match="not a path inside"):
+        documents.relative_path(name)
+    assert documents.relative_path("a/b..c") == "a/b..c"

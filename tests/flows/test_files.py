@@ -15,7 +15,6 @@ from flows.core.errors import Exit, UserError
 from flows.core.files import (
     beginning,
     discard,
-    inside,
     open_regular,
     parse_json,
     read_bounded,
@@ -69,16 +68,6 @@ def test_json_that_is_not_strict_is_a_value_error(content: bytes) -> None:
 def test_json_is_parsed() -> None:
     assert parse_json(b'{"a": [1, -2.5, null, "\\u00fc"]}') == {"a": [1, -2.5, None, "\u00fc"]}
     assert parse_json(str(2**64 - 1)) == 2**64 - 1
-
-
-@pytest.mark.parametrize("name", ["", ".", "/etc/passwd", "../up", "a/../../up", "a/..", "nul\0"])
-def test_no_name_leads_out_of_its_folder(tmp_path: Path, name: str) -> None:
-    with pytest.raises(ValueError, match="not a path inside"):
-        inside(tmp_path, name)
-
-
-def test_a_name_below_the_folder_is_joined(tmp_path: Path) -> None:
-    assert inside(tmp_path, "a/b..c") == tmp_path / "a" / "b..c"
 
 
 def test_a_full_disk_keeps_the_old_file_and_names_it(tmp_path: Path) -> None:
