@@ -239,7 +239,8 @@ def problems(found: Entry) -> Iterator[str]:
     server = found["server"]
     if "reason" in server:
         yield f"{server['url'] or found['folder']}: {server['reason']}"
-    yield from problems_of_loop(server)
+    else:
+        yield from problems_of_loop(server)
     if "problem" in found["registry"]:
         yield found["registry"]["problem"]
         return
@@ -253,22 +254,20 @@ def problems(found: Entry) -> Iterator[str]:
 
 def problems_of_loop(server: Entry) -> Iterator[str]:
     """Yield a line for everything that keeps runs from starting, and for the last run if it failed."""
-    if "reason" not in server:
-        if FLOW not in server["deployments"]:
-            yield f"the server has no deployment {FLOW}; `vdmctl serve` creates it when it starts"
-        if not any(worker["status"] == "ONLINE" for worker in server["workers"]):
-            online = "`vdmctl serve` or `vdmctl worker` starts one"
-            yield f"no worker of the pool {POOL} is online, so no run starts; {online}"
-    for one in server.get("paused", []):
+    if FLOW not in server["deployments"]:
+        yield f"the server has no deployment {FLOW}; `vdmctl serve` creates it when it starts"
+    if not any(worker["status"] == "ONLINE" for worker in server["workers"]):
+        yield f"no worker of the pool {POOL} is online, so no run starts; `vdmctl serve` or `vdmctl worker` starts one"
+    for one in server["paused"]:
         yield f"no run of {one['name']} starts, since it is paused; `{one['resume']}`"
-    for name in sorted({one["deployment"] for one in server.get("schedules", []) if one["paused"]}):
+    for name in sorted({one["deployment"] for one in server["schedules"] if one["paused"]}):
         yield f"no planned run of {name} starts, since the deployment is paused; resume it in Prefect's UI"
-    for name in server.get("without_queue", []):
+    for name in server["without_queue"]:
         advice = "`vdmctl serve` repairs the deployments of prefect.yaml when it starts"
         yield f"no run of {FLOW}/{name} starts, since its work queue was deleted; {advice}"
-    for run in server.get("late", []):
+    for run in server["late"]:
         yield f"run {run['name']}, planned for {run['planned']}, has not started{why_late(run)}"
-    if (last := server.get("last_run")) and last["reason"]:
+    if (last := server["last_run"]) and last["reason"]:
         yield f"the last run, {last['name']}, {last['state'].lower()} at {last['ended']}: {last['reason']}"
 
 

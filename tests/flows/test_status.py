@@ -36,6 +36,8 @@ from flows.process.locks import lock_file
 
 pytestmark = pytest.mark.usefixtures("without_profiles")
 
+NOTHING: dict[str, Any] = {"paused": [], "schedules": [], "without_queue": [], "late": [], "last_run": None}
+
 
 def test_a_folder_has_only_the_server_that_serves_it(tmp_path: Path) -> None:
     found = server(tmp_path)
@@ -72,7 +74,7 @@ def test_the_reason_of_a_run_that_did_not_succeed(kind: str, message: str | None
 def test_the_status_names_a_missing_deployment_and_a_missing_pool(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    online = {"url": "http://a/api", "answers": True, "workers": [{"name": "w", "status": "ONLINE"}]}
+    online = NOTHING | {"url": "http://a/api", "answers": True, "workers": [{"name": "w", "status": "ONLINE"}]}
     found: dict[str, Any] = {
         "folder": "/vdm",
         "registry": {"versions": 0, "unpublished": None},
@@ -163,7 +165,7 @@ def test_the_status_does_not_blame_the_champion_for_the_remote(monkeypatch: pyte
     ],
 )
 def test_the_problems_of_the_versions(champion: str | None, unpublished: list[str] | None, expected: list[str]) -> None:
-    server = {"deployments": ["train-vdm"], "workers": [{"status": "OFFLINE"}, {"status": "ONLINE"}]}
+    server = NOTHING | {"deployments": ["train-vdm"], "workers": [{"status": "OFFLINE"}, {"status": "ONLINE"}]}
     registry = {"versions": 2, "champion": champion, "unpublished": unpublished}
     said = [problem.split(";")[0] for problem in problems({"server": server, "registry": registry})]
     assert said == expected
