@@ -127,20 +127,17 @@ class Notifications:
         """
         blocks = {name: block(api, name) for name in {entry["block"] for entry in self.entries}}
         for entry in self.entries:
-            found = blocks[entry["block"]]
-            if found and self.blocks.get(entry["name"]) != found:
-                self.switch_on(api, entry, found)
-
-    def switch_on(self, api: Api, entry: Entry, found: str) -> None:
-        """Switch on a notification with the block's id, and print that, or why the server refuses it."""
-        try:
-            if put(api, automation(entry, found)):
-                say_on_stderr(f"{entry['name']}: on, since the block {entry['block']} exists")
-        except Refused as error:
-            if error.code >= HTTPStatus.INTERNAL_SERVER_ERROR:  # it may accept it later, so try again
-                raise
-            say_on_stderr(f"{entry['name']}: off, since the server refuses it: {error.said}")
-        self.blocks[entry["name"]] = found
+            name, found = entry["name"], blocks[entry["block"]]
+            if not found or self.blocks.get(name) == found:
+                continue
+            try:
+                if put(api, automation(entry, found)):
+                    say_on_stderr(f"{name}: on, since the block {entry['block']} exists")
+            except Refused as error:
+                if error.code >= HTTPStatus.INTERNAL_SERVER_ERROR:  # it may accept it later, so try again
+                    raise
+                say_on_stderr(f"{name}: off, since the server refuses it: {error.said}")
+            self.blocks[name] = found
 
 
 def notifications() -> list[Entry]:
