@@ -9,7 +9,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable
-from contextlib import ExitStack, suppress
+from contextlib import nullcontext, suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -74,9 +74,10 @@ def stream(
     os.environ["VDM_REASON"] = str(reason)
     last: deque[str] = deque(maxlen=5)
     try:
-        with ExitStack() as stack:
-            file = stack.enter_context(stdout.open("wb")) if stdout else None
-            process = stack.enter_context(running([sys.executable, "-m", *module], folder, stdout=file))
+        with (
+            stdout.open("wb") if stdout else nullcontext() as file,
+            running([sys.executable, "-m", *module], folder, stdout=file) as process,
+        ):
             for line in process.stderr or process.stdout or ():
                 if line.startswith(LEFT_OUT):
                     continue
