@@ -60,10 +60,7 @@ class Progress:
         self.reached: deque[tuple[float, int]] = deque(maxlen=NUM_LINES)
 
     def read(self, line: str) -> None:
-        """Update the bar if the line of the log names a step, at most every EVERY_SECONDS.
-
-        The description has the time left and the last validation, too.
-        """
+        """Update the bar and its description if a line of the log names a step, at most every EVERY_SECONDS."""
         found = STEP.match(line.strip().replace("+-", "±"))
         if not self.started and (found or line.startswith(RUNS)):
             self.started = True
@@ -137,15 +134,14 @@ def show(key: str, description: str, content: str) -> None:
         create_markdown_artifact(content, key=key, description=description)
 
 
-def show_evidence(evidence: Path, kept: Path) -> None:
-    """Show a decision about the champion with its figures; copy all of its evidence to the folder `kept`."""
+def show_evidence(evidence: Evidence, file: Path, kept: Path) -> None:
+    """Show a decision about the champion with its figures; copy `file`, its evidence, to the folder `kept`."""
     copy = kept / "evidence.json"
-    write_whole(copy, read_bounded(evidence))
-    found = read(Evidence, copy)
-    by = f"`vdmctl lineage {found.challenger}` prints the decision, too."
-    figures = markdown.table(("figures in bits/dim", ""), compared(found))
-    content = "\n\n".join([f"**{decision(found)}**", figures, by, markdown.where("All of the evidence", copy)])
-    show("evidence", f"{found.decision} {markdown.quoted(found.challenger or '')}", content)
+    write_whole(copy, read_bounded(file))
+    by = f"`vdmctl lineage {evidence.challenger}` prints the decision, too."
+    figures = markdown.table(("figures in bits/dim", ""), compared(evidence))
+    content = "\n\n".join([f"**{decision(evidence)}**", figures, by, markdown.where("All of the evidence", copy)])
+    show("evidence", f"{evidence.decision} {markdown.quoted(evidence.challenger or '')}", content)
 
 
 def decision(evidence: Evidence) -> str:
@@ -168,14 +164,13 @@ def compared(evidence: Evidence) -> list[tuple[str, str]]:
         name = f"{100 * (evidence.confidence or 0):g}% interval of the difference"
         least = f"; its upper end must be below {-(evidence.min_improvement_bpd or 0):g}"
         figures.append((name, f"{low:+.4f} to {high:+.4f}{least}"))
-    tests = [
-        ("challenger, test images", evidence.challenger_test_bpd, evidence.challenger_test_standard_error),
-        ("champion, test images", evidence.champion_test_bpd, evidence.champion_test_standard_error),
-    ]
     if evidence.split != "test":
-        figures += [
-            (f"{name}, which decide nothing", figure(bpd, error)) for name, bpd, error in tests if bpd is not None
+        idle = "test images, which decide nothing"
+        rows = [
+            (f"challenger, {idle}", evidence.challenger_test_bpd, evidence.challenger_test_standard_error),
+            (f"champion, {idle}", evidence.champion_test_bpd, evidence.champion_test_standard_error),
         ]
+        figures += [(name, figure(bpd, error)) for name, bpd, error in rows if bpd is not None]
     counts = {f"number of {images}": evidence.num_images, "challengers that they have judged": evidence.num_judged}
     return figures + [(name, f"{count:,}") for name, count in counts.items() if count]
 

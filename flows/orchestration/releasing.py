@@ -62,17 +62,14 @@ def promote(version: str, folder: Path, kept: Path) -> Evidence:
             problem = f"{version} is registered, but neither promoted nor refused"
             raise type(error)(f"{problem}: {error}; the next run tries again", error.code) from error
     evidence = read(Evidence, file)
-    artifacts.show_evidence(file, kept)
+    artifacts.show_evidence(evidence, file, kept)
     get_run_logger().info("%s: %s; the evidence: `vdmctl lineage %s`", evidence.decision, evidence.reason, version)
     return evidence
 
 
 @task(name="publish", task_run_name="publish", timeout_seconds=3600 * 6, **RETRIED)
 def publish_versions(root: Path) -> bool:
-    """Push what the remotes lack; return whether it was pushed, False if a version must be withdrawn first.
-
-    Raises UserError.
-    """
+    """Push what the remotes lack; return False if a version must be withdrawn first.  Raises UserError."""
     try:
         published = publishing.publish(root)
     except publishing.Outrun:
@@ -83,10 +80,7 @@ def publish_versions(root: Path) -> bool:
 
 @task(name="fetch", task_run_name="fetch", timeout_seconds=3600 * 6, **RETRIED)
 def fetch_versions(root: Path) -> list[str]:
-    """Fetch the branches, versions and champions of other machines; return the commits of withdrawn versions.
-
-    Raises UserError.
-    """
+    """Fetch what other machines published; return the commits of withdrawn versions.  Raises UserError."""
     logger = get_run_logger()
     tags, withdrawn = publishing.fetch_versions(root)
     logger.info("fetched %s", ", ".join(tags) or "no new versions")
@@ -114,10 +108,7 @@ def subject(root: Path, commit: str) -> str:
 
 
 def conclude(root: Path, outcome: Release | str, *, publish: bool) -> str:
-    """Publish, if asked, and announce what became of the run's model; return the outcome in one line.
-
-    Raises UserError if it cannot be published.
-    """
+    """Publish, if asked, and announce what became of the run's model; return that in one line.  Raises UserError."""
     decided: Release | str | None = outcome
     try:
         while publish and not result_of(publish_versions(root, return_state=True), "publish"):

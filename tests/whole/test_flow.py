@@ -612,7 +612,7 @@ def test_a_model_that_is_not_promoted_has_its_evidence(tmp_path: Path, monkeypat
     monkeypatch.setattr(releasing.artifacts, "show_evidence", shown)
     monkeypatch.setattr(releasing, "get_run_logger", Mock())
     assert releasing.promote.fn("vdm@v1.0.0", tmp_path, tmp_path / "kept") == evidence
-    assert shown.call_args.args == (tmp_path / layout.EVIDENCE, tmp_path / "kept")
+    assert shown.call_args.args == (evidence, tmp_path / layout.EVIDENCE, tmp_path / "kept")
 
 
 def released(name: str, tag: str | None) -> releasing.Release:
