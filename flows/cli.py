@@ -17,6 +17,7 @@ from flows.core.escaping import visible
 from flows.process.ending import STOP, STOPPED, fail, finish, stop_at_once
 from flows.process.environment import settle
 from flows.process.inputs import unchanged_inputs
+from flows.process.streams import open_streams, start_logging
 from vdm.errors import TrainingDiverged
 
 
@@ -25,8 +26,6 @@ def main() -> None:
     for number in STOP:
         signal.signal(number, stop_at_once)
     settle(os.environ)
-    from flows.process.streams import open_streams
-
     open_streams()
     try:
         code = run(sys.argv[1:])
@@ -54,8 +53,6 @@ def leave(code: int) -> NoReturn:
 
 def run(arguments: list[str]) -> int:
     """Run vdmctl and return its exit code.  A UserError becomes one line on stderr, a bug keeps its traceback."""
-    from flows.process.streams import start_logging
-
     start_logging()
     try:
         require_own_code()
