@@ -15,10 +15,7 @@ ALL = {*ENDS, "vdm.drifted"}
 
 
 def announce(outcome: Outcome, reason: str, *, model: str = "", bpd: float | None = None) -> None:
-    """Emit the event vdm.OUTCOME, and tag the run with its name.
-
-    The event's payload has the reason, and the model with its bits/dim where there is one.
-    """
+    """Emit the event vdm.OUTCOME with the reason and the model, if there is one; tag the run with its name."""
     name = f"vdm.{outcome}"
     run = {
         "prefect.resource.id": f"prefect.flow-run.{flow_run.id}",

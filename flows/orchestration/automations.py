@@ -122,8 +122,8 @@ class Notifications:
     def look(self, api: Api) -> None:
         """Switch on every notification whose block has appeared or changed; print a line for each.
 
-        A notification that the operator disabled stays disabled.  One that was edited or deleted at the server is
-        restored only with another block or by the next `vdmctl serve`.  Raises OSError if the server fails.
+        A notification that was edited or deleted at the server is restored only with another block or by the next
+        `vdmctl serve`.  Raises OSError if the server fails.
         """
         blocks = {name: block(api, name) for name in {entry["block"] for entry in self.entries}}
         for entry in self.entries:
@@ -196,10 +196,7 @@ def block(api: Api, name: str) -> str | None:
 
 
 def put(api: Api, wanted: Entry) -> bool:
-    """Create an automation at the server, or update the one of that name, which stays enabled or disabled.
-
-    Return whether it is enabled.
-    """
+    """Create an automation, or update the one of that name, which stays on or off; return whether it is on."""
     existing = api.ask("automations/filter", automations={"name": {"any_": [wanted["name"]]}})
     for one in existing:
         # The server finds what a trigger waits for by the trigger's id.

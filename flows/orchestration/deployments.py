@@ -14,7 +14,7 @@ from http import HTTPStatus
 from io import StringIO
 from typing import Any, NoReturn
 
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 from ruamel.yaml import YAML
 
 from flows.core import bounded_yaml, layout
@@ -27,10 +27,9 @@ from flows.process.streams import say_on_stderr
 PROJECT = layout.DEPLOYMENTS
 FLOW = "train-vdm"
 POOL = "vdm"
+# Filters for requests to the server.
 OF_FLOW = {"name": {"any_": [FLOW]}}
-"""The filter of the flow, for requests to the server."""
 OF_POOL = {"name": {"any_": [POOL]}}
-"""The filter of the work pool."""
 MOST_SECONDS = 3.0
 
 
@@ -46,24 +45,23 @@ def deploy(api: Api) -> None:
     """
     try:
         document = bounded_yaml.parse(read_bounded(PROJECT))
-        for entry in document["deployments"]:
+        entries = document["deployments"]
+        for entry in entries:
             require_valid(entry)
-        names = [full_name(entry) for entry in document["deployments"]]
+        names = [full_name(entry) for entry in entries]
     except (OSError, LookupError, TypeError, ValueError, AttributeError) as error:
         raise UserError(f"{PROJECT}: no valid deployments: {brief(error)}", Exit.USAGE) from error
-    require_pools(api, document["deployments"])
-    found = by_full_name(api, *(name.partition("/")[2] for name in names))
+    require_pools(api, entries)
+    found = by_full_name(api, *(entry["name"] for entry in entries))
     existing = [found.get(name) for name in names]
-    document["deployments"] = [
-        keep(entry, one) if one else entry for entry, one in zip(document["deployments"], existing, strict=True)
-    ]
+    entries = [keep(entry, one) if one else entry for entry, one in zip(entries, existing, strict=True)]
     text, yaml = StringIO(), YAML(typ="safe", pure=True)
     yaml.version = (1, 1)  # as Prefect reads it: in YAML 1.1 a bare 5e-05 is text, and a bare `on` is true
-    yaml.dump(document, text)
+    yaml.dump(document | {"deployments": entries}, text)
     with scratch_folder(layout.PRIVATE) as scratch:
         write_whole(scratch / PROJECT, text.getvalue())
         run_prefect("deploy", "--all", "--prefect-file", str(scratch / PROJECT))
-    for entry, one in zip(document["deployments"], existing, strict=True):
+    for entry, one in zip(entries, existing, strict=True):
         if one:
             # `prefect deploy` filled in their templates, such as {{ prefect.blocks.secret.NAME }}.
             given = {"parameters": entry["parameters"], "job_variables": one["job_variables"]}
@@ -72,15 +70,12 @@ def deploy(api: Api) -> None:
 
 
 def require_pools(api: Api, entries: list[dict[str, Any]]) -> None:
-    """Raise UserError (exit 2) if the server does not have the work pool of a deployment.
-
-    A name with a template, which Prefect fills in first, is not checked.
-    """
+    """Raise UserError (exit 2) if the server does not have the work pool of a deployment."""
     names = {entry["work_pool"]["name"] for entry in entries}
     chosen = {"name": {"any_": sorted(names)}}
     existing = {pool["name"] for pool in api.ask("work_pools/filter", work_pools=chosen)}
     for name in sorted(names - existing):
-        if "{{" not in name:
+        if "{{" not in name:  # else Prefect fills in a template first
             advice = f"`prefect work-pool create {shlex.quote(name)} --type process` creates it"
             raise UserError(f"{PROJECT}: the server has no work pool {name}; {advice}", Exit.USAGE)
 
@@ -234,7 +229,6 @@ def next_run(schedule: str) -> datetime | None:
     process's time to find.  Prefect's server would take as long.
     """
     from prefect.server.schemas.schedules import SCHEDULE_TYPES
-    from pydantic import TypeAdapter
 
     # Only the server's class of schedules can compute times.
     planned: Any = TypeAdapter(SCHEDULE_TYPES).validate_json(schedule)

@@ -74,7 +74,7 @@ def prune(root: Path, *, keep: int, dry_run: bool) -> Entry:
     Raises UserError: exit 5 outside a repository with git and DVC, 6 while a run or a DVC command is in progress,
     2 below the top of a repository and for a wrong VDM_LOCK_DIR.
     """
-    devices = folder_of_devices()
+    locks_of_devices = folder_of_devices()
     require_top(root)
     root, *others = worktrees(root)
     work = Pruning(keep=keep, dry_run=dry_run)
@@ -88,7 +88,7 @@ def prune(root: Path, *, keep: int, dry_run: bool) -> Entry:
         prune_cache([root, *others], repos, work, plan)
         work.remove_folders("reports", list(old_reports(root, plan)))
         work.remove_folders("fetched_models", list(old_models(root, plan)))
-        prune_states(root, work, devices)
+        prune_states(root, work, locks_of_devices)
     prune_history(root, work, keep)
     return vars(work)
 
@@ -183,12 +183,9 @@ def old_models(root: Path, plan: Plan) -> Iterator[Path]:
             yield folder
 
 
-def prune_states(root: Path, work: Pruning, devices: Path) -> None:
-    """Remove abandoned states of training runs, and say what they are, unless a trainer of the project runs.
-
-    `devices` is the folder of the devices' locks.
-    """
-    for name, holder in held_locks(devices).items():
+def prune_states(root: Path, work: Pruning, locks_of_devices: Path) -> None:
+    """Remove abandoned states of training runs, and say what they are, unless a trainer of the project runs."""
+    for name, holder in held_locks(locks_of_devices).items():
         if Path(holder.partition(" in ")[2]).is_relative_to(root):  # "process 1234 in FOLDER"
             work.skipped.append(f"training states: {holder} trains on {Path(name).stem}")
             return

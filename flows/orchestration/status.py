@@ -192,10 +192,7 @@ def worktrees(root: Path) -> list[Entry]:
 
 
 def registry(root: Path) -> Entry:
-    """Return the number of versions, the champion, and the versions whose commit no remote branch is known to have.
-
-    Without a repository, only the problem.
-    """
+    """Return the number of versions, the champion, and the versions whose commit no remote branch is known to have."""
     try:
         known, reigning = versions(root), champion(root)
         here = git_text(root, "for-each-ref", "--format=%(refname:short)", "refs/remotes").split()

@@ -101,10 +101,7 @@ def result_of(state: State[Any], task: str) -> Any:
 
 
 def when_free(run: Callable[[], None], *, hours: float) -> None:
-    """Call `run`, again and again while it fails because another process holds its device, for at most `hours`.
-
-    Raises UserError: that of `run`.
-    """
+    """Call `run` until no other process holds its device, for at most `hours`.  Raises what `run` raises."""
     deadline = time.monotonic() + 3600 * hours
     while True:
         try:

@@ -239,10 +239,7 @@ def interrupt(*_: object) -> NoReturn:
 
 
 def keep_alive(kept: list[Kept], url: str, look: Callable[[Api], None]) -> None:
-    """Restart what dies, and call `look` with the server's API every LOOK_SECONDS, until an exception is raised.
-
-    Raises UserError (exit 1); see `Kept.revive`.
-    """
+    """Restart what dies; call `look` with the server's API every LOOK_SECONDS.  Raises what `Kept.revive` raises."""
     looked = 0.0
     while True:
         for each in kept:

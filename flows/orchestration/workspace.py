@@ -287,11 +287,7 @@ def alike(place: Workspace) -> list[str]:
 
 
 def commit(place: Workspace, message: str) -> str | None:
-    """Commit what the run changed and return the commit.
-
-    Return None if nothing that git tracks changed, or if another run has committed the same files, such as one that
-    worked at the same time.
-    """
+    """Commit what the run changed; return the commit, or None if nothing changed or another run has the same files."""
     git_text(place.folder, "add", "--all")
     tree = git_text(place.folder, "write-tree")
     if any(git_text(place.root, "rev-parse", f"{made}^{{tree}}") == tree for made in [place.base, *alike(place)[:3]]):

@@ -45,10 +45,7 @@ def end_with_starters() -> None:
 
 
 def end_with(pid: int) -> None:
-    """Send SIGTERM to this process when the process `pid` ends, and SIGKILL two minutes later.
-
-    Returns immediately.  If several processes are watched, SIGTERM is sent once.
-    """
+    """Begin to watch the process `pid`: when it ends, this one gets SIGTERM, and SIGKILL two minutes later."""
     try:
         descriptor = os.pidfd_open(pid)
     except (AttributeError, OSError):  # no such process, or no such call on this system

@@ -46,10 +46,7 @@ def lock_file(path: Path, holder: str = "", *, wait: bool = False) -> Iterator[s
 
 
 def acquire(descriptor: int, holder: str, *, wait: bool = False) -> str | None:
-    """Lock an open file.  Return None, or the description of another process that holds the lock.
-
-    It tries twice: another process may only look at the lock, see `holder_of`.
-    """
+    """Lock an open file.  Return None, or the description of another process that holds the lock."""
     if not locked(descriptor, wait=wait):
         time.sleep(LOOK_SECONDS)
         if not locked(descriptor, wait=wait):
