@@ -115,7 +115,7 @@ def left_behind(root: Path) -> set[Path]:
     `git worktree prune` would also remove the entries of other worktrees whose disk is not mounted now.
     """
     parent = (root / layout.WORKTREES).resolve()  # git resolves links
-    listed = git_text(root, "worktree", "list", "--porcelain").splitlines()
+    listed = git_lines(root, "worktree", "list", "--porcelain")
     known = {Path(line.removeprefix("worktree ")) for line in listed if line.startswith("worktree ")}
     locks = {lock.with_suffix("") for lock in parent.glob("*.lock")}
     return {folder for folder in known if folder.parent == parent} | {*parent.glob("*/")} | locks
@@ -174,13 +174,10 @@ def compose_params(root: Path, base: str, preset: str | None, overrides: Mapping
         return found.decode()
     document = bounded_yaml.load(found)
     for key, value in overrides.items():
-        *sections, last = key.split(".")
-        node = document
-        for section in sections:
-            node = node.get(section) if isinstance(node, Mapping) else None
-        if not isinstance(node, Mapping) or isinstance(node.get(last, node), Mapping):
+        section, _, parameter = key.partition(".")
+        if parameter not in document.get(section, {}):
             raise UserError(f"override {key} is not a parameter of {name}, such as train.steps", Exit.USAGE)
-        node[last] = value  # type: ignore[index]
+        document[section][parameter] = value
     text = bounded_yaml.dump(document)
     parse_params(text, f"{name} with the overrides")
     return text
