@@ -107,10 +107,7 @@ def refuse_blank(arguments: list[str]) -> None:
 
 
 def call(arguments: list[str]) -> None:
-    """Call the command that the arguments name.  Raises UserError (exit 2) for wrong usage.
-
-    Calling `app()` would exit with Typer's exit codes.
-    """
+    """Call the command that the arguments name.  Raises UserError (exit 2) for wrong usage; `app()` would exit."""
     import typer
 
     from flows.commands.vdmctl import app

@@ -187,10 +187,7 @@ def stages(folder: Path) -> list[str]:
 
 @task(**RETRIED)
 def reproduce(stage: str, folder: Path, force: bool, wait_hours: float) -> None:
-    """Run `dvc repro --single-item STAGE` in the folder.  Raises UserError with the exit code.
-
-    If another process holds the stage's device, wait for it at most `wait_hours`.
-    """
+    """Run `dvc repro` for one stage; wait for a busy device at most `wait_hours`.  Raises UserError."""
     command = ["dvc", "repro", "--single-item", stage]
     if force:
         command.append("--force")

@@ -81,10 +81,7 @@ def require_pools(api: Api, entries: list[dict[str, Any]]) -> None:
 
 
 def require_valid(entry: dict[str, Any]) -> None:
-    """Raise ValueError that names the deployment if Prefect would refuse its flow, schedules or parameters.
-
-    Parameters and schedules with a template, which Prefect fills in first, are not checked.
-    """
+    """Raise ValueError that names the deployment if Prefect would refuse its flow, schedules or parameters."""
     from prefect.client.schemas.schedules import construct_schedule
     from prefect.utilities.schema_tools import ValidationError as WrongParameter
     from prefect.utilities.schema_tools import validate
@@ -95,7 +92,7 @@ def require_valid(entry: dict[str, Any]) -> None:
     try:
         full_name(entry)
         for schedule in schedules:
-            if "{{" in str(schedule):
+            if "{{" in str(schedule):  # Prefect fills in templates first, those of parameters, too
                 continue
             built = construct_schedule(**{key: schedule[key] for key in times if key in schedule})
             if reason := why_impossible(built.model_dump_json()):

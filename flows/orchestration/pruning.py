@@ -96,9 +96,8 @@ def prune(root: Path, *, keep: int, dry_run: bool) -> Entry:
 def worktrees(root: Path) -> list[Path]:
     """Return the worktree to prune, and then the others in which DVC is set up, which may share its cache.
 
-    The first is the main worktree, or the one at `root` if the repository is bare.  The worktrees of its runs are left
-    out, since they are pruned.  Raises UserError (exit 2) if git does not list the main worktree, and `root` is another
-    one.
+    The first is the main worktree, or the one at `root` if the repository is bare.  Worktrees of runs are left out.
+    Raises UserError (exit 2) if git does not list the main worktree, and `root` is another one.
     """
     listed = git_lines(root, "worktree", "list", "--porcelain")
     folders = [Path(line.removeprefix("worktree ")) for line in listed if line.startswith("worktree ")]
@@ -253,11 +252,8 @@ def prune_history(root: Path, work: Pruning, keep: int) -> None:
 
 
 def delete_runs(api: Api, ended: list[Entry]) -> None:
-    """Delete runs with their artifacts; the server then deletes their logs.
-
-    Artifacts go first: without their run nothing would lead to them.
-    """
-    for run in ended:
+    """Delete runs with their artifacts; the server then deletes their logs."""
+    for run in ended:  # and its artifacts first: without their run nothing would lead to them
         of_run = {"flow_run_id": {"any_": [run["id"]]}}
         while page := api.ask("artifacts/filter", artifacts=of_run, limit=200):
             for artifact in page:

@@ -183,10 +183,7 @@ def create_pool(api: Api) -> None:
 
 
 def create_queues(api: Api, more: list[str]) -> None:
-    """Create the queues of workers' hardware, and `more`, where they do not exist.
-
-    A worker gets no run of any queue while one of its queues does not exist.
-    """
+    """Create the queues of workers' hardware, and `more`, where they do not exist: a worker needs all of its queues."""
     existing = {queue["name"] for queue in api.ask(f"work_pools/{POOL}/queues/filter", limit=200)}
     for name in sorted({GPU, CPU, *more} - existing):
         api.ask(f"work_pools/{POOL}/queues", name=name)

@@ -186,10 +186,7 @@ def certificates() -> ssl.SSLContext:
 
 
 class Api:
-    """The API of a Prefect server, for commands that must not wait for Prefect's import.
-
-    Its methods raise OSError; see `send`.
-    """
+    """The API of a server, for commands that must not wait for Prefect's import.  Its methods raise OSError."""
 
     def __init__(self, url: str, seconds: float = SECONDS) -> None:
         """Get a token for changes.  Each answer may take `seconds`."""

@@ -99,10 +99,7 @@ def require_clock(api: Api) -> None:
 
 
 def require_pool(api: Api) -> None:
-    """Raise UserError unless the server has a work pool for processes: exit 5 without a pool, 2 for another type.
-
-    `vdmctl serve` creates the pool.
-    """
+    """Raise UserError unless the server has a work pool for processes: exit 5 without a pool, 2 for another type."""
     try:
         kind = api.get(f"work_pools/{POOL}")["type"]
     except (OSError, LookupError, TypeError) as error:
@@ -219,12 +216,9 @@ def worker_name(folder: Path) -> str:
 
 @contextmanager
 def until_stopped() -> Iterator[None]:
-    """Run the block until a signal of STOP.  Processes that it starts end with this process.
-
-    SIGINT gets a handler, too, since a shell starts background jobs with SIGINT ignored.
-    """
+    """Run the block until a signal of STOP.  Processes that it starts end with this process."""
     hold_what_starts()
-    for number in STOP:
+    for number in STOP:  # also SIGINT, which a shell makes background jobs ignore
         signal.signal(number, interrupt)
     try:
         yield

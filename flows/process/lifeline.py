@@ -113,10 +113,8 @@ def is_orphan(watched: list[int]) -> bool:
 
 
 def start_time(pid: int) -> str:
-    """Return when the process started, in the system's clock ticks; empty if the system does not say.
-
-    psutil gives seconds since 1970, which change when the clock is set.
-    """
+    """Return when the process started, in the system's clock ticks; empty if the system does not say."""
+    # Not by psutil, whose seconds since 1970 change when the clock is set.
     with suppress(OSError):
         # The program's name may contain any character; it ends at the last parenthesis.
         return Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()[19]
