@@ -105,7 +105,7 @@ def needed(repo: Any, root: Path, plan: Plan) -> set[str]:
     commits = [*plan.versions, *plan.others]
     # DVC would wait forever for an object that a partial clone lacks.
     objects = ["rev-list", "--objects", "--no-walk", "--missing=print", "--stdin"]
-    listed = git(root, *objects, stdin="\n".join(commits).encode()).split(b"\n")
+    listed = git(root, *objects, stdin=commits).split(b"\n")
     if any(line.startswith(b"?") for line in listed):
         advice = "`git fetch --refetch --no-filter` completes a partial clone"
         raise UserError(f"{root}: git lacks objects of commits that stay; {advice}", Exit.MISSING)

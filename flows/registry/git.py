@@ -6,7 +6,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from itertools import takewhile
@@ -46,10 +46,11 @@ class Tag(NamedTuple):
     message: str = ""
 
 
-def git(root: Path, *arguments: str, stdin: bytes | None = None, seconds: float | None = None) -> bytes:
+def git(root: Path, *arguments: str, stdin: Iterable[str] | None = None, seconds: float | None = None) -> bytes:
     """Return what a git command prints.  It runs no hooks, except `push`, and signs nothing.
 
-    Raises UserError (exit 5) if git fails, takes longer than `seconds`, or prints more than MOST_BYTES.
+    `stdin` has the lines that the command reads.  Raises UserError (exit 5) if git fails, takes longer than `seconds`,
+    or prints more than MOST_BYTES.
     """
     with printed(root, *arguments, stdin=stdin, seconds=seconds) as output:
         content = output.read(MOST_BYTES + 1)
@@ -59,14 +60,17 @@ def git(root: Path, *arguments: str, stdin: bytes | None = None, seconds: float 
 
 
 @contextmanager
-def printed(root: Path, *arguments: str, stdin: bytes | None, seconds: float | None = None) -> Iterator[BinaryIO]:
+def printed(
+    root: Path, *arguments: str, stdin: Iterable[str] | None, seconds: float | None = None
+) -> Iterator[BinaryIO]:
     """Yield a temporary file with what a git command prints, which may not fit into memory.  Raises UserError."""
     # The hook that `dvc install` writes calls `dvc`, which is not on the PATH of a service.
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
     # Nobody can enter a password, and `reason_in` reads English.
     environment = os.environ | {"GIT_TERMINAL_PROMPT": "0", "LANGUAGE": "C", "PATH": path}
+    given = None if stdin is None else "".join(f"{line}\n" for line in stdin).encode()
     with tempfile.TemporaryFile() as output:
-        streams: dict[str, Any] = {"input": stdin, "stdout": output, "stderr": subprocess.PIPE}
+        streams: dict[str, Any] = {"input": given, "stdout": output, "stderr": subprocess.PIPE}
         options = [] if arguments[0] == "push" else UNATTENDED
         try:
             result = subprocess.run(
@@ -170,22 +174,17 @@ def contents(root: Path, names: list[str], most: int = MOST_BYTES) -> dict[str, 
     git would write all of it to the disk, and a few bytes in the repository may be a terabyte.
     """
     asked = [name for name in names if name.isprintable()]  # a line break would ask for two files
-    with printed(root, "cat-file", "--batch-check", stdin=lines(asked)) as output:
+    with printed(root, "cat-file", "--batch-check", stdin=asked) as output:
         last_words = [line.split()[-1] for line in output]
     sizes = {name: int(last) for name, last in zip(asked, last_words, strict=True) if last.isdigit()}
     small = [name for name, size in sizes.items() if size <= most]
     found: dict[str, bytes] = dict.fromkeys(sizes.keys() - set(small), bytes(most + 1))
-    with printed(root, "cat-file", "--batch", stdin=lines(small)) as output:
+    with printed(root, "cat-file", "--batch", stdin=small) as output:
         for name in small:
             output.readline()  # digest, type and size
             found[name] = output.read(sizes[name])
             output.readline()
     return {name: found.get(name) for name in names}
-
-
-def lines(names: list[str]) -> bytes:
-    """Return the names as the lines of a standard input."""
-    return "".join(f"{name}\n" for name in names).encode()
 
 
 def content_of(root: Path, name: str, most: int = MOST_BYTES) -> bytes | None:

@@ -14,8 +14,8 @@ from flows.core import layout
 from flows.registry.git import Tag, commit_of, git, git_lines, git_text
 from flows.registry.remote import REMOTE, is_merged, remote_refs
 from flows.registry.versions import (
-    CHAMPION_TAG,
     Version,
+    champion_tags,
     deregistered,
     model_tags,
     of_stage,
@@ -78,7 +78,7 @@ def make_plan(root: Path, keep: int, published: Mapping[str, str] | None) -> Pla
     reasons = reasons_to_keep(root, known, tags, keep, published)
     made = [datetime.fromisoformat(version.created).timestamp() for version in known if version.created]
     since = max((seconds for seconds in made if seconds <= time.time()), default=0.0)  # a clock may have been wrong
-    crowned = {tag.commit for tag in tags if CHAMPION_TAG.fullmatch(tag.name)}
+    crowned = {tag.commit for tag in champion_tags(tags)}
     # An old champion keeps its tag, since the champion's history names it; its files go.
     refused = {TAGS + each.name for each in known if each.commit not in {*reasons, *crowned}}
 
@@ -109,9 +109,9 @@ def reasons_to_keep(
     root: Path, known: list[Version], tags: list[Tag], keep: int, published: Mapping[str, str] | None
 ) -> dict[str, str]:
     """Return why the commits of versions and champions stay, by commit."""
-    found = [(int(match[2]), tag) for tag in tags if (match := CHAMPION_TAG.fullmatch(tag.name)) and not match[1]]
-    history = [tag for _, tag in sorted(found)]
-    other_stages = [tag for tag in tags if of_stage(tag) and not CHAMPION_TAG.fullmatch(tag.name)]
+    champions = champion_tags(tags)
+    history = [tag for tag in champions if "!" not in tag.name]
+    other_stages = [tag for tag in tags if of_stage(tag) and tag not in champions]
     decided = {*refusals(root), *(tag.commit for tag in history)}
     reasons: list[tuple[str, Iterable[str]]] = [
         (f"not on {REMOTE}", (each.commit for each in known if is_missing(TAGS + each.name, each.commit, published))),
@@ -155,11 +155,10 @@ def refs(root: Path) -> list[Ref]:
 def runs_of(root: Path, commits: Iterable[str]) -> set[str]:
     """Return the names of the runs that made the commits."""
     form = "--format=%(trailers:key=Run,valueonly)"
-    listed = git(root, "log", "--no-walk", form, "--stdin", stdin="".join(f"{one}\n" for one in commits).encode())
+    listed = git(root, "log", "--no-walk", form, "--stdin", stdin=commits)
     return set(listed.decode(errors="replace").split())
 
 
 def delete_refs(root: Path, refs: Iterable[Ref]) -> None:
     """Delete branches and tags, all or none.  Raises UserError (exit 5) if one of them has changed meanwhile."""
-    lines = "".join(f"delete {ref.name} {ref.digest}\n" for ref in refs)
-    git(root, "update-ref", "--stdin", stdin=lines.encode())
+    git(root, "update-ref", "--stdin", stdin=[f"delete {ref.name} {ref.digest}" for ref in refs])

@@ -185,8 +185,7 @@ def fetch_versions(root: Path) -> tuple[list[str], list[str]]:
     # Of the tags that other machines took only the objects are fetched: `withdraw` changes all names at once.
     wanted = [*(f"{name}:{name}" for name in missing), *(f"+{name}:{name}" for name in replaced), *taken]
     heads = [f"+refs/heads/{name}:refs/remotes/{REMOTE}/{name}" for name in branches(root, there)]
-    given = "\n".join(wanted).encode()
-    fetch(root, "--stdin", REMOTE, *heads, stdin=given)
+    fetch(root, "--stdin", REMOTE, *heads, stdin=wanted)
     if NOTES in there:
         merge_notes(root)
     if withdrawn:  # last, since another attempt after a failure would not find them again
@@ -219,9 +218,9 @@ def withdraw(root: Path, commits: list[str], taken: dict[str, str]) -> None:
         for commit in commits:
             git(root, "notes", f"--ref={REFUSALS}", "remove", "--ignore-missing", commit)
         names = [f"refs/tags/{tag.name}" for tag in model_tags(root) if tag.commit in commits]
-        changes = [f"delete {name}\n" for name in names if name not in taken]
-        changes += [f"update {name} {digest}\n" for name, digest in taken.items()]
-        git(root, "update-ref", "--stdin", stdin="".join(changes).encode())
+        changes = [f"delete {name}" for name in names if name not in taken]
+        changes += [f"update {name} {digest}" for name, digest in taken.items()]
+        git(root, "update-ref", "--stdin", stdin=changes)
 
 
 def merge_notes(root: Path) -> None:

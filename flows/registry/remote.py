@@ -1,6 +1,6 @@
 """The refs of this repository and of its git remote, and the commands of git that talk to the remote."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
@@ -72,7 +72,7 @@ def remote_refs(root: Path) -> dict[str, Target]:
     return found
 
 
-def ask(root: Path, *arguments: str, seconds: float, stdin: bytes | None = None) -> bytes:
+def ask(root: Path, *arguments: str, seconds: float, stdin: Iterable[str] | None = None) -> bytes:
     """Run a git command that talks to a remote; return what it prints.  Raises NetworkError (exit 5) if it fails."""
     try:
         return git(root, *arguments, stdin=stdin, seconds=seconds)
@@ -97,7 +97,7 @@ def take_other_objects(root: Path, there: dict[str, Target]) -> None:
         fetch(root, REMOTE, *(f"+{name}:{name}" for name in names))
 
 
-def fetch(root: Path, *arguments: str, stdin: bytes | None = None) -> None:
+def fetch(root: Path, *arguments: str, stdin: Iterable[str] | None = None) -> None:
     """Fetch these refs and no others, whatever the remote's configuration adds.  Raises NetworkError (exit 5)."""
     alone = ("--no-tags", "--refmap=", "--no-write-fetch-head")
     ask(root, "fetch", "--quiet", *alone, *arguments, stdin=stdin, seconds=TRANSFER_SECONDS)

@@ -96,6 +96,15 @@ def deregistered(tags: list[Tag]) -> set[str]:
     return gone - {tag.commit for tag in registered(tags)}
 
 
+def champion_tags(tags: list[Tag]) -> list[Tag]:
+    """Return the tags that make a version the champion, or take this back (`vdm#champion!#7`), sorted by number.
+
+    Their times have only whole seconds.
+    """
+    found = [(int(match[2]), match[1], tag) for tag in tags if (match := CHAMPION_TAG.fullmatch(tag.name))]
+    return [tag for _, _, tag in sorted(found)]
+
+
 def of_stage(tag: Tag) -> bool:
     """Whether a tag gives a stage such as `champion`, or takes it back; others register and deregister versions."""
     return tag.name.startswith(f"{MODEL}#")
@@ -184,14 +193,13 @@ def make_champion(root: Path, version: Version, message: str) -> str:
 def create_tag(root: Path, name: str, commit: str, message: str) -> None:
     """Tag a commit as GTO does.  Raises UserError: exit 2 without a git identity, 5 if git fails."""
     require_identity(root)
-    written = f"{message.strip()}\n".encode()
-    git(root, "tag", "--annotate", "--cleanup=verbatim", "--file=-", name, commit, stdin=written)
+    git(root, "tag", "--annotate", "--cleanup=verbatim", "--file=-", name, commit, stdin=[message.strip()])
 
 
 def record_refusal(root: Path, version: Version, message: str) -> None:
     """Write a git note on the version's commit that says why it was not promoted.  Raises UserError."""
     with registry_lock(root):  # of two notes that git adds at once, one is lost
-        git(root, "notes", f"--ref={REFUSALS}", "add", "--force", "--file=-", version.commit, stdin=message.encode())
+        git(root, "notes", f"--ref={REFUSALS}", "add", "--force", "--file=-", version.commit, stdin=[message])
 
 
 def refusal(root: Path, commit: str) -> Evidence | None:
@@ -229,8 +237,7 @@ def is_decided(root: Path, commit: str) -> bool:
     if commit in refusals(root):
         return True
     tags = [tag for tag in model_tags(root) if tag.commit == commit]
-    promoted = any(CHAMPION_TAG.fullmatch(tag.name) for tag in tags)
-    return any(numbers_of(tag.name) for tag in tags) and (promoted or not registered(tags))
+    return any(numbers_of(tag.name) for tag in tags) and bool(champion_tags(tags) or not registered(tags))
 
 
 def champion_tag(root: Path) -> Tag | None:
@@ -255,14 +262,12 @@ def previous_champion(root: Path) -> Version:
 def reign(tags: list[Tag]) -> list[Tag]:
     """Return the stack of champions' tags, the present champion last: a promotion pushes, a roll-back pops.
 
-    So a second roll-back goes one champion further back, and not to the one that the first roll-back removed.  The tags
-    are sorted by number, since their times have only whole seconds.  `tags` are those of versions and of champions:
-    versions that GTO deregistered do not count.
+    So a second roll-back goes one champion further back, and not to the one that the first roll-back removed.  `tags`
+    are those of versions and of champions: versions that GTO deregistered do not count.
     """
-    history = sorted((int(match[2]), match[1], tag) for tag in tags if (match := CHAMPION_TAG.fullmatch(tag.name)))
     reigning: list[Tag] = []
-    for _, removed, tag in history:
-        if removed:
+    for tag in champion_tags(tags):
+        if "!" in tag.name:
             reigning = [earlier for earlier in reigning if earlier.commit != tag.commit]
         elif reigning and reigning[-1].commit == tag.commit:  # promoted again, or the one rolled back has no tag here
             reigning[-1] = tag
