@@ -1,4 +1,4 @@
-"""The commands of vdmctl, by subject.
+"""The commands of vdmctl, by subject.  They import what is heavy when they run, so that `--help` is quick.
 
 vdmctl       the whole command line and its help
 pipeline     the stages up to `register`, the report and the presets

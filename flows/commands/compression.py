@@ -1,4 +1,4 @@
-"""Commands that compress images without loss, with a model.  Heavy modules are imported inside the commands."""
+"""Commands that compress images without loss, with a model."""
 
 from pathlib import Path
 from typing import Annotated

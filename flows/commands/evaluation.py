@@ -1,7 +1,4 @@
-"""Commands about likelihoods: evaluate a model, compare two models, import another implementation's checkpoint.
-
-Heavy modules are imported inside the commands.
-"""
+"""Commands about likelihoods: evaluate a model, compare two models, import another implementation's checkpoint."""
 
 import re
 from pathlib import Path

@@ -1,7 +1,4 @@
-"""Find the model that a command names, its images and its samples.
-
-Heavy modules are imported inside the functions.
-"""
+"""Find the model that a command names, its images and its samples."""
 
 import logging
 import shlex
@@ -14,25 +11,28 @@ from flows.core.errors import Exit, UserError
 
 if TYPE_CHECKING:
     from flows.evaluation.results import SampleMetrics
+    from flows.registry.versions import Version
 
 log = logging.getLogger(__name__)
 
 
-def model_folder(model: str) -> Path:
-    """Return the folder of a model: fetch it if the text names a version or `champion`; else the text is the path.
-
-    `./champion` is a folder of that name.
-    """
+def version_of(model: str) -> "Version | None":
+    """Return the version that the text names, as `champion` does; None for the path of a folder, as `./champion`."""
     from flows.registry.versions import REFERENCE, resolve
 
-    if not REFERENCE.fullmatch(model):
-        if "/" not in model and not Path(model).exists():
-            reason = "no such folder, and not a version such as vdm@v1.2.0, nor `champion`"
-            raise UserError(f"{model}: {reason}; `vdmctl models` lists the versions", Exit.MISSING)
-        return Path(model)
-    from flows.registry.storage import fetch
+    return resolve(ROOT, model) if REFERENCE.fullmatch(model) else None
 
-    return fetch(ROOT, resolve(ROOT, model))
+
+def model_folder(model: str) -> Path:
+    """Return the folder of a model, which is fetched if the text names a version."""
+    if version := version_of(model):
+        from flows.registry.storage import fetch
+
+        return fetch(ROOT, version)
+    if "/" not in model and not Path(model).exists():
+        reason = "no such folder, and not a version such as vdm@v1.2.0, nor `champion`"
+        raise UserError(f"{model}: {reason}; `vdmctl models` lists the versions", Exit.MISSING)
+    return Path(model)
 
 
 def as_argument(folder: Path) -> str:
@@ -59,10 +59,9 @@ def sample_metrics(model: str, folder: Path) -> "SampleMetrics | None":
     from flows.core.checkpoint import model_sha256
     from flows.core.documents import read
     from flows.evaluation.results import SampleMetrics
-    from flows.registry.versions import REFERENCE, resolve
 
-    if REFERENCE.fullmatch(model):
-        return resolve(ROOT, model).samples
+    if version := version_of(model):
+        return version.samples
     if not layout.SAMPLE_METRICS.exists():
         return None
     measured = read(SampleMetrics, layout.SAMPLE_METRICS, "run `vdmctl sample`")
@@ -74,10 +73,8 @@ def images_for(*models: str | None) -> Path:
 
     Log a warning for a version that was trained with another image set, which may contain the evaluated images.
     """
-    from flows.registry.versions import REFERENCE, resolve
-
     images = ROOT / layout.IMAGES
-    versions = [resolve(ROOT, model) for model in models if model and REFERENCE.fullmatch(model)]
+    versions = [version for model in models if model and (version := version_of(model))]
     if not versions:
         return images
     from flows.images.store import data_sha256

@@ -1,7 +1,4 @@
-"""Commands for the operator of the retraining loop: start it, show its state, free its disk space.
-
-Heavy modules are imported inside the commands.
-"""
+"""Commands for the operator of the retraining loop: start it, show its state, free its disk space."""
 
 from collections.abc import Iterator
 from datetime import datetime

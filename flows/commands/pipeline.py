@@ -1,7 +1,4 @@
-"""Commands of the pipeline: the stages up to `register`, the report, and the presets.
-
-Heavy modules are imported inside the commands.
-"""
+"""Commands of the pipeline: the stages up to `register`, the report, and the presets."""
 
 import shlex
 from pathlib import Path

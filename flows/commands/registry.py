@@ -1,7 +1,4 @@
-"""Commands of the registry: list versions, show their lineage, verify them, and change the champion.
-
-Heavy modules are imported inside the commands.
-"""
+"""Commands of the registry: list versions, show their lineage, verify them, and change the champion."""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any

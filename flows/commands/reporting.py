@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from flows.commands.arguments import ROOT, parameters
-from flows.commands.models import as_argument
+from flows.commands.models import as_argument, version_of
 from flows.core import layout
 from flows.core.documents import read
 from flows.core.errors import Exit, UserError
@@ -17,7 +17,7 @@ from flows.registry.git import contents
 from flows.registry.lineage import Lineage, lineage
 from flows.registry.lock_file import lock_here, output_at, require_no_outputs
 from flows.registry.storage import check, dvc_repository, fetch_images, obtain, sha256_of_config
-from flows.registry.versions import REFERENCE, Version, resolve
+from flows.registry.versions import Version
 from flows.report.comparison import comparison
 from flows.report.page import page
 from flows.report.results import Files, Origin, Results, origin_here, read_results, restoring_images
@@ -47,10 +47,9 @@ def write_page(models: list[str], out: Path, *, force: bool) -> None:
     Raises UserError: exit 2 if the file exists, unless it is a page and `force` is set, or if it lies in an output of
     the pipeline, 5 if results are missing or damaged; OSError that names `out`.
     """
-    is_stage = not models and out == layout.PAGE
     if out.is_dir():
         raise UserError(f"{out} is a folder; name a file, such as {out / 'report.html'}", Exit.USAGE)
-    if is_stage:
+    if not models and out == layout.PAGE:
         report(sections(), files=WORKSPACE, model_folder=layout.REGISTERED, out=out, pictures=layout.PICTURES)
         return
     require_no_outputs(ROOT, out)
@@ -76,7 +75,8 @@ def is_page(file: Path) -> bool:
 
 def results_of(model: str) -> Results:
     """Return the results of a version, `champion`, or a model folder.  Raises UserError."""
-    return of_version(resolve(ROOT, model)) if REFERENCE.fullmatch(model) else of_folder(Path(model))
+    version = version_of(model)
+    return of_version(version) if version else of_folder(Path(model))
 
 
 def of_version(version: Version) -> Results:

@@ -1,7 +1,4 @@
-"""Commands about samples: draw them, measure them, and train the features that compare them.
-
-Heavy modules are imported inside the commands.
-"""
+"""Commands about samples: draw them, measure them, and train the features that compare them."""
 
 from pathlib import Path
 from typing import Annotated, Any, Literal
