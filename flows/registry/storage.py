@@ -54,27 +54,29 @@ class Stored(NamedTuple):
     md5: str
 
 
-def fetch(root: Path, version: Version, path: str | None = None) -> Path:
-    """Fetch the version's model, or another folder among its outputs, into `.vdm/models/<md5>`; return that folder.
+def fetch(root: Path, version: Version) -> Path:
+    """Fetch the version's model; return its folder.  Raises UserError (exit 5); see `fetch_folder`."""
+    expected = stated(version, "model_sha256")
+    folder = fetch_folder(root, version, model_path(root, version))
+    if sha256_of_config(folder) != expected:
+        raise UserError(f"{folder} is not the model of {version.name}; delete it to fetch it again", Exit.MISSING)
+    if not has_its_weights(folder):
+        raise UserError(f"{folder}: its weights are damaged or missing; delete it to fetch it again", Exit.MISSING)
+    return folder
+
+
+def fetch_folder(root: Path, version: Version, path: str) -> Path:
+    """Fetch a folder among the version's outputs into `.vdm/models/<md5>`; return that folder.
 
     Raises UserError (exit 5), without leaving a partial folder, when files are damaged or neither in the cache nor in
     the remote.
     """
-    if version.problem:
-        raise UserError(f"{version.name}: {version.problem}", Exit.MISSING)
-    model = model_path(root, version)
-    path = path or model
     digest = read_lock(root, version).outputs.get(path)
     if digest is None or not digest.endswith(".dir"):
         raise UserError(f"{version.name}: its dvc.lock has no folder {path}", Exit.MISSING)
-    expected = stated(version, "model_sha256") if path == model else ""
     folder = root / layout.FETCHED / digest.removesuffix(".dir")
     if not folder.is_dir():
         copy(root, version, path, digest, folder)
-    if path == model and sha256_of_config(folder) != expected:
-        raise UserError(f"{folder} is not the model of {version.name}; delete it to fetch it again", Exit.MISSING)
-    if path == model and not has_its_weights(folder):
-        raise UserError(f"{folder}: its weights are damaged or missing; delete it to fetch it again", Exit.MISSING)
     return folder
 
 
@@ -87,7 +89,7 @@ def fetch_images(root: Path, version: Version) -> Path:
     with suppress(ImageSetError):
         if data_sha256(root / layout.IMAGES) == expected:
             return root / layout.IMAGES
-    folder = fetch(root, version, str(layout.IMAGES))
+    folder = fetch_folder(root, version, str(layout.IMAGES))
     with suppress(ImageSetError):
         if data_sha256(folder) == expected:
             return folder
