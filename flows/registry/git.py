@@ -162,7 +162,7 @@ def iso_time(seconds: str) -> str:
 def commit_of(root: Path, revision: str) -> str:
     """Return the full digest of a commit.  Raises UserError (exit 5) if git does not know it."""
     try:
-        return git(root, "rev-parse", "--verify", "--quiet", f"{revision}^{{commit}}").decode().strip()
+        return git_text(root, "rev-parse", "--verify", "--quiet", f"{revision}^{{commit}}")
     except UserError as error:
         raise UserError(f"{revision}: git knows no such commit", Exit.MISSING) from error
 

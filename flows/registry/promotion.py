@@ -57,7 +57,7 @@ def challenge(root: Path, challenger: Version, *, settings: "Evaluate", rule: "P
     if champion and champion.commit == challenger.commit:
         champion = challenger  # by another of its numbers
     evidence = Evidence(
-        decision="",
+        decision="",  # follows from the rest
         reason="",
         challenger=challenger.name,
         challenger_commit=challenger.commit,
@@ -71,8 +71,8 @@ def challenge(root: Path, challenger: Version, *, settings: "Evaluate", rule: "P
         seed=settings.seed,
         times_per_image=settings.times_per_image,
         num_timesteps=settings.num_timesteps,
+        **evaluated(root, challenger, champion, settings=settings, rule=rule),
     )
-    evidence = evidence.model_copy(update=evaluated(root, challenger, champion, settings=settings, rule=rule))
     decision, reason = decide(evidence)
     return evidence.model_copy(update={"decision": decision, "reason": reason})
 

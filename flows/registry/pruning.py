@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from flows.core import layout
 from flows.registry.git import Tag, commit_of, git, git_lines, git_text
-from flows.registry.remote import REMOTE, is_merged, remote_refs
+from flows.registry.remote import REMOTE, Target, is_merged, remote_refs
 from flows.registry.versions import (
     Version,
     champion_tags,
@@ -66,12 +66,12 @@ class Plan(NamedTuple):
     past: list[Tag]
 
 
-def make_plan(root: Path, keep: int, published: Mapping[str, str] | None) -> Plan:
+def make_plan(root: Path, keep: int, published: Mapping[str, Target] | None) -> Plan:
     """Return what to keep for the last `keep` champions and the `keep` newest versions.
 
-    `published` maps the remote's refs to their commits; None means that no remote is configured.  A version that the
-    remote lacks stays, and so does a branch whose commit no branch of the remote has.  Raises UserError (exit 5)
-    outside a repository, or in one without a commit.
+    `published` are the remote's refs; None means that no remote is configured.  A version that the remote lacks stays,
+    and so does a branch whose commit no branch of the remote has.  Raises UserError (exit 5) outside a repository, or
+    in one without a commit.
     """
     known, tags = versions(root), model_tags(root)
     names = {tag.commit: tag.name for tag in tags} | {version.commit: version.name for version in known}
@@ -106,7 +106,7 @@ def make_plan(root: Path, keep: int, published: Mapping[str, str] | None) -> Pla
 
 
 def reasons_to_keep(
-    root: Path, known: list[Version], tags: list[Tag], keep: int, published: Mapping[str, str] | None
+    root: Path, known: list[Version], tags: list[Tag], keep: int, published: Mapping[str, Target] | None
 ) -> dict[str, str]:
     """Return why the commits of versions and champions stay, by commit."""
     champions = champion_tags(tags)
@@ -124,9 +124,9 @@ def reasons_to_keep(
     return {commit: reason for reason, commits in reasons for commit in commits}
 
 
-def is_missing(ref: str, commit: str, published: Mapping[str, str] | None) -> bool:
+def is_missing(ref: str, commit: str, published: Mapping[str, Target] | None) -> bool:
     """Whether there is a remote, and it lacks the branch or tag or has another commit by that name."""
-    return published is not None and published.get(ref) != commit
+    return published is not None and (ref not in published or published[ref].commit != commit)
 
 
 def last(tags: list[Tag], count: int) -> list[str]:
@@ -134,11 +134,9 @@ def last(tags: list[Tag], count: int) -> list[str]:
     return list(dict.fromkeys(tag.commit for tag in reversed(tags)))[:count]
 
 
-def published(root: Path) -> dict[str, str] | None:
-    """Return the commits of the remote's branches and tags; None without a remote.  Raises NetworkError (exit 5)."""
-    if REMOTE not in git_text(root, "remote").split():
-        return None
-    return {name: target.commit for name, target in remote_refs(root).items()}
+def published(root: Path) -> dict[str, Target] | None:
+    """Return the remote's refs; None without a remote.  Raises NetworkError (exit 5)."""
+    return remote_refs(root) if REMOTE in git_text(root, "remote").split() else None
 
 
 def refs(root: Path) -> list[Ref]:

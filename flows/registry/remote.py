@@ -114,7 +114,7 @@ def is_up_to_date(root: Path, ref: str, mine: Target, there: dict[str, Target]) 
     if not ref.startswith("refs/heads/"):
         return False
     if not theirs:
-        return is_merged(root, mine.commit, {name: target.commit for name, target in there.items()})
+        return is_merged(root, mine.commit, there)
     try:
         git(root, "merge-base", "--is-ancestor", theirs.commit, mine.commit)
     except UserError:  # the remote's branch has commits that this one lacks
@@ -122,11 +122,8 @@ def is_up_to_date(root: Path, ref: str, mine: Target, there: dict[str, Target]) 
     return False  # ours is ahead
 
 
-def is_merged(root: Path, commit: str, there: Mapping[str, str]) -> bool:
-    """Whether a branch of the remote that is not a run's has the commit, as far as this repository knows.
-
-    `there` maps the remote's refs to their commits.
-    """
+def is_merged(root: Path, commit: str, there: Mapping[str, Target]) -> bool:
+    """Whether a branch of the remote that is not a run's has the commit, as far as this repository knows."""
     branches, runs = "refs/heads/", f"refs/heads/{layout.RUN_BRANCHES}"
-    heads = [head for name, head in there.items() if name.startswith(branches) and not name.startswith(runs)]
+    heads = [of.commit for name, of in there.items() if name.startswith(branches) and not name.startswith(runs)]
     return bool(heads) and not git(root, "rev-list", "--ignore-missing", "--max-count=1", commit, "--not", *heads)

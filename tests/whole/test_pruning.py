@@ -32,6 +32,7 @@ from flows.core.errors import Exit
 from flows.registry.cache import DIGEST
 from flows.registry.pruning import make_plan
 from flows.registry.publishing import publish
+from flows.registry.remote import Target
 from flows.registry.verification import verify
 from flows.registry.versions import add_version, resolve
 
@@ -327,7 +328,8 @@ def test_a_runs_branch_that_was_merged_and_deleted_at_the_remote_goes(project: P
     tags = {f"refs/tags/{name}": project.git("rev-parse", f"{name}^{{commit}}").strip() for name in named}
 
     def goes(there: dict[str, str]) -> bool:
-        return f"refs/heads/runs/{OLD}" in [ref.name for ref in make_plan(project.folder, 1, tags | there).refs]
+        published = {name: Target(commit, commit) for name, commit in (tags | there).items()}
+        return f"refs/heads/runs/{OLD}" in [ref.name for ref in make_plan(project.folder, 1, published).refs]
 
     assert not goes({})
     assert not goes({"refs/heads/runs/other": first})
