@@ -56,18 +56,15 @@ STYLE: Any = {
     "lines.linewidth": 1.6,
 }
 TITLES = {
-    "loss": "Loss while training",
-    "noise_levels": "Loss at each noise level",
-    "schedule": "Noise schedule",
-    "per_image": "How many images have which bits/dim",
+    "loss": ("Loss while training", "Line chart in bits/dim"),
+    "noise_levels": (
+        "Loss at each noise level",
+        "Line chart with error bars over the time t, in bits/dim per unit of t",
+    ),
+    "schedule": ("Noise schedule", "Line chart of gamma over the time t"),
+    "per_image": ("How many images have which bits/dim", "Histogram in bits/dim"),
 }
-"""The titles of the charts, by the names of their files."""
-KINDS = {
-    "loss": "Line chart in bits/dim",
-    "noise_levels": "Line chart with error bars over the time t, in bits/dim per unit of t",
-    "schedule": "Line chart of gamma over the time t",
-    "per_image": "Histogram in bits/dim",
-}
+"""The title of each chart, and what kind of chart it is, by the names of their files."""
 SIZE = (5.0, 3.2)
 MOST_POINTS = 400
 """The largest number of points of a curve that are drawn."""
@@ -154,15 +151,7 @@ def noise_levels(axes: "Axes", levels: Tables) -> Iterator[str]:
     for model, table in levels.items():
         times, losses, errors = finite(table["t"], table["diffusion_bpd"], np.nan_to_num(table["standard_error"]))
         t, loss, error = thinned(times, losses, np.abs(errors))
-        axes.errorbar(
-            t,
-            loss,
-            error,
-            color=model.color,
-            label=model.curve("diffusion term"),
-            marker=".",
-            capsize=2,
-        )
+        axes.errorbar(t, loss, error, color=model.color, label=model.curve("diffusion term"), marker=".", capsize=2)
         yield f"{model.curve('diffusion term')}: {between(losses)}"
     axes.set_ylim(bottom=0)
     axes.set(xlabel="t (0: the image, 1: noise)", ylabel="bits/dim per unit of t")
@@ -221,7 +210,8 @@ def drawn(name: str, draw: "Callable[[Axes, Tables], Iterable[str]]", models: Ta
     for role, color in ROLES.items():
         svg = svg.replace(color, f"var(--{role})")
     svg = re.sub(r"\s*\n\s*", "\n", svg).strip()
-    return Chart(name, TITLES[name], f"{KINDS[name]}. {said}.", Markup(svg))
+    title, kind = TITLES[name]
+    return Chart(name, title, f"{kind}. {said}.", Markup(svg))
 
 
 def thinned(*columns: np.ndarray) -> Sequence[np.ndarray]:

@@ -33,7 +33,7 @@ NAME = re.compile(r"(?<![`\w])\w+(?:@v|#\w+#)\d[\d.]*\b")
 
 def report(metrics: BoundMetrics, charts: Path, samples: Path, page: Path) -> str:
     """Return the key figures of a model with its curves and samples.  `page` is the file with all of the report."""
-    pictures = [(title, charts / f"{name}.svg") for name, title in TITLES.items()]
+    pictures = [(title, charts / f"{name}.svg") for name, (title, _) in TITLES.items()]
     pictures.insert(1, ("Samples", samples))
     shown = [f"## {title}\n\n{picture(path, title)}" for title, path in pictures if path.is_file()]
     figures = table(("", "bits/dim"), likelihoods(metrics).items())
