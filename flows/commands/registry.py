@@ -87,7 +87,7 @@ def promote(
 
     evidence = challenge(ROOT, version, settings=params.evaluate, rule=params.promote)
     try:
-        evidence = evidence.model_copy(update={"tag": promote(ROOT, version, evidence)})
+        evidence = evidence.model_copy(update={"tag": promote(ROOT, evidence)})
     finally:
         if as_json:
             say_json(evidence.model_dump(exclude_unset=True))

@@ -169,16 +169,15 @@ def advantage(evidence: Evidence) -> Iterator[str]:
         yield "the data changed or is unknown, so the champion may have been trained on some of these images"
 
 
-def promote(root: Path, challenger: Version, evidence: Evidence) -> str:
+def promote(root: Path, evidence: Evidence) -> str:
     """Make the challenger the champion if the evidence says so, and return the new tag, such as `vdm#champion#7`.
 
     Raises UserError: exit 3 when the evidence refuses the challenger, 6 when it or the champion changed since the
-    comparison, 5 when its tag is gone, 2 without a git identity or for other evidence.
+    comparison, 5 when its tag is gone, 2 without a git identity.
     """
-    if evidence.challenger_commit != challenger.commit:
-        raise UserError(f"the evidence is of {evidence.challenger}, not of {challenger.name}", Exit.USAGE)
     with registry_lock(root):
-        if resolve(root, challenger.name).commit != challenger.commit:  # raises UserError (exit 5) if it is gone
+        challenger = resolve(root, str(evidence.challenger))
+        if challenger.commit != evidence.challenger_commit:
             reason = f"{challenger.name} names another commit now"
             raise UserError(f"{reason}; `vdmctl promote {challenger.name}` compares that", Exit.BUSY)
         tag = champion_tag(root)
