@@ -77,7 +77,7 @@ def evaluated(result: BoundMetrics | Comparison) -> str:
     return f"{images}, {counted(result.times_per_image, 'noise level')} each, {steps}"
 
 
-def counted(number: int | None, noun: str) -> str:
+def counted(number: int, noun: str) -> str:
     """Return a number of things, such as "1 image" or "2 images"."""
     return f"{number} {noun}{'' if number == 1 else 's'}"
 

@@ -21,26 +21,13 @@ from flows.core.errors import Exit, UserError
 from flows.core.escaping import markdown
 from flows.core.files import open_regular, read_bounded, write_whole, writing
 from flows.core.folders import writing_folder
-from flows.images.store import ImageSet, data_sha256, load_images
+from flows.images.store import COUNTS, TEXTS, ImageSet, data_sha256, load_images
 from flows.process.ending import finish
 
 if TYPE_CHECKING:
     from flows.core.params import Data, Model, Train
 
 log = logging.getLogger(__name__)
-
-DESCRIBED = (
-    "title",
-    "name",
-    "homepage",
-    "licence",
-    "num_levels",
-    "num_train",
-    "num_validation",
-    "num_test",
-    "split",
-    "transforms",
-)
 
 CARD = """\
 # Variational diffusion model of {title}
@@ -97,7 +84,7 @@ def register(
     description = image_set.description
     parameters = {"data": data.model_dump(), "model": model.model_dump(), "train": train.model_dump()}
     card = CARD.format(
-        **{key: markdown(description.get(key, "not stated")) for key in DESCRIBED},
+        **{key: markdown(description.get(key, "not stated")) for key in ("num_levels", *COUNTS, *TEXTS)},
         shape="x".join(map(str, vdm.image_shape)),
         num_parameters=sum(p.numel() for p in vdm.parameters()),
         data_sha256=data_sha256(images),
