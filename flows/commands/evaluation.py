@@ -21,11 +21,6 @@ commands = typer.Typer()
 IMAGES_HELP = "The image set. If data/images is missing, a version is evaluated on its own images."
 SPLIT_HELP = "train, validation or test: the images to evaluate. Make every choice on validation images."
 
-Protocol = Literal["vlb", "ode"]
-"""The ways to compute a likelihood."""
-ImportFormat = Literal["google-vdm", "addtt"]
-"""The implementations whose checkpoints can be imported."""
-
 
 @commands.command()
 def evaluate(
@@ -33,7 +28,7 @@ def evaluate(
     images: Annotated[Path | None, typer.Option(help=IMAGES_HELP, show_default="data/images")] = None,
     split: Annotated[Split, typer.Option(help=SPLIT_HELP)] = "test",
     protocol: Annotated[
-        Protocol,
+        Literal["vlb", "ode"],
         typer.Option(
             help="vlb: the variational bound (parameters `evaluate:`); ode: the probability-flow ODE (`ode:`),"
             " and the numerical error, measured on 8 images at a tenth of ode.tolerance."
@@ -187,7 +182,7 @@ def compare(
 def import_checkpoint(
     file: Annotated[Path, typer.Argument(help="The checkpoint of the other implementation.")],
     file_format: Annotated[
-        ImportFormat,
+        Literal["google-vdm", "addtt"],
         typer.Option(
             "--format",
             help="google-vdm: a flax msgpack file of a model with gamma_min -13.3 and gamma_max 5, which the file does"

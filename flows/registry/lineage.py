@@ -1,7 +1,4 @@
-"""Follow a version to its origin: tag -> commit -> dvc.lock at that commit -> data, parameters, code, outputs.
-
-All of this is read from git.  `flows.registry.storage` reads the files that the digests describe.
-"""
+"""Follow a version to its origin, in git: tag -> commit -> dvc.lock there -> data, parameters, code, outputs."""
 
 import json
 from collections.abc import Mapping

@@ -2,9 +2,8 @@
 
 `vdm@v1.2.0` is a version.  `vdm#champion#7` says that a version became the champion; the number orders these tags.
 Published tags of champions are never removed, so they are the champion's history.  Both kinds are annotated.
-The message of a champion's tag holds the evidence as JSON.  It is not written into the model card, since that would
-change the digest of the model folder that was evaluated; nor into another file, since that would need a new commit,
-which is not the one that was evaluated.  The evidence against a refused version is in a git note on its commit.
+The message of a champion's tag holds the evidence as JSON: a file with it would need a new commit, which is not the
+one that was evaluated.  The evidence against a refused version is in a git note on its commit.
 """
 
 import re
