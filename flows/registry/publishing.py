@@ -27,7 +27,6 @@ from flows.registry.remote import (
     local_refs,
     other_objects,
     remote_refs,
-    take_other_objects,
     upstream,
 )
 from flows.registry.storage import cached_at, check, dvc_repository, is_sound, obtain, quiet, require_remote
@@ -56,7 +55,8 @@ def publish(root: Path) -> list[str]:
         there = remote_refs(root)
         while True:
             try:
-                take_other_objects(root, there)
+                if replaced := other_objects(there, local_refs(root)):
+                    fetch(root, REMOTE, *(f"+{name}:{name}" for name in replaced))
                 pushed = push_missing(root, there)
                 # In a clone of one branch git's push leaves out the remote-tracking branches, which `status` reads.
                 runs = f"{layout.RUN_BRANCHES}*"

@@ -91,12 +91,6 @@ def other_objects(there: dict[str, Target], mine: dict[str, Target]) -> list[str
     return [name for name in alike if there[name].digest != there[name].commit]
 
 
-def take_other_objects(root: Path, there: dict[str, Target]) -> None:
-    """Replace the tags that `other_objects` returns by those of the remote.  Raises NetworkError (exit 5)."""
-    if names := other_objects(there, local_refs(root)):
-        fetch(root, REMOTE, *(f"+{name}:{name}" for name in names))
-
-
 def fetch(root: Path, *arguments: str, stdin: Iterable[str] | None = None) -> None:
     """Fetch these refs and no others, whatever the remote's configuration adds.  Raises NetworkError (exit 5)."""
     alone = ("--no-tags", "--refmap=", "--no-write-fetch-head")
