@@ -9,14 +9,14 @@ from flows.commands.arguments import ROOT, parameters
 from flows.commands.models import as_argument, version_of
 from flows.core import layout
 from flows.core.documents import read
-from flows.core.errors import Exit, UserError
+from flows.core.errors import CheckpointError, Exit, UserError
 from flows.core.files import open_regular, read_bounded, scratch_folder, write_whole
 from flows.evaluation.results import BoundMetrics, Metrics
 from flows.images.store import data_sha256
 from flows.registry.git import contents
 from flows.registry.lineage import Lineage, lineage
 from flows.registry.lock_file import lock_here, output_at, require_no_outputs
-from flows.registry.storage import check, dvc_repository, fetch_images, obtain, sha256_of_config
+from flows.registry.storage import check, dvc_repository, fetch_images, obtain
 from flows.registry.versions import Version
 from flows.report.comparison import comparison
 from flows.report.page import page
@@ -165,11 +165,12 @@ def of_folder(folder: Path) -> Results:
     `vdmctl evaluate FOLDER --out FOLDER` writes results into the folder.  Raises UserError (exit 5), also for a damaged
     model.
     """
-    from flows.core.checkpoint import read_description, read_weights  # torch: a second, which versions do not need
+    from flows.core.checkpoint import model_sha256, read_description, read_weights  # imports torch, for a second
 
-    digest = sha256_of_config(folder)
-    if not digest:
-        raise UserError(f"{folder}: no model folder, since it has no config.json", Exit.MISSING)
+    try:
+        digest = model_sha256(folder)
+    except CheckpointError as error:
+        raise UserError(f"{folder}: no model folder, since it has no config.json", Exit.MISSING) from error
     description = read_description(folder)
     read_weights(folder, description)
     metrics = folder / layout.METRICS.name

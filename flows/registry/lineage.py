@@ -10,7 +10,7 @@ from flows.core.escaping import visible
 from flows.registry.evidence import Evidence, evidence_of
 from flows.registry.git import Tag, annotated_tags
 from flows.registry.lock_file import Lock, read_lock
-from flows.registry.versions import MODEL, Version, champion_tags, refusal
+from flows.registry.versions import MODEL, Version, champion_history, refusal
 
 
 class Lineage(NamedTuple):
@@ -57,7 +57,7 @@ def lineage(root: Path, version: Version) -> Lineage:
     """Return the lineage of a version.  Raises UserError (exit 5) if its dvc.lock is missing or damaged."""
     lock = read_lock(root, version)
     tags = [tag for tag in annotated_tags(root, f"{MODEL}#") if tag.commit == version.commit]
-    return Lineage(version, lock, champion_tags(tags), refusal(root, version.commit))
+    return Lineage(version, lock, champion_history(tags), refusal(root, version.commit))
 
 
 def describe(chain: Lineage) -> str:

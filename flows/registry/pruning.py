@@ -15,7 +15,7 @@ from flows.registry.git import Tag, commit_of, git, git_lines, git_text
 from flows.registry.remote import REMOTE, Target, is_merged, remote_refs
 from flows.registry.versions import (
     Version,
-    champion_tags,
+    champion_history,
     deregistered,
     model_tags,
     of_stage,
@@ -78,7 +78,7 @@ def make_plan(root: Path, keep: int, published: Mapping[str, Target] | None) -> 
     reasons = reasons_to_keep(root, known, tags, keep, published)
     made = [datetime.fromisoformat(version.created).timestamp() for version in known if version.created]
     since = max((seconds for seconds in made if seconds <= time.time()), default=0.0)  # a clock may have been wrong
-    crowned = {tag.commit for tag in champion_tags(tags)}
+    crowned = {tag.commit for tag in champion_history(tags)}
     # An old champion keeps its tag, since the champion's history names it; its files go.
     refused = {TAGS + each.name for each in known if each.commit not in {*reasons, *crowned}}
 
@@ -109,16 +109,16 @@ def reasons_to_keep(
     root: Path, known: list[Version], tags: list[Tag], keep: int, published: Mapping[str, Target] | None
 ) -> dict[str, str]:
     """Return why the commits of versions and champions stay, by commit."""
-    champions = champion_tags(tags)
-    history = [tag for tag in champions if "!" not in tag.name]
-    other_stages = [tag for tag in tags if of_stage(tag) and tag not in champions]
-    decided = {*refusals(root), *(tag.commit for tag in history)}
+    history = champion_history(tags)
+    other_stages = [tag for tag in tags if of_stage(tag) and tag not in history]
+    promotions = [tag for tag in history if "!" not in tag.name]
+    decided = {*refusals(root), *(tag.commit for tag in promotions)}
     reasons: list[tuple[str, Iterable[str]]] = [
         (f"not on {REMOTE}", (each.commit for each in known if is_missing(TAGS + each.name, each.commit, published))),
         ("neither promoted nor refused", (each.commit for each in known if each.commit not in decided)),
         ("has another stage", (tag.commit for tag in other_stages)),
         ("among the newest", (version.commit for version in known[-keep:])),
-        ("among the last champions", [*last(reign(tags), keep), *last(history, keep)]),
+        ("among the last champions", [*last(reign(tags), keep), *last(promotions, keep)]),
     ]
     # The last reason for a commit counts, so the most important reasons are last.
     return {commit: reason for reason, commits in reasons for commit in commits}

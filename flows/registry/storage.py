@@ -58,7 +58,8 @@ def fetch(root: Path, version: Version) -> Path:
     """Fetch the version's model; return its folder.  Raises UserError (exit 5); see `fetch_folder`."""
     expected = stated(version, "model_sha256")
     folder = fetch_folder(root, version, model_path(root, version))
-    if sha256_of_config(folder) != expected:
+    config = folder / "config.json"
+    if not config.is_file() or file_sha256(config) != expected:
         raise UserError(f"{folder} is not the model of {version.name}; delete it to fetch it again", Exit.MISSING)
     if not has_its_weights(folder):
         raise UserError(f"{folder}: its weights are damaged or missing; delete it to fetch it again", Exit.MISSING)
@@ -125,14 +126,6 @@ def copy(root: Path, version: Version, path: str, digest: str, folder: Path) -> 
             # Another process may have fetched it meanwhile.
             if not folder.is_dir():
                 raise
-
-
-def sha256_of_config(folder: Path) -> str:
-    """Return the sha256 of a model, without importing torch; "" if the folder has no config.json."""
-    try:
-        return file_sha256(folder / "config.json")
-    except OSError:
-        return ""
 
 
 def has_its_weights(folder: Path) -> bool:

@@ -95,8 +95,8 @@ def deregistered(tags: list[Tag]) -> set[str]:
     return gone - {tag.commit for tag in registered(tags)}
 
 
-def champion_tags(tags: list[Tag]) -> list[Tag]:
-    """Return the tags that make a version the champion, or take this back (`vdm#champion!#7`), sorted by number.
+def champion_history(tags: list[Tag]) -> list[Tag]:
+    """Return the tags that make a version the champion, or take this back (`vdm#champion!#7`), in the order of numbers.
 
     Their times have only whole seconds.
     """
@@ -236,7 +236,7 @@ def is_decided(root: Path, commit: str) -> bool:
     if commit in refusals(root):
         return True
     tags = [tag for tag in model_tags(root) if tag.commit == commit]
-    return any(numbers_of(tag.name) for tag in tags) and bool(champion_tags(tags) or not registered(tags))
+    return any(numbers_of(tag.name) for tag in tags) and bool(champion_history(tags) or not registered(tags))
 
 
 def champion_tag(root: Path) -> Tag | None:
@@ -265,7 +265,7 @@ def reign(tags: list[Tag]) -> list[Tag]:
     are those of versions and of champions: versions that GTO deregistered do not count.
     """
     reigning: list[Tag] = []
-    for tag in champion_tags(tags):
+    for tag in champion_history(tags):
         if "!" in tag.name:
             reigning = [earlier for earlier in reigning if earlier.commit != tag.commit]
         elif reigning and reigning[-1].commit == tag.commit:  # promoted again, or the one rolled back has no tag here
