@@ -194,7 +194,6 @@ def import_checkpoint(
         tuple[int, int],
         typer.Option(
             metavar="HEIGHT WIDTH",
-            show_default=True,
             help="Two numbers, the height and width of the images, which the file does not contain.",
         ),
     ] = (32, 32),
