@@ -145,7 +145,7 @@ def in_words(state: dict[str, Any]) -> str:
     written = f"{state['name'][:12]}, last written {datetime.fromtimestamp(state['written']):%Y-%m-%d}"
     if "problem" in state:
         return f"{written}: {state['problem']}"
-    network = f"width {state['width']}, {state['blocks']} blocks, {state['weights']:,} weights"
+    network = f"width {state['width']}, blocks {state['blocks']}, {state['weights']:,} weights"
     found = f"{written}: step {state['step']:,}, {network}"
     if state["bpd"] is None:  # the run ended before the first line of its log
         return found

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 from flows.core import layout
-from flows.core.checkpoint import load_state
 from flows.core.errors import Exit, NetworkError, UserError, brief
 from flows.core.files import SCRATCH
 from flows.orchestration import workspace
@@ -30,7 +29,6 @@ from flows.registry.git import Tag, git_lines, git_text, registry_lock, require_
 from flows.registry.lock_file import read_lock
 from flows.registry.pruning import BRANCHES, TAGS, Plan, delete_refs, make_plan, published
 from flows.registry.remote import REMOTE
-from vdm.training.log import TrainingRecord
 
 ABANDONED_DAYS = 14
 """A state that was not continued for this long is abandoned: a weekly schedule had two chances to continue it."""
@@ -213,6 +211,9 @@ def describe(folder: Path) -> Entry:
 
     A state does not hold the parameters of its run; width and blocks can be derived from the weights.
     """
+    from flows.core.checkpoint import load_state  # torch: a second, which the rest of `prune` does not need
+    from vdm.training.log import TrainingRecord
+
     found: Entry = {"name": folder.name, "written": int(last_written(folder))}
     paths = sorted(folder.glob("step-*.state"))
     if not paths:

@@ -90,15 +90,16 @@ def make_plan(root: Path, keep: int, published: Mapping[str, Target] | None) -> 
         return not (ref.commit in reasons or in_use or unpublished or ref.made > since)
 
     every = refs(root)
-    of_versions = {TAGS + tag.name for tag in tags}
-    stay = [ref for ref in every if not goes(ref) and ref.name not in of_versions]
+    going = list(filter(goes, every))
+    gone_or_versions = {ref.name for ref in going} | {TAGS + tag.name for tag in tags}
+    stay = [ref for ref in every if ref.name not in gone_or_versions]
     needed = reasons.keys() - deregistered(tags)
     others = {commit_of(root, "HEAD"), *(ref.commit for ref in stay if ref.commit), *reasons} - needed
     past = [tag for tag in tags if tag.commit in crowned - reasons.keys()]
     return Plan(
         versions={commit: Kept(names[commit], reasons[commit]) for commit in needed},
         others=sorted(others),
-        refs=[ref for ref in every if goes(ref)],
+        refs=going,
         runs=runs_of(root, {*reasons, *others}),
         since=since,
         past=past,

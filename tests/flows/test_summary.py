@@ -91,7 +91,7 @@ def test_what_prune_removes_as_text() -> None:
         ("versions", "4: vdm@v1.0.0, vdm@v1.1.0, vdm@v1.2.0, ...", ""),
         ("reports", "3: a, b, c", "0.0"),
         ("training states", f"1: {'f' * 64}", "1.0"),
-        ("", "ffffffffffff, last written 2027-01-15: step 1,000, width 8, 1 blocks, 2,500 weights", ""),
+        ("", "ffffffffffff, last written 2027-01-15: step 1,000, width 8, blocks 1, 2,500 weights", ""),
         ("cached files", "2", "2.5"),
         ("kept", "vdm@v0.1.0, its commit is not on origin", ""),
         ("left alone", "the history", ""),
