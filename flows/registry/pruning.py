@@ -95,14 +95,13 @@ def make_plan(root: Path, keep: int, published: Mapping[str, Target] | None) -> 
     stay = [ref for ref in every if ref.name not in gone_or_versions]
     needed = reasons.keys() - deregistered(tags)
     others = {commit_of(root, "HEAD"), *(ref.commit for ref in stay if ref.commit), *reasons} - needed
-    past = [tag for tag in tags if tag.commit in crowned - reasons.keys()]
     return Plan(
         versions={commit: Kept(names[commit], reasons[commit]) for commit in needed},
         others=sorted(others),
         refs=going,
         runs=runs_of(root, {*reasons, *others}),
         since=since,
-        past=past,
+        past=[tag for tag in tags if tag.commit in crowned - reasons.keys()],
     )
 
 
