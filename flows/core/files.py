@@ -85,7 +85,7 @@ def parse_json(content: bytes | str) -> Any:
     nesting deeper than `MOST_DEPTH`: such values may fail later, when they are printed.
     """
     try:
-        value = json.loads(content, parse_constant=refuse, parse_float=finite, parse_int=short)
+        value = json.loads(content, parse_constant=refuse, parse_float=finite_float, parse_int=short_integer)
         json.dumps(value, ensure_ascii=False).encode()  # lone surrogates parse, but cannot be printed
     except RecursionError as error:
         raise ValueError("nested too deeply") from error
@@ -109,7 +109,7 @@ def refuse(text: str) -> NoReturn:
     raise ValueError(f"{text} is not JSON")
 
 
-def finite(text: str) -> float:
+def finite_float(text: str) -> float:
     """Return the number.  Raises ValueError if a float cannot hold it."""
     value = float(text)
     if math.isinf(value):
@@ -117,7 +117,7 @@ def finite(text: str) -> float:
     return value
 
 
-def short(text: str) -> int:
+def short_integer(text: str) -> int:
     """Return the integer.  Raises ValueError if it has more than 64 bits."""
     if len(text) > 20 or not -(2**63) <= int(text) < 2**64:
         refuse(text[:30])

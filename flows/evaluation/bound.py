@@ -19,7 +19,7 @@ from flows.core.errors import Exit, UserError
 from flows.core.files import written_last
 from flows.core.memory import require
 from flows.evaluation.environment import environment
-from flows.evaluation.results import BOTH, BoundMetrics, SplitFigures, finite
+from flows.evaluation.results import BOTH, BoundMetrics, SplitFigures, finite_or_none
 from flows.images.store import ImageSet, data_sha256, load_images, require_levels, spread
 from flows.process.ending import finish
 from flows.process.progress import bar
@@ -72,7 +72,7 @@ def other_splits(settings: "Evaluate", tested: BoundMetrics, *, model: Path, ima
     if tested.bpd is not None and training.bpd is not None:
         found["generalisation_gap_bpd"] = tested.bpd - training.bpd
         errors = np.array([tested.bpd_standard_error, training.bpd_standard_error], float)  # NaN for null
-        found["generalisation_gap_standard_error"] = finite(math.hypot(*errors))
+        found["generalisation_gap_standard_error"] = finite_or_none(math.hypot(*errors))
     return found
 
 

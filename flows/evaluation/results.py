@@ -9,7 +9,7 @@ from flows.core.documents import Count, Document, Number, Sha256
 from vdm.choices import Dequantisation, Grid, Precision, Split, TrainingImages
 
 
-def finite(value: Any) -> Any:
+def finite_or_none(value: Any) -> Any:
     """Return a number as it is, and None for NaN and infinities, which JSON does not have."""
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
@@ -21,7 +21,7 @@ def with_error(value: float | None, error: float | None = None, form: str = ".4f
 
 
 BOTH: TrainingImages = "train_and_validation"
-Figure = Annotated[Number | None, BeforeValidator(finite)]
+Figure = Annotated[Number | None, BeforeValidator(finite_or_none)]
 
 
 class Metrics(Document):

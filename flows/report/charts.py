@@ -15,7 +15,7 @@ import numpy as np
 from markupsafe import Markup
 
 from flows.core.escaping import visible
-from flows.report.tables import Columns, finite
+from flows.report.tables import Columns, finite_rows
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -118,12 +118,12 @@ def loss(axes: "Axes", curves: Tables) -> Iterator[str]:
     """Draw the training loss and the validations of the training logs; yield them in words."""
     shown, tops = list[float](), []
     for model, table in curves.items():
-        steps, losses = finite(table["step"], table["bpd"])
+        steps, losses = finite_rows(table["step"], table["bpd"])
         shown += losses.tolist()
         axes.plot(*thinned(steps, losses), color=model.color, label=model.curve("training"), alpha=0.75)
         yield f"{model.curve('training')}: {over(steps, losses)}"
         tops.append(np.quantile(losses, 0.9) if len(losses) else 0)
-        steps, losses = finite(table["step"], table.get("validation_bpd", np.full(len(table["step"]), np.nan)))
+        steps, losses = finite_rows(table["step"], table.get("validation_bpd", np.full(len(table["step"]), np.nan)))
         shown += losses.tolist()
         if len(steps):
             label = model.curve("validation")
@@ -140,7 +140,7 @@ def loss(axes: "Axes", curves: Tables) -> Iterator[str]:
 def schedule(axes: "Axes", levels: Tables) -> Iterator[str]:
     """Draw gamma(t); yield it in words."""
     for model, table in levels.items():
-        times, gammas = finite(table["t"], table["gamma"])
+        times, gammas = finite_rows(table["t"], table["gamma"])
         axes.plot(*thinned(times, gammas), color=model.color, label=model.curve("gamma"), marker=".")
         yield f"{model.curve('gamma')}: {over(times, gammas, 't')}"
     axes.set(xlabel="t (0: the image, 1: noise)", ylabel="gamma = \N{MINUS SIGN}log SNR")
@@ -149,7 +149,7 @@ def schedule(axes: "Axes", levels: Tables) -> Iterator[str]:
 def noise_levels(axes: "Axes", levels: Tables) -> Iterator[str]:
     """Draw the diffusion term over the noise levels, with standard errors; yield it in words."""
     for model, table in levels.items():
-        times, losses, errors = finite(table["t"], table["diffusion_bpd"], np.nan_to_num(table["standard_error"]))
+        times, losses, errors = finite_rows(table["t"], table["diffusion_bpd"], np.nan_to_num(table["standard_error"]))
         t, loss, error = thinned(times, losses, np.abs(errors))
         axes.errorbar(t, loss, error, color=model.color, label=model.curve("diffusion term"), marker=".", capsize=2)
         yield f"{model.curve('diffusion term')}: {between(losses)}"
@@ -159,7 +159,7 @@ def noise_levels(axes: "Axes", levels: Tables) -> Iterator[str]:
 
 def histogram(axes: "Axes", images: Tables) -> Iterator[str]:
     """Draw how many images have which bits/dim; yield that in words."""
-    found = {model: finite(table["bpd"])[0] for model, table in images.items()}
+    found = {model: finite_rows(table["bpd"])[0] for model, table in images.items()}
     edges = edges_of(np.concatenate(list(found.values())))
     for model, values in found.items():
         axes.hist(

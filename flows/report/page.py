@@ -12,7 +12,7 @@ from flows.report.checks import Shown, alike, expectations, image_of, offences
 from flows.report.pictures import Picture, columns_of, grid, tile
 from flows.report.quality import measures, sampler
 from flows.report.results import Results, description
-from flows.report.tables import Columns, finite
+from flows.report.tables import Columns, finite_rows
 from flows.report.templates import fill
 
 MOST_EXTREMES = 8
@@ -78,7 +78,7 @@ def extremes(results: Results) -> list[tuple[str, list[Shown]]]:
     """Return the images with the fewest and those with the most bits/dim; [] if images or figures are missing."""
     if results.per_image is None or results.images is None:
         return []
-    numbers, bpd = finite(results.per_image["image"], results.per_image["bpd"])
+    numbers, bpd = finite_rows(results.per_image["image"], results.per_image["bpd"])
     order = np.argsort(bpd, kind="stable")
     size = min(MOST_EXTREMES, len(order) // 2)
     split = results.metrics.split

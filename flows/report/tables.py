@@ -53,7 +53,7 @@ def integers(path: Path, table: Columns, name: str, size: int) -> list[int]:
     return [int(value) for value in found]
 
 
-def finite(*columns: np.ndarray) -> list[np.ndarray]:
+def finite_rows(*columns: np.ndarray) -> list[np.ndarray]:
     """Return the rows of columns (N,) in which all values are finite."""
     kept = np.logical_and.reduce([np.isfinite(column) for column in columns])
     return [column[kept] for column in columns]
