@@ -41,12 +41,19 @@ def read(path: Path, expected: Head | None = None) -> Iterator[np.ndarray]:
     """
     if path.suffix.lower() == ".npy":
         yield from read_array(path, expected)
-        return
+    else:
+        yield read_picture(path, expected)[None]
+
+
+def read_picture(path: Path, expected: Head | None) -> np.ndarray:
+    """Return the levels of a picture, (C,H,W) uint8 or uint16.  Raises BadImageError.
+
+    Not in `read`, which would keep Pillow's copy of the pixels, up to 320 MB, while the caller works on the levels.
+    """
     with damage_named(), open_image(path) as image:
         head = head_of_image(image)
         unchanged(head, expected)
-        levels = decoded(image, head)
-    yield levels[None]
+        return decoded(image, head)
 
 
 def head_of_image(image: Image.Image) -> Head:

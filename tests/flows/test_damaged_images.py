@@ -2,6 +2,7 @@
 
 import os
 import socket
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,9 @@ from pictures import load, noise, png, settings, tiff
 from PIL import Image
 
 from flows.core.errors import Exit, UserError
+from flows.images import picture_files
 from flows.images.folder import complain, read_folder
-from flows.images.picture_files import BadImageError, inspect, read
+from flows.images.picture_files import BadImageError, Head, decoded, inspect, read
 from flows.images.publishers import Splits
 from flows.images.store import load_images
 
@@ -225,6 +227,19 @@ def test_a_picture_that_changes_after_its_head_was_read_is_named(change: Callabl
     with pytest.raises(UserError, match=r'1 of 8 files cannot be used: "3\.png": ') as error:
         exhaust(splits)
     assert error.value.code == Exit.MISSING
+
+
+def test_a_picture_is_freed_before_its_levels_are_used(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = []
+
+    def noted(image: Image.Image, head: Head) -> np.ndarray:
+        opened.append(weakref.ref(image))
+        return decoded(image, head)
+
+    monkeypatch.setattr(picture_files, "decoded", noted)
+    images = read(folder / "3.png")
+    next(images)
+    assert [picture() for picture in opened] == [None]
 
 
 @pytest.mark.parametrize("images", [noise(4000, 1, 6, 5), noise(2000, 1, 6, 5), noise(3000, 1, 5, 6)])
