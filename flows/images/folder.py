@@ -49,11 +49,16 @@ def read_folder(source: Path, data: "Data") -> tuple[Splits, dict[str, Any]]:
         return batched(pixels(found, heads, chosen == split, labels))
 
     splits: Splits = {split: stream(number) for number, split in enumerate(SPLITS) if number in chosen}
-    parts = parts_of(found.names)
+    return splits, origin_of(found, heads, num_levels, data)
+
+
+def origin_of(found: Found, heads: list[Head], num_levels: int, data: "Data") -> dict[str, Any]:
+    """Return what `dataset.json` says of the images in a folder."""
+    source, parts = found.source, parts_of(found.names)
     described = ", ".join(f"{part} for {split}" for part, split in parts.items())
     given = f"by its folders: {described}" if described else None
     name = source.resolve().name if source.name in ("", "..") else source.name
-    origin = {
+    return {
         "title": visible(name) or "images",
         "homepage": "a folder",
         "licence": "not stated",
@@ -61,7 +66,6 @@ def read_folder(source: Path, data: "Data") -> tuple[Splits, dict[str, Any]]:
         "split": given if "validation" in parts.values() else division(data, given),
         "num_levels": num_levels,
     }
-    return splits, origin
 
 
 def look_at_all(found: Found) -> list[Head]:
