@@ -157,7 +157,10 @@ def save_features(folder: Path, network: Classifier, described: dict[str, object
 
 
 def load_features(folder: Path, device: torch.device) -> tuple[Classifier, FeaturesConfig, str]:
-    """Return the network, its description, and its sha256, which covers the weights.  Raises CheckpointError."""
+    """Return the network, its description, and the description's digest, which covers the weights.
+
+    Raises CheckpointError.
+    """
     config = read(FeaturesConfig, folder / CONFIG, "run `vdmctl features`")
     weights = read_bytes(folder / WEIGHTS)
     if hashlib.sha256(weights).hexdigest() != config.weights_sha256:
