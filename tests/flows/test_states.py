@@ -317,6 +317,17 @@ def test_float32_is_not_rounded_to_tf32(monkeypatch: pytest.MonkeyPatch) -> None
     assert asked == [False]
 
 
+def test_each_process_has_a_card_of_its_own_and_all_have_one_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert [find_device("auto", 2, rank) for rank in (0, 1)] == [torch.device("cuda:0"), torch.device("cuda:1")]
+    assert find_device("cuda:1") == torch.device("cuda:1")
+    assert find_device("cpu", 8, 7) == torch.device("cpu")
+    with pytest.raises(UserError, match="num_devices 3: this machine has 2 CUDA devices; lower num_devices") as raised:
+        find_device("auto", 3)
+    assert raised.value.code is Exit.USAGE
+
+
 def test_no_test_image_is_trained_on() -> None:
     train, validation, test = (np.arange(first, first + 4, dtype=np.uint8).reshape(4, 1, 1, 1) for first in (0, 4, 8))
     image_set = ImageSet({}, train, validation, test)
