@@ -152,8 +152,8 @@ class VDM(nn.Module):
     def forward(self, pixels: Tensor, eps: Tensor, t: Tensor, *, num_timesteps: int | None = None) -> Terms:
         """Return one draw of the bound's terms, each (B,) nats per image (eq. 11).
 
-        pixels (B,C,H,W) of an integer type; eps (B,C,H,W) standard normal; t (B,) in [0, 1).  It is rounded up to
-        the grid of `num_timesteps` steps unless that is None.  Raises TypeError for pixels of another type.
+        pixels (B,C,H,W) of an integer type; eps (B,C,H,W) standard normal; t (B,) in [0, 1).  With `num_timesteps`
+        steps, t is rounded up to their grid; None stands for continuous time.  Raises TypeError for other pixels.
         """
         if num_timesteps is None:
             return self.terms(pixels, eps, *self.schedule.gamma_and_slope(t))

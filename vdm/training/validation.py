@@ -30,8 +30,8 @@ class Validation:
     """The validations of one training run on `images` (N,C,H,W), every `every_steps` steps.
 
     `keep` says whether the run ends with the averaged weights of the best validation or with the last ones.  Training
-    ends early after `patience` validations in a row without a new best one, never if that is None.  Raises ValueError
-    for an empty set of images, counts below 1, and an unknown word in `keep`.
+    ends early after `patience` validations in a row without a new best one; with None, it never does.  Raises
+    ValueError for an empty set of images, counts below 1, and an unknown word in `keep`.
     """
 
     def __init__(
