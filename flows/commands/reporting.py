@@ -9,7 +9,7 @@ from flows.commands.arguments import ROOT, parameters
 from flows.commands.models import as_argument, version_of
 from flows.core import layout
 from flows.core.documents import read
-from flows.core.errors import CheckpointError, Exit, UserError
+from flows.core.errors import Exit, UserError
 from flows.core.files import open_regular, read_bounded, scratch_folder, write_whole
 from flows.evaluation.results import BoundMetrics, Metrics
 from flows.images.store import data_sha256
@@ -165,14 +165,13 @@ def of_folder(folder: Path) -> Results:
     `vdmctl evaluate FOLDER --out FOLDER` writes results into the folder.  Raises UserError (exit 5), also for a damaged
     model.
     """
-    from flows.core.checkpoint import model_sha256, read_description, read_weights  # imports torch, for a second
+    from flows.core.checkpoint import CONFIG, model_sha256, read_description, read_weights  # torch takes a second
 
-    try:
-        digest = model_sha256(folder)
-    except CheckpointError as error:
-        raise UserError(f"{folder}: no model folder, since it has no config.json", Exit.MISSING) from error
+    if not (folder / CONFIG).is_file():
+        raise UserError(f"{folder}: no model folder, since it has no {CONFIG}", Exit.MISSING)
     description = read_description(folder)
     read_weights(folder, description)
+    digest = model_sha256(folder)
     metrics = folder / layout.METRICS.name
     if not metrics.exists() and layout.METRICS.exists() and read(Metrics, layout.METRICS).model_sha256 == digest:
         return of_workspace(folder)

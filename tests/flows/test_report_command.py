@@ -52,6 +52,10 @@ def test_a_model_folder_has_results_of_its_own(
     assert (result.returncode, result.stderr) == (
         *(5, "vdmctl: my model: no model folder, since it has no config.json\n"),
     )
+    (model / "config.json").write_bytes(bytes(2**27))
+    result = vdmctl("my model", "--out", "page.html")
+    assert result.returncode == 5
+    assert result.stderr.startswith("vdmctl: my model/config.json: larger than 1,048,576 bytes, the limit")
     save_model(model, tiny_model(), TINY)
     result = vdmctl("my model", "--out", "page.html")
     advice = "run `vdmctl evaluate 'my model' --out 'my model'`"
