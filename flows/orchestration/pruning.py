@@ -182,13 +182,13 @@ def old_models(root: Path, plan: Plan) -> Iterator[Path]:
 
 def prune_states(root: Path, work: Pruning, locks_of_devices: Path) -> None:
     """Remove abandoned states of training runs, and say what they are, unless a trainer of the project runs."""
+    before = time.time() - ABANDONED_DAYS * 24 * 3600
+    folders = [folder for folder in folders_in(root / layout.STATES) if last_written(folder) < before]
+    described = [describe(folder) for folder in folders]  # takes seconds, in which a trainer may start
     for name, holder in held_locks(locks_of_devices).items():
         if Path(holder.partition(" in ")[2]).is_relative_to(root):  # "process 1234 in FOLDER"
             work.skipped.append(f"training states: {holder} trains on {Path(name).stem}")
             return
-    before = time.time() - ABANDONED_DAYS * 24 * 3600
-    folders = [folder for folder in folders_in(root / layout.STATES) if last_written(folder) < before]
-    described = [describe(folder) for folder in folders]
     work.remove_folders("training_states", folders)
     work.removed["training_states"]["states"] = described
 

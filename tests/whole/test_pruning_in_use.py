@@ -21,7 +21,7 @@ from flows.core.checkpoint import save_state
 from flows.core.errors import Exit, UserError
 from flows.core.params_file import read_params
 from flows.orchestration import pruning
-from flows.orchestration.pruning import Pruning, delete_runs, prune_history
+from flows.orchestration.pruning import Pruning, delete_runs, prune_history, prune_states
 from flows.orchestration.server import Api, Refused
 from flows.process.locks import holder_of, lock_file
 from flows.registry.cache import BETWEEN_CHECKS, delete_files, needed, superfluous, used_in
@@ -209,9 +209,29 @@ def test_states_that_nobody_continued_are_shown_and_removed(tmp_path: Path) -> N
     weights = sum(tensor.numel() for tensor in training_state(project)["model"].values())
     known = {"name": "old", "step": 1, "weights": weights, "width": 8, "blocks": 1}
     assert {key: old[key] for key in known} == known
-    assert f"step 1, width 8, 1 blocks, {weights:,} weights, learning rate {old['learning_rate']:g}" in text
+    assert f"step 1, width 8, blocks 1, {weights:,} weights, learning rate {old['learning_rate']:g}" in text
     assert f"{old['bpd']:.4f} bits/dim" in text
     assert [path.name for path in runs.iterdir()] == ["new"]
+
+
+def test_a_trainer_that_starts_while_states_are_described_keeps_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state = tmp_path / ".vdm/runs/old/step-000000001.state"
+    state.parent.mkdir(parents=True)
+    state.touch()
+    aged(state, 15 * 24 * 3600)
+    with ExitStack() as stack:
+
+        def describe(folder: Path) -> dict[str, Any]:
+            stack.enter_context(lock_file(tmp_path / "cpu.lock", f"process 7 in {tmp_path}"))
+            return {"name": folder.name}
+
+        monkeypatch.setattr(pruning, "describe", describe)
+        work = Pruning(dry_run=False, keep=1)
+        prune_states(tmp_path, work, tmp_path)
+    assert work.skipped == [f"training states: process 7 in {tmp_path} trains on cpu"]
+    assert state.exists()
 
 
 def test_a_server_that_this_folder_did_not_start_keeps_its_history(
