@@ -1,4 +1,4 @@
-"""Reading and writing files: no read blocks, no file is half written, no name leads out of its folder."""
+"""Reading and writing files: no read blocks, and no file is half written."""
 
 import errno
 import fcntl
