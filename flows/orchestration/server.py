@@ -29,6 +29,21 @@ LOOPBACK, PORT = "127.0.0.1", 4200
 SECONDS = 10.0
 MOST_BYTES = 10_000
 
+DEFAULTS = {
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
+    "PREFECT_SERVER_CSRF_PROTECTION_ENABLED": "true",
+    # In memory, the lease of a run in progress would end with the server, and some minutes later so would the run.
+    "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
+    # Relative, so that a browser on another machine uses the host from which it loaded the page.
+    "PREFECT_UI_API_URL": "/api",
+    # Without heartbeats nobody would notice that the process of a run was killed.
+    "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",
+    # A run starts within two seconds of its command, instead of ten.
+    "PREFECT_WORKER_QUERY_SECONDS": "2",
+}
+"""Settings of Prefect where the environment has no value."""
+
 
 class Address(NamedTuple):
     """The URL of a server's API, and the host and port at which a server started here listens."""
@@ -80,7 +95,10 @@ def is_loopback(host: str) -> bool:
 
 
 def configure(address: Address) -> None:
-    """Set in the environment, for this process and its children, the settings that prefect.toml cannot have."""
+    """Set Prefect's settings in the environment, for this process and its children.
+
+    URL, prompt and plugins are always set; the other settings only where the environment has no value.
+    """
     from prefect.context import refresh_global_settings_context
     from prefect.settings import get_current_settings
 
@@ -93,10 +111,14 @@ def configure(address: Address) -> None:
     }
     bypass_proxy(address.url)
     hosts = dict.fromkeys((urlsplit(address.url).hostname, "localhost"))
-    origins = ",".join(f"http://{name}:{address.port}" for name in hosts)
-    os.environ.setdefault("PREFECT_SERVER_CORS_ALLOWED_ORIGINS", origins)
+    defaults = {
+        "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": ",".join(f"http://{name}:{address.port}" for name in hosts),
+        **DEFAULTS,
+    }
     if password:
-        os.environ.setdefault("PREFECT_API_AUTH_STRING", password.get_secret_value())
+        defaults["PREFECT_API_AUTH_STRING"] = password.get_secret_value()
+    for name, value in defaults.items():
+        os.environ.setdefault(name, value)
     refresh_global_settings_context()
 
 

@@ -15,7 +15,6 @@ from unittest.mock import Mock
 import pytest
 from prefect import __version__
 from prefect.settings import PREFECT_API_URL, Settings, temporary_settings
-from project import ROOT
 from servers import GIVEN, OWN, TEAM, answering, saying
 
 from flows import cli
@@ -162,16 +161,6 @@ def test_the_address_is_that_of_prefects_settings(
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     assert address(tmp_path) == expected == (Settings().api.url or "")
-
-
-def test_prefect_takes_the_settings_of_the_project(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Prefect ignores keys of prefect.toml that it does not know."""
-    monkeypatch.chdir(ROOT)
-    found = Settings()
-    assert found.server.api.csrf_protection_enabled
-    assert found.server.concurrency.lease_storage.endswith(".filesystem")
-    assert (found.server.ui.api_url, found.server.ui.show_promotional_content) == ("/api", False)
-    assert (found.flows.heartbeat_frequency, found.worker.query_seconds) == (30, 2)
 
 
 def test_the_password_may_be_in_the_profile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
