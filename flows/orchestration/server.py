@@ -32,12 +32,13 @@ MOST_BYTES = 10_000
 DEFAULTS = {
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
+    # Without it, a web page that is open on this machine could start runs.
     "PREFECT_SERVER_CSRF_PROTECTION_ENABLED": "true",
     # In memory, the lease of a run in progress would end with the server, and some minutes later so would the run.
     "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
     # Relative, so that a browser on another machine uses the host from which it loaded the page.
     "PREFECT_UI_API_URL": "/api",
-    # Without heartbeats nobody would notice that the process of a run was killed.
+    # A run without a heartbeat for two minutes is marked as crashed; by default Prefect sends one every three.
     "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",
     # A run starts within two seconds of its command, instead of ten.
     "PREFECT_WORKER_QUERY_SECONDS": "2",
