@@ -7,7 +7,7 @@ import subprocess
 import sys
 import tomllib
 import typing
-from collections.abc import Set
+from collections.abc import Mapping, Set
 from functools import cache
 from importlib import import_module, metadata
 from pathlib import Path
@@ -77,6 +77,12 @@ MOST_FILES = 15
 
 
 @cache
+def parsed(path: Path) -> ast.Module:
+    """Return the syntax tree of a file."""
+    return ast.parse(path.read_text())
+
+
+@cache
 def imported(path: Path, *, type_checking: bool = False) -> set[str]:
     """Return the modules that a file imports, anywhere in it; those under `if TYPE_CHECKING` only if asked."""
     names: set[str] = set()
@@ -95,7 +101,7 @@ def imported(path: Path, *, type_checking: bool = False) -> set[str]:
             names.add(node.module)
             names.update(f"{node.module}.{alias.name}" for alias in node.names)
 
-    Visitor().visit(ast.parse(path.read_text()))
+    Visitor().visit(parsed(path))
     return names
 
 
@@ -154,10 +160,16 @@ def test_the_lock_holds_a_plain_version_of_every_dependency() -> None:
 def distributions(paths: list[Path], own: Set[str] = frozenset()) -> set[str]:
     """Return the distributions that files import, except the standard library, this project and the names in `own`."""
     names = {name.split(".")[0] for path in paths for name in imported(path)}
-    of_import = metadata.packages_distributions()
+    of_import = packages_distributions()
     foreign = names - sys.stdlib_module_names - {"vdm", "flows"} - own
     # `ruamel` is in two, of which one is a part of the other in C.
     return {distribution(min(of_import.get(name, [name]), key=len)) for name in foreign}
+
+
+@cache
+def packages_distributions() -> Mapping[str, list[str]]:
+    """Return the distributions of every package that can be imported, for which each distribution's files are read."""
+    return metadata.packages_distributions()
 
 
 def test_every_dependency_takes_each_version_of_python_that_the_project_takes() -> None:
@@ -204,7 +216,7 @@ def test_a_room_imports_only_the_rooms_below_it() -> None:
 def test_a_room_names_its_files(room: str) -> None:
     """The docstring of its `__init__.py` lists the names, and that file contains nothing else."""
     folder = ROOT / "flows" / room
-    (statement,) = ast.parse((folder / "__init__.py").read_text()).body
+    (statement,) = parsed(folder / "__init__.py").body
     assert isinstance(statement, ast.Expr), "an __init__.py is a docstring"
     docstring = ast.literal_eval(statement.value)
     files = {path.stem for path in folder.glob("*.py")} - {"__init__"}
@@ -364,7 +376,7 @@ def test_files_and_functions_stay_small(path: Path) -> None:
     text = path.read_text()
     lines = text.count("\n")
     assert lines <= 300, f"{path.name} has {lines} lines; move a part of it to another file of its folder"
-    for node in ast.walk(ast.parse(text)):
+    for node in ast.walk(parsed(path)):
         if isinstance(node, ast.FunctionDef):
             docstring = ast.get_docstring(node, clean=False) or ""
             last_argument = max(
@@ -401,7 +413,7 @@ def test_files_are_written_by_one_module() -> None:
 
 def written_in_place(path: Path) -> list[str]:
     """Return the calls that write files, except to memory and to files that `flows.core.files` moves to their place."""
-    functions = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.FunctionDef)]
+    functions = [node for node in ast.walk(parsed(path)) if isinstance(node, ast.FunctionDef)]
     return [
         ast.unparse(call)
         for function in functions
@@ -455,7 +467,7 @@ def safe_names(function: ast.FunctionDef) -> set[str]:
 def test_one_module_prints() -> None:
     """The functions of one module escape output for a terminal.  Another one writes errors when these fail."""
     for path in ROOT.glob("flows/**/*.py"):
-        for node in ast.walk(ast.parse(path.read_text())):
+        for node in ast.walk(parsed(path)):
             if isinstance(node, ast.Call) and ast.unparse(node.func) in ("print", "sys.stdout.write", "typer.echo"):
                 place, on_stderr = str(path.relative_to(ROOT)), "file=sys.stderr" in ast.unparse(node)
                 allowed = {"flows/process/streams.py"} | ({"flows/process/ending.py"} if on_stderr else set())

@@ -151,8 +151,9 @@ def test_training_lowers_the_bound(tiny_model: Callable[..., VDM], digits: np.nd
 
 @pytest.mark.slow
 def test_the_same_seed_gives_the_same_weights(tiny_model: Callable[..., VDM], digits: np.ndarray) -> None:
-    runs = [fit(tiny_model(), digits[:64], **SETTINGS).averaged.state_dict() for _ in range(2)]
-    other = fit(tiny_model(), digits[:64], **SETTINGS | {"seed": 1}).averaged.state_dict()
+    settings = SETTINGS | {"steps": 8}  # two epochs
+    runs = [fit(tiny_model(), digits[:64], **settings).averaged.state_dict() for _ in range(2)]
+    other = fit(tiny_model(), digits[:64], **settings | {"seed": 1}).averaged.state_dict()
     assert same_bits(*runs)
     assert not same_bits(runs[0], other)
 
@@ -166,14 +167,14 @@ def test_a_run_continued_from_any_step_ends_with_the_same_bits(
 ) -> None:
     """The test uses dropout, an epoch's end, and the file; the log continues without gap or duplicate."""
     changes = {"schedule": schedule, "dropout": 0.3}
-    settings = SETTINGS | {"optimizer": optimizer, "log_every": 8}
+    settings = SETTINGS | {"optimizer": optimizer, "steps": 12, "log_every": 5}
     whole = fit(tiny_model(**changes), digits[:50], **settings)
     first = start(tiny_model(**changes), digits[:50], **settings)
-    for _ in range(19):
+    for _ in range(11):
         first.step()
         save_state(tmp_path / str(first.done), first.state())
 
-    for step in (1, 7, 8, 13, 19):
+    for step in (1, 4, 5, 8, 11):
         torch.manual_seed(999)
         second = start(tiny_model(**changes), digits[:50], **settings)
         second.load_state(load_state(tmp_path / str(step)))
@@ -188,7 +189,7 @@ def test_a_run_continued_from_any_step_ends_with_the_same_bits(
 @pytest.mark.slow
 def test_bfloat16_follows_the_float32_loss(tiny_model: Callable[..., VDM], digits: np.ndarray) -> None:
     losses = {
-        precision: fit(tiny_model(), digits, **SETTINGS | {"precision": precision}).records[0].bpd
+        precision: fit(tiny_model(), digits, **SETTINGS | {"precision": precision, "steps": 10}).records[0].bpd
         for precision in ("float32", "bfloat16")
     }
     # bfloat16 has 8 bits of mantissa; the loss is a mean over 10 steps.
@@ -226,10 +227,10 @@ def test_the_losses_do_not_depend_on_how_a_step_is_computed(
     settings: dict[str, Any], tiny_model: Callable[..., VDM], digits: np.ndarray
 ) -> None:
     settings = dict(settings)
-    schedule = settings.pop("schedule", "learned_linear")
-    plain, other = (fit(tiny_model(schedule=schedule), digits, **SETTINGS | more).records for more in ({}, settings))
+    schedule, common = settings.pop("schedule", "learned_linear"), SETTINGS | {"steps": 10, "log_every": 5}
+    plain, other = (fit(tiny_model(schedule=schedule), digits, **common | more).records for more in ({}, settings))
     for record, expected in zip(other, plain, strict=True):
-        # Rounding errors, amplified by 20 steps of training.  Another batch would differ in the second digit.
+        # Rounding errors, amplified by 10 steps of training.  Another batch would differ in the second digit.
         figures, wanted = ([value for value in line[:-1] if value is not None] for line in (record, expected))
         assert figures == pytest.approx(wanted, rel=2e-4)
 
@@ -237,7 +238,9 @@ def test_the_losses_do_not_depend_on_how_a_step_is_computed(
 @pytest.mark.slow
 def test_checkpointed_activations_meet_the_same_dropout(tiny_model: Callable[..., VDM], digits: np.ndarray) -> None:
     plain, other = (
-        fit(tiny_model(dropout=0.3), digits, **SETTINGS | {"activation_checkpointing": flag}).averaged.state_dict()
+        fit(
+            tiny_model(dropout=0.3), digits, **SETTINGS | {"steps": 4, "activation_checkpointing": flag}
+        ).averaged.state_dict()
         for flag in (False, True)
     )
     assert same_bits(plain, other)

@@ -51,7 +51,8 @@ def test_a_run_ends_with_a_line_and_a_validation(
     assert lines == [(2, with_validation), (3, with_validation)]
 
 
-OVERFIT: dict[str, Any] = {"steps": 120, "learning_rate": 1e-2, "every_steps": 20}
+OVERFIT: dict[str, Any] = {"steps": 120, "learning_rate": 1e-2, "every_steps": 20, "batch_size": 32}
+STATES = (15, 59, 75, 79, 80)
 
 
 def small_model() -> VDM:
@@ -62,13 +63,45 @@ def small_model() -> VDM:
     )
 
 
+@pytest.fixture(scope="module")
+def overfitting(digits: np.ndarray) -> Callable[..., Trainer]:
+    """Return a function that starts a run that overfits, of which each validation has four batches."""
+    return lambda **changes: validated(small_model(), digits[:4], digits[100:132], **OVERFIT | changes)
+
+
+@pytest.fixture(scope="module")
+def whole(
+    overfitting: Callable[..., Trainer], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Trainer, dict[int, Path]]:
+    """Return that run at its end, and its states after some steps.  Tests only read them."""
+    trainer, folder = overfitting(), tmp_path_factory.mktemp("states")
+    while not trainer.finished:
+        trainer.step()
+        if trainer.done in STATES:
+            save_state(folder / str(trainer.done), trainer.state())
+    return trainer, {step: folder / str(step) for step in STATES}
+
+
+def require_the_same_until_step_80(ended: Trainer, whole: tuple[Trainer, dict[int, Path]]) -> None:
+    """Require the weights, the best weights and the log that a run without interruption has after 80 steps.
+
+    Its best weights are those of step 60, as `test_the_best_weights_of_a_model_that_overfits_are_kept` shows.
+    """
+    trainer, states = whole
+    assert ended.done == 80
+    assert same_bits(ended.state()["model"], load_state(states[80])["model"])
+    assert same_bits(ended.kept.state_dict(), trainer.kept.state_dict())
+    records = [record[:-1] for record in trainer.records if record.step <= 80]
+    assert [record[:-1] for record in ended.records] == records
+
+
 @pytest.mark.slow
-def test_the_best_weights_of_a_model_that_overfits_are_kept(digits: np.ndarray) -> None:
-    trainer = run(validated(small_model(), digits[:4], digits[100:132], **OVERFIT))
+def test_the_best_weights_of_a_model_that_overfits_are_kept(whole: tuple[Trainer, dict[int, Path]]) -> None:
+    trainer, _ = whole
     curve = {record.step: record.validation_bpd or math.inf for record in trainer.records if record.validation_bpd}
     assert list(curve) == [20, 40, 60, 80, 100, 120]
     best = min(curve, key=curve.__getitem__)
-    assert best < 100
+    assert best == 60
     assert curve[best] < curve[120] - 0.3
     assert trainer.validation is not None
     for model, step in ((trainer.kept, best), (trainer.averaged, 120)):
@@ -78,10 +111,14 @@ def test_the_best_weights_of_a_model_that_overfits_are_kept(digits: np.ndarray) 
 
 
 @pytest.mark.slow
-def test_training_ends_when_patience_ends_and_may_keep_the_last_weights(digits: np.ndarray) -> None:
-    trainer = run(validated(small_model(), digits[:4], digits[100:132], **OVERFIT, patience=1, keep="last"))
+def test_training_ends_when_patience_ends_and_may_keep_the_last_weights(
+    overfitting: Callable[..., Trainer], whole: tuple[Trainer, dict[int, Path]]
+) -> None:
+    trainer = overfitting(patience=1, keep="last")
+    trainer.load_state(load_state(whole[1][59]))
+    run(trainer)
     curve = [record.validation_bpd for record in trainer.records if record.validation_bpd]
-    assert trainer.done == 20 * len(curve) < 120
+    assert trainer.done == 20 * len(curve) == 80
     assert curve.index(min(curve)) == len(curve) - 2
     assert trainer.kept is trainer.averaged
 
@@ -95,65 +132,25 @@ def test_validation_changes_no_weights_and_no_other_figure(tiny_model: Callable[
     assert [record[:9] for record in other.records] == [record[:9] for record in plain.records]
 
 
-@pytest.fixture(scope="module")
-def impatient(digits: np.ndarray) -> Callable[[], Trainer]:
-    """Return a function that starts a run which patience ends after 80 steps."""
-    return lambda: validated(small_model(), digits[:4], digits[100:132], **OVERFIT, patience=1)
-
-
-@pytest.fixture(scope="module")
-def ended(impatient: Callable[[], Trainer], tmp_path_factory: pytest.TempPathFactory) -> tuple[Trainer, Path]:
-    """Return that run at its end, and a folder with its states after 15 and 75 steps."""
-    trainer, folder = impatient(), tmp_path_factory.mktemp("states")
-    while not trainer.finished:
-        trainer.step()
-        if trainer.done in (15, 75):
-            save_state(folder / str(trainer.done), trainer.state())
-    return trainer, folder
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("interrupted_after", [15, 75])
 def test_a_run_with_validation_resumes_to_the_same_bytes(
-    interrupted_after: int, impatient: Callable[[], Trainer], ended: tuple[Trainer, Path]
+    interrupted_after: int, overfitting: Callable[..., Trainer], whole: tuple[Trainer, dict[int, Path]]
 ) -> None:
-    """The best weights, those of step 60, may be from before or after the interruption."""
-    whole, folder = ended
-    assert whole.done == 80
-    second = impatient()
-    second.load_state(load_state(folder / str(interrupted_after)))
-    run(second)
-    assert second.done == whole.done
-    assert same_bits(second.kept.state_dict(), whole.kept.state_dict())
-    assert [record[:-1] for record in second.records] == [record[:-1] for record in whole.records]
-
-
-@pytest.fixture(scope="module")
-def short(digits: np.ndarray) -> Callable[[], Trainer]:
-    """Return a function that starts a run of 80 steps, of which each validation has four batches."""
-    settings: dict[str, Any] = OVERFIT | {"steps": 80, "batch_size": 32}
-    return lambda: validated(small_model(), digits[:4], digits[100:132], **settings)
-
-
-@pytest.fixture(scope="module")
-def whole(short: Callable[[], Trainer], tmp_path_factory: pytest.TempPathFactory) -> tuple[Trainer, Path]:
-    """Return that run at its end, and a folder with its states after 59 and 79 steps."""
-    trainer, folder = short(), tmp_path_factory.mktemp("states")
-    while not trainer.finished:
-        trainer.step()
-        if trainer.done in (59, 79):
-            save_state(folder / str(trainer.done), trainer.state())
-    return trainer, folder
+    """The best weights, those of step 60, may be from before or after the interruption.  Patience ends the run."""
+    second = overfitting(patience=1)
+    second.load_state(load_state(whole[1][interrupted_after]))
+    require_the_same_until_step_80(run(second), whole)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("interrupted_at", [60, 80])
 def test_an_abandoned_validation_is_the_first_thing_that_a_resumed_run_does(
-    interrupted_at: int, short: Callable[[], Trainer], whole: tuple[Trainer, Path], tmp_path: Path
+    interrupted_at: int, overfitting: Callable[..., Trainer], whole: tuple[Trainer, dict[int, Path]], tmp_path: Path
 ) -> None:
     """Step 60 has the best weights, step 80 is the last one."""
-    first, second, (ended, states) = short(), short(), whole
-    first.load_state(load_state(states / str(interrupted_at - 1)))
+    first, second = overfitting(steps=80), overfitting(steps=80)
+    first.load_state(load_state(whole[1][interrupted_at - 1]))
     for number in range(4):
         answers = iter([False] * number + [True])
         assert first.step(lambda answers=answers: next(answers)) is None
@@ -165,10 +162,7 @@ def test_an_abandoned_validation_is_the_first_thing_that_a_resumed_run_does(
     record = second.step()
     assert record is not None
     assert record.step == second.done == interrupted_at
-    run(second)
-    assert same_bits(second.state()["model"], ended.state()["model"])
-    assert same_bits(second.kept.state_dict(), ended.kept.state_dict())
-    assert [record[:-1] for record in second.records] == [record[:-1] for record in ended.records]
+    require_the_same_until_step_80(run(second), whole)
 
 
 def test_processes_share_a_validation_without_changing_it(
