@@ -23,6 +23,7 @@ from flows.core.params_file import read_params
 from flows.evaluation.bound import load_fitting
 from flows.evaluation.results import BoundMetrics
 from flows.images.store import (
+    SPLITS,
     ImageSetError,
     data_sha256,
     load_array,
@@ -35,7 +36,7 @@ from flows.registry.storage import Stored, files
 from flows.stages.register import read_curves
 from flows.training import fitting
 from flows.validation.drift import differences, read_reference
-from flows.validation.facts import measure
+from flows.validation.facts import Facts, measure
 from flows.validation.report import Profile, Validation, require_validated
 from flows.validation.tables import split_rows, with_files
 from vdm.model import VDM
@@ -158,10 +159,11 @@ def image_set(tmp_path: Path) -> Path:
     return folder
 
 
-def use(folder: Path) -> None:
-    """Read everything in an image set."""
+def use(folder: Path, facts: dict[str, Facts] | None = None) -> None:
+    """Read everything in an image set, its pixels only if the facts about them are not given."""
     images = load_images(folder)
-    facts = {split: measure(getattr(images, split), images.num_levels) for split in present(images.description)}
+    if facts is None:
+        facts = {split: measure(getattr(images, split), images.num_levels) for split in present(images.description)}
     split_rows(images, folder, facts)
     data_sha256(folder)
     rows = with_files([{"split": "train", "image": number} for number in (0, 3)], folder)
@@ -185,7 +187,8 @@ HEADERS = [
 @pytest.mark.parametrize("name", ["train.npy", "train_labels.npy"])
 def test_a_hostile_array_is_refused_or_read(name: str, image_set: Path) -> None:
     path, chance = image_set / name, random.Random(0)
-    content = path.read_bytes()
+    content, whole = path.read_bytes(), load_images(image_set)
+    facts = {split: measure(getattr(whole, split), 17) for split in SPLITS} if name == "train_labels.npy" else None
 
     def contents() -> Iterator[bytes]:
         for shape in HEADERS:
@@ -202,7 +205,7 @@ def test_a_hostile_array_is_refused_or_read(name: str, image_set: Path) -> None:
 
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert survive(lambda: use(image_set), path.write_bytes, contents()) > 300
+        assert survive(lambda: use(image_set, facts), path.write_bytes, contents()) > 300
 
 
 def with_header(header: str, numbers: bytes) -> bytes:
