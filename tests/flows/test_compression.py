@@ -5,7 +5,7 @@ import json
 import math
 import tempfile
 import tracemalloc
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import chain, repeat
 from pathlib import Path
 from typing import Any
@@ -49,14 +49,16 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return folder / "one", folder / "other"
 
 
-@pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(encoding, "BOUND_TIMES", 2)
-    monkeypatch.setattr(batches, "CHECKED_DIMS", 180)  # six images
-    monkeypatch.setattr(words, "BLOCK_BYTES", 256)
+@pytest.fixture(scope="module", autouse=True)
+def quick() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(encoding, "BOUND_TIMES", 2)
+        patch.setattr(batches, "CHECKED_DIMS", 180)  # six images
+        patch.setattr(words, "BLOCK_BYTES", 256)
+        yield
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def pixels() -> np.ndarray:
     """Return 40 images (N,C,H,W) of levels 0..16."""
     return np.random.default_rng(0).integers(0, 17, (40, *SHAPE), dtype=np.uint8)
@@ -68,19 +70,31 @@ def write(tmp_path: Path, models: tuple[Path, Path], pixels: np.ndarray) -> Call
     np.save(tmp_path / "images.npy", pixels)
 
     def run(source: str = "images.npy", **changes: Any) -> Compressed:
-        options: dict[str, Any] = {
-            "split": None,
-            "model": models[0],
-            "out": tmp_path / "images.vdmz",
-            "num_timesteps": 2,
-            "batch_size": 4,
-            "device": "cpu",
-            "verify": False,
-            "force": True,
-        }
+        options = OPTIONS | {"model": models[0], "out": tmp_path / "images.vdmz"}
         return files.compress(tmp_path / source, **options | changes)
 
     return run
+
+
+OPTIONS: dict[str, Any] = {
+    "split": None,
+    "num_timesteps": 2,
+    "batch_size": 4,
+    "device": "cpu",
+    "verify": False,
+    "force": True,
+}
+
+
+@pytest.fixture(scope="module")
+def content(
+    quick: None, models: tuple[Path, Path], pixels: np.ndarray, tmp_path_factory: pytest.TempPathFactory
+) -> bytes:
+    """Return the file that `write()` writes."""
+    folder = tmp_path_factory.mktemp("content")
+    np.save(folder / "images.npy", pixels)
+    files.compress(folder / "images.npy", model=models[0], out=folder / "images.vdmz", **OPTIONS)
+    return (folder / "images.vdmz").read_bytes()
 
 
 def read(content: bytes, model: Path) -> tuple[np.ndarray, str]:
@@ -205,10 +219,8 @@ def test_pictures_of_few_bits_need_a_model_of_as_many_levels(write: Callable[...
 
 @pytest.mark.slow
 def test_a_file_that_is_cut_short_returns_the_images_before_the_cut(
-    write: Callable[..., Compressed], pixels: np.ndarray, tmp_path: Path, models: tuple[Path, Path]
+    content: bytes, pixels: np.ndarray, tmp_path: Path, models: tuple[Path, Path]
 ) -> None:
-    write()
-    content = (tmp_path / "images.vdmz").read_bytes()
     counts = []
     for length in range(len(content) - 1, 60, -467):
         found, reason = read(content[:length], models[0])
@@ -234,10 +246,9 @@ def test_a_file_that_is_cut_short_returns_the_images_before_the_cut(
 @pytest.mark.slow
 @pytest.mark.parametrize("leads_to", ["elsewhere", "nowhere"])
 def test_a_link_in_place_of_recovered_images_is_replaced_and_not_followed(
-    leads_to: str, write: Callable[..., Compressed], tmp_path: Path, models: tuple[Path, Path]
+    leads_to: str, content: bytes, tmp_path: Path, models: tuple[Path, Path]
 ) -> None:
-    write()
-    (tmp_path / "short.vdmz").write_bytes((tmp_path / "images.vdmz").read_bytes()[:-467])
+    (tmp_path / "short.vdmz").write_bytes(content[:-467])
     (tmp_path / "elsewhere").mkdir()
     recovered = tmp_path / "out.recovered"
     recovered.symlink_to(leads_to)
@@ -251,11 +262,10 @@ def test_a_link_in_place_of_recovered_images_is_replaced_and_not_followed(
 
 @pytest.mark.slow
 def test_recovered_images_lie_beside_the_folder_to_which_a_link_leads(
-    write: Callable[..., Compressed], tmp_path: Path, models: tuple[Path, Path]
+    content: bytes, tmp_path: Path, models: tuple[Path, Path]
 ) -> None:
     """The link may lead to another file system, from which no folder can be renamed."""
-    write()
-    (tmp_path / "short.vdmz").write_bytes((tmp_path / "images.vdmz").read_bytes()[:-467])
+    (tmp_path / "short.vdmz").write_bytes(content[:-467])
     (tmp_path / "large/disk").mkdir(parents=True)
     (tmp_path / "out").symlink_to("large/disk")
     with pytest.raises(UserError, match=r"recovered \d+ of 40 images, in .*/large/out.recovered"):
@@ -264,11 +274,7 @@ def test_recovered_images_lie_beside_the_folder_to_which_a_link_leads(
 
 
 @pytest.mark.slow
-def test_a_flipped_bit_is_found_wherever_it_is(
-    write: Callable[..., Compressed], pixels: np.ndarray, tmp_path: Path, models: tuple[Path, Path]
-) -> None:
-    write()
-    content = (tmp_path / "images.vdmz").read_bytes()
+def test_a_flipped_bit_is_found_wherever_it_is(content: bytes, pixels: np.ndarray, models: tuple[Path, Path]) -> None:
     header = io.BytesIO(content)
     read_header(header, "x")
     random = np.random.default_rng(0)
@@ -317,11 +323,7 @@ def test_words_below_the_last_image_are_found_and_take_no_memory(
     assert reason.startswith("its next images decode differently on this machine: ")
 
 
-def test_another_model_another_version_and_another_file_are_named(
-    write: Callable[..., Compressed], tmp_path: Path, models: tuple[Path, Path]
-) -> None:
-    write()
-    content = (tmp_path / "images.vdmz").read_bytes()
+def test_another_model_another_version_and_another_file_are_named(content: bytes, models: tuple[Path, Path]) -> None:
     for changed, model, message, code in (
         (content, models[1], "encoded with the model ", Exit.USAGE),
         (content[:4] + b"\x01" + content[5:], models[0], "version 1 of the format", Exit.MISSING),
@@ -337,14 +339,11 @@ def test_another_model_another_version_and_another_file_are_named(
 
 
 def test_a_machine_that_computes_other_means_is_named_and_no_wrong_image_is_returned(
-    write: Callable[..., Compressed],
+    content: bytes,
     pixels: np.ndarray,
-    tmp_path: Path,
     models: tuple[Path, Path],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    write()
-    content = (tmp_path / "images.vdmz").read_bytes()
     original, calls = Codec.backward_mean, 0
 
     def other(self: Codec, z_t: torch.Tensor, t: int) -> torch.Tensor:
@@ -550,9 +549,9 @@ def test_the_code_is_spilled_to_the_disk_of_its_file(
 
 @pytest.mark.slow
 def test_too_large_batches_of_a_file_name_the_command_that_chose_them(
-    write: Callable[..., Compressed], models: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    content: bytes, models: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write()
+    (tmp_path / "images.vdmz").write_bytes(content)
     free = chain([10**9], repeat(1000))  # the first question is that of loading the model
     monkeypatch.setattr(memory, "available", lambda: next(free))
     with pytest.raises(UserError, match=r"^batches of 4 images, set by --batch-size of `vdmctl compress`: this needs"):
