@@ -144,18 +144,18 @@ def test_a_bad_file_is_named(add: Callable[[Path], None], code: Exit, message: s
 def test_every_damaged_file_is_listed_once(tmp_path: Path) -> None:
     (tmp_path / "set").mkdir()
     good = png(noise(4, 4), 8)
-    for i in range(3000):
+    for i in range(300):
         (tmp_path / "set" / f"{i:05}.png").write_bytes(good)
-    cut = ["00000.png", "01500.png", "02999.png"]
+    cut = ["00000.png", "00150.png", "00299.png"]
     for name in cut:
         (tmp_path / "set" / name).write_bytes(good[:50])
     (tmp_path / "set" / "00077.png").write_bytes(b"")
-    with pytest.raises(UserError, match=r"4 of 3000 files cannot be used") as error:
+    with pytest.raises(UserError, match=r"4 of 300 files cannot be used") as error:
         load(tmp_path / "set")
     assert error.value.code == Exit.MISSING
     assert [str(error.value).count(f'"{name}"') for name in [*cut, "00077.png"]] == [1, 1, 1, 1]
     (tmp_path / "set" / "00077.png").write_bytes(good)  # now all headers are good
-    with pytest.raises(UserError, match=r"3 of 3000 files cannot be used") as error:
+    with pytest.raises(UserError, match=r"3 of 300 files cannot be used") as error:
         load(tmp_path / "set")
     assert [str(error.value).count(f'"{name}"') for name in cut] == [1, 1, 1]
 

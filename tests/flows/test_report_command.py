@@ -57,6 +57,8 @@ def test_a_model_folder_has_results_of_its_own(
     assert result.returncode == 5
     assert result.stderr.startswith("vdmctl: my model/config.json: larger than 1,048,576 bytes, the limit")
     save_model(model, tiny_model(), TINY)
+    for place in (PLACES.noise_levels, PLACES.per_image):  # the charts take most of a page's time
+        (tmp_path / str(place)).unlink()
     result = vdmctl("my model", "--out", "page.html")
     advice = "run `vdmctl evaluate 'my model' --out 'my model'`"
     assert result.returncode == 5
@@ -198,6 +200,8 @@ def test_the_parameters_of_the_lock_are_shown_only_if_its_stages_made_the_result
         "outs": [{"path": str(PLACES.metrics), "hash": "md5", "md5": md5}],
     }
     (tmp_path / "dvc.lock").write_text(json.dumps({"schema": "2.0", "stages": {"evaluate": stage}}))
+    for place in (PLACES.curves, PLACES.noise_levels, PLACES.per_image):  # the charts take most of a page's time
+        (tmp_path / str(place)).unlink()
     result = vdmctl("--out", "page.html")
     assert result.returncode == 0, result.stderr
     assert ("98765" in (tmp_path / "page.html").read_text()) is recorded
