@@ -29,7 +29,6 @@ from flows.images.store import data_sha256, load_images, save_images
 from flows.stages.download import download
 
 NONE = np.zeros(0, dtype=np.int64)
-DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
 
 
 def images(count: int, *shape: int, seed: int = 0) -> np.ndarray:
@@ -231,16 +230,6 @@ def test_published_validation_images_are_training_images_with_their_labels(
     for part, numbers in ((train, [1, 2, 4]), (validation, [0, 3])):
         assert np.array_equal(part.images, everything.images[numbers])
         assert np.array_equal(part.labels, everything.labels[numbers])
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(not DEBIAN_FASHION_MNIST.is_dir(), reason="Debian's dataset-fashion-mnist is not installed")
-def test_debians_recompressed_fashion_mnist_has_the_published_bytes(tmp_path: Path) -> None:
-    train, test = arrays(
-        read_published(FASHION_MNIST, DEBIAN_FASHION_MNIST, tmp_path / "downloads", scratch(tmp_path), validation=NONE)
-    )
-    assert train.shape == (60_000, 1, 28, 28)
-    assert test.shape == (10_000, 1, 28, 28)
 
 
 def test_nothing_is_fetched_when_a_source_is_given(

@@ -490,7 +490,7 @@ def opened(page: Path, profile: Path) -> str:
 
 @pytest.mark.slow
 @pytest.mark.skipif(not DEBIAN_FASHION_MNIST.is_dir(), reason="Debian's dataset-fashion-mnist is not installed")
-def test_fashion_mnist_downloads_and_is_valid(tmp_path: Path) -> None:
+def test_debians_recompressed_fashion_mnist_has_the_published_bytes_and_is_valid(tmp_path: Path) -> None:
     data = read_params(ROOT / "presets" / "fashion_mnist.yaml").data
     source = {"source": str(DEBIAN_FASHION_MNIST)}
     download(data.model_copy(update=source), out=tmp_path / "images", downloads=tmp_path / "downloads")
@@ -498,7 +498,9 @@ def test_fashion_mnist_downloads_and_is_valid(tmp_path: Path) -> None:
     assert report["success"]
     broken = [entry["meaning"] for entry in report["expectations"] if not entry["success"]]
     assert broken == []
-    assert load_images(tmp_path / "images").description["published_train"] == 60_000
+    found = load_images(tmp_path / "images")
+    assert found.description["published_train"] == len(found.train) + len(found.validation) == 60_000
+    assert found.test.shape == (10_000, 1, 28, 28)
 
 
 def test_splits_of_different_channels_have_no_redundant_ones(digits: np.ndarray) -> None:
