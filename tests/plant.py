@@ -34,7 +34,7 @@ PATIENT = {
 # How often the server's services work: schedules more often than by default, for shorter waits, and the others seldom,
 # since those of three servers take 8% of a core.
 SELDOM = ("PAUSE_EXPIRATIONS", "CLEANUP_RECONCILER", "REPOSSESSOR", "CANCELLATION_CLEANUP", "FOREMAN", "LATE_RUNS")
-SERVICES = {"SCHEDULER": 5} | dict.fromkeys(SELDOM, 60)
+SERVICES = {"SCHEDULER": 5, "SCHEDULER_RECENT_DEPLOYMENTS": 60} | dict.fromkeys(SELDOM, 60)
 # A worker asks for runs every two seconds by default.
 WORKER = {"PREFECT_WORKER_QUERY_SECONDS": "4"}
 LOOPS = {f"PREFECT_SERVER_SERVICES_{name}_LOOP_SECONDS": str(seconds) for name, seconds in SERVICES.items()}
@@ -134,6 +134,11 @@ class Plant:
         found = self.api("logs/filter", logs={"flow_run_id": {"any_": [run]}}, limit=200, sort="TIMESTAMP_ASC")
         return [line["message"] for line in found]
 
+    def add_schedule(self, name: str, cron: str) -> None:
+        """Add a schedule to a deployment, FLOW/DEPLOYMENT."""
+        deployment = self.api(f"deployments/name/{name}")["id"]
+        self.send(f"deployments/{deployment}/schedules", [{"active": True, "schedule": {"cron": cron}}])
+
     def remove_schedules(self, name: str) -> None:
         """Remove all schedules of a deployment, FLOW/DEPLOYMENT."""
         deployment = self.api(f"deployments/name/{name}")
@@ -157,7 +162,11 @@ class Plant:
         return "\n".join(lines)
 
     def api(self, path: str, method: str | None = None, **body: object) -> Any:
-        """Send a request to the server: a GET, or with a body a POST or `method`, with a CSRF token."""
+        """Send a request to the server: a GET, or with a body a POST or `method`."""
+        return self.send(path, body, method)
+
+    def send(self, path: str, body: object, method: str | None = None) -> Any:
+        """Do what `api` does, with any JSON as the body, and a CSRF token for a change."""
         headers = {"Content-Type": "application/json"} | self.authorization
         if body or method:
             headers |= self.csrf_headers()

@@ -18,10 +18,10 @@ from plant import ENDLESS, PATIENT, Plant, children, is_alive, killed, served, t
 from project import ROOT, Project, run_vdmctl
 from servers import saying
 
-from flows.core.errors import Exit
+from flows.core.errors import Exit, UserError
 from flows.orchestration import serve as serving
 from flows.orchestration.pruning import Pruning, prune_history
-from flows.orchestration.server import Api, is_loopback
+from flows.orchestration.server import Address, Api, is_loopback
 from flows.process.locks import claim
 
 # Only a machine that is busy with other things needs as long.
@@ -75,12 +75,13 @@ def test_where_no_server_can_listen(tmp_path: Path) -> None:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        for host, reason in (("127.0.0.1", "Address already in use"), ("192.0.2.7", "Cannot assign requested address")):
-            result = serve(tmp_path, "--host", host, "--port", str(port), PREFECT_SERVER_API_AUTH_STRING="a:b")
-            assert result.returncode == Exit.USAGE, result.stderr
-            last = result.stderr.splitlines()[-1]
-            advice = "--port picks another port, --host another address"
-            assert last == f"vdmctl: no server can listen at {host}, port {port}: {reason}; {advice}"
+        result = serve(tmp_path, "--host", "192.0.2.7", "--port", str(port), PREFECT_SERVER_API_AUTH_STRING="a:b")
+        assert result.returncode == Exit.USAGE, result.stderr
+        last, advice = result.stderr.splitlines()[-1], "--port picks another port, --host another address"
+        reason = "Cannot assign requested address"
+        assert last == f"vdmctl: no server can listen at 192.0.2.7, port {port}: {reason}; {advice}"
+        with pytest.raises(UserError, match=f"^no server can listen at 127.0.0.1, port {port}: Address already in use"):
+            serving.require_free(Address(f"http://127.0.0.1:{port}/api", "127.0.0.1", port))
 
 
 def test_a_port_at_which_something_else_answers(tmp_path: Path) -> None:
@@ -188,7 +189,7 @@ def test_a_run_that_is_deleted_is_stopped(plant: Plant) -> None:
 
 def test_a_schedule_that_never_fires_is_switched_off(plant: Plant) -> None:
     """Because of one, Prefect plans no run of the deployment's other schedules."""
-    assert plant.run("deployment", "schedule", "create", "train-vdm/weekly", "--cron", "0 0 30 2 *").returncode == 0
+    plant.add_schedule("train-vdm/weekly", "0 0 30 2 *")
     line = "train-vdm/weekly: 0 0 30 2 *: switched off, since no run can be planned: failed to find next date"
     wait_until(lambda: line in plant.log.read_text(), 300, plant.log)
     schedules = plant.api("deployments/name/train-vdm/weekly")["schedules"]
@@ -253,7 +254,7 @@ def test_a_loop_that_is_killed_takes_everything_along_and_goes_on_when_it_is_ser
     weekly = plant.api("deployments/name/train-vdm/weekly")
     (schedule,) = weekly["schedules"]
     plant.api(f"deployments/{weekly['id']}/schedules/{schedule['id']}", "PATCH", active=True)
-    assert plant.run("deployment", "schedule", "create", "train-vdm/train-vdm", "--cron", "5 4 1 1 *").returncode == 0
+    plant.add_schedule("train-vdm/train-vdm", "5 4 1 1 *")
     deployment = plant.api("deployments/name/train-vdm/train-vdm")["id"]
     plant.api(f"deployments/{deployment}", "PATCH", parameters={"preset": "mnist"}, tags=["mine"])
     (engine,) = children(below["prefect worker"]).values()
