@@ -115,6 +115,15 @@ class Project:
             simplefilter("ignore", DeprecationWarning)  # as Python does in a program
             assert main(list(arguments)) == 0
 
+    def gto(self, *arguments: str) -> None:
+        """Run gto in this process, as DVC.  It must succeed."""
+        from gto.cli import app  # loads much that most tests do not need
+
+        changed = patch.dict(os.environ, self.environment, clear=True)
+        with contextlib.chdir(self.folder), changed, catch_warnings():
+            simplefilter("ignore", DeprecationWarning)  # as Python does in a program
+            assert app(list(arguments), standalone_mode=False) in (None, 0)
+
     def up_to_date(self) -> bool:
         """Whether `dvc repro` finds nothing to do."""
         output = StringIO()

@@ -159,8 +159,8 @@ def test_what_is_withdrawn_is_published_without_its_files(project: Project) -> N
     project.git("push", "--quiet", "origin", "vdm@v1.0.0", "vdm#champion#1")
     for version in ("v1.0.0", "v1.1.0"):
         cached(project, "models/vdm", "weights.safetensors", version).unlink()
-    assert project.run("gto", "deprecate", "vdm", "v1.0.0", "champion").returncode == 0
-    assert project.run("gto", "deprecate", "vdm", "v1.1.0").returncode == 0
+    project.gto("deprecate", "vdm", "v1.0.0", "champion")
+    project.gto("deprecate", "vdm", "v1.1.0")
     assert publish(root) == ["vdm@v1.1.0", "vdm@v1.1.0!", "vdm@v1.2.0", "vdm#champion!#2"]
     assert publish(root) == []
 
@@ -178,7 +178,7 @@ def test_a_version_is_withdrawn_although_its_listing_is_damaged(project: Project
     listing = cached(project, "models/vdm", "", "v1.0.0")
     listing.chmod(0o644)
     listing.write_text("{")
-    assert project.run("gto", "deprecate", "vdm", "v1.0.0").returncode == 0
+    project.gto("deprecate", "vdm", "v1.0.0")
     assert {"vdm@v1.0.0", "vdm@v1.0.0!"} <= set(publish(project.folder))
 
 
@@ -475,13 +475,13 @@ def test_a_lightweight_tag_at_the_remote_replaces_no_version(take: Callable[[Pat
 
 def test_a_version_that_gto_deregistered_with_a_counter_needs_no_files(project: Project) -> None:
     cached(project, "models/vdm", "weights.safetensors", "v1.1.0").unlink()
-    assert project.run("gto", "deprecate", "vdm", "v1.1.0", "--simple", "false").returncode == 0
+    project.gto("deprecate", "vdm", "v1.1.0", "--simple", "false")
     assert publish(project.folder) == ["vdm@v1.0.0", "vdm@v1.1.0", "vdm@v1.1.0!#1", "vdm@v1.2.0"]
 
 
 def test_a_deregistered_version_that_needs_another_number_is_deregistered_again(project: Project) -> None:
     mine = made_by_a_run(project, "v1.1.0")[:12]
-    assert project.run("gto", "deprecate", "vdm", "v1.1.0").returncode == 0
+    project.gto("deprecate", "vdm", "v1.1.0")
     project.git("push", "--quiet", "origin", "vdm@v1.0.0:refs/tags/vdm@v1.1.0")
     advice = f"`gto register vdm {mine}` and `gto deprecate vdm vX.Y.Z` with the new number of {mine}"
     with pytest.raises(UserError, match=re.escape(advice)):

@@ -283,7 +283,7 @@ def test_lineage_goes_from_the_tag_to_every_digest(registry: Project) -> None:
 
 def test_a_tag_that_withdraws_a_champion_is_no_promotion(copied: Project) -> None:
     crown(copied, "v1.0.0")
-    assert copied.run("gto", "deprecate", "vdm", "v1.0.0", "champion").returncode == 0
+    copied.gto("deprecate", "vdm", "v1.0.0", "champion")
     text = copied.vdmctl("lineage", "v1.0.0").stdout
     assert "\nchampion    vdm#champion#1 " in text
     assert "\nwithdrawn   vdm#champion!#2 " in text
@@ -484,7 +484,7 @@ def test_a_folder_below_the_top_of_its_repository_is_refused(registry: Project) 
 
 
 def test_deregistered_versions_are_not_listed_and_their_numbers_not_reused(copied: Project) -> None:
-    assert copied.run("gto", "deprecate", "vdm", "v1.2.0").returncode == 0
+    copied.gto("deprecate", "vdm", "v1.2.0")
     assert of.newest(copied.folder).name == "vdm@v1.1.0"
     copied.git("commit", "--quiet", "--allow-empty", "--message=A run")
     assert of.add_version(copied.folder, "HEAD", "Retrained").name == "vdm@v1.3.0"
