@@ -110,7 +110,7 @@ def test_ours_trains_for_the_minutes_and_the_curves_are_compared(
     splits = {"train": digits[:80], "validation": digits[80:90], "test": digits[90:99]}
     save_images(tmp_path / "images", splits, {"name": "x", "num_levels": 17})
     options = ["--peer", "nowhere", "--images", str(tmp_path / "images"), "--preset", "digits", "--blocks", "1"]
-    options += ["--minutes", "0.02", "--points", "2", "--plot", str(tmp_path / "curves.svg")]
+    options += ["--width", "16", "--minutes", "0.005", "--points", "2", "--plot", str(tmp_path / "curves.svg")]
     for who in equal_minutes.WHO:
         (tmp_path / who).mkdir()
     training = ["--train", "ours", "--seed", "0", "--out", str(tmp_path / "ours")]
