@@ -182,6 +182,7 @@ def three_versions(project: Project, remote: Path) -> None:
         project.git("commit", "--quiet", "--message=Reproduce")
         project.dvc("push")
         add_version(project.folder, "HEAD", "Retrained")
+    project.git("repack", "-a", "-d", "--quiet")  # one file instead of 300, in every copy
 
 
 @pytest.fixture
