@@ -258,7 +258,7 @@ def test_a_loop_that_is_killed_takes_everything_along_and_goes_on_when_it_is_ser
     deployment = plant.api("deployments/name/train-vdm/train-vdm")["id"]
     plant.api(f"deployments/{deployment}", "PATCH", parameters={"preset": "mnist"}, tags=["mine"])
     (engine,) = children(below["prefect worker"]).values()
-    killed(plant.process.pid, engine)  # so that nobody can report the end of the run
+    killed(plant.process.pid, below["prefect worker"], engine)  # so that nobody can report the end of the run
     plant.process.wait()
     wait_until(lambda: not any(map(is_alive, (trainer, *below.values()))), 60)
 
@@ -283,13 +283,14 @@ def test_a_loop_that_is_killed_and_started_again_at_once_goes_on(plant: Plant) -
     """As a service manager does.  Its server, its worker and its run may still be about to end."""
     run = training(plant)
     (trainer,) = trainers(plant.project.folder)
-    (engine,) = children(children(plant.process.pid)["prefect worker"]).values()
+    worker = children(plant.process.pid)["prefect worker"]
+    (engine,) = children(worker).values()
     plant.process.kill()
     plant.process.wait()
     plant.serve()
     wait_until(plant.answers, 300, plant.log)
     assert plant.finish(run)[0] == "CRASHED"
-    wait_until(lambda: not is_alive(trainer) and not is_alive(engine), 60)
+    wait_until(lambda: not any(map(is_alive, (trainer, engine, worker))), 60)
     continues(plant)
 
 
