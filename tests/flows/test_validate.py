@@ -334,6 +334,7 @@ def test_resampled_and_compressed_images_fail_unless_that_is_known(
         assert [text in caplog.text for text in found] == [True, True]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("num_bits", "fails"), [(5, True), (4, False), (3, False)])
 def test_images_of_few_levels_may_lack_detail(num_bits: int, fails: bool, tmp_path: Path) -> None:
     """Of five bits, images that were not enlarged have enough of it."""
