@@ -8,7 +8,8 @@ import shlex
 import shutil
 import subprocess
 import sys
-from contextlib import redirect_stderr, redirect_stdout, suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from io import StringIO
 from pathlib import Path
 from unittest.mock import patch
@@ -110,18 +111,14 @@ class Project:
         """Run DVC in this process, since a new one would spend half a second on its imports.  It must succeed."""
         from dvc.cli import main  # loads much that most tests do not need
 
-        changed = patch.dict(os.environ, self.environment, clear=True)
-        with contextlib.chdir(self.folder), changed, catch_warnings():
-            simplefilter("ignore", DeprecationWarning)  # as Python does in a program
+        with in_place_of_a_program(self.folder, self.environment):
             assert main(list(arguments)) == 0
 
     def gto(self, *arguments: str) -> None:
         """Run gto in this process, as DVC.  It must succeed."""
         from gto.cli import app  # loads much that most tests do not need
 
-        changed = patch.dict(os.environ, self.environment, clear=True)
-        with contextlib.chdir(self.folder), changed, catch_warnings():
-            simplefilter("ignore", DeprecationWarning)  # as Python does in a program
+        with in_place_of_a_program(self.folder, self.environment):
             assert app(list(arguments), standalone_mode=False) in (None, 0)
 
     def up_to_date(self) -> bool:
@@ -156,15 +153,21 @@ class Project:
         return self.run(sys.executable, "-m", "flows.cli", *arguments)
 
 
+@contextmanager
+def in_place_of_a_program(folder: Path, environment: dict[str, str]) -> Iterator[None]:
+    """Have the folder, the environment and the warnings of a new program while the block runs."""
+    with contextlib.chdir(folder), patch.dict(os.environ, environment, clear=True), catch_warnings():
+        simplefilter("ignore", DeprecationWarning)
+        yield
+
+
 def run_vdmctl(folder: Path, environment: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
     """Run vdmctl in the folder, in this process: a new one would spend seconds on its imports."""
     output, errors = StringIO(), StringIO()
     root = logging.getLogger()
     handlers, root.handlers = root.handlers, []  # so that vdmctl sets up its own
-    changed = patch.dict(os.environ, environment, clear=True)
     try:
-        with changed, contextlib.chdir(folder), redirect_stdout(output), redirect_stderr(errors), catch_warnings():
-            simplefilter("ignore", DeprecationWarning)  # as Python does in a program
+        with in_place_of_a_program(folder, environment), redirect_stdout(output), redirect_stderr(errors):
             code = cli.run(list(arguments))
     finally:
         root.handlers = handlers
