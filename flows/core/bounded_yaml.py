@@ -1,8 +1,9 @@
 """Read YAML as DVC does, from input that may be hostile: size, depth and aliases are limited while it is parsed."""
 
 from collections.abc import Mapping
+from contextlib import suppress
 from io import StringIO
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, NoReturn
 
 from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError
@@ -14,9 +15,7 @@ from ruamel.yaml.events import (
     Event,
     NodeEvent,
 )
-from ruamel.yaml.parser import RoundTripParser
 from ruamel.yaml.representer import RoundTripRepresenter
-from ruamel.yaml.scalarbool import ScalarBoolean
 
 from flows.core.errors import brief
 
@@ -30,27 +29,23 @@ class Size(NamedTuple):
     depth: int
 
 
-class BoundedParser(RoundTripParser):
-    """ruamel's parser, which raises MarkedYAMLError at the first event beyond a limit, before anything is built.
+class Bounds:
+    """The part of a document read so far; an alias counts as much as its content."""
 
-    An alias counts as much as its content, and may not refer to a collection that contains it.
-    """
-
-    def __init__(self, *arguments: Any, **options: Any) -> None:
-        super().__init__(*arguments, **options)
+    def __init__(self) -> None:
         self.open: list[tuple[str | None, int]] = []  # open collections: anchor, number of nodes before
         self.depths = [0]  # the depth so far of the whole document, then of each open collection
         self.anchors: dict[str, Size] = {}
         self.nodes = 0
 
-    def get_event(self) -> Event:
-        event: Event = super().get_event()
+    def read(self, event: Event) -> None:
+        """Count an event.  Raises MarkedYAMLError beyond a limit, and for an alias in the collection it refers to."""
         match event:
             case DocumentStartEvent() if event.version or event.tags:
-                self.refuse(event, "directives are not supported")
+                refuse(event, "directives are not supported")
             case AliasEvent():
                 if event.anchor not in self.anchors:
-                    self.refuse(event, f"the alias *{event.anchor[:30]} has no complete anchor before it")
+                    refuse(event, f"the alias *{event.anchor[:30]} has no complete anchor before it")
                 self.add(event, self.anchors[event.anchor])
             case CollectionStartEvent():
                 self.check(event)
@@ -68,28 +63,28 @@ class BoundedParser(RoundTripParser):
                 if event.anchor:
                     self.anchors[event.anchor] = Size(1, 0)
                 self.add(event, Size(1, 0))
-        return event
 
     def check(self, event: NodeEvent) -> None:
         """Raise MarkedYAMLError for a tag, and for an anchor that the document already has."""
         tag = getattr(event, "tag", None)
         if tag not in (None, "!"):
-            self.refuse(event, f"tags such as {str(tag)[:50]} are not supported")
+            refuse(event, f"tags such as {str(tag)[:50]} are not supported")
         if event.anchor in self.anchors or event.anchor in [anchor for anchor, _ in self.open if anchor]:
-            self.refuse(event, f"the anchor &{event.anchor[:30]} is defined twice")
+            refuse(event, f"the anchor &{event.anchor[:30]} is defined twice")
 
     def add(self, event: Event, size: Size) -> None:
         """Count a node with its content.  Raises MarkedYAMLError if the document has too many nodes or is too deep."""
         self.nodes += size.nodes
         self.depths[-1] = max(self.depths[-1], size.depth)
         if self.nodes > MOST_NODES:
-            self.refuse(event, f"more than {MOST_NODES:,} values")
+            refuse(event, f"more than {MOST_NODES:,} values")
         if len(self.open) + size.depth > MOST_DEPTH:
-            self.refuse(event, "nested too deeply")
+            refuse(event, "nested too deeply")
 
-    def refuse(self, event: Event, reason: str) -> None:
-        """Raise MarkedYAMLError with the reason and the place of the event."""
-        raise MarkedYAMLError(problem=reason, problem_mark=event.start_mark)
+
+def refuse(event: Event, reason: str) -> NoReturn:
+    """Raise MarkedYAMLError with the reason and the place of the event."""
+    raise MarkedYAMLError(problem=reason, problem_mark=event.start_mark)
 
 
 class WithNulls(RoundTripRepresenter):
@@ -100,7 +95,17 @@ WithNulls.add_representer(type(None), lambda self, _: self.represent_scalar("tag
 
 
 def load(content: bytes | str) -> Any:
-    """Parse YAML 1.2 and return ruamel's document, which knows the line of every key.
+    """Return ruamel's document, which keeps comments and knows the line of every key, and takes longer than `parse`.
+
+    Raises ValueError as `bounded` does.
+    """
+    return bounded(content, "rt")
+
+
+def bounded(content: bytes | str, kind: Literal["rt", "safe"]) -> Any:
+    """Parse YAML 1.2 with one of ruamel's two readers, which differ in odd cases.
+
+    The reader first lists the events of the text, and nothing is built unless they are within the limits.
 
     Raises ValueError with a short reason, and the line if it is known, for damaged YAML, too many bytes or values, too
     much depth, tags, directives, repeated keys, and aliases that contain themselves.
@@ -108,11 +113,12 @@ def load(content: bytes | str) -> Any:
     num_bytes = len(content.encode() if isinstance(content, str) else content)
     if num_bytes > MOST_BYTES:
         raise ValueError(f"larger than {MOST_BYTES:,} bytes, the limit")
-    # The round-trip reader reads YAML 1.2, as DVC does.  YAML 1.1 readers read 2e-4 as a string.
-    yaml = YAML(typ="rt")
+    bounds = Bounds()
+    yaml = YAML(typ=kind)
     yaml.preserve_quotes = True
-    yaml.Parser = BoundedParser
     try:
+        for event in YAML(typ=kind).parse(content):
+            bounds.read(event)
         return yaml.load(content)
     except MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
@@ -133,8 +139,11 @@ def dump(document: Any) -> str:
 
 
 def parse(content: bytes | str) -> Any:
-    """Parse YAML into plain dicts, lists and scalars.  Raises ValueError."""
-    return plain(load(content))
+    """Parse YAML with the reader that DVC uses, into plain dicts, lists and scalars.
+
+    Raises ValueError as `bounded` does, and for other types, such as dates.
+    """
+    return plain(bounded(content, "safe"))
 
 
 def sections(content: bytes | None) -> dict[str, Any]:
@@ -155,8 +164,6 @@ def plain(node: Any) -> Any:
             return [plain(value) for value in node]
         case bool() | None:
             return node
-        case ScalarBoolean():  # a bool with an anchor: an int, but not a bool
-            return bool(node)
         case int() if node.bit_length() > 64:  # a longer one may have no decimal text
             raise ValueError("an integer of more than 64 bits")
         case int():
@@ -176,14 +183,13 @@ def key_of(key: Any) -> str:
     return str(key)
 
 
-def line_of(document: Any, location: tuple[Any, ...]) -> int:
-    """Return the line, counted from 1, of the deepest part of `location` that the document has."""
+def line_of(content: bytes | str, location: tuple[Any, ...]) -> int:
+    """Return the line, counted from 1, of the deepest part of `location` that the YAML has."""
     line = 1
-    for part in location:
-        try:
+    with suppress(ValueError, AttributeError, KeyError, IndexError, TypeError):
+        document = load(content)
+        for part in location:
             position = document.lc.item if isinstance(part, int) else document.lc.key
             line = position(part)[0] + 1
             document = document[part]
-        except (AttributeError, KeyError, IndexError, TypeError):
-            break
     return int(line)

@@ -27,11 +27,10 @@ def read_params(path: Path) -> Params:
 def parse_params(content: bytes | str, name: str) -> Params:
     """Parse the content of params.yaml.  Raises UserError (exit 2) that says `name`, the line and the key."""
     try:
-        document = bounded_yaml.load(content)
-        values = bounded_yaml.plain(document)
+        values = bounded_yaml.parse(content)
     except ValueError as error:
         raise UserError(f"{name}: not YAML: {error}", Exit.USAGE) from error
-    if not isinstance(document, Mapping):
+    if not isinstance(values, dict):
         raise UserError(f"{name}:1: must hold sections such as `data:`; see presets/", Exit.USAGE)
     try:
         return Params.model_validate(values)
@@ -43,7 +42,7 @@ def parse_params(content: bytes | str, name: str) -> Params:
         if not place:  # the error is about two sections, and begins with a key
             first_word = str(first["ctx"]["error"]).split()[0]
             place = tuple(first_word.split("."))
-        line = bounded_yaml.line_of(document, place)
+        line = bounded_yaml.line_of(content, place)
         reason = f"{key}{explain(first)}".removeprefix(": ")
         raise UserError(f"{name}:{line}: {reason}", Exit.USAGE) from error
 

@@ -172,7 +172,10 @@ def compose_params(root: Path, base: str, preset: str | None, overrides: Mapping
     parse_params(found, f"{name} of commit {base[:12]}")
     if not overrides:
         return found.decode()
-    document = bounded_yaml.load(found)
+    try:
+        document = bounded_yaml.load(found)
+    except ValueError as error:  # ruamel's two readers differ in odd cases
+        raise UserError(f"{name} of commit {base[:12]}: cannot be edited: {error}", Exit.USAGE) from error
     for key, value in overrides.items():
         section, _, parameter = key.partition(".")
         if parameter not in document.get(section, {}):

@@ -209,7 +209,7 @@ def parse_yaml(model: type[DocumentType], content: bytes, name: str) -> Document
         raise UserError(f"{name}: damaged: {error}", Exit.MISSING) from error
 
 
-@lru_cache(maxsize=32)  # a dvc.lock takes a quarter of a second, and commands read the same one several times
+@lru_cache(maxsize=32)  # a dvc.lock takes 0.03 s, and commands read the same one several times
 def values_of(content: bytes) -> Any:
     """Return a YAML document as JSON values, which are cached: callers must not change them.  Raises ValueError."""
     return parse_json(json.dumps(bounded_yaml.parse(content)))

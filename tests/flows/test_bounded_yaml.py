@@ -2,13 +2,16 @@
 
 import os
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+from dvc.utils.serialize import parse_yaml
 from project import ROOT
 from ruamel.yaml.events import Event
 
-from flows.core.bounded_yaml import MOST_NODES, BoundedParser, dump, load, parse
+from flows.core.bounded_yaml import MOST_NODES, Bounds, dump, load, parse
 from flows.core.errors import Exit, UserError
 from flows.core.params_file import parse_params, read_params
 from flows.orchestration.workspace import compose_params
@@ -20,6 +23,7 @@ MERGED_BOMB = "a0: &a0 {k: 1}\n" + "".join(f"a{n}: &a{n} {{x: *a{n - 1}, y: *a{n
 CHAIN = "a0: &a0 [x]\n" + "".join(f"a{n}: &a{n} [*a{n - 1}]\n" for n in range(1, 40))
 
 
+@pytest.mark.parametrize("read", [parse, load])
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
@@ -36,39 +40,54 @@ CHAIN = "a0: &a0 [x]\n" + "".join(f"a{n}: &a{n} [*a{n - 1}]\n" for n in range(1,
         ("a: &x {b: *x}", r"the alias \*x has no complete anchor before it"),
         ("a: &x {<<: *x}", r"the alias \*x has no complete anchor before it"),
         ("a: *x", r"the alias \*x has no complete anchor before it"),
-        ("a: &x 1\nb: &x 2\nc: *x", "found duplicate anchor"),
+        ("a: &x 1\nb: &x 2\nc: *x", "line 2: the anchor &x is defined twice"),
         ("a: !!python/object:os.system x", "line 1: tags such as .*python/object:os.system are not supported"),
         ("a: !include /etc/passwd", "tags such as !include are not supported"),
         ("a: !!set {b}", "tags such as"),
         ("a: 1\nb: 2\na: 3", "line 3: found duplicate key"),
-        ("%YAML 1.1\n---\na: yes", "line 2: directives are not supported"),
+        ("%YAML 1.1\n---\na: yes", "directives are not supported"),
         ("%TAG ! tag:x,2000:\n---\na: !b c", "directives are not supported"),
-        ("a: 2020-01-01", "date 2020-01-01 is not supported; quote it"),
-        ("1: a", "the key 1 is not text"),
-        ("? [a]\n: b", "is not text"),
         ("a: " + "9" * 5000, "Exceeds the limit"),
         ("--- a\n--- b", "another document"),
         (b"\xff\xfe\x00", "unacceptable character"),
         ("a: \0", "unacceptable character"),
-        ("a: [", "line 1: "),
+        ("a: [", r"line \d: "),
     ],
 )
 def test_yaml_beyond_the_limits_is_a_value_error(
-    content: str | bytes, reason: str, monkeypatch: pytest.MonkeyPatch
+    content: str | bytes, reason: str, read: Callable[[str | bytes], Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     events = []
-    get_event = BoundedParser.get_event
+    read_event = Bounds.read
 
-    def counted(parser: BoundedParser) -> Event:
-        events.append(get_event(parser))
-        return events[-1]
+    def counted(bounds: Bounds, event: Event) -> None:
+        events.append(event)
+        read_event(bounds, event)
 
-    monkeypatch.setattr(BoundedParser, "get_event", counted)
+    monkeypatch.setattr(Bounds, "read", counted)
     with pytest.raises(ValueError, match=reason) as raised:
-        parse(content)
+        read(content)
     assert len(events) <= MOST_NODES + 4  # a bomb is refused before its content is multiplied
     assert len(str(raised.value)) < 300
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        ("a: 2020-01-01", "date 2020-01-01 is not supported; quote it"),
+        ("1: a", "the key 1 is not text"),
+        ("? [a]\n: b", "is not text; quote it"),
+    ],
+)
+def test_a_value_or_key_without_a_form_in_json_is_a_value_error(content: str, reason: str) -> None:
+    with pytest.raises(ValueError, match=reason):
+        parse(content)
+
+
+@pytest.mark.parametrize("text", ["a: b\tc\n", "- 0x1f\n- 1_000\n- 0b11\n- 012\n- 1e3\n- +.INF\n- off\n"])
+def test_text_is_read_as_dvc_reads_it(text: str) -> None:
+    assert repr(parse(text)) == repr(parse_yaml(text, "dvc.lock"))
 
 
 def test_values_are_those_of_yaml_1_2() -> None:

@@ -71,6 +71,15 @@ def test_the_committed_file_is_checked(
     assert raised.value.code is Exit.USAGE
 
 
+def test_an_override_of_a_file_that_ruamel_reads_but_cannot_edit_is_refused(copied: Project) -> None:
+    copied.edit("params.yaml", **{"confidence: 0.95": "confidence: 0.95\t# a tab"})
+    copied.git("commit", "--quiet", "--all", "--message=Tab")
+    assert "a tab" in compose_params(copied.folder, "HEAD", None, {})
+    with pytest.raises(UserError, match=r"params.yaml of commit HEAD: cannot be edited: line \d+: ") as raised:
+        compose_params(copied.folder, "HEAD", None, {"train.steps": 5})
+    assert raised.value.code is Exit.USAGE
+
+
 def test_an_override_changes_its_line_alone(registry: Project) -> None:
     before = registry.git("show", "HEAD:params.yaml").splitlines()
     after = compose_params(registry.folder, "HEAD", None, {"train.steps": 5}).splitlines()
