@@ -10,7 +10,6 @@ from flows.core.device import find_device
 from flows.core.memory import require
 from flows.evaluation.bound import digests, evaluate_split, load_fitting, warn_if_seen
 from flows.evaluation.results import Comparison, ModelFigures, OdeMetrics
-from flows.evaluation.solver import dopri5
 from vdm import evaluation
 from vdm.choices import Split
 from vdm.model import images_per_batch
@@ -30,6 +29,8 @@ def ode(settings: "Ode", *, model: Path, images: Path, split: Split = "test") ->
     first `NUM_REPEATED` of the images.  Raises what `load_fitting` raises, and UserError (exit 2) when memory or the
     solver's tolerance do not suffice.
     """
+    from flows.evaluation.solver import dopri5  # imports SciPy for half a second, which `compare` does not need
+
     device = find_device(settings.device)
     vdm, pixels = load_fitting(model, images, device, split, settings.num_images)
     warn_if_seen(model, split)
