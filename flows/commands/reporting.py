@@ -165,12 +165,11 @@ def of_folder(folder: Path) -> Results:
     `vdmctl evaluate FOLDER --out FOLDER` writes results into the folder.  Raises UserError (exit 5), also for a damaged
     model.
     """
-    from flows.core.checkpoint import CONFIG, model_sha256, read_description, read_weights  # torch takes a second
+    from flows.core.checkpoint import CONFIG, load_model, model_sha256, read_description  # torch takes a second
 
     if not (folder / CONFIG).is_file():
         raise UserError(f"{folder}: no model folder, since it has no {CONFIG}", Exit.MISSING)
-    description = read_description(folder)
-    read_weights(folder, description)
+    load_model(folder)
     digest = model_sha256(folder)
     metrics = folder / layout.METRICS.name
     if not metrics.exists() and layout.METRICS.exists() and read(Metrics, layout.METRICS).model_sha256 == digest:
@@ -192,7 +191,8 @@ def of_folder(folder: Path) -> Results:
     )
     command = f"{command} {options_of(metrics)}"
     # Shape and levels are those of the images, and no parameters.
-    model = {key: value for key, value in description["model"].items() if key not in ("image_shape", "num_levels")}
+    arguments = read_description(folder)["model"]
+    model = {key: value for key, value in arguments.items() if key not in ("image_shape", "num_levels")}
     return read_results(files, Origin(str(folder), {"model": model}, {}, [command]))
 
 

@@ -23,7 +23,7 @@ from flows.core.errors import CheckpointError, Exit, brief
 from flows.core.files import MOST_BYTES, parse_json, read_bounded, write_whole, written_last
 from flows.core.memory import require
 from vdm.choices import TrainingImages
-from vdm.model import VDM, count_parameters
+from vdm.model import VDM
 
 if TYPE_CHECKING:
     from flows.core.params import Model
@@ -86,10 +86,11 @@ def load_model(folder: Path, device: torch.device | str = "cpu") -> VDM:
     Raises CheckpointError, and UserError (exit 2) if the model does not fit into memory now.
     """
     config = read_description(folder)
-    weights = read_weights(folder, config)
     try:
-        model = VDM(**config["model"])
-        model.load_state_dict(floats(load(weights)))
+        with torch.device("meta"):  # the weights take no memory, and are not initialised
+            model = VDM(**config["model"])
+        weights = read_weights(folder, config["weights_sha256"], sum(p.numel() for p in model.parameters()))
+        model.load_state_dict(floats(load(weights)), assign=True)
     except (SafetensorError, ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
         raise CheckpointError(f"{folder}: weights and {CONFIG} do not describe one model: {brief(error)}") from error
     for name, tensor in model.state_dict().items():
@@ -98,35 +99,31 @@ def load_model(folder: Path, device: torch.device | str = "cpu") -> VDM:
     return model.eval().to(device)
 
 
-def read_weights(folder: Path, config: dict[str, Any]) -> bytes:
+def read_weights(folder: Path, digest: str, count: int) -> bytes:
     """Return the bytes of the weights.
 
-    Raises CheckpointError if digest or size disagree with `config`, or if that describes no model; UserError (exit 2)
-    if the model does not fit into memory now.
+    Raises CheckpointError if their sha256 is not `digest`, and ValueError if they cannot hold `count` weights;
+    UserError (exit 2) if the model does not fit into memory now.
     """
     path = folder / WEIGHTS
-    try:
-        count = count_parameters(**config["model"])
-    except (ArithmeticError, RuntimeError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{folder}: weights and {CONFIG} do not describe one model: {brief(error)}") from error
     most = MOST_NUMBER_BYTES * count + MOST_HEADER_BYTES
     if path.is_file():
         require(COPIES * min(path.stat().st_size, most), torch.device("cpu"), f"{path}: free memory and run again")
     weights = read_bytes(path, most)
-    if hashlib.sha256(weights).hexdigest() != config["weights_sha256"]:
+    if hashlib.sha256(weights).hexdigest() != digest:
         raise CheckpointError(f"{path}: sha256 differs from the one in {CONFIG}; restore the file")
     if len(weights) < FEWEST_NUMBER_BYTES * count:
-        reason = f"{len(weights):,} bytes cannot hold {count:,} weights"
-        raise CheckpointError(f"{folder}: weights and {CONFIG} do not describe one model: {reason}")
+        raise ValueError(f"{len(weights):,} bytes cannot hold {count:,} weights")
     return weights
 
 
 def floats(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Return the weights unchanged.  Raises ValueError unless all are floating-point numbers."""
+    """Return copies of the weights in float32.  Raises ValueError unless all are floating-point numbers."""
     for name, tensor in weights.items():
         if not tensor.is_floating_point():
             raise ValueError(f"{name} is {tensor.dtype}")
-    return weights
+    # Copied, since the tensors of a file are not aligned in memory as those of a new model.
+    return {name: tensor.to(torch.float32, copy=True) for name, tensor in weights.items()}
 
 
 def save_state(path: Path, state: dict[str, Any]) -> None:

@@ -1,6 +1,7 @@
 """Fill in the templates beside this file.  All text is escaped: names of files and of data sets are not trusted."""
 
 import json
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,13 @@ MOST_CHARACTERS = 400
 
 def fill(template: str, **values: Any) -> str:
     """Return the page that a template makes of the values."""
-    environment = Environment(
+    return environment().get_template(template).render(palette=PALETTE, **values)
+
+
+@cache
+def environment() -> Environment:
+    """Return jinja2's environment, which keeps the compiled templates."""
+    made = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
         undefined=StrictUndefined,
@@ -24,8 +31,8 @@ def fill(template: str, **values: Any) -> str:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters |= {"figure": figure, "value": value, "count": "{:,}".format}
-    return environment.get_template(template).render(palette=PALETTE, **values)
+    made.filters |= {"figure": figure, "value": value, "count": "{:,}".format}
+    return made
 
 
 def plain(output: Any) -> Any:

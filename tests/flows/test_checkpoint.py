@@ -42,7 +42,20 @@ def test_a_model_survives_the_round_trip(folder: Path, tiny_model: Callable[...,
     assert loaded.state_dict().keys() == saved.state_dict().keys()
     assert all(torch.equal(loaded.state_dict()[name], tensor) for name, tensor in saved.state_dict().items())
     assert not loaded.training
+    assert [p.requires_grad for p in loaded.parameters()] == [p.requires_grad for p in saved.parameters()]
     assert sorted(path.name for path in folder.iterdir()) == ["config.json", "weights.safetensors"]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_weights_of_another_precision_become_float32(
+    dtype: torch.dtype, tmp_path: Path, tiny_model: Callable[..., VDM]
+) -> None:
+    model = tiny_model(schedule="fixed_linear").to(dtype)
+    save_model(tmp_path, model, TINY | {"schedule": "fixed_linear"})
+    loaded = load_model(tmp_path)
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], tensor.float()), name
+    assert {tensor.dtype for tensor in loaded.state_dict().values()} == {torch.float32}
 
 
 def test_a_model_says_which_images_it_was_fitted_to(folder: Path, tiny_model: Callable[..., VDM]) -> None:
