@@ -221,14 +221,15 @@ def describe(folder: Path) -> Entry:
     try:
         state = load_state(paths[-1])
         model = state["model"]
-        last = TrainingRecord(*state["records"][-1]) if state["records"] else None
+        # Records of older versions end earlier.
+        last = dict(zip(TrainingRecord._fields, state["records"][-1], strict=False)) if state["records"] else None
         return found | {
             "step": int(state["done"]),
             "weights": sum(tensor.numel() for tensor in model.values()),
             "width": len(model["network.conv_in.bias"]),
             "blocks": len({name.split(".")[2] for name in model if name.startswith("network.down.")}),
-            "learning_rate": float(last.learning_rate) if last else None,
-            "bpd": float(last.bpd) if last else None,
+            "learning_rate": float(last["learning_rate"]) if last else None,
+            "bpd": float(last["bpd"]) if last else None,
         }
     except (UserError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
         return found | {"problem": f"unreadable: {brief(error)}"}

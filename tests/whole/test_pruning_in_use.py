@@ -21,7 +21,7 @@ from flows.core.checkpoint import save_state
 from flows.core.errors import Exit, UserError
 from flows.core.params_file import read_params
 from flows.orchestration import pruning
-from flows.orchestration.pruning import Pruning, delete_runs, prune_history, prune_states
+from flows.orchestration.pruning import Pruning, delete_runs, describe, prune_history, prune_states
 from flows.orchestration.server import Api, Refused
 from flows.process.locks import holder_of, lock_file
 from flows.registry.cache import BETWEEN_CHECKS, delete_files, needed, superfluous, used_in
@@ -214,6 +214,20 @@ def test_states_that_nobody_continued_are_shown_and_removed(tmp_path: Path) -> N
     assert [path.name for path in runs.iterdir()] == ["new"]
 
 
+def test_a_state_of_an_older_version_whose_records_end_earlier_is_described(tmp_path: Path) -> None:
+    save_state(
+        tmp_path / "step-000000018.state",
+        {
+            "done": 18,
+            "model": {"network.conv_in.bias": torch.zeros(8), "network.down.0.norm.bias": torch.zeros(8)},
+            "records": [(15, 6.25, 0.0, 0.125, 6.125, -7.0, 5.0, 1.0, 0.0005, 506.0)],
+        },
+    )
+    found = describe(tmp_path)
+    assert "problem" not in found
+    assert [found[key] for key in ("step", "width", "blocks", "learning_rate", "bpd")] == [18, 8, 1, 0.0005, 6.25]
+
+
 def test_a_trainer_that_starts_while_states_are_described_keeps_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -223,11 +237,11 @@ def test_a_trainer_that_starts_while_states_are_described_keeps_them(
     aged(state, 15 * 24 * 3600)
     with ExitStack() as stack:
 
-        def describe(folder: Path) -> dict[str, Any]:
+        def claimed(folder: Path) -> dict[str, Any]:
             stack.enter_context(lock_file(tmp_path / "cpu.lock", f"process 7 in {tmp_path}"))
             return {"name": folder.name}
 
-        monkeypatch.setattr(pruning, "describe", describe)
+        monkeypatch.setattr(pruning, "describe", claimed)
         work = Pruning(dry_run=False, keep=1)
         prune_states(tmp_path, work, tmp_path)
     assert work.skipped == [f"training states: process 7 in {tmp_path} trains on cpu"]
