@@ -5,7 +5,7 @@ Only the metrics must be there.  A page leaves out what is missing and says so; 
 
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple, TypeVar
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
 from pydantic import Field
@@ -35,11 +35,18 @@ class Files(NamedTuple):
     neighbours: Path | None = None
 
 
+class Expected(Result):
+    """The result of one expectation, as far as the page shows it; in older reports all are critical, without rows."""
+
+    severity: Literal["warning", "critical"] = "critical"
+    rows: Annotated[list[dict[str, Any]], Field(default_factory=list)]
+
+
 class Checked(Validation):
     """The validation report, as far as the page shows it; older ones lack some of it."""
 
     transforms: str = "not stated"
-    expectations: Annotated[list[Result], Field(default_factory=list)]
+    expectations: Annotated[list[Expected], Field(default_factory=list)]
     alike: Annotated[list[Alike], Field(default_factory=list)]
 
 

@@ -273,6 +273,16 @@ def test_of_many_expectations_the_broken_ones_are_shown(files: Files) -> None:
     assert "Broken: the last one" in shown(without_charts(files))
 
 
+def test_a_report_of_an_older_version_without_severity_and_rows_is_shown(files: Files) -> None:
+    assert files.validation
+    document = json.loads(files.validation.read_text())
+    broken = next(each for each in document["expectations"] if not each["success"])
+    for result in document["expectations"]:
+        del result["severity"], result["rows"]
+    files.validation.write_text(json.dumps({key: document[key] for key in ("success", "data_sha256", "expectations")}))
+    assert f"Broken: {broken['meaning']} (critical)" in shown(without_charts(files))
+
+
 @pytest.mark.slow
 def test_images_that_look_alike_are_named_also_without_the_images(files: Files) -> None:
     assert re.search(
