@@ -44,6 +44,10 @@ def parse_params(content: bytes | str, name: str) -> Params:
             place = tuple(first_word.split("."))
         line = bounded_yaml.line_of(content, place)
         reason = f"{key}{explain(first)}".removeprefix(": ")
+        if first["type"] == "missing":  # an older version of the project may lack many
+            missing = sum(each["type"] == "missing" for each in error.errors())
+            others = f", and {missing - 1} more" if missing > 1 else ""
+            reason += f"{others}; presets/ has files with every parameter"
         raise UserError(f"{name}:{line}: {reason}", Exit.USAGE) from error
 
 

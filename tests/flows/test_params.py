@@ -110,6 +110,15 @@ def test_a_file_that_cannot_be_read_is_named(content: str | None, message: str, 
     assert "\n" not in str(error.value)
 
 
+def test_missing_parameters_are_counted_and_the_files_that_have_them_are_named() -> None:
+    text = DIGITS.replace("  grayscale: false", "", 1).replace("  num_bits: 8", "", 1)
+    text = re.sub(r"^promote:.*", "", text, flags=re.DOTALL | re.MULTILINE)
+    with pytest.raises(UserError) as error:
+        parse_params(text, "params.yaml")
+    advice = "presets/ has files with every parameter"
+    assert str(error.value) == f"params.yaml:2: data.grayscale is missing, and 2 more; {advice}"
+
+
 def test_weights_of_inception_that_name_no_file_are_refused() -> None:
     text = DIGITS.replace("inception_weights: null", 'inception_weights: ""', 1)
     text = text.replace("inception_sha256: null", f'inception_sha256: "{"0" * 64}"', 1)
