@@ -10,9 +10,10 @@ from flows.commands.models import as_argument, version_of
 from flows.core import layout
 from flows.core.documents import read
 from flows.core.errors import Exit, UserError
-from flows.core.files import open_regular, read_bounded, scratch_folder, write_whole
+from flows.core.files import open_regular, read_bounded, scratch_folder, write_whole, written_last
 from flows.evaluation.results import BoundMetrics, Metrics
 from flows.images.store import data_sha256
+from flows.process.ending import finish
 from flows.registry.git import contents
 from flows.registry.lineage import Lineage, lineage
 from flows.registry.lock_file import lock_here, output_at, require_no_outputs
@@ -59,7 +60,8 @@ def write_page(models: list[str], out: Path, *, force: bool) -> None:
         raise UserError(f"{out} exists; --force overwrites it", Exit.USAGE)
     found = [results_of(model) for model in models] or [of_workspace(layout.REGISTERED)]
     made = page(*found) if len(found) == 1 else comparison(*found)
-    write_whole(out, made.html)
+    with written_last(out, made.html):
+        finish()
 
 
 def is_page(file: Path) -> bool:

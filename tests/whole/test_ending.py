@@ -143,6 +143,7 @@ cli.main()
     [
         ("evaluate", {f"reports/evaluation/{name}" for name in ("metrics.json", "per_image.csv", "noise_levels.csv")}),
         ("preset digits --force", {"params.yaml"}),
+        ("report --out page.html --force", {"page.html"}),
     ],
 )
 def test_a_signal_while_the_outputs_take_their_places_comes_too_late(
