@@ -1,6 +1,7 @@
 """The files in DVC's cache that nothing needs."""
 
 import re
+import signal
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, chdir, contextmanager
 from pathlib import Path
@@ -14,6 +15,7 @@ from dvc.rwlock import rwlock
 
 from flows.core import layout
 from flows.core.errors import Exit, NetworkError, UserError, brief
+from flows.process.ending import on_stop
 from flows.registry.git import Tag, content_of, contents, git
 from flows.registry.lock_file import read_lock
 from flows.registry.pruning import Plan
@@ -33,7 +35,7 @@ def cache_locked(root: Path) -> Iterator[Any]:
     with dvc_repository(root) as repo, quiet(), ExitStack() as stack:
         try:
             stack.enter_context(lock_repo(repo))
-            stack.enter_context(rwlock(repo.tmp_dir, repo.fs, "vdmctl prune", [], [repo.root_dir], False))
+            stack.enter_context(paths_locked(repo))
         except LockError as error:
             raise UserError(f"{root}: another DVC command is running; wait for it", Exit.BUSY) from error
         except DvcException as error:
@@ -43,6 +45,29 @@ def cache_locked(root: Path) -> Iterator[Any]:
             reason = f"{repo.tmp_dir}: DVC cannot write its lock: {error.strerror}"
             raise UserError(f"{reason}; on a full disk, delete a file to make room for it", Exit.MISSING) from error
         yield repo
+
+
+@contextmanager
+def paths_locked(repo: Any) -> Iterator[None]:
+    """Hold DVC's lock of all paths.  No signal stops this process while DVC writes the file, which it does in place."""
+    with ExitStack() as stack:
+        with held_back():
+            stack.enter_context(rwlock(repo.tmp_dir, repo.fs, "vdmctl prune", [], [repo.root_dir], False))
+        try:
+            yield
+        finally:
+            with held_back():
+                stack.close()
+
+
+@contextmanager
+def held_back() -> Iterator[None]:
+    """Hold back the signals that stop a command until the block has ended."""
+    signals: list[int] = []
+    with on_stop(lambda number, frame: signals.append(number)):
+        yield
+    for number in signals[:1]:
+        signal.raise_signal(number)
 
 
 def superfluous(repos: list[Any], root: Path, plan: Plan) -> tuple[list[Path], int]:

@@ -2,6 +2,7 @@
 
 import shutil
 import socket
+import sys
 from contextlib import ExitStack
 from pathlib import Path
 from types import SimpleNamespace
@@ -38,6 +39,28 @@ pytestmark = [pytest.mark.timeout(1800), pytest.mark.usefixtures("no_server")]
 def project(copied: Project) -> Project:
     """Return a project without remotes whose champion is v1.1.0, and which refused v1.0.0."""
     return without_remotes(copied)
+
+
+# SIGTERM comes when DVC has emptied its file `rwlock`, and before it has written it.
+AT_RWLOCK = """
+import os, signal
+from dvc import rwlock
+from flows import cli
+write = rwlock.json.dump
+def interrupted(*arguments, **options):
+    os.kill(os.getpid(), signal.SIGTERM)
+    return write(*arguments, **options)
+rwlock.json.dump = interrupted
+cli.main()
+"""
+
+
+def test_a_prune_that_is_stopped_leaves_no_half_of_dvcs_lock(tmp_path: Path) -> None:
+    project = Project(tmp_path / "project")
+    stopped = project.run(sys.executable, "-c", AT_RWLOCK, "prune")
+    assert (stopped.returncode, one_line(stopped)) == (75, "vdmctl: stopped; run again")
+    again = project.new_vdmctl("prune")
+    assert again.returncode == 0, again.stderr
 
 
 def test_a_clone_that_lacks_files_is_not_pruned(project: Project, tmp_path: Path) -> None:
