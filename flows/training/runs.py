@@ -98,6 +98,8 @@ def forget(runs: Path, model: str) -> None:
     for written in runs.glob(f"*/{MODEL}"):
         with suppress(OSError, ValueError):
             if written.read_text() == model:
+                for state in written.parent.glob("step-*"):  # before `written`, without which none would be found again
+                    state.unlink()
                 shutil.rmtree(written.parent)
 
 

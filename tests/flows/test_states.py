@@ -117,6 +117,21 @@ def test_the_last_states_are_kept(tmp_path: Path) -> None:
     assert run.states() == []
 
 
+def test_no_state_outlives_the_name_of_its_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else a `register` that is killed would leave states that no later one deletes."""
+
+    def killed(folder: Path) -> None:
+        (folder / "model_sha256").unlink()
+        raise OSError(errno.EIO, "Input/output error")
+
+    run = Run(tmp_path / "run", keep=1)
+    run.save(5, {"done": 5})
+    run.finish("abc")
+    monkeypatch.setattr(runs.shutil, "rmtree", killed)
+    forget(tmp_path, "abc")
+    assert run.states() == []
+
+
 @pytest.mark.parametrize("keep", [1, 2])
 def test_a_state_is_kept_below_damaged_ones(keep: int, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     run = Run(tmp_path, keep=keep)
