@@ -6,7 +6,6 @@ finds.  The other order would leave versions that cannot be fetched or published
 """
 
 import re
-import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
@@ -19,6 +18,7 @@ from typing import Any
 from flows.core import layout
 from flows.core.errors import Exit, NetworkError, UserError, brief
 from flows.core.files import SCRATCH
+from flows.core.folders import remove
 from flows.orchestration import workspace
 from flows.orchestration.server import Api, Refused, answers, require_server
 from flows.orchestration.status import CONCLUDED, Entry, address, all_runs, size_of
@@ -59,7 +59,7 @@ class Pruning:
 
         def delete() -> None:
             for folder in folders:
-                shutil.rmtree(folder)
+                remove(folder)
 
         self.remove(kind, [folder.name for folder in folders], sum(map(size_of, folders)), delete)
 

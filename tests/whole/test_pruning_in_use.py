@@ -1,5 +1,7 @@
 """`vdmctl prune` in a project that is in use: by runs, DVC, other worktrees and a Prefect server."""
 
+import errno
+import os
 import shutil
 import socket
 import sys
@@ -39,6 +41,19 @@ pytestmark = [pytest.mark.timeout(1800), pytest.mark.usefixtures("no_server")]
 def project(copied: Project) -> Project:
     """Return a project without remotes whose champion is v1.1.0, and which refused v1.0.0."""
     return without_remotes(copied)
+
+
+def test_an_error_names_the_folder_that_cannot_be_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "report.html").touch()
+
+    def refuse(name: str, **_: object) -> None:
+        raise OSError(errno.EIO, "Input/output error", name)
+
+    monkeypatch.setattr(os, "unlink", refuse)
+    with pytest.raises(OSError, match="Input/output error") as error:
+        Pruning(dry_run=False, keep=1).remove_folders("reports", [tmp_path / "run"])
+    assert error.value.filename == str(tmp_path / "run")
 
 
 # SIGTERM comes when DVC has emptied its file `rwlock`, and before it has written it.
