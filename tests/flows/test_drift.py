@@ -56,6 +56,16 @@ def test_splits_that_were_drawn_at_random_do_not_differ(seed: int, patches: np.n
     assert drifted(first, second) == set()
 
 
+@pytest.mark.parametrize(("odd", "found"), [(90, set()), (400, {"image mean"})])
+def test_one_percent_of_odd_images_do_not_differ_by_chance(odd: int, found: set[str]) -> None:
+    generator = np.random.default_rng(0)
+    levels = generator.normal(4, 0.3, 20_000)
+    levels[:110] = levels[10_000 : 10_000 + odd] = 14  # 1.1% of the first half
+    images = np.clip(levels[:, None, None, None] + generator.normal(0, 1, (20_000, 1, 8, 8)), 0, 16)
+    first, second = (of(part.round().astype(np.uint8)) for part in np.split(images, 2))
+    assert named(first, second) & {"image mean"} == found
+
+
 @pytest.mark.parametrize("count", [10, 20, 60])
 def test_few_images_do_not_drift_by_chance(count: int, patches: np.ndarray) -> None:
     for part in np.split(patches[:960], 8):
