@@ -95,13 +95,23 @@ def superfluous(repos: list[Any], root: Path, plan: Plan) -> tuple[list[Path], i
 
 
 def files_of(repo: Any, root: Path, tags: list[Tag]) -> set[str]:
-    """Return the digests in the dvc.lock of the tags' commits, and in the listings of their folders that are cached.
+    """Return the digests in the dvc.lock of the tags' commits, and in the listings of their folders that are cached."""
+    return {digest for lock in locks_of(root, tags).values() for digest in files_in(repo, lock)}
+
+
+def locks_of(root: Path, tags: list[Tag]) -> dict[str, bytes]:
+    """Return the dvc.lock of the tags' commits, by commit, empty where it is missing.  Runs git twice for all tags."""
+    names = {tag.commit: f"{tag.commit}:{layout.DVC_LOCK}" for tag in tags}
+    found = contents(root, list(names.values()))
+    return {commit: found[name] or b"" for commit, name in names.items()}
+
+
+def files_in(repo: Any, lock: bytes) -> set[str]:
+    """Return the digests in a dvc.lock, and in the listings of its folders that are cached.  Raises UserError (exit 5).
 
     The text is searched and not parsed: parsing takes a quarter of a second for each of hundreds of tags.
     """
-    place, names = cached_at(repo), sorted({f"{tag.commit}:{layout.DVC_LOCK}" for tag in tags})
-    locks = contents(root, names).values()
-    found = {digest.decode() for lock in locks if lock for digest in DIGEST.findall(lock)}
+    place, found = cached_at(repo), {digest.decode() for digest in DIGEST.findall(lock)}
     listings = [digest for digest in found if digest.endswith(".dir") and place(digest).is_file()]
     return found | {file.md5 for digest in listings for file in files(digest, place)}
 

@@ -8,7 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from unittest.mock import ANY, Mock
+from unittest.mock import ANY, Mock, patch
 
 import pytest
 from project import Project, cached
@@ -57,6 +57,19 @@ def test_every_cached_file_of_a_published_version_is_at_the_remote(project: Proj
     with dvc_repository(project.folder) as repo:
         files = files_of(repo, project.folder, annotated_tags(project.folder, "vdm@"))
         assert lacking(repo, files & set(repo.cache.local.all())) == {damaged}
+
+
+def test_published_versions_do_not_start_git_again(project: Project) -> None:
+    def started() -> int:
+        with patch.object(subprocess, "run", wraps=subprocess.run) as run:
+            assert publish(project.folder) == []
+        return run.call_count
+
+    publish(project.folder)
+    before = started()
+    project.git("tag", "--annotate", "--message=Promote", "vdm#champion#1", "vdm@v1.1.0^{commit}")
+    assert publish(project.folder) == ["vdm#champion#1"]
+    assert started() == before
 
 
 def test_refusals_and_branches_with_a_commit_are_published(project: Project, tmp_path: Path) -> None:
