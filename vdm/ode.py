@@ -129,7 +129,7 @@ def log_density(
 
     def derivative(gamma: Tensor, state: State) -> State:
         y = state[0].detach().requires_grad_()
-        with torch.enable_grad():
+        with torch.enable_grad(), torch.autocast(y.device.type, enabled=False):
             eps_hat = predict_noise(sigma(gamma) * y, gamma.expand(len(y)))
             divergence = torch.zeros_like(state[1])
             for probe in probes:

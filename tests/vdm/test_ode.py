@@ -280,3 +280,15 @@ def test_an_evaluation_without_gradients_takes_those_that_it_needs(
         with mode():
             found = evaluate_ode(model, digits[:2], solve=dopri5(1e-2), **settings)  # type: ignore[arg-type]
         np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.slow
+def test_the_precision_of_the_caller_does_not_reach_the_network(
+    tiny_model: Callable[..., VDM], digits: np.ndarray
+) -> None:
+    settings = {"seed": 0, "num_draws": 1, "num_probes": 1, "batch_size": 4, "dequantisation": "uniform"}
+    model = tiny_model(fourier_exponents=[])
+    expected = evaluate_ode(model, digits[:2], solve=dopri5(1e-1), **settings)  # type: ignore[arg-type]
+    with torch.autocast("cpu", torch.bfloat16):
+        found = evaluate_ode(model, digits[:2], solve=dopri5(1e-1), **settings)  # type: ignore[arg-type]
+    np.testing.assert_array_equal(found, expected)
