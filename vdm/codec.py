@@ -192,8 +192,8 @@ class Codec:
 
     def first_mean(self, pixels: np.ndarray) -> Tensor:
         """Return the mean of q(z_0 | x), alpha_0 x (eq. 1)."""
-        x = pixels_to_x(torch.from_numpy(pixels).to(self.gammas.device), self.model.num_levels, self.gammas.dtype)
-        return alpha(self.gammas[0]) * x
+        levels = torch.from_numpy(pixels.copy()).to(self.gammas.device)  # torch takes no read-only or reversed arrays
+        return alpha(self.gammas[0]) * pixels_to_x(levels, self.model.num_levels, self.gammas.dtype)
 
     def forward_mean(self, z_s: Tensor, t: int) -> Tensor:
         """Return the mean of q(z_t | z_s)."""
