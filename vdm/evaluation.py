@@ -260,7 +260,9 @@ def stratified_times(seed: int, indices: range, times_per_image: int) -> np.ndar
 def image_noise(seed: int, indices: range, times_per_image: int, shape: tuple[int, int, int]) -> np.ndarray:
     """Return standard normal noise, one counter-based stream per image: (N * times_per_image, C, H, W) float32."""
     size = (times_per_image, *shape)
-    streams = (np.random.Generator(np.random.Philox(key=[seed, index])) for index in indices)
+    # A list of large and small integers would become one of floats, in which neighbouring seeds are equal.
+    keys = (np.array([seed, index], np.uint64) for index in indices)
+    streams = (np.random.Generator(np.random.Philox(key=key)) for key in keys)
     return np.concatenate([stream.standard_normal(size, dtype=np.float32) for stream in streams])
 
 

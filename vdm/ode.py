@@ -110,7 +110,8 @@ def dequantisation_draws(
 
     Both are float64.  The draws of an image share its probes.
     """
-    streams = [np.random.Generator(np.random.Philox(key=[seed, index])) for index in indices]
+    keys = (np.array([seed, index], np.uint64) for index in indices)
+    streams = [np.random.Generator(np.random.Philox(key=key)) for key in keys]
     draws = np.concatenate([1 - stream.random((num_draws, *shape)) for stream in streams])
     signs = [stream.integers(0, 2, (num_probes, 1, *shape)) for stream in streams]
     probes = np.repeat(2.0 * np.concatenate(signs, axis=1) - 1, num_draws, axis=1)

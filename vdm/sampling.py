@@ -174,7 +174,8 @@ def predict(model: VDM, z_t: Tensor, gamma_t: Tensor, solver: Solver) -> Tensor:
 
 def image_noise(model: VDM, indices: Iterable[int], seed: int) -> Iterator[Tensor]:
     """Yield standard normal noise (N,C,H,W) without end, from one counter-based stream per image index."""
-    streams = [np.random.Philox(key=[seed, index], counter=SAMPLING_STREAM) for index in indices]
+    keys = (np.array([seed, index], np.uint64) for index in indices)
+    streams = [np.random.Philox(key=key, counter=SAMPLING_STREAM) for key in keys]
     generators = [np.random.Generator(stream) for stream in streams]
     like = next(model.parameters())
     while True:

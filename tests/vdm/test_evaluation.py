@@ -163,7 +163,9 @@ def test_the_seed_alone_decides_times_and_noise() -> None:
     assert np.array_equal(stratified_times(1, range(5), 8), stratified_times(1, range(9), 8)[:5])
     assert np.array_equal(image_noise(1, range(3, 5), 2, (1, 2, 2)), image_noise(1, range(9), 2, (1, 2, 2))[6:10])
     assert not np.array_equal(stratified_times(1, range(5), 8), stratified_times(2, range(5), 8))
-    assert not np.array_equal(image_noise(1, range(2), 1, (1, 2, 2)), image_noise(2, range(2), 1, (1, 2, 2)))
+    for first, second in ((1, 2), (2**63, 2**63 + 1), (0, 2**64 - 1)):
+        one, two = (image_noise(seed, range(2), 1, (1, 2, 2)) for seed in (first, second))
+        assert not np.array_equal(one, two)
 
 
 def test_noise_is_standard_normal_and_differs_between_images() -> None:

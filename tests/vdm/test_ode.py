@@ -176,8 +176,9 @@ def test_results_do_not_depend_on_the_other_images(tiny_model: Callable[..., VDM
     np.testing.assert_allclose(many[:2], few, atol=5e-3)
 
 
-def test_the_seed_decides_draws_and_probes() -> None:
-    first, second = (dequantisation_draws(seed, range(2), 2, 3, (1, 8, 8)) for seed in (0, 1))
+@pytest.mark.parametrize("seeds", [(0, 1), (2**63, 2**63 + 1)])
+def test_the_seed_decides_draws_and_probes(seeds: tuple[int, int]) -> None:
+    first, second = (dequantisation_draws(seed, range(2), 2, 3, (1, 8, 8)) for seed in seeds)
     for one, other in zip(first, second, strict=True):
         assert not np.array_equal(one, other)
 

@@ -311,6 +311,11 @@ def test_samples_are_of_other_noise_than_an_evaluation_with_the_same_seed(tiny_m
     assert not np.isin(drawn, evaluation.image_noise(3, range(4), 1, model.image_shape)).any()
 
 
+def test_neighbouring_seeds_give_other_noise_however_large_they_are(tiny_model: Callable[..., VDM]) -> None:
+    one, two = (next(sampling.image_noise(tiny_model(), range(2), seed)) for seed in (2**63, 2**63 + 1))
+    assert not (one == two).any()
+
+
 def test_the_network_gets_a_noise_level_for_every_image(tiny_model: Callable[..., VDM]) -> None:
     """As it does in training: another network may need one for each, and so does torch's DataParallel."""
     model, shapes = tiny_model(), []
