@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
+from tqdm import tqdm
 
 from flows.core.errors import Exit, UserError
 from flows.core.escaping import visible
@@ -72,7 +73,7 @@ def look_at_all(found: Found) -> list[Head]:
     """Return the heads of all files.  Raises UserError that lists every unusable file."""
     heads: list[Head] = []
     known: dict[Head, Head] = {}
-    for name in found.names:
+    for name in tqdm(found.names, "looking at files", disable=None, leave=False):
         try:
             head = inspect(found.root / name)
         except BadImageError as error:
@@ -138,7 +139,8 @@ def pixels(
     Raises UserError that lists every file that cannot be read, also if one changed since its head was read.
     """
     end = 0
-    for number, (name, head) in enumerate(zip(found.names, heads, strict=True)):
+    names = tqdm(found.names, "reading images", disable=None, leave=False)
+    for number, (name, head) in enumerate(zip(names, heads, strict=True)):
         place, end = end, end + head.num_images
         if not wanted[place:end].any():
             continue

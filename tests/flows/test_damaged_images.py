@@ -4,6 +4,8 @@ import os
 import socket
 import weakref
 from collections.abc import Callable
+from contextlib import redirect_stderr
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -241,6 +243,15 @@ def test_a_picture_is_freed_before_its_levels_are_used(folder: Path, monkeypatch
     images = read(folder / "3.png")
     next(images)
     assert [picture() for picture in opened] == [None]
+
+
+def test_a_terminal_shows_how_many_files_have_been_read(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = StringIO()
+    monkeypatch.setattr(terminal, "isatty", lambda: True)
+    with redirect_stderr(terminal):
+        exhaust(read_folder(folder, settings(Path("images")))[0])
+    for shown in ("looking at files:   0%|", "reading images:   0%|"):
+        assert shown in terminal.getvalue()
 
 
 @pytest.mark.parametrize("images", [noise(4000, 1, 6, 5), noise(2000, 1, 6, 5), noise(3000, 1, 5, 6)])
