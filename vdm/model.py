@@ -104,7 +104,7 @@ class VDM(nn.Module):
         augmentation_input: bool,
     ) -> None:
         super().__init__()
-        if len(image_shape) != 3 or min(image_shape) < 1 or not 2 <= num_levels <= MOST_LEVELS:
+        if len(image_shape) != 3 or min(image_shape) < 1 or num_levels not in range(2, MOST_LEVELS + 1):
             raise ValueError(f"images cannot have shape {image_shape} and {num_levels} levels")
         if norm_groups == width * math.prod(image_shape[1:]):
             raise ValueError(f"norm_groups {norm_groups} normalises single numbers of images of 1x1 pixel; lower it")

@@ -109,7 +109,9 @@ def test_invalid_arguments_are_refused(change: dict[str, Any]) -> None:
         predictor(**change)
 
 
-@pytest.mark.parametrize("change", [{"image_shape": (8, 8)}, {"num_levels": 1}, {"num_levels": 2**16 + 1}])
+@pytest.mark.parametrize(
+    "change", [{"image_shape": (8, 8)}, {"num_levels": 1}, {"num_levels": 16.5}, {"num_levels": 2**16 + 1}]
+)
 def test_impossible_images_are_refused(change: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="images cannot have shape"):
         VDM(**TINY | change)
