@@ -1,5 +1,6 @@
 """Measures between two sets of images, by the features (N,D) of each, and the errors of such measures."""
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -98,9 +99,12 @@ def with_error(measure: Callable[[np.ndarray], float], size: int, resamples: int
     """Return the measure of all `size` images, and its standard error.
 
     `measure` takes indices.  The error is the standard deviation over random halves of the images: halves drawn without
-    replacement vary as much as whole sets of images do.  Distances near 0, as of images of one distribution, are the
-    exception: halves vary up to twice as much, so the error is too large.
+    replacement vary as much as whole sets of images do.  There are two exceptions.  For distances near 0, as of images
+    of one distribution, halves vary up to twice as much, so the error is too large.  For a share near 0 or 1 it is too
+    small, and 0 if no image or every image counts.
     """
     generator = np.random.default_rng(seed)
-    halves = [measure(generator.permutation(size)[: size // 2]) for _ in range(resamples)]
-    return Estimate(measure(np.arange(size)), float(np.std(halves, ddof=1)))
+    half = size // 2
+    halves = [measure(generator.permutation(size)[:half]) for _ in range(resamples)]
+    of_odd_size = math.sqrt(half / (size - half))  # else 1
+    return Estimate(measure(np.arange(size)), of_odd_size * float(np.std(halves, ddof=1)))

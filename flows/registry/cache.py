@@ -109,7 +109,7 @@ def locks_of(root: Path, tags: list[Tag]) -> dict[str, bytes]:
 def files_in(repo: Any, lock: bytes) -> set[str]:
     """Return the digests in a dvc.lock, and in the listings of its folders that are cached.  Raises UserError (exit 5).
 
-    The text is searched and not parsed: parsing takes a quarter of a second for each of hundreds of tags.
+    The text is searched and not parsed: parsing would take seconds for hundreds of tags.
     """
     place, found = cached_at(repo), {digest.decode() for digest in DIGEST.findall(lock)}
     listings = [digest for digest in found if digest.endswith(".dir") and place(digest).is_file()]

@@ -1,6 +1,7 @@
 """Distances between sets of images, the features that they use, and the samples' metrics."""
 
 import json
+import math
 import pickle
 import re
 from io import BytesIO
@@ -72,11 +73,12 @@ def test_copies_are_nearer_than_held_out_images() -> None:
     assert distances.probability_nearer(near, near) == 0.5
 
 
-def test_the_error_is_that_of_a_mean() -> None:
-    values = np.random.default_rng(0).normal(3.0, 2.0, 400)
-    estimate = distances.with_error(lambda chosen: float(values[chosen].mean()), 400, 200, 0)
+@pytest.mark.parametrize("size", [3, 11, 400])
+def test_the_error_is_that_of_a_mean(size: int) -> None:
+    values = np.random.default_rng(0).normal(3.0, 2.0, size)
+    estimate = distances.with_error(lambda chosen: float(values[chosen].mean()), size, 20_000, 0)
     assert estimate.value == values.mean()
-    assert estimate.standard_error == pytest.approx(values.std() / 20, rel=0.2)
+    assert estimate.standard_error == pytest.approx(values.std(ddof=1) / math.sqrt(size), rel=0.02)
 
 
 def settings(**changes: Any) -> Any:
