@@ -137,7 +137,10 @@ def show(key: str, description: str, content: str) -> None:
 def show_evidence(evidence: Evidence, file: Path, kept: Path) -> None:
     """Show a decision about the champion with its figures; copy `file`, its evidence, to the folder `kept`."""
     copy = kept / "evidence.json"
-    write_whole(copy, read_bounded(file))
+    try:
+        write_whole(copy, read_bounded(file))
+    except OSError as error:  # the decision is made, and git has its evidence
+        get_run_logger().warning("%s could not be written: %s", copy, error.strerror)
     by = f"`vdmctl lineage {evidence.challenger}` prints the decision, too."
     figures = markdown.table(("figures in bits/dim", ""), compared(evidence))
     content = "\n\n".join([f"**{decision(evidence)}**", figures, by, markdown.where("All of the evidence", copy)])

@@ -700,3 +700,17 @@ def test_ctrl_c_stops_everything_and_leaves_nothing_behind(plant: Plant) -> None
     left = subprocess.run(["pgrep", "--full", str(plant.port)], capture_output=True, text=True)
     assert left.stdout == ""
     assert any((plant.project.folder / ".vdm" / "runs").glob("*/step-*.state"))
+
+
+def test_a_decision_counts_even_if_the_copy_of_its_evidence_cannot_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "evidence.json").write_text("{}")
+    (tmp_path / "reports").touch()  # no folder can be made in a file
+    shown, logger = Mock(), Mock()
+    monkeypatch.setattr(releasing.artifacts, "show", shown)
+    monkeypatch.setattr(releasing.artifacts, "get_run_logger", lambda: logger)
+    evidence = Evidence(decision="promote", reason="better", challenger="vdm@v1.1.0")
+    releasing.artifacts.show_evidence(evidence, tmp_path / "evidence.json", tmp_path / "reports" / "run")
+    shown.assert_called_once()
+    logger.warning.assert_called_once()
