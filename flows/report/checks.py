@@ -1,5 +1,6 @@
 """What validation found: every expectation with its result, and the images that break one."""
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from flows.images.store import SPLITS
@@ -25,7 +26,7 @@ def offences(results: Results) -> list[tuple[Result, list[Shown]]]:
     return [(result, [row_of(results, row) for row in result.rows[:MOST_SHOWN]]) for result in broken]
 
 
-def expectations(results: Results) -> list[Result]:
+def expectations(results: Results) -> Sequence[Result]:
     """Return the expectations, broken ones first, at most `MOST_EXPECTATIONS`."""
     found = results.validation.expectations if results.validation else []
     return sorted(found, key=lambda result: result.success)[:MOST_EXPECTATIONS]
