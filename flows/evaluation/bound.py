@@ -156,7 +156,8 @@ def require_valid(image_set: ImageSet, images: Path, split: Split) -> None:
     `images` is the folder of the set.
     """
     if split == "validation" and not len(image_set.validation):
-        raise UserError(f"{images} has no validation images; set data.validation_fraction", Exit.USAGE)
+        advice = "set data.validation_fraction and run `dvc repro`"
+        raise UserError(f"{images} has no validation images; {advice}", Exit.USAGE)
     require_levels(image_set, images, split)
 
 

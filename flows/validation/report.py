@@ -131,7 +131,7 @@ def require_validated(images: Path, report: Path, *, needs_validation_images: bo
     image_set = load_images(images)
     if needs_validation_images and not len(image_set.validation):
         settings = "train.images: train, train.validate_every_steps: null, train.patience: null and train.keep: last"
-        advice = f"set data.validation_fraction, or train without them by {settings}"
+        advice = f"set data.validation_fraction and run `dvc repro`, or train without them by {settings}"
         raise UserError(f"{images} has no validation images; {advice}", Exit.USAGE)
     for split in ("train", "validation") if needs_validation_images else ("train",):
         require_levels(image_set, images, split)

@@ -114,6 +114,21 @@ def test_a_last_fit_needs_validation_images(small: Small, capsys: pytest.Capture
     assert "data/images has no validation images" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("command", [["train"], ["evaluate", str(layout.REGISTERED), "--split", "validation"]])
+def test_images_from_before_a_validation_fraction_was_set_are_to_be_prepared_anew(
+    command: list[str], small: Small, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """params.yaml says that there are validation images."""
+    images = load_images(layout.IMAGES)
+    splits = {"train": images.train, "validation": images.train[:0], "test": images.test}
+    before = data_sha256(layout.IMAGES)
+    save_images(layout.IMAGES, splits, images.description)
+    layout.VALIDATION.write_text(layout.VALIDATION.read_text().replace(before, data_sha256(layout.IMAGES)))
+    assert run(command) == Exit.USAGE
+    advice = "data/images has no validation images; set data.validation_fraction and run `dvc repro`"
+    assert advice in capsys.readouterr().err
+
+
 def test_another_error_of_torch_is_not_taken_for_a_lack_of_memory(
     small: Small, monkeypatch: pytest.MonkeyPatch
 ) -> None:
