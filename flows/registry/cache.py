@@ -3,7 +3,7 @@
 import re
 import signal
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, chdir, contextmanager
+from contextlib import ExitStack, chdir, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -95,25 +95,30 @@ def superfluous(repos: list[Any], root: Path, plan: Plan) -> tuple[list[Path], i
 
 
 def files_of(repo: Any, root: Path, tags: list[Tag]) -> set[str]:
-    """Return the digests in the dvc.lock of the tags' commits, and in the listings of their folders that are cached."""
-    return {digest for lock in locks_of(root, tags).values() for digest in files_in(repo, lock)}
+    """Return the digests in the dvc.lock of the tags' commits, and in the listings of their folders that are cached.
 
-
-def locks_of(root: Path, tags: list[Tag]) -> dict[str, bytes]:
-    """Return the dvc.lock of the tags' commits, by commit, empty where it is missing.  Runs git twice for all tags."""
-    names = {tag.commit: f"{tag.commit}:{layout.DVC_LOCK}" for tag in tags}
-    found = contents(root, list(names.values()))
-    return {commit: found[name] or b"" for commit, name in names.items()}
-
-
-def files_in(repo: Any, lock: bytes) -> set[str]:
-    """Return the digests in a dvc.lock, and in the listings of its folders that are cached.  Raises UserError (exit 5).
-
-    The text is searched and not parsed: parsing would take seconds for hundreds of tags.
+    Runs git twice for all tags.  The text is searched and not parsed: parsing would take seconds for hundreds of tags.
+    Raises UserError (exit 5) if one tag's dvc.lock or listing cannot be read.
     """
-    place, found = cached_at(repo), {digest.decode() for digest in DIGEST.findall(lock)}
+    place, names = cached_at(repo), sorted({f"{tag.commit}:{layout.DVC_LOCK}" for tag in tags})
+    locks = contents(root, names).values()
+    found = {digest.decode() for lock in locks if lock for digest in DIGEST.findall(lock)}
     listings = [digest for digest in found if digest.endswith(".dir") and place(digest).is_file()]
     return found | {file.md5 for digest in listings for file in files(digest, place)}
+
+
+def readable_files(repo: Any, root: Path, tags: list[Tag]) -> tuple[set[str], dict[str, str]]:
+    """Return what `files_of` does for the tags that it can read, and the names of the others with the reason."""
+    with suppress(UserError):
+        return files_of(repo, root, tags), {}
+    found: set[str] = set()
+    unreadable: dict[str, str] = {}
+    for tag in tags:  # only now one by one, since each starts git twice
+        try:
+            found |= files_of(repo, root, [tag])
+        except UserError as error:
+            unreadable[tag.name] = str(error)
+    return found, unreadable
 
 
 def lacking(repo: Any, digests: set[str]) -> set[str]:

@@ -11,7 +11,7 @@ from dvc_data.hashfile.hash_info import HashInfo
 
 from flows.core import layout
 from flows.core.errors import Exit, NetworkError, UserError, brief
-from flows.registry.cache import files_in, lacking, locks_of
+from flows.registry.cache import lacking, readable_files
 from flows.registry.git import Tag, git, git_lines, git_text, registry_lock
 from flows.registry.lock_file import read_lock
 from flows.registry.remote import (
@@ -272,14 +272,9 @@ def push_bytes(root: Path, tags: list[Tag], published: list[Tag]) -> dict[str, s
                 raise
             except UserError as error:
                 lost[tag.name] = str(error)
-        known: set[str] = set()
-        whole = [*published, *(tag for tag in tags if tag.name not in lost)]
-        locks = locks_of(root, whole)
-        for tag in whole:
-            try:
-                known |= files_in(repo, locks[tag.commit])
-            except UserError as error:
-                lost[tag.name] = str(error)
+        whole = [tag for tag in tags if tag.name not in lost]
+        known, unreadable = readable_files(repo, root, [*published, *whole])
+        lost |= unreadable
         place = cached_at(repo)
         spare = lacking(repo, known & set(repo.cache.local.all()))
         upload(repo, {digest for digest in spare if is_sound(place(digest), digest)})

@@ -290,6 +290,19 @@ def test_a_published_version_whose_listing_is_damaged_holds_up_no_other(project:
     assert "refs/tags/vdm@v1.2.0" in project.published()
 
 
+def test_a_published_version_whose_dvc_lock_git_cannot_read_is_named(project: Project) -> None:
+    publish(project.folder)
+    packs = project.folder / ".git/objects/pack"
+    for pack in [path.rename(project.folder / path.name) for path in packs.glob("*.pack")]:
+        subprocess.run(f"git unpack-objects -q <{pack}", shell=True, cwd=project.folder, check=True)
+    digest = project.git("rev-parse", "vdm@v1.0.0:dvc.lock").strip()
+    stored = project.folder / ".git/objects" / digest[:2] / digest[2:]
+    stored.chmod(0o644)
+    stored.write_bytes(stored.read_bytes()[:-100])
+    with pytest.raises(UserError, match=rf"vdm@v1.0.0 is published, but damaged here: git cat-file .*{digest}"):
+        publish(project.folder)
+
+
 def test_the_notes_bring_no_deleted_tag_back(project: Project) -> None:
     record_refusal(project.folder, resolve(project.folder, "v1.0.0"), "not better")
     project.git("tag", "mine", "main")
