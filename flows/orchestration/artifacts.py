@@ -137,13 +137,14 @@ def show(key: str, description: str, content: str) -> None:
 def show_evidence(evidence: Evidence, file: Path, kept: Path) -> None:
     """Show a decision about the champion with its figures; copy `file`, its evidence, to the folder `kept`."""
     copy = kept / "evidence.json"
+    by = f"`vdmctl lineage {evidence.challenger}` prints the decision, too."
+    parts = [f"**{decision(evidence)}**", markdown.table(("figures in bits/dim", ""), compared(evidence)), by]
     try:
         write_whole(copy, read_bounded(file))
+        parts.append(markdown.where("All of the evidence", copy))
     except OSError as error:  # the decision is made, and git has its evidence
         get_run_logger().warning("%s could not be written: %s", copy, error.strerror)
-    by = f"`vdmctl lineage {evidence.challenger}` prints the decision, too."
-    figures = markdown.table(("figures in bits/dim", ""), compared(evidence))
-    content = "\n\n".join([f"**{decision(evidence)}**", figures, by, markdown.where("All of the evidence", copy)])
+    content = "\n\n".join(parts)
     show("evidence", f"{evidence.decision} {markdown.quoted(evidence.challenger or '')}", content)
 
 

@@ -713,4 +713,5 @@ def test_a_decision_counts_even_if_the_copy_of_its_evidence_cannot_be_written(
     evidence = Evidence(decision="promote", reason="better", challenger="vdm@v1.1.0")
     releasing.artifacts.show_evidence(evidence, tmp_path / "evidence.json", tmp_path / "reports" / "run")
     shown.assert_called_once()
+    assert "evidence.json" not in shown.call_args.args[2]
     logger.warning.assert_called_once()
