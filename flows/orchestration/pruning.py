@@ -170,7 +170,7 @@ def old_models(root: Path, plan: Plan) -> Iterator[Path]:
     """Yield the fetched folders that are no output of a version that stays, and those that were not fetched whole."""
     folders = folders_in(root / layout.FETCHED)
     needed: set[str] = set()
-    for commit, version in plan.versions.items() if folders else ():  # each takes a fifth of a second
+    for commit, version in plan.versions.items() if folders else ():  # each starts git twice
         with suppress(UserError):  # a version without a readable dvc.lock cannot have been fetched
             needed |= set(read_lock(root, Tag(version.name, commit)).outputs.values())
     yesterday = time.time() - 24 * 3600
