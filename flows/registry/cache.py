@@ -62,12 +62,14 @@ def paths_locked(repo: Any) -> Iterator[None]:
 
 @contextmanager
 def held_back() -> Iterator[None]:
-    """Hold back the signals that stop a command until the block has ended."""
+    """Hold back the signals that stop a command until the block has ended, also with an error."""
     signals: list[int] = []
-    with on_stop(lambda number, frame: signals.append(number)):
-        yield
-    for number in signals[:1]:
-        signal.raise_signal(number)
+    try:
+        with on_stop(lambda number, frame: signals.append(number)):
+            yield
+    finally:
+        for number in signals[:1]:
+            signal.raise_signal(number)
 
 
 def superfluous(repos: list[Any], root: Path, plan: Plan) -> tuple[list[Path], int]:

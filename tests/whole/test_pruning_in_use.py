@@ -3,6 +3,7 @@
 import errno
 import os
 import shutil
+import signal
 import socket
 import sys
 from contextlib import ExitStack
@@ -15,6 +16,7 @@ import pytest
 import torch
 from conftest import TINY
 from dvc.fs import localfs
+from dvc.lock import LockError
 from dvc.repo import Repo
 from dvc.rwlock import rwlock
 from project import Project, cached, one_line
@@ -27,7 +29,7 @@ from flows.orchestration import pruning
 from flows.orchestration.pruning import Pruning, delete_runs, describe, prune_history, prune_states
 from flows.orchestration.server import Api, Refused
 from flows.process.locks import holder_of, lock_file
-from flows.registry.cache import BETWEEN_CHECKS, delete_files, needed, superfluous, used_in
+from flows.registry.cache import BETWEEN_CHECKS, delete_files, held_back, needed, superfluous, used_in
 from flows.registry.pruning import delete_refs, make_plan
 from flows.registry.storage import dvc_repository
 from flows.training.fitting import build
@@ -61,21 +63,34 @@ AT_RWLOCK = """
 import os, signal
 from dvc import rwlock
 from flows import cli
-write = rwlock.json.dump
+write, calls = rwlock.json.dump, []
 def interrupted(*arguments, **options):
-    os.kill(os.getpid(), signal.SIGTERM)
+    calls.append(arguments)
+    if len(calls) == CALL:
+        os.kill(os.getpid(), signal.SIGTERM)
     return write(*arguments, **options)
 rwlock.json.dump = interrupted
 cli.main()
 """
 
 
-def test_a_prune_that_is_stopped_leaves_no_half_of_dvcs_lock(tmp_path: Path) -> None:
+@pytest.mark.parametrize("call", [1, 2])  # the lock is taken, and released
+def test_a_prune_that_is_stopped_leaves_no_half_of_dvcs_lock(call: int, tmp_path: Path) -> None:
     project = Project(tmp_path / "project")
-    stopped = project.run(sys.executable, "-c", AT_RWLOCK, "prune")
+    stopped = project.run(sys.executable, "-c", AT_RWLOCK.replace("CALL", str(call)), "prune")
     assert (stopped.returncode, one_line(stopped)) == (75, "vdmctl: stopped; run again")
     again = project.new_vdmctl("prune")
     assert again.returncode == 0, again.stderr
+
+
+def test_a_signal_that_was_held_back_counts_although_dvc_failed() -> None:
+    @held_back()
+    def failing() -> None:
+        signal.raise_signal(signal.SIGINT)
+        raise LockError
+
+    with pytest.raises(KeyboardInterrupt):
+        failing()
 
 
 def test_a_clone_that_lacks_files_is_not_pruned(project: Project, tmp_path: Path) -> None:
