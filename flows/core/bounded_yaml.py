@@ -1,7 +1,6 @@
 """Read YAML as DVC does, from input that may be hostile: size, depth and aliases are limited while it is parsed."""
 
 from collections.abc import Mapping
-from contextlib import suppress
 from io import StringIO
 from typing import Any, Literal, NamedTuple, NoReturn
 
@@ -15,6 +14,7 @@ from ruamel.yaml.events import (
     Event,
     NodeEvent,
 )
+from ruamel.yaml.nodes import MappingNode, SequenceNode
 from ruamel.yaml.representer import RoundTripRepresenter
 
 from flows.core.errors import brief
@@ -141,7 +141,8 @@ def dump(document: Any) -> str:
 def parse(content: bytes | str) -> Any:
     """Parse YAML with the reader that DVC uses, into plain dicts, lists and scalars.
 
-    Raises ValueError as `bounded` does, and for other types, such as dates.
+    It reads YAML 1.2.  Readers of YAML 1.1 take 2e-4 for text.  Raises ValueError as `bounded` does, and for other
+    types, such as dates.
     """
     return plain(bounded(content, "safe"))
 
@@ -184,12 +185,18 @@ def key_of(key: Any) -> str:
 
 
 def line_of(content: bytes | str, location: tuple[Any, ...]) -> int:
-    """Return the line, counted from 1, of the deepest part of `location` that the YAML has."""
-    line = 1
-    with suppress(ValueError, AttributeError, KeyError, IndexError, TypeError):
-        document = load(content)
-        for part in location:
-            position = document.lc.item if isinstance(part, int) else document.lc.key
-            line = position(part)[0] + 1
-            document = document[part]
+    """Return the line, counted from 1, of the deepest part of `location` that the YAML has; `parse` must accept it."""
+    line, node = 1, YAML(typ="safe").compose(content)
+    for part in location:
+        match node:
+            case MappingNode():
+                parts = {key.value: (key, value) for key, value in node.value}
+            case SequenceNode():
+                parts = {index: (item, item) for index, item in enumerate(node.value)}
+            case _:
+                parts = {}
+        if part not in parts:
+            break
+        start, node = parts[part]
+        line = start.start_mark.line + 1
     return int(line)

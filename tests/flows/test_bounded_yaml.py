@@ -11,7 +11,7 @@ from dvc.utils.serialize import parse_yaml
 from project import ROOT
 from ruamel.yaml.events import Event
 
-from flows.core.bounded_yaml import MOST_NODES, Bounds, dump, load, parse
+from flows.core.bounded_yaml import MOST_NODES, Bounds, dump, line_of, load, parse
 from flows.core.errors import Exit, UserError
 from flows.core.params_file import parse_params, read_params
 from flows.orchestration.workspace import compose_params
@@ -88,6 +88,25 @@ def test_a_value_or_key_without_a_form_in_json_is_a_value_error(content: str, re
 @pytest.mark.parametrize("text", ["a: b\tc\n", "- 0x1f\n- 1_000\n- 0b11\n- 012\n- 1e3\n- +.INF\n- off\n"])
 def test_text_is_read_as_dvc_reads_it(text: str) -> None:
     assert repr(parse(text)) == repr(parse_yaml(text, "dvc.lock"))
+
+
+@pytest.mark.parametrize(
+    ("location", "line"),
+    [
+        (("train", "steps"), 3),
+        (("train", "rates", 1), 6),
+        (("other", "steps"), 3),
+        (("train", "missing", "part"), 1),
+        (("train", "steps", "part"), 3),
+        ((0,), 1),
+        ((), 1),
+    ],
+)
+def test_the_line_of_a_value_is_found_by_the_reader_that_parsed_it(location: tuple[Any, ...], line: int) -> None:
+    content = "train: &train\n  # a tab follows\n  steps:\t5\n  rates:\n  - 1\n  - 2\nother: *train\n"
+    assert parse(content)["train"]["steps"] == 5
+    assert line_of(content, location) == line
+    assert line_of(content.encode("utf-16"), location) == line
 
 
 def test_values_are_those_of_yaml_1_2() -> None:
