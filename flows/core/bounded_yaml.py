@@ -13,6 +13,7 @@ from ruamel.yaml.events import (
     DocumentStartEvent,
     Event,
     NodeEvent,
+    ScalarEvent,
 )
 from ruamel.yaml.nodes import MappingNode, SequenceNode
 from ruamel.yaml.representer import RoundTripRepresenter
@@ -20,6 +21,8 @@ from ruamel.yaml.representer import RoundTripRepresenter
 from flows.core.errors import brief
 
 MOST_BYTES, MOST_NODES, MOST_DEPTH = 2**18, 20_000, 32
+CHARACTERS = 64
+"""A text counts as one more node for each, since aliases can multiply it."""
 
 
 class Size(NamedTuple):
@@ -58,11 +61,12 @@ class Bounds:
                 self.depths[-1] = max(self.depths[-1], size.depth)
                 if anchor:
                     self.anchors[anchor] = size
-            case NodeEvent():
+            case ScalarEvent():
                 self.check(event)
+                size = Size(1 + len(event.value) // CHARACTERS, 0)
                 if event.anchor:
-                    self.anchors[event.anchor] = Size(1, 0)
-                self.add(event, Size(1, 0))
+                    self.anchors[event.anchor] = size
+                self.add(event, size)
 
     def check(self, event: NodeEvent) -> None:
         """Raise MarkedYAMLError for a tag, and for an anchor that the document already has."""
@@ -77,7 +81,7 @@ class Bounds:
         self.nodes += size.nodes
         self.depths[-1] = max(self.depths[-1], size.depth)
         if self.nodes > MOST_NODES:
-            refuse(event, f"more than {MOST_NODES:,} values")
+            refuse(event, f"more than {MOST_NODES:,} values, or as much text")
         if len(self.open) + size.depth > MOST_DEPTH:
             refuse(event, "nested too deeply")
 

@@ -21,6 +21,7 @@ BOMB = "a0: &a0 [x,x,x,x,x,x,x,x,x]\n" + "".join(
 )
 MERGED_BOMB = "a0: &a0 {k: 1}\n" + "".join(f"a{n}: &a{n} {{x: *a{n - 1}, y: *a{n - 1}}}\n" for n in range(1, 25))
 CHAIN = "a0: &a0 [x]\n" + "".join(f"a{n}: &a{n} [*a{n - 1}]\n" for n in range(1, 40))
+LONG_TEXTS = f"a: &a {'x' * 100_000}\nb: [{'*a, ' * 10_000}]"
 
 
 @pytest.mark.parametrize("read", [parse, load])
@@ -41,6 +42,7 @@ CHAIN = "a0: &a0 [x]\n" + "".join(f"a{n}: &a{n} [*a{n - 1}]\n" for n in range(1,
         ("a: &x {<<: *x}", r"the alias \*x has no complete anchor before it"),
         ("a: *x", r"the alias \*x has no complete anchor before it"),
         ("a: &x 1\nb: &x 2\nc: *x", "line 2: the anchor &x is defined twice"),
+        (LONG_TEXTS, "line 2: more than 20,000 values, or as much text"),
         ("a: !!python/object:os.system x", "line 1: tags such as .*python/object:os.system are not supported"),
         ("a: !include /etc/passwd", "tags such as !include are not supported"),
         ("a: !!set {b}", "tags such as"),
