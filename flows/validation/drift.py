@@ -119,8 +119,8 @@ def shifts(ours: Profile, theirs: Profile, allowed: float) -> list[Shift]:
     """Return the differences of all that both profiles have: statistics of images, levels' heights, and labels.
 
     The distance of a statistic is the mean distance of equal quantiles (Wasserstein) in its standard deviations.  A
-    distance up to `allowed` is not reported, whatever chance does, nor one of which 1% of the images make half.
-    Statistics of few images are not compared.
+    distance up to `allowed` is not reported, whatever chance does, nor one of which 1% of the images make half, if both
+    sides have such images.  Statistics of few images are not compared.
     """
     if not ours.mean or not theirs.mean:
         return []
@@ -130,9 +130,8 @@ def shifts(ours: Profile, theirs: Profile, allowed: float) -> list[Shift]:
         first = {"image mean": ours.mean, "image deviation": ours.deviation, **ours.statistics}
         second = {"image mean": theirs.mean, "image deviation": theirs.deviation, **theirs.statistics}
         for name in [name for name in first if name in second]:
-            distance, largest = apart(first[name], second[name])
-            # If about 1% of the images are far from the others, chance decides on which side a quantile lies.
-            found.append(Shift(name, distance, max(limit, 2 * largest)))
+            distance, part_by_chance = apart(first[name], second[name])
+            found.append(Shift(name, distance, max(limit, 2 * part_by_chance)))
     return found + shifts_of_levels(ours, theirs) + shifts_of_labels(ours.labels, theirs.labels) + link(ours, theirs)
 
 
@@ -170,16 +169,19 @@ def shares(histogram: list[int]) -> np.ndarray:
 
 
 def apart(first: list[float], second: list[float]) -> tuple[float, float]:
-    """Return the mean distance of equal quantiles without the extremes, and the largest share of one quantile in it.
+    """Return the mean distance of equal quantiles without the extremes, and the largest part of it by chance.
 
-    Both are in standard deviations.
+    If about 1% of the images on both sides are far from the others, chance decides which side of them a quantile takes.
+    It then lies between the neighbours of the other profile's quantile.  Both results are in standard deviations.
     """
     if len(first) != len(QUANTILES) or len(second) != len(QUANTILES):
         return 0.0, 0.0
-    inner = np.array([first, second])[:, 1:-1]
+    both = np.array([first, second])
+    inner, other = both[:, 1:-1], both[::-1]
     distances = np.abs(inner[0] - inner[1])
+    by_chance = ((other[:, :-2] <= inner) & (inner <= other[:, 2:])).all(axis=0)
     spread = max(np.sqrt(inner.var(axis=1).mean()), 1e-9)
-    return float(distances.mean() / spread), float(distances.max() / distances.size / spread)
+    return float(distances.mean() / spread), float((distances * by_chance).max() / distances.size / spread)
 
 
 def shifts_of_levels(ours: Profile, theirs: Profile) -> list[Shift]:
