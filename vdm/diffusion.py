@@ -4,6 +4,9 @@ q(z_t | x)   = N(alpha_t x, sigma_t^2 I)
 p(z_s | z_t) = q(z_s | z_t, x = x_hat(z_t))      x_hat = (z_t - sigma_t eps_hat) / alpha_t
 """
 
+from collections.abc import Iterable, Sequence
+
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -53,3 +56,15 @@ def reverse_step(
     mean = sigma(gamma_s) / sigma(gamma_t) * torch.exp(-eta * h) * z_t
     mean = mean - alpha(gamma_s) * torch.expm1(-(1 + eta) * h) * x_hat
     return mean + sigma(gamma_s) * (-torch.expm1(-2 * eta * h)).sqrt() * eps
+
+
+def image_generators(
+    seed: int, indices: Iterable[int], start: Sequence[int] = (0, 0, 0, 0)
+) -> list[np.random.Generator]:
+    """Return a counter-based generator (Philox) per image index, so that other images do not change an image's noise.
+
+    The counter begins at `start`: another one gives other noise.  Raises OverflowError unless 0 <= seed < 2^64.
+    """
+    # Numpy would make floats of a list of large and small integers, in which neighbouring seeds are equal.
+    keys = (np.array([seed, index], np.uint64) for index in indices)
+    return [np.random.Generator(np.random.Philox(key=key, counter=start)) for key in keys]

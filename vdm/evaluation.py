@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from vdm.choices import Precision, require_choice, require_counts
+from vdm.diffusion import image_generators
 from vdm.model import VDM, images_per_batch
 from vdm.vlb import bits_per_dim, grid_times
 
@@ -260,10 +261,8 @@ def stratified_times(seed: int, indices: range, times_per_image: int) -> np.ndar
 def image_noise(seed: int, indices: range, times_per_image: int, shape: tuple[int, int, int]) -> np.ndarray:
     """Return standard normal noise, one counter-based stream per image: (N * times_per_image, C, H, W) float32."""
     size = (times_per_image, *shape)
-    # A list of large and small integers would become one of floats, in which neighbouring seeds are equal.
-    keys = (np.array([seed, index], np.uint64) for index in indices)
-    streams = (np.random.Generator(np.random.Philox(key=key)) for key in keys)
-    return np.concatenate([stream.standard_normal(size, dtype=np.float32) for stream in streams])
+    generators = image_generators(seed, indices)
+    return np.concatenate([generator.standard_normal(size, dtype=np.float32) for generator in generators])
 
 
 def stratified_variance(draws: np.ndarray) -> np.ndarray:

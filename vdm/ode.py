@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from vdm.choices import Dequantisation, require_choice, require_counts
+from vdm.diffusion import image_generators
 from vdm.discretization import pixels_to_x
 from vdm.model import VDM, gradient_bytes, images_per_batch
 from vdm.schedule import alpha, sigma
@@ -110,10 +111,9 @@ def dequantisation_draws(
 
     Both are float64.  The draws of an image share its probes.
     """
-    keys = (np.array([seed, index], np.uint64) for index in indices)
-    streams = [np.random.Generator(np.random.Philox(key=key)) for key in keys]
-    draws = np.concatenate([1 - stream.random((num_draws, *shape)) for stream in streams])
-    signs = [stream.integers(0, 2, (num_probes, 1, *shape)) for stream in streams]
+    generators = image_generators(seed, indices)
+    draws = np.concatenate([1 - generator.random((num_draws, *shape)) for generator in generators])
+    signs = [generator.integers(0, 2, (num_probes, 1, *shape)) for generator in generators]
     probes = np.repeat(2.0 * np.concatenate(signs, axis=1) - 1, num_draws, axis=1)
     return draws.clip(max=1 - 1e-12), probes
 

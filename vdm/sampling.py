@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from vdm.choices import Grid, Precision, require_choice, require_counts
-from vdm.diffusion import denoise, forward_step, reverse_step
+from vdm.diffusion import denoise, forward_step, image_generators, reverse_step
 from vdm.discretization import nearest_pixels, pixels_to_x
 from vdm.model import VDM
 from vdm.schedule import LinearSchedule
@@ -174,9 +174,7 @@ def predict(model: VDM, z_t: Tensor, gamma_t: Tensor, solver: Solver) -> Tensor:
 
 def image_noise(model: VDM, indices: Iterable[int], seed: int) -> Iterator[Tensor]:
     """Yield standard normal noise (N,C,H,W) without end, from one counter-based stream per image index."""
-    keys = (np.array([seed, index], np.uint64) for index in indices)
-    streams = [np.random.Philox(key=key, counter=SAMPLING_STREAM) for key in keys]
-    generators = [np.random.Generator(stream) for stream in streams]
+    generators = image_generators(seed, indices, SAMPLING_STREAM)
     like = next(model.parameters())
     while True:
         noise = np.empty((len(generators), *model.image_shape), dtype=np.float32)

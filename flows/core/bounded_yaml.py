@@ -21,8 +21,8 @@ from ruamel.yaml.representer import RoundTripRepresenter
 from flows.core.errors import brief
 
 MOST_BYTES, MOST_NODES, MOST_DEPTH = 2**18, 20_000, 32
-CHARACTERS = 64
-"""A text counts as one more node for each, since aliases can multiply it."""
+CHARACTERS_PER_NODE = 64
+"""A long text counts as several nodes, since aliases can multiply it."""
 
 
 class Size(NamedTuple):
@@ -63,7 +63,7 @@ class Bounds:
                     self.anchors[anchor] = size
             case ScalarEvent():
                 self.check(event)
-                size = Size(1 + len(event.value) // CHARACTERS, 0)
+                size = Size(1 + len(event.value) // CHARACTERS_PER_NODE, 0)
                 if event.anchor:
                     self.anchors[event.anchor] = size
                 self.add(event, size)

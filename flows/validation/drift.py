@@ -119,8 +119,8 @@ def shifts(ours: Profile, theirs: Profile, allowed: float) -> list[Shift]:
     """Return the differences of all that both profiles have: statistics of images, levels' heights, and labels.
 
     The distance of a statistic is the mean distance of equal quantiles (Wasserstein) in its standard deviations.  A
-    distance up to `allowed` is not reported, whatever chance does, nor one of which 1% of the images make half, if both
-    sides have such images.  Statistics of few images are not compared.
+    distance up to `allowed` is not reported, whatever chance does.  Nor is one of which 1% of the images make half, if
+    both sides have such images.  Statistics of few images are not compared.
     """
     if not ours.mean or not theirs.mean:
         return []

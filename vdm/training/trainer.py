@@ -97,6 +97,8 @@ class Trainer:
 
         A validation ends without a result as soon as `stop` returns true, which it must do in all processes at once.
         The next call, also after `load_state`, repeats the validation before any other step.
+
+        Every step seeds torch's global random numbers, from which dropout draws.
         """
         if not self.unvalidated:
             self.update()
