@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import pytest
@@ -271,25 +272,13 @@ def test_the_figure_of_an_untrained_model_is_that_of_its_closed_form(
 
 
 @pytest.mark.slow
-def test_an_evaluation_without_gradients_takes_those_that_it_needs(
+def test_the_gradients_and_the_precision_of_the_caller_do_not_reach_the_network(
     tiny_model: Callable[..., VDM], digits: np.ndarray
 ) -> None:
     settings = {"seed": 0, "num_draws": 1, "num_probes": 1, "batch_size": 4, "dequantisation": "uniform"}
     model = tiny_model(fourier_exponents=[])
     expected = evaluate_ode(model, digits[:2], solve=dopri5(1e-2), **settings)  # type: ignore[arg-type]
-    for mode in (torch.no_grad, torch.inference_mode):
+    for mode in (torch.no_grad, torch.inference_mode, partial(torch.autocast, "cpu", torch.bfloat16)):
         with mode():
             found = evaluate_ode(model, digits[:2], solve=dopri5(1e-2), **settings)  # type: ignore[arg-type]
         np.testing.assert_array_equal(found, expected)
-
-
-@pytest.mark.slow
-def test_the_precision_of_the_caller_does_not_reach_the_network(
-    tiny_model: Callable[..., VDM], digits: np.ndarray
-) -> None:
-    settings = {"seed": 0, "num_draws": 1, "num_probes": 1, "batch_size": 4, "dequantisation": "uniform"}
-    model = tiny_model(fourier_exponents=[])
-    expected = evaluate_ode(model, digits[:2], solve=dopri5(1e-1), **settings)  # type: ignore[arg-type]
-    with torch.autocast("cpu", torch.bfloat16):
-        found = evaluate_ode(model, digits[:2], solve=dopri5(1e-1), **settings)  # type: ignore[arg-type]
-    np.testing.assert_array_equal(found, expected)
