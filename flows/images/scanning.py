@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from flows.core.errors import Exit, UserError
 from flows.core.escaping import visible
+from flows.core.folders import contains
 
 ENDINGS = (".jpeg", ".jpg", ".npy", ".png", ".tif", ".tiff", ".webp")
 
@@ -90,7 +91,7 @@ def scan(root: Path) -> Scan:
                         found.hidden.append(name)
                     continue
                 nothing = False
-                if entry.is_symlink() and leads_out(root / name, root):
+                if entry.is_symlink() and not contains(root, root / name):
                     found.outside.append(name)
                 elif entry.is_dir(follow_symlinks=False):
                     pending.append(f"{name}/")
@@ -104,14 +105,6 @@ def scan(root: Path) -> Scan:
 def is_image(name: str) -> bool:
     """Whether a name has the suffix of an image."""
     return name.lower().endswith(ENDINGS)
-
-
-def leads_out(link: Path, root: Path) -> bool:
-    """Whether a link leads out of a folder.  A circular link does not."""
-    try:
-        return not link.resolve().is_relative_to(root.resolve())
-    except (OSError, RuntimeError):
-        return False
 
 
 def listed(names: list[str]) -> str:
