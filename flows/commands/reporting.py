@@ -201,7 +201,7 @@ def of_folder(folder: Path) -> Results:
 def options_of(metrics: Path) -> str:
     """Return the options with which `vdmctl evaluate` gives these figures again.
 
-    SET stands for images that are not those in the workspace.  Raises UserError (exit 5), ImageSetError.
+    SET stands for images that are not those in the workspace.  Raises UserError (exit 5).
     """
     given = read(BoundMetrics, metrics)
     steps = given.num_timesteps or "continuous"

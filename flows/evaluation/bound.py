@@ -131,7 +131,7 @@ def load_fitting(
 ) -> tuple[VDM, np.ndarray]:
     """Load the model, and `num_images` images of the split, evenly spread, or all for None.
 
-    Raises CheckpointError, ImageSetError, UserError if model and images do not fit each other (exit 2), and what
+    Raises CheckpointError, UserError if model and images do not fit each other (exit 2), and what
     `require_valid` raises.
     """
     vdm, image_set = load_model(model, device), load_images(images)

@@ -12,35 +12,49 @@ import math
 import warnings
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple, get_args
+from typing import Annotated, Any, BinaryIO, NamedTuple, get_args
 
 import numpy as np
+from pydantic import Field
 
+from flows.core.documents import Document, read
 from flows.core.errors import Exit, UserError, brief
-from flows.core.files import file_sha256, open_regular, parse_json, read_bounded, writing
+from flows.core.files import file_sha256, open_regular, writing
 from flows.core.memory import available
 from vdm.choices import MOST_LEVELS, Split
 
 SPLITS = get_args(Split)
 DESCRIPTION = "dataset.json"
 MOST_CHUNK_BYTES = 2**25
-REQUIRED = {"name", "num_levels", "image_shape", "num_train", "num_test"}
-COUNTS = ("num_train", "num_validation", "num_test", "published_train", "published_validation", "published_test")
-TEXTS = ("name", "title", "homepage", "licence", "formats", "split", "transforms")
-MOST_DESCRIPTION_BYTES = 2**20
 # The quality of samples cannot be estimated with fewer samples and test images.
 FEWEST_COMPARED = 10
 # Memory of a pass over an array: float32 copies of one image, and the facts that are kept of every image.
 COPIES, BYTES_PER_IMAGE = 16, 300
 # A path has at most 4096 bytes, and JSON may write each as six characters.
 LONGEST_LINE = 2**15
+Size = Annotated[int, Field(ge=0, le=2**32)]
+Text = Annotated[str, Field(max_length=10_000)]
 
 
-class ImageSetError(UserError):
-    """A file of the image set is missing or damaged (exit 5)."""
+class Description(Document):
+    """The content of `dataset.json`."""
 
-    def __init__(self, message: str, code: Exit = Exit.MISSING) -> None:
-        super().__init__(message, code)
+    name: Text
+    num_levels: Annotated[int, Field(ge=2, le=MOST_LEVELS)]
+    image_shape: Annotated[list[Annotated[Size, Field(ge=1)]], Field(min_length=3, max_length=3)]
+    """[C, H, W]."""
+    num_train: Size
+    num_validation: Size = 0
+    num_test: Size
+    published_train: Size = 0
+    published_validation: Size = 0
+    published_test: Size = 0
+    title: Text = ""
+    homepage: Text = ""
+    licence: Text = ""
+    formats: Text = ""
+    split: Text = ""
+    transforms: Text = ""
 
 
 class ImageSet(NamedTuple):
@@ -118,7 +132,7 @@ def write_header(file: BinaryIO, shape: tuple[int, ...], dtype: np.dtype[Any]) -
 
 
 def load_images(folder: Path) -> ImageSet:
-    """Return the image set in `folder`.  Raises ImageSetError."""
+    """Return the image set in `folder`.  Raises UserError (exit 5)."""
     description = read_description(folder / DESCRIPTION)
     arrays = {split: load_array(folder / f"{split}.npy") for split in present(description)}
     return ImageSet(description, **{"validation": arrays["train"][:0]} | arrays)
@@ -130,39 +144,12 @@ def present(description: Mapping[str, Any]) -> list[str]:
 
 
 def read_description(path: Path) -> dict[str, Any]:
-    """Return the content of a `dataset.json`.  Raises ImageSetError for missing keys and wrong types."""
-    try:
-        description = parse_json(read_bounded(path, MOST_DESCRIPTION_BYTES))
-    except FileNotFoundError as error:
-        raise ImageSetError(f"{path}: no such file; `vdmctl download` writes the images to data/images") from error
-    except (OSError, ValueError) as error:
-        raise ImageSetError(f"{path}: damaged: {getattr(error, 'strerror', None) or error}") from error
-    if not isinstance(description, dict) or not description.keys() >= REQUIRED:
-        raise ImageSetError(f"{path}: must be an object with {', '.join(sorted(REQUIRED))}")
-    shape, num_levels = description["image_shape"], description["num_levels"]
-    if not isinstance(shape, list) or len(shape) != 3 or not all(is_count(size) and size > 0 for size in shape):
-        raise ImageSetError(f"{path}: image_shape must be [C, H, W], integers from 1")
-    if not is_count(num_levels) or not 2 <= num_levels <= MOST_LEVELS:
-        raise ImageSetError(f"{path}: num_levels must be an integer from 2 to {MOST_LEVELS}")
-    for keys, holds, kind in ((COUNTS, is_count, "an integer from 0 to 2^32"), (TEXTS, is_text, "text")):
-        for key in keys:
-            if key in description and not holds(description[key]):
-                raise ImageSetError(f"{path}: {key} must be {kind}")
-    return description
-
-
-def is_count(value: Any) -> bool:
-    """Whether a value is an integer from 0 to 2^32."""
-    return type(value) is int and 0 <= value <= 2**32
-
-
-def is_text(value: Any) -> bool:
-    """Whether a value is a string of at most 10,000 characters."""
-    return isinstance(value, str) and len(value) <= 10_000
+    """Return the content of a `dataset.json`.  Raises UserError (exit 5) for missing keys and wrong types."""
+    return read(Description, path, "`vdmctl download` writes the images to data/images").model_dump(exclude_unset=True)
 
 
 def load_array(path: Path) -> np.ndarray:
-    """Return the array of numbers at `path`, mapped into memory.  Raises ImageSetError."""
+    """Return the array of numbers at `path`, mapped into memory.  Raises UserError (exit 5)."""
     try:
         open_regular(path).close()  # numpy would wait for the writer of a pipe
         with warnings.catch_warnings():
@@ -173,13 +160,15 @@ def load_array(path: Path) -> np.ndarray:
             raise ValueError("more bytes than its header says")
     except Exception as error:  # numpy evaluates the header as a literal, which fails in many ways
         if isinstance(error, OSError) and error.errno == errno.ENOMEM:
-            raise ImageSetError(f"{path}: larger than this machine can map into memory") from error
-        raise ImageSetError(f"{path}: missing or damaged: {brief(error)}") from error
+            raise UserError(f"{path}: larger than this machine can map into memory", Exit.MISSING) from error
+        raise UserError(f"{path}: missing or damaged: {brief(error)}", Exit.MISSING) from error
     shape, dtype = array.shape, array.dtype
     if not shape or dtype.kind not in "buif":
-        raise ImageSetError(f"{path}: holds {dtype} of {len(shape)} dimensions, not images")
+        raise UserError(f"{path}: holds {dtype} of {len(shape)} dimensions, not images", Exit.MISSING)
     if COPIES * dtype.itemsize * math.prod(shape[1:]) + BYTES_PER_IMAGE * shape[0] > available():
-        raise ImageSetError(f"{path}: {shape[0]:,} images of shape {shape[1:]} take more memory than is available")
+        raise UserError(
+            f"{path}: {shape[0]:,} images of shape {shape[1:]} take more memory than is available", Exit.MISSING
+        )
     return array
 
 
@@ -225,13 +214,13 @@ def fitting(most: int, row_bytes: int) -> int:
 
 
 def load_labels(folder: Path, split: str) -> np.ndarray | None:
-    """Return the labels of a split (N,), or None if the set has none.  Raises ImageSetError."""
+    """Return the labels of a split (N,), or None if the set has none.  Raises UserError (exit 5)."""
     path = folder / f"{split}_labels.npy"
     if not path.exists():
         return None
     labels = load_array(path)
     if labels.ndim != 1 or labels.dtype.kind not in "ui":
-        raise ImageSetError(f"{path}: holds {labels.dtype} of {labels.ndim} dimensions, not labels")
+        raise UserError(f"{path}: holds {labels.dtype} of {labels.ndim} dimensions, not labels", Exit.MISSING)
     return labels
 
 
@@ -241,7 +230,10 @@ def files_of(folder: Path, split: str) -> Path:
 
 
 def read_file_names(folder: Path, split: str, images: Collection[int]) -> dict[int, str]:
-    """Return the files of some images of a split by number, {} if it was not made of files.  Raises ImageSetError."""
+    """Return the files of some images of a split by number, {} for a set that was not made of files.
+
+    Raises UserError (exit 5).
+    """
     path = files_of(folder, split)
     names: dict[int, str] = {}
     if not images or not path.exists():
@@ -255,7 +247,7 @@ def read_file_names(folder: Path, split: str, images: Collection[int]) -> dict[i
                 if number in images:
                     names[number] = file_name(line)
     except (OSError, ValueError, RecursionError) as error:
-        raise ImageSetError(f"{path}: missing or damaged: {error}") from error
+        raise UserError(f"{path}: missing or damaged: {error}", Exit.MISSING) from error
     return names
 
 
@@ -268,7 +260,10 @@ def file_name(line: bytes) -> str:
 
 
 def data_sha256(folder: Path) -> str:
-    """Return a digest of what likelihoods depend on: arrays, number of levels, transforms.  Raises ImageSetError."""
+    """Return a digest of what likelihoods depend on: arrays, number of levels, transforms.
+
+    Raises UserError (exit 5).
+    """
     image_set = load_images(folder)
     digest = hashlib.sha256(f"num_levels={image_set.num_levels}\n".encode())
     if image_set.transforms != "none":

@@ -64,7 +64,7 @@ def measure(
     """Return the metrics of samples (N,C,H,W), and a table of the nearest training image of each measured one.
 
     The table has the nearest pairs first.  The files must have passed `require_fitting`.  Raises CheckpointError and
-    ImageSetError for damaged files.
+    UserError (exit 5) for damaged files.
     """
     network, config, digest = load_features(features, find_device(quality.device))
     image_set = load_images(images)
@@ -95,7 +95,7 @@ def require_fitting(sample: "Sample", quality: "Quality", *, model: Path, featur
     """Raise UserError (exit 2) unless the model fits the images, and the features were trained on them.
 
     Also raises UserError: exit 2 for a missing device, too few images or too little memory to compare them, 4 for
-    invalid images.  Raises CheckpointError and ImageSetError for damaged files, and what `require_inception` raises.
+    invalid images, 5 for damaged files.  Raises CheckpointError, and what `require_inception` raises.
     """
     described, image_set = read_description(model)["model"], load_images(images)
     if (tuple(described["image_shape"]), described["num_levels"]) != (image_set.image_shape, image_set.num_levels):

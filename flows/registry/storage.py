@@ -25,7 +25,7 @@ from flows.core import layout
 from flows.core.documents import Document, Md5, RelativePath, read, require_apart
 from flows.core.errors import Exit, NetworkError, UserError, brief
 from flows.core.files import file_sha256, naming, open_regular, parse_json, read_bounded, scratch_folder
-from flows.images.store import ImageSetError, data_sha256
+from flows.images.store import data_sha256
 from flows.registry.lock_file import model_path, read_lock
 from flows.registry.versions import Version
 
@@ -87,11 +87,11 @@ def fetch_images(root: Path, version: Version) -> Path:
     Raises UserError (exit 5).
     """
     expected = stated(version, "data_sha256")
-    with suppress(ImageSetError):
+    with suppress(UserError):
         if data_sha256(root / layout.IMAGES) == expected:
             return root / layout.IMAGES
     folder = fetch_folder(root, version, str(layout.IMAGES))
-    with suppress(ImageSetError):
+    with suppress(UserError):
         if data_sha256(folder) == expected:
             return folder
     raise UserError(f"{folder} is damaged; delete it to fetch it again", Exit.MISSING)

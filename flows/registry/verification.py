@@ -129,7 +129,7 @@ def fault(content: bytes | None, digest: str) -> str:
 def sha256_of(path: str, stored: list[Stored], key: str) -> str:
     """Return the sha256 of a model, which must load, of images, or of the images that a validation report is about.
 
-    Raises CheckpointError, ImageSetError, OSError, and UserError (exit 5), also for a file in place of a folder.
+    Raises CheckpointError, OSError, and UserError (exit 5), also for a file in place of a folder.
     """
     is_file = [file.place for file in stored] == [""]
     if is_file != (path == VALIDATION):

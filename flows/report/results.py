@@ -13,7 +13,7 @@ from pydantic import Field
 from flows.core.documents import read
 from flows.core.errors import Exit, UserError
 from flows.evaluation.results import BoundMetrics, SampleMetrics
-from flows.images.store import COUNTS, REQUIRED, TEXTS, ImageSet, data_sha256, load_array, load_images
+from flows.images.store import Description, ImageSet, data_sha256, load_array, load_images
 from flows.report.tables import Columns, integers, read_table
 from flows.validation.report import Alike, Result, Validation
 
@@ -181,5 +181,5 @@ def read_neighbours(path: Path, samples: np.ndarray | None, images: ImageSet | N
 
 def description(images: ImageSet | None) -> dict[str, Any]:
     """Return the set's description, sorted, without the keys that the pipeline does not know."""
-    known = sorted({*REQUIRED, *COUNTS, *TEXTS})
+    known = sorted(Description.model_fields)
     return {key: images.description[key] for key in known if key in images.description} if images else {}

@@ -9,7 +9,7 @@ import numpy as np
 from flows.core.device import find_device
 from flows.core.errors import Exit, UserError
 from flows.core.memory import require
-from flows.images.store import ImageSet, ImageSetError, data_sha256, load_images, load_labels
+from flows.images.store import ImageSet, data_sha256, load_images, load_labels
 from flows.quality.features import Task, accuracy, fit, gradient_bytes, save_features
 from flows.validation.report import require_validated
 
@@ -23,7 +23,7 @@ def features(settings: "Features", *, images: Path, validation: Path, out: Path)
     """Write the classifier, fitted to the training images, with its accuracy on the test images.
 
     Raises UserError for labels that the set does not have or too little memory (exit 2), if `validation` does not say
-    that `images` are valid (4), or is missing (5); ImageSetError for unreadable images; OSError that names the file.
+    that `images` are valid (4), or if it or `images` cannot be read (5); OSError that names the file.
     """
     require_validated(images, validation, needs_validation_images=False)
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -49,8 +49,8 @@ def features(settings: "Features", *, images: Path, validation: Path, out: Path)
 def classes(images: Path, image_set: ImageSet, task: str) -> tuple[Task, np.ndarray | None, np.ndarray | None]:
     """Return the task and the classes of training and test images, numbered from 0; None for their symmetries.
 
-    Raises UserError (exit 2) for the task `labels` without labels of two classes, ImageSetError for labels that do not
-    fit the images.
+    Raises UserError (exit 2) for the task `labels` without labels of two classes, and (exit 5) for labels that do
+    not fit the images.
     """
     if task == "symmetries":
         return "symmetries", None, None
@@ -60,6 +60,6 @@ def classes(images: Path, image_set: ImageSet, task: str) -> tuple[Task, np.ndar
             return "symmetries", None, None
         raise UserError(f"{images} has no labels of two classes; set features.task to auto or symmetries", Exit.USAGE)
     if (len(train), len(test)) != (len(image_set.train), len(image_set.test)):
-        raise ImageSetError(f"{images}: the number of labels is not that of the images")
+        raise UserError(f"{images}: the number of labels is not that of the images", Exit.MISSING)
     _, numbers = np.unique(np.concatenate([train, test]), return_inverse=True)
     return "labels", numbers[: len(train)], numbers[len(train) :]

@@ -21,7 +21,7 @@ from flows.core.errors import Exit, UserError
 from flows.core.escaping import markdown
 from flows.core.files import open_regular, read_bounded, write_whole, writing
 from flows.core.folders import writing_folder
-from flows.images.store import COUNTS, TEXTS, ImageSet, data_sha256, load_images
+from flows.images.store import Description, ImageSet, data_sha256, load_images
 from flows.process.ending import finish
 
 if TYPE_CHECKING:
@@ -70,9 +70,9 @@ def register(
 ) -> None:
     """Write the folder `out`, all or nothing: the model in `trained` and its model card, `README.md`.
 
-    Raises CheckpointError when the model does not load, ImageSetError when the images are missing, UserError when the
-    model was trained with other inputs (exit 2) or the training log is missing or damaged (exit 5), and OSError that
-    names a file that cannot be written.
+    Raises CheckpointError when the model does not load, UserError when the model was trained with other inputs (exit 2)
+    or when the images or the training log are missing or damaged (exit 5), and OSError that names a file that cannot be
+    written.
     """
     vdm = load_model(trained)
     image_set = load_images(images)
@@ -84,7 +84,7 @@ def register(
     description = image_set.description
     parameters = {"data": data.model_dump(), "model": model.model_dump(), "train": train.model_dump()}
     card = CARD.format(
-        **{key: markdown(description.get(key, "not stated")) for key in ("num_levels", *COUNTS, *TEXTS)},
+        **{key: markdown(description.get(key, "not stated")) for key in Description.model_fields},
         shape="x".join(map(str, vdm.image_shape)),
         num_parameters=sum(p.numel() for p in vdm.parameters()),
         data_sha256=data_sha256(images),

@@ -37,7 +37,7 @@ def sample(
     neighbours.png  the nearest pairs, each sample above its training image
     metrics.json    the quality of the samples, see `flows.evaluation.results.SampleMetrics`
 
-    Raises CheckpointError, ImageSetError, UserError (exit 2, 4 or 5), and OSError that names the file.
+    Raises CheckpointError, UserError (exit 2, 4 or 5), and OSError that names the file.
     """
     out.mkdir(parents=True, exist_ok=True)  # an unwritable folder is reported before sampling
     require_fitting(settings, quality, model=model, features=features, images=images)

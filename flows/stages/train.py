@@ -29,9 +29,9 @@ def train(
     `num_devices` processes train together.  If torchrun started this process, torchrun's processes train together
     instead.
 
-    Raises UserError if `validation` is missing (exit 5) or does not say that `images` are valid (4), a device is
-    missing (2) or busy (6), memory is too small (2), a file cannot be written or processes end too often (1), or the
-    run was asked to stop (75); ImageSetError for unreadable images; TrainingDiverged.
+    Raises UserError if `validation` or `images` are missing or damaged (exit 5), `validation` does not say that
+    `images` are valid (4), a device is missing (2) or busy (6), memory is too small (2), a file cannot be written or
+    processes end too often (1), or the run was asked to stop (75); TrainingDiverged.
     """
     needed = settings.validate_every_steps is not None or settings.images == "train_and_validation"
     require_validated(images, validation, needs_validation_images=needed)

@@ -75,7 +75,7 @@ def quantiles(values: np.ndarray) -> list[float]:
 def read_reference(path: Path) -> Profile:
     """Return the profile of a reference: a validation.json, a folder with one, or an image set (its training images).
 
-    Raises UserError (exit 5), and ImageSetError for a damaged set.
+    Raises UserError (exit 5).
     """
     if (path / DESCRIPTION).exists():
         image_set = load_images(path)

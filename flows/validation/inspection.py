@@ -46,7 +46,7 @@ def inspect_images(contract: "Contract", *, images: Path, reference: Path | None
     """Check the image set in the folder `images`.
 
     `reference` is a validation.json or an image set from which the pixels should not have drifted.  Raises
-    ImageSetError for unreadable images, UserError (exit 5) for an unreadable reference.
+    UserError (exit 5) for unreadable images, and for an unreadable reference.
     """
     image_set = load_images(images)
     expected = read_reference(reference) if reference else None

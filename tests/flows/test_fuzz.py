@@ -45,7 +45,6 @@ from flows.evaluation.results import Metrics
 from flows.images import picture_files, publishers
 from flows.images.reading import BadImageError
 from flows.images.store import (
-    ImageSetError,
     data_sha256,
     load_images,
     load_labels,
@@ -345,23 +344,23 @@ READERS = {
     "dataset.json": Reader(
         lambda: [written(image_set, "dataset.json")],
         lambda content, path: read_set(image_set(path, dataset__json=content)),
-        (ImageSetError,),
+        (UserError,),
         True,
     ),
     "train.npy": Reader(
         lambda: [array((6, 1, 8, 8)), array((6, 1, 8, 8), "int64"), array((6, 64), "float32")],
         lambda content, path: read_set(image_set(path, train__npy=content)),
-        (ImageSetError,),
+        (UserError,),
     ),
     "train_labels.npy": Reader(
         lambda: [array((6,), "int64")],
         lambda content, path: load_labels(image_set(path, train_labels__npy=content), "train"),
-        (ImageSetError,),
+        (UserError,),
     ),
     "train_files.txt": Reader(
         lambda: [b'"a.png"\n"b\\u00fc/c.png"\n"d.png"\n' * 3],
         lambda content, path: read_file_names(image_set(path, train_files__txt=content), "train", {0, 2, 5}),
-        (ImageSetError,),
+        (UserError,),
     ),
     "config.json": Reader(
         lambda: [model_file("config.json")],

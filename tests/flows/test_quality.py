@@ -28,7 +28,7 @@ from flows.core import memory
 from flows.core.checkpoint import model_sha256
 from flows.core.errors import CheckpointError, Exit, UserError
 from flows.evaluation.results import SampleMetrics
-from flows.images.store import ImageSet, ImageSetError, data_sha256, load_images
+from flows.images.store import ImageSet, data_sha256, load_images
 from flows.quality import distances, features, inception, measuring
 from flows.stages.features import features as train_features
 from flows.stages.sample import tables_and_pictures
@@ -134,7 +134,7 @@ def test_labels_of_other_images_are_refused(small: Small, tmp_path: Path) -> Non
     paths = {"images": Path("data/images"), "validation": Path("reports/validation/validation.json")}
     for split, number in (("train", 60), ("test", 39)):
         np.save(paths["images"] / f"{split}_labels.npy", np.arange(number) % 2)
-    with pytest.raises(ImageSetError, match="the number of labels is not that of the images"):
+    with pytest.raises(UserError, match="the number of labels is not that of the images"):
         train_features(settings(steps=1), **paths, out=tmp_path / "features")
 
 

@@ -20,7 +20,7 @@ from project import ROOT
 from benchmarks import corruptions as change
 from flows.core.errors import Exit, UserError
 from flows.core.params_file import read_params
-from flows.images.store import ImageSetError, data_sha256, load_images, save_images
+from flows.images.store import data_sha256, load_images, save_images
 from flows.stages.download import download
 from flows.stages.validate import validate
 from flows.validation.contract import detail_expectations, histogram_expectations, split_expectations
@@ -237,7 +237,7 @@ def test_a_split_of_gray_images_in_a_set_of_colour_is_no_error(digits: np.ndarra
 )
 def test_a_damaged_file_is_named(damage: Callable[[Path], object], image_set: Path) -> None:
     damage(image_set)
-    with pytest.raises(ImageSetError, match=r"no such file|damaged|must be|not images"):
+    with pytest.raises(UserError, match=r"no such file|damaged|must be|not images"):
         run(image_set)
 
 

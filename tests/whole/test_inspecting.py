@@ -72,7 +72,7 @@ def test_transforms_of_the_parameters_apply(folder: Path) -> None:
         (["validate", "pictures", "--out", "pictures/report"], 2, "--out pictures/report lies in pictures, whose"),
         (["validate", "pictures", "--out", "set"], 2, "--out set lies in the image set "),
         (["validate", "pictures", "--out", "set/report"], 2, "--out set/report lies in the image set "),
-        (["validate"], 5, "data/images/dataset.json: no such file"),
+        (["validate"], 5, "data/images/dataset.json: No such file"),
     ],
 )
 def test_bad_arguments(arguments: list[str], code: int, message: str, folder: Path) -> None:
