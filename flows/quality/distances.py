@@ -90,9 +90,8 @@ def probability_nearer(first: np.ndarray, second: np.ndarray) -> float:
     For distances to the nearest training image it is the statistic of Meehan et al. 2020, arXiv 2004.05675.
     """
     ordered = np.sort(second)
-    above = len(second) - np.searchsorted(ordered, first, side="right")
-    equal = np.searchsorted(ordered, first, side="right") - np.searchsorted(ordered, first, side="left")
-    return float((above + equal / 2).mean() / len(second))
+    below = (np.searchsorted(ordered, first, side="left") + np.searchsorted(ordered, first, side="right")) / 2
+    return float((len(second) - below).mean() / len(second))
 
 
 def with_error(measure: Callable[[np.ndarray], float], size: int, resamples: int, seed: int) -> Estimate:

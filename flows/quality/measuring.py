@@ -48,16 +48,6 @@ class Pictures(NamedTuple):
     training: np.ndarray
 
 
-class Neighbours(NamedTuple):
-    """The nearest training image of each image, and its distance, (N,) each.
-
-    The distance is the root of the mean squared difference of pixels, which are scaled to [-1, 1].
-    """
-
-    image: np.ndarray
-    distance: np.ndarray
-
-
 def measure(
     sample: "Sample", quality: "Quality", drawn: np.ndarray, *, model: Path, features: Path, images: Path
 ) -> tuple[SampleMetrics, pd.DataFrame]:
@@ -188,19 +178,23 @@ def inception_figures(
 
 def memorisation(pictures: Pictures, image_set: ImageSet, quality: "Quality") -> tuple[Estimate, pd.DataFrame]:
     """Return the probability that a sample is nearer to the training images than a held-out image, and the pairs."""
-    near, held_out = (nearest(part, image_set) for part in pictures[:2])
+    image, distance = nearest(pictures.samples, image_set)
+    _, of_held_out = nearest(pictures.held_out, image_set)
     probability = with_error(
-        lambda chosen: probability_nearer(near.distance[chosen], held_out.distance[chosen]),
-        len(near.distance),
+        lambda chosen: probability_nearer(distance[chosen], of_held_out[chosen]),
+        len(distance),
         quality.resamples,
         quality.seed,
     )
-    table = pd.DataFrame({"sample": range(len(near.image)), "train_image": near.image, "distance": near.distance})
+    table = pd.DataFrame({"sample": range(len(image)), "train_image": image, "distance": distance})
     return probability, table.sort_values(["distance", "sample"])
 
 
-def nearest(images: np.ndarray, image_set: ImageSet) -> Neighbours:
-    """Return the nearest training image of every image (N,C,H,W)."""
+def nearest(images: np.ndarray, image_set: ImageSet) -> tuple[np.ndarray, np.ndarray]:
+    """Return the nearest training image of every image (N,C,H,W), and its distance, (N,) each.
+
+    The distance is the root of the mean squared difference of pixels, which are scaled to [-1, 1].
+    """
     rows = scaled(images, image_set.num_levels)
     best = np.full(len(rows), np.inf)
     index = np.zeros(len(rows), int)
@@ -212,7 +206,7 @@ def nearest(images: np.ndarray, image_set: ImageSet) -> Neighbours:
         best[closer] = least[closer]
     # From the differences themselves: a product of rows would not give exactly 0 for equal images.
     difference = rows - scaled(image_set.train[index], image_set.num_levels)
-    return Neighbours(index, np.sqrt(np.square(difference).mean(1)))
+    return index, np.sqrt(np.square(difference).mean(1))
 
 
 def scaled(images: np.ndarray, num_levels: int) -> np.ndarray:

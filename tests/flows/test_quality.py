@@ -383,9 +383,9 @@ def test_the_nearest_training_image_is_found_in_every_chunk(
     image_set = ImageSet({"num_levels": 17}, digits[:60], digits[:0], digits[60:100])
     images = np.array(digits[[3, 30, 59]])
     images[:, 0, 0, 0] ^= 1
-    found = measuring.nearest(images, image_set)
-    assert found.image.tolist() == [3, 30, 59]
-    assert found.distance == pytest.approx(np.full(3, 2 / 16 / 8))
+    nearest, distance = measuring.nearest(images, image_set)
+    assert nearest.tolist() == [3, 30, 59]
+    assert distance == pytest.approx(np.full(3, 2 / 16 / 8))
 
 
 def test_fid_and_kid_are_distances_from_the_training_images(monkeypatch: pytest.MonkeyPatch) -> None:
