@@ -18,7 +18,7 @@ from flows.compression.words import Stack, write_blocks
 from flows.core.errors import Exit, UserError
 from flows.core.files import save
 from flows.core.memory import require
-from flows.images.store import fitting
+from flows.images.store import fitting, rows
 from flows.process.progress import bar
 from vdm.evaluation import image_terms, memory_needed, standard_error
 from vdm.model import VDM
@@ -52,12 +52,12 @@ def mean_bound(vdm: VDM, images: Images, num_timesteps: int) -> tuple[float, flo
     batch_size = max(BOUND_TIMES, min(BOUND_BATCH, MOST_BOUND_BYTES // network["network_bytes"]))
     bounds = []
     size = fitting(BOUND_BATCH // BOUND_TIMES, 8 * BOUND_TIMES * vdm.num_dims)
-    for first in bar("evaluating")(range(0, images.number, size)):
-        rows = images.rows(first, min(first + size, images.number))
+    for first in bar("evaluating")(range(0, len(images.array), size)):
+        part = rows(images.array, first, min(first + size, len(images.array)))
         terms = image_terms(
             vdm,
-            rows,
-            range(len(rows)),
+            part,
+            range(len(part)),
             times_per_image=BOUND_TIMES,
             num_timesteps=num_timesteps,
             batch_size=batch_size,
@@ -73,7 +73,7 @@ def header_of(images: Images, vdm: VDM, num_timesteps: int, batch_size: int) -> 
     return Header(
         image_shape=list(vdm.image_shape),
         num_levels=vdm.num_levels,
-        num_images=images.number,
+        num_images=len(images.array),
         num_words=3,
         num_timesteps=num_timesteps,
         batch_size=batch_size,
@@ -115,9 +115,9 @@ def write_file(
 def encode(images: Images, stack: Stack, coding: Coding, tick: Callable[[int], object]) -> float:
     """Encode images on a stack, from the last to the first, and return `Written.code_bpd`."""
     coder, header, plain_bits = Rans(stack.take, state=1), coding.header, math.nan
-    for group in groups(images.number, coding.num_dims, header.batch_size, decoding=False):
+    for group in groups(len(images.array), coding.num_dims, header.batch_size, decoding=False):
         first = group[-1].start
-        part = images.rows(first, group[0].stop)
+        part = rows(images.array, first, group[0].stop)
         for batch in group:
             coding.encode(coder, batch, part[batch.start - first : batch.stop - first], tick)
             if not coding.codec(batch):
@@ -126,5 +126,5 @@ def encode(images: Images, stack: Stack, coding: Coding, tick: Callable[[int], o
         stack.spill(coder.words)
     added = stack.bits + coder.bits - plain_bits
     stack.put(coder.flushed())
-    modelled = images.number - most_plain(header.num_levels)
+    modelled = len(images.array) - most_plain(header.num_levels)
     return added / modelled / coding.num_dims if modelled > 0 else math.nan

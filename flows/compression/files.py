@@ -20,6 +20,7 @@ from flows.core.errors import Exit, UserError
 from flows.core.files import open_regular, scratch_folder, writing
 from flows.core.folders import contains, has_only, place_of_folder, remove, writing_folder
 from flows.evaluation.results import Figure
+from flows.images.store import rows
 from flows.process.ending import finish
 from flows.process.progress import bar
 from vdm.choices import Split
@@ -90,14 +91,14 @@ def compress(
         if verify:
             require_same(Path(file.name), images, out, model=model, device=device)
         finish()
-    pixel_bytes = images.number * vdm.num_dims
+    pixel_bytes = len(images.array) * vdm.num_dims
     return Compressed(
         out=str(out),
         **header.model_dump(include=set(Compressed.model_fields)),
         pixel_bytes=pixel_bytes,
         net_bpd=8 * written.file_bytes / pixel_bytes,
         **written._asdict(),
-        plain_images=min(most_plain(vdm.num_levels), images.number),
+        plain_images=min(most_plain(vdm.num_levels), len(images.array)),
         bound_bpd=bound,
         bound_bpd_standard_error=error,
         verified=verify,
@@ -134,7 +135,7 @@ def require_same(file: Path, images: Images, out: Path, *, model: Path, device: 
         with bar("verifying")(range(decoder.header.num_evaluations)) as shown:
             for part in decoder.images(shown.update):
                 first = decoder.num_decoded - len(part)
-                if not np.array_equal(part, images.rows(first, decoder.num_decoded)):
+                if not np.array_equal(part, rows(images.array, first, decoder.num_decoded)):
                     decoder.reason = f"images {first} to {decoder.num_decoded - 1} differ"
                     break
     if decoder.reason:

@@ -15,7 +15,7 @@ from flows.core.files import naming
 from flows.evaluation.bound import kind, require_valid
 from flows.images.folder import agree, batched, look_at_all, pixels
 from flows.images.scanning import find_images
-from flows.images.store import DESCRIPTION, chunks, load_array, load_images, rows, write_array
+from flows.images.store import DESCRIPTION, chunks, load_array, load_images, write_array
 from vdm.choices import Split
 from vdm.model import VDM
 
@@ -33,15 +33,6 @@ class Images(NamedTuple):
     pictures: bool
     files: Sequence[str] = ()
     """The file of each image; empty for an image set."""
-
-    @property
-    def number(self) -> int:
-        """N, the number of images."""
-        return len(self.array)
-
-    def rows(self, first: int, last: int) -> np.ndarray:
-        """Return images `first` to `last` - 1; pages of the array that are read do not stay in memory."""
-        return rows(self.array, first, last)
 
 
 def open_images(path: Path, split: Split | None, scratch: Path, vdm: VDM, model: Path) -> Images:
