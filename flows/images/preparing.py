@@ -84,19 +84,17 @@ def read(data: "Data", source: Path | None, downloads: Path, scratch: Path) -> t
         case "image_folder":
             assert source  # checked with the parameters
             splits, origin = read_folder(source, data)
-        case name:
-            splits, origin = published(data, name, source, downloads, scratch)
+        case _:
+            splits, origin = published(data, source, downloads, scratch)
     return transformed(data, splits, origin)
 
 
-def published(
-    data: "Data", name: str, source: Path | None, downloads: Path, scratch: Path
-) -> tuple[Splits, dict[str, Any]]:
+def published(data: "Data", source: Path | None, downloads: Path, scratch: Path) -> tuple[Splits, dict[str, Any]]:
     """Return the splits of a published set, and what `dataset.json` says of them."""
     from flows.images.catalogue import PUBLISHED, PublishedSet  # torchvision: 2 s, which other sources do not need
 
-    entry = PUBLISHED[name]
-    validation = held_out(name, entry.num_train, data.validation_fraction, data.split_seed, "data.validation_fraction")
+    entry, share = PUBLISHED[data.name], data.validation_fraction
+    validation = held_out(data.name, entry.num_train, share, data.split_seed, "data.validation_fraction")
     if isinstance(entry, PublishedSet):
         splits = read_published(entry, source, downloads, scratch, validation=validation)
     else:
