@@ -19,7 +19,7 @@ from pydantic import Field
 
 from flows.core.documents import Document, read
 from flows.core.errors import Exit, UserError, brief
-from flows.core.files import file_sha256, open_regular, writing
+from flows.core.files import file_sha256, open_regular, parse_json, writing
 from flows.core.memory import available
 from vdm.choices import MOST_LEVELS, Split
 
@@ -245,18 +245,12 @@ def read_file_names(folder: Path, split: str, images: Collection[int]) -> dict[i
                 if not line.endswith(b"\n"):
                     raise ValueError(f"line {number + 1} is too long or cut short")
                 if number in images:
-                    names[number] = file_name(line)
-    except (OSError, ValueError, RecursionError) as error:
+                    names[number] = parse_json(line)
+                    if not isinstance(names[number], str):
+                        raise ValueError(f"line {number + 1} is not a name")
+    except (OSError, ValueError) as error:
         raise UserError(f"{path}: missing or damaged: {error}", Exit.MISSING) from error
     return names
-
-
-def file_name(line: bytes) -> str:
-    """Return the name in a line, and escape what UTF-8 cannot encode.  Raises ValueError and RecursionError."""
-    name = json.loads(line)
-    if not isinstance(name, str):
-        raise ValueError("a line is not a name")
-    return name.encode(errors="backslashreplace").decode()
 
 
 def data_sha256(folder: Path) -> str:

@@ -215,17 +215,12 @@ def with_header(header: str, numbers: bytes) -> bytes:
 
 @pytest.mark.parametrize(
     "content",
-    [b"", b'"a"\n', b"[]\n" * 12, b"null\n" * 12, b"\xff\n" * 12, b"[" * 50_000, b'"' + b"x" * 100_000 + b'"\n', b"\n"],
+    [b"", b'"a"\n', b"[]\n" * 12, b'"\\udcff"\n', b"\xff\n" * 12, b"[" * 50_000, b'"' + b"x" * 100_000 + b'"\n', b"\n"],
 )
 def test_hostile_names_of_files_are_refused(content: bytes, image_set: Path) -> None:
     (image_set / "train_files.txt").write_bytes(content)
     with pytest.raises(UserError, match=r"train_files\.txt: missing or damaged: "):
         use(image_set)
-
-
-def test_a_name_that_is_not_utf_8_is_shown_escaped(image_set: Path) -> None:
-    (image_set / "train_files.txt").write_text('"a\\udcff.png"\n' * 12)
-    assert with_files([{"split": "train", "image": 3}], image_set)[0]["file"] == "a\\udcff.png"
 
 
 def test_labels_of_a_wrong_shape_or_type_are_refused(image_set: Path) -> None:
