@@ -106,18 +106,15 @@ def histogram_expectations(image_set: ImageSet) -> list[Any]:
 
 def never(column: str, exceptions: float, text: str, severity: str = "critical") -> Any:
     """Expect the flag in `column` to be false for all rows but a share of `exceptions`."""
-    from great_expectations.expectations import ExpectColumnValuesToBeInSet
-
     # 1e-9 absorbs rounding: one row of seventy passes if the share is 1/70.
-    mostly = max(0.0, 1 - exceptions - 1e-9)
-    return expect(ExpectColumnValuesToBeInSet, text, severity, column=column, value_set=[False], mostly=mostly)
+    return among(column, [False], text, severity, mostly=max(0.0, 1 - exceptions - 1e-9))
 
 
-def among(column: str, values: list[Any], text: str) -> Any:
-    """Expect the values in `column` to be among `values`."""
+def among(column: str, values: list[Any], text: str, severity: str = "critical", **options: float) -> Any:
+    """Expect the values in `column` to be among `values`, or with the option `mostly` that share of them."""
     from great_expectations.expectations import ExpectColumnValuesToBeInSet
 
-    return expect(ExpectColumnValuesToBeInSet, text, column=column, value_set=values)
+    return expect(ExpectColumnValuesToBeInSet, text, severity, column=column, value_set=values, **options)
 
 
 def between(column: str, text: str, severity: str = "critical", **limits: float) -> Any:
