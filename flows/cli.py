@@ -12,8 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn
 
-from flows.core.errors import Exit, NetworkError, UserError
-from flows.core.escaping import visible
+from flows.core.errors import Exit, NetworkError, UserError, of_file
 from flows.process.ending import STOP, STOPPED, fail, finish, stop_at_once
 from flows.process.environment import settle
 from flows.process.inputs import unchanged_inputs
@@ -67,9 +66,7 @@ def run(arguments: list[str]) -> int:
         return fail(str(error), error.code, network=isinstance(error, NetworkError))
     except OSError as error:
         note = "; nothing else failed" if error.filename == "standard output" else ""  # results are printed last
-        # An error that does not come from the system is not about a file.
-        place = f"{visible(error.filename or 'a file')}: " if error.strerror else ""
-        return fail(f"{place}{error.strerror or error}{note}", Exit.MISSING)
+        return fail(f"{of_file(error)}{note}", Exit.MISSING)
     except TrainingDiverged as error:
         return fail(str(error), Exit.USAGE)
     except RuntimeError as error:

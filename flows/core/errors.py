@@ -54,6 +54,13 @@ def brief(error: object) -> str:
     return text if len(text) <= 200 else f"{text[:200]}..."
 
 
+def of_file(error: OSError) -> str:
+    """Return the file that an error is about, and what is wrong with it."""
+    # An error that does not come from the system is not about a file.
+    place = f"{visible(error.filename or 'a file')}: " if error.strerror else ""
+    return f"{place}{error.strerror or error}"
+
+
 @contextmanager
 def logged_errors(name: str) -> Iterator[list[BaseException]]:
     """Collect the exceptions that a library logs instead of raising them.  Nothing that it logs is shown."""

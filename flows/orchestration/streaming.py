@@ -19,7 +19,7 @@ from prefect import State, get_run_logger
 from prefect.exceptions import TerminationSignal
 
 from flows.core import layout
-from flows.core.errors import Exit, NetworkError, UserError, brief
+from flows.core.errors import Exit, NetworkError, UserError, brief, of_file
 from flows.core.escaping import visible
 from flows.core.files import parse_json, read_bounded
 from flows.orchestration.status import devices
@@ -40,9 +40,7 @@ def as_user_error(error: UserError | OSError | DvcException) -> UserError:
     if isinstance(error, shutil.Error) and isinstance(error.args[0], list):  # several files could not be copied
         _, _, reason = error.args[0][0]
         return UserError(str(reason), Exit.MISSING)
-    if isinstance(error, OSError) and error.filename and error.strerror:
-        return UserError(f"{error.filename}: {error.strerror}", Exit.MISSING)
-    return UserError(brief(error), Exit.MISSING)
+    return UserError(of_file(error) if isinstance(error, OSError) else brief(error), Exit.MISSING)
 
 
 def leave_out_tracebacks() -> None:

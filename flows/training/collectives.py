@@ -14,7 +14,7 @@ import torch
 from torch import distributed
 from torch.distributed import FileStore  # type: ignore[attr-defined]
 
-from flows.core.errors import Exit, UserError
+from flows.core.errors import Exit, UserError, of_file
 from vdm.training.processes import gather
 
 Value = TypeVar("Value")
@@ -88,8 +88,7 @@ def agreement() -> Iterator[None]:
             raise
         error = caught
         if isinstance(caught, OSError):
-            place = f"{caught.filename or 'a file'}: " if caught.strerror else ""
-            error = UserError(f"{place}{caught.strerror or caught}", Exit.MISSING)
+            error = UserError(of_file(caught), Exit.MISSING)
     if distributed.is_initialized():
         for met in gather(error):
             if met:
