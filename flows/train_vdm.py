@@ -240,7 +240,7 @@ def check_champion(root: Path, folder: Path) -> None:
     """Verify the champion, with which the new model will be compared.  Raises UserError (exit 5)."""
     try:
         if champion := registry.champion(root):
-            stream(["flows.cli", "verify", champion.name], folder, stdout=folder / layout.VERIFIED)
+            stream(["flows.cli", "verify", champion.name], folder, stdout=Path(os.devnull))
     except UserError as error:
         again = "`git checkout TAG && make repro` makes its files again, given the same images"
         advice = f"{again}; `vdmctl rollback` takes an earlier champion, or says how to go on without one"
