@@ -59,8 +59,8 @@ def promote(version: str, folder: Path, kept: Path) -> Evidence:
         stream(["flows.cli", "promote", version, "--json"], folder, stdout=file)
     except UserError as error:
         if error.code is not Exit.NOT_PROMOTED:
-            problem = f"{version} is registered, but neither promoted nor refused"
-            raise type(error)(f"{problem}: {error}; the next run tries again", error.code) from error
+            problem = f"{version} is registered, but `vdmctl promote` failed"
+            raise type(error)(f"{problem}: {error}; the next run completes this", error.code) from error
     evidence = read(Evidence, file)
     artifacts.show_evidence(evidence, file, kept)
     get_run_logger().info("%s: %s; the evidence: `vdmctl lineage %s`", evidence.decision, evidence.reason, version)
