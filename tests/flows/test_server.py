@@ -15,6 +15,7 @@ from unittest.mock import Mock
 import pytest
 from prefect import __version__
 from prefect.settings import PREFECT_API_URL, Settings, temporary_settings
+from project import ROOT
 from servers import GIVEN, OWN, TEAM, answering, saying
 
 from flows import cli
@@ -266,3 +267,13 @@ def test_names_of_flows_are_text_on_the_terminal(monkeypatch: pytest.MonkeyPatch
         full_name("train-vdm", "http://127.0.0.1:4200/api")
     assert "\x1b" not in str(raised.value)
     assert "\\u001b[31mred/train-vdm" in str(raised.value)
+
+
+def test_a_temporary_server_in_the_folder_is_closed_to_pages_of_other_origins(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`python -m flows.train_vdm` starts one if no server is set.  By Prefect's defaults any web page could use it."""
+    monkeypatch.chdir(ROOT)
+    for name in ("PREFECT_SERVER_CSRF_PROTECTION_ENABLED", "PREFECT_SERVER_CORS_ALLOWED_ORIGINS"):
+        monkeypatch.delenv(name, raising=False)
+    settings = Settings().server.api
+    assert settings.csrf_protection_enabled
+    assert "*" not in settings.cors_allowed_origins
