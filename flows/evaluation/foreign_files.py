@@ -31,6 +31,7 @@ DAMAGE = (
 FEWEST_BYTES, COPIES = 2, 4
 MSGPACK_LIMITS = {"max_str_len": 2**16, "max_array_len": 2**12, "max_map_len": 2**16}
 DEEPEST = 16
+LARGEST_TUPLE = 1000
 NAMING = {"GLOBAL", "INST", "STACK_GLOBAL", "EXT1", "EXT2", "EXT4"}
 TENSORS = re.compile(r"collections OrderedDict|torch (\w+Storage|Size)|torch\._utils _rebuild_(tensor_v2|parameter)")
 
@@ -89,15 +90,41 @@ def require_stored(content: BinaryIO) -> None:
         if damaged := archive.testzip():
             raise ValueError(f"{damaged} has a wrong checksum")
         for member in members:
-            if member.filename.endswith(".pkl"):
+            # torch ignores the case of names, and other names that zipfile may find in a field of their own.
+            if member.orig_filename.lower().endswith(".pkl"):
                 require_tensors(archive.read(member))
 
 
 def require_tensors(pickled: bytes) -> None:
-    """Raise ValueError when a pickle names more than dense tensors and their containers, without unpickling it."""
+    """Raise ValueError when a pickle has more than dense tensors and their containers, without unpickling it."""
     for opcode, argument, _ in pickletools.genops(pickled):
         if opcode.name in NAMING and not TENSORS.fullmatch(str(argument)):
             raise ValueError(f"it holds more than weights: {opcode.name} {str(argument)[:60]}")
+    require_small_tuples(pickled)
+
+
+def require_small_tuples(pickled: bytes) -> None:
+    """Raise ValueError for a tuple of more than LARGEST_TUPLE values, with those of the tuples in it.
+
+    A tuple may hold another one many times, and be the key of a dict: then its hash takes forever, and cannot be
+    interrupted.  The hash of a tuple that is nested too deeply ends the process.
+    """
+    sizes: list[int] = []  # of the values on the unpickler's stack; 0 is a mark
+    kept: dict[Any, int] = {}
+    for opcode, argument, _ in pickletools.genops(pickled):
+        if "PUT" in opcode.name:
+            kept[argument] = sizes[-1]
+            continue
+        size = 1
+        for kind in reversed(opcode.stack_before):
+            while kind is not pickletools.markobject and (taken := sizes.pop()):
+                size += taken
+                if kind is not pickletools.stackslice:
+                    break
+        if size > LARGEST_TUPLE and "TUPLE" in opcode.name:
+            raise ValueError(f"it holds a tuple of more than {LARGEST_TUPLE:,} values")
+        made = kept[argument] if "GET" in opcode.name else size if "TUPLE" in opcode.name else 1
+        sizes += [0 if kind is pickletools.markobject else made for kind in opcode.stack_after]
 
 
 def flax_array(code: int, data: bytes) -> np.ndarray:

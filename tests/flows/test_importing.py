@@ -426,6 +426,32 @@ def test_a_bomb_for_torch_gives_an_error_of_one_line(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("name", "key", "message"),
+    [
+        ("data.PKL", b"c__builtin__\nbytearray\nJ\xff\xff\xff\x7f\x85R", "it holds more than weights: GLOBAL"),
+        ("data.pkl", b"K\x01" + b"q\x00h\x00\x86" * 60, "a tuple of more than 1,000 values"),
+        ("data.pkl", b"K\x01" + b"\x85" * 10**6, "a tuple of more than 1,000 values"),
+    ],
+    ids=["a name whose case torch ignores", "a key whose hash takes 2^60 steps", "a key whose hash ends the process"],
+)
+def test_a_hostile_pickle_is_refused_before_torch_reads_it(
+    name: str,
+    key: bytes,
+    message: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch, "load", Mock(side_effect=AssertionError))
+    shutil.copyfile(ORACLES / "addtt_learned" / "config.yaml", tmp_path / "config.yaml")
+    with zipfile.ZipFile(tmp_path / "model.pt", "w") as file:
+        file.writestr(f"archive/{name}", b"\x80\x02}(" + key + b"K\x02u.")
+    command = ["import-checkpoint", str(tmp_path / "model.pt"), "--format", "addtt", "--out", str(tmp_path / "out")]
+    assert run(command) == 5
+    assert message in capsys.readouterr().err
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "settings",
