@@ -30,7 +30,7 @@ DAMAGE = (
 # A checkpoint holds numbers of 2 to 8 bytes.  Memory holds the file, the weights as float32, and the model.
 FEWEST_BYTES, COPIES = 2, 4
 MSGPACK_LIMITS = {"max_str_len": 2**16, "max_array_len": 2**12, "max_map_len": 2**16}
-DEEPEST = 16
+DEEPEST, LONGEST_PATH = 16, 256
 LARGEST_TUPLE = 1000
 NAMING = {"GLOBAL", "INST", "STACK_GLOBAL", "EXT1", "EXT2", "EXT4"}
 TENSORS = re.compile(r"collections OrderedDict|torch (\w+Storage|Size)|torch\._utils _rebuild_(tensor_v2|parameter)")
@@ -138,12 +138,18 @@ def flax_array(code: int, data: bytes) -> np.ndarray:
 
 
 def flatten(tree: Mapping[str, Any], path: str = "", depth: int = 0) -> dict[str, np.ndarray]:
-    """Return the leaves of nested mappings by path, such as "a/b".  Raises ValueError beyond DEEPEST levels."""
+    """Return the leaves of nested mappings by path, such as "a/b".
+
+    Raises ValueError beyond DEEPEST levels, and for a path of more than LONGEST_PATH characters, since every leaf below
+    it repeats them.
+    """
     if depth > DEEPEST:
         raise ValueError("nested too deeply")
     leaves: dict[str, np.ndarray] = {}
     for name, node in tree.items():
         inner = f"{path}{name}"
+        if len(inner) > LONGEST_PATH:
+            raise ValueError(f"a name of {len(inner):,} characters")
         if isinstance(node, Mapping):
             leaves |= flatten(node, f"{inner}/", depth + 1)
         else:

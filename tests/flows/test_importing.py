@@ -368,6 +368,13 @@ def test_a_checkpoint_may_not_be_nested_deeply() -> None:
         flatten(nested(40))
 
 
+@pytest.mark.parametrize("tree", [{"a" * 300: {"b": 1}}, {"a" * 150: {"a" * 150: 1}}, {"a" * 300: 1}])
+def test_the_names_of_a_checkpoint_may_not_be_long(tree: dict[str, object]) -> None:
+    """Every leaf repeats the names above it: a file of a megabyte would take many gigabytes."""
+    with pytest.raises(ValueError, match=r"a name of 3[0-9]{2} characters"):
+        flatten(tree)
+
+
 BOMBS: dict[str, bytes] = {
     "deep": flax(nested(200)),
     "deeper": b"\x81\xa1a" * 100_000,
