@@ -22,8 +22,8 @@ from flows.core.memory import available
 Weights = dict[str, Tensor]
 
 DAMAGE = (
-    *(ArithmeticError, AttributeError, EOFError, LookupError, MemoryError, RuntimeError, TypeError, ValueError),
-    *(pickle.PickleError, zipfile.BadZipFile, zlib.error),
+    *(ArithmeticError, AssertionError, AttributeError, EOFError, LookupError, MemoryError, RuntimeError, TypeError),
+    *(ValueError, pickle.PickleError, zipfile.BadZipFile, zlib.error),
 )
 """The exceptions that readers raise on damaged files."""
 

@@ -459,6 +459,18 @@ def test_a_hostile_pickle_is_refused_before_torch_reads_it(
     assert message in capsys.readouterr().err
 
 
+def test_a_pickle_that_fails_an_assertion_of_torch_gives_an_error_of_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copyfile(ORACLES / "addtt_learned" / "config.yaml", tmp_path / "config.yaml")
+    with zipfile.ZipFile(tmp_path / "model.pt", "w") as file:
+        for name, content in {"data.pkl": b"\x80\x02K\x01Q.", "version": b"3\n"}.items():
+            file.writestr(f"archive/{name}", content)
+    command = ["import-checkpoint", str(tmp_path / "model.pt"), "--format", "addtt", "--out", str(tmp_path / "out")]
+    assert run(command) == 5
+    assert "AssertionError: saved_id must be a tuple" in capsys.readouterr().err
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "settings",
