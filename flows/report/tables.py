@@ -1,6 +1,8 @@
 """Read results in CSV files: a header, then rows of numbers."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from io import BytesIO, TextIOWrapper
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -23,21 +25,24 @@ def read_table(path: Path, names: Collection[str]) -> Columns:
     Raises UserError (exit 5) that names the file and what is wrong.
     """
     try:
-        return parsed(read_bounded(path, MOST_BYTES).decode().splitlines(), names)
+        return parsed(TextIOWrapper(BytesIO(read_bounded(path, MOST_BYTES)), "utf-8"), names)
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}", Exit.MISSING) from error
     except ValueError as error:
         raise UserError(f"{path}: damaged: {brief(error)}", Exit.MISSING) from error
 
 
-def parsed(lines: list[str], names: Collection[str]) -> Columns:
-    """Return the columns of a table in CSV.  Raises ValueError that says what is wrong."""
-    if len(lines) < 2:
+def parsed(lines: Iterator[str], names: Collection[str]) -> Columns:
+    """Return the columns of a table in CSV.  Raises ValueError that says what is wrong.
+
+    The lines are read one by one: a list of short ones would take twenty times as much memory as the file.
+    """
+    header = next(lines, "").rstrip("\n").split(",")
+    if not (first := next(lines, "")):
         raise ValueError("no rows")
-    header = lines[0].split(",")
     if missing := [name for name in names if name not in header]:
         raise ValueError(f"no column {missing[0]}")
-    numbers = np.loadtxt(lines[1:], delimiter=",", comments=None, ndmin=2)
+    numbers = np.loadtxt(chain([first], lines), delimiter=",", comments=None, ndmin=2)
     if numbers.shape[1] != len(header):
         raise ValueError(f"{numbers.shape[1]} columns under {len(header)} names")
     numbers[~(np.abs(numbers) <= LARGEST)] = np.nan

@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 import subprocess
+import tracemalloc
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ from flows.report.comparison import comparison
 from flows.report.page import Page, extremes, grids, lineage, page
 from flows.report.quality import sampler
 from flows.report.results import Files, disagreements, origin_here, read_results
+from flows.report.tables import read_table
 from flows.stages.report import report
 
 HOSTILE = "<script>alert(1)</script>\"'><img src=http://a/b onerror=alert(2)> {{ 7 * 7 }} $x^$ ]]> \x1b[2J\u202e\ud800"
@@ -493,3 +495,15 @@ def test_real_images_beside_the_samples_are_of_all_of_a_sorted_split(files: File
 
 def test_a_picture_has_all_shades_of_its_levels() -> None:
     assert pictures.shades(np.array([[[0, 8, 16]]]), 17).tolist() == [[[shade] * 3 for shade in (0, 128, 255)]]
+
+
+def test_a_table_of_short_rows_takes_little_memory(tmp_path: Path) -> None:
+    """Lines of a few bytes would take twenty times as much memory as the file if all were kept."""
+    table = tmp_path / "table.csv"
+    table.write_text("image,bpd\n" + "0,0\n" * 2**18)
+    tracemalloc.start()
+    found = read_table(table, ("image", "bpd"))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert len(found["bpd"]) == 2**18
+    assert peak < 14 * table.stat().st_size
