@@ -190,8 +190,14 @@ def make_champion(root: Path, version: Version, message: str) -> str:
 
 
 def create_tag(root: Path, name: str, commit: str, message: str) -> None:
-    """Tag a commit as GTO does.  Raises UserError: exit 2 without a git identity, 5 if git fails."""
+    """Tag a commit as GTO does.
+
+    Raises UserError: exit 2 without a git identity or for a name with a number that is too large, 5 if git fails.
+    """
     require_identity(root)
+    if not numbers_of(name) and not CHAMPION_TAG.fullmatch(name):
+        before = "the tag before it has the highest number; delete that tag here and on the remotes"
+        raise UserError(f"{name}: more than 9 digits would be ignored; {before}", Exit.USAGE)
     git(root, "tag", "--annotate", "--cleanup=verbatim", "--file=-", name, commit, stdin=[message.strip()])
 
 

@@ -391,3 +391,17 @@ def test_a_lock_that_contradicts_itself_or_is_incomplete_does_not_verify(forge: 
     lock = forge.lock()
     path = lock["stages"]["all"]["outs"].pop()["path"]
     assert problems(forge.version("v1.2.0", lock=lock)) == {path: "dvc.lock does not list it"}
+
+
+def test_after_the_highest_number_no_tag_is_made_that_would_be_ignored(forge: Forge) -> None:
+    """Such a tag would look like a promotion, and leave the old champion."""
+    root, git = forge.project.folder, forge.project.git
+    version = resolve(root, "v1.0.0")
+    git("tag", "--annotate", "--message=x", "vdm#champion#999999999", version.commit)
+    with pytest.raises(UserError, match=r"vdm#champion#1000000000: more than 9 digits would be ignored; .* delete"):
+        make_champion(root, version, "By hand")
+    git("tag", "--annotate", "--message=x", "vdm@v1.999999999.0", version.commit)
+    git("commit", "--quiet", "--allow-empty", "--message=Next")
+    with pytest.raises(UserError, match=r"vdm@v1.1000000000.0: more than 9 digits would be ignored"):
+        add_version(root, "HEAD", "Next")
+    assert not git("tag", "--list", "*1000000000*")
