@@ -68,7 +68,8 @@ def remote_refs(root: Path) -> dict[str, Target]:
     listed = ask(root, "ls-remote", REMOTE, seconds=LIST_SECONDS).decode(errors="replace")
     for digest, name in (line.split("\t", 1) for line in listed.split("\n") if line):
         ref = name.removesuffix("^{}")
-        found[ref] = Target(digest if name == ref else found[ref].digest, digest)
+        # A server that is not git's may list only the second.
+        found[ref] = Target(digest if name == ref else found.get(ref, Target(digest, digest)).digest, digest)
     return found
 
 

@@ -23,6 +23,7 @@ from flows.registry.lock_file import model_path, read_lock
 from flows.registry.promotion import challenge
 from flows.registry.pruning import make_plan, published
 from flows.registry.publishing import fetch_versions, publish
+from flows.registry.remote import remote_refs
 from flows.registry.storage import fetch, stated
 from flows.registry.verification import verify
 from flows.registry.versions import Version, add_version, is_decided, make_champion, record_refusal, resolve, versions
@@ -405,3 +406,12 @@ def test_after_the_highest_number_no_tag_is_made_that_would_be_ignored(forge: Fo
     with pytest.raises(UserError, match=r"vdm@v1.1000000000.0: more than 9 digits would be ignored"):
         add_version(root, "HEAD", "Next")
     assert not git("tag", "--list", "*1000000000*")
+
+
+def test_a_remote_that_lists_the_commit_of_a_tag_without_the_tag_breaks_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """git prints what a server of an old protocol sends."""
+    listed = f"{'a' * 40}\trefs/tags/vdm@v9.0.0^{{}}\n".encode()
+    monkeypatch.setattr("flows.registry.remote.ask", lambda *_, **__: listed)
+    assert remote_refs(tmp_path) == {"refs/tags/vdm@v9.0.0": ("a" * 40, "a" * 40)}
