@@ -111,6 +111,13 @@ def test_the_error_for_a_size_that_does_not_fit_says_what_to_lower(
     assert len(shown) < 500
 
 
+def images_of(preset: Path, data: str) -> tuple[list[int], int]:
+    """Return the shape and the number of levels of the images of a preset."""
+    assert data in SHAPES, f"benchmarks/speed.py: SHAPES lacks {data}, the data set of {preset.name}"
+    *shape, num_levels = SHAPES[data]
+    return shape, num_levels
+
+
 @pytest.mark.parametrize("preset", PRESETS, ids=lambda path: path.stem)
 def test_every_preset_trains_with_80_gib_and_does_the_rest_with_24(
     preset: Path, monkeypatch: pytest.MonkeyPatch
@@ -118,7 +125,7 @@ def test_every_preset_trains_with_80_gib_and_does_the_rest_with_24(
     """The system takes part of the memory.  On a card compiling saves what ImageNet 64x64 does not find here."""
     monkeypatch.setattr(memory, "available", lambda: 76 * GIB)
     params = read_params(preset)
-    *shape, num_levels = SHAPES[params.data.name]
+    shape, num_levels = images_of(preset, params.data.name)
     pixels = np.broadcast_to(np.uint8(0), (1_281_167, *shape))
     described = {"num_levels": num_levels, "image_shape": shape}
     image_set = ImageSet(described, pixels, pixels[:0], pixels)
@@ -334,7 +341,7 @@ def test_fewer_devices_are_advised_only_where_they_share_memory(monkeypatch: pyt
 @pytest.mark.parametrize("preset", PRESETS, ids=lambda path: path.stem)
 def test_a_preset_states_the_number_of_its_parameters(preset: Path) -> None:
     params = read_params(preset)
-    *shape, num_levels = SHAPES[params.data.name]
+    shape, num_levels = images_of(preset, params.data.name)
     count = count_parameters(image_shape=shape, num_levels=num_levels, **params.model.model_dump())
     for stated in re.findall(r"([\d.]+) million\s+(?:#\s+)?parameters", preset.read_text()):
         assert stated == f"{count / 1e6:.1f}"
