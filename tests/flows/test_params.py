@@ -145,7 +145,8 @@ def test_the_option_device_names_one_device() -> None:
 def test_the_parameters_are_in_the_order_of_the_file() -> None:
     """The model card has them in the order of the fields, and its bytes are those of an output."""
     written = YAML(typ="safe").load(ROOT / "params.yaml")
-    assert list(written) == list(Params.model_fields)
+    order = "flows/core/params.py and params.yaml differ in the order of"
+    assert list(written) == list(Params.model_fields), f"{order} the sections"
     for name, section in Params.model_fields.items():
         assert section.annotation
-        assert list(written[name]) == list(section.annotation.model_fields)
+        assert list(written[name]) == list(section.annotation.model_fields), f"{order} {name}"
