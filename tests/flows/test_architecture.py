@@ -249,7 +249,7 @@ def test_a_stage_depends_on_the_code_that_it_reaches(stage: str) -> None:
 def test_a_stage_depends_on_the_sections_that_it_takes(stage: str) -> None:
     module = import_module(f"flows.stages.{stage}")
     taken = list(SECTIONS) if stage == "report" else parameter_sections(module, stage)
-    assert taken == DVC["stages"][stage].get("params", [])
+    assert taken == DVC["stages"][stage].get("params", []), f"dvc.yaml: {stage} takes params: {taken}"
     # Without --out, `vdmctl report` prints.
     command = {"report": f"report --out {layout.PAGE}"}.get(stage, stage)
     assert DVC["stages"][stage]["cmd"] == f"python -m flows.cli {command}"

@@ -113,7 +113,10 @@ def returning(value: Any) -> Callable[..., Any]:
 def test_every_command_with_json_has_a_section() -> None:
     commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
     with_json = {name for name, each in commands.items() if any("--json" in option.opts for option in each.params)}
-    assert set(re.findall(r"^`vdmctl ([\w-]+)[^`\n]* --json`", PAGE, re.MULTILINE)) == with_json
+    described = set(re.findall(r"^`vdmctl ([\w-]+)[^`\n]* --json`", PAGE, re.MULTILINE))
+    missing, gone = sorted(with_json - described), sorted(described - with_json)
+    assert not missing, f"docs/json.md: a section for {missing} begins with `vdmctl NAME --json`"
+    assert not gone, f"docs/json.md: {gone} take no --json"
     tested = Path(__file__).read_text()
     assert [section for section in ROWS if f'"{section}"' not in tested] == [], "docs/json.md: no test of the keys"
 
