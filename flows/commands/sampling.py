@@ -43,8 +43,8 @@ def sample(
     sampler: Annotated[
         Sampler | None,
         typer.Option(
-            help="ancestral: as in the paper. ddim, dpm-solver++: without noise, of first and second order."
-            " sde-dpm-solver++: of second order, with noise.",
+            help="ancestral: as in the paper, but with `sample.grid` and `sample.clip`. ddim, dpm-solver++: without"
+            " noise, of first and second order. sde-dpm-solver++: of second order, with noise.",
             show_default="sample.order and sample.eta",
         ),
     ] = None,
