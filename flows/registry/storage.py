@@ -10,8 +10,9 @@ import hashlib
 import logging
 import os
 import shutil
-from collections.abc import Callable, Iterable
-from contextlib import suppress
+import sqlite3
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
@@ -244,12 +245,20 @@ def require_remote(root: Path) -> None:
             raise UserError(f"{root.absolute()}: {reason}", Exit.USAGE) from error
 
 
-def dvc_repository(root: Path) -> Any:
-    """Return DVC's repository at `root`, a context manager.  Raises UserError (exit 5)."""
+@contextmanager
+def dvc_repository(root: Path) -> Iterator[Any]:
+    """Open DVC's repository at `root`.  Raises UserError (exit 5), also if DVC cannot write its databases."""
     try:
-        return Repo(str(root))
-    except DvcException as error:
-        raise UserError(f"{root}: {error}", Exit.MISSING) from error
+        try:
+            repo = Repo(str(root))
+        except DvcException as error:
+            raise UserError(f"{root}: {error}", Exit.MISSING) from error
+        with repo:
+            yield repo
+    except sqlite3.Error as error:
+        place = "in /var/tmp/dvc, or where DVC's setting core.site_cache_dir says"
+        reason = f"DVC's databases ({place}): {brief(error)}; is that disk full?"
+        raise UserError(f"{root}: {reason}", Exit.MISSING) from error
 
 
 def cached_at(repo: Any) -> Callable[[str], Path]:

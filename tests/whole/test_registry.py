@@ -239,6 +239,15 @@ def test_a_model_for_which_there_is_no_room_is_named(copied: Project, full_disk:
     assert [path.name for path in full_disk.iterdir()] == ["filler"]
 
 
+@pytest.mark.parametrize("command", [["verify", "v1.0.0"], ["prune", "--dry-run"]])
+def test_databases_of_dvc_without_room_are_one_line(command: list[str], copied: Project, full_disk: Path) -> None:
+    copied.dvc("config", "--local", "core.site_cache_dir", str(full_disk))
+    (full_disk / "filler").write_bytes(bytes(236 * 1024))
+    result = copied.new_vdmctl(*command)
+    assert result.returncode == 5
+    assert re.search(r"DVC's databases \(in .*\): (database or disk is full|disk I/O error); is that", one_line(result))
+
+
 def test_a_cache_without_room_is_one_line(copied: Project, full_disk: Path) -> None:
     copied.dvc("cache", "dir", "--local", str(full_disk))
     (full_disk / "filler").write_bytes(bytes(100 * 1024))
