@@ -277,4 +277,4 @@ def why_late(run: Entry) -> str:
         return f"; is a worker of the pool {pool} online? Those of `vdmctl` take only the runs of the pool {POOL}"
     option = f"--queue {shlex.quote(queue)}"
     advice = f"the option `{option}` makes the worker of `vdmctl serve` or `vdmctl worker` take its runs"
-    return f"; is a worker of the queue {queue} online? {advice}"
+    return f"; is a worker of the queue {queue} online, and free? {advice}; `vdmctl worker` takes one at a time"

@@ -109,7 +109,7 @@ def test_the_status_names_a_missing_deployment_and_a_missing_pool(
     ("pool", "key", "named"),
     [
         ("vdm", None, "or in one that was deleted"),
-        ("vdm", "7", "`--queue nightly` makes"),
+        ("vdm", "7", "online, and free? the option `--queue nightly` makes"),
         ("gpu", "7", "is a worker of the pool gpu online"),
     ],
 )
