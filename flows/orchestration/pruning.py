@@ -236,7 +236,10 @@ def describe(folder: Path) -> Entry:
 
 
 def prune_history(root: Path, work: Pruning, keep: int) -> None:
-    """Delete the ended runs beyond the newest `keep` from the history of the folder's Prefect server, if it answers."""
+    """Delete all but the newest `keep` ended runs from the history of the folder's Prefect server, if it answers.
+
+    Cancelled runs are counted apart: with many of them, `status` would no longer find the last run that failed.
+    """
     url = address(root)
     if not url or not answers(url):
         why = f"no server answers at {url}" if url else f"{root} is not served, and PREFECT_API_URL names no server"
@@ -245,7 +248,8 @@ def prune_history(root: Path, work: Pruning, keep: int) -> None:
     try:
         require_server(url)
         api = Api(url, DELETE_SECONDS)
-        ended = all_runs(api, *CONCLUDED, "CANCELLED", sort="END_TIME_DESC")[keep:]
+        kinds = [all_runs(api, *states, sort="END_TIME_DESC") for states in (CONCLUDED, ["CANCELLED"])]
+        ended = [run for runs in kinds for run in runs[keep:]]
         work.remove("prefect_runs", [run["name"] for run in ended], None, partial(delete_runs, api, ended))
     except UserError as error:
         work.problems.append(f"Prefect's history: {error}")
