@@ -69,9 +69,9 @@ def publish(root: Path) -> list[str]:
                     raise
     except NetworkError as error:
         if "hook declined" in str(error) or "push declined" in str(error):  # by a rule of the forge
-            advice = "correct that, and the next run publishes again"
+            advice = "correct that, and the next run with publish=true publishes again"
             raise UserError(f"publish: {error}; {advice}", Exit.MISSING) from error
-        raise NetworkError(f"publish: {error}; the next run publishes again") from error
+        raise NetworkError(f"publish: {error}; the next run with publish=true publishes again") from error
 
 
 def require_remotes(root: Path) -> None:

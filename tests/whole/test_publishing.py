@@ -407,7 +407,9 @@ def test_a_git_remote_that_never_answers(project: Project, monkeypatch: pytest.M
         silent.bind(("127.0.0.1", 0))
         silent.listen()
         project.git("remote", "set-url", "origin", f"git://127.0.0.1:{silent.getsockname()[1]}/models.git")
-        with pytest.raises(NetworkError, match=r"git ls-remote in .*: no answer in 1 s; the next run publishes again"):
+        with pytest.raises(
+            NetworkError, match=r"git ls-remote in .*: no answer in 1 s; the next run with publish=true"
+        ):
             publish(project.folder)
         with pytest.raises(NetworkError, match=r"^git ls-remote in .*: no answer in 1 s$"):
             fetch_versions(project.folder)
@@ -454,7 +456,7 @@ def test_a_git_remote_that_refuses_is_quoted(project: Project, tmp_path: Path) -
 
 def test_a_dvc_remote_that_fails_publishes_nothing(project: Project, tmp_path: Path) -> None:
     (tmp_path / "store").write_text("a file where the folder should be")
-    with pytest.raises(NetworkError, match=r"the DVC remote failed: .*; the next run publishes again") as raised:
+    with pytest.raises(NetworkError, match=r"the DVC remote failed: .*; the next run with publish=true") as raised:
         publish(project.folder)
     assert raised.value.code is Exit.MISSING
     assert project.published() == []
@@ -552,7 +554,7 @@ def test_a_rule_of_the_forge_that_refuses_is_no_network_error(
 ) -> None:
     said = f"git push: ! [remote rejected] vdm@v1.0.0 -> vdm@v1.0.0 (push declined due to {why})"
     monkeypatch.setattr(publishing, "ask", Mock(side_effect=NetworkError(said)))
-    with pytest.raises(UserError, match="correct that, and the next run publishes again") as raised:
+    with pytest.raises(UserError, match="correct that, and the next run with publish=true publishes again") as raised:
         publish(project.folder)
     assert not isinstance(raised.value, NetworkError)  # a run need not try again
 
