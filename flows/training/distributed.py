@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from multiprocessing import active_children, parent_process
+from multiprocessing import active_children, get_context, parent_process
 from multiprocessing.resource_tracker import ensure_running
 from pathlib import Path
 from threading import Event, Thread
@@ -34,7 +34,7 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedException
 
 from flows.core.errors import Exit, UserError
-from flows.core.files import scratch_folder
+from flows.core.files import naming, scratch_folder
 from flows.process.lifeline import KILL_SECONDS, hold_what_starts
 from flows.process.streams import start_logging
 from flows.training.collectives import STORE, local_rank
@@ -46,6 +46,7 @@ FULL_CARD = ("OutOfMemoryError: ", "CUDA error: out of memory", "_ALLOC_FAILED")
 STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
 # How long a process that fails waits before it ends, so that the agent first sees another one that died.
 BLAME_SECONDS = 1.0
+SHARED_MEMORY = Path("/dev/shm")
 CONTINUES = "run again to continue from the last saved state"
 
 
@@ -56,8 +57,10 @@ def launch(function: Callable[[], Any], *, num_processes: int, max_restarts: int
     the function raises: of several the first UserError by rank, else the first error.  A process that raises any other
     error counts as dead.  Also raises UserError if processes died too often (exit 1) or a signal stopped this process
     (75); its message ends with the advice `again`.  Raises OutOfMemoryError if a card was full, which ends the
-    processes on the others.
+    processes on the others, and OSError if this machine has no shared memory.
     """
+    with naming(SHARED_MEMORY, SHARED_MEMORY):
+        get_context("fork").Lock()  # the agent needs such locks; an error names no file
     with scratch_folder() as folder, handlers_restored():
         configure_environment(num_processes, str(folder))
         config = agent_config(num_processes, max_restarts, str(folder))

@@ -1,6 +1,7 @@
 """Training in several real processes, started by torch's agent, killed and stopped."""
 
 import csv
+import errno
 import fcntl
 import logging
 import os
@@ -303,6 +304,13 @@ def test_an_error_that_only_one_meets_on_the_way_ends_all(project: Project, undi
 def test_an_error_outside_every_agreement_leaves_nobody_waiting() -> None:
     reason = r"process 0 of 2 failed: OSError: \[Errno 28\] No space left on device: 'somewhere'"
     with patch.dict(os.environ), pytest.raises(UserError, match=reason):
+        launch(jobs.alone, num_processes=2, max_restarts=0)
+
+
+def test_a_machine_without_shared_memory_is_an_error_that_names_it() -> None:
+    """As in a container whose /dev/shm is read-only or full; Python's error names no file."""
+    missing = patch("_multiprocessing.SemLock", side_effect=OSError(errno.EROFS, "Read-only file system"))
+    with patch.dict(os.environ), missing, pytest.raises(OSError, match="Read-only file system: '/dev/shm'"):
         launch(jobs.alone, num_processes=2, max_restarts=0)
 
 
