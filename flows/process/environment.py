@@ -3,6 +3,7 @@
 import os
 from collections.abc import MutableMapping
 from getpass import getuser
+from pathlib import Path
 
 # git sets these for the hooks that it runs.  They would make git use the hook's repository, index or folder.
 PLACES = (
@@ -24,7 +25,8 @@ SAFE_PATH = "PYTHONSAFEPATH"
 def settle(environment: MutableMapping[str, str]) -> None:
     """Make git and Python work on the current folder, name the user, and let idle threads of OpenMP sleep sooner.
 
-    DVC needs a user name, which a container that runs under a numeric user id of its host may not have.
+    DVC needs a user name and a home folder, which a container that runs under a numeric user id of its host may not
+    have.  Docker, too, takes / as the home of such a user.
 
     By default idle threads keep their core busy so long that two jobs on the same cores slow each other down many times
     (docs/results.md).  OpenMP reads the variables when torch is imported.
@@ -35,5 +37,9 @@ def settle(environment: MutableMapping[str, str]) -> None:
         getuser()
     except (KeyError, OSError):
         environment["LOGNAME"] = str(os.getuid())
+    try:
+        Path.home()
+    except RuntimeError:
+        environment["HOME"] = "/"
     if "OMP_WAIT_POLICY" not in environment:
         environment.setdefault("GOMP_SPINCOUNT", "1000")

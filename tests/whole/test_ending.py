@@ -311,14 +311,15 @@ def test_idle_threads_leave_the_cores_to_others_unless_the_user_chose(
     assert environment.get("GOMP_SPINCOUNT") == spins
 
 
-def test_a_user_without_a_name_has_a_number(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As in a container that runs under a number of its host; DVC would fail with a KeyError."""
-    for name in ("LOGNAME", "USER", "LNAME", "USERNAME"):
+def test_a_user_without_a_name_has_a_number_and_a_home(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a container that runs under a number of its host; DVC would fail with a KeyError or a RuntimeError."""
+    for name in ("LOGNAME", "USER", "LNAME", "USERNAME", "HOME"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr("pwd.getpwuid", Mock(side_effect=KeyError))
     environment: dict[str, str] = {}
     settle(environment)
     assert environment["LOGNAME"] == str(os.getuid())
+    assert environment["HOME"] == "/"
 
 
 # The signal comes when the old folder is removed, or the file has its place.
