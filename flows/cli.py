@@ -70,14 +70,22 @@ def run(arguments: list[str]) -> int:
     except TrainingDiverged as error:
         return fail(str(error), Exit.USAGE)
     except RuntimeError as error:
-        if type(error).__name__ != "OutOfMemoryError":  # of torch, which `vdmctl --help` must not load
+        reason = lack_of_memory(error)
+        if not reason:
             raise
-        reason = str(error).partition(". ")[0]
-        return fail(f"{reason}; lower the batch size of this stage, or free GPU memory, and run again", Exit.USAGE)
+        return fail(f"{reason}; lower the batch size of this stage, or free memory, and run again", Exit.USAGE)
     finally:
         with suppress(OSError):  # reported above, or less important than the error reported above
             sys.stdout.flush()
     return Exit.DONE
+
+
+def lack_of_memory(error: RuntimeError) -> str:
+    """Return what the error says about memory that ran out, on a GPU or a CPU; "" for any other error."""
+    text = str(error)
+    if type(error).__name__ != "OutOfMemoryError":  # of torch, which `vdmctl --help` must not load
+        text = text.partition("DefaultCPUAllocator: ")[2]  # as under `ulimit -v`
+    return text.partition(". ")[0]
 
 
 def require_own_code() -> None:

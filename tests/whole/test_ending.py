@@ -258,13 +258,27 @@ def test_usage_errors_are_one_line(arguments: list[str], message: str, capsys: p
     assert len(captured.err.splitlines()) == 1
 
 
-def test_a_full_card_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    def call(arguments: list[str]) -> None:
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0 has a total capacity of")
+FULL_CARD = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0 has a total capacity of")
+LIMITED = "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to"
 
-    monkeypatch.setattr(cli, "call", call)
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (FULL_CARD, "CUDA out of memory"),
+        # As under `ulimit -v`.
+        (
+            RuntimeError(f"{LIMITED} allocate 8192 bytes. Error code 12 (Cannot allocate memory)"),
+            "can't allocate memory: you tried to allocate 8192 bytes",
+        ),
+    ],
+)
+def test_too_little_memory_is_one_line(
+    error: RuntimeError, reason: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(cli, "call", Mock(side_effect=error))
     assert cli.run(["evaluate", "models/vdm"]) == Exit.USAGE
-    line = "vdmctl: CUDA out of memory; lower the batch size of this stage, or free GPU memory, and run again\n"
+    line = f"vdmctl: {reason}; lower the batch size of this stage, or free memory, and run again\n"
     assert capsys.readouterr().err == line
 
 
