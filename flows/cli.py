@@ -69,7 +69,7 @@ def run(arguments: list[str]) -> int:
         return fail(f"{of_file(error)}{note}", Exit.MISSING)
     except TrainingDiverged as error:
         return fail(str(error), Exit.USAGE)
-    except RuntimeError as error:
+    except (MemoryError, RuntimeError) as error:
         reason = lack_of_memory(error)
         if not reason:
             raise
@@ -80,9 +80,11 @@ def run(arguments: list[str]) -> int:
     return Exit.DONE
 
 
-def lack_of_memory(error: RuntimeError) -> str:
+def lack_of_memory(error: MemoryError | RuntimeError) -> str:
     """Return what the error says about memory that ran out, on a GPU or a CPU; "" for any other error."""
     text = str(error)
+    if isinstance(error, MemoryError):
+        return text or "not enough memory"
     if type(error).__name__ != "OutOfMemoryError":  # of torch, which `vdmctl --help` must not load
         text = text.partition("DefaultCPUAllocator: ")[2]  # as under `ulimit -v`
     return text.partition(". ")[0]

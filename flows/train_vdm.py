@@ -16,19 +16,22 @@ from typing import Annotated, Any
 import networkx
 from prefect import State, flow, get_run_logger, task
 from prefect.cache_policies import NO_CACHE
+from prefect.settings import get_current_settings
 from prefect.states import Completed, Failed
 from pydantic import Field
 
 from flows.commands.summary import bits
 from flows.core import layout
 from flows.core.documents import read
-from flows.core.errors import Exit, NetworkError, UserError, brief
+from flows.core.errors import Exit, NetworkError, UserError, brief, of_file
+from flows.core.files import naming, scratch_folder
 from flows.evaluation.results import BoundMetrics
 from flows.orchestration import artifacts
 from flows.orchestration.announcing import announce, announce_drift, forget_outcome
 from flows.orchestration.releasing import RETRIED, Release, catch_up, conclude, release, report_folder
 from flows.orchestration.streaming import EXPECTED, as_user_error, leave_out_tracebacks, result_of, stream, when_free
 from flows.orchestration.workspace import Workspace, commit, compose_params, finished, prune, take_images, workspace
+from flows.process.ending import fail
 from flows.process.environment import settle
 from flows.process.lifeline import end_with_parent, hold_what_starts
 from flows.registry import versions as registry
@@ -264,6 +267,14 @@ def record(place: Workspace) -> Release | str:
     return release(place, made)
 
 
+def require_home() -> None:
+    """Raise OSError if Prefect's files cannot be written: it would start its temporary server again and again."""
+    home = get_current_settings().home
+    home.mkdir(parents=True, exist_ok=True)
+    with naming(home, home), scratch_folder(home):
+        pass
+
+
 def main() -> int:
     """Run the flow without a deployment; return one of vdmctl's exit codes."""
     ArgumentParser(
@@ -271,9 +282,13 @@ def main() -> int:
         description="Do one run with the parameters of the commit that is checked out. "
         "For other parameters start `vdmctl serve`, then `prefect deployment run train-vdm --param ...`.",
     ).parse_args()
+    try:
+        require_home()
+    except OSError as error:
+        return fail(f"{of_file(error)}; PREFECT_HOME names another folder for Prefect's files", Exit.MISSING)
     state = train_vdm(return_state=True)
-    error = state.result(raise_on_failure=False)
-    return error.code if isinstance(error, UserError) else int(not state.is_completed())
+    result = state.result(raise_on_failure=False)
+    return result.code if isinstance(result, UserError) else int(not state.is_completed())
 
 
 if __name__ == "__main__":

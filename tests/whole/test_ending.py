@@ -271,6 +271,8 @@ LIMITED = "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: ca
             RuntimeError(f"{LIMITED} allocate 8192 bytes. Error code 12 (Cannot allocate memory)"),
             "can't allocate memory: you tried to allocate 8192 bytes",
         ),
+        (MemoryError("Unable to allocate 8.00 GiB for an array"), "Unable to allocate 8.00 GiB for an array"),
+        (MemoryError(), "not enough memory"),
     ],
 )
 def test_too_little_memory_is_one_line(

@@ -543,12 +543,15 @@ def test_a_run_without_a_git_identity_says_so(plant: Plant) -> None:
     nobody |= {"PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "240"}
     nobody |= {"GIT_DIR": "/nowhere"}  # as from a hook of another repository; it is ignored
 
-    def run(*options: str) -> subprocess.CompletedProcess[str]:
+    def run(*options: str, **given: str) -> subprocess.CompletedProcess[str]:
         program = [sys.executable, "-m", "flows.train_vdm", *options]
-        return subprocess.run(program, cwd=plant.project.folder, env=nobody, capture_output=True, text=True)
+        return subprocess.run(program, cwd=plant.project.folder, env=nobody | given, capture_output=True, text=True)
 
     refused = run("--force")
     assert (refused.returncode, "unrecognized arguments: --force" in refused.stderr) == (Exit.USAGE, True)
+    homeless = run(PREFECT_HOME="/dev/null/prefect")
+    assert homeless.returncode == Exit.MISSING
+    assert "/dev/null/prefect: Not a directory; PREFECT_HOME names another folder" in homeless.stderr
     result = run()
     assert result.returncode == Exit.USAGE, result.stderr
     assert "git needs an identity: `git config user.name NAME`" in result.stderr
