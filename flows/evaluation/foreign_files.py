@@ -4,9 +4,11 @@ import hashlib
 import pickle
 import pickletools
 import re
+import struct
 import zipfile
 import zlib
 from collections.abc import Mapping
+from io import BytesIO
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -23,7 +25,7 @@ Weights = dict[str, Tensor]
 
 DAMAGE = (
     *(ArithmeticError, AssertionError, AttributeError, EOFError, LookupError, MemoryError, RuntimeError, TypeError),
-    *(ValueError, pickle.PickleError, zipfile.BadZipFile, zlib.error),
+    *(ValueError, pickle.PickleError, struct.error, zipfile.BadZipFile, zlib.error),
 )
 """The exceptions that readers raise on damaged files."""
 
@@ -33,6 +35,7 @@ MSGPACK_LIMITS = {"max_str_len": 2**16, "max_array_len": 2**12, "max_map_len": 2
 DEEPEST, LONGEST_PATH = 16, 256
 LARGEST_TUPLE = 1000
 NAMING = {"GLOBAL", "INST", "STACK_GLOBAL", "EXT1", "EXT2", "EXT4"}
+CALLS = {"REDUCE", "NEWOBJ"}
 TENSORS = re.compile(r"collections OrderedDict|torch (\w+Storage|Size)|torch\._utils _rebuild_(tensor_v2|parameter)")
 
 
@@ -69,30 +72,31 @@ def read_flax(file: Path) -> Any:
 def read_torch(file: Path) -> Any:
     """Return what torch saved, weights only.  Raises OSError and the exceptions in DAMAGE."""
     with open_regular(file) as content:
-        require_stored(content)
-        content.seek(0)
-        return torch.load(content, map_location="cpu", weights_only=True)
+        return torch.load(checked(content), map_location="cpu", weights_only=True)
 
 
-def require_stored(content: BinaryIO) -> None:
-    """Raise ValueError unless a zip file is undamaged, uncompressed, and describes only dense tensors.
+def checked(content: BinaryIO) -> BytesIO:
+    """Return a copy of a zip file.  Raises ValueError unless it is uncompressed and describes only dense tensors.
 
     torch accepts more, such as compressed or overlapping members, or a bytearray of any length, which may not fit into
-    memory.
+    memory.  It reads a copy since it may find other members than zipfile in the same file, or a pickle before them.
     """
-    size = content.seek(0, 2)
-    with zipfile.ZipFile(content) as archive:
+    size, copy = content.seek(0, 2), BytesIO()
+    with zipfile.ZipFile(content) as archive, zipfile.ZipFile(copy, "w") as stored:
         members = archive.infolist()
         if any(member.compress_type != zipfile.ZIP_STORED for member in members):
             raise ValueError("its members are compressed")
         if sum(member.file_size for member in members) > size:
             raise ValueError("its members overlap")
-        if damaged := archive.testzip():
-            raise ValueError(f"{damaged} has a wrong checksum")
+        if len({member.filename.lower() for member in members}) < len(members):
+            raise ValueError("its members have the same name")
         for member in members:
-            # torch ignores the case of names, and other names that zipfile may find in a field of their own.
-            if member.orig_filename.lower().endswith(".pkl"):
-                require_tensors(archive.read(member))
+            data = archive.read(member)
+            if member.filename.lower().endswith(".pkl"):  # torch ignores the case
+                require_tensors(data)
+            stored.writestr(zipfile.ZipInfo(member.filename), data)
+    copy.seek(0)
+    return copy
 
 
 def require_tensors(pickled: bytes) -> None:
@@ -100,31 +104,49 @@ def require_tensors(pickled: bytes) -> None:
     for opcode, argument, _ in pickletools.genops(pickled):
         if opcode.name in NAMING and not TENSORS.fullmatch(str(argument)):
             raise ValueError(f"it holds more than weights: {opcode.name} {str(argument)[:60]}")
-    require_small_tuples(pickled)
+    require_small(pickled)
 
 
-def require_small_tuples(pickled: bytes) -> None:
-    """Raise ValueError for a tuple of more than LARGEST_TUPLE values, with those of the tuples in it.
+def require_small(pickled: bytes) -> None:
+    """Raise ValueError for a tuple of more than LARGEST_TUPLE values, with those of the tuples in it, and odd calls.
 
     A tuple may hold another one many times, and be the key of a dict: then its hash takes forever, and cannot be
-    interrupted.  The hash of a tuple that is nested too deeply ends the process.
+    interrupted.  The hash of a tuple that is nested too deeply ends the process.  So does the text of a list that is
+    called like a function, which torch shows.
     """
-    sizes: list[int] = []  # of the values on the unpickler's stack; 0 is a mark
-    kept: dict[Any, int] = {}
+    stack: list[int | str] = []  # the unpickler's: a name, or the size of another value, or 0 for a mark
+    kept: dict[Any, int | str] = {}
     for opcode, argument, _ in pickletools.genops(pickled):
         if "PUT" in opcode.name:
-            kept[argument] = sizes[-1]
+            kept[argument] = stack[-1]
             continue
-        size = 1
-        for kind in reversed(opcode.stack_before):
-            while kind is not pickletools.markobject and (taken := sizes.pop()):
-                size += taken
-                if kind is not pickletools.stackslice:
-                    break
-        if size > LARGEST_TUPLE and "TUPLE" in opcode.name:
-            raise ValueError(f"it holds a tuple of more than {LARGEST_TUPLE:,} values")
-        made = kept[argument] if "GET" in opcode.name else size if "TUPLE" in opcode.name else 1
-        sizes += [0 if kind is pickletools.markobject else made for kind in opcode.stack_after]
+        values = taken(opcode, stack)
+        made = values[0] if values else 1  # what takes the other values, for example a list
+        if opcode.name in NAMING:
+            made = str(argument)
+        elif "GET" in opcode.name:
+            made = kept[argument]
+        elif "TUPLE" in opcode.name:
+            made = 1 + sum(1 if isinstance(value, str) else value for value in values)
+            if made > LARGEST_TUPLE:
+                raise ValueError(f"it holds a tuple of more than {LARGEST_TUPLE:,} values")
+        elif opcode.name in CALLS:
+            if not isinstance(made, str):
+                raise ValueError(f"it holds more than weights: {opcode.name} of a value")
+            made = 1
+        stack += [0 if kind is pickletools.markobject else made for kind in opcode.stack_after]
+
+
+def taken(opcode: pickletools.OpcodeInfo, stack: list[int | str]) -> list[int | str]:
+    """Take the values of an opcode from the end of the stack, with the mark below them if it takes all above one."""
+    values = []
+    for kind in reversed(opcode.stack_before):
+        if kind is pickletools.stackslice:
+            while value := stack.pop():
+                values.append(value)
+        elif kind is not pickletools.markobject:
+            values.append(stack.pop())
+    return values[::-1]
 
 
 def flax_array(code: int, data: bytes) -> np.ndarray:

@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import zipfile
+from io import BytesIO
 from pathlib import Path
 from unittest.mock import Mock
 
@@ -21,7 +22,7 @@ from flows.cli import run
 from flows.core.checkpoint import load_model, read_description
 from flows.core.errors import CheckpointError
 from flows.evaluation import importing
-from flows.evaluation.foreign_files import flatten
+from flows.evaluation.foreign_files import flatten, read_torch
 from flows.images.store import save_images
 from vdm.diffusion import denoise, reverse_step
 from vdm.discretization import nearest_pixels, reconstruction_draw
@@ -438,9 +439,23 @@ def test_a_bomb_for_torch_gives_an_error_of_one_line(
     [
         ("data.PKL", b"c__builtin__\nbytearray\nJ\xff\xff\xff\x7f\x85R", "it holds more than weights: GLOBAL"),
         ("data.pkl", b"K\x01" + b"q\x00h\x00\x86" * 60, "a tuple of more than 1,000 values"),
+        ("data.pkl", b"K\x01" + b"q\x00h\x00\x86(u" * 60, "a tuple of more than 1,000 values"),
         ("data.pkl", b"K\x01" + b"\x85" * 10**6, "a tuple of more than 1,000 values"),
+        ("data.pkl", b"]q\x00" + b"](h\x00h\x00eq\x00" * 60 + b")R", "it holds more than weights: REDUCE of a value"),
+        (
+            "data.pkl",
+            b"]q\x00" + b"](h\x00h\x00eq\x00" * 60 + b")\x81",
+            "it holds more than weights: NEWOBJ of a value",
+        ),
     ],
-    ids=["a name whose case torch ignores", "a key whose hash takes 2^60 steps", "a key whose hash ends the process"],
+    ids=[
+        "a name whose case torch ignores",
+        "a key whose hash takes 2^60 steps",
+        "a key to which an older torch adds no items",
+        "a key whose hash ends the process",
+        "a call of a list whose text has 2^60 characters",
+        "a new object of such a list",
+    ],
 )
 def test_a_hostile_pickle_is_refused_before_torch_reads_it(
     name: str,
@@ -457,6 +472,33 @@ def test_a_hostile_pickle_is_refused_before_torch_reads_it(
     command = ["import-checkpoint", str(tmp_path / "model.pt"), "--format", "addtt", "--out", str(tmp_path / "out")]
     assert run(command) == 5
     assert message in capsys.readouterr().err
+
+
+def zipped(content: bytes) -> bytes:
+    """Return a zip file with a pickle, as torch saves it."""
+    buffer = BytesIO()
+    with zipfile.ZipFile(buffer, "w") as file:
+        file.writestr("archive/data.pkl", content)
+        file.writestr("archive/version", b"3\n")
+    return buffer.getvalue()
+
+
+def test_torch_reads_the_members_that_were_checked(tmp_path: Path) -> None:
+    """torch looks for a list of members where the end of the file says, zipfile just before that end."""
+    good, hostile = (zipped(b"\x80\x02K" + number + b".") for number in (b"\x01", b"\x02"))
+    legacy = BytesIO()
+    torch.save(2, legacy, _use_new_zipfile_serialization=False)
+    for content in (hostile[:-22] + good, legacy.getvalue() + good):
+        (tmp_path / "model.pt").write_bytes(content)
+        assert read_torch(tmp_path / "model.pt") == 1
+
+
+def test_members_of_the_same_name_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "model.pt").write_bytes(zipped(b"\x80\x02K\x01."))
+    with zipfile.ZipFile(tmp_path / "model.pt", "a") as file:
+        file.writestr("archive/DATA.pkl", b"\x80\x02K\x02.")
+    with pytest.raises(ValueError, match="members have the same name"):
+        read_torch(tmp_path / "model.pt")
 
 
 def test_a_pickle_that_fails_an_assertion_of_torch_gives_an_error_of_one_line(
