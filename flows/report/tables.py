@@ -38,11 +38,12 @@ def parsed(lines: Iterator[str], names: Collection[str]) -> Columns:
     The lines are read one by one: a list of short ones would take twenty times as much memory as the file.
     """
     header = next(lines, "").rstrip("\n").split(",")
-    if not (first := next(lines, "")):
+    rows = filter(str.strip, lines)
+    if not (first := next(rows, "")):
         raise ValueError("no rows")
     if missing := [name for name in names if name not in header]:
         raise ValueError(f"no column {missing[0]}")
-    numbers = np.loadtxt(chain([first], lines), delimiter=",", comments=None, ndmin=2)
+    numbers = np.loadtxt(chain([first], rows), delimiter=",", comments=None, ndmin=2)
     if numbers.shape[1] != len(header):
         raise ValueError(f"{numbers.shape[1]} columns under {len(header)} names")
     numbers[~(np.abs(numbers) <= LARGEST)] = np.nan

@@ -189,6 +189,7 @@ def test_results_that_do_not_belong_together_are_named(files: Files, tmp_path: P
         ("sample_metrics", "[]", "damaged"),
         ("per_image", "image,bpd\n0,1\n", "damaged: 1 rows, but the metrics are about 40 images"),
         ("per_image", "image,bpd\n", "damaged: no rows"),
+        ("per_image", "image,bpd\n\n \n", "damaged: no rows"),
         ("per_image", "", "damaged: no rows"),
         ("curves", "step,loss\n1,2\n", "damaged: no column bpd"),
         ("curves", "step,bpd\n1,2\n3\n", "damaged: the number of columns changed"),
