@@ -54,10 +54,10 @@ def parse(model: type[DocumentType], content: bytes, name: str) -> DocumentType:
     return checked(model, value, name)
 
 
-def read(model: type[DocumentType], path: Path, advice: str = "") -> DocumentType:
-    """Read a JSON document from a file.  Raises UserError (exit 5) that ends with the advice."""
+def read(model: type[DocumentType], path: Path, advice: str = "", most: int = MOST_BYTES) -> DocumentType:
+    """Read a JSON document of at most `most` bytes from a file.  Raises UserError (exit 5) that ends with `advice`."""
     try:
-        return parse(model, read_bounded(path, MOST_BYTES), str(path))
+        return parse(model, read_bounded(path, most), str(path))
     except (OSError, UserError) as error:
         reason = f"{path}: {error.strerror}" if isinstance(error, OSError) else str(error)
         message = f"{reason}; {advice}" if advice else reason

@@ -26,6 +26,7 @@ from vdm.choices import MOST_LEVELS, Split
 SPLITS = get_args(Split)
 DESCRIPTION = "dataset.json"
 MOST_CHUNK_BYTES = 2**25
+MOST_DESCRIPTION_BYTES = 2**20
 # The quality of samples cannot be estimated with fewer samples and test images.
 FEWEST_COMPARED = 10
 # Memory of a pass over an array: float32 copies of one image, and the facts that are kept of every image.
@@ -145,7 +146,8 @@ def present(description: Mapping[str, Any]) -> list[str]:
 
 def read_description(path: Path) -> dict[str, Any]:
     """Return the content of a `dataset.json`.  Raises UserError (exit 5) for missing keys and wrong types."""
-    return read(Description, path, "`vdmctl download` writes the images to data/images").model_dump(exclude_unset=True)
+    advice = "`vdmctl download` writes the images to data/images"
+    return read(Description, path, advice, MOST_DESCRIPTION_BYTES).model_dump(exclude_unset=True)
 
 
 def load_array(path: Path) -> np.ndarray:

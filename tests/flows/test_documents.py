@@ -223,6 +223,14 @@ def test_hostile_names_of_files_are_refused(content: bytes, image_set: Path) -> 
         use(image_set)
 
 
+def test_a_large_description_is_refused(image_set: Path) -> None:
+    """A description is read several times in a run, and takes a hundred times its size."""
+    described = json.loads((image_set / "dataset.json").read_text())
+    (image_set / "dataset.json").write_text(json.dumps(described | {"more": "x" * 2**20}))
+    with pytest.raises(UserError, match=r"dataset\.json: larger than 1,048,576 bytes, the limit; `vdmctl download`"):
+        use(image_set)
+
+
 def test_labels_of_a_wrong_shape_or_type_are_refused(image_set: Path) -> None:
     for labels in (np.zeros((12, 2), int), np.zeros(12)):
         np.save(image_set / "train_labels.npy", labels)
