@@ -272,8 +272,9 @@ def test_names_of_flows_are_text_on_the_terminal(monkeypatch: pytest.MonkeyPatch
 def test_a_temporary_server_in_the_folder_is_closed_to_pages_of_other_origins(monkeypatch: pytest.MonkeyPatch) -> None:
     """`python -m flows.train_vdm` starts one if no server is set.  By Prefect's defaults any web page could use it."""
     monkeypatch.chdir(ROOT)
-    for name in ("PREFECT_SERVER_CSRF_PROTECTION_ENABLED", "PREFECT_SERVER_CORS_ALLOWED_ORIGINS"):
-        monkeypatch.delenv(name, raising=False)
-    settings = Settings().server.api
-    assert settings.csrf_protection_enabled
-    assert "*" not in settings.cors_allowed_origins
+    for name in ("SERVER_CSRF_PROTECTION_ENABLED", "SERVER_CORS_ALLOWED_ORIGINS", "UI_API_URL"):
+        monkeypatch.delenv(f"PREFECT_{name}", raising=False)
+    settings = Settings().server
+    assert settings.api.csrf_protection_enabled
+    assert settings.api.cors_allowed_origins == ""
+    assert settings.ui.api_url == "/api"  # or the pages of a server at another name or port could not use it
