@@ -283,7 +283,8 @@ def main() -> int:
         "For other parameters start `vdmctl serve`, then `prefect deployment run train-vdm --param ...`.",
     ).parse_args()
     try:
-        require_home()
+        if not get_current_settings().api.url:  # with a server, a run writes none of these files
+            require_home()
     except OSError as error:
         return fail(f"{of_file(error)}; PREFECT_HOME names another folder for Prefect's files", Exit.MISSING)
     state = train_vdm(return_state=True)

@@ -552,6 +552,8 @@ def test_a_run_without_a_git_identity_says_so(plant: Plant) -> None:
     homeless = run(PREFECT_HOME="/dev/null/prefect")
     assert homeless.returncode == Exit.MISSING
     assert "/dev/null/prefect: Not a directory; PREFECT_HOME names another folder" in homeless.stderr
+    served = run(PREFECT_HOME="/dev/null/prefect", PREFECT_API_URL=plant.url)
+    assert "git needs an identity" in served.stderr
     result = run()
     assert result.returncode == Exit.USAGE, result.stderr
     assert "git needs an identity: `git config user.name NAME`" in result.stderr
