@@ -39,7 +39,7 @@ from flows.registry.git import git_lines, git_text, require_identity
 from flows.registry.lock_file import read_lock
 from flows.registry.publishing import is_own, require_remotes
 from flows.registry.remote import first_commit
-from flows.registry.storage import dvc_repository, obtain
+from flows.registry.storage import DatabaseError, dvc_repository, obtain
 from flows.validation.report import Validation
 
 # A stage that takes longer is assumed to hang, and is ended.  `train` has no limit.
@@ -129,12 +129,12 @@ def retrain(
 def restore_images(place: Workspace) -> None:
     """Check out the images that the run's commit records, or warn that `download` reads their source anew.
 
-    Raises NetworkError (exit 5) if machines share versions and the remote does not answer.
+    Raises NetworkError (exit 5) if machines share versions and the remote does not answer, DatabaseError (exit 5).
     """
     try:
         take_images(place)
     except UserError as error:
-        if is_shared() and isinstance(error, NetworkError):
+        if isinstance(error, DatabaseError) or (is_shared() and isinstance(error, NetworkError)):
             raise
         get_run_logger().warning("the recorded images cannot be restored, so their source is read again: %s", error)
 

@@ -27,7 +27,7 @@ from flows.process.locks import lock_file
 from flows.registry.git import Tag, content_of, contents, git, git_lines, git_text, require_identity
 from flows.registry.lock_file import lock_here, read_lock
 from flows.registry.publishing import run_of
-from flows.registry.storage import cached_at, dvc_repository, files, obtain
+from flows.registry.storage import DatabaseError, cached_at, dvc_repository, files, obtain
 from flows.registry.versions import MODEL
 
 RESULTS = (f"refs/heads/{layout.RUN_BRANCHES}", f"refs/tags/{MODEL}@*")
@@ -192,16 +192,16 @@ def finished(place: Workspace, *, shared: bool) -> str | None:
     The candidates are the commit from which the run starts and the three newest commits with the same parameters.  If
     the first one records images, the others must have the same.  The results are then checked out in the workspace.  If
     machines share versions, missing files come from DVC's remote.  Raises NetworkError (exit 5) when that does not
-    answer and no candidate is complete without it.
+    answer, and DatabaseError (exit 5), unless a candidate is complete without what fails.
     """
-    silent: NetworkError | None = None
+    unclear: NetworkError | DatabaseError | None = None
     images = recorded_images(place.folder)
     for made in [place.base, *alike(place)[:3]]:
         try:
             require_contained(place.root, made, place.base, shared=shared)
             theirs = take_results(place, made)
-        except NetworkError as error:
-            silent = error  # a later candidate may need nothing from the remote
+        except (NetworkError, DatabaseError) as error:
+            unclear = error  # a later candidate may need nothing from the remote
             continue
         except (UserError, OSError):
             continue
@@ -209,8 +209,8 @@ def finished(place: Workspace, *, shared: bool) -> str | None:
             continue
         if is_complete(place.folder):
             return made
-    if silent:  # the results may exist, and to train them again takes hours
-        raise silent
+    if unclear:  # the results may exist, and to train them again takes hours
+        raise unclear
     git_text(place.folder, "restore", f"--source={place.base}", "--staged", "--worktree", ".", ":!params.yaml")
     return None
 
@@ -240,8 +240,9 @@ def recorded_images(folder: Path) -> str | None:
     """Return the digest of the images in the dvc.lock of a new worktree; None if `download` has other inputs now.
 
     The images themselves may be missing.  The digest still counts, since DVC does not watch where images come from.
+    Raises UserError (exit 5) if DVC cannot work in the folder.
     """
-    with suppress(UserError, OSError, DvcException), dvc_repository(folder) as repo:
+    with dvc_repository(folder) as repo, suppress(UserError, OSError, DvcException):
         found = {stage.rpartition(":")[2]: causes for stage, causes in repo.status().items()}
         if all(isinstance(cause, dict) and "changed outs" in cause for cause in found.get("download", [])):
             return lock_here(folder).outputs.get(str(layout.IMAGES))

@@ -34,6 +34,13 @@ OF_THE_CACHE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
 """The errors of pulling a file that come from the file system of the cache, since a remote is only read."""
 
 
+class DatabaseError(UserError):
+    """DVC cannot write its databases (exit 5), so nothing is known about the files."""
+
+    def __init__(self, message: str, code: Exit = Exit.MISSING) -> None:
+        super().__init__(message, code)
+
+
 class Listed(Document):
     """An entry of a folder's listing."""
 
@@ -247,7 +254,7 @@ def require_remote(root: Path) -> None:
 
 @contextmanager
 def dvc_repository(root: Path) -> Iterator[Any]:
-    """Open DVC's repository at `root`.  Raises UserError (exit 5), also if DVC cannot write its databases."""
+    """Open DVC's repository at `root`.  Raises UserError (exit 5): DatabaseError if DVC cannot write its databases."""
     try:
         try:
             repo = Repo(str(root))
@@ -258,7 +265,7 @@ def dvc_repository(root: Path) -> Iterator[Any]:
     except sqlite3.Error as error:
         place = "in /var/tmp/dvc, or where DVC's setting core.site_cache_dir says"
         reason = f"DVC's databases ({place}): {brief(error)}; is that disk full?"
-        raise UserError(f"{root}: {reason}", Exit.MISSING) from error
+        raise DatabaseError(f"{root}: {reason}") from error
 
 
 def cached_at(repo: Any) -> Callable[[str], Path]:

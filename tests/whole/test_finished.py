@@ -2,6 +2,7 @@
 
 import re
 import shutil
+import sqlite3
 from contextlib import nullcontext
 from unittest.mock import Mock
 
@@ -11,6 +12,7 @@ from project import Project, cached
 from flows.core.errors import NetworkError, UserError
 from flows.images.store import data_sha256
 from flows.orchestration.workspace import alike, compose_params, finished, take_images, workspace
+from flows.train_vdm import restore_images
 
 # The versions are trained when the first test asks for them.
 pytestmark = pytest.mark.timeout(1800)
@@ -126,6 +128,24 @@ def test_results_of_other_images_than_the_commit_has_are_not_used(copied: Projec
         assert alike(place)
         assert finished(place, shared=False) is None
         assert (place.folder / "data" / "images" / "more").read_text() == "another file"
+
+
+@pytest.mark.parametrize(
+    "place", ["dvc.repo.Repo.status", "flows.orchestration.workspace.cached_at", "dvc.repo.Repo.checkout"]
+)
+def test_databases_of_dvc_that_cannot_be_written_are_no_reason_to_train_again(
+    place: str, copied: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor to read the images from their source, which may hold other images by now."""
+    full = Mock(side_effect=sqlite3.OperationalError("database or disk is full"))
+    with workspace(copied.folder, copied.git("show", "HEAD:params.yaml"), "HEAD") as made:
+        monkeypatch.setattr(place, full)
+        with pytest.raises(UserError, match=r"DVC's databases .* disk is full"):
+            finished(made, shared=False)
+        if "cached_at" not in place:
+            with pytest.raises(UserError, match=r"DVC's databases .* disk is full"):
+                restore_images(made)
+    assert full.called
 
 
 @pytest.mark.parametrize("remote", ["answers", "silent"])
