@@ -100,7 +100,11 @@ def status(
 @commands.command()
 def prune(
     keep: Annotated[
-        int, typer.Option(min=1, help="How many of the last champions, of the newest versions, and of ended runs stay.")
+        int,
+        typer.Option(
+            min=1,
+            help="How many champions, versions and ended runs stay, the newest of each. Cancelled runs count apart.",
+        ),
     ] = 10,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be removed, and remove nothing.")] = False,
     as_json: AsJson = False,
