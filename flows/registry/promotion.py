@@ -26,7 +26,7 @@ from flows.images.store import load_images
 from flows.process.ending import finish
 from flows.registry.evidence import PROMOTE, REFUSE, ROLL_BACK, Evidence
 from flows.registry.git import registry_lock, require_identity
-from flows.registry.storage import fetch, fetch_images
+from flows.registry.storage import DatabaseError, fetch, fetch_images
 from flows.registry.verification import require_sound
 from flows.registry.versions import (
     CHAMPION,
@@ -207,7 +207,7 @@ def rollback(root: Path) -> Evidence:
     before, earlier = champion_tag(root), previous_champion(root)
     try:
         require_sound(root, earlier)  # this may take long, so the lock is not held yet
-    except NetworkError:
+    except (NetworkError, DatabaseError):  # nothing is known about the files
         raise
     except UserError as error:
         given_up = f"`gto deprecate {earlier.name.replace('@', ' ')}`"

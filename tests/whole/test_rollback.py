@@ -2,6 +2,7 @@
 
 import json
 import re
+import sqlite3
 import subprocess
 import sys
 import time
@@ -96,6 +97,16 @@ def test_a_roll_back_names_the_command_that_passes_over_a_champion_whose_bytes_a
     (command,) = re.findall("`(gto .*?)`", one_line(copied.vdmctl("rollback")))
     copied.gto(*command.split()[1:])
     assert rollback(copied.folder).champion == "vdm@v1.0.0"
+
+
+def test_a_roll_back_gives_no_champion_up_because_databases_of_dvc_cannot_be_written(
+    copied: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    crown(copied, "v1.0.0", "v1.1.0")
+    full = Mock(side_effect=sqlite3.OperationalError("database or disk is full"))
+    monkeypatch.setattr("flows.registry.verification.obtain", full)
+    with pytest.raises(UserError, match=r"DVC's databases .*; is that disk full\?$"):
+        rollback(copied.folder)
 
 
 def test_a_champion_that_gto_removes_reigns_no_more(copied: Project) -> None:
