@@ -69,7 +69,8 @@ def remote_refs(root: Path) -> dict[str, Target]:
     for digest, name in (line.split("\t", 1) for line in listed.split("\n") if line):
         ref = name.removesuffix("^{}")
         # A server that is not git's may list only the second.
-        found[ref] = Target(digest if name == ref else found.get(ref, Target(digest, digest)).digest, digest)
+        own = found[ref].digest if name != ref and ref in found else digest
+        found[ref] = Target(own, digest)
     return found
 
 
