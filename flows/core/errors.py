@@ -55,10 +55,10 @@ def brief(error: object) -> str:
 
 
 def of_file(error: OSError) -> str:
-    """Return the file that an error is about, and what is wrong with it."""
-    # An error that does not come from the system is not about a file.
-    place = f"{visible(error.filename or 'a file')}: " if error.strerror else ""
-    return f"{place}{error.strerror or error}"
+    """Return the file that an error is about, if it names one, and what is wrong."""
+    # Without a name it may be about memory or a connection.
+    place = f"{visible(error.filename)}: " if error.filename and error.strerror else ""
+    return f"{place}{error.strerror or error}" or type(error).__name__
 
 
 @contextmanager

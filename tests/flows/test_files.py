@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from pictures import unprivileged
 
-from flows.core.errors import Exit, UserError
+from flows.core.errors import Exit, UserError, of_file
 from flows.core.files import (
     beginning,
     discard,
@@ -391,3 +391,16 @@ def test_a_file_is_on_the_disk_before_it_takes_its_place(tmp_path: Path, monkeyp
     monkeypatch.setattr(os, "fsync", lambda number: saved.append((os.fstat(number).st_size, path.read_text())))
     write_whole(path, "newer")
     assert set(saved) == {(len("newer"), "old")}
+
+
+@pytest.mark.parametrize(
+    ("error", "text"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device", "a\x1b.npy"), "a\\u001b.npy: No space left on device"),
+        (OSError(errno.ENOMEM, "Cannot allocate memory"), "Cannot allocate memory"),
+        (OSError("cannot reshape"), "cannot reshape"),
+        (TimeoutError(), "TimeoutError"),
+    ],
+)
+def test_an_error_of_the_system_says_what_is_wrong_and_with_which_file(error: OSError, text: str) -> None:
+    assert of_file(error) == text
