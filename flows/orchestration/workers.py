@@ -134,15 +134,15 @@ def refuse_to_mix(url: str, worker: str, others: set[str]) -> None:
         if worker.startswith(SHARED) and other.startswith(SHARED):
             continue
         host, _, folder = other.removeprefix(SHARED).replace("\\", "/").replace(PERCENT, "%").partition(":")
-        if host == socket.gethostname() and has_ended(Path(folder)):
-            continue  # it is listed until its heartbeat is missed
         if other.startswith(SHARED):
             advice = "`vdmctl serve --share` shares with it, and `vdmctl serve --no-worker` starts no worker"
+        elif host == socket.gethostname() and has_ended(Path(folder)):
+            continue  # it was killed, and is listed until its heartbeat is missed
         elif worker.startswith(SHARED):
             advice = "its worker shares versions only if `vdmctl serve --share` starts it"
         else:
             advice = f"{with_own_home()} starts another server"
-        raise UserError(f"{url} serves {folder} on {host} already; {advice}", Exit.BUSY)
+        raise UserError(f"{url} serves {folder} on {host} already, or did until a minute ago; {advice}", Exit.BUSY)
 
 
 def workers(api: Api) -> set[str]:

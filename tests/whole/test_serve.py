@@ -214,7 +214,8 @@ def test_a_second_one_in_the_folder_and_one_in_another_leave_the_first_alone(pla
     other = Project(tmp_path)
     result = serve(other.folder, "--port", str(plant.port))
     assert result.returncode == Exit.BUSY, result.stderr
-    assert f"serves {plant.project.folder} on {socket.gethostname()} already; `PREFECT_HOME=" in result.stderr
+    place = f"{plant.project.folder} on {socket.gethostname()}"
+    assert f"serves {place} already, or did until a minute ago; `PREFECT_HOME=" in result.stderr
     result = serve(other.folder, PREFECT_HOME=plant.environment["PREFECT_HOME"])
     assert result.returncode == Exit.BUSY, result.stderr
     home = other.folder / ".vdm" / "prefect"
