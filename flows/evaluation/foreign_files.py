@@ -79,7 +79,7 @@ def checked(content: BinaryIO) -> BytesIO:
     """Return a copy of a zip file.  Raises ValueError unless it is uncompressed and describes only dense tensors.
 
     torch accepts more, such as compressed or overlapping members, or a bytearray of any length, which may not fit into
-    memory.  It reads a copy since it may find other members than zipfile in the same file, or a pickle before them.
+    memory.  It reads the copy, since in the file itself it may find other members than were checked here.
     """
     size, copy = content.seek(0, 2), BytesIO()
     with zipfile.ZipFile(content) as archive, zipfile.ZipFile(copy, "w") as stored:
@@ -108,11 +108,11 @@ def require_tensors(pickled: bytes) -> None:
 
 
 def require_small(pickled: bytes) -> None:
-    """Raise ValueError for a tuple of more than LARGEST_TUPLE values, with those of the tuples in it, and odd calls.
+    """Raise ValueError for a tuple that holds more than LARGEST_TUPLE values in all, or a call of anything but a name.
 
-    A tuple may hold another one many times, and be the key of a dict: then its hash takes forever, and cannot be
-    interrupted.  The hash of a tuple that is nested too deeply ends the process.  So does the text of a list that is
-    called like a function, which torch shows.
+    A tuple may hold another one many times.  As the key of a dict it is hashed, which may then take forever and cannot
+    be interrupted; if tuples are nested too deeply, it ends the process.  A list that is called like a function is just
+    as dangerous, since torch puts its text into an error.
     """
     stack: list[int | str] = []  # the unpickler's: a name, or the size of another value, or 0 for a mark
     kept: dict[Any, int | str] = {}
@@ -121,7 +121,7 @@ def require_small(pickled: bytes) -> None:
             kept[argument] = stack[-1]
             continue
         values = taken(opcode, stack)
-        made = values[0] if values else 1  # what takes the other values, for example a list
+        made = values[0] if values else 1  # for example a list that the other values are appended to
         if opcode.name in NAMING:
             made = str(argument)
         elif "GET" in opcode.name:
