@@ -268,10 +268,12 @@ def record(place: Workspace) -> Release | str:
 
 
 def require_home() -> None:
-    """Raise OSError if Prefect's files cannot be written: it would start its temporary server again and again."""
-    home = get_current_settings().home
-    home.mkdir(parents=True, exist_ok=True)
-    with naming(home, home), scratch_folder(home):
+    """Raise OSError if Prefect cannot write the files of its temporary server: it would start one again and again."""
+    settings = get_current_settings()
+    if settings.api.url:  # a run that has a server starts none
+        return
+    settings.home.mkdir(parents=True, exist_ok=True)
+    with naming(settings.home, settings.home), scratch_folder(settings.home):
         pass
 
 
@@ -283,8 +285,7 @@ def main() -> int:
         "For other parameters start `vdmctl serve`, then `prefect deployment run train-vdm --param ...`.",
     ).parse_args()
     try:
-        if not get_current_settings().api.url:  # with a server, a run writes none of these files
-            require_home()
+        require_home()
     except OSError as error:
         return fail(f"{of_file(error)}; PREFECT_HOME names another folder for Prefect's files", Exit.MISSING)
     state = train_vdm(return_state=True)

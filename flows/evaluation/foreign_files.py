@@ -100,19 +100,12 @@ def checked(content: BinaryIO) -> BytesIO:
 
 
 def require_tensors(pickled: bytes) -> None:
-    """Raise ValueError when a pickle has more than dense tensors and their containers, without unpickling it."""
-    for opcode, argument, _ in pickletools.genops(pickled):
-        if opcode.name in NAMING and not TENSORS.fullmatch(str(argument)):
-            raise ValueError(f"it holds more than weights: {opcode.name} {str(argument)[:60]}")
-    require_small(pickled)
+    """Raise ValueError when a pickle has more than dense tensors and their containers, without unpickling it.
 
-
-def require_small(pickled: bytes) -> None:
-    """Raise ValueError for a tuple that holds more than LARGEST_TUPLE values in all, or a call of anything but a name.
-
-    A tuple may hold another one many times.  As the key of a dict it is hashed, which may then take forever and cannot
-    be interrupted; if tuples are nested too deeply, it ends the process.  A list that is called like a function is just
-    as dangerous, since torch puts its text into an error.
+    No tuple may hold more than LARGEST_TUPLE values, counting those of the tuples in it, each as often as it occurs.  A
+    larger one may be the key of a dict.  Its hash may take forever, and cannot be interrupted; if tuples are nested too
+    deeply, it ends the process.  Only names may be called: torch shows the text of a list that is called, which may be
+    as long.
     """
     stack: list[int | str] = []  # the unpickler's: a name, or the size of another value, or 0 for a mark
     kept: dict[Any, int | str] = {}
@@ -124,6 +117,8 @@ def require_small(pickled: bytes) -> None:
         made = values[0] if values else 1  # for example a list that the other values are appended to
         if opcode.name in NAMING:
             made = str(argument)
+            if not TENSORS.fullmatch(made):
+                raise ValueError(f"it holds more than weights: {opcode.name} {made[:60]}")
         elif "GET" in opcode.name:
             made = kept[argument]
         elif "TUPLE" in opcode.name:

@@ -37,9 +37,6 @@ OF_THE_CACHE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
 class DatabaseError(UserError):
     """DVC cannot write its databases (exit 5), so nothing is known about the files."""
 
-    def __init__(self, message: str, code: Exit = Exit.MISSING) -> None:
-        super().__init__(message, code)
-
 
 class Listed(Document):
     """An entry of a folder's listing."""
@@ -265,7 +262,7 @@ def dvc_repository(root: Path) -> Iterator[Any]:
     except sqlite3.Error as error:
         place = "in /var/tmp/dvc, or where DVC's setting core.site_cache_dir says"
         reason = f"DVC's databases ({place}): {brief(error)}; is that disk full?"
-        raise DatabaseError(f"{root}: {reason}") from error
+        raise DatabaseError(f"{root}: {reason}", Exit.MISSING) from error
 
 
 def cached_at(repo: Any) -> Callable[[str], Path]:

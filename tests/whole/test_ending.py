@@ -276,7 +276,7 @@ LIMITED = "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: ca
     ],
 )
 def test_too_little_memory_is_one_line(
-    error: RuntimeError, reason: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    error: MemoryError | RuntimeError, reason: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(cli, "call", Mock(side_effect=error))
     assert cli.run(["evaluate", "models/vdm"]) == Exit.USAGE
