@@ -1,12 +1,14 @@
 """The variational diffusion model: a noise schedule, a noise predictor, and the bound that they give."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from vdm.choices import MOST_LEVELS, Precision, ScheduleKind, require_choice, require_counts
 from vdm.discretization import pixels_to_x, require_levels
@@ -46,11 +48,30 @@ def count_parameters(**arguments: Any) -> int:
     require_counts(blocks=arguments["blocks"])
 
     def count(blocks: int) -> int:
-        with torch.device("meta"):
+        with without_values():
             return sum(p.numel() for p in VDM(**arguments | {"blocks": blocks}).parameters())
 
     one, two = count(1), count(2)
     return one + (int(arguments["blocks"]) - 1) * (two - one)
+
+
+class NothingDrawn(TorchFunctionMode):
+    """In this context `torch.randn`, `uniform_` and `normal_` leave a tensor as it is."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in (Tensor.uniform_, Tensor.normal_):
+            return args[0]
+        return (torch.empty if func is torch.randn else func)(*args, **kwargs or {})
+
+
+@contextmanager
+def without_values() -> Iterator[None]:
+    """In this context new tensors have a shape and no values, so modules take no memory and no initialisation.
+
+    They are on the meta device.  Random numbers there would load torch's compiler, which takes a second and 70 MiB.
+    """
+    with torch.device("meta"), NothingDrawn():
+        yield
 
 
 def images_per_batch(batch_size: int, evaluations_per_image: int) -> int:

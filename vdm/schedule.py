@@ -99,7 +99,7 @@ class MonotoneSchedule(LinearSchedule):
         self.linear = nn.Parameter(torch.ones(()))
         self.inner = nn.Parameter(torch.randn(num_features))
         self.bias = nn.Parameter(torch.randn(num_features))
-        self.outer = nn.Parameter(0.01 * torch.randn(num_features))
+        self.outer = nn.Parameter(torch.randn(num_features).mul_(0.01))
 
     def shape_parameters(self) -> list[nn.Parameter]:
         return [p for p in (self.linear, self.inner, self.bias, self.outer) if p.requires_grad]

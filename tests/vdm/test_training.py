@@ -247,13 +247,14 @@ def test_checkpointed_activations_meet_the_same_dropout(tiny_model: Callable[...
 
 
 @pytest.mark.processes
-def test_a_step_without_compilation_loads_no_compiler() -> None:
+def test_a_count_of_parameters_and_a_step_without_compilation_load_no_compiler() -> None:
     """The compiler would take every process a second and 70 MiB, and sympy a quarter of that."""
     program = f"""
 import sys, torch
-from vdm.model import VDM
-from vdm.schedule import LinearSchedule
+from vdm.model import VDM, count_parameters
 from vdm.training.trainer import Trainer, TrainingSettings
+for schedule in ("fixed_linear", "learned_linear", "learned_monotone"):
+    count_parameters(**{TINY} | {{"schedule": schedule}})
 settings = TrainingSettings(**{SETTINGS | {"optimizer": "muon"}})
 trainer = Trainer(VDM(**{TINY}), torch.zeros(16, 1, 8, 8, dtype=torch.uint8), settings)
 trainer.step()
