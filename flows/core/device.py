@@ -1,7 +1,9 @@
 """Find the devices and the precision that the parameters select."""
 
+import math
 import os
 import sysconfig
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from shutil import which
@@ -12,9 +14,17 @@ import torch
 from flows.core.errors import Exit, UserError
 from vdm.choices import Precision
 
+QUOTAS = [
+    [Path("/sys/fs/cgroup/cpu.max")],
+    [Path("/sys/fs/cgroup/cpu/cpu.cfs_quota_us"), Path("/sys/fs/cgroup/cpu/cpu.cfs_period_us")],
+]
+"""The files with the time that this machine or container may compute in a period, in version 2 and in version 1."""
+
 
 def find_device(name: str, count: int = 1, rank: int = 0) -> torch.device:
-    """Return the device called `name` for the process `rank` of `count` on this machine, and switch TF32 off.
+    """Return the device called `name` for the process `rank` of `count` on this machine.
+
+    TF32 is switched off, and unless OMP_NUM_THREADS is set, torch has no more threads than `cores()`.
 
     `auto` is the GPU if there is one, else the CPU.  Several processes have a GPU each, the first `count`, or all have
     the same CPU.  Raises UserError (exit 2) when the machine has no such device, or not as many.
@@ -34,7 +44,27 @@ def find_device(name: str, count: int = 1, rank: int = 0) -> torch.device:
     # By default torch computes float32 convolutions with 10 bits of mantissa on recent GPUs.
     torch.backends.cudnn.allow_tf32 = False
     torch.backends.cuda.matmul.allow_tf32 = False
+    if "OMP_NUM_THREADS" not in os.environ:  # torch does not ask for the limit of a container
+        torch.set_num_threads(threads_each(1))
     return device if count == 1 or device.type == "cpu" else torch.device(device.type, rank)
+
+
+def threads_each(count: int) -> int:
+    """Return the number of threads for each of `count` processes on this machine: torch's, or fewer if cores are few.
+
+    Threads of several processes that share a core wait for each other in loops, which may take 20 times as long.
+    """
+    return min(torch.get_num_threads(), max(1, cores() // count))
+
+
+def cores() -> int:
+    """Return the number of cores that this process may use, by its affinity and by the limit of its container."""
+    counts = [len(os.sched_getaffinity(0))]
+    for files in QUOTAS:
+        with suppress(OSError, ValueError):  # no such file, or "max"
+            quota, period = map(int, " ".join(file.read_text() for file in files).split())
+            counts += [math.ceil(quota / period)] if quota > 0 else []
+    return min(counts)
 
 
 def find_precision(name: Literal["auto", Precision], device: torch.device) -> Precision:

@@ -253,6 +253,11 @@ def require_remote(root: Path) -> None:
 def dvc_repository(root: Path) -> Iterator[Any]:
     """Open DVC's repository at `root`.  Raises UserError (exit 5): DatabaseError if DVC cannot write its databases."""
     try:
+        str(root.absolute()).encode()
+    except UnicodeEncodeError as error:
+        advice = "its path is not UTF-8, and DVC cannot work in such a folder; rename it"
+        raise UserError(f"{root.absolute()}: {advice}", Exit.MISSING) from error
+    try:
         try:
             repo = Repo(str(root))
         except DvcException as error:

@@ -33,6 +33,7 @@ from torch.distributed.elastic.rendezvous import (
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedException
 
+from flows.core.device import threads_each
 from flows.core.errors import Exit, UserError
 from flows.core.files import naming, scratch_folder
 from flows.process.lifeline import KILL_SECONDS, hold_what_starts
@@ -131,8 +132,7 @@ def configure_environment(num_processes: int, folder: str) -> None:
 
     The processes meet in `folder`.  They listen on loopback only, since they trust what they receive.
     """
-    threads = max(1, len(os.sched_getaffinity(0)) // num_processes)
-    os.environ.setdefault("OMP_NUM_THREADS", str(threads))
+    os.environ["OMP_NUM_THREADS"] = str(threads_each(num_processes))
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     os.environ["NCCL_SOCKET_IFNAME"] = "=lo"  # without `=` NCCL takes the name for a prefix
     os.environ[STORE] = folder

@@ -21,7 +21,7 @@ from conftest import TINY
 from project import ROOT
 from torch import distributed
 
-from flows.core import memory
+from flows.core import device, memory
 from flows.core.checkpoint import fitted_to, load_model, save_state
 from flows.core.device import find_device, find_precision
 from flows.core.errors import Exit, UserError
@@ -341,6 +341,47 @@ def test_each_process_has_a_card_of_its_own_and_all_have_one_cpu(monkeypatch: py
     with pytest.raises(UserError, match="num_devices 3: this machine has 2 CUDA devices; lower num_devices") as raised:
         find_device("auto", 3)
     assert raised.value.code is Exit.USAGE
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        (["max 100000\n"], 8),
+        (["150000 100000\n"], 2),
+        (["1600000 100000\n"], 8),
+        (["-1\n", "100000\n"], 8),
+        (["300000\n", "100000\n"], 3),
+        ([], 8),
+    ],
+)
+def test_a_container_may_use_fewer_cores_than_the_machine_has(
+    files: list[str], expected: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: range(8))
+    paths = [tmp_path / str(number) for number in range(max(1, len(files)))]
+    for path, content in zip(paths, files, strict=False):
+        path.write_text(content)
+    monkeypatch.setattr(device, "QUOTAS", [paths])
+    assert device.cores() == expected
+
+
+@pytest.mark.parametrize(("threads", "count", "expected"), [(8, 1, 8), (8, 2, 4), (8, 16, 1), (2, 2, 2), (16, 1, 8)])
+def test_processes_share_the_cores(threads: int, count: int, expected: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(device, "cores", lambda: 8)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    assert device.threads_each(count) == expected
+
+
+def test_torch_has_no_more_threads_than_cores_unless_somebody_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen: list[int] = []
+    monkeypatch.setattr(torch, "set_num_threads", chosen.append)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 8)
+    monkeypatch.setattr(device, "cores", lambda: 3)
+    monkeypatch.setenv("OMP_NUM_THREADS", "8")
+    find_device("cpu")
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    find_device("cpu")
+    assert chosen == [3]
 
 
 def test_no_test_image_is_trained_on() -> None:

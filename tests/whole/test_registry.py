@@ -248,6 +248,15 @@ def test_databases_of_dvc_without_room_are_one_line(command: list[str], copied: 
     assert re.search(r"DVC's databases \(in .*\): (database or disk is full|disk I/O error); is that", one_line(result))
 
 
+def test_a_path_with_which_dvc_cannot_work_is_one_line(tmp_path: Path, registry: Project) -> None:
+    project = registry.copy(tmp_path / os.fsdecode(b"caf\xe9"))
+    said = r"caf\udce9: its path is not UTF-8, and DVC cannot work in such a folder; rename it"
+    verified, report = project.vdmctl("verify", "vdm@v1.0.0"), project.vdmctl("report")
+    assert (verified.returncode, report.returncode) == (Exit.MISSING, Exit.DONE)
+    assert said in one_line(verified)
+    assert said in report.stdout + report.stderr
+
+
 def test_a_cache_without_room_is_one_line(copied: Project, full_disk: Path) -> None:
     copied.dvc("cache", "dir", "--local", str(full_disk))
     (full_disk / "filler").write_bytes(bytes(100 * 1024))
