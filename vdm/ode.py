@@ -134,7 +134,7 @@ def log_density(
             eps_hat = predict_noise(sigma(gamma) * y, gamma.expand(len(y)))
             divergence = torch.zeros_like(state[1])
             for probe in probes:
-                gradient = torch.autograd.grad(eps_hat, y, probe, retain_graph=True)[0]
+                gradient = torch.autograd.grad((eps_hat * probe).sum(), y, retain_graph=True)[0]
                 divergence += (gradient * probe).flatten(1).sum(1) / len(probes)
         return 0.5 * (eps_hat - y).detach(), 0.5 * (divergence / num_dims - 1)
 

@@ -288,12 +288,13 @@ def test_sizes_that_the_weights_do_not_have_take_no_memory(width: int, reason: s
 
 
 @pytest.mark.processes
-def test_samples_are_drawn_and_compared_without_the_compiler(small: Small) -> None:
+@pytest.mark.parametrize("command", [["sample"], ["evaluate", "--protocol", "ode", "--num-images", "1"]])
+def test_commands_do_not_load_the_compiler(command: list[str], small: Small) -> None:
     """The compiler would take every command that reads a model a second and 70 MiB."""
     settings = {**TINY, "schedule": "learned_monotone"}
     save_model(Path("models/vdm"), VDM(**settings), settings)
     program = (
-        "import sys; from flows.cli import run; code = run(['sample']);"
+        f"import sys; from flows.cli import run; code = run({command});"
         "print(code, {'torch._dynamo', 'sympy'} & sys.modules.keys())"
     )
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
