@@ -5,6 +5,7 @@ import os
 import sysconfig
 from contextlib import suppress
 from importlib.util import find_spec
+from itertools import product
 from pathlib import Path
 from shutil import which
 from typing import Literal
@@ -12,13 +13,11 @@ from typing import Literal
 import torch
 
 from flows.core.errors import Exit, UserError
+from flows.core.memory import control_groups
 from vdm.choices import Precision
 
-QUOTAS = [
-    [Path("/sys/fs/cgroup/cpu.max")],
-    [Path("/sys/fs/cgroup/cpu/cpu.cfs_quota_us"), Path("/sys/fs/cgroup/cpu/cpu.cfs_period_us")],
-]
-"""The files with the time that this machine or container may compute in a period, in version 2 and in version 1."""
+QUOTAS = [["cpu.max"], ["cpu.cfs_quota_us", "cpu.cfs_period_us"]]
+"""The files with the time that a control group may compute in a period, in version 2 and in version 1."""
 
 
 def find_device(name: str, count: int = 1, rank: int = 0) -> torch.device:
@@ -58,11 +57,11 @@ def threads_each(count: int) -> int:
 
 
 def cores() -> int:
-    """Return the number of cores that this process may use, by its affinity and by the limit of its container."""
+    """Return the number of cores that this process may use, by its affinity and by the limits of its control groups."""
     counts = [len(os.sched_getaffinity(0))]
-    for files in QUOTAS:
+    for folder, names in product(control_groups("cpu"), QUOTAS):
         with suppress(OSError, ValueError):  # no such file, or "max"
-            quota, period = map(int, " ".join(file.read_text() for file in files).split())
+            quota, period = map(int, " ".join((folder / name).read_text() for name in names).split())
             counts += [math.ceil(quota / period)] if quota > 0 else []
     return min(counts)
 

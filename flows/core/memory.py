@@ -1,7 +1,6 @@
 """Find how much memory this process may still take, to refuse sizes before anything is allocated."""
 
 from contextlib import suppress
-from itertools import starmap
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,17 +14,34 @@ if TYPE_CHECKING:
 
 PROCESS_BYTES = 2**28
 """The memory of a process that has loaded torch."""
-GROUPS = [
-    (Path("/sys/fs/cgroup"), "memory.max", "memory.current", "inactive_file"),
-    (Path("/sys/fs/cgroup/memory"), "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+MEMBERSHIP = Path("/proc/self/cgroup")
+LIMITS = [
+    ("memory.max", "memory.current", "inactive_file"),
+    ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
 ]
-"""The arguments of `left` for the control group of this machine or container, in version 2 and in version 1."""
+"""The names that `left` takes, in version 2 of control groups and in version 1."""
+
+
+def control_groups(controller: str, mount: Path = Path("/sys/fs/cgroup")) -> list[Path]:
+    """Return the folders of the control groups whose limits hold for this process: its own and all above it.
+
+    A container often sees its own group at the root.  A service of systemd or a job of Slurm is below it.
+    """
+    roots = {"": mount, controller: mount / controller}  # version 2 has one tree, version 1 one for each controller
+    found = dict.fromkeys(roots.values())
+    with suppress(OSError, ValueError):
+        for line in MEMBERSHIP.read_text(errors="replace").splitlines():
+            _, controllers, path = line.split(":", 2)
+            for root in (roots[name] for name in controllers.split(",") if name in roots):
+                group = root / path.lstrip("/")
+                found |= dict.fromkeys(folder for folder in (group, *group.parents) if folder.is_relative_to(root))
+    return list(found)
 
 
 def available() -> int:
-    """Return the number of bytes that are free or can be freed, on the machine and within the container's limit."""
-    found = [psutil.virtual_memory().available, *starmap(left, GROUPS)]
-    return int(min(size for size in found if size is not None))
+    """Return the number of bytes that are free or can be freed, on the machine and within its control groups."""
+    limits = [left(folder, *names) for folder in control_groups("memory") for names in LIMITS]
+    return int(min(size for size in (psutil.virtual_memory().available, *limits) if size is not None))
 
 
 def left(folder: Path, limit: str, used: str, reclaimable: str) -> int | None:

@@ -287,6 +287,20 @@ def test_the_memory_of_this_machine_is_found() -> None:
     assert 2**20 < available() < 2**50
 
 
+def test_the_limits_of_a_service_and_of_all_groups_above_it_count(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service = Path("/sys/fs/cgroup/system.slice/vdm.service")
+    (tmp_path / "membership").write_text("3:cpu,memory:/slurm/job:1\n2:cpuset:/other\n0::/system.slice/vdm.service\n")
+    monkeypatch.setattr(memory, "MEMBERSHIP", tmp_path / "membership")
+    job = Path("/sys/fs/cgroup/memory/slurm/job:1")
+    assert set(memory.control_groups("memory")) == {service, *service.parents[:2], job, *job.parents[:2]}
+    monkeypatch.setattr(memory, "left", lambda folder, *names: 5 if folder == service.parent else None)
+    assert available() == 5
+    (tmp_path / "membership").unlink()  # as in a container without /proc
+    assert memory.control_groups("memory") == [Path("/sys/fs/cgroup"), Path("/sys/fs/cgroup/memory")]
+
+
 def test_a_containers_limit_counts(tmp_path: Path) -> None:
     group = (tmp_path, "limit", "used", "inactive_file")
     assert left(*group) is None

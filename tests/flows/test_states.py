@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from itertools import count
 from pathlib import Path
 from types import SimpleNamespace
@@ -346,22 +347,27 @@ def test_each_process_has_a_card_of_its_own_and_all_have_one_cpu(monkeypatch: py
 @pytest.mark.parametrize(
     ("files", "expected"),
     [
-        (["max 100000\n"], 8),
-        (["150000 100000\n"], 2),
-        (["1600000 100000\n"], 8),
-        (["-1\n", "100000\n"], 8),
-        (["300000\n", "100000\n"], 3),
-        ([], 8),
+        ({"cpu.max": "max 100000\n"}, 8),
+        ({"cpu.max": "150000 100000\n"}, 2),
+        ({"cpu.max": "1600000 100000\n"}, 8),
+        ({"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, 8),
+        ({"cpu/cpu.cfs_quota_us": "300000\n", "cpu/cpu.cfs_period_us": "100000\n"}, 3),
+        ({"cpu.max": "400000 100000\n", "system.slice/vdm.service/cpu.max": "150000 100000\n"}, 2),
+        ({"cpu/slurm/cpu.cfs_quota_us": "300000\n", "cpu/slurm/cpu.cfs_period_us": "100000\n"}, 3),
+        ({"system.slice/other/cpu.max": "100000 100000\n", "cpu/slurm/7/cpu.max": "100000 100000\n"}, 8),
+        ({}, 8),
     ],
 )
-def test_a_container_may_use_fewer_cores_than_the_machine_has(
-    files: list[str], expected: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_control_group_may_allow_fewer_cores_than_the_machine_has(
+    files: dict[str, str], expected: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("os.sched_getaffinity", lambda _: range(8))
-    paths = [tmp_path / str(number) for number in range(max(1, len(files)))]
-    for path, content in zip(paths, files, strict=False):
-        path.write_text(content)
-    monkeypatch.setattr(device, "QUOTAS", [paths])
+    (tmp_path / "membership").write_text("4:cpu,cpuacct:/slurm/job\n2:memory:/slurm/7\n0::/system.slice/vdm.service\n")
+    monkeypatch.setattr(memory, "MEMBERSHIP", tmp_path / "membership")
+    monkeypatch.setattr(device, "control_groups", partial(memory.control_groups, mount=tmp_path))
+    for name, content in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(content)
     assert device.cores() == expected
 
 
