@@ -132,7 +132,8 @@ def configure_environment(num_processes: int, folder: str) -> None:
 
     The processes meet in `folder`.  They listen on loopback only, since they trust what they receive.
     """
-    os.environ["OMP_NUM_THREADS"] = str(threads_each(num_processes))
+    for library in ("OMP", "MKL"):  # torch has as many threads as MKL, whatever OpenMP's variable says
+        os.environ[f"{library}_NUM_THREADS"] = str(threads_each(num_processes))
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     os.environ["NCCL_SOCKET_IFNAME"] = "=lo"  # without `=` NCCL takes the name for a prefix
     os.environ[STORE] = folder

@@ -30,6 +30,7 @@ from flows.core.params_file import read_params
 from flows.images.store import ImageSet
 from flows.training import collectives, fitting, runs
 from flows.training.collectives import STORE, lost_another, process_group
+from flows.training.distributed import configure_environment
 from flows.training.fitting import fit, out_of_memory, resume
 from flows.training.runs import Run, forget, writing_curves
 from vdm import vlb
@@ -388,6 +389,19 @@ def test_torch_has_no_more_threads_than_cores_unless_somebody_says_so(monkeypatc
     monkeypatch.delenv("OMP_NUM_THREADS")
     find_device("cpu")
     assert chosen == [3]
+
+
+@pytest.mark.processes
+def test_processes_have_their_share_of_threads_whatever_the_variables_say(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two processes of two threads each on two cores would be 20 times slower."""
+    environment = os.environ | {"OMP_NUM_THREADS": "2", "MKL_NUM_THREADS": "2"}
+    monkeypatch.setattr(os, "environ", environment)
+    monkeypatch.setattr("flows.training.distributed.threads_each", lambda count: 1)
+    configure_environment(2, str(tmp_path))
+    program = [sys.executable, "-c", "import torch; print(torch.get_num_threads())"]
+    assert subprocess.check_output(program, env=environment, text=True) == "1\n"
 
 
 def test_no_test_image_is_trained_on() -> None:
