@@ -20,10 +20,12 @@ PLACES = (
 )
 # With this variable `python -m flows.cli` runs the installed code instead of the code in the current folder.
 SAFE_PATH = "PYTHONSAFEPATH"
+# With these OpenMP binds a program to one core when it imports torch, and so all that it starts.
+BINDING = ("OMP_PROC_BIND", "OMP_PLACES", "GOMP_CPU_AFFINITY")
 
 
 def settle(environment: MutableMapping[str, str]) -> None:
-    """Make git and Python work on the current folder, name the user, and let idle threads of OpenMP sleep sooner.
+    """Make git and Python work on the current folder, name the user, and let OpenMP's threads move and sleep sooner.
 
     DVC needs a user name and a home folder, which a container that runs under a numeric user id of its host may not
     have.  Docker, too, takes / as the home of such a user.
@@ -31,7 +33,7 @@ def settle(environment: MutableMapping[str, str]) -> None:
     By default idle threads keep their core busy so long that two jobs on the same cores slow each other down many times
     (docs/results.md).  OpenMP reads the variables when torch is imported.
     """
-    for name in (*PLACES, SAFE_PATH):
+    for name in (*PLACES, SAFE_PATH, *BINDING):
         environment.pop(name, None)
     try:
         getuser()

@@ -327,6 +327,22 @@ def test_idle_threads_leave_the_cores_to_others_unless_the_user_chose(
     assert environment.get("GOMP_SPINCOUNT") == spins
 
 
+@pytest.mark.processes
+@pytest.mark.parametrize("binding", [{"OMP_PROC_BIND": "true"}, {"OMP_PLACES": "cores"}, {"GOMP_CPU_AFFINITY": "0-99"}])
+def test_a_program_keeps_all_cores_where_variables_bind_threads_to_cores(binding: dict[str, str]) -> None:
+    """Otherwise torch would take one core of a machine, and the processes of a training would share that one."""
+    program = """
+import os
+from flows.process.environment import settle
+settle(os.environ)
+before = os.sched_getaffinity(0)
+import torch
+print(os.sched_getaffinity(0) == before)
+"""
+    environment = os.environ | {"PYTHONPATH": str(ROOT)} | binding
+    assert subprocess.check_output([sys.executable, "-c", program], env=environment, text=True) == "True\n"
+
+
 def test_a_user_without_a_name_has_a_number_and_a_home(monkeypatch: pytest.MonkeyPatch) -> None:
     """As in a container that runs under a number of its host; DVC would fail with a KeyError or a RuntimeError."""
     for name in ("LOGNAME", "USER", "LNAME", "USERNAME", "HOME"):
