@@ -11,6 +11,7 @@ bounded_yaml  YAML whose size, depth and aliases are bounded
 files         reading regular files of bounded size, writing whole files
 folders       writing whole folders, one process at a time
 checkpoint    a model or a training state on disk
+limits        the control groups of this process, and the cores that they allow
 memory        sizes that do not fit into memory, refused before anything is allocated
 device        the device and the precision that the parameters select
 """

@@ -1,11 +1,8 @@
 """Find the devices and the precision that the parameters select."""
 
-import math
 import os
 import sysconfig
-from contextlib import suppress
 from importlib.util import find_spec
-from itertools import product
 from pathlib import Path
 from shutil import which
 from typing import Literal
@@ -13,17 +10,12 @@ from typing import Literal
 import torch
 
 from flows.core.errors import Exit, UserError
-from flows.core.memory import control_groups
+from flows.core.limits import cores
 from vdm.choices import Precision
-
-QUOTAS = [["cpu.max"], ["cpu.cfs_quota_us", "cpu.cfs_period_us"]]
-"""The files with the time that a control group may compute in a period, in version 2 and in version 1."""
 
 
 def find_device(name: str, count: int = 1, rank: int = 0) -> torch.device:
-    """Return the device called `name` for the process `rank` of `count` on this machine.
-
-    TF32 is switched off, and unless OMP_NUM_THREADS is set, torch has no more threads than `cores()`.
+    """Return the device called `name` for the process `rank` of `count` on this machine, and switch TF32 off.
 
     `auto` is the GPU if there is one, else the CPU.  Several processes have a GPU each, the first `count`, or all have
     the same CPU.  Raises UserError (exit 2) when the machine has no such device, or not as many.
@@ -43,8 +35,6 @@ def find_device(name: str, count: int = 1, rank: int = 0) -> torch.device:
     # By default torch computes float32 convolutions with 10 bits of mantissa on recent GPUs.
     torch.backends.cudnn.allow_tf32 = False
     torch.backends.cuda.matmul.allow_tf32 = False
-    if "OMP_NUM_THREADS" not in os.environ:  # torch does not ask for the limit of a container
-        torch.set_num_threads(threads_each(1))
     return device if count == 1 or device.type == "cpu" else torch.device(device.type, rank)
 
 
@@ -54,16 +44,6 @@ def threads_each(count: int) -> int:
     Threads of several processes that share a core wait for each other in loops, which may take 20 times as long.
     """
     return min(torch.get_num_threads(), max(1, cores() // count))
-
-
-def cores() -> int:
-    """Return the number of cores that this process may use, by its affinity and by the limits of its control groups."""
-    counts = [len(os.sched_getaffinity(0))]
-    for folder, names in product(control_groups("cpu"), QUOTAS):
-        with suppress(OSError, ValueError):  # no such file, or "max"
-            quota, period = map(int, " ".join((folder / name).read_text() for name in names).split())
-            counts += [math.ceil(quota / period)] if quota > 0 else []
-    return min(counts)
 
 
 def find_precision(name: Literal["auto", Precision], device: torch.device) -> Precision:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import psutil
 
 from flows.core.errors import Exit, UserError
+from flows.core.limits import control_groups
 
 if TYPE_CHECKING:
     import torch
@@ -14,28 +15,11 @@ if TYPE_CHECKING:
 
 PROCESS_BYTES = 2**28
 """The memory of a process that has loaded torch."""
-MEMBERSHIP = Path("/proc/self/cgroup")
 LIMITS = [
     ("memory.max", "memory.current", "inactive_file"),
     ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
 ]
 """The names that `left` takes, in version 2 of control groups and in version 1."""
-
-
-def control_groups(controller: str, mount: Path = Path("/sys/fs/cgroup")) -> list[Path]:
-    """Return the folders of the control groups whose limits hold for this process: its own and all above it.
-
-    A container often sees its own group at the root.  A service of systemd or a job of Slurm is below it.
-    """
-    roots = {"": mount, controller: mount / controller}  # version 2 has one tree, version 1 one for each controller
-    found = dict.fromkeys(roots.values())
-    with suppress(OSError, ValueError):
-        for line in MEMBERSHIP.read_text(errors="replace").splitlines():
-            _, controllers, path = line.split(":", 2)
-            for root in (roots[name] for name in controllers.split(",") if name in roots):
-                group = root / path.lstrip("/")
-                found |= dict.fromkeys(folder for folder in (group, *group.parents) if folder.is_relative_to(root))
-    return list(found)
 
 
 def available() -> int:

@@ -5,6 +5,8 @@ from collections.abc import MutableMapping
 from getpass import getuser
 from pathlib import Path
 
+from flows.core.limits import cores
+
 # git sets these for the hooks that it runs.  They would make git use the hook's repository, index or folder.
 PLACES = (
     "GIT_DIR",
@@ -31,7 +33,8 @@ def settle(environment: MutableMapping[str, str]) -> None:
     have.  Docker, too, takes / as the home of such a user.
 
     By default idle threads keep their core busy so long that two jobs on the same cores slow each other down many times
-    (docs/results.md).  OpenMP reads the variables when torch is imported.
+    (docs/results.md).  And torch and NumPy compute with a thread for each core of the machine, also where the control
+    groups of this process allow the time of fewer.  They read the variables when they are imported.
     """
     for name in (*PLACES, SAFE_PATH, *BINDING):
         environment.pop(name, None)
@@ -45,3 +48,5 @@ def settle(environment: MutableMapping[str, str]) -> None:
         environment["HOME"] = "/"
     if "OMP_WAIT_POLICY" not in environment:
         environment.setdefault("GOMP_SPINCOUNT", "1000")
+    if (allowed := cores()) < len(os.sched_getaffinity(0)):
+        environment.setdefault("OMP_NUM_THREADS", str(allowed))

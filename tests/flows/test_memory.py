@@ -16,7 +16,7 @@ from project import ROOT, TINY_PARAMS
 
 from benchmarks.speed import SHAPES
 from flows.cli import run
-from flows.core import memory
+from flows.core import limits, memory
 from flows.core.checkpoint import config_sha256, load_model, save_model
 from flows.core.errors import CheckpointError, Exit, UserError
 from flows.core.memory import available, left
@@ -292,13 +292,13 @@ def test_the_limits_of_a_service_and_of_all_groups_above_it_count(
 ) -> None:
     service = Path("/sys/fs/cgroup/system.slice/vdm.service")
     (tmp_path / "membership").write_text("3:cpu,memory:/slurm/job:1\n2:cpuset:/other\n0::/system.slice/vdm.service\n")
-    monkeypatch.setattr(memory, "MEMBERSHIP", tmp_path / "membership")
+    monkeypatch.setattr(limits, "MEMBERSHIP", tmp_path / "membership")
     job = Path("/sys/fs/cgroup/memory/slurm/job:1")
-    assert set(memory.control_groups("memory")) == {service, *service.parents[:2], job, *job.parents[:2]}
+    assert set(limits.control_groups("memory")) == {service, *service.parents[:2], job, *job.parents[:2]}
     monkeypatch.setattr(memory, "left", lambda folder, *names: 5 if folder == service.parent else None)
     assert available() == 5
     (tmp_path / "membership").unlink()  # as in a container without /proc
-    assert memory.control_groups("memory") == [Path("/sys/fs/cgroup"), Path("/sys/fs/cgroup/memory")]
+    assert limits.control_groups("memory") == [Path("/sys/fs/cgroup"), Path("/sys/fs/cgroup/memory")]
 
 
 def test_a_containers_limit_counts(tmp_path: Path) -> None:

@@ -22,12 +22,13 @@ from conftest import TINY
 from project import ROOT
 from torch import distributed
 
-from flows.core import device, memory
+from flows.core import device, limits, memory
 from flows.core.checkpoint import fitted_to, load_model, save_state
 from flows.core.device import find_device, find_precision
 from flows.core.errors import Exit, UserError
 from flows.core.params_file import read_params
 from flows.images.store import ImageSet
+from flows.process.environment import settle
 from flows.training import collectives, fitting, runs
 from flows.training.collectives import STORE, lost_another, process_group
 from flows.training.distributed import configure_environment
@@ -364,12 +365,12 @@ def test_a_control_group_may_allow_fewer_cores_than_the_machine_has(
 ) -> None:
     monkeypatch.setattr("os.sched_getaffinity", lambda _: range(8))
     (tmp_path / "membership").write_text("4:cpu,cpuacct:/slurm/job\n2:memory:/slurm/7\n0::/system.slice/vdm.service\n")
-    monkeypatch.setattr(memory, "MEMBERSHIP", tmp_path / "membership")
-    monkeypatch.setattr(device, "control_groups", partial(memory.control_groups, mount=tmp_path))
+    monkeypatch.setattr(limits, "MEMBERSHIP", tmp_path / "membership")
+    monkeypatch.setattr(limits, "control_groups", partial(limits.control_groups, mount=tmp_path))
     for name, content in files.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(content)
-    assert device.cores() == expected
+    assert limits.cores() == expected
 
 
 @pytest.mark.parametrize(("threads", "count", "expected"), [(8, 1, 8), (8, 2, 4), (8, 16, 1), (2, 2, 2), (16, 1, 8)])
@@ -379,16 +380,17 @@ def test_processes_share_the_cores(threads: int, count: int, expected: int, monk
     assert device.threads_each(count) == expected
 
 
-def test_torch_has_no_more_threads_than_cores_unless_somebody_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    chosen: list[int] = []
-    monkeypatch.setattr(torch, "set_num_threads", chosen.append)
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 8)
-    monkeypatch.setattr(device, "cores", lambda: 3)
-    monkeypatch.setenv("OMP_NUM_THREADS", "8")
-    find_device("cpu")
-    monkeypatch.delenv("OMP_NUM_THREADS")
-    find_device("cpu")
-    assert chosen == [3]
+@pytest.mark.parametrize(
+    ("allowed", "chosen", "threads"), [(3, {}, "3"), (3, {"OMP_NUM_THREADS": "7"}, "7"), (8, {}, None)]
+)
+def test_torch_and_numpy_have_no_more_threads_than_control_groups_allow(
+    allowed: int, chosen: dict[str, str], threads: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: range(8))
+    monkeypatch.setattr("flows.process.environment.cores", lambda: allowed)
+    environment = dict(chosen)
+    settle(environment)
+    assert environment.get("OMP_NUM_THREADS") == threads
 
 
 @pytest.mark.processes
