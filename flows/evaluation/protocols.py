@@ -33,6 +33,7 @@ def ode(settings: "Ode", *, model: Path, images: Path, split: Split = "test") ->
 
     device = find_device(settings.device)
     vdm, pixels = load_fitting(model, images, device, split, settings.num_images)
+    vdm.requires_grad_(False)  # the ODE needs only the gradient with respect to the images
     warn_if_seen(model, split)
     sizes = settings.model_dump(include={"num_draws", "num_probes", "batch_size"})
     advice = "ode: lower ode.batch_size, ode.num_draws or ode.num_probes (0 takes the most)"
