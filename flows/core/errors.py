@@ -56,6 +56,8 @@ def brief(error: object) -> str:
 
 def of_file(error: OSError) -> str:
     """Return the file that an error is about, if it names one, and what is wrong."""
+    if isinstance(error, BlockingIOError) and not error.filename:  # of fork
+        return "no process or thread can be started: `ulimit -u` or the limit of the container is reached"
     # Without a name it may be about memory or a connection.
     place = f"{visible(error.filename)}: " if error.filename and error.strerror else ""
     return f"{place}{error.strerror or error}" or type(error).__name__

@@ -396,6 +396,10 @@ def test_a_file_is_on_the_disk_before_it_takes_its_place(tmp_path: Path, monkeyp
 @pytest.mark.parametrize(
     ("error", "text"),
     [
+        (
+            BlockingIOError(11, "Resource temporarily unavailable"),
+            "no process or thread can be started: `ulimit -u` or the limit of the container is reached",
+        ),
         (OSError(errno.ENOSPC, "No space left on device", "a\x1b.npy"), "a\\u001b.npy: No space left on device"),
         (OSError(errno.ENOMEM, "Cannot allocate memory"), "Cannot allocate memory"),
         (OSError("cannot reshape"), "cannot reshape"),
