@@ -37,7 +37,8 @@ def cache_locked(root: Path) -> Iterator[Any]:
             stack.enter_context(lock_repo(repo))
             stack.enter_context(paths_locked(repo))
         except LockError as error:
-            raise UserError(f"{root}: another DVC command is running; wait for it", Exit.BUSY) from error
+            reason = f"{root}: another DVC command is running; wait for it, or if none is, delete {repo.tmp_dir}/rwlock"
+            raise UserError(reason, Exit.BUSY) from error
         except DvcException as error:
             advice = f"if no DVC command runs, delete {repo.tmp_dir}/rwlock, which a full disk may have cut short"
             raise UserError(f"{root}: {brief(error)}; {advice}", Exit.MISSING) from error

@@ -114,7 +114,7 @@ def test_a_clone_that_lacks_files_is_not_pruned(project: Project, tmp_path: Path
         ("run", "run 20260101-000000-aaaa is in progress (process 7); prune when it has ended"),
         ("experiment", "exps; prune when it has ended"),
         ("dvc", "another DVC command is running"),
-        ("stage", "another DVC command is running"),
+        ("stage", "another DVC command is running; wait for it, or if none is, delete "),
     ],
 )
 def test_while_something_works_nothing_is_removed(
