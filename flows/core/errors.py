@@ -1,6 +1,8 @@
 """Errors that the user can correct: one line that says where, what and how to continue, and an exit code."""
 
+import errno
 import logging
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -56,7 +58,7 @@ def brief(error: object) -> str:
 
 def of_file(error: OSError) -> str:
     """Return the file that an error is about, if it names one, and what is wrong."""
-    if isinstance(error, BlockingIOError) and not error.filename:  # of fork
+    if error.strerror == os.strerror(errno.EAGAIN) and not error.filename:  # of fork
         return "no process or thread can be started: `ulimit -u` or the limit of the container is reached"
     # Without a name it may be about memory or a connection.
     place = f"{visible(error.filename)}: " if error.filename and error.strerror else ""

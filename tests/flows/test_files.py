@@ -401,6 +401,7 @@ def test_a_file_is_on_the_disk_before_it_takes_its_place(tmp_path: Path, monkeyp
             "no process or thread can be started: `ulimit -u` or the limit of the container is reached",
         ),
         (OSError(errno.ENOSPC, "No space left on device", "a\x1b.npy"), "a\\u001b.npy: No space left on device"),
+        (BlockingIOError(11, "write could not complete without blocking"), "write could not complete without blocking"),
         (OSError(errno.ENOMEM, "Cannot allocate memory"), "Cannot allocate memory"),
         (OSError("cannot reshape"), "cannot reshape"),
         (TimeoutError(), "TimeoutError"),

@@ -217,6 +217,7 @@ def test_processes_that_still_start_do_not_outlive_the_one_that_started_them_eit
     process.kill()
     process.communicate()  # all that hold its stderr
     wait_until(lambda: not session(process.pid), 60)
+    (project.folder / ".vdm").mkdir(exist_ok=True)
     with (project.folder / ".vdm" / "cpu.lock").open("a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
