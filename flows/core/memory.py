@@ -1,5 +1,6 @@
 """Find how much memory this process may still take, to refuse sizes before anything is allocated."""
 
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,8 +17,8 @@ if TYPE_CHECKING:
 PROCESS_BYTES = 2**28
 """The memory of a process that has loaded torch."""
 LIMITS = [
-    ("memory.max", "memory.current", "inactive_file"),
-    ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+    ("memory.max", "memory.current", ("active_file", "inactive_file")),
+    ("memory.limit_in_bytes", "memory.usage_in_bytes", ("total_active_file", "total_inactive_file")),
 ]
 """The names that `left` takes, in version 2 of control groups and in version 1."""
 
@@ -28,15 +29,16 @@ def available() -> int:
     return int(min(size for size in (psutil.virtual_memory().available, *limits) if size is not None))
 
 
-def left(folder: Path, limit: str, used: str, reclaimable: str) -> int | None:
+def left(folder: Path, limit: str, used: str, reclaimable: Sequence[str]) -> int | None:
     """Return the number of bytes that a control group still allows; None without a group or a limit.
 
-    `limit` and `used` are files in its folder, and `reclaimable` is the part in `memory.stat` that can be freed.
+    `limit` and `used` are files in its folder, and `reclaimable` are the parts in `memory.stat` that can be freed:
+    Linux drops also files that were read twice, such as images, before it refuses memory.
     """
     with suppress(OSError, ValueError, LookupError):
         details = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
         free = int((folder / limit).read_text()) - int((folder / used).read_text())
-        return max(0, free + int(details[reclaimable]))
+        return max(0, free + sum(int(details[name]) for name in reclaimable))
     return None
 
 

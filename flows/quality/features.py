@@ -167,7 +167,7 @@ def load_features(folder: Path, device: torch.device) -> tuple[Classifier, Featu
     if hashlib.sha256(weights).hexdigest() != config.weights_sha256:
         raise CheckpointError(f"{folder / WEIGHTS}: sha256 differs from the one in {CONFIG}; restore the file")
     try:
-        with without_values():  # whatever sizes the description has
+        with without_values():  # takes no memory, whatever sizes the description has
             network = Classifier(config.channels, config.num_levels, config.num_classes, config.width)
         network.load_state_dict(load(weights), assign=True)
     except (SafetensorError, ArithmeticError, RuntimeError, ValueError) as error:
