@@ -64,6 +64,7 @@ LONGEST = [
     "test_pruning",
     "test_pruning_in_use",
     "test_registry",
+    "test_storage",
     "test_promotion",
     "test_benchmarks",
     "test_ending",

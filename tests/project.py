@@ -219,4 +219,9 @@ def cached(project: Project, output: str, place: str, version: str) -> Path:
     return folder / md5[:2] / md5[2:]
 
 
+def metrics_at(project: Project, commit: str) -> dict[str, float]:
+    """Return the metrics of the test images at a commit."""
+    return json.loads(project.git("show", f"{commit}:reports/evaluation/metrics.json"))  # type: ignore[no-any-return]
+
+
 IDENTITY = {"NAME": "Test", "EMAIL": "test@example.org"}

@@ -16,10 +16,10 @@ from project import ROOT, TINY_PARAMS
 
 from benchmarks.speed import SHAPES
 from flows.cli import run
-from flows.core import limits, memory
+from flows.core import memory
 from flows.core.checkpoint import config_sha256, load_model, save_model
 from flows.core.errors import CheckpointError, Exit, UserError
-from flows.core.memory import available, left
+from flows.core.memory import available
 from flows.core.params_file import read_params
 from flows.evaluation import bound
 from flows.images import store as images
@@ -285,33 +285,6 @@ def test_weights_larger_than_their_configuration_are_refused(tmp_path: Path) -> 
 
 def test_the_memory_of_this_machine_is_found() -> None:
     assert 2**20 < available() < 2**50
-
-
-def test_the_limits_of_a_service_and_of_all_groups_above_it_count(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    service = Path("/sys/fs/cgroup/system.slice/vdm.service")
-    (tmp_path / "membership").write_text("3:cpu,memory:/slurm/job:1\n2:cpuset:/other\n0::/system.slice/vdm.service\n")
-    monkeypatch.setattr(limits, "MEMBERSHIP", tmp_path / "membership")
-    job = Path("/sys/fs/cgroup/memory/slurm/job:1")
-    assert set(limits.control_groups("memory")) == {service, *service.parents[:2], job, *job.parents[:2]}
-    monkeypatch.setattr(memory, "left", lambda folder, *names: 5 if folder == service.parent else None)
-    assert available() == 5
-    (tmp_path / "membership").unlink()  # as in a container without /proc
-    assert limits.control_groups("memory") == [Path("/sys/fs/cgroup"), Path("/sys/fs/cgroup/memory")]
-
-
-def test_a_containers_limit_counts(tmp_path: Path) -> None:
-    group = (tmp_path, "limit", "used", ("active_file", "inactive_file"))
-    assert left(*group) is None
-    (tmp_path / "limit").write_text("max\n")
-    (tmp_path / "used").write_text("700\n")
-    (tmp_path / "memory.stat").write_text("active_file 50\ninactive_file 100\n")
-    assert left(*group) is None
-    (tmp_path / "limit").write_text("1000\n")
-    assert left(*group) == 1000 - 700 + 50 + 100  # also of files that were read twice, as images are
-    (tmp_path / "used").write_text("2000\n")
-    assert left(*group) == 0
 
 
 def test_the_processes_of_a_stage_share_the_memory_of_a_cpu(

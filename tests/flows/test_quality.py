@@ -4,7 +4,6 @@ import json
 import math
 import pickle
 import re
-import subprocess
 import sys
 from io import BytesIO
 from pathlib import Path
@@ -297,7 +296,7 @@ def test_commands_do_not_load_the_compiler(command: list[str], small: Small) -> 
         f"import sys; from flows.cli import run; code = run({command});"
         "print(code, {'torch._dynamo', 'sympy'} & sys.modules.keys())"
     )
-    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    result = small.run([sys.executable, "-c", program])
     assert result.stdout.endswith("0 set()\n"), result.stdout + result.stderr
 
 

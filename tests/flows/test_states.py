@@ -8,7 +8,6 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
 from itertools import count
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,16 +21,14 @@ from conftest import TINY
 from project import ROOT
 from torch import distributed
 
-from flows.core import device, limits, memory
+from flows.core import memory
 from flows.core.checkpoint import fitted_to, load_model, save_state
 from flows.core.device import find_device, find_precision
 from flows.core.errors import Exit, UserError
 from flows.core.params_file import read_params
 from flows.images.store import ImageSet
-from flows.process.environment import settle
 from flows.training import collectives, fitting, runs
 from flows.training.collectives import STORE, lost_another, process_group
-from flows.training.distributed import configure_environment
 from flows.training.fitting import fit, out_of_memory, resume
 from flows.training.runs import Run, forget, writing_curves
 from vdm import vlb
@@ -344,66 +341,6 @@ def test_each_process_has_a_card_of_its_own_and_all_have_one_cpu(monkeypatch: py
     with pytest.raises(UserError, match="num_devices 3: this machine has 2 CUDA devices; lower num_devices") as raised:
         find_device("auto", 3)
     assert raised.value.code is Exit.USAGE
-
-
-@pytest.mark.parametrize(
-    ("files", "expected"),
-    [
-        ({"cpu.max": "max 100000\n"}, 8),
-        ({"cpu.max": "150000 100000\n"}, 2),
-        ({"cpu.max": "1600000 100000\n"}, 8),
-        ({"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, 8),
-        ({"cpu/cpu.cfs_quota_us": "300000\n", "cpu/cpu.cfs_period_us": "100000\n"}, 3),
-        ({"cpu.max": "400000 100000\n", "system.slice/vdm.service/cpu.max": "150000 100000\n"}, 2),
-        ({"cpu/slurm/cpu.cfs_quota_us": "300000\n", "cpu/slurm/cpu.cfs_period_us": "100000\n"}, 3),
-        ({"system.slice/other/cpu.max": "100000 100000\n", "cpu/slurm/7/cpu.max": "100000 100000\n"}, 8),
-        ({}, 8),
-    ],
-)
-def test_a_control_group_may_allow_fewer_cores_than_the_machine_has(
-    files: dict[str, str], expected: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("os.sched_getaffinity", lambda _: range(8))
-    (tmp_path / "membership").write_text("4:cpu,cpuacct:/slurm/job\n2:memory:/slurm/7\n0::/system.slice/vdm.service\n")
-    monkeypatch.setattr(limits, "MEMBERSHIP", tmp_path / "membership")
-    monkeypatch.setattr(limits, "control_groups", partial(limits.control_groups, mount=tmp_path))
-    for name, content in files.items():
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_text(content)
-    assert limits.cores() == expected
-
-
-@pytest.mark.parametrize(("threads", "count", "expected"), [(8, 1, 8), (8, 2, 4), (8, 16, 1), (2, 2, 2), (16, 1, 8)])
-def test_processes_share_the_cores(threads: int, count: int, expected: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(device, "cores", lambda: 8)
-    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
-    assert device.threads_each(count) == expected
-
-
-@pytest.mark.parametrize(
-    ("allowed", "chosen", "threads"), [(3, {}, "3"), (3, {"OMP_NUM_THREADS": "7"}, "7"), (8, {}, None)]
-)
-def test_torch_and_numpy_have_no_more_threads_than_control_groups_allow(
-    allowed: int, chosen: dict[str, str], threads: str | None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("os.sched_getaffinity", lambda _: range(8))
-    monkeypatch.setattr("flows.process.environment.cores", lambda: allowed)
-    environment = dict(chosen)
-    settle(environment)
-    assert environment.get("OMP_NUM_THREADS") == threads
-
-
-@pytest.mark.processes
-def test_processes_have_their_share_of_threads_whatever_the_variables_say(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Two processes of two threads each on two cores would be 20 times slower."""
-    environment = os.environ | {"OMP_NUM_THREADS": "2", "MKL_NUM_THREADS": "2"}
-    monkeypatch.setattr(os, "environ", environment)
-    monkeypatch.setattr("flows.training.distributed.threads_each", lambda count: 1)
-    configure_environment(2, str(tmp_path))
-    program = [sys.executable, "-c", "import torch; print(torch.get_num_threads())"]
-    assert subprocess.check_output(program, env=environment, text=True) == "1\n"
 
 
 def test_no_test_image_is_trained_on() -> None:
