@@ -27,7 +27,7 @@ from flows.orchestration.deployments import POOL, PROJECT, prefect
 from flows.orchestration.engines import stop_engines
 from flows.orchestration.server import Api, configure, find_address, refusal, require_server, send
 from flows.process.ending import STOP
-from flows.process.groups import STOP_SECONDS
+from flows.process.groups import STOP_SECONDS, search_path
 from flows.process.kept import Kept
 from flows.process.lifeline import KILL_SECONDS, hold_what_starts
 from flows.process.locks import holder_of, lock_file
@@ -193,6 +193,7 @@ def alone(url: str) -> Iterator[None]:
 def start_worker(stack: ExitStack, url: str, name: str, queues: list[str] | None, *more: str) -> Kept:
     """Start a worker of the folder, which the stack stops after its runs; return it."""
     os.environ["VDM_PROJECT"] = str(Path.cwd())
+    os.environ["PATH"] = search_path()  # prefect.yaml names `python3`
     taken = [f"--work-queue={queue}" for queue in queues or fitting()]
     # Without its type a worker ends if it starts while the server is down.
     command = prefect("worker", "start", "--pool", POOL, "--type", "process", "--name", name, *taken, *more)

@@ -28,7 +28,6 @@ def running(command: list[str], folder: Path, *, stdout: IO[bytes] | None = None
     Its stdout and stderr go to the pipe `process.stdout`.  With `stdout`, its stdout goes to that file, and its stderr
     to the pipe `process.stderr`.
     """
-    path = os.environ.get("PATH", os.defpath)
     process = subprocess.Popen(
         command,
         cwd=folder,
@@ -37,7 +36,7 @@ def running(command: list[str], folder: Path, *, stdout: IO[bytes] | None = None
         text=True,
         errors="replace",
         start_new_session=True,
-        env=os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{path}"},
+        env=os.environ | {"PATH": search_path()},
     )
     try:
         yield process
@@ -50,6 +49,11 @@ def running(command: list[str], folder: Path, *, stdout: IO[bytes] | None = None
         for pipe in (process.stdout, process.stderr):
             if pipe is not None:
                 pipe.close()
+
+
+def search_path() -> str:
+    """Return PATH with the folder of this interpreter first, where its `python3` and `vdmctl` are."""
+    return f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
 
 
 def signal_with_parent(number: signal.Signals) -> None:

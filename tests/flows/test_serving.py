@@ -215,7 +215,8 @@ def test_a_worker_has_time_to_report_its_last_run(monkeypatch: pytest.MonkeyPatc
         "time.sleep(60)\n"
     )
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("VDM_PROJECT", "")  # `start_worker` sets it
+    for name in ("VDM_PROJECT", "PATH"):  # `start_worker` sets them
+        monkeypatch.setenv(name, os.environ.get(name, ""))
     monkeypatch.setattr(workers, "prefect", lambda *_: [sys.executable, "-c", program])
     with ExitStack() as stack:
         kept = workers.start_worker(stack, OWN, "name", ["default"])

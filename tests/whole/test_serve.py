@@ -231,8 +231,9 @@ def test_a_second_one_in_the_folder_and_one_in_another_leave_the_first_alone(pla
     )
     assert shares.returncode == Exit.BUSY, shares.stderr
     assert "its worker shares versions only if `vdmctl serve --share` starts it" in shares.stderr
-    steps = plant.api("deployments/name/train-vdm/train-vdm")["pull_steps"]
-    assert "$VDM_PROJECT" in str(steps)  # the folder of the worker
+    deployment = plant.api("deployments/name/train-vdm/train-vdm")
+    assert "$VDM_PROJECT" in str(deployment["pull_steps"])  # the folder of the worker
+    assert deployment["job_variables"] == {"command": "python3 -m prefect.engine"}  # and its interpreter
 
 
 def test_a_worker_and_a_server_that_are_killed_are_replaced_and_the_run_is_continued(plant: Plant) -> None:
