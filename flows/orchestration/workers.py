@@ -27,7 +27,8 @@ from flows.orchestration.deployments import POOL, PROJECT, prefect
 from flows.orchestration.engines import stop_engines
 from flows.orchestration.server import Api, configure, find_address, refusal, require_server, send
 from flows.process.ending import STOP
-from flows.process.groups import STOP_SECONDS, search_path
+from flows.process.environment import search_path
+from flows.process.groups import STOP_SECONDS
 from flows.process.kept import Kept
 from flows.process.lifeline import KILL_SECONDS, hold_what_starts
 from flows.process.locks import holder_of, lock_file

@@ -1,6 +1,7 @@
 """Settle the environment variables of a program, which everything that it starts inherits."""
 
 import os
+import sys
 from collections.abc import MutableMapping
 from getpass import getuser
 from pathlib import Path
@@ -24,6 +25,11 @@ PLACES = (
 SAFE_PATH = "PYTHONSAFEPATH"
 # With these OpenMP binds a program to one core when it imports torch, and so all that it starts.
 BINDING = ("OMP_PROC_BIND", "OMP_PLACES", "GOMP_CPU_AFFINITY")
+
+
+def search_path() -> str:
+    """Return PATH with the folder of this interpreter first, where its `python3`, `dvc` and `vdmctl` are."""
+    return f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
 
 
 def settle(environment: MutableMapping[str, str]) -> None:

@@ -13,6 +13,7 @@ from typing import IO
 
 import psutil
 
+from flows.process.environment import search_path
 from flows.process.lifeline import KILL_SECONDS
 
 STOP_SECONDS = 8.0
@@ -49,11 +50,6 @@ def running(command: list[str], folder: Path, *, stdout: IO[bytes] | None = None
         for pipe in (process.stdout, process.stderr):
             if pipe is not None:
                 pipe.close()
-
-
-def search_path() -> str:
-    """Return PATH with the folder of this interpreter first, where its `python3` and `vdmctl` are."""
-    return f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
 
 
 def signal_with_parent(number: signal.Signals) -> None:

@@ -4,7 +4,6 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -16,6 +15,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 from flows.core.errors import Exit, UserError
 from flows.core.files import MOST_BYTES
+from flows.process.environment import search_path
 from flows.process.locks import lock_file
 
 # Subject and body, since `contents` would include a signature.
@@ -64,10 +64,10 @@ def printed(
     root: Path, *arguments: str, stdin: Iterable[str] | None, seconds: float | None = None
 ) -> Iterator[BinaryIO]:
     """Yield a temporary file with what a git command prints, which may not fit into memory.  Raises UserError."""
-    # The hook that `dvc install` writes calls `dvc`, which is not on the PATH of a service.
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
     # Nobody can enter a password, and `reason_in` reads English.
-    environment = os.environ | {"GIT_TERMINAL_PROMPT": "0", "LANGUAGE": "C", "PATH": path}
+    environment = os.environ | {"GIT_TERMINAL_PROMPT": "0", "LANGUAGE": "C"}
+    # The hook that `dvc install` writes calls `dvc`, which is not on the PATH of a service.
+    environment["PATH"] = search_path()
     given = None if stdin is None else "".join(f"{line}\n" for line in stdin).encode()
     with tempfile.TemporaryFile() as output:
         streams: dict[str, Any] = {"input": given, "stdout": output, "stderr": subprocess.PIPE}
