@@ -1,6 +1,7 @@
 """Schedules, and the deployments of prefect.yaml: what is refused, and what an operator changed and keeps."""
 
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ def test_a_date_that_never_comes_is_no_error() -> None:
     ("schedule", "reason"),
     [
         ({"rrule": "FREQ=DAILY;INTERVAL=0"}, "the search for its next run takes more than 0.1 s"),
-        ({"interval": 864e9}, "date value out of range"),
+        ({"interval": 864e9}, "(date value|value or calculation) out of range"),  # before Python 3.13, and since
         ({"cron": "0 3 * * 0"}, ""),
         ({"cron": "0 3 * * 0", "timezone": "Mars/Phobos"}, ""),  # which the server may know
     ],
@@ -36,7 +37,7 @@ def test_a_schedule_that_can_have_no_next_run(
 ) -> None:
     monkeypatch.setattr(deployments, "MOST_SECONDS", 0.1)
     deployments.why_impossible.cache_clear()
-    assert deployments.why_impossible(json.dumps(schedule)) == reason
+    assert re.fullmatch(reason, deployments.why_impossible(json.dumps(schedule)))
 
 
 def test_an_interval_is_named_with_its_unit() -> None:

@@ -1,6 +1,7 @@
 """`vdmctl prune` in a project that is in use: by runs, DVC, other worktrees and a Prefect server."""
 
 import errno
+import gc
 import os
 import shutil
 import signal
@@ -148,6 +149,7 @@ def test_a_disk_without_room_for_dvcs_lock_is_named(project: Project, full_disk:
     result = project.vdmctl("prune")
     assert result.returncode == Exit.MISSING
     assert "/.dvc/tmp: DVC cannot write its lock: No space left on device; on a full disk, delete" in one_line(result)
+    gc.collect()  # before the disk is unmounted
 
 
 def test_a_lock_of_dvc_that_was_cut_short_is_to_be_deleted(project: Project) -> None:

@@ -247,8 +247,14 @@ def test_a_warmup_longer_than_the_run_is_logged(caplog: pytest.LogCaptureFixture
 
 def test_a_step_that_does_not_fit_says_what_to_change(project: Project) -> None:
     project.edit("params.yaml", **{"batch_size: 64\n": "batch_size: 100000\n"})
-    command = f"ulimit -v 2000000; exec {sys.executable} -m flows.cli train"
-    result = project.run("bash", "-c", command)
+    program = (
+        "import resource, runpy, sys, psutil, torch\n"
+        "limit = psutil.Process().memory_info().vms + 1_400_000_000\n"  # torch takes 0.6 GB, or 3 if built for CUDA
+        "resource.setrlimit(resource.RLIMIT_AS, (limit, limit))\n"
+        "sys.argv = ['vdmctl', 'train']\n"
+        "runpy.run_module('flows.cli', run_name='__main__')\n"
+    )
+    result = project.run(sys.executable, "-c", program)
     project.edit("params.yaml", **{"batch_size: 100000\n": "batch_size: 64\n"})
     assert result.returncode == Exit.USAGE, result.stderr
     assert result.stderr.splitlines()[-1] == (
