@@ -45,10 +45,11 @@ class Listed(Document):
     md5: Md5
 
 
-class Listing(RootModel[Annotated[list[Listed], FailFast()]]):
+class Listing(RootModel[list[Listed]]):
     """The entries of a folder's listing."""
 
     model_config = ConfigDict(frozen=True, strict=True)
+    root: Annotated[list[Listed], FailFast()]
 
 
 class Stored(NamedTuple):
