@@ -288,7 +288,10 @@ def main() -> int:
         require_home()
     except OSError as error:
         return fail(f"{of_file(error)}; PREFECT_HOME names another folder for Prefect's files", Exit.MISSING)
-    state = train_vdm(return_state=True)
+    try:
+        state = train_vdm(return_state=True)
+    except RuntimeError as error:  # Prefect cannot reach its server
+        return fail(f"{brief(error)}; correct PREFECT_API_URL, or unset it to run without a server", Exit.MISSING)
     result = state.result(raise_on_failure=False)
     return result.code if isinstance(result, UserError) else int(not state.is_completed())
 

@@ -278,3 +278,15 @@ def test_a_temporary_server_in_the_folder_is_closed_to_pages_of_other_origins(mo
     assert settings.api.csrf_protection_enabled
     assert settings.api.cors_allowed_origins == ""
     assert settings.ui.api_url == "/api"  # or the pages of a server at another name or port could not use it
+
+
+def test_a_run_without_a_server_starts_a_temporary_one_whatever_the_profile_says(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(ROOT)
+    (tmp_path / "profiles.toml").write_text(
+        'active = "local"\n[profiles.local]\nPREFECT_SERVER_ALLOW_EPHEMERAL_MODE = "false"\n'
+    )
+    assert Settings().server.ephemeral.enabled
+    monkeypatch.chdir(tmp_path)
+    assert not Settings().server.ephemeral.enabled

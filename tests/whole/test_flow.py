@@ -552,6 +552,9 @@ def test_a_run_without_a_git_identity_says_so(plant: Plant) -> None:
     homeless = run(PREFECT_HOME="/dev/null/prefect")
     assert homeless.returncode == Exit.MISSING
     assert "/dev/null/prefect: Not a directory; PREFECT_HOME names another folder" in homeless.stderr
+    alone = run(PREFECT_API_URL="http://127.0.0.1:9/api")
+    assert alone.returncode == Exit.MISSING
+    assert re.fullmatch(r"vdmctl: .* http://127\.0\.0\.1:9/api/; correct PREFECT_API_URL, .*\n", alone.stderr)
     served = run(PREFECT_HOME="/dev/null/prefect", PREFECT_API_URL=plant.url)
     assert "git needs an identity" in served.stderr
     result = run()
