@@ -3,6 +3,7 @@
 The commands are in `flows.commands`.  They are imported after the signal handlers are set, since importing takes time.
 """
 
+import multiprocessing
 import os
 import re
 import shlex
@@ -25,6 +26,9 @@ def main() -> None:
     for number in STOP:
         signal.signal(number, stop_at_once)
     settle(os.environ)
+    # No process is forked.  But since Python 3.14 the default method gives the lock of tqdm's progress bars a helper
+    # process, which prints a warning when this one is stopped.
+    multiprocessing.set_start_method("fork", force=True)
     open_streams()
     try:
         code = run(sys.argv[1:])

@@ -134,6 +134,7 @@ def receive(address: str, part: Path, most: int) -> bool:
     try:
         response = request.build_opener(NoFTPHandler).open(wanted, timeout=TIMEOUT)
     except HTTPError as error:
+        error.close()
         if error.code == http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
             part.unlink(missing_ok=True)  # complete or too long: the next attempt starts over
         raise

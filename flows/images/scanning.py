@@ -53,8 +53,7 @@ def find_images(source: Path) -> Found:
         if source.is_file():
             return Found(source, source.parent, [source.name], [])
         if not source.is_dir():
-            reason = "is not a folder of images" if os.path.lexists(source) else "does not exist"
-            raise UserError(f"{source} {reason}", Exit.MISSING)
+            raise UserError(f"{source} {why_unusable(source)}", Exit.MISSING)
         found = scan(source)
     except OSError as error:
         hint = "; make it readable" if error.errno in (errno.EACCES, errno.EPERM) else ""
@@ -72,6 +71,15 @@ def find_images(source: Path) -> Found:
         some = listed(sorted(found.others)[:3])
         log.warning("%s: %d files are not images, such as %s", shown, len(found.others), some)
     return Found(source, source, sorted(found.images), found.empty)
+
+
+def why_unusable(source: Path) -> str:
+    """Return why a path names no images.  Raises OSError, which `is_dir` hides since Python 3.14."""
+    try:
+        source.lstat()
+    except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: a path that no system takes
+        return "does not exist"
+    return "is not a folder of images"
 
 
 def scan(root: Path) -> Scan:
