@@ -106,8 +106,10 @@ def files_of(repo: Any, root: Path, tags: list[Tag]) -> set[str]:
     place, names = cached_at(repo), sorted({f"{tag.commit}:{layout.DVC_LOCK}" for tag in tags})
     locks = contents(root, names).values()
     found = {digest.decode() for lock in locks if lock for digest in DIGEST.findall(lock)}
-    listings = [digest for digest in found if digest.endswith(".dir") and place(digest).is_file()]
-    return found | {file.md5 for digest in listings for file in files(digest, place)}
+    for listing in [digest for digest in found if digest.endswith(".dir")]:
+        with suppress(FileNotFoundError):  # not cached; any other error must not pass for that
+            found |= {file.md5 for file in files(listing, place)}
+    return found
 
 
 def readable_files(repo: Any, root: Path, tags: list[Tag]) -> tuple[set[str], dict[str, str]]:

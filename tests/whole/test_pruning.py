@@ -147,6 +147,18 @@ def test_files_of_an_old_champion_stay_if_the_dvc_remote_lacks_them(project: Pro
     (kept,) = [line for line in prune(project)["skipped"] if "champions" in line]
     assert re.fullmatch(r"\d+ files of earlier champions: the DVC remote lacks them; a run with publish=true .*", kept)
     assert old.exists()
+
+    listing = cached(project, "models/vdm", "", "v1.0.0")
+    content, before = listing.read_bytes(), cached_files(project)
+    listing.unlink()
+    listing.mkdir()  # what cannot be read must not pass for what is not there
+    result = project.vdmctl("prune", "--keep=1")
+    assert result.returncode == Exit.MISSING
+    assert f"{listing}: Is a directory" in one_line(result)
+    listing.rmdir()
+    listing.write_bytes(content)
+    assert cached_files(project) == before
+
     assert newer.exists()
     publish(project.folder)
     prune(project)
