@@ -36,7 +36,8 @@ from flows.core.checkpoint import arguments_of, load_model, save_model
 from flows.core.device import find_device
 from flows.core.fields import device_name
 from flows.core.params import Params
-from flows.core.params_file import read_params
+from flows.core.params_file import parse_params
+from flows.core.presets import read_preset
 from flows.evaluation.importing import import_checkpoint
 from flows.images.store import load_images
 from flows.training import fitting
@@ -113,7 +114,7 @@ def parser() -> argparse.ArgumentParser:
 
 def chosen_params(chosen: argparse.Namespace) -> Params:
     """Return the preset's parameters with the sizes that were chosen.  Raises ValueError if they do not fit."""
-    read = read_params(PRESETS / f"{chosen.preset}.yaml").model_dump()
+    read = parse_params(read_preset(chosen.preset, PRESETS), chosen.preset).model_dump()
     read["model"] |= {name: size for name in ("width", "blocks") if (size := getattr(chosen, name))}
     read["train"] |= {"device": chosen.device, "validate_every_steps": None, "keep": "last", "patience": None}
     read["train"] |= {"learning_rate": chosen.learning_rate} if chosen.learning_rate else {}

@@ -19,7 +19,8 @@ from flows.core.checkpoint import arguments_of
 from flows.core.device import find_precision
 from flows.core.fields import device_name
 from flows.core.params import Params
-from flows.core.params_file import read_params
+from flows.core.params_file import parse_params
+from flows.core.presets import read_preset
 from vdm.model import VDM
 
 PRESETS = Path(__file__).parents[1] / "presets"
@@ -66,7 +67,7 @@ def read_problem(options: argparse.Namespace) -> Problem:
     """
     if peer := getattr(options, "peer", None):
         require_peer(peer)
-    params = read_params(PRESETS / f"{options.preset}.yaml")
+    params = parse_params(read_preset(options.preset, PRESETS), options.preset)
     *shape, num_levels = SHAPES[params.data.name]
     sizes = {"width": options.width or params.model.width, "blocks": options.blocks or params.model.blocks}
     model = arguments_of(params.model.model_copy(update=sizes), tuple(shape), num_levels)

@@ -17,7 +17,8 @@ import numpy as np
 
 from benchmarks.machine import show
 from benchmarks.options import new_parser, positive
-from flows.core.params_file import read_params
+from flows.core.params_file import parse_params
+from flows.core.presets import read_preset
 
 PRESET = Path(__file__).parents[1] / "presets" / "cifar10.yaml"
 
@@ -65,7 +66,7 @@ def noise(count: int, seed: int) -> Iterator[np.ndarray]:
 
 def run_step(step: str, folder: Path) -> dict[str, float]:
     """Run one stage on the files in the folder; return the process's seconds on the CPU and its peak memory in MiB."""
-    params = read_params(PRESET)
+    params = parse_params(read_preset(PRESET.stem, PRESET.parent), PRESET.stem)
     if step == "download":
         from flows.stages.download import download
 

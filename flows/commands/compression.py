@@ -5,8 +5,7 @@ from typing import Annotated
 
 import typer
 
-from flows.commands.arguments import ROOT, AsJson, ModelArgument
-from flows.commands.models import model_or_ours
+from flows.commands.arguments import ROOT, AsJson, ModelArgument, model_folder
 from flows.compression.batches import MOST_BATCH, MOST_TIMESTEPS
 from flows.process.streams import say_result
 from vdm.choices import Split
@@ -57,7 +56,7 @@ def compress(
     `vdmctl decompress` needs the same model. It is sure to work only with the versions of torch and NumPy and the
     kind of processor that the file names.
     """
-    folder = model_or_ours(model)
+    folder = model_folder(model)
     from flows.commands.summary import counted
     from flows.compression.files import compress
     from flows.evaluation.results import with_error
@@ -104,7 +103,7 @@ def decompress(
 
     If the file is cut short or damaged, the images before that place go to OUT.recovered, and the exit code is 5.
     """
-    folder = model_or_ours(model)
+    folder = model_folder(model)
     from flows.commands.summary import counted
     from flows.compression.files import decompress
     from flows.registry.lock_file import require_no_outputs

@@ -1,6 +1,5 @@
 """Commands of the pipeline: the stages up to `register`, the report, and the presets."""
 
-import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -9,9 +8,7 @@ import typer
 from flows.commands.arguments import ROOT, AsJson, parameters
 from flows.core import layout
 from flows.core.errors import Exit, UserError, brief
-from flows.core.files import read_bounded, written_last
-from flows.core.folders import contains
-from flows.process.ending import finish
+from flows.core.files import write_whole
 from flows.process.streams import say, say_json, say_on_stderr
 
 if TYPE_CHECKING:
@@ -55,15 +52,10 @@ def validate(
     params = parameters()
     from flows.stages.validate import validate
     from flows.validation.inspection import require_success
-    from flows.validation.report import REPORT
 
     if path is None:
         if out or as_json:
             raise UserError("--out and --json need PATH", Exit.USAGE)
-        if reference and contains(layout.VALIDATION, reference / REPORT if reference.is_dir() else reference):
-            command = shlex.join(["vdmctl", "validate", str(layout.IMAGES), "--reference", str(reference)])
-            advice = f"`{command}` compares and writes nothing"
-            raise UserError(f"the report would replace --reference {reference}; {advice}", Exit.USAGE)
         validate(params.contract, images=layout.IMAGES, out=layout.VALIDATION.parent, reference=reference)
         return
     from flows.commands.inspecting import inspect_path
@@ -196,14 +188,13 @@ def preset(
         bool, typer.Option("--force", help="Overwrite a params.yaml that differs from every preset.")
     ] = False,
 ) -> None:
-    """Write params.yaml from presets/NAME.yaml."""
-    presets = {path.stem: path for path in sorted(layout.PRESETS.glob("*.yaml"))}
-    if name not in presets:
-        listed = ", ".join(presets) or f"no files in {layout.PRESETS}/; run vdmctl in the project's folder"
-        raise UserError(f"no preset {name!r}: {listed}", Exit.USAGE)
-    known = [path.read_bytes() for path in presets.values()]
-    if not force and layout.PARAMS.exists() and read_bounded(layout.PARAMS) not in known:
-        raise UserError(f"{layout.PARAMS} differs from every preset; --force overwrites it", Exit.USAGE)
-    with written_last(layout.PARAMS, presets[name].read_bytes()):
-        finish()
+    """Write params.yaml for a preset: presets/digits.yaml with the values that presets/NAME.yaml names."""
+    from flows.core.presets import preset_names, read_preset
+
+    text = read_preset(name)
+    if not force and layout.PARAMS.exists():
+        present = layout.PARAMS.read_text(encoding="utf-8")
+        if all(read_preset(each) != present for each in preset_names()):
+            raise UserError(f"{layout.PARAMS} differs from every preset; --force overwrites it", Exit.USAGE)
+    write_whole(layout.PARAMS, text)
     say(f"{layout.PARAMS}: the preset {name}; `dvc repro` runs the pipeline with it")

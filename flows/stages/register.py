@@ -19,10 +19,9 @@ from flows.core.checkpoint import (
 )
 from flows.core.errors import Exit, UserError
 from flows.core.escaping import markdown
-from flows.core.files import open_regular, read_bounded, write_whole, writing
+from flows.core.files import write_whole, writing
 from flows.core.folders import writing_folder
 from flows.images.store import Description, ImageSet, data_sha256, load_images
-from flows.process.ending import finish
 
 if TYPE_CHECKING:
     from flows.core.params import Data, Model, Train
@@ -98,10 +97,9 @@ def register(
     )
     with writing_folder(out) as folder:
         for name in (WEIGHTS, CONFIG):
-            with open_regular(trained / name) as source, writing(folder / name) as copy:
+            with (trained / name).open("rb") as source, writing(folder / name) as copy:
                 shutil.copyfileobj(source, copy)
         write_whole(folder / "README.md", card)
-        finish()
     log.info("wrote the model and its card to %s", out)
 
 
@@ -127,7 +125,7 @@ def read_curves(curves: Path) -> tuple[int, float, tuple[float, int] | None]:
     step, bpd = 0, math.nan
     best: tuple[float, int] | None = None
     try:
-        for row in csv.DictReader(read_bounded(curves).decode().splitlines()):
+        for row in csv.DictReader(curves.read_text().splitlines()):
             step, bpd = int(row["step"]), float(row["bpd"])
             validated = float(row["validation_bpd"])
             if math.isfinite(validated) and (best is None or validated < best[0]):

@@ -40,6 +40,7 @@ from flows.core import bounded_yaml
 from flows.core.checkpoint import config_sha256, load_model, load_state, model_sha256, save_model, save_state
 from flows.core.errors import CheckpointError, UserError
 from flows.core.params_file import parse_params, read_params
+from flows.core.presets import read_preset
 from flows.evaluation.importing import import_checkpoint
 from flows.evaluation.results import Metrics
 from flows.images import picture_files, publishers
@@ -279,7 +280,7 @@ def state() -> bytes:
 
 
 def presets() -> list[bytes]:
-    return [path.read_bytes() for path in sorted((ROOT / "presets").glob("*.yaml"))[:3]]
+    return [read_preset(name, ROOT / "presets").encode() for name in ("cifar10", "cifar10_aug", "digits")]
 
 
 def report(name: str) -> list[bytes]:
