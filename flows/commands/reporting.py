@@ -46,9 +46,9 @@ def write_page(models: list[str], out: Path, *, force: bool) -> None:
     if not models and out == layout.PAGE:
         report(sections(), files=WORKSPACE, model_folder=layout.REGISTERED, out=out, pictures=layout.PICTURES)
         return
-    require_no_outputs(ROOT, out)
     if out.is_dir():
         raise UserError(f"{out} is a folder; name a file, such as {out / 'report.html'}", Exit.USAGE)
+    require_no_outputs(ROOT, out)
     if out.exists() and not force:
         raise UserError(f"{out} exists; --force overwrites it", Exit.USAGE)
     found = [results_of(model) for model in models] or [of_workspace(layout.REGISTERED)]
