@@ -11,4 +11,5 @@ arguments    what commands share: MODEL, --json, params.yaml, and options that r
 inspecting   `vdmctl validate PATH`
 reporting    `vdmctl report --out`
 summary      results as text
+json_docs    docs/json.md, made from the documents that are printed
 """
