@@ -1,115 +1,25 @@
-"""Describe what commands print with --json:  python -m flows.commands.json_docs > docs/json.md
+"""Write the lists of keys in docs/json.md:  python -m flows.commands.json_docs
 
-The keys and types are those of the documents that the commands print.  A meaning is the text below a field in its
-class, or else that of its name in `MEANINGS`.
+A list stands below a comment with the name of a document that a command prints.  The meaning of a key is the text below
+the field in its class, or else that of its name in `MEANINGS`.
 """
 
 import ast
 import inspect
+import pkgutil
+import re
 import textwrap
 from collections.abc import Iterator
 from itertools import pairwise
-from typing import Any, get_args
+from pathlib import Path
+from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel
 
-from flows.compression.files import Compressed, Decompressed
-from flows.evaluation.results import BoundMetrics, Comparison, OdeMetrics, SampleMetrics
-from flows.process.streams import say
-from flows.registry.evidence import Evidence
-from flows.validation.report import Report
+from flows.core.files import write_whole
 
-INTRODUCTION = """\
-# What `--json` prints
-
-A command with `--json` prints one JSON object on stdout, and messages and progress on stderr. If it fails before it has
-a result, stdout is empty. Numbers that are not finite are null. A standard error has the unit of its figure, and is
-null for one image. A time is text in ISO 8601. In a path of keys, `[]` stands for each item of a list, and NAME for any
-key of an object. A key that several objects have is explained once, where it comes first.
-
-`python -m flows.commands.json_docs > docs/json.md` writes this page."""
-
-SECTIONS: list[tuple[str, str, type[BaseModel] | None]] = [
-    (
-        "evaluate MODEL",
-        "The variational bound on the images of a split, as in `reports/evaluation/metrics.json`. With several numbers"
-        " of steps (`--num-timesteps 10,100`), `protocol` is `vlb`, and `sweep` a list of such objects.",
-        BoundMetrics,
-    ),
-    ("evaluate MODEL --protocol ode", "The likelihood of the probability-flow ODE.", OdeMetrics),
-    ("compare FIRST SECOND", "Two models over the same images, times and noise.", Comparison),
-    (
-        "report",
-        "`metrics`: the keys of [evaluate](#evaluate-model). `reproduction`: null if the outputs cannot be compared"
-        " with those of a commit; else `is_equal`, `line`, which says what differs and why that may be, and"
-        " `outdated_stages`, whose inputs have changed since they ran.",
-        None,
-    ),
-    (
-        "validate PATH",
-        "The report on images, as in `reports/validation/validation.json`; also if they are invalid (exit 4).",
-        Report,
-    ),
-    (
-        "sample MODEL",
-        "What was drawn: `out` and `film` (null without `--film`), `num_images`, the sampler as in the quality of"
-        " samples (`seed`, `num_timesteps`, `order`, `eta`, `grid`, `clip`, `precision`), `approximate` (true with"
-        " `--known`), `model_sha256`, and the `seconds` that drawing took. The quality of samples is in"
-        " `reports/samples/metrics.json`:",
-        SampleMetrics,
-    ),
-    ("compress IMAGES MODEL --out FILE", "The size of the file, and the bound to compare it with.", Compressed),
-    ("decompress FILE MODEL --out FOLDER", "What was written.", Decompressed),
-    (
-        "models",
-        "`versions`: a list, sorted by number, of `version`, `stages` (`champion`, or empty), `commit`, `created`,"
-        " `bpd`, `bpd_standard_error`, `num_images`, `data_sha256`, `model_sha256`, and `samples`, which are the"
-        " `figures` of the quality of samples. What a commit does not say is null. `problem` says why its metrics"
-        " cannot be read.",
-        None,
-    ),
-    (
-        "lineage MODEL",
-        "A version: `version`, `created`, `message`, `stages`, `commit`; the `parameters` of its commit; `data` and"
-        " `validation` with `path`, `md5` and `sha256`; `code` and `outputs`, md5 by path (that of a folder ends in"
-        " `.dir`); its `metrics`; `promotions`, a list of `tag`, `created` and `evidence`; and its last `refusal`, null"
-        " if there is none. Evidence and refusal have the keys of [promote](#promote-model).",
-        None,
-    ),
-    (
-        "verify MODEL",
-        "Also if a check fails (exit 5): `version`, `sound`, which says whether every check passed, and `checks`, a"
-        " list of `subject` (a file, a folder or a section of params.yaml) and `problem`, which is empty if there is none.",
-        None,
-    ),
-    (
-        "promote MODEL",
-        "The evidence for and against a challenger; also if it is refused (exit 3) or another promotion came first"
-        " (exit 6). The message of the tag has the same keys without `tag`. Without a champion, its keys and those of the"
-        " difference are absent; if the two cannot be compared, the figures of both are.",
-        Evidence,
-    ),
-    ("rollback", "`decision`, `reason`, `champion`, `champion_tag` and `tag`, as [promote](#promote-model).", None),
-    (
-        "status",
-        "The state of the loop; also if there is a problem (exit 5). `folder`. `server`: its `url`, whether it"
-        " `answers`, and the `reason` if it does not; else lists of what is `paused` (`name`, and `resume`, the command"
-        " that resumes it), `deployments`, `workers` (`name`, `status`), `schedules` (`deployment`, `when`, `timezone`,"
-        " `active`, `paused`, `next_run`), unfinished `runs` (`name`, `state`, `started`), `late` runs (`name`,"
-        " `planned`, `queue`) and the `last_run` (`name`, `state`, `ended`, `reason`). `devices` that a trainer holds"
-        " (`device`, `holder`, `since`). `worktrees` of runs (`name`, `in_use`). `registry`: `versions`, `champion`,"
-        " `champion_bpd`, and the `unpublished` versions, or the `problem` with it. `disk_bytes` by kind, and"
-        " `disk_free_bytes`. `problems`: what to look at, and what to do.",
-        None,
-    ),
-    (
-        "prune",
-        "What was removed, or with `dry_run` would be: `keep`; `removed`, by kind the `count`, the `bytes` (null if"
-        " unknown) and the `names`; the versions that are `kept`, each with the reason; what was `skipped`, and"
-        " `problems` (exit 5).",
-        None,
-    ),
-]
+PAGE = Path("docs/json.md")
+LIST = re.compile(r"(<!-- (flows\.[\w.]+) -->\n\n)(?:- .*\n)*")
 MEANINGS = {
     "protocol": "how the likelihood was evaluated",
     "split": "the images: `train`, `validation` or `test`",
@@ -156,30 +66,30 @@ MEANINGS = {
 }
 
 
-def page() -> str:
-    """Return the page as Markdown."""
-    parts, explained = [INTRODUCTION], set[str]()
-    for command, text, document in SECTIONS:
-        parts += [f"## {command}", textwrap.fill(f"`vdmctl {command} --json`: {text}", 120)]
-        if document:
-            parts.append("\n".join(keys(document, explained)))
-    return "\n\n".join(parts)
+def written(page: str) -> str:
+    """Return the page with its lists of keys as the documents have them.  A meaning is told where it comes first."""
+    told: set[str] = set()
+
+    def listed(found: re.Match[str]) -> str:
+        return found[1] + "".join(f"{line}\n" for line in keys(pkgutil.resolve_name(found[2]), told))
+
+    return LIST.sub(listed, page)
 
 
-def keys(document: type[BaseModel], explained: set[str], prefix: str = "") -> Iterator[str]:
-    """Yield a line for each key of a document and of the documents in it; meanings in `explained` are left out."""
+def keys(document: type[BaseModel], told: set[str], prefix: str = "") -> Iterator[str]:
+    """Yield a line for each key of a document and of the documents in it; meanings in `told` are left out."""
     schema = document.model_json_schema()
     known: set[type[BaseModel]] = set()
     said = below_fields(document)
     for name, field in document.model_fields.items():
         meaning = said.get(name) or MEANINGS.get(name, "")
-        text = f": {meaning}" if meaning and meaning not in explained else ""
-        explained.add(meaning)
+        text = f": {meaning}" if meaning and meaning not in told else ""
+        told.add(meaning)
         yield f"- `{prefix}{name}`, {type_of(schema['properties'][name])}{text}"
         for place, inner in documents_in(field.annotation):
             if inner not in known:
                 known.add(inner)
-                yield from keys(inner, explained, f"{prefix}{name}{place}.")
+                yield from keys(inner, told, f"{prefix}{name}{place}.")
 
 
 def type_of(schema: dict[str, Any]) -> str:
@@ -190,8 +100,8 @@ def type_of(schema: dict[str, Any]) -> str:
         return "object"
     if "const" in schema:
         return f"`{schema['const']}`"
-    words = {"array": "list", "string": "text", "boolean": "true or false"}
-    kind = schema.get("type", "any")
+    words: dict[str, str] = {"array": "list", "string": "text", "boolean": "true or false"}
+    kind = str(schema.get("type", "any"))
     return words.get(kind, kind)
 
 
@@ -199,7 +109,7 @@ def documents_in(annotation: Any) -> Iterator[tuple[str, type[BaseModel]]]:
     """Yield the documents in the type of a field, with what leads to them: nothing, `[]` in a list, `.NAME`."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         yield "", annotation
-    place = {list: "[]", dict: ".NAME"}.get(getattr(annotation, "__origin__", None), "")
+    place = {list: "[]", dict: ".NAME"}.get(get_origin(annotation) or object, "")
     for argument in get_args(annotation):
         yield from ((place + rest, inner) for rest, inner in documents_in(argument))
 
@@ -217,4 +127,4 @@ def below_fields(document: type[BaseModel]) -> dict[str, str]:
 
 
 if __name__ == "__main__":
-    say(page())
+    write_whole(PAGE, written(PAGE.read_text(encoding="utf-8")))
