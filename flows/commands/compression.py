@@ -63,21 +63,10 @@ def compress(
     from flows.registry.lock_file import require_no_outputs
 
     require_no_outputs(ROOT, out)
-    done = compress(
-        images,
-        split=split,
-        model=folder,
-        out=out,
-        num_timesteps=num_timesteps,
-        batch_size=batch_size,
-        device=device,
-        verify=verify,
-        force=force,
-    )
+    options = {"num_timesteps": num_timesteps, "batch_size": batch_size}
+    done = compress(images, split=split, model=folder, out=out, **options, device=device, verify=verify, force=force)
     bound = with_error(done.bound_bpd, done.bound_bpd_standard_error)
-    code = ""
-    if done.code_bpd is not None:
-        code = f", {done.code_bpd:.4f} for the images encoded with the model"
+    code = "" if done.code_bpd is None else f", {done.code_bpd:.4f} for the images encoded with the model"
     text = (
         f"{done.out}: {counted(done.num_images, 'image')}, {done.pixel_bytes:,} -> {done.file_bytes:,} bytes,"
         f" {'verified' if done.verified else 'not verified'}\n"

@@ -1,7 +1,7 @@
 """Commands of the pipeline: the stages up to `register`, the report, and the presets."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -9,10 +9,7 @@ from flows.commands.arguments import ROOT, AsJson, parameters
 from flows.core import layout
 from flows.core.errors import Exit, UserError, brief
 from flows.core.files import write_whole
-from flows.process.streams import say, say_json, say_on_stderr
-
-if TYPE_CHECKING:
-    from flows.registry.reproduction import Reproduction
+from flows.process.streams import say, say_json, say_on_stderr, say_result
 
 commands = typer.Typer()
 
@@ -72,15 +69,8 @@ def train() -> None:
     params = parameters()
     from flows.stages.train import train
 
-    train(
-        params.model,
-        params.train,
-        images=layout.IMAGES,
-        validation=layout.VALIDATION,
-        out=layout.TRAINED,
-        curves=layout.CURVES,
-        runs=kept(layout.STATES),
-    )
+    paths = {"images": layout.IMAGES, "validation": layout.VALIDATION, "curves": layout.CURVES}
+    train(params.model, params.train, **paths, out=layout.TRAINED, runs=kept(layout.STATES))
 
 
 @commands.command()
@@ -91,15 +81,8 @@ def register() -> None:
     from flows.stages.register import register
     from flows.training.runs import forget
 
-    register(
-        params.data,
-        params.model,
-        params.train,
-        trained=layout.TRAINED,
-        curves=layout.CURVES,
-        images=layout.IMAGES,
-        out=layout.REGISTERED,
-    )
+    paths = {"trained": layout.TRAINED, "curves": layout.CURVES, "images": layout.IMAGES}
+    register(params.data, params.model, params.train, **paths, out=layout.REGISTERED)
     forget(kept(layout.STATES), model_sha256(layout.REGISTERED))
 
 
@@ -138,47 +121,41 @@ def report(
 
 
 def print_results(as_json: bool) -> None:
-    """Print the metrics, the paths of pictures, and whether the outputs equal the commit's.  Raises UserError."""
+    """Print the metrics, where the results are, and whether the outputs equal the commit's.  Raises UserError.
+
+    If the outputs cannot be compared with a commit, print why on stderr.
+    """
+    from dvc.exceptions import DvcException
+
     from flows.commands.summary import summary
     from flows.core.documents import read
     from flows.evaluation.results import BoundMetrics
+    from flows.registry.reproduction import reproduction
 
     metrics = read(BoundMetrics, layout.METRICS, "run `dvc repro`")
-    compared = compared_with_commit()
-    if as_json:
-        say_json({"metrics": metrics.model_dump(), "reproduction": compared._asdict() if compared else None})
-        return
-    say(summary(metrics))
-    outdated = compared.outdated_stages if compared else []
+    compared = None
+    try:
+        compared = reproduction(ROOT)
+    except (DvcException, OSError, UserError) as error:
+        say_on_stderr(f"the outputs are not compared with those of a commit: {brief(error)}")
+    lines = [summary(metrics)]
     for title, path, stage in (
         ("report", layout.PAGE, "report"),
         ("samples", layout.SAMPLES, "sample"),
         ("model card", layout.CARD, "register"),
-        ("validation", layout.DATA_DOCS / "index.html", "validate"),
+        ("validation", layout.VALIDATION, "validate"),
         ("curves", layout.CURVES, "train"),
     ):
+        state = ""
         if not path.is_file():
-            found = f"{path} is missing; `dvc repro {stage}` makes it"
-        elif stage in outdated:
-            found = f"{path} is older than its inputs; `dvc repro {stage}` makes it again"
-        else:
-            found = "`dvc plots show` draws them" if path == layout.CURVES else str(path)
-        say(f"{title}: {found}")
+            state = f" is missing; `dvc repro {stage}` makes it"
+        elif compared and stage in compared.outdated_stages:
+            state = f" is older than its inputs; `dvc repro {stage}` makes it again"
+        lines.append(f"{title}: {path}{state}")
     if compared:
-        say(compared.line)
-
-
-def compared_with_commit() -> "Reproduction | None":
-    """Return how the outputs differ from the commit's.  If that is unknown, print why on stderr and return None."""
-    from dvc.exceptions import DvcException
-
-    from flows.registry.reproduction import reproduction
-
-    try:
-        return reproduction(ROOT)
-    except (DvcException, OSError, UserError) as error:
-        say_on_stderr(f"the outputs are not compared with those of a commit: {brief(error)}")
-    return None
+        lines.append(compared.line)
+    found = {"metrics": metrics.model_dump(), "reproduction": compared._asdict() if compared else None}
+    say_result(found, "\n".join(lines), as_json)
 
 
 @commands.command()

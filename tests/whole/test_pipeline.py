@@ -13,7 +13,7 @@ import pytest
 import torch
 from pictures import noise
 from PIL import Image
-from project import STAGES, Project, one_line
+from project import STAGES, Project, cached, metrics_at, one_line
 
 from flows.core.checkpoint import load_model, save_model
 from flows.core.errors import Exit
@@ -354,3 +354,24 @@ def reported_beside(project: Project, committed: dict[str, str]) -> str:
     shown = project.vdmctl("report").stdout
     project.git("reset", "--quiet", "--hard", "HEAD~1")
     return shown
+
+
+def test_a_page_about_versions_is_made_of_their_files_in_git_and_the_remote(registry: Project, tmp_path: Path) -> None:
+    project = registry.copy(tmp_path / "project")
+    shutil.rmtree(project.folder / ".dvc" / "cache")
+    result = project.vdmctl("report", "v1.0.0", "v1.1.0", "--out", "page.html")
+    assert result.returncode == 0, result.stderr
+    page = (project.folder / "page.html").read_text()
+    for version in ("vdm@v1.0.0", "vdm@v1.1.0"):
+        assert f"{metrics_at(project, version)['bpd']:.4f}" in page
+    per_image = cached(project, "reports/evaluation/per_image.csv", "", "v1.0.0")
+    per_image.chmod(0o644)
+    per_image.write_text("image,bpd\n0,1.0\n")
+    result = project.vdmctl("report", "v1.0.0", "--out", "damaged.html")
+    assert result.returncode == 5
+    assert "vdm@v1.0.0" in one_line(result)
+    per_image.unlink()
+    project.dvc("remote", "remove", "store")
+    result = project.vdmctl("report", "v1.0.0", "--out", "missing.html")
+    assert result.returncode == 5
+    assert "vdm@v1.0.0" in one_line(result)
