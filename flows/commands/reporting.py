@@ -64,32 +64,41 @@ def results_of(model: str) -> Results:
 
 def of_version(version: Version) -> Results:
     """Return the results of a version.  Raises UserError (exit 5) if one is damaged or cannot be fetched."""
-    from dvc.api import DVCFileSystem
-    from dvc.exceptions import DvcException
-
     chain = lineage(ROOT, version)
     if version.problem:
         raise UserError(f"{version.name}: {version.problem}", Exit.MISSING)
-    recorded = chain.lock.outputs
-    places: dict[str, Path] = {}
+    listed = [path for path in map(str, WORKSPACE) if path in chain.lock.outputs and path != str(layout.IMAGES)]
+    if str(layout.METRICS) not in listed:
+        raise UserError(f"{version.name}: its {layout.DVC_LOCK} does not list {layout.METRICS}", Exit.MISSING)
     with scratch_folder() as scratch:
-        system = DVCFileSystem(str(ROOT), rev=version.commit)
-        for path in map(str, WORKSPACE):
-            if path == str(layout.IMAGES) and path in recorded:
-                places[path] = fetch_images(ROOT, version)
-            elif path in recorded:
-                places[path] = scratch / path.replace("/", "-")
-                try:
-                    system.get_file(path, str(places[path]))
-                except (OSError, DvcException) as error:
-                    reason = f"{version.name}: {path} is neither in DVC's cache nor in its remote: {error}"
-                    raise UserError(reason, Exit.MISSING) from error
-                if hashlib.md5(places[path].read_bytes()).hexdigest() != recorded[path]:
-                    raise UserError(f"{version.name}: {path} is damaged: not the md5 in its dvc.lock", Exit.MISSING)
-        if str(layout.METRICS) not in places:
-            raise UserError(f"{version.name}: its {layout.DVC_LOCK} does not list {layout.METRICS}", Exit.MISSING)
+        fetch_files(chain, listed, scratch)
+        places = {path: scratch / path for path in listed}
+        if str(layout.IMAGES) in chain.lock.outputs:
+            places[str(layout.IMAGES)] = fetch_images(ROOT, version)
         files = Files(*(places.get(str(path)) for path in WORKSPACE))  # type: ignore[arg-type]  # None: no such result
-        return read_results(files, origin_of(chain))
+        try:
+            return read_results(files, origin_of(chain))
+        except UserError as error:
+            raise UserError(str(error).replace(f"{scratch}/", f"{version.name}: "), error.code) from error
+
+
+def fetch_files(chain: Lineage, paths: list[str], folder: Path) -> None:
+    """Fetch files of a version from git, the cache or the remote, and compare their md5.  Raises UserError (exit 5)."""
+    from dvc.api import DVCFileSystem
+    from dvc.exceptions import DvcException
+
+    name, system = chain.version.name, DVCFileSystem(str(ROOT), rev=chain.version.commit)
+    for path in paths:
+        place = folder / path
+        place.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            system.get_file(path, str(place))
+        except (OSError, DvcException) as error:
+            raise UserError(
+                f"{name}: {path}: neither in DVC's cache nor in its remote: {error}", Exit.MISSING
+            ) from error
+        if hashlib.md5(place.read_bytes()).hexdigest() != chain.lock.outputs[path]:
+            raise UserError(f"{name}: {path}: damaged: not the md5 in its {layout.DVC_LOCK}", Exit.MISSING)
 
 
 def origin_of(chain: Lineage) -> Origin:
