@@ -139,11 +139,12 @@ def print_results(as_json: bool) -> None:
     except (DvcException, OSError, UserError) as error:
         say_on_stderr(f"the outputs are not compared with those of a commit: {brief(error)}")
     lines = [summary(metrics)]
+    docs = layout.DATA_DOCS / "index.html"  # which a stage that was restored does not write
     for title, path, stage in (
         ("report", layout.PAGE, "report"),
         ("samples", layout.SAMPLES, "sample"),
         ("model card", layout.CARD, "register"),
-        ("validation", layout.VALIDATION, "validate"),
+        ("validation", docs if docs.is_file() else layout.VALIDATION, "validate"),
         ("curves", layout.CURVES, "train"),
     ):
         state = ""
