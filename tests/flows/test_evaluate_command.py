@@ -104,26 +104,21 @@ def test_a_version_is_compared_on_its_own_images_if_there_are_no_others(
     assert printed(capsys, "compare", *pair)["difference_bpd"] == 0
 
 
-def test_a_comparison_is_about_the_given_split_at_the_given_confidence(
+def test_a_comparison_is_about_the_given_images_split_and_confidence(
     small: Small, capsys: pytest.CaptureFixture[str]
 ) -> None:
     other_model()
+    loaded = load_images(Path("data/images"))
+    splits = {"train": loaded.train, "validation": loaded.validation[:7], "test": loaded.test}
+    save_images(Path("few"), splits, loaded.description)
     half, most = (
-        printed(capsys, "compare", MODEL, OTHER, "--split=validation", f"--confidence={confidence}")
+        printed(capsys, "compare", MODEL, OTHER, "--images=few", "--split=validation", f"--confidence={confidence}")
         for confidence in (0.5, 0.95)
     )
-    assert (half["split"], half["num_images"], half["confidence"]) == ("validation", 10, 0.5)
+    assert (half["split"], half["num_images"], half["confidence"]) == ("validation", 7, 0.5)
+    assert {model["data_sha256"] for model in half["models"]} == {data_sha256(Path("few"))}
     (low, high), (lowest, highest) = half["confidence_interval"], most["confidence_interval"]
     assert lowest < low < half["difference_bpd"] < high < highest
-
-
-def test_a_comparison_is_about_the_given_images(small: Small, capsys: pytest.CaptureFixture[str]) -> None:
-    loaded = load_images(Path("data/images"))
-    splits = {"train": loaded.train, "validation": loaded.validation, "test": loaded.test[:7]}
-    save_images(Path("few"), splits, loaded.description)
-    found = printed(capsys, "compare", MODEL, MODEL, "--images=few")
-    assert found["num_images"] == 7
-    assert {model["data_sha256"] for model in found["models"]} == {data_sha256(Path("few"))}
 
 
 @pytest.mark.slow

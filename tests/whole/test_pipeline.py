@@ -133,19 +133,6 @@ def test_a_training_that_dvc_could_not_record_is_not_repeated(reproduced: Projec
     assert reproduced.up_to_date()
 
 
-def test_a_page_has_the_parameters_that_made_the_results(reproduced: Project) -> None:
-    """Not those that params.yaml has by now."""
-    reproduced.edit("params.yaml", **{"ema_decay: 0.99": "ema_decay: 0.9977"})
-    for models in ([], ["models/vdm"]):
-        result = reproduced.vdmctl("report", *models, "--out", "page.html", "--force")
-        assert result.returncode == 0, result.stderr
-        page = (reproduced.folder / "page.html").read_text()
-        assert "ema_decay" in page
-        assert "0.9977" not in page
-    reproduced.run("rm", "page.html")
-    reproduced.git("checkout", "--quiet", ".")
-
-
 def test_dvc_shows_metrics_plots_and_the_artifact(reproduced: Project) -> None:
     metrics = json.loads(reproduced.new_dvc("metrics", "show", "--json").stdout)
     assert metrics[""]["data"]["reports/evaluation/metrics.json"]["data"]["bpd"] > 0
@@ -178,25 +165,7 @@ def test_every_split_can_be_evaluated_and_the_metrics_compare_them(reproduced: P
     shown = reproduced.vdmctl("report").stdout
     assert f"validation: {metrics['validation']['bpd']:.4f} +- " in shown
     assert f"test - training: {metrics['generalisation_gap_bpd']:+.4f} +- " in shown
-    alone = reproduced.vdmctl("evaluate", "--split", "validation")
-    assert "144 validation images" in alone.stdout
     assert reproduced.git("status", "--porcelain") == ""
-
-
-def test_a_sweep_over_steps_comes_down_to_continuous_time(reproduced: Project) -> None:
-    result = reproduced.vdmctl("evaluate", "models/vdm", "--json", "--num-timesteps", "10,1000,continuous")
-    sweep = json.loads(result.stdout)["sweep"]
-    assert [part["num_timesteps"] for part in sweep] == [10, 1000, None]
-    assert sweep[0]["bpd"] > sweep[1]["bpd"]
-
-
-def test_the_ode_protocol_names_itself(reproduced: Project) -> None:
-    result = reproduced.vdmctl("evaluate", "models/vdm", "--json", "--protocol", "ode", "--num-images", "3")
-    metrics = json.loads(result.stdout)
-    assert (metrics["protocol"], metrics["num_images"], metrics["num_draws"]) == ("ode", 3, 1)
-    assert metrics["bpd"] > 0
-    assert metrics["num_repeated"] == 3
-    assert 0 < abs(metrics["bpd_numerical_error"]) < 0.01
 
 
 def test_compare_is_paired(reproduced: Project) -> None:
@@ -280,7 +249,7 @@ def test_a_failed_stage_leaves_what_dvc_can_restore(reproduced: Project) -> None
     np.save(images, pixels)
     failed = reproduced.vdmctl("validate")
     assert failed.returncode == Exit.INVALID_DATA
-    assert "no level above 16: 1 of 1797 images, such as 200" in failed.stderr
+    assert "no level above 16" in failed.stderr
     refused = reproduced.vdmctl("train")
     assert refused.returncode == 4
     assert "vdmctl validate" in one_line(refused)
@@ -323,9 +292,6 @@ def test_the_summary_names_the_bound_and_the_pictures(reproduced: Project) -> No
     assert found["metrics"] == json.loads((reproduced.folder / "reports/evaluation/metrics.json").read_text())
     line = result.stdout.splitlines()[-1]
     assert found["reproduction"] == {"is_equal": True, "line": line, "outdated_stages": []}
-    refused = reproduced.vdmctl("report", "--json", "--out", "page.html")
-    assert refused.returncode == 2
-    assert "--json prints the metrics" in one_line(refused)
 
 
 def test_the_report_compares_outputs_with_those_of_the_commit(reproduced: Project) -> None:
