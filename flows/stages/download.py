@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flows.core.errors import Exit, UserError
+from flows.core.folders import contains
 from flows.images.preparing import write_images
 from flows.images.store import DESCRIPTION, FEWEST_COMPARED, read_description
 
@@ -21,22 +22,15 @@ def download(data: "Data", *, out: Path, downloads: Path) -> None:
     not exist.  Also raises what `write_images` raises.
     """
     source = Path(data.source).expanduser() if data.source is not None else None
-    if source:
-        require_apart(source, out)
-        if not source.is_absolute() and not source.exists():
-            reason = f"data.source: {source} does not exist in {Path.cwd()}"
-            raise UserError(f"{reason}; name its absolute path, which runs of the Prefect flow find, too", Exit.MISSING)
+    if source and (contains(out, source) or contains(source, out)):
+        reason = f"data.source {source} and {out}, which is replaced, must lie apart"
+        raise UserError(f"{reason}; move the images to another folder", Exit.USAGE)
+    if source and not source.is_absolute() and not source.exists():
+        reason = f"data.source: {source} does not exist in {Path.cwd()}"
+        raise UserError(f"{reason}; name its absolute path, which runs of the Prefect flow find, too", Exit.MISSING)
     origin = write_images(data, source=source, out=out, downloads=downloads)
     log.info("%s: %s, transforms: %s -> %s", data.name, origin["title"], origin["transforms"], out)
     if (num_test := read_description(out / DESCRIPTION)["num_test"]) < FEWEST_COMPARED:
         reason = f"fewer than {FEWEST_COMPARED} test images ({num_test}), which the stage `sample` needs for comparison"
         advice = "add test images, or raise data.test_fraction if the source does not choose them"
         log.warning("%s: %s; %s", out, reason, advice)
-
-
-def require_apart(source: Path, out: Path) -> None:
-    """Raise UserError (exit 2) if replacing `out` would remove images of the source, or add to them."""
-    one, other = source.resolve(), out.resolve()
-    if one.is_relative_to(other) or other.is_relative_to(one):
-        reason = f"data.source {source} and {out}, which is replaced, must lie apart"
-        raise UserError(f"{reason}; move the images to another folder", Exit.USAGE)
