@@ -27,6 +27,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import TINY
+from flows.report.tables import integers, read_table
 from fuzzing import changed_json, damaged
 from PIL import Image
 from project import ROOT
@@ -60,7 +61,6 @@ from flows.registry.evidence import evidence_of
 from flows.registry.versions import Version
 from flows.report.page import page
 from flows.report.results import Files, read_results
-from flows.report.tables import integers, read_table
 from flows.stages.register import read_curves
 from flows.validation.drift import from_reference, read_reference
 from flows.validation.report import Profile
