@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import Parameter
 from torch.optim.adamw import adamw
 
-from vdm.choices import LearningRateDecay, OptimizerKind, require_choice
+from vdm.choices import LearningRateDecay, OptimizerKind
 from vdm.model import VDM
 
 Weights = tuple[Tensor, ...] | list[Tensor]
@@ -105,7 +105,6 @@ def optimizers(model: VDM, kind: OptimizerKind, *, betas: Sequence[float], weigh
     AdamW has no weight decay for biases, norms and the noise schedule.  With `muon`, `Muon` trains the weight matrices
     of the blocks, and AdamW everything else: the first and last layers, the conditioning and the rest.
     """
-    require_choice("optimizer", kind, OptimizerKind)
     hidden = [p for p in model.network.matrices_of_blocks() if p.requires_grad] if kind == "muon" else []
     others = [p for p in model.parameters() if p.requires_grad and not any(p is matrix for matrix in hidden)]
     decayed = AdamW([p for p in others if p.ndim > 1], betas=betas, weight_decay=weight_decay)
