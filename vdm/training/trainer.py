@@ -115,7 +115,9 @@ class Trainer:
         self.average_over_processes(losses)
         gradient_norm = torch.nn.utils.clip_grad_norm_(self.on_bound, self.settings.max_gradient_norm or math.inf)
         for optimizer in self.optimizers:
-            optimizer.step(self.learning_rate(self.done))
+            for group in optimizer.param_groups:
+                group["lr"] = self.learning_rate(self.done)
+            optimizer.step()
         self.model.zero_grad()
         self.done += 1
         # Not `update_parameters`: on CUDA it waits for the card, to which it copies its number of updates.
@@ -192,7 +194,7 @@ class Trainer:
             "done": self.done,
             "model": self.model.state_dict(),
             "average": self.average.state_dict(),
-            "optimizers": [optimizer.state() for optimizer in self.optimizers],
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "records": [list(record) for record in self.records],
             "validation": self.validation.state() if self.validation else None,
         }
@@ -202,8 +204,7 @@ class Trainer:
         self.model.load_state_dict(state["model"])
         self.average.load_state_dict(state["average"])
         for optimizer, values in zip(self.optimizers, state["optimizers"], strict=True):
-            for tensor, value in zip(optimizer.state(), values, strict=True):
-                tensor.copy_(value)
+            optimizer.load_state_dict(values)
         self.log.load_state(state["log"])
         self.records = [TrainingRecord(*values) for values in state["records"]]
         if self.validation:
