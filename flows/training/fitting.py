@@ -75,9 +75,7 @@ def train_here(model: "Model", train: "Train", *, images: Path, out: Path, curve
         fit(trainer, run, curves, train, lambda: bool(signals))
         with agreement():
             if is_first():
-                inputs = inputs_sha256(config, train.model_dump(), data)
-                with reported(f"{out}: the model"):
-                    save_model(out, trainer.kept, config, fitted_to=train.images, inputs=inputs)
+                write_model(trainer, config, train, data, out)
                 run.finish(model_sha256(out))
 
 
@@ -212,6 +210,16 @@ def save(trainer: Trainer, run: Run) -> None:
     with agreement():
         if is_first():
             run.save(trainer.done, trainer.state())
+
+
+def write_model(trainer: Trainer, config: dict[str, Any], train: "Train", data: str, out: Path) -> None:
+    """Write the model with which the run ends, and what it was trained with.  Raises UserError (exit 1) if it cannot.
+
+    `data` is the digest of the images.
+    """
+    inputs = inputs_sha256(config, train.model_dump(), data)
+    with reported(f"{out}: the model"):
+        save_model(out, trainer.kept, config, fitted_to=train.images, inputs=inputs)
 
 
 def advice_on_memory(train: "Train", processes: int) -> str:
