@@ -1,7 +1,6 @@
 """The words and counts that options of the model, of training, evaluation and sampling may take.  Loads no torch."""
 
-from numbers import Integral
-from typing import Any, Literal, get_args
+from typing import Literal
 
 ScheduleKind = Literal["fixed_linear", "learned_linear", "learned_monotone"]
 """A noise schedule of `vdm.schedule` (appendix H)."""
@@ -28,16 +27,3 @@ MOST_LEVELS = 2**16
 """The largest number of levels of a pixel."""
 MOST_BLOCKS = 1024
 """The largest `blocks` of `vdm.network.NoisePredictor`."""
-
-
-def require_counts(**counts: int) -> None:
-    """Raise ValueError unless every option is a whole number of at least 1."""
-    for name, value in counts.items():
-        if not isinstance(value, Integral) or value < 1:
-            raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
-
-
-def require_choice(name: str, value: str, choices: Any) -> None:
-    """Raise ValueError unless the value of the option `name` is one of its words, such as those of `Precision`."""
-    if value not in get_args(choices):
-        raise ValueError(f"unknown {name} {value!r}: {', '.join(get_args(choices))}")

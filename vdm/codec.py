@@ -24,7 +24,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vdm.choices import require_counts
 from vdm.diffusion import denoise, forward_step, reverse_step
 from vdm.discretization import pixels_to_x
 from vdm.model import VDM
@@ -135,7 +134,6 @@ class Codec:
 
     def __init__(self, model: VDM, num_timesteps: int, cells: int = CELLS) -> None:
         model.require_evaluation_mode()
-        require_counts(num_timesteps=num_timesteps, cells=cells)
         if PLACES % cells or model.num_levels > 256:
             raise ValueError(f"cells must divide {PLACES}, got {cells}; levels are at most 256, got {model.num_levels}")
         self.model = model

@@ -12,8 +12,9 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from scipy.special import stdtrit  # type: ignore[import-untyped]
 
-from vdm.choices import Precision, require_choice, require_counts
+from vdm.choices import Precision
 from vdm.diffusion import image_generators
 from vdm.model import VDM, images_per_batch
 from vdm.vlb import bits_per_dim, grid_times
@@ -102,32 +103,17 @@ def standard_error(values: np.ndarray) -> float:
     return float(values.std(ddof=1) / math.sqrt(len(values))) if len(values) > 1 else math.nan
 
 
-def student_quantile(confidence: float, degrees: int) -> float:
-    """Return the half-width, in standard errors, of the interval that contains the true mean with this probability.
-
-    Its centre is the mean of `degrees` + 1 values from a normal distribution (Student's t).  NaN for `degrees` 0.
-    """
-    if degrees < 1:
-        return math.nan
-    # With t = sqrt(degrees) tan(angle) the density of the angle is that of cos^(degrees - 1).
-    angle = np.linspace(0, math.pi / 2, 2**18)
-    density = np.cos(angle) ** (degrees - 1)
-    inside = np.cumsum(density) - (density + density[0]) / 2
-    return math.sqrt(degrees) * math.tan(np.interp(confidence, inside / inside[-1], angle))
-
-
 def paired_difference(first: np.ndarray, second: np.ndarray, *, confidence: float) -> PairedDifference:
     """Compare two models by the bits/dim (N,) of the same images, evaluated at the same times with the same noise.
 
-    Raises ValueError for different numbers of images, and unless `confidence` lies between 0 and 1.
+    Raises ValueError for different numbers of images.
     """
     if first.shape != second.shape:
         raise ValueError(f"the models have figures of different images: {first.shape} and {second.shape}")
-    if not 0 < confidence < 1:
-        raise ValueError(f"confidence must lie between 0 and 1, got {confidence}")
     difference = second - first
     mean, error = float(difference.mean()), standard_error(difference)
-    half_width = student_quantile(confidence, len(difference) - 1) * error
+    # Student's t: the interval of the mean of normal values whose deviation is estimated from them.  NaN for one value.
+    half_width = float(stdtrit(len(difference) - 1, (1 + confidence) / 2)) * error
     return PairedDifference(mean, error, confidence, (mean - half_width, mean + half_width), len(difference))
 
 
@@ -180,12 +166,10 @@ def image_terms(
     `batch_size` counts network evaluations; a batch has at least one image.  A float64 model is evaluated in float64.
     `precision` is that of the network's matrix products and convolutions; everything else has the model's.
 
-    Raises TypeError unless the pixels are of an integer type, and ValueError unless they are images of the model, for
-    an unknown precision, for times or steps below 1, and for a model with dropout in training mode.
+    Raises TypeError unless the pixels are of an integer type, and ValueError unless they are images of the model, and
+    for a model with dropout in training mode.
     """
     model.require_evaluation_mode()
-    require_choice("precision", precision, Precision)
-    require_counts(times_per_image=times_per_image, num_timesteps=1 if num_timesteps is None else num_timesteps)
     like = next(model.parameters())  # the computation has its device and dtype
     size = images_per_batch(batch_size, times_per_image)
     parts = [torch.zeros(3, 0, dtype=torch.float64, device="cpu")]
@@ -234,16 +218,6 @@ def at_grid_times(times: np.ndarray, draws: np.ndarray) -> tuple[np.ndarray, np.
         return times.mean(0), draws
     means = [np.where(times == level, draws, 0).sum(1) / (times == level).sum(1) for level in levels]
     return levels, np.stack(means, axis=1)
-
-
-def memory_needed(*, num_dims: int, network_bytes: int, num_images: int, times_per_image: int, batch_size: int) -> int:
-    """Return a lower bound of the bytes that `evaluate` takes: a batch's noise, the network, and all results.
-
-    The network takes `network_bytes` for each image (see `vdm.model.inference_bytes`).
-    """
-    draws = times_per_image * min(num_images, images_per_batch(batch_size, times_per_image))
-    batch = draws * (8 * num_dims + network_bytes)
-    return batch + 3 * 8 * num_images * times_per_image
 
 
 def stratified_times(seed: int, indices: range, times_per_image: int) -> np.ndarray:

@@ -1,16 +1,14 @@
 """The variational diffusion model: a noise schedule, a noise predictor, and the bound that they give."""
 
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
-from vdm.choices import MOST_LEVELS, Precision, ScheduleKind, require_choice, require_counts
+from vdm.choices import MOST_LEVELS, ScheduleKind
 from vdm.discretization import pixels_to_x, require_levels
 from vdm.network import NoisePredictor
 from vdm.schedule import LinearSchedule, MonotoneSchedule
@@ -24,12 +22,9 @@ from vdm.vlb import (
     reconstruction_loss,
 )
 
-ACTIVATION_BYTES: dict[Precision, int] = {"float32": 4, "bfloat16": 2}
-
 
 def build_schedule(kind: ScheduleKind, gamma_0: float, gamma_1: float) -> LinearSchedule:
     """Return a noise schedule between the (initial) end points gamma_0 < gamma_1.  Raises ValueError."""
-    require_choice("schedule", kind, ScheduleKind)
     match kind:
         case "fixed_linear":
             return LinearSchedule(gamma_0, gamma_1, learned=False)
@@ -40,64 +35,14 @@ def build_schedule(kind: ScheduleKind, gamma_0: float, gamma_1: float) -> Linear
 
 
 def count_parameters(**arguments: Any) -> int:
-    """Return the number of weights of a `VDM` with these arguments, without allocating memory for them.
-
-    The number grows linearly with `blocks`, so models of one and of two blocks determine it.  Raises ValueError,
-    TypeError or RuntimeError for wrong arguments.
-    """
-    require_counts(blocks=arguments["blocks"])
-
-    def count(blocks: int) -> int:
-        with without_values():
-            return sum(p.numel() for p in VDM(**arguments | {"blocks": blocks}).parameters())
-
-    one, two = count(1), count(2)
-    return one + (int(arguments["blocks"]) - 1) * (two - one)
-
-
-class NothingDrawn(TorchFunctionMode):
-    """In this context `torch.randn`, `uniform_` and `normal_` leave a tensor as it is."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func in (Tensor.uniform_, Tensor.normal_):
-            return args[0]
-        return (torch.empty if func is torch.randn else func)(*args, **kwargs or {})
-
-
-@contextmanager
-def without_values() -> Iterator[None]:
-    """In this context new tensors have a shape and no values, so modules take no memory and no initialisation.
-
-    They are on the meta device.  Random numbers there would load torch's compiler, which takes a second and 70 MiB.
-    """
-    with torch.device("meta"), NothingDrawn():
-        yield
+    """Return the number of weights of a `VDM` with these arguments, without memory for them.  Raises ValueError."""
+    with torch.device("meta"):
+        return sum(p.numel() for p in VDM(**arguments).parameters())
 
 
 def images_per_batch(batch_size: int, evaluations_per_image: int) -> int:
     """Return the number of images, at least one, in a batch of `batch_size` network evaluations."""
     return max(1, batch_size // evaluations_per_image)
-
-
-def gradient_bytes(
-    image_shape: Sequence[int], *, width: int, blocks: int, precision: Precision, recomputed: bool = False
-) -> int:
-    """Return a lower bound of the bytes per image that the network takes with gradients.
-
-    A residual block keeps six tensors of `width` channels, or nine on the way up.  If they are `recomputed`, a block
-    keeps only its input (one tensor, or two on the way up), and the block that is being recomputed keeps seven more.
-    """
-    down, up = blocks + 2, blocks + 1
-    tensors = down + 2 * up + 7 if recomputed else 6 * down + 9 * up
-    return tensors * width * math.prod(image_shape[1:]) * ACTIVATION_BYTES[precision]
-
-
-def inference_bytes(image_shape: Sequence[int], *, width: int, blocks: int, precision: Precision) -> int:
-    """Return a lower bound of the bytes per image that the network takes without gradients.
-
-    They are needed in the first block on the way up: the outputs kept for the other blocks, and eight tensors as large.
-    """
-    return (blocks + 8) * width * math.prod(image_shape[1:]) * ACTIVATION_BYTES[precision]
 
 
 class VDM(nn.Module):
@@ -164,11 +109,6 @@ class VDM(nn.Module):
         """Raise ValueError if dropout is active: in training mode, until `eval` is called."""
         if any(isinstance(module, nn.Dropout) and module.p and module.training for module in self.modules()):
             raise ValueError("the model is in training mode, with dropout; call its method eval() first")
-
-    def inference_bytes(self, precision: Precision) -> int:
-        """Return a lower bound of the bytes per image that the network takes without gradients."""
-        width, blocks = self.network.width, len(self.network.down)
-        return inference_bytes(self.image_shape, width=width, blocks=blocks, precision=precision)
 
     def forward(self, pixels: Tensor, eps: Tensor, t: Tensor, *, num_timesteps: int | None = None) -> Terms:
         """Return one draw of the bound's terms, each (B,) nats per image (eq. 11).

@@ -24,10 +24,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vdm.choices import Dequantisation, require_choice, require_counts
+from vdm.choices import Dequantisation
 from vdm.diffusion import image_generators
 from vdm.discretization import pixels_to_x
-from vdm.model import VDM, gradient_bytes, images_per_batch
+from vdm.model import VDM, images_per_batch
 from vdm.schedule import alpha, sigma
 from vdm.vlb import PredictNoise, bits_per_dim
 
@@ -61,13 +61,10 @@ def evaluate_ode(
     logarithm, and is 0 on average.  The errors that differ make the mean inside the logarithm too large on average:
     many draws with few probes give slightly too few bits.
 
-    Raises TypeError unless the pixels are of an integer type, and ValueError unless they are images of the model, for
-    an unknown dequantisation, for no images, for counts below 1 (`num_probes`: below 0), and for a model with dropout
-    in training mode.
+    Raises TypeError unless the pixels are of an integer type, and ValueError unless they are images of the model, and
+    for a model with dropout in training mode.
     """
-    require_counts(images=len(pixels), num_draws=num_draws, batch_size=batch_size, num_probes=num_probes or 1)
     model.require_evaluation_mode()
-    require_choice("dequantisation", dequantisation, Dequantisation)
     like = next(model.parameters())  # the network has its device and dtype
     size = images_per_batch(batch_size, num_draws)
     results = []
@@ -93,15 +90,6 @@ def evaluate_ode(
         )
         results.append(importance_weighted(log_weights.reshape(-1, num_draws).T))
     return bits_per_dim(-torch.cat(results), model.num_dims).cpu().numpy()
-
-
-def memory_needed(model: VDM, *, num_images: int, num_draws: int, num_probes: int, batch_size: int) -> int:
-    """Return a lower bound of the bytes that `evaluate_ode` takes: a batch's draws, its probes and the network."""
-    draws = num_draws * min(num_images, images_per_batch(batch_size, num_draws))
-    probes = num_probes * draws if num_probes else model.num_dims
-    width, blocks = model.network.width, len(model.network.down)
-    network = gradient_bytes(model.image_shape, width=width, blocks=blocks, precision="float32")
-    return 8 * model.num_dims * (probes + 2 * draws) + network * draws
 
 
 def dequantisation_draws(

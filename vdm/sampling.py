@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vdm.choices import Grid, Precision, require_choice, require_counts
+from vdm.choices import Grid, Precision
 from vdm.diffusion import denoise, forward_step, image_generators, reverse_step
 from vdm.discretization import nearest_pixels, pixels_to_x
 from vdm.model import VDM
@@ -35,8 +35,7 @@ class Solver(NamedTuple):
     """How to go from noise to an image: T steps between noise levels that are evenly spaced in gamma or in t.
 
     `order` is 1 or 2.  `eta` is the noise of a step, from 0 (none) to 1 (that of p(z_s | z_t)).  `clip` limits every
-    x_hat to [-1, 1], where all images lie.  `precision` is that of the network's matrix products.  Sampling raises
-    ValueError for other values, and for a model with dropout in training mode.
+    x_hat to [-1, 1], where all images lie.  `precision` is that of the network's matrix products.
     """
 
     num_timesteps: int
@@ -52,15 +51,6 @@ class Step(NamedTuple):
 
     z: Tensor
     x_hat: Tensor
-
-
-def memory_needed(model: VDM, batch_size: int, solver: Solver) -> int:
-    """Return a lower bound of the bytes that sampling a batch takes: the images and the network, or the schedule."""
-    images = batch_size * (4 * model.num_dims + model.inference_bytes(solver.precision))
-    if solver.grid == "gamma":  # the steps follow from the end points alone
-        return images
-    num_weights = sum(parameter.numel() for parameter in model.schedule.parameters())
-    return max(images, 4 * num_weights * solver.num_timesteps)
 
 
 def sample(model: VDM, indices: Iterable[int], solver: Solver, *, seed: int) -> Tensor:
@@ -86,7 +76,8 @@ def trajectory(model: VDM, indices: Iterable[int], solver: Solver, *, seed: int)
     The second order extrapolates x_hat linearly in gamma from the step before (Lu et al., algorithm 2).  The first and
     the last step are of first order: the first has no step before it, and x_hat bends most where the noise ends.
 
-    Raises ArithmeticError if the schedule does not increase or the network's output is not finite.
+    Raises ArithmeticError if the schedule does not increase or the network's output is not finite, and ValueError for a
+    model with dropout in training mode.
     """
     model.require_evaluation_mode()
     noise = image_noise(model, indices, seed)
@@ -116,10 +107,9 @@ def fill_in(
     drawn by a model that saw the known ones with noise only, so this is an approximation of p(missing | known).  As in
     RePaint (Lugmayr et al. 2022, arXiv 2201.09865), every step is taken `repeats` times, with `forward_step` back to t
     in between, which makes both parts agree better.  Steps are of first order with all noise, whatever the solver says.
-    Raises ArithmeticError as `trajectory` does, TypeError and ValueError unless `known` is an image of the model, and
-    ValueError for a mask of another shape and for `repeats` below 1.
+    Raises what `trajectory` raises, TypeError and ValueError unless `known` is an image of the model, and ValueError
+    for a mask of another shape.
     """
-    require_counts(repeats=repeats)
     model.require_evaluation_mode()
     model.require_images(known[None].cpu().numpy())
     if missing.shape != known.shape[1:] or missing.dtype != torch.bool:
@@ -144,13 +134,8 @@ def noise_levels(schedule: LinearSchedule, solver: Solver) -> Tensor:
     """Return gamma at the ends of the steps, (T+1,), falling from gamma_1 to gamma_0.
 
     Levels that rounding makes equal are left out: a step between them would do nothing.  Raises ArithmeticError if
-    they all are, and ValueError for other options than those of `Solver`.
+    they all are.
     """
-    require_counts(num_timesteps=solver.num_timesteps)
-    if solver.order not in (1, 2) or not 0 <= solver.eta <= 1:
-        raise ValueError(f"a solver has order 1 or 2, and eta from 0 to 1, got {solver}")
-    require_choice("grid", solver.grid, Grid)
-    require_choice("precision", solver.precision, Precision)
     if not schedule.gamma_0 < schedule.gamma_1:
         raise ArithmeticError("the noise schedule does not increase")
     steps = torch.arange(solver.num_timesteps, -1, -1, device=schedule.gamma_0.device)

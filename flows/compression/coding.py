@@ -1,6 +1,5 @@
 """Batches of images to and from the stack: plainly, on the coarse grid or on the fine one."""
 
-import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -10,9 +9,7 @@ import torch
 from flows.compression.batches import COARSE_CELLS, COARSE_IMAGES, most_plain
 from flows.compression.header import Header
 from flows.core.errors import Exit, UserError
-from flows.core.memory import require
-from vdm.codec import CELLS, PIXELS_AT_ONCE, PLACES, Codec, Coder, decode_plainly, encode_plainly
-from vdm.evaluation import memory_needed
+from vdm.codec import CELLS, PLACES, Codec, Coder, decode_plainly, encode_plainly
 from vdm.model import VDM
 
 GRID = [COARSE_CELLS, CELLS, PLACES]
@@ -27,11 +24,6 @@ class Coding:
 
     def __init__(self, vdm: VDM, header: Header) -> None:
         self.header, self.shape, self.num_dims = header, vdm.image_shape, vdm.num_dims
-        at_once = min(header.batch_size, max(1, PIXELS_AT_ONCE // math.prod(vdm.image_shape[1:])))
-        network = {"num_dims": vdm.num_dims, "network_bytes": vdm.inference_bytes("float32")}
-        size = 2 * memory_needed(**network, num_images=at_once, times_per_image=1, batch_size=at_once)
-        advice = f"batches of {header.batch_size} images, set by --batch-size of `vdmctl compress`"
-        require(size, next(vdm.parameters()).device, advice)
         try:
             self.coarse, self.fine = (Codec(vdm, header.num_timesteps, cells) for cells in (COARSE_CELLS, CELLS))
         except ValueError as error:

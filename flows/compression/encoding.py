@@ -17,15 +17,12 @@ from flows.compression.rans import WORD_BITS, Rans
 from flows.compression.words import Stack, write_blocks
 from flows.core.errors import Exit, UserError
 from flows.core.files import save
-from flows.core.memory import require
 from flows.images.store import fitting, rows
 from flows.process.progress import bar
-from vdm.evaluation import image_terms, memory_needed, standard_error
+from vdm.evaluation import image_terms, standard_error
 from vdm.model import VDM
 
 BOUND_TIMES, BOUND_BATCH = 32, 512
-MOST_BOUND_BYTES = 2**30
-"""The memory that the network may take for the bound, unless one image takes more."""
 SPOOLED_BYTES = 2**20
 """The size above which a temporary file is on disk."""
 
@@ -45,11 +42,6 @@ def mean_bound(vdm: VDM, images: Images, num_timesteps: int) -> tuple[float, flo
 
     The error of one image is NaN.  Raises UserError (exit 2) if one image does not fit into memory at its times.
     """
-    network = {"num_dims": vdm.num_dims, "network_bytes": vdm.inference_bytes("float32")}
-    least = memory_needed(**network, num_images=1, times_per_image=BOUND_TIMES, batch_size=BOUND_TIMES)
-    advice = f"compute the bound of an image at {BOUND_TIMES} times on another --device or with a smaller model"
-    require(least, next(vdm.parameters()).device, advice)
-    batch_size = max(BOUND_TIMES, min(BOUND_BATCH, MOST_BOUND_BYTES // network["network_bytes"]))
     bounds = []
     size = fitting(BOUND_BATCH // BOUND_TIMES, 8 * BOUND_TIMES * vdm.num_dims)
     for first in bar("evaluating")(range(0, len(images.array), size)):
@@ -60,7 +52,7 @@ def mean_bound(vdm: VDM, images: Images, num_timesteps: int) -> tuple[float, flo
             range(len(part)),
             times_per_image=BOUND_TIMES,
             num_timesteps=num_timesteps,
-            batch_size=batch_size,
+            batch_size=BOUND_BATCH,
             seed=first,
         )
         bounds.append(terms.sum(0).mean(1))

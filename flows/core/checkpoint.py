@@ -23,7 +23,7 @@ from flows.core.errors import CheckpointError, Exit, brief
 from flows.core.files import MOST_BYTES, parse_json, read_bounded, write_whole, written_last
 from flows.core.memory import require
 from vdm.choices import TrainingImages
-from vdm.model import VDM, without_values
+from vdm.model import VDM
 
 if TYPE_CHECKING:
     from flows.core.params import Model
@@ -87,7 +87,7 @@ def load_model(folder: Path, device: torch.device | str = "cpu") -> VDM:
     """
     config = read_description(folder)
     try:
-        with without_values():
+        with torch.device("meta"):
             model = VDM(**config["model"])
         weights = read_weights(folder, config["weights_sha256"], sum(p.numel() for p in model.parameters()))
         model.load_state_dict(floats(load(weights)), assign=True)

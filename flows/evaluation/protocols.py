@@ -7,13 +7,12 @@ from typing import TYPE_CHECKING
 from tqdm import tqdm
 
 from flows.core.device import find_device
-from flows.core.memory import require
 from flows.evaluation.bound import digests, evaluate_split, load_fitting, warn_if_seen
 from flows.evaluation.results import Comparison, ModelFigures, OdeMetrics
 from vdm import evaluation
 from vdm.choices import Split
 from vdm.model import images_per_batch
-from vdm.ode import evaluate_ode, memory_needed
+from vdm.ode import evaluate_ode
 
 if TYPE_CHECKING:
     from flows.core.params import Evaluate, Ode
@@ -36,8 +35,6 @@ def ode(settings: "Ode", *, model: Path, images: Path, split: Split = "test") ->
     vdm.requires_grad_(False)  # the ODE needs only the gradient with respect to the images
     warn_if_seen(model, split)
     sizes = settings.model_dump(include={"num_draws", "num_probes", "batch_size"})
-    advice = "ode: lower ode.batch_size, ode.num_draws or ode.num_probes (0 takes the most)"
-    require(memory_needed(vdm, num_images=len(pixels), **sizes), device, advice)
     options = settings.model_dump(include={"seed", "dequantisation"}) | sizes
     repeated = pixels[:NUM_REPEATED]
     form = "{desc}: {percentage:3.0f}%|{bar}| {elapsed}<{remaining}"

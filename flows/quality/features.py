@@ -25,7 +25,6 @@ from flows.core.files import write_whole
 from flows.core.folders import writing_folder
 from flows.process.progress import bar
 from vdm.errors import TrainingDiverged
-from vdm.model import without_values
 
 if TYPE_CHECKING:
     from flows.core.params import Features
@@ -167,7 +166,7 @@ def load_features(folder: Path, device: torch.device) -> tuple[Classifier, Featu
     if hashlib.sha256(weights).hexdigest() != config.weights_sha256:
         raise CheckpointError(f"{folder / WEIGHTS}: sha256 differs from the one in {CONFIG}; restore the file")
     try:
-        with without_values():  # takes no memory, whatever sizes the description has
+        with torch.device("meta"):  # takes no memory, whatever sizes the description has
             network = Classifier(config.channels, config.num_levels, config.num_classes, config.width)
         network.load_state_dict(load(weights), assign=True)
     except (SafetensorError, ArithmeticError, RuntimeError, ValueError) as error:

@@ -8,11 +8,10 @@ from typing import TYPE_CHECKING
 import torch
 
 from flows.core.device import find_device
-from flows.core.errors import Exit, UserError, brief
-from flows.images.store import load_images
-from flows.training.collectives import lost_another
+from flows.core.errors import Exit, UserError
+from flows.training.collectives import out_of_memory
 from flows.training.distributed import launch
-from flows.training.fitting import advice_on_memory, out_of_memory, require_memory, train_here
+from flows.training.fitting import advice_on_memory, train_here
 from flows.validation.report import require_validated
 from vdm.errors import TrainingDiverged
 
@@ -35,11 +34,9 @@ def train(
     """
     needed = settings.validate_every_steps is not None or settings.images == "train_and_validation"
     require_validated(images, validation, needs_validation_images=needed)
-    device = find_device(settings.device, settings.num_devices)
+    find_device(settings.device, settings.num_devices)
     launched = torch.distributed.is_torchelastic_launched()
     processes = int(os.environ["WORLD_SIZE"]) if launched else settings.num_devices
-    if device.type == "cpu":  # on CUDA the processes that train ask: the question itself takes memory
-        require_memory(model, settings, load_images(images), device, processes)
     if launched and (started := int(os.environ["LOCAL_WORLD_SIZE"])) != settings.num_devices:
         wrong = f"torchrun started {started} processes, but train.num_devices is {settings.num_devices}"
         raise UserError(f"{wrong}; set --nproc-per-node to train.num_devices", Exit.USAGE)
@@ -51,10 +48,7 @@ def train(
             job()
     except TrainingDiverged as error:
         raise TrainingDiverged(f"{error} (train.learning_rate, train.max_gradient_norm)") from error
-    except (RuntimeError, UserError) as error:
+    except RuntimeError as error:
         if out_of_memory(error):
             raise UserError(advice_on_memory(settings, processes), Exit.USAGE) from error
-        if launched and lost_another(error):
-            reason = f"another process of this training ended or cannot be reached: {brief(error)}"
-            raise UserError(f"{reason}; torchrun starts them again, --max-restarts times", Exit.BUG) from error
         raise

@@ -43,56 +43,48 @@ def process_group(device: torch.device) -> Iterator[None]:
 
 
 def meeting_place() -> dict[str, Any]:
-    """Return the arguments of `init_process_group` with which the processes of `launch` find each other.
+    """Return the arguments of `init_process_group` with which the processes of `launch` meet: a new file each time.
 
-    They use a new file for each start.  Processes of torchrun get no arguments: their environment names a store.
+    Processes of torchrun get none: their environment names a store.
     """
     if STORE not in os.environ:
         return {}
-    path = f"{os.environ[STORE]}/store-{os.environ['TORCHELASTIC_RESTART_COUNT']}"
     rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-    store = FileStore(path, world_size)
+    store = FileStore(f"{os.environ[STORE]}/store-{os.environ['TORCHELASTIC_RESTART_COUNT']}", world_size)
     store.set_timeout(MEETING)
     return {"store": store, "rank": rank, "world_size": world_size}
 
 
 def local_rank() -> int:
     """Return the number of this process on its machine."""
-    return int(os.environ.get("LOCAL_RANK", "0")) if distributed.is_torchelastic_launched() else 0
+    return int(os.environ["LOCAL_RANK"]) if distributed.is_torchelastic_launched() else 0
 
 
 def is_first() -> bool:
     """Whether this is the process that writes the files and the log."""
     # Other launchers number processes that do not train together, each of which writes its own model.
-    return not distributed.is_torchelastic_launched() or os.environ.get("RANK", "0") == "0"
-
-
-def lost_another(error: Exception) -> bool:
-    """Whether a collective failed because another process ended or cannot be reached."""
-    from_gloo = isinstance(error, RuntimeError) and "gloo" in str(error)  # it raises a plain RuntimeError
-    return isinstance(error, distributed.DistError) or from_gloo
+    return not distributed.is_torchelastic_launched() or os.environ["RANK"] == "0"
 
 
 @contextmanager
 def agreement() -> Iterator[None]:
     """Raise in all processes what the block raises in one of them; of several errors that of the lowest rank.
 
-    With several processes, an OSError becomes UserError (exit 5).  So if one of them ends with an OSError, this was
-    raised outside such a block, in that process alone.
+    With several processes, an OSError becomes UserError (exit 5).
     """
+    if not distributed.is_initialized():
+        yield
+        return
     error: Exception | None = None
     try:
         yield
+    except OSError as caught:
+        error = UserError(of_file(caught), Exit.MISSING)
     except Exception as caught:
-        if not distributed.is_initialized():
-            raise
         error = caught
-        if isinstance(caught, OSError):
-            error = UserError(of_file(caught), Exit.MISSING)
-    if distributed.is_initialized():
-        for met in gather(error):
-            if met:
-                raise met
+    for met in gather(error):
+        if met:
+            raise met
 
 
 def from_first(value: Value) -> Value:
@@ -111,3 +103,10 @@ def any_process(*flags: bool) -> list[bool]:
     values = torch.tensor(flags, dtype=torch.int32)
     distributed.all_reduce(values, distributed.ReduceOp.MAX)
     return [bool(value) for value in values]
+
+
+def out_of_memory(error: object) -> bool:
+    """Whether the error says that memory ran out."""
+    # Only the message says so on a CPU, in CUDA, cuBLAS and NCCL, and in an error from another process.
+    words = ("can't allocate memory", "CUDA out of memory", "error: out of memory", "'out of memory'", "_ALLOC_FAILED")
+    return isinstance(error, torch.OutOfMemoryError) or any(word in str(error) for word in words)

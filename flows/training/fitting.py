@@ -1,35 +1,39 @@
 """The training of a model in this process, from the images to the averaged weights, with saved states on the way."""
 
 import logging
-import math
-import os
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import psutil
 import torch
 
 from flows.core.checkpoint import arguments_of, inputs_sha256, model_sha256, save_model
 from flows.core.device import find_compile, find_device, find_precision
-from flows.core.errors import Exit, UserError, brief
-from flows.core.memory import require
+from flows.core.errors import Exit, UserError
 from flows.images.store import ImageSet, data_sha256, load_images
 from flows.process.ending import on_stop
-from flows.process.locks import claim, folder_of_devices
+from flows.process.locks import claim
 from flows.process.progress import bar
-from flows.training.collectives import agreement, any_process, from_first, is_first, local_rank, process_group
+from flows.training.collectives import (
+    agreement,
+    any_process,
+    from_first,
+    is_first,
+    local_rank,
+    process_group,
+)
 from flows.training.runs import Run, fingerprint, reported, writing_curves
-from vdm import evaluation
 from vdm.choices import TrainingImages
-from vdm.model import VDM, count_parameters, gradient_bytes, inference_bytes
+from vdm.model import VDM, count_parameters
 from vdm.training.log import TrainingRecord
 from vdm.training.processes import gather, process
 from vdm.training.settings import TrainingSettings
-from vdm.training.trainer import Trainer, memory_needed
+from vdm.training.trainer import Trainer
 from vdm.training.validation import Validation
 
 if TYPE_CHECKING:
@@ -37,10 +41,11 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# Parameters that do not change the result.
-CONDUCT = ("device", "max_restarts", "checkpoint_every_steps", "checkpoint_every_minutes", "keep_checkpoints")
-# Parameters of `vdm.training.validation.Validation`.
-VALIDATION = ("validate_every_steps", "validation_times", "keep", "patience")
+SETTINGS = {field.name for field in fields(TrainingSettings)}
+OF_THE_RESULT = {"images", "validate_every_steps", "validation_times", "keep", "patience"}
+"""The parameters that, besides `SETTINGS`, the result of a training depends on."""
+BYTES_OF_A_WEIGHT = 16
+"""Four float32 numbers: the weight, its average, its gradient and its momentum."""
 
 
 def train_here(model: "Model", train: "Train", *, images: Path, out: Path, curves: Path, runs: Path) -> None:
@@ -50,12 +55,9 @@ def train_here(model: "Model", train: "Train", *, images: Path, out: Path, curve
         with agreement():
             if device.type == "cuda" or local_rank() == 0:  # on a CPU one claim covers all processes of the machine
                 stack.enter_context(claim(device))
-            # By default in /tmp, where another user may put code first; `claim` checks this folder.
-            os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder_of_devices() / "compiled"))
             image_set = load_images(images)
-            if device.type == "cuda":
-                require_memory(model, train, image_set, device, process()[1])
             config = arguments_of(model, image_set.image_shape, image_set.num_levels)
+            require_room(config, device)
             settings, data = resolve(train, device), data_sha256(images)
             run = Run(runs / run_digest(config, train, settings, device, data), keep=train.keep_checkpoints)
             if is_first():
@@ -77,11 +79,22 @@ def train_here(model: "Model", train: "Train", *, images: Path, out: Path, curve
                 run.finish(model_sha256(out))
 
 
+def require_room(config: dict[str, Any], device: torch.device) -> None:
+    """Raise UserError (exit 2) unless these arguments make a model whose weights can be trained in the free memory."""
+    try:
+        count = count_parameters(**config)
+    except ValueError as error:
+        raise UserError(f"model: {error}", Exit.USAGE) from error
+    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
+    if BYTES_OF_A_WEIGHT * count > free:
+        needed = f"{count:,} parameters, and {free / 2**30:,.1f} GiB of memory are free on {device}"
+        raise UserError(f"model: a training of {needed}; lower model.width or model.blocks", Exit.USAGE)
+
+
 def resolve(train: "Train", device: torch.device) -> TrainingSettings:
     """Return the settings of the Trainer, with what `auto` means on the device."""
-    options = train.model_dump(exclude={*CONDUCT, *VALIDATION, "images", "num_devices", "precision", "compile"})
     precision, compiled = find_precision(train.precision, device), find_compile(train.compile, device)
-    return TrainingSettings(**options, precision=precision, compile=compiled)
+    return TrainingSettings(**train.model_dump(include=SETTINGS) | {"precision": precision, "compile": compiled})
 
 
 def training_images(image_set: ImageSet, wanted: TrainingImages) -> np.ndarray:
@@ -113,7 +126,7 @@ def run_digest(
     config: dict[str, Any], train: "Train", settings: TrainingSettings, device: torch.device, data: str
 ) -> str:
     """Return the name of the run: a digest of everything that its result depends on."""
-    conditions = {"device": device.type, "processes": process()[1], **train.model_dump(include={*VALIDATION, "images"})}
+    conditions = {"device": device.type, "processes": process()[1], **train.model_dump(include=OF_THE_RESULT)}
     return fingerprint(model=config, train=asdict(settings) | conditions, data=data)
 
 
@@ -140,21 +153,10 @@ def restore(trainer: Trainer, run: Run) -> None:
     with agreement():
         state = run.newest(trainer.state().keys()) if is_first() else None
     if state := from_first(state):
-        resume(trainer, state, run.folder)
+        trainer.load_state(state)
         log.info("continuing from step %d of %d", trainer.done, trainer.settings.steps)
     else:
         log.info("no saved state of these parameters, data and code in %s; from the first step", run.folder.parent)
-
-
-def resume(trainer: Trainer, state: dict[str, Any], folder: Path) -> None:
-    """Continue from a saved state.  Raises UserError (exit 5) if it is the state of another run."""
-    try:
-        trainer.load_state(state)
-    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
-        if out_of_memory(error) or "CUDA error" in str(error):  # of the card, not of the state
-            raise
-        reason = f"{folder}: its newest state is of another run: {brief(error)}; delete this folder"
-        raise UserError(reason, Exit.MISSING) from error
 
 
 def fit(trainer: Trainer, run: Run, curves: Path, train: "Train", asked_to_stop: Callable[[], bool]) -> None:
@@ -178,7 +180,10 @@ def fit(trainer: Trainer, run: Run, curves: Path, train: "Train", asked_to_stop:
                 log.info("step %d of %d: training ends, since validation no longer improves", trainer.done, steps)
                 break
             if record := trainer.step(stops):
-                report(record, log_line)
+                with agreement():
+                    if log_line:
+                        log_line(record)
+                log.info("step %d: %s, %.0f images/s", record.step, in_words(record), record.images_per_second)
                 progress.set_postfix_str(in_words(record))
             overdue = time.monotonic() - saved_time >= 60 * train.checkpoint_every_minutes
             stop, overdue = any_process(asked_to_stop() and not trainer.finished, overdue and is_first())
@@ -189,14 +194,6 @@ def fit(trainer: Trainer, run: Run, curves: Path, train: "Train", asked_to_stop:
                 raise UserError(f"stopped at step {trainer.done} of {steps}; run again to continue", Exit.RESUMABLE)
     if trainer.done > saved_at:
         save(trainer, run)
-
-
-def report(record: TrainingRecord, log_line: Callable[[TrainingRecord], None] | None) -> None:
-    """Log a line of the training log, and in the first process append it to the file."""
-    with agreement():
-        if log_line:
-            log_line(record)
-    log.info("step %d: %s, %.0f images/s", record.step, in_words(record), record.images_per_second)
 
 
 def in_words(record: TrainingRecord) -> str:
@@ -216,22 +213,13 @@ def save(trainer: Trainer, run: Run) -> None:
 
 
 def write_model(trainer: Trainer, config: dict[str, Any], train: "Train", data: str, out: Path) -> None:
-    """Write the model of averaged weights, and what it was trained with.  Raises UserError (exit 1) if it cannot.
+    """Write the model with which the run ends, and what it was trained with.  Raises UserError (exit 1) if it cannot.
 
     `data` is the digest of the images.
     """
     inputs = inputs_sha256(config, train.model_dump(), data)
     with reported(f"{out}: the model"):
         save_model(out, trainer.kept, config, fitted_to=train.images, inputs=inputs)
-
-
-def out_of_memory(error: Exception) -> bool:
-    """Whether the error says that memory ran out."""
-    # On a CPU, and in an error from another process, only the message says so.
-    # CUDA, cuBLAS and NCCL, outside torch's allocator, say it differently.
-    words = ("can't allocate memory", "CUDA out of memory", "CUDA error: out of memory", "_ALLOC_FAILED")
-    of_nccl = "NCCL" in str(error) and "out of memory" in str(error)
-    return isinstance(error, torch.OutOfMemoryError) or of_nccl or any(word in str(error) for word in words)
 
 
 def advice_on_memory(train: "Train", processes: int) -> str:
@@ -245,50 +233,3 @@ def advice_on_memory(train: "Train", processes: int) -> str:
     if not train.activation_checkpointing:
         advice += " or train.activation_checkpointing: true"
     return f"out of memory with {part} images of train.batch_size at a time; set {advice}"
-
-
-def require_memory(model: "Model", train: "Train", images: ImageSet, device: torch.device, processes: int) -> None:
-    """Raise UserError (exit 2) if no such model can be built, or if training needs more memory than is free.
-
-    `processes` is the number of processes on all machines, which split a batch.  On a CPU, the processes of a machine
-    share its memory.
-    """
-    network_bytes = gradient_bytes(
-        images.image_shape,
-        width=model.width,
-        blocks=model.blocks,
-        precision=find_precision(train.precision, device),
-        recomputed=train.activation_checkpointing or find_compile(train.compile, device),
-    )
-    num_images = len(images.train) + (len(images.validation) if train.images == "train_and_validation" else 0)
-    num_dims = math.prod(images.image_shape)
-    try:
-        num_parameters = count_parameters(**arguments_of(model, images.image_shape, images.num_levels))
-    except ValueError as error:
-        raise UserError(f"model: {error}", Exit.USAGE) from error
-    needed = memory_needed(
-        num_parameters=num_parameters,
-        num_dims=num_dims,
-        network_bytes=network_bytes,
-        num_images=num_images,
-        batch_size=train.batch_size,
-        part=micro_batch(train, processes),
-    )
-    if device.type != "cpu":  # on a CPU the images may stay in their file
-        needed += num_images * num_dims
-    advice = "train: lower model.blocks, model.width or train.batch_size, or raise train.accumulation"
-    require(needed, device, advice, train.num_devices)
-    if train.validate_every_steps is not None:
-        advice = "train: lower train.validation_times, or raise train.accumulation"
-        require(validation_bytes(model, train, images, processes), device, advice, train.num_devices)
-
-
-def validation_bytes(model: "Model", train: "Train", images: ImageSet, processes: int) -> int:
-    """Return a lower bound of the bytes that a validation takes in one of the processes."""
-    return evaluation.memory_needed(
-        num_dims=math.prod(images.image_shape),
-        network_bytes=inference_bytes(images.image_shape, width=model.width, blocks=model.blocks, precision="float32"),
-        num_images=-(-len(images.validation) // processes),
-        times_per_image=train.validation_times,
-        batch_size=micro_batch(train, processes),
-    )

@@ -9,25 +9,21 @@ import csv
 import hashlib
 import json
 import logging
-import os
 import shutil
-import sys
-import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-from flows.core.checkpoint import DamagedStateError, load_state, save_state, unread
+import vdm
+from flows.core.checkpoint import DamagedStateError, load_state, save_state
 from flows.core.errors import Exit, UserError
 from vdm.training.log import TrainingRecord
 
 log = logging.getLogger(__name__)
 
-# The packages whose code determines the result of a training run.
-CODE = ("vdm.", "flows.training.", "flows.images.")
-
+CODE = [Path(vdm.__file__).parent, Path(__file__).parent]
+"""The folders with the code that determines the result of a training run."""
 MODEL = "model_sha256"
 
 
@@ -38,41 +34,24 @@ class Run:
         self.folder, self.keep = folder, keep
 
     def states(self) -> list[Path]:
-        """Return the files with states, oldest first, without other things of such a name, such as a FIFO.
-
-        Raises CheckpointError if the folder cannot be read.
-        """
-        try:
-            with os.scandir(self.folder) as found:
-                return sorted(Path(one) for one in found if fnmatch(one.name, "step-*.state") and one.is_file())
-        except FileNotFoundError:
-            return []
-        except OSError as error:
-            raise unread(self.folder, error.strerror) from error
+        """Return the files with states, oldest first."""
+        return sorted(self.folder.glob("step-*.state"))
 
     def save(self, step: int, state: dict[str, Any]) -> None:
-        """Write a state, with two retries.  Of the states up to it, delete all but the newest `keep`.
+        """Write a state, and delete all but the newest `keep`.
 
         Raises UserError (exit 1) if it cannot be written; then the older states stay.
         """
-        saved = self.folder / f"step-{step:09d}.state"
-        for pause in (0.5, 2.0, None):
-            try:
-                with reported(f"{self.folder}: the state at step {step}"):
-                    self.folder.mkdir(parents=True, exist_ok=True)
-                    save_state(saved, state)
-                break
-            except UserError:
-                if pause is None:
-                    raise
-                time.sleep(pause)
-        for path in [one for one in self.states() if one <= saved][: -self.keep]:
-            path.unlink(missing_ok=True)
+        with reported(f"{self.folder}: the state at step {step}"):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            save_state(self.folder / f"step-{step:09d}.state", state)
+            for path in self.states()[: -self.keep]:
+                path.unlink()
 
     def newest(self, keys: Collection[str] = ()) -> dict[str, Any] | None:
         """Return the newest undamaged state with the keys, or None.  Warn of damaged states and rename them.
 
-        Raises UserError if a state cannot be read now; an older one would lose the steps between them.
+        Raises CheckpointError if a state cannot be read now; an older one would lose the steps between them.
         """
         for path in reversed(self.states()):
             try:
@@ -80,35 +59,30 @@ class Run:
             except DamagedStateError as error:
                 aside = path.with_name(f"{path.name}.damaged")
                 log.warning("%s; falling back to the state before, and keeping this one as %s", error, aside.name)
-                with reported(aside):
-                    path.replace(aside)
+                path.replace(aside)
         return None
 
     def finish(self, model: str) -> None:
         """Delete all states but the newest, and note for `forget` the sha256 of the model that the run has written."""
         for path in self.states()[:-1]:
-            path.unlink(missing_ok=True)
-        # Without the folder there is nothing to forget.
-        with reported(self.folder / MODEL), suppress(FileNotFoundError):
+            path.unlink()
+        with reported(self.folder / MODEL):
             (self.folder / MODEL).write_text(model)
 
 
 def forget(runs: Path, model: str) -> None:
     """Delete the states of finished runs that wrote the model of this sha256.  A forced rerun then starts anew."""
     for written in runs.glob(f"*/{MODEL}"):
-        with suppress(OSError, ValueError):
-            if written.read_text() == model:
-                for state in written.parent.glob("step-*"):  # before `written`, without which none would be found again
-                    state.unlink()
-                shutil.rmtree(written.parent)
+        if written.read_text() == model:
+            shutil.rmtree(written.parent)
 
 
 def fingerprint(**dependencies: Any) -> str:
-    """Return a digest of the dependencies and of the modules of `CODE` that this process has imported."""
+    """Return a digest of the dependencies and of the files in `CODE`."""
     code = {
-        name: hashlib.sha256(Path(module.__file__).read_bytes()).hexdigest()
-        for name, module in sorted(sys.modules.items())
-        if name.startswith(CODE) and module.__file__
+        f"{folder.name}/{path.relative_to(folder)}": hashlib.sha256(path.read_bytes()).hexdigest()
+        for folder in CODE
+        for path in folder.rglob("*.py")
     }
     content = json.dumps({"code": code, **dependencies}, sort_keys=True)
     return hashlib.sha256(content.encode()).hexdigest()[:32]
@@ -126,10 +100,7 @@ def reported(what: Path | str) -> Iterator[None]:
 
 @contextmanager
 def writing_curves(path: Path, records: Sequence[TrainingRecord]) -> Iterator[Callable[[TrainingRecord], None]]:
-    """Write the records to a new CSV file, and return a function that appends one.  Both raise UserError (exit 1).
-
-    An old file is replaced: it may share its bytes with DVC's cache, or be a FIFO without a reader.
-    """
+    """Write the records to a new CSV file, and return a function that appends one.  Both raise UserError (exit 1)."""
 
     def add(record: TrainingRecord) -> None:
         with reported(path):
@@ -138,7 +109,7 @@ def writing_curves(path: Path, records: Sequence[TrainingRecord]) -> Iterator[Ca
             file.flush()
 
     with reported(path):
-        path.unlink(missing_ok=True)
+        path.unlink(missing_ok=True)  # it may share its bytes with DVC's cache
         file = path.open("x", newline="")
         writer = csv.writer(file)
         writer.writerow(TrainingRecord._fields[:-1])

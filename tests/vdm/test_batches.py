@@ -24,14 +24,6 @@ def test_every_image_is_seen_once_an_epoch() -> None:
     assert batch_indices(3, 8, 1, 0, "cpu").shape == (8,)
 
 
-def test_steps_draw_different_batches(digits: np.ndarray) -> None:
-    first, second = draw(digits, 0), draw(digits, 1)
-    assert not torch.equal(first.pixels, second.pixels)
-    assert not torch.equal(first.t, second.t)
-    assert not torch.equal(first.eps, second.eps)
-    assert first.eps.mean().abs() < 4 / math.sqrt(first.eps.numel())
-
-
 @pytest.mark.parametrize("count", [1, 2, 4])
 def test_parts_make_up_the_batch_and_differ(digits: np.ndarray, count: int) -> None:
     whole = draw(digits)

@@ -11,7 +11,7 @@ import torch
 from vdm import evaluation, sampling
 from vdm.diffusion import reverse_step
 from vdm.model import VDM
-from vdm.sampling import Solver, Step, fill_in, memory_needed, noise_levels, sample, trajectory
+from vdm.sampling import Solver, Step, fill_in, noise_levels, sample, trajectory
 from vdm.schedule import alpha, sigma
 
 MEAN, VARIANCE = 0.2, 0.04
@@ -130,15 +130,6 @@ def test_the_noise_levels_run_from_noise_to_data(tiny_model: Callable[..., VDM])
     assert (bent - levels).abs().max() > 0.1
 
 
-def test_the_memory_of_many_steps_is_counted_if_they_evaluate_the_schedule(tiny_model: Callable[..., VDM]) -> None:
-    model = tiny_model(schedule="learned_monotone")
-    few, even, bent = (
-        memory_needed(model, 1, solver(num_timesteps=number, grid=grid))
-        for number, grid in ((1, "gamma"), (100_000, "gamma"), (100_000, "t"))
-    )
-    assert few == even < bent
-
-
 def test_equal_noise_levels_are_left_out(tiny_model: Callable[..., VDM]) -> None:
     model = tiny_model(schedule="learned_monotone")
     with torch.no_grad():  # a schedule that rises in the middle alone
@@ -173,38 +164,6 @@ def test_a_model_that_predicts_no_numbers_is_an_error(
     known = torch.zeros(1, 8, 8, dtype=torch.int64)
     with pytest.raises(ArithmeticError, match="the network's output is not finite"):
         list(fill_in(model, known, missing, range(2), solver(clip=clip), seed=0, repeats=1))
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"num_timesteps": 0},
-        {"num_timesteps": 2.5},
-        {"order": 3},
-        {"eta": -0.1},
-        {"eta": 1.1},
-        {"eta": math.nan},
-        {"grid": "x"},
-        {"precision": "bf16"},
-    ],
-)
-def test_a_solver_that_does_not_exist_is_refused(change: dict[str, Any], tiny_model: Callable[..., VDM]) -> None:
-    with pytest.raises(
-        ValueError, match=r"^num_timesteps must be a whole|^a solver has order|^unknown (grid|precision) "
-    ):
-        sample(tiny_model(), range(2), solver(**change), seed=0)
-
-
-def test_pixels_are_not_filled_in_with_dropout(tiny_model: Callable[..., VDM]) -> None:
-    known, missing = torch.zeros(1, 8, 8, dtype=torch.int64), torch.ones(8, 8, dtype=torch.bool)
-    with pytest.raises(ValueError, match="in training mode, with dropout"):
-        list(fill_in(tiny_model(dropout=0.1).train(), known, missing, range(2), solver(), seed=0, repeats=1))
-
-
-def test_pixels_are_filled_in_at_least_once(tiny_model: Callable[..., VDM]) -> None:
-    known, missing = torch.zeros(1, 8, 8, dtype=torch.int64), torch.ones(8, 8, dtype=torch.bool)
-    with pytest.raises(ValueError, match="repeats must be a whole number of at least 1, got 0"):
-        list(fill_in(tiny_model(), known, missing, range(2), solver(), seed=0, repeats=0))
 
 
 @pytest.mark.parametrize(
@@ -309,22 +268,3 @@ def test_samples_are_of_other_noise_than_an_evaluation_with_the_same_seed(tiny_m
     model = tiny_model()
     drawn = next(sampling.image_noise(model, range(4), 3)).numpy()
     assert not np.isin(drawn, evaluation.image_noise(3, range(4), 1, model.image_shape)).any()
-
-
-def test_neighbouring_seeds_give_other_noise_however_large_they_are(tiny_model: Callable[..., VDM]) -> None:
-    one, two = (next(sampling.image_noise(tiny_model(), range(2), seed)) for seed in (2**63, 2**63 + 1))
-    assert not (one == two).any()
-
-
-def test_the_network_gets_a_noise_level_for_every_image(tiny_model: Callable[..., VDM]) -> None:
-    """As it does in training: another network may need one for each, and so does torch's DataParallel."""
-    model, shapes = tiny_model(), []
-    network = model.network.forward
-
-    def recorded(z_t: torch.Tensor, gamma_t: torch.Tensor) -> torch.Tensor:
-        shapes.append((len(z_t), *gamma_t.shape))
-        return network(z_t, gamma_t)
-
-    model.network.forward = recorded  # type: ignore[assignment]
-    sample(model, range(3), solver(num_timesteps=2), seed=0)
-    assert shapes == [(3, 3), (3, 3)]

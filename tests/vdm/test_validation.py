@@ -12,6 +12,7 @@ from conftest import TINY
 from trainings import SETTINGS, fit, same_bits
 
 from flows.core.checkpoint import load_state, save_state
+from vdm.errors import TrainingDiverged
 from vdm.evaluation import Evaluation
 from vdm.model import VDM
 from vdm.training.settings import TrainingSettings
@@ -191,19 +192,14 @@ def test_processes_share_a_validation_without_changing_it(
     np.testing.assert_allclose(shared.diffusion_variance, whole.diffusion_variance, rtol=1e-9)
 
 
-@pytest.mark.parametrize(
-    ("num_images", "change", "message"),
-    [
-        (0, {}, "images must be a whole number of at least 1, got 0"),
-        (1, {"every_steps": 0}, "every_steps must be a whole number of at least 1, got 0"),
-        (1, {"patience": 0}, "patience must be a whole number of at least 1, got 0"),
-        (1, {"keep": "first"}, "unknown keep 'first': best, last"),
-    ],
-)
-def test_a_validation_that_is_not_possible_is_refused(num_images: int, change: dict[str, Any], message: str) -> None:
-    options = {"every_steps": 1, "times_per_image": 2, "batch_size": 64, "seed": 0, "keep": "best", "patience": None}
-    with pytest.raises(ValueError, match=message):
-        Validation(np.zeros((num_images, 1, 8, 8), dtype=np.uint8), **{**options, **change})
+def test_a_diverged_run_is_not_validated(tiny_model: Callable[..., VDM], digits: np.ndarray) -> None:
+    trainer = validated(tiny_model(), digits[:16], digits[16:18], every_steps=2)
+    trainer.step()
+    torch.nn.init.constant_(trainer.model.network.conv_out.weight, math.nan)
+    with pytest.raises(TrainingDiverged, match=r"^step 2: "):
+        trainer.step()
+    assert trainer.validation is not None
+    assert trainer.validation.best is None
 
 
 def test_a_figure_that_is_not_finite_is_never_the_best(

@@ -13,7 +13,6 @@ from torch.distributions import Normal, kl_divergence
 from vdm.model import VDM
 from vdm.schedule import LinearSchedule, MonotoneSchedule, alpha, sigma
 from vdm.vlb import (
-    Terms,
     bits_per_dim,
     diffusion_loss,
     finite_diffusion_loss,
@@ -124,11 +123,6 @@ def test_reconstruction_adds_the_table_up_over_an_image() -> None:
 def test_bits_per_dim_of_a_uniform_guess_is_the_logarithm_of_the_levels() -> None:
     nats = torch.tensor([3 * 32 * 32 * math.log(256)], dtype=torch.float64)
     assert bits_per_dim(nats, 3 * 32 * 32).item() == pytest.approx(8)
-
-
-def test_terms_add_up() -> None:
-    terms = Terms(torch.tensor([1.0]), torch.tensor([2.0]), torch.tensor([4.0]))
-    assert terms.total.item() == 7
 
 
 def test_many_steps_keep_their_weights_in_float32(tiny_model: Callable[..., VDM]) -> None:

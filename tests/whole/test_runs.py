@@ -7,7 +7,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -16,7 +15,7 @@ import pytest
 import torch
 from interrupted import SLOW, read_until, remove_finished, states, stopped_in_validation, wait_for_step
 from plant import trainers, wait_until
-from project import ROOT, Project, imports_torch
+from project import ROOT, Project
 
 from flows.core.checkpoint import save_state
 from flows.core.errors import Exit
@@ -143,17 +142,6 @@ def test_a_finished_run_is_repeated_from_its_last_state_until_its_model_is_regis
     shutil.rmtree(other)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_a_run_stopped_while_it_starts_exits_75_too(number: signal.Signals, project: Project) -> None:
-    process = start(project)
-    while not imports_torch(process.pid):
-        assert process.poll() is None
-        time.sleep(0.005)
-    process.send_signal(number)
-    _, errors = process.communicate(timeout=300)
-    assert (process.returncode, errors) == (75, "vdmctl: stopped; run again\n")
-
-
 def test_a_second_trainer_is_refused_by_the_device_lock(project: Project, saved: Killed) -> None:
     assert saved.second.returncode == Exit.BUSY
     busy = f"cpu is busy: process {saved.process} in {project.folder} trains on it; wait for it or stop it"
@@ -191,18 +179,6 @@ def test_a_trainer_saves_and_ends_when_dvc_is_killed(project: Project) -> None:
         project.edit("dvc.yaml", **{called: command})
     shutil.rmtree(run)
     project.edit("params.yaml", **{new: old for old, new in changes.items()})
-
-
-def test_a_trainer_outlives_the_shell_of_the_person_who_started_it(
-    project: Project, undisturbed: tuple[str, str]
-) -> None:
-    remove_finished(project)
-    (project.folder / "reports/training/curves.csv").unlink(missing_ok=True)
-    command = f"nohup {sys.executable} -m flows.cli train > /dev/null 2>&1 &"
-    assert project.run("/bin/sh", "-c", command).returncode == 0
-    wait_until(lambda: bool(trainers(project.folder)), 60)
-    wait_until(lambda: not trainers(project.folder), 240)
-    assert digests(project) == undisturbed
 
 
 def truncate(path: Path) -> None:
@@ -261,22 +237,3 @@ def test_a_step_that_does_not_fit_says_what_to_change(project: Project) -> None:
         "vdmctl: out of memory with 100000 images of train.batch_size at a time; "
         "set train.accumulation: 2 or train.activation_checkpointing: true"
     )
-
-
-def test_a_full_disk_ends_the_training_in_one_line_and_loses_nothing(
-    full_disk: Path, project: Project, undisturbed: tuple[str, str]
-) -> None:
-    models = project.folder / "models"
-    shutil.rmtree(models)
-    models.symlink_to(full_disk)
-    (full_disk / "filler").write_bytes(bytes(240 * 1024))
-    result = project.vdmctl("train")
-    assert result.returncode == Exit.BUG, result.stderr
-    assert result.stderr.splitlines()[-1].startswith(
-        "vdmctl: models/trained: the model could not be written: No space left on device; correct that and run again"
-    )
-    (full_disk / "filler").unlink()
-    result = project.vdmctl("train")
-    assert "continuing from step 60 of 60" in result.stderr
-    assert digests(project) == undisturbed
-    models.unlink()

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vdm.choices import Transform, require_choice
+from vdm.choices import Transform
 from vdm.vlb import low_discrepancy_times
 
 
@@ -71,13 +71,12 @@ def augment(pixels: Tensor, transforms: Sequence[Transform], generator: torch.Ge
     """Apply each transform to every image with probability 1/2 (section 6).
 
     Returns the pixels (B,C,H,W), and (B,) bool that is true for the images to which a transform was applied.  Raises
-    ValueError for an unknown transform, a rotation of images that are not square, and a swap of a single channel.
+    ValueError for a rotation of images that are not square, and for a swap of a single channel.
     """
     if pixels.dtype == torch.uint16:  # torch cannot flip these
         pixels = pixels.int()
     augmented = torch.zeros(len(pixels), dtype=torch.bool, device=pixels.device)
     for transform in transforms:
-        require_choice("transform", transform, Transform)
         match transform:
             case "flip":
                 changed = pixels.flip(3)

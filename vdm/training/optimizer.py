@@ -3,14 +3,14 @@
 import math
 from collections.abc import Iterable, Sequence
 from itertools import groupby
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 from torch.nn import Parameter
-from torch.optim.adamw import adamw
+from torch.optim import Optimizer
 
-from vdm.choices import LearningRateDecay, OptimizerKind, require_choice
+from vdm.choices import LearningRateDecay, OptimizerKind
 from vdm.model import VDM
 
 Weights = tuple[Tensor, ...] | list[Tensor]
@@ -24,45 +24,7 @@ COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 STEP_SIZE = 0.2
 
 
-class AdamW:
-    """AdamW (Loshchilov and Hutter 2019, arXiv 1711.05101) in torch's fused implementation.
-
-    The class `torch.optim.AdamW` would load torch's compiler, which takes every process 0.7 s and 70 MiB.
-    """
-
-    def __init__(self, parameters: Iterable[Parameter], *, betas: Sequence[float], weight_decay: float) -> None:
-        self.parameters = list(parameters)
-        self.betas, self.weight_decay = betas, weight_decay
-        self.means = [torch.zeros_like(p) for p in self.parameters]
-        self.squares = [torch.zeros_like(p) for p in self.parameters]
-        self.steps = [torch.zeros((), dtype=torch.float32, device=p.device) for p in self.parameters]
-
-    @torch.no_grad()
-    def step(self, learning_rate: float) -> None:
-        """Update the parameters by their gradients."""
-        adamw(
-            cast(list[Tensor], self.parameters),
-            gradients(self.parameters),
-            self.means,
-            self.squares,
-            [],
-            self.steps,
-            fused=True,
-            amsgrad=False,
-            beta1=self.betas[0],
-            beta2=self.betas[1],
-            lr=learning_rate,
-            weight_decay=self.weight_decay,
-            eps=EPSILON,
-            maximize=False,
-        )
-
-    def state(self) -> list[Tensor]:
-        """Return what the next step depends on: the tensors themselves, into which a saved state can be copied."""
-        return [*self.means, *self.squares, *self.steps]
-
-
-class Muon:
+class Muon(Optimizer):
     """Gradient descent whose momentum is orthogonalised (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon/).
 
     A convolution counts as the matrix (outputs, inputs x height x width).  The step of a matrix is scaled to the size
@@ -72,50 +34,43 @@ class Muon:
     """
 
     def __init__(self, parameters: Iterable[Parameter], *, weight_decay: float) -> None:
-        self.parameters = sorted(parameters, key=matrix_shape)
-        self.weight_decay = weight_decay
-        self.momenta = [torch.zeros_like(p) for p in self.parameters]
+        super().__init__(sorted(parameters, key=matrix_shape), {"lr": 0.0, "weight_decay": weight_decay})
+        for parameter in self.param_groups[0]["params"]:
+            self.state[parameter]["momentum"] = torch.zeros_like(parameter)
 
     @torch.no_grad()
-    def step(self, learning_rate: float) -> None:
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
         """Update the parameters by their gradients, those of one shape together."""
-        alike = groupby(zip(self.parameters, self.momenta, strict=True), key=lambda each: matrix_shape(each[0]))
-        for _, group in alike:
-            parameters, momenta = zip(*group, strict=True)
-            self.update(parameters, momenta, learning_rate)
+        for group in self.param_groups:
+            for _, alike in groupby(group["params"], key=matrix_shape):
+                self.update([*alike], group["lr"], group["weight_decay"])
 
-    def update(self, parameters: tuple[Parameter, ...], momenta: Weights, learning_rate: float) -> None:
+    def update(self, parameters: list[Tensor], learning_rate: float, weight_decay: float) -> None:
         """Take the step of parameters that are matrices of one shape."""
-        latest = gradients(parameters)
+        latest = [cast(Tensor, parameter.grad) for parameter in parameters]
+        momenta = [self.state[parameter]["momentum"] for parameter in parameters]
         torch._foreach_lerp_(momenta, latest, 1 - MOMENTUM)
         directions = torch.stack(torch._foreach_lerp(latest, momenta, MOMENTUM))
         steps = orthogonalised(directions.flatten(2)).reshape(directions.shape)
         size = STEP_SIZE * math.sqrt(max(matrix_shape(parameters[0])))
-        torch._foreach_mul_(parameters, 1 - learning_rate * self.weight_decay)
+        torch._foreach_mul_(parameters, 1 - learning_rate * weight_decay)
         torch._foreach_add_(parameters, steps.unbind(), alpha=-learning_rate * size)
 
-    def state(self) -> list[Tensor]:
-        """Return what the next step depends on: the tensors themselves, into which a saved state can be copied."""
-        return self.momenta
 
-
-def optimizers(model: VDM, kind: OptimizerKind, *, betas: Sequence[float], weight_decay: float) -> list[AdamW | Muon]:
-    """Return the optimizers that together train all parameters of the model.
+def optimizers(model: VDM, kind: OptimizerKind, *, betas: Sequence[float], weight_decay: float) -> list[Optimizer]:
+    """Return the optimizers that together train all parameters of the model; the caller sets their learning rate.
 
     AdamW has no weight decay for biases, norms and the noise schedule.  With `muon`, `Muon` trains the weight matrices
     of the blocks, and AdamW everything else: the first and last layers, the conditioning and the rest.
     """
-    require_choice("optimizer", kind, OptimizerKind)
     hidden = [p for p in model.network.matrices_of_blocks() if p.requires_grad] if kind == "muon" else []
     others = [p for p in model.parameters() if p.requires_grad and not any(p is matrix for matrix in hidden)]
-    decayed = AdamW([p for p in others if p.ndim > 1], betas=betas, weight_decay=weight_decay)
-    free = AdamW([p for p in others if p.ndim <= 1], betas=betas, weight_decay=0.0)
-    return [decayed, free, Muon(hidden, weight_decay=weight_decay)] if hidden else [decayed, free]
-
-
-def gradients(parameters: Iterable[Parameter]) -> list[Tensor]:
-    """Return the gradients of parameters that all have one."""
-    return [cast(Tensor, parameter.grad) for parameter in parameters]
+    groups: list[dict[str, Any]] = [
+        {"params": [p for p in others if p.ndim > 1], "weight_decay": weight_decay},
+        {"params": [p for p in others if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    adamw = torch.optim.AdamW(groups, lr=0.0, betas=(betas[0], betas[1]), eps=EPSILON, fused=True)
+    return [adamw, Muon(hidden, weight_decay=weight_decay)] if hidden else [adamw]
 
 
 def matrix_shape(parameter: Tensor) -> tuple[int, int]:

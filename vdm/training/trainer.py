@@ -19,7 +19,7 @@ from torch import Tensor, distributed
 from torch.optim.swa_utils import AveragedModel
 from torch.utils.checkpoint import checkpoint
 
-from vdm.choices import Precision, require_counts
+from vdm.choices import Precision
 from vdm.model import VDM
 from vdm.network import AttentionBlock, ResidualBlock
 from vdm.training.batches import Batch, augment, draw_batch
@@ -36,15 +36,13 @@ class Trainer:
 
     `model` is trained in place on `images` (N,C,H,W), both on one device.  `averaged` is the model of averaged weights,
     `kept` the one with which the run ends.  `validation` may be None.
-    Raises TypeError and ValueError unless these are images of the model, and ValueError unless processes and
-    micro-batches divide the batch evenly, and if a transform does not suit the images.
+    Raises ValueError unless processes and micro-batches divide the batch evenly, and if a transform does not suit the
+    images.
     """
 
     def __init__(
         self, model: VDM, images: Tensor, settings: TrainingSettings, validation: Validation | None = None
     ) -> None:
-        require_counts(images=len(images))
-        model.require_images(images.cpu().numpy())
         augment(images[:1], settings.augmentation, torch.Generator(images.device))
         self.rank, self.processes = process()
         if settings.batch_size % (self.processes * settings.accumulation):
@@ -68,7 +66,7 @@ class Trainer:
         self.on_bound = [*model.network.parameters(), *model.schedule.end_points()]
         self.done = 0
         self.records: list[TrainingRecord] = []
-        self.log = TrainingLog()
+        self.log = TrainingLog(images.device)
 
     @property
     def averaged(self) -> VDM:
@@ -98,30 +96,34 @@ class Trainer:
         A validation ends without a result as soon as `stop` returns true, which it must do in all processes at once.
         The next call, also after `load_state`, repeats the validation before any other step.
 
-        Every step seeds torch's global random numbers, from which dropout draws.
+        Every step seeds torch's global random numbers, from which dropout draws.  Raises TrainingDiverged at a line of
+        the log, and before a validation, if the loss or the gradient of a step since the last line was not finite.
         """
         if not self.unvalidated:
             self.update()
         if self.validation and self.unvalidated:
+            self.log.read(self.done)
             validated = self.validation.validate(self.averaged, self.done, stop)
             return self.record(validated) if validated else None
         due = self.done >= self.settings.steps or self.done % self.settings.log_every == 0
         return self.record() if due else None
 
     def update(self) -> None:
-        """Update the weights.  Raises TrainingDiverged if loss or gradient is not finite, on CUDA one step later."""
+        """Update the weights."""
         self.model.zero_grad()  # of an interrupted step, or of the caller
         losses = self.accumulate_gradients(self.draw())
         self.average_over_processes(losses)
         gradient_norm = torch.nn.utils.clip_grad_norm_(self.on_bound, self.settings.max_gradient_norm or math.inf)
         for optimizer in self.optimizers:
-            optimizer.step(self.learning_rate(self.done))
+            for group in optimizer.param_groups:
+                group["lr"] = self.learning_rate(self.done)
+            optimizer.step()
         self.model.zero_grad()
         self.done += 1
         # Not `update_parameters`: on CUDA it waits for the card, to which it copies its number of updates.
         averages, weights = self.average.module.parameters(), self.model.parameters()
         move_average([*averages], [*weights], self.settings.ema_decay, self.done)
-        self.log.add(self.done, torch.cat([bits_per_dim(losses, self.model.num_dims), gradient_norm[None]]))
+        self.log.add(torch.cat([bits_per_dim(losses, self.model.num_dims), gradient_norm[None]]))
 
     def learning_rate(self, step: int) -> float:
         """Return the learning rate of a step, whose number begins at 0."""
@@ -172,8 +174,12 @@ class Trainer:
             return
         values = [losses, *(p.grad for p in self.model.parameters() if p.grad is not None)]
         sums = torch.cat([value.flatten() for value in values])
-        distributed.all_reduce(sums)
-        means = (sums / self.processes).split([value.numel() for value in values])
+        if sums.is_cuda:
+            distributed.all_reduce(sums, distributed.ReduceOp.AVG)
+        else:  # gloo has no averages
+            distributed.all_reduce(sums)
+            sums /= self.processes
+        means = sums.split([value.numel() for value in values])
         for value, mean in zip(values, means, strict=True):
             value.copy_(mean.view_as(value))
 
@@ -184,11 +190,11 @@ class Trainer:
         far was not finite.
         """
         return {
-            "log": self.log.state(),
+            "log": self.log.state(self.done),
             "done": self.done,
             "model": self.model.state_dict(),
             "average": self.average.state_dict(),
-            "optimizers": [optimizer.state() for optimizer in self.optimizers],
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "records": [list(record) for record in self.records],
             "validation": self.validation.state() if self.validation else None,
         }
@@ -198,8 +204,7 @@ class Trainer:
         self.model.load_state_dict(state["model"])
         self.average.load_state_dict(state["average"])
         for optimizer, values in zip(self.optimizers, state["optimizers"], strict=True):
-            for tensor, value in zip(optimizer.state(), values, strict=True):
-                tensor.copy_(value)
+            optimizer.load_state_dict(values)
         self.log.load_state(state["log"])
         self.records = [TrainingRecord(*values) for values in state["records"]]
         if self.validation:
@@ -207,17 +212,6 @@ class Trainer:
         elif state["validation"] is not None:
             raise ValueError("the state is of a run with validation")
         self.done = int(state["done"])
-
-
-def memory_needed(
-    *, num_parameters: int, num_dims: int, network_bytes: int, num_images: int, batch_size: int, part: int
-) -> int:
-    """Return a lower bound of the bytes that a process takes besides the images, with `part` images in a micro-batch.
-
-    It is the sum of four float32 copies of the weights (the model, its average, its gradients, the momentum), the
-    order of an epoch, the batch with its noise, and `network_bytes` for each image (see `vdm.model.gradient_bytes`).
-    """
-    return 16 * num_parameters + 16 * num_images + 5 * num_dims * batch_size + network_bytes * part
 
 
 def prepare(model: VDM, settings: TrainingSettings) -> torch.nn.Module:
@@ -249,12 +243,10 @@ def backward(model: VDM, batch: Batch, precision: Precision, predict_noise: Pred
     (share * bits_per_dim(terms.total.mean(), model.num_dims)).backward()
     if gamma_t.grad is None or dgamma_dt.grad is None:
         return terms
-    # The gradients of the sum of `linear` are those of the loss.  torch.autograd.backward could take the gradients
-    # themselves, but would import sympy for that, which takes 0.25 s.
-    linear = gamma[0] * gamma_t.grad + gamma[1] * dgamma_dt.grad
+    gradients = gamma_t.grad, dgamma_dt.grad
     if end_points:
-        linear.sum().backward(inputs=end_points, retain_graph=bool(shape))
+        torch.autograd.backward(gamma, gradients, inputs=end_points, retain_graph=bool(shape))
     if shape:
         twice_loss = 2 * bits_per_dim(terms.diffusion.detach(), model.num_dims)
-        (twice_loss * linear).sum().backward(inputs=shape)
+        torch.autograd.backward(gamma, [twice_loss * gradient for gradient in gradients], inputs=shape)
     return terms

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from torch import Tensor
 
-from vdm.choices import Keep, require_choice, require_counts
+from vdm.choices import Keep
 from vdm.evaluation import Evaluation, image_terms, terms_of_set
 from vdm.model import VDM, images_per_batch
 from vdm.training.processes import gather, process
@@ -30,8 +30,7 @@ class Validation:
     """The validations of one training run on `images` (N,C,H,W), every `every_steps` steps.
 
     `keep` says whether the run ends with the averaged weights of the best validation or with the last ones.  Training
-    ends early after `patience` validations in a row without a new best one; with None, it never does.  Raises
-    ValueError for an empty set of images, counts below 1, and an unknown word in `keep`.
+    ends early after `patience` validations in a row without a new best one; with None, it never does.
     """
 
     def __init__(
@@ -45,11 +44,6 @@ class Validation:
         keep: Keep,
         patience: int | None,
     ) -> None:
-        require_choice("keep", keep, Keep)
-        counts = {"every_steps": every_steps, "times_per_image": times_per_image, "batch_size": batch_size}
-        require_counts(images=len(images), **counts)
-        if patience is not None:
-            require_counts(patience=patience)
         self.images = images
         self.every_steps = every_steps
         self.keep, self.patience = keep, patience
