@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, Literal
 
 from torchvision import datasets
@@ -17,16 +16,14 @@ class PublishedSet:
     licence: str
     num_train: int
     num_test: int
-    reader: Callable[[Path, bool], Any]
-    """torchvision's class for the set, called with its root and whether to read the training images."""
+    reader: Callable[..., Any]
+    """torchvision's class for the set, called with its root, whether to read the training images, and `download`."""
     folder: str
     """Where the reader expects the files, below its root."""
     files: dict[str, str]
     """sha256 of the uncompressed bytes by file name."""
     archive: str | None
     """The tar file in which the publisher packs the folder, if any."""
-    addresses: dict[str, list[str]]
-    """The publisher's address and mirrors, by the name of the file to download."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +40,6 @@ class DownsampledImageNet:
     train: dict[str, str]
     """sha256 by archive, zip files of npz batches or tar files of PNG images."""
     test: dict[str, str]
-    base_address: str
     licence: str = "non-commercial research and education (ImageNet's terms of access)"
 
 
@@ -60,7 +56,6 @@ def idx_set(title: str, homepage: str, licence: str, reader: type[datasets.MNIST
         folder=f"{reader.__name__}/raw",
         files=dict(zip(names, sha256, strict=True)),
         archive=None,
-        addresses={f"{name}.gz": [f"{base}{name}.gz" for base in reader.mirrors] for name in names},
     )
 
 
@@ -102,7 +97,6 @@ CIFAR10 = PublishedSet(
         "batches.meta": "f962466ef690d46b226450fb9aadc74ba4bc64a76aa526b5827fe4bc5c7125cb",
     },
     archive="cifar-10-python.tar.gz",
-    addresses={"cifar-10-python.tar.gz": [datasets.CIFAR10.url]},
 )
 SVHN = PublishedSet(
     title="SVHN, cropped digits",
@@ -110,14 +104,13 @@ SVHN = PublishedSet(
     licence="non-commercial use only",
     num_train=73_257,
     num_test=26_032,
-    reader=lambda root, train: datasets.SVHN(root, split="train" if train else "test"),
+    reader=lambda root, train, download: datasets.SVHN(root, "train" if train else "test", download=download),
     folder="",
     files={
         "train_32x32.mat": "435e94d69a87fde4fd4d7f3dd208dfc32cb6ae8af2240d066de1df7508d083b8",
         "test_32x32.mat": "cdce80dfb2a2c4c6160906d0bd7c68ec5a99d7ca4831afa54f09182025b6a75b",
     },
     archive=None,
-    addresses={f"{split}_32x32.mat": [datasets.SVHN.split_list[split][0]] for split in ("train", "test")},
 )
 
 # ImageNet was published at low resolution twice, under the same names.  The images were resized differently: the same
@@ -131,7 +124,6 @@ IMAGENET32 = DownsampledImageNet(
     layout="npz",
     train={"Imagenet32_train_npz.zip": "94226337ecc1b0309d9fcd0167127aaadc931587035fbcb53925235edbaec4fc"},
     test={"Imagenet32_val_npz.zip": "013990e6dec1237dcd1f9beadbab81ead6604cc119af5cacbfb59ae28148377a"},
-    base_address="https://image-net.org/data/downsample/",
 )
 IMAGENET64 = replace(
     IMAGENET32,
@@ -152,7 +144,6 @@ IMAGENET32_2016 = DownsampledImageNet(
     layout="png",
     train={"train_32x32.tar": "244a323d48f8d72f65ad8b54658c01fed68d2d7bdc77ccb43da58c11e94224e5"},
     test={"valid_32x32.tar": "862e559462b24cf736212a19f6b0d47b55c2dc8ebdaa95ccecfe71260124c8f7"},
-    base_address="http://image-net.org/small/",
 )
 IMAGENET64_2016 = replace(
     IMAGENET32_2016,

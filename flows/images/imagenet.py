@@ -4,88 +4,67 @@ import re
 import tarfile
 import zipfile
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, cast
 
 import numpy as np
 from PIL import Image
 
 from flows.core.errors import Exit, UserError
 from flows.core.files import file_sha256
-from flows.images.array_files import ROWS, read_layout, read_rows
-from flows.images.fetching import fetch_file
-from flows.images.publishers import Chunk, Splits, divided, entries, file_of
+from flows.images.splitting import Batch
 
 if TYPE_CHECKING:
     from flows.images.catalogue import DownsampledImageNet
 
+ROWS = 1000
 
-def read_imagenet(
-    published: "DownsampledImageNet", source: Path | None, downloads: Path, *, validation: np.ndarray
-) -> Splits:
-    """Return the splits, from the archives in `source`, or downloaded from the publisher if it is None.
 
-    `validation` are the numbers of the published training images that make the validation split.  Raises UserError
-    (exit 5) for an archive that is missing or differs from the published one.
+def read_imagenet(published: "DownsampledImageNet", source: Path | None) -> Iterator[Batch]:
+    """Yield the training images, then the test images, from the archives in `source`, whose sha256 is checked first.
+
+    Raises UserError: exit 2 without a source, 5 for an archive that is missing or differs from the published one.
     """
-    if source is not None and not source.is_dir():
-        raise UserError(f"data.source: {source} is not a folder", Exit.MISSING)
-    folder = source or downloads
-    for name, expected in (published.train | published.test).items():
-        check = partial(check_archive, folder / name, expected)
-        if source is None:
-            fetch_file([published.base_address + name], downloads / name, take=check)
-        else:
-            check()
-    train = [folder / name for name in published.train]
-    test = [folder / name for name in published.test]
-    return divided(lambda: read_archives(published, train), validation) | {"test": read_archives(published, test)}
+    archives = published.train | published.test
+    if source is None:
+        reason = f"{published.title} is not downloaded: its publisher asks for an account"
+        advice = f"set data.source in params.yaml to a folder with {', '.join(archives)} ({published.homepage})"
+        raise UserError(f"{reason}; {advice}", Exit.USAGE)
+    for name, expected in archives.items():
+        path = source / name
+        if not path.is_file():
+            raise UserError(f"{source}: holds no {name}; correct data.source", Exit.MISSING)
+        if (actual := file_sha256(path)) != expected:
+            reason = f"sha256 is {actual}, the published archive has {expected}"
+            raise UserError(f"{path}: {reason}; fetch it again", Exit.MISSING)
+    read = zipped_batches if published.layout == "npz" else tarred_pictures
+    for name in archives:
+        yield from read(source / name, published.size)
 
 
-def check_archive(path: Path, expected: str) -> None:
-    """Raise UserError (exit 5) unless the file has this sha256."""
-    if not path.is_file():
-        raise UserError(f"{path.parent}: holds no {path.name}; correct data.source", Exit.MISSING)
-    if (actual := file_sha256(path)) != expected:
-        reason = f"sha256 is {actual}, the published archive has {expected}; fetch the file again"
-        raise UserError(f"{path}: {reason}", Exit.MISSING)
-
-
-def read_archives(published: "DownsampledImageNet", paths: list[Path]) -> Iterator[Chunk]:
-    """Yield the images of archives, one after the other.  Their digests are checked, so their content is known."""
-    read = zipped_batches if published.layout == "npz" else tarred_images
-    for path in paths:
-        yield from read(path, published.size)
-
-
-def zipped_batches(path: Path, size: int) -> Iterator[Chunk]:
+def zipped_batches(path: Path, size: int) -> Iterator[Batch]:
     """Yield (n,3,H,W) uint8 images and labels from 0, from the npz files in a zip file: batch 10 after batch 9."""
     with zipfile.ZipFile(path) as outer:
-        batches = [name for name in outer.namelist() if name.endswith(".npz")]
-        batches.sort(key=lambda name: [int(digits) for digits in re.findall(r"\d+", Path(name).name)])
-        for batch in batches:
-            with outer.open(batch) as packed, zipfile.ZipFile(packed) as inner:
+        names = [name for name in outer.namelist() if name.endswith(".npz")]
+        names.sort(key=lambda name: [int(digits) for digits in re.findall(r"\d+", Path(name).name)])
+        for name in names:
+            with outer.open(name) as packed, zipfile.ZipFile(packed) as inner:
                 with inner.open("labels.npy") as entry:
                     labels = np.lib.format.read_array(entry) - 1
-                with inner.open("data.npy") as entry:
-                    first = 0
-                    for rows in read_rows(entry, read_layout(entry)):
-                        yield Chunk(rows.reshape(-1, 3, size, size), labels[first : first + len(rows)])
-                        first += len(rows)
+                with inner.open("data.npy") as entry:  # up to 1.6 GB, so not as one array
+                    np.lib.format.read_magic(entry)
+                    np.lib.format.read_array_header_1_0(entry)
+                    for first in range(0, len(labels), ROWS):
+                        content = entry.read(3 * size**2 * min(ROWS, len(labels) - first))
+                        images = np.frombuffer(content, np.uint8).reshape(-1, 3, size, size)
+                        yield Batch(images, labels=labels[first : first + ROWS])
 
 
-def tarred_images(path: Path, size: int) -> Iterator[Chunk]:
-    """Yield the PNG files in a tar file as (n,3,H,W) uint8 images, in the archive's order, without labels."""
-    waiting: list[np.ndarray] = []
-    with tarfile.open(path, mode="r:") as tar:
-        for entry in entries(tar, path.stat().st_size):
-            if not entry.isfile() or not entry.name.endswith(".png"):
-                continue
-            with Image.open(file_of(tar, entry), formats=["PNG"]) as image:
-                waiting.append(np.asarray(image.convert("RGB")).transpose(2, 0, 1))
-            if len(waiting) == ROWS:
-                yield Chunk(np.stack(waiting), None)
-                waiting = []
-    if waiting:
-        yield Chunk(np.stack(waiting), None)
+def tarred_pictures(path: Path, size: int) -> Iterator[Batch]:
+    """Yield the PNG files in a tar file as (1,3,H,W) uint8 images, in the archive's order, without labels."""
+    with tarfile.open(path, "r|") as tar:
+        for entry in tar:
+            tar.members = []  # type: ignore[attr-defined]  # a million of them would stay in memory
+            if entry.isfile() and entry.name.endswith(".png"):
+                with Image.open(cast(IO[bytes], tar.extractfile(entry)), formats=["PNG"]) as image:
+                    yield Batch(np.asarray(image.convert("RGB")).transpose(2, 0, 1)[None])

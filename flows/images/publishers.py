@@ -1,227 +1,147 @@
-"""Read publishers' files.  Their sha256 is checked before anything parses them."""
+"""Read published sets of images: from the publisher, or from a folder of the publisher's files."""
 
+import errno
 import gzip
 import hashlib
-import os
+import http.client
+import socket
 import tarfile
-from collections.abc import Callable, Iterable, Iterator
+import zlib
+from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, NamedTuple, cast
+from typing import IO, TYPE_CHECKING, cast
 
 import numpy as np
 
-from flows.core.errors import Exit, UserError, brief
-from flows.core.files import naming, open_regular
-from flows.images.fetching import fetch_file
-from flows.images.reading import limited
-from flows.images.splitting import held_out
+from flows.core.errors import Exit, NetworkError, UserError, brief
+from flows.images.splitting import TEST, Batch, held_out, hold_out_validation
 
 if TYPE_CHECKING:
     from flows.images.catalogue import PublishedSet
 
-# The largest file of these sets has 182 MB.
-MOST_BYTES = 2**28
+TIMEOUT = 60.0  # seconds without a byte
+FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
-class Chunk(NamedTuple):
-    """Images (n,C,H,W), their labels (n,) if the set has any, and their n file names if the set is made of files."""
+def read_published(published: "PublishedSet", source: Path | None, scratch: Path) -> list[Batch]:
+    """Return the training images and the test images of a set; these sets fit into memory.
 
-    images: np.ndarray
-    labels: np.ndarray | None
-    files: list[str] | None = None
-
-
-Splits = dict[str, Iterable[Chunk]]
-"""The images in chunks, to be read once and in the order train, validation (if the set has this split), test."""
-
-
-def read_published(
-    published: "PublishedSet", source: Path | None, downloads: Path, scratch: Path, *, validation: np.ndarray
-) -> Splits:
-    """Return the splits, from the publisher's files in `source`, or downloaded from the publisher if it is None.
-
-    `validation` are the numbers of the published training images that make the validation split.  Downloads are kept
-    in `downloads`; `scratch` is an empty folder for unpacked files.  Raises UserError (exit 5) for a file that is
-    missing, truncated or differs from the published one, and if no address has the published file.
+    They come from the publisher's files in `source`, or are downloaded from the publisher if it is None, into the empty
+    folder `scratch`.  Raises UserError (exit 5) for a file that is missing, truncated or differs from the published
+    one, and NetworkError if a download fails.
     """
-    folder = scratch / published.folder
-    folder.mkdir(parents=True, exist_ok=True)
-    if source:
-        take_files(published, published.files, source, folder)
-    else:
-        for name, addresses in published.addresses.items():
-            contents = [file for file in published.files if name in (file, f"{file}.gz", published.archive)]
-            take = partial(take_files, published, contents, downloads, folder)
-            fetch_file(addresses, downloads / name, MOST_BYTES, take)
-    train, test = ([read_chunk(published, scratch, train)] for train in (True, False))
-    return divided(lambda: train, validation) | {"test": test}
+    if source is not None:
+        take_files(published, source, scratch / published.folder)
+        return [read_split(published, scratch, train=train, download=False) for train in (True, False)]
+    with downloading(published.title):
+        return [read_split(published, scratch, train=train, download=True) for train in (True, False)]
 
 
-def read_chunk(published: "PublishedSet", scratch: Path, train: bool) -> Chunk:
-    """Return a whole split; these sets fit into memory."""
-    split = published.reader(scratch, train)
+def read_split(published: "PublishedSet", root: Path, *, train: bool, download: bool) -> Batch:
+    """Return the training or the test images.  torchvision checks the md5 of what it downloads."""
+    split = published.reader(root, train, download=download)
     images = np.asarray(split.data)
     labels = np.asarray(split.labels if hasattr(split, "labels") else split.targets)
     if images.ndim == 3:
         images = images[:, None]
     elif images.shape[1] != 3:
         images = images.transpose(0, 3, 1, 2)
-    return Chunk(np.ascontiguousarray(images), labels)
+    return Batch(np.ascontiguousarray(images), labels=labels)
 
 
-def take_files(published: "PublishedSet", names: Iterable[str], source: Path, folder: Path) -> None:
-    """Unpack files of `source` (plain, .gz or archived) into `folder`, and check them.  Raises UserError (exit 5)."""
+@contextmanager
+def downloading(title: str) -> Iterator[None]:
+    """Give connections a timeout, which torchvision does not, and raise NetworkError for a failed download."""
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(TIMEOUT)
+    try:
+        yield
+    except (OSError, RuntimeError, http.client.HTTPException) as error:
+        if isinstance(error, OSError) and error.errno in FULL_DISK:
+            raise
+        advice = "try again, or set data.source in params.yaml to a folder that holds the publisher's files"
+        raise NetworkError(f"{title} could not be downloaded: {brief(error)}; {advice}") from error
+    finally:
+        socket.setdefaulttimeout(before)
+
+
+def take_files(published: "PublishedSet", source: Path, folder: Path) -> None:
+    """Copy the files of a set from `source`, plain, as .gz or in the tar file, to `folder`, and check their sha256.
+
+    Nothing parses a file before that.  Raises UserError (exit 5).
+    """
     if not source.is_dir():
         raise UserError(f"data.source: {source} is not a folder", Exit.MISSING)
-    archive = source / published.archive if published.archive else None
+    folder.mkdir(parents=True, exist_ok=True)
+    archive = source / (published.archive or f"{published.title}.tar.gz")
     packed = []
-    for name in names:
+    for name, expected in published.files.items():
         places = source / name, source / folder.name / name, source / f"{name}.gz"
         found = next((place for place in places if place.is_file()), None)
         if found:
-            with refusing_damage(source, name, found), uncompressed(found) as file:
-                copy_checked(file, folder / name, published.files[name], source / name)
-        elif archive and archive.is_file():
+            with refusing_damage(found), gzip.open(found) if found.suffix == ".gz" else found.open("rb") as file:
+                copy_checked(cast(IO[bytes], file), folder / name, expected, found)
+        elif archive.is_file():
             packed.append(name)
         else:
-            wanted = " or ".join(path.name for path in (places[0], places[2], archive) if path)
-            raise UserError(f"{source}: holds no {wanted}; correct data.source", Exit.MISSING)
-    if packed and archive:
+            wanted = [name, f"{name}.gz", *([published.archive] if published.archive else [])]
+            raise UserError(f"{source}: holds no {' or '.join(wanted)}; correct data.source", Exit.MISSING)
+    if packed:
         unpack(archive, folder, {name: published.files[name] for name in packed})
 
 
 def unpack(archive: Path, folder: Path, files: dict[str, str]) -> None:
-    """Unpack the files of exactly these names from an archive into `folder` and check their sha256.
+    """Unpack the files of exactly these names from an archive into `folder`, and check their sha256.
 
     Other entries, such as links and names with `../`, are ignored.  Raises UserError (exit 5).
     """
     left = {f"{folder.name}/{name}": name for name in files}
-    source = archive.parent
-    with (
-        refusing_damage(source, archive.name, archive),
-        uncompressed(archive) as plain,
-        tarfile.open(fileobj=plain, mode="r|") as tar,
-    ):
-        for entry in entries(tar, MOST_BYTES):
-            parent, _, name = entry.name.partition("/")
-            if parent != folder.name or name not in files:
-                continue
-            with refusing_damage(source, name, archive):
-                if left.pop(entry.name, None) is None:
-                    raise ValueError("the archive holds it twice")
-                copy_checked(file_of(tar, entry), folder / name, files[name], source / name)
-        if left:
-            raise ValueError(f"it holds no {min(left)}")
-
-
-def entries(tar: tarfile.TarFile, most: int) -> Iterator[tarfile.TarInfo]:
-    """Yield the entries of an archive of at most `most` bytes.  Raises ValueError, and what tarfile raises."""
-    previous = -1
-    for entry in tar:
-        tar.members = []  # type: ignore[attr-defined]  # a million of them would stay in memory
-        # A negative size would make an endless loop over the same entries.
-        if entry.offset <= previous or entry.size < 0:
-            raise ValueError("its entries overlap")
-        if entry.offset_data + entry.size > most:
-            raise ValueError(f"unpacks to more than {most} bytes")
-        previous = entry.offset
-        yield entry
-
-
-def file_of(tar: tarfile.TarFile, entry: tarfile.TarInfo) -> IO[bytes]:
-    """Open the content of an entry.  Raises ValueError for a link, a folder or a device."""
-    file = tar.extractfile(entry) if entry.isfile() else None
-    if file is None:
-        raise ValueError(f"{entry.name} is not a file")
-    return file
+    with refusing_damage(archive), tarfile.open(archive) as tar:
+        for entry in tar:
+            if entry.isfile() and (name := left.pop(entry.name, None)):
+                copy_checked(cast(IO[bytes], tar.extractfile(entry)), folder / name, files[name], archive)
+    if left:
+        raise UserError(f"{archive}: holds no {min(left)}; fetch it again", Exit.MISSING)
 
 
 @contextmanager
-def uncompressed(path: Path) -> Iterator[IO[bytes]]:
-    """Open a file, or the content of a gzip file.  Raises OSError, and ValueError if it is too large."""
-    with open_regular(path) as file:
-        if (size := os.fstat(file.fileno()).st_size) > MOST_BYTES:
-            raise ValueError(f"{size} bytes, more than {MOST_BYTES}")
-        # Some browsers decompress a .tar.gz file and keep its name.
-        packed = file.peek(2)[:2] == b"\x1f\x8b" or not path.name.endswith(".tar.gz")
-        if path.suffix == ".gz" and packed:
-            with gzip.open(file) as content:
-                yield cast(IO[bytes], content)
-        else:
-            yield file
-
-
-@contextmanager
-def refusing_damage(source: Path, name: str, path: Path) -> Iterator[None]:
-    """Raise UserError (exit 5) for a file that is damaged or takes too much memory."""
+def refusing_damage(path: Path) -> Iterator[None]:
+    """Raise UserError (exit 5) for a packed file that is damaged."""
     try:
-        with limited():
-            yield
-    except UserError:
-        raise
-    except Exception as error:  # damaged bytes make these parsers raise almost anything, IndexError even
+        yield
+    except (EOFError, OSError, ValueError, tarfile.TarError, zlib.error) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise
-        reason = f"{brief(error)}{looks_like_a_page(path)}"
-        raise UserError(f"{source}: {name} is truncated or damaged: {reason}", Exit.MISSING) from error
+        raise UserError(f"{path}: truncated or damaged: {brief(error)}; fetch it again", Exit.MISSING) from error
 
 
 def copy_checked(source: IO[bytes], path: Path, expected: str, shown: Path) -> None:
-    """Copy a file.
-
-    Raises UserError (exit 5) that names `shown` unless the content has the expected sha256, ValueError beyond
-    MOST_BYTES, as of an archive bomb, and OSError that names `path`.
-    """
-    left, digest = MOST_BYTES, hashlib.sha256()
-    with naming(path, path), path.open("wb") as out:
+    """Copy a file.  Raises UserError (exit 5), which names `shown`, unless the content has the expected sha256."""
+    digest = hashlib.sha256()
+    with path.open("wb") as out:
         while block := source.read(2**20):
-            left -= len(block)
-            if left < 0:
-                raise ValueError(f"unpacks to more than {MOST_BYTES} bytes")
             digest.update(block)
             out.write(block)
     if (actual := digest.hexdigest()) != expected:
-        reason = f"sha256 of the uncompressed bytes is {actual}, the published file has {expected}"
-        raise UserError(f"{shown}: {reason}; fetch the file again", Exit.MISSING)
+        reason = f"sha256 of the uncompressed {path.name} is {actual}, the published file has {expected}"
+        raise UserError(f"{shown}: {reason}; fetch it again", Exit.MISSING)
 
 
-def looks_like_a_page(path: Path) -> str:
-    """Return a remark if the file is an HTML page, which some servers send in place of a file."""
-    with open_regular(path) as file:
-        page = file.read(512).lstrip().lower().startswith((b"<!doctype html", b"<html"))
-    return f"; {path.name} is a web page, probably an error message of the server" if page else ""
+def read_digits(
+    test_fraction: float, validation_fraction: float, split_seed: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return scikit-learn's digits, (N,1,8,8) uint8 of 17 levels, their labels (N,) and the numbers of their splits.
 
-
-def read_digits(test_fraction: float, validation_fraction: float, split_seed: int) -> Splits:
-    """Return scikit-learn's digits, 8x8 of 17 levels, in seeded splits.  Raises UserError (exit 4) if one is empty."""
+    The training images come first, in a seeded order.  Raises UserError (exit 4) if a split is empty.
+    """
     from sklearn.datasets import load_digits
 
     loaded = load_digits()
     images = loaded.images.astype(np.uint8)[:, None]
     test = held_out("digits", len(images), test_fraction, split_seed, "data.test_fraction")
     train = np.random.default_rng(split_seed).permutation(len(images))[len(test) :]
-    chunks = [Chunk(images[train], loaded.target[train])]
-    validation = held_out("digits", len(train), validation_fraction, split_seed, "data.validation_fraction")
-    return divided(lambda: chunks, validation) | {"test": [Chunk(images[test], loaded.target[test])]}
-
-
-def divided(read: Callable[[], Iterable[Chunk]], validation: np.ndarray) -> Splits:
-    """Return the training and the validation images of a source; `validation` are the numbers of the validation images.
-
-    `read` is called once for each split, so that images which it streams are not kept in memory.
-    """
-    if not len(validation):
-        return {"train": read()}
-    return {split: taken(read, validation, invert=split == "train") for split in ("train", "validation")}
-
-
-def taken(read: Callable[[], Iterable[Chunk]], numbers: np.ndarray, *, invert: bool) -> Iterator[Chunk]:
-    """Yield the images of a source with these numbers, or all others."""
-    first = 0
-    for images, labels, _ in read():
-        kept = np.isin(np.arange(first, first + len(images)), numbers, invert=invert)
-        first += len(images)
-        if kept.any():
-            yield Chunk(images[kept], labels[kept] if labels is not None else None)
+    order, splits = np.concatenate([train, test]), np.zeros(len(images), np.int8)
+    splits[len(train) :] = TEST
+    hold_out_validation("digits", splits, validation_fraction, split_seed)
+    return images[order], loaded.target[order], splits

@@ -5,10 +5,8 @@ also has `train_labels.npy` and so on, (N,) integers.  A set made of files has `
 likelihood depends on the labels or the names of files.  Arrays are mapped into memory and never unpickled.
 """
 
-import errno
 import hashlib
 import json
-import math
 import warnings
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -19,8 +17,7 @@ from pydantic import Field
 
 from flows.core.documents import Document, read
 from flows.core.errors import Exit, UserError, brief
-from flows.core.files import file_sha256, open_regular, parse_json, writing
-from flows.core.memory import available
+from flows.core.files import file_sha256, open_regular, parse_json, write_whole, writing
 from vdm.choices import MOST_LEVELS, Split
 
 SPLITS = get_args(Split)
@@ -29,8 +26,6 @@ MOST_CHUNK_BYTES = 2**25
 MOST_DESCRIPTION_BYTES = 2**20
 # The quality of samples cannot be estimated with fewer samples and test images.
 FEWEST_COMPARED = 10
-# Memory of a pass over an array: float32 copies of one image, and the facts that are kept of every image.
-COPIES, BYTES_PER_IMAGE = 16, 300
 # A path has at most 4096 bytes, and JSON may write each as six characters.
 LONGEST_LINE = 2**15
 Size = Annotated[int, Field(ge=0, le=2**32)]
@@ -93,13 +88,18 @@ def save_images(
     to the description unless it states them.  Raises ValueError for chunks of different shapes or types, and for a
     split without chunks.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    measured: dict[str, Any] = {"num_validation": 0}
+    shapes = {}
     for split, images in splits.items():
         chunks = [images] if isinstance(images, np.ndarray) else images
-        measured[f"num_{split}"], *shape = write_array(folder / f"{split}.npy", chunks)
-        measured.setdefault("image_shape", shape)
-    (folder / DESCRIPTION).write_text(json.dumps(measured | description, indent=2, sort_keys=True) + "\n")
+        shapes[split] = write_array(folder / f"{split}.npy", chunks)
+    write_description(folder, shapes, description)
+
+
+def write_description(folder: Path, shapes: Mapping[str, tuple[int, ...]], description: dict[str, Any]) -> None:
+    """Write `dataset.json` of a set whose arrays have these shapes, by split."""
+    counts = {f"num_{split}": shape[0] for split, shape in shapes.items()}
+    measured = {"num_validation": 0, "image_shape": next(iter(shapes.values()))[1:]} | counts
+    write_whole(folder / DESCRIPTION, json.dumps(measured | description, indent=2, sort_keys=True) + "\n")
 
 
 def write_array(path: Path, chunks: Iterable[np.ndarray]) -> tuple[int, ...]:
@@ -107,29 +107,46 @@ def write_array(path: Path, chunks: Iterable[np.ndarray]) -> tuple[int, ...]:
 
     The complete file replaces an older one: truncating that would kill a process that maps it.
     """
-    shape: tuple[int, ...] = ()
-    dtype = np.dtype(np.uint8)
-    # Not through a memory map: a full disk would kill the process with SIGBUS, where a write raises OSError.
     with writing(path) as file:
+        array = ArrayWriter(file)
         for chunk in chunks:
-            if not shape:
-                shape, dtype = (0, *chunk.shape[1:]), chunk.dtype
-                write_header(file, shape, dtype)
-            if (chunk.shape[1:], chunk.dtype) != (shape[1:], dtype):
-                raise ValueError(f"images of {chunk.shape[1:]} {chunk.dtype} after images of {shape[1:]} {dtype}")
-            file.write(np.ascontiguousarray(chunk).data)
-            shape = (shape[0] + len(chunk), *shape[1:])
-        if not shape:
+            array.append(chunk)
+        return array.finish()
+
+
+class ArrayWriter:
+    """Write a .npy file whose number of rows is not known at the beginning.
+
+    Not through a memory map: a full disk would kill the process with SIGBUS, where a write raises OSError.
+    """
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.file = file
+        self.shape: tuple[int, ...] = ()
+        self.dtype = np.dtype(np.uint8)
+
+    def append(self, chunk: np.ndarray) -> None:
+        """Write rows (n,...).  Raises ValueError unless all rows have one shape and type."""
+        if not self.shape:
+            self.shape, self.dtype = (0, *chunk.shape[1:]), chunk.dtype
+            self.write_header()
+        if (chunk.shape[1:], chunk.dtype) != (self.shape[1:], self.dtype):
+            raise ValueError(f"{chunk.shape[1:]} {chunk.dtype} after {self.shape[1:]} {self.dtype}")
+        self.file.write(np.ascontiguousarray(chunk).data)
+        self.shape = (self.shape[0] + len(chunk), *self.shape[1:])
+
+    def finish(self) -> tuple[int, ...]:
+        """Write the number of rows into the header, and return the shape.  Raises ValueError without rows."""
+        if not self.shape:
             raise ValueError("no images")
-        file.seek(0)
-        write_header(file, shape, dtype)
-    return shape
+        self.file.seek(0)
+        self.write_header()
+        return self.shape
 
-
-def write_header(file: BinaryIO, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
-    """Write the header of a .npy file.  NumPy pads it so that another first dimension can overwrite it."""
-    described = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
-    np.lib.format.write_array_header_1_0(file, described)
+    def write_header(self) -> None:
+        """Write the header, which NumPy pads so that another number of rows can overwrite it."""
+        described = {"descr": np.lib.format.dtype_to_descr(self.dtype), "fortran_order": False, "shape": self.shape}
+        np.lib.format.write_array_header_1_0(self.file, described)
 
 
 def load_images(folder: Path) -> ImageSet:
@@ -153,24 +170,26 @@ def read_description(path: Path) -> dict[str, Any]:
 def load_array(path: Path) -> np.ndarray:
     """Return the array of numbers at `path`, mapped into memory.  Raises UserError (exit 5)."""
     try:
-        open_regular(path).close()  # numpy would wait for the writer of a pipe
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")  # numpy warns of headers that it would not write itself
-            # Copy-on-write: the file cannot be changed through the map, and torch does not copy it.
-            array = np.lib.format.open_memmap(path, mode="c")
-        if array.offset + array.nbytes != path.stat().st_size:
-            raise ValueError("more bytes than its header says")
+        array = map_array(path)
     except Exception as error:  # numpy evaluates the header as a literal, which fails in many ways
-        if isinstance(error, OSError) and error.errno == errno.ENOMEM:
-            raise UserError(f"{path}: larger than this machine can map into memory", Exit.MISSING) from error
         raise UserError(f"{path}: missing or damaged: {brief(error)}", Exit.MISSING) from error
-    shape, dtype = array.shape, array.dtype
-    if not shape or dtype.kind not in "buif":
-        raise UserError(f"{path}: holds {dtype} of {len(shape)} dimensions, not images", Exit.MISSING)
-    if COPIES * dtype.itemsize * math.prod(shape[1:]) + BYTES_PER_IMAGE * shape[0] > available():
-        raise UserError(
-            f"{path}: {shape[0]:,} images of shape {shape[1:]} take more memory than is available", Exit.MISSING
-        )
+    if not array.ndim or array.dtype.kind not in "buif":
+        raise UserError(f"{path}: holds {array.dtype} of {array.ndim} dimensions, not images", Exit.MISSING)
+    return array
+
+
+def map_array(path: Path) -> np.memmap[Any, Any]:
+    """Return the array in a .npy file, mapped into memory.  Raises OSError, and what NumPy raises for its header.
+
+    Raises ValueError for bytes after the array: `np.save` on an open file appends a second array, which nobody reads.
+    """
+    open_regular(path).close()  # numpy would wait for the writer of a pipe
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # numpy warns of headers that it would not write itself
+        # Copy-on-write: the file cannot be changed through the map, and torch does not copy it.
+        array: np.memmap[Any, Any] = np.lib.format.open_memmap(path, mode="c")
+    if array.offset + array.nbytes != path.stat().st_size:
+        raise ValueError("more bytes than its header says")
     return array
 
 
