@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from flows.core.errors import Exit, UserError
 from flows.core.escaping import visible
-from flows.images.picture_files import BadImageError, Head, Kind, levels, read_images
+from flows.images.picture_files import BadImageError, Images, levels, read_images
 from flows.images.scanning import find_images, listed
 from flows.images.splitting import Batch, Source, divide, division, parts_of
 from flows.images.store import chunks
@@ -21,43 +21,34 @@ if TYPE_CHECKING:
 
 ROWS = 1000
 MOST_NAMED = 10
+REMEDY = "set data.resize for one size, data.grayscale for one channel, or convert the files"
 
 log = logging.getLogger(__name__)
 
 
 class ImageFiles:
-    """The files of images in a folder, or one file, and what a pass over them finds.
+    """The files of images in a folder, or one file, and what a pass over them finds."""
 
-    `grayscale` and `resized` say which differences between the images their transforms remove.  `remedy` says what to
-    do about images that differ.
-    """
+    def __init__(self, source: Path, *, grayscale: bool = False, resized: bool = False, remedy: str = REMEDY) -> None:
+        """Find the files.  Raises what `find_images` raises.
 
-    def __init__(
-        self,
-        source: Path,
-        *,
-        grayscale: bool = False,
-        resized: bool = False,
-        remedy: str = "set data.resize for one size, data.grayscale for one channel, or convert the files",
-    ) -> None:
-        """Find the files.  Raises what `find_images` raises."""
+        `grayscale` and `resized` say which differences between the images their transforms remove; `remedy` says what
+        to do about others.
+        """
         self.source = source
         self.folder, self.names = find_images(source)
         self.grayscale, self.resized, self.remedy = grayscale, resized, remedy
-        self.example: tuple[str, Kind] | None = None
-        """The name and the kind of the first usable file."""
+        self.num_levels = 0
+        """K of the files that were read: their levels are 0..K-1."""
+        self.example: tuple[str, tuple[int, ...]] | None = None
         self.formats: Counter[str] = Counter()
         self.num_turned = 0
 
-    @property
-    def num_levels(self) -> int:
-        """K of the files: their levels are 0..K-1."""
-        return 2 ** self.example[1].num_bits if self.example else 256
-
     def counts(self) -> list[int]:
         """Return the number of images in each file, without reading pixels.  Raises what `read` raises."""
+        arrays = {name for name in self.names if name.lower().endswith(".npy")}
         try:
-            return [len(read_images(self.folder / name)[1]) if name.endswith(".npy") else 1 for name in self.names]
+            return [len(read_images(self.folder / name).pixels) if name in arrays else 1 for name in self.names]
         except BadImageError:
             for _ in self.read():  # it names this file with all others
                 pass
@@ -67,41 +58,37 @@ class ImageFiles:
         """Yield the images of every file, (n,C,H,W) uint8 or uint16 and at most ROWS at a time, with its name.
 
         Raises UserError after the last file, which names the files that could not be used: exit 5 if one is damaged,
-        else 4.
+        else 4.  Raises UserError (exit 4) at once for images that are not like those of the first file.
         """
         bad: dict[str, BadImageError] = {}
         for name in tqdm(self.names, "reading images", disable=None, leave=False):
             try:
-                head, images = read_images(self.folder / name, lambda head, name=name: self.check(name, head))
-                for _, rows in chunks(images, ROWS):
-                    yield name, levels(rows, head.kind.num_bits)
+                images = read_images(self.folder / name)
+                self.require_alike(name, images)
+                for _, pixels in chunks(images.pixels, ROWS):
+                    yield name, levels(pixels, images.num_bits)
             except BadImageError as error:
                 bad[name] = error
                 continue
-            self.formats[head.format] += 1
-            self.num_turned += head.turned
+            self.formats[images.format] += 1
+            self.num_turned += images.turned
         if bad:
             named = "; ".join(f"{listed([name])}: {bad[name]}" for name in list(bad)[:MOST_NAMED])
             more = f"; and {len(bad) - MOST_NAMED} more" if len(bad) > MOST_NAMED else ""
+            reason = f"{len(bad)} of {len(self.names)} files cannot be used: {named}{more}"
             damaged = any(error.code is Exit.MISSING for error in bad.values())
-            raise UserError(
-                f"{self.source}: {len(bad)} of {len(self.names)} files cannot be used: {named}{more}",
-                Exit.MISSING if damaged else Exit.INVALID_DATA,
-            )
+            raise UserError(f"{self.source}: {reason}", Exit.MISSING if damaged else Exit.INVALID_DATA)
 
-    def check(self, name: str, head: Head) -> None:
-        """Raise BadImageError if the transforms do not make the images of a file like those of the first one."""
-        if self.example is None:
-            self.example = name, head.kind
-        first, kind = self.example
-        if self.transformed(head.kind) != self.transformed(kind):
-            raise BadImageError(f"{head.kind}, but {listed([first])} is {kind}; {self.remedy}")
-
-    def transformed(self, kind: Kind) -> Kind:
-        """Return the kind after the transforms, with the size (0, 0) if they make all sizes equal."""
-        channels, *size = kind.shape
-        height, width = (0, 0) if self.resized else size
-        return Kind((1 if self.grayscale and channels == 3 else channels, height, width), kind.num_bits)
+    def require_alike(self, name: str, images: Images) -> None:
+        """Raise UserError (exit 4) unless the transforms make the images of a file like those of the first one."""
+        _, channels, height, width = images.pixels.shape
+        left = 1 if self.grayscale and channels == 3 else channels, *((0, 0) if self.resized else (height, width))
+        shown = f"{listed([name])} is {channels}x{height}x{width} of {images.num_bits} bits"
+        self.num_levels = self.num_levels or 2**images.num_bits
+        self.example = self.example or (shown, left)
+        first, expected = self.example
+        if (left, 2**images.num_bits) != (expected, self.num_levels):
+            raise UserError(f"{self.source}: {first}, and {shown}; {self.remedy}", Exit.INVALID_DATA)
 
 
 def read_folder(source: Path, data: "Data") -> Source:

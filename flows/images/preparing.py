@@ -6,18 +6,17 @@ from collections import defaultdict
 from collections.abc import Iterable
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
 from flows.core.errors import Exit, UserError
-from flows.core.files import scratch_folder, write_whole, writing
+from flows.core.files import write_whole, writing
 from flows.core.folders import writing_folder
 from flows.images.folder import read_folder
-from flows.images.imagenet import read_imagenet
-from flows.images.publishers import FULL_DISK, read_digits, read_published
+from flows.images.publishers import read_digits, read_imagenet, read_published
 from flows.images.splitting import TEST, TRAIN, Batch, Source, division, hold_out_validation
-from flows.images.store import SPLITS, ArrayWriter, files_of, write_array, write_description
+from flows.images.store import SPLITS, files_of, write_array, write_description, write_header
 from flows.images.transforms import describe, levels_left, parts, transform
 
 if TYPE_CHECKING:
@@ -34,33 +33,22 @@ DIGITS = {
 def write_images(data: "Data", *, source: Path | None, out: Path, downloads: Path) -> dict[str, Any]:
     """Write an image set (see `flows.images.store`) into the folder `out`, completely or not at all.
 
-    Returns what `dataset.json` says of its origin.  What is downloaded lies in a folder below `downloads` until all is
-    written.  Raises UserError: exit 5 for a missing, damaged or unexpected file and for a full disk, 4 for images that
-    are not levels of one shape, 2 for transforms that the images do not allow, 6 if another process is writing the
-    folder.
+    Returns what `dataset.json` says of its origin.  `downloads` is a folder for temporary files.  Raises UserError:
+    exit 5 for a missing, damaged or unexpected file, 4 for images that are not levels of one shape, 2 for transforms
+    that the images do not allow, 6 if another process is writing the folder.
     """
-    downloads.mkdir(parents=True, exist_ok=True)
-    try:
-        with scratch_folder(downloads) as scratch, writing_folder(out) as folder:
-            found = open_source(data, source, scratch)
-            shapes = write_splits(folder, found, data)
-            origin = found.origin()
-            num_levels = origin["num_levels"]
-            origin |= {
-                "num_levels": levels_left(num_levels, data.num_bits),
-                "transforms": describe(num_levels, data),
-            }
-            write_description(folder, shapes, origin | {"name": data.name})
-    except OSError as error:
-        if error.errno not in FULL_DISK:
-            raise
-        place = error.filename or downloads
-        raise UserError(f"{place}: {error.strerror}; free some space and run again", Exit.MISSING) from error
+    with writing_folder(out) as folder:
+        found = open_source(data, source, downloads)
+        shapes = write_splits(folder, found, data)
+        origin = found.origin()
+        levels = origin["num_levels"]
+        origin |= {"num_levels": levels_left(levels, data.num_bits), "transforms": describe(levels, data)}
+        write_description(folder, shapes, origin | {"name": data.name})
     return origin
 
 
-def open_source(data: "Data", source: Path | None, scratch: Path) -> Source:
-    """Return the images that the parameters name.  Files are downloaded and unpacked in the folder `scratch`."""
+def open_source(data: "Data", source: Path | None, downloads: Path) -> Source:
+    """Return the images that the parameters name."""
     match data.name:
         case "digits":
             images, labels, splits = read_digits(data.test_fraction, data.validation_fraction, data.split_seed)
@@ -69,10 +57,10 @@ def open_source(data: "Data", source: Path | None, scratch: Path) -> Source:
             assert source  # checked with the parameters
             return read_folder(source, data)
         case _:
-            return open_published(data, source, scratch)
+            return open_published(data, source, downloads)
 
 
-def open_published(data: "Data", source: Path | None, scratch: Path) -> Source:
+def open_published(data: "Data", source: Path | None, downloads: Path) -> Source:
     """Return the images of a published set."""
     from flows.images.catalogue import PUBLISHED, PublishedSet  # torchvision: 2 s, which other sources do not need
 
@@ -80,7 +68,7 @@ def open_published(data: "Data", source: Path | None, scratch: Path) -> Source:
     splits = np.repeat(np.array([TRAIN, TEST], np.int8), [entry.num_train, entry.num_test])
     hold_out_validation(data.name, splits, data.validation_fraction, data.split_seed)
     if isinstance(entry, PublishedSet):
-        batches: Iterable[Batch] = read_published(entry, source, scratch)
+        batches: Iterable[Batch] = read_published(entry, source, downloads)
     else:
         batches = read_imagenet(entry, source)
     origin = {
@@ -100,7 +88,8 @@ def write_splits(folder: Path, source: Source, data: "Data") -> dict[str, tuple[
 
     Raises UserError (exit 5) unless the source holds as many images as it has splits for.
     """
-    arrays: dict[str, ArrayWriter] = {}
+    arrays: dict[str, BinaryIO] = {}
+    shapes: dict[str, tuple[int, ...]] = {}
     labels: defaultdict[str, list[int]] = defaultdict(list)
     files: defaultdict[str, list[str]] = defaultdict(list)
     count = 0
@@ -109,22 +98,23 @@ def write_splits(folder: Path, source: Source, data: "Data") -> dict[str, tuple[
             first, count = count, count + len(batch.images)
             numbers = source.splits[first:count]
             for part in parts(batch.images, data):
-                done = transform(batch.images[part], batch.num_levels, data)
+                images = transform(batch.images[part], batch.num_levels, data)
                 for number in np.unique(numbers[part]):
                     split, chosen = SPLITS[number], np.flatnonzero(numbers[part] == number)
                     if split not in arrays:
-                        arrays[split] = ArrayWriter(stack.enter_context(writing(folder / f"{split}.npy")))
-                    arrays[split].append(done[chosen])
+                        arrays[split] = stack.enter_context(writing(folder / f"{split}.npy"))
+                        shapes[split] = int((source.splits == number).sum()), *images.shape[1:]
+                        write_header(arrays[split], shapes[split], images.dtype)
+                    arrays[split].write(np.ascontiguousarray(images[chosen]).data)
                     if batch.labels is not None:
                         labels[split] += batch.labels[part][chosen].tolist()
                     if batch.file is not None:
                         files[split] += [batch.file] * len(chosen)
         if count != len(source.splits):
-            expected = f"{len(source.splits):,} were expected"
-            raise UserError(f"data.{data.name}: {count:,} images, but {expected}; fetch the files again", Exit.MISSING)
-        shapes = {split: array.finish() for split, array in arrays.items()}
-    for split, numbers_of_classes in labels.items():
-        write_array(folder / f"{split}_labels.npy", [np.array(numbers_of_classes, np.int64)])
+            reason = f"{count:,} images, but {len(source.splits):,} were expected"
+            raise UserError(f"data.{data.name}: {reason}; fetch the files again", Exit.MISSING)
+    for split, classes in labels.items():
+        write_array(folder / f"{split}_labels.npy", [np.array(classes, np.int64)])
     for split, names in files.items():
         write_whole(files_of(folder, split), "".join(f"{line_of(name)}\n" for name in names))
     return shapes

@@ -1,41 +1,47 @@
 """Read published sets of images: from the publisher, or from a folder of the publisher's files."""
 
-import errno
 import gzip
 import hashlib
 import http.client
+import re
 import socket
 import tarfile
+import zipfile
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, cast
+from urllib.error import URLError
 
 import numpy as np
+from PIL import Image
 
 from flows.core.errors import Exit, NetworkError, UserError, brief
+from flows.core.files import file_sha256, scratch_folder
 from flows.images.splitting import TEST, Batch, held_out, hold_out_validation
 
 if TYPE_CHECKING:
-    from flows.images.catalogue import PublishedSet
+    from flows.images.catalogue import DownsampledImageNet, PublishedSet
 
 TIMEOUT = 60.0  # seconds without a byte
-FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+ROWS = 1000
 
 
-def read_published(published: "PublishedSet", source: Path | None, scratch: Path) -> list[Batch]:
+def read_published(published: "PublishedSet", source: Path | None, downloads: Path) -> list[Batch]:
     """Return the training images and the test images of a set; these sets fit into memory.
 
-    They come from the publisher's files in `source`, or are downloaded from the publisher if it is None, into the empty
-    folder `scratch`.  Raises UserError (exit 5) for a file that is missing, truncated or differs from the published
-    one, and NetworkError if a download fails.
+    They come from the publisher's files in `source` or, if it is None, from the publisher.  Files are downloaded and
+    unpacked in a folder below `downloads`, which is removed.  Raises UserError (exit 5) for a file that is missing,
+    truncated or differs from the published one, and NetworkError if a download fails.
     """
-    if source is not None:
-        take_files(published, source, scratch / published.folder)
-        return [read_split(published, scratch, train=train, download=False) for train in (True, False)]
-    with downloading(published.title):
-        return [read_split(published, scratch, train=train, download=True) for train in (True, False)]
+    downloads.mkdir(parents=True, exist_ok=True)
+    with scratch_folder(downloads) as root:
+        if source is None:
+            with downloading(published.title):
+                return [read_split(published, root, train=train, download=True) for train in (True, False)]
+        take_files(published, source, root / published.folder)
+        return [read_split(published, root, train=train, download=False) for train in (True, False)]
 
 
 def read_split(published: "PublishedSet", root: Path, *, train: bool, download: bool) -> Batch:
@@ -57,9 +63,7 @@ def downloading(title: str) -> Iterator[None]:
     socket.setdefaulttimeout(TIMEOUT)
     try:
         yield
-    except (OSError, RuntimeError, http.client.HTTPException) as error:
-        if isinstance(error, OSError) and error.errno in FULL_DISK:
-            raise
+    except (URLError, ConnectionError, TimeoutError, http.client.HTTPException, RuntimeError) as error:
         advice = "try again, or set data.source in params.yaml to a folder that holds the publisher's files"
         raise NetworkError(f"{title} could not be downloaded: {brief(error)}; {advice}") from error
     finally:
@@ -126,6 +130,57 @@ def copy_checked(source: IO[bytes], path: Path, expected: str, shown: Path) -> N
     if (actual := digest.hexdigest()) != expected:
         reason = f"sha256 of the uncompressed {path.name} is {actual}, the published file has {expected}"
         raise UserError(f"{shown}: {reason}; fetch it again", Exit.MISSING)
+
+
+def read_imagenet(published: "DownsampledImageNet", source: Path | None) -> Iterator[Batch]:
+    """Yield the training images, then the test images, from the archives in `source`, whose sha256 is checked first.
+
+    Raises UserError: exit 2 without a source, 5 for an archive that is missing or differs from the published one.
+    """
+    if source is None:
+        reason = f"{published.title} is not downloaded: its publisher asks for an account"
+        advice = (
+            f"set data.source in params.yaml to a folder with {', '.join(published.archives)} ({published.homepage})"
+        )
+        raise UserError(f"{reason}; {advice}", Exit.USAGE)
+    for name, expected in published.archives.items():
+        path = source / name
+        if not path.is_file():
+            raise UserError(f"{source}: holds no {name}; correct data.source", Exit.MISSING)
+        if (actual := file_sha256(path)) != expected:
+            reason = f"sha256 is {actual}, the published archive has {expected}"
+            raise UserError(f"{path}: {reason}; fetch it again", Exit.MISSING)
+    read = zipped_batches if published.layout == "npz" else tarred_pictures
+    for name in published.archives:
+        yield from read(source / name, published.size)
+
+
+def zipped_batches(path: Path, size: int) -> Iterator[Batch]:
+    """Yield (n,3,H,W) uint8 images and labels from 0, from the npz files in a zip file: batch 10 after batch 9."""
+    with zipfile.ZipFile(path) as outer:
+        names = [name for name in outer.namelist() if name.endswith(".npz")]
+        names.sort(key=lambda name: [int(digits) for digits in re.findall(r"\d+", Path(name).name)])
+        for name in names:
+            with outer.open(name) as packed, zipfile.ZipFile(packed) as inner:
+                with inner.open("labels.npy") as entry:
+                    labels = np.lib.format.read_array(entry) - 1
+                with inner.open("data.npy") as entry:  # up to 1.6 GB, so not as one array
+                    np.lib.format.read_magic(entry)
+                    np.lib.format.read_array_header_1_0(entry)
+                    for first in range(0, len(labels), ROWS):
+                        content = entry.read(3 * size**2 * min(ROWS, len(labels) - first))
+                        images = np.frombuffer(content, np.uint8).reshape(-1, 3, size, size)
+                        yield Batch(images, labels=labels[first : first + ROWS])
+
+
+def tarred_pictures(path: Path, size: int) -> Iterator[Batch]:
+    """Yield the PNG files in a tar file as (1,3,H,W) uint8 images, in the archive's order, without labels."""
+    with tarfile.open(path, "r|") as tar:
+        for entry in tar:
+            tar.members = []  # type: ignore[attr-defined]  # a million of them would stay in memory
+            if entry.isfile() and entry.name.endswith(".png"):
+                with Image.open(cast(IO[bytes], tar.extractfile(entry)), formats=["PNG"]) as image:
+                    yield Batch(np.asarray(image.convert("RGB")).transpose(2, 0, 1)[None])
 
 
 def read_digits(

@@ -65,12 +65,12 @@ def divide(root: Path, names: list[str], counts: list[int], data: "Data") -> np.
     Without parts, a seeded share is held out for the test.  Without a validation part, a seeded share of the training
     images is held out for validation.  Raises UserError (exit 4).
     """
+    given = parts_of(names)
     if root.is_dir():  # the name of a single file says nothing
-        require_full_parts(root, names)
-    if given := parts_of(names):
+        require_parts(root, names, given)
+    if given:
         chosen = np.repeat(np.array([SPLITS.index(given[part_of(name)]) for name in names], dtype=np.int8), counts)
     else:
-        require_no_part(root, names)
         chosen = np.full(sum(counts), TRAIN, dtype=np.int8)
         chosen[held_out(str(root), len(chosen), data.test_fraction, data.split_seed, "data.test_fraction")] = TEST
     num_train, num_validation, _ = np.bincount(chosen, minlength=len(SPLITS)).tolist()
@@ -111,30 +111,21 @@ def parts_of(names: list[str]) -> dict[str, str]:
     return {part: split if split == "train" or "test" in splits else "test" for part, split in given.items()}
 
 
-def require_full_parts(root: Path, names: list[str]) -> None:
-    """Raise UserError (exit 4) if a folder is named like a split and has no images: another split would replace it."""
-    full = {split_named(part_of(name)) for name in names}
-    parts = [path.name for path in root.iterdir() if path.is_dir() and split_named(part_of(path.name))]
-    if empty := sorted(part for part in parts if split_named(part_of(part)) not in full):
+def require_parts(root: Path, names: list[str], given: dict[str, str]) -> None:
+    """Raise UserError (exit 4) if a part is named like a split, but is empty, or the parts do not divide the folder."""
+    parts = sorted({name.partition("/")[0] for name in names})
+    full = {split_named(part_of(part)) for part in parts}
+    folders = sorted(path.name for path in root.iterdir() if path.is_dir())
+    if empty := [part for part in folders if split_named(part_of(part)) not in {"", *full}]:
         raise UserError(f"{root}: no images in {listed(empty)}; add them, or remove that folder", Exit.INVALID_DATA)
-
-
-def require_no_part(root: Path, names: list[str]) -> None:
-    """Raise UserError (exit 4) if a part is named like a split, although the parts do not divide the folder."""
-    parts = {name.partition("/")[0] for name in names}
-    splits = [part for part in parts if split_named(part_of(part))]
-    if not splits or not root.is_dir():
-        return
-    if len(parts) == 1:
-        reason = f"{root}: all images are in {listed(splits)}, but training and test images are needed"
-        raise UserError(f"{reason}; name it as the source, or add the other part", Exit.INVALID_DATA)
-    shown = sorted(splits) + sorted(parts.difference(splits))
-    train, validation, test = (", ".join(NAMES[split]) for split in SPLITS)
-    raise UserError(
-        f"{root}: its parts must be for training ({train}), for the test ({test}), perhaps for validation "
-        f"({validation}), and nothing else; there is {listed(shown[:5])}; rename or remove the others",
-        Exit.INVALID_DATA,
-    )
+    if not given and full != {""}:
+        train, validation, test = (", ".join(NAMES[split]) for split in SPLITS)
+        raise UserError(
+            f"{root}: its parts must be for training ({train}), for the test ({test}), perhaps for validation "
+            f"({validation}), and nothing else; there is {listed(parts[:5])}; name one part as the source, or add, "
+            "rename or remove parts",
+            Exit.INVALID_DATA,
+        )
 
 
 def split_named(part: str) -> str:

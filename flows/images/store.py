@@ -26,8 +26,6 @@ MOST_CHUNK_BYTES = 2**25
 MOST_DESCRIPTION_BYTES = 2**20
 # The quality of samples cannot be estimated with fewer samples and test images.
 FEWEST_COMPARED = 10
-# A path has at most 4096 bytes, and JSON may write each as six characters.
-LONGEST_LINE = 2**15
 Size = Annotated[int, Field(ge=0, le=2**32)]
 Text = Annotated[str, Field(max_length=10_000)]
 
@@ -107,46 +105,29 @@ def write_array(path: Path, chunks: Iterable[np.ndarray]) -> tuple[int, ...]:
 
     The complete file replaces an older one: truncating that would kill a process that maps it.
     """
+    shape: tuple[int, ...] = ()
+    dtype = np.dtype(np.uint8)
+    # Not through a memory map: a full disk would kill the process with SIGBUS, where a write raises OSError.
     with writing(path) as file:
-        array = ArrayWriter(file)
         for chunk in chunks:
-            array.append(chunk)
-        return array.finish()
-
-
-class ArrayWriter:
-    """Write a .npy file whose number of rows is not known at the beginning.
-
-    Not through a memory map: a full disk would kill the process with SIGBUS, where a write raises OSError.
-    """
-
-    def __init__(self, file: BinaryIO) -> None:
-        self.file = file
-        self.shape: tuple[int, ...] = ()
-        self.dtype = np.dtype(np.uint8)
-
-    def append(self, chunk: np.ndarray) -> None:
-        """Write rows (n,...).  Raises ValueError unless all rows have one shape and type."""
-        if not self.shape:
-            self.shape, self.dtype = (0, *chunk.shape[1:]), chunk.dtype
-            self.write_header()
-        if (chunk.shape[1:], chunk.dtype) != (self.shape[1:], self.dtype):
-            raise ValueError(f"{chunk.shape[1:]} {chunk.dtype} after {self.shape[1:]} {self.dtype}")
-        self.file.write(np.ascontiguousarray(chunk).data)
-        self.shape = (self.shape[0] + len(chunk), *self.shape[1:])
-
-    def finish(self) -> tuple[int, ...]:
-        """Write the number of rows into the header, and return the shape.  Raises ValueError without rows."""
-        if not self.shape:
+            if not shape:
+                shape, dtype = (0, *chunk.shape[1:]), chunk.dtype
+                write_header(file, shape, dtype)
+            if (chunk.shape[1:], chunk.dtype) != (shape[1:], dtype):
+                raise ValueError(f"images of {chunk.shape[1:]} {chunk.dtype} after images of {shape[1:]} {dtype}")
+            file.write(np.ascontiguousarray(chunk).data)
+            shape = (shape[0] + len(chunk), *shape[1:])
+        if not shape:
             raise ValueError("no images")
-        self.file.seek(0)
-        self.write_header()
-        return self.shape
+        file.seek(0)
+        write_header(file, shape, dtype)
+    return shape
 
-    def write_header(self) -> None:
-        """Write the header, which NumPy pads so that another number of rows can overwrite it."""
-        described = {"descr": np.lib.format.dtype_to_descr(self.dtype), "fortran_order": False, "shape": self.shape}
-        np.lib.format.write_array_header_1_0(self.file, described)
+
+def write_header(file: BinaryIO, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
+    """Write the header of a .npy file.  NumPy pads it so that another first dimension can overwrite it."""
+    described = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(file, described)
 
 
 def load_images(folder: Path) -> ImageSet:
@@ -261,14 +242,11 @@ def read_file_names(folder: Path, split: str, images: Collection[int]) -> dict[i
         return names
     try:
         with open_regular(path) as lines:
-            for number in range(max(images) + 1):
-                line = lines.readline(LONGEST_LINE)
-                if not line.endswith(b"\n"):
-                    raise ValueError(f"line {number + 1} is too long or cut short")
+            for number, line in zip(range(max(images) + 1), lines, strict=False):
                 if number in images:
                     names[number] = parse_json(line)
-                    if not isinstance(names[number], str):
-                        raise ValueError(f"line {number + 1} is not a name")
+        if len(names) < len(images) or not all(isinstance(name, str) for name in names.values()):
+            raise ValueError("not a name for every image")
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: missing or damaged: {error}", Exit.MISSING) from error
     return names
