@@ -88,7 +88,7 @@ class ImageFiles:
         self.example = self.example or (shown, left)
         first, expected = self.example
         if (left, 2**images.num_bits) != (expected, self.num_levels):
-            raise UserError(f"{self.source}: {first}, and {shown}; {self.remedy}", Exit.INVALID_DATA)
+            raise UserError(f"{self.source}: images of 2 kinds: {first}, {shown}; {self.remedy}", Exit.INVALID_DATA)
 
 
 def read_folder(source: Path, data: "Data") -> Source:
