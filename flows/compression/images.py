@@ -58,7 +58,9 @@ def open_images(path: Path, split: Split | None, scratch: Path, vdm: VDM, model:
             names.extend([name] * len(images))
             yield images
 
-    write_array(scratch / ARRAY, fitting())
+    pixels = fitting()
+    first = next(pixels)  # fails before anything is copied
+    write_array(scratch / ARRAY, chain([first], pixels))
     return Images(load_array(scratch / ARRAY), files.num_levels, set(files.formats) != {"NPY"}, names)
 
 

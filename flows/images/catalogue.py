@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 from torchvision import datasets
 
@@ -36,7 +36,6 @@ class DownsampledImageNet:
     num_test: int
     size: int
     """Height and width."""
-    layout: Literal["npz", "png"]
     archives: dict[str, str]
     """sha256 by name: zip files of npz batches or tar files of PNG images, those of the training images first."""
     licence: str = "non-commercial research and education (ImageNet's terms of access)"
@@ -110,7 +109,6 @@ IMAGENET32 = DownsampledImageNet(
     num_train=1_281_167,
     num_test=50_000,
     size=32,
-    layout="npz",
     archives={
         "Imagenet32_train_npz.zip": "94226337ecc1b0309d9fcd0167127aaadc931587035fbcb53925235edbaec4fc",
         "Imagenet32_val_npz.zip": "013990e6dec1237dcd1f9beadbab81ead6604cc119af5cacbfb59ae28148377a",
@@ -132,7 +130,6 @@ IMAGENET32_2016 = DownsampledImageNet(
     num_train=1_281_149,
     num_test=49_999,
     size=32,
-    layout="png",
     archives={
         "train_32x32.tar": "244a323d48f8d72f65ad8b54658c01fed68d2d7bdc77ccb43da58c11e94224e5",
         "valid_32x32.tar": "862e559462b24cf736212a19f6b0d47b55c2dc8ebdaa95ccecfe71260124c8f7",

@@ -78,21 +78,21 @@ def take_files(published: "PublishedSet", source: Path, folder: Path) -> None:
     if not source.is_dir():
         raise UserError(f"data.source: {source} is not a folder", Exit.MISSING)
     folder.mkdir(parents=True, exist_ok=True)
-    archive = source / (published.archive or f"{published.title}.tar.gz")
-    packed = []
+    archive = source / published.archive if published.archive else None
+    packed = {}
     for name, expected in published.files.items():
         places = source / name, source / folder.name / name, source / f"{name}.gz"
         found = next((place for place in places if place.is_file()), None)
         if found:
             with refusing_damage(found), gzip.open(found) if found.suffix == ".gz" else found.open("rb") as file:
                 copy_checked(cast(IO[bytes], file), folder / name, expected, found)
-        elif archive.is_file():
-            packed.append(name)
+        elif archive and archive.is_file():
+            packed[name] = expected
         else:
-            wanted = [name, f"{name}.gz", *([published.archive] if published.archive else [])]
-            raise UserError(f"{source}: holds no {' or '.join(wanted)}; correct data.source", Exit.MISSING)
-    if packed:
-        unpack(archive, folder, {name: published.files[name] for name in packed})
+            wanted = " or ".join(filter(None, (name, f"{name}.gz", published.archive)))
+            raise UserError(f"{source}: holds no {wanted}; correct data.source", Exit.MISSING)
+    if archive and packed:
+        unpack(archive, folder, packed)
 
 
 def unpack(archive: Path, folder: Path, files: dict[str, str]) -> None:
@@ -150,8 +150,8 @@ def read_imagenet(published: "DownsampledImageNet", source: Path | None) -> Iter
         if (actual := file_sha256(path)) != expected:
             reason = f"sha256 is {actual}, the published archive has {expected}"
             raise UserError(f"{path}: {reason}; fetch it again", Exit.MISSING)
-    read = zipped_batches if published.layout == "npz" else tarred_pictures
     for name in published.archives:
+        read = zipped_batches if name.endswith(".zip") else tarred_pictures
         yield from read(source / name, published.size)
 
 
