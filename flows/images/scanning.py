@@ -21,18 +21,16 @@ def find_images(source: Path) -> tuple[Path, list[str]]:
     """Return a folder and the names of the images below it, sorted; for a single file, its folder and its name.
 
     Hidden files and folders are left out, and links to folders are not followed.  Raises UserError: exit 5 for a folder
-    that is missing, unreadable or without images, 4 for links out of the folder and for an .npz file.
+    that is missing or without images, 4 for a link out of the folder and for an .npz file.  Raises OSError for a folder
+    that cannot be read.
     """
     if source.suffix == ".npz":
         raise UserError(f"{source}: .npz files are not read; save the array of images as .npy", Exit.INVALID_DATA)
-    try:
-        if source.is_file():
-            return source.parent, [source.name]
-        if not source.is_dir():
-            raise UserError(f"{source} does not exist, or is not a folder of images", Exit.MISSING)
-        names = scan(source)
-    except OSError as error:
-        raise UserError(f"{error.filename}: {error.strerror}; make it readable", Exit.MISSING) from error
+    if source.is_file():
+        return source.parent, [source.name]
+    if not source.is_dir():
+        raise UserError(f"{source} does not exist, or is not a folder of images", Exit.MISSING)
+    names = scan(source)
     images = [name for name in names if name.lower().endswith(ENDINGS)]
     if not images:
         raise UserError(f"{source}: holds no {', '.join(ENDINGS)} files", Exit.MISSING)

@@ -7,17 +7,13 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 from pictures import load, noise, png, settings
 from PIL import Image
-from project import ROOT
 
-from flows.commands.inspecting import inspect_path
-from flows.core.params_file import read_params
 from flows.images import store
 from flows.images.picture_files import read_images
 from flows.images.store import chunks, files_of, fitting, load_array, load_images, load_labels
@@ -213,19 +209,6 @@ def test_the_title_is_the_name_of_the_folder(source: str, folder: Path, monkeypa
     monkeypatch.chdir(folder)
     download(settings(Path(source)), out=folder.parent / "images", downloads=folder.parent / "downloads")
     assert load_images(folder.parent / "images").description["title"] == "folder"
-
-
-def test_a_folder_whose_name_begins_with_a_tilde_is_that_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder.rename(folder.parent / "~nobody-of-this-name")
-    monkeypatch.chdir(folder.parent)
-
-    def counted(*_: object, images: Path, **__: object) -> SimpleNamespace:
-        return SimpleNamespace(report=len(load_images(images).train))
-
-    monkeypatch.setattr("flows.commands.inspecting.inspect_images", counted)
-    params = read_params(ROOT / "presets" / "digits.yaml")
-    path = Path("~nobody-of-this-name")
-    assert inspect_path(params.data, params.contract, path=path, out=None, reference=None) == 5
 
 
 def test_images_transformed_in_parts_keep_their_labels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
