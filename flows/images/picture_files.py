@@ -31,7 +31,7 @@ class Images(NamedTuple):
     """The images in a file."""
 
     pixels: np.ndarray
-    """(N,C,H,W): the levels of one picture, or an array of any integers that is mapped into memory; see `levels`."""
+    """(N,C,H,W): one picture, or an array that is mapped into memory; of any integers, which `levels` converts."""
     num_bits: int
     format: str
     """`NPY`, or the format of a picture: `PNG`, `JPEG`, `WEBP`, `TIFF`, `lossy WEBP` or `lossy TIFF`."""
@@ -83,7 +83,7 @@ def read_array(path: Path) -> Images:
 
 
 def read_picture(path: Path) -> Images:
-    """Return the levels of a picture, (1,C,H,W) uint8 or uint16, turned as EXIF says."""
+    """Return a picture, turned as EXIF says."""
     # Given a path, Pillow would map a TIFF file into memory and misread one that is to be turned.
     with open_regular(path) as file, Image.open(file, formats=FORMATS) as image:
         # A JPEG file that also holds a preview or a gain map is "MPO"; its first frame is the photograph.
@@ -101,7 +101,7 @@ def read_picture(path: Path) -> Images:
     if (num_bits := BITS[stored]) < 8:
         pixels = pixels // np.uint8(255 // (2**num_bits - 1))  # Pillow scales these levels to 0..255
     pixels = pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
-    return Images(levels(pixels[None], num_bits), num_bits, shown, turned)
+    return Images(pixels[None], num_bits, shown, turned)
 
 
 def stored_mode(image: Image.Image) -> str:
