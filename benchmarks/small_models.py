@@ -7,7 +7,8 @@ import numpy as np
 import torch
 
 from flows.images.catalogue import FASHION_MNIST
-from flows.images.publishers import Splits, read_digits, read_published
+from flows.images.publishers import read_digits, read_published
+from flows.images.splitting import TEST, TRAIN
 from vdm.choices import ScheduleKind
 from vdm.model import VDM
 from vdm.training.settings import TrainingSettings
@@ -16,19 +17,14 @@ from vdm.training.trainer import Trainer
 
 def digits() -> tuple[np.ndarray, np.ndarray]:
     """Return the training and held-out digits, (N,1,8,8) uint8."""
-    return arrays(read_digits(0.2, 0, 0))
+    images, _, splits = read_digits(0.2, 0, 0)
+    return images[splits == TRAIN], images[splits == TEST]
 
 
 def fashion_mnist(source: Path, scratch: Path) -> tuple[np.ndarray, np.ndarray]:
     """Return both splits of Fashion-MNIST, (N,1,28,28) uint8, from a folder with the publisher's files."""
-    nothing = np.zeros(0, dtype=np.int64)
-    return arrays(read_published(FASHION_MNIST, source, scratch, scratch, validation=nothing))
-
-
-def arrays(splits: Splits) -> tuple[np.ndarray, np.ndarray]:
-    """Return the training and the test images as one array each."""
-    train, test = (np.concatenate([chunk.images for chunk in chunks]) for chunks in splits.values())
-    return train, test
+    train, test = read_published(FASHION_MNIST, source, scratch)
+    return train.images, test.images
 
 
 def trained(

@@ -13,8 +13,7 @@ from flows.core.errors import Exit, UserError
 from flows.core.escaping import visible
 from flows.core.files import naming
 from flows.evaluation.bound import kind, require_valid
-from flows.images.folder import agree, batched, look_at_all, pixels
-from flows.images.scanning import find_images
+from flows.images.folder import ImageFiles
 from flows.images.store import DESCRIPTION, chunks, load_array, load_images, write_array
 from vdm.choices import Split
 from vdm.model import VDM
@@ -48,17 +47,21 @@ def open_images(path: Path, split: Split | None, scratch: Path, vdm: VDM, model:
         return Images(getattr(image_set, split or "test"), image_set.num_levels, False)
     if split:
         raise UserError(f"{path} is not an image set, so it has no splits; leave out --split", Exit.USAGE)
-    found = find_images(path)
-    heads = look_at_all(found)
     remedy = "`vdmctl compress` transforms nothing, so convert them to one kind, or compress an image set"
-    if (num_levels := agree(found, heads, grayscale=False, resized=False, remedy=remedy)) > 256:
-        raise UserError(f"{path}: images of 16 bits; models of at most 8 bits can compress", Exit.INVALID_DATA)
-    require_shape(heads[0].kind.shape, vdm, path, model)
-    files = [name for name, head in zip(found.names, heads, strict=True) for _ in range(head.num_images)]
-    chunks = batched(pixels(found, heads, np.ones(len(files), bool), None))
-    write_array(scratch / ARRAY, (chunk.images for chunk in chunks))
-    arrays = all(head.format == "NPY" for head in heads)
-    return Images(load_array(scratch / ARRAY), num_levels, not arrays, files)
+    files, names = ImageFiles(path, remedy=remedy), []
+
+    def fitting() -> Iterator[np.ndarray]:
+        for name, images in files.read():
+            if files.num_levels > 256:
+                raise UserError(f"{path}: images of 16 bits; models of at most 8 bits can compress", Exit.INVALID_DATA)
+            require_shape(images.shape[1:], vdm, path, model)
+            names.extend([name] * len(images))
+            yield images
+
+    pixels = fitting()
+    first = next(pixels)  # fails before anything is copied
+    write_array(scratch / ARRAY, chain([first], pixels))
+    return Images(load_array(scratch / ARRAY), files.num_levels, set(files.formats) != {"NPY"}, names)
 
 
 def require_fitting(images: Images, vdm: VDM, path: Path, model: Path) -> bytes:

@@ -6,8 +6,7 @@ import numpy as np
 import torch
 
 from flows.core.errors import Exit, UserError
-from flows.images import picture_files
-from flows.images.reading import BadImageError
+from flows.images.picture_files import BadImageError, levels, read_images
 from vdm.model import VDM
 
 
@@ -49,15 +48,13 @@ def read(path: Path) -> tuple[np.ndarray, int]:
     Raises UserError: exit 2 for several images, 4 or 5 for a file that holds none.
     """
     try:
-        head = picture_files.inspect(path)
-        images = next(picture_files.read(path, head))
+        images = read_images(path)
+        first = levels(images.pixels[0], images.num_bits)
     except BadImageError as error:
         raise UserError(f"{path}: {error}", error.code) from error
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror}", Exit.MISSING) from error
-    if head.num_images > 1:
-        raise UserError(f"{path} holds {head.num_images} images; give a file with one", Exit.USAGE)
-    return np.asarray(images[0]), 2**head.kind.num_bits - 1
+    if len(images.pixels) > 1:
+        raise UserError(f"{path} holds {len(images.pixels)} images; give a file with one", Exit.USAGE)
+    return first, 2**images.num_bits - 1
 
 
 def require_size(path: Path, found: tuple[int, ...], expected: tuple[int, ...]) -> None:

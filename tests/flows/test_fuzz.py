@@ -44,8 +44,8 @@ from flows.core.params_file import parse_params, read_params
 from flows.core.presets import read_preset
 from flows.evaluation.importing import import_checkpoint
 from flows.evaluation.results import Metrics
-from flows.images import picture_files, publishers
-from flows.images.reading import BadImageError
+from flows.images import publishers
+from flows.images.picture_files import BadImageError, levels, read_images
 from flows.images.store import (
     data_sha256,
     load_images,
@@ -206,9 +206,8 @@ def read_checkpoint(content: bytes, path: Path, kind: Any, config: bytes | None 
 
 def read_picture(content: bytes, path: Path) -> None:
     path.write_bytes(content)
-    picture_files.inspect(path)
-    for _ in picture_files.read(path):
-        pass
+    images = read_images(path)
+    levels(images.pixels, images.num_bits)
 
 
 def unpack(content: bytes, path: Path) -> None:

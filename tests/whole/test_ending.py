@@ -22,9 +22,7 @@ from small import Small
 
 from flows import cli
 from flows.commands.vdmctl import app
-from flows.core.errors import Exit, UserError
-from flows.images import fetching
-from flows.images.fetching import fetch_file
+from flows.core.errors import Exit, NetworkError, UserError
 from flows.process.environment import settle
 from flows.process.streams import Stream
 
@@ -306,10 +304,9 @@ def test_the_reason_says_whether_the_network_failed(
 
     def call(arguments: list[str]) -> None:
         if network:
-            fetch_file(["http://127.0.0.1:9/a.gz"], tmp_path / "a.gz")
+            raise NetworkError("no connection")
         raise UserError("no such file", Exit.MISSING)
 
-    monkeypatch.setattr(fetching, "PAUSES", ())
     monkeypatch.setattr(cli, "call", call)
     monkeypatch.setenv("VDM_REASON", str(tmp_path / "reason"))
     assert cli.run(["download"]) == Exit.MISSING
