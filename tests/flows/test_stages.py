@@ -11,7 +11,7 @@ from small import Small
 from flows.cli import run
 from flows.core import layout
 from flows.core.checkpoint import WEIGHTS, arguments_of, inputs_sha256, model_sha256, save_model
-from flows.core.errors import Exit, UserError
+from flows.core.errors import Exit
 from flows.core.params_file import read_params
 from flows.images.store import data_sha256, load_images, save_images
 from flows.training.runs import MODEL
@@ -156,19 +156,3 @@ def test_torchrun_must_start_the_processes_that_the_parameters_name(
         monkeypatch.setenv(name, value)
     assert run(["train"]) == Exit.USAGE
     assert f"torchrun started {started} processes, but train.num_devices is 2" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(("launched", "number"), [(False, 2), (True, 6)])
-def test_the_processes_of_all_machines_share_a_batch(
-    launched: bool, number: int, small: Small, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def require_memory(*given: object) -> None:
-        raise UserError(f"{given[-1]} processes", Exit.USAGE)
-
-    set_parameters(**{"num_devices: 1 ": "num_devices: 2 "})
-    if launched:
-        for name, value in (("TORCHELASTIC_RUN_ID", "a"), ("WORLD_SIZE", "6"), ("LOCAL_WORLD_SIZE", "2")):
-            monkeypatch.setenv(name, value)
-    monkeypatch.setattr("flows.stages.train.require_memory", require_memory)
-    assert run(["train"]) == Exit.USAGE
-    assert capsys.readouterr().err == f"vdmctl: {number} processes\n"

@@ -209,6 +209,8 @@ class Trainer:
         self.records = [TrainingRecord(*values) for values in state["records"]]
         if self.validation:
             self.validation.load_state(state["validation"])
+        elif state["validation"] is not None:
+            raise ValueError("the state is of a run with validation")
         self.done = int(state["done"])
 
 
