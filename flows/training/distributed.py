@@ -36,7 +36,7 @@ from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedExc
 from flows.core.device import threads_each
 from flows.core.errors import Exit, UserError
 from flows.core.files import naming, scratch_folder
-from flows.process.lifeline import KILL_SECONDS, hold_what_starts
+from flows.process.lifeline import KILL_SECONDS, end_with_starters, hold_what_starts
 from flows.process.streams import start_logging
 from flows.training.collectives import STORE, local_rank
 from vdm.errors import TrainingDiverged
@@ -234,6 +234,7 @@ def worker(function: Callable[[], Any]) -> Any:
 
     A process that is stopped by a signal exits with 75 instead, since torch's agent then waits for no result.
     """
+    end_with_starters()
     start_logging()
     stopped = Path(os.environ[STORE], "stopped")
     if stopped.exists():  # a signal stopped the processes but not the agent, which starts them again
