@@ -17,11 +17,11 @@ from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 
-from flows.core import params
 from flows.core.documents import explain
 from flows.core.errors import CheckpointError, Exit, UserError, brief
 from flows.core.files import MOST_BYTES, parse_json, read_bounded, write_whole, written_last
-from vdm.choices import TrainingImages
+from flows.core.params import Model, Section
+from vdm.choices import ScheduleKind, TrainingImages
 from vdm.model import VDM
 
 WEIGHTS, CONFIG = "weights.safetensors", "config.json"
@@ -32,12 +32,22 @@ MOST_HEADER_BYTES = 2**23
 FEWEST_NUMBER_BYTES, MOST_NUMBER_BYTES = 2, 8
 
 
-class Arguments(params.Model):
-    """The arguments of `vdm.model.VDM`: the parameters `model`, and shape and levels of the images."""
+class Arguments(Section):
+    """The types of the arguments of `vdm.model.VDM`, which checks their values: other codes have other limits."""
 
     image_shape: Sequence[int]
     num_levels: int
-    fourier_exponents: Sequence[int]  # type: ignore[assignment]
+    schedule: ScheduleKind
+    gamma_0: float
+    gamma_1: float
+    width: int
+    blocks: int
+    attention_everywhere: bool
+    fourier_exponents: Sequence[int]
+    norm_groups: int
+    norm_eps: float
+    dropout: float
+    augmentation_input: bool
 
 
 class DamagedStateError(CheckpointError):
@@ -72,7 +82,7 @@ def save_model(
         write_whole(folder / WEIGHTS, weights)
 
 
-def arguments_of(model: params.Model, image_shape: Sequence[int], num_levels: int) -> dict[str, Any]:
+def arguments_of(model: Model, image_shape: Sequence[int], num_levels: int) -> dict[str, Any]:
     """Return the arguments of `vdm.model.VDM` for the parameters `model` and images of this shape and these levels."""
     return {"image_shape": image_shape, "num_levels": num_levels, **model.model_dump()}
 
