@@ -46,8 +46,11 @@ def end_with_parent(name: str) -> None:
     `name` is a part of the command line of the parent.
     """
     parent = process_of(os.getppid())
-    with suppress(psutil.Error):
-        watch([parent if parent and any(name in word for word in parent.cmdline()) else None])
+    words: list[str] = []
+    if parent:
+        with suppress(psutil.Error):
+            words = parent.cmdline()
+    watch([parent if any(name in word for word in words) else None])
 
 
 def process_of(pid: int) -> psutil.Process | None:
