@@ -5,6 +5,7 @@ import hashlib
 import inspect
 import json
 import math
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -115,6 +116,8 @@ def flip_a_byte(path: Path) -> None:
         (lambda f: change(f / "config.json", '"model":', '"fitted_to": "test", "model":'), "`fitted_to` must be one"),
         (lambda f: edit(f, image_shape=[1, 8]), "do not describe one model: images cannot have shape"),
         (lambda f: edit(f, width=16), "do not describe one model"),
+        (lambda f: edit(f, width=2048), "bytes cannot hold"),
+        (lambda f: os.truncate(f / "weights.safetensors", 2**40), r"weights\.safetensors: larger than"),
         (lambda f: edit(f, norm_groups=0), "do not describe one model"),
         (lambda f: edit(f, width=None), "model.width: Field required;"),
         (lambda f: edit(f, depth=3), "model.depth: Extra inputs"),
