@@ -9,7 +9,7 @@ import io
 import json
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import psutil
 import torch
@@ -17,7 +17,7 @@ from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 
-from flows.core.documents import explain
+from flows.core.documents import Document, Sha256, explain
 from flows.core.errors import CheckpointError, Exit, UserError, brief
 from flows.core.files import MOST_BYTES, parse_json, read_bounded, write_whole, written_last
 from flows.core.params import Model, Section
@@ -48,6 +48,15 @@ class Arguments(Section):
     norm_eps: float
     dropout: float
     augmentation_input: bool
+
+
+class Description(Document):
+    """config.json of a model: its arguments, and the digests of these and of the weights."""
+
+    model: Arguments
+    model_sha256: Sha256
+    weights_sha256: Sha256
+    fitted_to: TrainingImages | None = None
 
 
 class DamagedStateError(CheckpointError):
@@ -197,21 +206,17 @@ def model_sha256(folder: Path) -> str:
 
 def read_description(folder: Path) -> dict[str, Any]:
     """Return the content of config.json.  Raises CheckpointError if its keys, types or digest are wrong."""
-    content = read_bytes(folder / CONFIG, MOST_CONFIG_BYTES)
+    path = folder / CONFIG
     try:
-        description = parse_json(content)
+        content: dict[str, Any] = parse_json(read_bytes(path, MOST_CONFIG_BYTES))
+        description = Description.model_validate(content)
+    except ValidationError as error:
+        raise CheckpointError(f"{path}: {explain(error)}; restore the file") from error
     except ValueError as error:
-        raise CheckpointError(f"{folder / CONFIG}: not JSON: {error}") from error
-    keys = {"model", "model_sha256", "weights_sha256"}
-    if not isinstance(description, dict) or not keys <= description.keys():
-        raise CheckpointError(f"{folder / CONFIG}: must hold an object with {', '.join(sorted(keys))}")
-    if description.get("fitted_to", "train") not in get_args(TrainingImages):
-        raise CheckpointError(f"{folder / CONFIG}: `fitted_to` must be one of {', '.join(get_args(TrainingImages))}")
-    if wrong := mistyped(description["model"]):
-        raise CheckpointError(f"{folder / CONFIG}: {wrong}; restore the file")
-    if config_sha256(description["model"]) != description["model_sha256"]:
-        raise CheckpointError(f"{folder / CONFIG}: `model` differs from its sha256; restore the file")
-    return description
+        raise CheckpointError(f"{path}: not JSON: {error}; restore the file") from error
+    if config_sha256(content["model"]) != description.model_sha256:
+        raise CheckpointError(f"{path}: `model` differs from its sha256; restore the file")
+    return content
 
 
 def fitted_to(folder: Path) -> TrainingImages | None:
