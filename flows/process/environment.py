@@ -18,6 +18,8 @@ PLACES = (
 )
 # With this variable `python -m flows.cli` runs the installed code instead of the code in the current folder.
 SAFE_PATH = "PYTHONSAFEPATH"
+# With these OpenMP binds a program to one core when it imports torch, and so all that it starts (docs/results.md).
+BINDING = ("OMP_PROC_BIND", "OMP_PLACES", "GOMP_CPU_AFFINITY")
 
 
 def search_path() -> str:
@@ -26,13 +28,13 @@ def search_path() -> str:
 
 
 def settle(environment: MutableMapping[str, str]) -> None:
-    """Make git and Python work on the current folder, name the user, and let OpenMP's threads sleep sooner.
+    """Make git and Python work on the current folder, name the user, and let OpenMP's threads move and sleep sooner.
 
     DVC needs a user name and a home folder, which a container that runs under a number of its host may not have.
     By default idle threads keep their core busy so long that two jobs on the same cores slow each other down many times
     (docs/results.md).
     """
-    for name in (*PLACES, SAFE_PATH):
+    for name in (*PLACES, SAFE_PATH, *BINDING):
         environment.pop(name, None)
     try:
         getuser()

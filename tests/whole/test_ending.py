@@ -249,11 +249,11 @@ def test_the_reason_says_whether_the_network_failed(
 def test_idle_threads_leave_the_cores_to_others_unless_the_user_chose(
     chosen: dict[str, str], spins: str | None
 ) -> None:
-    environment = chosen | {"GIT_DIR": "/elsewhere/.git", "PYTHONSAFEPATH": "1"}
+    environment = chosen | {"GIT_DIR": "/elsewhere/.git", "PYTHONSAFEPATH": "1", "OMP_PROC_BIND": "true"}
     settle(environment)
     assert environment.get("GOMP_SPINCOUNT") == spins
-    assert "GIT_DIR" not in environment  # of the hook that started this program
-    assert "PYTHONSAFEPATH" not in environment  # stages run the code of the current folder
+    # A hook's repository, the installed code instead of this folder's, and one core for all threads.
+    assert not environment.keys() & {"GIT_DIR", "PYTHONSAFEPATH", "OMP_PROC_BIND"}
 
 
 def test_a_user_without_a_name_has_a_number_and_a_home(monkeypatch: pytest.MonkeyPatch) -> None:
