@@ -162,13 +162,3 @@ def test_a_tag_message_is_only_text_on_the_terminal(tmp_path: Path) -> None:
         assert all(line.isprintable() for line in lines), command
         assert not any(line.startswith(("forged", "# Forged", "b")) for line in lines)
         assert r"\u001b[2J" in result.stdout
-
-
-def test_a_preset_replaces_another_and_no_parameters_of_ones_own(small: Small) -> None:
-    params, presets = Path("params.yaml"), Path("presets")
-    own = params.read_bytes()
-    assert run(["preset", "cifar10"]) == Exit.USAGE
-    assert params.read_bytes() == own
-    for arguments in (["digits", "--force"], ["cifar10"]):
-        assert run(["preset", *arguments]) == Exit.DONE
-        assert params.read_bytes() == (presets / f"{arguments[0]}.yaml").read_bytes()
