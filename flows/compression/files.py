@@ -18,7 +18,7 @@ from flows.core.device import find_device
 from flows.core.documents import Count, Document, Number, Sha256
 from flows.core.errors import Exit, UserError
 from flows.core.files import open_regular, scratch_folder, writing
-from flows.core.folders import contains, has_only, place_of_folder, remove, writing_folder
+from flows.core.folders import contains, has_only, remove, writing_folder
 from flows.evaluation.results import Figure
 from flows.images.store import rows
 from flows.process.ending import finish
@@ -145,13 +145,12 @@ def require_same(file: Path, images: Images, out: Path, *, model: Path, device: 
 def decompress(file: Path, *, model: Path, out: Path, device: str, force: bool) -> Decompressed:
     """Write the images in a file into the folder `out`, completely or not at all.
 
-    The images before a damaged part go to the folder `OUT.recovered`, which lies beside the target if `out` is a link.
+    The images before a damaged part go to the folder `OUT.recovered`.
     Raises what `Decoder` raises, and UserError: exit 2 for folders that exist, without `force` or with other files, and
     5 for a file that cannot be decoded.
     """
     require_new_folder(out, force=force)
-    # Not beside a link, which may lead to another file system, from which no folder can be renamed.
-    recovered = place_of_folder(out).with_name(f"{out.name}.recovered")
+    recovered = out.with_name(f"{out.name}.recovered")
     require_new_folder(recovered, force=force)
     with open_regular(file) as opened:
         decoder = Decoder(opened, str(file), model=model, device=device)

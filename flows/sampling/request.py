@@ -10,8 +10,8 @@ import torch
 from flows.core.checkpoint import load_model, model_sha256
 from flows.core.device import find_device
 from flows.core.errors import Exit, UserError
-from flows.core.files import place_of_file, scratch_folder, written_last
-from flows.core.folders import contains, place_of_folder
+from flows.core.files import scratch_folder, written_last
+from flows.core.folders import contains
 from flows.process.progress import bar
 from flows.sampling import film, pictures
 from flows.sampling.drawing import counted, draw, fill, filling, solver_of
@@ -83,10 +83,9 @@ def require_possible(request: Request) -> None:
         raise UserError("--known and --mask must be given together: a picture and its mask", Exit.USAGE)
     for path in filter(None, (request.out, request.film)):
         # What cannot be written fails now, not after sampling.
-        folder = (place_of_file(path) if path.suffix else place_of_folder(path)).parent
-        folder.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            with scratch_folder(folder):
+            with scratch_folder(path.parent):
                 pass
         except OSError as error:
             raise type(error)(error.errno, error.strerror, str(path)) from error
