@@ -17,14 +17,12 @@ from flows.core.checkpoint import fitted_to, load_model, model_sha256
 from flows.core.device import find_device, find_precision
 from flows.core.errors import Exit, UserError
 from flows.core.files import written_last
-from flows.core.memory import require
 from flows.evaluation.environment import environment
 from flows.evaluation.results import BOTH, BoundMetrics, SplitFigures, finite_or_none
 from flows.images.store import ImageSet, data_sha256, load_images, require_levels, spread
-from flows.process.ending import finish
 from flows.process.progress import bar
 from vdm.choices import Split
-from vdm.evaluation import Evaluation, image_terms, memory_needed, shares, terms_of_set
+from vdm.evaluation import Evaluation, image_terms, shares, terms_of_set
 from vdm.model import VDM
 
 if TYPE_CHECKING:
@@ -81,14 +79,12 @@ def evaluate_split(
 ) -> Evaluation:
     """Return the bound of `num_images` images of a split, evenly spread, or of all for None.
 
-    At most `num_devices` processes share them.  Raises what `load_fitting` raises, and UserError (exit 2) for devices
-    and memory.
+    At most `num_devices` processes share them.  Raises what `load_fitting` raises, and UserError (exit 2) for devices.
     """
     device = find_device(settings.device, settings.num_devices)
     vdm, pixels = load_fitting(model, images, device, split, num_images)
     warn_if_seen(model, split)
     parts = shares(len(pixels), settings.num_devices, **settings.model_dump(include={"batch_size", "times_per_image"}))
-    require_memory(settings, vdm, parts)
     if len(parts) == 1:
         return terms_of_set(terms_of_share(settings, vdm, pixels, parts[0]))
     from flows.training.distributed import results_of
@@ -166,17 +162,6 @@ def kind(shape: tuple[int, ...], num_levels: int) -> str:
     return "x".join(map(str, shape)) + f" with {num_levels} levels"
 
 
-def require_memory(settings: "Evaluate", vdm: VDM, parts: list[range]) -> None:
-    """Raise UserError (exit 2) when a batch and the results of every process do not fit into memory."""
-    sizes = settings.model_dump(include={"times_per_image", "batch_size"})
-    device = next(vdm.parameters()).device
-    network_bytes = vdm.inference_bytes(find_precision(settings.precision, device))
-    most = max(map(len, parts))
-    needed = memory_needed(num_dims=vdm.num_dims, network_bytes=network_bytes, num_images=most, **sizes)
-    advice = "evaluate: lower evaluate.times_per_image or evaluate.batch_size"
-    require(needed, device, advice, len(parts))
-
-
 def digests(model: Path, images: Path) -> dict[str, Any]:
     """Return the sha256 of the model and of the images."""
     return {"model_sha256": model_sha256(model), "data_sha256": data_sha256(images)}
@@ -202,7 +187,7 @@ def write(out: Path, metrics: BoundMetrics, result: Evaluation, model: Path) -> 
         written_last(out / "per_image.csv", images),
         written_last(out / "noise_levels.csv", noise),
     ):
-        finish()
+        pass
 
 
 def table(header: str, *columns: Iterable[float]) -> str:

@@ -1,7 +1,4 @@
-"""Convert checkpoints of google-research/vdm and addtt/variational-diffusion-models to model folders.
-
-Nothing is unpickled: flax writes msgpack, and torch loads with `weights_only`.
-"""
+"""Convert checkpoints of google-research/vdm and addtt/variational-diffusion-models to model folders."""
 
 import re
 from collections.abc import Mapping
@@ -15,22 +12,13 @@ from torch import Tensor
 from flows.core import bounded_yaml, layout
 from flows.core.checkpoint import CONFIG, WEIGHTS, mistyped, save_model
 from flows.core.errors import CheckpointError, Exit, UserError, brief
-from flows.core.files import read_bounded
+from flows.core.files import file_sha256, read_bounded
 from flows.core.folders import writing_folder
-from flows.evaluation.foreign_files import (
-    DAMAGE,
-    FEWEST_BYTES,
-    Weights,
-    flatten,
-    read_flax,
-    read_torch,
-    require_file,
-    require_numbers,
-)
+from flows.evaluation.foreign_files import flatten, read_flax, read_torch
 from flows.images.scanning import listed
-from flows.process.ending import finish
-from vdm.model import VDM, count_parameters
+from vdm.model import VDM
 
+Weights = dict[str, Tensor]
 Format = Literal["google-vdm", "addtt"]
 Config = dict[str, Any]
 
@@ -94,24 +82,21 @@ def import_checkpoint(
     """
     require_model_files(out)
     try:
-        size = require_file(file, sha256)
-        match file_format:
-            case "google-vdm":
-                config, weights = read_google(file, averaged)
-            case "addtt":
-                config, weights = read_addtt(file, averaged)
+        if sha256 and (found := file_sha256(file)) != sha256.lower():
+            raise CheckpointError(f"{file}: its sha256 is {found}; get the file again, or correct --sha256")
+        config, weights = (read_google if file_format == "google-vdm" else read_addtt)(file, averaged)
         config |= {"image_shape": [config.pop("channels"), *image_size], "num_levels": num_levels}
-        require_sound(config, weights, size)
+        require_sound(config, weights)
         model = VDM(**config)
         model.load_state_dict(weights)
+    except UserError:
+        raise
     except OSError as error:
         raise CheckpointError(f"{error.filename or file}: {error.strerror or error}") from error
-    except DAMAGE as error:
-        ours = type(error) is ValueError  # other errors are of the libraries that read the file
+    except Exception as error:  # a damaged file makes msgpack, torch and the conversion raise almost anything
         said = brief(str(error).strip().removesuffix(".") or error)
-        reason = said if ours else f"{type(error).__name__}: {said}; is --format right?"
+        reason = said if type(error) is ValueError else f"{type(error).__name__}: {said}; is --format right?"
         raise CheckpointError(f"{file}: not a whole {file_format} checkpoint: {reason}") from error
-    finish()
     with writing_folder(out) as folder:
         save_model(folder, model, config)
 
@@ -123,15 +108,13 @@ def require_model_files(folder: Path) -> None:
         raise UserError(f"{folder} holds other files than a model's: {listed(others[:3])}; name another", Exit.USAGE)
 
 
-def require_sound(config: Config, weights: Weights, size: int) -> None:
-    """Raise ValueError for wrong arguments of VDM, and for weights that are not finite or too many for `size` bytes."""
+def require_sound(config: Config, weights: Weights) -> None:
+    """Raise ValueError for wrong types of VDM's arguments, and for weights that are not finite numbers."""
     if wrong := mistyped(config):
         raise ValueError(wrong)
-    if (count := count_parameters(**config)) * FEWEST_BYTES > size:
-        raise ValueError(f"{size:,} bytes cannot hold {count:,} weights")
     for name, weight in weights.items():
-        if not weight.isfinite().all():
-            raise ValueError(f"{name} has numbers that are not finite")
+        if not weight.is_floating_point() or weight.layout != torch.strided or not weight.isfinite().all():
+            raise ValueError(f"{name} is not a dense array of finite floating-point numbers")
 
 
 @np.errstate(all="ignore")  # numbers too large for float32 become inf, which is refused later
@@ -190,7 +173,6 @@ def read_addtt(file: Path, averaged: bool) -> tuple[Config, Weights]:
     state = checkpoint["ema" if averaged else "model"]
     prefix = "ema_model." if averaged else ""
     weights = {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
-    require_numbers(weights, file.stat().st_size)
     network = addtt_network(weights)
     if settings["n_attention_heads"] != 1:
         raise ValueError(f"n_attention_heads is {settings['n_attention_heads']}; only 1 can be imported")

@@ -11,16 +11,13 @@ import torch
 from flows.core.checkpoint import load_model
 from flows.core.device import find_device, find_precision
 from flows.core.errors import Exit, UserError
-from flows.core.memory import require
 from flows.process.progress import bar
-from vdm import sampling
 from vdm.model import VDM
 from vdm.sampling import Solver, Step, decode, fill_in, trajectory
 
 if TYPE_CHECKING:
     from flows.core.params import Sample
 
-ADVICE = "sample: lower sample.num_images or sample.batch_size"
 REPEATS = 10
 """How often `fill` takes every step, as in RePaint."""
 Steps = Callable[[range], Iterator[Step]]
@@ -31,23 +28,15 @@ def draw(model: Path, settings: "Sample") -> np.ndarray:
     """Return the first `num_images` images of the seed, (N,C,H,W) levels.
 
     `num_devices` processes share them, or fewer if there are fewer images.  Raises CheckpointError for the model and
-    UserError (exit 2) for devices and memory.
+    UserError (exit 2) for devices.
     """
     count = min(settings.num_devices, settings.num_images)
-    device = find_device(settings.device, count)
-    vdm = load_model(model, device)
-    require(memory_needed(vdm, settings, settings.num_images // count), device, ADVICE, count)
     if count == 1:
-        return draw_share(vdm, settings, range(settings.num_images))
+        return draw_part(model, settings, 1, 0)
+    find_device(settings.device, count)  # refuses what the machine does not have, before processes start
     from flows.training.distributed import results_of
 
     return np.concatenate(results_of(partial(draw_part, model, settings, count), num_processes=count))
-
-
-def memory_needed(vdm: VDM, settings: "Sample", share: int) -> int:
-    """Return a lower bound of the bytes that drawing `share` images takes in one process."""
-    batch_size = min(settings.batch_size, share)
-    return sampling.memory_needed(vdm, batch_size, solver_of(settings, vdm)) + 2 * share * vdm.num_dims
 
 
 def draw_part(model: Path, settings: "Sample", count: int, rank: int) -> np.ndarray:
@@ -66,9 +55,8 @@ def draw_share(vdm: VDM, settings: "Sample", share: range, *, shown: bool = True
 def fill(vdm: VDM, settings: "Sample", known: torch.Tensor, missing: torch.Tensor) -> np.ndarray:
     """Return `num_images` images with the pixels `known` (C,H,W) except where `missing` (H,W) is true.
 
-    Raises UserError (exit 2) if there is too little memory, and what `in_batches` raises.
+    Raises what `in_batches` raises.
     """
-    require(memory_needed(vdm, settings, settings.num_images), next(vdm.parameters()).device, ADVICE)
     images = in_batches(vdm, settings, range(settings.num_images), filling(vdm, settings, known, missing))
     return np.where(missing.numpy(), images, known.numpy().astype(images.dtype))
 
