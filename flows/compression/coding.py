@@ -74,7 +74,7 @@ def machine_of(device: torch.device) -> dict[str, Any]:
 
 def packed(header: Header, model_digest: str) -> bytes:
     """Return the bytes before the code."""
-    content = msgpack.packb(list(header.model_dump().values()))
+    content: bytes = msgpack.packb(list(header.model_dump().values()))
     return MAGIC + bytes([VERSION]) + bytes.fromhex(model_digest)[:MODEL_BYTES] + bytes([len(content)]) + content
 
 

@@ -83,7 +83,7 @@ def compress(
     vdm, model_digest = load_model(model, chosen), model_sha256(model)
     with writing(out) as file:  # an unwritable folder is reported before the images are encoded
         images = open_images(source, split, vdm, model)
-        pixels = hashlib.sha256(np.ascontiguousarray(images.array))
+        pixels = hashlib.sha256(np.ascontiguousarray(images.array).data)
         header = Header(
             num_images=len(images.array),
             num_timesteps=num_timesteps,
@@ -177,9 +177,10 @@ def decompress(file: Path, *, model: Path, out: Path, device: str, force: bool) 
     """
     require_new_folder(out, force=force)
     decoder = Decoder(read_bounded(file, MOST_BYTES), str(file), model=model, device=device)
-    options = {"count": decoder.header.num_images, "pictures": decoder.header.pictures}
+    count, num_levels, pictures = decoder.header.num_images, decoder.coding.vdm.num_levels, decoder.header.pictures
     with writing_folder(out) as folder, bar("decompressing")(range(decoder.coding.num_evaluations)) as shown:
-        write_decoded(decoder.images(shown.update), folder, num_levels=decoder.coding.vdm.num_levels, **options)
+        parts = decoder.images(shown.update)
+        write_decoded(parts, folder, count=count, num_levels=num_levels, pictures=pictures)
     return Decompressed(**described(decoder.coding, out, model_sha256(model), decoder.pixels.hexdigest()))
 
 
