@@ -97,6 +97,7 @@ def read(content: bytes, model: Path) -> np.ndarray:
     return np.concatenate(list(Decoder(content, "images.vdmz", model=model, device="cpu").images(id)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch_size", [1, 4, 64])
 def test_every_pixel_comes_back(
     batch_size: int, write: Callable[..., Compressed], pixels: np.ndarray, tmp_path: Path, models: tuple[Path, Path]
@@ -126,6 +127,7 @@ def test_a_few_images_come_back(
     assert isinstance(done.code_bpd, float) == uses_model
 
 
+@pytest.mark.slow
 def test_pictures_come_back_as_pictures_and_a_split_as_an_array(
     write: Callable[..., Compressed], pixels: np.ndarray, tmp_path: Path, models: tuple[Path, Path]
 ) -> None:
@@ -176,6 +178,7 @@ def test_colours_come_back(tmp_path: Path) -> None:
     assert np.array_equal(found, images)
 
 
+@pytest.mark.slow
 def test_damage_is_found_wherever_it_is(content: bytes, pixels: np.ndarray, models: tuple[Path, Path]) -> None:
     """A bit flipped in the header or in the code, bytes at the end that are missing, or too many."""
     assert (read(content, models[0]) == pixels[:8]).all()
@@ -292,6 +295,7 @@ def test_outputs_that_exist_are_replaced_only_when_asked(
     assert (tmp_path / "out/mine.txt").read_text() == "precious"
 
 
+@pytest.mark.slow
 def test_the_options_of_the_commands(
     models: tuple[Path, Path],
     pixels: np.ndarray,
@@ -329,6 +333,7 @@ def test_the_bound_is_that_of_as_many_steps(
     assert done.bound_bpd_standard_error == pytest.approx(found.standard_error, rel=1e-6)
 
 
+@pytest.mark.slow
 def test_initial_bits_are_no_bits_of_the_images(
     write: Callable[..., Compressed], tmp_path: Path, models: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:

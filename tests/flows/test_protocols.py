@@ -19,7 +19,7 @@ from flows.evaluation.bound import evaluate_split, require_valid
 from flows.evaluation.protocols import NUM_REPEATED, ode
 from flows.evaluation.results import SampleMetrics, common_figures
 from flows.evaluation.solver import largest
-from flows.images.store import SPLITS, load_images, save_images, spread
+from flows.images.store import SPLITS, load_images, require_levels, save_images, spread
 from vdm.choices import Split
 from vdm.evaluation import image_terms
 from vdm.model import VDM
@@ -50,6 +50,11 @@ def test_some_images_of_a_sorted_set_are_of_all_its_classes(folder: Path, digits
     np.testing.assert_allclose(found.bpd, (prior + reconstruction + diffusion).mean(axis=1), rtol=1e-12)
 
 
+@pytest.mark.parametrize(("count", "kept"), [(1, [0]), (2, [0, 6]), (3, [0, 3, 6]), (7, range(7)), (9, range(7))])
+def test_spread_images_include_both_ends(count: int, kept: list[int]) -> None:
+    np.testing.assert_array_equal(spread(np.arange(7), count), list(kept))
+
+
 def exactly(derivative: Derivative, start: State, times: torch.Tensor) -> State:
     """Solve the ODE of the predictor eps_hat = z = sigma y, which is dy/dgamma = 1/2 (sigma - 1) y."""
     gammas = torch.linspace(*times.tolist(), 20_001, dtype=torch.float64)
@@ -57,6 +62,7 @@ def exactly(derivative: Derivative, start: State, times: torch.Tensor) -> State:
     return start[0] * growth.exp(), start[1] + growth
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_images", [3, 10])
 def test_the_reported_error_is_that_of_the_figure(num_images: int, digits: np.ndarray, tmp_path: Path) -> None:
     network = VDM(**TINY)
@@ -90,6 +96,16 @@ def test_an_empty_split_is_not_evaluated(split: Split, code: Exit, digits: np.nd
     with pytest.raises(UserError, match=r"validation images; set|test\.npy holds 0|train\.npy holds 0") as raised:
         require_valid(load_images(tmp_path), tmp_path, split)
     assert raised.value.code is code
+
+
+def test_the_first_level_that_a_set_does_not_have_is_a_fault(folder: Path) -> None:
+    image_set = load_images(folder / "images")
+    assert int(image_set.test.max()) == 16
+    require_levels(image_set, folder, "test")
+    found = image_set._replace(description=image_set.description | {"num_levels": 16})
+    with pytest.raises(UserError, match=r"test\.npy holds level 16; run `vdmctl validate`") as raised:
+        require_levels(found, folder, "test")
+    assert raised.value.code is Exit.INVALID_DATA
 
 
 def test_metrics_and_tables_have_every_figure_under_its_name(folder: Path) -> None:
