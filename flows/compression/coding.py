@@ -22,7 +22,7 @@ from typing import Annotated, Any, NamedTuple
 import msgpack
 import numpy as np
 import torch
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from flows.compression.batches import COARSE_CELLS, COARSE_IMAGES, MOST_BATCH, MOST_TIMESTEPS, batches, most_plain
 from flows.compression.rans import WORD_BITS, Rans, initial_word
@@ -78,8 +78,8 @@ def packed(header: Header, model_digest: str) -> bytes:
     return MAGIC + bytes([VERSION]) + bytes.fromhex(model_digest)[:MODEL_BYTES] + bytes([len(content)]) + content
 
 
-def unpacked(content: bytes, name: str) -> tuple[Header, str, bytes, bytes]:
-    """Return the header, the first digits of the model's sha256, all bytes before the code, and the code.
+def unpacked(content: bytes, name: str) -> tuple[Header, str, int]:
+    """Return the header, the first digits of the model's sha256, and where the code begins.
 
     Raises UserError (exit 5) that starts with the name.
     """
@@ -93,9 +93,9 @@ def unpacked(content: bytes, name: str) -> tuple[Header, str, bytes, bytes]:
     try:
         values = msgpack.unpackb(content[START_BYTES:end])
         header = Header.model_validate(dict(zip(Header.model_fields, values, strict=True)))
-    except (ValueError, TypeError, ValidationError) as error:
+    except (ValueError, TypeError) as error:  # pydantic's error is a ValueError, too
         raise UserError(f"{name}: its header is damaged or cut short; get the file again", Exit.MISSING) from error
-    return header, content[5 : START_BYTES - 1].hex(), content[:end], content[end:]
+    return header, content[5 : START_BYTES - 1].hex(), end
 
 
 def seal(start: bytes, pixels_digest: bytes) -> list[int]:
@@ -103,14 +103,26 @@ def seal(start: bytes, pixels_digest: bytes) -> list[int]:
     return list(np.frombuffer(hashlib.sha256(start + pixels_digest).digest(), "<u4").tolist())
 
 
+class Encoded(NamedTuple):
+    """The content of a file."""
+
+    content: bytes
+    initial_bits: int
+    """Pseudo-random bits that the code contains."""
+    code_bpd: float
+    """Bits/dim that the images encoded with the model added; NaN if there are none."""
+
+
 class Coding:
-    """Encodes and decodes the images of a header, with a model in float64.
+    """Encodes and decodes the images of a file with a model in float64.  `start` are the bytes before the code.
 
     Raises UserError (exit 2) if the model's schedule allows no code in this number of steps.
     """
 
-    def __init__(self, vdm: VDM, header: Header) -> None:
-        self.vdm, self.header = vdm, header
+    def __init__(self, vdm: VDM, header: Header, start: bytes) -> None:
+        self.vdm, self.header, self.start = vdm, header, start
+        self.pixels = hashlib.sha256()
+        """Of the images that were decoded."""
         self.num_modelled = max(0, header.num_images - most_plain(vdm.num_levels))
         """The images that are encoded with the model, not plainly."""
         self.num_evaluations = self.num_modelled * header.num_timesteps
@@ -127,96 +139,73 @@ class Coding:
             return None
         return self.coarse if batch.stop > self.header.num_images - COARSE_IMAGES else self.fine
 
-    def encode(self, coder: Rans, images: np.ndarray, tick: Tick) -> float:
-        """Encode images (N,C,H,W) uint8; return the bits/dim that those added which were encoded with the model."""
-        plain_bits = math.nan
-        with exactly(self.header.threads):
-            for batch in batches(len(images), self.header.batch_size, decoding=False):
-                part = np.array(images[batch.start : batch.stop])
-                if codec := self.codec(batch):
-                    codec.encode(coder, part, tick)
-                else:
-                    encode_plainly(coder, part, self.vdm.num_levels)
-                    plain_bits = coder.bits
-        return (coder.bits - plain_bits) / self.num_modelled / self.vdm.num_dims if self.num_modelled else math.nan
+    def encode(self, images: np.ndarray, pixels_sha256: bytes, tick: Tick) -> Encoded:
+        """Encode images (N,C,H,W) uint8.  Raises UserError (exit 5) if the network's output is not finite."""
+        coder, plain_bits = Rans(seal(self.start, pixels_sha256), encoding=True), math.nan
+        try:
+            with exactly(self.header.threads):
+                for batch in batches(len(images), self.header.batch_size, decoding=False):
+                    part = np.array(images[batch.start : batch.stop])
+                    if codec := self.codec(batch):
+                        codec.encode(coder, part, tick)
+                    else:
+                        encode_plainly(coder, part, self.vdm.num_levels)
+                        plain_bits = coder.bits
+        except ArithmeticError as error:
+            raise UserError(f"the images cannot be compressed with this model: {error}", Exit.MISSING) from error
+        num_dims = self.num_modelled * self.vdm.num_dims
+        code = np.array(coder.flushed()[::-1], ">u4").tobytes().lstrip(b"\0")
+        code_bpd = (coder.bits - plain_bits) / num_dims if num_dims else math.nan
+        return Encoded(self.start + code, WORD_BITS * coder.depth, code_bpd)
 
-    def decode(self, coder: Rans, tick: Tick) -> Iterator[np.ndarray]:
-        """Yield the images in order, a batch (B,C,H,W) uint8 at a time."""
-        with exactly(self.header.threads):
-            for batch in batches(self.header.num_images, self.header.batch_size, decoding=True):
-                if codec := self.codec(batch):
-                    yield codec.decode(coder, len(batch), tick)
-                else:
-                    yield decode_plainly(coder, (len(batch), *self.vdm.image_shape), self.vdm.num_levels)
-
-
-class Encoded(NamedTuple):
-    """The content of a file."""
-
-    content: bytes
-    initial_bits: int
-    """Pseudo-random bits that the code contains."""
-    code_bpd: float
-    """Bits/dim that the images encoded with the model added; NaN if there are none."""
-
-
-def encode(images: np.ndarray, coding: Coding, *, model_sha256: str, pixels_sha256: bytes, tick: Tick) -> Encoded:
-    """Encode images (N,C,H,W) uint8.  Raises UserError (exit 5) if the network's output is not finite."""
-    start = packed(coding.header, model_sha256)
-    coder = Rans(seal(start, pixels_sha256), encoding=True)
-    try:
-        code_bpd = coding.encode(coder, images, tick)
-    except ArithmeticError as error:
-        raise UserError(f"the images cannot be compressed with this model: {error}", Exit.MISSING) from error
-    code = np.array(coder.flushed()[::-1], ">u4").tobytes().lstrip(b"\0")
-    return Encoded(start + code, WORD_BITS * coder.depth, code_bpd)
-
-
-class Decoder:
-    """Decodes the content of a file, whose name is for errors, with the model in a folder.
-
-    Raises UserError if the header is damaged (exit 5) or names another model (exit 2).
-    """
-
-    def __init__(self, content: bytes, name: str, *, model: Path, device: str) -> None:
-        self.name, self.device, self.pixels = name, find_device(device), hashlib.sha256()
-        self.header, digest, self.start, self.code = unpacked(content, name)
-        if not (given := model_sha256(model)).startswith(digest):
-            reason = f"encoded with the model {digest}..., and {model} is {given[:16]}..."
-            raise UserError(f"{name}: {reason}; name its model", Exit.USAGE)
-        self.coding = Coding(load_model(model, self.device).double(), self.header)
-
-    def images(self, tick: Tick) -> Iterator[np.ndarray]:
-        """Yield the images in order, (n,C,H,W) uint8.
+    def decode(self, content: bytes, name: str, tick: Tick) -> Iterator[np.ndarray]:
+        """Yield the images in a file of this content and name in order, (n,C,H,W) uint8.
 
         Raises UserError (exit 5), at the latest after the last image, unless all are as they were encoded.
         """
-        whole = self.code.rjust(-(-len(self.code) // WORD_BYTES) * WORD_BYTES, b"\0")
+        code, self.pixels = content[len(self.start) :], hashlib.sha256()
+        whole = code.rjust(-(-len(code) // WORD_BYTES) * WORD_BYTES, b"\0")
         try:
-            coder = Rans(np.frombuffer(whole, ">u4")[::-1].tolist(), encoding=False)
-            for part in self.coding.decode(coder, tick):
-                self.pixels.update(part.data)
-                yield part
+            with exactly(self.header.threads):
+                coder = Rans(np.frombuffer(whole, ">u4")[::-1].tolist(), encoding=False)
+                for batch in batches(self.header.num_images, self.header.batch_size, decoding=True):
+                    if codec := self.codec(batch):
+                        part = codec.decode(coder, len(batch), tick)
+                    else:
+                        part = decode_plainly(coder, (len(batch), *self.vdm.image_shape), self.vdm.num_levels)
+                    self.pixels.update(part.data)
+                    yield part
             bottom = [*seal(self.start, self.pixels.digest()), 1]  # the encoder's first state, 1, is on top
             left = coder.flushed()
             if left != [*map(initial_word, reversed(range(len(left) - len(bottom)))), *bottom]:
                 raise ArithmeticError("the pixels differ from their sha256")
         except ArithmeticError as error:
-            ours = self.header.model_copy(update=machine_of(self.device) | {"threads": self.header.threads})
+            machine = machine_of(next(self.vdm.parameters()).device) | {"threads": self.header.threads}
+            ours = self.header.model_copy(update=machine)
             here = "the same" if ours == self.header else ours.machine
             made = f"it was made with {self.header.machine}; this machine has {here}"
-            raise UserError(f"{self.name}: damaged, or decoded differently: {error}; {made}", Exit.MISSING) from error
+            raise UserError(f"{name}: damaged, or decoded differently: {error}; {made}", Exit.MISSING) from error
+
+
+def coding_of(content: bytes, name: str, *, model: Path, device: str) -> Coding:
+    """Return the coding that decodes a file of this content and name, with the model in a folder.
+
+    Raises UserError if the header is damaged (exit 5) or names another model (exit 2).
+    """
+    header, digest, end = unpacked(content, name)
+    if not (given := model_sha256(model)).startswith(digest):
+        reason = f"encoded with the model {digest}..., and {model} is {given[:16]}..."
+        raise UserError(f"{name}: {reason}; name its model", Exit.USAGE)
+    return Coding(load_model(model, find_device(device)).double(), header, content[:end])
 
 
 @contextmanager
 def exactly(threads: int) -> Iterator[None]:
     """Compute with this number of threads, and with the same algorithms whenever the block runs."""
-    before, cudnn = torch.get_num_threads(), torch.backends.cudnn
-    flags = cudnn.deterministic, cudnn.benchmark
+    before = torch.get_num_threads()
     torch.set_num_threads(threads)
-    cudnn.deterministic, cudnn.benchmark = True, False
     try:
-        yield
+        with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
+            yield
     finally:
         torch.set_num_threads(before)
-        cudnn.deterministic, cudnn.benchmark = flags

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from flows.compression.coding import MAGIC, Coding, Decoder, Header, encode, machine_of
+from flows.compression.coding import MAGIC, Coding, Header, coding_of, machine_of, packed
 from flows.compression.images import ARRAY, open_images, write_decoded
 from flows.core.checkpoint import load_model, model_sha256
 from flows.core.device import find_device
@@ -91,7 +91,7 @@ def compress(
             pictures=images.pictures,
             **machine_of(chosen),
         )
-        coding = Coding(deepcopy(vdm).double(), header)  # refuses options before the slow bound
+        coding = Coding(deepcopy(vdm).double(), header, packed(header, model_digest))  # before the slow bound
         bound = evaluate(
             vdm,
             images.array,
@@ -102,14 +102,13 @@ def compress(
             progress=bar("evaluating"),
         )
         with bar("compressing")(range(coding.num_evaluations)) as shown:
-            digests: dict[str, Any] = {"model_sha256": model_digest, "pixels_sha256": pixels.digest()}
-            encoded = encode(images.array, coding, **digests, tick=shown.update)
+            encoded = coding.encode(images.array, pixels.digest(), shown.update)
         if verify:
             require_decodable(encoded.content, out, model=model, device=device)
         file.write(encoded.content)
     file_bytes, pixel_bytes = len(encoded.content), images.array.size
     return Compressed(
-        **described(coding, out, model_digest, pixels.hexdigest()),
+        **described(coding, out, model, pixels.hexdigest()),
         batch_size=batch_size,
         pixel_bytes=pixel_bytes,
         file_bytes=file_bytes,
@@ -123,7 +122,7 @@ def compress(
     )
 
 
-def described(coding: Coding, out: Path, model_digest: str, pixels_digest: str) -> dict[str, Any]:
+def described(coding: Coding, out: Path, model: Path, pixels_digest: str) -> dict[str, Any]:
     """Return the fields of `Decompressed`."""
     return {
         "out": str(out),
@@ -132,7 +131,7 @@ def described(coding: Coding, out: Path, model_digest: str, pixels_digest: str) 
         "num_levels": coding.vdm.num_levels,
         "num_timesteps": coding.header.num_timesteps,
         "pixels_sha256": pixels_digest,
-        "model_sha256": model_digest,
+        "model_sha256": model_sha256(model),
     }
 
 
@@ -159,29 +158,29 @@ def is_compressed(file: Path) -> bool:
 
 def require_decodable(content: bytes, out: Path, *, model: Path, device: str) -> None:
     """Raise UserError (exit 5) unless the content of `out` decodes to the images, whose sha256 is in it."""
-    decoder = Decoder(content, str(out), model=model, device=device)
+    coding = coding_of(content, str(out), model=model, device=device)
     try:
-        with bar("verifying")(range(decoder.coding.num_evaluations)) as shown:
-            for _ in decoder.images(shown.update):
+        with bar("verifying")(range(coding.num_evaluations)) as shown:
+            for _ in coding.decode(content, str(out), shown.update):
                 pass
     except UserError as error:
-        reason = "it does not decode to the images; compress on another device, or report a bug"
-        raise UserError(f"{out}: not written, since {reason}", Exit.MISSING) from error
+        raise UserError(f"{out}: not written, since it does not decode to the images here", Exit.MISSING) from error
 
 
 def decompress(file: Path, *, model: Path, out: Path, device: str, force: bool) -> Decompressed:
     """Write the images in a file into the folder `out`, completely or not at all.
 
-    Raises what `Decoder` raises, and UserError: exit 2 for a folder that exists, without `force` or with other files,
+    Raises what `coding_of` raises, and UserError: exit 2 for a folder that exists, without `force` or with other files,
     and 5 for a file that cannot be decoded.
     """
     require_new_folder(out, force=force)
-    decoder = Decoder(read_bounded(file, MOST_BYTES), str(file), model=model, device=device)
-    count, num_levels, pictures = decoder.header.num_images, decoder.coding.vdm.num_levels, decoder.header.pictures
-    with writing_folder(out) as folder, bar("decompressing")(range(decoder.coding.num_evaluations)) as shown:
-        parts = decoder.images(shown.update)
-        write_decoded(parts, folder, count=count, num_levels=num_levels, pictures=pictures)
-    return Decompressed(**described(decoder.coding, out, model_sha256(model), decoder.pixels.hexdigest()))
+    content = read_bounded(file, MOST_BYTES)
+    coding = coding_of(content, str(file), model=model, device=device)
+    header, num_levels = coding.header, coding.vdm.num_levels
+    with writing_folder(out) as folder, bar("decompressing")(range(coding.num_evaluations)) as shown:
+        parts = coding.decode(content, str(file), shown.update)
+        write_decoded(parts, folder, count=header.num_images, num_levels=num_levels, pictures=header.pictures)
+    return Decompressed(**described(coding, out, model, coding.pixels.hexdigest()))
 
 
 def require_new_folder(out: Path, *, force: bool) -> None:

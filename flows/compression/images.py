@@ -1,6 +1,6 @@
 """Images of any kind as one array, and decoded images as files."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
@@ -12,8 +12,8 @@ from flows.core.errors import Exit, UserError
 from flows.core.files import naming
 from flows.evaluation.bound import kind, require_valid
 from flows.images.folder import agree, batched, look_at_all, pixels
-from flows.images.scanning import find_images, listed
-from flows.images.store import DESCRIPTION, chunks, load_images, write_array
+from flows.images.scanning import find_images
+from flows.images.store import DESCRIPTION, load_images, write_array
 from vdm.choices import Split
 from vdm.model import VDM
 
@@ -29,8 +29,6 @@ class Images(NamedTuple):
     array: np.ndarray
     num_levels: int
     pictures: bool
-    files: Sequence[str] = ()
-    """The file of each image; empty for an image set."""
 
 
 def open_images(path: Path, split: Split | None, vdm: VDM, model: Path) -> Images:
@@ -43,52 +41,44 @@ def open_images(path: Path, split: Split | None, vdm: VDM, model: Path) -> Image
         image_set = load_images(path)
         require_valid(image_set, path, split or "test")
         images = Images(getattr(image_set, split or "test"), image_set.num_levels, False)
-        require_shape(images.array.shape[1:], vdm, path, model)
     elif split:
         raise UserError(f"{path} is not an image set, so it has no splits; leave out --split", Exit.USAGE)
     else:
-        images = read_files(path, vdm, model)
-    require_levels(images, vdm, path, model)
+        images = read_files(path)
+    require_fitting(images, vdm, path, model)
     return images
 
 
-def read_files(path: Path, vdm: VDM, model: Path) -> Images:
+def read_files(path: Path) -> Images:
     """Return the images in a folder of pictures and arrays, or in one file.  Raises UserError."""
     found = find_images(path)
     heads = look_at_all(found)
     if (num_levels := agree(found, heads, grayscale=False, resized=False, remedy=REMEDY)) > 256:
         raise UserError(f"{path}: images of 16 bits; models of at most 8 bits can compress", Exit.INVALID_DATA)
-    require_shape(heads[0].kind.shape, vdm, path, model)
-    files = [name for name, head in zip(found.names, heads, strict=True) for _ in range(head.num_images)]
-    parts = [part.images for part in batched(pixels(found, heads, np.ones(len(files), bool), None))]
-    return Images(np.concatenate(parts), num_levels, any(head.format != "NPY" for head in heads), files)
+    wanted = np.ones(sum(head.num_images for head in heads), bool)
+    parts = [part.images for part in batched(pixels(found, heads, wanted, None))]
+    return Images(np.concatenate(parts), num_levels, any(head.format != "NPY" for head in heads))
 
 
-def require_shape(shape: tuple[int, ...], vdm: VDM, path: Path, model: Path) -> None:
-    """Raise UserError (exit 2) unless the images in `path`, of this shape (C,H,W), have the shape of the model's."""
-    if shape != vdm.image_shape:
-        theirs, ours = "x".join(map(str, shape)), kind(vdm.image_shape, vdm.num_levels)
-        raise UserError(f"{model} is a model of images of {ours}; {path} holds {theirs}", Exit.USAGE)
-
-
-def require_levels(images: Images, vdm: VDM, path: Path, model: Path) -> None:
-    """Raise UserError (exit 2) unless the images have levels of the model, and it has at most 256.
+def require_fitting(images: Images, vdm: VDM, path: Path, model: Path) -> None:
+    """Raise UserError (exit 2) unless the images have the shape and levels of the model, and it has at most 256.
 
     Pictures of 1, 2 and 4 bits need a model with the same number of levels; `write_decoded` restores their shades.
     """
     if vdm.num_levels > 256:
         raise UserError(f"{model} has {vdm.num_levels} levels; models of at most 256 can compress", Exit.USAGE)
+    if images.array.shape[1:] != vdm.image_shape:
+        theirs, ours = "x".join(map(str, images.array.shape[1:])), kind(vdm.image_shape, vdm.num_levels)
+        raise UserError(f"{model} is a model of images of {ours}; {path} holds {theirs}", Exit.USAGE)
     few = {images.num_levels, vdm.num_levels} & SHADES.keys()
     if images.pictures and few and images.num_levels != vdm.num_levels:
         reason = f"{path} holds pictures of {images.num_levels} levels"
         raise UserError(f"{model} is a model of {vdm.num_levels} levels; {reason}", Exit.USAGE)
-    for first, chunk in chunks(images.array, len(images.array)):
-        if (highest := int(chunk.max())) >= vdm.num_levels:
-            place = first + int(chunk.reshape(len(chunk), -1).max(1).argmax())
-            where = f"image {place}" + (f" ({listed([images.files[place]])})" if images.files else "")
-            reason = f"{where} holds level {highest}, and the levels of {model} are 0 to {vdm.num_levels - 1}"
-            advice = "; pictures of `vdmctl sample` hold shades, and its .npy output levels" if images.pictures else ""
-            raise UserError(f"{path}: {reason}{advice}", Exit.USAGE)
+    highest = images.array.reshape(len(images.array), -1).max(1)
+    if highest[place := int(highest.argmax())] >= vdm.num_levels:
+        reason = f"image {place} holds level {highest[place]}, and the levels of {model} are 0 to {vdm.num_levels - 1}"
+        advice = "; pictures of `vdmctl sample` hold shades, and its .npy output levels" if images.pictures else ""
+        raise UserError(f"{path}: {reason}{advice}", Exit.USAGE)
 
 
 def write_decoded(parts: Iterator[np.ndarray], folder: Path, *, count: int, num_levels: int, pictures: bool) -> None:
