@@ -1,10 +1,14 @@
-"""Convert checkpoints of google-research/vdm and addtt/variational-diffusion-models to model folders."""
+"""Convert checkpoints of google-research/vdm and addtt/variational-diffusion-models to model folders.
+
+They may be of anybody: nothing is unpickled, and no code in them runs.
+"""
 
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+import msgpack
 import numpy as np
 import torch
 from torch import Tensor
@@ -12,9 +16,8 @@ from torch import Tensor
 from flows.core import bounded_yaml, layout
 from flows.core.checkpoint import CONFIG, WEIGHTS, mistyped, save_model
 from flows.core.errors import CheckpointError, Exit, UserError, brief
-from flows.core.files import file_sha256, read_bounded
+from flows.core.files import file_sha256, open_regular, read_bounded
 from flows.core.folders import writing_folder
-from flows.evaluation.foreign_files import flatten, read_flax, read_torch
 from flows.images.scanning import listed
 from vdm.model import VDM
 
@@ -22,6 +25,8 @@ Weights = dict[str, Tensor]
 Format = Literal["google-vdm", "addtt"]
 Config = dict[str, Any]
 
+MOST_BYTES = 2**34
+"""The largest file of flax that is read."""
 RESULTS = (layout.METRICS, layout.PER_IMAGE, layout.NOISE_LEVELS, layout.SAMPLES_ARRAY)
 MODEL_FILES = {CONFIG, WEIGHTS, layout.CARD.name, *(path.name for path in RESULTS)}
 """The files of a model folder: the model, its card, and the results that `vdmctl evaluate --out` puts beside it."""
@@ -259,3 +264,32 @@ def rename(name: str, rules: list[tuple[str, str]]) -> str:
 def prefixed(prefix: str, weights: Weights) -> Weights:
     """Return the weights with `prefix` and a dot before each name."""
     return {f"{prefix}.{name}": tensor for name, tensor in weights.items()}
+
+
+def read_torch(file: Path) -> Any:
+    """Return what torch saved, weights only.  torch does not document what it raises for other files."""
+    with open_regular(file) as content:
+        return torch.load(content, map_location="cpu", weights_only=True)
+
+
+def read_flax(file: Path) -> Any:
+    """Return the tree of arrays in a flax msgpack.  Raises OSError, ValueError and TypeError."""
+    return msgpack.unpackb(read_bounded(file, MOST_BYTES), ext_hook=flax_array, strict_map_key=False)
+
+
+def flax_array(code: int, data: bytes) -> np.ndarray:
+    """Return an array (extension 1) or scalar (3) of a flax msgpack, which holds its shape, dtype name and bytes."""
+    if code not in (1, 3):
+        raise ValueError(f"unknown msgpack extension {code}")
+    shape, dtype, content = msgpack.unpackb(data)
+    if dtype not in ("float32", "float64", "int32", "int64"):
+        raise ValueError(f"unexpected dtype {dtype}")
+    return np.frombuffer(content, dtype).reshape(shape)
+
+
+def flatten(tree: Mapping[str, Any], path: str = "") -> dict[str, np.ndarray]:
+    """Return the leaves of nested mappings by path, such as "a/b"."""
+    leaves: dict[str, np.ndarray] = {}
+    for name, node in tree.items():
+        leaves |= flatten(node, f"{path}{name}/") if isinstance(node, Mapping) else {f"{path}{name}": node}
+    return leaves
