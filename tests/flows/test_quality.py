@@ -4,7 +4,6 @@ import json
 import math
 import pickle
 import re
-import sys
 from io import BytesIO
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,7 +13,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import TINY
 from fuzzing import Hostile
 from PIL import Image
 from small import Small
@@ -25,14 +23,13 @@ from torch_fidelity.metric_prc import prc_features_to_metric
 
 from flows import cli
 from flows.cli import run
-from flows.core.checkpoint import model_sha256, save_model
+from flows.core.checkpoint import model_sha256
 from flows.core.errors import CheckpointError, Exit, UserError
 from flows.evaluation.results import SampleMetrics
 from flows.images.store import ImageSet, data_sha256, load_images
 from flows.quality import distances, features, inception, measuring
 from flows.stages.features import features as train_features
 from flows.stages.sample import tables_and_pictures
-from vdm.model import VDM
 
 
 def draws(seed: int, count: int = 300, shift: float = 0.0, scale: float = 1.0) -> np.ndarray:
@@ -258,19 +255,6 @@ def test_sizes_that_the_weights_do_not_have_take_no_memory(width: int, reason: s
     path.write_text(json.dumps(json.loads(path.read_text()) | {"width": width}))
     with pytest.raises(CheckpointError, match=rf"weights and config\.json do not describe one network: .*{reason}"):
         features.load_features(path.parent, torch.device("cpu"))
-
-
-@pytest.mark.processes
-def test_commands_do_not_load_the_compiler(small: Small) -> None:
-    """The compiler would take every command that reads a model a second and 70 MiB."""
-    settings = {**TINY, "schedule": "learned_monotone"}
-    save_model(Path("models/vdm"), VDM(**settings), settings)
-    program = (
-        "import sys; from flows.cli import run; code = run(['sample']);"
-        "print(code, {'torch._dynamo', 'sympy'} & sys.modules.keys())"
-    )
-    result = small.run([sys.executable, "-c", program])
-    assert result.stdout.endswith("0 set()\n"), result.stdout + result.stderr
 
 
 class Inception(FeatureExtractorInceptionV3):  # type: ignore[misc]
