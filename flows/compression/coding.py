@@ -44,7 +44,8 @@ Tick = Callable[[int], object]
 class Header(Document):
     """How the images were encoded, and on what: `threads` is the number of torch's threads.
 
-    `pictures` says whether the images came from pictures.
+    `pictures` says whether the images came from pictures.  Their shape and levels are the model's.  The names of the
+    fields are not in the file: they would take as much room as the code of ten digits.
     """
 
     num_images: Annotated[int, Field(ge=1, lt=2**31)]
