@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from flows.compression.coding import MAGIC, Coding, Header, coding_of, machine_of, packed
+from flows.compression.coding import Coding, Header, coding_of, machine_of, packed
 from flows.compression.images import ARRAY, open_images, write_decoded
 from flows.core.checkpoint import load_model, model_sha256
 from flows.core.device import find_device
 from flows.core.documents import Count, Document, Number, Sha256
 from flows.core.errors import Exit, UserError
-from flows.core.files import open_regular, read_bounded, writing
+from flows.core.files import read_bounded, writing
 from flows.core.folders import contains, has_only, writing_folder
 from flows.evaluation.results import Figure
 from flows.process.progress import bar
@@ -25,6 +25,7 @@ BOUND_TIMES, BOUND_BATCH = 32, 128
 """The noise levels of each image from which the bound is computed, and the evaluations of the network at once."""
 MOST_BYTES = 2**32
 """The largest file that is decoded; it is read into memory."""
+SUFFIX = ".vdmz"
 WRITTEN = rf"\d+\.png|{re.escape(ARRAY)}"
 
 
@@ -138,22 +139,16 @@ def described(coding: Coding, out: Path, model: Path, pixels_digest: str) -> dic
 def require_new_file(out: Path, source: Path, model: Path, *, force: bool) -> None:
     """Raise UserError (exit 2) if `out` is a folder, lies in the folder `model`, or exists, without `force`.
 
-    Even with `force`, it may replace no file in `source` (or `source` itself) but an earlier compressed file.
+    Even with `force`, it may replace no file in `source` (or `source` itself) but one that ends in .vdmz.
     """
     if out.is_dir():
         raise UserError(f"{out} is a folder; name a file", Exit.USAGE)
     if out.exists() and not force:
         raise UserError(f"{out} exists; name another file, or replace it with --force", Exit.USAGE)
-    if out.exists() and contains(source, out) and not is_compressed(out):
+    if out.exists() and contains(source, out) and out.suffix != SUFFIX:
         raise UserError(f"{out} would replace the images that it is made from; name another file", Exit.USAGE)
     if contains(model, out):
         raise UserError(f"{out} lies in the folder of the model; name another file", Exit.USAGE)
-
-
-def is_compressed(file: Path) -> bool:
-    """Whether a file begins like those that `compress` writes.  Raises OSError."""
-    with open_regular(file) as opened:
-        return opened.read(len(MAGIC)) == MAGIC
 
 
 def require_decodable(content: bytes, out: Path, *, model: Path, device: str) -> None:
