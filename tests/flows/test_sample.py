@@ -90,15 +90,6 @@ def test_the_film_stays_if_its_images_cannot_be_written(small: Small, monkeypatc
     assert Path("film.png").read_bytes() == before
 
 
-def test_the_film_of_equal_noise_levels_shows_the_steps_that_are_taken(small: Small) -> None:
-    vdm = VDM(**TINY)
-    vdm.schedule.span.data.fill_(1e-6)  # two steps of float32
-    save_model(Path(MODEL), vdm, TINY)
-    assert run(["sample", MODEL, "-n", "1", "--steps", "1000", "--film", "film.gif"]) == Exit.DONE
-    with Image.open("film.gif") as picture:
-        assert picture.n_frames <= 2  # type: ignore[attr-defined]
-
-
 @pytest.mark.slow
 def test_missing_pixels_are_filled_in(small: Small, capsys: pytest.CaptureFixture[str]) -> None:
     known = np.load("data/images/test.npy")[0]
