@@ -30,7 +30,6 @@ from benchmarks.machine import show
 from benchmarks.options import explained, new_parser, positive
 from flows.compression import files
 from flows.compression.rans import Rans
-from flows.compression.words import Stack
 from flows.core.errors import Exit, UserError
 from flows.images.store import load_images, write_array
 from vdm.codec import CELLS, FRACTION, PLACES, gaussian_tables
@@ -153,7 +152,7 @@ def coder_microseconds() -> dict[str, float]:
     """Return the microseconds on the CPU in which the entropy coder pops a symbol of a Gaussian, and pushes it."""
     count, tables = 200_000, gaussian_tables(CELLS * FRACTION, PLACES // CELLS, open_ended=False)
     rows = np.random.default_rng(0).integers(0, len(tables), count)
-    coder = Rans(Stack(io.BytesIO(), bytes(32)).take, state=1)
+    coder = Rans([], encoding=True)
     coder.push(np.zeros(count, np.int64), np.full(count, 16))
     begin = cpu_seconds()
     symbols = coder.pop(tables, rows, scattered=True)

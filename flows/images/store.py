@@ -264,3 +264,8 @@ def data_sha256(folder: Path) -> str:
     for split in present(image_set.description):
         digest.update(f"{split} {file_sha256(folder / f'{split}.npy')}\n".encode())
     return digest.hexdigest()
+
+
+def eight_bit(images: np.ndarray, num_levels: int) -> np.ndarray:
+    """Return images of levels 0..num_levels-1 as 8-bit pixels; numbers beyond these are black or white."""
+    return np.asarray(np.rint(images.astype(float) * (255 / (num_levels - 1))).clip(0, 255).astype(np.uint8))
