@@ -19,7 +19,6 @@ from flows.registry.lineage import Lineage, lineage
 from flows.registry.lock_file import lock_here, output_at, require_no_outputs
 from flows.registry.storage import check, dvc_repository, fetch_images, obtain
 from flows.registry.versions import Version
-from flows.report.comparison import comparison
 from flows.report.page import page
 from flows.report.results import Files, Origin, Results, origin_here, read_results, restoring_images
 from flows.stages.report import report
@@ -59,7 +58,7 @@ def write_page(models: list[str], out: Path, *, force: bool) -> None:
     if out.exists() and not force:
         raise UserError(f"{out} exists; --force overwrites it", Exit.USAGE)
     found = [results_of(model) for model in models] or [of_workspace(layout.REGISTERED)]
-    made = page(*found) if len(found) == 1 else comparison(*found)
+    made = page(*found)
     with written_last(out, made.html):
         finish()
 

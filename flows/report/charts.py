@@ -1,38 +1,26 @@
-"""Charts as SVG, drawn with the colours of the page, which differ between light and dark.
+"""Charts as SVG files, in the light or dark colours that the reader prefers.
 
-matplotlib draws with the colours in `ROLES`; these are replaced by CSS variables.  So a chart follows the page that it
-is in.  As a separate file it follows the style that `Chart.file` adds.
+matplotlib draws lines and text in `INK`, for which the file has `currentColor`, which its style sets.  The colours of
+the models are readable on both papers.
 """
 
 import math
-import re
-import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from io import BytesIO
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-from markupsafe import Markup
+import pandas as pd
 
 from flows.core.escaping import visible
-from flows.report.tables import Columns, finite_rows
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-ROLES = {"ink": "#000001", "line": "#000002", "first": "#000003", "second": "#000004"}
-INK, LINE, *MODELS = ROLES.values()
-PALETTE = {
-    "paper": ("#ffffff", "#14171a"),
-    "ink": ("#1b1f24", "#e6e8ea"),
-    "muted": ("#57606a", "#a3adb7"),
-    "line": ("#d0d7de", "#3d444d"),
-    "first": ("#0b62b0", "#6cb2ff"),
-    "second": ("#a84300", "#ffa657"),
-    "good": ("#116329", "#56d364"),
-    "bad": ("#b3261e", "#ff8b82"),
-}
-"""The colours of the page, light and dark: text has a contrast ratio of at least 4.5 with the paper."""
+INK = "#000001"
+SCHEME = "<style>svg{color:#1b1f24}@media(prefers-color-scheme:dark){svg{color:#e6e8ea}}</style>"
+COLORS = ("#2b7bbf", "#c2600f")
+"""Of the first and the second model: both have a contrast ratio of at least 3 with the light and the dark paper."""
 STYLE: Any = {
     "svg.fonttype": "none",
     "svg.hashsalt": "vdm",
@@ -48,28 +36,31 @@ STYLE: Any = {
     "axes.facecolor": "none",
     "figure.facecolor": "none",
     "savefig.facecolor": "none",
-    "grid.color": LINE,
+    "grid.color": INK,
+    "grid.alpha": 0.2,
     "grid.linewidth": 0.6,
     "xtick.color": INK,
     "ytick.color": INK,
     "legend.frameon": False,
     "lines.linewidth": 1.6,
 }
-TITLES = {
-    "loss": ("Loss while training", "Line chart in bits/dim"),
-    "noise_levels": (
-        "Loss at each noise level",
-        "Line chart with error bars over the time t, in bits/dim per unit of t",
-    ),
-    "schedule": ("Noise schedule", "Line chart of gamma over the time t"),
-    "per_image": ("How many images have which bits/dim", "Histogram in bits/dim"),
-}
-"""The title of each chart, and what kind of chart it is, by the names of their files."""
 SIZE = (5.0, 3.2)
 MOST_POINTS = 400
 """The largest number of points of a curve that are drawn."""
 MOST_CHARACTERS = 30
 """The length of a model's name in a legend."""
+
+Tables = Mapping[str, pd.DataFrame]
+"""The tables of one model, by the name "", or of two, by their names."""
+
+
+class Chart(NamedTuple):
+    """A chart: the name of its file, its title, what it shows in words, and its SVG."""
+
+    name: str
+    title: str
+    alt: str
+    svg: str
 
 
 def ending(name: str) -> str:
@@ -78,166 +69,106 @@ def ending(name: str) -> str:
     return shown if len(shown) <= MOST_CHARACTERS else f"\N{HORIZONTAL ELLIPSIS}{shown[1 - MOST_CHARACTERS :]}"
 
 
-class Model(NamedTuple):
-    """A model on the page: its name, "" on a page about one model, and the colour of its curves."""
-
-    name: str
-    color: str
-
-    def curve(self, name: str) -> str:
-        """Return the name of a curve; on a page about two models, prefixed with the end of its model's name."""
-        if not self.name:
-            return name
-        model = ending(self.name)
+def curves(models: Tables) -> Iterator[tuple[Callable[[str], str], str, pd.DataFrame]]:
+    """Yield for each model the function from a curve's name to its label, the model's colour, and its table."""
+    for (model, table), color in zip(models.items(), COLORS, strict=False):
         # matplotlib leaves names that begin with _ out of a legend.
-        return f"./{model}, {name}" if model.startswith("_") else f"{model}, {name}"
+        before = f"{ending(model)}, ".replace("_", "./_", 1) if model.startswith("_") else f"{ending(model)}, "
+        yield (before.__add__ if model else str), color, table
 
 
-Tables = Mapping[Model, Columns]
-"""The tables of one or two models."""
-
-
-class Chart(NamedTuple):
-    """A chart: the name of its file, its title, its description in words, and its SVG."""
-
-    name: str
-    title: str
-    alt: str
-    svg: Markup
-
-    @property
-    def file(self) -> str:
-        """The SVG as a separate file, in the colours of the reader's preference."""
-        light, dark = (";".join(f"--{name}:{shades[i]}" for name, shades in PALETTE.items()) for i in (0, 1))
-        style = f":root{{{light};background:var(--paper)}}@media(prefers-color-scheme:dark){{:root{{{dark}}}}}"
-        head, bracket, body = self.svg.partition(">")
-        return f'<?xml version="1.0" encoding="utf-8"?>\n{head}{bracket}<style>{style}</style>{body}\n'
-
-
-def loss(axes: "Axes", curves: Tables) -> Iterator[str]:
-    """Draw the training loss and the validations of the training logs; yield them in words."""
-    shown, tops = list[float](), []
-    for model, table in curves.items():
-        steps, losses = finite_rows(table["step"], table["bpd"])
-        shown += losses.tolist()
-        axes.plot(*thinned(steps, losses), color=model.color, label=model.curve("training"), alpha=0.75)
-        yield f"{model.curve('training')}: {over(steps, losses)}"
-        tops.append(np.quantile(losses, 0.9) if len(losses) else 0)
-        steps, losses = finite_rows(table["step"], table.get("validation_bpd", np.full(len(table["step"]), np.nan)))
-        shown += losses.tolist()
-        if len(steps):
-            label = model.curve("validation")
-            axes.plot(*thinned(steps, losses), "o--", color=model.color, label=label, markersize=4)
-            yield f"{label}: {over(steps, losses)}"
-    # Cut off the first steps: they are far above the rest, which would look flat.  matplotlib's margin, a share of the
-    # whole range, would flatten it, too.
-    lowest, highest = min(shown, default=0.0), axes.get_ylim()[1]
-    height = max(max(tops) - lowest, 0.05 * abs(lowest), 1e-6)
-    axes.set_ylim(lowest - 0.15 * height, min(highest, lowest + 3 * height))
+def loss(axes: "Axes", models: Tables) -> None:
+    """Draw the training loss and the validations of training logs."""
+    lowest, tops = [], []
+    for label, color, table in curves(models):
+        training = table[["step", "bpd"]].dropna()
+        axes.plot(*thinned(training), color=color, label=label("training"), alpha=0.75)
+        lowest.append(training["bpd"].min())
+        tops.append(training["bpd"].quantile(0.9))
+        if "validation_bpd" in table and table["validation_bpd"].notna().any():
+            validation = table[["step", "validation_bpd"]].dropna()
+            axes.plot(*thinned(validation), "o--", color=color, label=label("validation"), markersize=4)
+            lowest.append(validation["validation_bpd"].min())
+    bottom, top = np.nanmin([*lowest, np.inf]), np.nanmax([*tops, -np.inf])
+    if np.isfinite([bottom, top]).all():
+        # Cut off the first steps: they are far above the rest, which would look flat.
+        height = max(top - bottom, 0.05 * abs(bottom), 1e-6)
+        axes.set_ylim(bottom - 0.15 * height, min(axes.get_ylim()[1], bottom + 3 * height))
     axes.set(xlabel="step", ylabel="bits/dim")
 
 
-def schedule(axes: "Axes", levels: Tables) -> Iterator[str]:
-    """Draw gamma(t); yield it in words."""
-    for model, table in levels.items():
-        times, gammas = finite_rows(table["t"], table["gamma"])
-        axes.plot(*thinned(times, gammas), color=model.color, label=model.curve("gamma"), marker=".")
-        yield f"{model.curve('gamma')}: {over(times, gammas, 't')}"
+def schedule(axes: "Axes", models: Tables) -> None:
+    """Draw gamma(t)."""
+    for label, color, table in curves(models):
+        axes.plot(*thinned(table[["t", "gamma"]].dropna()), color=color, label=label("gamma"), marker=".")
     axes.set(xlabel="t (0: the image, 1: noise)", ylabel="gamma = \N{MINUS SIGN}log SNR")
 
 
-def noise_levels(axes: "Axes", levels: Tables) -> Iterator[str]:
-    """Draw the diffusion term over the noise levels, with standard errors; yield it in words."""
-    for model, table in levels.items():
-        times, losses, errors = finite_rows(table["t"], table["diffusion_bpd"], np.nan_to_num(table["standard_error"]))
-        t, loss, error = thinned(times, losses, np.abs(errors))
-        axes.errorbar(t, loss, error, color=model.color, label=model.curve("diffusion term"), marker=".", capsize=2)
-        yield f"{model.curve('diffusion term')}: {between(losses)}"
+def noise_levels(axes: "Axes", models: Tables) -> None:
+    """Draw the diffusion term over the noise levels, with standard errors."""
+    for label, color, table in curves(models):
+        known = table[["t", "diffusion_bpd", "standard_error"]].fillna({"standard_error": 0}).dropna()
+        t, loss, error = thinned(known)
+        axes.errorbar(t, loss, error, color=color, label=label("diffusion term"), marker=".", capsize=2)
     axes.set_ylim(bottom=0)
     axes.set(xlabel="t (0: the image, 1: noise)", ylabel="bits/dim per unit of t")
 
 
-def histogram(axes: "Axes", images: Tables) -> Iterator[str]:
-    """Draw how many images have which bits/dim; yield that in words."""
-    found = {model: finite_rows(table["bpd"])[0] for model, table in images.items()}
-    edges = edges_of(np.concatenate(list(found.values())))
-    for model, values in found.items():
-        axes.hist(
-            values,
-            edges,
-            label=model.curve("images"),
-            histtype="stepfilled",
-            alpha=0.45,
-            facecolor=model.color,
-            edgecolor=model.color,
-        )
+def histogram(axes: "Axes", models: Tables) -> None:
+    """Draw how many images have which bits/dim."""
+    edges = edges_of(np.concatenate([table["bpd"].dropna() for table in models.values()]))
+    for label, color, table in curves(models):
+        values = table["bpd"].dropna()
+        axes.hist(values, edges, label=label("images"), histtype="stepfilled", alpha=0.45, color=color)
         if len(values):
-            axes.axvline(values.mean(), color=model.color, linestyle="--", label=model.curve("mean"))
-        yield f"{model.curve('images')}: {between(values)}"
+            axes.axvline(values.mean(), color=color, linestyle="--", label=label("mean"))
     axes.set(xlabel="bits/dim of an image", ylabel="number of images")
 
 
 def edges_of(values: np.ndarray) -> list[float]:
     """Return the edges of the bins of a histogram."""
-    if not len(values):
-        return [0.0, 1.0]
-    low, high = float(values.min()), float(values.max())
+    low, high = (values.min(), values.max()) if len(values) else (0.0, 1.0)
     if high - low <= 1e-9 * max(abs(low), abs(high)):  # floats may be too coarse for edges in between
         low, high = low - 0.5, high + 0.5
-    bins = min(40, max(5, math.isqrt(len(values))))
-    return [float(edge) for edge in np.linspace(low, high, bins + 1)]
+    return np.linspace(low, high, min(40, max(5, math.isqrt(len(values)))) + 1).tolist()  # type: ignore[no-any-return]
 
 
-def drawn(name: str, draw: "Callable[[Axes, Tables], Iterable[str]]", models: Tables) -> Chart:
-    """Return the chart that `draw` draws and describes.  Equal data give equal bytes; its ids begin with `name`."""
+CHARTS: dict[str, tuple[str, str, str, "Callable[[Axes, Tables], None]"]] = {
+    "loss": ("curves", "Loss while training", "Line chart of bits/dim over the training steps", loss),
+    "schedule": ("noise_levels", "Noise schedule", "Line chart of gamma over the time t", schedule),
+    "noise_levels": (
+        "noise_levels",
+        "Loss at each noise level",
+        "Line chart with error bars: the diffusion term in bits/dim over the time t",
+        noise_levels,
+    ),
+    "per_image": ("per_image", "How many images have which bits/dim", "Histogram of the images' bits/dim", histogram),
+}
+"""By the name of a chart's file: its table in `Results`, its title, what it shows in words, and what draws it."""
+
+
+def drawn(name: str, models: Tables) -> Chart:
+    """Return the chart with that name in `CHARTS`.  Equal data give equal bytes."""
     import matplotlib
     from matplotlib.figure import Figure
 
+    _, title, alt, draw = CHARTS[name]
     file = BytesIO()
-    # The reader's fonts have glyphs that matplotlib's lack, of which it warns.
-    with matplotlib.rc_context(STYLE), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=SIZE, layout="constrained")
         axes = figure.subplots()
-        said = "; ".join(draw(axes, models))
-        add_legend(axes, models)
-        figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
-    svg = file.getvalue().decode().partition("<svg ")[2]
-    svg = re.sub(r'width="[\d.]+pt" height="[\d.]+pt" ', "", f"<svg {svg}", count=1)
-    svg = re.sub(r"<metadata>.*?</metadata>|<!--.*?-->|<style[^>]*>.*?</style>", "", svg, flags=re.DOTALL)
-    svg = re.sub(r'(\bid="|href="#|url\(#)', rf"\1{name}-", svg)
-    svg = re.sub(r"font: ([\d.]+px) [^;\"]*", r"font: \1 system-ui, sans-serif", svg)
-    for role, color in ROLES.items():
-        svg = svg.replace(color, f"var(--{role})")
-    svg = re.sub(r"\s*\n\s*", "\n", svg).strip()
-    title, kind = TITLES[name]
-    return Chart(name, title, f"{kind}. {said}.", Markup(svg))
+        draw(axes, models)
+        handles, labels = axes.get_legend_handles_labels()
+        if len(labels) > 1 or "" not in models:
+            columns = 2 if "" in models else 1
+            figure.set_figheight(SIZE[1] + 0.25 * len(labels) / columns)
+            figure.legend(handles, labels, loc="outside upper left", ncols=columns)
+        figure.savefig(file, format="svg", metadata={"Date": None})
+    svg = file.getvalue().decode().replace(INK, "currentColor").replace("<defs>", f"{SCHEME}\n <defs>", 1)
+    return Chart(name, title, alt, svg)
 
 
-def thinned(*columns: np.ndarray) -> Sequence[np.ndarray]:
-    """Return evenly spread rows of columns (N,), at most `MOST_POINTS`, with the first and the last."""
-    size = len(columns[0])
-    rows = np.unique(np.linspace(0, max(size - 1, 0), MOST_POINTS).round().astype(int))[:size]
-    return [column[rows] for column in columns]
-
-
-def add_legend(axes: "Axes", models: Tables) -> None:
-    """Name the curves above the chart, unless it is the only one on a page about one model."""
-    handles, names = axes.get_legend_handles_labels()
-    figure = axes.get_figure(root=True)
-    if figure and (len(names) > 1 or any(model.name for model in models)):
-        columns = 2 if len(models) == 1 else 1
-        figure.set_figheight(SIZE[1] + 0.25 * len(names) / columns)
-        figure.legend(handles, names, loc="outside upper left", ncols=columns)
-
-
-def over(places: np.ndarray, values: np.ndarray, unit: str = "step") -> str:
-    """Return the first and the last value in words."""
-    if not len(values):
-        return "no finite value"
-    return f"from {values[0]:.4g} at {unit} {places[0]:g} to {values[-1]:.4g} at {unit} {places[-1]:g}"
-
-
-def between(values: np.ndarray) -> str:
-    """Return the range and the mean of values in words."""
-    return f"{values.min():.4g} to {values.max():.4g}, mean {values.mean():.4g}" if len(values) else "no finite value"
+def thinned(table: pd.DataFrame) -> list[np.ndarray]:
+    """Return the columns of evenly spread rows, at most `MOST_POINTS`, with the first and the last."""
+    rows = np.unique(np.linspace(0, max(len(table) - 1, 0), MOST_POINTS).round().astype(int))[: len(table)]
+    return [table[column].to_numpy()[rows] for column in table]

@@ -1,11 +1,7 @@
-"""Results as Markdown with the pictures inside, for Prefect's UI: a page there is readable from any machine.
-
-The UI of Prefect 3.9 shows data: URIs.  Its older variant, V1, shows nothing of a page with several MB.
-"""
+"""Results as Markdown with the pictures inside, for Prefect's UI: a page there is readable from any machine."""
 
 import platform
 import re
-from base64 import b64encode
 from collections.abc import Iterable, Sequence
 from io import BytesIO
 from pathlib import Path
@@ -17,15 +13,14 @@ from flows.core.errors import UserError
 from flows.core.escaping import markdown
 from flows.core.files import read_bounded
 from flows.evaluation.results import BoundMetrics, Metrics, SampleMetrics, with_error
-from flows.report.charts import TITLES
+from flows.report.charts import CHARTS
+from flows.report.page import value
+from flows.report.pictures import encoded
 from flows.report.quality import measures, sampler
-from flows.report.templates import value
 from flows.validation.report import Report, Result
 
 WIDTH = 640
 """Width in pixels of a column of text in the UI."""
-MOST_BYTES = 2**19
-"""The largest PNG file that is shown as it is."""
 MOST_ROWS, MOST_CHARACTERS = 500, 200
 NAME = re.compile(r"(?<![`\w])\w+(?:@v|#\w+#)\d[\d.]*\b")
 """The name of a version or of a champion's tag."""
@@ -33,7 +28,7 @@ NAME = re.compile(r"(?<![`\w])\w+(?:@v|#\w+#)\d[\d.]*\b")
 
 def report(metrics: BoundMetrics, charts: Path, samples: Path, page: Path) -> str:
     """Return the key figures of a model with its curves and samples.  `page` is the file with all of the report."""
-    pictures = [(title, charts / f"{name}.svg") for name, (title, _) in TITLES.items()]
+    pictures = [(title, charts / f"{name}.svg") for name, (_, title, *_) in CHARTS.items()]
     pictures.insert(1, ("Samples", samples))
     shown = [f"## {title}\n\n{picture(path, title)}" for title, path in pictures if path.is_file()]
     figures = table(("", "bits/dim"), likelihoods(metrics).items())
@@ -133,29 +128,21 @@ def picture(path: Path, title: str) -> str:
     """Return an SVG or PNG file as a picture."""
     content, kind = read_bounded(path), "svg+xml"
     if path.suffix == ".png":
-        content, kind = fitted(content)
-    return f"![{title}](data:image/{kind};base64,{b64encode(content).decode()})"
+        content, kind = fitted(content), "webp"
+    return f"![{title}]({encoded(content, kind)})"
 
 
-def fitted(png: bytes) -> tuple[bytes, str]:
-    """Return a picture as wide as the UI shows it, and its kind: "png", or "jpeg" if a PNG file would be too large.
+def fitted(png: bytes) -> bytes:
+    """Return a picture about as wide as the UI shows it.
 
     A small one is enlarged by a whole factor, which keeps its pixels sharp.
     """
-    shown: Image.Image = Image.open(BytesIO(png))
+    shown: Image.Image = Image.open(BytesIO(png)).convert("RGB")
     factor = min(WIDTH // shown.width, 4 * WIDTH // shown.height)
     if factor > 1:
         shown = shown.resize((factor * shown.width, factor * shown.height), Image.Resampling.NEAREST)
-        png = encoded(shown, "png")
-    if len(png) <= MOST_BYTES:
-        return png, "png"
-    shown = shown.convert("RGB")
-    shown.thumbnail((2 * WIDTH, 4 * WIDTH))
-    return encoded(shown, "jpeg"), "jpeg"
-
-
-def encoded(image: Image.Image, kind: str) -> bytes:
-    """Return an image as a file of that kind."""
+    else:
+        shown.thumbnail((2 * WIDTH, 4 * WIDTH))
     file = BytesIO()
-    image.save(file, format=kind, optimize=True)
+    shown.save(file, format="webp", lossless=factor > 1, quality=90)
     return file.getvalue()

@@ -1,22 +1,30 @@
-"""The page about one model."""
+"""The page about one model, or about two side by side, by results that exist: nothing is evaluated.
 
+All text is escaped when the template is filled in: names of files and of data sets are not trusted.
+"""
+
+import json
 import math
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import numpy as np
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
 
-from flows.images.store import spread
+from flows.core.escaping import visible
+from flows.images.store import SPLITS
 from flows.report import charts
-from flows.report.charts import Chart
-from flows.report.checks import Shown, alike, expectations, image_of, offences
-from flows.report.pictures import Picture, columns_of, grid, tile
-from flows.report.quality import measures, sampler
+from flows.report.charts import Chart, ending
+from flows.report.pictures import Picture, encoded, grids, tile
+from flows.report.quality import cautions, measures, sampler
 from flows.report.results import Results, description
-from flows.report.tables import Columns, finite_rows
-from flows.report.templates import fill
 
-MOST_EXTREMES = 8
-MOST_NEIGHBOURS = 8
+if TYPE_CHECKING:
+    from vdm.evaluation import PairedDifference
+
+CONFIDENCE = 0.95
+MOST_EXTREMES, MOST_NEIGHBOURS, MOST_SHOWN = 8, 8, 10
 
 
 class Page(NamedTuple):
@@ -26,91 +34,121 @@ class Page(NamedTuple):
     charts: list[Chart]
 
 
-class Grids(NamedTuple):
-    """As many samples as held-out images, at the same size."""
+class Shown(NamedTuple):
+    """An image and its caption."""
 
-    num_images: int
-    samples: Picture
-    held_out: Picture
+    picture: Picture | None
+    caption: str
 
 
-def page(results: Results) -> Page:
-    """Return the page about one model."""
-    drawn = draw({"": results})
-    html = fill(
-        "page.html",
-        results=results,
-        metrics=results.metrics,
-        about=description(results.images),
+def page(first: Results, second: Results | None = None) -> Page:
+    """Return the page about one model, or the one that compares two."""
+    models = [first] if second is None else [first, second]
+    names = [one.origin.name for one in models]
+    if second and ending(names[0]) == ending(names[1]):
+        names = [f"{name}, {place}" for name, place in zip(names, ("first", "second"), strict=True)]
+    named = dict(zip(names if second else [""], models, strict=True))
+    tables = {
+        name: {model: table for model, one in named.items() if (table := getattr(one, field)) is not None}
+        for name, (field, *_) in charts.CHARTS.items()
+    }
+    drawn = [charts.drawn(name, found) for name, found in tables.items() if found]
+    html = template().render(
+        views=[view(name, one) for name, one in zip(names, models, strict=True)],
         charts={chart.name: chart for chart in drawn},
-        uniform=math.log2(results.images.num_levels) if results.images else None,
-        extremes=extremes(results),
-        grids=grids(results),
-        measures=measures(results.sample_metrics),
-        sampler=sampler(results.sample_metrics.sampler) if results.sample_metrics else "",
-        neighbours=neighbours(results),
-        expectations=expectations(results),
-        offences=offences(results),
-        alike=alike(results),
-        lineage=lineage(results),
+        measures=measures(*(one.sample_metrics for one in models)),
+        difference=difference(first, second) if second else "",
+        cautions=cautions(first.sample_metrics, second.sample_metrics) if second else [],
+        changed=changed(first.origin.parameters, second.origin.parameters) if second else [],
     )
     return Page(html, drawn)
 
 
-def draw(models: dict[str, Results]) -> list[Chart]:
-    """Return the charts for which a model has data, with a curve for each such model."""
-    drawn = [charts.Model(name, color) for name, color in zip(models, charts.MODELS, strict=False)]
-
-    def tables(field: str) -> dict[charts.Model, Columns]:
-        found = {model: getattr(results, field) for model, results in zip(drawn, models.values(), strict=True)}
-        return {model: table for model, table in found.items() if table is not None}
-
-    wanted = (
-        ("loss", charts.loss, "curves"),
-        ("schedule", charts.schedule, "noise_levels"),
-        ("noise_levels", charts.noise_levels, "noise_levels"),
-        ("per_image", charts.histogram, "per_image"),
-    )
-    return [charts.drawn(name, curves, data) for name, curves, field in wanted if (data := tables(field))]
+def view(name: str, results: Results) -> dict[str, Any]:
+    """Return what the page shows of a model, next to its results."""
+    expectations = sorted(results.validation.expectations if results.validation else [], key=lambda one: one.success)
+    broken = [one for one in expectations if not one.success]
+    return {
+        "name": name,
+        "results": results,
+        "about": description(results.images),
+        "uniform": math.log2(results.images.num_levels) if results.images else None,
+        "extremes": extremes(results),
+        "grids": grids(results),
+        "sampler": sampler(results.sample_metrics.sampler) if results.sample_metrics else "",
+        "neighbours": neighbours(results),
+        "expectations": expectations,
+        "offences": [(one, [row_of(results, row) for row in one.rows[:MOST_SHOWN]]) for one in broken],
+        "alike": alike(results),
+        "lineage": lineage(results),
+    }
 
 
 def extremes(results: Results) -> list[tuple[str, list[Shown]]]:
     """Return the images with the fewest and those with the most bits/dim; [] if images or figures are missing."""
     if results.per_image is None or results.images is None:
         return []
-    numbers, bpd = finite_rows(results.per_image["image"], results.per_image["bpd"])
-    order = np.argsort(bpd, kind="stable")
-    size = min(MOST_EXTREMES, len(order) // 2)
     split = results.metrics.split
+    order = results.per_image.dropna(subset=["bpd"]).sort_values("bpd", kind="stable")
+    size = min(MOST_EXTREMES, len(order) // 2)
 
-    def shown(row: int) -> Shown:
-        number = int(numbers[row])
-        return Shown(image_of(results, split, number, f"{split} image {number}"), f"{bpd[row]:.3f}")
+    def shown(row: Any) -> Shown:
+        number = int(row.image)
+        return Shown(image_of(results, split, number, f"{split} image {number}"), f"{row.bpd:.3f}")
 
-    return [("Easiest", list(map(shown, order[:size]))), ("Hardest", list(map(shown, order[::-1][:size])))]
-
-
-def grids(results: Results) -> Grids | None:
-    """Return samples and held-out images as grids; None if either is missing."""
-    if results.samples is None or results.images is None or not len(results.images.test):
-        return None
-    levels, real = results.images.num_levels, results.images.test
-    columns = columns_of(results.images.image_shape[2])
-    size = min(columns * columns, len(results.samples), len(real))
-    samples = grid(results.samples[:size], levels, f"{size} samples of the model")
-    return Grids(size, samples, grid(spread(real, size), levels, f"{size} test images"))
+    easiest, hardest = order[:size], order[::-1][:size]
+    return [
+        (title, list(map(shown, rows.itertuples()))) for title, rows in (("Easiest", easiest), ("Hardest", hardest))
+    ]
 
 
 def neighbours(results: Results) -> list[tuple[Shown, Shown, float]]:
-    """Return the samples that are nearest to a training image, with that image and the distance."""
-    if results.samples is None or results.images is None:
+    """Return the samples that are nearest to a training image, with that image and the distance per dimension."""
+    if results.neighbours is None or results.samples is None or results.images is None:
         return []
     levels, shown = results.images.num_levels, []
-    for sample, number, distance in results.neighbours[:MOST_NEIGHBOURS]:
-        if nearest := image_of(results, "train", number, f"training image {number}"):
-            left = Shown(tile(results.samples[sample], levels, f"sample {sample}"), f"sample {sample}")
-            shown.append((left, Shown(nearest, f"train {number}"), distance))
+    for row in results.neighbours[:MOST_NEIGHBOURS].itertuples():
+        sample, number = int(row.sample), int(row.train_image)
+        left = Shown(tile(results.samples[sample], levels, f"sample {sample}"), f"sample {sample}")
+        right = Shown(image_of(results, "train", number, f"training image {number}"), f"train {number}")
+        shown.append((left, right, float(row.distance)))
     return shown
+
+
+def alike(results: Results) -> list[tuple[Shown, Shown, str]]:
+    """Return the pairs of images of two splits that look most alike, and how alike they are."""
+    compared = results.validation.alike if results.validation else []
+    pairs = [pair for splits in compared for pair in splits.pairs if isinstance(pair.get("by_chance"), int | float)]
+    pairs = sorted(pairs, key=lambda pair: pair["by_chance"])[:MOST_SHOWN]
+    return [
+        (
+            row_of(results, pair),
+            row_of(results, pair, "of_"),
+            f"{value(pair.get('moved'))}, distance {value(pair.get('distance'))},"
+            f" {value(pair['by_chance'])} as close by chance",
+        )
+        for pair in pairs
+    ]
+
+
+def row_of(results: Results, row: dict[str, Any], prefix: str = "") -> Shown:
+    """Return the image that a row names, if it names one, and the row's values in words."""
+    split, number = row.get(f"{prefix}split"), row.get(f"{prefix}image")
+    if split is None or number is None:
+        return Shown(None, ", ".join(f"{key} {value(item)}" for key, item in list(row.items())[:MOST_SHOWN]))
+    name = f"{value(split)} image {value(number)}"
+    file = row.get(f"{prefix}file")
+    return Shown(image_of(results, split, number, name), f"{name}, {value(file)}" if file else name)
+
+
+def image_of(results: Results, split: Any, number: Any, name: str) -> Picture | None:
+    """Return an image of a split; None if a damaged report names an image that the split does not have."""
+    if results.images is None or split not in SPLITS or type(number) is not int:
+        return None
+    images = getattr(results.images, split)
+    if images.ndim != 4 or not 0 <= number < len(images) or not images[0].size:
+        return None
+    return tile(images[number], results.images.num_levels, name)
 
 
 def lineage(results: Results) -> dict[str, Any]:
@@ -123,3 +161,76 @@ def lineage(results: Results) -> dict[str, Any]:
         "images, sha256": metrics.data_sha256,
         "requirements.lock, sha256": requirements,
     }
+
+
+def difference(first: Results, second: Results) -> "PairedDifference | str":
+    """Return the paired difference of the images of two models, or the reason why they cannot be paired."""
+    if first.per_image is None or second.per_image is None:
+        return "one of them has no figures for each image"
+    for field, text in (
+        ("data_sha256", "on different images"),
+        ("split", "on different splits"),
+        ("num_images", "on different numbers of images"),
+        ("seed", "with different seeds"),
+        ("times_per_image", "at different numbers of times"),
+        ("num_timesteps", "with different numbers of steps"),
+        ("precision", "in different precisions"),
+    ):
+        if getattr(first.metrics, field) != getattr(second.metrics, field):
+            return f"they were evaluated {text}"
+    before, after = first.per_image["bpd"], second.per_image["bpd"]
+    if len(before) < 2:
+        return "one image has no standard error"
+    if before.isna().any() or after.isna().any():
+        return "not all figures are finite"
+    from vdm.evaluation import paired_difference  # loads torch, for a second
+
+    return paired_difference(before.to_numpy(), after.to_numpy(), confidence=CONFIDENCE)
+
+
+def changed(first: Any, second: Any, name: str = "") -> list[tuple[str, Any, Any]]:
+    """Return the parameters that differ, by dotted names that begin with `name`, with both values."""
+    if not isinstance(first, Mapping) or not isinstance(second, Mapping):
+        return [] if first == second else [(name, first, second)]
+    keys = [*first, *(key for key in second if key not in first)]
+    found = [changed(first.get(key, "not set"), second.get(key, "not set"), f"{name}.{key}".strip(".")) for key in keys]
+    return [row for rows in found for row in rows]
+
+
+def template() -> Any:
+    """Return the template of the page."""
+    made = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        finalize=plain,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    made.filters |= {"figure": figure, "value": value, "count": "{:,}".format, "src": source}
+    return made.get_template("page.html")
+
+
+def plain(output: Any) -> Any:
+    """Return text without control characters; HTML that this file made stays as it is."""
+    return output if isinstance(output, Markup) else visible(output)
+
+
+def figure(number: float | None, error: float | None = None, form: str = ".4f") -> str:
+    """Return a number with its standard error, if there is one; "not finite" for None, which stands for it in JSON."""
+    if number is None:
+        return "not finite"
+    shown = format(number, form if abs(number) < 1e6 else form.replace("f", "g")).replace("-", "\N{MINUS SIGN}")
+    # A line may break after the sign only.
+    return Markup(shown if error is None else f"{shown}&nbsp;± {figure(error)}")
+
+
+def value(parameter: Any) -> str:
+    """Return a value as text: a string as it is, anything else as JSON, which is how params.yaml writes it."""
+    return parameter if isinstance(parameter, str) else json.dumps(parameter, default=str)
+
+
+def source(chart: Chart) -> Markup:
+    """Return a chart as a data: URI."""
+    return encoded(chart.svg.encode(), "svg+xml")

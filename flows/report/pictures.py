@@ -8,6 +8,9 @@ import numpy as np
 from markupsafe import Markup
 from PIL import Image
 
+from flows.images.store import spread
+from flows.report.results import Results
+
 GRID, TILE = 448, 64
 """Widths in pixels that a grid and a single image may take in the page; smaller ones are enlarged by a whole factor."""
 MOST_SIDE = 256
@@ -21,6 +24,25 @@ class Picture(NamedTuple):
     width: int
     height: int
     alt: str
+
+
+class Grids(NamedTuple):
+    """As many samples as test images, at the same size."""
+
+    num_images: int
+    samples: Picture
+    held_out: Picture
+
+
+def grids(results: Results) -> Grids | None:
+    """Return samples and test images as grids; None if either is missing."""
+    if results.samples is None or results.images is None or not len(results.images.test):
+        return None
+    levels, real = results.images.num_levels, results.images.test
+    columns = columns_of(results.images.image_shape[2])
+    size = min(columns * columns, len(results.samples), len(real))
+    samples = grid(results.samples[:size], levels, f"{size} samples of the model")
+    return Grids(size, samples, grid(spread(real, size), levels, f"{size} test images"))
 
 
 def tile(image: np.ndarray, num_levels: int, alt: str) -> Picture:
@@ -68,5 +90,9 @@ def picture(pixels: np.ndarray, room: int, alt: str) -> Picture:
     Image.fromarray(pixels).save(file, format="png", optimize=True)
     height, width = pixels.shape[:2]
     factor = max(1, min(room // width, 4 * room // height))
-    src = Markup(f"data:image/png;base64,{b64encode(file.getvalue()).decode()}")
-    return Picture(src, factor * width, factor * height, alt)
+    return Picture(encoded(file.getvalue(), "png"), factor * width, factor * height, alt)
+
+
+def encoded(content: bytes, kind: str) -> Markup:
+    """Return a picture as a data: URI."""
+    return Markup(f"data:image/{kind};base64,{b64encode(content).decode()}")

@@ -50,3 +50,24 @@ def sampler(settings: SamplerSettings) -> str:
         f"{settings.num_timesteps} steps of {known}, evenly spaced in {settings.grid},"
         f" x_hat {clip}, {settings.precision}, seed {settings.seed}"
     )
+
+
+def cautions(first: SampleMetrics | None, second: SampleMetrics | None) -> list[str]:
+    """Return sentences about figures of two models' samples that cannot be compared."""
+    if first is None or second is None:
+        return []
+    if first.data_sha256 != second.data_sha256:
+        return ["The samples were compared with different images, so compare each model with its test images only."]
+    found = []
+    if not first.sampler.is_like(second.sampler):
+        found.append(f"The samples were drawn differently: {sampler(first.sampler)}; and {sampler(second.sampler)}.")
+    if first.features_sha256 != second.features_sha256:
+        possible = "only FID, KID and figures in pixels can be compared"
+        found.append(f"The features are those of two different networks, so {possible}.")
+    counts = [f"{one.num_images:,} samples with {one.num_training_images:,} training images" for one in (first, second)]
+    if counts[0] != counts[1]:
+        found.append(
+            f"Different numbers of images were compared: {counts[0]}, and {counts[1]}. Fewer images make the Fréchet "
+            "distance larger and change the recall, so compare each model with its test images only."
+        )
+    return found

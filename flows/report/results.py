@@ -3,21 +3,22 @@
 Only the metrics must be there.  A page leaves out what is missing and says so; a damaged file is an error.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
-from pydantic import Field
+import pandas as pd
 
 from flows.core.documents import read
-from flows.core.errors import Exit, UserError
+from flows.core.errors import Exit, UserError, brief
 from flows.evaluation.results import BoundMetrics, SampleMetrics
 from flows.images.store import Description, ImageSet, data_sha256, load_array, load_images
-from flows.report.tables import Columns, integers, read_table
 from flows.validation.report import Alike, Result, Validation
 
-NOISE_LEVELS = ("t", "gamma", "diffusion_bpd", "standard_error")
+LARGEST = 1e12
+"""The largest absolute value of a number in a table.  Larger ones, which only a broken model has, count as missing."""
 T = TypeVar("T")
 
 
@@ -35,19 +36,12 @@ class Files(NamedTuple):
     neighbours: Path | None = None
 
 
-class Expected(Result):
-    """The result of one expectation, as far as the page shows it; in older reports all are critical, without rows."""
-
-    severity: Literal["warning", "critical"] = "critical"
-    rows: Annotated[list[dict[str, Any]], Field(default_factory=list)]
-
-
 class Checked(Validation):
-    """The validation report, as far as the page shows it; older ones lack some of it."""
+    """The validation report, as far as the page shows it."""
 
-    transforms: str = "not stated"
-    expectations: Annotated[list[Expected], Field(default_factory=list)]
-    alike: Annotated[list[Alike], Field(default_factory=list)]
+    transforms: str
+    expectations: list[Result]
+    alike: list[Alike]
 
 
 class Origin(NamedTuple):
@@ -81,49 +75,47 @@ def restoring_images(parameters: Mapping[str, Any]) -> list[str]:
     return ["make .venv/installed", restore]
 
 
-class Neighbour(NamedTuple):
-    """A sample, the training image nearest to it, and their distance per dimension for pixels in [-1, 1]."""
-
-    sample: int
-    image: int
-    distance: float
-
-
 class Results(NamedTuple):
     """What the files say; None for what is missing.  `notes` name results that do not belong together."""
 
     origin: Origin
     metrics: BoundMetrics
-    per_image: Columns | None
-    noise_levels: Columns | None
-    curves: Columns | None
+    per_image: pd.DataFrame | None
+    noise_levels: pd.DataFrame | None
+    curves: pd.DataFrame | None
     validation: Checked | None
     images: ImageSet | None
     samples: np.ndarray | None
     sample_metrics: SampleMetrics | None
-    neighbours: list[Neighbour]
+    neighbours: pd.DataFrame | None
     notes: list[str]
 
 
 def read_results(files: Files, origin: Origin) -> Results:
     """Read the results.  Raises UserError (exit 5) without metrics, and for a damaged file."""
     metrics = read(BoundMetrics, files.metrics, "run `dvc repro`")
-    validation = present(lambda path: read(Checked, path), files.validation)
-    sample_metrics = present(lambda path: read(SampleMetrics, path), files.sample_metrics)
+    validation = present(partial(read, Checked), files.validation)
+    sample_metrics = present(partial(read, SampleMetrics), files.sample_metrics)
     digest = present(data_sha256, files.images)
     images = present(load_images, files.images) if digest == metrics.data_sha256 else None
-    samples = present(lambda path: read_samples(path, images), files.samples)
+    samples = present(partial(read_samples, images=images), files.samples)
+    neighbours = present(partial(read_table, names=("sample", "train_image", "distance")), files.neighbours)
+    if neighbours is not None and samples is not None and images is not None:
+        require_indices(files.neighbours, neighbours["sample"], len(samples))
+        require_indices(files.neighbours, neighbours["train_image"], len(images.train))
     return Results(
         origin=origin,
         metrics=metrics,
-        per_image=present(lambda path: read_images(path, metrics), files.per_image),
-        noise_levels=present(lambda path: read_table(path, NOISE_LEVELS), files.noise_levels),
-        curves=present(lambda path: read_table(path, ("step", "bpd")), files.curves),
+        per_image=present(partial(read_images, metrics=metrics), files.per_image),
+        noise_levels=present(
+            partial(read_table, names=("t", "gamma", "diffusion_bpd", "standard_error")), files.noise_levels
+        ),
+        curves=present(partial(read_table, names=("step", "bpd")), files.curves),
         validation=validation,
         images=images,
         samples=samples,
         sample_metrics=sample_metrics,
-        neighbours=present(lambda path: read_neighbours(path, samples, images), files.neighbours) or [],
+        neighbours=neighbours,
         notes=list(disagreements(metrics, digest, validation, sample_metrics)),
     )
 
@@ -145,14 +137,37 @@ def disagreements(
         yield "The quality of samples was measured with another model or other images than the metrics."
 
 
-def read_images(path: Path, metrics: BoundMetrics) -> Columns:
+def read_table(path: Path, names: Collection[str]) -> pd.DataFrame:
+    """Return a table of numbers in CSV, which must have the columns `names` and a row.
+
+    Values that are not finite or beyond `LARGEST` are NaN.  Raises UserError (exit 5) that says what is wrong.
+    """
+    try:
+        table = pd.read_csv(path, dtype=float, index_col=False)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: damaged: {brief(error)}", Exit.MISSING) from error
+    if missing := [name for name in names if name not in table]:
+        raise UserError(f"{path}: damaged: no column {missing[0]}", Exit.MISSING)
+    if table.empty:
+        raise UserError(f"{path}: damaged: no rows", Exit.MISSING)
+    return table.where(table.abs() <= LARGEST)
+
+
+def read_images(path: Path, metrics: BoundMetrics) -> pd.DataFrame:
     """Return the bits/dim of every image.  Raises UserError (exit 5) unless it has a row for each."""
     table = read_table(path, ("image", "bpd"))
-    if len(table["bpd"]) != metrics.num_images:
-        rows = f"{len(table['bpd'])} rows, but the metrics are about {metrics.num_images} images"
+    if len(table) != metrics.num_images:
+        rows = f"{len(table)} rows, but the metrics are about {metrics.num_images} images"
         raise UserError(f"{path}: damaged: {rows}", Exit.MISSING)
-    integers(path, table, "image", metrics.num_images)
+    require_indices(path, table["image"], metrics.num_images)
     return table
+
+
+def require_indices(path: Path | None, column: "pd.Series[float]", size: int) -> None:
+    """Raise UserError (exit 5) unless all values are whole numbers from 0 and below `size`."""
+    wrong = column[~column.isin(range(size))]
+    if len(wrong):
+        raise UserError(f"{path}: damaged: there is no {column.name} {wrong.iloc[0]:g}", Exit.MISSING)
 
 
 def read_samples(path: Path, images: ImageSet | None) -> np.ndarray:
@@ -163,20 +178,6 @@ def read_samples(path: Path, images: ImageSet | None) -> np.ndarray:
         found = f"{samples.dtype} of shape {samples.shape}"
         raise UserError(f"{path}: damaged: {found}, not samples of images of shape {expected}", Exit.MISSING)
     return samples
-
-
-def read_neighbours(path: Path, samples: np.ndarray | None, images: ImageSet | None) -> list[Neighbour]:
-    """Return the samples with their nearest training images, the nearest first; [] if either is missing."""
-    table = read_table(path, ("sample", "train_image", "distance"))
-    if samples is None or images is None:
-        return []
-    pairs = zip(
-        integers(path, table, "sample", len(samples)),
-        integers(path, table, "train_image", len(images.train)),
-        map(float, table["distance"]),
-        strict=True,
-    )
-    return [Neighbour(*pair) for pair in pairs]
 
 
 def description(images: ImageSet | None) -> dict[str, Any]:

@@ -22,5 +22,5 @@ def report(parameters: Mapping[str, Any], *, files: Files, model_folder: Path, o
     made = page(read_results(files, origin_here(model_folder, parameters)))
     with written_last(out, made.html), writing_folder(pictures) as folder:
         for chart in made.charts:
-            write_whole(folder / f"{chart.name}.svg", chart.file)
+            write_whole(folder / f"{chart.name}.svg", chart.svg)
         finish()
