@@ -21,7 +21,8 @@ from benchmarks import corruptions as change
 from benchmarks.machine import describe
 from benchmarks.options import explained, new_parser, positive
 from benchmarks.validate import PRESET, measure
-from flows.core.params_file import read_params
+from flows.core.params_file import parse_params
+from flows.core.presets import read_preset
 from flows.images.preparing import write_images
 from flows.images.store import SPLITS, ImageSet, load_images, load_labels, save_images
 from flows.validation import facts
@@ -29,7 +30,7 @@ from flows.validation.duplicates import all_lookalikes, leaked
 from flows.validation.inspection import inspect_images
 
 Splits = dict[str, np.ndarray]
-CONTRACT = read_params(PRESET).contract
+CONTRACT = parse_params(read_preset(PRESET.stem, PRESET.parent), PRESET.stem).contract
 
 
 class CleanSet(NamedTuple):
@@ -86,7 +87,8 @@ def clean_sets(names: list[str], fashion: Path | None) -> dict[str, CleanSet]:
 
 def prepared(preset: str, source: Path | None) -> CleanSet:
     """Return the images that `vdmctl download` writes with a preset."""
-    data = read_params(PRESET.with_stem(preset)).data.model_copy(update={"source": source and str(source)})
+    data = parse_params(read_preset(preset, PRESET.parent), preset).data
+    data = data.model_copy(update={"source": source and str(source)})
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch, "images")
         write_images(data, source=source, out=folder, downloads=Path(scratch, "downloads"))

@@ -13,10 +13,10 @@ held-out images is estimated under each schedule.  On CIFAR-10 the paper reports
 draws independent uniform times and one z_0 per evaluation.  Ours uses stratified times, spread over the images too, and
 the exact reconstruction term.  The figure is the standard deviation of the mean bits/dim over seeds.
 
-`ode`: the numerical error of the ODE likelihood, and its network evaluations, for several tolerances of the solver.  The
-first problem is a finite set of images at gamma_0 = -13.3, where predictor and density are known, solved with the state
-z and with the state y = z / sigma of `vdm.ode`.  The second is a small model; its error is the difference from the
-result at a tenth of the lowest tolerance.
+`ode`: the numerical error of the ODE likelihood, and its network evaluations, for several tolerances of the solver.
+The first problem is a finite set of images at gamma_0 = -13.3, where predictor and density are known, solved with the
+state z and with the state y = z / sigma of `vdm.ode`.  The second is a small model; its error is the difference from
+the result at a tenth of the lowest tolerance.
 """
 
 import argparse

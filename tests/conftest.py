@@ -59,7 +59,6 @@ LONGEST = [
     "test_training",
     "test_distributed",
     "test_runs",
-    "test_mutations",
     "test_pipeline",
     "test_pruning",
     "test_pruning_in_use",

@@ -7,10 +7,9 @@ sampling     the stages `features` and `sample`, and other samples
 compression  images to compressed files and back
 registry     versions and the champion
 operating    the retraining loop: start it, show its state, free its disk space
-arguments    the folder, the argument MODEL, the option --json, and params.yaml
-models       the model that a command names, its images and its samples
-options      parameters replaced by options
+arguments    what commands share: MODEL, --json, params.yaml, and options that replace its parameters
 inspecting   `vdmctl validate PATH`
 reporting    `vdmctl report --out`
 summary      results as text
+json_docs    docs/json.md, made from the documents that are printed
 """

@@ -5,8 +5,7 @@ from typing import Annotated
 
 import typer
 
-from flows.commands.arguments import ROOT, AsJson, ModelArgument
-from flows.commands.models import model_or_ours
+from flows.commands.arguments import ROOT, AsJson, ModelArgument, model_folder
 from flows.compression.batches import MOST_BATCH, MOST_TIMESTEPS
 from flows.process.streams import say_result
 from vdm.choices import Split
@@ -57,28 +56,17 @@ def compress(
     `vdmctl decompress` needs the same model. It is sure to work only with the versions of torch and NumPy and the
     kind of processor that the file names.
     """
-    folder = model_or_ours(model)
+    folder = model_folder(model)
     from flows.commands.summary import counted
     from flows.compression.files import compress
     from flows.evaluation.results import with_error
     from flows.registry.lock_file import require_no_outputs
 
     require_no_outputs(ROOT, out)
-    done = compress(
-        images,
-        split=split,
-        model=folder,
-        out=out,
-        num_timesteps=num_timesteps,
-        batch_size=batch_size,
-        device=device,
-        verify=verify,
-        force=force,
-    )
+    options = {"num_timesteps": num_timesteps, "batch_size": batch_size}
+    done = compress(images, split=split, model=folder, out=out, **options, device=device, verify=verify, force=force)
     bound = with_error(done.bound_bpd, done.bound_bpd_standard_error)
-    code = ""
-    if done.code_bpd is not None:
-        code = f", {done.code_bpd:.4f} for the images encoded with the model"
+    code = "" if done.code_bpd is None else f", {done.code_bpd:.4f} for the images encoded with the model"
     text = (
         f"{done.out}: {counted(done.num_images, 'image')}, {done.pixel_bytes:,} -> {done.file_bytes:,} bytes,"
         f" {'verified' if done.verified else 'not verified'}\n"
@@ -104,7 +92,7 @@ def decompress(
 
     If the file is cut short or damaged, the images before that place go to OUT.recovered, and the exit code is 5.
     """
-    folder = model_or_ours(model)
+    folder = model_folder(model)
     from flows.commands.summary import counted
     from flows.compression.files import decompress
     from flows.registry.lock_file import require_no_outputs

@@ -2,19 +2,26 @@
 
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import typer
 
-from flows.commands.arguments import ROOT, AsJson, ModelArgument, parameters
-from flows.commands.models import as_argument, images_for, model_folder, model_or_ours, sample_metrics
+from flows.commands.arguments import (
+    ROOT,
+    AsJson,
+    ModelArgument,
+    as_argument,
+    images_for,
+    model_folder,
+    override,
+    parameters,
+    sample_metrics,
+    timesteps,
+)
 from flows.core import layout
 from flows.core.errors import Exit, UserError
 from flows.process.streams import say, say_result
 from vdm.choices import Split
-
-if TYPE_CHECKING:
-    from flows.core.params import Evaluate
 
 commands = typer.Typer()
 
@@ -85,7 +92,12 @@ def evaluate(
     params.yaml; an option that the protocol does not have is an error.
     """
     params = parameters()
-    folder = model_or_ours(model)
+    from flows.commands.summary import show, summary
+    from flows.evaluation.bound import measure
+    from flows.evaluation.protocols import ode
+    from flows.registry.lock_file import require_no_outputs
+    from flows.stages.evaluate import evaluate
+
     options = {
         "times_per_image": times_per_image,
         "num_images": num_images,
@@ -96,58 +108,31 @@ def evaluate(
         "device": device,
     }
     given = {name: value for name, value in options.items() if value is not None}
-    arguments: dict[str, Any] = {"model": folder, "images": images or images_for(model), "split": split}
     if out:
-        from flows.registry.lock_file import require_no_outputs
-
         require_no_outputs(ROOT, out)
-    if protocol == "vlb":
-        if model is None and split == "test":
-            out = out or layout.EVALUATION
-        show_bound(params.evaluate, given, num_timesteps, arguments, out=out, as_json=as_json)
+    paths: dict[str, Path] = {"model": model_folder(model), "images": images or images_for(model)}
+    if protocol == "ode":
+        if num_timesteps or out:
+            raise UserError("--num-timesteps and --out need --protocol vlb", Exit.USAGE)
+        show(ode(override(params.ode, given), **paths, split=split), as_json)
         return
-    if num_timesteps or out:
-        raise UserError("--num-timesteps and --out need --protocol vlb", Exit.USAGE)
-    from flows.commands.options import override
-    from flows.commands.summary import show
-    from flows.evaluation.protocols import ode
-
-    show(ode(override(params.ode, given), **arguments), as_json)
-
-
-def show_bound(
-    settings: "Evaluate",
-    given: dict[str, Any],
-    num_timesteps: str | None,
-    arguments: dict[str, Any],
-    *,
-    out: Path | None,
-    as_json: bool,
-) -> None:
-    """Evaluate the bound with the given options, once for each number of steps, and print the results.
-
-    `arguments` are model, images and split.  Raises UserError (exit 2) for several numbers of steps with `out`, which
-    has room for one result.
-    """
-    from flows.commands.options import override, timesteps
-    from flows.commands.summary import show, summary
-    from flows.evaluation.bound import measure
-    from flows.stages.evaluate import evaluate
-
-    steps = timesteps(num_timesteps) if num_timesteps else [settings.num_timesteps]
-    sweep = [override(settings, given | {"num_timesteps": step}) for step in steps]
-    arguments = arguments | {"requirements": layout.REQUIREMENTS}
-    if len(sweep) == 1:
-        result = evaluate(sweep[0], **arguments, out=out) if out else measure(sweep[0], **arguments)[0]
-        show(result, as_json)
-        return
+    if model is None and split == "test":
+        out = out or layout.EVALUATION
+    paths["requirements"] = layout.REQUIREMENTS
+    steps = timesteps(num_timesteps) if num_timesteps else [params.evaluate.num_timesteps]
+    sweep = [override(params.evaluate, given | {"num_timesteps": step}) for step in steps]
+    if len(sweep) > 1 and out:
+        reason = "several values of --num-timesteps write no files"
+        raise UserError(f"{reason}: name a MODEL, and leave out --out", Exit.USAGE)
     if out:
-        raise UserError(
-            "several values of --num-timesteps write no files: name a MODEL, and leave out --out", Exit.USAGE
-        )
-    results = [measure(each, **arguments)[0] for each in sweep]
-    swept = {"protocol": "vlb", "sweep": [result.model_dump() for result in results]}
-    say_result(swept, "\n".join(map(summary, results)), as_json)
+        show(evaluate(sweep[0], **paths, out=out, split=split), as_json)
+        return
+    results = [measure(settings, **paths, split=split)[0] for settings in sweep]
+    if len(results) == 1:
+        show(results[0], as_json)
+    else:
+        swept = {"protocol": "vlb", "sweep": [result.model_dump() for result in results]}
+        say_result(swept, "\n".join(map(summary, results)), as_json)
 
 
 @commands.command()
@@ -212,12 +197,8 @@ def import_checkpoint(
     require_no_outputs(ROOT, out)
     if out.exists() and not force:
         raise UserError(f"{out} exists; name another folder, or replace it with --force", Exit.USAGE)
-    from flows.images.transforms import MOST_DIMS
-
-    height, width = image_size
-    if min(image_size) < 1 or height * width > MOST_DIMS:
-        wanted = f"two numbers from 1, whose product is at most {MOST_DIMS:,}"
-        raise UserError(f"--image-size must be {wanted}, got {height} {width}", Exit.USAGE)
+    if min(image_size) < 1:
+        raise UserError("--image-size must be two numbers from 1: height and width", Exit.USAGE)
     if sha256 and not re.fullmatch("[0-9a-fA-F]{64}", sha256):
         raise UserError("--sha256 must be 64 hexadecimal digits", Exit.USAGE)
     from flows.evaluation.importing import import_checkpoint

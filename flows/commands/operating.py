@@ -1,17 +1,15 @@
 """Commands for the operator of the retraining loop: start it, show its state, free its disk space."""
 
 from collections.abc import Iterator
-from datetime import datetime
 from typing import Annotated, Any
 
 import typer
 
 from flows.commands.arguments import ROOT, AsJson
 from flows.core.errors import Exit, NetworkError, UserError
-from flows.process.streams import say, say_json, say_result
+from flows.process.streams import say_result
 
 ADDRESS = "from Prefect's api.url"
-
 QUEUES = Annotated[
     list[str] | None,
     typer.Option(
@@ -21,7 +19,6 @@ QUEUES = Annotated[
         show_default="default, and gpu on a machine with an NVIDIA GPU, else cpu",
     ),
 ]
-
 SHOWN = 3
 """How many names of each kind `vdmctl prune` prints; `--json` prints all."""
 
@@ -78,7 +75,7 @@ def status(
     """Show the state of the retraining loop; exit 5 if there is a problem.
 
     It shows the server, its workers, schedules, unfinished runs and the run that ended last; who trains on which
-    device; the worktrees of runs; the champion; and the disk usage.  The last lines say what is wrong and what to do.
+    device; the worktrees of runs; the champion; and the disk usage. The last lines say what is wrong and what to do.
     """
     from flows.commands.summary import counted, table
     from flows.orchestration.status import status
@@ -86,15 +83,57 @@ def status(
     found = status(ROOT)
     if verify and found["registry"].get("champion"):
         found["problems"] += champion_problems()
-    if as_json:
-        say_json(found)
-    else:
-        say(table(("what", "state"), list(rows(found))))
+    say_result(found, table(("what", "state"), list(rows(found))), as_json)
     if problems := found["problems"]:
-        message = f"{counted(len(problems), 'problem')}; see the last lines of its output"
-        if as_json:
-            message = problems[0] + (f" (and {len(problems) - 1} more)" if len(problems) > 1 else "")
-        raise UserError(f"status: {message}", Exit.MISSING)
+        raise UserError(f"status: {counted(len(problems), 'problem')}: {problems[0]}", Exit.MISSING)
+
+
+def champion_problems() -> list[str]:
+    """Return the checks of the champion that fail, or why it cannot be checked."""
+    from flows.registry.verification import verify
+    from flows.registry.versions import CHAMPION, resolve
+
+    try:
+        reigning = resolve(ROOT, CHAMPION)
+        checks = verify(ROOT, reigning)
+    except NetworkError as error:
+        return [f"the champion cannot be verified now: {error}"]
+    except UserError as error:
+        return [f"the champion does not verify: {error}"]
+    return [f"{reigning.name} does not verify: {check.subject}: {check.problem}" for check in checks if check.problem]
+
+
+def rows(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yield the lines of the table of `vdmctl status`: a subject and its state."""
+    server, registry = found["server"], found["registry"]
+    answers = "answers" if server["answers"] else "does not answer"
+    yield "server", f"{server['url']} {answers}" if server["url"] else "none"
+    for worker in server.get("workers", []):
+        yield "worker", f"{worker['name']} {worker['status'].lower()}"
+    for one in server.get("schedules", []):
+        off = "paused with its deployment; resume that in Prefect's UI" if one.get("paused") else "off"
+        state = f"on, next run {one['next_run'] or 'not planned yet'}" if one["active"] else off
+        yield "schedule", f"{one['deployment']}: {one['when']} {one['timezone']}: {state}"
+    for run in server.get("runs", []):
+        started = f"started {run['started']}" if run["started"] else "not started yet"
+        yield "run", f"{run['name']} {run['state'].lower()}, {started}"
+    if last := server.get("last_run"):
+        yield "last run", f"{last['name']} {last['state'].lower()}, ended {last['ended']}"
+    for device in found["devices"]:
+        yield "device", f"{device['device']}: {device['holder']} since {device['since']}"
+    for worktree in found["worktrees"]:
+        state = "in use" if worktree["in_use"] else "left behind; the next run removes it"
+        yield "worktree", f"{worktree['name']} {state}"
+    if "problem" not in registry:
+        bpd = registry["champion_bpd"]
+        figure = f" ({bpd:.4f} bits/dim)" if bpd is not None else ""
+        yield "versions", f"{registry['versions']}, champion {registry['champion'] or 'none'}{figure}"
+    for kind, size in found["disk_bytes"].items():
+        if size:
+            yield "disk", f"{kind.replace('_', ' ')}: {size / 1e6:,.1f} MB"
+    yield "disk", f"free: {found['disk_free_bytes'] / 1e6:,.1f} MB"
+    for problem in found["problems"]:
+        yield "problem", problem
 
 
 @commands.command()
@@ -126,15 +165,13 @@ def prune(
 
 
 def removals(found: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
-    """Yield the lines of the table: what, which and how large; at the end what stays for a special reason."""
+    """Yield the lines of the table of `vdmctl prune`: what, which and how large; at the end what stays, and why."""
     parts = {kind: part for kind, part in found["removed"].items() if part["count"]}
     for kind, part in parts.items():
         size = "" if part["bytes"] is None else f"{part['bytes'] / 1e6:,.1f}"
         names = "" if kind == "cached_files" else ": " + ", ".join(part["names"][:SHOWN])
         more = ", ..." if names and part["count"] > SHOWN else ""
         yield kind.replace("_", " "), f"{part['count']}{names}{more}", size
-        for state in part.get("states", []):
-            yield "", in_words(state), ""
     if not parts:
         yield "nothing", "", ""
     for name, reason in found["kept"].items():
@@ -142,63 +179,3 @@ def removals(found: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
             yield "kept", f"{name}, {reason}", ""
     for line in [*found["skipped"], *found["problems"]]:
         yield "left alone", line, ""
-
-
-def in_words(state: dict[str, Any]) -> str:
-    """Return what is known about an abandoned training state, as text."""
-    written = f"{state['name'][:12]}, last written {datetime.fromtimestamp(state['written']):%Y-%m-%d}"
-    if "problem" in state:
-        return f"{written}: {state['problem']}"
-    network = f"width {state['width']}, blocks {state['blocks']}, {state['weights']:,} weights"
-    found = f"{written}: step {state['step']:,}, {network}"
-    if state["bpd"] is None:  # the run ended before the first line of its log
-        return found
-    return f"{found}, learning rate {state['learning_rate']:g}, {state['bpd']:.4f} bits/dim"
-
-
-def champion_problems() -> list[str]:
-    """Return the checks of the champion that fail, or why it cannot be checked."""
-    from flows.registry.verification import verify
-    from flows.registry.versions import CHAMPION, resolve
-
-    try:
-        reigning = resolve(ROOT, CHAMPION)
-        checks = verify(ROOT, reigning)
-    except NetworkError as error:
-        return [f"the champion cannot be verified now: {error}"]
-    except UserError as error:
-        return [f"the champion does not verify: {error}"]
-    return [f"{reigning.name} does not verify: {check.subject}: {check.problem}" for check in checks if check.problem]
-
-
-def rows(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    """Yield the lines of the table: a subject and its state."""
-    server, registry = found["server"], found["registry"]
-    answers = "answers" if server["answers"] else "does not answer"
-    yield "server", f"{server['url']} {answers}" if server["url"] else "none"
-    for worker in server.get("workers", []):
-        yield "worker", f"{worker['name']} {worker['status'].lower()}"
-    for one in server.get("schedules", []):
-        off = "paused with its deployment; resume that in Prefect's UI" if one["paused"] else "off"
-        state = f"on, next run {one['next_run'] or 'not planned yet'}" if one["active"] else off
-        yield "schedule", f"{one['deployment']}: {one['when']} {one['timezone']}: {state}"
-    for run in server.get("runs", []):
-        started = f"started {run['started']}" if run["started"] else "not started yet"
-        yield "run", f"{run['name']} {run['state'].lower()}, {started}"
-    if last := server.get("last_run"):
-        yield "last run", f"{last['name']} {last['state'].lower()}, ended {last['ended']}"
-    for device in found["devices"]:
-        yield "device", f"{device['device']}: {device['holder']} since {device['since']}"
-    for worktree in found["worktrees"]:
-        state = "in use" if worktree["in_use"] else "left behind; the next run removes it"
-        yield "worktree", f"{worktree['name']} {state}"
-    if "problem" not in registry:
-        bpd = registry["champion_bpd"]
-        figure = f" ({bpd:.4f} bits/dim)" if bpd is not None else ""
-        yield "versions", f"{registry['versions']}, champion {registry['champion'] or 'none'}{figure}"
-    for kind, size in found["disk_bytes"].items():
-        if size:
-            yield "disk", f"{kind.replace('_', ' ')}: {size / 1e6:,.1f} MB"
-    yield "disk", f"free: {found['disk_free_bytes'] / 1e6:,.1f} MB"
-    for problem in found["problems"]:
-        yield "problem", problem

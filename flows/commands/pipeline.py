@@ -1,21 +1,15 @@
 """Commands of the pipeline: the stages up to `register`, the report, and the presets."""
 
-import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from flows.commands.arguments import ROOT, AsJson, parameters
 from flows.core import layout
 from flows.core.errors import Exit, UserError, brief
-from flows.core.files import read_bounded, written_last
-from flows.core.folders import contains
-from flows.process.ending import finish
-from flows.process.streams import say, say_json, say_on_stderr
-
-if TYPE_CHECKING:
-    from flows.registry.reproduction import Reproduction
+from flows.core.files import write_whole
+from flows.process.streams import say, say_json, say_on_stderr, say_result
 
 commands = typer.Typer()
 
@@ -55,15 +49,10 @@ def validate(
     params = parameters()
     from flows.stages.validate import validate
     from flows.validation.inspection import require_success
-    from flows.validation.report import REPORT
 
     if path is None:
         if out or as_json:
             raise UserError("--out and --json need PATH", Exit.USAGE)
-        if reference and contains(layout.VALIDATION, reference / REPORT if reference.is_dir() else reference):
-            command = shlex.join(["vdmctl", "validate", str(layout.IMAGES), "--reference", str(reference)])
-            advice = f"`{command}` compares and writes nothing"
-            raise UserError(f"the report would replace --reference {reference}; {advice}", Exit.USAGE)
         validate(params.contract, images=layout.IMAGES, out=layout.VALIDATION.parent, reference=reference)
         return
     from flows.commands.inspecting import inspect_path
@@ -80,15 +69,8 @@ def train() -> None:
     params = parameters()
     from flows.stages.train import train
 
-    train(
-        params.model,
-        params.train,
-        images=layout.IMAGES,
-        validation=layout.VALIDATION,
-        out=layout.TRAINED,
-        curves=layout.CURVES,
-        runs=kept(layout.STATES),
-    )
+    paths = {"images": layout.IMAGES, "validation": layout.VALIDATION, "curves": layout.CURVES}
+    train(params.model, params.train, **paths, out=layout.TRAINED, runs=kept(layout.STATES))
 
 
 @commands.command()
@@ -99,15 +81,8 @@ def register() -> None:
     from flows.stages.register import register
     from flows.training.runs import forget
 
-    register(
-        params.data,
-        params.model,
-        params.train,
-        trained=layout.TRAINED,
-        curves=layout.CURVES,
-        images=layout.IMAGES,
-        out=layout.REGISTERED,
-    )
+    paths = {"trained": layout.TRAINED, "curves": layout.CURVES, "images": layout.IMAGES}
+    register(params.data, params.model, params.train, **paths, out=layout.REGISTERED)
     forget(kept(layout.STATES), model_sha256(layout.REGISTERED))
 
 
@@ -146,47 +121,42 @@ def report(
 
 
 def print_results(as_json: bool) -> None:
-    """Print the metrics, the paths of pictures, and whether the outputs equal the commit's.  Raises UserError."""
+    """Print the metrics, where the results are, and whether the outputs equal the commit's.  Raises UserError.
+
+    If the outputs cannot be compared with a commit, print why on stderr.
+    """
+    from dvc.exceptions import DvcException
+
     from flows.commands.summary import summary
     from flows.core.documents import read
     from flows.evaluation.results import BoundMetrics
+    from flows.registry.reproduction import reproduction
 
     metrics = read(BoundMetrics, layout.METRICS, "run `dvc repro`")
-    compared = compared_with_commit()
-    if as_json:
-        say_json({"metrics": metrics.model_dump(), "reproduction": compared._asdict() if compared else None})
-        return
-    say(summary(metrics))
-    outdated = compared.outdated_stages if compared else []
+    compared = None
+    try:
+        compared = reproduction(ROOT)
+    except (DvcException, OSError, UserError) as error:
+        say_on_stderr(f"the outputs are not compared with those of a commit: {brief(error)}")
+    lines = [summary(metrics)]
+    docs = layout.DATA_DOCS / "index.html"  # which a stage that was restored does not write
     for title, path, stage in (
         ("report", layout.PAGE, "report"),
         ("samples", layout.SAMPLES, "sample"),
         ("model card", layout.CARD, "register"),
-        ("validation", layout.DATA_DOCS / "index.html", "validate"),
+        ("validation", docs if docs.is_file() else layout.VALIDATION, "validate"),
         ("curves", layout.CURVES, "train"),
     ):
+        state = ""
         if not path.is_file():
-            found = f"{path} is missing; `dvc repro {stage}` makes it"
-        elif stage in outdated:
-            found = f"{path} is older than its inputs; `dvc repro {stage}` makes it again"
-        else:
-            found = "`dvc plots show` draws them" if path == layout.CURVES else str(path)
-        say(f"{title}: {found}")
+            state = f" is missing; `dvc repro {stage}` makes it"
+        elif compared and stage in compared.outdated_stages:
+            state = f" is older than its inputs; `dvc repro {stage}` makes it again"
+        lines.append(f"{title}: {path}{state}")
     if compared:
-        say(compared.line)
-
-
-def compared_with_commit() -> "Reproduction | None":
-    """Return how the outputs differ from the commit's.  If that is unknown, print why on stderr and return None."""
-    from dvc.exceptions import DvcException
-
-    from flows.registry.reproduction import reproduction
-
-    try:
-        return reproduction(ROOT)
-    except (DvcException, OSError, UserError) as error:
-        say_on_stderr(f"the outputs are not compared with those of a commit: {brief(error)}")
-    return None
+        lines.append(compared.line)
+    found = {"metrics": metrics.model_dump(), "reproduction": compared._asdict() if compared else None}
+    say_result(found, "\n".join(lines), as_json)
 
 
 @commands.command()
@@ -196,14 +166,13 @@ def preset(
         bool, typer.Option("--force", help="Overwrite a params.yaml that differs from every preset.")
     ] = False,
 ) -> None:
-    """Write params.yaml from presets/NAME.yaml."""
-    presets = {path.stem: path for path in sorted(layout.PRESETS.glob("*.yaml"))}
-    if name not in presets:
-        listed = ", ".join(presets) or f"no files in {layout.PRESETS}/; run vdmctl in the project's folder"
-        raise UserError(f"no preset {name!r}: {listed}", Exit.USAGE)
-    known = [path.read_bytes() for path in presets.values()]
-    if not force and layout.PARAMS.exists() and read_bounded(layout.PARAMS) not in known:
-        raise UserError(f"{layout.PARAMS} differs from every preset; --force overwrites it", Exit.USAGE)
-    with written_last(layout.PARAMS, presets[name].read_bytes()):
-        finish()
+    """Write params.yaml for a preset: presets/digits.yaml with the values that presets/NAME.yaml names."""
+    from flows.core.presets import preset_names, read_preset
+
+    text = read_preset(name)
+    if not force and layout.PARAMS.exists():
+        present = layout.PARAMS.read_text(encoding="utf-8")
+        if all(read_preset(each) != present for each in preset_names()):
+            raise UserError(f"{layout.PARAMS} differs from every preset; --force overwrites it", Exit.USAGE)
+    write_whole(layout.PARAMS, text)
     say(f"{layout.PARAMS}: the preset {name}; `dvc repro` runs the pipeline with it")

@@ -106,22 +106,17 @@ def rollback(as_json: AsJson = False) -> None:
 
 def row_of(version: "Version") -> dict[str, Any]:
     """Return a version as a JSON object of `vdmctl models`."""
-    metrics = version.metrics
+    samples = version.samples and version.samples.model_dump()["figures"]
     row = {
         "version": version.name,
         "stages": list(version.stages),
         "commit": version.commit,
         "created": version.created,
-        "bpd": metrics.bpd,
-        "bpd_standard_error": metrics.bpd_standard_error,
-        "num_images": metrics.num_images,
-        "data_sha256": metrics.data_sha256,
-        "model_sha256": metrics.model_sha256,
-        "samples": version.samples and version.samples.model_dump(include={"figures"})["figures"],
     }
-    if version.problem:
-        row["problem"] = version.problem
-    return row
+    row |= version.metrics.model_dump(
+        include={"bpd", "bpd_standard_error", "num_images", "data_sha256", "model_sha256"}
+    )
+    return row | {"samples": samples} | ({"problem": version.problem} if version.problem else {})
 
 
 def shown(row: Mapping[str, Any]) -> tuple[str, ...]:

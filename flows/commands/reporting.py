@@ -5,19 +5,15 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from flows.commands.arguments import ROOT, parameters
-from flows.commands.models import as_argument, version_of
+from flows.commands.arguments import ROOT, as_argument, parameters, version_of
 from flows.core import layout
 from flows.core.documents import read
 from flows.core.errors import Exit, UserError
-from flows.core.files import open_regular, read_bounded, scratch_folder, write_whole, written_last
-from flows.evaluation.results import BoundMetrics, Metrics
-from flows.images.store import data_sha256
-from flows.process.ending import finish
-from flows.registry.git import contents
+from flows.core.files import scratch_folder, write_whole
+from flows.evaluation.results import Metrics
 from flows.registry.lineage import Lineage, lineage
 from flows.registry.lock_file import lock_here, output_at, require_no_outputs
-from flows.registry.storage import check, dvc_repository, fetch_images, obtain
+from flows.registry.storage import fetch_images
 from flows.registry.versions import Version
 from flows.report.page import page
 from flows.report.results import Files, Origin, Results, origin_here, read_results, restoring_images
@@ -36,7 +32,6 @@ WORKSPACE = Files(
 )
 SECTIONS = ("data", "contract", "model", "train", "evaluate", "features", "sample", "quality")
 """The sections of params.yaml that the stage takes."""
-DOCTYPE = b"<!DOCTYPE html>"
 
 
 def write_page(models: list[str], out: Path, *, force: bool) -> None:
@@ -44,34 +39,20 @@ def write_page(models: list[str], out: Path, *, force: bool) -> None:
 
     Without models and to `flows.core.layout.PAGE` this is the stage, which replaces its output and its charts.
 
-    Raises UserError: exit 2 if the file exists, unless it is a page and `force` is set, or if it lies in an output of
-    the pipeline, 5 if results are missing or damaged; OSError that names `out`.
+    Raises UserError: exit 2 if the file exists and `force` is not set, or if it lies in an output of the pipeline, 5 if
+    results are missing or damaged; OSError that names `out`.
     """
-    if out.is_dir():
-        raise UserError(f"{out} is a folder; name a file, such as {out / 'report.html'}", Exit.USAGE)
     if not models and out == layout.PAGE:
         report(sections(), files=WORKSPACE, model_folder=layout.REGISTERED, out=out, pictures=layout.PICTURES)
         return
+    if out.is_dir():
+        raise UserError(f"{out} is a folder; name a file, such as {out / 'report.html'}", Exit.USAGE)
     require_no_outputs(ROOT, out)
-    if out.exists() and not is_page(out):
-        raise UserError(f"{out} exists and is not an HTML page; name another file", Exit.USAGE)
     if out.exists() and not force:
         raise UserError(f"{out} exists; --force overwrites it", Exit.USAGE)
     found = [results_of(model) for model in models] or [of_workspace(layout.REGISTERED)]
     made = page(*found)
-    with written_last(out, made.html):
-        finish()
-
-
-def is_page(file: Path) -> bool:
-    """Whether a page may replace a file: it is empty, or has the name or the beginning of a page.
-
-    Any other file may hold results.
-    """
-    if file.suffix.lower() in (".html", ".htm"):
-        return True
-    with open_regular(file) as opened:
-        return opened.read(len(DOCTYPE)) in (b"", DOCTYPE)
+    write_whole(out, made.html)
 
 
 def results_of(model: str) -> Results:
@@ -85,43 +66,38 @@ def of_version(version: Version) -> Results:
     chain = lineage(ROOT, version)
     if version.problem:
         raise UserError(f"{version.name}: {version.problem}", Exit.MISSING)
+    listed = [path for path in map(str, WORKSPACE) if path in chain.lock.outputs and path != str(layout.IMAGES)]
+    if str(layout.METRICS) not in listed:
+        raise UserError(f"{version.name}: its {layout.DVC_LOCK} does not list {layout.METRICS}", Exit.MISSING)
     with scratch_folder() as scratch:
-        places = gather(chain, scratch)
+        fetch_files(chain, listed, scratch)
+        places = {path: scratch / path for path in listed}
         if str(layout.IMAGES) in chain.lock.outputs:
             places[str(layout.IMAGES)] = fetch_images(ROOT, version)
         files = Files(*(places.get(str(path)) for path in WORKSPACE))  # type: ignore[arg-type]  # None: no such result
         try:
             return read_results(files, origin_of(chain))
         except UserError as error:
-            message = str(error)
-            for path, place in places.items():
-                message = message.replace(str(place), f"{version.name}: {path}")
-            raise UserError(message, error.code) from error
+            raise UserError(str(error).replace(f"{scratch}/", f"{version.name}: "), error.code) from error
 
 
-def gather(chain: Lineage, scratch: Path) -> dict[str, Path]:
-    """Return the files with the results of a version, by their paths in the workspace: in DVC's cache or in `scratch`.
+def fetch_files(chain: Lineage, paths: list[str], folder: Path) -> None:
+    """Fetch files of a version from git, the cache or the remote, and compare their md5.  Raises UserError (exit 5)."""
+    from dvc.api import DVCFileSystem
+    from dvc.exceptions import DvcException
 
-    Raises UserError (exit 5) if one is damaged or cannot be fetched, or if dvc.lock does not list the metrics.
-    """
-    version, outputs = chain.version, chain.lock.outputs
-    # Without folders: `fetch_images` gets the images.
-    listed = [path for path in map(str, WORKSPACE) if path in outputs and not outputs[path].endswith(".dir")]
-    if str(layout.METRICS) not in listed:
-        raise UserError(f"{version.name}: its {layout.DVC_LOCK} does not list {layout.METRICS}", Exit.MISSING)
-    found = contents(ROOT, [f"{version.commit}:{path}" for path in listed])
-    places: dict[str, Path] = {}
-    for path in listed:
-        content = found[f"{version.commit}:{path}"]
-        if content is not None:  # DVC's metrics are in the commit and not in the cache
-            places[path] = scratch / path
-            write_whole(places[path], content)
-    with dvc_repository(ROOT) as repo:
-        cached = obtain(repo, {path: outputs[path] for path in listed if path not in places}, f"{version.name}: ")
-    for path, (file,) in cached.items():
-        check(file.cached, file, f"{version.name}: {path}: ")
-        places[path] = file.cached
-    return places
+    name, system = chain.version.name, DVCFileSystem(str(ROOT), rev=chain.version.commit)
+    for path in paths:
+        place = folder / path
+        place.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            system.get_file(path, str(place))
+        except (OSError, DvcException) as error:
+            raise UserError(
+                f"{name}: {path}: neither in DVC's cache nor in its remote: {error}", Exit.MISSING
+            ) from error
+        if hashlib.md5(place.read_bytes()).hexdigest() != chain.lock.outputs[path]:
+            raise UserError(f"{name}: {path}: damaged: not the md5 in its {layout.DVC_LOCK}", Exit.MISSING)
 
 
 def origin_of(chain: Lineage) -> Origin:
@@ -149,7 +125,7 @@ def of_workspace(folder: Path) -> Results:
     shown = sections()
     with suppress(UserError, OSError):
         lock = lock_here(ROOT)
-        if lock.outputs.get(str(layout.METRICS)) == hashlib.md5(read_bounded(layout.METRICS)).hexdigest():
+        if lock.outputs.get(str(layout.METRICS)) == hashlib.md5(layout.METRICS.read_bytes()).hexdigest():
             shown |= lock.parameters
     return read_results(WORKSPACE, origin_here(folder, shown))
 
@@ -177,10 +153,8 @@ def of_folder(folder: Path) -> Results:
         return of_workspace(folder)
     command = f"vdmctl evaluate {as_argument(folder)} --out {as_argument(folder)}"
     if not metrics.exists():
-        advice = f"run `{command}`, with `--images SET` if its images are not those in {layout.IMAGES}"
-        if output_at(ROOT, folder):
-            advice = "run `dvc repro evaluate`"
-        raise UserError(f"{folder}: not evaluated yet; {advice}", Exit.MISSING)
+        advice = "`dvc repro evaluate`" if output_at(ROOT, folder) else f"`{command}`"
+        raise UserError(f"{folder}: not evaluated yet; run {advice}", Exit.MISSING)
     if read(Metrics, metrics).model_sha256 != digest:
         raise UserError(f"{metrics} is about another model; run `{command}`", Exit.MISSING)
     files = Files(
@@ -190,21 +164,7 @@ def of_folder(folder: Path) -> Results:
         samples=folder / layout.SAMPLES_ARRAY.name,
         images=layout.IMAGES,
     )
-    command = f"{command} {options_of(metrics)}"
     # Shape and levels are those of the images, and no parameters.
     arguments = read_description(folder)["model"]
     model = {key: value for key, value in arguments.items() if key not in ("image_shape", "num_levels")}
     return read_results(files, Origin(str(folder), {"model": model}, {}, [command]))
-
-
-def options_of(metrics: Path) -> str:
-    """Return the options with which `vdmctl evaluate` gives these figures again.
-
-    SET stands for images that are not those in the workspace.  Raises UserError (exit 5).
-    """
-    given = read(BoundMetrics, metrics)
-    steps = given.num_timesteps or "continuous"
-    seed = "" if given.seed is None else f" --seed {given.seed}"
-    ours = data_sha256(layout.IMAGES) if layout.IMAGES.exists() else None
-    images = "" if given.data_sha256 == ours else "--images SET "
-    return f"{images}--split {given.split} --times-per-image {given.times_per_image} --num-timesteps {steps}{seed}"

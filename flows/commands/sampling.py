@@ -5,8 +5,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from flows.commands.arguments import ROOT, AsJson, parameters
-from flows.commands.models import model_folder
+from flows.commands.arguments import ROOT, AsJson, model_folder, override, parameters
 from flows.core import layout
 from flows.core.errors import Exit, UserError
 from flows.process.streams import say_result
@@ -95,7 +94,6 @@ def sample(
         paths = {"model": layout.REGISTERED, "features": layout.FEATURES, "images": layout.IMAGES}
         sample(params.sample, params.quality, **paths, out=layout.SAMPLES.parent)
         return
-    from flows.commands.options import override
     from flows.commands.summary import counted
     from flows.registry.lock_file import require_no_outputs
     from flows.sampling.request import Request, answer

@@ -36,6 +36,8 @@ app = typer.Typer(
     "Parameters come from params.yaml in the current folder; `vdmctl preset NAME` writes one. "
     "`dvc repro` runs the stages whose inputs changed: download, validate, train, register, evaluate, features, sample "
     "and report.\n\n"
+    "First steps: `dvc repro`, `vdmctl report`, `vdmctl sample models/vdm --out samples.png`. After a commit, "
+    "`gto register vdm` makes a version of the model, and `vdmctl promote` the champion.\n\n"
     "Exit codes: 0 done, 1 a bug, or training that cannot continue (a full disk, a process that keeps dying), "
     "2 usage or parameters (also training that diverged), 3 the challenger was not promoted, 4 invalid data, "
     "5 a missing or damaged file, model or version, or one that cannot be written (a full disk), 6 busy, "

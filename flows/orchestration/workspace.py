@@ -22,6 +22,7 @@ from dvc.exceptions import DvcException
 from flows.core import bounded_yaml, layout
 from flows.core.errors import Exit, NetworkError, UserError
 from flows.core.params_file import parse_params
+from flows.core.presets import WHOLE, compose
 from flows.process.groups import processes_in
 from flows.process.locks import lock_file
 from flows.registry.git import Tag, content_of, contents, git, git_lines, git_text, require_identity
@@ -169,6 +170,9 @@ def compose_params(root: Path, base: str, preset: str | None, overrides: Mapping
         known = ", ".join(sorted(Path(path).stem for path in listed))
         missing = f"preset {preset!r}" if preset else name
         raise UserError(f"no {missing} in commit {base[:12]}; presets: {known}", Exit.USAGE)
+    if preset:
+        whole = content_of(root, f"{base}:{layout.PRESETS}/{WHOLE}.yaml") or b""
+        found = compose(whole.decode(), found.decode()).encode()
     parse_params(found, f"{name} of commit {base[:12]}")
     if not overrides:
         return found.decode()

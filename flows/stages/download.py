@@ -1,7 +1,6 @@
 """The stage `download`: write an image set as arrays, after checking its published checksums."""
 
 import logging
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,7 +25,7 @@ def download(data: "Data", *, out: Path, downloads: Path) -> None:
     if source and (contains(out, source) or contains(source, out)):
         reason = f"data.source {source} and {out}, which is replaced, must lie apart"
         raise UserError(f"{reason}; move the images to another folder", Exit.USAGE)
-    if source and not source.is_absolute() and not os.path.lexists(source):
+    if source and not source.is_absolute() and not source.exists():
         reason = f"data.source: {source} does not exist in {Path.cwd()}"
         raise UserError(f"{reason}; name its absolute path, which runs of the Prefect flow find, too", Exit.MISSING)
     origin = write_images(data, source=source, out=out, downloads=downloads)

@@ -8,9 +8,8 @@ import numpy as np
 
 from flows.core.device import find_device
 from flows.core.errors import Exit, UserError
-from flows.core.memory import require
 from flows.images.store import ImageSet, data_sha256, load_images, load_labels
-from flows.quality.features import Task, accuracy, fit, gradient_bytes, save_features
+from flows.quality.features import Task, accuracy, fit, save_features
 from flows.validation.report import require_validated
 
 if TYPE_CHECKING:
@@ -22,14 +21,12 @@ log = logging.getLogger(__name__)
 def features(settings: "Features", *, images: Path, validation: Path, out: Path) -> None:
     """Write the classifier, fitted to the training images, with its accuracy on the test images.
 
-    Raises UserError for labels that the set does not have or too little memory (exit 2), if `validation` does not say
-    that `images` are valid (4), or if it or `images` cannot be read (5); OSError that names the file.
+    Raises UserError for labels that the set does not have (exit 2), if `validation` does not say that `images` are
+    valid (4), or if it or `images` cannot be read (5); OSError that names the file.
     """
     require_validated(images, validation, needs_validation_images=False)
     out.parent.mkdir(parents=True, exist_ok=True)
     image_set, device = load_images(images), find_device(settings.device)
-    needed = gradient_bytes(image_set.image_shape, width=settings.width, batch_size=settings.batch_size)
-    require(needed, device, "features: lower features.batch_size or features.width")
     task, train, test = classes(images, image_set, settings.task)
     network = fit(image_set.train, train, settings, num_levels=image_set.num_levels, device=device)
     right = accuracy(network, image_set.test, test, settings.seed)

@@ -19,10 +19,9 @@ from flows.core.checkpoint import (
 )
 from flows.core.errors import Exit, UserError
 from flows.core.escaping import markdown
-from flows.core.files import open_regular, read_bounded, write_whole, writing
+from flows.core.files import write_whole, writing
 from flows.core.folders import writing_folder
 from flows.images.store import Description, ImageSet, data_sha256, load_images
-from flows.process.ending import finish
 
 if TYPE_CHECKING:
     from flows.core.params import Data, Model, Train
@@ -98,10 +97,9 @@ def register(
     )
     with writing_folder(out) as folder:
         for name in (WEIGHTS, CONFIG):
-            with open_regular(trained / name) as source, writing(folder / name) as copy:
+            with (trained / name).open("rb") as source, writing(folder / name) as copy:
                 shutil.copyfileobj(source, copy)
         write_whole(folder / "README.md", card)
-        finish()
     log.info("wrote the model and its card to %s", out)
 
 
@@ -124,16 +122,12 @@ def read_curves(curves: Path) -> tuple[int, float, tuple[float, int] | None]:
     The loss is a mean over the steps since the line before, in bits/dim.  The lowest validation is None without
     validations.  Raises UserError (exit 5) if the log is missing or damaged.
     """
-    step, bpd = 0, math.nan
-    best: tuple[float, int] | None = None
     try:
-        for row in csv.DictReader(read_bounded(curves).decode().splitlines()):
-            step, bpd = int(row["step"]), float(row["bpd"])
-            validated = float(row["validation_bpd"])
-            if math.isfinite(validated) and (best is None or validated < best[0]):
-                best = validated, step
+        rows = list(csv.DictReader(curves.read_text().splitlines()))
+        step, bpd = int(rows[-1]["step"]), float(rows[-1]["bpd"])
+        validated = [(float(row["validation_bpd"]), int(row["step"])) for row in rows]
         if step < 1 or not math.isfinite(bpd):
             raise ValueError(f"step {step} at {bpd} bits/dim")
-    except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
+    except (OSError, ValueError, LookupError, TypeError, csv.Error) as error:
         raise UserError(f"{curves}: missing or damaged; run `vdmctl train`", Exit.MISSING) from error
-    return step, bpd, best
+    return step, bpd, min(((best, at) for best, at in validated if math.isfinite(best)), default=None)

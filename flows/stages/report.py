@@ -6,7 +6,6 @@ from typing import Any
 
 from flows.core.files import write_whole, written_last
 from flows.core.folders import writing_folder
-from flows.process.ending import finish
 from flows.report.page import page
 from flows.report.results import Files, origin_here, read_results
 
@@ -23,4 +22,3 @@ def report(parameters: Mapping[str, Any], *, files: Files, model_folder: Path, o
     with written_last(out, made.html), writing_folder(pictures) as folder:
         for chart in made.charts:
             write_whole(folder / f"{chart.name}.svg", chart.svg)
-        finish()

@@ -13,7 +13,6 @@ import pandas as pd
 from flows.core.files import written_last
 from flows.evaluation.results import SampleMetrics
 from flows.images.store import ImageSet, load_images
-from flows.process.ending import finish
 from flows.quality.measuring import measure, require_fitting
 from flows.sampling.drawing import draw
 from flows.sampling.pictures import grid, png
@@ -48,7 +47,6 @@ def sample(
     with ExitStack() as stack:
         for name, content in contents.items():
             stack.enter_context(written_last(out / name, content))
-        finish()
     for name, figure in metrics.figures.items():
         log.info("%s: %s; held-out images: %s", name, figure.of_samples, figure.of_held_out)
     return metrics

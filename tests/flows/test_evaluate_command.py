@@ -14,8 +14,9 @@ from flows.cli import run
 from flows.commands.summary import summary
 from flows.core.checkpoint import load_model, model_sha256, read_description, save_model
 from flows.core.errors import Exit
-from flows.evaluation.results import Comparison, OdeMetrics, SampleMetrics
+from flows.evaluation.results import Comparison, Metrics, OdeMetrics, SampleMetrics
 from flows.images.store import data_sha256, load_images, save_images
+from flows.registry.versions import Version
 
 MODEL, OTHER = "models/vdm", "models/other"
 
@@ -74,82 +75,75 @@ def test_only_the_metrics_of_the_test_images_compare_the_splits(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([MODEL, "--protocol=ode", "--out=new"], "--num-timesteps and --out need --protocol vlb"),
-        ([MODEL, "--protocol=ode", "--num-timesteps=3"], "--num-timesteps and --out need --protocol vlb"),
-        ([MODEL, "--num-timesteps=1,2", "--out=new"], "several values of --num-timesteps write no files: name a MODEL"),
-        (
-            ["--num-timesteps=1,2"],
-            "several values of --num-timesteps write no files: name a MODEL, and leave out --out",
-        ),
+        (["evaluate", MODEL, "--protocol=ode", "--out=new"], "--num-timesteps and --out need --protocol vlb"),
+        (["evaluate", MODEL, "--protocol=ode", "--num-timesteps=3"], "--num-timesteps and --out need --protocol vlb"),
+        (["evaluate", MODEL, "--num-draws=3"], "--num-draws needs --protocol ode"),
+        (["evaluate", MODEL, "--num-timesteps=1,2", "--out=new"], "several values of --num-timesteps write no files"),
+        (["evaluate", "--num-timesteps=1,2"], "several values of --num-timesteps write no files: name a MODEL"),
+        (["compare", MODEL, MODEL, "--confidence=95"], "--confidence must lie between 0 and 1, got 95"),
     ],
 )
-def test_what_would_not_be_written_is_refused(
+def test_what_cannot_be_is_refused_and_nothing_is_written(
     arguments: list[str], message: str, small: Small, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = small.outputs()
-    assert run(["evaluate", *arguments]) == Exit.USAGE
+    assert run(arguments) == Exit.USAGE
     assert message in capsys.readouterr().err
     assert small.outputs() == before
 
 
-def test_a_comparison_is_about_the_given_split_at_the_given_confidence(
+@pytest.mark.parametrize("pair", [("champion", MODEL), (MODEL, "champion")])
+def test_a_version_is_compared_on_its_own_images_if_there_are_no_others(
+    pair: tuple[str, str], small: Small, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    version = Version("vdm@v1.0.0", "a" * 40, "2026-01-31T00:00:00+00:00", "Retrained", (), Metrics())
+    Path("data/images").rename("its own")
+    monkeypatch.setattr("flows.registry.versions.resolve", lambda *_: version)
+    monkeypatch.setattr("flows.registry.storage.fetch", lambda *_: Path(MODEL))
+    monkeypatch.setattr("flows.registry.storage.fetch_images", lambda *_: Path("its own"))
+    assert printed(capsys, "compare", *pair)["difference_bpd"] == 0
+
+
+def test_a_comparison_is_about_the_given_images_split_and_confidence(
     small: Small, capsys: pytest.CaptureFixture[str]
 ) -> None:
     other_model()
+    loaded = load_images(Path("data/images"))
+    splits = {"train": loaded.train, "validation": loaded.validation[:7], "test": loaded.test}
+    save_images(Path("few"), splits, loaded.description)
     half, most = (
-        printed(capsys, "compare", MODEL, OTHER, "--split=validation", f"--confidence={confidence}")
+        printed(capsys, "compare", MODEL, OTHER, "--images=few", "--split=validation", f"--confidence={confidence}")
         for confidence in (0.5, 0.95)
     )
-    assert (half["split"], half["num_images"], half["confidence"]) == ("validation", 10, 0.5)
+    assert (half["split"], half["num_images"], half["confidence"]) == ("validation", 7, 0.5)
+    assert {model["data_sha256"] for model in half["models"]} == {data_sha256(Path("few"))}
     (low, high), (lowest, highest) = half["confidence_interval"], most["confidence_interval"]
     assert lowest < low < half["difference_bpd"] < high < highest
 
 
-def test_a_comparison_is_about_the_given_images(small: Small, capsys: pytest.CaptureFixture[str]) -> None:
-    loaded = load_images(Path("data/images"))
-    splits = {"train": loaded.train, "validation": loaded.validation, "test": loaded.test[:7]}
-    save_images(Path("few"), splits, loaded.description)
-    found = printed(capsys, "compare", MODEL, MODEL, "--images=few")
-    assert found["num_images"] == 7
-    assert {model["data_sha256"] for model in found["models"]} == {data_sha256(Path("few"))}
-
-
-@pytest.mark.parametrize("confidence", ["0", "1", "95"])
-def test_a_confidence_outside_0_to_1_is_refused(confidence: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(["compare", MODEL, OTHER, f"--confidence={confidence}"]) == Exit.USAGE
-    assert "--confidence must lie between 0 and 1, got " in capsys.readouterr().err
-
-
 @pytest.mark.slow
-def test_samples_belong_to_the_model_from_which_they_were_drawn(
+def test_a_comparison_as_text_with_the_samples_of_the_model_that_drew_them(
     small: Small, capsys: pytest.CaptureFixture[str]
 ) -> None:
     other_model()
     path = Path("reports/samples/metrics.json")
     path.write_text(json.dumps(json.loads(path.read_text()) | {"model_sha256": model_sha256(Path(MODEL))}))
     assert printed(capsys, "compare", MODEL, MODEL)["samples"] is not None
-    assert printed(capsys, "compare", MODEL, OTHER)["samples"] is None
-
-
-@pytest.mark.slow
-def test_a_comparison_as_text(small: Small, capsys: pytest.CaptureFixture[str]) -> None:
-    other_model()
-    path = Path("reports/samples/metrics.json")
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"model_sha256": model_sha256(Path(MODEL))}))
     found = printed(capsys, "compare", MODEL, OTHER)
-    assert run(["compare", MODEL, OTHER]) == Exit.DONE
-    first, second, difference, _ = capsys.readouterr().out.splitlines()
-    for line, model in zip((first, second), found["models"], strict=True):
-        assert line.startswith(f"{model['model']}: {model['bpd']:.4f} +- {model['bpd_standard_error']:.4f} bits/dim")
+    assert found["samples"] is None
     low, high = found["confidence_interval"]
-    assert difference == (
-        f"difference: {found['difference_bpd']:+.4f} bits/dim, 95% interval [{low:+.4f}, {high:+.4f}],"
-        " 40 test images, 2 noise levels each, continuous time"
-    )
     measured = SampleMetrics(**sample_metrics("b" * 64)).figures["precision"]
     pair = [measured, measured.model_copy(update={"samples": 0.5})]
     text = summary(Comparison(**found).model_copy(update={"samples": {"precision": pair}}))
-    assert text.splitlines()[-1] == "precision: 1.2500 +- 0.0500, 0.5000 +- 0.0500; held-out images 0.7500 +- 0.0400"
+    assert text.splitlines() == [
+        *(
+            f"{each['model']}: {each['bpd']:.4f} +- {each['bpd_standard_error']:.4f} bits/dim"
+            for each in found["models"]
+        ),
+        f"difference: {found['difference_bpd']:+.4f} bits/dim, 95% interval [{low:+.4f}, {high:+.4f}],"
+        " 40 test images, 2 noise levels each, continuous time",
+        "precision: 1.2500 +- 0.0500, 0.5000 +- 0.0500; held-out images 0.7500 +- 0.0400",
+    ]
 
 
 def test_the_bound_as_text(small: Small, capsys: pytest.CaptureFixture[str]) -> None:

@@ -27,6 +27,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import TINY
+from flows.report.tables import integers, read_table
 from fuzzing import changed_json, damaged
 from PIL import Image
 from project import ROOT
@@ -40,6 +41,7 @@ from flows.core import bounded_yaml
 from flows.core.checkpoint import config_sha256, load_model, load_state, model_sha256, save_model, save_state
 from flows.core.errors import CheckpointError, UserError
 from flows.core.params_file import parse_params, read_params
+from flows.core.presets import read_preset
 from flows.evaluation.importing import import_checkpoint
 from flows.evaluation.results import Metrics
 from flows.images import picture_files, publishers
@@ -59,7 +61,6 @@ from flows.registry.evidence import evidence_of
 from flows.registry.versions import Version
 from flows.report.page import page
 from flows.report.results import Files, read_results
-from flows.report.tables import integers, read_table
 from flows.stages.register import read_curves
 from flows.validation.drift import from_reference, read_reference
 from flows.validation.report import Profile
@@ -279,7 +280,7 @@ def state() -> bytes:
 
 
 def presets() -> list[bytes]:
-    return [path.read_bytes() for path in sorted((ROOT / "presets").glob("*.yaml"))[:3]]
+    return [read_preset(name, ROOT / "presets").encode() for name in ("cifar10", "cifar10_aug", "digits")]
 
 
 def report(name: str) -> list[bytes]:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from flows.cli import run
 from flows.core.checkpoint import load_model, read_description
+from flows.core.presets import read_preset
 from flows.images.store import save_images
 from vdm.diffusion import denoise, reverse_step
 from vdm.discretization import nearest_pixels, reconstruction_draw
@@ -190,7 +191,7 @@ def test_an_imported_model_is_evaluated_by_the_command_line(
     pixels = oracle(ORACLES / f"{GOOGLE[0]}.npz")["x"].contiguous().numpy()
     description = {"name": "oracle", "num_levels": 256, "image_shape": [3, 8, 8], "num_train": 4, "num_test": 4}
     save_images(tmp_path / "images", {"train": pixels, "test": pixels}, description)
-    shutil.copyfile(ROOT / "presets" / "cifar10.yaml", tmp_path / "params.yaml")
+    (tmp_path / "params.yaml").write_text(read_preset("cifar10", ROOT / "presets"))
     monkeypatch.chdir(tmp_path)
     imported = ["import-checkpoint", str(ORACLES / f"{GOOGLE[0]}.flax"), "--format", "google-vdm", "--out", "model"]
     assert run([*imported, "--image-size", "8", "8"]) == 0
@@ -207,7 +208,6 @@ def test_an_imported_model_is_evaluated_by_the_command_line(
     assert sorted(path.name for path in (tmp_path / "model").iterdir()) == ["config.json", "weights.safetensors"]
     for option, wrong in (
         ("--image-size", ["0", "8"]),
-        ("--image-size", ["100000", "100000"]),
         ("--sha256", ["abc"]),
     ):
         assert run([*imported, option, *wrong, "--force"]) == 2

@@ -20,7 +20,8 @@ from flows.core import memory
 from flows.core.checkpoint import config_sha256, load_model, save_model
 from flows.core.errors import CheckpointError, Exit, UserError
 from flows.core.memory import available
-from flows.core.params_file import read_params
+from flows.core.params_file import parse_params, read_params
+from flows.core.presets import read_preset
 from flows.evaluation import bound
 from flows.images import store as images
 from flows.images.store import SPLITS, ImageSet, data_sha256, load_images, save_images
@@ -124,7 +125,7 @@ def test_every_preset_trains_with_80_gib_and_does_the_rest_with_24(
 ) -> None:
     """The system takes part of the memory.  On a card compiling saves what ImageNet 64x64 does not find here."""
     monkeypatch.setattr(memory, "available", lambda: 76 * GIB)
-    params = read_params(preset)
+    params = parse_params(read_preset(preset.stem, preset.parent), preset.name)
     shape, num_levels = images_of(preset, params.data.name)
     pixels = np.broadcast_to(np.uint8(0), (1_281_167, *shape))
     described = {"num_levels": num_levels, "image_shape": shape}
@@ -211,7 +212,7 @@ def test_a_header_that_claims_more_than_the_file_has_is_refused(project: Callabl
 
 def test_accumulation_bounds_the_memory_of_validations_too(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "available", lambda: 24 * GIB)
-    params = read_params(ROOT / "presets" / "cifar10_aug.yaml")
+    params = parse_params(read_preset("cifar10_aug", ROOT / "presets"), "cifar10_aug")
     pixels = np.broadcast_to(np.uint8(0), (50_000, 3, 32, 32))
     image_set = ImageSet({"num_levels": 256, "image_shape": [3, 32, 32]}, pixels, pixels[:1000], pixels)
     settings = params.train.model_copy(update={"accumulation": 64})
@@ -242,7 +243,8 @@ def test_pixels_of_any_type_are_refused_without_a_warning(
         splits[split] = PIXELS.astype(np.asarray(value).dtype)
         splits[split][3, 0, 0, 0] = value
     save_images(tmp_path / "set", splits, {"name": "x", "num_levels": 17})
-    inspection = inspect_images(read_params(PRESETS[0]).contract, images=tmp_path / "set", reference=None)
+    contract = read_params(ROOT / "presets/digits.yaml").contract
+    inspection = inspect_images(contract, images=tmp_path / "set", reference=None)
     assert draw(inspection.image_set, inspection.histograms, inspection.report)
     with pytest.raises(UserError, match="pixels are uint8 integers") as raised:
         require_success(inspection.report, tmp_path / "set", None)
@@ -327,7 +329,7 @@ def test_fewer_devices_are_advised_only_where_they_share_memory(monkeypatch: pyt
 
 @pytest.mark.parametrize("preset", PRESETS, ids=lambda path: path.stem)
 def test_a_preset_states_the_number_of_its_parameters(preset: Path) -> None:
-    params = read_params(preset)
+    params = parse_params(read_preset(preset.stem, preset.parent), preset.name)
     shape, num_levels = images_of(preset, params.data.name)
     count = count_parameters(image_shape=shape, num_levels=num_levels, **params.model.model_dump())
     for stated in re.findall(r"([\d.]+) million\s+(?:#\s+)?parameters", preset.read_text()):

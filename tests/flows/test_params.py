@@ -7,10 +7,11 @@ import pytest
 from project import ROOT
 from ruamel.yaml import YAML
 
-from flows.commands.options import override
+from flows.commands.arguments import override
 from flows.core.errors import Exit, UserError
 from flows.core.params import Params
 from flows.core.params_file import parse_params, read_params
+from flows.core.presets import read_preset
 
 PRESETS = sorted((ROOT / "presets").glob("*.yaml"))
 DIGITS = (ROOT / "presets" / "digits.yaml").read_text()
@@ -18,7 +19,7 @@ DIGITS = (ROOT / "presets" / "digits.yaml").read_text()
 
 @pytest.mark.parametrize("preset", PRESETS, ids=lambda path: path.stem)
 def test_every_preset_is_valid(preset: Path) -> None:
-    name = read_params(preset).data.name
+    name = parse_params(read_preset(preset.stem, preset.parent), preset.name).data.name
     assert re.fullmatch(rf"{name}(_\w+)?", preset.stem), f"{preset.name} begins with the name of its data set, {name}"
 
 

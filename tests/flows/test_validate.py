@@ -19,7 +19,8 @@ from project import ROOT
 
 from benchmarks import corruptions as change
 from flows.core.errors import Exit, UserError
-from flows.core.params_file import read_params
+from flows.core.params_file import parse_params, read_params
+from flows.core.presets import read_preset
 from flows.images.store import data_sha256, load_images, save_images
 from flows.stages.download import download
 from flows.stages.validate import validate
@@ -492,7 +493,7 @@ def opened(page: Path, profile: Path) -> str:
 @pytest.mark.slow
 @pytest.mark.skipif(not DEBIAN_FASHION_MNIST.is_dir(), reason="Debian's dataset-fashion-mnist is not installed")
 def test_debians_recompressed_fashion_mnist_has_the_published_bytes_and_is_valid(tmp_path: Path) -> None:
-    data = read_params(ROOT / "presets" / "fashion_mnist.yaml").data
+    data = parse_params(read_preset("fashion_mnist", ROOT / "presets"), "fashion_mnist").data
     source = {"source": str(DEBIAN_FASHION_MNIST)}
     download(data.model_copy(update=source), out=tmp_path / "images", downloads=tmp_path / "downloads")
     report = run(tmp_path / "images")

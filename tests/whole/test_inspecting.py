@@ -92,18 +92,6 @@ def test_a_test_split_that_equals_the_training_split_is_refused(folder: Path) ->
     assert 'no image is in two splits: 400 of 800 images (test 0 "test/000.png", ' in result.stderr
 
 
-@pytest.mark.parametrize("reference", ["reports/validation", "reports/validation/validation.json"])
-def test_the_stage_does_not_replace_its_reference(reference: str, folder: Path) -> None:
-    report = folder / "reports" / "validation" / "validation.json"
-    report.parent.mkdir(parents=True)
-    report.write_text("mine")
-    result = vdmctl(folder, "validate", "--reference", reference)
-    assert result.returncode == Exit.USAGE
-    compared = f"`vdmctl validate data/images --reference {reference}` compares and writes nothing"
-    assert result.stderr == f"vdmctl: the report would replace --reference {reference}; {compared}\n"
-    assert report.read_text() == "mine"
-
-
 @pytest.mark.parametrize("reference", ["report", "report/validation.json", "pictures/../report"])
 def test_the_reference_is_not_replaced(reference: str, folder: Path) -> None:
     (folder / "report").mkdir()

@@ -275,13 +275,3 @@ def test_an_imported_model_is_not_written_into_an_output_of_the_pipeline(
         line = f"vdmctl: {place}: {output} is an output of the pipeline; choose another place\n"
         assert capsys.readouterr().err == line
     assert small.outputs() == before
-
-
-def test_a_preset_replaces_another_and_no_parameters_of_ones_own(small: Small) -> None:
-    params, presets = Path("params.yaml"), Path("presets")
-    own = params.read_bytes()
-    assert run(["preset", "cifar10"]) == Exit.USAGE
-    assert params.read_bytes() == own
-    for arguments in (["digits", "--force"], ["cifar10"]):
-        assert run(["preset", *arguments]) == Exit.DONE
-        assert params.read_bytes() == (presets / f"{arguments[0]}.yaml").read_bytes()

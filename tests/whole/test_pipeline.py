@@ -6,20 +6,14 @@ import json
 import math
 import re
 import shutil
-import subprocess
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
-import psutil
 import pytest
 import torch
 from pictures import noise
 from PIL import Image
-from plant import wait_until
-from project import STAGES, Project, imports_torch, one_line
+from project import STAGES, Project, cached, metrics_at, one_line
 
 from flows.core.checkpoint import load_model, save_model
 from flows.core.errors import Exit
@@ -69,11 +63,14 @@ def test_every_stage_leaves_its_outputs(reproduced: Project) -> None:
     assert f"fd_{quality['features_sha256'][:8]}" in quality["figures"]
 
 
-def test_the_card_says_what_the_model_is(reproduced: Project) -> None:
+def test_the_card_is_about_the_best_weights_and_its_program_loads_them(reproduced: Project) -> None:
+    with (reproduced.folder / "reports/training/curves.csv").open() as file:
+        curve = {row["step"]: float(row["validation_bpd"]) for row in csv.DictReader(file)}
+    assert [step for step, bpd in curve.items() if np.isfinite(bpd)] == ["10", "20"]
+    best = min(("10", "20"), key=curve.__getitem__)
     card = (reproduced.folder / "models/vdm/README.md").read_text()
-    report = json.loads((reproduced.folder / "reports/validation/validation.json").read_text())
-    assert report["data_sha256"] in card
-    assert '"batch_size": 64' in card
+    kept = f"at step {best}, the best on the validation images, at {curve[best]:.4f} bits/dim."
+    assert kept in card.replace("\n", " ")
     program = re.search(r"```python\n(.*?)```", card, re.DOTALL)
     assert program
     loaded = reproduced.run("python", "-c", program[1] + "print(model.image_shape, model.training)")
@@ -108,31 +105,8 @@ def test_changed_evaluation_parameters_rerun_the_evaluation_and_the_report(repro
     assert ran(reproduced.new_dvc("repro").stdout) == []  # the run-cache has it
 
 
-def test_a_training_that_is_not_recorded_is_not_repeated(reproduced: Project) -> None:
-    """Its parameters change while it runs; when the change is undone, DVC cannot write into its cache."""
-    lock = (reproduced.folder / "dvc.lock").read_text()
+def test_a_training_that_dvc_could_not_record_is_not_repeated(reproduced: Project) -> None:
     reproduced.edit("params.yaml", **{"steps: 20\n": "steps: 90\n"})
-    process = subprocess.Popen(
-        [sys.executable, "-m", "dvc", "repro", "--single-item", "train"],
-        cwd=reproduced.folder,
-        env=reproduced.environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-
-    def trains() -> bool:
-        with suppress(OSError, psutil.NoSuchProcess):
-            return any(imports_torch(child.pid) for child in psutil.Process(process.pid).children(recursive=True))
-        return False
-
-    wait_until(trains, 300, every=0.05)
-    reproduced.edit("params.yaml", **{"steps: 90\n": "steps: 80\n"})
-    output, _ = process.communicate(timeout=600)
-    assert process.returncode != 0
-    assert "vdmctl: params.yaml train changed while train ran, so its result is not recorded; undo" in output
-    assert (reproduced.folder / "dvc.lock").read_text() == lock
-    reproduced.edit("params.yaml", **{"steps: 80\n": "steps: 90\n"})
     cache = reproduced.folder / ".dvc" / "cache" / "files"
     aside = cache.rename(cache.with_name("aside"))
     cache.touch()  # stands for a full disk
@@ -142,43 +116,10 @@ def test_a_training_that_is_not_recorded_is_not_repeated(reproduced: Project) ->
     assert failed.returncode != 0
     again = reproduced.new_dvc("repro", "--single-item", "train")
     assert again.returncode == 0, again.stderr
-    for result in (failed, again):
-        assert "continuing from step 90 of 90" in result.stderr
+    assert "continuing from step 90 of 90" in again.stderr
     reproduced.git("checkout", "--quiet", ".")
     reproduced.dvc("checkout", "--force", "--quiet")
     assert reproduced.up_to_date()
-
-
-def test_an_experiment_in_a_copy_keeps_its_training_state_in_the_project(reproduced: Project) -> None:
-    """DVC deletes the copy when the experiment ends, also after an interruption."""
-    states = reproduced.folder / ".vdm/runs"
-    before = set(states.glob("*"))
-    result = reproduced.new_dvc("exp", "run", "--temp", "--set-param", "train.steps=30", "train")
-    assert result.returncode == 0, result.stderr
-    (made,) = set(states.glob("*")) - before
-    shutil.rmtree(made)
-    assert reproduced.up_to_date()
-
-
-def test_the_report_says_that_other_images_explain_other_outputs(reproduced: Project) -> None:
-    lock = (reproduced.folder / "dvc.lock").read_text()
-    other = re.sub(r"(path: data/images\n\s+hash: md5\n\s+md5: )[\w.]+", rf"\g<1>{'0' * 32}.dir", lock)
-    shown = reported_beside(reproduced, {"dvc.lock": other})
-    assert "because the images do: their source changed, or what reads them; " in shown
-    assert "with the same inputs" not in shown
-
-
-def test_a_page_has_the_parameters_that_made_the_results(reproduced: Project) -> None:
-    """Not those that params.yaml has by now."""
-    reproduced.edit("params.yaml", **{"ema_decay: 0.99": "ema_decay: 0.9977"})
-    for models in ([], ["models/vdm"]):
-        result = reproduced.vdmctl("report", *models, "--out", "page.html", "--force")
-        assert result.returncode == 0, result.stderr
-        page = (reproduced.folder / "page.html").read_text()
-        assert "ema_decay" in page
-        assert "0.9977" not in page
-    reproduced.run("rm", "page.html")
-    reproduced.git("checkout", "--quiet", ".")
 
 
 def test_dvc_shows_metrics_plots_and_the_artifact(reproduced: Project) -> None:
@@ -194,28 +135,6 @@ def test_dvc_shows_metrics_plots_and_the_artifact(reproduced: Project) -> None:
     reproduced.run("rm", "-r", "plots")
     program = "from dvc.repo import Repo; print(Repo().artifacts.read()['dvc.yaml']['vdm'].path)"
     assert reproduced.run("python", "-c", program).stdout == "models/vdm\n"
-
-
-def test_evaluate_prints_one_json_object(reproduced: Project) -> None:
-    result = reproduced.vdmctl("evaluate", "models/vdm", "--json", "--num-timesteps", "10", "--seed", "7")
-    metrics = json.loads(result.stdout)
-    assert set(metrics) >= {
-        "bpd",
-        "bpd_standard_error",
-        "prior_bpd",
-        "reconstruction_bpd",
-        "diffusion_bpd",
-        "num_images",
-        "times_per_image",
-        "num_timesteps",
-        "seed",
-        "model_sha256",
-        "data_sha256",
-    }
-    assert (metrics["num_timesteps"], metrics["seed"]) == (10, 7)
-    parts = metrics["prior_bpd"] + metrics["reconstruction_bpd"] + metrics["diffusion_bpd"]
-    assert metrics["bpd"] == pytest.approx(parts)
-    assert reproduced.git("status", "--porcelain") == ""
 
 
 def test_every_split_can_be_evaluated_and_the_metrics_compare_them(reproduced: Project) -> None:
@@ -235,34 +154,7 @@ def test_every_split_can_be_evaluated_and_the_metrics_compare_them(reproduced: P
     shown = reproduced.vdmctl("report").stdout
     assert f"validation: {metrics['validation']['bpd']:.4f} +- " in shown
     assert f"test - training: {metrics['generalisation_gap_bpd']:+.4f} +- " in shown
-    alone = reproduced.vdmctl("evaluate", "--split", "validation")
-    assert "144 validation images" in alone.stdout
     assert reproduced.git("status", "--porcelain") == ""
-
-
-def test_the_best_weights_of_the_curves_are_the_registered_ones(reproduced: Project) -> None:
-    with (reproduced.folder / "reports/training/curves.csv").open() as file:
-        curve = {row["step"]: float(row["validation_bpd"]) for row in csv.DictReader(file)}
-    assert [step for step, bpd in curve.items() if np.isfinite(bpd)] == ["10", "20"]
-    best = min(("10", "20"), key=curve.__getitem__)
-    kept = f"at step {best}, the best on the validation images, at {curve[best]:.4f} bits/dim."
-    assert kept in (reproduced.folder / "models/vdm/README.md").read_text().replace("\n", " ")
-
-
-def test_a_sweep_over_steps_comes_down_to_continuous_time(reproduced: Project) -> None:
-    result = reproduced.vdmctl("evaluate", "models/vdm", "--json", "--num-timesteps", "10,1000,continuous")
-    sweep = json.loads(result.stdout)["sweep"]
-    assert [part["num_timesteps"] for part in sweep] == [10, 1000, None]
-    assert sweep[0]["bpd"] > sweep[1]["bpd"]
-
-
-def test_the_ode_protocol_names_itself(reproduced: Project) -> None:
-    result = reproduced.vdmctl("evaluate", "models/vdm", "--json", "--protocol", "ode", "--num-images", "3")
-    metrics = json.loads(result.stdout)
-    assert (metrics["protocol"], metrics["num_images"], metrics["num_draws"]) == ("ode", 3, 1)
-    assert metrics["bpd"] > 0
-    assert metrics["num_repeated"] == 3
-    assert 0 < abs(metrics["bpd_numerical_error"]) < 0.01
 
 
 def test_compare_is_paired(reproduced: Project) -> None:
@@ -270,12 +162,6 @@ def test_compare_is_paired(reproduced: Project) -> None:
     assert same["difference_bpd"] == 0
     assert same["confidence_interval"] == [0, 0]
     assert same["models"][0]["model_sha256"] == same["models"][1]["model_sha256"]
-
-
-def test_evaluate_writes_into_the_given_folder(reproduced: Project, tmp_path: Path) -> None:
-    assert reproduced.vdmctl("evaluate", "models/vdm", "--out", str(tmp_path / "out")).returncode == 0
-    written = sorted(path.name for path in (tmp_path / "out").iterdir())
-    assert written == ["metrics.json", "noise_levels.csv", "per_image.csv"]
 
 
 def test_a_model_of_other_images_is_refused(reproduced: Project) -> None:
@@ -288,95 +174,43 @@ def test_a_model_of_other_images_is_refused(reproduced: Project) -> None:
     assert "other is a model of images of 1x8x8 with 256 levels; data/images holds 1x8x8 with 17" in one_line(result)
 
 
-def test_weights_that_are_not_finite_are_refused(reproduced: Project) -> None:
-    with scaled_model(reproduced, math.nan) as name:
-        for command in (["evaluate", name], ["evaluate", name, "--protocol", "ode"], ["compare", "models/vdm", name]):
-            result = reproduced.vdmctl(*command, "--json")
-            assert (result.returncode, result.stdout) == (5, "")
-            assert "scaled/weights.safetensors: network." in one_line(result)
+def test_pixels_that_the_model_does_not_take_are_not_evaluated(reproduced: Project, tmp_path: Path) -> None:
+    shutil.copytree(reproduced.folder / "data" / "images", tmp_path / "images")
+    file = tmp_path / "images" / "test.npy"
+    pixels = np.load(file)
+    file.unlink()
+    np.save(file, pixels + np.uint8(10))
+    result = reproduced.vdmctl("evaluate", "models/vdm", "--images", str(tmp_path / "images"))
+    assert result.returncode == Exit.INVALID_DATA
+    assert "holds level 26" in one_line(result)
 
 
-def test_figures_that_are_not_finite_are_null(reproduced: Project) -> None:
-    """The weights are finite, but the computation overflows."""
-    with scaled_model(reproduced, 1e30) as name:
-        evaluated = reproduced.vdmctl("evaluate", name, "--json")
-        assert json.loads(evaluated.stdout, parse_constant=pytest.fail)["bpd"] is None
-        assert "not finite bits/dim = " in reproduced.vdmctl("evaluate", name).stdout
-        compared = reproduced.vdmctl("compare", "models/vdm", name, "--json")
-        assert json.loads(compared.stdout, parse_constant=pytest.fail)["difference_bpd"] is None
-        text = reproduced.vdmctl("compare", name, name).stdout
-        assert "difference: not finite bits/dim, no interval" in text
-        assert "\nsamples: not compared: not measured with the same features and images" in text
-        solved = reproduced.vdmctl("evaluate", name, "--protocol", "ode")
-        assert solved.returncode == 2
-        assert "ode.tolerance" in one_line(solved)
-
-
-@contextmanager
-def scaled_model(project: Project, factor: float) -> Iterator[str]:
-    """Return a copy of the registered model with every network parameter multiplied by `factor`."""
-    model = load_model(project.folder / "models" / "vdm")
+@pytest.mark.parametrize(("factor", "code"), [(math.nan, 5), (1e30, 0)])
+def test_figures_that_are_not_finite_are_refused_or_null(factor: float, code: int, reproduced: Project) -> None:
+    """Weights that are not finite are damaged; finite ones with which the computation overflows have a null figure."""
+    model = load_model(reproduced.folder / "models" / "vdm")
     with torch.no_grad():
         for parameter in model.network.parameters():
             parameter.mul_(factor)
-    config = json.loads((project.folder / "models/vdm/config.json").read_text())["model"]
-    save_model(project.folder / "scaled", model, config)
-    yield "scaled"
-    shutil.rmtree(project.folder / "scaled")
-
-
-def test_a_model_that_is_not_there_yet_is_to_be_trained(reproduced: Project) -> None:
-    models = reproduced.folder / "models" / "vdm"
-    models.rename(models.with_name("aside"))
-    result = reproduced.vdmctl("evaluate")
-    models.with_name("aside").rename(models)
-    assert result.returncode == 5
-    assert one_line(result) == "vdmctl: models/vdm: no model yet; `dvc repro` trains one"
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (lambda pixels: pixels.astype(np.int64) - 1, "359 images of int64"),
-        (lambda pixels: pixels + np.uint8(10), "holds level 26"),
-        (lambda pixels: pixels[:0], "0 images"),
-        (lambda pixels: pixels[:, :, :7], "shape (1, 7, 8)"),
-    ],
-    ids=["negative", "level", "empty", "shape"],
-)
-def test_pixels_that_the_model_does_not_take_are_not_evaluated(
-    change: Callable[[np.ndarray], np.ndarray], message: str, reproduced: Project, tmp_path: Path
-) -> None:
-    shutil.copytree(reproduced.folder / "data" / "images", tmp_path / "images")
-    pixels = np.load(tmp_path / "images" / "test.npy")
-    (tmp_path / "images" / "test.npy").unlink()
-    np.save(tmp_path / "images" / "test.npy", change(pixels))
-    result = reproduced.vdmctl("evaluate", "models/vdm", "--images", str(tmp_path / "images"))
-    assert result.returncode == 4
-    assert message in one_line(result)
+    config = json.loads((reproduced.folder / "models/vdm/config.json").read_text())["model"]
+    save_model(reproduced.folder / "scaled", model, config)
+    for figure, *command in (("bpd", "evaluate", "scaled"), ("difference_bpd", "compare", "models/vdm", "scaled")):
+        result = reproduced.vdmctl(*command, "--json")
+        assert result.returncode == code
+        if code == 0:
+            assert json.loads(result.stdout, parse_constant=pytest.fail)[figure] is None
+    shutil.rmtree(reproduced.folder / "scaled")
 
 
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
         (["evaluate", "nowhere"], 5, "nowhere: no such folder, and not a version such as vdm@v1.2.0, nor `champion`"),
-        (["evaluate", "no/where"], 5, "no/where/config.json"),
         (["evaluate", "models/vdm", "--images", "nowhere"], 5, "nowhere/dataset.json"),
-        (["evaluate", "models/vdm", "--device", "cuda:99"], 2, "device cuda:99"),
         (["evaluate", "models/vdm", "--device", "abacus"], 2, "--device"),
         (["evaluate", "models/vdm", "--out", "params.yaml"], 5, "params.yaml: File exists"),
         (["evaluate", "models/vdm", "--out", "models/vdm"], 2, "models/vdm: models/vdm is an output of the pipeline; "),
-        (["evaluate", "--out", "models/vdm/new"], 2, "models/vdm/new: models/vdm is an output of the pipeline; choose"),
-        (
-            ["evaluate", "models/vdm", "--out", "reports/evaluation"],
-            2,
-            "reports/evaluation/noise_levels.csv is an output",
-        ),
-        (
-            ["validate", "data/images", "--out", "reports/validation"],
-            2,
-            " is an output of the pipeline; choose another",
-        ),
+        (["validate", "data/images", "--out", "reports/validation"], 2, " is an output of the pipeline; choose"),
         (["evaluate", "models/vdm", "--seed", "-1"], 2, "--seed"),
         (["evaluate", "models/vdm", "--num-timesteps", "ten"], 2, "10,100,continuous"),
         (["evaluate", "models/vdm", "--num-timesteps", "0"], 2, "--num-timesteps"),
@@ -404,23 +238,12 @@ def test_a_failed_stage_leaves_what_dvc_can_restore(reproduced: Project) -> None
     np.save(images, pixels)
     failed = reproduced.vdmctl("validate")
     assert failed.returncode == Exit.INVALID_DATA
-    assert "no level above 16: 1 of 1797 images, such as 200" in failed.stderr
+    assert "no level above 16" in failed.stderr
     refused = reproduced.vdmctl("train")
     assert refused.returncode == 4
     assert "vdmctl validate" in one_line(refused)
     reproduced.dvc("checkout", "--force")
     reproduced.git("checkout", "--quiet", ".")
-    assert reproduced.up_to_date()
-
-
-def test_a_wrong_source_fails_before_anything_is_trained(reproduced: Project) -> None:
-    reproduced.edit("params.yaml", **{"name: digits": "name: fashion_mnist", "source: null": "source: /nowhere"})
-    result = reproduced.new_dvc("repro")
-    assert result.returncode == 255
-    assert ran(result.stdout) == ["download"]
-    assert "data.source: /nowhere is not a folder" in result.stdout + result.stderr
-    reproduced.git("checkout", "--quiet", ".")
-    reproduced.dvc("checkout", "--force")
     assert reproduced.up_to_date()
 
 
@@ -439,23 +262,6 @@ def test_images_inside_the_output_stay(reproduced: Project) -> None:
     reproduced.dvc("checkout", "--force")
 
 
-@pytest.mark.parametrize(
-    ("old", "new", "message"),
-    [
-        ("device: cpu ", "device: cuda ", "device cuda: torch finds no CUDA device"),
-        ("steps: 20", "steps: 0", "train.steps: input should be greater than or equal to 1, got 0"),
-    ],
-)
-def test_a_bad_parameter_stops_training_with_one_line(old: str, new: str, message: str, reproduced: Project) -> None:
-    if new.strip() == "device: cuda" and torch.cuda.is_available():
-        pytest.skip("this machine has a CUDA device")
-    reproduced.edit("params.yaml", **{old: new})
-    result = reproduced.vdmctl("train")
-    reproduced.git("checkout", "--quiet", ".")
-    assert result.returncode == 2
-    assert message in one_line(result)
-
-
 def test_the_summary_names_the_bound_and_the_pictures(reproduced: Project) -> None:
     result = reproduced.vdmctl("report")
     assert result.returncode == 0
@@ -465,83 +271,21 @@ def test_the_summary_names_the_bound_and_the_pictures(reproduced: Project) -> No
     assert found["metrics"] == json.loads((reproduced.folder / "reports/evaluation/metrics.json").read_text())
     line = result.stdout.splitlines()[-1]
     assert found["reproduction"] == {"is_equal": True, "line": line, "outdated_stages": []}
-    refused = reproduced.vdmctl("report", "--json", "--out", "page.html")
-    assert refused.returncode == 2
-    assert "--json prints the metrics" in one_line(refused)
-
-
-def test_the_report_says_whether_the_outputs_are_those_of_the_commit(reproduced: Project) -> None:
-    assert "every output is identical to that of commit" in reproduced.vdmctl("report").stdout
-    metrics = "reports/evaluation/metrics.json"
-    written = (reproduced.folder / metrics).read_text()
-    (reproduced.folder / metrics).write_text(written + " ")
-    assert f"{metrics}: changed after DVC recorded them; `dvc repro` rest" in reproduced.vdmctl("report").stdout
-    reproduced.edit("params.yaml", **{"times_per_image:": "times_per_image: 3  #"})
-    shown = reproduced.vdmctl("report").stdout
-    expected = f"{metrics}: changed after DVC recorded them; inputs of evaluate, report changed since they ran: params."
-    assert expected in shown
-    assert "report: reports/report.html is older than its inputs; `dvc repro report` makes it again" in shown
-    reproduced.git("checkout", "--quiet", "params.yaml")
-    (reproduced.folder / metrics).write_text(written)
-    model = reproduced.folder / "models" / "vdm"
-    model.rename(model.with_name("aside"))
-    shown = reproduced.vdmctl("report").stdout
-    model.with_name("aside").rename(model)
-    assert "models/vdm: missing; `dvc repro` restores or makes" in shown
-    assert "older than its inputs" not in shown
-    cache = reproduced.folder / ".dvc" / "cache"
-    cache.rename(cache.with_name("aside"))
-    shown = reproduced.vdmctl("report").stdout
-    cache.with_name("aside").rename(cache)
-    assert "every output is identical to that of commit" in shown
-
-
-def test_the_report_advises_to_pull_what_is_missing_if_there_is_a_remote(reproduced: Project) -> None:
-    reproduced.dvc("remote", "add", "--default", "--local", "store", "/nowhere")
-    model = reproduced.folder / "models" / "vdm"
-    model.rename(model.with_name("aside"))
-    shown = reproduced.vdmctl("report").stdout
-    model.with_name("aside").rename(model)
-    reproduced.dvc("remote", "remove", "--local", "store")
-    assert "models/vdm: missing; `dvc pull` restores what the remote has, and `dvc repro` makes the rest" in shown
-
-
-def test_the_report_names_a_lock_with_the_marks_of_a_merge(reproduced: Project) -> None:
-    lock = reproduced.folder / "dvc.lock"
-    lock.write_text("<<<<<<< HEAD\n" + lock.read_text())
-    result = reproduced.vdmctl("report", "--json")
-    reproduced.git("checkout", "--quiet", "HEAD", "dvc.lock")
-    found = json.loads(result.stdout)["reproduction"]
-    assert not found["is_equal"]
-    assert found["line"].startswith("dvc.lock: ")
-    assert found["line"].endswith("; `git checkout HEAD dvc.lock && dvc repro` restores it and makes the results again")
-
-
-def test_the_report_says_why_nothing_is_compared(reproduced: Project) -> None:
-    git = reproduced.folder / ".git"
-    git.rename(git.with_name("aside"))
-    result = reproduced.vdmctl("report", "--json")
-    git.with_name("aside").rename(git)
-    assert json.loads(result.stdout)["reproduction"] is None
-    assert result.stderr.startswith("the outputs are not compared with those of a commit: ")
 
 
 def test_the_report_compares_outputs_with_those_of_the_commit(reproduced: Project) -> None:
-    metrics = "reports/evaluation/metrics.json"
-    written = (reproduced.folder / metrics).read_text()
-
+    assert "every output is identical to that of commit" in reproduced.vdmctl("report").stdout
     lock = (reproduced.folder / "dvc.lock").read_text()
     other = re.sub(r"(path: models/trained\n\s+hash: md5\n\s+md5: )\w+", rf"\g<1>{'0' * 32}", lock)
-    (line,) = [
-        line for line in reported_beside(reproduced, {"dvc.lock": other}).splitlines() if "different from" in line
-    ]
-    assert line.startswith("models/trained: different from commit ")
-    assert "with the same inputs; versions and kind of processor are the same" in line
-    elsewhere = written.replace(f'"torch": "{torch.__version__}"', '"torch": "9.9"')
-    shown = reported_beside(reproduced, {"dvc.lock": other, metrics: elsewhere})
-    assert f"made with Python 3.{sys.version_info.minor}, torch 9.9" in shown
+    shown = reported_beside(reproduced, {"dvc.lock": other})
+    assert "models/trained: different from commit " in shown
+    assert "with the same inputs" in shown
     shown = reported_beside(reproduced, {"dvc.lock": other.replace("steps: 20\n", "steps: 21\n")})
     assert "because the inputs differ: params.yaml train\n" in shown
+    reproduced.edit("params.yaml", **{"times_per_image:": "times_per_image: 3  #"})
+    shown = reproduced.vdmctl("report").stdout
+    reproduced.git("checkout", "--quiet", "params.yaml")
+    assert "report: reports/report.html is older than its inputs; `dvc repro report` makes it again" in shown
 
 
 def reported_beside(project: Project, committed: dict[str, str]) -> str:
@@ -555,3 +299,22 @@ def reported_beside(project: Project, committed: dict[str, str]) -> str:
     shown = project.vdmctl("report").stdout
     project.git("reset", "--quiet", "--hard", "HEAD~1")
     return shown
+
+
+def test_a_page_about_versions_is_made_of_their_files_in_git_and_the_remote(registry: Project, tmp_path: Path) -> None:
+    project = registry.copy(tmp_path / "project")
+    per_image = cached(project, "reports/evaluation/per_image.csv", "", "v1.0.0")
+    per_image.chmod(0o644)
+    per_image.write_text("image,bpd\n0,1.0\n")
+    result = project.vdmctl("report", "v1.0.0", "--out", "page.html")
+    assert (result.returncode, "vdm@v1.0.0" in one_line(result)) == (5, True)
+    shutil.rmtree(project.folder / ".dvc" / "cache")
+    result = project.vdmctl("report", "v1.0.0", "v1.1.0", "--out", "page.html")
+    assert result.returncode == 0, result.stderr
+    page = (project.folder / "page.html").read_text()
+    for version in ("vdm@v1.0.0", "vdm@v1.1.0"):
+        assert f"{metrics_at(project, version)['bpd']:.4f}" in page
+    shutil.rmtree(project.folder / ".dvc" / "cache")
+    project.dvc("remote", "remove", "store")
+    result = project.vdmctl("report", "v1.0.0", "--out", "missing.html")
+    assert (result.returncode, "vdm@v1.0.0" in one_line(result)) == (5, True)

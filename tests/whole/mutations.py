@@ -1,4 +1,4 @@
-"""Each classic mistake, made in a copy of the code, makes the tests of the bound fail."""
+"""Each classic mistake, made in a copy of the code, makes the tests of the bound fail.  `make mutants` runs it."""
 
 import json
 import os

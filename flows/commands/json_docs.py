@@ -1,0 +1,131 @@
+"""Write the lists of keys in docs/json.md:  python -m flows.commands.json_docs
+
+A list stands below a comment with the name of a document that a command prints.  The meaning of a key is the text below
+the field in its class, or else that of its name in `MEANINGS`.
+"""
+
+import ast
+import inspect
+import pkgutil
+import re
+import textwrap
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, get_args, get_origin
+
+from pydantic import BaseModel
+
+from flows.core.files import write_whole
+
+PAGE = Path("docs/json.md")
+LIST = re.compile(r"(<!-- (flows\.[\w.]+) -->\n\n)(?:- .*\n)*")
+MEANINGS = {
+    "protocol": "how the likelihood was evaluated",
+    "split": "the images: `train`, `validation` or `test`",
+    "bpd": "mean over the images, in bits/dim: an upper bound of the negative log-likelihood",
+    "bpd_monte_carlo_standard_error": "the part of the error that more times per image would remove",
+    "num_images": "how many images",
+    "seed": "of the times and the noise",
+    "times_per_image": "noise levels per image",
+    "num_timesteps": "number of steps T; null is continuous time",
+    "precision": "number format of the network's matrix products",
+    "data_sha256": "digest of the image set: arrays, number of levels and transforms",
+    "model_sha256": "digest of the model: of its config.json, which has that of the weights",
+    "environment": "what decides the last digits besides data, parameters and code",
+    "fitted_to": "`train`, or `train_and_validation`",
+    "training": "of as many training images as test images",
+    "generalisation_gap_bpd": "test minus training images",
+    "bpd_numerical_error": "what the solver's tolerance adds to `bpd`; below 0, `bpd` is too low",
+    "num_repeated": "images of which the numerical error was measured",
+    "num_draws": "dequantisation draws per image",
+    "num_probes": "random probes of the divergence; 0: it is exact",
+    "difference_bpd": "second minus first, or challenger minus champion: below 0 it is better",
+    "confidence_interval": "of the difference: lower and upper end",
+    "nearer_than_held_out": "probability that a sample is nearer to a training image than a test image is",
+    "num_training_images": "with how many training images the figures compare",
+    "order": "of the sampler",
+    "eta": "noise of a step: 0 none, 1 that of ancestral sampling",
+    "grid": "what the steps are evenly spaced in",
+    "clip": "whether predicted images are limited to the range of pixels",
+    "pixel_bytes": "one byte for each pixel and channel",
+    "net_bpd": "bits/dim of the whole file",
+    "code_bpd": "bits/dim of the images encoded with the model",
+    "initial_bits": "pseudo-random bits that the first images draw from",
+    "plain_images": "how many images are encoded without the model",
+    "bound_bpd": "the bound in as many steps",
+    "verified": "whether the file was decoded and compared",
+    "decision": "`promote`, `refuse` or `roll back`",
+    "reason": "why, in one line",
+    "challenger": "the version that was judged",
+    "champion": "the champion then; after a roll-back, now",
+    "champion_tag": "the tag that made it the champion",
+    "data_changed": "whether the champion's images were others",
+    "num_judged": "challengers that these validation images have judged",
+    "tag": "the new tag of the champion",
+}
+
+
+def written(page: str) -> str:
+    """Return the page with its lists of keys as the documents have them.  A meaning is told where it comes first."""
+    told: set[str] = set()
+
+    def listed(found: re.Match[str]) -> str:
+        return found[1] + "".join(f"{line}\n" for line in keys(pkgutil.resolve_name(found[2]), told))
+
+    return LIST.sub(listed, page)
+
+
+def keys(document: type[BaseModel], told: set[str], prefix: str = "") -> Iterator[str]:
+    """Yield a line for each key of a document and of the documents in it; meanings in `told` are left out."""
+    schema = document.model_json_schema()
+    known: set[type[BaseModel]] = set()
+    said = below_fields(document)
+    for name, field in document.model_fields.items():
+        meaning = said.get(name) or MEANINGS.get(name, "")
+        text = f": {meaning}" if meaning and meaning not in told else ""
+        told.add(meaning)
+        yield f"- `{prefix}{name}`, {type_of(schema['properties'][name])}{text}"
+        for place, inner in documents_in(field.annotation):
+            if inner not in known:
+                known.add(inner)
+                yield from keys(inner, told, f"{prefix}{name}{place}.")
+
+
+def type_of(schema: dict[str, Any]) -> str:
+    """Return the type of a value in words, from its JSON schema."""
+    if "anyOf" in schema:
+        return " or ".join(map(type_of, schema["anyOf"]))
+    if "$ref" in schema:
+        return "object"
+    if "const" in schema:
+        return f"`{schema['const']}`"
+    words: dict[str, str] = {"array": "list", "string": "text", "boolean": "true or false"}
+    kind = str(schema.get("type", "any"))
+    return words.get(kind, kind)
+
+
+def documents_in(annotation: Any) -> Iterator[tuple[str, type[BaseModel]]]:
+    """Yield the documents in the type of a field, with what leads to them: nothing, `[]` in a list, `.NAME`."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield "", annotation
+    places: dict[Any, str] = {list: "[]", dict: ".NAME"}
+    place = places.get(get_origin(annotation), "")
+    for argument in get_args(annotation):
+        yield from ((place + rest, inner) for rest, inner in documents_in(argument))
+
+
+def below_fields(document: type[BaseModel]) -> dict[str, str]:
+    """Return the texts below the fields of a document and of those that it extends."""
+    found: dict[str, str] = {}
+    for part in reversed(document.__mro__[: -len(BaseModel.__mro__)]):
+        body = ast.parse(textwrap.dedent(inspect.getsource(part))).body[0].body  # type: ignore[attr-defined]
+        for field, text in pairwise(body):
+            if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant):
+                lines = " ".join(str(text.value.value).split())
+                found[ast.unparse(field.target)] = lines[0].lower() + lines[1:].rstrip(".")
+    return found
+
+
+if __name__ == "__main__":
+    write_whole(PAGE, written(PAGE.read_text(encoding="utf-8")))
