@@ -27,7 +27,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from flows.core.presets import read_preset
 
 from benchmarks import chart, duration, explained, new_parser, picture, positive, show
 from benchmarks.speed import (
@@ -43,6 +42,7 @@ from flows.core.device import find_device
 from flows.core.fields import device_name
 from flows.core.params import Params
 from flows.core.params_file import parse_params
+from flows.core.presets import read_preset
 from flows.evaluation.importing import import_checkpoint
 from flows.images.store import load_images
 from flows.training import fitting

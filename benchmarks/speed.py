@@ -28,7 +28,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from flows.core.presets import read_preset
 
 from benchmarks import duration, explained, new_parser, positive, show
 from flows.core.checkpoint import arguments_of
@@ -36,6 +35,7 @@ from flows.core.device import find_compile, find_device, find_precision
 from flows.core.fields import device_name
 from flows.core.params import Params
 from flows.core.params_file import parse_params
+from flows.core.presets import read_preset
 from flows.sampling.drawing import solver_of
 from flows.training.collectives import any_process, process_group
 from flows.training.distributed import results_of
