@@ -11,7 +11,7 @@ from project import ROOT
 from torch import Tensor
 from torch.distributions import MultivariateNormal
 
-from benchmarks.ode_error import exact_predictor, log_mixture
+from benchmarks.likelihood import exact_predictor, log_mixture
 from flows.core.params_file import read_params
 from flows.evaluation.solver import dopri5
 from vdm.discretization import pixels_to_x
