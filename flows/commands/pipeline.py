@@ -158,11 +158,12 @@ def print_results(as_json: bool) -> None:
         return
     say(summary(metrics))
     outdated = compared.outdated_stages if compared else []
+    docs = layout.DATA_DOCS / "index.html"
     for title, path, stage in (
         ("report", layout.PAGE, "report"),
         ("samples", layout.SAMPLES, "sample"),
         ("model card", layout.CARD, "register"),
-        ("validation", layout.DATA_DOCS / "index.html", "validate"),
+        ("validation", docs if docs.is_file() else layout.VALIDATION, "validate"),
         ("curves", layout.CURVES, "train"),
     ):
         if not path.is_file():

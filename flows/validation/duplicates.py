@@ -1,29 +1,46 @@
 """Find images that are equal, and rank those that look like one of another split, compared with what chance gives.
 
-Images are ranked by their difference relative to their contrast, since plain images are close to many.  What chance
-gives is estimated from the first split: with splits drawn at random, an image of the second split has as many similar
-images in the first as an image of the first has.  Each image of the first split is paired with the most similar other
-one, and a power law is fitted to the closest 5% of these pairs.  It says how many images would be as close by chance,
-even at distances that no such pair has.
+Equal images have the same digest.  The others are searched as gray thumbnails, as they are and mirrored, and the pairs
+found are ranked by the difference of their pixels relative to their contrast, since plain images are close to many.
+
+What chance gives is estimated from the first split: with splits drawn at random, an image of the second split has as
+many similar images in the first as an image of the first has.  A power law is fitted to the closest 5% of the pairs
+within the first split.  It says how many images would be as close by chance, even where no such pair is.
 """
 
+from itertools import combinations, combinations_with_replacement
 from typing import Any, NamedTuple
 
 import numpy as np
+import pandas as pd
 
-from flows.images.store import ImageSet
+from flows.images.store import ImageSet, fitting
 from flows.validation.facts import Facts, is_image
-from flows.validation.moved import UNMOVED, VARIANTS, Found, Index, index_of, search
 
-PROBES = 10_000
+PROBES = 4000
+"""Images of a split that are compared with the other images of the same split, evenly spread."""
 FEWEST_PROBES = 10
 TAIL = 0.05
 LEAST_CONTRAST = 0.03
 """Added to the standard deviation of the pixels, as a share of the range, for images that are almost plain."""
 NEAREST = 1e-3
 """Relative differences below this are treated as equal."""
-SURE = -np.log(1e-4)
+SURE = 1e-4
+"""Probability below which chance does not explain so many similar images."""
 LONGEST_LIST = 500
+COMPARED = 500
+
+
+class Nearest(NamedTuple):
+    """The image of one split that is most similar to each image of another, both by number (n,)."""
+
+    image: np.ndarray
+    of: np.ndarray
+    mirrored: np.ndarray
+    distance: np.ndarray
+    """Mean absolute difference of the pixels, as a share of the range."""
+    relative: np.ndarray
+    """The distance relative to the contrast of the image found."""
 
 
 class Lookalikes(NamedTuple):
@@ -32,7 +49,7 @@ class Lookalikes(NamedTuple):
     image: np.ndarray
     of: np.ndarray
     """The image of the earlier split."""
-    variant: np.ndarray
+    mirrored: np.ndarray
     distance: np.ndarray
     """Mean absolute difference of the pixels, as a share of the range."""
     by_chance: np.ndarray
@@ -42,72 +59,104 @@ class Lookalikes(NamedTuple):
 
 
 def repeats(digests: np.ndarray) -> np.ndarray:
-    """Return whether an earlier image has the same digest (N,); digests are (N,2) uint64."""
-    order = np.lexsort((digests[:, 1], digests[:, 0]))  # stable: of equals, the first comes first
-    again = np.zeros(len(digests), dtype=bool)
-    again[order[1:]] = (digests[order[1:]] == digests[order[:-1]]).all(axis=1)
-    return again
+    """Return whether an earlier image has the same digest (N,)."""
+    return np.asarray(pd.Series(digests).duplicated())
 
 
 def leaked(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Return whether each digest (N,2) uint64 of the second split is one of the first split (N,)."""
-    pair = np.dtype([("high", np.uint64), ("low", np.uint64)])
-    return np.isin(second.view(pair)[:, 0], first.view(pair)[:, 0])
+    """Return whether each digest (N,) of the second split is one of the first split."""
+    return np.isin(second, first)
 
 
-class Usual(NamedTuple):
-    """The searchable images of a split, and how similar they are to one another, from which chance is estimated."""
+def search(image_set: ImageSet, facts: dict[str, Facts]) -> dict[tuple[str, str], Nearest]:
+    """Return the most similar images for each pair of splits, the earlier split (training, validation) first.
 
-    known: Index
-    relative: np.ndarray
-    """The relative differences, of at most 10,000 images."""
-    distance: np.ndarray
-
-
-def all_lookalikes(image_set: ImageSet, facts: dict[str, Facts], limit: float) -> dict[tuple[str, str], Lookalikes]:
-    """Return the images that look alike in each pair of splits, the earlier split (training, validation) first."""
-    splits, found = list(facts), {}
-    for place, first in enumerate(splits[:-1]):
-        usual = usual_of(image_set, facts[first], first)
-        for second in splits[place + 1 :]:
-            found[first, second] = lookalikes(image_set, facts, (first, second), usual, limit)
+    The pair of a split with itself has `PROBES` of its images; the last split has none.  Images that are equal to one
+    of the first split are left out, and so are pairs of splits without images, or with images of different shapes.
+    """
+    found = {}
+    for first, second in list(combinations_with_replacement(facts, 2))[:-1]:
+        digests, shapes = facts[first].digest, {getattr(image_set, split).shape[1:] for split in (first, second)}
+        known = np.flatnonzero(~repeats(digests))
+        if first == second:
+            queries = known[np.linspace(0, len(known) - 1, min(len(known), PROBES)).astype(int)]
+        else:
+            queries = np.flatnonzero(~leaked(digests, facts[second].digest))
+        comparable = all(is_image(getattr(image_set, split)) for split in (first, second)) and len(shapes) == 1
+        if comparable and len(known) > 1 and len(queries):
+            found[first, second] = nearest(image_set, facts, (first, second), known, queries)
     return found
 
 
-def usual_of(image_set: ImageSet, facts: Facts, split: str) -> Usual | None:
-    """Return how similar the images of a split are among one another; None if it has no images."""
-    images, numbers = getattr(image_set, split), np.flatnonzero(~repeats(facts.digest))
-    if not is_image(images) or not len(numbers):
-        return None
-    index = index_of(facts.thumbnails, numbers)
-    probes = numbers[np.linspace(0, len(numbers) - 1, min(len(numbers), PROBES)).astype(int)]
-    return Usual(index, *differences(image_set, facts, search(images, index, images, probes, image_set.num_levels)))
+def nearest(
+    image_set: ImageSet, facts: dict[str, Facts], pair: tuple[str, str], known: np.ndarray, queries: np.ndarray
+) -> Nearest:
+    """Return the most similar one of the images `known` of the first split for each of `queries` in the second.
 
+    No image is compared with itself.
+    """
+    from sklearn.neighbors import NearestNeighbors
 
-def differences(image_set: ImageSet, facts: Facts, found: Found) -> tuple[np.ndarray, np.ndarray]:
-    """Return the differences from the images found, relative to their contrast, and as shares of the range (n,)."""
-    highest = image_set.num_levels - 1
-    distance = found.distance / highest
-    contrast = facts.statistics["image deviation"] / highest
-    return distance / (contrast[found.number] + LEAST_CONTRAST), distance
-
-
-def lookalikes(
-    image_set: ImageSet, facts: dict[str, Facts], pair: tuple[str, str], usual: Usual | None, limit: float
-) -> Lookalikes:
-    """Rank the images of the second split that are within `limit` of one of the first without being equal to it."""
     first, second = pair
-    images, others = getattr(image_set, first), getattr(image_set, second)
-    queries = np.flatnonzero(~leaked(facts[first].digest, facts[second].digest))
-    if not usual or not is_image(others) or images.shape[1:] != others.shape[1:] or not len(queries):
-        nothing = np.zeros(0, dtype=np.int64)
-        return Lookalikes(nothing, nothing, nothing, np.zeros(0), np.zeros(0), 0)
-    found = search(images, usual.known, others, queries, image_set.num_levels)
-    relative, distance = differences(image_set, facts[first], found)
-    order = np.argsort(relative, kind="stable")
-    order = order[distance[order] <= limit]
-    by_chance = len(queries) * shares_by_chance(usual.relative, usual.distance <= limit, relative[order])
-    closest = (queries[order], found.number[order], found.variant[order], distance[order])
+    thumbnails = facts[second].thumbnails[queries]
+    both = np.concatenate([thumbnails, thumbnails[:, :, ::-1]]).reshape(2 * len(queries), -1)
+    index = NearestNeighbors(n_neighbors=2, algorithm="brute").fit(facts[first].thumbnails[known].reshape(len(known), -1))
+    # Two, since one may be the image itself: (variant, query, neighbour) to (query, variant and neighbour).
+    apart, place = (
+        np.asarray(found).reshape(2, len(queries), 2).swapaxes(0, 1).reshape(-1, 4) for found in index.kneighbors(both)
+    )
+    numbers = known[place]
+    if first == second:
+        apart[numbers == queries[:, None]] = np.inf
+    every, best = np.arange(len(queries)), apart.argmin(axis=1)
+    of, mirrored = numbers[every, best], best >= 2
+    distance = pixel_distances(getattr(image_set, first), of, getattr(image_set, second), queries, mirrored)
+    highest = image_set.num_levels - 1
+    contrast = facts[first].statistics["image deviation"][of] / highest + LEAST_CONTRAST
+    return Nearest(queries, of, mirrored, distance / highest, distance / highest / contrast)
+
+
+def pixel_distances(
+    images: np.ndarray, of: np.ndarray, others: np.ndarray, queries: np.ndarray, mirrored: np.ndarray
+) -> np.ndarray:
+    """Return the mean absolute difference in levels of each pair of images (n,), the least of shifts by up to a pixel."""
+    distance, step = np.empty(len(of)), fitting(COMPARED, 8 * images[0].nbytes)
+    height, width = images.shape[2] - 2, images.shape[3] - 2
+    for first in range(0, len(of), step):
+        some = slice(first, first + step)
+        theirs, ours = pick(images, of[some]).astype(np.int32), pick(others, queries[some]).astype(np.int32)
+        ours = np.where(mirrored[some, None, None, None], ours[..., ::-1], ours)
+        inner = theirs[:, :, 1:-1, 1:-1]
+        shifted = (ours[:, :, down : down + height, across : across + width] for down in range(3) for across in range(3))
+        distance[some] = np.min([np.abs(each - inner).mean(axis=(1, 2, 3)) for each in shifted], axis=0)
+    return distance
+
+
+def pick(images: np.ndarray, numbers: np.ndarray) -> np.ndarray:
+    """Return a copy of some images.  A mapped file is mapped anew, so that its pages do not stay in memory."""
+    mapped = np.load(str(images.filename), mmap_mode="r") if isinstance(images, np.memmap) else images
+    return np.asarray(mapped[numbers])
+
+
+def all_lookalikes(
+    found: dict[tuple[str, str], Nearest], facts: dict[str, Facts], limit: float
+) -> dict[tuple[str, str], Lookalikes]:
+    """Return the images that look alike in each pair of different splits, given the result of `search`."""
+    none = np.zeros(0, dtype=int)
+    empty = Nearest(none, none, none, np.zeros(0), np.zeros(0))
+    return {
+        (first, second): lookalikes(found.get((first, second), empty), found.get((first, first), empty), limit)
+        for first, second in combinations(facts, 2)
+    }
+
+
+def lookalikes(found: Nearest, usual: Nearest, limit: float) -> Lookalikes:
+    """Rank the images that are within `limit` of one of the first split; `usual` are pairs within that split."""
+    order = np.argsort(found.relative, kind="stable")
+    order = order[found.distance[order] <= limit]
+    shares = shares_by_chance(usual.relative, usual.distance <= limit, found.relative[order])
+    by_chance = len(found.image) * shares
+    closest = (found.image[order], found.of[order], found.mirrored[order], found.distance[order])
     return Lookalikes(*closest, by_chance, excess=beyond(by_chance))
 
 
@@ -120,9 +169,9 @@ def shares_by_chance(usual: np.ndarray, within: np.ndarray, difference: np.ndarr
     order = np.argsort(usual, kind="stable")
     usual, difference = np.maximum(usual[order], NEAREST), np.maximum(difference, NEAREST)
     tail = max(FEWEST_PROBES, round(TAIL * len(usual)))
-    if len(usual) <= tail or not np.isfinite(usual[tail]):
+    if len(usual) <= tail:
         return np.ones(len(difference))
-    steepness = tail / max(1e-9, np.log(usual[tail] / usual[:tail]).sum())
+    steepness = tail / max(1e-9, np.log(usual[tail] / usual[:tail]).sum())  # Hill's estimator
     power = steepness * (1 - 2 / np.sqrt(tail))
     counted = usual[within[order]]
     closer = np.searchsorted(counted, difference, side="right")
@@ -137,34 +186,25 @@ def upper(count: np.ndarray) -> np.ndarray:
 
 
 def beyond(by_chance: np.ndarray) -> int:
-    """Return the last rank that is too high to be chance, for the (n,) expected numbers up to each rank; 0 for none.
+    """Return the last rank that is too high to be chance, for the (n,) expected numbers up to each rank; 0 for none."""
+    from scipy.stats import poisson
 
-    A rank is too high if a Poisson variable reaches it with a probability below 1e-4, by Chernoff's bound.
-    """
     rank = np.arange(1, len(by_chance) + 1)
-    mean = np.maximum(by_chance, 1e-300)
-    surprise = rank * np.log(rank / mean) - rank + mean
-    return int(max(rank[(rank > mean) & (surprise > SURE)], default=0))
-
-
-def kind(variant: int) -> str:
-    """Return in words how an image was moved: as it is, mirrored, shifted, or mirrored and shifted."""
-    words = [("mirrored", variant >= VARIANTS // 2), ("shifted", variant not in UNMOVED)]
-    return " and ".join(word for word, holds in words if holds) or "as it is"
+    return int(rank[poisson.sf(rank - 1, by_chance) < SURE].max(initial=0))
 
 
 def ranked(first: str, second: str, found: Lookalikes) -> list[dict[str, Any]]:
     """Return the closest pairs as rows, at most 500."""
-    columns = (found.image, found.of, found.variant, found.distance, found.by_chance)
+    columns = (found.image, found.of, found.mirrored, found.distance, found.by_chance)
     return [
         {
             "split": second,
             "image": int(image),
             "of_split": first,
             "of_image": int(of),
-            "moved": kind(int(variant)),
+            "moved": "mirrored" if mirrored else "as it is",
             "distance": round(float(distance), 6),
             "by_chance": round(float(by_chance), 4),
         }
-        for image, of, variant, distance, by_chance in zip(*(column[:LONGEST_LIST] for column in columns), strict=True)
+        for image, of, mirrored, distance, by_chance in zip(*(column[:LONGEST_LIST] for column in columns), strict=True)
     ]

@@ -1,4 +1,4 @@
-"""One pass over the images of a split: some 140 bytes of facts about each image, and sums over all."""
+"""One pass over the images of a split: facts about each image, and sums over all."""
 
 import hashlib
 from collections.abc import Collection
@@ -8,7 +8,6 @@ from typing import NamedTuple
 import numpy as np
 
 from flows.images.store import chunks
-from flows.validation.moved import thumbnails
 from flows.validation.space import SAMPLED, Space, nothing
 
 ROWS = 2000
@@ -17,6 +16,8 @@ GROUPS = 20
 MOST_CHANNELS = 4
 FEWEST_PIXELS = 3
 """Pixels that each side of an image needs for a second difference."""
+CELLS = 6
+"""Largest number of cells of a thumbnail in each direction."""
 
 
 class Facts(NamedTuple):
@@ -26,13 +27,13 @@ class Facts(NamedTuple):
     lowest: np.ndarray
     highest: np.ndarray
     digest: np.ndarray
-    """(N,2) uint64, a hash of 128 bits."""
+    """(N,) uint64."""
     statistics: dict[str, np.ndarray]
     """By name, see `flows.validation.facts.statistics`; {} without pixels."""
     thumbnails: np.ndarray
-    """(N,D) float16, see `flows.validation.moved`; D is 0 for what is not an image."""
+    """(N,h,w) float32, the brightness of cells; (N,0,0) for what is not an image."""
     histograms: np.ndarray
-    """(groups,channels,K) number of pixels of each level; pixels of no level are not counted."""
+    """(groups,channels,K) number of pixels of each level; only uint8 pixels of a level are counted."""
     differ: np.ndarray
     """(channels,channels) whether channels i and j differ in any image, at [i, j] for i < j."""
     space: Space
@@ -59,25 +60,27 @@ def num_redundant(splits: Collection[Facts]) -> int:
 
 @np.errstate(all="ignore")  # infinite pixels and those too large for float32 break the contract later
 def measure(images: np.ndarray, num_levels: int) -> Facts:
-    """Return the facts about (N,...) images, in memory of some 140 bytes for each, and that of one chunk of pixels."""
+    """Return the facts about (N,...) images, in memory of some 240 bytes for each, and that of one chunk of pixels."""
     facts = no_facts(images, num_levels)
     step = -(-len(images) // SAMPLED)
     for first, chunk in chunks(images, ROWS):
         rows = slice(first, first + len(chunk))
         flat = chunk.reshape(len(chunk), -1)
-        digests = b"".join(hashlib.blake2b(row.data, digest_size=16).digest() for row in flat)
-        facts.digest[rows] = np.frombuffer(digests, np.uint64).reshape(-1, 2)
+        digests = b"".join(hashlib.blake2b(row.data, digest_size=8).digest() for row in flat)
+        facts.digest[rows] = np.frombuffer(digests, np.uint64)
         if not flat.size:  # images without pixels have no extremes; their shape breaks the contract
             continue
         values = flat.astype(np.float32)
-        facts.num_nan[rows] = np.isnan(values).sum(axis=1) if flat.dtype.kind == "f" else 0
+        facts.num_nan[rows] = np.isnan(values).sum(axis=1)
         facts.lowest[rows], facts.highest[rows] = flat.min(axis=1), flat.max(axis=1)
         found = {"image mean": values.mean(axis=1), "image deviation": values.std(axis=1)}
-        count_levels(chunk, first, facts.histograms)
+        if flat.dtype == np.uint8:
+            count_levels(chunk, first, facts.histograms)
         if is_image(images):
             pictures = values.reshape(chunk.shape)
-            gray = brightness(pictures)
-            note_differences(chunk, facts.differ)
+            gray = np.asarray(pictures.mean(axis=1))
+            for one, other in combinations(range(len(facts.differ)), 2):
+                facts.differ[one, other] |= not np.array_equal(chunk[:, one], chunk[:, other])
             found |= statistics(pictures, gray, num_levels)
             facts.thumbnails[rows] = thumbnails(gray)
             facts.space.add(chunk[-first % step :: step], num_levels)
@@ -88,42 +91,33 @@ def measure(images: np.ndarray, num_levels: int) -> Facts:
 
 def no_facts(images: np.ndarray, num_levels: int) -> Facts:
     """Return facts about the images that are all zero."""
-    count, cells = len(images), 0
-    if is_image(images):
-        cells = thumbnails(np.zeros((1, *images.shape[2:]), dtype=np.float32)).size
+    count, pictures = len(images), is_image(images)
+    channels = images.shape[1] if pictures and 2 <= images.shape[1] <= MOST_CHANNELS else 1
+    cells = [min(CELLS, side) for side in images.shape[2:]] if pictures else [0, 0]
     lowest, highest = np.zeros((2, count), dtype=np.float32)
     return Facts(
         num_nan=np.zeros(count, dtype=np.int32),
         lowest=lowest,
         highest=highest,
-        digest=np.zeros((count, 2), dtype=np.uint64),
+        digest=np.zeros(count, dtype=np.uint64),
         statistics={},
-        thumbnails=np.zeros((count, cells), dtype=np.float16),
-        histograms=np.zeros((GROUPS, num_channels(images), num_levels), dtype=np.int64),
-        differ=np.zeros((num_channels(images), num_channels(images)), dtype=bool),
+        thumbnails=np.zeros((count, *cells), dtype=np.float32),
+        histograms=np.zeros((GROUPS, channels, num_levels), dtype=np.int64),
+        differ=np.zeros((channels, channels), dtype=bool),
         space=nothing(),
         image_shape=images.shape[1:],
     )
 
 
-def note_differences(chunk: np.ndarray, differ: np.ndarray) -> None:
-    """Set the flags of all pairs of channels that differ in a chunk of images."""
-    for first, second in combinations(range(len(differ)), 2):
-        if not differ[first, second]:
-            differ[first, second] = not np.array_equal(chunk[:, first], chunk[:, second])
-
-
 def count_levels(chunk: np.ndarray, first: int, histograms: np.ndarray) -> None:
     """Add the pixels of a chunk, whose first image has the number `first`, to the histograms of groups and channels."""
     groups, channels, num_levels = histograms.shape
-    parts = [chunk.reshape(len(chunk), -1)] if channels == 1 else [chunk[:, channel] for channel in range(channels)]
+    parts = chunk.reshape(len(chunk), 1, -1) if channels == 1 else chunk
     for group in range(groups):
-        for channel, pixels in enumerate(parts):
-            some = np.ascontiguousarray(pixels[(group - first) % groups :: groups]).reshape(-1)
-            if some.dtype == np.uint8:
-                histograms[group, channel] += np.bincount(some, minlength=max(256, num_levels))[:num_levels]
-            elif some.size:
-                histograms[group, channel] += np.histogram(some, bins=np.arange(num_levels + 1) - 0.5)[0]
+        some = parts[(group - first) % groups :: groups]
+        for channel in range(channels):
+            counts = np.bincount(some[:, channel].ravel(), minlength=max(256, num_levels))
+            histograms[group, channel] += counts[:num_levels]
 
 
 def is_image(images: np.ndarray) -> bool:
@@ -133,14 +127,17 @@ def is_image(images: np.ndarray) -> bool:
     return bool(images.shape[1] > 0 and min(images.shape[2:]) >= FEWEST_PIXELS)
 
 
-def num_channels(images: np.ndarray) -> int:
-    """Return how many channels of (N,C,H,W) images are distinguished: 2 to 4, or 1 for any other number."""
-    return images.shape[1] if is_image(images) and 2 <= images.shape[1] <= MOST_CHANNELS else 1
+def thumbnails(gray: np.ndarray) -> np.ndarray:
+    """Return the mean brightness of at most 6x6 cells (n,h,w) of images (n,H,W)."""
+    rows, columns = map(pooling, gray.shape[1:])
+    return np.asarray(rows @ gray @ columns.T)
 
 
-def brightness(values: np.ndarray) -> np.ndarray:
-    """Return the mean (n,H,W) of the channels of images (n,C,H,W)."""
-    return np.asarray(values[:, 0] if values.shape[1] == 1 else values.mean(axis=1))
+def pooling(length: int) -> np.ndarray:
+    """Return the matrix (cells,length) float32 that averages a line over its cells, which may share pixels."""
+    ends, place = np.linspace(0, length, min(CELLS, length) + 1), np.arange(length)
+    overlap = np.clip(np.minimum(ends[1:, None], place + 1) - np.maximum(ends[:-1, None], place), 0, None)
+    return np.asarray(overlap / overlap.sum(axis=1, keepdims=True), dtype=np.float32)
 
 
 def statistics(values: np.ndarray, gray: np.ndarray, num_levels: int) -> dict[str, np.ndarray]:
@@ -154,12 +151,11 @@ def statistics(values: np.ndarray, gray: np.ndarray, num_levels: int) -> dict[st
     one_level = (num_levels - 1) / 255
     first = {axis: np.abs(np.diff(gray, axis=axis)).mean(axis=(1, 2)) for axis in (1, 2)}
     second = {axis: np.abs(np.diff(gray, n=2, axis=axis)).mean(axis=(1, 2)) for axis in (1, 2)}
-    columns, rows = gray.mean(axis=1), gray.mean(axis=2)
     found = {
         "direction": np.log((first[2] + one_level) / (first[1] + one_level)),
         "sharpness": np.log((second[1] + second[2] + one_level) / (first[1] + first[2] + one_level)),
-        "balance across": halves(columns),
-        "balance down": halves(rows),
+        "balance across": halves(gray.mean(axis=1)),
+        "balance down": halves(gray.mean(axis=2)),
     }
     if 1 < values.shape[1] <= MOST_CHANNELS:
         means = values.mean(axis=(2, 3))

@@ -30,6 +30,7 @@ def test_broken_expectations_come_first_and_text_from_files_is_only_text(tmp_pat
     results = [result("a", success=True), result(HOSTILE, success=False), warning]
     report = Report.model_construct(success=False, transforms=HOSTILE, expectations=results)
     assert markdown.verdict(report) == "not valid: 1 of 3 expectations hold"
+    (tmp_path / "index.html").touch()
     page = markdown.data_docs(report, tmp_path / "none.png", tmp_path / "index.html")
     about, table, place = page.split("\n\n")
     header, _, first, second, last = table.splitlines()
