@@ -9,53 +9,26 @@ within the first split.  It says how many images would be as close by chance, ev
 """
 
 from itertools import combinations, combinations_with_replacement
-from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
+from scipy.stats import poisson
 
 from flows.images.store import ImageSet, fitting
 from flows.validation.facts import Facts, is_image
 
-PROBES = 4000
+PROBES = 2000
 """Images of a split that are compared with the other images of the same split, evenly spread."""
-FEWEST_PROBES = 10
-TAIL = 0.05
+TAIL, FEWEST_IN_TAIL = 0.05, 10
 LEAST_CONTRAST = 0.03
 """Added to the standard deviation of the pixels, as a share of the range, for images that are almost plain."""
 NEAREST = 1e-3
 """Relative differences below this are treated as equal."""
 SURE = 1e-4
 """Probability below which chance does not explain so many similar images."""
-LONGEST_LIST = 500
 COMPARED = 500
-
-
-class Nearest(NamedTuple):
-    """The image of one split that is most similar to each image of another, both by number (n,)."""
-
-    image: np.ndarray
-    of: np.ndarray
-    mirrored: np.ndarray
-    distance: np.ndarray
-    """Mean absolute difference of the pixels, as a share of the range."""
-    relative: np.ndarray
-    """The distance relative to the contrast of the image found."""
-
-
-class Lookalikes(NamedTuple):
-    """The images of a split that are within the distance of one of an earlier split, most similar first (n,)."""
-
-    image: np.ndarray
-    of: np.ndarray
-    """The image of the earlier split."""
-    mirrored: np.ndarray
-    distance: np.ndarray
-    """Mean absolute difference of the pixels, as a share of the range."""
-    by_chance: np.ndarray
-    """How many images would be as close, or closer, by chance alone."""
-    excess: int
-    """How many of the closest images chance does not explain."""
+COLUMNS = ["image", "of_image", "moved", "distance", "relative"]
+Pairs = dict[tuple[str, str], pd.DataFrame]
 
 
 def repeats(digests: np.ndarray) -> np.ndarray:
@@ -63,71 +36,67 @@ def repeats(digests: np.ndarray) -> np.ndarray:
     return np.asarray(pd.Series(digests).duplicated())
 
 
-def leaked(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Return whether each digest (N,) of the second split is one of the first split."""
-    return np.isin(second, first)
+def search(image_set: ImageSet, facts: dict[str, Facts]) -> Pairs:
+    """Return the most similar image of the first split for each image of the second, by pair of splits.
 
-
-def search(image_set: ImageSet, facts: dict[str, Facts]) -> dict[tuple[str, str], Nearest]:
-    """Return the most similar images for each pair of splits, the earlier split (training, validation) first.
-
-    The pair of a split with itself has `PROBES` of its images; the last split has none.  Images that are equal to one
-    of the first split are left out, and so are pairs of splits without images, or with images of different shapes.
+    A pair is in the order of the splits.  A split is also compared with itself: `PROBES` images of it, none of the last
+    split.  Images that are equal to one of the first split are left out.  `distance` is the mean absolute difference of
+    the pixels as a share of the range, and `relative` that distance relative to the contrast of the image found.
+    Frames are empty for splits without images, or with images of different shapes.
     """
     found = {}
     for first, second in list(combinations_with_replacement(facts, 2))[:-1]:
-        digests, shapes = facts[first].digest, {getattr(image_set, split).shape[1:] for split in (first, second)}
-        known = np.flatnonzero(~repeats(digests))
+        images, others = getattr(image_set, first), getattr(image_set, second)
+        known = np.flatnonzero(~repeats(facts[first].digest))
         if first == second:
             queries = known[np.linspace(0, len(known) - 1, min(len(known), PROBES)).astype(int)]
         else:
-            queries = np.flatnonzero(~leaked(digests, facts[second].digest))
-        comparable = all(is_image(getattr(image_set, split)) for split in (first, second)) and len(shapes) == 1
+            queries = np.flatnonzero(~np.isin(facts[second].digest, facts[first].digest))
+        comparable = is_image(images) and is_image(others) and images.shape[1:] == others.shape[1:]
+        found[first, second] = pd.DataFrame(columns=COLUMNS, dtype=float)
         if comparable and len(known) > 1 and len(queries):
-            found[first, second] = nearest(image_set, facts, (first, second), known, queries)
+            of, mirrored = nearest(facts[first], known, facts[second], queries)
+            distance = pixel_distances(images, of, others, queries, mirrored) / (image_set.num_levels - 1)
+            contrast = facts[first].statistics["image deviation"][of] / (image_set.num_levels - 1) + LEAST_CONTRAST
+            moved = np.where(mirrored, "mirrored", "as it is")
+            found[first, second] = pd.DataFrame(
+                dict(zip(COLUMNS, (queries, of, moved, distance, distance / contrast), strict=True))
+            )
     return found
 
 
-def nearest(
-    image_set: ImageSet, facts: dict[str, Facts], pair: tuple[str, str], known: np.ndarray, queries: np.ndarray
-) -> Nearest:
-    """Return the most similar one of the images `known` of the first split for each of `queries` in the second.
+def nearest(first: Facts, known: np.ndarray, second: Facts, queries: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return which of the images `known` is nearest to each of `queries` (n,), and whether to its mirror image (n,).
 
     No image is compared with itself.
     """
     from sklearn.neighbors import NearestNeighbors
 
-    first, second = pair
-    thumbnails = facts[second].thumbnails[queries]
-    both = np.concatenate([thumbnails, thumbnails[:, :, ::-1]]).reshape(2 * len(queries), -1)
-    index = NearestNeighbors(n_neighbors=2, algorithm="brute").fit(facts[first].thumbnails[known].reshape(len(known), -1))
-    # Two, since one may be the image itself: (variant, query, neighbour) to (query, variant and neighbour).
-    apart, place = (
-        np.asarray(found).reshape(2, len(queries), 2).swapaxes(0, 1).reshape(-1, 4) for found in index.kneighbors(both)
-    )
-    numbers = known[place]
-    if first == second:
-        apart[numbers == queries[:, None]] = np.inf
-    every, best = np.arange(len(queries)), apart.argmin(axis=1)
-    of, mirrored = numbers[every, best], best >= 2
-    distance = pixel_distances(getattr(image_set, first), of, getattr(image_set, second), queries, mirrored)
-    highest = image_set.num_levels - 1
-    contrast = facts[first].statistics["image deviation"][of] / highest + LEAST_CONTRAST
-    return Nearest(queries, of, mirrored, distance / highest, distance / highest / contrast)
+    some = second.thumbnails[queries].astype(float)
+    both = np.concatenate([some, some[:, :, ::-1]]).reshape(2 * len(some), -1)
+    # Two neighbours, since one may be the image itself.
+    index = NearestNeighbors(n_neighbors=2, algorithm="brute")
+    index.fit(first.thumbnails[known].reshape(len(known), -1).astype(float))
+    apart, place = (np.asarray(each).reshape(2, len(some), 2).swapaxes(0, 1) for each in index.kneighbors(both))
+    numbers = known[place.reshape(-1, 4)]
+    apart = np.where((numbers == queries[:, None]) & (first is second), np.inf, apart.reshape(-1, 4))
+    best = apart.argmin(axis=1)
+    return numbers[np.arange(len(some)), best], best >= 2
 
 
 def pixel_distances(
     images: np.ndarray, of: np.ndarray, others: np.ndarray, queries: np.ndarray, mirrored: np.ndarray
 ) -> np.ndarray:
-    """Return the mean absolute difference in levels of each pair of images (n,), the least of shifts by up to a pixel."""
+    """Return the mean absolute difference in levels of each pair of images (n,): the least over shifts of a pixel."""
     distance, step = np.empty(len(of)), fitting(COMPARED, 8 * images[0].nbytes)
     height, width = images.shape[2] - 2, images.shape[3] - 2
+    signed = np.int16 if images.dtype == others.dtype == np.uint8 else np.int64
     for first in range(0, len(of), step):
         some = slice(first, first + step)
-        theirs, ours = pick(images, of[some]).astype(np.int32), pick(others, queries[some]).astype(np.int32)
+        theirs, ours = pick(images, of[some]).astype(signed), pick(others, queries[some]).astype(signed)
         ours = np.where(mirrored[some, None, None, None], ours[..., ::-1], ours)
         inner = theirs[:, :, 1:-1, 1:-1]
-        shifted = (ours[:, :, down : down + height, across : across + width] for down in range(3) for across in range(3))
+        shifted = (ours[:, :, down : down + height, across : across + width] for down, across in np.ndindex(3, 3))
         distance[some] = np.min([np.abs(each - inner).mean(axis=(1, 2, 3)) for each in shifted], axis=0)
     return distance
 
@@ -138,73 +107,46 @@ def pick(images: np.ndarray, numbers: np.ndarray) -> np.ndarray:
     return np.asarray(mapped[numbers])
 
 
-def all_lookalikes(
-    found: dict[tuple[str, str], Nearest], facts: dict[str, Facts], limit: float
-) -> dict[tuple[str, str], Lookalikes]:
+def all_lookalikes(found: Pairs, splits: list[str], limit: float) -> Pairs:
     """Return the images that look alike in each pair of different splits, given the result of `search`."""
-    none = np.zeros(0, dtype=int)
-    empty = Nearest(none, none, none, np.zeros(0), np.zeros(0))
-    return {
-        (first, second): lookalikes(found.get((first, second), empty), found.get((first, first), empty), limit)
-        for first, second in combinations(facts, 2)
-    }
+    pairs = combinations(splits, 2)
+    return {(first, second): lookalikes(found[first, second], found[first, first], limit) for first, second in pairs}
 
 
-def lookalikes(found: Nearest, usual: Nearest, limit: float) -> Lookalikes:
-    """Rank the images that are within `limit` of one of the first split; `usual` are pairs within that split."""
-    order = np.argsort(found.relative, kind="stable")
-    order = order[found.distance[order] <= limit]
-    shares = shares_by_chance(usual.relative, usual.distance <= limit, found.relative[order])
-    by_chance = len(found.image) * shares
-    closest = (found.image[order], found.of[order], found.mirrored[order], found.distance[order])
-    return Lookalikes(*closest, by_chance, excess=beyond(by_chance))
+def lookalikes(found: pd.DataFrame, usual: pd.DataFrame, limit: float) -> pd.DataFrame:
+    """Return the pairs within the distance `limit`, most similar first; `usual` are pairs within the first split.
+
+    `by_chance` says how many images would be as close, or closer, by chance alone, and `excess` whether chance does not
+    explain so many.
+    """
+    ranked = found[found["distance"] <= limit].sort_values("relative", kind="stable", ignore_index=True)
+    by_chance = len(found) * shares_by_chance(usual, limit, ranked["relative"].to_numpy())
+    rank = np.arange(1, len(ranked) + 1)
+    last = rank[poisson.sf(rank - 1, by_chance) < SURE].max(initial=0)
+    return ranked.assign(by_chance=by_chance, excess=rank <= last)
 
 
-def shares_by_chance(usual: np.ndarray, within: np.ndarray, difference: np.ndarray) -> np.ndarray:
+def shares_by_chance(usual: pd.DataFrame, limit: float, difference: np.ndarray) -> np.ndarray:
     """Return an upper estimate of the share of images that are as similar as each relative difference (n,) by chance.
 
-    `usual` are the relative differences of the first split's images from one another, and `within` says which of these
-    pairs are close enough to be counted.  All shares are 1 if there are too few to say.
+    It is that of the pairs `usual` within the distance `limit`.  All shares are 1 if there are too few to say.
     """
-    order = np.argsort(usual, kind="stable")
-    usual, difference = np.maximum(usual[order], NEAREST), np.maximum(difference, NEAREST)
-    tail = max(FEWEST_PROBES, round(TAIL * len(usual)))
-    if len(usual) <= tail:
+    relative = usual["relative"].to_numpy().clip(NEAREST)
+    order = np.argsort(relative, kind="stable")
+    counted = relative[order][usual["distance"].to_numpy()[order] <= limit]
+    relative, difference = relative[order], difference.clip(NEAREST)
+    tail = max(FEWEST_IN_TAIL, round(TAIL * len(relative)))
+    if len(relative) <= tail:
         return np.ones(len(difference))
-    steepness = tail / max(1e-9, np.log(usual[tail] / usual[:tail]).sum())  # Hill's estimator
+    end = relative[tail]
+    steepness = tail / max(1e-9, np.log(end / relative[:tail]).sum())  # Hill's estimator
     power = steepness * (1 - 2 / np.sqrt(tail))
-    counted = usual[within[order]]
-    closer = np.searchsorted(counted, difference, side="right")
-    in_tail = np.searchsorted(counted, usual[tail], side="right")
-    fitted = upper(np.maximum(in_tail, 1)) * np.minimum(1, difference / usual[tail]) ** power
-    return np.asarray(np.minimum(1, np.maximum(upper(closer), fitted) / len(usual)))
+    fitted = upper(max(1, np.searchsorted(counted, end, side="right"))) * np.minimum(1, difference / end) ** power
+    return np.asarray(
+        np.minimum(1, np.maximum(upper(np.searchsorted(counted, difference, side="right")), fitted) / len(relative))
+    )
 
 
-def upper(count: np.ndarray) -> np.ndarray:
+def upper(count: np.ndarray | int) -> np.ndarray:
     """Return a count and two of its standard errors."""
     return np.asarray(count + 2 * np.sqrt(count))
-
-
-def beyond(by_chance: np.ndarray) -> int:
-    """Return the last rank that is too high to be chance, for the (n,) expected numbers up to each rank; 0 for none."""
-    from scipy.stats import poisson
-
-    rank = np.arange(1, len(by_chance) + 1)
-    return int(rank[poisson.sf(rank - 1, by_chance) < SURE].max(initial=0))
-
-
-def ranked(first: str, second: str, found: Lookalikes) -> list[dict[str, Any]]:
-    """Return the closest pairs as rows, at most 500."""
-    columns = (found.image, found.of, found.mirrored, found.distance, found.by_chance)
-    return [
-        {
-            "split": second,
-            "image": int(image),
-            "of_split": first,
-            "of_image": int(of),
-            "moved": "mirrored" if mirrored else "as it is",
-            "distance": round(float(distance), 6),
-            "by_chance": round(float(by_chance), 4),
-        }
-        for image, of, mirrored, distance, by_chance in zip(*(column[:LONGEST_LIST] for column in columns), strict=True)
-    ]

@@ -36,7 +36,7 @@ class Checker:
         self.results: list[Result] = []
 
     def check(self, name: str, table: pd.DataFrame, expected: list[Expected], index: list[str], unit: str) -> None:
-        """Check a table; `index` names the columns that identify a row, and `unit` says what rows are, such as images."""
+        """Check a table; `index` names the columns that identify a row, and `unit` says what a row is."""
         import great_expectations as gx
 
         suite = gx.ExpectationSuite(name=name, expectations=[expectation(each) for each in expected])

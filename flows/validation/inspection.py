@@ -2,11 +2,11 @@
 
 import json
 import logging
-from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+import pandas as pd
 
 from flows.core.errors import Exit, UserError
 from flows.core.escaping import visible
@@ -14,7 +14,7 @@ from flows.core.files import write_whole
 from flows.images.store import ImageSet, data_sha256, load_images, load_labels, present
 from flows.validation.contract import contract
 from flows.validation.drift import REFERENCE, agreement, differences, profile, read_reference
-from flows.validation.duplicates import Lookalikes, all_lookalikes, ranked, search
+from flows.validation.duplicates import all_lookalikes, search
 from flows.validation.expectations import Checker
 from flows.validation.facts import measure
 from flows.validation.picture import draw
@@ -28,6 +28,7 @@ log = logging.getLogger(__name__)
 
 # In the folder of a report.
 DATA_DOCS, PICTURE = "data_docs", "validation.png"
+MOST_PAIRS = 500
 
 
 class Inspection(NamedTuple):
@@ -50,22 +51,19 @@ def inspect_images(settings: "Contract", *, images: Path, reference: Path | None
     splits = present(image_set.description)
     facts = {split: measure(getattr(image_set, split), image_set.num_levels) for split in splits}
     labels = {split: load_labels(images, split) for split in splits}
-    nearest = search(image_set, facts)
-    alike = all_lookalikes(nearest, facts, settings.near_duplicate_distance)
-    profiles = {split: profile(facts[split], labels[split], nearest.get((split, split))) for split in splits}
+    found = search(image_set, facts)
+    alike = all_lookalikes(found, splits, settings.near_duplicate_distance)
+    profiles = {split: profile(facts[split], labels[split], found.get((split, split))) for split in splits}
     agreements = {
-        (first, second): agreement(nearest.get((first, second)), labels[first], labels[second])
-        for first, second in combinations(splits, 2)
+        (first, second): agreement(pairs, labels[first], labels[second]) for (first, second), pairs in found.items()
     }
-    found = differences(profiles, expected, settings, agreements)
-    between = [each for each in found if each.first != REFERENCE]
-    drift = [each for each in found if each.first == REFERENCE]
+    differ = differences(profiles, expected, settings, agreements)
     checker, rows = Checker(), contract(image_set, settings)
     checker.check("images", image_rows(image_set, facts, alike), rows["images"], ["split", "image"], "images")
     checker.check("splits", split_rows(image_set, images, facts), rows["splits"], ["split"], "splits")
     checker.check("histogram", histogram_rows(facts, settings), rows["histogram"], ["split", "level"], "levels")
-    for name, some in (("differences", between), ("drift", drift)):
-        if some:
+    for name, of_reference in (("differences", False), ("drift", True)):
+        if some := [each for each in differ if (each.first == REFERENCE) == of_reference]:
             index = ["splits", "statistic", "difference"]
             checker.check(name, difference_rows(some), rows[name], index, "statistics")
     report = Report(
@@ -76,21 +74,24 @@ def inspect_images(settings: "Contract", *, images: Path, reference: Path | None
             result.model_copy(update={"rows": with_files(result.rows, images)}) for result in checker.results
         ],
         profile=profiles["train"],
-        alike=[entry(pair, lookalikes, images) for pair, lookalikes in alike.items()],
-        differences=found,
+        alike=[entry(pair, pairs, images) for pair, pairs in alike.items()],
+        differences=differ,
     )
     return Inspection(report, image_set, {split: known.histogram for split, known in facts.items()}, checker)
 
 
-def entry(pair: tuple[str, str], found: Lookalikes, folder: Path) -> Alike:
-    """Return what the report says of the images that look alike in two splits."""
+def entry(pair: tuple[str, str], found: pd.DataFrame, folder: Path) -> Alike:
+    """Return what the report says of the images that look alike in two splits, with at most 500 pairs."""
+    rows = found.head(MOST_PAIRS).assign(split=pair[1], of_split=pair[0])
+    rows = rows.round({"distance": 6, "by_chance": 4}).astype({"image": int, "of_image": int})
+    shown = ["split", "image", "of_split", "of_image", "moved", "distance", "by_chance"]
     return Alike(
         first=pair[0],
         second=pair[1],
-        found=len(found.image),
-        by_chance=round(float(found.by_chance.max(initial=0)), 4),
-        excess=found.excess,
-        pairs=with_files(ranked(*pair, found), folder),
+        found=len(found),
+        by_chance=round(float(found["by_chance"].max()), 4) if len(found) else 0.0,
+        excess=int(found["excess"].sum()),
+        pairs=with_files(rows[shown].to_dict("records"), folder),
     )
 
 

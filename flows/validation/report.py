@@ -23,17 +23,14 @@ class Profile(Document):
 
     histogram: Annotated[Histogram, Field(min_length=1)]
     """Number of pixels by level."""
-    mean: Quantiles
-    """Quantiles of the images' means; empty when no mean is finite."""
-    deviation: Quantiles
-    """Quantiles of the images' standard deviations."""
     num_images: Count = 0
     image_shape: Annotated[list[Count], Field(default_factory=list, max_length=64)]
     """Channels, height and width."""
     statistics: Annotated[dict[str, Quantiles], Field(default_factory=dict, max_length=100)]
-    """Quantiles by the names of `flows.validation.facts.statistics`."""
+    """Quantiles of the images' mean and deviation, and of `flows.validation.facts.statistics`, by name; empty when no
+    value is finite."""
     channels: Annotated[list[Histogram], Field(default_factory=list, max_length=4)]
-    """Histograms of 2 to 4 channels."""
+    """Histograms of up to 4 channels."""
     height: Annotated[Quantiles, Field(default_factory=list)]
     """How much fuller each level is than its neighbours."""
     height_error: Annotated[Quantiles, Field(default_factory=list)]
@@ -41,7 +38,7 @@ class Profile(Document):
     labels: Annotated[dict[Label, Count], Field(default_factory=dict, max_length=2**16)]
     """Number of images by label."""
     label_agreement: Annotated[list[Count], Field(default=[0, 0], min_length=2, max_length=2)]
-    """How many images have the label of the image nearest to them, and how many were compared."""
+    """How many images have the label of the image most similar to them, and how many do not."""
 
 
 class Result(Document):

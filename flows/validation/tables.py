@@ -1,35 +1,29 @@
 """The tables that are checked against the contract: images, splits, levels, differences."""
 
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
-from flows.images.store import SPLITS, ImageSet, load_labels, present, read_file_names
+from flows.images.store import SPLITS, ImageSet, load_labels, read_file_names
 from flows.validation.comb import Comb, comb
 from flows.validation.contract import from_lossy_files
-from flows.validation.duplicates import Lookalikes, leaked, repeats
+from flows.validation.duplicates import Pairs, repeats
 from flows.validation.facts import Facts, num_redundant
 from flows.validation.report import Difference
-from flows.validation.space import jpeg_grid, lost_detail
 
 if TYPE_CHECKING:
     from flows.core.params import Contract
 
 
-def image_rows(
-    image_set: ImageSet, facts: dict[str, Facts], alike: dict[tuple[str, str], Lookalikes]
-) -> pd.DataFrame:
+def image_rows(image_set: ImageSet, facts: dict[str, Facts], alike: Pairs) -> pd.DataFrame:
     """Return one row per image."""
-    parts = []
+    parts, earlier = [], np.zeros(0, dtype=np.uint64)
     for split, known in facts.items():
         images = getattr(image_set, split)
-        in_earlier, looks_like_earlier = np.zeros((2, len(images)), dtype=bool)
-        for (first, second), found in alike.items():
-            if second == split:
-                in_earlier |= leaked(facts[first].digest, known.digest)
-                looks_like_earlier[found.image[: found.excess]] = True
+        similar = [pairs["image"][pairs["excess"]] for (_, second), pairs in alike.items() if second == split]
         columns = {
             "split": split,
             "image": np.arange(len(images)),
@@ -40,10 +34,11 @@ def image_rows(
             "highest": known.highest.astype(float),
             "constant": known.lowest == known.highest,
             "repeats": repeats(known.digest),
-            "in_earlier_split": in_earlier,
-            "looks_like_earlier_split": looks_like_earlier,
+            "in_earlier_split": np.isin(known.digest, earlier),
+            "looks_like_earlier_split": np.isin(np.arange(len(images)), np.concatenate([[], *similar])),
         }
         parts.append(pd.DataFrame(columns))
+        earlier = np.concatenate([earlier, known.digest])
     return pd.concat(parts, ignore_index=True)
 
 
@@ -53,39 +48,29 @@ def split_rows(image_set: ImageSet, folder: Path, facts: dict[str, Facts]) -> pd
     `more_than_stated` and `more_than_published` count images, `labels_without_images` labels, and `redundant_channels`
     the channels of the whole set that hold nothing new.  A negative number says how many are missing.
     """
-    labels = {split: load_labels(folder, split) for split in present(image_set.description)}
-    labelled = any(each is not None for each in labels.values())
-    rows = []
+    about, rows = image_set.description, []
+    labels = {split: load_labels(folder, split) for split in facts}
     for split, known in facts.items():
-        count, of_split = len(getattr(image_set, split)), labels[split]
+        count, of_split = len(known.digest), labels[split]
         num_labels = 0 if of_split is None else len(of_split)
         frequencies = np.unique(of_split, return_counts=True)[1] if num_labels == count > 0 else np.ones(1)
+        # The validation images are part of the published training images.
+        with_validation = count + (len(image_set.validation) if split == "train" else 0)
         rows.append(
             {
                 "split": split,
                 "num_images": count,
-                "more_than_stated": count - image_set.description[f"num_{split}"],
-                "more_than_published": count - published(image_set, split, count),
-                "labels_without_images": num_labels - count if labelled else 0,
+                "more_than_stated": count - about[f"num_{split}"],
+                "more_than_published": with_validation - about.get(f"published_{split}", with_validation),
+                "labels_without_images": num_labels - count if any(each is not None for each in labels.values()) else 0,
                 "redundant_channels": num_redundant(facts.values()),
                 "lossy_files": from_lossy_files(image_set),
                 "label_ratio": float(frequencies.max() / frequencies.min()),
-                "lost_detail": round(lost_detail(known.space), 4),
-                "jpeg_grid": round(jpeg_grid(known.space), 4),
+                "lost_detail": known.lost_detail,
+                "jpeg_grid": known.jpeg_grid,
             }
         )
     return pd.DataFrame(rows)
-
-
-def published(image_set: ImageSet, split: str, num_images: int) -> int:
-    """Return how many images of a split were published, or `num_images` if that is unknown.
-
-    The validation images are part of the published training images.
-    """
-    count = image_set.description.get(f"published_{split}")
-    if count is None:
-        return num_images
-    return int(count) - (len(image_set.validation) if split == "train" else 0)
 
 
 def histogram_rows(facts: dict[str, Facts], settings: "Contract") -> pd.DataFrame:
@@ -94,8 +79,7 @@ def histogram_rows(facts: dict[str, Facts], settings: "Contract") -> pd.DataFram
     A level is flagged if the split or the whole set has more such levels than the contract allows.
     """
     whole = np.sum([known.histogram for known in facts.values()], axis=0)
-    levels, of_whole = np.arange(len(whole)), broken(comb(whole), settings)
-    parts = []
+    levels, of_whole, parts = np.arange(len(whole)), broken(comb(whole), settings), []
     for split, known in facts.items():
         teeth = broken(comb(known.histogram), settings)
         columns = {
@@ -135,11 +119,10 @@ def difference_rows(found: list[Difference]) -> pd.DataFrame:
 def with_files(rows: list[dict[str, Any]], folder: Path) -> list[dict[str, Any]]:
     """Return the rows, those about images with the name of the file if the set was made of files."""
     named = [dict(row) for row in rows]
-    for prefix in ("", "of_"):
-        for split in SPLITS:
-            wanted = [row for row in named if f"{prefix}image" in row and row[f"{prefix}split"] == split]
-            names = read_file_names(folder, split, {row[f"{prefix}image"] for row in wanted})
-            for row in wanted:
-                if row[f"{prefix}image"] in names:
-                    row[f"{prefix}file"] = names[row[f"{prefix}image"]]
+    for prefix, split in product(("", "of_"), SPLITS):
+        wanted = [row for row in named if f"{prefix}image" in row and row[f"{prefix}split"] == split]
+        names = read_file_names(folder, split, {row[f"{prefix}image"] for row in wanted})
+        for row in wanted:
+            if row[f"{prefix}image"] in names:
+                row[f"{prefix}file"] = names[row[f"{prefix}image"]]
     return named
