@@ -38,8 +38,8 @@ FEWEST_IMAGES = 10
 """Statistics of fewer images on a side are not compared."""
 CHANCE_OF_LEVELS = 1.7
 """Chance moves a smaller share of pixels than this many standard errors: mostly 1.1 in photographs, 0.4 in clothes."""
-STEEP = 1e-4
-"""Probability below which chance does not give a level another height."""
+STEEP = 1e-3
+"""Probability with which chance gives a level so different a height."""
 FEWEST_PER_LABEL = 5
 """Labels of which fewer images are expected on a side count as one: with fewer, chi-squared is no good estimate."""
 MOST_LABELS = 2000

@@ -95,7 +95,7 @@ def pixel_distances(
         some = slice(first, first + step)
         theirs, ours = pick(images, of[some]).astype(signed), pick(others, queries[some]).astype(signed)
         ours = np.where(mirrored[some, None, None, None], ours[..., ::-1], ours)
-        inner = theirs[:, :, 1:-1, 1:-1]
+        inner: np.ndarray = theirs[:, :, 1:-1, 1:-1]
         shifted = (ours[:, :, down : down + height, across : across + width] for down, across in np.ndindex(3, 3))
         distance[some] = np.min([np.abs(each - inner).mean(axis=(1, 2, 3)) for each in shifted], axis=0)
     return distance

@@ -53,7 +53,8 @@ def split_rows(image_set: ImageSet, folder: Path, facts: dict[str, Facts]) -> pd
     for split, known in facts.items():
         count, of_split = len(known.digest), labels[split]
         num_labels = 0 if of_split is None else len(of_split)
-        frequencies = np.unique(of_split, return_counts=True)[1] if num_labels == count > 0 else np.ones(1)
+        counted = of_split if of_split is not None and len(of_split) == count > 0 else np.zeros(1)
+        _, frequencies = np.unique(counted, return_counts=True)
         # The validation images are part of the published training images.
         with_validation = count + (len(image_set.validation) if split == "train" else 0)
         rows.append(

@@ -38,7 +38,7 @@ from benchmarks import (
     train_step,
     validate,
 )
-from benchmarks import corruptions as change
+from benchmarks import contract as change
 from flows.core.checkpoint import save_model
 from flows.images.store import save_images
 from vdm.model import VDM
@@ -479,10 +479,10 @@ def test_only_what_the_clean_set_does_not_have_is_a_finding(monkeypatch: pytest.
 
 def test_copies_in_the_test_images_are_found_and_other_images_are_not(digits: np.ndarray) -> None:
     known = contract.CleanSet(17, {"train": digits[:60], "test": digits[100:140]}, {})
-    shares = [contract.found(known, known.images["test"], copies) for copies in (digits[:20], digits[10:0:-1])]
+    shares = [contract.found(known, copies) for copies in (digits[:20], digits[10:0:-1])]
     assert shares == [1.0, 1.0]
     fresh = np.random.default_rng(0).integers(0, 17, (20, 1, 8, 8), dtype=np.uint8)
-    assert contract.found(known, known.images["test"], np.concatenate([digits[:20], fresh])) == 0.5
+    assert contract.found(known, np.concatenate([digits[:20], fresh])) == 0.5
 
 
 def test_noise_is_as_large_in_sets_of_few_levels(digits: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import numpy as np
+import pandas as pd
 import pytest
 import typer
 from project import ROOT
@@ -31,9 +31,8 @@ from flows.registry.lock_file import Lock
 from flows.registry.reproduction import Reproduction
 from flows.registry.verification import Check
 from flows.registry.versions import Version
-from flows.validation.duplicates import Lookalikes, ranked
+from flows.validation.inspection import entry
 from flows.validation.report import Report
-from flows.validation.tables import with_files
 
 PAGE = (ROOT / "docs/json.md").read_text()
 ROWS = {
@@ -143,8 +142,8 @@ def test_the_keys_of_the_last_results(
 def test_the_keys_of_a_validation_report(tmp_path: Path) -> None:
     for split in ("train", "test"):
         (tmp_path / f"{split}_files.txt").write_text('"a.png"\n')
-    one = np.zeros(1, int)
-    (pair,) = with_files(ranked("train", "test", Lookalikes(one, one, one, one, one, 0)), tmp_path)
+    found = {"image": 0, "of_image": 0, "moved": "as it is", "distance": 0.0, "by_chance": 0.0, "excess": False}
+    (pair,) = entry(("train", "test"), pd.DataFrame([found]), tmp_path).pairs
     require_rows("Validate", {*keys_of(Report), *keys_in(pair, prefix="alike[].pairs[].")})
 
 
