@@ -2,7 +2,7 @@
 
 | what is compared | distance | test of chance |
 |---|---|---|
-| statistics of images | mean distance of equal quantiles, in standard deviations | Kolmogorov-Smirnov |
+| statistics of images | mean distance of equal quantiles, in standard deviations | Kolmogorov-Smirnov, t test |
 | levels of a reference | share of pixels that would change level (total variation) | limit by number of images |
 | levels that stand out from their neighbours | number of levels of another height | t test of each level |
 | labels | share of images that would change label (total variation) | chi-squared |
@@ -176,7 +176,13 @@ def shifts(ours: Profile, theirs: Profile, allowed: float) -> list[Difference]:
             inner = both[:, 1:-1]
             distance = np.abs(inner[0] - inner[1]).mean() / max(np.sqrt(inner.var(axis=1).mean()), 1e-9)
             statistic = stats.ks_2samp(*both, method="asymp").statistic
-            by_chance = stats.kstwo.sf(statistic, round(counts[0] * counts[1] / sum(counts)))
+            of_shape = stats.kstwo.sf(statistic, round(counts[0] * counts[1] / sum(counts)))
+            (mean, other_mean), (spread, other_spread) = inner.mean(axis=1), inner.std(axis=1)
+            with np.errstate(all="ignore"):  # statistics of one value
+                of_mean = stats.ttest_ind_from_stats(
+                    mean, spread, counts[0], other_mean, other_spread, counts[1], equal_var=False
+                ).pvalue
+            by_chance = np.nanmin([of_shape, of_mean])
             found.append(difference(name, distance, allowed, by_chance, "standard deviations"))
     return [*found, *shift_of_levels(ours, theirs), *shift_of_labels(ours.labels, theirs.labels)]
 

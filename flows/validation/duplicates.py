@@ -24,7 +24,7 @@ LEAST_CONTRAST = 0.03
 """Added to the standard deviation of the pixels, as a share of the range, for images that are almost plain."""
 NEAREST = 1e-3
 """Relative differences below this are treated as equal."""
-SURE = 1e-4
+SURE = 1e-6
 """Probability below which chance does not explain so many similar images."""
 COMPARED = 500
 COLUMNS = ["image", "of_image", "moved", "distance", "relative"]

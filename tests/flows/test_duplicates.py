@@ -129,5 +129,5 @@ def test_as_many_as_by_chance_are_not_too_many(monkeypatch: pytest.MonkeyPatch) 
     assert num_flagged(expected + 2 * np.sqrt(expected)) == 0
     assert num_flagged(expected / 3) == 199
     assert num_flagged(np.concatenate([np.full(5, 1e-3), 200 + expected])) == 5
-    assert num_flagged(np.array([1e-6])) == 1
-    assert num_flagged(np.array([0.1])) == 0
+    assert num_flagged(np.array([1e-7])) == 1
+    assert num_flagged(np.array([1e-3])) == 0
