@@ -106,8 +106,9 @@ def read_reference(path: Path) -> Profile:
     """
     if (path / DESCRIPTION).exists():
         image_set = load_images(path)
-        facts = {"train": measure(image_set.train, image_set.num_levels), "test": measure(image_set.test[:0], 2)}
-        return profile(facts["train"], load_labels(path, "train"), search(image_set, facts)["train", "train"])
+        facts = measure(image_set.train, image_set.num_levels)
+        pairs = search(image_set, {"train": facts})["train", "train"]
+        return profile(facts, load_labels(path, "train"), pairs)
     wanted = "a reference is a validation.json with a profile, or an image set"
     if path.is_dir() and not (path / REPORT).is_file():
         command = f"vdmctl validate {shlex.quote(str(path))} --out FOLDER"

@@ -39,13 +39,13 @@ def repeats(digests: np.ndarray) -> np.ndarray:
 def search(image_set: ImageSet, facts: dict[str, Facts]) -> Pairs:
     """Return the most similar image of the first split for each image of the second, by pair of splits.
 
-    A pair is in the order of the splits.  A split is also compared with itself: `PROBES` images of it, none of the last
-    split.  Images that are equal to one of the first split are left out.  `distance` is the mean absolute difference of
-    the pixels as a share of the range, and `relative` that distance relative to the contrast of the image found.
-    Frames are empty for splits without images, or with images of different shapes.
+    A pair is in the order of the splits.  A split is also compared with itself: `PROBES` images of it.  Images that are
+    equal to one of the first split are left out.  `distance` is the mean absolute difference of the pixels as a share
+    of the range, and `relative` that distance relative to the contrast of the image found.  Frames are empty for splits
+    without images, or with images of different shapes.
     """
     found = {}
-    for first, second in list(combinations_with_replacement(facts, 2))[:-1]:
+    for first, second in combinations_with_replacement(facts, 2):
         images, others = getattr(image_set, first), getattr(image_set, second)
         known = np.flatnonzero(~repeats(facts[first].digest))
         if first == second:

@@ -1,5 +1,6 @@
 """Check tables with Great Expectations, and write its site, the Data Docs."""
 
+import logging
 import shutil
 from pathlib import Path
 from typing import Any
@@ -51,13 +52,17 @@ class Checker:
         self.results += [canonical(name, index, unit, each) for each in found.to_json_dict()["results"]]
 
     def build_site(self, folder: Path) -> None:
-        """Write the site of all results into a folder, without the results of an earlier site."""
+        """Write the site of all results into a folder, without the results of an earlier site.  Raises OSError."""
+        logging.getLogger("great_expectations").setLevel(logging.CRITICAL)  # pages of text on a full disk
         shutil.rmtree(folder / "validations", ignore_errors=True)
         backend = {"class_name": "TupleFilesystemStoreBackend", "base_directory": str(folder.absolute())}
         index = {"class_name": "DefaultSiteIndexBuilder"}
         site = {"class_name": "SiteBuilder", "site_index_builder": index, "store_backend": backend}
         self.context.add_data_docs_site("site", site)
-        self.context.build_data_docs()
+        try:
+            self.context.build_data_docs()
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, error.filename or str(folder)) from error
 
 
 def expectation(row: Expected) -> Any:

@@ -53,7 +53,7 @@ def inspect_images(settings: "Contract", *, images: Path, reference: Path | None
     labels = {split: load_labels(images, split) for split in splits}
     found = search(image_set, facts)
     alike = all_lookalikes(found, splits, settings.near_duplicate_distance)
-    profiles = {split: profile(facts[split], labels[split], found.get((split, split))) for split in splits}
+    profiles = {split: profile(facts[split], labels[split], found[split, split]) for split in splits}
     agreements = {
         (first, second): agreement(pairs, labels[first], labels[second]) for (first, second), pairs in found.items()
     }
@@ -102,9 +102,9 @@ def write_report(inspection: Inspection, out: Path) -> None:
     times.  Raises OSError that names what cannot be written.
     """
     report, image_set, histograms, checker = inspection
-    checker.build_site(out / DATA_DOCS)
     write_whole(out / PICTURE, draw(image_set, histograms, report))
     write_whole(out / REPORT, json.dumps(report.model_dump(), indent=2, sort_keys=True) + "\n")
+    checker.build_site(out / DATA_DOCS)
 
 
 def require_success(report: Report, images: Path, out: Path | None) -> None:

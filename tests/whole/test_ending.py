@@ -90,7 +90,6 @@ def test_every_command_is_stopped_from_its_first_moment(small: Small) -> None:
     [
         ("sample", "torch"),
         ("evaluate", "images"),
-        ("validate", "reports/validation/.data_docs.partial"),
         ("compress data/images --out images.vdmz", "unfinished file"),
         ("register", "models/.vdm.partial"),
         ("report --out reports/report.html", "reports/.pictures.partial"),

@@ -100,26 +100,6 @@ def test_a_full_disk_leaves_no_part_of_decoded_images(small: Small, capsys: pyte
     assert not list(small.folder.glob("*decoded*"))
 
 
-@pytest.mark.parametrize(("size", "written"), [(1_000, "validation.json"), (30_000, "data_docs")])
-def test_a_report_that_could_not_be_written_leaves_no_older_report(
-    size: int, written: str, small: Small, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """An older report may accept the same images under another contract."""
-    before = small.outputs()
-    with no_file_above(size):
-        assert run(["validate"]) == Exit.MISSING
-    assert capsys.readouterr().err == f"vdmctl: reports/validation/{written}: File too large\n"
-    del before["reports/validation/validation.json"]
-    assert small.outputs() == before
-    assert run(["train"]) == Exit.MISSING
-    assert "validation.json: No such file or directory; run `vdmctl validate`" in capsys.readouterr().err
-    assert run(["validate"]) == Exit.DONE
-    before = small.outputs()
-    with no_file_above(size):
-        assert run(["validate"]) == Exit.MISSING
-    assert small.outputs() == before  # the report would have been the same
-
-
 def test_great_expectations_says_nothing_of_a_full_disk_itself(small: Small) -> None:
     with no_file_above(40 * 1024):
         result = run_vdmctl(small.folder, small.environment, "validate")
