@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 REFERENCE = "reference"
 QUANTILES = np.linspace(0, 1, 101)
-CHANCE = 1e-5
+CHANCE = 1e-4
 FEWEST_IMAGES = 10
 """Statistics of fewer images on a side are not compared."""
 CHANCE_OF_LEVELS = 1.7
