@@ -20,7 +20,7 @@ from collections.abc import Callable
 from functools import partial
 from io import BytesIO
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -243,7 +243,7 @@ class Corruption(NamedTuple):
     name: str
     change: Callable[[CleanSet], CleanSet]
     compare: bool = False
-    applies: Callable[[CleanSet], bool] = lambda known: True
+    needs: Literal["", "bytes", "colours", "labels"] = ""
 
 
 def images(function: Change, *splits: str) -> Callable[[CleanSet], CleanSet]:
@@ -265,19 +265,10 @@ def without_label(known: CleanSet, *splits: str) -> CleanSet:
     return CleanSet(known.num_levels, *parts)
 
 
-def has_bytes(known: CleanSet) -> bool:
-    """Whether the set has 256 levels."""
-    return known.num_levels == 256
-
-
-def has_colours(known: CleanSet) -> bool:
-    """Whether the set has three channels."""
-    return known.images["train"].shape[1] == 3
-
-
-def has_labels(known: CleanSet) -> bool:
-    """Whether the set has labels."""
-    return bool(known.labels)
+def applies(known: CleanSet, needs: str) -> bool:
+    """Whether the set has what a corruption needs: 256 levels, colours or labels."""
+    has = {"": True, "bytes": known.num_levels == 256, "labels": bool(known.labels)}
+    return has.get(needs, known.images["train"].shape[1] == 3)
 
 
 def corruptions() -> list[Corruption]:
@@ -289,19 +280,19 @@ def corruptions() -> list[Corruption]:
     for end, compare in (("", False), (", reference", True)):
         found += [Corruption(f"blurred, sd {sd} pixels{end}", images(partial(blurred, sd=sd)), compare) for sd in blurs]
     for quality in (75, 85, 90, 95):
-        found.append(Corruption(f"JPEG, quality {quality}", images(partial(jpeg, quality=quality)), False, has_bytes))
+        found.append(Corruption(f"JPEG, quality {quality}", images(partial(jpeg, quality=quality)), False, "bytes"))
     cut = images(lambda part: jpeg(part, quality=90)[:, :, 3:, 3:])
-    found.append(Corruption("JPEG, quality 90, then cut by 3 pixels", cut, False, has_bytes))
+    found.append(Corruption("JPEG, quality 90, then cut by 3 pixels", cut, False, "bytes"))
     of_some: dict[str, Change] = {"JPEG, quality 90": partial(jpeg, quality=90)}
     of_some |= {f"contrast x {factor}": partial(contrast, factor=factor) for factor in (0.97, 1.03, 1.3)}
     for name, function in of_some.items():
         tenth = partial(in_a_tenth, function=function)
-        found.append(Corruption(f"{name}, test images only", images(function, "test"), False, has_bytes))
-        found.append(Corruption(f"{name}, a tenth of the training images", images(tenth, "train"), False, has_bytes))
+        found.append(Corruption(f"{name}, test images only", images(function, "test"), False, "bytes"))
+        found.append(Corruption(f"{name}, a tenth of the training images", images(tenth, "train"), False, "bytes"))
     for name, of_labels in (("20% of the labels shuffled", shuffled_labels), ("a class missing", without_label)):
         in_test = lambda known, change=of_labels: change(known, "test")  # noqa: E731
-        found.append(Corruption(f"{name}, reference", of_labels, True, has_labels))
-        found.append(Corruption(f"{name}, test images only", in_test, False, has_labels))
+        found.append(Corruption(f"{name}, reference", of_labels, True, "labels"))
+        found.append(Corruption(f"{name}, test images only", in_test, False, "labels"))
     exchanged: dict[str, Change] = {
         "BGR": lambda part: part[:, ::-1],
         "transposed": lambda part: part.swapaxes(2, 3),
@@ -309,9 +300,9 @@ def corruptions() -> list[Corruption]:
         "upside down": lambda part: part[:, :, ::-1],
     }
     for name, function in exchanged.items():
-        applies = has_colours if name == "BGR" else lambda known: True
-        found.append(Corruption(f"{name}, reference", images(function), True, applies))
-        found.append(Corruption(f"{name}, test images only", images(function, "test"), False, applies))
+        needs: Literal["", "colours"] = "colours" if name == "BGR" else ""
+        found.append(Corruption(f"{name}, reference", images(function), True, needs))
+        found.append(Corruption(f"{name}, test images only", images(function, "test"), False, needs))
     return found
 
 
@@ -338,7 +329,7 @@ def table(sets: dict[str, CleanSet], wanted: str) -> dict[str, dict[str, str]]:
             reference = Path(scratch, "reference.json")
             clean = verdict(known, keep=reference)
             for entry in entries:
-                if entry.applies(known):
+                if applies(known, entry.needs):
                     broken = verdict(entry.change(known), reference if entry.compare else None)
                     new = {severity for meaning, severity in broken.items() if meaning not in clean}
                     rows[entry.name][name] = "error" if "critical" in new else "warning" if new else "missed"
