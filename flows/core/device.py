@@ -7,7 +7,7 @@ from pathlib import Path
 from shutil import which
 from typing import Literal
 
-import joblib  # type: ignore[import-untyped]
+import joblib
 import torch
 
 from flows.core.errors import Exit, UserError
