@@ -1,12 +1,10 @@
 """Compare the files of `vdmctl compress` with those of general codecs, in bits/dim and seconds on the CPU.
 
     python -m benchmarks.compression [--model models/vdm] [--images data/images] [--count N] [--steps 50 100 250]
-    python -m benchmarks.compression --memory
 
 PNG, WebP and JPEG XL are given the images one by one, as in a folder of pictures, and all as one picture, a square of
 tiles.  gzip, bzip2 and xz are given the array.  JPEG XL is left out if `cjxl` is not installed.  Our files are decoded
-and compared with the images.  --memory measures the peak memory of `compress` and `decompress` in one step, for the
-images and for four and sixteen times as many.
+and compared with the images.
 """
 
 import bz2
@@ -17,7 +15,6 @@ import math
 import os
 import shutil
 import subprocess
-import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -26,14 +23,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from benchmarks.machine import show
-from benchmarks.options import explained, new_parser, positive
+from benchmarks import explained, new_parser, positive, show
 from flows.compression import files
-from flows.compression.rans import Rans
-from flows.compression.words import Stack
 from flows.core.errors import Exit, UserError
-from flows.images.store import load_images, write_array
-from vdm.codec import CELLS, FRACTION, PLACES, gaussian_tables
+from flows.images.store import load_images
 
 Row = dict[str, Any]
 
@@ -149,40 +142,6 @@ def ours(images: np.ndarray, model: Path, num_timesteps: int, batch_size: int) -
     }
 
 
-def coder_microseconds() -> dict[str, float]:
-    """Return the microseconds on the CPU in which the entropy coder pops a symbol of a Gaussian, and pushes it."""
-    count, tables = 200_000, gaussian_tables(CELLS * FRACTION, PLACES // CELLS, open_ended=False)
-    rows = np.random.default_rng(0).integers(0, len(tables), count)
-    coder = Rans(Stack(io.BytesIO(), bytes(32)).take, state=1)
-    coder.push(np.zeros(count, np.int64), np.full(count, 16))
-    begin = cpu_seconds()
-    symbols = coder.pop(tables, rows, scattered=True)
-    middle = cpu_seconds()
-    start = tables[rows, symbols]
-    coder.push(start, tables[rows, symbols + 1] - start)
-    end = cpu_seconds()
-    return {"pop_us": (middle - begin) / count * 1e6, "push_us": (end - middle) / count * 1e6}
-
-
-def memory(images: np.ndarray, model: Path, times: int) -> Row:
-    """Return the peak memory of both commands in MiB, each in a new process, for the images repeated `times` times."""
-    with tempfile.TemporaryDirectory() as scratch:
-        source, file, out = Path(scratch, "x.npy"), Path(scratch, "x.vdmz"), Path(scratch, "out")
-        write_array(source, (images for _ in range(times)))  # one array would add to the peak of the child processes
-        commands = {
-            "compress": [str(source), str(model), "--out", str(file), "--num-timesteps=1", "--no-verify"],
-            "decompress": [str(file), str(model), "--out", str(out)],
-        }
-        found: Row = {"images": times * len(images)}
-        for name, arguments in commands.items():
-            process = subprocess.Popen([sys.executable, "-m", "flows.cli", name, *arguments], stdout=subprocess.DEVNULL)
-            _, status, usage = os.wait4(process.pid, 0)
-            process.returncode = os.waitstatus_to_exitcode(status)
-            assert process.returncode == 0
-            found[f"{name}_peak_memory_mib"] = usage.ru_maxrss / 2**10
-        return found
-
-
 def main() -> None:
     parser = new_parser(__doc__)
     parser.add_argument("--model", type=Path, default=Path("models/vdm"), help="a model folder")
@@ -190,17 +149,12 @@ def main() -> None:
     parser.add_argument("--count", type=positive, help="number of images, the first of the set; default: all")
     parser.add_argument("--steps", type=positive, nargs="*", default=[50, 100, 250], help="numbers of steps T")
     parser.add_argument("--batch-size", type=positive, default=32)
-    parser.add_argument("--memory", action="store_true", help="measure memory instead")
     arguments = parser.parse_args()
     with explained(parser):
         images = np.array(load_images(arguments.images).test[: arguments.count])
-        if arguments.memory:
-            rows = [memory(images, arguments.model, times) for times in (1, 4, 16)]
-        else:
-            rows = general(images)
-            rows += [ours(images, arguments.model, steps, arguments.batch_size) for steps in arguments.steps]
-    figures = {"num_images": len(images), **coder_microseconds(), "rows": rows}
-    show(figures, as_json=arguments.json)
+        rows = general(images)
+        rows += [ours(images, arguments.model, steps, arguments.batch_size) for steps in arguments.steps]
+    show({"num_images": len(images), "rows": rows}, as_json=arguments.json)
 
 
 if __name__ == "__main__":

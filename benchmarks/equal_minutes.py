@@ -28,10 +28,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.machine import chart, show
-from benchmarks.options import duration, explained, new_parser, picture, positive, require_peer
-from benchmarks.peer import BATCH_SIZE, LEARNING_RATE, build, training_step
-from benchmarks.speed import PRESETS
+from benchmarks import chart, duration, explained, new_parser, picture, positive, show
+from benchmarks.speed import (
+    PEER_BATCH_SIZE,
+    PEER_LEARNING_RATE,
+    PRESETS,
+    peer_model,
+    peer_training_step,
+    require_peer,
+)
 from flows.core.checkpoint import arguments_of, load_model, save_model
 from flows.core.device import find_device
 from flows.core.fields import device_name
@@ -95,10 +100,10 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument("--blocks", type=positive, help="number of blocks instead of the preset's")
     options.add_argument("--learning-rate", type=float, help="of ours, instead of the preset's")
     options.add_argument(
-        "--peer-learning-rate", type=float, default=LEARNING_RATE, help="of the peer; default: its own, 2e-4"
+        "--peer-learning-rate", type=float, default=PEER_LEARNING_RATE, help="of the peer; default: its own, 2e-4"
     )
     options.add_argument(
-        "--peer-batch-size", type=positive, default=BATCH_SIZE, help="of the peer; default: its own, 128"
+        "--peer-batch-size", type=positive, default=PEER_BATCH_SIZE, help="of the peer; default: its own, 128"
     )
     options.add_argument("--minutes", type=duration, default=10.0, help="minutes of each training")
     options.add_argument("--seeds", type=int, nargs="+", default=[0, 1], help="seeds of the trainings")
@@ -166,19 +171,18 @@ def steps_per_second(trainer: Trainer) -> float:
 
 def train_peer(chosen: argparse.Namespace, params: Params) -> None:
     """Train the peer as its script does, on images of 256 levels."""
-    sys.path.insert(0, str(chosen.peer))
     device, size, seed = find_device(chosen.device), chosen.peer_batch_size, params.train.seed
     torch.manual_seed(seed)
     config = config_of(params, chosen.images)
     images = torch.from_numpy(fitting.training_images(load_images(chosen.images), "train"))
-    diffusion = build(config, size, device)
+    diffusion = peer_model(chosen.peer, config, size, device)
     clock = Clock(Path(chosen.out), size)
     done = 0
 
     def next_batch() -> torch.Tensor:
         return (images[batch_indices(len(images), size, done, seed, "cpu")].float() / 255).to(device)
 
-    step, average = training_step(diffusion, next_batch, learning_rate=chosen.peer_learning_rate)
+    step, average = peer_training_step(diffusion, next_batch, learning_rate=chosen.peer_learning_rate)
 
     def save(folder: Path) -> None:
         file = folder / "model.pt"

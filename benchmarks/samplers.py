@@ -17,8 +17,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from benchmarks.machine import chart, show
-from benchmarks.options import explained, new_parser, picture, positive
+from benchmarks import chart, explained, new_parser, picture, positive, show
 from flows.commands.sampling import SOLVERS
 from flows.core import layout
 from flows.core.checkpoint import load_model

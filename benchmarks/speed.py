@@ -1,4 +1,14 @@
-"""Shared by the benchmarks of speed: the problem, the clock, memory, and the comparison with the peer."""
+"""Measure the speed and memory of a training step, of an evaluation or of sampling, on random images.
+
+    python -m benchmarks.speed train --preset fashion_mnist --width 32 --blocks 4 --batch-size 64 --peer FOLDER
+
+`train` takes steps: forward, backward, clipping, the optimizer and averaging, in as many processes as the preset or
+--num-devices says; their memory is added up.  `evaluate` computes the bound with one network evaluation per image.
+`sample` draws images by the preset's solver.
+
+With --peer FOLDER, a checkout of addtt/variational-diffusion-models, ours and the peer's run alternately, each in a new
+process.  The peer needs the packages accelerate, ema-pytorch, torchinfo and pyyaml.
+"""
 
 import argparse
 import json
@@ -8,21 +18,35 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import redirect_stderr
+from dataclasses import replace
+from functools import partial
+from importlib.util import find_spec, module_from_spec, spec_from_file_location
+from io import StringIO
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 
-from benchmarks.machine import describe
-from benchmarks.options import duration, new_parser, positive, require_peer
+from benchmarks import duration, explained, new_parser, positive, show
 from flows.core.checkpoint import arguments_of
-from flows.core.device import find_precision
+from flows.core.device import find_compile, find_device, find_precision
 from flows.core.fields import device_name
 from flows.core.params import Params
 from flows.core.params_file import parse_params
 from flows.core.presets import read_preset
+from flows.sampling.drawing import solver_of
+from flows.training.collectives import any_process, process_group
+from flows.training.distributed import results_of
+from flows.training.fitting import resolve
+from vdm.evaluation import evaluate
 from vdm.model import VDM
+from vdm.sampling import sample
+from vdm.training.settings import TrainingSettings
+from vdm.training.trainer import Trainer
 
+KINDS = ("train", "evaluate", "sample")
 PRESETS = Path(__file__).parents[1] / "presets"
 SHAPES = {
     "digits": (1, 8, 8, 17),
@@ -34,6 +58,11 @@ SHAPES = {
 }
 SAMPLED = 64
 """The number of images that are drawn at a time by default."""
+PEER_NEEDS = {"accelerate": "accelerate", "ema_pytorch": "ema-pytorch", "torchinfo": "torchinfo", "yaml": "pyyaml"}
+"""The packages of the peer: the names of their modules, and those to install."""
+PEER_LEARNING_RATE, PEER_BATCH_SIZE = 2e-4, 128
+"""The defaults of the peer's train.py."""
+Figures = dict[str, Any]
 
 
 class Problem(NamedTuple):
@@ -44,34 +73,77 @@ class Problem(NamedTuple):
     images: torch.Tensor
 
 
-def parser(description: str | None, *, peer: bool = False) -> argparse.ArgumentParser:
-    """Return a parser with the options of every benchmark of speed and, if asked, those of the comparison."""
+class Times(NamedTuple):
+    """The seconds of the first step, and the mean seconds of a later one."""
+
+    first: float
+    step: float
+
+
+def main() -> None:
+    options = parser(__doc__)
+    options.add_argument("what", choices=KINDS)
+    options.add_argument("--peer", type=Path, help="a checkout of the PyTorch peer to compare with")
+    options.add_argument("--rounds", type=positive, default=3, help="rounds of the comparison")
+    options.add_argument("--who", default="ours", choices=["ours", "peer"], help=argparse.SUPPRESS)
+    chosen = options.parse_args()
+    with explained(options):
+        problem, device = read_problem(chosen), find_device(chosen.device)
+        if chosen.peer:
+            require_peer(chosen.peer)
+        if chosen.what == "train":
+            chosen.num_devices = chosen.num_devices or problem.params.train.num_devices
+            parts = chosen.num_devices * (chosen.accumulation or problem.params.train.accumulation)
+            size = chosen.batch_size or problem.params.train.batch_size
+            if size % parts:
+                raise ValueError(f"batch size {size} is not a multiple of num_devices x accumulation = {parts}")
+            find_device(chosen.device, chosen.num_devices)
+    if chosen.who == "peer":
+        figures = of_peer(chosen, problem, device)
+    elif chosen.peer:
+        figures = against_peer(chosen)
+    else:
+        figures = {"train": training, "evaluate": evaluating, "sample": sampling}[chosen.what](chosen, problem, device)
+    show({"what": chosen.what, "preset": chosen.preset, **figures}, as_json=chosen.json, device=device)
+
+
+def parser(description: str | None) -> argparse.ArgumentParser:
+    """Return a parser with the options that describe a problem and how long it is measured."""
     options = new_parser(description)
     options.add_argument("--preset", default="digits", choices=sorted(path.stem for path in PRESETS.glob("*.yaml")))
     options.add_argument("--width", type=positive, help="network width instead of the preset's")
     options.add_argument("--blocks", type=positive, help="number of blocks instead of the preset's")
     options.add_argument("--batch-size", type=positive, help="images per batch instead of the preset's")
     options.add_argument("--device", type=device_name, default="auto", help="auto, cpu, cuda or cuda:N")
+    options.add_argument("--precision", choices=["auto", "float32", "bfloat16"], default="auto", help="of ours")
     options.add_argument("--seconds", type=duration, default=20.0, help="seconds to measure, after the first steps")
-    if peer:
-        options.add_argument("--peer", type=Path, help="a checkout of the PyTorch peer to compare with")
-        options.add_argument("--precision", choices=["auto", "float32", "bfloat16"], default="auto")
-        options.add_argument("--rounds", type=positive, default=3, help="rounds of the comparison")
+    options.add_argument("--compile", default="auto", choices=["auto", "true", "false"], help="of train")
+    options.add_argument("--activation-checkpointing", action="store_true", help="of train")
+    options.add_argument("--accumulation", type=positive, help="of train")
+    options.add_argument("--num-devices", type=positive, help="of train: cards or, on a CPU, processes")
+    options.add_argument("--num-timesteps", type=positive, default=20, help="of sample: steps from noise to image")
     return options
 
 
-def read_problem(options: argparse.Namespace) -> Problem:
-    """Return the problem that the options describe.  Raises ValueError if no model can be built from them.
+def given(chosen: argparse.Namespace) -> list[str]:
+    """Return the options of `parser` that were chosen, for another process."""
+    text: list[str] = []
+    for name, value in vars(chosen).items():
+        option = f"--{name.replace('_', '-')}"
+        if name in ("what", "peer", "rounds", "who", "json") or value in (None, False):
+            continue
+        text += [option] if value is True else [option, str(value)]
+    return text
 
-    Also raises what `require_peer` raises for the option --peer, before anything is measured.
-    """
-    if peer := getattr(options, "peer", None):
-        require_peer(peer)
+
+def read_problem(options: argparse.Namespace) -> Problem:
+    """Return the problem that the options describe.  Raises ValueError if no model can be built from them."""
     params = parse_params(read_preset(options.preset, PRESETS), options.preset)
     *shape, num_levels = SHAPES[params.data.name]
     sizes = {"width": options.width or params.model.width, "blocks": options.blocks or params.model.blocks}
     model = arguments_of(params.model.model_copy(update=sizes), tuple(shape), num_levels)
-    VDM(**model)
+    with torch.device("meta"):
+        VDM(**model)
     generator = torch.Generator().manual_seed(0)
     count = max(2048, options.batch_size or 0)
     images = torch.randint(num_levels, (count, *shape), generator=generator, dtype=torch.uint8)
@@ -80,7 +152,7 @@ def read_problem(options: argparse.Namespace) -> Problem:
 
 def clock(
     step: Callable[[], object], device: torch.device, seconds: float, over: Callable[[bool], bool] = bool
-) -> dict[str, float]:
+) -> Times:
     """Return the seconds of the first step, and the mean seconds of at least three steps after the third.
 
     `over` says whether to end, given whether `seconds` have passed; processes that step together must agree on it.
@@ -100,7 +172,7 @@ def clock(
     while count < 3 or not over(finished() - begin >= seconds):
         step()
         count += 1
-    return {"first_step_s": first, "step_s": (finished() - begin) / count, "steps": count}
+    return Times(first, (finished() - begin) / count)
 
 
 def peak_memory(device: torch.device) -> float:
@@ -110,15 +182,107 @@ def peak_memory(device: torch.device) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
 
 
-def count_flop(step: Callable[[], object]) -> int:
-    """Return the floating-point operations of the matrix products and convolutions in one step."""
+def training(chosen: argparse.Namespace, problem: Problem, device: torch.device) -> Figures:
+    """Return the figures of a training step."""
+    timed = partial(timed_training, chosen)
+    several = chosen.num_devices > 1
+    parts = np.stack(results_of(timed, num_processes=chosen.num_devices) if several else [timed(0)])
+    first, seconds, memory = parts[0, 0], parts[0, 1], parts[:, 2].sum()
+    settings = settings_of(chosen, problem, device)
+    flop = count_flop(problem, device, settings.batch_size)
+    rate = matrix_rate(device, getattr(torch, settings.precision))
+    if device.type == "cuda":  # on a CPU the processes share the cores that the rate was measured with
+        rate *= chosen.num_devices
+    return sizes_of(problem, settings.batch_size) | {
+        "precision": settings.precision,
+        "compile": settings.compile,
+        "num_devices": chosen.num_devices,
+        "images_per_second": settings.batch_size / seconds,
+        "steps_per_second": 1 / seconds,
+        "time_to_first_step_s": first,
+        "peak_memory_mib": memory,
+        "step_tflop": flop / 1e12,
+        "matrix_rate_tflops": rate / 1e12,
+        "share_of_matrix_rate": flop / seconds / rate,
+    }
+
+
+def timed_training(chosen: argparse.Namespace, rank: int) -> np.ndarray:
+    """Return the seconds of the first and of a later step, and the peak memory in MiB of this process: (3,)."""
+    device = find_device(chosen.device, chosen.num_devices, rank)
+    with process_group(device):
+        problem = read_problem(chosen)
+        trainer = trainer_of(problem, settings_of(chosen, problem, device), device)
+        times = clock(trainer.step, device, chosen.seconds, over=lambda passed: any_process(passed)[0])
+        return np.array([*times, peak_memory(device)])
+
+
+def settings_of(chosen: argparse.Namespace, problem: Problem, device: torch.device) -> TrainingSettings:
+    """Return the settings of the training that the options describe."""
+    return replace(
+        resolve(problem.params.train, device),
+        precision=find_precision(chosen.precision, device),
+        compile=find_compile({"true": True, "false": False}.get(chosen.compile, "auto"), device),
+        batch_size=chosen.batch_size or problem.params.train.batch_size,
+        activation_checkpointing=chosen.activation_checkpointing,
+        accumulation=chosen.accumulation or problem.params.train.accumulation,
+    )
+
+
+def trainer_of(problem: Problem, settings: TrainingSettings, device: torch.device) -> Trainer:
+    """Return a run on the problem before its first step."""
+    torch.manual_seed(0)
+    return Trainer(VDM(**problem.model).to(device), problem.images.to(device), settings)
+
+
+def evaluating(chosen: argparse.Namespace, problem: Problem, device: torch.device) -> Figures:
+    """Return the figures of an evaluation of the bound, with one network evaluation per image."""
+    size = chosen.batch_size or problem.params.evaluate.batch_size
+    precision = find_precision(chosen.precision, device)
+    model = VDM(**problem.model).to(device).eval()
+    images = problem.images[:size].numpy()
+    settings = {"times_per_image": 1, "num_timesteps": None, "batch_size": size, "seed": 0, "precision": precision}
+    times = clock(lambda: evaluate(model, images, **settings), device, chosen.seconds)
+    return sizes_of(problem, size) | {
+        "precision": precision,
+        "images_per_second": len(images) / times.step,
+        "time_to_first_step_s": times.first,
+        "peak_memory_mib": peak_memory(device),
+    }
+
+
+def sampling(chosen: argparse.Namespace, problem: Problem, device: torch.device) -> Figures:
+    """Return the figures of sampling with the preset's solver."""
+    size, steps = chosen.batch_size or SAMPLED, chosen.num_timesteps
+    model = VDM(**problem.model).to(device).eval()
+    changes = {"num_timesteps": steps, "precision": chosen.precision}
+    solver = solver_of(problem.params.sample.model_copy(update=changes), model)
+    times = clock(lambda: sample(model, range(size), solver, seed=0), device, chosen.seconds)
+    return sizes_of(problem, size) | {
+        **solver._asdict(),
+        "images_per_second": size / times.step,
+        "images_x_steps_per_second": size * steps / times.step,
+        "peak_memory_mib": peak_memory(device),
+    }
+
+
+def sizes_of(problem: Problem, batch_size: int) -> Figures:
+    """Return the sizes of the network and of a batch."""
+    return {"width": problem.model["width"], "blocks": problem.model["blocks"], "batch_size": batch_size}
+
+
+def count_flop(problem: Problem, device: torch.device, batch_size: int) -> int:
+    """Return the floating-point operations of the matrix products and convolutions in one training step."""
     from torch.utils.flop_counter import FlopCounterMode  # loads torch's compiler, which would add to the peak memory
 
+    changes = {"precision": "float32", "compile": False, "batch_size": batch_size, "accumulation": batch_size}
+    settings = replace(resolve(problem.params.train, device), **changes)  # image by image, which takes little memory
+    trainer = trainer_of(problem, settings, device)
     # Torch counts the fused attention of CUDA, and counts that of CPUs as nothing.
     name, aten = "_scaled_dot_product_flash_attention_for_cpu", torch.ops.aten
     fused = {getattr(aten, name): attention_flop, getattr(aten, f"{name}_backward"): attention_backward_flop}
     with FlopCounterMode(display=False, custom_mapping=fused) as counter:
-        step()
+        trainer.step()
     return counter.get_total_flops()  # type: ignore[no-any-return]
 
 
@@ -141,64 +305,128 @@ def matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
     if device.type == "cpu" and dtype == torch.bfloat16 and find_precision("auto", device) == "float32":
         size = 256
     first, second = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
-    best = min(clock(lambda: first @ second, device, 0.0)["step_s"] for _ in range(10))
-    return 2 * size**3 / best
+    return 2 * size**3 / min(clock(lambda: first @ second, device, 0.0).step for _ in range(10))
 
 
-def common(chosen: argparse.Namespace) -> list[str]:
-    """Return the options of `parser` that were chosen, for other processes."""
-    names = ("preset", "width", "blocks", "batch_size", "device", "seconds")
-    given = {name: value for name in names if (value := getattr(chosen, name)) is not None}
-    return [text for name, value in given.items() for text in (f"--{name.replace('_', '-')}", str(value))]
+def against_peer(chosen: argparse.Namespace) -> Figures:
+    """Measure ours and the peer's alternately; return the figures of every round and the ratios of their means.
 
-
-def against_peer(name: str, chosen: argparse.Namespace, *extra: str, both: tuple[str, ...] = ()) -> dict[str, Any]:
-    """Run our benchmark `name`, with `extra` options, and the peer's alternately; return both and their ratios.
-
-    Both get the options `both`.  A ratio is ours / peer, of images per second and of memory, computed per round.
+    A ratio is ours / peer, of images per second and of memory, computed per round.
     """
-    options = [*common(chosen), *both]
-    ours = [f"benchmarks.{name}", *options, "--precision", chosen.precision, *extra]
-    peer = ["benchmarks.peer", name, str(chosen.peer), *options]
-    pairs = [(run(ours), run(peer)) for _ in range(chosen.rounds)]
-    speed = [mine["images_per_second"] / other["images_per_second"] for mine, other in pairs]
-    memory = [mine["peak_memory_mib"] / other["peak_memory_mib"] for mine, other in pairs]
-    return {
-        "ours": [mine for mine, _ in pairs],
-        "peer": [other for _, other in pairs],
-        "speed_ratio": sum(speed) / len(speed),
-        "speed_ratio_range": [min(speed), max(speed)],
-        "memory_ratio": sum(memory) / len(memory),
-        "memory_ratio_range": [min(memory), max(memory)],
-    }
+    options = [*given(chosen), "--peer", str(chosen.peer)]
+    rows = [
+        {"round": number, "who": who, **run([chosen.what, *arguments])}
+        for number in range(1, chosen.rounds + 1)
+        for who, arguments in (("ours", given(chosen)), ("peer", [*options, "--who", "peer"]))
+    ]
+    shown = ("round", "who", "images_per_second", "peak_memory_mib")
+    figures: Figures = {"rows": [{key: row[key] for key in shown} for row in rows]}
+    for name, key in (("speed", "images_per_second"), ("memory", "peak_memory_mib")):
+        ratios = [ours[key] / peer[key] for ours, peer in zip(rows[::2], rows[1::2], strict=True)]
+        figures |= {f"{name}_ratio": sum(ratios) / len(ratios), f"{name}_ratio_range": [min(ratios), max(ratios)]}
+    return figures
 
 
-def run(module: list[str]) -> dict[str, Any]:
+def run(arguments: list[str], module: str = "benchmarks.speed") -> Figures:
     """Run a benchmark in a new process and return its figures."""
-    command = [sys.executable, "-m", *module, "--json"]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    done = subprocess.run([sys.executable, "-m", module, *arguments, "--json"], stdout=subprocess.PIPE, check=True)
     return json.loads(done.stdout)  # type: ignore[no-any-return]
 
 
-def report(figures: dict[str, Any], device: torch.device, *, as_json: bool) -> None:
-    """Print the figures and the machine that they were measured on."""
-    figures = {**figures, **describe(device)}
-    if as_json:
-        print(json.dumps(figures, indent=2))
+def require_peer(folder: Path) -> None:
+    """Raise ValueError unless the folder is a checkout of the peer, and the packages that it needs are installed."""
+    if not (folder / "vdm_unet.py").is_file():
+        raise ValueError(f"--peer {folder} is not a checkout of the peer: it has no vdm_unet.py")
+    if missing := [name for module, name in PEER_NEEDS.items() if not find_spec(module)]:
+        raise ValueError(f"the peer needs packages that are not installed: `pip install {' '.join(missing)}`")
+
+
+def of_peer(chosen: argparse.Namespace, problem: Problem, device: torch.device) -> Figures:
+    """Return the figures of the peer, which does as its own scripts do."""
+    default = {"train": problem.params.train.batch_size, "evaluate": problem.params.evaluate.batch_size}
+    size = chosen.batch_size or default.get(chosen.what, SAMPLED)
+    batch = (problem.images[:size].float() / 255).to(device)  # as its data loader does; it supports 256 levels only
+    diffusion = peer_model(chosen.peer, problem.model, size, device)
+    if chosen.what == "train":
+        step, _ = peer_training_step(diffusion, lambda: batch, learning_rate=PEER_LEARNING_RATE)
     else:
-        print(*(f"{key}: {short(value)}" for key, value in figures.items()), sep="\n")
+        diffusion.eval()
+        step = partial(peer_evaluation, diffusion, batch)
+        if chosen.what == "sample":
+            step = partial(peer_sampling, diffusion, size, chosen.num_timesteps)
+    times = clock(step, device, chosen.seconds)
+    return {"images_per_second": size / times.step, "peak_memory_mib": peak_memory(device)}
 
 
-def short(value: Any) -> str:
-    """Return a figure as text; of the rounds against the peer only speed and memory."""
-    match value:
-        case float():
-            return str(round(value, 4))
-        case [dict(), *_]:
-            return "; ".join(
-                f"{one['images_per_second']:.1f} images/s, {one['peak_memory_mib']:.0f} MiB" for one in value
-            )
-        case [low, high]:
-            return f"{short(low)} to {short(high)}"
-        case _:
-            return str(value)
+def peer_model(folder: Path, model: Figures, batch_size: int, device: torch.device) -> Any:
+    """Return the peer's model with the sizes in `model` and its own settings otherwise, which are its `cfg`."""
+    sys.path.insert(0, str(folder))
+    from utils import TrainConfig  # type: ignore[import-not-found]
+    from vdm_unet import UNetVDM  # type: ignore[import-not-found]
+
+    config = TrainConfig(
+        embedding_dim=model["width"],
+        n_blocks=model["blocks"],
+        n_attention_heads=1,
+        dropout_prob=model["dropout"],
+        norm_groups=model["norm_groups"],
+        input_channels=model["image_shape"][0],
+        use_fourier_features=True,
+        attention_everywhere=model["attention_everywhere"],
+        batch_size=batch_size,
+        noise_schedule="learned_linear",
+        gamma_min=model["gamma_0"],
+        gamma_max=model["gamma_1"],
+        antithetic_time_sampling=True,
+        lr=PEER_LEARNING_RATE,
+        weight_decay=0.01,
+        clip_grad_norm=True,
+    )
+    # Its module is called vdm, as our package is.
+    spec = spec_from_file_location("peer_vdm", folder / "vdm.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.VDM(UNetVDM(config), config, image_shape=model["image_shape"]).to(device)
+
+
+def peer_training_step(
+    diffusion: Any, next_batch: Callable[[], torch.Tensor], *, learning_rate: float
+) -> tuple[Callable[[], None], Any]:
+    """Return a function that takes one step, and the averaged model.
+
+    A step is forward, backward, clipping, AdamW, averaging, and reading the loss.
+    """
+    from ema_pytorch import EMA  # type: ignore[import-not-found]
+
+    average = EMA(diffusion, beta=0.9999, update_every=1, power=0.75)
+    optimizer = torch.optim.AdamW(diffusion.parameters(), learning_rate, betas=(0.9, 0.99), weight_decay=0.01)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        loss, _ = diffusion(next_batch())
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(diffusion.parameters(), 1.0)
+        optimizer.step()
+        loss.item()
+        average.update()
+
+    return step, average
+
+
+@torch.no_grad()
+def peer_evaluation(diffusion: Any, batch: torch.Tensor) -> None:
+    """Compute the bound of the batch, without gradients."""
+    _, metrics = diffusion(batch)
+    metrics["bpd"].item()
+
+
+def peer_sampling(diffusion: Any, size: int, num_timesteps: int) -> None:
+    """Sample a batch ancestrally, with clipping, as its script does."""
+    with redirect_stderr(StringIO()):  # its progress bar
+        diffusion.sample(size, num_timesteps, clip_samples=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,23 +1,19 @@
-"""The entry point of vdmctl: set signal handlers, open the streams, run a command, turn errors into exit codes.
+"""The entry point of vdmctl: set signal handlers, run a command, turn errors into exit codes.
 
 The commands are in `flows.commands`.  They are imported after the signal handlers are set, since importing takes time.
 """
 
 import multiprocessing
 import os
-import re
-import shlex
 import signal
 import sys
-from contextlib import suppress
-from pathlib import Path
-from typing import NoReturn
 
 from flows.core.errors import Exit, NetworkError, UserError, of_file
 from flows.process.ending import STOP, STOPPED, fail, finish, stop_at_once
 from flows.process.environment import settle
 from flows.process.inputs import unchanged_inputs
-from flows.process.streams import open_streams, start_logging
+from flows.process.lifeline import end_with_starters
+from flows.process.streams import reader_has_ended, start_logging
 from vdm.errors import TrainingDiverged
 
 
@@ -25,52 +21,42 @@ def main() -> None:
     """Run the console script with the arguments of this process."""
     for number in STOP:
         signal.signal(number, stop_at_once)
-    settle(os.environ)
-    # No process is forked.  But since Python 3.14 the default method gives the lock of tqdm's progress bars a helper
-    # process, which prints a warning when this one is stopped.
-    multiprocessing.set_start_method("fork", force=True)
-    open_streams()
     try:
+        settle(os.environ)
+        end_with_starters()
+        # No process is forked.  But since Python 3.14 the default method gives tqdm's lock a helper process, which
+        # prints a warning when this one is stopped.
+        multiprocessing.set_start_method("fork", force=True)
         code = run(sys.argv[1:])
+    except SystemExit:  # of `stop_at_once`, before `run` began
+        code = fail(STOPPED, Exit.RESUMABLE)
     except Exception:
         sys.excepthook(*sys.exc_info())
         code = Exit.BUG
-    finally:
-        for number in STOP:  # only the shutdown of Python is left, which takes time
-            signal.signal(number, signal.SIG_IGN)
-    leave(code)
+    finish()
+    if code is Exit.DONE:
+        sys.exit()
+    # Python's shutdown would wait for threads, and those of gloo, which wait for other processes, would abort it.
+    sys.stderr.flush()
+    os._exit(code)
 
 
-def leave(code: int) -> NoReturn:
-    """Exit with the code.  Skip Python's shutdown after an error in a process group.
-
-    Threads of gloo still wait for those processes.  If one of them calls Python during the shutdown, it aborts this
-    process, and the exit code is lost.
-    """
-    distributed = sys.modules.get("torch.distributed")
-    if distributed and distributed.is_initialized():
-        sys.stderr.flush()
-        os._exit(code)
-    sys.exit(code)
-
-
-def run(arguments: list[str]) -> int:
+def run(arguments: list[str]) -> Exit:
     """Run vdmctl and return its exit code.  A UserError becomes one line on stderr, a bug keeps its traceback."""
     start_logging()
     try:
-        require_own_code()
-        refuse_blank(arguments)
         with unchanged_inputs():
             call(arguments)
         finish()
         sys.stdout.flush()
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit):  # of `stop_at_once`
         return fail(STOPPED, Exit.RESUMABLE)
     except UserError as error:
         return fail(str(error), error.code, network=isinstance(error, NetworkError))
     except OSError as error:
-        note = "; nothing else failed" if error.filename == "standard output" else ""  # results are printed last
-        return fail(f"{of_file(error)}{note}", Exit.MISSING)
+        if isinstance(error, BrokenPipeError) and reader_has_ended():
+            return Exit.DONE
+        return fail(of_file(error), Exit.MISSING)
     except TrainingDiverged as error:
         return fail(str(error), Exit.USAGE)
     except (MemoryError, RuntimeError) as error:
@@ -78,9 +64,6 @@ def run(arguments: list[str]) -> int:
         if not reason:
             raise
         return fail(f"{reason}; lower the batch size of this stage, or free memory, and run again", Exit.USAGE)
-    finally:
-        with suppress(OSError):  # reported above, or less important than the error reported above
-            sys.stdout.flush()
     return Exit.DONE
 
 
@@ -90,31 +73,8 @@ def lack_of_memory(error: MemoryError | RuntimeError) -> str:
     if isinstance(error, MemoryError):
         return text or "not enough memory"
     if type(error).__name__ != "OutOfMemoryError":  # of torch, which `vdmctl --help` must not load
-        text = text.partition("DefaultCPUAllocator: ")[2]  # as under `ulimit -v`
+        text = text.partition("DefaultCPUAllocator: ")[2]
     return text.partition(". ")[0]
-
-
-def require_own_code() -> None:
-    """Raise UserError (exit 2) if a DVC stage runs code from another folder: DVC records this folder's digests."""
-    own = Path("flows", "cli.py")
-    if "DVC_STAGE" in os.environ and own.is_file() and not own.samefile(__file__):
-        reason = f"the stage runs the code in {Path(__file__).parents[1]} instead of that in {Path.cwd()}"
-        advice = "activate the environment that was made in this folder, or unset PYTHONSAFEPATH"
-        raise UserError(f"{reason}; {advice}", Exit.USAGE)
-
-
-def refuse_blank(arguments: list[str]) -> None:
-    """Raise UserError (exit 2) for an argument, or an option's value after `=`, that is blank or `-`.
-
-    `-` would be taken as the name of a file.  A blank one would mean the default or the current folder, as in
-    `vdmctl promote "$VERSION"` with an unset variable.
-    """
-    for number, argument in enumerate(arguments, 1):
-        place = f"argument {number} of `vdmctl {shlex.join(arguments)}`"
-        if re.fullmatch(r"(--[\w-]+=)?-", argument):
-            raise UserError(f"{place} is -, and no command reads or writes streams; name a file, or ./-", Exit.USAGE)
-        if re.fullmatch(r"(--[\w-]+=)?\s*", argument):
-            raise UserError(f"{place} is empty, perhaps from a variable that is not set", Exit.USAGE)
 
 
 def call(arguments: list[str]) -> None:

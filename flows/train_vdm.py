@@ -33,7 +33,7 @@ from flows.orchestration.streaming import EXPECTED, as_user_error, leave_out_tra
 from flows.orchestration.workspace import Workspace, commit, compose_params, finished, prune, take_images, workspace
 from flows.process.ending import fail
 from flows.process.environment import settle
-from flows.process.lifeline import end_with_parent, hold_what_starts
+from flows.process.lifeline import end_with_parent, end_with_starters, hold_what_starts
 from flows.registry import versions as registry
 from flows.registry.git import git_lines, git_text, require_identity
 from flows.registry.lock_file import read_lock
@@ -73,6 +73,7 @@ def train_vdm(
     """
     settle(os.environ)
     leave_out_tracebacks()
+    end_with_starters()
     hold_what_starts()
     if "PREFECT__FLOW_RUN_ID" in os.environ:
         end_with_parent("prefect")  # the worker, which alone could cancel this run

@@ -55,33 +55,6 @@ def png(pixels: np.ndarray, bits: int, colour: int = 0, size: tuple[int, int] | 
     return b"\x89PNG\r\n\x1a\n" + part(b"IHDR", head) + part(b"IDAT", zlib.compress(raw)) + part(b"IEND", b"")
 
 
-def tiff(planes: np.ndarray, *, planar: bool = False, photometric: int = 1) -> bytes:
-    """Return an uncompressed TIFF file of images (C,H,W) uint8 or uint16, pixel by pixel or plane by plane."""
-    channels, height, width = planes.shape
-    pixels = (planes if planar else planes.transpose(1, 2, 0)).astype(planes.dtype.newbyteorder("<")).tobytes()
-    parts = channels if planar else 1
-    extra = (0,) * (channels - (3 if photometric == 2 else 1))
-    tags: dict[int, tuple[int, ...]] = {
-        256: (width,),
-        257: (height,),
-        258: (8 * planes.itemsize,) * channels,
-        262: (photometric,),
-        273: tuple(8 + i * len(pixels) // parts for i in range(parts)),
-        277: (channels,),
-        278: (height,),
-        279: (len(pixels) // parts,) * parts,
-        284: (1 + planar,),
-    } | ({338: extra} if extra else {})
-    after, directory = b"", struct.pack("<H", len(tags))
-    place = 8 + len(pixels) + 2 + 12 * len(tags) + 4
-    for tag, values in tags.items():
-        content = struct.pack(f"<{len(values)}I", *values)
-        inline = content if len(values) == 1 else struct.pack("<I", place + len(after))
-        after += b"" if len(values) == 1 else content
-        directory += struct.pack("<HHI", tag, 4, len(values)) + inline
-    return struct.pack("<2sHI", b"II", 42, 8 + len(pixels)) + pixels + directory + bytes(4) + after
-
-
 @contextmanager
 def unprivileged() -> Iterator[None]:
     """Give up the rights of root, who may read any file."""

@@ -90,7 +90,7 @@ def decompress(
 ) -> None:
     """Write the images of a file into a folder, every pixel as it was.
 
-    If the file is cut short or damaged, the images before that place go to OUT.recovered, and the exit code is 5.
+    If the file is cut short or damaged, nothing is written, and the exit code is 5.
     """
     folder = model_folder(model)
     from flows.commands.summary import counted

@@ -1,30 +1,31 @@
 """Compress images to a .vdmz file, and decompress it: both write their output completely or not at all."""
 
+import hashlib
 import re
 from copy import deepcopy
 from pathlib import Path
-from typing import NoReturn
+from typing import Any
 
 import numpy as np
 
-from flows.compression.batches import most_plain
-from flows.compression.coding import Coding
-from flows.compression.decoding import Decoder
-from flows.compression.encoding import header_of, mean_bound, write_file
-from flows.compression.header import MAGIC
-from flows.compression.images import ARRAY, Images, open_images, require_fitting, write_decoded
+from flows.compression.coding import Coding, Header, coding_of, machine_of, packed
+from flows.compression.images import ARRAY, open_images, write_decoded
 from flows.core.checkpoint import load_model, model_sha256
 from flows.core.device import find_device
 from flows.core.documents import Count, Document, Number, Sha256
 from flows.core.errors import Exit, UserError
-from flows.core.files import open_regular, scratch_folder, writing
-from flows.core.folders import contains, has_only, place_of_folder, remove, writing_folder
+from flows.core.files import read_bounded, writing
+from flows.core.folders import contains, has_only, writing_folder
 from flows.evaluation.results import Figure
-from flows.images.store import rows
-from flows.process.ending import finish
 from flows.process.progress import bar
 from vdm.choices import Split
+from vdm.evaluation import evaluate
 
+BOUND_TIMES, BOUND_BATCH = 32, 128
+"""The noise levels of each image from which the bound is computed, and the evaluations of the network at once."""
+MOST_BYTES = 2**32
+"""The largest file that is decoded; it is read into memory."""
+SUFFIX = ".vdmz"
 WRITTEN = rf"\d+\.png|{re.escape(ARRAY)}"
 
 
@@ -75,123 +76,113 @@ def compress(
 ) -> Compressed:
     """Write the images in `source` (see `open_images`) to the file `out`.  With `verify`, first check that it decodes.
 
-    Raises what `open_images` and `require_fitting` raise, and UserError: exit 2 if the file exists, without `force`,
-    and 5 if it does not decode to the images, or if the model's output is not finite.
+    Raises what `open_images` raises, and UserError: exit 2 if the file exists, without `force`, and 5 if it does not
+    decode to the images, or if the model's output is not finite.
     """
     require_new_file(out, source, model, force=force)
-    vdm, model_digest = load_model(model, find_device(device)), model_sha256(model)
-    with scratch_folder() as scratch, writing(out) as file:
-        images = open_images(source, split, scratch, vdm, model)
-        pixels_digest = require_fitting(images, vdm, source, model)
-        header = header_of(images, vdm, num_timesteps, batch_size)
-        coding = Coding(deepcopy(vdm).double(), header)  # refuses options before the slow bound
-        bound, error = mean_bound(vdm, images, num_timesteps)
-        with bar("compressing")(range(header.num_evaluations)) as shown:
-            written = write_file(file, images, coding, model_digest, pixels_digest, tick=shown.update)
+    chosen = find_device(device)
+    vdm, model_digest = load_model(model, chosen), model_sha256(model)
+    with writing(out) as file:  # an unwritable folder is reported before the images are encoded
+        images = open_images(source, split, vdm, model)
+        pixels = hashlib.sha256(np.ascontiguousarray(images.array).data)
+        header = Header(
+            num_images=len(images.array),
+            num_timesteps=num_timesteps,
+            batch_size=batch_size,
+            pictures=images.pictures,
+            **machine_of(chosen),
+        )
+        coding = Coding(deepcopy(vdm).double(), header, packed(header, model_digest))  # before the slow bound
+        bound = evaluate(
+            vdm,
+            images.array,
+            times_per_image=BOUND_TIMES,
+            num_timesteps=num_timesteps,
+            batch_size=BOUND_BATCH,
+            seed=0,
+            progress=bar("evaluating"),
+        )
+        with bar("compressing")(range(coding.num_evaluations)) as shown:
+            encoded = coding.encode(images.array, pixels.digest(), shown.update)
         if verify:
-            require_same(Path(file.name), images, out, model=model, device=device)
-        finish()
-    pixel_bytes = len(images.array) * vdm.num_dims
+            require_decodable(encoded.content, out, model=model, device=device)
+        file.write(encoded.content)
+    file_bytes, pixel_bytes = len(encoded.content), images.array.size
     return Compressed(
-        out=str(out),
-        **header.model_dump(include=set(Compressed.model_fields)),
+        **described(coding, out, model, pixels.hexdigest()),
+        batch_size=batch_size,
         pixel_bytes=pixel_bytes,
-        net_bpd=8 * written.file_bytes / pixel_bytes,
-        **written._asdict(),
-        plain_images=min(most_plain(vdm.num_levels), len(images.array)),
-        bound_bpd=bound,
-        bound_bpd_standard_error=error,
+        file_bytes=file_bytes,
+        net_bpd=8 * file_bytes / pixel_bytes,
+        code_bpd=encoded.code_bpd,
+        initial_bits=encoded.initial_bits,
+        plain_images=len(images.array) - coding.num_modelled,
+        bound_bpd=bound.bpd.mean(),
+        bound_bpd_standard_error=bound.standard_error,
         verified=verify,
-        pixels_sha256=pixels_digest.hex(),
-        model_sha256=model_digest,
     )
+
+
+def described(coding: Coding, out: Path, model: Path, pixels_digest: str) -> dict[str, Any]:
+    """Return the fields of `Decompressed`."""
+    return {
+        "out": str(out),
+        "num_images": coding.header.num_images,
+        "image_shape": list(coding.vdm.image_shape),
+        "num_levels": coding.vdm.num_levels,
+        "num_timesteps": coding.header.num_timesteps,
+        "pixels_sha256": pixels_digest,
+        "model_sha256": model_sha256(model),
+    }
 
 
 def require_new_file(out: Path, source: Path, model: Path, *, force: bool) -> None:
     """Raise UserError (exit 2) if `out` is a folder, lies in the folder `model`, or exists, without `force`.
 
-    Even with `force`, it may replace no file in `source` (or `source` itself) but an earlier compressed file.
+    Even with `force`, it may replace no file in `source` (or `source` itself) but one that ends in .vdmz.
     """
     if out.is_dir():
         raise UserError(f"{out} is a folder; name a file", Exit.USAGE)
     if out.exists() and not force:
         raise UserError(f"{out} exists; name another file, or replace it with --force", Exit.USAGE)
-    if out.exists() and contains(source, out) and not is_compressed(out):
+    if out.exists() and contains(source, out) and out.suffix != SUFFIX:
         raise UserError(f"{out} would replace the images that it is made from; name another file", Exit.USAGE)
     if contains(model, out):
         raise UserError(f"{out} lies in the folder of the model; name another file", Exit.USAGE)
 
 
-def is_compressed(file: Path) -> bool:
-    """Whether a file begins like those that `compress` writes.  Raises OSError."""
-    with open_regular(file) as opened:
-        return opened.read(len(MAGIC)) == MAGIC
-
-
-def require_same(file: Path, images: Images, out: Path, *, model: Path, device: str) -> None:
-    """Raise UserError (exit 5) unless the file decodes to the images; errors call it `out`."""
-    with open_regular(file) as opened:
-        decoder = Decoder(opened, str(out), model=model, device=device)
-        with bar("verifying")(range(decoder.header.num_evaluations)) as shown:
-            for part in decoder.images(shown.update):
-                first = decoder.num_decoded - len(part)
-                if not np.array_equal(part, rows(images.array, first, decoder.num_decoded)):
-                    decoder.reason = f"images {first} to {decoder.num_decoded - 1} differ"
-                    break
-    if decoder.reason:
-        raise UserError(f"{out}: not written, since it does not decode to the images: {decoder.reason}", Exit.MISSING)
+def require_decodable(content: bytes, out: Path, *, model: Path, device: str) -> None:
+    """Raise UserError (exit 5) unless the content of `out` decodes to the images, whose sha256 is in it."""
+    coding = coding_of(content, str(out), model=model, device=device)
+    try:
+        with bar("verifying")(range(coding.num_evaluations)) as shown:
+            for _ in coding.decode(content, str(out), shown.update):
+                pass
+    except UserError as error:
+        raise UserError(f"{out}: not written, since it does not decode to the images here", Exit.MISSING) from error
 
 
 def decompress(file: Path, *, model: Path, out: Path, device: str, force: bool) -> Decompressed:
     """Write the images in a file into the folder `out`, completely or not at all.
 
-    The images before a damaged part go to the folder `OUT.recovered`, which lies beside the target if `out` is a link.
-    Raises what `Decoder` raises, and UserError: exit 2 for folders that exist, without `force` or with other files, and
-    5 for a file that cannot be decoded.
+    Raises what `coding_of` raises, and UserError: exit 2 for a folder that exists, without `force` or with other files,
+    and 5 for a file that cannot be decoded.
     """
     require_new_folder(out, force=force)
-    # Not beside a link, which may lead to another file system, from which no folder can be renamed.
-    recovered = place_of_folder(out).with_name(f"{out.name}.recovered")
-    require_new_folder(recovered, force=force)
-    with open_regular(file) as opened:
-        decoder = Decoder(opened, str(file), model=model, device=device)
-        header = decoder.header
-        with writing_folder(out) as folder:
-            with bar("decompressing")(range(header.num_evaluations)) as shown:
-                described = header.model_dump(include={"num_levels", "pictures"})
-                write_decoded(decoder.images(shown.update), folder, count=header.num_images, **described)
-            finish()
-            if decoder.reason:
-                keep(folder, recovered, decoder, file)
-    return Decompressed(
-        out=str(out),
-        **header.model_dump(include=set(Decompressed.model_fields)),
-        pixels_sha256=decoder.pixels.hexdigest(),
-        model_sha256=model_sha256(model),
-    )
+    content = read_bounded(file, MOST_BYTES)
+    coding = coding_of(content, str(file), model=model, device=device)
+    header, num_levels = coding.header, coding.vdm.num_levels
+    with writing_folder(out) as folder, bar("decompressing")(range(coding.num_evaluations)) as shown:
+        parts = coding.decode(content, str(file), shown.update)
+        write_decoded(parts, folder, count=header.num_images, num_levels=num_levels, pictures=header.pictures)
+    return Decompressed(**described(coding, out, model, coding.pixels.hexdigest()))
 
 
 def require_new_folder(out: Path, *, force: bool) -> None:
     """Raise UserError (exit 2) if `out` exists, without `force` or with other files than `decompress` writes."""
-    if not out.name:
-        raise UserError(f"{out} cannot be replaced; name another folder", Exit.USAGE)
     if not out.exists():
         return
     if not force:
         raise UserError(f"{out} exists; name another folder, or replace it with --force", Exit.USAGE)
     if not out.is_dir() or not has_only(out, WRITTEN):
         raise UserError(f"{out} holds other files than decoded images; name another folder", Exit.USAGE)
-
-
-def keep(folder: Path, recovered: Path, decoder: Decoder, file: Path) -> NoReturn:
-    """Move `folder`, which has the images before the damaged part, to `recovered`, and raise UserError (exit 5).
-
-    A link called `recovered` is replaced, not followed.
-    """
-    all_images, count = decoder.header.num_images, decoder.num_decoded
-    where = ""
-    if count:
-        remove(recovered)
-        folder.rename(recovered)
-        where = f", in {recovered}"
-    raise UserError(f"{file}: {decoder.reason}; recovered {count} of {all_images} images{where}", Exit.MISSING)

@@ -5,37 +5,58 @@ which images the model was fitted to.
 """
 
 import hashlib
-import inspect
 import io
 import json
 from collections.abc import Collection, Mapping, Sequence
-from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import Any
 
+import psutil
 import torch
-from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError, create_model
+from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 
-from flows.core.documents import explain
-from flows.core.errors import CheckpointError, Exit, brief
+from flows.core.documents import Document, Sha256, explain
+from flows.core.errors import CheckpointError, Exit, UserError, brief
 from flows.core.files import MOST_BYTES, parse_json, read_bounded, write_whole, written_last
-from flows.core.memory import require
-from vdm.choices import TrainingImages
+from flows.core.params import Model, Section
+from vdm.choices import ScheduleKind, TrainingImages
 from vdm.model import VDM
-
-if TYPE_CHECKING:
-    from flows.core.params import Model
 
 WEIGHTS, CONFIG = "weights.safetensors", "config.json"
 MOST_CONFIG_BYTES = 2**20
 # Room for the names, shapes and offsets of the tensors of the deepest network.
 MOST_HEADER_BYTES = 2**23
-# A weight takes 2 to 8 bytes.
+# A weight takes 2 to 8 bytes in a file, and 4 in memory.
 FEWEST_NUMBER_BYTES, MOST_NUMBER_BYTES = 2, 8
-# In memory at once: the file's content, the tensors read from it, and the tensors of the model.
-COPIES = 3
+
+
+class Arguments(Section):
+    """The types of the arguments of `vdm.model.VDM`, which checks their values: other codes have other limits."""
+
+    image_shape: Sequence[int]
+    num_levels: int
+    schedule: ScheduleKind
+    gamma_0: float
+    gamma_1: float
+    width: int
+    blocks: int
+    attention_everywhere: bool
+    fourier_exponents: Sequence[int]
+    norm_groups: int
+    norm_eps: float
+    dropout: float
+    augmentation_input: bool
+
+
+class Description(Document):
+    """config.json of a model: its arguments, and the digests of these and of the weights."""
+
+    model: Arguments
+    model_sha256: Sha256
+    weights_sha256: Sha256
+    fitted_to: TrainingImages | None = None
 
 
 class DamagedStateError(CheckpointError):
@@ -70,7 +91,7 @@ def save_model(
         write_whole(folder / WEIGHTS, weights)
 
 
-def arguments_of(model: "Model", image_shape: Sequence[int], num_levels: int) -> dict[str, Any]:
+def arguments_of(model: Model, image_shape: Sequence[int], num_levels: int) -> dict[str, Any]:
     """Return the arguments of `vdm.model.VDM` for the parameters `model` and images of this shape and these levels."""
     return {"image_shape": image_shape, "num_levels": num_levels, **model.model_dump()}
 
@@ -83,13 +104,16 @@ def inputs_sha256(config: Mapping[str, Any], train: Mapping[str, Any], data_sha2
 def load_model(folder: Path, device: torch.device | str = "cpu") -> VDM:
     """Return the model in `folder`, in evaluation mode on `device`.  No pickle is read.
 
-    Raises CheckpointError, and UserError (exit 2) if the model does not fit into memory now.
+    Raises CheckpointError, and UserError (exit 2) if the device has not enough memory free for the parameters.
     """
     config = read_description(folder)
+    device = torch.device(device)
     try:
-        with torch.device("meta"):
+        with torch.device("meta"):  # shapes without values: nothing is allocated yet
             model = VDM(**config["model"])
-        weights = read_weights(folder, config["weights_sha256"], sum(p.numel() for p in model.parameters()))
+        count = sum(p.numel() for p in model.parameters())
+        require_room(folder, count, device)
+        weights = read_weights(folder, config["weights_sha256"], count)
         model.load_state_dict(floats(load(weights)), assign=True)
     except (SafetensorError, ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
         raise CheckpointError(f"{folder}: weights and {CONFIG} do not describe one model: {brief(error)}") from error
@@ -99,17 +123,21 @@ def load_model(folder: Path, device: torch.device | str = "cpu") -> VDM:
     return model.eval().to(device)
 
 
+def require_room(folder: Path, count: int, device: torch.device) -> None:
+    """Raise UserError (exit 2) unless the device has the memory for `count` parameters free."""
+    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
+    if 4 * count > free:
+        sizes = f"{count:,} parameters, and {device} has {free / 2**30:,.1f} GiB of memory free"
+        raise UserError(f"{folder}: the model has {sizes}; free memory and run again", Exit.USAGE)
+
+
 def read_weights(folder: Path, digest: str, count: int) -> bytes:
     """Return the bytes of the weights.
 
-    Raises CheckpointError if their sha256 is not `digest`, and ValueError if they cannot hold `count` weights;
-    UserError (exit 2) if the model does not fit into memory now.
+    Raises CheckpointError if their sha256 is not `digest`, and ValueError if they cannot hold `count` weights.
     """
     path = folder / WEIGHTS
-    most = MOST_NUMBER_BYTES * count + MOST_HEADER_BYTES
-    if path.is_file():
-        require(COPIES * min(path.stat().st_size, most), torch.device("cpu"), f"{path}: free memory and run again")
-    weights = read_bytes(path, most)
+    weights = read_bytes(path, MOST_NUMBER_BYTES * count + MOST_HEADER_BYTES)
     if hashlib.sha256(weights).hexdigest() != digest:
         raise CheckpointError(f"{path}: sha256 differs from the one in {CONFIG}; restore the file")
     if len(weights) < FEWEST_NUMBER_BYTES * count:
@@ -137,17 +165,12 @@ def load_state(path: Path, *, keys: Collection[str] = ()) -> dict[str, Any]:
     """Return the training state in `path`, on the CPU.
 
     Raises DamagedStateError if the file is damaged, if torch cannot load its content, or if a key is missing;
-    CheckpointError if it cannot be read now, or if a newer torch wrote it; UserError (exit 2) if it does not fit into
-    memory now.
+    CheckpointError if it cannot be read now, or if a newer torch wrote it.
     """
     try:
-        size = path.stat().st_size
-        require(COPIES * size, torch.device("cpu"), f"{path}: free memory and run again")
-        state = parse_state(read_bounded(path, size), path)
+        state = parse_state(read_bounded(path, path.stat().st_size), path)
     except OSError as error:
         raise unread(path, error.strerror) from error
-    except MemoryError as error:
-        raise unread(path, "not enough memory", Exit.USAGE) from error
     except RuntimeError as error:  # the digest is right: torch found no memory, or the file is of a newer torch
         raise unread(path, brief(error)) from error
     if not isinstance(state, dict) or not set(keys) <= state.keys():
@@ -168,9 +191,9 @@ def parse_state(content: bytes, path: Path) -> Any:
         raise DamagedStateError(f"{path}: not a state of torch {torch.__version__}: {brief(error)}") from error
 
 
-def unread(path: Path, reason: str | None, code: Exit = Exit.MISSING) -> CheckpointError:
+def unread(path: Path, reason: str | None) -> CheckpointError:
     """Return the error of a file or folder that a later attempt may be able to read."""
-    return CheckpointError(f"{path} could not be read: {reason}; correct that or move it away, and run again", code)
+    return CheckpointError(f"{path} could not be read: {reason}; correct that or move it away, and run again")
 
 
 def model_sha256(folder: Path) -> str:
@@ -183,21 +206,17 @@ def model_sha256(folder: Path) -> str:
 
 def read_description(folder: Path) -> dict[str, Any]:
     """Return the content of config.json.  Raises CheckpointError if its keys, types or digest are wrong."""
-    content = read_bytes(folder / CONFIG, MOST_CONFIG_BYTES)
+    path = folder / CONFIG
     try:
-        description = parse_json(content)
+        content: dict[str, Any] = parse_json(read_bytes(path, MOST_CONFIG_BYTES))
+        description = Description.model_validate(content)
+    except ValidationError as error:
+        raise CheckpointError(f"{path}: {explain(error)}; restore the file") from error
     except ValueError as error:
-        raise CheckpointError(f"{folder / CONFIG}: not JSON: {error}") from error
-    keys = {"model", "model_sha256", "weights_sha256"}
-    if not isinstance(description, dict) or not keys <= description.keys():
-        raise CheckpointError(f"{folder / CONFIG}: must hold an object with {', '.join(sorted(keys))}")
-    if description.get("fitted_to", "train") not in get_args(TrainingImages):
-        raise CheckpointError(f"{folder / CONFIG}: `fitted_to` must be one of {', '.join(get_args(TrainingImages))}")
-    if wrong := mistyped(description["model"]):
-        raise CheckpointError(f"{folder / CONFIG}: {wrong}; restore the file")
-    if config_sha256(description["model"]) != description["model_sha256"]:
-        raise CheckpointError(f"{folder / CONFIG}: `model` differs from its sha256; restore the file")
-    return description
+        raise CheckpointError(f"{path}: not JSON: {error}; restore the file") from error
+    if config_sha256(content["model"]) != description.model_sha256:
+        raise CheckpointError(f"{path}: `model` differs from its sha256; restore the file")
+    return content
 
 
 def fitted_to(folder: Path) -> TrainingImages | None:
@@ -208,20 +227,10 @@ def fitted_to(folder: Path) -> TrainingImages | None:
 def mistyped(config: Any) -> str | None:
     """Return what is wrong with the arguments of a model, such as "model.width: Field required"; None if nothing is."""
     try:
-        description_of_a_model().validate_python({"model": config})
+        Arguments.model_validate(config)
     except ValidationError as error:
-        return explain(error)
+        return f"model.{explain(error)}"
     return None
-
-
-@cache
-def description_of_a_model() -> TypeAdapter[dict[str, BaseModel]]:
-    """Return the type of {"model": the arguments of `vdm.model.VDM`}."""
-    kinds = inspect.get_annotations(VDM.__init__)
-    fields: dict[str, Any] = {name: (kind, ...) for name, kind in kinds.items() if name != "return"}
-    strict = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
-    arguments = create_model("Arguments", __config__=strict, **fields)
-    return TypeAdapter(dict[str, arguments])  # type: ignore[valid-type]
 
 
 def config_sha256(config: Any) -> str:

@@ -7,10 +7,10 @@ from pathlib import Path
 from shutil import which
 from typing import Literal
 
+import joblib  # type: ignore[import-untyped]
 import torch
 
 from flows.core.errors import Exit, UserError
-from flows.core.limits import cores
 from vdm.choices import Precision
 
 
@@ -18,7 +18,8 @@ def find_device(name: str, count: int = 1, rank: int = 0) -> torch.device:
     """Return the device called `name` for the process `rank` of `count` on this machine, and switch TF32 off.
 
     `auto` is the GPU if there is one, else the CPU.  Several processes have a GPU each, the first `count`, or all have
-    the same CPU.  Raises UserError (exit 2) when the machine has no such device, or not as many.
+    the same CPU, where torch takes no more threads than a container allows cores.  Raises UserError (exit 2) when the
+    machine has no such device, or not as many.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
@@ -35,6 +36,8 @@ def find_device(name: str, count: int = 1, rank: int = 0) -> torch.device:
     # By default torch computes float32 convolutions with 10 bits of mantissa on recent GPUs.
     torch.backends.cudnn.allow_tf32 = False
     torch.backends.cuda.matmul.allow_tf32 = False
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(threads_each(1))
     return device if count == 1 or device.type == "cpu" else torch.device(device.type, rank)
 
 
@@ -43,7 +46,7 @@ def threads_each(count: int) -> int:
 
     Threads of several processes that share a core wait for each other in loops, which may take 20 times as long.
     """
-    return min(torch.get_num_threads(), max(1, cores() // count))
+    return min(torch.get_num_threads(), max(1, int(joblib.cpu_count()) // count))
 
 
 def find_precision(name: Literal["auto", Precision], device: torch.device) -> Precision:

@@ -3,31 +3,18 @@
 Keys that a model does not name are kept: another version of the pipeline may have written them.
 """
 
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from flows.core.errors import Exit, UserError
-from flows.core.files import parse_json, read_bounded
+from flows.core.files import parse_json, read_bounded, relative_path
 
 DocumentType = TypeVar("DocumentType", bound=BaseModel)
 LONGEST_SHOWN = 60
 MOST_BYTES = 2**24
 """The largest document that is read; the parsed document may take fifty times this size."""
-
-
-def relative_path(name: str) -> str:
-    """Return the path.  Raises ValueError unless it is relative, in POSIX notation, and stays inside its folder."""
-    place = PurePosixPath(name)
-    if not place.parts or place.is_absolute() or ".." in place.parts or "\0" in name:
-        raise ValueError(f"{name!r} is not a path inside a folder")
-    if str(place) != name or not name.isprintable():
-        raise ValueError("not a path in its shortest form")
-    if max(len(part.encode()) for part in name.split("/")) > 255 or len(name.encode()) > 4000:
-        raise ValueError("a path that is too long for a file system")
-    return name
-
 
 RelativePath = Annotated[str, AfterValidator(relative_path)]
 Md5 = Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
@@ -83,14 +70,3 @@ def explain(error: ValidationError) -> str:
 def shown(text: str) -> str:
     """Return the text, cut to 60 characters, for an error message.  `UserError` escapes it."""
     return text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]}..."
-
-
-def require_apart(paths: list[str], name: str) -> None:
-    """Raise UserError (exit 5) if a path occurs twice, or is a parent of another one."""
-    known = set(paths)
-    twice = len(known) < len(paths)
-    folders = {str(parent) for path in known for parent in PurePosixPath(path).parents}
-    if twice or folders & known:
-        found = min(folders & known, default="")
-        what = f"{shown(found)} is a file and a folder" if found else "a path occurs twice"
-        raise UserError(f"{name}: damaged: {what}", Exit.MISSING)

@@ -1,11 +1,5 @@
 """Errors that the user can correct: one line that says where, what and how to continue, and an exit code."""
 
-import errno
-import logging
-import os
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from enum import IntEnum
 
 from flows.core.escaping import visible
@@ -51,37 +45,12 @@ class CheckpointError(UserError):
 
 def brief(error: object) -> str:
     """Return the message of an error, or other text, in one line, cut after 200 characters."""
-    text = " ".join(str(error).split())
-    text = text or ("takes too much memory" if isinstance(error, MemoryError) else type(error).__name__)
+    text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= 200 else f"{text[:200]}..."
 
 
 def of_file(error: OSError) -> str:
     """Return the file that an error is about, if it names one, and what is wrong."""
-    if error.strerror == os.strerror(errno.EAGAIN) and not error.filename:  # of fork
-        return "no process or thread can be started: `ulimit -u` or the limit of the container is reached"
-    # Without a name it may be about memory or a connection.
+    # Without a name it may be about memory, a connection or a full standard output.
     place = f"{visible(error.filename)}: " if error.filename and error.strerror else ""
     return f"{place}{error.strerror or error}" or type(error).__name__
-
-
-@contextmanager
-def logged_errors(name: str) -> Iterator[list[BaseException]]:
-    """Collect the exceptions that a library logs instead of raising them.  Nothing that it logs is shown."""
-    errors: list[BaseException] = []
-
-    class Listener(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
-            error = record.exc_info[1] if record.exc_info else sys.exception()
-            errors.append(error or RuntimeError(record.getMessage()))
-
-    listener = Listener(logging.ERROR)
-    logger = logging.getLogger(name)
-    before = logger.propagate
-    logger.addHandler(listener)
-    logger.propagate = False
-    try:
-        yield errors
-    finally:
-        logger.removeHandler(listener)
-        logger.propagate = before

@@ -1,4 +1,4 @@
-"""Read params.yaml as DVC reads it, and say where it is wrong."""
+"""Read params.yaml as DVC reads it, and say what is wrong with it."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,7 +14,7 @@ from flows.core.params import Params
 
 
 def read_params(path: Path) -> Params:
-    """Read params.yaml.  Raises UserError (exit 2) that names file, line and key."""
+    """Read params.yaml.  Raises UserError (exit 2) that names the file and the key."""
     try:
         content = read_bounded(path)
     except OSError as error:
@@ -25,30 +25,25 @@ def read_params(path: Path) -> Params:
 
 
 def parse_params(content: bytes | str, name: str) -> Params:
-    """Parse the content of params.yaml.  Raises UserError (exit 2) that says `name`, the line and the key."""
+    """Parse the content of params.yaml.  Raises UserError (exit 2) that says `name` and the key."""
     try:
         values = bounded_yaml.parse(content)
     except ValueError as error:
         raise UserError(f"{name}: not YAML: {error}", Exit.USAGE) from error
     if not isinstance(values, dict):
-        raise UserError(f"{name}:1: must hold sections such as `data:`; see presets/", Exit.USAGE)
+        raise UserError(f"{name}: must hold sections such as `data:`; see presets/", Exit.USAGE)
     try:
         return Params.model_validate(values)
     except ValidationError as error:
         # A misspelt key is unknown, and the right one is missing.
         first = min(error.errors(), key=lambda each: each["type"] != "extra_forbidden")
-        place = first["loc"]
-        key = ".".join(shown(str(part)) for part in place)
-        if not place:  # the error is about two sections, and begins with a key
-            first_word = str(first["ctx"]["error"]).split()[0]
-            place = tuple(first_word.split("."))
-        line = bounded_yaml.line_of(content, place)
+        key = ".".join(shown(str(part)) for part in first["loc"])
         reason = f"{key}{explain(first)}".removeprefix(": ")
         if first["type"] == "missing":  # an older version of the project may lack many
             missing = sum(each["type"] == "missing" for each in error.errors())
             others = f", and {missing - 1} more" if missing > 1 else ""
             reason += f"{others}; presets/ has files with every parameter"
-        raise UserError(f"{name}:{line}: {reason}", Exit.USAGE) from error
+        raise UserError(f"{name}: {reason}", Exit.USAGE) from error
 
 
 def explain(error: Mapping[str, Any]) -> str:

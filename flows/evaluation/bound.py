@@ -20,7 +20,6 @@ from flows.core.files import written_last
 from flows.evaluation.environment import environment
 from flows.evaluation.results import BOTH, BoundMetrics, SplitFigures, finite_or_none
 from flows.images.store import ImageSet, data_sha256, load_images, require_levels, spread
-from flows.process.ending import finish
 from flows.process.progress import bar
 from vdm.choices import Split
 from vdm.evaluation import Evaluation, image_terms, shares, terms_of_set
@@ -80,8 +79,7 @@ def evaluate_split(
 ) -> Evaluation:
     """Return the bound of `num_images` images of a split, evenly spread, or of all for None.
 
-    At most `num_devices` processes share them.  Raises what `load_fitting` raises, and UserError (exit 2) for devices
-    and memory.
+    At most `num_devices` processes share them.  Raises what `load_fitting` raises, and UserError (exit 2) for devices.
     """
     device = find_device(settings.device, settings.num_devices)
     vdm, pixels = load_fitting(model, images, device, split, num_images)
@@ -189,7 +187,7 @@ def write(out: Path, metrics: BoundMetrics, result: Evaluation, model: Path) -> 
         written_last(out / "per_image.csv", images),
         written_last(out / "noise_levels.csv", noise),
     ):
-        finish()
+        pass
 
 
 def table(header: str, *columns: Iterable[float]) -> str:

@@ -1,6 +1,6 @@
 """Convert checkpoints of google-research/vdm and addtt/variational-diffusion-models to model folders.
 
-Nothing is unpickled: flax writes msgpack, and torch loads with `weights_only`.
+They may be of anybody: nothing is unpickled, and no code in them runs.
 """
 
 import re
@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+import msgpack
 import numpy as np
 import torch
 from torch import Tensor
@@ -15,25 +16,17 @@ from torch import Tensor
 from flows.core import bounded_yaml, layout
 from flows.core.checkpoint import CONFIG, WEIGHTS, mistyped, save_model
 from flows.core.errors import CheckpointError, Exit, UserError, brief
-from flows.core.files import read_bounded
+from flows.core.files import file_sha256, open_regular, read_bounded
 from flows.core.folders import writing_folder
-from flows.evaluation.foreign_files import (
-    DAMAGE,
-    FEWEST_BYTES,
-    Weights,
-    flatten,
-    read_flax,
-    read_torch,
-    require_file,
-    require_numbers,
-)
 from flows.images.scanning import listed
-from flows.process.ending import finish
-from vdm.model import VDM, count_parameters
+from vdm.model import VDM
 
+Weights = dict[str, Tensor]
 Format = Literal["google-vdm", "addtt"]
 Config = dict[str, Any]
 
+MOST_BYTES = 2**34
+"""The largest file of flax that is read."""
 RESULTS = (layout.METRICS, layout.PER_IMAGE, layout.NOISE_LEVELS, layout.SAMPLES_ARRAY)
 MODEL_FILES = {CONFIG, WEIGHTS, layout.CARD.name, *(path.name for path in RESULTS)}
 """The files of a model folder: the model, its card, and the results that `vdmctl evaluate --out` puts beside it."""
@@ -94,24 +87,21 @@ def import_checkpoint(
     """
     require_model_files(out)
     try:
-        size = require_file(file, sha256)
-        match file_format:
-            case "google-vdm":
-                config, weights = read_google(file, averaged)
-            case "addtt":
-                config, weights = read_addtt(file, averaged)
+        if sha256 and (found := file_sha256(file)) != sha256.lower():
+            raise CheckpointError(f"{file}: its sha256 is {found}; get the file again, or correct --sha256")
+        config, weights = (read_google if file_format == "google-vdm" else read_addtt)(file, averaged)
         config |= {"image_shape": [config.pop("channels"), *image_size], "num_levels": num_levels}
-        require_sound(config, weights, size)
+        require_sound(config, weights)
         model = VDM(**config)
         model.load_state_dict(weights)
+    except UserError:
+        raise
     except OSError as error:
         raise CheckpointError(f"{error.filename or file}: {error.strerror or error}") from error
-    except DAMAGE as error:
-        ours = type(error) is ValueError  # other errors are of the libraries that read the file
+    except Exception as error:  # a damaged file makes msgpack, torch and the conversion raise almost anything
         said = brief(str(error).strip().removesuffix(".") or error)
-        reason = said if ours else f"{type(error).__name__}: {said}; is --format right?"
+        reason = said if type(error) is ValueError else f"{type(error).__name__}: {said}; is --format right?"
         raise CheckpointError(f"{file}: not a whole {file_format} checkpoint: {reason}") from error
-    finish()
     with writing_folder(out) as folder:
         save_model(folder, model, config)
 
@@ -123,15 +113,13 @@ def require_model_files(folder: Path) -> None:
         raise UserError(f"{folder} holds other files than a model's: {listed(others[:3])}; name another", Exit.USAGE)
 
 
-def require_sound(config: Config, weights: Weights, size: int) -> None:
-    """Raise ValueError for wrong arguments of VDM, and for weights that are not finite or too many for `size` bytes."""
+def require_sound(config: Config, weights: Weights) -> None:
+    """Raise ValueError for wrong types of VDM's arguments, and for weights that are not finite numbers."""
     if wrong := mistyped(config):
         raise ValueError(wrong)
-    if (count := count_parameters(**config)) * FEWEST_BYTES > size:
-        raise ValueError(f"{size:,} bytes cannot hold {count:,} weights")
     for name, weight in weights.items():
-        if not weight.isfinite().all():
-            raise ValueError(f"{name} has numbers that are not finite")
+        if not weight.is_floating_point() or weight.layout != torch.strided or not weight.isfinite().all():
+            raise ValueError(f"{name} is not a dense array of finite floating-point numbers")
 
 
 @np.errstate(all="ignore")  # numbers too large for float32 become inf, which is refused later
@@ -190,7 +178,6 @@ def read_addtt(file: Path, averaged: bool) -> tuple[Config, Weights]:
     state = checkpoint["ema" if averaged else "model"]
     prefix = "ema_model." if averaged else ""
     weights = {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
-    require_numbers(weights, file.stat().st_size)
     network = addtt_network(weights)
     if settings["n_attention_heads"] != 1:
         raise ValueError(f"n_attention_heads is {settings['n_attention_heads']}; only 1 can be imported")
@@ -277,3 +264,32 @@ def rename(name: str, rules: list[tuple[str, str]]) -> str:
 def prefixed(prefix: str, weights: Weights) -> Weights:
     """Return the weights with `prefix` and a dot before each name."""
     return {f"{prefix}.{name}": tensor for name, tensor in weights.items()}
+
+
+def read_torch(file: Path) -> Any:
+    """Return what torch saved, weights only.  torch does not document what it raises for other files."""
+    with open_regular(file) as content:
+        return torch.load(content, map_location="cpu", weights_only=True)
+
+
+def read_flax(file: Path) -> Any:
+    """Return the tree of arrays in a flax msgpack.  Raises OSError, ValueError and TypeError."""
+    return msgpack.unpackb(read_bounded(file, MOST_BYTES), ext_hook=flax_array, strict_map_key=False)
+
+
+def flax_array(code: int, data: bytes) -> np.ndarray:
+    """Return an array (extension 1) or scalar (3) of a flax msgpack, which holds its shape, dtype name and bytes."""
+    if code not in (1, 3):
+        raise ValueError(f"unknown msgpack extension {code}")
+    shape, dtype, content = msgpack.unpackb(data)
+    if dtype not in ("float32", "float64", "int32", "int64"):
+        raise ValueError(f"unexpected dtype {dtype}")
+    return np.frombuffer(content, dtype).reshape(shape)
+
+
+def flatten(tree: Mapping[str, Any], path: str = "") -> dict[str, np.ndarray]:
+    """Return the leaves of nested mappings by path, such as "a/b"."""
+    leaves: dict[str, np.ndarray] = {}
+    for name, node in tree.items():
+        leaves |= flatten(node, f"{path}{name}/") if isinstance(node, Mapping) else {f"{path}{name}": node}
+    return leaves

@@ -25,8 +25,8 @@ def ode(settings: "Ode", *, model: Path, images: Path, split: Split = "test") ->
     """Return the likelihood of the probability-flow ODE on `num_images` images of a split, evenly spread, in bits/dim.
 
     Its numerical error is the mean difference from a tenth of the tolerance, with the same draws and probes, over the
-    first `NUM_REPEATED` of the images.  Raises what `load_fitting` raises, and UserError (exit 2) when memory or the
-    solver's tolerance do not suffice.
+    first `NUM_REPEATED` of the images.  Raises what `load_fitting` raises, and UserError (exit 2) if no step of the
+    solver is short enough.
     """
     from flows.evaluation.solver import dopri5  # imports SciPy for half a second, which `compare` does not need
 
@@ -34,8 +34,7 @@ def ode(settings: "Ode", *, model: Path, images: Path, split: Split = "test") ->
     vdm, pixels = load_fitting(model, images, device, split, settings.num_images)
     vdm.requires_grad_(False)  # the ODE needs only the gradient with respect to the images
     warn_if_seen(model, split)
-    sizes = settings.model_dump(include={"num_draws", "num_probes", "batch_size"})
-    options = settings.model_dump(include={"seed", "dequantisation"}) | sizes
+    options = settings.model_dump(include={"seed", "dequantisation", "num_draws", "num_probes", "batch_size"})
     repeated = pixels[:NUM_REPEATED]
     form = "{desc}: {percentage:3.0f}%|{bar}| {elapsed}<{remaining}"
     per_batch = images_per_batch(settings.batch_size, settings.num_draws)

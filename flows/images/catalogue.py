@@ -1,9 +1,8 @@
-"""The published image sets of 256 levels: one entry each with addresses, licence, counts and checksums."""
+"""The published image sets of 256 levels: one entry each with licence, counts and checksums."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from torchvision import datasets
 
@@ -15,18 +14,16 @@ class PublishedSet:
     title: str
     homepage: str
     licence: str
-    num_train: int
-    num_test: int
-    reader: Callable[[Path, bool], Any]
-    """torchvision's class for the set, called with its root and whether to read the training images."""
+    reader: Callable[..., Any]
+    """torchvision's class for the set, called with its root, whether to read the training images, and `download`."""
     folder: str
     """Where the reader expects the files, below its root."""
     files: dict[str, str]
     """sha256 of the uncompressed bytes by file name."""
-    archive: str | None
+    num_train: int
+    num_test: int
+    archive: str | None = None
     """The tar file in which the publisher packs the folder, if any."""
-    addresses: dict[str, list[str]]
-    """The publisher's address and mirrors, by the name of the file to download."""
 
 
 @dataclass(frozen=True)
@@ -39,29 +36,16 @@ class DownsampledImageNet:
     num_test: int
     size: int
     """Height and width."""
-    layout: Literal["npz", "png"]
-    train: dict[str, str]
-    """sha256 by archive, zip files of npz batches or tar files of PNG images."""
-    test: dict[str, str]
-    base_address: str
+    archives: dict[str, str]
+    """sha256 by name: zip files of npz batches or tar files of PNG images, those of the training images first."""
     licence: str = "non-commercial research and education (ImageNet's terms of access)"
 
 
 def idx_set(title: str, homepage: str, licence: str, reader: type[datasets.MNIST], *sha256: str) -> PublishedSet:
     """Return the entry of a set of 60,000 and 10,000 images of 28x28 in MNIST's file format."""
     names = [f"{split}-{kind}" for split in ("train", "t10k") for kind in ("images-idx3-ubyte", "labels-idx1-ubyte")]
-    return PublishedSet(
-        title=title,
-        homepage=homepage,
-        licence=licence,
-        num_train=60_000,
-        num_test=10_000,
-        reader=reader,
-        folder=f"{reader.__name__}/raw",
-        files=dict(zip(names, sha256, strict=True)),
-        archive=None,
-        addresses={f"{name}.gz": [f"{base}{name}.gz" for base in reader.mirrors] for name in names},
-    )
+    files = dict(zip(names, sha256, strict=True))
+    return PublishedSet(title, homepage, licence, reader, f"{reader.__name__}/raw", files, 60_000, 10_000)
 
 
 MNIST = idx_set(
@@ -88,10 +72,8 @@ CIFAR10 = PublishedSet(
     title="CIFAR-10",
     homepage="https://www.cs.toronto.edu/~kriz/cifar.html",
     licence="not stated by the publisher",
-    num_train=50_000,
-    num_test=10_000,
     reader=datasets.CIFAR10,
-    folder="cifar-10-batches-py",
+    folder=datasets.CIFAR10.base_folder,
     files={
         "data_batch_1": "54636561a3ce25bd3e19253c6b0d8538147b0ae398331ac4a2d86c6d987368cd",
         "data_batch_2": "766b2cef9fbc745cf056b3152224f7cf77163b330ea9a15f9392beb8b89bc5a8",
@@ -101,23 +83,22 @@ CIFAR10 = PublishedSet(
         "test_batch": "f53d8d457504f7cff4ea9e021afcf0e0ad8e24a91f3fc42091b8adef61157831",
         "batches.meta": "f962466ef690d46b226450fb9aadc74ba4bc64a76aa526b5827fe4bc5c7125cb",
     },
-    archive="cifar-10-python.tar.gz",
-    addresses={"cifar-10-python.tar.gz": [datasets.CIFAR10.url]},
+    num_train=50_000,
+    num_test=10_000,
+    archive=datasets.CIFAR10.filename,
 )
 SVHN = PublishedSet(
     title="SVHN, cropped digits",
     homepage="http://ufldl.stanford.edu/housenumbers/",
     licence="non-commercial use only",
-    num_train=73_257,
-    num_test=26_032,
-    reader=lambda root, train: datasets.SVHN(root, split="train" if train else "test"),
+    reader=lambda root, train, download: datasets.SVHN(root, "train" if train else "test", download=download),
     folder="",
     files={
         "train_32x32.mat": "435e94d69a87fde4fd4d7f3dd208dfc32cb6ae8af2240d066de1df7508d083b8",
         "test_32x32.mat": "cdce80dfb2a2c4c6160906d0bd7c68ec5a99d7ca4831afa54f09182025b6a75b",
     },
-    archive=None,
-    addresses={f"{split}_32x32.mat": [datasets.SVHN.split_list[split][0]] for split in ("train", "test")},
+    num_train=73_257,
+    num_test=26_032,
 )
 
 # ImageNet was published at low resolution twice, under the same names.  The images were resized differently: the same
@@ -128,20 +109,20 @@ IMAGENET32 = DownsampledImageNet(
     num_train=1_281_167,
     num_test=50_000,
     size=32,
-    layout="npz",
-    train={"Imagenet32_train_npz.zip": "94226337ecc1b0309d9fcd0167127aaadc931587035fbcb53925235edbaec4fc"},
-    test={"Imagenet32_val_npz.zip": "013990e6dec1237dcd1f9beadbab81ead6604cc119af5cacbfb59ae28148377a"},
-    base_address="https://image-net.org/data/downsample/",
+    archives={
+        "Imagenet32_train_npz.zip": "94226337ecc1b0309d9fcd0167127aaadc931587035fbcb53925235edbaec4fc",
+        "Imagenet32_val_npz.zip": "013990e6dec1237dcd1f9beadbab81ead6604cc119af5cacbfb59ae28148377a",
+    },
 )
 IMAGENET64 = replace(
     IMAGENET32,
     title="ImageNet 64x64 (Chrabaszcz, Loshchilov and Hutter 2017)",
     size=64,
-    train={
+    archives={
         "Imagenet64_train_part1_npz.zip": "9422dc1dc5d092e9814a70a1cb7fc74880d2db5d88a0cb8a34ee363b12bde3f1",
         "Imagenet64_train_part2_npz.zip": "9fafc115afb7e6c301e66dc16b2d737152b427bd5dab26e1293487a6819c7f30",
+        "Imagenet64_val_npz.zip": "e1e75133158a1924135a9c6f97a80d2d237b158945e0b34074e58e6c8430eeb8",
     },
-    test={"Imagenet64_val_npz.zip": "e1e75133158a1924135a9c6f97a80d2d237b158945e0b34074e58e6c8430eeb8"},
 )
 IMAGENET32_2016 = DownsampledImageNet(
     title="ImageNet 32x32 (van den Oord, Kalchbrenner and Kavukcuoglu 2016)",
@@ -149,17 +130,19 @@ IMAGENET32_2016 = DownsampledImageNet(
     num_train=1_281_149,
     num_test=49_999,
     size=32,
-    layout="png",
-    train={"train_32x32.tar": "244a323d48f8d72f65ad8b54658c01fed68d2d7bdc77ccb43da58c11e94224e5"},
-    test={"valid_32x32.tar": "862e559462b24cf736212a19f6b0d47b55c2dc8ebdaa95ccecfe71260124c8f7"},
-    base_address="http://image-net.org/small/",
+    archives={
+        "train_32x32.tar": "244a323d48f8d72f65ad8b54658c01fed68d2d7bdc77ccb43da58c11e94224e5",
+        "valid_32x32.tar": "862e559462b24cf736212a19f6b0d47b55c2dc8ebdaa95ccecfe71260124c8f7",
+    },
 )
 IMAGENET64_2016 = replace(
     IMAGENET32_2016,
     title="ImageNet 64x64 (van den Oord, Kalchbrenner and Kavukcuoglu 2016)",
     size=64,
-    train={"train_64x64.tar": "e2a2c1947a748d0d256e98e6d82800d855441dc9e4de2e71a773f1324c4524d7"},
-    test={"valid_64x64.tar": "eeac03ec4f585baf871d2b4cb9c974bfe345e74878a74e5820fe6eb1041629cd"},
+    archives={
+        "train_64x64.tar": "e2a2c1947a748d0d256e98e6d82800d855441dc9e4de2e71a773f1324c4524d7",
+        "valid_64x64.tar": "eeac03ec4f585baf871d2b4cb9c974bfe345e74878a74e5820fe6eb1041629cd",
+    },
 )
 
 PUBLISHED: dict[str, PublishedSet | DownsampledImageNet] = {

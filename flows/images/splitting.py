@@ -1,7 +1,8 @@
 """Divide images into training, validation and test images: by the names of folders, or by seeded draws."""
 
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -20,7 +21,27 @@ NAMES = {
 """The names of the parts of a folder, by split."""
 TRAIN, VALIDATION, TEST = range(len(SPLITS))
 """The numbers of the splits in the result of `divide`."""
-MOST_IMAGES = 3_000_000  # the validate stage keeps up to 210 bytes of each, besides 450 MB: about 1 GB
+
+
+class Batch(NamedTuple):
+    """Images (n,C,H,W) of one shape, in the order of their source."""
+
+    images: np.ndarray
+    num_levels: int = 256
+    labels: np.ndarray | None = None
+    """(n,) integers."""
+    file: str | None = None
+    """The name of the file that holds these images, in a folder of images."""
+
+
+class Source(NamedTuple):
+    """All images of a source, to be read once, and the split of each."""
+
+    batches: Iterable[Batch]
+    splits: np.ndarray
+    """The number of each image's split in SPLITS, (N,) int8."""
+    origin: Callable[[], dict[str, Any]]
+    """Return what `dataset.json` says of the source, once all batches were read."""
 
 
 def held_out(source: str, count: int, fraction: float, split_seed: int, parameter: str) -> np.ndarray:
@@ -44,26 +65,28 @@ def divide(root: Path, names: list[str], counts: list[int], data: "Data") -> np.
     Without parts, a seeded share is held out for the test.  Without a validation part, a seeded share of the training
     images is held out for validation.  Raises UserError (exit 4).
     """
-    if (total := sum(counts)) > MOST_IMAGES:
-        raise UserError(f"{root}: {total:,} images, but at most {MOST_IMAGES:,} are read", Exit.INVALID_DATA)
+    given = parts_of(names)
     if root.is_dir():  # the name of a single file says nothing
-        require_full_parts(root, names)
-    if given := parts_of(names):
+        require_parts(root, names, given)
+    if given:
         chosen = np.repeat(np.array([SPLITS.index(given[part_of(name)]) for name in names], dtype=np.int8), counts)
     else:
-        require_no_part(root, names)
-        chosen = np.full(total, TRAIN, dtype=np.int8)
-        chosen[held_out(str(root), total, data.test_fraction, data.split_seed, "data.test_fraction")] = TEST
+        chosen = np.full(sum(counts), TRAIN, dtype=np.int8)
+        chosen[held_out(str(root), len(chosen), data.test_fraction, data.split_seed, "data.test_fraction")] = TEST
     num_train, num_validation, _ = np.bincount(chosen, minlength=len(SPLITS)).tolist()
     if num_validation > num_train:
         reason = f"{num_validation} validation images, but only {num_train} training images"
         raise UserError(f"{root}: {reason}; exchange the folders, or move images", Exit.INVALID_DATA)
     if not num_validation:
-        train = np.flatnonzero(chosen == TRAIN)
-        share = data.validation_fraction
-        drawn = held_out(str(root), num_train, share, data.split_seed, "data.validation_fraction")
-        chosen[train[drawn]] = VALIDATION
+        hold_out_validation(str(root), chosen, data.validation_fraction, data.split_seed)
     return chosen
+
+
+def hold_out_validation(source: str, splits: np.ndarray, fraction: float, split_seed: int) -> None:
+    """Turn a seeded share of the training images into validation images.  Raises what `held_out` raises."""
+    train = np.flatnonzero(splits == TRAIN)
+    drawn = held_out(source, len(train), fraction, split_seed, "data.validation_fraction")
+    splits[train[drawn]] = VALIDATION
 
 
 def division(data: "Data", given: str | None = None) -> str:
@@ -88,30 +111,21 @@ def parts_of(names: list[str]) -> dict[str, str]:
     return {part: split if split == "train" or "test" in splits else "test" for part, split in given.items()}
 
 
-def require_full_parts(root: Path, names: list[str]) -> None:
-    """Raise UserError (exit 4) if a folder is named like a split and has no images: another split would replace it."""
-    full = {split_named(part_of(name)) for name in names}
-    parts = [path.name for path in root.iterdir() if path.is_dir() and split_named(part_of(path.name))]
-    if empty := sorted(part for part in parts if split_named(part_of(part)) not in full):
+def require_parts(root: Path, names: list[str], given: dict[str, str]) -> None:
+    """Raise UserError (exit 4) if a part is named like a split, but is empty, or the parts do not divide the folder."""
+    parts = sorted({name.partition("/")[0] for name in names})
+    full = {split_named(part_of(part)) for part in parts}
+    folders = sorted(path.name for path in root.iterdir() if path.is_dir())
+    if empty := [part for part in folders if split_named(part_of(part)) not in {"", *full}]:
         raise UserError(f"{root}: no images in {listed(empty)}; add them, or remove that folder", Exit.INVALID_DATA)
-
-
-def require_no_part(root: Path, names: list[str]) -> None:
-    """Raise UserError (exit 4) if a part is named like a split, although the parts do not divide the folder."""
-    parts = {name.partition("/")[0] for name in names}
-    splits = [part for part in parts if split_named(part_of(part))]
-    if not splits or not root.is_dir():
-        return
-    if len(parts) == 1:
-        reason = f"{root}: all images are in {listed(splits)}, but training and test images are needed"
-        raise UserError(f"{reason}; name it as the source, or add the other part", Exit.INVALID_DATA)
-    shown = sorted(splits) + sorted(parts.difference(splits))
-    train, validation, test = (", ".join(NAMES[split]) for split in SPLITS)
-    raise UserError(
-        f"{root}: its parts must be for training ({train}), for the test ({test}), perhaps for validation "
-        f"({validation}), and nothing else; there is {listed(shown[:5])}; rename or remove the others",
-        Exit.INVALID_DATA,
-    )
+    if not given and full != {""}:
+        train, validation, test = (", ".join(NAMES[split]) for split in SPLITS)
+        raise UserError(
+            f"{root}: its parts must be for training ({train}), for the test ({test}), perhaps for validation "
+            f"({validation}), and nothing else; there is {listed(parts[:5])}; name one part as the source, or add, "
+            "rename or remove parts",
+            Exit.INVALID_DATA,
+        )
 
 
 def split_named(part: str) -> str:

@@ -5,10 +5,8 @@ also has `train_labels.npy` and so on, (N,) integers.  A set made of files has `
 likelihood depends on the labels or the names of files.  Arrays are mapped into memory and never unpickled.
 """
 
-import errno
 import hashlib
 import json
-import math
 import warnings
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -19,8 +17,7 @@ from pydantic import Field
 
 from flows.core.documents import Document, read
 from flows.core.errors import Exit, UserError, brief
-from flows.core.files import file_sha256, open_regular, parse_json, writing
-from flows.core.memory import available
+from flows.core.files import file_sha256, open_regular, parse_json, write_whole, writing
 from vdm.choices import MOST_LEVELS, Split
 
 SPLITS = get_args(Split)
@@ -29,10 +26,6 @@ MOST_CHUNK_BYTES = 2**25
 MOST_DESCRIPTION_BYTES = 2**20
 # The quality of samples cannot be estimated with fewer samples and test images.
 FEWEST_COMPARED = 10
-# Memory of a pass over an array: float32 copies of one image, and the facts that are kept of every image.
-COPIES, BYTES_PER_IMAGE = 16, 300
-# A path has at most 4096 bytes, and JSON may write each as six characters.
-LONGEST_LINE = 2**15
 Size = Annotated[int, Field(ge=0, le=2**32)]
 Text = Annotated[str, Field(max_length=10_000)]
 
@@ -93,13 +86,18 @@ def save_images(
     to the description unless it states them.  Raises ValueError for chunks of different shapes or types, and for a
     split without chunks.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    measured: dict[str, Any] = {"num_validation": 0}
+    shapes = {}
     for split, images in splits.items():
         chunks = [images] if isinstance(images, np.ndarray) else images
-        measured[f"num_{split}"], *shape = write_array(folder / f"{split}.npy", chunks)
-        measured.setdefault("image_shape", shape)
-    (folder / DESCRIPTION).write_text(json.dumps(measured | description, indent=2, sort_keys=True) + "\n")
+        shapes[split] = write_array(folder / f"{split}.npy", chunks)
+    write_description(folder, shapes, description)
+
+
+def write_description(folder: Path, shapes: Mapping[str, tuple[int, ...]], description: dict[str, Any]) -> None:
+    """Write `dataset.json` of a set whose arrays have these shapes, by split."""
+    counts = {f"num_{split}": shape[0] for split, shape in shapes.items()}
+    measured = {"num_validation": 0, "image_shape": next(iter(shapes.values()))[1:]} | counts
+    write_whole(folder / DESCRIPTION, json.dumps(measured | description, indent=2, sort_keys=True) + "\n")
 
 
 def write_array(path: Path, chunks: Iterable[np.ndarray]) -> tuple[int, ...]:
@@ -153,24 +151,26 @@ def read_description(path: Path) -> dict[str, Any]:
 def load_array(path: Path) -> np.ndarray:
     """Return the array of numbers at `path`, mapped into memory.  Raises UserError (exit 5)."""
     try:
-        open_regular(path).close()  # numpy would wait for the writer of a pipe
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")  # numpy warns of headers that it would not write itself
-            # Copy-on-write: the file cannot be changed through the map, and torch does not copy it.
-            array = np.lib.format.open_memmap(path, mode="c")
-        if array.offset + array.nbytes != path.stat().st_size:
-            raise ValueError("more bytes than its header says")
+        array = map_array(path)
     except Exception as error:  # numpy evaluates the header as a literal, which fails in many ways
-        if isinstance(error, OSError) and error.errno == errno.ENOMEM:
-            raise UserError(f"{path}: larger than this machine can map into memory", Exit.MISSING) from error
         raise UserError(f"{path}: missing or damaged: {brief(error)}", Exit.MISSING) from error
-    shape, dtype = array.shape, array.dtype
-    if not shape or dtype.kind not in "buif":
-        raise UserError(f"{path}: holds {dtype} of {len(shape)} dimensions, not images", Exit.MISSING)
-    if COPIES * dtype.itemsize * math.prod(shape[1:]) + BYTES_PER_IMAGE * shape[0] > available():
-        raise UserError(
-            f"{path}: {shape[0]:,} images of shape {shape[1:]} take more memory than is available", Exit.MISSING
-        )
+    if not array.ndim or array.dtype.kind not in "buif":
+        raise UserError(f"{path}: holds {array.dtype} of {array.ndim} dimensions, not images", Exit.MISSING)
+    return array
+
+
+def map_array(path: Path) -> np.memmap[Any, Any]:
+    """Return the array in a .npy file, mapped into memory.  Raises OSError, and what NumPy raises for its header.
+
+    Raises ValueError for bytes after the array: `np.save` on an open file appends a second array, which nobody reads.
+    """
+    open_regular(path).close()  # numpy would wait for the writer of a pipe
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # numpy warns of headers that it would not write itself
+        # Copy-on-write: the file cannot be changed through the map, and torch does not copy it.
+        array: np.memmap[Any, Any] = np.lib.format.open_memmap(path, mode="c")
+    if array.offset + array.nbytes != path.stat().st_size:
+        raise ValueError("more bytes than its header says")
     return array
 
 
@@ -242,14 +242,11 @@ def read_file_names(folder: Path, split: str, images: Collection[int]) -> dict[i
         return names
     try:
         with open_regular(path) as lines:
-            for number in range(max(images) + 1):
-                line = lines.readline(LONGEST_LINE)
-                if not line.endswith(b"\n"):
-                    raise ValueError(f"line {number + 1} is too long or cut short")
+            for number, line in zip(range(max(images) + 1), lines, strict=False):
                 if number in images:
                     names[number] = parse_json(line)
-                    if not isinstance(names[number], str):
-                        raise ValueError(f"line {number + 1} is not a name")
+        if len(names) < len(images) or not all(isinstance(name, str) for name in names.values()):
+            raise ValueError("not a name for every image")
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: missing or damaged: {error}", Exit.MISSING) from error
     return names
@@ -267,3 +264,8 @@ def data_sha256(folder: Path) -> str:
     for split in present(image_set.description):
         digest.update(f"{split} {file_sha256(folder / f'{split}.npy')}\n".encode())
     return digest.hexdigest()
+
+
+def eight_bit(images: np.ndarray, num_levels: int) -> np.ndarray:
+    """Return images of levels 0..num_levels-1 as 8-bit pixels; numbers beyond these are black or white."""
+    return np.asarray(np.rint(images.astype(float) * (255 / (num_levels - 1))).clip(0, 255).astype(np.uint8))

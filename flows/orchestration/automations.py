@@ -16,10 +16,11 @@ from prefect.client.schemas.objects import StateType
 from prefect.events.actions import ChangeFlowRunState, UnknownAction
 from prefect.events.schemas.automations import AutomationCore, EventTrigger, Posture
 from pydantic import BaseModel, RootModel
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
 
-from flows.core import bounded_yaml, layout
+from flows.core import layout
 from flows.core.errors import Exit, UserError, brief
-from flows.core.files import read_bounded
 from flows.orchestration.deployments import FLOW, OF_FLOW, OF_POOL
 from flows.orchestration.engines import engines
 from flows.orchestration.server import Api, Refused
@@ -145,7 +146,7 @@ def notifications() -> list[Entry]:
     if not layout.AUTOMATIONS.exists():
         return []
     try:
-        found: list[Entry] = bounded_yaml.parse(read_bounded(layout.AUTOMATIONS))["automations"]
+        found: list[Entry] = YAML(typ="safe").load(layout.AUTOMATIONS)["automations"]
         names = {silent_runs().name}
         for entry in found:
             entry["block"].index("/")
@@ -156,7 +157,7 @@ def notifications() -> list[Entry]:
                 raise ValueError(f"{read.name}: the name of two automations")
             names.add(read.name)
         return found
-    except (OSError, LookupError, TypeError, ValueError, AttributeError) as error:
+    except (YAMLError, OSError, LookupError, TypeError, ValueError, AttributeError) as error:
         raise UserError(f"{layout.AUTOMATIONS}: not a file of automations: {brief(error)}", Exit.USAGE) from error
 
 

@@ -16,11 +16,12 @@ from typing import Any, NoReturn
 
 from pydantic import TypeAdapter, ValidationError
 from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
 
-from flows.core import bounded_yaml, layout
+from flows.core import layout
 from flows.core.documents import explain
 from flows.core.errors import Exit, UserError, brief
-from flows.core.files import read_bounded, scratch_folder, write_whole
+from flows.core.files import scratch_folder, write_whole
 from flows.orchestration.server import Api, Refused
 from flows.process.streams import say_on_stderr
 
@@ -44,12 +45,12 @@ def deploy(api: Api) -> None:
     that the server does not have; exit 1 if `prefect deploy` fails.  Raises OSError if the server fails.
     """
     try:
-        document = bounded_yaml.parse(read_bounded(PROJECT))
+        document = YAML(typ="safe").load(PROJECT)
         entries = document["deployments"]
         for entry in entries:
             require_valid(entry)
         names = [full_name(entry) for entry in entries]
-    except (OSError, LookupError, TypeError, ValueError, AttributeError) as error:
+    except (YAMLError, OSError, LookupError, TypeError, ValueError, AttributeError) as error:
         raise UserError(f"{PROJECT}: no valid deployments: {brief(error)}", Exit.USAGE) from error
     require_pools(api, entries)
     found = by_full_name(api, *(entry["name"] for entry in entries))

@@ -8,5 +8,5 @@ kept         keep a command running
 lifeline     end a process when the process that waits for its result ends
 locks        lock files, and allow one trainer per device
 progress     show progress bars, on a terminal only
-streams      print to standard streams that may be closed or full
+streams      print results and logs to the standard streams
 """

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from flows.core.errors import Exit
 from flows.core.escaping import visible
-from flows.core.files import remove_unfinished, write_whole
+from flows.core.files import write_whole
 
 # A closed terminal sends SIGHUP, which nohup makes a command ignore.
 STOP = (signal.SIGINT, signal.SIGTERM, *([] if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else [signal.SIGHUP]))
@@ -20,7 +20,8 @@ STOPPED = "stopped; run again"
 def fail(message: str, code: Exit, *, network: bool = False) -> Exit:
     """Write the reason to stderr, and to a file for the flow, since DVC drops exit codes.  Return the exit code."""
     finish()
-    print(line(message), file=sys.stderr)
+    with suppress(OSError):
+        print(line(message), file=sys.stderr)
     record(message, code, network=network)
     return code
 
@@ -49,18 +50,9 @@ def on_stop(handler: Callable[..., object]) -> Iterator[None]:
 
 
 def stop_at_once(*_: object) -> None:
-    """Handle a signal in commands that have nothing to save: exit, and leave the outputs as they were.
-
-    This raises no exception, since a library could catch or wrap it.  It writes to the file descriptor, since the
-    signal may have interrupted a write to `sys.stderr`.
-    """
-    finish()
-    remove_unfinished()
-    with suppress(OSError):
-        after_bar = "\n" if os.isatty(2) else ""
-        os.write(2, f"{after_bar}{line(STOPPED)}\n".encode())
-    record(STOPPED, Exit.RESUMABLE)
-    os._exit(Exit.RESUMABLE)
+    """Handle a signal in commands that have nothing to save: leave all blocks, which remove what is not whole."""
+    finish()  # a second signal must not interrupt that
+    sys.exit(Exit.RESUMABLE)
 
 
 def finish() -> None:

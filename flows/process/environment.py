@@ -6,8 +6,6 @@ from collections.abc import MutableMapping
 from getpass import getuser
 from pathlib import Path
 
-from flows.core.limits import cores
-
 # git sets these for the hooks that it runs.  They would make git use the hook's repository, index or folder.
 PLACES = (
     "GIT_DIR",
@@ -16,14 +14,11 @@ PLACES = (
     "GIT_INDEX_FILE",
     "GIT_OBJECT_DIRECTORY",
     "GIT_ALTERNATE_OBJECT_DIRECTORIES",
-    "GIT_NAMESPACE",
     "GIT_PREFIX",
-    "GIT_SHALLOW_FILE",
-    "GIT_GRAFT_FILE",
 )
 # With this variable `python -m flows.cli` runs the installed code instead of the code in the current folder.
 SAFE_PATH = "PYTHONSAFEPATH"
-# With these OpenMP binds a program to one core when it imports torch, and so all that it starts.
+# With these OpenMP binds a program to one core when it imports torch, and so all that it starts (docs/results.md).
 BINDING = ("OMP_PROC_BIND", "OMP_PLACES", "GOMP_CPU_AFFINITY")
 
 
@@ -35,12 +30,9 @@ def search_path() -> str:
 def settle(environment: MutableMapping[str, str]) -> None:
     """Make git and Python work on the current folder, name the user, and let OpenMP's threads move and sleep sooner.
 
-    DVC needs a user name and a home folder, which a container that runs under a numeric user id of its host may not
-    have.  Docker, too, takes / as the home of such a user.
-
+    DVC needs a user name and a home folder, which a container that runs under a number of its host may not have.
     By default idle threads keep their core busy so long that two jobs on the same cores slow each other down many times
-    (docs/results.md).  And torch and NumPy compute with a thread for each core of the machine, also where the control
-    groups of this process allow the time of fewer.  They read the variables when they are imported.
+    (docs/results.md).
     """
     for name in (*PLACES, SAFE_PATH, *BINDING):
         environment.pop(name, None)
@@ -54,5 +46,3 @@ def settle(environment: MutableMapping[str, str]) -> None:
         environment["HOME"] = "/"
     if "OMP_WAIT_POLICY" not in environment:
         environment.setdefault("GOMP_SPINCOUNT", "1000")
-    if (allowed := cores()) < len(os.sched_getaffinity(0)):
-        environment.setdefault("OMP_NUM_THREADS", str(allowed))

@@ -1,18 +1,18 @@
-"""End a process of the project when the process that waits for its result has ended.
+"""End a process of the project when a process that waits for its result has ended.
 
-A process that is killed does not stop its children, which would continue to use their device.  So every process that
-imports `flows` watches the processes that started it and wait for it: DVC, which sets DVC_STAGE, torchrun, which sets
-TORCHELASTIC_RUN_ID, or a process of the project that called `hold_what_starts`.  A command that a person starts, also
-with nohup, watches no process.
+A process that is killed does not stop its children, which would continue to use their device.  So commands, the flow
+and the processes of a training watch who started them and waits for them: DVC, which sets DVC_STAGE, torchrun, which
+sets TORCHELASTIC_RUN_ID, or a process of the project that called `hold_what_starts`.  A command that a person starts,
+also with nohup, watches no process.
 """
 
 import os
-import select
 import signal
 import time
 from contextlib import suppress
-from pathlib import Path
-from threading import Lock, Thread
+from threading import Thread
+
+import psutil
 
 HOLDER = "VDM_LIFELINE"
 STARTERS = ("DVC_STAGE", "TORCHELASTIC_RUN_ID")
@@ -20,37 +20,24 @@ STARTERS = ("DVC_STAGE", "TORCHELASTIC_RUN_ID")
 KILL_SECONDS = 120.0
 LOOK_SECONDS = 1.0
 
-asked = Lock()
+watched: list[psutil.Process | None] = []
+"""The processes with which this one ends.  None is one that had ended before it could be found."""
 
 
 def hold_what_starts() -> None:
     """Make every process of the project that this one starts from now on end when this one ends."""
-    os.environ[HOLDER] = f"{os.getpid()}:{start_time(os.getpid())}"
+    os.environ[HOLDER] = str(os.getpid())
 
 
 def end_with_starters() -> None:
     """End this process when a process that waits for its result ends, or now if one has already ended."""
-    number, _, started = os.environ.get(HOLDER, "").partition(":")
-    if number.isdecimal():
-        end_with(int(number))
-        if start_time(int(number)) != started:  # it has ended, and another process may have its number
-            end()
+    found: list[psutil.Process | None] = []
+    if HOLDER in os.environ:
+        found.append(process_of(int(os.environ[HOLDER])))
     for variable in STARTERS:
         if variable in os.environ:
-            watched = starters(variable)
-            for pid in watched:
-                end_with(pid)
-            if starters(variable) != watched or is_orphan(watched):
-                end()
-
-
-def end_with(pid: int) -> None:
-    """Begin to watch the process `pid`: when it ends, this one gets SIGTERM, and SIGKILL two minutes later."""
-    try:
-        descriptor = os.pidfd_open(pid)
-    except (AttributeError, OSError):  # no such process, or no such call on this system
-        descriptor = None
-    Thread(target=watch, args=(pid, descriptor), daemon=True, name=f"lifeline {pid}").start()
+            found += starters(variable)
+    watch(found)
 
 
 def end_with_parent(name: str) -> None:
@@ -58,64 +45,60 @@ def end_with_parent(name: str) -> None:
 
     `name` is a part of the command line of the parent.
     """
-    import psutil
+    parent = process_of(os.getppid())
+    words: list[str] = []
+    if parent:
+        with suppress(psutil.Error):
+            words = parent.cmdline()
+    watch([parent if any(name in word for word in words) else None])
 
-    parent = os.getppid()
-    end_with(parent)
+
+def process_of(pid: int) -> psutil.Process | None:
+    """Return the process, or None if it has ended."""
     with suppress(psutil.Error):
-        if any(name in word for word in psutil.Process(parent).cmdline()):
-            return
-    end()
+        return psutil.Process(pid)
+    return None
 
 
-def watch(pid: int, descriptor: int | None) -> None:
-    """Wait until the other process ends, then end this one."""
-    if descriptor is None:
-        import psutil
+def starters(variable: str) -> list[psutil.Process | None]:
+    """Return the ancestors, nearest first, up to the one that set the variable.  Some may be shells.
 
-        while psutil.pid_exists(pid):
-            time.sleep(LOOK_SECONDS)
-    else:
-        ended = select.poll()
-        ended.register(descriptor, select.POLLIN)
-        ended.poll()
-    end()
+    Ends with None if that one has ended, so that the last is the process that adopts orphans.
+    """
+    found: list[psutil.Process] = []
+    for process in psutil.Process().parents():
+        found.append(process)
+        with suppress(psutil.Error):
+            if variable in process.environ():
+                continue
+        break
+    # A child is in its parent's process group, or in a new one whose leader is the child or a shell between them.
+    group, pids = os.getpgrp(), [process.pid for process in found]
+    with suppress(ProcessLookupError, IndexError):
+        if group in (os.getpid(), *pids) or os.getpgid(pids[-1]) == group:
+            return [*found]
+    return [*found, None]
+
+
+def watch(processes: list[psutil.Process | None]) -> None:
+    """Watch the processes too, in one thread: when one ends, this process gets SIGTERM, and SIGKILL later."""
+    starts = bool(processes) and not watched
+    watched.extend(processes)
+    if starts:
+        Thread(target=wait, daemon=True, name="lifeline").start()
+
+
+def wait() -> None:
+    """Wait until a watched process has ended, then end this one."""
+    while all(map(runs, watched)):
+        time.sleep(LOOK_SECONDS)
+    os.kill(os.getpid(), signal.SIGTERM)  # once: a second one might stop this process before it has saved
     time.sleep(KILL_SECONDS)
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def end() -> None:
-    """Send SIGTERM to this process, but only once: a second SIGTERM may stop it before it has saved."""
-    if asked.acquire(blocking=False):
-        os.kill(os.getpid(), signal.SIGTERM)
-
-
-def starters(variable: str) -> list[int]:
-    """Return the ids of the ancestors, nearest first, up to the one that set the variable.  Some may be shells."""
-    import psutil
-
-    found = [os.getppid()]
-    with suppress(psutil.Error, OSError):
-        while variable in (process := psutil.Process(found[-1])).environ() and (above := process.ppid()):
-            found.append(above)
-    return found
-
-
-def is_orphan(watched: list[int]) -> bool:
-    """Whether the last watched process is not a starter but the process that adopts orphans.
-
-    A child is in its parent's process group, or in a new one whose leader is the child or a shell between them.
-    """
-    group = os.getpgrp()
-    with suppress(ProcessLookupError):
-        return os.getpgid(watched[-1]) != group and group not in (os.getpid(), *watched)
-    return True
-
-
-def start_time(pid: int) -> str:
-    """Return when the process started, in the system's clock ticks; empty if the system does not say."""
-    # Not by psutil, whose seconds since 1970 change when the clock is set.
-    with suppress(OSError):
-        # The program's name may contain any character; it ends at the last parenthesis.
-        return Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()[19]
-    return ""
+def runs(process: psutil.Process | None) -> bool:
+    """Whether the process still runs: it is neither gone nor a zombie, and its number is not that of another one."""
+    with suppress(psutil.Error):
+        return process is not None and process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    return False

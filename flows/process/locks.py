@@ -1,18 +1,17 @@
 """Lock files with flock, which the kernel releases when the process that holds the lock ends.
 
-A lock's file describes the process that holds it.  The locks of devices are in /tmp/vdm-UID, where a login, a cron job
-and a service of the same user find the same files.  TMPDIR and XDG_RUNTIME_DIR differ between these, and
-XDG_RUNTIME_DIR is removed when the user logs out.
+A lock's file describes the process that holds it.  The locks of devices are in one folder for each user of a machine.
 """
 
 import fcntl
 import os
-import stat
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from platformdirs import user_state_path
 
 from flows.core.errors import Exit, UserError
 from flows.core.files import naming, open_regular
@@ -31,12 +30,8 @@ def lock_file(path: Path, holder: str = "", *, wait: bool = False) -> Iterator[s
     Yields None if this process now holds the lock, else the description of the process that does.  With `wait`, waits
     until the lock is free.  Raises OSError that names the file.
     """
-    try:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-    except PermissionError:
-        if holder or not path.exists():  # the lock would be held with the description of an earlier holder
-            raise
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)  # another user of a shared folder made it
+    # Without a description the file may be one that another user made.
+    descriptor = os.open(path, os.O_CREAT | os.O_CLOEXEC | (os.O_RDWR if holder else os.O_RDONLY), 0o666)
     try:
         with naming(path, path):  # a file system may have no locks
             other = acquire(descriptor, holder, wait=wait)
@@ -45,15 +40,16 @@ def lock_file(path: Path, holder: str = "", *, wait: bool = False) -> Iterator[s
         os.close(descriptor)
 
 
-def acquire(descriptor: int, holder: str, *, wait: bool = False) -> str | None:
+def acquire(descriptor: int, holder: str, *, wait: bool) -> str | None:
     """Lock an open file.  Return None, or the description of another process that holds the lock."""
     if not locked(descriptor, wait=wait):
         time.sleep(LOOK_SECONDS)
         if not locked(descriptor, wait=wait):
             return os.pread(descriptor, 4096, 0).decode(errors="replace").strip() or "another process"
-    with suppress(OSError):  # a full disk; the lock then has no description
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, os.fsencode(f"{holder}\n"), 0)
+    if holder:
+        with suppress(OSError):  # a full disk; the lock then has no description
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, os.fsencode(f"{holder}\n"), 0)
     return None
 
 
@@ -84,7 +80,7 @@ def held_locks(folder: Path) -> dict[str, str]:
 
 def folder_of_devices() -> Path:
     """Return the folder with the locks of this machine's devices.  Raises UserError (exit 2) for a relative path."""
-    folder = Path(os.environ.get("VDM_LOCK_DIR") or f"/tmp/vdm-{os.geteuid()}")
+    folder = Path(os.environ.get("VDM_LOCK_DIR") or user_state_path("vdm"))
     if not folder.is_absolute():
         reason = "is another folder in every working directory, so it cannot keep two trainers off one device"
         raise UserError(f"VDM_LOCK_DIR: {folder} {reason}; set an absolute path", Exit.USAGE)
@@ -105,54 +101,11 @@ def lock_of(device: "torch.device") -> str:
 def claim(device: "torch.device") -> Iterator[None]:
     """Hold the lock of a device while the block runs.
 
-    Raises UserError: exit 6 that names the process which holds it, or exit 2 if other users could take the lock or
-    VDM_LOCK_DIR is relative.
+    Raises UserError: exit 6 that names the process which holds it, 2 if VDM_LOCK_DIR is relative.
     """
-    path, name = folder_of_devices(), lock_of(device)
-    with suppress(OSError):  # opening the folder reports the error
-        path.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with (
-        opened(path, os.O_RDONLY | os.O_DIRECTORY) as folder,
-        opened(path / name, os.O_RDWR | os.O_CREAT | os.O_NONBLOCK, folder) as lock,
-    ):
-        with suppress(OSError):
-            os.fchmod(lock, 0o600)  # whoever can open a lock can hold it
-            fcntl.flock(folder, fcntl.LOCK_SH | fcntl.LOCK_NB)  # systemd-tmpfiles does not clean a locked folder
-        try:
-            other = acquire(lock, f"process {os.getpid()} in {Path.cwd()}")
-        except OSError as error:
-            raise unsafe(path / name, f"cannot be locked: {error.strerror}") from error
+    folder = folder_of_devices()
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with lock_file(folder / lock_of(device), f"process {os.getpid()} in {Path.cwd()}") as other:
         if other:
             raise UserError(f"{device} is busy: {other} trains on it; wait for it or stop it", Exit.BUSY)
         yield
-
-
-@contextmanager
-def opened(path: Path, flags: int, folder: int | None = None) -> Iterator[int]:
-    """Open a lock's folder, or a lock in the open folder.
-
-    Raises UserError (exit 2) unless only this user can write to it.  Links are not followed, since another user may
-    have made them.
-    """
-    name = path if folder is None else path.name
-    try:
-        descriptor = os.open(name, flags | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=folder)
-    except OSError as error:
-        raise unsafe(path, "is a link" if path.is_symlink() else f"cannot be opened: {error.strerror}") from error
-    try:
-        status = os.fstat(descriptor)
-        if status.st_uid != os.geteuid():
-            raise unsafe(path, f"belongs to user {status.st_uid}")
-        if not stat.S_ISDIR(status.st_mode) and not stat.S_ISREG(status.st_mode):
-            raise unsafe(path, "is not a regular file")
-        if status.st_mode & 0o022:
-            raise unsafe(path, "can be written by others (`chmod go-w` forbids it)")
-        yield descriptor
-    finally:
-        os.close(descriptor)
-
-
-def unsafe(path: Path, reason: str) -> UserError:
-    """Return the error for a lock that other users could hold or move."""
-    advice = "remove it, or name a folder of your own in VDM_LOCK_DIR, the same for all your trainers on this machine"
-    return UserError(f"{path} {reason}, so it cannot keep two trainers off one device; {advice}", Exit.USAGE)

@@ -6,7 +6,6 @@ image went through (after Gidaris et al. 2018, arXiv 1803.07728).
 
 import hashlib
 import json
-import math
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -32,8 +31,6 @@ if TYPE_CHECKING:
 Task = Literal["labels", "symmetries"]
 SYMMETRIES = ((), (2,), (3,), (2, 3))  # the axes to flip
 EMBEDDING_BATCH = 500
-MOST_BATCH_BYTES = 2**28
-"""The memory of the first layer's output for a batch, unless one image takes more."""
 
 
 class FeaturesConfig(Document):
@@ -101,11 +98,6 @@ def fit(
     return network.eval()
 
 
-def gradient_bytes(image_shape: tuple[int, int, int], *, width: int, batch_size: int) -> int:
-    """Return a lower bound of the bytes that a step of `fit` takes: the first convolution and its ReLU."""
-    return 2 * 4 * width * math.prod(image_shape[1:]) * batch_size
-
-
 def exercise(pixels: np.ndarray, labels: np.ndarray | None, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """Return a batch and its classes: the labels, or without labels a random symmetry of each image."""
     batch = torch.from_numpy(np.ascontiguousarray(pixels))
@@ -122,9 +114,8 @@ def accuracy(network: Classifier, pixels: np.ndarray, labels: np.ndarray | None,
     """Return the share of images whose class the network finds."""
     device, right = next(network.parameters()).device, 0
     generator = torch.Generator().manual_seed(seed)
-    size = embedding_batch(network, pixels)
-    for first in range(0, len(pixels), size):
-        part = slice(first, first + size)
+    for first in range(0, len(pixels), EMBEDDING_BATCH):
+        part = slice(first, first + EMBEDDING_BATCH)
         batch, target = exercise(np.array(pixels[part]), None if labels is None else labels[part], generator)
         right += int((network(batch.to(device)).argmax(1).cpu() == target).sum())
     return right / len(pixels)
@@ -133,18 +124,10 @@ def accuracy(network: Classifier, pixels: np.ndarray, labels: np.ndarray | None,
 @torch.inference_mode()
 def embed(network: Classifier, pixels: np.ndarray) -> np.ndarray:
     """Return the features (N,D) float64 of pixels (N,C,H,W)."""
-    device, size = next(network.parameters()).device, embedding_batch(network, pixels)
-    parts = [
-        network.features(torch.from_numpy(np.array(pixels[first : first + size])).to(device)).double().cpu()
-        for first in range(0, len(pixels), size)
-    ]
+    device = next(network.parameters()).device
+    batches = (np.array(pixels[first : first + EMBEDDING_BATCH]) for first in range(0, len(pixels), EMBEDDING_BATCH))
+    parts = [network.features(torch.from_numpy(batch).to(device)).double().cpu() for batch in batches]
     return torch.cat(parts).numpy()
-
-
-def embedding_batch(network: Classifier, pixels: np.ndarray) -> int:
-    """Return how many of the images (N,C,H,W) to embed at once, fewer of large ones."""
-    image_bytes = 4 * network.width * math.prod(pixels.shape[2:])
-    return max(1, min(EMBEDDING_BATCH, MOST_BATCH_BYTES // image_bytes))
 
 
 def save_features(folder: Path, network: Classifier, described: dict[str, object]) -> None:

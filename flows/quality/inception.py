@@ -7,6 +7,7 @@ import torch
 
 from flows.core.errors import Exit, UserError, brief
 from flows.core.files import file_sha256
+from flows.images.store import eight_bit
 
 BATCH = 32
 LAYER = "2048"
@@ -35,7 +36,7 @@ def inception_features(
     images: np.ndarray, num_levels: int, network: torch.nn.Module, device: torch.device
 ) -> np.ndarray:
     """Return the pooled features (N,2048) of images (N,C,H,W), gray or in colour, by the network on the device."""
-    batches = in_colour(images, num_levels).split(BATCH)
+    batches = torch.from_numpy(eight_bit(images, num_levels)).expand(-1, 3, -1, -1).split(BATCH)
     return torch.cat([network(batch.to(device))[0].double().cpu() for batch in batches]).numpy()
 
 
@@ -58,9 +59,3 @@ def require_inception(num_channels: int, weights: Path, sha256: str) -> None:
         raise UserError(f"{weights} (sample.inception_weights): {error.strerror}", Exit.MISSING) from error
     if found != sha256:
         raise UserError(f"{weights}: its sha256 is {found}, sample.inception_sha256 says {sha256}", Exit.MISSING)
-
-
-def in_colour(images: np.ndarray, num_levels: int) -> torch.Tensor:
-    """Return images of levels, gray or in colour, as the 8-bit pixels (N,3,H,W) that Inception takes."""
-    pixels = np.rint(images.astype(float) * (255 / (num_levels - 1))).astype(np.uint8)
-    return torch.from_numpy(pixels).expand(-1, 3, -1, -1)

@@ -1,6 +1,5 @@
 """Compare samples, and for reference the same number of held-out images, with the training images."""
 
-import math
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -10,7 +9,6 @@ import pandas as pd
 from flows.core.checkpoint import model_sha256, read_description
 from flows.core.device import find_device, find_precision
 from flows.core.errors import Exit, UserError
-from flows.core.memory import require
 from flows.evaluation.results import QualityFigure, SampleMetrics, SamplerSettings
 from flows.images.store import FEWEST_COMPARED, ImageSet, chunks, data_sha256, load_images, require_levels, spread
 from flows.quality.distances import (
@@ -32,10 +30,6 @@ if TYPE_CHECKING:
     from flows.core.params import Quality, Sample
 
 CHUNK = 2048
-TABLES = 3
-"""The tables of numbers for all pairs of images that `flows.quality.distances` holds at once."""
-COPIES = 5
-"""The arrays of all pixels of the samples that `nearest` holds at once."""
 DIGITS = 9
 """The digits of a figure.  More would depend on the processor, for which NumPy's libraries choose an order of sums."""
 
@@ -84,8 +78,8 @@ def measure(
 def require_fitting(sample: "Sample", quality: "Quality", *, model: Path, features: Path, images: Path) -> None:
     """Raise UserError (exit 2) unless the model fits the images, and the features were trained on them.
 
-    Also raises UserError: exit 2 for a missing device, too few images or too little memory to compare them, 4 for
-    invalid images, 5 for damaged files.  Raises CheckpointError, and what `require_inception` raises.
+    Also raises UserError: exit 2 for a missing device and too few images, 4 for invalid images, 5 for damaged files.
+    Raises CheckpointError, and what `require_inception` raises.
     """
     described, image_set = read_description(model)["model"], load_images(images)
     if (tuple(described["image_shape"]), described["num_levels"]) != (image_set.image_shape, image_set.num_levels):
@@ -94,13 +88,11 @@ def require_fitting(sample: "Sample", quality: "Quality", *, model: Path, featur
         raise UserError(f"{features} was trained on other images than {images}; run `vdmctl features`", Exit.USAGE)
     for split in ("train", "test"):
         require_levels(image_set, images, split)
-    if sample.inception_weights is not None and sample.inception_sha256 is not None:
+    if sample.inception_weights is not None:
+        assert sample.inception_sha256 is not None  # parameters have both or neither
         weights = Path(sample.inception_weights).expanduser()
         require_inception(image_set.image_shape[0], weights, sample.inception_sha256)
-    count = num_compared(sample.num_images, image_set, quality.num_images)
-    most = min(quality.num_images, len(image_set.train))
-    needed = max(TABLES * 8 * most**2, COPIES * 8 * count * math.prod(image_set.image_shape))
-    require(needed, find_device("cpu"), "sample: lower quality.num_images")
+    num_compared(sample.num_images, image_set, quality.num_images)
 
 
 def num_compared(num_samples: int, image_set: ImageSet, most: int) -> int:
@@ -166,11 +158,8 @@ def inception_figures(
     """Return FID and KID if `sample.inception_weights` names the weights; else nothing."""
     if sample.inception_weights is None:
         return {}
-    assert sample.inception_sha256 is not None
-    weights, device = Path(sample.inception_weights).expanduser(), find_device(quality.device)
-    # Drawing the samples took a while, in which the file may have been replaced.
-    require_inception(pictures.samples.shape[1], weights, sample.inception_sha256)
-    network = inception_network(weights).to(device)
+    device = find_device(quality.device)
+    network = inception_network(Path(sample.inception_weights).expanduser()).to(device)
     samples, held_out, training = (inception_features(part, num_levels, network, device) for part in pictures)
     measures = {"fid": frechet_distance(training), "kid": kernel_distance(training)}
     return figures_of(measures, samples, held_out, quality)

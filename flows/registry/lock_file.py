@@ -8,17 +8,9 @@ from typing import Annotated, Any, NamedTuple
 from pydantic import AfterValidator, BeforeValidator, Field
 
 from flows.core import bounded_yaml, layout
-from flows.core.documents import (
-    Document,
-    DocumentType,
-    FolderOrFileMd5,
-    RelativePath,
-    checked,
-    relative_path,
-    require_apart,
-)
+from flows.core.documents import Document, DocumentType, FolderOrFileMd5, RelativePath, checked
 from flows.core.errors import Exit, UserError
-from flows.core.files import parse_json, read_bounded
+from flows.core.files import parse_json, read_bounded, relative_path
 from flows.registry.git import Tag, content_of
 from flows.registry.versions import MODEL, Version
 
@@ -168,13 +160,9 @@ def stages_of(file: LockFile, graph: bytes | None) -> list[Stage]:
 
 
 def lock_of(file: LockFile, graph: bytes | None, name: str) -> Lock:
-    """Return the digests and parameters of the stages in the dvc.yaml `graph`.
-
-    Raises UserError (exit 5) if two outputs overlap.
-    """
+    """Return the digests and parameters of the stages in the dvc.yaml `graph`."""
     stages = stages_of(file, graph)
     outs = [out for stage in stages for out in stage.outs]
-    require_apart([out.path for out in outs], name)
     lock = Lock(outputs={out.path: out.md5 for out in outs}, dependencies={}, parameters={}, repeated=set())
     for stage in stages:
         for dependency in stage.deps:

@@ -23,7 +23,7 @@ from dvc.repo import Repo
 from pydantic import ConfigDict, FailFast, RootModel
 
 from flows.core import layout
-from flows.core.documents import Document, Md5, RelativePath, read, require_apart
+from flows.core.documents import Document, Md5, RelativePath, read
 from flows.core.errors import Exit, NetworkError, UserError, brief
 from flows.core.files import file_sha256, naming, open_regular, parse_json, read_bounded, scratch_folder
 from flows.images.store import data_sha256
@@ -179,7 +179,6 @@ def files(digest: str, place: Callable[[str], Path]) -> Iterable[Stored]:
     listing = place(digest)
     check(listing, Stored("the listing", listing, digest.removesuffix(".dir")), "")
     listed = read(Listing, listing).root
-    require_apart([entry.relpath for entry in listed], str(listing))
     for entry in listed:
         yield Stored(entry.relpath, place(entry.md5), entry.md5)
 

@@ -8,7 +8,7 @@ import numpy as np
 from markupsafe import Markup
 from PIL import Image
 
-from flows.images.store import spread
+from flows.images.store import eight_bit, spread
 from flows.report.results import Results
 
 GRID, TILE = 448, 64
@@ -76,9 +76,8 @@ def shades(image: np.ndarray, num_levels: int) -> np.ndarray:
     Of an image that is larger than the page needs, only every n-th pixel is kept.
     """
     step = -(-max(image.shape[1:]) // MOST_SIDE)
-    values = np.nan_to_num(image[:, ::step, ::step].astype(float)) / (num_levels - 1)
-    values = values if len(values) == 3 else np.repeat(values[:1], 3, axis=0)
-    return np.asarray(np.rint(255 * values.clip(0, 1)).astype(np.uint8).transpose(1, 2, 0))
+    pixels = eight_bit(np.nan_to_num(image[:, ::step, ::step]), num_levels)
+    return (pixels if len(pixels) == 3 else np.repeat(pixels[:1], 3, axis=0)).transpose(1, 2, 0)
 
 
 def picture(pixels: np.ndarray, room: int, alt: str) -> Picture:

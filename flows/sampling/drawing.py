@@ -28,13 +28,12 @@ def draw(model: Path, settings: "Sample") -> np.ndarray:
     """Return the first `num_images` images of the seed, (N,C,H,W) levels.
 
     `num_devices` processes share them, or fewer if there are fewer images.  Raises CheckpointError for the model and
-    UserError (exit 2) for devices and memory.
+    UserError (exit 2) for devices.
     """
     count = min(settings.num_devices, settings.num_images)
-    device = find_device(settings.device, count)
-    vdm = load_model(model, device)
     if count == 1:
-        return draw_share(vdm, settings, range(settings.num_images))
+        return draw_part(model, settings, 1, 0)
+    find_device(settings.device, count)  # refuses what the machine does not have, before processes start
     from flows.training.distributed import results_of
 
     return np.concatenate(results_of(partial(draw_part, model, settings, count), num_processes=count))
@@ -56,7 +55,7 @@ def draw_share(vdm: VDM, settings: "Sample", share: range, *, shown: bool = True
 def fill(vdm: VDM, settings: "Sample", known: torch.Tensor, missing: torch.Tensor) -> np.ndarray:
     """Return `num_images` images with the pixels `known` (C,H,W) except where `missing` (H,W) is true.
 
-    Raises UserError (exit 2) if there is too little memory, and what `in_batches` raises.
+    Raises what `in_batches` raises.
     """
     images = in_batches(vdm, settings, range(settings.num_images), filling(vdm, settings, known, missing))
     return np.where(missing.numpy(), images, known.numpy().astype(images.dtype))

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from flows.images.store import eight_bit
 from flows.sampling.pictures import GAP, grid, png
 from vdm.sampling import Step
 
@@ -35,7 +36,7 @@ def record(steps: Iterable[Step], num_timesteps: int) -> Film:
 
 def pixels(x: torch.Tensor) -> np.ndarray:
     """Return the first `MOST_IMAGES` of x (N,C,H,W) as 8-bit pixels; values beyond [-1, 1] are black or white."""
-    return np.asarray(((x[:MOST_IMAGES].float().clamp(-1, 1) + 1) * 127.5).round().byte().cpu())
+    return eight_bit(x[:MOST_IMAGES].float().cpu().numpy() + 1, 3)
 
 
 def encoded(film: Film, ending: str) -> bytes:

@@ -10,8 +10,7 @@ from PIL import Image
 from flows.core.errors import Exit, UserError
 from flows.core.files import naming, write_whole
 from flows.core.folders import has_only, writing_folder
-from flows.images.store import write_array
-from flows.process.ending import finish
+from flows.images.store import eight_bit, write_array
 
 GAP = 2
 SMALLEST_SHOWN = 32
@@ -43,50 +42,42 @@ def require_kind(path: Path, *kinds: str) -> None:
 def write(path: Path, images: np.ndarray, num_levels: int) -> None:
     """Write a grid (.png), an array of levels (.npy), or a folder with a PNG file for each image.
 
-    The output appears whole or not at all, and signals no longer stop the command: see `flows.process.ending.finish`.
-    Raises OSError that names the file.
+    The output appears whole or not at all.  Raises OSError that names the file.
     """
     match path.suffix.lower():
         case ".png":
-            content = png(grid(images, num_levels))
-            finish()
-            write_whole(path, content)
+            write_whole(path, png(grid(images, num_levels)))
         case ".npy":
-            finish()
             write_array(path, [images.astype(np.uint8 if num_levels <= 256 else np.uint16, copy=False)])
         case _:
             digits = len(str(len(images) - 1))
             with writing_folder(path) as folder:
-                for number, image in enumerate(images):
+                for number, image in enumerate(shown(images, num_levels)):
                     file = folder / f"{number:0{digits}}.png"
-                    with naming(file, file):  # not `write_whole`, which would list the folder for every file
-                        Image.fromarray(shown(image, num_levels)).save(file, optimize=True)
-                finish()
+                    with naming(file, file):
+                        Image.fromarray(image).save(file, optimize=True)
 
 
-def shown(image: np.ndarray, num_levels: int) -> np.ndarray:
-    """Return an image (C,H,W) of levels as 8-bit pixels (H,W,3), or its first channel (H,W) unless it has three."""
-    pixels = np.rint(image.astype(float) * (255 / (num_levels - 1))).astype(np.uint8)
-    return pixels.transpose(1, 2, 0) if len(pixels) == 3 else pixels[0]
+def shown(images: np.ndarray, num_levels: int) -> np.ndarray:
+    """Return images (N,C,H,W) as 8-bit pixels (N,H,W,3), or their first channel (N,H,W) unless they have three."""
+    pixels = eight_bit(images, num_levels)
+    return pixels.transpose(0, 2, 3, 1) if pixels.shape[1] == 3 else pixels[:, 0]
 
 
 def grid(images: np.ndarray, num_levels: int, columns: int | None = None) -> np.ndarray:
-    """Return images as one picture of 8-bit pixels, almost square, or of that many columns.
+    """Return images (N,C,H,W) as one picture of 8-bit pixels, almost square, or of that many columns.
 
     Small images are enlarged by a whole factor, to be visible.
     """
     columns = columns or math.ceil(math.sqrt(len(images)))
+    rows = math.ceil(len(images) / columns)
     scale = max(1, SMALLEST_SHOWN // max(images.shape[2:]))
-    tiles = [shown(image, num_levels).repeat(scale, 0).repeat(scale, 1) for image in images]
-    height, width = tiles[0].shape[:2]
-    rows = math.ceil(len(tiles) / columns)
-    size = (rows * (height + GAP) + GAP, columns * (width + GAP) + GAP, *tiles[0].shape[2:])
-    picture = np.full(size, 128, np.uint8)
-    for number, tile in enumerate(tiles):
-        row, column = divmod(number, columns)
-        top, left = row * (height + GAP) + GAP, column * (width + GAP) + GAP
-        picture[top : top + height, left : left + width] = tile
-    return picture
+    pixels = shown(images, num_levels).repeat(scale, 1).repeat(scale, 2)
+    height, width, *channels = pixels.shape[1:]
+    tiles = np.full((rows, columns, height + GAP, width + GAP, *channels), 128, np.uint8)
+    tiles.reshape(-1, *tiles.shape[2:])[: len(pixels), GAP:, GAP:] = pixels
+    picture = tiles.swapaxes(1, 2).reshape(rows * (height + GAP), columns * (width + GAP), *channels)
+    return np.pad(picture, [(0, GAP), (0, GAP), *[(0, 0)] * len(channels)], constant_values=128)
 
 
 def png(pixels: np.ndarray) -> bytes:

@@ -5,22 +5,26 @@ from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
 import torch
 
 from flows.core.checkpoint import load_model, model_sha256
 from flows.core.device import find_device
 from flows.core.errors import Exit, UserError
-from flows.core.files import place_of_file, scratch_folder, written_last
-from flows.core.folders import contains, place_of_folder
+from flows.core.files import scratch_folder, written_last
+from flows.core.folders import contains
+from flows.images.picture_files import BadImageError, levels, read_images
 from flows.process.progress import bar
 from flows.sampling import film, pictures
 from flows.sampling.drawing import counted, draw, fill, filling, solver_of
-from flows.sampling.filling import read_known, read_mask
 from vdm.model import VDM
 from vdm.sampling import noise_levels, trajectory
 
 if TYPE_CHECKING:
     from flows.core.params import Sample
+
+Parts = tuple[torch.Tensor, torch.Tensor] | None
+"""The known picture as levels (C,H,W), and where its pixels are to be filled in (H,W); None for whole images."""
 
 
 class Request(NamedTuple):
@@ -42,7 +46,7 @@ def answer(request: Request) -> dict[str, Any]:
     """
     require_possible(request)
     vdm = load_model(request.model, find_device(request.settings.device))
-    parts = None
+    parts: Parts = None
     if request.known and request.mask:
         parts = read_known(request.known, vdm), read_mask(request.mask, vdm)
     begin = perf_counter()
@@ -83,10 +87,9 @@ def require_possible(request: Request) -> None:
         raise UserError("--known and --mask must be given together: a picture and its mask", Exit.USAGE)
     for path in filter(None, (request.out, request.film)):
         # What cannot be written fails now, not after sampling.
-        folder = (place_of_file(path) if path.suffix else place_of_folder(path)).parent
-        folder.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            with scratch_folder(folder):
+            with scratch_folder(path.parent):
                 pass
         except OSError as error:
             raise type(error)(error.errno, error.strerror, str(path)) from error
@@ -104,8 +107,59 @@ def require_apart(request: Request) -> None:
                 raise UserError(f"{output} {place} would replace {name} {path}", Exit.USAGE)
 
 
+def read_known(path: Path, vdm: VDM) -> torch.Tensor:
+    """Return a picture, or an array of levels in an .npy file, as levels (C,H,W) of the model.
+
+    Black and white of a picture are the first and the last level.  Raises UserError: exit 5 for a file that cannot be
+    read, 4 for one that is no picture of levels, 2 for another size or other levels than the model's.
+    """
+    levels, white = read(path)
+    highest = vdm.num_levels - 1
+    if path.suffix.lower() != ".npy":
+        levels = np.rint(levels * (highest / white))
+    elif levels.max() > highest:
+        raise UserError(f"{path} holds level {levels.max()}, but the model's levels are 0 to {highest}", Exit.USAGE)
+    require_size(path, levels.shape, vdm.image_shape)
+    return torch.from_numpy(levels.astype(np.int64))
+
+
+def read_mask(path: Path, vdm: VDM) -> torch.Tensor:
+    """Return where the mask is bright, or above 0 in an .npy file, in any channel: (H,W), true for pixels to fill in.
+
+    Raises UserError as `read_known`, and for a mask without bright pixels (exit 2).
+    """
+    stored, white = read(path)
+    missing = (stored > (0 if path.suffix.lower() == ".npy" else white // 2)).any(0)
+    require_size(path, missing.shape, vdm.image_shape[1:])
+    if not missing.any():
+        raise UserError(f"{path}: no pixel of the mask is white, so there is nothing to fill in", Exit.USAGE)
+    return torch.from_numpy(missing)
+
+
+def read(path: Path) -> tuple[np.ndarray, int]:
+    """Return the image in a file, (C,H,W) of an unsigned type, and the highest level of its bits.
+
+    Raises UserError: exit 2 for several images, 4 or 5 for a file that holds none.
+    """
+    try:
+        images = read_images(path)
+        first = levels(images.pixels[0], images.num_bits)
+    except BadImageError as error:
+        raise UserError(f"{path}: {error}", error.code) from error
+    if len(images.pixels) > 1:
+        raise UserError(f"{path} holds {len(images.pixels)} images; give a file with one", Exit.USAGE)
+    return first, 2**images.num_bits - 1
+
+
+def require_size(path: Path, found: tuple[int, ...], expected: tuple[int, ...]) -> None:
+    """Raise UserError (exit 2) unless a file's shape is the model's."""
+    if found != expected:
+        sizes = " x ".join(map(str, found)), " x ".join(map(str, expected))
+        raise UserError(f"{path} is {sizes[0]}, but the model's images are {sizes[1]}", Exit.USAGE)
+
+
 @torch.no_grad()
-def record(request: Request, vdm: VDM, parts: tuple[torch.Tensor, torch.Tensor] | None) -> film.Film:
+def record(request: Request, vdm: VDM, parts: Parts) -> film.Film:
     """Return the film of the first images."""
     settings = request.settings
     indices = range(min(settings.num_images, film.MOST_IMAGES))

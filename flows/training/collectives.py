@@ -7,7 +7,6 @@ import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
@@ -21,8 +20,6 @@ Value = TypeVar("Value")
 
 STORE = "VDM_STORE"
 """The environment variable with the folder in which the processes of `flows.training.distributed.launch` meet."""
-MEETING = timedelta(minutes=30)
-"""How long processes wait for each other at their start."""
 
 
 @contextmanager
@@ -35,24 +32,17 @@ def process_group(device: torch.device) -> Iterator[None]:
         logging.getLogger("flows").setLevel(logging.ERROR)
     if device.type == "cuda":
         torch.cuda.set_device(device.index or 0)  # the only device of a machine has no number
+    meeting_place: dict[str, Any] = {}  # with torchrun the environment names a store
+    if STORE in os.environ:
+        rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+        start = os.environ["TORCHELASTIC_RESTART_COUNT"]  # each has a file of its own
+        store = FileStore(f"{os.environ[STORE]}/store-{start}", world_size)
+        meeting_place = {"store": store, "rank": rank, "world_size": world_size}
     # Gloo with CUDA, too: the flags, values and errors that processes share here are on the CPU.
-    distributed.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", **meeting_place())
+    distributed.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", **meeting_place)
     yield
     # Not after an error: another process may wait in a collective that this one will not join.
     distributed.destroy_process_group()
-
-
-def meeting_place() -> dict[str, Any]:
-    """Return the arguments of `init_process_group` with which the processes of `launch` meet: a new file each time.
-
-    Processes of torchrun get none: their environment names a store.
-    """
-    if STORE not in os.environ:
-        return {}
-    rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-    store = FileStore(f"{os.environ[STORE]}/store-{os.environ['TORCHELASTIC_RESTART_COUNT']}", world_size)
-    store.set_timeout(MEETING)
-    return {"store": store, "rank": rank, "world_size": world_size}
 
 
 def local_rank() -> int:

@@ -14,7 +14,7 @@ import torch
 
 from flows.core.checkpoint import arguments_of, inputs_sha256, model_sha256, save_model
 from flows.core.device import find_compile, find_device, find_precision
-from flows.core.errors import Exit, UserError
+from flows.core.errors import Exit, UserError, brief
 from flows.images.store import ImageSet, data_sha256, load_images
 from flows.process.ending import on_stop
 from flows.process.locks import claim
@@ -25,6 +25,7 @@ from flows.training.collectives import (
     from_first,
     is_first,
     local_rank,
+    out_of_memory,
     process_group,
 )
 from flows.training.runs import Run, fingerprint, reported, writing_curves
@@ -153,10 +154,21 @@ def restore(trainer: Trainer, run: Run) -> None:
     with agreement():
         state = run.newest(trainer.state().keys()) if is_first() else None
     if state := from_first(state):
-        trainer.load_state(state)
+        resume(trainer, state, run.folder)
         log.info("continuing from step %d of %d", trainer.done, trainer.settings.steps)
     else:
         log.info("no saved state of these parameters, data and code in %s; from the first step", run.folder.parent)
+
+
+def resume(trainer: Trainer, state: dict[str, Any], folder: Path) -> None:
+    """Continue from a saved state.  Raises UserError (exit 5) if it is the state of another run."""
+    try:
+        trainer.load_state(state)
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        if out_of_memory(error) or "CUDA error" in str(error):  # of the card, not of the state
+            raise
+        reason = f"{folder}: its newest state is of another run: {brief(error)}; delete this folder"
+        raise UserError(reason, Exit.MISSING) from error
 
 
 def fit(trainer: Trainer, run: Run, curves: Path, train: "Train", asked_to_stop: Callable[[], bool]) -> None:

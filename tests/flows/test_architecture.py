@@ -67,8 +67,6 @@ HARMLESS = {
     "flows/core/escaping.py": "messages",
     "flows/core/files.py": "writes what it is given",
     "flows/core/folders.py": "writes what it is given",
-    "flows/core/limits.py": "limits",
-    "flows/core/memory.py": "limits",
     "flows/process/*": "signals, locks, progress",
     "vdm/choices.py": "names of choices",
     "vdm/errors.py": "messages",

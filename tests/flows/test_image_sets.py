@@ -1,38 +1,51 @@
-"""Publishers' files are read correctly; damaged and hostile ones are refused."""
+"""Published sets are read from the publisher's files, which are checked before anything parses them."""
 
+import gc
 import gzip
 import hashlib
 import io
 import os
 import pickle
+import socket
 import struct
 import tarfile
-from collections.abc import Callable
+import threading
+import zipfile
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import numpy as np
 import pytest
-import torchvision
+import scipy.io
 from fuzzing import Hostile
-from pictures import settings
+from pictures import noise, settings
+from PIL import Image
 from sklearn.datasets import load_digits
-from torchvision.datasets import SVHN as TorchvisionSVHN
+from torchvision import datasets
 
-from flows.core.errors import Exit, UserError
+from flows.core.errors import Exit, NetworkError, UserError
 from flows.core.params import Data
-from flows.images.catalogue import CIFAR10, FASHION_MNIST, PUBLISHED, SVHN, PublishedSet
-from flows.images.publishers import Chunk, Splits, divided, read_digits, read_published
-from flows.images.splitting import held_out
-from flows.images.store import data_sha256, load_images, save_images
+from flows.images import catalogue
+from flows.images.catalogue import PUBLISHED
+from flows.images.publishers import read_digits
+from flows.images.splitting import TEST, TRAIN, VALIDATION, held_out
+from flows.images.store import ImageSet, data_sha256, load_images, load_labels, save_images
 from flows.stages.download import download
 
-NONE = np.zeros(0, dtype=np.int64)
+TAR = "cifar-10-python.tar.gz"
+DIGEST = "ca7b86f443f26ea22ae7d5fd66134a3ceb1bc95f5ee099dd8f2089afd9c339f7"
 
 
-def images(count: int, *shape: int, seed: int = 0) -> np.ndarray:
-    return np.random.default_rng(seed).integers(0, 256, (count, *shape), dtype=np.uint8)
+def sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def md5(content: bytes) -> str:
+    return hashlib.md5(content).hexdigest()
 
 
 def idx(array: np.ndarray) -> bytes:
@@ -40,63 +53,116 @@ def idx(array: np.ndarray) -> bytes:
     return struct.pack(f">HBB{array.ndim}I", 0, 8, array.ndim, *array.shape) + array.tobytes()
 
 
-def sha256(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()
-
-
-@pytest.fixture
-def small_mnist(tmp_path: Path) -> tuple[PublishedSet, Path]:
-    """Return Fashion-MNIST's entry with the checksums of a few random images, and the folder that holds them."""
-    contents = {
-        "train-images-idx3-ubyte": idx(images(5, 28, 28)),
-        "train-labels-idx1-ubyte": idx(images(5)),
-        "t10k-images-idx3-ubyte": idx(images(3, 28, 28, seed=1)),
-        "t10k-labels-idx1-ubyte": idx(images(3)),
-    }
-    source = tmp_path / "source"
-    source.mkdir()
-    for name, content in contents.items():
-        (source / f"{name}.gz").write_bytes(gzip.compress(content))
-    return replace(FASHION_MNIST, files={name: sha256(content) for name, content in contents.items()}), source
-
-
-@pytest.fixture
-def small_cifar(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[PublishedSet, Path]:
-    """Return CIFAR-10's entry with the checksums of a few random images, and the folder that holds its archive."""
-    contents = {
-        name: pickle.dumps({"data": images(2, 3072, seed=i), "labels": [0, 1]})
-        for i, name in enumerate([f"data_batch_{i}" for i in range(1, 6)] + ["test_batch"])
-    }
-    contents["batches.meta"] = pickle.dumps({"label_names": list("0123456789")})
-    # torchvision checks its own digests.
-    reader = torchvision.datasets.CIFAR10
-    md5 = {name: hashlib.md5(content).hexdigest() for name, content in contents.items()}
-    monkeypatch.setattr(reader, "train_list", [[name, md5[name]] for name, _ in reader.train_list])
-    monkeypatch.setattr(reader, "test_list", [[name, md5[name]] for name, _ in reader.test_list])
-    monkeypatch.setattr(reader, "meta", reader.meta | {"md5": md5["batches.meta"]})
-    source = tmp_path / "source"
-    source.mkdir()
-    with tarfile.open(source / "cifar-10-python.tar.gz", "w:gz") as tar:
+def packed(contents: dict[str, bytes], mode: str = "w:gz") -> bytes:
+    """Return a tar file."""
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode=mode) as tar:  # type: ignore[call-overload]
         for name, content in contents.items():
-            info = tarfile.TarInfo(f"cifar-10-batches-py/{name}")
+            info = tarfile.TarInfo(name)
             info.size = len(content)
             tar.addfile(info, io.BytesIO(content))
-    return replace(CIFAR10, files={name: sha256(content) for name, content in contents.items()}), source
+    return file.getvalue()
 
 
-def arrays(splits: Splits) -> list[np.ndarray]:
-    """Return the splits as arrays."""
-    return [np.concatenate([chunk.images for chunk in chunks]) for chunks in splits.values()]
+def fashion_mnist(source: Path, patch: pytest.MonkeyPatch) -> None:
+    """Write ten and three random images in the publisher's format, and let their checksums be the published ones."""
+    contents = {
+        "train-images-idx3-ubyte": idx(noise(10, 28, 28)),
+        "train-labels-idx1-ubyte": idx(np.arange(10, dtype=np.uint8)),
+        "t10k-images-idx3-ubyte": idx(noise(3, 28, 28, seed=1)),
+        "t10k-labels-idx1-ubyte": idx(np.arange(3, dtype=np.uint8)),
+    }
+    for name, content in contents.items():
+        (source / f"{name}.gz").write_bytes(gzip.compress(content))
+    checksums = [(f"{name}.gz", md5((source / f"{name}.gz").read_bytes())) for name in contents]
+    patch.setattr(datasets.FashionMNIST, "resources", checksums)
+    files = {name: sha256(content) for name, content in contents.items()}
+    entry = replace(catalogue.FASHION_MNIST, files=files, num_train=10, num_test=3)
+    patch.setitem(PUBLISHED, "fashion_mnist", entry)
 
 
-def published_arrays(entry: PublishedSet, source: Path, folder: Path) -> list[np.ndarray]:
-    """Return the training and the test images of a published set."""
-    return arrays(read_published(entry, source, folder / "downloads", scratch(folder), validation=NONE))
+def cifar10(source: Path, patch: pytest.MonkeyPatch) -> None:
+    """Write five and one batches of two random images, as `fashion_mnist` does."""
+    reader = datasets.CIFAR10
+    names = [f"data_batch_{number}" for number in range(1, 6)] + ["test_batch"]
+    batches = {
+        name: pickle.dumps({"data": noise(2, 3072, seed=number), "labels": [number, 9]})
+        for number, name in enumerate(names)
+    }
+    contents = batches | {"batches.meta": pickle.dumps({"label_names": list("0123456789")})}
+    (source / TAR).write_bytes(packed({f"cifar-10-batches-py/{name}": each for name, each in contents.items()}))
+    patch.setattr(reader, "train_list", [[name, md5(contents[name])] for name in names[:5]])
+    patch.setattr(reader, "test_list", [["test_batch", md5(contents["test_batch"])]])
+    patch.setattr(reader, "meta", reader.meta | {"md5": md5(contents["batches.meta"])})
+    patch.setattr(reader, "tgz_md5", md5((source / TAR).read_bytes()))
+    files = {name: sha256(content) for name, content in contents.items()}
+    patch.setitem(PUBLISHED, "cifar10", replace(catalogue.CIFAR10, files=files, num_train=10, num_test=2))
 
 
-def scratch(tmp_path: Path) -> Path:
-    (tmp_path / "scratch").mkdir(exist_ok=True)
-    return tmp_path / "scratch"
+def svhn(source: Path, patch: pytest.MonkeyPatch) -> None:
+    """Write ten and two random images, as `fashion_mnist` does."""
+    lists, files = {}, {}
+    for seed, (split, count) in enumerate((("train", 10), ("test", 2))):
+        path = source / f"{split}_32x32.mat"
+        pixels = noise(count, 3, 32, 32, seed=seed).transpose(2, 3, 1, 0)
+        scipy.io.savemat(path, {"X": pixels, "y": np.arange(10, 10 - count, -1, dtype=np.uint8)[:, None]})
+        files[path.name] = sha256(path.read_bytes())
+        lists[split] = ["", path.name, md5(path.read_bytes())]
+    patch.setattr(datasets.SVHN, "split_list", lists)
+    patch.setitem(PUBLISHED, "svhn", replace(catalogue.SVHN, files=files, num_train=10, num_test=2))
+
+
+def imagenet32(source: Path, patch: pytest.MonkeyPatch) -> None:
+    """Write the version of 2017: 1,300 images in two batches, whose numbers are their order, and five more."""
+    train = noise(1300, 3, 32, 32)
+    parts = {"d/train_data_batch_10.npz": train[1200:], "d/train_data_batch_9.npz": train[:1200]}
+    archives = {"Imagenet32_train_npz.zip": parts, "Imagenet32_val_npz.zip": {"val.npz": noise(5, 3, 32, 32, seed=1)}}
+    for name, batches in archives.items():
+        with zipfile.ZipFile(source / name, "w") as archive:
+            for batch, images in batches.items():
+                content, rows = io.BytesIO(), images.reshape(len(images), -1)
+                np.savez_compressed(content, mean=rows.mean(0), labels=np.arange(len(rows)) + 1, data=rows)
+                archive.writestr(batch, content.getvalue())
+    checksums = {name: sha256((source / name).read_bytes()) for name in archives}
+    entry = replace(catalogue.IMAGENET32, archives=checksums, num_train=1300, num_test=5)
+    patch.setitem(PUBLISHED, "imagenet32", entry)
+
+
+def imagenet32_2016(source: Path, patch: pytest.MonkeyPatch) -> None:
+    """Write the version of 2016: ten and three PNG files."""
+    checksums = {}
+    for seed, (name, count) in enumerate((("train_32x32", 10), ("valid_32x32", 3))):
+        contents = {}
+        for number, pixels in enumerate(noise(count, 3, 32, 32, seed=seed)):
+            file = io.BytesIO()
+            Image.fromarray(pixels.transpose(1, 2, 0)).save(file, "PNG")
+            contents[f"{name}/{number}.png"] = file.getvalue()
+        (source / f"{name}.tar").write_bytes(packed(contents, "w"))
+        checksums[f"{name}.tar"] = sha256((source / f"{name}.tar").read_bytes())
+    entry = replace(catalogue.IMAGENET32_2016, archives=checksums, num_train=10, num_test=3)
+    patch.setitem(PUBLISHED, "imagenet32_2016", entry)
+
+
+PUBLISHERS = {write.__name__: write for write in (fashion_mnist, cifar10, svhn, imagenet32, imagenet32_2016)}
+
+
+@pytest.fixture
+def publish(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Path]:
+    """Return a function that writes a small set as its publisher would, and returns the folder of the files."""
+
+    def written(name: str) -> Path:
+        (tmp_path / "source").mkdir()
+        PUBLISHERS[name](tmp_path / "source", monkeypatch)
+        return tmp_path / "source"
+
+    return written
+
+
+def load(name: str, source: Path | None, folder: Path, **changes: Any) -> ImageSet:
+    """Download a set or read it from `source`, and return it."""
+    data = settings(Path("x"), **changes).model_copy(update={"name": name, "source": source and str(source)})
+    download(data, out=folder / "images", downloads=folder / "downloads")
+    return load_images(folder / "images")
 
 
 def test_every_name_of_a_published_set_has_an_entry() -> None:
@@ -104,350 +170,277 @@ def test_every_name_of_a_published_set_has_an_entry() -> None:
     assert {*PUBLISHED, "digits", "image_folder"} == set(names)
 
 
-def test_reads_idx_files_compressed_or_not(small_mnist: tuple[PublishedSet, Path], tmp_path: Path) -> None:
-    published, source = small_mnist
-    packed = source / "train-images-idx3-ubyte.gz"
-    (source / "train-images-idx3-ubyte").write_bytes(gzip.decompress(packed.read_bytes()))
-    packed.unlink()
-    train, test = published_arrays(published, source, tmp_path)
-    assert np.array_equal(train, images(5, 28, 28)[:, None])
-    assert np.array_equal(test, images(3, 28, 28, seed=1)[:, None])
+@pytest.mark.parametrize("name", PUBLISHERS)
+def test_publishers_files_are_read(name: str, publish: Callable[[str], Path], tmp_path: Path) -> None:
+    images = load(name, publish(name), tmp_path)
+    shape, (num_train, num_test) = images.image_shape, (len(images.train), len(images.test))
+    if name == "cifar10":  # five batches of two
+        parts = [noise(2, 3072, seed=seed).reshape(2, 3, 32, 32) for seed in range(6)]
+        assert np.array_equal(images.train, np.concatenate(parts[:5]))
+        assert np.array_equal(images.test, parts[5])
+    else:
+        assert np.array_equal(images.train, noise(num_train, *shape))
+        assert np.array_equal(images.test, noise(num_test, *shape, seed=1))
+    described, entry = images.description, PUBLISHED[name]
+    assert (described["title"], described["licence"]) == (entry.title, entry.licence)
+    assert (described["published_train"], described["published_test"]) == (num_train, num_test)
+    assert (described["split"], images.num_levels) == ("as published", 256)
+    labels = {
+        "fashion_mnist": [*range(10)],
+        "cifar10": [0, 9, 1, 9, 2, 9, 3, 9, 4, 9],
+        "svhn": [0, 9, 8, 7, 6, 5, 4, 3, 2, 1],  # the publisher's 10 is the digit 0
+        "imagenet32": [*range(1200), *range(100)],
+    }
+    found = load_labels(tmp_path / "images", "train")
+    assert (None if found is None else found.tolist()) == labels.get(name)
+    assert sorted(path.name for path in (tmp_path).iterdir()) == sorted(
+        ["images", "source", *(["downloads"] if "imagenet" not in name else [])]
+    )
+    assert not [*(tmp_path / "downloads").glob("*")]
 
 
-@pytest.mark.parametrize("unpacked", [False, True])
-def test_reads_cifar_batches_packed_or_not(
-    unpacked: bool, small_cifar: tuple[PublishedSet, Path], tmp_path: Path
+@pytest.mark.parametrize("name", ["fashion_mnist", "imagenet32"])
+def test_validation_images_are_training_images_with_their_labels(
+    name: str, publish: Callable[[str], Path], tmp_path: Path
 ) -> None:
-    published, source = small_cifar
-    if unpacked:
-        with tarfile.open(source / "cifar-10-python.tar.gz") as tar:
-            tar.extractall(source, filter="data")
-        (source / "cifar-10-python.tar.gz").unlink()
-    train, test = published_arrays(published, source, tmp_path)
-    assert train.shape == (10, 3, 32, 32)
-    assert np.array_equal(test, images(2, 3072, seed=5).reshape(2, 3, 32, 32))
+    images = load(name, publish(name), tmp_path, validation_fraction=0.2)
+    count = len(images.train) + len(images.validation)
+    drawn = held_out("x", count, 0.2, 0, "data.validation_fraction")
+    everything, chosen = noise(count, *images.image_shape), np.isin(np.arange(count), drawn)
+    assert np.array_equal(images.validation, everything[chosen])
+    assert np.array_equal(images.train, everything[~chosen])
+    numbers = np.arange(10) if name == "fashion_mnist" else np.r_[:1200, :100]
+    for split, these in (("train", ~chosen), ("validation", chosen)):
+        assert np.array_equal(np.asarray(load_labels(tmp_path / "images", split)), numbers[these])
+
+
+@pytest.mark.parametrize("form", ["plain", "in the folder", "unpacked by a browser", "among others"])
+def test_a_source_may_hold_its_files_in_other_forms(form: str, publish: Callable[[str], Path], tmp_path: Path) -> None:
+    source = publish("cifar10")
+    with tarfile.open(source / TAR) as tar:
+        contents = {entry.name: tar.extractfile(entry).read() for entry in tar}  # type: ignore[union-attr]
+    if form == "unpacked by a browser":
+        (source / TAR).write_bytes(gzip.decompress((source / TAR).read_bytes()))
+    elif form == "among others":  # entries that lead elsewhere are left in the archive
+        (source / TAR).write_bytes(
+            packed({"../trace": b"evil", "cifar-10-batches-py/readme.html": b"<html>"} | contents)
+        )
+    else:
+        (source / TAR).unlink()
+        for name, content in contents.items():
+            place = source / (name if form == "in the folder" else Path(name).name)
+            place.parent.mkdir(exist_ok=True)
+            place.write_bytes(content)
+    assert np.array_equal(load("cifar10", source, tmp_path).test, noise(2, 3072, seed=5).reshape(2, 3, 32, 32))
+    assert not [*tmp_path.rglob("trace")]
+
+
+def hostile(path: Path) -> None:
+    path.with_name("data_batch_1").write_bytes(pickle.dumps(Hostile(path.with_name("trace"))))
+
+
+def linked(path: Path) -> None:
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode="w:gz") as tar:
+        info = tarfile.TarInfo("cifar-10-batches-py/data_batch_1")
+        info.type, info.linkname = tarfile.SYMTYPE, "/etc/hostname"
+        tar.addfile(info)
+    path.write_bytes(file.getvalue())
 
 
 def cut(path: Path) -> None:
-    path.write_bytes(path.read_bytes()[:-20])
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
-def other_content(path: Path) -> None:
-    path.write_bytes(gzip.compress(idx(images(5, 28, 28, seed=9))))
+def other_images(path: Path) -> None:
+    path.write_bytes(gzip.compress(idx(noise(10, 28, 28, seed=9))))
+
+
+IDX = "train-images-idx3-ubyte.gz"
 
 
 @pytest.mark.parametrize(
-    ("damage", "message"),
+    ("name", "file", "damage", "message"),
     [
-        (Path.unlink, "holds no train-images-idx3-ubyte or train-images-idx3-ubyte.gz"),
-        (cut, "truncated or damaged"),
-        (lambda path: path.write_bytes(b""), "sha256|truncated"),
-        (lambda path: path.write_text("<!DOCTYPE html><title>404</title>"), "truncated or damaged"),
-        (other_content, "train-images-idx3-ubyte: sha256 of the uncompressed bytes"),
+        ("fashion_mnist", IDX, Path.unlink, "holds no train-images-idx3-ubyte or train-images-idx3-ubyte.gz; correct"),
+        ("fashion_mnist", IDX, lambda path: (path.unlink(), os.mkfifo(path)), "holds no train-images-idx3-ubyte"),
+        ("fashion_mnist", IDX, cut, f"{IDX}: truncated or damaged"),
+        ("fashion_mnist", IDX, lambda path: path.write_text("<!DOCTYPE html>"), f"{IDX}: truncated or damaged"),
+        ("fashion_mnist", IDX, other_images, f"{IDX}: sha256 of the uncompressed train-images"),
+        ("cifar10", TAR, Path.unlink, f"holds no data_batch_1 or data_batch_1.gz or {TAR}"),
+        ("cifar10", TAR, cut, f"{TAR}: truncated or damaged"),
+        ("cifar10", TAR, linked, "holds no cifar-10-batches-py/"),
+        ("cifar10", TAR, hostile, "data_batch_1: sha256"),
+        ("svhn", "test_32x32.mat", cut, "test_32x32.mat: sha256"),
+        ("imagenet32", "Imagenet32_val_npz.zip", Path.unlink, "holds no Imagenet32_val_npz.zip; correct data.source"),
+        ("imagenet32_2016", "train_32x32.tar", cut, "train_32x32.tar: sha256 is .*, the published archive has"),
     ],
-    ids=["missing", "truncated", "empty", "an error page", "other images"],
 )
 def test_a_bad_file_is_named(
-    damage: Callable[[Path], object], message: str, small_mnist: tuple[PublishedSet, Path], tmp_path: Path
+    name: str,
+    file: str,
+    damage: Callable[[Path], object],
+    message: str,
+    publish: Callable[[str], Path],
+    tmp_path: Path,
 ) -> None:
-    published, source = small_mnist
-    damage(source / "train-images-idx3-ubyte.gz")
+    """A hostile pickle is not parsed."""
+    source = publish(name)
+    damage(source / file)
     with pytest.raises(UserError, match=message) as error:
-        read_published(published, source, tmp_path / "downloads", scratch(tmp_path), validation=NONE)
-    assert error.value.code == Exit.MISSING
+        load(name, source, tmp_path)
+    assert error.value.code is Exit.MISSING
     assert str(source) in str(error.value)
+    assert not (tmp_path / "images").exists()
+    assert not [*tmp_path.rglob("trace"), *(tmp_path / "downloads").glob("*")]
 
 
-def test_a_hostile_pickle_is_refused_before_it_is_read(small_cifar: tuple[PublishedSet, Path], tmp_path: Path) -> None:
-    published, source = small_cifar
-    (source / "data_batch_1").write_bytes(pickle.dumps(Hostile(tmp_path / "trace")))
-    with pytest.raises(UserError, match="data_batch_1: sha256"):
-        read_published(published, source, tmp_path / "downloads", scratch(tmp_path), validation=NONE)
-    assert not (tmp_path / "trace").exists()
+def test_a_source_that_is_no_folder_and_images_that_are_too_few_are_refused(
+    publish: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = publish("fashion_mnist")
+    with pytest.raises(UserError, match=r"data\.source: .*gone is not a folder"):
+        load("fashion_mnist", source / "gone", tmp_path)
+    entry = PUBLISHED["fashion_mnist"]
+    monkeypatch.setitem(PUBLISHED, "fashion_mnist", replace(entry, num_train=60_000))
+    with pytest.raises(UserError, match=r"data\.fashion_mnist: 13 images, but 60,003 were expected") as error:
+        load("fashion_mnist", source, tmp_path)
+    assert error.value.code is Exit.MISSING
+    assert not (tmp_path / "images").exists()
 
 
-def test_a_truncated_archive_is_named(small_cifar: tuple[PublishedSet, Path], tmp_path: Path) -> None:
-    published, source = small_cifar
-    packed = source / "cifar-10-python.tar.gz"
-    packed.write_bytes(packed.read_bytes()[:5000])
-    with pytest.raises(UserError, match="truncated or damaged"):
-        read_published(published, source, tmp_path / "downloads", scratch(tmp_path), validation=NONE)
+def test_imagenet_is_read_from_a_source_only(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"set data\.source in params\.yaml to a folder with Imagenet32_train") as error:
+        load("imagenet32", None, tmp_path)
+    assert error.value.code is Exit.USAGE
 
 
-def test_a_source_that_is_not_a_folder_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"data\.source: .*nowhere is not a folder"):
-        read_published(FASHION_MNIST, tmp_path / "nowhere", tmp_path / "downloads", scratch(tmp_path), validation=NONE)
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[str]:
+    """Serve the publisher's files, and return the address.  A file named `page` is sent in place of all others."""
+
+    class Handler(SimpleHTTPRequestHandler):
+        def translate_path(self, path: str) -> str:
+            page = tmp_path / "source" / "page"
+            return str(page) if page.exists() else super().translate_path(path)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    handler = partial(Handler, directory=str(tmp_path / "source"))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}/"
+        server.shutdown()
+    gc.collect()  # answers that torchvision does not close, which warn
 
 
-def test_an_address_that_does_not_answer_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("flows.images.fetching.PAUSES", ())
-    unreachable = replace(FASHION_MNIST, addresses={"a.gz": ["http://127.0.0.1:9/a.gz"]})
-    with pytest.raises(UserError, match=r"could not be downloaded.*data\.source") as error:
-        read_published(unreachable, None, tmp_path / "downloads", scratch(tmp_path), validation=NONE)
-    assert error.value.code == Exit.MISSING
+def at(address: str, patch: pytest.MonkeyPatch) -> None:
+    """Let the publishers' addresses be this one."""
+    patch.setattr(datasets.FashionMNIST, "mirrors", [address])
+    patch.setattr(datasets.CIFAR10, "url", f"{address}{TAR}")
+    for split, (_, name, digest) in dict(datasets.SVHN.split_list).items():
+        patch.setitem(datasets.SVHN.split_list, split, [f"{address}{name}", name, digest])
+
+
+@pytest.mark.filterwarnings("ignore:Python 3.14 will, by default, filter:DeprecationWarning")  # torchvision's tar file
+@pytest.mark.parametrize("name", ["fashion_mnist", "cifar10", "svhn"])
+def test_a_set_is_downloaded(
+    name: str, publish: Callable[[str], Path], server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = publish(name)
+    load(name, source, tmp_path)
+    digest = data_sha256(tmp_path / "images")
+    at(server, monkeypatch)
+    load(name, None, tmp_path)
+    assert data_sha256(tmp_path / "images") == digest
+    assert not [*(tmp_path / "downloads").iterdir()]
+
+
+UNCLOSED = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning", "ignore::ResourceWarning")
+
+
+def no_answer(source: Path, patch: pytest.MonkeyPatch) -> None:
+    at("http://127.0.0.1:9/", patch)
+
+
+def no_file(source: Path, patch: pytest.MonkeyPatch) -> None:
+    for path in source.iterdir():
+        path.unlink()
+
+
+def a_page(source: Path, patch: pytest.MonkeyPatch) -> None:
+    (source / "page").write_text("<!DOCTYPE html><title>Too many requests</title>")
+
+
+def cut_short(source: Path, patch: pytest.MonkeyPatch) -> None:
+    for path in source.iterdir():
+        cut(path)
+
+
+@UNCLOSED
+@pytest.mark.parametrize("trouble", [no_answer, no_file, a_page, cut_short])
+@pytest.mark.parametrize("name", ["fashion_mnist", "cifar10"])
+def test_a_download_that_fails_is_an_error_of_the_network(
+    name: str,
+    trouble: Callable[[Path, pytest.MonkeyPatch], None],
+    publish: Callable[[str], Path],
+    server: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    source = publish(name)
+    at(server, monkeypatch)
+    trouble(source, monkeypatch)
+    with pytest.raises(NetworkError, match=r"could not be downloaded: .*; try again, or set data\.source") as error:
+        load(name, None, tmp_path)
+    assert error.value.code is Exit.MISSING
+    assert not (tmp_path / "images").exists()
+    assert not [*(tmp_path / "downloads").iterdir()]
+
+
+@UNCLOSED
+def test_a_server_that_stops_sending_ends_the_download(
+    publish: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only the timeout is made shorter."""
+    publish("fashion_mnist")
+    monkeypatch.setattr("flows.images.publishers.TIMEOUT", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        at(f"http://127.0.0.1:{silent.getsockname()[1]}/", monkeypatch)
+        with pytest.raises(NetworkError, match="timed out"):
+            load("fashion_mnist", None, tmp_path)
+    assert socket.getdefaulttimeout() is None
+    gc.collect()
 
 
 def test_digits_are_split_by_the_seed() -> None:
-    splits, again, other = (arrays(read_digits(0.2, 0.1, seed)) for seed in (0, 0, 1))
-    assert list(map(len, splits)) == [1294, 144, 359]
-    for first, same, different in zip(splits, again, other, strict=True):
-        assert np.array_equal(first, same)
-        assert not np.array_equal(first, different)
-    assert len(np.unique(np.concatenate(splits).reshape(1797, -1), axis=0)) == 1797
-
-
-@pytest.mark.parametrize(("fraction", "number"), [(0.0002, 0), (0.9999, 1797)])
-def test_a_test_fraction_that_leaves_a_split_empty_is_refused(fraction: float, number: int) -> None:
-    reason = rf"digits: {number} of 1797 images would be held out \(data.test_fraction {fraction}\)"
-    with pytest.raises(UserError, match=reason) as error:
-        read_digits(fraction, 0, 0)
-    assert error.value.code == Exit.INVALID_DATA
+    (images, labels, splits), again, other = (read_digits(0.2, 0.1, seed) for seed in (0, 0, 1))
+    assert np.bincount(splits).tolist() == [1294, 144, 359]
+    assert all(np.array_equal(one, same) for one, same in zip((images, labels, splits), again, strict=True))
+    assert not np.array_equal(images, other[0])
+    assert len(np.unique(images.reshape(1797, -1), axis=0)) == 1797
+    loaded = load_digits()
+    known = {image.astype(np.uint8).tobytes(): label for image, label in zip(loaded.images, loaded.target, strict=True)}
+    assert [known[image.tobytes()] for image in images] == labels.tolist()
 
 
 def test_the_test_images_do_not_depend_on_the_validation_split() -> None:
     whole, divided = read_digits(0.2, 0, 0), read_digits(0.2, 0.1, 0)
-    assert list(whole) == ["train", "test"]
-    all_train, test = arrays(whole)
-    train, validation, same_test = arrays(divided)
-    assert np.array_equal(test, same_test)
-    assert np.array_equal(np.unique(all_train, axis=0), np.unique(np.concatenate([train, validation]), axis=0))
+    assert set(whole[2]) == {TRAIN, TEST}
+    assert np.array_equal(whole[0], divided[0])
+    assert np.array_equal(whole[2] == TEST, divided[2] == TEST)
+    assert (whole[2][divided[2] == VALIDATION] == TRAIN).all()
 
 
-@pytest.mark.parametrize("fraction", [0.0001, 0.6])
-def test_a_validation_fraction_that_leaves_a_split_empty_is_refused(fraction: float) -> None:
-    with pytest.raises(UserError, match=r"^digits: . of 1 images .*data.validation_fraction") as error:
+@pytest.mark.parametrize(("fraction", "number"), [(0.0002, 0), (0.9999, 1797)])
+def test_a_fraction_that_leaves_a_split_empty_is_refused(fraction: float, number: int) -> None:
+    reason = rf"digits: {number} of 1797 images would be held out \(data.test_fraction {fraction}\)"
+    with pytest.raises(UserError, match=reason) as error:
+        read_digits(fraction, 0, 0)
+    assert error.value.code is Exit.INVALID_DATA
+    with pytest.raises(UserError, match=r"^digits: . of 1 images .*data.validation_fraction"):
         held_out("digits", 1, fraction, 0, "data.validation_fraction")
-    assert error.value.code == Exit.INVALID_DATA
-
-
-def test_published_validation_images_are_training_images_with_their_labels(
-    small_mnist: tuple[PublishedSet, Path], tmp_path: Path
-) -> None:
-    entry, source = small_mnist
-    whole = read_published(entry, source, tmp_path / "downloads", scratch(tmp_path), validation=NONE)
-    parts = read_published(entry, source, tmp_path / "downloads", scratch(tmp_path), validation=np.array([3, 0]))
-    (everything,), (train,), (validation,) = whole["train"], parts["train"], parts["validation"]
-    for part, numbers in ((train, [1, 2, 4]), (validation, [0, 3])):
-        assert np.array_equal(part.images, everything.images[numbers])
-        assert np.array_equal(part.labels, everything.labels[numbers])
-
-
-def test_nothing_is_fetched_when_a_source_is_given(
-    small_mnist: tuple[PublishedSet, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def refuse(*arguments: object) -> None:
-        raise AssertionError("a network call")
-
-    monkeypatch.setattr("socket.socket.connect", refuse)
-    published, source = small_mnist
-    assert len(published_arrays(published, source, tmp_path)[0]) == 5
-    (source / "t10k-images-idx3-ubyte.gz").unlink()
-    with pytest.raises(UserError, match="holds no t10k-images-idx3-ubyte"):
-        read_published(published, source, tmp_path / "downloads", scratch(tmp_path), validation=NONE)
-
-
-def test_a_set_leaves_the_downloads_of_others_alone(
-    small_mnist: tuple[PublishedSet, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """MNIST and Fashion-MNIST have the same names of files."""
-    published, source = small_mnist
-    monkeypatch.setitem(PUBLISHED, "fashion_mnist", published)
-
-    def copied(addresses: list[str], path: Path, most: int, take: Callable[[], None]) -> None:
-        if not path.exists():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes((source / path.name).read_bytes())
-        take()
-
-    monkeypatch.setattr("flows.images.publishers.fetch_file", copied)
-    interrupted = tmp_path / "downloads" / "mnist" / "train-images-idx3-ubyte.gz"
-    interrupted.parent.mkdir(parents=True)
-    interrupted.write_bytes(b"MNIST")
-    for name in ("fashion_mnist", "digits"):
-        data = settings(tmp_path).model_copy(update={"name": name, "source": None})
-        download(data, out=tmp_path / "images", downloads=tmp_path / "downloads")
-        assert load_images(tmp_path / "images").description["name"] == name
-        assert [*(tmp_path / "downloads").rglob("*ubyte*")] == [interrupted]
-
-
-def test_a_web_page_in_place_of_a_file_is_named_and_a_mirror_takes_over(
-    small_mnist: tuple[PublishedSet, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The other files, which have arrived, stay."""
-    published, source = small_mnist
-    page = tmp_path / "train-images-idx3-ubyte.gz"
-    page.write_text("<!DOCTYPE html><title>Too many requests</title>")
-    asked = []
-
-    def receive(address: str, part: Path, most: int) -> None:
-        asked.append(address)
-        part.write_bytes(((source if address == "mirror" else tmp_path) / part.stem).read_bytes())
-
-    monkeypatch.setattr("flows.images.fetching.receive", receive)
-    for name in published.files:
-        if name not in page.name:
-            (tmp_path / f"{name}.gz").write_bytes((source / f"{name}.gz").read_bytes())
-    bad = replace(published, addresses={name: ["publisher"] for name in published.addresses})
-    downloads = tmp_path / "downloads"
-    with pytest.raises(UserError, match=r"train-images-idx3-ubyte.gz is a web page.*; try again, or set data.source"):
-        read_published(bad, None, downloads, scratch(tmp_path), validation=NONE)
-    assert page.name not in [path.name for path in downloads.iterdir()]
-    asked.clear()
-    both = replace(published, addresses={name: ["publisher", "mirror"] for name in published.addresses})
-    fetched = arrays(read_published(both, None, downloads, scratch(tmp_path), validation=NONE))
-    given = arrays(read_published(published, source, downloads, scratch(tmp_path), validation=NONE))
-    assert all((one == other).all() for one, other in zip(fetched, given, strict=True))
-    assert asked.count("mirror") == 1
-
-
-def test_a_bomb_is_not_unpacked(
-    small_mnist: tuple[PublishedSet, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("flows.images.publishers.MOST_BYTES", 10_000)
-    published, source = small_mnist
-    (source / "t10k-labels-idx1-ubyte.gz").write_bytes(gzip.compress(bytes(5_000_000)))
-    with pytest.raises(UserError, match="t10k-labels-idx1-ubyte is truncated or damaged: unpacks to more than 10000"):
-        read_published(published, source, tmp_path / "downloads", scratch(tmp_path), validation=NONE)
-    assert sum(path.stat().st_size for path in scratch(tmp_path).rglob("*") if path.is_file()) < 20_000
-
-
-def test_paths_and_links_out_of_an_archive_are_not_followed(
-    small_cifar: tuple[PublishedSet, Path], tmp_path: Path
-) -> None:
-    published, source = small_cifar
-    archive = source / "cifar-10-python.tar.gz"
-    with tarfile.open(archive) as tar:
-        tar.extractall(tmp_path / "unpacked", filter="data")
-    (tmp_path / "secret").write_text("secret")
-
-    def packed(*, linked: bool) -> None:
-        with tarfile.open(archive, "w:gz") as tar:
-            outside = tarfile.TarInfo("../trace")
-            outside.size = 4
-            tar.addfile(outside, io.BytesIO(b"evil"))
-            tar.add(tmp_path / "unpacked" / "cifar-10-batches-py", "cifar-10-batches-py")
-            if linked:
-                link = tarfile.TarInfo("cifar-10-batches-py/test_batch")
-                link.type, link.linkname = tarfile.SYMTYPE, str(tmp_path / "secret")
-                tar.addfile(link)
-
-    packed(linked=False)
-    train, _ = published_arrays(published, source, tmp_path)
-    assert len(train) == 10
-    packed(linked=True)
-    with pytest.raises(UserError, match="test_batch is truncated or damaged"):
-        read_published(published, source, tmp_path / "downloads", scratch(tmp_path), validation=NONE)
-    assert not list(tmp_path.rglob("trace"))
-
-
-def archive(path: Path, *entries: tuple[str, bytes, bytes], size: bytes | None = None) -> None:
-    """Write a packed tar file of names, types and contents.  `size` replaces the last size, with a valid checksum."""
-    file = io.BytesIO()
-    with tarfile.open(fileobj=file, mode="w") as tar:
-        for name, kind, content in entries:
-            info = tarfile.TarInfo(name)
-            info.type = kind
-            info.size = len(content)
-            info.linkname = "cifar-10-batches-py/data_batch_2"
-            place = tar.offset
-            tar.addfile(info, io.BytesIO(content))
-    plain = bytearray(file.getvalue())
-    if size is not None:
-        plain[place + 124 : place + 136] = size
-        plain[place + 148 : place + 156] = b" " * 8
-        plain[place + 148 : place + 156] = b"%06o\0 " % sum(plain[place : place + 512])
-    path.write_bytes(gzip.compress(plain))
-
-
-NEGATIVE = (-512).to_bytes(12, "big", signed=True)
-HUGE = b"\x80" + (2**62).to_bytes(11, "big")
-
-
-@pytest.mark.timeout(120)
-@pytest.mark.parametrize(
-    ("entries", "size", "message"),
-    [
-        ([("data_batch_1", tarfile.REGTYPE, b"x")], NEGATIVE, "overlap|seeking backwards|invalid offset"),
-        ([("data_batch_1", tarfile.REGTYPE, b"x")], HUGE, "unpacks to more than"),
-        ([("other", tarfile.REGTYPE, b"x")], HUGE, "unpacks to more than"),
-        ([("other", b"x", b"x")], HUGE, "damaged"),
-        ([("other", b"L", b"x")], HUGE, "damaged"),
-        ([("data_batch_1", tarfile.SYMTYPE, b"")], None, "data_batch_1 is truncated or damaged: .* is not a file"),
-        ([("data_batch_1", tarfile.LNKTYPE, b"")], None, "data_batch_1 is truncated or damaged: .* is not a file"),
-        ([("data_batch_1", tarfile.FIFOTYPE, b"")], None, "data_batch_1 is truncated or damaged: .* is not a file"),
-        ([("data_batch_1", tarfile.CHRTYPE, b"")], None, "data_batch_1 is truncated or damaged: .* is not a file"),
-        ([("../cifar-10-batches-py/data_batch_1", tarfile.REGTYPE, b"x")], None, "it holds no cifar-10-batches-py/"),
-        ([("/cifar-10-batches-py/data_batch_1", tarfile.REGTYPE, b"x")], None, "it holds no cifar-10-batches-py/"),
-        ([], None, "it holds no cifar-10-batches-py/batches.meta"),
-    ],
-)
-def test_hostile_archives_are_refused(
-    entries: list[tuple[str, bytes, bytes]],
-    size: bytes | None,
-    message: str,
-    small_cifar: tuple[PublishedSet, Path],
-    tmp_path: Path,
-) -> None:
-    published, source = small_cifar
-    named = [(name if "/" in name else f"cifar-10-batches-py/{name}", *rest) for name, *rest in entries]
-    archive(source / "cifar-10-python.tar.gz", *named, size=size)
-    with pytest.raises(UserError, match=message) as error:
-        read_published(published, source, tmp_path / "downloads", scratch(tmp_path), validation=NONE)
-    assert error.value.code == Exit.MISSING
-    assert str(error.value).isprintable()
-    assert sum(path.stat().st_size for path in scratch(tmp_path).rglob("*") if path.is_file()) < 10
-
-
-def test_a_file_that_an_archive_holds_twice_is_refused(small_cifar: tuple[PublishedSet, Path], tmp_path: Path) -> None:
-    published, source = small_cifar
-    with tarfile.open(source / "cifar-10-python.tar.gz") as tar:
-        member = tar.extractfile("cifar-10-batches-py/test_batch")
-        assert member
-        content = member.read()
-    entry = ("cifar-10-batches-py/test_batch", tarfile.REGTYPE, content)
-    archive(source / "cifar-10-python.tar.gz", entry, entry)
-    with pytest.raises(UserError, match="test_batch is truncated or damaged: the archive holds it twice"):
-        read_published(published, source, tmp_path / "downloads", scratch(tmp_path), validation=NONE)
-
-
-@pytest.mark.slow
-def test_an_archive_cannot_fill_the_memory(
-    small_cifar: tuple[PublishedSet, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The archive of 200 kB has a header of 200 MB."""
-    monkeypatch.setattr("flows.images.reading.MOST_MEMORY", 100 * 2**20)
-    published, source = small_cifar
-    archive(source / "cifar-10-python.tar.gz", ("header", tarfile.XHDTYPE, bytes(200 * 2**20)))
-    with pytest.raises(UserError, match="is truncated or damaged: takes too much memory"):
-        read_published(published, source, tmp_path / "downloads", scratch(tmp_path), validation=NONE)
-
-
-def test_an_archive_that_a_browser_unpacked_is_read(small_cifar: tuple[PublishedSet, Path], tmp_path: Path) -> None:
-    published, source = small_cifar
-    path = source / "cifar-10-python.tar.gz"
-    path.write_bytes(gzip.decompress(path.read_bytes()))
-    train, _ = published_arrays(published, source, tmp_path)
-    assert len(train) == 10
-
-
-@pytest.mark.timeout(120)
-@pytest.mark.parametrize("suffix", ["", ".gz"])
-def test_pipes_are_not_opened(suffix: str, small_mnist: tuple[PublishedSet, Path], tmp_path: Path) -> None:
-    published, source = small_mnist
-    (source / "train-images-idx3-ubyte.gz").unlink()
-    os.mkfifo(source / f"train-images-idx3-ubyte{suffix}")
-    with pytest.raises(UserError, match="holds no train-images-idx3-ubyte"):
-        read_published(published, source, tmp_path / "downloads", scratch(tmp_path), validation=NONE)
-
-
-def test_a_wrong_file_is_named_before_the_others_are_unpacked(
-    small_mnist: tuple[PublishedSet, Path], tmp_path: Path
-) -> None:
-    published, source = small_mnist
-    other_content(source / "train-images-idx3-ubyte.gz")
-    with pytest.raises(UserError, match="train-images-idx3-ubyte: sha256"):
-        read_published(published, source, tmp_path / "downloads", scratch(tmp_path), validation=NONE)
-    assert [path.name for path in scratch(tmp_path).rglob("*") if path.is_file()] == ["train-images-idx3-ubyte"]
 
 
 @pytest.mark.parametrize(("seed", "drawn"), [(0, [9, 2, 7]), (7, [4, 6, 10])])
@@ -456,51 +449,14 @@ def test_a_seed_holds_out_the_same_images_in_every_version(seed: int, drawn: lis
     assert held_out("x", 12, 0.25, seed, "data.test_fraction").tolist() == drawn
 
 
-def test_digits_keep_their_labels() -> None:
-    loaded = load_digits()
-    known = {image.astype(np.uint8).tobytes(): label for image, label in zip(loaded.images, loaded.target, strict=True)}
-    for chunks in read_digits(0.2, 0.1, 0).values():
-        for pixels, labels, _ in chunks:
-            assert labels is not None
-            assert [known[image.tobytes()] for image in pixels] == labels.tolist()
+def test_the_digits_of_the_default_run_have_the_digest_of_versions_that_are_registered(tmp_path: Path) -> None:
+    load("digits", None, tmp_path, test_fraction=0.2, validation_fraction=0.1)
+    assert data_sha256(tmp_path / "images") == DIGEST
 
 
-def test_svhn_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    scipy_io = pytest.importorskip("scipy.io")
-    files, lists = {}, {}
-    for seed, split in enumerate(("train", "test")):
-        path = tmp_path / f"{split}_32x32.mat"
-        shown = images(4, 3, 32, 32, seed=seed).transpose(2, 3, 1, 0)
-        scipy_io.savemat(path, {"X": shown, "y": np.array([[1], [10], [3], [9]], dtype=np.uint8)})
-        files[path.name] = sha256(path.read_bytes())
-        lists[split] = ["", path.name, hashlib.md5(path.read_bytes()).hexdigest()]
-    monkeypatch.setattr(TorchvisionSVHN, "split_list", lists)
-    entry = replace(SVHN, files=files)
-    splits = read_published(entry, tmp_path, tmp_path / "none", scratch(tmp_path), validation=NONE)
-    (train,), (test,) = splits["train"], splits["test"]
-    assert np.array_equal(train.images, images(4, 3, 32, 32))
-    assert np.array_equal(test.images, images(4, 3, 32, 32, seed=1))
-    assert train.labels is not None
-    assert train.labels.tolist() == [1, 0, 3, 9]
-
-
-def test_the_entries_know_where_svhn_comes_from() -> None:
-    assert SVHN.addresses["test_32x32.mat"] == ["http://ufldl.stanford.edu/housenumbers/test_32x32.mat"]
-
-
-def test_validation_images_are_taken_from_every_chunk() -> None:
-    images = np.arange(10, dtype=np.uint8).reshape(-1, 1, 1, 1)
-    chunks = [Chunk(images[part], part) for part in np.split(np.arange(10), [4, 7])]
-    splits = divided(lambda: chunks, np.array([8, 1, 5]))
-    for split, expected in (("train", [0, 2, 3, 4, 6, 7, 9]), ("validation", [1, 5, 8])):
-        found = list(splits[split])
-        assert np.concatenate([chunk.images.ravel() for chunk in found]).tolist() == expected
-        assert [label for chunk in found if chunk.labels is not None for label in chunk.labels] == expected
-
-
-def test_the_digest_of_images_stays_that_of_versions_that_are_registered(tmp_path: Path) -> None:
+def test_the_digest_is_that_of_the_arrays_levels_and_transforms(tmp_path: Path) -> None:
     images = np.zeros((3, 1, 2, 2), np.uint8)
     save_images(tmp_path, {"train": images, "test": images[:2]}, {"name": "x", "num_levels": 17, "transforms": "gray"})
-    files = [hashlib.sha256((tmp_path / f"{split}.npy").read_bytes()).hexdigest() for split in ("train", "test")]
+    files = [sha256((tmp_path / f"{split}.npy").read_bytes()) for split in ("train", "test")]
     content = f"num_levels=17\ntransforms=gray\ntrain {files[0]}\ntest {files[1]}\n"
-    assert data_sha256(tmp_path) == hashlib.sha256(content.encode()).hexdigest()
+    assert data_sha256(tmp_path) == sha256(content.encode())

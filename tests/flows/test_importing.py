@@ -1,7 +1,11 @@
-"""Import checkpoints of the official JAX code and of the PyTorch peer by the command line, and compare results."""
+"""Import checkpoints of the official JAX code and of the PyTorch peer by the command line, and compare results.
+
+Damaged and hostile ones are refused in one line, and no code in them runs.
+"""
 
 import hashlib
 import json
+import os
 import re
 import shutil
 from pathlib import Path
@@ -10,12 +14,12 @@ import msgpack
 import numpy as np
 import pytest
 import torch
+from fuzzing import Hostile
 from project import ROOT
 from torch import Tensor
 
 from flows.cli import run
 from flows.core.checkpoint import load_model, read_description
-from flows.core.presets import read_preset
 from flows.images.store import save_images
 from vdm.diffusion import denoise, reverse_step
 from vdm.discretization import nearest_pixels, reconstruction_draw
@@ -46,27 +50,27 @@ def close(actual: Tensor, expected: Tensor) -> None:
     torch.testing.assert_close(actual.double(), expected.double(), rtol=1e-4, atol=1e-4 * expected.abs().max().item())
 
 
-def test_the_imported_schedule_agrees(google: tuple[VDM, dict[str, Tensor]]) -> None:
+def test_the_imported_schedule_and_network_agree(google: tuple[VDM, dict[str, Tensor]]) -> None:
     model, expected = google
     gamma, slope = model.schedule.gamma_and_slope(expected["tt"])
     close(gamma, expected["gamma"])
     close(slope, expected["dgamma"])
     close(torch.sigmoid(model.schedule.gamma_0).reshape(1), expected["var_0"])
     close(torch.sigmoid(model.schedule.gamma_1).reshape(1), expected["var_1"])
-
-
-def test_the_imported_network_agrees(google: tuple[VDM, dict[str, Tensor]]) -> None:
-    model, expected = google
     close(model.network(expected["z"], expected["g_t"]), expected["eps_hat"])
 
 
-def test_the_terms_of_the_bound_agree(google: tuple[VDM, dict[str, Tensor]]) -> None:
+def test_the_terms_of_the_bound_agree_also_in_float64(google: tuple[VDM, dict[str, Tensor]]) -> None:
     model, expected = google
     terms = model(expected["x"], expected["eps"], expected["t"])
     close(bits_per_dim(terms.prior, model.num_dims), expected["bpd_latent"])
     close(bits_per_dim(terms.diffusion, model.num_dims), expected["bpd_diff"])
     draw = reconstruction_draw(expected["x"], expected["eps0"], model.schedule.gamma_0, 256)
     close(bits_per_dim(draw, model.num_dims), expected["bpd_recon"])
+    double = model.double()(expected["x"], expected["eps"].double(), expected["t"].double())
+    for one, other in zip(terms, double, strict=True):
+        assert other.dtype == torch.float64
+        close(one, other)
 
 
 def test_the_reverse_step_and_decoding_agree(google: tuple[VDM, dict[str, Tensor]]) -> None:
@@ -78,15 +82,6 @@ def test_the_reverse_step_and_decoding_agree(google: tuple[VDM, dict[str, Tensor
     x_hat = denoise(expected["z"], eps_hat, gamma_t)
     close(reverse_step(expected["z"], x_hat, expected["nz"], gamma_s, gamma_t), expected["zs"])
     assert torch.equal(nearest_pixels(expected["z"], model.schedule.gamma_0, 256).int(), expected["x_dec"])
-
-
-def test_float64_agrees_with_float32(google: tuple[VDM, dict[str, Tensor]]) -> None:
-    model, expected = google
-    single = model(expected["x"], expected["eps"], expected["t"])
-    double = model.double()(expected["x"], expected["eps"].double(), expected["t"].double())
-    for one, other in zip(single, double, strict=True):
-        assert other.dtype == torch.float64
-        close(one, other)
 
 
 def test_the_pytorch_peers_checkpoint_agrees(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -119,19 +114,6 @@ def peer_checkpoint(folder: Path, **settings: object) -> Path:
         config = re.sub(f"^{name}: .*$", f"{name}: {value}", config, flags=re.MULTILINE)
     (folder / "config.yaml").write_text(config)
     return folder / "model.pt"
-
-
-@pytest.mark.slow
-def test_a_checkpoint_of_the_peer_without_its_learned_schedule_is_refused(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    file = peer_checkpoint(tmp_path, attention_everywhere="true")
-    state = torch.load(file, weights_only=True)
-    del state["ema"]["ema_model.gamma.w"]
-    torch.save(state, file)
-    assert run(["import-checkpoint", str(file), "--format", "addtt", "--out", str(tmp_path / "model")]) == 5
-    assert "not a whole addtt checkpoint: " in (line := capsys.readouterr().err)
-    assert "gamma.w" in line
 
 
 def test_the_peers_attention_in_every_block_is_imported(tmp_path: Path) -> None:
@@ -191,7 +173,7 @@ def test_an_imported_model_is_evaluated_by_the_command_line(
     pixels = oracle(ORACLES / f"{GOOGLE[0]}.npz")["x"].contiguous().numpy()
     description = {"name": "oracle", "num_levels": 256, "image_shape": [3, 8, 8], "num_train": 4, "num_test": 4}
     save_images(tmp_path / "images", {"train": pixels, "test": pixels}, description)
-    (tmp_path / "params.yaml").write_text(read_preset("cifar10", ROOT / "presets"))
+    shutil.copyfile(ROOT / "presets" / "digits.yaml", tmp_path / "params.yaml")
     monkeypatch.chdir(tmp_path)
     imported = ["import-checkpoint", str(ORACLES / f"{GOOGLE[0]}.flax"), "--format", "google-vdm", "--out", "model"]
     assert run([*imported, "--image-size", "8", "8"]) == 0
@@ -266,12 +248,77 @@ def test_a_network_without_fourier_features_is_one_that_ignores_them(tmp_path: P
     close(*(network(expected["z"], expected["g_t"]) for network in networks))
 
 
-def test_config_yaml_of_the_peer_must_lie_beside_its_weights(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def array_of(shape: list[int], content: bytes = b"") -> msgpack.ExtType:
+    """Return a flax array whose header claims a shape."""
+    return msgpack.ExtType(1, msgpack.packb([shape, "float32", content]))
+
+
+def flax(tree: object) -> bytes:
+    return bytes(msgpack.packb({"ema_params": {"score_model": tree}}))
+
+
+FLAX: dict[str, bytes] = {
+    "cut short": (ORACLES / f"{GOOGLE[0]}.flax").read_bytes()[:-1000],
+    "empty": b"",
+    "without a layer": (ORACLES / f"{GOOGLE[0]}.flax").read_bytes().replace(b"conv_out", b"conv_uot"),
+    "deep": b"\x81\xa1a" * 100_000,
+    "long arrays": b"\xdd\xff\xff\xff\xff" * 1000,
+    "a shape without its numbers": flax({"conv_in": {"kernel": array_of([2**40, 2**40], bytes(4))}}),
+    "an unknown extension": flax({"conv_in": {"kernel": msgpack.ExtType(7, b"")}}),
+    "a number": flax({"conv_in": {"kernel": 3}}),
+}
+
+
+def refused(file: Path, file_format: str, capsys: pytest.CaptureFixture[str]) -> str:
+    """Require that a checkpoint is refused in one line, which names the file, with nothing written; return the line."""
+    out = file.with_name("refused")
+    assert run(["import-checkpoint", str(file), "--format", file_format, "--out", str(out)]) == 5
+    (line,) = capsys.readouterr().err.splitlines()
+    assert str(file.parent) in line
+    assert not out.exists()
+    return line
+
+
+@pytest.mark.parametrize("kind", FLAX)
+def test_a_damaged_file_of_flax_is_refused(kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file.flax").write_bytes(FLAX[kind])
+    assert "file.flax: not a whole google-vdm checkpoint: " in refused(tmp_path / "file.flax", "google-vdm", capsys)
+
+
+@pytest.mark.parametrize(
+    "kind", ["cut short", "hostile", "whole numbers", "sparse", "not finite", "expanded", "learned"]
+)
+def test_a_damaged_or_hostile_file_of_torch_is_refused(
+    kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    file = peer_checkpoint(tmp_path, attention_everywhere="true")
+    file = peer_checkpoint(tmp_path)
+    state, name = torch.load(file, weights_only=True), "ema_model.model.conv_in.weight"
+    match kind:
+        case "hostile":
+            state["more"] = Hostile(tmp_path / "trace")
+        case "whole numbers":
+            state["ema"][name] = state["ema"][name].int()
+        case "sparse":
+            state["ema"][name] = torch.eye(3).to_sparse_coo()
+        case "not finite":
+            state["ema"][name][0, 0, 0, 0] = torch.nan
+        case "expanded":  # more numbers than any memory holds, in a small file
+            state["ema"][name] = torch.zeros(1, 1, 1, 1).expand(2**20, 2**20, 3, 3)
+        case "learned":  # the schedule that config.yaml names is not there
+            del state["ema"]["ema_model.gamma.w"]
+    torch.save(state, file)
+    if kind == "cut short":
+        file.write_bytes(file.read_bytes()[:-1000])
+    assert "model.pt: not a whole addtt checkpoint: " in refused(file, "addtt", capsys)
+    assert not (tmp_path / "trace").exists()
+
+
+def test_what_is_missing_or_no_file_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "nothing: No such file" in refused(tmp_path / "nothing", "google-vdm", capsys)
+    os.mkfifo(tmp_path / "pipe")
+    assert "pipe: not a regular file" in refused(tmp_path / "pipe", "google-vdm", capsys)
+    file = peer_checkpoint(tmp_path)
+    (tmp_path / "config.yaml").write_text("a: !!python/object/apply:os.system [x]")
+    refused(file, "addtt", capsys)
     (tmp_path / "config.yaml").unlink()
-    assert run(["import-checkpoint", str(file), "--format", "addtt", "--out", str(tmp_path / "model")]) == 5
-    error = capsys.readouterr().err
-    assert "config.yaml: No such file" in error
-    assert "it must lie beside model.pt" in error
+    assert "config.yaml: No such file; it must lie beside model.pt" in refused(file, "addtt", capsys)

@@ -262,15 +262,3 @@ def test_a_schedule_that_stands_still_is_an_error(tiny_model: Callable[..., VDM]
         Codec(model, 4)
     with pytest.raises(ValueError, match="too unequal"):
         codec.widths(np.array([4.0, codec.WIDEST + 1]))
-
-
-@pytest.mark.parametrize(
-    "change", [lambda pixels: pixels[::-1], lambda pixels: np.frombuffer(pixels.tobytes(), np.uint8)]
-)
-def test_images_may_be_reversed_or_read_only(
-    change: Callable[[np.ndarray], np.ndarray], tiny_model: Callable[..., VDM], digits: np.ndarray
-) -> None:
-    pixels = change(digits[:2]).reshape(2, 1, 8, 8)
-    tested, coder = Codec(tiny_model().double(), 2), OneInteger(7**12000)
-    tested.encode(coder, pixels)
-    assert (tested.decode(coder, 2) == pixels).all()

@@ -105,9 +105,3 @@ def test_the_slope_is_differentiable_in_the_schedule() -> None:
     t = torch.linspace(0.1, 0.9, 5, dtype=torch.float64)
     # The function has the parameters as its arguments by reference: gradcheck changes them in place.
     assert torch.autograd.gradcheck(lambda *_: schedule.gamma_and_slope(t)[1], tuple(schedule.parameters()))
-
-
-def test_only_learned_schedules_have_trained_parameters() -> None:
-    assert LinearSchedule(-7.0, 5.0, learned=False).end_points() == []
-    assert len(LinearSchedule(-7.0, 5.0, learned=True).end_points()) == 2
-    assert len(MonotoneSchedule(-7.0, 5.0).shape_parameters()) == 4

@@ -2,10 +2,10 @@
 
 import math
 from collections.abc import Callable
+from functools import partialmethod
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, get_args
-from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -16,11 +16,12 @@ from flows.core.checkpoint import load_state, save_state
 from vdm.choices import ScheduleKind
 from vdm.errors import TrainingDiverged
 from vdm.model import VDM
+from vdm.network import NoisePredictor
 from vdm.schedule import LinearSchedule
 from vdm.training import log as training_log
 from vdm.training.batches import Batch
 from vdm.training.log import TrainingLog
-from vdm.training.trainer import Trainer, backward
+from vdm.training.trainer import backward
 from vdm.vlb import bits_per_dim, low_discrepancy_times
 
 
@@ -112,11 +113,6 @@ def test_the_network_descends_on_the_bound(bent_model: VDM, digits: np.ndarray) 
     bits_per_dim(bent_model(pixels, eps, t).total.mean(), bent_model.num_dims).backward()
     plain = [p.grad for p in bent_model.network.parameters() if p.grad is not None]
     torch.testing.assert_close(ours, plain)
-
-
-def test_a_fixed_schedule_stays_where_it_is(tiny_model: Callable[..., VDM], digits: np.ndarray) -> None:
-    schedule = fit(tiny_model(schedule="fixed_linear"), digits[:64], **SETTINGS).averaged.schedule
-    assert (schedule.gamma_0.item(), schedule.gamma_1.item()) == (-7.0, 5.0)
 
 
 @pytest.mark.slow
@@ -220,32 +216,19 @@ def test_the_losses_do_not_depend_on_how_a_step_is_computed(
         assert figures == pytest.approx(wanted, rel=2e-4)
 
 
-@pytest.mark.slow
-def test_checkpointed_activations_meet_the_same_dropout(tiny_model: Callable[..., VDM], digits: np.ndarray) -> None:
-    plain, other = (
-        fit(
-            tiny_model(dropout=0.3), digits, **SETTINGS | {"steps": 4, "activation_checkpointing": flag}
-        ).averaged.state_dict()
-        for flag in (False, True)
-    )
-    assert same_bits(plain, other)
-
-
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # the compiler reads it
 @pytest.mark.processes
 def test_a_compiled_step_in_bfloat16_follows_the_eager_float32_loss(
-    tiny_model: Callable[..., VDM], digits: np.ndarray
+    tiny_model: Callable[..., VDM], digits: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import torch._inductor.config  # loads the compiler, which takes every pytest process a second
-    from torch._dynamo.utils import counters
+    from torch._dynamo.utils import counters  # loads the compiler, which takes every pytest process a second
 
     settings = SETTINGS | {"steps": 6, "log_every": 1}
     eager = fit(tiny_model(), digits, **settings).records
-    # More threads are processes, which import torch for a second of work.  Trying the vector instructions takes 10 s;
-    # code with them takes half as long again to compile.
+    # The graphs of the network and of its gradient run without inductor's code, which takes 20 s to compile.
+    monkeypatch.setattr(NoisePredictor, "compile", partialmethod(torch.nn.Module.compile, backend="aot_eager"))
     counters.clear()
-    with torch._inductor.config.patch({"compile_threads": 1, "cpp.vec_isa_ok": True, "cpp.simdlen": 1}):
-        compiled = fit(tiny_model(), digits, **settings | {"compile": True, "precision": "bfloat16"}).records
+    compiled = fit(tiny_model(), digits, **settings | {"compile": True, "precision": "bfloat16"}).records
     assert counters["stats"]["unique_graphs"] > 0  # steps that are not compiled would follow the loss, too
     for record, expected in zip(compiled, eager, strict=True):
         assert record.bpd == pytest.approx(expected.bpd, rel=0.02)  # bfloat16 has 8 bits of mantissa
@@ -314,19 +297,6 @@ def test_a_line_has_the_losses_of_its_step_in_bits_and_the_schedules_ends(
     assert losses == pytest.approx([bits_per_dim(term.mean(), 64).item() for term in terms])
     schedule = trainer.model.schedule
     assert (line.gamma_0, line.gamma_1) == (schedule.gamma_0.item(), schedule.gamma_1.item())
-
-
-def test_an_interrupted_step_is_repeated_as_if_it_had_not_begun(
-    tiny_model: Callable[..., VDM], digits: np.ndarray, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    plain, interrupted = (start(tiny_model(), digits[:64], **SETTINGS) for _ in range(2))
-    with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "average_over_processes", Mock(side_effect=KeyboardInterrupt))
-        with pytest.raises(KeyboardInterrupt):
-            interrupted.step()
-    for trainer in (plain, interrupted):
-        trainer.step()
-    assert same_bits(plain.model.state_dict(), interrupted.model.state_dict())
 
 
 def test_the_optimizer_gets_clipped_gradients_and_the_rate_of_the_step(

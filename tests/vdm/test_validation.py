@@ -215,16 +215,6 @@ def test_a_figure_that_is_not_finite_is_never_the_best(
     assert (validation.best.step, validation.best.bpd, validation.since_best) == (3, 2.5, 1)
 
 
-def test_a_state_with_validations_does_not_continue_without_them(
-    tiny_model: Callable[..., VDM], digits: np.ndarray
-) -> None:
-    trainer = validated(tiny_model(), digits[:16], digits[16:18])
-    state = trainer.state()
-    trainer.validation = None
-    with pytest.raises(ValueError, match="the state is of a run with validation"):
-        trainer.load_state(state)
-
-
 def test_a_restart_does_not_renew_patience(tiny_model: Callable[..., VDM], monkeypatch: pytest.MonkeyPatch) -> None:
     images, zero, figures = np.zeros((1, 1, 8, 8), np.uint8), np.zeros(1), iter([1.0, 2.0, 3.0])
     options = {"every_steps": 1, "times_per_image": 1, "batch_size": 1, "seed": 0, "keep": "last", "patience": 2}
