@@ -7,38 +7,43 @@ copied images that it finds.
 
 import json
 import logging
+import resource
+import shutil
+import subprocess
+import sys
 import tempfile
+import time
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
+from io import BytesIO
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
+from PIL import Image
+from scipy.ndimage import gaussian_filter1d
+from sklearn.datasets import load_sample_images
 
-from benchmarks import corruptions as change
-from benchmarks.machine import describe
-from benchmarks.options import explained, new_parser, positive
-from benchmarks.validate import PRESET, measure
-from flows.core.params_file import parse_params
-from flows.core.presets import read_preset
+from benchmarks import describe, explained, new_parser, positive
+from flows.core.params_file import read_params
 from flows.images.preparing import write_images
 from flows.images.store import SPLITS, ImageSet, load_images, load_labels, save_images
-from flows.validation import facts
-from flows.validation.duplicates import all_lookalikes, leaked
+from flows.validation.duplicates import all_lookalikes, search
+from flows.validation.facts import measure
 from flows.validation.inspection import inspect_images
 
-Splits = dict[str, np.ndarray]
-CONTRACT = parse_params(read_preset(PRESET.stem, PRESET.parent), PRESET.stem).contract
+ROOT = Path(__file__).parents[1]
+PARAMS = read_params(ROOT / "params.yaml")
+Change = Callable[[np.ndarray], np.ndarray]
 
 
 class CleanSet(NamedTuple):
     """Images and labels by split."""
 
     num_levels: int
-    images: Splits
-    labels: Splits
+    images: dict[str, np.ndarray]
+    labels: dict[str, np.ndarray]
 
 
 def main() -> None:
@@ -49,85 +54,179 @@ def main() -> None:
     parser.add_argument("--rows", default="", help="only the corruptions with this in their names")
     parser.add_argument("--images", type=positive, help="also measure time and memory for this many of 32x32x3")
     arguments = parser.parse_args()
-    if arguments.images == 1:
+    if arguments.images is not None and arguments.images < 2:
         parser.error("--images must be at least 2: one to train and one to test")
     if not any(arguments.rows in entry.name for entry in corruptions()):
         parser.error(f"--rows: no corruption has {arguments.rows!r} in its name; data/README.md lists the names")
-    # First, because a process starts with the peak memory of the one that started it.
-    cost = measure(arguments.images) if arguments.images else {}
+    figures: dict[str, Any] = dict(describe())
+    figures["cost"] = cost(arguments.images) if arguments.images else {}
     with explained(parser):
-        sets = clean_sets(arguments.sets, arguments.fashion_mnist)
-    with warnings.catch_warnings(), quiet():
+        sets = {name: patches() if name == "photographs" else prepared(name, None) for name in arguments.sets}
+        if arguments.fashion_mnist:
+            sets["fashion_mnist"] = prepared("fashion_mnist", arguments.fashion_mnist)
+    logging.disable(logging.WARNING)
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Great Expectations warns about itself and about pandas
-        figures = {
-            **describe(),
-            "clean": {name: verdict(known, None) for name, known in sets.items()},
-            "corruptions": table(sets, arguments.rows),
-            "recall": {name: recall(known, arguments.copies) for name, known in sets.items()},
-            "cost": cost,
-        }
+        figures["clean"] = {name: verdict(known) for name, known in sets.items()}
+        figures["corruptions"] = table(sets, arguments.rows)
+        figures["recall"] = {name: recall(known, arguments.copies) for name, known in sets.items()}
     print(json.dumps(figures, indent=2) if arguments.json else text(figures))
 
 
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Do not log warnings."""
-    logging.disable(logging.WARNING)
-    try:
-        yield
-    finally:
-        logging.disable(logging.NOTSET)
+def cost(count: int) -> dict[str, float]:
+    """Return the seconds and the peak memory of `vdmctl validate` on `count` images of noise, imports included."""
+    generator = np.random.default_rng(0)
+    with tempfile.TemporaryDirectory() as scratch:
+        counts = {"validation": count // 50, "test": max(1, count // 10)}
+        counts["train"] = count - sum(counts.values())
+        parts = {name: generator.integers(0, 256, (number, 3, 32, 32), np.uint8) for name, number in counts.items()}
+        save_images(Path(scratch, "images"), parts, {"name": "noise", "num_levels": 256})
+        shutil.copyfile(ROOT / "params.yaml", Path(scratch, "params.yaml"))
+        command = [sys.executable, "-c", "from flows.cli import main; main()", "validate", "images", "--out", "report"]
+        begin = time.perf_counter()
+        subprocess.run(command, cwd=scratch, env={"PYTHONPATH": str(ROOT)}, check=True, capture_output=True)
+        seconds = time.perf_counter() - begin
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return {
+        "images": count,
+        "seconds": seconds,
+        "cpu_seconds": used.ru_utime + used.ru_stime,
+        "mib": used.ru_maxrss / 1024,
+    }
 
 
-def clean_sets(names: list[str], fashion: Path | None) -> dict[str, CleanSet]:
-    """Return the clean sets: those of the pipeline as it splits them, and patches of photographs in random splits."""
-    sets = {name: patches() if name == "photographs" else prepared(name, None) for name in names}
-    return sets | ({"fashion_mnist": prepared("fashion_mnist", fashion)} if fashion else {})
+# Clean sets
 
 
-def prepared(preset: str, source: Path | None) -> CleanSet:
-    """Return the images that `vdmctl download` writes with a preset."""
-    data = parse_params(read_preset(preset, PRESET.parent), preset).data
-    data = data.model_copy(update={"source": source and str(source)})
+def prepared(name: str, source: Path | None) -> CleanSet:
+    """Return a set of the catalogue as `vdmctl download` splits it."""
+    data = PARAMS.data.model_copy(update={"name": name, "source": source and str(source)})
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch, "images")
         write_images(data, source=source, out=folder, downloads=Path(scratch, "downloads"))
         stored = load_images(folder)
-        images = {name: np.array(getattr(stored, name)) for name in SPLITS}
-        labels = {name: np.array(load_labels(folder, name)) for name in SPLITS}
+        images = {split: np.array(getattr(stored, split)) for split in SPLITS}
+        labels = {split: np.array(load_labels(folder, split)) for split in SPLITS}
     return CleanSet(stored.num_levels, images, labels)
 
 
 def patches() -> CleanSet:
     """Return 32x32 patches of photographs in random order, 10% of them for validation and 20% for testing."""
-    images = change.photograph_patches(side=32, step=6)
+    images = photograph_patches(side=32, step=6)
     images = images[np.random.default_rng(0).permutation(len(images))]
     ends = [round(0.7 * len(images)), round(0.8 * len(images))]
     return CleanSet(256, dict(zip(SPLITS, np.split(images, ends), strict=True)), {})
 
 
+def photograph_patches(side: int, step: int) -> np.ndarray:
+    """Return patches (N,3,side,side) of scikit-learn's two photographs, which overlap if `step` is less than `side`.
+
+    The photographs were JPEG files.  They are halved by averaging 2x2 pixels, which removes the traces of that.
+    """
+    parts = []
+    for photograph in load_sample_images().images:
+        height, width = photograph.shape[0] // 2, photograph.shape[1] // 2
+        sums = photograph[: 2 * height, : 2 * width].reshape(height, 2, width, 2, 3).sum((1, 3), dtype=int)
+        halves = ((sums + 2) // 4).astype(np.uint8)
+        windows = np.lib.stride_tricks.sliding_window_view(halves, (side, side), axis=(0, 1))[::step, ::step]
+        parts.append(windows.reshape(-1, 3, side, side))
+    return np.concatenate(parts)
+
+
 def smaller(known: CleanSet) -> CleanSet:
     """Return at most 9,000 training, 1,000 validation and 2,000 test images: enough for the corruptions."""
     most = {"train": 9_000, "validation": 1_000, "test": 2_000}
-    first = {name: slice(0, count) for name, count in most.items()}
-    return CleanSet(
-        known.num_levels,
-        {name: images[first[name]] for name, images in known.images.items()},
-        {name: labels[first[name]] for name, labels in known.labels.items()},
-    )
+    first = {split: slice(0, count) for split, count in most.items()}
+    images = {split: images[first[split]] for split, images in known.images.items()}
+    return CleanSet(known.num_levels, images, {split: each[first[split]] for split, each in known.labels.items()})
 
 
-def verdict(known: CleanSet, reference: Path | None, keep: Path | None = None) -> dict[str, str]:
-    """Return the expectations that do not hold, with their severity; write the report to `keep`."""
-    with tempfile.TemporaryDirectory() as scratch:
-        images = Path(scratch, "images")
-        save_images(images, known.images, {"name": "benchmark", "num_levels": known.num_levels})
-        for name, labels in known.labels.items():
-            np.save(images / f"{name}_labels.npy", labels)
-        report = inspect_images(CONTRACT, images=images, reference=reference).report
-    if keep:
-        keep.write_text(report.model_dump_json())
-    return {result.meaning: result.severity for result in report.expectations if not result.success}
+# Ways to corrupt images (N,C,H,W), with Pillow where people use it
+
+
+def pictures(images: np.ndarray, function: Callable[[Image.Image], Image.Image]) -> np.ndarray:
+    """Return the images after a function that changes one of Pillow's pictures."""
+    changed = [function(Image.fromarray(image[0] if len(image) == 1 else image.transpose(1, 2, 0))) for image in images]
+    arrays = np.stack([np.asarray(picture) for picture in changed])
+    return arrays[:, None] if arrays.ndim == 3 else np.ascontiguousarray(arrays.transpose(0, 3, 1, 2))
+
+
+def resized(picture: Image.Image, size: tuple[int, int], kind: str) -> Image.Image:
+    """Return a picture of another size (width, height); if none of its levels is above 16, none of the new ones is."""
+    highest = int(np.asarray(picture).max())
+    larger = picture.resize(size, Image.Resampling[kind.upper()])
+    return larger if highest > 16 else larger.point(lambda level: min(level, 16))
+
+
+def enlarged(images: np.ndarray, kind: str, factor: float = 2) -> np.ndarray:
+    """Return larger images."""
+    size = (round(images.shape[3] * factor), round(images.shape[2] * factor))
+    return pictures(images, lambda picture: resized(picture, size, kind))
+
+
+def halved(images: np.ndarray, kind: str) -> np.ndarray:
+    """Return images of the same size that were made half as large in between."""
+    half, size = (images.shape[3] // 2, images.shape[2] // 2), (images.shape[3], images.shape[2])
+    return pictures(images, lambda picture: resized(resized(picture, half, kind), size, kind))
+
+
+def blurred(images: np.ndarray, sd: float) -> np.ndarray:
+    """Return images that were blurred by a Gaussian of `sd` pixels, computed from floats."""
+    smooth = images.astype(np.float32)
+    for axis in (2, 3):
+        smooth = gaussian_filter1d(smooth, sd, axis, mode="nearest", radius=4)
+    return np.rint(smooth).astype(np.uint8)
+
+
+def jpeg(images: np.ndarray, quality: int) -> np.ndarray:
+    """Return images that were saved as JPEG."""
+
+    def compressed(picture: Image.Image) -> Image.Image:
+        file = BytesIO()
+        picture.save(file, "JPEG", quality=quality)
+        return Image.open(file).convert(picture.mode)
+
+    return pictures(images, compressed)
+
+
+def contrast(images: np.ndarray, factor: float) -> np.ndarray:
+    """Return images whose levels were multiplied."""
+    return np.clip(np.rint(images * np.float32(factor)), 0, 255).astype(np.uint8)
+
+
+def in_a_tenth(images: np.ndarray, function: Change) -> np.ndarray:
+    """Return the images, a random tenth of which was changed."""
+    chosen = np.random.default_rng(1).choice(len(images), len(images) // 10, replace=False)
+    changed = images.copy()
+    changed[chosen] = function(images[chosen])
+    return changed
+
+
+def shuffled(labels: np.ndarray) -> np.ndarray:
+    """Return the labels, a random fifth of which were exchanged among one another."""
+    generator = np.random.default_rng(1)
+    chosen = generator.choice(len(labels), len(labels) // 5, replace=False)
+    changed = labels.copy()
+    changed[chosen] = labels[generator.permutation(chosen)]
+    return changed
+
+
+def one_pixel(images: np.ndarray, num_levels: int) -> np.ndarray:
+    """Return images with one pixel inverted in all channels."""
+    generator, changed = np.random.default_rng(2), images.copy()
+    rows, columns = (generator.integers(0, side, len(images)) for side in images.shape[2:])
+    every = np.arange(len(images))
+    changed[every, :, rows, columns] = num_levels - 1 - changed[every, :, rows, columns]
+    return changed
+
+
+def noisy(images: np.ndarray, sd: float, num_levels: int) -> np.ndarray:
+    """Return images with Gaussian noise of `sd` levels."""
+    noise = np.random.default_rng(3).normal(0, sd, images.shape)
+    return np.clip(np.rint(images + noise), 0, num_levels - 1).astype(np.uint8)
+
+
+# The table
 
 
 class Corruption(NamedTuple):
@@ -136,117 +235,80 @@ class Corruption(NamedTuple):
     name: str
     change: Callable[[CleanSet], CleanSet]
     compare: bool = False
-    applies: Callable[[CleanSet], bool] = lambda known: True
+    needs: Literal["", "bytes", "colours", "labels"] = ""
 
 
-def images(function: Callable[[np.ndarray], np.ndarray], *splits: str) -> Callable[[CleanSet], CleanSet]:
+def images(function: Change, *splits: str) -> Callable[[CleanSet], CleanSet]:
     """Return a change of the images of some splits, or of all."""
-
-    def changed(known: CleanSet) -> CleanSet:
-        parts = {name: function(known.images[name]) for name in splits or SPLITS}
-        return known._replace(images=known.images | parts)
-
-    return changed
+    return lambda known: known._replace(
+        images=known.images | {split: function(known.images[split]) for split in splits or SPLITS}
+    )
 
 
 def shuffled_labels(known: CleanSet, *splits: str) -> CleanSet:
     """Return the set with a fifth of the labels of some splits, or of all, exchanged."""
-    parts = {name: change.shuffled(known.labels[name]) for name in splits or SPLITS}
-    return known._replace(labels=known.labels | parts)
+    return known._replace(labels=known.labels | {split: shuffled(known.labels[split]) for split in splits or SPLITS})
 
 
 def without_label(known: CleanSet, *splits: str) -> CleanSet:
     """Return the set without the images of label 3 in some splits, or in all."""
-    kept = {name: (labels != 3) | (name not in (splits or SPLITS)) for name, labels in known.labels.items()}
-    return known._replace(
-        images={name: part[kept[name]] for name, part in known.images.items()},
-        labels={name: part[kept[name]] for name, part in known.labels.items()},
-    )
+    kept = {split: (labels != 3) | (split not in (splits or SPLITS)) for split, labels in known.labels.items()}
+    parts = ({split: part[kept[split]] for split, part in of.items()} for of in (known.images, known.labels))
+    return CleanSet(known.num_levels, *parts)
 
 
-def has_bytes(known: CleanSet) -> bool:
-    """Whether the set has 256 levels."""
-    return known.num_levels == 256
-
-
-def has_colours(known: CleanSet) -> bool:
-    """Whether the set has three channels."""
-    return known.images["train"].shape[1] == 3
-
-
-def has_labels(known: CleanSet) -> bool:
-    """Whether the set has labels."""
-    return bool(known.labels)
+def applies(known: CleanSet, needs: str) -> bool:
+    """Whether the set has what a corruption needs: 256 levels, colours or labels."""
+    has = {"": True, "bytes": known.num_levels == 256, "labels": bool(known.labels)}
+    return has.get(needs, known.images["train"].shape[1] == 3)
 
 
 def corruptions() -> list[Corruption]:
     """Return the rows of the table."""
-    return [*of_space(), *of_some_images(), *of_labels_channels_and_axes()]
-
-
-def of_space() -> list[Corruption]:
-    """Return the rows of images that were resampled, blurred or compressed."""
-    kernels, qualities, blurs = ("nearest", "bilinear", "bicubic"), (75, 85, 90, 95), (0.5, 0.7, 1)
-    cut = lambda part: change.jpeg(part, quality=90)[:, :, 3:, 3:]  # noqa: E731
-    return [
-        *(Corruption(f"enlarged 2x, {kind}", images(partial(change.enlarged, kind=kind))) for kind in kernels),
-        Corruption("enlarged 1.5x, bicubic", images(partial(change.enlarged, kind="bicubic", factor=1.5))),
-        *(
-            Corruption(f"halved and enlarged, {kind}", images(partial(change.halved, kind=kind)))
-            for kind in kernels[1:]
-        ),
-        *(Corruption(f"blurred, sd {sd} pixels", images(partial(change.blurred, sd=sd))) for sd in blurs),
-        *(
-            Corruption(f"blurred, sd {sd} pixels, reference", images(partial(change.blurred, sd=sd)), True)
-            for sd in blurs
-        ),
-        *(
-            Corruption(f"JPEG, quality {q}", images(partial(change.jpeg, quality=q)), False, has_bytes)
-            for q in qualities
-        ),
-        Corruption("JPEG, quality 90, then cut by 3 pixels", images(cut), False, has_bytes),
-    ]
-
-
-def of_some_images() -> list[Corruption]:
-    """Return the rows of sets with changes only in the test images, or in a random tenth of the training images."""
-    kinds = {
-        "JPEG, quality 90": partial(change.jpeg, quality=90),
-        "contrast x 0.97": partial(change.contrast, factor=0.97),
-        "contrast x 1.03": partial(change.contrast, factor=1.03),
-        "contrast x 1.3": partial(change.contrast, factor=1.3),
+    kernels, blurs = ("nearest", "bilinear", "bicubic"), (0.5, 0.7, 1)
+    found = [Corruption(f"enlarged 2x, {kind}", images(partial(enlarged, kind=kind))) for kind in kernels]
+    found.append(Corruption("enlarged 1.5x, bicubic", images(partial(enlarged, kind="bicubic", factor=1.5))))
+    found += [Corruption(f"halved and enlarged, {kind}", images(partial(halved, kind=kind))) for kind in kernels[1:]]
+    for end, compare in (("", False), (", reference", True)):
+        found += [Corruption(f"blurred, sd {sd} pixels{end}", images(partial(blurred, sd=sd)), compare) for sd in blurs]
+    for quality in (75, 85, 90, 95):
+        found.append(Corruption(f"JPEG, quality {quality}", images(partial(jpeg, quality=quality)), False, "bytes"))
+    cut = images(lambda part: jpeg(part, quality=90)[:, :, 3:, 3:])
+    found.append(Corruption("JPEG, quality 90, then cut by 3 pixels", cut, False, "bytes"))
+    of_some: dict[str, Change] = {"JPEG, quality 90": partial(jpeg, quality=90)}
+    of_some |= {f"contrast x {factor}": partial(contrast, factor=factor) for factor in (0.97, 1.03, 1.3)}
+    for name, function in of_some.items():
+        tenth = partial(in_a_tenth, function=function)
+        found.append(Corruption(f"{name}, test images only", images(function, "test"), False, "bytes"))
+        found.append(Corruption(f"{name}, a tenth of the training images", images(tenth, "train"), False, "bytes"))
+    for name, of_labels in (("20% of the labels shuffled", shuffled_labels), ("a class missing", without_label)):
+        in_test = lambda known, change=of_labels: change(known, "test")  # noqa: E731
+        found.append(Corruption(f"{name}, reference", of_labels, True, "labels"))
+        found.append(Corruption(f"{name}, test images only", in_test, False, "labels"))
+    exchanged: dict[str, Change] = {
+        "BGR": lambda part: part[:, ::-1],
+        "transposed": lambda part: part.swapaxes(2, 3),
+        "mirrored": lambda part: part[..., ::-1],
+        "upside down": lambda part: part[:, :, ::-1],
     }
-    rows = []
-    for name, function in kinds.items():
-        tenth = partial(change.in_a_tenth, function=function)
-        rows.append(Corruption(f"{name}, test images only", images(function, "test"), False, has_bytes))
-        rows.append(Corruption(f"{name}, a tenth of the training images", images(tenth, "train"), False, has_bytes))
-    return rows
+    for name, function in exchanged.items():
+        needs: Literal["", "colours"] = "colours" if name == "BGR" else ""
+        found.append(Corruption(f"{name}, reference", images(function), True, needs))
+        found.append(Corruption(f"{name}, test images only", images(function, "test"), False, needs))
+    return found
 
 
-def of_labels_channels_and_axes() -> list[Corruption]:
-    """Return the rows of sets whose labels, channels or axes were exchanged."""
-    rows = [
-        Corruption("20% of the labels shuffled, reference", shuffled_labels, True, has_labels),
-        Corruption(
-            "20% of the labels shuffled, test images only",
-            lambda known: shuffled_labels(known, "test"),
-            False,
-            has_labels,
-        ),
-        Corruption("a class missing, reference", without_label, True, has_labels),
-        Corruption("a class missing, test images only", lambda known: without_label(known, "test"), False, has_labels),
-    ]
-    kinds = {
-        "BGR": (lambda part: part[:, ::-1], has_colours),
-        "transposed": (lambda part: part.swapaxes(2, 3), lambda known: True),
-        "mirrored": (lambda part: part[..., ::-1], lambda known: True),
-        "upside down": (lambda part: part[:, :, ::-1], lambda known: True),
-    }
-    for name, (function, applies) in kinds.items():
-        rows.append(Corruption(f"{name}, reference", images(function), True, applies))
-        rows.append(Corruption(f"{name}, test images only", images(function, "test"), False, applies))
-    return rows
+def verdict(known: CleanSet, reference: Path | None = None, keep: Path | None = None) -> dict[str, str]:
+    """Return the expectations that do not hold, with their severity; write the report to `keep`."""
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch, "images")
+        save_images(folder, known.images, {"name": "benchmark", "num_levels": known.num_levels})
+        for split, labels in known.labels.items():
+            np.save(folder / f"{split}_labels.npy", labels)
+        report = inspect_images(PARAMS.contract, images=folder, reference=reference).report
+    if keep:
+        keep.write_text(report.model_dump_json())
+    return {result.meaning: result.severity for result in report.expectations if not result.success}
 
 
 def table(sets: dict[str, CleanSet], wanted: str) -> dict[str, dict[str, str]]:
@@ -257,58 +319,57 @@ def table(sets: dict[str, CleanSet], wanted: str) -> dict[str, dict[str, str]]:
         known = smaller(whole)
         with tempfile.TemporaryDirectory() as scratch:
             reference = Path(scratch, "reference.json")
-            clean = verdict(known, None, keep=reference)
+            clean = verdict(known, keep=reference)
             for entry in entries:
-                if entry.applies(known):
-                    found = verdict(entry.change(known), reference if entry.compare else None)
-                    new = {severity for meaning, severity in found.items() if meaning not in clean}
+                if applies(known, entry.needs):
+                    broken = verdict(entry.change(known), reference if entry.compare else None)
+                    new = {severity for meaning, severity in broken.items() if meaning not in clean}
                     rows[entry.name][name] = "error" if "critical" in new else "warning" if new else "missed"
     return rows
 
 
 def recall(known: CleanSet, count: int) -> dict[str, float]:
     """Return the share of copies of training images, added to the test images, that are equal or flagged."""
-    generator = np.random.default_rng(0)
-    train, test = known.images["train"], known.images["test"]
-    chosen = generator.choice(len(train), min(count, len(test) // 4), replace=False)
-    level = (known.num_levels - 1) / 255
-    kinds: dict[str, Callable[[np.ndarray], np.ndarray]] = {
-        "one pixel inverted": partial(change.one_pixel, num_levels=known.num_levels),
-        "noise of sd 1 of 255": partial(change.noisy, sd=level, num_levels=known.num_levels),
-        "noise of sd 2 of 255": partial(change.noisy, sd=2 * level, num_levels=known.num_levels),
-        "mirrored": lambda images: images[..., ::-1],
-        "shifted by a pixel": lambda images: np.roll(images, 1, axis=3),
-        "mirrored, noise of sd 2": lambda images: change.noisy(images, 2 * level, known.num_levels)[..., ::-1],
-        "shifted by two pixels": lambda images: np.roll(images, 2, axis=3),
+    train, test, num_levels = known.images["train"], known.images["test"], known.num_levels
+    chosen = np.random.default_rng(0).choice(len(train), min(count, len(test) // 4), replace=False)
+    level = (num_levels - 1) / 255
+    kinds: dict[str, Change] = {
+        "one pixel inverted": partial(one_pixel, num_levels=num_levels),
+        "noise of sd 1 of 255": partial(noisy, sd=level, num_levels=num_levels),
+        "noise of sd 2 of 255": partial(noisy, sd=2 * level, num_levels=num_levels),
+        "mirrored": lambda part: part[..., ::-1],
+        "shifted by a pixel": lambda part: np.roll(part, 1, axis=3),
+        "mirrored, noise of sd 2": lambda part: noisy(part, 2 * level, num_levels)[..., ::-1],
+        "shifted by two pixels": lambda part: np.roll(part, 2, axis=3),
     }
-    if known.num_levels == 256:
-        kinds |= {f"JPEG, quality {q}": partial(change.jpeg, quality=q) for q in (95, 85, 75)}
-    return {name: found(known, test, function(train[chosen])) for name, function in kinds.items()}
+    if num_levels == 256:
+        kinds |= {f"JPEG, quality {quality}": partial(jpeg, quality=quality) for quality in (95, 85, 75)}
+    return {name: found(known, function(train[chosen])) for name, function in kinds.items()}
 
 
-def found(known: CleanSet, test: np.ndarray, copies: np.ndarray) -> float:
+def found(known: CleanSet, copies: np.ndarray) -> float:
     """Return the share of the copies that the contract names when they are added to the test images."""
-    both = ImageSet({"num_levels": known.num_levels}, known.images["train"], test[:0], np.concatenate([test, copies]))
-    measured = {name: facts.measure(getattr(both, name), known.num_levels) for name in ("train", "test")}
-    alike = all_lookalikes(both, measured, CONTRACT.near_duplicate_distance)["train", "test"]
-    named = leaked(measured["train"].digest, measured["test"].digest)
-    named[alike.image[: alike.excess]] = True
-    return float(named[len(test) :].mean())
+    train, test = known.images["train"], np.concatenate([known.images["test"], copies])
+    both = ImageSet({"num_levels": known.num_levels}, train, test[:0], test)
+    facts = {name: measure(getattr(both, name), known.num_levels) for name in ("train", "test")}
+    limit = PARAMS.contract.near_duplicate_distance
+    alike = all_lookalikes(search(both, facts), list(facts), limit)["train", "test"]
+    named = np.isin(facts["test"].digest, facts["train"].digest)
+    named[alike["image"][alike["excess"]]] = True
+    return float(named[-len(copies) :].mean())
 
 
 def text(figures: dict[str, Any]) -> str:
     """Return the figures as Markdown."""
-    sets = list(figures["clean"])
-    lines = [f"{key}: {figures[key]}" for key in ("device", "threads", "python", "commit")]
-    lines += ["", *(f"clean {name}: {found or 'nothing found'}" for name, found in figures["clean"].items()), ""]
-    lines += [row("corruption", sets), row("---", ["---"] * len(sets))]
-    lines += [row(name, [found.get(one, "-") for one in sets]) for name, found in figures["corruptions"].items()]
-    kinds = list(dict.fromkeys(kind for found in figures["recall"].values() for kind in found))
+    sets, kinds = list(figures["clean"]), dict.fromkeys(kind for each in figures["recall"].values() for kind in each)
+    lines = [f"clean {name}: {broken or 'nothing found'}" for name, broken in figures["clean"].items()]
+    lines += ["", row("corruption", sets), row("---", ["---"] * len(sets))]
+    lines += [row(name, [each.get(one, "-") for one in sets]) for name, each in figures["corruptions"].items()]
     lines += ["", row("copies", sets), row("---", ["---"] * len(sets))]
     for kind in kinds:
         shares = [figures["recall"][one].get(kind) for one in sets]
         lines.append(row(kind, ["-" if share is None else f"{share:.0%}" for share in shares]))
-    return "\n".join([*lines, "", *(f"{key}: {value:.0f}" for key, value in figures["cost"].items())])
+    return "\n".join([*lines, "", *(f"{key}: {value:.1f}" for key, value in figures["cost"].items())])
 
 
 def row(name: str, cells: list[str]) -> str:

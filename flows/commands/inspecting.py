@@ -1,7 +1,6 @@
 """Check images outside the pipeline, read as the pipeline reads them, for `vdmctl validate PATH`."""
 
 import logging
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,7 +13,7 @@ from flows.images.preparing import write_images
 from flows.images.store import DESCRIPTION
 from flows.registry.lock_file import require_no_outputs
 from flows.validation.drift import read_reference
-from flows.validation.inspection import DATA_DOCS, inspect_images, write_report
+from flows.validation.inspection import inspect_images, write_report
 from flows.validation.report import REPORT, Report
 
 if TYPE_CHECKING:
@@ -22,36 +21,26 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# What Great Expectations writes into a site.
-SITE = {"index.html", "expectations", "static", "validations"}
-
 
 def inspect_path(data: "Data", contract: "Contract", *, path: Path, out: Path | None, reference: Path | None) -> Report:
     """Validate an image set, or a folder of images with the transforms and the split of `data`; return the report.
 
     Writes the report, its picture and its site into the folder `out`, if given.  Raises UserError (exit 2) if that lies
-    in `path` or an image set, or has outputs of the pipeline, the reference, or a folder `data_docs` that is no site.
-    Also raises what `write_images`, `inspect_images` and `write_report` raise.
+    in `path`, or has outputs of the pipeline or the reference.  Also raises what `write_images`, `inspect_images` and
+    `write_report` raise.
     """
     if out:
-        for place in (out.absolute(), *out.absolute().parents):
-            if os.access(place / DESCRIPTION, os.F_OK):
-                raise UserError(f"--out {out} lies in the image set {place}; choose another --out", Exit.USAGE)
         if contains(path, out):
             raise UserError(f"--out {out} lies in {path}, whose pictures are images of the set", Exit.USAGE)
         require_no_outputs(ROOT, out)
         if reference and contains(out / REPORT, reference / REPORT if reference.is_dir() else reference):
             raise UserError(f"--out {out} would replace --reference {reference}; choose another --out", Exit.USAGE)
-        site = out / DATA_DOCS
-        if site.is_dir() and not {path.name for path in site.iterdir()} <= SITE:
-            raise UserError(f"{site}, which the report replaces, holds other files; choose another --out", Exit.USAGE)
         out.mkdir(parents=True, exist_ok=True)  # fails before the images are read
-    if reference and not os.access(reference / DESCRIPTION, os.F_OK):
+    if reference and not (reference / DESCRIPTION).exists():
         read_reference(reference)  # fails before the images are read
     with scratch_folder() as scratch:
         images = path
-        # Path.is_file raises for a folder without permission to enter; write_images then names the folder.
-        if "\0" in str(path) or not os.access(path / DESCRIPTION, os.F_OK):
+        if not (path / DESCRIPTION).exists():
             images = scratch / "images"
             folder = data.model_copy(update={"name": "image_folder"})
             origin = write_images(folder, source=path, out=images, downloads=scratch / "downloads")

@@ -100,8 +100,9 @@ def show_data_docs(folder: Path, kept: Path) -> None:
     """Show the validation of the images of the run in `folder`, if there is one; copy its Data Docs to `kept`."""
     if not (folder / layout.VALIDATION).is_file():
         return
-    with writing_folder(kept / "data_docs") as copy:
-        shutil.copytree(folder / layout.DATA_DOCS, copy, dirs_exist_ok=True)
+    if (folder / layout.DATA_DOCS).is_dir():  # not if DVC restored the stage from its cache
+        with writing_folder(kept / "data_docs") as copy:
+            shutil.copytree(folder / layout.DATA_DOCS, copy, dirs_exist_ok=True)
     validation = read(Report, folder / layout.VALIDATION)
     drawn = folder / layout.VALIDATION.with_name("validation.png")
     content = markdown.data_docs(validation, drawn, kept / "data_docs/index.html")
@@ -114,7 +115,8 @@ def show_results(folder: Path, kept: Path) -> None:
     They are copied to `kept`, where the Data Docs are, since the run's folder is removed at its end.
     """
     with writing_folder(kept) as whole:
-        shutil.copytree(folder / layout.DATA_DOCS, whole / "data_docs")
+        if (folder / layout.DATA_DOCS).is_dir():
+            shutil.copytree(folder / layout.DATA_DOCS, whole / "data_docs")
         shutil.copyfile(folder / layout.CARD, whole / "card.md")
         shutil.copyfile(folder / layout.SAMPLES, whole / "samples.png")
         shutil.copyfile(folder / layout.PAGE, whole / "report.html")

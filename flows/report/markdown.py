@@ -78,7 +78,8 @@ def data_docs(validation: Report, drawn: Path, page: Path) -> str:
     found = table(("expectation", "result", "observed"), [expectation(result) for result in results])
     pictures = [picture(drawn, "The images")] if drawn.is_file() else []
     about = f"Transforms of the source's pixels: {markdown(validation.transforms)}."
-    return "\n\n".join([about, found, *pictures, where("The Data Docs", page)])
+    docs = [where("The Data Docs", page)] if page.is_file() else []
+    return "\n\n".join([about, found, *pictures, *docs])
 
 
 def verdict(validation: Report) -> str:

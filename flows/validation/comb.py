@@ -9,6 +9,7 @@ levels are not judged, since saturated pixels gather there in unprocessed images
 from typing import NamedTuple
 
 import numpy as np
+from scipy.ndimage import convolve1d
 
 # Below these a difference may be chance: 200 and 280 pixels are 3.7 standard deviations apart, 40 and 4 are 5.4.
 FEWEST_FOR_PEAK = 200
@@ -26,6 +27,7 @@ FEWEST_PER_LEVEL = 100
 FEWEST_LEVELS = 32
 # With more levels the window stops growing; memory would grow with the square of the levels.
 MOST_LEVELS = 1024
+NEIGHBOURS = np.array([1, 2, 0, 2, 1]) / 6
 GAP = 0.1
 PEAK = 1.4
 
@@ -98,27 +100,19 @@ def heights(histograms: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return how much fuller each level is than its neighbours, as a share (K,), and its standard error (K,).
 
     The histograms (G,K) are those of groups of images; their differences give the error (the jackknife).  The error is
-    infinite for levels that are not judged: near the ends, or with few pixels around them.  If the contrast of a share
-    of the images was changed, the heights of some levels change by as much as this share.
+    infinite for levels that are not judged: near the ends, or with few pixels around them.
     """
     total = histograms.sum(axis=0)
     groups, num_levels = histograms.shape
-    height, error = np.zeros(num_levels), np.full(num_levels, np.inf)
     if not FEWEST_LEVELS <= num_levels <= MOST_LEVELS:
-        return height, error
+        return np.zeros(num_levels), np.full(num_levels, np.inf)
     without = above_neighbours(total - histograms)
     spread = np.sqrt((groups - 1) * without.var(axis=0))
-    full = around(total) >= FEWEST_FOR_HEIGHT
-    height[2:-2] = np.where(full, above_neighbours(total), 0)
-    error[2:-2] = np.where(full & (spread > 0), spread, np.inf)
-    return height, error
+    full = convolve1d(total.astype(float), NEIGHBOURS) >= FEWEST_FOR_HEIGHT
+    full[[0, 1, -2, -1]] = False
+    return np.where(full, above_neighbours(total), 0), np.where(full & (spread > 0), spread, np.inf)
 
 
 def above_neighbours(counts: np.ndarray) -> np.ndarray:
-    """Return the share by which each level but two at each end is fuller than the levels around it (...,K-4)."""
-    return np.asarray(counts[..., 2:-2] / np.maximum(around(counts), 1) - 1)
-
-
-def around(counts: np.ndarray) -> np.ndarray:
-    """Return the weighted mean of the two levels below and the two above each level but two at each end (...,K-4)."""
-    return np.asarray((counts[..., :-4] + 2 * counts[..., 1:-3] + 2 * counts[..., 3:-1] + counts[..., 4:]) / 6)
+    """Return the share by which each level is fuller than the weighted mean of the four levels around it (...,K)."""
+    return np.asarray(counts / np.maximum(convolve1d(counts.astype(float), NEIGHBOURS), 1) - 1)

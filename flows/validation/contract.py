@@ -1,80 +1,136 @@
-"""The discretization contract: the suite of expectations, kept as code.
+"""The discretization contract: everything that is expected of a set of images, as one table.
 
-A likelihood is meaningful only if the pixels are integers 0..K-1 of the stated K that were never rescaled, resampled or
-compressed with loss, and if no image is in two splits.  An expectation of severity `warning` is reported and does not
-stop the pipeline.
+A likelihood is comparable only if the pixels are integers 0..K-1 of the stated K that were never rescaled, resampled or
+compressed with loss, and if no image is in two splits.  `flows.validation.tables` makes the tables and says what the
+columns are.  An expectation of level `warning` is reported and does not stop the pipeline.
 """
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from flows.images.store import ImageSet, present
 
 if TYPE_CHECKING:
     from flows.core.params import Contract
 
+Level = Literal["critical", "warning"]
+ERROR: Level = "critical"
+WARNING: Level = "warning"
 FEW_LEVELS = 16
 
 
-def image_expectations(image_set: ImageSet, settings: "Contract") -> list[Any]:
-    """Return the expectations of the table with one row per image."""
-    highest, shape = image_set.num_levels - 1, "x".join(map(str, image_set.image_shape))
+class Rule(NamedTuple):
+    """A type of expectation of Great Expectations, and its arguments."""
+
+    expectation: str
+    arguments: dict[str, Any]
+
+
+class Expected(NamedTuple):
+    """A row of the contract: what must hold for a column (or for the whole table), at which level, and why."""
+
+    column: str | None
+    rule: Rule
+    level: Level
+    meaning: str
+    reason: str
+
+
+def contract(image_set: ImageSet, settings: "Contract") -> dict[str, list[Expected]]:
+    """Return the contract for a set of images, by table: `settings` are the thresholds in `contract:`."""
+    splits, num_levels = present(image_set.description), image_set.num_levels
+    num_images = sum(image_set.description[f"num_{split}"] for split in splits)
+    num_pixels = sum(getattr(image_set, split).size for split in splits)
+    shape = "x".join(map(str, image_set.image_shape))
     held_out = len(image_set.validation) + len(image_set.test)
-    share_held_out = held_out / max(1, len(image_set.train) + held_out)
-    similar = "images look like one of an earlier split no more often than by chance"
-    return [
-        among("shape", [shape], "shape of every image"),
-        among("dtype", ["uint8"], "pixels are uint8 integers"),
-        among("num_nan", [0], "no pixel is NaN"),
-        between("lowest", "no level below 0", min_value=0),
-        between("highest", f"no level above {highest}", max_value=highest),
-        never("in_earlier_split", settings.max_leaked * share_held_out, "no image is in two splits"),
-        never("repeats", settings.max_duplicates, "no image is twice in a split"),
-        never("looks_like_earlier_split", 0.0, similar, "warning"),
-        never("constant", settings.max_constant, "no image is of one level"),
-    ]
-
-
-def split_expectations(image_set: ImageSet, settings: "Contract") -> list[Any]:
-    """Return the expectations of the table with one row per split.
-
-    They include the number of images, since an empty table of images passes every row-wise check.
-    """
-    from great_expectations import expectations as gxe
-
-    total = sum(image_set.description[f"num_{split}"] for split in present(image_set.description))
+    max_leaked = settings.max_leaked * held_out / max(1, len(image_set.train) + held_out)
+    # Transforms, few levels and lossy files explain what would otherwise be an error.
+    smooth = WARNING if "resized" in image_set.transforms or num_levels <= FEW_LEVELS else ERROR
+    lossy = WARNING if from_lossy_files(image_set) else ERROR
     kind = "lossy" if "lossy" in image_set.description.get("formats", "") else "JPEG"
-    redundant = "no channel is of one level or repeats another (gray images in colour: set data.grayscale)"
-    frequent = "images of the most frequent label, per image of the least frequent"
-    return [
-        expect(
-            gxe.ExpectColumnSumToBeBetween, "number of images", column="num_images", min_value=total, max_value=total
+    drift = WARNING if settings.on_drift == "warn" else ERROR
+    # fmt: off
+    return {
+        # One row per image.
+        "images": rows(
+            (None, row_count(num_images), ERROR,
+             "number of images", "an empty table passes all that is expected of its rows"),
+            ("shape", among(shape), ERROR,
+             "shape of every image", "bits/dim divide by the number of dimensions"),
+            ("dtype", among("uint8"), ERROR,
+             "pixels are uint8 integers", "floats have a density, not a probability"),
+            ("num_nan", among(0), ERROR,
+             "no pixel is NaN", "it has no likelihood"),
+            ("lowest", between(0, None), ERROR,
+             "no level below 0", "it has no likelihood"),
+            ("highest", between(None, num_levels - 1), ERROR,
+             f"no level above {num_levels - 1}", "it has no likelihood"),
+            ("in_earlier_split", never(max_leaked), ERROR,
+             "no image is in two splits", "the model may know it by heart"),
+            ("repeats", never(settings.max_duplicates), ERROR,
+             "no image is twice in a split", "it counts twice, and errors of means are understated"),
+            ("looks_like_earlier_split", never(), WARNING,
+             "images look like one of an earlier split no more often than by chance", "the model may know them"),
+            ("constant", never(settings.max_constant), ERROR,
+             "no image is of one level", "it holds no picture, and costs hardly any bits"),
         ),
-        between("num_images", "no empty split", min_value=1),
-        among("more_than_stated", [0], "as many images in every split as stated"),
-        among("more_than_published", [0], "as many images as were published"),
-        among("labels_without_images", [0], "a label for every image, or none for any"),
-        among("redundant_channels", [0], redundant),
-        *detail_expectations(image_set, settings),
-        never("jpeg", 0.0, f"no image comes from a {kind} file, whose pixels are the decoder's", "warning"),
-        between("label_ratio", frequent, "warning", max_value=settings.max_label_ratio),
-    ]
+        # One row per split.
+        "splits": rows(
+            ("num_images", between(1, None), ERROR,
+             "no empty split", "nothing is trained or measured on it"),
+            ("more_than_stated", among(0), ERROR,
+             "as many images in every split as stated", "a part of the set is missing"),
+            ("more_than_published", among(0), ERROR,
+             "as many images as were published", "a figure of a part of the set is not comparable"),
+            ("labels_without_images", among(0), ERROR,
+             "a label for every image, or none for any", "labels would be those of other images"),
+            ("redundant_channels", among(0), ERROR,
+             "no channel is of one level or repeats another (gray images in colour: set data.grayscale)",
+             "its pixels cost no bits, and still divide them"),
+            ("lost_detail", between(None, settings.max_lost_detail), smooth,
+             "images were not enlarged or blurred (share without detail)", "pixels between others cost no bits"),
+            ("jpeg_grid", between(None, settings.max_jpeg_grid), lossy,
+             "images did not go through JPEG (how much they lie on its grid)", "what JPEG rounded away costs no bits"),
+            ("lossy_files", never(), WARNING,
+             f"no image comes from a {kind} file, whose pixels are the decoder's", "what was lost costs no bits"),
+            ("label_ratio", between(None, settings.max_label_ratio), WARNING,
+             "images of the most frequent label, per image of the least frequent", "the mean is that of one label"),
+        ),
+        # One row per split and level.
+        "histogram": rows(
+            (None, row_count(len(splits) * num_levels), ERROR,
+             "one row per split and level", "an empty table passes all that is expected of its rows"),
+            ("count", between(0, None), ERROR,
+             "counts of levels", "the table counts pixels"),
+            ("count", total(num_pixels), ERROR,
+             "every pixel has one of the levels", "others have no likelihood"),
+            ("level_in_use", maximum((num_levels - 1) // 2 + 1), ERROR,
+             "levels of the upper half are used: the set has no fewer bits than stated", "an unused bit costs nothing"),
+            ("gap", never(), ERROR,
+             "levels are not spread: almost empty between full ones", "levels that cannot occur cost no bits"),
+            ("peak", never(), ERROR,
+             "levels are not squeezed: much fuller than their neighbours", "two levels became one"),
+            ("skipped", never(), ERROR,
+             "levels are used: empty between the lowest and the highest", "the set has fewer levels than stated"),
+            ("unused", never(), WARNING,
+             "every level is used", "the darkest or brightest ones may have been cut off"),
+        ),
+        # One row per statistic of two splits.
+        "differences": rows(
+            ("reported", never(), WARNING,
+             "splits differ by chance alone", "a figure of one split says little about another"),
+        ),
+        # One row per statistic of the training images and a reference's.
+        "drift": rows(
+            ("reported", never(), drift,
+             "images are like the reference's", "its model was made for other images"),
+        ),
+    }
+    # fmt: on
 
 
-def detail_expectations(image_set: ImageSet, settings: "Contract") -> list[Any]:
-    """Return the expectations of the detail of each split.
-
-    It is an error if images were enlarged or went through JPEG, unless the transforms or lossy files explain it.
-    Pixels of few levels have little detail, too.
-    """
-    explained = "resized" in image_set.transforms or image_set.num_levels <= FEW_LEVELS
-    severity = "warning" if explained else "critical"
-    lossy = "warning" if from_lossy_files(image_set) else "critical"
-    detail = "images were not enlarged or blurred (share without detail)"
-    grid = "images did not go through JPEG (how much they lie on its grid)"
-    return [
-        between("lost_detail", detail, severity, max_value=settings.max_lost_detail),
-        between("jpeg_grid", grid, lossy, max_value=settings.max_jpeg_grid),
-    ]
+def rows(*given: tuple[str | None, Rule, Level, str, str]) -> list[Expected]:
+    """Return rows of the contract."""
+    return [Expected(*row) for row in given]
 
 
 def from_lossy_files(image_set: ImageSet) -> bool:
@@ -83,47 +139,33 @@ def from_lossy_files(image_set: ImageSet) -> bool:
     return "JPEG" in formats or "lossy" in formats
 
 
-def histogram_expectations(image_set: ImageSet) -> list[Any]:
-    """Return the expectations of the table with one row per split and level."""
-    from great_expectations import expectations as gxe
-
-    splits = present(image_set.description)
-    num_rows, pixels = len(splits) * image_set.num_levels, sum(getattr(image_set, split).size for split in splits)
-    counted = "every pixel has one of the levels"
-    bits = "levels of the upper half are used: the set has no fewer bits than stated"
-    half = (image_set.num_levels - 1) // 2 + 1
-    return [
-        expect(gxe.ExpectTableRowCountToEqual, "one row per split and level", value=num_rows),
-        between("count", "counts of levels", min_value=0),
-        expect(gxe.ExpectColumnSumToBeBetween, counted, column="count", min_value=pixels, max_value=pixels),
-        expect(gxe.ExpectColumnMaxToBeBetween, bits, column="level_in_use", min_value=half),
-        never("gap", 0.0, "levels are not spread: almost empty between full ones"),
-        never("peak", 0.0, "levels are not squeezed: much fuller than their neighbours"),
-        never("skipped", 0.0, "levels are used: empty between the lowest and the highest"),
-        never("unused", 0.0, "every level is used", "warning"),
-    ]
+def row_count(number: int) -> Rule:
+    """Expect this number of rows."""
+    return Rule("ExpectTableRowCountToEqual", {"value": number})
 
 
-def never(column: str, exceptions: float, text: str, severity: str = "critical") -> Any:
-    """Expect the flag in `column` to be false for all rows but a share of `exceptions`."""
+def among(value: Any) -> Rule:
+    """Expect this value in every row."""
+    return Rule("ExpectColumnValuesToBeInSet", {"value_set": [value]})
+
+
+def never(exceptions: float = 0.0) -> Rule:
+    """Expect a flag to be false in all rows but a share of `exceptions`."""
     # 1e-9 absorbs rounding: one row of seventy passes if the share is 1/70.
-    return among(column, [False], text, severity, mostly=max(0.0, 1 - exceptions - 1e-9))
+    return Rule("ExpectColumnValuesToBeInSet", {"value_set": [False], "mostly": max(0.0, 1 - exceptions - 1e-9)})
 
 
-def among(column: str, values: list[Any], text: str, severity: str = "critical", **options: float) -> Any:
-    """Expect the values in `column` to be among `values`, or with the option `mostly` that share of them."""
-    from great_expectations.expectations import ExpectColumnValuesToBeInSet
-
-    return expect(ExpectColumnValuesToBeInSet, text, severity, column=column, value_set=values, **options)
-
-
-def between(column: str, text: str, severity: str = "critical", **limits: float) -> Any:
-    """Expect the values in `column` to be within the limits, `min_value` or `max_value`."""
-    from great_expectations.expectations import ExpectColumnValuesToBeBetween
-
-    return expect(ExpectColumnValuesToBeBetween, text, severity, column=column, **limits)
+def between(lowest: float | None, highest: float | None) -> Rule:
+    """Expect the values of all rows to be within the limits; None for no limit."""
+    limits = {"min_value": lowest, "max_value": highest}
+    return Rule("ExpectColumnValuesToBeBetween", {key: limit for key, limit in limits.items() if limit is not None})
 
 
-def expect(kind: Any, text: str, severity: str = "critical", **arguments: Any) -> Any:
-    """Return an expectation of Great Expectations, with a text for the site and for error messages."""
-    return kind(**arguments, meta={"meaning": text}, description=text, severity=severity)
+def total(number: int) -> Rule:
+    """Expect this sum of all rows."""
+    return Rule("ExpectColumnSumToBeBetween", {"min_value": number, "max_value": number})
+
+
+def maximum(lowest: float) -> Rule:
+    """Expect the largest value of all rows to be at least this."""
+    return Rule("ExpectColumnMaxToBeBetween", {"min_value": lowest})

@@ -1,4 +1,4 @@
-"""One pass over the images of a split: some 140 bytes of facts about each image, and sums over all."""
+"""One pass over the images of a split: facts about each image, and sums over all."""
 
 import hashlib
 from collections.abc import Collection
@@ -8,15 +8,19 @@ from typing import NamedTuple
 import numpy as np
 
 from flows.images.store import chunks
-from flows.validation.moved import thumbnails
-from flows.validation.space import SAMPLED, Space, nothing
+from flows.validation.space import jpeg_grid, lost_detail
 
 ROWS = 2000
 GROUPS = 20
 """Groups of a split's images, each of every 20th image.  Their histograms differ by chance alone."""
 MOST_CHANNELS = 4
+"""Images of more channels count as of one."""
 FEWEST_PIXELS = 3
 """Pixels that each side of an image needs for a second difference."""
+CELLS = 6
+"""Largest number of cells of a thumbnail in each direction."""
+SAMPLED = 2500
+"""Images of a split, evenly spread, in which detail and the grid of JPEG are measured."""
 
 
 class Facts(NamedTuple):
@@ -26,16 +30,17 @@ class Facts(NamedTuple):
     lowest: np.ndarray
     highest: np.ndarray
     digest: np.ndarray
-    """(N,2) uint64, a hash of 128 bits."""
+    """(N,) uint64."""
     statistics: dict[str, np.ndarray]
     """By name, see `flows.validation.facts.statistics`; {} without pixels."""
     thumbnails: np.ndarray
-    """(N,D) float16, see `flows.validation.moved`; D is 0 for what is not an image."""
+    """(N,h,w) float32, the brightness of cells; (N,0,0) for what is not an image."""
     histograms: np.ndarray
-    """(groups,channels,K) number of pixels of each level; pixels of no level are not counted."""
+    """(groups,channels,K) number of pixels of each level; only uint8 pixels of a level are counted."""
     differ: np.ndarray
     """(channels,channels) whether channels i and j differ in any image, at [i, j] for i < j."""
-    space: Space
+    lost_detail: float
+    jpeg_grid: float
     image_shape: tuple[int, ...]
 
     @property
@@ -59,71 +64,55 @@ def num_redundant(splits: Collection[Facts]) -> int:
 
 @np.errstate(all="ignore")  # infinite pixels and those too large for float32 break the contract later
 def measure(images: np.ndarray, num_levels: int) -> Facts:
-    """Return the facts about (N,...) images, in memory of some 140 bytes for each, and that of one chunk of pixels."""
-    facts = no_facts(images, num_levels)
-    step = -(-len(images) // SAMPLED)
+    """Return the facts about (N,...) images, in memory of some 240 bytes for each, and that of one chunk of pixels."""
+    count, pictures = len(images), is_image(images)
+    channels = images.shape[1] if pictures and images.shape[1] <= MOST_CHANNELS else 1
+    cells = [min(CELLS, side) for side in images.shape[2:]] if pictures else [0, 0]
+    lowest, highest = np.zeros((2, count), dtype=np.float32)
+    sample = np.array(images[:: -(-count // SAMPLED) or 1]) if pictures else np.zeros((0, 1, 0, 0), dtype=np.uint8)
+    facts = Facts(
+        num_nan=np.zeros(count, dtype=np.int32),
+        lowest=lowest,
+        highest=highest,
+        digest=np.zeros(count, dtype=np.uint64),
+        statistics={},
+        thumbnails=np.zeros((count, *cells), dtype=np.float32),
+        histograms=np.zeros((GROUPS, channels, num_levels), dtype=np.int64),
+        differ=np.zeros((channels, channels), dtype=bool),
+        lost_detail=round(lost_detail(sample, num_levels), 4),
+        jpeg_grid=round(jpeg_grid(sample, num_levels), 4),
+        image_shape=images.shape[1:],
+    )
     for first, chunk in chunks(images, ROWS):
         rows = slice(first, first + len(chunk))
         flat = chunk.reshape(len(chunk), -1)
-        digests = b"".join(hashlib.blake2b(row.data, digest_size=16).digest() for row in flat)
-        facts.digest[rows] = np.frombuffer(digests, np.uint64).reshape(-1, 2)
+        digests = b"".join(hashlib.blake2b(row.data, digest_size=8).digest() for row in flat)
+        facts.digest[rows] = np.frombuffer(digests, np.uint64)
         if not flat.size:  # images without pixels have no extremes; their shape breaks the contract
             continue
         values = flat.astype(np.float32)
         facts.num_nan[rows] = np.isnan(values).sum(axis=1) if flat.dtype.kind == "f" else 0
         facts.lowest[rows], facts.highest[rows] = flat.min(axis=1), flat.max(axis=1)
         found = {"image mean": values.mean(axis=1), "image deviation": values.std(axis=1)}
-        count_levels(chunk, first, facts.histograms)
-        if is_image(images):
-            pictures = values.reshape(chunk.shape)
-            gray = brightness(pictures)
-            note_differences(chunk, facts.differ)
-            found |= statistics(pictures, gray, num_levels)
-            facts.thumbnails[rows] = thumbnails(gray)
-            facts.space.add(chunk[-first % step :: step], num_levels)
+        if flat.dtype == np.uint8:
+            count_levels(chunk.reshape(len(chunk), channels, -1), first, facts.histograms)
+        if pictures:
+            gray = np.asarray(values.reshape(chunk.shape).mean(axis=1))
+            for one, other in combinations(range(channels), 2):
+                facts.differ[one, other] |= not np.array_equal(chunk[:, one], chunk[:, other])
+            found |= statistics(values.reshape(chunk.shape), gray, num_levels)
+            facts.thumbnails[rows] = pooling(gray.shape[1]) @ gray @ pooling(gray.shape[2]).T
         for name, column in found.items():
-            facts.statistics.setdefault(name, np.zeros(len(images), np.float32))[rows] = column
+            facts.statistics.setdefault(name, np.zeros(count, np.float32))[rows] = column
     return facts
 
 
-def no_facts(images: np.ndarray, num_levels: int) -> Facts:
-    """Return facts about the images that are all zero."""
-    count, cells = len(images), 0
-    if is_image(images):
-        cells = thumbnails(np.zeros((1, *images.shape[2:]), dtype=np.float32)).size
-    lowest, highest = np.zeros((2, count), dtype=np.float32)
-    return Facts(
-        num_nan=np.zeros(count, dtype=np.int32),
-        lowest=lowest,
-        highest=highest,
-        digest=np.zeros((count, 2), dtype=np.uint64),
-        statistics={},
-        thumbnails=np.zeros((count, cells), dtype=np.float16),
-        histograms=np.zeros((GROUPS, num_channels(images), num_levels), dtype=np.int64),
-        differ=np.zeros((num_channels(images), num_channels(images)), dtype=bool),
-        space=nothing(),
-        image_shape=images.shape[1:],
-    )
-
-
-def note_differences(chunk: np.ndarray, differ: np.ndarray) -> None:
-    """Set the flags of all pairs of channels that differ in a chunk of images."""
-    for first, second in combinations(range(len(differ)), 2):
-        if not differ[first, second]:
-            differ[first, second] = not np.array_equal(chunk[:, first], chunk[:, second])
-
-
-def count_levels(chunk: np.ndarray, first: int, histograms: np.ndarray) -> None:
-    """Add the pixels of a chunk, whose first image has the number `first`, to the histograms of groups and channels."""
+def count_levels(pixels: np.ndarray, first: int, histograms: np.ndarray) -> None:
+    """Add the pixels (n,channels,P), the first of image `first`, to the histograms of groups and channels."""
     groups, channels, num_levels = histograms.shape
-    parts = [chunk.reshape(len(chunk), -1)] if channels == 1 else [chunk[:, channel] for channel in range(channels)]
-    for group in range(groups):
-        for channel, pixels in enumerate(parts):
-            some = np.ascontiguousarray(pixels[(group - first) % groups :: groups]).reshape(-1)
-            if some.dtype == np.uint8:
-                histograms[group, channel] += np.bincount(some, minlength=max(256, num_levels))[:num_levels]
-            elif some.size:
-                histograms[group, channel] += np.histogram(some, bins=np.arange(num_levels + 1) - 0.5)[0]
+    for group, channel in np.ndindex(groups, channels):
+        some = pixels[(group - first) % groups :: groups, channel].ravel()
+        histograms[group, channel] += np.bincount(some, minlength=max(256, num_levels))[:num_levels]
 
 
 def is_image(images: np.ndarray) -> bool:
@@ -133,14 +122,11 @@ def is_image(images: np.ndarray) -> bool:
     return bool(images.shape[1] > 0 and min(images.shape[2:]) >= FEWEST_PIXELS)
 
 
-def num_channels(images: np.ndarray) -> int:
-    """Return how many channels of (N,C,H,W) images are distinguished: 2 to 4, or 1 for any other number."""
-    return images.shape[1] if is_image(images) and 2 <= images.shape[1] <= MOST_CHANNELS else 1
-
-
-def brightness(values: np.ndarray) -> np.ndarray:
-    """Return the mean (n,H,W) of the channels of images (n,C,H,W)."""
-    return np.asarray(values[:, 0] if values.shape[1] == 1 else values.mean(axis=1))
+def pooling(length: int) -> np.ndarray:
+    """Return the matrix (cells,length) float32 that averages a line over its cells, which may share pixels."""
+    ends, place = np.linspace(0, length, min(CELLS, length) + 1), np.arange(length)
+    overlap = np.clip(np.minimum(ends[1:, None], place + 1) - np.maximum(ends[:-1, None], place), 0, None)
+    return np.asarray(overlap / overlap.sum(axis=1, keepdims=True), dtype=np.float32)
 
 
 def statistics(values: np.ndarray, gray: np.ndarray, num_levels: int) -> dict[str, np.ndarray]:
@@ -152,23 +138,16 @@ def statistics(values: np.ndarray, gray: np.ndarray, num_levels: int) -> dict[st
     from a reference's, although the histogram of the levels hardly does.
     """
     one_level = (num_levels - 1) / 255
-    first = {axis: np.abs(np.diff(gray, axis=axis)).mean(axis=(1, 2)) for axis in (1, 2)}
-    second = {axis: np.abs(np.diff(gray, n=2, axis=axis)).mean(axis=(1, 2)) for axis in (1, 2)}
-    columns, rows = gray.mean(axis=1), gray.mean(axis=2)
+    down, across = (np.abs(np.diff(gray, axis=axis)).mean(axis=(1, 2)) for axis in (1, 2))
+    second = sum(np.abs(np.diff(gray, n=2, axis=axis)).mean(axis=(1, 2)) for axis in (1, 2))
     found = {
-        "direction": np.log((first[2] + one_level) / (first[1] + one_level)),
-        "sharpness": np.log((second[1] + second[2] + one_level) / (first[1] + first[2] + one_level)),
-        "balance across": halves(columns),
-        "balance down": halves(rows),
+        "direction": np.log((across + one_level) / (down + one_level)),
+        "sharpness": np.log((second + one_level) / (down + across + one_level)),
     }
+    for name, means in (("balance across", gray.mean(axis=1)), ("balance down", gray.mean(axis=2))):
+        middle = means.shape[1] // 2
+        found[name] = means[:, -middle:].mean(axis=1) - means[:, :middle].mean(axis=1)
     if 1 < values.shape[1] <= MOST_CHANNELS:
         means = values.mean(axis=(2, 3))
-        means -= means.mean(axis=1, keepdims=True)
-        found |= {f"channel {number}": means[:, number] for number in range(means.shape[1])}
+        found |= {f"channel {number}": means[:, number] - means.mean(axis=1) for number in range(means.shape[1])}
     return found
-
-
-def halves(means: np.ndarray) -> np.ndarray:
-    """Return for each row of (n,L) means the mean of its last half minus that of its first half (n,)."""
-    middle = means.shape[1] // 2
-    return np.asarray(means[:, -middle:].mean(axis=1) - means[:, :middle].mean(axis=1))

@@ -2,26 +2,23 @@
 
 import json
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+import pandas as pd
 
 from flows.core.errors import Exit, UserError
 from flows.core.escaping import visible
-from flows.core.files import written_last
-from flows.core.folders import writing_folder
+from flows.core.files import write_whole
 from flows.images.store import ImageSet, data_sha256, load_images, load_labels, present
-from flows.process.ending import finish
-from flows.validation.contract import between, histogram_expectations, image_expectations, split_expectations
-from flows.validation.drift import REFERENCE, differences, profile, read_reference
-from flows.validation.duplicates import Lookalikes, all_lookalikes, ranked
+from flows.validation.contract import contract
+from flows.validation.drift import REFERENCE, agreement, differences, profile, read_reference
+from flows.validation.duplicates import all_lookalikes, search
 from flows.validation.expectations import Checker
-from flows.validation.facts import Facts, measure
+from flows.validation.facts import measure
 from flows.validation.picture import draw
-from flows.validation.report import REPORT, Alike, Difference, Report, Result
+from flows.validation.report import REPORT, Alike, Report, Result
 from flows.validation.tables import difference_rows, histogram_rows, image_rows, split_rows, with_files
 
 if TYPE_CHECKING:
@@ -31,6 +28,7 @@ log = logging.getLogger(__name__)
 
 # In the folder of a report.
 DATA_DOCS, PICTURE = "data_docs", "validation.png"
+MOST_PAIRS = 500
 
 
 class Inspection(NamedTuple):
@@ -42,7 +40,7 @@ class Inspection(NamedTuple):
     checker: Checker
 
 
-def inspect_images(contract: "Contract", *, images: Path, reference: Path | None) -> Inspection:
+def inspect_images(settings: "Contract", *, images: Path, reference: Path | None) -> Inspection:
     """Check the image set in the folder `images`.
 
     `reference` is a validation.json or an image set from which the pixels should not have drifted.  Raises
@@ -52,12 +50,22 @@ def inspect_images(contract: "Contract", *, images: Path, reference: Path | None
     expected = read_reference(reference) if reference else None
     splits = present(image_set.description)
     facts = {split: measure(getattr(image_set, split), image_set.num_levels) for split in splits}
-    profiles = {split: profile(known, load_labels(images, split)) for split, known in facts.items()}
-    alike = all_lookalikes(image_set, facts, contract.near_duplicate_distance)
-    found = differences(profiles, expected, contract)
-    checker = Checker()
-    check_images(checker, contract, image_set, images, facts, alike)
-    check_differences(checker, contract, found)
+    labels = {split: load_labels(images, split) for split in splits}
+    found = search(image_set, facts)
+    alike = all_lookalikes(found, splits, settings.near_duplicate_distance)
+    profiles = {split: profile(facts[split], labels[split], found[split, split]) for split in splits}
+    agreements = {
+        (first, second): agreement(pairs, labels[first], labels[second]) for (first, second), pairs in found.items()
+    }
+    differ = differences(profiles, expected, settings, agreements)
+    checker, rows = Checker(), contract(image_set, settings)
+    checker.check("images", image_rows(image_set, facts, alike), rows["images"], ["split", "image"], "images")
+    checker.check("splits", split_rows(image_set, images, facts), rows["splits"], ["split"], "splits")
+    checker.check("histogram", histogram_rows(facts, settings), rows["histogram"], ["split", "level"], "levels")
+    for name, of_reference in (("differences", False), ("drift", True)):
+        if some := [each for each in differ if (each.first == REFERENCE) == of_reference]:
+            index = ["splits", "statistic", "difference"]
+            checker.check(name, difference_rows(some), rows[name], index, "statistics")
     report = Report(
         success=all(result.success or result.severity == "warning" for result in checker.results),
         data_sha256=data_sha256(images),
@@ -66,85 +74,37 @@ def inspect_images(contract: "Contract", *, images: Path, reference: Path | None
             result.model_copy(update={"rows": with_files(result.rows, images)}) for result in checker.results
         ],
         profile=profiles["train"],
-        alike=[entry(pair, lookalikes, images) for pair, lookalikes in alike.items()],
-        differences=found,
+        alike=[entry(pair, pairs, images) for pair, pairs in alike.items()],
+        differences=differ,
     )
     return Inspection(report, image_set, {split: known.histogram for split, known in facts.items()}, checker)
 
 
-def write_report(inspection: Inspection, out: Path) -> None:
-    """Write the report, its picture and its site into the folder `out`.
-
-    The same images, contract and installed packages give the same bytes.  Raises OSError that names what cannot be
-    written.
-    """
-    report, image_set, histograms, checker = inspection
-    with replacing_report(out / REPORT, report):
-        picture = draw(image_set, histograms, report)
-        with written_last(out / PICTURE, picture), writing_folder(out / DATA_DOCS) as site:
-            checker.build_site(site)
-            finish()
-
-
-def check_images(
-    checker: Checker,
-    contract: "Contract",
-    image_set: ImageSet,
-    folder: Path,
-    facts: dict[str, Facts],
-    alike: dict[tuple[str, str], Lookalikes],
-) -> None:
-    """Check the images, the splits and the levels of a set."""
-    rows = image_rows(image_set, facts, alike)
-    checker.check("images", rows, image_expectations(image_set, contract), ["split", "image"], "images")
-    checker.check(
-        "splits", [split_rows(image_set, folder, facts)], split_expectations(image_set, contract), ["split"], "splits"
-    )
-    checker.check(
-        "histogram", [histogram_rows(facts, contract)], histogram_expectations(image_set), ["split", "level"], "levels"
-    )
-
-
-def check_differences(checker: Checker, contract: "Contract", found: list[Difference]) -> None:
-    """Check the differences of the splits, and those from a reference if there are any."""
-    on_drift = "warning" if contract.on_drift == "warn" else "critical"
-    for name, of_reference, severity, text in (
-        ("differences", False, "warning", "splits differ by chance alone (times the limit)"),
-        ("drift", True, on_drift, "images are like the reference's (times the limit)"),
-    ):
-        if selected := [each for each in found if (each.first == REFERENCE) == of_reference]:
-            expected = between("times_the_limit", text, severity, max_value=1)
-            checker.check(name, [difference_rows(selected)], [expected], ["splits", "statistic"], "differences")
-
-
-def entry(pair: tuple[str, str], found: Lookalikes, folder: Path) -> Alike:
-    """Return what the report says of the images that look alike in two splits."""
+def entry(pair: tuple[str, str], found: pd.DataFrame, folder: Path) -> Alike:
+    """Return what the report says of the images that look alike in two splits, with at most 500 pairs."""
+    rows = found.head(MOST_PAIRS).assign(split=pair[1], of_split=pair[0])
+    rows = rows.round({"distance": 6, "by_chance": 4}).astype({"image": int, "of_image": int})
+    shown = ["split", "image", "of_split", "of_image", "moved", "distance", "by_chance"]
     return Alike(
         first=pair[0],
         second=pair[1],
-        found=len(found.image),
-        by_chance=round(float(found.by_chance.max(initial=0)), 4),
-        excess=found.excess,
-        pairs=with_files(ranked(*pair, found), folder),
+        found=len(found),
+        by_chance=round(float(found["by_chance"].max()), 4) if len(found) else 0.0,
+        excess=int(found["excess"].sum()),
+        pairs=with_files(rows[shown].to_dict("records"), folder),
     )
 
 
-@contextmanager
-def replacing_report(path: Path, report: Report) -> Iterator[None]:
-    """Write the report when the block, which writes the site and the picture, ends without an error.
+def write_report(inspection: Inspection, out: Path) -> None:
+    """Write the report and its picture into the folder `out`, and the Data Docs beside them.
 
-    After an error an older report that differs is removed: it may be about another contract, and training would trust
-    it.
+    The same images, contract and installed packages give the same bytes of report and picture; the Data Docs have
+    times.  Raises OSError that names what cannot be written.
     """
-    content = json.dumps(report.model_dump(), indent=2, sort_keys=True) + "\n"
-    try:
-        with written_last(path, content):
-            yield
-    except Exception:
-        with suppress(OSError):
-            if path.is_file() and path.read_bytes() != content.encode():
-                path.unlink()
-        raise
+    report, image_set, histograms, checker = inspection
+    write_whole(out / PICTURE, draw(image_set, histograms, report))
+    write_whole(out / REPORT, json.dumps(report.model_dump(), indent=2, sort_keys=True) + "\n")
+    checker.build_site(out / DATA_DOCS)
 
 
 def require_success(report: Report, images: Path, out: Path | None) -> None:

@@ -3,19 +3,19 @@
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import FailFast, Field
+from pydantic import Field
 
 from flows.core.documents import Document, Sha256, read
 from flows.core.errors import Exit, UserError
 from flows.images.store import data_sha256, load_images, require_levels
 
 REPORT = "validation.json"
-Level = Annotated[int, Field(ge=0, lt=2**63)]
+Count = Annotated[int, Field(ge=0, lt=2**63)]
 # Means and deviations are those of float32 pixels: the difference of any two is finite in float64.
 Statistic = Annotated[float, Field(ge=-3.5e38, le=3.5e38)]
 Label = Annotated[str, Field(pattern=r"^-?[0-9]{1,20}$")]
-Quantiles = Annotated[list[Statistic], FailFast(), Field(max_length=2**16)]
-Histogram = Annotated[list[Level], FailFast(), Field(max_length=2**16)]
+Quantiles = Annotated[list[Statistic], Field(max_length=2**16)]
+Histogram = Annotated[list[Count], Field(max_length=2**16)]
 
 
 class Profile(Document):
@@ -23,27 +23,22 @@ class Profile(Document):
 
     histogram: Annotated[Histogram, Field(min_length=1)]
     """Number of pixels by level."""
-    mean: Quantiles
-    """Quantiles of the images' means; empty when no mean is finite."""
-    deviation: Quantiles
-    """Quantiles of the images' standard deviations."""
-    # A reference that an older version wrote lacks the following.
-    num_images: Level = 0
-    image_shape: Annotated[list[Level], Field(default_factory=list, max_length=64)]
+    num_images: Count = 0
+    image_shape: Annotated[list[Count], Field(default_factory=list, max_length=64)]
     """Channels, height and width."""
     statistics: Annotated[dict[str, Quantiles], Field(default_factory=dict, max_length=100)]
-    """Quantiles by the names of `flows.validation.facts.statistics`."""
+    """Quantiles of the images' mean and deviation, and of `flows.validation.facts.statistics`, by name; empty when no
+    value is finite."""
     channels: Annotated[list[Histogram], Field(default_factory=list, max_length=4)]
-    """Histograms of 2 to 4 channels."""
+    """Histograms of up to 4 channels."""
     height: Annotated[Quantiles, Field(default_factory=list)]
     """How much fuller each level is than its neighbours."""
     height_error: Annotated[Quantiles, Field(default_factory=list)]
     """Its standard error; -1 where the height says nothing."""
-    labels: Annotated[dict[Label, Level], Field(default_factory=dict, max_length=2**16)]
+    labels: Annotated[dict[Label, Count], Field(default_factory=dict, max_length=2**16)]
     """Number of images by label."""
-    label_link: Statistic | None = None
-    """Share of the images' variance that labels explain."""
-    label_link_error: Statistic | None = None
+    label_agreement: Annotated[list[Count], Field(default=[0, 0], min_length=2, max_length=2)]
+    """How many images have the label of the image most similar to them, and how many do not."""
 
 
 class Result(Document):
@@ -78,14 +73,20 @@ class Alike(Document):
 
 
 class Difference(Document):
-    """The difference of two splits in one statistic."""
+    """The difference of two splits, or of the training images and a reference, in one statistic."""
 
     first: str
     second: str
     statistic: str
     distance: float
     limit: float
-    """The distance that chance and the contract allow."""
+    """The distance that the contract allows."""
+    by_chance: float
+    """The probability that sets that were drawn alike differ as much; 0 where the limit allows for chance."""
+    unit: str
+    """The unit of the distance, in words."""
+    reported: bool
+    """Whether the distance is beyond both the limit and chance."""
 
 
 class Validation(Document):

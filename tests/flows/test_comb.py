@@ -1,8 +1,7 @@
 """The comb test: real 8-bit pixels pass, and each way to fake them is detected."""
 
 from collections.abc import Callable
-from types import SimpleNamespace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -10,9 +9,10 @@ from project import ROOT
 from sklearn.datasets import load_sample_images
 
 from flows.core.params import Contract
-from flows.core.params_file import read_params
+from flows.core.params_file import parse_params, read_params
+from flows.core.presets import read_preset
 from flows.validation import tables
-from flows.validation.comb import Comb, comb
+from flows.validation.comb import Comb, comb, heights
 
 PRESETS = ROOT / "presets"
 CONTRACT = read_params(PRESETS / "digits.yaml").contract
@@ -127,12 +127,20 @@ def test_few_levels_and_few_pixels_are_not_judged(digits: np.ndarray) -> None:
 def test_each_limit_is_that_of_its_flag() -> None:
     limits = {"max_gaps": 0.01, "max_peaks": 0.02, "max_skipped": 0.03}
     flags = Comb(*(np.arange(100) < 100 * limit for limit in limits.values()))
-    allowed: Any = SimpleNamespace(**limits)
-    assert not np.any(tables.broken(flags, allowed))
+    assert not np.any(tables.broken(flags, CONTRACT.model_copy(update=limits)))
     for name, limit in limits.items():
-        stricter: Any = SimpleNamespace(**limits | {name: limit - 0.005})
-        found = [bool(each.any()) for each in tables.broken(flags, stricter)]
-        assert dict(zip(limits, found, strict=True)) == {key: key == name for key in limits}
+        stricter = CONTRACT.model_copy(update=limits | {name: limit - 0.005})
+        assert [bool(each.any()) for each in tables.broken(flags, stricter)] == [key == name for key in limits]
+
+
+def test_heights_are_above_neighbours_with_the_error_of_groups() -> None:
+    generator = np.random.default_rng(0)
+    density = 1000 + 500 * np.sin(np.arange(64) / 9)
+    density[30] *= 1.2
+    drawn = np.array([heights(generator.poisson(density, (20, 64))) for _ in range(200)])
+    height, error = drawn[:, 0, 2:-2], drawn[:, 1, 2:-2]
+    assert height.mean(axis=0)[28] == pytest.approx(0.2, abs=0.01)
+    assert error.mean() == pytest.approx(height.std(axis=0).mean(), rel=0.05)
 
 
 MNIST = """
@@ -158,4 +166,4 @@ def test_the_preset_of_mnist_allows_the_peaks_that_mnist_has() -> None:
     found = Shares(*(float(flags.mean()) for flags in comb(histogram)))
     assert found == (0, 7 / 256, 0)
     assert broken(found)  # images of unknown origin with so many peaks are refused
-    assert not broken(found, read_params(PRESETS / "mnist.yaml").contract)
+    assert not broken(found, parse_params(read_preset("mnist", PRESETS), "mnist").contract)

@@ -30,12 +30,6 @@ def refusal(text: str) -> str:
     return str(error.value)
 
 
-@pytest.mark.parametrize("preset", PRESETS, ids=lambda path: path.stem)
-def test_every_preset_is_valid(preset: Path) -> None:
-    name = read_params(preset).data.name
-    assert re.fullmatch(rf"{name}(_\w+)?", preset.stem), f"{preset.name} begins with the name of its data set, {name}"
-
-
 def test_numbers_are_read_as_dvc_reads_them() -> None:
     """2e-4 is a number in YAML 1.2 and a string in YAML 1.1."""
     assert parse_params(DIGITS.replace("learning_rate: 3e-3", "learning_rate: 2e-4"), "").train.learning_rate == 2e-4

@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 import subprocess
-import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -41,7 +40,6 @@ def test_a_folder_outside_the_pipeline(folder: Path) -> None:
         "levels are used: empty between the lowest and the highest",
     ]
     assert "pictures: transforms: none" in result.stderr
-    assert tempfile.gettempdir() not in result.stderr.replace(str(folder), "")
     assert result.stderr.splitlines()[-1].startswith("vdmctl: pictures: broken expectation: levels are not spread")
     assert sorted(folder.rglob("*")) == before
 
@@ -66,18 +64,13 @@ def test_transforms_of_the_parameters_apply(folder: Path) -> None:
     ("arguments", "code", "message"),
     [
         (["validate", "nowhere"], 5, "nowhere does not exist"),
-        (["validate", "params.yaml"], 5, '"params.yaml"'),
         (["validate", "--json"], 2, "--out and --json need PATH"),
         (["validate", "pictures", "--reference", "nowhere"], 5, "nowhere: No such file or directory; a reference is"),
         (["validate", "pictures", "--out", "pictures/report"], 2, "--out pictures/report lies in pictures, whose"),
-        (["validate", "pictures", "--out", "set"], 2, "--out set lies in the image set "),
-        (["validate", "pictures", "--out", "set/report"], 2, "--out set/report lies in the image set "),
         (["validate"], 5, "data/images/dataset.json: No such file"),
     ],
 )
 def test_bad_arguments(arguments: list[str], code: int, message: str, folder: Path) -> None:
-    (folder / "set").mkdir()
-    (folder / "set" / "dataset.json").touch()
     result = vdmctl(folder, *arguments)
     assert (result.returncode, result.stdout) == (code, "")
     assert message in result.stderr.splitlines()[-1]
@@ -92,22 +85,23 @@ def test_a_test_split_that_equals_the_training_split_is_refused(folder: Path) ->
     assert 'no image is in two splits: 400 of 800 images (test 0 "test/000.png", ' in result.stderr
 
 
-@pytest.mark.parametrize("reference", ["report", "report/validation.json", "pictures/../report"])
-def test_the_reference_is_not_replaced(reference: str, folder: Path) -> None:
-    (folder / "report").mkdir()
-    (folder / "report" / "validation.json").write_text("mine")
-    result = vdmctl(folder, "validate", "pictures", "--reference", reference, "--out", "report")
+def test_a_reference_is_not_replaced(folder: Path) -> None:
+    for place in ("reports/validation", "report"):
+        (folder / place).mkdir(parents=True)
+        (folder / place / "validation.json").write_text("mine")
+    result = vdmctl(folder, "validate", "--reference", "reports/validation/validation.json")
     assert result.returncode == Exit.USAGE
-    assert result.stderr == f"vdmctl: --out report would replace --reference {reference}; choose another --out\n"
-    assert (folder / "report" / "validation.json").read_text() == "mine"
+    assert "`vdmctl validate data/images --reference reports/validation/validation.json` compares" in result.stderr
+    result = vdmctl(folder, "validate", "pictures", "--reference", "pictures/../report", "--out", "report")
+    assert result.returncode == Exit.USAGE
+    assert "--out report would replace --reference pictures/../report; choose another --out" in result.stderr
+    for place in ("reports/validation", "report"):
+        assert (folder / place / "validation.json").read_text() == "mine"
 
 
-def test_a_folder_that_is_no_site_is_not_replaced(folder: Path) -> None:
+def test_other_files_beside_the_site_stay(folder: Path) -> None:
     shutil.copytree(folder / "pictures", folder / "mine" / "data_docs")
-    (folder / "mine" / "data_docs" / "index.html").touch()  # which sites have, too
-    before = len(list((folder / "mine" / "data_docs").iterdir()))
-    for path in ("pictures", "mine/data_docs"):
-        result = vdmctl(folder, "validate", path, "--out", "mine")
-        assert result.returncode == Exit.USAGE, result.stderr
-        assert "mine/data_docs, which the report replaces, holds other files" in result.stderr
-    assert len(list((folder / "mine" / "data_docs").iterdir())) == before
+    before = sorted((folder / "mine" / "data_docs").iterdir())
+    assert vdmctl(folder, "validate", "pictures", "--out", "mine").returncode == Exit.INVALID_DATA
+    assert (folder / "mine" / "data_docs" / "index.html").is_file()
+    assert all(path.is_file() for path in before)
