@@ -207,7 +207,7 @@ def test_a_bug_keeps_its_traceback(small: Small) -> None:
 
 def test_the_exit_codes_are_documented(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.run(["--help"]) == Exit.DONE
-    for text in (capsys.readouterr().out, (ROOT / "README.md").read_text()):
+    for text in (capsys.readouterr().out, (ROOT / "docs/reliability.md").read_text()):
         codes = " ".join(text.partition("Exit codes:")[2].split())[:900]
         assert [code for code in Exit if f" {code.value} " not in f" {codes}"] == []
         assert "75 stopped (Ctrl-C, SIGTERM, a closed terminal)" in codes
