@@ -8,11 +8,10 @@ from typing import Annotated, Any, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
-from flows.core.errors import Exit, UserError
+from flows.core.errors import Exit, UserError, brief, of_file
 from flows.core.files import parse_json, read_bounded, relative_path
 
 DocumentType = TypeVar("DocumentType", bound=BaseModel)
-LONGEST_SHOWN = 60
 MOST_BYTES = 2**24
 """The largest document that is read; the parsed document may take fifty times this size."""
 
@@ -37,7 +36,7 @@ def parse(model: type[DocumentType], content: bytes, name: str) -> DocumentType:
     try:
         value = parse_json(content)
     except ValueError as error:
-        raise UserError(f"{name}: damaged: {shown(str(error))}", Exit.MISSING) from error
+        raise UserError(f"{name}: damaged: {brief(error, 60)}", Exit.MISSING) from error
     return checked(model, value, name)
 
 
@@ -46,7 +45,7 @@ def read(model: type[DocumentType], path: Path, advice: str = "", most: int = MO
     try:
         return parse(model, read_bounded(path, most), str(path))
     except (OSError, UserError) as error:
-        reason = f"{path}: {error.strerror}" if isinstance(error, OSError) else str(error)
+        reason = of_file(error) if isinstance(error, OSError) else str(error)
         message = f"{reason}; {advice}" if advice else reason
         raise UserError(message, Exit.MISSING) from error
 
@@ -62,11 +61,6 @@ def checked(model: type[DocumentType], value: Any, name: str) -> DocumentType:
 def explain(error: ValidationError) -> str:
     """Return the key of the first error and what is wrong with it."""
     first = error.errors(include_url=False)[0]
-    place = ".".join(shown(str(part)) for part in first["loc"])
+    place = ".".join(brief(part, 60) for part in first["loc"])
     reason = first["msg"].removeprefix("Value error, ")  # pydantic's, for what a validator of ours says
-    return f"{place}: {reason[:200]}".removeprefix(": ")
-
-
-def shown(text: str) -> str:
-    """Return the text, cut to 60 characters, for an error message.  `UserError` escapes it."""
-    return text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]}..."
+    return f"{place}: {brief(reason)}".removeprefix(": ")
