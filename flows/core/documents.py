@@ -31,8 +31,6 @@ class Document(BaseModel):
 
 def parse(model: type[DocumentType], content: bytes, name: str) -> DocumentType:
     """Parse a JSON document.  Raises UserError (exit 5) that says `name`, the key and what is wrong."""
-    if len(content) > MOST_BYTES:
-        raise UserError(f"{name}: larger than {MOST_BYTES:,} bytes, the limit", Exit.MISSING)
     try:
         value = parse_json(content)
     except ValueError as error:

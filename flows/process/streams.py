@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import select
 import sys
 from typing import Any
 
@@ -16,12 +17,12 @@ def say(text: str) -> None:
 
 def reader_has_ended() -> bool:
     """Whether the program that reads stdout has ended, as in `vdmctl models | head -1`.  If so, discard the rest."""
-    try:
-        sys.stdout.flush()
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes it again at its exit
-        return True
-    return False
+    stdout = select.poll()
+    stdout.register(sys.stdout, 0)  # errors are always reported
+    if not stdout.poll(0):
+        return False
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes it again at its exit
+    return True
 
 
 def say_on_stderr(text: str) -> None:

@@ -151,7 +151,7 @@ def test_an_int_is_accepted_as_a_float(folder: Path) -> None:
 
 
 def test_a_model_larger_than_the_free_memory_is_refused_before_it_is_built(folder: Path) -> None:
-    edit(folder, width=2**14, blocks=1024)
+    edit(folder, width=2**14, blocks=32)
     with pytest.raises(UserError, match=r"model: the model has [\d,]{10,} parameters, and cpu has .* GiB") as error:
         load_model(folder)
     assert error.value.code is Exit.USAGE

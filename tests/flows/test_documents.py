@@ -131,24 +131,6 @@ def test_images_that_were_not_found_valid_are_refused(change: dict[str, Any], im
     assert error.value.code is Exit.INVALID_DATA
 
 
-def test_a_report_that_calls_impossible_levels_valid_is_refused(image_set: Path) -> None:
-    pixels = np.array(load_images(image_set).train)
-    pixels[3, 0, 0, 0] = 99
-    np.save(image_set / "train.npy", pixels)
-    report = image_set.parent / "validation.json"
-    report.write_text(json.dumps({"success": True, "data_sha256": data_sha256(image_set)}))
-    with pytest.raises(UserError, match=r"train\.npy holds level 99; run `vdmctl validate`") as error:
-        require_validated(image_set, report, needs_validation_images=False)
-    assert error.value.code is Exit.INVALID_DATA
-
-
-@pytest.mark.parametrize("rows", [b"", b"1,nan,nan\n", b"-1,2,nan\n", b"\xff\n", b"1,2,good\n", b"9" * 5000])
-def test_a_damaged_training_log_is_refused(rows: bytes, tmp_path: Path) -> None:
-    (tmp_path / "curves.csv").write_bytes(b"step,bpd,validation_bpd\n" + rows)
-    with pytest.raises(UserError, match=r"curves\.csv: missing or damaged; run `vdmctl train`"):
-        read_curves(tmp_path / "curves.csv")
-
-
 def test_the_end_of_a_training_log_is_read(tmp_path: Path) -> None:
     (tmp_path / "curves.csv").write_text("step,bpd,validation_bpd\n1,3.5,3.2\n2,3.4,3.1\n3,3.3,3.4\n")
     assert read_curves(tmp_path / "curves.csv") == (3, 3.3, (3.1, 2))
