@@ -10,14 +10,13 @@ from flows.commands.models import as_argument, version_of
 from flows.core import layout
 from flows.core.documents import read
 from flows.core.errors import Exit, UserError
-from flows.core.files import open_regular, read_bounded, scratch_folder, write_whole, written_last
+from flows.core.files import open_regular, read_bounded, scratch_folder, written_last
 from flows.evaluation.results import BoundMetrics, Metrics
 from flows.images.store import data_sha256
 from flows.process.ending import finish
-from flows.registry.git import contents
 from flows.registry.lineage import Lineage, lineage
 from flows.registry.lock_file import lock_here, output_at, require_no_outputs
-from flows.registry.storage import check, dvc_repository, fetch_images, obtain
+from flows.registry.storage import fetch_files, fetch_images
 from flows.registry.versions import Version
 from flows.report.comparison import comparison
 from flows.report.page import page
@@ -101,7 +100,7 @@ def of_version(version: Version) -> Results:
 
 
 def gather(chain: Lineage, scratch: Path) -> dict[str, Path]:
-    """Return the files with the results of a version, by their paths in the workspace: in DVC's cache or in `scratch`.
+    """Put the files with the results of a version into `scratch`; return them by their paths in the workspace.
 
     Raises UserError (exit 5) if one is damaged or cannot be fetched, or if dvc.lock does not list the metrics.
     """
@@ -110,19 +109,8 @@ def gather(chain: Lineage, scratch: Path) -> dict[str, Path]:
     listed = [path for path in map(str, WORKSPACE) if path in outputs and not outputs[path].endswith(".dir")]
     if str(layout.METRICS) not in listed:
         raise UserError(f"{version.name}: its {layout.DVC_LOCK} does not list {layout.METRICS}", Exit.MISSING)
-    found = contents(ROOT, [f"{version.commit}:{path}" for path in listed])
-    places: dict[str, Path] = {}
-    for path in listed:
-        content = found[f"{version.commit}:{path}"]
-        if content is not None:  # DVC's metrics are in the commit and not in the cache
-            places[path] = scratch / path
-            write_whole(places[path], content)
-    with dvc_repository(ROOT) as repo:
-        cached = obtain(repo, {path: outputs[path] for path in listed if path not in places}, f"{version.name}: ")
-    for path, (file,) in cached.items():
-        check(file.cached, file, f"{version.name}: {path}: ")
-        places[path] = file.cached
-    return places
+    fetch_files(ROOT, version, listed, scratch)
+    return {path: scratch / path for path in listed}
 
 
 def origin_of(chain: Lineage) -> Origin:
@@ -130,7 +118,8 @@ def origin_of(chain: Lineage) -> Origin:
     version = chain.version
     rows = {"version": version.name, "registered": version.created, "commit": version.commit}
     promotions = {
-        f"{'withdrawn' if '!' in tag.name else 'promoted'}, {tag.name}": tag.created for tag in chain.promotions
+        f"{'withdrawn' if tag.event == 'unassignment' else 'promoted'}, {tag.name}": tag.created
+        for tag in chain.promotions
     }
     commands = [
         f"git checkout {version.name}",
