@@ -39,7 +39,8 @@ from flows.registry.git import git_lines, git_text, require_identity
 from flows.registry.lock_file import read_lock
 from flows.registry.publishing import is_own, require_remotes
 from flows.registry.remote import first_commit
-from flows.registry.storage import DatabaseError, dvc_repository, obtain
+from flows.registry.storage import DamagedVersionError, dvc_repository, fetch_files
+from flows.registry.verification import require_sound
 from flows.validation.report import Validation
 
 # A stage that takes longer is assumed to hang, and is ended.  `train` has no limit.
@@ -120,7 +121,7 @@ def retrain(
             return f"nothing to do: commit {ready[:12]} has the results of these parameters already"
         if not force:
             restore_images(place)
-        result_of(check_champion(root, place.folder, return_state=True), "champion")
+        result_of(check_champion(root, return_state=True), "champion")
         logger.info("run %s of commit %s in %s", place.folder.name, place.base[:12], place.folder)
         run_stages(place, force=force, wait_hours=wait_hours)
         artifacts.show_results(place.folder, report_folder(place))
@@ -130,12 +131,12 @@ def retrain(
 def restore_images(place: Workspace) -> None:
     """Check out the images that the run's commit records, or warn that `download` reads their source anew.
 
-    Raises NetworkError (exit 5) if machines share versions and the remote does not answer, DatabaseError (exit 5).
+    Raises NetworkError (exit 5) if machines share versions and the remote does not answer.
     """
     try:
         take_images(place)
     except UserError as error:
-        if isinstance(error, DatabaseError) or (is_shared() and isinstance(error, NetworkError)):
+        if is_shared() and isinstance(error, NetworkError):
             raise
         get_run_logger().warning("the recorded images cannot be restored, so their source is read again: %s", error)
 
@@ -222,7 +223,7 @@ def drift(root: Path, folder: Path) -> None:
 
 
 def champion_report(root: Path, folder: Path) -> Path | None:
-    """Return the cached validation report of the champion's images, after fetching it if it is missing.
+    """Return the validation report of the champion's images, after fetching it.
 
     None without a champion or report, or if the images in `folder` are the same.  Raises UserError (exit 5).
     """
@@ -231,25 +232,24 @@ def champion_report(root: Path, folder: Path) -> Path | None:
     if champion is None or champion.metrics.data_sha256 == images:
         return None
     path = str(layout.VALIDATION)
-    digest = read_lock(root, champion).outputs.get(path)
-    if digest is None:
+    if path not in read_lock(root, champion).outputs:
         return None
-    with dvc_repository(root) as repo:
-        (stored,) = obtain(repo, {path: digest}, f"{champion.name}: ")[path]
-    return stored.cached
+    place = folder / layout.PRIVATE / "champion"
+    fetch_files(root, champion, [path], place)
+    return place / path
 
 
 @task(name="champion", task_run_name="champion", timeout_seconds=3600 * 6, **RETRIED)
-def check_champion(root: Path, folder: Path) -> None:
+def check_champion(root: Path) -> None:
     """Verify the champion, with which the new model will be compared.  Raises UserError (exit 5)."""
     try:
         if champion := registry.champion(root):
-            stream(["flows.cli", "verify", champion.name], folder, stdout=Path(os.devnull))
+            require_sound(root, champion)
     except UserError as error:
         again = "`git checkout TAG && make repro` makes its files again, given the same images"
         advice = f"{again}; `vdmctl rollback` takes an earlier champion, or says how to go on without one"
         message = f"no comparison with the champion is possible: {error}"
-        if not isinstance(error, NetworkError):
+        if isinstance(error, DamagedVersionError):
             message += f"; {advice}"
         raise type(error)(message, error.code) from error
 

@@ -20,15 +20,15 @@ from dvc.config import Config
 from dvc.exceptions import DvcException
 
 from flows.core import bounded_yaml, layout
-from flows.core.errors import Exit, NetworkError, UserError
+from flows.core.errors import Exit, UserError
 from flows.core.params_file import parse_params
 from flows.core.presets import WHOLE, compose
 from flows.process.groups import processes_in
 from flows.process.locks import lock_file
-from flows.registry.git import Tag, content_of, contents, git, git_lines, git_text, require_identity
-from flows.registry.lock_file import lock_here, read_lock
+from flows.registry.git import content_of, contents, git, git_lines, git_text, require_identity
+from flows.registry.lock_file import lock_here
 from flows.registry.publishing import run_of
-from flows.registry.storage import DatabaseError, cached_at, dvc_repository, files, obtain
+from flows.registry.storage import dvc_repository
 from flows.registry.versions import MODEL
 
 RESULTS = (f"refs/heads/{layout.RUN_BRANCHES}", f"refs/tags/{MODEL}@*")
@@ -195,26 +195,18 @@ def finished(place: Workspace, *, shared: bool) -> str | None:
 
     The candidates are the commit from which the run starts and the three newest commits with the same parameters.  If
     the first one records images, the others must have the same.  The results are then checked out in the workspace.  If
-    machines share versions, missing files come from DVC's remote.  Raises NetworkError (exit 5) when that does not
-    answer, and DatabaseError (exit 5), unless a candidate is complete without what fails.
+    machines share versions, missing files come from DVC's remote.
     """
-    unclear: NetworkError | DatabaseError | None = None
     images = recorded_images(place.folder)
     for made in [place.base, *alike(place)[:3]]:
         try:
-            require_contained(place.root, made, place.base, shared=shared)
             theirs = take_results(place, made)
-        except (NetworkError, DatabaseError) as error:
-            unclear = error  # a later candidate may need nothing from the remote
-            continue
         except (UserError, OSError):
             continue
         if images not in (None, theirs):
             continue
-        if is_complete(place.folder):
+        if is_complete(place.folder, fetch=shared):
             return made
-    if unclear:  # the results may exist, and to train them again takes hours
-        raise unclear
     git_text(place.folder, "restore", f"--source={place.base}", "--staged", "--worktree", ".", ":!params.yaml")
     return None
 
@@ -224,9 +216,9 @@ def take_images(place: Workspace) -> None:
 
     Raises UserError (exit 5) if neither has them, NetworkError (exit 5) if the remote does not answer.
     """
-    if digest := recorded_images(place.folder):
+    if recorded_images(place.folder):
         with dvc_repository(place.folder) as repo:
-            obtain(repo, {str(layout.IMAGES): digest})
+            repo.fetch([str(place.folder / layout.IMAGES)])
             repo.checkout([str(place.folder / layout.IMAGES)], force=True)
 
 
@@ -253,29 +245,14 @@ def recorded_images(folder: Path) -> str | None:
     return None
 
 
-def is_complete(folder: Path) -> bool:
+def is_complete(folder: Path, *, fetch: bool) -> bool:
     """Check out the recorded outputs; return whether all are there, made of the inputs that the folder has."""
     with dvc_repository(folder) as repo, suppress(DvcException):  # something is not in the cache
+        if fetch:
+            repo.fetch()
         repo.checkout(force=True)
         return not repo.status()
     return False
-
-
-def require_contained(root: Path, commit: str, base: str, *, shared: bool) -> None:
-    """Raise UserError or OSError unless the commit's outputs stay inside the folder into which DVC checks them out.
-
-    DVC follows links and the paths in a listing, and a version may come from somebody else.  DVC reads its dvc.lock
-    with the dvc.yaml of the commit `base`.  If machines share versions, missing outputs are fetched.
-    """
-    taken = git_lines(root, "ls-tree", "-r", commit, str(layout.DVC_LOCK), str(layout.REPORTS))
-    if any(line.startswith("120000") for line in taken):  # the mode of a symbolic link
-        raise UserError(f"commit {commit[:12]} has links among its reports, or as its dvc.lock", Exit.MISSING)
-    lock = read_lock(root, Tag(commit[:12], commit), base)
-    with dvc_repository(root) as repo:
-        if shared:
-            obtain(repo, lock.cached, f"{commit[:12]}: ")
-        for digest in lock.outputs.values():
-            list(files(digest, cached_at(repo)))
 
 
 def alike(place: Workspace) -> list[str]:
@@ -287,7 +264,7 @@ def alike(place: Workspace) -> list[str]:
     dated = sorted((at < time.time() + 86_400, at, commit) for at, commit in made)  # a clock may have been wrong
     commits = dict.fromkeys(commit for _, _, commit in reversed(dated))
     wanted = (place.folder / layout.PARAMS).read_bytes()
-    found = contents(place.root, [f"{commit}:{layout.PARAMS}" for commit in commits], len(wanted))
+    found = contents(place.root, [f"{commit}:{layout.PARAMS}" for commit in commits])
     return [commit for commit in commits if found[f"{commit}:{layout.PARAMS}"] == wanted]
 
 
