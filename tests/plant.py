@@ -23,13 +23,7 @@ from project import Project
 from flows.orchestration.runs import engines
 
 # Training that goes on until a test ends it, and may be continued then.
-ENDLESS = {"train.steps": 1_000_000, "train.checkpoint_every_steps": 20, "train.log_every": 1000}
-
-# An endless training mostly sleeps after its first saved state, and leaves the processor to the other tests.
-PATIENT = {
-    "        for _ in progress:\n": "        for _ in progress:\n"
-    f"            time.sleep(1.0 * (steps == {ENDLESS['train.steps']} and trainer.done > 20))\n"
-}
+ENDLESS = {"train.steps": 1_000_000, "train.checkpoint_every_steps": 100, "train.log_every": 1000}
 
 # How often the server's services work: schedules more often than by default, for shorter waits, and the others seldom.
 SELDOM = ("PAUSE_EXPIRATIONS", "CLEANUP_RECONCILER", "REPOSSESSOR", "CANCELLATION_CLEANUP", "FOREMAN", "LATE_RUNS")
@@ -50,7 +44,6 @@ class Plant:
 
     def __init__(self, folder: Path, **environment: str) -> None:
         self.project = Project(folder / "project")
-        self.project.edit("flows/training/fitting.py", **PATIENT)
         self.remote = folder / "remote.git"
         self.project.git("init", "--quiet", "--bare", str(self.remote))
         self.project.git("remote", "add", "origin", str(self.remote))
@@ -182,6 +175,27 @@ def at_work(folder: Path) -> list[str]:
         try:
             if Path(process.cwd()).is_relative_to(folder) and process.status() != psutil.STATUS_ZOMBIE:
                 found.append(" ".join(process.cmdline()))
+        except psutil.Error:
+            continue
+    return found
+
+
+def is_alive(pid: int) -> bool:
+    """Whether the process runs; a zombie does not."""
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def trainers(folder: Path) -> list[int]:
+    """Return the processes that train in the folder or below it."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            command = process.cmdline()
+            if "flows.cli" in command and "train" in command and Path(process.cwd()).is_relative_to(folder.resolve()):
+                found.append(process.pid)
         except psutil.Error:
             continue
     return found

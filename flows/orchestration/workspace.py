@@ -19,6 +19,7 @@ from configobj import ConfigObj
 from dvc.config import Config
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
+from ruamel.yaml.representer import RoundTripRepresenter
 
 from flows.core import layout
 from flows.core.errors import Exit, UserError, brief
@@ -29,6 +30,13 @@ from flows.registry.git import content_of, git, git_lines, git_text, require_ide
 from flows.registry.publishing import run_of
 from flows.registry.storage import dvc_repository
 from flows.registry.versions import MODEL
+
+
+class WithNulls(RoundTripRepresenter):
+    """ruamel's representer, which writes null where its base class writes nothing."""
+
+
+WithNulls.add_representer(type(None), lambda self, _: self.represent_scalar("tag:yaml.org,2002:null", "null"))
 
 
 class Workspace(NamedTuple):
@@ -154,9 +162,7 @@ def compose_params(root: Path, base: str, preset: str | None, overrides: Mapping
     if not overrides:
         return found.decode()
     yaml, text = YAML(), StringIO()
-    yaml.representer.add_representer(
-        type(None), lambda self, _: self.represent_scalar("tag:yaml.org,2002:null", "null")
-    )
+    yaml.Representer = WithNulls
     try:
         document = yaml.load(found)
     except YAMLError as error:  # ruamel's two readers differ in odd cases
