@@ -1,5 +1,6 @@
 """Runs at the Prefect server and their processes: stop them in order, close dead ones, continue interrupted ones."""
 
+from collections.abc import Iterable
 from contextlib import suppress
 from uuid import UUID
 
@@ -48,25 +49,30 @@ def engines(worker: str) -> dict[UUID, psutil.Process]:
     return found
 
 
+def wait_for(processes: Iterable[psutil.Process]) -> None:
+    """Wait until the processes have ended: they need some time to save their states."""
+    psutil.wait_procs(list(processes), timeout=KILL_SECONDS + 2 * STOP_SECONDS)
+
+
 def stop_engines(worker: str) -> list[UUID]:
     """Send SIGTERM to the worker's runs, wait until they have saved and reported their end, and return their ids."""
     found = engines(worker)
     for process in found.values():
         with suppress(psutil.NoSuchProcess):
             process.terminate()
-    psutil.wait_procs(list(found.values()), timeout=KILL_SECONDS + 2 * STOP_SECONDS)
+    wait_for(found.values())
     return list(found)
 
 
-def mark_interrupted(client: SyncPrefectClient, runs: list[UUID]) -> None:
-    """Mark runs as interrupted that were stopped before they could do it themselves; print a line for each run."""
-    for key in runs:
+def mark_interrupted(client: SyncPrefectClient, stopped: list[UUID]) -> None:
+    """Print a line for each run that was stopped, after marking those that were stopped before they could say why."""
+    for key in stopped:
         run = client.read_flow_run(key)
-        if run.state and run.state.is_crashed() and run.state.name != INTERRUPTED:
-            client.set_flow_run_state(
-                key, Crashed(name=INTERRUPTED, message="It was stopped as it started."), force=True
-            )
-        say_on_stderr(f"run {run.name} was stopped; it goes on when `vdmctl serve` or `vdmctl worker` runs here again")
+        if run.state and run.state.name == "Crashed":
+            run.state = Crashed(name=INTERRUPTED, message="It was stopped while it started.")
+            client.set_flow_run_state(key, run.state, force=True)
+        if run.state and run.state.name == INTERRUPTED:
+            say_on_stderr(f"run {run.name} was interrupted; it goes on when this worker runs again")
 
 
 def close_dead_runs(client: SyncPrefectClient, worker: str) -> None:
@@ -75,14 +81,11 @@ def close_dead_runs(client: SyncPrefectClient, worker: str) -> None:
     A run that stays "Running" counts against its deployment's limit, so the server would cancel every later one.  Call
     this before the worker starts.
     """
-    stop_engines(worker)
+    wait_for(engines(worker).values())  # they end by themselves when their worker has ended
     for run in of_worker(client, worker, in_states(*UNFINISHED)):
+        state: State[None] = Crashed(name=INTERRUPTED, message="Its worker, `vdmctl serve` or the machine ended.")
         if run.state and run.state.is_cancelling():
-            state: State[None] = Cancelled(message="Its process is gone.")
-        else:
-            state = Crashed(
-                name=INTERRUPTED, message="Its process ended with its worker, `vdmctl serve` or the machine."
-            )
+            state = Cancelled(message="Its process is gone.")
         client.set_flow_run_state(run.id, state)  # not forced, so a run that has ended meanwhile keeps its state
         say_on_stderr(f"run {run.name}: its process is gone, so it was marked as {state.name}")
 

@@ -61,7 +61,7 @@ class Child:
     arguments: list[str]
     when_orphaned: signal.Signals
     process: subprocess.Popen[str] = field(init=False)
-    started: float = -RESTART_SECONDS
+    restarted: float | None = None
 
     @property
     def name(self) -> str:
@@ -69,16 +69,21 @@ class Child:
         return f"prefect {' '.join(self.arguments[:2])}"
 
     def start(self) -> None:
-        """Start the command, or start it again.  Raises UserError (exit 1) if it was started just now."""
-        if time.monotonic() - self.started < RESTART_SECONDS:
-            raise UserError(f"`{self.name}` ended at once; see its output above", Exit.BUG)
-        self.started = time.monotonic()
+        """Start the command."""
         self.process = subprocess.Popen(
             [sys.executable, "-m", "prefect", *self.arguments],
             start_new_session=True,
             text=True,
             preexec_fn=partial(signal_with_parent, self.when_orphaned),
         )
+
+    def start_again(self) -> None:
+        """Start the command after its end.  Raises UserError (exit 1) if it was started again just before."""
+        if self.restarted and time.monotonic() - self.restarted < RESTART_SECONDS:
+            raise UserError(f"`{self.name}` ended again at once; see its output above", Exit.BUG)
+        say_on_stderr(f"`{self.name}` ended; starting it again")
+        self.restarted = time.monotonic()
+        self.start()
 
     def stop(self) -> None:
         """Stop the command and what it started."""
@@ -182,14 +187,14 @@ def start_worker(stack: ExitStack, client: SyncPrefectClient, queues: list[str] 
     worker = Child([*command, *(f"--work-queue={queue}" for queue in taken)], when_orphaned=signal.SIGKILL)
     worker.start()
     stack.callback(worker.stop)
-    stack.callback(interrupt_runs)
+    stack.callback(stop_runs, str(client.api_url))
     return worker
 
 
-def interrupt_runs() -> None:
-    """Stop the runs of the folder's worker in order: their trainers save, and the server knows that they ended."""
+def stop_runs(url: str) -> None:
+    """Stop the runs of the folder's worker before the worker, which would kill them."""
     if stopped := stop_engines(worker_name()):
-        with connected(os.environ["PREFECT_API_URL"]) as client:
+        with suppress(UserError), connected(url) as client:  # a server elsewhere may be down
             mark_interrupted(client, stopped)
 
 
@@ -211,16 +216,16 @@ def keep_alive(children: list[Child], url: str) -> None:
     looked = -LOOK_SECONDS
     while True:
         time.sleep(0.5)
-        for child in children:
-            if child.process.poll() is not None:
-                if child.arguments[0] == "worker":
-                    if not answers():
-                        continue
+        ended = [child for child in children if child.process.poll() is not None]
+        for child in ended[:1]:  # a server before the worker that needs it
+            if child.arguments[0] == "worker":
+                try:
                     with connected(url) as client:
                         close_dead_runs(client, worker_name())
                         continue_interrupted(client, worker_name())
-                say_on_stderr(f"`{child.name}` ended; starting it again")
-                child.start()
+                except UserError:  # the server is being started
+                    continue
+            child.start_again()
         if time.monotonic() - looked > LOOK_SECONDS:
             with suppress(UserError), connected(url) as client:  # the server may be starting
                 notify(client)

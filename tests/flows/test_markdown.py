@@ -11,8 +11,6 @@ from PIL import Image
 from results import metrics, sample_metrics
 
 from flows.evaluation.results import BoundMetrics, SampleMetrics
-from flows.orchestration import artifacts
-from flows.registry.evidence import Evidence
 from flows.report import markdown
 from flows.validation.report import Report, Result
 
@@ -75,32 +73,6 @@ def test_names_of_versions_are_not_addresses() -> None:
         == "`vdm@v1.0.0`\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}`vdm#champion#2`: x"
     )
     assert markdown.quoted("`vdmctl lineage` of vdm@v1.0.0.") == "`vdmctl lineage` of `vdm@v1.0.0`."
-
-
-def test_a_page_about_a_decision_names_the_bound_of_the_interval() -> None:
-    found = Evidence(
-        decision="refuse", reason="", confidence=0.95, confidence_interval=[-0.2, -0.005], min_improvement_bpd=0.01
-    )
-    expected = ("95% interval of the difference", "-0.2000 to -0.0050; its upper end must be below -0.01")
-    assert expected in artifacts.compared(found)
-
-
-@pytest.mark.parametrize("split", ["validation", "test"])
-def test_a_page_about_a_decision_gives_every_model_its_own_figures(split: str) -> None:
-    bpd = {"challenger": 1.0, "champion": 2.0, "difference": -1.0, "challenger_test": 3.0, "champion_test": 4.0}
-    figures = {f"{name}_bpd": value for name, value in bpd.items()}
-    figures |= {f"{name}_standard_error": abs(value) / 10 for name, value in bpd.items()}
-    found = Evidence(decision="", reason="", challenger="new", champion="old", split=split, **figures)  # type: ignore[arg-type]
-    deciding = [
-        (f"challenger new, {split} images", "1.0000 ± 0.1000"),
-        (f"champion old, {split} images", "2.0000 ± 0.2000"),
-        ("difference: challenger - champion", "-1.0000 ± 0.1000"),
-    ]
-    others = [
-        ("challenger, test images, which decide nothing", "3.0000 ± 0.3000"),
-        ("champion, test images, which decide nothing", "4.0000 ± 0.4000"),
-    ]
-    assert artifacts.compared(found) == deciding + (others if split == "validation" else [])
 
 
 def test_every_likelihood_has_its_own_error() -> None:

@@ -163,7 +163,7 @@ def test_an_orderly_stop_saves_and_the_run_goes_on_by_itself(plant: Plant) -> No
     plant.stop(signal.SIGTERM)
     assert plant.process.returncode == 0
     assert at_work(plant.project.folder) == []
-    assert f"run {run.name} was stopped; it goes on" in plant.log.read_text()
+    assert f"run {run.name} was interrupted; it goes on" in plant.log.read_text()
     plant.serve()
     assert plant.client.read_flow_run(run.id).state_name == "Continued"
     again = goes_on(plant, run)

@@ -109,7 +109,7 @@ def test_a_remote_that_does_not_answer_matters_to_machines_that_share_versions(
 
 
 def test_a_change_of_the_parameters_is_committed_although_dvc_writes_gits_index(
-    copied: Project, tmp_path: Path
+    copied: Project,
 ) -> None:
     """The new file has the size of the old one, and may be of the same second."""
     params = compose_params(copied.folder, "HEAD", None, {"train.steps": 81})
