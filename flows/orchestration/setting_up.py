@@ -60,9 +60,10 @@ def queues(client: SyncPrefectClient) -> dict[str, dict[str, Any]]:
 def require_queues(client: SyncPrefectClient, chosen: list[str]) -> None:
     """Raise UserError (exit 2) if the work pool lacks one of the worker's queues, so that it would get no run."""
     try:
-        existing = queues(client)
+        client.read_work_pool(POOL)
     except ObjectNotFound as error:
         raise UserError(f"no work pool {POOL}; run `vdmctl serve` on the server's machine", Exit.MISSING) from error
+    existing = queues(client)
     for name in chosen:
         if name not in existing:
             advice = f"`prefect work-queue create {name} --pool {POOL}` creates it"

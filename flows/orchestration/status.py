@@ -69,13 +69,13 @@ def loop(client: Any) -> Entry:
 
     workers, paused = [], []
     with suppress(ObjectNotFound):
-        workers = client.read_workers_for_work_pool(POOL)
         if client.read_work_pool(POOL).is_paused:
             paused.append({"name": POOL, "resume": f"prefect work-pool resume {POOL}"})
         for name, queue in queues(client).items():
             if queue["is_paused"]:
                 resume = f"prefect work-queue resume {shlex.quote(name)} --pool {POOL}"
                 paused.append({"name": name, "resume": resume})
+        workers = client.read_workers_for_work_pool(POOL)
     deployments = client.read_deployments(flow_filter=OF_FLOW)
 
     def runs(*states: StateType, sort: FlowRunSort, limit: int = 200) -> list[Any]:
