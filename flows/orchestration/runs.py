@@ -91,10 +91,15 @@ def close_dead_runs(client: SyncPrefectClient, worker: str) -> None:
 
 
 def continue_interrupted(client: SyncPrefectClient, worker: str) -> None:
-    """Schedule each interrupted run of the worker again, once, with the same parameters; print a line for each."""
+    """Schedule each interrupted run of the worker again, once, with the same parameters; print a line for each.
+
+    One that still saves its state has to wait.
+    """
+    alive = engines(worker)
     interrupted = FlowRunFilter(state=FlowRunFilterState(name=FlowRunFilterStateName(any_=[INTERRUPTED])))
     for run in of_worker(client, worker, interrupted):
-        assert run.deployment_id
+        if run.id in alive or run.deployment_id is None:
+            continue
         with suppress(ObjectNotFound):  # somebody deleted the deployment
             again = client.create_flow_run_from_deployment(
                 run.deployment_id,

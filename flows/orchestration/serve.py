@@ -48,8 +48,8 @@ STOP_SECONDS = 30.0
 """How long each signal may take to end server or worker."""
 RESTART_SECONDS = 30.0
 """A process that ends again within this time is not started again."""
-LOOK_SECONDS = 30.0
-"""How often the blocks of notifications are looked for."""
+LOOK_SECONDS = 20.0
+"""How often blocks of notifications and interrupted runs are looked for."""
 # Present if the driver of an NVIDIA card is loaded.
 DRIVER = Path("/proc/driver/nvidia/version")
 
@@ -173,7 +173,7 @@ def start_server(stack: ExitStack, address: Address, *, given: bool) -> Child:
 def start_worker(stack: ExitStack, client: SyncPrefectClient, queues: list[str] | None, *options: str) -> Child:
     """Start the folder's worker, which the stack stops after its runs.
 
-    The runs of an earlier worker are ended before, and continued.  Raises UserError (exit 2); see `require_queues`.
+    The runs of an earlier worker are ended before.  Raises UserError (exit 2); see `require_queues`.
     """
     taken = queues or fitting()
     require_queues(client, taken)
@@ -181,7 +181,6 @@ def start_worker(stack: ExitStack, client: SyncPrefectClient, queues: list[str] 
     os.environ |= {"VDM_PROJECT": str(Path.cwd()), "PATH": search_path()}
     name = worker_name()
     close_dead_runs(client, name)
-    continue_interrupted(client, name)
     command = ["worker", "start", "--pool", POOL, "--type", "process", "--name", name, *options]
     # SIGTERM would only make the worker wait for its runs.  They end when it does; see flows.train_vdm.
     worker = Child([*command, *(f"--work-queue={queue}" for queue in taken)], when_orphaned=signal.SIGKILL)
@@ -209,9 +208,9 @@ def fitting() -> list[str]:
 
 
 def keep_alive(children: list[Child], url: str) -> None:
-    """Start again whichever of the children ends; switch on notifications whose block exists.  Raises UserError.
+    """Start again whichever of the children ends, make notifications whose block exists, continue interrupted runs.
 
-    A worker is started again when its runs, which end with it, have saved their state; they go on.
+    A worker is started again when its runs, which end with it, have saved their state.  Raises UserError.
     """
     looked = -LOOK_SECONDS
     while True:
@@ -222,13 +221,13 @@ def keep_alive(children: list[Child], url: str) -> None:
                 try:
                     with connected(url) as client:
                         close_dead_runs(client, worker_name())
-                        continue_interrupted(client, worker_name())
                 except UserError:  # the server is being started
                     continue
             child.start_again()
         if time.monotonic() - looked > LOOK_SECONDS:
             with suppress(UserError), connected(url) as client:  # the server may be starting
                 notify(client)
+                continue_interrupted(client, worker_name())
             looked = time.monotonic()
 
 

@@ -71,7 +71,7 @@ def test_an_override_of_a_file_that_ruamel_reads_but_cannot_edit_is_refused(copi
     copied.edit("params.yaml", **{"confidence: 0.95": "confidence: 0.95\t# a tab"})
     copied.git("commit", "--quiet", "--all", "--message=Tab")
     assert "a tab" in compose_params(copied.folder, "HEAD", None, {})
-    with pytest.raises(UserError, match=r"params.yaml of commit HEAD: cannot be edited: line \d+: ") as raised:
+    with pytest.raises(UserError, match=r"params.yaml of commit HEAD: cannot be edited: ") as raised:
         compose_params(copied.folder, "HEAD", None, {"train.steps": 5})
     assert raised.value.code is Exit.USAGE
 
