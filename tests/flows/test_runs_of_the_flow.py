@@ -138,8 +138,8 @@ def test_a_command_that_fails_gives_its_reason_and_its_code(tmp_path: Path, quie
     (tmp_path / ".vdm").mkdir()
     (tmp_path / "program.py").write_text(
         "import json, os, pathlib, signal, sys, time\n"
-        "print('begins', flush=True)\n"
         "try:\n"
+        "    print('begins', flush=True)\n"
         "    time.sleep(60 if len(sys.argv) > 1 else 0)\n"
         "except KeyboardInterrupt:\n"
         "    sys.exit('state saved at step 7')\n"
