@@ -274,8 +274,9 @@ def without_label(known: CleanSet, *splits: str) -> CleanSet:
 
 def applies(known: CleanSet, needs: str) -> bool:
     """Whether the set has what a corruption needs: 256 levels, colours or labels."""
-    has = {"": True, "bytes": known.num_levels == 256, "labels": bool(known.labels)}
-    return has.get(needs, known.images["train"].shape[1] == 3)
+    if needs == "colours":
+        return known.images["train"].shape[1] == 3
+    return {"": True, "bytes": known.num_levels == 256, "labels": bool(known.labels)}[needs]
 
 
 def corruptions() -> list[Corruption]:
