@@ -10,13 +10,13 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from flows.process.kept import Kept
 from plant import is_alive, wait_until
 from project import ROOT, session
 
 from flows.core.errors import Exit, UserError
 from flows.process import groups
 from flows.process.groups import running
+from flows.process.kept import Kept
 from flows.process.lifeline import HOLDER
 
 # Importing flows starts the watch; the process then prints a line and would live for a minute.
