@@ -16,7 +16,6 @@ from typing import Annotated, Any
 from prefect import State, flow, get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.orchestration import get_client
-from prefect.exceptions import TerminationSignal
 from prefect.runtime import flow_run
 from prefect.states import Completed, Crashed, Failed
 from pydantic import Field
@@ -29,7 +28,7 @@ from flows.evaluation.results import BoundMetrics
 from flows.orchestration import artifacts, restoring
 from flows.orchestration.releasing import RETRIED, Release, catch_up, publish_all, release, report_folder
 from flows.orchestration.runs import INTERRUPTED
-from flows.orchestration.streaming import EXPECTED, as_user_error, leave_out_tracebacks, result_of, stream
+from flows.orchestration.streaming import EXPECTED, STOPPED, as_user_error, leave_out_tracebacks, result_of, stream
 from flows.orchestration.workspace import Workspace, commit, compose_params, prune, workspace
 from flows.process.ending import fail
 from flows.process.environment import settle
@@ -97,7 +96,7 @@ def train_vdm(
         reason = as_user_error(error)
         drifted = isinstance(error, UserError) and str(error).startswith(DRIFTED)
         return Failed(name=DRIFTED if drifted else "Failed", message=str(reason), data=reason)
-    except TerminationSignal:
+    except STOPPED:
         with get_client(sync_client=True) as client:
             state = client.read_flow_run(flow_run.id).state
         if state and state.is_cancelling():

@@ -7,7 +7,6 @@ its results.
 
 import contextlib
 import logging
-from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -22,12 +21,14 @@ from ruamel.yaml import YAML
 from flows.core import layout
 from flows.core.errors import NetworkError, UserError, brief
 from flows.orchestration.workspace import Workspace
-from flows.registry.git import content_of, git_text
+from flows.registry.git import content_of, git, git_text
 from flows.registry.storage import dvc_repository
 from flows.registry.versions import MODEL
 
 DOWNLOAD = "download"
 """The stage that the run cache never has, since its output persists."""
+NEWEST = 20
+"""How many results are looked through for known images."""
 
 
 def stages(repo: Any) -> list[Any]:
@@ -117,36 +118,35 @@ def push_run_cache(root: Path) -> None:
 
 
 def know_the_images(place: Workspace, repo: Any) -> None:
-    """Record in dvc.lock the images of the newest run with the same parameters, unless it records those of these.
+    """Record in dvc.lock the images of the newest run with the same `data:`, unless it records those of this run.
 
     `download` would read the source anew, which may take hours.
     """
     download = next(stage for stage in stages(repo) if stage.name == DOWNLOAD)
     if not download.changed_stage() and download.deps_cached():
         return
-    path = place.folder / layout.DVC_LOCK
-    for commit in alike(place, layout.PARAMS):
-        yaml = YAML()
-        lock: Any = yaml.load(path) if path.exists() else {"schema": "2.0", "stages": {}}
-        theirs = yaml.load(content_of(place.root, f"{commit}:{layout.DVC_LOCK}") or b"{}")
-        if known := theirs.get("stages", {}).get(DOWNLOAD):
+    yaml, path = YAML(), place.folder / layout.DVC_LOCK
+    lock: Any = yaml.load(path) if path.exists() else {"schema": "2.0", "stages": {}}
+    data = yaml.load(place.folder / layout.PARAMS)["data"]
+    for commit in results(place)[:NEWEST]:
+        theirs = yaml.load(content_of(place.root, f"{commit}:{layout.DVC_LOCK}") or b"{}") or {}
+        known = theirs.get("stages", {}).get(DOWNLOAD)
+        if known and known["params"][str(layout.PARAMS)]["data"] == data:
             lock["stages"][DOWNLOAD] = known
             yaml.dump(lock, path)
             return
 
 
-def alike(place: Workspace, path: Path) -> Iterator[str]:
-    """Yield the commits of runs and versions whose file has the same content as the workspace's, newest first."""
-    here = git_text(place.folder, "hash-object", str(path))
+def results(place: Workspace) -> list[str]:
+    """Return the commits of runs and versions, newest first."""
     form = "--format=%(if)%(*objectname)%(then)%(*objectname)%(else)%(objectname)%(end)"
     refs = (f"refs/heads/{layout.RUN_BRANCHES}", f"refs/tags/{MODEL}@*")
-    for commit in dict.fromkeys(git_text(place.root, "for-each-ref", "--sort=-creatordate", form, *refs).split()):
-        with suppress(UserError):  # it has no such file
-            if git_text(place.root, "rev-parse", "--verify", "--quiet", f"{commit}:{path}") == here:
-                yield commit
+    return list(dict.fromkeys(git_text(place.root, "for-each-ref", "--sort=-creatordate", form, *refs).split()))
 
 
 def made_before(place: Workspace) -> str | None:
     """Return the commit that has the results in the workspace: the one from which it started, or an earlier run's."""
-    changed = git_text(place.folder, "status", "--porcelain", "--", str(layout.DVC_LOCK), str(layout.PARAMS))
-    return next(alike(place, layout.DVC_LOCK), None) if changed else place.base
+    here = git_text(place.folder, "hash-object", str(layout.DVC_LOCK))
+    names = [f"{commit}:{layout.DVC_LOCK}" for commit in (place.base, *results(place))]
+    found = git(place.root, "cat-file", "--batch-check=%(objectname)", stdin=names).decode().split("\n")
+    return next((name[:40] for name, digest in zip(names, found, strict=False) if digest == here), None)

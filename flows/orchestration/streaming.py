@@ -16,7 +16,7 @@ from typing import Any
 
 from dvc.exceptions import DvcException
 from prefect import State, get_run_logger
-from prefect.exceptions import TerminationSignal
+from prefect.exceptions import CrashedRun, TerminationSignal
 
 from flows.core import layout
 from flows.core.errors import Exit, NetworkError, UserError, brief, of_file
@@ -27,6 +27,8 @@ from flows.process.lifeline import KILL_SECONDS
 LEFT_OUT = ("Generating lock file", "Updating lock file", "Use `dvc push`")
 EXPECTED = (UserError, OSError, DvcException)
 """The errors that a run reports in one line; any other is a bug."""
+STOPPED = (TerminationSignal, SystemExit)
+"""What ends a run early: SIGTERM, or Rich's exit when it cannot write the log since the worker is gone."""
 
 
 def as_user_error(error: UserError | OSError | DvcException) -> UserError:
@@ -44,7 +46,7 @@ def leave_out_tracebacks() -> None:
     repeats = ("Crash detected! Execution was aborted", "Finished in state Running()")
 
     def is_kept(record: logging.LogRecord) -> bool:
-        known = record.exc_info and isinstance(record.exc_info[1], (*EXPECTED, SystemExit))
+        known = record.exc_info and isinstance(record.exc_info[1], (*EXPECTED, SystemExit, CrashedRun))
         return not known and not record.getMessage().startswith(repeats)
 
     for name in ("prefect.engine", "prefect.flow_runs", "prefect.task_runs"):
@@ -56,7 +58,7 @@ def stream(
 ) -> None:
     """Run a Python module in the folder; log its output line by line, and pass each line to `read`.
 
-    With `stdout`, its standard output goes to that file and only stderr is logged.  If this process gets SIGTERM, the
+    With `stdout`, its standard output goes to that file and only stderr is logged.  If this process is stopped, the
     command is stopped and its last lines, which say what was saved, are still logged.  Raises UserError with the reason
     and exit code that vdmctl writes to the file named by VDM_REASON, since DVC does not pass them on.
     """
@@ -70,7 +72,7 @@ def stream(
     ):
         try:
             log_lines(process, last, read)
-        except TerminationSignal:
+        except STOPPED:
             Thread(target=stop, args=(process,), daemon=True).start()
             log_lines(process, last)
             raise
