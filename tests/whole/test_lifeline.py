@@ -14,7 +14,6 @@ from project import ROOT, session
 
 from flows.process import groups
 from flows.process.groups import running
-from flows.process.kept import Kept
 from flows.process.lifeline import HOLDER
 
 # What starts the watch, as a command does; the process then prints a line and would live for a minute.
