@@ -110,6 +110,7 @@ def row_of(version: "Version") -> dict[str, Any]:
     row = {
         "version": version.name,
         "stages": list(version.stages),
+        "state": version.state,
         "commit": version.commit,
         "created": version.created,
     }
@@ -128,7 +129,7 @@ def shown(row: Mapping[str, Any]) -> tuple[str, ...]:
         figure = with_error(row["bpd"], row["bpd_standard_error"])
     data = (row["data_sha256"] or "unknown")[:12]
     samples = distance(row["samples"] or {})
-    return row["version"], ", ".join(row["stages"]), figure, samples, data, row["commit"][:12], row["created"]
+    return row["version"], row["state"], figure, samples, data, row["commit"][:12], row["created"]
 
 
 def distance(figures: Mapping[str, Mapping[str, float | None]]) -> str:

@@ -13,7 +13,7 @@ from flows.core.files import scratch_folder, write_whole
 from flows.evaluation.results import Metrics
 from flows.registry.lineage import Lineage, lineage
 from flows.registry.lock_file import lock_here, output_at, require_no_outputs
-from flows.registry.storage import fetch_images
+from flows.registry.storage import fetch_files, fetch_images
 from flows.registry.versions import Version
 from flows.report.page import page
 from flows.report.results import Files, Origin, Results, origin_here, read_results, restoring_images
@@ -70,7 +70,7 @@ def of_version(version: Version) -> Results:
     if str(layout.METRICS) not in listed:
         raise UserError(f"{version.name}: its {layout.DVC_LOCK} does not list {layout.METRICS}", Exit.MISSING)
     with scratch_folder() as scratch:
-        fetch_files(chain, listed, scratch)
+        fetch_files(ROOT, version, listed, scratch)
         places = {path: scratch / path for path in listed}
         if str(layout.IMAGES) in chain.lock.outputs:
             places[str(layout.IMAGES)] = fetch_images(ROOT, version)
@@ -79,25 +79,6 @@ def of_version(version: Version) -> Results:
             return read_results(files, origin_of(chain))
         except UserError as error:
             raise UserError(str(error).replace(f"{scratch}/", f"{version.name}: "), error.code) from error
-
-
-def fetch_files(chain: Lineage, paths: list[str], folder: Path) -> None:
-    """Fetch files of a version from git, the cache or the remote, and compare their md5.  Raises UserError (exit 5)."""
-    from dvc.api import DVCFileSystem
-    from dvc.exceptions import DvcException
-
-    name, system = chain.version.name, DVCFileSystem(str(ROOT), rev=chain.version.commit)
-    for path in paths:
-        place = folder / path
-        place.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            system.get_file(path, str(place))
-        except (OSError, DvcException) as error:
-            raise UserError(
-                f"{name}: {path}: neither in DVC's cache nor in its remote: {error}", Exit.MISSING
-            ) from error
-        if hashlib.md5(place.read_bytes()).hexdigest() != chain.lock.outputs[path]:
-            raise UserError(f"{name}: {path}: damaged: not the md5 in its {layout.DVC_LOCK}", Exit.MISSING)
 
 
 def origin_of(chain: Lineage) -> Origin:

@@ -11,7 +11,7 @@ PROMOTE, REFUSE, ROLL_BACK = "promote", "refuse", "roll back"
 
 
 class Evidence(Document):
-    """The evidence in a champion's tag, or in the note on a refused commit.  Figures are in bits/dim.
+    """The evidence in the tag of a champion or of a refused version.  Figures are in bits/dim.
 
     `split` names the images that decided.  Figures without `test` in their names are of these images.  `num_judged`
     counts the challengers that these validation images have judged, with this one.  Only the fields that were set are
@@ -54,12 +54,12 @@ class Evidence(Document):
     tag: str | None = None
 
     def message(self, title: str) -> str:
-        """Return the message of a tag or note: the title, an empty line, and the evidence as JSON."""
+        """Return the message of a tag: the title, an empty line, and the evidence as JSON."""
         return f"{title}\n\n{json.dumps(self.model_dump(exclude_unset=True), indent=2, allow_nan=False)}\n"
 
 
 def evidence_of(message: str) -> Evidence | None:
-    """Return the evidence in the message of a tag or note; None if it has none, as when it was made by hand."""
+    """Return the evidence in the message of a tag; None if it has none, as when it was made by hand."""
     try:
         return parse(Evidence, message.partition("\n")[2].encode(errors="replace"), "evidence")
     except UserError:

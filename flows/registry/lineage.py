@@ -1,16 +1,12 @@
 """Follow a version to its origin, in git: tag -> commit -> dvc.lock there -> data, parameters, code, outputs."""
 
-import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from flows.core import layout
-from flows.core.escaping import visible
+from flows.core import bounded_yaml, layout
 from flows.registry.evidence import Evidence, evidence_of
-from flows.registry.git import Tag, annotated_tags
 from flows.registry.lock_file import Lock, read_lock
-from flows.registry.versions import MODEL, Version, champion_history, refusal
+from flows.registry.versions import CHAMPION, Tag, Version, model_tags, refusal
 
 
 class Lineage(NamedTuple):
@@ -56,43 +52,10 @@ def fields(evidence: Evidence | None) -> dict[str, Any] | None:
 def lineage(root: Path, version: Version) -> Lineage:
     """Return the lineage of a version.  Raises UserError (exit 5) if its dvc.lock is missing or damaged."""
     lock = read_lock(root, version)
-    tags = [tag for tag in annotated_tags(root, f"{MODEL}#") if tag.commit == version.commit]
-    return Lineage(version, lock, champion_history(tags), refusal(root, version.commit))
+    promotions = [tag for tag in model_tags(root) if tag.stage == CHAMPION and tag.commit == version.commit]
+    return Lineage(version, lock, promotions, refusal(root, version.commit))
 
 
 def describe(chain: Lineage) -> str:
-    """Return the lineage as text for the terminal."""
-    version, outputs = chain.version, chain.lock.outputs
-    lines = [
-        f"tag         {version.name} {version.created} {' '.join(version.stages)}".rstrip(),
-        f"commit      {version.commit}",
-        "parameters",
-        *(f"  {section}: {listed(values)}" for section, values in chain.lock.parameters.items()),
-        f"data        {layout.IMAGES} md5 {outputs.get(str(layout.IMAGES))}",
-        f"            sha256 {version.metrics.data_sha256}",
-        f"validation  {layout.VALIDATION} md5 {outputs.get(str(layout.VALIDATION))}",
-        "code",
-        *digests(chain.lock.code),
-        "outputs",
-        *digests(outputs),
-    ]
-    for tag in chain.promotions:
-        evidence = evidence_of(tag.message)
-        reason = evidence.reason if evidence else "made by hand"
-        lines.append(f"{'withdrawn' if '!' in tag.name else 'champion':12}{tag.name} {tag.created}: {reason}")
-    if chain.refusal:
-        lines.append(f"refused     {chain.refusal.reason}")
-    return "\n".join(visible(line[:1000]) for line in lines)
-
-
-def listed(values: Any) -> str:
-    """Return the parameters of a section as one line."""
-    pairs = values.items() if isinstance(values, Mapping) else [("", values)]
-    texts = [(key, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)) for key, value in pairs]
-    return ", ".join(f"{key} {text}" for key, text in texts)
-
-
-def digests(files: Mapping[str, str]) -> list[str]:
-    """Return a line for each path, with its md5."""
-    width = max(map(len, files), default=0)
-    return [f"  {path:{width}}  {md5}" for path, md5 in sorted(files.items())]
+    """Return the lineage as text for the terminal: the JSON object as YAML, which is easier to read."""
+    return bounded_yaml.dump(chain.as_json()).rstrip()

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from flows.core import layout
 from flows.core.checkpoint import fitted_to, read_description
-from flows.core.errors import Exit, NetworkError, UserError
+from flows.core.errors import Exit, UserError
 from flows.core.files import file_sha256
 from flows.evaluation.bound import measure
 from flows.evaluation.protocols import compare
@@ -26,7 +26,7 @@ from flows.images.store import load_images
 from flows.process.ending import finish
 from flows.registry.evidence import PROMOTE, REFUSE, ROLL_BACK, Evidence
 from flows.registry.git import registry_lock, require_identity
-from flows.registry.storage import DatabaseError, fetch, fetch_images
+from flows.registry.storage import DamagedVersionError, fetch, fetch_images
 from flows.registry.verification import require_sound
 from flows.registry.versions import (
     CHAMPION,
@@ -54,8 +54,6 @@ def challenge(root: Path, challenger: Version, *, settings: "Evaluate", rule: "P
     require_sound(root, challenger)
     tag = champion_tag(root)
     champion = resolve(root, CHAMPION) if tag else None
-    if champion and champion.commit == challenger.commit:
-        champion = challenger  # by another of its numbers
     evidence = Evidence(
         decision="",  # follows from the rest
         reason="",
@@ -193,8 +191,8 @@ def promote(root: Path, evidence: Evidence) -> str:
         if evidence.decision == PROMOTE:
             finish()
             return make_champion(root, challenger, evidence.message(f"Promote {challenger.name}"))
-    if challenger.name != evidence.champion:
-        record_refusal(root, challenger, evidence.message(f"Refuse {challenger.name}"))
+        if challenger.name != evidence.champion:
+            record_refusal(root, challenger, evidence.message(f"Refuse {challenger.name}"))
     raise UserError(f"not promoted: {evidence.reason}", Exit.NOT_PROMOTED)
 
 
@@ -207,12 +205,10 @@ def rollback(root: Path) -> Evidence:
     before, earlier = champion_tag(root), previous_champion(root)
     try:
         require_sound(root, earlier)  # this may take long, so the lock is not held yet
-    except (NetworkError, DatabaseError):  # nothing is known about the files
-        raise
-    except UserError as error:
+    except DamagedVersionError as error:
         given_up = f"`gto deprecate {earlier.name.replace('@', ' ')}`"
         advice = f"if it cannot be repaired, {given_up} makes the next roll-back pass over it"
-        raise UserError(f"{error}; {advice}", error.code) from error
+        raise DamagedVersionError(f"{error}; {advice}") from error
     evidence = Evidence(
         decision=ROLL_BACK,
         reason=f"rolled back from {resolve(root, CHAMPION).name} to {earlier.name}",

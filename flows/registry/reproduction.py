@@ -1,15 +1,16 @@
 """Whether the outputs in the working tree are those of the commit that is checked out, and if not, why that may be."""
 
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from flows.core import layout
 from flows.core.documents import parse, read
 from flows.core.errors import Exit, UserError
 from flows.evaluation.results import BoundMetrics, Environment
-from flows.registry.git import Tag, commit_of, content_of
+from flows.registry.git import commit_of, content_of
 from flows.registry.lock_file import Lock, lock_here, read_lock
-from flows.registry.storage import dvc_repository, quiet
+from flows.registry.storage import dvc_repository
+from flows.registry.versions import Tag
 
 MOST_NAMED = 5
 
@@ -56,56 +57,41 @@ def changes(root: Path) -> tuple[str, list[str]]:
 
     Raises UserError and DvcException.
     """
-    with dvc_repository(root) as repo, quiet():
-        status = repo.status()
-        # Not those in `status`: it also names an output that the cache lacks, whether it changed or not.
+    with dvc_repository(root) as repo:
+        # Not the outputs in `status`: it also names one that the cache lacks, whether it changed or not.
         outputs = {path for out in repo.index.outs for path in out.workspace_status()}
-        has_remote = bool(repo.config["core"].get("remote"))
+        inputs: dict[str, set[str]] = {}
+        for stage, causes in repo.status().items():
+            for cause in causes:
+                changed = cause.get("changed deps", {}) if isinstance(cause, dict) else {}
+                for path, how in changed.items():  # a text or, for params.yaml, a dict by section
+                    if path not in outputs:
+                        names = {f"{path} {section}" for section in how} if isinstance(how, dict) else {path}
+                        inputs.setdefault(stage, set()).update(names)
     missing = {path for path in outputs if not (root / path).exists()}
-    inputs: set[str] = set()
-    stages = []
-    for stage, causes in status.items():
-        changed = {path: how for path, how in changed_dependencies(causes).items() if path not in outputs}
-        for path, how in changed.items():
-            inputs |= {f"{path} {section}" for section in how} if isinstance(how, dict) else {path}
-        if changed:
-            stages.append(stage)
     problems = []
     if outputs - missing:
-        problems.append(f"{shortened(sorted(outputs - missing))}: changed after DVC recorded them")
+        problems.append(f"{shortened(outputs - missing)}: changed after DVC recorded them")
     if missing:
-        problems.append(f"{shortened(sorted(missing))}: missing")
-    if stages:
-        problems.append(f"inputs of {', '.join(stages)} changed since they ran: {shortened(sorted(inputs))}")
-    advice = "`dvc repro` restores or makes the outputs"
-    if missing and has_remote:
-        advice = "`dvc pull` restores what the remote has, and `dvc repro` makes the rest"
-    return "; ".join([*problems, advice] if problems else []), stages
-
-
-def changed_dependencies(causes: list[Any]) -> dict[str, Any]:
-    """Return how the dependencies of a stage changed, by path: a text or, for params.yaml, a dict by section.
-
-    `causes` are those that DVC's status names for the stage: dicts, or texts such as "always changed".
-    """
-    found: dict[str, Any] = {}
-    for cause in causes:
-        if isinstance(cause, dict):
-            found |= cause.get("changed deps", {})
-    return found
+        problems.append(f"{shortened(missing)}: missing")
+    if inputs:
+        changed_names = shortened(set().union(*inputs.values()))
+        problems.append(f"inputs of {', '.join(inputs)} changed since they ran: {changed_names}")
+    advice = ["`dvc pull` restores what a remote has, and `dvc repro` makes the rest"] if problems else []
+    return "; ".join(problems + advice), list(inputs)
 
 
 def changed_inputs(theirs: Lock, ours: Lock) -> str:
     """Return the names of the first files and sections of params.yaml that differ, and how many more do."""
-    files = [path for path, md5 in ours.code.items() if theirs.code.get(path) != md5]
-    sections = [name for name, values in ours.parameters.items() if theirs.parameters.get(name) != values]
-    return shortened([*(f"{layout.PARAMS} {name}" for name in sorted(sections)), *sorted(files)])
+    files = {path for path, md5 in ours.code.items() if theirs.code.get(path) != md5}
+    sections = {name for name, values in ours.parameters.items() if theirs.parameters.get(name) != values}
+    return shortened({f"{layout.PARAMS} {name}" for name in sections} | files)
 
 
-def shortened(names: list[str]) -> str:
+def shortened(names: set[str]) -> str:
     """Return the first names, and how many more there are."""
     more = f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
-    return ", ".join(names[:MOST_NAMED]) + more
+    return ", ".join(sorted(names)[:MOST_NAMED]) + more
 
 
 def environments(root: Path, commit: str) -> str:

@@ -1,96 +1,63 @@
-"""Get the files of a version from DVC's cache, or from its remote if they are not in the cache.
+"""Get the files of a version from git, from DVC's cache, or from DVC's remote.
 
-DVC stores a folder as a listing, which is an object whose digest ends in `.dir`, and the objects that it lists.  The
-digests come from dvc.lock at the version's commit.  Cache and remote are those configured now, since the ones
+The digests come from dvc.lock at the version's commit.  Cache and remote are those configured now, since the ones
 configured in an old commit may be gone.
 """
 
 import errno
 import hashlib
+import json
 import logging
-import os
-import shutil
 import sqlite3
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from pathlib import Path, PurePosixPath
+from typing import Any
 
+from dvc.api import DVCFileSystem
 from dvc.config import NoRemoteError
 from dvc.exceptions import DvcException
 from dvc.logger import set_loggers_level
 from dvc.repo import Repo
-from pydantic import ConfigDict, FailFast, RootModel
+from dvc_data.hashfile.hash_info import HashInfo
+from dvc_objects.errors import ObjectFormatError
 
 from flows.core import layout
-from flows.core.documents import Document, Md5, RelativePath, read
 from flows.core.errors import Exit, NetworkError, UserError, brief
-from flows.core.files import file_sha256, naming, open_regular, parse_json, read_bounded, scratch_folder
+from flows.core.files import file_sha256, inside, naming, parse_json, read_bounded, scratch_folder
 from flows.images.store import data_sha256
-from flows.registry.lock_file import model_path, read_lock
-from flows.registry.versions import Version
+from flows.registry.lock_file import read_lock
+from flows.registry.versions import Tag, Version
 
-OF_THE_CACHE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
-"""The errors of pulling a file that come from the file system of the cache, since a remote is only read."""
-
-
-class DatabaseError(UserError):
-    """DVC cannot write its databases (exit 5), so nothing is known about the files."""
+NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
+"""Errors of the local disk: another attempt would fail, too."""
 
 
-class Listed(Document):
-    """An entry of a folder's listing."""
+class DamagedVersionError(UserError):
+    """A digest of a version's files differs from the one that was recorded (exit 5)."""
 
-    relpath: RelativePath
-    md5: Md5
-
-
-class Listing(RootModel[list[Listed]]):
-    """The entries of a folder's listing."""
-
-    model_config = ConfigDict(frozen=True, strict=True)
-    root: Annotated[list[Listed], FailFast()]
-
-
-class Stored(NamedTuple):
-    """A file in DVC's cache: its place in the output ('' for an output that is a file), the cache's file, its md5."""
-
-    place: str
-    cached: Path
-    md5: str
+    def __init__(self, message: str, code: Exit = Exit.MISSING) -> None:
+        super().__init__(message, code)
 
 
 def fetch(root: Path, version: Version) -> Path:
-    """Fetch the version's model; return its folder.  Raises UserError (exit 5); see `fetch_folder`."""
-    expected = stated(version, "model_sha256")
-    folder = fetch_folder(root, version, model_path(root, version))
-    config = folder / "config.json"
-    if not config.is_file() or file_sha256(config) != expected:
-        raise UserError(f"{folder} is not the model of {version.name}; delete it to fetch it again", Exit.MISSING)
-    if not has_its_weights(folder):
-        raise UserError(f"{folder}: its weights are damaged or missing; delete it to fetch it again", Exit.MISSING)
-    return folder
+    """Fetch the version's model into `.vdm/models/<md5>`; return that folder.
 
-
-def fetch_folder(root: Path, version: Version, path: str) -> Path:
-    """Fetch a folder among the version's outputs into `.vdm/models/<md5>`; return that folder.
-
-    Raises UserError (exit 5), without leaving a partial folder, when files are damaged or neither in the cache nor in
-    the remote.
+    Raises UserError (exit 5), without leaving a partial folder, when files cannot be had; DamagedVersionError if a
+    digest differs.
     """
-    digest = read_lock(root, version).outputs.get(path)
-    if digest is None or not digest.endswith(".dir"):
-        raise UserError(f"{version.name}: its dvc.lock has no folder {path}", Exit.MISSING)
-    folder = root / layout.FETCHED / digest.removesuffix(".dir")
-    if not folder.is_dir():
-        copy(root, version, path, digest, folder)
+    folder = fetch_folder(root, version, str(layout.REGISTERED))
+    try:
+        require_model(folder, version)
+    except DamagedVersionError as error:
+        raise DamagedVersionError(f"{error}; delete {folder} to fetch it again") from error
     return folder
 
 
 def fetch_images(root: Path, version: Version) -> Path:
     """Return the folder with the version's images: the working tree's if it has them, else they are fetched.
 
-    Raises UserError (exit 5).
+    Raises UserError (exit 5); see `fetch`.
     """
     expected = stated(version, "data_sha256")
     with suppress(UserError):
@@ -100,7 +67,116 @@ def fetch_images(root: Path, version: Version) -> Path:
     with suppress(UserError):
         if data_sha256(folder) == expected:
             return folder
-    raise UserError(f"{folder} is damaged; delete it to fetch it again", Exit.MISSING)
+    raise DamagedVersionError(f"{folder} is damaged; delete it to fetch it again")
+
+
+def fetch_folder(root: Path, version: Version, path: str) -> Path:
+    """Fetch a folder among the version's outputs into `.vdm/models/<md5>`; return that folder.  Raises UserError."""
+    digest = read_lock(root, version).outputs.get(path)
+    if digest is None or not digest.endswith(".dir"):
+        raise UserError(f"{version.name}: its dvc.lock has no folder {path}", Exit.MISSING)
+    folder = root / layout.FETCHED / digest.removesuffix(".dir")
+    if folder.is_dir():
+        return folder
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with files_of(root, version) as files, scratch_folder(folder.parent) as scratch, naming(folder, scratch / path):
+        get(files, path, digest, scratch)
+        try:
+            (scratch / path).rename(folder)
+        except OSError:
+            if not folder.is_dir():  # another process may have fetched it meanwhile
+                raise
+    return folder
+
+
+def fetch_files(root: Path, version: Version, paths: list[str], folder: Path) -> None:
+    """Fetch files and folders among the version's outputs into a folder, by their paths.  Raises UserError (exit 5)."""
+    outputs = read_lock(root, version).outputs
+    with files_of(root, version) as files:
+        for path in paths:
+            get(files, path, outputs[path], folder)
+
+
+def get(files: DVCFileSystem, path: str, digest: str, folder: Path) -> None:
+    """Put a file or a folder of a commit at the same path in `folder`, and compare it with its md5 in dvc.lock.
+
+    The md5 of a folder is that of DVC's listing: the md5 and the path of every file.  Raises DamagedVersionError if one
+    differs, UserError (exit 5) for a name in a listing that leads out of the folder, or for a lost file.
+    """
+    cache = files.repo.cache.local
+    with readable(files, path):
+        index, key = files.repo.index.data["repo"], PurePosixPath(path).parts
+        found = index.iteritems(prefix=key) if index.has_node(key) else []  # git's files are not in DVC's index
+        recorded = {"/".join(parts): entry.hash_info.value for parts, entry in found if not entry.meta.isdir}
+        listed = []
+        for name in sorted(recorded or files.find(path)):
+            place = inside(folder, name)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            files.get_file(name, str(place), cache=True)
+            with place.open("rb") as file:
+                md5 = hashlib.file_digest(file, "md5").hexdigest()
+            if md5 != recorded.get(name, md5):
+                cached = cache.oid_to_path(recorded[name])
+                raise DamagedVersionError(f"{name} is damaged in the cache; delete {cached} to fetch it again")
+            listed.append({"md5": md5, "relpath": name[len(path) + 1 :]})
+    if digest.endswith(".dir"):
+        md5 = hashlib.md5(json.dumps(listed, sort_keys=True).encode()).hexdigest() + ".dir"
+    if md5 != digest:
+        raise DamagedVersionError(f"{path} differs from its md5 in dvc.lock")
+
+
+@contextmanager
+def readable(files: DVCFileSystem, path: str) -> Iterator[None]:
+    """Turn errors of reading a version's file or folder into UserError (exit 5).
+
+    NetworkError means that the remote may answer later, DamagedVersionError that a listing is damaged.
+    """
+    try:
+        yield
+    except (UserError, sqlite3.Error):
+        raise
+    except Exception as error:  # each kind of remote raises its own errors
+        cause = error.__cause__ or error  # DVC wraps errors about a folder
+        if isinstance(cause, ObjectFormatError):
+            raise DamagedVersionError(f"the listing of {path} is damaged in the cache: {brief(cause)}") from error
+        if isinstance(cause, FileNotFoundError):
+            advice = "`dvc push` where it is, or `dvc remote add --default NAME URL` for the remote that has it"
+            reason = f"{path} is neither in DVC's cache nor in its default remote; {advice}"
+            raise UserError(reason, Exit.MISSING) from error
+        if isinstance(cause, OSError) and cause.errno in NO_ROOM:
+            raise
+        raise NetworkError(f"{path} cannot be read now: {brief(cause)}") from error
+
+
+@contextmanager
+def files_of(root: Path, version: Version | Tag, *, link: bool = False) -> Iterator[DVCFileSystem]:
+    """Open the files at a version's commit; with `link`, `get` links those in the cache and copies no bytes.
+
+    Errors inside the block name the version.
+    """
+    with dvc_repository(root) as repo:
+        config = repo.config | {"cache": repo.config["cache"] | {"type": ["symlink" if link else "reflink", "copy"]}}
+        try:
+            yield DVCFileSystem(str(root), rev=version.commit, config=config)
+        except UserError as error:
+            raise type(error)(f"{version.name}: {error}", error.code) from error
+
+
+def require_model(folder: Path, version: Version) -> None:
+    """Raise DamagedVersionError unless the folder has the version's model with its weights.
+
+    The metrics state the sha256 of config.json, which states that of the weights.
+    """
+    config = folder / "config.json"
+    if not config.is_file() or file_sha256(config) != stated(version, "model_sha256"):
+        raise DamagedVersionError(f"{folder} is not the model of {version.name}")
+    try:
+        expected = parse_json(read_bounded(config))["weights_sha256"]
+        sound = file_sha256(folder / "weights.safetensors") == str(expected)
+    except (OSError, ValueError, LookupError, TypeError):
+        sound = False
+    if not sound:
+        raise DamagedVersionError(f"{folder}: its weights are damaged or missing")
 
 
 def stated(version: Version, key: str) -> str:
@@ -110,130 +186,6 @@ def stated(version: Version, key: str) -> str:
         reason = version.problem or f"{layout.METRICS} at its commit does not state {key}"
         raise UserError(f"{version.name}: {reason}", Exit.MISSING)
     return digest
-
-
-def copy(root: Path, version: Version, path: str, digest: str, folder: Path) -> None:
-    """Copy an output's files from the cache to `folder`, all or nothing.  Raises UserError (exit 5)."""
-    with dvc_repository(root) as repo:
-        stored = obtain(repo, {path: digest}, f"{version.name}: ")[path]
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with scratch_folder(folder.parent) as scratch, naming(folder, scratch / "whole"):
-        whole = scratch / "whole"
-        whole.mkdir()
-        for file in stored:
-            target = whole / file.place
-            target.parent.mkdir(parents=True, exist_ok=True)
-            with open_regular(file.cached) as source, target.open("wb") as copied:
-                shutil.copyfileobj(source, copied)
-            check(target, file, f"{version.name}: {path}: ")
-        try:
-            whole.rename(folder)
-        except OSError:
-            # Another process may have fetched it meanwhile.
-            if not folder.is_dir():
-                raise
-
-
-def has_its_weights(folder: Path) -> bool:
-    """Whether a model's weights have the digest that its config.json states, without importing torch."""
-    try:
-        expected = parse_json(read_bounded(folder / "config.json"))["weights_sha256"]
-        return file_sha256(folder / "weights.safetensors") == str(expected)
-    except (OSError, ValueError, LookupError, TypeError):
-        return False
-
-
-def require_cached(repo: Any, names: dict[str, str], subject: str) -> None:
-    """Pull the files and listings (name -> digest) that the cache lacks.  Raises UserError (exit 5) for a lost one."""
-    place = cached_at(repo)
-    pull(repo, {digest for digest in names.values() if not place(digest).is_file()}, subject)
-    for name, digest in names.items():
-        if not place(digest).is_file():
-            # Some kinds of remote report a missing file when they do not answer at all.
-            remote = repo.config["core"].get("remote")
-            reason = f"is not in the cache, and the remote `{remote}` does not provide it"
-            raise UserError(f"{subject}{name} {reason}", Exit.MISSING)
-
-
-def obtain(repo: Any, outputs: dict[str, str], subject: str = "") -> dict[str, list[Stored]]:
-    """Return the cached files of every output (path -> md5), after pulling the missing ones from the remote.
-
-    Raises UserError (exit 5) naming a file that neither the cache nor the remote has.  The files are not read here;
-    `check` compares them with their digests.
-    """
-    # Folders' listings are checked before the files that they name are pulled.
-    require_cached(repo, outputs, subject)
-    place = cached_at(repo)
-    found = {path: list(files(digest, place)) for path, digest in outputs.items()}
-    # If the listing is cached, DVC assumes that the whole folder is.  So the files are pulled by name.
-    every = {f"{path}/{file.place}".rstrip("/"): file.md5 for path, stored in found.items() for file in stored}
-    require_cached(repo, every, subject)
-    return found
-
-
-def files(digest: str, place: Callable[[str], Path]) -> Iterable[Stored]:
-    """Yield the files of an output; the listing of a folder must be in the cache.  Raises UserError (exit 5)."""
-    if not digest.endswith(".dir"):
-        yield Stored("", place(digest), digest)
-        return
-    listing = place(digest)
-    check(listing, Stored("the listing", listing, digest.removesuffix(".dir")), "")
-    listed = read(Listing, listing).root
-    for entry in listed:
-        yield Stored(entry.relpath, place(entry.md5), entry.md5)
-
-
-def check(path: Path, file: Stored, subject: str) -> None:
-    """Raise UserError (exit 5) unless `path`, a cached file or a copy of it, has the md5 of `file`."""
-    with open_regular(path) as content:
-        if hashlib.file_digest(content, "md5").hexdigest() != file.md5:
-            name = f"{subject}{file.place or 'the file'}"
-            raise UserError(f"{name} is damaged in the cache; delete {file.cached} to fetch it again", Exit.MISSING)
-
-
-def is_sound(file: Path, digest: str) -> bool:
-    """Whether a cached file has its md5."""
-    with suppress(UserError, OSError):
-        check(file, Stored("", file, digest.removesuffix(".dir")), "")
-        return True
-    return False
-
-
-def pull(repo: Any, digests: set[str], subject: str) -> None:
-    """Pull into the cache what the default remote has of these files and listings.  A listing comes without its files.
-
-    Raises UserError (exit 5) without a remote or when the cache cannot be written, NetworkError (exit 5) when the
-    remote does not answer.
-    """
-    if not digests:
-        return
-    try:
-        with quiet():
-            remote = repo.cloud.get_remote_odb(command="pull")
-            given = list(remote.oids_exist(sorted(digests)))
-            repo.cache.local.add([remote.oid_to_path(name) for name in given], remote.fs, given)
-    except FileNotFoundError:
-        return  # `require_cached` then names the missing file
-    except NoRemoteError as error:
-        advice = "`dvc remote add --default NAME URL` names the one that has it"
-        raise UserError(f"{subject}not in the cache, and DVC has no default remote; {advice}", Exit.MISSING) from error
-    except Exception as error:  # each kind of remote raises its own errors
-        reason = f"{subject}not in the cache, and cannot be pulled into it: {brief(error)}"
-        if isinstance(error, OSError) and is_of_the_cache(error, Path(repo.cache.local_cache_dir)):
-            raise UserError(reason, Exit.MISSING) from error  # another attempt would fail, too
-        raise NetworkError(reason) from error
-
-
-def is_of_the_cache(error: OSError, cache: Path) -> bool:
-    """Whether an error of pulling a file comes from the folder of the cache, and not from the remote."""
-    named = error.filename2 or error.filename
-    forbidden = isinstance(error, PermissionError) and named and Path(os.fsdecode(named)).is_relative_to(cache)
-    return error.errno in OF_THE_CACHE or bool(forbidden)
-
-
-def quiet() -> Any:
-    """Silence DVC's loggers in a `with` block: the caller reports in one line what DVC would warn about."""
-    return set_loggers_level(logging.CRITICAL + 1)
 
 
 def require_remote(root: Path) -> None:
@@ -249,27 +201,45 @@ def require_remote(root: Path) -> None:
             raise UserError(f"{root.absolute()}: {reason}", Exit.USAGE) from error
 
 
+def lost_listings(repo: Any, outputs: dict[str, str]) -> list[str]:
+    """Fetch the listings of folders (path -> md5) that DVC's cache lacks; return the paths of those that are lost.
+
+    Without its listing nobody knows which files belong to a folder.  Raises NetworkError (exit 5) when the remote does
+    not answer.
+    """
+    folders = {path: digest for path, digest in outputs.items() if digest.endswith(".dir")}
+    missing = {digest for digest in folders.values() if not repo.cache.local.exists(digest)}
+    if missing and repo.config["core"].get("remote"):
+        there = missing - lacking(repo, missing)
+        repo.cloud.pull([HashInfo("md5", digest) for digest in there])
+    return [path for path, digest in folders.items() if not repo.cache.local.exists(digest)]
+
+
+def used_at(repo: Any, commit: str) -> set[str]:
+    """Return the digests of all files and listings that a commit needs; its listings must be in DVC's cache."""
+    with repo.switch(commit):
+        return {each.value for objects in repo.index.used_objs(force=True).values() for each in objects}
+
+
+def lacking(repo: Any, digests: set[str]) -> set[str]:
+    """Return the objects that DVC's default remote lacks.  Raises NetworkError (exit 5) when it does not answer."""
+    try:
+        return digests - set(repo.cloud.get_remote_odb(command="push").oids_exist(sorted(digests)))
+    except Exception as error:  # each kind of remote raises its own errors
+        raise NetworkError(f"the DVC remote does not answer: {brief(error)}") from error
+
+
 @contextmanager
 def dvc_repository(root: Path) -> Iterator[Any]:
-    """Open DVC's repository at `root`.  Raises UserError (exit 5): DatabaseError if DVC cannot write its databases."""
+    """Open DVC's repository at `root`, without the lines that DVC logs.  Raises UserError (exit 5)."""
     try:
-        str(root.absolute()).encode()
-    except UnicodeEncodeError as error:
-        advice = "its path is not UTF-8, and DVC cannot work in such a folder; rename it"
-        raise UserError(f"{root.absolute()}: {advice}", Exit.MISSING) from error
-    try:
-        try:
-            repo = Repo(str(root))
-        except DvcException as error:
-            raise UserError(f"{root}: {error}", Exit.MISSING) from error
-        with repo:
-            yield repo
+        with set_loggers_level(logging.CRITICAL + 1):
+            try:
+                repo = Repo(str(root))
+            except DvcException as error:
+                raise UserError(f"{root}: {error}", Exit.MISSING) from error
+            with repo:
+                yield repo
     except sqlite3.Error as error:
-        place = "in /var/tmp/dvc, or where DVC's setting core.site_cache_dir says"
-        reason = f"DVC's databases ({place}): {brief(error)}; is that disk full?"
-        raise DatabaseError(f"{root}: {reason}", Exit.MISSING) from error
-
-
-def cached_at(repo: Any) -> Callable[[str], Path]:
-    """Return the function from a digest to the path of that object in the cache."""
-    return lambda digest: Path(repo.cache.local.oid_to_path(digest))
+        reason = f"DVC's databases (in core.site_cache_dir, or /var/tmp/dvc): {brief(error)}; is that disk full?"
+        raise UserError(f"{root}: {reason}", Exit.MISSING) from error

@@ -1,44 +1,54 @@
 """The registry of models: GTO's tags on the commits of the pipeline's runs.
 
-`vdm@v1.2.0` is a version.  `vdm#champion#7` says that a version became the champion; the number orders these tags.
-Published tags of champions are never removed, so they are the champion's history.  Both kinds are annotated.
-The message of a champion's tag holds the evidence as JSON: a file with it would need a new commit, which is not the
-one that was evaluated.  The evidence against a refused version is in a git note on its commit.
+`vdm@v1.2.0` is a version.  `vdm#champion#7` says that a version became the champion, and `vdm#refused#8` that it was
+compared with the champion and refused; the number orders these tags.  Published tags are never removed, so they are the
+history.  The message of such a tag holds the evidence as JSON: a file with it would need a new commit, which is not the
+one that was evaluated.
 """
 
 import re
-from itertools import groupby
+from datetime import UTC
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+import gto.api
+from gto.exceptions import GTOException
+from scmrepo.exceptions import SCMError
 
 from flows.core import layout
 from flows.core.documents import DocumentType, parse
-from flows.core.errors import Exit, UserError
+from flows.core.errors import Exit, UserError, brief
 from flows.evaluation.results import Metrics, SampleMetrics
-from flows.registry.evidence import ROLL_BACK, Evidence, evidence_of
-from flows.registry.git import (
-    Tag,
-    annotated_tags,
-    commit_of,
-    content_of,
-    contents,
-    git,
-    git_lines,
-    registry_lock,
-    require_identity,
-)
+from flows.registry.evidence import Evidence, evidence_of
+from flows.registry.git import commit_of, content_of, contents, registry_lock, require_identity, require_top
 
 MODEL = "vdm"
-CHAMPION = "champion"
+CHAMPION, REFUSED = "champion", "refused"
+"""The stages of GTO that the comparisons assign."""
+FORMER = "former champion"
 NO_VERSION = f"there is no version of {MODEL} yet; commit a run, then `gto register {MODEL} --version v1.0.0`"
-REFUSALS = f"{MODEL}-refusals"
-MOST_BYTES = 2**16
-"""The largest metrics.json that is read, so that a listing of hundreds fits into memory."""
-NUMBER = "[0-9]{1,9}"
-NUMBERS = rf"v({NUMBER})\.({NUMBER})\.({NUMBER})"
-VERSION_TAG = re.compile(rf"{MODEL}@{NUMBERS}")
-CHAMPION_TAG = re.compile(rf"{MODEL}#{CHAMPION}(!?)#({NUMBER})")
+NUMBERS = r"v(\d{1,9})\.(\d{1,9})\.(\d{1,9})"
 REFERENCE = re.compile(rf"{CHAMPION}|{MODEL}#{CHAMPION}|({MODEL}@)?{NUMBERS}")
+
+
+class Tag(NamedTuple):
+    """A tag of GTO: its name, its commit, when it was made (ISO 8601), its message, and what it does.
+
+    `event` is GTO's word: registration, deregistration, assignment or unassignment; the last two have a stage.
+    """
+
+    name: str
+    commit: str
+    created: str = ""
+    message: str = ""
+    event: str = "assignment"
+    stage: str | None = CHAMPION
+
+    @property
+    def number(self) -> int:
+        """The number that orders the tags of stages; 0 for a tag without one."""
+        last = self.name.rpartition("#")[2]
+        return int(last) if last.isdigit() else 0
 
 
 class Version(NamedTuple):
@@ -46,7 +56,7 @@ class Version(NamedTuple):
 
     The metrics, in bits/dim, are those in reports/evaluation/metrics.json at the commit.  If that is unreadable, they
     are empty and `problem` says why.  `samples` is the quality of its samples, None if the commit has no readable
-    reports/samples/metrics.json.
+    reports/samples/metrics.json.  `state` is champion, former champion, refused, or "" before the first comparison.
     """
 
     name: str
@@ -57,64 +67,80 @@ class Version(NamedTuple):
     metrics: Metrics
     problem: str = ""
     samples: SampleMetrics | None = None
-
-
-def versions(root: Path) -> list[Version]:
-    """Return every version, sorted by number.  Raises UserError (exit 5) outside a git repository."""
-    tags = model_tags(root)
-    reigning = reign(tags)
-    known = registered(tags)
-    paths = [f"{tag.commit}:{path}" for tag in known for path in (layout.METRICS, layout.SAMPLE_METRICS)]
-    files = contents(root, paths, MOST_BYTES) if paths else {}
-    found = []
-    for tag in known:
-        stages = (CHAMPION,) if reigning and reigning[-1].commit == tag.commit else ()
-        metrics, problem = found_in(Metrics, files[f"{tag.commit}:{layout.METRICS}"], layout.METRICS)
-        samples, _ = found_in(SampleMetrics, files[f"{tag.commit}:{layout.SAMPLE_METRICS}"], layout.SAMPLE_METRICS)
-        found.append(Version(*tag, stages, metrics or Metrics(), problem, samples))
-    return found
+    state: str = ""
 
 
 def model_tags(root: Path) -> list[Tag]:
-    """Return the tags of versions and stages, without others that begin alike: `vdm-paper`, `vdm@paper`."""
-    found = annotated_tags(root, MODEL)
-    # GTO deregisters a version with a tag `vdm@v1.2.0!`.
-    return [tag for tag in found if tag.name.startswith(f"{MODEL}#") or numbers_of(tag.name.partition("!")[0])]
+    """Return the tags of versions and stages, oldest first; those of a stage are in the order of their numbers.
+
+    The times of tags have only whole seconds.  Raises UserError: exit 5 outside a git repository, 2 below its top.
+    """
+    require_top(root)
+    found = [
+        Tag(
+            name=each["ref"],
+            commit=each["commit"],
+            created=each["timestamp"].astimezone(UTC).isoformat(),
+            message=each["message"],
+            event=each["event"],
+            stage=each["stage"],
+        )
+        for each in asked(gto.api.history, str(root), MODEL, ascending=True)
+    ]
+    ours = [tag for tag in found if tag.stage or numbers_of(tag.name)]
+    return sorted(ours, key=lambda tag: tag.number if tag.stage else 0)
+
+
+def asked(action: Any, *arguments: Any, **options: Any) -> Any:
+    """Return what a function of GTO returns.  Raises UserError (exit 5) with GTO's reason if it fails."""
+    try:
+        return action(*arguments, **options)
+    except (GTOException, SCMError) as error:
+        raise UserError(f"gto: {brief(error)}", Exit.MISSING) from error
+
+
+def versions(root: Path) -> list[Version]:
+    """Return every version, sorted by number.  Raises UserError: exit 5 outside a git repository, 2 below its top."""
+    tags = model_tags(root)
+    known = registered(tags)
+    reigning = [tag.commit for tag in reign(tags)][-1:]
+    crowned, refused = given(tags, CHAMPION), given(tags, REFUSED)
+    paths = [f"{tag.commit}:{path}" for tag in known for path in (layout.METRICS, layout.SAMPLE_METRICS)]
+    files = contents(root, paths) if paths else {}
+    found = []
+    for tag in known:
+        metrics, problem = found_in(Metrics, files[f"{tag.commit}:{layout.METRICS}"], layout.METRICS)
+        samples, _ = found_in(SampleMetrics, files[f"{tag.commit}:{layout.SAMPLE_METRICS}"], layout.SAMPLE_METRICS)
+        stages = (CHAMPION,) if tag.commit in reigning else ()
+        state = FORMER if tag.commit in crowned else REFUSED if tag.commit in refused else ""
+        state = CHAMPION if stages else state
+        details = tag.name, tag.commit, tag.created, tag.message
+        found.append(Version(*details, stages, metrics or Metrics(), problem, samples, state))
+    return found
 
 
 def registered(tags: list[Tag]) -> list[Tag]:
     """Return the tags of the versions that are not deregistered, sorted by number."""
-    gone = {name for name, mark, _ in (tag.name.partition("!") for tag in tags) if mark}
-    known = [(numbers, tag) for tag in tags if (numbers := numbers_of(tag.name)) and tag.name not in gone]
-    return [tag for _, tag in sorted(known)]
+    gone = {tag.name.partition("!")[0] for tag in tags if tag.event == "deregistration"}
+    known = [tag for tag in tags if tag.event == "registration" and tag.name not in gone]
+    return sorted(known, key=lambda tag: numbers_of(tag.name) or ())
 
 
 def deregistered(tags: list[Tag]) -> set[str]:
     """Return the commits that are no version any more, since GTO deregistered all their versions."""
-    gone = {tag.commit for tag in tags if not of_stage(tag) and "!" in tag.name}
+    gone = {tag.commit for tag in tags if tag.event == "deregistration"}
     return gone - {tag.commit for tag in registered(tags)}
 
 
-def champion_history(tags: list[Tag]) -> list[Tag]:
-    """Return the tags that make a version the champion, or take this back (`vdm#champion!#7`), in the order of numbers.
-
-    Their times have only whole seconds.
-    """
-    found = [(int(match[2]), match[1], tag) for tag in tags if (match := CHAMPION_TAG.fullmatch(tag.name))]
-    return [tag for _, _, tag in sorted(found)]
-
-
-def of_stage(tag: Tag) -> bool:
-    """Whether a tag gives a stage such as `champion`, or takes it back; others register and deregister versions."""
-    return tag.name.startswith(f"{MODEL}#")
+def given(tags: list[Tag], stage: str) -> set[str]:
+    """Return the commits to which a stage was ever assigned."""
+    return {tag.commit for tag in tags if tag.stage == stage and tag.event == "assignment"}
 
 
 def found_in(model: type[DocumentType], content: bytes | None, path: Path) -> tuple[DocumentType | None, str]:
     """Return the document in a commit's file, or None and why it is missing or unreadable."""
     if content is None:
         return None, f"the commit has no {path}"
-    if len(content) > MOST_BYTES:
-        return None, f"{path}: larger than {MOST_BYTES:,} bytes"
     try:
         return parse(model, content, str(path)), ""
     except UserError as error:
@@ -158,21 +184,20 @@ def add_version(root: Path, commit: str, message: str) -> Version:
     already, or without a git identity.
     """
     commit = commit_of(root, commit)
-    content = content_of(root, f"{commit}:{layout.METRICS}", MOST_BYTES)
-    metrics, problem = found_in(Metrics, content, layout.METRICS)
+    metrics, problem = found_in(Metrics, content_of(root, f"{commit}:{layout.METRICS}"), layout.METRICS)
     if metrics is None or not metrics.model_dump(exclude_unset=True):
         reason = problem or f"{layout.METRICS} is empty"
         raise UserError(f"commit {commit[:12]}: {reason}; run the pipeline and commit its results", Exit.MISSING)
+    require_identity(root)
     with registry_lock(root):
-        for version in versions(root):
-            if version.commit == commit:
-                raise UserError(f"commit {commit[:12]} is {version.name} already", Exit.USAGE)
-        # All tags, since a lightweight one is no version, but takes the name.
-        names = git_lines(root, "for-each-ref", "--format=%(refname:strip=2)", f"refs/tags/{MODEL}@*")
-        taken = [numbers for name in names if (numbers := numbers_of(name))]
+        tags = model_tags(root)
+        for tag in registered(tags):
+            if tag.commit == commit:
+                raise UserError(f"commit {commit[:12]} is {tag.name} already", Exit.USAGE)
+        taken = [numbers for tag in tags if (numbers := numbers_of(tag.name))]
         major, minor, _ = max(taken, default=(1, -1, 0))
         number = f"v{major}.{minor + 1}.0"
-        create_tag(root, f"{MODEL}@{number}", commit, message)
+        asked(gto.api.register, str(root), MODEL, commit, version=number, message=message)
     return resolve(root, number)
 
 
@@ -181,68 +206,50 @@ def make_champion(root: Path, version: Version, message: str) -> str:
 
     Raises UserError (exit 2) without a git identity.
     """
-    # As in GTO, all stages share one count.
-    listed = git_lines(root, "for-each-ref", "--format=%(refname)", f"refs/tags/{MODEL}#*")
-    taken = [int(count) for name in listed if re.fullmatch(NUMBER, count := name.rpartition("#")[2])]
-    name = f"{MODEL}#{CHAMPION}#{max(taken, default=0) + 1}"
-    create_tag(root, name, version.commit, message)
-    return name
+    return assign(root, CHAMPION, version, message)
 
 
-def create_tag(root: Path, name: str, commit: str, message: str) -> None:
-    """Tag a commit as GTO does.
+def record_refusal(root: Path, version: Version, message: str) -> str:
+    """Tag a version as refused, with the evidence as the message; return the tag's name.
 
-    Raises UserError: exit 2 without a git identity or for a name with a number that is too large, 5 if git fails.
+    The caller holds the registry's lock.  Raises UserError (exit 2) without a git identity.
     """
+    return assign(root, REFUSED, version, message)
+
+
+def assign(root: Path, stage: str, version: Version, message: str) -> str:
+    """Assign a stage to a version by the next tag; return its name.  Raises UserError (exit 2) without an identity."""
     require_identity(root)
-    if not numbers_of(name) and not CHAMPION_TAG.fullmatch(name):
-        before = "the tag before it has the highest number; delete that tag here and on the remotes"
-        raise UserError(f"{name}: more than 9 digits would be ignored; {before}", Exit.USAGE)
-    git(root, "tag", "--annotate", "--cleanup=verbatim", "--file=-", name, commit, stdin=[message.strip()])
-
-
-def record_refusal(root: Path, version: Version, message: str) -> None:
-    """Write a git note on the version's commit that says why it was not promoted.  Raises UserError."""
-    with registry_lock(root):  # of two notes that git adds at once, one is lost
-        git(root, "notes", f"--ref={REFUSALS}", "add", "--force", "--file=-", version.commit, stdin=[message])
+    number = version.name.partition("@")[2]
+    done = asked(gto.api.assign, str(root), MODEL, stage, version=number, message=message.strip(), force=True)
+    return str(done.tag)
 
 
 def refusal(root: Path, commit: str) -> Evidence | None:
     """Return the evidence of the last refusal of a commit's version; None if it was never refused."""
-    if commit not in refusals(root):
-        return None
-    return evidence_of(git(root, "notes", f"--ref={REFUSALS}", "show", commit).decode(errors="replace"))
-
-
-def refusals(root: Path) -> dict[str, str]:
-    """Return the digests of the notes of refusals, by the commits that they are about."""
-    listed = [line.split() for line in git_lines(root, "notes", f"--ref={REFUSALS}", "list")]
-    return {commit: note for note, commit in listed}
+    tags = [tag for tag in model_tags(root) if tag.stage == REFUSED and tag.commit == commit]
+    return evidence_of(tags[-1].message) if tags else None
 
 
 def judged_by(root: Path, validation_sha256: str) -> set[str]:
     """Return the names of the challengers that were evaluated on the validation images with this digest."""
-    tags = annotated_tags(root, f"{MODEL}#{CHAMPION}")
-    notes = contents(root, list(refusals(root).values()), MOST_BYTES).values()
-    messages = [tag.message for tag in tags] + [note.decode(errors="replace") for note in notes if note is not None]
+    messages = [tag.message for tag in model_tags(root) if tag.stage in (CHAMPION, REFUSED)]
     judged = [one for message in messages if (one := evidence_of(message)) and one.num_images]
     return {str(one.challenger) for one in judged if one.challenger and one.validation_sha256 == validation_sha256}
 
 
 def champion(root: Path) -> Version | None:
     """Return the champion, or None.  Raises UserError (exit 5) when its version's tag is gone."""
+    for version in versions(root):
+        if CHAMPION in version.stages:
+            return version
     return resolve(root, CHAMPION) if champion_tag(root) else None
 
 
 def is_decided(root: Path, commit: str) -> bool:
-    """Whether the commit has a version that was promoted, or that GTO deregistered, or one that was refused.
-
-    `vdmctl prune` deletes the tag of a refused version and keeps the note.
-    """
-    if commit in refusals(root):
-        return True
-    tags = [tag for tag in model_tags(root) if tag.commit == commit]
-    return any(numbers_of(tag.name) for tag in tags) and bool(champion_history(tags) or not registered(tags))
+    """Whether the commit has a version that was promoted, refused, or that GTO deregistered."""
+    tags = model_tags(root)
+    return commit in given(tags, CHAMPION) | given(tags, REFUSED) | deregistered(tags)
 
 
 def champion_tag(root: Path) -> Tag | None:
@@ -267,29 +274,22 @@ def previous_champion(root: Path) -> Version:
 def reign(tags: list[Tag]) -> list[Tag]:
     """Return the stack of champions' tags, the present champion last: a promotion pushes, a roll-back pops.
 
-    So a second roll-back goes one champion further back, and not to the one that the first roll-back removed.  `tags`
-    are those of versions and of champions: versions that GTO deregistered do not count.
+    A tag of a version that is in the stack makes it the champion again and removes those above it: so a second
+    roll-back goes one champion further back, and not to the one that the first removed.  Versions that GTO deregistered
+    do not count.
     """
-    reigning: list[Tag] = []
-    for tag in champion_history(tags):
-        if "!" in tag.name:
-            reigning = [earlier for earlier in reigning if earlier.commit != tag.commit]
-        elif reigning and reigning[-1].commit == tag.commit:  # promoted again, or the one rolled back has no tag here
-            reigning[-1] = tag
-        elif (evidence := evidence_of(tag.message)) and evidence.decision == ROLL_BACK:
-            # Remove the champion, and versions before it that GTO deregistered; the earlier one reigns by its new tag.
-            below = [place for place, earlier in enumerate(reigning[:-1]) if earlier.commit == tag.commit]
-            del reigning[below[-1] if below else -2 :]
-            reigning.append(tag)
+    stack: list[Tag] = []
+    for tag in sorted((tag for tag in tags if tag.stage == CHAMPION), key=lambda tag: tag.number):
+        commits = [each.commit for each in stack]
+        if tag.event == "unassignment":
+            stack = [each for each in stack if each.commit != tag.commit]
         else:
-            reigning.append(tag)
+            stack = [*(stack[: commits.index(tag.commit)] if tag.commit in commits else stack), tag]
     gone = deregistered(tags)
-    left = [tag for tag in reigning if tag.commit not in gone]
-    # What lay between two tags of one version may be gone; then that version reigns once.
-    return [list(same)[-1] for _, same in groupby(left, key=lambda tag: tag.commit)]
+    return [tag for tag in stack if tag.commit not in gone]
 
 
 def numbers_of(name: str) -> tuple[int, int, int] | None:
     """Return (1, 2, 0) for `vdm@v1.2.0`; None for a tag that is not a version."""
-    match = VERSION_TAG.fullmatch(name)
+    match = re.match(rf"{MODEL}@{NUMBERS}(!|$)", name)
     return (int(match[1]), int(match[2]), int(match[3])) if match else None

@@ -1,83 +1,76 @@
-"""Versions, promotions and lineage in real git."""
+"""Versions, their lineage, their files and their digests, in real git and DVC."""
 
+import hashlib
 import json
 import os
-import re
 import shutil
 import subprocess
 import sys
-from functools import partial
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from champions import crown
-from project import IDENTITY, Project, cached, metrics_at, one_line, run_vdmctl
+from forge import GRAPH, METRICS, Forge, champion, crown, refuse
+from project import Project, cached, metrics_at, one_line, run_vdmctl
 from ruamel.yaml import YAML
 
-from flows.core.errors import Exit, UserError
-from flows.core.files import write_whole
-from flows.core.layout import METRICS, SAMPLE_METRICS
-from flows.orchestration.pruning import prune
-from flows.process.locks import holder_of
-from flows.registry import git as registry_git
-from flows.registry import publishing
-from flows.registry import versions as of
-from flows.registry.git import annotated_tags, contents, git_text, registry_lock
+from flows.core import layout
+from flows.core.errors import Exit, NetworkError, UserError
+from flows.registry.evidence import evidence_of
+from flows.registry.git import git_text, reason_in
 from flows.registry.lineage import lineage
-from flows.registry.storage import fetch
-from flows.registry.versions import add_version, record_refusal
+from flows.registry.reproduction import reproduction
+from flows.registry.storage import DamagedVersionError, fetch, fetch_images
+from flows.registry.verification import require_sound, verify
+from flows.registry.versions import (
+    Tag,
+    add_version,
+    is_decided,
+    newest,
+    numbers_of,
+    previous_champion,
+    reign,
+    resolve,
+    versions,
+)
 
-# The versions are trained when the first test asks for them.
-pytestmark = pytest.mark.timeout(1800)
-
-
-def test_the_status_names_the_champion_and_the_versions_that_no_remote_has(copied: Project, tmp_path: Path) -> None:
-    crown(copied, "v1.1.0")
-    copied.git("init", "--quiet", "--bare", str(tmp_path / "bare"))
-    copied.git("remote", "add", "elsewhere", str(tmp_path / "bare"))
-    copied.git("push", "--quiet", "elsewhere", "vdm@v1.1.0^{commit}:refs/heads/main")
-    result = copied.vdmctl("status", "--verify", "--json")
-    found = json.loads(result.stdout)
-    assert result.returncode == Exit.MISSING
-    assert "no Prefect server answers" in one_line(result)
-    assert found["registry"]["champion"] == "vdm@v1.1.0"
-    assert found["registry"]["unpublished"] == ["vdm@v1.2.0"]
-    assert [problem for problem in found["problems"] if "not pushed" in problem] == [
-        "vdm@v1.2.0: not pushed to any remote; "
-        "a run with publish=true pushes what runs made; "
-        "`dvc push --all-tags` and `git push --follow-tags` push the rest"
-    ]
-    assert not any("does not verify" in problem for problem in found["problems"])
-
-    weights = cached(copied, "models/vdm", "weights.safetensors", "v1.1.0")
-    weights.unlink()
-    weights.write_bytes(b"damaged")
-    result = copied.vdmctl("status", "--verify")
-    assert "vdm@v1.1.0 does not verify: " in result.stdout
-    number = len(re.findall("^problem ", result.stdout, re.MULTILINE))
-    assert one_line(result) == f"vdmctl: status: {number} problems; see the last lines of its output"
+pytestmark = pytest.mark.timeout(1800)  # the versions of `registry` are trained when the first test asks for them
 
 
-def test_models_lists_versions_with_figures_data_and_commit(copied: Project) -> None:
-    crown(copied, "v1.1.0")
-    rows = json.loads(copied.vdmctl("models", "--json").stdout)["versions"]
-    assert [row["version"] for row in rows] == ["vdm@v1.0.0", "vdm@v1.1.0", "vdm@v1.2.0"]
-    assert [row["stages"] for row in rows] == [[], ["champion"], []]
-    assert [row["commit"] for row in rows] == copied.git("rev-list", "--reverse", "-3", "HEAD").split()
-    for row in rows:
-        metrics = metrics_at(copied, row["commit"])
-        assert all(row[key] == metrics[key] for key in ("bpd", "bpd_standard_error", "data_sha256", "model_sha256"))
-    assert rows[0]["data_sha256"] == rows[1]["data_sha256"] != rows[2]["data_sha256"]
-    header, *lines = copied.vdmctl("models").stdout.splitlines()
-    titles = ["version", "stage", "bits/dim", "samples (held-out)", "data", "commit", "created"]
-    assert re.split(r"\s{2,}", header) == titles
-    assert lines[1].split()[:4] == ["vdm@v1.1.0", "champion", f"{rows[1]['bpd']:.4f}", "+-"]
-    assert rows[1]["commit"][:12] in lines[1]
-    figures = json.loads(copied.git("show", f"{rows[1]['commit']}:{SAMPLE_METRICS}"))["figures"]
-    assert rows[1]["samples"] == figures
-    name = next(iter(figures))
-    assert f"{name} {figures[name]['samples']:.3f} ({figures[name]['held_out']:.3f})" in lines[1]
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Forge:
+    """Return a repository with three versions, of which nothing is checked out."""
+    forge = Forge(tmp_path_factory.mktemp("made") / "forge")
+    for number in ("v1.0.0", "v1.1.0", "v1.2.0"):
+        forge.version(number)
+    return forge
+
+
+@pytest.fixture
+def forge(made: Forge, tmp_path: Path) -> Forge:
+    """Return a copy of that repository that the test may change."""
+    return made.copy(tmp_path / "forge")
+
+
+def problems(forge: Forge, name: str) -> dict[str, str]:
+    return {check.subject: check.problem for check in verify(forge.root, resolve(forge.root, name)) if check.problem}
+
+
+def test_models_lists_versions_with_state_figures_data_and_commit(forge: Forge) -> None:
+    crown(forge.project, "v1.0.0", "v1.1.0")
+    refuse(forge.project, "v1.2.0")
+    forge.version("v1.3.0", documents={METRICS: '{"bpd": "low"}'})
+    rows = json.loads(forge.vdmctl("models", "--json").stdout)["versions"]
+    assert [row["version"] for row in rows] == [f"vdm@v1.{minor}.0" for minor in range(4)]
+    assert [row["state"] for row in rows] == ["former champion", "champion", "refused", ""]
+    assert [row["stages"] for row in rows] == [[], ["champion"], [], []]
+    assert [row["commit"] for row in rows] == forge.git("rev-list", "--reverse", "-4", "HEAD").split()
+    assert [row["bpd"] for row in rows] == [2.0, 2.0, 2.0, None]
+    assert METRICS in rows[3]["problem"]
+    text = forge.vdmctl("models").stdout.splitlines()
+    assert text[2].split()[:4] == ["vdm@v1.1.0", "champion", "2.0000", "+-"]
+    assert "unreadable" in text[4]
 
 
 def test_a_hundred_versions_keep_their_figures(tmp_path: Path) -> None:
@@ -85,114 +78,59 @@ def test_a_hundred_versions_keep_their_figures(tmp_path: Path) -> None:
     subprocess.run(["git", "init", "--quiet", str(tmp_path)], check=True)
     stream = []
     for minor in reversed(range(100)):
-        metrics = json.dumps({"bpd": 2 + minor / 1000, "bpd_standard_error": 0.01, "data_sha256": f"{minor:064x}"})
+        metrics = json.dumps({"bpd": 2 + minor / 1000, "data_sha256": f"{minor:064x}"})
         who, name = f"Test <test@example.org> {1_700_000_000 + minor} +0000", f"vdm@v1.{minor}.0"
         stream += [f"commit refs/heads/main\nmark :{minor + 1}\ncommitter {who}\ndata 0\n"]
         stream += [f"M 100644 inline {METRICS}\ndata {len(metrics)}\n{metrics}\n"]
         stream += [f"tag {name}\nfrom :{minor + 1}\ntagger {who}\ndata 9\nLine\n\nTwo\n"]
     subprocess.run(["git", "fast-import", "--quiet"], input="".join(stream), text=True, cwd=tmp_path, check=True)
-    rows = json.loads(Project.at(tmp_path).vdmctl("models", "--json").stdout)["versions"]
-    assert [row["version"] for row in rows] == [f"vdm@v1.{minor}.0" for minor in range(100)]
-    assert [row["bpd"] for row in rows] == [2 + minor / 1000 for minor in range(100)]
-    assert [int(row["data_sha256"], 16) for row in rows] == list(range(100))
+    found = versions(tmp_path)
+    assert [version.name for version in found] == [f"vdm@v1.{minor}.0" for minor in range(100)]
+    assert [version.metrics.bpd for version in found] == [2 + minor / 1000 for minor in range(100)]
+    assert (found[0].message, found[0].created) == ("Line\n\nTwo", "2023-11-14T22:13:20+00:00")
 
 
-def test_listing_loads_nothing_heavy(registry: Project) -> None:
+def test_listing_loads_nothing_heavy(made: Forge) -> None:
     program = (
         "import sys; from flows.cli import run; run(['models', '--json']);"
-        "print({'torch', 'prefect', 'great_expectations', 'dvc', 'numpy', 'gto'} & set(sys.modules), file=sys.stderr)"
+        "print({'torch', 'prefect', 'great_expectations', 'dvc', 'numpy'} & set(sys.modules), file=sys.stderr)"
     )
-    assert registry.run(sys.executable, "-c", program).stderr == "set()\n"
+    environment = made.project.environment | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    command = [sys.executable, "-c", program]
+    result = subprocess.run(command, cwd=made.root, env=environment, capture_output=True, text=True, check=True)
+    assert result.stderr == "set()\n"
 
 
-def test_a_page_about_versions_has_their_results_and_their_lineage(copied: Project) -> None:
-    """The results are fetched from the remote.  The third version has other images."""
-    shutil.rmtree(copied.folder / ".dvc/cache")
-    shutil.rmtree(copied.folder / "reports")
-    for name, arguments in {"one": ["v1.0.0"], "two": ["v1.0.0", "v1.1.0"], "three": ["v1.1.0", "v1.2.0"]}.items():
-        result = copied.vdmctl("report", *arguments, "--out", f"{name}.html")
-        assert (result.returncode, result.stderr) == (0, "")
-    one, two, three = ((copied.folder / f"{name}.html").read_text() for name in ("one", "two", "three"))
-    metrics = metrics_at(copied, "vdm@v1.0.0")
-    figure = f"{metrics['bpd']:.4f}&nbsp;± {metrics['bpd_standard_error']:.4f}"
-    commit = copied.git("rev-parse", "vdm@v1.0.0^{commit}").strip()
-    assert [text in one for text in (figure, commit, "<code>vdm@v1.0.0</code>", "Easiest images")] == [True] * 4
-    assert one.count("<svg") == 4
-    difference = metrics_at(copied, "vdm@v1.1.0")["bpd"] - metrics["bpd"]
-    assert f"\N{MINUS SIGN}{-difference:.4f}&nbsp;±" in two
-    assert "No paired difference: they were evaluated on different images." in three
-
-    damaged = cached(copied, "reports/evaluation/per_image.csv", "", "v1.0.0")
-    damaged.chmod(0o644)
-    damaged.write_text("image,bpd")
-    result = copied.vdmctl("report", "v1.0.0", "--out", "four.html")
-    assert result.returncode == Exit.MISSING
-    assert "vdm@v1.0.0: reports/evaluation/per_image.csv: the file is damaged in the cache" in one_line(result)
-    assert not (copied.folder / "four.html").exists()
+def test_versions_count_up_and_gto_lists_the_same(forge: Forge) -> None:
+    commit = forge.commit("next")
+    assert add_version(forge.root, "HEAD", "Retrained").name == "vdm@v1.3.0"
+    assert forge.git("cat-file", "-p", "vdm@v1.3.0").startswith(f"object {commit}\ntype commit\ntag vdm@v1.3.0\n")
+    assert "Test <test@example.org>" in forge.git("cat-file", "-p", "vdm@v1.3.0")
+    shown = forge.project.run("gto", "show", "vdm", "--json").stdout
+    assert [each["version"] for each in json.loads(shown)] == ["v1.3.0", "v1.2.0", "v1.1.0", "v1.0.0"]
+    forge.project.gto("deprecate", "vdm", "v1.3.0")
+    assert newest(forge.root).name == "vdm@v1.2.0"
+    assert is_decided(forge.root, commit)
+    forge.commit("after")
+    assert add_version(forge.root, "HEAD", "Retrained").name == "vdm@v1.4.0"  # no number is used again
 
 
-def test_lineage_goes_from_the_tag_to_every_digest(registry: Project) -> None:
-    result = registry.vdmctl("lineage", "v1.1.0", "--json")
-    chain = json.loads(result.stdout)
-    lock = YAML(typ="safe", pure=True).load(registry.git("show", "vdm@v1.1.0:dvc.lock"))["stages"]
-    assert chain["commit"] == registry.git("rev-parse", "vdm@v1.1.0^{commit}").strip()
-    assert chain["parameters"]["train"]["steps"] == 40
-    assert chain["parameters"] == {
-        section: values
-        for stage in lock.values()
-        for section, values in stage.get("params", {}).get("params.yaml", {}).items()
-    }
-    outs = {out["path"]: out["md5"] for stage in lock.values() for out in stage["outs"]}
-    assert chain["outputs"] == outs
-    assert chain["data"]["md5"] == outs["data/images"]
-    assert chain["data"]["sha256"] == metrics_at(registry, "vdm@v1.1.0")["data_sha256"]
-    assert chain["validation"]["md5"] == outs["reports/validation/validation.json"]
-    assert {"vdm/vlb.py", "flows/stages/train.py"} <= chain["code"].keys()
-    text = registry.vdmctl("lineage", "v1.1.0").stdout
-    places = [text.index(word) for word in ("tag ", "commit ", "parameters", "data ", "validation ", "code", "outputs")]
-    assert places == sorted(places)
-    assert all(md5 in text for md5 in [*outs.values(), *chain["code"].values()])
+def test_other_tags_that_begin_alike_are_no_versions(forge: Forge) -> None:
+    for name in ("vdm-paper", "vdm@paper", "vdm@v1.9.0-rc1", "other@v2.0.0"):
+        forge.git("tag", "--annotate", "--message=Mine", name)
+    forge.git("tag", "vdm@v2.0.0")  # lightweight, so no version to GTO either
+    assert newest(forge.root).name == "vdm@v1.2.0"
+    assert [numbers_of(name) for name in ("vdm@v1.2.0", "vdm@v1.2.0!#4", "vdm@v1.2.0-rc1")] == [(1, 2, 0)] * 2 + [None]
 
 
-def test_a_tag_that_withdraws_a_champion_is_no_promotion(copied: Project) -> None:
-    crown(copied, "v1.0.0")
-    copied.gto("deprecate", "vdm", "v1.0.0", "champion")
-    text = copied.vdmctl("lineage", "v1.0.0").stdout
-    assert "\nchampion    vdm#champion#1 " in text
-    assert "\nwithdrawn   vdm#champion!#2 " in text
-    assert copied.vdmctl("report", "v1.0.0", "--out", "one.html").returncode == 0
-    page = (copied.folder / "one.html").read_text()
-    assert "promoted, vdm#champion#1" in page
-    assert "promoted, vdm#champion!#2" not in page
-
-
-def test_versions_count_up_and_carry_their_message(copied: Project) -> None:
-    tags = annotated_tags(copied.folder, "vdm@")
-    assert [tag.name for tag in tags] == ["vdm@v1.0.0", "vdm@v1.1.0", "vdm@v1.2.0"]
-    assert {tag.message for tag in tags} == {"Retrained"}
-    assert "Test <test@example.org>" in copied.git("cat-file", "-p", "vdm@v1.2.0")
-    # GTO itself lists the same.
-    shown = copied.run("gto", "show", "vdm", "--json").stdout
-    assert [entry["version"] for entry in json.loads(shown)] == ["v1.2.0", "v1.1.0", "v1.0.0"]
-
-
-def test_a_linked_worktree_shares_the_registry(copied: Project, tmp_path: Path) -> None:
-    copied.git("worktree", "add", "--quiet", str(tmp_path / "run"))
-    copied.git("-C", str(tmp_path / "run"), "commit", "--quiet", "--allow-empty", "--message=A run")
-    version = of.add_version(tmp_path / "run", "HEAD", "From a worktree")
-    assert version.name == "vdm@v1.3.0"
-    assert of.newest(copied.folder) == version
-    with registry_lock(tmp_path / "run"):
-        assert of.make_champion(tmp_path / "run", version, "By hand") == "vdm#champion#1"
-    assert of.resolve(copied.folder, "champion").name == "vdm@v1.3.0"
-    assert (fetch(tmp_path / "run", version) / "config.json").is_file()
-
-
-def test_the_name_of_a_lightweight_tag_is_taken(copied: Project) -> None:
-    copied.git("commit", "--quiet", "--allow-empty", "--message=A run")
-    copied.git("tag", "vdm@v1.3.0")  # not a version to GTO
-    assert of.add_version(copied.folder, "HEAD", "Retrained").name == "vdm@v1.4.0"
-    assert of.newest(copied.folder).name == "vdm@v1.4.0"
+def test_a_linked_worktree_shares_the_registry(forge: Forge) -> None:
+    run = forge.folder / "run"
+    forge.git("worktree", "add", "--quiet", str(run))
+    forge.git("-C", str(run), "commit", "--quiet", "--allow-empty", "--message=A run")
+    assert add_version(run, "HEAD", "From a worktree") == newest(forge.root)
+    crown(Project.at(run), "v1.3.0")
+    assert champion(forge.project) == "vdm@v1.3.0"
+    assert (fetch(run, newest(run)) / "config.json").is_file()
 
 
 @pytest.mark.parametrize(
@@ -200,29 +138,31 @@ def test_the_name_of_a_lightweight_tag_is_taken(copied: Project) -> None:
     [
         ("HEAD", Exit.USAGE, "is vdm@v1.2.0 already"),
         ("nothing", Exit.MISSING, "nothing: git knows no such commit"),
-        ("HEAD~3", Exit.MISSING, "has no reports/evaluation/metrics.json"),
+        ("bare", Exit.MISSING, "has no reports/evaluation/metrics.json"),
     ],
 )
-def test_a_commit_that_cannot_be_a_version(commit: str, code: Exit, message: str, registry: Project) -> None:
+def test_a_commit_that_cannot_be_a_version(commit: str, code: Exit, message: str, forge: Forge) -> None:
+    if commit == "bare":
+        forge.git("rm", "--quiet", "-r", "reports")
+        forge.git("commit", "--quiet", "--message=Without results")
+        commit = "HEAD"
     with pytest.raises(UserError, match=message) as raised:
-        of.add_version(registry.folder, commit, "Retrained")
+        add_version(forge.root, commit, "Retrained")
     assert raised.value.code == code
 
 
-def test_without_a_git_identity_nothing_is_tagged(copied: Project, monkeypatch: pytest.MonkeyPatch) -> None:
-    copied.git("commit", "--quiet", "--allow-empty", "--message=A run")
-    copied.git("config", "--remove-section", "user")
+def test_without_a_git_identity_nothing_is_tagged(forge: Forge, monkeypatch: pytest.MonkeyPatch) -> None:
+    forge.commit("next")
+    forge.git("config", "--remove-section", "user")
     for name in [name for name in os.environ if name.startswith(("GIT_", "EMAIL"))]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("GIT_CONFIG_GLOBAL", os.devnull)
     monkeypatch.setenv("GIT_CONFIG_SYSTEM", os.devnull)
     with pytest.raises(UserError, match="git needs an identity") as raised:
-        of.add_version(copied.folder, "HEAD", "Retrained")
+        add_version(forge.root, "HEAD", "Retrained")
     assert raised.value.code == Exit.USAGE
-    result = run_vdmctl(copied.folder, dict(os.environ), "promote")
-    assert result.returncode == Exit.USAGE
-    assert "git needs an identity" in one_line(result)
-    assert "vdm#" not in copied.git("tag")
+    result = run_vdmctl(forge.root, dict(os.environ), "promote")
+    assert (result.returncode, "git needs an identity" in one_line(result)) == (Exit.USAGE, True)
 
 
 @pytest.mark.parametrize(
@@ -230,91 +170,372 @@ def test_without_a_git_identity_nothing_is_tagged(copied: Project, monkeypatch: 
     [
         (["evaluate", "champion"], 5, "no version is the champion"),
         (["evaluate", "v9.0.0"], 5, "there is no version vdm@v9.0.0; `vdmctl models`"),
-        (["compare", "v1.0.0", "vdm@v9.0.0"], 5, "there is no version vdm@v9.0.0"),
         (["lineage", "vdm@latest"], 2, "vdm@latest: not a version such as vdm@v1.2.0"),
-        (["verify", "v1.9.0"], 5, "there is no version vdm@v1.9.0"),
-        (["promote", "models/vdm"], 2, "not a version"),
         (["rollback"], 5, "no version is the champion; `vdmctl promote` makes the first"),
     ],
 )
-def test_a_model_that_is_not_there(arguments: list[str], code: int, message: str, registry: Project) -> None:
-    result = registry.vdmctl(*arguments)
+def test_a_model_that_is_not_there(arguments: list[str], code: int, message: str, made: Forge) -> None:
+    result = made.vdmctl(*arguments)
     assert (result.returncode, result.stdout) == (code, "")
     assert message in one_line(result)
 
 
-def test_outside_a_repository(tmp_path: Path) -> None:
-    environment = os.environ | {"GIT_CEILING_DIRECTORIES": str(tmp_path.parent)}
-    result = run_vdmctl(tmp_path, environment, "models")
-    assert result.returncode == 5
-    assert "not a git repository" in one_line(result)
+def test_outside_and_below_the_top_of_a_repository(forge: Forge, tmp_path: Path) -> None:
+    result = run_vdmctl(tmp_path, os.environ | {"GIT_CEILING_DIRECTORIES": str(tmp_path.parent)}, "models")
+    assert (result.returncode, "not a git repository" in one_line(result)) == (Exit.MISSING, True)
+    with pytest.raises(UserError, match="not the top folder of its git repository") as raised:
+        versions(forge.root / "reports")
+    assert raised.value.code is Exit.USAGE
 
 
-def test_a_folder_below_the_top_of_its_repository_is_refused(registry: Project) -> None:
-    """Paths of files in commits begin at the top."""
-    below = registry.folder / "flows"
-    for use in (of.versions, partial(prune, keep=1, dry_run=True)):
-        reason = f"{below}: not the top folder of its git repository, {registry.folder},"
-        with pytest.raises(UserError, match=re.escape(reason)) as raised:
-            use(below)
-        assert raised.value.code is Exit.USAGE
+def test_git_says_in_one_line_why_it_failed(forge: Forge) -> None:
+    with pytest.raises(UserError, match=r"^git rev-parse in /.*: fatal: Needed a single revision$"):
+        git_text(forge.root, "rev-parse", "--verify", "nothing")
+    pushed = "To x\n ! [rejected] a (atomic push failed)\n ! [remote rejected] b (hook declined)\nremote: No tags\n"
+    assert reason_in(pushed) == "! [remote rejected] b (hook declined); remote: No tags"
 
 
-def test_deregistered_versions_are_not_listed_and_their_numbers_not_reused(copied: Project) -> None:
-    copied.gto("deprecate", "vdm", "v1.2.0")
-    assert of.newest(copied.folder).name == "vdm@v1.1.0"
-    copied.git("commit", "--quiet", "--allow-empty", "--message=A run")
-    assert of.add_version(copied.folder, "HEAD", "Retrained").name == "vdm@v1.3.0"
+def test_lineage_goes_from_the_tag_to_every_digest(registry: Project) -> None:
+    chain = json.loads(registry.vdmctl("lineage", "v1.1.0", "--json").stdout)
+    lock = YAML(typ="safe", pure=True).load(registry.git("show", "vdm@v1.1.0:dvc.lock"))["stages"]
+    outs = {out["path"]: out["md5"] for stage in lock.values() for out in stage["outs"]}
+    assert chain["commit"] == registry.git("rev-parse", "vdm@v1.1.0^{commit}").strip()
+    assert chain["parameters"] == {
+        section: values
+        for stage in lock.values()
+        for section, values in stage.get("params", {}).get("params.yaml", {}).items()
+    }
+    assert chain["outputs"] == outs
+    assert chain["data"] == {
+        "path": "data/images",
+        "md5": outs["data/images"],
+        "sha256": metrics_at(registry, "vdm@v1.1.0")["data_sha256"],
+    }
+    assert {"vdm/vlb.py", "flows/stages/train.py"} <= chain["code"].keys()
+    text = registry.vdmctl("lineage", "v1.1.0").stdout
+    assert all(md5 in text for md5 in [*outs.values(), *chain["code"].values()])
 
 
-def test_files_of_commits_that_are_not_there(registry: Project) -> None:
-    names = ["HEAD:dvc.yaml", "HEAD:no such file", "HEAD:params.yaml"]
-    found = contents(registry.folder, names)
-    assert found["HEAD:no such file"] is None
-    assert found["HEAD:params.yaml"] == registry.git("show", "HEAD:params.yaml").encode()
+def test_lineage_lists_promotions_in_their_order_and_the_refusal(forge: Forge) -> None:
+    for name in ("vdm#champion#2", "vdm#champion!#3", "vdm#champion#10"):
+        forge.git("tag", "--annotate", "--message=By hand", name, "vdm@v1.0.0^{commit}")
+    refuse(forge.project, "v1.0.0", reason="too slow")
+    chain = lineage(forge.root, resolve(forge.root, "v1.0.0"))
+    assert [tag.number for tag in chain.promotions] == [2, 3, 10]
+    text = forge.vdmctl("lineage", "v1.0.0").stdout
+    assert "- tag: vdm#champion!#3" in text
+    assert "\nrefusal:\n  decision: refuse\n  reason: too slow\n" in text
 
 
-def test_promotions_are_listed_in_their_order(copied: Project) -> None:
-    names = ["vdm#champion#2", "vdm#champion!#3", "vdm#champion#10"]
-    for name in names:
-        copied.git("tag", "--annotate", "--message=By hand", name, "vdm@v1.0.0^{commit}")
-    chain = lineage(copied.folder, of.resolve(copied.folder, "v1.0.0"))
-    assert [tag.name for tag in chain.promotions] == names
+def test_tags_of_older_versions_are_read(forge: Forge) -> None:
+    message = 'Promote vdm@v1.0.0\n\n{\n  "decision": "promote",\n  "reason": "first"\n}\n'
+    forge.git("tag", "--annotate", "--cleanup=verbatim", "-m", message, "vdm#champion#7", "vdm@v1.0.0^{commit}")
+    (tag,) = lineage(forge.root, resolve(forge.root, "champion")).promotions
+    evidence = evidence_of(tag.message)
+    assert evidence
+    assert (evidence.decision, evidence.reason) == ("promote", "first")
+    crown(forge.project, "v1.1.0")
+    assert forge.git("tag", "--list", "vdm#*").split() == ["vdm#champion#7", "vdm#champion#8"]
 
 
-def test_only_a_folder_outside_every_repository_is_to_be_left(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="change to the project's folder"):
-        git_text(tmp_path, "rev-parse", "HEAD")
-    (tmp_path / ".git").write_text("gitdir: /gone/.git/worktrees/x\n")
-    with pytest.raises(UserError, match="not a git repository: /gone") as error:
-        git_text(tmp_path, "rev-parse", "HEAD")
-    assert "project's folder" not in str(error.value)
+def test_the_stack_of_champions() -> None:
+    def stack(*commits: str) -> str:
+        tags = [Tag(f"vdm#champion#{number}", commit.strip("!")) for number, commit in enumerate(commits, start=1)]
+        marks = ["unassignment" if commit.startswith("!") else "assignment" for commit in commits]
+        tags = [tag._replace(event=event) for tag, event in zip(tags, marks, strict=True)]
+        return "".join(tag.commit for tag in reign(tags[::-1]))
+
+    assert stack(*"abcdefghijkl") == "abcdefghijkl"  # the tenth follows the ninth
+    assert stack("a", "b", "c", "b") == "ab"  # rolled back once
+    assert stack("a", "b", "c", "b", "a") == "a"  # and once more
+    assert stack("a", "b", "c", "b", "d") == "abd"
+    assert stack("a", "b", "b") == "ab"  # promoted again
+    assert stack("a", "b", "!b") == "a"
+    assert stack("a", "b", "!b", "b") == "ab"
 
 
-def test_refs_change_only_under_the_registrys_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Else two runs could count the same tags, and a note or a tag of one of them would be lost."""
-    project, printed = Project.at(tmp_path), registry_git.printed
-    unlocked, seen = list[tuple[str, ...]](), set[str]()
-    project.git("init", "--quiet", "--initial-branch=main")
-    write_whole(tmp_path / "reports/evaluation/metrics.json", '{"bpd": 2.0}')
-    project.git("add", "--all")
-    project.git("commit", "--quiet", "--message=A run")
-    project.git("remote", "add", "origin", ".")
-    for key, value in IDENTITY.items():
-        project.git("config", f"user.{key.lower()}", value)
+@pytest.mark.parametrize("stage", [(), ("champion",)])
+def test_gto_withdraws_a_champion_or_its_version(stage: tuple[str, ...], forge: Forge) -> None:
+    crown(forge.project, "v1.0.0", "v1.1.0", "v1.2.0")
+    forge.project.gto("deprecate", "vdm", "v1.1.0", *stage)
+    assert previous_champion(forge.root).name == "vdm@v1.0.0"
+    forge.project.gto("deprecate", "vdm", "v1.2.0", *stage)
+    assert champion(forge.project) == "vdm@v1.0.0"
 
-    def noted(root: Path, *arguments: str, **options: Any) -> Any:
-        changes = {"tag", "update-ref", "add", "remove", "merge"}.intersection(arguments)
-        seen.update(changes)
-        if changes and holder_of(tmp_path / ".git/vdm-registry.lock") is None:
-            unlocked.append(arguments)
-        return printed(root, *arguments, **options)
 
-    monkeypatch.setattr(registry_git, "printed", noted)
-    version = add_version(tmp_path, "HEAD", "Retrained")
-    record_refusal(tmp_path, version, "Refuse")
-    publishing.merge_notes(tmp_path)
-    publishing.withdraw(tmp_path, [version.commit], {})
-    assert unlocked == []
-    assert {"tag", "add"} <= seen
-    assert project.git("for-each-ref", "refs/tags") == ""
+# Files and digests
+
+
+def test_a_version_is_evaluated_from_the_remote_when_the_cache_is_gone(copied: Project) -> None:
+    crown(copied, "v1.2.0")
+    shutil.rmtree(copied.folder / ".dvc/cache")
+    shutil.rmtree(copied.folder / "models/vdm")
+    other_splits = ("validation", "training", "generalisation_gap_bpd", "generalisation_gap_standard_error")
+    result = copied.vdmctl("evaluate", "champion", "--json")
+    assert result.returncode == 0, result.stderr
+    assert json.loads(result.stdout) == metrics_at(copied, "HEAD") | dict.fromkeys(other_splits)
+    shutil.rmtree(copied.folder / "data/images")
+    result = copied.vdmctl("evaluate", "v1.0.0", "--json")  # it meets its own images
+    assert json.loads(result.stdout)["bpd"] == metrics_at(copied, "vdm@v1.0.0")["bpd"]
+    compared = json.loads(copied.vdmctl("compare", "v1.0.0", "v1.2.0", "--json").stdout)
+    assert {model["data_sha256"] for model in compared["models"]} == {metrics_at(copied, "vdm@v1.2.0")["data_sha256"]}
+    assert copied.git("status", "--porcelain", "--", ".vdm", "reports") == ""
+
+
+def test_a_page_about_versions_has_their_results_and_their_lineage(copied: Project) -> None:
+    shutil.rmtree(copied.folder / ".dvc/cache")
+    shutil.rmtree(copied.folder / "reports")
+    result = copied.vdmctl("report", "v1.0.0", "--out", "one.html")
+    assert (result.returncode, result.stderr) == (0, "")
+    page = (copied.folder / "one.html").read_text()
+    assert copied.git("rev-parse", "vdm@v1.0.0^{commit}").strip() in page
+    assert f"{metrics_at(copied, 'vdm@v1.0.0')['bpd']:.4f}" in page
+
+
+def test_a_fetched_model_is_reused_and_never_trusted_blindly(forge: Forge) -> None:
+    version = resolve(forge.root, "v1.0.0")
+    folder = fetch(forge.root, version)
+    assert (folder / "README.md").read_text() == "v1.0.0"
+    assert not (folder / "weights.safetensors").is_symlink()
+    for place in (forge.cache, forge.remote):
+        shutil.rmtree(place)
+    assert fetch(forge.root, version) == folder
+    assert list(folder.parent.iterdir()) == [folder]
+    (folder / "weights.safetensors").write_bytes(b"damaged")
+    with pytest.raises(DamagedVersionError, match=r"weights are damaged or missing; delete .* to fetch it again$"):
+        fetch(forge.root, version)
+    (folder / "config.json").write_text("{}")
+    with pytest.raises(DamagedVersionError, match=r"is not the model of vdm@v1.0.0; delete .* to fetch it again$"):
+        fetch(forge.root, version)
+
+
+def test_images_are_those_of_the_working_tree_or_fetched(forge: Forge) -> None:
+    version = resolve(forge.root, "v1.0.0")
+    folder = fetch_images(forge.root, version)
+    assert folder.parent == forge.root / layout.FETCHED
+    (folder / "train.npy").unlink()
+    with pytest.raises(DamagedVersionError, match=r"is damaged; delete it to fetch it again$"):
+        fetch_images(forge.root, version)
+    shutil.copytree(forge.files / "data/images", forge.root / layout.IMAGES)
+    assert fetch_images(forge.root, version) == forge.root / layout.IMAGES
+
+
+def test_bytes_that_nobody_has_are_one_line(forge: Forge) -> None:
+    """Nothing is known about their digests, so no roll-back is to be recommended."""
+    message = "models/vdm is neither in DVC's cache nor in its default remote; `dvc push` where it is, or "
+    for place in (forge.cache, forge.remote):
+        shutil.rmtree(place)
+    result = forge.vdmctl("evaluate", "v1.1.0")
+    assert (result.returncode, result.stdout) == (Exit.MISSING, "")
+    assert one_line(result).startswith(f"vdmctl: vdm@v1.1.0: {message}")
+    assert list((forge.root / ".vdm").glob("models/*")) == []
+    with pytest.raises(UserError, match="is neither in DVC's cache nor in its default remote") as raised:
+        require_sound(forge.root, resolve(forge.root, "v1.1.0"))
+    assert type(raised.value) is UserError
+
+
+def test_a_remote_that_does_not_answer_says_nothing_about_a_version(forge: Forge) -> None:
+    """The task that verifies the champion tries again after a NetworkError only."""
+    shutil.rmtree(forge.cache)
+    forge.project.dvc("remote", "modify", "store", "url", "/dev/null")
+    with pytest.raises(NetworkError, match=r"^vdm@v1\.0\.0: \S+ cannot be read now: "):
+        verify(forge.root, resolve(forge.root, "v1.0.0"))
+
+
+def test_a_disk_without_room_is_named_and_says_nothing_about_a_version(forge: Forge, full_disk: Path) -> None:
+    forge.write(".vdm/x", "")
+    (forge.root / ".vdm/models").symlink_to(full_disk)
+    (full_disk / "filler").write_bytes(bytes(236 * 1024))
+    result = forge.vdmctl("evaluate", "v1.0.0")
+    assert result.returncode == Exit.MISSING
+    assert "No space left on device" in one_line(result)
+    assert [path.name for path in full_disk.iterdir()] == ["filler"]
+
+
+def test_an_untouched_version_verifies_from_cache_or_remote(forge: Forge) -> None:
+    for _ in range(2):
+        checks = json.loads(forge.vdmctl("verify", "v1.0.0", "--json").stdout)["checks"]
+        subjects = {check["subject"] for check in checks}
+        assert {"models/vdm", "models/vdm sha256", "data/images sha256", "code.py", METRICS} <= subjects
+        assert [check for check in checks if check["problem"]] == []
+        shutil.rmtree(forge.cache, ignore_errors=True)
+
+
+def test_a_trained_version_verifies(registry: Project) -> None:
+    result = registry.vdmctl("verify", "v1.0.0", "--json")
+    assert result.returncode == 0, result.stderr
+    subjects = {check["subject"] for check in json.loads(result.stdout)["checks"]}
+    assert {"params.yaml train", "vdm/vlb.py", "models/features", "reports/samples/metrics.json"} <= subjects
+
+
+def test_a_damaged_file_is_named_wherever_it_is_read(forge: Forge) -> None:
+    digest = next(e["md5"] for e in forge.listing("models/vdm") if e["relpath"] == "weights.safetensors")
+    forge.damage(digest)
+    result = forge.vdmctl("verify", "v1.0.0", "--json")
+    assert result.returncode == Exit.MISSING
+    bad = {check["subject"] for check in json.loads(result.stdout)["checks"] if check["problem"]}
+    assert bad >= {"models/vdm"}
+    advice = f"weights.safetensors is damaged in the cache; delete {forge.cached(digest)} to fetch it again"
+    assert advice in one_line(result)
+    assert advice in one_line(forge.vdmctl("evaluate", "v1.0.0"))
+    with pytest.raises(DamagedVersionError, match=r"vdm@v1.0.0 does not verify: models/vdm: "):
+        require_sound(forge.root, resolve(forge.root, "v1.0.0"))
+    forge.cached(digest).unlink()
+    assert problems(forge, "vdm@v1.0.0") == {}
+
+
+def changed(forge: Forge, change: Callable[[dict[str, Any]], object]) -> dict[str, Any]:
+    """Return a dvc.lock after a change to its only stage."""
+    lock = forge.lock("v1.3.0")
+    change(lock["stages"]["all"])
+    return lock
+
+
+@pytest.mark.parametrize(
+    ("change", "subjects"),
+    [
+        (lambda stage: stage["deps"][0].update(md5="f" * 32), {"code.py"}),
+        (lambda stage: stage.update(params={"params.yaml": {"train": {"steps": 3}}}), {"params.yaml train"}),
+        (lambda stage: stage["deps"].append({"path": "models/vdm", "md5": f"{'0' * 32}.dir"}), {"models/vdm"}),
+        (lambda stage: stage["outs"].pop(2), {"reports/validation/validation.json"}),
+    ],
+    ids=["code", "parameters", "contradiction", "incomplete"],
+)
+def test_verify_finds_a_tampered_lock(
+    change: Callable[[dict[str, Any]], object], subjects: set[str], forge: Forge
+) -> None:
+    assert problems(forge, forge.version("v1.3.0", changed(forge, change))).keys() == subjects
+
+
+def test_verify_finds_another_model_and_other_images_than_the_metrics_state(forge: Forge) -> None:
+    metrics = json.dumps({"bpd": 2.0, "model_sha256": "0" * 64, "data_sha256": "1" * 64})
+    found = problems(forge, forge.version("v1.3.0", documents={METRICS: metrics}))
+    reports = {"models/vdm sha256", "data/images sha256", "reports/validation/validation.json sha256"}
+    assert found.keys() == {METRICS, *reports}
+
+
+def test_verify_finds_code_that_changed_without_a_run(copied: Project) -> None:
+    with (copied.folder / "vdm/vlb.py").open("a") as file:
+        file.write("# changed\n")
+    copied.git("commit", "--quiet", "--all", "--message=Change code alone")
+    version = add_version(copied.folder, "HEAD", "Untrue")
+    assert [check.subject for check in verify(copied.folder, version) if check.problem] == ["vdm/vlb.py"]
+
+
+def test_a_folder_of_code_is_compared_with_its_files_in_git(forge: Forge) -> None:
+    for name in ("code/b.py", "code/b-old/größe.py"):  # "b-old/" sorts before "b.py"
+        forge.write(name, name)
+    graph = json.loads(json.dumps(GRAPH))
+    graph["stages"]["all"]["deps"] = ["code/"]
+    names = ("b-old/größe.py", "b.py")
+    entries = [{"md5": hashlib.md5(f"code/{name}".encode()).hexdigest(), "relpath": name} for name in names]
+    digest = hashlib.md5(json.dumps(entries).encode()).hexdigest() + ".dir"
+    lock = changed(forge, lambda stage: stage.update(deps=[{"path": "code/", "md5": digest}]))
+    documents = {"dvc.yaml": json.dumps(graph)}
+    assert problems(forge, forge.version("v1.3.0", lock, documents)) == {}
+    forge.write("code/b.py", "changed")
+    assert problems(forge, forge.version("v1.4.0", lock, documents)).keys() == {"code"}
+
+
+def test_stages_that_dvc_yaml_no_longer_has_do_not_count(forge: Forge) -> None:
+    """DVC leaves stages that were renamed or removed in dvc.lock."""
+    lock = forge.lock("v1.3.0")
+    lock["stages"]["removed"] = {"cmd": "true", "outs": [{"path": "models/old", "md5": f"{'f' * 32}.dir"}]}
+    name = forge.version("v1.3.0", lock)
+    assert problems(forge, name) == {}
+    assert "models/old" not in lineage(forge.root, resolve(forge.root, name)).lock.outputs
+
+
+def test_a_reproduction_is_compared_with_the_commit_that_is_checked_out(
+    forge: Forge, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(forge.root)  # DVC names stages relative to the working directory
+    commit = forge.git("rev-parse", "--short=12", "HEAD").strip()
+    forge.project.dvc("checkout")
+    assert reproduction(forge.root) == (True, f"every output is identical to that of commit {commit}", [])
+    forge.write("code.py", "changed")
+    found = reproduction(forge.root)
+    assert (found.is_equal, found.outdated_stages) == (False, ["all"])
+    assert found.line.startswith("inputs of all changed since they ran: code.py; ")
+    forge.write("code.py", "")
+    shutil.rmtree(forge.root / "models/vdm")
+    assert reproduction(forge.root).line.startswith("models/vdm: missing; `dvc pull` restores ")
+    forge.write("models/vdm/README.md", "another")
+    assert reproduction(forge.root).line.startswith("models/vdm: changed after DVC recorded them; ")
+    lock = json.loads((forge.root / "dvc.lock").read_text())
+    lock["stages"]["all"]["outs"][0] = forge.lock("another")["stages"]["all"]["outs"][0]
+    forge.write("dvc.lock", json.dumps(lock))
+    forge.project.dvc("checkout", "--force")
+    assert reproduction(forge.root).line == (
+        f"models/vdm: different from commit {commit}, with the same inputs; the environment of one of them is unknown"
+    )
+    forge.write("dvc.lock", "<<<<<<< HEAD")
+    assert "`git checkout HEAD dvc.lock && dvc repro` restores it" in reproduction(forge.root).line
+
+
+# Documents of a version that are damaged, or made by somebody else
+
+
+@pytest.mark.parametrize(
+    "relpath", ["../../escaped", "a/../../../escaped", "/escaped", "", "config.json/a", ["a"]], ids=str
+)
+def test_a_listing_that_leads_out_of_its_folder_is_refused(relpath: Any, forge: Forge) -> None:
+    entries = [*forge.listing("models/vdm"), {"md5": forge.store(b"hostile"), "relpath": relpath}]
+    name = forge.version("v1.3.0", forge.lock("v1.3.0", json.dumps(entries).encode()))
+    before = {path for path in forge.folder.rglob("*") if "escaped" in path.name}
+    for command in ("evaluate", "verify", "promote"):
+        result = forge.vdmctl(command, name)
+        assert result.returncode == Exit.MISSING, result.stderr
+        assert one_line(result)
+    assert {path for path in forge.folder.rglob("*") if "escaped" in path.name} == before
+    assert not Path("/escaped").exists()
+
+
+@pytest.mark.parametrize(
+    ("lock", "reason"),
+    [
+        ("", "damaged: "),
+        ("stages: " + "[" * 500, "damaged: "),
+        ('{"stages": {"all": {"outs": [{"path": "models/vdm", "md5": "../up"}]}}}', "damaged: stages.all.outs.0.md5: "),
+    ],
+)
+def test_a_damaged_lock_is_one_line(lock: str, reason: str, forge: Forge) -> None:
+    name = forge.version("v1.3.0", documents={"dvc.lock": lock})
+    for action in (lineage, verify, fetch):
+        with pytest.raises(UserError, match=rf"^vdm@v1.3.0: dvc.lock at \w{{12}}: {reason}") as raised:
+            action(forge.root, resolve(forge.root, name))
+        assert raised.value.code is Exit.MISSING
+
+
+def test_unreadable_metrics_are_a_row_that_says_so(forge: Forge) -> None:
+    name = forge.version("v1.3.0", documents={METRICS: '{"bpd": ' + "[" * 500})
+    with pytest.raises(UserError, match=METRICS):
+        fetch(forge.root, resolve(forge.root, name))
+    forge.write("other", "x")
+    forge.git("add", "--all")
+    forge.git("commit", "--quiet", "--message=Another")
+    with pytest.raises(UserError, match=METRICS):
+        add_version(forge.root, "HEAD", "Unreadable")
+
+
+@pytest.mark.parametrize("message", ["", "By hand", 'Promote\n\n{"decision": 3}', "Promote\n\n" + "[" * 500])
+def test_messages_of_tags_break_nothing(message: str, forge: Forge) -> None:
+    forge.git("tag", "--annotate", f"--message={message}", "vdm#champion#1", "vdm@v1.0.0^{commit}")
+    assert champion(forge.project) == "vdm@v1.0.0"
+    json.dumps(lineage(forge.root, resolve(forge.root, "champion")).as_json(), allow_nan=False)
+
+
+def test_the_status_names_the_champion_and_the_versions_that_origin_lacks(copied: Project, tmp_path: Path) -> None:
+    crown(copied, "v1.1.0")
+    copied.git("init", "--quiet", "--bare", str(tmp_path / "bare"))
+    copied.git("remote", "add", "origin", str(tmp_path / "bare"))
+    copied.git("push", "--quiet", "origin", "--tags")
+    copied.git("push", "--quiet", "origin", "--delete", "vdm@v1.2.0")
+    found = json.loads(copied.vdmctl("status", "--verify", "--json").stdout)
+    assert found["registry"]["champion"] == "vdm@v1.1.0"
+    assert found["registry"]["unpublished"] == ["vdm@v1.2.0"]
+    assert not any("does not verify" in problem for problem in found["problems"])
+    weights = cached(copied, "models/vdm", "weights.safetensors", "v1.1.0")
+    weights.unlink()
+    weights.write_bytes(b"damaged")
+    assert "vdm@v1.1.0 does not verify: " in copied.vdmctl("status", "--verify").stdout

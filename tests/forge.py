@@ -1,0 +1,192 @@
+"""Make versions in a small repository with real git, a git remote, and DVC's cache and remote, without training."""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from conftest import TINY
+from project import IDENTITY, ROOT, Project
+
+from flows.core import layout
+from flows.core.checkpoint import model_sha256, save_model
+from flows.images.store import data_sha256, save_images
+from flows.registry.evidence import PROMOTE, REFUSE, Evidence
+from flows.registry.git import registry_lock
+from flows.registry.versions import make_champion, record_refusal, resolve
+from vdm.model import VDM
+
+METRICS = str(layout.METRICS)
+GRAPH = {
+    "artifacts": {"vdm": {"path": "models/vdm", "type": "model"}},
+    "stages": {
+        "all": {
+            "cmd": "true",
+            "deps": ["code.py"],
+            "outs": ["models/vdm", "data/images", "reports/validation/validation.json"],
+            "metrics": [{METRICS: {"cache": False}}],
+        }
+    },
+}
+
+
+class Forge:
+    """A repository with forged versions.  Their files are in DVC's cache and remote, and nothing is at the git remote.
+
+    The versions differ in the file README.md of their models.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.place(folder)
+        self.root.mkdir(parents=True)
+        self.git("init", "--quiet", "--initial-branch=main")
+        self.git("init", "--quiet", "--bare", "--initial-branch=main", str(folder / "origin.git"))
+        self.git("remote", "add", "origin", "../origin.git")
+        for key, value in IDENTITY.items():
+            self.git("config", f"user.{key.lower()}", value)
+        self.write(
+            ".dvc/config", "[core]\nremote = store\nanalytics = false\n['remote \"store\"']\nurl = ../../store\n"
+        )
+        self.write(".dvc/.gitignore", "/tmp\n/cache\n/config.local\n")
+        self.write(".gitignore", ".vdm/\n/models\n/data\n/reports/validation\n")
+        shutil.copyfile(ROOT / "presets/digits.yaml", self.root / "params.yaml")
+        self.write("code.py", "")
+        torch.manual_seed(0)
+        save_model(self.files / "models/vdm", VDM(**TINY), TINY)
+        images = np.arange(6 * 64, dtype=np.uint8).reshape(6, 1, 8, 8) % 17
+        description = {"name": "forged", "num_levels": 17, "image_shape": [1, 8, 8], "num_train": 6, "num_test": 6}
+        save_images(self.files / "data/images", {"train": images, "test": images[::-1]}, description)
+        report = {"success": True, "data_sha256": data_sha256(self.files / "data/images")}
+        (self.files / "validation.json").write_text(json.dumps(report))
+        self.git("add", "--all")
+        self.git("commit", "--quiet", "--message=Start")
+
+    def place(self, folder: Path) -> None:
+        """Set the paths to those below `folder`."""
+        self.folder = folder
+        self.root = folder / "project"
+        self.project = Project.at(self.root)
+        self.git, self.vdmctl = self.project.git, self.project.vdmctl
+        self.cache, self.remote = self.root / ".dvc/cache", folder / "store"
+        self.files = folder / "files"
+
+    def copy(self, folder: Path) -> "Forge":
+        """Copy everything to another folder and return the copy."""
+        shutil.copytree(self.folder, folder, symlinks=True)
+        forge = object.__new__(Forge)
+        forge.place(folder)
+        return forge
+
+    def clone(self, folder: Path) -> "Forge":
+        """Return another machine's clone of the git remote, which uses the same DVC remote."""
+        folder.mkdir()
+        self.git("clone", "--quiet", str(self.folder / "origin.git"), str(folder / "project"))
+        for name in ("origin.git", "store", "files"):
+            (folder / name).symlink_to(self.folder / name)
+        forge = object.__new__(Forge)
+        forge.place(folder)
+        for key, value in IDENTITY.items():
+            forge.git("config", f"user.{key.lower()}", value)
+        return forge
+
+    def write(self, name: str, content: str | bytes) -> None:
+        """Write a file of the repository."""
+        path = self.root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content.encode() if isinstance(content, str) else content)
+
+    def store(self, content: bytes, suffix: str = "") -> str:
+        """Put an object into DVC's cache and remote; return its digest."""
+        digest = hashlib.md5(content).hexdigest() + suffix
+        for place in (self.cache, self.remote):
+            path = place / "files/md5" / digest[:2] / digest[2:]
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
+        return digest
+
+    def cached(self, digest: str) -> Path:
+        """Return the path of an object in DVC's cache."""
+        return self.cache / "files/md5" / digest[:2] / digest[2:]
+
+    def listing(self, output: str, **more: bytes) -> list[dict[str, Any]]:
+        """Return the entries of the listing of a folder, with more files."""
+        files = {path.name: path.read_bytes() for path in (self.files / output).iterdir()} | more
+        return [{"md5": self.store(content), "relpath": name} for name, content in sorted(files.items())]
+
+    def lock(self, number: str, model: bytes | None = None) -> dict[str, Any]:
+        """Return a dvc.lock as DVC would write it; `model`, if given, is the listing of the model folder."""
+        content = model or json.dumps(self.listing("models/vdm", **{"README.md": number.encode()})).encode()
+        outs = {
+            "models/vdm": self.store(content, ".dir"),
+            "data/images": self.store(json.dumps(self.listing("data/images")).encode(), ".dir"),
+            "reports/validation/validation.json": self.store((self.files / "validation.json").read_bytes()),
+        }
+        entries = [{"path": path, "hash": "md5", "md5": digest} for path, digest in outs.items()]
+        code = {"path": "code.py", "hash": "md5", "md5": hashlib.md5((self.root / "code.py").read_bytes()).hexdigest()}
+        return {"schema": "2.0", "stages": {"all": {"cmd": "true", "deps": [code], "outs": entries}}}
+
+    def commit(self, number: str, lock: Any = None, documents: Mapping[str, str | bytes] = {}, run: str = "") -> str:
+        """Commit results, with other documents in place of valid ones, on the branch of a run if given; return it."""
+        digests = {
+            "model_sha256": model_sha256(self.files / "models/vdm"),
+            "data_sha256": data_sha256(self.files / "data/images"),
+        }
+        metrics = json.dumps({"bpd": 2.0, "bpd_standard_error": 0.1, "num_images": 6, **digests})
+        lock = json.loads(json.dumps(lock or self.lock(number)))
+        md5 = hashlib.md5(metrics.encode()).hexdigest()
+        lock["stages"]["all"]["outs"].append({"path": METRICS, "hash": "md5", "md5": md5})
+        valid = {METRICS: metrics, "dvc.lock": json.dumps(lock), "dvc.yaml": json.dumps(GRAPH)}
+        for name, written in (valid | dict(documents)).items():
+            self.write(name, written)
+        if run:
+            self.git("switch", "--quiet", "--create", f"runs/{run}")
+        self.git("add", "--all")
+        trailer = f"\n\nRun: {run}" if run else ""
+        self.git("commit", "--quiet", "--allow-empty", f"--message=Results {number}{trailer}")
+        made = self.git("rev-parse", "HEAD").strip()
+        if run:
+            self.git("switch", "--quiet", "main")
+        return made
+
+    def version(self, number: str, lock: Any = None, documents: Mapping[str, str | bytes] = {}, run: str = "") -> str:
+        """Commit results and tag them as a version; return its name."""
+        made = self.commit(number, lock, documents, run)
+        self.git("tag", "--annotate", f"--message=Version {number}", f"vdm@{number}", made)
+        return f"vdm@{number}"
+
+    def damage(self, digest: str) -> None:
+        """Change the last byte of an object in DVC's cache."""
+        path = self.cached(digest)
+        path.chmod(0o644)
+        path.write_bytes(path.read_bytes()[:-1] + b"?")
+
+
+def crown(project: Project, *references: str) -> None:
+    """Make the versions champion one after the other."""
+    for reference in references:
+        with registry_lock(project.folder):
+            message = Evidence(decision=PROMOTE, reason="better", challenger=reference).message("Promote")
+            make_champion(project.folder, resolve(project.folder, reference), message)
+
+
+def refuse(project: Project, *references: str, reason: str = "worse") -> None:
+    """Refuse the versions."""
+    for reference in references:
+        with registry_lock(project.folder):
+            message = Evidence(decision=REFUSE, reason=reason, challenger=reference).message("Refuse")
+            record_refusal(project.folder, resolve(project.folder, reference), message)
+
+
+def champion(project: Project) -> str:
+    """Return the name of the champion."""
+    return resolve(project.folder, "champion").name
+
+
+def history(project: Project) -> list[str]:
+    """Return the versions that the champion's tags name, oldest first, without the code under test."""
+    names = project.git("tag", "--list", "vdm#champion*", "--sort=version:refname").split()
+    return [project.git("tag", "--list", "vdm@*", "--points-at", f"{name}^{{commit}}").strip() for name in names]
