@@ -6,17 +6,15 @@ Keys that a model does not name are kept: another version of the pipeline may ha
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from flows.core.errors import Exit, UserError, brief, of_file
-from flows.core.files import parse_json, read_bounded, relative_path
+from flows.core.files import parse_json, read_bounded
 
 DocumentType = TypeVar("DocumentType", bound=BaseModel)
 MOST_BYTES = 2**24
 """The largest document that is read; the parsed document may take fifty times this size."""
 
-RelativePath = Annotated[str, AfterValidator(relative_path)]
-Md5 = Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
 FolderOrFileMd5 = Annotated[str, Field(pattern=r"^[0-9a-f]{32}(\.dir)?$")]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Number = Annotated[float, Field(allow_inf_nan=False)]
