@@ -143,11 +143,12 @@ def test_a_tag_message_is_only_text_on_the_terminal(tmp_path: Path) -> None:
     """The JSON in a champion's tag can contain any character as an escape."""
     subprocess.run(["git", "init", "--quiet", str(tmp_path)], check=True)
     lock = f"stages:\n  a:\n    cmd: a\n    outs:\n    - path: a\n      md5: {'a' * 32}\n"
+    graph = "stages:\n  a:\n    cmd: a\n    outs: [a]\n"
     metrics = json.dumps({"bpd": 2.0, "bpd_standard_error": 0.1, "num_images": 3})
     message = "Promote\n\n" + json.dumps({"decision": "promote", "reason": f"\x1b[2J{HOSTILE}\nforged"})
     who = "Test <test@example.org> 1700000000 +0000"
     stream = f"commit refs/heads/main\nmark :1\ncommitter {who}\ndata 0\n"
-    for name, content in (("dvc.lock", lock), ("reports/evaluation/metrics.json", metrics)):
+    for name, content in (("dvc.yaml", graph), ("dvc.lock", lock), ("reports/evaluation/metrics.json", metrics)):
         stream += f"M 100644 inline {name}\ndata {len(content)}\n{content}\n"
     for tag in ("vdm@v1.0.0", "vdm#champion#1"):
         stream += f"tag {tag}\nfrom :1\ntagger {who}\ndata {len(message)}\n{message}\n"
