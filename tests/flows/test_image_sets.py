@@ -29,7 +29,6 @@ from torchvision import datasets
 
 from flows.core.errors import Exit, NetworkError, UserError
 from flows.core.params import Data
-from flows.images import catalogue
 from flows.images.catalogue import PUBLISHED
 from flows.images.publishers import read_digits
 from flows.images.splitting import TEST, TRAIN, VALIDATION, held_out
@@ -77,7 +76,7 @@ def fashion_mnist(source: Path, patch: pytest.MonkeyPatch) -> None:
     checksums = [(f"{name}.gz", md5((source / f"{name}.gz").read_bytes())) for name in contents]
     patch.setattr(datasets.FashionMNIST, "resources", checksums)
     files = {name: sha256(content) for name, content in contents.items()}
-    entry = replace(catalogue.FASHION_MNIST, files=files, num_train=10, num_test=3)
+    entry = replace(PUBLISHED["fashion_mnist"], files=files, num_train=10, num_test=3)
     patch.setitem(PUBLISHED, "fashion_mnist", entry)
 
 
@@ -96,7 +95,7 @@ def cifar10(source: Path, patch: pytest.MonkeyPatch) -> None:
     patch.setattr(reader, "meta", reader.meta | {"md5": md5(contents["batches.meta"])})
     patch.setattr(reader, "tgz_md5", md5((source / TAR).read_bytes()))
     files = {name: sha256(content) for name, content in contents.items()}
-    patch.setitem(PUBLISHED, "cifar10", replace(catalogue.CIFAR10, files=files, num_train=10, num_test=2))
+    patch.setitem(PUBLISHED, "cifar10", replace(PUBLISHED["cifar10"], files=files, num_train=10, num_test=2))
 
 
 def svhn(source: Path, patch: pytest.MonkeyPatch) -> None:
@@ -109,7 +108,7 @@ def svhn(source: Path, patch: pytest.MonkeyPatch) -> None:
         files[path.name] = sha256(path.read_bytes())
         lists[split] = ["", path.name, md5(path.read_bytes())]
     patch.setattr(datasets.SVHN, "split_list", lists)
-    patch.setitem(PUBLISHED, "svhn", replace(catalogue.SVHN, files=files, num_train=10, num_test=2))
+    patch.setitem(PUBLISHED, "svhn", replace(PUBLISHED["svhn"], files=files, num_train=10, num_test=2))
 
 
 def imagenet32(source: Path, patch: pytest.MonkeyPatch) -> None:
@@ -124,7 +123,7 @@ def imagenet32(source: Path, patch: pytest.MonkeyPatch) -> None:
                 np.savez_compressed(content, mean=rows.mean(0), labels=np.arange(len(rows)) + 1, data=rows)
                 archive.writestr(batch, content.getvalue())
     checksums = {name: sha256((source / name).read_bytes()) for name in archives}
-    entry = replace(catalogue.IMAGENET32, archives=checksums, num_train=1300, num_test=5)
+    entry = replace(PUBLISHED["imagenet32"], files=checksums, num_train=1300, num_test=5)
     patch.setitem(PUBLISHED, "imagenet32", entry)
 
 
@@ -139,7 +138,7 @@ def imagenet32_2016(source: Path, patch: pytest.MonkeyPatch) -> None:
             contents[f"{name}/{number}.png"] = file.getvalue()
         (source / f"{name}.tar").write_bytes(packed(contents, "w"))
         checksums[f"{name}.tar"] = sha256((source / f"{name}.tar").read_bytes())
-    entry = replace(catalogue.IMAGENET32_2016, archives=checksums, num_train=10, num_test=3)
+    entry = replace(PUBLISHED["imagenet32_2016"], files=checksums, num_train=10, num_test=3)
     patch.setitem(PUBLISHED, "imagenet32_2016", entry)
 
 
