@@ -25,7 +25,6 @@ HIDDEN = (".", "__MACOSX")
 """How the names begin that are left out; macOS writes `._*` and `__MACOSX` beside the files that it packs."""
 ROWS = 1000
 MOST_NAMED = 10
-REMEDY = "set data.resize for one size, data.grayscale for one channel, or convert the files"
 
 log = logging.getLogger(__name__)
 
@@ -71,15 +70,11 @@ def give_up(error: OSError) -> NoReturn:
 class ImageFiles:
     """The files of images in a folder, or one file, and what a pass over them finds."""
 
-    def __init__(self, source: Path, *, grayscale: bool = False, resized: bool = False, remedy: str = REMEDY) -> None:
-        """Find the files.  Raises what `find_images` raises.
-
-        `grayscale` and `resized` say which differences between the images their transforms remove; `remedy` says what
-        to do about others.
-        """
+    def __init__(self, source: Path, *, grayscale: bool = False, resized: bool = False) -> None:
+        """Find the files; transforms may remove differences in colour or size.  Raises what `find_images` raises."""
         self.source = source
         self.folder, self.names = find_images(source)
-        self.grayscale, self.resized, self.remedy = grayscale, resized, remedy
+        self.grayscale, self.resized = grayscale, resized
         self.num_levels = 0
         """K of the files that were read: their levels are 0..K-1."""
         self.formats: Counter[str] = Counter()
@@ -126,7 +121,10 @@ class ImageFiles:
         self.example = self.example or (shown, left)
         first, expected = self.example
         if (left, 2**images.num_bits) != (expected, self.num_levels):
-            raise UserError(f"{self.source}: images of 2 kinds: {first}, {shown}; {self.remedy}", Exit.INVALID_DATA)
+            advice = (
+                "convert them to one kind; in the pipeline, data.resize makes one size and data.grayscale one channel"
+            )
+            raise UserError(f"{self.source}: images of 2 kinds: {first}, {shown}; {advice}", Exit.INVALID_DATA)
 
 
 def read_folder(source: Path, data: "Data") -> Source:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 
 from flows.core.errors import Exit, brief
 from flows.core.files import open_regular
@@ -38,15 +38,12 @@ def read_images(path: Path) -> Images:
     """Return the images in a file.  Raises BadImageError if it is damaged, too large, or does not hold levels."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("error", UserWarning)
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             return read_array(path) if path.suffix.lower() == ".npy" else read_picture(path)
     except BadImageError:
         raise
     except (Image.DecompressionBombWarning, Image.DecompressionBombError, MemoryError) as error:
         raise BadImageError(f"too large: {brief(error)}; make it smaller") from error
-    except UnidentifiedImageError as error:
-        raise BadImageError(f"damaged, or not {', '.join(FORMATS)}", Exit.MISSING) from error
     except Exception as error:  # damaged bytes make Pillow and NumPy raise almost anything
         reason = error.strerror if isinstance(error, OSError) and error.strerror else f"damaged: {brief(error)}"
         raise BadImageError(reason, Exit.MISSING) from error
@@ -66,13 +63,12 @@ def read_array(path: Path) -> Images:
     shape = array.shape
     if array.dtype.kind not in "biu":
         raise BadImageError(f"an array of {array.dtype}, not levels; save the integers that it was made of")
-    if not 2 <= len(shape) <= 4 or 0 in shape:
-        raise BadImageError(f"an array of {shape}; wanted (H,W), (C,H,W) or (N,C,H,W)")
     # If one of the two axes before the last has at most 4 entries, it may be the channels: the documented order holds.
-    if len(shape) > 2 and shape[-1] in (1, 3, 4) and min(shape[-3:-1]) > 4:
-        raise BadImageError(f"an array of {shape}, channels last; transpose it to (N,C,H,W)")
-    if len(shape) == 3 and shape[0] > 4:
-        raise BadImageError(f"an array of {shape}; add the axis of the channels, as in (N,1,H,W)")
+    channels_last = len(shape) > 2 and shape[-1] in (1, 3, 4) and min(shape[-3:-1]) > 4
+    many_channels = len(shape) == 3 and shape[0] > 4
+    if not 2 <= len(shape) <= 4 or 0 in shape or channels_last or many_channels:
+        wanted = "(H,W), (C,H,W) of at most 4 channels, or (N,C,H,W); channels come before rows"
+        raise BadImageError(f"an array of {shape}, wanted {wanted}")
     num_bits = {"bool": 1, "uint16": 16}.get(array.dtype.name, 8)
     return Images(array.reshape((1,) * (4 - len(shape)) + shape), num_bits, "NPY")
 

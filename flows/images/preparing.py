@@ -29,25 +29,20 @@ def write_images(data: "Data", *, source: Path | None, out: Path, downloads: Pat
     that the images do not allow.
     """
     with writing_folder(out) as folder:
-        found = open_source(data, source, downloads)
-        shapes = write_splits(folder, found, data)
-        levels = found.origin["num_levels"]
+        match data.name:
+            case "digits":
+                images = read_digits(data)
+            case "image_folder":
+                assert source  # checked with the parameters
+                images = read_folder(source, data)
+            case _:
+                images = read_published(data, source, downloads)
+        shapes = write_splits(folder, images, data)
+        levels = images.origin["num_levels"]
         transformed = {"num_levels": levels_left(levels, data.num_bits), "transforms": describe(levels, data)}
-        origin = found.origin | transformed
+        origin = images.origin | transformed
         write_description(folder, shapes, origin | {"name": data.name})
     return origin
-
-
-def open_source(data: "Data", source: Path | None, downloads: Path) -> Source:
-    """Return the images that the parameters name."""
-    match data.name:
-        case "digits":
-            return read_digits(data)
-        case "image_folder":
-            assert source  # checked with the parameters
-            return read_folder(source, data)
-        case _:
-            return read_published(data, source, downloads)
 
 
 def write_splits(folder: Path, source: Source, data: "Data") -> dict[str, tuple[int, ...]]:

@@ -86,8 +86,14 @@ def read_whole(entry: "PublishedSet", source: Path | None, downloads: Path) -> l
         if source:
             take_files(entry, source, root / entry.folder)
             return read_splits(entry, root, download=False)
-        with downloading(entry.title):
+        socket.setdefaulttimeout(TIMEOUT)  # torchvision sets none
+        try:
             return read_splits(entry, root, download=True)
+        except (URLError, ConnectionError, TimeoutError, http.client.HTTPException, RuntimeError) as error:
+            advice = "try again, or set data.source in params.yaml to a folder that holds the publisher's files"
+            raise NetworkError(f"{entry.title} could not be downloaded: {brief(error)}; {advice}") from error
+        finally:
+            socket.setdefaulttimeout(None)
 
 
 def read_splits(entry: "PublishedSet", root: Path, *, download: bool) -> list[Batch]:
@@ -104,20 +110,6 @@ def read_splits(entry: "PublishedSet", root: Path, *, download: bool) -> list[Ba
         labels = split.labels if hasattr(split, "labels") else split.targets
         batches.append(Batch(np.ascontiguousarray(images), labels=np.asarray(labels)))
     return batches
-
-
-@contextmanager
-def downloading(title: str) -> Iterator[None]:
-    """Give connections a timeout, which torchvision does not, and raise NetworkError for a failed download."""
-    before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(TIMEOUT)
-    try:
-        yield
-    except (URLError, ConnectionError, TimeoutError, http.client.HTTPException, RuntimeError) as error:
-        advice = "try again, or set data.source in params.yaml to a folder that holds the publisher's files"
-        raise NetworkError(f"{title} could not be downloaded: {brief(error)}; {advice}") from error
-    finally:
-        socket.setdefaulttimeout(before)
 
 
 def take_files(entry: "PublishedSet", source: Path, folder: Path) -> None:

@@ -117,12 +117,9 @@ def parts_of(root: Path, names: list[str]) -> dict[str, str]:
     if "train" not in splits or "" in splits or not 2 <= len(parts) == len(splits):
         train, validation, test = (", ".join(NAMES[split]) for split in SPLITS)
         found = sorted({name.partition("/")[0] for name in names})
-        raise UserError(
-            f"{root}: its parts must be for training ({train}), for the test ({test}), perhaps for validation "
-            f"({validation}), and nothing else; there is {listed(found[:5])}; name one part as the source, or add, "
-            "rename or remove parts",
-            Exit.INVALID_DATA,
-        )
+        wanted = f"parts for training ({train}), test ({test}) and perhaps validation ({validation}), and no others"
+        advice = "name one part as the source, or add, rename or remove parts"
+        raise UserError(f"{root}: needs {wanted}; there is {listed(found[:5])}; {advice}", Exit.INVALID_DATA)
     return {part: split if split == "train" or "test" in splits else "test" for part, split in parts.items()}
 
 
