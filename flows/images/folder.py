@@ -2,10 +2,10 @@
 
 import logging
 import os
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 from tqdm import tqdm
@@ -78,7 +78,7 @@ class ImageFiles:
         self.num_levels = 0
         """K of the files that were read: their levels are 0..K-1."""
         self.formats: Counter[str] = Counter()
-        self.example: tuple[str, tuple[int, ...]] | None = None
+        self.example: tuple[str, tuple[object, ...]] | None = None
 
     def counts(self) -> list[int]:
         """Return the number of images in each file, without reading pixels.  Raises what `read` raises."""
@@ -86,7 +86,8 @@ class ImageFiles:
         try:
             return [len(read_images(self.folder / name).pixels) if name in arrays else 1 for name in self.names]
         except BadImageError:
-            deque(self.read(), 0)  # it names this file with all others
+            for _ in self.read():  # it names this file with all others
+                pass
             raise
 
     def read(self) -> Iterator[tuple[str, np.ndarray]]:
@@ -115,16 +116,15 @@ class ImageFiles:
     def require_alike(self, name: str, images: Images) -> None:
         """Raise UserError (exit 4) unless the transforms make the images of a file like those of the first one."""
         _, channels, height, width = images.pixels.shape
-        left = 1 if self.grayscale and channels == 3 else channels, *((0, 0) if self.resized else (height, width))
+        size = None if self.resized else (height, width)
+        kind = 1 if self.grayscale and channels == 3 else channels, size, images.num_bits
         shown = f"{listed([name])} is {channels}x{height}x{width} of {images.num_bits} bits"
-        self.num_levels = self.num_levels or 2**images.num_bits
-        self.example = self.example or (shown, left)
+        self.example = self.example or (shown, kind)
         first, expected = self.example
-        if (left, 2**images.num_bits) != (expected, self.num_levels):
-            advice = (
-                "convert them to one kind; in the pipeline, data.resize makes one size and data.grayscale one channel"
-            )
+        if kind != expected:
+            advice = "convert them to one kind; in the pipeline, data.resize and data.grayscale do that"
             raise UserError(f"{self.source}: images of 2 kinds: {first}, {shown}; {advice}", Exit.INVALID_DATA)
+        self.num_levels = 2**images.num_bits
 
 
 def read_folder(source: Path, data: "Data") -> Source:
@@ -138,13 +138,13 @@ def read_folder(source: Path, data: "Data") -> Source:
     splits, division = divide(source, files.names, counts, parts, data)
     labels = class_labels(source, files.names, 1 if parts else 0)
     title = visible(source.resolve().name) or "images"
-    origin = {"title": title, "homepage": "a folder", "licence": "not stated", "split": division}
+    origin: dict[str, Any] = {"title": title, "homepage": "a folder", "licence": "not stated", "split": division}
 
     def batches() -> Iterator[Batch]:
         for name, images in files.read():
             yield Batch(images, files.num_levels, np.full(len(images), labels[name]) if labels else None, name)
         formats = ", ".join(f"{count} {name}" for name, count in sorted(files.formats.items()))
-        origin.update({"formats": formats, "num_levels": files.num_levels})
+        origin.update(formats=formats, num_levels=files.num_levels)
 
     return Source(batches(), splits, origin)
 

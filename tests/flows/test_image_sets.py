@@ -265,12 +265,7 @@ IDX = "train-images-idx3-ubyte.gz"
         ("fashion_mnist", IDX, lambda path: (path.unlink(), os.mkfifo(path)), "holds no train-images-idx3-ubyte"),
         ("fashion_mnist", IDX, cut, f"{IDX}: truncated or damaged"),
         ("fashion_mnist", IDX, lambda path: path.write_text("<!DOCTYPE html>"), f"{IDX}: truncated or damaged"),
-        (
-            "fashion_mnist",
-            IDX,
-            other_images,
-            "train-images-idx3-ubyte has sha256 .*, not .* as published; fetch",
-        ),
+        ("fashion_mnist", IDX, other_images, "train-images-idx3-ubyte has sha256 .*, not .* as published; fetch"),
         ("cifar10", TAR, Path.unlink, f"holds no data_batch_1 or data_batch_1.gz or {TAR}"),
         ("cifar10", TAR, cut, f"{TAR}: truncated or damaged"),
         ("cifar10", TAR, linked, f"holds no data_batch_1 or data_batch_1.gz or {TAR}"),
@@ -299,12 +294,17 @@ def test_a_bad_file_is_named(
     assert not [*tmp_path.rglob("trace"), *(tmp_path / "downloads").glob("*")]
 
 
-def test_a_source_that_is_no_folder_and_images_that_are_too_few_are_refused(
+def test_a_source_that_is_no_folder_or_missing_and_too_few_images_are_refused(
     publish: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = publish("fashion_mnist")
     with pytest.raises(UserError, match=r"data\.source: .*gone is not a folder"):
         load("fashion_mnist", source / "gone", tmp_path)
+    with pytest.raises(
+        UserError, match=r"set data\.source in params\.yaml to a folder with Imagenet32_train"
+    ) as missing:
+        load("imagenet32", None, tmp_path)
+    assert missing.value.code is Exit.USAGE
     entry = PUBLISHED["fashion_mnist"]
     monkeypatch.setitem(PUBLISHED, "fashion_mnist", replace(entry, num_train=60_000))
     with pytest.raises(UserError, match=r"data\.fashion_mnist: 13 images, but 60,003 were expected") as error:
@@ -313,25 +313,10 @@ def test_a_source_that_is_no_folder_and_images_that_are_too_few_are_refused(
     assert not (tmp_path / "images").exists()
 
 
-def test_imagenet_is_read_from_a_source_only(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"set data\.source in params\.yaml to a folder with Imagenet32_train") as error:
-        load("imagenet32", None, tmp_path)
-    assert error.value.code is Exit.USAGE
-
-
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[str]:
-    """Serve the publisher's files, and return the address.  A file named `page` is sent in place of all others."""
-
-    class Handler(SimpleHTTPRequestHandler):
-        def translate_path(self, path: str) -> str:
-            page = tmp_path / "source" / "page"
-            return str(page) if page.exists() else super().translate_path(path)
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    handler = partial(Handler, directory=str(tmp_path / "source"))
+    """Serve the publisher's files, and return the address."""
+    handler = partial(SimpleHTTPRequestHandler, directory=str(tmp_path / "source"))
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
         yield f"http://127.0.0.1:{server.server_port}/"
@@ -364,38 +349,21 @@ def test_a_set_is_downloaded(
 UNCLOSED = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning", "ignore::ResourceWarning")
 
 
-def no_answer(source: Path, patch: pytest.MonkeyPatch) -> None:
-    at("http://127.0.0.1:9/", patch)
-
-
-def no_file(source: Path, patch: pytest.MonkeyPatch) -> None:
-    for path in source.iterdir():
-        path.unlink()
-
-
-def a_page(source: Path, patch: pytest.MonkeyPatch) -> None:
-    (source / "page").write_text("<!DOCTYPE html><title>Too many requests</title>")
-
-
-def cut_short(source: Path, patch: pytest.MonkeyPatch) -> None:
-    for path in source.iterdir():
-        cut(path)
-
-
 @UNCLOSED
-@pytest.mark.parametrize("trouble", [no_answer, no_file, a_page, cut_short])
+@pytest.mark.parametrize("trouble", ["no answer", "no file", "cut short"])
 @pytest.mark.parametrize("name", ["fashion_mnist", "cifar10"])
 def test_a_download_that_fails_is_an_error_of_the_network(
     name: str,
-    trouble: Callable[[Path, pytest.MonkeyPatch], None],
+    trouble: str,
     publish: Callable[[str], Path],
     server: str,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     source = publish(name)
-    at(server, monkeypatch)
-    trouble(source, monkeypatch)
+    at("http://127.0.0.1:9/" if trouble == "no answer" else server, monkeypatch)
+    for path in source.iterdir():
+        cut(path) if trouble == "cut short" else path.unlink()
     with pytest.raises(NetworkError, match=r"could not be downloaded: .*; try again, or set data\.source") as error:
         load(name, None, tmp_path)
     assert error.value.code is Exit.MISSING
