@@ -71,7 +71,7 @@ def write_splits(folder: Path, source: Source, data: "Data") -> dict[str, tuple[
                         arrays[split] = stack.enter_context(writing(folder / f"{split}.npy"))
                         shapes[split] = int((source.splits == number).sum()), *images.shape[1:]
                         write_header(arrays[split], shapes[split], images.dtype)
-                    arrays[split].write(np.ascontiguousarray(images[numbers == number]).data)
+                    arrays[split].write(np.ascontiguousarray(images[np.flatnonzero(numbers == number)]).data)
         if count != len(source.splits):
             reason = f"{count:,} images, but {len(source.splits):,} were expected"
             raise UserError(f"data.{data.name}: {reason}; fetch the files again", Exit.MISSING)

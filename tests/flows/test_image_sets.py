@@ -294,7 +294,7 @@ def test_a_bad_file_is_named(
     assert not [*tmp_path.rglob("trace"), *(tmp_path / "downloads").glob("*")]
 
 
-def test_a_source_that_is_no_folder_or_missing_and_too_few_images_are_refused(
+def test_a_source_that_is_missing_and_other_counts_of_images_are_refused(
     publish: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = publish("fashion_mnist")
@@ -306,10 +306,11 @@ def test_a_source_that_is_no_folder_or_missing_and_too_few_images_are_refused(
         load("imagenet32", None, tmp_path)
     assert missing.value.code is Exit.USAGE
     entry = PUBLISHED["fashion_mnist"]
-    monkeypatch.setitem(PUBLISHED, "fashion_mnist", replace(entry, num_train=60_000))
-    with pytest.raises(UserError, match=r"data\.fashion_mnist: 13 images, but 60,003 were expected") as error:
-        load("fashion_mnist", source, tmp_path)
-    assert error.value.code is Exit.MISSING
+    for count in (9, 11):
+        monkeypatch.setitem(PUBLISHED, "fashion_mnist", replace(entry, num_train=count))
+        with pytest.raises(UserError, match=rf"data\.fashion_mnist: 13 images, but {count + 3} were expected") as error:
+            load("fashion_mnist", source, tmp_path)
+        assert error.value.code is Exit.MISSING
     assert not (tmp_path / "images").exists()
 
 
