@@ -16,9 +16,9 @@ from torch import Tensor
 from flows.core import bounded_yaml, layout
 from flows.core.checkpoint import CONFIG, WEIGHTS, mistyped, save_model
 from flows.core.errors import CheckpointError, Exit, UserError, brief
+from flows.core.escaping import listed
 from flows.core.files import file_sha256, open_regular, read_bounded
 from flows.core.folders import writing_folder
-from flows.images.scanning import listed
 from vdm.model import VDM
 
 Weights = dict[str, Tensor]

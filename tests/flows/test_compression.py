@@ -254,7 +254,7 @@ def test_images_that_do_not_fit_the_model_are_refused(
         ("bright.npy", r"bright\.npy: image 33 holds level 17, and the levels of .* are 0 to 16", Exit.USAGE),
         ("deep.npy", "images of 16 bits", Exit.INVALID_DATA),
         ("bits", "is a model of 17 levels; .* holds pictures of 2 levels", Exit.USAGE),
-        ("mixed", "transforms nothing, so convert them to one kind", Exit.INVALID_DATA),
+        ("mixed", "convert them to one kind; in the pipeline", Exit.INVALID_DATA),
         ("nothing", "nothing does not exist", Exit.MISSING),
     ):
         with pytest.raises(UserError, match=message) as raised:
