@@ -39,8 +39,7 @@ from benchmarks.speed import (
 )
 from flows.core.checkpoint import arguments_of, load_model, save_model
 from flows.core.device import find_device
-from flows.core.fields import device_name
-from flows.core.params import Params
+from flows.core.params import Params, device_name
 from flows.core.params_file import parse_params
 from flows.core.presets import read_preset
 from flows.evaluation.importing import import_checkpoint

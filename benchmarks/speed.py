@@ -32,8 +32,7 @@ import torch
 from benchmarks import duration, explained, new_parser, positive, show
 from flows.core.checkpoint import arguments_of
 from flows.core.device import find_compile, find_device, find_precision
-from flows.core.fields import device_name
-from flows.core.params import Params
+from flows.core.params import Params, device_name
 from flows.core.params_file import parse_params
 from flows.core.presets import read_preset
 from flows.sampling.drawing import solver_of

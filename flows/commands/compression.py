@@ -15,7 +15,7 @@ commands = typer.Typer()
 
 def known_device(name: str) -> str:
     """Return `name` if it names a device.  Raises BadParameter for any other text."""
-    from flows.core.fields import device_name
+    from flows.core.params import device_name
 
     try:
         return device_name(name)

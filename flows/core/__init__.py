@@ -3,9 +3,9 @@
 errors        errors that the user can correct, and the exit codes
 escaping      text from data, escaped for terminals and Markdown
 layout        the paths in a project's folder
-params        the sections of params.yaml, strictly typed
-fields        the types of their parameters, with their limits
+params        the sections of params.yaml, strictly typed, with the limits of each parameter
 params_file   params.yaml itself: reading it, and saying what is wrong with it
+presets       whole files of parameters from presets, which name only what differs
 documents     JSON files and parsed YAML as typed models
 bounded_yaml  YAML whose size and depth are bounded
 files         reading regular files of bounded size, writing whole files, paths that come from data

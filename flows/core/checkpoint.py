@@ -17,19 +17,18 @@ from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 
-from flows.core.documents import Document, Sha256, explain
+from flows.core.documents import Document, Sha256, explain, read
 from flows.core.errors import CheckpointError, Exit, UserError, brief
-from flows.core.files import MOST_BYTES, parse_json, read_bounded, write_whole, written_last
+from flows.core.files import MOST_BYTES, read_bounded, write_whole, written_last
 from flows.core.params import Model, Section
 from vdm.choices import ScheduleKind, TrainingImages
 from vdm.model import VDM
 
 WEIGHTS, CONFIG = "weights.safetensors", "config.json"
 MOST_CONFIG_BYTES = 2**20
-# Room for the names, shapes and offsets of the tensors of the deepest network.
-MOST_HEADER_BYTES = 2**23
-# A weight takes 2 to 8 bytes in a file, and 4 in memory.
-FEWEST_NUMBER_BYTES, MOST_NUMBER_BYTES = 2, 8
+# A weight takes at most 8 bytes; the header has the names, shapes and offsets of the tensors.
+MOST_WEIGHT_BYTES, MOST_HEADER_BYTES = 8, 2**23
+ADVICE = "is this a model folder? `dvc repro` makes those in models"
 
 
 class Arguments(Section):
@@ -53,14 +52,14 @@ class Arguments(Section):
 class Description(Document):
     """config.json of a model: its arguments, and the digests of these and of the weights."""
 
-    model: Arguments
+    model: dict[str, Any]
     model_sha256: Sha256
     weights_sha256: Sha256
     fitted_to: TrainingImages | None = None
 
 
 class DamagedStateError(CheckpointError):
-    """A training state that no later attempt can read either."""
+    """A training state that no later attempt can read either; the one before it may be whole."""
 
 
 def save_model(
@@ -104,20 +103,24 @@ def inputs_sha256(config: Mapping[str, Any], train: Mapping[str, Any], data_sha2
 def load_model(folder: Path, device: torch.device | str = "cpu") -> VDM:
     """Return the model in `folder`, in evaluation mode on `device`.  No pickle is read.
 
-    Raises CheckpointError, and UserError (exit 2) if the device has not enough memory free for the parameters.
+    Raises UserError: exit 5 if a file is missing or damaged, 2 if the device has too little memory for the parameters.
     """
-    config = read_description(folder)
+    description = read_description(folder)
     device = torch.device(device)
     try:
         with torch.device("meta"):  # shapes without values: nothing is allocated yet
-            model = VDM(**config["model"])
+            model = VDM(**description["model"])
         count = sum(p.numel() for p in model.parameters())
         require_room(folder, count, device)
-        weights = read_weights(folder, config["weights_sha256"], count)
-        model.load_state_dict(floats(load(weights)), assign=True)
+        weights = read_bytes(folder / WEIGHTS, MOST_WEIGHT_BYTES * count + MOST_HEADER_BYTES)
+        if hashlib.sha256(weights).hexdigest() != description["weights_sha256"]:
+            raise CheckpointError(f"{folder / WEIGHTS}: sha256 differs from the one in {CONFIG}; restore the file")
+        # Copied, since the tensors of a file are not aligned in memory as those of a new model.
+        tensors = {name: tensor.to(torch.float32, copy=True) for name, tensor in load(weights).items()}
+        model.load_state_dict(tensors, assign=True)
     except (SafetensorError, ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
         raise CheckpointError(f"{folder}: weights and {CONFIG} do not describe one model: {brief(error)}") from error
-    for name, tensor in model.state_dict().items():
+    for name, tensor in tensors.items():
         if not tensor.isfinite().all():
             raise CheckpointError(f"{folder / WEIGHTS}: {name} is not finite; restore the file or train again")
     return model.eval().to(device)
@@ -131,29 +134,6 @@ def require_room(folder: Path, count: int, device: torch.device) -> None:
         raise UserError(f"{folder}: the model has {sizes}; free memory and run again", Exit.USAGE)
 
 
-def read_weights(folder: Path, digest: str, count: int) -> bytes:
-    """Return the bytes of the weights.
-
-    Raises CheckpointError if their sha256 is not `digest`, and ValueError if they cannot hold `count` weights.
-    """
-    path = folder / WEIGHTS
-    weights = read_bytes(path, MOST_NUMBER_BYTES * count + MOST_HEADER_BYTES)
-    if hashlib.sha256(weights).hexdigest() != digest:
-        raise CheckpointError(f"{path}: sha256 differs from the one in {CONFIG}; restore the file")
-    if len(weights) < FEWEST_NUMBER_BYTES * count:
-        raise ValueError(f"{len(weights):,} bytes cannot hold {count:,} weights")
-    return weights
-
-
-def floats(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Return copies of the weights in float32.  Raises ValueError unless all are floating-point numbers."""
-    for name, tensor in weights.items():
-        if not tensor.is_floating_point():
-            raise ValueError(f"{name} is {tensor.dtype}")
-    # Copied, since the tensors of a file are not aligned in memory as those of a new model.
-    return {name: tensor.to(torch.float32, copy=True) for name, tensor in weights.items()}
-
-
 def save_state(path: Path, state: dict[str, Any]) -> None:
     """Write a training state after its sha256.  The file appears whole or not at all."""
     content = io.BytesIO()
@@ -164,36 +144,22 @@ def save_state(path: Path, state: dict[str, Any]) -> None:
 def load_state(path: Path, *, keys: Collection[str] = ()) -> dict[str, Any]:
     """Return the training state in `path`, on the CPU.
 
-    Raises DamagedStateError if the file is damaged, if torch cannot load its content, or if a key is missing;
-    CheckpointError if it cannot be read now, or if a newer torch wrote it.
+    Raises DamagedStateError if the file is damaged or a key is missing, and CheckpointError if it cannot be read now.
     """
     try:
-        state = parse_state(read_bounded(path, path.stat().st_size), path)
-    except OSError as error:
-        raise unread(path, error.strerror) from error
-    except RuntimeError as error:  # the digest is right: torch found no memory, or the file is of a newer torch
-        raise unread(path, brief(error)) from error
+        content = read_bounded(path, path.stat().st_size)
+        digest, payload = content[:32], memoryview(content)[32:]
+        if hashlib.sha256(payload).digest() != digest:
+            raise DamagedStateError(f"{path}: truncated or damaged")
+        state = torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
+    except (CheckpointError, MemoryError):
+        raise
+    except Exception as error:  # of the disk, or of torch: little memory, or a file of another version
+        reason = error.strerror if isinstance(error, OSError) else brief(error)
+        raise CheckpointError(f"{path} could not be read: {reason}; correct that or move it away") from error
     if not isinstance(state, dict) or not set(keys) <= state.keys():
         raise DamagedStateError(f"{path}: must hold {', '.join(sorted(keys))}")
     return state
-
-
-def parse_state(content: bytes, path: Path) -> Any:
-    """Return what `save_state` wrote.  Raises DamagedStateError, MemoryError and RuntimeError."""
-    digest, payload = content[:32], memoryview(content)[32:]
-    if hashlib.sha256(payload).digest() != digest:
-        raise DamagedStateError(f"{path}: truncated or damaged")
-    try:
-        return torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
-    except (MemoryError, RuntimeError):
-        raise
-    except Exception as error:  # torch does not document what it raises for a file of another format
-        raise DamagedStateError(f"{path}: not a state of torch {torch.__version__}: {brief(error)}") from error
-
-
-def unread(path: Path, reason: str | None) -> CheckpointError:
-    """Return the error of a file or folder that a later attempt may be able to read."""
-    return CheckpointError(f"{path} could not be read: {reason}; correct that or move it away, and run again")
 
 
 def model_sha256(folder: Path) -> str:
@@ -205,22 +171,18 @@ def model_sha256(folder: Path) -> str:
 
 
 def read_description(folder: Path) -> dict[str, Any]:
-    """Return the content of config.json.  Raises CheckpointError if its keys, types or digest are wrong."""
+    """Return the content of config.json.  Raises UserError (exit 5) if its keys, types or digest are wrong."""
     path = folder / CONFIG
-    try:
-        content: dict[str, Any] = parse_json(read_bytes(path, MOST_CONFIG_BYTES))
-        description = Description.model_validate(content)
-    except ValidationError as error:
-        raise CheckpointError(f"{path}: {explain(error)}; restore the file") from error
-    except ValueError as error:
-        raise CheckpointError(f"{path}: not JSON: {error}; restore the file") from error
-    if config_sha256(content["model"]) != description.model_sha256:
+    description = read(Description, path, ADVICE, MOST_CONFIG_BYTES)
+    if wrong := mistyped(description.model):
+        raise CheckpointError(f"{path}: {wrong}; restore the file")
+    if config_sha256(description.model) != description.model_sha256:
         raise CheckpointError(f"{path}: `model` differs from its sha256; restore the file")
-    return content
+    return description.model_dump(exclude_unset=True)
 
 
 def fitted_to(folder: Path) -> TrainingImages | None:
-    """Return the images that a model was trained on; None if its config.json does not say.  Raises CheckpointError."""
+    """Return the images that a model was trained on; None if its config.json does not say.  Raises UserError."""
     return read_description(folder).get("fitted_to")
 
 
@@ -242,8 +204,5 @@ def read_bytes(path: Path, most: int = MOST_BYTES) -> bytes:
     """Return the content of a regular file of at most `most` bytes.  Raises CheckpointError."""
     try:
         return read_bounded(path, most)
-    except FileNotFoundError as error:
-        advice = "is this a model folder? `dvc repro` makes those in models"
-        raise CheckpointError(f"{path}: no such file; {advice}") from error
     except OSError as error:
-        raise CheckpointError(f"{path}: {error.strerror}; is this a model folder?") from error
+        raise CheckpointError(f"{path}: {error.strerror}; {ADVICE}") from error

@@ -24,15 +24,9 @@ def find_device(name: str, count: int = 1, rank: int = 0) -> torch.device:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     device = torch.device(name)
-    match device.type:
-        case "cuda" if not torch.cuda.is_available():
-            raise UserError(f"device {name}: torch finds no CUDA device; set device to auto or cpu", Exit.USAGE)
-        case "cuda" if (device.index or 0) >= torch.cuda.device_count():
-            found = f"this machine has {torch.cuda.device_count()} CUDA devices, numbered from 0"
-            raise UserError(f"device {name}: {found}; choose one of them", Exit.USAGE)
-        case "cuda" if count > torch.cuda.device_count():
-            found = f"this machine has {torch.cuda.device_count()} CUDA devices"
-            raise UserError(f"num_devices {count}: {found}; lower num_devices, or set device: cpu", Exit.USAGE)
+    if device.type == "cuda" and torch.cuda.device_count() < max(count, (device.index or 0) + 1):
+        found = f"torch finds {torch.cuda.device_count() or 'no'} CUDA device(s), numbered from 0"
+        raise UserError(f"device {name}, num_devices {count}: {found}; set others, or device: cpu", Exit.USAGE)
     # By default torch computes float32 convolutions with 10 bits of mantissa on recent GPUs.
     torch.backends.cudnn.allow_tf32 = False
     torch.backends.cuda.matmul.allow_tf32 = False
@@ -64,23 +58,27 @@ def find_precision(name: Literal["auto", Precision], device: torch.device) -> Pr
 def find_compile(choice: Literal["auto"] | bool, device: torch.device) -> bool:
     """Whether to compile the network.
 
-    `auto` compiles on GPUs that Triton supports, if Triton, a C compiler and Python's headers are installed, and never
-    on CPUs, where compiling takes more time than it saves.  Raises UserError (exit 2) if the choice is true and the
-    compiler or the headers are missing.
+    `auto` compiles on GPUs where it can, and never on CPUs, where compiling takes more time than it saves.  Raises
+    UserError (exit 2) if the choice is true and something is missing.
     """
+    if choice is False or (choice == "auto" and device.type != "cuda"):
+        return False
+    missing = missing_to_compile(device)
+    if missing and choice is True:
+        raise UserError(f"train.compile: true needs {missing}", Exit.USAGE)
+    return not missing
+
+
+def missing_to_compile(device: torch.device) -> str:
+    """Return what this machine lacks to compile for the device, and how to get it; "" if nothing."""
     variable, *programs = ("CC", "gcc", "clang") if device.type == "cuda" else ("CXX", "g++", "clang++")
-    found = bool(os.environ.get(variable) or any(map(which, programs)))
     headers = Path(sysconfig.get_path("include", "posix_prefix"), "Python.h")  # the compiled code includes it
-    if choice == "auto":
-        installed = found and headers.is_file() and find_spec("triton") is not None
-        return device.type == "cuda" and installed and is_known_to_triton(device)
-    if choice and not found:
-        raise UserError(f"train.compile: true needs a compiler: install {programs[0]} or set {variable}", Exit.USAGE)
-    if choice and not headers.is_file():
-        raise UserError(f"train.compile: true needs {headers}: install the headers, such as python3-dev", Exit.USAGE)
-    return choice
-
-
-def is_known_to_triton(card: torch.device) -> bool:
-    """Whether Triton compiles for the card: any of AMD's, or one of NVIDIA's from compute capability 7.0."""
-    return torch.version.hip is not None or torch.cuda.get_device_properties(card).major >= 7
+    if not os.environ.get(variable) and not any(map(which, programs)):
+        return f"a compiler: install {programs[0]} or set {variable}"
+    if not headers.is_file():
+        return f"{headers}: install the headers, such as python3-dev"
+    if device.type == "cuda" and find_spec("triton") is None:
+        return "Triton: install triton"
+    if device.type == "cuda" and not torch.version.hip and torch.cuda.get_device_properties(device).major < 7:
+        return "a card that Triton knows, of compute capability 7.0 or later: set compile to auto"
+    return ""

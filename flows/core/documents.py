@@ -6,18 +6,15 @@ Keys that a model does not name are kept: another version of the pipeline may ha
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from flows.core.errors import Exit, UserError
-from flows.core.files import parse_json, read_bounded, relative_path
+from flows.core.errors import Exit, UserError, brief, of_file
+from flows.core.files import parse_json, read_bounded
 
 DocumentType = TypeVar("DocumentType", bound=BaseModel)
-LONGEST_SHOWN = 60
 MOST_BYTES = 2**24
 """The largest document that is read; the parsed document may take fifty times this size."""
 
-RelativePath = Annotated[str, AfterValidator(relative_path)]
-Md5 = Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
 FolderOrFileMd5 = Annotated[str, Field(pattern=r"^[0-9a-f]{32}(\.dir)?$")]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Number = Annotated[float, Field(allow_inf_nan=False)]
@@ -32,12 +29,10 @@ class Document(BaseModel):
 
 def parse(model: type[DocumentType], content: bytes, name: str) -> DocumentType:
     """Parse a JSON document.  Raises UserError (exit 5) that says `name`, the key and what is wrong."""
-    if len(content) > MOST_BYTES:
-        raise UserError(f"{name}: larger than {MOST_BYTES:,} bytes, the limit", Exit.MISSING)
     try:
         value = parse_json(content)
     except ValueError as error:
-        raise UserError(f"{name}: damaged: {shown(str(error))}", Exit.MISSING) from error
+        raise UserError(f"{name}: damaged: {brief(error, 60)}", Exit.MISSING) from error
     return checked(model, value, name)
 
 
@@ -46,7 +41,7 @@ def read(model: type[DocumentType], path: Path, advice: str = "", most: int = MO
     try:
         return parse(model, read_bounded(path, most), str(path))
     except (OSError, UserError) as error:
-        reason = f"{path}: {error.strerror}" if isinstance(error, OSError) else str(error)
+        reason = of_file(error) if isinstance(error, OSError) else str(error)
         message = f"{reason}; {advice}" if advice else reason
         raise UserError(message, Exit.MISSING) from error
 
@@ -62,11 +57,6 @@ def checked(model: type[DocumentType], value: Any, name: str) -> DocumentType:
 def explain(error: ValidationError) -> str:
     """Return the key of the first error and what is wrong with it."""
     first = error.errors(include_url=False)[0]
-    place = ".".join(shown(str(part)) for part in first["loc"])
+    place = ".".join(brief(part, 60) for part in first["loc"])
     reason = first["msg"].removeprefix("Value error, ")  # pydantic's, for what a validator of ours says
-    return f"{place}: {reason[:200]}".removeprefix(": ")
-
-
-def shown(text: str) -> str:
-    """Return the text, cut to 60 characters, for an error message.  `UserError` escapes it."""
-    return text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]}..."
+    return f"{place}: {brief(reason)}".removeprefix(": ")

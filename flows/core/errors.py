@@ -43,10 +43,10 @@ class CheckpointError(UserError):
         super().__init__(message, code)
 
 
-def brief(error: object) -> str:
-    """Return the message of an error, or other text, in one line, cut after 200 characters."""
+def brief(error: object, most: int = 200) -> str:
+    """Return the message of an error, or other text, in one line, cut after `most` characters."""
     text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= 200 else f"{text[:200]}..."
+    return text if len(text) <= most else f"{text[:most]}..."
 
 
 def of_file(error: OSError) -> str:

@@ -7,7 +7,6 @@ import errno
 import hashlib
 import os
 import secrets
-import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from io import BufferedReader
@@ -27,20 +26,15 @@ SCRATCH = ".vdm-"
 
 def open_regular(path: Path) -> BufferedReader:
     """Open a regular file, or a link to one, for reading.  Raises OSError for anything else, such as a FIFO."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # opening a FIFO would block
-    mode = os.fstat(descriptor).st_mode
-    if stat.S_ISREG(mode):
-        return os.fdopen(descriptor, "rb")
-    os.close(descriptor)
-    if stat.S_ISDIR(mode):
-        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
-    raise OSError(errno.EINVAL, "not a regular file", str(path))
+    if path.is_fifo() or path.is_char_device():  # the one blocks, and the other may never end
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
+    return path.open("rb")
 
 
 def read_bounded(path: Path, most: int = MOST_BYTES) -> bytes:
     """Return the content of a regular file of at most `most` bytes.  Raises OSError."""
     with open_regular(path) as file:
-        if os.fstat(file.fileno()).st_size > most:
+        if path.stat().st_size > most:
             raise OSError(errno.EFBIG, f"larger than {most:,} bytes, the limit", str(path))
         return file.read()
 

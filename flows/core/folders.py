@@ -30,12 +30,7 @@ def writing_folder(path: Path) -> Iterator[Path]:
             yield partial
             with suppress(FileNotFoundError):
                 path.rename(previous)
-            try:
-                partial.rename(path)
-            except OSError:
-                if previous.exists():
-                    previous.rename(path)
-                raise
+            partial.rename(path)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
     remove(previous)

@@ -1,24 +1,12 @@
 """The sections of params.yaml, strictly typed.  `flows.core.params_file` reads the file."""
 
+import re
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from flows.core.documents import Sha256
-from flows.core.fields import (
-    BatchSize,
-    Compile,
-    Device,
-    Devices,
-    Gamma,
-    ImageNet,
-    NonNegative,
-    Positive,
-    Share,
-    Source,
-    Timesteps,
-    require_devices,
-)
+from flows.core.errors import brief
 from vdm.choices import (
     MOST_BLOCKS,
     Dequantisation,
@@ -31,6 +19,38 @@ from vdm.choices import (
     TrainingImages,
     Transform,
 )
+
+
+def device_name(name: str) -> str:
+    """Return the name.  Raises ValueError unless it is auto, cpu, cuda or cuda:N."""
+    if not re.fullmatch(r"auto|cpu|cuda(:(0|[1-9][0-9]?))?", name):  # torch reads cuda:256 as cuda:0
+        raise ValueError(f"must be auto, cpu, cuda or cuda:N, got {brief(name, 60)!r}")
+    return name
+
+
+def local_path(text: str) -> str:
+    """Return the text.  Raises ValueError for a URL."""
+    if "://" in text:
+        raise ValueError(f"must name a folder or a file of this machine, got {brief(text, 60)!r}; download it first")
+    return text
+
+
+def require_devices(device: str, num_devices: int) -> None:
+    """Raise ValueError if `device` names one card and `num_devices` is above 1."""
+    if num_devices > 1 and ":" in device:
+        raise ValueError(f"device {device} is one device, but num_devices is {num_devices}")
+
+
+Positive = Annotated[int, Field(ge=1, le=10**12)]
+NonNegative = Annotated[int, Field(ge=0, le=10**12)]
+BatchSize = Annotated[int, Field(ge=1, le=10**6)]
+Timesteps = Annotated[int, Field(ge=1, le=100_000)]  # float32 does not separate the noise levels of more
+Share = Annotated[float, Field(ge=0, le=1)]
+Gamma = Annotated[float, Field(ge=-60, le=60)]
+Source = Annotated[str, Field(min_length=1), AfterValidator(local_path)]
+Device = Annotated[str, AfterValidator(device_name)]
+Devices = Annotated[int, Field(ge=1, le=4096)]
+ImageNet = Literal["imagenet32", "imagenet64", "imagenet32_2016", "imagenet64_2016"]
 
 
 class Section(BaseModel):
@@ -114,7 +134,7 @@ class Train(Section):
     num_devices: Devices
     max_restarts: NonNegative
     precision: Literal["auto", Precision]
-    compile: Compile
+    compile: Literal["auto", True, False]
     activation_checkpointing: bool
     steps: Positive
     batch_size: BatchSize

@@ -7,8 +7,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from flows.core import bounded_yaml, layout
-from flows.core.documents import shown
-from flows.core.errors import Exit, UserError
+from flows.core.errors import Exit, UserError, brief
 from flows.core.files import read_bounded
 from flows.core.params import Params
 
@@ -37,7 +36,7 @@ def parse_params(content: bytes | str, name: str) -> Params:
     except ValidationError as error:
         # A misspelt key is unknown, and the right one is missing.
         first = min(error.errors(), key=lambda each: each["type"] != "extra_forbidden")
-        key = ".".join(shown(str(part)) for part in first["loc"])
+        key = ".".join(brief(part, 60) for part in first["loc"])
         reason = f"{key}{explain(first)}".removeprefix(": ")
         if first["type"] == "missing":  # an older version of the project may lack many
             missing = sum(each["type"] == "missing" for each in error.errors())
@@ -48,7 +47,7 @@ def parse_params(content: bytes | str, name: str) -> Params:
 
 def explain(error: Mapping[str, Any]) -> str:
     """Return what is wrong with a key and what would be right, as text to append to the key's name."""
-    got = "" if isinstance(error["input"], dict) else f", got {shown(repr(error['input']))}"
+    got = "" if isinstance(error["input"], dict) else f", got {brief(repr(error['input']), 60)}"
     match error["type"]:
         case "missing":
             return " is missing"

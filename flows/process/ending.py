@@ -18,24 +18,17 @@ STOPPED = "stopped; run again"
 
 
 def fail(message: str, code: Exit, *, network: bool = False) -> Exit:
-    """Write the reason to stderr, and to a file for the flow, since DVC drops exit codes.  Return the exit code."""
+    """Write the reason to stderr, and to the file named by VDM_REASON for the flow, since DVC drops exit codes.
+
+    Errors in doing so, such as a full disk, are ignored.  Return the exit code.
+    """
     finish()
     with suppress(OSError):
-        print(line(message), file=sys.stderr)
-    record(message, code, network=network)
-    return code
-
-
-def line(message: str) -> str:
-    """Return the message as the line that a command ends with on stderr."""
-    return f"vdmctl: {visible(' '.join(message.split()))}"
-
-
-def record(message: str, code: Exit, *, network: bool = False) -> None:
-    """Write the reason to the file named by VDM_REASON, if it is set.  Errors, such as a full disk, are ignored."""
+        print(f"vdmctl: {visible(' '.join(message.split()))}", file=sys.stderr)
     if reason := os.environ.get("VDM_REASON"):
         with suppress(OSError):
             write_whole(Path(reason), json.dumps({"message": message, "code": code, "network": network}))
+    return code
 
 
 @contextmanager

@@ -7,17 +7,7 @@ from getpass import getuser
 from pathlib import Path
 
 # git sets these for the hooks that it runs.  They would make git use the hook's repository, index or folder.
-PLACES = (
-    "GIT_DIR",
-    "GIT_WORK_TREE",
-    "GIT_COMMON_DIR",
-    "GIT_INDEX_FILE",
-    "GIT_OBJECT_DIRECTORY",
-    "GIT_ALTERNATE_OBJECT_DIRECTORIES",
-    "GIT_PREFIX",
-)
-# With this variable `python -m flows.cli` runs the installed code instead of the code in the current folder.
-SAFE_PATH = "PYTHONSAFEPATH"
+PLACES = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_PREFIX")
 # With these OpenMP binds a program to one core when it imports torch, and so all that it starts (docs/results.md).
 BINDING = ("OMP_PROC_BIND", "OMP_PLACES", "GOMP_CPU_AFFINITY")
 
@@ -28,13 +18,13 @@ def search_path() -> str:
 
 
 def settle(environment: MutableMapping[str, str]) -> None:
-    """Make git and Python work on the current folder, name the user, and let OpenMP's threads move and sleep sooner.
+    """Make git work on the current folder, name the user, and let OpenMP's threads move and sleep sooner.
 
     DVC needs a user name and a home folder, which a container that runs under a number of its host may not have.
     By default idle threads keep their core busy so long that two jobs on the same cores slow each other down many times
     (docs/results.md).
     """
-    for name in (*PLACES, SAFE_PATH, *BINDING):
+    for name in (*PLACES, *BINDING):
         environment.pop(name, None)
     try:
         getuser()

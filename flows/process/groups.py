@@ -4,7 +4,6 @@ import ctypes
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -18,8 +17,7 @@ from flows.process.lifeline import KILL_SECONDS
 
 STOP_SECONDS = 8.0
 SET_PARENT_DEATH_SIGNAL = 1
-# Loaded here, since loading a library between fork and exec is not safe.
-LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
+LIBC = ctypes.CDLL(None)  # loading a library between fork and exec is not safe
 
 
 @contextmanager
@@ -54,8 +52,7 @@ def running(command: list[str], folder: Path, *, stdout: IO[bytes] | None = None
 
 def signal_with_parent(number: signal.Signals) -> None:
     """Ask Linux to send this process the signal when the thread that started it ends, also if that is killed."""
-    if LIBC is not None:
-        LIBC.prctl(SET_PARENT_DEATH_SIGNAL, number)
+    LIBC.prctl(SET_PARENT_DEATH_SIGNAL, number)
 
 
 def stop_group(process: subprocess.Popen[str], *steps: tuple[signal.Signals, float]) -> None:

@@ -17,16 +17,18 @@ from flows.core.errors import Exit, UserError
 def unchanged_inputs() -> Iterator[None]:
     """Raise UserError (exit 2) if DVC runs this command as a stage, and an input of it changes during the block."""
     stage = os.environ.get("DVC_STAGE", "").rpartition(":")[2]
-    before = inputs(stage) if stage else {}
+    before = inputs(stage)
     yield
-    after = inputs(stage) if stage else {}
+    after = inputs(stage)
     if changed := ", ".join(name for name in before if before[name] != after.get(name)):
         advice = "undo the change and run again to record it, or run again with the change"
         raise UserError(f"{changed} changed while {stage} ran, so its result is not recorded; {advice}", Exit.USAGE)
 
 
 def inputs(stage: str) -> dict[str, Any]:
-    """Return the sections of params.yaml and the files that the stage lists in dvc.yaml, by name."""
+    """Return the sections of params.yaml and the files that the stage lists in dvc.yaml, by name; {} for no stage."""
+    if not stage:
+        return {}
     from flows.core.bounded_yaml import sections  # not at the start of every command
 
     graph, params = (sections(content(path)) for path in (layout.DVC_GRAPH, layout.PARAMS))

@@ -20,8 +20,8 @@ STARTERS = ("DVC_STAGE", "TORCHELASTIC_RUN_ID")
 KILL_SECONDS = 120.0
 LOOK_SECONDS = 1.0
 
-watched: list[psutil.Process | None] = []
-"""The processes with which this one ends.  None is one that had ended before it could be found."""
+Watched = list[psutil.Process | None]
+"""Processes to watch.  None is one that had ended before it could be found."""
 
 
 def hold_what_starts() -> None:
@@ -31,13 +31,15 @@ def hold_what_starts() -> None:
 
 def end_with_starters() -> None:
     """End this process when a process that waits for its result ends, or now if one has already ended."""
-    found: list[psutil.Process | None] = []
+    watched: Watched = []
     if HOLDER in os.environ:
-        found.append(process_of(int(os.environ[HOLDER])))
+        pid = int(os.environ[HOLDER])
+        watched.append(psutil.Process(pid) if psutil.pid_exists(pid) else None)
     for variable in STARTERS:
         if variable in os.environ:
-            found += starters(variable)
-    watch(found)
+            watched += starters(variable)
+    if watched:
+        watch(watched)
 
 
 def end_with_parent(name: str) -> None:
@@ -45,52 +47,38 @@ def end_with_parent(name: str) -> None:
 
     `name` is a part of the command line of the parent.
     """
-    parent = process_of(os.getppid())
-    words: list[str] = []
-    if parent:
-        with suppress(psutil.Error):
-            words = parent.cmdline()
-    watch([parent if any(name in word for word in words) else None])
+    parent = psutil.Process().parent()
+    watch([parent if parent and name in " ".join(parent.cmdline()) else None])
 
 
-def process_of(pid: int) -> psutil.Process | None:
-    """Return the process, or None if it has ended."""
-    with suppress(psutil.Error):
-        return psutil.Process(pid)
-    return None
-
-
-def starters(variable: str) -> list[psutil.Process | None]:
+def starters(variable: str) -> Watched:
     """Return the ancestors, nearest first, up to the one that set the variable.  Some may be shells.
 
     Ends with None if that one has ended, so that the last is the process that adopts orphans.
     """
-    found: list[psutil.Process] = []
+    found: Watched = []
+    pids = [os.getpid()]
     for process in psutil.Process().parents():
         found.append(process)
-        with suppress(psutil.Error):
+        with suppress(psutil.Error):  # of another user, as the process that adopts orphans may be
             if variable in process.environ():
+                pids.append(process.pid)
                 continue
+        # A child is in its parent's process group, or in a new one whose leader is the child or a shell between them.
+        if os.getpgrp() not in (*pids, os.getpgid(process.pid)):
+            found.append(None)
         break
-    # A child is in its parent's process group, or in a new one whose leader is the child or a shell between them.
-    group, pids = os.getpgrp(), [process.pid for process in found]
-    with suppress(ProcessLookupError, IndexError):
-        if group in (os.getpid(), *pids) or os.getpgid(pids[-1]) == group:
-            return [*found]
-    return [*found, None]
+    return found
 
 
-def watch(processes: list[psutil.Process | None]) -> None:
-    """Watch the processes too, in one thread: when one ends, this process gets SIGTERM, and SIGKILL later."""
-    starts = bool(processes) and not watched
-    watched.extend(processes)
-    if starts:
-        Thread(target=wait, daemon=True, name="lifeline").start()
+def watch(processes: Watched) -> None:
+    """Watch the processes in a thread: when one ends, this process gets SIGTERM, and SIGKILL later."""
+    Thread(target=end_with, args=(processes,), daemon=True, name="lifeline").start()
 
 
-def wait() -> None:
-    """Wait until a watched process has ended, then end this one."""
-    while all(map(runs, watched)):
+def end_with(processes: Watched) -> None:
+    """Wait until one of the processes has ended, then end this one."""
+    while all(map(runs, processes)):
         time.sleep(LOOK_SECONDS)
     os.kill(os.getpid(), signal.SIGTERM)  # once: a second one might stop this process before it has saved
     time.sleep(KILL_SECONDS)

@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING
 from platformdirs import user_state_path
 
 from flows.core.errors import Exit, UserError
-from flows.core.files import naming, open_regular
+from flows.core.files import naming
 
 if TYPE_CHECKING:
     import torch
 
-# `holder_of` takes a lock for a moment to see whether it is free.  So `acquire` waits this long and tries again.
+# `holder_of` takes a lock for a moment to see whether it is free.  So a lock that is taken is tried again after this.
 LOOK_SECONDS = 0.1
 
 
@@ -31,32 +31,28 @@ def lock_file(path: Path, holder: str = "", *, wait: bool = False) -> Iterator[s
     until the lock is free.  Raises OSError that names the file.
     """
     # Without a description the file may be one that another user made.
-    descriptor = os.open(path, os.O_CREAT | os.O_CLOEXEC | (os.O_RDWR if holder else os.O_RDONLY), 0o666)
+    descriptor = os.open(path, os.O_CREAT | (os.O_RDWR if holder else os.O_RDONLY), 0o666)
+    other = None
     try:
         with naming(path, path):  # a file system may have no locks
-            other = acquire(descriptor, holder, wait=wait)
+            if wait:
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+            elif not locked(descriptor, fcntl.LOCK_EX):
+                time.sleep(LOOK_SECONDS)
+                if not locked(descriptor, fcntl.LOCK_EX):
+                    other = os.pread(descriptor, 4096, 0).decode(errors="replace").strip() or "another process"
+            if holder and not other:
+                os.ftruncate(descriptor, 0)
+                os.pwrite(descriptor, os.fsencode(f"{holder}\n"), 0)
         yield other
     finally:
         os.close(descriptor)
 
 
-def acquire(descriptor: int, holder: str, *, wait: bool) -> str | None:
-    """Lock an open file.  Return None, or the description of another process that holds the lock."""
-    if not locked(descriptor, wait=wait):
-        time.sleep(LOOK_SECONDS)
-        if not locked(descriptor, wait=wait):
-            return os.pread(descriptor, 4096, 0).decode(errors="replace").strip() or "another process"
-    if holder:
-        with suppress(OSError):  # a full disk; the lock then has no description
-            os.ftruncate(descriptor, 0)
-            os.pwrite(descriptor, os.fsencode(f"{holder}\n"), 0)
-    return None
-
-
-def locked(descriptor: int, *, wait: bool) -> bool:
-    """Try to lock an open file, and return whether this process now holds the lock.  With `wait`, wait for it."""
+def locked(descriptor: int, kind: int) -> bool:
+    """Try to lock an open file, and return whether this process now holds the lock."""
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     return True
@@ -64,11 +60,9 @@ def locked(descriptor: int, *, wait: bool) -> bool:
 
 def holder_of(path: Path) -> str | None:
     """Return the description of the process that holds the lock of a file; None if no process does."""
-    with suppress(OSError), open_regular(path) as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return file.read(4096).decode(errors="replace").strip()
+    with suppress(OSError), path.open(errors="replace") as file:
+        if not locked(file.fileno(), fcntl.LOCK_SH):
+            return file.read(4096).strip()
     return None
 
 
@@ -81,20 +75,9 @@ def held_locks(folder: Path) -> dict[str, str]:
 def folder_of_devices() -> Path:
     """Return the folder with the locks of this machine's devices.  Raises UserError (exit 2) for a relative path."""
     folder = Path(os.environ.get("VDM_LOCK_DIR") or user_state_path("vdm"))
-    if not folder.is_absolute():
-        reason = "is another folder in every working directory, so it cannot keep two trainers off one device"
-        raise UserError(f"VDM_LOCK_DIR: {folder} {reason}; set an absolute path", Exit.USAGE)
+    if not folder.is_absolute():  # another folder in every worktree
+        raise UserError(f"VDM_LOCK_DIR: {folder} is not an absolute path; set one", Exit.USAGE)
     return folder
-
-
-def lock_of(device: "torch.device") -> str:
-    """Return the name of a device's lock: a card's has its UUID, since CUDA_VISIBLE_DEVICES changes its number."""
-    if device.type != "cuda":
-        return f"{device.type}.lock"
-    import torch
-
-    properties = torch.cuda.get_device_properties(device)
-    return f"cuda-{getattr(properties, 'uuid', device.index or 0)}.lock"
 
 
 @contextmanager
@@ -103,9 +86,15 @@ def claim(device: "torch.device") -> Iterator[None]:
 
     Raises UserError: exit 6 that names the process which holds it, 2 if VDM_LOCK_DIR is relative.
     """
+    name = device.type
+    if device.type == "cuda":
+        import torch
+
+        # CUDA_VISIBLE_DEVICES changes a card's number, and not its UUID.
+        name = f"cuda-{getattr(torch.cuda.get_device_properties(device), 'uuid', device.index or 0)}"
     folder = folder_of_devices()
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with lock_file(folder / lock_of(device), f"process {os.getpid()} in {Path.cwd()}") as other:
+    with lock_file(folder / f"{name}.lock", f"process {os.getpid()} in {Path.cwd()}") as other:
         if other:
             raise UserError(f"{device} is busy: {other} trains on it; wait for it or stop it", Exit.BUSY)
         yield

@@ -16,15 +16,12 @@ def say(text: str) -> None:
 
 
 def reader_has_ended() -> bool:
-    """Whether the program that reads stdout has ended, as in `vdmctl models | head -1`.  If so, discard what follows.
-
-    Otherwise Python would fail again when it flushes stdout at its exit.
-    """
+    """Whether the program that reads stdout has ended, as in `vdmctl models | head -1`.  If so, discard the rest."""
     stdout = select.poll()
-    stdout.register(1, 0)  # errors are always reported
+    stdout.register(sys.stdout, 0)  # errors are always reported
     if not stdout.poll(0):
         return False
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes it again at its exit
     return True
 
 

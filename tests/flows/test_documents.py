@@ -14,8 +14,8 @@ from project import ROOT
 from pydantic import Field
 
 from flows.core.checkpoint import load_model, load_state, save_model
-from flows.core.documents import Count, Document, Number, RelativePath, Sha256, parse, read
-from flows.core.errors import CheckpointError, Exit, UserError
+from flows.core.documents import Count, Document, Number, Sha256, parse, read
+from flows.core.errors import Exit, UserError
 from flows.core.params_file import read_params
 from flows.images.store import data_sha256, load_images, load_labels, save_images
 from flows.stages.register import read_curves
@@ -31,7 +31,6 @@ class Figures(Document):
     bpd: Number
     num_images: Count
     data_sha256: Sha256
-    path: RelativePath | None = None
     labels: dict[str, Count] = Field(default_factory=dict)
 
 
@@ -54,7 +53,6 @@ def test_a_document_keeps_its_unknown_keys() -> None:
         (json.dumps(FIGURES | {"bpd": float("nan")}).encode(), "expected value"),
         (json.dumps(FIGURES | {"num_images": True}).encode(), "num_images: Input should be a valid integer"),
         (json.dumps(FIGURES | {"labels": {"0": -1}}).encode(), "labels.0: Input should be greater than"),
-        (json.dumps(FIGURES | {"path": "../x"}).encode(), "path: '../x' is not a path inside a folder"),
         (json.dumps(FIGURES | {"data_sha256": "x" * 100_000}).encode(), "data_sha256: String should match"),
         (b" " * 2**24 + b"{}", "larger than 16,777,216 bytes, the limit"),
     ],
@@ -71,7 +69,6 @@ def test_a_damaged_document_is_one_line(content: bytes, reason: str, tmp_path: P
 
 READERS: dict[str, Callable[[Path], object]] = {
     "metrics.json": lambda path: read(Figures, path),
-    "params.yaml": read_params,
     "config.json": lambda path: load_model(path.parent),
     "weights.safetensors": lambda path: load_model(path.parent),
     "step.state": load_state,
@@ -79,24 +76,21 @@ READERS: dict[str, Callable[[Path], object]] = {
 
 
 @pytest.mark.parametrize("name", READERS)
-@pytest.mark.parametrize("kind", ["fifo", "device", "sparse"])
-def test_a_fifo_a_device_and_a_huge_file_are_never_read(name: str, kind: str, tmp_path: Path) -> None:
+def test_a_fifo_a_device_and_a_huge_file_are_never_read(name: str, tmp_path: Path) -> None:
     """A FIFO would block, /dev/zero never ends, and a sparse file is larger than any memory."""
-    if name == "weights.safetensors":
-        save_model(tmp_path, VDM(**TINY), TINY)
+    save_model(tmp_path, VDM(**TINY), TINY)
     path = tmp_path / name
-    path.unlink(missing_ok=True)
-    match kind:
-        case "fifo":
-            os.mkfifo(path)
-        case "device":
-            path.symlink_to("/dev/zero")
-        case "sparse":
-            with path.open("wb") as file:
-                file.truncate(2**43)
-    errors: tuple[Any, ...] = (UserError, CheckpointError)
-    with pytest.raises((*errors, MemoryError) if (name, kind) == ("step.state", "sparse") else errors):
-        READERS[name](path)
+    for make in (os.mkfifo, lambda path: path.symlink_to("/dev/zero"), make_huge):
+        path.unlink(missing_ok=True)
+        make(path)
+        with pytest.raises((UserError, MemoryError)) as error:
+            READERS[name](path)
+        assert error.type is not MemoryError or name == "step.state"
+
+
+def make_huge(path: Path) -> None:
+    with path.open("wb") as file:
+        file.truncate(2**43)
 
 
 @pytest.fixture
@@ -133,24 +127,6 @@ def test_images_that_were_not_found_valid_are_refused(change: dict[str, Any], im
     with pytest.raises(UserError, match=r"validation\.json .*; run `vdmctl validate`") as error:
         require_validated(image_set, report, needs_validation_images=False)
     assert error.value.code is Exit.INVALID_DATA
-
-
-def test_a_report_that_calls_impossible_levels_valid_is_refused(image_set: Path) -> None:
-    pixels = np.array(load_images(image_set).train)
-    pixels[3, 0, 0, 0] = 99
-    np.save(image_set / "train.npy", pixels)
-    report = image_set.parent / "validation.json"
-    report.write_text(json.dumps({"success": True, "data_sha256": data_sha256(image_set)}))
-    with pytest.raises(UserError, match=r"train\.npy holds level 99; run `vdmctl validate`") as error:
-        require_validated(image_set, report, needs_validation_images=False)
-    assert error.value.code is Exit.INVALID_DATA
-
-
-@pytest.mark.parametrize("rows", [b"", b"1,nan,nan\n", b"-1,2,nan\n", b"\xff\n", b"1,2,good\n", b"9" * 5000])
-def test_a_damaged_training_log_is_refused(rows: bytes, tmp_path: Path) -> None:
-    (tmp_path / "curves.csv").write_bytes(b"step,bpd,validation_bpd\n" + rows)
-    with pytest.raises(UserError, match=r"curves\.csv: missing or damaged; run `vdmctl train`"):
-        read_curves(tmp_path / "curves.csv")
 
 
 def test_the_end_of_a_training_log_is_read(tmp_path: Path) -> None:
