@@ -181,10 +181,7 @@ class Coding:
             if left != [*map(initial_word, reversed(range(len(left) - len(bottom)))), *bottom]:
                 raise ArithmeticError("the pixels differ from their sha256")
         except ArithmeticError as error:
-            machine = machine_of(next(self.vdm.parameters()).device) | {"threads": self.header.threads}
-            ours = self.header.model_copy(update=machine)
-            here = "the same" if ours == self.header else ours.machine
-            made = f"it was made with {self.header.machine}; this machine has {here}"
+            made = f"it was made with {self.header.machine}"
             raise UserError(f"{name}: damaged, or decoded differently: {error}; {made}", Exit.MISSING) from error
 
 

@@ -7,7 +7,7 @@ which images the model was fitted to.
 import hashlib
 import io
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -112,7 +112,7 @@ def load_model(folder: Path, device: torch.device | str = "cpu") -> VDM:
         with torch.device("meta"):  # shapes without values: nothing is allocated yet
             model = VDM(**config["model"])
         count = sum(p.numel() for p in model.parameters())
-        require_room(folder, count, device)
+        require_room(str(folder), count, device)
         weights = read_weights(folder, config["weights_sha256"], count)
         model.load_state_dict(floats(load(weights)), assign=True)
     except (SafetensorError, ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
@@ -123,12 +123,12 @@ def load_model(folder: Path, device: torch.device | str = "cpu") -> VDM:
     return model.eval().to(device)
 
 
-def require_room(folder: Path, count: int, device: torch.device) -> None:
-    """Raise UserError (exit 2) unless the device has the memory for `count` parameters free."""
+def require_room(name: str, count: int, device: torch.device, *, bytes_each: int = 4) -> None:
+    """Raise UserError (exit 2) unless the device has the memory free for `count` parameters of `bytes_each` bytes."""
     free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
-    if 4 * count > free:
+    if bytes_each * count > free:
         sizes = f"{count:,} parameters, and {device} has {free / 2**30:,.1f} GiB of memory free"
-        raise UserError(f"{folder}: the model has {sizes}; free memory and run again", Exit.USAGE)
+        raise UserError(f"{name}: the model has {sizes}; free memory, or choose a smaller one", Exit.USAGE)
 
 
 def read_weights(folder: Path, digest: str, count: int) -> bytes:
@@ -161,34 +161,32 @@ def save_state(path: Path, state: dict[str, Any]) -> None:
     write_whole(path, hashlib.sha256(content.getbuffer()).digest() + content.getbuffer())
 
 
-def load_state(path: Path, *, keys: Collection[str] = ()) -> dict[str, Any]:
+def load_state(path: Path) -> dict[str, Any]:
     """Return the training state in `path`, on the CPU.
 
-    Raises DamagedStateError if the file is damaged, if torch cannot load its content, or if a key is missing;
-    CheckpointError if it cannot be read now, or if a newer torch wrote it.
+    Raises DamagedStateError if the file is damaged or if torch cannot load its content; CheckpointError if it cannot be
+    read now, or if a newer torch wrote it.
     """
     try:
-        state = parse_state(read_bounded(path, path.stat().st_size), path)
+        return parse_state(read_bounded(path, path.stat().st_size), path)
     except OSError as error:
         raise unread(path, error.strerror) from error
     except RuntimeError as error:  # the digest is right: torch found no memory, or the file is of a newer torch
         raise unread(path, brief(error)) from error
-    if not isinstance(state, dict) or not set(keys) <= state.keys():
-        raise DamagedStateError(f"{path}: must hold {', '.join(sorted(keys))}")
-    return state
 
 
-def parse_state(content: bytes, path: Path) -> Any:
+def parse_state(content: bytes, path: Path) -> dict[str, Any]:
     """Return what `save_state` wrote.  Raises DamagedStateError, MemoryError and RuntimeError."""
     digest, payload = content[:32], memoryview(content)[32:]
     if hashlib.sha256(payload).digest() != digest:
         raise DamagedStateError(f"{path}: truncated or damaged")
     try:
-        return torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
+        state: dict[str, Any] = torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
     except (MemoryError, RuntimeError):
         raise
     except Exception as error:  # torch does not document what it raises for a file of another format
         raise DamagedStateError(f"{path}: not a state of torch {torch.__version__}: {brief(error)}") from error
+    return state
 
 
 def unread(path: Path, reason: str | None) -> CheckpointError:

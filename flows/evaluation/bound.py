@@ -81,35 +81,36 @@ def evaluate_split(
 
     At most `num_devices` processes share them.  Raises what `load_fitting` raises, and UserError (exit 2) for devices.
     """
-    device = find_device(settings.device, settings.num_devices)
-    vdm, pixels = load_fitting(model, images, device, split, num_images)
+    find_device(settings.device, settings.num_devices)  # refuses what the machine does not have, before processes start
     warn_if_seen(model, split)
-    parts = shares(len(pixels), settings.num_devices, **settings.model_dump(include={"batch_size", "times_per_image"}))
-    if len(parts) == 1:
-        return terms_of_set(terms_of_share(settings, vdm, pixels, parts[0]))
-    from flows.training.distributed import results_of
-
-    terms = results_of(
-        partial(evaluate_part, settings, model, images, split, num_images, parts), num_processes=len(parts)
+    image_set = load_images(images)
+    require_valid(image_set, images, split)
+    parts = shares(
+        len(spread(getattr(image_set, split), num_images)),
+        settings.num_devices,
+        batch_size=settings.batch_size,
+        times_per_image=settings.times_per_image,
     )
-    return terms_of_set(np.concatenate(terms, axis=1))
+    job = partial(evaluate_part, settings, model, images, split, num_images, parts)
+    if len(parts) == 1:
+        return terms_of_set(job())
+    from flows.training.distributed import launch
+
+    return terms_of_set(np.concatenate(launch(job, num_processes=len(parts)), axis=1))
 
 
 def evaluate_part(
-    settings: "Evaluate", model: Path, images: Path, split: Split, num_images: int | None, parts: list[range], rank: int
+    settings: "Evaluate", model: Path, images: Path, split: Split, num_images: int | None, parts: list[range]
 ) -> np.ndarray:
-    """Return the terms of the images of one of several processes."""
-    vdm, pixels = load_fitting(model, images, find_device(settings.device, len(parts), rank), split, num_images)
-    return terms_of_share(settings, vdm, pixels, parts[rank], shown=rank == 0)
+    """Return the terms of the images of this process, see `vdm.evaluation.image_terms`."""
+    from flows.training.distributed import local_rank
 
-
-def terms_of_share(
-    settings: "Evaluate", vdm: VDM, pixels: np.ndarray, share: range, *, shown: bool = True
-) -> np.ndarray:
-    """Return the terms of the images with the indices in `share`, see `vdm.evaluation.image_terms`."""
+    rank = local_rank()
+    device = find_device(settings.device, len(parts), rank)
+    vdm, pixels = load_fitting(model, images, device, split, num_images)
     options = settings.model_dump(exclude={"device", "num_devices", "precision"})
-    precision = find_precision(settings.precision, next(vdm.parameters()).device)
-    return image_terms(vdm, pixels, share, precision=precision, progress=bar("evaluating", shown=shown), **options)
+    options |= {"precision": find_precision(settings.precision, device), "progress": bar("evaluating", shown=rank == 0)}
+    return image_terms(vdm, pixels, parts[rank], **options)
 
 
 def figures(result: Evaluation) -> SplitFigures:
