@@ -221,9 +221,8 @@ def test_a_machine_that_computes_other_means_is_named(
     content: bytes, models: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     original = Codec.backward_mean
-    monkeypatch.setattr(torch, "__version__", "9.9")
     monkeypatch.setattr(Codec, "backward_mean", lambda self, z_t, t: original(self, z_t, t) * 1.01)
-    with pytest.raises(UserError, match=r"made with torch 2\..* on .*; this machine has torch 9\.9, NumPy"):
+    with pytest.raises(UserError, match=r"decoded differently: .*; it was made with torch 2\..*, NumPy 2\..* on "):
         read(content, models[0])
 
 
@@ -269,29 +268,25 @@ def test_outputs_that_exist_are_replaced_only_when_asked(
     np.save(tmp_path / "images.npy", pixels[:2])  # encoded plainly, without the model
     write(force=False)
     for options, message in (
-        ({"force": False}, "exists; name another file, or replace it with --force"),
+        ({"force": False}, "exists; name another output, or replace it with --force"),
         ({"out": tmp_path}, "is a folder; name a file"),
-        ({"out": models[0] / "config.json"}, "lies in the folder of the model; name another file"),
-        ({"out": tmp_path / "images.npy"}, r"images\.npy would replace the images that it is made from"),
+        ({"out": models[0] / "config.json"}, r"config\.json would replace the input .*; name another output"),
+        ({"out": tmp_path / "images.npy"}, r"images\.npy would replace the input .*images\.npy"),
     ):
         with pytest.raises(UserError, match=message) as raised:
             write(**options)
         assert raised.value.code == Exit.USAGE
-    (tmp_path / "arrays").mkdir()
-    np.save(tmp_path / "arrays/images.npy", pixels[:2])
-    for _ in range(2):  # an earlier file beside the images may be replaced
-        write("arrays", out=tmp_path / "arrays/all.vdmz")
 
     def decompress(*, force: bool) -> None:
         file, out = tmp_path / "images.vdmz", tmp_path / "out"
         files.decompress(file, model=models[0], out=out, device="cpu", force=force)
 
     decompress(force=False)
-    with pytest.raises(UserError, match="exists; name another folder, or replace it with --force"):
+    with pytest.raises(UserError, match="exists; name another output, or replace it with --force"):
         decompress(force=False)
     decompress(force=True)
     (tmp_path / "out/mine.txt").write_text("precious")
-    with pytest.raises(UserError, match="holds other files than decoded images"):
+    with pytest.raises(UserError, match="is no folder of files that this command writes; name another"):
         decompress(force=True)
     assert (tmp_path / "out/mine.txt").read_text() == "precious"
 

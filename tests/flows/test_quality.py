@@ -170,7 +170,7 @@ def test_images_that_cannot_be_compared_are_refused_before_any_is_drawn(
     for old, new, code, message in (
         ("num_images: 12", "num_images: 9", Exit.USAGE, "needs 10 of each, got 9 samples, "),
         (r"auto\n  num_images", "cuda\n  num_images", Exit.USAGE, "torch finds no CUDA device"),
-        (r"inception_weights.*\n.*null", inception, Exit.MISSING, "missing.pth (sample.inception_weights): No such"),
+        (r"inception_weights.*\n.*null", inception, Exit.MISSING, "missing.pth: No such file"),
     ):
         changed, count = re.subn(old, new, text)
         assert count

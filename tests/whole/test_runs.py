@@ -17,7 +17,6 @@ from interrupted import SLOW, read_until, remove_finished, states, stopped_in_va
 from plant import trainers, wait_until
 from project import ROOT, Project
 
-from flows.core.checkpoint import save_state
 from flows.core.errors import Exit
 from flows.core.params_file import read_params
 from flows.training.fitting import build, resolve
@@ -181,18 +180,12 @@ def test_a_trainer_saves_and_ends_when_dvc_is_killed(project: Project) -> None:
     project.edit("params.yaml", **{new: old for old, new in changes.items()})
 
 
-def truncate(path: Path) -> None:
-    path.write_bytes(path.read_bytes()[:-100])
-
-
 def test_damaged_states_are_passed_over(killed: Project, undisturbed: tuple[str, str]) -> None:
     *_, older, newest = states(killed)
-    truncate(older)
-    save_state(newest, {"done": 12})
+    for path in (older, newest):
+        path.write_bytes(path.read_bytes()[:-100])
     result = killed.new_vdmctl("train")  # the name of a run's folder depends on the modules that a process has imported
-    assert f"{newest.name}: must hold average, done, " in result.stderr
-    assert f"{older.name}: truncated or damaged" in result.stderr
-    assert result.stderr.count("falling back to the state before") == 2
+    assert result.stderr.count("truncated or damaged; falling back to the state before") == 2
     assert digests(killed) == undisturbed
 
 
@@ -234,6 +227,6 @@ def test_a_step_that_does_not_fit_says_what_to_change(project: Project) -> None:
     project.edit("params.yaml", **{"batch_size: 100000\n": "batch_size: 64\n"})
     assert result.returncode == Exit.USAGE, result.stderr
     assert result.stderr.splitlines()[-1] == (
-        "vdmctl: out of memory with 100000 images of train.batch_size at a time; "
-        "set train.accumulation: 2 or train.activation_checkpointing: true"
+        "vdmctl: out of memory with train.batch_size 100000; "
+        "raise train.accumulation to a divisor of it, or set train.activation_checkpointing: true"
     )
