@@ -43,18 +43,13 @@ def open_images(path: Path, split: Split | None, vdm: VDM, model: Path) -> Image
     elif split:
         raise UserError(f"{path} is not an image set, so it has no splits; leave out --split", Exit.USAGE)
     else:
-        images = read_files(path)
+        files = ImageFiles(path, remedy=REMEDY)
+        array = np.concatenate([part for _, part in files.read()])
+        if files.num_levels > 256:
+            raise UserError(f"{path}: images of 16 bits; models of at most 8 bits can compress", Exit.INVALID_DATA)
+        images = Images(array, files.num_levels, set(files.formats) != {"NPY"})
     require_fitting(images, vdm, path, model)
     return images
-
-
-def read_files(path: Path) -> Images:
-    """Return the images in a folder of pictures and arrays, or in one file.  Raises UserError."""
-    files = ImageFiles(path, remedy=REMEDY)
-    parts = [images for _, images in files.read()]
-    if files.num_levels > 256:
-        raise UserError(f"{path}: images of 16 bits; models of at most 8 bits can compress", Exit.INVALID_DATA)
-    return Images(np.concatenate(parts), files.num_levels, set(files.formats) != {"NPY"})
 
 
 def require_fitting(images: Images, vdm: VDM, path: Path, model: Path) -> None:

@@ -7,19 +7,15 @@ import shutil
 import signal
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-import torch
 from interrupted import SLOW, read_until, remove_finished, states, stopped_in_validation, wait_for_step
 from plant import trainers, wait_until
-from project import ROOT, Project
+from project import Project
 
 from flows.core.errors import Exit
-from flows.core.params_file import read_params
-from flows.training.fitting import build, resolve
 
 
 @pytest.fixture(scope="module")
@@ -201,17 +197,6 @@ def test_other_parameters_start_afresh(killed: Project, undisturbed: tuple[str, 
     assert "continuing" not in result.stderr
     assert digests(killed) != undisturbed
     assert set(before) <= set(states(killed))
-
-
-def test_a_warmup_longer_than_the_run_is_logged(caplog: pytest.LogCaptureFixture) -> None:
-    params = read_params(ROOT / "presets" / "digits.yaml")
-    config = {"image_shape": (1, 8, 8), "num_levels": 17, **params.model.model_dump()}
-    settings = resolve(params.train, torch.device("cpu"))
-    images = torch.zeros(64, 1, 8, 8, dtype=torch.uint8)
-    build(config, replace(settings, steps=100), images, None)
-    assert "warmup_steps" not in caplog.text
-    build(config, replace(settings, steps=99), images, None)
-    assert "train.warmup_steps 100 is above train.steps 99" in caplog.text
 
 
 def test_a_step_that_does_not_fit_says_what_to_change(project: Project) -> None:
