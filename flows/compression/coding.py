@@ -27,10 +27,9 @@ from pydantic import Field
 from flows.compression.batches import COARSE_CELLS, COARSE_IMAGES, MOST_BATCH, MOST_TIMESTEPS, batches, most_plain
 from flows.compression.rans import WORD_BITS, Rans, initial_word
 from flows.core.checkpoint import load_model, model_sha256
-from flows.core.device import find_device
+from flows.core.device import find_device, processor
 from flows.core.documents import Document
 from flows.core.errors import Exit, UserError
-from flows.evaluation.environment import processor
 from vdm.codec import CELLS, Codec, decode_plainly, encode_plainly
 from vdm.model import VDM
 

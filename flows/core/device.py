@@ -1,7 +1,9 @@
-"""Find the devices and the precision that the parameters select."""
+"""Find the devices and the precision that the parameters select, and name the processor."""
 
 import os
+import platform
 import sysconfig
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from shutil import which
@@ -84,3 +86,13 @@ def find_compile(choice: Literal["auto"] | bool, device: torch.device) -> bool:
 def is_known_to_triton(card: torch.device) -> bool:
     """Whether Triton compiles for the card: any of AMD's, or one of NVIDIA's from compute capability 7.0."""
     return torch.version.hip is not None or torch.cuda.get_device_properties(card).major >= 7
+
+
+def processor(device: torch.device) -> str:
+    """Return the name of the GPU, or the kind of the CPU: it decides the last digits of what is computed."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    vendor = "unknown"
+    with suppress(OSError, IndexError):
+        vendor = Path("/proc/cpuinfo").read_text().partition("vendor_id")[2].split()[1]
+    return f"{platform.machine()} {vendor} {torch.backends.cpu.get_cpu_capability()}"

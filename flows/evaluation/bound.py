@@ -4,6 +4,7 @@ import csv
 import json
 import logging
 import math
+import sys
 from collections.abc import Iterable
 from functools import partial
 from io import StringIO
@@ -14,11 +15,10 @@ import numpy as np
 import torch
 
 from flows.core.checkpoint import fitted_to, load_model, model_sha256
-from flows.core.device import find_device, find_precision
+from flows.core.device import find_device, find_precision, processor
 from flows.core.errors import Exit, UserError
-from flows.core.files import written_last
-from flows.evaluation.environment import environment
-from flows.evaluation.results import BOTH, BoundMetrics, SplitFigures, finite_or_none
+from flows.core.files import file_sha256, written_last
+from flows.evaluation.results import BOTH, BoundMetrics, Environment, SplitFigures, finite_or_none
 from flows.images.store import ImageSet, data_sha256, load_images, require_levels, spread
 from flows.process.progress import bar
 from vdm.choices import Split
@@ -56,6 +56,17 @@ def measure(
         **digests(model, images),
     )
     return metrics, result
+
+
+def environment(device: torch.device, requirements: Path) -> Environment:
+    """Return what decides the last digits of figures besides data, parameters and code."""
+    return Environment(
+        python=f"{sys.version_info.major}.{sys.version_info.minor}",
+        torch=torch.__version__,
+        numpy=np.__version__,
+        processor=processor(device),
+        requirements_sha256=file_sha256(requirements) if requirements.exists() else None,
+    )
 
 
 def other_splits(settings: "Evaluate", tested: BoundMetrics, *, model: Path, images: Path) -> dict[str, Any]:
