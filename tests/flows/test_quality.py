@@ -67,9 +67,8 @@ def test_precision_and_recall_see_missing_and_foreign_images() -> None:
 
 def test_copies_are_nearer_than_held_out_images() -> None:
     near, far = np.array([0.0, 0.1, 0.1]), np.array([0.1, 0.3, 0.4])
-    assert distances.probability_nearer(near, far) == pytest.approx(8 / 9)
-    assert distances.probability_nearer(far, near) == pytest.approx(1 / 9)
-    assert distances.probability_nearer(near, near) == 0.5
+    for first, second, expected in ((near, far, 8 / 9), (far, near, 1 / 9), (near, near, 0.5)):
+        assert distances.probability_nearer(first, second) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("size", [3, 11, 400])

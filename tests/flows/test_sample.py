@@ -47,12 +47,11 @@ def test_the_ending_chooses_the_output(small: Small, capsys: pytest.CaptureFixtu
 
 @pytest.mark.slow
 def test_an_image_is_the_same_whatever_is_drawn_with_it(small: Small) -> None:
-    levels = drawn("-n", "5", "--seed", "3")
-    np.testing.assert_array_equal(drawn("-n", "3", "--seed", "3"), levels[:3])
+    levels = drawn("-n", "3", "--seed", "3")
     before = Path("params.yaml").read_text()
     Path("params.yaml").write_text(before.replace("batch_size: 400", "batch_size: 2"))
-    np.testing.assert_array_equal(drawn("-n", "5", "--seed", "3"), levels)
-    assert (drawn("-n", "5", "--seed", "4") != levels).any()
+    np.testing.assert_array_equal(drawn("-n", "5", "--seed", "3")[:3], levels)
+    assert (drawn("-n", "3", "--seed", "4") != levels).any()
 
 
 def test_the_samplers_are_known_by_their_names(small: Small, capsys: pytest.CaptureFixture[str]) -> None:
@@ -65,27 +64,23 @@ def test_the_samplers_are_known_by_their_names(small: Small, capsys: pytest.Capt
     assert len({images.tobytes() for images in found.values()}) == 4
 
 
-@pytest.mark.parametrize("kind", ["png", "gif"])
-def test_the_film_shows_noise_and_prediction(kind: str, small: Small) -> None:
-    assert run(["sample", MODEL, "-n", "3", "--steps", "7", "--film", f"film.{kind}"]) == Exit.DONE
-    with Image.open(f"film.{kind}") as picture:
-        if kind == "gif":
-            assert picture.n_frames == 7  # type: ignore[attr-defined]
-            assert picture.size == (2 * (2 * 34 + 2) + 4, 2 * 34 + 2)
-        else:
-            assert picture.size == (7 * 34 + 2, 2 * 3 * 34 + 2)
-
-
-def test_the_film_stays_if_its_images_cannot_be_written(small: Small, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert run(["sample", MODEL, "-n", "1", "--steps", "2", "--out", "a.npy", "--film", "film.png"]) == Exit.DONE
+def test_the_film_shows_noise_and_prediction_and_stays_if_its_images_cannot_be_written(
+    small: Small, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = ["sample", MODEL, "-n", "3", "--steps", "7", "--force", "--film"]
+    assert run([*command, "film.gif"]) == run([*command, "film.png"]) == Exit.DONE
+    with Image.open("film.gif") as picture:
+        assert picture.n_frames == 7  # type: ignore[attr-defined]
+        assert picture.size == (2 * (2 * 34 + 2) + 4, 2 * 34 + 2)
+    with Image.open("film.png") as picture:
+        assert picture.size == (7 * 34 + 2, 2 * 3 * 34 + 2)
     before = Path("film.png").read_bytes()
 
     def full(*_: object) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device", "a.npy")
+        raise OSError(errno.ENOSPC, "No space left on device", "samples.png")
 
     monkeypatch.setattr("flows.sampling.pictures.write", full)
-    again = ["sample", MODEL, "-n", "1", "--steps", "2", "--seed", "5", "--out", "a.npy", "--film", "film.png"]
-    assert run([*again, "--force"]) == Exit.MISSING
+    assert run([*command, "film.png", "--seed", "5"]) == Exit.MISSING
     assert Path("film.png").read_bytes() == before
 
 
