@@ -1,7 +1,6 @@
 """What commands share: the folder, MODEL, --json, params.yaml, and options that replace its parameters."""
 
 import logging
-import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
@@ -17,9 +16,9 @@ if TYPE_CHECKING:
 
 ROOT = Path()
 """The project: the current folder."""
-ModelArgument = Annotated[
-    str | None, typer.Argument(help="A model folder, a version (vdm@v1.2.0) or `champion`.", show_default="models/vdm")
-]
+MODEL_HELP = "A model folder, a version (vdm@v1.2.0) or `champion`."
+ModelArgument = Annotated[str | None, typer.Argument(help=MODEL_HELP, show_default="models/vdm")]
+ForceOption = Annotated[bool, typer.Option("--force", help="Replace outputs that exist.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout; see docs/json.md.")]
 SectionType = TypeVar("SectionType", bound="Section")
 
@@ -54,14 +53,6 @@ def override(section: SectionType, values: dict[str, Any]) -> SectionType:
         raise UserError(f"{option}: {first['msg']}, got {first['input']!r}", Exit.USAGE) from error
 
 
-def timesteps(text: str) -> list[int | None]:
-    """Parse numbers of steps such as `10,100,continuous`; None is continuous time.  Raises UserError (exit 2)."""
-    try:
-        return [None if part == "continuous" else int(part) for part in text.split(",")]
-    except ValueError as error:
-        raise UserError(f"--num-timesteps: {text!r} is not like 10,100,continuous", Exit.USAGE) from error
-
-
 def version_of(model: str) -> "Version | None":
     """Return the version that the text names, as `champion` does; None for the path of a folder, as `./champion`."""
     from flows.registry.versions import REFERENCE, resolve
@@ -88,13 +79,6 @@ def model_folder(model: str | None) -> Path:
     return Path(model)
 
 
-def as_argument(folder: Path) -> str:
-    """Return a model folder as an argument in a shell: `./champion`, since `champion` is a version."""
-    from flows.registry.versions import REFERENCE
-
-    return shlex.quote(f"./{folder}" if REFERENCE.fullmatch(str(folder)) else str(folder))
-
-
 def sample_metrics(model: str, folder: Path) -> "SampleMetrics | None":
     """Return the quality of the samples of a version, or of the model in a folder; None if it was not measured.
 
@@ -117,7 +101,7 @@ def images_for(*models: str | None) -> Path:
 
     Log a warning for a version that was trained with another image set, which may contain the evaluated images.
     """
-    images = ROOT / layout.IMAGES
+    images = layout.IMAGES
     versions = [version for model in models if model and (version := version_of(model))]
     if not versions:
         return images
