@@ -6,31 +6,30 @@ passes between tasks.
 
 import os
 import sys
+import time
 from argparse import ArgumentParser
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
-import networkx
 from prefect import State, flow, get_run_logger, task
 from prefect.cache_policies import NO_CACHE
-from prefect.settings import get_current_settings
-from prefect.states import Completed, Failed
+from prefect.client.orchestration import get_client
+from prefect.runtime import flow_run
+from prefect.states import Completed, Crashed, Failed
 from pydantic import Field
 
 from flows.commands.summary import bits
 from flows.core import layout
 from flows.core.documents import read
-from flows.core.errors import Exit, NetworkError, UserError, brief, of_file
-from flows.core.files import naming, scratch_folder
+from flows.core.errors import Exit, NetworkError, UserError, brief
 from flows.evaluation.results import BoundMetrics
-from flows.orchestration import artifacts
-from flows.orchestration.announcing import announce, announce_drift, forget_outcome
-from flows.orchestration.releasing import RETRIED, Release, catch_up, conclude, release, report_folder
-from flows.orchestration.streaming import EXPECTED, as_user_error, leave_out_tracebacks, result_of, stream, when_free
-from flows.orchestration.workspace import Workspace, commit, compose_params, finished, prune, take_images, workspace
+from flows.orchestration import artifacts, restoring
+from flows.orchestration.releasing import RETRIED, Release, catch_up, publish_all, release, report_folder
+from flows.orchestration.runs import INTERRUPTED
+from flows.orchestration.streaming import EXPECTED, STOPPED, as_user_error, leave_out_tracebacks, result_of, stream
+from flows.orchestration.workspace import Workspace, commit, compose_params, prune, workspace
 from flows.process.ending import fail
 from flows.process.environment import settle
 from flows.process.lifeline import end_with_parent, end_with_starters, hold_what_starts
@@ -53,6 +52,10 @@ TIMEOUT_HOURS = {
     "sample": 24.0,
     "report": 0.5,
 }
+BUSY_SECONDS = 60.0
+"""How often a stage looks whether its device is free."""
+DRIFTED = "Drifted"
+"""The state of the task `drift`, and of the run if it fails, when the images differ from the champion's."""
 
 
 @flow(name="train-vdm")
@@ -64,6 +67,8 @@ def train_vdm(
     wait_hours: Annotated[float, Field(ge=0, le=24 * 365)] = 12.0,
 ) -> State[None]:
     """Train, evaluate and register a model with the code of the checked-out commit, and promote it if it is better.
+
+    The name of its final state says what came of it: Promoted, Refused, NothingToDo, Drifted, Failed or Interrupted.
 
     Args:
         preset: The name of a file in presets/, without .yaml, that replaces params.yaml.
@@ -78,25 +83,30 @@ def train_vdm(
     hold_what_starts()
     if "PREFECT__FLOW_RUN_ID" in os.environ:
         end_with_parent("prefect")  # the worker, which alone could cancel this run
-    forget_outcome()
     try:
         root = Path(git_text(Path.cwd(), "rev-parse", "--show-toplevel"))
         if publish := publish or is_shared():
             require_remotes(root)
         outcome = retrain(root, preset, overrides or {}, force=force, wait_hours=wait_hours)
-        message = conclude(root, outcome, publish=publish)
+        released = outcome if isinstance(outcome, Release) else None
+        if publish:
+            released = publish_all(root, released)
+        return Completed(name=released.decision if released else "NothingToDo", message=str(released or outcome))
     except EXPECTED as error:
         reason = as_user_error(error)
-        announce("failed", str(reason))
-        return Failed(message=str(reason), data=reason)
-    except Exception as error:
-        announce("failed", f"a bug: {brief(error)}; the log has the traceback")
-        raise
-    return Completed(message=message)
+        drifted = isinstance(error, UserError) and str(error).startswith(DRIFTED)
+        return Failed(name=DRIFTED if drifted else "Failed", message=str(reason), data=reason)
+    except STOPPED:
+        with get_client(sync_client=True) as client:
+            state = client.read_flow_run(flow_run.id).state
+        if state and state.is_cancelling():
+            raise
+        message = "Its worker, `vdmctl serve` or the machine stopped; it goes on when `vdmctl serve` runs here again."
+        return Crashed(name=INTERRUPTED, message=message)
 
 
 def is_shared() -> bool:
-    """Whether the worker of this run shares versions with those of other machines; see flows.orchestration.workers."""
+    """Whether the worker of this run shares versions with those of other machines; see flows.orchestration.serve."""
     return "VDM_SHARE" in os.environ
 
 
@@ -115,30 +125,15 @@ def retrain(
     for name in prune(root):
         logger.info("removed the worktree of run %s, which ended early", name)
     with workspace(root, params, base) as place:
-        if not force and (ready := finished(place, shared=is_shared())):
-            if is_own(root, ready) and not registry.is_decided(root, ready):
-                return release(place, ready)  # its run was killed before the model was promoted or refused
-            return f"nothing to do: commit {ready[:12]} has the results of these parameters already"
-        if not force:
-            restore_images(place)
+        if not force and restoring.restore(place, shared=is_shared()) and (made := restoring.made_before(place)):
+            if is_own(root, made) and not registry.is_decided(root, made):
+                return release(place, made)  # its run was killed before the model was promoted or refused
+            return f"nothing to do: commit {made[:12]} has the results of these parameters already"
         result_of(check_champion(root, return_state=True), "champion")
         logger.info("run %s of commit %s in %s", place.folder.name, place.base[:12], place.folder)
         run_stages(place, force=force, wait_hours=wait_hours)
         artifacts.show_results(place.folder, report_folder(place))
         return record(place)
-
-
-def restore_images(place: Workspace) -> None:
-    """Check out the images that the run's commit records, or warn that `download` reads their source anew.
-
-    Raises NetworkError (exit 5) if machines share versions and the remote does not answer.
-    """
-    try:
-        take_images(place)
-    except UserError as error:
-        if is_shared() and isinstance(error, NetworkError):
-            raise
-        get_run_logger().warning("the recorded images cannot be restored, so their source is read again: %s", error)
 
 
 def run_stages(place: Workspace, *, force: bool, wait_hours: float) -> None:
@@ -149,12 +144,31 @@ def run_stages(place: Workspace, *, force: bool, wait_hours: float) -> None:
             name=stage,
             task_run_name=stage,
             timeout_seconds=3600 * TIMEOUT_HOURS[stage] if stage in TIMEOUT_HOURS else None,
-        )(stage, place.folder, force, wait_hours, return_state=True)
+            retries=2 + int(3600 * wait_hours / BUSY_SECONDS),
+            retry_condition_fn=while_busy(time.monotonic() + 3600 * wait_hours),
+        )(stage, place.folder, force, return_state=True)
         if stage == "validate":
             artifacts.show_data_docs(place.folder, report_folder(place))  # before its failure is raised
         result_of(state, f"stage {stage}")
         if stage == "validate":
             result_of(drift(place.root, place.folder, return_state=True), "drift")
+
+
+def stages(folder: Path) -> list[str]:
+    """Return the names of the stages, sorted so that each comes after its dependencies."""
+    with dvc_repository(folder) as repo:
+        return [stage.name for stage in restoring.stages(repo)]
+
+
+def while_busy(deadline: float) -> Callable[[Any, Any, State[Any]], bool]:
+    """Return the condition of a retry: until the deadline if the device is busy, twice if the network failed."""
+
+    def may_help(task: Any, run: Any, state: State[Any]) -> bool:
+        error = state.result(raise_on_failure=False)
+        busy = isinstance(error, UserError) and error.code is Exit.BUSY
+        return (busy and time.monotonic() < deadline) or (isinstance(error, NetworkError) and run.run_count <= 2)
+
+    return may_help
 
 
 def check_repository(root: Path) -> None:
@@ -181,45 +195,40 @@ def warn_of_newer(root: Path, base: str) -> None:
             get_run_logger().warning("%s; rebase them, or drop them with `git reset --keep @{upstream}`", reason)
 
 
-def stages(folder: Path) -> list[str]:
-    """Return the names of the stages, sorted so that each comes after its dependencies."""
-    with dvc_repository(folder) as repo:
-        # DVC's edges point from a stage to what it needs.
-        graph = networkx.reverse_view(repo.index.graph)
-        # The stage of a `.dvc` file has no command.
-        return [stage.name for stage in networkx.lexicographical_topological_sort(graph, key=str) if stage.cmd]
-
-
-@task(**RETRIED)
-def reproduce(stage: str, folder: Path, force: bool, wait_hours: float) -> None:
-    """Run `dvc repro` for one stage; wait for a busy device at most `wait_hours`.  Raises UserError."""
-    command = ["dvc", "repro", "--single-item", stage]
-    if force:
-        command.append("--force")
-    if is_shared():
-        command.append("--pull")
+@task(cache_policy=NO_CACHE, retry_delay_seconds=BUSY_SECONDS)
+def reproduce(stage: str, folder: Path, force: bool) -> None:
+    """Run `dvc repro` for one stage.  Raises UserError."""
+    options = [option for option, given in (("--force", force), ("--pull", is_shared())) if given]
     try:
         read = artifacts.Progress(folder).read if stage == "train" else None
-        when_free(partial(stream, command, folder, read), hours=wait_hours)
+        stream(["dvc", "repro", "--single-item", stage, *options], folder, read)
     except UserError as error:
         raise type(error)(f"stage {stage} failed: {error}", error.code) from error
 
 
 @task(name="drift", task_run_name="drift", cache_policy=NO_CACHE, timeout_seconds=3600 * 2)
-def drift(root: Path, folder: Path) -> None:
+def drift(root: Path, folder: Path) -> State[None]:
     """Compare the run's images with the champion's, by `contract:`.  Raises UserError (exit 4)."""
+    warnings: list[str] = []
     try:
-        reference = champion_report(root, folder)
+        report = champion_report(root, folder)
     except UserError as error:
         get_run_logger().warning("drift from the champion's images is not checked: %s", error)
-        return
+        return Completed()
+    if report is None:
+        return Completed()
+
+    def read_line(line: str) -> None:
+        if "warning: " in line and "reference's" in line:
+            warnings.append(line.strip())
+
     try:
-        if reference:
-            stream(["flows.cli", "validate", str(layout.IMAGES), "--reference", str(reference)], folder, announce_drift)
+        stream(["flows.cli", "validate", str(layout.IMAGES), "--reference", str(report)], folder, read_line)
     except UserError as error:
         if error.code is Exit.INVALID_DATA:
-            announce("drifted", str(error))
+            raise UserError(f"{DRIFTED} from the champion's images: {error}", error.code) from error
         raise
+    return Completed(name=DRIFTED, message="; ".join(warnings)) if warnings else Completed()
 
 
 def champion_report(root: Path, folder: Path) -> Path | None:
@@ -246,11 +255,10 @@ def check_champion(root: Path) -> None:
         if champion := registry.champion(root):
             require_sound(root, champion)
     except UserError as error:
-        again = "`git checkout TAG && make repro` makes its files again, given the same images"
-        advice = f"{again}; `vdmctl rollback` takes an earlier champion, or says how to go on without one"
         message = f"no comparison with the champion is possible: {error}"
         if isinstance(error, DamagedVersionError):
-            message += f"; {advice}"
+            again = "`git checkout TAG && make repro` makes its files again, given the same images"
+            message += f"; {again}; `vdmctl rollback` takes an earlier champion, or says how to go on without one"
         raise type(error)(message, error.code) from error
 
 
@@ -259,23 +267,13 @@ def record(place: Workspace) -> Release | str:
     card = (place.folder / layout.CARD).read_bytes()
     (place.folder / layout.RUN_CARD).write_bytes(card)  # the card in the model folder is cached by DVC and not in git
     result = bits(read(BoundMetrics, place.folder / layout.METRICS))
+    if known := restoring.made_before(place):
+        return f"nothing new: {result}, as in commit {known[:12]}"
     made = commit(place, f"Retrain: {result}")
-    if made is None:
-        return f"nothing new: {result}, as in an earlier commit"
     get_run_logger().info("%s is commit %s on branch %s", result, made[:12], place.branch)
     if is_shared():
         catch_up(place.root)  # the champion may be another one by now
     return release(place, made)
-
-
-def require_home() -> None:
-    """Raise OSError if Prefect cannot write the files of its temporary server: it would start one again and again."""
-    settings = get_current_settings()
-    if settings.api.url:  # a run that has a server starts none
-        return
-    settings.home.mkdir(parents=True, exist_ok=True)
-    with naming(settings.home, settings.home), scratch_folder(settings.home):
-        pass
 
 
 def main() -> int:
@@ -286,13 +284,11 @@ def main() -> int:
         "For other parameters start `vdmctl serve`, then `prefect deployment run train-vdm --param ...`.",
     ).parse_args()
     try:
-        require_home()
-    except OSError as error:
-        return fail(f"{of_file(error)}; PREFECT_HOME names another folder for Prefect's files", Exit.MISSING)
-    try:
         state = train_vdm(return_state=True)
     except RuntimeError as error:  # Prefect cannot reach its server
         return fail(f"{brief(error)}; correct PREFECT_API_URL, or unset it to run without a server", Exit.MISSING)
+    if state.name == INTERRUPTED:
+        return Exit.RESUMABLE
     result = state.result(raise_on_failure=False)
     return result.code if isinstance(result, UserError) else int(not state.is_completed())
 

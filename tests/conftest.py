@@ -53,9 +53,7 @@ TINY = {
 }
 
 LONGEST = [
-    "test_flow",
-    "test_serve",
-    "test_machines",
+    "test_loop",
     "test_training",
     "test_distributed",
     "test_runs",

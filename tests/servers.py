@@ -1,14 +1,13 @@
-"""Small servers that give the answers that a test wants, and the addresses that tests use."""
+"""A small server that gives the answers that a test wants."""
 
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
-from socketserver import BaseRequestHandler, TCPServer
 from threading import Thread
 from typing import Any
 
-TEAM, OWN, GIVEN = (f"http://{name}.example.org:4200/api" for name in ("team", "own", "given"))
+OWN = "http://own.example.org:4200/api"
 
 
 @contextmanager
@@ -29,19 +28,4 @@ def answering(**answers: Any) -> Iterator[str]:
     with HTTPServer(("127.0.0.1", 0), Answer) as server:
         Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
         yield f"http://127.0.0.1:{server.server_port}/api"
-        server.shutdown()
-
-
-@contextmanager
-def saying(said: bytes) -> Iterator[str]:
-    """Yield the URL of a server that says the same to everybody, whether or not that is HTTP."""
-
-    class Say(BaseRequestHandler):
-        def handle(self) -> None:
-            self.request.recv(10_000)
-            self.request.sendall(said)
-
-    with TCPServer(("127.0.0.1", 0), Say) as server:
-        Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_address[1]}/api"
         server.shutdown()

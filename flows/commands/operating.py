@@ -60,7 +60,7 @@ def worker(queue: QUEUES = None) -> None:
     remote `origin` and DVC's default remote: a run starts from the newest commit of the upstream branch, fetches what
     it needs, and publishes its results. A worker runs one run at a time.
     """
-    from flows.orchestration.workers import work
+    from flows.orchestration.serve import work
 
     work(queue)
 

@@ -20,13 +20,11 @@ from prefect.artifacts import (
 from flows.core import layout
 from flows.core.documents import read
 from flows.core.errors import brief
-from flows.core.files import read_bounded, write_whole
 from flows.core.folders import writing_folder
 from flows.core.params_file import read_params
 from flows.evaluation.results import BoundMetrics, Metrics, SampleMetrics
 from flows.registry.evidence import Evidence
 from flows.report import markdown
-from flows.report.markdown import figure
 from flows.validation.report import Report
 
 EVERY_SECONDS = 5.0
@@ -41,11 +39,11 @@ NUM_LINES = 20
 
 @contextmanager
 def dispensable() -> Iterator[None]:
-    """Log a warning if Prefect does not take an artifact or an event, whatever its client raises."""
+    """Log a warning if an artifact cannot be made, whatever Prefect's client raises: the run matters more."""
     try:
         yield
     except Exception as error:
-        get_run_logger().warning("Prefect refused an artifact, event or tag, and the run goes on: %s", brief(error))
+        get_run_logger().warning("an artifact is missing in Prefect's UI, and the run goes on: %s", brief(error))
 
 
 class Progress:
@@ -97,16 +95,24 @@ def in_words(seconds: float) -> str:
 
 
 def show_data_docs(folder: Path, kept: Path) -> None:
-    """Show the validation of the images of the run in `folder`, if there is one; copy its Data Docs to `kept`."""
+    """Show the validation of the images of the run in `folder`, if there is one; copy its Data Docs to `kept`.
+
+    A validation that was restored has no Data Docs.
+    """
     if not (folder / layout.VALIDATION).is_file():
         return
-    if (folder / layout.DATA_DOCS).is_dir():  # not if DVC restored the stage from its cache
-        with writing_folder(kept / "data_docs") as copy:
-            shutil.copytree(folder / layout.DATA_DOCS, copy, dirs_exist_ok=True)
+    copy_data_docs(folder, kept)
     validation = read(Report, folder / layout.VALIDATION)
     drawn = folder / layout.VALIDATION.with_name("validation.png")
     content = markdown.data_docs(validation, drawn, kept / "data_docs/index.html")
     show("data-docs", f"The images are {markdown.verdict(validation)}", content)
+
+
+def copy_data_docs(folder: Path, kept: Path) -> None:
+    """Copy the Data Docs of the run in `folder`, if there are any, to `kept`."""
+    if (folder / layout.DATA_DOCS).is_dir():
+        with writing_folder(kept / "data_docs") as copy:
+            shutil.copytree(folder / layout.DATA_DOCS, copy, dirs_exist_ok=True)
 
 
 def show_results(folder: Path, kept: Path) -> None:
@@ -115,8 +121,7 @@ def show_results(folder: Path, kept: Path) -> None:
     They are copied to `kept`, where the Data Docs are, since the run's folder is removed at its end.
     """
     with writing_folder(kept) as whole:
-        if (folder / layout.DATA_DOCS).is_dir():
-            shutil.copytree(folder / layout.DATA_DOCS, whole / "data_docs")
+        copy_data_docs(folder, whole)
         shutil.copyfile(folder / layout.CARD, whole / "card.md")
         shutil.copyfile(folder / layout.SAMPLES, whole / "samples.png")
         shutil.copyfile(folder / layout.PAGE, whole / "report.html")
@@ -126,8 +131,7 @@ def show_results(folder: Path, kept: Path) -> None:
     metrics = read(BoundMetrics, folder / layout.METRICS)
     content = markdown.report(metrics, folder / layout.PICTURES, drawn, kept / "report.html")
     show("report", markdown.headline(metrics), content)
-    card = read_bounded(kept / "card.md").decode()
-    show("model-card", markdown.headline(metrics), card)
+    show("model-card", markdown.headline(metrics), (kept / "card.md").read_text(encoding="utf-8"))
 
 
 def show(key: str, description: str, content: str) -> None:
@@ -136,17 +140,11 @@ def show(key: str, description: str, content: str) -> None:
         create_markdown_artifact(content, key=key, description=description)
 
 
-def show_evidence(evidence: Evidence, file: Path, kept: Path) -> None:
-    """Show a decision about the champion with its figures; copy `file`, its evidence, to the folder `kept`."""
-    copy = kept / "evidence.json"
-    by = f"`vdmctl lineage {evidence.challenger}` prints the decision, too."
-    parts = [f"**{decision(evidence)}**", markdown.table(("figures in bits/dim", ""), compared(evidence)), by]
-    try:
-        write_whole(copy, read_bounded(file))
-        parts.append(markdown.where("All of the evidence", copy))
-    except OSError as error:  # the decision is made, and git has its evidence
-        get_run_logger().warning("%s could not be written: %s", copy, error.strerror)
-    content = "\n\n".join(parts)
+def show_evidence(evidence: Evidence) -> None:
+    """Show a decision about the champion and everything that it rests on, in bits/dim."""
+    found = evidence.model_dump(exclude_unset=True)
+    rows = [(name.replace("_", " "), markdown.quoted(str(value))) for name, value in found.items()]
+    content = f"**{decision(evidence)}**\n\n{markdown.table(('evidence', ''), rows)}"
     show("evidence", f"{evidence.decision} {markdown.quoted(evidence.challenger or '')}", content)
 
 
@@ -154,31 +152,6 @@ def decision(evidence: Evidence) -> str:
     """Return a decision about the champion in one line."""
     tag = f" as {evidence.tag}" if evidence.tag else ""
     return markdown.quoted(f"{evidence.decision}{tag}: {evidence.reason}")
-
-
-def compared(evidence: Evidence) -> list[tuple[str, str]]:
-    """Return the figures of a decision by their names; those that the evidence does not have are left out."""
-    images = f"{evidence.split} images"
-    rows = [
-        (f"challenger {evidence.challenger}, {images}", evidence.challenger_bpd, evidence.challenger_standard_error),
-        (f"champion {evidence.champion}, {images}", evidence.champion_bpd, evidence.champion_standard_error),
-        ("difference: challenger - champion", evidence.difference_bpd, evidence.difference_standard_error),
-    ]
-    figures = [(name, figure(bpd, error)) for name, bpd, error in rows if bpd is not None]
-    low, high = evidence.confidence_interval or (None, None)
-    if low is not None and high is not None:
-        name = f"{100 * (evidence.confidence or 0):g}% interval of the difference"
-        least = f"; its upper end must be below {-(evidence.min_improvement_bpd or 0):g}"
-        figures.append((name, f"{low:+.4f} to {high:+.4f}{least}"))
-    if evidence.split != "test":
-        idle = "test images, which decide nothing"
-        rows = [
-            (f"challenger, {idle}", evidence.challenger_test_bpd, evidence.challenger_test_standard_error),
-            (f"champion, {idle}", evidence.champion_test_bpd, evidence.champion_test_standard_error),
-        ]
-        figures += [(name, figure(bpd, error)) for name, bpd, error in rows if bpd is not None]
-    counts = {f"number of {images}": evidence.num_images, "challengers that they have judged": evidence.num_judged}
-    return figures + [(name, f"{count:,}") for name, count in counts.items() if count]
 
 
 def show_metrics(models: dict[str, Metrics], evidence: Evidence) -> None:

@@ -13,8 +13,7 @@ from prefect.cache_policies import NO_CACHE
 from flows.core import layout
 from flows.core.documents import read
 from flows.core.errors import Exit, NetworkError, UserError
-from flows.orchestration import artifacts
-from flows.orchestration.announcing import Outcome, announce
+from flows.orchestration import artifacts, restoring
 from flows.orchestration.streaming import result_of, stream
 from flows.orchestration.workspace import Workspace, workspace
 from flows.registry import publishing
@@ -30,6 +29,11 @@ class Release(NamedTuple):
     version: Version
     branch: str
     evidence: Evidence
+
+    @property
+    def decision(self) -> str:
+        """Return the name of the state in which its run ends."""
+        return "Promoted" if self.evidence.tag else "Refused"
 
     def __str__(self) -> str:
         tag, reason = self.evidence.tag, self.evidence.reason
@@ -52,7 +56,7 @@ RETRIED: dict[str, Any] = {
 
 
 @task(name="promote", task_run_name="promote", timeout_seconds=3600 * 48, **RETRIED)
-def promote(version: str, folder: Path, kept: Path) -> Evidence:
+def promote(version: str, folder: Path) -> Evidence:
     """Run `vdmctl promote VERSION` with the run's code; return the evidence.  Raises UserError."""
     file = folder / layout.EVIDENCE
     try:
@@ -62,7 +66,7 @@ def promote(version: str, folder: Path, kept: Path) -> Evidence:
             problem = f"{version} is registered, but `vdmctl promote` failed"
             raise type(error)(f"{problem}: {error}; the next run completes this", error.code) from error
     evidence = read(Evidence, file)
-    artifacts.show_evidence(evidence, file, kept)
+    artifacts.show_evidence(evidence)
     get_run_logger().info("%s: %s; the evidence: `vdmctl lineage %s`", evidence.decision, evidence.reason, version)
     return evidence
 
@@ -72,6 +76,7 @@ def publish_versions(root: Path) -> bool:
     """Push what the remotes lack; return False if a version must be withdrawn first.  Raises UserError."""
     try:
         published = publishing.publish(root)
+        restoring.push_run_cache(root)
     except publishing.Outrun:
         return False
     get_run_logger().info("published %s", ", ".join(published) or "nothing: the remotes have everything")
@@ -95,7 +100,7 @@ def release(place: Workspace, made: str) -> Release:
     known = [version for version in registry.versions(place.root) if version.commit == made]
     version = known[-1] if known else registry.add_version(place.root, made, subject(place.root, made))
     before = registry.champion(place.root)
-    deciding = promote(version.name, place.folder, report_folder(place), return_state=True)
+    deciding = promote(version.name, place.folder, return_state=True)
     evidence: Evidence = result_of(deciding, "promote")
     compared = [version, before] if before else [version]
     artifacts.show_metrics({each.name: each.metrics for each in compared}, evidence)
@@ -107,24 +112,20 @@ def subject(root: Path, commit: str) -> str:
     return git_text(root, "log", "-1", "--format=%s", commit)
 
 
-def conclude(root: Path, outcome: Release | str, *, publish: bool) -> str:
-    """Publish, if asked, and announce what became of the run's model; return that in one line.  Raises UserError."""
-    decided: Release | str | None = outcome
-    try:
-        while publish and not result_of(publish_versions(root, return_state=True), "publish"):
-            decided = None  # if the new comparison fails, there is no decision to announce
-            made = outcome.version.commit if isinstance(outcome, Release) else None
-            outcome = decided = catch_up(root, made) or outcome
-    finally:
-        if isinstance(decided, Release):
-            announce_decision(decided)
-    return str(outcome)
+def publish_all(root: Path, outcome: Release | None) -> Release | None:
+    """Publish; return the decision about the run's model, which is a new one if its version was renumbered.
+
+    Raises UserError.
+    """
+    while not result_of(publish_versions(root, return_state=True), "publish"):
+        outcome = catch_up(root, outcome.version.commit if outcome else None) or outcome
+    return outcome
 
 
 def catch_up(root: Path, made: str | None = None) -> Release | None:
     """Fetch the versions of other machines, and release anew the versions that this withdraws.
 
-    Return the release of the commit `made` if it is among them.  The others are announced.
+    Return the release of the commit `made` if it is among them.
     """
     ours = None
     withdrawn: list[str] = result_of(fetch_versions(root, return_state=True), "fetch")
@@ -136,16 +137,10 @@ def catch_up(root: Path, made: str | None = None) -> Release | None:
         if commit == made:
             ours = again
         else:
-            announce_decision(again)
+            get_run_logger().info("%s", again)
     return ours
 
 
-def announce_decision(decided: Release) -> None:
-    """Announce whether the version was promoted."""
-    outcome: Outcome = "promoted" if decided.evidence.tag else "refused"
-    announce(outcome, decided.evidence.reason, model=decided.version.name, bpd=decided.version.metrics.bpd)
-
-
 def report_folder(place: Workspace) -> Path:
-    """Return the folder for the run's report, Data Docs, card, samples and evidence.  It outlives the worktree."""
+    """Return the folder for the run's report, Data Docs, card and samples.  It outlives the worktree."""
     return place.root / layout.RUN_REPORTS / place.folder.name

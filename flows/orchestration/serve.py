@@ -1,50 +1,93 @@
-"""Run the retraining loop until Ctrl-C: `vdmctl serve`.
+"""Run the retraining loop until Ctrl-C or SIGTERM: `vdmctl serve`, and `vdmctl worker` for another machine.
 
-It starts a Prefect server if none answers, creates the work pool, the deployments of prefect.yaml and the automations,
-and starts a worker.  Server and worker are restarted when they die; if one dies again at once, the loop ends.
+Prefect's server and worker are processes in sessions of their own, so that Ctrl-C reaches this process alone.  It
+starts again whichever of them ends.  At the end it stops the runs first, whose trainers save their state, since
+Prefect's worker kills its runs when it gets SIGTERM.
+
+A worker runs the code of its own folder: the deployments name no folder, and every worker gives its own in VDM_PROJECT.
+With VDM_SHARE its runs start from what the remotes of git and DVC have, and publish what they make.
 """
 
+import os
 import signal
 import socket
+import subprocess
+import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import NoReturn
 
-from prefect.settings import get_current_settings
+from prefect.client.orchestration import SyncPrefectClient
 
 from flows.core.errors import Exit, UserError
-from flows.orchestration import automations
-from flows.orchestration.deployments import FLOW, OF_POOL, POOL, deploy, prefect, schedules, switch_off_impossible
-from flows.orchestration.server import Address, Api, answers, configure, find_address, refusal, require_server
-from flows.orchestration.workers import (
-    CPU,
-    GPU,
-    SHARED,
+from flows.orchestration.runs import FLOW, close_dead_runs, continue_interrupted, mark_interrupted, stop_engines
+from flows.orchestration.server import (
+    Address,
     alone,
-    heard_of,
-    keep_alive,
-    refuse_to_mix,
-    require_clock,
-    require_pool,
+    answers,
+    configure,
+    connected,
+    find_address,
+    is_loopback,
+    owning_database,
     require_project,
-    require_queues,
-    share_versions,
-    start_worker,
-    until_stopped,
-    with_own_home,
-    worker_name,
-    workers,
 )
-from flows.process.kept import Kept
-from flows.process.locks import lock_file
+from flows.orchestration.setting_up import POOL, notify, require_queues, schedules, set_up
+from flows.process.ending import STOP
+from flows.process.environment import search_path
+from flows.process.groups import signal_with_parent, stop_group
+from flows.process.lifeline import hold_what_starts
 from flows.process.streams import say_on_stderr
 
-START_SECONDS = 300
-DAY = 24 * 3600.0
-DEAD_SECONDS = 60.0
-"""A worker starts the process of a run long before this."""
+START_SECONDS = 300.0
+STOP_SECONDS = 30.0
+"""How long each signal may take to end server or worker."""
+RESTART_SECONDS = 30.0
+"""A process that ends again within this time is not started again."""
+LOOK_SECONDS = 20.0
+"""How often blocks of notifications and interrupted runs are looked for."""
+# Present if the driver of an NVIDIA card is loaded.
+DRIVER = Path("/proc/driver/nvidia/version")
+
+
+@dataclass
+class Child:
+    """A command of Prefect in its own session, which ends when this process is killed."""
+
+    arguments: list[str]
+    when_orphaned: signal.Signals
+    process: subprocess.Popen[str] = field(init=False)
+    restarted: float | None = None
+
+    @property
+    def name(self) -> str:
+        """Return the command without its options."""
+        return f"prefect {' '.join(self.arguments[:2])}"
+
+    def start(self) -> None:
+        """Start the command."""
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "prefect", *self.arguments],
+            start_new_session=True,
+            text=True,
+            preexec_fn=partial(signal_with_parent, self.when_orphaned),
+        )
+
+    def start_again(self) -> None:
+        """Start the command after its end.  Raises UserError (exit 1) if it was started again just before."""
+        if self.restarted and time.monotonic() - self.restarted < RESTART_SECONDS:
+            raise UserError(f"`{self.name}` ended again at once; see its output above", Exit.BUG)
+        say_on_stderr(f"`{self.name}` ended; starting it again")
+        self.restarted = time.monotonic()
+        self.start()
+
+    def stop(self) -> None:
+        """Stop the command and what it started."""
+        stop_group(self.process, *((number, STOP_SECONDS) for number in (signal.SIGTERM, signal.SIGKILL)))
 
 
 def serve(
@@ -53,137 +96,156 @@ def serve(
     """Run the loop until SIGINT, SIGTERM or SIGHUP.  A server that is started listens at `host` and `port`, if given.
 
     With `share`, its worker shares versions with workers on other machines.  Raises UserError: exit 2 outside a
-    project's folder, for an address at which no server can listen, and for a queue that does not exist, 6 when another
-    `vdmctl serve` has the folder or the database; and what `require_server` and `require_clock` raise for a server that
-    answers there.
+    project's folder, for an address at which no server can listen, and for a queue that does not exist; 6 when another
+    `vdmctl serve` has the folder or the database; 5 if what answers at the address is no server that can be used.
     """
     require_project()
     if share:
         share_versions()
     address = find_address(host, port)
-    configure(address)
-    notifications = automations.Notifications()
-    watch = partial(look, notifications.look, (worker and queues) or [], {} if worker and not share else None)
-    with ExitStack() as stack, until_stopped():
+    configure(address.url)
+    with until_stopped(), ExitStack() as stack:
         stack.enter_context(alone(address.url))
-        kept = []
-        if answers(address.url):
-            require_server(address.url)
+        children = [] if answers() else [start_server(stack, address, given=bool(host or port))]
+        with connected(address.url) as client:
+            set_up(client)
             if worker:
-                require_clock(Api(address.url))
-        else:
-            require_free(address)
-            stack.enter_context(owning_database())
-            kept.append(start_server(stack, address))
-        name = (SHARED if share else "") + worker_name(Path.cwd())
-        prepare(address.url, name if worker else None)
-        api = Api(address.url)
-        if worker:
-            require_queues(api, queues)
-            kept.append(start_worker(stack, address.url, name, queues))
-        say_on_stderr("\n".join(schedules(api)))
-        say_on_stderr(f"serving at {address.url.removesuffix('/api')}; `prefect deployment run {FLOW}` starts a run")
-        keep_alive(kept, address.url, watch)
+                children.append(start_worker(stack, client, queues))
+            notify(client)
+            say_on_stderr("\n".join(schedules(client)))
+            say_on_stderr(
+                f"serving at {address.url.removesuffix('/api')}; `prefect deployment run {FLOW}` starts a run"
+            )
+        keep_alive(children, address.url)
 
 
-def look(notifications: Callable[[Api], None], queues: list[str], absent: dict[str, float] | None, api: Api) -> None:
-    """Look for schedules that never fire, runs to stop or to end, deleted queues, and new blocks of notifications.
+def work(queues: list[str] | None) -> None:
+    """Run a worker that shares versions through the remotes, until a signal of STOP.
 
-    `absent` is passed to `end_dead_runs`.  Without it no run is ended: if workers on other machines share the server,
-    the processes of their runs cannot be seen from here.  Raises OSError if the server fails.
+    Raises UserError: exit 2 outside a project's folder, without a remote of git or DVC, or for a queue that does not
+    exist; 5 if no server answers; 6 if a worker runs in the folder already.
     """
-    switch_off_impossible(api)
-    automations.stop_unwanted_runs(api, Path.cwd())
-    if absent is not None:
-        automations.end_dead_runs(api, absent, after=DEAD_SECONDS)
-    try:
-        notifications(api)
-    finally:  # neither waits for the other
-        create_queues(api, queues)
+    require_project()
+    share_versions()
+    address = find_address(None, None)
+    configure(address.url)
+    with until_stopped(), ExitStack() as stack:
+        stack.enter_context(alone(address.url))
+        with connected(address.url) as client:
+            # It takes one run at a time: others wait at the server, where a worker with a free device may take them.
+            children = [start_worker(stack, client, queues, "--limit", "1")]
+        say_on_stderr(f"working for {address.url}, queues {', '.join(queues or fitting())}")
+        keep_alive(children, address.url)
 
 
-def require_free(address: Address) -> None:
-    """Raise UserError (exit 2) if no server can listen at the address.  Prefect would find out after some seconds."""
-    with socket.socket(socket.AF_INET6 if ":" in address.host else socket.AF_INET) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a server that ended just now keeps no port busy
-        try:
-            probe.bind((address.host, address.port))
-        except OSError as error:
-            reason = f"no server can listen at {address.host}, port {address.port}: {error.strerror}"
-            raise UserError(f"{reason}; --port picks another port, --host another address", Exit.USAGE) from error
+def share_versions() -> None:
+    """Let the worker of this process share versions.  Raises UserError (exit 2) without a remote of git or DVC."""
+    from flows.registry.publishing import require_remotes  # imports DVC, which other workers do not need
+
+    require_remotes(Path.cwd())
+    os.environ["VDM_SHARE"] = "1"
 
 
-def start_server(stack: ExitStack, address: Address) -> Kept:
+def start_server(stack: ExitStack, address: Address, *, given: bool) -> Child:
     """Start a server, which the stack stops, and wait until it answers.
 
-    Raises UserError: exit 2 if it ends, 1 if it does not answer in time.
+    Raises UserError: exit 5 if its address is another machine's, 2 if it ends, 1 if it does not answer in time, 6 if
+    another `vdmctl serve` uses its database.
     """
-    command = prefect("server", "start", "--host", address.host, "--port", str(address.port))
-    kept = Kept(stack, "prefect server start", command, when_orphaned=signal.SIGTERM)
-    url, deadline = address.url, time.monotonic() + START_SECONDS
-    while not answers(url):
-        if kept.process.poll() is not None:
-            raise UserError(f"no server at {url}: Prefect says above why; --port picks another port", Exit.USAGE)
+    if not given and not is_loopback(address.host):
+        raise UserError(f"no Prefect server answers at {address.url}, and none can be started there", Exit.MISSING)
+    stack.enter_context(owning_database())
+    command = ["server", "start", "--host", address.host, "--port", str(address.port)]
+    server = Child(command, when_orphaned=signal.SIGTERM)
+    server.start()
+    stack.callback(server.stop)
+    deadline = time.monotonic() + START_SECONDS
+    while not answers():
+        if server.process.poll() is not None:
+            reason = "Prefect says above why; --port picks another port, --host another address"
+            raise UserError(f"no server can be started at {address.host}, port {address.port}: {reason}", Exit.USAGE)
         if time.monotonic() > deadline:
-            raise UserError(f"the Prefect server does not answer at {url} after {START_SECONDS} s", Exit.BUG)
+            raise UserError(f"the server does not answer at {address.url} after {START_SECONDS:g} s", Exit.BUG)
         time.sleep(0.3)
-    return kept
+    return server
+
+
+def start_worker(stack: ExitStack, client: SyncPrefectClient, queues: list[str] | None, *options: str) -> Child:
+    """Start the folder's worker, which the stack stops after its runs.
+
+    The runs of an earlier worker are ended before.  Raises UserError (exit 2); see `require_queues`.
+    """
+    taken = queues or fitting()
+    require_queues(client, taken)
+    # prefect.yaml names the folder, and `python3`.
+    os.environ |= {"VDM_PROJECT": str(Path.cwd()), "PATH": search_path()}
+    name = worker_name()
+    close_dead_runs(client, name)
+    command = ["worker", "start", "--pool", POOL, "--type", "process", "--name", name, *options]
+    # SIGTERM would only make the worker wait for its runs.  They end when it does; see flows.train_vdm.
+    worker = Child([*command, *(f"--work-queue={queue}" for queue in taken)], when_orphaned=signal.SIGKILL)
+    worker.start()
+    stack.callback(worker.stop)
+    stack.callback(stop_runs, str(client.api_url))
+    return worker
+
+
+def stop_runs(url: str) -> None:
+    """Stop the runs of the folder's worker before the worker, which would kill them."""
+    if stopped := stop_engines(worker_name()):
+        with suppress(UserError), connected(url) as client:  # a server elsewhere may be down
+            mark_interrupted(client, stopped)
+
+
+def worker_name() -> str:
+    """Return the name of the folder's worker.  Prefect allows no slash and no percent sign in it."""
+    return f"{socket.gethostname()}:{Path.cwd()}".replace("/", "\\").replace("%", "_")
+
+
+def fitting() -> list[str]:
+    """Return the queues that this machine serves: the default one, and that of its hardware."""
+    return ["default", "gpu" if DRIVER.exists() else "cpu"]
+
+
+def keep_alive(children: list[Child], url: str) -> None:
+    """Start again whichever of the children ends, make notifications whose block exists, continue interrupted runs.
+
+    A worker is started again when its runs, which end with it, have saved their state.  Raises UserError.
+    """
+    looked = -LOOK_SECONDS
+    while True:
+        time.sleep(0.5)
+        ended = [child for child in children if child.process.poll() is not None]
+        for child in ended[:1]:  # a server before the worker that needs it
+            if child.arguments[0] == "worker":
+                try:
+                    with connected(url) as client:
+                        close_dead_runs(client, worker_name())
+                except UserError:  # the server is being started
+                    continue
+            child.start_again()
+        if time.monotonic() - looked > LOOK_SECONDS:
+            with suppress(UserError), connected(url) as client:  # the server may be starting
+                notify(client)
+                continue_interrupted(client, worker_name())
+            looked = time.monotonic()
 
 
 @contextmanager
-def owning_database() -> Iterator[None]:
-    """Hold the lock of Prefect's home: two servers on one database would schedule every run twice and share a pool.
-
-    Raises UserError (exit 6) when another `vdmctl serve` holds it.
-    """
-    home = get_current_settings().home
-    home.mkdir(parents=True, exist_ok=True)
-    with lock_file(home / "vdm-serve.lock", str(Path.cwd())) as other:
-        if other is not None:
-            raise UserError(
-                f"{other} serves with Prefect's database in {home} already; {with_own_home()} serves this folder, too",
-                Exit.BUSY,
-            )
-        yield
-
-
-def prepare(url: str, worker: str | None) -> None:
-    """Set up pool, queues, deployments and automations; end the runs whose process died with an earlier worker.
-
-    `worker` is the name of the worker that will be started.  Raises UserError: exit 5 if the server fails; see also
-    `refuse_to_mix`, `require_pool` and `deploy`.
-    """
+def until_stopped() -> Iterator[None]:
+    """Run the block until a signal of STOP.  Processes that it starts end with this process."""
+    hold_what_starts()
+    for number in STOP:  # also SIGINT, which a shell makes background jobs ignore
+        signal.signal(number, interrupt)
     try:
-        api = Api(url, START_SECONDS)
-        create_pool(api)
-        own = worker_name(Path.cwd())
-        ours = {own, SHARED + own}  # an earlier one has ended, since `alone` holds the folder, but may still be listed
-        if worker:
-            refuse_to_mix(url, worker, workers(api) - ours)
-        deploy(api)
-        automations.put(api, automations.silent_runs().model_dump(mode="json", exclude={"owner_resource"}))
-        # A run on another machine cannot be seen here.  Its worker is offline for a while after the server was down.
-        if not heard_of(api, DAY) - ours:
-            automations.end_dead_runs(api, {})
-    except OSError as error:
-        if error.filename:
-            raise
-        raise UserError(f"{url}: {refusal(error)}", Exit.MISSING) from error
+        yield
+    except KeyboardInterrupt:
+        say_on_stderr("stopped")
 
 
-def create_pool(api: Api) -> None:
-    """Create the work pool and its queues, where they do not exist.  Raises UserError; see `require_pool`."""
-    from prefect.workers.process import ProcessWorker
-
-    if not api.ask("work_pools/filter", work_pools=OF_POOL):
-        template = ProcessWorker.get_default_base_job_template()
-        api.ask("work_pools/", name=POOL, type="process", base_job_template=template)
-    require_pool(api)
-    create_queues(api, [])
-
-
-def create_queues(api: Api, more: list[str]) -> None:
-    """Create the queues of workers' hardware, and `more`, where they do not exist: a worker needs all of its queues."""
-    existing = {queue["name"] for queue in api.ask(f"work_pools/{POOL}/queues/filter", limit=200)}
-    for name in sorted({GPU, CPU, *more} - existing):
-        api.ask(f"work_pools/{POOL}/queues", name=name)
+def interrupt(*_: object) -> NoReturn:
+    """Raise KeyboardInterrupt, and ignore further signals: what follows saves the runs."""
+    for number in STOP:
+        signal.signal(number, signal.SIG_IGN)
+    say_on_stderr("stopping; a run that trains saves its state first")
+    raise KeyboardInterrupt

@@ -1,170 +1,144 @@
-"""The state of the retraining loop on this machine, for an operator and for monitoring: `vdmctl status`.
-
-It must be quick, so it asks the server by HTTP, runs git and reads files, and imports neither Prefect nor DVC.
-"""
+"""The state of the retraining loop on this machine, for an operator and for monitoring: `vdmctl status`."""
 
 import os
-import re
 import shlex
 import shutil
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from flows.core import layout
 from flows.core.errors import UserError
-from flows.orchestration.deployments import FLOW, OF_FLOW, OF_POOL, POOL, when_of
-from flows.orchestration.server import Api, Refused, setting
-from flows.orchestration.workers import served_at, why_unusable
 from flows.process.locks import folder_of_devices, held_locks
-from flows.registry.git import git_text
+from flows.registry.git import git, git_text
+from flows.registry.remote import REMOTE
 from flows.registry.versions import MODEL, champion, versions
 
-UNFINISHED = ["PENDING", "RUNNING", "PAUSED", "CANCELLING"]
-CONCLUDED = ["COMPLETED", "FAILED", "CRASHED"]
-PAGE = 200
-"""The largest number of runs in an answer of the server."""
+ANSWER_SECONDS = 3.0
+"""How long the git remote may take to list its tags."""
 Entry = dict[str, Any]
 
 
 def status(root: Path) -> Entry:
     """Return everything as a JSON object.  Its `problems` say what an operator should look at."""
-    found: Entry = {
-        "folder": str(root.absolute()),
-        "server": server(root),
-        "devices": devices(),
-        "worktrees": worktrees(root),
-        "registry": registry(root),
-        "disk_bytes": disk(root),
-        "disk_free_bytes": shutil.disk_usage(root).free,
-    }
+    with ThreadPoolExecutor(1) as pool:
+        registered = pool.submit(registry, root)  # it waits for the git remote
+        found: Entry = {
+            "folder": str(root.absolute()),
+            "server": server(root),
+            "devices": devices(),
+            "worktrees": worktrees(root),
+            "registry": registered.result(),
+            "disk_bytes": disk(root),
+            "disk_free_bytes": shutil.disk_usage(root).free,
+        }
     return found | {"problems": list(problems(found))}
 
 
 def server(root: Path) -> Entry:
-    """Return what the Prefect server says about workers, schedules and runs, or why it does not answer."""
-    url = address(root)
-    try:
-        if not url:
-            raise ConnectionError("this folder is not served")
-        return {"url": url, "answers": True, **loop(Api(url))}
-    except (OSError, LookupError, TypeError) as error:
-        answers = isinstance(error, Refused) or not isinstance(error, OSError)  # else the connection failed
-        return {"url": url, "answers": answers, "reason": why_unusable(error)}
+    """Return what the Prefect server says about workers, schedules and runs, or why it does not answer.
 
-
-def address(root: Path) -> str:
-    """Return the URL of the server's API: as Prefect is set, else that of the `vdmctl serve` in the folder, else "".
-
-    A server at Prefect's usual port may be that of another folder.
+    The server is the one to which Prefect is set, else that of the `vdmctl serve` in the folder.
     """
-    return setting("PREFECT_API_URL") or served_at(root) or ""
+    from prefect.settings import get_current_settings
+
+    from flows.orchestration.server import configure, connected, served_at
+
+    url = get_current_settings().api.url or served_at(root) or ""
+    if not url:
+        return {"url": "", "answers": False, "reason": "not served; start `vdmctl serve`, or set PREFECT_API_URL"}
+    configure(url)
+    try:
+        with connected(url) as client:
+            return {"url": url, "answers": True, **loop(client)}
+    except UserError as error:
+        return {"url": url, "answers": False, "reason": str(error).removeprefix(f"{url}: ")}
 
 
-def runs(api: Api, *states: str, sort: str, limit: int, offset: int = 0) -> list[Entry]:
-    """Return at most `limit` runs of the flow in these states, after the first `offset`."""
-    chosen = {"state": {"type": {"any_": list(states)}}}
-    page: Entry = {"sort": sort, "limit": limit, "offset": offset}
-    found: list[Entry] = api.ask("flow_runs/filter", flows=OF_FLOW, flow_runs=chosen, **page)
-    return found
-
-
-def all_runs(api: Api, *states: str, sort: str) -> list[Entry]:
-    """Return all runs of the flow in these states."""
-    found: list[Entry] = []
-    while page := runs(api, *states, sort=sort, limit=PAGE, offset=len(found)):
-        found += page
-    return found
-
-
-def loop(api: Api) -> Entry:
+def loop(client: Any) -> Entry:
     """Return workers, schedules and runs."""
-    workers = api.ask(f"work_pools/{POOL}/workers/filter", limit=100)
-    deployments = api.ask("deployments/filter", flows=OF_FLOW)
-    planned = all_runs(api, "SCHEDULED", sort="EXPECTED_START_TIME_ASC")  # Prefect plans up to 100 of a deployment
+    from prefect.client.schemas.objects import StateType
+    from prefect.client.schemas.sorting import FlowRunSort
+    from prefect.exceptions import ObjectNotFound
+
+    from flows.orchestration.runs import FLOW, OF_FLOW, UNFINISHED, in_states
+    from flows.orchestration.setting_up import POOL, queues, when_of, zone_of
+
+    workers, paused = [], []
+    with suppress(ObjectNotFound):
+        if client.read_work_pool(POOL).is_paused:
+            paused.append({"name": POOL, "resume": f"prefect work-pool resume {POOL}"})
+        for name, queue in queues(client).items():
+            if queue["is_paused"]:
+                resume = f"prefect work-queue resume {shlex.quote(name)} --pool {POOL}"
+                paused.append({"name": name, "resume": resume})
+        workers = client.read_workers_for_work_pool(POOL)
+    deployments = client.read_deployments(flow_filter=OF_FLOW)
+
+    def runs(*states: StateType, sort: FlowRunSort, limit: int = 200) -> list[Any]:
+        chosen = in_states(*states)
+        return list(client.read_flow_runs(flow_filter=OF_FLOW, flow_run_filter=chosen, sort=sort, limit=limit))
+
+    planned = runs(StateType.SCHEDULED, sort=FlowRunSort.EXPECTED_START_TIME_ASC)
+    ended = (StateType.COMPLETED, StateType.FAILED, StateType.CRASHED)
+    last = runs(*ended, sort=FlowRunSort.END_TIME_DESC, limit=1)
+    cancelled = runs(StateType.CANCELLED, sort=FlowRunSort.END_TIME_DESC, limit=1)
     return {
-        "paused": paused(api),
-        "deployments": [one["name"] for one in deployments],
-        "without_queue": [one["name"] for one in deployments if one["pull_steps"] and not one["work_pool_name"]],
-        "workers": [{"name": one["name"], "status": one["status"]} for one in workers],
-        "schedules": [schedule(one, each, planned) for one in deployments for each in one["schedules"]],
+        "paused": paused,
+        "deployments": [each.name for each in deployments],
+        "workers": [{"name": each.name, "status": str(each.status.value)} for each in workers],
+        "schedules": [
+            {
+                "deployment": f"{FLOW}/{deployment.name}",
+                "when": when_of(each.schedule),
+                "timezone": zone_of(each.schedule),
+                "active": each.active and not deployment.paused,
+                "paused": each.active and deployment.paused,
+                "next_run": next((time_of(run.expected_start_time) for run in planned if is_of(run, each)), None),
+            }
+            for deployment in deployments
+            for each in deployment.schedules
+        ],
         "runs": [
-            {"name": one["name"], "state": one["state_name"], "started": whole_seconds(one["start_time"])}
-            for one in runs(api, *UNFINISHED, sort="START_TIME_ASC", limit=100)
+            {"name": run.name, "state": run.state_name, "started": time_of(run.start_time)}
+            for run in runs(*UNFINISHED, sort=FlowRunSort.START_TIME_ASC)
         ],
         "late": [
-            # In runs of a deleted queue Prefect keeps its name, but not the id by which workers find them.
-            {
-                "name": one["name"],
-                "planned": whole_seconds(one["expected_start_time"]),
-                "pool": one["work_pool_name"],
-                "queue": one["work_queue_name"] if one["work_queue_id"] else None,
-            }
-            for one in planned
-            if one["state_name"] == "Late"
+            {"name": run.name, "planned": time_of(run.expected_start_time), "queue": run.work_queue_name}
+            for run in planned
+            if run.state_name == "Late"
         ],
-        "last_run": last_run(api),
+        "last_run": ending(last[0]) if last else None,
+        # Prefect cancels a run of a deployment while another one of it is unfinished.
+        "dropped": [
+            ending(run) for run in cancelled if is_dropped(run) and not (last and last[0].end_time > run.end_time)
+        ],
     }
 
 
-def whole_seconds(time: str | None) -> str | None:
-    """Return a time of the server without the fraction of its second; None for None."""
-    return time and re.sub(r"\.\d+", "", time)
+def is_of(run: Any, schedule: Any) -> bool:
+    """Whether a run was planned by the schedule, as Prefect's scheduler writes it into the run's key."""
+    return f" {schedule.id} " in str(run.idempotency_key)
 
 
-def last_run(api: Api) -> Entry | None:
-    """Return the run that ended last, with the reason if it failed; None before the first one.
-
-    Cancelled runs do not count: Prefect cancels one also because another one is in progress.
-    """
-    ended = runs(api, *CONCLUDED, sort="END_TIME_DESC", limit=1)
-    if not ended:
-        return None
-    one = ended[0]
-    time = whole_seconds(one["end_time"])
-    return {"name": one["name"], "state": one["state_name"], "ended": time, "reason": reason(one)}
+def is_dropped(run: Any) -> bool:
+    """Whether a run was cancelled by its deployment's limit, and not by a person."""
+    return "concurrency limit" in (run.state.message or "")
 
 
-def reason(run: Entry) -> str | None:
-    """Return why a run failed or crashed; None if it did not.
-
-    Of a crash it says that the next run continues, which Prefect's own messages do not.
-    """
-    message = run["state"]["message"] or "Prefect knows no reason"
-    match run["state"]["type"]:
-        case "FAILED":
-            return str(message)
-        case "CRASHED":
-            continues = "continues from the last saved state"
-            return message if continues in message else f"{message.rstrip('.')}; the next run {continues}"
-    return None
+def time_of(time: datetime | None) -> str | None:
+    """Return a time of the server in whole seconds; None for None."""
+    return time.astimezone(UTC).isoformat(timespec="seconds") if time else None
 
 
-def paused(api: Api) -> list[Entry]:
-    """Return which of the pool and its queues are paused, with the commands that resume them."""
-    pool = api.ask("work_pools/filter", work_pools=OF_POOL, limit=1)
-    queues = api.ask(f"work_pools/{POOL}/queues/filter", limit=200)
-    found = [(one, f"prefect work-pool resume {POOL}") for one in pool]
-    found += [(one, f"prefect work-queue resume {shlex.quote(one['name'])} --pool {POOL}") for one in queues]
-    return [{"name": one["name"], "resume": command} for one, command in found if one["is_paused"]]
-
-
-def schedule(deployment: Entry, each: Entry, planned: list[Entry]) -> Entry:
-    """Return a schedule of a deployment, with its next run if it is active."""
-    key = f"scheduled {deployment['id']} {each['id']} "  # as Prefect's scheduler begins the keys of its runs
-    times = [run["expected_start_time"] for run in planned if str(run["idempotency_key"]).startswith(key)]
-    active = bool(each["active"]) and not deployment["paused"]
-    given = each["schedule"]
-    return {
-        "deployment": f"{FLOW}/{deployment['name']}",
-        "when": when_of(given),
-        "timezone": given.get("timezone") or "UTC",
-        "active": active,
-        "paused": bool(each["active"]) and not active,
-        "next_run": whole_seconds(min(times)) if active and times else None,
-    }
+def ending(run: Any) -> Entry:
+    """Return how a run ended, with the reason unless it ended well or goes on as another run."""
+    well = run.state.is_completed() or run.state_name == "Continued"
+    reason = None if well else run.state.message or "Prefect knows no reason"
+    return {"name": run.name, "state": run.state_name, "ended": time_of(run.end_time), "reason": reason}
 
 
 def devices() -> list[Entry]:
@@ -192,19 +166,31 @@ def worktrees(root: Path) -> list[Entry]:
 
 
 def registry(root: Path) -> Entry:
-    """Return the number of versions, the champion, and the versions whose commit no remote branch is known to have."""
+    """Return the number of versions, the champion, and the tags of versions and champions that the remote lacks."""
     try:
         known, reigning = versions(root), champion(root)
-        here = git_text(root, "for-each-ref", "--format=%(refname:short)", "refs/remotes").split()
-        missing = git_text(root, "rev-list", "--no-walk", f"--tags={MODEL}@*", "--not", "--remotes").split()
+        here = git_text(root, "tag", "--list", f"{MODEL}@*", f"{MODEL}#*").split()
+        unpublished = None
+        if REMOTE in git_text(root, "remote").split():
+            unpublished = lacking(root, here)
     except UserError as error:
         return {"problem": str(error)}
     return {
         "versions": len(known),
         "champion": reigning.name if reigning else None,
         "champion_bpd": reigning.metrics.bpd if reigning else None,
-        "unpublished": [version.name for version in known if version.commit in missing] if here else None,
+        "unpublished": unpublished,
     }
+
+
+def lacking(root: Path, tags: list[str]) -> list[str]:
+    """Return the tags that the git remote lacks, by its own list.  Raises UserError (exit 5) if it does not answer."""
+    try:
+        listed = git(root, "ls-remote", "--tags", "--refs", REMOTE, seconds=ANSWER_SECONDS).decode(errors="replace")
+    except UserError as error:
+        raise UserError(f"whether {REMOTE} has every version is unknown: {error}", error.code) from error
+    there = {line.partition("\t")[2] for line in listed.splitlines()}
+    return [tag for tag in tags if f"refs/tags/{tag}" not in there]
 
 
 def disk(root: Path) -> dict[str, int]:
@@ -233,48 +219,37 @@ def size_of(folder: Path) -> int:
 
 def problems(found: Entry) -> Iterator[str]:
     """Yield a line for everything that an operator should look at, and what to do."""
-    server = found["server"]
+    server, registry = found["server"], found["registry"]
     if "reason" in server:
         yield f"{server['url'] or found['folder']}: {server['reason']}"
     else:
         yield from problems_of_loop(server)
-    if "problem" in found["registry"]:
-        yield found["registry"]["problem"]
+    if "problem" in registry:
+        yield registry["problem"]
         return
-    if found["registry"]["versions"] and not found["registry"]["champion"]:
+    if registry["versions"] and not registry["champion"]:
         yield "no version is the champion; `vdmctl promote VERSION` makes one"
-    if names := found["registry"]["unpublished"]:
+    if names := registry["unpublished"]:
         others = "`dvc push --all-tags` and `git push --follow-tags` push the rest"
-        advice = f"a run with publish=true pushes what runs made; {others}"
-        yield f"{', '.join(names)}: not pushed to any remote; {advice}"
+        yield f"{', '.join(names)}: not at {REMOTE}; a run with publish=true pushes what runs made; {others}"
 
 
 def problems_of_loop(server: Entry) -> Iterator[str]:
     """Yield a line for everything that keeps runs from starting, and for the last run if it failed."""
-    if FLOW not in server["deployments"]:
-        yield f"the server has no deployment {FLOW}; `vdmctl serve` creates it when it starts"
+    if "train-vdm" not in server["deployments"]:
+        yield "the server has no deployment train-vdm; `vdmctl serve` creates it when it starts"
     if not any(worker["status"] == "ONLINE" for worker in server["workers"]):
-        yield f"no worker of the pool {POOL} is online, so no run starts; `vdmctl serve` or `vdmctl worker` starts one"
+        yield "no worker is online, so no run starts; `vdmctl serve` or `vdmctl worker` starts one"
     for one in server["paused"]:
         yield f"no run of {one['name']} starts, since it is paused; `{one['resume']}`"
     for name in sorted({one["deployment"] for one in server["schedules"] if one["paused"]}):
         yield f"no planned run of {name} starts, since the deployment is paused; resume it in Prefect's UI"
-    for name in server["without_queue"]:
-        advice = "`vdmctl serve` repairs the deployments of prefect.yaml when it starts"
-        yield f"no run of {FLOW}/{name} starts, since its work queue was deleted; {advice}"
     for run in server["late"]:
-        yield f"run {run['name']}, planned for {run['planned']}, has not started{why_late(run)}"
+        option = f"--queue {shlex.quote(run['queue'] or 'default')}"
+        advice = f"is a worker with the option `{option}` online, and free?"
+        yield f"run {run['name']}, planned for {run['planned']}, has not started; {advice}"
+    for run in server["dropped"]:
+        advice = "another run of its deployment was unfinished; start it again if it is needed"
+        yield f"run {run['name']} was cancelled at {run['ended']}: {run['reason']}; {advice}"
     if (last := server["last_run"]) and last["reason"]:
         yield f"the last run, {last['name']}, {last['state'].lower()} at {last['ended']}: {last['reason']}"
-
-
-def why_late(run: Entry) -> str:
-    """Return the end of the line about a run that is late: why that may be, and what to do."""
-    queue, pool = run["queue"], run["pool"]
-    if queue is None:
-        return ", since it is in no work queue, or in one that was deleted; cancel it in Prefect's UI"
-    if pool != POOL:
-        return f"; is a worker of the pool {pool} online? Those of `vdmctl` take only the runs of the pool {POOL}"
-    option = f"--queue {shlex.quote(queue)}"
-    advice = f"the option `{option}` makes the worker of `vdmctl serve` or `vdmctl worker` take its runs"
-    return f"; is a worker of the queue {queue} online, and free? {advice}; `vdmctl worker` takes one at a time"

@@ -1,45 +1,40 @@
-"""Run the commands of a flow run: log their output, wait while a device is busy, raise errors with their reasons."""
+"""Run the commands of a flow run: log their output line by line, and raise errors with their reasons."""
 
+import json
 import logging
 import os
 import re
-import shutil
 import signal
 import sys
-import time
 from collections import deque
 from collections.abc import Callable
 from contextlib import nullcontext, suppress
-from datetime import datetime
 from pathlib import Path
+from subprocess import Popen
+from threading import Thread
 from typing import Any
 
 from dvc.exceptions import DvcException
 from prefect import State, get_run_logger
-from prefect.exceptions import TerminationSignal
+from prefect.exceptions import CrashedRun, TerminationSignal
 
 from flows.core import layout
 from flows.core.errors import Exit, NetworkError, UserError, brief, of_file
-from flows.core.escaping import visible
-from flows.core.files import parse_json, read_bounded
-from flows.orchestration.status import devices
-from flows.process.groups import running
+from flows.process.groups import STOP_SECONDS, running, stop_group
+from flows.process.lifeline import KILL_SECONDS
 
-# How often a run that waits looks whether its device is free.
-POLL_SECONDS = 1.0
 # What DVC says after every stage.
 LEFT_OUT = ("Generating lock file", "Updating lock file", "Use `dvc push`")
 EXPECTED = (UserError, OSError, DvcException)
 """The errors that a run reports in one line; any other is a bug."""
+STOPPED = (TerminationSignal, SystemExit)
+"""What ends a run early: SIGTERM, or Rich's exit when it cannot write the log since the worker is gone."""
 
 
 def as_user_error(error: UserError | OSError | DvcException) -> UserError:
     """Return the error as one that `vdmctl` would end with."""
     if isinstance(error, UserError):
         return error
-    if isinstance(error, shutil.Error) and isinstance(error.args[0], list):  # several files could not be copied
-        _, _, reason = error.args[0][0]
-        return UserError(str(reason), Exit.MISSING)
     return UserError(of_file(error) if isinstance(error, OSError) else brief(error), Exit.MISSING)
 
 
@@ -51,7 +46,7 @@ def leave_out_tracebacks() -> None:
     repeats = ("Crash detected! Execution was aborted", "Finished in state Running()")
 
     def is_kept(record: logging.LogRecord) -> bool:
-        known = record.exc_info and isinstance(record.exc_info[1], (*EXPECTED, SystemExit))
+        known = record.exc_info and isinstance(record.exc_info[1], (*EXPECTED, SystemExit, CrashedRun))
         return not known and not record.getMessage().startswith(repeats)
 
     for name in ("prefect.engine", "prefect.flow_runs", "prefect.task_runs"):
@@ -59,36 +54,46 @@ def leave_out_tracebacks() -> None:
 
 
 def stream(
-    module: list[str], folder: Path, read: Callable[[str], None] | None = None, *, stdout: Path | None = None
+    module: list[str], folder: Path, read: Callable[[str], object] | None = None, *, stdout: Path | None = None
 ) -> None:
     """Run a Python module in the folder; log its output line by line, and pass each line to `read`.
 
-    With `stdout`, its standard output goes to that file and only stderr is logged.  Raises UserError with the reason
+    With `stdout`, its standard output goes to that file and only stderr is logged.  If this process is stopped, the
+    command is stopped and its last lines, which say what was saved, are still logged.  Raises UserError with the reason
     and exit code that vdmctl writes to the file named by VDM_REASON, since DVC does not pass them on.
     """
-    logger = get_run_logger()
     reason = folder / layout.REASON
     reason.unlink(missing_ok=True)
     os.environ["VDM_REASON"] = str(reason)
     last: deque[str] = deque(maxlen=5)
-    try:
-        with (
-            stdout.open("wb") if stdout else nullcontext() as file,
-            running([sys.executable, "-m", *module], folder, stdout=file) as process,
-        ):
-            for line in process.stderr or process.stdout or ():
-                if line.startswith(LEFT_OUT):
-                    continue
-                last.append(line.strip())
-                logger.info(line.rstrip())
-                if read:
-                    read(line)
-    except TerminationSignal:
-        if error := written(reason):
-            logger.warning(str(error))  # where a trainer stopped
-        raise
+    with (
+        stdout.open("wb") if stdout else nullcontext() as file,
+        running([sys.executable, "-m", *module], folder, stdout=file) as process,
+    ):
+        try:
+            log_lines(process, last, read)
+        except STOPPED:
+            Thread(target=stop, args=(process,), daemon=True).start()
+            log_lines(process, last)
+            raise
     if process.returncode != 0:
         raise failure(reason, list(last), process.returncode)
+
+
+def log_lines(process: Popen[str], last: deque[str], read: Callable[[str], object] | None = None) -> None:
+    """Log the output of a process until it ends; keep the last lines."""
+    for line in process.stderr or process.stdout or ():
+        if not line.startswith(LEFT_OUT):
+            last.append(line.strip())
+            get_run_logger().info(line.rstrip())
+            if read:
+                read(line)
+
+
+def stop(process: Popen[str]) -> None:
+    """Stop a process group, which may need some seconds to save its state."""
+    # DVC ignores SIGINT while its stage runs and waits for it; SIGTERM would kill DVC alone and orphan the stage.
+    stop_group(process, (signal.SIGINT, STOP_SECONDS), (signal.SIGTERM, KILL_SECONDS), (signal.SIGKILL, STOP_SECONDS))
 
 
 def result_of(state: State[Any], task: str) -> Any:
@@ -96,28 +101,6 @@ def result_of(state: State[Any], task: str) -> Any:
     if state.name == "TimedOut":  # Prefect's error does not name the task
         raise UserError(f"{task} took too long, so it was ended: {state.message}", Exit.BUG)
     return state.result()
-
-
-def when_free(run: Callable[[], None], *, hours: float) -> None:
-    """Call `run` until no other process holds its device, for at most `hours`.  Raises what `run` raises."""
-    deadline = time.monotonic() + 3600 * hours
-    while True:
-        try:
-            return run()
-        except UserError as error:
-            if error.code is not Exit.BUSY or time.monotonic() >= deadline:
-                raise
-            busy = str(error)
-        until = datetime.fromtimestamp(time.time() + deadline - time.monotonic()).astimezone()
-        get_run_logger().warning("%s; this run waits for it, at most until %s", busy, f"{until:%Y-%m-%d %H:%M %Z}")
-        time.sleep(POLL_SECONDS)
-        while time.monotonic() < deadline and any(named(device["holder"]) in busy for device in devices()):
-            time.sleep(POLL_SECONDS)
-
-
-def named(holder: str) -> str:
-    """Return the holder of a device as an error, whose text is one line, names it; see `flows.process.locks`."""
-    return visible(" ".join((holder or "another process").split()))
 
 
 def failure(reason: Path, last: list[str], returncode: int) -> UserError:
@@ -144,7 +127,7 @@ def failure(reason: Path, last: list[str], returncode: int) -> UserError:
 def written(reason: Path) -> UserError | None:
     """Return the error that a command wrote to the file `reason`; None if it wrote none."""
     with suppress(OSError, ValueError, LookupError, TypeError):
-        found = parse_json(read_bounded(reason))
+        found = json.loads(reason.read_bytes())
         kind = NetworkError if found["network"] else UserError
         return kind(str(found["message"]), Exit(found["code"]))
     return None

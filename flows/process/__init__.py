@@ -4,7 +4,6 @@ ending       end a command on an error or a signal
 environment  settle the environment variables
 groups       run commands in process groups that are stopped as a whole
 inputs       notice that the inputs of a stage change while DVC runs it
-kept         keep a command running
 lifeline     end a process when the process that waits for its result ends
 locks        lock files, and allow one trainer per device
 progress     show progress bars, on a terminal only

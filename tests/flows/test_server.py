@@ -1,292 +1,159 @@
-"""Which Prefect server a folder has, and how a machine refuses one with which it cannot work.
+"""Where the server is, who may reach it, and what `vdmctl serve` and `vdmctl worker` refuse."""
 
-The servers here only give the answers.
-"""
-
-import base64
 import os
-import re
-import socket
-from http.server import BaseHTTPRequestHandler, HTTPServer
+import sys
+from collections.abc import Iterator
 from pathlib import Path
-from threading import Thread
-from unittest.mock import Mock
+from unittest.mock import patch
 
 import pytest
-from prefect import __version__
-from prefect.settings import PREFECT_API_URL, Settings, temporary_settings
-from project import ROOT
-from servers import GIVEN, OWN, TEAM, answering, saying
+from prefect.context import refresh_global_settings_context
+from prefect.plugins import HookContext
+from servers import answering
 
-from flows import cli
+from flows.core import layout
 from flows.core.errors import Exit, UserError
-from flows.orchestration import server as of_server
-from flows.orchestration.plugin import full_name
-from flows.orchestration.server import Api, Refused, answers, bypass_proxy, find_address, refusal, require_server
-from flows.orchestration.status import address
+from flows.orchestration.plugin import setup_environment
+from flows.orchestration.serve import serve, work
+from flows.orchestration.server import (
+    Address,
+    alone,
+    configure,
+    connected,
+    find_address,
+    is_loopback,
+    owning_database,
+    served_at,
+)
 
-pytestmark = pytest.mark.usefixtures("without_profiles")
 
-PROFILES = f"""active = "team"
-[profiles.team]
-PREFECT_API_URL = "{TEAM}"
-[profiles.own]
-PREFECT_API_URL = "{OWN}"
-PREFECT_API_AUTH_STRING = "operator:secret"
-[profiles.plain]
-PREFECT_LOGGING_LEVEL = "INFO"
-"""
+@pytest.fixture(autouse=True)
+def own_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Have a project's folder and no settings of Prefect but those of the test."""
+    with patch.dict(os.environ, {"PREFECT_HOME": str(tmp_path / "prefect")}):
+        monkeypatch.chdir(tmp_path)
+        layout.DEPLOYMENTS.write_text("deployments: []")
+        refresh_global_settings_context()
+        yield
+    refresh_global_settings_context()
+
+
+def settings(**values: str) -> None:
+    """Set Prefect's settings as variables of the environment."""
+    os.environ.update({f"PREFECT_{name}": value for name, value in values.items()})
+    refresh_global_settings_context()
 
 
 @pytest.mark.parametrize(
-    ("answer", "message", "code"),
+    ("host", "port", "found"),
     [
-        ('"2.20.1"', r"the server at .* is Prefect 2.20.1, and this machine has 3.*; install one version", Exit.USAGE),
-        (401, "the server refuses the password; set PREFECT_API_AUTH_STRING=USER:PASSWORD", Exit.USAGE),
-        (404, r"not a Prefect server, or one of another version \(404 Not Found\)", Exit.MISSING),
-        (501, r"not a Prefect server, or one of another version \(501 Not Implemented\)", Exit.MISSING),
-        (500, r"the server fails \(500 .*\); its own output says why, such as a full disk", Exit.MISSING),
-        (503, r"the server fails \(503 .*\); its own output says why, such as a full disk", Exit.MISSING),
-        ("<html>", r"not a Prefect server, .* \(Expecting value: .*\); correct PREFECT_API_URL", Exit.MISSING),
+        (None, None, Address("http://127.0.0.1:4200/api", "127.0.0.1", 4200)),
+        (None, 4300, Address("http://127.0.0.1:4300/api", "127.0.0.1", 4300)),
+        ("::1", None, Address("http://[::1]:4200/api", "::1", 4200)),
     ],
 )
-def test_a_server_with_which_this_machine_cannot_work(answer: int | str, message: str, code: Exit) -> None:
-    with answering(version=answer) as url, pytest.raises(UserError, match=message) as raised:
-        require_server(url)
-    assert raised.value.code is code
+def test_a_server_is_on_loopback_by_default(host: str | None, port: int | None, found: Address) -> None:
+    assert find_address(host, port) == found
+
+
+def test_the_address_is_that_of_prefects_settings_unless_an_option_names_one() -> None:
+    settings(API_URL="http://127.0.0.1:4999/api/")
+    assert find_address(None, None) == Address("http://127.0.0.1:4999/api", "127.0.0.1", 4999)
+    assert find_address(None, 4300).port == 4300
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1", "example.org"])
+def test_an_address_that_lets_other_machines_in_needs_a_password(host: str) -> None:
+    assert not is_loopback(host)
+    with pytest.raises(UserError, match=r"lets other machines in; set PREFECT_SERVER_API_AUTH_STRING") as refused:
+        serve(host, None)
+    assert refused.value.code is Exit.USAGE
+    settings(SERVER_API_AUTH_STRING="user:password")
+    assert find_address(host, None).host == host
+    with patch.dict(os.environ):
+        configure("http://127.0.0.1:4200/api")
+        assert os.environ["PREFECT_API_AUTH_STRING"] == "user:password"
 
 
 @pytest.mark.parametrize(
-    ("said", "reason"),
+    ("answers", "code", "said"),
     [
-        (b"SSH-2.0-OpenSSH_9.2\r\n", "SSH-2.0-OpenSSH_9.2"),
-        (b"HTTP/1.0 200 OK\r\n\r\n<html>", "Expecting value: "),
-        (b"HTTP/1.0 200 OK\r\n\r\n\xff", "'utf-8' codec can't decode byte 0xff"),
-        (b"HTTP/1.0 200 OK\r\n\r\n[]", "list indices must be integers"),
-        (b"HTTP/1.0 404 Not Found\r\n\r\n", "404 Not Found"),
+        ({"version": 401}, Exit.USAGE, "refuses the password; set PREFECT_API_AUTH_STRING=USER:PASSWORD"),
+        ({"version": 404}, Exit.MISSING, "start one with `vdmctl serve`, or set PREFECT_API_URL"),
+        ({"version": "no JSON"}, Exit.MISSING, "no Prefect server"),
+        ({"version": "1.0.0"}, Exit.MISSING, "no Prefect server"),
     ],
 )
-def test_something_else_that_answers_is_one_line(said: bytes, reason: str) -> None:
-    with saying(said) as url:
-        assert answers(url)
-        line = rf"{url}: not a Prefect server, or one of another version \({re.escape(reason)}.*\); correct .* --port$"
-        with pytest.raises(UserError, match=line) as raised:
-            require_server(url)
-        assert raised.value.code is Exit.MISSING
-        with pytest.raises(SystemExit, match=line):
-            full_name("train-vdm", url)
-
-
-@pytest.mark.parametrize(
-    ("url", "message", "code"),
-    [
-        ("http://localhost:99999/api", "not the address of a server: Port out of range", Exit.USAGE),
-        (
-            "localhost:4200/api",
-            r"not a Prefect server, .* \(an address begins with http:// or https://\); correct PREFECT_API_URL",
-            Exit.MISSING,
-        ),
-        ("http://server:port/api", "not the address of a server: Port could not be cast", Exit.USAGE),
-    ],
-)
-def test_what_cannot_be_an_address(url: str, message: str, code: Exit) -> None:
-    with (
-        temporary_settings({PREFECT_API_URL: url}),
-        pytest.raises(UserError, match=re.escape(url) + ": " + message) as raised,
-    ):
-        find_address(None, None)
-    assert raised.value.code is code
-
-
-def test_a_server_is_started_where_the_url_says_or_not_at_all() -> None:
-    with temporary_settings({PREFECT_API_URL: "http://127.0.0.1/api"}):
-        assert find_address(None, None).port == 80
-    with (
-        temporary_settings({PREFECT_API_URL: "https://127.0.0.1:9/api"}),
-        pytest.raises(UserError, match=r"no Prefect server answers .* \(--host lets other machines in\)"),
-    ):
-        find_address(None, None)
-
-
-def test_an_address_may_end_in_slashes() -> None:
-    with answering(health=True, version=f'"{__version__}"') as url, temporary_settings({PREFECT_API_URL: f"{url}//"}):
-        assert answers(f"{url}/")
-        require_server(f"{url}/")
-        assert find_address(None, None).url == url
-
-
-def test_no_request_to_loopback_goes_through_a_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as proxy, answering(health=True, version=f'"{__version__}"') as url:
-        monkeypatch.setenv("http_proxy", "http://{}:{}".format(*proxy.getsockname()))
-        monkeypatch.setenv("no_proxy", "")
-        assert answers(url)
-        require_server(url)
-        proxy.setblocking(False)
-        with pytest.raises(BlockingIOError):
-            proxy.accept()
-
-
-@pytest.mark.parametrize(
-    ("url", "before", "after"),
-    [
-        ("http://127.0.0.1:4200/api", "", "127.0.0.1"),
-        ("http://localhost:4200/api", "example.org", "example.org,localhost"),
-        ("http://[::1]:4200/api", "localhost,::1", "localhost,::1"),
-        ("http://127.0.0.1:4200/api", "*", "*"),
-        (TEAM, "localhost", "localhost"),
-    ],
-)
-def test_programs_that_prefect_starts_reach_loopback_without_a_proxy(
-    url: str, before: str, after: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("no_proxy", before)
-    bypass_proxy(url)
-    assert os.environ["no_proxy"] == after
-
-
-@pytest.mark.parametrize(
-    ("environment", "expected"),
-    [
-        ({}, TEAM),
-        ({"PREFECT_PROFILE": "own"}, OWN),
-        ({"PREFECT_PROFILE": "own", "PREFECT_API_URL": GIVEN}, GIVEN),
-        ({"PREFECT_PROFILE": "plain"}, ""),
-        ({"PREFECT_PROFILE": "unknown"}, ""),
-        ({"PREFECT_PROFILES_PATH": "/nowhere"}, ""),
-    ],
-)
-def test_the_address_is_that_of_prefects_settings(
-    environment: dict[str, str], expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "profiles.toml").write_text(PROFILES)
-    for name, value in environment.items():
-        monkeypatch.setenv(name, value)
-    assert address(tmp_path) == expected == (Settings().api.url or "")
-
-
-def test_the_password_may_be_in_the_profile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "profiles.toml").write_text(PROFILES)
-    monkeypatch.setenv("PREFECT_PROFILE", "own")
-    with answering() as url:
-        assert Api(url).headers["Authorization"] == f"Basic {base64.b64encode(b'operator:secret').decode()}"
-
-
-def test_what_a_server_refuses_is_not_about_a_file(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def call(arguments: list[str]) -> None:
-        raise Refused("503 Service Unavailable", 503)
-
-    monkeypatch.setattr(cli, "call", call)
-    assert cli.run(["serve"]) == Exit.MISSING
-    assert capsys.readouterr().err == "vdmctl: 503 Service Unavailable\n"
-
-
-def test_the_certificates_are_those_of_prefects_settings(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = Mock(side_effect=FileNotFoundError(2, "No such file or directory"))
-    monkeypatch.setattr("ssl.create_default_context", asked)
-    monkeypatch.setenv("PREFECT_API_SSL_CERT_FILE", "/etc/ca.pem")
-    with pytest.raises(UserError, match=r"^PREFECT_API_SSL_CERT_FILE: /etc/ca.pem: No such file or directory$"):
-        answers("https://127.0.0.1:9/api")
-    assert asked.call_args.kwargs == {"cafile": "/etc/ca.pem"}
-
-
-def test_a_server_that_cannot_write_is_not_taken_for_another_one() -> None:
-    """Prefect's server writes a token before every POST, which fails on a full disk."""
-    with (
-        answering(version=f'"{__version__}"', **{"csrf-token": 500}) as url,
-        pytest.raises(UserError, match=r"the server fails \(500 .*\); its own output says why, such as a full disk"),
-    ):
-        require_server(url)
-
-
-def test_a_server_that_gives_no_token_without_the_password_is_not_taken_for_another_one() -> None:
-    """Prefect's server refuses a POST without a token before it looks at the password."""
-    with (
-        answering(filter=403, **{"csrf-token": 401}) as url,
-        pytest.raises(OSError, match="401 Unauthorized") as raised,
-    ):
-        Api(url).ask("flows/filter")
-    assert refusal(raised.value) == "the server refuses the password; set PREFECT_API_AUTH_STRING=USER:PASSWORD"
-
-
-def test_an_answer_that_breaks_off_is_no_answer() -> None:
-    class Dying(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            self.send_response(200)
-            self.send_header("Content-Length", "100")
-            self.end_headers()
-            self.wfile.write(b"{")
-
-        def log_message(self, *_: object) -> None:
+def test_a_server_that_cannot_be_used_is_one_line(answers: dict[str, object], code: Exit, said: str) -> None:
+    with answering(**answers) as url:
+        settings(API_URL=url)
+        with pytest.raises(UserError, match=said) as refused, connected(url):
             pass
-
-    with HTTPServer(("127.0.0.1", 0), Dying) as server:
-        Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
-        with pytest.raises(UserError, match=r"no Prefect server answers \(the answer breaks off: IncompleteRead"):
-            require_server(f"http://127.0.0.1:{server.server_port}/api")
-        server.shutdown()
+        assert refused.value.code is code
 
 
-def test_nobody_answers() -> None:
-    with answering() as url:
-        pass
-    with pytest.raises(
-        UserError, match=r"no Prefect server answers \(.*refused\); start one with `vdmctl serve`"
-    ) as raised:
-        require_server(url)
-    assert raised.value.code is Exit.MISSING
-    assert not answers(url)
+def test_a_worker_needs_a_server_that_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("flows.orchestration.serve.share_versions", lambda: None)
+    settings(API_URL="http://127.0.0.1:9/api")
+    with patch.dict(os.environ), pytest.raises(UserError, match=r"http://127.0.0.1:9/api: no Prefect server") as error:
+        work(None)
+    assert error.value.code is Exit.MISSING
 
 
-def test_a_port_that_accepts_and_says_nothing_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(of_server, "SECONDS", 0.1)
-    with socket.create_server(("127.0.0.1", 0)) as silent:
-        assert not answers("http://{}:{}/api".format(*silent.getsockname()))
+def test_no_server_is_started_at_an_address_of_another_machine() -> None:
+    settings(API_URL="http://server.invalid:4200/api")
+    with patch.dict(os.environ), pytest.raises(UserError, match="no Prefect server answers at http://server") as error:
+        serve(None, None)
+    assert error.value.code is Exit.MISSING
 
 
-def test_a_server_of_this_version_is_accepted() -> None:
-    with answering(version=f'"{__version__}"') as url:
-        require_server(url)
+def test_a_folder_that_is_no_project() -> None:
+    layout.DEPLOYMENTS.unlink()
+    with pytest.raises(UserError, match=r"has no prefect.yaml; change to the project's folder") as error:
+        serve(None, None)
+    assert error.value.code is Exit.USAGE
 
 
-def test_the_password_is_sent_to_no_other_host(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PREFECT_API_AUTH_STRING", "operator:secret")
-    with answering(version=f'"{__version__}"') as other:
-        said = f"HTTP/1.0 302 Found\r\nLocation: {other}/admin/version\r\n\r\n".encode()
-        with saying(said) as url, pytest.raises(UserError, match="302 Found"):
-            require_server(url)
+def test_one_serves_a_folder_and_one_a_database(tmp_path: Path) -> None:
+    assert served_at(tmp_path) is None
+    with alone("http://127.0.0.1:4200/api"), owning_database():
+        assert served_at(tmp_path) == "http://127.0.0.1:4200/api"
+        with pytest.raises(UserError, match=rf"process {os.getpid()} serves {tmp_path} already") as refused, alone("x"):
+            pass
+        assert refused.value.code is Exit.BUSY
+        with pytest.raises(UserError, match=r"serves with Prefect's database in .*PREFECT_HOME=") as refused:
+            owning_database().__enter__()
+        assert refused.value.code is Exit.BUSY
 
 
-def test_names_of_flows_are_text_on_the_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("flows.orchestration.plugin.require_server", lambda url: None)
-    monkeypatch.setattr("flows.orchestration.plugin.Api", lambda url: None)
-    names = ["\x1b[31mred/train-vdm", "train-vdm/train-vdm"]
-    monkeypatch.setattr("flows.orchestration.plugin.by_full_name", lambda api, name: names)
-    with pytest.raises(SystemExit) as raised:
-        full_name("train-vdm", "http://127.0.0.1:4200/api")
-    assert "\x1b" not in str(raised.value)
-    assert "\\u001b[31mred/train-vdm" in str(raised.value)
-
-
-def test_a_temporary_server_in_the_folder_is_closed_to_pages_of_other_origins(monkeypatch: pytest.MonkeyPatch) -> None:
-    """`python -m flows.train_vdm` starts one if no server is set.  By Prefect's defaults any web page could use it."""
-    monkeypatch.chdir(ROOT)
-    for name in ("SERVER_CSRF_PROTECTION_ENABLED", "SERVER_CORS_ALLOWED_ORIGINS", "UI_API_URL"):
-        monkeypatch.delenv(f"PREFECT_{name}", raising=False)
-    settings = Settings().server
-    assert settings.api.csrf_protection_enabled
-    assert settings.api.cors_allowed_origins == ""
-    assert settings.ui.api_url == "/api"  # or the pages of a server at another name or port could not use it
-
-
-def test_a_run_without_a_server_starts_a_temporary_one_whatever_the_profile_says(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+@pytest.mark.parametrize(
+    ("words", "third"),
+    [
+        (["deployment", "run", "train-vdm", "--watch"], "train-vdm/train-vdm"),
+        (["deployment", "run", "other/train-vdm"], "other/train-vdm"),
+        (["deployment", "run", "--id", "7"], "--id"),
+        (["deployment", "inspect", "train-vdm"], "train-vdm"),
+    ],
+)
+def test_the_prefect_command_takes_a_bare_name_and_finds_the_server(
+    words: list[str], third: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.chdir(ROOT)
-    (tmp_path / "profiles.toml").write_text(
-        'active = "local"\n[profiles.local]\nPREFECT_SERVER_ALLOW_EPHEMERAL_MODE = "false"\n'
-    )
-    assert Settings().server.ephemeral.enabled
-    monkeypatch.chdir(tmp_path)
-    assert not Settings().server.ephemeral.enabled
+    monkeypatch.setattr(sys, "argv", ["/bin/prefect", *words])
+    with alone("http://127.0.0.1:4999/api"):
+        found = setup_environment(ctx=HookContext("3", None, lambda _: None))  # type: ignore[arg-type, return-value]
+    assert found is not None
+    assert found.env == {"PREFECT_API_URL": "http://127.0.0.1:4999/api"}
+    assert sys.argv[3] == third
+
+
+def test_the_plugin_leaves_other_programs_and_other_servers_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    context = HookContext("3", "http://team/api", lambda _: None)  # type: ignore[arg-type, return-value]
+    with alone("http://127.0.0.1:4999/api"):
+        monkeypatch.setattr(sys, "argv", ["/bin/prefect", "deployment", "ls"])
+        found = setup_environment(ctx=context)
+        assert found is not None
+        assert found.env == {"PREFECT_API_URL": "http://team/api"}
+        monkeypatch.setattr(sys, "argv", ["/bin/pytest", "deployment", "run", "train-vdm"])
+        monkeypatch.setattr(sys, "orig_argv", ["python", "/bin/pytest"])
+        assert setup_environment(ctx=context) is None
+        assert sys.argv[3] == "train-vdm"

@@ -1,206 +1,123 @@
-"""`vdmctl status`: what it asks the server, and which problems it names."""
+"""What `vdmctl status` reports, and which of it is a problem."""
 
-import json
-import os
+import fcntl
+import time
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 from unittest.mock import Mock
 
 import pytest
-from project import one_line, run_vdmctl
-from servers import OWN, answering
+from prefect.states import Cancelled, Completed, Crashed, Failed, State
+from project import Project
+from servers import OWN
 
 from flows.commands import operating
 from flows.core import layout
 from flows.core.errors import Exit, NetworkError, UserError
-from flows.orchestration import automations
-from flows.orchestration.server import Api
-from flows.orchestration.status import (
-    address,
-    all_runs,
-    devices,
-    last_run,
-    loop,
-    paused,
-    problems,
-    problems_of_loop,
-    reason,
-    schedule,
-    server,
-    size_of,
-    status,
-    whole_seconds,
-    worktrees,
-)
-from flows.process.locks import lock_file
+from flows.orchestration import status as of_status
+from flows.orchestration.status import devices, ending, is_dropped, problems, registry, size_of, status, worktrees
 
-pytestmark = pytest.mark.usefixtures("without_profiles")
-
-NOTHING: dict[str, Any] = {"paused": [], "schedules": [], "without_queue": [], "late": [], "last_run": None}
+WELL: dict[str, Any] = {
+    "paused": [],
+    "deployments": ["train-vdm"],
+    "workers": [{"name": "w", "status": "ONLINE"}],
+    "schedules": [],
+    "runs": [],
+    "late": [],
+    "dropped": [],
+    "last_run": None,
+}
+REGISTRY: dict[str, Any] = {"versions": 1, "champion": "vdm@v1.0.0", "unpublished": []}
+LATE = {"name": "owl", "planned": "T", "queue": "gpu"}
+ENDED = {"name": "elk", "state": "Failed", "ended": "T", "reason": "no space"}
+PAUSED = {"deployment": "train-vdm/weekly", "paused": True}
 
 
-def test_a_folder_has_only_the_server_that_serves_it(tmp_path: Path) -> None:
-    found = server(tmp_path)
-    assert (found["url"], found["answers"]) == ("", False)
-    assert found["reason"].startswith(
-        "no Prefect server answers (this folder is not served); start one with `vdmctl serve`"
-    )
-    (tmp_path / layout.SERVE_LOCK).parent.mkdir()
-    with lock_file(tmp_path / layout.SERVE_LOCK, f"7 {OWN}"):
-        assert address(tmp_path) == OWN
-    assert address(tmp_path) == ""
-
-
-def test_all_runs_are_read_page_by_page(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("flows.orchestration.status.PAGE", 2)
-    api: Any = Mock(ask=lambda path, *, offset, limit, **_: [{"id": number} for number in range(5)][offset:][:limit])
-    assert [run["id"] for run in all_runs(api, "SCHEDULED", sort="EXPECTED_START_TIME_ASC")] == [0, 1, 2, 3, 4]
+def said(server: dict[str, Any] = WELL, registry: dict[str, Any] = REGISTRY) -> list[str]:
+    return list(problems({"server": {"url": OWN} | server, "registry": registry, "folder": "/here"}))
 
 
 @pytest.mark.parametrize(
-    ("kind", "message", "expected"),
+    ("change", "line"),
     [
-        ("COMPLETED", "promote: vdm@v1.0.0", None),
-        ("FAILED", "stage train failed: no space", "stage train failed: no space"),
-        ("FAILED", None, "Prefect knows no reason"),
-        ("CRASHED", "Aborted by a signal.", "Aborted by a signal; the next run continues from the last saved state"),
-        ("CRASHED", automations.PROCESS_GONE, automations.PROCESS_GONE),
+        ({"deployments": []}, "the server has no deployment train-vdm; `vdmctl serve` creates it when it starts"),
+        ({"workers": [{"name": "w", "status": "OFFLINE"}]}, "no worker is online, so no run starts; "),
+        ({"paused": [{"name": "cpu", "resume": "prefect ..."}]}, "no run of cpu starts, since it is paused; `prefect"),
+        ({"schedules": [PAUSED]}, "no planned run of train-vdm/weekly starts, since the deployment is paused"),
+        ({"late": [LATE]}, "run owl, planned for T, has not started; is a worker with the option `--queue gpu` online"),
+        ({"dropped": [ENDED]}, "run elk was cancelled at T: no space; another run of its deployment was unfinished"),
+        ({"last_run": ENDED}, "the last run, elk, failed at T: no space"),
+        ({"reason": "no Prefect server answers"}, f"{OWN}: no Prefect server answers"),
     ],
 )
-def test_the_reason_of_a_run_that_did_not_succeed(kind: str, message: str | None, expected: str | None) -> None:
-    assert reason({"state": {"type": kind, "message": message}}) == expected
+def test_a_problem_of_the_loop_is_one_line(change: dict[str, Any], line: str) -> None:
+    assert said() == []
+    (found,) = said(WELL | change)
+    assert found.startswith(line)
 
 
-def test_the_status_names_a_missing_deployment_and_a_missing_pool(
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        ({"champion": None}, "no version is the champion; `vdmctl promote VERSION` makes one"),
+        ({"unpublished": ["vdm@v1.0.0", "vdm#champion#1"]}, "vdm@v1.0.0, vdm#champion#1: not at origin; a run with"),
+        ({"unpublished": None}, ""),
+        ({"problem": "not a git repository"}, "not a git repository"),
+    ],
+)
+def test_a_problem_of_the_versions_is_one_line(change: dict[str, Any], line: str) -> None:
+    found = said(registry=REGISTRY | change)
+    assert len(found) == bool(line)
+    assert "".join(found).startswith(line)
+
+
+@pytest.mark.parametrize(
+    ("state", "reason"),
+    [
+        (Completed(name="Promoted", message="vdm@v1.0.0"), None),
+        (Crashed(name="Continued", message="It goes on as run owl."), None),
+        (Failed(message="no space"), "no space"),
+        (Crashed(name="Interrupted"), "Prefect knows no reason"),
+    ],
+)
+def test_a_run_that_ended_badly_has_a_reason(state: State[None], reason: str | None) -> None:
+    run = Mock(
+        state=state, state_name=state.name, end_time=datetime(2026, 1, 2, tzinfo=UTC) + timedelta(microseconds=3)
+    )
+    run.name = "elk"
+    expected = {"name": "elk", "state": state.name, "ended": "2026-01-02T00:00:00+00:00", "reason": reason}
+    assert ending(run) == expected
+
+
+@pytest.mark.parametrize(("message", "dropped"), [("Deployment concurrency limit reached.", True), (None, False)])
+def test_a_run_that_the_limit_cancelled_was_dropped(message: str | None, dropped: bool) -> None:
+    assert is_dropped(Mock(state=Cancelled(message=message))) is dropped
+
+
+def test_a_folder_that_is_not_served_says_so_within_three_seconds(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    online = NOTHING | {"url": "http://a/api", "answers": True, "workers": [{"name": "w", "status": "ONLINE"}]}
-    found: dict[str, Any] = {
-        "folder": "/vdm",
-        "registry": {"versions": 0, "unpublished": None},
-        "worktrees": [],
-        "disk_bytes": {},
-    }
-    assert list(problems(found | {"server": online | {"deployments": ["train-vdm", "weekly"]}})) == []
-    (problem,) = problems(found | {"server": online | {"deployments": ["weekly"]}})
-    assert problem == "the server has no deployment train-vdm; `vdmctl serve` creates it when it starts"
-    (problem,) = problems(found | {"server": online | {"deployments": ["train-vdm"], "without_queue": ["weekly"]}})
-    assert problem.startswith("no run of train-vdm/weekly starts, since its work queue was deleted; `vdmctl serve`")
-    paused = online | {"deployments": ["train-vdm"], "schedules": [{"deployment": "train-vdm/weekly", "paused": True}]}
-    (problem,) = problems(found | {"server": paused})
-    assert (
-        problem
-        == "no planned run of train-vdm/weekly starts, since the deployment is paused; resume it in Prefect's UI"
-    )
-    with answering(**{"csrf-token": 422}) as url:  # and 501 for every POST, such as that which lists the workers
-        monkeypatch.setenv("PREFECT_API_URL", url)
-        server = status(tmp_path)["server"]
-        assert server["answers"]
-        (problem,) = problems(found | {"server": server})
-        assert problem.startswith(f"{url}: not a Prefect server, or one of another version (501 ")
-    with answering(**{"csrf-token": {"key": "of another service"}}) as url:
-        monkeypatch.setenv("PREFECT_API_URL", url)
-        assert status(tmp_path)["server"]["answers"]
-    monkeypatch.setenv("PREFECT_API_URL", url)  # nobody answers there any more
-    assert not status(tmp_path)["server"]["answers"]
+    """Prefect's import, which other tests have paid for, may take one of the three."""
+    monkeypatch.setenv("PREFECT_HOME", str(tmp_path / "prefect"))
+    project = Project(tmp_path / "project")
+    began = time.monotonic()
+    found = status(project.folder)
+    assert time.monotonic() - began < 2
+    assert found["problems"] == [f"{project.folder}: not served; start `vdmctl serve`, or set PREFECT_API_URL"]
 
 
-@pytest.mark.parametrize(
-    ("pool", "key", "named"),
-    [
-        ("vdm", None, "or in one that was deleted"),
-        ("vdm", "7", "online, and free? the option `--queue nightly` makes"),
-        ("gpu", "7", "is a worker of the pool gpu online"),
-    ],
-)
-def test_what_the_status_says_of_a_late_run_depends_on_its_pool_and_queue(
-    pool: str, key: str | None, named: str
-) -> None:
-    late = {"name": "owl", "state_name": "Late", "expected_start_time": "T", "idempotency_key": None}
-    late |= {"work_pool_name": pool, "work_queue_name": "nightly", "work_queue_id": key}
-
-    def ask(path: str, **given: Any) -> list[dict[str, Any]]:
-        wanted = given.get("flow_runs", {}).get("state", {}).get("type", {}).get("any_")
-        return [late] if wanted == ["SCHEDULED"] and not given["offset"] else []
-
-    (*_, problem) = problems_of_loop(loop(cast(Api, Mock(ask=ask))))
-    assert problem.startswith("run owl, planned for T, has not started")
-    assert named in problem
-
-
-def test_a_queue_may_have_the_name_of_the_pool() -> None:
-    pool, queue = {"name": "vdm", "is_paused": False}, {"name": "vdm", "is_paused": True}
-    api: Any = Mock(ask=lambda path, **_: [queue] if "queues" in path else [pool])
-    assert paused(api) == [{"name": "vdm", "resume": "prefect work-queue resume vdm --pool vdm"}]
-
-
-def test_the_status_is_printed_although_the_champion_cannot_be_verified(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    found = {"registry": {"champion": "vdm@v1.0.0"}, "problems": []}
-    damaged = Mock(side_effect=UserError("vdm@v1.0.0: dvc.lock is damaged", Exit.MISSING))
-    monkeypatch.setattr("flows.orchestration.status.status", lambda root: found)
-    monkeypatch.setattr("flows.registry.versions.resolve", Mock())
-    monkeypatch.setattr("flows.registry.verification.verify", damaged)
-    result = run_vdmctl(tmp_path, dict(os.environ), "status", "--json", "--verify")
-    problem = "the champion does not verify: vdm@v1.0.0: dvc.lock is damaged"
-    assert json.loads(result.stdout)["problems"] == [problem]
-    assert (result.returncode, one_line(result)) == (Exit.MISSING, f"vdmctl: status: {problem}")
-
-
-def test_the_status_does_not_blame_the_champion_for_the_remote(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("flows.registry.versions.resolve", Mock())
-    silent = Mock(side_effect=NetworkError("the remote does not answer"))
-    monkeypatch.setattr("flows.registry.verification.verify", silent)
-    assert operating.champion_problems() == ["the champion cannot be verified now: the remote does not answer"]
-
-
-@pytest.mark.parametrize(
-    ("champion", "unpublished", "expected"),
-    [
-        ("vdm@v1.0.0", [], []),
-        ("vdm@v1.0.0", None, []),  # there is no remote
-        (None, [], ["no version is the champion"]),
-        ("vdm@v1.0.0", ["vdm@v1.0.0", "vdm@v1.1.0"], ["vdm@v1.0.0, vdm@v1.1.0: not pushed to any remote"]),
-    ],
-)
-def test_the_problems_of_the_versions(champion: str | None, unpublished: list[str] | None, expected: list[str]) -> None:
-    server = NOTHING | {"deployments": ["train-vdm"], "workers": [{"status": "OFFLINE"}, {"status": "ONLINE"}]}
-    registry = {"versions": 2, "champion": champion, "unpublished": unpublished}
-    said = [problem.split(";")[0] for problem in problems({"server": server, "registry": registry})]
-    assert said == expected
-
-
-def test_the_last_run_is_the_one_that_ended_last_of_those_that_were_not_cancelled() -> None:
-    run = {"name": "owl", "state_name": "Failed", "end_time": "2026-01-04T03:00:00.123456+00:00"}
-    ask = Mock(return_value=[run | {"state": {"type": "FAILED", "message": "no space"}}])
-    found = last_run(cast(Api, Mock(ask=ask)))
-    assert found == {"name": "owl", "state": "Failed", "ended": "2026-01-04T03:00:00+00:00", "reason": "no space"}
-    assert ask.call_args.kwargs["sort"] == "END_TIME_DESC"
-    assert ask.call_args.kwargs["flow_runs"] == {"state": {"type": {"any_": ["COMPLETED", "FAILED", "CRASHED"]}}}
-
-
-def test_a_time_keeps_its_zone() -> None:
-    assert whole_seconds("2026-01-04T03:00:00.123456Z") == "2026-01-04T03:00:00Z"
-    assert whole_seconds(None) is None
-
-
-@pytest.mark.parametrize(
-    ("active", "paused", "expected"),
-    [
-        (True, False, (True, False, "2026-01-04T03")),
-        (True, True, (False, True, None)),
-        (False, False, (False, False, None)),
-        (False, True, (False, False, None)),
-    ],
-)
-def test_a_schedule_is_paused_only_if_it_would_be_active(
-    active: bool, paused: bool, expected: tuple[bool, bool, str | None]
-) -> None:
-    each = {"id": "s", "active": active, "schedule": {"cron": "0 3 * * 0"}}
-    planned = [{"idempotency_key": "scheduled d s 1", "expected_start_time": "2026-01-04T03"}]
-    shown = schedule({"id": "d", "name": "weekly", "paused": paused}, each, planned)
-    assert (shown["active"], shown["paused"], shown["next_run"]) == expected
+def test_tags_that_origin_lacks_are_named(copied: Project, tmp_path: Path) -> None:
+    """Also a champion's tag on a commit that origin has."""
+    assert registry(copied.folder)["unpublished"] is None
+    remote = tmp_path / "remote.git"
+    copied.git("init", "--quiet", "--bare", str(remote))
+    copied.git("remote", "add", "origin", str(remote))
+    copied.git("push", "--quiet", "origin", "HEAD", "vdm@v1.0.0", "vdm@v1.1.0")
+    copied.git("tag", "--annotate", "--message=By hand", "vdm#champion#1", "vdm@v1.0.0^{commit}")
+    assert registry(copied.folder)["unpublished"] == ["vdm#champion#1", "vdm@v1.2.0"]
+    copied.git("remote", "set-url", "origin", str(tmp_path / "nowhere"))
+    assert "whether origin has every version is unknown: " in registry(copied.folder)["problem"]
 
 
 def test_the_devices_and_worktrees_in_use_are_those_whose_locks_are_held(
@@ -208,22 +125,36 @@ def test_the_devices_and_worktrees_in_use_are_those_whose_locks_are_held(
 ) -> None:
     monkeypatch.setenv("VDM_LOCK_DIR", str(tmp_path))
     folder = tmp_path / layout.WORKTREES
-    for name in ("running", "left"):
-        (folder / name).mkdir(parents=True)
-    with (
-        lock_file(tmp_path / "cuda-7.lock", "process 7"),
-        lock_file(tmp_path / "other.lock", "process 8"),
-        lock_file(folder / "running.lock", "process 9"),
-    ):
-        assert [(one["device"], one["holder"]) for one in devices()] == [("cuda-7", "process 7")]
-        assert worktrees(tmp_path) == [{"name": "left", "in_use": False}, {"name": "running", "in_use": True}]
+    (folder / "a").mkdir(parents=True)
+    (folder / "b").mkdir()
+    with (tmp_path / "cpu.lock").open("w") as device, (folder / "a.lock").open("w") as lock:
+        print("process 7 in /here", file=device, flush=True)
+        for held in (device, lock):
+            fcntl.flock(held, fcntl.LOCK_EX)
+        (found,) = devices()
+        assert (found["device"], found["holder"]) == ("cpu", "process 7 in /here")
+        assert worktrees(tmp_path) == [{"name": "a", "in_use": True}, {"name": "b", "in_use": False}]
     assert devices() == []
 
 
 def test_the_size_of_a_folder_does_not_count_what_links_lead_to(tmp_path: Path) -> None:
-    (tmp_path / "elsewhere").write_bytes(bytes(5000))
-    (tmp_path / "folder" / "below").mkdir(parents=True)
-    (tmp_path / "folder" / "below" / "file").write_bytes(bytes(300))
-    link = tmp_path / "folder" / "link"
-    link.symlink_to(tmp_path / "elsewhere")
-    assert size_of(tmp_path / "folder") == 300 + link.lstat().st_size
+    (tmp_path / "far").write_bytes(bytes(1000))
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "file").write_bytes(bytes(10))
+    (tmp_path / "folder" / "link").symlink_to(tmp_path / "far")
+    assert 10 <= size_of(tmp_path / "folder") < 1000
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (NetworkError("no answer"), "the champion cannot be verified now: no answer"),
+        (UserError("gone", Exit.MISSING), "the champion does not verify: gone"),
+    ],
+)
+def test_the_status_is_printed_although_the_champion_cannot_be_verified(
+    error: UserError, line: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("flows.registry.versions.resolve", Mock(side_effect=error))
+    assert operating.champion_problems() == [line]
+    assert of_status.ANSWER_SECONDS <= 3

@@ -1,0 +1,172 @@
+"""Create at the Prefect server what the loop needs and is missing: pool, queues, deployments, automations."""
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from datetime import timedelta
+from typing import Any
+
+from prefect.automations import Automation
+from prefect.client.orchestration import SyncPrefectClient
+from prefect.client.schemas.actions import WorkPoolCreate
+from prefect.client.schemas.objects import StateType
+from prefect.client.schemas.schedules import CronSchedule, IntervalSchedule
+from prefect.events.actions import ChangeFlowRunState
+from prefect.events.schemas.automations import AutomationCore, EventTrigger, Posture
+from prefect.exceptions import ObjectNotFound
+from prefect.workers.process import ProcessWorker
+from pydantic import ValidationError
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from flows.core import layout
+from flows.core.errors import Exit, UserError, brief
+from flows.orchestration.runs import CONTINUED, FLOW, INTERRUPTED, OF_FLOW
+from flows.process.streams import say_on_stderr
+
+POOL = "vdm"
+QUEUES = f"/work_pools/{POOL}/queues"
+ENDS = ("Completed", "Promoted", "Refused", "NothingToDo", "Failed", "Drifted", "Cancelled", "Crashed", INTERRUPTED)
+"""The names of the states in which runs end; Prefect emits the event prefect.flow-run.NAME."""
+
+
+def set_up(client: SyncPrefectClient) -> None:
+    """Create the pool with its queues, the deployments of prefect.yaml, and the automation for silent runs.
+
+    What exists stays as it is, with an operator's changes.  Raises UserError: exit 2 for a pool of another type, or if
+    `prefect deploy` refuses prefect.yaml.
+    """
+    try:
+        pool = client.read_work_pool(POOL)
+    except ObjectNotFound:
+        template = ProcessWorker.get_default_base_job_template()
+        pool = client.create_work_pool(WorkPoolCreate(name=POOL, type="process", base_job_template=template))
+    if pool.type != "process":
+        advice = f"`prefect work-pool delete {POOL}`, and `vdmctl serve` creates the right one"
+        raise UserError(f"the work pool {POOL} is of type {pool.type}, not process; {advice}", Exit.USAGE)
+    for name in {"cpu", "gpu"} - queues(client).keys():
+        client.request("POST", QUEUES, json={"name": name})  # type: ignore[arg-type]
+    deploy(client)
+    if not client.read_automations_by_name(silent_runs().name):
+        silent_runs().create()
+
+
+def queues(client: SyncPrefectClient) -> dict[str, dict[str, Any]]:
+    """Return the queues of the pool by name."""
+    found = client.request("POST", f"{QUEUES}/filter", json={"limit": 200})  # type: ignore[arg-type]
+    return {queue["name"]: queue for queue in found.json()}
+
+
+def require_queues(client: SyncPrefectClient, chosen: list[str]) -> None:
+    """Raise UserError (exit 2) if the work pool lacks one of the worker's queues, so that it would get no run."""
+    try:
+        client.read_work_pool(POOL)
+    except ObjectNotFound as error:
+        raise UserError(f"no work pool {POOL}; run `vdmctl serve` on the server's machine", Exit.MISSING) from error
+    existing = queues(client)
+    for name in chosen:
+        if name not in existing:
+            advice = f"`prefect work-queue create {name} --pool {POOL}` creates it"
+            raise UserError(f"the work pool has no queue {name}, only {', '.join(existing)}; {advice}", Exit.USAGE)
+
+
+def deploy(client: SyncPrefectClient) -> None:
+    """Create the deployments of prefect.yaml that the server lacks.
+
+    An existing one keeps what an operator set, such as its schedules: `prefect deploy --all` would reset them.
+    """
+    known = {deployment.name for deployment in client.read_deployments(flow_filter=OF_FLOW)}
+    names = [entry["name"] for entry in parsed(layout.DEPLOYMENTS)["deployments"]]
+    if missing := [f"--name={name}" for name in names if name not in known]:
+        command = [sys.executable, "-m", "prefect", "deploy", *missing]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode != 0:
+            said = (done.stderr + done.stdout).strip().splitlines() or ["no reason given"]
+            raise UserError(f"{layout.DEPLOYMENTS}: `prefect deploy`: {said[-1]}", Exit.USAGE)
+
+
+def parsed(path: Any) -> dict[str, Any]:
+    """Return a YAML file of the project's own commit.  Raises UserError (exit 2)."""
+    try:
+        found: dict[str, Any] = YAML(typ="safe").load(path)
+        return found
+    except (OSError, YAMLError) as error:
+        raise UserError(f"{path}: {brief(error)}", Exit.USAGE) from error
+
+
+def silent_runs() -> Automation:
+    """Return the automation that marks a run without heartbeats as interrupted, so that the next one can start.
+
+    Prefect itself would show a run whose machine failed as running forever.
+    """
+    heartbeat = "prefect.flow-run.heartbeat"
+    message = (
+        "No heartbeat for 2 minutes; it goes on when `vdmctl serve` or `vdmctl worker` starts again on its machine."
+    )
+    return Automation(
+        name="vdm: silent runs",
+        description=f"A run of {FLOW} without a heartbeat for two minutes is marked as interrupted.",
+        trigger=EventTrigger(
+            after={heartbeat},
+            expect={heartbeat, *(f"prefect.flow-run.{name}" for name in (*ENDS, CONTINUED))},
+            match={"prefect.resource.id": ["prefect.flow-run.*"]},
+            match_related={"prefect.resource.role": "flow", "prefect.resource.name": FLOW},
+            for_each={"prefect.resource.id"},
+            posture=Posture.Proactive,
+            threshold=1,
+            within=timedelta(minutes=2),
+        ),
+        # Not forced, so Prefect refuses it for a run that has ended.  The trigger may miss that end: Prefect holds an
+        # event for up to 15 minutes until the one before it arrives.
+        actions=[ChangeFlowRunState(name=INTERRUPTED, state=StateType.CRASHED, force=False, message=message)],
+    )
+
+
+def notify(client: SyncPrefectClient) -> None:
+    """Create the notifications of automations.yaml that the server lacks and whose block it has; print a line for each.
+
+    Raises UserError (exit 2) for a file that Prefect does not accept.
+    """
+    entries = parsed(layout.AUTOMATIONS)["automations"] if layout.AUTOMATIONS.exists() else []
+    for entry in entries:
+        kind, _, block = entry.pop("block").partition("/")
+        if client.read_automations_by_name(entry["name"]):
+            continue
+        try:
+            found = client.read_block_document_by_name(block, kind)
+        except ObjectNotFound:
+            continue
+        for action in entry["actions"]:
+            action["block_document_id"] = found.id
+        try:
+            client.create_automation(AutomationCore.model_validate(entry))
+        except ValidationError as error:
+            raise UserError(f"{layout.AUTOMATIONS}: {entry['name']}: {brief(error)}", Exit.USAGE) from error
+        say_on_stderr(f"{entry['name']}: on, since the block {kind}/{block} exists")
+
+
+def schedules(client: SyncPrefectClient) -> Iterator[str]:
+    """Yield a line for every schedule: its deployment, when it fires, and how to switch it on or off."""
+    for deployment in client.read_deployments(flow_filter=OF_FLOW):
+        name = f"{FLOW}/{deployment.name}"
+        for each in deployment.schedules:
+            change, state = ("pause", "on") if each.active else ("resume", "off")
+            command = f"`prefect deployment schedule {change} {name} {each.id}`"
+            when = f"{when_of(each.schedule)} {zone_of(each.schedule)}"
+            yield f"{name}: {when}: {state}; {command} switches it {'off' if each.active else 'on'}"
+
+
+def when_of(schedule: object) -> str:
+    """Return when a schedule has runs, by its cron, rrule or interval."""
+    match schedule:
+        case CronSchedule():
+            return schedule.cron
+        case IntervalSchedule():
+            return f"every {schedule.interval}"
+        case _:
+            return str(getattr(schedule, "rrule", "never"))
+
+
+def zone_of(schedule: object) -> str:
+    """Return the time zone of a schedule."""
+    return getattr(schedule, "timezone", None) or "UTC"

@@ -1,0 +1,119 @@
+"""Results that were made before are restored by DVC's cache and run cache; no stage is repeated for them."""
+
+import logging
+
+import pytest
+from project import Project
+from ruamel.yaml import YAML
+
+from flows.core import layout
+from flows.core.errors import NetworkError
+from flows.orchestration import restoring
+from flows.orchestration.restoring import made_before, restore
+from flows.orchestration.workspace import Workspace, commit, compose_params, workspace
+
+# The versions are trained when the first test asks for them.
+pytestmark = pytest.mark.timeout(1800)
+
+
+@pytest.fixture(autouse=True)
+def outside_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Log as usual, since no run of Prefect is in progress."""
+    monkeypatch.setattr(restoring, "get_run_logger", lambda: logging.getLogger(__name__))
+
+
+def tried(project: Project, base: str, *, shared: bool = False, **overrides: int) -> tuple[bool, str | None]:
+    """Return whether a run from the commit would have nothing to run, and the commit that has its results."""
+    params = compose_params(project.folder, base, None, {f"train.{key}": value for key, value in overrides.items()})
+    with workspace(project.folder, params, project.git("rev-parse", base).strip()) as place:
+        complete = restore(place, shared=shared)
+        return complete, made_before(place) if complete else None
+
+
+def restored(place: Workspace) -> str:
+    """Restore the results of an earlier version, and commit them as a run does."""
+    assert restore(place, shared=False)
+    return commit(place, "Retrain: 1.0")
+
+
+def edit_lock(project: Project, edit: str) -> None:
+    """Commit a dvc.lock without the stages after `download`, or with outputs of `train` that nobody has."""
+    path, yaml = project.folder / layout.DVC_LOCK, YAML()
+    lock = yaml.load(path)
+    if edit == "emptied":
+        lock["stages"] = {}
+    else:
+        for out in lock["stages"]["train"]["outs"]:
+            out["md5"] = "0" * 32 + out["md5"][32:]
+    yaml.dump(lock, path)
+    project.git("commit", "--quiet", "--all", "--message=Lock")
+
+
+def test_the_results_of_the_commit_itself_are_found(copied: Project) -> None:
+    head = copied.git("rev-parse", "HEAD").strip()
+    assert tried(copied, "HEAD") == (True, head)
+    assert copied.git("branch", "--list", "runs/*") == ""
+
+
+def test_results_that_nobody_made_are_not_found(copied: Project) -> None:
+    assert tried(copied, "HEAD", steps=7) == (False, None)
+
+
+def test_a_stage_with_other_code_is_run(copied: Project) -> None:
+    copied.edit("flows/stages/train.py", **{'"""The stage': '"""A stage'})
+    copied.git("commit", "--quiet", "--all", "--message=Code")
+    assert tried(copied, "HEAD") == (False, None)
+
+
+@pytest.mark.parametrize("edit", ["emptied", "foreign"])
+def test_results_of_an_earlier_run_are_restored_whatever_the_lock_says(edit: str, copied: Project) -> None:
+    """DVC itself would train again where the lock has outputs that are not in this cache."""
+    edit_lock(copied, edit)
+    params = compose_params(copied.folder, "HEAD", None, {})
+    with workspace(copied.folder, params, copied.git("rev-parse", "HEAD").strip()) as place:
+        made = restored(place)
+        assert (place.folder / layout.TRAINED / "weights.safetensors").is_file()
+        assert (place.folder / layout.METRICS).is_file()
+    assert tried(copied, "HEAD") == (True, made)
+
+
+def test_the_images_of_an_earlier_run_are_not_read_anew(copied: Project) -> None:
+    """`download` is not in the run cache: v1.1.0 has the images of v1.0.0, and the checkout has others."""
+    params = copied.git("show", "vdm@v1.1.0:params.yaml")
+    with workspace(copied.folder, params, copied.git("rev-parse", "HEAD").strip()) as place:
+        assert restore(place, shared=False)
+        assert made_before(place) == copied.git("rev-parse", "vdm@v1.1.0^{commit}").strip()
+
+
+def test_files_that_only_the_remote_has_are_pulled(copied: Project) -> None:
+    cache = copied.folder / ".dvc" / "cache" / "files"
+    cache.rename(copied.folder.parent / "lost")
+    assert tried(copied, "HEAD")[0]
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_a_remote_that_does_not_answer_matters_to_machines_that_share_versions(
+    shared: bool, copied: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another machine may have made what would take hours here."""
+
+    def silent(repo: object) -> None:
+        raise NetworkError("DVC's remote cannot be read")
+
+    monkeypatch.setattr(restoring, "pull", silent)
+    if shared:
+        with pytest.raises(NetworkError):
+            tried(copied, "HEAD", shared=True, steps=7)
+    else:
+        assert tried(copied, "HEAD", steps=7) == (False, None)
+
+
+def test_a_change_of_the_parameters_is_committed_although_dvc_writes_gits_index(
+    copied: Project,
+) -> None:
+    """The new file has the size of the old one, and may be of the same second."""
+    params = compose_params(copied.folder, "HEAD", None, {"train.steps": 81})
+    with workspace(copied.folder, params, copied.git("rev-parse", "HEAD").strip()) as place:
+        restore(place, shared=False)
+        made = commit(place, "Retrain: 1.0")
+    assert "steps: 81" in copied.git("show", f"{made}:params.yaml")
