@@ -61,7 +61,7 @@ def evaluate(
     dequantisation: Annotated[
         str | None, typer.Option(help="ode: uniform or truncated_normal noise. [default: ode.dequantisation]")
     ] = None,
-    seed: Annotated[int | None, typer.Option(help="Of times and noise. [default: evaluate.seed or ode.seed]")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of times and noise. [default: the protocol's]")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N. [default: the protocol's]")] = None,
     out: Annotated[
         Path | None,
@@ -133,7 +133,7 @@ def compare(
     second: Annotated[str, typer.Argument(help="The model to compare it with, named in the same way.")],
     images: ImagesOption = None,
     split: SplitOption = "test",
-    confidence: Annotated[float, typer.Option(help="Of the interval, between 0 and 1.")] = 0.95,
+    confidence: Annotated[float, typer.Option(help="Confidence of the interval, between 0 and 1.")] = 0.95,
     as_json: AsJson = False,
 ) -> None:
     """Compare two models: SECOND - FIRST in bits/dim, same images, times and noise (parameters `evaluate:`).

@@ -96,7 +96,7 @@ def documents_in(annotation: Any) -> Iterator[tuple[str, type[BaseModel]]]:
     """Yield the documents in the type of a field, with what leads to them: nothing, `[]` in a list, `.NAME`."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         yield "", annotation
-    place = {list: "[]", dict: ".NAME"}.get(get_origin(annotation), "")  # type: ignore[call-overload]
+    place = {list: "[]", dict: ".NAME"}.get(get_origin(annotation), "")
     for argument in get_args(annotation):
         yield from ((place + rest, inner) for rest, inner in documents_in(argument))
 

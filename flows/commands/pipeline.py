@@ -33,9 +33,11 @@ def download() -> None:
 
 @commands.command()
 def validate(
-    path: Annotated[Path | None, typer.Argument(help="Images to check, in a set or a folder. [default: stage]")] = None,
+    path: Annotated[
+        Path | None, typer.Argument(help="A set or a folder of images to check instead of data/images.")
+    ] = None,
     reference: Annotated[Path | None, typer.Option(help="A set or a validation.json to measure drift from.")] = None,
-    out: Annotated[Path | None, typer.Option(help="With PATH: folder for the report; without it, none.")] = None,
+    out: Annotated[Path | None, typer.Option(help="With PATH: folder for the report, if one is to be written.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Check the images against the limits in `contract:`, and write reports/validation.
@@ -181,7 +183,7 @@ def print_results(as_json: bool) -> None:
 @commands.command()
 def preset(
     name: Annotated[str, typer.Argument(help="The name of a file in presets/ without .yaml, such as digits.")],
-    force: Annotated[bool, typer.Option("--force", help="Overwrite a params.yaml of your own.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite a params.yaml that is no preset.")] = False,
 ) -> None:
     """Write params.yaml for a preset: presets/digits.yaml with the values that presets/NAME.yaml names."""
     from flows.core.presets import preset_names, read_preset

@@ -39,7 +39,7 @@ def sample(
         int | None, typer.Option("-n", "--num-images", min=1, help="Number of images.", show_default=str(DRAWN))
     ] = None,
     steps: Annotated[
-        int | None, typer.Option(min=1, max=100_000, help="From noise to an image. [default: sample.num_timesteps]")
+        int | None, typer.Option(min=1, max=100_000, help="Steps from noise to image. [default: sample.num_timesteps]")
     ] = None,
     sampler: Annotated[Sampler | None, typer.Option(help=SAMPLER_HELP)] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Seed of the noise. [default: sample.seed]")] = None,

@@ -131,7 +131,7 @@ def row_of(results: Results, row: dict[str, Any], prefix: str = "") -> Shown:
     if split not in SPLITS or not isinstance(number, int):
         return Shown(None, ", ".join(f"{key} {value(item)}" for key, item in row.items()))
     name, file = f"{split} image {number}", row.get(f"{prefix}file")
-    return Shown(image_of(results, split, number, name), f"{name}, {value(file)}" if file else name)
+    return Shown(image_of(results, str(split), number, name), f"{name}, {value(file)}" if file else name)
 
 
 def image_of(results: Results, split: str, number: int, name: str) -> Picture | None:
