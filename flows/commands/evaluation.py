@@ -1,8 +1,9 @@
 """Commands about likelihoods: evaluate a model, compare two models, import another implementation's checkpoint."""
 
+import logging
 import shlex
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -12,18 +13,21 @@ from flows.commands.arguments import (
     AsJson,
     ForceOption,
     ModelArgument,
-    images_for,
     model_folder,
     override,
     parameters,
-    sample_metrics,
+    version_of,
 )
 from flows.core import layout
 from flows.core.errors import Exit, UserError
 from flows.process.streams import say, say_result
 from vdm.choices import Split
 
+if TYPE_CHECKING:
+    from flows.evaluation.results import SampleMetrics
+
 commands = typer.Typer()
+log = logging.getLogger(__name__)
 
 IMAGES_HELP = "The image set. If data/images is missing, a version is evaluated on its own images."
 ImagesOption = Annotated[Path | None, typer.Option(help=IMAGES_HELP, show_default="data/images")]
@@ -153,6 +157,44 @@ def compare(
     samples = common_figures(*(sample_metrics(*model) for model in models))
     compared = compare(settings, *models, images=images, confidence=confidence, split=split)
     show(compared.model_copy(update={"samples": samples}), as_json)
+
+
+def sample_metrics(model: str, folder: Path) -> "SampleMetrics | None":
+    """Return the quality of the samples of a version, or of the model in a folder; None if it was not measured.
+
+    That of a folder's model is measured on the last samples in the working tree, if this model drew them.
+    """
+    from flows.core.checkpoint import model_sha256
+    from flows.core.documents import read
+    from flows.evaluation.results import SampleMetrics
+
+    if version := version_of(model):
+        return version.samples
+    if not layout.SAMPLE_METRICS.exists():
+        return None
+    measured = read(SampleMetrics, layout.SAMPLE_METRICS, "run `vdmctl sample`")
+    return measured if measured.model_sha256 == model_sha256(folder) else None
+
+
+def images_for(*models: str | None) -> Path:
+    """Return the image set to evaluate models on: data/images, or if that is missing, those of the last version.
+
+    Log a warning for a version that was trained with another image set, which may contain the evaluated images.
+    """
+    images = layout.IMAGES
+    versions = [version for model in models if model and (version := version_of(model))]
+    if not versions:
+        return images
+    from flows.images.store import data_sha256
+    from flows.registry.storage import fetch_images
+
+    if not images.exists():
+        images = fetch_images(ROOT, versions[-1])
+    digest = data_sha256(images)
+    for version in versions:
+        if version.metrics.data_sha256 not in (None, digest):
+            log.warning("%s was trained with other images than %s, and may have seen these", version.name, images)
+    return images
 
 
 FORMAT_HELP = (
