@@ -107,17 +107,12 @@ class Project:
         """Return the tags in the git remote `origin`."""
         return self.git("ls-remote", "--tags", "--refs", "origin").split()[1::2]
 
-    def dvc(self, *arguments: str) -> str:
-        """Run DVC in this process, since a new one would spend half a second on its imports; return its output.
-
-        It must succeed.
-        """
+    def dvc(self, *arguments: str) -> None:
+        """Run DVC in this process, since a new one would spend half a second on its imports.  It must succeed."""
         from dvc.cli import main  # loads much that most tests do not need
 
-        output = StringIO()
-        with in_place_of_a_program(self.folder, self.environment), redirect_stdout(output):
+        with in_place_of_a_program(self.folder, self.environment):
             assert main(list(arguments)) == 0
-        return output.getvalue()
 
     def gto(self, *arguments: str) -> None:
         """Run gto in this process, as DVC.  It must succeed."""
@@ -128,8 +123,10 @@ class Project:
 
     def up_to_date(self) -> bool:
         """Whether `dvc repro` finds nothing to do."""
-        output = self.dvc("repro")
-        return "Running stage" not in output and "up to date" in output
+        output = StringIO()
+        with redirect_stdout(output):
+            self.dvc("repro")
+        return "Running stage" not in output.getvalue() and "up to date" in output.getvalue()
 
     def new_dvc(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """Run DVC as a new process."""

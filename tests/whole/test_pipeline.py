@@ -123,15 +123,16 @@ def test_a_training_that_dvc_could_not_record_is_not_repeated(reproduced: Projec
 def test_dvc_shows_metrics_plots_and_the_artifact(reproduced: Project) -> None:
     from dvc.repo import Repo
 
-    shown = json.loads(reproduced.dvc("metrics", "show", "--json"))
-    assert shown[""]["data"]["reports/evaluation/metrics.json"]["data"]["bpd"] > 0
+    repository = Repo(str(reproduced.folder))
+    shown = repository.metrics.show()[""]["data"]
+    assert shown["reports/evaluation/metrics.json"]["data"]["bpd"] > 0
+    assert repository.artifacts.read()["dvc.yaml"]["vdm"].path == "models/vdm"
     reproduced.dvc("plots", "show", "--out", "plots")
     page = (reproduced.folder / "plots" / "index.html").read_text()
     shutil.rmtree(reproduced.folder / "plots")
     for title in ("Training loss", "Noise schedule", "Loss at each noise level"):
         assert title in page
     assert page.count('src="static/workspace_reports_pictures_') == 4
-    assert Repo(str(reproduced.folder)).artifacts.read()["dvc.yaml"]["vdm"].path == "models/vdm"
 
 
 def test_every_split_can_be_evaluated_and_the_metrics_compare_them(reproduced: Project) -> None:
