@@ -18,6 +18,7 @@ from flows.orchestration import releasing
 from flows.orchestration.artifacts import Progress, in_words, show, show_evidence, show_metrics
 from flows.orchestration.streaming import EXPECTED, as_user_error, failure, result_of, stream
 from flows.registry.evidence import Evidence
+from flows.registry.storage import DamagedVersionError
 from flows.train_vdm import DRIFTED, check_champion, drift, reproduce, stages, train_vdm, while_busy
 
 ARTIFACTS = "flows.orchestration.artifacts"
@@ -224,7 +225,7 @@ def test_only_images_that_differ_have_drifted(
     code: Exit, named: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("flows.train_vdm.stream", Mock(side_effect=UserError("the reason", code)))
-    monkeypatch.setattr("flows.train_vdm.fetch_champion_report", lambda *_: True)
+    monkeypatch.setattr("flows.train_vdm.champion_report", lambda *_: tmp_path / "validation.json")
     with pytest.raises(UserError, match=r"the reason$") as error:
         drift.fn(tmp_path, tmp_path)
     assert str(error.value).startswith(DRIFTED) is named
@@ -243,14 +244,14 @@ def test_a_warning_about_the_champions_images_is_a_state_of_the_task(
     line: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("flows.train_vdm.stream", lambda command, folder, read: read(line))
-    monkeypatch.setattr("flows.train_vdm.fetch_champion_report", lambda *_: True)
+    monkeypatch.setattr("flows.train_vdm.champion_report", lambda *_: tmp_path / "validation.json")
     assert drift.fn(tmp_path, tmp_path).name == name
 
 
 @pytest.mark.parametrize(
     ("error", "advised"),
     [
-        (UserError("vdm@v1.0.0 does not verify: models/vdm: differs", Exit.MISSING), True),
+        (DamagedVersionError("vdm@v1.0.0 does not verify: models/vdm: differs", Exit.MISSING), True),
         (UserError("no space left on device", Exit.MISSING), False),
         (NetworkError("the remote does not answer"), False),
     ],

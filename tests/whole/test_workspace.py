@@ -39,7 +39,7 @@ COMMITTED = "params.yaml of commit HEAD"
         ({"train.stepz": 5}, r"override train.stepz is not a parameter of params.yaml, such as train.steps"),
         ({"train.steps.more": 3}, r"override train.steps.more is not a parameter of params.yaml, such as train.steps"),
         ({"steps": 3}, r"override steps is not a parameter of params.yaml, such as train.steps"),
-        ({"train.steps": "many"}, r"params.yaml with the overrides:\d+: train.steps: .* got 'many'"),
+        ({"train.steps": "many"}, r"params.yaml with the overrides: train.steps: .* got 'many'"),
     ],
 )
 def test_an_override_is_checked(overrides: dict[str, Any], message: str, registry: Project) -> None:
@@ -51,7 +51,7 @@ def test_an_override_is_checked(overrides: dict[str, Any], message: str, registr
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ("confidence: 0.95", "confidence: 2", rf"{COMMITTED}:\d+: promote.confidence: .* got 2"),
+        ("confidence: 0.95", "confidence: 2", f"{COMMITTED}: promote.confidence: .* got 2"),
         ("confidence: 0.95", "confidence: [", f"{COMMITTED}: not YAML: "),
     ],
 )
