@@ -194,12 +194,8 @@ def test_an_imported_model_is_evaluated_by_the_command_line(
     (tmp_path / "model" / "README.md").write_text("of the model before")
     assert run([*imported, "--image-size", "16", "16", "--force"]) == 0
     assert sorted(path.name for path in (tmp_path / "model").iterdir()) == ["config.json", "weights.safetensors"]
-    for option, wrong in (
-        ("--image-size", ["0", "8"]),
-        ("--sha256", ["abc"]),
-    ):
-        assert run([*imported, option, *wrong, "--force"]) == 2
-        assert f"{option} must be" in capsys.readouterr().err
+    assert run([*imported, "--image-size", "0", "8", "--force"]) == 2
+    assert "--image-size must be" in capsys.readouterr().err
     assert run(["evaluate", "model", "--images", "images", "--device", "cpu"]) == 2
     assert "model is a model of images of 3x16x16" in capsys.readouterr().err
 
