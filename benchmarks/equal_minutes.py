@@ -45,8 +45,7 @@ from flows.core.presets import read_preset
 from flows.evaluation.importing import import_checkpoint
 from flows.images.store import load_images
 from flows.training import fitting
-from flows.training.collectives import from_first, is_first, local_rank, process_group
-from flows.training.distributed import launch
+from flows.training.distributed import from_first, is_first, launch, local_rank, process_group
 from vdm.evaluation import Evaluation, evaluate, paired_difference
 from vdm.training.batches import batch_indices
 from vdm.training.trainer import Trainer
@@ -135,7 +134,7 @@ def config_of(params: Params, images: Path) -> dict[str, Any]:
 def train_ours(chosen: argparse.Namespace, params: Params) -> None:
     """Train ours in the preset's number of processes."""
     job = partial(train_part, params, chosen.images, chosen.minutes, chosen.points, Path(chosen.out))
-    launch(job, num_processes=params.train.num_devices, max_restarts=0, again="run again")
+    launch(job, num_processes=params.train.num_devices)
 
 
 def train_part(params: Params, images: Path, minutes: float, points: int, out: Path) -> None:

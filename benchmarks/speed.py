@@ -36,8 +36,7 @@ from flows.core.params import Params, device_name
 from flows.core.params_file import parse_params
 from flows.core.presets import read_preset
 from flows.sampling.drawing import solver_of
-from flows.training.collectives import any_process, process_group
-from flows.training.distributed import results_of
+from flows.training.distributed import any_process, launch, local_rank, process_group
 from flows.training.fitting import resolve
 from vdm.evaluation import evaluate
 from vdm.model import VDM
@@ -185,7 +184,7 @@ def training(chosen: argparse.Namespace, problem: Problem, device: torch.device)
     """Return the figures of a training step."""
     timed = partial(timed_training, chosen)
     several = chosen.num_devices > 1
-    parts = np.stack(results_of(timed, num_processes=chosen.num_devices) if several else [timed(0)])
+    parts = np.stack(launch(timed, num_processes=chosen.num_devices) if several else [timed()])
     first, seconds, memory = parts[0, 0], parts[0, 1], parts[:, 2].sum()
     settings = settings_of(chosen, problem, device)
     flop = count_flop(problem, device, settings.batch_size)
@@ -206,13 +205,13 @@ def training(chosen: argparse.Namespace, problem: Problem, device: torch.device)
     }
 
 
-def timed_training(chosen: argparse.Namespace, rank: int) -> np.ndarray:
+def timed_training(chosen: argparse.Namespace) -> np.ndarray:
     """Return the seconds of the first and of a later step, and the peak memory in MiB of this process: (3,)."""
-    device = find_device(chosen.device, chosen.num_devices, rank)
+    device = find_device(chosen.device, chosen.num_devices, local_rank())
     with process_group(device):
         problem = read_problem(chosen)
         trainer = trainer_of(problem, settings_of(chosen, problem, device), device)
-        times = clock(trainer.step, device, chosen.seconds, over=lambda passed: any_process(passed)[0])
+        times = clock(trainer.step, device, chosen.seconds, over=any_process)
         return np.array([*times, peak_memory(device)])
 
 

@@ -2,12 +2,9 @@
 
 import time
 
-import numpy as np
 import torch
 
-from flows.core.errors import CheckpointError
-from flows.training.collectives import any_process, is_first, process_group
-from vdm.errors import TrainingDiverged
+from flows.training.distributed import any_process, is_first, local_rank, process_group
 
 
 def alone() -> None:
@@ -18,18 +15,8 @@ def alone() -> None:
         any_process(False)
 
 
-def second(rank: int) -> np.ndarray:
-    """Fail in the second and in the third process."""
-    if rank == 1:
-        raise TrainingDiverged("a number")
-    if rank == 2:
-        raise CheckpointError("the model is damaged")
-    return np.zeros(3)
-
-
-def full(rank: int) -> np.ndarray:
+def full() -> None:
     """Run out of a card's memory in the second process; the first would take longer than a test may."""
-    if rank == 1:
+    if local_rank() == 1:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
     time.sleep(3600)
-    return np.zeros(3)

@@ -7,8 +7,7 @@ sampling     the stages `features` and `sample`, and other samples
 compression  images to compressed files and back
 registry     versions and the champion
 operating    the retraining loop: start it, show its state, free its disk space
-arguments    what commands share: MODEL, --json, params.yaml, and options that replace its parameters
-inspecting   `vdmctl validate PATH`
+arguments    what commands share: MODEL, --json, --force, params.yaml, and options that replace its parameters
 reporting    `vdmctl report --out`
 summary      results as text
 json_docs    docs/json.md, made from the documents that are printed

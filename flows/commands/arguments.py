@@ -1,7 +1,5 @@
 """What commands share: the folder, MODEL, --json, params.yaml, and options that replace its parameters."""
 
-import logging
-import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
@@ -12,18 +10,15 @@ from flows.core.errors import Exit, UserError
 
 if TYPE_CHECKING:
     from flows.core.params import Params, Section
-    from flows.evaluation.results import SampleMetrics
     from flows.registry.versions import Version
 
 ROOT = Path()
 """The project: the current folder."""
-ModelArgument = Annotated[
-    str | None, typer.Argument(help="A model folder, a version (vdm@v1.2.0) or `champion`.", show_default="models/vdm")
-]
+MODEL_HELP = "A model folder, a version (vdm@v1.2.0) or `champion`."
+ModelArgument = Annotated[str | None, typer.Argument(help=MODEL_HELP, show_default="models/vdm")]
+ForceOption = Annotated[bool, typer.Option("--force", help="Replace outputs that exist.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout; see docs/json.md.")]
 SectionType = TypeVar("SectionType", bound="Section")
-
-log = logging.getLogger(__name__)
 
 
 def parameters() -> "Params":
@@ -54,14 +49,6 @@ def override(section: SectionType, values: dict[str, Any]) -> SectionType:
         raise UserError(f"{option}: {first['msg']}, got {first['input']!r}", Exit.USAGE) from error
 
 
-def timesteps(text: str) -> list[int | None]:
-    """Parse numbers of steps such as `10,100,continuous`; None is continuous time.  Raises UserError (exit 2)."""
-    try:
-        return [None if part == "continuous" else int(part) for part in text.split(",")]
-    except ValueError as error:
-        raise UserError(f"--num-timesteps: {text!r} is not like 10,100,continuous", Exit.USAGE) from error
-
-
 def version_of(model: str) -> "Version | None":
     """Return the version that the text names, as `champion` does; None for the path of a folder, as `./champion`."""
     from flows.registry.versions import REFERENCE, resolve
@@ -86,48 +73,3 @@ def model_folder(model: str | None) -> Path:
         reason = "no such folder, and not a version such as vdm@v1.2.0, nor `champion`"
         raise UserError(f"{model}: {reason}; `vdmctl models` lists the versions", Exit.MISSING)
     return Path(model)
-
-
-def as_argument(folder: Path) -> str:
-    """Return a model folder as an argument in a shell: `./champion`, since `champion` is a version."""
-    from flows.registry.versions import REFERENCE
-
-    return shlex.quote(f"./{folder}" if REFERENCE.fullmatch(str(folder)) else str(folder))
-
-
-def sample_metrics(model: str, folder: Path) -> "SampleMetrics | None":
-    """Return the quality of the samples of a version, or of the model in a folder; None if it was not measured.
-
-    That of a folder's model is measured on the last samples in the working tree, if this model drew them.
-    """
-    from flows.core.checkpoint import model_sha256
-    from flows.core.documents import read
-    from flows.evaluation.results import SampleMetrics
-
-    if version := version_of(model):
-        return version.samples
-    if not layout.SAMPLE_METRICS.exists():
-        return None
-    measured = read(SampleMetrics, layout.SAMPLE_METRICS, "run `vdmctl sample`")
-    return measured if measured.model_sha256 == model_sha256(folder) else None
-
-
-def images_for(*models: str | None) -> Path:
-    """Return the image set to evaluate models on: data/images, or if that is missing, those of the last version.
-
-    Log a warning for a version that was trained with another image set, which may contain the evaluated images.
-    """
-    images = ROOT / layout.IMAGES
-    versions = [version for model in models if model and (version := version_of(model))]
-    if not versions:
-        return images
-    from flows.images.store import data_sha256
-    from flows.registry.storage import fetch_images
-
-    if not images.exists():
-        images = fetch_images(ROOT, versions[-1])
-    digest = data_sha256(images)
-    for version in versions:
-        if version.metrics.data_sha256 not in (None, digest):
-            log.warning("%s was trained with other images than %s, and may have seen these", version.name, images)
-    return images

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from flows.commands.arguments import ROOT, AsJson, ModelArgument, model_folder
+from flows.commands.arguments import ROOT, AsJson, ForceOption, ModelArgument, model_folder
 from flows.compression.batches import MOST_BATCH, MOST_TIMESTEPS
 from flows.process.streams import say_result
 from vdm.choices import Split
@@ -28,10 +28,7 @@ Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.", callback
 
 @commands.command()
 def compress(
-    images: Annotated[
-        Path,
-        typer.Argument(help="An image set (data/images), a folder of pictures, a picture, or an .npy file."),
-    ],
+    images: Annotated[Path, typer.Argument(help="An image set, a folder of pictures, a picture, or an .npy file.")],
     model: ModelArgument = None,
     *,
     out: Annotated[Path, typer.Option(help="The file to write, by convention NAME.vdmz.")],
@@ -39,15 +36,12 @@ def compress(
         Split | None, typer.Option(help="Of an image set: train, validation or test.", show_default="test")
     ] = None,
     num_timesteps: Annotated[
-        int,
-        typer.Option(min=1, max=MOST_TIMESTEPS, help="Number of steps T: more take longer, and the file is smaller."),
+        int, typer.Option(min=1, max=MOST_TIMESTEPS, help="Steps T: more take longer, and the file is smaller.")
     ] = 100,
     batch_size: Annotated[int, typer.Option(min=1, max=MOST_BATCH, help="Most images in a batch.")] = 32,
     device: Device = "auto",
-    verify: Annotated[
-        bool, typer.Option(help="Decode the file and compare the images before it is moved to OUT.")
-    ] = True,
-    force: Annotated[bool, typer.Option("--force", help="Replace the file if it exists.")] = False,
+    verify: Annotated[bool, typer.Option(help="Decode the file before it is moved to OUT, and compare.")] = True,
+    force: ForceOption = False,
     as_json: AsJson = False,
 ) -> None:
     """Compress images without loss to a file, near the model's bound in T steps.
@@ -81,9 +75,7 @@ def decompress(
     file: Annotated[Path, typer.Argument(help="A file of `vdmctl compress`.")],
     model: ModelArgument = None,
     *,
-    out: Annotated[
-        Path, typer.Option(help="The folder to write: images.npy, or PNG files if pictures were compressed.")
-    ],
+    out: Annotated[Path, typer.Option(help="The folder to write: images.npy, or PNG files if these were pictures.")],
     device: Device = "auto",
     force: Annotated[bool, typer.Option("--force", help="Replace the folder if it holds decoded images.")] = False,
     as_json: AsJson = False,

@@ -1,87 +1,75 @@
 """Commands about likelihoods: evaluate a model, compare two models, import another implementation's checkpoint."""
 
-import re
+import logging
+import shlex
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from flows.commands.arguments import (
+    MODEL_HELP,
     ROOT,
     AsJson,
+    ForceOption,
     ModelArgument,
-    as_argument,
-    images_for,
     model_folder,
     override,
     parameters,
-    sample_metrics,
-    timesteps,
+    version_of,
 )
 from flows.core import layout
 from flows.core.errors import Exit, UserError
 from flows.process.streams import say, say_result
 from vdm.choices import Split
 
+if TYPE_CHECKING:
+    from flows.evaluation.results import SampleMetrics
+
 commands = typer.Typer()
+log = logging.getLogger(__name__)
 
 IMAGES_HELP = "The image set. If data/images is missing, a version is evaluated on its own images."
+ImagesOption = Annotated[Path | None, typer.Option(help=IMAGES_HELP, show_default="data/images")]
 SPLIT_HELP = "train, validation or test: the images to evaluate. Make every choice on validation images."
+SplitOption = Annotated[Split, typer.Option(help=SPLIT_HELP)]
+PROTOCOL_HELP = (
+    "vlb: the variational bound (parameters `evaluate:`); ode: the probability-flow ODE (`ode:`), and the numerical"
+    " error, measured on 8 images at a tenth of ode.tolerance."
+)
+STEPS_HELP = (
+    "vlb: number of steps T, or `continuous`. Several, as in 10,100,continuous, are evaluated in turn."
+    " [default: evaluate.num_timesteps]"
+)
+PROBES_HELP = (
+    "ode: random probes that estimate the divergence; 0: exact, as slow as C x H x W probes. [default: ode.num_probes]"
+)
+OUT_HELP = "vlb: folder for metrics.json, per_image.csv and noise_levels.csv, which are replaced."
 
 
 @commands.command()
 def evaluate(
     model: ModelArgument = None,
-    images: Annotated[Path | None, typer.Option(help=IMAGES_HELP, show_default="data/images")] = None,
-    split: Annotated[Split, typer.Option(help=SPLIT_HELP)] = "test",
-    protocol: Annotated[
-        Literal["vlb", "ode"],
-        typer.Option(
-            help="vlb: the variational bound (parameters `evaluate:`); ode: the probability-flow ODE (`ode:`),"
-            " and the numerical error, measured on 8 images at a tenth of ode.tolerance."
-        ),
-    ] = "vlb",
+    images: ImagesOption = None,
+    split: SplitOption = "test",
+    protocol: Annotated[Literal["vlb", "ode"], typer.Option(help=PROTOCOL_HELP)] = "vlb",
     times_per_image: Annotated[
-        int | None,
-        typer.Option(
-            help="vlb: number of noise levels per image, evenly spread.", show_default="evaluate.times_per_image"
-        ),
+        int | None, typer.Option(help="vlb: noise levels per image. [default: evaluate.times_per_image]")
     ] = None,
-    num_timesteps: Annotated[
-        str | None,
-        typer.Option(
-            help="vlb: number of steps T, or `continuous`. Several, as in 10,100,continuous, are evaluated in turn.",
-            show_default="evaluate.num_timesteps",
-        ),
-    ] = None,
-    num_images: Annotated[
-        int | None, typer.Option(help="ode: largest number of images, evenly spread.", show_default="ode.num_images")
-    ] = None,
+    num_timesteps: Annotated[str | None, typer.Option(help=STEPS_HELP)] = None,
+    num_images: Annotated[int | None, typer.Option(help="ode: most images. [default: ode.num_images]")] = None,
     num_draws: Annotated[
-        int | None, typer.Option(help="ode: number of dequantisation draws per image.", show_default="ode.num_draws")
+        int | None, typer.Option(help="ode: dequantisation draws per image. [default: ode.num_draws]")
     ] = None,
-    num_probes: Annotated[
-        int | None,
-        typer.Option(
-            help="ode: number of random probes that estimate the divergence; 0: exact, as slow as C x H x W probes.",
-            show_default="ode.num_probes",
-        ),
-    ] = None,
+    num_probes: Annotated[int | None, typer.Option(help=PROBES_HELP)] = None,
     dequantisation: Annotated[
-        str | None, typer.Option(help="ode: uniform or truncated_normal noise.", show_default="ode.dequantisation")
+        str | None, typer.Option(help="ode: uniform or truncated_normal noise. [default: ode.dequantisation]")
     ] = None,
-    seed: Annotated[
-        int | None, typer.Option(help="Seed of the times and the noise.", show_default="evaluate.seed or ode.seed")
-    ] = None,
-    device: Annotated[
-        str | None, typer.Option(help="auto, cpu, cuda or cuda:N.", show_default="the protocol's parameter")
-    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of times and noise. [default: the protocol's]")] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N. [default: the protocol's]")] = None,
     out: Annotated[
         Path | None,
-        typer.Option(
-            help="vlb: folder for metrics.json, per_image.csv and noise_levels.csv, which are replaced.",
-            show_default="reports/evaluation for the test images without MODEL",
-        ),
+        typer.Option(help=OUT_HELP, show_default="reports/evaluation for the test images without MODEL"),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -116,9 +104,9 @@ def evaluate(
             raise UserError("--num-timesteps and --out need --protocol vlb", Exit.USAGE)
         show(ode(override(params.ode, given), **paths, split=split), as_json)
         return
+    paths["requirements"] = layout.REQUIREMENTS
     if model is None and split == "test":
         out = out or layout.EVALUATION
-    paths["requirements"] = layout.REQUIREMENTS
     steps = timesteps(num_timesteps) if num_timesteps else [params.evaluate.num_timesteps]
     sweep = [override(params.evaluate, given | {"num_timesteps": step}) for step in steps]
     if len(sweep) > 1 and out:
@@ -135,13 +123,21 @@ def evaluate(
         say_result(swept, "\n".join(map(summary, results)), as_json)
 
 
+def timesteps(text: str) -> list[int | None]:
+    """Parse numbers of steps such as `10,100,continuous`; None is continuous time.  Raises UserError (exit 2)."""
+    try:
+        return [None if part == "continuous" else int(part) for part in text.split(",")]
+    except ValueError as error:
+        raise UserError(f"--num-timesteps: {text!r} is not like 10,100,continuous", Exit.USAGE) from error
+
+
 @commands.command()
 def compare(
-    first: Annotated[str, typer.Argument(help="A model folder, a version (vdm@v1.2.0) or `champion`.")],
+    first: Annotated[str, typer.Argument(help=MODEL_HELP)],
     second: Annotated[str, typer.Argument(help="The model to compare it with, named in the same way.")],
-    images: Annotated[Path | None, typer.Option(help=IMAGES_HELP, show_default="data/images")] = None,
-    split: Annotated[Split, typer.Option(help=SPLIT_HELP)] = "test",
-    confidence: Annotated[float, typer.Option(help="The confidence of the interval, between 0 and 1.")] = 0.95,
+    images: ImagesOption = None,
+    split: SplitOption = "test",
+    confidence: Annotated[float, typer.Option(help="Confidence of the interval, between 0 and 1.")] = 0.95,
     as_json: AsJson = False,
 ) -> None:
     """Compare two models: SECOND - FIRST in bits/dim, same images, times and noise (parameters `evaluate:`).
@@ -163,33 +159,61 @@ def compare(
     show(compared.model_copy(update={"samples": samples}), as_json)
 
 
+def sample_metrics(model: str, folder: Path) -> "SampleMetrics | None":
+    """Return the quality of the samples of a version, or of the model in a folder; None if it was not measured.
+
+    That of a folder's model is measured on the last samples in the working tree, if this model drew them.
+    """
+    from flows.core.checkpoint import model_sha256
+    from flows.core.documents import read
+    from flows.evaluation.results import SampleMetrics
+
+    if version := version_of(model):
+        return version.samples
+    if not layout.SAMPLE_METRICS.exists():
+        return None
+    measured = read(SampleMetrics, layout.SAMPLE_METRICS, "run `vdmctl sample`")
+    return measured if measured.model_sha256 == model_sha256(folder) else None
+
+
+def images_for(*models: str | None) -> Path:
+    """Return the image set to evaluate models on: data/images, or if that is missing, those of the last version.
+
+    Log a warning for a version that was trained with another image set, which may contain the evaluated images.
+    """
+    images = layout.IMAGES
+    versions = [version for model in models if model and (version := version_of(model))]
+    if not versions:
+        return images
+    from flows.images.store import data_sha256
+    from flows.registry.storage import fetch_images
+
+    if not images.exists():
+        images = fetch_images(ROOT, versions[-1])
+    digest = data_sha256(images)
+    for version in versions:
+        if version.metrics.data_sha256 not in (None, digest):
+            log.warning("%s was trained with other images than %s, and may have seen these", version.name, images)
+    return images
+
+
+FORMAT_HELP = (
+    "google-vdm: a flax msgpack file of a model with gamma_min -13.3 and gamma_max 5, which the file does not contain;"
+    " addtt: model.pt, with config.yaml in the same folder."
+)
+SIZE_HELP = "The height and width of the images, which the file does not contain."
+
+
 @commands.command("import-checkpoint")
 def import_checkpoint(
     file: Annotated[Path, typer.Argument(help="The checkpoint of the other implementation.")],
-    file_format: Annotated[
-        Literal["google-vdm", "addtt"],
-        typer.Option(
-            "--format",
-            help="google-vdm: a flax msgpack file of a model with gamma_min -13.3 and gamma_max 5, which the file does"
-            " not contain; addtt: model.pt, with config.yaml in the same folder.",
-        ),
-    ],
+    file_format: Annotated[Literal["google-vdm", "addtt"], typer.Option("--format", help=FORMAT_HELP)],
     out: Annotated[Path, typer.Option(help="The model folder to write.")],
-    image_size: Annotated[
-        tuple[int, int],
-        typer.Option(
-            metavar="HEIGHT WIDTH",
-            help="Two numbers, the height and width of the images, which the file does not contain.",
-        ),
-    ] = (32, 32),
+    image_size: Annotated[tuple[int, int], typer.Option(metavar="HEIGHT WIDTH", help=SIZE_HELP)] = (32, 32),
     num_levels: Annotated[int, typer.Option(help="The number of levels of a pixel.", min=2, max=65536)] = 256,
-    averaged: Annotated[
-        bool, typer.Option(help="Import the moving average of the weights; otherwise the last weights.")
-    ] = True,
-    sha256: Annotated[
-        str | None, typer.Option(help="The sha256 that FILE must have; without it the digest is not checked.")
-    ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace OUT if it exists.")] = False,
+    averaged: Annotated[bool, typer.Option(help="Import the moving average of the weights, not the last ones.")] = True,
+    sha256: Annotated[str | None, typer.Option(help="The sha256 that FILE must have. [default: any]")] = None,
+    force: ForceOption = False,
 ) -> None:
     """Convert another implementation's checkpoint to a model folder for `vdmctl evaluate`."""
     from flows.registry.lock_file import require_no_outputs
@@ -199,11 +223,9 @@ def import_checkpoint(
         raise UserError(f"{out} exists; name another folder, or replace it with --force", Exit.USAGE)
     if min(image_size) < 1:
         raise UserError("--image-size must be two numbers from 1: height and width", Exit.USAGE)
-    if sha256 and not re.fullmatch("[0-9a-fA-F]{64}", sha256):
-        raise UserError("--sha256 must be 64 hexadecimal digits", Exit.USAGE)
     from flows.evaluation.importing import import_checkpoint
 
     import_checkpoint(
         file, file_format, out=out, image_size=image_size, num_levels=num_levels, averaged=averaged, sha256=sha256
     )
-    say(f"{out}: the model of {file}; `vdmctl evaluate {as_argument(out)}` measures its bits/dim")
+    say(f"{out}: the model of {file}; `vdmctl evaluate {shlex.quote(str(out))}` measures its bits/dim")

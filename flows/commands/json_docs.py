@@ -8,7 +8,6 @@ import ast
 import inspect
 import pkgutil
 import re
-import textwrap
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -21,48 +20,39 @@ from flows.core.files import write_whole
 PAGE = Path("docs/json.md")
 LIST = re.compile(r"(<!-- (flows\.[\w.]+) -->\n\n)(?:- .*\n)*")
 MEANINGS = {
-    "protocol": "how the likelihood was evaluated",
     "split": "the images: `train`, `validation` or `test`",
     "bpd": "mean over the images, in bits/dim: an upper bound of the negative log-likelihood",
     "bpd_monte_carlo_standard_error": "the part of the error that more times per image would remove",
-    "num_images": "how many images",
     "seed": "of the times and the noise",
     "times_per_image": "noise levels per image",
     "num_timesteps": "number of steps T; null is continuous time",
-    "precision": "number format of the network's matrix products",
     "data_sha256": "digest of the image set: arrays, number of levels and transforms",
     "model_sha256": "digest of the model: of its config.json, which has that of the weights",
+    "precision": "number format of the network's matrix products",
     "environment": "what decides the last digits besides data, parameters and code",
     "fitted_to": "`train`, or `train_and_validation`",
     "training": "of as many training images as test images",
     "generalisation_gap_bpd": "test minus training images",
     "bpd_numerical_error": "what the solver's tolerance adds to `bpd`; below 0, `bpd` is too low",
     "num_repeated": "images of which the numerical error was measured",
-    "num_draws": "dequantisation draws per image",
     "num_probes": "random probes of the divergence; 0: it is exact",
     "difference_bpd": "second minus first, or challenger minus champion: below 0 it is better",
     "confidence_interval": "of the difference: lower and upper end",
     "nearer_than_held_out": "probability that a sample is nearer to a training image than a test image is",
     "num_training_images": "with how many training images the figures compare",
-    "order": "of the sampler",
     "eta": "noise of a step: 0 none, 1 that of ancestral sampling",
     "grid": "what the steps are evenly spaced in",
     "clip": "whether predicted images are limited to the range of pixels",
-    "pixel_bytes": "one byte for each pixel and channel",
     "net_bpd": "bits/dim of the whole file",
     "code_bpd": "bits/dim of the images encoded with the model",
     "initial_bits": "pseudo-random bits that the first images draw from",
     "plain_images": "how many images are encoded without the model",
     "bound_bpd": "the bound in as many steps",
-    "verified": "whether the file was decoded and compared",
     "decision": "`promote`, `refuse` or `roll back`",
-    "reason": "why, in one line",
-    "challenger": "the version that was judged",
     "champion": "the champion then; after a roll-back, now",
     "champion_tag": "the tag that made it the champion",
     "data_changed": "whether the champion's images were others",
     "num_judged": "challengers that these validation images have judged",
-    "tag": "the new tag of the champion",
 }
 
 
@@ -96,21 +86,17 @@ def type_of(schema: dict[str, Any]) -> str:
     """Return the type of a value in words, from its JSON schema."""
     if "anyOf" in schema:
         return " or ".join(map(type_of, schema["anyOf"]))
-    if "$ref" in schema:
-        return "object"
     if "const" in schema:
         return f"`{schema['const']}`"
-    words: dict[str, str] = {"array": "list", "string": "text", "boolean": "true or false"}
-    kind = str(schema.get("type", "any"))
-    return words.get(kind, kind)
+    kind = str(schema.get("type", "object" if "$ref" in schema else "any"))
+    return {"array": "list", "string": "text", "boolean": "true or false"}.get(kind, kind)
 
 
 def documents_in(annotation: Any) -> Iterator[tuple[str, type[BaseModel]]]:
     """Yield the documents in the type of a field, with what leads to them: nothing, `[]` in a list, `.NAME`."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         yield "", annotation
-    places: dict[Any, str] = {list: "[]", dict: ".NAME"}
-    place = places.get(get_origin(annotation), "")
+    place = {list: "[]", dict: ".NAME"}.get(get_origin(annotation), "")
     for argument in get_args(annotation):
         yield from ((place + rest, inner) for rest, inner in documents_in(argument))
 
@@ -119,7 +105,7 @@ def below_fields(document: type[BaseModel]) -> dict[str, str]:
     """Return the texts below the fields of a document and of those that it extends."""
     found: dict[str, str] = {}
     for part in reversed(document.__mro__[: -len(BaseModel.__mro__)]):
-        body = ast.parse(textwrap.dedent(inspect.getsource(part))).body[0].body  # type: ignore[attr-defined]
+        body = ast.parse(inspect.getsource(part)).body[0].body  # type: ignore[attr-defined]
         for field, text in pairwise(body):
             if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant):
                 lines = " ".join(str(text.value.value).split())

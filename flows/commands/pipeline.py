@@ -1,17 +1,20 @@
 """Commands of the pipeline: the stages up to `register`, the report, and the presets."""
 
+import logging
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from flows.commands.arguments import ROOT, AsJson, parameters
+from flows.commands.arguments import MODEL_HELP, ROOT, AsJson, ForceOption, parameters
 from flows.core import layout
 from flows.core.errors import Exit, UserError, brief
-from flows.core.files import write_whole
+from flows.core.escaping import visible
+from flows.core.files import scratch_folder, write_whole
 from flows.process.streams import say, say_json, say_on_stderr, say_result
 
 commands = typer.Typer()
+log = logging.getLogger(__name__)
 
 
 def kept(folder: Path) -> Path:
@@ -31,14 +34,10 @@ def download() -> None:
 @commands.command()
 def validate(
     path: Annotated[
-        Path | None, typer.Argument(help="An image set or a folder of images to check instead of data/images.")
+        Path | None, typer.Argument(help="A set or a folder of images to check instead of data/images.")
     ] = None,
-    reference: Annotated[
-        Path | None, typer.Option(help="An image set or a validation.json to measure drift from.")
-    ] = None,
-    out: Annotated[
-        Path | None, typer.Option(help="With PATH: folder for the report; without it no report is written.")
-    ] = None,
+    reference: Annotated[Path | None, typer.Option(help="A set or a validation.json to measure drift from.")] = None,
+    out: Annotated[Path | None, typer.Option(help="With PATH: folder for the report, if one is to be written.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Check the images against the limits in `contract:`, and write reports/validation.
@@ -47,20 +46,48 @@ def validate(
     --out names a folder.
     """
     params = parameters()
-    from flows.stages.validate import validate
-    from flows.validation.inspection import require_success
-
     if path is None:
+        from flows.stages.validate import validate
+
         if out or as_json:
             raise UserError("--out and --json need PATH", Exit.USAGE)
         validate(params.contract, images=layout.IMAGES, out=layout.VALIDATION.parent, reference=reference)
         return
-    from flows.commands.inspecting import inspect_path
+    from flows.images.preparing import write_images
+    from flows.images.store import DESCRIPTION
+    from flows.validation.drift import read_reference
+    from flows.validation.inspection import inspect_images, require_success, write_report
 
-    report = inspect_path(params.data, params.contract, path=path, out=out, reference=reference)
+    if out:
+        require_apart(out, path, reference)
+        out.mkdir(parents=True, exist_ok=True)  # fails before the images are read
+    is_set = (path / DESCRIPTION).exists()
+    with scratch_folder() as scratch:
+        images = path if is_set else scratch / "images"
+        if not is_set:
+            if reference and not (reference / DESCRIPTION).exists():
+                read_reference(reference)  # fails before the images are read
+            folder = params.data.model_copy(update={"name": "image_folder"})
+            origin = write_images(folder, source=path, out=images, downloads=scratch)
+            log.info("%s: transforms: %s", visible(str(path)), origin["transforms"])
+        inspection = inspect_images(params.contract, images=images, reference=reference)
+        if out:
+            write_report(inspection, out)
     if as_json:
-        say_json(report.model_dump())
-    require_success(report, path, out)
+        say_json(inspection.report.model_dump())
+    require_success(inspection.report, path, out)
+
+
+def require_apart(out: Path, path: Path, reference: Path | None) -> None:
+    """Raise UserError (exit 2) if a report in the folder `out` would be among the images, or replace what is needed."""
+    from flows.core.folders import contains
+    from flows.registry.lock_file import require_no_outputs
+
+    require_no_outputs(ROOT, out)
+    if contains(path, out):
+        raise UserError(f"--out {out} lies in {path}, whose pictures are images of the set", Exit.USAGE)
+    if reference and contains(out, reference):
+        raise UserError(f"--out {out} would replace --reference {reference}; choose another --out", Exit.USAGE)
 
 
 @commands.command()
@@ -88,18 +115,12 @@ def register() -> None:
 
 @commands.command()
 def report(
-    first: Annotated[
-        str | None,
-        typer.Argument(
-            help="With --out: a model folder, a version (vdm@v1.2.0) or `champion`.", show_default="the workspace"
-        ),
-    ] = None,
+    first: Annotated[str | None, typer.Argument(help=f"With --out: {MODEL_HELP}", show_default="the workspace")] = None,
     second: Annotated[str | None, typer.Argument(help="With --out: another model, to compare it with.")] = None,
     out: Annotated[
-        Path | None,
-        typer.Option(help="The HTML file to write. reports/report.html without a model is the stage's output."),
+        Path | None, typer.Option(help="The HTML file to write; the stage's is reports/report.html.")
     ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Overwrite an existing page.")] = False,
+    force: ForceOption = False,
     as_json: AsJson = False,
 ) -> None:
     """Print the metrics of the last `dvc repro` and whether its outputs equal the commit's; with --out, write a page.
@@ -107,17 +128,17 @@ def report(
     The page has all results of the last run, of a version, or of two models side by side, and needs no network, no
     script and no other file. The stage `report` writes reports/report.html.
     """
-    if out is not None and as_json:
-        raise UserError("--json prints the metrics, and belongs to `vdmctl report` without --out", Exit.USAGE)
-    if out is not None:
-        from flows.commands.reporting import write_page
-
-        write_page([model for model in (first, second) if model], out, force=force)
-        say(f"report: {out}")
-    elif first or force:
-        raise UserError("a model and --force need --out FILE", Exit.USAGE)
-    else:
+    if out is None:
+        if first or force:
+            raise UserError("a model and --force need --out FILE", Exit.USAGE)
         print_results(as_json)
+        return
+    if as_json:
+        raise UserError("--json prints the metrics, and belongs to `vdmctl report` without --out", Exit.USAGE)
+    from flows.commands.reporting import write_page
+
+    write_page([model for model in (first, second) if model], out, force=force)
+    say(f"report: {out}")
 
 
 def print_results(as_json: bool) -> None:
@@ -162,9 +183,7 @@ def print_results(as_json: bool) -> None:
 @commands.command()
 def preset(
     name: Annotated[str, typer.Argument(help="The name of a file in presets/ without .yaml, such as digits.")],
-    force: Annotated[
-        bool, typer.Option("--force", help="Overwrite a params.yaml that differs from every preset.")
-    ] = False,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite a params.yaml that is no preset.")] = False,
 ) -> None:
     """Write params.yaml for a preset: presets/digits.yaml with the values that presets/NAME.yaml names."""
     from flows.core.presets import preset_names, read_preset

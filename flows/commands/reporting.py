@@ -1,11 +1,12 @@
 """Find the results of the models that `vdmctl report --out` names, and write the page."""
 
 import hashlib
+import shlex
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from flows.commands.arguments import ROOT, as_argument, parameters, version_of
+from flows.commands.arguments import ROOT, parameters, version_of
 from flows.core import layout
 from flows.core.documents import read
 from flows.core.errors import Exit, UserError
@@ -45,14 +46,11 @@ def write_page(models: list[str], out: Path, *, force: bool) -> None:
     if not models and out == layout.PAGE:
         report(sections(), files=WORKSPACE, model_folder=layout.REGISTERED, out=out, pictures=layout.PICTURES)
         return
-    if out.is_dir():
-        raise UserError(f"{out} is a folder; name a file, such as {out / 'report.html'}", Exit.USAGE)
     require_no_outputs(ROOT, out)
     if out.exists() and not force:
         raise UserError(f"{out} exists; --force overwrites it", Exit.USAGE)
     found = [results_of(model) for model in models] or [of_workspace(layout.REGISTERED)]
-    made = page(*found)
-    write_whole(out, made.html)
+    write_whole(out, page(*found).html)
 
 
 def results_of(model: str) -> Results:
@@ -120,22 +118,21 @@ def sections() -> dict[str, Any]:
 def of_folder(folder: Path) -> Results:
     """Return the results of a model folder: those in the folder, or if it has none, the workspace's of the same model.
 
-    `vdmctl evaluate FOLDER --out FOLDER` writes results into the folder.  Raises UserError (exit 5), also for a damaged
-    model.
+    `vdmctl evaluate FOLDER --out FOLDER` writes results into the folder.  Raises UserError (exit 5).
     """
-    from flows.core.checkpoint import CONFIG, load_model, model_sha256, read_description  # torch takes a second
+    from flows.core.checkpoint import CONFIG, model_sha256, read_description  # torch takes a second
 
     if not (folder / CONFIG).is_file():
         raise UserError(f"{folder}: no model folder, since it has no {CONFIG}", Exit.MISSING)
-    load_model(folder)
     digest = model_sha256(folder)
     metrics = folder / layout.METRICS.name
     if not metrics.exists() and layout.METRICS.exists() and read(Metrics, layout.METRICS).model_sha256 == digest:
         return of_workspace(folder)
-    command = f"vdmctl evaluate {as_argument(folder)} --out {as_argument(folder)}"
+    name = shlex.quote(str(folder))
+    command = f"vdmctl evaluate {name} --out {name}"
     if not metrics.exists():
-        advice = "`dvc repro evaluate`" if output_at(ROOT, folder) else f"`{command}`"
-        raise UserError(f"{folder}: not evaluated yet; run {advice}", Exit.MISSING)
+        advice = "dvc repro evaluate" if output_at(ROOT, folder) else command
+        raise UserError(f"{folder}: not evaluated yet; run `{advice}`", Exit.MISSING)
     if read(Metrics, metrics).model_sha256 != digest:
         raise UserError(f"{metrics} is about another model; run `{command}`", Exit.MISSING)
     files = Files(

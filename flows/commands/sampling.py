@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from flows.commands.arguments import ROOT, AsJson, model_folder, override, parameters
+from flows.commands.arguments import MODEL_HELP, ROOT, AsJson, ForceOption, model_folder, override, parameters
 from flows.core import layout
 from flows.core.errors import Exit, UserError
 from flows.process.streams import say_result
@@ -24,52 +24,35 @@ SOLVERS: dict[Sampler, dict[str, float]] = {
 }
 
 
+SAMPLER_HELP = (
+    "ancestral: as in the paper, but with `sample.grid` and `sample.clip`. ddim, dpm-solver++: without noise, of first"
+    " and second order. sde-dpm-solver++: of second order, with noise. [default: sample.order and sample.eta]"
+)
+OUT_HELP = "The output, by its ending: a grid (.png), an array of levels (.npy), or a folder of PNG files."
+FILM_HELP = "Also write z_t and x_hat of the first images at several steps: a strip (.png) or a film (.gif)."
+
+
 @commands.command()
 def sample(
-    model: Annotated[
-        str | None,
-        typer.Argument(help="A model folder, a version (vdm@v1.2.0) or `champion`.", show_default="run the stage"),
-    ] = None,
+    model: Annotated[str | None, typer.Argument(help=MODEL_HELP, show_default="run the stage")] = None,
     num_images: Annotated[
         int | None, typer.Option("-n", "--num-images", min=1, help="Number of images.", show_default=str(DRAWN))
     ] = None,
     steps: Annotated[
-        int | None,
-        typer.Option(
-            min=1, max=100_000, help="Number of steps from noise to an image.", show_default="sample.num_timesteps"
-        ),
+        int | None, typer.Option(min=1, max=100_000, help="Steps from noise to image. [default: sample.num_timesteps]")
     ] = None,
-    sampler: Annotated[
-        Sampler | None,
-        typer.Option(
-            help="ancestral: as in the paper, but with `sample.grid` and `sample.clip`. ddim, dpm-solver++: without"
-            " noise, of first and second order. sde-dpm-solver++: of second order, with noise.",
-            show_default="sample.order and sample.eta",
-        ),
-    ] = None,
-    seed: Annotated[int | None, typer.Option(min=0, help="Seed of the noise.", show_default="sample.seed")] = None,
-    out: Annotated[
-        Path | None,
-        typer.Option(
-            help="The output, by its ending: a grid (.png), an array of levels (.npy), or a folder of PNG files.",
-            show_default=str(OUT),
-        ),
-    ] = None,
-    film: Annotated[
-        Path | None,
-        typer.Option(
-            help="Also write z_t and x_hat of the first images at several steps: a strip (.png) or a film (.gif)."
-        ),
-    ] = None,
+    sampler: Annotated[Sampler | None, typer.Option(help=SAMPLER_HELP)] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Seed of the noise. [default: sample.seed]")] = None,
+    out: Annotated[Path | None, typer.Option(help=OUT_HELP, show_default=str(OUT))] = None,
+    film: Annotated[Path | None, typer.Option(help=FILM_HELP)] = None,
     known: Annotated[
         Path | None, typer.Option(help="A picture, or an .npy file of levels, to keep where the mask is dark.")
     ] = None,
     mask: Annotated[
-        Path | None,
-        typer.Option(help="The pixels of KNOWN to fill in: white in a picture, or above 0 in an .npy file."),
+        Path | None, typer.Option(help="The pixels to fill in: white in a picture, or above 0 in an .npy file.")
     ] = None,
-    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N.", show_default="sample.device")] = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace outputs that exist.")] = False,
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N. [default: sample.device]")] = None,
+    force: ForceOption = False,
     as_json: AsJson = False,
 ) -> None:
     """Draw images from MODEL. Without MODEL, run the stage (`sample:`, `quality:`), which writes reports/samples.

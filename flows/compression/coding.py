@@ -27,10 +27,9 @@ from pydantic import Field
 from flows.compression.batches import COARSE_CELLS, COARSE_IMAGES, MOST_BATCH, MOST_TIMESTEPS, batches, most_plain
 from flows.compression.rans import WORD_BITS, Rans, initial_word
 from flows.core.checkpoint import load_model, model_sha256
-from flows.core.device import find_device
+from flows.core.device import find_device, processor
 from flows.core.documents import Document
 from flows.core.errors import Exit, UserError
-from flows.evaluation.environment import processor
 from vdm.codec import CELLS, Codec, decode_plainly, encode_plainly
 from vdm.model import VDM
 
@@ -181,10 +180,7 @@ class Coding:
             if left != [*map(initial_word, reversed(range(len(left) - len(bottom)))), *bottom]:
                 raise ArithmeticError("the pixels differ from their sha256")
         except ArithmeticError as error:
-            machine = machine_of(next(self.vdm.parameters()).device) | {"threads": self.header.threads}
-            ours = self.header.model_copy(update=machine)
-            here = "the same" if ours == self.header else ours.machine
-            made = f"it was made with {self.header.machine}; this machine has {here}"
+            made = f"it was made with {self.header.machine}"
             raise UserError(f"{name}: damaged, or decoded differently: {error}; {made}", Exit.MISSING) from error
 
 

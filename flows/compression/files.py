@@ -15,7 +15,7 @@ from flows.core.device import find_device
 from flows.core.documents import Count, Document, Number, Sha256
 from flows.core.errors import Exit, UserError
 from flows.core.files import read_bounded, writing
-from flows.core.folders import contains, has_only, writing_folder
+from flows.core.folders import require_replaceable, writing_folder
 from flows.evaluation.results import Figure
 from flows.process.progress import bar
 from vdm.choices import Split
@@ -79,7 +79,7 @@ def compress(
     Raises what `open_images` raises, and UserError: exit 2 if the file exists, without `force`, and 5 if it does not
     decode to the images, or if the model's output is not finite.
     """
-    require_new_file(out, source, model, force=force)
+    require_replaceable(out, source, model, force=force)
     chosen = find_device(device)
     vdm, model_digest = load_model(model, chosen), model_sha256(model)
     with writing(out) as file:  # an unwritable folder is reported before the images are encoded
@@ -123,6 +123,17 @@ def compress(
     )
 
 
+def require_decodable(content: bytes, out: Path, *, model: Path, device: str) -> None:
+    """Raise UserError (exit 5) unless the content of `out` decodes to the images, whose sha256 is in it."""
+    coding = coding_of(content, str(out), model=model, device=device)
+    try:
+        with bar("verifying")(range(coding.num_evaluations)) as shown:
+            for _ in coding.decode(content, str(out), shown.update):
+                pass
+    except UserError as error:
+        raise UserError(f"{out}: not written, since it does not decode to the images here", Exit.MISSING) from error
+
+
 def described(coding: Coding, out: Path, model: Path, pixels_digest: str) -> dict[str, Any]:
     """Return the fields of `Decompressed`."""
     return {
@@ -136,39 +147,13 @@ def described(coding: Coding, out: Path, model: Path, pixels_digest: str) -> dic
     }
 
 
-def require_new_file(out: Path, source: Path, model: Path, *, force: bool) -> None:
-    """Raise UserError (exit 2) if `out` is a folder, lies in the folder `model`, or exists, without `force`.
-
-    Even with `force`, it may replace no file in `source` (or `source` itself) but one that ends in .vdmz.
-    """
-    if out.is_dir():
-        raise UserError(f"{out} is a folder; name a file", Exit.USAGE)
-    if out.exists() and not force:
-        raise UserError(f"{out} exists; name another file, or replace it with --force", Exit.USAGE)
-    if out.exists() and contains(source, out) and out.suffix != SUFFIX:
-        raise UserError(f"{out} would replace the images that it is made from; name another file", Exit.USAGE)
-    if contains(model, out):
-        raise UserError(f"{out} lies in the folder of the model; name another file", Exit.USAGE)
-
-
-def require_decodable(content: bytes, out: Path, *, model: Path, device: str) -> None:
-    """Raise UserError (exit 5) unless the content of `out` decodes to the images, whose sha256 is in it."""
-    coding = coding_of(content, str(out), model=model, device=device)
-    try:
-        with bar("verifying")(range(coding.num_evaluations)) as shown:
-            for _ in coding.decode(content, str(out), shown.update):
-                pass
-    except UserError as error:
-        raise UserError(f"{out}: not written, since it does not decode to the images here", Exit.MISSING) from error
-
-
 def decompress(file: Path, *, model: Path, out: Path, device: str, force: bool) -> Decompressed:
     """Write the images in a file into the folder `out`, completely or not at all.
 
     Raises what `coding_of` raises, and UserError: exit 2 for a folder that exists, without `force` or with other files,
     and 5 for a file that cannot be decoded.
     """
-    require_new_folder(out, force=force)
+    require_replaceable(out, file, model, force=force, names=WRITTEN)
     content = read_bounded(file, MOST_BYTES)
     coding = coding_of(content, str(file), model=model, device=device)
     header, num_levels = coding.header, coding.vdm.num_levels
@@ -176,13 +161,3 @@ def decompress(file: Path, *, model: Path, out: Path, device: str, force: bool) 
         parts = coding.decode(content, str(file), shown.update)
         write_decoded(parts, folder, count=header.num_images, num_levels=num_levels, pictures=header.pictures)
     return Decompressed(**described(coding, out, model, coding.pixels.hexdigest()))
-
-
-def require_new_folder(out: Path, *, force: bool) -> None:
-    """Raise UserError (exit 2) if `out` exists, without `force` or with other files than `decompress` writes."""
-    if not out.exists():
-        return
-    if not force:
-        raise UserError(f"{out} exists; name another folder, or replace it with --force", Exit.USAGE)
-    if not out.is_dir() or not has_only(out, WRITTEN):
-        raise UserError(f"{out} holds other files than decoded images; name another folder", Exit.USAGE)

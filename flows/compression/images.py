@@ -19,7 +19,6 @@ from vdm.model import VDM
 ARRAY = "images.npy"
 SHADES = {2: np.uint8(255), 4: np.uint8(85), 16: np.uint8(17)}
 """The step between the shades of pictures of 1, 2 and 4 bits, by their number of levels."""
-REMEDY = "`vdmctl compress` transforms nothing, so convert them to one kind, or compress an image set"
 
 
 class Images(NamedTuple):
@@ -50,7 +49,7 @@ def open_images(path: Path, split: Split | None, vdm: VDM, model: Path) -> Image
 
 def read_files(path: Path) -> Images:
     """Return the images in a folder of pictures and arrays, or in one file.  Raises UserError."""
-    files = ImageFiles(path, remedy=REMEDY)
+    files = ImageFiles(path)
     parts = [images for _, images in files.read()]
     if files.num_levels > 256:
         raise UserError(f"{path}: images of 16 bits; models of at most 8 bits can compress", Exit.INVALID_DATA)

@@ -111,7 +111,7 @@ def load_model(folder: Path, device: torch.device | str = "cpu") -> VDM:
         with torch.device("meta"):  # shapes without values: nothing is allocated yet
             model = VDM(**description["model"])
         count = sum(p.numel() for p in model.parameters())
-        require_room(folder, count, device)
+        require_room(str(folder), count, device)
         weights = read_bytes(folder / WEIGHTS, MOST_WEIGHT_BYTES * count + MOST_HEADER_BYTES)
         if hashlib.sha256(weights).hexdigest() != description["weights_sha256"]:
             raise CheckpointError(f"{folder / WEIGHTS}: sha256 differs from the one in {CONFIG}; restore the file")
@@ -126,12 +126,12 @@ def load_model(folder: Path, device: torch.device | str = "cpu") -> VDM:
     return model.eval().to(device)
 
 
-def require_room(folder: Path, count: int, device: torch.device) -> None:
-    """Raise UserError (exit 2) unless the device has the memory for `count` parameters free."""
+def require_room(name: str, count: int, device: torch.device, *, bytes_each: int = 4) -> None:
+    """Raise UserError (exit 2) unless the device has the memory free for `count` parameters of `bytes_each` bytes."""
     free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
-    if 4 * count > free:
+    if bytes_each * count > free:
         sizes = f"{count:,} parameters, and {device} has {free / 2**30:,.1f} GiB of memory free"
-        raise UserError(f"{folder}: the model has {sizes}; free memory and run again", Exit.USAGE)
+        raise UserError(f"{name}: the model has {sizes}; free memory, or choose a smaller one", Exit.USAGE)
 
 
 def save_state(path: Path, state: dict[str, Any]) -> None:

@@ -1,7 +1,9 @@
 """Find the devices and the precision that the parameters select."""
 
 import os
+import platform
 import sysconfig
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from shutil import which
@@ -82,3 +84,13 @@ def missing_to_compile(device: torch.device) -> str:
     if device.type == "cuda" and not torch.version.hip and torch.cuda.get_device_properties(device).major < 7:
         return "a card that Triton knows, of compute capability 7.0 or later: set compile to auto"
     return ""
+
+
+def processor(device: torch.device) -> str:
+    """Return the name of the GPU, or the kind of the CPU: it decides the last digits of what is computed."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    vendor = "unknown"
+    with suppress(OSError, IndexError):
+        vendor = Path("/proc/cpuinfo").read_text().partition("vendor_id")[2].split()[1]
+    return f"{platform.machine()} {vendor} {torch.backends.cpu.get_cpu_capability()}"

@@ -1,6 +1,8 @@
 """Escape text from data, such as names of files and tags, for terminals and for Markdown."""
 
+import json
 import re
+from collections.abc import Iterable
 
 MARKUP = re.compile(r"[\\`*|\[\]<>&~$]|(?<![^\W_])_|_(?![^\W_])")
 """Characters with a meaning in Markdown.  An underscore inside a word has none."""
@@ -17,6 +19,11 @@ def visible(text: object) -> str:
 def escape(character: str) -> str:
     """Return the escape of a character in Python, and up to U+FFFF in JSON."""
     return f"\\u{ord(character):04x}" if ord(character) <= 0xFFFF else f"\\U{ord(character):08x}"
+
+
+def listed(names: Iterable[str]) -> str:
+    """Return names in quotes, with characters that are not printable as escapes."""
+    return visible(", ".join(json.dumps(name, ensure_ascii=False) for name in names))
 
 
 def markdown(text: object) -> str:

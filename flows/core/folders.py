@@ -41,6 +41,25 @@ def contains(folder: Path, path: Path) -> bool:
     return Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder))
 
 
+def require_replaceable(path: Path, *inputs: Path, force: bool, names: str | None = None) -> None:
+    """Raise UserError (exit 2) if an output exists, unless `force` replaces it.
+
+    `names` is the pattern of the names of files in a folder; without it, the output is a file.  Even with `force`, a
+    folder is replaced only if it holds nothing else, and nothing that is, holds or lies in one of the inputs.
+    """
+    if not path.exists() and not path.is_symlink():
+        return
+    if not force:
+        raise UserError(f"{path} exists; name another output, or replace it with --force", Exit.USAGE)
+    if names is None and path.is_dir():
+        raise UserError(f"{path} is a folder; name a file", Exit.USAGE)
+    if names is not None and not (path.is_dir() and has_only(path, names)):
+        raise UserError(f"{path} is no folder of files that this command writes; name another", Exit.USAGE)
+    for each in inputs:
+        if contains(path, each) or contains(each, path):
+            raise UserError(f"{path} would replace the input {each}; name another output", Exit.USAGE)
+
+
 def has_only(folder: Path, names: str) -> bool:
     """Whether everything in the folder is a file with a name that matches the pattern `names`."""
     return all(re.fullmatch(names, path.name) and path.is_file() for path in folder.iterdir())

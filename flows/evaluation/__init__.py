@@ -1,9 +1,8 @@
 """From a model and images to figures, and models of other implementations.
 
-bound        the variational bound on the test images, as metrics
-protocols    the ODE likelihood, and the paired comparison
-solver       the solver of the probability-flow ODE
-importing    checkpoints of other implementations as model folders
-results      the figures that evaluations leave, as documents
-environment  versions and processor, which decide the last digits
+bound      the variational bound on the test images, as metrics
+protocols  the ODE likelihood, and the paired comparison
+solver     the solver of the probability-flow ODE
+importing  checkpoints of other implementations as model folders
+results    the figures that evaluations leave, as documents
 """

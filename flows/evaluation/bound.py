@@ -4,6 +4,7 @@ import csv
 import json
 import logging
 import math
+import sys
 from collections.abc import Iterable
 from functools import partial
 from io import StringIO
@@ -14,11 +15,10 @@ import numpy as np
 import torch
 
 from flows.core.checkpoint import fitted_to, load_model, model_sha256
-from flows.core.device import find_device, find_precision
+from flows.core.device import find_device, find_precision, processor
 from flows.core.errors import Exit, UserError
-from flows.core.files import written_last
-from flows.evaluation.environment import environment
-from flows.evaluation.results import BOTH, BoundMetrics, SplitFigures, finite_or_none
+from flows.core.files import file_sha256, written_last
+from flows.evaluation.results import BOTH, BoundMetrics, Environment, SplitFigures, finite_or_none
 from flows.images.store import ImageSet, data_sha256, load_images, require_levels, spread
 from flows.process.progress import bar
 from vdm.choices import Split
@@ -58,6 +58,17 @@ def measure(
     return metrics, result
 
 
+def environment(device: torch.device, requirements: Path) -> Environment:
+    """Return what decides the last digits of figures besides data, parameters and code."""
+    return Environment(
+        python=f"{sys.version_info.major}.{sys.version_info.minor}",
+        torch=torch.__version__,
+        numpy=np.__version__,
+        processor=processor(device),
+        requirements_sha256=file_sha256(requirements) if requirements.exists() else None,
+    )
+
+
 def other_splits(settings: "Evaluate", tested: BoundMetrics, *, model: Path, images: Path) -> dict[str, Any]:
     """Return the fields of metrics about validation and training images, given those about the test images.
 
@@ -81,35 +92,36 @@ def evaluate_split(
 
     At most `num_devices` processes share them.  Raises what `load_fitting` raises, and UserError (exit 2) for devices.
     """
-    device = find_device(settings.device, settings.num_devices)
-    vdm, pixels = load_fitting(model, images, device, split, num_images)
+    find_device(settings.device, settings.num_devices)  # refuses what the machine does not have, before processes start
     warn_if_seen(model, split)
-    parts = shares(len(pixels), settings.num_devices, **settings.model_dump(include={"batch_size", "times_per_image"}))
-    if len(parts) == 1:
-        return terms_of_set(terms_of_share(settings, vdm, pixels, parts[0]))
-    from flows.training.distributed import results_of
-
-    terms = results_of(
-        partial(evaluate_part, settings, model, images, split, num_images, parts), num_processes=len(parts)
+    image_set = load_images(images)
+    require_valid(image_set, images, split)
+    parts = shares(
+        len(spread(getattr(image_set, split), num_images)),
+        settings.num_devices,
+        batch_size=settings.batch_size,
+        times_per_image=settings.times_per_image,
     )
-    return terms_of_set(np.concatenate(terms, axis=1))
+    job = partial(evaluate_part, settings, model, images, split, num_images, parts)
+    if len(parts) == 1:
+        return terms_of_set(job())
+    from flows.training.distributed import launch
+
+    return terms_of_set(np.concatenate(launch(job, num_processes=len(parts)), axis=1))
 
 
 def evaluate_part(
-    settings: "Evaluate", model: Path, images: Path, split: Split, num_images: int | None, parts: list[range], rank: int
+    settings: "Evaluate", model: Path, images: Path, split: Split, num_images: int | None, parts: list[range]
 ) -> np.ndarray:
-    """Return the terms of the images of one of several processes."""
-    vdm, pixels = load_fitting(model, images, find_device(settings.device, len(parts), rank), split, num_images)
-    return terms_of_share(settings, vdm, pixels, parts[rank], shown=rank == 0)
+    """Return the terms of the images of this process, see `vdm.evaluation.image_terms`."""
+    from flows.training.distributed import local_rank
 
-
-def terms_of_share(
-    settings: "Evaluate", vdm: VDM, pixels: np.ndarray, share: range, *, shown: bool = True
-) -> np.ndarray:
-    """Return the terms of the images with the indices in `share`, see `vdm.evaluation.image_terms`."""
+    rank = local_rank()
+    device = find_device(settings.device, len(parts), rank)
+    vdm, pixels = load_fitting(model, images, device, split, num_images)
     options = settings.model_dump(exclude={"device", "num_devices", "precision"})
-    precision = find_precision(settings.precision, next(vdm.parameters()).device)
-    return image_terms(vdm, pixels, share, precision=precision, progress=bar("evaluating", shown=shown), **options)
+    options |= {"precision": find_precision(settings.precision, device), "progress": bar("evaluating", shown=rank == 0)}
+    return image_terms(vdm, pixels, parts[rank], **options)
 
 
 def figures(result: Evaluation) -> SplitFigures:

@@ -15,10 +15,9 @@ from torch import Tensor
 
 from flows.core import bounded_yaml, layout
 from flows.core.checkpoint import CONFIG, WEIGHTS, mistyped, save_model
-from flows.core.errors import CheckpointError, Exit, UserError, brief
+from flows.core.errors import CheckpointError, UserError, brief
 from flows.core.files import file_sha256, open_regular, read_bounded
-from flows.core.folders import writing_folder
-from flows.images.scanning import listed
+from flows.core.folders import require_replaceable, writing_folder
 from vdm.model import VDM
 
 Weights = dict[str, Tensor]
@@ -28,8 +27,8 @@ Config = dict[str, Any]
 MOST_BYTES = 2**34
 """The largest file of flax that is read."""
 RESULTS = (layout.METRICS, layout.PER_IMAGE, layout.NOISE_LEVELS, layout.SAMPLES_ARRAY)
-MODEL_FILES = {CONFIG, WEIGHTS, layout.CARD.name, *(path.name for path in RESULTS)}
-"""The files of a model folder: the model, its card, and the results that `vdmctl evaluate --out` puts beside it."""
+MODEL_FILES = "|".join(map(re.escape, [CONFIG, WEIGHTS, layout.CARD.name, *(path.name for path in RESULTS)]))
+"""The names in a model folder: the model, its card, and the results that `vdmctl evaluate --out` puts beside it."""
 
 GOOGLE_NAMES = [
     (r"^dense0/", "condition_1/"),
@@ -85,15 +84,18 @@ def import_checkpoint(
     than those of a model, and CheckpointError if the file is missing, damaged, of another shape, has another digest
     than `sha256`, or holds anything but weights.  Raises OSError that names a file that cannot be written.
     """
-    require_model_files(out)
+    require_replaceable(out, file, force=True, names=MODEL_FILES)
     try:
         if sha256 and (found := file_sha256(file)) != sha256.lower():
             raise CheckpointError(f"{file}: its sha256 is {found}; get the file again, or correct --sha256")
         config, weights = (read_google if file_format == "google-vdm" else read_addtt)(file, averaged)
         config |= {"image_shape": [config.pop("channels"), *image_size], "num_levels": num_levels}
-        require_sound(config, weights)
+        if wrong := mistyped(config):
+            raise ValueError(wrong)
         model = VDM(**config)
         model.load_state_dict(weights)
+        if not all(weight.isfinite().all() for weight in model.state_dict().values()):
+            raise ValueError("its weights are not finite")
     except UserError:
         raise
     except OSError as error:
@@ -106,29 +108,13 @@ def import_checkpoint(
         save_model(folder, model, config)
 
 
-def require_model_files(folder: Path) -> None:
-    """Raise UserError (exit 2) for a folder that holds other files than a model's."""
-    others = sorted({path.name for path in folder.iterdir()} - MODEL_FILES) if folder.is_dir() else []
-    if others:
-        raise UserError(f"{folder} holds other files than a model's: {listed(others[:3])}; name another", Exit.USAGE)
-
-
-def require_sound(config: Config, weights: Weights) -> None:
-    """Raise ValueError for wrong types of VDM's arguments, and for weights that are not finite numbers."""
-    if wrong := mistyped(config):
-        raise ValueError(wrong)
-    for name, weight in weights.items():
-        if not weight.is_floating_point() or weight.layout != torch.strided or not weight.isfinite().all():
-            raise ValueError(f"{name} is not a dense array of finite floating-point numbers")
-
-
 @np.errstate(all="ignore")  # numbers too large for float32 become inf, which is refused later
 def read_google(file: Path, averaged: bool) -> tuple[Config, Weights]:
     """Return configuration and weights in a flax msgpack of google-research/vdm.
 
     The file lacks the end points of gamma that scale the time embedding: -13.3 and 5 in every published configuration.
     """
-    state = read_flax(file)
+    state = msgpack.unpackb(read_bounded(file, MOST_BYTES), ext_hook=flax_array, strict_map_key=False)
     tree = state["ema_params" if averaged else "params"]
     arrays = flatten(tree["score_model"])
     renamed = {rename(path, GOOGLE_NAMES): torch_layout(path, array) for path, array in arrays.items()}
@@ -174,7 +160,8 @@ def read_addtt(file: Path, averaged: bool) -> tuple[Config, Weights]:
     if not beside.exists():
         raise CheckpointError(f"{beside}: No such file; it must lie beside {file.name}, as addtt's training leaves it")
     settings = bounded_yaml.parse(read_bounded(beside))
-    checkpoint = read_torch(file)
+    with open_regular(file) as content:
+        checkpoint = torch.load(content, map_location="cpu", weights_only=True)
     state = checkpoint["ema" if averaged else "model"]
     prefix = "ema_model." if averaged else ""
     weights = {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
@@ -264,17 +251,6 @@ def rename(name: str, rules: list[tuple[str, str]]) -> str:
 def prefixed(prefix: str, weights: Weights) -> Weights:
     """Return the weights with `prefix` and a dot before each name."""
     return {f"{prefix}.{name}": tensor for name, tensor in weights.items()}
-
-
-def read_torch(file: Path) -> Any:
-    """Return what torch saved, weights only.  torch does not document what it raises for other files."""
-    with open_regular(file) as content:
-        return torch.load(content, map_location="cpu", weights_only=True)
-
-
-def read_flax(file: Path) -> Any:
-    """Return the tree of arrays in a flax msgpack.  Raises OSError, ValueError and TypeError."""
-    return msgpack.unpackb(read_bounded(file, MOST_BYTES), ext_hook=flax_array, strict_map_key=False)
 
 
 def flax_array(code: int, data: bytes) -> np.ndarray:

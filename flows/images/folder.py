@@ -1,48 +1,84 @@
 """Read a folder of images, with or without train and test parts, with or without a folder per class."""
 
 import logging
+import os
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 from tqdm import tqdm
 
 from flows.core.errors import Exit, UserError
-from flows.core.escaping import visible
+from flows.core.escaping import listed, visible
+from flows.core.folders import contains
 from flows.images.picture_files import BadImageError, Images, levels, read_images
-from flows.images.scanning import find_images, listed
-from flows.images.splitting import Batch, Source, divide, division, parts_of
+from flows.images.splitting import Batch, Source, divide, parts_of
 from flows.images.store import chunks
 
 if TYPE_CHECKING:
     from flows.core.params import Data
 
+ENDINGS = (".jpeg", ".jpg", ".npy", ".png", ".tif", ".tiff", ".webp")
+HIDDEN = (".", "__MACOSX")
+"""How the names begin that are left out; macOS writes `._*` and `__MACOSX` beside the files that it packs."""
 ROWS = 1000
 MOST_NAMED = 10
-REMEDY = "set data.resize for one size, data.grayscale for one channel, or convert the files"
 
 log = logging.getLogger(__name__)
+
+
+def find_images(source: Path) -> tuple[Path, list[str]]:
+    """Return a folder and the names of the images below it, sorted; for a single file, its folder and its name.
+
+    Hidden files and folders are left out, and links to folders are not followed.  Raises UserError: exit 5 for a folder
+    that is missing or without images, 4 for a link out of the folder and for an .npz file.  Raises OSError for a folder
+    that cannot be read.
+    """
+    if source.suffix == ".npz":
+        raise UserError(f"{source}: .npz files are not read; save the array of images as .npy", Exit.INVALID_DATA)
+    if source.is_file():
+        return source.parent, [source.name]
+    if not source.is_dir():
+        raise UserError(f"{source} does not exist, or is not a folder of images", Exit.MISSING)
+    images: list[str] = []
+    others: list[str] = []
+    for folder, folders, files in os.walk(source, onerror=give_up):
+        folders[:] = [name for name in folders if not name.startswith(HIDDEN)]
+        files = [name for name in files if not name.startswith(HIDDEN)]
+        for name in (*folders, *files):
+            path = Path(folder, name)
+            if path.is_symlink() and not contains(source, path):
+                raise UserError(f"{path}: a link that leads out of {source}; copy the files", Exit.INVALID_DATA)
+        place = os.path.relpath(folder, source)
+        for name in files:
+            found = images if name.lower().endswith(ENDINGS) else others
+            found.append(name if place == "." else f"{place}/{name}")
+    if not images:
+        raise UserError(f"{source}: holds no {', '.join(ENDINGS)} files", Exit.MISSING)
+    if others:
+        log.warning("%s: %d files are not images, such as %s", visible(source), len(others), listed(sorted(others)[:3]))
+    return source, sorted(images)
+
+
+def give_up(error: OSError) -> NoReturn:
+    """Raise the error, which `os.walk` would ignore."""
+    raise error
 
 
 class ImageFiles:
     """The files of images in a folder, or one file, and what a pass over them finds."""
 
-    def __init__(self, source: Path, *, grayscale: bool = False, resized: bool = False, remedy: str = REMEDY) -> None:
-        """Find the files.  Raises what `find_images` raises.
-
-        `grayscale` and `resized` say which differences between the images their transforms remove; `remedy` says what
-        to do about others.
-        """
+    def __init__(self, source: Path, *, grayscale: bool = False, resized: bool = False) -> None:
+        """Find the files; transforms may remove differences in colour or size.  Raises what `find_images` raises."""
         self.source = source
         self.folder, self.names = find_images(source)
-        self.grayscale, self.resized, self.remedy = grayscale, resized, remedy
+        self.grayscale, self.resized = grayscale, resized
         self.num_levels = 0
         """K of the files that were read: their levels are 0..K-1."""
-        self.example: tuple[str, tuple[int, ...]] | None = None
         self.formats: Counter[str] = Counter()
-        self.num_turned = 0
+        self.example: tuple[str, tuple[object, ...]] | None = None
 
     def counts(self) -> list[int]:
         """Return the number of images in each file, without reading pixels.  Raises what `read` raises."""
@@ -67,11 +103,9 @@ class ImageFiles:
                 self.require_alike(name, images)
                 for _, pixels in chunks(images.pixels, ROWS):
                     yield name, levels(pixels, images.num_bits)
+                self.formats[images.format] += 1
             except BadImageError as error:
                 bad[name] = error
-                continue
-            self.formats[images.format] += 1
-            self.num_turned += images.turned
         if bad:
             named = "; ".join(f"{listed([name])}: {bad[name]}" for name in list(bad)[:MOST_NAMED])
             more = f"; and {len(bad) - MOST_NAMED} more" if len(bad) > MOST_NAMED else ""
@@ -82,34 +116,41 @@ class ImageFiles:
     def require_alike(self, name: str, images: Images) -> None:
         """Raise UserError (exit 4) unless the transforms make the images of a file like those of the first one."""
         _, channels, height, width = images.pixels.shape
-        left = 1 if self.grayscale and channels == 3 else channels, *((0, 0) if self.resized else (height, width))
+        size = None if self.resized else (height, width)
+        kind = 1 if self.grayscale and channels == 3 else channels, size, images.num_bits
         shown = f"{listed([name])} is {channels}x{height}x{width} of {images.num_bits} bits"
-        self.num_levels = self.num_levels or 2**images.num_bits
-        self.example = self.example or (shown, left)
+        self.example = self.example or (shown, kind)
         first, expected = self.example
-        if (left, 2**images.num_bits) != (expected, self.num_levels):
-            raise UserError(f"{self.source}: images of 2 kinds: {first}, {shown}; {self.remedy}", Exit.INVALID_DATA)
+        if kind != expected:
+            advice = "convert them to one kind; in the pipeline, data.resize and data.grayscale do that"
+            raise UserError(f"{self.source}: images of 2 kinds: {first}, {shown}; {advice}", Exit.INVALID_DATA)
+        self.num_levels = 2**images.num_bits
 
 
 def read_folder(source: Path, data: "Data") -> Source:
     """Return the images in `source`, a folder or one .npy file, in the order of their names.
 
-    Raises what `find_images` and `divide` raise, and what `ImageFiles.read` raises, also when the batches are read.
+    Raises what `find_images`, `parts_of` and `divide` raise, and what `ImageFiles.read` raises, also when the batches
+    are read.
     """
     files = ImageFiles(source, grayscale=data.grayscale, resized=data.resize is not None)
-    splits = divide(source, files.names, files.counts(), data)
-    labels = class_labels(source, files.names)
+    counts, parts = files.counts(), parts_of(source, files.names)
+    splits, division = divide(source, files.names, counts, parts, data)
+    labels = class_labels(source, files.names, 1 if parts else 0)
+    title = visible(source.resolve().name) or "images"
+    origin: dict[str, Any] = {"title": title, "homepage": "a folder", "licence": "not stated", "split": division}
 
     def batches() -> Iterator[Batch]:
         for name, images in files.read():
             yield Batch(images, files.num_levels, np.full(len(images), labels[name]) if labels else None, name)
+        formats = ", ".join(f"{count} {name}" for name, count in sorted(files.formats.items()))
+        origin.update(formats=formats, num_levels=files.num_levels)
 
-    return Source(batches(), splits, lambda: origin_of(files, data))
+    return Source(batches(), splits, origin)
 
 
-def class_labels(source: Path, names: list[str]) -> dict[str, int] | None:
-    """Return the class of each file, the number of its folder below the split; None unless every file lies in one."""
-    first = 1 if parts_of(names) else 0
+def class_labels(source: Path, names: list[str], first: int) -> dict[str, int] | None:
+    """Return the class of each file: the number of its folder, named from level `first` on; None if one has none."""
     folders = {name: "/".join(name.split("/")[first:-1]) for name in names}
     classes = sorted(set(folders.values()))
     if "" not in classes:
@@ -120,23 +161,3 @@ def class_labels(source: Path, names: list[str]) -> dict[str, int] | None:
         text = "%s: images have no labels, since %d files are in no class folder, such as %s"
         log.warning(text, visible(source), len(stray), listed(stray[:3]))
     return None
-
-
-def origin_of(files: ImageFiles, data: "Data") -> dict[str, Any]:
-    """Return what `dataset.json` says of files that were read.  Warn of lossy ones and of pictures that were turned."""
-    shown, formats = visible(files.source), sorted(files.formats.items())
-    for name, count in formats:
-        if name.startswith(("JPEG", "lossy")):
-            log.warning("%s: %d %s files: their bits/dim are those of decoded %s", shown, count, name, name)
-    if files.num_turned:
-        log.warning("%s: %d images turned as their EXIF tags say", shown, files.num_turned)
-    parts = parts_of(files.names)
-    given = f"by its folders: {', '.join(f'{part} for {split}' for part, split in parts.items())}" if parts else None
-    return {
-        "title": visible(files.source.resolve().name) or "images",
-        "homepage": "a folder",
-        "licence": "not stated",
-        "formats": ", ".join(f"{count} {name}" for name, count in formats),
-        "split": given if "validation" in parts.values() else division(data, given),
-        "num_levels": files.num_levels,
-    }

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 
 from flows.core.errors import Exit, brief
 from flows.core.files import open_regular
@@ -14,9 +14,6 @@ from flows.images.store import map_array
 FORMATS = ["PNG", "JPEG", "WEBP", "TIFF"]
 BITS = {"1": 1, "L;2": 2, "L;4": 4, "L": 8, "RGB": 8, "I;16": 16, "I;16B": 16}
 """Bits per level by Pillow's name for how a file stores its pixels.  What is stored otherwise is refused."""
-ORIENTATION = 0x0112  # EXIF's tag
-LOSSLESS_BEGINS = 2**16
-"""The chunk `VP8L` of a lossless WebP file begins before this byte, after at most a profile of colours."""
 
 
 class BadImageError(Exception):
@@ -35,23 +32,18 @@ class Images(NamedTuple):
     num_bits: int
     format: str
     """`NPY`, or the format of a picture: `PNG`, `JPEG`, `WEBP`, `TIFF`, `lossy WEBP` or `lossy TIFF`."""
-    turned: bool = False
-    """Whether the picture was turned as EXIF says."""
 
 
 def read_images(path: Path) -> Images:
     """Return the images in a file.  Raises BadImageError if it is damaged, too large, or does not hold levels."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("error", UserWarning)
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             return read_array(path) if path.suffix.lower() == ".npy" else read_picture(path)
     except BadImageError:
         raise
     except (Image.DecompressionBombWarning, Image.DecompressionBombError, MemoryError) as error:
         raise BadImageError(f"too large: {brief(error)}; make it smaller") from error
-    except UnidentifiedImageError as error:
-        raise BadImageError(f"damaged, or not {', '.join(FORMATS)}", Exit.MISSING) from error
     except Exception as error:  # damaged bytes make Pillow and NumPy raise almost anything
         reason = error.strerror if isinstance(error, OSError) and error.strerror else f"damaged: {brief(error)}"
         raise BadImageError(reason, Exit.MISSING) from error
@@ -71,13 +63,12 @@ def read_array(path: Path) -> Images:
     shape = array.shape
     if array.dtype.kind not in "biu":
         raise BadImageError(f"an array of {array.dtype}, not levels; save the integers that it was made of")
-    if not 2 <= len(shape) <= 4 or 0 in shape:
-        raise BadImageError(f"an array of {shape}; wanted (H,W), (C,H,W) or (N,C,H,W)")
     # If one of the two axes before the last has at most 4 entries, it may be the channels: the documented order holds.
-    if len(shape) > 2 and shape[-1] in (1, 3, 4) and min(shape[-3:-1]) > 4:
-        raise BadImageError(f"an array of {shape}, channels last; transpose it to (N,C,H,W)")
-    if len(shape) == 3 and shape[0] > 4:
-        raise BadImageError(f"an array of {shape}; add the axis of the channels, as in (N,1,H,W)")
+    channels_last = len(shape) > 2 and shape[-1] in (1, 3, 4) and min(shape[-3:-1]) > 4
+    many_channels = len(shape) == 3 and shape[0] > 4
+    if not 2 <= len(shape) <= 4 or 0 in shape or channels_last or many_channels:
+        wanted = "(H,W), (C,H,W) of at most 4 channels, or (N,C,H,W); channels come before rows"
+        raise BadImageError(f"an array of {shape}, wanted {wanted}")
     num_bits = {"bool": 1, "uint16": 16}.get(array.dtype.name, 8)
     return Images(array.reshape((1,) * (4 - len(shape)) + shape), num_bits, "NPY")
 
@@ -89,26 +80,20 @@ def read_picture(path: Path) -> Images:
         # A JPEG file that also holds a preview or a gain map is "MPO"; its first frame is the photograph.
         if getattr(image, "is_animated", False) and image.format != "MPO":
             raise BadImageError("several frames; save each as a file")
-        stored, shown = stored_mode(image), format_of(image, file)
+        # How the file stores the pixels, in Pillow's names: `L;4` is 4-bit gray.  A WebP file has no tiles.
+        tile: Any = getattr(image, "tile", None)
+        arguments = tile[0][3] if tile else image.mode
+        stored = arguments[0] if isinstance(arguments, tuple) else arguments
         if stored not in BITS or "transparency" in image.info:
             reason = "a transparent colour" if stored in BITS else f"pixels of mode {stored}"
             raise BadImageError(f"{reason}; convert it to gray levels or RGB of 8 bits, or save it as .npy, (C,H,W)")
-        turned = image.getexif().get(ORIENTATION) in range(2, 9)
-        image.load()
-        if turned and image.format != "TIFF":  # Pillow turns TIFF files itself
-            ImageOps.exif_transpose(image, in_place=True)
+        found = format_of(image, file)
+        ImageOps.exif_transpose(image, in_place=True)
         pixels = np.asarray(image.convert("L") if stored == "1" else image)
     if (num_bits := BITS[stored]) < 8:
         pixels = pixels // np.uint8(255 // (2**num_bits - 1))  # Pillow scales these levels to 0..255
     pixels = pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
-    return Images(pixels[None], num_bits, shown, turned)
-
-
-def stored_mode(image: Image.Image) -> str:
-    """Return how the file stores the pixels, in Pillow's names: `L;4` is 4-bit gray."""
-    tile: Any = getattr(image, "tile", None)
-    arguments = tile[0][3] if tile else image.mode  # a WebP file has no tiles
-    return str(arguments[0] if isinstance(arguments, tuple) else arguments)
+    return Images(pixels[None], num_bits, found)
 
 
 def format_of(image: Image.Image, file: BinaryIO) -> str:
@@ -118,7 +103,8 @@ def format_of(image: Image.Image, file: BinaryIO) -> str:
             return "JPEG"
         case "WEBP":
             file.seek(0)  # Pillow has read the whole file
-            return "WEBP" if b"VP8L" in file.read(LOSSLESS_BEGINS) else "lossy WEBP"
+            # The chunk of a lossless picture begins early, after at most a profile of colours.
+            return "WEBP" if b"VP8L" in file.read(2**16) else "lossy WEBP"
         case "TIFF" if image.info["compression"] in ("tiff_jpeg", "jpeg", "webp"):  # lossless WebP counts, too
             return "lossy TIFF"
     return str(image.format)

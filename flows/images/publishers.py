@@ -1,9 +1,10 @@
 """Read published sets of images: from the publisher, or from a folder of the publisher's files."""
 
 import gzip
-import hashlib
 import http.client
+import math
 import re
+import shutil
 import socket
 import tarfile
 import zipfile
@@ -19,94 +20,122 @@ from PIL import Image
 
 from flows.core.errors import Exit, NetworkError, UserError, brief
 from flows.core.files import file_sha256, scratch_folder
-from flows.images.splitting import TEST, Batch, held_out, hold_out_validation
+from flows.images.splitting import TEST, TRAIN, Batch, Source, division, held_out, hold_out_validation
 
 if TYPE_CHECKING:
-    from flows.images.catalogue import DownsampledImageNet, PublishedSet
+    from flows.core.params import Data
+    from flows.images.catalogue import PublishedSet
 
 TIMEOUT = 60.0  # seconds without a byte
-ROWS = 1000
 
 
-def read_published(published: "PublishedSet", source: Path | None, downloads: Path) -> list[Batch]:
-    """Return the training images and the test images of a set; these sets fit into memory.
+def read_digits(data: "Data") -> Source:
+    """Return scikit-learn's digits, 1x8x8 of 17 levels, the training images first and in a seeded order.
 
-    They come from the publisher's files in `source` or, if it is None, from the publisher.  Files are downloaded and
-    unpacked in a folder below `downloads`, which is removed.  Raises UserError (exit 5) for a file that is missing,
-    truncated or differs from the published one, and NetworkError if a download fails.
+    Raises UserError (exit 4) if a split is empty.
     """
+    from sklearn.datasets import load_digits
+
+    loaded = load_digits()
+    count = len(loaded.target)
+    test = held_out("digits", count, data.test_fraction, data.split_seed, "data.test_fraction")
+    train = np.random.default_rng(data.split_seed).permutation(count)[len(test) :]
+    order, splits = np.concatenate([train, test]), np.full(count, TRAIN, np.int8)
+    splits[len(train) :] = TEST
+    hold_out_validation("digits", splits, data)
+    origin = {
+        "title": "Optical recognition of handwritten digits (scikit-learn's copy of the test part)",
+        "homepage": "https://archive.ics.uci.edu/dataset/80",
+        "licence": "CC BY 4.0",
+        "num_levels": 17,
+        "split": division(data),
+    }
+    images = loaded.images.astype(np.uint8)[:, None]
+    return Source([Batch(images[order], 17, loaded.target[order])], splits, origin)
+
+
+def read_published(data: "Data", source: Path | None, downloads: Path) -> Source:
+    """Return the published set that the parameters name, from its publisher or from the publisher's files in `source`.
+
+    Files are downloaded and unpacked in a folder below `downloads`, which is removed.  Raises UserError: exit 5 for a
+    file that is missing, truncated or differs from the published one, 2 for ImageNet without a source, 4 if the
+    validation split is empty; and NetworkError if a download fails.
+    """
+    from flows.images.catalogue import PUBLISHED  # torchvision: 2 s, which other sources do not need
+
+    entry = PUBLISHED[data.name]
+    splits = np.repeat(np.array([TRAIN, TEST], np.int8), [entry.num_train, entry.num_test])
+    hold_out_validation(data.name, splits, data)
+    batches = read_imagenet(entry, source) if entry.reader is None else read_whole(entry, source, downloads)
+    origin = {
+        "title": entry.title,
+        "homepage": entry.homepage,
+        "licence": entry.licence,
+        "num_levels": 256,
+        "published_train": entry.num_train,
+        "published_test": entry.num_test,
+        "split": division(data, "as published"),
+    }
+    return Source(batches, splits, origin)
+
+
+def read_whole(entry: "PublishedSet", source: Path | None, downloads: Path) -> list[Batch]:
+    """Return the training images and the test images of a set that torchvision reads; these sets fit into memory."""
     downloads.mkdir(parents=True, exist_ok=True)
     with scratch_folder(downloads) as root:
-        if source is None:
-            with downloading(published.title):
-                return [read_split(published, root, train=train, download=True) for train in (True, False)]
-        take_files(published, source, root / published.folder)
-        return [read_split(published, root, train=train, download=False) for train in (True, False)]
+        if source:
+            take_files(entry, source, root / entry.folder)
+            return read_splits(entry, root, download=False)
+        socket.setdefaulttimeout(TIMEOUT)  # torchvision sets none
+        try:
+            return read_splits(entry, root, download=True)
+        except (URLError, ConnectionError, TimeoutError, http.client.HTTPException, RuntimeError) as error:
+            advice = "try again, or set data.source in params.yaml to a folder that holds the publisher's files"
+            raise NetworkError(f"{entry.title} could not be downloaded: {brief(error)}; {advice}") from error
+        finally:
+            socket.setdefaulttimeout(None)
 
 
-def read_split(published: "PublishedSet", root: Path, *, train: bool, download: bool) -> Batch:
-    """Return the training or the test images.  torchvision checks the md5 of what it downloads."""
-    split = published.reader(root, train, download=download)
-    images = np.asarray(split.data)
-    labels = np.asarray(split.labels if hasattr(split, "labels") else split.targets)
-    if images.ndim == 3:
-        images = images[:, None]
-    elif images.shape[1] != 3:
-        images = images.transpose(0, 3, 1, 2)
-    return Batch(np.ascontiguousarray(images), labels=labels)
+def read_splits(entry: "PublishedSet", root: Path, *, download: bool) -> list[Batch]:
+    """Return the training images and the test images below `root`.  torchvision checks the md5 of what it downloads."""
+    assert entry.reader
+    batches = []
+    for train in (True, False):
+        split = entry.reader(root, train, download=download)
+        images = np.asarray(split.data)
+        if images.ndim == 3:
+            images = images[:, None]
+        elif images.shape[1] != 3:
+            images = images.transpose(0, 3, 1, 2)
+        labels = split.labels if hasattr(split, "labels") else split.targets
+        batches.append(Batch(np.ascontiguousarray(images), labels=np.asarray(labels)))
+    return batches
 
 
-@contextmanager
-def downloading(title: str) -> Iterator[None]:
-    """Give connections a timeout, which torchvision does not, and raise NetworkError for a failed download."""
-    before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(TIMEOUT)
-    try:
-        yield
-    except (URLError, ConnectionError, TimeoutError, http.client.HTTPException, RuntimeError) as error:
-        advice = "try again, or set data.source in params.yaml to a folder that holds the publisher's files"
-        raise NetworkError(f"{title} could not be downloaded: {brief(error)}; {advice}") from error
-    finally:
-        socket.setdefaulttimeout(before)
+def take_files(entry: "PublishedSet", source: Path, folder: Path) -> None:
+    """Copy the files of a set from `source`, where they lie plain, as .gz or in the tar file, and check their sha256.
 
-
-def take_files(published: "PublishedSet", source: Path, folder: Path) -> None:
-    """Copy the files of a set from `source`, plain, as .gz or in the tar file, to `folder`, and check their sha256.
-
-    Nothing parses a file before that.  Raises UserError (exit 5).
+    Nothing parses a file before that.  Other entries of the tar file are left there.  Raises UserError (exit 5).
     """
     if not source.is_dir():
         raise UserError(f"data.source: {source} is not a folder", Exit.MISSING)
     folder.mkdir(parents=True, exist_ok=True)
-    archive = source / published.archive if published.archive else None
-    packed = {}
-    for name, expected in published.files.items():
+    for name in entry.files:
         places = source / name, source / folder.name / name, source / f"{name}.gz"
-        found = next((place for place in places if place.is_file()), None)
-        if found:
-            with refusing_damage(found), gzip.open(found) if found.suffix == ".gz" else found.open("rb") as file:
-                copy_checked(cast(IO[bytes], file), folder / name, expected, found)
-        elif archive and archive.is_file():
-            packed[name] = expected
-        else:
-            wanted = " or ".join(filter(None, (name, f"{name}.gz", published.archive)))
+        if found := next((place for place in places if place.is_file()), None):
+            opened = gzip.open if found.suffix == ".gz" else open
+            with refusing_damage(found), opened(found, "rb") as packed, (folder / name).open("wb") as plain:
+                shutil.copyfileobj(packed, plain)
+    left = {f"{folder.name}/{name}" for name in entry.files if not (folder / name).exists()}
+    if left and entry.archive and (archive := source / entry.archive).is_file():
+        with refusing_damage(archive), tarfile.open(archive) as tar:
+            members = [member for member in tar if member.isfile() and member.name in left]
+            tar.extractall(folder.parent, members, filter="data")
+    for name, expected in entry.files.items():
+        if not (folder / name).exists():
+            wanted = " or ".join(filter(None, (name, f"{name}.gz", entry.archive)))
             raise UserError(f"{source}: holds no {wanted}; correct data.source", Exit.MISSING)
-    if archive and packed:
-        unpack(archive, folder, packed)
-
-
-def unpack(archive: Path, folder: Path, files: dict[str, str]) -> None:
-    """Unpack the files of exactly these names from an archive into `folder`, and check their sha256.
-
-    Other entries, such as links and names with `../`, are ignored.  Raises UserError (exit 5).
-    """
-    left = {f"{folder.name}/{name}": name for name in files}
-    with refusing_damage(archive), tarfile.open(archive) as tar:
-        for entry in tar:
-            if entry.isfile() and (name := left.pop(entry.name, None)):
-                copy_checked(cast(IO[bytes], tar.extractfile(entry)), folder / name, files[name], archive)
-    if left:
-        raise UserError(f"{archive}: holds no {min(left)}; fetch it again", Exit.MISSING)
+        require_sha256(folder / name, expected, f"{source}: the uncompressed {name}")
 
 
 @contextmanager
@@ -114,66 +143,46 @@ def refusing_damage(path: Path) -> Iterator[None]:
     """Raise UserError (exit 5) for a packed file that is damaged."""
     try:
         yield
-    except (EOFError, OSError, ValueError, tarfile.TarError, zlib.error) as error:
-        if isinstance(error, OSError) and error.errno is not None:
-            raise
+    except (EOFError, gzip.BadGzipFile, tarfile.TarError, zlib.error) as error:
         raise UserError(f"{path}: truncated or damaged: {brief(error)}; fetch it again", Exit.MISSING) from error
 
 
-def copy_checked(source: IO[bytes], path: Path, expected: str, shown: Path) -> None:
-    """Copy a file.  Raises UserError (exit 5), which names `shown`, unless the content has the expected sha256."""
-    digest = hashlib.sha256()
-    with path.open("wb") as out:
-        while block := source.read(2**20):
-            digest.update(block)
-            out.write(block)
-    if (actual := digest.hexdigest()) != expected:
-        reason = f"sha256 of the uncompressed {path.name} is {actual}, the published file has {expected}"
-        raise UserError(f"{shown}: {reason}; fetch it again", Exit.MISSING)
+def require_sha256(path: Path, expected: str, shown: str) -> None:
+    """Raise UserError (exit 5) that begins with `shown` unless the file has the published sha256."""
+    if (actual := file_sha256(path)) != expected:
+        raise UserError(f"{shown} has sha256 {actual}, not {expected} as published; fetch it again", Exit.MISSING)
 
 
-def read_imagenet(published: "DownsampledImageNet", source: Path | None) -> Iterator[Batch]:
-    """Yield the training images, then the test images, from the archives in `source`, whose sha256 is checked first.
-
-    Raises UserError: exit 2 without a source, 5 for an archive that is missing or differs from the published one.
-    """
+def read_imagenet(entry: "PublishedSet", source: Path | None) -> Iterator[Batch]:
+    """Yield the training images, then the test images, from the archives in `source`, whose sha256 is checked first."""
     if source is None:
-        reason = f"{published.title} is not downloaded: its publisher asks for an account"
-        advice = (
-            f"set data.source in params.yaml to a folder with {', '.join(published.archives)} ({published.homepage})"
-        )
+        reason = f"{entry.title} is not downloaded: its publisher asks for an account"
+        advice = f"set data.source in params.yaml to a folder with {', '.join(entry.files)} ({entry.homepage})"
         raise UserError(f"{reason}; {advice}", Exit.USAGE)
-    for name, expected in published.archives.items():
-        path = source / name
-        if not path.is_file():
+    for name, expected in entry.files.items():
+        if not (source / name).is_file():
             raise UserError(f"{source}: holds no {name}; correct data.source", Exit.MISSING)
-        if (actual := file_sha256(path)) != expected:
-            reason = f"sha256 is {actual}, the published archive has {expected}"
-            raise UserError(f"{path}: {reason}; fetch it again", Exit.MISSING)
-    for name in published.archives:
-        read = zipped_batches if name.endswith(".zip") else tarred_pictures
-        yield from read(source / name, published.size)
+        require_sha256(source / name, expected, str(source / name))
+    for name in entry.files:
+        if name.endswith(".zip"):
+            yield from zipped_batches(source / name)
+        else:
+            yield from tarred_pictures(source / name)
 
 
-def zipped_batches(path: Path, size: int) -> Iterator[Batch]:
+def zipped_batches(path: Path) -> Iterator[Batch]:
     """Yield (n,3,H,W) uint8 images and labels from 0, from the npz files in a zip file: batch 10 after batch 9."""
-    with zipfile.ZipFile(path) as outer:
-        names = [name for name in outer.namelist() if name.endswith(".npz")]
+    with zipfile.ZipFile(path) as archive:
+        names = [name for name in archive.namelist() if name.endswith(".npz")]
         names.sort(key=lambda name: [int(digits) for digits in re.findall(r"\d+", Path(name).name)])
         for name in names:
-            with outer.open(name) as packed, zipfile.ZipFile(packed) as inner:
-                with inner.open("labels.npy") as entry:
-                    labels = np.lib.format.read_array(entry) - 1
-                with inner.open("data.npy") as entry:  # up to 1.6 GB, so not as one array
-                    np.lib.format.read_magic(entry)
-                    np.lib.format.read_array_header_1_0(entry)
-                    for first in range(0, len(labels), ROWS):
-                        content = entry.read(3 * size**2 * min(ROWS, len(labels) - first))
-                        images = np.frombuffer(content, np.uint8).reshape(-1, 3, size, size)
-                        yield Batch(images, labels=labels[first : first + ROWS])
+            with archive.open(name) as packed, np.load(packed) as batch:
+                pixels = batch["data"]
+                size = math.isqrt(pixels.shape[1] // 3)
+                yield Batch(pixels.reshape(-1, 3, size, size), labels=batch["labels"] - 1)
 
 
-def tarred_pictures(path: Path, size: int) -> Iterator[Batch]:
+def tarred_pictures(path: Path) -> Iterator[Batch]:
     """Yield the PNG files in a tar file as (1,3,H,W) uint8 images, in the archive's order, without labels."""
     with tarfile.open(path, "r|") as tar:
         for entry in tar:
@@ -181,22 +190,3 @@ def tarred_pictures(path: Path, size: int) -> Iterator[Batch]:
             if entry.isfile() and entry.name.endswith(".png"):
                 with Image.open(cast(IO[bytes], tar.extractfile(entry)), formats=["PNG"]) as image:
                     yield Batch(np.asarray(image.convert("RGB")).transpose(2, 0, 1)[None])
-
-
-def read_digits(
-    test_fraction: float, validation_fraction: float, split_seed: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return scikit-learn's digits, (N,1,8,8) uint8 of 17 levels, their labels (N,) and the numbers of their splits.
-
-    The training images come first, in a seeded order.  Raises UserError (exit 4) if a split is empty.
-    """
-    from sklearn.datasets import load_digits
-
-    loaded = load_digits()
-    images = loaded.images.astype(np.uint8)[:, None]
-    test = held_out("digits", len(images), test_fraction, split_seed, "data.test_fraction")
-    train = np.random.default_rng(split_seed).permutation(len(images))[len(test) :]
-    order, splits = np.concatenate([train, test]), np.zeros(len(images), np.int8)
-    splits[len(train) :] = TEST
-    hold_out_validation("digits", splits, validation_fraction, split_seed)
-    return images[order], loaded.target[order], splits

@@ -1,13 +1,13 @@
 """Divide images into training, validation and test images: by the names of folders, or by seeded draws."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from flows.core.errors import Exit, UserError
-from flows.images.scanning import listed
+from flows.core.escaping import listed
 from flows.images.store import SPLITS
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ NAMES = {
 }
 """The names of the parts of a folder, by split."""
 TRAIN, VALIDATION, TEST = range(len(SPLITS))
-"""The numbers of the splits in the result of `divide`."""
+"""The numbers of the splits in `Source.splits`."""
 
 
 class Batch(NamedTuple):
@@ -40,8 +40,8 @@ class Source(NamedTuple):
     batches: Iterable[Batch]
     splits: np.ndarray
     """The number of each image's split in SPLITS, (N,) int8."""
-    origin: Callable[[], dict[str, Any]]
-    """Return what `dataset.json` says of the source, once all batches were read."""
+    origin: dict[str, Any]
+    """What `dataset.json` says of the source; complete when all batches were read."""
 
 
 def held_out(source: str, count: int, fraction: float, split_seed: int, parameter: str) -> np.ndarray:
@@ -58,34 +58,10 @@ def held_out(source: str, count: int, fraction: float, split_seed: int, paramete
     return drawn
 
 
-def divide(root: Path, names: list[str], counts: list[int], data: "Data") -> np.ndarray:
-    """Return the split of every image in a folder as a number: TRAIN, VALIDATION or TEST, (N,) int8.
-
-    `counts` are the numbers of images in the files.  If the folder has parts, such as `train` and `test`, they decide.
-    Without parts, a seeded share is held out for the test.  Without a validation part, a seeded share of the training
-    images is held out for validation.  Raises UserError (exit 4).
-    """
-    given = parts_of(names)
-    if root.is_dir():  # the name of a single file says nothing
-        require_parts(root, names, given)
-    if given:
-        chosen = np.repeat(np.array([SPLITS.index(given[part_of(name)]) for name in names], dtype=np.int8), counts)
-    else:
-        chosen = np.full(sum(counts), TRAIN, dtype=np.int8)
-        chosen[held_out(str(root), len(chosen), data.test_fraction, data.split_seed, "data.test_fraction")] = TEST
-    num_train, num_validation, _ = np.bincount(chosen, minlength=len(SPLITS)).tolist()
-    if num_validation > num_train:
-        reason = f"{num_validation} validation images, but only {num_train} training images"
-        raise UserError(f"{root}: {reason}; exchange the folders, or move images", Exit.INVALID_DATA)
-    if not num_validation:
-        hold_out_validation(str(root), chosen, data.validation_fraction, data.split_seed)
-    return chosen
-
-
-def hold_out_validation(source: str, splits: np.ndarray, fraction: float, split_seed: int) -> None:
+def hold_out_validation(source: str, splits: np.ndarray, data: "Data") -> None:
     """Turn a seeded share of the training images into validation images.  Raises what `held_out` raises."""
     train = np.flatnonzero(splits == TRAIN)
-    drawn = held_out(source, len(train), fraction, split_seed, "data.validation_fraction")
+    drawn = held_out(source, len(train), data.validation_fraction, data.split_seed, "data.validation_fraction")
     splits[train[drawn]] = VALIDATION
 
 
@@ -98,34 +74,53 @@ def division(data: "Data", given: str | None = None) -> str:
     return f"{test}; {data.validation_fraction:g} of the training images held out for validation {seed}"
 
 
-def parts_of(names: list[str]) -> dict[str, str]:
-    """Return the split of each part of a folder, such as {"train": "train", "val": "test"}.
+def divide(
+    root: Path, names: list[str], counts: list[int], parts: dict[str, str], data: "Data"
+) -> tuple[np.ndarray, str]:
+    """Return the split of every image in a folder, TRAIN, VALIDATION or TEST as (N,) int8, and how it was chosen.
 
-    A validation part is the test split if the only other part is a training part, as in ImageNet.  Return {} unless
-    there is a training part, a part to test on, at most one part for each split, and nothing else.
+    `counts` are the numbers of images in the files.  If the folder has `parts`, as `parts_of` returns them, they
+    decide.  Without parts, a seeded share is held out for the test.  Without a validation part, a seeded share of the
+    training images is held out for validation.  Raises UserError (exit 4).
     """
-    given = {part: split_named(part) for part in sorted({part_of(name) for name in names})}
-    splits = set(given.values())
-    if len(splits) < len(given) or len(given) < 2 or "train" not in splits or "" in splits:
+    if parts:
+        splits = np.repeat(np.array([SPLITS.index(parts[part_of(name)]) for name in names], np.int8), counts)
+    else:
+        splits = np.full(sum(counts), TRAIN, np.int8)
+        splits[held_out(str(root), len(splits), data.test_fraction, data.split_seed, "data.test_fraction")] = TEST
+    given = f"by its folders: {', '.join(f'{part} for {split}' for part, split in parts.items())}" if parts else None
+    num_train, num_validation, _ = np.bincount(splits, minlength=len(SPLITS)).tolist()
+    if num_validation > num_train:
+        reason = f"{num_validation} validation images, but only {num_train} training images"
+        raise UserError(f"{root}: {reason}; exchange the folders, or move images", Exit.INVALID_DATA)
+    if given and num_validation:
+        return splits, given
+    hold_out_validation(str(root), splits, data)
+    return splits, division(data, given)
+
+
+def parts_of(root: Path, names: list[str]) -> dict[str, str]:
+    """Return the split of each part of a folder, such as {"train": "train", "val": "test"}; {} if it has no parts.
+
+    A validation part is the test split if the only other part is a training part, as in ImageNet.  Raises UserError
+    (exit 4) if a part is empty, and if parts do not divide the whole folder.
+    """
+    if root.is_file():  # its name says nothing
         return {}
-    return {part: split if split == "train" or "test" in splits else "test" for part, split in given.items()}
-
-
-def require_parts(root: Path, names: list[str], given: dict[str, str]) -> None:
-    """Raise UserError (exit 4) if a part is named like a split, but is empty, or the parts do not divide the folder."""
-    parts = sorted({name.partition("/")[0] for name in names})
-    full = {split_named(part_of(part)) for part in parts}
+    parts = {part: split_named(part) for part in sorted({part_of(name) for name in names})}
+    splits = set(parts.values())
     folders = sorted(path.name for path in root.iterdir() if path.is_dir())
-    if empty := [part for part in folders if split_named(part_of(part)) not in {"", *full}]:
+    if empty := [folder for folder in folders if split_named(part_of(folder)) not in {"", *splits}]:
         raise UserError(f"{root}: no images in {listed(empty)}; add them, or remove that folder", Exit.INVALID_DATA)
-    if not given and full != {""}:
+    if splits == {""}:
+        return {}
+    if "train" not in splits or "" in splits or not 2 <= len(parts) == len(splits):
         train, validation, test = (", ".join(NAMES[split]) for split in SPLITS)
-        raise UserError(
-            f"{root}: its parts must be for training ({train}), for the test ({test}), perhaps for validation "
-            f"({validation}), and nothing else; there is {listed(parts[:5])}; name one part as the source, or add, "
-            "rename or remove parts",
-            Exit.INVALID_DATA,
-        )
+        found = sorted({name.partition("/")[0] for name in names})
+        wanted = f"parts for training ({train}), test ({test}) and perhaps validation ({validation}), and no others"
+        advice = "name one part as the source, or add, rename or remove parts"
+        raise UserError(f"{root}: needs {wanted}; there is {listed(found[:5])}; {advice}", Exit.INVALID_DATA)
+    return {part: split if split == "train" or "test" in splits else "test" for part, split in parts.items()}
 
 
 def split_named(part: str) -> str:

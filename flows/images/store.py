@@ -7,7 +7,6 @@ likelihood depends on the labels or the names of files.  Arrays are mapped into 
 
 import hashlib
 import json
-import warnings
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, BinaryIO, NamedTuple, get_args
@@ -15,7 +14,7 @@ from typing import Annotated, Any, BinaryIO, NamedTuple, get_args
 import numpy as np
 from pydantic import Field
 
-from flows.core.documents import Document, read
+from flows.core.documents import Count, Document, read
 from flows.core.errors import Exit, UserError, brief
 from flows.core.files import file_sha256, open_regular, parse_json, write_whole, writing
 from vdm.choices import MOST_LEVELS, Split
@@ -23,32 +22,29 @@ from vdm.choices import MOST_LEVELS, Split
 SPLITS = get_args(Split)
 DESCRIPTION = "dataset.json"
 MOST_CHUNK_BYTES = 2**25
-MOST_DESCRIPTION_BYTES = 2**20
 # The quality of samples cannot be estimated with fewer samples and test images.
 FEWEST_COMPARED = 10
-Size = Annotated[int, Field(ge=0, le=2**32)]
-Text = Annotated[str, Field(max_length=10_000)]
 
 
 class Description(Document):
     """The content of `dataset.json`."""
 
-    name: Text
+    name: str
     num_levels: Annotated[int, Field(ge=2, le=MOST_LEVELS)]
-    image_shape: Annotated[list[Annotated[Size, Field(ge=1)]], Field(min_length=3, max_length=3)]
+    image_shape: Annotated[list[Annotated[int, Field(ge=1)]], Field(min_length=3, max_length=3)]
     """[C, H, W]."""
-    num_train: Size
-    num_validation: Size = 0
-    num_test: Size
-    published_train: Size = 0
-    published_validation: Size = 0
-    published_test: Size = 0
-    title: Text = ""
-    homepage: Text = ""
-    licence: Text = ""
-    formats: Text = ""
-    split: Text = ""
-    transforms: Text = ""
+    num_train: Count
+    num_validation: Count = 0
+    num_test: Count
+    published_train: Count = 0
+    published_validation: Count = 0
+    published_test: Count = 0
+    title: str = ""
+    homepage: str = ""
+    licence: str = ""
+    formats: str = ""
+    split: str = ""
+    transforms: str = ""
 
 
 class ImageSet(NamedTuple):
@@ -77,20 +73,14 @@ class ImageSet(NamedTuple):
         return str(self.description.get("transforms", "none"))
 
 
-def save_images(
-    folder: Path, splits: Mapping[str, np.ndarray | Iterable[np.ndarray]], description: dict[str, Any]
-) -> None:
-    """Write the splits, then the description, without which the folder is not a set.
+def save_images(folder: Path, splits: Mapping[str, np.ndarray], description: dict[str, Any]) -> None:
+    """Write the splits, (N,C,H,W) each, then the description, without which the folder is not a set.
 
-    A split is an (N,C,H,W) array or an iterable of its chunks; `validation` may be missing.  Shape and counts are added
-    to the description unless it states them.  Raises ValueError for chunks of different shapes or types, and for a
-    split without chunks.
+    `validation` may be missing.  Shape and counts are added to the description unless it states them.
     """
-    shapes = {}
     for split, images in splits.items():
-        chunks = [images] if isinstance(images, np.ndarray) else images
-        shapes[split] = write_array(folder / f"{split}.npy", chunks)
-    write_description(folder, shapes, description)
+        write_array(folder / f"{split}.npy", [images])
+    write_description(folder, {split: images.shape for split, images in splits.items()}, description)
 
 
 def write_description(folder: Path, shapes: Mapping[str, tuple[int, ...]], description: dict[str, Any]) -> None:
@@ -100,28 +90,21 @@ def write_description(folder: Path, shapes: Mapping[str, tuple[int, ...]], descr
     write_whole(folder / DESCRIPTION, json.dumps(measured | description, indent=2, sort_keys=True) + "\n")
 
 
-def write_array(path: Path, chunks: Iterable[np.ndarray]) -> tuple[int, ...]:
-    """Write chunks (n,...) one after the other as one .npy file, and return its shape.  Raises ValueError.
+def write_array(path: Path, chunks: Iterable[np.ndarray]) -> None:
+    """Write chunks (n,...) of one type one after the other as one .npy file.
 
     The complete file replaces an older one: truncating that would kill a process that maps it.
     """
-    shape: tuple[int, ...] = ()
-    dtype = np.dtype(np.uint8)
+    count = 0
     # Not through a memory map: a full disk would kill the process with SIGBUS, where a write raises OSError.
     with writing(path) as file:
         for chunk in chunks:
-            if not shape:
-                shape, dtype = (0, *chunk.shape[1:]), chunk.dtype
-                write_header(file, shape, dtype)
-            if (chunk.shape[1:], chunk.dtype) != (shape[1:], dtype):
-                raise ValueError(f"images of {chunk.shape[1:]} {chunk.dtype} after images of {shape[1:]} {dtype}")
+            if not count:
+                write_header(file, chunk.shape, chunk.dtype)
             file.write(np.ascontiguousarray(chunk).data)
-            shape = (shape[0] + len(chunk), *shape[1:])
-        if not shape:
-            raise ValueError("no images")
+            count += len(chunk)
         file.seek(0)
-        write_header(file, shape, dtype)
-    return shape
+        write_header(file, (count, *chunk.shape[1:]), chunk.dtype)
 
 
 def write_header(file: BinaryIO, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
@@ -144,8 +127,7 @@ def present(description: Mapping[str, Any]) -> list[str]:
 
 def read_description(path: Path) -> dict[str, Any]:
     """Return the content of a `dataset.json`.  Raises UserError (exit 5) for missing keys and wrong types."""
-    advice = "`vdmctl download` writes the images to data/images"
-    return read(Description, path, advice, MOST_DESCRIPTION_BYTES).model_dump(exclude_unset=True)
+    return read(Description, path, "`vdmctl download` writes the images to data/images").model_dump(exclude_unset=True)
 
 
 def load_array(path: Path) -> np.ndarray:
@@ -165,10 +147,8 @@ def map_array(path: Path) -> np.memmap[Any, Any]:
     Raises ValueError for bytes after the array: `np.save` on an open file appends a second array, which nobody reads.
     """
     open_regular(path).close()  # numpy would wait for the writer of a pipe
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")  # numpy warns of headers that it would not write itself
-        # Copy-on-write: the file cannot be changed through the map, and torch does not copy it.
-        array: np.memmap[Any, Any] = np.lib.format.open_memmap(path, mode="c")
+    # Copy-on-write: the file cannot be changed through the map, and torch does not copy it.
+    array: np.memmap[Any, Any] = np.lib.format.open_memmap(path, mode="c")
     if array.offset + array.nbytes != path.stat().st_size:
         raise ValueError("more bytes than its header says")
     return array
@@ -196,18 +176,7 @@ def chunks(images: np.ndarray, size: int) -> Iterator[tuple[int, np.ndarray]]:
     """Yield contiguous chunks of at most `size` images, fewer if they are large, each with the number of its first."""
     size = fitting(size, images[0].nbytes) if images.size else size
     for first in range(0, len(images), size):
-        yield first, rows(images, first, min(first + size, len(images)))
-
-
-def rows(images: np.ndarray, first: int, last: int) -> np.ndarray:
-    """Return images `first` to `last` - 1, contiguous.
-
-    A mapped array is mapped again each time, so that the pages read do not accumulate in this process.
-    """
-    if not isinstance(images, np.memmap) or not images.flags.c_contiguous or not images.size:
-        return np.ascontiguousarray(images[first:last])
-    offset, shape = images.offset + first * images[0].nbytes, (last - first, *images.shape[1:])
-    return np.array(np.memmap(str(images.filename), images.dtype, "r", offset, shape))
+        yield first, np.ascontiguousarray(images[first : first + size])
 
 
 def fitting(most: int, row_bytes: int) -> int:
@@ -218,12 +187,7 @@ def fitting(most: int, row_bytes: int) -> int:
 def load_labels(folder: Path, split: str) -> np.ndarray | None:
     """Return the labels of a split (N,), or None if the set has none.  Raises UserError (exit 5)."""
     path = folder / f"{split}_labels.npy"
-    if not path.exists():
-        return None
-    labels = load_array(path)
-    if labels.ndim != 1 or labels.dtype.kind not in "ui":
-        raise UserError(f"{path}: holds {labels.dtype} of {labels.ndim} dimensions, not labels", Exit.MISSING)
-    return labels
+    return load_array(path) if path.exists() else None
 
 
 def files_of(folder: Path, split: str) -> Path:
@@ -237,19 +201,13 @@ def read_file_names(folder: Path, split: str, images: Collection[int]) -> dict[i
     Raises UserError (exit 5).
     """
     path = files_of(folder, split)
-    names: dict[int, str] = {}
     if not images or not path.exists():
-        return names
+        return {}
     try:
         with open_regular(path) as lines:
-            for number, line in zip(range(max(images) + 1), lines, strict=False):
-                if number in images:
-                    names[number] = parse_json(line)
-        if len(names) < len(images) or not all(isinstance(name, str) for name in names.values()):
-            raise ValueError("not a name for every image")
+            return {number: str(parse_json(line)) for number, line in enumerate(lines) if number in images}
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: missing or damaged: {error}", Exit.MISSING) from error
-    return names
 
 
 def data_sha256(folder: Path) -> str:

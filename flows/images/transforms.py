@@ -3,7 +3,6 @@
 The order: more than 8 bits down to 8, grayscale, resize, pad, down to `num_bits`.
 """
 
-import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -19,11 +18,30 @@ if TYPE_CHECKING:
 MOST_DIMS = 2**25
 
 
+def parts(images: np.ndarray, data: "Data") -> Iterator[slice]:
+    """Yield the slices of images to transform at a time, which bounds memory.
+
+    Raises UserError for images that are too large after the transforms: exit 2 if resize or pad is set, else 4.
+    """
+    channels, *sides = images.shape[1:]
+    height, width = (side + 2 * data.pad for side in data.resize or sides)
+    if channels * height * width > MOST_DIMS:
+        reason = f"images of {channels}x{height}x{width} have more than {MOST_DIMS:,} levels"
+        advice = "set data.resize to a smaller [height, width], or lower data.pad"
+        raise UserError(f"{reason}; {advice}", Exit.USAGE if data.resize or data.pad else Exit.INVALID_DATA)
+    step = fitting(len(images), max(images[0].nbytes, channels * height * width))
+    for first in range(0, len(images), step):
+        yield slice(first, first + step)
+
+
 def transform(images: np.ndarray, num_levels: int, data: "Data") -> np.ndarray:
-    """Return (N,C,H,W) levels 0..num_levels-1, uint8 or uint16, transformed to uint8 levels 0..levels_left(...)-1."""
+    """Return (N,C,H,W) levels 0..num_levels-1, uint8 or uint16, transformed to uint8 levels 0..levels_left(...)-1.
+
+    Raises UserError (exit 2) for grayscale of other than 1 or 3 channels.
+    """
     images = shifted(images, num_levels, 8).astype(np.uint8, copy=False)
     num_levels = levels_left(num_levels, 8)
-    if data.grayscale and images.shape[1] == 3:
+    if data.grayscale and images.shape[1] != 1:
         images = gray(images)
     if data.resize and list(images.shape[2:]) != data.resize:
         images = resized(images, data.resize, num_levels)
@@ -32,35 +50,11 @@ def transform(images: np.ndarray, num_levels: int, data: "Data") -> np.ndarray:
     return shifted(images, num_levels, data.num_bits)
 
 
-def shape_left(shape: tuple[int, ...], data: "Data") -> tuple[int, int, int]:
-    """Return the shape (C,H,W) of an image after the transforms.
-
-    Raises UserError: exit 2 for grayscale of other than 1 or 3 channels and for parameters that make the image too
-    large, 4 for an image that is too large itself.
-    """
-    channels, height, width = shape
-    if channels not in (1, 3) and data.grayscale:
-        raise UserError(f"data.grayscale needs 1 or 3 channels, but the images have {channels}", Exit.USAGE)
-    height, width = (side + 2 * data.pad for side in data.resize or (height, width))
-    left = (1 if data.grayscale else channels, height, width)
-    if (num_dims := math.prod(left)) > MOST_DIMS:
-        what = f"images of {'x'.join(map(str, left))} have {num_dims:,} dimensions, more than {MOST_DIMS:,}"
-        if data.resize or data.pad:
-            raise UserError(f"data.resize and data.pad: {what}; lower them", Exit.USAGE)
-        raise UserError(f"{what}; set data.resize to a smaller [height, width]", Exit.INVALID_DATA)
-    return left
-
-
-def parts(images: np.ndarray, data: "Data") -> Iterator[slice]:
-    """Yield the slices of images to transform at a time, which bounds memory.  Raises what `shape_left` raises."""
-    row = math.prod(shape_left(images.shape[1:], data))
-    step = fitting(len(images), max(row, images[0].nbytes))
-    for first in range(0, len(images), step):
-        yield slice(first, first + step)
-
-
 def gray(images: np.ndarray) -> np.ndarray:
     """Return the gray levels of (N,3,H,W) uint8, rounded, so that colours without hue keep their level."""
+    if images.shape[1] != 3:
+        reason = f"data.grayscale needs 1 or 3 channels, but the images have {images.shape[1]}"
+        raise UserError(reason, Exit.USAGE)
     red, green, blue = images.astype(np.uint32).swapaxes(0, 1)
     return np.asarray((299 * red + 587 * green + 114 * blue + 500) // 1000, np.uint8)[:, None]
 

@@ -16,7 +16,7 @@ LAYER = "2048"
 def inception_network(weights: Path) -> torch.nn.Module:
     """Return torch-fidelity's Inception, which gives the published FID's values, with the weights of the file.
 
-    The file must have passed `require_inception`.  Raises UserError (exit 5) if it is not of this network.
+    Raises UserError (exit 5) if the file is not of this network.
     """
     from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
@@ -43,8 +43,8 @@ def inception_features(
 def require_inception(num_channels: int, weights: Path, sha256: str) -> None:
     """Raise UserError unless images with this number of channels can be embedded.
 
-    Its exit code is 2 if the number is not 1 or 3, or if torch-fidelity is not installed, and 5 if the weights are
-    missing or have another digest.
+    Its exit code is 2 if the number is not 1 or 3, or if torch-fidelity is not installed, and 5 if the weights have
+    another digest.  Raises OSError if they cannot be read.
     """
     if num_channels not in (1, 3):
         raise UserError(f"Inception takes images of 1 or 3 channels, not {num_channels}", Exit.USAGE)
@@ -53,9 +53,5 @@ def require_inception(num_channels: int, weights: Path, sha256: str) -> None:
     except ImportError as error:
         advice = "pip install 'vdm-pipeline[metrics]'"
         raise UserError(f"sample.inception_weights needs torch-fidelity: {advice}", Exit.USAGE) from error
-    try:
-        found = file_sha256(weights)
-    except OSError as error:
-        raise UserError(f"{weights} (sample.inception_weights): {error.strerror}", Exit.MISSING) from error
-    if found != sha256:
+    if (found := file_sha256(weights)) != sha256:
         raise UserError(f"{weights}: its sha256 is {found}, sample.inception_sha256 says {sha256}", Exit.MISSING)

@@ -138,18 +138,18 @@ def figures_of(
 ) -> dict[str, QualityFigure]:
     """Return each measure of the features (N,D) of samples and of held-out images, with its error."""
 
-    def estimate(measure: Measure, images: np.ndarray) -> Estimate:
-        return with_error(lambda chosen: measure(images[chosen]), len(images), quality.resamples, quality.seed)
+    def estimate(measure: Measure, images: np.ndarray) -> list[float]:
+        found = with_error(lambda chosen: measure(images[chosen]), len(images), quality.resamples, quality.seed)
+        return [float(f"{value:.{DIGITS}g}") for value in found]
 
-    return {key: figure(estimate(each, samples), estimate(each, held_out)) for key, each in measures.items()}
-
-
-def figure(samples: Estimate, held_out: Estimate) -> QualityFigure:
-    """Return both estimates as a figure of the metrics, in DIGITS significant digits."""
-    values = [float(f"{value:.{DIGITS}g}") for value in (*samples, *held_out)]
-    return QualityFigure(
-        samples=values[0], samples_standard_error=values[1], held_out=values[2], held_out_standard_error=values[3]
-    )
+    figures = {}
+    for name, measure in measures.items():
+        value, error = estimate(measure, samples)
+        reference, reference_error = estimate(measure, held_out)
+        figures[name] = QualityFigure(
+            samples=value, samples_standard_error=error, held_out=reference, held_out_standard_error=reference_error
+        )
+    return figures
 
 
 def inception_figures(

@@ -72,9 +72,7 @@ def ending(name: str) -> str:
 def curves(models: Tables) -> Iterator[tuple[Callable[[str], str], str, pd.DataFrame]]:
     """Yield for each model the function from a curve's name to its label, the model's colour, and its table."""
     for (model, table), color in zip(models.items(), COLORS, strict=False):
-        # matplotlib leaves names that begin with _ out of a legend.
-        before = f"{ending(model)}, ".replace("_", "./_", 1) if model.startswith("_") else f"{ending(model)}, "
-        yield (before.__add__ if model else str), color, table
+        yield (f"{ending(model)}, ".__add__ if model else str), color, table
 
 
 def loss(axes: "Axes", models: Tables) -> None:
@@ -116,21 +114,14 @@ def noise_levels(axes: "Axes", models: Tables) -> None:
 
 def histogram(axes: "Axes", models: Tables) -> None:
     """Draw how many images have which bits/dim."""
-    edges = edges_of(np.concatenate([table["bpd"].dropna() for table in models.values()]))
+    every = np.concatenate([table["bpd"].dropna() for table in models.values()])
+    edges = np.histogram_bin_edges(every, min(40, max(5, math.isqrt(len(every))))).tolist()
     for label, color, table in curves(models):
         values = table["bpd"].dropna()
         axes.hist(values, edges, label=label("images"), histtype="stepfilled", alpha=0.45, color=color)
         if len(values):
             axes.axvline(values.mean(), color=color, linestyle="--", label=label("mean"))
     axes.set(xlabel="bits/dim of an image", ylabel="number of images")
-
-
-def edges_of(values: np.ndarray) -> list[float]:
-    """Return the edges of the bins of a histogram."""
-    low, high = (values.min(), values.max()) if len(values) else (0.0, 1.0)
-    if high - low <= 1e-9 * max(abs(low), abs(high)):  # floats may be too coarse for edges in between
-        low, high = low - 0.5, high + 0.5
-    return np.linspace(low, high, min(40, max(5, math.isqrt(len(values)))) + 1).tolist()  # type: ignore[no-any-return]
 
 
 CHARTS: dict[str, tuple[str, str, str, "Callable[[Axes, Tables], None]"]] = {

@@ -3,10 +3,7 @@
 import platform
 import re
 from collections.abc import Iterable, Sequence
-from io import BytesIO
 from pathlib import Path
-
-from PIL import Image
 
 from flows.core.documents import checked
 from flows.core.errors import UserError
@@ -19,9 +16,7 @@ from flows.report.pictures import encoded
 from flows.report.quality import measures, sampler
 from flows.validation.report import Report, Result
 
-WIDTH = 640
-"""Width in pixels of a column of text in the UI."""
-MOST_ROWS, MOST_CHARACTERS = 500, 200
+MOST_CHARACTERS = 200
 NAME = re.compile(r"(?<![`\w])\w+(?:@v|#\w+#)\d[\d.]*\b")
 """The name of a version or of a champion's tag."""
 
@@ -74,8 +69,8 @@ def samples(metrics: SampleMetrics, drawn: Path, page: Path) -> str:
 
 def data_docs(validation: Report, drawn: Path, page: Path) -> str:
     """Return a table of the expectations of images, broken ones first, and the picture `drawn` of the images."""
-    results = sorted(validation.expectations, key=lambda result: result.success)[:MOST_ROWS]
-    found = table(("expectation", "result", "observed"), [expectation(result) for result in results])
+    results = sorted(validation.expectations, key=lambda result: result.success)
+    found = table(("expectation", "result", "observed"), map(expectation, results))
     pictures = [picture(drawn, "The images")] if drawn.is_file() else []
     about = f"Transforms of the source's pixels: {markdown(validation.transforms)}."
     docs = [where("The Data Docs", page)] if page.is_file() else []
@@ -104,15 +99,13 @@ def figure(number: float | None, error: float | None = None) -> str:
 
 def table(names: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """Return a table; its cells are text."""
-    lines = [[text(cell) for cell in line] for line in (names, *rows)]
+    # A figure and its error stay on one line.
+    lines = [
+        [quoted(markdown(cell.replace("+-", "±"))).replace(" ± ", "\xa0±\xa0") for cell in line]
+        for line in (names, *rows)
+    ]
     lines.insert(1, ["---"] * len(names))
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def text(content: str) -> str:
-    """Return Markdown that shows the text in one line."""
-    # A figure and its error stay on one line.
-    return quoted(markdown(content.replace("+-", "±"))).replace(" ± ", "\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}")
 
 
 def quoted(content: str) -> str:
@@ -127,23 +120,4 @@ def where(what: str, path: Path) -> str:
 
 def picture(path: Path, title: str) -> str:
     """Return an SVG or PNG file as a picture."""
-    content, kind = read_bounded(path), "svg+xml"
-    if path.suffix == ".png":
-        content, kind = fitted(content), "webp"
-    return f"![{title}]({encoded(content, kind)})"
-
-
-def fitted(png: bytes) -> bytes:
-    """Return a picture about as wide as the UI shows it.
-
-    A small one is enlarged by a whole factor, which keeps its pixels sharp.
-    """
-    shown: Image.Image = Image.open(BytesIO(png)).convert("RGB")
-    factor = min(WIDTH // shown.width, 4 * WIDTH // shown.height)
-    if factor > 1:
-        shown = shown.resize((factor * shown.width, factor * shown.height), Image.Resampling.NEAREST)
-    else:
-        shown.thumbnail((2 * WIDTH, 4 * WIDTH))
-    file = BytesIO()
-    shown.save(file, format="webp", lossless=factor > 1, quality=90)
-    return file.getvalue()
+    return f"![{title}]({encoded(read_bounded(path), 'png' if path.suffix == '.png' else 'svg+xml')})"

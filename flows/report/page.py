@@ -90,15 +90,11 @@ def extremes(results: Results) -> list[tuple[str, list[Shown]]]:
         return []
     split = results.metrics.split
     order = results.per_image.dropna(subset=["bpd"]).sort_values("bpd", kind="stable")
-    size = min(MOST_EXTREMES, len(order) // 2)
-
-    def shown(row: Any) -> Shown:
-        number = int(row.image)
-        return Shown(image_of(results, split, number, f"{split} image {number}"), f"{row.bpd:.3f}")
-
-    easiest, hardest = order[:size], order[::-1][:size]
+    rows = [(int(row.image), f"{row.bpd:.3f}") for row in order.itertuples()]
+    size = min(MOST_EXTREMES, len(rows) // 2)
     return [
-        (title, list(map(shown, rows.itertuples()))) for title, rows in (("Easiest", easiest), ("Hardest", hardest))
+        (title, [Shown(image_of(results, split, number, f"{split} image {number}"), bpd) for number, bpd in found])
+        for title, found in (("Easiest", rows[:size]), ("Hardest", rows[::-1][:size]))
     ]
 
 
@@ -118,37 +114,30 @@ def neighbours(results: Results) -> list[tuple[Shown, Shown, float]]:
 def alike(results: Results) -> list[tuple[Shown, Shown, str]]:
     """Return the pairs of images of two splits that look most alike, and how alike they are."""
     compared = results.validation.alike if results.validation else []
-    pairs = [pair for splits in compared for pair in splits.pairs if isinstance(pair.get("by_chance"), int | float)]
-    pairs = sorted(pairs, key=lambda pair: pair["by_chance"])[:MOST_SHOWN]
+    pairs = sorted((pair for splits in compared for pair in splits.pairs), key=lambda pair: pair["by_chance"])
     return [
         (
             row_of(results, pair),
             row_of(results, pair, "of_"),
-            f"{value(pair.get('moved'))}, distance {value(pair.get('distance'))},"
-            f" {value(pair['by_chance'])} as close by chance",
+            f"{pair['moved']}, distance {pair['distance']}, {pair['by_chance']} as close by chance",
         )
-        for pair in pairs
+        for pair in pairs[:MOST_SHOWN]
     ]
 
 
 def row_of(results: Results, row: dict[str, Any], prefix: str = "") -> Shown:
     """Return the image that a row names, if it names one, and the row's values in words."""
     split, number = row.get(f"{prefix}split"), row.get(f"{prefix}image")
-    if split is None or number is None:
-        return Shown(None, ", ".join(f"{key} {value(item)}" for key, item in list(row.items())[:MOST_SHOWN]))
-    name = f"{value(split)} image {value(number)}"
-    file = row.get(f"{prefix}file")
-    return Shown(image_of(results, split, number, name), f"{name}, {value(file)}" if file else name)
+    if split not in SPLITS or not isinstance(number, int):
+        return Shown(None, ", ".join(f"{key} {value(item)}" for key, item in row.items()))
+    name, file = f"{split} image {number}", row.get(f"{prefix}file")
+    return Shown(image_of(results, str(split), number, name), f"{name}, {value(file)}" if file else name)
 
 
-def image_of(results: Results, split: Any, number: Any, name: str) -> Picture | None:
-    """Return an image of a split; None if a damaged report names an image that the split does not have."""
-    if results.images is None or split not in SPLITS or type(number) is not int:
-        return None
-    images = getattr(results.images, split)
-    if images.ndim != 4 or not 0 <= number < len(images) or not images[0].size:
-        return None
-    return tile(images[number], results.images.num_levels, name)
+def image_of(results: Results, split: str, number: int, name: str) -> Picture | None:
+    """Return an image of a split; None if the split does not have it, since the row is about another set."""
+    images = getattr(results.images, split, ())
+    return tile(images[number], results.images.num_levels, name) if results.images and number < len(images) else None
 
 
 def lineage(results: Results) -> dict[str, Any]:
@@ -167,17 +156,10 @@ def difference(first: Results, second: Results) -> "PairedDifference | str":
     """Return the paired difference of the images of two models, or the reason why they cannot be paired."""
     if first.per_image is None or second.per_image is None:
         return "one of them has no figures for each image"
-    for field, text in (
-        ("data_sha256", "on different images"),
-        ("split", "on different splits"),
-        ("num_images", "on different numbers of images"),
-        ("seed", "with different seeds"),
-        ("times_per_image", "at different numbers of times"),
-        ("num_timesteps", "with different numbers of steps"),
-        ("precision", "in different precisions"),
-    ):
-        if getattr(first.metrics, field) != getattr(second.metrics, field):
-            return f"they were evaluated {text}"
+    for field in ("data_sha256", "split", "num_images", "seed", "times_per_image", "num_timesteps", "precision"):
+        settings = [getattr(one.metrics, field) for one in (first, second)]
+        if settings[0] != settings[1]:
+            return f"they differ in {field}: {settings[0]} and {settings[1]}"
     before, after = first.per_image["bpd"], second.per_image["bpd"]
     if len(before) < 2:
         return "one image has no standard error"
@@ -208,7 +190,7 @@ def template() -> Any:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    made.filters |= {"figure": figure, "value": value, "count": "{:,}".format, "src": source}
+    made.filters |= {"figure": figure, "value": value, "count": "{:,}".format, "data": encoded}
     return made.get_template("page.html")
 
 
@@ -229,8 +211,3 @@ def figure(number: float | None, error: float | None = None, form: str = ".4f") 
 def value(parameter: Any) -> str:
     """Return a value as text: a string as it is, anything else as JSON, which is how params.yaml writes it."""
     return parameter if isinstance(parameter, str) else json.dumps(parameter, default=str)
-
-
-def source(chart: Chart) -> Markup:
-    """Return a chart as a data: URI."""
-    return encoded(chart.svg.encode(), "svg+xml")

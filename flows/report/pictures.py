@@ -1,5 +1,6 @@
 """Images and grids of images as PNG inside the page."""
 
+import math
 from base64 import b64encode
 from io import BytesIO
 from typing import NamedTuple
@@ -52,15 +53,15 @@ def tile(image: np.ndarray, num_levels: int, alt: str) -> Picture:
 
 def grid(images: np.ndarray, num_levels: int, alt: str) -> Picture:
     """Return images (N,C,H,W) of the levels 0..num_levels-1 in rows, with transparent lines between them."""
-    tiles = [shades(image, num_levels) for image in images]
-    height, width = tiles[0].shape[:2]
+    tiles = np.stack([shades(image, num_levels) for image in images])
+    number, height, width, _ = tiles.shape
     columns = columns_of(width)
-    rows = -(-len(tiles) // columns)
-    canvas = np.zeros((rows * (height + 1) - 1, columns * (width + 1) - 1, 4), dtype=np.uint8)
-    for number, shown in enumerate(tiles):
-        top, left = number // columns * (height + 1), number % columns * (width + 1)
-        canvas[top : top + height, left : left + width, :3] = shown
-        canvas[top : top + height, left : left + width, 3] = 255
+    rows = math.ceil(number / columns)
+    cells = np.zeros((rows * columns, height + 1, width + 1, 4), dtype=np.uint8)
+    cells[:number, :height, :width, :3] = tiles
+    cells[:number, :height, :width, 3] = 255
+    canvas = cells.reshape(rows, columns, height + 1, width + 1, 4).swapaxes(1, 2)
+    canvas = canvas.reshape(rows * (height + 1), columns * (width + 1), 4)[:-1, :-1]
     return picture(canvas, GRID, alt)
 
 
@@ -75,7 +76,7 @@ def shades(image: np.ndarray, num_levels: int) -> np.ndarray:
 
     Of an image that is larger than the page needs, only every n-th pixel is kept.
     """
-    step = -(-max(image.shape[1:]) // MOST_SIDE)
+    step = math.ceil(max(image.shape[1:]) / MOST_SIDE)
     pixels = eight_bit(np.nan_to_num(image[:, ::step, ::step]), num_levels)
     return (pixels if len(pixels) == 3 else np.repeat(pixels[:1], 3, axis=0)).transpose(1, 2, 0)
 

@@ -19,7 +19,6 @@ SAMPLERS = {
     (2, 1.0): "stochastic DPM-Solver++(2M)",
 }
 """The samplers that `vdm.sampling.Solver` names, by order and eta."""
-MOST_MEASURES = 50
 
 
 class Measure(NamedTuple):
@@ -33,13 +32,11 @@ class Measure(NamedTuple):
 
 def measures(*metrics: SampleMetrics | None) -> list[Measure]:
     """Return the measures that at least one model has, with the figures of all models."""
-    keys = list(dict.fromkeys(key for one in metrics if one for key in one.figures))[:MOST_MEASURES]
-    return [Measure(key, *named(key), [one.figures.get(key) if one else None for one in metrics]) for key in keys]
-
-
-def named(key: str) -> tuple[str, str]:
-    """Return the name and the meaning of a measure."""
-    return MEASURES.get(key.partition("_")[0], (key, ""))
+    found = []
+    for key in dict.fromkeys(key for one in metrics if one for key in one.figures):
+        name, meaning = MEASURES.get(key.partition("_")[0], (key, ""))
+        found.append(Measure(key, name, meaning, [one.figures.get(key) if one else None for one in metrics]))
+    return found
 
 
 def sampler(settings: SamplerSettings) -> str:

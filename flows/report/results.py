@@ -67,8 +67,7 @@ def origin_here(folder: Path, parameters: Mapping[str, Any]) -> Origin:
 
 def restoring_images(parameters: Mapping[str, Any]) -> list[str]:
     """Return the commands that restore images from a `data.source`, which `make repro` would read anew."""
-    data = parameters.get("data")
-    if not isinstance(data, Mapping) or not data.get("source"):
+    if not parameters.get("data", {}).get("source"):
         return []
     dvc = ".venv/bin/dvc"
     restore = f"{dvc} checkout data/images || {dvc} pull data/images    # data.source may hold other images by now"

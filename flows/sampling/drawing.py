@@ -32,15 +32,18 @@ def draw(model: Path, settings: "Sample") -> np.ndarray:
     """
     count = min(settings.num_devices, settings.num_images)
     if count == 1:
-        return draw_part(model, settings, 1, 0)
+        return draw_share(load_model(model, find_device(settings.device)), settings, range(settings.num_images))
     find_device(settings.device, count)  # refuses what the machine does not have, before processes start
-    from flows.training.distributed import results_of
+    from flows.training.distributed import launch
 
-    return np.concatenate(results_of(partial(draw_part, model, settings, count), num_processes=count))
+    return np.concatenate(launch(partial(draw_part, model, settings, count), num_processes=count))
 
 
-def draw_part(model: Path, settings: "Sample", count: int, rank: int) -> np.ndarray:
-    """Return the images of one of `count` processes."""
+def draw_part(model: Path, settings: "Sample", count: int) -> np.ndarray:
+    """Return the images of this one of `count` processes."""
+    from flows.training.distributed import local_rank
+
+    rank = local_rank()
     device = find_device(settings.device, count, rank)
     share = range(rank * settings.num_images // count, (rank + 1) * settings.num_images // count)
     return draw_share(load_model(model, device), settings, share, shown=rank == 0)

@@ -9,27 +9,12 @@ from PIL import Image
 
 from flows.core.errors import Exit, UserError
 from flows.core.files import naming, write_whole
-from flows.core.folders import has_only, writing_folder
+from flows.core.folders import writing_folder
 from flows.images.store import eight_bit, write_array
 
 GAP = 2
 SMALLEST_SHOWN = 32
 WRITTEN = r"\d+\.png"
-
-
-def require_new(path: Path, *, force: bool) -> None:
-    """Raise UserError (exit 2) if the output exists, unless it may be replaced.
-
-    A folder that holds anything but pictures with the names that `write` gives them is never replaced.
-    """
-    if not path.exists() and not path.is_symlink():
-        return
-    if not force:
-        raise UserError(f"{path} exists; --force replaces it", Exit.USAGE)
-    if path.is_dir() and (path.suffix or not has_only(path, WRITTEN)):
-        raise UserError(f"{path} is a folder with other files than samples; choose another --out", Exit.USAGE)
-    if not path.is_dir() and not path.suffix:
-        raise UserError(f"{path} is a file; choose another --out", Exit.USAGE)
 
 
 def require_kind(path: Path, *kinds: str) -> None:

@@ -11,8 +11,8 @@ import torch
 from flows.core.checkpoint import load_model, model_sha256
 from flows.core.device import find_device
 from flows.core.errors import Exit, UserError
-from flows.core.files import scratch_folder, written_last
-from flows.core.folders import contains
+from flows.core.files import written_last
+from flows.core.folders import require_replaceable
 from flows.images.picture_files import BadImageError, levels, read_images
 from flows.process.progress import bar
 from flows.sampling import film, pictures
@@ -73,38 +73,20 @@ def answer(request: Request) -> dict[str, Any]:
 
 
 def require_possible(request: Request) -> None:
-    """Raise UserError (exit 2) for outputs of another kind, or that exist, and for options that do not fit together.
-
-    Raises OSError for an output that cannot be written.
-    """
-    pictures.require_kind(request.out, ".png", ".npy", "")
-    pictures.require_new(request.out, force=request.force)
-    if request.film:
-        pictures.require_kind(request.film, ".png", ".gif")
-        pictures.require_new(request.film, force=request.force)
-    require_apart(request)
+    """Raise UserError (exit 2) for outputs of another kind, or that exist, and for options that do not fit together."""
     if (request.known is None) != (request.mask is None):
         raise UserError("--known and --mask must be given together: a picture and its mask", Exit.USAGE)
+    pictures.require_kind(request.out, ".png", ".npy", "")
+    inputs = [path for path in (request.model, request.known, request.mask) if path]
+    names = None if request.out.suffix else pictures.WRITTEN
+    require_replaceable(request.out, *inputs, force=request.force, names=names)
+    if request.film:
+        pictures.require_kind(request.film, ".png", ".gif")
+        require_replaceable(request.film, *inputs, force=request.force)
+        if request.film.resolve() == request.out.resolve():
+            raise UserError(f"--out and --film are both {request.out}; name two files", Exit.USAGE)
     for path in filter(None, (request.out, request.film)):
-        # What cannot be written fails now, not after sampling.
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with scratch_folder(path.parent):
-                pass
-        except OSError as error:
-            raise type(error)(error.errno, error.strerror, str(path)) from error
-
-
-def require_apart(request: Request) -> None:
-    """Raise UserError (exit 2) if an output would replace an input, or the other output."""
-    inputs = {"--known": request.known, "--mask": request.mask, "the model": request.model}
-    for output, place, others in (
-        ("--out", request.out, inputs | {"--film": request.film}),
-        ("--film", request.film, inputs),
-    ):
-        for name, path in others.items():
-            if place and path and contains(place, path):
-                raise UserError(f"{output} {place} would replace {name} {path}", Exit.USAGE)
+        path.parent.mkdir(parents=True, exist_ok=True)  # fails now, not after sampling
 
 
 def read_known(path: Path, vdm: VDM) -> torch.Tensor:

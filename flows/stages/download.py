@@ -31,6 +31,5 @@ def download(data: "Data", *, out: Path, downloads: Path) -> None:
     origin = write_images(data, source=source, out=out, downloads=downloads)
     log.info("%s: %s, transforms: %s -> %s", data.name, origin["title"], origin["transforms"], out)
     if (num_test := read_description(out / DESCRIPTION)["num_test"]) < FEWEST_COMPARED:
-        reason = f"fewer than {FEWEST_COMPARED} test images ({num_test}), which the stage `sample` needs for comparison"
-        advice = "add test images, or raise data.test_fraction if the source does not choose them"
-        log.warning("%s: %s; %s", out, reason, advice)
+        needed = f"the stage `sample` compares with {FEWEST_COMPARED} or more; add some, or raise data.test_fraction"
+        log.warning("%s: only %d test images; %s", out, num_test, needed)

@@ -1,28 +1,28 @@
-"""The start of one job, such as a training run, in several processes, one per device.
+"""Several processes of one job, such as a training run, one per device: their start, and what they do together.
 
 torch's elastic agent, which `torchrun` uses too, starts the processes, watches them, and restarts all of them when one
 dies.  They find each other through a file that only this user can open, communicate over the loopback interface, and
-end when the agent ends.
+end when the agent ends.  In a job of a single process every function here works on that process alone.
 """
 
 import logging
 import os
+import pickle
 import signal
 import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
 from multiprocessing import active_children
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-import numpy as np
-from torch import OutOfMemoryError
-from torch.distributed import HashStore  # type: ignore[attr-defined]
+import torch
+from torch import distributed
+from torch.distributed import FileStore, HashStore  # type: ignore[attr-defined]
 from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
-from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.elastic.rendezvous import (
     RendezvousHandler,
     RendezvousInfo,
@@ -32,30 +32,38 @@ from torch.distributed.elastic.rendezvous import (
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from flows.core.device import threads_each
-from flows.core.errors import Exit, UserError
-from flows.core.files import scratch_folder
+from flows.core.errors import Exit, UserError, brief, of_file
+from flows.core.files import scratch_folder, write_whole
 from flows.process.lifeline import KILL_SECONDS, end_with_starters, hold_what_starts
 from flows.process.streams import start_logging
-from flows.training.collectives import STORE, local_rank, out_of_memory
 from vdm.errors import TrainingDiverged
+from vdm.training.processes import process
+
+Value = TypeVar("Value")
 
 ONE_MACHINE = "one machine"
+STORE = "VDM_STORE"
+"""The environment variable with the folder in which the processes of `launch` meet."""
+ERROR = "error"
+"""The file in that folder with an error that a restart would not cure."""
 STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
 # How long a process that fails waits before it ends, so that the agent first sees another one that died.
 BLAME_SECONDS = 1.0
-CONTINUES = "run again to continue from the last saved state"
 
 
-def launch(function: Callable[[], Any], *, num_processes: int, max_restarts: int, again: str = CONTINUES) -> list[Any]:
+def launch(
+    function: Callable[[], Value], *, num_processes: int, max_restarts: int = 0, again: str = "run again"
+) -> list[Value]:
     """Run the function in `num_processes` processes on this machine, and return its results, by rank.
 
-    When a process dies, all are restarted, at most `max_restarts` times.  Raises the UserError or TrainingDiverged that
-    the function raises: of several the first UserError by rank, else the first error.  A process that raises any other
-    error counts as dead.  Also raises UserError if processes died too often (exit 1) or a signal stopped this process
-    (75); its message ends with the advice `again`.  Raises OutOfMemoryError if the memory of a device ran out.
+    When a process dies or fails, all are restarted, at most `max_restarts` times.  But an error that a restart would
+    not cure ends them all, and is raised here: UserError, TrainingDiverged, OSError (as UserError, exit 5), and one
+    that says that memory ran out.  Also raises UserError if processes died too often (exit 1) or a signal stopped this
+    process (75); its message ends with the advice `again`.
     """
+    outcomes: dict[int, Value] = {}
     with scratch_folder() as folder, handlers_restored():
-        configure_environment(num_processes, str(folder))
+        configure_environment(num_processes, folder)
         config = LaunchConfig(
             min_nodes=1,
             max_nodes=1,
@@ -69,49 +77,53 @@ def launch(function: Callable[[], Any], *, num_processes: int, max_restarts: int
         config.shutdown_timeout = int(KILL_SECONDS)
         handled = [number.name for number in STOPPING if signal.getsignal(number) is not signal.SIG_IGN]
         config.signals_to_handle = ",".join(handled)
+        error = folder / ERROR
         try:
             outcomes = elastic_launch(config, worker)(function)
         except SignalException as signalled:
-            for process in active_children():  # of an interrupted start, which the agent does not know
-                process.kill()
+            for child in active_children():  # of an interrupted start, which the agent does not know
+                child.kill()
             raise UserError(f"stopped; {again}", Exit.RESUMABLE) from signalled
         except ChildFailedError as failed:
-            rank, failure = failed.get_first_failure()
-            if failure.exitcode == Exit.RESUMABLE:
-                raise UserError(f"stopped; {again}", Exit.RESUMABLE) from failed
-            reason = f"process {rank} of {num_processes} {fate(failure)}"
-            if out_of_memory(reason):
-                raise OutOfMemoryError(reason) from failed
-            raise UserError(f"{reason}, on the last of {1 + max_restarts} starts; {again}", Exit.BUG) from failed
-    results = [outcome for _, outcome in sorted(outcomes.items())]
-    if met := [result for result in results if isinstance(result, Exception)]:
-        raise next((error for error in met if isinstance(error, UserError)), met[0])
-    return results
+            if not error.exists():
+                rank, failure = failed.get_first_failure()
+                said: Any = failure.message  # a mapping if the process wrote its error
+                reason = brief(said["message"] if isinstance(said, dict) else said)
+                if failure.exitcode == -signal.SIGKILL:
+                    reason += " (out of memory?)"
+                starts = f"on the last of {1 + max_restarts} starts"
+                raise UserError(f"process {rank} of {num_processes}: {reason}, {starts}; {again}", Exit.BUG) from failed
+        if error.exists():
+            raise pickle.loads(error.read_bytes())
+    return [outcome for _, outcome in sorted(outcomes.items())]
 
 
-def results_of(job: Callable[[int], np.ndarray], *, num_processes: int) -> list[np.ndarray]:
-    """Run the job in `num_processes` processes on this machine; return what it returns for each rank.
+def worker(function: Callable[[], Value]) -> Value | None:
+    """Run the function in one of the processes, and return its result.
 
-    Raises what `launch` raises.
+    An error that a restart would not cure goes into a file: after a restart, all processes end at once.
     """
-    return launch(partial(run_job, job), num_processes=num_processes, max_restarts=0, again="run again")
+    end_with_starters()
+    start_logging()
+    error_file = Path(os.environ[STORE], ERROR)
+    if error_file.exists():
+        return None
+    for number in (signal.SIGINT, signal.SIGTERM):
+        # A handler in Python would not run while this process waits in a collective for one that is gone.
+        signal.signal(number, signal.SIG_DFL)
+    try:
+        return function()
+    except Exception as error:
+        final: Exception = UserError(of_file(error), Exit.MISSING) if isinstance(error, OSError) else error
+        if isinstance(final, (UserError, TrainingDiverged)) or out_of_memory(final):
+            write_whole(error_file, pickle.dumps(final))
+            sys.exit(Exit.BUG)
+        time.sleep(BLAME_SECONDS)  # the cause may be another process that died, which the agent must see first
+        traceback.print_exc()
+        raise
 
 
-def run_job(job: Callable[[int], np.ndarray]) -> np.ndarray:
-    """Return what the job returns for the rank of this process."""
-    return job(local_rank())
-
-
-def fate(failure: ProcessFailure) -> str:
-    """Return how a process ended, by a signal or by an error, as the end of a sentence."""
-    if failure.exitcode < 0:
-        doubt = " (out of memory?)" if failure.exitcode == -signal.SIGKILL else ""
-        return f"was killed by {failure.signal_name()}{doubt}"
-    message: Any = failure.message  # a mapping if the process wrote its error
-    return f"failed: {message['message'] if isinstance(message, dict) else message}".partition("\n")[0]
-
-
-def configure_environment(num_processes: int, folder: str) -> None:
+def configure_environment(num_processes: int, folder: Path) -> None:
     """Set the environment variables that the processes read, and silence the log of torch's agent.
 
     The processes meet in `folder`.  They listen on loopback only, since they trust what they receive.
@@ -120,7 +132,7 @@ def configure_environment(num_processes: int, folder: str) -> None:
         os.environ[f"{library}_NUM_THREADS"] = str(threads_each(num_processes))
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     os.environ["NCCL_SOCKET_IFNAME"] = "=lo"  # without `=` NCCL takes the name for a prefix
-    os.environ[STORE] = folder
+    os.environ[STORE] = str(folder)
     hold_what_starts()
     elastic = "torch.distributed.elastic"
     for name in (f"{elastic}.agent.server.api", f"{elastic}.multiprocessing.api", "torch.multiprocessing.spawn"):
@@ -169,30 +181,59 @@ def handlers_restored() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def worker(function: Callable[[], Any]) -> Any:
-    """Run the function in one of the processes.  Return its result, or an error that a restart would not cure.
+@contextmanager
+def process_group(device: torch.device) -> Iterator[None]:
+    """Join the other processes that torch's elastic agent started, if it started this one."""
+    if not distributed.is_torchelastic_launched():
+        yield
+        return
+    if device.type == "cuda":
+        torch.cuda.set_device(device.index or 0)  # the only device of a machine has no number
+    meeting_place: dict[str, Any] = {}  # with torchrun the environment names a store
+    if STORE in os.environ:
+        rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+        start = os.environ["TORCHELASTIC_RESTART_COUNT"]  # each has a file of its own
+        store = FileStore(f"{os.environ[STORE]}/store-{start}", world_size)
+        meeting_place = {"store": store, "rank": rank, "world_size": world_size}
+    # Gloo with CUDA, too: the flags and values that processes share here are on the CPU.
+    distributed.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", **meeting_place)
+    if not is_first():
+        logging.getLogger("flows").setLevel(logging.ERROR)
+    yield
+    # Not after an error: another process may wait in a collective that this one will not join.
+    distributed.destroy_process_group()
 
-    A process that is stopped by a signal exits with 75 instead, since torch's agent then waits for no result.
-    """
-    end_with_starters()
-    start_logging()
-    stopped = Path(os.environ[STORE], "stopped")
-    if stopped.exists():  # a signal stopped the processes but not the agent, which starts them again
-        return UserError(f"stopped; {CONTINUES}", Exit.RESUMABLE)
-    for number in (signal.SIGINT, signal.SIGTERM):
-        # A handler in Python would not run while this process waits in a collective for one that is gone.
-        signal.signal(number, signal.SIG_DFL)
-    try:
-        return function()
-    except UserError as error:
-        if error.code is Exit.RESUMABLE:
-            stopped.touch()
-            sys.exit(Exit.RESUMABLE)
-        return error
-    except TrainingDiverged as error:
-        return error
-    except Exception as error:
-        time.sleep(BLAME_SECONDS)  # the cause may be another process that died, which the agent must see first
-        if not out_of_memory(error):
-            traceback.print_exc()
-        raise
+
+def local_rank() -> int:
+    """Return the number of this process on its machine."""
+    # Other launchers number processes that do not work together.
+    return int(os.environ["LOCAL_RANK"]) if distributed.is_torchelastic_launched() else 0
+
+
+def is_first() -> bool:
+    """Whether this is the process that writes the files and the log."""
+    return process()[0] == 0
+
+
+def from_first(value: Value) -> Value:
+    """Return the value of the first process."""
+    values = [value]
+    if distributed.is_initialized():
+        distributed.broadcast_object_list(values)
+    return values[0]
+
+
+def any_process(flag: bool) -> bool:
+    """Whether the flag is set in at least one process."""
+    if not distributed.is_initialized():
+        return flag
+    value = torch.tensor(flag, dtype=torch.int32)
+    distributed.all_reduce(value, distributed.ReduceOp.MAX)
+    return bool(value)
+
+
+def out_of_memory(error: object) -> bool:
+    """Whether the error says that memory ran out."""
+    # Only the message says so on a CPU, in CUDA, cuBLAS and NCCL.
+    words = ("can't allocate memory", "CUDA out of memory", "error: out of memory", "'out of memory'", "_ALLOC_FAILED")
+    return isinstance(error, torch.OutOfMemoryError) or any(word in str(error) for word in words)

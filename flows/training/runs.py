@@ -10,14 +10,13 @@ import hashlib
 import json
 import logging
 import shutil
-from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import vdm
 from flows.core.checkpoint import DamagedStateError, load_state, save_state
-from flows.core.errors import Exit, UserError
+from flows.core.files import naming
 from vdm.training.log import TrainingRecord
 
 log = logging.getLogger(__name__)
@@ -40,22 +39,21 @@ class Run:
     def save(self, step: int, state: dict[str, Any]) -> None:
         """Write a state, and delete all but the newest `keep`.
 
-        Raises UserError (exit 1) if it cannot be written; then the older states stay.
+        Raises OSError that names the file if it cannot be written; then the older states stay.
         """
-        with reported(f"{self.folder}: the state at step {step}"):
-            self.folder.mkdir(parents=True, exist_ok=True)
-            save_state(self.folder / f"step-{step:09d}.state", state)
-            for path in self.states()[: -self.keep]:
-                path.unlink()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        save_state(self.folder / f"step-{step:09d}.state", state)
+        for path in self.states()[: -self.keep]:
+            path.unlink()
 
-    def newest(self, keys: Collection[str] = ()) -> dict[str, Any] | None:
-        """Return the newest undamaged state with the keys, or None.  Warn of damaged states and rename them.
+    def newest(self) -> dict[str, Any] | None:
+        """Return the newest undamaged state, or None.  Warn of damaged states and rename them.
 
         Raises CheckpointError if a state cannot be read now; an older one would lose the steps between them.
         """
         for path in reversed(self.states()):
             try:
-                return load_state(path, keys=keys)
+                return load_state(path)
             except DamagedStateError as error:
                 aside = path.with_name(f"{path.name}.damaged")
                 log.warning("%s; falling back to the state before, and keeping this one as %s", error, aside.name)
@@ -66,8 +64,7 @@ class Run:
         """Delete all states but the newest, and note for `forget` the sha256 of the model that the run has written."""
         for path in self.states()[:-1]:
             path.unlink()
-        with reported(self.folder / MODEL):
-            (self.folder / MODEL).write_text(model)
+        (self.folder / MODEL).write_text(model)
 
 
 def forget(runs: Path, model: str) -> None:
@@ -88,35 +85,16 @@ def fingerprint(**dependencies: Any) -> str:
     return hashlib.sha256(content.encode()).hexdigest()[:32]
 
 
-@contextmanager
-def reported(what: Path | str) -> Iterator[None]:
-    """Turn an OSError of the block into UserError (exit 1), which says that the run cannot write `what`."""
-    try:
-        yield
-    except OSError as error:
-        advice = "correct that and run again; training continues from its last saved state, if it has one"
-        raise UserError(f"{what} could not be written: {error.strerror}; {advice}", Exit.BUG) from error
+def start_curves(path: Path, records: Sequence[TrainingRecord]) -> None:
+    """Write the records to a new CSV file.  Raises OSError that names it."""
+    path.unlink(missing_ok=True)  # it may share its bytes with DVC's cache
+    add_to_curves(path, TrainingRecord._fields, *records)
 
 
-@contextmanager
-def writing_curves(path: Path, records: Sequence[TrainingRecord]) -> Iterator[Callable[[TrainingRecord], None]]:
-    """Write the records to a new CSV file, and return a function that appends one.  Both raise UserError (exit 1)."""
+def add_to_curves(path: Path, *rows: Sequence[Any]) -> None:
+    """Append rows to the CSV file, without their last field, the images per second: equal runs write equal bytes.
 
-    def add(record: TrainingRecord) -> None:
-        with reported(path):
-            # Leave out the last field, the images per second, so that equal runs write equal bytes.
-            writer.writerow(["nan" if value is None else value for value in record[:-1]])
-            file.flush()
-
-    with reported(path):
-        path.unlink(missing_ok=True)  # it may share its bytes with DVC's cache
-        file = path.open("x", newline="")
-        writer = csv.writer(file)
-        writer.writerow(TrainingRecord._fields[:-1])
-    try:
-        for record in records:
-            add(record)
-        yield add
-    finally:
-        with suppress(OSError):  # closing writes again what `add` could not write
-            file.close()
+    Raises OSError that names the file.
+    """
+    with naming(path, path), path.open("a", newline="") as file:
+        csv.writer(file).writerows(["nan" if value is None else value for value in row[:-1]] for row in rows)

@@ -150,8 +150,7 @@ def needed_code(stage: str) -> set[str]:
     reached = closure(f"flows/stages/{stage}.py")
     if stage == "report":
         pages = (path for path in (ROOT / "flows/report").iterdir() if path.is_file() and path.suffix != ".py")
-        # The page that compares two models is not the stage's.
-        reached |= {str(path.relative_to(ROOT)) for path in pages if path.stem != "comparison"}
+        reached |= {str(path.relative_to(ROOT)) for path in pages}
     return {
         path
         for path in reached

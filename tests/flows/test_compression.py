@@ -99,7 +99,7 @@ def read(content: bytes, model: Path) -> np.ndarray:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("batch_size", [1, 4, 64])
+@pytest.mark.parametrize("batch_size", [1, 4])
 def test_every_pixel_comes_back(
     batch_size: int, write: Callable[..., Compressed], pixels: np.ndarray, tmp_path: Path, models: tuple[Path, Path]
 ) -> None:
@@ -114,11 +114,14 @@ def test_every_pixel_comes_back(
     again = files.decompress(tmp_path / "images.vdmz", model=models[0], out=tmp_path / "out", device="cpu", force=False)
     assert again.pixels_sha256 == done.pixels_sha256 == hashlib.sha256(pixels.data).hexdigest()
     assert (np.load(tmp_path / "out/images.npy") == pixels).all()
+    bound = evaluate(load_model(models[0]), pixels, times_per_image=2, num_timesteps=2, batch_size=128, seed=0)
+    assert done.bound_bpd == pytest.approx(bound.bpd.mean(), rel=1e-6)
+    assert done.bound_bpd_standard_error == pytest.approx(bound.standard_error, rel=1e-6)
     write(batch_size=batch_size)
     assert (tmp_path / "images.vdmz").read_bytes() == content
 
 
-@pytest.mark.parametrize(("count", "uses_model"), [(1, False), (2, False), (3, True), (25, True)])
+@pytest.mark.parametrize(("count", "uses_model"), [(2, False), (3, True)])
 def test_a_few_images_come_back(
     count: int, uses_model: bool, write: Callable[..., Compressed], pixels: np.ndarray, tmp_path: Path
 ) -> None:
@@ -180,26 +183,24 @@ def test_colours_come_back(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_damage_is_found_wherever_it_is(content: bytes, pixels: np.ndarray, models: tuple[Path, Path]) -> None:
+def test_damage_is_found_wherever_it_is_and_leaves_nothing(
+    content: bytes, pixels: np.ndarray, models: tuple[Path, Path], tmp_path: Path
+) -> None:
     """A bit flipped in the header or in the code, bytes at the end that are missing, or too many."""
     assert (read(content, models[0]) == pixels[:8]).all()
     random, code = np.random.default_rng(0), unpacked(content, "x")[2]
-    for place in [*range(code), *range(code, len(content), 97)]:
+    for place in [*range(code), *range(code, len(content), 311)]:
         damaged = bytearray(content)
         damaged[place] ^= 1 << int(random.integers(8))
         with pytest.raises(UserError) as raised:
             read(bytes(damaged), models[0])
         assert raised.value.code == (Exit.USAGE if 5 <= place < 9 else Exit.MISSING), place  # of another model
-    for other in (content[:-1], content[:-100], content + b"x", content + bytes(4)):
+    for other in (content[:-100], content + b"x", content + bytes(4)):
         with pytest.raises(UserError, match=r"images\.vdmz: damaged, or decoded differently: "):
             read(other, models[0])
-
-
-def test_a_damaged_file_leaves_nothing(content: bytes, models: tuple[Path, Path], tmp_path: Path) -> None:
     (tmp_path / "short.vdmz").write_bytes(content[:-1])
-    with pytest.raises(UserError, match=r"short\.vdmz: damaged, or decoded differently: ") as raised:
+    with pytest.raises(UserError, match=r"short\.vdmz: damaged, or decoded differently: "):
         files.decompress(tmp_path / "short.vdmz", model=models[0], out=tmp_path / "out", device="cpu", force=False)
-    assert raised.value.code == Exit.MISSING
     assert [path.name for path in tmp_path.iterdir()] == ["short.vdmz"]
 
 
@@ -221,9 +222,8 @@ def test_a_machine_that_computes_other_means_is_named(
     content: bytes, models: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     original = Codec.backward_mean
-    monkeypatch.setattr(torch, "__version__", "9.9")
     monkeypatch.setattr(Codec, "backward_mean", lambda self, z_t, t: original(self, z_t, t) * 1.01)
-    with pytest.raises(UserError, match=r"made with torch 2\..* on .*; this machine has torch 9\.9, NumPy"):
+    with pytest.raises(UserError, match=r"decoded differently: .*; it was made with torch 2\..*, NumPy 2\..* on "):
         read(content, models[0])
 
 
@@ -254,7 +254,7 @@ def test_images_that_do_not_fit_the_model_are_refused(
         ("bright.npy", r"bright\.npy: image 33 holds level 17, and the levels of .* are 0 to 16", Exit.USAGE),
         ("deep.npy", "images of 16 bits", Exit.INVALID_DATA),
         ("bits", "is a model of 17 levels; .* holds pictures of 2 levels", Exit.USAGE),
-        ("mixed", "transforms nothing, so convert them to one kind", Exit.INVALID_DATA),
+        ("mixed", "convert them to one kind; in the pipeline", Exit.INVALID_DATA),
         ("nothing", "nothing does not exist", Exit.MISSING),
     ):
         with pytest.raises(UserError, match=message) as raised:
@@ -269,29 +269,25 @@ def test_outputs_that_exist_are_replaced_only_when_asked(
     np.save(tmp_path / "images.npy", pixels[:2])  # encoded plainly, without the model
     write(force=False)
     for options, message in (
-        ({"force": False}, "exists; name another file, or replace it with --force"),
+        ({"force": False}, "exists; name another output, or replace it with --force"),
         ({"out": tmp_path}, "is a folder; name a file"),
-        ({"out": models[0] / "config.json"}, "lies in the folder of the model; name another file"),
-        ({"out": tmp_path / "images.npy"}, r"images\.npy would replace the images that it is made from"),
+        ({"out": models[0] / "config.json"}, r"config\.json would replace the input .*; name another output"),
+        ({"out": tmp_path / "images.npy"}, r"images\.npy would replace the input .*images\.npy"),
     ):
         with pytest.raises(UserError, match=message) as raised:
             write(**options)
         assert raised.value.code == Exit.USAGE
-    (tmp_path / "arrays").mkdir()
-    np.save(tmp_path / "arrays/images.npy", pixels[:2])
-    for _ in range(2):  # an earlier file beside the images may be replaced
-        write("arrays", out=tmp_path / "arrays/all.vdmz")
 
     def decompress(*, force: bool) -> None:
         file, out = tmp_path / "images.vdmz", tmp_path / "out"
         files.decompress(file, model=models[0], out=out, device="cpu", force=force)
 
     decompress(force=False)
-    with pytest.raises(UserError, match="exists; name another folder, or replace it with --force"):
+    with pytest.raises(UserError, match="exists; name another output, or replace it with --force"):
         decompress(force=False)
     decompress(force=True)
     (tmp_path / "out/mine.txt").write_text("precious")
-    with pytest.raises(UserError, match="holds other files than decoded images"):
+    with pytest.raises(UserError, match="is no folder of files that this command writes; name another"):
         decompress(force=True)
     assert (tmp_path / "out/mine.txt").read_text() == "precious"
 
@@ -323,15 +319,6 @@ def test_the_options_of_the_commands(
     assert third.endswith(" is the bound in 3 steps")
     assert cli.run([*command, "--force", "--device=mps"]) == Exit.USAGE
     assert "auto, cpu, cuda or cuda:N" in capsys.readouterr().err
-
-
-def test_the_bound_is_that_of_as_many_steps(
-    write: Callable[..., Compressed], models: tuple[Path, Path], pixels: np.ndarray
-) -> None:
-    done = write(num_timesteps=3)
-    found = evaluate(load_model(models[0]), pixels, times_per_image=2, num_timesteps=3, batch_size=128, seed=0)
-    assert done.bound_bpd == pytest.approx(found.bpd.mean(), rel=1e-6)
-    assert done.bound_bpd_standard_error == pytest.approx(found.standard_error, rel=1e-6)
 
 
 @pytest.mark.slow

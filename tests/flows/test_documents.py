@@ -8,21 +8,16 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from conftest import TINY
-from project import ROOT
 from pydantic import Field
 
 from flows.core.checkpoint import load_model, load_state, save_model
 from flows.core.documents import Count, Document, Number, Sha256, parse, read
 from flows.core.errors import Exit, UserError
-from flows.core.params_file import read_params
 from flows.images.store import data_sha256, load_images, load_labels, save_images
 from flows.stages.register import read_curves
-from flows.training import fitting
 from flows.validation.report import require_validated
 from vdm.model import VDM
-from vdm.training.trainer import Trainer
 
 
 class Figures(Document):
@@ -132,16 +127,3 @@ def test_images_that_were_not_found_valid_are_refused(change: dict[str, Any], im
 def test_the_end_of_a_training_log_is_read(tmp_path: Path) -> None:
     (tmp_path / "curves.csv").write_text("step,bpd,validation_bpd\n1,3.5,3.2\n2,3.4,3.1\n3,3.3,3.4\n")
     assert read_curves(tmp_path / "curves.csv") == (3, 3.3, (3.1, 2))
-
-
-def test_a_state_of_another_run_gives_an_error_of_one_line(tmp_path: Path, tiny_model: Callable[..., VDM]) -> None:
-    """The file is whole and has the required keys, but belongs to another network or has impossible values."""
-    settings = fitting.resolve(read_params(ROOT / "presets/digits.yaml").train, torch.device("cpu"))
-    images = torch.zeros(4, 1, 8, 8, dtype=torch.uint8)
-    trainer = Trainer(tiny_model(), images, settings)
-    state = trainer.state()
-    fitting.resume(trainer, state, tmp_path)
-    for change in (Trainer(tiny_model(width=16), images, settings).state(), *({key: 3j} for key in state)):
-        with pytest.raises(UserError, match=r"its newest state is of another run: .*; delete this folder") as error:
-            fitting.resume(trainer, state | change, tmp_path)
-        assert error.value.code is Exit.MISSING

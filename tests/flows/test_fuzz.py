@@ -74,7 +74,7 @@ def state() -> bytes:
 
 def read_state(content: bytes, path: Path) -> None:
     path.write_bytes(hashlib.sha256(content).digest() + content)
-    load_state(path, keys=["done"])
+    load_state(path)
 
 
 def read_foreign(content: bytes, path: Path) -> None:

@@ -8,6 +8,7 @@ import json
 import os
 import re
 import shutil
+from copy import deepcopy
 from pathlib import Path
 
 import msgpack
@@ -38,12 +39,13 @@ def oracle(path: Path) -> dict[str, Tensor]:
     return tensors | {name: tensors[name].permute(0, 3, 1, 2) for name in channels_last}
 
 
-@pytest.fixture(params=GOOGLE)
-def google(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[VDM, dict[str, Tensor]]:
+@pytest.fixture(params=GOOGLE, scope="module")
+def google(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[VDM, dict[str, Tensor]]:
     file = ORACLES / f"{request.param}.flax"
     command = ["import-checkpoint", str(file), "--format", "google-vdm", "--image-size", "8", "8"]
-    assert run([*command, "--out", str(tmp_path / "model")]) == 0
-    return load_model(tmp_path / "model"), oracle(ORACLES / f"{request.param}.npz")
+    out = tmp_path_factory.mktemp("google") / "model"
+    assert run([*command, "--out", str(out)]) == 0
+    return load_model(out), oracle(ORACLES / f"{request.param}.npz")
 
 
 def close(actual: Tensor, expected: Tensor) -> None:
@@ -67,7 +69,7 @@ def test_the_terms_of_the_bound_agree_also_in_float64(google: tuple[VDM, dict[st
     close(bits_per_dim(terms.diffusion, model.num_dims), expected["bpd_diff"])
     draw = reconstruction_draw(expected["x"], expected["eps0"], model.schedule.gamma_0, 256)
     close(bits_per_dim(draw, model.num_dims), expected["bpd_recon"])
-    double = model.double()(expected["x"], expected["eps"].double(), expected["t"].double())
+    double = deepcopy(model).double()(expected["x"], expected["eps"].double(), expected["t"].double())
     for one, other in zip(terms, double, strict=True):
         assert other.dtype == torch.float64
         close(one, other)
@@ -142,27 +144,31 @@ def test_unsupported_settings_of_the_peer_are_refused(
     assert message in capsys.readouterr().err
 
 
-def test_the_last_weights_are_imported_on_request(tmp_path: Path) -> None:
-    content = msgpack.unpackb((ORACLES / f"{GOOGLE[0]}.flax").read_bytes(), strict_map_key=False)
-    layer = content["params"]["score_model"]["conv_in"]
+def imported(state: object, file: Path, *options: str) -> VDM:
+    """Import a tree of google-vdm by way of a file, and return the model."""
+    file.write_bytes(msgpack.packb(state))
+    out = file.with_name("imported")
+    command = ["import-checkpoint", str(file), "--format", "google-vdm", "--image-size", "8", "16", "--force"]
+    assert run([*command, "--out", str(out), *options]) == 0
+    return load_model(out)
+
+
+def test_the_last_weights_are_imported_on_request_for_images_of_a_height_and_a_width(tmp_path: Path) -> None:
+    state = msgpack.unpackb((ORACLES / f"{GOOGLE[0]}.flax").read_bytes(), strict_map_key=False)
+    layer = state["params"]["score_model"]["conv_in"]
     shape, kind, numbers = msgpack.unpackb(layer["kernel"].data)
     layer["kernel"] = msgpack.ExtType(1, msgpack.packb([shape, kind, bytes(len(numbers))]))
-    (tmp_path / "both.flax").write_bytes(msgpack.packb(content))
-    command = ["import-checkpoint", str(tmp_path / "both.flax"), "--format", "google-vdm"]
-    assert run([*command, "--out", str(tmp_path / "averaged")]) == 0
-    assert run([*command, "--no-averaged", "--out", str(tmp_path / "last")]) == 0
-    averaged, last = (load_model(tmp_path / name).network.conv_in.weight for name in ("averaged", "last"))
-    assert averaged.any()
-    assert not last.any()
+    averaged = imported(state, tmp_path / "both.flax")
+    last = imported(state, tmp_path / "both.flax", "--no-averaged")
+    assert averaged.network.conv_in.weight.any()
+    assert not last.network.conv_in.weight.any()
+    assert last.image_shape == (3, 8, 16)
 
 
 def test_a_fixed_schedule_has_no_weights(tmp_path: Path) -> None:
-    content = msgpack.unpackb((ORACLES / f"{GOOGLE[0]}.flax").read_bytes(), strict_map_key=False)
-    del content["ema_params"]["gamma"]
-    (tmp_path / "fixed.flax").write_bytes(msgpack.packb(content))
-    command = ["import-checkpoint", str(tmp_path / "fixed.flax"), "--format", "google-vdm"]
-    assert run([*command, "--out", str(tmp_path / "model")]) == 0
-    model = load_model(tmp_path / "model")
+    state = msgpack.unpackb((ORACLES / f"{GOOGLE[0]}.flax").read_bytes(), strict_map_key=False)
+    del state["ema_params"]["gamma"]
+    model = imported(state, tmp_path / "fixed.flax")
     torch.testing.assert_close(model.schedule(torch.tensor([0.0, 0.5, 1.0])), torch.tensor([-13.3, -4.15, 5.0]))
     assert model.schedule.end_points() == []
 
@@ -188,46 +194,31 @@ def test_an_imported_model_is_evaluated_by_the_command_line(
     (tmp_path / "model" / "README.md").write_text("of the model before")
     assert run([*imported, "--image-size", "16", "16", "--force"]) == 0
     assert sorted(path.name for path in (tmp_path / "model").iterdir()) == ["config.json", "weights.safetensors"]
-    for option, wrong in (
-        ("--image-size", ["0", "8"]),
-        ("--sha256", ["abc"]),
-    ):
-        assert run([*imported, option, *wrong, "--force"]) == 2
-        assert f"{option} must be" in capsys.readouterr().err
+    assert run([*imported, "--image-size", "0", "8", "--force"]) == 2
+    assert "--image-size must be" in capsys.readouterr().err
     assert run(["evaluate", "model", "--images", "images", "--device", "cpu"]) == 2
     assert "model is a model of images of 3x16x16" in capsys.readouterr().err
 
 
-def test_the_height_of_images_comes_before_their_width(tmp_path: Path) -> None:
-    command = ["import-checkpoint", str(ORACLES / f"{GOOGLE[0]}.flax"), "--format", "google-vdm"]
-    assert run([*command, "--image-size", "8", "16", "--out", str(tmp_path / "model")]) == 0
-    assert load_model(tmp_path / "model").image_shape == (3, 8, 16)
-
-
 def test_a_file_of_another_digest_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    content = bytearray((ORACLES / f"{GOOGLE[0]}.flax").read_bytes())
-    digest = hashlib.sha256(content).hexdigest()
-    content[len(content) // 2] ^= 1  # the lowest bits of a weight, which the format does not check
-    (tmp_path / "flipped.flax").write_bytes(content)
-    command = ["import-checkpoint", str(tmp_path / "flipped.flax"), "--format", "google-vdm"]
-    assert run([*command, "--sha256", digest, "--out", str(tmp_path / "model")]) == 5
-    found = hashlib.sha256(content).hexdigest()
-    assert f"flipped.flax: its sha256 is {found}; get the file again" in capsys.readouterr().err
+    file = ORACLES / f"{GOOGLE[0]}.flax"
+    command = ["import-checkpoint", str(file), "--format", "google-vdm", "--out", str(tmp_path / "model")]
+    assert run([*command, "--sha256", "0" * 64]) == 5
+    found = hashlib.sha256(file.read_bytes()).hexdigest()
+    assert f"{file.name}: its sha256 is {found}; get the file again" in capsys.readouterr().err
     assert not (tmp_path / "model").exists()
+    assert run([*command, "--sha256", found.upper()]) == 0
 
 
 def test_force_replaces_a_model_and_nothing_else(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Also not the folder of the checkpoint."""
+    """Not the folder of the checkpoint."""
     peer = tmp_path / "peer"
     shutil.copytree(ORACLES / "addtt_learned", peer)
-    (tmp_path / "notes").mkdir()
-    (tmp_path / "notes" / "thesis.tex").touch()
-    for out, other in (("peer", '"config.yaml", "model.pt"'), ("notes", '"thesis.tex"')):
-        before = sorted((tmp_path / out).iterdir())
-        command = ["import-checkpoint", str(peer / "model.pt"), "--format", "addtt", "--out", str(tmp_path / out)]
-        assert run([*command, "--force"]) == 2
-        assert f"{out} holds other files than a model's: {other}" in capsys.readouterr().err
-        assert sorted((tmp_path / out).iterdir()) == before
+    before = sorted(peer.iterdir())
+    command = ["import-checkpoint", str(peer / "model.pt"), "--format", "addtt", "--out", str(peer), "--force"]
+    assert run(command) == 2
+    assert "peer is no folder of files that this command writes; name another" in capsys.readouterr().err
+    assert sorted(peer.iterdir()) == before
 
 
 def test_a_network_without_fourier_features_is_one_that_ignores_them(tmp_path: Path) -> None:
@@ -238,12 +229,9 @@ def test_a_network_without_fourier_features_is_one_that_ignores_them(tmp_path: P
     ignored = kernel.copy()
     ignored[:, :, 3:] = 0
     networks = []
-    for name, weights in (("ignored", ignored), ("none", kernel[:, :, :3])):
+    for weights in (ignored, kernel[:, :, :3]):
         layer["kernel"] = msgpack.ExtType(1, msgpack.packb([weights.shape, kind, weights.tobytes()]))
-        (tmp_path / f"{name}.flax").write_bytes(msgpack.packb(state))
-        command = ["import-checkpoint", str(tmp_path / f"{name}.flax"), "--format", "google-vdm"]
-        assert run([*command, "--image-size", "8", "8", "--out", str(tmp_path / name)]) == 0
-        networks.append(load_model(tmp_path / name).network)
+        networks.append(imported(state, tmp_path / "file.flax").network)
     expected = oracle(ORACLES / f"{GOOGLE[0]}.npz")
     close(*(network(expected["z"], expected["g_t"]) for network in networks))
 
@@ -285,9 +273,7 @@ def test_a_damaged_file_of_flax_is_refused(kind: str, tmp_path: Path, capsys: py
     assert "file.flax: not a whole google-vdm checkpoint: " in refused(tmp_path / "file.flax", "google-vdm", capsys)
 
 
-@pytest.mark.parametrize(
-    "kind", ["cut short", "hostile", "whole numbers", "sparse", "not finite", "expanded", "learned"]
-)
+@pytest.mark.parametrize("kind", ["cut short", "hostile", "not finite", "expanded", "learned"])
 def test_a_damaged_or_hostile_file_of_torch_is_refused(
     kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -296,10 +282,6 @@ def test_a_damaged_or_hostile_file_of_torch_is_refused(
     match kind:
         case "hostile":
             state["more"] = Hostile(tmp_path / "trace")
-        case "whole numbers":
-            state["ema"][name] = state["ema"][name].int()
-        case "sparse":
-            state["ema"][name] = torch.eye(3).to_sparse_coo()
         case "not finite":
             state["ema"][name][0, 0, 0, 0] = torch.nan
         case "expanded":  # more numbers than any memory holds, in a small file

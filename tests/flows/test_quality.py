@@ -21,15 +21,16 @@ from torch_fidelity.metric_fid import fid_statistics_to_metric
 from torch_fidelity.metric_kid import kernel_mmd
 from torch_fidelity.metric_prc import prc_features_to_metric
 
-from flows import cli
 from flows.cli import run
 from flows.core.checkpoint import model_sha256
 from flows.core.errors import CheckpointError, Exit, UserError
+from flows.core.params_file import read_params
 from flows.evaluation.results import SampleMetrics
 from flows.images.store import ImageSet, data_sha256, load_images
 from flows.quality import distances, features, inception, measuring
 from flows.stages.features import features as train_features
 from flows.stages.sample import tables_and_pictures
+from vdm.errors import TrainingDiverged
 
 
 def draws(seed: int, count: int = 300, shift: float = 0.0, scale: float = 1.0) -> np.ndarray:
@@ -66,9 +67,8 @@ def test_precision_and_recall_see_missing_and_foreign_images() -> None:
 
 def test_copies_are_nearer_than_held_out_images() -> None:
     near, far = np.array([0.0, 0.1, 0.1]), np.array([0.1, 0.3, 0.4])
-    assert distances.probability_nearer(near, far) == pytest.approx(8 / 9)
-    assert distances.probability_nearer(far, near) == pytest.approx(1 / 9)
-    assert distances.probability_nearer(near, near) == 0.5
+    for first, second, expected in ((near, far, 8 / 9), (far, near, 1 / 9), (near, near, 0.5)):
+        assert distances.probability_nearer(first, second) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("size", [3, 11, 400])
@@ -77,6 +77,9 @@ def test_the_error_is_that_of_a_mean(size: int) -> None:
     estimate = distances.with_error(lambda chosen: float(values[chosen].mean()), size, 20_000, 0)
     assert estimate.value == values.mean()
     assert estimate.standard_error == pytest.approx(values.std(ddof=1) / math.sqrt(size), rel=0.02)
+
+
+INPUTS = {"images": Path("data/images"), "validation": Path("reports/validation/validation.json")}
 
 
 def settings(**changes: Any) -> Any:
@@ -95,8 +98,7 @@ def test_the_classifier_learns_its_task(
             pixels = getattr(load_images(images), split)
             labels = (pixels.mean((1, 2, 3)) > 4.8).astype(np.int64) * 7  # numbered anew from 0
             np.save(images / f"{split}_labels.npy", labels)
-    inputs = {"images": images, "validation": Path("reports/validation/validation.json")}
-    train_features(settings(), **inputs, out=out)
+    train_features(settings(), **INPUTS, out=out)
     network, config, digest = features.load_features(out, torch.device("cpu"))
     assert config.task == ("labels" if labelled else "symmetries")
     assert config.num_classes == (2 if labelled else 4)
@@ -107,46 +109,36 @@ def test_the_classifier_learns_its_task(
     assert features.embed(network, load_images(images).test) == pytest.approx(embedded, rel=1e-5)
     digests = set[str]()
     for name in ("short", "again"):
-        train_features(settings(steps=10), **inputs, out=tmp_path / name)
+        train_features(settings(steps=10), **INPUTS, out=tmp_path / name)
         digests.add(features.load_features(tmp_path / name, torch.device("cpu"))[2])
     assert len(digests) == 1
     assert digests != {digest}
 
 
-def test_labels_of_other_images_are_refused(small: Small, tmp_path: Path) -> None:
-    paths = {"images": Path("data/images"), "validation": Path("reports/validation/validation.json")}
-    for split, number in (("train", 60), ("test", 39)):
-        np.save(paths["images"] / f"{split}_labels.npy", np.arange(number) % 2)
-    with pytest.raises(UserError, match="the number of labels is not that of the images"):
-        train_features(settings(steps=1), **paths, out=tmp_path / "features")
+def test_labels_that_a_set_does_not_have_are_an_error(small: Small, tmp_path: Path) -> None:
+    """None, of one class, and of other images."""
+    out, none = tmp_path / "features", r"has no labels of two classes; set features\.task to auto or symmetries"
+    for labels, task, message, code in (
+        (None, "labels", none, Exit.USAGE),
+        (np.ones(40, np.int64), "labels", none, Exit.USAGE),
+        (np.arange(39) % 2, "auto", "the number of labels is not that of the images", Exit.MISSING),
+    ):
+        if labels is not None:
+            np.save("data/images/train_labels.npy", np.resize(labels, 60))
+            np.save("data/images/test_labels.npy", labels)
+        with pytest.raises(UserError, match=message) as error:
+            train_features(settings(task=task), **INPUTS, out=out)
+        assert error.value.code is code
+    np.save("data/images/test_labels.npy", np.ones(40, np.int64))
+    np.save("data/images/train_labels.npy", np.ones(60, np.int64))
+    train_features(settings(steps=1), **INPUTS, out=out)
+    assert features.load_features(out, torch.device("cpu"))[1].task == "symmetries"
 
 
-@pytest.mark.slow
-def test_a_classifier_that_diverges_is_an_error(
-    small: Small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def call(arguments: list[str]) -> None:
-        paths = {"images": Path("data/images"), "validation": Path("reports/validation/validation.json")}
-        train_features(settings(learning_rate=1e30), **paths, out=tmp_path / "features")
-
-    monkeypatch.setattr(cli, "call", call)
-    assert cli.run(["features"]) == Exit.USAGE
-    assert "lower features.learning_rate" in capsys.readouterr().err
+def test_a_classifier_that_diverges_is_an_error(small: Small, tmp_path: Path) -> None:
+    with pytest.raises(TrainingDiverged, match=r"lower features\.learning_rate"):
+        train_features(settings(steps=20, learning_rate=1e30), **INPUTS, out=tmp_path / "features")
     assert not (tmp_path / "features").exists()
-
-
-@pytest.mark.parametrize("one_class", [False, True])
-def test_labels_that_a_set_does_not_have_are_an_error(one_class: bool, small: Small, tmp_path: Path) -> None:
-    paths = {"images": Path("data/images"), "validation": Path("reports/validation/validation.json")}
-    if one_class:
-        for split in ("train", "test"):
-            number = len(getattr(load_images(paths["images"]), split))
-            np.save(paths["images"] / f"{split}_labels.npy", np.ones(number, np.int64))
-    with pytest.raises(UserError, match=r"has no labels of two classes; set features\.task to auto or sym") as error:
-        train_features(settings(task="labels"), **paths, out=tmp_path / "features")
-    assert error.value.code is Exit.USAGE
-    train_features(settings(steps=1), **paths, out=tmp_path / "features")
-    assert features.load_features(tmp_path / "features", torch.device("cpu"))[1].task == "symmetries"
 
 
 def test_the_metrics_name_the_features_and_stand_beside_held_out_images(small: Small) -> None:
@@ -170,7 +162,7 @@ def test_images_that_cannot_be_compared_are_refused_before_any_is_drawn(
     for old, new, code, message in (
         ("num_images: 12", "num_images: 9", Exit.USAGE, "needs 10 of each, got 9 samples, "),
         (r"auto\n  num_images", "cuda\n  num_images", Exit.USAGE, "torch finds no CUDA device"),
-        (r"inception_weights.*\n.*null", inception, Exit.MISSING, "missing.pth (sample.inception_weights): No such"),
+        (r"inception_weights.*\n.*null", inception, Exit.MISSING, "missing.pth: No such file"),
     ):
         changed, count = re.subn(old, new, text)
         assert count
@@ -184,20 +176,9 @@ def test_images_that_cannot_be_compared_are_refused_before_any_is_drawn(
     assert "was trained on other images than data/images; run `vdmctl features`" in capsys.readouterr().err
 
 
-def test_as_many_images_are_compared_as_there_are(small: Small) -> None:
-    image_set = load_images(Path("data/images"))
-    with pytest.raises(UserError, match="needs 4 training images, got 3"):
-        measuring.num_compared(12, image_set._replace(train=image_set.train[:3]), 100)
-    assert measuring.num_compared(12, image_set._replace(train=image_set.train[:4]), 100) == 12
-    assert measuring.num_compared(50, image_set, 100) == len(image_set.test) == 40
-    assert measuring.num_compared(50, image_set, 30) == 30
-
-
 def test_training_images_in_place_of_samples_are_found(small: Small) -> None:
-    from flows.core.params_file import read_params
-
-    params, paths = read_params(Path("params.yaml")), {"model": "models/vdm", "features": "models/features"}
-    where = {name: Path(path) for name, path in paths.items()} | {"images": Path("data/images")}
+    params = read_params(Path("params.yaml"))
+    where = {"model": Path("models/vdm"), "features": Path("models/features"), "images": Path("data/images")}
     training = load_images(where["images"]).train
     metrics, neighbours = measuring.measure(params.sample, params.quality, np.array(training[20:40]), **where)
     assert metrics.nearer_than_held_out == 1
@@ -205,18 +186,6 @@ def test_training_images_in_place_of_samples_are_found(small: Small) -> None:
     assert neighbours["distance"].tolist() == [0.0] * 20
     assert metrics.model_sha256 == model_sha256(where["model"])
     assert metrics.data_sha256 == data_sha256(where["images"])
-
-
-def test_the_nearest_pairs_come_first(digits: np.ndarray) -> None:
-    samples = np.array(digits[:3])
-    for number, differing in enumerate((3, 1, 2)):
-        samples[number, 0, 0, :differing] ^= 1
-    image_set = ImageSet({"num_levels": 17}, digits[:60], digits[:0], digits[60:100])
-    quality: Any = SimpleNamespace(resamples=2, seed=0)
-    pictures = measuring.Pictures(samples, digits[60:63], digits[:60])
-    _, table = measuring.memorisation(pictures, image_set, quality)
-    assert table["sample"].tolist() == table["train_image"].tolist() == [1, 2, 0]
-    assert table["distance"].is_monotonic_increasing
 
 
 def test_the_files_about_samples_show_them_and_their_nearest_training_images(small: Small) -> None:
@@ -315,17 +284,20 @@ def test_every_figure_is_that_of_its_name_and_of_its_images() -> None:
         assert (figure.samples_standard_error, figure.held_out_standard_error) == pytest.approx(errors, rel=1e-8), name
 
 
-def test_the_nearest_training_image_is_found_in_every_chunk(
+def test_the_nearest_training_image_is_found_in_every_chunk_and_the_nearest_pairs_come_first(
     digits: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One of 64 pixels is off by one of 16 levels, which are 2/16 apart in [-1, 1]."""
+    """Levels of three, one and two of 64 pixels are off by one of 16, which are 2/16 apart in [-1, 1]."""
     monkeypatch.setattr(measuring, "CHUNK", 7)
+    samples = np.array(digits[[3, 30, 59]])
+    for number, differing in enumerate((3, 1, 2)):
+        samples[number, 0, 0, :differing] ^= 1
     image_set = ImageSet({"num_levels": 17}, digits[:60], digits[:0], digits[60:100])
-    images = np.array(digits[[3, 30, 59]])
-    images[:, 0, 0, 0] ^= 1
-    nearest, distance = measuring.nearest(images, image_set)
-    assert nearest.tolist() == [3, 30, 59]
-    assert distance == pytest.approx(np.full(3, 2 / 16 / 8))
+    quality: Any = SimpleNamespace(resamples=2, seed=0)
+    _, table = measuring.memorisation(measuring.Pictures(samples, digits[60:63], digits[:60]), image_set, quality)
+    assert table["sample"].tolist() == [1, 2, 0]
+    assert table["train_image"].tolist() == [30, 59, 3]
+    assert table["distance"].tolist() == pytest.approx([2 / 16 * math.sqrt(number / 64) for number in (1, 2, 3)])
 
 
 def test_fid_and_kid_are_distances_from_the_training_images(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -340,13 +312,18 @@ def test_fid_and_kid_are_distances_from_the_training_images(monkeypatch: pytest.
         assert (figure.samples, figure.held_out) == pytest.approx((measure(samples), measure(held_out)), rel=1e-8)
 
 
-def test_images_of_all_of_a_sorted_split_are_compared() -> None:
+def test_as_many_images_are_compared_as_there_are_from_all_of_a_sorted_split() -> None:
     numbers = np.arange(100, dtype=np.uint8).reshape(-1, 1, 1, 1)
     image_set = ImageSet({"num_levels": 256}, numbers[:50], numbers[50:60], numbers[60:])
     chosen = measuring.choose(numbers[::-1][:30], image_set, 20)
     assert chosen.samples.ravel().tolist() == list(range(99, 79, -1))
     for part, first, last in ((chosen.held_out, 60, 99), (chosen.training, 0, 49)):
         assert (len(part), part.min(), part.max()) == (20, first, last)
+    with pytest.raises(UserError, match="needs 4 training images, got 3"):
+        measuring.num_compared(12, image_set._replace(train=numbers[:3]), 100)
+    assert measuring.num_compared(12, image_set._replace(train=numbers[:4]), 100) == 12
+    assert measuring.num_compared(50, image_set, 100) == 40
+    assert measuring.num_compared(50, image_set, 30) == 30
 
 
 def test_the_classifier_sees_images_of_few_levels_in_full_contrast() -> None:

@@ -3,7 +3,6 @@
 import errno
 import json
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -48,12 +47,11 @@ def test_the_ending_chooses_the_output(small: Small, capsys: pytest.CaptureFixtu
 
 @pytest.mark.slow
 def test_an_image_is_the_same_whatever_is_drawn_with_it(small: Small) -> None:
-    levels = drawn("-n", "5", "--seed", "3")
-    np.testing.assert_array_equal(drawn("-n", "3", "--seed", "3"), levels[:3])
+    levels = drawn("-n", "3", "--seed", "3")
     before = Path("params.yaml").read_text()
     Path("params.yaml").write_text(before.replace("batch_size: 400", "batch_size: 2"))
-    np.testing.assert_array_equal(drawn("-n", "5", "--seed", "3"), levels)
-    assert (drawn("-n", "5", "--seed", "4") != levels).any()
+    np.testing.assert_array_equal(drawn("-n", "5", "--seed", "3")[:3], levels)
+    assert (drawn("-n", "3", "--seed", "4") != levels).any()
 
 
 def test_the_samplers_are_known_by_their_names(small: Small, capsys: pytest.CaptureFixture[str]) -> None:
@@ -66,27 +64,23 @@ def test_the_samplers_are_known_by_their_names(small: Small, capsys: pytest.Capt
     assert len({images.tobytes() for images in found.values()}) == 4
 
 
-@pytest.mark.parametrize("kind", ["png", "gif"])
-def test_the_film_shows_noise_and_prediction(kind: str, small: Small) -> None:
-    assert run(["sample", MODEL, "-n", "3", "--steps", "7", "--film", f"film.{kind}"]) == Exit.DONE
-    with Image.open(f"film.{kind}") as picture:
-        if kind == "gif":
-            assert picture.n_frames == 7  # type: ignore[attr-defined]
-            assert picture.size == (2 * (2 * 34 + 2) + 4, 2 * 34 + 2)
-        else:
-            assert picture.size == (7 * 34 + 2, 2 * 3 * 34 + 2)
-
-
-def test_the_film_stays_if_its_images_cannot_be_written(small: Small, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert run(["sample", MODEL, "-n", "1", "--steps", "2", "--out", "a.npy", "--film", "film.png"]) == Exit.DONE
+def test_the_film_shows_noise_and_prediction_and_stays_if_its_images_cannot_be_written(
+    small: Small, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = ["sample", MODEL, "-n", "3", "--steps", "7", "--force", "--film"]
+    assert run([*command, "film.gif"]) == run([*command, "film.png"]) == Exit.DONE
+    with Image.open("film.gif") as picture:
+        assert picture.n_frames == 7  # type: ignore[attr-defined]
+        assert picture.size == (2 * (2 * 34 + 2) + 4, 2 * 34 + 2)
+    with Image.open("film.png") as picture:
+        assert picture.size == (7 * 34 + 2, 2 * 3 * 34 + 2)
     before = Path("film.png").read_bytes()
 
     def full(*_: object) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device", "a.npy")
+        raise OSError(errno.ENOSPC, "No space left on device", "samples.png")
 
     monkeypatch.setattr("flows.sampling.pictures.write", full)
-    again = ["sample", MODEL, "-n", "1", "--steps", "2", "--seed", "5", "--out", "a.npy", "--film", "film.png"]
-    assert run([*again, "--force"]) == Exit.MISSING
+    assert run([*command, "film.png", "--seed", "5"]) == Exit.MISSING
     assert Path("film.png").read_bytes() == before
 
 
@@ -147,14 +141,17 @@ REFUSED: list[tuple[list[str], int, str]] = [
     (["--sampler", "euler"], 2, "'euler' is not one of"),
     (["--device", "abacus"], 2, "--device: Input should be auto, cpu, cuda or cuda:N"),
     (["--out", "a.jpg"], 2, "a.jpg: unknown ending; choose .png or .npy or no ending, for a folder"),
-    (["--out", "there.png"], 2, "there.png exists; --force replaces it"),
-    (["--out", "photos", "--force"], 2, "photos is a folder with other files than samples; choose another --out"),
-    (["--out", "text", "--force"], 2, "text is a file; choose another --out"),
+    (["--out", "there.png"], 2, "there.png exists; name another output, or replace it with --force"),
+    (["--out", "photos", "--force"], 2, "photos is no folder of files that this command writes; name another"),
+    (["--out", "text", "--force"], 2, "text is no folder of files that this command writes; name another"),
     (["--out", "text/a.png"], 5, "text"),
     (["--film", "film.mp4"], 2, "film.mp4: unknown ending; choose .png or .gif"),
-    (["--film", "photos/../samples.png"], 2, "--out samples.png would replace --film photos/../samples.png"),
-    (["--out", "fits.png", "--force", "--known", "fits.png"], 2, "--out fits.png would replace --known fits.png"),
-    (["--film", "fits.png", "--force", "--mask", "fits.png"], 2, "--film fits.png would replace --mask fits.png"),
+    (["--film", "photos/../samples.png"], 2, "--out and --film are both samples.png"),
+    (
+        ["--out", "fits.png", "--force", "--known", "fits.png", "--mask", "fits.png"],
+        2,
+        "fits.png would replace the input fits.png; name another output",
+    ),
     (["--known", "fits.png"], 2, "--known and --mask must be given together"),
     (["--known", "fits.png", "--mask", "fits.png", "--sampler", "ddim"], 2, "--sampler does not apply to --known"),
     (["--known", "fits.png", "--mask", "large.png"], 2, "large.png is 9 x 8, but the model's images are 8 x 8"),
@@ -191,23 +188,6 @@ def test_a_model_of_other_images_is_no_model_for_the_stage(small: Small, capsys:
     description.write_text(description.read_text().replace('"num_levels": 17', '"num_levels": 20'))
     assert run(["sample"]) == Exit.USAGE
     assert "models/vdm is no model of images like those in data/images; run `vdmctl train`" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("option", ["--out", "--film"])
-def test_a_folder_that_cannot_be_written_is_named_before_sampling(
-    option: str, small: Small, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    Path("locked").mkdir()
-
-    def refused(folder: Path) -> AbstractContextManager[Path]:  # root may write anywhere
-        if folder.name == "locked":
-            raise OSError(errno.EROFS, "Read-only file system", f"{folder}/scratch")
-        return nullcontext(folder)
-
-    monkeypatch.setattr("flows.sampling.request.scratch_folder", refused)
-    monkeypatch.setattr("flows.sampling.request.draw", lambda *_: pytest.fail("images are drawn"))
-    assert run(["sample", MODEL, "-n", "1", option, "locked/a.png"]) == Exit.MISSING
-    assert "locked/a.png: Read-only file system" in capsys.readouterr().err
 
 
 def test_levels_above_255_are_written_as_they_are(tmp_path: Path) -> None:

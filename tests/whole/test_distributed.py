@@ -2,6 +2,7 @@
 
 import csv
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -21,8 +22,8 @@ from plant import wait_until
 from project import Project, imports_torch, one_line, run_vdmctl, session
 from small import Small
 
-from flows.core.errors import CheckpointError, Exit, UserError
-from flows.training.distributed import launch, results_of
+from flows.core.errors import Exit, UserError
+from flows.training.distributed import launch
 
 PARAMS = {
     "num_devices: 1": "num_devices: 2",
@@ -118,8 +119,8 @@ def test_a_group_that_dies_too_often_or_is_asked_to_stop_continues_when_run_agai
     project.edit("params.yaml", **{"max_restarts: 0": "max_restarts: 3"})
     assert process.returncode == Exit.BUG
     (line,) = [line for line in errors.splitlines() if line.startswith("vdmctl:")]
-    reason = "process 1 of 2 was killed by SIGKILL (out of memory?), on the last of 1 starts; run again"
-    assert line.startswith(f"vdmctl: {reason}")
+    reason = r"process 1 of 2: Signal 9 \(SIGKILL\) .* \(out of memory\?\), on the last of 1 starts; run again"
+    assert re.match(f"vdmctl: {reason}", line)
     assert "Traceback" not in errors
 
     process = start(project)
@@ -147,7 +148,7 @@ def test_a_signal_to_one_process_stops_the_whole_group_and_torchrun_continues_it
     os.kill(workers(process)[1], signal.SIGTERM)
     _, errors = process.communicate(timeout=600)
     assert process.returncode == Exit.RESUMABLE, errors
-    assert "\nvdmctl: stopped; run again to continue" in errors
+    assert re.match(r"vdmctl: stopped at step \d+ of 30; run again to continue", errors.splitlines()[-1])
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "flows.cli", "train"]
     continued(project, start(project, *torchrun), undisturbed)
 
@@ -231,7 +232,7 @@ def test_a_group_outlives_its_terminal_and_its_first_process_and_nothing_listens
     assert found == {"127.0.0.1"}
 
 
-def test_an_error_that_only_one_meets_on_the_way_ends_all(project: Project, undisturbed: bytes) -> None:
+def test_an_error_that_only_one_meets_on_the_way_ends_all(project: Project) -> None:
     """The log cannot be written; the other processes must not go on waiting for the first."""
     remove_finished(project)
     curves = project.folder / "reports/training/curves.csv"
@@ -239,28 +240,22 @@ def test_an_error_that_only_one_meets_on_the_way_ends_all(project: Project, undi
     (curves / "in the way").mkdir(parents=True)
     result = project.vdmctl("train")
     shutil.rmtree(curves)
-    assert result.returncode == Exit.BUG
-    assert result.stderr.splitlines()[-1].startswith(
-        "vdmctl: reports/training/curves.csv could not be written: Is a directory; correct that and run again"
-    )
+    assert result.returncode == Exit.MISSING
+    assert result.stderr.splitlines()[-1] == "vdmctl: reports/training/curves.csv: Is a directory"
 
 
-def test_an_error_outside_every_agreement_leaves_nobody_waiting() -> None:
-    reason = r"process 0 of 2 failed: OSError: \[Errno 28\] No space left on device: 'somewhere'"
-    with patch.dict(os.environ), pytest.raises(UserError, match=reason):
-        launch(jobs.alone, num_processes=2, max_restarts=0)
-
-
-def test_an_error_of_another_process_than_the_first_is_raised() -> None:
-    """Of two errors it is the one that says what to do."""
-    with patch.dict(os.environ), pytest.raises(CheckpointError, match=r"^the model is damaged$"):
-        results_of(jobs.second, num_processes=3)
-
-
-def test_a_full_card_ends_the_processes_on_the_others() -> None:
-    reason = "^process 1 of 2 failed: OutOfMemoryError: CUDA out of memory. Tried"
-    with patch.dict(os.environ), pytest.raises(torch.OutOfMemoryError, match=reason):
-        results_of(jobs.full, num_processes=2)
+@pytest.mark.parametrize(
+    ("job", "error", "reason"),
+    [
+        (jobs.alone, UserError, "^somewhere: No space left on device$"),
+        (jobs.full, torch.OutOfMemoryError, "^CUDA out of memory. Tried"),
+    ],
+)
+def test_an_error_that_no_restart_would_cure_leaves_nobody_waiting(
+    job: Callable[[], None], error: type[Exception], reason: str
+) -> None:
+    with patch.dict(os.environ), pytest.raises(error, match=reason):
+        launch(job, num_processes=2)
 
 
 def test_two_processes_draw_and_evaluate_as_one(tmp_path: Path) -> None:

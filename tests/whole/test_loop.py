@@ -104,8 +104,13 @@ def test_nothing_to_do_ends_in_seconds_and_leaves_no_branch(plant: Plant) -> Non
     assert taken < timedelta(seconds=60), taken  # 15 s on two idle cores
 
 
-def test_a_worse_model_is_refused_and_published(plant: Plant) -> None:
+def test_a_worse_model_is_refused_and_published_although_the_server_is_killed_meanwhile(plant: Plant) -> None:
     run = plant.retrain(overrides={"train.steps": 10}, publish=True)
+    wait_until(lambda: plant.state(run).is_running(), 120, plant.log)
+    (server,) = [each for each in psutil.Process(plant.process.pid).children() if "server" in each.cmdline()]
+    server.kill()
+    time.sleep(1)
+    wait_until(lambda: plant.client.api_healthcheck() is None, 120, plant.log)
     name, message = plant.finish(run)
     assert (name, "not promoted: " in message) == ("Refused", True), message
     project = plant.project
@@ -148,6 +153,9 @@ def test_a_schedule_fires_and_stays_over_a_restart_and_the_ends_of_its_runs_stay
 
 def test_a_second_run_is_cancelled_and_a_cancel_saves(plant: Plant) -> None:
     run = train(plant)
+    # A worker passes the settings on, since a run starts in another folder than that of prefect.toml.
+    assert plant.engine().environ()["PREFECT_FLOWS_HEARTBEAT_FREQUENCY"] == "30"
+    assert list(Path(plant.environment["PREFECT_HOME"]).rglob("*lease*"))
     found = plant.status()
     assert [each["name"] for each in found["server"]["runs"]] == [run.name]
     assert [each["in_use"] for each in found["worktrees"]] == [True]
@@ -160,34 +168,25 @@ def test_a_second_run_is_cancelled_and_a_cancel_saves(plant: Plant) -> None:
     assert trainers(plant.project.folder) == []
 
 
-def test_an_orderly_stop_saves_and_the_run_goes_on_by_itself(plant: Plant) -> None:
+def test_an_interrupted_run_goes_on_by_itself(plant: Plant) -> None:
+    """After an orderly stop of the loop, after a worker was killed, and after the loop was, as when a machine fails."""
     run = train(plant)
     plant.stop(signal.SIGTERM)
     assert plant.process.returncode == 0
     assert at_work(plant.project.folder) == []
     assert f"run {run.name} was interrupted; it goes on" in plant.log.read_text()
     plant.serve()
-    again = goes_on(plant, run)
-    assert [each["name"] for each in plant.status()["server"]["runs"]] == [again.name]
-    cancel(plant, again)
-
-
-def test_a_worker_that_is_killed_is_started_again_and_its_run_goes_on(plant: Plant) -> None:
-    run = train(plant)
+    second = goes_on(plant, run)
+    assert [each["name"] for each in plant.status()["server"]["runs"]] == [second.name]
     worker = plant.engine().parent()
     assert worker is not None
     worker.kill()
-    cancel(plant, goes_on(plant, run))  # and a run that a person cancelled stays cancelled
-
-
-def test_a_loop_that_is_killed_leaves_nothing_and_its_run_goes_on(plant: Plant) -> None:
-    """As with a machine that fails, the server may still show the run as running."""
-    run = train(plant)
+    third = goes_on(plant, second)
     plant.process.kill()
     plant.process.wait()
     wait_until(lambda: at_work(plant.project.folder) == [], 180, plant.log)
     plant.serve()
-    cancel(plant, goes_on(plant, run))
+    cancel(plant, goes_on(plant, third))  # and a run that a person cancelled stays cancelled
 
 
 @pytest.mark.parametrize("victim", ["prefect.engine", "dvc"])
@@ -202,16 +201,6 @@ def test_a_process_that_is_killed_leaves_no_orphan_and_the_run_says_that_it_ende
     assert any(f"the last run, {run.name}, " in line for line in plant.status()["problems"])
 
 
-def test_a_server_that_is_killed_is_started_again_and_the_run_goes_on(plant: Plant) -> None:
-    run = plant.retrain(overrides={"train.steps": 40})
-    wait_until(lambda: plant.state(run).is_running(), 120, plant.log)
-    (server,) = [each for each in psutil.Process(plant.process.pid).children() if "server" in each.cmdline()]
-    server.kill()
-    time.sleep(1)
-    wait_until(lambda: plant.client.api_healthcheck() is None, 120, plant.log)
-    assert plant.finish(run)[0] in ("Promoted", "Refused")
-
-
 def test_a_page_of_another_origin_can_change_and_read_nothing(plant: Plant) -> None:
     import httpx
 
@@ -221,15 +210,6 @@ def test_a_page_of_another_origin_can_change_and_read_nothing(plant: Plant) -> N
     assert posted.status_code == httpx.codes.FORBIDDEN
     read = httpx.get(f"{plant.url}/csrf-token?client={UUID(int=1)}", headers=origin)
     assert "access-control-allow-origin" not in read.headers
-
-
-def test_the_environment_of_runs_has_the_projects_settings(plant: Plant) -> None:
-    """A worker passes them on, since a run starts in another folder than that of prefect.toml."""
-    run = train(plant)
-    environment = plant.engine().environ()
-    assert environment["PREFECT_FLOWS_HEARTBEAT_FREQUENCY"] == "30"
-    assert list(Path(plant.environment["PREFECT_HOME"]).rglob("*lease*"))
-    cancel(plant, run)
 
 
 def test_a_run_by_hand_without_an_identity_says_so(plant: Plant) -> None:

@@ -73,7 +73,7 @@ def test_a_folder_that_cannot_be_made_is_named_before_the_work(
     small: Small, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (small.folder / "file").write_text("")
-    monkeypatch.setattr("flows.commands.inspecting.inspect_images", lambda *_, **__: pytest.fail("validates"))
+    monkeypatch.setattr("flows.validation.inspection.inspect_images", lambda *_, **__: pytest.fail("validates"))
     monkeypatch.setattr("flows.evaluation.bound.evaluate_split", lambda *_, **__: pytest.fail("evaluates"))
     for command in (["validate", "data/images"], ["evaluate", "models/vdm"]):
         assert run([*command, "--out", "file"]) == Exit.MISSING
