@@ -30,12 +30,12 @@ from flows.registry.storage import DamagedVersionError, fetch, fetch_images
 from flows.registry.verification import require_sound
 from flows.registry.versions import (
     CHAMPION,
+    REFUSED,
     Version,
+    assign,
     champion_tag,
     judged_by,
-    make_champion,
     previous_champion,
-    record_refusal,
     resolve,
 )
 from vdm.choices import Split
@@ -190,9 +190,9 @@ def promote(root: Path, evidence: Evidence) -> str:
             )
         if evidence.decision == PROMOTE:
             finish()
-            return make_champion(root, challenger, evidence.message(f"Promote {challenger.name}"))
+            return assign(root, CHAMPION, challenger, evidence.message(f"Promote {challenger.name}"))
         if challenger.name != evidence.champion:
-            record_refusal(root, challenger, evidence.message(f"Refuse {challenger.name}"))
+            assign(root, REFUSED, challenger, evidence.message(f"Refuse {challenger.name}"))
     raise UserError(f"not promoted: {evidence.reason}", Exit.NOT_PROMOTED)
 
 
@@ -219,7 +219,7 @@ def rollback(root: Path) -> Evidence:
         if champion_tag(root) != before:
             raise UserError("not rolled back: the champion changed meanwhile; see `vdmctl models`", Exit.BUSY)
         finish()
-        tag = make_champion(root, earlier, evidence.message(f"Roll back to {earlier.name}"))
+        tag = assign(root, CHAMPION, earlier, evidence.message(f"Roll back to {earlier.name}"))
     return evidence.model_copy(update={"tag": tag})
 
 
