@@ -11,7 +11,6 @@ challenger (selection bias).  The test figures decide nothing, so they have no s
 validation images do the test images decide, and the evidence says so.
 """
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -156,15 +155,12 @@ def decide(evidence: Evidence) -> tuple[str, str]:
     if high < -least:
         return PROMOTE, f"{challenger} improves by more than {least:g}: {interval}"
     reason = f"{challenger} is not shown to improve by more than {least:g}: {interval}"
-    return REFUSE, "; ".join([reason, *advantage(evidence)])
-
-
-def advantage(evidence: Evidence) -> Iterator[str]:
-    """Yield why the champion may be better on these images than on others."""
+    # The champion may be better on these images than on others.
     if evidence.champion_fitted_to == BOTH:
-        yield "the champion was fitted to validation images, too"
+        reason += "; the champion was fitted to validation images, too"
     elif evidence.data_changed:
-        yield "the data changed or is unknown, so the champion may have been trained on some of these images"
+        reason += "; the data changed or is unknown, so the champion may have been trained on some of these images"
+    return REFUSE, reason
 
 
 def promote(root: Path, evidence: Evidence) -> str:

@@ -473,14 +473,14 @@ def test_messages_of_tags_break_nothing(message: str, forge: Forge) -> None:
     json.dumps(lineage(forge.root, resolve(forge.root, "champion")).as_json(), allow_nan=False)
 
 
-def test_the_status_names_the_champion_and_the_versions_that_no_remote_has(copied: Project, tmp_path: Path) -> None:
+def test_the_status_names_the_champion_and_the_tags_that_the_remote_lacks(copied: Project, tmp_path: Path) -> None:
     crown(copied, "v1.1.0")
     copied.git("init", "--quiet", "--bare", str(tmp_path / "bare"))
-    copied.git("remote", "add", "elsewhere", str(tmp_path / "bare"))
-    copied.git("push", "--quiet", "elsewhere", "vdm@v1.1.0^{commit}:refs/heads/main")
+    copied.git("remote", "add", "origin", str(tmp_path / "bare"))
+    copied.git("push", "--quiet", "origin", "vdm@v1.0.0", "vdm@v1.1.0")
     found = json.loads(copied.vdmctl("status", "--verify", "--json").stdout)
     assert found["registry"]["champion"] == "vdm@v1.1.0"
-    assert found["registry"]["unpublished"] == ["vdm@v1.2.0"]
+    assert found["registry"]["unpublished"] == ["vdm#champion#1", "vdm@v1.2.0"]
     assert not any("does not verify" in problem for problem in found["problems"])
     weights = cached(copied, "models/vdm", "weights.safetensors", "v1.1.0")
     weights.unlink()
