@@ -34,10 +34,9 @@ from flows.process.ending import fail
 from flows.process.environment import settle
 from flows.process.lifeline import end_with_parent, end_with_starters, hold_what_starts
 from flows.registry import versions as registry
-from flows.registry.git import git_lines, git_text, require_identity
+from flows.registry.git import first_commit, git_lines, git_text, require_identity
 from flows.registry.lock_file import read_lock
 from flows.registry.publishing import is_own, require_remotes
-from flows.registry.remote import first_commit
 from flows.registry.storage import DamagedVersionError, dvc_repository, fetch_files
 from flows.registry.verification import require_sound
 from flows.validation.report import Validation

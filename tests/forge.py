@@ -17,7 +17,7 @@ from flows.core.checkpoint import model_sha256, save_model
 from flows.images.store import data_sha256, save_images
 from flows.registry.evidence import PROMOTE, REFUSE, Evidence
 from flows.registry.git import registry_lock
-from flows.registry.versions import make_champion, record_refusal, resolve
+from flows.registry.versions import CHAMPION, REFUSED, assign, resolve
 from vdm.model import VDM
 
 METRICS = str(layout.METRICS)
@@ -170,7 +170,7 @@ def crown(project: Project, *references: str) -> None:
     for reference in references:
         with registry_lock(project.folder):
             message = Evidence(decision=PROMOTE, reason="better", challenger=reference).message("Promote")
-            make_champion(project.folder, resolve(project.folder, reference), message)
+            assign(project.folder, CHAMPION, resolve(project.folder, reference), message)
 
 
 def refuse(project: Project, *references: str, reason: str = "worse") -> None:
@@ -178,7 +178,7 @@ def refuse(project: Project, *references: str, reason: str = "worse") -> None:
     for reference in references:
         with registry_lock(project.folder):
             message = Evidence(decision=REFUSE, reason=reason, challenger=reference).message("Refuse")
-            record_refusal(project.folder, resolve(project.folder, reference), message)
+            assign(project.folder, REFUSED, resolve(project.folder, reference), message)
 
 
 def champion(project: Project) -> str:

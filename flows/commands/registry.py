@@ -39,11 +39,12 @@ def models(as_json: AsJson = False) -> None:
 @commands.command()
 def lineage(model: VersionArgument, as_json: AsJson = False) -> None:
     """Show the origin of a version: tag, commit, parameters, data, validation report, code, outputs, with digests."""
-    from flows.registry.lineage import describe, lineage
+    from flows.core import bounded_yaml
+    from flows.registry.lineage import lineage
     from flows.registry.versions import resolve
 
-    chain = lineage(ROOT, resolve(ROOT, model))
-    say_result(chain.as_json(), describe(chain), as_json)
+    found = lineage(ROOT, resolve(ROOT, model)).as_json()
+    say_result(found, bounded_yaml.dump(found).rstrip(), as_json)  # YAML is easier to read
 
 
 @commands.command()

@@ -13,8 +13,7 @@ from typing import Any
 from flows.core import layout
 from flows.core.errors import UserError
 from flows.process.locks import folder_of_devices, held_locks
-from flows.registry.git import git, git_text
-from flows.registry.remote import REMOTE
+from flows.registry.git import REMOTE, git, git_text
 from flows.registry.versions import MODEL, champion, versions
 
 ANSWER_SECONDS = 3.0

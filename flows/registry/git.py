@@ -1,26 +1,24 @@
-"""Run git for the registry."""
+"""Run git for the registry: on this repository, and on its remote `origin`."""
 
 import os
 import subprocess
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from textwrap import shorten
+from typing import NamedTuple
 
-from flows.core.errors import Exit, UserError
+from flows.core.errors import Exit, NetworkError, UserError
 from flows.process.environment import search_path
 from flows.process.locks import lock_file
 
 # Hooks are for the commits of people: a hook of `dvc install` fails in a worktree that has no outputs yet.  A key to
 # sign with may need a password.
-SETTINGS = (
-    "core.hooksPath=/dev/null",
-    "commit.gpgSign=false",
-    "tag.gpgSign=false",
-    "log.showSignature=false",
-    "trailer.separators=:",
-)
+SETTINGS = ("core.hooksPath=/dev/null", "commit.gpgSign=false", "tag.gpgSign=false", "log.showSignature=false")
 UNATTENDED = [option for setting in SETTINGS for option in ("-c", setting)]
+REMOTE = "origin"
+# A remote may accept the connection and never answer.
+LIST_SECONDS, TRANSFER_SECONDS = 60, 900
 
 
 def git(root: Path, *arguments: str, stdin: Iterable[str] | None = None, seconds: float | None = None) -> bytes:
@@ -29,7 +27,7 @@ def git(root: Path, *arguments: str, stdin: Iterable[str] | None = None, seconds
     `stdin` has the lines that the command reads.  Raises UserError (exit 5) if git fails, or takes longer than
     `seconds`.
     """
-    # Nobody can enter a password, and `reason_in` reads English.  The hook that `dvc install` writes calls `dvc`.
+    # Nobody can enter a password, and `ask` reads English.  The hook that `dvc install` writes calls `dvc`.
     environment = os.environ | {"GIT_TERMINAL_PROMPT": "0", "LANGUAGE": "C", "PATH": search_path()}
     given = None if stdin is None else "".join(f"{line}\n" for line in stdin).encode()
     command = ["git", *([] if arguments[0] == "push" else UNATTENDED), *arguments]
@@ -43,21 +41,11 @@ def git(root: Path, *arguments: str, stdin: Iterable[str] | None = None, seconds
     except subprocess.TimeoutExpired as error:
         raise UserError(f"{place}: no answer in {seconds:g} s", Exit.MISSING) from error
     if result.returncode != 0:
-        raise UserError(f"{place}: {reason_in(result.stderr.decode(errors='replace'))}", Exit.MISSING)
+        lines = result.stderr.decode(errors="replace").splitlines()
+        # A ref that failed only because another one of the same push did says nothing.
+        reason = " ".join(line.strip() for line in lines if "atomic push fail" not in line) or "no reason given"
+        raise UserError(f"{place}: {shorten(reason, 500, placeholder=' ...')}", Exit.MISSING)
     return result.stdout
-
-
-def reason_in(stderr: str) -> str:
-    """Return why git failed: what it or the remote marks as an error, with the advice after a fatal one.
-
-    Refs that failed only because another one of the same push did are left out.
-    """
-    lines = [line.strip() for line in stderr.splitlines() if line.strip()]
-    end = next((place for place, line in enumerate(lines) if line.startswith("fatal: ")), len(lines))
-    marked = [line for line in lines[:end] if line.startswith(("error: ", "! ", "remote: "))]
-    found = [line for line in marked if "atomic push" not in line and "failed to push some refs" not in line]
-    found += [" ".join(lines[end:])] if end < len(lines) else []
-    return shorten("; ".join(found) or " ".join(lines[-1:]) or "no reason given", 500, placeholder=" ...")
 
 
 def git_text(root: Path, *arguments: str) -> str:
@@ -78,12 +66,14 @@ def require_top(root: Path) -> None:
         raise UserError(f"{root.absolute()}: {reason}; change to that folder, or move the project there", Exit.USAGE)
 
 
-def commit_of(root: Path, revision: str) -> str:
-    """Return the full digest of a commit.  Raises UserError (exit 5) if git does not know it."""
+def require_identity(root: Path) -> None:
+    """Raise UserError (exit 2) unless an author and a committer are configured; git may not guess one."""
     try:
-        return git_text(root, "rev-parse", "--verify", "--quiet", f"{revision}^{{commit}}")
+        for role in ("GIT_AUTHOR_IDENT", "GIT_COMMITTER_IDENT"):
+            git(root, "-c", "user.useConfigOnly=true", "var", role)
     except UserError as error:
-        raise UserError(f"{revision}: git knows no such commit", Exit.MISSING) from error
+        advice = "`git config user.name NAME` and `git config user.email ADDRESS`"
+        raise UserError(f"git needs an identity: {advice}", Exit.USAGE) from error
 
 
 def contents(root: Path, names: list[str]) -> dict[str, bytes | None]:
@@ -107,19 +97,53 @@ def content_of(root: Path, name: str) -> bytes | None:
     return contents(root, [name])[name]
 
 
-def require_identity(root: Path) -> None:
-    """Raise UserError (exit 2) unless a committer and an author are configured; git may not guess one."""
-    try:
-        for role in ("GIT_AUTHOR_IDENT", "GIT_COMMITTER_IDENT"):
-            git(root, "-c", "user.useConfigOnly=true", "var", role)
-    except UserError as error:
-        advice = "`git config user.name NAME` and `git config user.email ADDRESS`"
-        raise UserError(f"git needs an identity: {advice}", Exit.USAGE) from error
-
-
 @contextmanager
 def registry_lock(root: Path) -> Iterator[None]:
     """Wait for the registry's lock and hold it.  All worktrees of a repository share one lock, like their tags."""
     folder = git_text(root, "rev-parse", "--git-common-dir")  # relative to `root`, or absolute
     with lock_file(root / folder / "vdm-registry.lock", wait=True):
         yield
+
+
+class Target(NamedTuple):
+    """What a branch or tag names: an object, and its commit, which differs from the object for an annotated tag."""
+
+    digest: str
+    commit: str
+
+
+def refs_of(root: Path, remote: str = ".") -> dict[str, Target]:
+    """Return the targets of the branches and tags of this repository, or of a remote.  Raises NetworkError (exit 5)."""
+    listed = ask(root, "ls-remote", "--heads", "--tags", remote, seconds=LIST_SECONDS).decode(errors="replace")
+    found: dict[str, Target] = {}
+    for digest, name in (line.split("\t", 1) for line in listed.split("\n") if line):
+        ref = name.removesuffix("^{}")  # git lists an annotated tag twice: then with its commit's digest
+        found[ref] = Target(found[ref].digest if ref in found else digest, digest)
+    return found
+
+
+def ask(root: Path, *arguments: str, seconds: float = TRANSFER_SECONDS) -> bytes:
+    """Run a git command that talks to a remote; return what it prints.
+
+    Raises NetworkError (exit 5) if it fails, and UserError (exit 5) if a hook or a rule of the remote declines a push.
+    """
+    try:
+        return git(root, *arguments, seconds=seconds)
+    except UserError as error:
+        if "hook declined" in str(error) or "push declined" in str(error):
+            raise
+        raise NetworkError(str(error)) from error
+
+
+def first_commit(root: Path, *, shared: bool) -> str:
+    """Return the commit from which a run starts: the one that is checked out.
+
+    If machines share versions, it is the commit of the upstream branch where that is newer.
+    """
+    head = git_text(root, "rev-parse", "HEAD")
+    if shared:
+        with suppress(UserError):  # no branch, no upstream branch, or a branch with local commits
+            newest = git_text(root, "rev-parse", "--verify", "--quiet", "@{upstream}")
+            git_text(root, "merge-base", "--is-ancestor", head, newest)
+            return newest
+    return head

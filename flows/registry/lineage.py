@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from flows.core import bounded_yaml, layout
+from flows.core import layout
 from flows.registry.evidence import Evidence, evidence_of
 from flows.registry.lock_file import Lock, read_lock
 from flows.registry.versions import CHAMPION, Tag, Version, model_tags, refusal
@@ -51,11 +51,5 @@ def fields(evidence: Evidence | None) -> dict[str, Any] | None:
 
 def lineage(root: Path, version: Version) -> Lineage:
     """Return the lineage of a version.  Raises UserError (exit 5) if its dvc.lock is missing or damaged."""
-    lock = read_lock(root, version)
     promotions = [tag for tag in model_tags(root) if tag.stage == CHAMPION and tag.commit == version.commit]
-    return Lineage(version, lock, promotions, refusal(root, version.commit))
-
-
-def describe(chain: Lineage) -> str:
-    """Return the lineage as text for the terminal: the JSON object as YAML, which is easier to read."""
-    return bounded_yaml.dump(chain.as_json()).rstrip()
+    return Lineage(version, read_lock(root, version), promotions, refusal(root, version.commit))

@@ -9,7 +9,7 @@ from flows.core import bounded_yaml, layout
 from flows.core.documents import Document, FolderOrFileMd5, checked
 from flows.core.errors import Exit, UserError
 from flows.core.files import read_bounded
-from flows.registry.git import content_of
+from flows.registry.git import git
 from flows.registry.versions import Tag, Version
 
 
@@ -37,41 +37,21 @@ class LockFile(Document):
 class Lock(NamedTuple):
     """The digests and parameters in a dvc.lock.
 
-    `outputs` maps paths to md5 digests, which end in `.dir` for a folder; `dependencies` maps paths to the digests that
-    the stages list.  `parameters` maps sections to their values.  `repeated` names the sections whose values differ
-    between stages.
+    `outputs` maps paths to md5 digests, which end in `.dir` for a folder; `code` does so for the dependencies that are
+    not outputs of a stage.  `parameters` maps sections to their values.  `contradictions` names the paths and sections
+    that differ between stages.
     """
 
     outputs: dict[str, str]
-    dependencies: dict[str, set[str]]
+    code: dict[str, str]
     parameters: dict[str, Any]
-    repeated: set[str]
-
-    @property
-    def cached(self) -> dict[str, str]:
-        """The outputs that are in DVC's cache and not in git."""
-        in_git = set(map(str, layout.IN_GIT))
-        return {path: digest for path, digest in self.outputs.items() if path not in in_git}
-
-    @property
-    def code(self) -> dict[str, str]:
-        """The dependencies that are not outputs of a stage, with their md5."""
-        return {path: min(digests) for path, digests in self.dependencies.items() if path not in self.outputs}
-
-    @property
-    def contradictions(self) -> list[str]:
-        """The paths whose digests differ between stages, and the sections whose values do."""
-        seen = {path: digests | {self.outputs.get(path, min(digests))} for path, digests in self.dependencies.items()}
-        return sorted({path for path, digests in seen.items() if len(digests) > 1} | self.repeated)
+    contradictions: list[str]
 
 
 def read_lock(root: Path, version: Version | Tag) -> Lock:
     """Return the dvc.lock at the commit of a version or tag.  Raises UserError (exit 5)."""
     commit = version.commit
-    lock, graph = (content_of(root, f"{commit}:{path}") for path in (layout.DVC_LOCK, layout.DVC_GRAPH))
-    if lock is None or graph is None:
-        missing = layout.DVC_LOCK if lock is None else layout.DVC_GRAPH
-        raise UserError(f"{version.name}: commit {commit[:12]} has no {missing}", Exit.MISSING)
+    lock, graph = (git(root, "cat-file", "blob", f"{commit}:{path}") for path in (layout.DVC_LOCK, layout.DVC_GRAPH))
     return lock_of(lock, graph, f"{version.name}: {layout.DVC_LOCK} at {commit[:12]}")
 
 
@@ -88,16 +68,21 @@ def lock_of(content: bytes, graph: bytes, name: str) -> Lock:
     """
     file = checked(LockFile, values_of(content, name), name)
     known = values_of(graph, str(layout.DVC_GRAPH)).get("stages") or {}
-    lock = Lock(outputs={}, dependencies={}, parameters={}, repeated=set())
     # `foreach` and `matrix` make stages such as `train@1`.
-    for stage in [stage for key, stage in file.stages.items() if key.partition("@")[0] in known]:
-        lock.outputs.update((out.path.rstrip("/"), out.md5) for out in stage.outs)
+    stages = [stage for key, stage in file.stages.items() if key.partition("@")[0] in known]
+    outputs = {out.path.rstrip("/"): out.md5 for stage in stages for out in stage.outs}
+    digests, parameters = dict(outputs), dict[str, Any]()
+    differing = set()
+    for stage in stages:
         for dependency in stage.deps:
-            lock.dependencies.setdefault(dependency.path.rstrip("/"), set()).add(dependency.md5)
+            path = dependency.path.rstrip("/")
+            if digests.setdefault(path, dependency.md5) != dependency.md5:
+                differing.add(path)
         for section, values in stage.params.get(str(layout.PARAMS), {}).items():
-            if lock.parameters.setdefault(section, values) != values:
-                lock.repeated.add(section)
-    return lock
+            if parameters.setdefault(section, values) != values:
+                differing.add(section)
+    code = {path: md5 for path, md5 in digests.items() if path not in outputs}
+    return Lock(outputs, code, parameters, sorted(differing))
 
 
 def values_of(content: bytes, name: str) -> dict[str, Any]:
@@ -128,17 +113,12 @@ def output_at(root: Path, place: Path) -> str | None:
     graph = root / layout.DVC_GRAPH
     if not graph.exists():
         return None
-    ends = place.resolve(), unlinked(place)  # DVC may have linked an output itself to its cache
+    end = place.resolve()
     for stage in values_of(read_bounded(graph), str(graph)).get("stages", {}).values():
         # Paths, or paths with options.
         for out in [*stage.get("outs", []), *stage.get("metrics", [])]:
             path = out if isinstance(out, str) else next(iter(out))
-            output = unlinked(root / path)
-            if any(end == output.parent or end.is_relative_to(output) for end in ends):
+            output = (root / path).resolve()
+            if end == output.parent or end.is_relative_to(output):
                 return str(path)
     return None
-
-
-def unlinked(path: Path) -> Path:
-    """Return the absolute path without links, except that the path itself may be one."""
-    return path.parent.resolve() / path.name

@@ -11,7 +11,6 @@ challenger (selection bias).  The test figures decide nothing, so they have no s
 validation images do the test images decide, and the evidence says so.
 """
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,12 +29,12 @@ from flows.registry.storage import DamagedVersionError, fetch, fetch_images
 from flows.registry.verification import require_sound
 from flows.registry.versions import (
     CHAMPION,
+    REFUSED,
     Version,
+    assign,
     champion_tag,
     judged_by,
-    make_champion,
     previous_champion,
-    record_refusal,
     resolve,
 )
 from vdm.choices import Split
@@ -156,15 +155,12 @@ def decide(evidence: Evidence) -> tuple[str, str]:
     if high < -least:
         return PROMOTE, f"{challenger} improves by more than {least:g}: {interval}"
     reason = f"{challenger} is not shown to improve by more than {least:g}: {interval}"
-    return REFUSE, "; ".join([reason, *advantage(evidence)])
-
-
-def advantage(evidence: Evidence) -> Iterator[str]:
-    """Yield why the champion may be better on these images than on others."""
+    # The champion may be better on these images than on others.
     if evidence.champion_fitted_to == BOTH:
-        yield "the champion was fitted to validation images, too"
+        reason += "; the champion was fitted to validation images, too"
     elif evidence.data_changed:
-        yield "the data changed or is unknown, so the champion may have been trained on some of these images"
+        reason += "; the data changed or is unknown, so the champion may have been trained on some of these images"
+    return REFUSE, reason
 
 
 def promote(root: Path, evidence: Evidence) -> str:
@@ -190,9 +186,9 @@ def promote(root: Path, evidence: Evidence) -> str:
             )
         if evidence.decision == PROMOTE:
             finish()
-            return make_champion(root, challenger, evidence.message(f"Promote {challenger.name}"))
+            return assign(root, CHAMPION, challenger, evidence.message(f"Promote {challenger.name}"))
         if challenger.name != evidence.champion:
-            record_refusal(root, challenger, evidence.message(f"Refuse {challenger.name}"))
+            assign(root, REFUSED, challenger, evidence.message(f"Refuse {challenger.name}"))
     raise UserError(f"not promoted: {evidence.reason}", Exit.NOT_PROMOTED)
 
 
@@ -219,7 +215,7 @@ def rollback(root: Path) -> Evidence:
         if champion_tag(root) != before:
             raise UserError("not rolled back: the champion changed meanwhile; see `vdmctl models`", Exit.BUSY)
         finish()
-        tag = make_champion(root, earlier, evidence.message(f"Roll back to {earlier.name}"))
+        tag = assign(root, CHAMPION, earlier, evidence.message(f"Roll back to {earlier.name}"))
     return evidence.model_copy(update={"tag": tag})
 
 

@@ -4,7 +4,6 @@ The digests come from dvc.lock at the version's commit.  Cache and remote are th
 configured in an old commit may be gone.
 """
 
-import errno
 import hashlib
 import json
 import logging
@@ -15,22 +14,17 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from dvc.api import DVCFileSystem
-from dvc.config import NoRemoteError
 from dvc.exceptions import DvcException
 from dvc.logger import set_loggers_level
 from dvc.repo import Repo
-from dvc_data.hashfile.hash_info import HashInfo
 from dvc_objects.errors import ObjectFormatError
 
 from flows.core import layout
 from flows.core.errors import Exit, NetworkError, UserError, brief
-from flows.core.files import file_sha256, inside, naming, parse_json, read_bounded, scratch_folder
+from flows.core.files import file_sha256, inside, parse_json, read_bounded, scratch_folder
 from flows.images.store import data_sha256
 from flows.registry.lock_file import read_lock
 from flows.registry.versions import Tag, Version
-
-NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
-"""Errors of the local disk: another attempt would fail, too."""
 
 
 class DamagedVersionError(UserError):
@@ -72,14 +66,14 @@ def fetch_images(root: Path, version: Version) -> Path:
 
 def fetch_folder(root: Path, version: Version, path: str) -> Path:
     """Fetch a folder among the version's outputs into `.vdm/models/<md5>`; return that folder.  Raises UserError."""
-    digest = read_lock(root, version).outputs.get(path)
-    if digest is None or not digest.endswith(".dir"):
+    digest = read_lock(root, version).outputs.get(path, "")
+    if not digest.endswith(".dir"):
         raise UserError(f"{version.name}: its dvc.lock has no folder {path}", Exit.MISSING)
     folder = root / layout.FETCHED / digest.removesuffix(".dir")
     if folder.is_dir():
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with files_of(root, version) as files, scratch_folder(folder.parent) as scratch, naming(folder, scratch / path):
+    with files_of(root, version) as files, scratch_folder(folder.parent) as scratch:
         get(files, path, digest, scratch)
         try:
             (scratch / path).rename(folder)
@@ -103,8 +97,7 @@ def get(files: DVCFileSystem, path: str, digest: str, folder: Path) -> None:
     The md5 of a folder is that of DVC's listing: the md5 and the path of every file.  Raises DamagedVersionError if one
     differs, UserError (exit 5) for a name in a listing that leads out of the folder, or for a lost file.
     """
-    cache = files.repo.cache.local
-    with readable(files, path):
+    with readable(path):
         index, key = files.repo.index.data["repo"], PurePosixPath(path).parts
         found = index.iteritems(prefix=key) if index.has_node(key) else []  # git's files are not in DVC's index
         recorded = {"/".join(parts): entry.hash_info.value for parts, entry in found if not entry.meta.isdir}
@@ -116,7 +109,7 @@ def get(files: DVCFileSystem, path: str, digest: str, folder: Path) -> None:
             with place.open("rb") as file:
                 md5 = hashlib.file_digest(file, "md5").hexdigest()
             if md5 != recorded.get(name, md5):
-                cached = cache.oid_to_path(recorded[name])
+                cached = files.repo.cache.local.oid_to_path(recorded[name])
                 raise DamagedVersionError(f"{name} is damaged in the cache; delete {cached} to fetch it again")
             listed.append({"md5": md5, "relpath": name[len(path) + 1 :]})
     if digest.endswith(".dir"):
@@ -126,7 +119,7 @@ def get(files: DVCFileSystem, path: str, digest: str, folder: Path) -> None:
 
 
 @contextmanager
-def readable(files: DVCFileSystem, path: str) -> Iterator[None]:
+def readable(path: str) -> Iterator[None]:
     """Turn errors of reading a version's file or folder into UserError (exit 5).
 
     NetworkError means that the remote may answer later, DamagedVersionError that a listing is damaged.
@@ -143,13 +136,11 @@ def readable(files: DVCFileSystem, path: str) -> Iterator[None]:
             advice = "`dvc push` where it is, or `dvc remote add --default NAME URL` for the remote that has it"
             reason = f"{path} is neither in DVC's cache nor in its default remote; {advice}"
             raise UserError(reason, Exit.MISSING) from error
-        if isinstance(cause, OSError) and cause.errno in NO_ROOM:
-            raise
         raise NetworkError(f"{path} cannot be read now: {brief(cause)}") from error
 
 
 @contextmanager
-def files_of(root: Path, version: Version | Tag, *, link: bool = False) -> Iterator[DVCFileSystem]:
+def files_of(root: Path, version: Version, *, link: bool = False) -> Iterator[DVCFileSystem]:
     """Open the files at a version's commit; with `link`, `get` links those in the cache and copies no bytes.
 
     Errors inside the block name the version.
@@ -167,15 +158,11 @@ def require_model(folder: Path, version: Version) -> None:
 
     The metrics state the sha256 of config.json, which states that of the weights.
     """
-    config = folder / "config.json"
-    if not config.is_file() or file_sha256(config) != stated(version, "model_sha256"):
+    config, weights = folder / "config.json", folder / "weights.safetensors"
+    expected = stated(version, "model_sha256")
+    if not config.is_file() or file_sha256(config) != expected:
         raise DamagedVersionError(f"{folder} is not the model of {version.name}")
-    try:
-        expected = parse_json(read_bounded(config))["weights_sha256"]
-        sound = file_sha256(folder / "weights.safetensors") == str(expected)
-    except (OSError, ValueError, LookupError, TypeError):
-        sound = False
-    if not sound:
+    if not weights.is_file() or file_sha256(weights) != parse_json(read_bounded(config))["weights_sha256"]:
         raise DamagedVersionError(f"{folder}: its weights are damaged or missing")
 
 
@@ -193,32 +180,45 @@ def require_remote(root: Path) -> None:
     with dvc_repository(root) as repo:
         try:
             repo.cloud.get_remote_odb(command="push")  # refuses also a remote that keeps versions of files itself
-        except NoRemoteError as error:
-            advice = "`dvc remote add --default NAME URL`"
-            raise UserError(f"{root.absolute()}: no DVC remote; {advice}", Exit.USAGE) from error
         except Exception as error:  # each kind of remote raises its own errors
             reason = f"DVC's default remote cannot be used: {brief(error)}"
             raise UserError(f"{root.absolute()}: {reason}", Exit.USAGE) from error
 
 
-def lost_listings(repo: Any, outputs: dict[str, str]) -> list[str]:
-    """Fetch the listings of folders (path -> md5) that DVC's cache lacks; return the paths of those that are lost.
+def used_at(repo: Any, version: Version | Tag) -> set[str]:
+    """Return the digests of all files and listings of a version; listings that the cache lacks are pulled.
 
-    Without its listing nobody knows which files belong to a folder.  Raises NetworkError (exit 5) when the remote does
-    not answer.
+    Raises UserError (exit 5) if a listing is lost: without it nobody knows which files belong to a folder.  Raises
+    NetworkError (exit 5) when the remote does not answer.
     """
-    folders = {path: digest for path, digest in outputs.items() if digest.endswith(".dir")}
-    missing = {digest for digest in folders.values() if not repo.cache.local.exists(digest)}
+    cache = repo.cache.local
+    try:
+        with repo.switch(version.commit):
+            folders = [out for out in repo.index.outs if out.use_cache and out.is_dir_checksum]
+    except DvcException as error:
+        raise lost(version, brief(error)) from error
+    missing = [out for out in folders if not cache.exists(out.hash_info.value)]
     if missing and repo.config["core"].get("remote"):
-        there = missing - lacking(repo, missing)
-        repo.cloud.pull([HashInfo("md5", digest) for digest in there])
-    return [path for path, digest in folders.items() if not repo.cache.local.exists(digest)]
+        try:
+            repo.cloud.pull([out.hash_info for out in missing])
+        except Exception as error:  # each kind of remote raises its own errors
+            raise NetworkError(f"the DVC remote does not answer: {brief(error)}") from error
+    for out in missing:
+        if not cache.exists(out.hash_info.value):
+            raise lost(version, f"the listing of {out.def_path} is lost, so nobody knows which files belong to it")
+    with repo.switch(version.commit):
+        return digests(repo.index.used_objs(force=True))
 
 
-def used_at(repo: Any, commit: str) -> set[str]:
-    """Return the digests of all files and listings that a commit needs; its listings must be in DVC's cache."""
-    with repo.switch(commit):
-        return {each.value for objects in repo.index.used_objs(force=True).values() for each in objects}
+def lost(version: Version | Tag, reason: str) -> UserError:
+    """Return the error (exit 5) about a version of which a file is lost."""
+    given_up = f"`gto deprecate {version.name.replace('@', ' ')}` gives the version up"
+    return UserError(f"{version.name}: {reason}; {given_up}", Exit.MISSING)
+
+
+def digests(used: dict[Any, set[Any]]) -> set[str]:
+    """Return the digests of what DVC says is in use."""
+    return {each.value for objects in used.values() for each in objects}
 
 
 def lacking(repo: Any, digests: set[str]) -> set[str]:

@@ -5,7 +5,7 @@ its remote if they are not in the cache.  The sha256 of model and images that th
 checked, too.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -16,7 +16,7 @@ from flows.core.errors import UserError
 from flows.core.files import scratch_folder
 from flows.images.store import data_sha256
 from flows.registry.git import content_of
-from flows.registry.lock_file import Lock, read_lock
+from flows.registry.lock_file import read_lock
 from flows.registry.storage import DamagedVersionError, files_of, get, require_model, stated
 from flows.registry.versions import Version
 from flows.validation.report import Validation
@@ -36,13 +36,26 @@ def verify(root: Path, version: Version) -> list[Check]:
     nothing about its digest.  Raises NetworkError (exit 5) when the DVC remote does not answer.
     """
     lock = read_lock(root, version)
-    checks = [*of_parameters(root, version, lock)]
-    checks += [Check(path, "differs between stages") for path in lock.contradictions]
+    checks = [Check(path, "differs between stages") for path in lock.contradictions]
+    written = bounded_yaml.sections(content_of(root, f"{version.commit}:{layout.PARAMS}"))
+    for section, values in lock.parameters.items():
+        problem = "" if written.get(section) == values else "differs from the values in dvc.lock"
+        checks.append(Check(f"{layout.PARAMS} {section}", problem))
     with scratch_folder() as scratch:
         with files_of(root, version, link=True) as files:
             for path, digest in sorted({**lock.code, **lock.outputs}.items()):
                 checks.append(check(path, partial(get, files, path, digest, scratch)))
-        checks += of_reports(version, lock, scratch)
+        model, images, report = (scratch / path for path in (layout.REGISTERED, layout.IMAGES, layout.VALIDATION))
+        stated_digests: dict[Path, Callable[[], object]] = {
+            layout.REGISTERED: lambda: require_model(model, version),
+            layout.IMAGES: lambda: require_images(version, lambda: data_sha256(images)),
+            layout.VALIDATION: lambda: require_images(version, lambda: read(Validation, report).data_sha256),
+        }
+        for output, action in stated_digests.items():
+            if str(output) in lock.outputs:
+                checks.append(check(f"{output} sha256", action))
+            else:
+                checks.append(Check(str(output), "dvc.lock does not list it"))
     return checks
 
 
@@ -62,32 +75,12 @@ def check(subject: str, action: Callable[[], object]) -> Check:
     return Check(subject, "")
 
 
-def of_parameters(root: Path, version: Version, lock: Lock) -> Iterator[Check]:
-    """Yield a check for each section of params.yaml at the commit against the values in dvc.lock."""
-    written = bounded_yaml.sections(content_of(root, f"{version.commit}:{layout.PARAMS}"))
-    for section, values in lock.parameters.items():
-        same = written.get(section) == values
-        yield Check(f"{layout.PARAMS} {section}", "" if same else "differs from the values in dvc.lock")
-
-
-def of_reports(version: Version, lock: Lock, folder: Path) -> Iterator[Check]:
-    """Yield a check of the model, the images and the validation report in the folder against the metrics."""
-
-    def require_images(digest: Callable[[], str]) -> None:
-        try:
-            same = digest() == stated(version, "data_sha256")
-        except (OSError, UserError) as error:
-            raise DamagedVersionError(str(error)) from error
-        if not same:
-            raise DamagedVersionError(f"differs from data_sha256 in {layout.METRICS}")
-
-    actions: dict[Path, Callable[[], object]] = {
-        layout.REGISTERED: lambda: require_model(folder / layout.REGISTERED, version),
-        layout.IMAGES: lambda: require_images(lambda: data_sha256(folder / layout.IMAGES)),
-        layout.VALIDATION: lambda: require_images(lambda: read(Validation, folder / layout.VALIDATION).data_sha256),
-    }
-    for path, action in actions.items():
-        if str(path) in lock.outputs:
-            yield check(f"{path} sha256", action)
-        else:
-            yield Check(str(path), "dvc.lock does not list it")
+def require_images(version: Version, digest: Callable[[], str]) -> None:
+    """Raise DamagedVersionError unless the digest can be read and is that of the images in the version's metrics."""
+    expected = stated(version, "data_sha256")
+    try:
+        if digest() == expected:
+            return
+    except (OSError, UserError) as error:
+        raise DamagedVersionError(str(error)) from error
+    raise DamagedVersionError(f"differs from data_sha256 in {layout.METRICS}")

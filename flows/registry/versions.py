@@ -20,7 +20,7 @@ from flows.core.documents import DocumentType, parse
 from flows.core.errors import Exit, UserError, brief
 from flows.evaluation.results import Metrics, SampleMetrics
 from flows.registry.evidence import Evidence, evidence_of
-from flows.registry.git import commit_of, content_of, contents, registry_lock, require_identity, require_top
+from flows.registry.git import content_of, contents, git_text, registry_lock, require_identity, require_top
 
 MODEL = "vdm"
 CHAMPION, REFUSED = "champion", "refused"
@@ -99,24 +99,10 @@ def asked(action: Any, *arguments: Any, **options: Any) -> Any:
         raise UserError(f"gto: {brief(error)}", Exit.MISSING) from error
 
 
-def versions(root: Path) -> list[Version]:
-    """Return every version, sorted by number.  Raises UserError: exit 5 outside a git repository, 2 below its top."""
-    tags = model_tags(root)
-    known = registered(tags)
-    reigning = [tag.commit for tag in reign(tags)][-1:]
-    crowned, refused = given(tags, CHAMPION), given(tags, REFUSED)
-    paths = [f"{tag.commit}:{path}" for tag in known for path in (layout.METRICS, layout.SAMPLE_METRICS)]
-    files = contents(root, paths) if paths else {}
-    found = []
-    for tag in known:
-        metrics, problem = found_in(Metrics, files[f"{tag.commit}:{layout.METRICS}"], layout.METRICS)
-        samples, _ = found_in(SampleMetrics, files[f"{tag.commit}:{layout.SAMPLE_METRICS}"], layout.SAMPLE_METRICS)
-        stages = (CHAMPION,) if tag.commit in reigning else ()
-        state = FORMER if tag.commit in crowned else REFUSED if tag.commit in refused else ""
-        state = CHAMPION if stages else state
-        details = tag.name, tag.commit, tag.created, tag.message
-        found.append(Version(*details, stages, metrics or Metrics(), problem, samples, state))
-    return found
+def numbers_of(name: str) -> tuple[int, int, int] | None:
+    """Return (1, 2, 0) for `vdm@v1.2.0`; None for a tag that is not a version."""
+    match = re.match(rf"{MODEL}@{NUMBERS}(!|$)", name)
+    return (int(match[1]), int(match[2]), int(match[3])) if match else None
 
 
 def registered(tags: list[Tag]) -> list[Tag]:
@@ -137,6 +123,44 @@ def given(tags: list[Tag], stage: str) -> set[str]:
     return {tag.commit for tag in tags if tag.stage == stage and tag.event == "assignment"}
 
 
+def reign(tags: list[Tag]) -> list[Tag]:
+    """Return the stack of champions' tags, the present champion last: a promotion pushes, a roll-back pops.
+
+    A tag of a version that is in the stack makes it the champion again and removes those above it: so a second
+    roll-back goes one champion further back, and not to the one that the first removed.  Versions that GTO deregistered
+    do not count.
+    """
+    stack: dict[str, Tag] = {}
+    for tag in sorted((tag for tag in tags if tag.stage == CHAMPION), key=lambda tag: tag.number):
+        if tag.event == "unassignment":
+            stack.pop(tag.commit, None)
+            continue
+        while tag.commit in stack:
+            stack.popitem()  # the uppermost
+        stack[tag.commit] = tag
+    gone = deregistered(tags)
+    return [tag for tag in stack.values() if tag.commit not in gone]
+
+
+def versions(root: Path) -> list[Version]:
+    """Return every version, sorted by number.  Raises UserError: exit 5 outside a git repository, 2 below its top."""
+    tags = model_tags(root)
+    known = registered(tags)
+    reigning = [tag.commit for tag in reign(tags)][-1:]
+    crowned, refused = given(tags, CHAMPION), given(tags, REFUSED)
+    paths = [f"{tag.commit}:{path}" for tag in known for path in (layout.METRICS, layout.SAMPLE_METRICS)]
+    files = contents(root, paths) if paths else {}
+    found = []
+    for tag in known:
+        metrics, problem = found_in(Metrics, files[f"{tag.commit}:{layout.METRICS}"], layout.METRICS)
+        samples, _ = found_in(SampleMetrics, files[f"{tag.commit}:{layout.SAMPLE_METRICS}"], layout.SAMPLE_METRICS)
+        state = FORMER if tag.commit in crowned else REFUSED if tag.commit in refused else ""
+        stages = (CHAMPION,) if tag.commit in reigning else ()
+        details = tag.name, tag.commit, tag.created, tag.message
+        found.append(Version(*details, stages, metrics or Metrics(), problem, samples, CHAMPION if stages else state))
+    return found
+
+
 def found_in(model: type[DocumentType], content: bytes | None, path: Path) -> tuple[DocumentType | None, str]:
     """Return the document in a commit's file, or None and why it is missing or unreadable."""
     if content is None:
@@ -154,19 +178,16 @@ def resolve(root: Path, reference: str) -> Version:
     """
     if not REFERENCE.fullmatch(reference):
         raise UserError(f"{reference}: not a version such as {MODEL}@v1.2.0, nor `{CHAMPION}`", Exit.USAGE)
-    known = versions(root)
+    if reference.endswith(CHAMPION):
+        if found := champion(root):
+            return found
+        no_champion = "no version is the champion; `vdmctl promote` makes the first"
+        raise UserError(no_champion if versions(root) else NO_VERSION, Exit.MISSING)
     name = reference if "@" in reference else f"{MODEL}@{reference}"
-    wanted = CHAMPION if reference.endswith(CHAMPION) else name
-    for version in known:
-        if wanted in (version.name, *version.stages):
+    for version in versions(root):
+        if version.name == name:
             return version
-    if wanted == name:
-        raise UserError(f"there is no version {name}; `vdmctl models` lists them", Exit.MISSING)
-    if tag := champion_tag(root):
-        other = f"choose another with `gto assign {MODEL} --version vX.Y.Z --stage {CHAMPION} --force`"
-        raise UserError(f"{tag.name}: its version's tag is gone; run `git fetch --tags`, or {other}", Exit.MISSING)
-    no_champion = "no version is the champion; `vdmctl promote` makes the first"
-    raise UserError(no_champion if known else NO_VERSION, Exit.MISSING)
+    raise UserError(f"there is no version {name}; `vdmctl models` lists them", Exit.MISSING)
 
 
 def newest(root: Path) -> Version:
@@ -177,52 +198,41 @@ def newest(root: Path) -> Version:
     return known[-1]
 
 
-def add_version(root: Path, commit: str, message: str) -> Version:
-    """Tag a commit of a pipeline run as the next minor version; the first is v1.0.0.
-
-    Raises UserError: exit 5 for a commit that is unknown or without an evaluation, 2 if the commit is a version
-    already, or without a git identity.
-    """
-    commit = commit_of(root, commit)
-    metrics, problem = found_in(Metrics, content_of(root, f"{commit}:{layout.METRICS}"), layout.METRICS)
-    if metrics is None or not metrics.model_dump(exclude_unset=True):
-        reason = problem or f"{layout.METRICS} is empty"
-        raise UserError(f"commit {commit[:12]}: {reason}; run the pipeline and commit its results", Exit.MISSING)
-    require_identity(root)
-    with registry_lock(root):
-        tags = model_tags(root)
-        for tag in registered(tags):
-            if tag.commit == commit:
-                raise UserError(f"commit {commit[:12]} is {tag.name} already", Exit.USAGE)
-        taken = [numbers for tag in tags if (numbers := numbers_of(tag.name))]
-        major, minor, _ = max(taken, default=(1, -1, 0))
-        number = f"v{major}.{minor + 1}.0"
-        asked(gto.api.register, str(root), MODEL, commit, version=number, message=message)
-    return resolve(root, number)
+def champion(root: Path) -> Version | None:
+    """Return the champion, or None.  Raises UserError (exit 5) when its version's tag is gone."""
+    tag = champion_tag(root)
+    return version_of(root, tag) if tag else None
 
 
-def make_champion(root: Path, version: Version, message: str) -> str:
-    """Make the version the champion by the next tag; return its name.  The caller holds the registry's lock.
-
-    Raises UserError (exit 2) without a git identity.
-    """
-    return assign(root, CHAMPION, version, message)
+def champion_tag(root: Path) -> Tag | None:
+    """Return the tag of the present champion, or None."""
+    reigning = reign(model_tags(root))
+    return reigning[-1] if reigning else None
 
 
-def record_refusal(root: Path, version: Version, message: str) -> str:
-    """Tag a version as refused, with the evidence as the message; return the tag's name.
+def previous_champion(root: Path) -> Version:
+    """Return the version that a roll-back makes the champion.  Raises UserError (exit 5) if no earlier one is left."""
+    reigning = reign(model_tags(root))
+    if len(reigning) > 1:
+        return version_of(root, reigning[-2])
+    present = resolve(root, CHAMPION).name.replace("@", " ")
+    advice = f"`gto deprecate {present} {CHAMPION}` leaves the project without a champion"
+    raise UserError(f"there is no earlier champion to go back to; {advice}", Exit.MISSING)
 
-    The caller holds the registry's lock.  Raises UserError (exit 2) without a git identity.
-    """
-    return assign(root, REFUSED, version, message)
+
+def version_of(root: Path, tag: Tag) -> Version:
+    """Return the version that a champion's tag names.  Raises UserError (exit 5) if its own tag is gone."""
+    for version in versions(root):
+        if version.commit == tag.commit:
+            return version
+    other = f"choose another with `gto assign {MODEL} --version vX.Y.Z --stage {CHAMPION} --force`"
+    raise UserError(f"{tag.name}: its version's tag is gone; run `git fetch --tags`, or {other}", Exit.MISSING)
 
 
-def assign(root: Path, stage: str, version: Version, message: str) -> str:
-    """Assign a stage to a version by the next tag; return its name.  Raises UserError (exit 2) without an identity."""
-    require_identity(root)
-    number = version.name.partition("@")[2]
-    done = asked(gto.api.assign, str(root), MODEL, stage, version=number, message=message.strip(), force=True)
-    return str(done.tag)
+def is_decided(root: Path, commit: str) -> bool:
+    """Whether the commit has a version that was promoted, refused, or that GTO deregistered."""
+    tags = model_tags(root)
+    return commit in given(tags, CHAMPION) | given(tags, REFUSED) | deregistered(tags)
 
 
 def refusal(root: Path, commit: str) -> Evidence | None:
@@ -238,58 +248,34 @@ def judged_by(root: Path, validation_sha256: str) -> set[str]:
     return {str(one.challenger) for one in judged if one.challenger and one.validation_sha256 == validation_sha256}
 
 
-def champion(root: Path) -> Version | None:
-    """Return the champion, or None.  Raises UserError (exit 5) when its version's tag is gone."""
-    for version in versions(root):
-        if CHAMPION in version.stages:
-            return version
-    return resolve(root, CHAMPION) if champion_tag(root) else None
+def add_version(root: Path, commit: str, message: str) -> Version:
+    """Tag a commit of a pipeline run as the next minor version; the first is v1.0.0.
 
-
-def is_decided(root: Path, commit: str) -> bool:
-    """Whether the commit has a version that was promoted, refused, or that GTO deregistered."""
-    tags = model_tags(root)
-    return commit in given(tags, CHAMPION) | given(tags, REFUSED) | deregistered(tags)
-
-
-def champion_tag(root: Path) -> Tag | None:
-    """Return the tag of the present champion, or None."""
-    reigning = reign(model_tags(root))
-    return reigning[-1] if reigning else None
-
-
-def previous_champion(root: Path) -> Version:
-    """Return the version that a roll-back makes the champion.  Raises UserError (exit 5) if no earlier one is left."""
-    reigning = reign(model_tags(root))
-    if len(reigning) < 2:
-        present = resolve(root, CHAMPION).name.replace("@", " ")
-        advice = f"`gto deprecate {present} {CHAMPION}` leaves the project without a champion"
-        raise UserError(f"there is no earlier champion to go back to; {advice}", Exit.MISSING)
-    for version in versions(root):
-        if version.commit == reigning[-2].commit:
-            return version
-    raise UserError(f"{reigning[-2].name}: its version's tag is gone", Exit.MISSING)
-
-
-def reign(tags: list[Tag]) -> list[Tag]:
-    """Return the stack of champions' tags, the present champion last: a promotion pushes, a roll-back pops.
-
-    A tag of a version that is in the stack makes it the champion again and removes those above it: so a second
-    roll-back goes one champion further back, and not to the one that the first removed.  Versions that GTO deregistered
-    do not count.
+    Raises UserError: exit 5 for a commit that is unknown or without an evaluation, 2 if the commit is a version
+    already, or without a git identity.
     """
-    stack: list[Tag] = []
-    for tag in sorted((tag for tag in tags if tag.stage == CHAMPION), key=lambda tag: tag.number):
-        commits = [each.commit for each in stack]
-        if tag.event == "unassignment":
-            stack = [each for each in stack if each.commit != tag.commit]
-        else:
-            stack = [*(stack[: commits.index(tag.commit)] if tag.commit in commits else stack), tag]
-    gone = deregistered(tags)
-    return [tag for tag in stack if tag.commit not in gone]
+    commit = git_text(root, "rev-parse", "--verify", f"{commit}^{{commit}}")
+    metrics, problem = found_in(Metrics, content_of(root, f"{commit}:{layout.METRICS}"), layout.METRICS)
+    if metrics is None:
+        raise UserError(f"commit {commit[:12]}: {problem}; run the pipeline and commit its results", Exit.MISSING)
+    require_identity(root)
+    with registry_lock(root):
+        tags = model_tags(root)
+        for tag in registered(tags):
+            if tag.commit == commit:
+                raise UserError(f"commit {commit[:12]} is {tag.name} already", Exit.USAGE)
+        major, minor, _ = max((numbers for tag in tags if (numbers := numbers_of(tag.name))), default=(1, -1, 0))
+        number = f"v{major}.{minor + 1}.0"
+        asked(gto.api.register, str(root), MODEL, commit, version=number, message=message)
+    return resolve(root, number)
 
 
-def numbers_of(name: str) -> tuple[int, int, int] | None:
-    """Return (1, 2, 0) for `vdm@v1.2.0`; None for a tag that is not a version."""
-    match = re.match(rf"{MODEL}@{NUMBERS}(!|$)", name)
-    return (int(match[1]), int(match[2]), int(match[3])) if match else None
+def assign(root: Path, stage: str, version: Version, message: str) -> str:
+    """Assign a stage to a version by the next tag, with the evidence as its message; return the tag's name.
+
+    The caller holds the registry's lock.  Raises UserError (exit 2) without a git identity.
+    """
+    require_identity(root)
+    number = version.name.partition("@")[2]
+    done = asked(gto.api.assign, str(root), MODEL, stage, version=number, message=message.strip(), force=True)
+    return str(done.tag)

@@ -11,9 +11,9 @@ import pytest
 from forge import Forge, champion, crown, refuse
 
 from flows.core.errors import Exit, NetworkError, UserError
-from flows.registry import publishing, remote
+from flows.registry import git, publishing
+from flows.registry.git import first_commit
 from flows.registry.publishing import Outrun, fetch_versions, is_own, publish, require_remotes, run_of
-from flows.registry.remote import first_commit
 from flows.registry.verification import verify
 from flows.registry.versions import add_version, newest, refusal, resolve, versions
 
@@ -110,7 +110,7 @@ def test_a_withdrawal_changes_all_tags_or_none(forge: Forge, other: Forge, monke
 
 
 def test_two_that_push_at_once_are_both_published(forge: Forge) -> None:
-    """Another machine pushes a version after this one has read what the remote has."""
+    """Another machine pushes a version after this one has read what the remote has.  The task tries again."""
     forge.version("v1.1.0")
     forge.version("v1.2.0")
     taken = forge.git("rev-parse", "vdm@v1.1.0").strip()
@@ -120,23 +120,10 @@ def test_two_that_push_at_once_are_both_published(forge: Forge) -> None:
         f"#!/bin/sh\nrm $0\nenv -u GIT_QUARANTINE_PATH git update-ref refs/tags/vdm@v1.1.0 {taken}\nexec kill $PPID\n"
     )
     hook.chmod(0o755)
+    with pytest.raises(NetworkError):
+        publish(forge.root)
     assert publish(forge.root) == ["vdm@v1.2.0"]
     assert {"refs/tags/vdm@v1.1.0", "refs/tags/vdm@v1.2.0"} <= set(forge.project.published())
-
-
-def test_refusals_of_published_versions_that_two_machines_numbered_alike(forge: Forge, other: Forge) -> None:
-    forge.version("v1.1.0")
-    publish(forge.root)
-    fetch_versions(other.root)
-    refuse(forge.project, "v1.0.0", reason="theirs")
-    publish(forge.root)
-    refuse(other.project, "v1.1.0", reason="ours")
-    with pytest.raises(Outrun, match="vdm#refused#1"):
-        publish(other.root)
-    assert fetch_versions(other.root) == (["vdm#refused#1"], [])
-    assert publish(other.root) == ["vdm#refused#2"]
-    found = [refusal(other.root, resolve(other.root, name).commit) for name in ("v1.0.0", "v1.1.0")]
-    assert [evidence and evidence.reason for evidence in found] == ["theirs", "ours"]
 
 
 def test_tags_made_by_hand_that_clash_are_named_with_the_command(forge: Forge, other: Forge) -> None:
@@ -156,30 +143,20 @@ def test_tags_made_by_hand_that_clash_are_named_with_the_command(forge: Forge, o
     assert publish(other.root) == []
 
 
-def test_of_two_tags_for_one_commit_that_of_the_remote_stays(forge: Forge, other: Forge) -> None:
-    """Two machines promoted or rolled back to the same version at once, so their tags hold other evidence."""
-    crown(forge.project, "v1.0.0")
-    publish(forge.root)
-    other.git("tag", "--annotate", "--message=Ours", "vdm#champion#1", "vdm@v1.0.0^{commit}")
-    assert publish(other.root) == []
-    assert fetch_versions(other.root) == (["vdm#champion#1"], [])
-    assert other.git("rev-parse", "vdm#champion#1") == forge.git("rev-parse", "vdm#champion#1")
-
-
-@pytest.mark.parametrize("lost", ["file", "listing"])
-def test_a_version_whose_bytes_are_lost_stays_and_the_others_go(lost: str, forge: Forge) -> None:
+@pytest.mark.parametrize("lost", ["file", "listing", "lock"])
+def test_a_version_whose_files_are_lost_is_named_and_nothing_is_published(lost: str, forge: Forge) -> None:
     lock = forge.lock("v1.1.0")
-    forge.version("v1.1.0", lock)
+    forge.version("v1.1.0", lock, {"dvc.lock": "stages: []"} if lost == "lock" else {})
     forge.version("v1.2.0")
-    digest = forge.store(b"v1.1.0") if lost == "file" else lock["stages"]["all"]["outs"][0]["md5"]
+    digest = lock["stages"]["all"]["outs"][0]["md5"] if lost == "listing" else forge.store(b"v1.1.0")
     for place in (forge.cache, forge.remote):
         (place / "files/md5" / digest[:2] / digest[2:]).unlink()
-    with pytest.raises(UserError, match=r"vdm@v1.1.0 is not published: .*: not in the cache, or damaged") as raised:
+    with pytest.raises(UserError, match=r"^vdm@v1.1.0: .*; `gto deprecate vdm v1.1.0` gives the version up$") as raised:
         publish(forge.root)
     assert raised.value.code is Exit.MISSING
-    assert forge.project.published() == ["refs/tags/vdm@v1.0.0", "refs/tags/vdm@v1.2.0"]
+    assert forge.project.published() == ["refs/tags/vdm@v1.0.0"]
     forge.project.gto("deprecate", "vdm", "v1.1.0")  # what is withdrawn needs no files
-    assert publish(forge.root) == ["vdm@v1.1.0", "vdm@v1.1.0!"]
+    assert sorted(publish(forge.root)) == ["vdm@v1.1.0", "vdm@v1.1.0!", "vdm@v1.2.0"]
 
 
 def test_the_git_remote_takes_all_refs_or_none_and_is_quoted(forge: Forge) -> None:
@@ -199,7 +176,7 @@ def test_the_git_remote_takes_all_refs_or_none_and_is_quoted(forge: Forge) -> No
 
 
 def test_a_git_remote_that_never_answers(forge: Forge, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(remote, "LIST_SECONDS", 1)
+    monkeypatch.setattr(git, "LIST_SECONDS", 1)
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
         silent.listen()
@@ -227,7 +204,7 @@ def test_without_remotes(forge: Forge, monkeypatch: pytest.MonkeyPatch) -> None:
         require_remotes(forge.root)
     assert raised.value.code is Exit.USAGE
     forge.project.dvc("remote", "remove", "store")
-    with pytest.raises(UserError, match="no DVC remote; `dvc remote add --default NAME URL`"):
+    with pytest.raises(UserError, match=r"no remote specified in .* dvc remote add -d"):
         publish(forge.root)
     forge.git("remote", "remove", "origin")
     with pytest.raises(UserError, match="no git remote origin; `git remote add origin URL`"):
@@ -253,16 +230,6 @@ def test_the_upstream_branch_is_fetched_whatever_other_branches_the_remote_has(f
     assert fetch_versions(other.root) == ([], [])
     newer = forge.git("rev-parse", "main").strip()
     assert first_commit(other.root, shared=True) == newer != first_commit(other.root, shared=False)
-    forge.git("-C", "../origin.git", "config", "receive.denyDeleteCurrent", "ignore")
-    forge.git("push", "--quiet", "origin", "main:trunk", ":main")
-    with pytest.raises(NetworkError, match="couldn't find remote ref refs/heads/main"):
-        fetch_versions(other.root)
-    other.git("remote", "add", "moved", str(forge.folder / "origin.git"))
-    other.git("fetch", "--quiet", "moved")
-    other.git("branch", "--quiet", "--set-upstream-to=moved/trunk")
-    with pytest.raises(UserError, match="the upstream branch is at moved, not at origin") as raised:
-        first_commit(other.root, shared=True)
-    assert raised.value.code is Exit.USAGE
 
 
 def test_the_commit_of_a_run_is_told_from_a_copy_of_it(forge: Forge) -> None:

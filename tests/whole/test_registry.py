@@ -17,8 +17,7 @@ from ruamel.yaml import YAML
 
 from flows.core import layout
 from flows.core.errors import Exit, NetworkError, UserError
-from flows.registry.evidence import evidence_of
-from flows.registry.git import git_text, reason_in
+from flows.registry.git import git_text
 from flows.registry.lineage import lineage
 from flows.registry.reproduction import reproduction
 from flows.registry.storage import DamagedVersionError, fetch, fetch_images
@@ -68,6 +67,8 @@ def test_models_lists_versions_with_state_figures_data_and_commit(forge: Forge) 
     assert [row["commit"] for row in rows] == forge.git("rev-list", "--reverse", "-4", "HEAD").split()
     assert [row["bpd"] for row in rows] == [2.0, 2.0, 2.0, None]
     assert METRICS in rows[3]["problem"]
+    with pytest.raises(UserError, match=METRICS):
+        fetch(forge.root, resolve(forge.root, "v1.3.0"))
     text = forge.vdmctl("models").stdout.splitlines()
     assert text[2].split()[:4] == ["vdm@v1.1.0", "champion", "2.0000", "+-"]
     assert "unreadable" in text[4]
@@ -137,15 +138,18 @@ def test_a_linked_worktree_shares_the_registry(forge: Forge) -> None:
     ("commit", "code", "message"),
     [
         ("HEAD", Exit.USAGE, "is vdm@v1.2.0 already"),
-        ("nothing", Exit.MISSING, "nothing: git knows no such commit"),
+        ("nothing", Exit.MISSING, "Needed a single revision"),
         ("bare", Exit.MISSING, "has no reports/evaluation/metrics.json"),
+        ("damaged", Exit.MISSING, "reports/evaluation/metrics.json: damaged"),
     ],
 )
 def test_a_commit_that_cannot_be_a_version(commit: str, code: Exit, message: str, forge: Forge) -> None:
     if commit == "bare":
         forge.git("rm", "--quiet", "-r", "reports")
         forge.git("commit", "--quiet", "--message=Without results")
-        commit = "HEAD"
+    if commit == "damaged":
+        forge.commit("damaged", documents={METRICS: '{"bpd": ' + "[" * 500})
+    commit = "nothing" if commit == "nothing" else "HEAD"
     with pytest.raises(UserError, match=message) as raised:
         add_version(forge.root, commit, "Retrained")
     assert raised.value.code == code
@@ -186,16 +190,11 @@ def test_outside_and_below_the_top_of_a_repository(forge: Forge, tmp_path: Path)
     with pytest.raises(UserError, match="not the top folder of its git repository") as raised:
         versions(forge.root / "reports")
     assert raised.value.code is Exit.USAGE
-
-
-def test_git_says_in_one_line_why_it_failed(forge: Forge) -> None:
     with pytest.raises(UserError, match=r"^git rev-parse in /.*: fatal: Needed a single revision$"):
         git_text(forge.root, "rev-parse", "--verify", "nothing")
-    pushed = "To x\n ! [rejected] a (atomic push failed)\n ! [remote rejected] b (hook declined)\nremote: No tags\n"
-    assert reason_in(pushed) == "! [remote rejected] b (hook declined); remote: No tags"
 
 
-def test_lineage_goes_from_the_tag_to_every_digest(registry: Project) -> None:
+def test_lineage_goes_from_the_tag_to_every_digest_and_all_verify(registry: Project) -> None:
     chain = json.loads(registry.vdmctl("lineage", "v1.1.0", "--json").stdout)
     lock = YAML(typ="safe", pure=True).load(registry.git("show", "vdm@v1.1.0:dvc.lock"))["stages"]
     outs = {out["path"]: out["md5"] for stage in lock.values() for out in stage["outs"]}
@@ -214,6 +213,10 @@ def test_lineage_goes_from_the_tag_to_every_digest(registry: Project) -> None:
     assert {"vdm/vlb.py", "flows/stages/train.py"} <= chain["code"].keys()
     text = registry.vdmctl("lineage", "v1.1.0").stdout
     assert all(md5 in text for md5 in [*outs.values(), *chain["code"].values()])
+    result = registry.vdmctl("verify", "v1.1.0", "--json")
+    assert result.returncode == 0, result.stderr
+    subjects = {check["subject"] for check in json.loads(result.stdout)["checks"]}
+    assert {"params.yaml train", "models/features", *outs, *chain["code"]} <= subjects
 
 
 def test_lineage_lists_promotions_in_their_order_and_the_refusal(forge: Forge) -> None:
@@ -225,17 +228,6 @@ def test_lineage_lists_promotions_in_their_order_and_the_refusal(forge: Forge) -
     text = forge.vdmctl("lineage", "v1.0.0").stdout
     assert "- tag: vdm#champion!#3" in text
     assert "\nrefusal:\n  decision: refuse\n  reason: too slow\n" in text
-
-
-def test_tags_of_older_versions_are_read(forge: Forge) -> None:
-    message = 'Promote vdm@v1.0.0\n\n{\n  "decision": "promote",\n  "reason": "first"\n}\n'
-    forge.git("tag", "--annotate", "--cleanup=verbatim", "-m", message, "vdm#champion#7", "vdm@v1.0.0^{commit}")
-    (tag,) = lineage(forge.root, resolve(forge.root, "champion")).promotions
-    evidence = evidence_of(tag.message)
-    assert evidence
-    assert (evidence.decision, evidence.reason) == ("promote", "first")
-    crown(forge.project, "v1.1.0")
-    assert forge.git("tag", "--list", "vdm#*").split() == ["vdm#champion#7", "vdm#champion#8"]
 
 
 def test_the_stack_of_champions() -> None:
@@ -282,16 +274,6 @@ def test_a_version_is_evaluated_from_the_remote_when_the_cache_is_gone(copied: P
     assert copied.git("status", "--porcelain", "--", ".vdm", "reports") == ""
 
 
-def test_a_page_about_versions_has_their_results_and_their_lineage(copied: Project) -> None:
-    shutil.rmtree(copied.folder / ".dvc/cache")
-    shutil.rmtree(copied.folder / "reports")
-    result = copied.vdmctl("report", "v1.0.0", "--out", "one.html")
-    assert (result.returncode, result.stderr) == (0, "")
-    page = (copied.folder / "one.html").read_text()
-    assert copied.git("rev-parse", "vdm@v1.0.0^{commit}").strip() in page
-    assert f"{metrics_at(copied, 'vdm@v1.0.0')['bpd']:.4f}" in page
-
-
 def test_a_fetched_model_is_reused_and_never_trusted_blindly(forge: Forge) -> None:
     version = resolve(forge.root, "v1.0.0")
     folder = fetch(forge.root, version)
@@ -320,23 +302,18 @@ def test_images_are_those_of_the_working_tree_or_fetched(forge: Forge) -> None:
     assert fetch_images(forge.root, version) == forge.root / layout.IMAGES
 
 
-def test_bytes_that_nobody_has_are_one_line(forge: Forge) -> None:
-    """Nothing is known about their digests, so no roll-back is to be recommended."""
-    message = "models/vdm is neither in DVC's cache nor in its default remote; `dvc push` where it is, or "
-    for place in (forge.cache, forge.remote):
-        shutil.rmtree(place)
+def test_bytes_that_nobody_has_say_nothing_about_a_version(forge: Forge) -> None:
+    """Nothing is known about their digests, so no roll-back is to be recommended, and only the network is retried."""
+    shutil.rmtree(forge.cache)
+    shutil.rmtree(forge.remote)
     result = forge.vdmctl("evaluate", "v1.1.0")
     assert (result.returncode, result.stdout) == (Exit.MISSING, "")
+    message = "models/vdm is neither in DVC's cache nor in its default remote; `dvc push` where it is, or "
     assert one_line(result).startswith(f"vdmctl: vdm@v1.1.0: {message}")
     assert list((forge.root / ".vdm").glob("models/*")) == []
     with pytest.raises(UserError, match="is neither in DVC's cache nor in its default remote") as raised:
         require_sound(forge.root, resolve(forge.root, "v1.1.0"))
     assert type(raised.value) is UserError
-
-
-def test_a_remote_that_does_not_answer_says_nothing_about_a_version(forge: Forge) -> None:
-    """The task that verifies the champion tries again after a NetworkError only."""
-    shutil.rmtree(forge.cache)
     forge.project.dvc("remote", "modify", "store", "url", "/dev/null")
     with pytest.raises(NetworkError, match=r"^vdm@v1\.0\.0: \S+ cannot be read now: "):
         verify(forge.root, resolve(forge.root, "v1.0.0"))
@@ -354,18 +331,11 @@ def test_a_disk_without_room_is_named_and_says_nothing_about_a_version(forge: Fo
 
 def test_an_untouched_version_verifies_from_cache_or_remote(forge: Forge) -> None:
     for _ in range(2):
-        checks = json.loads(forge.vdmctl("verify", "v1.0.0", "--json").stdout)["checks"]
-        subjects = {check["subject"] for check in checks}
+        checks = verify(forge.root, resolve(forge.root, "v1.0.0"))
+        subjects = {check.subject for check in checks}
         assert {"models/vdm", "models/vdm sha256", "data/images sha256", "code.py", METRICS} <= subjects
-        assert [check for check in checks if check["problem"]] == []
+        assert [check for check in checks if check.problem] == []
         shutil.rmtree(forge.cache, ignore_errors=True)
-
-
-def test_a_trained_version_verifies(registry: Project) -> None:
-    result = registry.vdmctl("verify", "v1.0.0", "--json")
-    assert result.returncode == 0, result.stderr
-    subjects = {check["subject"] for check in json.loads(result.stdout)["checks"]}
-    assert {"params.yaml train", "vdm/vlb.py", "models/features", "reports/samples/metrics.json"} <= subjects
 
 
 def test_a_damaged_file_is_named_wherever_it_is_read(forge: Forge) -> None:
@@ -414,14 +384,6 @@ def test_verify_finds_another_model_and_other_images_than_the_metrics_state(forg
     assert found.keys() == {METRICS, *reports}
 
 
-def test_verify_finds_code_that_changed_without_a_run(copied: Project) -> None:
-    with (copied.folder / "vdm/vlb.py").open("a") as file:
-        file.write("# changed\n")
-    copied.git("commit", "--quiet", "--all", "--message=Change code alone")
-    version = add_version(copied.folder, "HEAD", "Untrue")
-    assert [check.subject for check in verify(copied.folder, version) if check.problem] == ["vdm/vlb.py"]
-
-
 def test_a_folder_of_code_is_compared_with_its_files_in_git(forge: Forge) -> None:
     for name in ("code/b.py", "code/b-old/größe.py"):  # "b-old/" sorts before "b.py"
         forge.write(name, name)
@@ -459,34 +421,31 @@ def test_a_reproduction_is_compared_with_the_commit_that_is_checked_out(
     assert found.line.startswith("inputs of all changed since they ran: code.py; ")
     forge.write("code.py", "")
     shutil.rmtree(forge.root / "models/vdm")
-    assert reproduction(forge.root).line.startswith("models/vdm: missing; `dvc pull` restores ")
+    assert reproduction(forge.root).line.startswith("models/vdm: deleted; `dvc pull` restores ")
     forge.write("models/vdm/README.md", "another")
-    assert reproduction(forge.root).line.startswith("models/vdm: changed after DVC recorded them; ")
+    assert reproduction(forge.root).line.startswith("models/vdm: modified; ")
     lock = json.loads((forge.root / "dvc.lock").read_text())
     lock["stages"]["all"]["outs"][0] = forge.lock("another")["stages"]["all"]["outs"][0]
     forge.write("dvc.lock", json.dumps(lock))
     forge.project.dvc("checkout", "--force")
-    assert reproduction(forge.root).line == (
-        f"models/vdm: different from commit {commit}, with the same inputs; the environment of one of them is unknown"
-    )
+    assert reproduction(forge.root).line.startswith(f"models/vdm: different from commit {commit}, with the same inputs")
     forge.write("dvc.lock", "<<<<<<< HEAD")
-    assert "`git checkout HEAD dvc.lock && dvc repro` restores it" in reproduction(forge.root).line
+    with pytest.raises(UserError, match=r"dvc.lock: damaged"):
+        reproduction(forge.root)
 
 
 # Documents of a version that are damaged, or made by somebody else
 
 
-@pytest.mark.parametrize(
-    "relpath", ["../../escaped", "a/../../../escaped", "/escaped", "", "config.json/a", ["a"]], ids=str
-)
-def test_a_listing_that_leads_out_of_its_folder_is_refused(relpath: Any, forge: Forge) -> None:
+@pytest.mark.parametrize("relpath", ["../../escaped", "a/../../../escaped", "/escaped", "config.json/a"])
+def test_a_listing_that_leads_out_of_its_folder_is_refused(relpath: str, forge: Forge) -> None:
     entries = [*forge.listing("models/vdm"), {"md5": forge.store(b"hostile"), "relpath": relpath}]
-    name = forge.version("v1.3.0", forge.lock("v1.3.0", json.dumps(entries).encode()))
+    version = resolve(forge.root, forge.version("v1.3.0", forge.lock("v1.3.0", json.dumps(entries).encode())))
     before = {path for path in forge.folder.rglob("*") if "escaped" in path.name}
-    for command in ("evaluate", "verify", "promote"):
-        result = forge.vdmctl(command, name)
-        assert result.returncode == Exit.MISSING, result.stderr
-        assert one_line(result)
+    for action in (fetch, require_sound):
+        with pytest.raises(UserError) as raised:
+            action(forge.root, version)
+        assert raised.value.code is Exit.MISSING
     assert {path for path in forge.folder.rglob("*") if "escaped" in path.name} == before
     assert not Path("/escaped").exists()
 
@@ -507,17 +466,6 @@ def test_a_damaged_lock_is_one_line(lock: str, reason: str, forge: Forge) -> Non
         assert raised.value.code is Exit.MISSING
 
 
-def test_unreadable_metrics_are_a_row_that_says_so(forge: Forge) -> None:
-    name = forge.version("v1.3.0", documents={METRICS: '{"bpd": ' + "[" * 500})
-    with pytest.raises(UserError, match=METRICS):
-        fetch(forge.root, resolve(forge.root, name))
-    forge.write("other", "x")
-    forge.git("add", "--all")
-    forge.git("commit", "--quiet", "--message=Another")
-    with pytest.raises(UserError, match=METRICS):
-        add_version(forge.root, "HEAD", "Unreadable")
-
-
 @pytest.mark.parametrize("message", ["", "By hand", 'Promote\n\n{"decision": 3}', "Promote\n\n" + "[" * 500])
 def test_messages_of_tags_break_nothing(message: str, forge: Forge) -> None:
     forge.git("tag", "--annotate", f"--message={message}", "vdm#champion#1", "vdm@v1.0.0^{commit}")
@@ -525,15 +473,14 @@ def test_messages_of_tags_break_nothing(message: str, forge: Forge) -> None:
     json.dumps(lineage(forge.root, resolve(forge.root, "champion")).as_json(), allow_nan=False)
 
 
-def test_the_status_names_the_champion_and_the_versions_that_origin_lacks(copied: Project, tmp_path: Path) -> None:
+def test_the_status_names_the_champion_and_the_tags_that_the_remote_lacks(copied: Project, tmp_path: Path) -> None:
     crown(copied, "v1.1.0")
     copied.git("init", "--quiet", "--bare", str(tmp_path / "bare"))
     copied.git("remote", "add", "origin", str(tmp_path / "bare"))
-    copied.git("push", "--quiet", "origin", "--tags")
-    copied.git("push", "--quiet", "origin", "--delete", "vdm@v1.2.0")
+    copied.git("push", "--quiet", "origin", "vdm@v1.0.0", "vdm@v1.1.0")
     found = json.loads(copied.vdmctl("status", "--verify", "--json").stdout)
     assert found["registry"]["champion"] == "vdm@v1.1.0"
-    assert found["registry"]["unpublished"] == ["vdm@v1.2.0"]
+    assert found["registry"]["unpublished"] == ["vdm#champion#1", "vdm@v1.2.0"]
     assert not any("does not verify" in problem for problem in found["problems"])
     weights = cached(copied, "models/vdm", "weights.safetensors", "v1.1.0")
     weights.unlink()

@@ -21,8 +21,7 @@ from flows.orchestration.workspace import (
     workspace,
 )
 from flows.process.environment import settle
-from flows.registry.git import require_identity
-from flows.registry.remote import first_commit
+from flows.registry.git import first_commit, require_identity
 from flows.registry.storage import dvc_repository
 from flows.train_vdm import stages, warn_of_newer
 
