@@ -307,7 +307,3 @@ def test_a_page_about_versions_is_made_of_their_files_in_git_and_the_remote(regi
     page = (project.folder / "page.html").read_text()
     for version in ("vdm@v1.0.0", "vdm@v1.1.0"):
         assert f"{metrics_at(project, version)['bpd']:.4f}" in page
-    shutil.rmtree(project.folder / ".dvc" / "cache")
-    project.dvc("remote", "remove", "store")
-    result = project.vdmctl("report", "v1.0.0", "--out", "missing.html")
-    assert (result.returncode, "vdm@v1.0.0" in one_line(result)) == (5, True)
