@@ -95,9 +95,8 @@ def variance_error(num_timesteps: int, data_variance: float) -> float:
     return abs(reached.item() - variance(gammas[0]).item())
 
 
-@pytest.mark.slow
 def test_the_samplers_variance_error_falls_as_one_over_t() -> None:
-    errors = [variance_error(steps, 0.3) for steps in (250, 500, 1000)]
+    errors = [variance_error(steps, 0.3) for steps in (100, 200, 400)]
     # The start, N(0, 1) instead of q(z_1), adds an error that does not fall; at gamma_1 = 5 it is far below these.
     assert errors[0] / errors[1] == pytest.approx(2, rel=0.1)
     assert errors[1] / errors[2] == pytest.approx(2, rel=0.1)

@@ -88,14 +88,6 @@ def test_shares_are_of_whole_batches(num_images: int, count: int, expected: list
     assert [(share.start, share.stop) for share in found] == expected
 
 
-def test_every_image_is_evaluated_once_and_independently(tiny_model: Callable[..., VDM], digits: np.ndarray) -> None:
-    """The first ten images get the same numbers with and without the others."""
-    model = tiny_model()
-    many, few = evaluate(model, digits[:50], **SETTINGS), evaluate(model, digits[:10], **SETTINGS)
-    assert many.bpd.shape == (50,)
-    np.testing.assert_allclose(many.bpd[:10], few.bpd, rtol=1e-5)
-
-
 def test_the_seed_alone_decides_times_and_noise() -> None:
     assert np.array_equal(stratified_times(1, range(5), 8), stratified_times(1, range(9), 8)[:5])
     assert np.array_equal(image_noise(1, range(3, 5), 2, (1, 2, 2)), image_noise(1, range(9), 2, (1, 2, 2))[6:10])
@@ -117,9 +109,9 @@ def test_each_image_has_one_time_in_every_stratum() -> None:
 def test_agrees_with_the_plain_average_of_the_bound(tiny_model: Callable[..., VDM], digits: np.ndarray) -> None:
     """The average has independent uniform times and another noise, and is computed in one call of the model."""
     model, images = tiny_model(), digits[:4]
-    ours = evaluate(model, images, **SETTINGS | {"times_per_image": 256})
+    ours = evaluate(model, images, **SETTINGS | {"times_per_image": 128})
     generator = torch.Generator().manual_seed(0)
-    pixels = torch.from_numpy(images).repeat_interleave(2048, 0)
+    pixels = torch.from_numpy(images).repeat_interleave(512, 0)
     with torch.no_grad():
         t, eps = torch.rand(len(pixels), generator=generator), torch.randn(pixels.shape, generator=generator)
         plain = bits_per_dim(model(pixels, eps, t).total, model.num_dims).reshape(4, -1).double()
@@ -187,7 +179,7 @@ def test_the_paired_difference_has_the_interval_of_the_mean_of_three() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("times_per_image", [2, 4, 16])
+@pytest.mark.parametrize("times_per_image", [2, 8])
 def test_the_monte_carlo_error_matches_repeated_evaluations(
     times_per_image: int, digits: np.ndarray, tiny_model: Callable[..., VDM]
 ) -> None:

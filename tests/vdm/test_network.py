@@ -92,9 +92,6 @@ def test_a_group_of_one_number_cannot_be_normalised() -> None:
     assert eps_hat.isfinite().all()
 
 
-"""The share of the tensors' memory that an estimate must reach.  It must not exceed it."""
-
-
 def test_the_augmentation_flag_is_zero_when_left_out() -> None:
     network = predictor(augmentation_input=True)
     for parameter in network.parameters():

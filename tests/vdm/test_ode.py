@@ -62,23 +62,22 @@ def test_a_gaussian_model_has_its_exact_log_density(covariance: Tensor) -> None:
     assert error < 1e-3
 
 
-@pytest.mark.slow
 def test_a_finite_set_of_images_has_its_exact_log_density_at_the_default_tolerance(digits: np.ndarray) -> None:
     """The exact predictor is a softmax over the images, and z_0 has a mixture of Gaussians.
 
     A tolerance of 1e-4 for z, instead of z / sigma, gives 0.03 bits/dim too little.
     """
-    x = pixels_to_x(torch.from_numpy(digits[:16]), 17, torch.float64)
+    x = pixels_to_x(torch.from_numpy(digits[:16, :, 2:6, 2:6]), 17, torch.float64)
     gamma_0, gamma_1 = torch.tensor([-13.3, 20.0], dtype=torch.float64)
 
-    eps = torch.randn(2, 1, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    eps = torch.randn(2, 1, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     z_0 = alpha(gamma_0) * x[:2] + sigma(gamma_0) * eps
     exact, predict_noise = log_mixture(x, z_0, gamma_0), exact_predictor(x)
     solve = dopri5(read_params(ROOT / "params.yaml").ode.tolerance)
     ours = log_density(z_0, gamma_0, gamma_1, basis_probes(z_0), predict_noise=predict_noise, solve=solve)
     # The remaining error is the solver's: at gamma_1, N(0, I) is within 1e-5 bits/dim of the mixture.
     # With z instead of z / sigma as the state, it is above 2e-4.
-    assert bits_per_dim(ours - exact, 64).abs().max().item() < 1e-4
+    assert bits_per_dim(ours - exact, 16).abs().max().item() < 1e-4
 
 
 def test_the_shares_of_the_way_add_up_to_all_of_it(covariance: Tensor) -> None:

@@ -43,24 +43,24 @@ def test_samples_are_pixels(num_levels: int, dtype: torch.dtype, tiny_model: Cal
     assert pixels.max().item() < num_levels
 
 
-@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-@pytest.mark.parametrize(("order", "eta"), SOLVERS)
+@pytest.mark.parametrize(
+    ("order", "eta", "precision"), [*((*each, "float32") for each in SOLVERS), (2, 1.0, "bfloat16")]
+)
 def test_an_image_depends_on_its_index_and_the_seed_alone(
     order: int, eta: float, precision: str, tiny_model: Callable[..., VDM]
 ) -> None:
     """In float32 convolutions of other batch sizes may round differently, so a pixel may move to the next level."""
     model, settings = tiny_model(), solver(order=order, eta=eta, precision=precision)
-    images = sample(model, range(40), settings, seed=1)
-    parts = [sample(model, range(first, min(first + 9, 40)), settings, seed=1) for first in range(0, 40, 9)]
+    images = sample(model, range(20), settings, seed=1)
+    parts = [sample(model, part, settings, seed=1) for part in (range(9), range(9, 20))]
     for again, expected in ((torch.cat(parts), images), (sample(model, [7, 2], settings, seed=1), images[[7, 2]])):
         moved = (again.int() - expected.int()).abs()
         assert moved.max() <= (precision == "float32")
         assert moved.float().mean() < 0.002
     assert not torch.equal(sample(model, [7, 2], settings, seed=2), images[[7, 2]])
-    assert len(images.unique(dim=0)) == 40
+    assert len(images.unique(dim=0)) == 20
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("order", "eta"), SOLVERS)
 def test_the_exact_predictor_samples_the_data_distribution(
     order: int, eta: float, tiny_model: Callable[..., VDM]
@@ -166,21 +166,6 @@ def test_a_model_that_predicts_no_numbers_is_an_error(
         list(fill_in(model, known, missing, range(2), solver(clip=clip), seed=0, repeats=1))
 
 
-@pytest.mark.parametrize(
-    ("known", "missing", "message"),
-    [
-        (torch.zeros(1, 1, 1), torch.ones(8, 8), r"images of the model are \(1, 8, 8\), got \(1, 1, 1\)"),
-        (torch.full((1, 8, 8), 200), torch.ones(8, 8), "pixels must be 0 to 16, got 200 to 200"),
-        (torch.zeros(1, 8, 8), torch.ones(1, 8), r"a mask of bool \(8, 8\) is needed, got torch.bool \(1, 8\)"),
-    ],
-)
-def test_what_is_no_image_or_no_mask_is_not_filled_in(
-    known: torch.Tensor, missing: torch.Tensor, message: str, tiny_model: Callable[..., VDM]
-) -> None:
-    with pytest.raises(ValueError, match=message):
-        list(fill_in(tiny_model(), known.long(), missing.bool(), range(2), solver(), seed=0, repeats=1))
-
-
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_the_network_alone_computes_in_the_chosen_precision(precision: str, tiny_model: Callable[..., VDM]) -> None:
     model, found = tiny_model(), set[torch.dtype]()
@@ -210,7 +195,6 @@ def test_an_image_that_is_filled_in_depends_on_its_index_and_the_seed(tiny_model
     assert not torch.allclose(images[1], images[2])
 
 
-@pytest.mark.slow
 def test_filling_in_keeps_known_pixels_and_draws_the_others(tiny_model: Callable[..., VDM]) -> None:
     """Pixels that are independent have the same distribution, whatever the known pixels are."""
     model = gaussian_model(tiny_model)

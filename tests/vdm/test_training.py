@@ -17,7 +17,6 @@ from vdm.choices import ScheduleKind
 from vdm.errors import TrainingDiverged
 from vdm.model import VDM
 from vdm.network import NoisePredictor
-from vdm.schedule import LinearSchedule
 from vdm.training import log as training_log
 from vdm.training.batches import Batch
 from vdm.training.log import TrainingLog
@@ -63,8 +62,8 @@ def test_end_points_descend_on_the_bound(bent_model: VDM, digits: np.ndarray) ->
         assert parameter.grad.item() == pytest.approx(expected, rel=1e-5)
 
 
-def require_descent_of_the_shape(model: VDM, digits: np.ndarray) -> None:
-    """Require that the gradients of the shape are those of the mean squared diffusion loss."""
+def test_the_shape_descends_on_the_squared_loss(bent_model: VDM, digits: np.ndarray) -> None:
+    model = bent_model
     pixels, eps, t = draw(model, digits)
     backward(model, Batch(pixels, torch.zeros(len(t)), t, eps), "float32", model.network, share=1.0)
 
@@ -79,32 +78,6 @@ def require_descent_of_the_shape(model: VDM, digits: np.ndarray) -> None:
             assert parameter.grad.reshape(-1)[index].item() == pytest.approx(expected, rel=1e-4, abs=1e-9)
 
 
-def test_the_shape_descends_on_the_squared_loss(bent_model: VDM, digits: np.ndarray) -> None:
-    require_descent_of_the_shape(bent_model, digits)
-
-
-class Power(LinearSchedule):
-    """A schedule t^exp(bend), whose shape is learned between fixed end points."""
-
-    def __init__(self, gamma_0: float, gamma_1: float) -> None:
-        super().__init__(gamma_0, gamma_1, learned=False)
-        self.bend = torch.nn.Parameter(torch.tensor(0.3))
-
-    def shape_parameters(self) -> list[torch.nn.Parameter]:
-        return [self.bend]
-
-    def shape(self, t: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        power = self.bend.exp()
-        return t**power, power * t ** (power - 1)
-
-
-def test_a_shape_is_learned_between_fixed_end_points(bent_model: VDM, digits: np.ndarray) -> None:
-    bent_model.schedule = Power(-7.0, 5.0).double()
-    require_descent_of_the_shape(bent_model, digits)
-    assert bent_model.schedule.end_points() == []
-    assert not bent_model.schedule.start.requires_grad
-
-
 def test_the_network_descends_on_the_bound(bent_model: VDM, digits: np.ndarray) -> None:
     pixels, eps, t = draw(bent_model, digits)
     backward(bent_model, Batch(pixels, torch.zeros(len(t)), t, eps), "float32", bent_model.network, share=1.0)
@@ -115,23 +88,20 @@ def test_the_network_descends_on_the_bound(bent_model: VDM, digits: np.ndarray) 
     torch.testing.assert_close(ours, plain)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("schedule", [kind for kind in get_args(ScheduleKind) if kind != "fixed_linear"])
-@pytest.mark.parametrize("learning_rate", [1e-3, 0.3])
 def test_a_learned_schedule_moves_and_stays_monotone(
-    schedule: str, learning_rate: float, tiny_model: Callable[..., VDM], digits: np.ndarray
+    schedule: str, tiny_model: Callable[..., VDM], digits: np.ndarray
 ) -> None:
-    """This includes a learning rate that is far too high."""
+    """At a learning rate that is far too high."""
     model = tiny_model(schedule=schedule)
     before = model.schedule(torch.linspace(0, 1, 101))
-    averaged = fit(model, digits[:64], **SETTINGS | {"learning_rate": learning_rate}).averaged
+    averaged = fit(model, digits[:64], **SETTINGS | {"steps": 8, "warmup_steps": 0, "learning_rate": 0.3}).averaged
     gamma, slope = averaged.schedule.gamma_and_slope(torch.linspace(0, 1, 101))
     assert gamma.isfinite().all()
     assert (slope >= 0).all()
     assert not torch.equal(gamma, before)
 
 
-@pytest.mark.slow
 def test_training_lowers_the_bound(tiny_model: Callable[..., VDM], digits: np.ndarray) -> None:
     settings = SETTINGS | {"steps": 40, "learning_rate": 1e-2}
     records = fit(tiny_model(), digits, **settings).records
@@ -142,7 +112,6 @@ def test_training_lowers_the_bound(tiny_model: Callable[..., VDM], digits: np.nd
     )
 
 
-@pytest.mark.slow
 def test_the_same_seed_gives_the_same_weights(tiny_model: Callable[..., VDM], digits: np.ndarray) -> None:
     settings = SETTINGS | {"steps": 8}  # two epochs
     runs = [fit(tiny_model(), digits[:64], **settings).averaged.state_dict() for _ in range(2)]
@@ -167,7 +136,7 @@ def test_a_run_continued_from_any_step_ends_with_the_same_bits(
         first.step()
         save_state(tmp_path / str(first.done), first.state())
 
-    for step in (1, 4, 5, 8, 11):
+    for step in (4, 5, 11):
         torch.manual_seed(999)
         second = start(tiny_model(**changes), digits[:50], **settings)
         second.load_state(load_state(tmp_path / str(step)))
@@ -199,7 +168,6 @@ def test_a_diverged_run_is_neither_saved_nor_continued_after_the_next_line(
     "settings",
     [
         {"accumulation": 4},
-        {"activation_checkpointing": True},
         {"accumulation": 2, "activation_checkpointing": True, "schedule": "learned_monotone"},
     ],
     ids=str,
@@ -208,10 +176,10 @@ def test_the_losses_do_not_depend_on_how_a_step_is_computed(
     settings: dict[str, Any], tiny_model: Callable[..., VDM], digits: np.ndarray
 ) -> None:
     settings = dict(settings)
-    schedule, common = settings.pop("schedule", "learned_linear"), SETTINGS | {"steps": 10, "log_every": 5}
+    schedule, common = settings.pop("schedule", "learned_linear"), SETTINGS | {"steps": 6, "log_every": 3}
     plain, other = (fit(tiny_model(schedule=schedule), digits, **common | more).records for more in ({}, settings))
     for record, expected in zip(other, plain, strict=True):
-        # Rounding errors, amplified by 10 steps of training.  Another batch would differ in the second digit.
+        # Rounding errors, amplified by 6 steps of training.  Another batch would differ in the second digit.
         figures, wanted = ([value for value in line[:-1] if value is not None] for line in (record, expected))
         assert figures == pytest.approx(wanted, rel=2e-4)
 
@@ -223,7 +191,7 @@ def test_a_compiled_step_in_bfloat16_follows_the_eager_float32_loss(
 ) -> None:
     from torch._dynamo.utils import counters  # loads the compiler, which takes every pytest process a second
 
-    settings = SETTINGS | {"steps": 6, "log_every": 1}
+    settings = SETTINGS | {"steps": 3, "log_every": 1}
     eager = fit(tiny_model(), digits, **settings).records
     # The graphs of the network and of its gradient run without inductor's code, which takes 20 s to compile.
     monkeypatch.setattr(NoisePredictor, "compile", partialmethod(torch.nn.Module.compile, backend="aot_eager"))
@@ -239,13 +207,12 @@ def test_a_batch_that_cannot_be_split_is_refused(tiny_model: Callable[..., VDM],
         start(tiny_model(), digits, **SETTINGS | {"accumulation": 3})
 
 
-@pytest.mark.slow
 def test_the_model_gets_the_augmentation_flag(tiny_model: Callable[..., VDM], digits: np.ndarray) -> None:
     """The weights of the flag change, since upright and turned images differ."""
     model = tiny_model(augmentation_input=True)
     before = model.network.condition_1.weight[:, -1].clone()
-    fit(model, digits[:64], **SETTINGS | {"augmentation": ["flip", "rotate"]})
-    # Weight decay would shrink them by a share of 20 x 1e-3 x 0.01.
+    fit(model, digits[:64], **SETTINGS | {"steps": 5, "augmentation": ["flip", "rotate"]})
+    # Weight decay would shrink them by a share of 5 x 1e-3 x 0.01.
     assert ((model.network.condition_1.weight[:, -1] - before).abs() > 1e-3 * before.abs()).all()
     with pytest.raises(ValueError, match="swap_channels needs more than one channel"):
         start(model, digits, **SETTINGS | {"augmentation": ["swap_channels"]})
